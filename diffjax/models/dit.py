@@ -1,0 +1,245 @@
+"""DiT: a vision transformer conditioned through adaptive layer norms that start at zero."""
+
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.nn import initializers
+
+from diffjax.errors import UserError
+from diffjax.models.layers import Conditioning, SelfAttention, compute_type
+
+_WIDTHS = {
+    "S": {"hidden_size": 384, "depth": 12, "num_heads": 6},
+    "B": {"hidden_size": 768, "depth": 12, "num_heads": 12},
+    "L": {"hidden_size": 1024, "depth": 24, "num_heads": 16},
+    "XL": {"hidden_size": 1152, "depth": 28, "num_heads": 16},
+}
+
+SIZES: dict[str, dict[str, int]] = {
+    f"DiT-{name}/{patch_size}": {"patch_size": patch_size, **widths}
+    for name, widths in _WIDTHS.items()
+    for patch_size in (2, 4, 8)
+}
+"""The published sizes (Peebles & Xie 2022, table 1): `DiT(num_classes=10, **SIZES["DiT-S/2"])`."""
+
+
+def patchify(x: jax.Array, patch_size: int) -> jax.Array:
+    """Cuts images `[B,H,W,C]` into tokens `[B, (H/p)·(W/p), p·p·C]`, row by row.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> patchify(jnp.zeros((1, 8, 8, 3)), 2).shape
+        (1, 16, 12)
+    """
+    batch, height, width, channels = x.shape
+    p = patch_size
+    x = x.reshape(batch, height // p, p, width // p, p, channels)
+    return x.swapaxes(2, 3).reshape(batch, (height // p) * (width // p), p * p * channels)
+
+
+def unpatchify(tokens: jax.Array, patch_size: int, height: int, width: int) -> jax.Array:
+    """Puts tokens `[B, (H/p)·(W/p), p·p·C]` back together as images `[B,H,W,C]`.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> unpatchify(jnp.zeros((1, 16, 12)), 2, height=8, width=8).shape
+        (1, 8, 8, 3)
+    """
+    p = patch_size
+    tokens = tokens.reshape(tokens.shape[0], height // p, width // p, p, p, -1)
+    return tokens.swapaxes(2, 3).reshape(tokens.shape[0], height, width, -1)
+
+
+def positions_2d(height: int, width: int, features: int) -> np.ndarray:
+    """Fixed sine and cosine positions of a grid, one row per token, row by row.
+
+        [sin(ω_i x), cos(ω_i x), sin(ω_i y), cos(ω_i y)]        ω_i = 10000^(−i / n),  n = features / 4
+
+    with `x` the column and `y` the row of the token, counted from 0.
+
+    Args:
+        height: rows of tokens.
+        width: columns of tokens.
+        features: a multiple of 4.
+
+    Returns:
+        `[height·width, features]` float32.
+
+    Example:
+        >>> positions_2d(1, 1, 8)
+        array([[0., 0., 1., 1., 0., 0., 1., 1.]], dtype=float32)
+
+    References:
+        Peebles & Xie, "Scalable Diffusion Models with Transformers", 2022, arXiv:2212.09748
+    """
+    quarter = features // 4
+    frequencies = 10_000.0 ** (-np.arange(quarter) / quarter)
+    row, column = np.divmod(np.arange(height * width), width)
+    waves = [wave(at[:, None] * frequencies) for at in (column, row) for wave in (np.sin, np.cos)]
+    return np.concatenate(waves, axis=-1).astype(np.float32)
+
+
+def _norm(x: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    """Layer norm without parameters: the modulation that follows is its affine map."""
+    return nn.LayerNorm(epsilon=1e-6, use_bias=False, use_scale=False, dtype=dtype)(x)
+
+
+def _modulate(x: jax.Array, shift: jax.Array, scale: jax.Array) -> jax.Array:
+    return x * (1 + scale[:, None]) + shift[:, None]
+
+
+class DiTBlock(nn.Module):
+    """Attention and MLP, each between a modulated norm and a gate that is zero at the start.
+
+        x ← x + g₁ · attention(norm(x)·(1 + s₁) + b₁)
+        x ← x + g₂ · mlp(norm(x)·(1 + s₂) + b₂)        (b₁, s₁, g₁, b₂, s₂, g₂) = W SiLU(c)
+
+    Call with tokens `[B, T, D]` and conditioning `[B, D]`; returns `[B, T, D]`.
+    """
+
+    num_heads: int
+    mlp_ratio: float
+    dropout: float
+    dtype: str
+    attention: str
+
+    @nn.compact
+    def __call__(self, x: jax.Array, c: jax.Array, train: bool) -> jax.Array:
+        dtype = compute_type(self.dtype)
+        width = x.shape[-1]
+        modulation = nn.Dense(
+            6 * width, dtype=dtype, kernel_init=initializers.zeros, name="modulation"
+        )(nn.silu(c))
+        shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = jnp.split(modulation, 6, axis=-1)
+        drop = nn.Dropout(self.dropout, deterministic=not train)
+
+        h = _modulate(_norm(x, dtype), shift_1, scale_1)
+        h = SelfAttention(self.num_heads, self.attention, self.dtype, name="attention")(h)
+        x = x + gate_1[:, None] * drop(h)
+
+        h = _modulate(_norm(x, dtype), shift_2, scale_2)
+        h = MLP(int(width * self.mlp_ratio), self.dtype, name="mlp")(h)
+        return x + gate_2[:, None] * drop(h)
+
+
+class MLP(nn.Module):
+    """`down(GELU(up(x)))` on every token, with the tanh form of GELU."""
+
+    hidden_size: int
+    dtype: str
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        dtype = compute_type(self.dtype)
+        xavier = initializers.xavier_uniform()
+        h = nn.Dense(self.hidden_size, dtype=dtype, kernel_init=xavier, name="up")(x)
+        h = nn.gelu(h, approximate=True)
+        return nn.Dense(x.shape[-1], dtype=dtype, kernel_init=xavier, name="down")(h)
+
+
+class DiT(nn.Module):
+    """Diffusion transformer with adaLN-zero conditioning.
+
+    Patches become tokens by one dense layer, get fixed 2-D positions, pass `depth` blocks that are
+    modulated by noise label and class, and become patches again. Gates and output start at zero, so
+    a fresh network returns exactly 0.
+
+    Call with `x [B,H,W,C]`, `noise_label [B]` (floats, of the order 0 … 1000), `cond [B] int32`
+    (`num_classes` is the null label, and what None stands for), and `train=True` with
+    `rngs={"dropout": key}` where there is dropout; returns `[B,H,W,C]` float32.
+
+    Attributes:
+        num_classes: number of classes; 0 is unconditional.
+        patch_size: side of a patch in pixels; divides height and width.
+        hidden_size: width of the tokens; a multiple of 4 and of `num_heads`.
+        depth: number of blocks.
+        num_heads: attention heads.
+        mlp_ratio: hidden width of the MLP in units of `hidden_size`.
+        dropout: share of activations dropped after attention and MLP in training.
+        dtype: compute type, `"float32"` or `"bfloat16"`; parameters are float32 always.
+        attention: `"auto"` or a name in `diffjax.models.attention.IMPLEMENTATIONS`.
+
+    Raises:
+        UserError: where the patch does not divide the image, the heads do not divide the width, or
+            the width is no multiple of 4.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> net = DiT(num_classes=10, hidden_size=32, depth=1, num_heads=2)
+        >>> x, t, label = jnp.ones((2, 8, 8, 1)), jnp.ones(2), jnp.array([3, 10])
+        >>> params = net.init(jax.random.key(0), x, t, label)["params"]
+        >>> net.apply({"params": params}, x, t, label).shape
+        (2, 8, 8, 1)
+
+    References:
+        Peebles & Xie, "Scalable Diffusion Models with Transformers", 2022, arXiv:2212.09748
+    """
+
+    num_classes: int
+    patch_size: int = 2
+    hidden_size: int = 384
+    depth: int = 12
+    num_heads: int = 6
+    mlp_ratio: float = 4.0
+    dropout: float = 0.0
+    dtype: str = "float32"
+    attention: str = "auto"
+
+    @nn.compact
+    def __call__(
+        self,
+        x: jax.Array,
+        noise_label: jax.Array,
+        cond: jax.Array | None = None,
+        train: bool = False,
+    ) -> jax.Array:
+        _, height, width, channels = x.shape
+        self._check(height, width)
+        dtype, p = compute_type(self.dtype), self.patch_size
+        xavier = initializers.xavier_uniform()
+
+        c = Conditioning(self.num_classes, self.hidden_size, dtype=self.dtype, name="conditioning")(
+            noise_label, cond
+        )
+        patches = patchify(x, p)
+        h = nn.Dense(self.hidden_size, dtype=dtype, kernel_init=xavier, name="patch_embedding")(
+            patches
+        )
+        h = h + jnp.asarray(positions_2d(height // p, width // p, self.hidden_size), dtype)
+        for i in range(self.depth):
+            h = DiTBlock(
+                self.num_heads,
+                self.mlp_ratio,
+                self.dropout,
+                self.dtype,
+                self.attention,
+                name=f"block_{i}",
+            )(h, c, train)
+
+        modulation = nn.Dense(
+            2 * self.hidden_size,
+            dtype=dtype,
+            kernel_init=initializers.zeros,
+            name="final_modulation",
+        )(nn.silu(c))
+        h = _modulate(_norm(h, dtype), *jnp.split(modulation, 2, axis=-1))
+        h = nn.Dense(
+            p * p * channels, dtype=dtype, kernel_init=initializers.zeros, name="final_out"
+        )(h)
+        return unpatchify(h, p, height, width).astype(jnp.float32)
+
+    def _check(self, height: int, width: int) -> None:
+        if self.patch_size < 1 or height % self.patch_size or width % self.patch_size:
+            raise UserError(
+                f"DiT: patch_size={self.patch_size} does not divide an image of {height}x{width}; "
+                f"sizes that do: {_divisors(math.gcd(height, width))}"
+            )
+        if self.hidden_size % 4:
+            raise UserError(f"DiT: hidden_size={self.hidden_size} is not a multiple of 4")
+
+
+def _divisors(n: int) -> str:
+    return ", ".join(str(d) for d in range(1, n + 1) if n % d == 0)

@@ -1,0 +1,240 @@
+"""The U-Net of DDPM and ADM: residual blocks, attention on small maps, skip connections."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.nn import initializers
+
+from diffjax.errors import UserError
+from diffjax.models.layers import Conditioning, SelfAttention, compute_type
+
+SIZES: dict[str, dict] = {
+    "DDPM-CIFAR10": {
+        "channels": 128,
+        "channel_multipliers": (1, 2, 2, 2),
+        "num_res_blocks": 2,
+        "attention_resolutions": (16,),
+        "head_channels": 256,
+        "scale_shift": False,
+        "dropout": 0.1,
+    },
+}
+"""Published sizes: `UNet(num_classes=0, **SIZES["DDPM-CIFAR10"])` (Ho et al. 2020, 35.7 M)."""
+
+_uniform = initializers.variance_scaling(1.0, "fan_avg", "uniform")
+
+
+def num_groups(channels: int) -> int:
+    """Groups of the group norm: the largest divisor of the channels that is at most 32.
+
+    Example:
+        >>> num_groups(128), num_groups(48), num_groups(7)
+        (32, 24, 7)
+    """
+    return max(n for n in range(1, 33) if channels % n == 0)
+
+
+def _norm(x: jax.Array, dtype: jnp.dtype, name: str) -> jax.Array:
+    return nn.GroupNorm(num_groups(x.shape[-1]), epsilon=1e-5, dtype=dtype, name=name)(x)
+
+
+def _conv(
+    x: jax.Array, features: int, dtype: jnp.dtype, name: str, stride: int = 1, zero: bool = False
+) -> jax.Array:
+    init = initializers.zeros if zero else _uniform
+    return nn.Conv(features, (3, 3), stride, padding=1, dtype=dtype, kernel_init=init, name=name)(x)
+
+
+class ResidualBlock(nn.Module):
+    """Two convolutions around a skip; the conditioning enters between them, the second starts at 0.
+
+        h = conv₁(SiLU(norm₁(x)))
+        h = norm₂(h)·(1 + s) + b        (s, b) = W SiLU(c)        with scale_shift
+        h = norm₂(h + b)                     b = W SiLU(c)        without
+        x ← skip(x) + conv₂(dropout(SiLU(h)))
+
+    Call with `x [B,H,W,C]` and conditioning `[B, D]`; returns `[B,H,W,features]`.
+    """
+
+    features: int
+    scale_shift: bool
+    dropout: float
+    dtype: str
+
+    @nn.compact
+    def __call__(self, x: jax.Array, c: jax.Array, train: bool) -> jax.Array:
+        dtype = compute_type(self.dtype)
+        h = _conv(nn.silu(_norm(x, dtype, "norm_1")), self.features, dtype, "conv_1")
+        modulation = nn.Dense(
+            (1 + self.scale_shift) * self.features,
+            dtype=dtype,
+            kernel_init=_uniform,
+            name="modulation",
+        )(nn.silu(c))[:, None, None]
+        if self.scale_shift:
+            scale, shift = jnp.split(modulation, 2, axis=-1)
+            h = _norm(h, dtype, "norm_2") * (1 + scale) + shift
+        else:
+            h = _norm(h + modulation, dtype, "norm_2")
+        h = nn.Dropout(self.dropout, deterministic=not train)(nn.silu(h))
+        h = _conv(h, self.features, dtype, "conv_2", zero=True)
+        if x.shape[-1] != self.features:
+            x = nn.Dense(self.features, dtype=dtype, kernel_init=_uniform, name="skip")(x)
+        return x + h
+
+
+class AttentionBlock(nn.Module):
+    """Self-attention over the pixels `[B,H,W,C]`, added to them; its output starts at zero."""
+
+    head_channels: int
+    dtype: str
+    attention: str
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        channels = x.shape[-1]
+        if self.head_channels < 1 or channels % self.head_channels:
+            raise UserError(
+                f"U-Net: head_channels={self.head_channels} does not divide the {channels} channels "
+                f"of the {x.shape[1]}x{x.shape[2]} map"
+            )
+        h = _norm(x, compute_type(self.dtype), "norm").reshape(x.shape[0], -1, channels)
+        h = SelfAttention(
+            channels // self.head_channels,
+            self.attention,
+            self.dtype,
+            kernel_init=_uniform,
+            out_init=initializers.zeros,
+            name="attention",
+        )(h)
+        return x + h.reshape(x.shape)
+
+
+class UNet(nn.Module):
+    """U-Net with noise and class conditioning.
+
+    Level i has `channels · channel_multipliers[i]` channels on maps of 1 / 2^i of the image. On the
+    way down every level has `num_res_blocks` residual blocks, on the way up one more, each of which
+    takes one skip connection; between the two ways stand two blocks around attention. The output
+    starts at zero, so a fresh network returns exactly 0.
+
+    Call with `x [B,H,W,C]`, `noise_label [B]` (floats, of the order 0 … 1000), `cond [B] int32`
+    (`num_classes` is the null label, and what None stands for), and `train=True` with
+    `rngs={"dropout": key}` where there is dropout; returns `[B,H,W,C]` float32.
+
+    Attributes:
+        num_classes: number of classes; 0 is unconditional.
+        channels: channels of the first level.
+        channel_multipliers: one factor per level.
+        num_res_blocks: residual blocks per level on the way down.
+        attention_resolutions: heights in pixels of the maps whose blocks are followed by attention;
+            sizes that do not occur are ignored, and the middle always attends.
+        head_channels: channels of one attention head; divides the channels where there is attention.
+        scale_shift: whether the conditioning scales and shifts (ADM) or only shifts (DDPM).
+        dropout: share of activations dropped in every residual block in training.
+        dtype: compute type, `"float32"` or `"bfloat16"`; parameters are float32 always.
+        attention: `"auto"` or a name in `diffjax.models.attention.IMPLEMENTATIONS`.
+
+    Raises:
+        UserError: where a map cannot be halved as often as there are levels, or `head_channels`
+            does not divide the channels.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> net = UNet(num_classes=10, channels=8, channel_multipliers=(1, 2), head_channels=8)
+        >>> x, t, label = jnp.ones((2, 8, 8, 1)), jnp.ones(2), jnp.array([3, 10])
+        >>> params = net.init(jax.random.key(0), x, t, label)["params"]
+        >>> net.apply({"params": params}, x, t, label).shape
+        (2, 8, 8, 1)
+
+    References:
+        Ho et al., "Denoising Diffusion Probabilistic Models", 2020, arXiv:2006.11239
+        Dhariwal & Nichol, "Diffusion Models Beat GANs on Image Synthesis", 2021, arXiv:2105.05233
+    """
+
+    num_classes: int
+    channels: int = 64
+    channel_multipliers: tuple[int, ...] = (1, 2, 2)
+    num_res_blocks: int = 2
+    attention_resolutions: tuple[int, ...] = (16,)
+    head_channels: int = 64
+    scale_shift: bool = True
+    dropout: float = 0.0
+    dtype: str = "float32"
+    attention: str = "auto"
+
+    @nn.compact
+    def __call__(
+        self,
+        x: jax.Array,
+        noise_label: jax.Array,
+        cond: jax.Array | None = None,
+        train: bool = False,
+    ) -> jax.Array:
+        self._check(*x.shape[1:3])
+        dtype = compute_type(self.dtype)
+        last = len(self.channel_multipliers) - 1
+        c = Conditioning(
+            self.num_classes,
+            4 * self.channels,
+            num_frequencies=self.channels,
+            dtype=self.dtype,
+            kernel_init=_uniform,
+            name="conditioning",
+        )(noise_label, cond)
+
+        h = _conv(x, self.channels, dtype, "conv_in")
+        skips = [h]
+        for level, multiplier in enumerate(self.channel_multipliers):
+            for i in range(self.num_res_blocks):
+                h = self._block(h, c, train, multiplier, f"down_{level}_{i}")
+                skips.append(h)
+            if level < last:
+                h = _conv(h, h.shape[-1], dtype, f"down_{level}_resample", stride=2)
+                skips.append(h)
+
+        middle = self.channel_multipliers[-1]
+        h = self._residual(h, c, train, middle, "middle_0")
+        h = self._attention(h, "middle_attention")
+        h = self._residual(h, c, train, middle, "middle_1")
+
+        for level, multiplier in reversed(list(enumerate(self.channel_multipliers))):
+            for i in range(self.num_res_blocks + 1):
+                h = jnp.concatenate([h, skips.pop()], axis=-1)
+                h = self._block(h, c, train, multiplier, f"up_{level}_{i}")
+            if level > 0:
+                h = h.repeat(2, axis=1).repeat(2, axis=2)
+                h = _conv(h, h.shape[-1], dtype, f"up_{level}_resample")
+
+        h = nn.silu(_norm(h, dtype, "final_norm"))
+        return _conv(h, x.shape[-1], dtype, "final_conv", zero=True).astype(jnp.float32)
+
+    def _block(
+        self, h: jax.Array, c: jax.Array, train: bool, multiplier: int, name: str
+    ) -> jax.Array:
+        h = self._residual(h, c, train, multiplier, name)
+        if h.shape[1] in self.attention_resolutions:
+            h = self._attention(h, f"{name}_attention")
+        return h
+
+    def _residual(
+        self, h: jax.Array, c: jax.Array, train: bool, multiplier: int, name: str
+    ) -> jax.Array:
+        features = multiplier * self.channels
+        return ResidualBlock(features, self.scale_shift, self.dropout, self.dtype, name=name)(
+            h, c, train
+        )
+
+    def _attention(self, h: jax.Array, name: str) -> jax.Array:
+        return AttentionBlock(self.head_channels, self.dtype, self.attention, name=name)(h)
+
+    def _check(self, height: int, width: int) -> None:
+        halvings = len(self.channel_multipliers) - 1
+        if halvings < 0:
+            raise UserError("U-Net: channel_multipliers is empty; one factor per level is needed")
+        if height % 2**halvings or width % 2**halvings:
+            possible = max(n for n in range(halvings) if not (height % 2**n or width % 2**n))
+            raise UserError(
+                f"U-Net: {halvings + 1} levels halve an image of {height}x{width} {halvings} times, "
+                f"which is not whole; at most {possible + 1} channel_multipliers fit"
+            )
