@@ -1,0 +1,1 @@
+"""The executables: flags, one-line errors, and a call into the library."""

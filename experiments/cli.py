@@ -1,0 +1,175 @@
+"""The thin shell of every executable: flags in, one-line errors out.
+
+A script declares its flags on a `FlagValues` of its own and hands them to `run` with its `main`:
+
+    FLAGS = flags.FlagValues()
+    cli.define_config(FLAGS)
+    flags.DEFINE_string("workdir", None, "folder of the run", flag_values=FLAGS)
+
+    def main(args):                # args.workdir, args.config, args.config_name
+        ...
+
+    if __name__ == "__main__":
+        sys.exit(cli.run(main, FLAGS, usage=__doc__))
+
+`main` gets plain values, so a test or a notebook calls it without any flag.
+"""
+
+import copy
+import difflib
+import sys
+import textwrap
+from collections.abc import Callable, Sequence
+from types import SimpleNamespace
+from typing import Any
+
+from absl import flags
+
+from diffjax.errors import UserError, nearest
+from experiments import config_files
+
+_HELP = frozenset({"--help", "-help", "-h", "-?", "--helpshort", "--helpfull"})
+
+
+def define_config(flag_values: flags.FlagValues) -> None:
+    """Adds `--config=FILE.py[:axis=choice,...]` and a flag for every setting in that file.
+
+    `main` then finds the locked config as `args.config` and the file's stem as `args.config_name`.
+    """
+    flags.DEFINE_string(
+        "config",
+        None,
+        "config file, with its choices after a colon: configs/digits.py:objective=ddpm; every "
+        "setting in it is a flag as well: --config.num_steps=100",
+        flag_values=flag_values,
+    )
+
+
+def run(
+    main: Callable[[SimpleNamespace], int | None],
+    flag_values: flags.FlagValues,
+    *,
+    usage: str,
+    argv: Sequence[str] | None = None,
+) -> int:
+    """Parses the command line, calls `main(args)` and returns the exit status.
+
+    Whatever the user got wrong becomes one line on stderr; whatever the program got wrong keeps
+    its traceback.
+
+    Args:
+        main: the program; None or 0 means success.
+        flag_values: the flags of this script; left as they are.
+        usage: what `--help` prints before the flags.
+        argv: the command line after the program's name; that of this process by default.
+
+    Returns:
+        0 after success or `--help`, 2 after a user's error, 130 after Ctrl-C.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if _HELP.intersection(argv):
+        print(f"{usage.strip()}\n\nFlags:\n{_describe(flag_values)}")
+        return 0
+    # Libraries (worker processes of the input pipeline) refuse to run before absl's own flags
+    # are marked as parsed; none of those flags is offered here.
+    flags.FLAGS.mark_as_parsed()
+    try:
+        return main(_parse(flag_values, argv)) or 0
+    except UserError as error:
+        print("error: " + " ".join(str(error).split()), file=sys.stderr)
+        return 2
+    except KeyboardInterrupt as interrupt:
+        print(str(interrupt) or "interrupted", file=sys.stderr)
+        return 130
+
+
+def _parse(flag_values: flags.FlagValues, argv: list[str]) -> SimpleNamespace:
+    """The values of all flags; the config loaded, overridden and locked."""
+    names = list(flag_values)
+    if "config" not in names:
+        parsed = _read(flag_values, argv)
+        return SimpleNamespace(**{name: parsed[name].value for name in names})
+
+    # The settings inside the config are flags too, and only the file knows their names.
+    location = _read(flag_values, argv, known_only=True)["config"].value
+    config = config_files.load(location)
+    settings = config_files.settings(config)
+    flag_values = copy.deepcopy(flag_values)
+    for name, setting in settings.items():
+        flags.DEFINE_flag(
+            flags.Flag(
+                parser=_SettingParser(setting),
+                serializer=None,
+                name=name,
+                default=None,
+                help_string="",
+                boolean=setting.kind is bool,
+            ),
+            flag_values,
+            module_name="config",
+        )
+    parsed = _read(flag_values, argv)
+    for name, setting in settings.items():
+        if parsed[name].present:
+            setting.set(parsed[name].value)
+    config_files.check_complete(settings)
+    values = {name: parsed[name].value for name in names}
+    return SimpleNamespace(
+        **values | {"config": config, "config_name": config_files.name_of(location)}
+    )
+
+
+def _read(
+    flag_values: flags.FlagValues, argv: list[str], known_only: bool = False
+) -> flags.FlagValues:
+    """A parsed copy of the flags, so that the script's own stay fresh."""
+    parsed = copy.deepcopy(flag_values)
+    parsed.set_gnu_getopt(True)
+    try:
+        rest = parsed(["", *argv], known_only=known_only)
+    except flags.UnrecognizedFlagError as error:
+        raise UserError(_unknown(error.flagname, list(parsed))) from error
+    except flags.Error as error:
+        # absl wraps what a parser raises and puts the flag in front of it once more.
+        inner = error.__context__
+        raise UserError(str(inner if isinstance(inner, UserError) else error)) from error
+    if len(rest) > 1 and not known_only:
+        raise UserError(f"unexpected argument {rest[1]!r}; every argument is --flag=value")
+    return parsed
+
+
+class _SettingParser(flags.ArgumentParser):
+    """Lets absl parse one setting of a config."""
+
+    def __init__(self, setting: config_files.Setting):
+        self._setting = setting
+
+    def parse(self, argument: Any) -> Any:
+        return self._setting.parse(argument)
+
+
+def _unknown(name: str, known: list[str]) -> str:
+    """What to say about an unknown flag: the nearest one, or those beside it."""
+    inside = [f"--{other}" for other in known if other.startswith(f"{name}.")]
+    if inside:
+        return f"--{name} is a group of settings; set one of {', '.join(inside)}"
+    group, _, leaf = name.rpartition(".")
+    same_leaf = [other for other in known if other.rpartition(".")[2] == leaf]
+    if same_leaf:
+        return f"unknown flag --{name}; did you mean '--{min(same_leaf, key=len)}'?"
+    known = [other for other in known if not name.startswith(f"{other}.")]
+    if not difflib.get_close_matches(name, known):
+        known = [other for other in known if other.rpartition(".")[0] == group]
+    return f"unknown flag --{name}; " + nearest(f"--{name}", [f"--{other}" for other in known])
+
+
+def _describe(flag_values: flags.FlagValues) -> str:
+    """One paragraph per flag, in the order of their definition."""
+    lines = []
+    for name in flag_values:
+        flag = flag_values[name]
+        default = ",".join(flag.default) if isinstance(flag.default, list) else flag.default
+        suffix = "" if default in (None, False, "") else f" (default: {default})"
+        text = f"--{name:<18}  {flag.help}{suffix}"
+        lines.append(textwrap.fill(text, 92, initial_indent="  ", subsequent_indent=" " * 24))
+    return "\n".join(lines)

@@ -1,0 +1,212 @@
+"""Loading a config file, and its settings by their dotted names."""
+
+import ast
+import dataclasses
+import importlib.util
+import inspect
+import os
+import sys
+import traceback
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from ml_collections import ConfigDict, FieldReference
+from ml_collections.config_dict import RequiredValueError
+
+from diffjax.errors import UserError, nearest
+
+
+def name_of(location: str) -> str:
+    """The file's stem: `digits` for `configs/digits.py:objective=ddpm`.
+
+    Example:
+        >>> name_of("configs/digits.py:objective=ddpm")
+        'digits'
+    """
+    return Path(location.partition(":")[0]).stem
+
+
+def load(location: str | None) -> ConfigDict:
+    """The locked config that a file's `get_config` returns.
+
+    Args:
+        location: `path.py`, or `path.py:text` to call `get_config(text)`.
+
+    Raises:
+        UserError: there is no such file, it has a bug (named by line), or it returns no config.
+    """
+    if not location:
+        raise UserError(f"--config=FILE.py is missing; {nearest('', _config_files(Path()))}")
+    path, colon, text = location.partition(":")
+    arguments = (text,) if colon else ()
+    module = _as_written(path, lambda: _execute(Path(path)))
+    get_config = getattr(module, "get_config", None)
+    if not callable(get_config):
+        raise UserError(f"{path} defines no get_config()")
+    try:
+        inspect.signature(get_config).bind(*arguments)
+    except TypeError:
+        given = f"the arguments {text!r}" if colon else "no arguments after a colon"
+        raise UserError(
+            f"{path} has get_config{inspect.signature(get_config)}, but --config gives {given}"
+        ) from None
+    config = _as_written(path, lambda: get_config(*arguments))
+    if not isinstance(config, ConfigDict):
+        raise UserError(f"get_config() in {path} returns {type(config).__name__}, no ConfigDict")
+    return config.lock()
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """One value in a config that a flag can override."""
+
+    name: str
+    group: ConfigDict
+    key: str
+    kind: type
+    default: Any
+
+    def parse(self, text: str) -> Any:
+        """The text of a flag as a value of this setting's type.
+
+        Raises:
+            UserError: it is none.
+        """
+        try:
+            return _PARSERS.get(self.kind, _literal)(text, self.default)
+        except (TypeError, ValueError):
+            example = f" like {self.default!r}" if isinstance(self.default, tuple) else ""
+            raise UserError(
+                f"{self.name} expects {self.kind.__name__}{example}, got {text!r}"
+            ) from None
+
+    def set(self, value: Any) -> None:
+        """Overrides the value in the config.
+
+        Raises:
+            UserError: the config does not take a value of that type.
+        """
+        try:
+            self.group[self.key] = value
+        except (TypeError, ValueError) as error:
+            raise UserError(f"{self.name}: {error}") from error
+
+
+def settings(config: ConfigDict, name: str = "config") -> dict[str, Setting]:
+    """All settings of a config by dotted name; elements of tuples of configs by `[index]`.
+
+    Example:
+        >>> list(settings(ConfigDict({"seed": 0, "model": {"width": 64}})))
+        ['config.seed', 'config.model.width']
+    """
+    found: dict[str, Setting] = {}
+    for key, value in config.items(preserve_field_references=True):
+        dotted = f"{name}.{key}"
+        kind = type(value)
+        if isinstance(value, FieldReference):
+            kind, value = value.get_type(), None
+        nested = value if isinstance(value, tuple) else ()
+        if isinstance(value, ConfigDict):
+            found |= settings(value, dotted)
+        elif any(isinstance(item, ConfigDict) for item in nested):
+            for i, item in enumerate(nested):
+                found |= settings(item, f"{dotted}[{i}]") if isinstance(item, ConfigDict) else {}
+        else:
+            found[dotted] = Setting(dotted, config, key, kind, value)
+    return found
+
+
+def check_complete(known: Mapping[str, Setting]) -> None:
+    """Refuses a config in which a required placeholder was left open.
+
+    Raises:
+        UserError: it names the flag that fills it.
+    """
+    for setting in known.values():
+        try:
+            setting.group[setting.key]
+        except RequiredValueError:
+            raise UserError(f"{setting.name} has no default; give --{setting.name}=") from None
+
+
+def _execute(path: Path) -> ModuleType:
+    if not path.is_file():
+        files = _config_files(path.parent)
+        folder = Path(files[0]).parent if files else path.parent
+        raise UserError(
+            f"there is no config file {path}; "
+            + nearest(str(folder / path.with_suffix(".py").name), files)
+        )
+    # The dotted name lets `spec` refer to a class that the config file itself defines.
+    name = ".".join(path.with_suffix("").parts)
+    module_spec = importlib.util.spec_from_file_location(name, path)
+    if module_spec is None or module_spec.loader is None:
+        raise UserError(f"{path} is no Python file")
+    module = importlib.util.module_from_spec(module_spec)
+    sys.modules[name] = module
+    module_spec.loader.exec_module(module)
+    return module
+
+
+def _as_written(path: str, action: Callable[[], Any]) -> Any:
+    """Runs code of a config file; a bug in it becomes one line that says where."""
+    try:
+        return action()
+    except UserError:
+        raise
+    except SyntaxError as error:
+        where = error.filename if error.filename != os.path.abspath(path) else path
+        raise UserError(f"{where}:{error.lineno}: SyntaxError: {error.msg}") from error
+    except Exception as error:
+        frames = traceback.extract_tb(error.__traceback__)
+        lines = [frame.lineno for frame in frames if frame.filename == os.path.abspath(path)]
+        where = f"{path}:{lines[-1]}" if lines else path
+        raise UserError(f"{where}: {type(error).__name__}: {error}") from error
+
+
+def _config_files(folder: Path) -> list[str]:
+    """The config files beside a wrong path, or else those of `configs/`."""
+    if folder == Path():
+        folder = Path("configs")
+    files = sorted(folder.glob("*.py")) or sorted(Path("configs").glob("*.py"))
+    return [str(file) for file in files if not file.name.startswith("_")]
+
+
+def _boolean(text: str, default: Any) -> bool:
+    if text.lower() not in ("true", "false", "1", "0"):
+        raise ValueError(text)
+    return text.lower() in ("true", "1")
+
+
+def _tuple(text: str, default: Any) -> tuple[Any, ...]:
+    """`(1, 2)`, `1,2` or `a,b`, with elements of the type that the default has."""
+    try:
+        value = ast.literal_eval(text) if text else ()
+    except (ValueError, SyntaxError):
+        value = tuple(part.strip() for part in text.split(","))
+    value = tuple(value) if isinstance(value, (tuple, list)) else (value,)
+    kinds = {type(item) for item in default or ()}
+    if kinds == {float}:
+        value = tuple(float(item) for item in value)
+    if kinds and not {type(item) for item in value} <= kinds:
+        raise ValueError(text)
+    return value
+
+
+def _literal(text: str, default: Any) -> Any:
+    """For a default of None, any Python literal, or else the text itself."""
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+
+
+_PARSERS: dict[type, Callable[[str, Any], Any]] = {
+    bool: _boolean,
+    int: lambda text, default: int(text),
+    float: lambda text, default: float(text),
+    str: lambda text, default: text,
+    tuple: _tuple,
+}
