@@ -1,0 +1,305 @@
+"""Curves as SVG and images as PNG, for a page that holds everything itself.
+
+The functions that draw return the text of an `<svg>` element. Its colours are CSS variables with a
+fallback (`var(--ink, #1f2430)`), so that a page can give it a light and a dark dress; its size
+follows the element it stands in.
+"""
+
+import io
+import math
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap, to_hex
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, NullLocator, PercentFormatter
+from PIL import Image
+
+from diffjax.errors import UserError
+
+LOG_SNR_PREFIX = "loss_by_log_snr/"
+
+_INK, _FAINT = "#1f2430", "#8b93a1"
+_SERIES = ("#2f6fde", "#d9622b", "#1c9463", "#a44fc4", "#b8860b", "#cf3f6f")
+_MARKERS = "osD^vP"
+_VARIABLES = {_INK: "--ink", _FAINT: "--faint"} | {
+    color: f"--series-{index}" for index, color in enumerate(_SERIES, start=1)
+}
+_NOISY_TO_CLEAN = LinearSegmentedColormap.from_list(
+    "noisy_to_clean", ["#3f6fe0", "#8a5cd6", "#cf4f93", "#e0703a", "#b8860b"]
+)
+_STYLE = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "diffjax",
+    "font.size": 9,
+    "axes.edgecolor": _FAINT,
+    "axes.labelcolor": _INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "xtick.color": _INK,
+    "ytick.color": _INK,
+    "text.color": _INK,
+    "grid.color": _FAINT,
+    "grid.alpha": 0.25,
+    "legend.frameon": False,
+    "legend.fontsize": 8,
+    "lines.linewidth": 1.6,
+}
+_MAX_POINTS = 600
+_MIN_IMAGE_PIXELS = 48
+_GAP_PIXELS = 2
+_GAP_VALUE = 128
+
+
+def loss_curve(records: Sequence[Mapping[str, Any]]) -> str:
+    """The loss against the step, on a logarithmic axis: as it was, and smoothed.
+
+    Args:
+        records: metrics with `step` and `loss`; others are passed over. A step at which the loss
+            was not finite is marked.
+
+    Returns:
+        an `<svg>` element, or "" if there is no finite loss to draw.
+    """
+    steps, losses = _series(records, "loss")
+    if not np.isfinite(losses).any():
+        return ""
+
+    def draw(axes: Axes) -> None:
+        _raw_and_smooth(axes, steps, losses, _SERIES[0], "loss")
+        broken = steps[~np.isfinite(losses)]
+        if broken.size:
+            axes.axvline(broken[0], color=_SERIES[1], linestyle=":", label="not finite")
+            axes.legend()
+        _dress(axes, "training step", "loss", log_y=(losses > 0).any())
+
+    return _svg(draw)
+
+
+def loss_by_log_snr(records: Sequence[Mapping[str, Any]]) -> str:
+    """The smoothed loss against the step, one curve for each bin of log-SNR.
+
+    Args:
+        records: metrics with `step` and `loss_by_log_snr/<lo>`, where `<lo>` is the lower edge of
+            a bin that ends where the next one begins.
+
+    Returns:
+        an `<svg>` element, or "" if there is nothing to draw.
+    """
+    edges = log_snr_edges(records)
+    curves = [_series(records, f"{LOG_SNR_PREFIX}{edge}") for edge in edges]
+    if not any(np.isfinite(losses).any() for _, losses in curves):
+        return ""
+
+    def draw(axes: Axes) -> None:
+        for index in reversed(range(len(edges))):
+            steps, losses = curves[index]
+            finite = np.isfinite(losses)
+            color = to_hex(_NOISY_TO_CLEAN(index / max(len(edges) - 1, 1)))
+            upper = edges[index + 1] if index + 1 < len(edges) else "∞"
+            axes.plot(
+                *_thin(steps[finite], _smooth(losses[finite])),
+                color=color,
+                label=f"{edges[index]} … {upper}".replace("-inf", "−∞").replace("-", "−"),
+            )
+        axes.legend(title="log-SNR", loc="center left", bbox_to_anchor=(1.0, 0.5))
+        _dress(axes, "training step", "loss", log_y=any((loss > 0).any() for _, loss in curves))
+
+    return _svg(draw)
+
+
+def log_snr_edges(records: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The lower edges of the log-SNR bins that occur in `records`, from noisy to clean."""
+    keys = {key for record in records for key in record if key.startswith(LOG_SNR_PREFIX)}
+    return sorted((key.removeprefix(LOG_SNR_PREFIX) for key in keys), key=float)
+
+
+def quality_against_nfe(
+    rows: Sequence[Mapping[str, Any]],
+    floor: float | None = None,
+    metric: str = "frechet_distance",
+    label: str = "Fréchet distance",
+) -> str:
+    """One line per solver: a measure of quality against network evaluations per sample.
+
+    Args:
+        rows: with `solver`, `nfe`, `guidance_scale` and `metric`; rows without a number for
+            `metric` are passed over.
+        floor: drawn as a dashed line, what the real data reach against themselves.
+        metric: the name of the measure in `rows`; `accuracy` is drawn in per cent.
+        label: what the axis says.
+
+    Returns:
+        an `<svg>` element, or "" if there is nothing to draw.
+    """
+    rows = [row for row in rows if _is_number(row.get(metric)) and _is_number(row.get("nfe"))]
+    if not rows:
+        return ""
+    lines = _lines(rows)
+    values = [row[metric] for row in rows] + ([] if floor is None else [floor])
+
+    def draw(axes: Axes) -> None:
+        for index, (name, points) in enumerate(lines.items()):
+            points = sorted(points, key=lambda row: row["nfe"])
+            axes.plot(
+                [row["nfe"] for row in points],
+                [row[metric] for row in points],
+                color=_SERIES[index % len(_SERIES)],
+                marker=_MARKERS[index % len(_MARKERS)],
+                markersize=4,
+                label=name,
+            )
+        if floor is not None:
+            axes.axhline(floor, color=_INK, linestyle="--", linewidth=1, label="floor: real data")
+        axes.set_xscale("log")
+        _integer_ticks(axes, sorted({row["nfe"] for row in rows}))
+        is_accuracy = metric == "accuracy"
+        _dress(axes, "network evaluations per sample", label, not is_accuracy and min(values) > 0)
+        if is_accuracy:
+            axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+        axes.legend()
+
+    return _svg(draw)
+
+
+def image_grid(images: Any, columns: int) -> np.ndarray:
+    """Lays images out in rows, each magnified by a whole factor so that small ones can be seen.
+
+    An image whose longer side is below 48 pixels grows until it isn't, by repeating pixels. A grey
+    line of 2 pixels lies between neighbours, and grey fills what the last row lacks.
+
+    Args:
+        images: `[N, H, W, C]`, float in [-1, 1] or uint8; C is 1 (grey) or 3 (RGB).
+        columns: images in a row.
+
+    Returns:
+        uint8 `[rows·(H·k + 2) − 2, columns·(W·k + 2) − 2, C]` with `k` the factor.
+
+    Raises:
+        UserError: the images have another shape, or there are none.
+
+    Example:
+        >>> image_grid(np.zeros((5, 8, 8, 1), np.float32), columns=3).shape
+        (98, 148, 1)
+    """
+    images = np.asarray(images)
+    if images.ndim != 4 or images.shape[-1] not in (1, 3) or not images.shape[0]:
+        raise UserError(
+            f"a picture needs at least one image of shape [H, W, 1] or [H, W, 3], got an array of "
+            f"shape {list(images.shape)}"
+        )
+    if images.dtype != np.uint8:
+        images = np.rint((np.clip(np.nan_to_num(images), -1, 1) + 1) * 127.5).astype(np.uint8)
+    scale = math.ceil(_MIN_IMAGE_PIXELS / max(images.shape[1:3]))
+    images = images.repeat(scale, axis=1).repeat(scale, axis=2)
+    number, height, width, channels = images.shape
+    rows = math.ceil(number / columns)
+    pitch = (height + _GAP_PIXELS, width + _GAP_PIXELS)
+    grid = np.full((rows * pitch[0], columns * pitch[1], channels), _GAP_VALUE, np.uint8)
+    for index, image in enumerate(images):
+        top, left = index // columns * pitch[0], index % columns * pitch[1]
+        grid[top : top + height, left : left + width] = image
+    return grid[:-_GAP_PIXELS, :-_GAP_PIXELS]
+
+
+def save_png(path: str | Path, images: Any, columns: int | None = None) -> Path:
+    """Writes images as one PNG, in the layout of `image_grid`.
+
+    The file appears whole or not at all.
+
+    Args:
+        path: where to; its folder is made if need be.
+        images: as for `image_grid`.
+        columns: images in a row; as many as make the grid square if None.
+
+    Returns:
+        `path`.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    grid = image_grid(images, columns or math.ceil(math.sqrt(len(images))))
+    picture = Image.fromarray(grid[..., 0] if grid.shape[-1] == 1 else grid)
+    scratch = path.with_name(path.name + ".tmp")
+    picture.save(scratch, format="PNG", optimize=True)
+    os.replace(scratch, path)
+    return path
+
+
+def _svg(draw: Callable[[Axes], None]) -> str:
+    with mpl.rc_context(_STYLE):  # pyright: ignore[reportArgumentType]
+        figure = Figure(figsize=(4.9, 3.1), layout="constrained")
+        draw(figure.add_subplot())
+        buffer = io.StringIO()
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    text = buffer.getvalue()
+    text = text[text.index("<svg") :]
+    for color, name in _VARIABLES.items():
+        text = text.replace(color, f"var({name}, {color})")
+    return text
+
+
+def _dress(axes: Axes, x_label: str, y_label: str, log_y: bool) -> None:
+    axes.set_xlabel(x_label)
+    axes.set_ylabel(y_label)
+    axes.grid(True)
+    if log_y:
+        axes.set_yscale("log")
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+
+
+def _integer_ticks(axes: Axes, values: list[float]) -> None:
+    # Neighbours closer than a third of an octave would print over each other.
+    ticks = values[:1]
+    for value in values[1:]:
+        if value / ticks[-1] >= 1.26:
+            ticks.append(value)
+    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    axes.xaxis.set_minor_locator(NullLocator())
+
+
+def _lines(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
+    scales = {row.get("guidance_scale") for row in rows}
+    lines: dict[str, list[Mapping[str, Any]]] = {}
+    for row in rows:
+        suffix = f", guidance {row.get('guidance_scale')}" if len(scales) > 1 else ""
+        lines.setdefault(f"{row.get('solver')}{suffix}", []).append(row)
+    return lines
+
+
+def _series(records: Sequence[Mapping[str, Any]], key: str) -> tuple[np.ndarray, np.ndarray]:
+    points = [(r["step"], r[key]) for r in records if isinstance(r.get(key), int | float)]
+    steps, values = zip(*points, strict=True) if points else ((), ())
+    return np.asarray(steps, float), np.asarray(values, float)
+
+
+def _raw_and_smooth(
+    axes: Axes, steps: np.ndarray, values: np.ndarray, color: str, label: str
+) -> None:
+    axes.plot(*_thin(steps, values), color=color, alpha=0.3, linewidth=0.8, label=label)
+    finite = np.isfinite(values)
+    axes.plot(*_thin(steps[finite], _smooth(values[finite])), color=color, label="smoothed")
+
+
+def _smooth(values: np.ndarray) -> np.ndarray:
+    # A mean over a window that grows with the run, shorter at both ends so that neither is biased.
+    half = len(values) // 50
+    sums = np.concatenate([[0.0], np.cumsum(values)])
+    index = np.arange(len(values))
+    reach = np.minimum(np.minimum(index, len(values) - 1 - index), half)
+    return (sums[index + reach + 1] - sums[index - reach]) / (2 * reach + 1)
+
+
+def _thin(steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    if len(steps) <= _MAX_POINTS:
+        return steps, values
+    kept = np.linspace(0, len(steps) - 1, _MAX_POINTS).round().astype(int)
+    return steps[kept], values[kept]
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)

@@ -1,0 +1,63 @@
+"""Reading what a run left in its folder."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from diffjax.errors import UserError
+
+_NON_FINITE = ("nan", "inf", "-inf")
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """The object in a JSON file, or None if there is no such file.
+
+    Raises:
+        UserError: the file isn't a JSON object.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise UserError(
+            f"{path} is not valid JSON ({error}): restore it, or move it away and make it again"
+        ) from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path} holds no JSON object: restore it, or move it away")
+    return content
+
+
+def read_metrics(path: str | Path) -> list[dict[str, Any]]:
+    """The records of a `metrics.jsonl`, in the order they were written.
+
+    The strings "nan", "inf" and "-inf", which stand for numbers that JSON can't write, come back
+    as floats. A last line that was torn by a kill is left out.
+
+    Args:
+        path: the file; one that doesn't exist has no records.
+
+    Raises:
+        UserError: a line other than the last isn't a JSON object with a `step`.
+    """
+    path = Path(path)
+    if not path.exists():
+        return []
+    lines = path.read_bytes().splitlines()
+    records = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            record = json.loads(line)
+            record["step"] = int(record["step"])
+        except (ValueError, TypeError, KeyError) as error:
+            if number == len(lines):
+                break
+            raise UserError(
+                f"{path}, line {number}, is not a record of metrics: mend or delete that line"
+            ) from error
+        records.append({key: _number(value) for key, value in record.items()})
+    return records
+
+
+def _number(value: Any) -> Any:
+    return float(value) if value in _NON_FINITE else value
