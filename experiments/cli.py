@@ -25,7 +25,7 @@ from typing import Any
 
 from absl import flags
 
-from diffjax.errors import UserError, nearest
+from diffjax.errors import UserError
 from experiments import config_files
 
 _HELP = frozenset({"--help", "-help", "-h", "-?", "--helpshort", "--helpfull"})
@@ -91,7 +91,7 @@ def _parse(flag_values: flags.FlagValues, argv: list[str]) -> SimpleNamespace:
         return SimpleNamespace(**{name: parsed[name].value for name in names})
 
     # The settings inside the config are flags too, and only the file knows their names.
-    location = _read(flag_values, argv, known_only=True)["config"].value
+    location = _read(flag_values, argv, known_only=True)["config"].value or ""
     config = config_files.load(location)
     settings = config_files.settings(config)
     flag_values = copy.deepcopy(flag_values)
@@ -149,18 +149,22 @@ class _SettingParser(flags.ArgumentParser):
 
 
 def _unknown(name: str, known: list[str]) -> str:
-    """What to say about an unknown flag: the nearest one, or those beside it."""
+    """What to say about an unknown flag: the nearest one, or what there is in its place."""
     inside = [f"--{other}" for other in known if other.startswith(f"{name}.")]
     if inside:
         return f"--{name} is a group of settings; set one of {', '.join(inside)}"
-    group, _, leaf = name.rpartition(".")
-    same_leaf = [other for other in known if other.rpartition(".")[2] == leaf]
-    if same_leaf:
-        return f"unknown flag --{name}; did you mean '--{min(same_leaf, key=len)}'?"
-    known = [other for other in known if not name.startswith(f"{other}.")]
-    if not difflib.get_close_matches(name, known):
-        known = [other for other in known if other.rpartition(".")[0] == group]
-    return f"unknown flag --{name}; " + nearest(f"--{name}", [f"--{other}" for other in known])
+    # The last part decides: a right setting in the wrong group is the commoner mistake.
+    leaves = {other.rpartition(".")[2] for other in known}
+    for leaf in difflib.get_close_matches(name.rpartition(".")[2], leaves, n=1):
+        full_names = [other for other in known if other.rpartition(".")[2] == leaf]
+        (closest,) = difflib.get_close_matches(name, full_names, n=1, cutoff=0)
+        return f"unknown flag --{name}; did you mean '--{closest}'?"
+    group = name.rpartition(".")[0]
+    while group and not any(other.startswith(f"{group}.") for other in known):
+        group = group.rpartition(".")[0]
+    prefix = f"{group}." if group else ""
+    beside = {other[len(prefix) :].split(".")[0] for other in known if other.startswith(prefix)}
+    return f"unknown flag --{name}; known: " + ", ".join(f"--{prefix}{b}" for b in sorted(beside))
 
 
 def _describe(flag_values: flags.FlagValues) -> str:

@@ -28,7 +28,7 @@ def name_of(location: str) -> str:
     return Path(location.partition(":")[0]).stem
 
 
-def load(location: str | None) -> ConfigDict:
+def load(location: str) -> ConfigDict:
     """The locked config that a file's `get_config` returns.
 
     Args:
