@@ -34,7 +34,8 @@ def test_jsonl_has_step_and_loss_first_and_reads_back_exactly(tmp_path):
     writer.write(10, SCALARS)
     line = path.read_text()  # before it is closed: each line is flushed
     writer.close()
-    assert line.startswith('{"step": 10, "loss": ') and line.endswith("}\n")
+    assert line.startswith('{"step": 10, "loss": ')
+    assert line.endswith("}\n")
     assert read_metrics(path) == [{"step": 10, **SCALARS}]
 
 
