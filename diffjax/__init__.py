@@ -1,0 +1,27 @@
+"""diffjax: diffusion and flow matching as small swappable values.
+
+`train(config, workdir)` runs an experiment, `load(workdir)` brings it back for sampling and
+evaluation. Both are imported on first use, so that `diffjax.process` and `diffjax.sampling` stay
+free of Flax, Orbax and the rest.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from diffjax.training.load import load as load
+    from diffjax.training.loop import train as train
+
+__version__ = "0.1.0"
+__all__ = ["__version__", "load", "train"]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "load":
+        from diffjax.training.load import load
+
+        return load
+    if name == "train":
+        from diffjax.training.loop import train
+
+        return train
+    raise AttributeError(f"module 'diffjax' has no attribute {name!r}")

@@ -1,0 +1,32 @@
+"""The one exception a user can cause, and how it names the nearest right thing."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(ValueError):
+    """A mistake that the user can mend: one line that says what, where and what to do.
+
+    The executables turn it into that line on stderr and exit status 2; in a notebook it is an
+    ordinary exception.
+    """
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Ends an error message with the known name closest to `name`, or with all of them.
+
+    Args:
+        name: what the user wrote.
+        known: what would have been right.
+
+    Example:
+        >>> nearest("dppm", ["ddpm", "flow"])
+        "did you mean 'ddpm'?"
+        >>> nearest("xyz", ["ddpm", "flow"])
+        'known: ddpm, flow'
+    """
+    known = sorted(known)
+    close = difflib.get_close_matches(name, known, n=1)
+    if close:
+        return f"did you mean {close[0]!r}?"
+    return "known: " + (", ".join(known) or "none")

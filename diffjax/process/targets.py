@@ -1,0 +1,127 @@
+"""What a network is trained to predict: two coefficients say it all.
+
+Every target that anyone trains on is linear in the pair `(x0, eps)`:
+
+    target = k_x·x0 + k_e·eps,        with D = k_x·s - k_e·a
+    x0 = (s·pred - k_e·x_t) / D,      eps = (k_x·x_t - a·pred) / D
+
+so one `decode` serves them all, and no sampler knows how the network was trained. `D → 0` marks
+combinations that can't work; `undecodable` finds them before anything trains.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jax import Array
+from jax.tree_util import register_dataclass
+
+from diffjax.process.paths import Coeffs, Pair, Path, coeffs
+
+
+class Mix(NamedTuple):
+    """A target's coefficients: `target = k_x·x0 + k_e·eps`."""
+
+    k_x: Array
+    k_e: Array
+
+
+Target = Callable[[Coeffs], Mix]
+
+
+@register_dataclass
+@dataclass(frozen=True)
+class Noise:
+    """`eps`, the noise (Ho et al. 2020, arXiv:2006.11239)."""
+
+    def __call__(self, c: Coeffs) -> Mix:
+        return Mix(jnp.zeros_like(c.t), jnp.ones_like(c.t))
+
+
+@register_dataclass
+@dataclass(frozen=True)
+class Clean:
+    """`x0`, the clean data."""
+
+    def __call__(self, c: Coeffs) -> Mix:
+        return Mix(jnp.ones_like(c.t), jnp.zeros_like(c.t))
+
+
+@register_dataclass
+@dataclass(frozen=True)
+class V:
+    """`v = a·eps - s·x0` (Salimans & Ho 2022, arXiv:2202.00512)."""
+
+    def __call__(self, c: Coeffs) -> Mix:
+        return Mix(-c.s, c.a)
+
+
+@register_dataclass
+@dataclass(frozen=True)
+class Velocity:
+    """`dx_t/dt = a'·x0 + s'·eps`, the velocity of flow matching on any path.
+
+    On the linear path it is `eps - x0`. Lipman et al. 2023 (arXiv:2210.02747).
+    """
+
+    def __call__(self, c: Coeffs) -> Mix:
+        return Mix(c.da, c.ds)
+
+
+def encode(k: Mix, pair: Pair) -> Array:
+    """The regression target `k_x·x0 + k_e·eps`, `[B, …]`."""
+    return k.k_x * pair.x0 + k.k_e * pair.eps
+
+
+def decode(c: Coeffs, k: Mix, prediction: Array, x_t: Array) -> Pair:
+    """Solves `prediction = k_x·x0 + k_e·eps` and `x_t = a·x0 + s·eps` for the pair.
+
+    Args:
+        c: the path at the times of `x_t`.
+        k: the target's coefficients there.
+        prediction: the network's output, `[B, …]`.
+        x_t: the noisy images, `[B, …]`.
+    """
+    d = determinant(c, k)
+    return Pair(
+        x0=(c.s * prediction - k.k_e * x_t) / d,
+        eps=(k.k_x * x_t - c.a * prediction) / d,
+    )
+
+
+def determinant(c: Coeffs, k: Mix) -> Array:
+    """`D = k_x·s - k_e·a`; an error in the prediction is `s/D` times as large in x0."""
+    return k.k_x * c.s - k.k_e * c.a
+
+
+def undecodable(path: Path, target: Target, smallest: float = 5e-4) -> str | None:
+    """Why a target can't be turned back into `(x0, eps)` somewhere on a path, or None.
+
+    `|D| / (|k|·|(a, s)|)` is the sine of the angle between what is predicted and what is already
+    known; where it is 0 the prediction adds nothing.
+
+    Args:
+        path: any path.
+        target: any target.
+        smallest: the sine that still counts; errors grow by its inverse. The default admits DDPM's
+            last step (0.0064) and refuses exact zeros.
+
+    Example:
+        >>> from diffjax.process.paths import Linear
+        >>> undecodable(Linear(), Velocity()) is None
+        True
+        >>> undecodable(Linear(), Noise())
+        'at t=1 alpha=0 and sigma=1, so Noise says nothing that x_t does not'
+    """
+    times = jnp.linspace(path.t_min, path.t_noise, 1001)
+    c = coeffs(path, times, ndim=1)
+    k = target(c)
+    sine = jnp.abs(determinant(c, k)) / (jnp.hypot(k.k_x, k.k_e) * jnp.hypot(c.a, c.s))
+    worst = int(jnp.argmin(jnp.where(jnp.isfinite(sine), sine, -1.0)))
+    if sine[worst] >= smallest:
+        return None
+    return (
+        f"at t={c.t[worst]:.4g} alpha={c.a[worst]:.4g} and sigma={c.s[worst]:.4g}, "
+        f"so {type(target).__name__} says nothing that x_t does not"
+    )

@@ -1,0 +1,1 @@
+"""The way back from noise to data: grids, solvers, guidance, and the scan that joins them."""

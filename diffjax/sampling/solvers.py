@@ -1,0 +1,129 @@
+"""Solvers walk from noise to data; they see `(x0, eps)` and never how it was predicted.
+
+A solver is a pair of functions. It asks the denoiser itself and says how often per step, so cost
+is counted, not guessed.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from diffjax.process.paths import Pair, Path, coeffs
+
+Denoise = Callable[[Array, Array], Pair]
+"""`(x[B, …], t[]) -> Pair`: a `Predict` with its conditioning bound."""
+
+
+class Step(Protocol):
+    """One interval of the grid."""
+
+    def __call__(
+        self,
+        denoise: Denoise,
+        path: Path,
+        memory: Any,
+        x: Array,
+        t: Array,
+        t_next: Array,
+        keys: Array,
+    ) -> tuple[Array, Any]:
+        """From `x[B, …]` at `t[]` to `t_next[]`; `keys[B]` are for this step alone."""
+        ...
+
+
+class Solver(NamedTuple):
+    """A way to take the steps.
+
+    Attributes:
+        init: `x -> memory`, what multistep solvers carry along; `()` for the others.
+        step: one interval.
+        nfe: calls of the denoiser per step.
+        order: its error falls as `n^-order` (weak order for stochastic solvers).
+    """
+
+    init: Callable[[Array], Any]
+    step: Step
+    nfe: int
+    order: int
+
+
+def _no_memory(x: Array) -> tuple[()]:
+    del x
+    return ()
+
+
+def ddim(eta: float = 0.0) -> Solver:
+    """DDIM: re-noise the predicted x0 to the next level, with `eta` of the noise fresh.
+
+    `x' = a'·x0 + √(s'² - ρ²)·eps + ρ·z` with `ρ = eta·s'·√(1 - SNR/SNR')`: the posterior's deviation
+    at `eta = 1`, where it is DDPM's ancestral step with the smaller variance; deterministic at
+    `eta = 0`, where it is Euler's step in `s/a`. Song et al. 2021 (arXiv:2010.02502), equation 12.
+    """
+
+    def step(
+        denoise: Denoise, path: Path, memory: Any, x: Array, t: Array, t_next: Array, keys: Array
+    ) -> tuple[Array, Any]:
+        here, there = (coeffs(path, time[None], x.ndim) for time in (t, t_next))
+        pair = denoise(x, t)
+        ratio = (here.a * there.s) / (here.s * there.a)
+        fresh = eta * there.s * jnp.sqrt(jnp.maximum(1.0 - ratio**2, 0.0))
+        kept = jnp.sqrt(there.s**2 - fresh**2)
+        x = there.a * pair.x0 + kept * pair.eps
+        return x + (fresh * normal(keys, x.shape[1:]) if eta else 0.0), memory
+
+    return Solver(_no_memory, step, nfe=1, order=1)
+
+
+def ddpm() -> Solver:
+    """DDPM's ancestral sampling: a draw from `q(x' | x, x0)` with x0 as predicted.
+
+    The variance is the posterior's own (the smaller of the paper's two). Ho et al. 2020
+    (arXiv:2006.11239), equations 6 and 7.
+    """
+    return ddim(eta=1.0)
+
+
+def euler() -> Solver:
+    """Euler's step along the velocity `a'·x0 + s'·eps` in the path's own time."""
+
+    def step(
+        denoise: Denoise, path: Path, memory: Any, x: Array, t: Array, t_next: Array, keys: Array
+    ) -> tuple[Array, Any]:
+        del keys
+        return x + (t_next - t) * _velocity(denoise, path, x, t), memory
+
+    return Solver(_no_memory, step, nfe=1, order=1)
+
+
+def heun() -> Solver:
+    """Heun's second-order step: the mean of the velocities at both ends.
+
+    Karras et al. 2022 (arXiv:2206.00364), algorithm 1, in the path's own time.
+    """
+
+    def step(
+        denoise: Denoise, path: Path, memory: Any, x: Array, t: Array, t_next: Array, keys: Array
+    ) -> tuple[Array, Any]:
+        del keys
+        first = _velocity(denoise, path, x, t)
+        second = _velocity(denoise, path, x + (t_next - t) * first, t_next)
+        return x + 0.5 * (t_next - t) * (first + second), memory
+
+    return Solver(_no_memory, step, nfe=2, order=2)
+
+
+def _velocity(denoise: Denoise, path: Path, x: Array, t: Array) -> Array:
+    c = coeffs(path, t[None], x.ndim)
+    pair = denoise(x, t)
+    return c.da * pair.x0 + c.ds * pair.eps
+
+
+def normal(keys: Array, shape: tuple[int, ...]) -> Array:
+    """Standard normal noise, `[B, *shape]`, each row from its own key.
+
+    So a sample's noise depends on its own key alone, not on the batch that it is drawn in.
+    """
+    return jax.vmap(lambda key: jax.random.normal(key, shape))(keys)

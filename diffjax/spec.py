@@ -1,0 +1,197 @@
+"""Configs are data that names real callables.
+
+`spec` turns a callable and its hyper-parameters into a `ConfigDict`; `build` turns that back into
+an object. In between it is plain data: it prints, diffs, saves as JSON, and every default can be
+overridden by a flag.
+"""
+
+import importlib
+import inspect
+import json
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from diffjax.errors import UserError, nearest
+
+TARGET = "_target_"
+# Flax adds these two to every module, always together; they are wiring, not hyper-parameters.
+_FLAX_WIRING = ("parent", "name")
+
+
+def spec(target: Callable[..., Any], **overrides: Any) -> ConfigDict:
+    """Describes a call of `target` as data, with all its defaults spelled out.
+
+    Arguments of `target` that have neither a default nor an override are left out: they are
+    runtime arguments, given to `build`.
+
+    Args:
+        target: a class or function that can be imported by its module and name.
+        **overrides: hyper-parameters; nested specs are welcome.
+
+    Raises:
+        UserError: `target` has no such parameter, or can't be imported by name.
+
+    Example:
+        >>> from diffjax.process import paths
+        >>> config = spec(paths.Cosine, t_noise=0.99)
+        >>> config["_target_"], config.t_noise
+        ('diffjax.process.paths:Cosine', 0.99)
+        >>> build(config).t_noise
+        0.99
+    """
+    location = f"{target.__module__}:{target.__qualname__}"
+    if "<" in location:
+        raise UserError(f"{location} can't be imported by name: define it at a module's top level")
+    parameters = _parameters(target)
+    for name in overrides:
+        _check_known(location, name, parameters)
+    fields = {
+        name: overrides.get(name, default)
+        for name, default in parameters.items()
+        if name in overrides or default is not inspect.Parameter.empty
+    }
+    return ConfigDict({TARGET: location, **fields})
+
+
+def build(config: Any, **runtime: Any) -> Any:
+    """Calls what a spec describes, innermost specs first.
+
+    Args:
+        config: a spec; tuples and dicts of specs are built element by element, anything else is
+            returned as it is.
+        **runtime: arguments of the outermost call that no config can hold (a shared path, the
+            number of classes).
+
+    Raises:
+        UserError: a key that the callable does not take, a runtime argument that is missing, or a
+            target that does not exist; each names the nearest known one.
+    """
+    if isinstance(config, (list, tuple)):
+        return tuple(build(item) for item in config)
+    if not isinstance(config, (ConfigDict, Mapping)):
+        return config
+    if TARGET not in config:
+        return {name: build(value) for name, value in config.items()}
+    location = config[TARGET]
+    target = _locate(location)
+    parameters = _parameters(target)
+    arguments = {name: build(config[name]) for name in config if name != TARGET} | runtime
+    for name in arguments:
+        _check_known(location, name, parameters)
+    for name, default in parameters.items():
+        if default is inspect.Parameter.empty and name not in arguments:
+            raise UserError(f"{location} needs {name!r}, which neither config nor caller gives")
+    return target(**arguments)
+
+
+def choose(choices: Mapping[str, Any], name: str, what: str) -> Any:
+    """Looks up one named choice of an axis.
+
+    Raises:
+        UserError: there is none of that name; the nearest one is in the message.
+    """
+    if name not in choices:
+        raise UserError(f"no {what} is called {name!r}; {nearest(name, choices)}")
+    return choices[name]
+
+
+def parse_arguments(text: str, *axes: str) -> dict[str, str]:
+    """Splits what follows the colon of `--config=file.py:objective=ddpm,model=unet`.
+
+    Args:
+        text: comma-separated `axis=choice` pairs, or nothing.
+        *axes: the axes that the config has.
+
+    Raises:
+        UserError: a pair without `=`, an unknown axis, or one given twice.
+
+    Example:
+        >>> parse_arguments("objective=ddpm,model=unet", "objective", "model", "path")
+        {'objective': 'ddpm', 'model': 'unet'}
+    """
+    chosen: dict[str, str] = {}
+    for pair in filter(None, text.split(",")):
+        axis, equals, choice = pair.partition("=")
+        if not equals:
+            raise UserError(f"config argument {pair!r} is not of the form axis=choice")
+        if axis not in axes:
+            raise UserError(f"this config has no axis {axis!r}; {nearest(axis, axes)}")
+        if axis in chosen:
+            raise UserError(f"config argument {axis!r} is given twice")
+        chosen[axis] = choice
+    return chosen
+
+
+def to_json(config: ConfigDict) -> str:
+    """The config as JSON text, keys in their order."""
+    return json.dumps(config.to_dict(), indent=2) + "\n"
+
+
+def from_json(text: str, allowed_packages: tuple[str, ...] = ("diffjax",)) -> ConfigDict:
+    """A locked config from JSON text that `to_json` wrote.
+
+    A saved config names callables that `build` will import, so only those of `allowed_packages`
+    are accepted: a run folder from a stranger can't run code of its choice.
+
+    Raises:
+        UserError: it is not such JSON, or it names a callable of another package.
+    """
+    try:
+        tree = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise UserError(f"not a saved config: {error}") from error
+    if not isinstance(tree, dict):
+        raise UserError("not a saved config: the JSON is no object")
+    _check_packages(tree, allowed_packages)
+    return ConfigDict(_tuples(tree)).lock()
+
+
+def _parameters(target: Callable[..., Any]) -> dict[str, Any]:
+    """Hyper-parameters of a callable and their defaults, in order."""
+    parameters = inspect.signature(target).parameters
+    hidden = _FLAX_WIRING if "parent" in parameters else ()
+    return {name: p.default for name, p in parameters.items() if name not in hidden}
+
+
+def _check_known(location: str, name: str, parameters: Mapping[str, Any]) -> None:
+    if name not in parameters:
+        raise UserError(f"{location} has no parameter {name!r}; {nearest(name, parameters)}")
+
+
+def _locate(location: str) -> Callable[..., Any]:
+    module_name, _, attribute = location.partition(":")
+    try:
+        module = importlib.import_module(module_name)
+    except ImportError as error:
+        raise UserError(f"config names {location!r}, but {error}") from error
+    # Only what the module itself defines: its own imports are not part of its vocabulary.
+    own = {n: v for n, v in vars(module).items() if getattr(v, "__module__", "") == module_name}
+    if not callable(own.get(attribute)):
+        raise UserError(f"{module_name} has no {attribute!r}; {nearest(attribute, own)}")
+    return own[attribute]
+
+
+def _check_packages(tree: Any, allowed: tuple[str, ...]) -> None:
+    if isinstance(tree, list):
+        for item in tree:
+            _check_packages(item, allowed)
+    if isinstance(tree, dict):
+        location = tree.get(TARGET, allowed[0])
+        if not isinstance(location, str) or location.partition(":")[0].split(".")[0] not in allowed:
+            raise UserError(
+                f"saved config names {location!r}, which is not in {', '.join(allowed)}; "
+                "if you trust it, pass allowed_packages"
+            )
+        for value in tree.values():
+            _check_packages(value, allowed)
+
+
+def _tuples(tree: Any) -> Any:
+    """JSON has only lists; configs have only tuples."""
+    if isinstance(tree, list):
+        return tuple(_tuples(item) for item in tree)
+    if isinstance(tree, dict):
+        return {name: _tuples(value) for name, value in tree.items()}
+    return tree

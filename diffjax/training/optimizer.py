@@ -1,0 +1,53 @@
+"""Optimizers, as Optax chains with their schedule beside them."""
+
+from typing import NamedTuple
+
+import optax
+
+
+class Optimizer(NamedTuple):
+    """A gradient transformation and the learning rate it follows, by step."""
+
+    transform: optax.GradientTransformation
+    schedule: optax.Schedule
+
+
+def adamw(
+    num_steps: int,
+    learning_rate: float = 1e-3,
+    warmup_steps: int = 100,
+    final_fraction: float = 1.0,
+    b1: float = 0.9,
+    b2: float = 0.999,
+    eps: float = 1e-8,
+    weight_decay: float = 0.0,
+    clip_norm: float = 1.0,
+) -> Optimizer:
+    """AdamW after clipping, with linear warm-up and cosine decay (Loshchilov & Hutter 2019).
+
+    Args:
+        num_steps: training steps, the schedule's length.
+        learning_rate: its peak.
+        warmup_steps: steps from 0 to the peak.
+        final_fraction: of the peak, at the end; 1 keeps it constant.
+        b1: decay of the first moment.
+        b2: decay of the second moment.
+        eps: added to the root of the second moment.
+        weight_decay: per step, times the learning rate.
+        clip_norm: largest global norm of the gradient.
+    """
+    warmup_steps = min(warmup_steps, num_steps)
+    schedule = optax.join_schedules(
+        [
+            optax.linear_schedule(0.0, learning_rate, warmup_steps),
+            optax.cosine_decay_schedule(
+                learning_rate, max(num_steps - warmup_steps, 1), final_fraction
+            ),
+        ],
+        [warmup_steps],
+    )
+    transform = optax.chain(
+        optax.clip_by_global_norm(clip_norm),
+        optax.adamw(schedule, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay),
+    )
+    return Optimizer(transform, schedule)

@@ -1,0 +1,72 @@
+"""What a run is, at any step: arrays, nothing else."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from diffjax.errors import UserError, nearest
+from diffjax.training.optimizer import Optimizer
+
+LIVE = "live"
+
+
+class TrainState(NamedTuple):
+    """The whole state of training; randomness and data position follow from `step`.
+
+    Attributes:
+        step: `[]` int32, updates made so far.
+        params: the live parameters.
+        opt_state: the optimizer's.
+        ema: averages of the parameters, by the name of their decay.
+    """
+
+    step: Array
+    params: Any
+    opt_state: Any
+    ema: dict[str, Any]
+
+
+def init_state(params: Any, optimizer: Optimizer, decays: Sequence[float]) -> TrainState:
+    """The state before the first step; averages start at the parameters."""
+    # Copies: the step donates its state, and two names of one buffer can't both be donated.
+    ema = {ema_name(decay): jax.tree.map(jnp.copy, params) for decay in decays}
+    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.transform.init(params), ema)
+
+
+def ema_name(decay: float) -> str:
+    """The name of an average.
+
+    Example:
+        >>> ema_name(0.999)
+        'ema-0.999'
+    """
+    return f"ema-{decay:g}"
+
+
+def update_ema(ema: dict[str, Any], params: Any, decays: Sequence[float], step: Array) -> dict:
+    """`ema = d·ema + (1 - d)·params` with `d = min(decay, (1 + step)/(10 + step))`.
+
+    The second term keeps the first steps, when parameters move fast, out of the average.
+    """
+    step = step.astype(jnp.float32)
+
+    def one(decay: float) -> Any:
+        d = jnp.minimum(decay, (1.0 + step) / (10.0 + step))
+        return jax.tree.map(lambda old, new: old + (1.0 - d) * (new - old), ema[name], params)
+
+    return {name: one(decay) for decay in decays for name in [ema_name(decay)]}
+
+
+def weights_called(state: TrainState, name: str) -> Any:
+    """Live or averaged parameters by name: `live`, `ema-0.999`, …
+
+    Raises:
+        UserError: the run keeps no average of that name.
+    """
+    kept = {**state.ema, LIVE: state.params}
+    if name not in kept:
+        raise UserError(f"this run has no weights {name!r}; {nearest(name, kept)}")
+    return kept[name]

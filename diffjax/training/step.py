@@ -1,0 +1,89 @@
+"""The one training step, for every objective, network and mesh."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import Array
+
+from diffjax.objectives.denoising import Objective
+from diffjax.process.precond import Apply
+from diffjax.training.optimizer import Optimizer
+from diffjax.training.state import TrainState, update_ema
+
+LOG_SNR_EDGES = (-8.0, -6.0, -4.0, -2.0, 0.0, 2.0, 4.0, 6.0, 8.0)
+"""Edges of the log-SNR bins in which the loss is logged; the outer bins are open."""
+
+TrainStep = Callable[[TrainState, Array, Mapping[str, Array]], tuple[TrainState, dict[str, Array]]]
+
+
+def make_train_step(
+    apply: Apply,
+    objective: Objective,
+    optimizer: Optimizer,
+    *,
+    ema_decays: Sequence[float],
+    label_dropout: float,
+    null_label: int,
+) -> TrainStep:
+    """The step as a pure function `(state, key, batch) -> (state, metrics)`.
+
+    Args:
+        apply: the network.
+        objective: the loss per example.
+        optimizer: what turns gradients into updates.
+        ema_decays: of the averages that are kept; objectives see the first.
+        label_dropout: share of labels replaced by the null label, for classifier-free guidance.
+        null_label: the label that means "none".
+
+    Returns:
+        A function to be jitted by the caller. `key` is the run's and the same in every step; the
+        step number is folded in. Metrics are `loss`, `grad_norm`, `learning_rate` and, by log-SNR
+        bin, `bin_loss` (sums) and `bin_count`.
+    """
+
+    def train_step(
+        state: TrainState, key: Array, batch: Mapping[str, Array]
+    ) -> tuple[TrainState, dict[str, Array]]:
+        label_key, loss_key = jax.random.split(jax.random.fold_in(key, state.step))
+        dropped = jax.random.bernoulli(label_key, label_dropout, batch["label"].shape)
+        batch = {**batch, "label": jnp.where(dropped, null_label, batch["label"])}
+        teacher = next(iter(state.ema.values()), state.params)
+
+        def mean_loss(params: Any) -> tuple[Array, tuple[Array, Array]]:
+            loss, metrics = objective(apply, params, teacher, loss_key, batch, state.step)
+            return jnp.mean(loss), (loss, metrics["log_snr"])
+
+        gradient_of = jax.value_and_grad(mean_loss, has_aux=True)
+        (loss, (losses, log_snr)), gradient = gradient_of(state.params)
+        updates, opt_state = optimizer.transform.update(gradient, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        ema = update_ema(state.ema, params, ema_decays, state.step)
+        bin_loss, bin_count = by_log_snr(losses, log_snr)
+        metrics = {
+            "loss": loss,
+            "grad_norm": optax.tree.norm(gradient),
+            "learning_rate": jnp.asarray(optimizer.schedule(state.step)),
+            "bin_loss": bin_loss,
+            "bin_count": bin_count,
+        }
+        return TrainState(state.step + 1, params, opt_state, ema), metrics
+
+    return train_step
+
+
+def by_log_snr(losses: Array, log_snr: Array) -> tuple[Array, Array]:
+    """Sums losses `[B]` and counts examples in the bins of `LOG_SNR_EDGES`.
+
+    Example:
+        >>> sums, counts = by_log_snr(jnp.array([1.0, 2.0]), jnp.array([-9.0, 9.0]))
+        >>> sums.tolist()[0], sums.tolist()[-1], counts.sum().item()
+        (1.0, 2.0, 2.0)
+    """
+    bins = len(LOG_SNR_EDGES) + 1
+    which = jnp.searchsorted(jnp.asarray(LOG_SNR_EDGES), log_snr, side="right")
+    member = jax.nn.one_hot(which, bins)
+    # A sum over a mask, not a product: a loss of NaN must stay in its own bin.
+    return jnp.sum(jnp.where(member > 0, losses[:, None], 0.0), axis=0), jnp.sum(member, axis=0)
