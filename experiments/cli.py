@@ -112,11 +112,10 @@ def _parse(flag_values: flags.FlagValues, argv: list[str]) -> SimpleNamespace:
     for name, setting in settings.items():
         if parsed[name].present:
             setting.set(parsed[name].value)
-    config_files.check_complete(settings)
     values = {name: parsed[name].value for name in names}
-    return SimpleNamespace(
-        **values | {"config": config, "config_name": config_files.name_of(location)}
-    )
+    values["config"] = config_files.lock(config, settings)
+    values["config_name"] = config_files.name_of(location)
+    return SimpleNamespace(**values)
 
 
 def _read(

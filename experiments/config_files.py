@@ -29,7 +29,7 @@ def name_of(location: str) -> str:
 
 
 def load(location: str) -> ConfigDict:
-    """The locked config that a file's `get_config` returns.
+    """The config that a file's `get_config` returns.
 
     Args:
         location: `path.py`, or `path.py:text` to call `get_config(text)`.
@@ -55,7 +55,7 @@ def load(location: str) -> ConfigDict:
     config = _as_written(path, lambda: get_config(*arguments))
     if not isinstance(config, ConfigDict):
         raise UserError(f"get_config() in {path} returns {type(config).__name__}, no ConfigDict")
-    return config.lock()
+    return config
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,7 +99,7 @@ def settings(config: ConfigDict, name: str = "config") -> dict[str, Setting]:
 
     Example:
         >>> list(settings(ConfigDict({"seed": 0, "model": {"width": 64}})))
-        ['config.seed', 'config.model.width']
+        ['config.model.width', 'config.seed']
     """
     found: dict[str, Setting] = {}
     for key, value in config.items(preserve_field_references=True):
@@ -118,17 +118,20 @@ def settings(config: ConfigDict, name: str = "config") -> dict[str, Setting]:
     return found
 
 
-def check_complete(known: Mapping[str, Setting]) -> None:
-    """Refuses a config in which a required placeholder was left open.
+def lock(config: ConfigDict, known: Mapping[str, Setting]) -> ConfigDict:
+    """Locks a config, with those inside tuples, once nothing in it is left open.
 
     Raises:
-        UserError: it names the flag that fills it.
+        UserError: a required placeholder has no value; names the flag that fills it.
     """
     for setting in known.values():
         try:
             setting.group[setting.key]
         except RequiredValueError:
-            raise UserError(f"{setting.name} has no default; give --{setting.name}=") from None
+            raise UserError(f"{setting.name} has no default; give --{setting.name}=...") from None
+    for setting in known.values():
+        setting.group.lock()
+    return config.lock()
 
 
 def _execute(path: Path) -> ModuleType:
