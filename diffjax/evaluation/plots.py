@@ -8,6 +8,7 @@ follows the element it stands in.
 import io
 import math
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,15 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap, to_hex
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, NullLocator, PercentFormatter
+from matplotlib.ticker import (
+    FuncFormatter,
+    LogLocator,
+    NullFormatter,
+    NullLocator,
+    PercentFormatter,
+)
 from PIL import Image
+from scipy.signal import savgol_filter
 
 from diffjax.errors import UserError
 
@@ -31,7 +39,7 @@ _VARIABLES = {_INK: "--ink", _FAINT: "--faint"} | {
     color: f"--series-{index}" for index, color in enumerate(_SERIES, start=1)
 }
 _NOISY_TO_CLEAN = LinearSegmentedColormap.from_list(
-    "noisy_to_clean", ["#3f6fe0", "#8a5cd6", "#cf4f93", "#e0703a", "#b8860b"]
+    "noisy_to_clean", ["#2f62e0", "#a048d0", "#d9416e", "#de7b1f", "#8c981c", "#1f9a6a"]
 )
 _STYLE = {
     "svg.fonttype": "none",
@@ -76,9 +84,9 @@ def loss_curve(records: Sequence[Mapping[str, Any]]) -> str:
         if broken.size:
             axes.axvline(broken[0], color=_SERIES[1], linestyle=":", label="not finite")
             axes.legend()
-        _dress(axes, "training step", "loss", log_y=(losses > 0).any())
+        _dress(axes, "training step", "loss", log_y=bool((losses > 0).any()))
 
-    return _svg(draw)
+    return _svg("loss", draw)
 
 
 def loss_by_log_snr(records: Sequence[Mapping[str, Any]]) -> str:
@@ -110,7 +118,7 @@ def loss_by_log_snr(records: Sequence[Mapping[str, Any]]) -> str:
         axes.legend(title="log-SNR", loc="center left", bbox_to_anchor=(1.0, 0.5))
         _dress(axes, "training step", "loss", log_y=any((loss > 0).any() for _, loss in curves))
 
-    return _svg(draw)
+    return _svg("loss_by_log_snr", draw)
 
 
 def log_snr_edges(records: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -161,10 +169,10 @@ def quality_against_nfe(
         is_accuracy = metric == "accuracy"
         _dress(axes, "network evaluations per sample", label, not is_accuracy and min(values) > 0)
         if is_accuracy:
-            axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+            axes.yaxis.set_major_formatter(PercentFormatter(1.0, symbol=" %"))
         axes.legend()
 
-    return _svg(draw)
+    return _svg(metric, draw)
 
 
 def image_grid(images: Any, columns: int) -> np.ndarray:
@@ -230,7 +238,7 @@ def save_png(path: str | Path, images: Any, columns: int | None = None) -> Path:
     return path
 
 
-def _svg(draw: Callable[[Axes], None]) -> str:
+def _svg(name: str, draw: Callable[[Axes], None]) -> str:
     with mpl.rc_context(_STYLE):  # pyright: ignore[reportArgumentType]
         figure = Figure(figsize=(4.9, 3.1), layout="constrained")
         draw(figure.add_subplot())
@@ -238,9 +246,10 @@ def _svg(draw: Callable[[Axes], None]) -> str:
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     text = buffer.getvalue()
     text = text[text.index("<svg") :]
-    for color, name in _VARIABLES.items():
-        text = text.replace(color, f"var({name}, {color})")
-    return text
+    for color, variable in _VARIABLES.items():
+        text = text.replace(color, f"var({variable}, {color})")
+    # Two plots on one page must not share an id.
+    return re.sub(r'( id="|href="#|url\(#)', rf"\g<1>{name}-", text)
 
 
 def _dress(axes: Axes, x_label: str, y_label: str, log_y: bool) -> None:
@@ -249,14 +258,18 @@ def _dress(axes: Axes, x_label: str, y_label: str, log_y: bool) -> None:
     axes.grid(True)
     if log_y:
         axes.set_yscale("log")
+        low, high = axes.get_ylim()
+        steps = (1.0, 2.0, 5.0) if high / low < 300 else (1.0,)
+        axes.yaxis.set_major_locator(LogLocator(subs=steps))
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.yaxis.set_minor_formatter(NullFormatter())
 
 
 def _integer_ticks(axes: Axes, values: list[float]) -> None:
-    # Neighbours closer than a third of an octave would print over each other.
+    # Neighbours closer than half an octave would print over each other.
     ticks = values[:1]
     for value in values[1:]:
-        if value / ticks[-1] >= 1.26:
+        if value / ticks[-1] >= 1.4:
             ticks.append(value)
     axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
     axes.xaxis.set_minor_locator(NullLocator())
@@ -286,12 +299,9 @@ def _raw_and_smooth(
 
 
 def _smooth(values: np.ndarray) -> np.ndarray:
-    # A mean over a window that grows with the run, shorter at both ends so that neither is biased.
+    # Lines fitted over a twenty-fifth of the run, so that neither end is biased.
     half = len(values) // 50
-    sums = np.concatenate([[0.0], np.cumsum(values)])
-    index = np.arange(len(values))
-    reach = np.minimum(np.minimum(index, len(values) - 1 - index), half)
-    return (sums[index + reach + 1] - sums[index - reach]) / (2 * reach + 1)
+    return savgol_filter(values, 2 * half + 1, polyorder=1) if half else values
 
 
 def _thin(steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -1,0 +1,141 @@
+"""Numbers as a person reads them: rounding, durations, and the table of quality by NFE."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+MISSING = "–"
+
+
+def is_number(value: Any) -> bool:
+    """Whether `value` is a finite int or float."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def number(value: Any, digits: int = 3) -> str:
+    """A number with `digits` significant digits at least; anything else as it is.
+
+    Example:
+        >>> [number(x) for x in (1234567, 0.98765, 1234.5, 0.00001234, None, "heun")]
+        ['1,234,567', '0.988', '1,234', '1.23e-05', '–', 'heun']
+    """
+    if value is None:
+        return MISSING
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return str(value)
+    if isinstance(value, int):
+        return f"{value:,}"
+    if not math.isfinite(value):
+        return "not finite"
+    if abs(value) >= 10**digits:
+        return f"{value:,.0f}"
+    return f"{value:.{digits}g}"
+
+
+def percent(value: Any) -> str:
+    """A share in per cent, with one decimal.
+
+    Example:
+        >>> percent(0.9923), percent(None)
+        ('99.2 %', '–')
+    """
+    return f"{100 * value:.1f} %" if is_number(value) else MISSING
+
+
+def duration(seconds: Any) -> str:
+    """A time span in the two largest of days, hours, minutes and seconds.
+
+    Example:
+        >>> [duration(s) for s in (7.26, 161, 7384, 200_000)]
+        ['7.3 s', '2 min 41 s', '2 h 3 min', '2 d 7 h']
+    """
+    if not is_number(seconds):
+        return MISSING
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24)
+    if days:
+        return f"{days} d {hours} h"
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
+
+
+def measure(value: Any) -> str:
+    """A measured number with three significant digits, trailing zeros kept so that columns align.
+
+    Example:
+        >>> [measure(x) for x in (1.3, 0.0041, 512.4, None)]
+        ['1.30', '0.00410', '512', '–']
+    """
+    if not is_number(value) or abs(value) >= 100:
+        return number(value)
+    return f"{value:#.3g}"
+
+
+class Column(NamedTuple):
+    """A column of the quality table: the key in a row, its heading, and how it is written."""
+
+    key: str
+    heading: str
+    write: Callable[[Any], str] = number
+
+
+COLUMNS = (
+    Column("solver", "solver"),
+    Column("num_steps", "steps"),
+    Column("nfe", "NFE"),
+    Column("guidance_scale", "guidance"),
+    Column("accuracy", "accuracy", percent),
+    Column("frechet_distance", "Fréchet distance", measure),
+    Column("kernel_distance", "kernel distance", measure),
+    Column("seconds", "seconds", measure),
+)
+
+
+def sorted_rows(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Rows of quality by NFE in the order of solver, guidance scale, NFE."""
+
+    def order(row: Mapping[str, Any]) -> tuple[str, float, float]:
+        scale, nfe = row.get("guidance_scale"), row.get("nfe")
+        return (
+            str(row.get("solver")),
+            float(scale) if is_number(scale) else math.inf,  # pyright: ignore[reportArgumentType]
+            float(nfe) if is_number(nfe) else math.inf,  # pyright: ignore[reportArgumentType]
+        )
+
+    return sorted(rows, key=order)
+
+
+def quality_cells(rows: Sequence[Mapping[str, Any]]) -> tuple[list[Column], list[list[str]]]:
+    """The columns for which some row has a value, and the cells in the order of `sorted_rows`."""
+    columns = [c for c in COLUMNS if any(row.get(c.key) is not None for row in rows)]
+    cells = [[c.write(row.get(c.key)) for c in columns] for row in sorted_rows(rows)]
+    return columns, cells
+
+
+def quality_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Quality by NFE as lines of plain text, sorted by NFE within each solver.
+
+    Args:
+        rows: the `by_nfe` of an evaluation. Columns that no row has a value for are left out.
+
+    Example:
+        >>> print(quality_table([
+        ...     {"solver": "heun", "num_steps": 18, "nfe": 70, "frechet_distance": 1.34},
+        ...     {"solver": "heun", "num_steps": 5, "nfe": 18, "frechet_distance": None},
+        ... ]))
+        solver  steps  NFE  Fréchet distance
+        heun        5   18                 –
+        heun       18   70              1.34
+    """
+    columns, cells = quality_cells(rows)
+    lines = [[column.heading for column in columns], *cells]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(columns))]
+    return "\n".join(
+        "  ".join(
+            cell.ljust(width) if index == 0 else cell.rjust(width)
+            for index, (cell, width) in enumerate(zip(line, widths, strict=True))
+        )
+        for line in lines
+    )
