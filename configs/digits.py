@@ -7,7 +7,7 @@
 from ml_collections import ConfigDict
 
 from diffjax import choices
-from diffjax.data import augment, sources
+from diffjax.data import Augment, digits
 from diffjax.evaluation import features
 from diffjax.models.dit import DiT
 from diffjax.models.unet import UNet
@@ -30,8 +30,8 @@ def get_config(arguments: str = "") -> ConfigDict:
     config.seed = 0
     config.num_steps = 4_000
     config.batch_size = 128
-    config.data = spec(sources.digits)
-    config.augment = spec(augment.Augment)
+    config.data = spec(digits)
+    config.augment = spec(Augment)
     choices.set_axes(config, arguments, MODELS, model="dit")
     config.label_dropout = 0.1
     config.optimizer = spec(
@@ -51,6 +51,7 @@ def get_config(arguments: str = "") -> ConfigDict:
     config.sample_every_steps = 500
     config.checkpoint_every_steps = 1_000
     config.checkpoints_to_keep = 3
+    config.checkpoints_kept_every_steps = 100_000
     config.evaluation = ConfigDict(
         {
             "extractor": spec(features.classifier_features, name="digits"),

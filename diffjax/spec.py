@@ -20,7 +20,7 @@ TARGET = "_target_"
 _FLAX_WIRING = ("parent", "name")
 
 
-def spec(target: Callable[..., Any], **overrides: Any) -> ConfigDict:
+def spec(target: Callable[..., Any], /, **overrides: Any) -> ConfigDict:
     """Describes a call of `target` as data, with all its defaults spelled out.
 
     Arguments of `target` that have neither a default nor an override are left out: they are
@@ -55,7 +55,7 @@ def spec(target: Callable[..., Any], **overrides: Any) -> ConfigDict:
     return ConfigDict({TARGET: location, **fields})
 
 
-def build(config: Any, **runtime: Any) -> Any:
+def build(config: Any, /, **runtime: Any) -> Any:
     """Calls what a spec describes, innermost specs first.
 
     Args:

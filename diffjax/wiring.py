@@ -30,6 +30,7 @@ class Wired(NamedTuple):
         recipe: how the run's own samples are drawn.
         image_shape: `(H, W, C)`.
         num_classes: 0 is unconditional.
+        label_dropout: share of labels that training replaces by the null label.
         params_shape: shapes of the parameters, a tree of `ShapeDtypeStruct`.
     """
 
@@ -41,6 +42,7 @@ class Wired(NamedTuple):
     recipe: Recipe
     image_shape: tuple[int, int, int]
     num_classes: int
+    label_dropout: float
     params_shape: Any
 
     def init(self, key: Array) -> Any:
@@ -72,7 +74,6 @@ def wire(config: ConfigDict, image_shape: tuple[int, int, int], num_classes: int
     objective = build(config.objective, path=path, precond=precond)
     network = build(config.model, num_classes=num_classes)
     recipe = build(config.sampling)
-    check_guidance(recipe.guidance_scale, num_classes, config.label_dropout)
 
     def apply(
         params: Any,
@@ -89,8 +90,18 @@ def wire(config: ConfigDict, image_shape: tuple[int, int, int], num_classes: int
     shapes = jax.eval_shape(network.init, jax.random.key(0), *_example_inputs(image_shape))
     params = shapes["params"]
     wired = Wired(
-        path, precond, objective, network, apply, recipe, tuple(image_shape), num_classes, params
+        path=path,
+        precond=precond,
+        objective=objective,
+        network=network,
+        apply=apply,
+        recipe=recipe,
+        image_shape=image_shape,
+        num_classes=num_classes,
+        label_dropout=config.label_dropout,
+        params_shape=params,
     )
+    check_guidance(recipe.guidance_scale, wired)
     _check_loss(wired)
     return wired
 
@@ -112,11 +123,12 @@ def check_target(path: Path, precond: Precond) -> None:
         )
 
 
-def check_guidance(scale: float, num_classes: int, label_dropout: float) -> None:
+def check_guidance(scale: float, wired: Wired) -> None:
     """Refuses guidance for a network that never saw the null label."""
-    if scale != 1.0 and (num_classes == 0 or label_dropout == 0.0):
-        why = "has no labels" if num_classes == 0 else "is trained with label_dropout=0"
-        raise UserError(f"guidance_scale={scale:g} needs a null label, but this network {why}; use 1")
+    if scale == 1.0 or (wired.num_classes and wired.label_dropout):
+        return
+    why = "is trained with label_dropout=0" if wired.num_classes else "has no labels"
+    raise UserError(f"guidance_scale={scale:g} needs a null label, but this network {why}; use 1")
 
 
 def _example_inputs(image_shape: tuple[int, ...]) -> tuple[Array, Array, Array]:

@@ -17,12 +17,15 @@ A script declares its flags on a `FlagValues` of its own and hands them to `run`
 
 import copy
 import difflib
+import logging
 import sys
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import jax
 from absl import flags
 
 from diffjax.errors import UserError
@@ -73,6 +76,8 @@ def run(
     # Libraries (worker processes of the input pipeline) refuse to run before absl's own flags
     # are marked as parsed; none of those flags is offered here.
     flags.FLAGS.mark_as_parsed()
+    _set_up_logging()
+    _keep_compiled_programs()
     try:
         return main(_parse(flag_values, argv)) or 0
     except UserError as error:
@@ -81,6 +86,43 @@ def run(
     except KeyboardInterrupt as interrupt:
         print(str(interrupt) or "interrupted", file=sys.stderr)
         return 130
+
+
+def require(args: SimpleNamespace, name: str) -> None:
+    """Refuses to go on without a flag that has no default.
+
+    Raises:
+        UserError: it was not given.
+    """
+    if getattr(args, name) is None:
+        raise UserError(f"--{name} is missing; --help says what it is")
+
+
+def config_names() -> list[str]:
+    """The names of the config files below this folder."""
+    return sorted(path.stem for path in Path("configs").glob("*.py"))
+
+
+def describe_tables(tables: Mapping[str, Iterable[str]]) -> str:
+    """Axes and their choices as lines of `--help`."""
+    return "\n".join(f"  {axis + '=':<11} {', '.join(names)}" for axis, names in tables.items())
+
+
+def _set_up_logging() -> None:
+    """The library's own messages go to stderr, one line each."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    logger = logging.getLogger("diffjax")
+    logger.handlers = [handler]
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+
+
+def _keep_compiled_programs() -> None:
+    """Lets a second start of the same program skip its compilation."""
+    if jax.config.jax_compilation_cache_dir is None:
+        jax.config.update("jax_compilation_cache_dir", str(Path("~/.cache/diffjax").expanduser()))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
 def _parse(flag_values: flags.FlagValues, argv: list[str]) -> SimpleNamespace:

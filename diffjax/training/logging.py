@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Protocol, TextIO
+from typing import Protocol, SupportsFloat, TextIO
 
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
@@ -29,7 +29,7 @@ __all__ = ["JSONLWriter", "ProgressBar", "TensorBoardWriter", "Writer", "join", 
 class Writer(Protocol):
     """Something that takes the metrics of a step."""
 
-    def write(self, step: int, scalars: Mapping[str, float]) -> None:
+    def write(self, step: int, scalars: Mapping[str, SupportsFloat]) -> None:
         """Takes the metrics of training step `step`; anything `float()` accepts is a number."""
         ...
 
@@ -70,7 +70,7 @@ class JSONLWriter:
         _keep_until(path, start_step)
         self._file = path.open("a", encoding="utf-8")
 
-    def write(self, step: int, scalars: Mapping[str, float]) -> None:
+    def write(self, step: int, scalars: Mapping[str, SupportsFloat]) -> None:
         self._file.write(_line(step, scalars))
         self._file.flush()
 
@@ -95,7 +95,7 @@ def _keep_until(path: Path, last_step: int) -> None:
     os.replace(scratch, path)
 
 
-def _line(step: int, scalars: Mapping[str, float]) -> str:
+def _line(step: int, scalars: Mapping[str, SupportsFloat]) -> str:
     numbers = {name: float(value) for name, value in scalars.items()}
     first = {"loss": numbers["loss"]} if "loss" in numbers else {}
     record = {name: _json_number(value) for name, value in (first | numbers).items()}
@@ -121,7 +121,7 @@ class TensorBoardWriter:
             str(folder), purge_step=start_step + 1, filename_suffix=f".from_{start_step}"
         )
 
-    def write(self, step: int, scalars: Mapping[str, float]) -> None:
+    def write(self, step: int, scalars: Mapping[str, SupportsFloat]) -> None:
         for name, value in scalars.items():
             self._writer.add_scalar(name, float(value), int(step))
 
@@ -162,7 +162,7 @@ class ProgressBar:
             bar_format="step {n_fmt}/{total_fmt} |{bar}| {remaining} left{postfix}",
         )
 
-    def write(self, step: int, scalars: Mapping[str, float]) -> None:
+    def write(self, step: int, scalars: Mapping[str, SupportsFloat]) -> None:
         if not self._bar.disable:
             self._bar.set_postfix_str(_headline(scalars), refresh=False)
             self._bar.update(step - self._bar.n)
@@ -184,7 +184,7 @@ class ProgressBar:
         self._bar.close()
 
 
-def _headline(scalars: Mapping[str, float]) -> str:
+def _headline(scalars: Mapping[str, SupportsFloat]) -> str:
     parts = []
     if "loss" in scalars:
         parts.append(f"loss {float(scalars['loss']):.4f}")
@@ -205,7 +205,7 @@ class _Joined:
     def __init__(self, writers: tuple[Writer, ...]):
         self._writers = writers
 
-    def write(self, step: int, scalars: Mapping[str, float]) -> None:
+    def write(self, step: int, scalars: Mapping[str, SupportsFloat]) -> None:
         for writer in self._writers:
             writer.write(step, scalars)
 

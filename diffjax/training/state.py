@@ -55,9 +55,11 @@ def update_ema(ema: dict[str, Any], params: Any, decays: Sequence[float], step: 
 
     def one(decay: float) -> Any:
         d = jnp.minimum(decay, (1.0 + step) / (10.0 + step))
-        return jax.tree.map(lambda old, new: old + (1.0 - d) * (new - old), ema[name], params)
+        return jax.tree.map(
+            lambda old, new: old + (1.0 - d) * (new - old), ema[ema_name(decay)], params
+        )
 
-    return {name: one(decay) for decay in decays for name in [ema_name(decay)]}
+    return {ema_name(decay): one(decay) for decay in decays}
 
 
 def weights_called(state: TrainState, name: str) -> Any:

@@ -1,0 +1,169 @@
+"""Checkpoints by Orbax, with a check of our own that what comes back is what was saved.
+
+Orbax does not notice flipped bits in array data, so each checkpoint carries one 32-bit digest per
+array. It is computed on the device, does not depend on the mesh, and changes with any single bit.
+"""
+
+import json
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import orbax.checkpoint as ocp
+from jax import Array
+
+from diffjax.errors import UserError
+
+_LOG = logging.getLogger("diffjax")
+
+
+class Checkpoints:
+    """The checkpoints of one run.
+
+    Args:
+        folder: made if need be.
+        keep: how many of the newest stay.
+        keep_every_steps: those at multiples of this stay as well.
+    """
+
+    def __init__(self, folder: Path, keep: int = 3, keep_every_steps: int | None = None):
+        self.folder = folder.absolute()
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=keep, keep_period=keep_every_steps, create=True
+        )
+        self._manager = ocp.CheckpointManager(
+            self.folder, options=options, item_names=("state", "meta")
+        )
+
+    def save(self, step: int, state: Any, meta: Mapping[str, Any]) -> None:
+        """Starts to save; the arrays are copied before it returns, the rest happens behind.
+
+        Args:
+            step: names the checkpoint; one that exists already is left alone.
+            state: any tree of arrays.
+            meta: plain data to go with it.
+        """
+        if step in self._manager.all_steps():
+            return
+        content = {**meta, "step": step, "digest": digest(state)}
+        self._manager.save(
+            step,
+            args=ocp.args.Composite(
+                state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(content)
+            ),
+        )
+
+    def restore(
+        self, abstract: Any, *, set_damaged_aside: bool = True
+    ) -> tuple[Any, dict[str, Any]] | None:
+        """The newest checkpoint that is whole, on whatever mesh `abstract` asks for.
+
+        A damaged one is passed over with a warning.
+
+        Args:
+            abstract: a tree of `ShapeDtypeStruct` with shardings.
+            set_damaged_aside: move damaged ones to a folder beside this one; none is deleted.
+
+        Returns:
+            State and meta, or None if there is no checkpoint at all.
+
+        Raises:
+            UserError: there are checkpoints and none of them can be read.
+        """
+        damaged = []
+        for step in sorted(self._manager.all_steps(), reverse=True):
+            try:
+                restored = self.read(step, abstract)
+            except Exception as error:  # Whatever the reader trips over, the file is at fault.
+                damaged.append(step)
+                _LOG.warning("checkpoint %d is damaged: %s", step, _first_line(error))
+                continue
+            if set_damaged_aside:
+                self._set_aside(damaged)
+            return restored
+        if damaged:
+            raise UserError(
+                f"none of the checkpoints {damaged} in {self.folder} can be read; "
+                "restore them from a copy, or start again in another --workdir"
+            )
+        return None
+
+    def read(self, step: int, abstract: Any) -> tuple[Any, dict[str, Any]]:
+        """One checkpoint, verified against its digest; nothing is set aside.
+
+        Raises:
+            Exception: anything, if it is damaged.
+        """
+        restored = self._manager.restore(
+            step,
+            args=ocp.args.Composite(
+                state=ocp.args.StandardRestore(abstract), meta=ocp.args.JsonRestore()
+            ),
+        )
+        meta = restored.meta
+        actual = digest(restored.state)
+        wrong = [name for name, value in meta["digest"].items() if actual.get(name) != value]
+        if wrong or meta["step"] != step:
+            raise UserError(f"{len(wrong)} array(s) differ from what was saved, {wrong[:1]} first")
+        return restored.state, meta
+
+    def steps(self) -> list[int]:
+        """The steps that have a checkpoint, rising."""
+        return sorted(self._manager.all_steps())
+
+    def close(self) -> None:
+        """Waits until what was begun is on disk."""
+        self._manager.wait_until_finished()
+        self._manager.close()
+
+    def _set_aside(self, steps: list[int]) -> None:
+        if not steps or jax.process_index() != 0:
+            return
+        aside = self.folder.with_name("checkpoints_damaged")
+        aside.mkdir(exist_ok=True)
+        for step in steps:
+            taken = len(list(aside.glob(f"{step}*")))
+            name = f"{step}-{taken}" if taken else str(step)
+            (self.folder / str(step)).rename(aside / name)
+            _LOG.warning("checkpoint %d was moved to %s", step, aside / name)
+        self._manager.reload()
+
+
+def digest(tree: Any) -> dict[str, int]:
+    """One 32-bit number per array, by its path.
+
+    `Σ_i bits(x_i)·(2i + 1)·c mod 2³²`: the factors are odd, so that flipping any one bit changes
+    the sum, and integer sums do not depend on their order, hence not on the mesh.
+
+    Example:
+        >>> one, other = digest({"a": jnp.array([1.0, 2.0])}), digest({"a": jnp.array([2.0, 1.0])})
+        >>> list(one), one == other
+        (['a'], False)
+    """
+    sums = jax.device_get(_digest(tree))
+    leaves = jax.tree_util.tree_leaves_with_path(sums)
+    name = jax.tree_util.keystr
+    return {name(path, simple=True, separator="/"): int(value) for path, value in leaves}
+
+
+@jax.jit
+def _digest(tree: Any) -> Any:
+    return jax.tree.map(_digest_array, tree)
+
+
+def _digest_array(x: Array) -> Array:
+    unsigned = jnp.dtype(f"uint{8 * x.dtype.itemsize}")
+    bits = jax.lax.bitcast_convert_type(x, unsigned).astype(jnp.uint32)
+    index = jnp.zeros((), jnp.uint32)
+    # The position in row-major order, without a reshape that would gather a sharded array.
+    for axis, size in enumerate(x.shape):
+        index = index * size + jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis)
+    return jnp.sum(bits * (2 * index + 1) * jnp.uint32(2654435761), dtype=jnp.uint32)
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip() or type(error).__name__
+    return json.dumps(text.splitlines()[0][:200])

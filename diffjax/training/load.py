@@ -1,0 +1,132 @@
+"""A trained model, ready for any solver or metric."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from diffjax.errors import UserError
+from diffjax.process.precond import Predict, denoiser
+from diffjax.sampling.sample import Recipe
+from diffjax.sampling.solvers import Solver
+from diffjax.training import workdirs
+from diffjax.training.checkpoints import Checkpoints
+from diffjax.training.generate import Generate, make_generator
+from diffjax.training.setup import Setup, set_up
+from diffjax.training.sharding import make_mesh
+from diffjax.training.state import TrainState, weights_called
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run at one step.
+
+    Attributes:
+        setup: its parts; `run.setup.wired.path` and so on.
+        state: the arrays.
+        workdir: where it lives.
+        label_names: what the labels mean.
+    """
+
+    setup: Setup
+    state: TrainState
+    workdir: Path
+    label_names: tuple[str, ...] = ()
+
+    @property
+    def config(self) -> ConfigDict:
+        """The resolved config."""
+        return self.setup.config
+
+    @property
+    def step(self) -> int:
+        """Training steps made."""
+        return int(self.state.step)
+
+    @property
+    def recipe(self) -> Recipe:
+        """How the run draws its own samples; change it with `dataclasses.replace`."""
+        return self.setup.wired.recipe
+
+    def weights(self, name: str | None = None) -> Any:
+        """Parameters by name (`live`, `ema-0.999`); by default those of `config.weights`.
+
+        Raises:
+            UserError: the run keeps none of that name.
+        """
+        return weights_called(self.state, name or self.config.weights)
+
+    def predict(self, weights: str | None = None) -> Predict:
+        """`(x[B,H,W,C], t[B], labels[B]) -> (x0, eps)`."""
+        wired = self.setup.wired
+        return denoiser(wired.apply, self.weights(weights), wired.path, wired.precond)
+
+    def generator(self, batch_size: int) -> Generate:
+        """`(params, recipe, labels, seed) -> images`, compiled once for many calls."""
+        return make_generator(self.setup.wired, self.setup.mesh, batch_size=batch_size)
+
+    def sample(
+        self,
+        labels: Sequence[int] | np.ndarray,
+        *,
+        seed: int = 0,
+        solver: Solver | None = None,
+        num_steps: int | None = None,
+        guidance_scale: float | None = None,
+        weights: str | None = None,
+        batch_size: int = 256,
+    ) -> np.ndarray:
+        """Draws one image a label; what is not given is as in the run's config.
+
+        Image i depends on the seed, on i and on its label alone.
+
+        Args:
+            labels: `[n]` integers; any for an unconditional model.
+            seed: of the noise.
+            solver: as `diffjax.sampling.solvers.heun()`.
+            num_steps: intervals of the grid.
+            guidance_scale: 1 is off.
+            weights: `live` or the name of an average.
+            batch_size: images at a time.
+
+        Returns:
+            `[n, H, W, C]` float32, nominally in [-1, 1].
+        """
+        changes = {"solver": solver, "num_steps": num_steps, "guidance_scale": guidance_scale}
+        given = {name: value for name, value in changes.items() if value is not None}
+        recipe = replace(self.recipe, **given)
+        generate = self.generator(min(batch_size, max(len(labels), 1)))
+        return generate(self.weights(weights), recipe, np.asarray(labels), seed)
+
+
+def load(workdir: str | Path, *, allowed_packages: tuple[str, ...] = ("diffjax",)) -> Run:
+    """Loads a run's newest whole checkpoint onto the devices that are there.
+
+        run = diffjax.load("runs/digits")
+        images = run.sample(labels=[0, 1, 2], guidance_scale=2.0)
+
+    The data set is not needed, and nothing in the folder is changed.
+
+    Args:
+        workdir: the run's folder.
+        allowed_packages: whose callables the saved config may name.
+
+    Raises:
+        UserError: no run there, or no checkpoint that can be read.
+    """
+    workdir = Path(workdir)
+    config, description = workdirs.read(workdir, allowed_packages)
+    setup = set_up(
+        config, description["image_shape"], description["num_classes"], mesh=make_mesh()
+    )
+    checkpoints = Checkpoints(workdir / "checkpoints")
+    try:
+        restored = checkpoints.restore(setup.abstract, set_damaged_aside=False)
+    finally:
+        checkpoints.close()
+    if restored is None:
+        raise UserError(f"{workdir} has no checkpoint yet: train it first")
+    return Run(setup, restored[0], workdir, tuple(description["label_names"]))

@@ -1,0 +1,219 @@
+"""Training, from a config to a page, read from top to bottom."""
+
+import logging
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax import Array
+from ml_collections import ConfigDict
+
+from diffjax.data import DataSet, batches
+from diffjax.errors import UserError
+from diffjax.evaluation.plots import save_png
+from diffjax.evaluation.report import write_report
+from diffjax.spec import build
+from diffjax.training import workdirs
+from diffjax.training.checkpoints import Checkpoints
+from diffjax.training.generate import balanced_labels, make_generator
+from diffjax.training.interrupts import Interrupted, stop_signals
+from diffjax.training.load import Run
+from diffjax.training.logging import JSONLWriter, ProgressBar, TensorBoardWriter, join
+from diffjax.training.measure import measure
+from diffjax.training.setup import Setup, set_up
+from diffjax.training.sharding import batch_sharding, replicated
+from diffjax.training.state import TrainState, weights_called
+from diffjax.training.step import make_train_step
+from diffjax.training.window import MetricsWindow
+
+_LOG = logging.getLogger("diffjax")
+_GRID_IMAGES = 100
+
+
+def train(config: ConfigDict, workdir: str | Path, command: str = "") -> Path:
+    """Trains what a config describes, evaluates it, and writes the run's page.
+
+    Running it again with the same config goes on where it stopped; a finished run is left as it
+    is, but for an evaluation or page that is missing.
+
+    Args:
+        config: resolved, as a config file's `get_config` gives it.
+        workdir: the run's folder.
+        command: how to make the run again, for its page.
+
+    Returns:
+        The path of `report.html`.
+
+    Raises:
+        UserError: a config that can't work, a folder that holds another run, changed data.
+        NonFiniteLoss: with the step, the log-SNR bins and the last good checkpoint.
+        Interrupted: Ctrl-C or SIGTERM, after saving.
+    """
+    workdir = Path(workdir)
+
+    # What there is to train, and whether it can be trained at all; nothing is written yet.
+    dataset: DataSet = build(config.data)
+    setup = set_up(config, dataset.image_shape, dataset.num_classes)
+
+    workdirs.claim(workdir, config)
+    checkpoints = Checkpoints(
+        workdir / "checkpoints", config.checkpoints_to_keep, config.checkpoints_kept_every_steps
+    )
+    state, start_step = restore_or_init(setup, checkpoints, dataset)
+    workdirs.record_run(workdir, setup, dataset, command)
+
+    with stop_signals() as should_stop:
+        if start_step < config.num_steps:
+            state = run_steps(setup, dataset, state, start_step, checkpoints, workdir, should_stop)
+        else:
+            _LOG.info("%s is finished: %d of %d steps", workdir, start_step, config.num_steps)
+        checkpoints.close()
+        if not (workdir / workdirs.EVALUATION).exists():
+            run = Run(setup, state, workdir, dataset.label_names)
+            measure(run, dataset, should_stop=should_stop)
+    return write_report(workdir)
+
+
+def restore_or_init(
+    setup: Setup, checkpoints: Checkpoints, dataset: DataSet
+) -> tuple[TrainState, int]:
+    """The newest whole checkpoint, or a fresh state; and its step.
+
+    Raises:
+        UserError: the data are not those that the run began with.
+    """
+    restored = checkpoints.restore(setup.abstract)
+    if restored is None:
+        init_key, _ = jax.random.split(jax.random.key(setup.config.seed))
+        return setup.init(init_key), 0
+    state, meta = restored
+    if meta["data_sha256"] != dataset.train.fingerprint():
+        raise UserError(
+            f"the training images of {dataset.name} changed since this run began: bring the old "
+            "ones back, or start again in another --workdir"
+        )
+    _LOG.info("resuming at step %d of %d", meta["step"], setup.config.num_steps)
+    return state, meta["step"]
+
+
+def run_steps(
+    setup: Setup,
+    dataset: DataSet,
+    state: TrainState,
+    start_step: int,
+    checkpoints: Checkpoints,
+    workdir: Path,
+    should_stop: Callable[[], bool],
+) -> TrainState:
+    """The loop itself: from `start_step` to the config's `num_steps`."""
+    config = setup.config
+    _, step_key = jax.random.split(jax.random.key(config.seed))
+    stream = device_batches(setup, dataset, start_step)
+    draw_grid = grid_drawer(setup, dataset, workdir)
+    began = time.perf_counter()
+    train_step = compile_train_step(setup, step_key)
+    workdirs.add_seconds(workdir, compile_seconds=time.perf_counter() - began)
+    writer = join(
+        [
+            JSONLWriter(workdir / workdirs.METRICS, start_step),
+            TensorBoardWriter(workdir / "tensorboard", start_step),
+            ProgressBar(config.num_steps, start_step),
+        ]
+    )
+    window = MetricsWindow(writer, config.batch_size, start_step, checkpoints.steps)
+
+    def save() -> None:
+        window.flush()  # A state may be saved only if its loss was finite up to here.
+        step = int(state.step)
+        checkpoints.save(step, state, {"data_sha256": dataset.train.fingerprint()})
+
+    began = time.perf_counter()
+    try:
+        save()  # A folder that can't hold a checkpoint shows now, not after an hour.
+        for step in range(start_step + 1, config.num_steps + 1):
+            state, metrics = train_step(state, step_key, next(stream))
+            window.add(metrics)
+            last = step == config.num_steps
+            stop = should_stop() and not last
+            if step % config.log_every_steps == 0:
+                window.close()
+            if step % config.sample_every_steps == 0 or last:
+                window.flush()
+                draw_grid(state)
+                window.restart_clock()
+            if step % config.checkpoint_every_steps == 0 or last or stop:
+                save()
+                window.restart_clock()
+            if stop:
+                checkpoints.close()
+                raise Interrupted(
+                    f"stopped at step {step} of {config.num_steps} and saved in {workdir}; "
+                    "the same command goes on from there"
+                )
+    finally:
+        writer.close()
+        workdirs.add_seconds(workdir, train_seconds=time.perf_counter() - began)
+    return state
+
+
+def compile_train_step(setup: Setup, key: Array) -> Callable:
+    """The train step for this mesh, compiled before the clock starts; it donates its state."""
+    config, wired = setup.config, setup.wired
+    train_step = make_train_step(
+        wired.apply,
+        wired.objective,
+        setup.optimizer,
+        ema_decays=config.ema_decays,
+        label_dropout=config.label_dropout,
+        null_label=wired.num_classes,
+    )
+    place = batch_sharding(setup.mesh)
+    batch = {
+        "image": jax.ShapeDtypeStruct(
+            (config.batch_size, *wired.image_shape), np.float32, sharding=place
+        ),
+        "label": jax.ShapeDtypeStruct((config.batch_size,), np.int32, sharding=place),
+    }
+    jitted = jax.jit(
+        train_step, donate_argnums=0, out_shardings=(setup.shardings, replicated(setup.mesh))
+    )
+    return jitted.lower(setup.abstract, key, batch).compile()
+
+
+def device_batches(setup: Setup, dataset: DataSet, start_step: int) -> Iterator[dict[str, Array]]:
+    """Global batches from `start_step` on; each process reads its own rows of them."""
+    config = setup.config
+    stream = batches(
+        dataset.train,
+        batch_size=config.batch_size,
+        seed=config.seed,
+        start_step=start_step,
+        augment=build(config.augment),
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
+    place = batch_sharding(setup.mesh)
+    for batch in stream:
+        yield jax.tree.map(
+            lambda rows: jax.make_array_from_process_local_data(place, rows), dict(batch)
+        )
+
+
+def grid_drawer(setup: Setup, dataset: DataSet, workdir: Path) -> Callable[[TrainState], Any]:
+    """A function that draws the run's picture: always the same noise and labels."""
+    config = setup.config
+    columns = min(max(dataset.num_classes, 1), 10) if dataset.num_classes else 10
+    labels = balanced_labels(_GRID_IMAGES // columns * columns, min(dataset.num_classes, columns))
+    generate = make_generator(setup.wired, setup.mesh, batch_size=len(labels))
+
+    def draw_grid(state: TrainState) -> None:
+        params = weights_called(state, config.weights)
+        images = generate(params, setup.wired.recipe, labels, config.seed)
+        if jax.process_index() == 0:
+            path = workdir / "samples" / f"step_{int(state.step):08d}.png"
+            save_png(path, images, columns=columns)
+
+    return draw_grid

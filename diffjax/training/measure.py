@@ -1,0 +1,131 @@
+"""The evaluation of a run: from its weights to `evaluation.json`."""
+
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from diffjax import choices
+from diffjax.data import DataSet
+from diffjax.errors import UserError
+from diffjax.evaluation import metrics
+from diffjax.evaluation.evaluate import NamedSolver, evaluate
+from diffjax.evaluation.neighbours import nearest
+from diffjax.evaluation.plots import save_png
+from diffjax.sampling.solvers import Solver
+from diffjax.spec import TARGET, build, choose
+from diffjax.training import workdirs
+from diffjax.training.generate import balanced_labels
+from diffjax.training.interrupts import Interrupted
+from diffjax.training.load import Run
+
+_NEIGHBOUR_ROWS = 10
+
+
+def measure(
+    run: Run,
+    dataset: DataSet,
+    *,
+    solvers: Sequence[str] | None = None,
+    num_steps: Sequence[int] | None = None,
+    num_samples: int | None = None,
+    seed: int | None = None,
+    weights: str | None = None,
+    should_stop: Callable[[], bool] = lambda: False,
+    report: Callable[[Mapping[str, Any]], None] = lambda row: None,
+) -> dict[str, Any]:
+    """Evaluates a run and writes `evaluation.json` and `samples/neighbours.png` into its folder.
+
+    What is not given is as in the run's config.
+
+    Args:
+        run: the model.
+        dataset: what it was trained on.
+        solvers: names, to be crossed with `num_steps`.
+        num_steps: intervals of the grid.
+        num_samples: labels are spread evenly over them.
+        seed: of the noise.
+        weights: `live` or the name of an average.
+        should_stop: asked between batches.
+        report: called with each row of the table as it is done.
+
+    Returns:
+        What was written.
+
+    Raises:
+        UserError: an unknown solver or average, images that the extractor can't take.
+        Interrupted: `should_stop` said so; nothing is written.
+    """
+    settings = run.config.evaluation
+    seed = settings.seed if seed is None else seed
+    named = [named_solver(name) for name in (settings.solvers if solvers is None else solvers)]
+    params = run.weights(weights)
+    reference = metrics.reference(dataset, build(settings.extractor))
+    labels = balanced_labels(num_samples or settings.num_samples, dataset.num_classes)
+    generate = run.generator(settings.batch_size)
+
+    def draw(recipe: Any, labels: np.ndarray, seed: int) -> np.ndarray:
+        if should_stop():
+            raise Interrupted(
+                f"stopped while evaluating; the training in {run.workdir} is finished and saved, "
+                "the same command evaluates it"
+            )
+        return generate(params, recipe, labels, seed)
+
+    result = evaluate(
+        draw,
+        run.recipe,
+        solver_name(run.config.sampling.solver),
+        reference,
+        labels=labels,
+        seed=seed,
+        solvers=named,
+        num_steps=settings.num_steps if num_steps is None else num_steps,
+        report=report,
+    )
+    summary = {
+        "step": run.step,
+        "weights": weights or run.config.weights,
+        **result.summary,
+    }
+    if jax.process_index() == 0:
+        _save_neighbours(run, reference.train_images, result.samples)
+        write_json(run.workdir / workdirs.EVALUATION, summary)
+    return summary
+
+
+def named_solver(name: str) -> NamedSolver:
+    """A solver from the table of choices.
+
+    Raises:
+        UserError: there is none of that name.
+    """
+    solver: Solver = build(choose(choices.SOLVERS, name, "solver"))
+    return NamedSolver(name, solver)
+
+
+def solver_name(config: Mapping[str, Any]) -> str:
+    """What tables call a solver: the name of its function."""
+    return config[TARGET].rpartition(":")[2]
+
+
+def write_json(path: os.PathLike[str], content: Mapping[str, Any]) -> None:
+    """Writes a file that is there whole or not at all."""
+    scratch = f"{os.fspath(path)}.tmp"
+    with open(scratch, "w", encoding="utf-8") as file:
+        json.dump(content, file, indent=2)
+        file.write("\n")
+    os.replace(scratch, path)
+
+
+def _save_neighbours(run: Run, train_images: np.ndarray, samples: np.ndarray) -> None:
+    """One row a sample: itself, then its nearest training images."""
+    samples = samples[:_NEIGHBOUR_ROWS]
+    k = min(5, len(train_images))
+    indices, _ = nearest(samples, train_images, k=k)
+    rows = np.concatenate([samples[:, None], train_images[indices]], axis=1)
+    path = run.workdir / "samples" / "neighbours.png"
+    save_png(path, rows.reshape(-1, *samples.shape[1:]), columns=k + 1)

@@ -1,0 +1,88 @@
+"""Everything that a run needs before its first step, and that loading it needs again."""
+
+from typing import Any, NamedTuple
+
+import jax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from diffjax.errors import UserError, nearest
+from diffjax.spec import build
+from diffjax.training import sharding
+from diffjax.training.optimizer import Optimizer
+from diffjax.training.state import LIVE, TrainState, ema_name, init_state
+from diffjax.wiring import Wired, wire
+
+
+class Setup(NamedTuple):
+    """A config, wired and placed.
+
+    Attributes:
+        config: resolved.
+        wired: its parts.
+        optimizer: the update rule.
+        mesh: the devices.
+        abstract: the training state as `ShapeDtypeStruct` with shardings.
+    """
+
+    config: ConfigDict
+    wired: Wired
+    optimizer: Optimizer
+    mesh: Mesh
+    abstract: TrainState
+
+    @property
+    def shardings(self) -> TrainState:
+        """Where each array of the state lives."""
+        return jax.tree.map(lambda leaf: leaf.sharding, self.abstract)
+
+    def init(self, key: jax.Array) -> TrainState:
+        """A fresh state, made in place on the mesh."""
+        return jax.jit(self._init, out_shardings=self.shardings)(key)
+
+    def _init(self, key: jax.Array) -> TrainState:
+        return init_state(self.wired.init(key), self.optimizer, self.config.ema_decays)
+
+
+def set_up(
+    config: ConfigDict,
+    image_shape: tuple[int, int, int],
+    num_classes: int,
+    mesh: Mesh | None = None,
+) -> Setup:
+    """Wires a config and lays its state out over the devices; nothing is compiled.
+
+    Args:
+        config: resolved.
+        image_shape: `(H, W, C)` of the data.
+        num_classes: of the data; 0 is unconditional.
+        mesh: other devices than the config's, to load a run that was trained elsewhere.
+
+    Raises:
+        UserError: whatever does not fit.
+    """
+    if mesh is None:
+        mesh = sharding.make_mesh(**config.mesh)
+        sharding.check_batch(config.batch_size, mesh)
+    check_weights(config)
+    wired = wire(config, image_shape, num_classes)
+    optimizer = build(config.optimizer, num_steps=config.num_steps)
+    shapes = jax.eval_shape(
+        lambda params: init_state(params, optimizer, config.ema_decays), wired.params_shape
+    )
+    places = sharding.state_shardings(shapes, mesh)
+    abstract = jax.tree.map(
+        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+        shapes,
+        places,
+    )
+    return Setup(config, wired, optimizer, mesh, abstract)
+
+
+def check_weights(config: ConfigDict) -> None:
+    """Refuses to evaluate an average that the config does not keep."""
+    kept = [LIVE, *map(ema_name, config.ema_decays)]
+    if config.weights not in kept:
+        raise UserError(
+            f"config.weights={config.weights!r} is none of the run's; {nearest(config.weights, kept)}"
+        )

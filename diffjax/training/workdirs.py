@@ -1,0 +1,157 @@
+"""What lies in a run's folder, and whose folder it is."""
+
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from diffjax.data import DataSet
+from diffjax.errors import UserError
+from diffjax.evaluation.run_files import read_json
+from diffjax.spec import from_json, to_json
+from diffjax.training.setup import Setup
+
+CONFIG, RUN = "config.json", "run.json"
+METRICS, EVALUATION = "metrics.jsonl", "evaluation.json"
+_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+
+
+def claim(workdir: Path, config: ConfigDict) -> None:
+    """Makes the folder this config's, or finds that it is.
+
+    Raises:
+        UserError: it can't be written to, or holds another run; nothing is changed then.
+    """
+    path = workdir / CONFIG
+    saved = read_json(path)
+    if saved is not None:
+        differences = differing_keys(saved, json.loads(to_json(config)))
+        if differences:
+            raise UserError(
+                f"{workdir} holds a run with another config ({'; '.join(differences[:3])}"
+                f"{'; …' if len(differences) > 3 else ''}): choose another --workdir"
+            )
+        return
+    if (workdir / "checkpoints").exists() or (workdir / METRICS).exists():
+        raise UserError(
+            f"{workdir} holds a run, but its {CONFIG} is missing: restore it, or choose another "
+            "--workdir"
+        )
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        _write(path, to_json(config))
+    except OSError as error:
+        raise UserError(
+            f"can't write to {workdir}: {error.strerror}; choose another --workdir"
+        ) from error
+
+
+def differing_keys(saved: Mapping[str, Any], here: Mapping[str, Any], prefix: str = "") -> list:
+    """What differs between two configs, each as `key: there, here`.
+
+    Example:
+        >>> differing_keys({"a": 1, "b": {"c": 2}}, {"a": 1, "b": {"c": 3}})
+        ['b.c: 2 there, 3 here']
+    """
+    found = []
+    for key in dict.fromkeys([*saved, *here]):
+        there, mine = saved.get(key, "absent"), here.get(key, "absent")
+        if isinstance(there, Mapping) and isinstance(mine, Mapping):
+            found += differing_keys(there, mine, f"{prefix}{key}.")
+        elif there != mine:
+            found.append(f"{prefix}{key}: {there} there, {mine} here")
+    return found
+
+
+def record_run(workdir: Path, setup: Setup, dataset: DataSet, command: str) -> None:
+    """Writes where and with what the run runs; times that are there already are kept."""
+    before = read_json(workdir / RUN) or {}
+    device = setup.mesh.devices.flat[0]
+    content = {
+        "started": before.get("started", datetime.now(UTC).isoformat(timespec="seconds")),
+        "command": command,
+        "versions": {"diffjax": _version("diffjax"), "python": platform.python_version()}
+        | {name: _version(name) for name in _PACKAGES},
+        "git_revision": git_revision(Path(__file__).parent),
+        "device": f"{setup.mesh.size} x {device.device_kind} ({device.platform})",
+        "host": f"{os.cpu_count()} cores, {platform.machine()}, {platform.system()}",
+        "mesh": dict(setup.mesh.shape),
+        "num_params": setup.wired.num_params,
+        "data": {
+            "name": dataset.name,
+            "image_shape": list(dataset.image_shape),
+            "num_classes": dataset.num_classes,
+            "label_names": list(dataset.label_names),
+            "num_train_images": len(dataset.train),
+            "num_test_images": len(dataset.test),
+            "train_sha256": dataset.train.fingerprint(),
+        },
+        "compile_seconds": before.get("compile_seconds", 0.0),
+        "train_seconds": before.get("train_seconds", 0.0),
+    }
+    if jax.process_index() == 0:
+        _write(workdir / RUN, json.dumps(content, indent=2) + "\n")
+
+
+def add_seconds(workdir: Path, **seconds: float) -> None:
+    """Adds to the times in `run.json`, over all the stretches of an interrupted run."""
+    if jax.process_index() != 0:
+        return
+    content = read_json(workdir / RUN) or {}
+    for name, value in seconds.items():
+        content[name] = content.get(name, 0.0) + value
+    _write(workdir / RUN, json.dumps(content, indent=2) + "\n")
+
+
+def read(
+    workdir: Path, allowed_packages: tuple[str, ...] = ("diffjax",)
+) -> tuple[ConfigDict, dict[str, Any]]:
+    """The config of a run and the description of its data.
+
+    Raises:
+        UserError: there is no run in that folder, or its files are damaged.
+    """
+    try:
+        text = (workdir / CONFIG).read_text(encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"there is no run in {workdir}: {CONFIG}: {error.strerror}") from error
+    run = read_json(workdir / RUN)
+    if run is None or "data" not in run:
+        raise UserError(f"{workdir / RUN} is missing or incomplete: run the training command again")
+    data = run["data"]
+    return from_json(text, allowed_packages), {**data, "image_shape": tuple(data["image_shape"])}
+
+
+def git_revision(folder: Path) -> str:
+    """The commit that the code is at, with a `+` if files were changed; "" outside a checkout."""
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(folder), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        changed = git("status", "--porcelain", "--untracked-files=no")
+        return git("rev-parse", "HEAD") + ("+" if changed else "")
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _write(path: Path, text: str) -> None:
+    scratch = path.with_name(path.name + ".tmp")
+    scratch.write_text(text, encoding="utf-8")
+    os.replace(scratch, path)

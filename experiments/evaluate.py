@@ -1,0 +1,68 @@
+"""Evaluate a trained run: quality against network evaluations per sample.
+
+  python -m experiments.evaluate --workdir=runs/digits --solvers=ddim,heun --num_steps=1,2,5,10,20,50
+
+Writes evaluation.json and report.html into the run's folder. What is not given is as in the
+run's config.
+"""
+
+import sys
+from types import SimpleNamespace
+
+from absl import flags
+
+import diffjax
+from diffjax import choices
+from diffjax.errors import UserError
+from diffjax.evaluation.report import write_report
+from diffjax.evaluation.tables import quality_table
+from diffjax.spec import build
+from diffjax.training.interrupts import stop_signals
+from diffjax.training.measure import measure
+from experiments import cli
+
+FLAGS = flags.FlagValues()
+flags.DEFINE_string("workdir", None, "folder of the run", flag_values=FLAGS)
+flags.DEFINE_list("solvers", None, "comma-separated", flag_values=FLAGS)
+flags.DEFINE_list("num_steps", None, "comma-separated numbers of steps", flag_values=FLAGS)
+flags.DEFINE_integer("num_samples", None, "for each number", lower_bound=2, flag_values=FLAGS)
+flags.DEFINE_integer("seed", None, "of the noise", flag_values=FLAGS)
+flags.DEFINE_string("weights", None, "live, or an average such as ema-0.999", flag_values=FLAGS)
+
+
+def main(args: SimpleNamespace) -> None:
+    """Evaluates, prints the table, and names the page."""
+    cli.require(args, "workdir")
+    steps = None if args.num_steps is None else [parse_steps(text) for text in args.num_steps]
+    run = diffjax.load(args.workdir)
+    with stop_signals() as should_stop:
+        result = measure(
+            run,
+            build(run.config.data),
+            solvers=args.solvers,
+            num_steps=steps,
+            num_samples=args.num_samples,
+            seed=args.seed,
+            weights=args.weights,
+            should_stop=should_stop,
+            report=lambda row: print(
+                f"{row['solver']}, {row['num_steps']} steps: {row['seconds']:.1f} s",
+                file=sys.stderr,
+            ),
+        )
+    print(quality_table(result["by_nfe"]))
+    print(f"open {write_report(args.workdir)}")
+
+
+def parse_steps(text: str) -> int:
+    """A number of steps."""
+    if not text.isascii() or not text.isdigit() or int(text) < 1:
+        raise UserError(f"--num_steps takes whole numbers from 1, not {text!r}")
+    return int(text)
+
+
+USAGE = f"""{__doc__}
+Solvers: {", ".join(choices.SOLVERS)}"""
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main, FLAGS, usage=USAGE))

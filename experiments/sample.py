@@ -1,0 +1,99 @@
+"""Draw samples from a trained run: a picture and an array.
+
+  python -m experiments.sample --workdir=runs/digits --num_samples=64 --solver=heun \\
+      --num_steps=18 --guidance_scale=2 --out=grid.png
+
+What is not given is as in the run's config. The same seed gives the same picture.
+"""
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+from absl import flags
+
+import diffjax
+from diffjax import choices
+from diffjax.errors import UserError
+from diffjax.evaluation.plots import save_png
+from diffjax.spec import build, choose
+from diffjax.training.generate import balanced_labels
+from diffjax.training.load import Run
+from diffjax.training.measure import named_solver, solver_name
+from experiments import cli
+
+FLAGS = flags.FlagValues()
+flags.DEFINE_string("workdir", None, "folder of the run", flag_values=FLAGS)
+flags.DEFINE_integer("num_samples", 64, "how many", lower_bound=1, flag_values=FLAGS)
+flags.DEFINE_list("labels", None, "labels by number or name, repeated in turn", flag_values=FLAGS)
+flags.DEFINE_integer("seed", 0, "of the noise", flag_values=FLAGS)
+flags.DEFINE_string("solver", None, "how to step", flag_values=FLAGS)
+flags.DEFINE_string("grid", None, "where to step", flag_values=FLAGS)
+flags.DEFINE_integer("num_steps", None, "steps", lower_bound=1, flag_values=FLAGS)
+flags.DEFINE_float("guidance_scale", None, "1 is off", flag_values=FLAGS)
+flags.DEFINE_string("weights", None, "live, or an average such as ema-0.999", flag_values=FLAGS)
+flags.DEFINE_integer("batch_size", 256, "images at a time", lower_bound=1, flag_values=FLAGS)
+flags.DEFINE_string(
+    "out", None, "the picture; arrays go beside it as .npz (WORKDIR/samples/seed_N.png)",
+    flag_values=FLAGS,
+)  # fmt: skip
+
+
+def main(args: SimpleNamespace) -> None:
+    """Samples, saves, and says how."""
+    cli.require(args, "workdir")
+    run = diffjax.load(args.workdir)
+    solver = solver_name(run.config.sampling.solver) if args.solver is None else args.solver
+    recipe = run.recipe
+    if args.solver is not None:
+        recipe = replace(recipe, solver=named_solver(args.solver).solver)
+    if args.grid is not None:
+        recipe = replace(recipe, grid=build(choose(choices.GRIDS, args.grid, "grid")))
+    if args.num_steps is not None:
+        recipe = replace(recipe, num_steps=args.num_steps)
+    if args.guidance_scale is not None:
+        recipe = replace(recipe, guidance_scale=args.guidance_scale)
+    labels = parse_labels(args.labels, run, args.num_samples)
+    out = Path(args.out or Path(args.workdir) / "samples" / f"seed_{args.seed}.png")
+    if out.suffix != ".png":
+        raise UserError(f"--out={out} should end in .png; the arrays go beside it as .npz")
+
+    generate = run.generator(min(args.batch_size, args.num_samples))
+    images = generate(run.weights(args.weights), recipe, labels, args.seed)
+    how = {
+        "step": run.step,
+        "weights": args.weights or run.config.weights,
+        "solver": solver,
+        "num_steps": recipe.num_steps,
+        "nfe": recipe.nfe,
+        "guidance_scale": recipe.guidance_scale,
+        "seed": args.seed,
+    }
+    try:
+        save_png(out, images)
+        np.savez_compressed(out.with_suffix(".npz"), images=images, labels=labels, **how)
+    except OSError as error:
+        raise UserError(f"can't write {out}: {error.strerror}") from error
+    print(", ".join(f"{name}={value}" for name, value in how.items()))
+    print(f"{len(images)} samples in {out} and {out.with_suffix('.npz')}")
+
+
+def parse_labels(given: list[str] | None, run: Run, n: int) -> np.ndarray:
+    """Labels by number or name, repeated until there are `n`."""
+    num_classes = run.setup.wired.num_classes
+    if not given:
+        return balanced_labels(n, num_classes)
+    names = {name: i for i, name in enumerate(run.label_names)}
+    numbers = {str(i): i for i in range(num_classes)}
+    known = [choose({**numbers, **names}, label, "label") for label in given]
+    return np.resize(np.asarray(known, np.int32), n)
+
+
+USAGE = f"""{__doc__}
+Solvers: {", ".join(choices.SOLVERS)}
+Grids:   {", ".join(choices.GRIDS)}"""
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main, FLAGS, usage=USAGE))
