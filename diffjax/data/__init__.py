@@ -1,0 +1,28 @@
+"""Sources of images and the input pipeline."""
+
+from diffjax.data.augment import Augment
+from diffjax.data.folder import image_folder
+from diffjax.data.idx import fashion_mnist, idx_images, mnist
+from diffjax.data.pipeline import all_images, batches, eval_batches, to_float, to_uint8
+from diffjax.data.sources import ArraySource, Batch, DataSet, Example, Source, digits
+from diffjax.data.tfds import tfds_images
+
+__all__ = [
+    "ArraySource",
+    "Augment",
+    "Batch",
+    "DataSet",
+    "Example",
+    "Source",
+    "all_images",
+    "batches",
+    "digits",
+    "eval_batches",
+    "fashion_mnist",
+    "idx_images",
+    "image_folder",
+    "mnist",
+    "tfds_images",
+    "to_float",
+    "to_uint8",
+]

@@ -1,0 +1,211 @@
+"""What a data set is: images and labels by index, for training and for testing."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, TypedDict
+
+import numpy as np
+
+from diffjax.data.randomness import permutation
+from diffjax.errors import UserError
+
+
+class Example(TypedDict):
+    """One image, uint8 `[H,W,C]`, and its label."""
+
+    image: np.ndarray
+    label: int
+
+
+class Batch(TypedDict):
+    """Images `[B,H,W,C]` and labels, int32 `[B]`."""
+
+    image: np.ndarray
+    label: np.ndarray
+
+
+class Source(Protocol):
+    """Images by index, in an order that never changes. Inherit it to get `gather`.
+
+    Example:
+        >>> class Black(Source):
+        ...     def __len__(self):
+        ...         return 10
+        ...     def __getitem__(self, index):
+        ...         return {"image": np.zeros((8, 8, 1), np.uint8), "label": 0}
+        ...     def fingerprint(self):
+        ...         return "black"
+        >>> Black().gather([0, 3])["image"].shape
+        (2, 8, 8, 1)
+    """
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Example: ...
+
+    def fingerprint(self) -> str:
+        """A hash that changes when the data do."""
+        ...
+
+    def gather(self, rows: Sequence[int] | np.ndarray) -> Batch:
+        """The uint8 images and int32 labels at `rows`, in that order."""
+        examples = [self[int(row)] for row in rows]
+        return {
+            "image": np.stack([example["image"] for example in examples]),
+            "label": np.array([example["label"] for example in examples], np.int32),
+        }
+
+
+@dataclass(frozen=True, eq=False)
+class ArraySource(Source):
+    """Images in memory.
+
+    Args:
+        images: uint8 `[N,H,W,C]`.
+        labels: int32 `[N]`.
+
+    Raises:
+        UserError: another type or shape.
+
+    Example:
+        >>> source = ArraySource(np.zeros((5, 8, 8, 1), np.uint8), np.arange(5, dtype=np.int32))
+        >>> len(source), source[3]["label"]
+        (5, 3)
+    """
+
+    images: np.ndarray
+    labels: np.ndarray
+
+    def __post_init__(self) -> None:
+        if self.images.dtype != np.uint8 or self.images.ndim != 4:
+            raise UserError(
+                f"images must be uint8 [N,H,W,C], not {self.images.dtype} {self.images.shape}"
+            )
+        if self.labels.dtype != np.int32 or self.labels.shape != self.images.shape[:1]:
+            raise UserError(
+                f"labels of {len(self.images)} images must be int32 [{len(self.images)}], "
+                f"not {self.labels.dtype} {self.labels.shape}"
+            )
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> Example:
+        return {"image": self.images[index], "label": int(self.labels[index])}
+
+    def gather(self, rows: Sequence[int] | np.ndarray) -> Batch:
+        return {"image": self.images[rows], "label": self.labels[rows]}
+
+    def fingerprint(self) -> str:
+        """SHA-256 of the shape, the pixels and the labels."""
+        digest = hashlib.sha256(repr(self.images.shape).encode())
+        digest.update(np.ascontiguousarray(self.images).data)
+        digest.update(np.ascontiguousarray(self.labels, "<i4").data)
+        return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """A training and a test set of images of one shape.
+
+    Args:
+        name: as it appears in reports.
+        train: what a network is trained on.
+        test: what it is compared with; no image is in both.
+        image_shape: (height, width, channels), pixels.
+        num_classes: labels are 0 … num_classes − 1; 0: the images have no labels.
+        label_names: one name per class.
+    """
+
+    name: str
+    train: Source
+    test: Source
+    image_shape: tuple[int, int, int]
+    num_classes: int
+    label_names: tuple[str, ...]
+
+    def describe(self) -> dict:
+        """What to write beside a result, as plain JSON; `sha256` are the fingerprints."""
+        return {
+            "name": self.name,
+            "image_shape": list(self.image_shape),
+            "num_classes": self.num_classes,
+            "train_images": len(self.train),
+            "test_images": len(self.test),
+            "train_sha256": self.train.fingerprint(),
+            "test_sha256": self.test.fingerprint(),
+        }
+
+
+def stratified_split(
+    labels: np.ndarray, test_fraction: float, split_seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Splits every class by the same fraction, the same way each time.
+
+    A class of two images or more has at least one on either side; a single one is for training.
+
+    Args:
+        labels: int `[N]`.
+        test_fraction: share of test images, between 0 and 1.
+        split_seed: which split.
+
+    Returns:
+        The rows for training and those for testing, each ascending.
+
+    Raises:
+        UserError: a fraction outside (0, 1), or a test set that would be empty.
+
+    Example:
+        >>> train, test = stratified_split(np.array([0, 0, 0, 1, 1, 1]), 0.33, split_seed=0)
+        >>> len(train), len(test)
+        (4, 2)
+    """
+    if not 0 < test_fraction < 1:
+        raise UserError(f"test_fraction must be between 0 and 1, not {test_fraction}")
+    is_test = np.zeros(len(labels), bool)
+    for label in np.unique(labels):
+        rows = np.flatnonzero(labels == label)
+        num_test = int(np.clip(round(test_fraction * len(rows)), 1, max(1, len(rows) - 1)))
+        if len(rows) > 1:
+            is_test[rows[permutation((split_seed, int(label)), len(rows))[:num_test]]] = True
+    if not is_test.any():
+        raise UserError(f"{len(labels)} images with a class each leave none to test on")
+    return np.flatnonzero(~is_test), np.flatnonzero(is_test)
+
+
+def digits(test_fraction: float = 0.2, split_seed: int = 0) -> DataSet:
+    """1,797 handwritten digits of 8×8 grey pixels, as scikit-learn ships them.
+
+    Its values 0 … 16 become `round(255 v / 16)`.
+
+    Args:
+        test_fraction: share of each digit's images kept for testing.
+        split_seed: which split.
+
+    Raises:
+        UserError: `test_fraction` is outside (0, 1).
+
+    Example:
+        >>> data = digits()
+        >>> data.image_shape, len(data.train), len(data.test)
+        ((8, 8, 1), 1438, 359)
+
+    References:
+        Alpaydin & Kaynak, Optical Recognition of Handwritten Digits, UCI, 1998.
+    """
+    # scikit-learn takes a second to import, and most runs use other data.
+    from sklearn.datasets import load_digits
+
+    loaded: Any = load_digits()
+    images = np.rint(loaded.images * 255 / 16).astype(np.uint8)[..., None]
+    labels = loaded.target.astype(np.int32)
+    train, test = stratified_split(labels, test_fraction, split_seed)
+    return DataSet(
+        name="digits",
+        train=ArraySource(images[train], labels[train]),
+        test=ArraySource(images[test], labels[test]),
+        image_shape=(8, 8, 1),
+        num_classes=10,
+        label_names=tuple("0123456789"),
+    )

@@ -1,0 +1,144 @@
+"""Prepared TensorFlow Datasets, read without TensorFlow."""
+
+import hashlib
+import io
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from diffjax.data.folder import read_image
+from diffjax.data.sources import DataSet, Example, Source
+from diffjax.errors import UserError
+
+
+def tfds_images(
+    name: str = "cifar10",
+    path: str = "~/tensorflow_datasets",
+    train_split: str = "train",
+    test_split: str = "test",
+    image_size: int = 0,
+) -> DataSet:
+    """Any image set of TFDS that was prepared in its `array_record` format.
+
+    Preparing needs TensorFlow and the network, once, on any machine; reading needs neither.
+
+    Args:
+        name: as TFDS says it, with a configuration where there are several
+            (`"imagenet_resized/64x64"`), and with a version where several are prepared.
+        path: TFDS's `data_dir`.
+        train_split: `"train"`, `"train[:90%]"`, `"train+validation"` …
+        test_split: likewise.
+        image_size: side in pixels after the central square was cut out and resized; 0 keeps the
+            images as they are, if they are all of one size.
+
+    Raises:
+        UserError: the set is not prepared (the message says how), is in another format, has no
+            such split or no feature `image`.
+    """
+    # TFDS takes most of a second to import, and other data do without it.
+    import tensorflow_datasets as tfds
+
+    folder = _prepared_folder(name, Path(path).expanduser())
+    try:
+        builder: Any = tfds.builder_from_directory(folder)
+    # Whatever TFDS makes of damaged metadata.
+    except Exception as error:
+        raise UserError(f"can't read the TFDS metadata in {folder}: {_line(error)}") from None
+    if builder.info.file_format is not tfds.core.FileFormat.ARRAY_RECORD:
+        raise UserError(
+            f"{folder} is in the format {builder.info.file_format.value}; "
+            f"move it away and {_how_to_prepare(name, path)}"
+        )
+    features = dict(builder.info.features.items())
+    if not isinstance(features.get("image"), tfds.features.Image):
+        raise UserError(f"TFDS set {name!r} has no image, only {', '.join(features)}")
+    shape = _image_shape(name, features["image"].shape, image_size)
+    label = features.get("label")
+    names = tuple(label.names) if isinstance(label, tfds.features.ClassLabel) else ()
+
+    def source(split: str) -> TfdsSource:
+        try:
+            # Encoded images: `read_image` treats them as it does files in a folder.
+            skip = {"image": tfds.decode.SkipDecoding()}
+            records = builder.as_data_source(split=split, decoders=skip)
+            instructions = builder.info.splits[split].file_instructions
+        except Exception as error:
+            raise UserError(f"can't read split {split!r} in {folder}: {_line(error)}") from None
+        files = tuple((Path(i.filename), i.skip, i.take) for i in instructions)
+        return TfdsSource(records, f"{name}[{split}]", files, bool(names), image_size, shape[2])
+
+    return DataSet(name, source(train_split), source(test_split), shape, len(names), names)
+
+
+def _prepared_folder(name: str, path: Path) -> Path:
+    found = sorted(file.parent for file in (path / name).rglob("dataset_info.json"))
+    if not found:
+        raise UserError(f"no TFDS set {name!r} in {path}: {_how_to_prepare(name, str(path))}")
+    if len(found) > 1:
+        names = ", ".join(folder.relative_to(path).as_posix() for folder in found)
+        raise UserError(f"several TFDS sets {name!r} in {path}: choose one of {names}")
+    return found[0]
+
+
+def _how_to_prepare(name: str, path: str) -> str:
+    return (
+        "pip install 'diffjax[prepare]' and run python -c \"import tensorflow_datasets as tfds; "
+        f"tfds.builder({name!r}, data_dir={path!r}, file_format='array_record')"
+        '.download_and_prepare()"'
+    )
+
+
+def _image_shape(name: str, shape: tuple, image_size: int) -> tuple[int, int, int]:
+    height, width, channels = shape
+    if channels not in (1, 3):
+        raise UserError(f"images of TFDS set {name!r} have {channels} channels, not 1 or 3")
+    if image_size:
+        return (image_size, image_size, channels)
+    if height is None or width is None:
+        raise UserError(f"images of TFDS set {name!r} differ in size: set data.image_size")
+    return (height, width, channels)
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+@dataclass(frozen=True, eq=False)
+class TfdsSource(Source):
+    """One split of a prepared set.
+
+    Args:
+        records: TFDS's data source, images still encoded.
+        where: what to call it in an error.
+        files: the parts of files that it consists of: path, first record, number of records.
+        has_labels: whether the examples have a `label`.
+        image_size: side of what comes out in pixels; 0: as it is.
+        channels: 1 or 3.
+    """
+
+    records: Any
+    where: str
+    files: tuple[tuple[Path, int, int], ...]
+    has_labels: bool
+    image_size: int
+    channels: int
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, index: int) -> Example:
+        where = f"{index} of {self.where}"
+        try:
+            example = self.records[index]
+        # array_record and TFDS have no common exception for damaged files.
+        except Exception as error:
+            raise UserError(f"can't read example {where}: {_line(error)}") from None
+        image = read_image(io.BytesIO(example["image"]), where, self.image_size, self.channels)
+        return {"image": image, "label": int(example["label"]) if self.has_labels else 0}
+
+    def fingerprint(self) -> str:
+        """SHA-256 of names and sizes of the files, the records used, and how they are resized."""
+        digest = hashlib.sha256(f"{self.image_size} {self.channels}\n".encode())
+        for file, skip, take in self.files:
+            digest.update(f"{file.name}\t{file.stat().st_size}\t{skip}\t{take}\n".encode())
+        return digest.hexdigest()
