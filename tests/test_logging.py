@@ -7,7 +7,7 @@ import struct
 
 import numpy as np
 import pytest
-from tensorboardX.proto.event_pb2 import Event
+from tensorboardX.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue]
 
 from diffjax.errors import UserError
 from diffjax.training.logging import (

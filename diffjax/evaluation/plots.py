@@ -259,8 +259,9 @@ def _dress(axes: Axes, x_label: str, y_label: str, log_y: bool) -> None:
     if log_y:
         axes.set_yscale("log")
         low, high = axes.get_ylim()
-        steps = (1.0, 2.0, 5.0) if high / low < 300 else (1.0,)
-        axes.yaxis.set_major_locator(LogLocator(subs=steps))
+        if high / low < 300:  # less than that and powers of ten alone would leave the axis bare
+            steps = (1.0, 2.0, 5.0) if high / low > 8 else (1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0)
+            axes.yaxis.set_major_locator(LogLocator(subs=steps))
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axes.yaxis.set_minor_formatter(NullFormatter())
 
@@ -301,7 +302,7 @@ def _raw_and_smooth(
 def _smooth(values: np.ndarray) -> np.ndarray:
     # Lines fitted over a twenty-fifth of the run, so that neither end is biased.
     half = len(values) // 50
-    return savgol_filter(values, 2 * half + 1, polyorder=1) if half else values
+    return np.asarray(savgol_filter(values, 2 * half + 1, polyorder=1)) if half else values
 
 
 def _thin(steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

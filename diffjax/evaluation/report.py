@@ -227,7 +227,6 @@ def _image(path: Path) -> dict[str, Any] | None:
 def _evaluated_with(evaluation: Mapping[str, Any]) -> str:
     """In two sentences, what was evaluated and how the samples were drawn, and the accuracy."""
     named = {
-        "samples": evaluation.get("num_samples"),
         "weights": evaluation.get("weights"),
         "training step": evaluation.get("step"),
     }
@@ -235,7 +234,7 @@ def _evaluated_with(evaluation: Mapping[str, Any]) -> str:
     sampling = evaluation.get("sampling") or {}
     named |= {names.get(key, key): value for key, value in sampling.items()}
     text = ", ".join(f"{key} {number(value)}" for key, value in named.items() if value is not None)
-    sentences = [f"Measured with {text}."] if text else []
+    sentences = [f"Measured on {number(evaluation.get('num_samples'))} samples: {text}."]
     interval, classifier = (
         evaluation.get(key) for key in ("accuracy_interval", "classifier_test_accuracy")
     )
