@@ -42,7 +42,9 @@ DIGITS = "--config=configs/digits.py"
 
 @pytest.fixture(autouse=True)
 def configs(tmp_path, monkeypatch):
-    """A folder of configs below the current directory."""
+    """A folder of configs below the current directory; the process itself is left as it is."""
+    monkeypatch.setattr(cli, "_set_up_logging", lambda: None)
+    monkeypatch.setattr(cli, "_keep_compiled_programs", lambda: None)
     monkeypatch.chdir(tmp_path)
     folder = tmp_path / "configs"
     folder.mkdir()
