@@ -317,7 +317,8 @@ def test_a_run_under_way_says_how_far_it_is(workdir):
 
 
 def test_without_a_classifier_the_verdict_is_the_distance(workdir):
-    evaluation = _evaluation() | {"accuracy": None}
+    evaluation = _evaluation()
+    evaluation["accuracy"] = None
     evaluation["by_nfe"] = [row | {"accuracy": None} for row in evaluation["by_nfe"]]
     (workdir / "evaluation.json").write_text(json.dumps(evaluation))
     page = _read(write_report(workdir))

@@ -60,8 +60,8 @@ class JSONLWriter:
         >>> writer = JSONLWriter(path)
         >>> writer.write(10, {"learning_rate": 0.5, "loss": float("nan")})
         >>> writer.close()
-        >>> path.read_text()
-        '{"step": 10, "loss": "nan", "learning_rate": 0.5}\\n'
+        >>> path.read_text().strip()
+        '{"step": 10, "loss": "nan", "learning_rate": 0.5}'
     """
 
     def __init__(self, path: str | Path, start_step: int = 0):
