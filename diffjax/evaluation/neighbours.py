@@ -1,0 +1,139 @@
+"""Nearest training images, and whether samples are nearer to them than fresh images are."""
+
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from diffjax.errors import UserError
+
+# Yoon et al. 2023 call a sample memorised below this ratio of its two nearest distances.
+COPY_RATIO = 1.0 / 3.0
+
+
+def nearest(
+    samples: np.ndarray, references: np.ndarray, *, k: int = 1, batch_size_images: int = 250
+) -> tuple[np.ndarray, np.ndarray]:
+    """The k nearest references of each sample, by Euclidean distance.
+
+        |x - y|² = |x|² + |y|² - 2 x·y
+
+    finds them with one matrix product a batch; their distances are then recomputed from the
+    difference, so that an exact copy has distance 0 and not its rounding error.
+
+    Args:
+        samples: `[N, ...]`, pixels or features.
+        references: `[M, ...]`, the same shape after the first axis.
+        k: how many, at most M.
+        batch_size_images: samples a product; `batch_size_images * M` floats are held at once.
+
+    Returns:
+        Indices `[N, k]` int32 and distances `[N, k]` float32, nearest first, in units of the
+        input: for images, the root of the summed squared difference on the [-1, 1] range.
+
+    Raises:
+        UserError: shapes that do not fit, fewer than k references, or numbers that are not finite.
+
+    Example:
+        >>> indices, distances = nearest(np.array([[0.75]]), np.array([[0.0], [1.0]]), k=2)
+        >>> indices.tolist(), distances.tolist()
+        ([[1, 0]], [[0.25, 0.75]])
+    """
+    if samples.shape[1:] != references.shape[1:]:
+        raise UserError(
+            f"samples {list(samples.shape)} and references {list(references.shape)} differ in shape"
+        )
+    if not 1 <= k <= len(references):
+        raise UserError(f"{k} nearest of {len(references)} references")
+    samples, references = _flat(samples, "samples"), _flat(references, "references")
+    search = partial(_search, jnp.asarray(references), jnp.sum(references**2, -1), k=k)
+    parts = []
+    for start in range(0, len(samples), batch_size_images):
+        batch = samples[start : start + batch_size_images]
+        missing = min(batch_size_images, len(samples)) - len(batch)
+        indices, distances = search(np.pad(batch, [(0, missing), (0, 0)]))
+        parts.append((np.asarray(indices)[: len(batch)], np.asarray(distances)[: len(batch)]))
+    if not parts:
+        return np.zeros((0, k), np.int32), np.zeros((0, k), np.float32)
+    indices, distances = (np.concatenate(column) for column in zip(*parts, strict=True))
+    return indices, distances
+
+
+class Memorisation(NamedTuple):
+    """Whether samples sit closer to the training images than fresh real images do.
+
+    Attributes:
+        closer_than_test: probability that a random sample is nearer to the training set than a
+            random test image is (ties count half). 0.5 for a perfect generator; towards 1 it
+            copies, or its samples are smoother than real images; towards 0 its samples are far
+            from anything real. The Mann-Whitney statistic of Meehan et al. 2020
+            (arXiv:2004.05675), scaled to [0, 1], over the whole space as one cell.
+        distance_ratio: median distance of samples to the training set over that of test images.
+        copied: share of samples that are less than a third as far from their nearest training
+            image as from the second nearest (Yoon et al. 2023): near-copies of one image.
+        copied_floor: the same share of real test images.
+    """
+
+    closer_than_test: float
+    distance_ratio: float
+    copied: float
+    copied_floor: float
+
+
+def memorisation(sample_distances: np.ndarray, test_distances: np.ndarray) -> Memorisation:
+    """Compares distances to the training set of samples and of held-out real images.
+
+    Args:
+        sample_distances: `[N, 2]`, from `nearest(samples, train, k=2)`.
+        test_distances: `[M, 2]`, from `nearest(test, train, k=2)`.
+
+    Raises:
+        UserError: either is empty or has other than two columns.
+
+    Example:
+        >>> far, near = np.array([[2.0, 2.1]]), np.array([[0.1, 2.0]])
+        >>> memorisation(near, far).closer_than_test, memorisation(near, far).copied
+        (1.0, 1.0)
+    """
+    for distances in (sample_distances, test_distances):
+        if distances.ndim != 2 or distances.shape[1] != 2 or not len(distances):
+            raise UserError(f"memorisation needs [N, 2] distances, not {list(distances.shape)}")
+    samples, test = sample_distances[:, 0], np.sort(test_distances[:, 0])
+    farther = len(test) - np.searchsorted(test, samples, side="right")
+    tied = np.searchsorted(test, samples, side="right") - np.searchsorted(test, samples)
+    # Were most test images in the training set, the ratio would be a division by 0.
+    typical = max(float(np.median(test)), float(np.finfo(np.float32).tiny))
+    return Memorisation(
+        closer_than_test=float((farther + 0.5 * tied).mean() / len(test)),
+        distance_ratio=float(np.median(samples)) / typical,
+        copied=_copied(sample_distances),
+        copied_floor=_copied(test_distances),
+    )
+
+
+def _copied(distances: np.ndarray) -> float:
+    # An exact copy of a training image that is there twice has distances 0 and 0: a copy too.
+    first, second = distances[:, 0], distances[:, 1]
+    return float(((first < COPY_RATIO * second) | (first == 0.0)).mean())
+
+
+@partial(jax.jit, static_argnames="k")
+def _search(references, squares, batch, *, k):
+    """Indices and distances `[B, k]` of the nearest of `references` `[M, F]`."""
+    # |x|² is the same for all references, so it does not change who is nearest.
+    scores = 2.0 * batch @ references.T - squares
+    _, indices = jax.lax.top_k(scores, k)
+    gaps = batch[:, None] - references[indices]
+    distances = jnp.sqrt(jnp.sum(gaps**2, -1))
+    order = jnp.argsort(distances, axis=-1)
+    return jnp.take_along_axis(indices, order, -1), jnp.take_along_axis(distances, order, -1)
+
+
+def _flat(images: np.ndarray, what: str) -> np.ndarray:
+    flat = np.asarray(images, np.float32).reshape(len(images), -1)
+    bad = int((~np.isfinite(flat)).any(1).sum())
+    if bad:
+        raise UserError(f"{bad} of {len(flat)} {what} are not finite")
+    return flat

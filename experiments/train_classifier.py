@@ -1,0 +1,199 @@
+"""Trains the small classifier that evaluation uses, and writes it as one .npz file.
+
+    python -m experiments.train_classifier --dataset=digits --out=digits.npz
+    python -m experiments.train_classifier --dataset=fashion_mnist --path=FOLDER
+
+The test split is looked at once, at the end: nothing is chosen on it. A file that is to be shipped
+goes to diffjax/evaluation/weights/, with its sha256 in diffjax/evaluation/classifier.py.
+"""
+
+import hashlib
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from absl import flags
+from tqdm import tqdm
+
+from diffjax.data import DataSet, all_images, digits, fashion_mnist
+from diffjax.errors import UserError, nearest
+from diffjax.evaluation.classifier import Classifier, decode, encode
+from experiments import cli
+
+FLAGS = flags.FlagValues()
+flags.DEFINE_string("dataset", "digits", "digits or fashion_mnist", flag_values=FLAGS)
+flags.DEFINE_string("path", "", "folder of the set's files, if it has any", flag_values=FLAGS)
+flags.DEFINE_string("out", "", "file to write; by default <dataset>.npz here", flag_values=FLAGS)
+flags.DEFINE_integer("seed", 0, "of initialisation, order and augmentation", flag_values=FLAGS)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How one classifier is trained.
+
+    Attributes:
+        widths, patches, num_features: of the `Classifier`.
+        num_epochs: passes over the train split.
+        batch_size_images: images a step.
+        learning_rate: peak of a one-cycle cosine schedule (AdamW).
+        max_shift_pixels, max_rotation_degrees, max_scale, max_noise: bounds of the augmentation;
+            shift in pixels, scale as a share, noise as standard deviation on the [-1, 1] range.
+        flip: mirror half of the images.
+    """
+
+    widths: tuple[int, ...]
+    patches: tuple[int, ...]
+    num_features: int
+    num_epochs: int
+    batch_size_images: int
+    learning_rate: float
+    max_shift_pixels: float
+    max_rotation_degrees: float
+    max_scale: float
+    max_noise: float
+    flip: bool
+
+
+RECIPES = {
+    "digits": Recipe((24, 48), (1, 2), 64, 80, 64, 3e-3, 0.75, 12.0, 0.1, 0.15, False),
+    "fashion_mnist": Recipe(
+        (32, 64, 128), (2, 2, 2), 128, 10, 128, 2e-3, 1.5, 5.0, 0.06, 0.1, True
+    ),
+}
+DATASETS: dict[str, Callable[[str], DataSet]] = {
+    "digits": lambda path: digits(),
+    "fashion_mnist": lambda path: fashion_mnist(path=path) if path else fashion_mnist(),
+}
+
+
+def augment(key: jax.Array, images: jax.Array, recipe: Recipe) -> jax.Array:
+    """Moves, turns, scales and mirrors each image a little and adds noise.
+
+    Args:
+        key: used once.
+        images: `[B, H, W, C]` in [-1, 1].
+        recipe: the bounds.
+    """
+    batch, height, width, _ = images.shape
+    keys = jax.random.split(key, 7)
+    # Interpolation blurs; half of the images stay where they are, so that sharp ones are seen too.
+    moves = jax.random.bernoulli(keys[0], shape=(batch,)).astype(jnp.float32)
+    uniform = partial(jax.random.uniform, minval=-1.0, maxval=1.0)
+    shift = recipe.max_shift_pixels * moves[:, None] * uniform(keys[1], (batch, 2))
+    angle = jnp.deg2rad(recipe.max_rotation_degrees) * moves * uniform(keys[2], (batch,))
+    scale = 1.0 + recipe.max_scale * moves * uniform(keys[3], (batch,))
+    mirror = jnp.where(recipe.flip & jax.random.bernoulli(keys[4], shape=(batch,)), -1.0, 1.0)
+    rows, columns = jnp.meshgrid(
+        jnp.arange(height) - (height - 1) / 2, jnp.arange(width) - (width - 1) / 2, indexing="ij"
+    )
+
+    def move(image, shift, angle, scale, mirror):
+        y = (jnp.cos(angle) * rows - jnp.sin(angle) * columns) * scale + shift[0]
+        x = (jnp.sin(angle) * rows + jnp.cos(angle) * columns) * scale * mirror + shift[1]
+        where = [y + (height - 1) / 2, x + (width - 1) / 2]
+        sample = partial(
+            jax.scipy.ndimage.map_coordinates, coordinates=where, order=1, mode="nearest"
+        )
+        return jax.vmap(sample, in_axes=-1, out_axes=-1)(image)
+
+    level = recipe.max_noise * jax.random.uniform(keys[5], (batch, 1, 1, 1))
+    moved = jax.vmap(move)(images, shift, angle, scale, mirror)
+    return jnp.clip(moved + level * jax.random.normal(keys[6], images.shape), -1.0, 1.0)
+
+
+def fit(images: np.ndarray, labels: np.ndarray, recipe: Recipe, num_classes: int, seed: int):
+    """Trains on images `[N, H, W, C]` in [-1, 1]; returns the network and averaged parameters."""
+    network = Classifier(num_classes, recipe.widths, recipe.patches, recipe.num_features)
+    init_key, order_key, augment_key = jax.random.split(jax.random.key(seed), 3)
+    params = network.init(init_key, images[:1])["params"]
+    steps_per_epoch = len(images) // recipe.batch_size_images
+    num_steps = recipe.num_epochs * steps_per_epoch
+    schedule = optax.cosine_onecycle_schedule(num_steps, recipe.learning_rate, pct_start=0.15)
+    optimizer = optax.adamw(schedule, weight_decay=0.02)
+    # Averaged over about the last tenth of the run, so that it ends on settled weights.
+    decay = 1.0 - 10.0 / num_steps
+
+    def loss_of(params, batch, labels):
+        logits, _ = network.apply({"params": params}, batch)
+        return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+
+    @partial(jax.jit, donate_argnums=0)
+    def step(state, key, batch, labels):
+        params, average, opt_state = state
+        loss, gradient = jax.value_and_grad(loss_of)(params, augment(key, batch, recipe), labels)
+        updates, opt_state = optimizer.update(gradient, opt_state, params)
+        params = optax.apply_updates(params, updates)
+        average = optax.incremental_update(params, average, 1.0 - decay)
+        return (params, average, opt_state), loss
+
+    state = (params, jax.tree.map(jnp.copy, params), optimizer.init(params))
+    progress = tqdm(total=num_steps, unit=" steps")
+    for epoch in range(recipe.num_epochs):
+        epoch_key = jax.random.fold_in(order_key, epoch)
+        order = np.asarray(jax.random.permutation(epoch_key, len(images)))
+        loss = jnp.zeros(())
+        for start in range(steps_per_epoch):
+            rows = order[start * recipe.batch_size_images :][: recipe.batch_size_images]
+            key = jax.random.fold_in(augment_key, epoch * steps_per_epoch + start)
+            state, loss = step(state, key, images[rows], labels[rows])
+            progress.update()
+        progress.set_postfix(epoch=epoch + 1, loss=f"{float(loss):.4f}")
+    progress.close()
+    return network, state[1]
+
+
+def accuracy(network: Classifier, params, images: np.ndarray, labels: np.ndarray) -> float:
+    """Share of images whose largest logit is their label."""
+    predict = jax.jit(lambda batch: network.apply({"params": params}, batch)[0].argmax(-1))
+    blocks = np.array_split(np.arange(len(images)), max(1, len(images) // 1000))
+    found = np.concatenate([np.asarray(predict(images[rows])) for rows in blocks])
+    return float((found == labels).mean())
+
+
+def main(args: SimpleNamespace) -> None:
+    """Trains, measures, writes the file and prints its hash."""
+    name = args.dataset
+    if name not in RECIPES:
+        raise UserError(f"no recipe for the data set {name!r}; {nearest(name, RECIPES)}")
+    recipe, dataset = RECIPES[name], DATASETS[name](args.path)
+    images, labels = all_images(dataset.train)
+    test_images, test_labels = all_images(dataset.test)
+    start = time.monotonic()
+    network, params = fit(images, labels, recipe, dataset.num_classes, args.seed)
+    metadata = {
+        "dataset": dataset.name,
+        "train_sha256": dataset.train.fingerprint(),
+        "num_train_images": len(images),
+        "test_sha256": dataset.test.fingerprint(),
+        "num_test_images": len(test_images),
+        "image_shape": list(dataset.image_shape),
+        "recipe": asdict(recipe),
+        "seed": args.seed,
+        "command": f"python -m experiments.train_classifier --dataset={name} --seed={args.seed}",
+    }
+    # Measured on the parameters as they are stored: float16 is part of what is shipped.
+    stored = decode(name, encode(network, params, metadata)).params
+    metadata["test_accuracy"] = accuracy(network, stored, test_images, test_labels)
+    in_float32 = accuracy(network, params, test_images, test_labels)
+    data = encode(network, params, metadata)
+    out = Path(args.out or f"{name}.npz")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_bytes(data)
+    print(
+        f"test accuracy {metadata['test_accuracy']:.4f} on {len(test_images)} images"
+        f" ({in_float32:.4f} before rounding to float16)"
+    )
+    print(f"wrote {out}: {len(data)} bytes, {time.monotonic() - start:.0f} s of training")
+    print(f"sha256 {hashlib.sha256(data).hexdigest()}")
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main, FLAGS, usage=__doc__ or ""))
