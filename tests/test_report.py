@@ -439,3 +439,10 @@ def test_quality_table_is_aligned_and_sorted_by_nfe_within_the_solver():
 def test_quality_table_leaves_out_what_no_row_has():
     rows = [row | {"accuracy": None} for row in _evaluation()["by_nfe"]]
     assert "accuracy" not in quality_table(rows)
+
+
+def test_small_differences_in_accuracy_do_not_fill_the_axis():
+    rows = [{"solver": "heun", "nfe": n, "accuracy": a} for n, a in [(2, 0.501), (8, 0.503)]]
+    svg = plots.quality_against_nfe(rows, metric="accuracy", label="accuracy")
+    labels = [float(text) for text in re.findall(r">([\d.]+) %<", svg)]
+    assert max(labels) - min(labels) > 2

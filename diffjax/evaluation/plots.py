@@ -59,6 +59,7 @@ _STYLE = {
     "lines.linewidth": 1.6,
 }
 _MAX_POINTS = 600
+_MIN_SHARE_RANGE = 0.04
 _MIN_IMAGE_PIXELS = 48
 _GAP_PIXELS = 2
 _GAP_VALUE = 128
@@ -169,6 +170,7 @@ def quality_against_nfe(
         is_accuracy = metric == "accuracy"
         _dress(axes, "network evaluations per sample", label, not is_accuracy and min(values) > 0)
         if is_accuracy:
+            _widen(axes, values)
             axes.yaxis.set_major_formatter(PercentFormatter(1.0, symbol=" %"))
         axes.legend()
 
@@ -264,6 +266,13 @@ def _dress(axes: Axes, x_label: str, y_label: str, log_y: bool) -> None:
             axes.yaxis.set_major_locator(LogLocator(subs=steps))
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axes.yaxis.set_minor_formatter(NullFormatter())
+
+
+def _widen(axes: Axes, shares: list[float]) -> None:
+    # Differences of less than a few per cent are noise: they must not fill the axis.
+    if max(shares) - min(shares) < _MIN_SHARE_RANGE:
+        middle = (max(shares) + min(shares)) / 2
+        axes.set_ylim(middle - _MIN_SHARE_RANGE / 2, middle + _MIN_SHARE_RANGE / 2)
 
 
 def _integer_ticks(axes: Axes, values: list[float]) -> None:
