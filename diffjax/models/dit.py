@@ -56,14 +56,14 @@ def unpatchify(tokens: jax.Array, patch_size: int, height: int, width: int) -> j
 def positions_2d(height: int, width: int, features: int) -> np.ndarray:
     """Fixed sine and cosine positions of a grid, one row per token, row by row.
 
-        [sin(ω_i x), cos(ω_i x), sin(ω_i y), cos(ω_i y)]        ω_i = 10000^(−i / n),  n = features / 4
+        [sin(ω_i x), cos(ω_i x), sin(ω_i y), cos(ω_i y)]        ω_i = 10000^(−i / n),  n = D / 4
 
     with `x` the column and `y` the row of the token, counted from 0.
 
     Args:
         height: rows of tokens.
         width: columns of tokens.
-        features: a multiple of 4.
+        features: the width D, a multiple of 4.
 
     Returns:
         `[height·width, features]` float32.
@@ -170,8 +170,8 @@ class DiT(nn.Module):
         >>> import jax, jax.numpy as jnp
         >>> net = DiT(num_classes=10, hidden_size=32, depth=1, num_heads=2)
         >>> x, t, label = jnp.ones((2, 8, 8, 1)), jnp.ones(2), jnp.array([3, 10])
-        >>> params = net.init(jax.random.key(0), x, t, label)["params"]
-        >>> net.apply({"params": params}, x, t, label).shape
+        >>> out, variables = jax.jit(net.init_with_output)(jax.random.key(0), x, t, label)
+        >>> out.shape
         (2, 8, 8, 1)
 
     References:

@@ -1,5 +1,7 @@
 """The U-Net of DDPM and ADM: residual blocks, attention on small maps, skip connections."""
 
+from collections.abc import Callable
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -18,20 +20,34 @@ SIZES: dict[str, dict] = {
         "scale_shift": False,
         "dropout": 0.1,
     },
+    "ADM-64": {
+        "channels": 192,
+        "channel_multipliers": (1, 2, 3, 4),
+        "num_res_blocks": 3,
+        "attention_resolutions": (32, 16, 8),
+        "head_channels": 64,
+        "residual_resampling": True,
+        "dropout": 0.1,
+    },
 }
-"""Published sizes: `UNet(num_classes=0, **SIZES["DDPM-CIFAR10"])` (Ho et al. 2020, 35.7 M)."""
+"""Published sizes: `UNet(num_classes=0, **SIZES["DDPM-CIFAR10"])` is Ho et al. 2020 (35.7 M
+parameters at 32x32x3), `UNet(num_classes=1000, **SIZES["ADM-64"])` Dhariwal & Nichol 2021 (296 M at
+64x64x3)."""
 
 _uniform = initializers.variance_scaling(1.0, "fan_avg", "uniform")
 
 
 def num_groups(channels: int) -> int:
-    """Groups of the group norm: the largest divisor of the channels that is at most 32.
+    """Groups of a group norm: the most, up to 32, that divide the channels into 4 or more each.
+
+    A group of one channel would be normalised over the pixels alone, and what a convolution adds to
+    a whole channel, such as the conditioning, would be lost.
 
     Example:
-        >>> num_groups(128), num_groups(48), num_groups(7)
-        (32, 24, 7)
+        >>> num_groups(128), num_groups(64), num_groups(48)
+        (32, 16, 12)
     """
-    return max(n for n in range(1, 33) if channels % n == 0)
+    return max(n for n in range(1, 33) if channels % n == 0 and (n == 1 or channels >= 4 * n))
 
 
 def _norm(x: jax.Array, dtype: jnp.dtype, name: str) -> jax.Array:
@@ -45,26 +61,42 @@ def _conv(
     return nn.Conv(features, (3, 3), stride, padding=1, dtype=dtype, kernel_init=init, name=name)(x)
 
 
+def _same(x: jax.Array) -> jax.Array:
+    return x
+
+
+def _halved(x: jax.Array) -> jax.Array:
+    return nn.avg_pool(x, (2, 2), (2, 2))
+
+
+def _doubled(x: jax.Array) -> jax.Array:
+    return x.repeat(2, axis=1).repeat(2, axis=2)
+
+
 class ResidualBlock(nn.Module):
     """Two convolutions around a skip; the conditioning enters between them, the second starts at 0.
 
-        h = conv₁(SiLU(norm₁(x)))
+        h = conv₁(r(SiLU(norm₁(x))))                           r = resample
         h = norm₂(h)·(1 + s) + b        (s, b) = W SiLU(c)        with scale_shift
         h = norm₂(h + b)                     b = W SiLU(c)        without
-        x ← skip(x) + conv₂(dropout(SiLU(h)))
+        x ← skip(r(x)) + conv₂(dropout(SiLU(h)))
 
-    Call with `x [B,H,W,C]` and conditioning `[B, D]`; returns `[B,H,W,features]`.
+    Call with `x [B,H,W,C]` and conditioning `[B, D]`; returns `[B,H',W',features]`, where `H', W'`
+    is what `resample` makes of the map.
     """
 
     features: int
     scale_shift: bool
     dropout: float
     dtype: str
+    resample: Callable[[jax.Array], jax.Array] = _same
 
     @nn.compact
     def __call__(self, x: jax.Array, c: jax.Array, train: bool) -> jax.Array:
         dtype = compute_type(self.dtype)
-        h = _conv(nn.silu(_norm(x, dtype, "norm_1")), self.features, dtype, "conv_1")
+        h = self.resample(nn.silu(_norm(x, dtype, "norm_1")))
+        h = _conv(h, self.features, dtype, "conv_1")
+        x = self.resample(x)
         modulation = nn.Dense(
             (1 + self.scale_shift) * self.features,
             dtype=dtype,
@@ -95,8 +127,8 @@ class AttentionBlock(nn.Module):
         channels = x.shape[-1]
         if self.head_channels < 1 or channels % self.head_channels:
             raise UserError(
-                f"U-Net: head_channels={self.head_channels} does not divide the {channels} channels "
-                f"of the {x.shape[1]}x{x.shape[2]} map"
+                f"U-Net: head_channels={self.head_channels} does not divide the {channels} "
+                f"channels of the {x.shape[1]}x{x.shape[2]} map"
             )
         h = _norm(x, compute_type(self.dtype), "norm").reshape(x.shape[0], -1, channels)
         h = SelfAttention(
@@ -129,8 +161,10 @@ class UNet(nn.Module):
         num_res_blocks: residual blocks per level on the way down.
         attention_resolutions: heights in pixels of the maps whose blocks are followed by attention;
             sizes that do not occur are ignored, and the middle always attends.
-        head_channels: channels of one attention head; divides the channels where there is attention.
+        head_channels: channels of one attention head; divides those of the maps that attend.
         scale_shift: whether the conditioning scales and shifts (ADM) or only shifts (DDPM).
+        residual_resampling: whether maps are halved and doubled inside a residual block (ADM) or by
+            a convolution (DDPM).
         dropout: share of activations dropped in every residual block in training.
         dtype: compute type, `"float32"` or `"bfloat16"`; parameters are float32 always.
         attention: `"auto"` or a name in `diffjax.models.attention.IMPLEMENTATIONS`.
@@ -141,10 +175,10 @@ class UNet(nn.Module):
 
     Example:
         >>> import jax, jax.numpy as jnp
-        >>> net = UNet(num_classes=10, channels=8, channel_multipliers=(1, 2), head_channels=8)
+        >>> net = UNet(10, channels=8, channel_multipliers=(1,), num_res_blocks=1, head_channels=8)
         >>> x, t, label = jnp.ones((2, 8, 8, 1)), jnp.ones(2), jnp.array([3, 10])
-        >>> params = net.init(jax.random.key(0), x, t, label)["params"]
-        >>> net.apply({"params": params}, x, t, label).shape
+        >>> out, variables = jax.jit(net.init_with_output)(jax.random.key(0), x, t, label)
+        >>> out.shape
         (2, 8, 8, 1)
 
     References:
@@ -159,6 +193,7 @@ class UNet(nn.Module):
     attention_resolutions: tuple[int, ...] = (16,)
     head_channels: int = 64
     scale_shift: bool = True
+    residual_resampling: bool = False
     dropout: float = 0.0
     dtype: str = "float32"
     attention: str = "auto"
@@ -173,7 +208,6 @@ class UNet(nn.Module):
     ) -> jax.Array:
         self._check(*x.shape[1:3])
         dtype = compute_type(self.dtype)
-        last = len(self.channel_multipliers) - 1
         c = Conditioning(
             self.num_classes,
             4 * self.channels,
@@ -183,58 +217,62 @@ class UNet(nn.Module):
             name="conditioning",
         )(noise_label, cond)
 
+        def residual(h: jax.Array, level: int, name: str, resample=_same) -> jax.Array:
+            features = self.channel_multipliers[level] * self.channels
+            return ResidualBlock(
+                features, self.scale_shift, self.dropout, self.dtype, resample, name=name
+            )(h, c, train)
+
+        def attend(h: jax.Array, name: str) -> jax.Array:
+            return AttentionBlock(self.head_channels, self.dtype, self.attention, name=name)(h)
+
+        def block(h: jax.Array, level: int, name: str) -> jax.Array:
+            h = residual(h, level, name)
+            return attend(h, f"{name}_attention") if h.shape[1] in self.attention_resolutions else h
+
+        def halve(h: jax.Array, level: int, name: str) -> jax.Array:
+            if self.residual_resampling:
+                return residual(h, level, name, _halved)
+            return _conv(h, h.shape[-1], dtype, name, stride=2)
+
+        def double(h: jax.Array, level: int, name: str) -> jax.Array:
+            if self.residual_resampling:
+                return residual(h, level, name, _doubled)
+            return _conv(_doubled(h), h.shape[-1], dtype, name)
+
+        last = len(self.channel_multipliers) - 1
         h = _conv(x, self.channels, dtype, "conv_in")
         skips = [h]
-        for level, multiplier in enumerate(self.channel_multipliers):
+        for level in range(last + 1):
             for i in range(self.num_res_blocks):
-                h = self._block(h, c, train, multiplier, f"down_{level}_{i}")
+                h = block(h, level, f"down_{level}_{i}")
                 skips.append(h)
             if level < last:
-                h = _conv(h, h.shape[-1], dtype, f"down_{level}_resample", stride=2)
+                h = halve(h, level, f"down_{level}_resample")
                 skips.append(h)
 
-        middle = self.channel_multipliers[-1]
-        h = self._residual(h, c, train, middle, "middle_0")
-        h = self._attention(h, "middle_attention")
-        h = self._residual(h, c, train, middle, "middle_1")
+        h = residual(h, last, "middle_0")
+        h = attend(h, "middle_attention")
+        h = residual(h, last, "middle_1")
 
-        for level, multiplier in reversed(list(enumerate(self.channel_multipliers))):
+        for level in reversed(range(last + 1)):
             for i in range(self.num_res_blocks + 1):
-                h = jnp.concatenate([h, skips.pop()], axis=-1)
-                h = self._block(h, c, train, multiplier, f"up_{level}_{i}")
+                h = block(jnp.concatenate([h, skips.pop()], axis=-1), level, f"up_{level}_{i}")
             if level > 0:
-                h = h.repeat(2, axis=1).repeat(2, axis=2)
-                h = _conv(h, h.shape[-1], dtype, f"up_{level}_resample")
+                h = double(h, level, f"up_{level}_resample")
 
         h = nn.silu(_norm(h, dtype, "final_norm"))
         return _conv(h, x.shape[-1], dtype, "final_conv", zero=True).astype(jnp.float32)
 
-    def _block(
-        self, h: jax.Array, c: jax.Array, train: bool, multiplier: int, name: str
-    ) -> jax.Array:
-        h = self._residual(h, c, train, multiplier, name)
-        if h.shape[1] in self.attention_resolutions:
-            h = self._attention(h, f"{name}_attention")
-        return h
-
-    def _residual(
-        self, h: jax.Array, c: jax.Array, train: bool, multiplier: int, name: str
-    ) -> jax.Array:
-        features = multiplier * self.channels
-        return ResidualBlock(features, self.scale_shift, self.dropout, self.dtype, name=name)(
-            h, c, train
-        )
-
-    def _attention(self, h: jax.Array, name: str) -> jax.Array:
-        return AttentionBlock(self.head_channels, self.dtype, self.attention, name=name)(h)
-
     def _check(self, height: int, width: int) -> None:
         halvings = len(self.channel_multipliers) - 1
+        if self.channels < 2 or self.channels % 2:
+            raise UserError(f"U-Net: channels={self.channels} is not a positive even number")
         if halvings < 0:
             raise UserError("U-Net: channel_multipliers is empty; one factor per level is needed")
         if height % 2**halvings or width % 2**halvings:
             possible = max(n for n in range(halvings) if not (height % 2**n or width % 2**n))
             raise UserError(
-                f"U-Net: {halvings + 1} levels halve an image of {height}x{width} {halvings} times, "
-                f"which is not whole; at most {possible + 1} channel_multipliers fit"
+                f"U-Net: {halvings + 1} levels halve an image of {height}x{width} {halvings} "
+                f"times, which is not whole; at most {possible + 1} channel_multipliers fit"
             )

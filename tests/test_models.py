@@ -1,0 +1,515 @@
+"""Networks against closed forms, published sizes and a second implementation in NumPy."""
+
+import functools
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from diffjax.errors import UserError
+from diffjax.models import DiT, UNet, attention, dit, layers, unet
+
+# Every program here runs once or twice on tiny arrays: compiling it is all that takes time.
+jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+
+BATCH, CLASSES = 3, 10
+KEYS = jax.random.split(jax.random.key(0), 8)
+X = jax.random.normal(KEYS[0], (BATCH, 8, 8, 2))
+NOISE = jnp.array([0.0, 37.5, 999.0])
+COND = jnp.array([0, 9, CLASSES])
+
+
+def small_dit(num_classes=CLASSES, **kw):
+    return DiT(num_classes, **{"hidden_size": 32, "depth": 2, "num_heads": 2, **kw})
+
+
+def small_unet(num_classes=CLASSES, **kw):
+    few = {"channels": 8, "channel_multipliers": (1, 2), "num_res_blocks": 1, "head_channels": 8}
+    return UNet(num_classes, **{**few, "attention_resolutions": (4,), **kw})
+
+
+SMALL = {
+    "dit": small_dit,
+    "unet": small_unet,
+    "unet_adm": functools.partial(small_unet, residual_resampling=True),
+    "unet_ddpm": functools.partial(small_unet, scale_shift=False),
+}
+every_net = pytest.mark.parametrize("make", [pytest.param(f, id=name) for name, f in SMALL.items()])
+both_nets = pytest.mark.parametrize("make", [small_dit, small_unet])
+
+
+def random_like(shapes):
+    """Parameters as after some training: nothing is zero, so every path carries a signal."""
+    rng = np.random.default_rng(0)
+
+    def draw(path, leaf):
+        noise = rng.standard_normal(leaf.shape)
+        if leaf.ndim == 1:
+            return jnp.float32(0.1 * noise + (path[-1].key == "scale"))
+        return jnp.float32(noise / np.sqrt(np.prod(leaf.shape[:-1])))
+
+    return jax.tree_util.tree_map_with_path(draw, shapes)
+
+
+@functools.cache
+def awake(net):
+    return random_like(shapes(net, X.shape[1:])[1])
+
+
+@functools.cache
+def jitted(net):
+    return jit(lambda params, x, noise, cond: net.apply({"params": params}, x, noise, cond))
+
+
+def shapes(net, image_shape, batch=2):
+    x = jax.ShapeDtypeStruct((batch, *image_shape), jnp.float32)
+    noise = jax.ShapeDtypeStruct((batch,), jnp.float32)
+    cond = jax.ShapeDtypeStruct((batch,), jnp.int32)
+    out, variables = jax.eval_shape(
+        lambda *a: net.init_with_output(jax.random.key(0), *a), x, noise, cond
+    )
+    return out, variables["params"]
+
+
+def count(params):
+    return sum(p.size for p in jax.tree.leaves(params))
+
+
+# What every network promises
+
+
+@every_net
+@pytest.mark.parametrize(
+    ("image_shape", "dtype"),
+    [((8, 8, 1), "float32"), ((28, 28, 1), "bfloat16"), ((32, 48, 3), "bfloat16")],
+)
+def test_output_is_a_float32_image_and_parameters_are_float32(make, image_shape, dtype):
+    out, params = shapes(make(dtype=dtype), image_shape)
+    assert out.shape == (2, *image_shape)
+    assert out.dtype == jnp.float32
+    assert {p.dtype for p in jax.tree.leaves(params)} == {jnp.dtype("float32")}
+
+
+@pytest.mark.parametrize("net", [small_dit(depth=1), small_unet(channel_multipliers=(1,))])
+def test_a_fresh_network_returns_zero(net):
+    out, variables = jit(net.init_with_output)(KEYS[1], X, NOISE, COND)
+    np.testing.assert_array_equal(out, 0)
+    assert any(jnp.abs(p).max() > 0 for p in jax.tree.leaves(variables))
+
+
+@every_net
+def test_an_output_depends_on_its_own_example_only_and_on_all_of_it(make):
+    net = make()
+    run = functools.partial(jitted(net), awake(net))
+    base = run(X, NOISE, COND)
+    others = [
+        run(X.at[0].add(1), NOISE, COND),
+        run(X, NOISE.at[0].add(100), COND),
+        run(X, NOISE, COND.at[0].add(1)),
+    ]
+    for other in others:
+        np.testing.assert_allclose(other[1:], base[1:], rtol=0, atol=1e-5)
+        assert jnp.abs(other[0] - base[0]).max() > 1e-2
+    order = jnp.array([2, 0, 1])
+    permuted = run(X[order], NOISE[order], COND[order])
+    np.testing.assert_allclose(permuted, base[order], rtol=0, atol=1e-5)
+
+
+@both_nets
+def test_every_parameter_gets_a_finite_gradient_and_is_used(make):
+    net = make()
+    cond = jnp.arange(CLASSES + 1)
+    x = jax.random.normal(KEYS[3], (CLASSES + 1, 8, 8, 2))
+    noise = jnp.linspace(1, 999, CLASSES + 1)
+
+    def loss(params):
+        return jnp.square(net.apply({"params": params}, x, noise, cond) - x).mean()
+
+    gradients = jit(jax.grad(loss))(awake(net))
+    for path, gradient in jax.tree_util.tree_leaves_with_path(gradients):
+        name = jax.tree_util.keystr(path)
+        assert jnp.isfinite(gradient).all(), name
+        assert jnp.abs(gradient).max() > 0, name
+
+
+@both_nets
+def test_forward_mode_is_the_transpose_of_reverse_mode(make):
+    net = make()
+    params = awake(net)
+
+    def f(x, noise):
+        return net.apply({"params": params}, x, noise, COND)
+
+    @jit
+    def both_products(dx, dnoise, dy):
+        _, dout = jax.jvp(f, (X, NOISE), (dx, dnoise))
+        gx, gnoise = jax.vjp(f, X, NOISE)[1](dy)
+        return jnp.vdot(dy, dout), jnp.vdot(gx, dx) + jnp.vdot(gnoise, dnoise)
+
+    forward, reverse = both_products(
+        jax.random.normal(KEYS[4], X.shape), jnp.ones(BATCH), jax.random.normal(KEYS[5], X.shape)
+    )
+    assert abs(forward) > 1
+    np.testing.assert_allclose(forward, reverse, rtol=1e-4)
+
+
+@both_nets
+def test_bfloat16_computes_the_same_function(make):
+    params = awake(make())
+    full = jitted(make())(params, X, NOISE, COND)
+    half = jitted(make(dtype="bfloat16"))(params, X, NOISE, COND)
+    assert 0 < jnp.abs(half - full).max() < 0.05 * jnp.abs(full).max()
+
+
+def test_none_is_the_null_label_and_a_label_beyond_it_is_nan():
+    net = small_dit()
+    params = awake(net)
+    run = jitted(net)
+    null = run(params, X, NOISE, jnp.full(BATCH, CLASSES))
+    np.testing.assert_array_equal(run(params, X, NOISE, None), null)
+    assert jnp.isnan(run(params, X, NOISE, jnp.full(BATCH, CLASSES + 1))).all()
+
+
+def test_without_classes_the_label_is_ignored_and_has_no_parameters():
+    net = small_dit(num_classes=0)
+    params = awake(net)
+    assert "label" not in params["conditioning"]
+    run = jitted(net)
+    np.testing.assert_array_equal(run(params, X, NOISE, None), run(params, X, NOISE, COND))
+
+
+@both_nets
+def test_dropout_acts_in_training_only(make):
+    net, params = make(dropout=0.5), awake(make())
+
+    @jit
+    def train(key):
+        variables = {"params": params}
+        return net.apply(variables, X, NOISE, COND, train=True, rngs={"dropout": key})
+
+    still = jitted(net)(params, X, NOISE, COND)
+    np.testing.assert_array_equal(still, jitted(make())(params, X, NOISE, COND))
+    one, same, other = train(KEYS[6]), train(KEYS[6]), train(KEYS[7])
+    np.testing.assert_array_equal(one, same)
+    assert jnp.abs(one - still).max() > 1e-2
+    assert jnp.abs(one - other).max() > 1e-2
+
+
+@pytest.mark.parametrize(
+    ("net", "image_shape", "message"),
+    [
+        (small_dit(patch_size=3), (8, 8, 1), "patch_size=3 does not divide .* 8x8.*: 1, 2, 4, 8"),
+        (small_dit(patch_size=0), (8, 8, 1), "patch_size=0 does not divide"),
+        (small_dit(num_heads=5), (8, 8, 1), "5 heads do not divide a width of 32"),
+        (small_dit(hidden_size=30), (8, 8, 1), "hidden_size=30 is not a multiple of 4"),
+        (small_dit(dtype="bflot16"), (8, 8, 1), "'bflot16'; did you mean 'bfloat16'"),
+        (small_dit(attention="bached"), (8, 8, 1), "'bached'; did you mean 'batched'"),
+        (small_unet(attention="cudn"), (8, 8, 1), "'cudn'; did you mean 'cudnn'"),
+        (small_unet(head_channels=5), (8, 8, 1), "head_channels=5 does not divide the 16 .* 4x4"),
+        (small_unet(channels=7), (8, 8, 1), "channels=7 is not a positive even number"),
+        (small_unet(channel_multipliers=()), (8, 8, 1), "channel_multipliers is empty"),
+        (
+            small_unet(channel_multipliers=(1, 2, 2, 2)),
+            (28, 28, 1),
+            "4 levels halve an image of 28x28 3 times.* at most 3 channel_multipliers fit",
+        ),
+        (small_unet(), (8, 7, 1), "at most 1 channel_multipliers fit"),
+    ],
+)
+def test_impossible_sizes_end_in_one_line(net, image_shape, message):
+    with pytest.raises(UserError) as caught:
+        shapes(net, image_shape)
+    assert re.search(message, str(caught.value))
+    assert "\n" not in str(caught.value)
+
+
+# Attention
+
+
+def attention_float64(q, k, v):
+    q, k, v = (np.asarray(a, np.float64) for a in (q, k, v))
+    logits = np.einsum("bqhd,bkhd->bhqk", q, k) / np.sqrt(q.shape[-1])
+    weights = np.exp(logits - logits.max(-1, keepdims=True))
+    return np.einsum("bhqk,bkhd->bqhd", weights / weights.sum(-1, keepdims=True), v)
+
+
+def run_attention(name, *qkv):
+    return jit(functools.partial(attention.attention, implementation=name))(*qkv)
+
+
+def qkv(scale=1.0, dtype="float32"):
+    q = scale * jax.random.normal(KEYS[3], (2, 5, 3, 4))
+    k, v = jax.random.normal(KEYS[4], (2, 2, 7, 3, 4))
+    return tuple(a.astype(dtype) for a in (q, k, v))
+
+
+runs_here = pytest.mark.parametrize("name", ["xla", "batched", "auto"])
+
+
+@runs_here
+@pytest.mark.parametrize("scale", [1.0, 1000.0])
+def test_attention_is_the_formula(name, scale):
+    q, k, v = qkv(scale)
+    out = run_attention(name, q, k, v)
+    np.testing.assert_allclose(out, attention_float64(q, k, v), rtol=1e-3, atol=1e-5)
+
+
+@runs_here
+def test_attention_in_half_precision_keeps_the_softmax_in_float32(name):
+    q, k, v = qkv(3.0, "bfloat16")
+    out = run_attention(name, q, k, v)
+    assert out.dtype == jnp.bfloat16
+    error = np.abs(np.asarray(out, np.float64) - attention_float64(q, k, v)).max()
+    assert error < 0.02 * np.abs(v).max()
+
+
+def test_attention_implementations_have_the_same_gradients():
+    out = jax.random.normal(KEYS[5], (2, 5, 3, 4))
+
+    def gradients(name):
+        def product(*qkv):
+            return jnp.vdot(attention.attention(*qkv, implementation=name), out)
+
+        return jit(jax.grad(product, argnums=(0, 1, 2)))(*qkv())
+
+    jax.tree.map(
+        functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5),
+        gradients("batched"),
+        gradients("xla"),
+    )
+
+
+def test_equal_keys_average_the_values():
+    q, k, v = qkv()
+    out = run_attention("auto", q, jnp.ones_like(k), v)
+    np.testing.assert_allclose(out, jnp.broadcast_to(v.mean(1)[:, None], q.shape), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "platform", "dtype", "resolved"),
+    [
+        ("auto", "cpu", "float32", "batched"),
+        ("auto", "cpu", "bfloat16", "batched"),
+        ("auto", "gpu", "float32", "xla"),
+        ("auto", "gpu", "bfloat16", "cudnn"),
+        ("auto", "tpu", "bfloat16", "xla"),
+        ("cudnn", "cpu", "float32", "cudnn"),
+    ],
+)
+def test_auto_is_resolved_by_platform(name, platform, dtype, resolved):
+    assert attention.resolve(name, platform, dtype) == resolved
+
+
+# DiT
+
+
+@pytest.mark.parametrize(
+    ("name", "published_millions"),
+    [
+        ("DiT-S/2", 33),
+        ("DiT-S/4", 33),
+        ("DiT-S/8", 33),
+        ("DiT-B/2", 130),
+        ("DiT-L/2", 458),
+        ("DiT-XL/2", 675),
+    ],
+)
+def test_dit_sizes_are_the_published_ones(name, published_millions):
+    size = dit.SIZES[name]
+    _, params = shapes(DiT(1000, **size), (32, 32, 4))
+    width, patch = size["hidden_size"], size["patch_size"] ** 2 * 4
+
+    def dense(rows, columns):
+        return (rows + 1) * columns
+
+    block = (
+        dense(width, 6 * width)  # modulation
+        + dense(width, 3 * width)
+        + dense(width, width)
+        + dense(width, 4 * width)
+        + dense(4 * width, width)
+    )
+    conditioning = dense(256, width) + dense(width, width) + 1001 * width
+    ends = dense(patch, width) + dense(width, 2 * width) + dense(width, patch)
+    assert count(params) == size["depth"] * block + conditioning + ends
+    assert abs(count(params) / 1e6 - published_millions) < 0.6
+
+
+def test_dit_xl_has_the_reference_count_to_the_last_parameter():
+    # 675,129,632 is what the public reference code counts; it includes the fixed positions (16x16
+    # tokens) and a second set of output channels for the learned variance.
+    _, params = shapes(DiT(1000, **dit.SIZES["DiT-XL/2"]), (32, 32, 4))
+    positions, learned_variance = 256 * 1152, 16 * (1152 + 1)
+    assert count(params) + positions + learned_variance == 675_129_632
+
+
+@pytest.mark.parametrize("patch_size", [1, 2, 4])
+def test_unpatchify_undoes_patchify(patch_size):
+    x = jax.random.normal(KEYS[3], (2, 8, 12, 3))
+    tokens = dit.patchify(x, patch_size)
+    np.testing.assert_array_equal(dit.unpatchify(tokens, patch_size, 8, 12), x)
+    # Token number 1 is the patch to the right of the first one.
+    second = x[:, :patch_size, patch_size : 2 * patch_size]
+    np.testing.assert_array_equal(tokens[:, 1], second.reshape(2, -1))
+
+
+def test_positions_know_only_the_offset_between_two_tokens():
+    # sin a sin b + cos a cos b = cos(a − b), so inner products are sums of cosines of the offset.
+    height, width, features = 3, 5, 16
+    table = dit.positions_2d(height, width, features).astype(np.float64)
+    row, column = np.repeat(np.arange(height), width), np.tile(np.arange(width), height)
+    frequencies = np.array([1.0, 0.1, 0.01, 0.001])
+    expected = sum(
+        np.cos(frequencies * (at[:, None, None] - at[None, :, None])).sum(-1)
+        for at in (row, column)
+    )
+    np.testing.assert_allclose(table @ table.T, expected, atol=1e-5)
+
+
+def test_dit_equals_numpy_in_float64():
+    """The whole network once more, from the equations of Peebles & Xie (2022)."""
+    net = small_dit(depth=1)
+    p = jax.tree.map(lambda a: np.asarray(a, np.float64), awake(net))
+    x, noise, cond = np.asarray(X, np.float64), np.asarray(NOISE, np.float64), np.asarray(COND)
+
+    def dense(h, layer):
+        return h @ layer["kernel"] + layer["bias"]
+
+    def silu(h):
+        return h / (1 + np.exp(-h))
+
+    def gelu(h):
+        return 0.5 * h * (1 + np.tanh(np.sqrt(2 / np.pi) * (h + 0.044715 * h**3)))
+
+    def norm(h):
+        return (h - h.mean(-1, keepdims=True)) / np.sqrt(h.var(-1, keepdims=True) + 1e-6)
+
+    angles = noise[:, None] * 10_000.0 ** (-np.arange(128) / 128)
+    waves = np.concatenate([np.cos(angles), np.sin(angles)], axis=-1)
+    embed = p["conditioning"]
+    c = dense(silu(dense(waves, embed["hidden"])), embed["out"]) + embed["label"]["embedding"][cond]
+
+    patches = [
+        x[:, 2 * i : 2 * i + 2, 2 * j : 2 * j + 2].reshape(BATCH, -1)
+        for i in range(4)
+        for j in range(4)
+    ]
+    h = dense(np.stack(patches, axis=1), p["patch_embedding"]) + dit.positions_2d(4, 4, 32)
+
+    block = p["block_0"]
+    parts = np.split(dense(silu(c), block["modulation"])[:, None], 6, axis=-1)
+    shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = parts
+    joint = dense(norm(h) * (1 + scale_1) + shift_1, block["attention"]["qkv"])
+    q, k, v = (a.reshape(BATCH, 16, 2, 16) for a in np.split(joint, 3, axis=-1))
+    mixed = attention_float64(q, k, v).reshape(BATCH, 16, 32)
+    h = h + gate_1 * dense(mixed, block["attention"]["out"])
+    hidden = gelu(dense(norm(h) * (1 + scale_2) + shift_2, block["mlp"]["up"]))
+    h = h + gate_2 * dense(hidden, block["mlp"]["down"])
+
+    shift, scale = np.split(dense(silu(c), p["final_modulation"])[:, None], 2, axis=-1)
+    tokens = dense(norm(h) * (1 + scale) + shift, p["final_out"])
+    expected = np.zeros_like(x)
+    for n in range(16):
+        i, j = divmod(n, 4)
+        expected[:, 2 * i : 2 * i + 2, 2 * j : 2 * j + 2] = tokens[:, n].reshape(BATCH, 2, 2, 2)
+
+    out = jitted(net)(awake(net), X, NOISE, COND)
+    np.testing.assert_allclose(out, expected, atol=2e-5 * np.abs(expected).max())
+
+
+# U-Net
+
+
+def test_unet_sizes_are_the_published_ones():
+    _, params = shapes(UNet(0, **unet.SIZES["DDPM-CIFAR10"]), (32, 32, 3))
+    assert count(params) == 35_746_307  # 35.7 M in Ho et al. (2020), appendix B
+
+    # 295,904,454 is what the public reference code counts (296 M in the paper): it has no null
+    # label and three more output channels, for the learned variance.
+    _, params = shapes(UNet(1000, **unet.SIZES["ADM-64"]), (64, 64, 3))
+    null_label, learned_variance = 4 * 192, 3 * (9 * 192 + 1)
+    assert count(params) - null_label + learned_variance == 295_904_454
+
+
+def test_unet_attends_at_the_named_sizes_and_in_the_middle():
+    _, params = shapes(small_unet(channel_multipliers=(1, 2, 2)), (16, 16, 1))
+    attending = {name.removesuffix("_attention") for name in params if name.endswith("attention")}
+    assert attending == {"down_2_0", "middle", "up_2_0", "up_2_1"}
+
+
+@pytest.mark.parametrize(
+    ("channels", "groups"), [(128, 32), (192, 32), (64, 16), (48, 12), (4, 1), (37, 1)]
+)
+def test_group_norm_groups_divide_the_channels(channels, groups):
+    assert unet.num_groups(channels) == groups
+
+
+@pytest.mark.parametrize(
+    ("scale_shift", "resample"), [(True, "same"), (True, "halved"), (False, "doubled")]
+)
+def test_residual_block_equals_numpy_in_float64(scale_shift, resample):
+    """One block from 6 to 10 channels, hence one group (4 or more channels) and two (5 each)."""
+    sizes = {
+        "same": (unet._same, lambda a: a),
+        "halved": (unet._halved, lambda a: a.reshape(BATCH, 4, 2, 4, 2, 6).mean((2, 4))),
+        "doubled": (unet._doubled, lambda a: np.kron(a, np.ones((1, 2, 2, 1)))),
+    }
+    to_size, resized = sizes[resample]
+    block = unet.ResidualBlock(10, scale_shift, 0.0, "float32", to_size)
+    x = jax.random.normal(KEYS[3], (BATCH, 8, 8, 6))
+    c = jax.random.normal(KEYS[4], (BATCH, 12))
+    shapes = jax.eval_shape(functools.partial(block.init, train=False), KEYS[5], x, c)["params"]
+    params = random_like(shapes)
+    p = jax.tree.map(lambda a: np.asarray(a, np.float64), params)
+
+    def norm(h, layer):
+        groups = np.split(h, {6: 1, 10: 2}[h.shape[-1]], axis=-1)
+        axes = {"axis": (1, 2, 3), "keepdims": True}
+        normal = [(g - g.mean(**axes)) / np.sqrt(g.var(**axes) + 1e-5) for g in groups]
+        return np.concatenate(normal, axis=-1) * layer["scale"] + layer["bias"]
+
+    def silu(h):
+        return h / (1 + np.exp(-h))
+
+    def conv(h, layer):
+        _, height, width, _ = h.shape
+        padded = np.pad(h, ((0, 0), (1, 1), (1, 1), (0, 0)))
+        taps = [
+            padded[:, i : i + height, j : j + width] @ layer["kernel"][i, j]
+            for i in range(3)
+            for j in range(3)
+        ]
+        return sum(taps) + layer["bias"]
+
+    start = np.asarray(x, np.float64)
+    h = conv(resized(silu(norm(start, p["norm_1"]))), p["conv_1"])
+    vector = silu(np.asarray(c, np.float64)) @ p["modulation"]["kernel"] + p["modulation"]["bias"]
+    vector = vector[:, None, None]
+    if scale_shift:
+        h = norm(h, p["norm_2"]) * (1 + vector[..., :10]) + vector[..., 10:]
+    else:
+        h = norm(h + vector, p["norm_2"])
+    skip = resized(start) @ p["skip"]["kernel"] + p["skip"]["bias"]
+    expected = skip + conv(silu(h), p["conv_2"])
+    out = jit(functools.partial(block.apply, train=False))({"params": params}, x, c)
+    np.testing.assert_allclose(out, expected, atol=2e-5)
+
+
+# Embedding of the noise label
+
+
+def test_frequency_embedding_knows_only_the_difference_of_two_labels():
+    labels = jnp.array([0.0, 1.0, 500.0, 999.0])
+    embedded = np.asarray(layers.frequency_embedding(labels, 64), np.float64)
+    frequencies = 10_000.0 ** (-np.arange(32) / 32)
+    differences = np.asarray(labels[:, None] - labels[None, :], np.float64)
+    expected = np.cos(differences[..., None] * frequencies).sum(-1)
+    np.testing.assert_allclose(embedded @ embedded.T, expected, atol=1e-2)
+
+
+def test_frequency_embedding_is_float32_for_half_precision_labels_and_refuses_odd_widths():
+    assert layers.frequency_embedding(jnp.ones(2, jnp.bfloat16), 8).dtype == jnp.float32
+    with pytest.raises(UserError, match="7 features is odd; use 8"):
+        layers.frequency_embedding(jnp.ones(2), 7)
