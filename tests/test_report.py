@@ -441,8 +441,13 @@ def test_quality_table_leaves_out_what_no_row_has():
     assert "accuracy" not in quality_table(rows)
 
 
-def test_small_differences_in_accuracy_do_not_fill_the_axis():
-    rows = [{"solver": "heun", "nfe": n, "accuracy": a} for n, a in [(2, 0.501), (8, 0.503)]]
+@pytest.mark.parametrize("accuracies", [(0.501, 0.503), (0.998, 1.0)])
+def test_small_differences_in_accuracy_do_not_fill_the_axis(accuracies):
+    rows = [
+        {"solver": "heun", "nfe": nfe, "accuracy": accuracy}
+        for nfe, accuracy in zip((2, 8), accuracies, strict=True)
+    ]
     svg = plots.quality_against_nfe(rows, metric="accuracy", label="accuracy")
     labels = [float(text) for text in re.findall(r">([\d.]+) %<", svg)]
     assert max(labels) - min(labels) > 2
+    assert max(labels) <= 100

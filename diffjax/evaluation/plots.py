@@ -171,7 +171,7 @@ def quality_against_nfe(
         _dress(axes, "network evaluations per sample", label, not is_accuracy and min(values) > 0)
         if is_accuracy:
             _widen(axes, values)
-            axes.yaxis.set_major_formatter(PercentFormatter(1.0, symbol=" %"))
+            axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=1, symbol=" %"))
         axes.legend()
 
     return _svg(metric, draw)
@@ -272,7 +272,8 @@ def _widen(axes: Axes, shares: list[float]) -> None:
     # Differences of less than a few per cent are noise: they must not fill the axis.
     if max(shares) - min(shares) < _MIN_SHARE_RANGE:
         middle = (max(shares) + min(shares)) / 2
-        axes.set_ylim(middle - _MIN_SHARE_RANGE / 2, middle + _MIN_SHARE_RANGE / 2)
+        top = min(middle + _MIN_SHARE_RANGE / 2, 1.002)
+        axes.set_ylim(top - _MIN_SHARE_RANGE, top)
 
 
 def _integer_ticks(axes: Axes, values: list[float]) -> None:
