@@ -1,4 +1,4 @@
-"""Every test runs on eight fake CPU devices, unless the caller chose otherwise."""
+"""Every test, also the examples in docstrings, runs on eight fake CPU devices, unless the caller chose otherwise."""
 
 import os
 from pathlib import Path
@@ -11,6 +11,6 @@ if _DEVICES not in os.environ.get("XLA_FLAGS", ""):
 
 # Nearly all of the tests' time is compilation: a second run of the networks' tests takes a quarter
 # of the processor time, and a first run no more than without a cache.
-_CACHE = Path(__file__).parent.parent / ".pytest_cache" / "jax"
+_CACHE = Path(__file__).parent / ".pytest_cache" / "jax"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_CACHE))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
