@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -74,7 +75,7 @@ DATASETS: dict[str, Callable[[str], DataSet]] = {
 }
 
 
-def augment(key: jax.Array, images: jax.Array, recipe: Recipe) -> jax.Array:
+def augment(key: jax.Array, images: jax.Array | np.ndarray, recipe: Recipe) -> jax.Array:
     """Moves, turns, scales and mirrors each image a little and adds noise.
 
     Args:
@@ -113,7 +114,7 @@ def fit(images: np.ndarray, labels: np.ndarray, recipe: Recipe, num_classes: int
     """Trains on images `[N, H, W, C]` in [-1, 1]; returns the network and averaged parameters."""
     network = Classifier(num_classes, recipe.widths, recipe.patches, recipe.num_features)
     init_key, order_key, augment_key = jax.random.split(jax.random.key(seed), 3)
-    params = network.init(init_key, images[:1])["params"]
+    params = jax.jit(network.init)(init_key, images[:1])["params"]
     steps_per_epoch = len(images) // recipe.batch_size_images
     num_steps = recipe.num_epochs * steps_per_epoch
     schedule = optax.cosine_onecycle_schedule(num_steps, recipe.learning_rate, pct_start=0.15)
@@ -150,12 +151,31 @@ def fit(images: np.ndarray, labels: np.ndarray, recipe: Recipe, num_classes: int
     return network, state[1]
 
 
-def accuracy(network: Classifier, params, images: np.ndarray, labels: np.ndarray) -> float:
+def rescale(network: Classifier, params: Any, images: np.ndarray) -> Any:
+    """Brings the mean square of the features near 1, so that distances have a usual size.
+
+    ReLU is homogeneous: what the hidden layer is divided by, the output layer is multiplied with,
+    and the logits stay as they are. The factor is a power of two, so that nothing is rounded.
+    """
+    _, features = outputs(network, params, images)
+    scale = 2.0 ** np.round(0.5 * np.log2(np.mean(features**2)))
+    hidden, output = (f"Dense_{len(network.widths) + layer}" for layer in (0, 1))
+    smaller = jax.tree.map(lambda leaf: leaf / scale, params[hidden])
+    larger = params[output] | {"kernel": params[output]["kernel"] * scale}
+    return params | {hidden: smaller, output: larger}
+
+
+def outputs(network: Classifier, params: Any, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Logits and features of any number of images, a thousand at a time."""
+    apply = jax.jit(lambda batch: network.apply({"params": params}, batch))
+    blocks = np.array_split(images, max(1, len(images) // 1000))
+    logits, features = zip(*(jax.device_get(apply(block)) for block in blocks), strict=True)
+    return np.concatenate(logits), np.concatenate(features)
+
+
+def accuracy(network: Classifier, params: Any, images: np.ndarray, labels: np.ndarray) -> float:
     """Share of images whose largest logit is their label."""
-    predict = jax.jit(lambda batch: network.apply({"params": params}, batch)[0].argmax(-1))
-    blocks = np.array_split(np.arange(len(images)), max(1, len(images) // 1000))
-    found = np.concatenate([np.asarray(predict(images[rows])) for rows in blocks])
-    return float((found == labels).mean())
+    return float((outputs(network, params, images)[0].argmax(-1) == labels).mean())
 
 
 def main(args: SimpleNamespace) -> None:
@@ -168,6 +188,7 @@ def main(args: SimpleNamespace) -> None:
     test_images, test_labels = all_images(dataset.test)
     start = time.monotonic()
     network, params = fit(images, labels, recipe, dataset.num_classes, args.seed)
+    params = rescale(network, params, images)
     metadata = {
         "dataset": dataset.name,
         "train_sha256": dataset.train.fingerprint(),
