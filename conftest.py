@@ -1,4 +1,4 @@
-"""Every test, also the examples in docstrings, runs on eight fake CPU devices, unless the caller chose otherwise."""
+"""Tests and docstring examples run on eight fake CPU devices, unless the caller chose otherwise."""
 
 import os
 from pathlib import Path
