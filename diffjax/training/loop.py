@@ -3,6 +3,7 @@
 import logging
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -62,15 +63,13 @@ def train(config: ConfigDict, workdir: str | Path, command: str = "") -> Path:
     checkpoints = Checkpoints(
         workdir / "checkpoints", config.checkpoints_to_keep, config.checkpoints_kept_every_steps
     )
-    state, start_step = restore_or_init(setup, checkpoints, dataset)
-    workdirs.record_run(workdir, setup, dataset, command)
-
-    with stop_signals() as should_stop:
+    with stop_signals() as should_stop, closing(checkpoints):
+        state, start_step = restore_or_init(setup, checkpoints, dataset)
+        workdirs.record_run(workdir, setup, dataset, command)
         if start_step < config.num_steps:
             state = run_steps(setup, dataset, state, start_step, checkpoints, workdir, should_stop)
         else:
             _LOG.info("%s is finished: %d of %d steps", workdir, start_step, config.num_steps)
-        checkpoints.close()
         if not (workdir / workdirs.EVALUATION).exists():
             run = Run(setup, state, workdir, dataset.label_names)
             measure(run, dataset, should_stop=should_stop)
@@ -148,7 +147,6 @@ def run_steps(
                 save()
                 window.restart_clock()
             if stop:
-                checkpoints.close()
                 raise Interrupted(
                     f"stopped at step {step} of {config.num_steps} and saved in {workdir}; "
                     "the same command goes on from there"

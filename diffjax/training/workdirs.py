@@ -5,6 +5,7 @@ import json
 import os
 import platform
 import subprocess
+import tempfile
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -31,6 +32,13 @@ def claim(workdir: Path, config: ConfigDict) -> None:
         UserError: it can't be written to, or holds another run; nothing is changed then.
     """
     path = workdir / CONFIG
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        _check_writable(workdir)
+    except OSError as error:
+        raise UserError(
+            f"can't write to {workdir}: {error.strerror}; choose another --workdir"
+        ) from error
     saved = read_json(path)
     if saved is not None:
         differences = differing_keys(saved, json.loads(to_json(config)))
@@ -45,13 +53,7 @@ def claim(workdir: Path, config: ConfigDict) -> None:
             f"{workdir} holds a run, but its {CONFIG} is missing: restore it, or choose another "
             "--workdir"
         )
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        _write(path, to_json(config))
-    except OSError as error:
-        raise UserError(
-            f"can't write to {workdir}: {error.strerror}; choose another --workdir"
-        ) from error
+    _write(path, to_json(config))
 
 
 def differing_keys(saved: Mapping[str, Any], here: Mapping[str, Any], prefix: str = "") -> list:
@@ -142,6 +144,11 @@ def git_revision(folder: Path) -> str:
         return git("rev-parse", "HEAD") + ("+" if changed else "")
     except (OSError, subprocess.CalledProcessError):
         return ""
+
+
+def _check_writable(folder: Path) -> None:
+    with tempfile.TemporaryFile(dir=folder):
+        pass
 
 
 def _version(package: str) -> str:

@@ -1,0 +1,432 @@
+"""The loop, its state and its folder: what is promised of a run, seen on a tiny one."""
+
+import json
+import os
+import shutil
+import signal
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from ml_collections import ConfigDict
+
+import diffjax
+from diffjax import choices
+from diffjax.data import Augment, digits
+from diffjax.errors import UserError
+from diffjax.evaluation.features import classifier_features
+from diffjax.evaluation.run_files import read_metrics
+from diffjax.models.dit import DiT
+from diffjax.models.unet import UNet
+from diffjax.sampling import solvers
+from diffjax.sampling.sample import Recipe
+from diffjax.spec import build, spec
+from diffjax.training import checkpoints as checkpoints_module
+from diffjax.training import loop, optimizer, sharding, state, workdirs
+from diffjax.training.checkpoints import Checkpoints, digest
+from diffjax.training.interrupts import Interrupted
+from diffjax.training.setup import set_up
+from diffjax.training.window import NonFiniteLoss
+from diffjax.wiring import wire
+
+MODELS = {
+    "dit": spec(DiT, patch_size=4, hidden_size=16, depth=1, num_heads=2, dropout=0.1),
+    "unet": spec(
+        UNet,
+        channels=8,
+        channel_multipliers=(1, 2),
+        num_res_blocks=1,
+        attention_resolutions=(4,),
+        head_channels=8,
+    ),
+}
+
+
+def tiny_config(arguments="", **changes) -> ConfigDict:
+    config = ConfigDict(
+        {
+            "name": "tiny",
+            "seed": 0,
+            "num_steps": 6,
+            "batch_size": 16,
+            "data": spec(digits),
+            "augment": spec(Augment),
+            "label_dropout": 0.1,
+            "optimizer": spec(optimizer.adamw, warmup_steps=2),
+            "ema_decays": (0.9, 0.99),
+            "mesh": {"data": -1, "fsdp": 1, "tensor": 1},
+            "sampling": spec(
+                Recipe,
+                solver=choices.copy(choices.SOLVERS["heun"]),
+                grid=choices.copy(choices.GRIDS["uniform"]),
+                num_steps=2,
+                guidance_scale=2.0,
+            ),
+            "weights": "ema-0.99",
+            "log_every_steps": 2,
+            "sample_every_steps": 4,
+            "checkpoint_every_steps": 2,
+            "checkpoints_to_keep": 5,
+            "checkpoints_kept_every_steps": 100,
+            "evaluation": {
+                "extractor": spec(classifier_features, name="digits"),
+                "num_samples": 20,
+                "batch_size": 24,
+                "solvers": ("ddim",),
+                "num_steps": (2,),
+                "seed": 0,
+            },
+        }
+    )
+    choices.set_axes(config, arguments, MODELS, model="dit")
+    config.update_from_flattened_dict(changes)
+    return config.lock()
+
+
+@pytest.fixture(scope="module")
+def whole_run(tmp_path_factory):
+    """A run that nothing disturbed."""
+    workdir = tmp_path_factory.mktemp("run") / "whole"
+    loop.train(tiny_config(), workdir, command="the command")
+    return workdir
+
+
+def arrays_of(workdir, config=None):
+    run = diffjax.load(workdir)
+    return jax.device_get(run.state._asdict())
+
+
+def assert_same(one, other, **tolerance):
+    for (path, a), b in zip(
+        jax.tree_util.tree_leaves_with_path(one), jax.tree.leaves(other), strict=True
+    ):
+        np.testing.assert_allclose(a, b, err_msg=jax.tree_util.keystr(path), **tolerance)
+
+
+def logged(workdir):
+    """The metrics without what depends on the clock."""
+    records = read_metrics(workdir / "metrics.jsonl")
+    return [{k: v for k, v in r.items() if k != "images_per_second"} for r in records]
+
+
+def test_a_run_leaves_what_is_promised(whole_run):
+    names = {path.name for path in whole_run.iterdir()}
+    assert names == {
+        "config.json", "run.json", "metrics.jsonl", "evaluation.json", "report.html",
+        "checkpoints", "samples", "tensorboard",
+    }  # fmt: skip
+    assert [record["step"] for record in logged(whole_run)] == [2, 4, 6]
+    assert all(np.isfinite(record["loss"]) for record in logged(whole_run))
+    config = json.loads((whole_run / "config.json").read_text())
+    assert config["num_steps"] == 6
+    assert config["optimizer"]["learning_rate"] == 1e-3
+    result = json.loads((whole_run / "evaluation.json").read_text())
+    assert 0.0 <= result["accuracy"] <= 1.0
+    assert len(result["frechet_distance"]["provenance"]["extractor_sha256"]) == 64
+    assert [row["nfe"] for row in result["by_nfe"]] == [4, 6]
+    assert (whole_run / "samples" / "step_00000004.png").exists()
+    run = json.loads((whole_run / "run.json").read_text())
+    assert run["command"] == "the command"
+    assert run["train_seconds"] > 0
+
+
+def test_a_finished_run_is_left_alone(whole_run, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(whole_run, copy)
+    (copy / "evaluation.json").write_text((copy / "evaluation.json").read_text())
+    before = {p: p.stat().st_mtime_ns for p in copy.rglob("*") if p.is_file()}
+    loop.train(tiny_config(), copy)
+    changed = {
+        p.name for p in copy.rglob("*") if p.is_file() and before.get(p) != p.stat().st_mtime_ns
+    }
+    assert changed <= {"report.html", "run.json"}
+
+
+def test_stopping_and_resuming_changes_nothing(whole_run, tmp_path, monkeypatch):
+    """Ctrl-C after step 3, then the same command: bit for bit the undisturbed run."""
+    original = loop.compile_train_step
+
+    def interrupting(setup, key):
+        step = original(setup, key)
+        calls = []
+
+        def stepped(*arguments):
+            calls.append(1)
+            if len(calls) == 3:
+                os.kill(os.getpid(), signal.SIGINT)
+            return step(*arguments)
+
+        return stepped
+
+    monkeypatch.setattr(loop, "compile_train_step", interrupting)
+    with pytest.raises(Interrupted, match="stopped at step 3 of 6 and saved"):
+        loop.train(tiny_config(), tmp_path / "run")
+    monkeypatch.undo()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    loop.train(tiny_config(), tmp_path / "run")
+    assert_same(arrays_of(tmp_path / "run"), arrays_of(whole_run), rtol=0, atol=0)
+    last = [r for r in logged(whole_run) if r["step"] == 6]
+    assert [r for r in logged(tmp_path / "run") if r["step"] == 6] == last
+    for name in ("step_00000006.png", "neighbours.png"):
+        there, here = (run / "samples" / name for run in (whole_run, tmp_path / "run"))
+        assert there.read_bytes() == here.read_bytes()
+
+
+def damage_truncated(folder: Path):
+    for path in folder.rglob("d/*"):
+        if path.is_file():
+            path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def damage_emptied(folder: Path):
+    shutil.rmtree(folder)
+    folder.mkdir()
+
+
+def damage_metadata(folder: Path):
+    shutil.rmtree(folder / "meta")
+
+
+@pytest.mark.parametrize("damage", [damage_truncated, damage_emptied, damage_metadata])
+def test_a_damaged_checkpoint_is_set_aside(whole_run, tmp_path, damage):
+    copy = tmp_path / "run"
+    shutil.copytree(whole_run, copy)
+    damage(copy / "checkpoints" / "6")
+    run = diffjax.load(copy)  # reading changes nothing
+    assert run.step == 4
+    assert (copy / "checkpoints" / "6").exists()
+    loop.train(tiny_config(), copy)
+    assert (copy / "checkpoints_damaged" / "6").exists()
+    assert_same(arrays_of(copy), arrays_of(whole_run), rtol=0, atol=0)
+
+
+def test_no_flipped_bit_goes_unnoticed(whole_run, tmp_path):
+    """Each flip is either harmless, bit for bit, or the checkpoint is passed over."""
+    truth, noticed = arrays_of(whole_run), 0
+    rng = np.random.default_rng(0)
+    for trial in range(12):
+        copy = tmp_path / str(trial)
+        shutil.copytree(whole_run, copy)
+        files = [p for p in (copy / "checkpoints" / "6" / "state").rglob("d/*") if p.is_file()]
+        sizes = np.array([p.stat().st_size for p in files], float)
+        file = files[rng.choice(len(files), p=sizes / sizes.sum())]
+        content = bytearray(file.read_bytes())
+        content[rng.integers(len(content))] ^= 1 << rng.integers(8)
+        file.write_bytes(content)
+        run = diffjax.load(copy)
+        if run.step == 6:
+            assert_same(jax.device_get(run.state._asdict()), truth, rtol=0, atol=0)
+        else:
+            assert run.step == 4
+            noticed += 1
+    assert noticed > 0
+
+
+def test_when_no_checkpoint_is_whole_it_says_so(whole_run, tmp_path):
+    copy = tmp_path / "run"
+    shutil.copytree(whole_run, copy)
+    for folder in (copy / "checkpoints").iterdir():
+        damage_emptied(folder)
+    with pytest.raises(UserError, match="none of the checkpoints"):
+        diffjax.load(copy)
+
+
+def test_the_digest_notices_any_bit_and_no_layout():
+    x = np.random.default_rng(0).normal(size=(8, 12)).astype(np.float32)
+    mesh = sharding.make_mesh(fsdp=4, data=2)
+    spread = jax.device_put(
+        x, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("fsdp", "data"))
+    )
+    assert digest({"x": spread}) == digest({"x": jnp.asarray(x)})
+    for bit in (0, 12, 31):
+        flipped = x.copy()
+        flipped.view(np.uint32)[3, 5] ^= np.uint32(1 << bit)
+        assert digest({"x": flipped}) != digest({"x": x})
+    # An independent computation of the declared sum.
+    bits, index = x.view(np.uint32).ravel().astype(object), np.arange(x.size, dtype=object)
+    expected = int((bits * (2 * index + 1) * 2654435761).sum()) % 2**32
+    assert digest({"x": x}) == {"x": expected}
+
+
+MESHES = [{"data": 8}, {"data": 2, "fsdp": 4}, {"data": 2, "fsdp": 2, "tensor": 2}, {"tensor": 8}]
+
+
+@pytest.mark.parametrize("arguments", ["model=dit", "model=unet,objective=ddpm"])
+def test_eight_devices_compute_what_one_does(arguments):
+    """The same three steps on every mesh: the same loss and parameters to float tolerance."""
+    config = tiny_config(arguments)
+    data = digits()
+
+    def run(mesh):
+        setup = set_up(config, data.image_shape, data.num_classes, mesh=mesh)
+        train_state = setup.init(jax.random.key(0))
+        key = jax.random.key(1)
+        step = loop.compile_train_step(setup, key)
+        stream = loop.device_batches(setup, data, 0)
+        losses = []
+        for _ in range(3):
+            train_state, metrics = step(train_state, key, next(stream))
+            losses.append(float(metrics["loss"]))
+        return losses, jax.device_get(train_state.params)
+
+    one_losses, one_params = run(sharding.make_mesh(devices=jax.devices()[:1]))
+    for axes in MESHES:
+        losses, params = run(sharding.make_mesh(**({"data": 1, **axes})))
+        np.testing.assert_allclose(losses, one_losses, rtol=2e-5, err_msg=str(axes))
+        # Adam divides by the root of tiny squares, so rounding shows at the scale of its step.
+        assert_same(params, one_params, atol=2e-4, rtol=0)
+
+
+def test_parameters_are_really_split():
+    config = tiny_config("model=unet")
+    mesh = sharding.make_mesh(data=1, fsdp=8)
+    setup = set_up(config, (8, 8, 1), 10, mesh=mesh)
+    train_state = setup.init(jax.random.key(0))
+    held = sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(train_state))
+    whole = sum(leaf.nbytes for leaf in jax.tree.leaves(train_state))
+    assert held < 0.35 * whole  # what does not divide by 8 stays whole
+
+
+def test_samples_do_not_depend_on_batch_or_mesh(whole_run):
+    run = diffjax.load(whole_run)
+    labels = np.arange(13) % 10
+    images = run.sample(labels, seed=3)
+    assert images.shape == (13, 8, 8, 1)
+    np.testing.assert_allclose(run.sample(labels, seed=3, batch_size=8), images, atol=1e-5)
+    np.testing.assert_allclose(run.sample(labels[:5], seed=3), images[:5], atol=1e-5)
+    assert np.abs(run.sample(labels, seed=4) - images).max() > 0.1
+    one = run.sample(labels, seed=3, solver=solvers.ddim(), num_steps=1, guidance_scale=1.0)
+    assert np.isfinite(one).all()
+
+
+def test_loading_names_what_is_missing(whole_run, tmp_path):
+    with pytest.raises(UserError, match="there is no run in"):
+        diffjax.load(tmp_path / "nowhere")
+    run = diffjax.load(whole_run)
+    with pytest.raises(UserError, match="no weights 'ema-0.9999'; did you mean 'ema-0.99'"):
+        run.weights("ema-0.9999")
+
+
+def test_another_config_does_not_get_the_folder(whole_run):
+    before = (whole_run / "config.json").read_bytes()
+    with pytest.raises(UserError, match=r"optimizer.learning_rate: 0.001 there, 0.5 here"):
+        loop.train(tiny_config(**{"optimizer.learning_rate": 0.5}), whole_run)
+    assert (whole_run / "config.json").read_bytes() == before
+
+
+def test_a_folder_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="can't write to"):
+        loop.train(tiny_config(), tmp_path / "file" / "run")
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
+    config = tiny_config(**{"optimizer.learning_rate": 1e30, "optimizer.clip_norm": 1e30})
+    with pytest.raises(NonFiniteLoss, match=r"not finite in step \d.*last good checkpoint is step"):
+        loop.train(config, tmp_path / "run")
+    kept = sorted(int(p.name) for p in (tmp_path / "run" / "checkpoints").iterdir())
+    run = diffjax.load(tmp_path / "run")
+    assert run.step == kept[-1]
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(jax.device_get(run.state)))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "changes", "message"),
+    [
+        ("path=linear,target=noise", {}, "target Noise can't be used on path Linear.*use --config"),
+        ("", {"model.patch_size": 3}, "patch"),
+        ("", {"model.num_heads": 3}, "heads"),
+        ("", {"batch_size": 12}, "8 or 16 would"),
+        ("", {"mesh.fsdp": 3}, "does not fit 8 device"),
+        ("", {"label_dropout": 0.0}, "guidance_scale=2 needs a null label"),
+        ("", {"weights": "ema-0.5"}, "none of the run's"),
+    ],
+)
+def test_impossible_configs_are_refused_before_anything_is_written(
+    tmp_path, arguments, changes, message
+):
+    with pytest.raises(UserError, match=message):
+        loop.train(tiny_config(arguments, **changes), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_every_legal_cross_wires():
+    config = tiny_config()
+    for path in choices.PATHS:
+        for target in choices.TARGETS:
+            if (path, target) == ("linear", "noise"):
+                continue
+            for weight in choices.WEIGHTS:
+                arguments = f"path={path},target={target},weight={weight},times=logit_normal"
+                wired = wire(tiny_config(arguments), (8, 8, 1), 10)
+                assert type(wired.path) is type(build(choices.PATHS[path]))
+    assert wire(config, (8, 8, 1), 10).num_params > 0
+
+
+def test_averages_follow_their_recursion():
+    decays, values = (0.5, 0.999), [3.0, -1.0, 2.0, 5.0]
+    ema = {state.ema_name(d): {"w": jnp.array(1.0)} for d in decays}
+    expected = dict.fromkeys(map(state.ema_name, decays), 1.0)
+    for step, value in enumerate(values):
+        ema = state.update_ema(ema, {"w": jnp.array(value)}, decays, jnp.array(step))
+        for d in decays:
+            kept = min(d, (1 + step) / (10 + step))
+            name = state.ema_name(d)
+            expected[name] = kept * expected[name] + (1 - kept) * value
+    for name, value in expected.items():
+        assert float(ema[name]["w"]) == pytest.approx(value, rel=1e-6)
+
+
+def test_the_schedule_warms_up_and_decays():
+    schedule = optimizer.adamw(
+        num_steps=100, learning_rate=2.0, warmup_steps=10, final_fraction=0.1
+    ).schedule
+    assert [float(schedule(step)) for step in (0, 5, 10, 55, 100)] == pytest.approx(
+        [0.0, 1.0, 2.0, 0.5 * (2.0 + 0.2), 0.2]
+    )
+
+
+def test_the_step_is_adam_on_the_mean_loss():
+    """One step against Optax called by hand on a gradient by finite differences."""
+    config = tiny_config(**{"label_dropout": 0.0, "sampling.guidance_scale": 1.0})
+    setup = set_up(config, (8, 8, 1), 10, mesh=sharding.make_mesh(devices=jax.devices()[:1]))
+    before = setup.init(jax.random.key(0))
+    start = jax.device_get(before)
+    batch = next(loop.device_batches(setup, digits(), 0))
+    after, metrics = loop.compile_train_step(setup, jax.random.key(1))(
+        before, jax.random.key(1), batch
+    )
+    moved = jax.tree.map(
+        lambda a, b: np.abs(a - b).max(), jax.device_get(after.params), start.params
+    )
+    # The first rate of the warm-up is 0: nothing may move yet, though moments have.
+    assert max(jax.tree.leaves(moved)) == 0.0
+    assert float(optax.tree.norm(after.opt_state[1][0].mu)) > 0.0
+    assert float(metrics["grad_norm"]) > 0.0
+    assert float(metrics["bin_count"].sum()) == config.batch_size
+
+
+def test_checkpoints_are_kept_by_policy(tmp_path):
+    store = Checkpoints(tmp_path / "c", keep=2, keep_every_steps=4)
+    for step in range(0, 10, 2):
+        store.save(step, {"x": jnp.arange(3.0) + step}, {})
+    store.close()
+    store = Checkpoints(tmp_path / "c", keep=2, keep_every_steps=4)
+    assert store.steps() == [0, 4, 6, 8]
+    abstract = {"x": jax.ShapeDtypeStruct((3,), jnp.float32, sharding=jnp.zeros(1).sharding)}
+    restored = store.restore(abstract)
+    assert restored is not None
+    np.testing.assert_array_equal(restored[0]["x"], [8.0, 9.0, 10.0])
+    store.close()
+
+
+def test_first_line_of_an_error_is_one_line():
+    assert "\n" not in checkpoints_module._first_line(ValueError("a\nb"))
+
+
+def test_config_differences_are_named():
+    assert workdirs.differing_keys({"a": 1}, {"a": 1}) == []
+    assert workdirs.differing_keys({"a": 1}, {}) == ["a: 1 there, absent here"]
