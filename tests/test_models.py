@@ -2,6 +2,7 @@
 
 import functools
 import re
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,11 +22,11 @@ NOISE = jnp.array([0.0, 37.5, 999.0])
 COND = jnp.array([0, 9, CLASSES])
 
 
-def small_dit(num_classes=CLASSES, **kw):
+def small_dit(num_classes=CLASSES, **kw) -> Any:
     return DiT(num_classes, **{"hidden_size": 32, "depth": 2, "num_heads": 2, **kw})
 
 
-def small_unet(num_classes=CLASSES, **kw):
+def small_unet(num_classes=CLASSES, **kw) -> Any:
     few = {"channels": 8, "channel_multipliers": (1, 2), "num_res_blocks": 1, "head_channels": 8}
     return UNet(num_classes, **{**few, "attention_resolutions": (4,), **kw})
 

@@ -18,7 +18,7 @@ _WIDTHS = {
     "XL": {"hidden_size": 1152, "depth": 28, "num_heads": 16},
 }
 
-SIZES: dict[str, dict[str, int]] = {
+SIZES: dict[str, dict] = {
     f"DiT-{name}/{patch_size}": {"patch_size": patch_size, **widths}
     for name, widths in _WIDTHS.items()
     for patch_size in (2, 4, 8)

@@ -175,9 +175,9 @@ class UNet(nn.Module):
 
     Example:
         >>> import jax, jax.numpy as jnp
-        >>> net = UNet(10, channels=8, channel_multipliers=(1,), num_res_blocks=1, head_channels=8)
+        >>> net = UNet(num_classes=10, channels=32)
         >>> x, t, label = jnp.ones((2, 8, 8, 1)), jnp.ones(2), jnp.array([3, 10])
-        >>> out, variables = jax.jit(net.init_with_output)(jax.random.key(0), x, t, label)
+        >>> out, variables = jax.eval_shape(net.init_with_output, jax.random.key(0), x, t, label)
         >>> out.shape
         (2, 8, 8, 1)
 
