@@ -24,6 +24,7 @@ from diffjax.errors import UserError, nearest
 # sha256 of each file in `weights/`: a damaged or exchanged file would silently shift every number.
 SHIPPED: Mapping[str, str] = {
     "digits": "e721986eb3ddcab7b3510ef884066d00a574eae7fc74fbd0a84377caf96a854d",
+    "fashion_mnist": "9c3facb2d4ceb700485c6712271abedbdf79ecb8213c9546f947778f72058aac",
 }
 _METADATA = "metadata"
 
