@@ -18,7 +18,12 @@ from diffjax.training import optimizer
 MODELS = {
     "dit": spec(DiT, patch_size=2, hidden_size=128, depth=4, num_heads=4),
     "unet": spec(
-        UNet, channels=32, channel_multipliers=(1, 2), num_res_blocks=2, attention_resolutions=(4,)
+        UNet,
+        channels=32,
+        channel_multipliers=(1, 2),
+        num_res_blocks=1,
+        attention_resolutions=(4,),
+        head_channels=32,
     ),
 }
 
