@@ -1,0 +1,9 @@
+from typing import Any
+
+from . import ConfigDict as ConfigDict
+from . import FieldReference as FieldReference
+
+class RequiredValueError(Exception): ...
+
+def placeholder(field_type: Any, required: bool = ...) -> Any: ...
+def required_placeholder(field_type: Any) -> Any: ...
