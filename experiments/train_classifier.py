@@ -3,8 +3,8 @@
     python -m experiments.train_classifier --dataset=digits --out=digits.npz
     python -m experiments.train_classifier --dataset=fashion_mnist --path=FOLDER
 
-The test split is looked at once, at the end: nothing is chosen on it. A file that is to be shipped
-goes to diffjax/evaluation/weights/, with its sha256 in diffjax/evaluation/classifier.py.
+The test split is looked at once, at the end: training chooses nothing on it. A file that is to be
+shipped goes to diffjax/evaluation/weights/, its sha256 into diffjax/evaluation/classifier.py.
 """
 
 import hashlib
@@ -139,7 +139,7 @@ def augment(key: jax.Array, images: jax.Array | np.ndarray, recipe: Recipe) -> j
     return jnp.clip(moved + level * jax.random.normal(keys[6], images.shape), -1.0, 1.0)
 
 
-def erase(key: jax.Array, images: jax.Array, max_pixels: int) -> jax.Array:
+def erase(key: jax.Array, images: jax.Array | np.ndarray, max_pixels: int) -> jax.Array:
     """Paints a rectangle of one random grey over half of the images `[B, H, W, C]`."""
     batch, height, width, _ = images.shape
     chosen_key, side_key, place_key, grey_key = jax.random.split(key, 4)

@@ -30,9 +30,9 @@ class Reference:
         train_features: `[N, F]` float32.
         train_statistics: of the train features.
         train_sha256: fingerprint of the train split.
-        num_test_images: images of the test split.
+        test_features: `[M, F]` float32.
         test_neighbour_distances: `[M, 2]` float32, of test images to the nearest train images.
-        frechet_floor, kernel_floor: the distances between the train and the test split.
+        kernel_floor: the kernel distance between the test and the train split.
         max_neighbour_images: samples whose nearest train images are looked up.
         seed: of every random thinning.
     """
@@ -43,9 +43,8 @@ class Reference:
     train_features: np.ndarray
     train_statistics: Statistics
     train_sha256: str
-    num_test_images: int
+    test_features: np.ndarray
     test_neighbour_distances: np.ndarray
-    frechet_floor: float
     kernel_floor: KernelDistance
     max_neighbour_images: int
     seed: int
@@ -75,18 +74,16 @@ def reference(
     test_images, _ = all_images(dataset.test, max_images)
     train_features = extractor.features(train_images)
     test_features = extractor.features(test_images)
-    train_statistics, test_statistics = statistics(train_features), statistics(test_features)
     some_test_images = thin(test_images, max_neighbour_images, seed)
     return Reference(
         name=dataset.name,
         extractor=extractor,
         train_images=train_images,
         train_features=train_features,
-        train_statistics=train_statistics,
+        train_statistics=statistics(train_features),
         train_sha256=dataset.train.fingerprint(),
-        num_test_images=len(test_images),
+        test_features=test_features,
         test_neighbour_distances=nearest(some_test_images, train_images, k=2)[1],
-        frechet_floor=_frechet(test_statistics, train_statistics),
         kernel_floor=kernel_distance(test_features, train_features, seed=seed),
         max_neighbour_images=max_neighbour_images,
         seed=seed,
@@ -114,8 +111,9 @@ def compare(
     Returns:
         Plain JSON: `accuracy` in [0, 1] (None without labels or classifier) with its 95 % Wilson
         interval and the classifier's own test accuracy; `frechet_distance` and `kernel_distance`,
-        each with `value`, `floor` (the same distance from the real test split to the train split)
-        and `provenance`; `neighbours` with the figures of `Memorisation`. See docs/evaluation.md.
+        each with `value`, `floor` (the same distance from real test images to the train split; for
+        the Fréchet distance at most as many as there are samples) and `provenance`; `neighbours`
+        with the figures of `Memorisation`. docs/evaluation.md says what each means.
 
     Raises:
         UserError: too few samples, another shape, labels that do not fit, pixels not finite.
@@ -136,15 +134,17 @@ def compare(
         "reference": f"{reference.name}/train",
         "reference_sha256": reference.train_sha256,
     }
-    frechet_counts = _counts(len(samples), reference.num_test_images, reference.train_statistics.n)
+    # The Fréchet distance falls with the number of images, so its floor uses as many.
+    test_features = thin(reference.test_features, len(samples), reference.seed)
+    frechet_counts = _counts(len(samples), len(test_features), reference.train_statistics.n)
     floor = reference.kernel_floor
     return {
         "num_samples": len(samples),
         **_accuracy(logits, labels, len(samples)),
         "classifier_test_accuracy": extractor.test_accuracy,
         "frechet_distance": {
-            "value": _frechet(statistics(features), reference.train_statistics),
-            "floor": reference.frechet_floor,
+            "value": _frechet(features, reference.train_statistics),
+            "floor": _frechet(test_features, reference.train_statistics),
             "provenance": provenance | frechet_counts,
         },
         "kernel_distance": {
@@ -209,5 +209,6 @@ def _counts(num_samples: int, num_floor_images: int, num_reference_images: int) 
     }
 
 
-def _frechet(one: Statistics, two: Statistics) -> float:
-    return frechet_distance(one.mean, one.cov, two.mean, two.cov)
+def _frechet(features: np.ndarray, train: Statistics) -> float:
+    mean, cov, _ = statistics(features)
+    return frechet_distance(mean, cov, train.mean, train.cov)
