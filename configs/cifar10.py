@@ -1,0 +1,44 @@
+"""CIFAR-10 (32x32 colour) through TFDS, for a GPU or a TPU.
+
+    python -m experiments.train --config=configs/cifar10.py
+    python -m experiments.train --config=configs/cifar10.py:objective=ddpm,model=unet
+    python -m experiments.train --config=configs/cifar10.py:model=DiT-S/2
+
+The set must have been prepared once on a machine that can download it; `docs/data.md` says how.
+Not yet run. Its Fréchet distance is on averaged pixels and can't be compared with published FIDs.
+"""
+
+from ml_collections import ConfigDict
+
+from diffjax.data import tfds_images
+from diffjax.evaluation.features import pixel_features
+from diffjax.experiment import experiment
+from diffjax.models import DiT, UNet, dit, unet
+from diffjax.spec import spec
+
+MODELS = {
+    "unet": spec(UNet, **unet.SIZES["DDPM-CIFAR10"]),
+    **{name: spec(DiT, **size) for name, size in dit.SIZES.items()},
+}
+
+
+def get_config(arguments: str = "") -> ConfigDict:
+    """Axes: objective, path, target, weight, times, model (unet, DiT-S/2 … DiT-XL/8)."""
+    config = experiment(
+        "cifar10",
+        arguments,
+        data=spec(tfds_images, name="cifar10"),
+        extractor=spec(pixel_features, size=8),
+        models=MODELS,
+        model="unet",
+    )
+    config.num_steps = 400_000
+    config.augment.flip_probability = 0.5
+    config.optimizer.learning_rate = 2e-4
+    config.optimizer.warmup_steps = 5_000
+    config.ema_decays = (0.999, 0.9999)
+    config.weights = "ema-0.9999"
+    config.sample_every_steps = 10_000
+    config.checkpoint_every_steps = 10_000
+    config.evaluation.num_samples = 10_000
+    return config

@@ -1,0 +1,45 @@
+"""Fashion-MNIST (28x28 grey, ten kinds of clothing).
+
+    python -m experiments.train --config=configs/fashion_mnist.py --config.data.path=FOLDER
+    python -m experiments.train --config=configs/fashion_mnist.py:model=unet,objective=ddpm \\
+        --config.data.path=FOLDER
+
+FOLDER holds the four idx files; `docs/data.md` says where to get them.
+"""
+
+from ml_collections import ConfigDict
+
+from diffjax.data import fashion_mnist
+from diffjax.evaluation.features import classifier_features
+from diffjax.experiment import experiment
+from diffjax.models import DiT, UNet
+from diffjax.spec import spec
+
+MODELS = {
+    "dit": spec(DiT, patch_size=4, hidden_size=128, depth=4, num_heads=4),
+    "unet": spec(
+        UNet,
+        channels=32,
+        channel_multipliers=(1, 2, 2),
+        num_res_blocks=1,
+        attention_resolutions=(7,),
+        head_channels=32,
+    ),
+}
+
+
+def get_config(arguments: str = "") -> ConfigDict:
+    """Axes: objective, path, target, weight, times, model."""
+    config = experiment(
+        "fashion_mnist",
+        arguments,
+        data=spec(fashion_mnist),
+        extractor=spec(classifier_features, name="fashion_mnist"),
+        models=MODELS,
+        model="dit",
+    )
+    config.num_steps = 3_000
+    config.batch_size = 64
+    config.optimizer.final_fraction = 0.02
+    config.evaluation.num_steps = (5, 9, 18)
+    return config

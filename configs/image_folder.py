@@ -1,0 +1,44 @@
+"""Any folder of images: a subfolder a class, or images side by side for an unconditional model.
+
+    python -m experiments.train --config=configs/image_folder.py --config.data.path=FOLDER
+
+Images are cropped to a square and resized to `--config.data.image_size`. Without subfolders there
+are no labels to guide with: add `--config.sampling.guidance_scale=1`.
+"""
+
+from ml_collections import ConfigDict
+
+from diffjax.data import image_folder
+from diffjax.evaluation.features import pixel_features
+from diffjax.experiment import experiment
+from diffjax.models import DiT, UNet, dit
+from diffjax.spec import spec
+
+MODELS = {
+    "unet": spec(
+        UNet,
+        channels=64,
+        channel_multipliers=(1, 2, 2),
+        num_res_blocks=2,
+        attention_resolutions=(16,),
+        head_channels=64,
+    ),
+    **{name: spec(DiT, **size) for name, size in dit.SIZES.items()},
+}
+
+
+def get_config(arguments: str = "") -> ConfigDict:
+    """Axes: objective, path, target, weight, times, model (unet, DiT-S/2 … DiT-XL/8)."""
+    config = experiment(
+        "image_folder",
+        arguments,
+        data=spec(image_folder),
+        extractor=spec(pixel_features, size=8),
+        models=MODELS,
+        model="unet",
+    )
+    config.num_steps = 100_000
+    config.batch_size = 64
+    config.optimizer.learning_rate = 2e-4
+    config.augment.flip_probability = 0.5
+    return config

@@ -1,0 +1,72 @@
+"""What every experiment's config has, with defaults that a config file changes."""
+
+from ml_collections import ConfigDict
+
+from diffjax import choices
+from diffjax.choices import Table, copy
+from diffjax.data import Augment
+from diffjax.sampling.sample import Recipe
+from diffjax.spec import spec
+from diffjax.training import optimizer
+
+
+def experiment(
+    name: str,
+    arguments: str,
+    *,
+    data: ConfigDict,
+    extractor: ConfigDict,
+    models: Table,
+    model: str,
+    objective: str = "flow",
+) -> ConfigDict:
+    """A config with every setting that training, sampling and evaluation read.
+
+    Args:
+        name: of the run folder; what `arguments` choose is appended.
+        arguments: what followed the config file's colon.
+        data: a spec of a `DataSet`.
+        extractor: a spec of an `Extractor`, for evaluation.
+        models: the networks on offer, by name.
+        model: the default one.
+        objective: the default one's name.
+
+    Raises:
+        UserError: an unknown axis or choice in `arguments`.
+    """
+    config = ConfigDict()
+    config.name = name
+    config.seed = 0
+    config.num_steps = 10_000
+    config.batch_size = 128
+    config.data = data
+    config.augment = spec(Augment)
+    choices.set_axes(config, arguments, models, objective=objective, model=model)
+    config.label_dropout = 0.1  # share of labels hidden, for classifier-free guidance
+    config.optimizer = spec(optimizer.adamw)
+    config.ema_decays = (0.999,)
+    config.weights = "ema-0.999"  # used for sampling and evaluation
+    config.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})
+    config.sampling = spec(
+        Recipe,
+        solver=copy(choices.SOLVERS["heun"]),
+        grid=copy(choices.GRIDS["uniform"]),
+        num_steps=18,
+        guidance_scale=2.0,
+    )
+    config.log_every_steps = 100
+    config.sample_every_steps = 1_000
+    config.checkpoint_every_steps = 1_000
+    config.checkpoints_to_keep = 3
+    config.checkpoints_kept_every_steps = 100_000
+    config.evaluation = ConfigDict(
+        {
+            "extractor": extractor,
+            "num_samples": 1_000,
+            "batch_size": 500,
+            "solvers": ("ddim", "heun"),
+            "num_steps": (5, 18),
+            "seed": 0,
+        }
+    )
+    return config
