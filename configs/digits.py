@@ -1,7 +1,7 @@
 """Handwritten digits (8x8, in scikit-learn): a class-conditional generator in minutes on a CPU.
 
-    python -m experiments.train --config=configs/digits.py
-    python -m experiments.train --config=configs/digits.py:objective=ddpm,model=unet
+python -m experiments.train --config=configs/digits.py
+python -m experiments.train --config=configs/digits.py:objective=ddpm,model=unet
 """
 
 from ml_collections import ConfigDict

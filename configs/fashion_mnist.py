@@ -1,4 +1,4 @@
-"""Fashion-MNIST (28x28 grey, ten kinds of clothing).
+r"""Fashion-MNIST (28x28 grey, ten kinds of clothing).
 
     python -m experiments.train --config=configs/fashion_mnist.py --config.data.path=FOLDER
     python -m experiments.train --config=configs/fashion_mnist.py:model=unet,objective=ddpm \\

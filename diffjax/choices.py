@@ -101,7 +101,7 @@ def set_axes(
         ('toy-ddpm-v', 'diffjax.process.targets:V')
     """
     chosen = parse_arguments(arguments, "objective", *AXES, "model")
-    names = choose(OBJECTIVES, chosen.get("objective", objective), "objective")
+    names: Mapping[str, str] = choose(OBJECTIVES, chosen.get("objective", objective), "objective")
     parts = {
         axis: choose(table, chosen.get(axis, names[axis]), axis) for axis, table in AXES.items()
     }
@@ -113,7 +113,9 @@ def set_axes(
     config.model = copy(choose(models, chosen.get("model", model), "model"))
     defaults = {"objective": objective, "model": model, **names}
     # "/" would make a folder of DiT-S/2.
-    suffix = [choice.replace("/", "-") for axis, choice in chosen.items() if choice != defaults[axis]]
+    suffix = [
+        choice.replace("/", "-") for axis, choice in chosen.items() if choice != defaults[axis]
+    ]
     config.name = "-".join([config.name, *suffix])
 
 

@@ -142,11 +142,14 @@ def _check_loss(wired: Wired) -> None:
         "label": jax.ShapeDtypeStruct((2,), jnp.int32),
     }
     params = wired.params_shape
+    step = jnp.zeros((), jnp.int32)
     loss, _ = jax.eval_shape(
-        lambda params, key, batch: wired.objective(wired.apply, params, params, key, batch, 0),
+        lambda params, key, batch: wired.objective(wired.apply, params, params, key, batch, step),
         params,
         jax.eval_shape(lambda: jax.random.key(0)),
         batch,
     )
     if loss.shape != (2,):
-        raise UserError(f"the objective gives a loss of shape {loss.shape} for 2 examples, not (2,)")
+        raise UserError(
+            f"the objective gives a loss of shape {loss.shape} for 2 examples, not (2,)"
+        )

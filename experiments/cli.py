@@ -120,7 +120,7 @@ def _set_up_logging() -> None:
 
 def _keep_compiled_programs() -> None:
     """Lets a second start of the same program skip its compilation."""
-    if jax.config.jax_compilation_cache_dir is None:
+    if jax.config.values["jax_compilation_cache_dir"] is None:
         jax.config.update("jax_compilation_cache_dir", str(Path("~/.cache/diffjax").expanduser()))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 

@@ -1,6 +1,7 @@
-"""Evaluate a trained run: quality against network evaluations per sample.
+r"""Evaluate a trained run: quality against network evaluations per sample.
 
-  python -m experiments.evaluate --workdir=runs/digits --solvers=ddim,heun --num_steps=1,2,5,10,20,50
+  python -m experiments.evaluate --workdir=runs/digits --solvers=ddim,heun \
+      --num_steps=1,2,5,10,20,50
 
 Writes evaluation.json and report.html into the run's folder. What is not given is as in the
 run's config.

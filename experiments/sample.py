@@ -1,4 +1,4 @@
-"""Draw samples from a trained run: a picture and an array.
+r"""Draw samples from a trained run: a picture and an array.
 
   python -m experiments.sample --workdir=runs/digits --num_samples=64 --solver=heun \\
       --num_steps=18 --guidance_scale=2 --out=grid.png

@@ -1,4 +1,4 @@
-"""Train a model, evaluate it, and write a page about it.
+r"""Train a model, evaluate it, and write a page about it.
 
   python -m experiments.train --config=configs/digits.py
   python -m experiments.train --config=configs/digits.py:objective=ddpm,model=unet \\

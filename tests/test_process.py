@@ -139,7 +139,7 @@ def test_min_snr_matches_the_paper(target_name, published):
 @every_path
 def test_min_snr_is_one_loss_whatever_the_target(path):
     c = coeffs(path, inner_times(path)[1:-1], ndim=1)
-    x0, eps, error = 0.3, -0.8, 0.01
+    x0, eps, error = jnp.array(0.3), jnp.array(-0.8), 0.01
     losses = []
     for name, target in TARGETS.items():
         if (next(n for n, p in PATHS.items() if p is path), name) in ILLEGAL:

@@ -82,8 +82,8 @@ class Cosine:
 class LinearBeta:
     """DDPM's variance-preserving path in continuous time.
 
-    With `β(t) = beta_min + t·(beta_max - beta_min)`: `log a = -½ ∫₀ᵗ β`, `s² = 1 - a²`. The defaults
-    are the limit of DDPM's 1,000 steps with `β` from 1e-4 to 0.02. Ho et al. 2020
+    With `β(t) = beta_min + t·(beta_max - beta_min)`: `log a = -½ ∫₀ᵗ β`, `s² = 1 - a²`. The
+    defaults are the limit of DDPM's 1,000 steps with `β` from 1e-4 to 0.02. Ho et al. 2020
     (arXiv:2006.11239); Song et al. 2021 (arXiv:2011.13456), equation 33.
     """
 

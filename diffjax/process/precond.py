@@ -1,4 +1,4 @@
-"""What stands between the path and the network: the target, and how the network is told the time."""
+"""What stands between path and network: the target, and how the network is told the time."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -58,9 +58,10 @@ def _no_memory(x: Array) -> tuple[()]:
 def ddim(eta: float = 0.0) -> Solver:
     """DDIM: re-noise the predicted x0 to the next level, with `eta` of the noise fresh.
 
-    `x' = a'·x0 + √(s'² - ρ²)·eps + ρ·z` with `ρ = eta·s'·√(1 - SNR/SNR')`: the posterior's deviation
-    at `eta = 1`, where it is DDPM's ancestral step with the smaller variance; deterministic at
-    `eta = 0`, where it is Euler's step in `s/a`. Song et al. 2021 (arXiv:2010.02502), equation 12.
+    `x' = a'·x0 + √(s'² - ρ²)·eps + ρ·z` with `ρ = eta·s'·√(1 - SNR/SNR')`: the posterior's
+    deviation at `eta = 1`, where it is DDPM's ancestral step with the smaller variance;
+    deterministic at `eta = 0`, where it is Euler's step in `s/a`. Song et al. 2021
+    (arXiv:2010.02502), equation 12.
     """
 
     def step(

@@ -97,7 +97,7 @@ class Checkpoints:
         Raises:
             Exception: anything, if it is damaged.
         """
-        restored = self._manager.restore(
+        restored: Any = self._manager.restore(
             step,
             args=ocp.args.Composite(
                 state=ocp.args.StandardRestore(abstract), meta=ocp.args.JsonRestore()

@@ -119,9 +119,7 @@ def load(workdir: str | Path, *, allowed_packages: tuple[str, ...] = ("diffjax",
     """
     workdir = Path(workdir)
     config, description = workdirs.read(workdir, allowed_packages)
-    setup = set_up(
-        config, description["image_shape"], description["num_classes"], mesh=make_mesh()
-    )
+    setup = set_up(config, description["image_shape"], description["num_classes"], mesh=make_mesh())
     checkpoints = Checkpoints(workdir / "checkpoints")
     try:
         restored = checkpoints.restore(setup.abstract, set_damaged_aside=False)

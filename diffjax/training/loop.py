@@ -22,7 +22,7 @@ from diffjax.training.checkpoints import Checkpoints
 from diffjax.training.generate import balanced_labels, make_generator
 from diffjax.training.interrupts import Interrupted, stop_signals
 from diffjax.training.load import Run
-from diffjax.training.logging import JSONLWriter, ProgressBar, TensorBoardWriter, join
+from diffjax.training.logging import JSONLWriter, ProgressBar, TensorBoardWriter, Writer, join
 from diffjax.training.measure import measure
 from diffjax.training.setup import Setup, set_up
 from diffjax.training.sharding import batch_sharding, replicated
@@ -73,7 +73,7 @@ def train(config: ConfigDict, workdir: str | Path, command: str = "") -> Path:
         if not (workdir / workdirs.EVALUATION).exists():
             run = Run(setup, state, workdir, dataset.label_names)
             measure(run, dataset, should_stop=should_stop)
-    return write_report(workdir)
+    return write_report(workdir) if jax.process_index() == 0 else workdir / workdirs.REPORT
 
 
 def restore_or_init(
@@ -115,13 +115,7 @@ def run_steps(
     began = time.perf_counter()
     train_step = compile_train_step(setup, step_key)
     workdirs.add_seconds(workdir, compile_seconds=time.perf_counter() - began)
-    writer = join(
-        [
-            JSONLWriter(workdir / workdirs.METRICS, start_step),
-            TensorBoardWriter(workdir / "tensorboard", start_step),
-            ProgressBar(config.num_steps, start_step),
-        ]
-    )
+    writer = join(open_writers(workdir, config.num_steps, start_step))
     window = MetricsWindow(writer, config.batch_size, start_step, checkpoints.steps)
 
     def save() -> None:
@@ -155,6 +149,17 @@ def run_steps(
         writer.close()
         workdirs.add_seconds(workdir, train_seconds=time.perf_counter() - began)
     return state
+
+
+def open_writers(workdir: Path, num_steps: int, start_step: int) -> list[Writer]:
+    """Where metrics go; only the first of several processes writes."""
+    if jax.process_index() != 0:
+        return []
+    return [
+        JSONLWriter(workdir / workdirs.METRICS, start_step),
+        TensorBoardWriter(workdir / "tensorboard", start_step),
+        ProgressBar(num_steps, start_step),
+    ]
 
 
 def compile_train_step(setup: Setup, key: Array) -> Callable:

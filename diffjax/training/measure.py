@@ -10,7 +10,6 @@ import numpy as np
 
 from diffjax import choices
 from diffjax.data import DataSet
-from diffjax.errors import UserError
 from diffjax.evaluation import metrics
 from diffjax.evaluation.evaluate import NamedSolver, evaluate
 from diffjax.evaluation.neighbours import nearest
@@ -60,7 +59,7 @@ def measure(
         Interrupted: `should_stop` said so; nothing is written.
     """
     settings = run.config.evaluation
-    seed = settings.seed if seed is None else seed
+    seed = int(settings.seed if seed is None else seed)
     named = [named_solver(name) for name in (settings.solvers if solvers is None else solvers)]
     params = run.weights(weights)
     reference = metrics.reference(dataset, build(settings.extractor))

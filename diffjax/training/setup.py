@@ -41,7 +41,7 @@ class Setup(NamedTuple):
         init = jax.jit(self._init, out_shardings=self.shardings)
         return init.lower(key).compile(self._quick_compilation())(key)
 
-    def _quick_compilation(self) -> dict[str, int]:
+    def _quick_compilation(self) -> dict[str, Any]:
         """Options for a program that runs once: on a CPU, optimising it takes three times as long
         as everything else about it, and gives the same bits.
         """
@@ -91,6 +91,5 @@ def check_weights(config: ConfigDict) -> None:
     """Refuses to evaluate an average that the config does not keep."""
     kept = [LIVE, *map(ema_name, config.ema_decays)]
     if config.weights not in kept:
-        raise UserError(
-            f"config.weights={config.weights!r} is none of the run's; {nearest(config.weights, kept)}"
-        )
+        suggestion = nearest(config.weights, kept)
+        raise UserError(f"config.weights={config.weights!r} is none of the run's; {suggestion}")

@@ -1,7 +1,7 @@
 """Metrics on their way from the devices to the writers, without holding up a step."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import numpy as np
@@ -86,7 +86,7 @@ class MetricsWindow:
         if np.isfinite(metrics["loss"]) and np.isfinite(metrics["grad_norm"]):
             return
         self._writer.write(step, summarise([metrics]))
-        bad = [bin_name(i) for i in np.flatnonzero(~np.isfinite(metrics["bin_loss"]))]
+        bad = [bin_name(int(i)) for i in np.flatnonzero(~np.isfinite(metrics["bin_loss"]))]
         what = "loss" if bad else "gradient"
         where = f" at log-SNR {', '.join(bad)}" if bad else ""
         saved = max(self._checkpoint_steps(), default=None)
@@ -108,7 +108,7 @@ def bin_name(index: int) -> str:
     return f"[{edges[index]}, {edges[index + 1]})"
 
 
-def summarise(window: list[Mapping[str, np.ndarray]]) -> dict[str, float]:
+def summarise(window: Sequence[Mapping[str, np.ndarray]]) -> dict[str, float]:
     """The metrics of some steps as flat numbers: means, and the loss by log-SNR bin.
 
     A bin that no example fell into is absent.

@@ -21,7 +21,7 @@ from diffjax.spec import from_json, to_json
 from diffjax.training.setup import Setup
 
 CONFIG, RUN = "config.json", "run.json"
-METRICS, EVALUATION = "metrics.jsonl", "evaluation.json"
+METRICS, EVALUATION, REPORT = "metrics.jsonl", "evaluation.json", "report.html"
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
 
@@ -53,7 +53,8 @@ def claim(workdir: Path, config: ConfigDict) -> None:
             f"{workdir} holds a run, but its {CONFIG} is missing: restore it, or choose another "
             "--workdir"
         )
-    _write(path, to_json(config))
+    if jax.process_index() == 0:
+        _write(path, to_json(config))
 
 
 def differing_keys(saved: Mapping[str, Any], here: Mapping[str, Any], prefix: str = "") -> list:
