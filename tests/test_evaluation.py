@@ -322,7 +322,7 @@ class TestClassifier:
         assert dataset.train.fingerprint() == trained.metadata["train_sha256"]
         found = shipped_accuracy(dataset, "fashion_mnist")
         assert found == pytest.approx(trained.test_accuracy, abs=3e-4)
-        assert trained.test_accuracy >= 0.925
+        assert trained.test_accuracy >= 0.92
 
     def test_a_file_survives_writing_and_reading(self):
         trained = classifier.load("digits")
