@@ -1,0 +1,155 @@
+"""The three commands as a person uses them, on a tiny run of the digits config."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from diffjax import choices
+from diffjax.wiring import wire
+from experiments import cli, config_files, evaluate, sample, train
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+TINY = [
+    "--config.num_steps=4",
+    "--config.batch_size=16",
+    "--config.model.hidden_size=16",
+    "--config.model.depth=1",
+    "--config.sampling.num_steps=2",
+    "--config.evaluation.num_samples=20",
+    "--config.evaluation.batch_size=24",
+    "--config.evaluation.num_steps=2,",
+    "--config.log_every_steps=2",
+]
+
+
+def run(script, *arguments):
+    return cli.run(script.main, script.FLAGS, usage=script.USAGE, argv=arguments)
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("experiments") / "digits"
+    status = run(train, f"--config={CONFIGS}/digits.py", *TINY, f"--workdir={folder}")
+    assert status == 0
+    return folder
+
+
+def test_training_names_the_page_and_then_says_it_is_finished(workdir, capsys):
+    assert run(train, f"--config={CONFIGS}/digits.py", *TINY, f"--workdir={workdir}") == 0
+    output = capsys.readouterr()
+    assert output.out.rstrip().endswith(f"open {workdir / 'report.html'}")
+    assert "recognised as their label" in output.out
+    assert "is finished: 4 of 4 steps" in output.err
+
+
+def test_a_dry_run_says_what_would_run_and_writes_nothing(tmp_path, capsys):
+    folder = tmp_path / "run"
+    status = run(train, f"--config={CONFIGS}/digits.py:objective=ddpm", "--dry_run",
+                 f"--workdir={folder}")  # fmt: skip
+    assert status == 0
+    assert not folder.exists()
+    output = capsys.readouterr().out
+    assert "1,438 images of 8x8x1" in output
+    assert "Noise" in output
+    assert "parameters" in output
+
+
+def test_the_printed_config_is_json_with_the_overrides(capsys):
+    arguments = [f"--config={CONFIGS}/digits.py:model=unet", "--print_config"]
+    assert run(train, *arguments, "--config.optimizer.learning_rate=3e-4") == 0
+    config = json.loads(capsys.readouterr().out)
+    assert config["optimizer"]["learning_rate"] == 3e-4
+    assert config["name"] == "digits-unet"
+
+
+def test_samples_are_a_picture_and_an_array(workdir, tmp_path, capsys):
+    out = tmp_path / "grid.png"
+    common = [f"--workdir={workdir}", "--num_samples=6", "--labels=3,7", "--seed=5"]
+    how = ["--solver=euler", "--num_steps=3", "--guidance_scale=1.5", "--weights=live"]
+    assert run(sample, *common, *how, f"--out={out}") == 0
+    assert "nfe=6" in capsys.readouterr().out
+    with np.load(out.with_suffix(".npz")) as saved:
+        assert saved["images"].shape == (6, 8, 8, 1)
+        assert saved["labels"].tolist() == [3, 7, 3, 7, 3, 7]
+        assert saved["solver"] == "euler"
+        first = saved["images"]
+    assert Image.open(out).size[0] > 8
+    assert run(sample, *common, *how, f"--out={out}") == 0
+    with np.load(out.with_suffix(".npz")) as saved:
+        np.testing.assert_array_equal(saved["images"], first)
+
+
+def test_evaluation_is_a_table_and_a_file(workdir, capsys):
+    status = run(evaluate, f"--workdir={workdir}", "--solvers=ddim,heun", "--num_steps=1,3",
+                 "--num_samples=20")  # fmt: skip
+    assert status == 0
+    output = capsys.readouterr().out
+    assert output.splitlines()[0].split()[:3] == ["solver", "steps", "NFE"]
+    rows = json.loads((workdir / "evaluation.json").read_text())["by_nfe"]
+    # Guidance doubles each; Heun's last step costs one evaluation.
+    assert [(row["solver"], row["num_steps"], row["nfe"]) for row in rows] == [
+        ("ddim", 1, 2), ("ddim", 3, 6), ("heun", 1, 2), ("heun", 2, 6), ("heun", 3, 10),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments", "message"),
+    [
+        (sample, ["--solver=hein"], "did you mean 'heun'"),
+        (sample, ["--grid=unform"], "did you mean 'uniform'"),
+        (sample, ["--labels=12"], "no label is called '12'"),
+        (sample, ["--weights=ema-0.9"], "did you mean 'ema-0.99'"),
+        (sample, ["--out=x.jpg"], "should end in .png"),
+        (sample, ["--num_samples=0"], "num_samples"),
+        (evaluate, ["--num_steps=5,x"], "whole numbers from 1"),
+        (evaluate, ["--solvers=dim"], "did you mean 'ddim'"),
+        (evaluate, ["--num_samples=1"], "num_samples"),
+    ],
+)
+def test_mistakes_end_in_one_line(workdir, script, arguments, message, capsys):
+    before = (workdir / "evaluation.json").read_bytes()
+    assert run(script, f"--workdir={workdir}", *arguments) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert len(error.strip().splitlines()) == 1
+    assert (workdir / "evaluation.json").read_bytes() == before
+
+
+@pytest.mark.parametrize("script", [sample, evaluate])
+def test_a_folder_without_a_run(script, tmp_path, capsys):
+    assert run(script, f"--workdir={tmp_path}") == 2
+    assert "there is no run in" in capsys.readouterr().err
+    assert run(script) == 2
+    assert "--workdir is missing" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("script", [train, sample, evaluate])
+def test_help_is_short_and_lists_the_choices(script, capsys):
+    assert run(script, "--help") == 0
+    text = capsys.readouterr().out
+    assert len(text.splitlines()) < 50
+    names = choices.OBJECTIVES if script is train else choices.SOLVERS
+    assert all(name in text for name in names)
+
+
+SHAPES = {
+    "digits": ((8, 8, 1), 10),
+    "fashion_mnist": ((28, 28, 1), 10),
+    "mnist": ((28, 28, 1), 10),
+    "cifar10": ((32, 32, 3), 10),
+    "image_folder": ((64, 64, 3), 3),
+}
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.py")), ids=lambda path: path.stem)
+def test_every_config_fits_together(path):
+    """Each config with each objective and (small) network, shape-checked without data."""
+    image_shape, num_classes = SHAPES[path.stem]
+    models = ["dit", "unet"] if image_shape[0] < 32 else ["unet", "DiT-S/2"]
+    for model in models:
+        for objective in choices.OBJECTIVES:
+            config = config_files.load(f"{path}:model={model},objective={objective}")
+            assert wire(config, image_shape, num_classes).num_params > 0
