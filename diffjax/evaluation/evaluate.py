@@ -42,6 +42,7 @@ def evaluate(
     reference: Reference,
     *,
     labels: np.ndarray,
+    conditional: bool,
     seed: int,
     solvers: Sequence[NamedSolver] = (),
     num_steps: Sequence[int] = (),
@@ -57,13 +58,14 @@ def evaluate(
         solver_name: of the main one.
         reference: the real data and the features.
         labels: `[n]`, one for each sample.
+        conditional: whether they mean anything; if not, no accuracy is measured.
         seed: of the noise.
         solvers: to be crossed with `num_steps`; grid and guidance are the main recipe's.
         num_steps: intervals of the grid.
         report: called with each row as it is done.
     """
     began = time.perf_counter()
-    samples, row, full = _measure(draw, recipe, solver_name, reference, labels, seed)
+    samples, row, full = _measure(draw, recipe, solver_name, reference, labels, conditional, seed)
     report(row)
     rows = [row]
     for named in solvers:
@@ -71,7 +73,7 @@ def evaluate(
             if (named.name, steps) == (solver_name, recipe.num_steps):
                 continue
             other = replace(recipe, solver=named.solver, num_steps=steps)
-            _, row, _ = _measure(draw, other, named.name, reference, labels, seed)
+            _, row, _ = _measure(draw, other, named.name, reference, labels, conditional, seed)
             report(row)
             rows.append(row)
     rows.sort(key=lambda row: (row["solver"], row["nfe"]))
@@ -99,13 +101,14 @@ def _measure(
     solver_name: str,
     reference: Reference,
     labels: np.ndarray,
+    conditional: bool,
     seed: int,
 ) -> tuple[np.ndarray, dict[str, Any], dict[str, Any]]:
     """Samples, their row in the table, and all that is known about them."""
     began = time.perf_counter()
     samples = draw(recipe, labels, seed)
     seconds = time.perf_counter() - began
-    full = metrics.compare(samples, labels, reference)
+    full = metrics.compare(samples, labels if conditional else None, reference)
     row = {
         "solver": solver_name,
         "num_steps": recipe.num_steps,

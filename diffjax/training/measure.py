@@ -80,6 +80,7 @@ def measure(
         solver_name(run.config.sampling.solver),
         reference,
         labels=labels,
+        conditional=dataset.num_classes > 0,
         seed=seed,
         solvers=named,
         num_steps=settings.num_steps if num_steps is None else num_steps,
