@@ -35,13 +35,14 @@ def get_config(arguments: str = "") -> ConfigDict:
         models=MODELS,
         model="dit",
     )
-    config.num_steps = 1_500
+    config.num_steps = 1_200
     config.optimizer.learning_rate = 2e-3
     config.optimizer.final_fraction = 0.02
     config.ema_decays = (0.99, 0.999)
     config.sampling.num_steps = 9
+    config.sampling.guidance_scale = 1.5
     config.log_every_steps = 50
-    config.sample_every_steps = 250
-    config.checkpoint_every_steps = 500
+    config.sample_every_steps = 200
+    config.checkpoint_every_steps = 400
     config.evaluation.num_steps = (2, 5, 9)
     return config

@@ -1,7 +1,7 @@
 r"""Fashion-MNIST (28x28 grey, ten kinds of clothing).
 
     python -m experiments.train --config=configs/fashion_mnist.py --config.data.path=FOLDER
-    python -m experiments.train --config=configs/fashion_mnist.py:model=unet,objective=ddpm \\
+    python -m experiments.train --config=configs/fashion_mnist.py:model=unet,objective=ddpm \
         --config.data.path=FOLDER
 
 FOLDER holds the four idx files; `docs/data.md` says where to get them.

@@ -125,7 +125,7 @@ def parse_arguments(text: str, *axes: str) -> dict[str, str]:
 
 
 def to_json(config: ConfigDict) -> str:
-    """The config as JSON text, keys in their order."""
+    """The config as JSON text, keys in alphabetical order."""
     return json.dumps(config.to_dict(), indent=2) + "\n"
 
 

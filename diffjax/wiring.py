@@ -128,7 +128,10 @@ def check_guidance(scale: float, wired: Wired) -> None:
     if scale == 1.0 or (wired.num_classes and wired.label_dropout):
         return
     why = "is trained with label_dropout=0" if wired.num_classes else "has no labels"
-    raise UserError(f"guidance_scale={scale:g} needs a null label, but this network {why}; use 1")
+    raise UserError(
+        f"guidance_scale={scale:g} needs a null label, but this network {why}; use 1, as in "
+        "--config.sampling.guidance_scale=1"
+    )
 
 
 def _example_inputs(image_shape: tuple[int, ...]) -> tuple[Array, Array, Array]:

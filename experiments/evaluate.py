@@ -27,15 +27,19 @@ flags.DEFINE_string("workdir", None, "folder of the run", flag_values=FLAGS)
 flags.DEFINE_list("solvers", None, "comma-separated", flag_values=FLAGS)
 flags.DEFINE_list("num_steps", None, "comma-separated numbers of steps", flag_values=FLAGS)
 flags.DEFINE_integer("num_samples", None, "for each number", lower_bound=2, flag_values=FLAGS)
+flags.DEFINE_float("guidance_scale", None, "1 is off", flag_values=FLAGS)
 flags.DEFINE_integer("seed", None, "of the noise", flag_values=FLAGS)
 flags.DEFINE_string("weights", None, "live, or an average such as ema-0.999", flag_values=FLAGS)
+flags.DEFINE_list(
+    "allowed_packages", [], "of your own, that the saved config may name", flag_values=FLAGS
+)
 
 
 def main(args: SimpleNamespace) -> None:
     """Evaluates, prints the table, and names the page."""
     cli.require(args, "workdir")
     steps = None if args.num_steps is None else [parse_steps(text) for text in args.num_steps]
-    run = diffjax.load(args.workdir)
+    run = diffjax.load(args.workdir, allowed_packages=("diffjax", *args.allowed_packages))
     with stop_signals() as should_stop:
         result = measure(
             run,
@@ -43,6 +47,7 @@ def main(args: SimpleNamespace) -> None:
             solvers=args.solvers,
             num_steps=steps,
             num_samples=args.num_samples,
+            guidance_scale=args.guidance_scale,
             seed=args.seed,
             weights=args.weights,
             should_stop=should_stop,

@@ -1,6 +1,6 @@
 r"""Draw samples from a trained run: a picture and an array.
 
-  python -m experiments.sample --workdir=runs/digits --num_samples=64 --solver=heun \\
+  python -m experiments.sample --workdir=runs/digits --num_samples=64 --solver=heun \
       --num_steps=18 --guidance_scale=2 --out=grid.png
 
 What is not given is as in the run's config. The same seed gives the same picture.
@@ -35,6 +35,9 @@ flags.DEFINE_integer("num_steps", None, "steps", lower_bound=1, flag_values=FLAG
 flags.DEFINE_float("guidance_scale", None, "1 is off", flag_values=FLAGS)
 flags.DEFINE_string("weights", None, "live, or an average such as ema-0.999", flag_values=FLAGS)
 flags.DEFINE_integer("batch_size", 256, "images at a time", lower_bound=1, flag_values=FLAGS)
+flags.DEFINE_list(
+    "allowed_packages", [], "of your own, that the saved config may name", flag_values=FLAGS
+)
 flags.DEFINE_string(
     "out", None, "the picture; arrays go beside it as .npz (WORKDIR/samples/seed_N.png)",
     flag_values=FLAGS,
@@ -44,7 +47,7 @@ flags.DEFINE_string(
 def main(args: SimpleNamespace) -> None:
     """Samples, saves, and says how."""
     cli.require(args, "workdir")
-    run = diffjax.load(args.workdir)
+    run = diffjax.load(args.workdir, allowed_packages=("diffjax", *args.allowed_packages))
     solver = solver_name(run.config.sampling.solver) if args.solver is None else args.solver
     recipe = run.recipe
     if args.solver is not None:

@@ -1,7 +1,7 @@
 r"""Train a model, evaluate it, and write a page about it.
 
   python -m experiments.train --config=configs/digits.py
-  python -m experiments.train --config=configs/digits.py:objective=ddpm,model=unet \\
+  python -m experiments.train --config=configs/digits.py:objective=ddpm,model=unet \
       --config.optimizer.learning_rate=3e-4
 
 The same command again goes on where it stopped, or says that the run is finished.
@@ -63,7 +63,8 @@ def describe(setup: Setup, dataset: DataSet, workdir: Path) -> str:
         "network": f"{type(wired.network).__name__}, {wired.num_params:,} parameters",
         "path": repr(wired.path),
         "predicts": type(wired.precond.target).__name__,
-        "weight": repr(config.objective.weight["_target_"]),
+        "weight": repr(build(config.objective.weight)),
+        "times": repr(build(config.objective.times)),
         "training": f"{config.num_steps:,} steps of {config.batch_size} images, "
         f"{epochs:,.1f} epochs",
         "mesh": ", ".join(f"{axis}={size}" for axis, size in setup.mesh.shape.items()),

@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -31,6 +32,7 @@ def measure(
     solvers: Sequence[str] | None = None,
     num_steps: Sequence[int] | None = None,
     num_samples: int | None = None,
+    guidance_scale: float | None = None,
     seed: int | None = None,
     weights: str | None = None,
     should_stop: Callable[[], bool] = lambda: False,
@@ -46,6 +48,7 @@ def measure(
         solvers: names, to be crossed with `num_steps`.
         num_steps: intervals of the grid.
         num_samples: labels are spread evenly over them.
+        guidance_scale: 1 is off.
         seed: of the noise.
         weights: `live` or the name of an average.
         should_stop: asked between batches.
@@ -61,6 +64,9 @@ def measure(
     settings = run.config.evaluation
     seed = int(settings.seed if seed is None else seed)
     named = [named_solver(name) for name in (settings.solvers if solvers is None else solvers)]
+    recipe = run.recipe
+    if guidance_scale is not None:
+        recipe = replace(recipe, guidance_scale=guidance_scale)
     params = run.weights(weights)
     reference = metrics.reference(dataset, build(settings.extractor))
     labels = balanced_labels(num_samples or settings.num_samples, dataset.num_classes)
@@ -76,7 +82,7 @@ def measure(
 
     result = evaluate(
         draw,
-        run.recipe,
+        recipe,
         solver_name(run.config.sampling.solver),
         reference,
         labels=labels,

@@ -14,6 +14,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
+import diffjax
 from diffjax.data import DataSet
 from diffjax.errors import UserError
 from diffjax.evaluation.run_files import read_json
@@ -81,7 +82,7 @@ def record_run(workdir: Path, setup: Setup, dataset: DataSet, command: str) -> N
     content = {
         "started": before.get("started", datetime.now(UTC).isoformat(timespec="seconds")),
         "command": command,
-        "versions": {"diffjax": _version("diffjax"), "python": platform.python_version()}
+        "versions": {"diffjax": diffjax.__version__, "python": platform.python_version()}
         | {name: _version(name) for name in _PACKAGES},
         "git_revision": git_revision(Path(__file__).parent),
         "device": f"{setup.mesh.size} x {device.device_kind} ({device.platform})",
