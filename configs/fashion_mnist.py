@@ -38,8 +38,14 @@ def get_config(arguments: str = "") -> ConfigDict:
         models=MODELS,
         model="dit",
     )
-    config.num_steps = 3_000
+    config.num_steps = 1_500
     config.batch_size = 64
     config.optimizer.final_fraction = 0.02
-    config.evaluation.num_steps = (5, 9, 18)
+    config.ema_decays = (0.99, 0.999)
+    config.sampling.num_steps = 9
+    config.sampling.guidance_scale = 1.5
+    config.log_every_steps = 50
+    config.sample_every_steps = 500
+    config.checkpoint_every_steps = 500
+    config.evaluation.num_steps = (5, 9)
     return config
