@@ -196,7 +196,7 @@ def _unknown(name: str, known: list[str]) -> str:
         return f"--{name} is a group of settings; set one of {', '.join(inside)}"
     # The last part decides: a right setting in the wrong group is the commoner mistake.
     leaves = {other.rpartition(".")[2] for other in known}
-    for leaf in difflib.get_close_matches(name.rpartition(".")[2], leaves, n=1):
+    for leaf in difflib.get_close_matches(name.rpartition(".")[2], leaves, n=1, cutoff=0.75):
         full_names = [other for other in known if other.rpartition(".")[2] == leaf]
         (closest,) = difflib.get_close_matches(name, full_names, n=1, cutoff=0)
         return f"unknown flag --{name}; did you mean '--{closest}'?"

@@ -95,7 +95,8 @@ Configs (--config=configs/NAME.py): {", ".join(cli.config_names())}
 Arguments after the colon, comma-separated:
   objective=  {", ".join(choices.OBJECTIVES)}
   model=      dit, unet; configs may offer more
-{cli.describe_tables(choices.AXES)}"""
+{cli.describe_tables(choices.AXES)}
+Solvers, for experiments.sample and experiments.evaluate: {", ".join(choices.SOLVERS)}"""
 
 if __name__ == "__main__":
     sys.exit(cli.run(main, FLAGS, usage=USAGE))

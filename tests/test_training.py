@@ -296,6 +296,20 @@ def test_parameters_are_really_split():
     assert held < 0.35 * whole  # what does not divide by 8 stays whole
 
 
+@pytest.mark.parametrize("axes", [{"data": 1, "fsdp": 8}, {"data": 2, "tensor": 4}])
+def test_a_checkpoint_restores_onto_another_mesh(whole_run, axes):
+    setup = set_up(tiny_config(), (8, 8, 1), 10, mesh=sharding.make_mesh(**axes))
+    store = Checkpoints(whole_run / "checkpoints", keep=5)
+    restored = store.restore(setup.abstract)
+    store.close()
+    assert restored is not None
+    train_state, meta = restored
+    assert_same(jax.device_get(train_state._asdict()), arrays_of(whole_run), rtol=0, atol=0)
+    kernel = train_state.params["block_0"]["mlp"]["up"]["kernel"]
+    assert not kernel.sharding.is_fully_replicated
+    assert meta["config"]["num_steps"] == 6
+
+
 def test_samples_do_not_depend_on_batch_or_mesh(whole_run):
     run = diffjax.load(whole_run)
     labels = np.arange(13) % 10

@@ -116,12 +116,14 @@ def run_steps(
     train_step = compile_train_step(setup, step_key)
     workdirs.add_seconds(workdir, compile_seconds=time.perf_counter() - began)
     writer = join(open_writers(workdir, config.num_steps, start_step))
+    # The stream's position is a function of the step, so the step is all there is to keep of it.
+    meta = {"config": config.to_dict(), "data_sha256": dataset.train.fingerprint()}
     window = MetricsWindow(writer, config.batch_size, start_step, checkpoints.steps)
 
     def save() -> None:
         window.flush()  # A state may be saved only if its loss was finite up to here.
         step = int(state.step)
-        checkpoints.save(step, state, {"data_sha256": dataset.train.fingerprint()})
+        checkpoints.save(step, state, meta)
 
     began = time.perf_counter()
     try:

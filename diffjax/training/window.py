@@ -42,11 +42,13 @@ class MetricsWindow:
         self._checkpoint_steps = checkpoint_steps
         self._open: list[Mapping[str, Array]] = []
         self._closed: list[Mapping[str, Array]] = []
+        self._images_per_second = 0.0
         self.restart_clock()
 
     def add(self, metrics: Mapping[str, Array]) -> None:
         """Takes one step's metrics, still on the devices."""
         self._open.append(metrics)
+        self._steps_since_clock += 1
 
     def close(self) -> None:
         """Ends the open window and writes the one before it."""
@@ -65,6 +67,7 @@ class MetricsWindow:
     def restart_clock(self) -> None:
         """Leaves the time since the last line out of the throughput (sampling, saving)."""
         self._clock = time.perf_counter()
+        self._steps_since_clock = 0
 
     def _write_closed(self) -> None:
         if not self._closed:
@@ -76,11 +79,17 @@ class MetricsWindow:
         self._closed = []
         for i, metrics in enumerate(window, start=1):
             self._check(self._step + i, metrics)
-        seconds = time.perf_counter() - self._clock
-        self.restart_clock()
+        self._measure_throughput()
         self._step += len(window)
-        images_per_second = len(window) * self._batch_size / max(seconds, 1e-9)
-        self._writer.write(self._step, summarise(window) | {"images_per_second": images_per_second})
+        rate = {"images_per_second": self._images_per_second}
+        self._writer.write(self._step, summarise(window) | rate)
+
+    def _measure_throughput(self) -> None:
+        """Steps begun since the last measurement: the devices lag behind by a constant."""
+        if self._steps_since_clock:
+            seconds = max(time.perf_counter() - self._clock, 1e-9)
+            self._images_per_second = self._steps_since_clock * self._batch_size / seconds
+            self.restart_clock()
 
     def _check(self, step: int, metrics: Mapping[str, np.ndarray]) -> None:
         if np.isfinite(metrics["loss"]) and np.isfinite(metrics["grad_norm"]):
