@@ -240,7 +240,7 @@ def throughput_table(results: Sequence[Measured]) -> str:
 
 def startup_tables(imports: Mapping[str, float], starts: Sequence[Start]) -> str:
     """Import times, and first against second starts."""
-    import_rows = [[f"import {name}", digits(seconds)] for name, seconds in imports.items()]
+    import_rows = [[f"import {name}", digits(1e3 * seconds)] for name, seconds in imports.items()]
     start_rows = [
         [
             start.config,
@@ -250,7 +250,7 @@ def startup_tables(imports: Mapping[str, float], starts: Sequence[Start]) -> str
     ]
     return "\n\n".join(
         [
-            markdown(["beyond jax's own import", "s"], import_rows),
+            markdown(["beyond jax's own import", "ms"], import_rows),
             markdown(
                 ["launch to first step", "no cache s", "empty cache s", "filled cache s"],
                 start_rows,
