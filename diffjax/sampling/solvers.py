@@ -70,8 +70,8 @@ def ddim(eta: float = 0.0) -> Solver:
         here, there = (coeffs(path, time[None], x.ndim) for time in (t, t_next))
         pair = denoise(x, t)
         ratio = (here.a * there.s) / (here.s * there.a)
-        fresh = eta * there.s * jnp.sqrt(jnp.maximum(1.0 - ratio**2, 0.0))
-        kept = jnp.sqrt(there.s**2 - fresh**2)
+        share = eta**2 * jnp.maximum(1.0 - ratio**2, 0.0)  # of the variance s'²
+        fresh, kept = there.s * jnp.sqrt(share), there.s * jnp.sqrt(1.0 - share)
         x = there.a * pair.x0 + kept * pair.eps
         return x + (fresh * normal(keys, x.shape[1:]) if eta else 0.0), memory
 

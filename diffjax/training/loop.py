@@ -27,7 +27,7 @@ from diffjax.training.measure import measure
 from diffjax.training.setup import Setup, set_up
 from diffjax.training.sharding import batch_sharding, replicated
 from diffjax.training.state import TrainState, weights_called
-from diffjax.training.step import make_train_step
+from diffjax.training.step import TrainStep, make_train_step
 from diffjax.training.window import MetricsWindow
 
 _LOG = logging.getLogger("diffjax")
@@ -164,17 +164,21 @@ def open_writers(workdir: Path, num_steps: int, start_step: int) -> list[Writer]
     ]
 
 
+def train_step_of(setup: Setup) -> TrainStep:
+    """The pure train step of a run."""
+    return make_train_step(
+        setup.wired.apply,
+        setup.wired.objective,
+        setup.optimizer,
+        ema_decays=setup.config.ema_decays,
+        label_dropout=setup.config.label_dropout,
+        null_label=setup.wired.num_classes,
+    )
+
+
 def compile_train_step(setup: Setup, key: Array) -> Callable:
     """The train step for this mesh, compiled before the clock starts; it donates its state."""
     config, wired = setup.config, setup.wired
-    train_step = make_train_step(
-        wired.apply,
-        wired.objective,
-        setup.optimizer,
-        ema_decays=config.ema_decays,
-        label_dropout=config.label_dropout,
-        null_label=wired.num_classes,
-    )
     place = batch_sharding(setup.mesh)
     batch = {
         "image": jax.ShapeDtypeStruct(
@@ -183,7 +187,9 @@ def compile_train_step(setup: Setup, key: Array) -> Callable:
         "label": jax.ShapeDtypeStruct((config.batch_size,), np.int32, sharding=place),
     }
     jitted = jax.jit(
-        train_step, donate_argnums=0, out_shardings=(setup.shardings, replicated(setup.mesh))
+        train_step_of(setup),
+        donate_argnums=0,
+        out_shardings=(setup.shardings, replicated(setup.mesh)),
     )
     return jitted.lower(setup.abstract, key, batch).compile()
 

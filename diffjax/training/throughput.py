@@ -19,11 +19,10 @@ from ml_collections import ConfigDict
 from diffjax.errors import UserError
 from diffjax.training.flops import matrix_flops
 from diffjax.training.generate import balanced_labels, make_generator
-from diffjax.training.loop import compile_train_step
+from diffjax.training.loop import compile_train_step, train_step_of
 from diffjax.training.setup import Setup, set_up
 from diffjax.training.sharding import AXES, batch_sharding, replicated
 from diffjax.training.state import TrainState, weights_called
-from diffjax.training.step import make_train_step
 
 _PEAK_SECONDS = 0.2
 _PEAK_SIZES = (512, 1024, 2048, 4096, 8192)
@@ -137,20 +136,12 @@ def training(setup: Setup, state: TrainState, steps: int) -> Program:
         jax.block_until_ready(state)
 
     run()
-    step = make_train_step(
-        wired.apply,
-        wired.objective,
-        setup.optimizer,
-        ema_decays=config.ema_decays,
-        label_dropout=config.label_dropout,
-        null_label=wired.num_classes,
-    )
     return Program(
         name="training",
         run=run,
         repeats=steps,
         batch_size=config.batch_size,
-        flops=countable(step, setup.abstract, key, batch),
+        flops=countable(train_step_of(setup), setup.abstract, key, batch),
         compile_seconds=sum(seconds),
         nfe=None,
     )
