@@ -124,7 +124,7 @@ def measure(
 
 def training(setup: Setup, state: TrainState, steps: int) -> Program:
     """`steps` training steps on one batch of noise, by the training loop's own program."""
-    config, wired = setup.config, setup.wired
+    config = setup.config
     key, batch = jax.random.key(config.seed), noise_batch(setup)
     with compiling() as seconds:
         compiled = compile_train_step(setup, key)
