@@ -363,6 +363,11 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
         ("", {"mesh.fsdp": 3}, "does not fit 8 device"),
         ("", {"label_dropout": 0.0}, "guidance_scale=2 needs a null label"),
         ("", {"weights": "ema-0.5"}, "none of the run's"),
+        ("", {"log_every_steps": 0}, "log_every_steps=0 must be at least 1"),
+        ("", {"evaluation.num_steps": (2, 0)}, r"num_steps\[1\]=0 must be at least 1"),
+        ("", {"evaluation.num_samples": 2}, "at least 3"),
+        ("", {"evaluation.solvers": ("hein",)}, "did you mean 'heun'"),
+        ("", {"evaluation.extractor.name": "fashion_mnist"}, "28, 28, 1"),
     ],
 )
 def test_impossible_configs_are_refused_before_anything_is_written(

@@ -23,7 +23,7 @@ from diffjax.training.generate import balanced_labels, make_generator
 from diffjax.training.interrupts import Interrupted, stop_signals
 from diffjax.training.load import Run
 from diffjax.training.logging import JSONLWriter, ProgressBar, TensorBoardWriter, Writer, join
-from diffjax.training.measure import measure
+from diffjax.training.measure import check_evaluation, measure
 from diffjax.training.setup import Setup, set_up
 from diffjax.training.sharding import batch_sharding, replicated
 from diffjax.training.state import TrainState, weights_called
@@ -58,6 +58,7 @@ def train(config: ConfigDict, workdir: str | Path, command: str = "") -> Path:
     # What there is to train, and whether it can be trained at all; nothing is written yet.
     dataset: DataSet = build(config.data)
     setup = set_up(config, dataset.image_shape, dataset.num_classes)
+    check_evaluation(config, dataset.image_shape)
 
     workdirs.claim(workdir, config)
     checkpoints = Checkpoints(

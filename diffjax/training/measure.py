@@ -8,11 +8,14 @@ from typing import Any
 
 import jax
 import numpy as np
+from ml_collections import ConfigDict
 
 from diffjax import choices
 from diffjax.data import DataSet
+from diffjax.errors import UserError
 from diffjax.evaluation import metrics
 from diffjax.evaluation.evaluate import NamedSolver, evaluate
+from diffjax.evaluation.features import check_images
 from diffjax.evaluation.neighbours import nearest
 from diffjax.evaluation.plots import save_png
 from diffjax.sampling.solvers import Solver
@@ -23,6 +26,7 @@ from diffjax.training.interrupts import Interrupted
 from diffjax.training.load import Run
 
 _NEIGHBOUR_ROWS = 10
+_FEWEST_SAMPLES = 3
 
 
 def measure(
@@ -101,6 +105,25 @@ def measure(
         _save_neighbours(run, reference.train_images, result.samples)
         write_json(run.workdir / workdirs.EVALUATION, summary)
     return summary
+
+
+def check_evaluation(config: ConfigDict, image_shape: tuple[int, int, int]) -> None:
+    """Refuses an evaluation that could not run, before there is anything to evaluate.
+
+    Raises:
+        UserError: an unknown solver, an extractor for other images, too few samples.
+    """
+    settings = config.evaluation
+    for name in settings.solvers:
+        named_solver(name)
+    extractor = build(settings.extractor)
+    one_image = np.zeros((1, *image_shape), np.float32)
+    check_images(one_image, extractor.image_shape, f"extractor {extractor.name}")
+    if settings.num_samples < _FEWEST_SAMPLES:
+        raise UserError(
+            f"config.evaluation.num_samples={settings.num_samples} must be at least "
+            f"{_FEWEST_SAMPLES}: a covariance needs that many"
+        )
 
 
 def named_solver(name: str) -> NamedSolver:

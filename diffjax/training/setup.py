@@ -69,6 +69,7 @@ def set_up(
     Raises:
         UserError: whatever does not fit.
     """
+    check_counts(config)
     if mesh is None:
         mesh = sharding.make_mesh(**config.mesh)
         sharding.check_batch(config.batch_size, mesh)
@@ -85,6 +86,27 @@ def set_up(
         places,
     )
     return Setup(config, wired, optimizer, mesh, abstract)
+
+
+def check_counts(config: ConfigDict) -> None:
+    """Refuses counts below 1, which would end in a division by zero long after the start."""
+    counts = {
+        name: config[name]
+        for name in (
+            "num_steps",
+            "log_every_steps",
+            "sample_every_steps",
+            "checkpoint_every_steps",
+            "checkpoints_to_keep",
+            "checkpoints_kept_every_steps",
+        )
+    }
+    counts["sampling.num_steps"] = config.sampling.num_steps
+    for i, steps in enumerate(config.evaluation.num_steps):
+        counts[f"evaluation.num_steps[{i}]"] = steps
+    for name, count in counts.items():
+        if count < 1:
+            raise UserError(f"config.{name}={count} must be at least 1")
 
 
 def check_weights(config: ConfigDict) -> None:
