@@ -38,8 +38,9 @@ def get_config(arguments: str = "") -> ConfigDict:
         models=MODELS,
         model="dit",
     )
-    config.num_steps = 1_500
+    config.num_steps = 3_000
     config.batch_size = 64
+    config.optimizer.learning_rate = 2e-3
     config.optimizer.final_fraction = 0.02
     config.ema_decays = (0.99, 0.999)
     config.sampling.num_steps = 9
