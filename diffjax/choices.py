@@ -114,7 +114,9 @@ def set_axes(
     defaults = {"objective": objective, "model": model, **names}
     # "/" would make a folder of DiT-S/2.
     suffix = [
-        choice.replace("/", "-") for axis, choice in chosen.items() if choice != defaults[axis]
+        chosen[axis].replace("/", "-")
+        for axis in ("objective", *AXES, "model")
+        if chosen.get(axis, defaults[axis]) != defaults[axis]
     ]
     config.name = "-".join([config.name, *suffix])
 

@@ -188,7 +188,8 @@ def _tuple(text: str, default: Any) -> tuple[Any, ...]:
     try:
         value = ast.literal_eval(text) if text else ()
     except (ValueError, SyntaxError):
-        value = tuple(part.strip() for part in text.split(","))
+        # A comma at the end is allowed, as in Python.
+        value = tuple(part.strip() for part in text.strip().removesuffix(",").split(","))
     value = tuple(value) if isinstance(value, (tuple, list)) else (value,)
     kinds = {type(item) for item in default or ()}
     if kinds == {float}:

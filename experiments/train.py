@@ -7,7 +7,6 @@ r"""Train a model, evaluate it, and write a page about it.
 The same command again goes on where it stopped, or says that the run is finished.
 """
 
-import logging
 import shlex
 import sys
 from pathlib import Path
@@ -48,7 +47,6 @@ def main(args: SimpleNamespace) -> None:
         check_evaluation(config, dataset.image_shape)
         print(describe(setup, dataset, workdir))
         return
-    logging.getLogger("diffjax").info("training %s in %s", config.name, workdir)
     command = shlex.join(["python", "-m", "experiments.train", *sys.argv[1:]])
     page = train(config, workdir, command)
     print(f"{headline(workdir)}\nopen {page}")

@@ -61,6 +61,7 @@ def train(config: ConfigDict, workdir: str | Path, command: str = "") -> Path:
     check_evaluation(config, dataset.image_shape)
 
     workdirs.claim(workdir, config)
+    _LOG.info("training %s in %s", config.name, workdir)
     checkpoints = Checkpoints(
         workdir / "checkpoints", config.checkpoints_to_keep, config.checkpoints_kept_every_steps
     )
