@@ -80,6 +80,7 @@ class Conditioning(nn.Module):
     num_frequencies: int = 256
     dtype: str = "float32"
     kernel_init: Initializer = initializers.normal(0.02)
+    label_init: Initializer = initializers.normal(0.02)
 
     @nn.compact
     def __call__(self, noise_label: jax.Array, cond: jax.Array | None) -> jax.Array:
@@ -96,7 +97,7 @@ class Conditioning(nn.Module):
                 self.num_classes + 1,
                 self.features,
                 dtype=dtype,
-                embedding_init=initializers.normal(0.02),
+                embedding_init=self.label_init,
                 name="label",
             )(cond)
         return h

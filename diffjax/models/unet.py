@@ -214,6 +214,8 @@ class UNet(nn.Module):
             num_frequencies=self.channels,
             dtype=self.dtype,
             kernel_init=_uniform,
+            # As large as the embedded time beside it, as in ADM; smaller ones are learned late.
+            label_init=initializers.normal(1.0),
             name="conditioning",
         )(noise_label, cond)
 
