@@ -5,6 +5,7 @@ an object. In between it is plain data: it prints, diffs, saves as JSON, and eve
 overridden by a flag.
 """
 
+import dataclasses
 import importlib
 import inspect
 import json
@@ -48,11 +49,19 @@ def spec(target: Callable[..., Any], /, **overrides: Any) -> ConfigDict:
     for name in overrides:
         _check_known(location, name, parameters)
     fields = {
-        name: overrides.get(name, default)
+        name: overrides[name] if name in overrides else _as_spec(default)
         for name, default in parameters.items()
         if name in overrides or default is not inspect.Parameter.empty
     }
     return ConfigDict({TARGET: location, **fields})
+
+
+def _as_spec(default: Any) -> Any:
+    """A default that is a small value object as the spec that makes it."""
+    if not dataclasses.is_dataclass(default) or isinstance(default, type):
+        return default
+    fields = {field.name: getattr(default, field.name) for field in dataclasses.fields(default)}
+    return spec(type(default), **{name: _as_spec(value) for name, value in fields.items()})
 
 
 def build(config: Any, /, **runtime: Any) -> Any:

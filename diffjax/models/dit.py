@@ -9,7 +9,7 @@ import numpy as np
 from jax.nn import initializers
 
 from diffjax.errors import UserError
-from diffjax.models.layers import Conditioning, SelfAttention, compute_type
+from diffjax.models.layers import HIDDEN, Conditioning, SelfAttention, compute_type
 
 _WIDTHS = {
     "S": {"hidden_size": 384, "depth": 12, "num_heads": 6},
@@ -145,7 +145,7 @@ class DiT(nn.Module):
 
     Patches become tokens by one dense layer, get fixed 2-D positions, pass `depth` blocks that are
     modulated by noise label and class, and become patches again. Gates and output start at zero, so
-    a fresh network returns exactly 0.
+    a fresh network returns exactly 0. The tokens after a quarter of the blocks are sown (`HIDDEN`).
 
     Call with `x [B,H,W,C]`, `noise_label [B]` (floats, of the order 0 … 1000), `cond [B] int32`
     (`num_classes` is the null label, and what None stands for), and `train=True` with
@@ -161,6 +161,7 @@ class DiT(nn.Module):
         dropout: share of activations dropped after attention and MLP in training.
         dtype: compute type, `"float32"` or `"bfloat16"`; parameters are float32 always.
         attention: `"auto"` or a name in `diffjax.models.attention.IMPLEMENTATIONS`.
+        out_channels: of the output; 0 is as many as the image has.
 
     Raises:
         UserError: where the patch does not divide the image, the heads do not divide the width, or
@@ -187,6 +188,7 @@ class DiT(nn.Module):
     dropout: float = 0.0
     dtype: str = "float32"
     attention: str = "auto"
+    out_channels: int = 0
 
     @nn.compact
     def __call__(
@@ -218,6 +220,8 @@ class DiT(nn.Module):
                 self.attention,
                 name=f"block_{i}",
             )(h, c, train)
+            if i == (self.depth - 1) // 4:
+                self.sow(*HIDDEN, h)
 
         modulation = nn.Dense(
             2 * self.hidden_size,
@@ -226,6 +230,7 @@ class DiT(nn.Module):
             name="final_modulation",
         )(nn.silu(c))
         h = _modulate(_norm(h, dtype), *jnp.split(modulation, 2, axis=-1))
+        channels = self.out_channels or channels
         h = nn.Dense(
             p * p * channels, dtype=dtype, kernel_init=initializers.zeros, name="final_out"
         )(h)

@@ -11,6 +11,9 @@ from jax.nn.initializers import Initializer
 from diffjax.errors import UserError, nearest
 from diffjax.models.attention import attention
 
+HIDDEN = ("intermediates", "hidden")
+"""The collection and name under which a network sows activations of a middle layer."""
+
 COMPUTE_TYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 

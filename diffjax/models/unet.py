@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax.nn import initializers
 
 from diffjax.errors import UserError
-from diffjax.models.layers import Conditioning, SelfAttention, compute_type
+from diffjax.models.layers import HIDDEN, Conditioning, SelfAttention, compute_type
 
 SIZES: dict[str, dict] = {
     "DDPM-CIFAR10": {
@@ -148,7 +148,7 @@ class UNet(nn.Module):
     Level i has `channels · channel_multipliers[i]` channels on maps of 1 / 2^i of the image. On the
     way down every level has `num_res_blocks` residual blocks, on the way up one more, each of which
     takes one skip connection; between the two ways stand two blocks around attention. The output
-    starts at zero, so a fresh network returns exactly 0.
+    starts at zero, so a fresh network returns exactly 0. What leaves the middle is sown (`HIDDEN`).
 
     Call with `x [B,H,W,C]`, `noise_label [B]` (floats, of the order 0 … 1000), `cond [B] int32`
     (`num_classes` is the null label, and what None stands for), and `train=True` with
@@ -168,6 +168,7 @@ class UNet(nn.Module):
         dropout: share of activations dropped in every residual block in training.
         dtype: compute type, `"float32"` or `"bfloat16"`; parameters are float32 always.
         attention: `"auto"` or a name in `diffjax.models.attention.IMPLEMENTATIONS`.
+        out_channels: of the output; 0 is as many as the image has.
 
     Raises:
         UserError: where a map cannot be halved as often as there are levels, or `head_channels`
@@ -197,6 +198,7 @@ class UNet(nn.Module):
     dropout: float = 0.0
     dtype: str = "float32"
     attention: str = "auto"
+    out_channels: int = 0
 
     @nn.compact
     def __call__(
@@ -256,6 +258,7 @@ class UNet(nn.Module):
         h = residual(h, last, "middle_0")
         h = attend(h, "middle_attention")
         h = residual(h, last, "middle_1")
+        self.sow(*HIDDEN, h)
 
         for level in reversed(range(last + 1)):
             for i in range(self.num_res_blocks + 1):
@@ -264,7 +267,9 @@ class UNet(nn.Module):
                 h = double(h, level, f"up_{level}_resample")
 
         h = nn.silu(_norm(h, dtype, "final_norm"))
-        return _conv(h, x.shape[-1], dtype, "final_conv", zero=True).astype(jnp.float32)
+        return _conv(h, self.out_channels or x.shape[-1], dtype, "final_conv", zero=True).astype(
+            jnp.float32
+        )
 
     def _check(self, height: int, width: int) -> None:
         halvings = len(self.channel_multipliers) - 1

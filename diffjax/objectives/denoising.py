@@ -1,78 +1,150 @@
 """The objective that diffusion and flow matching share: predict a mix of data and noise."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.tree_util import register_dataclass
 
-from diffjax.process.paths import Pair, Path, coeffs, log_snr, mix
+from diffjax.objectives import couplings
+from diffjax.objectives.base import Batch, Objective, Progress
+from diffjax.objectives.couplings import Coupling
+from diffjax.process import uniforms
+from diffjax.process.paths import Coeffs, Pair, Path, coeffs, log_snr_of, mix, time_of_log_snr
 from diffjax.process.precond import Apply, Precond
-from diffjax.process.targets import encode
-from diffjax.process.times import Times
+from diffjax.process.targets import Mix, determinant, encode
+from diffjax.process.times import Times, log_snr_density
+from diffjax.process.uniforms import Uniforms
 from diffjax.process.weights import Weight
 
-Batch = Mapping[str, Array]
 
+class Noised(NamedTuple):
+    """A batch at random times, and what the network is asked about it.
 
-class Objective(Protocol):
-    """A loss per example; everything that an objective may need is handed to it."""
+    Attributes:
+        c: the path at the times, `[B, 1, …]` each.
+        k: the target's coefficients there.
+        pair: clean data and noise, `[B, …]` each.
+        x_t: their mix.
+        cond: labels, `[B]`.
+        key: for dropout.
+        source: what the network sees beside `x_t`, `[B, …]`, if anything.
+    """
 
-    def __call__(
-        self,
-        apply: Apply,
-        params: object,
-        ema_params: object,
-        key: Array,
-        batch: Batch,
-        step: Array,
-    ) -> tuple[Array, dict[str, Array]]:
-        """Returns the loss `[B]` and metrics `[B]`, `log_snr` among them."""
-        ...
+    c: Coeffs
+    k: Mix
+    pair: Pair
+    x_t: Array
+    cond: Array
+    key: Array
+    source: Array | None = None
 
 
 @register_dataclass
 @dataclass(frozen=True)
-class Denoising:
+class Denoising(Objective):
     """Weighted squared error of the prediction at a random time.
 
     `loss = w(t)·mean_pixels (network(x_t, t) - (k_x·x0 + k_e·eps))²` with `t ~ times`. DDPM,
-    v-prediction and flow matching are this with other values (Kingma & Gao 2023,
+    v-prediction, flow matching and EDM are this with other values (Kingma & Gao 2023,
     arXiv:2303.00848).
 
     Attributes:
         path: shared with sampling.
-        precond: the target and the noise label, shared with sampling.
+        precond: target, noise label and input scale, shared with sampling.
         weight: `(Coeffs, Mix) -> [B, 1, …]`, in the target's own space.
         times: the density of `t`.
+        uniforms: how the numbers behind the times are drawn.
+        coupling: which noise goes with which image.
     """
 
     path: Path
     precond: Precond
     weight: Weight
     times: Times
+    uniforms: Uniforms = uniforms.Independent()
+    coupling: Coupling = couplings.Independent()
+
+    @property
+    def needs_source(self) -> bool:
+        return self.coupling.needs_source
+
+    @property
+    def starts_at_source(self) -> bool:
+        return self.coupling.starts_at_source
 
     def __call__(
         self,
         apply: Apply,
-        params: object,
-        ema_params: object,
+        params: Any,
+        ema_params: Any,
         key: Array,
         batch: Batch,
-        step: Array,
+        progress: Progress,
     ) -> tuple[Array, dict[str, Array]]:
-        del ema_params, step
+        del ema_params, progress
+        time_key, key = jax.random.split(key)
+        t = self.times.quantile(self.uniforms(time_key, len(batch["image"])), self.path)
+        noised = self.noised(t, key, batch)
+        return self.loss(noised, self.ask(apply, params, noised)), self.metrics(noised)
+
+    def noised(self, t: Array, key: Array, batch: Batch) -> Noised:
+        """The batch at times `t[B]`, with noise from `key`."""
+        noise_key, coupling_key, dropout_key = jax.random.split(key, 3)
         x0 = batch["image"]
-        time_key, noise_key, dropout_key = jax.random.split(key, 3)
-        t = self.times(time_key, len(x0), self.path)
         c = coeffs(self.path, t, x0.ndim)
-        pair = Pair(x0, jax.random.normal(noise_key, x0.shape))
+        pair = self.coupling(coupling_key, batch, jax.random.normal(noise_key, x0.shape))
         k = self.precond.target(c)
-        label = jnp.ravel(self.precond.noise_label(c))
-        output = apply(params, mix(c, pair), label, batch["label"], train=True, key=dropout_key)
-        error = self.weight(c, k) * jnp.square(output - encode(k, pair))
-        loss = jnp.mean(error, axis=tuple(range(1, x0.ndim)))
-        return loss, {"log_snr": log_snr(self.path, t)}
+        return Noised(c, k, pair, mix(c, pair), batch["label"], dropout_key)
+
+    def ask(self, apply: Apply, params: Any, noised: Noised, **options: Any) -> Any:
+        """The network's output in training mode."""
+        inputs = self.precond_for(noised.source).inputs(noised.c, noised.x_t)
+        return apply(params, *inputs, noised.cond, train=True, key=noised.key, **options)
+
+    def loss(self, noised: Noised, output: Array) -> Array:
+        """The weighted squared error of an output, `[B]`."""
+        target = encode(noised.k, noised.pair)
+        return pixel_mean(self.weight(noised.c, noised.k) * jnp.square(output - target))
+
+    def metrics(self, noised: Noised) -> dict[str, Array]:
+        """What is logged of each example."""
+        return {"log_snr": jnp.ravel(log_snr_of(noised.c))}
+
+    def effective_weight(self, log_snr: Array) -> Array:
+        """What a unit of log-SNR pays for each squared error of the noise.
+
+        `p(λ)·w·(D/a)²`: target, path, weight and times put together. Objectives that agree here,
+        up to a factor, minimise the same loss. Kingma & Gao 2023 (arXiv:2303.00848), section 2.
+
+        Args:
+            log_snr: any shape, finite, within the path's range.
+
+        Example:
+            >>> from diffjax.process import paths, precond, targets, times, weights
+            >>> sides = [
+            ...     Denoising(
+            ...         paths.Cosine(), precond.Precond(target, precond.TimeLabel()), weight,
+            ...         times.Uniform(),
+            ...     )
+            ...     for target, weight in (
+            ...         (targets.V(), weights.Constant()), (targets.Clean(), weights.SNRPlusOne())
+            ...     )
+            ... ]
+            >>> v, clean = (side.effective_weight(jnp.array([-2.0, 1.0])) for side in sides)
+            >>> bool(jnp.allclose(v, clean, rtol=1e-4))
+            True
+        """
+        flat = jnp.ravel(log_snr)
+        t = time_of_log_snr(self.path, flat)
+        c = coeffs(self.path, t, ndim=1)
+        k = self.precond.target(c)
+        per_noise = self.weight(c, k) * jnp.square(determinant(c, k) / c.a)
+        return jnp.reshape(log_snr_density(self.times, self.path, t) * per_noise, log_snr.shape)
+
+
+def pixel_mean(x: Array) -> Array:
+    """The mean over all but the first axis, `[B]`."""
+    return jnp.mean(x, axis=tuple(range(1, x.ndim)))

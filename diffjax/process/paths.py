@@ -149,6 +149,11 @@ def mix(c: Coeffs, pair: Pair) -> Array:
     return c.a * pair.x0 + c.s * pair.eps
 
 
+def log_snr_of(c: Coeffs) -> Array:
+    """`λ = log(a²/s²)`, of the shape of the coefficients."""
+    return 2.0 * (jnp.log(c.a) - jnp.log(c.s))
+
+
 def log_snr(path: Path, t: Array) -> Array:
     """`λ(t) = log(a²/s²)`, of the shape of `t`.
 

@@ -1,23 +1,27 @@
-"""What stands between path and network: the target, and how the network is told the time."""
+"""What stands between path and network: the target, the input's scale, the noise label."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import jax.numpy as jnp
 from jax import Array
 from jax.tree_util import register_dataclass
 
-from diffjax.process.paths import Coeffs, Pair, Path, Scalar, coeffs
+from diffjax.process.paths import Coeffs, Pair, Path, Scalar, coeffs, log_snr_of
 from diffjax.process.targets import Target, decode
 
 
 class Apply(Protocol):
-    """A network behind a closure; its output has the shape of `x`."""
+    """A network behind a closure.
+
+    Its output has the shape of `x`; where an objective asks for more, further channels follow.
+    With `hidden=True` it returns the pair of output and activations `[B, …]` of a middle layer.
+    """
 
     def __call__(
         self,
-        params: object,
+        params: Any,
         x: Array,
         noise_label: Array,
         cond: Array | None,
@@ -44,23 +48,71 @@ class TimeLabel:
 
 @register_dataclass
 @dataclass(frozen=True)
+class LogSNRLabel:
+    """`scale·clip(λ, -limit, limit)`: a noise label that means the same on every path.
+
+    EDM's `c_noise = ¼·log σ` is `-λ/8`; the default is 200 times that, so that a frequency
+    embedding made for 0 … 1,000 resolves it. Karras et al. 2022 (arXiv:2206.00364), table 1.
+    """
+
+    scale: Scalar = -25.0
+    limit: Scalar = 20.0
+
+    def __call__(self, c: Coeffs) -> Array:
+        return self.scale * jnp.clip(log_snr_of(c), -self.limit, self.limit)
+
+
+@register_dataclass
+@dataclass(frozen=True)
+class Unscaled:
+    """1: the network sees `x_t` itself."""
+
+    def __call__(self, c: Coeffs) -> Array:
+        return jnp.ones_like(c.t)
+
+
+@register_dataclass
+@dataclass(frozen=True)
+class UnitVariance:
+    """`1/√(a²·sigma_data² + s²)`: the network sees `x_t` at unit variance.
+
+    EDM's `c_in`, on any path. Karras et al. 2022 (arXiv:2206.00364), table 1.
+
+    Attributes:
+        sigma_data: the data's standard deviation.
+    """
+
+    sigma_data: Scalar = 0.5
+
+    def __call__(self, c: Coeffs) -> Array:
+        return 1.0 / jnp.hypot(self.sigma_data * c.a, c.s)
+
+
+@register_dataclass
+@dataclass(frozen=True)
 class Precond:
-    """What the network predicts and the label by which it knows the noise level.
+    """What the network predicts and how it is asked.
 
     Attributes:
         target: `Coeffs -> Mix`.
-        noise_label: `Coeffs ->` the network's second input.
+        noise_label: `Coeffs ->` the network's second input, by which it knows the noise level.
+        input_scale: `Coeffs ->` the factor of its first input.
     """
 
     target: Target
     noise_label: Callable[[Coeffs], Array]
+    input_scale: Callable[[Coeffs], Array] = Unscaled()
+
+    def inputs(self, c: Coeffs, x_t: Array) -> tuple[Array, Array]:
+        """The network's inputs: the scaled image `[B, …]` and the noise label `[B]`."""
+        return self.input_scale(c) * x_t, jnp.ravel(self.noise_label(c))
 
 
-def denoiser(apply: Apply, params: object, path: Path, precond: Precond) -> Predict:
+def denoiser(apply: Apply, params: Any, path: Path, precond: Precond) -> Predict:
     """A network as what every sampler needs: `(x, t, cond) -> (x0, eps)`.
 
     Args:
-        apply: the network.
+        apply: the network; of its output channels the first as many as `x` has are used.
         params: its parameters, live or averaged.
         path: the path it was trained on.
         precond: the target it was trained for.
@@ -68,7 +120,7 @@ def denoiser(apply: Apply, params: object, path: Path, precond: Precond) -> Pred
 
     def predict(x: Array, t: Array, cond: Array | None) -> Pair:
         c = coeffs(path, t, x.ndim)
-        output = apply(params, x, jnp.ravel(precond.noise_label(c)), cond)
-        return decode(c, precond.target(c), output, x)
+        output = apply(params, *precond.inputs(c, x), cond)
+        return decode(c, precond.target(c), output[..., : x.shape[-1]], x)
 
     return predict

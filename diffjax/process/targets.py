@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.tree_util import register_dataclass
 
-from diffjax.process.paths import Coeffs, Pair, Path, coeffs
+from diffjax.process.paths import Coeffs, Pair, Path, Scalar, coeffs
 
 
 class Mix(NamedTuple):
@@ -67,6 +67,38 @@ class Velocity:
 
     def __call__(self, c: Coeffs) -> Mix:
         return Mix(c.da, c.ds)
+
+
+@register_dataclass
+@dataclass(frozen=True)
+class Score:
+    """`∇ log p(x_t | x0) = -eps/s`, whose mean is the score (Song et al. 2021, arXiv:2011.13456).
+
+    It grows as `1/s` towards clean data: with a constant weight that end decides the loss.
+    """
+
+    def __call__(self, c: Coeffs) -> Mix:
+        return Mix(jnp.zeros_like(c.t), -1.0 / c.s)
+
+
+@register_dataclass
+@dataclass(frozen=True)
+class F:
+    """EDM's preconditioned target, of unit variance on every path.
+
+    `F = (x0 - c_skip·x_t)/c_out = (s/σ·x0 - a·σ·eps)/√(s² + a²·σ²)` with `σ = sigma_data`. For
+    `σ = 1` on a variance-preserving path it is `-v`. Karras et al. 2022 (arXiv:2206.00364),
+    equation 7 and table 1, there with `a = 1`.
+
+    Attributes:
+        sigma_data: the data's standard deviation.
+    """
+
+    sigma_data: Scalar = 0.5
+
+    def __call__(self, c: Coeffs) -> Mix:
+        norm = jnp.hypot(c.s, c.a * self.sigma_data)
+        return Mix(c.s / (self.sigma_data * norm), -c.a * self.sigma_data / norm)
 
 
 def encode(k: Mix, pair: Pair) -> Array:

@@ -1,0 +1,88 @@
+"""What every objective offers, so that one training step serves them all."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+from jax import Array
+
+from diffjax.process.paths import Path
+from diffjax.process.precond import Apply, Precond
+
+Batch = Mapping[str, Array]
+
+
+class Progress(NamedTuple):
+    """How far training is.
+
+    Attributes:
+        step: `[]`, updates made so far.
+        memory: what the objective remembers of earlier steps.
+    """
+
+    step: Array
+    memory: Any = ()
+
+
+class Objective:
+    """A loss per example; everything that an objective may need is handed to it.
+
+    A subclass is a frozen dataclass with `path` and `precond` (shared with sampling) and a
+    `__call__`. The rest has defaults, for objectives that learn or remember nothing of their own.
+
+    Attributes:
+        path: from data to noise.
+        precond: what the network predicts and how it is asked.
+        inputs: images that the network sees, one after the other in the channels.
+        outputs: outputs of the network for each channel of an image; samplers use the first.
+        needs_source: whether a batch must hold the other end of each image, its `source`.
+        starts_at_source: whether samples too are made from a source, and not from noise.
+    """
+
+    path: Path
+    precond: Precond
+    inputs: int = 1
+    outputs: int = 1
+    needs_source: bool = False
+    starts_at_source: bool = False
+
+    def init_params(self, key: Array) -> dict[str, Any]:
+        """Parameters that are trained beside the network's, under names of their own."""
+        del key
+        return {}
+
+    def init_memory(self) -> Any:
+        """What is remembered from step to step without being trained, before the first step."""
+        return ()
+
+    def __call__(
+        self,
+        apply: Apply,
+        params: Any,
+        ema_params: Any,
+        key: Array,
+        batch: Batch,
+        progress: Progress,
+    ) -> tuple[Array, dict[str, Array]]:
+        """Returns the loss `[B]` and metrics `[B]`, `log_snr` among them."""
+        raise NotImplementedError
+
+    def precond_for(self, source: Array | None) -> Precond:
+        """How the network is asked about images with these sources `[B, …]`, if it sees them."""
+        del source
+        return self.precond
+
+    def start(self, noise: Array, source: Array | None) -> Array:
+        """Where samples start, `x` at `t_noise`, from standard normal noise `[B, …]`.
+
+        Args:
+            noise: `[B, …]`.
+            source: what samples are made from, `[B, …]`, where they start at a source.
+        """
+        end = noise if source is None else source
+        return self.path.sigma(jnp.asarray(self.path.t_noise)) * end
+
+    def update_memory(self, memory: Any, metrics: dict[str, Array]) -> Any:
+        """The memory after a step, from the metrics of that step."""
+        del metrics
+        return memory

@@ -1,0 +1,142 @@
+"""Which noise goes with which image of a batch."""
+
+from dataclasses import dataclass, field
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.tree_util import register_dataclass
+from scipy.optimize import linear_sum_assignment
+
+from diffjax.errors import UserError
+from diffjax.objectives.base import Batch
+from diffjax.process.paths import Pair, Scalar
+
+
+class Coupling:
+    """`(key, batch, noise[B, …]) -> Pair`: the clean images with the noise that each is mixed with.
+
+    A subclass is a frozen dataclass with a `__call__`.
+
+    Attributes:
+        needs_source: whether the batch must hold the other end of each image, its `source`.
+        starts_at_source: whether samples too are made from a source, and not from noise.
+    """
+
+    needs_source: bool = False
+    starts_at_source: bool = False
+
+    def __call__(self, key: Array, batch: Batch, noise: Array) -> Pair:
+        """The pair `[B, …]` each; raises UserError where the batch lacks a source."""
+        raise NotImplementedError
+
+
+@register_dataclass
+@dataclass(frozen=True)
+class Independent(Coupling):
+    """Each image with noise of its own."""
+
+    def __call__(self, key: Array, batch: Batch, noise: Array) -> Pair:
+        del key
+        return Pair(batch["image"], noise)
+
+
+@register_dataclass
+@dataclass(frozen=True)
+class OptimalTransport(Coupling):
+    """The permutation of a batch's noise with the least sum of squared distances.
+
+    Exact, by SciPy's linear assignment on the host: 1.3 ms for 128 images on one CPU core, growing
+    with the cube of the batch. On several devices the whole batch is matched. Labels stay with
+    their images. Tong et al. 2024 (arXiv:2302.00482), section 3.3; Pooladian et al. 2023
+    (arXiv:2304.14772).
+    """
+
+    def __call__(self, key: Array, batch: Batch, noise: Array) -> Pair:
+        del key
+        costs = squared_distances(batch["image"], noise)
+        chosen = jax.ShapeDtypeStruct((len(noise),), jnp.int32)
+        return Pair(batch["image"], noise[jax.pure_callback(_assign, chosen, costs)])
+
+
+@register_dataclass
+@dataclass(frozen=True)
+class EntropicTransport(Coupling):
+    """For each image one noise of the batch, drawn from the entropic transport plan.
+
+    `π_ij ∝ exp((f_i + g_j - C_ij)/ε)` by Sinkhorn's algorithm (`ott-jax`), with `ε` in units of the
+    standard deviation of the squared distances `C`. Towards 0 it is `OptimalTransport`, towards
+    infinity independent; a noise may be drawn twice. Tong et al. 2024 (arXiv:2302.00482),
+    section 3.4.
+
+    Attributes:
+        epsilon: the strength of the entropy.
+        max_iterations: of Sinkhorn's algorithm.
+    """
+
+    epsilon: Scalar = 0.1
+    max_iterations: int = field(default=200, metadata={"static": True})
+
+    def __call__(self, key: Array, batch: Batch, noise: Array) -> Pair:
+        try:
+            from ott.geometry.geometry import Geometry
+            from ott.problems.linear.linear_problem import LinearProblem
+            from ott.solvers.linear.sinkhorn import Sinkhorn
+        except ImportError as error:
+            raise UserError(
+                "the coupling EntropicTransport needs ott-jax: pip install 'diffjax[ot]', "
+                "or take coupling=ot, which does without"
+            ) from error
+        costs = squared_distances(batch["image"], noise)
+        costs = costs / jnp.std(costs)
+        problem = LinearProblem(Geometry(costs, epsilon=self.epsilon))
+        plan = Sinkhorn(max_iterations=self.max_iterations)(problem)
+        logits = (plan.f[:, None] + plan.g[None, :] - costs) / self.epsilon
+        return Pair(batch["image"], noise[jax.random.categorical(key, logits)])
+
+
+@register_dataclass
+@dataclass(frozen=True)
+class Given(Coupling):
+    """Each image with the noise it was made from, which the data set gives as its `source`.
+
+    So reflow trains; samples start from fresh noise. Liu et al. 2023 (arXiv:2209.03003).
+    """
+
+    needs_source = True
+
+    def __call__(self, key: Array, batch: Batch, noise: Array) -> Pair:
+        del key, noise
+        if "source" not in batch:
+            raise UserError(
+                f"the coupling Given needs a source for each image, but the data set has only "
+                f"{', '.join(batch)}; take a data set of pairs, or coupling=independent"
+            )
+        return Pair(batch["image"], batch["source"])
+
+
+@register_dataclass
+@dataclass(frozen=True)
+class Translation(Given):
+    """Each image with the image of another set that the data set gives as its `source`.
+
+    Samples start there too.
+    """
+
+    starts_at_source = True
+
+
+def squared_distances(x: Array, y: Array) -> Array:
+    """`|x_i - y_j|²`, `[B, B]`, for `[B, …]` each.
+
+    Example:
+        >>> squared_distances(jnp.array([[0.0], [1.0]]), jnp.array([[3.0], [1.0]])).tolist()
+        [[9.0, 1.0], [4.0, 0.0]]
+    """
+    x, y = (jnp.reshape(side, (len(side), -1)) for side in (x, y))
+    return jnp.sum(x**2, axis=1)[:, None] + jnp.sum(y**2, axis=1) - 2.0 * x @ y.T
+
+
+def _assign(costs: Array) -> np.ndarray:
+    return linear_sum_assignment(np.asarray(costs))[1].astype(np.int32)

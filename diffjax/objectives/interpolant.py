@@ -1,0 +1,125 @@
+"""From one set of images to another: interpolants with a bridge noise, bridges from a source."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.tree_util import register_dataclass
+
+from diffjax.errors import UserError
+from diffjax.objectives.base import Batch
+from diffjax.objectives.denoising import Denoising, Noised
+from diffjax.process.bridges import BridgeNoise
+from diffjax.process.paths import Coeffs, Pair, mix
+from diffjax.process.precond import Precond
+from diffjax.process.targets import Mix, decode
+
+
+@register_dataclass
+@dataclass(frozen=True)
+class Interpolant(Denoising):
+    """Stochastic interpolant `x_t = a·x0 + b·x1 + γ·z` between data and another end, `z ~ N(0, I)`.
+
+    The path's `s` is the `b` of the other end: noise, or what the coupling gives, such as an image
+    of another set. What is learned is the velocity `E[a'·x0 + b'·x1 + γ'·z | x_t]`, so every solver
+    of the probability-flow ODE carries the one set to the other; with `γ = 0` and noise at the
+    other end it is flow matching. Albergo et al. 2023 (arXiv:2303.08797), definition 2.1.
+
+    `z` enters through the pair: the pair `(x0, x1) + (δ_0, δ_1)·z` with `a·δ_0 + b·δ_1 = γ` and
+    `a'·δ_0 + b'·δ_1 = γ'` mixes to the same `x_t` and moves with the same velocity. So any target
+    can be predicted, and what it decodes to has the right velocity, but is the end itself only
+    where `γ = γ' = 0`.
+
+    Attributes:
+        gamma: the bridge noise.
+    """
+
+    gamma: BridgeNoise = field(kw_only=True)
+
+    def noised(self, t: Array, key: Array, batch: Batch) -> Noised:
+        bridge_key, key = jax.random.split(key)
+        noised = super().noised(t, key, batch)
+        z = jax.random.normal(bridge_key, noised.x_t.shape)
+        shift = bridge_shift(self.gamma, noised.c)
+        pair = Pair(noised.pair.x0 + shift.x0 * z, noised.pair.eps + shift.eps * z)
+        return noised._replace(pair=pair, x_t=mix(noised.c, pair))
+
+    def start(self, noise: Array, source: Array | None) -> Array:
+        t = jnp.asarray(self.path.t_noise)
+        gamma = self.gamma(t)
+        if source is None:  # Both parts are noise: a sum of their variances.
+            return jnp.hypot(self.path.sigma(t), gamma) * noise
+        return self.path.sigma(t) * source + gamma * noise
+
+
+def bridge_shift(gamma: BridgeNoise, c: Coeffs) -> Pair:
+    """The pair `(δ_0, δ_1)` that mixes to `γ` and moves with `γ'`, of the coefficients' shape.
+
+    Example:
+        >>> from diffjax.process.bridges import Brownian
+        >>> from diffjax.process.paths import Linear, coeffs
+        >>> shift = bridge_shift(Brownian(), coeffs(Linear(), jnp.array([0.5]), ndim=1))
+        >>> float(shift.x0[0]), float(shift.eps[0])
+        (0.5, 0.5)
+    """
+    value, slope = jax.jvp(gamma, (c.t,), (jnp.ones_like(c.t),))
+    return decode(c, Mix(c.da, c.ds), slope, value)
+
+
+@register_dataclass
+@dataclass(frozen=True)
+class SourceBridge(Denoising):
+    """A bridge from a source image that the network sees: `x_t = a·x0 + (1 - a)·x1 + s·eps`.
+
+    For the given source `y_t = x_t - (1 - a)·x1` is an ordinary path: times, target, weight,
+    decoding and solvers are those of `Denoising` for `y`. The network is shown `x_t` and the
+    source, one after the other in the channels. On the path `BrownianBridge`, `x_t` starts at the
+    source and DDPM's steps are those of a Brownian (Föllmer) bridge; samples are draws from the
+    images that belong to the source. Chen et al. 2024 (arXiv:2403.13724); Li et al. 2023
+    (arXiv:2205.07680).
+    """
+
+    inputs = 2
+
+    @property
+    def needs_source(self) -> bool:
+        return True
+
+    @property
+    def starts_at_source(self) -> bool:
+        return True
+
+    def noised(self, t: Array, key: Array, batch: Batch) -> Noised:
+        if "source" not in batch:
+            raise UserError(
+                f"SourceBridge needs a source for each image, but the data set has only "
+                f"{', '.join(batch)}; take a data set of pairs"
+            )
+        return super().noised(t, key, batch)._replace(source=batch["source"])
+
+    def precond_for(self, source: Array | None) -> Precond:
+        if source is None:
+            raise UserError("this model goes from one image to another: give it source=images")
+        parts = self.precond
+        return _SeesSource(parts.target, parts.noise_label, parts.input_scale, source=source)
+
+    def start(self, noise: Array, source: Array | None) -> Array:
+        del source  # It is taken off y, and the network has it.
+        return self.path.sigma(jnp.asarray(self.path.t_noise)) * noise
+
+
+@register_dataclass
+@dataclass(frozen=True)
+class _SeesSource(Precond):
+    """Shows the network `x_t` and its source where the solver has `y_t = x_t - (1 - a)·source`."""
+
+    source: Any = field(kw_only=True)
+
+    def inputs(self, c: Coeffs, x_t: Array) -> tuple[Array, Array]:
+        # Guidance asks for copies of the batch, laid end to end.
+        copies = len(x_t) // len(self.source)
+        source = jnp.concatenate([self.source] * copies)
+        x, noise_label = super().inputs(c, x_t + (1.0 - c.a) * source)
+        return jnp.concatenate([x, source], axis=-1), noise_label

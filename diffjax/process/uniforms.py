@@ -1,0 +1,71 @@
+"""How the uniform numbers behind a batch's times are drawn.
+
+All of these have uniform marginals, so each leaves the loss's mean as it is; the others than
+`Independent` spread a batch over the noise levels, which lowers the variance of its mean.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.tree_util import register_dataclass
+
+Uniforms = Callable[[Array, int], Array]
+"""`(key, n) -> u[n]` in [0, 1), in no particular order."""
+
+
+@register_dataclass
+@dataclass(frozen=True)
+class Independent:
+    """Each number by itself."""
+
+    def __call__(self, key: Array, n: int) -> Array:
+        return jax.random.uniform(key, (n,))
+
+
+@register_dataclass
+@dataclass(frozen=True)
+class Stratified:
+    """One number in each of `n` equal intervals.
+
+    Example:
+        >>> u = Stratified()(jax.random.key(0), 4)
+        >>> jnp.sort(jnp.floor(4 * u)).tolist()
+        [0.0, 1.0, 2.0, 3.0]
+    """
+
+    def __call__(self, key: Array, n: int) -> Array:
+        inner, order = jax.random.split(key)
+        u = (jnp.arange(n) + jax.random.uniform(inner, (n,))) / n
+        return _below_one(jax.random.permutation(order, u))
+
+
+@register_dataclass
+@dataclass(frozen=True)
+class LowDiscrepancy:
+    """Equally spaced numbers with one common offset.
+
+    Kingma et al. 2021 (arXiv:2107.00630), appendix I.1.
+    """
+
+    def __call__(self, key: Array, n: int) -> Array:
+        inner, order = jax.random.split(key)
+        u = (jnp.arange(n) + jax.random.uniform(inner)) / n
+        return _below_one(jax.random.permutation(order, u))
+
+
+@register_dataclass
+@dataclass(frozen=True)
+class Antithetic:
+    """Pairs of `u` and `1 - u`; an odd number has one without a partner."""
+
+    def __call__(self, key: Array, n: int) -> Array:
+        half = jax.random.uniform(key, ((n + 1) // 2,))
+        return _below_one(jnp.stack([half, 1.0 - half], axis=1).ravel()[:n])
+
+
+def _below_one(u: Array) -> Array:
+    """Rounding may reach 1, which the interval excludes."""
+    return jnp.minimum(u, 1.0 - jnp.finfo(u.dtype).epsneg)
