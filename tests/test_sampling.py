@@ -19,6 +19,9 @@ PATHS = {name: build(spec) for name, spec in choices.PATHS.items()}
 SOLVERS = {name: build(spec) for name, spec in choices.SOLVERS.items()}
 GRIDS = {name: build(spec) for name, spec in choices.GRIDS.items()}
 DETERMINISTIC = ["ddim", "euler", "heun"]
+# Between the entries of a table the velocity has corners: no order above 1 can be expected.
+SMOOTH = {name: path for name, path in PATHS.items() if "table" not in name}
+BASIC = {name: PATHS[name] for name in ("linear", "cosine", "ddpm")}
 
 every_path = pytest.mark.parametrize("path", PATHS.values(), ids=PATHS)
 
@@ -31,12 +34,13 @@ def bound(predict):
     return lambda x, t: predict(x, jnp.full(len(x), t), None)
 
 
-@every_path
+@pytest.mark.parametrize("path", SMOOTH.values(), ids=SMOOTH)
 @pytest.mark.parametrize("name", DETERMINISTIC)
 def test_the_error_falls_with_the_declared_order(name, path):
     solver = SOLVERS[name]
     x = jax.random.normal(jax.random.key(0), (16, 2))
-    t_from, t_to = 0.9 * path.t_noise, 0.1
+    # Over the same noise levels on every path, which is 0.73 to 0.27 on the linear one.
+    t_from, t_to = (float(paths.time_of_log_snr(path, jnp.float32(x))) for x in (-2.0, 2.0))
     exact = analytic.gaussian_flow(MEAN, COVARIANCE, path, x, t_from, t_to)
     errors = []
     counts = (16, 32, 64)
@@ -52,7 +56,7 @@ def test_the_error_falls_with_the_declared_order(name, path):
 @every_path
 def test_the_exact_flow_maps_the_marginals_onto_each_other(path):
     # Independent of the flow's formula: mean a·m and covariance a²C + s²I at either end.
-    t_from, t_to = 0.8 * path.t_noise, 0.2
+    t_from, t_to = (float(paths.time_of_log_snr(path, jnp.float32(x))) for x in (-2.8, 2.8))
     a, s = path.alpha(jnp.array([t_from, t_to])), path.sigma(jnp.array([t_from, t_to]))
     marginals = [a[i] ** 2 * COVARIANCE + s[i] ** 2 * jnp.eye(2) for i in range(2)]
     factor = np.linalg.cholesky(marginals[0])
@@ -63,12 +67,15 @@ def test_the_exact_flow_maps_the_marginals_onto_each_other(path):
     np.testing.assert_allclose(centred.T @ centred / 2, marginals[1], atol=1e-5)
 
 
-@pytest.mark.parametrize("name", SOLVERS)
-@every_path
-def test_samples_have_the_exact_moments(name, path):
-    n = 20_000
+@pytest.mark.parametrize(
+    ("name", "path_name", "grid"),
+    [(name, path_name, grids.Power()) for name in SOLVERS for path_name in BASIC]
+    + [("ddim", path_name, grids.UniformLogSNR()) for path_name in PATHS if path_name not in BASIC],
+)
+def test_samples_have_the_exact_moments(name, path_name, grid):
+    n, path = 20_000, PATHS[path_name]
     keys = jax.random.split(jax.random.key(0), n)
-    times = grids.Power()(path, 400)
+    times = grid(path, 400)
     samples = np.asarray(
         jax.jit(
             lambda keys: draw(GAUSSIAN.predict(path), path, SOLVERS[name], times, keys, None, (2,))
@@ -77,8 +84,20 @@ def test_samples_have_the_exact_moments(name, path):
     )
     # The statistical errors are 0.005 (mean) and 0.005 (variance). DDPM's variance is 10 % short
     # at 100 steps and, being of first order, 2.5 % (0.012) at 400.
-    np.testing.assert_allclose(samples.mean(0), MEAN, atol=0.03)
-    np.testing.assert_allclose(np.cov(samples.T), COVARIANCE, atol=0.03)
+    mean, covariance = where_the_prior_goes(path)
+    np.testing.assert_allclose(samples.mean(0), mean, atol=0.03)
+    np.testing.assert_allclose(np.cov(samples.T), covariance, atol=0.03)
+
+
+def where_the_prior_goes(path):
+    """Sampling starts from noise without the last signal: 0.07 of it on Stable Diffusion's table.
+
+    The exact flow is affine, so it carries N(0, s²) to a Gaussian whose mean is short of MEAN.
+    """
+    corners = float(path.sigma(jnp.float32(path.t_noise))) * jnp.array([[0.0, 0], [1, 0], [0, 1]])
+    moved = analytic.gaussian_flow(MEAN, COVARIANCE, path, corners, path.t_noise, 0.0)
+    factor = np.asarray(moved[1:] - moved[0], np.float64)
+    return moved[0], factor.T @ factor
 
 
 def test_ddim_is_euler_in_the_noise_to_signal_ratio():

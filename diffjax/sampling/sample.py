@@ -1,5 +1,6 @@
 """The walk itself: one `lax.scan` over the grid, and the last step onto clean data."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import jax
@@ -106,8 +107,9 @@ def draw(
     *,
     guidance_scale: Array | None = None,
     null_label: int = 0,
+    start: Callable[[Array], Array] | None = None,
 ) -> Array:
-    """Draws one batch of samples from noise.
+    """Draws one batch of samples from noise, or from where `start` says.
 
     Sample i depends on `keys[i]` and `labels[i]` alone.
 
@@ -121,6 +123,7 @@ def draw(
         shape: of one sample, `(H, W, C)`.
         guidance_scale: None is off; a number is traced, so that another one does not recompile.
         null_label: what "no label" is to the model, for guidance.
+        start: standard normal noise `[B, H, W, C]` to `x` at `times[0]`; by default `s` times it.
 
     Returns:
         `[B, H, W, C]`.
@@ -128,7 +131,8 @@ def draw(
     if guidance_scale is not None:
         predict = classifier_free(predict, guidance_scale, null_label)
     both = jax.vmap(jax.random.split)(keys)
-    x = path.sigma(times[0]) * normal(both[:, 0], shape)
+    noise = normal(both[:, 0], shape)
+    x = path.sigma(times[0]) * noise if start is None else start(noise)
 
     def denoise(x: Array, t: Array) -> Pair:
         return predict(x, jnp.full(len(x), t), labels)

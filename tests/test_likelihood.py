@@ -1,0 +1,494 @@
+"""Likelihoods against exact densities, entropies and probabilities in closed form."""
+
+import itertools
+import math
+import sys
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.stats
+
+from diffjax.errors import UserError
+from diffjax.process import paths, targets
+from diffjax.process.analytic import GaussianMixture
+from diffjax.process.paths import Pair, coeffs
+from diffjax.process.precond import Precond, TimeLabel, denoiser
+from diffjax.sampling import grids, solvers
+from diffjax.sampling.bound import (
+    ContinuousTime,
+    DiscreteDecoder,
+    DiscreteTime,
+    variational_bound,
+)
+from diffjax.sampling.dequantise import (
+    bin_width,
+    bits_per_dim,
+    discrete_log_p,
+    fit_dequantiser,
+    init_dequantiser,
+    level_centres,
+    uniform,
+    variational,
+)
+from diffjax.sampling.likelihood import (
+    HEUN,
+    RK4,
+    Adaptive,
+    ExactTrace,
+    FixedSteps,
+    Hutchinson,
+    ode_log_likelihood,
+)
+from diffjax.training.sharding import batch_sharding, make_mesh
+
+
+@dataclass(frozen=True)
+class VarianceExploding:
+    """`a = 1`, `s = t`: a path whose prior is wide, not pure noise."""
+
+    t_min: float = 0.002
+    t_noise: float = 80.0
+
+    def alpha(self, t):
+        return jnp.ones_like(t)
+
+    def sigma(self, t):
+        return t
+
+
+PATHS = {
+    "linear": paths.Linear(),
+    "cosine": paths.Cosine(),
+    "ddpm": paths.LinearBeta(),
+    "exploding": VarianceExploding(),
+}
+# Equal steps of log t where the times span four decades.
+STEPS = {name: FixedSteps(40) for name in PATHS} | {
+    "exploding": FixedSteps(80, grid=grids.UniformLogSNR())
+}
+every_path = pytest.mark.parametrize("name", PATHS)
+
+MEAN = np.array([0.8, -0.5])
+COVARIANCE = np.array([[0.5, 0.2], [0.2, 0.1]])
+GAUSSIAN = GaussianMixture(jnp.ones(1), jnp.asarray(MEAN)[None], jnp.asarray(COVARIANCE)[None])
+MIXTURE = GaussianMixture(
+    weights=jnp.array([0.3, 0.7]),
+    means=jnp.array([[-1.0, 0.5, 0.0], [1.5, 0.0, 0.2]]),
+    covariances=jnp.array(
+        [
+            [[0.3, 0.1, 0.0], [0.1, 0.2, 0.05], [0.0, 0.05, 0.2]],
+            [[0.1, -0.05, 0.0], [-0.05, 0.4, 0.1], [0.0, 0.1, 0.3]],
+        ]
+    ),
+)
+
+
+def ends(path):
+    """a and s at `t_min` and at `t_noise`, in float64."""
+    t = jnp.array([path.t_min, path.t_noise])
+    return np.asarray(path.alpha(t), np.float64), np.asarray(path.sigma(t), np.float64)
+
+
+def keys_for(x, seed=1):
+    return jax.random.split(jax.random.key(seed), len(x))
+
+
+def ode(predict, path, x, keys, **options):
+    return jax.jit(lambda x, keys: ode_log_likelihood(predict, path, x, keys, **options))(x, keys)
+
+
+def bound(predict, path, x, keys, **options):
+    return jax.jit(lambda x, keys: variational_bound(predict, path, x, keys, **options))(x, keys)
+
+
+def standard_error(values):
+    return float(np.std(np.asarray(values, np.float64), ddof=1)) / math.sqrt(len(values))
+
+
+def gaussian_log_density(x):
+    """Of GAUSSIAN's data, in float64."""
+    exact: Any = scipy.stats.multivariate_normal
+    return exact(MEAN, COVARIANCE).logpdf(np.asarray(x, np.float64))
+
+
+def density_at_t_min(data, path, x):
+    """`log p(x_min) + d·log a(t_min)`, without the prior's error."""
+    t = jnp.full(len(x), path.t_min)
+    a = path.alpha(t)
+    return data.log_density(path, a[:, None] * x, t) + x.shape[1] * jnp.log(a)
+
+
+@every_path
+def test_the_ode_gives_the_density_of_the_map_it_follows(name):
+    """A Gaussian's flow is a linear map, so the model's density is known with both ends' errors.
+
+    The prior is N(0, s²) even where `a(t_noise)` is not 0; the data end is `x_min/a(t_min)`.
+    """
+    path = PATHS[name]
+    (a0, a1), (s0, s1) = ends(path)
+    x = GAUSSIAN.draw(jax.random.key(0), 64)
+    eigenvalues, vectors = np.linalg.eigh(COVARIANCE)
+    stretch = np.sqrt((a1**2 * eigenvalues + s1**2) / (a0**2 * eigenvalues + s0**2))
+    noise = (
+        a1 * MEAN + (((a0 * (np.asarray(x, np.float64) - MEAN)) @ vectors) * stretch) @ vectors.T
+    )
+    expected = scipy.stats.norm.logpdf(noise, scale=s1).sum(1) + np.log(stretch * a0).sum()
+    result = ode(
+        GAUSSIAN.predict(path), path, x, keys_for(x), integrate=STEPS[name], trace=ExactTrace()
+    )
+    np.testing.assert_allclose(result.log_p, expected, atol=1e-3)
+    assert (result.standard_error == 0).all()
+    # What the two ends cost against the density of clean data is as small as the pages say.
+    assert np.abs(expected - gaussian_log_density(x)).max() < 0.05
+
+
+@pytest.mark.parametrize("name", ["linear", "exploding"])
+def test_the_ode_knows_a_mixture_and_its_probes_know_their_error(name):
+    path = PATHS[name]
+    x = MIXTURE.draw(jax.random.key(2), 512)
+    exact = np.asarray(MIXTURE.log_density(path, x, jnp.zeros(len(x))))
+    result = ode(
+        MIXTURE.predict(path), path, x, keys_for(x), integrate=STEPS[name], trace=Hutchinson(16)
+    )
+    z = (result.log_p - exact) / result.standard_error
+    assert 0.85 < np.std(z) < 1.25  # Student's t with 15 degrees: 1.07
+    off = float(np.mean(result.log_p - exact))
+    stated = math.sqrt(np.mean(np.square(result.standard_error)) / len(x))
+    assert abs(off) < 4 * stated + 2e-3
+
+
+@pytest.mark.parametrize("trace", [Hutchinson(1), Hutchinson(2, jax.random.normal)], ids=str)
+def test_few_probes_are_unbiased_and_one_admits_that_it_can_not_say(trace):
+    path = PATHS["linear"]
+    x = jnp.tile(MIXTURE.draw(jax.random.key(2), 1), (1024, 1))
+    exact = MIXTURE.log_density(path, x[:1], jnp.zeros(1)).item()
+    result = ode(MIXTURE.predict(path), path, x, keys_for(x), integrate=FixedSteps(16), trace=trace)
+    assert abs(np.mean(result.log_p) - exact) < 4 * standard_error(result.log_p) + 2e-3
+    assert np.isnan(result.standard_error).all() == (trace.num_probes == 1)
+
+
+@pytest.mark.parametrize(("method", "order"), [(HEUN, 2), (RK4, 4)], ids=["heun", "rk4"])
+def test_the_steps_have_their_order(method, order):
+    path, counts = paths.Linear(t_min=0.05), {HEUN: (16, 32), RK4: (4, 8)}[method]
+    x = GAUSSIAN.draw(jax.random.key(0), 64)
+
+    def estimate(n):
+        steps = FixedSteps(n, method, grids.Power())
+        result = ode(
+            GAUSSIAN.predict(path), path, x, keys_for(x), integrate=steps, trace=ExactTrace()
+        )
+        assert result.nfe == n * method.nfe
+        return result.log_p
+
+    exact = density_at_t_min(GAUSSIAN, path, x)
+    errors = [np.sqrt(np.mean((estimate(n) - exact) ** 2)) for n in counts]
+    assert np.log2(errors[0] / errors[1]) == pytest.approx(order, abs=0.5)
+
+
+def test_adaptive_steps_meet_their_tolerance_and_count_their_evaluations():
+    pytest.importorskip("diffrax")
+    path, calls = PATHS["linear"], []
+    x = MIXTURE.draw(jax.random.key(3), 128)
+    exact = density_at_t_min(MIXTURE, path, x)
+    coarse, fine = (
+        ode(
+            MIXTURE.predict(path),
+            path,
+            x,
+            keys_for(x),
+            integrate=Adaptive(tolerance),
+            trace=ExactTrace(),
+        )
+        for tolerance in (1e-3, 1e-5)
+    )
+    errors = [np.sqrt(np.mean((result.log_p - exact) ** 2)) for result in (coarse, fine)]
+    assert errors[0] < 0.05
+    assert errors[1] < 1e-3
+    assert fine.nfe > coarse.nfe
+
+    def counted(x, t, cond):
+        jax.debug.callback(lambda: calls.append(1))
+        return MIXTURE.predict(path)(x, t, cond)
+
+    few = ode(counted, path, x[:8], keys_for(x)[:8], integrate=Adaptive(1e-3), trace=ExactTrace())
+    jax.effects_barrier()
+    assert len(calls) == few.nfe
+    assert np.abs(few.log_p - exact[:8]).max() < 0.05  # other company, other steps
+    hopeless = ode(
+        MIXTURE.predict(path), path, x[:2], keys_for(x)[:2], integrate=Adaptive(1e-5, max_steps=3)
+    )
+    assert np.isnan(hopeless.log_p).all()
+
+
+def test_without_diffrax_one_line_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "diffrax", None)
+    x = jnp.zeros((1, 3))
+    with pytest.raises(UserError, match=r"pip install 'diffjax\[likelihood\]'"):
+        ode_log_likelihood(
+            MIXTURE.predict(PATHS["linear"]), PATHS["linear"], x, keys_for(x), integrate=Adaptive()
+        )
+
+
+@pytest.mark.parametrize("target", [targets.V(), targets.Velocity(), targets.Clean()], ids=str)
+def test_every_target_gives_the_same_likelihood(target):
+    path = PATHS["cosine"]
+    x = MIXTURE.draw(jax.random.key(0), 8)
+
+    def network(params, x, noise_label, cond, *, train=False, key=None):
+        c = coeffs(path, noise_label, x.ndim)
+        return targets.encode(target(c), MIXTURE.predict(path)(x, noise_label, cond))
+
+    predict = denoiser(network, None, path, Precond(target, TimeLabel(1.0)))
+    exact = MIXTURE.log_density(path, x, jnp.zeros(8))
+    result = ode(predict, path, x, keys_for(x), integrate=FixedSteps(16, HEUN), trace=ExactTrace())
+    np.testing.assert_allclose(result.log_p, exact, atol=0.1)
+    estimate = bound(predict, path, x, keys_for(x), num_times=8)
+    same = bound(MIXTURE.predict(path), path, x, keys_for(x), num_times=8)
+    np.testing.assert_allclose(estimate.log_p, same.log_p, atol=1e-2)
+
+
+def expected_gap(path, time):
+    """−entropy minus the expected bound of the Gaussian, in closed form, float64.
+
+    KL(q(x_last) ‖ prior), plus KL(posterior ‖ decoder), plus, in discrete time, the sum of the KLs
+    minus their integral ½·∫ mse dλ = ½·log det ratios.
+    """
+    eigenvalues, _ = np.linalg.eigh(COVARIANCE)
+    levels = time.levels(path)
+    a0, s0 = (v[0] for v in ends(path))
+    last = np.asarray(levels.last, np.float32)
+    a1, s1 = float(path.alpha(last)), float(path.sigma(last))
+    prior = 0.5 * a1**2 / s1**2 * (np.sum(eigenvalues) + MEAN @ MEAN)
+    reconstruction = -0.5 * 2 * np.log(2 * np.pi * np.e * s0**2 / a0**2)
+    snr0, snr1 = a0**2 / s0**2, a1**2 / s1**2
+    if isinstance(time, DiscreteTime):
+        u = (np.arange(time.num_steps) + 0.5) / time.num_steps
+        t, _ = levels.at(jnp.asarray(u))
+        snr = (np.asarray(path.alpha(t), np.float64) / np.asarray(path.sigma(t))) ** 2
+        before = np.concatenate([[snr0], snr[:-1]])
+        mse = (eigenvalues / (snr[:, None] * eigenvalues + 1)).sum(1)
+        diffusion = 0.5 * ((before - snr) * mse).sum()
+    else:
+        diffusion = 0.5 * np.log((snr0 * eigenvalues + 1) / (snr1 * eigenvalues + 1)).sum()
+    entropy = 0.5 * np.log(2 * np.pi * np.e * eigenvalues).sum()
+    return -entropy - (reconstruction - prior - diffusion)
+
+
+@pytest.mark.parametrize(
+    "time", [ContinuousTime(), DiscreteTime(10), DiscreteTime(100)], ids=["continuous", "10", "100"]
+)
+@every_path
+def test_the_bound_is_a_bound_and_as_tight_as_theory_says(name, time):
+    path = PATHS[name]
+    x = GAUSSIAN.draw(jax.random.key(4), 2048)
+    exact = gaussian_log_density(x)
+    result = bound(GAUSSIAN.predict(path), path, x, keys_for(x), time=time, num_times=100)
+    gap = np.asarray(exact - result.log_p)
+    expected = expected_gap(path, time)
+    assert expected > -1e-6
+    assert abs(gap.mean() - expected) < 4 * standard_error(gap) + 1e-4
+    assert standard_error(gap) < 0.05 * max(1, expected)
+
+
+def test_more_steps_tighten_the_bound_towards_continuous_time():
+    path = PATHS["linear"]
+    gaps = [expected_gap(path, time) for time in (DiscreteTime(10), DiscreteTime(100))]
+    assert gaps[0] > 2 * gaps[1] > 4 * expected_gap(path, ContinuousTime()) > 0
+
+
+@pytest.mark.parametrize("method", ["ode", "continuous", "discrete"])
+def test_the_mean_is_minus_the_entropy_within_the_stated_error(method):
+    path, x = PATHS["ddpm"], MIXTURE.draw(jax.random.key(5), 1536)
+    fresh = MIXTURE.draw(jax.random.key(6), 100_000)
+    minus_entropy = MIXTURE.log_density(path, fresh, jnp.zeros(len(fresh)))
+    if method == "ode":
+        log_p = ode(MIXTURE.predict(path), path, x, keys_for(x), integrate=FixedSteps(24)).log_p
+    else:
+        time = ContinuousTime() if method == "continuous" else DiscreteTime(1000)
+        log_p = bound(MIXTURE.predict(path), path, x, keys_for(x), time=time, num_times=32).log_p
+    # The prior and the two ends are worth 0.005 nats on this path; 1,000 steps another 0.03.
+    slack = 0.04 if method == "discrete" else 0.01
+    off = float(np.mean(log_p) - np.mean(minus_entropy))
+    assert abs(off) < 4 * standard_error(log_p) + slack
+
+
+def test_a_wrong_denoiser_is_worse_and_its_bound_still_one():
+    path = PATHS["linear"]
+
+    def wrong(x, t, cond):
+        c = coeffs(path, t, x.ndim)
+        x0 = 0.8 * MIXTURE.predict(path)(x, t, cond).x0
+        return Pair(x0, (x - c.a * x0) / c.s)
+
+    x = MIXTURE.draw(jax.random.key(7), 1024)
+    right = bound(MIXTURE.predict(path), path, x, keys_for(x), num_times=16).log_p
+    worse = bound(wrong, path, x, keys_for(x), num_times=16).log_p
+    exact = MIXTURE.log_density(path, x, jnp.zeros(len(x)))
+    assert np.mean(right - worse) > 0.5
+    assert np.mean(exact - worse) > 4 * standard_error(exact - worse)
+
+
+def test_a_summand_is_the_divergence_between_two_steps_of_the_sampler():
+    """KL of Gaussians with DDPM's posterior variance and the means that `solvers.ddpm` takes."""
+    path, time = PATHS["cosine"], DiscreteTime(8)
+    i = 4
+    t, weight = time.levels(path).at(jnp.array((i + 0.5) / 8))
+    t_next, _ = time.levels(path).at(jnp.array((i - 0.5) / 8))
+    x_t, keys = jnp.array([[0.4]]), keys_for(jnp.zeros(1))
+
+    def stepped(x0):
+        eps = (x_t - path.alpha(t) * x0) / path.sigma(t)
+        step = solvers.ddpm().step
+        x, _ = step(lambda *_: Pair(x0 + 0 * x_t, eps), path, (), x_t, t, t_next, keys)
+        return float(x[0, 0])
+
+    a, s = (np.array([f(t_next), f(t)], np.float64) for f in (path.alpha, path.sigma))
+    ratio = a[1] / a[0]  # Ho et al. 2020, equation 7, with beta = 1 - ratio²
+    variance = s[0] ** 2 / s[1] ** 2 * (1 - ratio**2)
+    divergence = (stepped(0.7) - stepped(-0.2)) ** 2 / (2 * variance)
+    assert float(weight) / 8 * 0.9**2 == pytest.approx(divergence, rel=1e-3)
+
+
+def test_the_errors_that_the_bound_states_are_those_it_makes():
+    path, x = PATHS["linear"], jnp.tile(jnp.array([[1.0, 0.3, -0.4]]), (512, 1))
+    result = bound(MIXTURE.predict(path), path, x, keys_for(x), num_times=16)
+    stated = np.sqrt(np.mean(result.standard_error**2))
+    made = np.std(result.log_p)
+    assert 0.9 * made < stated < 1.6 * made
+    with pytest.raises(UserError, match="num_times=3 must be even"):
+        variational_bound(MIXTURE.predict(path), path, x, keys_for(x), num_times=3)
+
+
+def test_grey_levels_bound_their_own_probability():
+    """Point masses on 8 levels: their best denoiser is exact, so what is lost is the decoder's."""
+    levels, path = 8, paths.Linear(t_min=0.2)  # s/a = 0.25, a bin 0.29: the decoder has to work
+    centres = np.asarray(level_centres(levels), np.float64)
+    width = bin_width(levels)
+    edges = np.concatenate([[-np.inf], centres[:-1] + width / 2, [np.inf]])
+    pmf = np.diff(scipy.stats.norm.cdf(edges, 0.2, 0.4))
+    points = GaussianMixture(
+        jnp.asarray(pmf), jnp.asarray(centres)[:, None], jnp.full((levels, 1, 1), 1e-8)
+    )
+    k = jax.random.choice(jax.random.key(0), levels, (8192,), p=jnp.asarray(pmf))
+    x = jnp.asarray(centres, jnp.float32)[k][:, None]
+    result = bound(
+        points.predict(path), path, x, keys_for(x), decoder=DiscreteDecoder(levels), num_times=32
+    )
+    gap = np.log(pmf)[k] - np.asarray(result.log_p)
+    # E KL(p(k | x_t) ‖ decoder), by quadrature.
+    a, s = (v[0] for v in ends(path))
+    grid = np.linspace(-3, 3, 6001)
+    likelihood = scipy.stats.norm.pdf(grid[:, None], a * centres, s)
+    marginal = likelihood @ pmf
+    log_posterior = np.log(likelihood * pmf / marginal[:, None])
+    log_decoder = np.log(likelihood / likelihood.sum(1, keepdims=True))
+    lost = ((likelihood * pmf) * (log_posterior - log_decoder)).sum() * (grid[1] - grid[0])
+    assert lost > 0.02
+    assert abs(gap.mean() - lost) < 4 * standard_error(gap)
+    # Decoded probabilities of one x_t sum to 1.
+    c = coeffs(path, jnp.full(levels, path.t_min), 2)
+    values = jnp.asarray(centres, jnp.float32)[:, None]
+    eps = (0.31 - c.a * values) / c.s
+    total = jnp.exp(DiscreteDecoder(levels)(c, Pair(values, eps))).sum()
+    assert float(total) == pytest.approx(1.0, abs=1e-5)
+
+
+@pytest.fixture(scope="module")
+def grey():
+    """Images of 2×2 independent Gaussian pixels on 16 levels, the exact `log P`, the density."""
+    levels, mean, std = 16, 0.1, 0.12
+    width = bin_width(levels)
+    density: Any = scipy.stats.norm(mean, std)
+    draws = density.rvs((4096, 2, 2, 1), random_state=np.random.default_rng(0))
+    k = np.clip(np.rint((draws + 1) / width), 0, levels - 1)
+    x = k * width - 1
+    log_p = np.log(density.cdf(x + width / 2) - density.cdf(x - width / 2)).sum((1, 2, 3))
+    flat = GaussianMixture(jnp.ones(1), jnp.full((1, 4), mean), std**2 * jnp.eye(4)[None])
+    path = PATHS["linear"]
+
+    def predict(x, t, cond):
+        pair = flat.predict(path)(x.reshape(len(x), 4), t, cond)
+        return Pair(*(part.reshape(x.shape) for part in pair))
+
+    return levels, jnp.asarray(x, jnp.float32), log_p, flat, predict
+
+
+def test_dequantisation_bounds_the_probability_and_a_learned_one_tightens_it(grey):
+    levels, x, log_p, flat, predict = grey
+
+    def exact_density(x):
+        return flat.log_density(PATHS["linear"], x.reshape(len(x), 4), jnp.zeros(len(x)))
+
+    def surrogate(x, keys, labels):
+        return variational_bound(predict, PATHS["linear"], x, keys, labels, num_times=2).log_p
+
+    fitted, history = fit_dequantiser(
+        surrogate, x[:2048], None, jax.random.key(0), num_steps=300, learning_rate=0.1,
+        levels=levels,
+    )  # fmt: skip
+    assert history.shape == (300,)
+    held_out, exact = x[2048:], log_p[2048:]
+    gaps = []
+    for spread in (
+        uniform(keys_for(held_out), held_out, levels),
+        variational(fitted, keys_for(held_out), held_out),
+    ):
+        gap = exact - np.asarray(discrete_log_p(exact_density(spread.x), spread, levels))
+        assert gap.mean() > -4 * standard_error(gap)
+        gaps.append(gap.mean())
+    assert gaps[1] < 0.5 * gaps[0]
+    # Of uniform noise the gap is KL(U ‖ p within the bin), by quadrature.
+    u = (np.arange(400) + 0.5) / 400 - 0.5
+    width = bin_width(levels)
+    points = np.asarray(held_out, np.float64)[..., None] + u * width
+    inside = scipy.stats.norm.logpdf(points, 0.1, 0.12).mean(-1) + np.log(width)
+    expected = np.mean(exact - inside.sum((1, 2, 3)))
+    assert gaps[0] == pytest.approx(expected, rel=0.1)
+
+
+def test_the_density_of_learned_noise_is_the_one_it_has():
+    """Drawn noise of one pixel has the distribution whose density is stated."""
+    params = init_dequantiser(1, 16)
+    params["level"] = params["level"].at[:, 0].set(0.7).at[:, 1].set(-0.5)
+    x = jnp.full((20_000, 1, 1, 1), level_centres(16)[5])
+    spread = variational(params, keys_for(x), x)
+    u = np.asarray((spread.x - x) / bin_width(16) + 0.5, np.float64).ravel()
+    assert ((u > 0) & (u < 1)).all()
+    mass, edges = np.histogram(u, 20, (0, 1), density=True)
+    middle = [
+        np.exp(np.asarray(spread.log_q)[(low <= u) & (u < high)]).mean()
+        for low, high in itertools.pairwise(edges)
+    ]
+    np.testing.assert_allclose(mass, middle, atol=0.1, rtol=0.1)
+    assert np.exp(-spread.log_q).mean() == pytest.approx(1.0, abs=0.1)  # ∫ du
+
+
+def test_bits_are_those_of_a_code():
+    assert float(bits_per_dim(jnp.log(2.0) * -24.0, 3)) == pytest.approx(8.0)
+
+
+@pytest.mark.parametrize("method", ["ode", "bound"])
+def test_neither_the_batch_nor_the_devices_matter(method):
+    path = PATHS["linear"]
+    x = GAUSSIAN.draw(jax.random.key(8), 16)
+    keys = keys_for(x)
+    calls = {
+        "ode": partial(ode_log_likelihood, integrate=FixedSteps(8, HEUN)),
+        "bound": partial(variational_bound, num_times=8),
+    }
+    compiled = jax.jit(lambda x, keys: calls[method](GAUSSIAN.predict(path), path, x, keys))
+    alone = compiled(x, keys)
+    place = batch_sharding(make_mesh())
+    split = compiled(*(jax.device_put(array, place) for array in (x, keys)))
+    assert len(split.log_p.sharding.device_set) == 8
+    np.testing.assert_allclose(split.log_p, alone.log_p, rtol=1e-5, atol=1e-5)
+    # The same rows in other places, among others.
+    moved = compiled(x.at[:8].set(0.0)[::-1], keys[::-1])
+    np.testing.assert_allclose(moved.log_p[:8], alone.log_p[:7:-1], rtol=1e-5, atol=1e-5)
+    errors = moved.standard_error[:8], alone.standard_error[:7:-1]
+    np.testing.assert_allclose(*errors, rtol=1e-3, atol=1e-5)
