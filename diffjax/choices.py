@@ -9,8 +9,20 @@ from types import MappingProxyType
 
 from ml_collections import ConfigDict
 
+from diffjax.objectives import couplings, interpolant, learned_variance, wrappers
 from diffjax.objectives.denoising import Denoising
-from diffjax.process import paths, precond, targets, times, weights
+from diffjax.process import (
+    beta_tables,
+    bridges,
+    paths,
+    precond,
+    schedules,
+    shifts,
+    targets,
+    times,
+    uniforms,
+    weights,
+)
 from diffjax.sampling import grids, solvers
 from diffjax.spec import choose, parse_arguments, spec
 
@@ -19,8 +31,20 @@ Table = Mapping[str, ConfigDict]
 PATHS: Table = MappingProxyType(
     {
         "linear": spec(paths.Linear),
+        "linear_shifted": spec(shifts.TimeShift, path=spec(paths.Linear)),
         "cosine": spec(paths.Cosine),
+        "cosine_shifted": spec(shifts.LogSNRShift, path=spec(paths.Cosine)),
         "ddpm": spec(paths.LinearBeta),
+        "ddpm_table": spec(beta_tables.LinearBetas),
+        "ddpm_table_zero_snr": spec(shifts.ZeroTerminalSNR, path=spec(beta_tables.LinearBetas)),
+        "scaled_linear_table": spec(beta_tables.ScaledLinearBetas),
+        "cosine_table": spec(beta_tables.CosineBetas),
+        "sigmoid": spec(schedules.Sigmoid),
+        "sub_vp": spec(schedules.SubVP),
+        "ve": spec(schedules.VarianceExploding),
+        "edm": spec(schedules.EDM),
+        "linear_log_snr": spec(schedules.LinearLogSNR),
+        "brownian_bridge": spec(bridges.BrownianBridge),
     }
 )
 TARGETS: Table = MappingProxyType(
@@ -29,18 +53,92 @@ TARGETS: Table = MappingProxyType(
         "clean": spec(targets.Clean),
         "v": spec(targets.V),
         "velocity": spec(targets.Velocity),
+        "score": spec(targets.Score),
+        "f": spec(targets.F),
     }
 )
 WEIGHTS: Table = MappingProxyType(
     {
         "constant": spec(weights.Constant),
+        "constant_noise": spec(weights.ConstantIn, space=spec(targets.Noise)),
+        "constant_clean": spec(weights.ConstantIn, space=spec(targets.Clean)),
+        "constant_v": spec(weights.ConstantIn, space=spec(targets.V)),
+        "constant_velocity": spec(weights.ConstantIn, space=spec(targets.Velocity)),
+        "constant_score": spec(weights.ConstantIn, space=spec(targets.Score)),
+        "constant_f": spec(weights.ConstantIn, space=spec(targets.F)),
+        "snr": spec(weights.SNR),
+        "snr_plus_one": spec(weights.SNRPlusOne),
+        "truncated_snr": spec(weights.TruncatedSNR),
         "min_snr": spec(weights.MinSNR),
+        "soft_min_snr": spec(weights.SoftMinSNR),
+        "p2": spec(weights.P2),
+        "debiased": spec(weights.Debiased),
+        "edm": spec(weights.EDM),
+        "elbo": spec(weights.ELBO),
+        "sigmoid": spec(weights.Sigmoid),
+        "sigmoid_low": spec(weights.Sigmoid, bias=-1.0),
     }
 )
 TIMES: Table = MappingProxyType(
     {
         "uniform": spec(times.Uniform),
+        "discrete": spec(times.DiscreteUniform),
         "logit_normal": spec(times.LogitNormal),
+        "mode": spec(times.Mode),
+        "cos_map": spec(times.CosMap),
+        "log_normal": spec(times.LogNormal),
+        "uniform_log_snr": spec(times.UniformLogSNR),
+        "beta": spec(times.Beta),
+    }
+)
+UNIFORMS: Table = MappingProxyType(
+    {
+        "independent": spec(uniforms.Independent),
+        "stratified": spec(uniforms.Stratified),
+        "low_discrepancy": spec(uniforms.LowDiscrepancy),
+        "antithetic": spec(uniforms.Antithetic),
+    }
+)
+COUPLINGS: Table = MappingProxyType(
+    {
+        "independent": spec(couplings.Independent),
+        "ot": spec(couplings.OptimalTransport),
+        "entropic_ot": spec(couplings.EntropicTransport),
+        "given": spec(couplings.Given),
+        "translation": spec(couplings.Translation),
+    }
+)
+# What stands between the two ends, beside their mix.
+BRIDGES: Table = MappingProxyType(
+    {
+        "none": spec(Denoising),
+        "sine_squared": spec(interpolant.Interpolant, gamma=spec(bridges.SineSquared)),
+        "brownian": spec(interpolant.Interpolant, gamma=spec(bridges.Brownian)),
+        "source": spec(interpolant.SourceBridge),
+    }
+)
+NOISE_LABELS: Table = MappingProxyType(
+    {
+        "time": spec(precond.TimeLabel),
+        "log_snr": spec(precond.LogSNRLabel),
+    }
+)
+INPUT_SCALES: Table = MappingProxyType(
+    {
+        "none": spec(precond.Unscaled),
+        "unit_variance": spec(precond.UnitVariance),
+    }
+)
+# Joined by "+", the innermost first.
+WRAPPERS: Table = MappingProxyType(
+    {
+        "learned_variance": spec(learned_variance.LearnedVariance),
+        "uncertainty": spec(wrappers.Uncertainty),
+        "second_moment": spec(wrappers.Adaptive, power=2.0),
+        "adaptive": spec(wrappers.Adaptive, power=1.0),
+        "importance": spec(wrappers.Importance, proposal=spec(times.LogitNormal)),
+        "contrastive": spec(wrappers.Contrastive),
+        "dispersive": spec(wrappers.Dispersive),
     }
 )
 SOLVERS: Table = MappingProxyType(
@@ -58,16 +156,103 @@ GRIDS: Table = MappingProxyType(
         "log_snr": spec(grids.UniformLogSNR),
     }
 )
+# What every objective is unless it says otherwise.
+PLAIN: Mapping[str, str] = MappingProxyType(
+    {
+        "weight": "constant",
+        "times": "uniform",
+        "uniforms": "independent",
+        "coupling": "independent",
+        "bridge": "none",
+        "noise_label": "time",
+        "input_scale": "none",
+        "wrappers": "none",
+    }
+)
+_EDM = {
+    "path": "edm",
+    "target": "f",
+    "times": "log_normal",
+    "noise_label": "log_snr",
+    "input_scale": "unit_variance",
+}
 # What a paper's name stands for on each axis.
 OBJECTIVES: Mapping[str, Mapping[str, str]] = MappingProxyType(
     {
-        "ddpm": {"path": "ddpm", "target": "noise", "weight": "constant", "times": "uniform"},
-        "flow": {"path": "linear", "target": "velocity", "weight": "constant", "times": "uniform"},
-        "v": {"path": "cosine", "target": "v", "weight": "constant", "times": "uniform"},
+        name: {**PLAIN, **parts}
+        for name, parts in {
+            "flow": {"path": "linear", "target": "velocity"},
+            "ddpm": {"path": "ddpm", "target": "noise"},
+            "ddpm_table": {"path": "ddpm_table", "target": "noise", "times": "discrete"},
+            "iddpm": {
+                "path": "cosine_table",
+                "target": "noise",
+                "times": "discrete",
+                "wrappers": "learned_variance",
+            },
+            "v": {"path": "cosine", "target": "v"},
+            "min_snr": {"path": "ddpm", "target": "noise", "weight": "min_snr"},
+            "p2": {"path": "ddpm", "target": "noise", "weight": "p2"},
+            "score_ve": {
+                "path": "ve",
+                "target": "noise",
+                "noise_label": "log_snr",
+                "input_scale": "unit_variance",
+            },
+            "score_sub_vp": {"path": "sub_vp", "target": "noise"},
+            "zero_snr": {"path": "ddpm_table_zero_snr", "target": "v", "times": "discrete"},
+            "edm": _EDM,
+            "edm2": {**_EDM, "wrappers": "uncertainty"},
+            "simple": {"path": "cosine_shifted", "target": "v"},
+            "vdm": {
+                "path": "linear_log_snr",
+                "target": "noise",
+                "weight": "elbo",
+                "uniforms": "low_discrepancy",
+                "noise_label": "log_snr",
+            },
+            "vdm_plus": {
+                "path": "cosine",
+                "target": "v",
+                "weight": "sigmoid",
+                "uniforms": "low_discrepancy",
+                "noise_label": "log_snr",
+                "wrappers": "adaptive",
+            },
+            "sid2": {
+                "path": "cosine_shifted",
+                "target": "v",
+                "weight": "sigmoid_low",
+                "noise_label": "log_snr",
+            },
+            "sd3": {"path": "linear", "target": "velocity", "times": "logit_normal"},
+            "otcfm": {"path": "linear", "target": "velocity", "coupling": "ot"},
+            "contrastive": {"path": "linear", "target": "velocity", "wrappers": "contrastive"},
+            "dispersive": {"path": "linear", "target": "velocity", "wrappers": "dispersive"},
+            "reflow": {"path": "linear", "target": "velocity", "coupling": "given"},
+            "interpolant": {"path": "linear", "target": "velocity", "bridge": "sine_squared"},
+            "translation": {
+                "path": "linear",
+                "target": "velocity",
+                "coupling": "translation",
+                "bridge": "sine_squared",
+            },
+            "bridge": {"path": "brownian_bridge", "target": "clean", "bridge": "source"},
+        }.items()
     }
 )
 AXES: Mapping[str, Table] = MappingProxyType(
-    {"path": PATHS, "target": TARGETS, "weight": WEIGHTS, "times": TIMES}
+    {
+        "path": PATHS,
+        "target": TARGETS,
+        "weight": WEIGHTS,
+        "times": TIMES,
+        "uniforms": UNIFORMS,
+        "coupling": COUPLINGS,
+        "bridge": BRIDGES,
+        "noise_label": NOISE_LABELS,
+        "input_scale": INPUT_SCALES,
+    }
 )
 
 
@@ -81,8 +266,8 @@ def set_axes(
 ) -> None:
     """Fills the parts of a config that its arguments choose, and completes its name.
 
-    Sets `config.path`, `.precond`, `.objective` and `.model`, and appends what was chosen to
-    `config.name`, so that each choice has its own run folder.
+    Sets `config.path`, `.precond`, `.objective`, `.wrappers` and `.model`, and appends what was
+    chosen to `config.name`, so that each choice has its own run folder.
 
     Args:
         config: with at least a `name`.
@@ -100,22 +285,29 @@ def set_axes(
         >>> config.name, config.precond.target["_target_"]
         ('toy-ddpm-v', 'diffjax.process.targets:V')
     """
-    chosen = parse_arguments(arguments, "objective", *AXES, "model")
+    chosen = parse_arguments(arguments, "objective", *AXES, "wrappers", "model")
     names: Mapping[str, str] = choose(OBJECTIVES, chosen.get("objective", objective), "objective")
     parts = {
-        axis: choose(table, chosen.get(axis, names[axis]), axis) for axis, table in AXES.items()
+        axis: copy(choose(table, chosen.get(axis, names[axis]), axis))
+        for axis, table in AXES.items()
     }
-    config.path = copy(parts["path"])
+    config.path = parts["path"]
     config.precond = spec(
-        precond.Precond, target=copy(parts["target"]), noise_label=spec(precond.TimeLabel)
+        precond.Precond, **{name: parts[name] for name in ("target", "noise_label", "input_scale")}
     )
-    config.objective = spec(Denoising, weight=copy(parts["weight"]), times=copy(parts["times"]))
+    config.objective = parts["bridge"]
+    for name in ("weight", "times", "uniforms", "coupling"):
+        config.objective[name] = parts[name]
+    wrapping = chosen.get("wrappers", names["wrappers"])
+    config.wrappers = tuple(
+        copy(choose(WRAPPERS, name, "wrapper")) for name in wrapping.split("+") if name != "none"
+    )
     config.model = copy(choose(models, chosen.get("model", model), "model"))
     defaults = {"objective": objective, "model": model, **names}
     # "/" would make a folder of DiT-S/2.
     suffix = [
         chosen[axis].replace("/", "-")
-        for axis in ("objective", *AXES, "model")
+        for axis in ("objective", *AXES, "wrappers", "model")
         if chosen.get(axis, defaults[axis]) != defaults[axis]
     ]
     config.name = "-".join([config.name, *suffix])

@@ -1,5 +1,6 @@
 """From a config to the objects it names: once, the same for training, sampling and evaluation."""
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -10,7 +11,8 @@ from ml_collections import ConfigDict
 
 from diffjax import choices
 from diffjax.errors import UserError
-from diffjax.objectives.denoising import Objective
+from diffjax.models.layers import HIDDEN
+from diffjax.objectives.base import Objective, Progress
 from diffjax.process.paths import Path
 from diffjax.process.precond import Apply, Precond
 from diffjax.process.targets import undecodable
@@ -47,7 +49,18 @@ class Wired(NamedTuple):
 
     def init(self, key: Array) -> Any:
         """Fresh parameters."""
-        return self.network.init(key, *_example_inputs(self.image_shape))["params"]
+        return _init(self.network, self.objective, self.image_shape, key)
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        """`(H, W, C)` of what the network sees."""
+        return _input_shape(self.objective, self.image_shape)
+
+    def batch_shapes(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
+        """Shapes of a training batch."""
+        images = jax.ShapeDtypeStruct((batch_size, *self.image_shape), jnp.float32)
+        batch = {"image": images, "label": jax.ShapeDtypeStruct((batch_size,), jnp.int32)}
+        return {**batch, "source": images} if self.objective.needs_source else batch
 
     @property
     def num_params(self) -> int:
@@ -72,7 +85,9 @@ def wire(config: ConfigDict, image_shape: tuple[int, int, int], num_classes: int
     precond = build(config.precond)
     check_target(path, precond)
     objective = build(config.objective, path=path, precond=precond)
-    network = build(config.model, num_classes=num_classes)
+    for wrapper in config.get("wrappers", ()):
+        objective = build(wrapper, objective=objective)
+    network = build(config.model, num_classes=num_classes, **_outputs(objective, image_shape))
     recipe = build(config.sampling)
 
     def apply(
@@ -83,12 +98,19 @@ def wire(config: ConfigDict, image_shape: tuple[int, int, int], num_classes: int
         *,
         train: bool = False,
         key: Array | None = None,
-    ) -> Array:
+        hidden: bool = False,
+    ) -> Any:
         rngs = None if key is None else {"dropout": key}
-        return network.apply({"params": params}, x, noise_label, cond, train=train, rngs=rngs)
+        inputs = ({"params": params}, x, noise_label, cond)
+        if not hidden:
+            return network.apply(*inputs, train=train, rngs=rngs)
+        collection, name = HIDDEN
+        output, sown = network.apply(*inputs, train=train, rngs=rngs, mutable=[collection])
+        return output, sown[collection][name][0]
 
-    shapes = jax.eval_shape(network.init, jax.random.key(0), *_example_inputs(image_shape))
-    params = shapes["params"]
+    params = jax.eval_shape(
+        partial(_init, network, objective, image_shape), jax.eval_shape(lambda: jax.random.key(0))
+    )
     wired = Wired(
         path=path,
         precond=precond,
@@ -134,23 +156,41 @@ def check_guidance(scale: float, wired: Wired) -> None:
     )
 
 
-def _example_inputs(image_shape: tuple[int, ...]) -> tuple[Array, Array, Array]:
-    return jnp.zeros((1, *image_shape)), jnp.zeros(1), jnp.zeros(1, jnp.int32)
+def _init(
+    network: nn.Module, objective: Objective, image_shape: tuple[int, ...], key: Array
+) -> dict[str, Any]:
+    """The network's parameters and, under names of their own, the objective's."""
+    params = network.init(key, *_example_inputs(_input_shape(objective, image_shape)))["params"]
+    return {**params, **objective.init_params(jax.random.fold_in(key, 1))}
+
+
+def _outputs(objective: Objective, image_shape: tuple[int, ...]) -> dict[str, int]:
+    """What a network is told of its outputs; nothing where they are as many as the inputs."""
+    if objective.outputs == objective.inputs == 1:
+        return {}
+    return {"out_channels": objective.outputs * image_shape[-1]}
+
+
+def _input_shape(objective: Objective, image_shape: tuple[int, ...]) -> tuple[int, int, int]:
+    height, width, channels = image_shape
+    return height, width, objective.inputs * channels
+
+
+def _example_inputs(input_shape: tuple[int, ...]) -> tuple[Array, Array, Array]:
+    return jnp.zeros((1, *input_shape)), jnp.zeros(1), jnp.zeros(1, jnp.int32)
 
 
 def _check_loss(wired: Wired) -> None:
     """Traces the loss once, so that whatever can't fit fails here and not in the first step."""
-    batch = {
-        "image": jax.ShapeDtypeStruct((2, *wired.image_shape), jnp.float32),
-        "label": jax.ShapeDtypeStruct((2,), jnp.int32),
-    }
     params = wired.params_shape
-    step = jnp.zeros((), jnp.int32)
+    progress = Progress(jnp.zeros((), jnp.int32), wired.objective.init_memory())
     loss, _ = jax.eval_shape(
-        lambda params, key, batch: wired.objective(wired.apply, params, params, key, batch, step),
+        lambda params, key, batch: wired.objective(
+            wired.apply, params, params, key, batch, progress
+        ),
         params,
         jax.eval_shape(lambda: jax.random.key(0)),
-        batch,
+        wired.batch_shapes(2),
     )
     if loss.shape != (2,):
         raise UserError(

@@ -3,7 +3,8 @@ r"""Draw samples from a trained run: a picture and an array.
   python -m experiments.sample --workdir=runs/digits --num_samples=64 --solver=heun \
       --num_steps=18 --guidance_scale=2 --out=grid.png
 
-What is not given is as in the run's config. The same seed gives the same picture.
+What is not given is as in the run's config. The same seed gives the same picture. A run between two
+sets of images starts at its test images, and shows each beside what it became.
 """
 
 import sys
@@ -21,7 +22,7 @@ from diffjax.evaluation.plots import save_png
 from diffjax.spec import build, choose
 from diffjax.training.generate import balanced_labels
 from diffjax.training.load import Run
-from diffjax.training.measure import named_solver, solver_name
+from diffjax.training.measure import named_solver, samples_asked_of, solver_name
 from experiments import cli
 
 FLAGS = flags.FlagValues()
@@ -44,6 +45,9 @@ flags.DEFINE_string(
 )  # fmt: skip
 
 
+_PAIRS_IN_A_ROW = 5
+
+
 def main(args: SimpleNamespace) -> None:
     """Samples, saves, and says how."""
     cli.require(args, "workdir")
@@ -63,8 +67,10 @@ def main(args: SimpleNamespace) -> None:
     if out.suffix != ".png":
         raise UserError(f"--out={out} should end in .png; the arrays go beside it as .npz")
 
-    generate = run.generator(min(args.batch_size, args.num_samples))
-    images = generate(run.weights(args.weights), recipe, labels, args.seed)
+    labels, source = sources(run, args.labels, labels)
+    generate = run.generator(min(args.batch_size, len(labels)))
+    images = generate(run.weights(args.weights), recipe, labels, args.seed, source)
+    arrays = {"images": images, "labels": labels} | ({} if source is None else {"source": source})
     how = {
         "step": run.step,
         "weights": args.weights or run.config.weights,
@@ -75,12 +81,30 @@ def main(args: SimpleNamespace) -> None:
         "seed": args.seed,
     }
     try:
-        save_png(out, images)
-        np.savez_compressed(out.with_suffix(".npz"), images=images, labels=labels, **how)
+        if source is None:
+            save_png(out, images)
+        else:
+            both = np.stack([source, images], axis=1)
+            save_png(out, both.reshape(-1, *images.shape[1:]), columns=_PAIRS_IN_A_ROW * 2)
+        np.savez_compressed(out.with_suffix(".npz"), **arrays, **how)
     except OSError as error:
         raise UserError(f"can't write {out}: {error.strerror}") from error
     print(", ".join(f"{name}={value}" for name, value in how.items()))
     print(f"{len(images)} samples in {out} and {out.with_suffix('.npz')}")
+
+
+def sources(
+    run: Run, given: list[str] | None, labels: np.ndarray
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Labels and sources: test images of the run's data, if it makes images from images."""
+    wired = run.setup.wired
+    if not wired.objective.starts_at_source:
+        return labels, None
+    if given:
+        raise UserError(
+            "this run starts at test images, which have labels of their own: no --labels"
+        )
+    return samples_asked_of(wired, build(run.config.data), labels)
 
 
 def parse_labels(given: list[str] | None, run: Run, n: int) -> np.ndarray:

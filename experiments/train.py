@@ -22,7 +22,7 @@ from diffjax.spec import build, to_json
 from diffjax.training import workdirs
 from diffjax.training.loop import train
 from diffjax.training.measure import check_evaluation
-from diffjax.training.setup import Setup, set_up
+from diffjax.training.setup import Setup, check_pairs, set_up
 from experiments import cli
 
 FLAGS = flags.FlagValues()
@@ -44,6 +44,7 @@ def main(args: SimpleNamespace) -> None:
     if args.dry_run:
         dataset = build(config.data)
         setup = set_up(config, dataset.image_shape, dataset.num_classes)
+        check_pairs(setup, dataset)
         check_evaluation(config, dataset.image_shape)
         print(describe(setup, dataset, workdir))
         return

@@ -3,6 +3,7 @@
 from diffjax.data.augment import Augment
 from diffjax.data.folder import image_folder
 from diffjax.data.idx import fashion_mnist, idx_images, mnist
+from diffjax.data.pairs import Coarse, PairSource, TranslatedSource, pairs, translation
 from diffjax.data.pipeline import all_images, batches, eval_batches, to_float, to_uint8
 from diffjax.data.sources import ArraySource, Batch, DataSet, Example, Source, digits
 from diffjax.data.tfds import tfds_images
@@ -11,9 +12,12 @@ __all__ = [
     "ArraySource",
     "Augment",
     "Batch",
+    "Coarse",
     "DataSet",
     "Example",
+    "PairSource",
     "Source",
+    "TranslatedSource",
     "all_images",
     "batches",
     "digits",
@@ -22,7 +26,9 @@ __all__ = [
     "idx_images",
     "image_folder",
     "mnist",
+    "pairs",
     "tfds_images",
     "to_float",
     "to_uint8",
+    "translation",
 ]

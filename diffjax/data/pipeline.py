@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 
@@ -47,7 +48,8 @@ def batches(
         prefetch_batches: how many batches are kept ready; threads beyond them are not started.
 
     Returns:
-        An iterator over `{"image": float32 [B/P,H,W,C] in [-1,1], "label": int32 [B/P]}`.
+        An iterator over `{"image": float32 [B/P,H,W,C] in [-1,1], "label": int32 [B/P]}`, in a set
+        of pairs with `"source": float32 [B/P,H,W,C]`.
 
     Raises:
         UserError: an empty source, or numbers that don't fit; a damaged image when it is reached.
@@ -73,7 +75,7 @@ def batches(
         batch = source.gather(_rows(first, local_size, len(source), order))
         if augment is not None:
             random = uniforms((seed, _AUGMENT_KEY), first, (local_size, UNIFORMS_PER_IMAGE))
-            batch["image"] = augment(batch["image"], random)
+            batch = _with_images(batch, augment, random)
         return _as_float(batch)
 
     options = grain.ReadOptions(
@@ -114,7 +116,7 @@ def eval_batches(source: Source, *, batch_size: int, limit_images: int = 0) -> I
             0 or more than there are takes all.
 
     Yields:
-        `{"image": float32 [B,H,W,C] in [-1,1], "label": int32 [B]}`.
+        As `batches`.
 
     Raises:
         UserError: the source is empty; a damaged image when it is reached.
@@ -150,7 +152,16 @@ def all_images(source: Source, limit_images: int = 0) -> tuple[np.ndarray, np.nd
 
 
 def _as_float(batch: Batch) -> Batch:
-    return {"image": to_float(batch["image"]), "label": batch["label"]}
+    """Images of bytes scaled to [-1, 1]; images of floats as they are."""
+    return _with_images(batch, lambda x: to_float(x) if x.dtype == np.uint8 else x)
+
+
+def _with_images(batch: Batch, change: Callable[..., np.ndarray], *arguments: Any) -> Batch:
+    """The batch with its images changed, both ends of a pair alike."""
+    changed: Batch = {**batch, "image": change(batch["image"], *arguments)}
+    if "source" in batch:
+        changed["source"] = change(batch["source"], *arguments)
+    return changed
 
 
 def to_float(images: np.ndarray) -> np.ndarray:

@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypedDict
+from typing import Any, NotRequired, Protocol, TypedDict
 
 import numpy as np
 
@@ -12,17 +12,19 @@ from diffjax.errors import UserError
 
 
 class Example(TypedDict):
-    """One image, uint8 `[H,W,C]`, and its label."""
+    """One image, uint8 `[H,W,C]`, its label, and in a set of pairs the image's other end."""
 
     image: np.ndarray
     label: int
+    source: NotRequired[np.ndarray]
 
 
 class Batch(TypedDict):
-    """Images `[B,H,W,C]` and labels, int32 `[B]`."""
+    """Images `[B,H,W,C]`, labels, int32 `[B]`, and in a set of pairs the other ends `[B,H,W,C]`."""
 
     image: np.ndarray
     label: np.ndarray
+    source: NotRequired[np.ndarray]
 
 
 class Source(Protocol):
@@ -49,12 +51,14 @@ class Source(Protocol):
         ...
 
     def gather(self, rows: Sequence[int] | np.ndarray) -> Batch:
-        """The uint8 images and int32 labels at `rows`, in that order."""
+        """The images, int32 labels and, in a set of pairs, sources at `rows`, in that order."""
         examples = [self[int(row)] for row in rows]
-        return {
+        batch: Batch = {
             "image": np.stack([example["image"] for example in examples]),
             "label": np.array([example["label"] for example in examples], np.int32),
         }
+        sources = [example["source"] for example in examples if "source" in example]
+        return {**batch, "source": np.stack(sources)} if sources else batch
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,6 +120,7 @@ class DataSet:
         image_shape: (height, width, channels), pixels.
         num_classes: labels are 0 … num_classes − 1; 0: the images have no labels.
         label_names: one name per class.
+        real: the real training images, where `train` holds made ones.
     """
 
     name: str
@@ -124,6 +129,12 @@ class DataSet:
     image_shape: tuple[int, int, int]
     num_classes: int
     label_names: tuple[str, ...]
+    real: Source | None = None
+
+    @property
+    def reference(self) -> Source:
+        """The training images that samples are compared with."""
+        return self.train if self.real is None else self.real
 
     def describe(self) -> dict:
         """What to write beside a result, as plain JSON; `sha256` are the fingerprints."""

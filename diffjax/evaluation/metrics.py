@@ -61,7 +61,7 @@ def reference(
     """Extracts what is needed of a data set, once, for any number of `compare`s.
 
     Args:
-        dataset: samples are held against its train split; its test split gives the floors.
+        dataset: samples are held against its real training images; its test split gives the floors.
         extractor: images to features.
         max_images: of each split; of a larger one that many, evenly spaced.
         max_neighbour_images: test images whose nearest train images are looked up.
@@ -70,7 +70,7 @@ def reference(
     Raises:
         UserError: images of another shape than the extractor takes, or fewer than 3 in a split.
     """
-    train_images, _ = all_images(dataset.train, max_images)
+    train_images, _ = all_images(dataset.reference, max_images)
     test_images, _ = all_images(dataset.test, max_images)
     train_features = extractor.features(train_images)
     test_features = extractor.features(test_images)
@@ -81,7 +81,7 @@ def reference(
         train_images=train_images,
         train_features=train_features,
         train_statistics=statistics(train_features),
-        train_sha256=dataset.train.fingerprint(),
+        train_sha256=dataset.reference.fingerprint(),
         test_features=test_features,
         test_neighbour_distances=nearest(some_test_images, train_images, k=2)[1],
         kernel_floor=kernel_distance(test_features, train_features, seed=seed),

@@ -1,8 +1,7 @@
 """Many samples from one model, batch by batch over the mesh."""
 
-from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -10,14 +9,27 @@ import numpy as np
 from jax import Array
 from jax.sharding import Mesh
 
+from diffjax.errors import UserError
 from diffjax.process.precond import denoiser
 from diffjax.sampling.sample import Recipe, draw
-from diffjax.sampling.solvers import Solver
+from diffjax.sampling.solvers import Solver, normal
 from diffjax.training.sharding import batch_sharding, replicated
 from diffjax.wiring import Wired, check_guidance
 
-Generate = Callable[[Any, Recipe, np.ndarray, int], np.ndarray]
-"""`(params, recipe, labels[n], seed) -> images[n, H, W, C]`."""
+
+class Generate(Protocol):
+    """Draws samples `[n, H, W, C]`."""
+
+    def __call__(
+        self,
+        params: Any,
+        recipe: Recipe,
+        labels: np.ndarray,
+        seed: int,
+        source: np.ndarray | None = None,
+    ) -> np.ndarray:
+        """One image for each of `labels[n]`, made from `source[n, H, W, C]` where there is one."""
+        ...
 
 
 def make_generator(
@@ -41,11 +53,17 @@ def make_generator(
 
     @partial(jax.jit, static_argnames="solver", out_shardings=replicated(mesh))
     def draw_batch(
-        params: Any, times: Array, keys: Array, labels: Array, scale: Array | None, solver: Solver
+        params: Any,
+        times: Array,
+        keys: Array,
+        labels: Array,
+        source: Array | None,
+        scale: Array | None,
+        solver: Solver,
     ) -> Array:
-        predict = denoiser(wired.apply, params, wired.path, wired.precond)
+        objective = wired.objective
         return draw(
-            predict,
+            denoiser(wired.apply, params, wired.path, objective.precond_for(source)),
             wired.path,
             solver,
             times,
@@ -54,28 +72,73 @@ def make_generator(
             wired.image_shape,
             guidance_scale=scale,
             null_label=wired.num_classes,
+            start=partial(objective.start, source=source),
         )
 
-    def generate(params: Any, recipe: Recipe, labels: np.ndarray, seed: int) -> np.ndarray:
+    def generate(
+        params: Any,
+        recipe: Recipe,
+        labels: np.ndarray,
+        seed: int,
+        source: np.ndarray | None = None,
+    ) -> np.ndarray:
         check_guidance(recipe.guidance_scale, wired)
+        check_source(source, len(labels), wired)
         scale = None if recipe.guidance_scale == 1.0 else jnp.float32(recipe.guidance_scale)
         times = recipe.grid(wired.path, recipe.num_steps)
-        root = jax.random.key(seed)
         place = batch_sharding(mesh)
         images = []
         for start in range(0, len(labels), batch_size):
             # The last batch is filled up, so that every batch has the shape that was compiled.
             rows_here = np.arange(start, start + batch_size)
-            keys = jax.vmap(partial(jax.random.fold_in, root))(rows_here)
-            padded = np.asarray(labels)[np.minimum(rows_here, len(labels) - 1)]
-            arguments = [
-                jax.device_put(argument, place) for argument in (keys, padded.astype(np.int32))
-            ]
-            batch = draw_batch(params, times, *arguments, scale, solver=recipe.solver)
+            kept = np.minimum(rows_here, len(labels) - 1)
+            arguments = (
+                sample_keys(seed, rows_here),
+                np.asarray(labels, np.int32)[kept],
+                None if source is None else np.asarray(source, np.float32)[kept],
+            )
+            placed = jax.device_put(arguments, place)
+            batch = draw_batch(params, times, *placed, scale, solver=recipe.solver)
             images.append(np.asarray(batch)[: len(labels) - start])
         return np.concatenate(images) if images else np.zeros((0, *wired.image_shape), np.float32)
 
     return generate
+
+
+def check_source(source: np.ndarray | None, n: int, wired: Wired) -> None:
+    """Refuses a source that the model has no use for, and none where it starts from one."""
+    name = type(wired.objective).__name__
+    if not wired.objective.starts_at_source:
+        if source is not None:
+            raise UserError(f"{name} makes samples from noise: leave source= out")
+        return
+    if source is None:
+        raise UserError(f"this run goes from one image to another ({name}): give it source=images")
+    if np.shape(source) != (n, *wired.image_shape):
+        raise UserError(
+            f"source has shape {np.shape(source)}; {n} labels on this run need "
+            f"{(n, *wired.image_shape)}"
+        )
+
+
+def sample_keys(seed: int, rows: np.ndarray) -> Array:
+    """The key of each sample, `[n]`: of the seed and the sample's number alone."""
+    return jax.vmap(partial(jax.random.fold_in, jax.random.key(seed)))(rows)
+
+
+def starting_noise(seed: int, rows: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """The standard normal noise from which `generate` makes the samples of these numbers.
+
+    Args:
+        seed: as it was given to `generate`.
+        rows: `[n]`, their numbers, from 0.
+        shape: of one image, `(H, W, C)`.
+
+    Returns:
+        `[n, H, W, C]` float32.
+    """
+    keys = jax.vmap(jax.random.split)(sample_keys(seed, rows))
+    return np.asarray(normal(keys[:, 0], shape))
 
 
 def balanced_labels(n: int, num_classes: int) -> np.ndarray:

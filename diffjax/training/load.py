@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jax import Array
 from ml_collections import ConfigDict
 
 from diffjax.errors import UserError
@@ -59,19 +60,21 @@ class Run:
         """
         return weights_called(self.state, name or self.config.weights)
 
-    def predict(self, weights: str | None = None) -> Predict:
-        """`(x[B,H,W,C], t[B], labels[B]) -> (x0, eps)`."""
+    def predict(self, weights: str | None = None, source: Array | None = None) -> Predict:
+        """`(x[B,H,W,C], t[B], labels[B]) -> (x0, eps)`; `source[B,H,W,C]` if it sees one."""
         wired = self.setup.wired
-        return denoiser(wired.apply, self.weights(weights), wired.path, wired.precond)
+        precond = wired.objective.precond_for(source)
+        return denoiser(wired.apply, self.weights(weights), wired.path, precond)
 
     def generator(self, batch_size: int) -> Generate:
-        """`(params, recipe, labels, seed) -> images`, compiled once for many calls."""
+        """`(params, recipe, labels, seed, source) -> images`, compiled once for many calls."""
         return make_generator(self.setup.wired, self.setup.mesh, batch_size=batch_size)
 
     def sample(
         self,
         labels: Sequence[int] | np.ndarray,
         *,
+        source: np.ndarray | None = None,
         seed: int = 0,
         solver: Solver | None = None,
         num_steps: int | None = None,
@@ -81,10 +84,11 @@ class Run:
     ) -> np.ndarray:
         """Draws one image a label; what is not given is as in the run's config.
 
-        Image i depends on the seed, on i and on its label alone.
+        Image i depends on the seed, on i, on its label and its source alone.
 
         Args:
             labels: `[n]` integers; any for an unconditional model.
+            source: `[n, H, W, C]` in [-1, 1], what each is made from; for runs between two sets.
             seed: of the noise.
             solver: as `diffjax.sampling.solvers.heun()`.
             num_steps: intervals of the grid.
@@ -99,7 +103,7 @@ class Run:
         given = {name: value for name, value in changes.items() if value is not None}
         recipe = replace(self.recipe, **given)
         generate = self.generator(min(batch_size, max(len(labels), 1)))
-        return generate(self.weights(weights), recipe, np.asarray(labels), seed)
+        return generate(self.weights(weights), recipe, np.asarray(labels), seed, source)
 
 
 def load(workdir: str | Path, *, allowed_packages: tuple[str, ...] = ("diffjax",)) -> Run:

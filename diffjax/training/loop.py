@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 from jax import Array
 from ml_collections import ConfigDict
 
@@ -23,8 +22,8 @@ from diffjax.training.generate import balanced_labels, make_generator
 from diffjax.training.interrupts import Interrupted, stop_signals
 from diffjax.training.load import Run
 from diffjax.training.logging import JSONLWriter, ProgressBar, TensorBoardWriter, Writer, join
-from diffjax.training.measure import check_evaluation, measure
-from diffjax.training.setup import Setup, set_up
+from diffjax.training.measure import check_evaluation, measure, samples_asked_of
+from diffjax.training.setup import Setup, check_pairs, set_up
 from diffjax.training.sharding import batch_sharding, replicated
 from diffjax.training.state import TrainState, weights_called
 from diffjax.training.step import TrainStep, make_train_step
@@ -58,6 +57,7 @@ def train(config: ConfigDict, workdir: str | Path, command: str = "") -> Path:
     # What there is to train, and whether it can be trained at all; nothing is written yet.
     dataset: DataSet = build(config.data)
     setup = set_up(config, dataset.image_shape, dataset.num_classes)
+    check_pairs(setup, dataset)
     check_evaluation(config, dataset.image_shape)
 
     workdirs.claim(workdir, config)
@@ -182,12 +182,10 @@ def compile_train_step(setup: Setup, key: Array) -> Callable:
     """The train step for this mesh, compiled before the clock starts; it donates its state."""
     config, wired = setup.config, setup.wired
     place = batch_sharding(setup.mesh)
-    batch = {
-        "image": jax.ShapeDtypeStruct(
-            (config.batch_size, *wired.image_shape), np.float32, sharding=place
-        ),
-        "label": jax.ShapeDtypeStruct((config.batch_size,), np.int32, sharding=place),
-    }
+    batch = jax.tree.map(
+        lambda rows: jax.ShapeDtypeStruct(rows.shape, rows.dtype, sharding=place),
+        wired.batch_shapes(config.batch_size),
+    )
     jitted = jax.jit(
         train_step_of(setup),
         donate_argnums=0,
@@ -209,10 +207,9 @@ def device_batches(setup: Setup, dataset: DataSet, start_step: int) -> Iterator[
         process_count=jax.process_count(),
     )
     place = batch_sharding(setup.mesh)
+    used = setup.wired.batch_shapes(config.batch_size)
     for batch in stream:
-        yield jax.tree.map(
-            lambda rows: jax.make_array_from_process_local_data(place, rows), dict(batch)
-        )
+        yield {name: jax.make_array_from_process_local_data(place, batch[name]) for name in used}
 
 
 def grid_drawer(setup: Setup, dataset: DataSet, workdir: Path) -> Callable[[TrainState], Any]:
@@ -220,11 +217,12 @@ def grid_drawer(setup: Setup, dataset: DataSet, workdir: Path) -> Callable[[Trai
     config = setup.config
     columns = min(max(dataset.num_classes, 1), 10) if dataset.num_classes else 10
     labels = balanced_labels(_GRID_IMAGES // columns * columns, min(dataset.num_classes, columns))
+    labels, source = samples_asked_of(setup.wired, dataset, labels)
     generate = make_generator(setup.wired, setup.mesh, batch_size=len(labels))
 
     def draw_grid(state: TrainState) -> None:
         params = weights_called(state, config.weights)
-        images = generate(params, setup.wired.recipe, labels, config.seed)
+        images = generate(params, setup.wired.recipe, labels, config.seed, source)
         if jax.process_index() == 0:
             path = workdir / "samples" / f"step_{int(state.step):08d}.png"
             save_png(path, images, columns=columns)

@@ -11,7 +11,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from diffjax import choices
-from diffjax.data import DataSet
+from diffjax.data import DataSet, eval_batches
 from diffjax.errors import UserError
 from diffjax.evaluation import metrics
 from diffjax.evaluation.evaluate import NamedSolver, evaluate
@@ -24,6 +24,7 @@ from diffjax.training import workdirs
 from diffjax.training.generate import balanced_labels
 from diffjax.training.interrupts import Interrupted
 from diffjax.training.load import Run
+from diffjax.wiring import Wired
 
 _NEIGHBOUR_ROWS = 10
 _FEWEST_SAMPLES = 3
@@ -74,6 +75,7 @@ def measure(
     params = run.weights(weights)
     reference = metrics.reference(dataset, build(settings.extractor))
     labels = balanced_labels(num_samples or settings.num_samples, dataset.num_classes)
+    labels, source = samples_asked_of(run.setup.wired, dataset, labels)
     generate = run.generator(settings.batch_size)
 
     def draw(recipe: Any, labels: np.ndarray, seed: int) -> np.ndarray:
@@ -82,7 +84,7 @@ def measure(
                 f"stopped while evaluating; the training in {run.workdir} is finished and saved, "
                 "the same command evaluates it"
             )
-        return generate(params, recipe, labels, seed)
+        return generate(params, recipe, labels, seed, source)
 
     result = evaluate(
         draw,
@@ -105,6 +107,23 @@ def measure(
         _save_neighbours(run, reference.train_images, result.samples)
         write_json(run.workdir / workdirs.EVALUATION, summary)
     return summary
+
+
+def samples_asked_of(
+    wired: Wired, dataset: DataSet, labels: np.ndarray
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """The labels and sources of the samples that a run is judged by.
+
+    Where samples start from noise they are the labels given. Where they start at a source, they
+    are those of as many test images, evenly spaced, and each of them at most once.
+    """
+    if not wired.objective.starts_at_source:
+        return labels, None
+    parts = list(eval_batches(dataset.test, batch_size=1024, limit_images=len(labels)))
+    return (
+        np.concatenate([part["label"] for part in parts]),
+        np.concatenate([part["source"] for part in parts if "source" in part]),
+    )
 
 
 def check_evaluation(config: ConfigDict, image_shape: tuple[int, int, int]) -> None:

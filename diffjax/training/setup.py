@@ -6,6 +6,7 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from diffjax.data import DataSet
 from diffjax.errors import UserError, nearest
 from diffjax.spec import build
 from diffjax.training import sharding
@@ -49,7 +50,8 @@ class Setup(NamedTuple):
         return {"xla_backend_optimization_level": 0} if on_cpu else {}
 
     def _init(self, key: jax.Array) -> TrainState:
-        return init_state(self.wired.init(key), self.optimizer, self.config.ema_decays)
+        memory = self.wired.objective.init_memory()
+        return init_state(self.wired.init(key), self.optimizer, self.config.ema_decays, memory)
 
 
 def set_up(
@@ -77,7 +79,10 @@ def set_up(
     wired = wire(config, image_shape, num_classes)
     optimizer = build(config.optimizer, num_steps=config.num_steps)
     shapes = jax.eval_shape(
-        lambda params: init_state(params, optimizer, config.ema_decays), wired.params_shape
+        lambda params: init_state(
+            params, optimizer, config.ema_decays, wired.objective.init_memory()
+        ),
+        wired.params_shape,
     )
     places = sharding.state_shardings(shapes, mesh)
     abstract = jax.tree.map(
@@ -107,6 +112,24 @@ def check_counts(config: ConfigDict) -> None:
     for name, count in counts.items():
         if count < 1:
             raise UserError(f"config.{name}={count} must be at least 1")
+
+
+def check_pairs(setup: Setup, dataset: DataSet) -> None:
+    """Refuses a data set without the sources that the objective needs.
+
+    Raises:
+        UserError: training needs one for each image, or sampling starts from one.
+    """
+    objective = setup.wired.objective
+    for needed, source, part in (
+        (objective.needs_source, dataset.train, "training"),
+        (objective.starts_at_source, dataset.test, "test"),
+    ):
+        if needed and len(source) and "source" not in source.gather([0]):
+            raise UserError(
+                f"this objective needs a source for each {part} image, and {dataset.name} has "
+                "none: take a data set of pairs (docs/bridges.md), or another objective"
+            )
 
 
 def check_weights(config: ConfigDict) -> None:

@@ -21,19 +21,25 @@ class TrainState(NamedTuple):
         params: the live parameters.
         opt_state: the optimizer's.
         ema: averages of the parameters, by the name of their decay.
+        memory: what the objective remembers; nothing for most.
     """
 
     step: Array
     params: Any
     opt_state: Any
     ema: dict[str, Any]
+    memory: Any = ()
 
 
-def init_state(params: Any, optimizer: Optimizer, decays: Sequence[float]) -> TrainState:
+def init_state(
+    params: Any, optimizer: Optimizer, decays: Sequence[float], memory: Any = ()
+) -> TrainState:
     """The state before the first step; averages start at the parameters."""
     # Copies: the step donates its state, and two names of one buffer can't both be donated.
     ema = {ema_name(decay): jax.tree.map(jnp.copy, params) for decay in decays}
-    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.transform.init(params), ema)
+    return TrainState(
+        jnp.zeros((), jnp.int32), params, optimizer.transform.init(params), ema, memory
+    )
 
 
 def ema_name(decay: float) -> str:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
-from diffjax.objectives.denoising import Objective
+from diffjax.objectives.base import Objective, Progress
 from diffjax.process.precond import Apply
 from diffjax.training.optimizer import Optimizer
 from diffjax.training.state import TrainState, update_ema
@@ -52,16 +52,19 @@ def make_train_step(
         batch = {**batch, "label": jnp.where(dropped, null_label, batch["label"])}
         teacher = next(iter(state.ema.values()), state.params)
 
-        def mean_loss(params: Any) -> tuple[Array, tuple[Array, Array]]:
-            loss, metrics = objective(apply, params, teacher, loss_key, batch, state.step)
-            return jnp.mean(loss), (loss, metrics["log_snr"])
+        progress = Progress(state.step, state.memory)
+
+        def mean_loss(params: Any) -> tuple[Array, tuple[Array, dict[str, Array]]]:
+            loss, metrics = objective(apply, params, teacher, loss_key, batch, progress)
+            return jnp.mean(loss), (loss, metrics)
 
         gradient_of = jax.value_and_grad(mean_loss, has_aux=True)
-        (loss, (losses, log_snr)), gradient = gradient_of(state.params)
+        (loss, (losses, seen)), gradient = gradient_of(state.params)
+        memory = objective.update_memory(state.memory, seen)
         updates, opt_state = optimizer.transform.update(gradient, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         ema = update_ema(state.ema, params, ema_decays, state.step)
-        bin_loss, bin_count = by_log_snr(losses, log_snr)
+        bin_loss, bin_count = by_log_snr(losses, seen["log_snr"])
         metrics = {
             "loss": loss,
             "grad_norm": optax.tree.norm(gradient),
@@ -69,7 +72,7 @@ def make_train_step(
             "bin_loss": bin_loss,
             "bin_count": bin_count,
         }
-        return TrainState(state.step + 1, params, opt_state, ema), metrics
+        return TrainState(state.step + 1, params, opt_state, ema, memory), metrics
 
     return train_step
 

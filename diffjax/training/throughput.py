@@ -153,13 +153,15 @@ def sampling(setup: Setup, params: Any, num_samples: int) -> Program:
     recipe = wired.recipe
     labels = balanced_labels(num_samples, wired.num_classes)
     generate = make_generator(wired, setup.mesh, batch_size=num_samples)
+    images = np.zeros((num_samples, *wired.image_shape), np.float32)
+    source = images if wired.objective.starts_at_source else None
 
     def run() -> np.ndarray:
-        return generate(params, recipe, labels, 0)
+        return generate(params, recipe, labels, 0, source)
 
     with compiling() as seconds:
         run()
-    x = np.zeros((num_samples, *wired.image_shape), np.float32)
+    x = np.zeros((num_samples, *wired.input_shape), np.float32)
     flops = countable(wired.apply, params, x, np.zeros(num_samples, np.float32), labels)
     return Program(
         name="sampling",
@@ -175,10 +177,13 @@ def sampling(setup: Setup, params: Any, num_samples: int) -> Program:
 def noise_batch(setup: Setup) -> dict[str, jax.Array]:
     """A batch with the shapes of the data."""
     config, wired = setup.config, setup.wired
-    shape = (config.batch_size, *wired.image_shape)
-    images = np.random.default_rng(0).uniform(-1, 1, shape).astype(np.float32)
-    labels = balanced_labels(config.batch_size, wired.num_classes)
-    return jax.device_put({"image": images, "label": labels}, batch_sharding(setup.mesh))
+    rng = np.random.default_rng(0)
+    batch = {
+        name: rng.uniform(-1, 1, rows.shape).astype(rows.dtype)
+        for name, rows in wired.batch_shapes(config.batch_size).items()
+    }
+    batch["label"] = balanced_labels(config.batch_size, wired.num_classes)
+    return jax.device_put(batch, batch_sharding(setup.mesh))
 
 
 def countable(function: Callable[..., Any], *arguments: Any) -> float | None:

@@ -1,0 +1,40 @@
+"""Digits from their 4x4 copies: an interpolant between two sets, or a bridge (docs/bridges.md).
+
+python -m experiments.train --config=configs/digits_translation.py
+python -m experiments.train --config=configs/digits_translation.py:objective=bridge
+"""
+
+from ml_collections import ConfigDict
+
+from configs.digits import MODELS
+from diffjax import choices
+from diffjax.data import Coarse, digits, translation
+from diffjax.evaluation.features import classifier_features
+from diffjax.experiment import experiment
+from diffjax.spec import spec
+
+
+def get_config(arguments: str = "") -> ConfigDict:
+    """Axes: objective, path, target, weight, times, model."""
+    config = experiment(
+        "digits_translation",
+        arguments,
+        data=spec(translation, dataset=spec(digits), change=spec(Coarse, factor=2)),
+        extractor=spec(classifier_features, name="digits"),
+        models=MODELS,
+        model="dit",
+        objective="translation",
+    )
+    config.num_steps = 1_200
+    config.optimizer.learning_rate = 2e-3
+    config.optimizer.final_fraction = 0.02
+    config.ema_decays = (0.99, 0.999)
+    config.sampling.solver = choices.copy(choices.SOLVERS["ddim"])
+    config.sampling.num_steps = 20
+    config.sampling.guidance_scale = 1.0
+    config.log_every_steps = 50
+    config.sample_every_steps = 200
+    config.checkpoint_every_steps = 400
+    config.evaluation.solvers = ("ddim", "ddpm")
+    config.evaluation.num_steps = (5, 20)
+    return config

@@ -1,0 +1,218 @@
+"""Sets of pairs: each image with its other end, its `source`."""
+
+import hashlib
+import zipfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from diffjax.data.sources import Batch, DataSet, Example, Source
+from diffjax.errors import UserError
+
+
+@dataclass(frozen=True, eq=False)
+class PairSource(Source):
+    """Pairs in memory.
+
+    Bytes are scaled to [-1, 1] by the input pipeline; floats are taken as they are.
+
+    Args:
+        images: uint8 or float32 `[N,H,W,C]`.
+        sources: uint8 or float32, of the same shape: an image of another set, or noise.
+        labels: int32 `[N]`.
+
+    Raises:
+        UserError: another type or shape, or numbers that are not finite.
+
+    Example:
+        >>> images = np.zeros((2, 8, 8, 1), np.float32)
+        >>> PairSource(images, images, np.zeros(2, np.int32)).gather([1])["source"].shape
+        (1, 8, 8, 1)
+    """
+
+    images: np.ndarray
+    sources: np.ndarray
+    labels: np.ndarray
+
+    def __post_init__(self) -> None:
+        for name, array in (("images", self.images), ("sources", self.sources)):
+            if array.dtype not in (np.uint8, np.float32) or array.ndim != 4:
+                raise UserError(
+                    f"{name} of pairs must be uint8 or float32 [N,H,W,C], "
+                    f"not {array.dtype} {array.shape}"
+                )
+            if not np.isfinite(array).all():
+                raise UserError(f"{name} of pairs hold numbers that are not finite")
+        if self.sources.shape != self.images.shape:
+            raise UserError(
+                f"pairs need sources of the images' shape {self.images.shape}, "
+                f"not {self.sources.shape}"
+            )
+        if self.labels.dtype != np.int32 or self.labels.shape != self.images.shape[:1]:
+            raise UserError(
+                f"labels of {len(self.images)} pairs must be int32 [{len(self.images)}], "
+                f"not {self.labels.dtype} {self.labels.shape}"
+            )
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> Example:
+        return {
+            "image": self.images[index],
+            "label": int(self.labels[index]),
+            "source": self.sources[index],
+        }
+
+    def gather(self, rows: Sequence[int] | np.ndarray) -> Batch:
+        return {
+            "image": self.images[rows],
+            "label": self.labels[rows],
+            "source": self.sources[rows],
+        }
+
+    def fingerprint(self) -> str:
+        """SHA-256 of types, shapes, both ends and labels."""
+        digest = hashlib.sha256()
+        for array in (self.images, self.sources, self.labels):
+            digest.update(f"{array.dtype} {array.shape}\n".encode())
+            digest.update(np.ascontiguousarray(array, array.dtype.newbyteorder("<")).data)
+        return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class Coarse:
+    """Each block of `factor x factor` pixels by its mean, at the image's own size.
+
+    Args:
+        factor: side of a block, pixels; divides the image.
+
+    Raises:
+        UserError: a factor that does not divide.
+
+    Example:
+        >>> image = np.array([0, 2, 4, 6], np.uint8).reshape(1, 2, 2, 1)
+        >>> Coarse(factor=2)(image).ravel().tolist()
+        [3, 3, 3, 3]
+    """
+
+    factor: int = 2
+
+    def __call__(self, images: np.ndarray) -> np.ndarray:
+        """uint8 `[B,H,W,C]` to the same."""
+        n, height, width, channels = images.shape
+        f = self.factor
+        if f < 1 or height % f or width % f:
+            raise UserError(f"Coarse(factor={f}) does not divide an image of {height}x{width}")
+        blocks = images.reshape(n, height // f, f, width // f, f, channels)
+        means = np.rint(blocks.mean(axis=(2, 4))).astype(np.uint8)
+        return means.repeat(f, axis=1).repeat(f, axis=2)
+
+
+@dataclass(frozen=True, eq=False)
+class TranslatedSource(Source):
+    """The images of another source, each paired with a changed copy of itself.
+
+    Args:
+        images: where the images come from.
+        change: uint8 `[B,H,W,C]` to the same; a frozen dataclass, whose `repr` names it.
+    """
+
+    images: Source
+    change: Callable[[np.ndarray], np.ndarray]
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> Example:
+        example = self.images[index]
+        return {**example, "source": self.change(example["image"][None])[0]}
+
+    def gather(self, rows: Sequence[int] | np.ndarray) -> Batch:
+        batch = self.images.gather(rows)
+        return {**batch, "source": self.change(batch["image"])}
+
+    def fingerprint(self) -> str:
+        """SHA-256 of the images' own fingerprint and the name of the change."""
+        return hashlib.sha256(f"{self.images.fingerprint()} {self.change!r}".encode()).hexdigest()
+
+
+def translation(dataset: DataSet, change: Callable[[np.ndarray], np.ndarray]) -> DataSet:
+    """Two sets from one: the changed images are the sources, the images what they should become.
+
+    Args:
+        dataset: the images.
+        change: from an image to its source, as `Coarse()`.
+
+    Example:
+        >>> from diffjax.data import digits
+        >>> sorted(translation(digits(), Coarse()).test.gather([0]))
+        ['image', 'label', 'source']
+    """
+    return DataSet(
+        name=f"{dataset.name} from {change!r}",
+        train=TranslatedSource(dataset.train, change),
+        test=TranslatedSource(dataset.test, change),
+        image_shape=dataset.image_shape,
+        num_classes=dataset.num_classes,
+        label_names=dataset.label_names,
+    )
+
+
+def pairs(dataset: DataSet, path: str = "") -> DataSet:
+    """Pairs from a file to train on, with the real images that samples are compared with.
+
+    Args:
+        dataset: the real images; its test split and its train split (as `real`) are kept.
+        path: an `.npz` with `image` and `source`, uint8 or float32 `[N,H,W,C]`, and int `label`
+            `[N]`, as `python -m experiments.reflow` writes it.
+
+    Raises:
+        UserError: no such file, a damaged one, or pairs that do not fit the images.
+    """
+    if not path:
+        raise UserError(
+            "there are no pairs yet: make them by python -m experiments.reflow, and give "
+            "--config.data.path=pairs.npz"
+        )
+    arrays = _read(Path(path))
+    label = arrays["label"]
+    train = PairSource(arrays["image"], arrays["source"], label.astype(np.int32))
+    if train.images.shape[1:] != dataset.image_shape:
+        raise UserError(
+            f"pairs in {path} have shape {train.images.shape[1:]}, images of {dataset.name} "
+            f"{dataset.image_shape}"
+        )
+    if len(label) and not 0 <= label.min() <= label.max() < max(dataset.num_classes, 1):
+        raise UserError(
+            f"labels in {path} go from {label.min()} to {label.max()}, but {dataset.name} has "
+            f"{dataset.num_classes} classes"
+        )
+    return DataSet(
+        name=f"{dataset.name} pairs",
+        train=train,
+        test=dataset.test,
+        image_shape=dataset.image_shape,
+        num_classes=dataset.num_classes,
+        label_names=dataset.label_names,
+        real=dataset.train,
+    )
+
+
+def _read(path: Path) -> dict[str, np.ndarray]:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            missing = {"image", "source", "label"} - set(file)
+            if missing:
+                raise UserError(
+                    f"{path} lacks {', '.join(sorted(missing))}: it is no file of pairs"
+                )
+            return {name: file[name] for name in ("image", "source", "label")}
+    except UserError:
+        raise
+    except OSError as error:
+        raise UserError(f"can't read {path}: {error.strerror or error}") from None
+    except (ValueError, EOFError, TypeError, zipfile.BadZipFile) as error:
+        raise UserError(f"can't read pairs from {path}: {error}") from None

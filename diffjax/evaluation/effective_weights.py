@@ -1,0 +1,242 @@
+"""What objectives pay for at each log-SNR, on one scale, so that they can be compared."""
+
+import csv
+import io
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import matplotlib as mpl
+import numpy as np
+from jax import Array
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from diffjax.evaluation.tables import percent
+from diffjax.objectives.base import Objective
+from diffjax.process.paths import log_snr
+
+LIMIT = 20.0  # log-SNRs beyond ± this are left out
+NOISY, CLEAN = -4.0, 4.0  # where the table divides log-SNR
+COLUMNS = (
+    "objective", "path", "target", "weight", "times", "besides", "log-SNR",
+    "25 %", "median", "75 %", f"below {NOISY:g}", "between", f"above {CLEAN:g}", "note",
+)  # fmt: skip
+
+_NUM_POINTS = 2000
+_INK, _FAINT, _LINE = "#1f2430", "#8b93a1", "#2f6fde"
+_STYLE = {
+    "font.size": 8,
+    "axes.edgecolor": _FAINT,
+    "axes.labelcolor": _INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlesize": 8.5,
+    "axes.titlelocation": "left",
+    "xtick.color": _INK,
+    "ytick.color": _INK,
+    "text.color": _INK,
+    "legend.frameon": False,
+}
+
+
+@dataclass(frozen=True)
+class WeightCurve:
+    """An objective's effective weight over the log-SNRs of its path, from noisy to clean.
+
+    Attributes:
+        log_snr: `[n]`, equally spaced, within ±20.
+        weight: `[n]`, what a unit of log-SNR pays for each squared error of the noise.
+        share: `[n]`, the same times the least error there, which sums to 1: the weight is scaled
+            so. The error is that of Gaussian data's best denoiser, `sigmoid(λ + 2·log sigma_data)`.
+        note: what the weight leaves out, or "".
+    """
+
+    log_snr: np.ndarray
+    weight: np.ndarray
+    share: np.ndarray
+    note: str = ""
+
+    @property
+    def spacing(self) -> float:
+        """Between two log-SNRs."""
+        return float(self.log_snr[1] - self.log_snr[0])
+
+    def quantile(self, u: float) -> float:
+        """The log-SNR below which a share `u` of the loss lies."""
+        # A sum over a cell of the grid belongs to the cell's upper end.
+        below = np.cumsum(self.share) * self.spacing
+        return float(np.interp(u, below, self.log_snr + 0.5 * self.spacing))
+
+    def between(self, low: float, high: float) -> float:
+        """The share of the loss from `low` to `high`."""
+        inside = (self.log_snr >= low) & (self.log_snr < high)
+        return float(np.sum(self.share[inside]) * self.spacing)
+
+
+def weight_curve(objective: Objective, *, sigma_data: float = 0.5) -> WeightCurve:
+    """The effective weight of an objective, over all log-SNRs at which it trains.
+
+    Multiplied by the least possible error it is what each log-SNR adds to the loss of a trained
+    model. That error depends on the data; here it is that of Gaussian data, `N(0, sigma_data²)`.
+
+    Args:
+        objective: a weighted denoising error, or a wrapper around one. Where the wrapper has no
+            effective weight of its own the curve is that of what it wraps, and a note says so.
+        sigma_data: of the Gaussian.
+
+    Raises:
+        TypeError: nothing in the objective has an effective weight.
+
+    Example:
+        >>> from diffjax.objectives.denoising import Denoising
+        >>> from diffjax.process import paths, precond, targets, times, weights
+        >>> edm_times = times.LogNormal()  # log(s/a) ~ N(-1.2, 1.2²), and log-SNR is -2 times that
+        >>> objective = Denoising(
+        ...     paths.Cosine(), precond.Precond(targets.F(), precond.TimeLabel()),
+        ...     weights.Constant(), edm_times,
+        ... )
+        >>> round(weight_curve(objective).quantile(0.5), 2)
+        2.4
+    """
+    effective_weight, note = _stated_weight(objective)
+    ends = np.asarray(
+        log_snr(objective.path, jnp.stack([objective.path.t_noise, objective.path.t_min]))
+    )
+    low, high = np.clip(ends.astype(np.float64), -LIMIT, LIMIT)
+    # In the middle of cells: at the very ends some densities of time are 0 times infinity.
+    levels = low + (np.arange(_NUM_POINTS) + 0.5) * (high - low) / _NUM_POINTS
+    weight = np.asarray(jax.jit(effective_weight)(jnp.asarray(levels, jnp.float32)), np.float64)
+    share = weight / (1.0 + np.exp(-levels) / sigma_data**2)
+    total = np.sum(share) * (levels[1] - levels[0])
+    return WeightCurve(levels, weight / total, share / total, note)
+
+
+def _stated_weight(objective: Any) -> tuple[Callable[[Array], Array], str]:
+    """The outermost effective weight there is, and what it leaves out."""
+    name = type(objective).__name__
+    # Few-step objectives and learned balances have none: that is a fact about them, no error.
+    if callable(getattr(objective, "effective_weight", None)):
+        wraps = getattr(objective, "objective", None) is not None
+        says = (type(objective).effective_weight.__doc__ or "").strip().partition("\n")[0]
+        return objective.effective_weight, f"{name}: {says}" if wraps else ""
+    if getattr(objective, "objective", None) is None:
+        raise TypeError(f"{name} has no effective weight")
+    weight, note = _stated_weight(objective.objective)
+    own = f"{name} is left out: it has no effective weight of its own."
+    return weight, f"{note} {own}".strip()
+
+
+def table(
+    curves: Mapping[str, WeightCurve], parts: Mapping[str, Mapping[str, str]]
+) -> list[list[str]]:
+    """The cells below `COLUMNS`, one row a curve.
+
+    Args:
+        curves: by the objective's name.
+        parts: by the objective's name, what it is made of: `path`, `target`, `weight`, `times`,
+            and `besides`.
+    """
+    rows = []
+    for name, curve in curves.items():
+        ends = curve.log_snr[0], curve.log_snr[-1]
+        shares = (
+            curve.between(-math.inf, NOISY),
+            curve.between(NOISY, CLEAN),
+            curve.between(CLEAN, math.inf),
+        )
+        rows.append(
+            [
+                name,
+                *(parts[name][axis] for axis in ("path", "target", "weight", "times", "besides")),
+                f"{ends[0]:.1f} … {ends[1]:.1f}",
+                *(f"{curve.quantile(u):.1f}" for u in (0.25, 0.5, 0.75)),
+                *map(percent, shares),
+                curve.note,
+            ]
+        )
+    return rows
+
+
+def weights_csv(curves: Mapping[str, WeightCurve], step: float = 0.25) -> str:
+    """Effective weights as CSV, one column a curve; empty where a path has no such log-SNR."""
+    levels = np.arange(-LIMIT, LIMIT + step / 2, step)
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(["log_snr", *curves])
+    for level in levels:
+        row = [
+            f"{np.interp(level, curve.log_snr, curve.weight):.6g}"
+            if curve.log_snr[0] <= level <= curve.log_snr[-1]
+            else ""
+            for curve in curves.values()
+        ]
+        writer.writerow([f"{level:g}", *row])
+    return out.getvalue()
+
+
+def alike(curves: Mapping[str, WeightCurve]) -> list[list[str]]:
+    """Names in groups of one and the same effective weight, in the order of the first of each."""
+    groups: list[list[str]] = []
+    for name, curve in curves.items():
+        for group in groups:
+            first = curves[group[0]]
+            if np.allclose(curve.log_snr, first.log_snr, atol=1e-3) and np.allclose(
+                curve.weight, first.weight, rtol=1e-3
+            ):
+                group.append(name)
+                break
+        else:
+            groups.append([name])
+    return groups
+
+
+def plot(curves: Mapping[str, WeightCurve]) -> bytes:
+    """All curves as a PNG, one panel for each different one, on common axes."""
+    groups = alike(curves)
+    columns = 4
+    rows = math.ceil(len(groups) / columns)
+    with mpl.rc_context(_STYLE):  # pyright: ignore[reportArgumentType]
+        figure = Figure(figsize=(10.5, 0.55 + 1.55 * rows), layout="constrained")
+        panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
+        for axes, group in zip(panels.flat, groups, strict=False):
+            _panel(axes, curves[group[0]], curves[groups[0][0]], group)
+        for axes in panels.flat[len(groups) :]:
+            axes.set_axis_off()
+        handles, labels = panels[0, 0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside upper center", ncols=len(labels))
+        figure.supxlabel("log-SNR (clean to the right)", fontsize=8)
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="png", dpi=110)
+    return buffer.getvalue()
+
+
+def _panel(axes: Axes, curve: WeightCurve, first: WeightCurve, group: Sequence[str]) -> None:
+    axes.plot(
+        first.log_snr, first.weight, color=_FAINT, linestyle=":", linewidth=1,
+        label="that of the first panel",
+    )  # fmt: skip
+    axes.fill_between(
+        curve.log_snr, curve.share, 1e-9, color=_LINE, alpha=0.2, linewidth=0,
+        label="what Gaussian data pay, of area 1, with its quartiles",
+    )  # fmt: skip
+    axes.plot(
+        curve.log_snr, curve.weight, color=_LINE, linewidth=1.4,
+        label="effective weight of the noise's squared error",
+    )  # fmt: skip
+    for u, width in ((0.25, 0.8), (0.5, 1.6), (0.75, 0.8)):
+        level = curve.quantile(u)
+        height = float(np.interp(level, curve.log_snr, curve.share))
+        axes.vlines(level, 1e-9, height, color=_LINE, linewidth=width)
+    axes.set(yscale="log", ylim=(1e-4, 10.0), xlim=(-15.0, 15.0), xticks=(-12, -6, 0, 6, 12))
+    axes.set_yticks([1e-4, 1e-2, 1], ["0.0001", "0.01", "1"])
+    axes.minorticks_off()
+    axes.grid(True, color=_FAINT, alpha=0.25)
+    text = ", ".join(group)
+    middle = math.ceil(len(group) / 2)
+    if len(text) > 34:
+        text = ", ".join(group[:middle]) + ",\n" + ", ".join(group[middle:])
+    axes.set_title(text)

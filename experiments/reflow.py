@@ -1,0 +1,84 @@
+r"""Draw pairs of noise and sample from a trained run, to train the next one on (reflow).
+
+  python -m experiments.reflow --workdir=runs/digits --num_pairs=20000 --out=pairs.npz
+  python -m experiments.train --config=configs/digits_reflow.py --config.data.path=pairs.npz
+
+What is not given is as in the run's config. Solvers that add noise give pairs too, but not straight
+ones. Liu et al. 2023 (arXiv:2209.03003).
+"""
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+from absl import flags
+
+import diffjax
+from diffjax import choices
+from diffjax.errors import UserError
+from diffjax.training.generate import balanced_labels, starting_noise
+from diffjax.training.measure import named_solver, solver_name
+from experiments import cli
+
+FLAGS = flags.FlagValues()
+flags.DEFINE_string("workdir", None, "folder of the run", flag_values=FLAGS)
+flags.DEFINE_integer("num_pairs", 10_000, "how many", lower_bound=1, flag_values=FLAGS)
+flags.DEFINE_string("out", "pairs.npz", "the file of pairs", flag_values=FLAGS)
+flags.DEFINE_integer("seed", 1, "of the noise", flag_values=FLAGS)
+flags.DEFINE_string("solver", None, "how to step", flag_values=FLAGS)
+flags.DEFINE_integer("num_steps", None, "steps", lower_bound=1, flag_values=FLAGS)
+flags.DEFINE_float("guidance_scale", None, "1 is off", flag_values=FLAGS)
+flags.DEFINE_string("weights", None, "live, or an average such as ema-0.999", flag_values=FLAGS)
+flags.DEFINE_integer("batch_size", 500, "pairs at a time", lower_bound=1, flag_values=FLAGS)
+flags.DEFINE_list(
+    "allowed_packages", [], "of your own, that the saved config may name", flag_values=FLAGS
+)
+
+
+def main(args: SimpleNamespace) -> None:
+    """Draws, saves, and says how."""
+    cli.require(args, "workdir")
+    out = Path(args.out)
+    if out.suffix != ".npz":
+        raise UserError(f"--out={out} should end in .npz")
+    run = diffjax.load(args.workdir, allowed_packages=("diffjax", *args.allowed_packages))
+    wired = run.setup.wired
+    if wired.objective.starts_at_source:
+        raise UserError(f"{args.workdir} makes images from images; reflow pairs begin at noise")
+    solver = solver_name(run.config.sampling.solver) if args.solver is None else args.solver
+    recipe = run.recipe
+    if args.solver is not None:
+        recipe = replace(recipe, solver=named_solver(args.solver).solver)
+    if args.num_steps is not None:
+        recipe = replace(recipe, num_steps=args.num_steps)
+    if args.guidance_scale is not None:
+        recipe = replace(recipe, guidance_scale=args.guidance_scale)
+
+    labels = balanced_labels(args.num_pairs, wired.num_classes)
+    generate = run.generator(min(args.batch_size, args.num_pairs))
+    images = generate(run.weights(args.weights), recipe, labels, args.seed)
+    noise = starting_noise(args.seed, np.arange(args.num_pairs), wired.image_shape)
+    how = {
+        "step": run.step,
+        "weights": args.weights or run.config.weights,
+        "solver": solver,
+        "num_steps": recipe.num_steps,
+        "guidance_scale": recipe.guidance_scale,
+        "seed": args.seed,
+    }
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        np.savez_compressed(out, image=images, source=noise, label=labels, **how)
+    except OSError as error:
+        raise UserError(f"can't write {out}: {error.strerror}") from error
+    print(", ".join(f"{name}={value}" for name, value in how.items()))
+    print(f"{len(images):,} pairs in {out}")
+
+
+USAGE = f"""{__doc__}
+Solvers: {", ".join(choices.SOLVERS)}"""
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main, FLAGS, usage=USAGE))
