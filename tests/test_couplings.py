@@ -1,0 +1,130 @@
+"""Couplings against every permutation, closed limits, and the noise's own distribution."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.stats
+
+from diffjax.errors import UserError
+from diffjax.objectives import couplings
+from diffjax.objectives.couplings import squared_distances
+
+
+def batch_of(x):
+    return {"image": x, "label": jnp.arange(len(x))}
+
+
+def cost(pair):
+    difference = np.asarray(pair.x0 - pair.eps, np.float64)
+    return np.sum(difference**2) / len(difference)
+
+
+def which(noise, found):
+    """The index in `noise` of each that was found."""
+    return np.argmin(np.asarray(squared_distances(found, noise)), axis=1)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_optimal_transport_is_the_best_of_all_permutations(seed):
+    x, noise = jax.random.normal(jax.random.key(seed), (2, 5, 2, 2, 1))
+    pair = couplings.OptimalTransport()(jax.random.key(0), batch_of(x), noise)
+    x_64, noise_64 = (np.asarray(each, np.float64) for each in (x, noise))
+    costs = [
+        np.sum((x_64 - noise_64[list(order)]) ** 2) / 5
+        for order in itertools.permutations(range(5))
+    ]
+    assert len(costs) == 120
+    assert cost(pair) == pytest.approx(min(costs), rel=1e-6)
+    independent = couplings.Independent()(jax.random.key(0), batch_of(x), noise)
+    assert cost(independent) == pytest.approx(costs[0], rel=1e-6)
+    assert cost(pair) <= cost(independent)
+    # Images stay where their labels are, and each noise goes to one of them.
+    np.testing.assert_array_equal(pair.x0, x)
+    assert sorted(which(noise, pair.eps)) == list(range(5))
+
+
+def test_optimal_transport_on_a_line_sorts():
+    x, noise = jax.random.normal(jax.random.key(1), (2, 64, 1))
+    pair = jax.jit(couplings.OptimalTransport())(jax.random.key(0), batch_of(x), noise)
+    order = np.argsort(np.ravel(pair.x0))
+    assert (np.diff(np.ravel(pair.eps)[order]) > 0).all()
+
+
+@jax.jit
+def entropic(epsilon, x, noise, keys):
+    """The index of the noise that each image gets, for each key, `[K, B]`."""
+
+    def draw(key):
+        pair = couplings.EntropicTransport(epsilon)(key, batch_of(x), noise)
+        return jnp.argmin(squared_distances(pair.eps, noise), axis=1)
+
+    return jax.vmap(draw)(keys)
+
+
+def test_entropic_transport_lies_between_the_optimal_and_the_independent():
+    """At epsilon near 0 it is exact where the best is far from the rest, at a large one uniform."""
+    corners = 5.0 * jnp.array([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0], [1.0, 1.0]])
+    shuffled = jnp.array([2, 0, 3, 1])
+    x = corners
+    noise = corners[shuffled] + 0.1 * jax.random.normal(jax.random.key(0), (4, 2))
+    keys = jax.random.split(jax.random.key(1), 400)
+    exact = couplings.OptimalTransport()(keys[0], batch_of(x), noise)
+    best = which(noise, exact.eps)
+    assert (best == np.argsort(shuffled)).all()
+    assert (entropic(0.02, x, noise, keys) == best).all()
+    # Each image gets each noise alike: chi-squared of 4 x 400 draws.
+    found = np.asarray(entropic(100.0, x, noise, keys))
+    for image in range(4):
+        counts = np.bincount(found[:, image], minlength=4)
+        assert scipy.stats.chisquare(counts).pvalue > 1e-4
+    # And independently of the other images.
+    assert abs(np.mean(found[:, 0] == found[:, 1]) - 0.25) < 4.5 * np.sqrt(0.25 * 0.75 / 400)
+
+
+def test_entropic_costs_rise_with_epsilon():
+    x, noise = jax.random.normal(jax.random.key(2), (2, 4, 2))
+    keys = jax.random.split(jax.random.key(3), 400)
+    costs = np.asarray(squared_distances(x, noise))
+    means = [
+        np.mean(costs[np.arange(4), entropic(epsilon, x, noise, keys)])
+        for epsilon in (0.03, 0.3, 30.0)
+    ]
+    least = cost(couplings.OptimalTransport()(keys[0], batch_of(x), noise))
+    assert least < means[0] < means[1] < means[2]
+    assert means[2] == pytest.approx(costs.mean(), rel=0.05)
+
+
+@pytest.mark.parametrize("coupling", [couplings.OptimalTransport(), couplings.EntropicTransport()])
+def test_coupled_noise_is_still_normal(coupling):
+    """Over batches; within one, the noise goes with the image."""
+
+    @jax.jit
+    def draw(key):
+        data_key, noise_key, coupling_key = jax.random.split(key, 3)
+        x = 2.0 * jax.random.bernoulli(data_key, 0.3, (16, 1)) - 1.0
+        return coupling(coupling_key, batch_of(x), jax.random.normal(noise_key, (16, 1)))
+
+    x0, eps = jax.lax.map(draw, jax.random.split(jax.random.key(4), 300))
+    # One of each batch: within one they may be drawn twice. The key is fixed.
+    picked = np.arange(300) % 16
+    one_each = np.asarray(eps)[np.arange(300), picked, 0]
+    assert scipy.stats.kstest(one_each, "norm").pvalue > 1e-4
+    assert np.corrcoef(np.ravel(x0), np.ravel(eps))[0, 1] > 0.5
+
+
+def test_given_takes_the_source_of_the_data():
+    x, source, noise = jax.random.normal(jax.random.key(5), (3, 4, 2))
+    pair = couplings.Given()(jax.random.key(0), {**batch_of(x), "source": source}, noise)
+    np.testing.assert_array_equal(pair.eps, source)
+    np.testing.assert_array_equal(pair.x0, x)
+    with pytest.raises(UserError, match="only image, label; take a data set of pairs"):
+        couplings.Given()(jax.random.key(0), batch_of(x), noise)
+
+
+def test_squared_distances_are_those_of_a_loop():
+    x, y = np.asarray(jax.random.normal(jax.random.key(6), (2, 5, 2, 3)))
+    expected = [[np.sum((a.astype(np.float64) - b) ** 2) for b in y] for a in x]
+    np.testing.assert_allclose(squared_distances(x, y), expected, rtol=1e-5)

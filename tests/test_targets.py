@@ -1,0 +1,263 @@
+"""Targets: one network output means one (x0, eps), and as many digits of it as can be had.
+
+How much an error of the prediction, in units of the target's size, is magnified at worst (measured
+here, over the whole domain of each path as it is by default):
+
+    noise, score    in x0   s/a at t_noise   ve 50, edm 80, ddpm 152, cosine 637, shifted 1,273
+    clean           in eps  a/s at t_min     ddpm 95, edm 500, cosine 637, ve 763, linear 999
+    velocity        in x0   below 1.5, but s where a does not change: ve 50, edm 80
+    v, F            in x0 and eps, below 1.2 everywhere
+
+So float32 keeps at least three digits everywhere, and bfloat16 none where it is above 256.
+"""
+
+import itertools
+from functools import cache
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from diffjax import choices
+from diffjax.process import paths, schedules, targets
+from diffjax.process.paths import Coeffs, Pair, coeffs, mix
+from diffjax.process.precond import LogSNRLabel, Precond, TimeLabel, UnitVariance, denoiser
+from diffjax.spec import build
+
+PATHS = {name: build(spec) for name, spec in choices.PATHS.items()}
+TARGETS = {name: build(spec) for name, spec in choices.TARGETS.items()}
+ILLEGAL = {
+    *itertools.product(("linear", "linear_shifted", "ddpm_table_zero_snr"), ("noise", "score")),
+    ("sub_vp", "clean"),
+}
+every_path = pytest.mark.parametrize("path_name", PATHS)
+N, SIZE = 129, 16
+
+
+def whole_domain(path):
+    """Both ends and, in between, times near each of them."""
+    middle = np.linspace(float(path.t_min), float(path.t_noise), N - 32)
+    low = np.geomspace(float(path.t_min), float(path.t_noise), 34)[1:-1]
+    return jnp.asarray(np.sort(np.concatenate([middle, low])), jnp.float32)
+
+
+@cache
+def program(path):
+    """Not a function of the path: see test_paths.py."""
+    return jax.jit(lambda t: coeffs(path, t, ndim=2))
+
+
+def at(path, t):
+    return program(path)(t)
+
+
+@jax.jit
+def round_trip(c, pair):
+    """What every target's rounded prediction is decoded to, `[2, T, N, …]`, by precision."""
+    results = []
+    for dtype in (jnp.float32, jnp.bfloat16):
+        mixes = [target(c) for target in TARGETS.values()]
+        x_t = mix(c, pair).astype(dtype).astype(jnp.float32)
+        predictions = [targets.encode(k, pair).astype(dtype).astype(jnp.float32) for k in mixes]
+        decoded = [targets.decode(c, k, p, x_t) for k, p in zip(mixes, predictions, strict=True)]
+        results.append(jax.tree.map(lambda *each: jnp.stack(each), *decoded))
+    return results, jnp.stack([jnp.stack(target(c)) for target in TARGETS.values()])
+
+
+@every_path
+def test_every_target_decodes_to_the_same_pair(path_name):
+    """To the last bit that the rounding of prediction and x_t leaves, at every time."""
+    path = PATHS[path_name]
+    c = at(path, whole_domain(path))
+    pair = Pair(*jax.random.normal(jax.random.key(0), (2, N, SIZE)))
+    results, mixes = round_trip(c, pair)
+    c, pair = (jax.tree.map(lambda x: np.asarray(x, np.float64), each) for each in (c, pair))
+    for decoded, unit in zip(results, (8 * 2.0**-24, 1.01 * 2.0**-8), strict=True):
+        for i, name in enumerate(TARGETS):
+            if (path_name, name) in ILLEGAL:
+                continue
+            k_x, k_e = np.asarray(mixes[i], np.float64)
+            prediction = abs(k_x * pair.x0) + abs(k_e * pair.eps)
+            x_t = abs(c.a * pair.x0) + abs(c.s * pair.eps)
+            d = abs(k_x * c.s - k_e * c.a)
+            x0_error = abs(np.asarray(decoded.x0[i], np.float64) - pair.x0)
+            eps_error = abs(np.asarray(decoded.eps[i], np.float64) - pair.eps)
+            assert (x0_error <= unit * (c.s * prediction + abs(k_e) * x_t) / d).all(), name
+            assert (eps_error <= unit * (abs(k_x) * x_t + c.a * prediction) / d).all(), name
+
+
+def log_snr_at_ends(path):
+    t = np.array([path.t_min, path.t_noise], np.float64)
+    with jax.enable_x64(True), np.errstate(divide="ignore"):
+        c = at(path, jnp.asarray(t))
+        return 2 * np.log(np.ravel(c.a) / np.ravel(c.s))
+
+
+@every_path
+def test_how_ill_conditioned_each_target_is(path_name):
+    """The table at the head of this file, from the pair that a wrong prediction decodes to."""
+    path = PATHS[path_name]
+    c = at(path, whole_domain(path))
+    first, last = log_snr_at_ends(path)
+    in_x0 = {"noise": np.exp(-last / 2), "score": np.exp(-last / 2)}
+    in_eps = {"clean": np.exp(first / 2)}
+    if path_name in ("ve", "edm"):
+        in_x0["velocity"] = np.exp(-last / 2)
+    for name, target in TARGETS.items():
+        if (path_name, name) in ILLEGAL:
+            continue
+        k = target(c)
+        zero = jnp.zeros((N, 1))
+        wrong = targets.decode(c, k, jnp.hypot(k.k_x, k.k_e) + zero, zero)
+        worst_x0, worst_eps = (float(jnp.max(jnp.abs(each))) for each in wrong)
+        if name in in_x0:
+            assert worst_x0 == pytest.approx(in_x0[name], rel=1e-2)
+        elif name not in ("clean", "noise", "score"):
+            assert worst_x0 < 1.5
+        if name in in_eps:
+            assert worst_eps == pytest.approx(in_eps[name], rel=1e-2)
+        else:
+            assert worst_eps < 1.5
+
+
+@every_path
+def test_velocity_is_the_derivative_of_x_t(path_name):
+    """That of a and s is held against central differences in test_paths.py."""
+    path = PATHS[path_name]
+    t = whole_domain(path)
+    pair = Pair(*jax.random.normal(jax.random.key(1), (2, N, SIZE)))
+    c = at(path, t)
+    velocity = targets.encode(targets.Velocity()(c), pair)
+    _, by_jvp = jax.jvp(lambda t: mix(at(path, t), pair), (t,), (jnp.ones_like(t),))
+    scale = np.hypot(c.da, c.ds)
+    np.testing.assert_allclose(velocity / scale, by_jvp / scale, atol=1e-5)
+
+
+# Published targets.
+
+
+def one_time(path, t):
+    return coeffs(path, jnp.array([t]), ndim=1)
+
+
+def test_v_is_the_published_one():
+    v = targets.encode(
+        targets.V()(one_time(paths.Cosine(), 0.3)), Pair(jnp.array([0.7]), jnp.array([-1.1]))
+    )
+    angle = 0.15 * np.pi  # Salimans & Ho 2022: v = cos(angle) eps - sin(angle) x
+    np.testing.assert_allclose(v, np.cos(angle) * -1.1 - np.sin(angle) * 0.7, rtol=1e-6)
+
+
+def test_the_score_is_the_gradient_of_the_log_density():
+    c = one_time(PATHS["ddpm"], 0.4)
+    pair = Pair(jnp.array([0.7]), jnp.array([-1.1]))
+    x_t = mix(c, pair)
+    log_density = lambda x: jnp.sum(-0.5 * jnp.square((x - c.a * pair.x0) / c.s))  # noqa: E731
+    score = targets.encode(targets.Score()(c), pair)
+    np.testing.assert_allclose(score, jax.grad(log_density)(x_t), rtol=1e-5)
+
+
+@pytest.mark.parametrize("sigma_data", [0.5, 1.3])
+def test_f_is_edms_preconditioning(sigma_data):
+    """Karras et al. 2022, table 1: D(x) = c_skip·x + c_out·F(c_in·x), in float64."""
+    with jax.enable_x64(True):
+        path = schedules.EDM(0.002, 80.0)
+        sigma = np.geomspace(0.002, 80.0, 25)
+        c = coeffs(path, jnp.asarray(sigma), ndim=1)
+        rng = np.random.default_rng(0)
+        x0, noise = sigma_data * rng.standard_normal(25), rng.standard_normal(25)
+        x = x0 + sigma * noise
+        total = sigma**2 + sigma_data**2
+        c_skip, c_out = sigma_data**2 / total, sigma * sigma_data / np.sqrt(total)
+        k = targets.F(sigma_data)(c)
+        encoded = targets.encode(k, Pair(jnp.asarray(x0), jnp.asarray(noise)))
+        np.testing.assert_allclose(encoded, (x0 - c_skip * x) / c_out, rtol=1e-9, atol=1e-9)
+        output = rng.standard_normal(25)
+        decoded = targets.decode(c, k, jnp.asarray(output), jnp.asarray(x))
+        np.testing.assert_allclose(decoded.x0, c_skip * x + c_out * output, rtol=1e-10, atol=1e-9)
+        precond = Precond(targets.F(sigma_data), LogSNRLabel(-0.125), UnitVariance(sigma_data))
+        scaled, label = precond.inputs(c, jnp.asarray(x))
+        np.testing.assert_allclose(scaled, x / np.sqrt(total), rtol=1e-12)
+        np.testing.assert_allclose(label, np.log(sigma) / 4.0, rtol=1e-10, atol=1e-12)  # c_noise
+        # The default label is 200 times that.
+        label = Precond(targets.F(), LogSNRLabel()).inputs(c, jnp.asarray(x))[1]
+        np.testing.assert_allclose(label, 50.0 * np.log(sigma), rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["cosine", "ddpm", "sigmoid"])
+def test_f_of_unit_data_is_minus_v_where_variance_is_preserved(name):
+    c = at(PATHS[name], whole_domain(PATHS[name]))
+    f, v = targets.F(1.0)(c), targets.V()(c)
+    np.testing.assert_allclose(f.k_x, -v.k_x, atol=2e-6)
+    np.testing.assert_allclose(f.k_e, -v.k_e, atol=2e-6)
+
+
+@every_path
+def test_f_and_the_scaled_input_have_unit_variance(path_name):
+    """Exactly so for data of two values, +-sigma_data, taken with every quantile of the noise."""
+    sigma_data = 0.5
+    path = PATHS[path_name]
+    c = at(path, whole_domain(path))
+    # Two values of the noise, +-1, have the variance of the normal.
+    x0, eps = (jnp.asarray(np.array(v)) for v in ([0.5, 0.5, -0.5, -0.5], [1.0, -1.0, 1.0, -1.0]))
+    pair = Pair(x0, eps)
+    f = targets.encode(targets.F(sigma_data)(c), pair)
+    scaled, _ = Precond(targets.V(), TimeLabel(), UnitVariance(sigma_data)).inputs(c, mix(c, pair))
+    for each in (f, scaled):
+        np.testing.assert_allclose(np.mean(np.square(each), axis=1), 1.0, rtol=2e-6)
+        np.testing.assert_allclose(np.mean(each, axis=1), 0.0, atol=1e-6)
+
+
+# Noise labels and what samplers see.
+
+
+@every_path
+@pytest.mark.parametrize("name", choices.NOISE_LABELS)
+def test_noise_labels_rise_and_are_finite_at_both_ends(path_name, name):
+    path = PATHS[path_name]
+    t = jnp.linspace(path.t_min, path.t_noise, N)
+    label = np.ravel(build(choices.NOISE_LABELS[name])(at(path, t)))
+    assert np.isfinite(label).all()
+    assert (np.diff(label) >= 0).all()
+    # No two times look alike, but for those beyond the limit of log-SNR.
+    assert (np.diff(label)[(np.abs(label[1:]) < 499.0)] > 0).all()
+
+
+def test_the_domain_decides_legality():
+    assert targets.undecodable(paths.Linear(t_noise=0.999), targets.Noise()) is None
+    reason = targets.undecodable(paths.Cosine(t_noise=1.0), targets.Noise())
+    assert reason is not None
+    assert "t=1" in reason
+    reason = targets.undecodable(paths.Linear(t_min=0.0), targets.Clean())
+    assert reason is not None
+    assert "sigma=0" in reason
+
+
+@pytest.mark.parametrize("path_name", ["cosine", "edm"])
+def test_samplers_see_one_pair_whatever_was_trained(path_name):
+    """`denoiser` undoes target and input scale, and ignores further outputs such as a variance."""
+    path = PATHS[path_name]
+    t = whole_domain(path)[1:-1:18]
+    pair = Pair(*jax.random.normal(jax.random.key(0), (2, len(t), 2, 2, 3)))
+    c = coeffs(path, t, ndim=4)
+    x_t = mix(c, pair)
+    for target in TARGETS.values():
+        precond = Precond(target, LogSNRLabel(), UnitVariance())
+
+        def apply(params, x, noise_label, cond, *, train=False, key=None, target=target):
+            np.testing.assert_allclose(x, x_t * UnitVariance()(c), rtol=1e-5)
+            np.testing.assert_allclose(noise_label, np.ravel(LogSNRLabel()(c)))
+            output = targets.encode(target(c), pair)
+            return jnp.concatenate([output, 7.0 * jnp.ones_like(output)], axis=-1)
+
+        found = denoiser(apply, None, path, precond)(x_t, t, None)
+        # One unit in the last place, magnified by at most 640.
+        np.testing.assert_allclose(found.x0, pair.x0, atol=1e-3)
+        np.testing.assert_allclose(found.eps, pair.eps, atol=1e-3)
+
+
+def test_coefficients_broadcast_in_one_place():
+    c = coeffs(paths.Linear(), jnp.array([0.25, 0.5]), ndim=4)
+    assert {each.shape for each in c} == {(2, 1, 1, 1)}
+    assert isinstance(c, Coeffs)

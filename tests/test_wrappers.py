@@ -1,0 +1,284 @@
+"""What wraps an objective: unbiased where it says so, and against loops and closed forms."""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from diffjax.objectives import wrappers
+from diffjax.objectives.base import Objective, Progress
+from diffjax.objectives.denoising import Denoising
+from diffjax.objectives.wrappers import Adaptive, Contrastive, Dispersive, Importance, Uncertainty
+from diffjax.process import paths, targets, times, uniforms, weights
+from diffjax.process.paths import Pair
+from diffjax.process.precond import Precond, TimeLabel
+from diffjax.process.targets import encode
+
+FLOW = Denoising(
+    paths.Linear(), Precond(targets.Velocity(), TimeLabel(1.0)), weights.Constant(), times.Uniform()
+)
+BATCH, REPEATS = 256, 200
+
+
+def network(params, x, noise_label, cond, *, train=False, key=None, hidden=False) -> Any:
+    """Right nowhere, and most wrong around t = 0.3."""
+    bump = jnp.exp(-0.5 * jnp.square((noise_label - 0.3) / 0.05))
+    output = 0.2 * x - 1.5 * params * bump[:, None]
+    return (output, jnp.tanh(x)) if hidden else output
+
+
+def batch(key):
+    image = 0.5 * jax.random.normal(key, (BATCH, 2))
+    return {"image": image, "label": jnp.zeros(BATCH, jnp.int32)}
+
+
+def mean_losses(objective, memory=()):
+    """Of independent batches, `[R]`."""
+
+    def one(key):
+        data_key, loss_key = jax.random.split(key)
+        progress = Progress(jnp.zeros((), jnp.int32), memory)
+        loss, _ = objective(network, 1.0, 1.0, loss_key, batch(data_key), progress)
+        return loss.mean()
+
+    keys = jax.random.split(jax.random.key(0), REPEATS)
+    return np.asarray(jax.jit(jax.vmap(one))(keys), np.float64)
+
+
+@pytest.fixture(scope="module")
+def plain():
+    return mean_losses(FLOW)
+
+
+def assert_same_mean(one, other):
+    """Within 4.5 standard errors, though with other keys they would be independent."""
+    error = np.sqrt((one.var(ddof=1) + other.var(ddof=1)) / REPEATS)
+    assert error < 0.02 * other.mean()
+    assert abs(one.mean() - other.mean()) < 4.5 * error
+
+
+@pytest.mark.parametrize("proposal", [times.CosMap(), times.Mode(1.0), times.Mode(-0.8)], ids=str)
+def test_importance_leaves_the_mean_loss(plain, proposal):
+    assert_same_mean(mean_losses(Importance(FLOW, proposal)), plain)
+
+
+def test_a_proposal_without_its_weights_would_show(plain):
+    moved = mean_losses(replace(FLOW, times=times.LogitNormal(-0.8, 1.0)))
+    error = np.sqrt((moved.var(ddof=1) + plain.var(ddof=1)) / REPEATS)
+    assert abs(moved.mean() - plain.mean()) > 10 * error
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_any_memory_of_adaptive_leaves_the_mean_loss(plain, seed):
+    memory = jnp.exp(2.0 * jax.random.normal(jax.random.key(seed), (32,)))
+    assert_same_mean(mean_losses(Adaptive(FLOW), memory), plain)
+
+
+def loss_by_bin(power, n=64):
+    """`E[loss^power]^(1/power)` in 32 bins of time, from the normals' moments in float64.
+
+    With normal data the residual `network - (eps - x0)` is normal for each t, in two dimensions.
+    """
+    t = (np.arange(32 * n) + 0.5) / (32 * n)
+    t = 1e-3 + t * 0.999
+    # residual = 0.2·((1 - t)·x0 + t·eps) - bump - eps + x0, with Var x0 = 0.25
+    mean = -1.5 * np.exp(-0.5 * ((t - 0.3) / 0.05) ** 2)
+    variance = (0.2 * (1 - t) + 1) ** 2 * 0.25 + (0.2 * t - 1) ** 2
+    first = mean**2 + variance
+    # The loss is the mean of two independent squares.
+    second = first**2 + 0.5 * (2 * variance**2 + 4 * mean**2 * variance)
+    moment = {1: first, 2: second}[power].reshape(32, n).mean(axis=1)
+    return moment ** (1 / power)
+
+
+@pytest.mark.parametrize("power", [1, 2])
+def test_adaptive_follows_the_loss_and_lowers_the_variance(plain, power):
+    objective = Adaptive(FLOW, power=float(power), decay=0.99)
+
+    def step(memory, key):
+        data_key, loss_key = jax.random.split(key)
+        progress = Progress(jnp.zeros((), jnp.int32), memory)
+        _, metrics = objective(network, 1.0, 1.0, loss_key, batch(data_key), progress)
+        return objective.update_memory(memory, metrics), None
+
+    keys = jax.random.split(jax.random.key(3), 1000)
+    memory = jax.jit(lambda keys: jax.lax.scan(step, objective.init_memory(), keys)[0])(keys)
+    density = np.asarray(objective.density(memory), np.float64)
+    size = loss_by_bin(power)
+    expected = 0.1 + 0.9 * size / size.mean()
+    assert density.mean() == pytest.approx(1.0, abs=1e-5)
+    np.testing.assert_allclose(density, expected, rtol=0.12)
+    losses = mean_losses(objective, memory)
+    assert_same_mean(losses, plain)
+    # That only times drawn by the second moment have the least variance is what iDDPM says.
+    assert losses.var() < plain.var()
+
+
+def test_adaptive_starts_uniform_and_keeps_bins_without_examples():
+    objective = Adaptive(FLOW, num_bins=4, decay=0.5)
+    np.testing.assert_allclose(objective.density(objective.init_memory()), 1.0)
+    metrics = {
+        "time_bin": jnp.array([0, 0, 3]),
+        "unweighted_loss": jnp.array([1.0, 3.0, 2.0]),
+    }
+    # Bin 0: halfway from 1 to (1² + 3²)/2; bin 3: halfway to 2².
+    np.testing.assert_allclose(
+        objective.update_memory(objective.init_memory(), metrics), [3.0, 1.0, 1.0, 2.5]
+    )
+
+
+@pytest.mark.parametrize("name", ["stratified", "low_discrepancy"])
+def test_adaptive_keeps_the_strata(name):
+    draw = {"stratified": uniforms.Stratified(), "low_discrepancy": uniforms.LowDiscrepancy()}[name]
+    memory = jnp.exp(jax.random.normal(jax.random.key(0), (32,)))
+    spread = mean_losses(Adaptive(replace(FLOW, uniforms=draw)), memory)
+    alone = mean_losses(Adaptive(FLOW), memory)
+    assert_same_mean(spread, alone)
+    assert spread.var() < 0.8 * alone.var()
+
+
+# Learned uncertainty.
+
+
+@dataclass(frozen=True)
+class Known(Objective):
+    """A loss whose mean at each log-SNR is known: `exp(log_mean(λ))` times a unit exponential."""
+
+    log_mean: Any
+
+    def __call__(self, apply, params, ema_params, key, batch, progress):
+        level_key, loss_key = jax.random.split(key)
+        log_snr = jax.random.uniform(level_key, (BATCH,), minval=-25.0, maxval=25.0)
+        loss = jnp.exp(self.log_mean(log_snr)) * jax.random.exponential(loss_key, (BATCH,))
+        return loss, {"log_snr": log_snr}
+
+
+def test_the_best_uncertainty_is_the_log_of_the_mean_loss():
+    series = jnp.array([0.3, -1.0, 0.5, 0.2])
+
+    def log_mean(log_snr):  # the same cosines, written out
+        angle = jnp.pi * (jnp.clip(log_snr, -20.0, 20.0) + 20.0) / 40.0
+        return 0.3 - jnp.cos(angle) + 0.5 * jnp.cos(2 * angle) + 0.2 * jnp.cos(3 * angle)
+
+    objective = Uncertainty(Known(log_mean), num_terms=4)
+    assert objective.init_params(jax.random.key(0))["uncertainty"].shape == (4,)
+    progress = Progress(jnp.zeros((), jnp.int32))
+
+    def mean_loss(series, key):
+        return objective(network, {"uncertainty": series}, None, key, {}, progress)[0].mean()
+
+    @jax.jit
+    def gradients(at):
+        keys = jax.random.split(jax.random.key(1), REPEATS)
+        return jax.vmap(jax.grad(mean_loss), (None, 0))(at, keys)
+
+    def z(at):
+        found = np.asarray(gradients(at), np.float64)
+        return found.mean(0) / (found.std(0, ddof=1) / np.sqrt(REPEATS))
+
+    assert np.abs(z(series)).max() < 4.5
+    for term in range(4):  # and at no other series
+        assert np.abs(z(series.at[term].add(0.05))).max() > 4.5
+
+
+def test_uncertainty_leaves_the_minimiser_of_the_network():
+    """The gradient by the network's parameters is that of the loss, at each level by a factor."""
+    objective = Uncertainty(FLOW)
+    key, progress = jax.random.key(0), Progress(jnp.zeros((), jnp.int32))
+    series = {"uncertainty": 0.1 * jnp.arange(16.0)}
+    # Wrappers hand all parameters on; this network reads one number.
+    apply = lambda params, *inputs, **options: network(params["x"], *inputs, **options)  # noqa: E731
+
+    def losses(objective):
+        return lambda x: objective(
+            apply, {"x": x, **series}, None, key, batch(jax.random.key(1)), progress
+        )
+
+    (wrapped, metrics), (slope, _) = jax.jvp(losses(objective), (1.0,), (1.0,))
+    (loss, _), (plain_slope, _) = jax.jvp(losses(FLOW), (1.0,), (1.0,))
+    share = (np.clip(metrics["log_snr"], -20, 20) + 20) / 40
+    u = sum(0.1 * i * np.cos(np.pi * i * share) for i in range(16))
+    np.testing.assert_allclose(wrapped, loss * np.exp(-u) + u, rtol=2e-4, atol=1e-4)
+    np.testing.assert_allclose(slope, plain_slope * np.exp(-u), rtol=1e-3, atol=1e-5)
+
+
+# Terms that are added.
+
+
+def test_contrastive_is_the_loop_of_its_paper():
+    scale, key, progress = 0.3, jax.random.key(2), Progress(jnp.zeros((), jnp.int32))
+    data = batch(jax.random.key(3))
+    loss, _ = Contrastive(FLOW, scale)(network, 1.0, None, key, data, progress)
+    # The same draws, by the objective that is wrapped.
+    time_key, rest = jax.random.split(key)
+    noised = FLOW.noised(times.Uniform().quantile(
+        uniforms.Independent()(time_key, BATCH), FLOW.path), rest, data)  # fmt: skip
+    t = np.ravel(noised.c.t)
+    x0, eps = (np.asarray(each, np.float64) for each in noised.pair)
+    for i in range(0, BATCH, 17):
+        x_t = (1 - t[i]) * x0[i] + t[i] * eps[i]
+        output = 0.2 * x_t - 1.5 * np.exp(-0.5 * ((t[i] - 0.3) / 0.05) ** 2)
+        own = np.mean((output - (eps[i] - x0[i])) ** 2)
+        other = np.mean((output - (eps[i - 1] - x0[i - 1])) ** 2)
+        assert float(loss[i]) == pytest.approx(own - scale * other, rel=1e-4, abs=1e-5)
+
+
+def test_dispersive_is_the_loop_of_its_paper():
+    objective = Dispersive(FLOW, scale=0.7, temperature=0.4)
+    key, progress = jax.random.key(4), Progress(jnp.zeros((), jnp.int32))
+    data = batch(jax.random.key(5))
+    loss, _ = objective(network, 1.0, None, key, data, progress)
+    plain, _ = FLOW(network, 1.0, None, key, data, progress)
+    time_key, rest = jax.random.split(key)
+    t = times.Uniform().quantile(uniforms.Independent()(time_key, BATCH), FLOW.path)
+    z = np.tanh(np.asarray(FLOW.noised(t, rest, data).x_t, np.float64))
+    kernel = [[np.exp(-np.mean((a - b) ** 2) / 0.4) for b in z] for a in z]
+    np.testing.assert_allclose(loss - plain, 0.7 * np.log(np.mean(kernel)), rtol=1e-4, atol=1e-5)
+
+
+def test_activations_that_are_all_alike_disperse_to_nothing():
+    objective = Dispersive(FLOW)
+    assert float(objective.dispersion(jnp.ones((8, 2, 2, 3)))) == pytest.approx(0.0, abs=1e-5)
+    far = 100.0 * jnp.arange(8.0)[:, None]
+    assert float(objective.dispersion(far)) == pytest.approx(-np.log(8.0), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    "wrapped",
+    [
+        Importance(FLOW, times.LogitNormal()),
+        Adaptive(FLOW),
+        Contrastive(FLOW),
+        Dispersive(FLOW),
+        Uncertainty(Adaptive(FLOW)),
+    ],
+    ids=lambda wrapped: type(wrapped).__name__,
+)
+def test_wrappers_share_what_they_wrap(wrapped):
+    assert wrapped.path is FLOW.path
+    assert wrapped.precond is FLOW.precond
+    assert wrapped.outputs == 1
+    # Uncertainty is the one that changes the weight, and so it states none.
+    assert hasattr(wrapped, "effective_weight") == (not isinstance(wrapped, wrappers.Uncertainty))
+    if hasattr(wrapped, "effective_weight"):
+        at = jnp.array([0.5])
+        np.testing.assert_allclose(wrapped.effective_weight(at), FLOW.effective_weight(at))
+
+
+def test_the_effective_weight_is_what_the_loss_pays():
+    """With every noise wrong by 1, the mean loss is the integral of the effective weight."""
+    t = jnp.linspace(0.1, 0.9, 2001)
+    images = jnp.zeros((len(t), 1))
+    noised = FLOW.noised(t, jax.random.key(0), {"image": images, "label": images})
+    # Where the noise is wrong by 1 and x_t is what it is, x0 is wrong by -s/a.
+    wrong = Pair(noised.pair.x0 - noised.c.s / noised.c.a, noised.pair.eps + 1.0)
+    loss = np.asarray(FLOW.loss(noised, encode(noised.k, wrong)), np.float64)
+    density = np.exp(np.asarray(FLOW.times.log_density(t, FLOW.path), np.float64))
+    levels = np.linspace(-2.0 * np.log(9.0), 2.0 * np.log(9.0), 2001)
+    weight = np.asarray(FLOW.effective_weight(jnp.asarray(levels, jnp.float32)), np.float64)
+    assert np.trapezoid(weight, levels) == pytest.approx(
+        np.trapezoid(loss * density, np.asarray(t, np.float64)), rel=1e-3
+    )
