@@ -391,4 +391,6 @@ def test_float32_finite_data_never_hold_all_differences():
     data = FiniteData(jnp.zeros((points, size)))
     x, t = jnp.zeros((batch, size)), jnp.full(batch, 0.5)
     program = jax.jit(lambda x, t: data.predict(paths.Linear())(x, t, None)).lower(x, t).compile()
-    assert program.memory_analysis().temp_size_in_bytes < 0.1 * (4 * batch * points * size)
+    memory = program.memory_analysis()
+    assert memory is not None
+    assert memory.temp_size_in_bytes < 0.1 * (4 * batch * points * size)

@@ -145,7 +145,21 @@ SHAPES = {
 }
 
 
-@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.py")), ids=lambda path: path.stem)
+PLAIN_CONFIGS = [CONFIGS / f"{name}.py" for name in SHAPES]
+
+
+@pytest.mark.parametrize("name", ["digits_reflow", "digits_translation"])
+def test_every_config_of_pairs_fits_together(name):
+    config = config_files.load(f"{CONFIGS}/{name}.py")
+    assert "source" in wire(config, *SHAPES["digits"]).batch_shapes(2)
+
+
+def test_every_config_is_tested():
+    pairs = {"digits_reflow", "digits_translation"}
+    assert {path.stem for path in CONFIGS.glob("*.py")} == {*SHAPES, *pairs}
+
+
+@pytest.mark.parametrize("path", PLAIN_CONFIGS, ids=lambda path: path.stem)
 def test_every_config_fits_together(path):
     """Each config with two unlike objectives and networks, shape-checked without data."""
     image_shape, num_classes = SHAPES[path.stem]

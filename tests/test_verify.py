@@ -70,7 +70,7 @@ RIGHT = {
 def test_right_objectives_pass(objective, data):
     found = verify_objective(objective, data, num_batches=48)
     assert found.passed, found
-    # Gaussian z have a mean square of 1; that of 8 exceeds 4 once in 40,000 times.
+    # The mean square of 8 independent z exceeds 4 once in 10,000 times; here the key is fixed.
     assert np.mean(np.square(list(found.z.values()))) < 4.0
     assert max(found.detectable.values()) < 0.06
     assert found.num_examples == 48 * 512

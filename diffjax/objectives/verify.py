@@ -172,7 +172,8 @@ def verify_objective(
         key: of all that is random; the same each time unless given.
         num_batches: independent repetitions, from which the errors come.
         batch_size: examples of each.
-        threshold: the largest `|z|` that passes; 4.5 fails a right objective once in 4,000 times.
+        threshold: the largest `|z|` that passes; 4.5 fails a right objective once in
+            4,000 times with 64 batches, once in 300 with 16.
         limit: the largest `detectable` that passes, as a share of the target's root mean square.
 
     Raises:

@@ -95,6 +95,10 @@ class Uncertainty(Wrapper):
         u = self.log_loss(params["uncertainty"], metrics["log_snr"])
         return loss * jnp.exp(-u) + u, metrics
 
+    def effective_weight(self, log_snr: Array) -> Array:
+        """That of the objective, as at the start; `u`, once learned, divides it by `e^u`."""
+        return self.objective.effective_weight(log_snr)
+
     def log_loss(self, series: Array, log_snr: Array) -> Array:
         """`u(λ)`, of the shape of `log_snr`."""
         share = (jnp.clip(log_snr, -self.limit, self.limit) + self.limit) / (2.0 * self.limit)
