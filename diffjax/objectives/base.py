@@ -82,6 +82,10 @@ class Objective:
         end = noise if source is None else source
         return self.path.sigma(jnp.asarray(self.path.t_noise)) * end
 
+    def effective_weight(self, log_snr: Array) -> Array:
+        """What a unit of log-SNR pays for each squared error of the noise, if that is defined."""
+        raise NotImplementedError(f"{type(self).__name__} is no squared error at random times")
+
     def update_memory(self, memory: Any, metrics: dict[str, Array]) -> Any:
         """The memory after a step, from the metrics of that step."""
         del metrics

@@ -1,6 +1,7 @@
 """Which noise goes with which image of a batch."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -90,7 +91,8 @@ class EntropicTransport(Coupling):
             ) from error
         costs = squared_distances(batch["image"], noise)
         costs = costs / jnp.std(costs)
-        problem = LinearProblem(Geometry(costs, epsilon=self.epsilon))
+        epsilon: Any = self.epsilon  # a traced number will do; ott-jax declares a float
+        problem = LinearProblem(Geometry(costs, epsilon=epsilon))
         plan = Sinkhorn(max_iterations=self.max_iterations)(problem)
         logits = (plan.f[:, None] + plan.g[None, :] - costs) / self.epsilon
         return Pair(batch["image"], noise[jax.random.categorical(key, logits)])

@@ -94,10 +94,6 @@ class LearnedVariance(Wrapper):
         clipped = jnp.where(last, 2.0 * gap, c.t)
         return reverse_step(self.path, c.t, jnp.where(last, 0.0, c.t - gap), clipped, gap), last
 
-    def effective_weight(self, log_snr: Array) -> Array:
-        """That of the objective; the bound trains the variance alone."""
-        return self.objective.effective_weight(log_snr)
-
 
 def reverse_step(path: Path, t: Array, t_next: Array, t_clipped: Array, gap: Scalar) -> Reverse:
     """`q(x_next | x_t, x0)`, with the small variance taken from the step that ends `t_clipped`.

@@ -50,6 +50,10 @@ class Wrapper(Objective):
     def init_memory(self) -> Any:
         return self.objective.init_memory()
 
+    def effective_weight(self, log_snr: Array) -> Array:
+        """That of the objective: what is added to it, or balanced by learning, is left out."""
+        return self.objective.effective_weight(log_snr)
+
     def precond_for(self, source: Array | None) -> Precond:
         return self.objective.precond_for(source)
 
@@ -95,10 +99,6 @@ class Uncertainty(Wrapper):
         u = self.log_loss(params["uncertainty"], metrics["log_snr"])
         return loss * jnp.exp(-u) + u, metrics
 
-    def effective_weight(self, log_snr: Array) -> Array:
-        """That of the objective, as at the start; `u`, once learned, divides it by `e^u`."""
-        return self.objective.effective_weight(log_snr)
-
     def log_loss(self, series: Array, log_snr: Array) -> Array:
         """`u(λ)`, of the shape of `log_snr`."""
         share = (jnp.clip(log_snr, -self.limit, self.limit) + self.limit) / (2.0 * self.limit)
@@ -139,10 +139,6 @@ class Importance(Wrapper):
         loss = objective.loss(noised, objective.ask(apply, params, noised))
         log_ratio = objective.times.log_density(t, path) - self.proposal.log_density(t, path)
         return jnp.exp(log_ratio) * loss, objective.metrics(noised)
-
-    def effective_weight(self, log_snr: Array) -> Array:
-        """That of the objective."""
-        return self.objective.effective_weight(log_snr)
 
 
 @register_dataclass
@@ -205,10 +201,6 @@ class Adaptive(Wrapper):
         size = memory ** (1.0 / self.power)
         return self.uniform_share + (1.0 - self.uniform_share) * size / jnp.mean(size)
 
-    def effective_weight(self, log_snr: Array) -> Array:
-        """That of the objective."""
-        return self.objective.effective_weight(log_snr)
-
     def _quantile(self, density: Array, u: Array) -> Array:
         mass = jnp.concatenate([jnp.zeros(1), jnp.cumsum(density) / self.num_bins])
         return jnp.interp(u, mass / mass[-1], jnp.linspace(0.0, 1.0, self.num_bins + 1))
@@ -254,10 +246,6 @@ class Contrastive(Wrapper):
         loss = objective.loss(noised, output) - self.scale * objective.loss(other, output)
         return loss, objective.metrics(noised)
 
-    def effective_weight(self, log_snr: Array) -> Array:
-        """That of the objective, without the second term."""
-        return self.objective.effective_weight(log_snr)
-
 
 @register_dataclass
 @dataclass(frozen=True)
@@ -302,7 +290,3 @@ class Dispersive(Wrapper):
         distances = squares[:, None] + squares - 2.0 * (z @ z.T) / z.shape[1]
         n = len(z)
         return jax.nn.logsumexp(-distances / self.temperature) - 2.0 * jnp.log(n)
-
-    def effective_weight(self, log_snr: Array) -> Array:
-        """That of the objective, without the second term."""
-        return self.objective.effective_weight(log_snr)
