@@ -261,11 +261,8 @@ def test_wrappers_share_what_they_wrap(wrapped):
     assert wrapped.path is FLOW.path
     assert wrapped.precond is FLOW.precond
     assert wrapped.outputs == 1
-    # Uncertainty is the one that changes the weight, and so it states none.
-    assert hasattr(wrapped, "effective_weight") == (not isinstance(wrapped, wrappers.Uncertainty))
-    if hasattr(wrapped, "effective_weight"):
-        at = jnp.array([0.5])
-        np.testing.assert_allclose(wrapped.effective_weight(at), FLOW.effective_weight(at))
+    at = jnp.array([0.5])
+    np.testing.assert_allclose(wrapped.effective_weight(at), FLOW.effective_weight(at))
 
 
 def test_the_effective_weight_is_what_the_loss_pays():
