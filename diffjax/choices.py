@@ -87,6 +87,7 @@ TIMES: Table = MappingProxyType(
         "mode": spec(times.Mode),
         "cos_map": spec(times.CosMap),
         "log_normal": spec(times.LogNormal),
+        "log_normal_edm2": spec(times.LogNormal, mean=-0.4, std=1.0),
         "uniform_log_snr": spec(times.UniformLogSNR),
         "beta": spec(times.Beta),
     }
@@ -202,7 +203,7 @@ OBJECTIVES: Mapping[str, Mapping[str, str]] = MappingProxyType(
             "score_sub_vp": {"path": "sub_vp", "target": "noise"},
             "zero_snr": {"path": "ddpm_table_zero_snr", "target": "v", "times": "discrete"},
             "edm": _EDM,
-            "edm2": {**_EDM, "wrappers": "uncertainty"},
+            "edm2": {**_EDM, "times": "log_normal_edm2", "wrappers": "uncertainty"},
             "simple": {"path": "cosine_shifted", "target": "v"},
             "vdm": {
                 "path": "linear_log_snr",

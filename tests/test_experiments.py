@@ -138,6 +138,8 @@ def test_help_is_short_and_lists_the_choices(script, capsys):
 
 SHAPES = {
     "digits": ((8, 8, 1), 10),
+    "digits_reflow": ((8, 8, 1), 10),
+    "digits_translation": ((8, 8, 1), 10),
     "fashion_mnist": ((28, 28, 1), 10),
     "mnist": ((28, 28, 1), 10),
     "cifar10": ((32, 32, 3), 10),

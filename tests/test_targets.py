@@ -102,7 +102,7 @@ def test_how_ill_conditioned_each_target_is(path_name):
     first, last = log_snr_at_ends(path)
     in_x0 = {"noise": np.exp(-last / 2), "score": np.exp(-last / 2)}
     in_eps = {"clean": np.exp(first / 2)}
-    if path_name in ("ve", "edm"):
+    if path_name in ("ve", "edm", "brownian_bridge"):
         in_x0["velocity"] = np.exp(-last / 2)
     for name, target in TARGETS.items():
         if (path_name, name) in ILLEGAL:

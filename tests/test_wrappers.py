@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffjax.objectives import wrappers
 from diffjax.objectives.base import Objective, Progress
 from diffjax.objectives.denoising import Denoising
 from diffjax.objectives.wrappers import Adaptive, Contrastive, Dispersive, Importance, Uncertainty

@@ -3,17 +3,16 @@
 import csv
 import io
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import matplotlib as mpl
 import numpy as np
-from jax import Array
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from PIL import Image
 
 from diffjax.evaluation.tables import percent
 from diffjax.objectives.base import Objective
@@ -22,8 +21,8 @@ from diffjax.process.paths import log_snr
 LIMIT = 20.0  # log-SNRs beyond ± this are left out
 NOISY, CLEAN = -4.0, 4.0  # where the table divides log-SNR
 COLUMNS = (
-    "objective", "path", "target", "weight", "times", "besides", "log-SNR",
-    "25 %", "median", "75 %", f"below {NOISY:g}", "between", f"above {CLEAN:g}", "note",
+    "objective", "path", "target", "weight", "times", "log-SNR",
+    "25 %", "median", "75 %", f"below {NOISY:g}", "between", f"above {CLEAN:g}", "besides",
 )  # fmt: skip
 
 _NUM_POINTS = 2000
@@ -52,13 +51,11 @@ class WeightCurve:
         weight: `[n]`, what a unit of log-SNR pays for each squared error of the noise.
         share: `[n]`, the same times the least error there, which sums to 1: the weight is scaled
             so. The error is that of Gaussian data's best denoiser, `sigmoid(λ + 2·log sigma_data)`.
-        note: what the weight leaves out, or "".
     """
 
     log_snr: np.ndarray
     weight: np.ndarray
     share: np.ndarray
-    note: str = ""
 
     @property
     def spacing(self) -> float:
@@ -84,12 +81,11 @@ def weight_curve(objective: Objective, *, sigma_data: float = 0.5) -> WeightCurv
     model. That error depends on the data; here it is that of Gaussian data, `N(0, sigma_data²)`.
 
     Args:
-        objective: a weighted denoising error, or a wrapper around one. Where the wrapper has no
-            effective weight of its own the curve is that of what it wraps, and a note says so.
+        objective: a weighted denoising error, or a wrapper around one.
         sigma_data: of the Gaussian.
 
     Raises:
-        TypeError: nothing in the objective has an effective weight.
+        NotImplementedError: the objective has no effective weight.
 
     Example:
         >>> from diffjax.objectives.denoising import Denoising
@@ -102,32 +98,16 @@ def weight_curve(objective: Objective, *, sigma_data: float = 0.5) -> WeightCurv
         >>> round(weight_curve(objective).quantile(0.5), 2)
         2.4
     """
-    effective_weight, note = _stated_weight(objective)
-    ends = np.asarray(
-        log_snr(objective.path, jnp.stack([objective.path.t_noise, objective.path.t_min]))
-    )
-    low, high = np.clip(ends.astype(np.float64), -LIMIT, LIMIT)
+    path = objective.path
+    ends = jax.jit(log_snr)(path, jnp.stack([path.t_noise, path.t_min]))
+    low, high = np.clip(np.asarray(ends, np.float64), -LIMIT, LIMIT)
     # In the middle of cells: at the very ends some densities of time are 0 times infinity.
     levels = low + (np.arange(_NUM_POINTS) + 0.5) * (high - low) / _NUM_POINTS
-    weight = np.asarray(jax.jit(effective_weight)(jnp.asarray(levels, jnp.float32)), np.float64)
+    effective_weight = jax.jit(objective.effective_weight)
+    weight = np.asarray(effective_weight(jnp.asarray(levels, jnp.float32)), np.float64)
     share = weight / (1.0 + np.exp(-levels) / sigma_data**2)
     total = np.sum(share) * (levels[1] - levels[0])
-    return WeightCurve(levels, weight / total, share / total, note)
-
-
-def _stated_weight(objective: Any) -> tuple[Callable[[Array], Array], str]:
-    """The outermost effective weight there is, and what it leaves out."""
-    name = type(objective).__name__
-    # Few-step objectives and learned balances have none: that is a fact about them, no error.
-    if callable(getattr(objective, "effective_weight", None)):
-        wraps = getattr(objective, "objective", None) is not None
-        says = (type(objective).effective_weight.__doc__ or "").strip().partition("\n")[0]
-        return objective.effective_weight, f"{name}: {says}" if wraps else ""
-    if getattr(objective, "objective", None) is None:
-        raise TypeError(f"{name} has no effective weight")
-    weight, note = _stated_weight(objective.objective)
-    own = f"{name} is left out: it has no effective weight of its own."
-    return weight, f"{note} {own}".strip()
+    return WeightCurve(levels, weight / total, share / total)
 
 
 def table(
@@ -151,11 +131,12 @@ def table(
         rows.append(
             [
                 name,
-                *(parts[name][axis] for axis in ("path", "target", "weight", "times", "besides")),
+                *(parts[name][axis] for axis in ("path", "target", "weight", "times")),
                 f"{ends[0]:.1f} … {ends[1]:.1f}",
-                *(f"{curve.quantile(u):.1f}" for u in (0.25, 0.5, 0.75)),
+                # Adding 0 turns -0.0 into 0.0.
+                *(f"{round(curve.quantile(u), 1) + 0.0:.1f}" for u in (0.25, 0.5, 0.75)),
                 *map(percent, shares),
-                curve.note,
+                parts[name]["besides"],
             ]
         )
     return rows
@@ -203,21 +184,29 @@ def plot(curves: Mapping[str, WeightCurve]) -> bytes:
         figure = Figure(figsize=(10.5, 0.55 + 1.55 * rows), layout="constrained")
         panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
         for axes, group in zip(panels.flat, groups, strict=False):
-            _panel(axes, curves[group[0]], curves[groups[0][0]], group)
+            _panel(axes, group, curves[group[0]], groups[0][0], curves[groups[0][0]])
+        for index, axes in enumerate(panels.flat):
+            # Ticks are written below the last panel of each column, wherever that is.
+            axes.tick_params(labelbottom=len(groups) - columns <= index < len(groups))
         for axes in panels.flat[len(groups) :]:
             axes.set_axis_off()
         handles, labels = panels[0, 0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside upper center", ncols=len(labels))
-        figure.supxlabel("log-SNR (clean to the right)", fontsize=8)
+        figure.supxlabel("log-SNR: noisy to clean", fontsize=8)
         buffer = io.BytesIO()
         figure.savefig(buffer, format="png", dpi=110)
-    return buffer.getvalue()
+    small = io.BytesIO()
+    with Image.open(buffer) as image:  # Few colours take a third of the bytes.
+        image.convert("RGB").quantize(64).save(small, format="PNG", optimize=True)
+    return small.getvalue()
 
 
-def _panel(axes: Axes, curve: WeightCurve, first: WeightCurve, group: Sequence[str]) -> None:
+def _panel(
+    axes: Axes, group: Sequence[str], curve: WeightCurve, first_name: str, first: WeightCurve
+) -> None:
     axes.plot(
         first.log_snr, first.weight, color=_FAINT, linestyle=":", linewidth=1,
-        label="that of the first panel",
+        label=f"that of {first_name}",
     )  # fmt: skip
     axes.fill_between(
         curve.log_snr, curve.share, 1e-9, color=_LINE, alpha=0.2, linewidth=0,

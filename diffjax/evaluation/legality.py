@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 
 import jax
 import jax.numpy as jnp
@@ -92,7 +93,7 @@ def unwalkable(path: Path, solver: Solver, num_steps: int = 8) -> str | None:
     memory = solver.init(x)
     # One by one rather than under `lax.scan`, so that the first bad step is known, and compiled
     # operations serve all paths and solvers.
-    for t, t_next in zip(times[:-2], times[1:-1], strict=True):
+    for t, t_next in pairwise(times[:-1]):
         x, memory = solver.step(denoise, path, memory, x, t, t_next, keys)
         if not np.isfinite(x).all():
             return _failed(path, t, f"the step from t={t:.4g} to t={t_next:.4g}")

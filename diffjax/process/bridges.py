@@ -71,9 +71,9 @@ class BrownianBridge:
     bridge's own posterior, `x_u | x_t, x0 ~ N(u/t·x_t + (1 - u/t)·x0, scale²·u(t - u)/t)`. Chen et
     al. 2024 (arXiv:2403.13724); Li et al. 2023 (arXiv:2205.07680).
 
-    It stops short of 1, where `s` falls infinitely fast; what is left of `x0` there, `a/s = 0.01` of
-    the noise, biases deterministic solvers by as much. Solvers in the path's own time meet that
-    slope, so prefer DDIM and DDPM here, which step in `s/a`.
+    It stops short of 1, where `s` falls infinitely fast; what is left of `x0` there, `a/s` of the
+    noise, biases deterministic solvers by as much. Solvers in the path's own time meet that
+    slope: prefer DDIM and DDPM here, which step in `s/a`.
 
     Attributes:
         scale: of the noise; deviation `scale/2` half way.

@@ -1,0 +1,276 @@
+"""A common currency: the error of any model on held-out images, by log-SNR, in any target's space.
+
+Losses of runs with other targets, weights or paths can't be compared: each pays for something
+else. What can be is the squared error at equal log-SNR. There `x_t` of any two paths is the same
+mix of image and noise up to a factor, so the best prediction of x0, and its error, are the same.
+"""
+
+import io
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import matplotlib as mpl
+import numpy as np
+from jax import Array
+from matplotlib.figure import Figure
+
+from diffjax.errors import UserError
+from diffjax.evaluation.tables import MISSING, measure
+from diffjax.process.paths import Cosine, Pair, Path, coeffs, log_snr, mix, time_of_log_snr
+from diffjax.process.precond import Predict
+from diffjax.process.targets import Target
+from diffjax.process.weights import x0_factor
+
+EDGES = tuple(float(edge) for edge in range(-10, 11))
+"""Bins of log-SNR: from almost pure noise to noise of less than a grey level, and 1 wide."""
+_VARIANCE_PRESERVING = Cosine()
+_STYLE = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
+
+
+class Estimate(NamedTuple):
+    """A mean over images and its standard error."""
+
+    mean: float
+    standard_error: float
+
+
+@dataclass(frozen=True)
+class ValidationLoss:
+    """Squared errors of one model, each image at each noise level.
+
+    Attributes:
+        edges: `[K+1]`, of the bins of log-SNR, rising.
+        errors: by the name of the space, `[N, K]`; not a number in bins that the path does not
+            cover from edge to edge, where the model was not asked.
+    """
+
+    edges: np.ndarray
+    errors: Mapping[str, np.ndarray]
+
+    @property
+    def covered(self) -> np.ndarray:
+        """The bins that the path covers, bool `[K]`."""
+        return np.any(np.isfinite(next(iter(self.errors.values()))), axis=0)
+
+    def by_bin(self, space: str) -> list[Estimate | None]:
+        """The mean error in each bin, None where the path does not reach."""
+        columns = zip(self.errors[space].T, self.covered, strict=True)
+        return [_estimate(column) if inside else None for column, inside in columns]
+
+    def total(self, space: str, bins: np.ndarray | None = None) -> Estimate:
+        """The mean over log-SNR, each unit of it counted alike.
+
+        In the space of the noise that is what the variational bound is made of (Kingma et al.
+        2021, arXiv:2107.00630).
+
+        Args:
+            space: in which the error is.
+            bins: bool `[K]`, which of them; for models on other paths the ones that all cover.
+                By default those that this model's path covers.
+
+        Raises:
+            UserError: none of the bins is covered.
+        """
+        bins = self.covered if bins is None else bins & self.covered
+        if not bins.any():
+            raise UserError("no bin of log-SNR lies on every path: choose others, or fewer runs")
+        widths = np.diff(self.edges)[bins]
+        return _estimate(self.errors[space][:, bins] @ (widths / np.sum(widths)))
+
+
+def loss_by_log_snr(
+    predict: Predict,
+    path: Path,
+    images: np.ndarray,
+    labels: np.ndarray,
+    key: Array,
+    *,
+    spaces: Mapping[str, Target],
+    edges: Sequence[float] = EDGES,
+    space_path: Path = _VARIANCE_PRESERVING,
+    batch_size: int = 128,
+) -> ValidationLoss:
+    """The error of a model on held-out images at log-SNRs from every bin.
+
+        error = (D_space/s)²·mean_pixels (x0_predicted - x0)²
+
+    Image i is mixed with noise that depends on `key`, i and the bin alone, at a log-SNR in the bin
+    that depends on the same; so models are compared on equal terms, and their differences are
+    better known than each error.
+
+    Args:
+        predict: the model; conditional ones are given the labels.
+        path: the path that it was trained on.
+        images: `[N, H, W, C]` in [-1, 1], at least 2.
+        labels: `[N]`.
+        key: of noise and log-SNRs.
+        spaces: targets, by name.
+        edges: of the bins of log-SNR, rising.
+        space_path: where the targets' coefficients are taken, at the same log-SNR and for all
+            models alike. Noise and clean data have the same error on every path; those of v and
+            the velocity depend on the path's scale and time.
+        batch_size: images at a time.
+
+    Raises:
+        UserError: no bin lies within the log-SNRs of both paths, or an error is not finite.
+
+    Example:
+        >>> from diffjax.process import analytic, paths, targets
+        >>> data = analytic.Gaussian(jnp.zeros(4), 0.25 * jnp.eye(4))
+        >>> loss = loss_by_log_snr(
+        ...     data.predict(paths.Linear()), paths.Linear(), data.draw(jax.random.key(0), 9000),
+        ...     np.zeros(9000, np.int32), jax.random.key(1), spaces={"clean": targets.Clean()},
+        ...     edges=(-0.01, 0.01), batch_size=9000,
+        ... )
+        >>> round(loss.by_bin("clean")[0].mean, 2)  # 0.25/(1 + 0.25) at log-SNR 0
+        0.2
+    """
+    bounds = np.asarray(edges, np.float64)
+    covered = _covered(path, bounds) & _covered(space_path, bounds)
+    if not covered.any():
+        raise UserError(
+            f"no bin between log-SNR {edges[0]:g} and {edges[-1]:g} lies within the path's range"
+        )
+    one_bin = _one_bin(predict, path, spaces, space_path, key)
+    errors = {name: np.full((len(images), len(covered)), np.nan) for name in spaces}
+    for start in range(0, len(images), batch_size):
+        # The last batch is filled up, so that every batch has the shape that was compiled.
+        rows = np.arange(start, start + batch_size)
+        x0, cond = (np.take(part, rows, axis=0, mode="clip") for part in (images, labels))
+        here = slice(start, min(start + batch_size, len(images)))
+        for index in np.flatnonzero(covered):
+            batch = one_bin(x0, cond, rows, index, *bounds[index : index + 2].astype(np.float32))
+            for name, part in batch.items():
+                errors[name][here, index] = np.asarray(part)[: here.stop - start]
+    for name, part in errors.items():
+        if not np.isfinite(part[:, covered]).all():
+            raise UserError(f"the model's {name} error is not finite: has its training diverged?")
+    return ValidationLoss(bounds, errors)
+
+
+def _one_bin(
+    predict: Predict, path: Path, spaces: Mapping[str, Target], space_path: Path, key: Array
+) -> Callable[..., dict[str, Array]]:
+    """`(x0[B, …], labels[B], rows[B], bin, low, high) -> errors[B]` by space, compiled once."""
+
+    def draw(row: Array, index: Array, shape: tuple[int, ...]) -> tuple[Array, Array]:
+        own = jax.random.fold_in(jax.random.fold_in(key, row), index)
+        level_key, noise_key = jax.random.split(own)
+        return jax.random.uniform(level_key), jax.random.normal(noise_key, shape)
+
+    @jax.jit
+    def one_bin(
+        x0: Array, cond: Array, rows: Array, index: Array, low: Array, high: Array
+    ) -> dict[str, Array]:
+        u, eps = jax.vmap(lambda row: draw(row, index, x0.shape[1:]))(rows)
+        level = low + u * (high - low)
+        t = time_of_log_snr(path, level)
+        x_t = mix(coeffs(path, t, x0.ndim), Pair(x0, eps))
+        wrong = jnp.square(predict(x_t, t, cond).x0 - x0)
+        error = jnp.mean(wrong, axis=tuple(range(1, x0.ndim)))
+        there = coeffs(space_path, time_of_log_snr(space_path, level), ndim=1)
+        return {name: error / x0_factor(there, space(there)) for name, space in spaces.items()}
+
+    return one_bin
+
+
+def _covered(path: Path, edges: np.ndarray) -> np.ndarray:
+    """The bins that lie within a path's log-SNRs from edge to edge, bool `[K]`."""
+    low, high = np.asarray(log_snr(path, jnp.stack([path.t_noise, path.t_min])))
+    slack = 1e-3  # rounding must not cost a path the bin that ends where it does
+    return (edges[:-1] >= low - slack) & (edges[1:] <= high + slack)
+
+
+def _estimate(values: np.ndarray) -> Estimate:
+    return Estimate(float(np.mean(values)), float(np.std(values, ddof=1)) / math.sqrt(len(values)))
+
+
+def as_json(loss: ValidationLoss) -> dict[str, Any]:
+    """What is written beside a run: bins, and for each space its errors and their total."""
+    return {
+        "log_snr_edges": loss.edges.tolist(),
+        "num_images": len(next(iter(loss.errors.values()))),
+        "covered": loss.covered.tolist(),
+        "spaces": {
+            space: {
+                "by_log_snr": [one and one._asdict() for one in loss.by_bin(space)],
+                "total": loss.total(space)._asdict(),
+            }
+            for space in loss.errors
+        },
+    }
+
+
+def loss_table(losses: Mapping[str, ValidationLoss], space: str) -> str:
+    """The errors of several models in one space as lines of text: bins down, models across.
+
+    The last line is the mean over the bins that all of them cover. Each is `mean ± standard error`.
+
+    Args:
+        losses: by the model's name, of the same bins.
+        space: in which the errors are.
+
+    Raises:
+        UserError: no bin is covered by all of them.
+    """
+    edges = next(iter(losses.values())).edges
+    columns = [loss.by_bin(space) for loss in losses.values()]
+    common = np.logical_and.reduce([loss.covered for loss in losses.values()])
+    lines = [[f"{space} error at log-SNR", *losses]]
+    for index, (low, high) in enumerate(pairwise(edges)):
+        lines.append([f"{low:g} … {high:g}", *(_written(column[index]) for column in columns)])
+    totals = [loss.total(space, common) for loss in losses.values()]
+    lines.append([f"mean of {interval(edges, common)}", *map(_written, totals)])
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+    return "\n".join(
+        "  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True))
+        for line in lines
+    )
+
+
+def interval(edges: np.ndarray, bins: np.ndarray) -> str:
+    """From where to where some adjoining bins reach.
+
+    Example:
+        >>> interval(np.array([-2.0, -1.0, 0.0, 1.0]), np.array([False, True, True]))
+        '-1 … 1'
+    """
+    return f"{edges[:-1][bins][0]:g} … {edges[1:][bins][-1]:g}" if bins.any() else MISSING
+
+
+def plot(losses: Mapping[str, ValidationLoss]) -> bytes:
+    """The errors of several models by log-SNR as a PNG, one panel for each space.
+
+    Each line stands for a model; its band is two standard errors to either side.
+    """
+    spaces = list(next(iter(losses.values())).errors)
+    with mpl.rc_context(_STYLE):  # pyright: ignore[reportArgumentType]
+        figure = Figure(figsize=(1.0 + 4.0 * len(spaces), 3.6), layout="constrained")
+        panels = figure.subplots(1, len(spaces), squeeze=False)[0]
+        for axes, space in zip(panels, spaces, strict=True):
+            for name, loss in losses.items():
+                inside = loss.covered
+                middles = 0.5 * (loss.edges[:-1] + loss.edges[1:])[inside]
+                means, errors = np.array([one for one in loss.by_bin(space) if one]).T
+                (line,) = axes.plot(middles, means, marker="o", markersize=3, label=name)
+                axes.fill_between(
+                    middles, np.maximum(means - 2 * errors, 1e-3 * means), means + 2 * errors,
+                    color=line.get_color(), alpha=0.2, linewidth=0,
+                )  # fmt: skip
+            axes.set(yscale="log", xlabel="log-SNR: noisy to clean", ylabel=f"{space} error")
+            axes.grid(True, alpha=0.25)
+        panels[0].legend(frameon=False)
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="png", dpi=110)
+    return buffer.getvalue()
+
+
+def _written(estimate: Estimate | None) -> str:
+    if estimate is None:
+        return MISSING
+    return f"{measure(estimate.mean)} ± {measure(estimate.standard_error)}"

@@ -1,0 +1,139 @@
+r"""Compare runs on held-out images: their error by log-SNR, in the space of any target.
+
+  python -m experiments.validate --workdirs=runs/digits,runs/digits-ddpm --space=noise,clean,v
+
+Runs may differ in path, target, weight and network, but not in data. All are asked about the same
+images with the same noise at the same log-SNRs. Prints one table a space and writes
+validation.json into each run's folder.
+"""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import jax
+import numpy as np
+from absl import flags
+
+import diffjax
+from diffjax import choices
+from diffjax.data import DataSet, all_images
+from diffjax.errors import UserError
+from diffjax.evaluation import validation
+from diffjax.evaluation.validation import ValidationLoss
+from diffjax.spec import build, choose
+from diffjax.training.load import Run
+from diffjax.training.measure import write_json
+from experiments import cli
+
+FLAGS = flags.FlagValues()
+flags.DEFINE_list("workdirs", None, "folders of the runs", flag_values=FLAGS)
+flags.DEFINE_list("space", ["noise", "clean", "v"], "targets whose error it is", flag_values=FLAGS)
+flags.DEFINE_string(
+    "space_path", "cosine", "path on which v and velocity are meant", flag_values=FLAGS
+)
+flags.DEFINE_integer("num_images", 500, "of the test set", lower_bound=2, flag_values=FLAGS)
+flags.DEFINE_integer("seed", 0, "of noise and log-SNRs", flag_values=FLAGS)
+flags.DEFINE_string("weights", None, "live, or an average such as ema-0.999", flag_values=FLAGS)
+flags.DEFINE_integer("batch_size", 128, "images at a time", lower_bound=1, flag_values=FLAGS)
+flags.DEFINE_string("out", None, "a plot as well, .png", flag_values=FLAGS)
+flags.DEFINE_list(
+    "allowed_packages", [], "of your own, that the saved configs may name", flag_values=FLAGS
+)
+
+
+def main(args: SimpleNamespace) -> None:
+    """Measures all runs, prints the tables, and says where the rest is."""
+    cli.require(args, "workdirs")
+    spaces = {name: build(choose(choices.TARGETS, name, "target")) for name in args.space}
+    space_path = build(choose(choices.PATHS, args.space_path, "path"))
+    if not spaces:
+        raise UserError(f"--space is empty; it takes any of {', '.join(choices.TARGETS)}")
+    if args.out is not None and Path(args.out).suffix != ".png":
+        raise UserError(f"--out={args.out} should end in .png")
+    runs, dataset = load_runs(args.workdirs, ("diffjax", *args.allowed_packages))
+    images, labels = all_images(dataset.test, args.num_images)
+    losses = {}
+    for name, run in runs.items():
+        print(f"{name}: {len(images)} images", file=sys.stderr)
+        losses[name] = validation.loss_by_log_snr(
+            run.predict(args.weights),
+            run.setup.wired.path,
+            images,
+            labels if run.setup.wired.num_classes else np.zeros_like(labels),
+            jax.random.key(args.seed),
+            spaces=spaces,
+            space_path=space_path,
+            batch_size=min(args.batch_size, len(images)),
+        )
+    print("\n\n".join(validation.loss_table(losses, space) for space in spaces))
+    for name, run in runs.items():
+        provenance = {
+            "step": run.step,
+            "weights": args.weights or run.config.weights,
+            "data": dataset.name,
+            "split": "test",
+            "test_sha256": dataset.test.fingerprint(),
+            "seed": args.seed,
+            "space_path": args.space_path,
+        }
+        _write(run, provenance | validation.as_json(losses[name]))
+    print(f"validation.json in {', '.join(runs)}")
+    if args.out is not None:
+        _save(Path(args.out), losses)
+
+
+def load_runs(workdirs: Sequence[str], allowed: tuple[str, ...]) -> tuple[dict[str, Run], DataSet]:
+    """The runs by their folders, and the data that all of them were trained on.
+
+    Raises:
+        UserError: a folder twice, without a run, or whose run is on other data or on pairs of
+            images.
+    """
+    runs: dict[str, Run] = {}
+    dataset: DataSet | None = None
+    for workdir in workdirs:
+        if workdir in runs:
+            raise UserError(f"--workdirs has {workdir} twice")
+        run = diffjax.load(workdir, allowed_packages=allowed)
+        if run.setup.wired.objective.needs_source:
+            raise UserError(
+                f"{workdir} was trained on pairs of images; here images are mixed with noise"
+            )
+        own: DataSet = build(run.config.data)
+        dataset = dataset or own
+        if own.test.fingerprint() != dataset.test.fingerprint():
+            raise UserError(
+                f"{workdir} ({own.name}) has other test images than {workdirs[0]} "
+                f"({dataset.name}): only runs on the same data can be compared"
+            )
+        runs[workdir] = run
+    if dataset is None:
+        raise UserError("--workdirs is empty; it takes folders of runs")
+    return runs, dataset
+
+
+def _write(run: Run, content: dict[str, Any]) -> None:
+    path = run.workdir / "validation.json"
+    try:
+        write_json(path, content)
+    except OSError as error:
+        raise UserError(f"can't write {path}: {error.strerror}") from error
+
+
+def _save(out: Path, losses: dict[str, ValidationLoss]) -> None:
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_bytes(validation.plot(losses))
+    except OSError as error:
+        raise UserError(f"can't write {out}: {error.strerror}") from error
+    print(f"plot in {out}")
+
+
+USAGE = f"""{__doc__}
+Spaces: {", ".join(choices.TARGETS)}"""
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main, FLAGS, usage=USAGE))
