@@ -363,7 +363,15 @@ def trained(objective: Objective, apply: Any, draw: Any, num_steps: int) -> jax.
     return run(jax.random.split(jax.random.key(1), num_steps))["theta"]
 
 
-@pytest.mark.parametrize("name", [name for name in choices.OBJECTIVES if name != "otcfm"])
+# Those whose noise is independent of the data; tests/test_bridges.py has the others.
+INDEPENDENT = [
+    name
+    for name, parts in choices.OBJECTIVES.items()
+    if (parts["coupling"], parts["bridge"]) == ("independent", "none")
+]
+
+
+@pytest.mark.parametrize("name", INDEPENDENT)
 def test_training_reaches_the_truth(name):
     """The network is the truth plus three deviations of the target's size."""
     axes = choices.OBJECTIVES[name]

@@ -24,7 +24,7 @@ class LinearBetas:
 
     Example:
         >>> path = LinearBetas()
-        >>> float(path.alpha(jnp.array(0.001)) ** 2)  # one step: 1 - beta_start
+        >>> round(float(path.alpha(jnp.array(0.001)) ** 2), 6)  # one step: 1 - beta_start
         0.9999
     """
 
