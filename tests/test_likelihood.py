@@ -162,7 +162,9 @@ def test_the_ode_knows_a_mixture_and_its_probes_know_their_error(name):
     assert abs(off) < 4 * stated + 2e-3
 
 
-@pytest.mark.parametrize("trace", [Hutchinson(1), Hutchinson(2, jax.random.normal)], ids=str)
+@pytest.mark.parametrize(
+    "trace", [Hutchinson(1), Hutchinson(2, jax.random.normal)], ids=["rademacher", "normal"]
+)
 def test_few_probes_are_unbiased_and_one_admits_that_it_can_not_say(trace):
     path = PATHS["linear"]
     x = jnp.tile(MIXTURE.draw(jax.random.key(2), 1), (1024, 1))
