@@ -50,6 +50,9 @@ flags.DEFINE_integer(
     "num_times", None, "vlb, discrete_vlb: noise levels an image", lower_bound=2, flag_values=FLAGS
 )
 flags.DEFINE_string("dequantisation", None, "none, uniform or variational", flag_values=FLAGS)
+flags.DEFINE_integer(
+    "dequantiser_steps", 500, "updates that fit a variational one", lower_bound=1, flag_values=FLAGS
+)
 flags.DEFINE_integer("num_images", None, "of the test set (all)", lower_bound=2, flag_values=FLAGS)
 flags.DEFINE_integer("seed", 0, "of probes, times and noise", flag_values=FLAGS)
 flags.DEFINE_string("weights", None, "live, or an average such as ema-0.999", flag_values=FLAGS)
@@ -82,7 +85,7 @@ def ode(
     dequantisation: str = "uniform",
     trace: str = "hutchinson",
     num_probes: int = 2,
-    num_steps: int = 32,
+    num_steps: int | None = None,
     tolerance: float | None = None,
 ) -> Method:
     """The probability-flow ODE."""
@@ -102,11 +105,18 @@ def ode(
 
         return run
 
+    if num_steps is not None and tolerance is not None:
+        raise UserError("--num_steps fixes the steps and --tolerance adapts them: give one of them")
     if tolerance is not None:
-        steps = likelihood.Adaptive(tolerance), likelihood.Adaptive(10 * tolerance)
-    else:
-        steps = likelihood.FixedSteps(num_steps), likelihood.FixedSteps(num_steps // 2)
-    return Method(estimate(steps[0]), coarser=estimate(steps[1]))
+        return Method(
+            estimate(likelihood.Adaptive(tolerance)),
+            coarser=estimate(likelihood.Adaptive(10 * tolerance)),
+        )
+    steps = num_steps or likelihood.FixedSteps().num_steps
+    return Method(
+        estimate(likelihood.FixedSteps(steps)),
+        coarser=estimate(likelihood.FixedSteps(steps // 2)),
+    )
 
 
 def vlb(dequantisation: str = "none", num_times: int = 64) -> Method:
@@ -142,7 +152,8 @@ def main(args: Any) -> None:
     make = choose(METHODS, args.method, "method")
     options = options_of(make, args)
     spreads = {"none": _as_they_are, "uniform": dequantise.uniform, "variational": None}
-    spread = choose(spreads, options["dequantisation"], "dequantisation")
+    dequantisation = options["dequantisation"]
+    spread = choose(spreads, dequantisation, "dequantisation")
     method = make(**options)
     run = diffjax.load(args.workdir, allowed_packages=("diffjax", *args.allowed_packages))
     if run.setup.wired.objective.starts_at_source:
@@ -154,7 +165,7 @@ def main(args: Any) -> None:
     estimate_key, fit_key = jax.random.split(jax.random.key(args.seed))
     began = time.perf_counter()
     if spread is None:
-        spread = fitted(run, params, dataset, fit_key)
+        spread = fitted(run, params, dataset, fit_key, args.dequantiser_steps)
     images, labels = all_images(dataset.test, limit_images=args.num_images or 0)
     measure = measurer(run, params, spread, estimate_key, min(args.batch_size, len(images)))
     log_p, errors, nfe = measure(method.estimate, method.discrete, images, labels)
@@ -172,6 +183,7 @@ def main(args: Any) -> None:
     result |= {
         "method": args.method,
         **options,
+        "dequantiser_steps": args.dequantiser_steps if spreads[dequantisation] is None else None,
         "nfe": nfe,
         "split": "test",
         "data": dataset.name,
@@ -184,7 +196,7 @@ def main(args: Any) -> None:
     path = run.workdir / "likelihood.json"
     written = read_json(path) or {}
     if jax.process_index() == 0:
-        write_json(path, written | {f"{args.method}-{options['dequantisation']}": result})
+        write_json(path, written | {f"{args.method}-{dequantisation}": result})
     print(line(result))
 
 
@@ -240,7 +252,7 @@ def measurer(run: Run, params: Any, spread: Spread, key: Array, batch_size: int)
     return measure
 
 
-def fitted(run: Run, params: Any, dataset: DataSet, key: Array) -> Spread:
+def fitted(run: Run, params: Any, dataset: DataSet, key: Array, num_steps: int) -> Spread:
     """A dequantiser learned on training images, by the bound in continuous time."""
     wired = run.setup.wired
     images, labels = all_images(dataset.train, limit_images=10_000)
@@ -250,7 +262,11 @@ def fitted(run: Run, params: Any, dataset: DataSet, key: Array) -> Spread:
         return bound.variational_bound(predict, wired.path, x, keys, labels, num_times=4).log_p
 
     learned, _ = dequantise.fit_dequantiser(
-        log_density, jax.numpy.asarray(images), jax.numpy.asarray(labels), key
+        log_density,
+        jax.numpy.asarray(images),
+        jax.numpy.asarray(labels),
+        key,
+        num_steps=num_steps,
     )
     return lambda keys, x: dequantise.variational(learned, keys, x)
 

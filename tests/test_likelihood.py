@@ -236,7 +236,7 @@ def test_without_diffrax_one_line_says_what_to_install(monkeypatch):
         )
 
 
-@pytest.mark.parametrize("target", [targets.V(), targets.Velocity(), targets.Clean()], ids=str)
+@pytest.mark.parametrize("target", [targets.V(), targets.Clean()], ids=str)
 def test_every_target_gives_the_same_likelihood(target):
     path = PATHS["cosine"]
     x = MIXTURE.draw(jax.random.key(0), 8)
@@ -282,7 +282,7 @@ def expected_gap(path, time):
 
 
 @pytest.mark.parametrize(
-    "time", [ContinuousTime(), DiscreteTime(10), DiscreteTime(100)], ids=["continuous", "10", "100"]
+    "time", [ContinuousTime(), DiscreteTime(30)], ids=["continuous", "30 steps"]
 )
 @every_path
 def test_the_bound_is_a_bound_and_as_tight_as_theory_says(name, time):

@@ -1,0 +1,99 @@
+"""`python -m experiments.likelihood` as a person uses it, on a tiny run of the digits config."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+import diffjax
+from configs import digits
+from experiments import cli, likelihood
+
+
+def run(*arguments):
+    return cli.run(likelihood.main, likelihood.FLAGS, usage=likelihood.USAGE, argv=arguments)
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    config = digits.get_config()
+    config.num_steps = 2
+    config.model.update(hidden_size=16, depth=1, num_heads=2)
+    config.sampling.num_steps = 2
+    config.evaluation.update(num_samples=20, batch_size=24, solvers=("ddim",), num_steps=(2,))
+    folder = tmp_path_factory.mktemp("likelihood") / "digits"
+    diffjax.train(config.lock(), folder)
+    return folder
+
+
+def results(workdir):
+    return json.loads((Path(workdir) / "likelihood.json").read_text())
+
+
+def test_each_method_prints_a_line_and_adds_to_the_file(workdir, capsys):
+    few = [f"--workdir={workdir}", "--num_images=10", "--batch_size=8"]
+    assert run(*few, "--num_steps=4") == 0
+    assert run(*few, "--method=vlb", "--num_times=4") == 0
+    assert run(*few, "--method=discrete_vlb", "--num_steps=10", "--num_times=4") == 0
+    lines = capsys.readouterr().out.strip().splitlines()
+    assert [line.split(":")[0] for line in lines] == [
+        "ode, uniform",
+        "vlb, none",
+        "discrete_vlb, none",
+    ]
+    assert all("10 test images" in line for line in lines)
+    written = results(workdir)
+    assert set(written) == {"ode-uniform", "vlb-none", "discrete_vlb-none"}
+    # An untrained network denoises by its output layer's zeros: a code worse than the raw 8 bits.
+    for result in written.values():
+        assert result["bits_per_dim"] > 4.0
+        assert result["standard_error"] > 0.0
+        assert result["estimator_error"] > 0.0
+        assert result["num_images"] == 10
+    assert written["ode-uniform"]["nfe"] == 16
+    assert written["ode-uniform"]["num_steps"] == 4
+    assert "coarser_steps_change" in written["ode-uniform"]
+
+
+def test_the_batch_does_not_matter_and_the_seed_does(workdir, capsys):
+    few = [f"--workdir={workdir}", "--method=vlb", "--num_times=4", "--num_images=10"]
+    values = []
+    for more in (["--batch_size=8"], ["--batch_size=16"], ["--batch_size=8", "--seed=1"]):
+        assert run(*few, *more) == 0
+        values.append(results(workdir)["vlb-none"]["bits_per_dim"])
+    assert values[1] == pytest.approx(values[0], rel=1e-5)
+    assert values[2] != pytest.approx(values[0], rel=1e-5)
+
+
+def test_a_learned_dequantiser_is_fitted_on_the_way(workdir, capsys):
+    assert run(f"--workdir={workdir}", "--method=vlb", "--num_times=4", "--num_images=8",
+               "--dequantisation=variational", "--dequantiser_steps=3") == 0  # fmt: skip
+    assert "vlb, variational:" in capsys.readouterr().out
+    assert results(workdir)["vlb-variational"]["dequantiser_steps"] == 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--method=od"], "did you mean 'ode'"),
+        (["--trace=exakt"], "did you mean 'exact'"),
+        (["--dequantisation=uniforn"], "did you mean 'uniform'"),
+        (["--dequantisation=none"], "needs --dequantisation=uniform or variational"),
+        (["--method=vlb", "--trace=exact"], "--trace has no part in --method=vlb"),
+        (["--method=vlb", "--num_times=5"], "num_times=5 must be even"),
+        (["--num_steps=4", "--tolerance=1e-3"], "give one of them"),
+        (["--weights=ema-0.9"], "did you mean 'ema-0.99'"),
+    ],
+)
+def test_mistakes_end_in_one_line(workdir, arguments, message, capsys):
+    assert run(f"--workdir={workdir}", *arguments) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert len(error.strip().splitlines()) == 1
+
+
+def test_help_is_short_and_lists_the_methods(capsys):
+    assert run("--help") == 0
+    text = capsys.readouterr().out
+    assert len(text.splitlines()) < 50
+    assert all(name in text for name in likelihood.METHODS)
