@@ -6,23 +6,11 @@ python -m experiments.train --config=configs/digits.py:objective=ddpm,model=unet
 
 from ml_collections import ConfigDict
 
+from diffjax import choices
 from diffjax.data import digits
 from diffjax.evaluation.features import classifier_features
 from diffjax.experiment import experiment
-from diffjax.models import DiT, UNet
 from diffjax.spec import spec
-
-MODELS = {
-    "dit": spec(DiT, patch_size=2, hidden_size=64, depth=4, num_heads=2),
-    "unet": spec(
-        UNet,
-        channels=32,
-        channel_multipliers=(1, 2),
-        num_res_blocks=1,
-        attention_resolutions=(4,),
-        head_channels=32,
-    ),
-}
 
 
 def get_config(arguments: str = "") -> ConfigDict:
@@ -32,7 +20,7 @@ def get_config(arguments: str = "") -> ConfigDict:
         arguments,
         data=spec(digits),
         extractor=spec(classifier_features, name="digits"),
-        models=MODELS,
+        models=choices.MODELS_8X8,
         model="dit",
     )
     config.num_steps = 1_200

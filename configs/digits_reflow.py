@@ -6,7 +6,6 @@ python -m experiments.train --config=configs/digits_reflow.py --config.data.path
 
 from ml_collections import ConfigDict
 
-from configs.digits import MODELS
 from diffjax import choices
 from diffjax.data import digits, pairs
 from diffjax.evaluation.features import classifier_features
@@ -21,7 +20,7 @@ def get_config(arguments: str = "") -> ConfigDict:
         arguments,
         data=spec(pairs, dataset=spec(digits)),
         extractor=spec(classifier_features, name="digits"),
-        models=MODELS,
+        models=choices.MODELS_8X8,
         model="dit",
         objective="reflow",
     )

@@ -6,7 +6,6 @@ python -m experiments.train --config=configs/digits_translation.py:objective=bri
 
 from ml_collections import ConfigDict
 
-from configs.digits import MODELS
 from diffjax import choices
 from diffjax.data import Coarse, digits, translation
 from diffjax.evaluation.features import classifier_features
@@ -21,7 +20,7 @@ def get_config(arguments: str = "") -> ConfigDict:
         arguments,
         data=spec(translation, dataset=spec(digits), change=spec(Coarse, factor=2)),
         extractor=spec(classifier_features, name="digits"),
-        models=MODELS,
+        models=choices.MODELS_8X8,
         model="dit",
         objective="translation",
     )

@@ -11,23 +11,11 @@ distance of 7.3 (floor 0.85) at 34 network evaluations per sample.
 
 from ml_collections import ConfigDict
 
+from diffjax import choices
 from diffjax.data import fashion_mnist
 from diffjax.evaluation.features import classifier_features
 from diffjax.experiment import experiment
-from diffjax.models import DiT, UNet
 from diffjax.spec import spec
-
-MODELS = {
-    "dit": spec(DiT, patch_size=4, hidden_size=128, depth=4, num_heads=4),
-    "unet": spec(
-        UNet,
-        channels=32,
-        channel_multipliers=(1, 2, 2),
-        num_res_blocks=1,
-        attention_resolutions=(7,),
-        head_channels=32,
-    ),
-}
 
 
 def get_config(arguments: str = "") -> ConfigDict:
@@ -37,7 +25,7 @@ def get_config(arguments: str = "") -> ConfigDict:
         arguments,
         data=spec(fashion_mnist),
         extractor=spec(classifier_features, name="fashion_mnist"),
-        models=MODELS,
+        models=choices.MODELS_28X28,
         model="dit",
     )
     config.num_steps = 3_000

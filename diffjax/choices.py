@@ -9,6 +9,7 @@ from types import MappingProxyType
 
 from ml_collections import ConfigDict
 
+from diffjax.models import DiT, UNet
 from diffjax.objectives import couplings, interpolant, learned_variance, wrappers
 from diffjax.objectives.denoising import Denoising
 from diffjax.process import (
@@ -155,6 +156,36 @@ GRIDS: Table = MappingProxyType(
         "uniform": spec(grids.Power),
         "quadratic": spec(grids.Power, exponent=2.0),
         "log_snr": spec(grids.UniformLogSNR),
+        "karras": spec(grids.Karras),
+    }
+)
+# Where samplers step by default, for the paths on which equal steps in time will not do.
+GRIDS_OF_PATHS: Mapping[str, str] = MappingProxyType({"edm": "karras"})
+# Small networks, for images of these sizes.
+MODELS_8X8: Table = MappingProxyType(
+    {
+        "dit": spec(DiT, patch_size=2, hidden_size=64, depth=4, num_heads=2),
+        "unet": spec(
+            UNet,
+            channels=32,
+            channel_multipliers=(1, 2),
+            num_res_blocks=1,
+            attention_resolutions=(4,),
+            head_channels=32,
+        ),
+    }
+)
+MODELS_28X28: Table = MappingProxyType(
+    {
+        "dit": spec(DiT, patch_size=4, hidden_size=128, depth=4, num_heads=4),
+        "unet": spec(
+            UNet,
+            channels=32,
+            channel_multipliers=(1, 2, 2),
+            num_res_blocks=1,
+            attention_resolutions=(7,),
+            head_channels=32,
+        ),
     }
 )
 # What every objective is unless it says otherwise.
@@ -267,8 +298,8 @@ def set_axes(
 ) -> None:
     """Fills the parts of a config that its arguments choose, and completes its name.
 
-    Sets `config.path`, `.precond`, `.objective`, `.wrappers` and `.model`, and appends what was
-    chosen to `config.name`, so that each choice has its own run folder.
+    Sets `config.path`, `.precond`, `.objective`, `.wrappers`, `.model` and `.sampling.grid`, and
+    appends what was chosen to `config.name`, so that each choice has its own run folder.
 
     Args:
         config: with at least a `name`.
@@ -293,6 +324,8 @@ def set_axes(
         for axis, table in AXES.items()
     }
     config.path = parts["path"]
+    grid = GRIDS_OF_PATHS.get(chosen.get("path", names["path"]), "uniform")
+    config.sampling = ConfigDict({"grid": copy(GRIDS[grid])})
     config.precond = spec(
         precond.Precond, **{name: parts[name] for name in ("target", "noise_label", "input_scale")}
     )

@@ -50,7 +50,7 @@ def experiment(
     config.sampling = spec(
         Recipe,
         solver=copy(choices.SOLVERS["heun"]),
-        grid=copy(choices.GRIDS["uniform"]),
+        grid=config.sampling.grid,
         num_steps=18,
         guidance_scale=2.0,
     )
@@ -65,6 +65,7 @@ def experiment(
             "num_samples": 1_000,
             "batch_size": 500,
             "solvers": ("ddim", "heun"),
+            "grids": (),  # that of `sampling`
             "num_steps": (5, 18),
             "seed": 0,
         }

@@ -10,12 +10,14 @@ import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeVar
 
 from ml_collections import ConfigDict, FieldReference
 from ml_collections.config_dict import RequiredValueError
 
 from diffjax.errors import UserError, nearest
+
+T = TypeVar("T")
 
 
 def name_of(location: str) -> str:
@@ -40,22 +42,37 @@ def load(location: str) -> ConfigDict:
     if not location:
         raise UserError(f"--config=FILE.py is missing; {nearest('', _config_files(Path()))}")
     path, colon, text = location.partition(":")
-    arguments = (text,) if colon else ()
+    return returned_by(path, "get_config", ConfigDict, *((text,) if colon else ()))
+
+
+def returned_by(path: str, name: str, kind: type[T], *arguments: str) -> T:
+    """What a function in a file returns.
+
+    Args:
+        path: of the file.
+        name: of the function.
+        kind: what it has to return.
+        arguments: what it is called with.
+
+    Raises:
+        UserError: there is no such file or function, it has a bug (named by line), it takes other
+            arguments, or it returns something else.
+    """
     module = _as_written(path, lambda: _execute(Path(path)))
-    get_config = getattr(module, "get_config", None)
-    if not callable(get_config):
-        raise UserError(f"{path} defines no get_config()")
+    function = getattr(module, name, None)
+    if not callable(function):
+        raise UserError(f"{path} defines no {name}()")
     try:
-        inspect.signature(get_config).bind(*arguments)
+        inspect.signature(function).bind(*arguments)
     except TypeError:
-        given = f"the arguments {text!r}" if colon else "no arguments after a colon"
+        given = f"the arguments {arguments[0]!r}" if arguments else "no arguments after a colon"
         raise UserError(
-            f"{path} has get_config{inspect.signature(get_config)}, but --config gives {given}"
+            f"{path} has {name}{inspect.signature(function)}, but --config gives {given}"
         ) from None
-    config = _as_written(path, lambda: get_config(*arguments))
-    if not isinstance(config, ConfigDict):
-        raise UserError(f"get_config() in {path} returns {type(config).__name__}, no ConfigDict")
-    return config
+    result = _as_written(path, lambda: function(*arguments))
+    if not isinstance(result, kind):
+        raise UserError(f"{name}() in {path} returns {type(result).__name__}, no {kind.__name__}")
+    return result
 
 
 @dataclasses.dataclass(frozen=True)

@@ -25,6 +25,7 @@ from experiments import cli
 FLAGS = flags.FlagValues()
 flags.DEFINE_string("workdir", None, "folder of the run", flag_values=FLAGS)
 flags.DEFINE_list("solvers", None, "comma-separated", flag_values=FLAGS)
+flags.DEFINE_list("grids", None, "comma-separated", flag_values=FLAGS)
 flags.DEFINE_list("num_steps", None, "comma-separated numbers of steps", flag_values=FLAGS)
 flags.DEFINE_integer("num_samples", None, "for each number", lower_bound=3, flag_values=FLAGS)
 flags.DEFINE_float("guidance_scale", None, "1 is off", flag_values=FLAGS)
@@ -45,6 +46,7 @@ def main(args: SimpleNamespace) -> None:
             run,
             build(run.config.data),
             solvers=args.solvers,
+            grids=args.grids,
             num_steps=steps,
             num_samples=args.num_samples,
             guidance_scale=args.guidance_scale,
@@ -52,7 +54,7 @@ def main(args: SimpleNamespace) -> None:
             weights=args.weights,
             should_stop=should_stop,
             report=lambda row: print(
-                f"{row['solver']}, {row['num_steps']} steps: {row['seconds']:.1f} s",
+                f"{row['solver']}, {row['grid']}, {row['num_steps']} steps: {row['seconds']:.1f} s",
                 file=sys.stderr,
             ),
         )
@@ -68,7 +70,8 @@ def parse_steps(text: str) -> int:
 
 
 USAGE = f"""{__doc__}
-Solvers: {", ".join(choices.SOLVERS)}"""
+Solvers: {", ".join(choices.SOLVERS)}
+Grids: {", ".join(choices.GRIDS)}"""
 
 if __name__ == "__main__":
     sys.exit(cli.run(main, FLAGS, usage=USAGE))

@@ -8,7 +8,6 @@ ones. Liu et al. 2023 (arXiv:2209.03003).
 """
 
 import sys
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,7 +18,7 @@ import diffjax
 from diffjax import choices
 from diffjax.errors import UserError
 from diffjax.training.generate import balanced_labels, starting_noise
-from diffjax.training.measure import named_solver, solver_name
+from diffjax.training.measure import named_recipe
 from experiments import cli
 
 FLAGS = flags.FlagValues()
@@ -47,14 +46,8 @@ def main(args: SimpleNamespace) -> None:
     wired = run.setup.wired
     if wired.objective.starts_at_source:
         raise UserError(f"{args.workdir} makes images from images; reflow pairs begin at noise")
-    solver = solver_name(run.config.sampling.solver) if args.solver is None else args.solver
-    recipe = run.recipe
-    if args.solver is not None:
-        recipe = replace(recipe, solver=named_solver(args.solver).solver)
-    if args.num_steps is not None:
-        recipe = replace(recipe, num_steps=args.num_steps)
-    if args.guidance_scale is not None:
-        recipe = replace(recipe, guidance_scale=args.guidance_scale)
+    named = named_recipe(run, args.solver, args.grid, args.num_steps, args.guidance_scale)
+    recipe = named.recipe
 
     labels = balanced_labels(args.num_pairs, wired.num_classes)
     generate = run.generator(min(args.batch_size, args.num_pairs))
@@ -63,7 +56,8 @@ def main(args: SimpleNamespace) -> None:
     how = {
         "step": run.step,
         "weights": args.weights or run.config.weights,
-        "solver": solver,
+        "solver": named.solver,
+        "grid": named.grid,
         "num_steps": recipe.num_steps,
         "guidance_scale": recipe.guidance_scale,
         "seed": args.seed,

@@ -8,7 +8,6 @@ sets of images starts at its test images, and shows each beside what it became.
 """
 
 import sys
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -22,7 +21,7 @@ from diffjax.evaluation.plots import save_png
 from diffjax.spec import build, choose
 from diffjax.training.generate import balanced_labels
 from diffjax.training.load import Run
-from diffjax.training.measure import named_solver, samples_asked_of, solver_name
+from diffjax.training.measure import named_recipe, samples_asked_of
 from experiments import cli
 
 FLAGS = flags.FlagValues()
@@ -52,16 +51,8 @@ def main(args: SimpleNamespace) -> None:
     """Samples, saves, and says how."""
     cli.require(args, "workdir")
     run = diffjax.load(args.workdir, allowed_packages=("diffjax", *args.allowed_packages))
-    solver = solver_name(run.config.sampling.solver) if args.solver is None else args.solver
-    recipe = run.recipe
-    if args.solver is not None:
-        recipe = replace(recipe, solver=named_solver(args.solver).solver)
-    if args.grid is not None:
-        recipe = replace(recipe, grid=build(choose(choices.GRIDS, args.grid, "grid")))
-    if args.num_steps is not None:
-        recipe = replace(recipe, num_steps=args.num_steps)
-    if args.guidance_scale is not None:
-        recipe = replace(recipe, guidance_scale=args.guidance_scale)
+    named = named_recipe(run, args.solver, args.grid, args.num_steps, args.guidance_scale)
+    recipe = named.recipe
     labels = parse_labels(args.labels, run, args.num_samples)
     out = Path(args.out or Path(args.workdir) / "samples" / f"seed_{args.seed}.png")
     if out.suffix != ".png":
@@ -74,7 +65,8 @@ def main(args: SimpleNamespace) -> None:
     how = {
         "step": run.step,
         "weights": args.weights or run.config.weights,
-        "solver": solver,
+        "solver": named.solver,
+        "grid": named.grid,
         "num_steps": recipe.num_steps,
         "nfe": recipe.nfe,
         "guidance_scale": recipe.guidance_scale,

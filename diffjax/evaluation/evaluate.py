@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -10,15 +10,15 @@ import numpy as np
 from diffjax.evaluation import metrics
 from diffjax.evaluation.metrics import Reference
 from diffjax.sampling.sample import Recipe
-from diffjax.sampling.solvers import Solver
 
 
 @dataclass(frozen=True)
-class NamedSolver:
-    """A solver and what tables call it."""
+class NamedRecipe:
+    """A recipe, and what tables call its parts."""
 
-    name: str
-    solver: Solver
+    solver: str
+    grid: str
+    recipe: Recipe
 
 
 @dataclass(frozen=True)
@@ -37,48 +37,42 @@ class Evaluation:
 
 def evaluate(
     draw: Callable[[Recipe, np.ndarray, int], np.ndarray],
-    recipe: Recipe,
-    solver_name: str,
+    main: NamedRecipe,
     reference: Reference,
     *,
     labels: np.ndarray,
     conditional: bool,
     seed: int,
-    solvers: Sequence[NamedSolver] = (),
-    num_steps: Sequence[int] = (),
+    others: Sequence[NamedRecipe] = (),
     report: Callable[[Mapping[str, Any]], None] = lambda row: None,
 ) -> Evaluation:
-    """Measures the main recipe in full, and each solver at each number of steps in short.
+    """Measures the main recipe in full, and each of the others in short.
 
     All recipes start from the same noise and labels.
 
     Args:
         draw: `(recipe, labels[n], seed) -> images[n, H, W, C]`.
-        recipe: the main one.
-        solver_name: of the main one.
+        main: the recipe that the run is judged by.
         reference: the real data and the features.
         labels: `[n]`, one for each sample.
         conditional: whether they mean anything; if not, no accuracy is measured.
         seed: of the noise.
-        solvers: to be crossed with `num_steps`; grid and guidance are the main recipe's.
-        num_steps: intervals of the grid.
+        others: those equal to the main one are passed over.
         report: called with each row as it is done.
     """
     began = time.perf_counter()
-    samples, row, full = _measure(draw, recipe, solver_name, reference, labels, conditional, seed)
+    samples, row, full = _measure(draw, main, reference, labels, conditional, seed)
     report(row)
     rows = [row]
-    for named in solvers:
-        for steps in num_steps:
-            if (named.name, steps) == (solver_name, recipe.num_steps):
-                continue
-            other = replace(recipe, solver=named.solver, num_steps=steps)
-            _, row, _ = _measure(draw, other, named.name, reference, labels, conditional, seed)
+    for other in others:
+        if _how(other) != _how(main):
+            _, row, _ = _measure(draw, other, reference, labels, conditional, seed)
             report(row)
             rows.append(row)
-    rows.sort(key=lambda row: (row["solver"], row["nfe"]))
+    rows.sort(key=lambda row: (row["solver"], row["grid"], row["nfe"]))
+    recipe = main.recipe
     sampling = {
-        "solver": solver_name,
+        "solver": main.solver,
         "grid": repr(recipe.grid),
         "num_steps": recipe.num_steps,
         "nfe": recipe.nfe,
@@ -97,8 +91,7 @@ def evaluate(
 
 def _measure(
     draw: Callable[[Recipe, np.ndarray, int], np.ndarray],
-    recipe: Recipe,
-    solver_name: str,
+    named: NamedRecipe,
     reference: Reference,
     labels: np.ndarray,
     conditional: bool,
@@ -106,17 +99,24 @@ def _measure(
 ) -> tuple[np.ndarray, dict[str, Any], dict[str, Any]]:
     """Samples, their row in the table, and all that is known about them."""
     began = time.perf_counter()
-    samples = draw(recipe, labels, seed)
+    samples = draw(named.recipe, labels, seed)
     seconds = time.perf_counter() - began
     full = metrics.compare(samples, labels if conditional else None, reference)
     row = {
-        "solver": solver_name,
-        "num_steps": recipe.num_steps,
-        "nfe": recipe.nfe,
-        "guidance_scale": recipe.guidance_scale,
+        **_how(named),
         "accuracy": full["accuracy"],
         "frechet_distance": full["frechet_distance"]["value"],
         "kernel_distance": full["kernel_distance"]["value"],
         "seconds": seconds,
     }
     return samples, row, full
+
+
+def _how(named: NamedRecipe) -> dict[str, Any]:
+    return {
+        "solver": named.solver,
+        "grid": named.grid,
+        "num_steps": named.recipe.num_steps,
+        "nfe": named.recipe.nfe,
+        "guidance_scale": named.recipe.guidance_scale,
+    }

@@ -134,7 +134,7 @@ def quality_against_nfe(
     metric: str = "frechet_distance",
     label: str = "Fréchet distance",
 ) -> str:
-    """One line per solver: a measure of quality against network evaluations per sample.
+    """One line per solver and grid: a measure of quality against network evaluations per sample.
 
     Args:
         rows: with `solver`, `nfe`, `guidance_scale` and `metric`; rows without a number for
@@ -288,9 +288,11 @@ def _integer_ticks(axes: Axes, values: list[float]) -> None:
 
 def _lines(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
     scales = {row.get("guidance_scale") for row in rows}
+    grids = {row.get("grid") for row in rows}
     lines: dict[str, list[Mapping[str, Any]]] = {}
     for row in rows:
-        suffix = f", guidance {row.get('guidance_scale')}" if len(scales) > 1 else ""
+        suffix = f", {row.get('grid')}" if len(grids) > 1 else ""
+        suffix += f", guidance {row.get('guidance_scale')}" if len(scales) > 1 else ""
         lines.setdefault(f"{row.get('solver')}{suffix}", []).append(row)
     return lines
 

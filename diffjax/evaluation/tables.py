@@ -83,6 +83,7 @@ class Column(NamedTuple):
 
 COLUMNS = (
     Column("solver", "solver"),
+    Column("grid", "grid"),
     Column("num_steps", "steps"),
     Column("nfe", "NFE"),
     Column("guidance_scale", "guidance"),
@@ -94,12 +95,13 @@ COLUMNS = (
 
 
 def sorted_rows(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Rows of quality by NFE in the order of solver, guidance scale, NFE."""
+    """Rows of quality by NFE in the order of solver, grid, guidance scale, NFE."""
 
-    def order(row: Mapping[str, Any]) -> tuple[str, float, float]:
+    def order(row: Mapping[str, Any]) -> tuple[str, str, float, float]:
         scale, nfe = row.get("guidance_scale"), row.get("nfe")
         return (
             str(row.get("solver")),
+            str(row.get("grid")),
             float(scale) if is_number(scale) else math.inf,  # pyright: ignore[reportArgumentType]
             float(nfe) if is_number(nfe) else math.inf,  # pyright: ignore[reportArgumentType]
         )
@@ -134,8 +136,8 @@ def quality_table(rows: Sequence[Mapping[str, Any]]) -> str:
     widths = [max(len(line[i]) for line in lines) for i in range(len(columns))]
     return "\n".join(
         "  ".join(
-            cell.ljust(width) if index == 0 else cell.rjust(width)
-            for index, (cell, width) in enumerate(zip(line, widths, strict=True))
+            cell.ljust(width) if column.heading in ("solver", "grid") else cell.rjust(width)
+            for column, cell, width in zip(columns, line, widths, strict=True)
         )
         for line in lines
     )

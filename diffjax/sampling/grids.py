@@ -52,5 +52,31 @@ class UniformLogSNR:
         return _end_clean(path, inner.at[0].set(path.t_noise))
 
 
+@register_dataclass
+@dataclass(frozen=True)
+class Karras:
+    """Equal steps in `σ^(1/rho)`, where `σ = s/a` is the noise per unit of signal; then clean data.
+
+    `σ_i = (σ_0^(1/ρ) + i/(n-1)·(σ_(n-1)^(1/ρ) - σ_0^(1/ρ)))^ρ` from `t_noise` to `t_min`. Where the
+    path ends in pure noise (σ infinite), the first step goes on from `highest`. Karras et al. 2022
+    (arXiv:2206.00364), equation 5.
+
+    Example:
+        >>> from diffjax.process.schedules import EDM
+        >>> Karras()(EDM(), 4).round(3).tolist()
+        [80.0, 9.723, 0.47, 0.002, 0.0]
+    """
+
+    rho: Scalar = 7.0
+    highest: Scalar = 80.0
+
+    def __call__(self, path: Path, n: int) -> Array:
+        ends = log_snr(path, jnp.stack([jnp.asarray(path.t_noise), jnp.asarray(path.t_min)]))
+        first, last = jnp.minimum(jnp.exp(-0.5 * ends), self.highest) ** (1.0 / self.rho)
+        sigma = jnp.linspace(first, last, n) ** self.rho
+        inner = time_of_log_snr(path, -2.0 * jnp.log(sigma))
+        return _end_clean(path, inner.at[0].set(path.t_noise))
+
+
 def _end_clean(path: Path, times: Array) -> Array:
     return jnp.append(jnp.maximum(times, path.t_min), 0.0)

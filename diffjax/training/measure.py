@@ -4,6 +4,7 @@ import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from itertools import product
 from typing import Any
 
 import jax
@@ -14,11 +15,11 @@ from diffjax import choices
 from diffjax.data import DataSet, eval_batches
 from diffjax.errors import UserError
 from diffjax.evaluation import metrics
-from diffjax.evaluation.evaluate import NamedSolver, evaluate
+from diffjax.evaluation.evaluate import NamedRecipe, evaluate
 from diffjax.evaluation.features import check_images
 from diffjax.evaluation.neighbours import nearest
 from diffjax.evaluation.plots import save_png
-from diffjax.sampling.solvers import Solver
+from diffjax.sampling.sample import Recipe
 from diffjax.spec import TARGET, build, choose
 from diffjax.training import workdirs
 from diffjax.training.generate import balanced_labels
@@ -35,6 +36,7 @@ def measure(
     dataset: DataSet,
     *,
     solvers: Sequence[str] | None = None,
+    grids: Sequence[str] | None = None,
     num_steps: Sequence[int] | None = None,
     num_samples: int | None = None,
     guidance_scale: float | None = None,
@@ -50,7 +52,8 @@ def measure(
     Args:
         run: the model.
         dataset: what it was trained on.
-        solvers: names, to be crossed with `num_steps`.
+        solvers: names, to be crossed with `grids` and `num_steps`.
+        grids: names; with none the run's own.
         num_steps: intervals of the grid.
         num_samples: labels are spread evenly over them.
         guidance_scale: 1 is off.
@@ -63,22 +66,28 @@ def measure(
         What was written.
 
     Raises:
-        UserError: an unknown solver or average, images that the extractor can't take.
+        UserError: an unknown solver, grid or average, images that the extractor can't take.
         Interrupted: `should_stop` said so; nothing is written.
     """
     settings = run.config.evaluation
     seed = int(settings.seed if seed is None else seed)
-    named = [named_solver(name) for name in (settings.solvers if solvers is None else solvers)]
-    recipe = run.recipe
-    if guidance_scale is not None:
-        recipe = replace(recipe, guidance_scale=guidance_scale)
+    main = named_recipe(run, guidance_scale=guidance_scale)
+    # Runs of before there was a choice of grids have no list of them.
+    others = [
+        named_recipe(run, solver, grid, steps, guidance_scale)
+        for solver, grid, steps in product(
+            settings.solvers if solvers is None else solvers,
+            (settings.get("grids") if grids is None else grids) or (None,),
+            settings.num_steps if num_steps is None else num_steps,
+        )
+    ]
     params = run.weights(weights)
     reference = metrics.reference(dataset, build(settings.extractor))
     labels = balanced_labels(num_samples or settings.num_samples, dataset.num_classes)
     labels, source = samples_asked_of(run.setup.wired, dataset, labels)
     generate = run.generator(settings.batch_size)
 
-    def draw(recipe: Any, labels: np.ndarray, seed: int) -> np.ndarray:
+    def draw(recipe: Recipe, labels: np.ndarray, seed: int) -> np.ndarray:
         if should_stop():
             raise Interrupted(
                 f"stopped while evaluating; the training in {run.workdir} is finished and saved, "
@@ -88,14 +97,12 @@ def measure(
 
     result = evaluate(
         draw,
-        recipe,
-        solver_name(run.config.sampling.solver),
+        main,
         reference,
         labels=labels,
         conditional=dataset.num_classes > 0,
         seed=seed,
-        solvers=named,
-        num_steps=settings.num_steps if num_steps is None else num_steps,
+        others=others,
         report=report,
     )
     summary = {
@@ -130,11 +137,13 @@ def check_evaluation(config: ConfigDict, image_shape: tuple[int, int, int]) -> N
     """Refuses an evaluation that could not run, before there is anything to evaluate.
 
     Raises:
-        UserError: an unknown solver, an extractor for other images, too few samples.
+        UserError: an unknown solver or grid, an extractor for other images, too few samples.
     """
     settings = config.evaluation
     for name in settings.solvers:
-        named_solver(name)
+        choose(choices.SOLVERS, name, "solver")
+    for name in settings.grids:
+        choose(choices.GRIDS, name, "grid")
     extractor = build(settings.extractor)
     one_image = np.zeros((1, *image_shape), np.float32)
     check_images(one_image, extractor.image_shape, f"extractor {extractor.name}")
@@ -145,19 +154,39 @@ def check_evaluation(config: ConfigDict, image_shape: tuple[int, int, int]) -> N
         )
 
 
-def named_solver(name: str) -> NamedSolver:
-    """A solver from the table of choices.
+def named_recipe(
+    run: Run,
+    solver: str | None = None,
+    grid: str | None = None,
+    num_steps: int | None = None,
+    guidance_scale: float | None = None,
+) -> NamedRecipe:
+    """A run's recipe with some parts chosen by name.
 
     Raises:
-        UserError: there is none of that name.
+        UserError: an unknown solver or grid.
     """
-    solver: Solver = build(choose(choices.SOLVERS, name, "solver"))
-    return NamedSolver(name, solver)
+    saved = run.config.sampling
+    parts: dict[str, Any] = {}
+    if solver is not None:
+        parts["solver"] = build(choose(choices.SOLVERS, solver, "solver"))
+    if grid is not None:
+        parts["grid"] = build(choose(choices.GRIDS, grid, "grid"))
+    if num_steps is not None:
+        parts["num_steps"] = num_steps
+    if guidance_scale is not None:
+        parts["guidance_scale"] = guidance_scale
+    return NamedRecipe(
+        name_in(choices.SOLVERS, saved.solver) if solver is None else solver,
+        name_in(choices.GRIDS, saved.grid) if grid is None else grid,
+        replace(run.recipe, **parts),
+    )
 
 
-def solver_name(config: Mapping[str, Any]) -> str:
-    """What tables call a solver: the name of its function."""
-    return config[TARGET].rpartition(":")[2]
+def name_in(table: choices.Table, config: ConfigDict) -> str:
+    """What tables call a part of a config: the row that it equals, else its callable's name."""
+    same = (name for name, row in table.items() if row.to_dict() == config.to_dict())
+    return next(same, config[TARGET].rpartition(":")[2])
 
 
 def write_json(path: os.PathLike[str], content: Mapping[str, Any]) -> None:
