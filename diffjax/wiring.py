@@ -81,12 +81,8 @@ def wire(config: ConfigDict, image_shape: tuple[int, int, int], num_classes: int
     Raises:
         UserError: an unknown name, an undecodable target, a size that does not divide.
     """
-    path = build(config.path)
-    precond = build(config.precond)
-    check_target(path, precond)
-    objective = build(config.objective, path=path, precond=precond)
-    for wrapper in config.get("wrappers", ()):
-        objective = build(wrapper, objective=objective)
+    objective = build_objective(config)
+    path, precond = objective.path, objective.precond
     network = build(config.model, num_classes=num_classes, **_outputs(objective, image_shape))
     recipe = build(config.sampling)
 
@@ -126,6 +122,28 @@ def wire(config: ConfigDict, image_shape: tuple[int, int, int], num_classes: int
     check_guidance(recipe.guidance_scale, wired)
     _check_loss(wired)
     return wired
+
+
+def build_objective(config: ConfigDict) -> Objective:
+    """An objective with its path, preconditioning and wrappers.
+
+    Raises:
+        UserError: the path makes the target undecodable.
+
+    Example:
+        >>> config = ConfigDict({"name": "toy"})
+        >>> choices.set_axes(config, "objective=flow", {"none": ConfigDict()}, model="none")
+        >>> build_objective(config).path
+        Linear(t_min=0.001, t_noise=1.0)
+    """
+    path = build(config.path)
+    precond = build(config.precond)
+    check_target(path, precond)
+    objective = build(config.objective, path=path, precond=precond)
+    # Configs of before there were wrappers have no list of them.
+    for wrapper in config.get("wrappers", ()):
+        objective = build(wrapper, objective=objective)
+    return objective
 
 
 def check_target(path: Path, precond: Precond) -> None:

@@ -160,6 +160,11 @@ def main(args: Any) -> None:
         raise UserError(
             f"{args.workdir} goes from one image to another, and there is no density at its start"
         )
+    if args.method != "ode" and not run.setup.wired.objective.independent_noise:
+        raise UserError(
+            f"{args.workdir} was trained on images paired with their noise, or with noise in "
+            "between: no bound is known for its sampler; use --method=ode"
+        )
     params = run.weights(args.weights)
     dataset = build(run.config.data)
     estimate_key, fit_key = jax.random.split(jax.random.key(args.seed))

@@ -89,8 +89,8 @@ def load_runs(workdirs: Sequence[str], allowed: tuple[str, ...]) -> tuple[dict[s
     """The runs by their folders, and the data that all of them were trained on.
 
     Raises:
-        UserError: a folder twice, without a run, or whose run is on other data or on pairs of
-            images.
+        UserError: a folder twice, without a run, or whose run is on other data or on images
+            mixed otherwise.
     """
     runs: dict[str, Run] = {}
     dataset: DataSet | None = None
@@ -98,9 +98,10 @@ def load_runs(workdirs: Sequence[str], allowed: tuple[str, ...]) -> tuple[dict[s
         if workdir in runs:
             raise UserError(f"--workdirs has {workdir} twice")
         run = diffjax.load(workdir, allowed_packages=allowed)
-        if run.setup.wired.objective.needs_source:
+        if not run.setup.wired.objective.independent_noise:
             raise UserError(
-                f"{workdir} was trained on pairs of images; here images are mixed with noise"
+                f"{workdir} was trained on images paired with their noise, or with noise in "
+                "between; here each image is mixed with noise of its own"
             )
         own: DataSet = build(run.config.data)
         dataset = dataset or own

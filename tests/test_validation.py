@@ -248,3 +248,11 @@ def test_folders_that_will_not_do(workdirs, tmp_path, capsys):
     assert "there is no run in" in capsys.readouterr().err
     assert run(f"--workdirs={workdirs[0]},{workdirs[2]}") == 2
     assert "has other test images" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["otcfm", "interpolant", "reflow"])
+def test_runs_whose_images_are_mixed_otherwise_are_refused(name, workdirs, capsys):
+    folder = Path(workdirs[0]).parent / name
+    folder.mkdir()
+    assert run(f"--workdirs={workdirs[0]},{folder}") == 2
+    assert "mixed with noise of its own" in capsys.readouterr().err

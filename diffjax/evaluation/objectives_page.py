@@ -19,6 +19,7 @@ from diffjax.evaluation import effective_weights
 from diffjax.evaluation.legality import Legality, legality
 from diffjax.objectives.base import Objective
 from diffjax.spec import build
+from diffjax.wiring import build_objective
 
 _SHOWN = ("path", "target", "weight", "times")
 # How times are drawn and the network is asked changes nothing of what is paid for.
@@ -86,11 +87,7 @@ def named_objective(name: str) -> Objective:
     """
     config = ConfigDict({"name": name})
     choices.set_axes(config, f"objective={name}", {"none": ConfigDict()}, model="none")
-    path, precond = build(config.path), build(config.precond)
-    objective = build(config.objective, path=path, precond=precond)
-    for wrapper in config.wrappers:
-        objective = build(wrapper, objective=objective)
-    return objective
+    return build_objective(config)
 
 
 def _parts(name: str) -> dict[str, str]:

@@ -37,6 +37,7 @@ class Objective:
         outputs: outputs of the network for each channel of an image; samplers use the first.
         needs_source: whether a batch must hold the other end of each image, its `source`.
         starts_at_source: whether samples too are made from a source, and not from noise.
+        independent_noise: whether `x_t = a·x0 + s·eps` with noise drawn for each image by itself.
     """
 
     path: Path
@@ -45,6 +46,7 @@ class Objective:
     outputs: int = 1
     needs_source: bool = False
     starts_at_source: bool = False
+    independent_noise: bool = True
 
     def init_params(self, key: Array) -> dict[str, Any]:
         """Parameters that are trained beside the network's, under names of their own."""

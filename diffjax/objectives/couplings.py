@@ -23,10 +23,12 @@ class Coupling:
     Attributes:
         needs_source: whether the batch must hold the other end of each image, its `source`.
         starts_at_source: whether samples too are made from a source, and not from noise.
+        independent_noise: whether the noise knows nothing of the image.
     """
 
     needs_source: bool = False
     starts_at_source: bool = False
+    independent_noise: bool = False
 
     def __call__(self, key: Array, batch: Batch, noise: Array) -> Pair:
         """The pair `[B, …]` each; raises UserError where the batch lacks a source."""
@@ -37,6 +39,8 @@ class Coupling:
 @dataclass(frozen=True)
 class Independent(Coupling):
     """Each image with noise of its own."""
+
+    independent_noise = True
 
     def __call__(self, key: Array, batch: Batch, noise: Array) -> Pair:
         del key

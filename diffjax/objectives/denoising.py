@@ -75,6 +75,10 @@ class Denoising(Objective):
     def starts_at_source(self) -> bool:
         return self.coupling.starts_at_source
 
+    @property
+    def independent_noise(self) -> bool:
+        return self.coupling.independent_noise
+
     def __call__(
         self,
         apply: Apply,

@@ -38,6 +38,10 @@ class Interpolant(Denoising):
 
     gamma: BridgeNoise = field(kw_only=True)
 
+    @property
+    def independent_noise(self) -> bool:
+        return False
+
     def noised(self, t: Array, key: Array, batch: Batch) -> Noised:
         bridge_key, key = jax.random.split(key)
         noised = super().noised(t, key, batch)
@@ -90,6 +94,10 @@ class SourceBridge(Denoising):
     @property
     def starts_at_source(self) -> bool:
         return True
+
+    @property
+    def independent_noise(self) -> bool:
+        return False
 
     def noised(self, t: Array, key: Array, batch: Batch) -> Noised:
         if "source" not in batch:

@@ -44,6 +44,10 @@ class Wrapper(Objective):
     def starts_at_source(self) -> bool:
         return self.objective.starts_at_source
 
+    @property
+    def independent_noise(self) -> bool:
+        return self.objective.independent_noise
+
     def init_params(self, key: Array) -> dict[str, Any]:
         return self.objective.init_params(key)
 

@@ -43,7 +43,7 @@ class Checkpoints:
 
         Args:
             step: names the checkpoint; one that exists already is left alone.
-            state: any tree of arrays.
+            state: a NamedTuple of trees of arrays.
             meta: plain data to go with it.
         """
         if step in self._manager.all_steps():
@@ -52,7 +52,7 @@ class Checkpoints:
         self._manager.save(
             step,
             args=ocp.args.Composite(
-                state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(content)
+                state=ocp.args.StandardSave(_parts(state)), meta=ocp.args.JsonSave(content)
             ),
         )
 
@@ -64,7 +64,7 @@ class Checkpoints:
         A damaged one is passed over with a warning.
 
         Args:
-            abstract: a tree of `ShapeDtypeStruct` with shardings.
+            abstract: the state with `ShapeDtypeStruct` of shardings for arrays.
             set_damaged_aside: move damaged ones to a folder beside this one; none is deleted.
 
         Returns:
@@ -100,15 +100,16 @@ class Checkpoints:
         restored: Any = self._manager.restore(
             step,
             args=ocp.args.Composite(
-                state=ocp.args.StandardRestore(abstract), meta=ocp.args.JsonRestore()
+                state=ocp.args.StandardRestore(_parts(abstract)), meta=ocp.args.JsonRestore()
             ),
         )
         meta = restored.meta
-        actual = digest(restored.state)
+        state = abstract._replace(**restored.state)
+        actual = digest(state)
         wrong = [name for name, value in meta["digest"].items() if actual.get(name) != value]
         if wrong or meta["step"] != step:
             raise UserError(f"{len(wrong)} array(s) differ from what was saved, {wrong[:1]} first")
-        return restored.state, meta
+        return state, meta
 
     def steps(self) -> list[int]:
         """The steps that have a checkpoint, rising."""
@@ -162,6 +163,11 @@ def _digest_array(x: Array) -> Array:
     for axis, size in enumerate(x.shape):
         index = index * size + jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis)
     return jnp.sum(bits * (2 * index + 1) * jnp.uint32(2654435761), dtype=jnp.uint32)
+
+
+def _parts(state: Any) -> dict[str, Any]:
+    """The parts that hold arrays: what is empty may come and go between versions."""
+    return {name: part for name, part in state._asdict().items() if jax.tree.leaves(part)}
 
 
 def _first_line(error: Exception) -> str:
