@@ -5,7 +5,7 @@ import os
 import shutil
 import signal
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -432,16 +432,24 @@ def test_the_step_is_adam_on_the_mean_loss():
 
 
 def test_checkpoints_are_kept_by_policy(tmp_path):
+    class Before(NamedTuple):
+        x: Any
+
+    class After(NamedTuple):
+        x: Any
+        memory: Any = ()
+
     store = Checkpoints(tmp_path / "c", keep=2, keep_every_steps=4)
     for step in range(0, 10, 2):
-        store.save(step, {"x": jnp.arange(3.0) + step}, {})
+        store.save(step, Before(jnp.arange(3.0) + step), {})
     store.close()
     store = Checkpoints(tmp_path / "c", keep=2, keep_every_steps=4)
     assert store.steps() == [0, 4, 6, 8]
-    abstract = {"x": jax.ShapeDtypeStruct((3,), jnp.float32, sharding=jnp.zeros(1).sharding)}
-    restored = store.restore(abstract)
-    assert restored is not None
-    np.testing.assert_array_equal(restored[0]["x"], [8.0, 9.0, 10.0])
+    abstract = jax.ShapeDtypeStruct((3,), jnp.float32, sharding=jnp.zeros(1).sharding)
+    restored = store.restore(After(abstract))
+    assert restored is not None, "a part that is empty must not keep old runs from being read"
+    np.testing.assert_array_equal(restored[0].x, [8.0, 9.0, 10.0])
+    assert restored[0].memory == ()
     store.close()
 
 
