@@ -24,7 +24,7 @@ from diffjax.process import (
     uniforms,
     weights,
 )
-from diffjax.sampling import grids, solvers
+from diffjax.sampling import adams, dpm_solver, grids, runge_kutta, sde, solvers, unipc
 from diffjax.spec import choose, parse_arguments, spec
 
 Table = Mapping[str, ConfigDict]
@@ -149,6 +149,24 @@ SOLVERS: Table = MappingProxyType(
         "ddpm": spec(solvers.ddpm),
         "euler": spec(solvers.euler),
         "heun": spec(solvers.heun),
+        "midpoint": spec(runge_kutta.midpoint),
+        "rk4": spec(runge_kutta.rk4),
+        "edm_heun": spec(runge_kutta.edm_heun),
+        "edm_heun_churn": spec(runge_kutta.edm_heun, churn=0.1),
+        "dpmpp_2s": spec(dpm_solver.dpmpp_2s),
+        "dpmpp_2m": spec(dpm_solver.dpmpp_multistep),
+        "dpmpp_3m": spec(dpm_solver.dpmpp_multistep, order=3),
+        "dpmpp_2m_sde": spec(dpm_solver.dpmpp_multistep, eta=1.0),
+        "dpmpp_3m_sde": spec(dpm_solver.dpmpp_multistep, order=3, eta=1.0),
+        "unipc": spec(unipc.unipc),
+        "unipc_3": spec(unipc.unipc, order=3),
+        "deis": spec(adams.deis),
+        "lms": spec(adams.lms),
+        "ab": spec(adams.ab),
+        "exp_ab": spec(adams.exp_ab),
+        "sa": spec(adams.exp_ab, eta=1.0),
+        "euler_maruyama": spec(sde.euler_maruyama),
+        "stochastic_heun": spec(sde.stochastic_heun),
     }
 )
 GRIDS: Table = MappingProxyType(

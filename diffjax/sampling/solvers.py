@@ -94,7 +94,7 @@ def euler() -> Solver:
         denoise: Denoise, path: Path, memory: Any, x: Array, t: Array, t_next: Array, keys: Array
     ) -> tuple[Array, Any]:
         del keys
-        return x + (t_next - t) * _velocity(denoise, path, x, t), memory
+        return x + (t_next - t) * velocity(denoise, path, x, t), memory
 
     return Solver(_no_memory, step, nfe=1, order=1)
 
@@ -109,14 +109,15 @@ def heun() -> Solver:
         denoise: Denoise, path: Path, memory: Any, x: Array, t: Array, t_next: Array, keys: Array
     ) -> tuple[Array, Any]:
         del keys
-        first = _velocity(denoise, path, x, t)
-        second = _velocity(denoise, path, x + (t_next - t) * first, t_next)
+        first = velocity(denoise, path, x, t)
+        second = velocity(denoise, path, x + (t_next - t) * first, t_next)
         return x + 0.5 * (t_next - t) * (first + second), memory
 
     return Solver(_no_memory, step, nfe=2, order=2)
 
 
-def _velocity(denoise: Denoise, path: Path, x: Array, t: Array) -> Array:
+def velocity(denoise: Denoise, path: Path, x: Array, t: Array) -> Array:
+    """The velocity of the probability flow, `a'·x0 + s'·eps`, `[B, …]`."""
     c = coeffs(path, t[None], x.ndim)
     pair = denoise(x, t)
     return c.da * pair.x0 + c.ds * pair.eps

@@ -1,0 +1,135 @@
+"""Solvers against exact flows and exact moments: each is of the order that it declares."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from diffjax import choices
+from diffjax.process import analytic
+from diffjax.process.paths import time_of_log_snr
+from diffjax.sampling import adams, dpm_solver, runge_kutta, sde, solvers, unipc
+from diffjax.spec import build
+
+PATHS = {name: build(choices.PATHS[name]) for name in ("linear", "ddpm", "edm")}
+DETERMINISTIC = {
+    "ddim": solvers.ddim(),
+    "euler": solvers.euler(),
+    "heun": solvers.heun(),
+    "ralston": runge_kutta.two_stage(2 / 3),
+    "midpoint": runge_kutta.midpoint(),
+    "rk4": runge_kutta.rk4(),
+    "edm_heun": runge_kutta.edm_heun(),
+    "dpmpp_2s": dpm_solver.dpmpp_2s(),
+    "dpmpp_2m": dpm_solver.dpmpp_multistep(2),
+    "dpmpp_3m": dpm_solver.dpmpp_multistep(3),
+    **{f"ab_{order}": adams.ab(order) for order in (1, 2, 3, 4)},
+    **{f"lms_{order}": adams.lms(order) for order in (2, 4)},
+    **{f"deis_{order}": adams.deis(order) for order in (2, 3)},
+    **{f"exp_ab_{order}": adams.exp_ab(order) for order in (1, 2, 3, 4)},
+    **{f"unipc_{order}": unipc.unipc(order) for order in (1, 2, 3)},
+    **{f"unipc_{order}_bh1": unipc.unipc(order, unipc.bh1) for order in (1, 2, 3)},
+}
+STOCHASTIC = {
+    "ddim_half": solvers.ddim(eta=0.5),
+    "ddpm": solvers.ddpm(),
+    "dpmpp_2m_sde": dpm_solver.dpmpp_multistep(2, eta=1.0),
+    "dpmpp_3m_sde": dpm_solver.dpmpp_multistep(3, eta=1.0),
+    "sa_1": adams.exp_ab(1, eta=1.0),
+    "sa_2": adams.exp_ab(2, eta=1.0),
+    "sa_3_half": adams.exp_ab(3, eta=0.5),
+    "euler_maruyama": sde.euler_maruyama(),
+    "euler_maruyama_constant": sde.euler_maruyama(sde.ConstantRate(0.5)),
+    "euler_maruyama_forward": sde.euler_maruyama(sde.ForwardRate()),
+    "stochastic_heun": sde.stochastic_heun(),
+}
+MEAN = np.array([0.8, -0.5])
+COVARIANCE = np.array([[0.5, 0.2], [0.2, 0.15]])
+
+
+def gaussian():
+    return analytic.Gaussian(jnp.asarray(MEAN), jnp.asarray(COVARIANCE))
+
+
+def stepper(solver, path):
+    """One compiled step; `noise` is what its random numbers are."""
+    predict = gaussian().predict(path)
+
+    @jax.jit
+    def step(memory, x, t, t_next, noise):
+        def denoise(x, t):
+            return predict(x, jnp.full(len(x), t), None)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(solvers, "normal", lambda keys, shape: noise)
+            return solver.step(denoise, path, memory, x, t, t_next, noise)
+
+    return step
+
+
+def levels(path, n):
+    """Times from log-SNR -1.6 to 2.4; on every path alike, and not symmetric on any."""
+    start, end = (float(time_of_log_snr(path, jnp.float32(level))) for level in (-1.6, 2.4))
+    return np.linspace(start, end, n + 1)
+
+
+def slope(counts, errors):
+    return -np.polyfit(np.log(counts), np.log(errors), 1)[0]
+
+
+def flow_error(step, solver, path, n, exact_steps=3):
+    """After steps that begin on the exact solution, so that multistep solvers have a history."""
+    times = levels(path, n)
+    x = jnp.asarray([[-1.5, 0.3], [0.2, 1.4], [1.1, -0.7]])
+    data = jnp.asarray(MEAN), jnp.asarray(COVARIANCE)
+    flow = partial(analytic.gaussian_flow, *data, path, x, times[0])
+    memory, now = solver.init(x), x
+    for i in range(n):
+        if i <= exact_steps:
+            now = flow(times[i])
+        now, memory = step(memory, now, times[i], times[i + 1], jnp.zeros_like(x))
+        if isinstance(memory, unipc._Memory) and i < exact_steps:
+            memory = memory._replace(x=flow(times[i]))
+    return float(jnp.sqrt(jnp.mean((now - flow(times[-1])) ** 2)))
+
+
+@pytest.mark.parametrize("name", DETERMINISTIC)
+def test_the_error_falls_with_the_declared_order(name):
+    solver, counts, slopes = DETERMINISTIC[name], (64, 192), {}
+    with jax.enable_x64(True):
+        for path_name, path in PATHS.items():
+            step = stepper(solver, path)
+            slopes[path_name] = slope(counts, [flow_error(step, solver, path, n) for n in counts])
+    # On a single path errors may cancel; on none may they be of lower order.
+    assert min(slopes.values()) == pytest.approx(solver.order, abs=0.3), slopes
+
+
+def moment_error(step, solver, path, n):
+    """Of mean and covariance, exactly: on a Gaussian, samples are affine in all noises."""
+    times = levels(path, n)
+    a, s = (np.asarray(of(jnp.asarray(times))) for of in (path.alpha, path.sigma))
+    first, last = (a[i] ** 2 * COVARIANCE + s[i] ** 2 * np.eye(2) for i in (0, -1))
+    # Row 0 has no noise at all, rows 1 and 2 that of the beginning, two rows more each step's.
+    x = np.tile(a[0] * MEAN, (2 * n + 3, 1))
+    x[1:3] += np.linalg.cholesky(first).T
+    x, noise = jnp.asarray(x), np.zeros((n, 2 * n + 3, 2))
+    for i in range(n):
+        noise[i, 2 * i + 3 : 2 * i + 5] = np.eye(2)
+    memory = solver.init(x)
+    for i in range(n):
+        x, memory = step(memory, x, times[i], times[i + 1], noise[i])
+    deviations = np.asarray(x[1:] - x[0])
+    wrong = [np.asarray(x[0]) - a[-1] * MEAN, (deviations.T @ deviations - last).ravel()]
+    return np.abs(np.concatenate(wrong)).max()
+
+
+@pytest.mark.parametrize("name", STOCHASTIC)
+def test_the_moments_error_falls_with_the_declared_weak_order(name):
+    solver, counts, slopes = STOCHASTIC[name], (64, 192), {}
+    with jax.enable_x64(True):
+        for path_name, path in PATHS.items():
+            step = stepper(solver, path)
+            slopes[path_name] = slope(counts, [moment_error(step, solver, path, n) for n in counts])
+    assert min(slopes.values()) == pytest.approx(solver.order, abs=0.3), slopes
