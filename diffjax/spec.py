@@ -135,7 +135,16 @@ def parse_arguments(text: str, *axes: str) -> dict[str, str]:
 
 def to_json(config: ConfigDict) -> str:
     """The config as JSON text, keys in alphabetical order."""
-    return json.dumps(config.to_dict(), indent=2) + "\n"
+    return json.dumps(_plain(config), indent=2) + "\n"
+
+
+def _plain(tree: Any) -> Any:
+    """Dicts and lists instead of configs and tuples, to any depth."""
+    if isinstance(tree, ConfigDict):
+        tree = tree.to_dict()
+    if isinstance(tree, dict):
+        return {name: _plain(value) for name, value in tree.items()}
+    return [_plain(item) for item in tree] if isinstance(tree, list | tuple) else tree
 
 
 def from_json(text: str, allowed_packages: tuple[str, ...] = ("diffjax",)) -> ConfigDict:
@@ -154,7 +163,7 @@ def from_json(text: str, allowed_packages: tuple[str, ...] = ("diffjax",)) -> Co
     if not isinstance(tree, dict):
         raise UserError("not a saved config: the JSON is no object")
     _check_packages(tree, allowed_packages)
-    return ConfigDict(_tuples(tree)).lock()
+    return _config(tree)
 
 
 def _parameters(target: Callable[..., Any]) -> dict[str, Any]:
@@ -197,10 +206,10 @@ def _check_packages(tree: Any, allowed: tuple[str, ...]) -> None:
             _check_packages(value, allowed)
 
 
-def _tuples(tree: Any) -> Any:
-    """JSON has only lists; configs have only tuples."""
+def _config(tree: Any) -> Any:
+    """JSON has only lists; configs have only tuples, and configs in them."""
     if isinstance(tree, list):
-        return tuple(_tuples(item) for item in tree)
+        return tuple(_config(item) for item in tree)
     if isinstance(tree, dict):
-        return {name: _tuples(value) for name, value in tree.items()}
+        return ConfigDict({name: _config(value) for name, value in tree.items()}).lock()
     return tree

@@ -1,7 +1,7 @@
 """From a config to the objects it names: once, the same for training, sampling and evaluation."""
 
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_type_hints
 
 import jax
 import jax.numpy as jnp
@@ -128,7 +128,7 @@ def build_objective(config: ConfigDict) -> Objective:
     """An objective with its path, preconditioning and wrappers.
 
     Raises:
-        UserError: the path makes the target undecodable.
+        UserError: the path makes the target undecodable, or wrappers that can't be joined.
 
     Example:
         >>> config = ConfigDict({"name": "toy"})
@@ -142,8 +142,20 @@ def build_objective(config: ConfigDict) -> Objective:
     objective = build(config.objective, path=path, precond=precond)
     # Configs of before there were wrappers have no list of them.
     for wrapper in config.get("wrappers", ()):
-        objective = build(wrapper, objective=objective)
+        objective = _wrapped(objective, wrapper)
     return objective
+
+
+def _wrapped(objective: Objective, wrapper: ConfigDict) -> Objective:
+    """A wrapper around an objective, which has to be of the class that its field declares."""
+    outer: Objective = build(wrapper, objective=objective)
+    declared = get_type_hints(type(outer)).get("objective", Any)
+    if isinstance(declared, type) and not isinstance(objective, declared):
+        raise UserError(
+            f"{type(outer).__name__} goes around a {declared.__name__} alone, not around "
+            f"{type(objective).__name__}: leave one of them out"
+        )
+    return outer
 
 
 def check_target(path: Path, precond: Precond) -> None:

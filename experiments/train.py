@@ -96,7 +96,8 @@ Configs (--config=configs/NAME.py): {", ".join(cli.config_names())}
 Arguments after the colon, comma-separated:
   objective=  {", ".join(choices.OBJECTIVES)}
   model=      dit, unet; configs may offer more
-{cli.describe_tables(choices.AXES)}
+{cli.describe_tables({**choices.AXES, "wrappers": choices.WRAPPERS})}
+Wrappers are joined by +, the innermost first.
 Solvers, for experiments.sample and experiments.evaluate: {", ".join(choices.SOLVERS)}"""
 
 if __name__ == "__main__":

@@ -224,7 +224,8 @@ def test_two_singlesteps_of_diffusers_are_one_step_of_ours():
         now = scheduler.step(torch.tensor(eps), step, now).prev_sample
         xs.append(now.numpy())
     ours = trajectory(dpm_solver.dpmpp_2s(), path, [*times[::2], 0.0], jnp.asarray(NOISE[-1]))
-    np.testing.assert_allclose(ours[:-1], xs[::2], atol=2e-5)
+    # The last but one of diffusers' calls is of first order, whatever it is asked for.
+    np.testing.assert_allclose(ours[:-2], xs[:-2:2], atol=2e-5)
 
 
 def test_the_third_order_sde_step_against_its_integral():

@@ -8,7 +8,9 @@ from ml_collections import ConfigDict
 from diffjax import choices
 from diffjax.errors import UserError
 from diffjax.models.dit import DiT
+from diffjax.objectives.wrappers import Importance
 from diffjax.process import paths
+from diffjax.process.times import LogitNormal
 from diffjax.sampling.sample import Recipe
 from diffjax.spec import build, from_json, parse_arguments, spec, to_json
 
@@ -98,11 +100,15 @@ def test_json_round_trip_gives_the_same_objects():
                 Recipe, solver=choices.SOLVERS["heun"], grid=choices.GRIDS["quadratic"]
             ),
             "sizes": (1, 2),
+            "wrappers": (spec(Importance, proposal=choices.TIMES["logit_normal"]),),
         }
     )
     again = from_json(to_json(config))
     assert to_json(again) == to_json(config)
     assert again.sizes == (1, 2)
+    (wrapper,) = again.wrappers
+    assert wrapper.is_locked
+    assert build(wrapper, objective=None) == Importance(objective=None, proposal=LogitNormal())
     assert build(again.sampling).grid == build(config.sampling).grid
 
 

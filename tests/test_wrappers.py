@@ -15,6 +15,7 @@ from diffjax.process import paths, targets, times, uniforms, weights
 from diffjax.process.paths import Pair
 from diffjax.process.precond import Precond, TimeLabel
 from diffjax.process.targets import encode
+from experiments import cli, sample, train
 
 FLOW = Denoising(
     paths.Linear(), Precond(targets.Velocity(), TimeLabel(1.0)), weights.Constant(), times.Uniform()
@@ -278,3 +279,28 @@ def test_the_effective_weight_is_what_the_loss_pays():
     assert np.trapezoid(weight, levels) == pytest.approx(
         np.trapezoid(loss * density, np.asarray(t, np.float64)), rel=1e-3
     )
+
+
+def run(script, *arguments):
+    return cli.run(script.main, script.FLAGS, usage=script.USAGE, argv=arguments)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["iddpm,wrappers=learned_variance+uncertainty", "vdm_plus"])
+def test_a_wrapped_objective_from_training_to_samples(name, tmp_path):
+    tiny = [
+        "--config.num_steps=2", "--config.batch_size=16", "--config.model.hidden_size=16",
+        "--config.model.depth=1", "--config.sampling.num_steps=2",
+        "--config.evaluation.num_samples=20", "--config.evaluation.batch_size=104",
+        "--config.evaluation.solvers=()", f"--workdir={tmp_path / 'run'}",
+    ]  # fmt: skip
+    config = f"--config=configs/digits.py:objective={name}"
+    assert run(train, config, *tiny) == 0
+    assert run(train, config, *tiny) == 0, "the saved config must be the same config"
+    assert run(sample, f"--workdir={tmp_path / 'run'}", "--num_samples=4") == 0
+
+
+def test_wrappers_that_know_nothing_of_each_other_are_refused(capsys):
+    config = "--config=configs/digits.py:objective=iddpm,wrappers=learned_variance+second_moment"
+    assert run(train, config, "--dry_run") == 2
+    assert "Adaptive goes around a Denoising alone" in capsys.readouterr().err

@@ -89,8 +89,8 @@ def edm_heun(
         up = jnp.where(churned, time_of_log_snr(path, -2.0 * jnp.log(raised)), t)
         # The time is known to float32's resolution; the noise follows the time.
         raised = path.sigma(up) / path.alpha(up)
-        fresh = jnp.sqrt(jnp.where(churned, jnp.maximum(raised**2 - sigma**2, 0.0), 0.0))
+        fresh = noise * jnp.sqrt(jnp.maximum(raised**2 - sigma**2, 0.0))
         z = solvers.normal(keys, x.shape[1:])
-        return path.alpha(up) * (x / a + noise * fresh * z), up
+        return jnp.where(churned, path.alpha(up) * (x / a + fresh * z), x), up
 
     return Solver(lambda x: (), step, nfe=2, order=1 if churn else 2)

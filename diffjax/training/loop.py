@@ -1,5 +1,6 @@
 """Training, from a config to a page, read from top to bottom."""
 
+import json
 import logging
 import time
 from collections.abc import Callable, Iterator
@@ -15,7 +16,7 @@ from diffjax.data import DataSet, batches
 from diffjax.errors import UserError
 from diffjax.evaluation.plots import save_png
 from diffjax.evaluation.report import write_report
-from diffjax.spec import build
+from diffjax.spec import build, to_json
 from diffjax.training import workdirs
 from diffjax.training.checkpoints import Checkpoints
 from diffjax.training.generate import balanced_labels, make_generator
@@ -119,7 +120,7 @@ def run_steps(
     workdirs.add_seconds(workdir, compile_seconds=time.perf_counter() - began)
     writer = join(open_writers(workdir, config.num_steps, start_step))
     # The stream's position is a function of the step, so the step is all there is to keep of it.
-    meta = {"config": config.to_dict(), "data_sha256": dataset.train.fingerprint()}
+    meta = {"config": json.loads(to_json(config)), "data_sha256": dataset.train.fingerprint()}
     window = MetricsWindow(writer, config.batch_size, start_step, checkpoints.steps)
 
     def save() -> None:
