@@ -17,7 +17,10 @@ A script declares its flags on a `FlagValues` of its own and hands them to `run`
 
 import copy
 import difflib
+import importlib
+import inspect
 import logging
+import re
 import sys
 import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -28,7 +31,9 @@ from typing import Any
 import jax
 from absl import flags
 
+from diffjax import choices
 from diffjax.errors import UserError
+from diffjax.spec import TARGET, build
 from experiments import config_files
 
 _HELP = frozenset({"--help", "-help", "-h", "-?", "--helpshort", "--helpfull"})
@@ -106,6 +111,22 @@ def config_names() -> list[str]:
 def describe_tables(tables: Mapping[str, Iterable[str]]) -> str:
     """Axes and their choices as lines of `--help`."""
     return "\n".join(f"  {axis + '=':<11} {', '.join(names)}" for axis, names in tables.items())
+
+
+def describe_solvers() -> str:
+    """Solvers as lines of `--help`: order, evaluations a step, what they are."""
+    rows = []
+    for name, row in choices.SOLVERS.items():
+        solver = build(row)
+        module, _, function = row[TARGET].partition(":")
+        about = inspect.getdoc(getattr(importlib.import_module(module), function)) or ""
+        paper = re.search(r"arXiv:[0-9.]+[0-9]", about)
+        first = about.splitlines()[0].rstrip(".")
+        rows.append(
+            f"  {name:<16} order {solver.order}, {solver.nfe} a step: {first}"
+            + (f" ({paper[0]})" if paper else "")
+        )
+    return "\n".join(rows)
 
 
 def _set_up_logging() -> None:

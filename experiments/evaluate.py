@@ -70,7 +70,8 @@ def parse_steps(text: str) -> int:
 
 
 USAGE = f"""{__doc__}
-Solvers: {", ".join(choices.SOLVERS)}
+Solvers:
+{cli.describe_solvers()}
 Grids: {", ".join(choices.GRIDS)}"""
 
 if __name__ == "__main__":

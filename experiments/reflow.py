@@ -15,7 +15,6 @@ import numpy as np
 from absl import flags
 
 import diffjax
-from diffjax import choices
 from diffjax.errors import UserError
 from diffjax.training.generate import balanced_labels, starting_noise
 from diffjax.training.measure import named_recipe
@@ -27,6 +26,7 @@ flags.DEFINE_integer("num_pairs", 10_000, "how many", lower_bound=1, flag_values
 flags.DEFINE_string("out", "pairs.npz", "the file of pairs", flag_values=FLAGS)
 flags.DEFINE_integer("seed", 1, "of the noise", flag_values=FLAGS)
 flags.DEFINE_string("solver", None, "how to step", flag_values=FLAGS)
+flags.DEFINE_string("grid", None, "where to step", flag_values=FLAGS)
 flags.DEFINE_integer("num_steps", None, "steps", lower_bound=1, flag_values=FLAGS)
 flags.DEFINE_float("guidance_scale", None, "1 is off", flag_values=FLAGS)
 flags.DEFINE_string("weights", None, "live, or an average such as ema-0.999", flag_values=FLAGS)
@@ -72,7 +72,8 @@ def main(args: SimpleNamespace) -> None:
 
 
 USAGE = f"""{__doc__}
-Solvers: {", ".join(choices.SOLVERS)}"""
+Solvers:
+{cli.describe_solvers()}"""
 
 if __name__ == "__main__":
     sys.exit(cli.run(main, FLAGS, usage=USAGE))

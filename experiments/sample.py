@@ -111,7 +111,8 @@ def parse_labels(given: list[str] | None, run: Run, n: int) -> np.ndarray:
 
 
 USAGE = f"""{__doc__}
-Solvers: {", ".join(choices.SOLVERS)}
+Solvers:
+{cli.describe_solvers()}
 Grids:   {", ".join(choices.GRIDS)}"""
 
 if __name__ == "__main__":

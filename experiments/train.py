@@ -98,7 +98,8 @@ Arguments after the colon, comma-separated:
   model=      dit, unet; configs may offer more
 {cli.describe_tables({**choices.AXES, "wrappers": choices.WRAPPERS})}
 Wrappers are joined by +, the innermost first.
-Solvers, for experiments.sample and experiments.evaluate: {", ".join(choices.SOLVERS)}"""
+Solvers, for experiments.sample and experiments.evaluate:
+{cli.describe_solvers()}"""
 
 if __name__ == "__main__":
     sys.exit(cli.run(main, FLAGS, usage=USAGE))

@@ -1,6 +1,7 @@
 """Configs as data: specs, building, names and JSON."""
 
 import json
+from typing import Any
 
 import pytest
 from ml_collections import ConfigDict
@@ -108,7 +109,8 @@ def test_json_round_trip_gives_the_same_objects():
     assert again.sizes == (1, 2)
     (wrapper,) = again.wrappers
     assert wrapper.is_locked
-    assert build(wrapper, objective=None) == Importance(objective=None, proposal=LogitNormal())
+    inner: Any = None
+    assert build(wrapper, objective=inner) == Importance(inner, LogitNormal())
     assert build(again.sampling).grid == build(config.sampling).grid
 
 

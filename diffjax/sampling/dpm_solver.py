@@ -22,7 +22,7 @@ def dpmpp_multistep(order: int = 2, eta: float = 0.0) -> Solver:
 
     The third-order form is as published and in all of its implementations, with half the second
     difference that a series of third order has: its measured order is 2 (docs/solvers.md);
-    `adams.exp_ab(3)` is of third order at the same cost.
+    `adams.exp_ab(3)` is of third order at the same cost. Lu et al. 2022 (arXiv:2211.01095).
 
     Args:
         order: 2 or 3; the first steps, with less to look back at, are of lower order.
@@ -71,7 +71,10 @@ def dpmpp_multistep(order: int = 2, eta: float = 0.0) -> Solver:
 
 
 def dpmpp_2s() -> Solver:
-    """DPM-Solver++ 2S: x0 is asked again half-way in log-SNR, and taken for the whole step."""
+    """DPM-Solver++ 2S: x0 is asked again half-way in log-SNR, and taken for the whole step.
+
+    Lu et al. 2022 (arXiv:2211.01095), algorithm 1 with `r = 1/2`.
+    """
 
     def step(
         denoise: Denoise, path: Path, memory: tuple, x: Array, t: Array, t_next: Array, keys: Array

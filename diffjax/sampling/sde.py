@@ -59,7 +59,10 @@ class ForwardRate:
 
 
 def euler_maruyama(diffusion: Diffusion = NoiseScale()) -> Solver:
-    """Euler–Maruyama on the reverse SDE: drift and noise as at the beginning of the step."""
+    """Euler–Maruyama on the reverse SDE: drift and noise as at the beginning of the step.
+
+    Ma et al. 2024 (arXiv:2401.08740), section 2.4.
+    """
 
     def step(
         denoise: Denoise, path: Path, memory: tuple, x: Array, t: Array, t_next: Array, keys: Array
@@ -73,7 +76,10 @@ def euler_maruyama(diffusion: Diffusion = NoiseScale()) -> Solver:
 
 
 def stochastic_heun(diffusion: Diffusion = NoiseScale()) -> Solver:
-    """Fresh noise, then Heun's step along the drift of the reverse SDE. SiT's `Heun`."""
+    """Fresh noise, then Heun's step along the drift of the reverse SDE.
+
+    SiT's `Heun`, Ma et al. 2024 (arXiv:2401.08740).
+    """
 
     def step(
         denoise: Denoise, path: Path, memory: tuple, x: Array, t: Array, t_next: Array, keys: Array

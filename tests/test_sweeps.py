@@ -1,0 +1,91 @@
+"""Sweeps: cells, refusals, going on where they stopped, and the table."""
+
+import json
+
+import pytest
+
+from diffjax.evaluation.sweep_table import sweep_table
+from diffjax.sweeps import Sweep
+from experiments import cli, config_files, sweep
+
+SWEEP = """
+from diffjax.sweeps import Sweep
+
+def get_sweep():
+    tiny = {"config.num_steps": 2, "config.batch_size": 16, "config.model.hidden_size": 16,
+            "config.model.depth": 1, "config.sampling.num_steps": 2,
+            "config.evaluation.num_samples": 20, "config.evaluation.solvers": ("ddim",),
+            "config.evaluation.grids": ("uniform", "karras"), "config.evaluation.num_steps": (2,)}
+    return Sweep("configs/digits.py", {"objective": ("flow", "reflow"), "path": ("linear",)}, tiny)
+"""
+
+
+def run(*arguments):
+    return cli.run(sweep.main, sweep.FLAGS, usage=sweep.USAGE, argv=arguments)
+
+
+@pytest.fixture
+def file(tmp_path):
+    path = tmp_path / "sweep.py"
+    path.write_text(SWEEP)
+    return path
+
+
+def test_cells_are_the_axes_product_under_unlike_names():
+    cells = Sweep(
+        "c.py", {"objective": ("a", "b"), "model": ("x/2",), "config.seed": (0, 1)}, {"config.n": 3}
+    ).cells()
+    assert [cell.name for cell in cells] == ["a-seed=0", "a-seed=1", "b-seed=0", "b-seed=1"]
+    assert cells[3].flags() == [
+        "--config=c.py:objective=b,model=x/2", "--config.n=3", "--config.seed=1",
+    ]  # fmt: skip
+
+
+def test_every_cell_of_the_sweeps_here_fits_together():
+    for cell in config_files.returned_by(
+        "configs/sweeps/digits_objectives.py", "get_sweep", Sweep
+    ).cells():
+        assert sweep.refusal(cell) is None, cell.name
+
+
+def test_a_dry_run_names_what_is_left_out_and_why(file, capsys):
+    assert run(f"--sweep={file}", "--dry_run") == 0
+    said = capsys.readouterr()
+    assert "left out: reflow: " in said.err
+    assert "needs a source for each training image" in said.err
+    assert said.out.startswith("flow: --config=configs/digits.py:objective=flow,path=linear")
+
+
+@pytest.mark.slow
+def test_a_sweep_is_a_folder_of_runs_and_a_table(file, tmp_path, capsys):
+    folder = tmp_path / "sweep"
+    assert run(f"--sweep={file}", f"--workdir={folder}") == 0
+    table = (folder / "table.md").read_text()
+    assert table in capsys.readouterr().out
+    head, _, row = table.splitlines()
+    heads = [cell.strip() for cell in head.strip("|").split("|")]
+    assert heads == [
+        "run",
+        "accuracy",
+        "ddim, karras, NFE 4",
+        "ddim, uniform, NFE 4",
+        "heun, uniform, NFE 6",
+    ]
+    result = json.loads((folder / "flow" / "evaluation.json").read_text())
+    assert sweep_table({"flow": result}) == table
+    assert row.split("|")[-2].strip() == f"{result['frechet_distance']['value']:#.3g}"
+    # A cell that can't go on is named; nothing of it is lost.
+    (folder / "flow" / "config.json").write_text("{}")
+    assert run(f"--sweep={file}", f"--workdir={folder}") == 2
+    assert "failed: flow" in capsys.readouterr().err
+    assert "holds a run with another config" in (folder / "flow" / "output.txt").read_text()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [("", "defines no get_sweep()"), ("def get_sweep(): return 3", "returns int, no Sweep")],
+)
+def test_what_is_no_sweep_is_refused(file, content, message, capsys):
+    file.write_text(content)
+    assert run(f"--sweep={file}") == 2
+    assert message in capsys.readouterr().err
