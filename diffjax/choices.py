@@ -9,6 +9,7 @@ from types import MappingProxyType
 
 from ml_collections import ConfigDict
 
+from diffjax.errors import UserError
 from diffjax.models import DiT, UNet
 from diffjax.objectives import couplings, interpolant, learned_variance, wrappers
 from diffjax.objectives.denoising import Denoising
@@ -24,7 +25,7 @@ from diffjax.process import (
     uniforms,
     weights,
 )
-from diffjax.sampling import adams, dpm_solver, grids, runge_kutta, sde, solvers, unipc
+from diffjax.sampling import adams, dpm_solver, grids, guidance, runge_kutta, sde, solvers, unipc
 from diffjax.spec import choose, parse_arguments, spec
 
 Table = Mapping[str, ConfigDict]
@@ -175,6 +176,18 @@ GRIDS: Table = MappingProxyType(
         "quadratic": spec(grids.Power, exponent=2.0),
         "log_snr": spec(grids.UniformLogSNR),
         "karras": spec(grids.Karras),
+    }
+)
+# What to make of the predictions with and without label; joined by "+", the innermost first.
+GUIDANCE: Table = MappingProxyType(
+    {
+        "cfg": spec(guidance.ClassifierFree),
+        "zero_star": spec(guidance.ZeroStar),
+        "projected": spec(guidance.Projected),
+        "limited": spec(guidance.Limited),
+        "rescaled": spec(guidance.Rescaled),
+        "clipped": spec(guidance.Clipped),
+        "thresholded": spec(guidance.Thresholded),
     }
 )
 # Where samplers step by default, for the paths on which equal steps in time will not do.
@@ -363,6 +376,25 @@ def set_axes(
         if chosen.get(axis, defaults[axis]) != defaults[axis]
     ]
     config.name = "-".join([config.name, *suffix])
+
+
+def guidance_called(names: str) -> ConfigDict:
+    """The spec of a guidance by the names of its parts, joined by "+", the innermost first.
+
+    Raises:
+        UserError: an unknown name, or a part after the first that is nothing around another.
+
+    Example:
+        >>> guidance_called("projected+limited").rule["_target_"]
+        'diffjax.sampling.guidance:Projected'
+    """
+    first, *others = (copy(choose(GUIDANCE, name, "guidance")) for name in names.split("+"))
+    for name, outer in zip(names.split("+")[1:], others, strict=True):
+        if "rule" not in outer:
+            raise UserError(f"guidance {name!r} goes around no other: put it first in {names!r}")
+        outer.rule = first
+        first = outer
+    return first
 
 
 def copy(row: ConfigDict) -> ConfigDict:

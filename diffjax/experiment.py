@@ -53,6 +53,7 @@ def experiment(
         grid=config.sampling.grid,
         num_steps=18,
         guidance_scale=2.0,
+        guidance=choices.guidance_called("cfg"),
     )
     config.log_every_steps = 100
     config.sample_every_steps = 1_000

@@ -29,6 +29,7 @@ flags.DEFINE_list("grids", None, "comma-separated", flag_values=FLAGS)
 flags.DEFINE_list("num_steps", None, "comma-separated numbers of steps", flag_values=FLAGS)
 flags.DEFINE_integer("num_samples", None, "for each number", lower_bound=3, flag_values=FLAGS)
 flags.DEFINE_float("guidance_scale", None, "1 is off", flag_values=FLAGS)
+flags.DEFINE_string("guidance", None, "parts joined by +", flag_values=FLAGS)
 flags.DEFINE_integer("seed", None, "of the noise", flag_values=FLAGS)
 flags.DEFINE_string("weights", None, "live, or an average such as ema-0.999", flag_values=FLAGS)
 flags.DEFINE_list(
@@ -50,6 +51,7 @@ def main(args: SimpleNamespace) -> None:
             num_steps=steps,
             num_samples=args.num_samples,
             guidance_scale=args.guidance_scale,
+            guidance=args.guidance,
             seed=args.seed,
             weights=args.weights,
             should_stop=should_stop,
@@ -72,7 +74,8 @@ def parse_steps(text: str) -> int:
 USAGE = f"""{__doc__}
 Solvers:
 {cli.describe_solvers()}
-Grids: {", ".join(choices.GRIDS)}"""
+Grids: {", ".join(choices.GRIDS)}
+Guidance: {", ".join(choices.GUIDANCE)}; joined by +, the innermost first"""
 
 if __name__ == "__main__":
     sys.exit(cli.run(main, FLAGS, usage=USAGE))

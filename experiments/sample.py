@@ -33,6 +33,7 @@ flags.DEFINE_string("solver", None, "how to step", flag_values=FLAGS)
 flags.DEFINE_string("grid", None, "where to step", flag_values=FLAGS)
 flags.DEFINE_integer("num_steps", None, "steps", lower_bound=1, flag_values=FLAGS)
 flags.DEFINE_float("guidance_scale", None, "1 is off", flag_values=FLAGS)
+flags.DEFINE_string("guidance", None, "parts joined by +", flag_values=FLAGS)
 flags.DEFINE_string("weights", None, "live, or an average such as ema-0.999", flag_values=FLAGS)
 flags.DEFINE_integer("batch_size", 256, "images at a time", lower_bound=1, flag_values=FLAGS)
 flags.DEFINE_list(
@@ -51,7 +52,9 @@ def main(args: SimpleNamespace) -> None:
     """Samples, saves, and says how."""
     cli.require(args, "workdir")
     run = diffjax.load(args.workdir, allowed_packages=("diffjax", *args.allowed_packages))
-    named = named_recipe(run, args.solver, args.grid, args.num_steps, args.guidance_scale)
+    named = named_recipe(
+        run, args.solver, args.grid, args.num_steps, args.guidance_scale, args.guidance
+    )
     recipe = named.recipe
     labels = parse_labels(args.labels, run, args.num_samples)
     out = Path(args.out or Path(args.workdir) / "samples" / f"seed_{args.seed}.png")
@@ -70,6 +73,7 @@ def main(args: SimpleNamespace) -> None:
         "num_steps": recipe.num_steps,
         "nfe": recipe.nfe,
         "guidance_scale": recipe.guidance_scale,
+        "guidance": repr(recipe.guidance),
         "seed": args.seed,
     }
     try:
@@ -113,7 +117,8 @@ def parse_labels(given: list[str] | None, run: Run, n: int) -> np.ndarray:
 USAGE = f"""{__doc__}
 Solvers:
 {cli.describe_solvers()}
-Grids:   {", ".join(choices.GRIDS)}"""
+Grids: {", ".join(choices.GRIDS)}
+Guidance: {", ".join(choices.GUIDANCE)}; joined by +, the innermost first"""
 
 if __name__ == "__main__":
     sys.exit(cli.run(main, FLAGS, usage=USAGE))

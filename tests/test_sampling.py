@@ -11,7 +11,6 @@ from diffjax import choices
 from diffjax.process import analytic, paths
 from diffjax.process.paths import Pair
 from diffjax.sampling import grids, solvers
-from diffjax.sampling.guidance import classifier_free
 from diffjax.sampling.sample import Recipe, draw, integrate, sample
 from diffjax.spec import build
 
@@ -216,20 +215,6 @@ def test_the_log_snr_grid_is_even_in_log_snr(path):
     t = grids.UniformLogSNR()(path, 12)[1:-1]
     steps = np.diff(paths.log_snr(path, t))
     np.testing.assert_allclose(steps, steps[0], rtol=2e-2)
-
-
-@pytest.mark.parametrize("scale", [0.0, 1.0, 2.5])
-def test_guidance_extrapolates_from_the_null_label(scale):
-    def predict(x, t, cond):
-        value = cond[:, None].astype(jnp.float32)
-        return Pair(x + value, x - value)
-
-    x, t = jnp.ones((2, 3)), jnp.full(2, 0.5)
-    labels = jnp.array([2, 5])
-    pair = classifier_free(predict, scale, null_label=7)(x, t, labels)
-    expected = 7 + scale * (np.array([2, 5]) - 7)
-    np.testing.assert_allclose(pair.x0[:, 0], 1 + expected)
-    np.testing.assert_allclose(pair.eps[:, 0], 1 - expected)
 
 
 def test_another_guidance_scale_does_not_recompile():

@@ -77,6 +77,7 @@ def evaluate(
         "num_steps": recipe.num_steps,
         "nfe": recipe.nfe,
         "guidance_scale": recipe.guidance_scale,
+        "guidance": repr(recipe.guidance),
         "seed": seed,
     }
     summary = {

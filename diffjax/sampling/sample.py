@@ -10,7 +10,7 @@ from jax import Array
 from diffjax.process.paths import Pair, Path
 from diffjax.process.precond import Predict
 from diffjax.sampling.grids import Grid
-from diffjax.sampling.guidance import classifier_free
+from diffjax.sampling.guidance import ClassifierFree, Rule, guide
 from diffjax.sampling.solvers import Denoise, Solver, normal
 
 
@@ -75,12 +75,14 @@ class Recipe:
         grid: where to step.
         num_steps: intervals of the grid.
         guidance_scale: 1 is off.
+        guidance: what to make of the predictions with and without label.
     """
 
     solver: Solver
     grid: Grid
     num_steps: int = 18
     guidance_scale: float = 1.0
+    guidance: Rule = ClassifierFree()
 
     @property
     def nfe(self) -> int:
@@ -105,6 +107,7 @@ def draw(
     labels: Array | None,
     shape: tuple[int, ...],
     *,
+    guidance: Rule = ClassifierFree(),
     guidance_scale: Array | None = None,
     null_label: int = 0,
     start: Callable[[Array], Array] | None = None,
@@ -121,6 +124,7 @@ def draw(
         keys: `[B]`, one for each sample.
         labels: `[B]`, or None for an unconditional model.
         shape: of one sample, `(H, W, C)`.
+        guidance: what to make of the predictions with and without label.
         guidance_scale: None is off; a number is traced, so that another one does not recompile.
         null_label: what "no label" is to the model, for guidance.
         start: standard normal noise `[B, H, W, C]` to `x` at `times[0]`; by default `s` times it.
@@ -128,8 +132,7 @@ def draw(
     Returns:
         `[B, H, W, C]`.
     """
-    if guidance_scale is not None:
-        predict = classifier_free(predict, guidance_scale, null_label)
+    predict = guide(predict, path, guidance, guidance_scale, null_label)
     both = jax.vmap(jax.random.split)(keys)
     noise = normal(both[:, 0], shape)
     x = path.sigma(times[0]) * noise if start is None else start(noise)

@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 
 from diffjax.errors import UserError
 from diffjax.process.precond import denoiser
+from diffjax.sampling.guidance import Rule
 from diffjax.sampling.sample import Recipe, draw
 from diffjax.sampling.solvers import Solver, normal
 from diffjax.training.sharding import batch_sharding, replicated
@@ -51,7 +52,7 @@ def make_generator(
     rows = mesh.shape["data"] * mesh.shape["fsdp"]
     batch_size = -(-batch_size // rows) * rows
 
-    @partial(jax.jit, static_argnames="solver", out_shardings=replicated(mesh))
+    @partial(jax.jit, static_argnames=("solver", "guidance"), out_shardings=replicated(mesh))
     def draw_batch(
         params: Any,
         times: Array,
@@ -60,6 +61,7 @@ def make_generator(
         source: Array | None,
         scale: Array | None,
         solver: Solver,
+        guidance: Rule,
     ) -> Array:
         objective = wired.objective
         return draw(
@@ -70,6 +72,7 @@ def make_generator(
             keys,
             labels,
             wired.image_shape,
+            guidance=guidance,
             guidance_scale=scale,
             null_label=wired.num_classes,
             start=partial(objective.start, source=source),
@@ -98,7 +101,9 @@ def make_generator(
                 None if source is None else np.asarray(source, np.float32)[kept],
             )
             placed = jax.device_put(arguments, place)
-            batch = draw_batch(params, times, *placed, scale, solver=recipe.solver)
+            batch = draw_batch(
+                params, times, *placed, scale, solver=recipe.solver, guidance=recipe.guidance
+            )
             images.append(np.asarray(batch)[: len(labels) - start])
         return np.concatenate(images) if images else np.zeros((0, *wired.image_shape), np.float32)
 

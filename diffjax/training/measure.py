@@ -40,6 +40,7 @@ def measure(
     num_steps: Sequence[int] | None = None,
     num_samples: int | None = None,
     guidance_scale: float | None = None,
+    guidance: str | None = None,
     seed: int | None = None,
     weights: str | None = None,
     should_stop: Callable[[], bool] = lambda: False,
@@ -57,6 +58,7 @@ def measure(
         num_steps: intervals of the grid.
         num_samples: labels are spread evenly over them.
         guidance_scale: 1 is off.
+        guidance: names of its parts, joined by "+".
         seed: of the noise.
         weights: `live` or the name of an average.
         should_stop: asked between batches.
@@ -71,10 +73,10 @@ def measure(
     """
     settings = run.config.evaluation
     seed = int(settings.seed if seed is None else seed)
-    main = named_recipe(run, guidance_scale=guidance_scale)
+    main = named_recipe(run, guidance_scale=guidance_scale, guidance=guidance)
     # Runs of before there was a choice of grids have no list of them.
     others = [
-        named_recipe(run, solver, grid, steps, guidance_scale)
+        named_recipe(run, solver, grid, steps, guidance_scale, guidance)
         for solver, grid, steps in product(
             settings.solvers if solvers is None else solvers,
             (settings.get("grids") if grids is None else grids) or (None,),
@@ -160,11 +162,12 @@ def named_recipe(
     grid: str | None = None,
     num_steps: int | None = None,
     guidance_scale: float | None = None,
+    guidance: str | None = None,
 ) -> NamedRecipe:
     """A run's recipe with some parts chosen by name.
 
     Raises:
-        UserError: an unknown solver or grid.
+        UserError: an unknown solver, grid or guidance.
     """
     saved = run.config.sampling
     parts: dict[str, Any] = {}
@@ -176,6 +179,8 @@ def named_recipe(
         parts["num_steps"] = num_steps
     if guidance_scale is not None:
         parts["guidance_scale"] = guidance_scale
+    if guidance is not None:
+        parts["guidance"] = build(choices.guidance_called(guidance))
     return NamedRecipe(
         name_in(choices.SOLVERS, saved.solver) if solver is None else solver,
         name_in(choices.GRIDS, saved.grid) if grid is None else grid,
