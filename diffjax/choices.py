@@ -176,6 +176,18 @@ GRIDS: Table = MappingProxyType(
         "quadratic": spec(grids.Power, exponent=2.0),
         "log_snr": spec(grids.UniformLogSNR),
         "karras": spec(grids.Karras),
+        "shifted": spec(grids.Shifted),
+        "beta": spec(grids.Beta),
+        "trailing": spec(grids.Trailing),
+        "linspace": spec(grids.Linspace),
+        "ays_sd15": spec(
+            grids.Sigmas,
+            sigmas=(14.615, 6.475, 3.861, 2.697, 1.886, 1.396, 0.963, 0.652, 0.399, 0.152, 0.029),
+        ),
+        "ays_sdxl": spec(
+            grids.Sigmas,
+            sigmas=(14.615, 6.315, 3.771, 2.181, 1.342, 0.862, 0.555, 0.380, 0.234, 0.113, 0.029),
+        ),
     }
 )
 # What to make of the predictions with and without label; joined by "+", the innermost first.

@@ -15,7 +15,7 @@ from diffjax.process.beta_tables import LinearBetas
 from diffjax.process.paths import Linear, LinearBeta, Pair, time_of_log_snr
 from diffjax.process.schedules import EDM
 from diffjax.sampling import adams, dpm_solver, runge_kutta, solvers, unipc
-from diffjax.sampling.grids import Karras
+from diffjax.sampling.grids import Karras, Linspace, Trailing
 
 diffusers = pytest.importorskip("diffusers")
 torch = pytest.importorskip("torch")
@@ -162,6 +162,17 @@ def test_on_ddpms_table(solver, scheduler, how):
     scheduler.set_timesteps(N)
     steps = np.unique(scheduler.timesteps.numpy())[::-1]
     check(solver, scheduler, LinearBetas(), np.append((steps + 1.0) / 1000, 0.0), noise, **how)
+
+
+@pytest.mark.parametrize(("grid", "name"), [(Trailing(), "trailing"), (Linspace(), "linspace")])
+@pytest.mark.parametrize("n", [1, 7, 50])
+def test_grids_of_ddpms_table(grid, name, n):
+    scheduler = diffusers.DDIMScheduler(**TABLE, timestep_spacing=name)
+    scheduler.set_timesteps(n)
+    times = np.append((scheduler.timesteps.numpy() + 1.0) / 1000, 0.0)
+    if (name, n) == ("linspace", 1):
+        times[0] = 1.0  # theirs would begin, and end, at the cleanest step
+    np.testing.assert_allclose(grid(LinearBetas(), n), times, atol=1e-6)
 
 
 @pytest.mark.parametrize(

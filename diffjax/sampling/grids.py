@@ -4,9 +4,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import jax.numpy as jnp
+import numpy as np
+import scipy.stats
 from jax import Array
 from jax.tree_util import register_dataclass
 
+from diffjax.errors import UserError
 from diffjax.process.paths import Path, Scalar, log_snr, time_of_log_snr
 
 Grid = Callable[[Path, int], Array]
@@ -49,7 +52,7 @@ class UniformLogSNR:
         first = jnp.maximum(log_snr(path, jnp.asarray(path.t_noise)), self.lowest)
         last = log_snr(path, jnp.asarray(path.t_min))
         inner = time_of_log_snr(path, jnp.linspace(first, last, n))
-        return _end_clean(path, inner.at[0].set(path.t_noise))
+        return _end_clean(path, inner)
 
 
 @register_dataclass
@@ -63,7 +66,7 @@ class Karras:
 
     Example:
         >>> from diffjax.process.schedules import EDM
-        >>> Karras()(EDM(), 4).round(3).tolist()
+        >>> [round(t, 3) for t in Karras()(EDM(), 4).tolist()]
         [80.0, 9.723, 0.47, 0.002, 0.0]
     """
 
@@ -75,8 +78,126 @@ class Karras:
         first, last = jnp.minimum(jnp.exp(-0.5 * ends), self.highest) ** (1.0 / self.rho)
         sigma = jnp.linspace(first, last, n) ** self.rho
         inner = time_of_log_snr(path, -2.0 * jnp.log(sigma))
-        return _end_clean(path, inner.at[0].set(path.t_noise))
+        return _end_clean(path, inner)
+
+
+@register_dataclass
+@dataclass(frozen=True)
+class Shifted:
+    """Another grid's times moved towards noise: `u' = shift·u/(1 + (shift - 1)·u)`.
+
+    With `u = t/t_noise`. Large images need it, whose noise hides less. Esser et al. 2024 (SD3,
+    arXiv:2403.03206), equation 23, with `shift = √(pixels/pixels trained on)`; Flux and SD3 sample so.
+
+    Example:
+        >>> from diffjax.process.paths import Linear
+        >>> Shifted(shift=3.0)(Linear(), 2).tolist()
+        [1.0, 0.75, 0.0]
+    """
+
+    grid: Grid = Power()
+    shift: Scalar = 3.0
+
+    def __call__(self, path: Path, n: int) -> Array:
+        u = self.grid(path, n)[:-1] / path.t_noise
+        return _end_clean(path, path.t_noise * self.shift * u / (1.0 + (self.shift - 1.0) * u))
+
+
+@dataclass(frozen=True)
+class Beta:
+    """Quantiles of a beta distribution of time: more steps at both ends. Lee et al. 2024.
+
+    arXiv:2407.12173, section 4, with their 0.6 and 0.6.
+
+    Example:
+        >>> from diffjax.process.paths import Linear
+        >>> [round(t, 3) for t in Beta()(Linear(), 4).tolist()]
+        [1.0, 0.824, 0.5, 0.176, 0.0]
+    """
+
+    a: float = 0.6
+    b: float = 0.6
+
+    def __call__(self, path: Path, n: int) -> Array:
+        u = scipy.stats.beta.ppf(1.0 - np.arange(n) / n, self.a, self.b)
+        return _end_clean(path, path.t_noise * jnp.asarray(u, jnp.float32))
+
+
+@dataclass(frozen=True)
+class Trailing:
+    """Every `T/n`-th of the steps that a table was trained with, from the last one on.
+
+    `t_i = round(T·(1 - i/n))/T·t_noise`. What diffusers calls "trailing"; its "leading" never
+    starts in pure noise, and is not offered. Lin et al. 2024 (arXiv:2305.08891), table 2.
+
+    Example:
+        >>> from diffjax.process.beta_tables import LinearBetas
+        >>> [round(t, 3) for t in Trailing()(LinearBetas(), 3).tolist()]
+        [1.0, 0.667, 0.333, 0.0]
+    """
+
+    num_train_steps: int = 1000
+
+    def __call__(self, path: Path, n: int) -> Array:
+        steps = np.round(self.num_train_steps * (1.0 - np.arange(n) / n))
+        return _end_clean(path, path.t_noise * jnp.asarray(steps / self.num_train_steps))
+
+
+@dataclass(frozen=True)
+class Linspace:
+    """Steps of a table from its last to its first, `n` of them, both among them.
+
+    `t_i = (1 + round((T - 1)·(1 - i/(n-1))))/T·t_noise`. What diffusers calls "linspace".
+
+    Example:
+        >>> from diffjax.process.beta_tables import LinearBetas
+        >>> [round(t, 4) for t in Linspace()(LinearBetas(), 3).tolist()]
+        [1.0, 0.501, 0.001, 0.0]
+    """
+
+    num_train_steps: int = 1000
+
+    def __call__(self, path: Path, n: int) -> Array:
+        steps = np.round(np.linspace(self.num_train_steps - 1, 0, n))
+        return _end_clean(path, path.t_noise * (1.0 + jnp.asarray(steps)) / self.num_train_steps)
+
+
+@dataclass(frozen=True)
+class Sigmas:
+    """A list of noise levels `σ = s/a`, falling; for other numbers of steps, between them.
+
+    `log σ` is interpolated linearly in the position, as its authors do. The first step begins at
+    `t_noise`, whatever its σ. Sabour et al. 2024 (Align Your Steps, arXiv:2404.14507).
+
+    Example:
+        >>> from diffjax.process.schedules import EDM
+        >>> [round(t, 3) for t in Sigmas((80.0, 5.0, 0.5))(EDM(), 3).tolist()]
+        [80.0, 5.0, 0.5, 0.0]
+    """
+
+    sigmas: tuple[float, ...]
+
+    def __call__(self, path: Path, n: int) -> Array:
+        given = np.linspace(0.0, 1.0, len(self.sigmas))
+        logs = np.interp(np.linspace(0.0, 1.0, n), given, np.log(self.sigmas))
+        inner = time_of_log_snr(path, jnp.asarray(-2.0 * logs, jnp.float32))
+        return _end_clean(path, inner)
+
+
+@dataclass(frozen=True)
+class Times:
+    """The times themselves, falling, without the last one, which is 0."""
+
+    times: tuple[float, ...]
+
+    def __call__(self, path: Path, n: int) -> Array:
+        if n != len(self.times) or self.times[0] != path.t_noise:
+            raise UserError(
+                f"this grid lists {len(self.times)} times from {self.times[:1]} on; {n} steps on "
+                f"this path need {n}, the first at t_noise={path.t_noise}"
+            )
+        return _end_clean(path, jnp.asarray(self.times, jnp.float32))
 
 
 def _end_clean(path: Path, times: Array) -> Array:
-    return jnp.append(jnp.maximum(times, path.t_min), 0.0)
+    return jnp.append(jnp.maximum(times, path.t_min).at[0].set(path.t_noise), 0.0)
