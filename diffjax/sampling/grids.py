@@ -86,8 +86,8 @@ class Karras:
 class Shifted:
     """Another grid's times moved towards noise: `u' = shift·u/(1 + (shift - 1)·u)`.
 
-    With `u = t/t_noise`. Large images need it, whose noise hides less. Esser et al. 2024 (SD3,
-    arXiv:2403.03206), equation 23, with `shift = √(pixels/pixels trained on)`; Flux and SD3 sample so.
+    With `u = t/t_noise`. Large images need it, whose noise hides less: SD3 and Flux sample so, with
+    `shift = √(pixels/pixels trained on)`. Esser et al. 2024 (arXiv:2403.03206), equation 23.
 
     Example:
         >>> from diffjax.process.paths import Linear
