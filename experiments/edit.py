@@ -1,0 +1,193 @@
+r"""Edit images of the test set with a trained model: no training, any solver.
+
+  python -m experiments.edit --workdir=runs/digits --task=vary --strength=0.6
+  python -m experiments.edit --workdir=runs/digits --task=inpaint --method=pseudoinverse
+  python -m experiments.edit --workdir=runs/digits --task=upscale --factor=4 --method=posterior
+  python -m experiments.edit --workdir=runs/digits --task=invert --num_steps=50 --solver=unipc
+
+Writes a picture: for each image what it was, what the model saw of it, and what it made of that.
+Prints the root mean square difference between the first and the last, in units of [-1, 1].
+"""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import flags
+from jax import Array
+
+import diffjax
+from diffjax import choices
+from diffjax.data import all_images
+from diffjax.errors import UserError
+from diffjax.evaluation.plots import save_png
+from diffjax.process.paths import Pair
+from diffjax.process.precond import Predict
+from diffjax.sampling import editing
+from diffjax.sampling.guidance import guide
+from diffjax.sampling.sample import Recipe, sample
+from diffjax.sampling.solvers import Solver, normal
+from diffjax.spec import build, choose
+from diffjax.training.generate import sample_keys
+from diffjax.training.measure import named_recipe
+from diffjax.wiring import Wired, check_guidance
+from experiments import cli
+
+FLAGS = flags.FlagValues()
+flags.DEFINE_string("workdir", None, "folder of the run", flag_values=FLAGS)
+flags.DEFINE_string("task", "vary", "vary, inpaint, upscale or invert", flag_values=FLAGS)
+flags.DEFINE_float("strength", 0.6, "vary: share of the steps walked", flag_values=FLAGS)
+flags.DEFINE_string(
+    "method", "pseudoinverse", "inpaint, upscale: pseudoinverse, posterior; inpaint: replace",
+    flag_values=FLAGS,
+)  # fmt: skip
+flags.DEFINE_integer("factor", 2, "upscale: by how much", lower_bound=2, flag_values=FLAGS)
+flags.DEFINE_integer("num_images", 10, "of the test set", lower_bound=1, flag_values=FLAGS)
+flags.DEFINE_string("solver", None, "how to step", flag_values=FLAGS)
+flags.DEFINE_string("grid", None, "where to step", flag_values=FLAGS)
+flags.DEFINE_integer("num_steps", 20, "steps", lower_bound=2, flag_values=FLAGS)
+flags.DEFINE_float("guidance_scale", 1.0, "1 is off", flag_values=FLAGS)
+flags.DEFINE_integer("seed", 0, "of the noise", flag_values=FLAGS)
+flags.DEFINE_string("weights", None, "live, or an average such as ema-0.999", flag_values=FLAGS)
+flags.DEFINE_string("out", None, "the picture (WORKDIR/samples/TASK.png)", flag_values=FLAGS)
+flags.DEFINE_list(
+    "allowed_packages", [], "of your own, that the saved config may name", flag_values=FLAGS
+)
+METHODS = {
+    "pseudoinverse": editing.pseudoinverse_guidance,
+    "posterior": editing.posterior_sampling,
+}
+
+
+class Model(NamedTuple):
+    """A model and how it is to be asked."""
+
+    predict: Predict
+    wired: Wired
+    recipe: Recipe
+    times: Array
+    labels: Array
+
+    def denoise(self, predict: Predict | None = None) -> Callable[[Array, Array], Pair]:
+        """The model, or another predictor, with the labels bound."""
+        ask = predict or self.predict
+        return lambda x, t: ask(x, jnp.full(len(x), t), self.labels)
+
+    def draw(self, solver: Solver, predict: Predict | None, keys: Array) -> Array:
+        """Samples from noise."""
+        both = jax.vmap(jax.random.split)(keys)
+        x = self.wired.path.sigma(self.times[0]) * normal(both[:, 0], self.wired.image_shape)
+        path = self.wired.path
+        return sample(self.denoise(predict), solver, path, self.times, both[:, 1], x)
+
+
+def main(args: SimpleNamespace) -> None:
+    """Edits, saves the picture, and says how much changed."""
+    cli.require(args, "workdir")
+    task = choose(TASKS, args.task, "task")
+    out = Path(args.out or Path(args.workdir) / "samples" / f"{args.task}.png")
+    if out.suffix != ".png":
+        raise UserError(f"--out={out} should end in .png")
+    run = diffjax.load(args.workdir, allowed_packages=("diffjax", *args.allowed_packages))
+    wired = run.setup.wired
+    if wired.objective.starts_at_source:
+        raise UserError(f"{args.workdir} makes images from images; editing starts from noise")
+    check_guidance(args.guidance_scale, wired)
+    recipe = named_recipe(run, args.solver, args.grid, args.num_steps, args.guidance_scale).recipe
+    images, labels = all_images(build(run.config.data).test, args.num_images)
+    scale = None if recipe.guidance_scale == 1.0 else recipe.guidance_scale
+    model = Model(
+        guide(run.predict(args.weights), wired.path, recipe.guidance, scale, wired.num_classes),
+        wired,
+        recipe,
+        recipe.grid(wired.path, recipe.num_steps),
+        jnp.asarray(labels),
+    )
+    keys = sample_keys(args.seed, np.arange(len(images)))
+    seen, made = task(args, model, jnp.asarray(images), keys)
+    if not np.isfinite(made).all():
+        raise UserError(
+            f"the result of --task={args.task} is not finite: this solver can't walk these times; "
+            "take --solver=ddim, or --solver=rk4 with more steps"
+        )
+    rows = np.stack([images, np.asarray(seen), np.asarray(made)], axis=1)
+    try:
+        save_png(out, rows.reshape(-1, *images.shape[1:]), columns=15)
+    except OSError as error:
+        raise UserError(f"can't write {out}: {error.strerror}") from error
+    change = float(np.sqrt(np.mean((rows[:, 2] - rows[:, 0]) ** 2)))
+    print(f"{args.task}: root mean square difference from the image {change:.4f}")
+    print(f"image, what was seen, what was made of it, for {len(images)} images: {out}")
+
+
+def vary(args: SimpleNamespace, model: Model, images: Array, keys: Array) -> tuple[Array, Array]:
+    """SDEdit: noise on top, and from there down."""
+    times = editing.later_times(model.times, args.strength)
+    path = model.wired.path
+    both = jax.vmap(jax.random.split)(keys)
+    noise = normal(both[:, 0], model.wired.image_shape)
+    start = path.alpha(times[0]) * images + path.sigma(times[0]) * noise
+    walk = jax.jit(
+        lambda x, keys: sample(model.denoise(), model.recipe.solver, path, times, keys, x)
+    )
+    return start, walk(start, both[:, 1])
+
+
+def inpaint(args: SimpleNamespace, model: Model, images: Array, keys: Array) -> tuple[Array, Array]:
+    """The lower half is made, the upper one is known."""
+    height = images.shape[1]
+    mask = (jnp.arange(height) < height // 2).astype(jnp.float32)[:, None, None]
+    seen = mask * images
+    if args.method == "replace":
+        solver = editing.keep_known(model.recipe.solver, images, mask)
+        made = jax.jit(lambda keys: model.draw(solver, None, keys))(keys)
+        return seen, mask * images + (1.0 - mask) * made
+    method = choose({**METHODS, "replace": None}, args.method, "method")
+    observed = editing.Observed(lambda x: mask * x, seen)
+    predict = method(model.predict, model.wired.path, observed)
+    return seen, jax.jit(lambda keys: model.draw(model.recipe.solver, predict, keys))(keys)
+
+
+def upscale(args: SimpleNamespace, model: Model, images: Array, keys: Array) -> tuple[Array, Array]:
+    """Means over squares of pixels are known."""
+    k = args.factor
+    batch, height, width, channels = images.shape
+    if height % k or width % k:
+        raise UserError(f"--factor={k} does not divide images of {height}x{width}")
+
+    def means(x: Array) -> Array:
+        squares = x.reshape(batch, height // k, k, width // k, k, channels)
+        return squares.mean(axis=(2, 4))
+
+    seen = means(images)
+    method = choose(METHODS, args.method, "method")
+    observed = editing.Observed(means, seen, gain=1.0 / k**2)
+    predict = method(model.predict, model.wired.path, observed)
+    made = jax.jit(lambda keys: model.draw(model.recipe.solver, predict, keys))(keys)
+    return jnp.repeat(jnp.repeat(seen, k, axis=1), k, axis=2), made
+
+
+def invert(args: SimpleNamespace, model: Model, images: Array, keys: Array) -> tuple[Array, Array]:
+    """To the noise that the flow makes of an image, and back."""
+    path, solver = model.wired.path, model.recipe.solver
+    noise, again = jax.jit(lambda x: editing.invert(model.denoise(), solver, path, model.times, x))(
+        images
+    )
+    return noise, again
+
+
+TASKS = {"vary": vary, "inpaint": inpaint, "upscale": upscale, "invert": invert}
+USAGE = f"""{__doc__}
+Tasks: {", ".join(TASKS)}
+Methods: {", ".join(METHODS)}, replace
+Solvers:
+{cli.describe_solvers()}
+Grids: {", ".join(choices.GRIDS)}"""
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main, FLAGS, usage=USAGE))

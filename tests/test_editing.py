@@ -1,0 +1,98 @@
+"""Editing: exact posteriors of Gaussian data, round trips, and the command."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from diffjax.errors import UserError
+from diffjax.process import analytic
+from diffjax.process.paths import Cosine, Linear
+from diffjax.sampling import editing, runge_kutta, solvers
+from diffjax.sampling.grids import Power
+from diffjax.sampling.sample import draw
+
+STANDARD = analytic.Gaussian(jnp.zeros(2), jnp.eye(2))
+MASK = jnp.array([1.0, 0.0])
+
+
+def drawn(predict, path, solver, n=20_000, num_steps=60):
+    keys, times = jax.random.split(jax.random.key(0), n), Power()(path, num_steps)
+    walk = jax.jit(lambda keys: draw(predict, path, solver, times, keys, None, (2,)))
+    return np.asarray(walk(keys), np.float64)
+
+
+@pytest.mark.parametrize("std", [0.0, 0.5])
+@pytest.mark.parametrize("path", [Linear(), Cosine()])
+def test_pseudoinverse_guidance_draws_from_the_posterior(path, std):
+    """Standard normal data, of which the first number is seen with noise: Bayes' rule."""
+    seen = editing.Observed(lambda x: MASK * x, jnp.array([1.2, 0.0]), std=std)
+    predict = editing.pseudoinverse_guidance(STANDARD.predict(path), path, seen)
+    samples = drawn(predict, path, solvers.heun())
+    variance = std**2 / (1.0 + std**2)
+    np.testing.assert_allclose(samples.mean(0), [1.2 / (1.0 + std**2), 0.0], atol=0.03)
+    np.testing.assert_allclose(samples.var(0), [variance, 1.0], atol=0.03)
+
+
+def test_a_mean_of_pixels_has_the_gain_that_is_said():
+    """With `A` the mean of both, the posterior's sum is known and its difference is free."""
+    path, y = Linear(), 0.8
+
+    def mean(x):
+        return jnp.mean(x, axis=1, keepdims=True)
+
+    seen = editing.Observed(mean, jnp.full((1, 1), y), gain=0.5)
+    samples = drawn(
+        editing.pseudoinverse_guidance(STANDARD.predict(path), path, seen), path, solvers.heun()
+    )
+    np.testing.assert_allclose(samples.mean(1), y, atol=0.02)
+    assert np.var(samples[:, 0] - samples[:, 1]) == pytest.approx(2.0, rel=0.05)
+
+
+def test_posterior_sampling_comes_nearer_to_what_was_seen():
+    path = Linear()
+    seen = editing.Observed(lambda x: MASK * x, jnp.array([1.2, 0.0]))
+    plain, near = (
+        drawn(predict, path, solvers.ddim(), n=2_000)
+        for predict in (
+            STANDARD.predict(path),
+            editing.posterior_sampling(STANDARD.predict(path), path, seen),
+        )
+    )
+    assert np.abs(near[:, 0] - 1.2).mean() < 0.2 * np.abs(plain[:, 0] - 1.2).mean()
+    assert near[:, 1].var() == pytest.approx(1.0, rel=0.15)
+
+
+def test_the_known_part_stays_and_the_rest_follows_it():
+    """Of two numbers that are almost equal one is known; without it the other has mean 0.
+
+    Replacement is no draw from the posterior, whose mean is 1.49: it lags behind.
+    """
+    path = Cosine()
+    twins = analytic.Gaussian(jnp.zeros(2), jnp.array([[1.0, 0.995], [0.995, 1.0]]))
+    image = jnp.broadcast_to(jnp.array([1.5, 9.9]), (2_000, 2))
+    solver = editing.keep_known(solvers.ddpm(), image, MASK)
+    made = drawn(twins.predict(path), path, solver, n=2_000, num_steps=200)
+    assert 1.2 < made[:, 1].mean() < 1.5
+
+
+@pytest.mark.parametrize("path", [Linear(), Cosine()])
+def test_inversion_is_the_flow_and_leads_back(path):
+    data = analytic.Gaussian(jnp.array([0.4, -0.2]), jnp.array([[0.3, 0.1], [0.1, 0.2]]))
+    predict = data.predict(path)
+    x0 = data.draw(jax.random.key(0), 8)
+    noise, again = editing.invert(
+        lambda x, t: predict(x, jnp.full(len(x), t), None),
+        runge_kutta.rk4(), path, Power()(path, 60), x0,
+    )  # fmt: skip
+    start = path.alpha(jnp.asarray(path.t_min)) * x0
+    np.testing.assert_allclose(noise, data.flow(path, start, path.t_min, path.t_noise), atol=2e-3)
+    np.testing.assert_allclose(again, x0, atol=2e-3)
+
+
+def test_a_variation_walks_the_last_steps():
+    times = Power()(Linear(), 10)
+    np.testing.assert_allclose(editing.later_times(times, 0.3), times[-4:])
+    np.testing.assert_allclose(editing.later_times(times, 1.0), times)
+    with pytest.raises(UserError, match="leaves none; use"):
+        editing.later_times(times, 0.01)
