@@ -11,6 +11,7 @@ from diffjax.process.paths import Cosine, Linear
 from diffjax.sampling import editing, runge_kutta, solvers
 from diffjax.sampling.grids import Power
 from diffjax.sampling.sample import draw
+from experiments import cli, edit, train
 
 STANDARD = analytic.Gaussian(jnp.zeros(2), jnp.eye(2))
 MASK = jnp.array([1.0, 0.0])
@@ -96,3 +97,32 @@ def test_a_variation_walks_the_last_steps():
     np.testing.assert_allclose(editing.later_times(times, 1.0), times)
     with pytest.raises(UserError, match="leaves none; use"):
         editing.later_times(times, 0.01)
+
+
+def run(script, *arguments):
+    return cli.run(script.main, script.FLAGS, usage=script.USAGE, argv=arguments)
+
+
+@pytest.mark.slow
+def test_the_command_on_a_run(tmp_path, capsys):
+    workdir = f"--workdir={tmp_path / 'run'}"
+    assert run(
+        train, "--config=configs/digits.py", workdir, "--config.num_steps=2",
+        "--config.batch_size=16", "--config.model.hidden_size=16", "--config.model.depth=1",
+        "--config.evaluation.num_samples=20", "--config.evaluation.solvers=()",
+        "--config.evaluation.batch_size=104", "--config.sampling.num_steps=2",
+    ) == 0  # fmt: skip
+    small = [workdir, "--num_images=2", "--num_steps=3"]
+    for task in ("vary", "inpaint", "upscale", "invert"):
+        assert run(edit, *small, f"--task={task}", "--solver=ddim") == 0
+        assert (tmp_path / "run" / "samples" / f"{task}.png").exists()
+    for wrong, message in {
+        "--task=inpant": "did you mean 'inpaint'",
+        "--task=inpaint --method=exact": "no method is called 'exact'",
+        "--task=upscale --factor=3": "does not divide images of 8x8",
+        "--task=vary --strength=0": "leaves none",
+        "--task=invert --solver=unipc": "is not finite: this solver can't walk these times",
+    }.items():
+        capsys.readouterr()
+        assert run(edit, *small, *wrong.split()) == 2
+        assert message in capsys.readouterr().err
