@@ -17,9 +17,9 @@ from absl import flags
 import diffjax
 from diffjax import choices
 from diffjax.errors import UserError
-from diffjax.evaluation.plots import save_png
+from diffjax.evaluation.plots import film_gif, save_film, save_png
 from diffjax.spec import build, choose
-from diffjax.training.generate import balanced_labels
+from diffjax.training.generate import balanced_labels, check_finite, trace_samples
 from diffjax.training.load import Run
 from diffjax.training.measure import named_recipe, samples_asked_of
 from experiments import cli
@@ -40,12 +40,17 @@ flags.DEFINE_list(
     "allowed_packages", [], "of your own, that the saved config may name", flag_values=FLAGS
 )
 flags.DEFINE_string(
+    "film", None, "a picture of how samples come about, .png, and a .gif beside it",
+    flag_values=FLAGS,
+)  # fmt: skip
+flags.DEFINE_string(
     "out", None, "the picture; arrays go beside it as .npz (WORKDIR/samples/seed_N.png)",
     flag_values=FLAGS,
 )  # fmt: skip
 
 
 _PAIRS_IN_A_ROW = 5
+_FILMED = 6
 
 
 def main(args: SimpleNamespace) -> None:
@@ -58,12 +63,16 @@ def main(args: SimpleNamespace) -> None:
     recipe = named.recipe
     labels = parse_labels(args.labels, run, args.num_samples)
     out = Path(args.out or Path(args.workdir) / "samples" / f"seed_{args.seed}.png")
+    if args.film is not None and Path(args.film).suffix != ".png":
+        raise UserError(f"--film={args.film} should end in .png; the GIF goes beside it")
     if out.suffix != ".png":
         raise UserError(f"--out={out} should end in .png; the arrays go beside it as .npz")
 
     labels, source = sources(run, args.labels, labels)
     generate = run.generator(min(args.batch_size, len(labels)))
-    images = generate(run.weights(args.weights), recipe, labels, args.seed, source)
+    params = run.weights(args.weights)
+    images = generate(params, recipe, labels, args.seed, source)
+    check_finite(images, run.setup.wired, params, recipe, labels, args.seed, source)
     arrays = {"images": images, "labels": labels} | ({} if source is None else {"source": source})
     how = {
         "step": run.step,
@@ -83,10 +92,19 @@ def main(args: SimpleNamespace) -> None:
             both = np.stack([source, images], axis=1)
             save_png(out, both.reshape(-1, *images.shape[1:]), columns=_PAIRS_IN_A_ROW * 2)
         np.savez_compressed(out.with_suffix(".npz"), **arrays, **how)
+        if args.film is not None:
+            first = slice(_FILMED)
+            kept = None if source is None else source[first]
+            save_film(
+                args.film,
+                trace_samples(run.setup.wired, params, recipe, labels[first], args.seed, kept),
+            )
     except OSError as error:
         raise UserError(f"can't write {out}: {error.strerror}") from error
     print(", ".join(f"{name}={value}" for name, value in how.items()))
     print(f"{len(images)} samples in {out} and {out.with_suffix('.npz')}")
+    if args.film is not None:
+        print(f"film of {min(len(images), _FILMED)} in {args.film} and {film_gif(args.film)}")
 
 
 def sources(

@@ -29,6 +29,7 @@ from PIL import Image
 from scipy.signal import savgol_filter
 
 from diffjax.errors import UserError
+from diffjax.sampling.sample import Trace
 
 LOG_SNR_PREFIX = "loss_by_log_snr/"
 
@@ -238,6 +239,38 @@ def save_png(path: str | Path, images: Any, columns: int | None = None) -> Path:
     picture.save(scratch, format="PNG", optimize=True)
     os.replace(scratch, path)
     return path
+
+
+def save_film(path: str | Path, trace: Trace) -> Path:
+    """Writes how samples came about: a strip of pictures, and beside it an animation.
+
+    Two rows a sample, noise on the left: `x`, and below it the x0 predicted there.
+
+    Args:
+        path: of the strip, `.png`; the animation has the same name and `.gif`.
+        trace: of a few samples.
+
+    Returns:
+        `path`.
+    """
+    x, x0 = np.asarray(trace.x), np.asarray(trace.x0)
+    x0 = np.concatenate([x0, x[-1:]])  # at the end both are the sample
+    rows = np.stack([x, x0], axis=1).transpose(2, 1, 0, *range(3, x.ndim + 1))
+    path = save_png(path, np.clip(rows, -1, 1).reshape(-1, *x.shape[2:]), columns=len(x))
+    frames = []
+    for both in np.stack([x, x0], axis=2):
+        grid = image_grid(np.clip(both, -1, 1).reshape(-1, *x.shape[2:]), columns=2)
+        frames.append(Image.fromarray(grid[..., 0] if grid.shape[-1] == 1 else grid))
+    durations = [80] * (len(frames) - 1) + [1500]
+    frames[0].save(
+        film_gif(path), save_all=True, append_images=frames[1:], duration=durations, loop=0
+    )
+    return path
+
+
+def film_gif(path: str | Path) -> Path:
+    """Where the animation beside a film strip is."""
+    return Path(path).with_suffix(".gif")
 
 
 def _svg(name: str, draw: Callable[[Axes], None]) -> str:

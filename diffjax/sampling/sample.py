@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -66,6 +67,40 @@ def sample(
     return denoise(x, times[-2]).x0
 
 
+class Trace(NamedTuple):
+    """What happened on the way from noise to data.
+
+    Attributes:
+        times: `[n+1]`.
+        x: `[n+1, B, …]`, at each of them; the last is the clean sample.
+        x0: `[n, B, …]`, the prediction at each but the last.
+    """
+
+    times: Array
+    x: Array
+    x0: Array
+
+
+def trace(
+    denoise: Denoise, solver: Solver, path: Path, times: Array, keys: Array, x: Array
+) -> Trace:
+    """As `sample`, with all that lies between; one more evaluation a step, for x0."""
+
+    def body(state: tuple, interval: tuple) -> tuple[tuple, tuple[Array, Array]]:
+        x, memory = state
+        i, t, t_next = interval
+        step_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, i)
+        passed = x, denoise(x, t).x0
+        return solver.step(denoise, path, memory, x, t, t_next, step_keys), passed
+
+    intervals = (jnp.arange(len(times) - 2), times[:-2], times[1:-1])
+    (end, _), (xs, x0s) = jax.lax.scan(body, (x, solver.init(x)), intervals)
+    last = denoise(end, times[-2]).x0
+    return Trace(
+        times, jnp.concatenate([xs, end[None], last[None]]), jnp.concatenate([x0s, last[None]])
+    )
+
+
 @dataclass(frozen=True)
 class Recipe:
     """All that has to be said about how samples were drawn, but for the seed.
@@ -111,7 +146,8 @@ def draw(
     guidance_scale: Array | None = None,
     null_label: int = 0,
     start: Callable[[Array], Array] | None = None,
-) -> Array:
+    walk: Callable[..., Any] = sample,
+) -> Any:
     """Draws one batch of samples from noise, or from where `start` says.
 
     Sample i depends on `keys[i]` and `labels[i]` alone.
@@ -127,10 +163,11 @@ def draw(
         guidance: what to make of the predictions with and without label.
         guidance_scale: None is off; a number is traced, so that another one does not recompile.
         null_label: what "no label" is to the model, for guidance.
+        walk: `sample`, or `trace` to have all that lies between.
         start: standard normal noise `[B, H, W, C]` to `x` at `times[0]`; by default `s` times it.
 
     Returns:
-        `[B, H, W, C]`.
+        What `walk` gives: samples `[B, H, W, C]`.
     """
     predict = guide(predict, path, guidance, guidance_scale, null_label)
     both = jax.vmap(jax.random.split)(keys)
@@ -140,4 +177,4 @@ def draw(
     def denoise(x: Array, t: Array) -> Pair:
         return predict(x, jnp.full(len(x), t), labels)
 
-    return sample(denoise, solver, path, times, both[:, 1], x)
+    return walk(denoise, solver, path, times, both[:, 1], x)

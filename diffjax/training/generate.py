@@ -1,5 +1,6 @@
 """Many samples from one model, batch by batch over the mesh."""
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any, Protocol
 
@@ -12,7 +13,7 @@ from jax.sharding import Mesh
 from diffjax.errors import UserError
 from diffjax.process.precond import denoiser
 from diffjax.sampling.guidance import Rule
-from diffjax.sampling.sample import Recipe, draw
+from diffjax.sampling.sample import Recipe, Trace, draw, sample, trace
 from diffjax.sampling.solvers import Solver, normal
 from diffjax.training.sharding import batch_sharding, replicated
 from diffjax.wiring import Wired, check_guidance
@@ -52,31 +53,11 @@ def make_generator(
     rows = mesh.shape["data"] * mesh.shape["fsdp"]
     batch_size = -(-batch_size // rows) * rows
 
-    @partial(jax.jit, static_argnames=("solver", "guidance"), out_shardings=replicated(mesh))
-    def draw_batch(
-        params: Any,
-        times: Array,
-        keys: Array,
-        labels: Array,
-        source: Array | None,
-        scale: Array | None,
-        solver: Solver,
-        guidance: Rule,
-    ) -> Array:
-        objective = wired.objective
-        return draw(
-            denoiser(wired.apply, params, wired.path, objective.precond_for(source)),
-            wired.path,
-            solver,
-            times,
-            keys,
-            labels,
-            wired.image_shape,
-            guidance=guidance,
-            guidance_scale=scale,
-            null_label=wired.num_classes,
-            start=partial(objective.start, source=source),
-        )
+    draw_batch = jax.jit(
+        partial(_draw, wired, sample),
+        static_argnames=("solver", "guidance"),
+        out_shardings=replicated(mesh),
+    )
 
     def generate(
         params: Any,
@@ -108,6 +89,104 @@ def make_generator(
         return np.concatenate(images) if images else np.zeros((0, *wired.image_shape), np.float32)
 
     return generate
+
+
+def trace_samples(
+    wired: Wired,
+    params: Any,
+    recipe: Recipe,
+    labels: np.ndarray,
+    seed: int,
+    source: np.ndarray | None = None,
+    rows: np.ndarray | None = None,
+) -> Trace:
+    """How samples come about, from noise to data, all in one batch.
+
+    They are those that `generate` draws.
+
+    Args:
+        wired: the model.
+        params: its parameters.
+        recipe: how to draw.
+        labels: `[n]`.
+        seed: of the noise.
+        source: `[n, H, W, C]`, where samples are made from one.
+        rows: `[n]`, the samples' numbers; from 0 on by default.
+    """
+    check_guidance(recipe.guidance_scale, wired)
+    check_source(source, len(labels), wired)
+    scale = None if recipe.guidance_scale == 1.0 else jnp.float32(recipe.guidance_scale)
+    walk = jax.jit(partial(_draw, wired, trace), static_argnames=("solver", "guidance"))
+    return walk(
+        params,
+        recipe.grid(wired.path, recipe.num_steps),
+        sample_keys(seed, np.arange(len(labels)) if rows is None else rows),
+        jnp.asarray(labels, jnp.int32),
+        None if source is None else jnp.asarray(source, jnp.float32),
+        scale,
+        solver=recipe.solver,
+        guidance=recipe.guidance,
+    )
+
+
+def check_finite(
+    images: np.ndarray,
+    wired: Wired,
+    params: Any,
+    recipe: Recipe,
+    labels: np.ndarray,
+    seed: int,
+    source: np.ndarray | None = None,
+) -> None:
+    """Refuses samples that are not numbers, and finds the step at which that began.
+
+    Raises:
+        UserError: some are not finite.
+    """
+    bad = np.flatnonzero(~np.isfinite(images).all(axis=(1, 2, 3)))
+    if not len(bad):
+        return
+    one = bad[:1]
+    traced = trace_samples(
+        wired, params, recipe, labels[one], seed, None if source is None else source[one], one
+    )
+    broken = [not np.isfinite(x).all() for x in np.asarray(traced.x)]
+    step = broken.index(True) if True in broken else recipe.num_steps
+    before, after = (float(traced.times[max(i, 0)]) for i in (step - 1, step))
+    raise UserError(
+        f"{len(bad)} of {len(images)} samples are not finite; number {bad[0]} from step {step} of "
+        f"{recipe.num_steps} on (t={before:.4g} to {after:.4g}): the weights are not, or this "
+        "solver can't walk this grid"
+    )
+
+
+def _draw(
+    wired: Wired,
+    walk: Callable[..., Any],
+    params: Any,
+    times: Array,
+    keys: Array,
+    labels: Array,
+    source: Array | None,
+    scale: Array | None,
+    solver: Solver,
+    guidance: Rule,
+) -> Any:
+    objective = wired.objective
+    return draw(
+        denoiser(wired.apply, params, wired.path, objective.precond_for(source)),
+        wired.path,
+        solver,
+        times,
+        keys,
+        labels,
+        wired.image_shape,
+        guidance=guidance,
+        guidance_scale=scale,
+        null_label=wired.num_classes,
+        start=partial(objective.start, source=source),
+        walk=walk,
+    )
 
 
 def check_source(source: np.ndarray | None, n: int, wired: Wired) -> None:

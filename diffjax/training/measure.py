@@ -22,7 +22,7 @@ from diffjax.evaluation.plots import save_png
 from diffjax.sampling.sample import Recipe
 from diffjax.spec import TARGET, build, choose
 from diffjax.training import workdirs
-from diffjax.training.generate import balanced_labels
+from diffjax.training.generate import balanced_labels, check_finite
 from diffjax.training.interrupts import Interrupted
 from diffjax.training.load import Run
 from diffjax.wiring import Wired
@@ -95,7 +95,9 @@ def measure(
                 f"stopped while evaluating; the training in {run.workdir} is finished and saved, "
                 "the same command evaluates it"
             )
-        return generate(params, recipe, labels, seed, source)
+        images = generate(params, recipe, labels, seed, source)
+        check_finite(images, run.setup.wired, params, recipe, labels, seed, source)
+        return images
 
     result = evaluate(
         draw,

@@ -1,0 +1,24 @@
+"""The objectives of digits that predict noise, with a U-Net.
+
+    python -m experiments.sweep --sweep=configs/sweeps/digits_noise_unet.py
+
+The DiT of `digits_objectives.py` is far from done with them after as many steps.
+"""
+
+from diffjax.sweeps import Sweep
+
+
+def get_sweep() -> Sweep:
+    """Axes: objective."""
+    return Sweep(
+        "configs/digits.py",
+        {
+            "objective": ("ddpm", "min_snr", "vdm", "score_ve", "iddpm", "p2", "score_sub_vp"),
+            "model": ("unet",),
+        },
+        {
+            "config.evaluation.solvers": ("ddim", "heun"),
+            "config.evaluation.grids": ("uniform", "karras"),
+            "config.evaluation.num_steps": (9,),
+        },
+    )
