@@ -1,6 +1,7 @@
 """Solvers, grids and guidance against exact flows, exact moments and counted calls."""
 
 import itertools
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,7 @@ from diffjax import choices
 from diffjax.process import analytic, paths
 from diffjax.process.paths import Pair
 from diffjax.sampling import grids, solvers
-from diffjax.sampling.sample import Recipe, draw, integrate, sample
+from diffjax.sampling.sample import Recipe, draw, integrate, sample, trace
 from diffjax.spec import build
 
 PATHS = {name: build(spec) for name, spec in choices.PATHS.items()}
@@ -196,6 +197,20 @@ def test_a_sample_depends_on_its_own_key_alone():
         return draw(GAUSSIAN.predict(path), path, solvers.ddpm(), times, keys, None, (2,))
 
     np.testing.assert_allclose(run(keys)[2:4], run(keys[2:4]), atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["ddpm", "unipc"])
+def test_a_trace_is_of_the_same_samples(name):
+    path, n = paths.Cosine(), 6
+    predict, times = GAUSSIAN.predict(path), grids.Power()(path, n)
+    keys = jax.random.split(jax.random.key(0), 3)
+    walk = partial(draw, predict, path, SOLVERS[name], times, keys, None, (2,))
+    traced, samples = walk(walk=trace), walk()
+    assert traced.x.shape == (n + 1, 3, 2)
+    assert traced.x0.shape == (n, 3, 2)
+    np.testing.assert_allclose(traced.x[-1], samples, atol=1e-6)
+    expected = [bound(predict)(x, t).x0 for x, t in zip(traced.x[:-1], times[:-1], strict=True)]
+    np.testing.assert_allclose(traced.x0, jnp.stack(expected), atol=1e-6)
 
 
 @pytest.mark.parametrize("grid", GRIDS.values(), ids=GRIDS)
