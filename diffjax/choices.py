@@ -338,11 +338,11 @@ def set_axes(
     *,
     objective: str = "flow",
     model: str,
-) -> None:
+) -> dict[str, str]:
     """Fills the parts of a config that its arguments choose, and completes its name.
 
-    Sets `config.path`, `.precond`, `.objective`, `.wrappers`, `.model` and `.sampling.grid`, and
-    appends what was chosen to `config.name`, so that each choice has its own run folder.
+    Sets `config.path`, `.precond`, `.objective`, `.wrappers` and `.model`, and appends what was
+    chosen to `config.name`, so that each choice has its own run folder.
 
     Args:
         config: with at least a `name`.
@@ -351,12 +351,16 @@ def set_axes(
         objective: the name of the default objective.
         model: the name of the default network.
 
+    Returns:
+        The name of the choice on each axis.
+
     Raises:
         UserError: an unknown axis or choice, with the nearest known one.
 
     Example:
         >>> config = ConfigDict({"name": "toy"})
-        >>> set_axes(config, "objective=ddpm,target=v", {"none": ConfigDict()}, model="none")
+        >>> set_axes(config, "objective=ddpm,target=v", {"none": ConfigDict()}, model="none")["path"]
+        'ddpm'
         >>> config.name, config.precond.target["_target_"]
         ('toy-ddpm-v', 'diffjax.process.targets:V')
     """
@@ -367,8 +371,6 @@ def set_axes(
         for axis, table in AXES.items()
     }
     config.path = parts["path"]
-    grid = GRIDS_OF_PATHS.get(chosen.get("path", names["path"]), "uniform")
-    config.sampling = ConfigDict({"grid": copy(GRIDS[grid])})
     config.precond = spec(
         precond.Precond, **{name: parts[name] for name in ("target", "noise_label", "input_scale")}
     )
@@ -388,6 +390,7 @@ def set_axes(
         if chosen.get(axis, defaults[axis]) != defaults[axis]
     ]
     config.name = "-".join([config.name, *suffix])
+    return {axis: chosen.get(axis, names[axis]) for axis in AXES}
 
 
 def guidance_called(names: str) -> ConfigDict:

@@ -41,7 +41,7 @@ def experiment(
     config.batch_size = 128
     config.data = data
     config.augment = spec(Augment)
-    choices.set_axes(config, arguments, models, objective=objective, model=model)
+    chosen = choices.set_axes(config, arguments, models, objective=objective, model=model)
     config.label_dropout = 0.1  # share of labels hidden, for classifier-free guidance
     config.optimizer = spec(optimizer.adamw)
     config.ema_decays = (0.999,)
@@ -50,7 +50,7 @@ def experiment(
     config.sampling = spec(
         Recipe,
         solver=copy(choices.SOLVERS["heun"]),
-        grid=config.sampling.grid,
+        grid=copy(choices.GRIDS[choices.GRIDS_OF_PATHS.get(chosen["path"], "uniform")]),
         num_steps=18,
         guidance_scale=2.0,
         guidance=choices.guidance_called("cfg"),

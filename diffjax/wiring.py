@@ -132,7 +132,9 @@ def build_objective(config: ConfigDict) -> Objective:
 
     Example:
         >>> config = ConfigDict({"name": "toy"})
-        >>> choices.set_axes(config, "objective=flow", {"none": ConfigDict()}, model="none")
+        >>> names = choices.set_axes(
+        ...     config, "objective=flow", {"none": ConfigDict()}, model="none"
+        ... )
         >>> build_objective(config).path
         Linear(t_min=0.001, t_noise=1.0)
     """

@@ -146,7 +146,7 @@ def check_evaluation(config: ConfigDict, image_shape: tuple[int, int, int]) -> N
     settings = config.evaluation
     for name in settings.solvers:
         choose(choices.SOLVERS, name, "solver")
-    for name in settings.grids:
+    for name in settings.get("grids", ()):
         choose(choices.GRIDS, name, "grid")
     extractor = build(settings.extractor)
     one_image = np.zeros((1, *image_shape), np.float32)
