@@ -359,8 +359,9 @@ def set_axes(
 
     Example:
         >>> config = ConfigDict({"name": "toy"})
-        >>> set_axes(config, "objective=ddpm,target=v", {"none": ConfigDict()}, model="none")["path"]
-        'ddpm'
+        >>> names = set_axes(config, "objective=ddpm,target=v", {"": ConfigDict()}, model="")
+        >>> names["path"], names["target"]
+        ('ddpm', 'v')
         >>> config.name, config.precond.target["_target_"]
         ('toy-ddpm-v', 'diffjax.process.targets:V')
     """
