@@ -119,7 +119,7 @@ def wire(config: ConfigDict, image_shape: tuple[int, int, int], num_classes: int
         label_dropout=config.label_dropout,
         params_shape=params,
     )
-    check_guidance(recipe.guidance_scale, wired)
+    check_recipe(recipe, wired)
     _check_loss(wired)
     return wired
 
@@ -174,6 +174,18 @@ def check_target(path: Path, precond: Precond) -> None:
             f"target {type(precond.target).__name__} can't be used on path {path_name}: {reason}; "
             f"use --config.path.t_noise={0.999 * float(path.t_noise):.4g} "
             f"or a target of {', '.join(legal)}"
+        )
+
+
+def check_recipe(recipe: Recipe, wired: Wired) -> None:
+    """Refuses what this model can't be sampled by."""
+    check_guidance(recipe.guidance_scale, wired)
+    if recipe.solver.fresh_noise and not wired.objective.independent_noise:
+        without = (name for name, row in choices.SOLVERS.items() if not build(row).fresh_noise)
+        raise UserError(
+            f"{type(wired.objective).__name__} was trained on images paired with their noise, or "
+            "with noise in between: a solver that adds fresh noise does not suit it; take one of "
+            f"{', '.join(without)}"
         )
 
 

@@ -35,7 +35,7 @@ from diffjax.sampling.solvers import Solver, normal
 from diffjax.spec import build, choose
 from diffjax.training.generate import sample_keys
 from diffjax.training.measure import named_recipe
-from diffjax.wiring import Wired, check_guidance
+from diffjax.wiring import Wired, check_recipe
 from experiments import cli
 
 FLAGS = flags.FlagValues()
@@ -97,8 +97,8 @@ def main(args: SimpleNamespace) -> None:
     wired = run.setup.wired
     if wired.objective.starts_at_source:
         raise UserError(f"{args.workdir} makes images from images; editing starts from noise")
-    check_guidance(args.guidance_scale, wired)
     recipe = named_recipe(run, args.solver, args.grid, args.num_steps, args.guidance_scale).recipe
+    check_recipe(recipe, wired)
     images, labels = all_images(build(run.config.data).test, args.num_images)
     scale = None if recipe.guidance_scale == 1.0 else recipe.guidance_scale
     model = Model(

@@ -98,7 +98,8 @@ def load_runs(workdirs: Sequence[str], allowed: tuple[str, ...]) -> tuple[dict[s
         if workdir in runs:
             raise UserError(f"--workdirs has {workdir} twice")
         run = diffjax.load(workdir, allowed_packages=allowed)
-        if not run.setup.wired.objective.independent_noise:
+        objective = run.setup.wired.objective
+        if objective.needs_source or not objective.independent_noise:
             raise UserError(
                 f"{workdir} was trained on images paired with their noise, or with noise in "
                 "between; here each image is mixed with noise of its own"

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import diffjax
+from diffjax import choices
 from diffjax.data import (
     Augment,
     Coarse,
@@ -35,7 +36,8 @@ from diffjax.process.targets import decode, encode
 from diffjax.sampling import solvers
 from diffjax.sampling.grids import Power
 from diffjax.sampling.sample import draw, integrate
-from experiments import cli, reflow, sample, train
+from diffjax.wiring import wire
+from experiments import cli, config_files, reflow, sample, train
 
 GAMMAS = {"none": NoBridge(), "brownian": Brownian(0.7), "sine": SineSquared(0.6)}
 PATHS = {"linear": Linear(t_noise=0.99), "cosine": Cosine(t_noise=0.99)}
@@ -449,6 +451,20 @@ def test_translation_pairs_each_image_with_its_changed_copy():
     np.testing.assert_allclose(source[1, 2, 4], image[1, 2:4, 4:6].mean(), atol=0.5)
     with pytest.raises(UserError, match="Coarse"):
         Coarse(3)(batch["image"])
+
+
+@pytest.mark.parametrize(
+    ("name", "refused"),
+    [("otcfm", True), ("interpolant", True), ("flow", False), ("contrastive", False)],
+)
+def test_fresh_noise_is_refused_where_noise_is_not_independent(name, refused):
+    config = config_files.load(f"configs/digits.py:objective={name}")
+    config.sampling.solver = choices.copy(choices.SOLVERS["dpmpp_2m_sde"])
+    if refused:
+        with pytest.raises(UserError, match="does not suit it; take one of ddim, euler"):
+            wire(config, (8, 8, 1), 10)
+    else:
+        assert wire(config, (8, 8, 1), 10).recipe.solver.fresh_noise
 
 
 # Whole runs.

@@ -125,6 +125,14 @@ def moment_error(step, solver, path, n):
     return np.abs(np.concatenate(wrong)).max()
 
 
+@pytest.mark.parametrize("name", choices.SOLVERS)
+def test_fresh_noise_is_what_random_numbers_make(name):
+    solver, path = build(choices.SOLVERS[name]), PATHS["linear"]
+    step, x = stepper(solver, path), jnp.ones((1, 2))
+    ends = [step(solver.init(x), x, 0.6, 0.5, jnp.full_like(x, z))[0] for z in (0.0, 1.0)]
+    assert (np.abs(ends[0] - ends[1]).max() > 1e-3) == solver.fresh_noise
+
+
 @pytest.mark.parametrize("name", STOCHASTIC)
 def test_the_moments_error_falls_with_the_declared_weak_order(name):
     solver, counts, slopes = STOCHASTIC[name], (64, 192), {}

@@ -37,7 +37,8 @@ class Objective:
         outputs: outputs of the network for each channel of an image; samplers use the first.
         needs_source: whether a batch must hold the other end of each image, its `source`.
         starts_at_source: whether samples too are made from a source, and not from noise.
-        independent_noise: whether `x_t = a·x0 + s·eps` with noise drawn for each image by itself.
+        independent_noise: whether the noise in `x_t` is `s·eps` with eps drawn for each image by
+            itself.
     """
 
     path: Path

@@ -95,10 +95,6 @@ class SourceBridge(Denoising):
     def starts_at_source(self) -> bool:
         return True
 
-    @property
-    def independent_noise(self) -> bool:
-        return False
-
     def noised(self, t: Array, key: Array, batch: Batch) -> Noised:
         if "source" not in batch:
             raise UserError(

@@ -134,7 +134,7 @@ def exp_ab(order: int = 3, eta: float = 0.0) -> Solver:
         return noisy_step(e, pair.x0, x, keys, eta)
 
     solver = _solver(_log_snr_form(eta), first, order)
-    return solver._replace(order=min(order, 2)) if eta else solver
+    return solver._replace(order=min(order, 2), fresh_noise=True) if eta else solver
 
 
 def ends_of(path: Path, t: Array, t_next: Array) -> Ends:

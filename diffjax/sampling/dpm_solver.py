@@ -67,7 +67,7 @@ def dpmpp_multistep(order: int = 2, eta: float = 0.0) -> Solver:
         lambdas = jnp.concatenate([here[None], lambdas])[: order - 1]
         return x_next, (lambdas, jnp.concatenate([x0[None], values])[: order - 1])
 
-    return Solver(init, step, nfe=1, order=2)
+    return Solver(init, step, nfe=1, order=2, fresh_noise=bool(eta))
 
 
 def dpmpp_2s() -> Solver:

@@ -97,7 +97,7 @@ def keep_known(solver: Solver, image: Array, mask: Array) -> Solver:
         known = path.alpha(t_next) * image + path.sigma(t_next) * z
         return mask * known + (1.0 - mask) * x, memory
 
-    return solver._replace(step=step)
+    return solver._replace(step=step, fresh_noise=True)
 
 
 @dataclass(frozen=True)

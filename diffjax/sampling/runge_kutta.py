@@ -93,4 +93,4 @@ def edm_heun(
         z = solvers.normal(keys, x.shape[1:])
         return jnp.where(churned, path.alpha(up) * (x / a + fresh * z), x), up
 
-    return Solver(lambda x: (), step, nfe=2, order=1 if churn else 2)
+    return Solver(lambda x: (), step, nfe=2, order=1 if churn else 2, fresh_noise=bool(churn))

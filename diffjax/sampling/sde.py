@@ -72,7 +72,7 @@ def euler_maruyama(diffusion: Diffusion = NoiseScale()) -> Solver:
         drift = _drift(denoise, path, diffusion, x, t)
         return x + (t_next - t) * drift + jnp.sqrt(rate * (t - t_next)) * z, memory
 
-    return Solver(lambda x: (), step, nfe=1, order=1)
+    return Solver(lambda x: (), step, nfe=1, order=1, fresh_noise=True)
 
 
 def stochastic_heun(diffusion: Diffusion = NoiseScale()) -> Solver:
@@ -91,7 +91,7 @@ def stochastic_heun(diffusion: Diffusion = NoiseScale()) -> Solver:
         second = _drift(denoise, path, diffusion, x + dt * first, t_next)
         return x + 0.5 * dt * (first + second), memory
 
-    return Solver(lambda x: (), step, nfe=2, order=1)
+    return Solver(lambda x: (), step, nfe=2, order=1, fresh_noise=True)
 
 
 def _drift(denoise: Denoise, path: Path, diffusion: Diffusion, x: Array, t: Array) -> Array:

@@ -41,13 +41,15 @@ class Solver(NamedTuple):
         init: `x -> memory`, what multistep solvers carry along; `()` for the others.
         step: one interval.
         nfe: calls of the denoiser per step.
-        order: its error falls as `n^-order` (weak order for stochastic solvers).
+        order: its error falls as `n^-order`; the weak order of those with fresh noise.
+        fresh_noise: whether it adds noise on the way, for which eps has to be independent of x0.
     """
 
     init: Callable[[Array], Any]
     step: Step
     nfe: int
     order: int
+    fresh_noise: bool = False
 
 
 def _no_memory(x: Array) -> tuple[()]:
@@ -75,7 +77,7 @@ def ddim(eta: float = 0.0) -> Solver:
         x = there.a * pair.x0 + kept * pair.eps
         return x + (fresh * normal(keys, x.shape[1:]) if eta else 0.0), memory
 
-    return Solver(_no_memory, step, nfe=1, order=1)
+    return Solver(_no_memory, step, nfe=1, order=1, fresh_noise=bool(eta))
 
 
 def ddpm() -> Solver:

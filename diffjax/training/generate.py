@@ -16,7 +16,7 @@ from diffjax.sampling.guidance import Rule
 from diffjax.sampling.sample import Recipe, Trace, draw, sample, trace
 from diffjax.sampling.solvers import Solver, normal
 from diffjax.training.sharding import batch_sharding, replicated
-from diffjax.wiring import Wired, check_guidance
+from diffjax.wiring import Wired, check_recipe
 
 
 class Generate(Protocol):
@@ -66,7 +66,7 @@ def make_generator(
         seed: int,
         source: np.ndarray | None = None,
     ) -> np.ndarray:
-        check_guidance(recipe.guidance_scale, wired)
+        check_recipe(recipe, wired)
         check_source(source, len(labels), wired)
         scale = None if recipe.guidance_scale == 1.0 else jnp.float32(recipe.guidance_scale)
         times = recipe.grid(wired.path, recipe.num_steps)
@@ -113,7 +113,7 @@ def trace_samples(
         source: `[n, H, W, C]`, where samples are made from one.
         rows: `[n]`, the samples' numbers; from 0 on by default.
     """
-    check_guidance(recipe.guidance_scale, wired)
+    check_recipe(recipe, wired)
     check_source(source, len(labels), wired)
     scale = None if recipe.guidance_scale == 1.0 else jnp.float32(recipe.guidance_scale)
     walk = jax.jit(partial(_draw, wired, trace), static_argnames=("solver", "guidance"))
