@@ -98,8 +98,8 @@ Arguments after the colon, comma-separated:
   model=      dit, unet; configs may offer more
 {cli.describe_tables({**choices.AXES, "wrappers": choices.WRAPPERS})}
 Wrappers are joined by +, the innermost first.
-Solvers, for experiments.sample and experiments.evaluate:
-{cli.describe_solvers()}"""
+Solvers, for experiments.sample and experiments.evaluate, whose --help says what they are:
+  {", ".join(choices.SOLVERS)}"""
 
 if __name__ == "__main__":
     sys.exit(cli.run(main, FLAGS, usage=USAGE))
