@@ -141,3 +141,27 @@ def test_the_moments_error_falls_with_the_declared_weak_order(name):
             step = stepper(solver, path)
             slopes[path_name] = slope(counts, [moment_error(step, solver, path, n) for n in counts])
     assert min(slopes.values()) == pytest.approx(solver.order, abs=0.3), slopes
+
+
+@pytest.mark.parametrize(
+    ("solver", "limit"),
+    [
+        (adams.lms(1), solvers.ddim()),
+        (adams.deis(1), solvers.ddim()),
+        (adams.exp_ab(1), solvers.ddim()),
+        (adams.ab(1), solvers.euler()),
+        (runge_kutta.two_stage(1.0), solvers.heun()),
+        (adams.exp_ab(1, eta=1.0), solvers.ddpm()),
+        (dpm_solver.dpmpp_multistep(2), solvers.ddim()),  # its first step
+        (dpm_solver.dpmpp_multistep(3, eta=1.0), solvers.ddpm()),
+        (unipc.unipc(3), solvers.ddim()),
+        (sde.euler_maruyama(sde.NoiseScale(0.0)), solvers.euler()),
+    ],
+)
+@pytest.mark.parametrize("path", PATHS.values(), ids=PATHS)
+def test_one_step_of_the_lowest_order_is_a_known_one(solver, limit, path):
+    t, t_next = levels(path, 5)[1:3]
+    x = jnp.asarray([[-1.5, 0.3], [0.2, 1.4]])
+    z = jnp.asarray([[0.4, -0.8], [1.2, 0.1]])
+    ends = [stepper(s, path)(s.init(x), x, t, t_next, z)[0] for s in (solver, limit)]
+    np.testing.assert_allclose(*ends, rtol=1e-5, atol=1e-5)
