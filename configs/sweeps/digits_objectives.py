@@ -2,7 +2,7 @@
 
     python -m experiments.sweep --sweep=configs/sweeps/digits_objectives.py
 
-About an hour on two cores of an Intel Xeon. Fréchet distances from 0.31 (`edm2`) to 0.8 for
+About an hour on two cores of an AMD EPYC. Fréchet distances from 0.31 (`edm2`) to 0.8 for
 velocity, v and F; those that predict noise are not done after as many steps. The table is in
 docs/objectives.md.
 """
