@@ -4,6 +4,7 @@ A config's axes are looked up here: `--config=configs/digits.py:objective=ddpm,p
 a choice, add a row; nothing else knows the names.
 """
 
+import functools
 from collections.abc import Mapping
 from types import MappingProxyType
 
@@ -25,8 +26,20 @@ from diffjax.process import (
     uniforms,
     weights,
 )
-from diffjax.sampling import adams, dpm_solver, grids, guidance, runge_kutta, sde, solvers, unipc
-from diffjax.spec import choose, parse_arguments, spec
+from diffjax.sampling import (
+    adams,
+    adaptive,
+    dpm_solver,
+    grids,
+    guidance,
+    restart,
+    runge_kutta,
+    sde,
+    solvers,
+    unipc,
+)
+from diffjax.sampling.solvers import Solver
+from diffjax.spec import TARGET, build, choose, parse_arguments, spec
 
 Table = Mapping[str, ConfigDict]
 
@@ -148,6 +161,8 @@ SOLVERS: Table = MappingProxyType(
     {
         "ddim": spec(solvers.ddim),
         "ddpm": spec(solvers.ddpm),
+        "ddpm_large": spec(solvers.ddpm, share=1.0),
+        "ddpm_learned": spec(solvers.ddpm_learned),
         "euler": spec(solvers.euler),
         "heun": spec(solvers.heun),
         "midpoint": spec(runge_kutta.midpoint),
@@ -168,6 +183,9 @@ SOLVERS: Table = MappingProxyType(
         "sa": spec(adams.exp_ab, eta=1.0),
         "euler_maruyama": spec(sde.euler_maruyama),
         "stochastic_heun": spec(sde.stochastic_heun),
+        "restart": spec(restart.restart, solver=spec(runge_kutta.edm_heun)),
+        "adaptive": spec(adaptive.adaptive),
+        "adaptive_sde": spec(adaptive.adaptive_sde),
     }
 )
 GRIDS: Table = MappingProxyType(
@@ -190,16 +208,26 @@ GRIDS: Table = MappingProxyType(
         ),
     }
 )
-# What to make of the predictions with and without label; joined by "+", the innermost first.
+# What to make of the two predictions; joined by "+", the innermost first.
 GUIDANCE: Table = MappingProxyType(
     {
         "cfg": spec(guidance.ClassifierFree),
+        "cfg_pp": spec(guidance.PlusPlus),
         "zero_star": spec(guidance.ZeroStar),
         "projected": spec(guidance.Projected),
         "limited": spec(guidance.Limited),
         "rescaled": spec(guidance.Rescaled),
         "clipped": spec(guidance.Clipped),
         "thresholded": spec(guidance.Thresholded),
+    }
+)
+# Where the second prediction comes from; some take an argument, as label:3.
+AGAINST: Table = MappingProxyType(
+    {
+        "null": spec(guidance.NullLabel),
+        "label": spec(guidance.OtherLabel),
+        "weights": spec(guidance.OtherWeights),
+        "attention": spec(guidance.WithoutAttention),
     }
 )
 # Where samplers step by default, for the paths on which equal steps in time will not do.
@@ -411,6 +439,38 @@ def guidance_called(names: str) -> ConfigDict:
         outer.rule = first
         first = outer
     return first
+
+
+def against_called(text: str) -> ConfigDict:
+    """The spec of guidance's second prediction: a name, and after a colon its argument.
+
+    Raises:
+        UserError: an unknown name, or an argument that it doesn't take.
+
+    Example:
+        >>> against_called("label:3").label, against_called("weights:ema-0.99").weights
+        (3, 'ema-0.99')
+    """
+    name, colon, value = text.partition(":")
+    row = copy(choose(AGAINST, name, "against"))
+    takes = [key for key in row if key != TARGET]
+    if colon and not takes:
+        raise UserError(f"against={text}: {name!r} takes nothing after a colon")
+    if colon and isinstance(row[takes[0]], int) and not value.isdigit():
+        raise UserError(f"against={text}: {name!r} takes a number after the colon")
+    if colon:
+        row[takes[0]] = type(row[takes[0]])(value)
+    return row
+
+
+@functools.cache
+def solver_called(name: str) -> Solver:
+    """A solver by name: the same object each time, for which compiled programs are kept.
+
+    Raises:
+        UserError: an unknown name.
+    """
+    return build(choose(SOLVERS, name, "solver"))
 
 
 def copy(row: ConfigDict) -> ConfigDict:

@@ -54,6 +54,7 @@ def experiment(
         num_steps=18,
         guidance_scale=2.0,
         guidance=choices.guidance_called("cfg"),
+        against=choices.against_called("null"),
     )
     config.log_every_steps = 100
     config.sample_every_steps = 1_000

@@ -1,5 +1,6 @@
 """From a config to the objects it names: once, the same for training, sampling and evaluation."""
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple, get_type_hints
 
@@ -11,12 +12,14 @@ from ml_collections import ConfigDict
 
 from diffjax import choices
 from diffjax.errors import UserError
-from diffjax.models.layers import HIDDEN
+from diffjax.models.layers import HIDDEN, attention_layers, attention_off
 from diffjax.objectives.base import Objective, Progress
-from diffjax.process.paths import Path
-from diffjax.process.precond import Apply, Precond
+from diffjax.process.paths import Pair, Path
+from diffjax.process.precond import Apply, Precond, Predict, denoiser
 from diffjax.process.targets import undecodable
+from diffjax.sampling.guidance import Models, mixes
 from diffjax.sampling.sample import Recipe
+from diffjax.sampling.solvers import Solver
 from diffjax.spec import build
 
 
@@ -55,6 +58,29 @@ class Wired(NamedTuple):
     def input_shape(self) -> tuple[int, int, int]:
         """`(H, W, C)` of what the network sees."""
         return _input_shape(self.objective, self.image_shape)
+
+    def predict(self, params: Any, source: Array | None = None) -> Predict:
+        """The model with these parameters, `(x, t, labels) -> (x0, eps)`."""
+        return denoiser(
+            self.apply,
+            params,
+            self.path,
+            self.objective.precond_for(source),
+            learned_variance=self.objective.learned_variance,
+        )
+
+    def models(self, params: Any, source: Array | None, weaker: Predict | None) -> Models:
+        """The model and its variants, for guidance."""
+        predict = self.predict(params, source)
+
+        def without_attention(layers: str) -> Predict:
+            def perturbed(x: Array, t: Array, cond: Array | None) -> Pair:
+                with attention_off(layers):
+                    return predict(x, t, cond)
+
+            return perturbed
+
+        return Models(predict, self.num_classes, weaker, without_attention)
 
     def batch_shapes(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
         """Shapes of a training batch."""
@@ -178,26 +204,51 @@ def check_target(path: Path, precond: Precond) -> None:
 
 
 def check_recipe(recipe: Recipe, wired: Wired) -> None:
-    """Refuses what this model can't be sampled by."""
-    check_guidance(recipe.guidance_scale, wired)
-    if recipe.solver.fresh_noise and not wired.objective.independent_noise:
-        without = (name for name, row in choices.SOLVERS.items() if not build(row).fresh_noise)
+    """Refuses what this model can't be sampled by, with the reason and what would do.
+
+    Raises:
+        UserError: a solver that adds noise to what is not noise, or needs a variance that is not
+            predicted; guidance that the model or the solver is not made for.
+    """
+    check_guidance(recipe, wired)
+    solver, name = recipe.solver, type(wired.objective).__name__
+    if solver.fresh_noise and not wired.objective.independent_noise:
         raise UserError(
-            f"{type(wired.objective).__name__} was trained on images paired with their noise, or "
+            f"{name} was trained on images paired with their noise, or "
             "with noise in between: a solver that adds fresh noise does not suit it; take one of "
-            f"{', '.join(without)}"
+            f"{_solvers_that(lambda other: not other.fresh_noise)}"
+        )
+    if solver.learned_variance and not wired.objective.learned_variance:
+        raise UserError(
+            f"this solver takes the variance that a network predicts, and {name} trains none: take "
+            "--solver=ddpm, or train with wrappers=learned_variance"
         )
 
 
-def check_guidance(scale: float, wired: Wired) -> None:
-    """Refuses guidance for a network that never saw the null label."""
-    if scale == 1.0 or (wired.num_classes and wired.label_dropout):
+def check_guidance(recipe: Recipe, wired: Wired) -> None:
+    """Refuses guidance that this model, or this solver, is not made for."""
+    scale, against = recipe.guidance_scale, recipe.against
+    if scale == 1.0:
         return
-    why = "is trained with label_dropout=0" if wired.num_classes else "has no labels"
-    raise UserError(
-        f"guidance_scale={scale:g} needs a null label, but this network {why}; use 1, as in "
-        "--config.sampling.guidance_scale=1"
-    )
+    if against.needs_null_label and not (wired.num_classes and wired.label_dropout):
+        why = "is trained with label_dropout=0" if wired.num_classes else "has no labels"
+        raise UserError(
+            f"guidance_scale={scale:g} needs a null label, but this network {why}; use 1, as in "
+            "--config.sampling.guidance_scale=1"
+        )
+    reason = against.unfit(wired.num_classes, attention_layers(wired.params_shape))
+    if reason:
+        raise UserError(f"guidance against {type(against).__name__}: {reason}")
+    if not recipe.solver.renoises and not mixes(recipe.guidance):
+        raise UserError(
+            f"{type(recipe.guidance).__name__} gives x0 and noise that do not mix to x, which "
+            "makes sense to solvers alone that put the noise back: take one of "
+            f"{_solvers_that(lambda other: other.renoises)}"
+        )
+
+
+def _solvers_that(suit: Callable[[Solver], bool]) -> str:
+    return ", ".join(name for name in choices.SOLVERS if suit(choices.solver_called(name)))
 
 
 def _init(

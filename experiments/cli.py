@@ -123,7 +123,7 @@ def describe_solvers() -> str:
         paper = re.search(r"arXiv:[0-9.]+[0-9]", about)
         first = about.splitlines()[0].rstrip(".")
         rows.append(
-            f"  {name:<16} order {solver.order}, {solver.nfe} a step: {first}"
+            f"  {name:<16} order {solver.order}, {solver.nfe or 'any'} a step: {first}"
             + (f" ({paper[0]})" if paper else "")
         )
     return "\n".join(rows)

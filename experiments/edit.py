@@ -34,7 +34,8 @@ from diffjax.sampling.sample import Recipe, sample
 from diffjax.sampling.solvers import Solver, normal
 from diffjax.spec import build, choose
 from diffjax.training.generate import sample_keys
-from diffjax.training.measure import named_recipe
+from diffjax.training.load import weaker_models
+from diffjax.training.measure import Guided, named_recipe
 from diffjax.wiring import Wired, check_recipe
 from experiments import cli
 
@@ -97,15 +98,21 @@ def main(args: SimpleNamespace) -> None:
     wired = run.setup.wired
     if wired.objective.starts_at_source:
         raise UserError(f"{args.workdir} makes images from images; editing starts from noise")
-    recipe = named_recipe(run, args.solver, args.grid, args.num_steps, args.guidance_scale).recipe
+    recipe = named_recipe(
+        run, args.solver, args.grid, args.num_steps, Guided(args.guidance_scale)
+    ).recipe
     check_recipe(recipe, wired)
     images, labels = all_images(build(run.config.data).test, args.num_images)
     scale = None if recipe.guidance_scale == 1.0 else recipe.guidance_scale
+    weaker = weaker_models(recipe, run.setup)(run.state)
+    models = wired.models(
+        run.weights(args.weights), None, weaker and weaker.model(weaker.params, None)
+    )
     model = Model(
-        guide(run.predict(args.weights), wired.path, recipe.guidance, scale, wired.num_classes),
+        guide(models, wired.path, recipe.guidance, scale, recipe.against),
         wired,
         recipe,
-        recipe.grid(wired.path, recipe.num_steps),
+        recipe.times(wired.path),
         jnp.asarray(labels),
     )
     keys = sample_keys(args.seed, np.arange(len(images)))

@@ -30,6 +30,7 @@ flags.DEFINE_list("num_steps", None, "comma-separated numbers of steps", flag_va
 flags.DEFINE_integer("num_samples", None, "for each number", lower_bound=3, flag_values=FLAGS)
 flags.DEFINE_float("guidance_scale", None, "1 is off", flag_values=FLAGS)
 flags.DEFINE_string("guidance", None, "parts joined by +", flag_values=FLAGS)
+flags.DEFINE_string("against", None, "what guidance leads away from", flag_values=FLAGS)
 flags.DEFINE_integer("seed", None, "of the noise", flag_values=FLAGS)
 flags.DEFINE_string("weights", None, "live, or an average such as ema-0.999", flag_values=FLAGS)
 flags.DEFINE_list(
@@ -52,6 +53,7 @@ def main(args: SimpleNamespace) -> None:
             num_samples=args.num_samples,
             guidance_scale=args.guidance_scale,
             guidance=args.guidance,
+            against=args.against,
             seed=args.seed,
             weights=args.weights,
             should_stop=should_stop,
@@ -75,7 +77,9 @@ USAGE = f"""{__doc__}
 Solvers:
 {cli.describe_solvers()}
 Grids: {", ".join(choices.GRIDS)}
-Guidance: {", ".join(choices.GUIDANCE)}; joined by +, the innermost first"""
+Guidance: {", ".join(choices.GUIDANCE)}; joined by +, the innermost first
+Against: null (no label), label:3, weights:ema-0.99 or weights:RUN_FOLDER, attention or
+  attention:LAYERS (a pattern of names, as block_2)"""
 
 if __name__ == "__main__":
     sys.exit(cli.run(main, FLAGS, usage=USAGE))

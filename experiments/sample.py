@@ -19,9 +19,15 @@ from diffjax import choices
 from diffjax.errors import UserError
 from diffjax.evaluation.plots import film_gif, save_film, save_png
 from diffjax.spec import build, choose
-from diffjax.training.generate import balanced_labels, check_finite, trace_samples
-from diffjax.training.load import Run
-from diffjax.training.measure import named_recipe, samples_asked_of
+from diffjax.training.generate import (
+    Asked,
+    balanced_labels,
+    check_finite,
+    evaluations,
+    trace_samples,
+)
+from diffjax.training.load import Run, weaker_models
+from diffjax.training.measure import Guided, named_recipe, samples_asked_of
 from experiments import cli
 
 FLAGS = flags.FlagValues()
@@ -34,6 +40,7 @@ flags.DEFINE_string("grid", None, "where to step", flag_values=FLAGS)
 flags.DEFINE_integer("num_steps", None, "steps", lower_bound=1, flag_values=FLAGS)
 flags.DEFINE_float("guidance_scale", None, "1 is off", flag_values=FLAGS)
 flags.DEFINE_string("guidance", None, "parts joined by +", flag_values=FLAGS)
+flags.DEFINE_string("against", None, "what guidance leads away from", flag_values=FLAGS)
 flags.DEFINE_string("weights", None, "live, or an average such as ema-0.999", flag_values=FLAGS)
 flags.DEFINE_integer("batch_size", 256, "images at a time", lower_bound=1, flag_values=FLAGS)
 flags.DEFINE_list(
@@ -57,9 +64,8 @@ def main(args: SimpleNamespace) -> None:
     """Samples, saves, and says how."""
     cli.require(args, "workdir")
     run = diffjax.load(args.workdir, allowed_packages=("diffjax", *args.allowed_packages))
-    named = named_recipe(
-        run, args.solver, args.grid, args.num_steps, args.guidance_scale, args.guidance
-    )
+    guided = Guided(args.guidance_scale, args.guidance, args.against)
+    named = named_recipe(run, args.solver, args.grid, args.num_steps, guided)
     recipe = named.recipe
     labels = parse_labels(args.labels, run, args.num_samples)
     out = Path(args.out or Path(args.workdir) / "samples" / f"seed_{args.seed}.png")
@@ -71,8 +77,10 @@ def main(args: SimpleNamespace) -> None:
     labels, source = sources(run, args.labels, labels)
     generate = run.generator(min(args.batch_size, len(labels)))
     params = run.weights(args.weights)
-    images = generate(params, recipe, labels, args.seed, source)
-    check_finite(images, run.setup.wired, params, recipe, labels, args.seed, source)
+    weaker = weaker_models(recipe, run.setup)(run.state)
+    images = generate(params, recipe, labels, args.seed, source, weaker)
+    asked = Asked(run.setup.wired, params, recipe, labels, args.seed, source, weaker)
+    check_finite(images, asked)
     arrays = {"images": images, "labels": labels} | ({} if source is None else {"source": source})
     how = {
         "step": run.step,
@@ -80,9 +88,10 @@ def main(args: SimpleNamespace) -> None:
         "solver": named.solver,
         "grid": named.grid,
         "num_steps": recipe.num_steps,
-        "nfe": recipe.nfe,
+        "nfe": evaluations(asked.only(np.arange(min(len(labels), args.batch_size)))),
         "guidance_scale": recipe.guidance_scale,
         "guidance": repr(recipe.guidance),
+        "against": repr(recipe.against),
         "seed": args.seed,
     }
     try:
@@ -93,12 +102,8 @@ def main(args: SimpleNamespace) -> None:
             save_png(out, both.reshape(-1, *images.shape[1:]), columns=_PAIRS_IN_A_ROW * 2)
         np.savez_compressed(out.with_suffix(".npz"), **arrays, **how)
         if args.film is not None:
-            first = slice(_FILMED)
-            kept = None if source is None else source[first]
-            save_film(
-                args.film,
-                trace_samples(run.setup.wired, params, recipe, labels[first], args.seed, kept),
-            )
+            first = np.arange(min(len(labels), _FILMED))
+            save_film(args.film, trace_samples(asked.only(first)))
     except OSError as error:
         raise UserError(f"can't write {out}: {error.strerror}") from error
     print(", ".join(f"{name}={value}" for name, value in how.items()))
@@ -136,7 +141,9 @@ USAGE = f"""{__doc__}
 Solvers:
 {cli.describe_solvers()}
 Grids: {", ".join(choices.GRIDS)}
-Guidance: {", ".join(choices.GUIDANCE)}; joined by +, the innermost first"""
+Guidance: {", ".join(choices.GUIDANCE)}; joined by +, the innermost first
+Against: null (no label), label:3, weights:ema-0.99 or weights:RUN_FOLDER, attention or
+  attention:LAYERS (a pattern of names, as block_2)"""
 
 if __name__ == "__main__":
     sys.exit(cli.run(main, FLAGS, usage=USAGE))

@@ -30,10 +30,11 @@ BUDGETS = (5, 10, 20, 40, 80, 160)
 def main(args: SimpleNamespace) -> None:
     """Measures, writes, and prints the table."""
     cli.require(args, "out")
+    named = {name: choices.solver_called(name) for name in choices.SOLVERS}
     found = convergence.convergence(
         convergence.mixture_of_four(),
         build(choose(choices.PATHS, args.path, "path")),
-        {name: build(row) for name, row in choices.SOLVERS.items()},
+        {name: solver for name, solver in named.items() if solver.nfe is not None},
         build(choose(choices.GRIDS, args.grid, "grid")),
         BUDGETS,
     )

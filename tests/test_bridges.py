@@ -35,6 +35,7 @@ from diffjax.process.precond import denoiser
 from diffjax.process.targets import decode, encode
 from diffjax.sampling import solvers
 from diffjax.sampling.grids import Power
+from diffjax.sampling.guidance import Models, guide
 from diffjax.sampling.sample import draw, integrate
 from diffjax.wiring import wire
 from experiments import cli, config_files, reflow, sample, train
@@ -263,11 +264,13 @@ def test_a_source_bridge_draws_from_the_images_of_the_source(solver, guidance_sc
 
     @jax.jit
     def sampled(keys):
-        predict = denoiser(apply, (), path, loss.precond_for(source))
+        predict = guide(
+            Models(denoiser(apply, (), path, loss.precond_for(source))), path, scale=guidance_scale
+        )
         labels = jnp.zeros(n, jnp.int32)
         grid = Power()(path, 300)
         return draw(
-            predict, path, solver, grid, keys, labels, (1,), guidance_scale=guidance_scale,
+            predict, path, solver, grid, keys, labels, (1,),
             start=lambda noise: loss.start(noise, source),
         )  # fmt: skip
 

@@ -415,7 +415,7 @@ def grey():
 
     def predict(x, t, cond):
         pair = flat.predict(path)(x.reshape(len(x), 4), t, cond)
-        return Pair(*(part.reshape(x.shape) for part in pair))
+        return Pair(pair.x0.reshape(x.shape), pair.eps.reshape(x.shape))
 
     return levels, jnp.asarray(x, jnp.float32), log_p, flat, predict
 

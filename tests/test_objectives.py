@@ -383,7 +383,7 @@ def test_training_reaches_the_truth(name):
         t = TIME_OF_LABEL[axes["noise_label"]](path, noise_label)
         c = coeffs(path, t, x.ndim)
         x_t = x / precond.input_scale(c)
-        k, (x0, eps) = precond.target(c), predict(x_t, t, None)
+        k, (x0, eps, _) = precond.target(c), predict(x_t, t, None)
         image = x_t / jnp.sqrt(c.a**2 * MEAN_SQUARE + c.s**2)
         features = jnp.stack([jnp.ones_like(x), image, jnp.tanh(2.0 * image)])
         size = jnp.sqrt(k.k_x**2 * MEAN_SQUARE + k.k_e**2)

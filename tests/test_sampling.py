@@ -12,7 +12,17 @@ from diffjax import choices
 from diffjax.process import analytic, paths
 from diffjax.process.paths import Pair
 from diffjax.sampling import grids, solvers
-from diffjax.sampling.sample import Recipe, draw, integrate, sample, trace
+from diffjax.sampling.guidance import Models, guide
+from diffjax.sampling.sample import (
+    Recipe,
+    count_padded,
+    draw,
+    integrate,
+    padded,
+    sample,
+    sample_padded,
+    trace,
+)
 from diffjax.spec import build
 
 PATHS = {name: build(spec) for name, spec in choices.PATHS.items()}
@@ -32,6 +42,11 @@ GAUSSIAN = analytic.GaussianMixture(jnp.ones(1), MEAN[None], COVARIANCE[None])
 
 def bound(predict):
     return lambda x, t: predict(x, jnp.full(len(x), t), None)
+
+
+def with_variance(predict):
+    """A model that also says what DDPM's variance is to be."""
+    return lambda *inputs: predict(*inputs)._replace(share=jnp.full_like(inputs[0], 0.3))
 
 
 @pytest.mark.parametrize("path", SMOOTH.values(), ids=SMOOTH)
@@ -76,13 +91,9 @@ def test_the_exact_flow_maps_the_marginals_onto_each_other(path):
 def test_samples_have_the_exact_moments(name, path_name, grid):
     n, path = 20_000, PATHS[path_name]
     keys = jax.random.split(jax.random.key(0), n)
-    times = grid(path, 400)
-    samples = np.asarray(
-        jax.jit(
-            lambda keys: draw(GAUSSIAN.predict(path), path, SOLVERS[name], times, keys, None, (2,))
-        )(keys),
-        np.float64,
-    )
+    times, predict = Recipe(SOLVERS[name], grid, 400).times(path), GAUSSIAN.predict(path)
+    walk = partial(draw, with_variance(predict), path, SOLVERS[name], times)
+    samples = np.asarray(jax.jit(lambda keys: walk(keys, None, (2,)))(keys), np.float64)
     # The statistical errors are 0.005 (mean) and 0.005 (variance). DDPM's variance is 10 % short
     # at 100 steps and, being of first order, 2.5 % (0.012) at 400.
     mean, covariance = where_the_prior_goes(path)
@@ -152,40 +163,57 @@ def test_no_noise_is_left_at_the_end(name, path):
 
     def denoise(x, t):
         a, s = path.alpha(t), path.sigma(t)
-        return Pair(jnp.broadcast_to(point, x.shape), (x - a * point) / s)
+        share = jnp.full_like(x, 0.3)
+        return Pair(jnp.broadcast_to(point, x.shape), (x - a * point) / s, share)
 
     x = jax.random.normal(jax.random.key(0), (4, 2))
     keys = jax.random.split(jax.random.key(1), 4)
     for n in (1, 5):
-        end = sample(denoise, SOLVERS[name], path, grids.Power()(path, n), keys, x)
+        times = Recipe(SOLVERS[name], grids.Power(), n).times(path)
+        end = sample(denoise, SOLVERS[name], path, times, keys, x)
         np.testing.assert_array_equal(end, jnp.broadcast_to(point, (4, 2)))
 
 
 @pytest.mark.parametrize("name", SOLVERS)
 @pytest.mark.parametrize("guidance_scale", [1.0, 3.0])
 def test_declared_evaluations_are_the_ones_made(name, guidance_scale):
-    path, n = paths.Linear(), 5
-    recipe = Recipe(SOLVERS[name], grids.Power(), num_steps=n, guidance_scale=guidance_scale)
-    rows_seen = []
+    path, rows_seen = paths.Linear(), []
+    recipe = Recipe(SOLVERS[name], grids.Power(), num_steps=7, guidance_scale=guidance_scale)
 
     def predict(x, t, cond):
-        rows_seen.append(len(x))
-        return GAUSSIAN.predict(path)(x, t, cond)
+        jax.debug.callback(lambda: rows_seen.append(len(x)))
+        return with_variance(GAUSSIAN.predict(path))(x, t, cond)
 
     scale = None if guidance_scale == 1.0 else jnp.float32(guidance_scale)
-    with jax.disable_jit():  # so that the scan really calls it at every step
-        draw(
-            predict,
-            path,
-            recipe.solver,
-            recipe.grid(path, n),
-            jax.random.split(jax.random.key(0), 3),
-            jnp.zeros(3, jnp.int32),
-            (2,),
-            guidance_scale=scale,
-            null_label=1,
-        )
-    assert sum(rows_seen) / 3 == recipe.nfe
+    guided = guide(Models(predict, null_label=1), path, scale=scale)
+    times, keys = recipe.times(path), jax.random.split(jax.random.key(0), 3)
+
+    def walk(way, times):
+        rows_seen.clear()
+        draw(guided, path, recipe.solver, times, keys, jnp.zeros(3, jnp.int32), (2,), walk=way)
+        jax.effects_barrier()
+        return sum(rows_seen) / 3
+
+    if recipe.nfe is not None:
+        assert walk(sample, times) == recipe.nfe
+    else:
+        counted = draw(
+            guided, path, recipe.solver, padded(times), keys, jnp.zeros(3, jnp.int32), (2,),
+            walk=count_padded,
+        )  # fmt: skip
+        assert walk(sample_padded, padded(times)) == counted * recipe.calls
+
+
+@pytest.mark.parametrize("name", ["ddpm", "unipc", "restart"])
+def test_padding_changes_no_sample(name):
+    path = paths.Cosine()
+    times = Recipe(SOLVERS[name], grids.Power(), 6).times(path)
+    keys = jax.random.split(jax.random.key(0), 3)
+    walk = partial(draw, GAUSSIAN.predict(path), path, SOLVERS[name])
+    plain = walk(times, keys, None, (2,))
+    np.testing.assert_allclose(
+        walk(padded(times), keys, None, (2,), walk=sample_padded), plain, atol=1e-6
+    )
 
 
 def test_a_sample_depends_on_its_own_key_alone():
@@ -241,8 +269,8 @@ def test_another_guidance_scale_does_not_recompile():
     def run(keys, scale):
         traced.append(1)
         labels = jnp.zeros(len(keys), jnp.int32)
-        predict = GAUSSIAN.predict(path)
-        return draw(predict, path, solvers.euler(), times, keys, labels, (2,), guidance_scale=scale)
+        predict = guide(Models(GAUSSIAN.predict(path)), path, scale=scale)
+        return draw(predict, path, solvers.euler(), times, keys, labels, (2,))
 
     keys = jax.random.split(jax.random.key(0), 2)
     for scale in (1.5, 2.0, 4.0):

@@ -28,7 +28,7 @@ from diffjax.spec import spec
 from diffjax.training import checkpoints as checkpoints_module
 from diffjax.training import loop, optimizer, sharding, state, workdirs
 from diffjax.training.checkpoints import Checkpoints, digest
-from diffjax.training.generate import check_finite
+from diffjax.training.generate import Asked, check_finite
 from diffjax.training.interrupts import Interrupted
 from diffjax.training.setup import set_up
 from diffjax.training.window import NonFiniteLoss
@@ -330,7 +330,7 @@ def test_samples_that_are_not_finite_name_the_step(whole_run):
     images = run.generator(4)(broken, run.recipe, labels, 0)
     assert not np.isfinite(images).any()
     with pytest.raises(UserError, match="3 of 3 samples are not finite; number 0 from step 1 of"):
-        check_finite(images, run.setup.wired, broken, run.recipe, labels, 0)
+        check_finite(images, Asked(run.setup.wired, broken, run.recipe, labels, 0))
 
 
 def test_loading_names_what_is_missing(whole_run, tmp_path):

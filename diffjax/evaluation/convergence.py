@@ -11,6 +11,7 @@ import numpy as np
 from jax import Array
 from matplotlib.figure import Figure
 
+from diffjax.errors import UserError
 from diffjax.evaluation.tables import measure
 from diffjax.process.analytic import GaussianMixture
 from diffjax.process.paths import Pair, Path
@@ -92,13 +93,15 @@ def convergence(
     keys = jax.random.split(jax.random.key(1), num_samples)
 
     def ends(solver: Solver, num_steps: int) -> Array:
-        walk = jax.jit(lambda keys: sample(denoise, solver, path, grid(path, num_steps), keys, x))
-        return walk(keys)
+        times = Recipe(solver, grid, num_steps).times(path)
+        return jax.jit(lambda keys: sample(denoise, solver, path, times, keys, x))(keys)
 
     def one(solver: Solver) -> Convergence:
+        if solver.nfe is None:
+            raise UserError("a solver that chooses its own steps has no error for a given number")
         # The last step costs one evaluation, whatever the solver.
         steps = sorted({1 + (budget - 1) // solver.nfe for budget in budgets})
-        nfe = tuple(Recipe(solver, grid, num_steps=n).nfe for n in steps)
+        nfe = tuple(solver.steps(n - 1) * solver.nfe + 1 for n in steps)
         if solver.fresh_noise:
             return Convergence(solver, nfe, None)
         # The median: a few trajectories that end in another mode would be all there is to a mean.

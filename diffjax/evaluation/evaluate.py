@@ -11,6 +11,9 @@ from diffjax.evaluation import metrics
 from diffjax.evaluation.metrics import Reference
 from diffjax.sampling.sample import Recipe
 
+Draw = Callable[[Recipe, np.ndarray, int], tuple[np.ndarray, int]]
+"""`(recipe, labels[n], seed) -> images[n, H, W, C], network evaluations per sample`."""
+
 
 @dataclass(frozen=True)
 class NamedRecipe:
@@ -36,7 +39,7 @@ class Evaluation:
 
 
 def evaluate(
-    draw: Callable[[Recipe, np.ndarray, int], np.ndarray],
+    draw: Draw,
     main: NamedRecipe,
     reference: Reference,
     *,
@@ -51,7 +54,7 @@ def evaluate(
     All recipes start from the same noise and labels.
 
     Args:
-        draw: `(recipe, labels[n], seed) -> images[n, H, W, C]`.
+        draw: samples, and what they cost.
         main: the recipe that the run is judged by.
         reference: the real data and the features.
         labels: `[n]`, one for each sample.
@@ -66,18 +69,19 @@ def evaluate(
     rows = [row]
     for other in others:
         if _how(other) != _how(main):
-            _, row, _ = _measure(draw, other, reference, labels, conditional, seed)
-            report(row)
-            rows.append(row)
+            _, another, _ = _measure(draw, other, reference, labels, conditional, seed)
+            report(another)
+            rows.append(another)
     rows.sort(key=lambda row: (row["solver"], row["grid"], row["nfe"]))
     recipe = main.recipe
     sampling = {
         "solver": main.solver,
         "grid": repr(recipe.grid),
         "num_steps": recipe.num_steps,
-        "nfe": recipe.nfe,
+        "nfe": row["nfe"],
         "guidance_scale": recipe.guidance_scale,
         "guidance": repr(recipe.guidance),
+        "against": repr(recipe.against),
         "seed": seed,
     }
     summary = {
@@ -91,7 +95,7 @@ def evaluate(
 
 
 def _measure(
-    draw: Callable[[Recipe, np.ndarray, int], np.ndarray],
+    draw: Draw,
     named: NamedRecipe,
     reference: Reference,
     labels: np.ndarray,
@@ -100,11 +104,12 @@ def _measure(
 ) -> tuple[np.ndarray, dict[str, Any], dict[str, Any]]:
     """Samples, their row in the table, and all that is known about them."""
     began = time.perf_counter()
-    samples = draw(named.recipe, labels, seed)
+    samples, nfe = draw(named.recipe, labels, seed)
     seconds = time.perf_counter() - began
     full = metrics.compare(samples, labels if conditional else None, reference)
     row = {
         **_how(named),
+        "nfe": nfe,
         "accuracy": full["accuracy"],
         "frechet_distance": full["frechet_distance"]["value"],
         "kernel_distance": full["kernel_distance"]["value"],
@@ -118,6 +123,5 @@ def _how(named: NamedRecipe) -> dict[str, Any]:
         "solver": named.solver,
         "grid": named.grid,
         "num_steps": named.recipe.num_steps,
-        "nfe": named.recipe.nfe,
         "guidance_scale": named.recipe.guidance_scale,
     }

@@ -85,10 +85,11 @@ def unwalkable(path: Path, solver: Solver, num_steps: int = 8) -> str | None:
     predict = Gaussian(jnp.full(1, 0.3), jnp.full((1, 1), 0.25)).predict(path)
 
     def denoise(x: Array, t: Array) -> Pair:
-        return predict(x, jnp.full(len(x), t), None)
+        # With a variance, which is up to the network and not to the path.
+        return predict(x, jnp.full(len(x), t), None)._replace(share=jnp.full_like(x, 0.5))
 
     keys = jax.random.split(jax.random.key(0), 1)
-    times = Power()(path, num_steps)
+    times = solver.route(path, Power()(path, num_steps))
     x = jnp.full((1, 1), path.sigma(times[:1]))
     memory = solver.init(x)
     # One by one rather than under `lax.scan`, so that the first bad step is known, and compiled

@@ -1,6 +1,10 @@
 """Pieces that the networks share: embeddings of noise and label, self-attention, compute types."""
 
 import math
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -128,5 +132,47 @@ class SelfAttention(nn.Module):
         qkv = nn.Dense(3 * width, dtype=dtype, kernel_init=self.kernel_init, name="qkv")(x)
         qkv = qkv.reshape(batch, length, 3, self.num_heads, width // self.num_heads)
         q, k, v = (qkv[:, :, i] for i in range(3))
-        out = attention(q, k, v, self.attention).reshape(batch, length, width)
+        out = self.look(q, k, v).reshape(batch, length, width)
         return nn.Dense(width, dtype=dtype, kernel_init=self.out_init, name="out")(out)
+
+    def look(self, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+        """The attention itself, `[B, T, heads, d]`."""
+        return attention(q, k, v, self.attention)
+
+
+@contextmanager
+def attention_off(layers: str) -> Iterator[None]:
+    """Where networks are called meanwhile, each token attends to itself alone.
+
+    Args:
+        layers: a regular expression of the paths of those `SelfAttention` that are concerned, as
+            `block_2/attention`; "" is all.
+    """
+
+    def off(
+        look: Callable[..., Any], args: tuple, kwargs: dict, context: nn.module.InterceptorContext
+    ) -> Any:
+        concerned = isinstance(context.module, SelfAttention) and context.method_name == "look"
+        if concerned and re.search(layers, "/".join(context.module.path)):
+            return args[2]  # the values
+        return look(*args, **kwargs)
+
+    with nn.intercept_methods(off):
+        yield
+
+
+def attention_layers(params: Any) -> list[str]:
+    """The paths of a network's `SelfAttention`s, from its parameters or their shapes.
+
+    Example:
+        >>> attention_layers({"block_0": {"attention": {"qkv": {}, "out": {}}, "mlp": {}}})
+        ['block_0/attention']
+    """
+    if not isinstance(params, Mapping):
+        return []
+    found = []
+    for name, inner in params.items():
+        if isinstance(inner, Mapping) and "qkv" in inner:
+            found.append(name)
+        found += [f"{name}/{path}" for path in attention_layers(inner)]
+    return found

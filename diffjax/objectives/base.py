@@ -39,6 +39,7 @@ class Objective:
         starts_at_source: whether samples too are made from a source, and not from noise.
         independent_noise: whether the noise in `x_t` is `s·eps` with eps drawn for each image by
             itself.
+        learned_variance: whether the second output says the variance of a reverse step.
     """
 
     path: Path
@@ -48,6 +49,7 @@ class Objective:
     needs_source: bool = False
     starts_at_source: bool = False
     independent_noise: bool = True
+    learned_variance: bool = False
 
     def init_params(self, key: Array) -> dict[str, Any]:
         """Parameters that are trained beside the network's, under names of their own."""

@@ -57,6 +57,10 @@ class LearnedVariance(Wrapper):
     def outputs(self) -> int:
         return 2
 
+    @property
+    def learned_variance(self) -> bool:
+        return True
+
     def __call__(
         self,
         apply: Apply,

@@ -48,6 +48,10 @@ class Wrapper(Objective):
     def independent_noise(self) -> bool:
         return self.objective.independent_noise
 
+    @property
+    def learned_variance(self) -> bool:
+        return self.objective.learned_variance
+
     def init_params(self, key: Array) -> dict[str, Any]:
         return self.objective.init_params(key)
 

@@ -114,10 +114,18 @@ class Coeffs(NamedTuple):
 
 
 class Pair(NamedTuple):
-    """A noisy image taken apart: the clean data and the noise it is made of."""
+    """A noisy image taken apart: the clean data and the noise it is made of.
+
+    Attributes:
+        x0: the clean data.
+        eps: the noise.
+        share: of the largest variance in that of a reverse step, for each number; where a network
+            predicts it.
+    """
 
     x0: Array
     eps: Array
+    share: Array | None = None
 
 
 def coeffs(path: Path, t: Array, ndim: int) -> Coeffs:

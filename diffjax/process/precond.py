@@ -108,7 +108,9 @@ class Precond:
         return self.input_scale(c) * x_t, jnp.ravel(self.noise_label(c))
 
 
-def denoiser(apply: Apply, params: Any, path: Path, precond: Precond) -> Predict:
+def denoiser(
+    apply: Apply, params: Any, path: Path, precond: Precond, *, learned_variance: bool = False
+) -> Predict:
     """A network as what every sampler needs: `(x, t, cond) -> (x0, eps)`.
 
     Args:
@@ -116,11 +118,17 @@ def denoiser(apply: Apply, params: Any, path: Path, precond: Precond) -> Predict
         params: its parameters, live or averaged.
         path: the path it was trained on.
         precond: the target it was trained for.
+        learned_variance: whether as many channels again are `2·share - 1`, the share of the largest
+            variance in a reverse step's.
     """
 
     def predict(x: Array, t: Array, cond: Array | None) -> Pair:
         c = coeffs(path, t, x.ndim)
         output = apply(params, *precond.inputs(c, x), cond)
-        return decode(c, precond.target(c), output[..., : x.shape[-1]], x)
+        channels = x.shape[-1]
+        pair = decode(c, precond.target(c), output[..., :channels], x)
+        if not learned_variance:
+            return pair
+        return pair._replace(share=0.5 * (output[..., channels : 2 * channels] + 1.0))
 
     return predict

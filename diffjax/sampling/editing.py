@@ -11,9 +11,10 @@ import jax.numpy as jnp
 from jax import Array
 
 from diffjax.errors import UserError
-from diffjax.process.paths import Coeffs, Pair, Path, coeffs
+from diffjax.process.paths import Pair, Path, coeffs
 from diffjax.process.precond import Predict
 from diffjax.sampling import solvers
+from diffjax.sampling.guidance import moved
 from diffjax.sampling.sample import integrate
 from diffjax.sampling.solvers import Denoise, Solver
 
@@ -138,7 +139,7 @@ def pseudoinverse_guidance(predict: Predict, path: Path, seen: Observed) -> Pred
         variance = c.s**2 / (c.a**2 + c.s**2) * seen.gain + seen.std**2
         (back,) = transpose((seen.y - observed) / variance)
         (score,) = pull(back)
-        return _moved(x, c, x0, score)
+        return moved(x, c, x0, score)
 
     return guided
 
@@ -159,14 +160,6 @@ def posterior_sampling(predict: Predict, path: Path, seen: Observed, scale: floa
             return jnp.sum(jnp.sqrt(square + 1e-12)), x0
 
         slope, x0 = jax.grad(distance, has_aux=True)(x)
-        return _moved(x, c, x0, -scale / c.s * slope)
+        return moved(x, c, x0, -scale / c.s * slope)
 
     return guided
-
-
-def _moved(x: Array, c: Coeffs, x0: Array, score: Array) -> Pair:
-    """The pair after an addition to the score: `eps` less `s` times it, `x0` to match."""
-    eps = (x - c.a * x0) / c.s - c.s * score
-    # In pure noise x says nothing of x0, and neither can a score.
-    safe = jnp.where(c.a > 1e-6, c.a, 1.0)
-    return Pair(jnp.where(c.a > 1e-6, (x - c.s * eps) / safe, x0), eps)

@@ -1,12 +1,16 @@
 """Guidance turns a predictor into another one.
 
-A rule joins two predictions for the same `x`, with the label and without it (or of any stronger and
-weaker model), into one. Rules nest: some of them only change what another rule says.
+A rule joins two predictions for the same `x`, `on` and `off`, into one. Rules nest: some of them
+only change what another rule says. `on` is the model's own; where `off` comes from is a choice of
+its own (`Against`): without label, with another label, by other weights, with its attention off.
 """
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax import Array
 
@@ -15,7 +19,123 @@ from diffjax.process.precond import Predict
 from diffjax.process.targets import Mix, decode
 
 Rule = Callable[[Array, Coeffs, Pair, Pair, Scalar], Pair]
-"""`(x[B, …], coefficients, on, off, scale) -> Pair`; `on` is with the label, `off` without it."""
+"""`(x[B, …], coefficients, on, off, scale) -> Pair`."""
+
+
+class Models(NamedTuple):
+    """A model and its variants, of which guidance makes use.
+
+    Attributes:
+        predict: the model.
+        null_label: the label that means "none".
+        weaker: the model with the weights that `Against.weights` names.
+        without_attention: `pattern -> model` whose self-attention layers of matching names look at
+            nothing but each token itself.
+    """
+
+    predict: Predict
+    null_label: int = 0
+    weaker: Predict | None = None
+    without_attention: Callable[[str], Predict] | None = None
+
+
+class Against:
+    """Where the second prediction comes from; a subclass is a frozen dataclass.
+
+    Attributes:
+        weights: names other weights, that have to be at hand as `Models.weaker`; "" is none.
+        needs_null_label: whether the model has to have seen the null label.
+    """
+
+    weights: str = ""
+    needs_null_label: bool = False
+
+    def __call__(self, models: Models, x: Array, t: Array, cond: Array | None) -> tuple[Pair, Pair]:
+        """`on` and `off` for `x[B, …]` at `t[B]`: two evaluations."""
+        raise NotImplementedError
+
+    def unfit(self, num_classes: int, layers: Sequence[str]) -> str | None:
+        """Why it can't be had of a model with so many classes and these attention layers."""
+        del num_classes, layers
+        return None
+
+
+@dataclass(frozen=True)
+class NullLabel(Against):
+    """The model without the label. Both go through the network as one batch of `2B`."""
+
+    needs_null_label = True
+
+    def __call__(self, models: Models, x: Array, t: Array, cond: Array | None) -> tuple[Pair, Pair]:
+        return _with_labels(models, x, t, cond, models.null_label)
+
+
+@dataclass(frozen=True)
+class OtherLabel(Against):
+    """The model with a label to keep away from, a negative one."""
+
+    label: int = 0
+
+    def __call__(self, models: Models, x: Array, t: Array, cond: Array | None) -> tuple[Pair, Pair]:
+        return _with_labels(models, x, t, cond, self.label)
+
+    def unfit(self, num_classes: int, layers: Sequence[str]) -> str | None:
+        if 0 <= self.label < num_classes:
+            return None
+        return f"there is no label {self.label}: this model has {num_classes}, from 0 on"
+
+
+@dataclass(frozen=True)
+class OtherWeights(Against):
+    """A weaker model with the same label: less trained, smaller or averaged over less.
+
+    Autoguidance, Karras et al. 2024 (arXiv:2406.02507).
+
+    Attributes:
+        weights: an average of the same run (`ema-0.99`), a run's folder, or `FOLDER:average`.
+    """
+
+    weights: str = "live"
+
+    def __call__(self, models: Models, x: Array, t: Array, cond: Array | None) -> tuple[Pair, Pair]:
+        assert models.weaker is not None
+        return models.predict(x, t, cond), models.weaker(x, t, cond)
+
+
+@dataclass(frozen=True)
+class WithoutAttention(Against):
+    """The model with self-attention that looks at nothing but each token itself.
+
+    Perturbed-attention guidance, Ahn et al. 2024 (arXiv:2403.17377), whose scale is one less.
+
+    Attributes:
+        layers: a regular expression of the names of the layers concerned, as `block_2`.
+    """
+
+    layers: str = ""
+
+    def __call__(self, models: Models, x: Array, t: Array, cond: Array | None) -> tuple[Pair, Pair]:
+        assert models.without_attention is not None
+        return models.predict(x, t, cond), models.without_attention(self.layers)(x, t, cond)
+
+    def unfit(self, num_classes: int, layers: Sequence[str]) -> str | None:
+        if any(re.search(self.layers, name) for name in layers):
+            return None
+        there = ", ".join(layers) or "none"
+        return f"no attention layer matches {self.layers!r}; there are {there}"
+
+
+def _with_labels(
+    models: Models, x: Array, t: Array, cond: Array | None, other: int
+) -> tuple[Pair, Pair]:
+    assert cond is not None
+    both = models.predict(
+        jnp.concatenate([x, x]),
+        jnp.concatenate([t, t]),
+        jnp.concatenate([cond, jnp.full_like(cond, other)]),
+    )
+    n = len(x)
+    return jax.tree.map(lambda p: p[:n], both), jax.tree.map(lambda p: p[n:], both)
 
 
 @dataclass(frozen=True)
@@ -26,7 +146,22 @@ class ClassifierFree:
     """
 
     def __call__(self, x: Array, c: Coeffs, on: Pair, off: Pair, scale: Scalar) -> Pair:
-        return Pair(*(weak + scale * (strong - weak) for strong, weak in zip(on, off, strict=True)))
+        x0, eps = (
+            weak + scale * (strong - weak) for strong, weak in ((on.x0, off.x0), (on.eps, off.eps))
+        )
+        return Pair(x0, eps)
+
+
+@dataclass(frozen=True)
+class PlusPlus:
+    """CFG++: x0 as guided, `off + scale·(on - off)`, and the noise of `off`.
+
+    Its scale is between 0 and 1. The two don't mix to x, so it is for solvers alone that re-noise
+    the prediction: DDIM and DDPM. Chung et al. 2024 (arXiv:2406.08070), algorithm 2.
+    """
+
+    def __call__(self, x: Array, c: Coeffs, on: Pair, off: Pair, scale: Scalar) -> Pair:
+        return Pair(off.x0 + scale * (on.x0 - off.x0), off.eps)
 
 
 @dataclass(frozen=True)
@@ -81,7 +216,7 @@ class Limited:
         level = log_snr_of(c)
         inside = (level >= self.low) & (level <= self.high)
         guided = self.rule(x, c, on, off, scale)
-        return Pair(*(jnp.where(inside, new, old) for new, old in zip(guided, on, strict=True)))
+        return Pair(jnp.where(inside, guided.x0, on.x0), jnp.where(inside, guided.eps, on.eps))
 
 
 @dataclass(frozen=True)
@@ -131,36 +266,85 @@ class Thresholded:
 
 
 def guide(
-    predict: Predict, path: Path, rule: Rule, scale: Scalar | None, null_label: int
+    models: Models,
+    path: Path,
+    rule: Rule = ClassifierFree(),
+    scale: Scalar | None = None,
+    against: Against = NullLabel(),
 ) -> Predict:
     """A predictor with a rule around it.
 
-    Both predictions go through the network as one batch of `2B`; that counts as two evaluations.
-    Without a scale there is one, which the rule sees as both.
+    It costs two evaluations; without a scale there is one, which the rule sees as both.
 
     Args:
-        predict: a conditional predictor that also knows the null label.
+        models: a predictor and its variants.
         path: the one that it was trained on.
         rule: what to make of both predictions.
         scale: how far to go; None is off.
-        null_label: the label that means "none".
+        against: where the second prediction comes from.
     """
 
     def guided(x: Array, t: Array, cond: Array | None) -> Pair:
         c = coeffs(path, t, x.ndim)
         if scale is None:
-            on = predict(x, t, cond)
-            return rule(x, c, on, on, 1.0)
-        assert cond is not None
-        both = predict(
-            jnp.concatenate([x, x]),
-            jnp.concatenate([t, t]),
-            jnp.concatenate([cond, jnp.full_like(cond, null_label)]),
-        )
-        on, off = (Pair(*half) for half in zip(*(jnp.split(p, 2) for p in both), strict=True))
-        return rule(x, c, on, off, scale)
+            on = off = models.predict(x, t, cond)
+        else:
+            on, off = against(models, x, t, cond)
+        # A learned variance is that of the model itself, as in DiT.
+        return rule(x, c, on, off, 1.0 if scale is None else scale)._replace(share=on.share)
 
     return guided
+
+
+def mixes(rule: Rule) -> bool:
+    """Whether what a rule says of pairs that mix to x is such a pair; found by trying.
+
+    Example:
+        >>> mixes(ClassifierFree()), mixes(Clipped(PlusPlus()))
+        (True, True)
+        >>> mixes(Limited(PlusPlus()))
+        False
+    """
+    half = jnp.full((1, 1), 0.5)
+    c = Coeffs(t=half[0], a=half, s=half, da=-2.0 * half, ds=2.0 * half)
+    x = half
+    on, off = (Pair(x0, (x - c.a * x0) / c.s) for x0 in (0.4 * half, -0.6 * half))
+    pair = rule(x, c, on, off, 2.0)
+    return bool(jnp.allclose(c.a * pair.x0 + c.s * pair.eps, x, atol=1e-4))
+
+
+def classifier_guidance(
+    predict: Predict,
+    path: Path,
+    log_probability: Callable[[Array, Array, Array | None], Array],
+    scale: Scalar = 1.0,
+) -> Predict:
+    """A predictor moved up the gradient of a classifier: `score + scale·∇ log p(label | x)`.
+
+    Dhariwal & Nichol 2021 (arXiv:2105.05233), algorithm 1.
+
+    Args:
+        predict: the model, unconditional or not.
+        path: the one that it was trained on.
+        log_probability: `(x[B, …], t[B], labels[B]) -> [B]`, of a classifier of noisy images.
+        scale: 1 is Bayes' rule.
+    """
+
+    def guided(x: Array, t: Array, cond: Array | None) -> Pair:
+        c = coeffs(path, t, x.ndim)
+        pair = predict(x, t, cond)
+        slope = jax.grad(lambda x: jnp.sum(log_probability(x, t, cond)))(x)
+        return moved(x, c, pair.x0, scale * slope)._replace(share=pair.share)
+
+    return guided
+
+
+def moved(x: Array, c: Coeffs, x0: Array, score: Array) -> Pair:
+    """The pair after an addition to the score: `eps` less `s` times it, `x0` to match."""
+    eps = (x - c.a * x0) / c.s - c.s * score
+    # In pure noise x says nothing of x0, and neither can a score.
+    safe = jnp.where(c.a > 1e-6, c.a, 1.0)
+    return Pair(jnp.where(c.a > 1e-6, (x - c.s * eps) / safe, x0), eps)
 
 
 def _axes(x: Array) -> tuple[int, ...]:

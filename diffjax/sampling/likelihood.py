@@ -204,7 +204,7 @@ class Adaptive:
             import diffrax  # an extra: only this class needs it
         except ImportError as error:
             raise UserError(
-                "adaptive likelihoods need diffrax: pip install 'diffjax[likelihood]', or take "
+                "adaptive likelihoods need diffrax: pip install 'diffjax[adaptive]', or take "
                 "a fixed number of steps"
             ) from error
         control = diffrax.PIDController(

@@ -1,5 +1,6 @@
 """The walk itself: one `lax.scan` over the grid, and the last step onto clean data."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -11,7 +12,7 @@ from jax import Array
 from diffjax.process.paths import Pair, Path
 from diffjax.process.precond import Predict
 from diffjax.sampling.grids import Grid
-from diffjax.sampling.guidance import ClassifierFree, Rule, guide
+from diffjax.sampling.guidance import Against, ClassifierFree, NullLabel, Rule
 from diffjax.sampling.solvers import Denoise, Solver, normal
 
 
@@ -32,15 +33,19 @@ def integrate(
         `[B, …]` at `times[n]`.
     """
 
-    def body(state: tuple, interval: tuple) -> tuple[tuple, None]:
-        x, memory = state
-        i, t, t_next = interval
-        step_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, i)
-        return solver.step(denoise, path, memory, x, t, t_next, step_keys), None
+    def body(state: tuple, i: Array) -> tuple[tuple, None]:
+        return _step(denoise, solver, path, times, keys, i, state), None
 
-    intervals = (jnp.arange(len(times) - 1), times[:-1], times[1:])
-    (x, _), _ = jax.lax.scan(body, (x, solver.init(x)), intervals)
+    (x, _), _ = jax.lax.scan(body, (x, solver.init(x)), jnp.arange(len(times) - 1))
     return x
+
+
+def _step(
+    denoise: Denoise, solver: Solver, path: Path, times: Array, keys: Array, i: Array, state: tuple
+) -> tuple[Array, Any]:
+    x, memory = state
+    step_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, i)
+    return solver.step(denoise, path, memory, x, times[i], times[i + 1], step_keys)
 
 
 def sample(
@@ -67,6 +72,46 @@ def sample(
     return denoise(x, times[-2]).x0
 
 
+def sample_padded(
+    denoise: Denoise, solver: Solver, path: Path, times: Array, keys: Array, x: Array
+) -> Array:
+    """As `sample`, for times that end in any number of zeros (`padded`).
+
+    The number of steps is not part of the program then. Forward mode alone differentiates it.
+    """
+    return _walk_padded(denoise, solver, path, times, keys, x)[0]
+
+
+def count_padded(
+    denoise: Denoise, solver: Solver, path: Path, times: Array, keys: Array, x: Array
+) -> Array:
+    """How often `sample_padded` asks the denoiser, `[]`, of a solver that counts."""
+    return _walk_padded(denoise, solver, path, times, keys, x)[1] + 1
+
+
+def _walk_padded(
+    denoise: Denoise, solver: Solver, path: Path, times: Array, keys: Array, x: Array
+) -> tuple[Array, Any]:
+    last = jnp.count_nonzero(times) - 1
+
+    def body(i: Array, state: tuple) -> tuple:
+        return _step(denoise, solver, path, times, keys, i, state)
+
+    x, memory = jax.lax.fori_loop(0, last, body, (x, solver.init(x)))
+    return denoise(x, times[last]).x0, memory
+
+
+def padded(times: Array) -> Array:
+    """Times with zeros behind them, up to a length of 65, 129, 257 …
+
+    Example:
+        >>> padded(jnp.array([1.0, 0.5, 0.0])).shape
+        (65,)
+    """
+    steps = max(64, 2 ** math.ceil(math.log2(len(times) - 1)))
+    return jnp.pad(times, (0, steps + 1 - len(times)))
+
+
 class Trace(NamedTuple):
     """What happened on the way from noise to data.
 
@@ -86,15 +131,11 @@ def trace(
 ) -> Trace:
     """As `sample`, with all that lies between; one more evaluation a step, for x0."""
 
-    def body(state: tuple, interval: tuple) -> tuple[tuple, tuple[Array, Array]]:
-        x, memory = state
-        i, t, t_next = interval
-        step_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, i)
-        passed = x, denoise(x, t).x0
-        return solver.step(denoise, path, memory, x, t, t_next, step_keys), passed
+    def body(state: tuple, i: Array) -> tuple[tuple, tuple[Array, Array]]:
+        passed = state[0], denoise(state[0], times[i]).x0
+        return _step(denoise, solver, path, times, keys, i, state), passed
 
-    intervals = (jnp.arange(len(times) - 2), times[:-2], times[1:-1])
-    (end, _), (xs, x0s) = jax.lax.scan(body, (x, solver.init(x)), intervals)
+    (end, _), (xs, x0s) = jax.lax.scan(body, (x, solver.init(x)), jnp.arange(len(times) - 2))
     last = denoise(end, times[-2]).x0
     return Trace(
         times, jnp.concatenate([xs, end[None], last[None]]), jnp.concatenate([x0s, last[None]])
@@ -110,7 +151,8 @@ class Recipe:
         grid: where to step.
         num_steps: intervals of the grid.
         guidance_scale: 1 is off.
-        guidance: what to make of the predictions with and without label.
+        guidance: what to make of the two predictions.
+        against: where the second of them comes from.
     """
 
     solver: Solver
@@ -118,10 +160,15 @@ class Recipe:
     num_steps: int = 18
     guidance_scale: float = 1.0
     guidance: Rule = ClassifierFree()
+    against: Against = NullLabel()
+
+    def times(self, path: Path) -> Array:
+        """The times that are walked, ending in 0: the grid's, along the solver's route."""
+        return self.solver.route(path, self.grid(path, self.num_steps))
 
     @property
-    def nfe(self) -> int:
-        """Network evaluations per sample, guidance counted.
+    def nfe(self) -> int | None:
+        """Network evaluations per sample, guidance counted; None where the model decides.
 
         Example:
             >>> from diffjax.sampling.grids import Power
@@ -129,8 +176,14 @@ class Recipe:
             >>> Recipe(heun(), Power(), num_steps=18, guidance_scale=2.0).nfe
             70
         """
-        steps = (self.num_steps - 1) * self.solver.nfe + 1
-        return steps * (1 if self.guidance_scale == 1.0 else 2)
+        if self.solver.nfe is None:
+            return None
+        return (self.solver.steps(self.num_steps - 1) * self.solver.nfe + 1) * self.calls
+
+    @property
+    def calls(self) -> int:
+        """Network evaluations for one prediction."""
+        return 1 if self.guidance_scale == 1.0 else 2
 
 
 def draw(
@@ -142,9 +195,6 @@ def draw(
     labels: Array | None,
     shape: tuple[int, ...],
     *,
-    guidance: Rule = ClassifierFree(),
-    guidance_scale: Array | None = None,
-    null_label: int = 0,
     start: Callable[[Array], Array] | None = None,
     walk: Callable[..., Any] = sample,
 ) -> Any:
@@ -153,23 +203,19 @@ def draw(
     Sample i depends on `keys[i]` and `labels[i]` alone.
 
     Args:
-        predict: the model.
+        predict: the model, guided or not.
         path: the path it was trained on.
         solver: how to step.
-        times: `[n+1]` from a grid, ending in 0.
+        times: `[n+1]`, ending in 0, from a grid along the solver's route (`Recipe.times`).
         keys: `[B]`, one for each sample.
         labels: `[B]`, or None for an unconditional model.
         shape: of one sample, `(H, W, C)`.
-        guidance: what to make of the predictions with and without label.
-        guidance_scale: None is off; a number is traced, so that another one does not recompile.
-        null_label: what "no label" is to the model, for guidance.
-        walk: `sample`, or `trace` to have all that lies between.
         start: standard normal noise `[B, H, W, C]` to `x` at `times[0]`; by default `s` times it.
+        walk: `sample`, or `trace` to have all that lies between.
 
     Returns:
         What `walk` gives: samples `[B, H, W, C]`.
     """
-    predict = guide(predict, path, guidance, guidance_scale, null_label)
     both = jax.vmap(jax.random.split)(keys)
     noise = normal(both[:, 0], shape)
     x = path.sigma(times[0]) * noise if start is None else start(noise)

@@ -68,9 +68,9 @@ def euler_maruyama(diffusion: Diffusion = NoiseScale()) -> Solver:
         denoise: Denoise, path: Path, memory: tuple, x: Array, t: Array, t_next: Array, keys: Array
     ) -> tuple[Array, tuple]:
         z = solvers.normal(keys, x.shape[1:])
-        rate = diffusion(coeffs(path, t[None], x.ndim))
-        drift = _drift(denoise, path, diffusion, x, t)
-        return x + (t_next - t) * drift + jnp.sqrt(rate * (t - t_next)) * z, memory
+        w = rate(path, diffusion, t, x.ndim)
+        change = (t_next - t) * drift(denoise, path, diffusion, x, t)
+        return x + change + jnp.sqrt(w * (t - t_next)) * z, memory
 
     return Solver(lambda x: (), step, nfe=1, order=1, fresh_noise=True)
 
@@ -85,16 +85,22 @@ def stochastic_heun(diffusion: Diffusion = NoiseScale()) -> Solver:
         denoise: Denoise, path: Path, memory: tuple, x: Array, t: Array, t_next: Array, keys: Array
     ) -> tuple[Array, tuple]:
         dt = t_next - t
-        rate = diffusion(coeffs(path, t[None], x.ndim))
-        x = x + jnp.sqrt(-dt * rate) * solvers.normal(keys, x.shape[1:])
-        first = _drift(denoise, path, diffusion, x, t)
-        second = _drift(denoise, path, diffusion, x + dt * first, t_next)
+        w = rate(path, diffusion, t, x.ndim)
+        x = x + jnp.sqrt(-dt * w) * solvers.normal(keys, x.shape[1:])
+        first = drift(denoise, path, diffusion, x, t)
+        second = drift(denoise, path, diffusion, x + dt * first, t_next)
         return x + 0.5 * dt * (first + second), memory
 
     return Solver(lambda x: (), step, nfe=2, order=1, fresh_noise=True)
 
 
-def _drift(denoise: Denoise, path: Path, diffusion: Diffusion, x: Array, t: Array) -> Array:
+def rate(path: Path, diffusion: Diffusion, t: Array, ndim: int) -> Array:
+    """`w` at `t[]`, to broadcast against `ndim` axes."""
+    return diffusion(coeffs(path, t[None], ndim))
+
+
+def drift(denoise: Denoise, path: Path, diffusion: Diffusion, x: Array, t: Array) -> Array:
+    """`v + ½·w·eps/s` of the reverse SDE, `[B, …]`."""
     c = coeffs(path, t[None], x.ndim)
     pair = denoise(x, t)
     return c.da * pair.x0 + (c.ds + 0.5 * diffusion(c) / c.s) * pair.eps

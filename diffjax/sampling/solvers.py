@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from diffjax.errors import UserError
 from diffjax.process.paths import Pair, Path, coeffs
 
 Denoise = Callable[[Array, Array], Pair]
@@ -34,22 +35,37 @@ class Step(Protocol):
         ...
 
 
+def _all_times(path: Path, times: Array) -> Array:
+    del path
+    return times
+
+
 class Solver(NamedTuple):
     """A way to take the steps.
 
     Attributes:
         init: `x -> memory`, what multistep solvers carry along; `()` for the others.
         step: one interval.
-        nfe: calls of the denoiser per step.
+        nfe: calls of the denoiser per step; None where that depends on the model, and the memory
+            is their number so far.
         order: its error falls as `n^-order`; the weak order of those with fresh noise.
         fresh_noise: whether it adds noise on the way, for which eps has to be independent of x0.
+        learned_variance: whether it needs a network that predicts the variance of a step as well.
+        renoises: whether `x` enters a step through the prediction alone.
+        route: the times that it walks, from those of a grid; where they rise the denoiser is not
+            asked.
+        steps: how many falling intervals its route has before the last one, of so many of a grid.
     """
 
     init: Callable[[Array], Any]
     step: Step
-    nfe: int
+    nfe: int | None
     order: int
     fresh_noise: bool = False
+    learned_variance: bool = False
+    renoises: bool = False
+    route: Callable[[Path, Array], Array] = _all_times
+    steps: Callable[[int], int] = int
 
 
 def _no_memory(x: Array) -> tuple[()]:
@@ -77,16 +93,47 @@ def ddim(eta: float = 0.0) -> Solver:
         x = there.a * pair.x0 + kept * pair.eps
         return x + (fresh * normal(keys, x.shape[1:]) if eta else 0.0), memory
 
-    return Solver(_no_memory, step, nfe=1, order=1, fresh_noise=bool(eta))
+    return Solver(_no_memory, step, nfe=1, order=1, fresh_noise=bool(eta), renoises=True)
 
 
-def ddpm() -> Solver:
-    """DDPM's ancestral sampling: a draw from `q(x' | x, x0)` with x0 as predicted.
+def ddpm(share: float = 0.0) -> Solver:
+    """DDPM's ancestral sampling: the mean of `q(x' | x, x0)` with x0 as predicted, and noise.
 
-    The variance is the posterior's own (the smaller of the paper's two). Ho et al. 2020
-    (arXiv:2006.11239), equations 6 and 7.
+    The noise's variance is `small^(1 - share)·large^share`: the posterior's own, `s'²·(1 - q²)`
+    with `q = σ'/σ`, at 0, and that of the forward step, `s²·(1 - q²)`, at 1. Ho et al. 2020
+    (arXiv:2006.11239), equations 6 and 7 and section 3.2.
     """
-    return ddim(eta=1.0)
+    return _ancestral(lambda pair: jnp.asarray(share))
+
+
+def ddpm_learned() -> Solver:
+    """DDPM's ancestral sampling with the variance that the network learned, as `ddpm`'s share.
+
+    For runs with the wrapper `learned_variance`. Nichol & Dhariwal 2021 (arXiv:2102.09672),
+    equation 15.
+    """
+
+    def share(pair: Pair) -> Array:
+        if pair.share is None:
+            raise UserError("this model predicts no variance: take --solver=ddpm")
+        return pair.share
+
+    return _ancestral(share)._replace(learned_variance=True)
+
+
+def _ancestral(share: Callable[[Pair], Array]) -> Solver:
+    def step(
+        denoise: Denoise, path: Path, memory: Any, x: Array, t: Array, t_next: Array, keys: Array
+    ) -> tuple[Array, Any]:
+        here, there = (coeffs(path, time[None], x.ndim) for time in (t, t_next))
+        pair = denoise(x, t)
+        ratio = (here.a * there.s) / (here.s * there.a)
+        gone = jnp.sqrt(jnp.maximum(1.0 - ratio**2, 0.0))
+        mean = there.a * pair.x0 + there.s * ratio * pair.eps
+        fresh = gone * there.s * (here.s / there.s) ** share(pair)
+        return mean + fresh * normal(keys, x.shape[1:]), memory
+
+    return Solver(_no_memory, step, nfe=1, order=1, fresh_noise=True, renoises=True)
 
 
 def euler() -> Solver:

@@ -1,8 +1,9 @@
 """Many samples from one model, batch by batch over the mesh."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -11,12 +12,33 @@ from jax import Array
 from jax.sharding import Mesh
 
 from diffjax.errors import UserError
-from diffjax.process.precond import denoiser
-from diffjax.sampling.guidance import Rule
-from diffjax.sampling.sample import Recipe, Trace, draw, sample, trace
-from diffjax.sampling.solvers import Solver, normal
+from diffjax.process.precond import Predict
+from diffjax.sampling.grids import Power
+from diffjax.sampling.guidance import guide
+from diffjax.sampling.sample import (
+    Recipe,
+    Trace,
+    count_padded,
+    draw,
+    padded,
+    sample_padded,
+    trace,
+)
+from diffjax.sampling.solvers import normal
 from diffjax.training.sharding import batch_sharding, replicated
 from diffjax.wiring import Wired, check_recipe
+
+
+class Weaker(NamedTuple):
+    """Another model on the same path, to guide away from.
+
+    Attributes:
+        model: `(params, source) -> Predict`; one object for many calls, or each call compiles.
+        params: its parameters.
+    """
+
+    model: Callable[[Any, Array | None], Predict]
+    params: Any
 
 
 class Generate(Protocol):
@@ -29,9 +51,39 @@ class Generate(Protocol):
         labels: np.ndarray,
         seed: int,
         source: np.ndarray | None = None,
+        weaker: Weaker | None = None,
     ) -> np.ndarray:
         """One image for each of `labels[n]`, made from `source[n, H, W, C]` where there is one."""
         ...
+
+
+class Asked(NamedTuple):
+    """Samples that somebody asked for.
+
+    Attributes:
+        wired: the model.
+        params: its parameters.
+        recipe: how to draw.
+        labels: `[n]`.
+        seed: of the noise.
+        source: `[n, H, W, C]`, where samples are made from one.
+        weaker: the model to guide away from, where the recipe names one.
+        rows: `[n]`, the samples' numbers; from 0 on by default.
+    """
+
+    wired: Wired
+    params: Any
+    recipe: Recipe
+    labels: np.ndarray
+    seed: int
+    source: np.ndarray | None = None
+    weaker: Weaker | None = None
+    rows: np.ndarray | None = None
+
+    def only(self, rows: np.ndarray) -> "Asked":
+        """Those of these numbers."""
+        source = None if self.source is None else self.source[rows]
+        return self._replace(labels=self.labels[rows], source=source, rows=rows)
 
 
 def make_generator(
@@ -54,8 +106,8 @@ def make_generator(
     batch_size = -(-batch_size // rows) * rows
 
     draw_batch = jax.jit(
-        partial(_draw, wired, sample),
-        static_argnames=("solver", "guidance"),
+        partial(_draw, wired, sample_padded),
+        static_argnames=("recipe", "weaker_model"),
         out_shardings=replicated(mesh),
     )
 
@@ -65,11 +117,12 @@ def make_generator(
         labels: np.ndarray,
         seed: int,
         source: np.ndarray | None = None,
+        weaker: Weaker | None = None,
     ) -> np.ndarray:
         check_recipe(recipe, wired)
         check_source(source, len(labels), wired)
-        scale = None if recipe.guidance_scale == 1.0 else jnp.float32(recipe.guidance_scale)
-        times = recipe.grid(wired.path, recipe.num_steps)
+        shared = _shared(wired, recipe, weaker)
+        times = padded(recipe.times(wired.path))
         place = batch_sharding(mesh)
         images = []
         for start in range(0, len(labels), batch_size):
@@ -81,63 +134,60 @@ def make_generator(
                 np.asarray(labels, np.int32)[kept],
                 None if source is None else np.asarray(source, np.float32)[kept],
             )
-            placed = jax.device_put(arguments, place)
-            batch = draw_batch(
-                params, times, *placed, scale, solver=recipe.solver, guidance=recipe.guidance
-            )
+            batch = draw_batch(params, times, *jax.device_put(arguments, place), **shared)
             images.append(np.asarray(batch)[: len(labels) - start])
         return np.concatenate(images) if images else np.zeros((0, *wired.image_shape), np.float32)
 
     return generate
 
 
-def trace_samples(
-    wired: Wired,
-    params: Any,
-    recipe: Recipe,
-    labels: np.ndarray,
-    seed: int,
-    source: np.ndarray | None = None,
-    rows: np.ndarray | None = None,
-) -> Trace:
-    """How samples come about, from noise to data, all in one batch.
+def trace_samples(asked: Asked) -> Trace:
+    """How samples come about, from noise to data, all in one batch; those that `generate` draws."""
+    return _in_one_batch(asked, trace, asked.recipe.times(asked.wired.path))
 
-    They are those that `generate` draws.
 
-    Args:
-        wired: the model.
-        params: its parameters.
-        recipe: how to draw.
-        labels: `[n]`.
-        seed: of the noise.
-        source: `[n, H, W, C]`, where samples are made from one.
-        rows: `[n]`, the samples' numbers; from 0 on by default.
+def evaluations(asked: Asked) -> int:
+    """Network evaluations per sample: what the recipe declares, or counted where it can't know.
+
+    They are counted for these samples as one batch.
     """
+    if asked.recipe.nfe is not None:
+        return asked.recipe.nfe
+    times = padded(asked.recipe.times(asked.wired.path))
+    return int(_in_one_batch(asked, count_padded, times)) * asked.recipe.calls
+
+
+def _in_one_batch(asked: Asked, walk: Callable[..., Any], times: Array) -> Any:
+    wired, recipe, labels, source = asked.wired, asked.recipe, asked.labels, asked.source
     check_recipe(recipe, wired)
     check_source(source, len(labels), wired)
-    scale = None if recipe.guidance_scale == 1.0 else jnp.float32(recipe.guidance_scale)
-    walk = jax.jit(partial(_draw, wired, trace), static_argnames=("solver", "guidance"))
-    return walk(
-        params,
-        recipe.grid(wired.path, recipe.num_steps),
-        sample_keys(seed, np.arange(len(labels)) if rows is None else rows),
+    draw_batch = jax.jit(partial(_draw, wired, walk), static_argnames=("recipe", "weaker_model"))
+    return draw_batch(
+        asked.params,
+        times,
+        sample_keys(asked.seed, np.arange(len(labels)) if asked.rows is None else asked.rows),
         jnp.asarray(labels, jnp.int32),
         None if source is None else jnp.asarray(source, jnp.float32),
-        scale,
-        solver=recipe.solver,
-        guidance=recipe.guidance,
+        **_shared(wired, recipe, asked.weaker),
     )
 
 
-def check_finite(
-    images: np.ndarray,
-    wired: Wired,
-    params: Any,
-    recipe: Recipe,
-    labels: np.ndarray,
-    seed: int,
-    source: np.ndarray | None = None,
-) -> None:
+def _shared(wired: Wired, recipe: Recipe, weaker: Weaker | None) -> dict[str, Any]:
+    """The arguments of `_draw` that are the same for all batches."""
+    if recipe.against.weights and recipe.calls > 1 and weaker is None:
+        raise UserError(
+            f"guidance against other weights ({recipe.against.weights}) needs them: give weaker="
+        )
+    return {
+        "scale": None if recipe.calls == 1 else jnp.float32(recipe.guidance_scale),
+        # Steps, grid and scale are not part of the program.
+        "recipe": replace(recipe, num_steps=1, grid=Power(), guidance_scale=1.0),
+        "weaker_model": None if weaker is None else weaker.model,
+        "weaker_params": None if weaker is None else weaker.params,
+    }
+
+
+def check_finite(images: np.ndarray, asked: Asked) -> None:
     """Refuses samples that are not numbers, and finds the step at which that began.
 
     Raises:
@@ -146,16 +196,14 @@ def check_finite(
     bad = np.flatnonzero(~np.isfinite(images).all(axis=(1, 2, 3)))
     if not len(bad):
         return
-    one = bad[:1]
-    traced = trace_samples(
-        wired, params, recipe, labels[one], seed, None if source is None else source[one], one
-    )
+    traced = trace_samples(asked.only(bad[:1]))
     broken = [not np.isfinite(x).all() for x in np.asarray(traced.x)]
-    step = broken.index(True) if True in broken else recipe.num_steps
+    last = len(traced.times) - 1
+    step = broken.index(True) if True in broken else last
     before, after = (float(traced.times[max(i, 0)]) for i in (step - 1, step))
     raise UserError(
         f"{len(bad)} of {len(images)} samples are not finite; number {bad[0]} from step {step} of "
-        f"{recipe.num_steps} on (t={before:.4g} to {after:.4g}): the weights are not, or this "
+        f"{last} on (t={before:.4g} to {after:.4g}): the weights are not, or this "
         "solver can't walk this grid"
     )
 
@@ -168,23 +216,23 @@ def _draw(
     keys: Array,
     labels: Array,
     source: Array | None,
+    *,
     scale: Array | None,
-    solver: Solver,
-    guidance: Rule,
+    recipe: Recipe,
+    weaker_model: Callable[..., Predict] | None,
+    weaker_params: Any,
 ) -> Any:
-    objective = wired.objective
+    weaker = None if weaker_model is None else weaker_model(weaker_params, source)
+    models = wired.models(params, source, weaker)
     return draw(
-        denoiser(wired.apply, params, wired.path, objective.precond_for(source)),
+        guide(models, wired.path, recipe.guidance, scale, recipe.against),
         wired.path,
-        solver,
+        recipe.solver,
         times,
         keys,
         labels,
         wired.image_shape,
-        guidance=guidance,
-        guidance_scale=scale,
-        null_label=wired.num_classes,
-        start=partial(objective.start, source=source),
+        start=partial(wired.objective.start, source=source),
         walk=walk,
     )
 

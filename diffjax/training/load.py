@@ -1,7 +1,8 @@
 """A trained model, ready for any solver or metric."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +11,15 @@ from jax import Array
 from ml_collections import ConfigDict
 
 from diffjax.errors import UserError
-from diffjax.process.precond import Predict, denoiser
+from diffjax.process.precond import Predict
 from diffjax.sampling.sample import Recipe
 from diffjax.sampling.solvers import Solver
 from diffjax.training import workdirs
 from diffjax.training.checkpoints import Checkpoints
-from diffjax.training.generate import Generate, make_generator
+from diffjax.training.generate import Generate, Weaker, make_generator
 from diffjax.training.setup import Setup, set_up
 from diffjax.training.sharding import make_mesh
-from diffjax.training.state import TrainState, weights_called
+from diffjax.training.state import LIVE, TrainState, ema_name, weights_called
 
 
 @dataclass(frozen=True)
@@ -62,12 +63,10 @@ class Run:
 
     def predict(self, weights: str | None = None, source: Array | None = None) -> Predict:
         """`(x[B,H,W,C], t[B], labels[B]) -> (x0, eps)`; `source[B,H,W,C]` if it sees one."""
-        wired = self.setup.wired
-        precond = wired.objective.precond_for(source)
-        return denoiser(wired.apply, self.weights(weights), wired.path, precond)
+        return self.setup.wired.predict(self.weights(weights), source)
 
     def generator(self, batch_size: int) -> Generate:
-        """`(params, recipe, labels, seed, source) -> images`, compiled once for many calls."""
+        """`(params, recipe, labels, seed, …) -> images`, compiled once for many calls."""
         return make_generator(self.setup.wired, self.setup.mesh, batch_size=batch_size)
 
     def sample(
@@ -103,7 +102,8 @@ class Run:
         given = {name: value for name, value in changes.items() if value is not None}
         recipe = replace(self.recipe, **given)
         generate = self.generator(min(batch_size, max(len(labels), 1)))
-        return generate(self.weights(weights), recipe, np.asarray(labels), seed, source)
+        weaker = weaker_models(recipe, self.setup)(self.state)
+        return generate(self.weights(weights), recipe, np.asarray(labels), seed, source, weaker)
 
 
 def load(workdir: str | Path, *, allowed_packages: tuple[str, ...] = ("diffjax",)) -> Run:
@@ -132,3 +132,40 @@ def load(workdir: str | Path, *, allowed_packages: tuple[str, ...] = ("diffjax",
     if restored is None:
         raise UserError(f"{workdir} has no checkpoint yet: train it first")
     return Run(setup, restored[0], workdir, tuple(description["label_names"]))
+
+
+def weaker_models(recipe: Recipe, setup: Setup) -> Callable[[TrainState], Weaker | None]:
+    """`state -> the model to guide away from`, where a recipe names one; other runs are read here.
+
+    Args:
+        recipe: whose `against` may name weights.
+        setup: the run that it samples.
+
+    Raises:
+        UserError: there are no such weights, or their model is for other images or another path.
+    """
+    name, wired = recipe.against.weights, setup.wired
+    if not name or recipe.guidance_scale == 1.0:
+        return lambda state: None
+    own = [LIVE, *map(ema_name, setup.config.ema_decays)]
+    if name in own:
+        model = partial(wired.predict)
+        return lambda state: Weaker(model, weights_called(state, name))
+    folder, _, average = name.partition(":")
+    if not (Path(folder) / workdirs.CONFIG).is_file():
+        raise UserError(
+            f"guidance against weights {name!r}: neither of this run's ({', '.join(own)}) nor the "
+            "folder of a run"
+        )
+    other = load(folder)
+    for what, mine, theirs in (
+        ("path", wired.path, other.setup.wired.path),
+        ("image shape", wired.image_shape, other.setup.wired.image_shape),
+        ("number of classes", wired.num_classes, other.setup.wired.num_classes),
+    ):
+        if mine != theirs:
+            raise UserError(
+                f"{folder} can't guide this run: its {what} is {theirs}, this run's is {mine}"
+            )
+    weaker = Weaker(partial(other.setup.wired.predict), other.weights(average or None))
+    return lambda state: weaker

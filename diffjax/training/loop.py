@@ -21,7 +21,7 @@ from diffjax.training import workdirs
 from diffjax.training.checkpoints import Checkpoints
 from diffjax.training.generate import balanced_labels, make_generator
 from diffjax.training.interrupts import Interrupted, stop_signals
-from diffjax.training.load import Run
+from diffjax.training.load import Run, weaker_models
 from diffjax.training.logging import JSONLWriter, ProgressBar, TensorBoardWriter, Writer, join
 from diffjax.training.measure import check_evaluation, measure, samples_asked_of
 from diffjax.training.setup import Setup, check_pairs, set_up
@@ -220,10 +220,11 @@ def grid_drawer(setup: Setup, dataset: DataSet, workdir: Path) -> Callable[[Trai
     labels = balanced_labels(_GRID_IMAGES // columns * columns, min(dataset.num_classes, columns))
     labels, source = samples_asked_of(setup.wired, dataset, labels)
     generate = make_generator(setup.wired, setup.mesh, batch_size=len(labels))
+    weaker = weaker_models(setup.wired.recipe, setup)
 
     def draw_grid(state: TrainState) -> None:
         params = weights_called(state, config.weights)
-        images = generate(params, setup.wired.recipe, labels, config.seed, source)
+        images = generate(params, setup.wired.recipe, labels, config.seed, source, weaker(state))
         if jax.process_index() == 0:
             path = workdir / "samples" / f"step_{int(state.step):08d}.png"
             save_png(path, images, columns=columns)

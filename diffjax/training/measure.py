@@ -5,7 +5,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import product
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -22,9 +22,9 @@ from diffjax.evaluation.plots import save_png
 from diffjax.sampling.sample import Recipe
 from diffjax.spec import TARGET, build, choose
 from diffjax.training import workdirs
-from diffjax.training.generate import balanced_labels, check_finite
+from diffjax.training.generate import Asked, balanced_labels, check_finite, evaluations
 from diffjax.training.interrupts import Interrupted
-from diffjax.training.load import Run
+from diffjax.training.load import Run, weaker_models
 from diffjax.wiring import Wired
 
 _NEIGHBOUR_ROWS = 10
@@ -41,6 +41,7 @@ def measure(
     num_samples: int | None = None,
     guidance_scale: float | None = None,
     guidance: str | None = None,
+    against: str | None = None,
     seed: int | None = None,
     weights: str | None = None,
     should_stop: Callable[[], bool] = lambda: False,
@@ -59,6 +60,7 @@ def measure(
         num_samples: labels are spread evenly over them.
         guidance_scale: 1 is off.
         guidance: names of its parts, joined by "+".
+        against: where its second prediction comes from.
         seed: of the noise.
         weights: `live` or the name of an average.
         should_stop: asked between batches.
@@ -73,10 +75,11 @@ def measure(
     """
     settings = run.config.evaluation
     seed = int(settings.seed if seed is None else seed)
-    main = named_recipe(run, guidance_scale=guidance_scale, guidance=guidance)
+    guided = Guided(guidance_scale, guidance, against)
+    main = named_recipe(run, guided=guided)
     # Runs of before there was a choice of grids have no list of them.
     others = [
-        named_recipe(run, solver, grid, steps, guidance_scale, guidance)
+        named_recipe(run, solver, grid, steps, guided)
         for solver, grid, steps in product(
             settings.solvers if solvers is None else solvers,
             (settings.get("grids") if grids is None else grids) or (None,),
@@ -88,16 +91,18 @@ def measure(
     labels = balanced_labels(num_samples or settings.num_samples, dataset.num_classes)
     labels, source = samples_asked_of(run.setup.wired, dataset, labels)
     generate = run.generator(settings.batch_size)
+    weaker = weaker_models(main.recipe, run.setup)(run.state)
 
-    def draw(recipe: Recipe, labels: np.ndarray, seed: int) -> np.ndarray:
+    def draw(recipe: Recipe, labels: np.ndarray, seed: int) -> tuple[np.ndarray, int]:
         if should_stop():
             raise Interrupted(
                 f"stopped while evaluating; the training in {run.workdir} is finished and saved, "
                 "the same command evaluates it"
             )
-        images = generate(params, recipe, labels, seed, source)
-        check_finite(images, run.setup.wired, params, recipe, labels, seed, source)
-        return images
+        images = generate(params, recipe, labels, seed, source, weaker)
+        asked = Asked(run.setup.wired, params, recipe, labels, seed, source, weaker)
+        check_finite(images, asked)
+        return images, evaluations(asked.only(np.arange(min(len(labels), settings.batch_size))))
 
     result = evaluate(
         draw,
@@ -145,7 +150,7 @@ def check_evaluation(config: ConfigDict, image_shape: tuple[int, int, int]) -> N
     """
     settings = config.evaluation
     for name in settings.solvers:
-        choose(choices.SOLVERS, name, "solver")
+        choices.solver_called(name)
     for name in settings.get("grids", ()):
         choose(choices.GRIDS, name, "grid")
     extractor = build(settings.extractor)
@@ -158,13 +163,20 @@ def check_evaluation(config: ConfigDict, image_shape: tuple[int, int, int]) -> N
         )
 
 
+class Guided(NamedTuple):
+    """What of a recipe's guidance is to be another, by name."""
+
+    scale: float | None = None
+    rule: str | None = None
+    against: str | None = None
+
+
 def named_recipe(
     run: Run,
     solver: str | None = None,
     grid: str | None = None,
     num_steps: int | None = None,
-    guidance_scale: float | None = None,
-    guidance: str | None = None,
+    guided: Guided = Guided(),
 ) -> NamedRecipe:
     """A run's recipe with some parts chosen by name.
 
@@ -174,15 +186,17 @@ def named_recipe(
     saved = run.config.sampling
     parts: dict[str, Any] = {}
     if solver is not None:
-        parts["solver"] = build(choose(choices.SOLVERS, solver, "solver"))
+        parts["solver"] = choices.solver_called(solver)
     if grid is not None:
         parts["grid"] = build(choose(choices.GRIDS, grid, "grid"))
     if num_steps is not None:
         parts["num_steps"] = num_steps
-    if guidance_scale is not None:
-        parts["guidance_scale"] = guidance_scale
-    if guidance is not None:
-        parts["guidance"] = build(choices.guidance_called(guidance))
+    if guided.scale is not None:
+        parts["guidance_scale"] = guided.scale
+    if guided.rule is not None:
+        parts["guidance"] = build(choices.guidance_called(guided.rule))
+    if guided.against is not None:
+        parts["against"] = build(choices.against_called(guided.against))
     return NamedRecipe(
         name_in(choices.SOLVERS, saved.solver) if solver is None else solver,
         name_in(choices.GRIDS, saved.grid) if grid is None else grid,

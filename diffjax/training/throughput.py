@@ -168,7 +168,7 @@ def sampling(setup: Setup, params: Any, num_samples: int) -> Program:
         run=run,
         repeats=1,
         batch_size=num_samples,
-        flops=None if flops is None else recipe.nfe * flops,
+        flops=None if flops is None or recipe.nfe is None else recipe.nfe * flops,
         compile_seconds=sum(seconds),
         nfe=recipe.nfe,
     )

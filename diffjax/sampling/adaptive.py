@@ -1,0 +1,158 @@
+"""Adaptive solvers, by diffrax: steps as long as the error allows, whatever the grid."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from diffjax.errors import UserError
+from diffjax.process.paths import Path
+from diffjax.sampling import sde
+from diffjax.sampling.solvers import Denoise, Solver, velocity
+
+
+def adaptive(tolerance: float = 1e-4, max_steps: int = 4096) -> Solver:
+    """Dormand and Prince's pair of orders 5 and 4 on the velocity, in the path's own time.
+
+    From the grid's first time to `t_min`; how many steps the grid has plays no part. The batch
+    shares its steps and the sample that is worst off decides, so that each is within tolerance, but
+    moves within it when the others change. A batch that would need more than `max_steps` gets NaN.
+    Dormand & Prince 1980, "A family of embedded Runge–Kutta formulae"; Chen et al. 2018
+    (arXiv:1806.07366).
+
+    Args:
+        tolerance: relative and absolute, per step, of a sample's root mean square; below about 1e-6
+            it can't be met in float32.
+        max_steps: accepted and rejected ones.
+
+    Raises:
+        UserError: diffrax is not installed.
+    """
+    diffrax = import_diffrax("the solver 'adaptive'")
+
+    def step(
+        denoise: Denoise, path: Path, memory: Array, x: Array, t: Array, t_next: Array, keys: Array
+    ) -> tuple[Array, Array]:
+        del keys
+        solution = diffrax.diffeqsolve(
+            diffrax.ODETerm(lambda t, x, _: velocity(denoise, path, x, t)),
+            diffrax.Dopri5(),
+            t0=t,
+            t1=t_next,
+            dt0=0.05 * (t_next - t),
+            y0=x,
+            stepsize_controller=_controller(diffrax, tolerance),
+            max_steps=max_steps,
+            throw=False,
+        )
+        # Seven stages, of which the last is the next step's first; that too when it is rejected.
+        return _end(diffrax, solution), memory + 6 * solution.stats["num_steps"] + 1
+
+    return Solver(_no_calls, step, nfe=None, order=5, route=_in_one)
+
+
+def adaptive_sde(
+    diffusion: sde.Diffusion = sde.NoiseScale(), tolerance: float = 1e-2, max_steps: int = 4096
+) -> Solver:
+    """The reverse SDE by diffrax's ShARK, a pair for noise that does not depend on x.
+
+    Steps and their sharing are as in `adaptive`. Each sample has a Brownian path of its own, of
+    which every attempt at a step sees the same. Foster et al. 2023 (arXiv:2305.17216);
+    Jolicoeur-Martineau et al. 2021 (arXiv:2105.14080) for the idea.
+
+    Args:
+        diffusion: as in `sde.euler_maruyama`.
+        tolerance: as in `adaptive`.
+        max_steps: accepted and rejected ones.
+
+    Raises:
+        UserError: diffrax is not installed.
+    """
+    diffrax = import_diffrax("the solver 'adaptive_sde'")
+
+    def step(
+        denoise: Denoise, path: Path, memory: Array, x: Array, t: Array, t_next: Array, keys: Array
+    ) -> tuple[Array, Array]:
+        # Diffrax's Brownian motion runs forward: time is what has passed since t.
+        span = t - t_next
+
+        def drift(passed: Array, x: Array, _: Any) -> Array:
+            return -sde.drift(denoise, path, diffusion, x, t - passed)
+
+        def spread(passed: Array, x: Array, _: Any) -> Array:
+            return jnp.sqrt(sde.rate(path, diffusion, t - passed, x.ndim)) * jnp.ones_like(x)
+
+        motion = _brownian(diffrax, span, x, keys)
+        solution = diffrax.diffeqsolve(
+            diffrax.MultiTerm(
+                diffrax.ODETerm(drift), diffrax.WeaklyDiagonalControlTerm(spread, motion)
+            ),
+            diffrax.ShARK(),
+            t0=0.0,
+            t1=span,
+            dt0=0.05 * span,
+            y0=x,
+            stepsize_controller=_controller(diffrax, tolerance),
+            max_steps=max_steps,
+            throw=False,
+        )
+        return _end(diffrax, solution), memory + 2 * solution.stats["num_steps"]
+
+    return Solver(_no_calls, step, nfe=None, order=1, fresh_noise=True, route=_in_one)
+
+
+def import_diffrax(what: str) -> Any:
+    """The library, or an error that says who needs it and how to have it."""
+    try:
+        import diffrax
+    except ImportError as error:
+        raise UserError(f"{what} needs diffrax: pip install 'diffjax[adaptive]'") from error
+    return diffrax
+
+
+def largest_root_mean_square(x: Array) -> Array:
+    """Of the samples `[B, …]`, so that each is within tolerance."""
+    return jnp.sqrt(jnp.max(jnp.mean(jnp.square(x.reshape(len(x), -1)), axis=1)))
+
+
+def _controller(diffrax: Any, tolerance: float) -> Any:
+    return diffrax.PIDController(rtol=tolerance, atol=tolerance, norm=largest_root_mean_square)
+
+
+def _end(diffrax: Any, solution: Any) -> Array:
+    done = solution.result == diffrax.RESULTS.successful
+    return jnp.where(done, solution.ys[-1], jnp.nan)
+
+
+def _no_calls(x: Array) -> Array:
+    del x
+    return jnp.zeros((), jnp.int32)
+
+
+def _in_one(path: Path, times: Array) -> Array:
+    return jnp.stack([times[0], jnp.asarray(path.t_min, times.dtype), times[-1]])
+
+
+def _brownian(diffrax: Any, span: Array, x: Array, keys: Array) -> Any:
+    """Motions of `[B, …]` over the time `span`, each row from its own key."""
+
+    class PerSample(diffrax.AbstractBrownianPath):
+        keys: Array
+        t0: Array
+        t1: Array
+        levy_area: Any = diffrax.SpaceTimeLevyArea
+
+        def evaluate(
+            self, t0: Any, t1: Any = None, left: bool = True, use_levy: bool = False
+        ) -> Any:
+            def one(key: Array) -> Any:
+                tree = diffrax.VirtualBrownianTree(
+                    self.t0, self.t1, tol=1e-4 * self.t1, shape=x.shape[1:], key=key,
+                    levy_area=diffrax.SpaceTimeLevyArea,
+                )  # fmt: skip
+                return tree.evaluate(t0, t1, left, use_levy)
+
+            return jax.vmap(one, out_axes=0)(self.keys)
+
+    return PerSample(keys, jnp.zeros_like(span), span)
