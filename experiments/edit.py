@@ -3,6 +3,7 @@ r"""Edit images of the test set with a trained model: no training, any solver.
   python -m experiments.edit --workdir=runs/digits --task=vary --strength=0.6
   python -m experiments.edit --workdir=runs/digits --task=inpaint --method=pseudoinverse
   python -m experiments.edit --workdir=runs/digits --task=upscale --factor=4 --method=posterior
+  python -m experiments.edit --workdir=runs/digits --task=outpaint --method=repaint --solver=ddpm
   python -m experiments.edit --workdir=runs/digits --task=invert --num_steps=50 --solver=unipc
 
 Writes a picture: for each image what it was, what the model saw of it, and what it made of that.
@@ -11,6 +12,7 @@ Prints the root mean square difference between the first and the last, in units 
 
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import NamedTuple
@@ -30,6 +32,7 @@ from diffjax.process.paths import Pair
 from diffjax.process.precond import Predict
 from diffjax.sampling import editing
 from diffjax.sampling.guidance import guide
+from diffjax.sampling.restart import resampled
 from diffjax.sampling.sample import Recipe, sample
 from diffjax.sampling.solvers import Solver, normal
 from diffjax.spec import build, choose
@@ -41,13 +44,15 @@ from experiments import cli
 
 FLAGS = flags.FlagValues()
 flags.DEFINE_string("workdir", None, "folder of the run", flag_values=FLAGS)
-flags.DEFINE_string("task", "vary", "vary, inpaint, upscale or invert", flag_values=FLAGS)
+flags.DEFINE_string("task", "vary", "one of those below", flag_values=FLAGS)
 flags.DEFINE_float("strength", 0.6, "vary: share of the steps walked", flag_values=FLAGS)
 flags.DEFINE_string(
-    "method", "pseudoinverse", "inpaint, upscale: pseudoinverse, posterior; inpaint: replace",
-    flag_values=FLAGS,
-)  # fmt: skip
+    "method", "pseudoinverse", "how what is known is heeded: one of those below", flag_values=FLAGS
+)
 flags.DEFINE_integer("factor", 2, "upscale: by how much", lower_bound=2, flag_values=FLAGS)
+flags.DEFINE_float("blur", 1.0, "deblur: standard deviation in pixels", flag_values=FLAGS)
+flags.DEFINE_integer("jump", 5, "repaint: steps walked again", lower_bound=1, flag_values=FLAGS)
+flags.DEFINE_integer("times", 3, "repaint: how often", lower_bound=1, flag_values=FLAGS)
 flags.DEFINE_integer("num_images", 10, "of the test set", lower_bound=1, flag_values=FLAGS)
 flags.DEFINE_string("solver", None, "how to step", flag_values=FLAGS)
 flags.DEFINE_string("grid", None, "where to step", flag_values=FLAGS)
@@ -81,10 +86,21 @@ class Model(NamedTuple):
 
     def draw(self, solver: Solver, predict: Predict | None, keys: Array) -> Array:
         """Samples from noise."""
-        both = jax.vmap(jax.random.split)(keys)
-        x = self.wired.path.sigma(self.times[0]) * normal(both[:, 0], self.wired.image_shape)
-        path = self.wired.path
-        return sample(self.denoise(predict), solver, path, self.times, both[:, 1], x)
+        path, shape = self.wired.path, self.wired.image_shape
+        times = replace(self.recipe, solver=solver).times(path)
+
+        def walk(keys: Array) -> Array:
+            both = jax.vmap(jax.random.split)(keys)
+            x = path.sigma(times[0]) * normal(both[:, 0], shape)
+            return sample(self.denoise(predict), solver, path, times, both[:, 1], x)
+
+        return jax.jit(walk)(keys)
+
+    def draw_given(self, method: str, seen: editing.Observed, keys: Array) -> Array:
+        """Samples given what was seen of them."""
+        how = choose(METHODS, method, "method")
+        predict = how(self.predict, self.wired.path, seen)
+        return self.draw(self.recipe.solver, predict, keys)
 
 
 def main(args: SimpleNamespace) -> None:
@@ -149,15 +165,30 @@ def inpaint(args: SimpleNamespace, model: Model, images: Array, keys: Array) -> 
     """The lower half is made, the upper one is known."""
     height = images.shape[1]
     mask = (jnp.arange(height) < height // 2).astype(jnp.float32)[:, None, None]
+    return _complete(args, model, images, mask, keys)
+
+
+def outpaint(
+    args: SimpleNamespace, model: Model, images: Array, keys: Array
+) -> tuple[Array, Array]:
+    """The middle is known, what is around it is made."""
+    rows, columns = (abs(jnp.arange(n) + 0.5 - n / 2) < n / 4 for n in images.shape[1:3])
+    mask = (rows[:, None] & columns).astype(jnp.float32)[..., None]
+    return _complete(args, model, images, mask, keys)
+
+
+def _complete(
+    args: SimpleNamespace, model: Model, images: Array, mask: Array, keys: Array
+) -> tuple[Array, Array]:
     seen = mask * images
-    if args.method == "replace":
-        solver = editing.keep_known(model.recipe.solver, images, mask)
-        made = jax.jit(lambda keys: model.draw(solver, None, keys))(keys)
-        return seen, mask * images + (1.0 - mask) * made
-    method = choose({**METHODS, "replace": None}, args.method, "method")
-    observed = editing.Observed(lambda x: mask * x, seen)
-    predict = method(model.predict, model.wired.path, observed)
-    return seen, jax.jit(lambda keys: model.draw(model.recipe.solver, predict, keys))(keys)
+    if args.method in METHODS:
+        observed = editing.Observed(lambda x: mask * x, seen)
+        return seen, model.draw_given(args.method, observed, keys)
+    kept = editing.keep_known(model.recipe.solver, images, mask)
+    solvers = {"replace": kept, "repaint": resampled(kept, args.jump, args.times)}
+    solver = choose({**METHODS, **solvers}, args.method, "method")
+    made = model.draw(solver, None, keys)
+    return seen, mask * images + (1.0 - mask) * made
 
 
 def upscale(args: SimpleNamespace, model: Model, images: Array, keys: Array) -> tuple[Array, Array]:
@@ -172,11 +203,29 @@ def upscale(args: SimpleNamespace, model: Model, images: Array, keys: Array) -> 
         return squares.mean(axis=(2, 4))
 
     seen = means(images)
-    method = choose(METHODS, args.method, "method")
-    observed = editing.Observed(means, seen, gain=1.0 / k**2)
-    predict = method(model.predict, model.wired.path, observed)
-    made = jax.jit(lambda keys: model.draw(model.recipe.solver, predict, keys))(keys)
+    made = model.draw_given(args.method, editing.Observed(means, seen, gain=1.0 / k**2), keys)
     return jnp.repeat(jnp.repeat(seen, k, axis=1), k, axis=2), made
+
+
+def deblur(args: SimpleNamespace, model: Model, images: Array, keys: Array) -> tuple[Array, Array]:
+    """Images through a Gaussian blur are known."""
+    if args.blur <= 0:
+        raise UserError(f"--blur={args.blur:g} must be above 0: it is a width in pixels")
+    seen = editing.blurred(images, args.blur)
+    return seen.y, model.draw_given(args.method, seen, keys)
+
+
+def colour(args: SimpleNamespace, model: Model, images: Array, keys: Array) -> tuple[Array, Array]:
+    """The mean over the colours is known."""
+    channels = images.shape[-1]
+    if channels == 1:
+        raise UserError("--task=colour needs a run on colour images; this one's have one channel")
+
+    def grey(x: Array) -> Array:
+        return x.mean(axis=-1, keepdims=True)
+
+    seen = editing.Observed(grey, grey(images), gain=1.0 / channels)
+    return jnp.repeat(seen.y, channels, -1), model.draw_given(args.method, seen, keys)
 
 
 def invert(args: SimpleNamespace, model: Model, images: Array, keys: Array) -> tuple[Array, Array]:
@@ -188,10 +237,18 @@ def invert(args: SimpleNamespace, model: Model, images: Array, keys: Array) -> t
     return noise, again
 
 
-TASKS = {"vary": vary, "inpaint": inpaint, "upscale": upscale, "invert": invert}
+TASKS = {
+    "vary": vary,
+    "inpaint": inpaint,
+    "outpaint": outpaint,
+    "upscale": upscale,
+    "deblur": deblur,
+    "colour": colour,
+    "invert": invert,
+}
 USAGE = f"""{__doc__}
 Tasks: {", ".join(TASKS)}
-Methods: {", ".join(METHODS)}, replace
+Methods: {", ".join(METHODS)}; for inpaint and outpaint replace and repaint as well
 Solvers:
 {cli.describe_solvers()}
 Grids: {", ".join(choices.GRIDS)}"""

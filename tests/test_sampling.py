@@ -11,6 +11,8 @@ import pytest
 from diffjax import choices
 from diffjax.process import analytic, paths
 from diffjax.process.paths import Pair
+from diffjax.process.precond import Precond, TimeLabel, denoiser
+from diffjax.process.targets import Clean
 from diffjax.sampling import grids, solvers
 from diffjax.sampling.guidance import Models, guide
 from diffjax.sampling.sample import (
@@ -150,6 +152,31 @@ def test_the_ancestral_step_draws_from_the_posterior():
     )
     assert float(draws.mean()) == pytest.approx(mean, abs=5 * np.sqrt(variance / n))
     assert float(draws.var()) == pytest.approx(variance, rel=5 * np.sqrt(2 / n))
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("learned", [False, True])
+def test_the_variance_is_between_the_posteriors_and_the_forward_steps(share, learned):
+    path, t, t_next = PATHS["linear"], 0.6, 0.5
+    a, s, a_n, s_n = (
+        float(of(jnp.float32(u))) for u in (t, t_next) for of in (path.alpha, path.sigma)
+    )
+    forward = s**2 - (a / a_n * s_n) ** 2  # of x given x'
+    posterior = 1.0 / (1.0 / s_n**2 + (a / a_n) ** 2 / forward)  # of x' given x and x0
+    n = 100_000
+
+    def apply(params, x, noise_label, cond, *, train=False, key=None):
+        return jnp.concatenate([jnp.zeros_like(x), jnp.full_like(x, 2.0 * share - 1.0)], axis=-1)
+
+    how = Precond(Clean(), TimeLabel())
+    predict = denoiser(apply, (), path, how, learned_variance=learned)
+    solver = solvers.ddpm_learned() if learned else solvers.ddpm(share)
+    keys = jax.random.split(jax.random.key(0), n)
+    draws, _ = solver.step(
+        bound(predict), path, (), jnp.zeros((n, 1)), jnp.float32(t), jnp.float32(t_next), keys
+    )
+    expected = posterior ** (1.0 - share) * forward**share
+    assert float(draws.var()) == pytest.approx(expected, rel=5 * np.sqrt(2 / n))
 
 
 @pytest.mark.parametrize(

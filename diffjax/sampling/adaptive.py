@@ -70,6 +70,7 @@ def adaptive_sde(
         UserError: diffrax is not installed.
     """
     diffrax = import_diffrax("the solver 'adaptive_sde'")
+    import lineax  # of diffrax's own dependencies
 
     def step(
         denoise: Denoise, path: Path, memory: Array, x: Array, t: Array, t_next: Array, keys: Array
@@ -80,14 +81,13 @@ def adaptive_sde(
         def drift(passed: Array, x: Array, _: Any) -> Array:
             return -sde.drift(denoise, path, diffusion, x, t - passed)
 
-        def spread(passed: Array, x: Array, _: Any) -> Array:
-            return jnp.sqrt(sde.rate(path, diffusion, t - passed, x.ndim)) * jnp.ones_like(x)
+        def spread(passed: Array, x: Array, _: Any) -> Any:
+            w = sde.rate(path, diffusion, t - passed, x.ndim)
+            return lineax.DiagonalLinearOperator(jnp.sqrt(w) * jnp.ones_like(x))
 
         motion = _brownian(diffrax, span, x, keys)
         solution = diffrax.diffeqsolve(
-            diffrax.MultiTerm(
-                diffrax.ODETerm(drift), diffrax.WeaklyDiagonalControlTerm(spread, motion)
-            ),
+            diffrax.MultiTerm(diffrax.ODETerm(drift), diffrax.ControlTerm(spread, motion)),
             diffrax.ShARK(),
             t0=0.0,
             t1=span,

@@ -73,8 +73,9 @@ def invert(
 def keep_known(solver: Solver, image: Array, mask: Array) -> Solver:
     """A solver that puts the known part of an image back after each step, with noise to match.
 
-    Lugmayr et al. 2022 (RePaint, arXiv:2201.09865), equation 8, without its resampling. The last
-    step, to clean data, is not the solver's: put the known part back once more.
+    Lugmayr et al. 2022 (RePaint, arXiv:2201.09865), equation 8; `restart.resampled` around it is
+    the paper's resampling. The last step, to clean data, is not the solver's: put the known part
+    back once more.
 
     Args:
         solver: any.
@@ -108,14 +109,48 @@ class Observed:
     Attributes:
         apply: `A`, `[B, …] -> [B, …]`, linear.
         y: what was observed.
-        gain: the number κ with `A·Aᵀ = κ·I`: 1 for a mask, `1/k²` for means over `k × k` pixels.
+        gain: κ, with `A·Aᵀ = κ·I` in the basis: 1 for a mask, `1/k²` for means over `k × k` pixels.
         std: of the noise in `y`.
+        basis: an orthonormal change of what was observed, and back, after which `A·Aᵀ` is diagonal.
     """
 
     apply: Callable[[Array], Array]
     y: Array
-    gain: float = 1.0
+    gain: float | Array = 1.0
     std: float = 0.0
+    basis: tuple[Callable[[Array], Array], Callable[[Array], Array]] = (jnp.asarray, jnp.asarray)
+
+
+def blurred(image: Array, width: float, std: float = 0.02) -> Observed:
+    """Images seen through a Gaussian blur that goes round at the edges.
+
+    `A` is diagonal in the Fourier basis, with the transform of the Gaussian, `exp(-½·width²·ω²)`.
+
+    Args:
+        image: `[B, H, W, C]`; what is seen of it is in `y`, without the noise.
+        width: the Gaussian's standard deviation, in pixels.
+        std: of the noise that `y` is taken to have; not 0, since the blur leaves nothing of the
+            highest frequencies.
+
+    Example:
+        >>> seen = blurred(jnp.ones((1, 8, 8, 1)), width=1.0)
+        >>> bool(jnp.allclose(seen.y, 1.0))
+        True
+    """
+    frequencies = (2.0 * jnp.pi * jnp.fft.fftfreq(n) for n in image.shape[1:3])
+    row, column = (jnp.exp(-0.5 * (width * omega) ** 2) for omega in frequencies)
+    gaussian = (row[:, None] * column)[..., None]
+
+    def to(x: Array) -> Array:
+        return jnp.fft.fft2(x, axes=(1, 2), norm="ortho")
+
+    def back(z: Array) -> Array:
+        return jnp.fft.ifft2(z, axes=(1, 2), norm="ortho").real
+
+    def apply(x: Array) -> Array:
+        return back(gaussian * to(x))
+
+    return Observed(apply, apply(image), gaussian**2, std, (to, back))
 
 
 def pseudoinverse_guidance(predict: Predict, path: Path, seen: Observed) -> Predict:
@@ -136,8 +171,9 @@ def pseudoinverse_guidance(predict: Predict, path: Path, seen: Observed) -> Pred
         c = coeffs(path, t, x.ndim)
         x0, pull = jax.vjp(lambda x: predict(x, t, cond).x0, x)
         observed, transpose = jax.vjp(seen.apply, x0)
+        to, back = seen.basis
         variance = c.s**2 / (c.a**2 + c.s**2) * seen.gain + seen.std**2
-        (back,) = transpose((seen.y - observed) / variance)
+        (back,) = transpose(back(to(seen.y - observed) / variance))
         (score,) = pull(back)
         return moved(x, c, x0, score)
 
