@@ -178,6 +178,7 @@ SOLVERS: Table = MappingProxyType(
         "unipc_3": spec(unipc.unipc, order=3),
         "deis": spec(adams.deis),
         "lms": spec(adams.lms),
+        "plms": spec(adams.plms),
         "ab": spec(adams.ab),
         "exp_ab": spec(adams.exp_ab),
         "sa": spec(adams.exp_ab, eta=1.0),

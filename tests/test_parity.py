@@ -1,11 +1,18 @@
-"""Trajectories of solvers against those of diffusers' schedulers, step by step.
+"""Trajectories of solvers against diffusers' schedulers and k-diffusion's samplers, step by step.
 
-Both are given the same closed-form model, noise levels and random numbers. Without diffusers
-(`pip install -e '.[parity]'`) these tests are skipped.
+All are given the same closed-form model, noise levels and random numbers. Without diffusers
+(`pip install -e '.[parity]'`) these tests are skipped; without k-diffusion
+(`pip install --no-deps k-diffusion`) those that need it are.
 """
 
-from itertools import pairwise
+import importlib
+import sys
+import types
+from functools import cache
+from importlib.util import find_spec
+from unittest.mock import MagicMock
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -29,28 +36,43 @@ ZERO_END = {**TABLE, "final_sigmas_type": "zero", "lower_order_final": False}
 NOISE = np.random.default_rng(0).standard_normal((N + 1, 6, 2)).astype(np.float32)
 
 
+@cache
+def denoiser(path):
+    predict = DATA.predict(path)
+    return jax.jit(lambda x, t: predict(x, jnp.full(len(x), t, jnp.float32), None))
+
+
 def trajectory(solver, path, times, x):
     """`x` at every time of a grid, with the given random numbers."""
-    predict = DATA.predict(path)
-
-    def denoise(x, t):
-        return predict(x, jnp.full(len(x), t), None)
-
     memory, xs = solver.init(x), [x]
-    for i, (t, t_next) in enumerate(pairwise(times[:-1])):
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(solvers, "normal", lambda keys, shape, i=i: jnp.asarray(NOISE[i]))
-            x, memory = solver.step(
-                denoise, path, memory, x, jnp.float32(t), jnp.float32(t_next), jnp.zeros(())
-            )
+    for i in range(len(times) - 2):
+        x, memory = step(solver, path, memory, x, times[i : i + 2], NOISE[i])
         xs.append(x)
-    return np.stack([*xs, denoise(x, jnp.float32(times[-2])).x0])
+    return np.stack([*xs, denoiser(path)(x, jnp.float32(times[-2])).x0])
+
+
+def follow(solver, path, times, xs):
+    """Where each step ends that begins on another's trajectory, all but the last."""
+    memory, ends = solver.init(jnp.asarray(xs[0])), []
+    for i in range(len(times) - 2):
+        end, memory = step(solver, path, memory, jnp.asarray(xs[i]), times[i : i + 2], NOISE[i])
+        ends.append(end)
+    return np.stack(ends)
+
+
+def step(solver, path, memory, x, ends, noise):
+    t, t_next = jnp.asarray(ends, jnp.float32)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(solvers, "normal", lambda keys, shape: jnp.asarray(noise))
+        return solver.step(denoiser(path), path, memory, x, t, t_next, jnp.zeros(()))
 
 
 @pytest.fixture(autouse=True)
 def same_random_numbers(monkeypatch):
     draws = iter(NOISE)
-    for module in ("ddpm", "ddim"):
+    for module in (
+        "ddpm", "ddim", "euler_ancestral_discrete", "sasolver", "edm_dpmsolver_multistep"
+    ):  # fmt: skip
         monkeypatch.setattr(
             f"diffusers.schedulers.scheduling_{module}.randn_tensor",
             lambda *args, **kwargs: torch.tensor(next(draws)),
@@ -70,7 +92,6 @@ def theirs(scheduler, path, times, output, *, calls=1, scaled=False, to_end=True
         to_end: whether it also takes the last step, to clean data.
         each: lists of further arguments of `step`, one for each call.
     """
-    predict = DATA.predict(path)
     a, s = (np.asarray(of(jnp.asarray(times, jnp.float32))) for of in (path.alpha, path.sigma))
     scale = a if scaled else np.ones_like(a)
     xs = [s[0] * NOISE[-1]]
@@ -79,7 +100,7 @@ def theirs(scheduler, path, times, output, *, calls=1, scaled=False, to_end=True
     for k, step in enumerate(scheduler.timesteps[: count if to_end else count - 1]):
         level = (k + calls - 1) // calls
         x, t = now.numpy() * scale[level], times[level]
-        pair = predict(jnp.asarray(x), jnp.full(len(x), t, jnp.float32), None)
+        pair = denoiser(path)(x, t)
         scheduler.scale_model_input(now, step) if hasattr(scheduler, "scale_model_input") else None
         arguments = {name: _tensor(values[k]) for name, values in each.items()}
         predicted = torch.tensor(np.array(output(x, t, pair), np.float32))
@@ -90,7 +111,7 @@ def theirs(scheduler, path, times, output, *, calls=1, scaled=False, to_end=True
 
 
 def _tensor(value):
-    return value if isinstance(value, float) else torch.tensor(value)
+    return value if isinstance(value, float | int) else torch.tensor(value)
 
 
 def noise(x, t, pair):
@@ -100,11 +121,18 @@ def noise(x, t, pair):
 def check(solver, scheduler, path, times, output, **how):
     expected = theirs(scheduler, path, times, output, **how)
     ours = trajectory(solver, path, times, jnp.asarray(expected[0]))[: len(expected)]
-    np.testing.assert_allclose(ours, expected, rtol=5e-6, atol=1e-5)
+    assert_close(path, times, ours, expected)
+
+
+def assert_close(path, times, ours, expected):
+    """To float tolerance, in units of `√(a² + s²)`."""
+    t = jnp.asarray(times, jnp.float32)[: len(expected)]
+    scale = np.hypot(path.alpha(t), path.sigma(t))[:, None, None]
+    np.testing.assert_allclose(ours / scale, expected / scale, rtol=5e-6, atol=1e-5)
 
 
 def dpm(**settings):
-    return diffusers.DPMSolverMultistepScheduler(**ZERO_END, **settings)
+    return diffusers.DPMSolverMultistepScheduler(**{**ZERO_END, **settings})
 
 
 def uni(**settings):
@@ -113,6 +141,33 @@ def uni(**settings):
 
 def deis(**settings):
     return diffusers.DEISMultistepScheduler(**TABLE, lower_order_final=False, **settings)
+
+
+def single(**settings):
+    return diffusers.DPMSolverSinglestepScheduler(**ZERO_END, solver_order=1, **settings)
+
+
+def sa(order):
+    """SA-Solver's predictor, with as much noise as DDPM; its corrector leaves all as it is."""
+    scheduler = diffusers.SASolverScheduler(
+        **TABLE, predictor_order=order, tau_func=lambda t: 1.0, lower_order_final=False
+    )
+    scheduler.stochastic_adams_moulton_update = lambda this_sample, **rest: this_sample
+    return scheduler
+
+
+class PNDM(diffusers.PNDMScheduler):
+    """As if the second evaluation of its first step said what the first did."""
+
+    def set_timesteps(self, n):
+        super().set_timesteps(n)
+        self.timesteps = self.timesteps.unique().flip(0)
+
+    def step(self, output, step, x):
+        if self.counter == 0:
+            super().step(output, step, x)
+            step = self.timesteps[1]
+        return super().step(output, step, x)
 
 
 @pytest.mark.parametrize(
@@ -136,6 +191,24 @@ def deis(**settings):
             lambda: diffusers.LMSDiscreteScheduler(**TABLE),
             {"scaled": True, "to_end": False},
         ),
+        (
+            adams.lms(2),
+            lambda: diffusers.LMSDiscreteScheduler(**TABLE),
+            {"scaled": True, "to_end": False, "order": [2] * N},
+        ),
+        (
+            solvers.ddpm(),
+            lambda: diffusers.EulerAncestralDiscreteScheduler(**TABLE),
+            {"scaled": True},
+        ),
+        (adams.plms(), lambda: PNDM(**TABLE, skip_prk_steps=True), {"to_end": False}),
+        (
+            adams.deis(2),
+            lambda: dpm(
+                algorithm_type="dpmsolver", solver_type="heun", final_sigmas_type="sigma_min"
+            ),
+            {"to_end": False},
+        ),
         (adams.deis(2), lambda: deis(solver_order=2), {"to_end": False}),
         (adams.deis(3), lambda: deis(solver_order=3), {"to_end": False}),
         (dpm_solver.dpmpp_multistep(2), lambda: dpm(solver_order=2), {}),
@@ -146,6 +219,18 @@ def deis(**settings):
             lambda: dpm(solver_order=2, algorithm_type="sde-dpmsolver++"),
             {"variance_noise": NOISE},
         ),
+        (
+            adams.exp_ab(2, eta=1.0),
+            lambda: dpm(solver_order=2, algorithm_type="sde-dpmsolver++", solver_type="heun"),
+            {"variance_noise": NOISE},
+        ),
+        (
+            solvers.ddpm(),
+            lambda: dpm(solver_order=1, algorithm_type="sde-dpmsolver++"),
+            {"variance_noise": NOISE},
+        ),
+        (solvers.ddim(), single, {}),
+        (adams.exp_ab(1, eta=1.0), lambda: sa(1), {"to_end": False}),
         *(
             (
                 unipc.unipc(order, scale),
@@ -155,6 +240,14 @@ def deis(**settings):
             for order in (1, 2, 3)
             for scale in (unipc.bh1, unipc.bh2)
         ),
+        *(
+            (
+                unipc.unipc(order, corrector=False),
+                lambda p=order: uni(solver_order=p, disable_corrector=list(range(N))),
+                {"to_end": False},
+            )
+            for order in (2, 3)
+        ),
     ],
 )  # fmt: skip
 def test_on_ddpms_table(solver, scheduler, how):
@@ -162,6 +255,17 @@ def test_on_ddpms_table(solver, scheduler, how):
     scheduler.set_timesteps(N)
     steps = np.unique(scheduler.timesteps.numpy())[::-1]
     check(solver, scheduler, LinearBetas(), np.append((steps + 1.0) / 1000, 0.0), noise, **how)
+
+
+def test_three_evaluations_of_sa_solver():
+    """Diffusers adds a term to each step of two, which all but the second of these do without."""
+    scheduler = sa(3)
+    scheduler.set_timesteps(N)
+    times = np.append((scheduler.timesteps.numpy() + 1.0) / 1000, 0.0)
+    path, solver = LinearBetas(), adams.exp_ab(3, eta=1.0)
+    xs = theirs(scheduler, path, times, noise, to_end=False)
+    ends = follow(solver, path, times, xs)
+    assert_close(path, times[3:], ends[2:], xs[3:])
 
 
 @pytest.mark.parametrize(("grid", "name"), [(Trailing(), "trailing"), (Linspace(), "linspace")])
@@ -193,7 +297,39 @@ def test_on_the_linear_path(solver, name, calls):
 @pytest.mark.parametrize(
     ("solver", "name", "settings"),
     [
+        *(
+            (dpm_solver.dpmpp_multistep(order), "DPMSolverMultistepScheduler", {"solver_order": order})
+            for order in (2, 3)
+        ),
+        (
+            dpm_solver.dpmpp_multistep(2, eta=1.0),
+            "DPMSolverMultistepScheduler",
+            {"solver_order": 2, "algorithm_type": "sde-dpmsolver++"},
+        ),
+        (unipc.unipc(2), "UniPCMultistepScheduler", {"solver_order": 2}),
+    ],
+)  # fmt: skip
+def test_the_schedulers_of_tables_on_the_linear_path(solver, name, settings):
+    scheduler = getattr(diffusers, name)(
+        **ZERO_END, **settings, use_flow_sigmas=True, prediction_type="flow_prediction"
+    )
+    scheduler.set_timesteps(N)
+    noises = {"variance_noise": NOISE} if solver.fresh_noise else {}
+    check(
+        solver, scheduler, Linear(), scheduler.sigmas.numpy(),
+        lambda x, t, pair: pair.eps - pair.x0, to_end=False, **noises,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("solver", "name", "settings"),
+    [
         (solvers.ddim(), "EDMEulerScheduler", {}),
+        (
+            dpm_solver.dpmpp_multistep(2, eta=1.0),
+            "EDMDPMSolverMultistepScheduler",
+            {"algorithm_type": "sde-dpmsolver++", "lower_order_final": False},
+        ),
         *(
             (
                 dpm_solver.dpmpp_multistep(order),
@@ -227,11 +363,9 @@ def test_two_singlesteps_of_diffusers_are_one_step_of_ours():
     )
     scheduler.set_timesteps(2 * N)
     scheduler.sigmas = torch.tensor(np.exp(-0.5 * levels))
-    predict = DATA.predict(path)
     now, xs = torch.tensor(NOISE[-1]), [NOISE[-1]]
     for k, step in enumerate(scheduler.timesteps):
-        t = jnp.full(len(now), times[k])
-        eps = np.array(predict(jnp.asarray(now.numpy(), jnp.float32), t, None).eps)
+        eps = np.array(denoiser(path)(now.numpy().astype(np.float32), times[k]).eps)
         now = scheduler.step(torch.tensor(eps), step, now).prev_sample
         xs.append(now.numpy())
     ours = trajectory(dpm_solver.dpmpp_2s(), path, [*times[::2], 0.0], jnp.asarray(NOISE[-1]))
@@ -274,3 +408,96 @@ def test_the_third_order_sde_step_against_its_integral():
     as_published = abs(last_step(dpm_solver.dpmpp_multistep(3, eta=1.0)) - exact)
     assert of_third_order < 1e-6
     assert 1e-4 < as_published < 0.1 * abs(float(theirs) - exact)
+
+
+@pytest.fixture(scope="module")
+def sampling():
+    """k-diffusion's samplers alone: its other modules ask for libraries that these never call."""
+    found = find_spec("k_diffusion")
+    if found is None:
+        pytest.skip("k-diffusion is not installed (pip install --no-deps k-diffusion)")
+    package = types.ModuleType("k_diffusion")
+    package.__path__ = list(found.submodule_search_locations)
+    unused = ("torchdiffeq", "torchsde", "torchvision", "torchvision.transforms")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "k_diffusion", package)
+        for name in unused:
+            patch.setitem(sys.modules, name, MagicMock())
+        return importlib.import_module("k_diffusion.sampling")
+
+
+def by_k_diffusion(sampler, times, **settings):
+    """`x` at every time of a grid on EDM's path, as one of k-diffusion's samplers walks it."""
+    xs = []
+
+    def model(x, sigma):
+        return torch.tensor(np.array(denoiser(EDM())(x.numpy(), sigma.numpy()[0]).x0))
+
+    start = torch.tensor(times[0] * NOISE[-1])
+    keep = lambda now: xs.append(now["x"].numpy())  # noqa: E731
+    end = sampler(model, start, torch.tensor(times), callback=keep, disable=True, **settings)
+    return np.stack([*xs, end.numpy()])
+
+
+def given_noise():
+    draws = iter(NOISE)
+    return lambda sigma, sigma_next: torch.tensor(next(draws))
+
+
+TIMES = np.asarray(Karras()(EDM(), N))
+
+
+@pytest.mark.parametrize(
+    ("solver", "name", "settings"),
+    [
+        (solvers.ddim(), "sample_euler", {}),
+        (solvers.euler(), "sample_euler", {}),
+        (solvers.ddpm(), "sample_euler_ancestral", {}),
+        (solvers.ddim(eta=0.6), "sample_euler_ancestral", {"eta": 0.6}),
+        (runge_kutta.edm_heun(), "sample_heun", {}),
+        (solvers.heun(), "sample_heun", {}),
+        (adams.lms(4), "sample_lms", {}),
+        (adams.lms(2), "sample_lms", {"order": 2}),
+        (adams.ab(3), "sample_lms", {"order": 3}),  # σ is the time
+        (dpm_solver.dpmpp_2s(), "sample_dpmpp_2s_ancestral", {"eta": 0.0}),
+        (dpm_solver.dpmpp_multistep(2), "sample_dpmpp_2m", {}),
+        (unipc.unipc(2, corrector=False), "sample_dpmpp_2m", {}),
+        (dpm_solver.dpmpp_multistep(2, eta=1.0), "sample_dpmpp_2m_sde", {}),
+        (dpm_solver.dpmpp_multistep(2, eta=0.4), "sample_dpmpp_2m_sde", {"eta": 0.4}),
+        (adams.exp_ab(2, eta=0.4), "sample_dpmpp_2m_sde", {"eta": 0.4, "solver_type": "heun"}),
+    ],
+)
+def test_k_diffusions_samplers(sampling, solver, name, settings):
+    if solver.fresh_noise:
+        settings = {**settings, "noise_sampler": given_noise()}
+    # The last step of its LMS is of high order; here it is x0, as everywhere.
+    times = TIMES[:-1] if name == "sample_lms" else TIMES
+    expected = by_k_diffusion(getattr(sampling, name), times, **settings)
+    ours = trajectory(solver, EDM(), TIMES, jnp.asarray(expected[0]))
+    assert_close(EDM(), times, ours[: len(expected)], expected)
+
+
+@pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
+def test_k_diffusions_third_order_sampler(sampling, eta):
+    """From the third step on; in the second, of order 2, it has exp_ab's weight."""
+    sampler = sampling.sample_dpmpp_3m_sde
+    xs = by_k_diffusion(sampler, TIMES, eta=eta, noise_sampler=given_noise())
+    for solver, steps in (
+        (dpm_solver.dpmpp_multistep(3, eta), slice(2, None)),
+        (adams.exp_ab(2, eta), slice(0, 2)),
+    ):
+        ends = follow(solver, EDM(), TIMES, xs)
+        assert_close(EDM(), TIMES[1:-1][steps], ends[steps], xs[1:-1][steps])
+
+
+@pytest.mark.parametrize("steps", [3, 6, N - 1])
+def test_k_diffusions_churn(sampling, steps, monkeypatch):
+    """Where noise is added, its callback has x with that noise: ends of shorter walks are compared."""
+    draws = iter(NOISE)
+    monkeypatch.setattr(torch, "randn_like", lambda x: torch.tensor(next(draws)))
+    times = TIMES[: steps + 1]
+    limits = {"s_tmin": 0.05, "s_tmax": 50.0, "s_noise": 1.003}
+    xs = by_k_diffusion(sampling.sample_heun, times, s_churn=0.1 * steps, **limits)
+    solver = runge_kutta.edm_heun(churn=0.1, low=0.05, high=50.0, noise=1.003)
+    ours = trajectory(solver, EDM(), [*times, 0.0], jnp.asarray(xs[0]))
+    assert_close(EDM(), times[-1:], ours[[-2]], xs[[-1]])

@@ -33,7 +33,7 @@ class _Memory(NamedTuple):
     values: Array
 
 
-def unipc(order: int = 2, scale: Scale = bh2) -> Solver:
+def unipc(order: int = 2, scale: Scale = bh2, corrector: bool = True) -> Solver:
     """UniPC of order 1 to 3 on x0.
 
     Each step first corrects `x` with the evaluation made there, then predicts the next one: one
@@ -43,6 +43,8 @@ def unipc(order: int = 2, scale: Scale = bh2) -> Solver:
     Args:
         order: of the predictor; the corrector is of one more. The first steps are of lower order.
         scale: `bh1` or `bh2`.
+        corrector: False is the paper's UniP, the predictor alone, which is of its own order: 1 is
+            DDIM, 2 with `bh2` is DPM-Solver++ 2M, 3 is `adams.exp_ab(3)` once it has its history.
     """
 
     def init(x: Array) -> _Memory:
@@ -62,17 +64,18 @@ def unipc(order: int = 2, scale: Scale = bh2) -> Solver:
         e = ends_of(path, t, t_next)
         here = jnp.log(e.a) - jnp.log(e.s)
         x0 = denoise(x, t).x0
-        corrected = _move(
-            memory.x, memory.s, memory.lambdas, memory.values, e.a, e.s, here, scale, order, x0
-        )
-        x = jnp.where(jnp.isfinite(memory.lambdas[0]), corrected, x)
+        if corrector:
+            corrected = _move(
+                memory.x, memory.s, memory.lambdas, memory.values, e.a, e.s, here, scale, order, x0
+            )
+            x = jnp.where(jnp.isfinite(memory.lambdas[0]), corrected, x)
         lambdas = jnp.concatenate([here[None], memory.lambdas])[:order]
         values = jnp.concatenate([x0[None], memory.values])[:order]
         there = jnp.log(e.a_next) - jnp.log(e.s_next)
         x_next = _move(x, e.s, lambdas, values, e.a_next, e.s_next, there, scale, order)
         return x_next, _Memory(x, e.s, lambdas, values)
 
-    return Solver(init, step, nfe=1, order=order + 1)
+    return Solver(init, step, nfe=1, order=order + 1 if corrector else order)
 
 
 def _move(
