@@ -23,6 +23,7 @@ from diffjax.process.paths import Linear, LinearBeta, Pair, time_of_log_snr
 from diffjax.process.schedules import EDM
 from diffjax.sampling import adams, dpm_solver, runge_kutta, solvers, unipc
 from diffjax.sampling.grids import Karras, Linspace, Trailing
+from diffjax.sampling.sample import sample
 
 diffusers = pytest.importorskip("diffusers")
 torch = pytest.importorskip("torch")
@@ -298,8 +299,8 @@ def test_on_the_linear_path(solver, name, calls):
     ("solver", "name", "settings"),
     [
         *(
-            (dpm_solver.dpmpp_multistep(order), "DPMSolverMultistepScheduler", {"solver_order": order})
-            for order in (2, 3)
+            (dpm_solver.dpmpp_multistep(p), "DPMSolverMultistepScheduler", {"solver_order": p})
+            for p in (2, 3)
         ),
         (
             dpm_solver.dpmpp_multistep(2, eta=1.0),
@@ -410,6 +411,51 @@ def test_the_third_order_sde_step_against_its_integral():
     assert 1e-4 < as_published < 0.1 * abs(float(theirs) - exact)
 
 
+def linear_end(scheduler, n, deviation):
+    """Mean and deviation of diffusers' samples of data `N(0.8, deviation²)`.
+
+    Its samples are linear in the noise that they begin with: two of them say all.
+    """
+    scheduler.set_timesteps(n)
+    x = torch.tensor([[0.0], [1.0]], dtype=torch.float64)
+    for step in scheduler.timesteps:
+        a = scheduler.alphas_cumprod[step].double() ** 0.5
+        s = (1.0 - a**2) ** 0.5
+        eps = s * (x - a * 0.8) / ((a * deviation) ** 2 + s**2)
+        x = scheduler.step(eps, step, x).prev_sample
+    return float(x[0, 0]), float(x[1, 0] - x[0, 0])
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [("PNDMScheduler", {"skip_prk_steps": True}), ("DEISMultistepScheduler", {})],
+)
+def test_diffusers_schedulers_that_leave_noise(name, settings):
+    """Data of one point: by default they end at the table's first step, whose noise is 0.01."""
+    mean, left = linear_end(getattr(diffusers, name)(**TABLE, **settings), 20, 0.0)
+    assert mean == pytest.approx(0.8, abs=1e-3)
+    assert left == pytest.approx(0.01, rel=1e-2)
+
+
+@pytest.mark.parametrize("n", [100, 400])
+def test_diffusers_ddim_steps_elsewhere_than_its_grid(n):
+    """It goes down by `1000 // n` where its grid does by 1000/n: 2, not 2.5, of 400 steps."""
+    scheduler = diffusers.DDIMScheduler(**TABLE, clip_sample=False, timestep_spacing="trailing")
+    theirs = linear_end(scheduler, n, 0.5)
+    path, data = LinearBetas(), analytic.Gaussian(jnp.array([0.8]), jnp.array([[0.25]]))
+    predict, keys = data.predict(path), jax.random.split(jax.random.key(0), 2)
+    ours = sample(
+        lambda x, t: predict(x, jnp.full(2, t), None), solvers.ddim(), path,
+        Trailing()(path, n), keys, jnp.array([[0.0], [1.0]]),
+    )  # fmt: skip
+    ours = float(ours[0, 0]), float(ours[1, 0] - ours[0, 0])
+    assert ours == pytest.approx((0.8, 0.5), abs=0.02)
+    if n == 100:
+        assert theirs == pytest.approx(ours, abs=1e-4)
+    else:  # nothing that more steps would mend
+        assert theirs == pytest.approx((0.69, 0.57), abs=0.01)
+
+
 @pytest.fixture(scope="module")
 def sampling():
     """k-diffusion's samplers alone: its other modules ask for libraries that these never call."""
@@ -492,7 +538,7 @@ def test_k_diffusions_third_order_sampler(sampling, eta):
 
 @pytest.mark.parametrize("steps", [3, 6, N - 1])
 def test_k_diffusions_churn(sampling, steps, monkeypatch):
-    """Where noise is added, its callback has x with that noise: ends of shorter walks are compared."""
+    """Ends of walks, since its callback has `x` with the noise that was added."""
     draws = iter(NOISE)
     monkeypatch.setattr(torch, "randn_like", lambda x: torch.tensor(next(draws)))
     times = TIMES[: steps + 1]

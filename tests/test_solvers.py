@@ -8,22 +8,9 @@ import numpy as np
 import pytest
 
 from diffjax import choices
-from diffjax.errors import UserError
-from diffjax.evaluation.convergence import mixture_of_four
 from diffjax.process import analytic
-from diffjax.process.paths import time_of_log_snr
-from diffjax.sampling import (
-    adams,
-    adaptive,
-    dpm_solver,
-    grids,
-    restart,
-    runge_kutta,
-    sde,
-    solvers,
-    unipc,
-)
-from diffjax.sampling.sample import Recipe, integrate
+from diffjax.process.paths import Pair, time_of_log_snr
+from diffjax.sampling import adams, dpm_solver, runge_kutta, sde, solvers, unipc
 from diffjax.spec import build
 
 PATHS = {name: build(choices.PATHS[name]) for name in ("linear", "ddpm", "edm")}
@@ -41,8 +28,7 @@ DETERMINISTIC = {
     **{f"ab_{order}": adams.ab(order) for order in (1, 2, 3, 4)},
     **{f"lms_{order}": adams.lms(order) for order in (2, 4)},
     **{f"deis_{order}": adams.deis(order) for order in (2, 3)},
-    # 4 on EDM's path alone, where σ is the time; on the others the mean of eps over a step is not
-    # the one that counts.
+    # Of order 4 on EDM's path alone, where σ is the time; on others it does not run evenly.
     **{f"plms_{order}": adams.plms(order) for order in (1, 2, 4)},
     **{f"exp_ab_{order}": adams.exp_ab(order) for order in (1, 2, 3, 4)},
     **{f"unipc_{order}": unipc.unipc(order) for order in (1, 2, 3)},
@@ -144,9 +130,10 @@ def moment_error(step, solver, path, n):
 
 
 # Restart adds its noise where times rise; the adaptive ones draw it in another way.
-@pytest.mark.parametrize(
-    "name", sorted({*choices.SOLVERS} - {"restart", "adaptive", "adaptive_sde"})
-)
+OTHERS = {"restart", "adaptive", "adaptive_sde"}
+
+
+@pytest.mark.parametrize("name", sorted({*choices.SOLVERS} - OTHERS))
 def test_fresh_noise_is_what_random_numbers_make(name):
     solver, path = build(choices.SOLVERS[name]), PATHS["linear"]
     step, x = stepper(solver, path), jnp.ones((1, 2))
@@ -190,75 +177,55 @@ def test_one_step_of_the_lowest_order_is_a_known_one(solver, limit, path):
     np.testing.assert_allclose(*ends, rtol=1e-5, atol=1e-5)
 
 
-def test_an_adaptive_solver_is_as_exact_as_it_is_told_to_be():
-    data, path = mixture_of_four(), PATHS["linear"]
-    predict = data.predict(path)
-    keys = jax.random.split(jax.random.key(0), 64)
-    x = jax.random.normal(jax.random.key(1), (64, 2))
-    exact = data.flow(path, x, path.t_noise, path.t_min)
+@pytest.mark.parametrize(
+    ("solver", "twin", "agree"),
+    [
+        (unipc.unipc(1, corrector=False), solvers.ddim(), (0, 1, 2, 3)),
+        (unipc.unipc(2, corrector=False), dpm_solver.dpmpp_multistep(2), (0, 1, 2, 3)),
+        (unipc.unipc(3, corrector=False), dpm_solver.dpmpp_multistep(2), (0, 1)),
+        # One parabola goes through three evaluations: the scale B cancels.
+        (unipc.unipc(3, corrector=False), adams.exp_ab(3), (0, 2, 3)),
+        (unipc.unipc(3, unipc.bh1, corrector=False), adams.exp_ab(3), (0, 2, 3)),
+        (dpm_solver.dpmpp_multistep(3), dpm_solver.dpmpp_multistep(2), (0, 1)),
+        # With σ as the time.
+        (adams.plms(4), adams.lms(4), (0, 1, 2, 3)),
+        (adams.ab(3), adams.lms(3), (0, 1, 2, 3)),
+    ],
+)
+def test_steps_that_agree_and_steps_that_do_not(solver, twin, agree):
+    """Along the exact flow, so with the same history, over unequal steps."""
+    path, times = PATHS["edm"], np.array([2.2, 1.7, 1.0, 0.8, 0.5])
+    data, start = gaussian(), jnp.asarray([[-1.5, 0.3], [0.2, 1.4]])
+    predict, memories = data.predict(path), [s.init(start) for s in (solver, twin)]
 
     def denoise(x, t):
         return predict(x, jnp.full(len(x), t), None)
 
-    def end(solver, x):
-        times = Recipe(solver, grids.Power(), 3).times(path)
-        return integrate(denoise, solver, path, times[:-1], keys[: len(x)], x)
-
-    worst = []
-    for tolerance in (1e-2, 1e-4):
-        solver = adaptive.adaptive(tolerance)
-        worst.append(float(jnp.abs(end(solver, x) - exact).max()))
-        # Another batch has other steps: the same sample within tolerance.
-        np.testing.assert_allclose(end(solver, x[:5]), exact[:5], atol=30 * tolerance)
-    assert worst[1] < min(3e-3, 0.1 * worst[0])
-    assert not np.isfinite(end(adaptive.adaptive(1e-6, max_steps=3), x)).any()
+    for i in range(4):
+        x, ends = data.flow(path, start, times[0], times[i]), []
+        t, t_next = jnp.asarray(times[i : i + 2], jnp.float32)
+        for k, s in enumerate((solver, twin)):
+            end, memories[k] = s.step(denoise, path, memories[k], x, t, t_next, jnp.zeros(2))
+            ends.append(end)
+        same = np.allclose(ends[0], ends[1], rtol=1e-5, atol=1e-5)
+        assert same == (i in agree), i
 
 
-def test_restart_walks_its_interval_again():
-    path = PATHS["linear"]
-    solver = restart.restart(solvers.ddim(), low=0.3, high=1.0, times=2, num_steps=3)
-    times = np.asarray(Recipe(solver, grids.Power(), 5).times(path))
-    # σ = t/(1 - t): at most 0.3 from t = 0.23 on, which is 0.2 on this grid; 1 is t = 0.5.
-    plain = [1.0, 0.8, 0.6, 0.4, 0.2]
-    np.testing.assert_allclose(times[:5], plain, atol=1e-6)
-    np.testing.assert_allclose(times[5::4][:2], 0.5, atol=1e-5)
-    np.testing.assert_allclose(times[8::4], 0.2, atol=1e-6)
-    assert len(times) == 5 + 2 * 4 + 1
-    assert times[-1] == 0.0
-    inside = times[5:9] / (1 - times[5:9])
-    np.testing.assert_allclose(inside[1:] / inside[:-1], inside[1] / inside[0], rtol=1e-3)
-    with pytest.raises(UserError, match="give low < high"):
-        restart.restart(solvers.ddim(), low=2.0)
-
-
-def test_restart_shrinks_the_error_that_was_there():
-    """Samples that are too wide by half: noise is added to their variance, and the flow scales it.
-
-    Of `σ² + 1` at the low level, the flow of standard normal data makes `(σ² + 1)` times the ratio
-    of the two levels' variances.
-    """
-    path, n = PATHS["edm"], 20_000
-    predict = analytic.Gaussian(jnp.zeros(1), jnp.eye(1)).predict(path)
-    solver = restart.restart(runge_kutta.edm_heun(), low=0.1, high=2.0, times=1, num_steps=40)
-    low, high = 0.1, 2.0
-    x = 1.5 * jnp.sqrt(1 + low**2) * jax.random.normal(jax.random.key(0), (n, 1))
-    levels = np.exp(np.linspace(np.log(high), np.log(low), 41))
-    times = jnp.asarray(np.concatenate([[low], levels]), jnp.float32)
-
-    def denoise(x, t):
-        return predict(x, jnp.full(len(x), t), None)
-
-    keys = jax.random.split(jax.random.key(1), n)
-    end = integrate(denoise, solver, path, times, keys, x)
-    up = 1.5**2 * (1 + low**2) + high**2 - low**2
-    expected = np.sqrt(up / (1 + high**2) * (1 + low**2))
-    assert float(end.std()) == pytest.approx(expected, rel=0.02)
-    assert expected < 1.15 * np.sqrt(1 + low**2)  # of 1.5 times
-
-
-def test_resampling_visits_each_stretch_again():
-    solver = restart.resampled(solvers.ddim(), jump=2, times=2)
-    times = Recipe(solver, grids.Power(), 5).times(PATHS["linear"])
-    expected = [1.0, 0.8, 0.6, 1.0, 0.8, 0.6, 0.4, 0.2, 0.6, 0.4, 0.2, 0.0]
-    np.testing.assert_allclose(times, expected, atol=1e-6)
-    assert Recipe(solver, grids.Power(), 5).nfe == 8 + 1
+@pytest.mark.parametrize("order", [2, 4])
+def test_the_weights_of_plms_are_the_published_ones(order):
+    """Where one evaluation says 1 and the others 0, a step shows its weight."""
+    path, times = PATHS["linear"], np.linspace(0.9, 0.4, 6)
+    solver, weights = adams.plms(order), []
+    span = times[5] - times[4] * (1.0 - times[5]) / (1.0 - times[4])  # s' - s·a'/a
+    for said in range(4, 4 - order, -1):
+        memory = solver.init(jnp.zeros((1, 1)))
+        for i in range(5):
+            eps = jnp.full((1, 1), float(i == said))
+            pair = Pair(-times[i] / (1.0 - times[i]) * eps, eps)  # of x = 0
+            end, memory = solver.step(
+                lambda x, t, pair=pair: pair, path, memory, jnp.zeros((1, 1)),
+                jnp.float32(times[i]), jnp.float32(times[i + 1]), jnp.zeros(1),
+            )  # fmt: skip
+        weights.append(float(end[0, 0]) / span)
+    published = {2: [1.5, -0.5], 4: np.array([55.0, -59.0, 37.0, -9.0]) / 24.0}
+    np.testing.assert_allclose(weights, published[order], rtol=1e-4)

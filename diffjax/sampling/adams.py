@@ -124,11 +124,11 @@ def deis(order: int = 3) -> Solver:
 def plms(order: int = 4) -> Solver:
     """PLMS: eps as a polynomial in the path's time, its mean over the step carried by DDIM's.
 
-    `x' = (a'/a)·x + (s' - s·a'/a)·ē` with, for equal steps, the weights of ē as published: 55/24,
-    -59/24, 37/24 and -9/24 from the newest on. Here they follow the nodes, so that unequal steps
-    keep the order. It is 2: the mean leaves out that σ runs unevenly over a step. Only where σ is
-    linear in time (EDM's path) is it 4. The first step is DDIM's, of one evaluation where the paper
-    has four. Order 1 is DDIM. Liu et al. 2022 (arXiv:2202.09778), equations 11 and 12.
+    `x' = (a'/a)·x + (s' - s·a'/a)·ē`. On equal steps ē has the published weights 55/24, -59/24,
+    37/24 and -9/24, the newest first; here they follow the nodes, so that unequal steps keep the
+    order, which is 2: a mean over time leaves out that σ does not run evenly. Where it does (EDM's
+    path) it is 4. The first steps are of lower order and one evaluation each; the paper's
+    first three are Runge–Kutta's. Order 1 is DDIM. Liu et al. 2022 (arXiv:2202.09778), algorithm 2.
     """
     solver = _solver(_TIME_OF_EPS, _ddim, order)
     return solver._replace(order=min(order, 2))

@@ -1,0 +1,90 @@
+"""Solvers that choose their times: adaptive ones, restart, resampling."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from diffjax import choices
+from diffjax.errors import UserError
+from diffjax.evaluation.convergence import mixture_of_four
+from diffjax.process import analytic
+from diffjax.sampling import adaptive, grids, restart, runge_kutta, solvers
+from diffjax.sampling.sample import Recipe, integrate
+from diffjax.spec import build
+
+PATHS = {name: build(choices.PATHS[name]) for name in ("linear", "edm")}
+
+
+def test_an_adaptive_solver_is_as_exact_as_it_is_told_to_be():
+    data, path = mixture_of_four(), PATHS["linear"]
+    predict = data.predict(path)
+    keys = jax.random.split(jax.random.key(0), 64)
+    x = jax.random.normal(jax.random.key(1), (64, 2))
+    exact = data.flow(path, x, path.t_noise, path.t_min)
+
+    def denoise(x, t):
+        return predict(x, jnp.full(len(x), t), None)
+
+    def end(solver, x):
+        times = Recipe(solver, grids.Power(), 3).times(path)
+        return integrate(denoise, solver, path, times[:-1], keys[: len(x)], x)
+
+    worst = []
+    for tolerance in (1e-2, 1e-4):
+        solver = adaptive.adaptive(tolerance)
+        worst.append(float(jnp.abs(end(solver, x) - exact).max()))
+        # Another batch has other steps: the same sample within tolerance.
+        np.testing.assert_allclose(end(solver, x[:5]), exact[:5], atol=30 * tolerance)
+    assert worst[1] < min(3e-3, 0.1 * worst[0])
+    assert not np.isfinite(end(adaptive.adaptive(1e-6, max_steps=3), x)).any()
+
+
+def test_restart_walks_its_interval_again():
+    path = PATHS["linear"]
+    solver = restart.restart(solvers.ddim(), low=0.3, high=1.0, times=2, num_steps=3)
+    times = np.asarray(Recipe(solver, grids.Power(), 5).times(path))
+    # σ = t/(1 - t): at most 0.3 from t = 0.23 on, which is 0.2 on this grid; 1 is t = 0.5.
+    plain = [1.0, 0.8, 0.6, 0.4, 0.2]
+    np.testing.assert_allclose(times[:5], plain, atol=1e-6)
+    np.testing.assert_allclose(times[5::4][:2], 0.5, atol=1e-5)
+    np.testing.assert_allclose(times[8::4], 0.2, atol=1e-6)
+    assert len(times) == 5 + 2 * 4 + 1
+    assert times[-1] == 0.0
+    inside = times[5:9] / (1 - times[5:9])
+    np.testing.assert_allclose(inside[1:] / inside[:-1], inside[1] / inside[0], rtol=1e-3)
+    with pytest.raises(UserError, match="give low < high"):
+        restart.restart(solvers.ddim(), low=2.0)
+
+
+def test_restart_shrinks_the_error_that_was_there():
+    """Samples that are too wide by half: noise is added to their variance, and the flow scales it.
+
+    Of `σ² + 1` at the low level, the flow of standard normal data makes `(σ² + 1)` times the ratio
+    of the two levels' variances.
+    """
+    path, n = PATHS["edm"], 20_000
+    predict = analytic.Gaussian(jnp.zeros(1), jnp.eye(1)).predict(path)
+    solver = restart.restart(runge_kutta.edm_heun(), low=0.1, high=2.0, times=1, num_steps=40)
+    low, high = 0.1, 2.0
+    x = 1.5 * jnp.sqrt(1 + low**2) * jax.random.normal(jax.random.key(0), (n, 1))
+    levels = np.exp(np.linspace(np.log(high), np.log(low), 41))
+    times = jnp.asarray(np.concatenate([[low], levels]), jnp.float32)
+
+    def denoise(x, t):
+        return predict(x, jnp.full(len(x), t), None)
+
+    keys = jax.random.split(jax.random.key(1), n)
+    end = integrate(denoise, solver, path, times, keys, x)
+    up = 1.5**2 * (1 + low**2) + high**2 - low**2
+    expected = np.sqrt(up / (1 + high**2) * (1 + low**2))
+    assert float(end.std()) == pytest.approx(expected, rel=0.02)
+    assert expected < 1.15 * np.sqrt(1 + low**2)  # of 1.5 times
+
+
+def test_resampling_visits_each_stretch_again():
+    solver = restart.resampled(solvers.ddim(), jump=2, times=2)
+    times = Recipe(solver, grids.Power(), 5).times(PATHS["linear"])
+    expected = [1.0, 0.8, 0.6, 1.0, 0.8, 0.6, 0.4, 0.2, 0.6, 0.4, 0.2, 0.0]
+    np.testing.assert_allclose(times, expected, atol=1e-6)
+    assert Recipe(solver, grids.Power(), 5).nfe == 8 + 1
