@@ -463,7 +463,7 @@ def sampling():
     if found is None:
         pytest.skip("k-diffusion is not installed (pip install --no-deps k-diffusion)")
     package = types.ModuleType("k_diffusion")
-    package.__path__ = list(found.submodule_search_locations)
+    package.__path__ = list(found.submodule_search_locations or ())
     unused = ("torchdiffeq", "torchsde", "torchvision", "torchvision.transforms")
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(sys.modules, "k_diffusion", package)
