@@ -9,22 +9,29 @@ import pytest
 
 from diffjax import choices
 from diffjax.errors import UserError
+from diffjax.models import DiT
+from diffjax.models.layers import attention_layers, attention_off
 from diffjax.process import analytic
 from diffjax.process.paths import Cosine, Linear, Pair, coeffs
+from diffjax.sampling import solvers
 from diffjax.sampling.guidance import (
     ClassifierFree,
     Clipped,
     Limited,
     Models,
+    OtherLabel,
+    OtherWeights,
     PlusPlus,
     Projected,
     Rescaled,
     Thresholded,
     ZeroStar,
+    classifier_guidance,
     guide,
     mixes,
 )
 from diffjax.spec import build
+from experiments import cli, sample, train
 
 PATH = Linear()
 TIMES = jnp.array([0.2, 0.5, 0.9])
@@ -150,3 +157,140 @@ def test_parts_nest_in_the_order_given():
         choices.guidance_called("limited+projected")
     with pytest.raises(UserError, match="did you mean 'limited'"):
         choices.guidance_called("cfg+limitd")
+
+
+@pytest.mark.parametrize("share", [0.3, 1.0])
+@pytest.mark.parametrize("path", [Cosine(), Linear()])
+def test_cfg_plus_plus_is_cfg_whose_scale_follows_the_step(path, share):
+    """One of DDIM's steps: `w = share·a'/(a' - s'·a/s)`, from equating the two."""
+    t, t_next = jnp.float32(0.6), jnp.float32(0.45)
+    x, _, _, _ = two_predictions()
+    strong, weak = (0.3 * jax.random.normal(jax.random.key(n), x.shape) for n in (1, 2))
+
+    def predict(x, t, cond):
+        c = coeffs(path, t, x.ndim)
+        x0 = jnp.concatenate([strong, weak])
+        assert cond[len(strong) :].tolist() == [9, 9, 9]
+        return Pair(x0, (x - c.a * x0) / c.s)
+
+    def step(rule, scale):
+        guided = guide(Models(predict, null_label=9), path, rule, scale)
+        labels = jnp.zeros(len(x), jnp.int32)
+
+        def denoise(x, t):
+            return guided(x, jnp.full(len(x), t), labels)
+
+        return solvers.ddim().step(denoise, path, (), x, t, t_next, jnp.zeros(3))[0]
+
+    a, s, a_next, s_next = (float(of(u)) for u in (t, t_next) for of in (path.alpha, path.sigma))
+    scale = share * a_next / (a_next - s_next * a / s)
+    np.testing.assert_allclose(step(PlusPlus(), share), step(ClassifierFree(), scale), atol=1e-5)
+
+
+def test_a_weaker_model_and_another_label_are_where_off_comes_from():
+    x, c, on, off = two_predictions()
+    labels = jnp.array([0, 1, 2])
+    seen = []
+
+    def predict(x, t, cond):
+        seen.append(cond.tolist())
+        pairs = {3: on, 6: jax.tree.map(lambda *p: jnp.concatenate(p), on, off)}
+        return pairs[len(x)]
+
+    expected = ClassifierFree()(x, c, on, off, 3.0)
+    against = OtherWeights("ema-0.9")
+    guided = guide(Models(predict, weaker=lambda *given: off), PATH, scale=3.0, against=against)
+    assert_pairs(guided(x, TIMES, labels), expected)
+    guided = guide(Models(predict), PATH, scale=3.0, against=OtherLabel(7))
+    assert_pairs(guided(x, TIMES, labels), expected)
+    assert seen == [[0, 1, 2], [0, 1, 2, 7, 7, 7]]
+
+
+def test_a_classifier_makes_the_conditional_of_the_unconditional_model():
+    """Two classes, a Gaussian each: Bayes' rule at a noise level, by the scores' difference."""
+    path, t = Cosine(), 0.4
+    means, variance = jnp.array([-0.6, 0.9]), 0.2
+    mixture = analytic.GaussianMixture(
+        jnp.array([0.3, 0.7]), means[:, None], jnp.full((2, 1, 1), variance)
+    )
+    a, s = (of(jnp.float32(t)) for of in (path.alpha, path.sigma))
+
+    def log_probability(x, t, cond):
+        log_joint = jnp.log(jnp.array([0.3, 0.7])) - 0.5 * (x - a * means) ** 2 / (
+            a**2 * variance + s**2
+        )
+        return jnp.take_along_axis(jax.nn.log_softmax(log_joint), cond[:, None], axis=1)[:, 0]
+
+    x = jnp.linspace(-2, 2, 9)[:, None]
+    labels = jnp.arange(9) % 2
+    guided = classifier_guidance(mixture.predict(path), path, log_probability)
+    found = guided(x, jnp.full(9, t), labels)
+    score = -(x - a * means[labels][:, None]) / (a**2 * variance + s**2)
+    np.testing.assert_allclose(found.eps, -s * score, atol=1e-5)
+    np.testing.assert_allclose(a * found.x0 + s * found.eps, x, atol=1e-5)
+
+
+def test_without_attention_a_token_sees_itself_alone():
+    """Moving one pixel then changes its own patch and no other."""
+    net = DiT(num_classes=2, patch_size=2, hidden_size=16, depth=2, num_heads=2)
+    x, t = jax.random.normal(jax.random.key(0), (1, 4, 4, 1)), jnp.ones(1)
+    params = net.init(jax.random.key(1), x, t)["params"]
+    params = jax.tree.map(lambda p: p + 0.1 * jnp.cos(jnp.arange(p.size).reshape(p.shape)), params)
+    moved = x.at[0, 0, 0, 0].add(1.0)
+
+    def changed(layers):
+        with attention_off(layers):
+            outputs = [np.asarray(net.apply({"params": params}, image, t)) for image in (x, moved)]
+        return np.abs(outputs[0] - outputs[1])[0, :, :, 0] > 1e-6
+
+    own = np.zeros((4, 4), bool)
+    own[:2, :2] = True
+    np.testing.assert_array_equal(changed(""), own)
+    assert changed("block_1").all()
+    assert attention_layers(params) == ["block_0/attention", "block_1/attention"]
+
+
+def run(script, *arguments):
+    return cli.run(script.main, script.FLAGS, usage=script.USAGE, argv=arguments)
+
+
+@pytest.mark.slow
+def test_a_run_is_guided_against_whatever_is_named(tmp_path, capsys):
+    tiny = [
+        "--config.num_steps=20", "--config.batch_size=16", "--config.model.hidden_size=16",
+        "--config.model.depth=1", "--config.evaluation.num_samples=20",
+        "--config.evaluation.solvers=()", "--config.evaluation.batch_size=104",
+        "--config.sampling.num_steps=2",
+    ]  # fmt: skip
+    for name, axes in {"run": ":objective=iddpm", "other": ":objective=iddpm", "flow": ""}.items():
+        given = f"--config=configs/digits.py{axes}", f"--workdir={tmp_path / name}"
+        assert run(train, *given, *tiny, f"--config.seed={len(name)}") == 0
+    draw = [f"--workdir={tmp_path / 'run'}", "--num_samples=4", "--num_steps=3", "--solver=ddpm"]
+
+    def images(*how):
+        out = tmp_path / "images.png"
+        assert run(sample, *draw, "--guidance_scale=3", f"--out={out}", *how) == 0
+        with np.load(out.with_suffix(".npz")) as file:
+            return file["images"], int(file["nfe"])
+
+    plain, nfe = images()
+    assert nfe == 6
+    for how in ("label:3", "weights:live", f"weights:{tmp_path / 'other'}", "attention:block_0"):
+        other, nfe = images(f"--against={how}")
+        assert nfe == 6
+        assert np.abs(other - plain).max() > 1e-5
+    learned, _ = images("--solver=ddpm_learned")
+    assert np.abs(learned - plain).max() > 1e-3
+    for wrong, message in {
+        "--against=label:10": "there is no label 10: this model has 10",
+        "--against=label:x": "takes a number after the colon",
+        "--against=null:3": "takes nothing after a colon",
+        "--against=weights:ema-0.5": "neither of this run's (live, ema-0.99, ema-0.999) nor the folder",
+        f"--against=weights:{tmp_path / 'flow'}": "its path is Linear",
+        "--against=attention:block_7": "no attention layer matches 'block_7'; there are block_0",
+        "--guidance=cfg_pp --solver=heun": "PlusPlus gives x0 and noise that do not mix to x",
+        f"--workdir={tmp_path / 'flow'} --solver=ddpm_learned": "take --solver=ddpm, or train",
+    }.items():
+        capsys.readouterr()
+        assert run(sample, *draw, "--guidance_scale=3", *wrong.split()) == 2
+        assert message in capsys.readouterr().err

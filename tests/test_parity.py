@@ -181,6 +181,13 @@ class PNDM(diffusers.PNDMScheduler):
             {"eta": [0.6] * N},
         ),
         (solvers.ddpm(), lambda: diffusers.DDPMScheduler(**TABLE, clip_sample=False), {}),
+        (
+            solvers.ddpm(share=1.0),
+            lambda: diffusers.DDPMScheduler(
+                **TABLE, clip_sample=False, variance_type="fixed_large"
+            ),
+            {},
+        ),
         (solvers.ddim(), lambda: diffusers.EulerDiscreteScheduler(**TABLE), {"scaled": True}),
         (
             runge_kutta.edm_heun(),
