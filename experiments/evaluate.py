@@ -15,6 +15,8 @@ from absl import flags
 import diffjax
 from diffjax import choices
 from diffjax.errors import UserError
+from diffjax.evaluation.extractors import EXTRACTORS, extractor_called
+from diffjax.evaluation.features import Extractor
 from diffjax.evaluation.report import write_report
 from diffjax.evaluation.tables import quality_table
 from diffjax.spec import build
@@ -33,6 +35,13 @@ flags.DEFINE_string("guidance", None, "parts joined by +", flag_values=FLAGS)
 flags.DEFINE_string("against", None, "what guidance leads away from", flag_values=FLAGS)
 flags.DEFINE_integer("seed", None, "of the noise", flag_values=FLAGS)
 flags.DEFINE_string("weights", None, "live, or an average such as ema-0.999", flag_values=FLAGS)
+flags.DEFINE_string("extractor", None, "what distances are measured on", flag_values=FLAGS)
+flags.DEFINE_string(
+    "extractor_weights", None, "its file: a path, or an address to fetch it from", flag_values=FLAGS
+)
+flags.DEFINE_string(
+    "extractor_sha256", None, "of that file, if it is not the published one", flag_values=FLAGS
+)
 flags.DEFINE_list(
     "allowed_packages", [], "of your own, that the saved config may name", flag_values=FLAGS
 )
@@ -42,6 +51,7 @@ def main(args: SimpleNamespace) -> None:
     """Evaluates, prints the table, and names the page."""
     cli.require(args, "workdir")
     steps = None if args.num_steps is None else [parse_steps(text) for text in args.num_steps]
+    extractor = chosen_extractor(args)
     run = diffjax.load(args.workdir, allowed_packages=("diffjax", *args.allowed_packages))
     with stop_signals() as should_stop:
         result = measure(
@@ -56,6 +66,7 @@ def main(args: SimpleNamespace) -> None:
             against=args.against,
             seed=args.seed,
             weights=args.weights,
+            extractor=extractor,
             should_stop=should_stop,
             report=lambda row: print(
                 f"{row['solver']}, {row['grid']}, {row['num_steps']} steps: {row['seconds']:.1f} s",
@@ -64,6 +75,16 @@ def main(args: SimpleNamespace) -> None:
         )
     print(quality_table(result["by_nfe"]))
     print(f"open {write_report(args.workdir)}")
+
+
+def chosen_extractor(args: SimpleNamespace) -> Extractor | None:
+    """What `--extractor` names; None is the run's own."""
+    given = {"weights": args.extractor_weights, "sha256": args.extractor_sha256}
+    if args.extractor is not None:
+        return extractor_called(args.extractor, **given)
+    if any(given.values()):
+        raise UserError("--extractor_weights and --extractor_sha256 need --extractor=NAME")
+    return None
 
 
 def parse_steps(text: str) -> int:
@@ -79,7 +100,8 @@ Solvers:
 Grids: {", ".join(choices.GRIDS)}
 Guidance: {", ".join(choices.GUIDANCE)}; joined by +, the innermost first
 Against: null (no label), label:3, weights:ema-0.99 or weights:RUN_FOLDER, attention or
-  attention:LAYERS (a pattern of names, as block_2)"""
+  attention:LAYERS (a pattern of names, as block_2)
+Extractors: {", ".join(EXTRACTORS)}"""
 
 if __name__ == "__main__":
     sys.exit(cli.run(main, FLAGS, usage=USAGE))

@@ -1,14 +1,16 @@
 """Images to feature vectors: what a distance between image sets is measured on."""
 
 import hashlib
-from collections.abc import Callable
-from dataclasses import dataclass
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import traverse_util
 
 from diffjax.errors import UserError
 from diffjax.evaluation import classifier
@@ -24,9 +26,10 @@ class Extractor:
             two extractors with different hashes can't be compared.
         image_shape: `(H, W, C)` that it takes; None takes any.
         apply: images `[B, H, W, C]` in [-1, 1] -> (features `[B, F]`, logits `[B, K]` or None);
-            a jitted function, so that repeated calls share one compilation.
+            jitted, so that repeated calls share one compilation.
         test_accuracy: share of real test images that the logits recognise; None without logits.
         batch_size_images: images a call.
+        provenance: what else defines the map, such as `resize`, written beside every number.
     """
 
     name: str
@@ -35,6 +38,7 @@ class Extractor:
     apply: Callable[..., tuple[jax.Array, jax.Array | None]]
     test_accuracy: float | None = None
     batch_size_images: int = 256
+    provenance: Mapping[str, str] = field(default_factory=dict)
 
     def features(self, images: np.ndarray) -> np.ndarray:
         """Features `[N, F]` float32 of images `[N, H, W, C]` in [-1, 1]; see `extract`."""
@@ -129,6 +133,70 @@ def pixel_features(size: int = 8) -> Extractor:
         image_shape=None,
         apply=jax.jit(apply),
     )
+
+
+def pretrained(
+    name: str,
+    apply: Callable[..., tuple[jax.Array, jax.Array | None]],
+    batch_size_images: int,
+    **provenance: str,
+) -> Extractor:
+    """An extractor of images of any size; its hash is that of its provenance, as sorted JSON.
+
+    Args:
+        name: see `Extractor`.
+        apply: see `Extractor`.
+        batch_size_images: see `Extractor`.
+        **provenance: all that the features depend on, such as `weights_sha256` and `resize`.
+    """
+    if batch_size_images < 1:
+        raise UserError(f"{name}: batch_size_images={batch_size_images} must be at least 1")
+    definition = json.dumps(provenance, sort_keys=True)
+    return Extractor(
+        name=name,
+        sha256=hashlib.sha256(definition.encode()).hexdigest(),
+        image_shape=None,
+        apply=apply,
+        batch_size_images=batch_size_images,
+        provenance=provenance,
+    )
+
+
+def as_rgb(images: Any) -> jax.Array:
+    """`[B, H, W, 3]`: grey images `[B, H, W, 1]` are repeated, colour images stay as they are.
+
+    Raises:
+        UserError: neither one nor three channels.
+
+    Example:
+        >>> as_rgb(jnp.zeros((2, 8, 8, 1))).shape
+        (2, 8, 8, 3)
+    """
+    channels = images.shape[-1]
+    if channels not in (1, 3):
+        raise UserError(f"images have {channels} channels; this extractor takes 1 or 3")
+    return jnp.broadcast_to(images, (*images.shape[:-1], 3))
+
+
+def check_shapes(params: Any, expected: Any, name: str) -> None:
+    """Refuses parameters of other names or shapes than a network has.
+
+    Args:
+        params: nested dicts of arrays.
+        expected: the same of anything with a shape.
+        name: of the file that they are from.
+
+    Raises:
+        UserError: see above; it names the first.
+    """
+    found, wanted = (
+        {".".join(path): leaf.shape for path, leaf in traverse_util.flatten_dict(tree).items()}
+        for tree in (params, expected)
+    )
+    for key in sorted(wanted.keys() | found.keys()):
+        shape, right = found.get(key), wanted.get(key)
+        if shape != right:
+            raise UserError(f"{name} is of another network: {key} is {shape} and should be {right}")
 
 
 def check_images(images: np.ndarray, shape: tuple[int, ...] | None, whose: str) -> None:

@@ -129,6 +129,7 @@ def compare(
         "extractor": extractor.name,
         "extractor_sha256": extractor.sha256,
         "num_features": features.shape[1],
+        **extractor.provenance,
         "value_range": "[-1,1]",
         "rounding": "uint8" if round_to_uint8 else "none",
         "reference": f"{reference.name}/train",

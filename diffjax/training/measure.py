@@ -16,7 +16,7 @@ from diffjax.data import DataSet, eval_batches
 from diffjax.errors import UserError
 from diffjax.evaluation import metrics
 from diffjax.evaluation.evaluate import NamedRecipe, evaluate
-from diffjax.evaluation.features import check_images
+from diffjax.evaluation.features import Extractor, check_images
 from diffjax.evaluation.neighbours import nearest
 from diffjax.evaluation.plots import save_png
 from diffjax.sampling.sample import Recipe
@@ -44,6 +44,7 @@ def measure(
     against: str | None = None,
     seed: int | None = None,
     weights: str | None = None,
+    extractor: Extractor | None = None,
     should_stop: Callable[[], bool] = lambda: False,
     report: Callable[[Mapping[str, Any]], None] = lambda row: None,
 ) -> dict[str, Any]:
@@ -63,6 +64,7 @@ def measure(
         against: where its second prediction comes from.
         seed: of the noise.
         weights: `live` or the name of an average.
+        extractor: what the distances are measured on.
         should_stop: asked between batches.
         report: called with each row of the table as it is done.
 
@@ -87,7 +89,7 @@ def measure(
         )
     ]
     params = run.weights(weights)
-    reference = metrics.reference(dataset, build(settings.extractor))
+    reference = metrics.reference(dataset, extractor or build(settings.extractor))
     labels = balanced_labels(num_samples or settings.num_samples, dataset.num_classes)
     labels, source = samples_asked_of(run.setup.wired, dataset, labels)
     generate = run.generator(settings.batch_size)

@@ -1,0 +1,234 @@
+"""Weights from files that `torch.save` wrote, read without torch and without running a pickle.
+
+Such a file is a pickle that names functions to be called. Here only the handful that puts tensors
+together is known, by stand-ins; any other name is refused, so that a file can't run code.
+"""
+
+import io
+import math
+import pickle
+import zipfile
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+from diffjax.errors import UserError
+
+_DTYPES: Mapping[str, Any] = {
+    "DoubleStorage": np.float64,
+    "FloatStorage": np.float32,
+    "HalfStorage": np.float16,
+    "BFloat16Storage": jnp.bfloat16,
+    "LongStorage": np.int64,
+    "IntStorage": np.int32,
+    "ShortStorage": np.int16,
+    "CharStorage": np.int8,
+    "ByteStorage": np.uint8,
+    "BoolStorage": np.bool_,
+}
+_ZIP = b"PK\x03\x04"
+# How files begin that torch wrote before its version 1.6 (2020), such as that of FID.
+_OLD_MAGIC, _OLD_VERSION = 0x1950A86A20F9469CFC6C, 1001
+_DAMAGED = (
+    pickle.UnpicklingError,
+    zipfile.BadZipFile,
+    ArithmeticError,
+    AttributeError,
+    EOFError,
+    LookupError,
+    MemoryError,
+    NotImplementedError,
+    RecursionError,
+    TypeError,
+    ValueError,
+)
+
+
+class StateDict:
+    """Named arrays of one file, taken one by one, so that what is missing or left over shows.
+
+    Args:
+        name: of the file, for messages.
+        arrays: by their names in torch.
+    """
+
+    def __init__(self, name: str, arrays: Mapping[str, np.ndarray]):
+        self.name = name
+        self._left = dict(arrays)
+
+    def take(self, key: str) -> np.ndarray:
+        """The array of that name, once.
+
+        Raises:
+            UserError: there is none, or not any more.
+        """
+        if key not in self._left:
+            raise UserError(f"{self.name} has no weights {key!r}: it is of another network")
+        return self._left.pop(key)
+
+    def check_empty(self, ignore: Callable[[str], bool] = lambda key: False) -> None:
+        """Refuses a file that has more than was taken.
+
+        Args:
+            ignore: which names may be left over.
+
+        Raises:
+            UserError: see above.
+        """
+        left = [key for key in self._left if not ignore(key)]
+        if left:
+            raise UserError(
+                f"{self.name} has {len(left)} weights too many, such as {left[0]!r}: it is of "
+                "another network"
+            )
+
+
+def read_state_dict(name: str, data: bytes) -> StateDict:
+    """The tensors of a module's `state_dict` that `torch.save` wrote, in either of its formats.
+
+    Args:
+        name: of the file, for messages.
+        data: the whole file.
+
+    Raises:
+        UserError: it is no such file, it is damaged, or it names anything but tensors.
+    """
+    try:
+        tree, buffers = _read_zip(data) if data.startswith(_ZIP) else _read_old(data)
+        if not isinstance(tree, dict):
+            raise pickle.UnpicklingError(f"it holds a {type(tree).__name__}, no dict of tensors")
+        for key, value in tree.items():
+            if not isinstance(key, str) or not isinstance(value, _View):
+                raise pickle.UnpicklingError(f"{key!r} is a {type(value).__name__}, no tensor")
+        return StateDict(name, {key: _array(view, buffers) for key, view in tree.items()})
+    except _DAMAGED as error:
+        reason = str(error) or type(error).__name__
+        raise UserError(f"can't read weights from {name}: {reason}") from error
+
+
+class _Storage(NamedTuple):
+    key: str
+    kind: str
+    size: int
+
+
+class _View(NamedTuple):
+    storage: Any
+    offset: Any
+    size: Any
+    stride: Any
+
+
+class _Unpickler(pickle.Unpickler):
+    """Knows how tensors are put together, and nothing else."""
+
+    def __init__(self, file: io.BytesIO):
+        super().__init__(file, encoding="utf-8")
+        self.storages: dict[str, _Storage] = {}
+        self._admitted = _admitted()
+
+    def find_class(self, module_name: str, global_name: str, /) -> Any:
+        if module_name == "torch" and global_name in _DTYPES:
+            return global_name
+        found = self._admitted.get(f"{module_name}.{global_name}")
+        if found is None:
+            raise pickle.UnpicklingError(
+                f"it names {module_name}.{global_name}, and only tensors are read"
+            )
+        return found
+
+    def persistent_load(self, pid: Any, /) -> _Storage:
+        _, kind, key, _, size, *view = pid
+        if kind not in _DTYPES or type(key) is not str or type(size) is not int or any(view):
+            raise pickle.UnpicklingError(f"{pid!r:.60} is no storage of numbers")
+        storage = _Storage(key, kind, size)
+        if self.storages.setdefault(key, storage) != storage:
+            raise pickle.UnpicklingError(f"storage {key} is described twice")
+        return storage
+
+
+def _admitted() -> dict[str, Any]:
+    """What a pickle may name. New objects for each file, since it could set their attributes."""
+
+    class Tree(dict):
+        def __setstate__(self, state: Any) -> None:
+            """Leaves out what torch notes about versions of modules."""
+
+    def tensor(storage: Any, offset: Any, size: Any, stride: Any, *rest: Any) -> _View:
+        return _View(storage, offset, size, stride)
+
+    def parameter(data: Any, *rest: Any) -> Any:
+        return data
+
+    return {
+        "collections.OrderedDict": Tree,
+        "torch._utils._rebuild_tensor_v2": tensor,
+        "torch._utils._rebuild_parameter": parameter,
+    }
+
+
+def _read_zip(data: bytes) -> tuple[Any, dict[str, np.ndarray]]:
+    """The format of torch 1.6 and later: a zip with the pickle and one file a storage."""
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        names = archive.namelist()
+        pickles = [name for name in names if name.endswith("/data.pkl")]
+        if len(pickles) != 1:
+            raise pickle.UnpicklingError("it is a zip, but not one of torch.save")
+        folder = pickles[0].removesuffix("data.pkl")
+        # Nothing in it is packed, so no entry can be larger than the file.
+        if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
+            raise pickle.UnpicklingError("it is a packed zip, which torch.save does not write")
+        if f"{folder}byteorder" in names and archive.read(f"{folder}byteorder") != b"little":
+            raise pickle.UnpicklingError("its numbers are big-endian")
+        unpickler = _Unpickler(io.BytesIO(archive.read(pickles[0])))
+        tree = unpickler.load()
+        buffers = {
+            key: _buffer(archive.read(f"{folder}data/{key}"), storage)
+            for key, storage in unpickler.storages.items()
+        }
+    return tree, buffers
+
+
+def _read_old(data: bytes) -> tuple[Any, dict[str, np.ndarray]]:
+    """The older format: five pickles, then each storage with its length in front."""
+    file = io.BytesIO(data)
+    if _Unpickler(file).load() != _OLD_MAGIC or _Unpickler(file).load() != _OLD_VERSION:
+        raise pickle.UnpicklingError("it is no file of torch.save")
+    if not _Unpickler(file).load()["little_endian"]:
+        raise pickle.UnpicklingError("its numbers are big-endian")
+    unpickler = _Unpickler(file)
+    tree = unpickler.load()
+    buffers = {}
+    for key in _Unpickler(file).load():
+        storage = unpickler.storages[key]
+        size = int.from_bytes(file.read(8), "little")
+        if size != storage.size:
+            raise pickle.UnpicklingError(f"storage {key} has another size than its tensors")
+        num_bytes = size * np.dtype(_DTYPES[storage.kind]).itemsize
+        buffers[key] = _buffer(file.read(min(num_bytes, len(data))), storage)
+    return tree, buffers
+
+
+def _buffer(data: bytes, storage: _Storage) -> np.ndarray:
+    array = np.frombuffer(data, _DTYPES[storage.kind])
+    if len(array) != storage.size:
+        raise pickle.UnpicklingError(f"it ends within storage {storage.key}")
+    return array
+
+
+def _array(view: _View, buffers: Mapping[str, np.ndarray]) -> np.ndarray:
+    """A copy of what a tensor shows of its storage; one that would reach beyond it is refused."""
+    size, stride = tuple(view.size), tuple(view.stride)
+    numbers = (view.offset, *size, *stride)
+    if not isinstance(view.storage, _Storage) or len(size) != len(stride):
+        raise pickle.UnpicklingError("a tensor has no storage or no strides")
+    if any(type(number) is not int or number < 0 for number in numbers):
+        raise pickle.UnpicklingError("a tensor has sizes that are no numbers")
+    buffer = buffers[view.storage.key]
+    last = view.offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
+    if math.prod(size) > len(buffer) or (math.prod(size) and last >= len(buffer)):
+        raise pickle.UnpicklingError("a tensor reaches beyond its storage")
+    strides = [step * buffer.itemsize for step in stride]
+    return np.lib.stride_tricks.as_strided(buffer[view.offset :], size, strides).copy()
