@@ -190,7 +190,7 @@ def check_shapes(params: Any, expected: Any, name: str) -> None:
         UserError: see above; it names the first.
     """
     found, wanted = (
-        {".".join(path): leaf.shape for path, leaf in traverse_util.flatten_dict(tree).items()}
+        traverse_util.flatten_dict(jax.tree.map(lambda leaf: leaf.shape, tree), sep=".")
         for tree in (params, expected)
     )
     for key in sorted(wanted.keys() | found.keys()):
