@@ -85,11 +85,13 @@ def test_samples_are_a_picture_and_an_array(workdir, tmp_path, capsys):
 
 def test_evaluation_is_a_table_and_a_file(workdir, capsys):
     status = run(evaluate, f"--workdir={workdir}", "--solvers=ddim,heun", "--num_steps=1,3",
-                 "--num_samples=20")  # fmt: skip
+                 "--num_samples=20", "--extractor=pixels")  # fmt: skip
     assert status == 0
     output = capsys.readouterr().out
     assert output.splitlines()[0].split()[:3] == ["solver", "grid", "steps"]
-    rows = json.loads((workdir / "evaluation.json").read_text())["by_nfe"]
+    found = json.loads((workdir / "evaluation.json").read_text())
+    assert found["frechet_distance"]["provenance"]["extractor"] == "pixels:8x8"
+    rows = found["by_nfe"]
     # Guidance doubles each; Heun's last step costs one evaluation.
     assert [(row["solver"], row["num_steps"], row["nfe"]) for row in rows] == [
         ("ddim", 1, 2), ("ddim", 3, 6), ("heun", 1, 2), ("heun", 2, 6), ("heun", 3, 10),
@@ -108,6 +110,12 @@ def test_evaluation_is_a_table_and_a_file(workdir, capsys):
         (evaluate, ["--num_steps=5,x"], "whole numbers from 1"),
         (evaluate, ["--solvers=dim"], "did you mean 'ddim'"),
         (evaluate, ["--num_samples=1"], "num_samples"),
+        (evaluate, ["--extractor=inception"], "needs weights"),
+        (
+            evaluate,
+            ["--extractor=inception", "--extractor_weights=no.pth"],
+            "can't read the weights",
+        ),
     ],
 )
 def test_mistakes_end_in_one_line(workdir, script, arguments, message, capsys):

@@ -170,8 +170,8 @@ class InceptionE(nn.Module):
 def resize(images: jax.Array) -> jax.Array:
     """To 299x299 as pytorch-fid does: bilinear, centres of pixels aligned, no antialiasing.
 
-    An image that shrinks is sampled, not averaged. TensorFlow 1's own, which torch-fidelity
-    repeats, aligns the corners' centres otherwise and gives other features.
+    Pixel i looks at `(i + 1/2) old/299 - 1/2`; an image that shrinks is sampled, not averaged.
+    TensorFlow 1, and torch-fidelity with it, looks at `i old/299`, which gives other features.
 
     Args:
         images: `[B, H, W, C]`.
