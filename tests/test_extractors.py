@@ -4,6 +4,7 @@ Without torch (`pip install -e '.[parity]'`) these tests are skipped. Those agai
 transformers run where these are installed.
 """
 
+import functools
 import hashlib
 import json
 from pathlib import Path
@@ -255,15 +256,24 @@ class TestInception:
             inception_features("x.pth", layer="pol")
 
 
-def pytorch_fid_network(path):
-    """pytorch-fid's module with the weights of a file; skips where it is not installed."""
-    pytest.importorskip("pytorch_fid", reason="pip install pytorch-fid torchvision")
-    # PyPI's torchvision is built for CUDA. Beside a torch for CPUs its operators do not load, and
-    # its import fails for want of their names, which are all that is used here.
+@functools.cache
+def name_operators():
+    """Lets torchvision be imported, which both of the libraries below do where they find it.
+
+    PyPI's is built for CUDA. Beside a torch for CPUs its operators do not load, and its import
+    fails for want of their names, which are all that is used here.
+    """
     library = torch.library.Library("torchvision", "FRAGMENT")
     if torch.version.cuda is None:
         for name in ("nms", "qnms"):
             library.define(f"{name}(Tensor a, Tensor b, float c) -> Tensor")
+    return library  # the names last as long as it does
+
+
+def pytorch_fid_network(path):
+    """pytorch-fid's module with the weights of a file; skips where it is not installed."""
+    pytest.importorskip("pytorch_fid", reason="pip install pytorch-fid torchvision")
+    name_operators()
     module = pytest.importorskip("pytorch_fid.inception", reason="torchvision is not installed")
     with pytest.MonkeyPatch.context() as patch:
         # It would fetch its own.
@@ -377,6 +387,7 @@ class TestDinov2:
 
 def transformers_network(registers):
     """A small one of Hugging Face's with random weights; skips where it is not installed."""
+    name_operators()
     transformers = pytest.importorskip("transformers", reason="pip install transformers")
     sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "patch_size": 14}
     torch.manual_seed(0)
