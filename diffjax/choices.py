@@ -193,6 +193,7 @@ GRIDS: Table = MappingProxyType(
     {
         "uniform": spec(grids.Power),
         "quadratic": spec(grids.Power, exponent=2.0),
+        "cosine": spec(grids.Cosine),
         "log_snr": spec(grids.UniformLogSNR),
         "karras": spec(grids.Karras),
         "shifted": spec(grids.Shifted),

@@ -207,9 +207,11 @@ def check_recipe(recipe: Recipe, wired: Wired) -> None:
     """Refuses what this model can't be sampled by, with the reason and what would do.
 
     Raises:
-        UserError: a solver that adds noise to what is not noise, or needs a variance that is not
-            predicted; guidance that the model or the solver is not made for.
+        UserError: a grid that does not suit the path; a solver that adds noise to what is not
+            noise, or needs a variance that is not predicted; guidance that the model or the solver
+            is not made for.
     """
+    recipe.times(wired.path)
     check_guidance(recipe, wired)
     solver, name = recipe.solver, type(wired.objective).__name__
     if solver.fresh_noise and not wired.objective.independent_noise:

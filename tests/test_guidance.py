@@ -285,7 +285,7 @@ def test_a_run_is_guided_against_whatever_is_named(tmp_path, capsys):
         "--against=label:10": "there is no label 10: this model has 10",
         "--against=label:x": "takes a number after the colon",
         "--against=null:3": "takes nothing after a colon",
-        "--against=weights:ema-0.5": "neither of this run's (live, ema-0.99, ema-0.999) nor the folder",
+        "--against=weights:ema-0.5": "neither of this run's (live, ema-0.99, ema-0.999) nor",
         f"--against=weights:{tmp_path / 'flow'}": "its path is Linear",
         "--against=attention:block_7": "no attention layer matches 'block_7'; there are block_0",
         "--guidance=cfg_pp --solver=heun": "PlusPlus gives x0 and noise that do not mix to x",

@@ -230,7 +230,7 @@ def test_adaptive_steps_meet_their_tolerance_and_count_their_evaluations():
 def test_without_diffrax_one_line_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "diffrax", None)
     x = jnp.zeros((1, 3))
-    with pytest.raises(UserError, match=r"pip install 'diffjax\[likelihood\]'"):
+    with pytest.raises(UserError, match=r"pip install 'diffjax\[adaptive\]'"):
         ode_log_likelihood(
             MIXTURE.predict(PATHS["linear"]), PATHS["linear"], x, keys_for(x), integrate=Adaptive()
         )

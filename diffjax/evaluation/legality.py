@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from diffjax.errors import UserError
 from diffjax.process.analytic import Gaussian
 from diffjax.process.paths import Pair, Path, Scalar
 from diffjax.process.targets import Target, undecodable
@@ -89,7 +90,10 @@ def unwalkable(path: Path, solver: Solver, num_steps: int = 8) -> str | None:
         return predict(x, jnp.full(len(x), t), None)._replace(share=jnp.full_like(x, 0.5))
 
     keys = jax.random.split(jax.random.key(0), 1)
-    times = solver.route(path, Power()(path, num_steps))
+    try:
+        times = solver.route(path, Power()(path, num_steps))
+    except UserError as error:
+        return str(error)
     x = jnp.full((1, 1), path.sigma(times[:1]))
     memory = solver.init(x)
     # One by one rather than under `lax.scan`, so that the first bad step is known, and compiled

@@ -26,15 +26,13 @@ def adaptive(tolerance: float = 1e-4, max_steps: int = 4096) -> Solver:
             it can't be met in float32.
         max_steps: accepted and rejected ones.
 
-    Raises:
-        UserError: diffrax is not installed.
     """
-    diffrax = import_diffrax("the solver 'adaptive'")
 
     def step(
         denoise: Denoise, path: Path, memory: Array, x: Array, t: Array, t_next: Array, keys: Array
     ) -> tuple[Array, Array]:
         del keys
+        diffrax = import_diffrax()
         solution = diffrax.diffeqsolve(
             diffrax.ODETerm(lambda t, x, _: velocity(denoise, path, x, t)),
             diffrax.Dopri5(),
@@ -66,15 +64,14 @@ def adaptive_sde(
         tolerance: as in `adaptive`.
         max_steps: accepted and rejected ones.
 
-    Raises:
-        UserError: diffrax is not installed.
     """
-    diffrax = import_diffrax("the solver 'adaptive_sde'")
-    import lineax  # of diffrax's own dependencies
 
     def step(
         denoise: Denoise, path: Path, memory: Array, x: Array, t: Array, t_next: Array, keys: Array
     ) -> tuple[Array, Array]:
+        import lineax  # of diffrax's own dependencies
+
+        diffrax = import_diffrax()
         # Diffrax's Brownian motion runs forward: time is what has passed since t.
         span = t - t_next
 
@@ -102,12 +99,18 @@ def adaptive_sde(
     return Solver(_no_calls, step, nfe=None, order=1, fresh_noise=True, route=_in_one)
 
 
-def import_diffrax(what: str) -> Any:
-    """The library, or an error that says who needs it and how to have it."""
+def import_diffrax() -> Any:
+    """The library, or an error that says how to have it.
+
+    Raises:
+        UserError: it is not installed.
+    """
     try:
-        import diffrax
+        import diffrax  # an extra: only adaptive steps need it
     except ImportError as error:
-        raise UserError(f"{what} needs diffrax: pip install 'diffjax[adaptive]'") from error
+        raise UserError(
+            "adaptive steps need diffrax: pip install 'diffjax[adaptive]', or take a fixed number"
+        ) from error
     return diffrax
 
 
@@ -131,6 +134,7 @@ def _no_calls(x: Array) -> Array:
 
 
 def _in_one(path: Path, times: Array) -> Array:
+    import_diffrax()  # so that it is missed before anything is compiled
     return jnp.stack([times[0], jnp.asarray(path.t_min, times.dtype), times[-1]])
 
 

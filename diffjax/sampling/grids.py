@@ -124,6 +124,22 @@ class Beta:
 
 
 @dataclass(frozen=True)
+class Cosine:
+    """`t_i = t_noise·(1 + cos(π·i/n))/2`: smaller steps at both ends.
+
+    The ends of Chebyshev's intervals, mapped onto the path's time.
+
+    Example:
+        >>> from diffjax.process.paths import Linear
+        >>> [round(t, 3) for t in Cosine()(Linear(), 4).tolist()]
+        [1.0, 0.854, 0.5, 0.146, 0.0]
+    """
+
+    def __call__(self, path: Path, n: int) -> Array:
+        return _end_clean(path, path.t_noise * 0.5 * (1.0 + jnp.cos(jnp.pi * jnp.arange(n) / n)))
+
+
+@dataclass(frozen=True)
 class Trailing:
     """Every `T/n`-th of the steps that a table was trained with, from the last one on.
 

@@ -20,9 +20,9 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from diffjax.errors import UserError
 from diffjax.process.paths import Path, coeffs
 from diffjax.process.precond import Predict
+from diffjax.sampling.adaptive import import_diffrax
 from diffjax.sampling.grids import Grid, Power
 
 # Tangents pushed through the network at a time.
@@ -200,18 +200,12 @@ class Adaptive:
     max_steps: int = 2048
 
     def __call__(self, field: Field, path: Path, state: State) -> tuple[State, Array]:
-        try:
-            import diffrax  # an extra: only this class needs it
-        except ImportError as error:
-            raise UserError(
-                "adaptive likelihoods need diffrax: pip install 'diffjax[adaptive]', or take "
-                "a fixed number of steps"
-            ) from error
+        diffrax = import_diffrax()
         control = diffrax.PIDController(
             rtol=self.tolerance, atol=self.tolerance, norm=_largest_root_mean_square
         )
         solution = diffrax.diffeqsolve(
-            diffrax.ODETerm(lambda t, y, _: field(t, y)),  # pyright: ignore[reportArgumentType]
+            diffrax.ODETerm(lambda t, y, _: field(t, y)),
             diffrax.Tsit5(),
             t0=path.t_min,
             t1=path.t_noise,
