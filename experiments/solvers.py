@@ -2,21 +2,30 @@
 
   python -m experiments.solvers --out=solvers
   python -m experiments.solvers --out=solvers --path=edm --grid=karras
+  python -m experiments.solvers --out=solvers --cost
 
 Writes convergence.png and convergence.md. The model is the mixture's best denoiser; no run, data or
 network is needed. Solvers with fresh noise are listed without an error: their trajectories have no
-exact end.
+exact end. With --cost it times, instead, what each solver computes beside the network, as a share
+of the evaluations of a DiT-S/2 on latents of 32x32x4, and writes cost.md.
 """
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
 
+import jax
+import jax.numpy as jnp
 from absl import flags
 
 from diffjax import choices
 from diffjax.errors import UserError
 from diffjax.evaluation import convergence
+from diffjax.evaluation.solver_cost import solver_costs
+from diffjax.models.dit import SIZES, DiT
+from diffjax.process.paths import Path as ProcessPath
+from diffjax.sampling.solvers import Solver
 from diffjax.spec import build, choose
 from experiments import cli
 
@@ -24,6 +33,8 @@ FLAGS = flags.FlagValues()
 flags.DEFINE_string("out", None, "folder to write into", flag_values=FLAGS)
 flags.DEFINE_string("path", "linear", "from data to noise", flag_values=FLAGS)
 flags.DEFINE_string("grid", "uniform", "where solvers step", flag_values=FLAGS)
+flags.DEFINE_boolean("cost", False, "time the solvers' own arithmetic", flag_values=FLAGS)
+flags.DEFINE_integer("batch_size", 4, "images, for --cost", lower_bound=1, flag_values=FLAGS)
 BUDGETS = (5, 10, 20, 40, 80, 160)
 
 
@@ -31,22 +42,48 @@ def main(args: SimpleNamespace) -> None:
     """Measures, writes, and prints the table."""
     cli.require(args, "out")
     named = {name: choices.solver_called(name) for name in choices.SOLVERS}
-    found = convergence.convergence(
-        convergence.mixture_of_four(),
-        build(choose(choices.PATHS, args.path, "path")),
-        {name: solver for name, solver in named.items() if solver.nfe is not None},
-        build(choose(choices.GRIDS, args.grid, "grid")),
-        BUDGETS,
-    )
-    table = convergence.convergence_table(found, BUDGETS)
+    path = build(choose(choices.PATHS, args.path, "path"))
+    if args.cost:
+        files = {"cost.md": cost_table(args.batch_size, path, named)}
+    else:
+        files = compare(args.grid, path, named)
     folder = Path(args.out)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "convergence.md").write_text(table, encoding="utf-8")
-        (folder / "convergence.png").write_bytes(convergence.convergence_plot(found))
+        for name, content in files.items():
+            (folder / name).write_bytes(content)
     except OSError as error:
         raise UserError(f"can't write into {folder}: {error.strerror}") from error
-    print(f"{table}convergence.md and convergence.png in {folder}")
+    tables = (content.decode() for name, content in files.items() if name.endswith(".md"))
+    print("".join(tables) + f"{' and '.join(files)} in {folder}")
+
+
+def compare(grid: str, path: ProcessPath, named: Mapping[str, Solver]) -> dict[str, bytes]:
+    """Error against evaluations: files by name."""
+    found = convergence.convergence(
+        convergence.mixture_of_four(),
+        path,
+        {name: solver for name, solver in named.items() if solver.nfe is not None},
+        build(choose(choices.GRIDS, grid, "grid")),
+        BUDGETS,
+    )
+    table = convergence.convergence_table(found, BUDGETS)
+    return {
+        "convergence.md": table.encode(),
+        "convergence.png": convergence.convergence_plot(found),
+    }
+
+
+def cost_table(batch_size: int, path: ProcessPath, named: Mapping[str, Solver]) -> bytes:
+    """Each solver's own share, as a Markdown table."""
+    shape = (batch_size, 32, 32, 4)
+    network = DiT(num_classes=0, **SIZES["DiT-S/2"])
+    params = network.init(jax.random.key(0), jnp.zeros(shape), jnp.zeros(batch_size))
+    fixed = {name: solver for name, solver in named.items() if solver.nfe is not None}
+    shares = solver_costs(lambda x, t: network.apply(params, x, t), path, fixed, shape)  # pyright: ignore[reportArgumentType]
+    rows = [f"| `{name}` | {100 * share:.1g} % |\n" for name, share in shares.items()]
+    head = "| solver | its own arithmetic, of the network's evaluations |\n| --- | --- |\n"
+    return (head + "".join(rows)).encode()
 
 
 USAGE = f"""{__doc__}
