@@ -24,6 +24,7 @@ from diffjax.training.generate import (
     balanced_labels,
     check_finite,
     evaluations,
+    samples_in_parallel,
     trace_samples,
 )
 from diffjax.training.load import Run, weaker_models
@@ -43,6 +44,10 @@ flags.DEFINE_string("guidance", None, "parts joined by +", flag_values=FLAGS)
 flags.DEFINE_string("against", None, "what guidance leads away from", flag_values=FLAGS)
 flags.DEFINE_string("weights", None, "live, or an average such as ema-0.999", flag_values=FLAGS)
 flags.DEFINE_integer("batch_size", 256, "images at a time", lower_bound=1, flag_values=FLAGS)
+flags.DEFINE_integer(
+    "parallel", None, "steps at once, for fewer rounds", lower_bound=1, flag_values=FLAGS
+)
+flags.DEFINE_float("tolerance", 1e-2, "of --parallel: change that is none", flag_values=FLAGS)
 flags.DEFINE_list(
     "allowed_packages", [], "of your own, that the saved config may name", flag_values=FLAGS
 )
@@ -75,11 +80,10 @@ def main(args: SimpleNamespace) -> None:
         raise UserError(f"--out={out} should end in .png; the arrays go beside it as .npz")
 
     labels, source = sources(run, args.labels, labels)
-    generate = run.generator(min(args.batch_size, len(labels)))
     params = run.weights(args.weights)
     weaker = weaker_models(recipe, run.setup)(run.state)
-    images = generate(params, recipe, labels, args.seed, source, weaker)
     asked = Asked(run.setup.wired, params, recipe, labels, args.seed, source, weaker)
+    images, cost = draw_images(args, run, asked)
     check_finite(images, asked)
     arrays = {"images": images, "labels": labels} | ({} if source is None else {"source": source})
     how = {
@@ -88,7 +92,7 @@ def main(args: SimpleNamespace) -> None:
         "solver": named.solver,
         "grid": named.grid,
         "num_steps": recipe.num_steps,
-        "nfe": evaluations(asked.only(np.arange(min(len(labels), args.batch_size)))),
+        **cost,
         "guidance_scale": recipe.guidance_scale,
         "guidance": repr(recipe.guidance),
         "against": repr(recipe.against),
@@ -110,6 +114,19 @@ def main(args: SimpleNamespace) -> None:
     print(f"{len(images)} samples in {out} and {out.with_suffix('.npz')}")
     if args.film is not None:
         print(f"film of {min(len(images), _FILMED)} in {args.film} and {film_gif(args.film)}")
+
+
+def draw_images(
+    args: SimpleNamespace, run: Run, asked: Asked
+) -> tuple[np.ndarray, dict[str, float]]:
+    """Samples, and what they cost: evaluations for each, or rounds one after another."""
+    if args.parallel:
+        found = samples_in_parallel(asked, args.parallel, args.tolerance, run.setup.mesh)
+        cost = {"parallel": args.parallel, "tolerance": args.tolerance}
+        return np.asarray(found.x), {**cost, "rounds": int(found.rounds)}
+    n = min(args.batch_size, len(asked.labels))
+    images = run.generator(n)(*asked[1:7])
+    return images, {"nfe": evaluations(asked.only(np.arange(n)))}
 
 
 def sources(

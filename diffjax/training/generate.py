@@ -15,6 +15,7 @@ from diffjax.errors import UserError
 from diffjax.process.precond import Predict
 from diffjax.sampling.grids import Power
 from diffjax.sampling.guidance import guide
+from diffjax.sampling.parallel import Parallel, sample_in_parallel
 from diffjax.sampling.sample import (
     Recipe,
     Trace,
@@ -144,6 +145,17 @@ def make_generator(
 def trace_samples(asked: Asked) -> Trace:
     """How samples come about, from noise to data, all in one batch; those that `generate` draws."""
     return _in_one_batch(asked, trace, asked.recipe.times(asked.wired.path))
+
+
+def samples_in_parallel(asked: Asked, window: int, tolerance: float, mesh: Mesh) -> Parallel:
+    """The samples that `generate` draws, within a tolerance, in fewer rounds; all in one batch.
+
+    The steps of a window are spread over the mesh where they divide.
+    """
+    rows = mesh.shape["data"] * mesh.shape["fsdp"]
+    place = batch_sharding(mesh) if window % rows == 0 else None
+    walk = partial(sample_in_parallel, window=window, tolerance=tolerance, place=place)
+    return _in_one_batch(asked, walk, asked.recipe.times(asked.wired.path))
 
 
 def evaluations(asked: Asked) -> int:
