@@ -170,18 +170,32 @@ def evaluations(asked: Asked) -> int:
 
 
 def _in_one_batch(asked: Asked, walk: Callable[..., Any], times: Array) -> Any:
-    wired, recipe, labels, source = asked.wired, asked.recipe, asked.labels, asked.source
-    check_recipe(recipe, wired)
-    check_source(source, len(labels), wired)
-    draw_batch = jax.jit(partial(_draw, wired, walk), static_argnames=("recipe", "weaker_model"))
-    return draw_batch(
-        asked.params,
-        times,
-        sample_keys(asked.seed, np.arange(len(labels)) if asked.rows is None else asked.rows),
-        jnp.asarray(labels, jnp.int32),
-        None if source is None else jnp.asarray(source, jnp.float32),
-        **_shared(wired, recipe, asked.weaker),
-    )
+    return make_walker(asked.wired, walk)(asked, times)
+
+
+def make_walker(wired: Wired, walk: Callable[..., Any]) -> Callable[[Asked, Array], Any]:
+    """`(asked, times) -> ` what a walk gives, compiled once for many calls, each of them one batch.
+
+    Args:
+        wired: the model.
+        walk: what is made of model, solver, path, times, keys and noise; as `sample` or `trace`.
+    """
+    compiled = jax.jit(partial(_draw, wired, walk), static_argnames=("recipe", "weaker_model"))
+
+    def walk_batch(asked: Asked, times: Array) -> Any:
+        labels, source = asked.labels, asked.source
+        check_recipe(asked.recipe, wired)
+        check_source(source, len(labels), wired)
+        return compiled(
+            asked.params,
+            times,
+            sample_keys(asked.seed, np.arange(len(labels)) if asked.rows is None else asked.rows),
+            jnp.asarray(labels, jnp.int32),
+            None if source is None else jnp.asarray(source, jnp.float32),
+            **_shared(wired, asked.recipe, asked.weaker),
+        )
+
+    return walk_batch
 
 
 def _shared(wired: Wired, recipe: Recipe, weaker: Weaker | None) -> dict[str, Any]:

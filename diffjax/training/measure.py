@@ -22,6 +22,7 @@ from diffjax.evaluation.plots import save_png
 from diffjax.sampling.sample import Recipe
 from diffjax.spec import TARGET, build, choose
 from diffjax.training import workdirs
+from diffjax.training.found_grids import grids_for
 from diffjax.training.generate import Asked, balanced_labels, check_finite, evaluations
 from diffjax.training.interrupts import Interrupted
 from diffjax.training.load import Run, weaker_models
@@ -183,16 +184,18 @@ def named_recipe(
     """A run's recipe with some parts chosen by name.
 
     Raises:
-        UserError: an unknown solver, grid or guidance.
+        UserError: an unknown solver, grid or guidance, or no grid has been found yet.
     """
     saved = run.config.sampling
+    solver_name = name_in(choices.SOLVERS, saved.solver) if solver is None else solver
     parts: dict[str, Any] = {}
     if solver is not None:
         parts["solver"] = choices.solver_called(solver)
-    if grid is not None:
-        parts["grid"] = build(choose(choices.GRIDS, grid, "grid"))
     if num_steps is not None:
         parts["num_steps"] = num_steps
+    if grid is not None:
+        known = grids_for(run, solver_name, num_steps or run.recipe.num_steps)
+        parts["grid"] = build(choose(known, grid, "grid"))
     if guided.scale is not None:
         parts["guidance_scale"] = guided.scale
     if guided.rule is not None:
@@ -200,7 +203,7 @@ def named_recipe(
     if guided.against is not None:
         parts["against"] = build(choices.against_called(guided.against))
     return NamedRecipe(
-        name_in(choices.SOLVERS, saved.solver) if solver is None else solver,
+        solver_name,
         name_in(choices.GRIDS, saved.grid) if grid is None else grid,
         replace(run.recipe, **parts),
     )

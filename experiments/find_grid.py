@@ -1,0 +1,131 @@
+r"""Find where a solver should step on a trained model, and keep that with the run.
+
+  python -m experiments.find_grid --workdir=runs/digits --solver=ddim --num_steps=5,10
+  python -m experiments.evaluate --workdir=runs/digits --solvers=ddim --grids=uniform,found \
+      --num_steps=5,10
+
+Writes WORKDIR/grids/SOLVER_N.json, which --grid=found reads. What is not given is as in the run's
+config. Prints the times, and for each grid the root mean square distance of samples, from noise
+that the search did not see, from where an accurate solver takes them.
+"""
+
+import sys
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+from absl import flags
+
+import diffjax
+from diffjax import choices
+from diffjax.errors import UserError
+from diffjax.evaluation.tables import measure as written
+from diffjax.spec import build, choose
+from diffjax.training.found_grids import FOUND, Search, grid_file, prepare
+from diffjax.training.generate import balanced_labels
+from diffjax.training.load import Run
+from diffjax.training.measure import Guided, named_recipe, write_json
+from experiments import cli
+from experiments.evaluate import parse_steps
+from experiments.sample import sources
+
+FLAGS = flags.FlagValues()
+flags.DEFINE_string("workdir", None, "folder of the run", flag_values=FLAGS)
+flags.DEFINE_string("solver", None, "whose steps they are", flag_values=FLAGS)
+flags.DEFINE_list("num_steps", None, "comma-separated numbers of steps", flag_values=FLAGS)
+flags.DEFINE_integer("num_samples", 64, "to search on", lower_bound=1, flag_values=FLAGS)
+flags.DEFINE_float("guidance_scale", None, "1 is off", flag_values=FLAGS)
+flags.DEFINE_string("guidance", None, "parts joined by +", flag_values=FLAGS)
+flags.DEFINE_string("against", None, "what guidance leads away from", flag_values=FLAGS)
+flags.DEFINE_integer("seed", 0, "of the noise", flag_values=FLAGS)
+flags.DEFINE_string("weights", None, "live, or an average such as ema-0.999", flag_values=FLAGS)
+flags.DEFINE_string("teacher", "rk4", "the accurate solver", flag_values=FLAGS)
+flags.DEFINE_integer("num_candidates", 64, "times to choose from", lower_bound=2, flag_values=FLAGS)
+flags.DEFINE_integer("batch_size", 16, "samples at a time", lower_bound=1, flag_values=FLAGS)
+flags.DEFINE_list(
+    "allowed_packages", [], "of your own, that the saved config may name", flag_values=FLAGS
+)
+
+
+def main(args: SimpleNamespace) -> None:
+    """Searches, saves, and prints what was found."""
+    cli.require(args, "workdir")
+    run = diffjax.load(args.workdir, allowed_packages=("diffjax", *args.allowed_packages))
+    guided = Guided(args.guidance_scale, args.guidance, args.against)
+    named = named_recipe(run, args.solver, guided=guided)
+    given = args.num_steps or [str(run.recipe.num_steps)]
+    steps = [parse_steps(text) for text in given]
+    if max(steps) > args.num_candidates:
+        raise UserError(f"{max(steps)} steps need at least as many candidates: --num_candidates")
+    teacher = build(choose(choices.SOLVERS, args.teacher, "teacher"))
+    labels = balanced_labels(args.num_samples, run.setup.wired.num_classes)
+    # As many again to try what was found, with the same labels.
+    labels, source = sources(run, None, np.concatenate([labels, labels]))
+    search = prepare(
+        run,
+        named.recipe,
+        teacher,
+        labels,
+        source=source,
+        seed=args.seed,
+        weights=args.weights,
+        num_candidates=args.num_candidates,
+        batch_size=args.batch_size,
+    )
+    how = {
+        "solver": named.solver,
+        "path": type(run.setup.wired.path).__name__,
+        "step": run.step,
+        "weights": args.weights or run.config.weights,
+        "guidance_scale": named.recipe.guidance_scale,
+        "guidance": repr(named.recipe.guidance),
+        "against": repr(named.recipe.against),
+        "seed": args.seed,
+        "num_samples": len(labels) // 2,
+        "teacher": args.teacher,
+        "num_candidates": args.num_candidates,
+    }
+    table: dict[str, list[str]] = {}
+    for n in steps:
+        content = find(run, search, named.grid, n)
+        save(run, named.solver, n, {**how, **content})
+        for name, error in content["end_errors"].items():
+            table.setdefault(name, []).append(written(error))
+    widths = [max(len(name) for name in table), *(max(9, len(f"{n} steps")) for n in steps)]
+    for name, cells in {"grid": [f"{n} steps" for n in steps], **table}.items():
+        columns = (cell.rjust(width) for cell, width in zip(cells, widths[1:], strict=True))
+        print("  ".join([name.ljust(widths[0]), *columns]))
+
+
+def find(run: Run, search: Search, own: str, n: int) -> dict[str, Any]:
+    """The grid of n steps, and how near it and those that have names come to the teacher."""
+    found = search.find(n)
+    named = {name: build(row) for name, row in choices.GRIDS.items()}
+    tried = {FOUND: found, own: run.recipe.grid, **named}
+    errors = {name: search.distances(grid, n, True) for name, grid in tried.items()}
+    return {
+        "num_steps": n,
+        "times": [*found.times, 0.0],
+        "predicted_error": search.predicted(found),
+        "end_errors": {name: e if np.isfinite(e) else None for name, e in errors.items()},
+    }
+
+
+def save(run: Run, solver: str, n: int, content: dict[str, Any]) -> None:
+    """Writes the file and says where it is."""
+    file = grid_file(run.workdir, solver, n)
+    try:
+        file.parent.mkdir(exist_ok=True)
+        write_json(file, content)
+    except OSError as error:
+        raise UserError(f"can't write {file}: {error.strerror}") from error
+    print(f"{file}: {', '.join(f'{t:.4g}' for t in content['times'])}")
+
+
+USAGE = f"""{__doc__}
+Solvers:
+{cli.describe_solvers()}
+Guidance: {", ".join(choices.GUIDANCE)}; joined by +, the innermost first"""
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main, FLAGS, usage=USAGE))
