@@ -157,7 +157,7 @@ def parse_labels(given: list[str] | None, run: Run, n: int) -> np.ndarray:
 USAGE = f"""{__doc__}
 Solvers:
 {cli.describe_solvers()}
-Grids: {", ".join(choices.GRIDS)}
+Grids: {", ".join(choices.GRIDS)}; found, by experiments.find_grid
 Guidance: {", ".join(choices.GUIDANCE)}; joined by +, the innermost first
 Against: null (no label), label:3, weights:ema-0.99 or weights:RUN_FOLDER, attention or
   attention:LAYERS (a pattern of names, as block_2)"""

@@ -68,7 +68,7 @@ def measure_jumps(
     x: Array,
     *,
     teacher: Solver,
-    probes: int = 4,
+    probes: int = 1,
 ) -> Jumps:
     """The error that each jump leaves at the end, to first order: mean over samples, per number.
 
