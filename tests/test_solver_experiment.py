@@ -1,0 +1,44 @@
+"""The comparison of solvers from the command line, with two of them and a small network."""
+
+import pytest
+
+from diffjax import choices
+from experiments import cli, solvers
+
+
+def run(*arguments):
+    return cli.run(solvers.main, solvers.FLAGS, usage=solvers.USAGE, argv=arguments)
+
+
+@pytest.fixture
+def small(monkeypatch):
+    few = {name: choices.SOLVERS[name] for name in ("ddim", "heun", "ddpm", "adaptive")}
+    monkeypatch.setattr(choices, "SOLVERS", few)
+    monkeypatch.setattr(solvers, "BUDGETS", (5, 9))
+    tiny = {"patch_size": 8, "hidden_size": 8, "depth": 1, "num_heads": 1}
+    monkeypatch.setattr(solvers, "SIZES", {"DiT-S/2": tiny})
+
+
+def test_errors_and_costs_are_written(small, tmp_path, capsys):
+    assert run(f"--out={tmp_path}") == 0
+    table = (tmp_path / "convergence.md").read_text()
+    assert "| `heun` | 2 | 2 |" in table
+    assert "| `ddpm` | 1 (weak) | 1 | – | – |" in table
+    assert "adaptive" not in table
+    assert (tmp_path / "convergence.png").read_bytes().startswith(b"\x89PNG")
+    assert run(f"--out={tmp_path}", "--cost", "--batch_size=1") == 0
+    lines = (tmp_path / "cost.md").read_text().splitlines()
+    assert [line.split("|")[1].strip() for line in lines[2:]] == ["`ddim`", "`heun`", "`ddpm`"]
+    assert "cost.md in" in capsys.readouterr().out
+
+
+def test_what_is_wrong_is_one_line(small, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    for arguments, message in {
+        ("--out=x", "--path=lineer"): "did you mean 'linear'",
+        ("--out=x", "--grid=karas"): "did you mean 'karras'",
+        (f"--out={tmp_path / 'file'}",): "can't write into",
+        (): "--out is missing",
+    }.items():
+        assert run(*arguments) == 2
+        assert message in capsys.readouterr().err
