@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,13 +23,13 @@ from diffjax.evaluation.features import classifier_features
 from diffjax.evaluation.run_files import read_metrics
 from diffjax.models.dit import DiT
 from diffjax.models.unet import UNet
-from diffjax.sampling import solvers
+from diffjax.sampling import grids, solvers
 from diffjax.sampling.sample import Recipe
 from diffjax.spec import spec
 from diffjax.training import checkpoints as checkpoints_module
 from diffjax.training import loop, optimizer, sharding, state, workdirs
 from diffjax.training.checkpoints import Checkpoints, digest
-from diffjax.training.generate import Asked, check_finite
+from diffjax.training.generate import Asked, check_finite, make_generator
 from diffjax.training.interrupts import Interrupted
 from diffjax.training.setup import set_up
 from diffjax.training.window import NonFiniteLoss
@@ -321,6 +322,30 @@ def test_samples_do_not_depend_on_batch_or_mesh(whole_run):
     assert np.abs(run.sample(labels, seed=4) - images).max() > 0.1
     one = run.sample(labels, seed=3, solver=solvers.ddim(), num_steps=1, guidance_scale=1.0)
     assert np.isfinite(one).all()
+
+
+def test_steps_grids_seeds_and_scales_do_not_compile_again(whole_run):
+    run = diffjax.load(whole_run)
+    traced = []
+
+    def apply(*inputs, **how):
+        traced.append(1)
+        return run.setup.wired.apply(*inputs, **how)
+
+    wired = run.setup.wired._replace(apply=apply)
+    generate = make_generator(wired, run.setup.mesh, batch_size=8)
+    labels, first = np.arange(3), 0
+    for recipe, seed in (
+        (run.recipe, 0),
+        (replace(run.recipe, num_steps=7), 1),
+        (replace(run.recipe, num_steps=40, grid=grids.UniformLogSNR()), 0),
+        (replace(run.recipe, guidance_scale=3.5), 0),
+    ):
+        generate(run.weights(), recipe, labels, seed)
+        first = first or len(traced)
+    assert len(traced) == first > 0
+    generate(run.weights(), replace(run.recipe, solver=solvers.ddim()), labels, 0)
+    assert len(traced) > first
 
 
 def test_samples_that_are_not_finite_name_the_step(whole_run):
