@@ -5,9 +5,10 @@
   python -m experiments.solvers --out=solvers --cost
 
 Writes convergence.png and convergence.md. The model is the mixture's best denoiser; no run, data or
-network is needed. Solvers with fresh noise are listed without an error: their trajectories have no
-exact end. With --cost it times, instead, what each solver computes beside the network, as a share
-of the evaluations of a DiT-S/2 on latents of 32x32x4, and writes cost.md.
+network is needed. The error is the median distance from where the exact flow ends; of solvers with
+fresh noise that of mean and covariance, to about 0.003. With --cost it times, instead, what each
+solver computes beside the network, as a share of the evaluations of a DiT-S/2 on latents of
+32x32x4, and writes cost.md.
 """
 
 import sys

@@ -23,7 +23,7 @@ def test_errors_and_costs_are_written(small, tmp_path, capsys):
     assert run(f"--out={tmp_path}") == 0
     table = (tmp_path / "convergence.md").read_text()
     assert "| `heun` | 2 | 2 |" in table
-    assert "| `ddpm` | 1 (weak) | 1 | – | – |" in table
+    assert "| `ddpm` | 1 (weak) | 1 | 0." in table
     assert "adaptive" not in table
     assert (tmp_path / "convergence.png").read_bytes().startswith(b"\x89PNG")
     assert run(f"--out={tmp_path}", "--cost", "--batch_size=1") == 0

@@ -3,6 +3,7 @@
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,7 @@ from matplotlib.figure import Figure
 from diffjax.errors import UserError
 from diffjax.evaluation.tables import measure
 from diffjax.process.analytic import GaussianMixture
-from diffjax.process.paths import Pair, Path
+from diffjax.process.paths import Pair, Path, coeffs, mix
 from diffjax.sampling.grids import Grid
 from diffjax.sampling.sample import Recipe, sample
 from diffjax.sampling.solvers import Solver
@@ -30,18 +31,18 @@ class Convergence:
     Attributes:
         solver: that it is of.
         nfe: network evaluations per sample, rising.
-        errors: median distance from where the exact flow ends, over samples; None for solvers
-            with fresh noise, which have no trajectory to compare.
+        errors: median distance from where the exact flow ends, over samples; for solvers with fresh
+            noise, which have no trajectory, the largest error of the samples' mean and covariance.
     """
 
     solver: Solver
     nfe: tuple[int, ...]
-    errors: tuple[float, ...] | None
+    errors: tuple[float, ...]
 
     def error_at(self, nfe: int) -> float | None:
         """With the most steps that cost no more than so many evaluations, if there are any."""
         within = [i for i, cost in enumerate(self.nfe) if cost <= nfe]
-        return self.errors[within[-1]] if self.errors and within else None
+        return self.errors[within[-1]] if within else None
 
 
 def mixture_of_four() -> GaussianMixture:
@@ -60,6 +61,7 @@ def convergence(
     grid: Grid,
     budgets: Sequence[int],
     num_samples: int = 256,
+    num_draws: int = 100_000,
 ) -> dict[str, Convergence]:
     """Walks from noise to data with each solver and each budget of evaluations.
 
@@ -70,6 +72,8 @@ def convergence(
         grid: where they step.
         budgets: network evaluations per sample; each solver takes as many steps as they allow.
         num_samples: trajectories.
+        num_draws: samples whose mean and covariance are taken; so many know a variance of 1 to
+            `√(2/num_draws)`.
 
     Example:
         >>> from diffjax.process.paths import Linear
@@ -84,17 +88,31 @@ def convergence(
     predict = data.predict(path)
 
     def denoise(x: Array, t: Array) -> Pair:
-        return predict(x, jnp.full(len(x), t), None)
+        # With a variance, half-way, for the solver that wants it of a network.
+        return predict(x, jnp.full(len(x), t), None)._replace(share=jnp.full_like(x, 0.5))
 
     noise = jax.random.normal(jax.random.key(0), (num_samples, 2))
     x = path.sigma(jnp.asarray(path.t_noise)) * noise
     exact = data.flow(path, x, path.t_noise, 0.0)
+    # From the exact distribution, so that the error is the solver's alone.
+    start = coeffs(path, jnp.full(num_draws, path.t_noise), 2)
+    eps = jax.random.normal(jax.random.key(3), (num_draws, 2))
+    many = Pair(data.draw(jax.random.key(2), num_draws), eps)
+    moments = _moments(data)
 
-    keys = jax.random.split(jax.random.key(1), num_samples)
-
-    def ends(solver: Solver, num_steps: int) -> Array:
+    def ends(solver: Solver, num_steps: int, x: Array) -> Array:
         times = Recipe(solver, grid, num_steps).times(path)
-        return jax.jit(lambda keys: sample(denoise, solver, path, times, keys, x))(keys)
+        walk = jax.jit(partial(sample, denoise, solver, path, times))
+        return walk(jax.random.split(jax.random.key(1), len(x)), x)
+
+    def error(solver: Solver, num_steps: int) -> float:
+        if not solver.fresh_noise:
+            wrong = np.linalg.norm(ends(solver, num_steps, x) - exact, axis=1)
+            # The median: a few that end in another mode would be all there is to a mean.
+            return float(np.median(wrong))
+        drawn = np.asarray(ends(solver, num_steps, mix(start, many)), np.float64)
+        found = np.concatenate([drawn.mean(0), np.cov(drawn.T).ravel()])
+        return float(np.abs(found - moments).max())
 
     def one(solver: Solver) -> Convergence:
         if solver.nfe is None:
@@ -102,13 +120,19 @@ def convergence(
         # The last step costs one evaluation, whatever the solver.
         steps = sorted({1 + (budget - 1) // solver.nfe for budget in budgets})
         nfe = tuple(solver.steps(n - 1) * solver.nfe + 1 for n in steps)
-        if solver.fresh_noise:
-            return Convergence(solver, nfe, None)
-        # The median: a few trajectories that end in another mode would be all there is to a mean.
-        wrong = (np.linalg.norm(ends(solver, n) - exact, axis=1) for n in steps)
-        return Convergence(solver, nfe, tuple(float(np.median(distance)) for distance in wrong))
+        return Convergence(solver, nfe, tuple(error(solver, n) for n in steps))
 
     return {name: one(solver) for name, solver in solvers.items()}
+
+
+def _moments(data: GaussianMixture) -> np.ndarray:
+    """Mean and covariance of a mixture, one after the other."""
+    weights, means = np.asarray(data.weights, np.float64), np.asarray(data.means, np.float64)
+    mean = weights @ means
+    centred = means - mean
+    covariance = np.einsum("k,kij->ij", weights, np.asarray(data.covariances, np.float64))
+    covariance += np.einsum("k,ki,kj->ij", weights, centred, centred)
+    return np.concatenate([mean, covariance.ravel()])
 
 
 def convergence_table(found: Mapping[str, Convergence], budgets: Sequence[int]) -> str:
@@ -116,24 +140,25 @@ def convergence_table(found: Mapping[str, Convergence], budgets: Sequence[int]) 
     heads = ["solver", "order", "evaluations a step", *(f"error at NFE {b}" for b in budgets)]
     lines = [heads, ["---"] * len(heads)]
     for name, one in found.items():
-        kind = f"{one.solver.order}" if one.errors else f"{one.solver.order} (weak)"
+        kind = f"{one.solver.order}{' (weak)' if one.solver.fresh_noise else ''}"
         errors = [measure(one.error_at(budget)) for budget in budgets]
         lines.append([f"`{name}`", kind, str(one.solver.nfe), *errors])
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 def convergence_plot(found: Mapping[str, Convergence]) -> bytes:
-    """Error against evaluations as a PNG: solvers of one evaluation a step, and the others."""
+    """Error against evaluations as a PNG: by evaluations a step, and those with fresh noise."""
     panels = {
-        "one evaluation a step": lambda solver: solver.nfe == 1,
-        "several evaluations a step": lambda solver: solver.nfe > 1,
+        "one evaluation a step": lambda solver: not solver.fresh_noise and solver.nfe == 1,
+        "several evaluations a step": lambda solver: not solver.fresh_noise and solver.nfe > 1,
+        "fresh noise": lambda solver: solver.fresh_noise,
     }
     with mpl.rc_context(_STYLE):  # pyright: ignore[reportArgumentType]
-        figure = Figure(figsize=(10.5, 4.6), layout="constrained")
-        for axes, (title, belongs) in zip(
-            figure.subplots(1, 2, sharey=True), panels.items(), strict=True
-        ):
-            drawn = {n: one for n, one in found.items() if one.errors and belongs(one.solver)}
+        figure = Figure(figsize=(13.5, 6.0), layout="constrained")
+        columns = figure.subplots(1, len(panels))
+        columns[1].sharey(columns[0])
+        for axes, (title, belongs) in zip(columns, panels.items(), strict=True):
+            drawn = {name: one for name, one in found.items() if belongs(one.solver)}
             for index, (name, one) in enumerate(drawn.items()):
                 axes.plot(
                     one.nfe, one.errors, color=mpl.colormaps["tab20"](index % 20),
@@ -142,8 +167,11 @@ def convergence_plot(found: Mapping[str, Convergence]) -> bytes:
                 )  # fmt: skip
             axes.set(xscale="log", yscale="log", title=title, xlabel="evaluations per sample")
             axes.grid(True, which="both", alpha=0.2)
-            axes.legend(frameon=False, fontsize=7.5, loc="lower left")
-        figure.axes[0].set_ylabel("median distance from the exact end")
+            axes.legend(
+                frameon=False, fontsize=8, ncol=2, loc="upper center", bbox_to_anchor=(0.5, -0.12)
+            )
+        columns[0].set_ylabel("median distance from the exact end")
+        columns[2].set_ylabel("largest error of mean and covariance")
         buffer = io.BytesIO()
         figure.savefig(buffer, format="png", dpi=120)
     return buffer.getvalue()
