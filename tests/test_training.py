@@ -496,3 +496,16 @@ def test_first_line_of_an_error_is_one_line():
 def test_config_differences_are_named():
     assert workdirs.differing_keys({"a": 1}, {"a": 1}) == []
     assert workdirs.differing_keys({"a": 1}, {}) == ["a: 1 there, absent here"]
+
+
+def test_a_run_from_before_a_setting_came_goes_on(tmp_path):
+    config = tiny_config()
+    workdirs.claim(tmp_path, config)
+    saved = json.loads((tmp_path / "config.json").read_text())
+    del saved["wrappers"]
+    del saved["sampling"]["guidance"], saved["sampling"]["against"]
+    (tmp_path / "config.json").write_text(json.dumps(saved))
+    workdirs.claim(tmp_path, config)
+    config = tiny_config(**{"sampling.against": choices.against_called("label:3")})
+    with pytest.raises(UserError, match=r"sampling\.against.*NullLabel there"):
+        workdirs.claim(tmp_path, config)

@@ -18,12 +18,19 @@ import diffjax
 from diffjax.data import DataSet
 from diffjax.errors import UserError
 from diffjax.evaluation.run_files import read_json
-from diffjax.spec import from_json, to_json
+from diffjax.spec import TARGET, from_json, to_json
 from diffjax.training.setup import Setup
 
 CONFIG, RUN = "config.json", "run.json"
 METRICS, EVALUATION, REPORT = "metrics.jsonl", "evaluation.json", "report.html"
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+# Settings that came later, and what runs of before had in their place.
+_ADDED: Mapping[str, Any] = {
+    "wrappers": [],
+    "evaluation.grids": [],
+    "sampling.guidance": {TARGET: "diffjax.sampling.guidance:ClassifierFree"},
+    "sampling.against": {TARGET: "diffjax.sampling.guidance:NullLabel"},
+}
 
 
 def claim(workdir: Path, config: ConfigDict) -> None:
@@ -42,7 +49,8 @@ def claim(workdir: Path, config: ConfigDict) -> None:
         ) from error
     saved = read_json(path)
     if saved is not None:
-        differences = differing_keys(saved, json.loads(to_json(config)))
+        here = json.loads(to_json(config))
+        differences = differing_keys(_completed(saved, here), here)
         if differences:
             raise UserError(
                 f"{workdir} holds a run with another config ({'; '.join(differences[:3])}"
@@ -56,6 +64,17 @@ def claim(workdir: Path, config: ConfigDict) -> None:
         )
     if jax.process_index() == 0:
         _write(path, to_json(config))
+
+
+def _completed(saved: Mapping[str, Any], here: Mapping[str, Any]) -> dict[str, Any]:
+    """A saved config with the settings of today that there were none of yet, as they were then."""
+    completed = dict(saved)
+    for key, value in _ADDED.items():
+        group, _, name = key.rpartition(".")
+        inner, today = (each.get(group, {}) if group else each for each in (completed, here))
+        if name in today and name not in inner:
+            completed |= {group: {**inner, name: value}} if group else {name: value}
+    return completed
 
 
 def differing_keys(saved: Mapping[str, Any], here: Mapping[str, Any], prefix: str = "") -> list:
