@@ -1,11 +1,12 @@
 """A sweep: one config, and the axes along which its cells differ."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
 from typing import Any
 
 _OVERRIDE = "config."
+_SEED = "config.seed"
 
 
 @dataclass(frozen=True)
@@ -17,12 +18,14 @@ class Cell:
         axes: all its values.
         location: the config file with its arguments, as `--config` takes it.
         overrides: dotted settings and their texts, as flags take them.
+        arm: the name without the seed; what is compared.
     """
 
     name: str
     axes: Mapping[str, Any]
     location: str
     overrides: Mapping[str, str]
+    arm: str
 
     def flags(self) -> list[str]:
         """The command-line flags of a program that takes `--config`."""
@@ -62,16 +65,21 @@ class Sweep:
         ]
 
     def _cell(self, axes: dict[str, Any]) -> Cell:
-        name = "-".join(
-            (f"{axis.rpartition('.')[2]}={value}" if axis.startswith(_OVERRIDE) else str(value))
+        parts = {
+            axis: f"{axis.rpartition('.')[2]}={value}" if axis.startswith(_OVERRIDE) else str(value)
             for axis, value in axes.items()
             if len(self.axes[axis]) > 1
-        )
+        }
         arguments = [f"{a}={value}" for a, value in axes.items() if not a.startswith(_OVERRIDE)]
         settings = {a: value for a, value in axes.items() if a.startswith(_OVERRIDE)}
         return Cell(
-            name.replace("/", "-") or "run",
+            _joined(parts.values()),
             axes,
             self.config + (":" + ",".join(arguments) if arguments else ""),
             {name: str(value) for name, value in {**self.overrides, **settings}.items()},
+            _joined(part for axis, part in parts.items() if axis != _SEED),
         )
+
+
+def _joined(parts: Iterable[str]) -> str:
+    return "-".join(parts).replace("/", "-") or "run"

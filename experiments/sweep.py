@@ -4,20 +4,25 @@
 
 Each cell is a run of experiments.train in a folder of its own, one after another. All of them are
 built and checked before the first one trains. The same command again goes on where it stopped; a
-cell that failed is tried again, and what it said is in its folder's output.txt.
+cell that failed is tried again, and what it said is in its folder's output.txt. With several values
+of config.seed the table ends in a verdict: which arms are worse than the best, or can't be told.
 """
 
 import shlex
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
+import numpy as np
 from absl import flags
 
 from diffjax.errors import UserError
 from diffjax.evaluation.run_files import read_json
 from diffjax.evaluation.sweep_table import sweep_table
+from diffjax.evaluation.verdicts import verdict_table
 from diffjax.spec import build
 from diffjax.sweeps import Cell, Sweep
 from diffjax.training import workdirs
@@ -47,11 +52,27 @@ def main(args: SimpleNamespace) -> int:
     failed = [cell.name for cell in cells if not trained(cell, workdir / cell.name)]
     results = {cell.name: read_json(workdir / cell.name / workdirs.EVALUATION) for cell in cells}
     table = sweep_table({name: result for name, result in results.items() if result})
+    table += verdict(cells, results)
     (workdir / "table.md").write_text(table, encoding="utf-8")
     print(f"{table}\nin {workdir / 'table.md'}")
     if failed:
         raise UserError(f"failed: {', '.join(failed)}; each one's output.txt says why")
     return 0
+
+
+def verdict(cells: Sequence[Cell], results: Mapping[str, Mapping[str, Any] | None]) -> str:
+    """What several seeds say of the arms, by the distance of each run's own recipe; "" for one."""
+    arms: dict[str, list[float]] = {}
+    for cell in cells:
+        result = results[cell.name]
+        arms.setdefault(cell.arm, []).append(
+            np.nan if result is None else result["frechet_distance"]["value"]
+        )
+    whole = {arm: values for arm, values in arms.items() if np.isfinite(values).all()}
+    if len(whole) < 2 or min(map(len, whole.values())) < 2:
+        return ""
+    title = "Fréchet distance of each run's own recipe, by seeds:"
+    return f"\n{title}\n\n{verdict_table(whole)}"
 
 
 def refusal(cell: Cell) -> str | None:

@@ -36,9 +36,25 @@ def test_cells_are_the_axes_product_under_unlike_names():
         "c.py", {"objective": ("a", "b"), "model": ("x/2",), "config.seed": (0, 1)}, {"config.n": 3}
     ).cells()
     assert [cell.name for cell in cells] == ["a-seed=0", "a-seed=1", "b-seed=0", "b-seed=1"]
+    assert [cell.arm for cell in cells] == ["a", "a", "b", "b"]
     assert cells[3].flags() == [
         "--config=c.py:objective=b,model=x/2", "--config.n=3", "--config.seed=1",
     ]  # fmt: skip
+
+
+def test_seeds_end_in_a_verdict():
+    cells = Sweep("c.py", {"objective": ("a", "b"), "config.seed": (0, 1, 2)}).cells()
+    values = {"a": (0.5, 0.61, 0.55), "b": (0.91, 1.0, 0.95)}
+    results = {
+        cell.name: {"frechet_distance": {"value": values[cell.arm][cell.axes["config.seed"]]}}
+        for cell in cells
+    }
+    said = sweep.verdict(cells, results)
+    assert "Fréchet distance of each run's own recipe, by seeds:" in said
+    assert "| b | 0.953 (0.841 to 1.07) | 0.400 (0.375 to 0.425) | worse |" in said
+    # An arm without all its seeds is left out, and one arm alone is no comparison.
+    assert sweep.verdict(cells, {**results, "b-seed=1": None}) == ""
+    assert sweep.verdict(cells[::3], results) == ""
 
 
 def test_every_cell_of_the_sweeps_here_fits_together():

@@ -1,0 +1,166 @@
+"""Which arm of a comparison is best, and how sure one may be, from several training seeds each."""
+
+from bisect import bisect_left
+from collections.abc import Mapping, Sequence
+from itertools import combinations
+from typing import NamedTuple
+
+import numpy as np
+import scipy.special
+
+from diffjax.errors import UserError
+from diffjax.evaluation.tables import measure
+
+_MOST_SEEDS = 1_000
+
+
+class Interval(NamedTuple):
+    """A mean and what it may be."""
+
+    mean: float
+    low: float
+    high: float
+
+
+class Difference(NamedTuple):
+    """How one arm differs from another with the same seeds.
+
+    Attributes:
+        interval: of the mean difference, at the level asked for, for this pair by itself.
+        p: of Student's paired test, two-sided, times what Holm's rule asks for all pairs of arms.
+        decided: whether `p` is small enough.
+        seeds: how many would decide it with probability 0.8 if mean and deviation of the difference
+            are what they are here; None if more than 1,000.
+    """
+
+    interval: Interval
+    p: float
+    decided: bool
+    seeds: int | None
+
+
+def mean_interval(values: Sequence[float], level: float = 0.95) -> Interval:
+    """The mean of few values with Student's interval.
+
+    Not a bootstrap interval: of 3 normal values the percentile bootstrap's 95 % interval holds the
+    truth about 3 times out of 4.
+
+    Example:
+        >>> [round(x, 2) for x in mean_interval([1.0, 2.0, 3.0])]
+        [2.0, -0.48, 4.48]
+    """
+    mean, n = float(np.mean(values)), len(values)
+    if n < 2:
+        return Interval(mean, -np.inf, np.inf)
+    half = float(
+        scipy.special.stdtrit(n - 1, 0.5 + 0.5 * level) * np.std(values, ddof=1) / np.sqrt(n)
+    )
+    return Interval(mean, mean - half, mean + half)
+
+
+def differences(
+    arms: Mapping[str, Sequence[float]], level: float = 0.95
+) -> dict[tuple[str, str], Difference]:
+    """Every pair of arms, by differences seed by seed.
+
+    Seeds shift all arms alike (the same noise, order of data and test), and drop out. With
+    probability `level` or more, no pair of arms that are equal is called decided (Holm 1979),
+    whichever arm leads.
+
+    Args:
+        arms: a number for each seed, the same seeds in the same order in each arm.
+        level: see above.
+
+    Returns:
+        By (one, other), the first of less mean: one minus other.
+
+    Raises:
+        UserError: arms of unlike numbers of seeds, or of fewer than two.
+
+    Example:
+        >>> found = differences({"a": [0.50, 0.61, 0.55], "b": [0.91, 1.00, 0.95]})
+        >>> found["a", "b"].decided, round(found["a", "b"].interval.mean, 2)
+        (True, -0.4)
+    """
+    counts = {name: len(values) for name, values in arms.items()}
+    if len(set(counts.values())) > 1 or min(counts.values(), default=0) < 2:
+        raise UserError(
+            f"arms need the same seeds, two at least, to be compared; they have {counts}"
+        )
+    ranked = sorted(arms, key=lambda name: float(np.mean(arms[name])))
+    pairs = list(combinations(ranked, 2))
+    gaps = [np.asarray(arms[one]) - np.asarray(arms[other]) for one, other in pairs]
+    raw = [_p_value(gap) for gap in gaps]
+    order = np.argsort(raw)
+    corrected, worst = np.zeros(len(raw)), 0.0
+    for rank, index in enumerate(order):
+        worst = max(worst, min(1.0, raw[index] * (len(raw) - rank)))
+        corrected[index] = worst
+    return {
+        pair: Difference(
+            mean_interval(gap.tolist(), level),
+            float(p),
+            bool(p <= 1.0 - level),
+            _seeds_needed(gap, (1.0 - level) / len(raw)),
+        )
+        for pair, gap, p in zip(pairs, gaps, corrected, strict=True)
+    }
+
+
+def verdict_table(arms: Mapping[str, Sequence[float]], level: float = 0.95) -> str:
+    """A Markdown table: each arm's mean, and how it stands to the leading one.
+
+    Args:
+        arms: a number for each seed, less is better; the same seeds in the same order in each.
+        level: of the intervals, and of the verdicts all together.
+
+    Example:
+        >>> print(verdict_table({"b": [0.91, 1.00, 0.95], "a": [0.50, 0.61, 0.55]}))
+        | arm | mean of 3 seeds, 95 % | less the best | verdict |
+        |---|---|---|---|
+        | a | 0.553 (0.417 to 0.690) |  | leads |
+        | b | 0.953 (0.841 to 1.07) | 0.400 (0.375 to 0.425) | worse |
+        <BLANKLINE>
+    """
+    pairs = differences(arms, level)
+    means = {name: mean_interval(values, level) for name, values in arms.items()}
+    leader, *others = sorted(arms, key=lambda name: means[name].mean)
+    n = len(arms[leader])
+    lines = [f"| arm | mean of {n} seeds, {100 * level:.0f} % | less the best | verdict |\n"]
+    lines += ["|---|---|---|---|\n", f"| {leader} | {_written(means[leader])} |  | leads |\n"]
+    for name in others:
+        found = pairs[leader, name]
+        low, high = -found.interval.high, -found.interval.low
+        more = found.seeds and f"; {found.seeds} seeds would settle it"
+        verdict = "worse" if found.decided else f"inconclusive{more or '; no 1,000 seeds would'}"
+        gap = _written(Interval(-found.interval.mean, low, high))
+        lines.append(f"| {name} | {_written(means[name])} | {gap} | {verdict} |\n")
+    return "".join(lines)
+
+
+def _written(interval: Interval) -> str:
+    mean, low, high = (measure(value) for value in interval)
+    return f"{mean} ({low} to {high})"
+
+
+def _p_value(gap: np.ndarray) -> float:
+    spread = np.std(gap, ddof=1)
+    if spread == 0.0:
+        return float(gap[0] == 0.0)
+    t = abs(np.mean(gap)) / spread * np.sqrt(len(gap))
+    return float(2.0 * scipy.special.stdtr(len(gap) - 1, -t))
+
+
+def _seeds_needed(gap: np.ndarray, p: float, power: float = 0.8) -> int | None:
+    """The least number of seeds with which Student's test would see this difference at `p`."""
+    spread = np.std(gap, ddof=1)
+    if spread == 0.0:
+        return 2 if gap[0] else None
+    effect = abs(np.mean(gap)) / spread
+
+    def power_of(n: int) -> float:
+        limit = scipy.special.stdtrit(n - 1, 1.0 - 0.5 * p)
+        return 1.0 - scipy.special.nctdtr(n - 1, effect * np.sqrt(n), limit)
+
+    n = bisect_left(range(_MOST_SEEDS + 1), power, lo=2, key=power_of)
+    return n if n <= _MOST_SEEDS else None
