@@ -17,7 +17,7 @@ from absl import flags
 import diffjax
 from diffjax.errors import UserError
 from diffjax.training.generate import balanced_labels, starting_noise
-from diffjax.training.measure import named_recipe
+from diffjax.training.measure import Guided, named_recipe
 from experiments import cli
 
 FLAGS = flags.FlagValues()
@@ -46,7 +46,8 @@ def main(args: SimpleNamespace) -> None:
     wired = run.setup.wired
     if wired.objective.starts_at_source:
         raise UserError(f"{args.workdir} makes images from images; reflow pairs begin at noise")
-    named = named_recipe(run, args.solver, args.grid, args.num_steps, args.guidance_scale)
+    guided = Guided(args.guidance_scale)
+    named = named_recipe(run, args.solver, args.grid, args.num_steps, guided)
     recipe = named.recipe
 
     labels = balanced_labels(args.num_pairs, wired.num_classes)
