@@ -1,0 +1,236 @@
+"""Manifolds, extrapolation, scores, kernels and copying against closed forms and other code."""
+
+import contextlib
+import io
+from typing import Any
+
+import numpy as np
+import pytest
+
+from diffjax.errors import UserError
+from diffjax.evaluation.distances import (
+    Statistics,
+    frechet_distance,
+    gaussian_kernel_distance,
+    kernel_distance,
+    statistics,
+)
+from diffjax.evaluation.extrapolation import extrapolated_distance, fewest_samples
+from diffjax.evaluation.manifolds import manifold_scores
+from diffjax.evaluation.scores import inception_score
+
+
+def two_clouds(n=300, m=250, width=5, shift=0.4, dtype: Any = np.float32):
+    rng = np.random.default_rng(0)
+    real = rng.normal(size=(n, width)).astype(dtype)
+    return real, (0.8 * rng.normal(size=(m, width)) + shift).astype(dtype)
+
+
+class TestManifolds:
+    @pytest.mark.parametrize("k", [1, 3, 5])
+    @pytest.mark.parametrize("shift", [0.0, 0.4, 1.5])
+    def test_equal_the_package_of_naeem_et_al(self, k, shift):
+        prdc = pytest.importorskip("prdc")
+        real, samples = two_clouds(shift=shift)
+        with contextlib.redirect_stdout(io.StringIO()):
+            exact = prdc.compute_prdc(real, samples, nearest_k=k)
+        found = manifold_scores(real, samples, k=k, block_size=70)
+        assert found._asdict() == pytest.approx(exact, abs=1e-12)
+
+    def test_precision_and_recall_equal_torch_fidelitys(self):
+        metric = pytest.importorskip("torch_fidelity.metric_prc")
+        torch = pytest.importorskip("torch")
+        real, samples = two_clouds()
+        exact = metric.prc_features_to_metric(
+            torch.tensor(samples), torch.tensor(real), prc_neighborhood=3, verbose=False
+        )
+        found = manifold_scores(real, samples, k=3)
+        assert found.precision == pytest.approx(exact["precision"], abs=1e-6)
+        assert found.recall == pytest.approx(exact["recall"], abs=1e-6)
+
+    def test_on_a_line_they_are_counted_by_hand(self):
+        # Balls of the real 0, 1, 3, 7 reach 1, 1, 2, 4 far; those of the samples 0.5, 5, 20 reach
+        # 4.5, 4.5, 15. Balls are open: 5 is not in that of 3, which ends there.
+        real, samples = np.array([[0.0], [1], [3], [7]]), np.array([[0.5], [5], [20]])
+        found = manifold_scores(real, samples, k=1)
+        assert found.precision == pytest.approx(2 / 3)
+        assert found.density == pytest.approx((2 + 1 + 0) / 3)
+        assert found.coverage == pytest.approx(3 / 4)
+        assert found.recall == 1.0
+
+    def test_one_mode_of_two_is_precise_but_recalls_and_covers_half(self):
+        rng = np.random.default_rng(0)
+        left, right, samples = rng.normal(size=(3, 300, 4)) * 0.1
+        found = manifold_scores(np.concatenate([left, right + 50]), samples)
+        assert found.precision > 0.9
+        assert found.density == pytest.approx(1.0, abs=0.1)
+        assert found.recall == pytest.approx(0.5, abs=0.05)
+        assert found.coverage == pytest.approx(0.5, abs=0.05)
+
+    @pytest.mark.parametrize("k", [1, 3, 5])
+    def test_for_equal_distributions_density_is_1_and_coverage_its_closed_form(self, k):
+        # A ball holds no sample if the k nearest of n - 1 real vectors and n samples are all real.
+        n = 1000
+        real, samples = np.random.default_rng(k).normal(size=(2, n, 3))
+        found = manifold_scores(real, samples, k=k)
+        none = np.prod([(n - 1 - i) / (2 * n - 1 - i) for i in range(k)])
+        assert found.coverage == pytest.approx(1 - none, abs=0.04)
+        assert found.density == pytest.approx(1.0, abs=0.08)
+
+    def test_the_block_size_changes_memory_alone_and_units_nothing(self):
+        real, samples = two_clouds(dtype=np.float64)
+        whole = manifold_scores(real, samples, block_size=10_000)
+        assert manifold_scores(real, samples, block_size=7) == whole
+        assert manifold_scores(8.0 * real, 8.0 * samples) == whole
+
+    def test_the_same_set_twice_is_perfect_and_a_far_one_is_nothing(self):
+        real, _ = two_clouds()
+        assert manifold_scores(real, real)[:2] == (1.0, 1.0)
+        assert manifold_scores(real, real).coverage == 1.0
+        assert manifold_scores(real, real + 100) == (0, 0, 0, 0)
+
+    @pytest.mark.parametrize(
+        ("real", "samples", "k", "message"),
+        [
+            (np.zeros((9, 2)), np.zeros((9, 2)), 0, "k=0"),
+            (np.zeros((5, 2)), np.zeros((9, 2)), 5, "5 images are too few: at least 6"),
+            (np.zeros((9, 2)), np.zeros((9, 3)), 2, "different widths, 2 and 3"),
+            (np.zeros((9, 2)), np.full((9, 2), np.inf), 2, "9 of 9 feature vectors"),
+        ],
+    )
+    def test_what_has_no_scores_is_refused(self, real, samples, k, message):
+        with pytest.raises(UserError, match=message):
+            manifold_scores(real, samples, k=k)
+
+
+class TestExtrapolation:
+    WIDTH, COUNT = 12, 600
+
+    def draws(self, num_sets):
+        """Sets of samples of a Gaussian, the reference, and their exact distance."""
+        rng, width = np.random.default_rng(0), self.WIDTH
+        variances = np.linspace(0.1, 2.0, width)
+        reference = Statistics(np.full(width, 0.1), np.diag(1.2 * variances), 1)
+        exact = frechet_distance(np.zeros(width), np.diag(variances), *reference[:2])
+        sets = rng.normal(size=(num_sets, self.COUNT, width)) * np.sqrt(variances)
+        return sets, reference, exact
+
+    def test_the_bias_falls_and_the_error_is_as_stated(self):
+        sets, reference, exact = self.draws(60)
+        found = [
+            extrapolated_distance(features, reference, seed=i) for i, features in enumerate(sets)
+        ]
+        values = np.array([one.value for one in found])
+        plain = np.array([one.distances[0] for one in found])
+        bias, plain_bias = values.mean() - exact, plain.mean() - exact
+        assert plain_bias > 5 * plain.std() / np.sqrt(60)  # or there is nothing to mend
+        assert abs(bias) < 0.15 * plain_bias
+        scores = (values - exact) / [one.standard_error for one in found]
+        assert 0.5 < scores.std() < 1.4
+        assert np.abs(scores).max() < 4
+
+    def test_distances_of_smaller_parts_are_larger(self):
+        sets, reference, _ = self.draws(1)
+        found = extrapolated_distance(sets[0], reference)
+        assert found.sizes == (600, 300, 150)
+        assert found.value < found.distances[0] < found.distances[1] < found.distances[2]
+
+    def test_the_first_distance_is_the_plain_one_and_the_seed_decides_the_rest(self):
+        sets, reference, _ = self.draws(1)
+        one, same, other = (extrapolated_distance(sets[0], reference, seed=s) for s in (0, 0, 1))
+        mean, cov, _ = statistics(sets[0])
+        assert one.distances[0] == pytest.approx(frechet_distance(mean, cov, *reference[:2]))
+        assert one == same
+        assert one.value != other.value
+
+    def test_too_few_samples_are_refused(self):
+        sets, reference, _ = self.draws(1)
+        needed = fewest_samples(self.WIDTH)
+        extrapolated_distance(sets[0][:needed], reference)
+        with pytest.raises(UserError, match=f"takes at least {needed} samples, not {needed - 1}"):
+            extrapolated_distance(sets[0][: needed - 1], reference)
+
+
+class TestInceptionScore:
+    @pytest.mark.parametrize("num_classes", [2, 10])
+    def test_sure_and_even_is_the_number_of_classes(self, num_classes):
+        logits = 100.0 * np.eye(num_classes)[np.arange(600) % num_classes]
+        assert inception_score(logits, num_splits=1).value == pytest.approx(num_classes)
+
+    def test_what_tells_no_sample_from_another_is_1(self):
+        assert inception_score(np.tile([3.0, 1.0, 0.0], (50, 1))) == pytest.approx((1.0, 0.0))
+
+    def test_of_two_kinds_of_samples_has_a_closed_form(self):
+        # p(y | x) is (q, 1 - q) or the reverse, half and half: log IS = log 2 - H(q).
+        q = 0.8
+        logits = np.log([[q, 1 - q], [1 - q, q]] * 30) + 5.0
+        entropy = -q * np.log(q) - (1 - q) * np.log(1 - q)
+        exact = np.exp(np.log(2) - entropy)
+        assert inception_score(logits, num_splits=1).value == pytest.approx(exact)
+
+    @pytest.mark.parametrize("num_splits", [1, 4])
+    def test_equals_torch_fidelitys(self, num_splits):
+        metric = pytest.importorskip("torch_fidelity.metric_isc")
+        torch = pytest.importorskip("torch")
+        logits = np.random.default_rng(0).normal(size=(200, 7)) * 2
+        order = np.random.default_rng(3).permutation(200)
+        exact = metric.isc_features_to_metric(torch.tensor(logits[order]), num_splits, False)
+        found = inception_score(logits, num_splits=num_splits, seed=3)
+        assert found == pytest.approx(tuple(exact.values()), rel=1e-9)
+
+    def test_fewer_samples_than_splits_are_refused(self):
+        with pytest.raises(UserError, match="9 images are too few: at least 10"):
+            inception_score(np.zeros((9, 3)))
+
+
+class TestKernels:
+    def test_a_gaussian_kernels_expectation_has_a_closed_form(self):
+        # x ~ N(0, s²), y ~ N(m, s²) in d dimensions: x - y ~ N(-m, 2 s²), and
+        # E exp(-|x - y|²/2σ²) = (1 + 2 s²/σ²)^(-d/2) exp(-|m|² / (2σ² + 4 s²)).
+        d, s, sigma, m, n = 3, 2.0, 4.0, 2.0, 3000
+        rng = np.random.default_rng(0)
+        x, y = s * rng.normal(size=(2, n, d))
+        y[:, 0] += m
+        same = (1 + 2 * s**2 / sigma**2) ** (-d / 2)
+        exact = 2 * same * (1 - np.exp(-(m**2) / (2 * sigma**2 + 4 * s**2)))
+        bias = (1 - same) * 2 / n
+        found = gaussian_kernel_distance(x, y, sigma=sigma, scale=1.0, block_size=700)
+        assert found == pytest.approx(exact + bias, rel=0.1)
+
+    def test_equals_a_double_loop_at_the_constants_of_the_paper(self):
+        rng = np.random.default_rng(0)
+        x, y = rng.normal(size=(4, 6)) * 5, rng.normal(size=(7, 6)) * 5
+
+        def mean(a, b):
+            return np.mean([[np.exp(-np.sum((v - w) ** 2) / 200) for w in b] for v in a])
+
+        exact = 1000 * (mean(x, x) + mean(y, y) - 2 * mean(x, y))
+        assert gaussian_kernel_distance(x, y, block_size=3) == pytest.approx(exact, rel=1e-10)
+
+    def test_widths_that_differ_are_refused(self):
+        with pytest.raises(UserError, match="different widths, 2 and 3"):
+            gaussian_kernel_distance(np.zeros((2, 2)), np.zeros((2, 3)))
+        with pytest.raises(UserError, match=r"sigma=0\.0"):
+            gaussian_kernel_distance(np.zeros((2, 2)), np.zeros((2, 2)), sigma=0.0)
+
+    def test_the_cubic_one_equals_torch_fidelitys(self):
+        metric = pytest.importorskip("torch_fidelity.metric_kid")
+        torch = pytest.importorskip("torch")
+        real, samples = two_clouds(n=120, m=120, dtype=np.float64)
+        # One subset of all images is all pairs.
+        exact = metric.kid_features_to_metric(
+            torch.tensor(samples), torch.tensor(real),
+            kid_subsets=1, kid_subset_size=120, verbose=False,
+        )  # fmt: skip
+        found = kernel_distance(samples, real).value
+        assert found == pytest.approx(exact["kernel_inception_distance_mean"], rel=1e-9)
+
+    def test_the_frechet_distance_equals_torch_fidelitys(self):
+        metric = pytest.importorskip("torch_fidelity.metric_fid")
+        torch = pytest.importorskip("torch")
+        sets = two_clouds()
+        both = [metric.fid_features_to_statistics(torch.tensor(x)) for x in sets]
+        exact = metric.fid_statistics_to_metric(*both, False)
+        (mean_1, cov_1, _), (mean_2, cov_2, _) = map(statistics, sets)
+        found = frechet_distance(mean_1, cov_1, mean_2, cov_2)
+        assert found == pytest.approx(exact["frechet_inception_distance"], rel=1e-6)
