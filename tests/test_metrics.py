@@ -6,8 +6,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import scipy.stats
 
 from diffjax.errors import UserError
+from diffjax.evaluation.copying import data_copying, inauthentic
 from diffjax.evaluation.distances import (
     Statistics,
     frechet_distance,
@@ -17,6 +19,7 @@ from diffjax.evaluation.distances import (
 )
 from diffjax.evaluation.extrapolation import extrapolated_distance, fewest_samples
 from diffjax.evaluation.manifolds import manifold_scores
+from diffjax.evaluation.neighbours import nearest
 from diffjax.evaluation.scores import inception_score
 
 
@@ -234,3 +237,74 @@ class TestKernels:
         (mean_1, cov_1, _), (mean_2, cov_2, _) = map(statistics, sets)
         found = frechet_distance(mean_1, cov_1, mean_2, cov_2)
         assert found == pytest.approx(exact["frechet_inception_distance"], rel=1e-6)
+
+
+class TestCopying:
+    @staticmethod
+    def draws(seed=0, width=8):
+        train, test, fresh = np.random.default_rng(seed).normal(size=(3, 600, width))
+        return train.astype(np.float32), test.astype(np.float32), fresh.astype(np.float32)
+
+    def test_fresh_samples_are_as_far_as_test_images(self):
+        found = []
+        for seed in range(12):
+            train, test, fresh = self.draws(seed)
+            found.append(data_copying(fresh, train, test, seed=seed))
+        values = np.array([one.value for one in found])
+        # The mean of five unit normals in shares of about a fifth deviates by about √(1/5).
+        assert abs(values.mean()) < 0.5
+        assert 0.2 < values.std() < 0.8
+        assert min(one.tested_share for one in found) == 1.0
+
+    def test_in_one_cell_it_is_the_mann_whitney_test(self):
+        train, test, fresh = self.draws()
+        ours, others = (
+            np.linalg.norm(images[:, None] - train, axis=-1).min(1) for images in (fresh, test)
+        )
+        exact = scipy.stats.mannwhitneyu(ours, others, method="asymptotic", use_continuity=False)
+        found = data_copying(fresh, train, test, num_cells=1)
+        assert 2 * scipy.stats.norm.sf(abs(found.value)) == pytest.approx(exact.pvalue, rel=1e-6)
+
+    @pytest.mark.parametrize("share", [0.3, 1.0])
+    def test_planted_copies_are_seen(self, share):
+        train, test, fresh = self.draws()
+        planted = int(share * 600)
+        fresh[:planted] = train[:planted] + 0.01
+        assert data_copying(fresh, train, test).value < -2
+        indices, distances = nearest(fresh, train)
+        rest = inauthentic(indices[planted:], distances[planted:], train) if share < 1 else 0.0
+        assert rest < 0.5
+        found = inauthentic(indices, distances, train)
+        assert found == pytest.approx(share + (1 - share) * rest)
+
+    def test_of_fresh_samples_on_a_line_two_thirds_are_inauthentic(self):
+        train, fresh = np.random.default_rng(0).uniform(size=(2, 3000, 1))
+        assert inauthentic(*nearest(fresh, train), train) == pytest.approx(2 / 3, abs=0.03)
+
+    def test_copies_in_one_cell_and_distance_in_another_are_told_apart(self):
+        train, test, fresh = self.draws()
+        for images in (train, test, fresh):
+            images[:300] += 30
+        fresh[:300] = train[:300] + 0.01
+        one_test = data_copying(fresh, train, test, num_cells=1).value
+        found = data_copying(fresh, train, test, num_cells=2)
+        # Each cell: -21 for 300 copies, 0 for the rest; the mean is near half of the first.
+        assert found.value == pytest.approx(-np.sqrt(300 * 300 * 12 / 601) / 4, rel=0.1)
+        assert found.value != one_test
+
+    def test_cells_without_samples_are_left_out_and_said(self):
+        train, test, fresh = self.draws()
+        for images in (train, test):
+            images[:150] += 30
+        assert data_copying(fresh, train, test, num_cells=2).tested_share == 0.75
+
+    def test_an_inauthentic_sample_lies_in_its_images_own_ball(self):
+        train = np.array([[0.0], [1], [3], [3]])
+        samples = np.array([[-0.9], [-1.1], [1.9], [3.0], [3.1]])
+        # 0.9 < 1; 1.1 > 1; 0.9 < 1; a copy; 0.1 > 0, the distance of the two at 3.
+        assert inauthentic(*nearest(samples, train), train) == pytest.approx(3 / 5)
+
+    def test_too_few_samples_for_any_cell_are_refused(self):
+        train, test, fresh = self.draws()
+        with pytest.raises(UserError, match="none of 5 cells has 20 samples"):
+            data_copying(fresh[:19], train, test)

@@ -1,0 +1,142 @@
+"""Two more tests for copies of training images: cell by cell, and image by image."""
+
+from typing import NamedTuple
+
+import numpy as np
+from scipy.cluster.vq import kmeans2
+from scipy.stats import rankdata
+
+from diffjax.errors import UserError
+from diffjax.evaluation.distances import squared_distances
+from diffjax.evaluation.neighbours import nearest
+
+_FEWEST_IN_CELL = 20
+_CLUSTERED_IMAGES = 5000
+_BLOCK_SIZE = 500
+
+
+class DataCopying(NamedTuple):
+    """The statistic C_T, and the share of test images that lie in cells it is made of.
+
+    Attributes:
+        value: in standard deviations of the null hypothesis: about 0 for samples as far from the
+            training set as test images are; below -3, copies; above 3, too far from it.
+        tested_share: in [0, 1]; cells with too few samples or test images are left out.
+    """
+
+    value: float
+    tested_share: float
+
+
+def data_copying(
+    samples: np.ndarray,
+    train: np.ndarray,
+    test: np.ndarray,
+    *,
+    num_cells: int = 5,
+    seed: int = 0,
+) -> DataCopying:
+    """The test of Meehan, Chaudhuri & Dasgupta 2020 (arXiv:2004.05675), for copies in some cells.
+
+        C_T = Σ_π P(π)·Z(π) / Σ_π P(π),    Z = (U - nm/2) / √(nm(n + m + 1)/12)
+
+    Cells π are those of k-means on the training set. In each, U counts the pairs of one of its m
+    samples and one of its n test images of which the sample is farther from the cell's training
+    images (ties half), and P is the cell's share of the test images. Cells with fewer than 20
+    samples, as in the paper, or without test images are left out. Samples that copy in one cell
+    and are too far off in another cancel in one global test; here they cancel in the mean alone.
+
+    Args:
+        samples: `[M, ...]`, pixels or features.
+        train: `[N, ...]`; k-means sees at most 5000 of them, evenly spaced.
+        test: `[L, ...]`, held out.
+        num_cells: of the k-means.
+        seed: of its start.
+
+    Raises:
+        UserError: no cell has enough of each, shapes that do not fit, or numbers not finite.
+
+    Example:
+        >>> train, test = np.random.default_rng(0).normal(size=(2, 300, 3))
+        >>> data_copying(train + 0.01, train, test).value < -3
+        True
+    """
+    if num_cells < 1:
+        raise UserError(f"data_copying(num_cells={num_cells}): at least 1 is needed")
+    samples, train, test = (_flat(images) for images in (samples, train, test))
+    if not samples.shape[1] == train.shape[1] == test.shape[1]:
+        raise UserError("samples, training and test images differ in shape")
+    some = train[:: -(-len(train) // _CLUSTERED_IMAGES)].astype(np.float64)
+    rng = np.random.default_rng(seed)
+    start = some[rng.choice(len(some), min(num_cells, len(some)), replace=False)]
+    centres, _ = kmeans2(some, start, minit="matrix")
+    cell_of = [_nearest(images, centres)[0] for images in (samples, train, test)]
+    scores, num_tested = [], []
+    for cell in range(len(centres)):
+        ours, known, fresh = (
+            images[cells == cell]
+            for images, cells in zip((samples, train, test), cell_of, strict=True)
+        )
+        if len(ours) >= _FEWEST_IN_CELL and len(known) and len(fresh):
+            scores.append(_mann_whitney_z(_nearest(ours, known)[1], _nearest(fresh, known)[1]))
+            num_tested.append(len(fresh))
+    if not scores:
+        raise UserError(
+            f"none of {num_cells} cells has {_FEWEST_IN_CELL} samples and some test images: "
+            f"take fewer cells or more samples than {len(samples)}"
+        )
+    value = float(np.average(scores, weights=num_tested))
+    return DataCopying(value, sum(num_tested) / len(test))
+
+
+def inauthentic(indices: np.ndarray, distances: np.ndarray, train: np.ndarray) -> float:
+    """Share of samples nearer to a training image than that image's nearest other one is.
+
+        mean_j 1[|y_j - x_i| < min_{l≠i} |x_i - x_l|],    x_i the training image nearest to y_j
+
+    It is 1 - authenticity of Alaa et al. 2022 (arXiv:2102.08921). An exact copy always counts. The
+    share of *fresh* real images is not 0: it is the chance that of two neighbours each is the
+    other's nearest, 2/3 on a line and falling to 1/2 with the dimension, for evenly spread data.
+
+    Args:
+        indices: `[M, k]`, from `nearest(samples, train, k=k)`; the first column counts.
+        distances: `[M, k]`, likewise.
+        train: `[N, ...]`, at least 2.
+
+    Raises:
+        UserError: fewer than two training images, or numbers that are not finite.
+
+    Example:
+        >>> train = np.array([[0.0], [1.0], [2.0]])
+        >>> inauthentic(*nearest(np.array([[0.1], [9.0]]), train), train)
+        0.5
+    """
+    copied, of_sample = np.unique(indices[:, 0], return_inverse=True)
+    # The nearest of a training image is itself, or a copy of it, at distance 0.
+    apart = nearest(train[copied], train, k=2)[1][:, 1]
+    closer = (distances[:, 0] < apart[of_sample]) | (distances[:, 0] == 0.0)
+    return float(closer.mean())
+
+
+def _flat(images: np.ndarray) -> np.ndarray:
+    flat = np.reshape(images, (len(images), -1))
+    if not len(flat) or not np.isfinite(flat).all():
+        raise UserError("there are no images, or some are not finite")
+    return flat
+
+
+def _nearest(images: np.ndarray, others: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Index and squared distance of the nearest other; unlike `nearest`, nothing is compiled,
+    which for many small sets of unlike sizes would take most of the time.
+    """
+    blocks = squared_distances(images.astype(np.float64), others.astype(np.float64), _BLOCK_SIZE)
+    found = [(block.argmin(1), block.min(1)) for _, block in blocks]
+    return np.concatenate([i for i, _ in found]), np.concatenate([d for _, d in found])
+
+
+def _mann_whitney_z(ours: np.ndarray, fresh: np.ndarray) -> float:
+    """Distances of samples against those of test images; negative where samples are nearer."""
+    m, n = len(ours), len(fresh)
+    ranks = rankdata(np.concatenate([ours, fresh]))
+    u = ranks[:m].sum() - m * (m + 1) / 2
+    return float((u - n * m / 2) / np.sqrt(n * m * (n + m + 1) / 12))
