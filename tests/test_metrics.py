@@ -4,8 +4,11 @@ import contextlib
 import io
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.optimize
 import scipy.stats
 
 from diffjax.errors import UserError
@@ -19,8 +22,11 @@ from diffjax.evaluation.distances import (
 )
 from diffjax.evaluation.extrapolation import extrapolated_distance, fewest_samples
 from diffjax.evaluation.manifolds import manifold_scores
+from diffjax.evaluation.mixtures import mode_weights, sliced_wasserstein
 from diffjax.evaluation.neighbours import nearest
 from diffjax.evaluation.scores import inception_score
+from diffjax.process.analytic import GaussianMixture
+from diffjax.process.paths import Linear
 
 
 def two_clouds(n=300, m=250, width=5, shift=0.4, dtype: Any = np.float32):
@@ -308,3 +314,87 @@ class TestCopying:
         train, test, fresh = self.draws()
         with pytest.raises(UserError, match="none of 5 cells has 20 samples"):
             data_copying(fresh[:19], train, test)
+
+
+MIXTURE = GaussianMixture(
+    jnp.array([0.2, 0.5, 0.3]),
+    jnp.array([[0.0, 0.0], [1.5, 0.0], [0.0, 6.0]]),
+    jnp.array([jnp.eye(2), 0.5 * jnp.eye(2), jnp.array([[1.0, 0.6], [0.6, 1.0]])]),
+)
+
+
+@pytest.fixture(scope="module")
+def of_mixture():
+    """4000 samples of `MIXTURE`."""
+    return np.asarray(jax.jit(lambda key: MIXTURE.draw(key, 4000))(jax.random.key(0)))
+
+
+class TestMixtures:
+    def test_a_shift_is_its_part_along_each_direction(self):
+        x = np.random.default_rng(0).normal(size=(200, 3))
+        shift = np.array([1.0, -2.0, 0.5])
+        found = sliced_wasserstein(x, x[::-1] + shift, num_directions=40)
+        np.testing.assert_allclose(found.squared, (found.directions @ shift) ** 2, rtol=1e-9)
+        np.testing.assert_allclose(np.linalg.norm(found.directions, axis=1), 1.0)
+
+    def test_over_all_directions_a_shift_is_its_length_over_the_root_of_the_dimension(self):
+        x = np.random.default_rng(0).normal(size=(50, 4))
+        found = sliced_wasserstein(x, x + 3.0, num_directions=4000)
+        assert found.value == pytest.approx(6.0 / np.sqrt(4), rel=0.03)
+
+    def test_of_gaussians_it_approaches_the_closed_form(self):
+        rng, deviations = np.random.default_rng(0), np.array([1.0, 2.0])
+        x, y = rng.normal(size=(20_000, 2)), rng.normal(size=(15_000, 2)) * deviations + 1.0
+        found = sliced_wasserstein(x, y, num_directions=20)
+        u = found.directions
+        exact = (u.sum(1)) ** 2 + (1 - np.sqrt((u * deviations) ** 2 @ np.ones(2))) ** 2
+        np.testing.assert_allclose(found.squared, exact, atol=0.1)
+
+    @pytest.mark.parametrize(("n", "m"), [(7, 7), (5, 8), (12, 4), (1, 6)])
+    def test_unequal_counts_are_exact(self, n, m):
+        rng = np.random.default_rng(n)
+        x, y = rng.normal(size=(n, 2)), rng.normal(size=(m, 2))
+        # Repeating each sample changes no empirical distribution, and makes counts equal.
+        found = sliced_wasserstein(x, y, num_directions=5)
+        equal = np.sort(np.repeat(x, m, 0) @ found.directions.T, axis=0)
+        gaps = equal - np.sort(np.repeat(y, n, 0) @ found.directions.T, axis=0)
+        np.testing.assert_allclose(found.squared, (gaps**2).mean(0), rtol=1e-10)
+
+    def test_in_one_dimension_it_is_an_assignment_of_least_cost(self):
+        rng = np.random.default_rng(1)
+        x, y = rng.normal(size=(2, 9, 1))
+        costs = (x - y.T) ** 2
+        exact = costs[scipy.optimize.linear_sum_assignment(costs)].mean()
+        assert sliced_wasserstein(x, y, num_directions=2).value ** 2 == pytest.approx(exact)
+
+    def test_the_mixtures_own_samples_have_its_weights_though_modes_overlap(self, of_mixture):
+        found = mode_weights(of_mixture, MIXTURE)
+        assert found.found.sum() == pytest.approx(1.0)
+        assert (np.abs(found.found - found.exact) < 4 * found.standard_error).all()
+        assert found.total_variation < 0.03
+
+    def test_a_lost_mode_is_missed(self, of_mixture):
+        found = mode_weights(of_mixture[of_mixture[:, 1] < 3.5], MIXTURE)
+        assert found.found[2] < 0.01
+        np.testing.assert_allclose(
+            found.found[:2] / found.found[:2].sum(), [2 / 7, 5 / 7], atol=0.03
+        )
+        assert found.total_variation == pytest.approx(0.3, abs=0.02)
+
+    def test_responsibilities_are_bayes_rule(self):
+        x = np.array([[0.5, 0.2], [1.0, 4.0], [-2.0, 1.0]])
+        density = [
+            w * scipy.stats.multivariate_normal(m, c).pdf(x)
+            for w, m, c in zip(*map(np.asarray, jax.tree.leaves(MIXTURE)), strict=True)
+        ]
+        exact = np.stack(density, 1) / np.sum(density, 0)[:, None]
+        found = jax.jit(MIXTURE.responsibilities)(Linear(), jnp.asarray(x), jnp.zeros(3))
+        np.testing.assert_allclose(found, exact, rtol=1e-4, atol=1e-7)
+
+    def test_what_does_not_fit_is_refused(self):
+        with pytest.raises(UserError, match=r"samples \[2\], not \[5, 3\]"):
+            mode_weights(np.zeros((5, 3)), MIXTURE)
+        with pytest.raises(UserError, match="not finite"):
+            mode_weights(np.full((5, 2), np.nan), MIXTURE)
+        with pytest.raises(UserError, match="different widths, 2 and 3"):
+            sliced_wasserstein(np.zeros((5, 2)), np.zeros((5, 3)))

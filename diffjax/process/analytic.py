@@ -99,6 +99,11 @@ class GaussianMixture:
         """`E[a'·x0 + s'·eps | x_t = x]`, of the shape of `x`."""
         return _velocity(self.infer(), path, x, t)
 
+    def responsibilities(self, path: Path, x: Array, t: Array) -> Array:
+        """`P(component i | x_t = x)`, `[B, K]`; at `t = 0` covariances must not be singular."""
+        post = _component_posteriors(self._components(), coeffs(path, t, ndim=2), _flat(x))
+        return jax.nn.softmax(post.log_joint, axis=1)
+
     def posterior_covariance(self, path: Path, x: Array, t: Array) -> Array:
         """`Cov[x0 | x_t = x]`, `[B, d, d]`: within the components plus between them."""
         components, c, x = self._components(), coeffs(path, t, ndim=2), _flat(x)
