@@ -20,11 +20,12 @@ class DataCopying(NamedTuple):
 
     Attributes:
         value: in standard deviations of the null hypothesis: about 0 for samples as far from the
-            training set as test images are; below -3, copies; above 3, too far from it.
+            training set as test images are; below -3, copies; above 3, too far from it. None where
+            no cell has enough samples and test images.
         tested_share: in [0, 1]; cells with too few samples or test images are left out.
     """
 
-    value: float
+    value: float | None
     tested_share: float
 
 
@@ -54,7 +55,7 @@ def data_copying(
         seed: of its start.
 
     Raises:
-        UserError: no cell has enough of each, shapes that do not fit, or numbers not finite.
+        UserError: shapes that do not fit, or numbers that are not finite.
 
     Example:
         >>> train, test = np.random.default_rng(0).normal(size=(2, 300, 3))
@@ -81,10 +82,7 @@ def data_copying(
             scores.append(_mann_whitney_z(_nearest(ours, known)[1], _nearest(fresh, known)[1]))
             num_tested.append(len(fresh))
     if not scores:
-        raise UserError(
-            f"none of {num_cells} cells has {_FEWEST_IN_CELL} samples and some test images: "
-            f"take fewer cells or more samples than {len(samples)}"
-        )
+        return DataCopying(None, 0.0)
     value = float(np.average(scores, weights=num_tested))
     return DataCopying(value, sum(num_tested) / len(test))
 

@@ -65,7 +65,19 @@ def frechet_distance(
         raise UserError(f"Fréchet distance of shapes {[a.shape for a in arrays]}")
     if not all(np.isfinite(a).all() for a in arrays):
         raise UserError("Fréchet distance of statistics that are not finite")
-    root_1 = _root(cov_1)
+    return frechet_distance_from_root(mean_1, cov_1, symmetric_root(cov_1), mean_2, cov_2)
+
+
+def frechet_distance_from_root(
+    mean_1: np.ndarray,
+    cov_1: np.ndarray,
+    root_1: np.ndarray,
+    mean_2: np.ndarray,
+    cov_2: np.ndarray,
+) -> float:
+    """`frechet_distance`, unchecked, to be called with one `root_1 = symmetric_root(cov_1)` for
+    many second Gaussians: the root is most of the work.
+    """
     eigenvalues = np.linalg.eigvalsh(root_1 @ cov_2 @ root_1)
     cross = np.sqrt(np.maximum(eigenvalues, 0.0)).sum()
     squared = np.sum((mean_1 - mean_2) ** 2) + np.trace(cov_1) + np.trace(cov_2) - 2.0 * cross
@@ -204,8 +216,8 @@ def squared_distances(
         yield rows, np.maximum(squared, 0.0)
 
 
-def _root(matrix: np.ndarray) -> np.ndarray:
-    """The symmetric square root of a positive semi-definite matrix."""
+def symmetric_root(matrix: np.ndarray) -> np.ndarray:
+    """The symmetric square root of a positive semi-definite matrix `[F, F]`."""
     eigenvalues, vectors = np.linalg.eigh(matrix)
     return (vectors * np.sqrt(np.maximum(eigenvalues, 0.0))) @ vectors.T
 

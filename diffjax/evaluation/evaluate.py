@@ -64,12 +64,12 @@ def evaluate(
         report: called with each row as it is done.
     """
     began = time.perf_counter()
-    samples, row, full = _measure(draw, main, reference, labels, conditional, seed)
+    samples, row, full = _measure(draw, main, reference, labels, conditional, seed, True)
     report(row)
     rows = [row]
     for other in others:
         if _how(other) != _how(main):
-            _, another, _ = _measure(draw, other, reference, labels, conditional, seed)
+            _, another, _ = _measure(draw, other, reference, labels, conditional, seed, False)
             report(another)
             rows.append(another)
     rows.sort(key=lambda row: (row["solver"], row["grid"], row["nfe"]))
@@ -101,12 +101,13 @@ def _measure(
     labels: np.ndarray,
     conditional: bool,
     seed: int,
+    in_depth: bool,
 ) -> tuple[np.ndarray, dict[str, Any], dict[str, Any]]:
     """Samples, their row in the table, and all that is known about them."""
     began = time.perf_counter()
     samples, nfe = draw(named.recipe, labels, seed)
     seconds = time.perf_counter() - began
-    full = metrics.compare(samples, labels if conditional else None, reference)
+    full = metrics.compare(samples, labels if conditional else None, reference, in_depth=in_depth)
     row = {
         **_how(named),
         "nfe": nfe,

@@ -5,7 +5,13 @@ from typing import NamedTuple
 import numpy as np
 
 from diffjax.errors import UserError
-from diffjax.evaluation.distances import Statistics, checked, frechet_distance, statistics
+from diffjax.evaluation.distances import (
+    Statistics,
+    checked,
+    frechet_distance_from_root,
+    statistics,
+    symmetric_root,
+)
 
 SPLITS = (1, 2, 4)
 """Into how many equal parts the samples are divided, one point of the fit each."""
@@ -65,6 +71,10 @@ def extrapolated_distance(
         ((4000, 2000, 1000), True)
     """
     features = checked(features, at_least=2)
+    if reference.cov.shape != (features.shape[1],) * 2:
+        raise UserError(
+            f"features of different widths, {features.shape[1]} and {len(reference.cov)}"
+        )
     needed = fewest_samples(features.shape[1])
     if len(features) < needed:
         raise UserError(
@@ -72,12 +82,13 @@ def extrapolated_distance(
             f"samples, not {len(features)}"
         )
     features = features[np.random.default_rng(seed).permutation(len(features))]
-    distances = _distances(features, reference)
+    root = symmetric_root(reference.cov)
+    distances = _distances(features, reference, root)
     # Every tenth sample, so that each part of each size loses its share.
     group = np.arange(len(features)) % _NUM_GROUPS
     without = [
-        _intercept(_distances(features[group != i], reference), len(features[group != i]))
-        for i in range(_NUM_GROUPS)
+        _intercept(_distances(rest, reference, root), len(rest))
+        for rest in (features[group != i] for i in range(_NUM_GROUPS))
     ]
     return ExtrapolatedDistance(
         value=_intercept(distances, len(features)),
@@ -87,12 +98,15 @@ def extrapolated_distance(
     )
 
 
-def _distances(features: np.ndarray, reference: Statistics) -> list[float]:
+def _distances(features: np.ndarray, real: Statistics, root: np.ndarray) -> list[float]:
     """The mean distance of the parts, for each number of parts."""
     means = []
     for num_parts in SPLITS:
         parts = [statistics(part) for part in np.array_split(features, num_parts)]
-        distances = [frechet_distance(p.mean, p.cov, reference.mean, reference.cov) for p in parts]
+        distances = [
+            frechet_distance_from_root(real.mean, real.cov, root, part.mean, part.cov)
+            for part in parts
+        ]
         means.append(float(np.mean(distances)))
     return means
 

@@ -8,6 +8,7 @@ import numpy as np
 
 from diffjax.data import DataSet, all_images, to_float, to_uint8
 from diffjax.errors import UserError
+from diffjax.evaluation.copying import data_copying, inauthentic
 from diffjax.evaluation.distances import (
     KernelDistance,
     Statistics,
@@ -15,8 +16,16 @@ from diffjax.evaluation.distances import (
     kernel_distance,
     statistics,
 )
+from diffjax.evaluation.extrapolation import extrapolated_distance, fewest_samples
 from diffjax.evaluation.features import Extractor, check_images
+from diffjax.evaluation.manifolds import manifold_scores
 from diffjax.evaluation.neighbours import memorisation, nearest
+from diffjax.evaluation.scores import inception_score
+
+_K = 5  # of Naeem et al.
+_MOST_ON_MANIFOLDS = 10_000  # as theirs; the cost grows with the square
+_NUM_SPLITS = 10  # of Salimans et al.
+_NUM_CELLS = 5
 
 
 @dataclass(frozen=True)
@@ -31,7 +40,9 @@ class Reference:
         train_statistics: of the train features.
         train_sha256: fingerprint of the train split.
         test_features: `[M, F]` float32.
-        test_neighbour_distances: `[M, 2]` float32, of test images to the nearest train images.
+        test_logits: `[M, K]` float32; None where the extractor has none.
+        some_test_images: `[L, H, W, C]` float32, those whose nearest train images were looked up.
+        test_neighbours: their indices `[L, 2]` and distances `[L, 2]`, from `nearest`.
         kernel_floor: the kernel distance between the test and the train split.
         max_neighbour_images: samples whose nearest train images are looked up.
         seed: of every random thinning.
@@ -44,7 +55,9 @@ class Reference:
     train_statistics: Statistics
     train_sha256: str
     test_features: np.ndarray
-    test_neighbour_distances: np.ndarray
+    test_logits: np.ndarray | None
+    some_test_images: np.ndarray
+    test_neighbours: tuple[np.ndarray, np.ndarray]
     kernel_floor: KernelDistance
     max_neighbour_images: int
     seed: int
@@ -73,7 +86,7 @@ def reference(
     train_images, _ = all_images(dataset.reference, max_images)
     test_images, _ = all_images(dataset.test, max_images)
     train_features = extractor.features(train_images)
-    test_features = extractor.features(test_images)
+    test_features, test_logits = extractor.extract(test_images)
     some_test_images = thin(test_images, max_neighbour_images, seed)
     return Reference(
         name=dataset.name,
@@ -83,7 +96,9 @@ def reference(
         train_statistics=statistics(train_features),
         train_sha256=dataset.reference.fingerprint(),
         test_features=test_features,
-        test_neighbour_distances=nearest(some_test_images, train_images, k=2)[1],
+        test_logits=test_logits,
+        some_test_images=some_test_images,
+        test_neighbours=nearest(some_test_images, train_images, k=2),
         kernel_floor=kernel_distance(test_features, train_features, seed=seed),
         max_neighbour_images=max_neighbour_images,
         seed=seed,
@@ -96,8 +111,9 @@ def compare(
     reference: Reference,
     *,
     round_to_uint8: bool = True,
+    in_depth: bool = True,
 ) -> dict[str, Any]:
-    """Accuracy, Fréchet and kernel distance, and memorisation of one set of samples.
+    """All numbers of one set of samples: accuracy, distances, variety, memorisation.
 
     Samples are first clipped to [-1, 1] and rounded to the 256 levels that an image file has,
     because the real images have no others.
@@ -107,13 +123,16 @@ def compare(
         labels: `[N]`, the class that each sample was asked to be; None if there was no condition.
         reference: from `reference(dataset, extractor)`; the samples go through its extractor.
         round_to_uint8: False keeps the samples' own levels (they are still clipped).
+        in_depth: False leaves it at the accuracy and the two distances at the number of samples.
 
     Returns:
         Plain JSON: `accuracy` in [0, 1] (None without labels or classifier) with its 95 % Wilson
-        interval and the classifier's own test accuracy; `frechet_distance` and `kernel_distance`,
-        each with `value`, `floor` (the same distance from real test images to the train split; for
-        the Fréchet distance at most as many as there are samples) and `provenance`; `neighbours`
-        with the figures of `Memorisation`. docs/evaluation.md says what each means.
+        interval and the classifier's own test accuracy; `frechet_distance`, `kernel_distance`,
+        `frechet_distance_at_infinity`, `precision`, `recall`, `density`, `coverage` and
+        `inception_score`, each with `value`, `floor` (the same of real test images, at most as
+        many as there are samples but for the kernel distance) and `provenance`; `neighbours` with
+        the figures of memorisation. What can't be had of so few samples, or without logits, is
+        None. docs/evaluation.md says what each means.
 
     Raises:
         UserError: too few samples, another shape, labels that do not fit, pixels not finite.
@@ -139,22 +158,31 @@ def compare(
     test_features = thin(reference.test_features, len(samples), reference.seed)
     frechet_counts = _counts(len(samples), len(test_features), reference.train_statistics.n)
     floor = reference.kernel_floor
-    return {
+    short = {
         "num_samples": len(samples),
         **_accuracy(logits, labels, len(samples)),
         "classifier_test_accuracy": extractor.test_accuracy,
         "frechet_distance": {
             "value": _frechet(features, reference.train_statistics),
             "floor": _frechet(test_features, reference.train_statistics),
-            "provenance": provenance | frechet_counts,
+            "provenance": provenance | frechet_counts | {"definition": "arXiv:1706.08500"},
         },
         "kernel_distance": {
             "value": kernel.value,
             "standard_error": kernel.standard_error,
             "floor": floor.value,
             "floor_standard_error": floor.standard_error,
-            "provenance": provenance | _counts(kernel.num_1, floor.num_1, kernel.num_2),
+            "provenance": provenance
+            | _counts(kernel.num_1, floor.num_1, kernel.num_2)
+            | {"definition": "arXiv:1801.01401", "seed": reference.seed},
         },
+    }
+    if not in_depth:
+        return short
+    return short | {
+        "frechet_distance_at_infinity": _at_infinity(features, reference, provenance),
+        **_manifolds(features, reference, provenance),
+        "inception_score": _inception_score(logits, reference, provenance),
         "neighbours": _neighbours(samples, reference),
     }
 
@@ -191,14 +219,109 @@ def _accuracy(logits: np.ndarray | None, labels: np.ndarray | None, n: int) -> d
     return {"accuracy": num_right / n, "accuracy_interval": list(wilson_interval(num_right, n))}
 
 
+def _at_infinity(
+    features: np.ndarray, reference: Reference, provenance: dict[str, Any]
+) -> dict[str, Any] | None:
+    """The extrapolated Fréchet distance; None of too few samples, its floor of test images too."""
+    test_features = thin(reference.test_features, len(features), reference.seed)
+    found, floor = (
+        extrapolated_distance(x, reference.train_statistics, seed=reference.seed)
+        if len(x) >= fewest_samples(x.shape[1])
+        else None
+        for x in (features, test_features)
+    )
+    if found is None:
+        return None
+    return {
+        "value": found.value,
+        "standard_error": found.standard_error,
+        "floor": floor and floor.value,
+        "floor_standard_error": floor and floor.standard_error,
+        "provenance": provenance
+        | _counts(len(features), len(test_features) if floor else 0, reference.train_statistics.n)
+        | {
+            "definition": "arXiv:1911.07023, disjoint parts",
+            "sizes": list(found.sizes),
+            "seed": reference.seed,
+        },
+    }
+
+
+def _manifolds(
+    features: np.ndarray, reference: Reference, provenance: dict[str, Any]
+) -> dict[str, Any]:
+    """Precision, recall, density and coverage against as many train images; None of too few."""
+
+    def against_as_many(features: np.ndarray, most: int) -> tuple[int, dict[str, float]]:
+        n = min(most, len(features), len(reference.train_features))
+        if n <= _K:
+            return 0, {}
+        real, ours = (thin(x, n, reference.seed) for x in (reference.train_features, features))
+        return n, manifold_scores(real, ours, k=_K)._asdict()
+
+    n, found = against_as_many(features, _MOST_ON_MANIFOLDS)
+    num_floor, floor = against_as_many(reference.test_features, n)
+    stated = provenance | _counts(n, num_floor, n) | {"k": _K, "seed": reference.seed}
+    papers = {"precision": "1904.06991", "recall": "1904.06991"}
+    papers |= {"density": "2002.09797", "coverage": "2002.09797"}
+    return {
+        name: {
+            "value": found[name],
+            "floor": floor.get(name),
+            "provenance": stated | {"definition": f"arXiv:{paper}"},
+        }
+        if found
+        else None
+        for name, paper in papers.items()
+    }
+
+
+def _inception_score(
+    logits: np.ndarray | None, reference: Reference, provenance: dict[str, Any]
+) -> dict[str, Any] | None:
+    """On the extractor's own classes; None without them, or of fewer samples than splits."""
+    if logits is None or reference.test_logits is None or len(logits) < _NUM_SPLITS:
+        return None
+    test_logits = thin(reference.test_logits, len(logits), reference.seed)
+    found, floor = (
+        inception_score(x, num_splits=_NUM_SPLITS, seed=reference.seed)
+        if len(x) >= _NUM_SPLITS
+        else None
+        for x in (logits, test_logits)
+    )
+    assert found is not None
+    return {
+        "value": found.value,
+        "standard_deviation": found.standard_deviation,
+        "floor": floor and floor.value,
+        "provenance": provenance
+        | _counts(len(logits), len(test_logits), 0)
+        | {
+            "definition": "arXiv:1606.03498",
+            "num_splits": _NUM_SPLITS,
+            "seed": reference.seed,
+        },
+    }
+
+
 def _neighbours(samples: np.ndarray, reference: Reference) -> dict[str, Any]:
     some = thin(samples, reference.max_neighbour_images, reference.seed)
-    test_distances = reference.test_neighbour_distances
-    distances = nearest(some, reference.train_images, k=2)[1]
+    train = reference.train_images
+    indices, distances = nearest(some, train, k=2)
+    test_distances = reference.test_neighbours[1]
+    by_cell = data_copying(
+        some, train, reference.some_test_images, num_cells=_NUM_CELLS, seed=reference.seed
+    )
     return {
         **memorisation(distances, test_distances)._asdict(),
+        "inauthentic": inauthentic(indices, distances, train),
+        "inauthentic_floor": inauthentic(*reference.test_neighbours, train),
+        "data_copying": by_cell.value,
+        "data_copying_tested_share": by_cell.tested_share,
+        "num_cells": _NUM_CELLS,
+        "seed": reference.seed,
         "space": "pixels",
-        **_counts(len(some), len(test_distances), len(reference.train_images)),
+        **_counts(len(some), len(test_distances), len(train)),
     }
 
 

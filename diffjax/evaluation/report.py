@@ -24,6 +24,7 @@ from diffjax.evaluation.run_files import read_json, read_metrics
 from diffjax.evaluation.tables import (
     duration,
     is_number,
+    measure,
     number,
     percent,
     quality_cells,
@@ -35,6 +36,7 @@ __all__ = ["quality_table", "write_report"]
 
 _MAX_GRIDS = 7
 _TARGET = "_target_"
+_COUNTS = ("num_samples", "num_reference_images", "num_floor_images")
 _SHOWN_ELSEWHERE = (
     "command",
     "versions",
@@ -98,7 +100,7 @@ def _content(workdir: Path) -> dict[str, Any]:
         "quality": _quality(evaluation),
         "neighbours_image": _image(workdir / "samples" / "neighbours.png"),
         "neighbours": _flat(evaluation.get("neighbours")),
-        "provenance": _provenance(evaluation),
+        "numbers": _numbers(evaluation),
         "config": config,
         "commands": commands,
         "run": _flat({k: v for k, v in run.items() if k not in _SHOWN_ELSEWHERE}),
@@ -273,23 +275,44 @@ def _floor(evaluation: Mapping[str, Any], metric: str) -> float | None:
     return floor if is_number(floor) else None
 
 
-def _provenance(evaluation: Mapping[str, Any]) -> dict[str, Any]:
-    """A table with a column for each distance and a row for each fact about it."""
-    distances = {
-        name: _flat({k: v for k, v in measure.items() if k != "provenance"})
-        | _flat(measure.get("provenance"))
-        for name, measure in evaluation.items()
-        if isinstance(measure, Mapping) and "provenance" in measure
+def _numbers(evaluation: Mapping[str, Any]) -> dict[str, Any]:
+    """A row for each number that has a provenance, and the facts that all of these share."""
+    entries = {
+        name: entry
+        for name, entry in evaluation.items()
+        if isinstance(entry, Mapping) and "provenance" in entry
     }
-    longest_first = sorted(distances.values(), key=len, reverse=True)
-    facts = dict.fromkeys(fact for facts in longest_first for fact in facts)
-    return {
-        "headings": [name.replace("_", " ").replace("frechet", "Fréchet") for name in distances],
-        "rows": [
-            (fact.replace("_", " "), [facts.get(fact) for facts in distances.values()])
-            for fact in facts
-        ],
+    known = [_flat(entry["provenance"]) for entry in entries.values()]
+    shared = {
+        fact: value
+        for fact, value in (known[0] if known else {}).items()
+        if fact not in _COUNTS and all(facts.get(fact) == value for facts in known)
     }
+    rows = [
+        {
+            "name": _name(name),
+            "value": _with_error(entry, "value", "standard_error"),
+            "floor": _with_error(entry, "floor", "floor_standard_error"),
+            # Of no real images, as for a score of samples alone, there is no number.
+            "counts": [number(facts.get(count) or None) for count in _COUNTS],
+            "how": " · ".join(
+                f"{fact.replace('_', ' ')} {value}" if fact != "definition" else str(value)
+                for fact, value in facts.items()
+                if fact not in shared and fact not in _COUNTS
+            ),
+        }
+        for (name, entry), facts in zip(entries.items(), known, strict=True)
+    ]
+    return {"rows": rows, "shared": shared}
+
+
+def _with_error(entry: Mapping[str, Any], key: str, error: str) -> str:
+    text = measure(entry.get(key))
+    return f"{text} ± {entry[error]:.2g}" if is_number(entry.get(error)) else text
+
+
+def _name(key: str) -> str:
+    return key.replace("_", " ").replace("frechet", "Fréchet").replace("inception", "Inception")
 
 
 def _commands(workdir: Path, run: Mapping[str, Any]) -> dict[str, str]:

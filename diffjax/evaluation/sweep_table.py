@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from diffjax.evaluation.provenance import check_comparable
 from diffjax.evaluation.tables import measure, percent
 
 
@@ -14,6 +15,9 @@ def sweep_table(results: Mapping[str, Mapping[str, Any]]) -> str:
     Args:
         results: the content of each run's `evaluation.json`, by the run's name.
 
+    Raises:
+        UserError: runs whose distances were measured in unlike ways (`check_comparable`).
+
     Example:
         >>> row = {"solver": "heun", "grid": "uniform", "num_steps": 9, "nfe": 34,
         ...        "guidance_scale": 1.5, "frechet_distance": 0.58}
@@ -23,6 +27,7 @@ def sweep_table(results: Mapping[str, Mapping[str, Any]]) -> str:
         | flow | 99.0 % | 0.580 |
         <BLANKLINE>
     """
+    check_comparable(results, "frechet_distance")
     rows = {name: {_recipe(row): row for row in r["by_nfe"]} for name, r in results.items()}
     recipes = sorted({recipe for found in rows.values() for recipe in found})
     lines = [["run", "accuracy", *(f"{s}, {grid}, NFE {nfe}" for s, grid, nfe in recipes)]]

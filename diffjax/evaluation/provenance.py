@@ -1,0 +1,70 @@
+"""Whether numbers of several evaluations may stand side by side."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from diffjax.errors import UserError
+
+# What a number's floor was measured with; its value does not hang on it.
+_OF_THE_FLOOR = ("num_floor_images",)
+
+
+def check_comparable(evaluations: Mapping[str, Mapping[str, Any]], number: str) -> None:
+    """Refuses to compare one number of evaluations that measured it in unlike ways.
+
+    Alike are the extractor and its hash, the reference and its hash, the counts, the seed and all
+    else that its provenance states. How the samples were drawn is no part of it: that is what is
+    compared.
+
+    Args:
+        evaluations: the content of each `evaluation.json`, by the run's name.
+        number: such as `"frechet_distance"`. Where it is missing or None, there is nothing to
+            compare.
+
+    Raises:
+        UserError: the first fact that differs, and the two runs; or a number without provenance.
+
+    Example:
+        >>> def made_with(n):
+        ...     return {"precision": {"value": 0.9, "provenance": {"k": 5, "num_samples": n}}}
+        >>> check_comparable({"a": made_with(1000), "b": made_with(1000)}, "precision")
+        >>> check_comparable({"a": made_with(1000), "b": made_with(50)}, "precision")
+        Traceback (most recent call last):
+            ...
+        diffjax.errors.UserError: precision of a and b can't be compared: num_samples is 1000 and 50
+    """
+    found = {
+        name: evaluation[number]
+        for name, evaluation in evaluations.items()
+        if evaluation.get(number) is not None
+    }
+    if len(found) < 2:
+        return
+    for name, entry in found.items():
+        if not isinstance(entry, Mapping) or not isinstance(entry.get("provenance"), Mapping):
+            raise UserError(
+                f"{number} of {name} can't be compared, for nothing says what it was measured "
+                "with: evaluate that run again"
+            )
+    (first, entry), *others = found.items()
+    for name, other in others:
+        differences = _differences(entry["provenance"], other["provenance"])
+        if differences:
+            raise UserError(
+                f"{number} of {first} and {name} can't be compared: {'; '.join(differences)}"
+            )
+
+
+def _differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    keys = [key for key in {**one, **other} if key not in _OF_THE_FLOOR]
+    return [
+        f"{key} is {_short(one.get(key))} and {_short(other.get(key))}"
+        for key in keys
+        if one.get(key) != other.get(key)
+    ]
+
+
+def _short(value: Any) -> str:
+    """A fact in a sentence; of a hash, as much as tells it from another."""
+    text = "not stated" if value is None else str(value)
+    return f"{text[:12]}…" if len(text) == 64 else text
