@@ -485,6 +485,62 @@ class TestCompare:
         images = digits_reference.train_images[:200]
         found = compare(images, None, digits_reference)["neighbours"]
         assert (found["copied"], found["closer_than_test"], found["distance_ratio"]) == (1, 1, 0)
+        assert found["inauthentic"] == 1
+        assert 0.3 < found["inauthentic_floor"] < 0.7
+        assert found["data_copying"] < -3
+
+    def test_fidelity_and_variety_fall_apart(self, digits_reference, real):
+        images, labels = real
+        half = compare(images[labels < 5], None, digits_reference)
+        assert half["precision"]["value"] > half["precision"]["floor"] - 0.05
+        for name in ("recall", "coverage"):
+            assert half[name]["value"] == pytest.approx(0.5, abs=0.1)
+            assert half[name]["floor"] > 0.9
+        noise = np.random.default_rng(0).normal(size=images.shape)
+        noisy = compare(images + 0.8 * noise, None, digits_reference)
+        assert noisy["precision"]["value"] < noisy["precision"]["floor"] - 0.2
+        assert noisy["density"]["value"] < half["density"]["value"] - 0.2
+
+    def test_numbers_in_depth_say_what_they_were_measured_with(self, digits_reference):
+        # Enough for the extrapolation, which takes about 9 samples a feature, and independent of
+        # nothing: they are the train images, so that at infinity the distance is near 0 or below.
+        images = digits_reference.train_images[::2]
+        found = compare(images, None, digits_reference)
+        assert json.loads(json.dumps(found, allow_nan=False)) == found
+        plain = found["frechet_distance"]
+        whole = plain["provenance"]
+        infinite = found["frechet_distance_at_infinity"]
+        assert infinite["value"] < plain["value"]
+        assert infinite["floor"] is None
+        for name, stated in {
+            "frechet_distance_at_infinity": {"sizes_of_parts": [719, 359, 179]},
+            "precision": {"k": 5},
+            "coverage": {"k": 5, "num_reference_images": 719},
+            "inception_score": {"num_splits": 10, "num_reference_images": 0},
+        }.items():
+            provenance = found[name]["provenance"]
+            assert provenance["definition"].startswith("arXiv:")
+            assert {key: provenance[key] for key in stated} == stated
+            for key in ("extractor_sha256", "reference_sha256", "num_samples", "seed"):
+                assert provenance[key] == whole[key]
+        assert 8 < found["inception_score"]["value"] < 10
+
+    def test_what_few_samples_or_no_classes_do_not_give_is_none(self, digits_reference, real):
+        few = compare(real[0][:5], None, digits_reference)
+        for name in ("frechet_distance_at_infinity", "precision", "coverage", "inception_score"):
+            assert few[name] is None
+        assert few["neighbours"]["data_copying"] is None
+        no_classes = compare(real[0][:50], None, reference(digits(), pixel_features(size=4)))
+        assert no_classes["inception_score"] is None
+        assert no_classes["recall"]["value"] > 0
+
+    def test_in_short_it_is_accuracy_and_two_distances(self, digits_reference, real):
+        images, labels = real
+        short = compare(images, labels, digits_reference, in_depth=False)
+        whole = compare(images, labels, digits_reference)
+        assert short == {key: whole[key] for key in short}
+        assert "precision" not in short
+        assert "neighbours" not in short
 
     def test_rounding_to_levels_is_stated_and_done(self, digits_reference, real):
         images = real[0][:50]

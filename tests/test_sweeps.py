@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from diffjax.errors import UserError
 from diffjax.evaluation.sweep_table import sweep_table
 from diffjax.sweeps import Sweep
 from experiments import cli, config_files, sweep
@@ -95,6 +96,42 @@ def test_a_sweep_is_a_folder_of_runs_and_a_table(file, tmp_path, capsys):
     assert run(f"--sweep={file}", f"--workdir={folder}") == 2
     assert "failed: flow" in capsys.readouterr().err
     assert "holds a run with another config" in (folder / "flow" / "output.txt").read_text()
+
+
+def made(value=0.5, **facts):
+    row = {"solver": "heun", "grid": "uniform", "nfe": 34, "frechet_distance": value}
+    provenance = {"extractor": "classifier:digits", "num_samples": 1000, "num_floor_images": 359}
+    return {
+        "frechet_distance": {"value": value, "provenance": provenance | facts},
+        "by_nfe": [row],
+    }
+
+
+def test_runs_of_like_provenance_stand_side_by_side():
+    # A floor of other images changes no value.
+    table = sweep_table({"a": made(0.5), "b": made(0.7, num_floor_images=10)})
+    assert [line.split("|")[-2].strip() for line in table.splitlines()[2:]] == ["0.500", "0.700"]
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        (made(num_samples=50), "of a and c can't be compared: num_samples is 1000 and 50"),
+        (
+            made(extractor_sha256="3081c58fc0e2" + "0" * 52),
+            "extractor_sha256 is not stated and 3081c58fc0e2…",
+        ),
+        (
+            made(extractor="pixels:8x8", k=3),
+            "extractor is .* and pixels:8x8; k is not stated and 3",
+        ),
+        ({"frechet_distance": 0.5, "by_nfe": []}, "of c can't be compared, for nothing says"),
+    ],
+)
+def test_runs_of_unlike_provenance_are_refused(other, message):
+    with pytest.raises(UserError, match=message) as caught:
+        sweep_table({"a": made(), "b": made(), "c": other})
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(

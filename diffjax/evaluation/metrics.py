@@ -153,6 +153,7 @@ def compare(
         "rounding": "uint8" if round_to_uint8 else "none",
         "reference": f"{reference.name}/train",
         "reference_sha256": reference.train_sha256,
+        "seed": reference.seed,
     }
     # The Fréchet distance falls with the number of images, so its floor uses as many.
     test_features = thin(reference.test_features, len(samples), reference.seed)
@@ -174,7 +175,7 @@ def compare(
             "floor_standard_error": floor.standard_error,
             "provenance": provenance
             | _counts(kernel.num_1, floor.num_1, kernel.num_2)
-            | {"definition": "arXiv:1801.01401", "seed": reference.seed},
+            | {"definition": "arXiv:1801.01401"},
         },
     }
     if not in_depth:
@@ -240,9 +241,8 @@ def _at_infinity(
         "provenance": provenance
         | _counts(len(features), len(test_features) if floor else 0, reference.train_statistics.n)
         | {
-            "definition": "arXiv:1911.07023, disjoint parts",
-            "sizes": list(found.sizes),
-            "seed": reference.seed,
+            "definition": "arXiv:1911.07023",
+            "sizes_of_parts": list(found.sizes),
         },
     }
 
@@ -261,14 +261,14 @@ def _manifolds(
 
     n, found = against_as_many(features, _MOST_ON_MANIFOLDS)
     num_floor, floor = against_as_many(reference.test_features, n)
-    stated = provenance | _counts(n, num_floor, n) | {"k": _K, "seed": reference.seed}
+    stated = provenance | _counts(n, num_floor, n)
     papers = {"precision": "1904.06991", "recall": "1904.06991"}
     papers |= {"density": "2002.09797", "coverage": "2002.09797"}
     return {
         name: {
             "value": found[name],
             "floor": floor.get(name),
-            "provenance": stated | {"definition": f"arXiv:{paper}"},
+            "provenance": stated | {"definition": f"arXiv:{paper}", "k": _K},
         }
         if found
         else None
@@ -282,24 +282,19 @@ def _inception_score(
     """On the extractor's own classes; None without them, or of fewer samples than splits."""
     if logits is None or reference.test_logits is None or len(logits) < _NUM_SPLITS:
         return None
-    test_logits = thin(reference.test_logits, len(logits), reference.seed)
-    found, floor = (
-        inception_score(x, num_splits=_NUM_SPLITS, seed=reference.seed)
-        if len(x) >= _NUM_SPLITS
-        else None
-        for x in (logits, test_logits)
-    )
-    assert found is not None
+    found = inception_score(logits, num_splits=_NUM_SPLITS, seed=reference.seed)
+    test_logits, floor = thin(reference.test_logits, len(logits), reference.seed), None
+    if len(test_logits) >= _NUM_SPLITS:
+        floor = inception_score(test_logits, num_splits=_NUM_SPLITS, seed=reference.seed).value
     return {
         "value": found.value,
         "standard_deviation": found.standard_deviation,
-        "floor": floor and floor.value,
+        "floor": floor,
         "provenance": provenance
         | _counts(len(logits), len(test_logits), 0)
         | {
             "definition": "arXiv:1606.03498",
             "num_splits": _NUM_SPLITS,
-            "seed": reference.seed,
         },
     }
 

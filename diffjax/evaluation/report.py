@@ -308,7 +308,7 @@ def _numbers(evaluation: Mapping[str, Any]) -> dict[str, Any]:
 
 def _with_error(entry: Mapping[str, Any], key: str, error: str) -> str:
     text = measure(entry.get(key))
-    return f"{text} ± {entry[error]:.2g}" if is_number(entry.get(error)) else text
+    return f"{text} ± {entry[error]:#.2g}" if is_number(entry.get(error)) else text
 
 
 def _name(key: str) -> str:
