@@ -219,6 +219,21 @@ def test_the_page_says_what_a_reader_asks_first(finished):
     assert page.tags.count("svg") == 5
 
 
+def test_a_number_has_its_error_its_counts_and_what_it_alone_was_measured_with(workdir):
+    evaluation = _evaluation()
+    counts = {"num_samples": 500, "num_floor_images": 359, "num_reference_images": 500}
+    provenance = _provenance() | counts | {"definition": "arXiv:1904.06991", "k": 5}
+    evaluation["recall"] = {"value": 0.8412, "floor": 0.98, "provenance": provenance}
+    evaluation["density"] = None
+    (workdir / "evaluation.json").write_text(json.dumps(evaluation))
+    words = _read(write_report(workdir)).words
+    assert "kernel distance 0.00410 ± 0.00060 0.00120 1,000 1,437 –" in words
+    assert "recall 0.841 0.980 500 500 359 arXiv:1904.06991 · k 5" in words
+    assert "density" not in words
+    # What all share is said once.
+    assert words.count("9f" * 32) == words.count("extractor classifier:digits") == 1
+
+
 def test_the_page_asks_for_nothing_outside_itself(finished):
     text = write_report(finished).read_text(encoding="utf-8")
     page = _Page(text)

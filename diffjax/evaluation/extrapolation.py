@@ -35,11 +35,11 @@ class ExtrapolatedDistance(NamedTuple):
 
 
 def fewest_samples(num_features: int) -> int:
-    """How many samples `extrapolated_distance` needs: its smallest part has twice as many samples
-    as features, for below that the distance is no line in 1/n.
+    """How many samples `extrapolated_distance` needs: its smallest part has three times as many
+    samples as features, for with fewer the distance is too far from a line in 1/n.
     """
     # One more group, for the jackknife leaves one out.
-    return -(-2 * num_features * max(SPLITS) * _NUM_GROUPS // (_NUM_GROUPS - 1)) + max(SPLITS)
+    return -(-3 * num_features * max(SPLITS) * _NUM_GROUPS // (_NUM_GROUPS - 1)) + max(SPLITS)
 
 
 def extrapolated_distance(
@@ -57,7 +57,7 @@ def extrapolated_distance(
     images gives.
 
     Args:
-        features: `[N, F]` of the samples; N at least `fewest_samples(F)`, about 9 F.
+        features: `[N, F]` of the samples; N at least `fewest_samples(F)`, about 13 F.
         reference: of the real images.
         seed: of the order in which the samples are split.
 
