@@ -14,3 +14,8 @@ if _DEVICES not in os.environ.get("XLA_FLAGS", ""):
 _CACHE = Path(__file__).parent / ".pytest_cache" / "jax"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_CACHE))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+
+
+def pytest_addoption(parser):
+    """`pytest -m faults --trials=200`: how many disturbed runs tests/test_faults.py makes."""
+    parser.addoption("--trials", type=int, default=2, help="disturbed runs in tests/test_faults.py")

@@ -8,6 +8,7 @@ from diffjax.data import Augment
 from diffjax.sampling.sample import Recipe
 from diffjax.spec import spec
 from diffjax.training import optimizer
+from diffjax.training.nonfinite import NonFinite
 
 
 def experiment(
@@ -44,6 +45,7 @@ def experiment(
     chosen = choices.set_axes(config, arguments, models, objective=objective, model=model)
     config.label_dropout = 0.1  # share of labels hidden, for classifier-free guidance
     config.optimizer = spec(optimizer.adamw)
+    config.nonfinite = spec(NonFinite)
     config.ema_decays = (0.999,)
     config.weights = "ema-0.999"  # used for sampling and evaluation
     config.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})

@@ -21,6 +21,7 @@ import importlib
 import inspect
 import logging
 import re
+import signal
 import sys
 import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -72,7 +73,7 @@ def run(
         argv: the command line after the program's name; that of this process by default.
 
     Returns:
-        0 after success or `--help`, 2 after a user's error, 130 after Ctrl-C.
+        0 after success or `--help`, 2 after a user's error, 130 after Ctrl-C, 143 after SIGTERM.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     if _HELP.intersection(argv):
@@ -90,7 +91,7 @@ def run(
         return 2
     except KeyboardInterrupt as interrupt:
         print(str(interrupt) or "interrupted", file=sys.stderr)
-        return 130
+        return 128 + getattr(interrupt, "signal", signal.SIGINT)
 
 
 def require(args: SimpleNamespace, name: str) -> None:

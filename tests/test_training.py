@@ -118,7 +118,7 @@ def logged(workdir):
 def test_a_run_leaves_what_is_promised(whole_run):
     names = {path.name for path in whole_run.iterdir()}
     assert names == {
-        "config.json", "run.json", "metrics.jsonl", "evaluation.json", "report.html",
+        "config.json", "run.json", "metrics.jsonl", "evaluation.json", "report.html", "lock.json",
         "checkpoints", "samples", "tensorboard",
     }  # fmt: skip
     assert [record["step"] for record in logged(whole_run)] == [2, 4, 6]
@@ -145,7 +145,7 @@ def test_a_finished_run_is_left_alone(whole_run, tmp_path):
     changed = {
         p.name for p in copy.rglob("*") if p.is_file() and before.get(p) != p.stat().st_mtime_ns
     }
-    assert changed <= {"report.html", "run.json"}
+    assert changed <= {"report.html", "run.json", "lock.json"}
 
 
 def test_stopping_and_resuming_changes_nothing(whole_run, tmp_path, monkeypatch):

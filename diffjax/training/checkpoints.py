@@ -4,6 +4,7 @@ Orbax does not notice flipped bits in array data, so each checkpoint carries one
 array. It is computed on the device, does not depend on the mesh, and changes with any single bit.
 """
 
+import hashlib
 import json
 import logging
 from collections.abc import Mapping
@@ -27,12 +28,28 @@ class Checkpoints:
         folder: made if need be.
         keep: how many of the newest stay.
         keep_every_steps: those at multiples of this stay as well.
+        read_only: change nothing: another process may be writing here.
     """
 
-    def __init__(self, folder: Path, keep: int = 3, keep_every_steps: int | None = None):
+    def __init__(
+        self,
+        folder: Path,
+        keep: int = 3,
+        keep_every_steps: int | None = None,
+        *,
+        read_only: bool = False,
+    ):
         self.folder = folder.absolute()
-        options = ocp.CheckpointManagerOptions(
-            max_to_keep=keep, keep_period=keep_every_steps, create=True
+        options = (
+            ocp.CheckpointManagerOptions(read_only=True)
+            if read_only
+            else ocp.CheckpointManagerOptions(
+                max_to_keep=keep,
+                keep_period=keep_every_steps,
+                create=True,
+                # What a killed process was writing would fill the disk, one kill after another.
+                cleanup_tmp_directories=True,
+            )
         )
         self._manager = ocp.CheckpointManager(
             self.folder, options=options, item_names=("state", "meta")
@@ -49,6 +66,7 @@ class Checkpoints:
         if step in self._manager.all_steps():
             return
         content = {**meta, "step": step, "digest": digest(state)}
+        content["meta_sha256"] = _sha256(content)
         self._manager.save(
             step,
             args=ocp.args.Composite(
@@ -104,6 +122,9 @@ class Checkpoints:
             ),
         )
         meta = restored.meta
+        # Checkpoints of before there was this sum have none.
+        if meta.pop("meta_sha256", None) not in (None, _sha256(meta)):
+            raise UserError("what is kept beside the arrays differs from what was saved")
         state = abstract._replace(**restored.state)
         actual = digest(state)
         wrong = [name for name, value in meta["digest"].items() if actual.get(name) != value]
@@ -115,10 +136,16 @@ class Checkpoints:
         """The steps that have a checkpoint, rising."""
         return sorted(self._manager.all_steps())
 
-    def close(self) -> None:
+    def wait(self) -> None:
         """Waits until what was begun is on disk."""
         self._manager.wait_until_finished()
-        self._manager.close()
+
+    def close(self) -> None:
+        """Waits as `wait`, and ends."""
+        try:
+            self.wait()
+        finally:
+            self._manager.close()
 
     def _set_aside(self, steps: list[int]) -> None:
         if not steps or jax.process_index() != 0:
@@ -163,6 +190,10 @@ def _digest_array(x: Array) -> Array:
     for axis, size in enumerate(x.shape):
         index = index * size + jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis)
     return jnp.sum(bits * (2 * index + 1) * jnp.uint32(2654435761), dtype=jnp.uint32)
+
+
+def _sha256(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def _parts(state: Any) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 import json
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -16,18 +16,21 @@ from diffjax.data import DataSet, batches
 from diffjax.errors import UserError
 from diffjax.evaluation.plots import save_png
 from diffjax.evaluation.report import write_report
+from diffjax.evaluation.run_files import read_json
 from diffjax.spec import build, to_json
 from diffjax.training import workdirs
 from diffjax.training.checkpoints import Checkpoints
 from diffjax.training.generate import balanced_labels, make_generator
 from diffjax.training.interrupts import Interrupted, stop_signals
 from diffjax.training.load import Run, weaker_models
+from diffjax.training.lock import locked
 from diffjax.training.logging import JSONLWriter, ProgressBar, TensorBoardWriter, Writer, join
 from diffjax.training.measure import check_evaluation, measure, samples_asked_of
 from diffjax.training.setup import Setup, check_pairs, set_up
 from diffjax.training.sharding import batch_sharding, replicated
 from diffjax.training.state import TrainState, weights_called
 from diffjax.training.step import TrainStep, make_train_step
+from diffjax.training.storage import make_writable, told_in_one_line
 from diffjax.training.window import MetricsWindow
 
 _LOG = logging.getLogger("diffjax")
@@ -49,7 +52,9 @@ def train(config: ConfigDict, workdir: str | Path, command: str = "") -> Path:
         The path of `report.html`.
 
     Raises:
-        UserError: a config that can't work, a folder that holds another run, changed data.
+        UserError: a config that can't work, a folder that holds another run or is being trained
+            by another process, changed data.
+        StorageError: the folder can't be written any more; what was saved before is whole.
         NonFiniteLoss: with the step, the log-SNR bins and the last good checkpoint.
         Interrupted: Ctrl-C or SIGTERM, after saving.
     """
@@ -61,28 +66,45 @@ def train(config: ConfigDict, workdir: str | Path, command: str = "") -> Path:
     check_pairs(setup, dataset)
     check_evaluation(config, dataset.image_shape)
 
-    workdirs.claim(workdir, config)
-    _LOG.info("training %s in %s", config.name, workdir)
+    make_writable(workdir)
+    with locked(workdir), told_in_one_line(workdir), stop_signals() as should_stop:
+        workdirs.claim(workdir, config)
+        _LOG.info("training %s in %s", config.name, workdir)
+        run_all(setup, dataset, workdir, command, should_stop)
+        return write_report(workdir) if jax.process_index() == 0 else workdir / workdirs.REPORT
+
+
+def run_all(
+    setup: Setup,
+    dataset: DataSet,
+    workdir: Path,
+    command: str,
+    should_stop: Callable[[], bool],
+) -> None:
+    """Everything that is missing: steps, then the evaluation of the last one."""
+    config = setup.config
     checkpoints = Checkpoints(
         workdir / "checkpoints", config.checkpoints_to_keep, config.checkpoints_kept_every_steps
     )
-    with stop_signals() as should_stop, closing(checkpoints):
-        state, start_step = restore_or_init(setup, checkpoints, dataset)
+    with closing(checkpoints):
+        state, start = restore_or_init(setup, checkpoints, dataset)
         workdirs.record_run(workdir, setup, dataset, command)
-        if start_step < config.num_steps:
-            state = run_steps(setup, dataset, state, start_step, checkpoints, workdir, should_stop)
+        if start["step"] < config.num_steps:
+            state = run_steps(setup, dataset, state, start, checkpoints, workdir, should_stop)
         else:
-            _LOG.info("%s is finished: %d of %d steps", workdir, start_step, config.num_steps)
-        if not (workdir / workdirs.EVALUATION).exists():
+            _LOG.info("%s is finished: %d of %d steps", workdir, start["step"], config.num_steps)
+        checkpoints.wait()  # An evaluation is of something that is on disk.
+        # One made beside the training, by experiments.evaluate, is of an earlier step.
+        evaluated = (read_json(workdir / workdirs.EVALUATION) or {}).get("step")
+        if evaluated != config.num_steps:
             run = Run(setup, state, workdir, dataset.label_names)
             measure(run, dataset, should_stop=should_stop)
-    return write_report(workdir) if jax.process_index() == 0 else workdir / workdirs.REPORT
 
 
 def restore_or_init(
     setup: Setup, checkpoints: Checkpoints, dataset: DataSet
-) -> tuple[TrainState, int]:
-    """The newest whole checkpoint, or a fresh state; and its step.
+) -> tuple[TrainState, Mapping[str, Any]]:
+    """The newest whole checkpoint, or a fresh state; and what is known of it, as its step.
 
     Raises:
         UserError: the data are not those that the run began with.
@@ -90,7 +112,7 @@ def restore_or_init(
     restored = checkpoints.restore(setup.abstract)
     if restored is None:
         init_key, _ = jax.random.split(jax.random.key(setup.config.seed))
-        return setup.init(init_key), 0
+        return setup.init(init_key), {"step": 0}
     state, meta = restored
     if meta["data_sha256"] != dataset.train.fingerprint():
         raise UserError(
@@ -98,19 +120,20 @@ def restore_or_init(
             "ones back, or start again in another --workdir"
         )
     _LOG.info("resuming at step %d of %d", meta["step"], setup.config.num_steps)
-    return state, meta["step"]
+    return state, meta
 
 
 def run_steps(
     setup: Setup,
     dataset: DataSet,
     state: TrainState,
-    start_step: int,
+    start: Mapping[str, Any],
     checkpoints: Checkpoints,
     workdir: Path,
     should_stop: Callable[[], bool],
 ) -> TrainState:
-    """The loop itself: from `start_step` to the config's `num_steps`."""
+    """The loop itself: from the step where `start`, a checkpoint's meta, is to `num_steps`."""
+    start_step, unlogged = start["step"], start.get("unlogged", [])
     config = setup.config
     _, step_key = jax.random.split(jax.random.key(config.seed))
     stream = device_batches(setup, dataset, start_step)
@@ -121,12 +144,15 @@ def run_steps(
     writer = join(open_writers(workdir, config.num_steps, start_step))
     # The stream's position is a function of the step, so the step is all there is to keep of it.
     meta = {"config": json.loads(to_json(config)), "data_sha256": dataset.train.fingerprint()}
-    window = MetricsWindow(writer, config.batch_size, start_step, checkpoints.steps)
+    window = MetricsWindow(
+        writer, config.batch_size, start_step, checkpoints.steps, setup.nonfinite.skip_in_a_row
+    )
+    window.restore(unlogged)
 
     def save() -> None:
         window.flush()  # A state may be saved only if its loss was finite up to here.
         step = int(state.step)
-        checkpoints.save(step, state, meta)
+        checkpoints.save(step, state, {**meta, "unlogged": window.unlogged()})
 
     began = time.perf_counter()
     try:
@@ -136,7 +162,7 @@ def run_steps(
             window.add(metrics)
             last = step == config.num_steps
             stop = should_stop() and not last
-            if step % config.log_every_steps == 0:
+            if step % config.log_every_steps == 0 or last:
                 window.close()
             if step % config.sample_every_steps == 0 or last:
                 window.flush()
@@ -176,6 +202,7 @@ def train_step_of(setup: Setup) -> TrainStep:
         ema_decays=setup.config.ema_decays,
         label_dropout=setup.config.label_dropout,
         null_label=setup.wired.num_classes,
+        nonfinite=setup.nonfinite,
     )
 
 

@@ -216,8 +216,8 @@ def name_in(table: choices.Table, config: ConfigDict) -> str:
 
 
 def write_json(path: os.PathLike[str], content: Mapping[str, Any]) -> None:
-    """Writes a file that is there whole or not at all."""
-    scratch = f"{os.fspath(path)}.tmp"
+    """Writes a file that is there whole or not at all, whoever else writes it at the same time."""
+    scratch = f"{os.fspath(path)}.{os.getpid()}.tmp"
     with open(scratch, "w", encoding="utf-8") as file:
         json.dump(content, file, indent=2)
         file.write("\n")

@@ -10,6 +10,7 @@ from diffjax.data import DataSet
 from diffjax.errors import UserError, nearest
 from diffjax.spec import build
 from diffjax.training import sharding
+from diffjax.training.nonfinite import NonFinite
 from diffjax.training.optimizer import Optimizer
 from diffjax.training.state import LIVE, TrainState, ema_name, init_state
 from diffjax.wiring import Wired, wire
@@ -24,6 +25,7 @@ class Setup(NamedTuple):
         optimizer: the update rule.
         mesh: the devices.
         abstract: the training state as `ShapeDtypeStruct` with shardings.
+        nonfinite: what becomes of a step that is not finite.
     """
 
     config: ConfigDict
@@ -31,6 +33,7 @@ class Setup(NamedTuple):
     optimizer: Optimizer
     mesh: Mesh
     abstract: TrainState
+    nonfinite: NonFinite = NonFinite()
 
     @property
     def shardings(self) -> TrainState:
@@ -51,7 +54,13 @@ class Setup(NamedTuple):
 
     def _init(self, key: jax.Array) -> TrainState:
         memory = self.wired.objective.init_memory()
-        return init_state(self.wired.init(key), self.optimizer, self.config.ema_decays, memory)
+        return init_state(
+            self.wired.init(key),
+            self.optimizer,
+            self.config.ema_decays,
+            memory,
+            self.nonfinite.init(),
+        )
 
 
 def set_up(
@@ -78,9 +87,15 @@ def set_up(
     check_weights(config)
     wired = wire(config, image_shape, num_classes)
     optimizer = build(config.optimizer, num_steps=config.num_steps)
+    # Configs of before there was a choice have none.
+    nonfinite = build(config.nonfinite) if "nonfinite" in config else NonFinite()
     shapes = jax.eval_shape(
         lambda params: init_state(
-            params, optimizer, config.ema_decays, wired.objective.init_memory()
+            params,
+            optimizer,
+            config.ema_decays,
+            wired.objective.init_memory(),
+            nonfinite.init(),
         ),
         wired.params_shape,
     )
@@ -90,7 +105,7 @@ def set_up(
         shapes,
         places,
     )
-    return Setup(config, wired, optimizer, mesh, abstract)
+    return Setup(config, wired, optimizer, mesh, abstract, nonfinite)
 
 
 def check_counts(config: ConfigDict) -> None:

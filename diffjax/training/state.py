@@ -22,6 +22,7 @@ class TrainState(NamedTuple):
         opt_state: the optimizer's.
         ema: averages of the parameters, by the name of their decay.
         memory: what the objective remembers; nothing for most.
+        skipped: `[2]` int32, steps left out in a row and in all; nothing if none may be.
     """
 
     step: Array
@@ -29,16 +30,21 @@ class TrainState(NamedTuple):
     opt_state: Any
     ema: dict[str, Any]
     memory: Any = ()
+    skipped: Any = ()
 
 
 def init_state(
-    params: Any, optimizer: Optimizer, decays: Sequence[float], memory: Any = ()
+    params: Any,
+    optimizer: Optimizer,
+    decays: Sequence[float],
+    memory: Any = (),
+    skipped: Any = (),
 ) -> TrainState:
     """The state before the first step; averages start at the parameters."""
     # Copies: the step donates its state, and two names of one buffer can't both be donated.
     ema = {ema_name(decay): jax.tree.map(jnp.copy, params) for decay in decays}
     return TrainState(
-        jnp.zeros((), jnp.int32), params, optimizer.transform.init(params), ema, memory
+        jnp.zeros((), jnp.int32), params, optimizer.transform.init(params), ema, memory, skipped
     )
 
 

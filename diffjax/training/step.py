@@ -10,6 +10,7 @@ from jax import Array
 
 from diffjax.objectives.base import Objective, Progress
 from diffjax.process.precond import Apply
+from diffjax.training.nonfinite import NonFinite
 from diffjax.training.optimizer import Optimizer
 from diffjax.training.state import TrainState, update_ema
 
@@ -27,6 +28,7 @@ def make_train_step(
     ema_decays: Sequence[float],
     label_dropout: float,
     null_label: int,
+    nonfinite: NonFinite = NonFinite(),
 ) -> TrainStep:
     """The step as a pure function `(state, key, batch) -> (state, metrics)`.
 
@@ -37,11 +39,12 @@ def make_train_step(
         ema_decays: of the averages that are kept; objectives see the first.
         label_dropout: share of labels replaced by the null label, for classifier-free guidance.
         null_label: the label that means "none".
+        nonfinite: what becomes of a step whose loss, gradient or update is not finite.
 
     Returns:
         A function to be jitted by the caller. `key` is the run's and the same in every step; the
         step number is folded in. Metrics are `loss`, `grad_norm`, `learning_rate` and, by log-SNR
-        bin, `bin_loss` (sums) and `bin_count`.
+        bin, `bin_loss` (sums) and `bin_count`, and those of `nonfinite`.
     """
 
     def train_step(
@@ -68,11 +71,13 @@ def make_train_step(
         metrics = {
             "loss": loss,
             "grad_norm": optax.tree.norm(gradient),
-            "learning_rate": jnp.asarray(optimizer.schedule(state.step)),
+            "learning_rate": jnp.asarray(optimizer.schedule(nonfinite.updates_made(state))),
             "bin_loss": bin_loss,
             "bin_count": bin_count,
         }
-        return TrainState(state.step + 1, params, opt_state, ema, memory), metrics
+        new = TrainState(state.step + 1, params, opt_state, ema, memory, state.skipped)
+        new = nonfinite.settle(state, new, (loss, gradient, updates))
+        return new, metrics | nonfinite.metrics(new)
 
     return train_step
 

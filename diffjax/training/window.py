@@ -1,7 +1,9 @@
 """Metrics on their way from the devices to the writers, without holding up a step."""
 
+import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -10,6 +12,8 @@ from jax import Array
 from diffjax.errors import UserError
 from diffjax.training.logging import Writer
 from diffjax.training.step import LOG_SNR_EDGES
+
+_LOG = logging.getLogger("diffjax")
 
 
 class NonFiniteLoss(UserError):
@@ -27,6 +31,7 @@ class MetricsWindow:
         batch_size: images a step.
         step: the step before the first one.
         checkpoint_steps: says which checkpoints there are, for the message of a failure.
+        skip_in_a_row: how many steps in a row may have been left out as not finite.
     """
 
     def __init__(
@@ -35,15 +40,29 @@ class MetricsWindow:
         batch_size: int,
         step: int,
         checkpoint_steps: Callable[[], list[int]],
+        skip_in_a_row: int = 0,
     ):
         self._writer = writer
         self._batch_size = batch_size
         self._step = step
         self._checkpoint_steps = checkpoint_steps
-        self._open: list[Mapping[str, Array]] = []
-        self._closed: list[Mapping[str, Array]] = []
+        self._skip_in_a_row = skip_in_a_row
+        self._open: list[Mapping[str, Any]] = []
+        self._closed: list[Mapping[str, Any]] = []
+        self._checked_until = step
         self._images_per_second = 0.0
         self.restart_clock()
+
+    def restore(self, unlogged: Sequence[Mapping[str, Any]]) -> None:
+        """Takes back what `unlogged` gave, before the first step."""
+        self._open = [{name: np.asarray(v) for name, v in metrics.items()} for metrics in unlogged]
+        self._step -= len(self._open)
+
+    def unlogged(self) -> list[dict[str, Any]]:
+        """The steps of the open window as plain numbers, to be saved: a line that a stop falls
+        into is then the same after it. `flush` comes first.
+        """
+        return [{name: np.asarray(v).tolist() for name, v in m.items()} for m in self._open]
 
     def add(self, metrics: Mapping[str, Array]) -> None:
         """Takes one step's metrics, still on the devices."""
@@ -56,13 +75,13 @@ class MetricsWindow:
         self._closed, self._open = self._open, []
 
     def flush(self) -> None:
-        """Writes everything so far; this waits for the devices.
+        """Writes the closed window and looks at the open one; this waits for the devices.
 
         Raises:
             NonFiniteLoss: a loss was not finite.
         """
-        self.close()
         self._write_closed()
+        self._open = self._checked(self._open)
 
     def restart_clock(self) -> None:
         """Leaves the time since the last line out of the throughput (sampling, saving)."""
@@ -72,17 +91,23 @@ class MetricsWindow:
     def _write_closed(self) -> None:
         if not self._closed:
             return
-        window = [
-            {name: np.asarray(value, np.float64) for name, value in metrics.items()}
-            for metrics in jax.device_get(self._closed)
-        ]
-        self._closed = []
-        for i, metrics in enumerate(window, start=1):
-            self._check(self._step + i, metrics)
+        window, self._closed = self._checked(self._closed), []
         self._measure_throughput()
         self._step += len(window)
         rate = {"images_per_second": self._images_per_second}
         self._writer.write(self._step, summarise(window) | rate)
+
+    def _checked(self, window: Sequence[Mapping[str, Any]]) -> list[dict[str, np.ndarray]]:
+        """The metrics of the steps after `self._step`, read from the devices."""
+        read = [
+            {name: np.asarray(value, np.float64) for name, value in metrics.items()}
+            for metrics in jax.device_get(list(window))
+        ]
+        for step, metrics in enumerate(read, start=self._step + 1):
+            if step > self._checked_until:
+                self._check(step, metrics)
+                self._checked_until = step
+        return read
 
     def _measure_throughput(self) -> None:
         """Steps begun since the last measurement: the devices lag behind by a constant."""
@@ -92,16 +117,23 @@ class MetricsWindow:
             self.restart_clock()
 
     def _check(self, step: int, metrics: Mapping[str, np.ndarray]) -> None:
-        if np.isfinite(metrics["loss"]) and np.isfinite(metrics["grad_norm"]):
+        in_a_row = int(metrics.get("skipped_in_a_row", 0))
+        if in_a_row == 0 and np.isfinite(metrics["loss"]) and np.isfinite(metrics["grad_norm"]):
             return
-        self._writer.write(step, summarise([metrics]))
         bad = [bin_name(int(i)) for i in np.flatnonzero(~np.isfinite(metrics["bin_loss"]))]
         what = "loss" if bad else "gradient"
         where = f" at log-SNR {', '.join(bad)}" if bad else ""
+        said = f"the {what} is not finite in step {step}{where}"
+        if 0 < in_a_row <= self._skip_in_a_row:
+            total = int(metrics["skipped"])
+            _LOG.warning("%s: left out, %d in a row, %d in all", said, in_a_row, total)
+            return
+        self._writer.write(step, summarise([metrics]))
+        row = f", {in_a_row} steps in a row" if in_a_row else ""
         saved = max(self._checkpoint_steps(), default=None)
         kept = f"the last good checkpoint is step {saved}" if saved is not None else "nothing saved"
         raise NonFiniteLoss(
-            f"the {what} is not finite in step {step}{where}; {kept}. "
+            f"{said}{row}; {kept}. "
             "Lower --config.optimizer.learning_rate or clip_norm, in another --workdir"
         )
 
@@ -120,8 +152,11 @@ def bin_name(index: int) -> str:
 def summarise(window: Sequence[Mapping[str, np.ndarray]]) -> dict[str, float]:
     """The metrics of some steps as flat numbers: means, and the loss by log-SNR bin.
 
-    A bin that no example fell into is absent.
+    Steps that were left out are left out here too, unless all of them were. A bin that no example
+    fell into is absent.
     """
+    skipped = window[-1].get("skipped")
+    window = [metrics for metrics in window if not metrics.get("skipped_in_a_row")] or window
     scalars = {
         name: float(np.mean([metrics[name] for metrics in window]))
         for name in ("loss", "grad_norm", "learning_rate")
@@ -132,4 +167,6 @@ def summarise(window: Sequence[Mapping[str, np.ndarray]]) -> dict[str, float]:
         if count:
             name = edge if isinstance(edge, str) else f"{edge:g}"
             scalars[f"loss_by_log_snr/{name}"] = float(total / count)
+    if skipped is not None:
+        scalars["skipped"] = float(skipped)  # in all, since the run began
     return scalars

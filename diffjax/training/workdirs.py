@@ -5,7 +5,6 @@ import json
 import os
 import platform
 import subprocess
-import tempfile
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,9 +19,11 @@ from diffjax.errors import UserError
 from diffjax.evaluation.run_files import read_json
 from diffjax.spec import TARGET, from_json, to_json
 from diffjax.training.setup import Setup
+from diffjax.training.storage import make_writable
 
 CONFIG, RUN = "config.json", "run.json"
 METRICS, EVALUATION, REPORT = "metrics.jsonl", "evaluation.json", "report.html"
+_FOLDERS = ("checkpoints", "samples", "tensorboard")
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 # Settings that came later, and what runs of before had in their place.
 _ADDED: Mapping[str, Any] = {
@@ -34,19 +35,12 @@ _ADDED: Mapping[str, Any] = {
 
 
 def claim(workdir: Path, config: ConfigDict) -> None:
-    """Makes the folder this config's, or finds that it is.
+    """Makes the folder this config's, or finds that it is; it must be `locked`.
 
     Raises:
-        UserError: it can't be written to, or holds another run; nothing is changed then.
+        UserError: it holds another run, which is left as it is, or can't be written to.
     """
     path = workdir / CONFIG
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        _check_writable(workdir)
-    except OSError as error:
-        raise UserError(
-            f"can't write to {workdir}: {error.strerror}; choose another --workdir"
-        ) from error
     saved = read_json(path)
     if saved is not None:
         here = json.loads(to_json(config))
@@ -56,14 +50,16 @@ def claim(workdir: Path, config: ConfigDict) -> None:
                 f"{workdir} holds a run with another config ({'; '.join(differences[:3])}"
                 f"{'; …' if len(differences) > 3 else ''}): choose another --workdir"
             )
-        return
-    if (workdir / "checkpoints").exists() or (workdir / METRICS).exists():
+    elif (workdir / "checkpoints").exists() or (workdir / METRICS).exists():
         raise UserError(
             f"{workdir} holds a run, but its {CONFIG} is missing: restore it, or choose another "
             "--workdir"
         )
-    if jax.process_index() == 0:
+    elif jax.process_index() == 0:
         _write(path, to_json(config))
+    # What can't be written shows now, not after an hour.
+    for name in _FOLDERS:
+        make_writable(workdir / name)
 
 
 def _completed(saved: Mapping[str, Any], here: Mapping[str, Any]) -> dict[str, Any]:
@@ -167,11 +163,6 @@ def git_revision(folder: Path) -> str:
         return ""
 
 
-def _check_writable(folder: Path) -> None:
-    with tempfile.TemporaryFile(dir=folder):
-        pass
-
-
 def _version(package: str) -> str:
     try:
         return importlib.metadata.version(package)
@@ -181,5 +172,8 @@ def _version(package: str) -> str:
 
 def _write(path: Path, text: str) -> None:
     scratch = path.with_name(path.name + ".tmp")
-    scratch.write_text(text, encoding="utf-8")
+    with scratch.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
     os.replace(scratch, path)

@@ -1,0 +1,82 @@
+"""A disk that is full, broken or not ours, told from an error in the program."""
+
+import errno
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from diffjax.errors import UserError
+
+_CAUSES = {
+    os.strerror(number): number
+    for number in (
+        errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.EACCES,
+        errno.EPERM, errno.ESTALE,
+    )
+}  # fmt: skip
+
+
+class StorageError(UserError):
+    """The run's folder can't be written any more."""
+
+
+def cause(error: BaseException) -> str | None:
+    """What the system said, if storage is at fault; None if it is not.
+
+    Writers in other languages pass the system's words on in errors of their own.
+
+    Example:
+        >>> cause(ValueError("INTERNAL: writing /a/b: No space left on device"))
+        'No space left on device'
+        >>> cause(ValueError("shapes differ")) is None
+        True
+    """
+    seen = error
+    while seen is not None:
+        if isinstance(seen, OSError) and seen.errno in _CAUSES.values():
+            return os.strerror(seen.errno)
+        for text in _CAUSES:
+            if text in str(seen):
+                return text
+        seen = seen.__cause__ or seen.__context__
+    return None
+
+
+@contextmanager
+def told_in_one_line(workdir: Path) -> Iterator[None]:
+    """Turns a failure of storage inside the block into one line.
+
+    Raises:
+        StorageError: in place of whatever was raised because of storage.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        said = cause(error)
+        if said is None:
+            raise
+        raise StorageError(
+            f"{workdir} can't be written any more: {said}; the checkpoints in it are whole: mend "
+            "that, and the same command goes on from the newest"
+        ) from error
+
+
+def make_writable(folder: Path) -> None:
+    """Makes a folder, or finds that files can be made in it.
+
+    Raises:
+        UserError: they can't.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        # Some bytes and not only a name: a full disk often has room for names.
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(bytes(4096))
+    except OSError as error:
+        raise UserError(
+            f"can't write to {folder}: {error.strerror}; choose another --workdir"
+        ) from error

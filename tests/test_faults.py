@@ -1,0 +1,332 @@
+"""Training processes that are really killed, and checkpoints that are really broken.
+
+Each trial disturbs a run in one way, then the same command goes on, and in the end everything that
+the run leaves is bit for bit that of a run which nothing disturbed. A few trials are in every run of
+the tests; `pytest -m faults --trials=200 -s` makes as many as are asked for, and prints their table.
+"""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import pytest
+
+from diffjax.data import digits
+from diffjax.errors import UserError
+from diffjax.evaluation.run_files import read_metrics
+from diffjax.spec import from_json
+from diffjax.training.checkpoints import Checkpoints
+from diffjax.training.lock import LOCK, locked
+from diffjax.training.setup import set_up
+from diffjax.training.sharding import make_mesh
+
+pytestmark = pytest.mark.faults
+
+ROOT = Path(__file__).parent.parent
+STEPS = 8
+# Saving, logging and drawing fall on different steps, and stops between all of them.
+ARGUMENTS = [
+    "--config=configs/digits.py",
+    f"--config.num_steps={STEPS}",
+    "--config.batch_size=16",
+    "--config.model.hidden_size=16",
+    "--config.model.depth=1",
+    "--config.model.num_heads=2",
+    "--config.sampling.num_steps=2",
+    "--config.log_every_steps=3",
+    "--config.sample_every_steps=4",
+    "--config.checkpoint_every_steps=2",
+    "--config.checkpoints_to_keep=9",
+    "--config.evaluation.num_samples=20",
+    "--config.evaluation.batch_size=24",
+    "--config.evaluation.solvers=ddim",
+    "--config.evaluation.num_steps=2",
+]
+ENVIRONMENT = {
+    **os.environ,
+    "PYTHONPATH": str(ROOT),
+    "XLA_FLAGS": "",  # one device, as most have
+    "OPENBLAS_NUM_THREADS": "1",  # whose threads would not survive the fork
+}
+
+# Imports take longer than the training: one process makes them, and forks for each run.
+SERVER = """
+import json, os, sys, traceback
+import grain, matplotlib.pyplot, orbax.checkpoint, sklearn.datasets, tensorboardX
+from experiments import cli, train
+for line in sys.stdin:
+    order = json.loads(line)
+    pid = os.fork()
+    if pid == 0:
+        status = 70
+        try:
+            sink = os.open(order["output"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+            os.dup2(os.open(os.devnull, os.O_RDONLY), 0), os.dup2(sink, 1), os.dup2(sink, 2)
+            status = cli.run(train.main, train.FLAGS, usage="", argv=order["argv"])
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            sys.stdout.flush(), sys.stderr.flush()
+            os._exit(status)
+    print(pid, flush=True)
+    print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+"""
+
+
+class Trainer:
+    """Starts `experiments.train` again and again."""
+
+    def __init__(self, outputs: Path):
+        self.outputs = outputs
+        self.server = subprocess.Popen(
+            [sys.executable, "-c", SERVER],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=ENVIRONMENT, cwd=ROOT,
+        )  # fmt: skip
+
+    def run(self, workdir: Path, disturb=lambda pid: None) -> tuple[int, str]:
+        """The exit status (minus the signal that ended it) and what was said."""
+        assert self.server.stdin
+        assert self.server.stdout
+        output = self.outputs / f"{time.monotonic_ns()}.txt"
+        order = {"argv": [*ARGUMENTS, f"--workdir={workdir}"], "output": str(output)}
+        self.server.stdin.write(json.dumps(order) + "\n")
+        self.server.stdin.flush()
+        disturb(int(self.server.stdout.readline()))
+        status = int(self.server.stdout.readline())
+        return status, output.read_text() if output.exists() else ""
+
+    def close(self) -> None:
+        self.server.communicate()
+
+
+class Truth(NamedTuple):
+    """What a run that nothing disturbed left, and how long it took."""
+
+    content: dict[str, Any]
+    setup: Any
+    seconds: float
+
+
+@pytest.fixture(scope="module")
+def trainer(tmp_path_factory):
+    trainer = Trainer(tmp_path_factory.mktemp("outputs"))
+    yield trainer
+    trainer.close()
+
+
+@pytest.fixture(scope="module")
+def truth(trainer, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("whole") / "run"
+    seconds = 0.0
+    for _ in range(2):  # The second has its programs from the cache.
+        shutil.rmtree(workdir, ignore_errors=True)
+        began = time.monotonic()
+        status, said = trainer.run(workdir)
+        seconds = time.monotonic() - began
+        assert status == 0, said
+    config = from_json((workdir / "config.json").read_text())
+    data = digits()
+    mesh = make_mesh(devices=jax.devices()[:1])
+    setup = set_up(config, data.image_shape, data.num_classes, mesh=mesh)
+    return Truth(left_by(workdir, setup), setup, seconds)
+
+
+@pytest.fixture(scope="module")
+def tally():
+    """Trials by kind; what happened in them, when they are over."""
+    counts: dict[str, Counter] = {}
+    yield counts
+    columns = ("trials", "stops", "damaged", "set aside", "lost")
+    print("\n| kind | " + " | ".join(columns) + " |")
+    for kind, row in counts.items():
+        print(f"| {kind} | " + " | ".join(str(row[name]) for name in columns) + " |")
+
+
+def left_by(workdir: Path, setup: Any) -> dict[str, Any]:
+    """Everything that a finished run leaves, but for the clock's readings."""
+    store = Checkpoints(workdir / "checkpoints", read_only=True)
+    steps = store.steps()
+    state, meta = store.read(STEPS, setup.abstract)
+    store.close()
+    arrays = jax.tree_util.tree_leaves_with_path(jax.device_get(state._asdict()))
+    pictures = sorted((workdir / "samples").glob("*.png"))
+    evaluation = json.loads((workdir / "evaluation.json").read_text())
+    return {
+        "steps": steps,
+        "arrays": {jax.tree_util.keystr(path): (x.dtype, x.tobytes()) for path, x in arrays},
+        "meta": meta,
+        "metrics": [
+            {name: value for name, value in record.items() if name != "images_per_second"}
+            for record in read_metrics(workdir / "metrics.jsonl")
+        ],
+        "pictures": {path.name: path.read_bytes() for path in pictures},
+        "evaluation": without_seconds(evaluation),
+        "page": (workdir / "report.html").exists(),
+    }
+
+
+def without_seconds(tree: Any) -> Any:
+    if isinstance(tree, dict):
+        return {k: without_seconds(v) for k, v in tree.items() if "seconds" not in k}
+    return [without_seconds(v) for v in tree] if isinstance(tree, list) else tree
+
+
+# How a process ends. Each takes the generator, the folder and how long a whole run takes, and
+# returns what is done to the process.
+
+
+def kill(rng, workdir: Path, seconds: float):
+    def disturb(pid: int) -> None:
+        time.sleep(rng.uniform(0, seconds))
+        send(pid, signal.SIGKILL)
+
+    return disturb
+
+
+def terminate(rng, workdir: Path, seconds: float):
+    def disturb(pid: int) -> None:
+        time.sleep(rng.uniform(0, seconds))
+        send(pid, signal.SIGTERM)
+
+    return disturb
+
+
+def kill_while_saving(rng, workdir: Path, seconds: float):
+    """As soon as some step's checkpoint is begun, or a little later."""
+    which, pause = rng.integers(0, STEPS // 2 + 1) * 2, rng.uniform(0, 0.05)
+
+    def disturb(pid: int) -> None:
+        until = time.monotonic() + 2 * seconds
+        while time.monotonic() < until and alive(pid):
+            if any((workdir / "checkpoints").glob(f"{which}*")):
+                time.sleep(pause)
+                break
+            time.sleep(0.0005)
+        send(pid, signal.SIGKILL)
+
+    return disturb
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def send(pid: int, number: int) -> None:
+    try:
+        os.kill(pid, number)
+    except ProcessLookupError:
+        pass
+
+
+# What happens to the folder of a checkpoint.
+
+
+def files_of(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def one_of(rng, folder: Path) -> Path:
+    """A file that holds something: any of them, or one drawn by its size."""
+    files = [path for path in files_of(folder) if path.stat().st_size]
+    sizes = np.array([path.stat().st_size for path in files], float)
+    return files[rng.choice(len(files), p=None if rng.random() < 0.5 else sizes / sizes.sum())]
+
+
+def truncate(rng, folder: Path) -> None:
+    file = one_of(rng, folder)
+    os.truncate(file, int(rng.integers(file.stat().st_size)))
+
+
+def flip(rng, folder: Path) -> None:
+    file = one_of(rng, folder)
+    content = bytearray(file.read_bytes())
+    content[rng.integers(len(content))] ^= 1 << int(rng.integers(8))
+    file.write_bytes(content)
+
+
+def half_delete(rng, folder: Path) -> None:
+    files = files_of(folder)
+    for i in rng.choice(len(files), len(files) // 2, replace=False):
+        files[i].unlink()
+
+
+def empty_files(rng, folder: Path) -> None:
+    for file in files_of(folder):
+        file.write_bytes(b"")
+
+
+def empty_folder(rng, folder: Path) -> None:
+    shutil.rmtree(folder)
+    folder.mkdir()
+
+
+KINDS = {
+    "SIGKILL while saving": (kill_while_saving, None),
+    "one bit flipped": (kill, flip),
+    "SIGTERM": (terminate, None),
+    "SIGKILL": (kill, None),
+    "a file truncated": (kill, truncate),
+    "half the files deleted": (kill, half_delete),
+    "all files empty": (terminate, empty_files),
+    "the folder empty": (kill, empty_folder),
+}
+
+
+def pytest_generate_tests(metafunc):
+    if "seed" in metafunc.fixturenames:
+        metafunc.parametrize("seed", range(metafunc.config.getoption("--trials")))
+
+
+def test_nothing_is_lost(seed, trainer, truth, tally, tmp_path):
+    kind = list(KINDS)[seed % len(KINDS)]
+    ending, damage = KINDS[kind]
+    rng, row = np.random.default_rng(seed), tally.setdefault(kind, Counter())
+    workdir = tmp_path / "run"
+    row["trials"] += 1
+    row["lost"] += 1  # taken back when nothing was
+    for _ in range(int(rng.integers(1, 4))):
+        status, said = trainer.run(workdir, ending(rng, workdir, truth.seconds))
+        row["stops"] += status != 0
+        assert status in (0, -signal.SIGKILL, -signal.SIGTERM, 128 + signal.SIGTERM), said
+        if damage is not None:
+            row["damaged"] += hurt(rng, workdir / "checkpoints", damage)
+    status, said = trainer.run(workdir)
+    assert status == 0, said
+    row["set aside"] += said.count("was moved to")
+    found = left_by(workdir, truth.setup)
+    for name, value in truth.content.items():
+        if name != "steps":
+            assert found[name] == value, name
+    # No step that an undisturbed run saves is missing, unless it was damaged.
+    aside = workdir / "checkpoints_damaged"
+    gone = {int(path.name.split("-")[0]) for path in aside.iterdir()} if aside.exists() else set()
+    assert set(truth.content["steps"]) <= set(found["steps"]) | gone
+    assert not list((workdir / "checkpoints").glob("*tmp*"))
+    row["lost"] -= 1
+
+
+def hurt(rng, folder: Path, damage) -> int:
+    """Damages some of the newest checkpoints but never all; how many."""
+    if not folder.exists():
+        return 0
+    store = Checkpoints(folder, read_only=True)
+    steps = store.steps()
+    store.close()
+    if len(steps) < 2:
+        return 0
+    chosen = steps[-int(rng.integers(1, len(steps))) :]
+    for step in chosen:
+        damage(rng, folder / str(step))
+    return len(chosen)
