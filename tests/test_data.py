@@ -4,6 +4,7 @@ import gzip
 import itertools
 import os
 import struct
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -624,6 +625,39 @@ def test_damaged_images_are_named_through_the_stream(folder, how, says):
     said = message(steps, data.train, 0, 3)
     assert str(file) in said
     assert says in said
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+@pytest.mark.parametrize("how", ["cut", "empty", "text", "bomb", "deep", "gone"])
+def test_a_few_damaged_images_are_passed_over(folder, how, caplog):
+    names = list(image_folder(str(folder), image_size=4).train.files)  # type: ignore
+    where = (2, 3, len(names) - 1)
+    whole: Any = image_folder(str(folder), image_size=4).train
+    expected = [whole[row] for row in range(len(names))]
+    # The next whole one in the order, which begins anew at its end.
+    for row, instead in zip(where, (4, 4, 0), strict=True):
+        expected[row] = expected[instead]
+        corrupt(folder / names[row], how)
+    for order in (range(len(names)), reversed(range(len(names)))):
+        caplog.clear()
+        source = replace(whole, max_damaged=3)
+        found = {row: source[row] for row in order}
+        for row, example in enumerate(expected):
+            np.testing.assert_array_equal(found[row]["image"], example["image"])
+            assert found[row]["label"] == example["label"]
+        assert len(caplog.records) == 3
+        for row in where:
+            assert sum(names[row] in record.getMessage() for record in caplog.records) == 1
+    said = message(steps, replace(whole, max_damaged=2), 0, 2 * len(names))
+    assert "2 others can't be read either, and data.max_damaged=2" in said
+    assert sum(names[row] in said for row in where) == 1
+
+
+def test_when_no_image_can_be_read_it_says_so(folder):
+    for file in folder.rglob("*.png"):
+        file.write_bytes(b"")
+    source = image_folder(str(folder), image_size=4, max_damaged=10**6).train
+    assert "images in" in message(source.__getitem__, 0)
 
 
 # Pillow warns of some damage; what counts is what comes out.

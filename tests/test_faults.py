@@ -1,10 +1,12 @@
 """Training processes that are really killed, and checkpoints that are really broken.
 
-Each trial disturbs a run in one way, then the same command goes on, and in the end everything that
-the run leaves is bit for bit that of a run which nothing disturbed. A few trials are in every run of
-the tests; `pytest -m faults --trials=200 -s` makes as many as are asked for, and prints their table.
+Each trial disturbs a run in one way, then the same command goes on, and in the end everything
+that the run leaves is bit for bit that of a run which nothing disturbed. A few trials are in every
+run of the tests; `pytest tests/test_faults.py --trials=200 -s` makes as many as are asked for, and
+prints their table.
 """
 
+import contextlib
 import json
 import os
 import shutil
@@ -21,36 +23,46 @@ import numpy as np
 import pytest
 
 from diffjax.data import digits
-from diffjax.errors import UserError
 from diffjax.evaluation.run_files import read_metrics
-from diffjax.spec import from_json
 from diffjax.training.checkpoints import Checkpoints
-from diffjax.training.lock import LOCK, locked
 from diffjax.training.setup import set_up
 from diffjax.training.sharding import make_mesh
+from experiments import config_files
 
 pytestmark = pytest.mark.faults
 
 ROOT = Path(__file__).parent.parent
 STEPS = 8
-# Saving, logging and drawing fall on different steps, and stops between all of them.
-ARGUMENTS = [
-    "--config=configs/digits.py",
-    f"--config.num_steps={STEPS}",
-    "--config.batch_size=16",
-    "--config.model.hidden_size=16",
-    "--config.model.depth=1",
-    "--config.model.num_heads=2",
-    "--config.sampling.num_steps=2",
-    "--config.log_every_steps=3",
-    "--config.sample_every_steps=4",
-    "--config.checkpoint_every_steps=2",
-    "--config.checkpoints_to_keep=9",
-    "--config.evaluation.num_samples=20",
-    "--config.evaluation.batch_size=24",
-    "--config.evaluation.solvers=ddim",
-    "--config.evaluation.num_steps=2",
-]
+# Nearly all of a run's time is tracing: the smallest network, no guidance, one table row. Saving,
+# logging and drawing fall on different steps, and stops between all of them.
+CONFIG = f"""
+from flax import linen as nn
+from configs import digits
+from diffjax import choices
+from diffjax.spec import spec
+
+class Tiny(nn.Module):
+    num_classes: int
+
+    @nn.compact
+    def __call__(self, x, noise_label, cond=None, train=False):
+        h = nn.Dense(16, name="conv_in")(x) + noise_label[:, None, None, None]
+        h = h + nn.Embed(self.num_classes + 1, 16, name="embed")(cond)[:, None, None]
+        h = nn.Dropout(0.1, deterministic=not train)(nn.silu(h))
+        return nn.Dense(x.shape[-1], name="final_conv")(h)
+
+def get_config():
+    config = digits.get_config()
+    config.name, config.num_steps, config.batch_size = "tiny", {STEPS}, 16
+    config.model = spec(Tiny)
+    config.optimizer.warmup_steps = 2
+    config.sampling.solver = choices.copy(choices.SOLVERS["euler"])
+    config.sampling.update(num_steps=2, guidance_scale=1.0)
+    config.log_every_steps, config.sample_every_steps = 3, 4
+    config.checkpoint_every_steps, config.checkpoints_to_keep = 2, 9
+    config.evaluation.update(num_samples=20, batch_size=20, solvers=(), num_steps=())
+    return config
+"""
 ENVIRONMENT = {
     **os.environ,
     "PYTHONPATH": str(ROOT),
@@ -87,6 +99,8 @@ class Trainer:
 
     def __init__(self, outputs: Path):
         self.outputs = outputs
+        self.config = outputs / "tiny.py"
+        self.config.write_text(CONFIG)
         self.server = subprocess.Popen(
             [sys.executable, "-c", SERVER],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=ENVIRONMENT, cwd=ROOT,
@@ -97,12 +111,15 @@ class Trainer:
         assert self.server.stdin
         assert self.server.stdout
         output = self.outputs / f"{time.monotonic_ns()}.txt"
-        order = {"argv": [*ARGUMENTS, f"--workdir={workdir}"], "output": str(output)}
+        order = {"argv": self.arguments(workdir), "output": str(output)}
         self.server.stdin.write(json.dumps(order) + "\n")
         self.server.stdin.flush()
         disturb(int(self.server.stdout.readline()))
         status = int(self.server.stdout.readline())
         return status, output.read_text() if output.exists() else ""
+
+    def arguments(self, workdir: Path) -> list[str]:
+        return [f"--config={self.config}", f"--workdir={workdir}"]
 
     def close(self) -> None:
         self.server.communicate()
@@ -133,7 +150,7 @@ def truth(trainer, tmp_path_factory):
         status, said = trainer.run(workdir)
         seconds = time.monotonic() - began
         assert status == 0, said
-    config = from_json((workdir / "config.json").read_text())
+    config = config_files.load(str(trainer.config)).lock()
     data = digits()
     mesh = make_mesh(devices=jax.devices()[:1])
     setup = set_up(config, data.image_shape, data.num_classes, mesh=mesh)
@@ -146,9 +163,10 @@ def tally():
     counts: dict[str, Counter] = {}
     yield counts
     columns = ("trials", "stops", "damaged", "set aside", "lost")
-    print("\n| kind | " + " | ".join(columns) + " |")
+    lines = [f"| kind | {' | '.join(columns)} |"]
     for kind, row in counts.items():
-        print(f"| {kind} | " + " | ".join(str(row[name]) for name in columns) + " |")
+        lines.append(f"| {kind} | {' | '.join(str(row[name]) for name in columns)} |")
+    sys.stdout.write("\n" + "\n".join(lines) + "\n")
 
 
 def left_by(workdir: Path, setup: Any) -> dict[str, Any]:
@@ -192,6 +210,22 @@ def kill(rng, workdir: Path, seconds: float):
     return disturb
 
 
+def kill_late(rng, workdir: Path, seconds: float):
+    """When there are checkpoints to damage; a run's first half is imports and compilation."""
+    which, pause = rng.integers(1, STEPS // 2 + 1) * 2, rng.uniform(0, seconds / 4)
+
+    def disturb(pid: int) -> None:
+        until = time.monotonic() + 3 * seconds
+        while time.monotonic() < until and alive(pid):
+            if (workdir / "checkpoints" / str(which)).exists():
+                time.sleep(pause)
+                break
+            time.sleep(0.01)
+        send(pid, signal.SIGKILL)
+
+    return disturb
+
+
 def terminate(rng, workdir: Path, seconds: float):
     def disturb(pid: int) -> None:
         time.sleep(rng.uniform(0, seconds))
@@ -224,10 +258,8 @@ def alive(pid: int) -> bool:
 
 
 def send(pid: int, number: int) -> None:
-    try:
+    with contextlib.suppress(ProcessLookupError):
         os.kill(pid, number)
-    except ProcessLookupError:
-        pass
 
 
 # What happens to the folder of a checkpoint.
@@ -274,13 +306,13 @@ def empty_folder(rng, folder: Path) -> None:
 
 KINDS = {
     "SIGKILL while saving": (kill_while_saving, None),
-    "one bit flipped": (kill, flip),
+    "one bit flipped": (kill_late, flip),
     "SIGTERM": (terminate, None),
     "SIGKILL": (kill, None),
-    "a file truncated": (kill, truncate),
-    "half the files deleted": (kill, half_delete),
-    "all files empty": (terminate, empty_files),
-    "the folder empty": (kill, empty_folder),
+    "a file truncated": (kill_late, truncate),
+    "half the files deleted": (kill_late, half_delete),
+    "all files empty": (kill_late, empty_files),
+    "the folder empty": (kill_late, empty_folder),
 }
 
 

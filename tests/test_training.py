@@ -27,7 +27,7 @@ from diffjax.sampling import grids, solvers
 from diffjax.sampling.sample import Recipe
 from diffjax.spec import spec
 from diffjax.training import checkpoints as checkpoints_module
-from diffjax.training import loop, optimizer, sharding, state, workdirs
+from diffjax.training import lock, loop, optimizer, sharding, state, workdirs
 from diffjax.training.checkpoints import Checkpoints, digest
 from diffjax.training.generate import Asked, check_finite, make_generator
 from diffjax.training.interrupts import Interrupted
@@ -148,6 +148,27 @@ def test_a_finished_run_is_left_alone(whole_run, tmp_path):
     assert changed <= {"report.html", "run.json", "lock.json"}
 
 
+def test_an_evaluation_of_an_earlier_step_is_made_anew(whole_run, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(whole_run, copy)
+    result = json.loads((copy / "evaluation.json").read_text())
+    assert result["step"] == 6
+    (copy / "evaluation.json").write_text(json.dumps({**result, "step": 4, "accuracy": -1.0}))
+    loop.train(tiny_config(), copy)
+    again = json.loads((copy / "evaluation.json").read_text())
+    assert (again["step"], again["accuracy"]) == (6, result["accuracy"])
+
+
+def test_a_folder_in_use_is_refused(whole_run):
+    before = {p: p.stat().st_mtime_ns for p in whole_run.rglob("*")}
+    with lock.locked(whole_run):
+        with pytest.raises(UserError, match=f"is being trained by process {os.getpid()} on"):
+            loop.train(tiny_config(), whole_run)
+        assert diffjax.load(whole_run).step == 6  # reading goes on beside it
+    after = {p: p.stat().st_mtime_ns for p in whole_run.rglob("*") if p.name != lock.LOCK}
+    assert after == {p: time for p, time in before.items() if p.name != lock.LOCK}
+
+
 def test_stopping_and_resuming_changes_nothing(whole_run, tmp_path, monkeypatch):
     """Ctrl-C after step 3, then the same command: bit for bit the undisturbed run."""
     original = loop.compile_train_step
@@ -171,8 +192,7 @@ def test_stopping_and_resuming_changes_nothing(whole_run, tmp_path, monkeypatch)
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     loop.train(tiny_config(), tmp_path / "run")
     assert_same(arrays_of(tmp_path / "run"), arrays_of(whole_run), rtol=0, atol=0)
-    last = [r for r in logged(whole_run) if r["step"] == 6]
-    assert [r for r in logged(tmp_path / "run") if r["step"] == 6] == last
+    assert logged(tmp_path / "run") == logged(whole_run)
     for name in ("step_00000006.png", "neighbours.png"):
         there, here = (run / "samples" / name for run in (whole_run, tmp_path / "run"))
         assert there.read_bytes() == here.read_bytes()
@@ -193,7 +213,18 @@ def damage_metadata(folder: Path):
     shutil.rmtree(folder / "meta")
 
 
-@pytest.mark.parametrize("damage", [damage_truncated, damage_emptied, damage_metadata])
+def damage_what_is_beside(folder: Path):
+    """One hexadecimal digit of the data's hash: not damaged data, but a damaged checkpoint."""
+    path = folder / "meta" / "metadata"
+    text = path.read_text()
+    start = text.index('"data_sha256"') + 20
+    path.write_text(text[:start] + ("0" if text[start] != "0" else "1") + text[start + 1 :])
+
+
+DAMAGES = [damage_truncated, damage_emptied, damage_metadata, damage_what_is_beside]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_checkpoint_is_set_aside(whole_run, tmp_path, damage):
     copy = tmp_path / "run"
     shutil.copytree(whole_run, copy)
