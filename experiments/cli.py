@@ -138,6 +138,8 @@ def _set_up_logging() -> None:
     logger.handlers = [handler]
     logger.setLevel(logging.INFO)
     logger.propagate = False
+    # Orbax logs a page of traceback, by several threads, for each error that it raises as well.
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
 
 
 def _keep_compiled_programs() -> None:

@@ -167,8 +167,9 @@ class Parabola:
 
 def step_with(nonfinite: NonFinite):
     objective: Any = Parabola()
+    network: Any = None  # this loss asks none
     return make_train_step(
-        lambda *a, **k: None, objective, sgd(), ema_decays=(0.5,), label_dropout=0.0,
+        network, objective, sgd(), ema_decays=(0.5,), label_dropout=0.0,
         null_label=0, nonfinite=nonfinite,
     )  # fmt: skip
 

@@ -35,10 +35,8 @@ def cause(error: BaseException) -> str | None:
     """
     seen = error
     while seen is not None:
-        if isinstance(seen, OSError) and seen.errno in _CAUSES.values():
-            return os.strerror(seen.errno)
-        for text in _CAUSES:
-            if text in str(seen):
+        for text, number in _CAUSES.items():
+            if getattr(seen, "errno", None) == number or text in str(seen):
                 return text
         seen = seen.__cause__ or seen.__context__
     return None

@@ -47,8 +47,8 @@ class MetricsWindow:
         self._step = step
         self._checkpoint_steps = checkpoint_steps
         self._skip_in_a_row = skip_in_a_row
-        self._open: list[Mapping[str, Any]] = []
-        self._closed: list[Mapping[str, Any]] = []
+        self._open: Sequence[Mapping[str, Any]] = []
+        self._closed: Sequence[Mapping[str, Any]] = []
         self._checked_until = step
         self._images_per_second = 0.0
         self.restart_clock()
@@ -66,7 +66,7 @@ class MetricsWindow:
 
     def add(self, metrics: Mapping[str, Array]) -> None:
         """Takes one step's metrics, still on the devices."""
-        self._open.append(metrics)
+        self._open = [*self._open, metrics]
         self._steps_since_clock += 1
 
     def close(self) -> None:
