@@ -18,4 +18,4 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
 def pytest_addoption(parser):
     """`pytest -m faults --trials=200`: how many disturbed runs tests/test_faults.py makes."""
-    parser.addoption("--trials", type=int, default=2, help="disturbed runs in tests/test_faults.py")
+    parser.addoption("--trials", type=int, default=1, help="disturbed runs in tests/test_faults.py")

@@ -1,7 +1,7 @@
 """Training processes that are really killed, and checkpoints that are really broken.
 
 Each trial disturbs a run in one way, then the same command goes on, and in the end everything
-that the run leaves is bit for bit that of a run which nothing disturbed. A few trials are in every
+that the run leaves is bit for bit that of a run which nothing disturbed. One trial is in every
 run of the tests; `pytest tests/test_faults.py --trials=200 -s` makes as many as are asked for, and
 prints their table.
 """
