@@ -28,6 +28,8 @@ _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "num
 # Settings that came later, and what runs of before had in their place.
 _ADDED: Mapping[str, Any] = {
     "wrappers": [],
+    "nonfinite": {TARGET: "diffjax.training.nonfinite:NonFinite", "skip_in_a_row": 0},
+    "data.max_damaged": 0,
     "evaluation.grids": [],
     "sampling.guidance": {TARGET: "diffjax.sampling.guidance:ClassifierFree"},
     "sampling.against": {TARGET: "diffjax.sampling.guidance:NullLabel"},
