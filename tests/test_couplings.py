@@ -107,7 +107,7 @@ def test_coupled_noise_is_still_normal(coupling):
         x = 2.0 * jax.random.bernoulli(data_key, 0.3, (16, 1)) - 1.0
         return coupling(coupling_key, batch_of(x), jax.random.normal(noise_key, (16, 1)))
 
-    x0, eps = jax.lax.map(draw, jax.random.split(jax.random.key(4), 300))
+    x0, eps, _ = jax.lax.map(draw, jax.random.split(jax.random.key(4), 300))
     # One of each batch: within one they may be drawn twice. The key is fixed.
     picked = np.arange(300) % 16
     one_each = np.asarray(eps)[np.arange(300), picked, 0]

@@ -217,7 +217,7 @@ def test_contrastive_is_the_loop_of_its_paper():
     noised = FLOW.noised(times.Uniform().quantile(
         uniforms.Independent()(time_key, BATCH), FLOW.path), rest, data)  # fmt: skip
     t = np.ravel(noised.c.t)
-    x0, eps = (np.asarray(each, np.float64) for each in noised.pair)
+    x0, eps = (np.asarray(each, np.float64) for each in noised.pair[:2])
     for i in range(0, BATCH, 17):
         x_t = (1 - t[i]) * x0[i] + t[i] * eps[i]
         output = 0.2 * x_t - 1.5 * np.exp(-0.5 * ((t[i] - 0.3) / 0.05) ** 2)
