@@ -288,6 +288,7 @@ def test_a_run_is_guided_against_whatever_is_named(tmp_path, capsys):
         "--against=weights:ema-0.5": "neither of this run's (live, ema-0.99, ema-0.999) nor",
         f"--against=weights:{tmp_path / 'flow'}": "its path is Linear",
         "--against=attention:block_7": "no attention layer matches 'block_7'; there are block_0",
+        "--against=attention:[": "'[' is no regular expression",
         "--guidance=cfg_pp --solver=heun": "PlusPlus gives x0 and noise that do not mix to x",
         f"--workdir={tmp_path / 'flow'} --solver=ddpm_learned": "take --solver=ddpm, or train",
     }.items():

@@ -119,8 +119,11 @@ class WithoutAttention(Against):
         return models.predict(x, t, cond), models.without_attention(self.layers)(x, t, cond)
 
     def unfit(self, num_classes: int, layers: Sequence[str]) -> str | None:
-        if any(re.search(self.layers, name) for name in layers):
-            return None
+        try:
+            if any(re.search(self.layers, name) for name in layers):
+                return None
+        except re.error as error:
+            return f"{self.layers!r} is no regular expression: {error}"
         there = ", ".join(layers) or "none"
         return f"no attention layer matches {self.layers!r}; there are {there}"
 

@@ -81,19 +81,7 @@ def ddim(eta: float = 0.0) -> Solver:
     deterministic at `eta = 0`, where it is Euler's step in `s/a`. Song et al. 2021
     (arXiv:2010.02502), equation 12.
     """
-
-    def step(
-        denoise: Denoise, path: Path, memory: Any, x: Array, t: Array, t_next: Array, keys: Array
-    ) -> tuple[Array, Any]:
-        here, there = (coeffs(path, time[None], x.ndim) for time in (t, t_next))
-        pair = denoise(x, t)
-        ratio = (here.a * there.s) / (here.s * there.a)
-        share = eta**2 * jnp.maximum(1.0 - ratio**2, 0.0)  # of the variance s'²
-        fresh, kept = there.s * jnp.sqrt(share), there.s * jnp.sqrt(1.0 - share)
-        x = there.a * pair.x0 + kept * pair.eps
-        return x + (fresh * normal(keys, x.shape[1:]) if eta else 0.0), memory
-
-    return Solver(_no_memory, step, nfe=1, order=1, fresh_noise=bool(eta), renoises=True)
+    return _renoised(eta, lambda pair: 0.0)
 
 
 def ddpm(share: float = 0.0) -> Solver:
@@ -103,7 +91,7 @@ def ddpm(share: float = 0.0) -> Solver:
     with `q = σ'/σ`, at 0, and that of the forward step, `s²·(1 - q²)`, at 1. Ho et al. 2020
     (arXiv:2006.11239), equations 6 and 7 and section 3.2.
     """
-    return _ancestral(lambda pair: jnp.asarray(share))
+    return _renoised(1.0, lambda pair: share)
 
 
 def ddpm_learned() -> Solver:
@@ -118,22 +106,26 @@ def ddpm_learned() -> Solver:
             raise UserError("this model predicts no variance: take --solver=ddpm")
         return pair.share
 
-    return _ancestral(share)._replace(learned_variance=True)
+    return _renoised(1.0, share)._replace(learned_variance=True)
 
 
-def _ancestral(share: Callable[[Pair], Array]) -> Solver:
+def _renoised(eta: float, share: Callable[[Pair], Array | float]) -> Solver:
+    """DDIM's step, whose fresh noise is `(s/s')^share` times as large."""
+
     def step(
         denoise: Denoise, path: Path, memory: Any, x: Array, t: Array, t_next: Array, keys: Array
     ) -> tuple[Array, Any]:
         here, there = (coeffs(path, time[None], x.ndim) for time in (t, t_next))
         pair = denoise(x, t)
         ratio = (here.a * there.s) / (here.s * there.a)
-        gone = jnp.sqrt(jnp.maximum(1.0 - ratio**2, 0.0))
-        mean = there.a * pair.x0 + there.s * ratio * pair.eps
-        fresh = gone * there.s * (here.s / there.s) ** share(pair)
+        gone = eta**2 * jnp.maximum(1.0 - ratio**2, 0.0)  # of the variance s'²
+        mean = there.a * pair.x0 + there.s * jnp.sqrt(1.0 - gone) * pair.eps
+        if not eta:
+            return mean, memory
+        fresh = there.s * jnp.sqrt(gone) * (here.s / there.s) ** share(pair)
         return mean + fresh * normal(keys, x.shape[1:]), memory
 
-    return Solver(_no_memory, step, nfe=1, order=1, fresh_noise=True, renoises=True)
+    return Solver(_no_memory, step, nfe=1, order=1, fresh_noise=bool(eta), renoises=True)
 
 
 def euler() -> Solver:
