@@ -16,16 +16,15 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 from absl import flags
 
 from diffjax.errors import UserError
+from diffjax.evaluation.comparison import compare, quality_markdown, verdict_markdown
 from diffjax.evaluation.run_files import read_json
-from diffjax.evaluation.sweep_table import sweep_table
-from diffjax.evaluation.verdicts import verdict_table
 from diffjax.spec import build
-from diffjax.sweeps import Cell, Sweep
+from diffjax.sweeps import Cell, Cost, Sweep
 from diffjax.training import workdirs
+from diffjax.training.loop import train_flops
 from diffjax.training.measure import check_evaluation
 from diffjax.training.setup import check_pairs, set_up
 from experiments import cli, config_files
@@ -41,11 +40,9 @@ def main(args: SimpleNamespace) -> int:
     cli.require(args, "sweep")
     sweep = config_files.returned_by(args.sweep, "get_sweep", Sweep)
     workdir = Path(args.workdir or Path("runs") / "sweeps" / Path(args.sweep).stem)
-    cells = sweep.cells()
-    reasons = {cell.name: reason for cell in cells if (reason := refusal(cell))}
+    cells, reasons = planned(sweep)
     for name, reason in reasons.items():
         print(f"left out: {name}: {reason}", file=sys.stderr)
-    cells = [cell for cell in cells if cell.name not in reasons]
     if args.dry_run or not cells:
         print("\n".join(f"{cell.name}: {shlex.join(cell.flags())}" for cell in cells))
         return 0 if cells else 2
@@ -53,44 +50,57 @@ def main(args: SimpleNamespace) -> int:
     if failed:
         print(f"failed: {', '.join(failed)}; each one's output.txt says why", file=sys.stderr)
     results = {cell.name: read_json(workdir / cell.name / workdirs.EVALUATION) for cell in cells}
-    table = sweep_table({name: result for name, result in results.items() if result})
-    table += verdict(cells, results)
+    table = findings(sweep, cells, results)
     (workdir / "table.md").write_text(table, encoding="utf-8")
     print(f"{table}\nin {workdir / 'table.md'}")
     return 2 if failed else 0
 
 
-def verdict(cells: Sequence[Cell], results: Mapping[str, Mapping[str, Any] | None]) -> str:
-    """What several seeds say of the arms, by the distance of each run's own recipe; "" for one."""
-    arms: dict[str, list[float]] = {}
-    for cell in cells:
-        result = results[cell.name]
-        arms.setdefault(cell.arm, []).append(
-            np.nan if result is None else result["frechet_distance"]["value"]
-        )
-    whole = {arm: values for arm, values in arms.items() if np.isfinite(values).all()}
-    if len(whole) < 2 or min(map(len, whole.values())) < 2:
-        return ""
-    title = "Fréchet distance of each run's own recipe, by seeds:"
-    return f"\n{title}\n\n{verdict_table(whole)}"
+def findings(
+    sweep: Sweep, cells: Sequence[Cell], results: Mapping[str, Mapping[str, Any] | None]
+) -> str:
+    """What the sweep says, as Markdown: the verdict first, then each arm at each cost."""
+    found = {name: result for name, result in results.items() if result}
+    comparison = compare(found, {cell.name: cell.arm for cell in cells})
+    parts = [
+        sweep.question,
+        f"Fréchet distance at {comparison.own}, matched in {sweep.matched}. {comparison.rule}",
+        verdict_markdown(comparison),
+        quality_markdown(comparison),
+    ]
+    return "\n\n".join(part.strip() for part in parts if part) + "\n"
 
 
-def refusal(cell: Cell) -> str | None:
-    """Why a cell can't run, or None; nothing is trained or written."""
-    try:
-        config = config_files.load(cell.location)
-        known = config_files.settings(config)
-        for name, text in cell.overrides.items():
-            if name not in known:
-                raise UserError(f"there is no setting {name}")
-            known[name].set(known[name].parse(text))
-        config = config_files.lock(config, known)
-        dataset = build(config.data)
-        check_pairs(set_up(config, dataset.image_shape, dataset.num_classes), dataset)
-        check_evaluation(config, dataset.image_shape)
-    except UserError as error:
-        return str(error)
-    return None
+def planned(sweep: Sweep) -> tuple[list[Cell], dict[str, str]]:
+    """The cells that can run, matched; and why each of the others can't. Nothing is trained."""
+    costs: dict[str, Cost] = {}
+    reasons: dict[str, str] = {}
+    for cell in sweep.cells():
+        try:
+            costs[cell.name] = cost(cell, counted=sweep.matched == "flops")
+        except UserError as error:
+            reasons[cell.name] = str(error)
+    return sweep.matched_cells(costs), reasons
+
+
+def cost(cell: Cell, counted: bool = False) -> Cost:
+    """Builds a cell and checks that all of it fits together; what its training costs.
+
+    Raises:
+        UserError: why it can't run.
+    """
+    config = config_files.load(cell.location)
+    known = config_files.settings(config)
+    for name, text in cell.overrides.items():
+        if name not in known:
+            raise UserError(f"there is no setting {name}")
+        known[name].set(known[name].parse(text))
+    config = config_files.lock(config, known)
+    dataset = build(config.data)
+    setup = set_up(config, dataset.image_shape, dataset.num_classes)
+    check_pairs(setup, dataset)
+    check_evaluation(config, dataset.image_shape)
+    return Cost(config.num_steps, config.batch_size, train_flops(setup) if counted else None)
 
 
 def trained(cell: Cell, workdir: Path) -> bool:
