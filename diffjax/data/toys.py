@@ -52,7 +52,7 @@ def colours_distance(blur: float) -> float:
 
     Example:
         >>> colours_distance(0.0), round(colours_distance(0.25), 4)
-        (0.0, 0.0076)
+        (0.0, 0.0075)
     """
     variance = _CORNER**2 + _DEVIATION**2
     return float((np.sqrt(variance + blur**2) - np.sqrt(variance)) ** 2)
