@@ -8,6 +8,7 @@ from diffjax.errors import UserError
 from diffjax.evaluation.sweep_table import sweep_table
 from diffjax.sweeps import Sweep
 from experiments import cli, config_files, sweep
+from experiments.sweep_cells import refusal
 
 SWEEP = """
 from diffjax.sweeps import Sweep
@@ -62,7 +63,7 @@ def test_every_cell_of_the_sweeps_here_fits_together():
     for cell in config_files.returned_by(
         "configs/sweeps/digits_objectives.py", "get_sweep", Sweep
     ).cells():
-        assert sweep.refusal(cell) is None, cell.name
+        assert refusal(cell) is None, cell.name
 
 
 def test_a_dry_run_names_what_is_left_out_and_why(file, capsys):
