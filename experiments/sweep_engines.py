@@ -50,8 +50,6 @@ def local(job: Job, pulse: Pulse) -> None:
     XLA's threads are as many as the cores that a process may use, so that without shares each
     copy would want all of them.
     """
-    if job.options:
-        raise UserError("--engine=local has no options")
     gpus = visible_gpus()
     processes = []
     for index in range(job.copies):
