@@ -67,7 +67,7 @@ def train_cells(cells: Sequence[Cell], folder: Path) -> list[str]:
         workdir = folder / cell.name
         try:
             train(resolved(cell), workdir, train_command(cell, workdir))
-            measure_more(workdir)
+            probe_cell(workdir)
         except UserError as error:
             print(f"error: {cell.name}: {' '.join(str(error).split())}", file=sys.stderr)
             failed.append(cell.name)
@@ -80,8 +80,8 @@ def train_command(cell: Cell, workdir: Path) -> str:
     return shlex.join(words)
 
 
-def measure_more(workdir: Path) -> None:
-    """Where a measurement of every trained cell goes, beside its evaluation; there is none yet."""
+def probe_cell(workdir: Path) -> None:
+    """Where probes of a trained cell are made, beside its evaluation; there are none yet."""
     del workdir
 
 

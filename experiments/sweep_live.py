@@ -167,10 +167,10 @@ def _row(name: str, num_steps: int, workdir: Path) -> Row:
     status = read_json(workdir / STATUS) or {}
     state, seconds = status.get("state", "waiting"), status.get("seconds", 0.0)
     if state != "done" and busy(workdir):
-        state = "running"
-        if "started" in status:
+        if state == "running":
             since = datetime.now(UTC) - datetime.fromisoformat(status["started"])
-            seconds = max(seconds, since.total_seconds())
+            seconds += since.total_seconds()
+        state = "running"
     elif state == "running":
         state = "stopped"
     last = _last_record(workdir / workdirs.METRICS)

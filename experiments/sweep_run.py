@@ -14,6 +14,8 @@ from experiments.sweep_live import Live, rows
 from experiments.sweep_worker import Unit, busy
 
 _WAIT_SECONDS = 1.0
+# How often workers may be started and change nothing: one may be killed before it begins.
+_BARREN_ROUNDS = 3
 
 
 def run_workers(
@@ -31,7 +33,7 @@ def run_workers(
     A cell that somebody else's workers have is waited for.
 
     Raises:
-        UserError: workers ended and left as much as there was before.
+        UserError: workers ended, again and again, and left everything as it was.
         Interrupted: it was asked to stop; the workers have saved.
     """
     output = folder / "workers"
@@ -52,12 +54,13 @@ def run_workers(
         live.draw()
         return should_stop()
 
-    before = None
+    before, barren = None, 0
     while units := left():
         free = [unit for unit in units if not any(busy(folder / cell.name) for cell in unit)]
         if free:
             state = [(row.name, row.state, row.step) for row in rows(folder)]
-            if state == before:
+            barren = barren + 1 if state == before else 0
+            if barren == _BARREN_ROUNDS:
                 raise UserError(
                     f"workers end and leave {len(units)} of {len(todo)} cells as they are; what "
                     f"they said is in {output}"

@@ -130,7 +130,10 @@ def _is_held(path: Path) -> bool:
 
 @contextmanager
 def _locked(path: Path) -> Iterator[int | None]:
-    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    except PermissionError:
+        raise UserError(f"{path} can't be written: another user began this sweep") from None
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         held = True
@@ -160,7 +163,8 @@ def _attempt(unit: Unit, folder: Path, run: Callable[[], int]) -> None:
 
     def write(cell: Cell, state: str, error: str) -> None:
         last = before[cell.name]
-        seconds = last.get("seconds", 0.0) + (datetime.now(UTC) - began).total_seconds()
+        spent = (datetime.now(UTC) - began).total_seconds()
+        seconds = round(last.get("seconds", 0.0) + spent, 1)
         attempts = last.get("attempts", 0) + 1
         status = {"state": state, "attempts": attempts, "error": error, **facts, "seconds": seconds}
         write_json(folder / cell.name / STATUS, status)
