@@ -8,6 +8,7 @@ import pytest
 from diffjax.errors import UserError
 from diffjax.sweeps import Cost, Sweep
 from experiments import cli, config_files, sweep
+from experiments.sweep_cells import cost
 
 SWEEP = """
 from diffjax.sweeps import Sweep
@@ -85,7 +86,7 @@ def test_every_cell_of_the_sweeps_here_fits_together():
     for cell in config_files.returned_by(
         "configs/sweeps/digits_objectives.py", "get_sweep", Sweep
     ).cells():
-        assert sweep.cost(cell).num_steps > 0, cell.name
+        assert cost(cell).num_steps > 0, cell.name
 
 
 def test_a_dry_run_names_what_is_left_out_and_why(file, capsys):
