@@ -3,7 +3,7 @@
     python -m experiments.sweep --sweep=configs/sweeps/digits_objectives.py --workers=2
 
 Six objectives, three training seeds each, the same DiT and as many counted operations of training,
-sampled without guidance by DDIM, each on the grid that its path comes with.
+sampled without guidance, each on the grid that its path comes with.
 """
 
 from diffjax.sweeps import Sweep
@@ -20,8 +20,6 @@ def get_sweep() -> Sweep:
         {
             "config.num_steps": 800,
             "config.sampling.guidance_scale": 1.0,
-            "config.sampling.num_steps": 20,
-            "config.sampling.solver._target_": "diffjax.sampling.solvers:ddim",
             "config.evaluation.num_samples": 500,
             "config.evaluation.solvers": ("ddim",),
             "config.evaluation.num_steps": (1, 2, 5, 10, 20, 50, 100),
