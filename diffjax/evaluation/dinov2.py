@@ -18,7 +18,7 @@ from PIL import Image
 from diffjax.data import to_uint8
 from diffjax.errors import UserError, nearest
 from diffjax.evaluation.downloads import read_weights
-from diffjax.evaluation.features import Extractor, as_rgb, check_shapes, pretrained
+from diffjax.evaluation.features import Extractor, as_rgb, check_shapes, pretrained, with_params
 from diffjax.evaluation.torch_files import StateDict, read_state_dict
 from diffjax.models.attention import batched
 
@@ -248,7 +248,7 @@ def dinov2_features(
     variant = VARIANTS[model]
     sha256 = (sha256 or variant.sha256).lower()
     state = read_state_dict(weights, read_weights(weights, sha256))
-    params = jax.device_put(convert(state, variant.network))
+    params = convert(state, variant.network)
 
     @jax.jit
     def look(params: Any, levels: jax.Array) -> jax.Array:
@@ -259,8 +259,9 @@ def dinov2_features(
 
     return pretrained(
         f"dinov2:{model}",
-        lambda images: (look(params, resize(images)), None),
+        with_params(look, params),
         batch_size_images,
+        resize,
         architecture=f"DINOv2 {model}",
         layer="class token after the last normalisation",
         weights_sha256=sha256,

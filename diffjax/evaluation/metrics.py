@@ -1,29 +1,36 @@
 """All numbers of one set of samples, each with what it was measured against."""
 
 from dataclasses import dataclass
+from functools import partial
 from math import sqrt
 from typing import Any
 
+import jax
 import numpy as np
 
+import diffjax
 from diffjax.data import DataSet, all_images, to_float, to_uint8
 from diffjax.errors import UserError
 from diffjax.evaluation.copying import data_copying, inauthentic
 from diffjax.evaluation.distances import (
     KernelDistance,
     Statistics,
-    frechet_distance,
+    frechet_distance_from_root,
     kernel_distance,
     statistics,
+    symmetric_root,
 )
 from diffjax.evaluation.extrapolation import extrapolated_distance, fewest_samples
 from diffjax.evaluation.features import Extractor, check_images
 from diffjax.evaluation.manifolds import manifold_scores
 from diffjax.evaluation.neighbours import memorisation, nearest
 from diffjax.evaluation.scores import inception_score
+from diffjax.evaluation.seen import MOST_FEATURES, Batches, see, thinned_rows
+from diffjax.evaluation.stored import Arrays, stored
 
 _K = 5  # of Naeem et al.
 _MOST_ON_MANIFOLDS = 10_000  # as theirs; the cost grows with the square
+_FORMAT = 1  # of what is stored of a data set
 _NUM_SPLITS = 10  # of Salimans et al.
 _NUM_CELLS = 5
 
@@ -36,8 +43,9 @@ class Reference:
         name: data set.
         extractor: what the features were made with.
         train_images: `[N, H, W, C]` float32 in [-1, 1].
-        train_features: `[N, F]` float32.
-        train_statistics: of the train features.
+        train_features: `[min(N, 10,000), F]` float32, drawn by the seed.
+        train_statistics: of the features of all N.
+        train_root: the symmetric root of their covariance.
         train_sha256: fingerprint of the train split.
         test_features: `[M, F]` float32.
         test_logits: `[M, K]` float32; None where the extractor has none.
@@ -46,6 +54,7 @@ class Reference:
         kernel_floor: the kernel distance between the test and the train split.
         max_neighbour_images: samples whose nearest train images are looked up.
         seed: of every random thinning.
+        sharding: of a batch of images over devices, so that each looks at its rows.
     """
 
     name: str
@@ -53,6 +62,7 @@ class Reference:
     train_images: np.ndarray
     train_features: np.ndarray
     train_statistics: Statistics
+    train_root: np.ndarray
     train_sha256: str
     test_features: np.ndarray
     test_logits: np.ndarray | None
@@ -61,6 +71,7 @@ class Reference:
     kernel_floor: KernelDistance
     max_neighbour_images: int
     seed: int
+    sharding: jax.sharding.Sharding | None = None
 
 
 def reference(
@@ -70,6 +81,8 @@ def reference(
     max_images: int = 60_000,
     max_neighbour_images: int = 1000,
     seed: int = 0,
+    folder: str | None = None,
+    sharding: jax.sharding.Sharding | None = None,
 ) -> Reference:
     """Extracts what is needed of a data set, once, for any number of `compare`s.
 
@@ -78,31 +91,83 @@ def reference(
         extractor: images to features.
         max_images: of each split; of a larger one that many, evenly spaced.
         max_neighbour_images: test images whose nearest train images are looked up.
-        seed: of the random choice of test images and samples.
+        seed: of the random choice of images and samples.
+        folder: where what was extracted is kept for other processes and later ones, such as
+            `diffjax.evaluation.stored.FOLDER`; None keeps nothing.
+        sharding: of a batch of images over devices of this process; None looks on one.
 
     Raises:
         UserError: images of another shape than the extractor takes, or fewer than 3 in a split.
     """
     train_images, _ = all_images(dataset.reference, max_images)
     test_images, _ = all_images(dataset.test, max_images)
-    train_features = extractor.features(train_images)
-    test_features, test_logits = extractor.extract(test_images)
     some_test_images = thin(test_images, max_neighbour_images, seed)
+    train_sha256 = dataset.reference.fingerprint()
+    facts = {
+        "format": _FORMAT,
+        "version": diffjax.__version__,
+        "backend": jax.default_backend(),
+        "extractor": extractor.name,
+        "extractor_sha256": extractor.sha256,
+        "train_sha256": train_sha256,
+        "test_sha256": dataset.test.fingerprint(),
+        "max_images": max_images,
+        "max_neighbour_images": max_neighbour_images,
+        "max_features": MOST_FEATURES,
+        "seed": seed,
+    }
+    make = partial(
+        _extracted, train_images, test_images, some_test_images, extractor, seed, sharding
+    )
+    found = stored(folder, facts, make)
+    floor = found["kernel_floor"]
     return Reference(
         name=dataset.name,
         extractor=extractor,
         train_images=train_images,
-        train_features=train_features,
-        train_statistics=statistics(train_features),
-        train_sha256=dataset.reference.fingerprint(),
-        test_features=test_features,
-        test_logits=test_logits,
+        train_features=found["train_features"],
+        train_statistics=Statistics(
+            found["train_mean"], found["train_cov"], int(found["train_count"])
+        ),
+        train_root=found["train_root"],
+        train_sha256=train_sha256,
+        test_features=found["test_features"],
+        test_logits=found.get("test_logits"),
         some_test_images=some_test_images,
-        test_neighbours=nearest(some_test_images, train_images, k=2),
-        kernel_floor=kernel_distance(test_features, train_features, seed=seed),
+        test_neighbours=(found["neighbour_indices"], found["neighbour_distances"]),
+        kernel_floor=KernelDistance(float(floor[0]), float(floor[1]), int(floor[2]), int(floor[3])),
         max_neighbour_images=max_neighbour_images,
         seed=seed,
+        sharding=sharding,
     )
+
+
+def _extracted(
+    train_images: np.ndarray,
+    test_images: np.ndarray,
+    some_test_images: np.ndarray,
+    extractor: Extractor,
+    seed: int,
+    sharding: jax.sharding.Sharding | None,
+) -> Arrays:
+    """What takes long of a data set."""
+    train = see(Batches.of(train_images), extractor, seed=seed, most_images=0, sharding=sharding)
+    test_features, test_logits = extractor.extract(test_images, sharding)
+    indices, distances = nearest(some_test_images, train_images, k=2)
+    floor = kernel_distance(test_features, train.features, seed=seed)
+    mean, cov, count = train.statistics
+    return {
+        "train_features": train.features,
+        "train_mean": mean,
+        "train_cov": cov,
+        "train_count": np.array(count),
+        "train_root": symmetric_root(cov),
+        "test_features": test_features,
+        **({} if test_logits is None else {"test_logits": test_logits}),
+        "neighbour_indices": indices,
+        "neighbour_distances": distances,
+        "kernel_floor": np.array(floor),
+    }
 
 
 def compare(
@@ -164,8 +229,8 @@ def compare(
         **_accuracy(logits, labels, len(samples)),
         "classifier_test_accuracy": extractor.test_accuracy,
         "frechet_distance": {
-            "value": _frechet(features, reference.train_statistics),
-            "floor": _frechet(test_features, reference.train_statistics),
+            "value": _frechet(statistics(features), reference),
+            "floor": _frechet(statistics(test_features), reference),
             "provenance": provenance | frechet_counts | {"definition": "arXiv:1706.08500"},
         },
         "kernel_distance": {
@@ -206,7 +271,7 @@ def thin(images: np.ndarray, most: int, seed: int) -> np.ndarray:
     """At most `most` of the images, drawn without replacement, in their order."""
     if len(images) <= most:
         return images
-    return images[np.sort(np.random.default_rng(seed).choice(len(images), most, replace=False))]
+    return images[thinned_rows(len(images), most, seed)]
 
 
 def _accuracy(logits: np.ndarray | None, labels: np.ndarray | None, n: int) -> dict[str, Any]:
@@ -328,6 +393,8 @@ def _counts(num_samples: int, num_floor_images: int, num_reference_images: int) 
     }
 
 
-def _frechet(features: np.ndarray, train: Statistics) -> float:
-    mean, cov, _ = statistics(features)
-    return frechet_distance(mean, cov, train.mean, train.cov)
+def _frechet(ours: Statistics, reference: Reference) -> float:
+    train = reference.train_statistics
+    return frechet_distance_from_root(
+        train.mean, train.cov, reference.train_root, ours.mean, ours.cov
+    )
