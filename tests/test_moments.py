@@ -1,8 +1,10 @@
 """Images seen batch by batch against all at once; what is stored against what is computed."""
 
 import logging
+import tracemalloc
 from collections import Counter
 from dataclasses import replace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,9 +12,9 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from diffjax.data import ArraySource, DataSet
+from diffjax.data import ArraySource, DataSet, digits, to_float, to_uint8
 from diffjax.errors import UserError
-from diffjax.evaluation.distances import statistics
+from diffjax.evaluation.distances import frechet_distance, statistics
 from diffjax.evaluation.features import Extractor, classifier_features, pixel_features
 from diffjax.evaluation.metrics import compare, reference
 from diffjax.evaluation.moments import Moments
@@ -106,6 +108,27 @@ class TestSee:
         num_calls = -(-21 // (size * len(devices)))
         assert Counter(looked) == {size: num_calls * len(devices)}
 
+    def test_memory_does_not_hang_on_how_many_there_are(self):
+        extractor = pixel_features(size=2)
+
+        def peak(num_batches):
+            def made():
+                for i in range(num_batches):
+                    yield random_images(200, size=16, seed=i)
+
+            images = Batches(200 * num_batches, made())
+            tracemalloc.start()
+            found = see(images, extractor, most_features=50, most_images=50, num_splits=2)
+            _, most = tracemalloc.get_traced_memory()
+            tracemalloc.stop()
+            assert found.statistics.n == 200 * num_batches
+            return most
+
+        peak(2)
+        few, many = peak(5), peak(50)
+        # 9000 more images of 1 kB each; numbering those that are kept takes a few bytes each.
+        assert many - few < 9000 * 32
+
     def test_another_number_than_announced_is_refused(self):
         with pytest.raises(UserError, match="9 images were announced and 8 came"):
             see(Batches(9, [random_images(8)]), pixel_features(2))
@@ -117,6 +140,21 @@ class TestSee:
         first, all_of_them = Batches(9, iter(in_parts(images, 4))).peek()
         np.testing.assert_array_equal(first, images[:4])
         np.testing.assert_array_equal(np.concatenate(list(all_of_them.batches)), images)
+
+
+@pytest.fixture(scope="module")
+def digits_reference():
+    return reference(digits(), classifier_features("digits"))
+
+
+def flat(tree):
+    """The numbers of nested dicts and lists, by their paths."""
+    paths, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="."): value
+        for path, value in paths
+        if isinstance(value, float)
+    }
 
 
 @pytest.fixture
@@ -133,6 +171,57 @@ def small():
 
     extractor = Extractor("counted", "1" * 64, None, apply)
     return DataSet("noise", train, test, (8, 8, 1), 1, ("all",)), extractor, calls
+
+
+class TestCompareBatches:
+    @pytest.mark.parametrize("in_depth", [True, False])
+    def test_numbers_are_those_of_the_array(self, digits_reference, in_depth):
+        samples = random_images(900)
+        labels = np.arange(900) % 10
+        whole = compare(samples, labels, digits_reference, in_depth=in_depth)
+        batches = Batches(900, iter(in_parts(samples, 1, 300, 250)))
+        found = compare(batches, labels, digits_reference, in_depth=in_depth)
+        assert flat(found) == pytest.approx(flat(whole), rel=1e-5)
+        assert flat(whole)["frechet_distance.value"] == pytest.approx(
+            frechet_distance(
+                *statistics(digits_reference.extractor.features(to_float(to_uint8(samples))))[:2],
+                *digits_reference.train_statistics[:2],
+            )
+        )
+
+    def test_over_devices_they_are_the_same(self, digits_reference):
+        sharding = NamedSharding(Mesh(np.array(jax.local_devices()), "rows"), PartitionSpec("rows"))
+        samples = random_images(100)
+        one, many = (
+            compare(samples, None, replace(digits_reference, sharding=place))
+            for place in (None, sharding)
+        )
+        assert flat(many) == pytest.approx(flat(one), rel=1e-4)
+
+    def test_a_bad_batch_is_refused_when_it_comes(self, digits_reference):
+        good, bad = random_images(5), np.full((3, 8, 8, 1), np.nan, np.float32)
+        with pytest.raises(UserError, match="3 of 3 images have pixels"):
+            compare(Batches(8, iter([good, bad])), None, digits_reference)
+        with pytest.raises(UserError, match="5 samples come with labels"):
+            compare(Batches(5, iter([good])), np.zeros(4, int), digits_reference)
+
+    def test_on_features_for_cmmd_it_is_said(self, digits_reference):
+        samples = random_images(30)
+        assert compare(samples, None, digits_reference)["cmmd"] is None
+        extractor = replace(digits_reference.extractor, for_cmmd=True)
+        found = compare(samples, None, replace(digits_reference, extractor=extractor))["cmmd"]
+        features = extractor.features(to_float(to_uint8(samples)))
+        # As in CMMD's own code, in its precision.
+        train = digits_reference.train_features
+
+        def mean(x, y):
+            d = (x**2).sum(1)[:, None] + (y**2).sum(1)[None] - 2 * x @ y.T
+            return np.exp(-d / (2 * 10**2)).mean()
+
+        exact = mean(features, features) + mean(train, train) - 2 * mean(features, train)
+        assert found["value"] == pytest.approx(1000 * exact, rel=1e-3)
+        assert 0 <= found["floor"] < found["value"]
+        assert found["provenance"]["definition"] == "arXiv:2401.09603"
 
 
 class TestStored:
@@ -153,7 +242,8 @@ class TestStored:
         data, extractor, calls = small
         reference(data, extractor, folder=str(tmp_path))
         num_calls = len(calls)
-        reference(data, extractor, folder=str(tmp_path), **{change: 50})
+        changed: dict[str, Any] = {change: 50}
+        reference(data, extractor, folder=str(tmp_path), **changed)
         assert len(calls) > num_calls
         assert len(list(tmp_path.iterdir())) == 2
 

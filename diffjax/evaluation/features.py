@@ -32,6 +32,7 @@ class Extractor:
         batch_size_images: images a call.
         provenance: what else defines the map, such as `resize`, written beside every number.
         prepare: what is done to a batch of images on the host first; `apply` sees its result.
+        for_cmmd: whether a Gaussian kernel's distance on these features is CMMD.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Extractor:
     batch_size_images: int = 256
     provenance: Mapping[str, str] = field(default_factory=dict)
     prepare: Callable[[np.ndarray], np.ndarray] = lambda images: images
+    for_cmmd: bool = False
 
     def features(self, images: np.ndarray) -> np.ndarray:
         """Features `[N, F]` float32 of images `[N, H, W, C]` in [-1, 1]; see `extract`."""

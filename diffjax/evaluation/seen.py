@@ -111,7 +111,7 @@ def see(
         kept_features.append(features[_within(feature_rows, num_seen, len(batch))])
         kept_images.append(batch[_within(image_rows, num_seen, len(batch))])
         if logits is not None:
-            predicted.append(logits.argmax(1))
+            predicted.append(logits.argmax(1).astype(np.int32))
             if n >= num_splits:
                 score = score or ScoreSums.none(n, logits.shape[1], num_splits, seed)
                 score = score.add(num_seen, logits)
