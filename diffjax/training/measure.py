@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import product
 from typing import Any, NamedTuple
@@ -14,18 +14,26 @@ from ml_collections import ConfigDict
 from diffjax import choices
 from diffjax.data import DataSet, eval_batches
 from diffjax.errors import UserError
-from diffjax.evaluation import metrics
+from diffjax.evaluation import metrics, stored
 from diffjax.evaluation.evaluate import NamedRecipe, evaluate
 from diffjax.evaluation.features import Extractor, check_images
 from diffjax.evaluation.neighbours import nearest
 from diffjax.evaluation.plots import save_png
+from diffjax.evaluation.seen import Batches
 from diffjax.sampling.sample import Recipe
 from diffjax.spec import TARGET, build, choose
 from diffjax.training import workdirs
 from diffjax.training.found_grids import grids_for
-from diffjax.training.generate import Asked, balanced_labels, check_finite, evaluations
+from diffjax.training.generate import (
+    Asked,
+    balanced_labels,
+    check_finite,
+    evaluations,
+    full_batch,
+)
 from diffjax.training.interrupts import Interrupted
 from diffjax.training.load import Run, weaker_models
+from diffjax.training.sharding import local_rows
 from diffjax.wiring import Wired
 
 _NEIGHBOUR_ROWS = 10
@@ -90,22 +98,38 @@ def measure(
         )
     ]
     params = run.weights(weights)
-    reference = metrics.reference(dataset, extractor or build(settings.extractor))
+    reference = metrics.reference(
+        dataset,
+        extractor or build(settings.extractor),
+        folder=stored.FOLDER,
+        sharding=local_rows(),
+    )
     labels = balanced_labels(num_samples or settings.num_samples, dataset.num_classes)
     labels, source = samples_asked_of(run.setup.wired, dataset, labels)
     generate = run.generator(settings.batch_size)
     weaker = weaker_models(main.recipe, run.setup)(run.state)
 
-    def draw(recipe: Recipe, labels: np.ndarray, seed: int) -> tuple[np.ndarray, int]:
-        if should_stop():
-            raise Interrupted(
-                f"stopped while evaluating; the training in {run.workdir} is finished and saved, "
-                "the same command evaluates it"
-            )
-        images = generate(params, recipe, labels, seed, source, weaker)
+    batch_size = full_batch(settings.batch_size, run.setup.mesh)
+
+    def draw(recipe: Recipe, labels: np.ndarray, seed: int) -> tuple[Batches, int]:
         asked = Asked(run.setup.wired, params, recipe, labels, seed, source, weaker)
-        check_finite(images, asked)
-        return images, evaluations(asked.only(np.arange(min(len(labels), settings.batch_size))))
+
+        def batches() -> Iterator[np.ndarray]:
+            for first in range(0, len(labels), batch_size):
+                if should_stop():
+                    raise Interrupted(
+                        f"stopped while evaluating; the training in {run.workdir} is finished and "
+                        "saved, the same command evaluates it"
+                    )
+                some = asked.only(np.arange(first, min(first + batch_size, len(labels))))
+                images = generate(
+                    params, recipe, some.labels, seed, some.source, weaker, first=first
+                )
+                check_finite(images, some)
+                yield images
+
+        few = asked.only(np.arange(min(len(labels), settings.batch_size)))
+        return Batches(len(labels), batches()), evaluations(few)
 
     result = evaluate(
         draw,
