@@ -350,6 +350,8 @@ def test_samples_do_not_depend_on_batch_or_mesh(whole_run):
     assert images.shape == (13, 8, 8, 1)
     np.testing.assert_allclose(run.sample(labels, seed=3, batch_size=8), images, atol=1e-5)
     np.testing.assert_allclose(run.sample(labels[:5], seed=3), images[:5], atol=1e-5)
+    part = run.generator(4)(run.weights(), run.recipe, labels[6:11], 3, first=6)
+    np.testing.assert_allclose(part, images[6:11], atol=1e-5)
     assert np.abs(run.sample(labels, seed=4) - images).max() > 0.1
     one = run.sample(labels, seed=3, solver=solvers.ddim(), num_steps=1, guidance_scale=1.0)
     assert np.isfinite(one).all()
@@ -387,6 +389,10 @@ def test_samples_that_are_not_finite_name_the_step(whole_run):
     assert not np.isfinite(images).any()
     with pytest.raises(UserError, match="3 of 3 samples are not finite; number 0 from step 1 of"):
         check_finite(images, Asked(run.setup.wired, broken, run.recipe, labels, 0))
+    asked = Asked(run.setup.wired, broken, run.recipe, np.arange(9), 0).only(np.arange(5, 8))
+    images[0] = 0.0
+    with pytest.raises(UserError, match="2 of 3 samples are not finite; number 6 from step 1 of"):
+        check_finite(images, asked)
 
 
 def test_loading_names_what_is_missing(whole_run, tmp_path):
