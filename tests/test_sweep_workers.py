@@ -481,5 +481,7 @@ def test_sigterm_reaches_the_training_which_saves(file, tmp_path):
 
 
 def test_a_cell_that_is_none_is_named_with_the_nearest():
-    with pytest.raises(UserError, match=r"the sweep has no cell 'a-seed=00'; did you mean 'a-seed=0'"):
+    with pytest.raises(
+        UserError, match=r"the sweep has no cell 'a-seed=00'; did you mean 'a-seed=0'"
+    ):
         sweep.named(CELLS, ["a-seed=00"])

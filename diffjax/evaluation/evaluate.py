@@ -1,7 +1,7 @@
 """One model, several recipes: quality against the number of network evaluations."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +9,7 @@ import numpy as np
 
 from diffjax.evaluation import metrics
 from diffjax.evaluation.metrics import Reference
+from diffjax.evaluation.seen import Batches
 from diffjax.sampling.sample import Recipe
 
 
@@ -23,7 +24,7 @@ class NamedRecipe:
     seed: int = 0
 
 
-Draw = Callable[[NamedRecipe, np.ndarray], tuple[np.ndarray, int]]
+Draw = Callable[[NamedRecipe, np.ndarray], tuple[np.ndarray | Batches, int]]
 """`(recipe, labels[n]) -> images[n, H, W, C], network evaluations per sample`."""
 
 
@@ -34,7 +35,7 @@ class Evaluation:
     Attributes:
         summary: plain data for `evaluation.json`: the main recipe's numbers with provenance, and
             one row a recipe under `by_nfe`.
-        samples: of the main recipe, `[N, H, W, C]`.
+        samples: the first of the main recipe, `[B, H, W, C]`.
     """
 
     summary: dict[str, Any]
@@ -103,10 +104,12 @@ def _measure(
     conditional: bool,
     in_depth: bool,
 ) -> tuple[np.ndarray, dict[str, Any], dict[str, Any]]:
-    """Samples, their row in the table, and all that is known about them."""
+    """The first samples, their row in the table, and all that is known about all of them."""
     began = time.perf_counter()
-    samples, nfe = draw(named, labels)
-    seconds = time.perf_counter() - began
+    drawn, nfe = draw(named, labels)
+    seconds = [time.perf_counter() - began]
+    batches = drawn if isinstance(drawn, Batches) else Batches.of(drawn)
+    first, samples = Batches(batches.num_images, _timed(batches, seconds)).peek()
     full = metrics.compare(samples, labels if conditional else None, reference, in_depth=in_depth)
     row = {
         **_how(named),
@@ -114,9 +117,21 @@ def _measure(
         "accuracy": full["accuracy"],
         "frechet_distance": full["frechet_distance"]["value"],
         "kernel_distance": full["kernel_distance"]["value"],
-        "seconds": seconds,
+        "seconds": sum(seconds),
     }
-    return samples, row, full
+    return first, row, full
+
+
+def _timed(images: Batches, seconds: list[float]) -> Iterator[np.ndarray]:
+    """The batches; how long each took to come is noted down."""
+    batches = iter(images.batches)
+    while True:
+        began = time.perf_counter()
+        batch = next(batches, None)
+        seconds.append(time.perf_counter() - began)
+        if batch is None:
+            return
+        yield batch
 
 
 def _how(named: NamedRecipe) -> dict[str, Any]:

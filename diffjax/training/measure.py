@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import product
 from typing import Any, NamedTuple
@@ -14,16 +14,24 @@ from ml_collections import ConfigDict
 from diffjax import choices
 from diffjax.data import DataSet, eval_batches
 from diffjax.errors import UserError, nearest
-from diffjax.evaluation import metrics, neighbours
+from diffjax.evaluation import metrics, neighbours, stored
 from diffjax.evaluation.evaluate import NamedRecipe, evaluate
 from diffjax.evaluation.features import Extractor, check_images
 from diffjax.evaluation.plots import save_png
+from diffjax.evaluation.seen import Batches
 from diffjax.spec import TARGET, build, choose
 from diffjax.training import workdirs
 from diffjax.training.found_grids import grids_for
-from diffjax.training.generate import Asked, balanced_labels, check_finite, evaluations
+from diffjax.training.generate import (
+    Asked,
+    balanced_labels,
+    check_finite,
+    evaluations,
+    full_batch,
+)
 from diffjax.training.interrupts import Interrupted
 from diffjax.training.load import Run, weaker_models
+from diffjax.training.sharding import local_rows
 from diffjax.training.state import LIVE, ema_name
 from diffjax.wiring import Wired
 
@@ -103,23 +111,37 @@ def measure(
         )
     ]
     params = {name: run.weights(name) for name in {main.weights, *(o.weights for o in others)}}
-    reference = metrics.reference(dataset, extractor or build(settings.extractor))
+    reference = metrics.reference(
+        dataset,
+        extractor or build(settings.extractor),
+        folder=stored.FOLDER,
+        sharding=local_rows(),
+    )
     labels = balanced_labels(num_samples or settings.num_samples, dataset.num_classes)
     labels, source = samples_asked_of(run.setup.wired, dataset, labels)
     generate = run.generator(settings.batch_size)
     weaker = weaker_models(main.recipe, run.setup)(run.state)
 
-    def draw(named: NamedRecipe, labels: np.ndarray) -> tuple[np.ndarray, int]:
-        if should_stop():
-            raise Interrupted(
-                f"stopped while evaluating; the training in {run.workdir} is finished and saved, "
-                "the same command evaluates it"
-            )
+    batch_size = full_batch(settings.batch_size, run.setup.mesh)
+
+    def draw(named: NamedRecipe, labels: np.ndarray) -> tuple[Batches, int]:
         how = params[named.weights], named.recipe, labels, named.seed, source, weaker
-        images = generate(*how)
         asked = Asked(run.setup.wired, *how)
-        check_finite(images, asked)
-        return images, evaluations(asked.only(np.arange(min(len(labels), settings.batch_size))))
+
+        def batches() -> Iterator[np.ndarray]:
+            for first in range(0, len(labels), batch_size):
+                if should_stop():
+                    raise Interrupted(
+                        f"stopped while evaluating; the training in {run.workdir} is finished and "
+                        "saved, the same command evaluates it"
+                    )
+                some = asked.only(np.arange(first, min(first + batch_size, len(labels))))
+                images = generate(*how[:2], some.labels, named.seed, some.source, weaker, first)
+                check_finite(images, some)
+                yield images
+
+        few = asked.only(np.arange(min(len(labels), settings.batch_size)))
+        return Batches(len(labels), batches()), evaluations(few)
 
     result = evaluate(
         draw,
