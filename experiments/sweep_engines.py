@@ -170,8 +170,8 @@ def ray(job: Job, pulse: Pulse) -> None:
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         address = options.pop("address", None)
-        ray.init(address=address, log_to_driver=False, ignore_reinit_error=True)
         remote = ray.remote(task).options(**{"max_retries": 0, **options})
+        ray.init(address=address, log_to_driver=False, ignore_reinit_error=True)
     except (ValueError, TypeError, ConnectionError, RuntimeError) as error:
         raise UserError(f"Ray does not take the job: {error}") from error
     finally:

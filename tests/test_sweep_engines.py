@@ -168,7 +168,7 @@ def test_a_missing_package_is_one_line_that_names_the_extra(
         ENGINES[engine](job(tmp_path, 1, 0), lambda: False)
 
 
-@pytest.mark.parametrize("engine", ["slurm", pytest.param("ray", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("engine", ["slurm", "ray"])
 def test_an_option_that_there_is_not_is_one_line(engine, tmp_path):
     with pytest.raises(UserError, match="partitio") as caught:
         engine_of(engine)(job(tmp_path, 1, 0, partitio="gpu"), lambda: False)
@@ -211,3 +211,9 @@ def test_before_its_time_is_over_a_slurm_job_saves_and_is_queued_anew(tmp_path):
         signal.signal(signal.SIGALRM, before)
     assert len(list(tmp_path.glob("*.stopped"))) == 1
     assert again[0].function.command == task.command
+
+
+@pytest.mark.skipif(not has_slurm(), reason="no SLURM here")
+def test_what_slurm_refuses_is_one_line(tmp_path):
+    with pytest.raises(UserError, match=r"SLURM does not take the job: .*partition"):
+        engine_of("slurm")(job(tmp_path, 2, 0, partition="nope"), lambda: False)

@@ -1,6 +1,5 @@
 """Workers: who takes what, what they write, and what is left when they are killed."""
 
-import contextlib
 import json
 import os
 import random
@@ -408,6 +407,14 @@ def test_mistakes_are_one_line(arguments, message, file, tmp_path, capsys):
     assert not (tmp_path / "none").exists()
 
 
+def is_of(folder, pid):
+    """Whether a process lives and works in a folder: numbers of dead ones may be strangers' now."""
+    try:
+        return str(folder) in Path(f"/proc/{pid}/cmdline").read_text()
+    except OSError:
+        return False
+
+
 def kill_somebody(folder, rng, is_over):
     """Kills a worker, its training, or both, at a random moment; the numbers of whom it killed."""
     least = rng.choice([0, 2, 30])
@@ -423,7 +430,7 @@ def kill_somebody(folder, rng, is_over):
             victims = [read_json(workdir / name) or {} for name in (STATUS, "lock.json")]
             killed = []
             for victim in rng.choice([victims[:1], victims[1:], victims]):
-                with contextlib.suppress(ProcessLookupError, KeyError):
+                if is_of(folder, victim.get("pid")):
                     os.kill(victim["pid"], signal.SIGKILL)
                     killed.append(victim["pid"])
             if killed:
@@ -433,21 +440,22 @@ def kill_somebody(folder, rng, is_over):
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="knows processes by /proc")
 def test_a_sweep_whose_workers_are_killed_ends_as_one_that_was_left_alone(file, tmp_path):
     folder, rng = tmp_path / "sweep", random.Random(0)
     cells = cells_of(file)
     one = start(file, folder, "--workers=3")
-    two = start(file, folder, "--workers=1")  # a second person has the same idea
+    two = start(file, folder, "--worker")  # somebody else's
     kills = [kill_somebody(folder, rng, lambda: one.poll() is not None) for _ in range(3)]
-    said = [process.communicate(timeout=400)[1] for process in (one, two)]
+    said = [process.communicate(timeout=1200)[1] for process in (one, two)]
     assert any(kills), said
-    if 2 in (one.returncode, two.returncode):  # a cell whose training alone was killed has failed
-        assert "ended by SIGKILL" in said[0] + said[1]
+    if one.returncode == 2:  # a cell whose training alone was killed has failed
+        assert "ended by SIGKILL" in said[0]
         again = start(file, folder)
-        said.append(again.communicate(timeout=400)[1])
+        said.append(again.communicate(timeout=1200)[1])
         assert again.returncode == 0, said
     else:
-        assert (one.returncode, two.returncode) == (0, 0), said
+        assert one.returncode == 0, said
     assert [row.state for row in rows(folder)] == ["done"] * 3
     assert (folder / "table.md").read_text().count("\n| seed=") == 3
     for cell in cells:
@@ -468,9 +476,9 @@ def test_sigterm_reaches_the_training_which_saves(file, tmp_path):
     file.write_text(file.read_text().replace('"config.num_steps": 60', '"config.num_steps": 10000'))
     with start(file, folder, "--workers=2") as process:
         metrics = folder / "seed=0" / "metrics.jsonl"
-        wait_until(lambda: metrics.exists() and metrics.read_text(), 120)
+        wait_until(lambda: metrics.exists() and metrics.read_text(), 900)
         process.send_signal(signal.SIGTERM)
-        _, said = process.communicate(timeout=60)
+        _, said = process.communicate(timeout=600)
     assert process.returncode == 143
     assert said.splitlines()[-1] == "stopped with 0 of 3 cells done; the same command goes on"
     assert not any(busy(folder / cell["folder"]) for cell in read_plan(folder)["cells"])
