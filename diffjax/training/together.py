@@ -135,13 +135,12 @@ def numbers_of(configs: Sequence[ConfigDict]) -> Numbers:
     if split:
         raise Apart(f"mesh.{next(iter(split))}: parameters split over devices are no members'")
     for config in configs[1:]:
-        _check_rest(first, config)
+        _check_alike(first, config)
     parts = [_parts(config) for config in configs]
     flat = [jax.tree_util.tree_flatten_with_path(part) for part in parts]
-    for config, (_, treedef) in zip(configs, flat, strict=True):
+    for _, treedef in flat:
         if treedef != flat[0][1]:
-            found = _differences(first, config, _NUMBERED)
-            raise Apart(found[0] if found else "their objectives are made of unlike parts")
+            raise Apart("their objectives differ in what is fixed when a program is compiled")
     leaves = zip(*(leaves for leaves, _ in flat), strict=True)
     values, shared = {}, {}
     for column in leaves:
@@ -153,17 +152,28 @@ def numbers_of(configs: Sequence[ConfigDict]) -> Numbers:
     return Numbers(values, shared, flat[0][1])
 
 
-def _check_rest(first: ConfigDict, config: ConfigDict) -> None:
-    rest = [name for name in dict.fromkeys([*first, *config]) if name not in (*_PLAIN, *_NUMBERED)]
-    differences = _differences(first, config, rest)
+def _check_alike(first: ConfigDict, config: ConfigDict) -> None:
+    """Refuses all differences but those in real numbers that may differ.
+
+    Configs say which classes objects are of. Structures of trees don't: to JAX two dataclasses with
+    the same fixed fields and as many leaves are one.
+    """
+    one, other = (_without_numbers(json.loads(to_json(each))) for each in (first, config))
+    differences = differing_keys(one, other)
     if differences:
         raise Apart(differences[0])
 
 
-def _differences(one: ConfigDict, other: ConfigDict, names: Sequence[str]) -> list[str]:
-    trees = (json.loads(to_json(config)) for config in (one, other))
-    some = ({name: tree[name] for name in names if name in tree} for tree in trees)
-    return differing_keys(*some)
+def _without_numbers(tree: dict[str, Any]) -> dict[str, Any]:
+    def hide(inner: Any) -> Any:
+        if isinstance(inner, dict):
+            return {name: hide(value) for name, value in inner.items()}
+        if isinstance(inner, list):
+            return [hide(value) for value in inner]
+        return 0.0 if isinstance(inner, float) else inner
+
+    kept = {name: value for name, value in tree.items() if name not in _PLAIN}
+    return {name: hide(value) if name in _NUMBERED else value for name, value in kept.items()}
 
 
 def _parts(config: ConfigDict) -> Parts:
@@ -178,14 +188,11 @@ def _stacked(name: str, leaves: Sequence[Any]) -> np.ndarray:
     """Real numbers, one a member.
 
     Raises:
-        Apart: they are of another kind or of unlike shapes.
+        Apart: they are none, or of unlike shapes.
     """
-    told = f"{name}: {leaves[0]} there, {next(x for x in leaves if x != leaves[0])} here"
     arrays = [np.asarray(leaf) for leaf in leaves]
-    if any(array.dtype.kind not in "fi" for array in arrays):
-        raise Apart(told)
-    if len({array.shape for array in arrays}) > 1 or all(a.dtype.kind == "i" for a in arrays):
-        raise Apart(f"{told}; only real numbers may differ")
+    if any(array.dtype.kind not in "fi" or array.shape != arrays[0].shape for array in arrays):
+        raise Apart(f"{name}: {leaves[0]} in the first, which is no real number")
     return np.stack(arrays).astype(np.float32)
 
 
