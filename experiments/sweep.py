@@ -30,7 +30,7 @@ from diffjax.sweeps import STEPS, Cell, Cost, Sweep
 from diffjax.training import workdirs
 from diffjax.training.interrupts import Interrupted, stop_signals
 from experiments import cli, config_files
-from experiments.sweep_cells import STATUS, finished, planned, train_cells
+from experiments.sweep_cells import STATUS, finished, planned, together, train_cells
 from experiments.sweep_engines import ENGINES, parse_options
 from experiments.sweep_live import PLAN, Live, read_plan, rows, table
 from experiments.sweep_run import run_workers
@@ -43,6 +43,9 @@ flags.DEFINE_bool("dry_run", False, "check all cells, list them, and stop", flag
 flags.DEFINE_bool("status", False, "show how the cells are, and stop", flag_values=FLAGS)
 flags.DEFINE_enum("engine", "local", list(ENGINES), "where workers run", flag_values=FLAGS)
 flags.DEFINE_integer("workers", 1, "how many at once", lower_bound=1, flag_values=FLAGS)
+flags.DEFINE_integer(
+    "ensemble", 1, "cells that train as one program, at most", lower_bound=1, flag_values=FLAGS
+)
 flags.DEFINE_string(
     "slurm",
     "",
@@ -85,7 +88,7 @@ def main(args: SimpleNamespace) -> int:
     for engine, given in options.items():
         if given and engine != args.engine:
             raise UserError(f"--{engine} is for --engine={engine}, and this is {args.engine}")
-    cells, costs, left_out = checked(sweep)
+    cells, costs, left_out, ensembles = checked(sweep, args.ensemble)
     for name, reason in left_out.items():
         print(f"left out: {name}: {reason}", file=sys.stderr)
     if args.dry_run or not cells:
@@ -93,14 +96,14 @@ def main(args: SimpleNamespace) -> int:
         return 0 if cells else 2
 
     workdir.mkdir(parents=True, exist_ok=True)
-    write_json(workdir / PLAN, plan(args.sweep, sweep, cells, costs, left_out, workdir))
+    write_json(workdir / PLAN, plan(args.sweep, sweep, cells, costs, left_out, ensembles, workdir))
     with stop_signals() as should_stop:
         run_workers(
             ENGINES[args.engine],
             options.get(args.engine, {}),
             args.workers,
             worker_command(args.sweep, workdir),
-            units(cells),
+            units(cells, ensembles),
             workdir,
             Live(workdir),
             should_stop,
@@ -108,15 +111,18 @@ def main(args: SimpleNamespace) -> int:
     return conclude(sweep, cells, workdir)
 
 
-def checked(sweep: Sweep) -> tuple[list[Cell], dict[str, Cost], dict[str, str]]:
-    """What `planned` says, asked in a process that ends: building networks takes hold of an
-    accelerator, which the trainings want.
+def checked(
+    sweep: Sweep, most: int
+) -> tuple[list[Cell], dict[str, Cost], dict[str, str], list[list[str]]]:
+    """What `planned` and `together` say, asked in a process that ends: building networks takes
+    hold of an accelerator, which the trainings want.
     """
     spawn = multiprocessing.get_context("spawn")
     # Ctrl-C is for this process, which says so in one line.
     ignored = (signal.SIGINT, signal.SIG_IGN)
     with ProcessPoolExecutor(1, spawn, signal.signal, ignored) as pool:
-        return pool.submit(planned, sweep).result()
+        cells, costs, left_out = pool.submit(planned, sweep).result()
+        return cells, costs, left_out, pool.submit(together, cells, most).result()
 
 
 def plan(
@@ -125,6 +131,7 @@ def plan(
     cells: Sequence[Cell],
     costs: Mapping[str, Cost],
     left_out: Mapping[str, str],
+    ensembles: Sequence[Sequence[str]],
     workdir: Path,
 ) -> dict[str, Any]:
     """What `sweep.json` says."""
@@ -151,6 +158,7 @@ def plan(
             for cell in cells
         ],
         "left_out": [{"name": name, "reason": reason} for name, reason in left_out.items()],
+        "ensembles": [list(names) for names in ensembles],
     }
 
 
@@ -175,7 +183,13 @@ def be_worker(args: SimpleNamespace, workdir: Path) -> int:
     cells = read_cells(workdir)
     run = in_subprocess(args.sweep, workdir)
     with stop_signals() as should_stop:
-        work(units(cells), workdir, run, since=since, should_stop=should_stop)
+        work(
+            units(cells, read_plan(workdir)["ensembles"]),
+            workdir,
+            run,
+            since=since,
+            should_stop=should_stop,
+        )
         if should_stop():
             raise Interrupted("stopped; what was under way is saved")
     return 0

@@ -1,4 +1,4 @@
-"""One cell of a sweep: whether it can run, training it, and whether that is done."""
+"""Cells of a sweep: whether they can run, training them, and whether that is done."""
 
 import json
 import shlex
@@ -13,6 +13,7 @@ from diffjax.evaluation.run_files import read_json
 from diffjax.spec import build, to_json
 from diffjax.sweeps import Cell, Cost, Sweep
 from diffjax.training import workdirs
+from diffjax.training.ensemble import MembersFailed, groups, train_together
 from diffjax.training.loop import train, train_flops
 from diffjax.training.measure import check_evaluation
 from diffjax.training.setup import check_pairs, set_up
@@ -51,6 +52,14 @@ def planned(sweep: Sweep) -> tuple[list[Cell], dict[str, Cost], dict[str, str]]:
     return sweep.matched_cells(costs), costs, reasons
 
 
+def together(cells: Sequence[Cell], most: int) -> list[list[str]]:
+    """Names of cells that train as one program, at most so many at once."""
+    if most == 1:
+        return [[cell.name] for cell in cells]
+    configs = {cell.name: resolved(cell) for cell in cells}
+    return [list(names) for names in groups(configs, most)]
+
+
 def cost(cell: Cell, counted: bool = False) -> Cost:
     """Builds a cell and checks that all of it fits together; what its training costs.
 
@@ -66,24 +75,36 @@ def cost(cell: Cell, counted: bool = False) -> Cost:
 
 
 def train_cells(cells: Sequence[Cell], folder: Path) -> list[str]:
-    """Trains cells, one after another, and gives the names of those that failed.
+    """Trains cells in this process, several as one program; gives the names of those that failed.
 
     A mistake in one is written to stderr, as `error: NAME: what`, and does not stop the others.
 
     Args:
-        cells: what to train, in this process.
+        cells: what to train; several must be able to train together.
         folder: the sweep's.
     """
-    failed = []
+    errors: dict[str, str] = {}
+    folders = [folder / cell.name for cell in cells]
+    commands = [train_command(*each) for each in zip(cells, folders, strict=True)]
+    try:
+        configs = [resolved(cell) for cell in cells]
+        if len(cells) == 1:
+            train(configs[0], folders[0], commands[0])
+        else:
+            train_together(configs, folders, commands)
+    except MembersFailed as failed:
+        errors = {member.name: error for member, error in failed.failures.items()}
+    except UserError as error:
+        errors = {cell.name: str(error) for cell in cells}
     for cell in cells:
-        workdir = folder / cell.name
         try:
-            train(resolved(cell), workdir, train_command(cell, workdir))
-            probe_cell(workdir)
+            if cell.name not in errors:
+                probe_cell(folder / cell.name)
         except UserError as error:
-            print(f"error: {cell.name}: {' '.join(str(error).split())}", file=sys.stderr)
-            failed.append(cell.name)
-    return failed
+            errors[cell.name] = str(error)
+    for name, error in errors.items():
+        print(f"error: {name}: {' '.join(error.split())}", file=sys.stderr)
+    return list(errors)
 
 
 def train_command(cell: Cell, workdir: Path) -> str:

@@ -39,9 +39,10 @@ Unit = tuple[Cell, ...]
 Runner = Callable[[Unit, Sequence[int], Callable[[], bool]], int]
 
 
-def units(cells: Sequence[Cell]) -> list[Unit]:
-    """What workers take as one: each cell by itself."""
-    return [(cell,) for cell in cells]
+def units(cells: Sequence[Cell], ensembles: Sequence[Sequence[str]]) -> list[Unit]:
+    """What workers take as one: the cells that train as one program."""
+    by_name = {cell.name: cell for cell in cells}
+    return [tuple(by_name[name] for name in names) for names in ensembles]
 
 
 def work(

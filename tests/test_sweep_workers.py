@@ -27,7 +27,7 @@ from experiments.sweep_worker import busy, listed, taken, units, work, write_jso
 
 ROOT = Path(__file__).parent.parent
 CELLS = Sweep("c.py", {"objective": ("a", "b", "c", "d"), "config.seed": (0, 1)}).cells()
-UNITS = units(CELLS)
+UNITS = units(CELLS, [[cell.name] for cell in CELLS])
 HOLD = "import fcntl, sys, time; f = open(sys.argv[1], 'w'); fcntl.flock(f, fcntl.LOCK_EX); "
 
 

@@ -75,7 +75,7 @@ class Checkpoints:
         )
 
     def restore(
-        self, abstract: Any, *, set_damaged_aside: bool = True
+        self, abstract: Any, *, set_damaged_aside: bool = True, newest: int | None = None
     ) -> tuple[Any, dict[str, Any]] | None:
         """The newest checkpoint that is whole, on whatever mesh `abstract` asks for.
 
@@ -84,6 +84,7 @@ class Checkpoints:
         Args:
             abstract: the state with `ShapeDtypeStruct` of shardings for arrays.
             set_damaged_aside: move damaged ones to a folder beside this one; none is deleted.
+            newest: leave later steps out of account.
 
         Returns:
             State and meta, or None if there is no checkpoint at all.
@@ -92,7 +93,8 @@ class Checkpoints:
             UserError: there are checkpoints and none of them can be read.
         """
         damaged = []
-        for step in sorted(self._manager.all_steps(), reverse=True):
+        steps = (step for step in self._manager.all_steps() if newest is None or step <= newest)
+        for step in sorted(steps, reverse=True):
             try:
                 restored = self.read(step, abstract)
             except Exception as error:  # Whatever the reader trips over, the file is at fault.
@@ -135,6 +137,12 @@ class Checkpoints:
     def steps(self) -> list[int]:
         """The steps that have a checkpoint, rising."""
         return sorted(self._manager.all_steps())
+
+    def forget_after(self, step: int) -> None:
+        """Deletes the checkpoints of later steps, which are about to be made again."""
+        for later in self.steps():
+            if later > step:
+                self._manager.delete(later)
 
     def wait(self) -> None:
         """Waits until what was begun is on disk."""

@@ -95,11 +95,22 @@ def run_all(
         else:
             _LOG.info("%s is finished: %d of %d steps", workdir, start["step"], config.num_steps)
         checkpoints.wait()  # An evaluation is of something that is on disk.
-        # One made beside the training, by experiments.evaluate, is of an earlier step.
-        evaluated = (read_json(workdir / workdirs.EVALUATION) or {}).get("step")
-        if evaluated != config.num_steps:
-            run = Run(setup, state, workdir, dataset.label_names)
-            measure(run, dataset, should_stop=should_stop)
+        evaluate_once(setup, dataset, state, workdir, should_stop)
+
+
+def evaluate_once(
+    setup: Setup,
+    dataset: DataSet,
+    state: TrainState,
+    workdir: Path,
+    should_stop: Callable[[], bool],
+) -> None:
+    """The evaluation of the last step, unless there is one."""
+    # One made beside the training, by experiments.evaluate, is of an earlier step.
+    evaluated = (read_json(workdir / workdirs.EVALUATION) or {}).get("step")
+    if evaluated != setup.config.num_steps:
+        run = Run(setup, state, workdir, dataset.label_names)
+        measure(run, dataset, should_stop=should_stop)
 
 
 def restore_or_init(
@@ -134,66 +145,127 @@ def run_steps(
     should_stop: Callable[[], bool],
 ) -> TrainState:
     """The loop itself: from the step where `start`, a checkpoint's meta, is to `num_steps`."""
-    start_step, unlogged = start["step"], start.get("unlogged", [])
-    config = setup.config
+    start_step, config = start["step"], setup.config
     _, step_key = jax.random.split(jax.random.key(config.seed))
     stream = device_batches(setup, dataset, start_step)
-    draw_grid = grid_drawer(setup, dataset, workdir)
     began = time.perf_counter()
     train_step = compile_train_step(setup, step_key)
     workdirs.add_seconds(workdir, compile_seconds=time.perf_counter() - began)
     if start_step == 0:
         workdirs.record(workdir, train_flops_per_step=train_flops(setup))
-    writer = join(open_writers(workdir, config.num_steps, start_step))
-    # The stream's position is a function of the step, so the step is all there is to keep of it.
-    meta = {"config": json.loads(to_json(config)), "data_sha256": dataset.train.fingerprint()}
-    window = MetricsWindow(
-        writer, config.batch_size, start_step, checkpoints.steps, setup.nonfinite.skip_in_a_row
-    )
-    window.restore(unlogged)
-
-    def save() -> None:
-        window.flush()  # A state may be saved only if its loss was finite up to here.
-        step = int(state.step)
-        checkpoints.save(step, state, {**meta, "unlogged": window.unlogged()})
+    recorder = Recorder(setup, dataset, start, checkpoints, workdir)
 
     began = time.perf_counter()
     try:
-        save()  # A folder that can't hold a checkpoint shows now, not after an hour.
+        recorder.save(state)  # A folder that can't hold a checkpoint shows now, not after an hour.
         for step in range(start_step + 1, config.num_steps + 1):
             state, metrics = train_step(state, step_key, next(stream))
-            window.add(metrics)
-            last = step == config.num_steps
-            stop = should_stop() and not last
-            if step % config.log_every_steps == 0 or last:
-                window.close()
-            if step % config.sample_every_steps == 0 or last:
-                window.flush()
-                draw_grid(state)
-                window.restart_clock()
-            if step % config.checkpoint_every_steps == 0 or last or stop:
-                save()
-                window.restart_clock()
+            stop = should_stop() and step < config.num_steps
+            recorder.add(step, metrics)
+            if recorder.due(step, stop):
+                recorder.keep(step, state, stop)
             if stop:
                 raise Interrupted(
                     f"stopped at step {step} of {config.num_steps} and saved in {workdir}; "
                     "the same command goes on from there"
                 )
     finally:
-        writer.close()
+        recorder.close()
         workdirs.add_seconds(workdir, train_seconds=time.perf_counter() - began)
     return state
 
 
-def open_writers(workdir: Path, num_steps: int, start_step: int) -> list[Writer]:
+class Recorder:
+    """What a run leaves in its folder while it trains: lines, pictures and checkpoints.
+
+    Args:
+        setup: of the run.
+        dataset: what it trains on.
+        start: the meta of the checkpoint that it goes on from.
+        checkpoints: where states go.
+        workdir: where the rest goes.
+        bar: whether the terminal shows how far it is.
+    """
+
+    def __init__(
+        self,
+        setup: Setup,
+        dataset: DataSet,
+        start: Mapping[str, Any],
+        checkpoints: Checkpoints,
+        workdir: Path,
+        *,
+        bar: bool = True,
+    ):
+        self._config = config = setup.config
+        self._checkpoints = checkpoints
+        self._draw_grid = grid_drawer(setup, dataset, workdir)
+        self._writer = join(open_writers(workdir, config.num_steps, start["step"], bar=bar))
+        # The stream's position is a function of the step, so the step is all there is to keep.
+        self._meta = {
+            "config": json.loads(to_json(config)),
+            "data_sha256": dataset.train.fingerprint(),
+        }
+        self._window = MetricsWindow(
+            self._writer,
+            config.batch_size,
+            start["step"],
+            checkpoints.steps,
+            setup.nonfinite.skip_in_a_row,
+        )
+        self._window.restore(start.get("unlogged", []))
+
+    def add(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """Takes the metrics of a step, still on the devices.
+
+        Raises:
+            NonFiniteLoss: in an earlier window, as `keep` in this one.
+        """
+        self._window.add(metrics)
+        if self._every(self._config.log_every_steps, step):
+            self._window.close()
+
+    def due(self, step: int, stop: bool) -> bool:
+        """Whether `keep` has anything to do after this step."""
+        config = self._config
+        every = config.sample_every_steps, config.checkpoint_every_steps
+        return stop or any(self._every(steps, step) for steps in every)
+
+    def keep(self, step: int, state: TrainState, stop: bool) -> None:
+        """The picture and the checkpoint of a step, if it is time for them."""
+        if self._every(self._config.sample_every_steps, step):
+            self._window.flush()
+            self._draw_grid(state)
+            self._window.restart_clock()
+        if stop or self._every(self._config.checkpoint_every_steps, step):
+            self.save(state)
+            self._window.restart_clock()
+
+    def save(self, state: TrainState) -> None:
+        """Starts to save a state."""
+        self._window.flush()  # A state may be saved only if its loss was finite up to here.
+        meta = {**self._meta, "unlogged": self._window.unlogged()}
+        self._checkpoints.save(int(state.step), state, meta)
+
+    def close(self) -> None:
+        """Finishes the lines."""
+        self._writer.close()
+
+    def _every(self, steps: int, step: int) -> bool:
+        return step % steps == 0 or step == self._config.num_steps
+
+
+def open_writers(
+    workdir: Path, num_steps: int, start_step: int, *, bar: bool = True
+) -> list[Writer]:
     """Where metrics go; only the first of several processes writes."""
     if jax.process_index() != 0:
         return []
-    return [
+    files: list[Writer] = [
         JSONLWriter(workdir / workdirs.METRICS, start_step),
         TensorBoardWriter(workdir / "tensorboard", start_step),
-        ProgressBar(num_steps, start_step),
     ]
+    return [*files, ProgressBar(num_steps, start_step)] if bar else files
 
 
 def train_step_of(setup: Setup) -> TrainStep:

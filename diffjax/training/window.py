@@ -7,7 +7,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax import Array
 
 from diffjax.errors import UserError
 from diffjax.training.logging import Writer
@@ -64,7 +63,7 @@ class MetricsWindow:
         """
         return [{name: np.asarray(v).tolist() for name, v in m.items()} for m in self._open]
 
-    def add(self, metrics: Mapping[str, Array]) -> None:
+    def add(self, metrics: Mapping[str, Any]) -> None:
         """Takes one step's metrics, still on the devices."""
         self._open = [*self._open, metrics]
         self._steps_since_clock += 1

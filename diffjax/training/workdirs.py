@@ -95,8 +95,22 @@ def differing_keys(saved: Mapping[str, Any], here: Mapping[str, Any], prefix: st
     return found
 
 
-def record_run(workdir: Path, setup: Setup, dataset: DataSet, command: str) -> None:
-    """Writes where and with what the run runs; times that are there already are kept."""
+def record_run(
+    workdir: Path,
+    setup: Setup,
+    dataset: DataSet,
+    command: str,
+    ensemble: Mapping[str, Any] | None = None,
+) -> None:
+    """Writes where and with what the run runs; times that are there already are kept.
+
+    Args:
+        workdir: the run's folder.
+        setup: of the run.
+        dataset: what it trains on.
+        command: how to make the run again.
+        ensemble: with which others it trains in one program, if it does.
+    """
     before = read_json(workdir / RUN) or {}
     device = setup.mesh.devices.flat[0]
     content = {
@@ -122,6 +136,8 @@ def record_run(workdir: Path, setup: Setup, dataset: DataSet, command: str) -> N
         "train_seconds": before.get("train_seconds", 0.0),
         "train_flops_per_step": before.get("train_flops_per_step"),
     }
+    if ensemble or "ensemble" in before:
+        content["ensemble"] = ensemble or before["ensemble"]
     if jax.process_index() == 0:
         _write(workdir / RUN, json.dumps(content, indent=2) + "\n")
 
