@@ -1,6 +1,5 @@
 """How noisy the gradient of a loss is, by log-SNR: what a larger batch would buy there."""
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -30,7 +29,7 @@ class NoiseScale(NamedTuple):
     Attributes:
         scale: `trace/squared_norm`, in examples; None if the latter is not above 0.
         low: of the 95 % interval.
-        high: of the 95 % interval; None if it has no end, because the gradient can't be told from 0.
+        high: of the 95 % interval; None if the gradient can't be told from 0.
         trace: `tr Σ` of one example's gradient, unbiased.
         squared_norm: `|G|²` of the mean gradient, unbiased, so that it may fall below 0.
         examples: that entered.
@@ -55,8 +54,8 @@ def noise_scale(
         tr Σ = m·(Σ |g_k|² - |Σ g_k|²/K)/(K - 1)
 
     are unbiased: the estimators of McCandlish et al. 2018 (arXiv:1812.06162), appendix A.1, for
-    batches of m and K·m. A batch much smaller than B gives a gradient that is mostly noise, one much
-    larger gains little. The interval is a jackknife's over the batches, of 1/B, which is near
+    batches of m and K·m. A batch much smaller than B gives a gradient that is mostly noise, one
+    much larger gains little. The interval is a jackknife's over the batches, of 1/B, which is near
     normal where B itself is not.
 
     Args:
@@ -75,31 +74,27 @@ def noise_scale(
     if count < 3:
         raise UserError(f"a noise scale needs three batches at least, got {count}")
     gradients = jnp.asarray(gradients)
-    # All that is needed are products of gradients; of these, K² instead of K·P numbers.
+    # All that is needed are products of gradients: K² numbers instead of K·P.
     gram = np.asarray(jnp.matmul(gradients, gradients.T, precision="highest"), np.float64)
-    square, trace = _moments(gram, examples_each)
-    kept = [np.delete(np.delete(gram, k, 0), k, 1) for k in range(count)]
-    inverse = np.array(
-        [s / t if t > 0 else np.nan for s, t in (_moments(g, examples_each) for g in kept)]
-    )
-    middle = square / trace if trace > 0 else math.nan
-    spread = math.sqrt((count - 1) / count * np.sum((inverse - inverse.mean()) ** 2))
-    half = float(scipy.special.stdtrit(count - 1, 0.5 + 0.5 * level)) * spread
-    return NoiseScale(
-        _inverse(middle), _inverse(middle + half), _inverse(middle - half),
-        trace, square, count * examples_each,
-    )  # fmt: skip
+    whole, own, diagonal = gram.sum(), np.trace(gram), np.diag(gram)
+    square, trace = _moments(whole, own, count, examples_each)
+    without = whole - 2.0 * gram.sum(axis=1) + diagonal, own - diagonal
+    squares, traces = _moments(*without, count - 1, examples_each)
+    inverse = squares / traces
+    spread = np.sqrt((count - 1) / count * np.sum((inverse - np.mean(inverse)) ** 2))
+    half = scipy.special.stdtrit(count - 1, 0.5 + 0.5 * level) * spread
+    scale, low, high = (_inverse(square / trace + shift) for shift in (0.0, half, -half))
+    return NoiseScale(scale, low, high, float(trace), float(square), count * examples_each)
 
 
-def _moments(gram: np.ndarray, examples_each: int) -> tuple[float, float]:
-    """`|G|²` and `tr Σ` from the products of gradients `[K, K]`."""
-    count, whole, own = len(gram), float(gram.sum()), float(np.trace(gram))
+def _moments(whole: Any, own: Any, count: int, examples_each: int) -> tuple[Any, Any]:
+    """`|G|²` and `tr Σ` from `|Σ g_k|²` and `Σ |g_k|²`."""
     square = (whole - own) / (count * (count - 1))
     return square, examples_each * (own - whole / count) / (count - 1)
 
 
-def _inverse(value: float) -> float | None:
-    return 1.0 / value if value > 0 else None
+def _inverse(value: Any) -> float | None:
+    return float(1.0 / value) if value > 0 else None
 
 
 @dataclass(frozen=True)
@@ -167,10 +162,10 @@ def noise_by_log_snr(
             bins.append(None)
             continue
         rows = inside[:needed].reshape(num_batches, batch_size)
-        found = noise_scale(jnp.stack([gradient(params, keys[row]) for row in rows]), batch_size)
-        if not math.isfinite(found.trace):
+        gradients = jnp.stack([gradient(params, keys[row]) for row in rows])
+        if not jnp.isfinite(gradients).all():
             raise UserError(
                 f"a gradient at log-SNR {low:g} … {high:g} is not finite: has training diverged?"
             )
-        bins.append(found)
+        bins.append(noise_scale(gradients, batch_size))
     return NoiseByLogSNR(tuple(edges), tuple(bins), tuple(share))

@@ -1,6 +1,5 @@
-"""What is measured of a trained model beside its samples, the same for every run of a comparison."""
+"""What is measured of a trained model beside its samples, the same for every run compared."""
 
-from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -20,8 +19,8 @@ SPACES = {"noise": targets.Noise(), "clean": targets.Clean(), "v": targets.V()}
 """In which the loss is measured: squared errors of the noise, of clean data and of v."""
 _CURVE_STEP = 0.25
 _PAIRED = (
-    "it was trained on images paired with their noise, or with noise in between; here each image is "
-    "mixed with noise of its own"
+    "it was trained on images paired with their noise, or with noise in between; here each image "
+    "is mixed with noise of its own"
 )
 _JOINED = "its loss joins the examples of a batch, so that none has a gradient of its own"
 
@@ -165,8 +164,3 @@ def _no_gradient_each(objective: Objective) -> str | None:
 
 def _left_out(reason: str) -> dict[str, str]:
     return {"left_out": reason}
-
-
-def left_out(section: Mapping[str, Any] | None) -> str | None:
-    """Why a section of `probes.json` has no numbers, or None if it has."""
-    return "not measured" if section is None else section.get("left_out")

@@ -1,8 +1,8 @@
 """The interactive plots of a comparison, as data for plotly.js.
 
-Each figure is `{"data": traces, "layout": …}`. A trace's `meta` says whose it is: `arm` (a number, by
-which the page's legend hides it) and `family` (of recipes). Colours are those of `plots.py`; the page
-gives them a light and a dark dress.
+Each figure is `{"data": traces, "layout": …}`. A trace's `meta` says whose it is: `arm` (a number,
+by which the page's legend hides it) and `family` (of recipes). Colours are those of `plots.py`; the
+page gives them a light and a dark dress.
 """
 
 import html
@@ -70,12 +70,24 @@ def quality(
 def hidden_families(
     rows: Sequence[Mapping[str, Any]], families: Sequence[tuple[Any, ...]]
 ) -> list[int]:
-    """Families that are not shown at first: of many lines all but those of the fullest family."""
+    """Families that are not shown at first: of many lines all but those of one family.
+
+    That is the one that most arms have, and of several such the one with the best distance.
+    """
     lines = {(row["arm"], family(row)) for row in rows}
     if len(lines) <= _MOST_LINES or len(families) < 2:
         return []
-    counts = [sum(kind == one for _, kind in lines) for one in families]
-    return [index for index in range(len(families)) if index != counts.index(max(counts))]
+
+    def standing(one: tuple[Any, ...]) -> tuple[int, float]:
+        means = [
+            row["frechet_distance"]["mean"]
+            for row in rows
+            if family(row) == one and "frechet_distance" in row
+        ]
+        return -sum(kind == one for _, kind in lines), min(means, default=math.inf)
+
+    kept = min(families, key=standing)
+    return [index for index, one in enumerate(families) if one != kept]
 
 
 def cost(rows: Sequence[Mapping[str, Any]], arms: Sequence[str], key: str) -> Figure | None:

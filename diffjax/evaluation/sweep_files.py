@@ -1,10 +1,10 @@
 """The files of several runs, a sweep's or any, as one comparison."""
 
 import json
-import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -184,7 +184,12 @@ def _arms(runs: Iterable[RunFiles]) -> dict[str, str]:
         )
     arms: dict[str, str] = {}
     for names in groups.values():
-        common = re.sub(r"[-_.]*(seed)?[-_=]*$", "", os.path.commonprefix(names))
+        common = re.sub(r"[-_.]*(seed)?[-_=]*$", "", _common_start(names))
         taken = not common or common in arms.values()
         arms |= dict.fromkeys(names, names[0] if taken or len(names) == 1 else common)
     return arms
+
+
+def _common_start(names: Iterable[str]) -> str:
+    letters = takewhile(lambda column: len(set(column)) == 1, zip(*names, strict=False))
+    return "".join(column[0] for column in letters)

@@ -103,9 +103,9 @@ def _verdict(sweep: Mapping[str, Any], results: Mapping[str, Mapping[str, Any]])
             row["verdict"] = f"not compared: {counts[name]} of {len(arms[name])} seeds evaluated"
         rows.append(row)
     rule = (
-        "Fréchet distance of each run's own recipe, lower is better. Means over training seeds with "
-        "Student's 95 % intervals; an arm is worse when its differences to the leading one, seed by "
-        "seed, are decided at 5 % for all pairs of arms together (Holm)."
+        "Fréchet distance of each run's own recipe, lower is better. Means over training seeds "
+        "with Student's 95 % intervals; an arm is worse when its differences to the leading one, "
+        "seed by seed, are decided at 5 % for all pairs of arms together (Holm)."
     )
     table = verdict_table(whole) if compared else ""
     return Comparison(str(sweep.get("question") or ""), rule, ranked, rows, table)
