@@ -170,12 +170,17 @@ def pareto_front(rows: Sequence[Mapping[str, Any]], metric: str) -> list[Mapping
     sign = -1.0 if metric == "accuracy" else 1.0
     known = [row for row in rows if is_number(row["nfe"]) and metric in row]
     known.sort(key=lambda row: (row["nfe"], sign * row[metric]["mean"]))
-    front, best = [], math.inf
+    front: list[Mapping[str, Any]] = []
     for row in known:
-        if sign * row[metric]["mean"] < best:
-            best = sign * row[metric]["mean"]
+        better = not front or sign * row[metric]["mean"] < sign * front[-1][metric]["mean"]
+        # Rows that are equal in both do not beat each other.
+        if better or _place(row, metric) == _place(front[-1], metric):
             front.append(row)
     return front
+
+
+def _place(row: Mapping[str, Any], metric: str) -> tuple[float, float]:
+    return row["nfe"], row[metric]["mean"]
 
 
 def cost(files: SweepFiles) -> list[dict[str, Any]]:
