@@ -240,9 +240,9 @@ def figures(page):
 
 def test_the_verdict_comes_first_and_names_the_leader(page):
     text = Reader(page).text
-    assert text.index("Do three ways to train a flow differ") < text.index("edm leads with")
+    assert text.index("Do three ways to train a flow differ") < text.index("edm leads at")
     assert "2 of 2 other arms are worse" in text
-    assert text.index("edm leads with") < text.index("Quality against network evaluations")
+    assert text.index("edm leads at") < text.index("Quality against network evaluations")
     assert page.index('class="verdict"') < page.index("<table")
 
 
@@ -338,6 +338,15 @@ def test_every_line_of_a_plot_belongs_to_an_arm(page):
     # The three currencies differ by a factor that all arms share.
     clean = [trace["y"] for trace in found["loss_clean"]["data"]]
     np.testing.assert_allclose(relative[0]["y"], np.divide(clean[0], clean[1]), rtol=1e-9)
+
+
+def test_bars_reach_both_ends_of_the_interval(page, content):
+    trace = figures(page)["frechet_distance"]["data"][0]
+    row = next(
+        row for row in content["quality"] if (row["arm"], row["nfe"]) == ("flow", trace["x"][0])
+    )["frechet_distance"]
+    up, down = (trace["error_y"][key][0] for key in ("array", "arrayminus"))
+    assert (trace["y"][0] + up, trace["y"][0] - down) == pytest.approx((row["high"], row["low"]))
 
 
 def test_settings_that_differ_and_nothing_else(content):

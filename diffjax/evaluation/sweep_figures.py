@@ -127,7 +127,7 @@ def cost(rows: Sequence[Mapping[str, Any]], arms: Sequence[str], key: str) -> Fi
     names = {"train_flops": "training FLOPs (matrix products)", "train_seconds": "training time, s"}
     values = [{"mean": row[metric], "low": None, "high": None} for row in known]
     layout = _layout(names[key], METRICS[metric], values)
-    layout["xaxis"] |= {"type": "log", "exponentformat": "power"}
+    layout["xaxis"]["type"] = "log"
     costs = [row[key] for row in known]
     if max(costs) / min(costs) < 20:  # there a log axis would hardly have a tick
         layout["xaxis"] |= {"type": "linear", "rangemode": "tozero"}
@@ -250,9 +250,8 @@ def _line(
         trace["error_y"] = {
             "type": "data",
             "symmetric": False,
-            "array": [_reach(one["high"], one["mean"], one["mean"] * 1e3) for one in values],
-            # A bar that ends at or below 0 has no end on a logarithmic axis.
-            "arrayminus": [_reach(one["mean"], one["low"], one["mean"] * 1e-3) for one in values],
+            "array": [_upwards(one) for one in values],
+            "arrayminus": [_downwards(one) for one in values],
             "thickness": 1,
             "width": 3,
             "color": COLORS[color],
@@ -260,11 +259,18 @@ def _line(
     return trace
 
 
-def _reach(high: float | None, low: float | None, other: float) -> float:
+def _upwards(one: Mapping[str, Any]) -> float:
     """The length of a bar; one without an end goes out of the picture."""
-    high = other if high is None else high
-    low = other if low is None else low
-    return max(high - max(low, min(other, high)), 0.0)
+    high = 1e3 * abs(one["mean"]) if one["high"] is None else one["high"]
+    return max(high - one["mean"], 0.0)
+
+
+def _downwards(one: Mapping[str, Any]) -> float:
+    if one["low"] is None:
+        return 0.0
+    length = max(one["mean"] - one["low"], 0.0)
+    # A bar that ends at or below 0 has no end on a logarithmic axis.
+    return min(length, 0.999 * one["mean"]) if one["mean"] > 0 else length
 
 
 def _layout(x: str, y: str, values: Iterable[Mapping[str, Any]]) -> Figure:
@@ -289,7 +295,7 @@ def _layout(x: str, y: str, values: Iterable[Mapping[str, Any]]) -> Figure:
         "showlegend": False,
         "hovermode": "closest",
         "height": 360,
-        "margin": {"l": 60, "r": 12, "t": 12, "b": 48},
+        "margin": {"l": 60, "r": 12, "t": 30, "b": 48},
         "paper_bgcolor": "rgba(0,0,0,0)",
         "plot_bgcolor": "rgba(0,0,0,0)",
         "font": {"size": 12, "color": INK},
@@ -297,7 +303,13 @@ def _layout(x: str, y: str, values: Iterable[Mapping[str, Any]]) -> Figure:
 
 
 def _axis(title: str) -> Figure:
-    return {"title": {"text": title}, "automargin": True, "zeroline": False}
+    return {
+        "title": {"text": title, "standoff": 12},
+        "automargin": True,
+        "zeroline": False,
+        "exponentformat": "power",
+        "minorloglabels": "complete",
+    }
 
 
 def _log_range(low: float, high: float) -> list[float]:

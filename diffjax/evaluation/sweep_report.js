@@ -24,7 +24,7 @@ function frontTrace(data, layout) {
   return {
     type: "scatter", mode: "lines+markers", hoverinfo: "skip", cliponaxis: false,
     x: points.map((point) => point[0]), y: points.map((point) => point[1]),
-    line: {color: "#1f2430", width: 1.2, dash: "dot", shape: "hv"},
+    line: {color: "rgba(31, 36, 48, 0.13)", width: 8, shape: "hv"},
     marker: {symbol: "circle-open", size: 14, color: "#1f2430", line: {width: 1.2}},
   };
 }

@@ -136,20 +136,20 @@ def answer(rows: Sequence[Mapping[str, Any]]) -> str:
         ...     {"arm": "a", "mean": 0.5, "low": 0.4, "high": 0.6, "verdict": "leads"},
         ...     {"arm": "b", "mean": 0.9, "low": 0.8, "high": 1.0, "verdict": "worse"},
         ... ])
-        'a leads with 0.500 (0.400 to 0.600); 1 of 1 other arm is worse.'
+        'a leads at a Fréchet distance of 0.500 (0.400 to 0.600); 1 of 1 other arm is worse.'
     """
     known = [row for row in rows if row["mean"] is not None]
     if not known:
         return "Nothing is evaluated yet."
     first = min(known, key=lambda row: (row["verdict"] != "leads", row["mean"]))
-    text = f"{first['arm']} leads with {_amount(first)}"
+    text = f"{first['arm']} leads at a Fréchet distance of {_amount(first)}"
     others = len(rows) - 1
-    if not others:
-        return f"{first['arm']}: {_amount(first)}, with nothing to compare it with."
-    if first["verdict"] != "leads":
-        return f"{text}, by one seed or too few: no verdict on {others} other arms."
-    counts = Counter(row["verdict"].partition(";")[0].partition(":")[0] for row in rows)
     plural = "arm" if others == 1 else "arms"
+    if not others:
+        return f"{first['arm']}: Fréchet distance {_amount(first)}, nothing to compare it with."
+    if first["verdict"] != "leads":
+        return f"{text}, by too few seeds for a verdict on the {others} other {plural}."
+    counts = Counter(row["verdict"].partition(";")[0].partition(":")[0] for row in rows)
     worse = counts["worse"]
     parts = [f"{worse} of {others} other {plural} {'is' if worse == 1 else 'are'} worse"]
     if counts["inconclusive"]:
