@@ -289,6 +289,8 @@ def _layout(x: str, y: str, values: Iterable[Mapping[str, Any]]) -> Figure:
         y_axis |= {"type": "log", "range": _log_range(low / 1.08, high * 1.08)}
         # Less than a decade and powers of ten alone would leave the axis bare.
         y_axis |= {"dtick": "D1" if high / low < 6 else "D2"} if high / low < 40 else {"dtick": 1}
+        if high / low < 1e4:
+            y_axis["exponentformat"] = "none"
     return {
         "xaxis": _axis(x),
         "yaxis": y_axis,
