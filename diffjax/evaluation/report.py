@@ -98,7 +98,7 @@ def _content(workdir: Path) -> dict[str, Any]:
         "evaluation": evaluation,
         "evaluated_with": _evaluated_with(evaluation),
         "quality": _quality(evaluation),
-        "neighbours_image": _image(workdir / "samples" / "neighbours.png"),
+        "neighbours_image": embedded_image(workdir / "samples" / "neighbours.png"),
         "neighbours": _flat(evaluation.get("neighbours")),
         "numbers": _numbers(evaluation),
         "config": config,
@@ -206,10 +206,10 @@ def _sample_grids(folder: Path) -> list[tuple[int, Any]]:
     if len(steps) > _MAX_GRIDS:
         last = len(steps) - 1
         steps = [steps[round(i * last / (_MAX_GRIDS - 1))] for i in range(_MAX_GRIDS)]
-    return [(step, _image(found[step])) for step in steps]
+    return [(step, embedded_image(found[step])) for step in steps]
 
 
-def _image(path: Path) -> dict[str, Any] | None:
+def embedded_image(path: Path) -> dict[str, Any] | None:
     """A PNG for an `<img>`, or None if there is no such file."""
     if not path.exists():
         return None

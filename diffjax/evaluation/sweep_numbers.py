@@ -1,0 +1,388 @@
+"""What a comparison's page says, as plain data: means over training seeds with their intervals."""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from diffjax.errors import UserError
+from diffjax.evaluation.provenance import check_comparable
+from diffjax.evaluation.sweep_files import RunFiles, SweepFiles
+from diffjax.evaluation.tables import is_number
+from diffjax.evaluation.verdicts import differences, mean_interval, verdict_table
+
+METRICS = {
+    "frechet_distance": "Fréchet distance",
+    "kernel_distance": "kernel distance",
+    "accuracy": "accuracy",
+}
+RECIPE = ("solver", "grid", "num_steps", "guidance_scale", "weights")
+_TARGET = "_target_"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Which arm leads, and how sure that is.
+
+    Attributes:
+        question: of the study; "" if nobody said.
+        rule: what is compared, and how.
+        arms: by name, the leading one first.
+        verdict_rows: for each arm `arm, mean, low, high, gap_mean, gap_low, gap_high, verdict,
+            recipe`; None where a number is not known.
+        table_markdown: the same as a table.
+    """
+
+    question: str
+    rule: str
+    arms: list[str]
+    verdict_rows: list[dict[str, Any]]
+    table_markdown: str
+
+
+def numbers(files: SweepFiles) -> dict[str, Any]:
+    """Everything but pictures that the page shows; what `report.json` holds.
+
+    Distances that were measured in unlike ways are left out, and `incomparable` says why.
+    """
+    incomparable = _incomparable(files)
+    results = {run.name: {} if incomparable else run.evaluation for run in files.runs}
+    return {
+        "name": files.name,
+        "incomparable": incomparable,
+        **asdict(_verdict(files.sweep, results)),
+        "quality": [] if incomparable else quality(files),
+        "cost": cost(files),
+        "probes": {arm: probed(files.of(arm)) for arm in files.arms},
+        "config_differences": config_differences({a: files.of(a)[0].config for a in files.arms}),
+        "unfinished": [_unfinished(run) for run in files.runs if run.state != "done" or run.damage],
+        "left_out": [dict(one) for one in files.sweep.get("left_out") or []],
+        "provenance": provenance(files.runs),
+    }
+
+
+def _verdict(sweep: Mapping[str, Any], results: Mapping[str, Mapping[str, Any]]) -> Comparison:
+    """The arms by the Fréchet distance of each run's own recipe, over training seeds."""
+    arms: dict[str, list[float]] = {}
+    recipes: dict[str, str] = {}
+    for cell in sweep["cells"]:
+        evaluation = results.get(cell["name"]) or {}
+        distance = (evaluation.get("frechet_distance") or {}).get("value")
+        arms.setdefault(cell["arm"], []).append(distance if is_number(distance) else np.nan)
+        recipes.setdefault(cell["arm"], _recipe(evaluation.get("sampling") or {}))
+    counts = {name: int(np.isfinite(values).sum()) for name, values in arms.items()}
+    most = max(counts.values(), default=0)
+    whole = {name: values for name, values in arms.items() if counts[name] == most == len(values)}
+    compared = len(whole) > 1 and most > 1
+    pairs = differences(whole) if compared else {}
+    means = {
+        name: mean_interval([value for value in values if np.isfinite(value)])
+        for name, values in arms.items()
+        if counts[name]
+    }
+    ranked = sorted(means, key=lambda name: means[name].mean)
+    leader = next((name for name in ranked if name in whole), None)
+    rows = []
+    for name in [*ranked, *(name for name in arms if name not in means)]:
+        row: dict[str, Any] = {"arm": name, "recipe": recipes[name], "seeds": counts[name]}
+        row |= dict.fromkeys(("mean", "low", "high", "gap_mean", "gap_low", "gap_high"))
+        if name in means:
+            row |= {key: _finite(value) for key, value in means[name]._asdict().items()}
+        if found := pairs.get((leader or "", name)):
+            mean, low, high = found.interval
+            row |= {"gap_mean": -mean, "gap_low": -high, "gap_high": -low}
+            more = f"; {found.seeds} seeds would settle it" if found.seeds else ""
+            row["verdict"] = "worse" if found.decided else f"inconclusive{more}"
+        elif compared and name == leader:
+            row["verdict"] = "leads"
+        elif most < 2:
+            row["verdict"] = "one seed: no verdict" if counts[name] else "not evaluated"
+        else:
+            row["verdict"] = f"not compared: {counts[name]} of {len(arms[name])} seeds evaluated"
+        rows.append(row)
+    rule = (
+        "Fréchet distance of each run's own recipe, lower is better. Means over training seeds "
+        "with Student's 95 % intervals; an arm is worse when its differences to the leading one, "
+        "seed by seed, are decided at 5 % for all pairs of arms together (Holm)."
+    )
+    table = verdict_table(whole) if compared else ""
+    return Comparison(str(sweep.get("question") or ""), rule, ranked, rows, table)
+
+
+def _recipe(sampling: Mapping[str, Any]) -> str:
+    if not sampling:
+        return ""
+    return f"{sampling.get('solver')}, NFE {sampling.get('nfe')}"
+
+
+def quality(files: SweepFiles) -> list[dict[str, Any]]:
+    """A row for each arm and recipe: its metrics over seeds, and whether nothing beats it.
+
+    Values of several sampling seeds are averaged first: the interval is over training seeds.
+    """
+    rows = []
+    for arm in files.arms:
+        found: dict[tuple[Any, ...], dict[str, list[Mapping[str, Any]]]] = {}
+        for run in files.of(arm):
+            for row in _rows(run):
+                key = tuple(_plain(row.get(name)) for name in RECIPE)
+                found.setdefault(key, {}).setdefault(run.name, []).append(row)
+        for key, by_run in found.items():
+            values = {
+                metric: [
+                    float(np.mean(seen))
+                    for rows_of_run in by_run.values()
+                    if (seen := [r[metric] for r in rows_of_run if is_number(r.get(metric))])
+                ]
+                for metric in ("nfe", "seconds", *METRICS)
+            }
+            metrics = {m: _interval(values[m]) for m in METRICS if values[m]}
+            rows.append(
+                {
+                    "arm": arm,
+                    **dict(zip(RECIPE, key, strict=True)),
+                    "nfe": _mean(values["nfe"]),
+                    "seconds": _mean(values["seconds"]),
+                    "runs": len(by_run),
+                    **metrics,
+                }
+            )
+    rows.sort(key=lambda r: (files.arms.index(r["arm"]), *map(str, family(r)), r["nfe"] or 0))
+    front = [id(row) for row in pareto_front(rows, "frechet_distance")]
+    return [{**row, "pareto": id(row) in front} for row in rows]
+
+
+def family(row: Mapping[str, Any]) -> tuple[Any, ...]:
+    """What makes a line of quality against NFE: the recipe without its number of steps."""
+    return tuple(row.get(name) for name in RECIPE if name != "num_steps")
+
+
+def pareto_front(rows: Sequence[Mapping[str, Any]], metric: str) -> list[Mapping[str, Any]]:
+    """The rows that no other row beats in both NFE and the mean of a metric, by NFE.
+
+    Example:
+        >>> rows = [{"nfe": n, "d": {"mean": m}} for n, m in ((9, 2.0), (18, 1.0), (34, 1.5))]
+        >>> [row["nfe"] for row in pareto_front(rows, "d")]
+        [9, 18]
+    """
+    sign = -1.0 if metric == "accuracy" else 1.0
+    known = [row for row in rows if is_number(row["nfe"]) and metric in row]
+    known.sort(key=lambda row: (row["nfe"], sign * row[metric]["mean"]))
+    front: list[Mapping[str, Any]] = []
+    for row in known:
+        better = not front or sign * row[metric]["mean"] < sign * front[-1][metric]["mean"]
+        # Rows that are equal in both do not beat each other.
+        if better or _place(row, metric) == _place(front[-1], metric):
+            front.append(row)
+    return front
+
+
+def _place(row: Mapping[str, Any], metric: str) -> tuple[float, float]:
+    return row["nfe"], row[metric]["mean"]
+
+
+def cost(files: SweepFiles) -> list[dict[str, Any]]:
+    """What each run's training cost, and how good its own recipe came out."""
+    rows = []
+    for run in files.runs:
+        per_step = run.run.get("train_flops_per_step", run.cell.get("flops_per_step"))
+        step = run.evaluation.get("step")
+        flops = per_step * step if is_number(per_step) and is_number(step) else None
+        seconds = run.run.get("train_seconds")
+        rows.append(
+            {
+                "arm": run.arm,
+                "run": run.name,
+                "seed": run.seed,
+                "train_steps": step if is_number(step) else None,
+                "train_flops": flops,
+                "train_seconds": seconds if is_number(seconds) else None,
+                **{metric: _value(run.evaluation.get(metric)) for metric in METRICS},
+            }
+        )
+    return rows
+
+
+def _value(entry: Any) -> float | None:
+    value = entry.get("value") if isinstance(entry, Mapping) else entry
+    return value if is_number(value) else None
+
+
+def probed(runs: Sequence[RunFiles]) -> dict[str, Any]:
+    """What was probed of an arm's runs: means over seeds, or why it is missing."""
+    return {
+        "loss_by_log_snr": _section(runs, "loss_by_log_snr", _losses),
+        "effective_weight": _section(runs, "effective_weight", lambda found: found[0]),
+        "gradient_noise": _section(runs, "gradient_noise", _noise),
+    }
+
+
+def _section(runs: Sequence[RunFiles], name: str, merge: Any) -> dict[str, Any]:
+    found = [run.probes.get(name) for run in runs if run.probes]
+    reasons = [
+        str(one["left_out"]) for one in found if isinstance(one, Mapping) and "left_out" in one
+    ]
+    measured = [one for one in found if isinstance(one, Mapping) and "left_out" not in one]
+    if not measured:
+        return {"left_out": reasons[0] if reasons else "not measured"}
+    return merge(measured)
+
+
+def _losses(found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Errors by bin: over seeds with several runs, over images with one."""
+    edges = found[0]["log_snr_edges"]
+    same = [one for one in found if one["log_snr_edges"] == edges]
+    spaces = {}
+    for space in same[0]["spaces"]:
+        columns = zip(*(one["spaces"][space]["by_log_snr"] for one in same), strict=True)
+        spaces[space] = [
+            _over_images(bins[0]) if len(bins) == 1 else _interval([b["mean"] for b in bins])
+            if all(bins) else None
+            for bins in columns
+        ]  # fmt: skip
+    return {"log_snr_edges": edges, "runs": len(same), "spaces": spaces}
+
+
+def _over_images(estimate: Mapping[str, float] | None) -> dict[str, Any] | None:
+    if estimate is None:
+        return None
+    mean, error = estimate["mean"], estimate["standard_error"]
+    return {"mean": mean, "low": mean - 1.96 * error, "high": mean + 1.96 * error, "values": [mean]}
+
+
+def _noise(found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Ratios of means over seeds: of |G|², which may be near 0, and of tr Σ."""
+    edges = found[0]["log_snr_edges"]
+    same = [one for one in found if one["log_snr_edges"] == edges]
+    bins = []
+    for column in zip(*(one["bins"] for one in same), strict=True):
+        known = [one for one in column if one is not None]
+        if not known:
+            bins.append(None)
+            continue
+        if len(known) == 1:
+            bins.append({key: known[0][key] for key in ("scale", "low", "high")})
+            continue
+        square = _interval([one["squared_norm"] / one["trace"] for one in known])
+        bins.append(
+            {
+                key: 1.0 / square[of] if is_number(square[of]) and square[of] > 0 else None
+                for key, of in (("scale", "mean"), ("low", "high"), ("high", "low"))
+            }
+        )
+    return {"log_snr_edges": edges, "runs": len(same), "bins": bins}
+
+
+def config_differences(configs: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The settings in which arms differ, each with its values and the arms that have them.
+
+    The seed of training is left out, which is what intervals are over, and the config's name.
+
+    Example:
+        >>> config_differences({"a": {"x": 1, "y": {"z": 2}}, "b": {"x": 1, "y": {"z": 3}}})
+        [{'setting': 'y.z', 'values': [{'value': 2, 'arms': ['a']}, {'value': 3, 'arms': ['b']}]}]
+    """
+    flat = {arm: _flat(config) for arm, config in configs.items() if config}
+    found = []
+    for key in dict.fromkeys(key for settings in flat.values() for key in settings):
+        values: dict[str, dict[str, Any]] = {}
+        for arm, settings in flat.items():
+            value = settings.get(key)
+            values.setdefault(repr(value), {"value": value, "arms": []})["arms"].append(arm)
+        if len(values) > 1 and key not in ("seed", "name"):
+            found.append({"setting": key, "values": list(values.values())})
+    return found
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings by dotted names; what a spec calls goes under the name of the spec."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            if _TARGET in value:
+                flat[f"{prefix}{key}"] = str(value[_TARGET]).rpartition(":")[2]
+            rest = {name: inner for name, inner in value.items() if name != _TARGET}
+            flat |= _flat(rest, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def provenance(runs: Sequence[RunFiles]) -> dict[str, Any]:
+    """Versions, machine, revision and what the distances were measured with, over all runs.
+
+    Returns:
+        By fact, its values, each with the number of runs that have it.
+    """
+    facts: dict[str, dict[str, int]] = {}
+
+    def note(name: str, value: Any) -> None:
+        if value is not None and value != "":
+            seen = facts.setdefault(name, {})
+            seen[str(value)] = seen.get(str(value), 0) + 1
+
+    for run in runs:
+        for name in ("git_revision", "device", "host"):
+            note(name.replace("_", " "), run.run.get(name))
+        for name, version in (run.run.get("versions") or {}).items():
+            note(str(name), version)
+        data = run.run.get("data") or {}
+        note("data", data.get("name"))
+        note("training images", data.get("train_sha256"))
+        distance = run.evaluation.get("frechet_distance")
+        measured = distance.get("provenance") if isinstance(distance, Mapping) else None
+        for name in ("extractor", "reference", "num_samples", "num_reference_images"):
+            note(name.replace("_", " "), (measured or {}).get(name))
+        note("probed on test images", run.probes.get("num_images"))
+    return facts
+
+
+def _unfinished(run: RunFiles) -> dict[str, Any]:
+    error = str(run.status.get("error") or "")
+    return {
+        "name": run.name,
+        "state": run.state,
+        "attempts": run.status.get("attempts"),
+        "error": "; ".join([*([error] if error else []), *run.damage]),
+    }
+
+
+def _rows(run: RunFiles) -> Iterable[Mapping[str, Any]]:
+    rows = run.evaluation.get("by_nfe")
+    if not isinstance(rows, list) or not all(isinstance(row, Mapping) for row in rows):
+        return []
+    weights = run.evaluation.get("weights")
+    # Evaluations of before weights were an axis have one set of them for all rows.
+    return [{"weights": weights, **row} for row in rows]
+
+
+def _interval(values: Sequence[float]) -> dict[str, Any]:
+    interval = mean_interval(values)
+    return {
+        **{key: _finite(value) for key, value in interval._asdict().items()},
+        "values": list(values),
+    }
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return float(np.mean(values)) if values else None
+
+
+def _finite(value: float) -> float | None:
+    return float(value) if math.isfinite(value) else None
+
+
+def _plain(value: Any) -> Any:
+    return value if isinstance(value, str | int | float | bool) or value is None else str(value)
+
+
+def _incomparable(files: SweepFiles) -> str:
+    """Why the runs' distances can't stand side by side, or ""."""
+    found = {run.name: run.evaluation for run in files.runs if run.evaluation}
+    try:
+        check_comparable(found, "frechet_distance")
+    except UserError as error:
+        return str(error)
+    return ""

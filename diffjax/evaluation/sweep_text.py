@@ -1,0 +1,138 @@
+"""A comparison as Markdown for a notebook or a pull request, and as CSV for one's own plots."""
+
+import csv
+import io
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from diffjax.evaluation.sweep_files import SweepFiles
+from diffjax.evaluation.sweep_numbers import METRICS, RECIPE
+from diffjax.evaluation.tables import MISSING, measure, number
+
+COLUMNS = (
+    "arm", "run", "seed", *RECIPE, "sampling_seed", "nfe", *METRICS, "seconds", "train_steps",
+    "train_flops_per_step", "train_seconds",
+)  # fmt: skip
+
+
+def as_csv(files: SweepFiles) -> str:
+    """A line for each run and recipe, as it was measured, not averaged; empty where unknown."""
+    out = io.StringIO()
+    writer = csv.DictWriter(out, COLUMNS, lineterminator="\n", extrasaction="ignore")
+    writer.writeheader()
+    for run in files.runs:
+        shared = {
+            "arm": run.arm,
+            "run": run.name,
+            "seed": run.seed,
+            "weights": run.evaluation.get("weights"),
+            "train_steps": run.evaluation.get("step"),
+            "train_flops_per_step": run.run.get(
+                "train_flops_per_step", run.cell.get("flops_per_step")
+            ),
+            "train_seconds": run.run.get("train_seconds"),
+        }
+        for row in run.evaluation.get("by_nfe") or []:
+            own = {name: value for name, value in row.items() if name != "seed"}
+            sampled = row.get("seed", (run.evaluation.get("sampling") or {}).get("seed"))
+            writer.writerow({**shared, **own, "sampling_seed": sampled, "seed": run.seed})
+    return out.getvalue()
+
+
+def as_markdown(content: Mapping[str, Any], commands: Mapping[str, Any]) -> str:
+    """The page's text and tables, without plots and pictures."""
+    parts = [f"# {_safe(content['name'])}"]
+    if content["question"]:
+        parts.append(_safe(content["question"]))
+    if content["incomparable"]:
+        parts.append(f"Not compared: {_safe(content['incomparable'])}")
+    parts += [_verdict(content["verdict_rows"]), _safe(content["rule"])]
+    if content["quality"]:
+        parts += ["## Quality against NFE", _quality(content["quality"])]
+    parts += ["## Training", _cost(content["cost"])]
+    if content["config_differences"]:
+        parts += ["## Settings that differ", _differences(content["config_differences"])]
+    if content["unfinished"] or content["left_out"]:
+        parts += ["## Failed and left out", _failures(content)]
+    made = [commands["sweep"], commands["report"]]
+    parts += ["## How to make it again", "\n".join(f"    {line}" for line in made if line)]
+    facts = [
+        [name, ", ".join(value if len(v) == 1 else f"{value} ({n} runs)" for value, n in v.items())]
+        for name, v in content["provenance"].items()
+    ]
+    parts.append(_table(["fact", "value"], facts))
+    return "\n\n".join(part.rstrip("\n") for part in parts) + "\n"
+
+
+def written(one: Mapping[str, Any] | None, key: str = "") -> str:
+    """A mean and its interval: `mean (low to high)`; of one seed the mean alone."""
+    if one is None:
+        return MISSING
+    mean, low, high = (one.get(f"{key}{name}") for name in ("mean", "low", "high"))
+    if mean is None:
+        return MISSING
+    return measure(mean) if low is None else f"{measure(mean)} ({measure(low)} to {measure(high)})"
+
+
+def _verdict(rows: Iterable[Mapping[str, Any]]) -> str:
+    cells = [
+        [row["arm"], written(row), written(row, "gap_"), row["verdict"], row["recipe"]]
+        for row in rows
+    ]
+    return _table(["arm", "mean, 95 %", "less the best", "verdict", "recipe"], cells)
+
+
+def _quality(rows: Sequence[Mapping[str, Any]]) -> str:
+    metrics = [name for name in METRICS if any(name in row for row in rows)]
+    heading = ["arm", "solver", "grid", "steps", "guidance", "weights", "NFE"]
+    cells = [
+        [
+            row["arm"],
+            *(number(row[name]) for name in RECIPE),
+            number(row["nfe"]),
+            *(written(row.get(name)) for name in metrics),
+            "yes" if row["pareto"] else "",
+        ]
+        for row in rows
+    ]
+    return _table([*heading, *(METRICS[name] for name in metrics), "Pareto front"], cells)
+
+
+def _cost(rows: Sequence[Mapping[str, Any]]) -> str:
+    cells = [
+        [
+            row["run"],
+            *(number(row[key]) for key in ("train_steps", "train_flops", "train_seconds")),
+            measure(row["frechet_distance"]),
+        ]
+        for row in rows
+    ]
+    return _table(["run", "steps", "FLOPs", "seconds", "Fréchet distance"], cells)
+
+
+def _differences(found: Sequence[Mapping[str, Any]]) -> str:
+    cells = [
+        [one["setting"], str(value["value"]), ", ".join(value["arms"])]
+        for one in found
+        for value in one["values"]
+    ]
+    return _table(["setting", "value", "arms"], cells)
+
+
+def _failures(content: Mapping[str, Any]) -> str:
+    cells = [[row["name"], row["state"], row["error"]] for row in content["unfinished"]]
+    cells += [[one.get("name"), "left out", one.get("reason")] for one in content["left_out"]]
+    return _table(["run", "state", "why"], cells)
+
+
+def _table(heading: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    lines = [heading, ["---"] * len(heading), *rows]
+    return "\n".join(f"| {' | '.join(_safe(str(cell)) for cell in line)} |" for line in lines)
+
+
+def _safe(text: str) -> str:
+    """Text from files, so that it stays one line of text wherever the Markdown is shown."""
+    text = " ".join(text.split())
+    for character, entity in (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;"), ("|", "\\|")):
+        text = text.replace(character, entity)
+    return text

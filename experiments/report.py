@@ -1,0 +1,33 @@
+r"""Write one page that compares runs: verdict, quality by cost, losses, samples, settings.
+
+  python -m experiments.report --workdir=runs/sweeps/digits_seeds
+  python -m experiments.report --workdir=runs/digits,runs/digits-ddpm --out=runs/comparison
+
+The folder of a sweep, a folder of runs, or several runs. Reads files only, so that it is quick
+anywhere; what is missing becomes a sentence that says which command makes it. Writes report.html,
+which needs no other file and no network, and its numbers as report.md, report.csv and report.json.
+"""
+
+import sys
+from types import SimpleNamespace
+
+from absl import flags
+
+from diffjax.evaluation.sweep_report import write_sweep_report
+from experiments import cli
+
+FLAGS = flags.FlagValues()
+flags.DEFINE_list("workdir", None, "a sweep's folder, or runs' folders", flag_values=FLAGS)
+flags.DEFINE_string("out", None, "folder; the sweep's own by default", flag_values=FLAGS)
+
+
+def main(args: SimpleNamespace) -> None:
+    """Writes the report and names the page."""
+    cli.require(args, "workdir")
+    print(f"open {write_sweep_report(args.workdir, args.out)}")
+
+
+USAGE = __doc__ or ""
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main, FLAGS, usage=USAGE))
