@@ -26,6 +26,7 @@ from absl import flags
 from diffjax.errors import UserError, nearest
 from diffjax.evaluation.comparison import compare, quality_markdown, verdict_markdown
 from diffjax.evaluation.run_files import read_json
+from diffjax.evaluation.sweep_report import write_sweep_report
 from diffjax.sweeps import STEPS, Cell, Cost, Sweep
 from diffjax.training import workdirs
 from diffjax.training.interrupts import Interrupted, stop_signals
@@ -214,19 +215,15 @@ def conclude(sweep: Sweep, cells: Sequence[Cell], workdir: Path) -> int:
     for cell in failed:
         error = (read_json(workdir / cell.name / STATUS) or {}).get("error", "")
         print(f"failed: {cell.name}: {error}; see its output.txt", file=sys.stderr)
-    results = {cell.name: read_json(workdir / cell.name / workdirs.EVALUATION) for cell in cells}
-    content = findings(sweep, cells, results)
-    (workdir / "table.md").write_text(content, encoding="utf-8")
-    print(f"{content}\nin {workdir / 'table.md'}")
+    print(f"{findings(sweep, cells, workdir)}\nopen {write_sweep_report([workdir])}")
     return 2 if failed else 0
 
 
-def findings(
-    sweep: Sweep, cells: Sequence[Cell], results: Mapping[str, Mapping[str, Any] | None]
-) -> str:
+def findings(sweep: Sweep, cells: Sequence[Cell], workdir: Path) -> str:
     """What the sweep says, as Markdown: the verdict first, then each arm at each cost."""
-    found = {name: result for name, result in results.items() if result}
-    comparison = compare(found, {cell.name: cell.arm for cell in cells})
+    found = {cell.name: read_json(workdir / cell.name / workdirs.EVALUATION) for cell in cells}
+    results = {name: result for name, result in found.items() if result}
+    comparison = compare(results, {cell.name: cell.arm for cell in cells})
     parts = [
         sweep.question,
         f"Fréchet distance at {comparison.own}, matched in {sweep.matched}. {comparison.rule}",

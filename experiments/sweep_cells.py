@@ -18,6 +18,7 @@ from diffjax.training.loop import train, train_flops
 from diffjax.training.measure import check_evaluation
 from diffjax.training.setup import check_pairs, set_up
 from experiments import config_files
+from experiments.probe import PROBES, probe_run
 
 STATUS = "status.json"
 
@@ -99,7 +100,7 @@ def train_cells(cells: Sequence[Cell], folder: Path) -> list[str]:
     for cell in cells:
         try:
             if cell.name not in errors:
-                probe_cell(folder / cell.name)
+                probe_run(folder / cell.name)
         except UserError as error:
             errors[cell.name] = str(error)
     for name, error in errors.items():
@@ -113,11 +114,6 @@ def train_command(cell: Cell, workdir: Path) -> str:
     return shlex.join(words)
 
 
-def probe_cell(workdir: Path) -> None:
-    """Where probes of a trained cell are made, beside its evaluation; there are none yet."""
-    del workdir
-
-
 def finished(cell: Cell, workdir: Path) -> bool:
     """Whether a cell is trained and evaluated, as its sweep now describes it.
 
@@ -129,4 +125,4 @@ def finished(cell: Cell, workdir: Path) -> bool:
     config = resolved(cell)
     evaluated = (read_json(workdir / workdirs.EVALUATION) or {}).get("step")
     same = read_json(workdir / workdirs.CONFIG) == json.loads(to_json(config))
-    return same and evaluated == config.num_steps
+    return same and evaluated == config.num_steps and (workdir / PROBES).exists()

@@ -36,7 +36,7 @@ def test_arms_are_ranked_and_told_apart_by_their_seeds():
     assert rows[1]["verdict"].startswith("inconclusive; ")
     assert rows[2]["gap"].mean == pytest.approx(0.4)
     assert found.own == OWN
-    assert found.incomplete == ()
+    assert found.counts == {"b": (3, 3), "a": (3, 3), "c": (3, 3)}
     assert found.rule == "Each run is sampled as its config says, with noise seed 0."
 
 
@@ -62,7 +62,10 @@ def test_each_arm_is_taken_at_its_best_and_reported_with_other_noise():
     assert b.values == pytest.approx((0.6,))
     assert "least mean frechet distance with noise seed 0; what is reported" in found.rule
     assert "noise seed 1, 2." in found.rule
-    assert "| b | 0.600 | 1 |  |  | uniform grid, guidance 1.5, live |" in verdict_markdown(found)
+    assert (
+        "| b | one seed: no verdict | 0.600 | 1 |  | uniform grid, guidance 1.5, live |"
+        in verdict_markdown(found)
+    )
     alone = {name: made([r for r in results[name]["by_nfe"] if r["seed"] == 0]) for name in results}
     with pytest.raises(UserError, match="takes a second noise seed"):
         compare(alone, {"a": "a", "b": "b"})
@@ -87,12 +90,12 @@ def test_arms_with_missing_runs_are_shown_and_not_judged():
     del results["c-1"]
     found = compare(results, arms)
     verdicts = {r["arm"]: r["verdict"] for r in found.verdict_rows()}
-    assert verdicts["c"] == "incomplete"
+    assert verdicts["c"] == "not compared: 1 of 2 seeds evaluated"
     assert verdicts["a"] == "leads"
-    assert found.incomplete == ("c",)
     # A number that is none is no number.
     results["b-1"]["by_nfe"][0]["frechet_distance"] = None
-    assert "b" not in compare(results, arms).standings[OWN]
+    rows = compare(results, arms).verdict_rows()
+    assert rows[-1] == {"arm": "b", "verdict": "not evaluated", "seeds": 0}
 
 
 def test_the_table_has_a_row_a_cost_and_a_column_an_arm():

@@ -9,7 +9,13 @@ import numpy as np
 from diffjax.errors import UserError
 from diffjax.evaluation.provenance import check_comparable
 from diffjax.evaluation.tables import is_number, measure
-from diffjax.evaluation.verdicts import Interval, differences, mean_interval, verdict_of
+from diffjax.evaluation.verdicts import (
+    Difference,
+    Interval,
+    differences,
+    mean_interval,
+    verdict_of,
+)
 
 Results = Mapping[str, Mapping[str, Any]]
 
@@ -61,7 +67,8 @@ class Comparison:
         metric: the number compared; less is better.
         rule: how each arm's grid, guidance scale and weights were chosen, in a sentence.
         standings: by way and arm, from few evaluations to many.
-        incomplete: arms left out of verdicts, since some of their runs have no result.
+        counts: of each arm, how many of its runs are evaluated, and how many there are; only whole
+            arms have verdicts.
         own: the way that the runs themselves are judged by; where they have none in common, the
             dearest that all arms have.
         level: of intervals and verdicts.
@@ -70,43 +77,54 @@ class Comparison:
     metric: str
     rule: str
     standings: Mapping[Way, Mapping[str, Standing]]
-    incomplete: tuple[str, ...]
+    counts: Mapping[str, tuple[int, int]]
     own: Way
     level: float = 0.95
 
     def verdict_rows(self, way: Way | None = None) -> list[dict[str, Any]]:
-        """A row an arm, best first; "" for a verdict where one seed is all there is.
+        """A row an arm, best first, then those without a number.
 
         Args:
             way: the runs' own by default.
+
+        Returns:
+            For each `arm, verdict, seeds`, and where it was measured `interval, noise, choice`, as
+            of its `Standing`, and `gap`, the interval of what it is more than the best arm.
         """
         standings = self.standings[way or self.own]
         ranked = sorted(standings, key=lambda arm: standings[arm].interval.mean)
-        values = {arm: standings[arm].values for arm in ranked if arm not in self.incomplete}
-        several = len(values) > 1 and min(map(len, values.values())) > 1
-        pairs = differences(values, self.level) if several else {}
-        leader = next(iter(values), None)
+        whole = {a: standings[a].values for a in ranked if self.counts[a][0] == self.counts[a][1]}
+        several = len(whole) > 1 and min(map(len, whole.values())) > 1
+        pairs = differences(whole, self.level) if several else {}
+        leader = next(iter(whole), "")
         rows = []
         for arm in ranked:
-            found = pairs.get((leader, arm)) if leader else None
-            verdict = verdict_of(found) if found else ""
-            if several and arm == leader:
-                verdict = "leads"
-            if arm in self.incomplete:
-                verdict = "incomplete"
+            found = pairs.get((leader, arm))
             rows.append(
                 {
                     "arm": arm,
-                    "interval": standings[arm].interval,
-                    "gap": found
-                    and Interval(-found.interval.mean, -found.interval.high, -found.interval.low),
-                    "noise": standings[arm].noise,
-                    "choice": standings[arm].choice,
+                    "verdict": self._verdict(arm, leader if several else "", found),
                     "seeds": len(standings[arm].values),
-                    "verdict": verdict,
+                    **standings[arm]._asdict(),
+                    "gap": found and _negative(found.interval),
                 }
             )
-        return rows
+        others = [arm for arm in self.counts if arm not in standings]
+        return rows + [{"arm": arm, "verdict": "not evaluated", "seeds": 0} for arm in others]
+
+    def _verdict(self, arm: str, leader: str, found: Difference | None) -> str:
+        evaluated, runs = self.counts[arm]
+        if evaluated < runs:
+            return f"not compared: {evaluated} of {runs} seeds evaluated"
+        if found:
+            return verdict_of(found)
+        if arm == leader:
+            return "leads"
+        return "one seed: no verdict" if len(self.counts) > 1 else "nothing to compare it with"
+
+
+def _negative(interval: Interval) -> Interval:
+    return Interval(-interval.mean, -interval.high, -interval.low)
 
 
 def compare(
@@ -167,7 +185,7 @@ def compare(
         metric,
         _rule(chosen_by, reported, metric),
         standings,
-        tuple(arm for arm, runs in names.items() if any(r not in have for r in runs)),
+        {arm: (sum(name in have for name in runs), len(runs)) for arm, runs in names.items()},
         own.pop() if len(own) == 1 else dearest,
     )
 
@@ -237,26 +255,20 @@ def verdict_markdown(comparison: Comparison, way: Way | None = None) -> str:
         >>> results = {f"{arm}{seed}": {"by_nfe": [{**row, "frechet_distance": value}]}
         ...            for arm, found in values.items() for seed, value in enumerate(found)}
         >>> print(verdict_markdown(compare(results, {name: name[0] for name in results})))
-        | arm | mean, 95 % interval | seeds | less the best | verdict |
+        | arm | verdict | mean, 95 % interval | seeds | less the best |
         |---|---|---|---|---|
-        | a | 0.553 (0.417 to 0.690) | 3 |  | leads |
-        | b | 0.953 (0.841 to 1.07) | 3 | 0.400 (0.375 to 0.425) | worse |
+        | a | leads | 0.553 (0.417 to 0.690) | 3 |  |
+        | b | worse | 0.953 (0.841 to 1.07) | 3 | 0.400 (0.375 to 0.425) |
         <BLANKLINE>
     """
     rows = comparison.verdict_rows(way)
-    unlike = len({row["choice"] for row in rows}) > 1
-    head = ["arm", "mean, 95 % interval", "seeds", "less the best", "verdict"]
+    unlike = len({row.get("choice") for row in rows}) > 1
+    head = ["arm", "verdict", "mean, 95 % interval", "seeds", "less the best"]
     lines = [[*head, "chosen"] if unlike else head]
     for row in rows:
-        gap = row["gap"]
-        cells = [
-            row["arm"],
-            _written(row["interval"]),
-            str(row["seeds"]),
-            _written(gap) if gap else "",
-            row["verdict"],
-        ]
-        lines.append([*cells, str(row["choice"])] if unlike else cells)
+        mean, gap = (written(row[key]) if row.get(key) else "" for key in ("interval", "gap"))
+        cells = [row["arm"], row["verdict"], mean, str(row["seeds"]), gap]
+        lines.append([*cells, str(row.get("choice", ""))] if unlike else cells)
     return _markdown(lines)
 
 
@@ -287,7 +299,8 @@ def _cell(standing: Standing) -> str:
     return f"{text} ± {measure(standing.interval.high - standing.interval.mean)}"
 
 
-def _written(interval: Interval) -> str:
+def written(interval: Interval) -> str:
+    """`mean (low to high)`; of one value, itself."""
     mean, low, high = (measure(value) for value in interval)
     return f"{mean} ({low} to {high})" if np.isfinite(interval.low) else mean
 

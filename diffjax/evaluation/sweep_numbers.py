@@ -2,16 +2,16 @@
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
 from diffjax.errors import UserError
+from diffjax.evaluation.comparison import compare
 from diffjax.evaluation.provenance import check_comparable
 from diffjax.evaluation.sweep_files import RunFiles, SweepFiles
 from diffjax.evaluation.tables import is_number
-from diffjax.evaluation.verdicts import differences, mean_interval, verdict_table
+from diffjax.evaluation.verdicts import mean_interval
 
 METRICS = {
     "frechet_distance": "Fréchet distance",
@@ -20,26 +20,6 @@ METRICS = {
 }
 RECIPE = ("solver", "grid", "num_steps", "guidance_scale", "weights")
 _TARGET = "_target_"
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """Which arm leads, and how sure that is.
-
-    Attributes:
-        question: of the study; "" if nobody said.
-        rule: what is compared, and how.
-        arms: by name, the leading one first.
-        verdict_rows: for each arm `arm, mean, low, high, gap_mean, gap_low, gap_high, verdict,
-            recipe`; None where a number is not known.
-        table_markdown: the same as a table.
-    """
-
-    question: str
-    rule: str
-    arms: list[str]
-    verdict_rows: list[dict[str, Any]]
-    table_markdown: str
 
 
 def numbers(files: SweepFiles) -> dict[str, Any]:
@@ -52,7 +32,8 @@ def numbers(files: SweepFiles) -> dict[str, Any]:
     return {
         "name": files.name,
         "incomparable": incomparable,
-        **asdict(_verdict(files.sweep, results)),
+        "question": str(files.sweep.get("question") or ""),
+        **_verdict(files.sweep, results),
         "quality": [] if incomparable else quality(files),
         "cost": cost(files),
         "probes": {arm: probed(files.of(arm)) for arm in files.arms},
@@ -63,58 +44,37 @@ def numbers(files: SweepFiles) -> dict[str, Any]:
     }
 
 
-def _verdict(sweep: Mapping[str, Any], results: Mapping[str, Mapping[str, Any]]) -> Comparison:
-    """The arms by the Fréchet distance of each run's own recipe, over training seeds."""
-    arms: dict[str, list[float]] = {}
-    recipes: dict[str, str] = {}
-    for cell in sweep["cells"]:
-        evaluation = results.get(cell["name"]) or {}
-        distance = (evaluation.get("frechet_distance") or {}).get("value")
-        arms.setdefault(cell["arm"], []).append(distance if is_number(distance) else np.nan)
-        recipes.setdefault(cell["arm"], _recipe(evaluation.get("sampling") or {}))
-    counts = {name: int(np.isfinite(values).sum()) for name, values in arms.items()}
-    most = max(counts.values(), default=0)
-    whole = {name: values for name, values in arms.items() if counts[name] == most == len(values)}
-    compared = len(whole) > 1 and most > 1
-    pairs = differences(whole) if compared else {}
-    means = {
-        name: mean_interval([value for value in values if np.isfinite(value)])
-        for name, values in arms.items()
-        if counts[name]
-    }
-    ranked = sorted(means, key=lambda name: means[name].mean)
-    leader = next((name for name in ranked if name in whole), None)
-    rows = []
-    for name in [*ranked, *(name for name in arms if name not in means)]:
-        row: dict[str, Any] = {"arm": name, "recipe": recipes[name], "seeds": counts[name]}
-        row |= dict.fromkeys(("mean", "low", "high", "gap_mean", "gap_low", "gap_high"))
-        if name in means:
-            row |= {key: _finite(value) for key, value in means[name]._asdict().items()}
-        if found := pairs.get((leader or "", name)):
-            mean, low, high = found.interval
-            row |= {"gap_mean": -mean, "gap_low": -high, "gap_high": -low}
-            more = f"; {found.seeds} seeds would settle it" if found.seeds else ""
-            row["verdict"] = "worse" if found.decided else f"inconclusive{more}"
-        elif compared and name == leader:
-            row["verdict"] = "leads"
-        elif most < 2:
-            row["verdict"] = "one seed: no verdict" if counts[name] else "not evaluated"
-        else:
-            row["verdict"] = f"not compared: {counts[name]} of {len(arms[name])} seeds evaluated"
-        rows.append(row)
+def _verdict(sweep: Mapping[str, Any], results: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Which arm leads by the Fréchet distance, how sure that is, and by what rule."""
+    arms = {cell["name"]: cell["arm"] for cell in sweep["cells"]}
+    try:
+        found = compare(results, arms)
+    except UserError as error:
+        rows = [
+            {"arm": arm, "verdict": "not evaluated", "seeds": 0}
+            for arm in dict.fromkeys(arms.values())
+        ]
+        return {"rule": f"{error}.", "verdict_rows": [_plain_row(row) for row in rows]}
     rule = (
-        "Fréchet distance of each run's own recipe, lower is better. Means over training seeds "
-        "with Student's 95 % intervals; an arm is worse when its differences to the leading one, "
-        "seed by seed, are decided at 5 % for all pairs of arms together (Holm)."
+        f"Fréchet distance at {found.own}, lower is better. {found.rule} Means over training "
+        "seeds with Student's 95 % intervals; an arm is worse when its differences to the leading "
+        "one, seed by seed, are decided at 5 % for all pairs of arms together (Holm)."
     )
-    table = verdict_table(whole) if compared else ""
-    return Comparison(str(sweep.get("question") or ""), rule, ranked, rows, table)
+    rows = found.verdict_rows()
+    unlike = len({row.get("choice") for row in rows}) > 1
+    return {"rule": rule, "verdict_rows": [_plain_row(row, found.own, unlike) for row in rows]}
 
 
-def _recipe(sampling: Mapping[str, Any]) -> str:
-    if not sampling:
-        return ""
-    return f"{sampling.get('solver')}, NFE {sampling.get('nfe')}"
+def _plain_row(row: Mapping[str, Any], way: Any = "", unlike: bool = False) -> dict[str, Any]:
+    """A row of a verdict as JSON: `arm, verdict, seeds, recipe`, and `mean, low, high` and the same
+    of the gap, None where a number is not known.
+    """
+    plain: dict[str, Any] = {key: row[key] for key in ("arm", "verdict", "seeds")}
+    for prefix, interval in (("", row.get("interval")), ("gap_", row.get("gap"))):
+        for name in ("mean", "low", "high"):
+            plain[f"{prefix}{name}"] = _finite(getattr(interval, name)) if interval else None
+    chosen = f"; {row['choice']}" if unlike and "choice" in row else ""
+    return {**plain, "noise": row.get("noise"), "recipe": f"{way}{chosen}"}
 
 
 def quality(files: SweepFiles) -> list[dict[str, Any]]:
