@@ -145,16 +145,15 @@ class TestExtractor:
             clip_features(str(path))
 
     def test_the_normalisation_is_that_of_transformers(self):
-        pytest.importorskip("transformers", reason="pip install transformers")
-        from transformers.utils import constants
-
+        name = "transformers.utils.constants"
+        constants = pytest.importorskip(name, reason="pip install transformers")
         assert list(clip.MEAN) == constants.OPENAI_CLIP_MEAN
         assert list(clip.STD) == constants.OPENAI_CLIP_STD
 
     @pytest.mark.parametrize("channels", [1, 3])
     @pytest.mark.parametrize("shape", [(40, 40), (33, 50), (400, 350)])
     def test_the_middle_square_is_resized_by_pillow(self, shape, channels):
-        images = levels(2, *shape, channels)
+        images = levels(2, shape[0], shape[1], channels)
         found = clip.resize(to_float(images))
         expected = [np.broadcast_to(pillow(image), (336, 336, 3)) for image in images]
         np.testing.assert_array_equal(found, expected)
