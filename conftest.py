@@ -3,6 +3,8 @@
 import os
 from pathlib import Path
 
+import pytest
+
 # JAX reads all of these when it is first imported, hence before anything of the project.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 _DEVICES = "--xla_force_host_platform_device_count"
@@ -19,3 +21,12 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 def pytest_addoption(parser):
     """`pytest -m faults --trials=200`: how many disturbed runs tests/test_faults.py makes."""
     parser.addoption("--trials", type=int, default=1, help="disturbed runs in tests/test_faults.py")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _references(tmp_path_factory):
+    """What is stored of data sets is not taken from, nor left to, whoever runs the tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        folder = str(tmp_path_factory.mktemp("references"))
+        patch.setattr("diffjax.evaluation.stored.FOLDER", folder)
+        yield

@@ -71,6 +71,9 @@ def experiment(
             "solvers": ("ddim", "heun"),
             "grids": (),  # that of `sampling`
             "num_steps": (5, 18),
+            "guidance_scales": (),  # that of `sampling`
+            "weights": (),  # `config.weights`
+            "seeds": (),  # `seed`
             "seed": 0,
         }
     )

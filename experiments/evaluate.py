@@ -8,7 +8,9 @@ run's config.
 """
 
 import sys
+from collections.abc import Callable
 from types import SimpleNamespace
+from typing import Any
 
 from absl import flags
 
@@ -30,11 +32,13 @@ flags.DEFINE_list("solvers", None, "comma-separated", flag_values=FLAGS)
 flags.DEFINE_list("grids", None, "comma-separated", flag_values=FLAGS)
 flags.DEFINE_list("num_steps", None, "comma-separated numbers of steps", flag_values=FLAGS)
 flags.DEFINE_integer("num_samples", None, "for each number", lower_bound=3, flag_values=FLAGS)
-flags.DEFINE_float("guidance_scale", None, "1 is off", flag_values=FLAGS)
+flags.DEFINE_list("guidance_scale", None, "comma-separated; 1 is off", flag_values=FLAGS)
 flags.DEFINE_string("guidance", None, "parts joined by +", flag_values=FLAGS)
 flags.DEFINE_string("against", None, "what guidance leads away from", flag_values=FLAGS)
-flags.DEFINE_integer("seed", None, "of the noise", flag_values=FLAGS)
-flags.DEFINE_string("weights", None, "live, or an average such as ema-0.999", flag_values=FLAGS)
+flags.DEFINE_list("seed", None, "comma-separated, of the noise", flag_values=FLAGS)
+flags.DEFINE_list(
+    "weights", None, "comma-separated: live, or averages such as ema-0.999", flag_values=FLAGS
+)
 flags.DEFINE_string("extractor", None, "what distances are measured on", flag_values=FLAGS)
 flags.DEFINE_string(
     "extractor_weights", None, "its file: a path, or an address to fetch it from", flag_values=FLAGS
@@ -51,6 +55,7 @@ def main(args: SimpleNamespace) -> None:
     """Evaluates, prints the table, and names the page."""
     cli.require(args, "workdir")
     steps = None if args.num_steps is None else [parse_steps(text) for text in args.num_steps]
+    scales, seeds = numbers(args, "guidance_scale", float), numbers(args, "seed", int)
     extractor = chosen_extractor(args)
     run = diffjax.load(args.workdir, allowed_packages=("diffjax", *args.allowed_packages))
     with stop_signals() as should_stop:
@@ -61,10 +66,10 @@ def main(args: SimpleNamespace) -> None:
             grids=args.grids,
             num_steps=steps,
             num_samples=args.num_samples,
-            guidance_scale=args.guidance_scale,
+            guidance_scales=scales,
             guidance=args.guidance,
             against=args.against,
-            seed=args.seed,
+            seeds=seeds,
             weights=args.weights,
             extractor=extractor,
             should_stop=should_stop,
@@ -85,6 +90,17 @@ def chosen_extractor(args: SimpleNamespace) -> Extractor | None:
     if any(given.values()):
         raise UserError("--extractor_weights and --extractor_sha256 need --extractor=NAME")
     return None
+
+
+def numbers(args: SimpleNamespace, name: str, kind: Callable[[str], float]) -> list[Any] | None:
+    """The numbers that a flag lists."""
+    texts: list[str] | None = getattr(args, name)
+    if texts is None:
+        return None
+    try:
+        return [kind(text) for text in texts]
+    except ValueError as error:
+        raise UserError(f"--{name} takes numbers, not {','.join(texts)!r}") from error
 
 
 def parse_steps(text: str) -> int:

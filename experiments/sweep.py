@@ -1,105 +1,225 @@
-"""Train every cell of a sweep and put the results into one table.
+"""Train every cell of a sweep, with any number of workers, and put the results into one table.
 
   python -m experiments.sweep --sweep=configs/sweeps/digits_objectives.py
+  python -m experiments.sweep --sweep=configs/sweeps/digits_objectives.py --workers=4
+  python -m experiments.sweep --sweep=configs/sweeps/digits_objectives.py --status
 
-Each cell is a run of experiments.train in a folder of its own, one after another. All of them are
-built and checked before the first one trains. The same command again goes on where it stopped; a
+Each cell is a run of experiments.train in a folder of its own. All of them are built and checked
+before the first one trains. The same command again goes on where it stopped, whatever stopped it; a
 cell that failed is tried again, and what it said is in its folder's output.txt. With several values
 of config.seed the table ends in a verdict: which arms are worse than the best, or can't be told.
 """
 
+import multiprocessing
 import shlex
-import subprocess
+import signal
 import sys
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 from absl import flags
 
-from diffjax.errors import UserError
+from diffjax.errors import UserError, nearest
+from diffjax.evaluation.comparison import compare, quality_markdown, verdict_markdown
 from diffjax.evaluation.run_files import read_json
-from diffjax.evaluation.sweep_table import sweep_table
-from diffjax.evaluation.verdicts import verdict_table
-from diffjax.spec import build
-from diffjax.sweeps import Cell, Sweep
+from diffjax.sweeps import STEPS, Cell, Cost, Sweep
 from diffjax.training import workdirs
-from diffjax.training.measure import check_evaluation
-from diffjax.training.setup import check_pairs, set_up
+from diffjax.training.interrupts import Interrupted, stop_signals
 from experiments import cli, config_files
+from experiments.sweep_cells import STATUS, finished, planned, train_cells
+from experiments.sweep_engines import ENGINES, parse_options
+from experiments.sweep_live import PLAN, Live, read_plan, rows, table
+from experiments.sweep_run import run_workers
+from experiments.sweep_worker import in_subprocess, units, work, write_json
 
 FLAGS = flags.FlagValues()
 flags.DEFINE_string("sweep", None, "file with a get_sweep()", flag_values=FLAGS)
 flags.DEFINE_string("workdir", None, "folder; runs/sweeps/NAME by default", flag_values=FLAGS)
 flags.DEFINE_bool("dry_run", False, "check all cells, list them, and stop", flag_values=FLAGS)
+flags.DEFINE_bool("status", False, "show how the cells are, and stop", flag_values=FLAGS)
+flags.DEFINE_enum("engine", "local", list(ENGINES), "where workers run", flag_values=FLAGS)
+flags.DEFINE_integer("workers", 1, "how many at once", lower_bound=1, flag_values=FLAGS)
+flags.DEFINE_string(
+    "slurm",
+    "",
+    "options for --engine=slurm, as submitit's update_parameters takes them: "
+    "partition=gpu,timeout_min=600,gpus_per_node=1,cpus_per_task=8,mem_gb=32",
+    flag_values=FLAGS,
+)
+flags.DEFINE_string(
+    "ray",
+    "",
+    "options for --engine=ray: address=auto and those of a Ray task: num_cpus=4,num_gpus=1",
+    flag_values=FLAGS,
+)
+flags.DEFINE_bool("worker", False, "be a worker; started by engines", flag_values=FLAGS)
+flags.DEFINE_string(
+    "since",
+    None,
+    "a worker leaves cells alone that failed in an attempt begun after this time; now by default",
+    flag_values=FLAGS,
+)
+flags.DEFINE_list("cells", [], "train these here; started by workers", flag_values=FLAGS)
 
 
 def main(args: SimpleNamespace) -> int:
     """Trains what is not trained yet, prints the table and names its file."""
+    if args.workdir is None:
+        cli.require(args, "sweep")
+    workdir = Path(args.workdir or Path("runs") / "sweeps" / Path(args.sweep).stem)
+    if args.status:
+        print(table(rows(workdir)))
+        return 0
     cli.require(args, "sweep")
     sweep = config_files.returned_by(args.sweep, "get_sweep", Sweep)
-    workdir = Path(args.workdir or Path("runs") / "sweeps" / Path(args.sweep).stem)
-    cells = sweep.cells()
-    reasons = {cell.name: reason for cell in cells if (reason := refusal(cell))}
-    for name, reason in reasons.items():
+    if args.cells:
+        return 2 if train_cells(named(read_cells(workdir), args.cells), workdir) else 0
+    if args.worker:
+        return be_worker(args, workdir)
+
+    options = {"slurm": parse_options(args.slurm), "ray": parse_options(args.ray)}
+    for engine, given in options.items():
+        if given and engine != args.engine:
+            raise UserError(f"--{engine} is for --engine={engine}, and this is {args.engine}")
+    cells, costs, left_out = checked(sweep)
+    for name, reason in left_out.items():
         print(f"left out: {name}: {reason}", file=sys.stderr)
-    cells = [cell for cell in cells if cell.name not in reasons]
     if args.dry_run or not cells:
         print("\n".join(f"{cell.name}: {shlex.join(cell.flags())}" for cell in cells))
         return 0 if cells else 2
-    failed = [cell.name for cell in cells if not trained(cell, workdir / cell.name)]
-    if failed:
-        print(f"failed: {', '.join(failed)}; each one's output.txt says why", file=sys.stderr)
+
+    workdir.mkdir(parents=True, exist_ok=True)
+    write_json(workdir / PLAN, plan(args.sweep, sweep, cells, costs, left_out, workdir))
+    with stop_signals() as should_stop:
+        run_workers(
+            ENGINES[args.engine],
+            options.get(args.engine, {}),
+            args.workers,
+            worker_command(args.sweep, workdir),
+            units(cells),
+            workdir,
+            Live(workdir),
+            should_stop,
+        )
+    return conclude(sweep, cells, workdir)
+
+
+def checked(sweep: Sweep) -> tuple[list[Cell], dict[str, Cost], dict[str, str]]:
+    """What `planned` says, asked in a process that ends: building networks takes hold of an
+    accelerator, which the trainings want.
+    """
+    spawn = multiprocessing.get_context("spawn")
+    # Ctrl-C is for this process, which says so in one line.
+    ignored = (signal.SIGINT, signal.SIG_IGN)
+    with ProcessPoolExecutor(1, spawn, signal.signal, ignored) as pool:
+        return pool.submit(planned, sweep).result()
+
+
+def plan(
+    file: str,
+    sweep: Sweep,
+    cells: Sequence[Cell],
+    costs: Mapping[str, Cost],
+    left_out: Mapping[str, str],
+    workdir: Path,
+) -> dict[str, Any]:
+    """What `sweep.json` says."""
+    words = ["python", "-m", "experiments.sweep", f"--sweep={file}", f"--workdir={workdir}"]
+    return {
+        "name": Path(file).stem,
+        "question": sweep.question,
+        "command": shlex.join(words),
+        "config": sweep.config,
+        "shared": {name: str(value) for name, value in sweep.overrides.items()},
+        "matched": sweep.matched,
+        "cells": [
+            {
+                "name": cell.name,
+                "arm": cell.arm,
+                "axes": dict(cell.axes),
+                "location": cell.location,
+                "overrides": dict(cell.overrides),
+                "flags": cell.flags(),
+                "folder": cell.name,
+                "flops_per_step": costs[cell.name].flops_per_step,
+                "num_steps": int(cell.overrides.get(STEPS, costs[cell.name].num_steps)),
+            }
+            for cell in cells
+        ],
+        "left_out": [{"name": name, "reason": reason} for name, reason in left_out.items()],
+    }
+
+
+def read_cells(workdir: Path) -> list[Cell]:
+    """The cells of a sweep that has begun, matched as it said then."""
+    fields = ("name", "axes", "location", "overrides", "arm")
+    return [Cell(*(cell[field] for field in fields)) for cell in read_plan(workdir)["cells"]]
+
+
+def worker_command(file: str, workdir: Path) -> list[str]:
+    """What an engine starts copies of."""
+    command = [sys.executable, "-m", "experiments.sweep", f"--sweep={file}", "--worker"]
+    return [*command, f"--workdir={workdir}", f"--since={datetime.now(UTC).isoformat()}"]
+
+
+def be_worker(args: SimpleNamespace, workdir: Path) -> int:
+    """Takes units until none is free."""
+    try:
+        since = datetime.fromisoformat(args.since) if args.since else datetime.now(UTC)
+    except ValueError as error:
+        raise UserError(f"--since={args.since} is no time: {error}") from None
+    cells = read_cells(workdir)
+    run = in_subprocess(args.sweep, workdir)
+    with stop_signals() as should_stop:
+        work(units(cells), workdir, run, since=since, should_stop=should_stop)
+        if should_stop():
+            raise Interrupted("stopped; what was under way is saved")
+    return 0
+
+
+def named(cells: Sequence[Cell], names: Sequence[str]) -> list[Cell]:
+    """Those of these names.
+
+    Raises:
+        UserError: there is none of a name.
+    """
+    by_name = {cell.name: cell for cell in cells}
+    for name in names:
+        if name not in by_name:
+            raise UserError(f"the sweep has no cell {name!r}; {nearest(name, by_name)}")
+    return [by_name[name] for name in names]
+
+
+def conclude(sweep: Sweep, cells: Sequence[Cell], workdir: Path) -> int:
+    """Writes and prints the table of what is trained, and names what failed."""
+    failed = [cell for cell in cells if not finished(cell, workdir / cell.name)]
+    for cell in failed:
+        error = (read_json(workdir / cell.name / STATUS) or {}).get("error", "")
+        print(f"failed: {cell.name}: {error}; see its output.txt", file=sys.stderr)
     results = {cell.name: read_json(workdir / cell.name / workdirs.EVALUATION) for cell in cells}
-    table = sweep_table({name: result for name, result in results.items() if result})
-    table += verdict(cells, results)
-    (workdir / "table.md").write_text(table, encoding="utf-8")
-    print(f"{table}\nin {workdir / 'table.md'}")
+    content = findings(sweep, cells, results)
+    (workdir / "table.md").write_text(content, encoding="utf-8")
+    print(f"{content}\nin {workdir / 'table.md'}")
     return 2 if failed else 0
 
 
-def verdict(cells: Sequence[Cell], results: Mapping[str, Mapping[str, Any] | None]) -> str:
-    """What several seeds say of the arms, by the distance of each run's own recipe; "" for one."""
-    arms: dict[str, list[float]] = {}
-    for cell in cells:
-        result = results[cell.name]
-        arms.setdefault(cell.arm, []).append(
-            np.nan if result is None else result["frechet_distance"]["value"]
-        )
-    whole = {arm: values for arm, values in arms.items() if np.isfinite(values).all()}
-    if len(whole) < 2 or min(map(len, whole.values())) < 2:
-        return ""
-    title = "Fréchet distance of each run's own recipe, by seeds:"
-    return f"\n{title}\n\n{verdict_table(whole)}"
-
-
-def refusal(cell: Cell) -> str | None:
-    """Why a cell can't run, or None; nothing is trained or written."""
-    try:
-        config = config_files.load(cell.location)
-        known = config_files.settings(config)
-        for name, text in cell.overrides.items():
-            if name not in known:
-                raise UserError(f"there is no setting {name}")
-            known[name].set(known[name].parse(text))
-        config = config_files.lock(config, known)
-        dataset = build(config.data)
-        check_pairs(set_up(config, dataset.image_shape, dataset.num_classes), dataset)
-        check_evaluation(config, dataset.image_shape)
-    except UserError as error:
-        return str(error)
-    return None
-
-
-def trained(cell: Cell, workdir: Path) -> bool:
-    """Runs a cell in a process of its own, or finds it finished; whether it is."""
-    workdir.mkdir(parents=True, exist_ok=True)
-    print(f"{cell.name}: {workdir}", file=sys.stderr, flush=True)
-    command = [sys.executable, "-m", "experiments.train", *cell.flags(), f"--workdir={workdir}"]
-    with open(workdir / "output.txt", "w", encoding="utf-8") as output:
-        return subprocess.run(command, stdout=output, stderr=subprocess.STDOUT).returncode == 0
+def findings(
+    sweep: Sweep, cells: Sequence[Cell], results: Mapping[str, Mapping[str, Any] | None]
+) -> str:
+    """What the sweep says, as Markdown: the verdict first, then each arm at each cost."""
+    found = {name: result for name, result in results.items() if result}
+    comparison = compare(found, {cell.name: cell.arm for cell in cells})
+    parts = [
+        sweep.question,
+        f"Fréchet distance at {comparison.own}, matched in {sweep.matched}. {comparison.rule}",
+        verdict_markdown(comparison),
+        quality_markdown(comparison),
+    ]
+    return "\n\n".join(part.strip() for part in parts if part) + "\n"
 
 
 USAGE = __doc__ or ""

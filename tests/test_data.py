@@ -18,6 +18,8 @@ from diffjax.data import (
     Source,
     all_images,
     batches,
+    colours,
+    colours_distance,
     digits,
     eval_batches,
     fashion_mnist,
@@ -31,6 +33,7 @@ from diffjax.data import (
 from diffjax.data.augment import UNIFORMS_PER_IMAGE
 from diffjax.data.randomness import permutation, random_bits, uniforms
 from diffjax.errors import UserError
+from diffjax.evaluation.distances import frechet_distance, statistics
 
 
 def numbered(num_images: int) -> ArraySource:
@@ -785,3 +788,26 @@ def test_a_damaged_tfds_file(tmp_path):
     file.write_bytes(bytes(len(file.read_bytes())))
     damaged = tfds_images("tiny", str(tmp_path)).train
     assert "tiny[train]" in message(damaged.__getitem__, 0)
+
+
+class TestColours:
+    def test_perfect_training_would_end_in_the_stated_distance(self):
+        """Real draws of each, against the formula, and the two ways to spoil them are equal."""
+        for blur in (0.0, 0.15, 0.25):
+            found = []
+            for along in (0, 1):
+                data = colours(blur, along, num_images=200_000)
+                spoilt, real = (all_images(s)[0][:, 0, 0] for s in (data.train, data.reference))
+                one, other = statistics(spoilt), statistics(real)
+                found.append(frechet_distance(one.mean, one.cov, other.mean, other.cov))
+            assert found[0] == pytest.approx(colours_distance(blur), abs=3e-4)
+            assert found[0] == pytest.approx(found[1], abs=1e-9)
+
+    def test_one_way_to_spoil_is_the_other_with_channels_swapped(self):
+        one, other = (all_images(colours(0.2, along).train)[0] for along in (0, 1))
+        np.testing.assert_array_equal(one[..., [1, 0, 2]], other)
+        assert not np.array_equal(one, other)
+
+    def test_too_much_is_refused(self):
+        with pytest.raises(UserError, match=r"blur in \[0, 0.25\], along 0 or 1"):
+            colours(blur=0.5)

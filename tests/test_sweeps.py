@@ -1,13 +1,14 @@
 """Sweeps: cells, refusals, going on where they stopped, and the table."""
 
 import json
+import re
 
 import pytest
 
 from diffjax.errors import UserError
-from diffjax.evaluation.sweep_table import sweep_table
-from diffjax.sweeps import Sweep
+from diffjax.sweeps import Cost, Sweep
 from experiments import cli, config_files, sweep
+from experiments.sweep_cells import cost
 
 SWEEP = """
 from diffjax.sweeps import Sweep
@@ -16,7 +17,7 @@ def get_sweep():
     tiny = {"config.num_steps": 2, "config.batch_size": 16, "config.model.hidden_size": 16,
             "config.model.depth": 1, "config.sampling.num_steps": 2,
             "config.evaluation.num_samples": 20, "config.evaluation.solvers": ("ddim",),
-            "config.evaluation.grids": ("uniform", "karras"), "config.evaluation.num_steps": (2,)}
+            "config.evaluation.num_steps": (2,)}
     return Sweep("configs/digits.py", {"objective": ("flow", "reflow"), "path": ("linear",)}, tiny)
 """
 
@@ -43,26 +44,49 @@ def test_cells_are_the_axes_product_under_unlike_names():
     ]  # fmt: skip
 
 
-def test_seeds_end_in_a_verdict():
-    cells = Sweep("c.py", {"objective": ("a", "b"), "config.seed": (0, 1, 2)}).cells()
-    values = {"a": (0.5, 0.61, 0.55), "b": (0.91, 1.0, 0.95)}
-    results = {
-        cell.name: {"frechet_distance": {"value": values[cell.arm][cell.axes["config.seed"]]}}
-        for cell in cells
+@pytest.mark.parametrize(
+    ("matched", "steps"), [("steps", [900, 450]), ("images", [900, 1800]), ("flops", [900, 600])]
+)
+def test_cells_are_matched_in_what_the_sweep_says(matched, steps):
+    """Each trains until it has had what the first has, and no setting changes but the steps."""
+    found = Sweep("c.py", {"objective": ("a", "b"), "config.seed": (0, 1)}, matched=matched)
+    costs = {
+        f"{arm}-seed={seed}": Cost(n, batch, flops)
+        for arm, n, batch, flops in (("a", 900, 8, 2e9), ("b", 450, 4, 3e9))
+        for seed in (0, 1)
     }
-    said = sweep.verdict(cells, results)
-    assert "Fréchet distance of each run's own recipe, by seeds:" in said
-    assert "| b | 0.953 (0.841 to 1.07) | 0.400 (0.375 to 0.425) | worse |" in said
-    # An arm without all its seeds is left out, and one arm alone is no comparison.
-    assert sweep.verdict(cells, {**results, "b-seed=1": None}) == ""
-    assert sweep.verdict(cells[::3], results) == ""
+    cells = found.matched_cells(costs)
+    assert [cell.name for cell in cells] == [cell.name for cell in found.cells()]
+    for cell, n in zip(cells, [steps[0], steps[0], steps[1], steps[1]], strict=True):
+        assert int(cell.overrides.get("config.num_steps", costs[cell.name].num_steps)) == n
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"matched": "flop"}, "matched='flop': did you mean 'flops'?"),
+        (
+            {"matched": "flops", "axes": {"config.num_steps": (1, 2)}},
+            "a sweep matched in flops sets config.num_steps: it can be no axis",
+        ),
+    ],
+)
+def test_a_match_that_can_not_be_is_refused(change, message):
+    with pytest.raises(UserError, match=re.escape(message)):
+        Sweep(**{"config": "c.py", "axes": {}, **change})
+
+
+def test_what_can_not_be_counted_is_matched_in_images():
+    found = Sweep("c.py", {"objective": ("a", "b")}, matched="flops")
+    with pytest.raises(UserError, match=r"flops of b can't be counted: match in images"):
+        found.matched_cells({"a": Cost(9, 8, 2e9), "b": Cost(9, 8, None)})
 
 
 def test_every_cell_of_the_sweeps_here_fits_together():
     for cell in config_files.returned_by(
         "configs/sweeps/digits_objectives.py", "get_sweep", Sweep
     ).cells():
-        assert sweep.refusal(cell) is None, cell.name
+        assert cost(cell).num_steps > 0, cell.name
 
 
 def test_a_dry_run_names_what_is_left_out_and_why(file, capsys):
@@ -79,59 +103,18 @@ def test_a_sweep_is_a_folder_of_runs_and_a_table(file, tmp_path, capsys):
     assert run(f"--sweep={file}", f"--workdir={folder}") == 0
     table = (folder / "table.md").read_text()
     assert table in capsys.readouterr().out
-    head, _, row = table.splitlines()
-    heads = [cell.strip() for cell in head.strip("|").split("|")]
-    assert heads == [
-        "run",
-        "accuracy",
-        "ddim, karras, NFE 4",
-        "ddim, uniform, NFE 4",
-        "heun, uniform, NFE 6",
-    ]
+    assert table.startswith("Fréchet distance at heun, 2 steps, NFE 6, matched in steps.")
     result = json.loads((folder / "flow" / "evaluation.json").read_text())
-    assert sweep_table({"flow": result}) == table
-    assert row.split("|")[-2].strip() == f"{result['frechet_distance']['value']:#.3g}"
+    own = f"{result['frechet_distance']['value']:#.3g}"
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()]
+    assert ["flow", own, "1", "", ""] in rows
+    assert [row[:3] for row in rows if row[0] == "ddim"] == [["ddim", "2", "4"]]
+    assert ["heun", "2", "6", own] in rows
     # A cell that can't go on is named; nothing of it is lost.
     (folder / "flow" / "config.json").write_text("{}")
     assert run(f"--sweep={file}", f"--workdir={folder}") == 2
     assert "failed: flow" in capsys.readouterr().err
     assert "holds a run with another config" in (folder / "flow" / "output.txt").read_text()
-
-
-def made(value=0.5, **facts):
-    row = {"solver": "heun", "grid": "uniform", "nfe": 34, "frechet_distance": value}
-    provenance = {"extractor": "classifier:digits", "num_samples": 1000, "num_floor_images": 359}
-    return {
-        "frechet_distance": {"value": value, "provenance": provenance | facts},
-        "by_nfe": [row],
-    }
-
-
-def test_runs_of_like_provenance_stand_side_by_side():
-    # A floor of other images changes no value.
-    table = sweep_table({"a": made(0.5), "b": made(0.7, num_floor_images=10)})
-    assert [line.split("|")[-2].strip() for line in table.splitlines()[2:]] == ["0.500", "0.700"]
-
-
-@pytest.mark.parametrize(
-    ("other", "message"),
-    [
-        (made(num_samples=50), "of a and c can't be compared: num_samples is 1000 and 50"),
-        (
-            made(extractor_sha256="3081c58fc0e2" + "0" * 52),
-            "extractor_sha256 is not stated and 3081c58fc0e2…",
-        ),
-        (
-            made(extractor="pixels:8x8", k=3),
-            "extractor is .* and pixels:8x8; k is not stated and 3",
-        ),
-        ({"frechet_distance": 0.5, "by_nfe": []}, "of c can't be compared, for nothing says"),
-    ],
-)
-def test_runs_of_unlike_provenance_are_refused(other, message):
-    with pytest.raises(UserError, match=message) as caught:
-        sweep_table({"a": made(), "b": made(), "c": other})
-    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(

@@ -186,10 +186,11 @@ def test_stopping_and_resuming_changes_nothing(whole_run, tmp_path, monkeypatch)
         return stepped
 
     monkeypatch.setattr(loop, "compile_train_step", interrupting)
+    before = signal.getsignal(signal.SIGINT)
     with pytest.raises(Interrupted, match="stopped at step 3 of 6 and saved"):
         loop.train(tiny_config(), tmp_path / "run")
     monkeypatch.undo()
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is before
     loop.train(tiny_config(), tmp_path / "run")
     assert_same(arrays_of(tmp_path / "run"), arrays_of(whole_run), rtol=0, atol=0)
     assert logged(tmp_path / "run") == logged(whole_run)
@@ -350,6 +351,8 @@ def test_samples_do_not_depend_on_batch_or_mesh(whole_run):
     assert images.shape == (13, 8, 8, 1)
     np.testing.assert_allclose(run.sample(labels, seed=3, batch_size=8), images, atol=1e-5)
     np.testing.assert_allclose(run.sample(labels[:5], seed=3), images[:5], atol=1e-5)
+    part = run.generator(4)(run.weights(), run.recipe, labels[6:11], 3, first=6)
+    np.testing.assert_allclose(part, images[6:11], atol=1e-5)
     assert np.abs(run.sample(labels, seed=4) - images).max() > 0.1
     one = run.sample(labels, seed=3, solver=solvers.ddim(), num_steps=1, guidance_scale=1.0)
     assert np.isfinite(one).all()
@@ -387,6 +390,10 @@ def test_samples_that_are_not_finite_name_the_step(whole_run):
     assert not np.isfinite(images).any()
     with pytest.raises(UserError, match="3 of 3 samples are not finite; number 0 from step 1 of"):
         check_finite(images, Asked(run.setup.wired, broken, run.recipe, labels, 0))
+    asked = Asked(run.setup.wired, broken, run.recipe, np.arange(9), 0).only(np.arange(5, 8))
+    images[0] = 0.0
+    with pytest.raises(UserError, match="2 of 3 samples are not finite; number 6 from step 1 of"):
+        check_finite(images, asked)
 
 
 def test_loading_names_what_is_missing(whole_run, tmp_path):

@@ -2,7 +2,7 @@
 
     python -m experiments.sweep --sweep=configs/sweeps/digits_noise_unet.py
 
-The DiT of `digits_objectives.py` is far from done with them after as many steps.
+The DiT of `digits_every_objective.py` is far from done with them after as many steps.
 """
 
 from diffjax.sweeps import Sweep

@@ -7,6 +7,7 @@ from diffjax.data.pairs import Coarse, PairSource, TranslatedSource, pairs, tran
 from diffjax.data.pipeline import all_images, batches, eval_batches, to_float, to_uint8
 from diffjax.data.sources import ArraySource, Batch, DataSet, Example, Source, digits
 from diffjax.data.tfds import tfds_images
+from diffjax.data.toys import colours, colours_distance
 
 __all__ = [
     "ArraySource",
@@ -20,6 +21,8 @@ __all__ = [
     "TranslatedSource",
     "all_images",
     "batches",
+    "colours",
+    "colours_distance",
     "digits",
     "eval_batches",
     "fashion_mnist",

@@ -18,7 +18,7 @@ from PIL import Image
 from diffjax.data import to_uint8
 from diffjax.errors import UserError, nearest
 from diffjax.evaluation.downloads import read_weights
-from diffjax.evaluation.features import Extractor, as_rgb, check_shapes, pretrained
+from diffjax.evaluation.features import Extractor, as_rgb, check_shapes, pretrained, with_params
 from diffjax.evaluation.torch_files import StateDict, read_state_dict
 from diffjax.models.attention import batched
 
@@ -142,14 +142,15 @@ def url(model: str) -> str:
     return f"https://dl.fbaipublicfiles.com/dinov2/dinov2_{folder}/dinov2_{model}_pretrain.pth"
 
 
-def resize(images: np.ndarray) -> np.ndarray:
+def resize(images: np.ndarray, size: int = SIZE) -> np.ndarray:
     """To 224x224 as dgm-eval does by default: Pillow's bicubic filter, with antialiasing, on uint8.
 
     Args:
         images: `[B, H, W, C]` in [-1, 1], rounded to 256 levels first; C is 1 or 3.
+        size: another one than 224.
 
     Returns:
-        `[B, 224, 224, 3]` uint8.
+        `[B, size, size, 3]` uint8.
 
     Example:
         >>> resize(np.ones((2, 32, 32, 1), np.float32)).shape
@@ -158,7 +159,7 @@ def resize(images: np.ndarray) -> np.ndarray:
     levels = np.asarray(as_rgb(to_uint8(np.clip(images, -1.0, 1.0))))
     bicubic = Image.Resampling.BICUBIC
     return np.stack(
-        [np.asarray(Image.fromarray(one).resize((SIZE, SIZE), bicubic)) for one in levels]
+        [np.asarray(Image.fromarray(one).resize((size, size), bicubic)) for one in levels]
     )
 
 
@@ -248,7 +249,7 @@ def dinov2_features(
     variant = VARIANTS[model]
     sha256 = (sha256 or variant.sha256).lower()
     state = read_state_dict(weights, read_weights(weights, sha256))
-    params = jax.device_put(convert(state, variant.network))
+    params = convert(state, variant.network)
 
     @jax.jit
     def look(params: Any, levels: jax.Array) -> jax.Array:
@@ -259,8 +260,9 @@ def dinov2_features(
 
     return pretrained(
         f"dinov2:{model}",
-        lambda images: (look(params, resize(images)), None),
+        with_params(look, params),
         batch_size_images,
+        resize,
         architecture=f"DINOv2 {model}",
         layer="class token after the last normalisation",
         weights_sha256=sha256,

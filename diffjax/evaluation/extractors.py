@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from ml_collections import ConfigDict
 
 from diffjax.errors import UserError
+from diffjax.evaluation.clip import clip_features
 from diffjax.evaluation.dinov2 import VARIANTS, dinov2_features
 from diffjax.evaluation.features import Extractor, classifier_features, pixel_features
 from diffjax.evaluation.inception import inception_features
@@ -16,6 +17,7 @@ EXTRACTORS: Mapping[str, ConfigDict] = {
     "fashion_mnist": spec(classifier_features, name="fashion_mnist"),
     "inception": spec(inception_features),
     "inception_spatial": spec(inception_features, layer="spatial"),
+    "clip": spec(clip_features),
     **{f"dinov2_{model}": spec(dinov2_features, model=model) for model in VARIANTS},
 }
 

@@ -1,5 +1,6 @@
 """Images to feature vectors: what a distance between image sets is measured on."""
 
+import functools
 import hashlib
 import json
 from collections.abc import Callable, Mapping
@@ -30,6 +31,8 @@ class Extractor:
         test_accuracy: share of real test images that the logits recognise; None without logits.
         batch_size_images: images a call.
         provenance: what else defines the map, such as `resize`, written beside every number.
+        prepare: what is done to a batch of images on the host first; `apply` sees its result.
+        for_cmmd: whether a Gaussian kernel's distance on these features is CMMD.
     """
 
     name: str
@@ -39,16 +42,22 @@ class Extractor:
     test_accuracy: float | None = None
     batch_size_images: int = 256
     provenance: Mapping[str, str] = field(default_factory=dict)
+    prepare: Callable[[np.ndarray], np.ndarray] = lambda images: images
+    for_cmmd: bool = False
 
     def features(self, images: np.ndarray) -> np.ndarray:
         """Features `[N, F]` float32 of images `[N, H, W, C]` in [-1, 1]; see `extract`."""
         return self.extract(images)[0]
 
-    def extract(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+    def extract(
+        self, images: np.ndarray, sharding: jax.sharding.Sharding | None = None
+    ) -> tuple[np.ndarray, np.ndarray | None]:
         """Features and logits, batch by batch; the last batch is padded, so nothing recompiles.
 
         Args:
             images: `[N, H, W, C]` float in [-1, 1], N >= 1.
+            sharding: of a batch over devices of this process, so that each looks at its rows; the
+                size of a batch is rounded up to what they divide.
 
         Returns:
             Features `[N, F]` and logits `[N, K]`, float32; None instead of logits where the
@@ -58,13 +67,15 @@ class Extractor:
             UserError: no images, images of another shape, of integer type, or that are not finite.
         """
         check_images(images, self.image_shape, f"extractor {self.name}")
-        size = self.batch_size_images
+        devices = 1 if sharding is None else sharding.num_devices
+        size = -(-self.batch_size_images // devices) * devices
         parts = []
         for start in range(0, len(images), size):
             batch = np.asarray(images[start : start + size], np.float32)
             missing = size - len(batch)
-            batch = np.pad(batch, [(0, missing), (0, 0), (0, 0), (0, 0)])
-            parts.append(self.apply(batch))
+            batch = self.prepare(np.pad(batch, [(0, missing), (0, 0), (0, 0), (0, 0)]))
+            placed = batch if sharding is None else jax.device_put(batch, sharding)
+            parts.append(self.apply(placed))
         join = partial(_join, num_images=len(images))
         features, logits = zip(*parts, strict=True)
         return join(features), None if logits[0] is None else join(logits)
@@ -139,6 +150,7 @@ def pretrained(
     name: str,
     apply: Callable[..., tuple[jax.Array, jax.Array | None]],
     batch_size_images: int,
+    prepare: Callable[[np.ndarray], np.ndarray] = lambda images: images,
     **provenance: str,
 ) -> Extractor:
     """An extractor of images of any size; its hash is that of its provenance, as sorted JSON.
@@ -147,6 +159,7 @@ def pretrained(
         name: see `Extractor`.
         apply: see `Extractor`.
         batch_size_images: see `Extractor`.
+        prepare: see `Extractor`.
         **provenance: all that the features depend on, such as `weights_sha256` and `resize`.
     """
     if batch_size_images < 1:
@@ -159,7 +172,33 @@ def pretrained(
         apply=apply,
         batch_size_images=batch_size_images,
         provenance=provenance,
+        prepare=prepare,
     )
+
+
+def with_params(
+    look: Callable[[Any, jax.Array], jax.Array], params: Any
+) -> Callable[[Any], tuple[jax.Array, None]]:
+    """`images -> (features, None)` for a network, with its parameters wherever the images are.
+
+    Args:
+        look: jitted `(params, images) -> features`.
+        params: put on each device that looks at images, once.
+    """
+
+    @functools.cache
+    def beside(mesh: jax.sharding.Mesh | None) -> Any:
+        if mesh is None:
+            return jax.device_put(params)
+        everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+        return jax.device_put(params, everywhere)
+
+    def apply(images: Any) -> tuple[jax.Array, None]:
+        sharding = getattr(images, "sharding", None)
+        mesh = sharding.mesh if isinstance(sharding, jax.sharding.NamedSharding) else None
+        return look(beside(mesh), images), None
+
+    return apply
 
 
 def as_rgb(images: Any) -> jax.Array:

@@ -17,7 +17,7 @@ import numpy as np
 
 from diffjax.errors import UserError, nearest
 from diffjax.evaluation.downloads import read_weights
-from diffjax.evaluation.features import Extractor, as_rgb, check_shapes, pretrained
+from diffjax.evaluation.features import Extractor, as_rgb, check_shapes, pretrained, with_params
 from diffjax.evaluation.torch_files import StateDict, read_state_dict
 
 URL = (
@@ -229,7 +229,7 @@ def inception_features(
             "inception_features needs weights: the path of pt_inception-2015-12-05-6726825d.pth, "
             f"or its address {URL}"
         )
-    params = jax.device_put(convert(read_state_dict(weights, read_weights(weights, sha256))))
+    params = convert(read_state_dict(weights, read_weights(weights, sha256)))
 
     @partial(jax.jit, static_argnames="layer")
     def look(params: Any, images: jax.Array, layer: str) -> jax.Array:
@@ -240,7 +240,7 @@ def inception_features(
 
     return pretrained(
         f"inception:{layer}",
-        lambda images: (look(params, images, layer), None),
+        with_params(partial(look, layer=layer), params),
         batch_size_images,
         architecture="FID InceptionV3 (inception-2015-12-05)",
         layer=layer,

@@ -1,26 +1,30 @@
 """All numbers of one set of samples, each with what it was measured against."""
 
-from dataclasses import dataclass
+from collections.abc import Iterator
 from math import sqrt
 from typing import Any
 
 import numpy as np
 
-from diffjax.data import DataSet, all_images, to_float, to_uint8
+from diffjax.data import to_float, to_uint8
 from diffjax.errors import UserError
 from diffjax.evaluation.copying import data_copying, inauthentic
 from diffjax.evaluation.distances import (
-    KernelDistance,
     Statistics,
-    frechet_distance,
+    frechet_distance_from_root,
+    gaussian_kernel_distance,
     kernel_distance,
     statistics,
 )
 from diffjax.evaluation.extrapolation import extrapolated_distance, fewest_samples
-from diffjax.evaluation.features import Extractor, check_images
+from diffjax.evaluation.features import check_images
 from diffjax.evaluation.manifolds import manifold_scores
 from diffjax.evaluation.neighbours import memorisation, nearest
+from diffjax.evaluation.reference import Reference as Reference
+from diffjax.evaluation.reference import reference as reference
+from diffjax.evaluation.reference import thin
 from diffjax.evaluation.scores import inception_score
+from diffjax.evaluation.seen import Batches, Seen, see
 
 _K = 5  # of Naeem et al.
 _MOST_ON_MANIFOLDS = 10_000  # as theirs; the cost grows with the square
@@ -28,85 +32,8 @@ _NUM_SPLITS = 10  # of Salimans et al.
 _NUM_CELLS = 5
 
 
-@dataclass(frozen=True)
-class Reference:
-    """The real images that samples are held against, and how far apart their own halves are.
-
-    Attributes:
-        name: data set.
-        extractor: what the features were made with.
-        train_images: `[N, H, W, C]` float32 in [-1, 1].
-        train_features: `[N, F]` float32.
-        train_statistics: of the train features.
-        train_sha256: fingerprint of the train split.
-        test_features: `[M, F]` float32.
-        test_logits: `[M, K]` float32; None where the extractor has none.
-        some_test_images: `[L, H, W, C]` float32, those whose nearest train images were looked up.
-        test_neighbours: their indices `[L, 2]` and distances `[L, 2]`, from `nearest`.
-        kernel_floor: the kernel distance between the test and the train split.
-        max_neighbour_images: samples whose nearest train images are looked up.
-        seed: of every random thinning.
-    """
-
-    name: str
-    extractor: Extractor
-    train_images: np.ndarray
-    train_features: np.ndarray
-    train_statistics: Statistics
-    train_sha256: str
-    test_features: np.ndarray
-    test_logits: np.ndarray | None
-    some_test_images: np.ndarray
-    test_neighbours: tuple[np.ndarray, np.ndarray]
-    kernel_floor: KernelDistance
-    max_neighbour_images: int
-    seed: int
-
-
-def reference(
-    dataset: DataSet,
-    extractor: Extractor,
-    *,
-    max_images: int = 60_000,
-    max_neighbour_images: int = 1000,
-    seed: int = 0,
-) -> Reference:
-    """Extracts what is needed of a data set, once, for any number of `compare`s.
-
-    Args:
-        dataset: samples are held against its real training images; its test split gives the floors.
-        extractor: images to features.
-        max_images: of each split; of a larger one that many, evenly spaced.
-        max_neighbour_images: test images whose nearest train images are looked up.
-        seed: of the random choice of test images and samples.
-
-    Raises:
-        UserError: images of another shape than the extractor takes, or fewer than 3 in a split.
-    """
-    train_images, _ = all_images(dataset.reference, max_images)
-    test_images, _ = all_images(dataset.test, max_images)
-    train_features = extractor.features(train_images)
-    test_features, test_logits = extractor.extract(test_images)
-    some_test_images = thin(test_images, max_neighbour_images, seed)
-    return Reference(
-        name=dataset.name,
-        extractor=extractor,
-        train_images=train_images,
-        train_features=train_features,
-        train_statistics=statistics(train_features),
-        train_sha256=dataset.reference.fingerprint(),
-        test_features=test_features,
-        test_logits=test_logits,
-        some_test_images=some_test_images,
-        test_neighbours=nearest(some_test_images, train_images, k=2),
-        kernel_floor=kernel_distance(test_features, train_features, seed=seed),
-        max_neighbour_images=max_neighbour_images,
-        seed=seed,
-    )
-
-
 def compare(
-    samples: np.ndarray,
+    samples: np.ndarray | Batches,
     labels: np.ndarray | None,
     reference: Reference,
     *,
@@ -119,7 +46,9 @@ def compare(
     because the real images have no others.
 
     Args:
-        samples: `[N, H, W, C]` float, meant to lie in [-1, 1]; N >= 3.
+        samples: `[N, H, W, C]` float, meant to lie in [-1, 1]; N >= 3. As `Batches`, they never
+            are in memory all at once: distances, accuracy and Inception score see each of them, and
+            what needs pairs of features at most 10,000, drawn by the seed.
         labels: `[N]`, the class that each sample was asked to be; None if there was no condition.
         reference: from `reference(dataset, extractor)`; the samples go through its extractor.
         round_to_uint8: False keeps the samples' own levels (they are still clipped).
@@ -128,26 +57,35 @@ def compare(
     Returns:
         Plain JSON: `accuracy` in [0, 1] (None without labels or classifier) with its 95 % Wilson
         interval and the classifier's own test accuracy; `frechet_distance`, `kernel_distance`,
-        `frechet_distance_at_infinity`, `precision`, `recall`, `density`, `coverage` and
-        `inception_score`, each with `value`, `floor` (the same of real test images, at most as
-        many as there are samples but for the kernel distance) and `provenance`; `neighbours` with
-        the figures of memorisation. What can't be had of so few samples, or without logits, is
-        None. docs/evaluation.md says what each means.
+        `frechet_distance_at_infinity`, `precision`, `recall`, `density`, `coverage`, `cmmd` (on
+        CLIP's features alone) and `inception_score`, each with `value`, `floor` (the same of real
+        test images, at most as many as there are samples but for the kernel distance) and
+        `provenance`; `neighbours` with the figures of memorisation. What can't be had of so few
+        samples, or without logits, is None. docs/evaluation.md says what each means.
 
     Raises:
         UserError: too few samples, another shape, labels that do not fit, pixels not finite.
     """
     extractor = reference.extractor
-    check_images(samples, reference.train_images.shape[1:], f"the reference {reference.name}")
-    samples = np.clip(samples, -1.0, 1.0).astype(np.float32)
-    if round_to_uint8:
-        samples = to_float(to_uint8(samples))
-    features, logits = extractor.extract(samples)
-    kernel = kernel_distance(features, reference.train_features, seed=reference.seed)
+    if not isinstance(samples, Batches):
+        check_images(samples, reference.train_images.shape[1:], f"the reference {reference.name}")
+        samples = Batches.of(samples)
+    n = samples.num_images
+    if labels is not None and labels.shape != (n,):
+        raise UserError(f"{n} samples come with labels of shape {list(labels.shape)}")
+    seen = see(
+        _as_image_files(samples, reference, round_to_uint8),
+        extractor,
+        seed=reference.seed,
+        most_images=reference.max_neighbour_images if in_depth else 0,
+        num_splits=_NUM_SPLITS,
+        sharding=reference.sharding,
+    )
+    kernel = kernel_distance(seen.features, reference.train_features, seed=reference.seed)
     provenance = {
         "extractor": extractor.name,
         "extractor_sha256": extractor.sha256,
-        "num_features": features.shape[1],
+        "num_features": seen.features.shape[1],
         **extractor.provenance,
         "value_range": "[-1,1]",
         "rounding": "uint8" if round_to_uint8 else "none",
@@ -156,16 +94,16 @@ def compare(
         "seed": reference.seed,
     }
     # The Fréchet distance falls with the number of images, so its floor uses as many.
-    test_features = thin(reference.test_features, len(samples), reference.seed)
-    frechet_counts = _counts(len(samples), len(test_features), reference.train_statistics.n)
+    test_features = thin(reference.test_features, n, reference.seed)
+    frechet_counts = _counts(n, len(test_features), reference.train_statistics.n)
     floor = reference.kernel_floor
     short = {
-        "num_samples": len(samples),
-        **_accuracy(logits, labels, len(samples)),
+        "num_samples": n,
+        **_accuracy(seen.predicted, labels, reference),
         "classifier_test_accuracy": extractor.test_accuracy,
         "frechet_distance": {
-            "value": _frechet(features, reference.train_statistics),
-            "floor": _frechet(test_features, reference.train_statistics),
+            "value": _frechet(seen.statistics, reference),
+            "floor": _frechet(statistics(test_features), reference),
             "provenance": provenance | frechet_counts | {"definition": "arXiv:1706.08500"},
         },
         "kernel_distance": {
@@ -181,11 +119,25 @@ def compare(
     if not in_depth:
         return short
     return short | {
-        "frechet_distance_at_infinity": _at_infinity(features, reference, provenance),
-        **_manifolds(features, reference, provenance),
-        "inception_score": _inception_score(logits, reference, provenance),
-        "neighbours": _neighbours(samples, reference),
+        "frechet_distance_at_infinity": _at_infinity(seen.features, reference, provenance),
+        **_manifolds(seen.features, reference, provenance),
+        "cmmd": _cmmd(seen.features, reference, provenance),
+        "inception_score": _inception_score(seen, reference, provenance),
+        "neighbours": _neighbours(seen, reference),
     }
+
+
+def _as_image_files(samples: Batches, reference: Reference, round_to_uint8: bool) -> Batches:
+    """The samples as they would be read from files, checked."""
+    shape, whose = reference.train_images.shape[1:], f"the reference {reference.name}"
+
+    def read() -> Iterator[np.ndarray]:
+        for batch in samples.batches:
+            check_images(batch, shape, whose)
+            batch = np.clip(batch, -1.0, 1.0).astype(np.float32)
+            yield to_float(to_uint8(batch)) if round_to_uint8 else batch
+
+    return Batches(samples.num_images, read())
 
 
 def wilson_interval(num_right: int, num_all: int, z: float = 1.959964) -> tuple[float, float]:
@@ -202,21 +154,15 @@ def wilson_interval(num_right: int, num_all: int, z: float = 1.959964) -> tuple[
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
-def thin(images: np.ndarray, most: int, seed: int) -> np.ndarray:
-    """At most `most` of the images, drawn without replacement, in their order."""
-    if len(images) <= most:
-        return images
-    return images[np.sort(np.random.default_rng(seed).choice(len(images), most, replace=False))]
-
-
-def _accuracy(logits: np.ndarray | None, labels: np.ndarray | None, n: int) -> dict[str, Any]:
-    if labels is not None and labels.shape != (n,):
-        raise UserError(f"{n} samples come with labels of shape {list(labels.shape)}")
-    if logits is None or labels is None:
+def _accuracy(
+    predicted: np.ndarray | None, labels: np.ndarray | None, reference: Reference
+) -> dict[str, Any]:
+    if predicted is None or labels is None or reference.test_logits is None:
         return {"accuracy": None, "accuracy_interval": None}
-    if labels.min() < 0 or labels.max() >= logits.shape[1]:
-        raise UserError(f"labels must be 0 to {logits.shape[1] - 1}, the classifier's classes")
-    num_right = int((logits.argmax(1) == labels).sum())
+    num_classes = reference.test_logits.shape[1]
+    if labels.min() < 0 or labels.max() >= num_classes:
+        raise UserError(f"labels must be 0 to {num_classes - 1}, the classifier's classes")
+    n, num_right = len(labels), int((predicted == labels).sum())
     return {"accuracy": num_right / n, "accuracy_interval": list(wilson_interval(num_right, n))}
 
 
@@ -276,22 +222,38 @@ def _manifolds(
     }
 
 
+def _cmmd(
+    features: np.ndarray, reference: Reference, provenance: dict[str, Any]
+) -> dict[str, Any] | None:
+    """CMMD where the features are those of CLIP, else None."""
+    if not reference.extractor.for_cmmd:
+        return None
+    train = reference.train_features
+    test_features = thin(reference.test_features, len(features), reference.seed)
+    return {
+        "value": gaussian_kernel_distance(features, train),
+        "floor": gaussian_kernel_distance(test_features, train),
+        "provenance": provenance
+        | _counts(len(features), len(test_features), len(train))
+        | {"definition": "arXiv:2401.09603"},
+    }
+
+
 def _inception_score(
-    logits: np.ndarray | None, reference: Reference, provenance: dict[str, Any]
+    seen: Seen, reference: Reference, provenance: dict[str, Any]
 ) -> dict[str, Any] | None:
     """On the extractor's own classes; None without them, or of fewer samples than splits."""
-    if logits is None or reference.test_logits is None or len(logits) < _NUM_SPLITS:
+    if seen.score is None or reference.test_logits is None:
         return None
-    found = inception_score(logits, num_splits=_NUM_SPLITS, seed=reference.seed)
-    test_logits, floor = thin(reference.test_logits, len(logits), reference.seed), None
+    test_logits, floor = thin(reference.test_logits, seen.num_images, reference.seed), None
     if len(test_logits) >= _NUM_SPLITS:
         floor = inception_score(test_logits, num_splits=_NUM_SPLITS, seed=reference.seed).value
     return {
-        "value": found.value,
-        "standard_deviation": found.standard_deviation,
+        "value": seen.score.value,
+        "standard_deviation": seen.score.standard_deviation,
         "floor": floor,
         "provenance": provenance
-        | _counts(len(logits), len(test_logits), 0)
+        | _counts(seen.num_images, len(test_logits), 0)
         | {
             "definition": "arXiv:1606.03498",
             "num_splits": _NUM_SPLITS,
@@ -299,9 +261,8 @@ def _inception_score(
     }
 
 
-def _neighbours(samples: np.ndarray, reference: Reference) -> dict[str, Any]:
-    some = thin(samples, reference.max_neighbour_images, reference.seed)
-    train = reference.train_images
+def _neighbours(seen: Seen, reference: Reference) -> dict[str, Any]:
+    some, train = seen.images, reference.train_images
     indices, distances = nearest(some, train, k=2)
     test_distances = reference.test_neighbours[1]
     by_cell = data_copying(
@@ -328,6 +289,8 @@ def _counts(num_samples: int, num_floor_images: int, num_reference_images: int) 
     }
 
 
-def _frechet(features: np.ndarray, train: Statistics) -> float:
-    mean, cov, _ = statistics(features)
-    return frechet_distance(mean, cov, train.mean, train.cov)
+def _frechet(ours: Statistics, reference: Reference) -> float:
+    train = reference.train_statistics
+    return frechet_distance_from_root(
+        train.mean, train.cov, reference.train_root, ours.mean, ours.cov
+    )

@@ -320,13 +320,13 @@ def _integer_ticks(axes: Axes, values: list[float]) -> None:
 
 
 def _lines(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
-    scales = {row.get("guidance_scale") for row in rows}
-    grids = {row.get("grid") for row in rows}
+    """Rows by all that they were drawn with but the steps; parts that all share go unnamed."""
+    prefixes = {"grid": "", "guidance_scale": "guidance ", "weights": "", "seed": "seed "}
+    unlike = [key for key in prefixes if len({row.get(key) for row in rows}) > 1]
     lines: dict[str, list[Mapping[str, Any]]] = {}
     for row in rows:
-        suffix = f", {row.get('grid')}" if len(grids) > 1 else ""
-        suffix += f", guidance {row.get('guidance_scale')}" if len(scales) > 1 else ""
-        lines.setdefault(f"{row.get('solver')}{suffix}", []).append(row)
+        parts = [f"{prefixes[key]}{row.get(key)}" for key in unlike]
+        lines.setdefault(", ".join([str(row.get("solver")), *parts]), []).append(row)
     return lines
 
 

@@ -1,9 +1,10 @@
 """Scores of samples alone, with no real image in sight."""
 
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-from scipy.special import log_softmax, logsumexp
+from scipy.special import entr, log_softmax, logsumexp, softmax
 
 from diffjax.errors import UserError
 from diffjax.evaluation.distances import checked
@@ -44,6 +45,56 @@ def inception_score(logits: np.ndarray, *, num_splits: int = 10, seed: int = 0) 
     order = np.random.default_rng(seed).permutation(len(logits))
     scores = [_score(part) for part in np.array_split(logits[order], num_splits)]
     return InceptionScore(float(np.mean(scores)), float(np.std(scores)))
+
+
+@dataclass(frozen=True)
+class ScoreSums:
+    """What `inception_score` needs of logits that come batch by batch, one row a split.
+
+        log IS = H(p(y)) - mean_i H(p(y | x_i)),    H(p) = -Σ_y p log p
+
+    Attributes:
+        split_of: `[N]`, the split of each sample.
+        num: `[S]`, samples of each split seen so far.
+        probabilities: `[S, K]`, sums of p(y | x).
+        entropies: `[S]`, sums of the entropy of p(y | x).
+    """
+
+    split_of: np.ndarray
+    num: np.ndarray
+    probabilities: np.ndarray
+    entropies: np.ndarray
+
+    @classmethod
+    def none(cls, num_samples: int, num_classes: int, num_splits: int, seed: int) -> "ScoreSums":
+        """Before the first batch; the splits are those of `inception_score` with that seed."""
+        split_of = np.empty(num_samples, np.int32)
+        order = np.random.default_rng(seed).permutation(num_samples)
+        for i, rows in enumerate(np.array_split(order, num_splits)):
+            split_of[rows] = i
+        zeros = np.zeros(num_splits)
+        return cls(split_of, zeros, np.zeros((num_splits, num_classes)), zeros)
+
+    def add(self, start: int, logits: np.ndarray) -> "ScoreSums":
+        """With the logits `[B, K]` of samples `start` to `start + B - 1`.
+
+        Raises:
+            UserError: logits that are not finite.
+        """
+        p = softmax(checked(logits, at_least=1), axis=1)
+        member = self.split_of[start : start + len(p)] == np.arange(len(self.num))[:, None]
+        return ScoreSums(
+            self.split_of,
+            self.num + member.sum(1),
+            self.probabilities + member @ p,
+            self.entropies + member @ entr(p).sum(1),
+        )
+
+    def score(self) -> InceptionScore:
+        """Of all samples, once all have been added."""
+        overall = entr(self.probabilities / self.num[:, None]).sum(1)
+        scores = np.exp(overall - self.entropies / self.num)
+        return InceptionScore(float(np.mean(scores)), float(np.std(scores)))
 
 
 def _score(logits: np.ndarray) -> float:

@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 
 from diffjax.errors import UserError
+from diffjax.evaluation.comparison import Comparison, compare, verdict_markdown
 from diffjax.evaluation.provenance import check_comparable
 from diffjax.evaluation.sweep_files import RunFiles, SweepFiles
 from diffjax.evaluation.tables import is_number
-from diffjax.evaluation.verdicts import differences, mean_interval, verdict_table
+from diffjax.evaluation.verdicts import mean_interval
 
 METRICS = {
     "frechet_distance": "Fréchet distance",
@@ -23,21 +24,17 @@ _TARGET = "_target_"
 
 
 @dataclass(frozen=True)
-class Comparison:
+class Verdict:
     """Which arm leads, and how sure that is.
 
     Attributes:
-        question: of the study; "" if nobody said.
         rule: what is compared, and how.
-        arms: by name, the leading one first.
-        verdict_rows: for each arm `arm, mean, low, high, gap_mean, gap_low, gap_high, verdict,
-            recipe`; None where a number is not known.
-        table_markdown: the same as a table.
+        verdict_rows: for each arm, the leading one first, `arm, mean, low, high, gap_mean, gap_low,
+            gap_high, verdict, recipe, seeds`; None where a number is not known.
+        table_markdown: the same as a table, "" if nothing is evaluated.
     """
 
-    question: str
     rule: str
-    arms: list[str]
     verdict_rows: list[dict[str, Any]]
     table_markdown: str
 
@@ -51,6 +48,7 @@ def numbers(files: SweepFiles) -> dict[str, Any]:
     results = {run.name: {} if incomparable else run.evaluation for run in files.runs}
     return {
         "name": files.name,
+        "question": str(files.sweep.get("question") or ""),
         "incomparable": incomparable,
         **asdict(_verdict(files.sweep, results)),
         "quality": [] if incomparable else quality(files),
@@ -63,58 +61,56 @@ def numbers(files: SweepFiles) -> dict[str, Any]:
     }
 
 
-def _verdict(sweep: Mapping[str, Any], results: Mapping[str, Mapping[str, Any]]) -> Comparison:
-    """The arms by the Fréchet distance of each run's own recipe, over training seeds."""
-    arms: dict[str, list[float]] = {}
-    recipes: dict[str, str] = {}
-    for cell in sweep["cells"]:
-        evaluation = results.get(cell["name"]) or {}
-        distance = (evaluation.get("frechet_distance") or {}).get("value")
-        arms.setdefault(cell["arm"], []).append(distance if is_number(distance) else np.nan)
-        recipes.setdefault(cell["arm"], _recipe(evaluation.get("sampling") or {}))
-    counts = {name: int(np.isfinite(values).sum()) for name, values in arms.items()}
-    most = max(counts.values(), default=0)
-    whole = {name: values for name, values in arms.items() if counts[name] == most == len(values)}
-    compared = len(whole) > 1 and most > 1
-    pairs = differences(whole) if compared else {}
-    means = {
-        name: mean_interval([value for value in values if np.isfinite(value)])
-        for name, values in arms.items()
-        if counts[name]
-    }
-    ranked = sorted(means, key=lambda name: means[name].mean)
-    leader = next((name for name in ranked if name in whole), None)
+def _verdict(sweep: Mapping[str, Any], results: Mapping[str, Mapping[str, Any]]) -> Verdict:
+    """The arms by `comparison.compare`; where it can't choose fairly, by the runs' own recipe."""
+    arms = {cell["name"]: cell["arm"] for cell in sweep["cells"]}
+    compared = _compared(results, arms)
+    found = {row["arm"]: row for row in compared.verdict_rows()} if compared else {}
     rows = []
-    for name in [*ranked, *(name for name in arms if name not in means)]:
-        row: dict[str, Any] = {"arm": name, "recipe": recipes[name], "seeds": counts[name]}
+    for arm in dict.fromkeys([*found, *arms.values()]):
+        row: dict[str, Any] = {"arm": arm, "recipe": "", "seeds": 0}
         row |= dict.fromkeys(("mean", "low", "high", "gap_mean", "gap_low", "gap_high"))
-        if name in means:
-            row |= {key: _finite(value) for key, value in means[name]._asdict().items()}
-        if found := pairs.get((leader or "", name)):
-            mean, low, high = found.interval
-            row |= {"gap_mean": -mean, "gap_low": -high, "gap_high": -low}
-            more = f"; {found.seeds} seeds would settle it" if found.seeds else ""
-            row["verdict"] = "worse" if found.decided else f"inconclusive{more}"
-        elif compared and name == leader:
-            row["verdict"] = "leads"
-        elif most < 2:
-            row["verdict"] = "one seed: no verdict" if counts[name] else "not evaluated"
-        else:
-            row["verdict"] = f"not compared: {counts[name]} of {len(arms[name])} seeds evaluated"
+        row["verdict"] = "not evaluated"
+        if compared and arm in found:
+            one = found[arm]
+            row |= {key: _finite(value) for key, value in one["interval"]._asdict().items()}
+            if one["gap"]:
+                row |= {f"gap_{key}": value for key, value in one["gap"]._asdict().items()}
+            row["seeds"] = one["seeds"]
+            row["recipe"] = f"{compared.own}, {one['choice']}"
+            row["verdict"] = one["verdict"] or "one seed: no verdict"
         rows.append(row)
-    rule = (
-        "Fréchet distance of each run's own recipe, lower is better. Means over training seeds "
-        "with Student's 95 % intervals; an arm is worse when its differences to the leading one, "
-        "seed by seed, are decided at 5 % for all pairs of arms together (Holm)."
-    )
-    table = verdict_table(whole) if compared else ""
-    return Comparison(str(sweep.get("question") or ""), rule, ranked, rows, table)
+    rule = compared.rule if compared else ""
+    return Verdict(f"{rule} {_RULE}".strip(), rows, verdict_markdown(compared) if compared else "")
 
 
-def _recipe(sampling: Mapping[str, Any]) -> str:
-    if not sampling:
-        return ""
-    return f"{sampling.get('solver')}, NFE {sampling.get('nfe')}"
+_RULE = (
+    "Fréchet distance, lower is better. Means over training seeds with Student's 95 % intervals; an "
+    "arm is worse when its differences to the leading one, seed by seed, are decided at 5 % for all "
+    "pairs of arms together (Holm). An arm that lacks a run is incomplete, and not compared."
+)
+
+
+def _compared(
+    results: Mapping[str, Mapping[str, Any]], arms: Mapping[str, str]
+) -> Comparison | None:
+    """What is known of the arms; None if nothing is."""
+    for rows_of in (lambda run: run, _own_recipe_alone):
+        try:
+            return compare({name: rows_of(run) for name, run in results.items() if run}, arms)
+        except UserError:  # several grids or scales with one noise seed; or no number at all
+            continue
+    return None
+
+
+def _own_recipe_alone(evaluation: Mapping[str, Any]) -> dict[str, Any]:
+    """An evaluation with the row of the run's own recipe alone."""
+    sampling = {"solver": "", "grid": "its own", "num_steps": 0, "nfe": 0}
+    sampling |= evaluation.get("sampling") or {}
+    distance = evaluation.get("frechet_distance")
+    value = distance.get("value") if isinstance(distance, Mapping) else None
+    row = {**sampling, "grid": "its own", "frechet_distance": value}
+    return {**evaluation, "sampling": sampling, "by_nfe": [row]}
 
 
 def quality(files: SweepFiles) -> list[dict[str, Any]]:

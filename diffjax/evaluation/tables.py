@@ -74,11 +74,19 @@ def measure(value: Any) -> str:
 
 
 class Column(NamedTuple):
-    """A column of the quality table: the key in a row, its heading, and how it is written."""
+    """A column of the quality table.
+
+    Attributes:
+        key: in a row.
+        heading: of the column.
+        write: a value as text.
+        shown: whether these values of all rows make a column.
+    """
 
     key: str
     heading: str
     write: Callable[[Any], str] = number
+    shown: Callable[[set[Any]], bool] = lambda values: values != {None}
 
 
 COLUMNS = (
@@ -87,6 +95,8 @@ COLUMNS = (
     Column("num_steps", "steps"),
     Column("nfe", "NFE"),
     Column("guidance_scale", "guidance"),
+    Column("weights", "weights", shown=lambda values: len(values) > 1),
+    Column("seed", "seed", shown=lambda values: len(values) > 1),
     Column("accuracy", "accuracy", percent),
     Column("frechet_distance", "Fréchet distance", measure),
     Column("kernel_distance", "kernel distance", measure),
@@ -110,8 +120,8 @@ def sorted_rows(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
 
 
 def quality_cells(rows: Sequence[Mapping[str, Any]]) -> tuple[list[Column], list[list[str]]]:
-    """The columns for which some row has a value, and the cells in the order of `sorted_rows`."""
-    columns = [c for c in COLUMNS if any(row.get(c.key) is not None for row in rows)]
+    """The columns that say something, and the cells in the order of `sorted_rows`."""
+    columns = [c for c in COLUMNS if c.shown({row.get(c.key) for row in rows})]
     cells = [[c.write(row.get(c.key)) for c in columns] for row in sorted_rows(rows)]
     return columns, cells
 
@@ -120,7 +130,8 @@ def quality_table(rows: Sequence[Mapping[str, Any]]) -> str:
     """Quality by NFE as lines of plain text, sorted by NFE within each solver.
 
     Args:
-        rows: the `by_nfe` of an evaluation. Columns that no row has a value for are left out.
+        rows: the `by_nfe` of an evaluation. Columns that no row has a value for are left out, and
+            those of weights and seed if all rows have the same.
 
     Example:
         >>> print(quality_table([

@@ -1,10 +1,12 @@
-"""Weights from files that `torch.save` wrote, read without torch and without running a pickle.
+"""Weights from files of torch or safetensors, read without either and without running a pickle.
 
-Such a file is a pickle that names functions to be called. Here only the handful that puts tensors
-together is known, by stand-ins; any other name is refused, so that a file can't run code.
+A file of `torch.save` is a pickle that names functions to be called. Here only the handful that
+puts tensors together is known, by stand-ins; any other name is refused, so that a file can't run
+code.
 """
 
 import io
+import json
 import math
 import pickle
 import zipfile
@@ -27,6 +29,18 @@ _DTYPES: Mapping[str, Any] = {
     "CharStorage": np.int8,
     "ByteStorage": np.uint8,
     "BoolStorage": np.bool_,
+}
+_SAFE_DTYPES: Mapping[str, Any] = {
+    "F64": np.float64,
+    "F32": np.float32,
+    "F16": np.float16,
+    "BF16": jnp.bfloat16,
+    "I64": np.int64,
+    "I32": np.int32,
+    "I16": np.int16,
+    "I8": np.int8,
+    "U8": np.uint8,
+    "BOOL": np.bool_,
 }
 _ZIP = b"PK\x03\x04"
 # How files begin that torch wrote before its version 1.6 (2020), such as that of FID.
@@ -86,7 +100,8 @@ class StateDict:
 
 
 def read_state_dict(name: str, data: bytes) -> StateDict:
-    """The tensors of a module's `state_dict` that `torch.save` wrote, in either of its formats.
+    """The tensors of a module's `state_dict` that `torch.save` wrote, in either of its formats, or
+    that safetensors did.
 
     Args:
         name: of the file, for messages.
@@ -96,6 +111,8 @@ def read_state_dict(name: str, data: bytes) -> StateDict:
         UserError: it is no such file, it is damaged, or it names anything but tensors.
     """
     try:
+        if data[8:9] == b"{":
+            return StateDict(name, _read_safetensors(data))
         tree, buffers = _read_zip(data) if data.startswith(_ZIP) else _read_old(data)
         if not isinstance(tree, dict):
             raise pickle.UnpicklingError(f"it holds a {type(tree).__name__}, no dict of tensors")
@@ -209,6 +226,21 @@ def _read_old(data: bytes) -> tuple[Any, dict[str, np.ndarray]]:
         num_bytes = size * np.dtype(_DTYPES[storage.kind]).itemsize
         buffers[key] = _buffer(file.read(min(num_bytes, len(data))), storage)
     return tree, buffers
+
+
+def _read_safetensors(data: bytes) -> dict[str, np.ndarray]:
+    """Eight bytes with the length of a JSON header, the header, and the numbers it tells about."""
+    start = 8 + int.from_bytes(data[:8], "little")
+    header = json.loads(data[8:start])
+    header.pop("__metadata__", None)
+    arrays = {}
+    for key, entry in header.items():
+        first, last = entry["data_offsets"]
+        if not 0 <= first <= last <= len(data) - start:
+            raise ValueError(f"{key!r} reaches beyond the file")
+        numbers = np.frombuffer(data[start + first : start + last], _SAFE_DTYPES[entry["dtype"]])
+        arrays[key] = numbers.reshape(entry["shape"])
+    return arrays
 
 
 def _buffer(data: bytes, storage: _Storage) -> np.ndarray:

@@ -9,7 +9,6 @@ import numpy as np
 import scipy.special
 
 from diffjax.errors import UserError
-from diffjax.evaluation.tables import measure
 
 _MOST_SEEDS = 1_000
 
@@ -107,40 +106,18 @@ def differences(
     }
 
 
-def verdict_table(arms: Mapping[str, Sequence[float]], level: float = 0.95) -> str:
-    """A Markdown table: each arm's mean, and how it stands to the leading one.
-
-    Args:
-        arms: a number for each seed, less is better; the same seeds in the same order in each.
-        level: of the intervals, and of the verdicts all together.
+def verdict_of(found: Difference) -> str:
+    """What a difference from the leading arm says, in words.
 
     Example:
-        >>> print(verdict_table({"b": [0.91, 1.00, 0.95], "a": [0.50, 0.61, 0.55]}))
-        | arm | mean of 3 seeds, 95 % | less the best | verdict |
-        |---|---|---|---|
-        | a | 0.553 (0.417 to 0.690) |  | leads |
-        | b | 0.953 (0.841 to 1.07) | 0.400 (0.375 to 0.425) | worse |
-        <BLANKLINE>
+        >>> pairs = differences({"a": [0.50, 0.61, 0.55], "b": [0.56, 0.58, 0.60]})
+        >>> verdict_of(pairs["a", "b"])
+        'inconclusive; 29 seeds would settle it'
     """
-    pairs = differences(arms, level)
-    means = {name: mean_interval(values, level) for name, values in arms.items()}
-    leader, *others = sorted(arms, key=lambda name: means[name].mean)
-    n = len(arms[leader])
-    lines = [f"| arm | mean of {n} seeds, {100 * level:.0f} % | less the best | verdict |\n"]
-    lines += ["|---|---|---|---|\n", f"| {leader} | {_written(means[leader])} |  | leads |\n"]
-    for name in others:
-        found = pairs[leader, name]
-        low, high = -found.interval.high, -found.interval.low
-        more = found.seeds and f"; {found.seeds} seeds would settle it"
-        verdict = "worse" if found.decided else f"inconclusive{more or '; no 1,000 seeds would'}"
-        gap = _written(Interval(-found.interval.mean, low, high))
-        lines.append(f"| {name} | {_written(means[name])} | {gap} | {verdict} |\n")
-    return "".join(lines)
-
-
-def _written(interval: Interval) -> str:
-    mean, low, high = (measure(value) for value in interval)
-    return f"{mean} ({low} to {high})"
+    if found.decided:
+        return "worse"
+    enough = f"{found.seeds} seeds would settle it" if found.seeds else "no 1,000 seeds would"
+    return f"inconclusive; {enough}"
 
 
 def _p_value(gap: np.ndarray) -> float:

@@ -53,8 +53,11 @@ class Generate(Protocol):
         seed: int,
         source: np.ndarray | None = None,
         weaker: Weaker | None = None,
+        first: int = 0,
     ) -> np.ndarray:
-        """One image for each of `labels[n]`, made from `source[n, H, W, C]` where there is one."""
+        """One image for each of `labels[n]`, made from `source[n, H, W, C]` where there is one:
+        those of numbers `first` to `first + n - 1`.
+        """
         ...
 
 
@@ -84,7 +87,8 @@ class Asked(NamedTuple):
     def only(self, rows: np.ndarray) -> "Asked":
         """Those of these numbers."""
         source = None if self.source is None else self.source[rows]
-        return self._replace(labels=self.labels[rows], source=source, rows=rows)
+        numbers = rows if self.rows is None else self.rows[rows]
+        return self._replace(labels=self.labels[rows], source=source, rows=numbers)
 
 
 def make_generator(
@@ -103,8 +107,7 @@ def make_generator(
         mesh: the devices.
         batch_size: samples at a time; rounded up to what the mesh divides.
     """
-    rows = mesh.shape["data"] * mesh.shape["fsdp"]
-    batch_size = -(-batch_size // rows) * rows
+    batch_size = full_batch(batch_size, mesh)
 
     draw_batch = jax.jit(
         partial(_draw, wired, sample_padded),
@@ -119,6 +122,7 @@ def make_generator(
         seed: int,
         source: np.ndarray | None = None,
         weaker: Weaker | None = None,
+        first: int = 0,
     ) -> np.ndarray:
         check_recipe(recipe, wired)
         check_source(source, len(labels), wired)
@@ -131,7 +135,7 @@ def make_generator(
             rows_here = np.arange(start, start + batch_size)
             kept = np.minimum(rows_here, len(labels) - 1)
             arguments = (
-                sample_keys(seed, rows_here),
+                sample_keys(seed, first + rows_here),
                 np.asarray(labels, np.int32)[kept],
                 None if source is None else np.asarray(source, np.float32)[kept],
             )
@@ -140,6 +144,12 @@ def make_generator(
         return np.concatenate(images) if images else np.zeros((0, *wired.image_shape), np.float32)
 
     return generate
+
+
+def full_batch(batch_size: int, mesh: Mesh) -> int:
+    """A batch size, rounded up to what the mesh divides."""
+    rows = mesh.shape["data"] * mesh.shape["fsdp"]
+    return -(-batch_size // rows) * rows
 
 
 def trace_samples(asked: Asked) -> Trace:
@@ -227,8 +237,9 @@ def check_finite(images: np.ndarray, asked: Asked) -> None:
     last = len(traced.times) - 1
     step = broken.index(True) if True in broken else last
     before, after = (float(traced.times[max(i, 0)]) for i in (step - 1, step))
+    number = bad[0] if asked.rows is None else asked.rows[bad[0]]
     raise UserError(
-        f"{len(bad)} of {len(images)} samples are not finite; number {bad[0]} from step {step} of "
+        f"{len(bad)} of {len(images)} samples are not finite; number {number} from step {step} of "
         f"{last} on (t={before:.4g} to {after:.4g}): the weights are not, or this "
         "solver can't walk this grid"
     )

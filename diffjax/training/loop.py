@@ -20,6 +20,7 @@ from diffjax.evaluation.run_files import read_json
 from diffjax.spec import build, to_json
 from diffjax.training import workdirs
 from diffjax.training.checkpoints import Checkpoints
+from diffjax.training.flops import matrix_flops
 from diffjax.training.generate import balanced_labels, make_generator
 from diffjax.training.interrupts import Interrupted, stop_signals
 from diffjax.training.load import Run, weaker_models
@@ -141,6 +142,8 @@ def run_steps(
     began = time.perf_counter()
     train_step = compile_train_step(setup, step_key)
     workdirs.add_seconds(workdir, compile_seconds=time.perf_counter() - began)
+    if start_step == 0:
+        workdirs.record(workdir, train_flops_per_step=train_flops(setup))
     writer = join(open_writers(workdir, config.num_steps, start_step))
     # The stream's position is a function of the step, so the step is all there is to keep of it.
     meta = {"config": json.loads(to_json(config)), "data_sha256": dataset.train.fingerprint()}
@@ -220,6 +223,16 @@ def compile_train_step(setup: Setup, key: Array) -> Callable:
         out_shardings=(setup.shardings, replicated(setup.mesh)),
     )
     return jitted.lower(setup.abstract, key, batch).compile()
+
+
+def train_flops(setup: Setup) -> float | None:
+    """Counted operations of one training step, as `matrix_flops`; None if a kernel hides them."""
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    batch = setup.wired.batch_shapes(setup.config.batch_size)
+    try:
+        return matrix_flops(train_step_of(setup), setup.abstract, key, batch)
+    except UserError:
+        return None
 
 
 def device_batches(setup: Setup, dataset: DataSet, start_step: int) -> Iterator[dict[str, Array]]:

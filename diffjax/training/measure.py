@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import product
 from typing import Any, NamedTuple
@@ -13,19 +13,26 @@ from ml_collections import ConfigDict
 
 from diffjax import choices
 from diffjax.data import DataSet, eval_batches
-from diffjax.errors import UserError
-from diffjax.evaluation import metrics
+from diffjax.errors import UserError, nearest
+from diffjax.evaluation import metrics, neighbours, stored
 from diffjax.evaluation.evaluate import NamedRecipe, evaluate
 from diffjax.evaluation.features import Extractor, check_images
-from diffjax.evaluation.neighbours import nearest
 from diffjax.evaluation.plots import save_png
-from diffjax.sampling.sample import Recipe
+from diffjax.evaluation.seen import Batches
 from diffjax.spec import TARGET, build, choose
 from diffjax.training import workdirs
 from diffjax.training.found_grids import grids_for
-from diffjax.training.generate import Asked, balanced_labels, check_finite, evaluations
+from diffjax.training.generate import (
+    Asked,
+    balanced_labels,
+    check_finite,
+    evaluations,
+    full_batch,
+)
 from diffjax.training.interrupts import Interrupted
 from diffjax.training.load import Run, weaker_models
+from diffjax.training.sharding import local_rows
+from diffjax.training.state import LIVE, ema_name
 from diffjax.wiring import Wired
 
 _NEIGHBOUR_ROWS = 10
@@ -40,31 +47,32 @@ def measure(
     grids: Sequence[str] | None = None,
     num_steps: Sequence[int] | None = None,
     num_samples: int | None = None,
-    guidance_scale: float | None = None,
+    guidance_scales: Sequence[float] | None = None,
     guidance: str | None = None,
     against: str | None = None,
-    seed: int | None = None,
-    weights: str | None = None,
+    seeds: Sequence[int] | None = None,
+    weights: Sequence[str] | None = None,
     extractor: Extractor | None = None,
     should_stop: Callable[[], bool] = lambda: False,
     report: Callable[[Mapping[str, Any]], None] = lambda row: None,
 ) -> dict[str, Any]:
     """Evaluates a run and writes `evaluation.json` and `samples/neighbours.png` into its folder.
 
-    What is not given is as in the run's config.
+    What is not given is as in the run's config. All lists are crossed. The run's own recipe is
+    measured in full, with the first guidance scale, seed and weights that are given.
 
     Args:
         run: the model.
         dataset: what it was trained on.
-        solvers: names, to be crossed with `grids` and `num_steps`.
+        solvers: names.
         grids: names; with none the run's own.
         num_steps: intervals of the grid.
         num_samples: labels are spread evenly over them.
-        guidance_scale: 1 is off.
+        guidance_scales: 1 is off.
         guidance: names of its parts, joined by "+".
         against: where its second prediction comes from.
-        seed: of the noise.
-        weights: `live` or the name of an average.
+        seeds: of the noise.
+        weights: `live`, or names of averages.
         extractor: what the distances are measured on.
         should_stop: asked between batches.
         report: called with each row of the table as it is done.
@@ -77,35 +85,63 @@ def measure(
         Interrupted: `should_stop` said so; nothing is written.
     """
     settings = run.config.evaluation
-    seed = int(settings.seed if seed is None else seed)
-    guided = Guided(guidance_scale, guidance, against)
-    main = named_recipe(run, guided=guided)
-    # Runs of before there was a choice of grids have no list of them.
+    main = replace(
+        named_recipe(run, guided=Guided(_first(guidance_scales), guidance, against)),
+        weights=_first(weights) or run.config.weights,
+        seed=settings.seed if seeds is None else seeds[0],
+    )
+
+    def asked(name: str, given: Sequence[Any] | None) -> Sequence[Any]:
+        # Runs of before there was a list have none.
+        return (settings.get(name) if given is None else given) or (None,)
+
     others = [
-        named_recipe(run, solver, grid, steps, guided)
-        for solver, grid, steps in product(
+        replace(
+            named_recipe(run, solver, grid, steps, Guided(scale, guidance, against)),
+            weights=name or main.weights,
+            seed=main.seed if seed is None else seed,
+        )
+        for solver, grid, steps, scale, name, seed in product(
             settings.solvers if solvers is None else solvers,
-            (settings.get("grids") if grids is None else grids) or (None,),
+            asked("grids", grids),
             settings.num_steps if num_steps is None else num_steps,
+            asked("guidance_scales", guidance_scales),
+            asked("weights", weights),
+            asked("seeds", seeds),
         )
     ]
-    params = run.weights(weights)
-    reference = metrics.reference(dataset, extractor or build(settings.extractor))
+    params = {name: run.weights(name) for name in {main.weights, *(o.weights for o in others)}}
+    reference = metrics.reference(
+        dataset,
+        extractor or build(settings.extractor),
+        folder=stored.FOLDER,
+        sharding=local_rows(),
+    )
     labels = balanced_labels(num_samples or settings.num_samples, dataset.num_classes)
     labels, source = samples_asked_of(run.setup.wired, dataset, labels)
     generate = run.generator(settings.batch_size)
     weaker = weaker_models(main.recipe, run.setup)(run.state)
 
-    def draw(recipe: Recipe, labels: np.ndarray, seed: int) -> tuple[np.ndarray, int]:
-        if should_stop():
-            raise Interrupted(
-                f"stopped while evaluating; the training in {run.workdir} is finished and saved, "
-                "the same command evaluates it"
-            )
-        images = generate(params, recipe, labels, seed, source, weaker)
-        asked = Asked(run.setup.wired, params, recipe, labels, seed, source, weaker)
-        check_finite(images, asked)
-        return images, evaluations(asked.only(np.arange(min(len(labels), settings.batch_size))))
+    batch_size = full_batch(settings.batch_size, run.setup.mesh)
+
+    def draw(named: NamedRecipe, labels: np.ndarray) -> tuple[Batches, int]:
+        how = params[named.weights], named.recipe, labels, named.seed, source, weaker
+        asked = Asked(run.setup.wired, *how)
+
+        def batches() -> Iterator[np.ndarray]:
+            for first in range(0, len(labels), batch_size):
+                if should_stop():
+                    raise Interrupted(
+                        f"stopped while evaluating; the training in {run.workdir} is finished and "
+                        "saved, the same command evaluates it"
+                    )
+                some = asked.only(np.arange(first, min(first + batch_size, len(labels))))
+                images = generate(*how[:2], some.labels, named.seed, some.source, weaker, first)
+                check_finite(images, some)
+                yield images
+
+        few = asked.only(np.arange(min(len(labels), settings.batch_size)))
+        return Batches(len(labels), batches()), evaluations(few)
 
     result = evaluate(
         draw,
@@ -113,13 +149,12 @@ def measure(
         reference,
         labels=labels,
         conditional=dataset.num_classes > 0,
-        seed=seed,
         others=others,
         report=report,
     )
     summary = {
         "step": run.step,
-        "weights": weights or run.config.weights,
+        "weights": main.weights,
         **result.summary,
     }
     if jax.process_index() == 0:
@@ -156,6 +191,10 @@ def check_evaluation(config: ConfigDict, image_shape: tuple[int, int, int]) -> N
         choices.solver_called(name)
     for name in settings.get("grids", ()):
         choose(choices.GRIDS, name, "grid")
+    kept = [LIVE, *map(ema_name, config.ema_decays)]
+    for name in settings.get("weights", ()):
+        if name not in kept:
+            raise UserError(f"config.evaluation.weights: no {name!r}; {nearest(name, kept)}")
     extractor = build(settings.extractor)
     one_image = np.zeros((1, *image_shape), np.float32)
     check_images(one_image, extractor.image_shape, f"extractor {extractor.name}")
@@ -164,6 +203,10 @@ def check_evaluation(config: ConfigDict, image_shape: tuple[int, int, int]) -> N
             f"config.evaluation.num_samples={settings.num_samples} must be at least "
             f"{_FEWEST_SAMPLES}: a covariance needs that many"
         )
+
+
+def _first(given: Sequence[Any] | None) -> Any:
+    return None if given is None else given[0]
 
 
 class Guided(NamedTuple):
@@ -228,7 +271,7 @@ def _save_neighbours(run: Run, train_images: np.ndarray, samples: np.ndarray) ->
     """One row a sample: itself, then its nearest training images."""
     samples = samples[:_NEIGHBOUR_ROWS]
     k = min(5, len(train_images))
-    indices, _ = nearest(samples, train_images, k=k)
+    indices, _ = neighbours.nearest(samples, train_images, k=k)
     rows = np.concatenate([samples[:, None], train_images[indices]], axis=1)
     path = run.workdir / "samples" / "neighbours.png"
     save_png(path, rows.reshape(-1, *samples.shape[1:]), columns=k + 1)

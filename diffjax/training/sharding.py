@@ -63,6 +63,14 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
 
 
+def local_rows() -> NamedSharding | None:
+    """Rows of a batch over the devices of this process alone; None where there is one."""
+    devices = jax.local_devices()
+    if len(devices) == 1:
+        return None
+    return NamedSharding(Mesh(np.asarray(devices), ("rows",)), PartitionSpec("rows"))
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
     """The same on every device."""
     return NamedSharding(mesh, PartitionSpec())

@@ -31,6 +31,9 @@ _ADDED: Mapping[str, Any] = {
     "nonfinite": {TARGET: "diffjax.training.nonfinite:NonFinite", "skip_in_a_row": 0},
     "data.max_damaged": 0,
     "evaluation.grids": [],
+    "evaluation.guidance_scales": [],
+    "evaluation.weights": [],
+    "evaluation.seeds": [],
     "sampling.guidance": {TARGET: "diffjax.sampling.guidance:ClassifierFree"},
     "sampling.against": {TARGET: "diffjax.sampling.guidance:NullLabel"},
 }
@@ -117,6 +120,7 @@ def record_run(workdir: Path, setup: Setup, dataset: DataSet, command: str) -> N
         },
         "compile_seconds": before.get("compile_seconds", 0.0),
         "train_seconds": before.get("train_seconds", 0.0),
+        "train_flops_per_step": before.get("train_flops_per_step"),
     }
     if jax.process_index() == 0:
         _write(workdir / RUN, json.dumps(content, indent=2) + "\n")
@@ -124,12 +128,15 @@ def record_run(workdir: Path, setup: Setup, dataset: DataSet, command: str) -> N
 
 def add_seconds(workdir: Path, **seconds: float) -> None:
     """Adds to the times in `run.json`, over all the stretches of an interrupted run."""
-    if jax.process_index() != 0:
-        return
     content = read_json(workdir / RUN) or {}
-    for name, value in seconds.items():
-        content[name] = content.get(name, 0.0) + value
-    _write(workdir / RUN, json.dumps(content, indent=2) + "\n")
+    record(workdir, **{name: content.get(name, 0.0) + value for name, value in seconds.items()})
+
+
+def record(workdir: Path, **facts: Any) -> None:
+    """Puts facts into `run.json`."""
+    if jax.process_index() == 0:
+        content = {**(read_json(workdir / RUN) or {}), **facts}
+        _write(workdir / RUN, json.dumps(content, indent=2) + "\n")
 
 
 def read(

@@ -1,0 +1,164 @@
+"""The real images that samples are held against, looked at once."""
+
+from dataclasses import dataclass
+from functools import partial
+
+import jax
+import numpy as np
+
+import diffjax
+from diffjax.data import DataSet, all_images
+from diffjax.evaluation.distances import (
+    KernelDistance,
+    Statistics,
+    kernel_distance,
+    symmetric_root,
+)
+from diffjax.evaluation.features import Extractor
+from diffjax.evaluation.neighbours import nearest
+from diffjax.evaluation.seen import MOST_FEATURES, Batches, see, thinned_rows
+from diffjax.evaluation.stored import Arrays, stored
+
+_FORMAT = 1  # of what is stored of a data set
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The real images that samples are held against, and how far apart their own halves are.
+
+    Attributes:
+        name: data set.
+        extractor: what the features were made with.
+        train_images: `[N, H, W, C]` float32 in [-1, 1].
+        train_features: `[min(N, 10,000), F]` float32, drawn by the seed.
+        train_statistics: of the features of all N.
+        train_root: the symmetric root of their covariance.
+        train_sha256: fingerprint of the train split.
+        test_features: `[M, F]` float32.
+        test_logits: `[M, K]` float32; None where the extractor has none.
+        some_test_images: `[L, H, W, C]` float32, those whose nearest train images were looked up.
+        test_neighbours: their indices `[L, 2]` and distances `[L, 2]`, from `nearest`.
+        kernel_floor: the kernel distance between the test and the train split.
+        max_neighbour_images: samples whose nearest train images are looked up.
+        seed: of every random thinning.
+        sharding: of a batch of images over devices, so that each looks at its rows.
+    """
+
+    name: str
+    extractor: Extractor
+    train_images: np.ndarray
+    train_features: np.ndarray
+    train_statistics: Statistics
+    train_root: np.ndarray
+    train_sha256: str
+    test_features: np.ndarray
+    test_logits: np.ndarray | None
+    some_test_images: np.ndarray
+    test_neighbours: tuple[np.ndarray, np.ndarray]
+    kernel_floor: KernelDistance
+    max_neighbour_images: int
+    seed: int
+    sharding: jax.sharding.Sharding | None = None
+
+
+def reference(
+    dataset: DataSet,
+    extractor: Extractor,
+    *,
+    max_images: int = 60_000,
+    max_neighbour_images: int = 1000,
+    seed: int = 0,
+    folder: str | None = None,
+    sharding: jax.sharding.Sharding | None = None,
+) -> Reference:
+    """Extracts what is needed of a data set, once, for any number of `compare`s.
+
+    Args:
+        dataset: samples are held against its real training images; its test split gives the floors.
+        extractor: images to features.
+        max_images: of each split; of a larger one that many, evenly spaced.
+        max_neighbour_images: test images whose nearest train images are looked up.
+        seed: of the random choice of images and samples.
+        folder: where what was extracted is kept for other processes and later ones, such as
+            `diffjax.evaluation.stored.FOLDER`; None keeps nothing.
+        sharding: of a batch of images over devices of this process; None looks on one.
+
+    Raises:
+        UserError: images of another shape than the extractor takes, or fewer than 3 in a split.
+    """
+    train_images, _ = all_images(dataset.reference, max_images)
+    test_images, _ = all_images(dataset.test, max_images)
+    some_test_images = thin(test_images, max_neighbour_images, seed)
+    train_sha256 = dataset.reference.fingerprint()
+    facts = {
+        "format": _FORMAT,
+        "version": diffjax.__version__,
+        "backend": jax.default_backend(),
+        "extractor": extractor.name,
+        "extractor_sha256": extractor.sha256,
+        "train_sha256": train_sha256,
+        "test_sha256": dataset.test.fingerprint(),
+        "max_images": max_images,
+        "max_neighbour_images": max_neighbour_images,
+        "max_features": MOST_FEATURES,
+        "seed": seed,
+    }
+    make = partial(
+        _extracted, train_images, test_images, some_test_images, extractor, seed, sharding
+    )
+    found = stored(folder, facts, make)
+    floor = found["kernel_floor"]
+    return Reference(
+        name=dataset.name,
+        extractor=extractor,
+        train_images=train_images,
+        train_features=found["train_features"],
+        train_statistics=Statistics(
+            found["train_mean"], found["train_cov"], int(found["train_count"])
+        ),
+        train_root=found["train_root"],
+        train_sha256=train_sha256,
+        test_features=found["test_features"],
+        test_logits=found.get("test_logits"),
+        some_test_images=some_test_images,
+        test_neighbours=(found["neighbour_indices"], found["neighbour_distances"]),
+        kernel_floor=KernelDistance(float(floor[0]), float(floor[1]), int(floor[2]), int(floor[3])),
+        max_neighbour_images=max_neighbour_images,
+        seed=seed,
+        sharding=sharding,
+    )
+
+
+def thin(images: np.ndarray, most: int, seed: int) -> np.ndarray:
+    """At most `most` of the images, drawn without replacement, in their order."""
+    if len(images) <= most:
+        return images
+    return images[thinned_rows(len(images), most, seed)]
+
+
+def _extracted(
+    train_images: np.ndarray,
+    test_images: np.ndarray,
+    some_test_images: np.ndarray,
+    extractor: Extractor,
+    seed: int,
+    sharding: jax.sharding.Sharding | None,
+) -> Arrays:
+    """What takes long of a data set."""
+    train = see(Batches.of(train_images), extractor, seed=seed, most_images=0, sharding=sharding)
+    test_features, test_logits = extractor.extract(test_images, sharding)
+    indices, distances = nearest(some_test_images, train_images, k=2)
+    floor = kernel_distance(test_features, train.features, seed=seed)
+    mean, cov, count = train.statistics
+    return {
+        "train_features": train.features,
+        "train_mean": mean,
+        "train_cov": cov,
+        "train_count": np.array(count),
+        "train_root": symmetric_root(cov),
+        "test_features": test_features,
+        **({} if test_logits is None else {"test_logits": test_logits}),
+        "neighbour_indices": indices,
+        "neighbour_distances": distances,
+        "kernel_floor": np.array(floor),
+    }

@@ -1,0 +1,138 @@
+"""Arms of a sweep against each other: what is chosen, what is reported, and what is refused."""
+
+import numpy as np
+import pytest
+
+from diffjax.errors import UserError
+from diffjax.evaluation.comparison import Way, compare, quality_markdown, verdict_markdown
+
+OWN = Way("heun", 9, 34)
+
+
+def row(value, way=OWN, scale=1.5, weights="ema", seed=0, grid="uniform"):
+    choice = {"grid": grid, "guidance_scale": scale, "weights": weights}
+    return {**way._asdict(), **choice, "seed": seed, "frechet_distance": value}
+
+
+def made(rows, **facts):
+    provenance = {"extractor": "classifier:digits", "num_samples": 1000, "num_floor_images": 359}
+    sampling = {"solver": "heun", "num_steps": 9, "nfe": 34, "seed": 0}
+    entry = {"value": rows[0]["frechet_distance"], "provenance": provenance | facts}
+    return {"sampling": sampling, "frechet_distance": entry, "by_nfe": rows}
+
+
+def swept(values):
+    """Runs and their arms from numbers by arm, one a training seed."""
+    results = {f"{arm}-{i}": made([row(v)]) for arm, vs in values.items() for i, v in enumerate(vs)}
+    return results, {name: name.rpartition("-")[0] for name in results}
+
+
+def test_arms_are_ranked_and_told_apart_by_their_seeds():
+    found = compare(*swept({"b": (0.91, 1.0, 0.95), "a": (0.5, 0.61, 0.55), "c": (0.6, 0.5, 0.57)}))
+    rows = found.verdict_rows()
+    assert [(r["arm"], r["verdict"]) for r in rows] == [
+        ("a", "leads"), ("c", rows[1]["verdict"]), ("b", "worse"),
+    ]  # fmt: skip
+    assert rows[1]["verdict"].startswith("inconclusive; ")
+    assert rows[2]["gap"].mean == pytest.approx(0.4)
+    assert found.own == OWN
+    assert found.incomplete == ()
+    assert found.rule == "Each run is sampled as its config says, with noise seed 0."
+
+
+def test_each_arm_is_taken_at_its_best_and_reported_with_other_noise():
+    """With noise 0 arm a is best at scale 2, b with live weights; noise 1 and 2 are reported."""
+
+    def run(by_choice):
+        return made([
+            row(value + 0.1 * (seed > 0), scale=scale, weights=weights, seed=seed)
+            for (scale, weights), values in by_choice.items() for seed, value in enumerate(values)
+        ])  # fmt: skip
+
+    results = {
+        "a": run({(1.5, "ema"): (0.5, 0.2, 0.2), (2.0, "ema"): (0.4, 0.6, 0.8)}),
+        "b": run({(1.5, "ema"): (0.9, 0.1, 0.1), (1.5, "live"): (0.3, 0.4, 0.6)}),
+    }
+    found = compare(results, {"a": "a", "b": "b"})
+    a, b = found.standings[OWN]["a"], found.standings[OWN]["b"]
+    assert a.choice == ("uniform", 2.0, "ema")
+    assert b.choice == ("uniform", 1.5, "live")
+    assert a.values == pytest.approx((0.1 + (0.6 + 0.8) / 2,))
+    assert a.noise == pytest.approx(np.std([0.6, 0.8], ddof=1))
+    assert b.values == pytest.approx((0.6,))
+    assert "least mean frechet distance with noise seed 0; what is reported" in found.rule
+    assert "noise seed 1, 2." in found.rule
+    assert "| b | 0.600 | 1 |  |  | uniform grid, guidance 1.5, live |" in verdict_markdown(found)
+    alone = {name: made([r for r in results[name]["by_nfe"] if r["seed"] == 0]) for name in results}
+    with pytest.raises(UserError, match="takes a second noise seed"):
+        compare(alone, {"a": "a", "b": "b"})
+
+
+def test_a_choice_never_flatters():
+    """Choosing among settings that are equal in truth leaves the reported mean where it is."""
+    rng = np.random.default_rng(0)
+    reported = []
+    for _ in range(300):
+        values = rng.normal(1.0, 0.1, (8, 2))
+        rows = [row(v, scale=1.0 + i, seed=s) for i, pair in enumerate(values)
+                for s, v in enumerate(pair)]  # fmt: skip
+        found = compare({"a": made(rows)}, {"a": "a"})
+        reported.append(found.standings[OWN]["a"].interval.mean)
+        assert found.standings[OWN]["a"].choice.guidance_scale == 1.0 + np.argmin(values[:, 0])
+    assert np.mean(reported) == pytest.approx(1.0, abs=4 * 0.1 / np.sqrt(300))
+
+
+def test_arms_with_missing_runs_are_shown_and_not_judged():
+    results, arms = swept({"a": (0.5, 0.6), "b": (0.9, 1.0), "c": (0.1, 0.2)})
+    del results["c-1"]
+    found = compare(results, arms)
+    verdicts = {r["arm"]: r["verdict"] for r in found.verdict_rows()}
+    assert verdicts["c"] == "incomplete"
+    assert verdicts["a"] == "leads"
+    assert found.incomplete == ("c",)
+    # A number that is none is no number.
+    results["b-1"]["by_nfe"][0]["frechet_distance"] = None
+    assert "b" not in compare(results, arms).standings[OWN]
+
+
+def test_the_table_has_a_row_a_cost_and_a_column_an_arm():
+    one = Way("ddim", 5, 10)
+    results = {
+        "a-0": made([row(0.5), row(1.0, one)]),
+        "a-1": made([row(0.7), row(3.0, one)]),
+        "b-0": made([row(0.9, grid="karras")]),  # its own, and no choice
+    }
+    found = compare(results, {"a-0": "a", "a-1": "a", "b-0": "b"})
+    lines = quality_markdown(found).splitlines()
+    assert lines[0] == "| solver | steps | NFE | a | b |"
+    # Of two values a distance d apart Student's interval is 12.706 d/2 to either side.
+    assert lines[2] == "| ddim | 5 | 10 | 2.00 ± 12.7 | – |"
+    assert lines[3] == "| heun | 9 | 34 | 0.600 ± 1.27 | 0.900 |"
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        (made([row(0.5)], num_samples=50), "a and c can't be compared: num_samples is 1000 and 50"),
+        (
+            made([row(0.5)], extractor="inception"),
+            "extractor is classifier:digits and inception",
+        ),
+        ({"frechet_distance": 0.5, "by_nfe": []}, "of c can't be compared, for nothing says"),
+    ],
+)
+def test_unlike_provenance_is_refused(other, message):
+    results = {"a": made([row(0.5)]), "b": made([row(0.6)]), "c": other}
+    with pytest.raises(UserError, match=message):
+        compare(results, {name: name for name in results})
+
+
+def test_a_floor_of_other_images_changes_no_value():
+    results = {"a": made([row(0.5)]), "b": made([row(0.7)], num_floor_images=10)}
+    found = compare(results, {name: name for name in results})
+    assert [r["interval"].mean for r in found.verdict_rows()] == [0.5, 0.7]
+
+
+def test_nothing_to_compare_is_said():
+    with pytest.raises(UserError, match="there is no frechet distance of any run"):
+        compare({}, {"a": "a"})
