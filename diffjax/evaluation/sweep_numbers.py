@@ -64,7 +64,7 @@ def numbers(files: SweepFiles) -> dict[str, Any]:
 def _verdict(sweep: Mapping[str, Any], results: Mapping[str, Mapping[str, Any]]) -> Verdict:
     """The arms by `comparison.compare`; where it can't choose fairly, by the runs' own recipe."""
     arms = {cell["name"]: cell["arm"] for cell in sweep["cells"]}
-    compared = _compared(results, arms)
+    compared, rule = _compared(results, arms)
     found = {row["arm"]: row for row in compared.verdict_rows()} if compared else {}
     rows = []
     for arm in dict.fromkeys([*found, *arms.values()]):
@@ -80,27 +80,31 @@ def _verdict(sweep: Mapping[str, Any], results: Mapping[str, Mapping[str, Any]])
             row["recipe"] = f"{compared.own}, {one['choice']}"
             row["verdict"] = one["verdict"] or "one seed: no verdict"
         rows.append(row)
-    rule = compared.rule if compared else ""
     return Verdict(f"{rule} {_RULE}".strip(), rows, verdict_markdown(compared) if compared else "")
 
 
 _RULE = (
-    "Fréchet distance, lower is better. Means over training seeds with Student's 95 % intervals; an "
-    "arm is worse when its differences to the leading one, seed by seed, are decided at 5 % for all "
-    "pairs of arms together (Holm). An arm that lacks a run is incomplete, and not compared."
+    "Fréchet distance, lower is better. Means over training seeds with Student's 95 % intervals; "
+    "an arm is worse when its differences to the leading one, seed by seed, are decided at 5 % for "
+    "all pairs of arms together (Holm). An arm that lacks a run is incomplete, and not compared."
 )
 
 
 def _compared(
     results: Mapping[str, Mapping[str, Any]], arms: Mapping[str, str]
-) -> Comparison | None:
-    """What is known of the arms; None if nothing is."""
-    for rows_of in (lambda run: run, _own_recipe_alone):
-        try:
-            return compare({name: rows_of(run) for name, run in results.items() if run}, arms)
-        except UserError:  # several grids or scales with one noise seed; or no number at all
-            continue
-    return None
+) -> tuple[Comparison | None, str]:
+    """What is known of the arms, None if nothing is; and by what rule."""
+    have = {name: run for name, run in results.items() if run}
+    try:
+        found = compare(have, arms)
+        return found, found.rule
+    except UserError as error:
+        reason = str(error)
+    try:  # Its reason may be a choice between grids that can't be made with one noise seed.
+        found = compare({name: _own_recipe_alone(run) for name, run in have.items()}, arms)
+        return found, f"{found.rule} Other recipes do not count: {reason}."
+    except UserError:
+        return None, ""
 
 
 def _own_recipe_alone(evaluation: Mapping[str, Any]) -> dict[str, Any]:
