@@ -17,8 +17,11 @@ def row(value, way=OWN, scale=1.5, weights="ema", seed=0, grid="uniform"):
 def made(rows, **facts):
     provenance = {"extractor": "classifier:digits", "num_samples": 1000, "num_floor_images": 359}
     sampling = {"solver": "heun", "num_steps": 9, "nfe": 34, "seed": 0}
+    sampling |= {"grid_name": "uniform", "guidance_scale": 1.5}
     entry = {"value": rows[0]["frechet_distance"], "provenance": provenance | facts}
-    return {"sampling": sampling, "frechet_distance": entry, "by_nfe": rows}
+    return {
+        "weights": "ema", "sampling": sampling, "frechet_distance": entry, "by_nfe": rows,
+    }  # fmt: skip
 
 
 def swept(values):
@@ -66,9 +69,15 @@ def test_each_arm_is_taken_at_its_best_and_reported_with_other_noise():
         "| b | one seed: no verdict | 0.600 | 1 |  | uniform grid, guidance 1.5, live |"
         in verdict_markdown(found)
     )
-    alone = {name: made([r for r in results[name]["by_nfe"] if r["seed"] == 0]) for name in results}
-    with pytest.raises(UserError, match="takes a second noise seed"):
-        compare(alone, {"a": "a", "b": "b"})
+
+
+def test_with_one_noise_seed_nothing_is_chosen():
+    """The best of several would flatter: the config's own grid, scale and weights count alone."""
+    run = made([row(0.5), row(0.2, grid="karras"), row(0.1, scale=2.0), row(0.3, weights="live")])
+    found = compare({"a": run}, {"a": "a"})
+    assert found.standings[OWN]["a"].values == (0.5,)
+    assert "Its other grids, guidance scales and weights do not count" in found.rule
+    assert "config.evaluation.seeds=(0, 1)" in found.rule
 
 
 def test_a_choice_never_flatters():

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -31,7 +32,7 @@ def model_of(objective):
     params = wired.init(jax.random.key(0))
     return probes.Probed(
         wired.objective, wired.apply, wired.predict(params), params, params,
-        Progress(np.int32(0), wired.objective.init_memory()), wired.num_classes, 0.1,
+        Progress(jnp.int32(0), wired.objective.init_memory()), wired.num_classes, 0.1,
     )  # fmt: skip
 
 

@@ -148,7 +148,8 @@ def make_sweep(folder):
         "left_out": [{"name": "reflow", "reason": "needs pairs of images"}],
     }
     write(folder / "sweep.json", sweep)
-    images = load_digits().images[:40, ..., None].astype(np.float32) / 8 - 1
+    pixels, _ = load_digits(return_X_y=True)
+    images = pixels[:40].reshape(-1, 8, 8, 1).astype(np.float32) / 8 - 1
     for cell in cells:
         arm, seed = cell["arm"], cell["axes"]["config.seed"]
         run = folder / cell["folder"]
@@ -404,14 +405,29 @@ def test_what_comes_from_files_is_text(sweep):
     assert Reader(text).tags.count("script") == 3
     assert "<script>alert" not in text
     assert "alert" in Reader(text).text
-    assert "<script" not in page.with_name("report.md").read_text()
+    markdown = page.with_name("report.md").read_text().splitlines()
+    # Commands are code, indented: there a tag is text.
+    assert not any("<script" in line for line in markdown if not line.startswith("    "))
     hover = figures(text)["frechet_distance"]["data"][0]["customdata"][0]
     assert "<script" not in hover
     # In a Markdown table no cell ends before its end.
-    tables = [
-        line for line in page.with_name("report.md").read_text().split("\n") if "alert" in line
-    ]
-    assert all("|'" not in line.replace("\\|", "") for line in tables)
+    tables = [line for line in markdown if line.startswith("|")]
+    assert not any("|'" in line.replace("\\|", "") for line in tables)
+
+
+def test_of_several_grids_with_one_noise_seed_the_runs_own_counts(sweep):
+    for path in sweep.glob("*/evaluation.json"):
+        content = json.loads(path.read_text())
+        other = [
+            {**row, "grid": "karras", "frechet_distance": 0.5 * row["frechet_distance"]}
+            for row in content["by_nfe"]
+        ]
+        write(path, {**content, "by_nfe": content["by_nfe"] + other})
+    found = json.loads(write_sweep_report([sweep]).with_name("report.json").read_text())
+    assert "takes a second noise seed" in found["rule"]
+    expected = np.mean([distance("edm", seed, 34) for seed in SEEDS])
+    assert found["verdict_rows"][0]["mean"] == pytest.approx(expected)
+    assert {row["grid"] for row in found["quality"]} == {"uniform", "karras"}
 
 
 def test_failures_and_left_out_cells_have_their_reasons(sweep):

@@ -135,7 +135,8 @@ def compare(
     Grid, guidance scale and weights re-rank arms, so where a run was evaluated with several, each
     arm has its own best: those of least mean over the training seeds, measured with the first
     noise seed. What is reported is measured with the other noise seeds, so that choosing does not
-    flatter. Without a choice all noise seeds are reported.
+    flatter. Without a choice, or a second noise seed, each run is sampled as its config says, and
+    all noise seeds are reported.
 
     Args:
         results: the content of each run's `evaluation.json`, by the run's name; None or missing
@@ -145,14 +146,11 @@ def compare(
         metric: a number of the rows `by_nfe`; less is better.
 
     Raises:
-        UserError: numbers measured in unlike ways, a choice with a single noise seed, or no number.
+        UserError: numbers measured in unlike ways, or none.
     """
     have = {name: results[name] for name in arms if results.get(name)}
     check_comparable(have, metric)
     rows = {name: _rows(result, metric) for name, result in have.items()}
-    ways = sorted(
-        {way for found in rows.values() for way in found}, key=lambda w: (w.solver, w.nfe)
-    )
     names: dict[str, list[str]] = {}
     for name, arm in arms.items():
         names.setdefault(arm, []).append(name)
@@ -160,22 +158,16 @@ def compare(
     offered = [{choice for choice, _ in at} for found in rows.values() for at in found.values()]
     several = any(len(choices) > 1 for choices in offered)
     if several and len(seeds) < 2:
-        raise UserError(
-            "with several grids, guidance scales or weights each arm gets its best, and to report "
-            "it fairly takes a second noise seed: config.evaluation.seeds=(0, 1)"
-        )
-    chosen_by, reported = (seeds[:1], seeds[1:]) if several else ([], seeds)
-    standings = {
-        way: {
-            arm: standing
-            for arm, runs in names.items()
-            if (
-                standing := _standing([rows.get(r, {}).get(way) for r in runs], chosen_by, reported)
-            )
-        }
-        for way in ways
-    }
-    standings = {way: found for way, found in standings.items() if found}
+        rows = {name: _with_its_own(found, have[name]) for name, found in rows.items()}
+    chosen_by, reported = (seeds[:1], seeds[1:]) if several and len(seeds) > 1 else ([], seeds)
+    ways = {way for found in rows.values() for way in found}
+    standings: dict[Way, dict[str, Standing]] = {}
+    for way in sorted(ways, key=lambda way: (way.solver, way.nfe)):
+        for arm, runs in names.items():
+            numbers = [rows.get(name, {}).get(way) for name in runs]
+            standing = _standing(numbers, chosen_by, reported)
+            if standing:
+                standings.setdefault(way, {})[arm] = standing
     if not standings:
         raise UserError(f"there is no {metric.replace('_', ' ')} of any run to compare")
     own = {way for result in have.values() if (way := _own(result)) in standings}
@@ -183,7 +175,7 @@ def compare(
     dearest = max(shared or standings, key=lambda way: way.nfe)
     return Comparison(
         metric,
-        _rule(chosen_by, reported, metric),
+        _rule(chosen_by, reported, metric, several),
         standings,
         {arm: (sum(name in have for name in runs), len(runs)) for arm, runs in names.items()},
         own.pop() if len(own) == 1 else dearest,
@@ -202,6 +194,19 @@ def _rows(result: Mapping[str, Any], metric: str) -> dict[Way, dict[tuple[Choice
         value = row.get(metric)
         found.setdefault(way, {})[choice, seed] = value if is_number(value) else np.nan
     return found
+
+
+def _with_its_own(
+    found: Mapping[Way, Mapping[tuple[Choice, int], float]], result: Mapping[str, Any]
+) -> dict[Way, dict[tuple[Choice, int], float]]:
+    """A run's numbers with the grid, guidance scale and weights of its config alone."""
+    sampling = result.get("sampling", {})
+    grid, scale = sampling.get("grid_name"), sampling.get("guidance_scale")
+    own = (grid, scale, result.get("weights", ""))
+    kept = {
+        way: {key: value for key, value in at.items() if key[0] == own} for way, at in found.items()
+    }
+    return {way: at for way, at in kept.items() if at}
 
 
 def _standing(
@@ -230,14 +235,20 @@ def _standing(
     return Standing(best, tuple(means), noise, mean_interval(means))
 
 
-def _rule(chosen_by: Sequence[int], reported: Sequence[int], metric: str) -> str:
+def _rule(chosen_by: Sequence[int], reported: Sequence[int], metric: str, several: bool) -> str:
     name, noise = metric.replace("_", " "), ", ".join(map(str, reported))
-    if not chosen_by:
-        return f"Each run is sampled as its config says, with noise seed {noise}."
-    return (
-        f"Each arm has the grid, guidance scale and weights of its least mean {name} with noise "
-        f"seed {chosen_by[0]}; what is reported is measured with noise seed {noise}."
-    )
+    if chosen_by:
+        return (
+            f"Each arm has the grid, guidance scale and weights of its least mean {name} with "
+            f"noise seed {chosen_by[0]}; what is reported is measured with noise seed {noise}."
+        )
+    rule = f"Each run is sampled as its config says, with noise seed {noise}."
+    if several:
+        rule += (
+            " Its other grids, guidance scales and weights do not count: to choose among them "
+            "fairly takes a second noise seed, config.evaluation.seeds=(0, 1)."
+        )
+    return rule
 
 
 def _own(result: Mapping[str, Any]) -> Way:

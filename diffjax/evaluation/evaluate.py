@@ -79,6 +79,7 @@ def evaluate(
     sampling = {
         "solver": main.solver,
         "grid": repr(recipe.grid),
+        "grid_name": main.grid,
         "num_steps": recipe.num_steps,
         "nfe": row["nfe"],
         "guidance_scale": recipe.guidance_scale,

@@ -134,14 +134,14 @@ def _noise(
 
 def _loss_of(model: Probed, images: np.ndarray, labels: np.ndarray) -> LossOf:
     """The loss of one example as training draws it, with an image drawn from the held-out ones."""
-    images, labels = jnp.asarray(images), jnp.asarray(labels)
+    all_images, all_labels = jnp.asarray(images), jnp.asarray(labels)
 
     def loss_of(params: Any, key: Array) -> tuple[Array, Array]:
         image_key, label_key, loss_key = jax.random.split(key, 3)
         row = jax.random.randint(image_key, (1,), 0, len(images))
         dropped = jax.random.bernoulli(label_key, model.label_dropout, (1,))
-        label = jnp.where(dropped, model.num_classes, labels[row])
-        batch = {"image": images[row], "label": label}
+        label = jnp.where(dropped, model.num_classes, all_labels[row])
+        batch = {"image": all_images[row], "label": label}
         loss, seen = model.objective(
             model.apply, params, model.ema_params, loss_key, batch, model.progress
         )

@@ -170,8 +170,18 @@ def _read(folder: Path, name: str, arm: str, cell: Mapping[str, Any]) -> RunFile
             damage.append(str(error))
             return {}
 
-    found = [content(file) for file in (CONFIG, RUN, EVALUATION, PROBES, STATUS)]
-    return RunFiles(name, arm, folder, *found, tuple(damage), cell)
+    return RunFiles(
+        name,
+        arm,
+        folder,
+        config=content(CONFIG),
+        run=content(RUN),
+        evaluation=content(EVALUATION),
+        probes=content(PROBES),
+        status=content(STATUS),
+        damage=tuple(damage),
+        cell=cell,
+    )
 
 
 def _arms(runs: Iterable[RunFiles]) -> dict[str, str]:

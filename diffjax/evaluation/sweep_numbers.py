@@ -31,8 +31,8 @@ def numbers(files: SweepFiles) -> dict[str, Any]:
     results = {run.name: {} if incomparable else run.evaluation for run in files.runs}
     return {
         "name": files.name,
-        "incomparable": incomparable,
         "question": str(files.sweep.get("question") or ""),
+        "incomparable": incomparable,
         **_verdict(files.sweep, results),
         "quality": [] if incomparable else quality(files),
         "cost": cost(files),

@@ -45,9 +45,10 @@ def write_sweep_report(workdirs: Iterable[str | Path], out: str | Path | None = 
         UserError: there are no runs, or the files can't be written.
     """
     files = read_sweep(workdirs)
-    if out is None and len(files.given) > 1:
+    first, *others = files.given
+    if out is None and others:
         raise UserError("--out is missing: of several runs, it says where the report goes")
-    folder = files.given[0] if out is None else Path(out)
+    folder = first if out is None else Path(out)
     content = numbers(files)
     commands = _commands(files, out)
     written = {
@@ -154,8 +155,8 @@ def answer(rows: Sequence[Mapping[str, Any]]) -> str:
     parts = [f"{worse} of {others} other {plural} {'is' if worse == 1 else 'are'} worse"]
     if counts["inconclusive"]:
         parts.append(f"{counts['inconclusive']} can't be told from it with these seeds")
-    if counts["not compared"] or counts["not evaluated"]:
-        parts.append(f"{counts['not compared'] + counts['not evaluated']} not compared")
+    if incomplete := counts["incomplete"] + counts["not evaluated"]:
+        parts.append(f"{incomplete} incomplete and not compared")
     return f"{text}; {', '.join(parts)}."
 
 

@@ -54,8 +54,11 @@ def as_markdown(content: Mapping[str, Any], commands: Mapping[str, Any]) -> str:
         parts += ["## Settings that differ", _differences(content["config_differences"])]
     if content["unfinished"] or content["left_out"]:
         parts += ["## Failed and left out", _failures(content)]
-    made = [commands["sweep"], commands["report"]]
-    parts += ["## How to make it again", "\n".join(f"    {line}" for line in made if line)]
+    made = [line for line in (commands["sweep"], commands["report"]) if line]
+    parts += [
+        "## How to make it again",
+        "\n".join(f"    {' '.join(line.split())}" for line in made),
+    ]
     facts = [
         [name, ", ".join(value if len(v) == 1 else f"{value} ({n} runs)" for value, n in v.items())]
         for name, v in content["provenance"].items()
