@@ -14,6 +14,7 @@ FILES = sorted((ROOT / "diffjax").rglob("*.py"))
 LEVELS = {
     "errors": 0,
     "spec": 1,
+    "sweeps": 1,
     "process": 2,
     "models": 2,
     "objectives": 3,

@@ -490,6 +490,9 @@ def test_folders_without_a_sweep_are_grouped_by_their_configs(sweep, tmp_path):
     assert files.arms == ["flow-seed=0", "edm-seed=0"]
     with pytest.raises(UserError, match="--out is missing"):
         write_sweep_report(two)
+    for out in (None, two[0]):  # A run has a page of its own there.
+        with pytest.raises(UserError, match="is a run, with a page of its own"):
+            write_sweep_report(two[:1], out)
     page = write_sweep_report(two, tmp_path / "out")
     assert page == tmp_path / "out" / "report.html"
     assert "one seed: no verdict" in page.read_text()

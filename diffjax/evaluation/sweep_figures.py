@@ -189,10 +189,16 @@ def weights(probes: Mapping[str, Mapping[str, Any]], arms: Sequence[str]) -> Fig
     if not traces:
         return None
     layout = _layout(_LOG_SNR, "effective weight", every)
-    # Some weights fall to nothing at the ends of their paths.
-    highest = max(one["mean"] for one in every)
-    layout["yaxis"]["range"] = _log_range(1e-5 * highest, 2.0 * highest)
-    layout["xaxis"]["range"] = [-15, 15]
+    # Where the losses beside it are; beyond, some weights rise or fall without end.
+    inside = [
+        weight
+        for trace in traces
+        for level, weight in zip(trace["x"], trace["y"], strict=True)
+        if abs(level) <= 10 and weight > 0
+    ]
+    if inside:
+        layout["yaxis"]["range"] = _log_range(1e-5 * max(inside), 2.0 * max(inside))
+        layout["xaxis"]["range"] = [-10.5, 10.5]
     return {"data": traces, "layout": layout}
 
 

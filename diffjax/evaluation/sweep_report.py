@@ -20,7 +20,7 @@ from markupsafe import Markup
 from diffjax.errors import UserError
 from diffjax.evaluation import sweep_figures
 from diffjax.evaluation.report import embedded_image
-from diffjax.evaluation.sweep_files import SweepFiles, read_sweep
+from diffjax.evaluation.sweep_files import CONFIG, SweepFiles, read_sweep
 from diffjax.evaluation.sweep_numbers import family, numbers
 from diffjax.evaluation.sweep_text import as_csv, as_markdown
 from diffjax.evaluation.tables import is_number, measure, number, percent
@@ -42,13 +42,17 @@ def write_sweep_report(workdirs: Iterable[str | Path], out: str | Path | None = 
         the path of the page.
 
     Raises:
-        UserError: there are no runs, or the files can't be written.
+        UserError: there are no runs, it is a run's own folder, or the files can't be written.
     """
     files = read_sweep(workdirs)
     first, *others = files.given
     if out is None and others:
         raise UserError("--out is missing: of several runs, it says where the report goes")
     folder = first if out is None else Path(out)
+    if (folder / CONFIG).exists():
+        raise UserError(
+            f"{folder} is a run, with a page of its own: --out=DIR names another folder"
+        )
     content = numbers(files)
     commands = _commands(files, out)
     written = {

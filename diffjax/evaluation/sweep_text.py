@@ -115,7 +115,11 @@ def _cost(rows: Sequence[Mapping[str, Any]]) -> str:
 
 def _differences(found: Sequence[Mapping[str, Any]]) -> str:
     cells = [
-        [one["setting"], str(value["value"]), ", ".join(value["arms"])]
+        [
+            one["setting"],
+            MISSING if value["value"] is None else str(value["value"]),
+            ", ".join(value["arms"]),
+        ]
         for one in found
         for value in one["values"]
     ]
