@@ -126,7 +126,8 @@ RUNS = [{}, {"seed": 1, "optimizer.learning_rate": 3e-3}]
 @pytest.fixture(scope="module")
 def ensemble_run(tmp_path_factory):
     """Two members that nothing disturbed."""
-    folders = [tmp_path_factory.mktemp("ensemble") / name for name in "ab"]
+    top = tmp_path_factory.mktemp("ensemble")
+    folders = [top / name for name in "ab"]
     train_together(configs("", RUNS), folders, ["command a", "command b"])
     return folders
 

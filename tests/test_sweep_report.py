@@ -73,7 +73,10 @@ def evaluation(arm, seed):
     return {
         "step": 1200,
         "weights": "ema-0.999",
-        "sampling": {"solver": "heun", "grid": "Power()", "num_steps": 9, "nfe": 34, "seed": 0},
+        "sampling": {
+            "solver": "heun", "grid": "Power()", "grid_name": "uniform", "num_steps": 9,
+            "nfe": 34, "guidance_scale": 1.5, "seed": 0,
+        },  # fmt: skip
         "accuracy": 0.985,
         "frechet_distance": {
             "value": distance(arm, seed, 34),

@@ -186,7 +186,7 @@ def one_by_one(step: Callable) -> Callable:
 
 
 def how_on(platform: str) -> Mapped:
-    """How members are best joined on a kind of device; docs/ensembles.md has the figures."""
+    """How members are joined on a kind of device; docs/ensembles.md has the figures for CPUs."""
     return one_by_one if platform == "cpu" else jax.vmap
 
 
