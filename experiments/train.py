@@ -22,8 +22,9 @@ from diffjax.spec import build, to_json
 from diffjax.training import workdirs
 from diffjax.training.loop import train
 from diffjax.training.measure import check_evaluation
+from diffjax.training.processes import is_first
 from diffjax.training.setup import Setup, check_pairs, set_up
-from experiments import cli
+from experiments import cli, processes
 
 FLAGS = flags.FlagValues()
 cli.define_config(FLAGS)
@@ -32,6 +33,7 @@ flags.DEFINE_bool("print_config", False, "print the resolved config and stop", f
 flags.DEFINE_bool(
     "dry_run", False, "build and check everything, say what would run, and stop", flag_values=FLAGS
 )
+processes.define(FLAGS)
 
 
 def main(args: SimpleNamespace) -> None:
@@ -50,6 +52,8 @@ def main(args: SimpleNamespace) -> None:
         return
     command = shlex.join(["python", "-m", "experiments.train", *sys.argv[1:]])
     page = train(config, workdir, command)
+    if not is_first():
+        return
     print(f"{headline(workdir)}\nopen {page}")
 
 

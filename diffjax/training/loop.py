@@ -26,8 +26,9 @@ from diffjax.training.load import Run, weaker_models
 from diffjax.training.lock import locked
 from diffjax.training.logging import JSONLWriter, ProgressBar, TensorBoardWriter, Writer, join
 from diffjax.training.measure import check_evaluation, measure, samples_asked_of
+from diffjax.training.processes import in_first, is_first, losses_told
 from diffjax.training.setup import Setup, check_pairs, set_up
-from diffjax.training.sharding import batch_sharding, replicated
+from diffjax.training.sharding import batch_sharding, part_of_batch, replicated
 from diffjax.training.state import TrainState, weights_called
 from diffjax.training.step import TrainStep, make_train_step
 from diffjax.training.storage import make_writable, told_in_one_line
@@ -66,12 +67,17 @@ def train(config: ConfigDict, workdir: str | Path, command: str = "") -> Path:
     check_pairs(setup, dataset)
     check_evaluation(config, dataset.image_shape)
 
-    make_writable(workdir)
-    with locked(workdir), told_in_one_line(workdir), stop_signals() as should_stop:
+    in_first(lambda: make_writable(workdir))
+    with (
+        losses_told(),
+        locked(workdir),
+        told_in_one_line(workdir),
+        stop_signals() as should_stop,
+    ):
         workdirs.claim(workdir, config)
         _LOG.info("training %s in %s", config.name, workdir)
         run_all(setup, dataset, workdir, command, should_stop)
-        return write_report(workdir) if jax.process_index() == 0 else workdir / workdirs.REPORT
+        return write_report(workdir) if is_first() else workdir / workdirs.REPORT
 
 
 def run_all(
@@ -184,7 +190,7 @@ def run_steps(
 
 def open_writers(workdir: Path, num_steps: int, start_step: int) -> list[Writer]:
     """Where metrics go; only the first of several processes writes."""
-    if jax.process_index() != 0:
+    if not is_first():
         return []
     return [
         JSONLWriter(workdir / workdirs.METRICS, start_step),
@@ -225,19 +231,23 @@ def compile_train_step(setup: Setup, key: Array) -> Callable:
 def device_batches(setup: Setup, dataset: DataSet, start_step: int) -> Iterator[dict[str, Array]]:
     """Global batches from `start_step` on; each process reads its own rows of them."""
     config = setup.config
+    place = batch_sharding(setup.mesh)
+    index, parts = part_of_batch(place, config.batch_size)
     stream = batches(
         dataset.train,
         batch_size=config.batch_size,
         seed=config.seed,
         start_step=start_step,
         augment=build(config.augment),
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
+        process_index=index,
+        process_count=parts,
     )
-    place = batch_sharding(setup.mesh)
     used = setup.wired.batch_shapes(config.batch_size)
     for batch in stream:
-        yield {name: jax.make_array_from_process_local_data(place, batch[name]) for name in used}
+        yield {
+            name: jax.make_array_from_process_local_data(place, batch[name], shape.shape)
+            for name, shape in used.items()
+        }
 
 
 def grid_drawer(setup: Setup, dataset: DataSet, workdir: Path) -> Callable[[TrainState], Any]:
@@ -252,7 +262,7 @@ def grid_drawer(setup: Setup, dataset: DataSet, workdir: Path) -> Callable[[Trai
     def draw_grid(state: TrainState) -> None:
         params = weights_called(state, config.weights)
         images = generate(params, setup.wired.recipe, labels, config.seed, source, weaker(state))
-        if jax.process_index() == 0:
+        if is_first():
             path = workdir / "samples" / f"step_{int(state.step):08d}.png"
             save_png(path, images, columns=columns)
 

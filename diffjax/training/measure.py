@@ -7,7 +7,6 @@ from dataclasses import replace
 from itertools import product
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -26,6 +25,7 @@ from diffjax.training.found_grids import grids_for
 from diffjax.training.generate import Asked, balanced_labels, check_finite, evaluations
 from diffjax.training.interrupts import Interrupted
 from diffjax.training.load import Run, weaker_models
+from diffjax.training.processes import is_first
 from diffjax.wiring import Wired
 
 _NEIGHBOUR_ROWS = 10
@@ -122,7 +122,7 @@ def measure(
         "weights": weights or run.config.weights,
         **result.summary,
     }
-    if jax.process_index() == 0:
+    if is_first():
         _save_neighbours(run, reference.train_images, result.samples)
         write_json(run.workdir / workdirs.EVALUATION, summary)
     return summary

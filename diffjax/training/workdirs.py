@@ -10,7 +10,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import jax
 from ml_collections import ConfigDict
 
 import diffjax
@@ -18,6 +17,7 @@ from diffjax.data import DataSet
 from diffjax.errors import UserError
 from diffjax.evaluation.run_files import read_json
 from diffjax.spec import TARGET, from_json, to_json
+from diffjax.training.processes import in_first, is_first
 from diffjax.training.setup import Setup
 from diffjax.training.storage import make_writable
 
@@ -42,6 +42,10 @@ def claim(workdir: Path, config: ConfigDict) -> None:
     Raises:
         UserError: it holds another run, which is left as it is, or can't be written to.
     """
+    in_first(lambda: _claim(workdir, config))
+
+
+def _claim(workdir: Path, config: ConfigDict) -> None:
     path = workdir / CONFIG
     saved = read_json(path)
     if saved is not None:
@@ -57,7 +61,7 @@ def claim(workdir: Path, config: ConfigDict) -> None:
             f"{workdir} holds a run, but its {CONFIG} is missing: restore it, or choose another "
             "--workdir"
         )
-    elif jax.process_index() == 0:
+    else:
         _write(path, to_json(config))
     # What can't be written shows now, not after an hour.
     for name in _FOLDERS:
@@ -118,13 +122,13 @@ def record_run(workdir: Path, setup: Setup, dataset: DataSet, command: str) -> N
         "compile_seconds": before.get("compile_seconds", 0.0),
         "train_seconds": before.get("train_seconds", 0.0),
     }
-    if jax.process_index() == 0:
+    if is_first():
         _write(workdir / RUN, json.dumps(content, indent=2) + "\n")
 
 
 def add_seconds(workdir: Path, **seconds: float) -> None:
     """Adds to the times in `run.json`, over all the stretches of an interrupted run."""
-    if jax.process_index() != 0:
+    if not is_first():
         return
     content = read_json(workdir / RUN) or {}
     for name, value in seconds.items():
