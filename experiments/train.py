@@ -24,6 +24,7 @@ from diffjax.training.loop import train
 from diffjax.training.measure import check_evaluation
 from diffjax.training.processes import is_first
 from diffjax.training.setup import Setup, check_pairs, set_up
+from diffjax.training.watchdog import Watchdog
 from experiments import cli, processes
 
 FLAGS = flags.FlagValues()
@@ -33,6 +34,18 @@ flags.DEFINE_bool("print_config", False, "print the resolved config and stop", f
 flags.DEFINE_bool(
     "dry_run", False, "build and check everything, say what would run, and stop", flag_values=FLAGS
 )
+flags.DEFINE_float(
+    "hang_seconds", Watchdog.seconds, "without a step that are a hang; 0 never",
+    lower_bound=0.0, flag_values=FLAGS,
+)  # fmt: skip
+flags.DEFINE_float(
+    "hang_times", Watchdog.times, "and no less than that many times a step's time",
+    lower_bound=0.0, flag_values=FLAGS,
+)  # fmt: skip
+flags.DEFINE_bool(
+    "hang_exits", Watchdog.exits, "end a run that hangs, with status 75; else only tell",
+    flag_values=FLAGS,
+)  # fmt: skip
 processes.define(FLAGS)
 
 
@@ -51,7 +64,8 @@ def main(args: SimpleNamespace) -> None:
         print(describe(setup, dataset, workdir))
         return
     command = shlex.join(["python", "-m", "experiments.train", *sys.argv[1:]])
-    page = train(config, workdir, command)
+    watchdog = Watchdog(args.hang_seconds, args.hang_times, args.hang_exits)
+    page = train(config, workdir, command, watchdog=watchdog)
     if not is_first():
         return
     print(f"{headline(workdir)}\nopen {page}")

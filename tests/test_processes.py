@@ -129,27 +129,25 @@ def test_when_one_dies_the_other_says_so_and_ends(trainer, setup, alone, tmp_pat
         when(workdir / "checkpoints" / "2", pids, signal.SIGKILL, 1)
         began = time.monotonic()
 
-    ended = trainer.together(2, trainer.arguments(workdir), disturb=kill)
-    assert time.monotonic() - began < 60
-    assert [status for status, _ in ended] == [75, -signal.SIGKILL], ended
-    assert "error: process 0 of 2 lost another one (" in ended[0][1]
+    flags = [*trainer.arguments(workdir), "--heartbeat_timeout_seconds=10"]
+    (status, said), other = trainer.together(2, flags, disturb=kill)
+    assert other[0] == -signal.SIGKILL
+    assert time.monotonic() - began < 45
+    # A collective operation notices at once; at a barrier it takes a heartbeat, and JAX aborts.
+    reason = {75: "error: process 0 of 2 lost another one (", -signal.SIGABRT: "another task died"}
+    assert reason[status] in said
     ended = trainer.together(2, trainer.arguments(workdir))
     assert [status for status, _ in ended] == [0, 0], ended
     assert_same_run(workdir, alone, setup)
 
     pictures = [tmp_path / name / "grid.png" for name in ("two", "one")]
-    arguments = [f"--workdir={workdir}", "--num_samples=6", f"--allowed_packages={top(trainer)}"]
+    arguments = [f"--workdir={workdir}", "--num_samples=6", "--allowed_packages=tests"]
     out = [f"--out={path}" for path in pictures]
     ended = trainer.together(2, [*arguments, out[0]], program="sample")
     ended += trainer.start("sample", [[*arguments, out[1]]])
     assert [status for status, _ in ended] == [0, 0, 0], ended
     two, one = (np.load(path.with_suffix(".npz"))["images"] for path in pictures)
     np.testing.assert_allclose(two, one, atol=1e-4)
-
-
-def top(trainer: Trainer) -> str:
-    """The package by which a saved config names the network in the config file."""
-    return ".".join(trainer.config.with_suffix("").parts).split(".")[0]
 
 
 @pytest.mark.parametrize(

@@ -15,20 +15,10 @@ STEPS = 8
 # Nearly all of a run's time is tracing: the smallest network, no guidance, one table row. Saving,
 # logging and drawing fall on different steps, and stops between all of them.
 CONFIG = f"""
-from flax import linen as nn
 from configs import digits
 from diffjax import choices
 from diffjax.spec import spec
-
-class Tiny(nn.Module):
-    num_classes: int
-
-    @nn.compact
-    def __call__(self, x, noise_label, cond=None, train=False):
-        h = nn.Dense(16, name="conv_in")(x) + noise_label[:, None, None, None]
-        h = h + nn.Embed(self.num_classes + 1, 16, name="embed")(cond)[:, None, None]
-        h = nn.Dropout(0.1, deterministic=not train)(nn.silu(h))
-        return nn.Dense(x.shape[-1], name="final_conv")(h)
+from tests.tiny_network import Tiny
 
 def get_config():
     config = digits.get_config()
@@ -55,6 +45,7 @@ import json, os, sys, traceback
 import grain, matplotlib.pyplot, orbax.checkpoint, sklearn.datasets, tensorboardX
 from importlib import import_module
 from experiments import cli, evaluate, sample, train
+import tests.tiny_network
 for line in sys.stdin:
     pids = []
     for order in json.loads(line):

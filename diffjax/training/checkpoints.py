@@ -147,6 +147,10 @@ class Checkpoints:
         """The steps that have a checkpoint, rising."""
         return sorted(self._manager.all_steps())
 
+    def leave(self, steps: list[int]) -> None:
+        """Moves checkpoints that are not to be gone on from beside the others; none is deleted."""
+        self._move_out(steps, "checkpoints_left")
+
     def wait(self) -> None:
         """Waits until what was begun is on disk."""
         self._manager.wait_until_finished()
@@ -159,12 +163,14 @@ class Checkpoints:
             self._manager.close()
 
     def _set_aside(self, steps: list[int]) -> None:
+        self._move_out(steps, "checkpoints_damaged")
+
+    def _move_out(self, steps: list[int], folder: str) -> None:
         if steps:
-            processes.in_first(partial(self._move, steps))
+            processes.in_first(partial(self._move, steps, self.folder.with_name(folder)))
             self._manager.reload()
 
-    def _move(self, steps: list[int]) -> None:
-        aside = self.folder.with_name("checkpoints_damaged")
+    def _move(self, steps: list[int], aside: Path) -> None:
         aside.mkdir(exist_ok=True)
         for step in steps:
             taken = len(list(aside.glob(f"{step}*")))

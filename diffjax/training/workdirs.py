@@ -29,6 +29,7 @@ _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "num
 _ADDED: Mapping[str, Any] = {
     "wrappers": [],
     "nonfinite": {TARGET: "diffjax.training.nonfinite:NonFinite", "skip_in_a_row": 0},
+    "nonfinite.rollbacks": 0,
     "data.max_damaged": 0,
     "evaluation.grids": [],
     "sampling.guidance": {TARGET: "diffjax.sampling.guidance:ClassifierFree"},
@@ -62,7 +63,7 @@ def _claim(workdir: Path, config: ConfigDict) -> None:
             "--workdir"
         )
     else:
-        _write(path, to_json(config))
+        write_text(path, to_json(config))
     # What can't be written shows now, not after an hour.
     for name in _FOLDERS:
         make_writable(workdir / name)
@@ -123,7 +124,7 @@ def record_run(workdir: Path, setup: Setup, dataset: DataSet, command: str) -> N
         "train_seconds": before.get("train_seconds", 0.0),
     }
     if is_first():
-        _write(workdir / RUN, json.dumps(content, indent=2) + "\n")
+        write_text(workdir / RUN, json.dumps(content, indent=2) + "\n")
 
 
 def add_seconds(workdir: Path, **seconds: float) -> None:
@@ -133,7 +134,7 @@ def add_seconds(workdir: Path, **seconds: float) -> None:
     content = read_json(workdir / RUN) or {}
     for name, value in seconds.items():
         content[name] = content.get(name, 0.0) + value
-    _write(workdir / RUN, json.dumps(content, indent=2) + "\n")
+    write_text(workdir / RUN, json.dumps(content, indent=2) + "\n")
 
 
 def read(
@@ -176,7 +177,8 @@ def _version(package: str) -> str:
         return "not installed"
 
 
-def _write(path: Path, text: str) -> None:
+def write_text(path: Path, text: str) -> None:
+    """Writes a file that is there whole or not at all, also after a loss of power."""
     scratch = path.with_name(path.name + ".tmp")
     with scratch.open("w", encoding="utf-8") as file:
         file.write(text)
