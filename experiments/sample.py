@@ -10,6 +10,7 @@ sets of images starts at its test images, and shows each beside what it became.
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 from absl import flags
@@ -99,7 +100,8 @@ def main(args: SimpleNamespace) -> None:
         "against": repr(recipe.against),
         "seed": args.seed,
     }
-    traced = args.film and trace_samples(asked.only(np.arange(min(len(labels), _FILMED))))
+    filmed = asked.only(np.arange(min(len(labels), _FILMED)))
+    traced: Any = None if args.film is None else trace_samples(filmed)
     if not is_first():
         return
     try:
@@ -109,7 +111,7 @@ def main(args: SimpleNamespace) -> None:
             both = np.stack([source, images], axis=1)
             save_png(out, both.reshape(-1, *images.shape[1:]), columns=_PAIRS_IN_A_ROW * 2)
         np.savez_compressed(out.with_suffix(".npz"), **arrays, **how)
-        if traced:
+        if args.film is not None:
             save_film(args.film, traced)
     except OSError as error:
         raise UserError(f"can't write {out}: {error.strerror}") from error

@@ -24,7 +24,7 @@ from experiments import processes as flags_of
 from tests.trainer import STEPS, Trainer
 
 # Sums in another order: eight steps of Adam, whose first ones divide by a root near 0.
-TOLERANCE = {"rtol": 2e-3, "atol": 2e-5}
+RTOL, ATOL = 2e-3, 2e-5
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +60,7 @@ def state_of(workdir: Path, setup, step: int = STEPS):
 def assert_same_run(workdir: Path, other: Path, setup) -> None:
     """All arrays, all lines and the evaluation, to the tolerance of another order of sums."""
     jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, **TOLERANCE),
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=RTOL, atol=ATOL),
         state_of(workdir, setup),
         state_of(other, setup),
     )

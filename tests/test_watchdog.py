@@ -60,12 +60,16 @@ def test_a_data_source_that_hangs_ends_the_run(tmp_path):
     assert (workdir / "checkpoints" / "0").is_dir()
 
 
+def never(status: int) -> None:
+    pytest.fail(f"ended with {status}")
+
+
 def alarms(caplog) -> list[str]:
     return [record.getMessage() for record in caplog.records if record.levelno == logging.ERROR]
 
 
 def test_steps_that_come_are_no_hang(tmp_path, caplog):
-    with watched(Watchdog(seconds=0.5, times=0.0), tmp_path, pytest.fail) as begun:
+    with watched(Watchdog(seconds=0.5, times=0.0), tmp_path, never) as begun:
         for step in range(10):
             begun(step)
             time.sleep(0.1)
@@ -76,7 +80,7 @@ def test_steps_that_come_are_no_hang(tmp_path, caplog):
 
 def test_each_hang_is_told_once_where_it_only_tells(tmp_path, caplog):
     watchdog = Watchdog(seconds=0.2, times=0.0, exits=False)
-    with watched(watchdog, tmp_path, pytest.fail) as begun:
+    with watched(watchdog, tmp_path, never) as begun:
         for step in (3, 4):
             begun(step)
             time.sleep(0.8)
@@ -88,7 +92,7 @@ def test_each_hang_is_told_once_where_it_only_tells(tmp_path, caplog):
 
 def test_slow_steps_are_allowed_what_they_take(tmp_path, caplog):
     """Steps of 0.2 s, and one of 1 s: less than 10 times that, though more than the least."""
-    with watched(Watchdog(seconds=0.3, times=10.0), tmp_path, pytest.fail) as begun:
+    with watched(Watchdog(seconds=0.3, times=10.0), tmp_path, never) as begun:
         for step in range(4):
             begun(step)
             time.sleep(0.2)

@@ -76,8 +76,8 @@ def part_of_batch(place: NamedSharding, batch_size: int) -> tuple[int, int]:
         >>> part_of_batch(batch_sharding(make_mesh()), 8 * jax.device_count())
         (0, 1)
     """
-    slices = place.addressable_devices_indices_map((batch_size,)).values()
-    held = [rows.indices(batch_size)[:2] for rows, *_ in slices]
+    parts: Any = place.addressable_devices_indices_map((batch_size,))
+    held = [rows.indices(batch_size)[:2] for rows, *_ in parts.values()]
     first, last = min(start for start, _ in held), max(stop for _, stop in held)
     size = last - first
     if size != sum(stop - start for start, stop in set(held)) or first % size or batch_size % size:

@@ -5,7 +5,8 @@ import json
 import os
 import platform
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -149,11 +150,48 @@ def read(
         text = (workdir / CONFIG).read_text(encoding="utf-8")
     except OSError as error:
         raise UserError(f"there is no run in {workdir}: {CONFIG}: {error.strerror}") from error
+    except ValueError as error:
+        raise UserError(f"{workdir / CONFIG} is no text ({error}): restore it") from error
     run = read_json(workdir / RUN)
     if run is None or "data" not in run:
         raise UserError(f"{workdir / RUN} is missing or incomplete: run the training command again")
     data = run["data"]
+    if not _describes_data(data):
+        raise UserError(f"{workdir / RUN} does not describe images: restore it")
     return from_json(text, allowed_packages), {**data, "image_shape": tuple(data["image_shape"])}
+
+
+@contextmanager
+def version_told(workdir: Path) -> Iterator[None]:
+    """Adds to what is said of a run that can't be read which version wrote it, if another one did.
+
+    Raises:
+        UserError: the one that was raised inside, with the version.
+    """
+    try:
+        yield
+    except UserError as error:
+        run = read_json(workdir / RUN) or {}
+        versions, revision = run.get("versions"), str(run.get("git_revision", ""))
+        version = versions.get("diffjax") if isinstance(versions, dict) else None
+        if version == diffjax.__version__ and revision == git_revision(Path(__file__).parent):
+            raise
+        at = f" at {revision[:12]}" if revision else ""
+        raise UserError(f"{error}; diffjax {version}{at} wrote it, and reads it") from error
+
+
+def _describes_data(data: Any) -> bool:
+    if not isinstance(data, dict):
+        return False
+    shape, names = data.get("image_shape"), data.get("label_names")
+    return (
+        isinstance(shape, list)
+        and len(shape) == 3
+        and all(type(size) is int and size > 0 for size in shape)
+        and type(data.get("num_classes")) is int
+        and data["num_classes"] >= 0
+        and isinstance(names, list)
+    )
 
 
 def git_revision(folder: Path) -> str:
