@@ -48,7 +48,12 @@ def fuzz(request):
             derandomize=trials <= short,
             database=None,
             deadline=None,
-            suppress_health_check=list(HealthCheck),
+            suppress_health_check=[
+                HealthCheck.data_too_large,
+                HealthCheck.filter_too_much,
+                HealthCheck.function_scoped_fixture,
+                HealthCheck.too_slow,
+            ],
         )
         asked(given(strategy)(check))()
 
