@@ -180,8 +180,14 @@ def from_json(text: str, allowed_packages: tuple[str, ...] = ("diffjax",)) -> Co
         raise UserError(f"not a saved config: {error}") from error
     if not isinstance(tree, dict):
         raise UserError("not a saved config: the JSON is no object")
-    _check_packages(tree, allowed_packages)
-    return _config(tree)
+    try:
+        _check_packages(tree, allowed_packages)
+        return _config(tree)
+    # Keys with dots, and whatever else a config does not take.
+    except (TypeError, ValueError, AttributeError, RecursionError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"not a saved config: {error}") from error
 
 
 def _parameters(target: Callable[..., Any]) -> dict[str, Any]:
