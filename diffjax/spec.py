@@ -17,6 +17,21 @@ from ml_collections import ConfigDict
 from diffjax.errors import UserError, nearest
 
 TARGET = "_target_"
+# Of diffjax, a saved config may name what describes an experiment, and nothing that writes, fetches
+# by itself or starts programs: its loop, its folders, its pages.
+_VOCABULARY = (
+    "data",
+    "evaluation.clip",
+    "evaluation.dinov2",
+    "evaluation.features",
+    "evaluation.inception",
+    "models",
+    "objectives",
+    "process",
+    "sampling",
+    "training.nonfinite",
+    "training.optimizer",
+)
 # Flax adds these two to every module, always together; they are wiring, not hyper-parameters.
 _FLAX_WIRING = ("parent", "name")
 
@@ -74,8 +89,8 @@ def build(config: Any, /, **runtime: Any) -> Any:
             number of classes).
 
     Raises:
-        UserError: a key that the callable does not take, a runtime argument that is missing, or a
-            target that does not exist; each names the nearest known one.
+        UserError: a key that the callable does not take, a runtime argument that is missing, text
+            in place of a number, or a target that does not exist; names the nearest known one.
     """
     if isinstance(config, (list, tuple)):
         return tuple(build(item) for item in config)
@@ -89,6 +104,8 @@ def build(config: Any, /, **runtime: Any) -> Any:
     arguments = {name: build(config[name]) for name in config if name != TARGET} | runtime
     for name in arguments:
         _check_known(location, name, parameters)
+        if name not in runtime:
+            _check_kind(location, name, arguments[name], parameters[name])
     for name, default in parameters.items():
         if default is inspect.Parameter.empty and name not in arguments:
             raise UserError(f"{location} needs {name!r}, which neither config nor caller gives")
@@ -151,19 +168,26 @@ def from_json(text: str, allowed_packages: tuple[str, ...] = ("diffjax",)) -> Co
     """A locked config from JSON text that `to_json` wrote.
 
     A saved config names callables that `build` will import, so only those of `allowed_packages`
-    are accepted: a run folder from a stranger can't run code of its choice.
+    are accepted: a run folder from a stranger can't run code of its choice. Of diffjax itself, only
+    the parts of an experiment are: data, networks, objectives, paths, samplers, extractors.
 
     Raises:
         UserError: it is not such JSON, or it names a callable of another package.
     """
     try:
         tree = json.loads(text)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"not a saved config: {error}") from error
     if not isinstance(tree, dict):
         raise UserError("not a saved config: the JSON is no object")
-    _check_packages(tree, allowed_packages)
-    return _config(tree)
+    try:
+        _check_packages(tree, allowed_packages)
+        return _config(tree)
+    # Keys with dots, and whatever else a config does not take.
+    except (TypeError, ValueError, AttributeError, RecursionError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"not a saved config: {error}") from error
 
 
 def _parameters(target: Callable[..., Any]) -> dict[str, Any]:
@@ -176,6 +200,16 @@ def _parameters(target: Callable[..., Any]) -> dict[str, Any]:
 def _check_known(location: str, name: str, parameters: Mapping[str, Any]) -> None:
     if name not in parameters:
         raise UserError(f"{location} has no parameter {name!r}; {nearest(name, parameters)}")
+
+
+def _check_kind(location: str, name: str, value: Any, default: Any) -> None:
+    """Refuses what is plainly no number, or no text, where the default is one."""
+    is_number = isinstance(default, int | float)
+    if (is_number and (value is None or isinstance(value, str | Mapping | list | tuple))) or (
+        isinstance(default, str) and isinstance(value, int | float | Mapping | list | tuple)
+    ):
+        what = "a number" if is_number else "text"
+        raise UserError(f"{location} takes {what} for {name!r}, like {default!r}, not {value!r}")
 
 
 def _locate(location: str) -> Callable[..., Any]:
@@ -196,14 +230,24 @@ def _check_packages(tree: Any, allowed: tuple[str, ...]) -> None:
         for item in tree:
             _check_packages(item, allowed)
     if isinstance(tree, dict):
-        location = tree.get(TARGET, allowed[0])
-        if not isinstance(location, str) or location.partition(":")[0].split(".")[0] not in allowed:
+        location = tree.get(TARGET)
+        if TARGET in tree and not _may_be_named(location, allowed):
             raise UserError(
-                f"saved config names {location!r}, which is not in {', '.join(allowed)}; "
-                "if you trust it, pass allowed_packages"
+                f"saved config names {location!r}, which is no part of an experiment in "
+                f"{', '.join(allowed)}; if you trust it, pass allowed_packages"
             )
         for value in tree.values():
             _check_packages(value, allowed)
+
+
+def _may_be_named(location: Any, allowed: tuple[str, ...]) -> bool:
+    module, colon, attribute = location.partition(":") if isinstance(location, str) else [""] * 3
+    package, _, room = module.partition(".")
+    if not colon or package not in allowed or attribute.startswith("_"):
+        return False
+    return package != "diffjax" or any(
+        room == known or room.startswith(f"{known}.") for known in _VOCABULARY
+    )
 
 
 def _config(tree: Any) -> Any:

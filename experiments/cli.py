@@ -24,6 +24,7 @@ import re
 import signal
 import sys
 import textwrap
+import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -35,7 +36,7 @@ from absl import flags
 from diffjax import choices
 from diffjax.errors import UserError
 from diffjax.spec import TARGET, build
-from experiments import config_files
+from experiments import config_files, processes
 
 _HELP = frozenset({"--help", "-help", "-h", "-?", "--helpshort", "--helpfull"})
 
@@ -73,7 +74,8 @@ def run(
         argv: the command line after the program's name; that of this process by default.
 
     Returns:
-        0 after success or `--help`, 2 after a user's error, 130 after Ctrl-C, 143 after SIGTERM.
+        0 after success or `--help`, 2 after a user's error (75 after one that passes: another
+        process of the run was lost), 130 after Ctrl-C, 143 after SIGTERM.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     if _HELP.intersection(argv):
@@ -85,13 +87,23 @@ def run(
     _set_up_logging()
     _keep_compiled_programs()
     try:
-        return main(_parse(flag_values, argv)) or 0
+        args = _parse(flag_values, argv)
+        processes.join(args)
+        return main(args) or 0
     except UserError as error:
         print("error: " + " ".join(str(error).split()), file=sys.stderr)
-        return 2
+        status = getattr(error, "status", 2)
+        processes.leave(status)
+        return status
     except KeyboardInterrupt as interrupt:
         print(str(interrupt) or "interrupted", file=sys.stderr)
         return 128 + getattr(interrupt, "signal", signal.SIGINT)
+    except Exception:
+        if not jax.distributed.is_initialized():
+            raise
+        traceback.print_exc()
+        processes.leave(1)
+        raise
 
 
 def require(args: SimpleNamespace, name: str) -> None:

@@ -24,7 +24,8 @@ from diffjax.evaluation.tables import quality_table
 from diffjax.spec import build
 from diffjax.training.interrupts import stop_signals
 from diffjax.training.measure import measure
-from experiments import cli
+from diffjax.training.processes import is_first, losses_told
+from experiments import cli, processes
 
 FLAGS = flags.FlagValues()
 flags.DEFINE_string("workdir", None, "folder of the run", flag_values=FLAGS)
@@ -50,6 +51,8 @@ flags.DEFINE_list(
     "allowed_packages", [], "of your own, that the saved config may name", flag_values=FLAGS
 )
 
+processes.define(FLAGS)
+
 
 def main(args: SimpleNamespace) -> None:
     """Evaluates, prints the table, and names the page."""
@@ -58,7 +61,7 @@ def main(args: SimpleNamespace) -> None:
     scales, seeds = numbers(args, "guidance_scale", float), numbers(args, "seed", int)
     extractor = chosen_extractor(args)
     run = diffjax.load(args.workdir, allowed_packages=("diffjax", *args.allowed_packages))
-    with stop_signals() as should_stop:
+    with losses_told(), stop_signals() as should_stop:
         result = measure(
             run,
             build(run.config.data),
@@ -78,6 +81,8 @@ def main(args: SimpleNamespace) -> None:
                 file=sys.stderr,
             ),
         )
+    if not is_first():
+        return
     print(quality_table(result["by_nfe"]))
     print(f"open {write_report(args.workdir)}")
 

@@ -10,6 +10,7 @@ sets of images starts at its test images, and shows each beside what it became.
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 from absl import flags
@@ -29,7 +30,8 @@ from diffjax.training.generate import (
 )
 from diffjax.training.load import Run, weaker_models
 from diffjax.training.measure import Guided, named_recipe, samples_asked_of
-from experiments import cli
+from diffjax.training.processes import is_first
+from experiments import cli, processes
 
 FLAGS = flags.FlagValues()
 flags.DEFINE_string("workdir", None, "folder of the run", flag_values=FLAGS)
@@ -59,7 +61,7 @@ flags.DEFINE_string(
     "out", None, "the picture; arrays go beside it as .npz (WORKDIR/samples/seed_N.png)",
     flag_values=FLAGS,
 )  # fmt: skip
-
+processes.define(FLAGS)
 
 _PAIRS_IN_A_ROW = 5
 _FILMED = 6
@@ -98,6 +100,10 @@ def main(args: SimpleNamespace) -> None:
         "against": repr(recipe.against),
         "seed": args.seed,
     }
+    filmed = asked.only(np.arange(min(len(labels), _FILMED)))
+    traced: Any = None if args.film is None else trace_samples(filmed)
+    if not is_first():
+        return
     try:
         if source is None:
             save_png(out, images)
@@ -106,8 +112,7 @@ def main(args: SimpleNamespace) -> None:
             save_png(out, both.reshape(-1, *images.shape[1:]), columns=_PAIRS_IN_A_ROW * 2)
         np.savez_compressed(out.with_suffix(".npz"), **arrays, **how)
         if args.film is not None:
-            first = np.arange(min(len(labels), _FILMED))
-            save_film(args.film, trace_samples(asked.only(first)))
+            save_film(args.film, traced)
     except OSError as error:
         raise UserError(f"can't write {out}: {error.strerror}") from error
     print(", ".join(f"{name}={value}" for name, value in how.items()))

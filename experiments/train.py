@@ -22,8 +22,10 @@ from diffjax.spec import build, to_json
 from diffjax.training import workdirs
 from diffjax.training.loop import train
 from diffjax.training.measure import check_evaluation
+from diffjax.training.processes import is_first
 from diffjax.training.setup import Setup, check_pairs, set_up
-from experiments import cli
+from diffjax.training.watchdog import Watchdog
+from experiments import cli, processes
 
 FLAGS = flags.FlagValues()
 cli.define_config(FLAGS)
@@ -32,6 +34,19 @@ flags.DEFINE_bool("print_config", False, "print the resolved config and stop", f
 flags.DEFINE_bool(
     "dry_run", False, "build and check everything, say what would run, and stop", flag_values=FLAGS
 )
+flags.DEFINE_float(
+    "hang_seconds", Watchdog.seconds, "without a step that are a hang; 0 never",
+    lower_bound=0.0, flag_values=FLAGS,
+)  # fmt: skip
+flags.DEFINE_float(
+    "hang_times", Watchdog.times, "and no less than that many times a step's time",
+    lower_bound=0.0, flag_values=FLAGS,
+)  # fmt: skip
+flags.DEFINE_bool(
+    "hang_exits", Watchdog.exits, "end a run that hangs, with status 75; else only tell",
+    flag_values=FLAGS,
+)  # fmt: skip
+processes.define(FLAGS)
 
 
 def main(args: SimpleNamespace) -> None:
@@ -49,7 +64,10 @@ def main(args: SimpleNamespace) -> None:
         print(describe(setup, dataset, workdir))
         return
     command = shlex.join(["python", "-m", "experiments.train", *sys.argv[1:]])
-    page = train(config, workdir, command)
+    watchdog = Watchdog(args.hang_seconds, args.hang_times, args.hang_exits)
+    page = train(config, workdir, command, watchdog=watchdog)
+    if not is_first():
+        return
     print(f"{headline(workdir)}\nopen {page}")
 
 

@@ -408,7 +408,7 @@ def test_the_fingerprint_of_pairs_sees_both_ends():
         ({"source": np.zeros((3, 8, 8, 1), np.float32)}, "sources of the images' shape"),
         ({"source": np.full((2, 8, 8, 1), np.nan, np.float32)}, "not finite"),
         ({"label": np.array([0, 10])}, "labels in .* go from 0 to 10"),
-        ({"label": np.array([0, None])}, "Object arrays cannot be loaded"),
+        ({"label": np.array([0, None])}, "holds objects, not numbers"),
         ({"image": np.zeros((2, 4, 4, 1), np.uint8), "source": np.zeros((2, 4, 4, 1), np.uint8)},
          r"have shape \(4, 4, 1\)"),
     ],

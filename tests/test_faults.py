@@ -11,7 +11,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from collections import Counter
@@ -28,101 +27,9 @@ from diffjax.training.checkpoints import Checkpoints
 from diffjax.training.setup import set_up
 from diffjax.training.sharding import make_mesh
 from experiments import config_files
+from tests.trainer import STEPS, Trainer
 
 pytestmark = pytest.mark.faults
-
-ROOT = Path(__file__).parent.parent
-STEPS = 8
-# Nearly all of a run's time is tracing: the smallest network, no guidance, one table row. Saving,
-# logging and drawing fall on different steps, and stops between all of them.
-CONFIG = f"""
-from flax import linen as nn
-from configs import digits
-from diffjax import choices
-from diffjax.spec import spec
-
-class Tiny(nn.Module):
-    num_classes: int
-
-    @nn.compact
-    def __call__(self, x, noise_label, cond=None, train=False):
-        h = nn.Dense(16, name="conv_in")(x) + noise_label[:, None, None, None]
-        h = h + nn.Embed(self.num_classes + 1, 16, name="embed")(cond)[:, None, None]
-        h = nn.Dropout(0.1, deterministic=not train)(nn.silu(h))
-        return nn.Dense(x.shape[-1], name="final_conv")(h)
-
-def get_config():
-    config = digits.get_config()
-    config.name, config.num_steps, config.batch_size = "tiny", {STEPS}, 16
-    config.model = spec(Tiny)
-    config.optimizer.warmup_steps = 2
-    config.sampling.solver = choices.copy(choices.SOLVERS["euler"])
-    config.sampling.update(num_steps=2, guidance_scale=1.0)
-    config.log_every_steps, config.sample_every_steps = 3, 4
-    config.checkpoint_every_steps, config.checkpoints_to_keep = 2, 9
-    config.evaluation.update(num_samples=20, batch_size=20, solvers=(), num_steps=())
-    return config
-"""
-ENVIRONMENT = {
-    **os.environ,
-    "PYTHONPATH": str(ROOT),
-    "XLA_FLAGS": "",  # one device, as most have
-    "OPENBLAS_NUM_THREADS": "1",  # whose threads would not survive the fork
-}
-
-# Imports take longer than the training: one process makes them, and forks for each run.
-SERVER = """
-import json, os, sys, traceback
-import grain, matplotlib.pyplot, orbax.checkpoint, sklearn.datasets, tensorboardX
-from experiments import cli, train
-for line in sys.stdin:
-    order = json.loads(line)
-    pid = os.fork()
-    if pid == 0:
-        status = 70
-        try:
-            sink = os.open(order["output"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-            os.dup2(os.open(os.devnull, os.O_RDONLY), 0), os.dup2(sink, 1), os.dup2(sink, 2)
-            status = cli.run(train.main, train.FLAGS, usage="", argv=order["argv"])
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            sys.stdout.flush(), sys.stderr.flush()
-            os._exit(status)
-    print(pid, flush=True)
-    print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
-"""
-
-
-class Trainer:
-    """Starts `experiments.train` again and again."""
-
-    def __init__(self, outputs: Path):
-        self.outputs = outputs
-        self.config = outputs / "tiny.py"
-        self.config.write_text(CONFIG)
-        self.server = subprocess.Popen(
-            [sys.executable, "-c", SERVER],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=ENVIRONMENT, cwd=ROOT,
-        )  # fmt: skip
-
-    def run(self, workdir: Path, disturb=lambda pid: None) -> tuple[int, str]:
-        """The exit status (minus the signal that ended it) and what was said."""
-        assert self.server.stdin
-        assert self.server.stdout
-        output = self.outputs / f"{time.monotonic_ns()}.txt"
-        order = {"argv": self.arguments(workdir), "output": str(output)}
-        self.server.stdin.write(json.dumps(order) + "\n")
-        self.server.stdin.flush()
-        disturb(int(self.server.stdout.readline()))
-        status = int(self.server.stdout.readline())
-        return status, output.read_text() if output.exists() else ""
-
-    def arguments(self, workdir: Path) -> list[str]:
-        return [f"--config={self.config}", f"--workdir={workdir}"]
-
-    def close(self) -> None:
-        self.server.communicate()
 
 
 class Truth(NamedTuple):

@@ -74,9 +74,14 @@ def evaluation(arm, seed):
         "step": 1200,
         "weights": "ema-0.999",
         "sampling": {
-            "solver": "heun", "grid": "Power()", "grid_name": "uniform", "num_steps": 9,
-            "nfe": 34, "guidance_scale": 1.5, "seed": 0,
-        },  # fmt: skip
+            "solver": "heun",
+            "grid": "Power()",
+            "grid_name": "uniform",
+            "num_steps": 9,
+            "nfe": 34,
+            "guidance_scale": 1.5,
+            "seed": 0,
+        },
         "accuracy": 0.985,
         "frechet_distance": {
             "value": distance(arm, seed, 34),

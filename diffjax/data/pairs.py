@@ -1,13 +1,13 @@
 """Sets of pairs: each image with its other end, its `source`."""
 
 import hashlib
-import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from diffjax.data.archives import read_npz
 from diffjax.data.sources import Batch, DataSet, Example, Source
 from diffjax.errors import UserError
 
@@ -202,17 +202,10 @@ def pairs(dataset: DataSet, path: str = "") -> DataSet:
 
 
 def _read(path: Path) -> dict[str, np.ndarray]:
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            missing = {"image", "source", "label"} - set(file)
-            if missing:
-                raise UserError(
-                    f"{path} lacks {', '.join(sorted(missing))}: it is no file of pairs"
-                )
-            return {name: file[name] for name in ("image", "source", "label")}
-    except UserError:
-        raise
-    except OSError as error:
-        raise UserError(f"can't read {path}: {error.strerror or error}") from None
-    except (ValueError, EOFError, TypeError, zipfile.BadZipFile) as error:
-        raise UserError(f"can't read pairs from {path}: {error}") from None
+    arrays = read_npz(path, str(path))
+    missing = {"image", "source", "label"} - set(arrays)
+    if missing:
+        raise UserError(f"{path} lacks {', '.join(sorted(missing))}: it is no file of pairs")
+    if not np.issubdtype(arrays["label"].dtype, np.integer) or arrays["label"].ndim != 1:
+        raise UserError(f"labels in {path} are no list of integers")
+    return arrays

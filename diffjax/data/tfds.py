@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,9 @@ from typing import Any
 from diffjax.data.folder import read_image
 from diffjax.data.sources import DataSet, Example, Source
 from diffjax.errors import UserError
+
+_FEATURES = "features.json"
+_CLASS_KEYS = ("pythonClassName", "python_class_name", "type")  # the last as TFDS before 4.5 had it
 
 
 def tfds_images(
@@ -39,6 +43,7 @@ def tfds_images(
     import tensorflow_datasets as tfds
 
     folder = _prepared_folder(name, Path(path).expanduser())
+    _check_features(folder)
     try:
         builder: Any = tfds.builder_from_directory(folder)
     # Whatever TFDS makes of damaged metadata.
@@ -78,6 +83,29 @@ def _prepared_folder(name: str, path: Path) -> Path:
         names = ", ".join(folder.relative_to(path).as_posix() for folder in found)
         raise UserError(f"several TFDS sets {name!r} in {path}: choose one of {names}")
     return found[0]
+
+
+def _check_features(folder: Path) -> None:
+    """Refuses a set that names classes of its own: TFDS would import the modules they are in."""
+
+    def check(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        for key, value in pairs:
+            named = key in _CLASS_KEYS and isinstance(value, str) and "." in value
+            if named and not value.startswith("tensorflow_datasets."):
+                raise UserError(
+                    f"{folder / _FEATURES} names {value!r}, and only classes of TFDS are loaded"
+                )
+        return dict(pairs)
+
+    try:
+        text = (folder / _FEATURES).read_text(encoding="utf-8")
+        json.loads(text, object_pairs_hook=check)
+    except FileNotFoundError:
+        return
+    except UserError:
+        raise
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"can't read the TFDS metadata in {folder}: {_line(error)}") from None
 
 
 def _how_to_prepare(name: str, path: str) -> str:

@@ -6,7 +6,6 @@ The shipped weights come from `python -m experiments.train_classifier`; no downl
 import hashlib
 import io
 import json
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
@@ -19,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
+from diffjax.data.archives import read_npz
 from diffjax.errors import UserError, nearest
 
 # sha256 of each file in `weights/`: a damaged or exchanged file would silently shift every number.
@@ -141,8 +141,7 @@ def decode(name: str, data: bytes, expected_sha256: str | None = None) -> Traine
             f"{expected_sha256[:12]}…: the file is damaged or was exchanged; reinstall diffjax"
         )
     try:
-        with np.load(io.BytesIO(data), allow_pickle=False) as file:
-            arrays = {key: file[key] for key in file.files}
+        arrays = read_npz(data, name)
         metadata = json.loads(str(arrays.pop(_METADATA)))
         settings = metadata["network"]
         network = Classifier(
@@ -151,7 +150,7 @@ def decode(name: str, data: bytes, expected_sha256: str | None = None) -> Traine
             tuple(settings["patches"]),
             settings["num_features"],
         )
-    except (ValueError, KeyError, TypeError, EOFError, OSError, zipfile.BadZipFile) as error:
+    except (UserError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(
             f"{name} is not a classifier written by experiments.train_classifier"
         ) from error

@@ -14,7 +14,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, StrictUndefined, UndefinedError
 from markupsafe import Markup
 from PIL import Image
 
@@ -72,7 +72,15 @@ def write_report(workdir: str | Path) -> Path:
     )
     environment.filters |= {"number": number, "percent": percent, "duration": duration}
     source = resources.files("diffjax.evaluation").joinpath("report.html.jinja")
-    page = environment.from_string(source.read_text(encoding="utf-8")).render(_content(workdir))
+    template = environment.from_string(source.read_text(encoding="utf-8"))
+    try:
+        page = template.render(_content(workdir))
+    # JSON of another shape trips up whatever first looks at it.
+    except (ArithmeticError, AttributeError, LookupError, TypeError, UndefinedError) as error:
+        raise UserError(
+            f"a file in {workdir} is not what a run writes ({type(error).__name__}: {error}): "
+            "evaluate it again by python -m experiments.evaluate, or restore it"
+        ) from error
     path = workdir / "report.html"
     scratch = path.with_name(path.name + ".tmp")
     scratch.write_text(page, encoding="utf-8")

@@ -8,6 +8,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import orbax.checkpoint as ocp
 from jax import Array
 
 from diffjax.errors import UserError
+from diffjax.training import processes
 
 _LOG = logging.getLogger("diffjax")
 
@@ -117,12 +119,7 @@ class Checkpoints:
         Raises:
             Exception: anything, if it is damaged.
         """
-        restored: Any = self._manager.restore(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardRestore(_parts(abstract)), meta=ocp.args.JsonRestore()
-            ),
-        )
+        restored = self._read_together(step, abstract)
         meta = restored.meta
         # Checkpoints of before there was this sum have none.
         if meta.pop("meta_sha256", None) not in (None, _sha256(meta)):
@@ -134,15 +131,27 @@ class Checkpoints:
             raise UserError(f"{len(wrong)} array(s) differ from what was saved, {wrong[:1]} first")
         return state, meta
 
+    def _read_together(self, step: int, abstract: Any) -> Any:
+        """What Orbax reads; damage that one of several processes meets is damage for all."""
+        arguments = ocp.args.Composite(
+            state=ocp.args.StandardRestore(_parts(abstract)), meta=ocp.args.JsonRestore()
+        )
+        restored, trouble = None, None
+        try:
+            restored = self._manager.restore(step, args=arguments)
+        except Exception as error:  # It is said below, once the others know.
+            trouble = error
+        if not processes.all_agree(trouble is None):
+            raise trouble or UserError("another process could not read it")
+        return restored
+
     def steps(self) -> list[int]:
         """The steps that have a checkpoint, rising."""
         return sorted(self._manager.all_steps())
 
-    def forget_after(self, step: int) -> None:
-        """Deletes the checkpoints of later steps, which are about to be made again."""
-        for later in self.steps():
-            if later > step:
-                self._manager.delete(later)
+    def leave(self, steps: list[int]) -> None:
+        """Moves checkpoints that are not to be gone on from beside the others; none is deleted."""
+        self._move_out(steps, "checkpoints_left")
 
     def wait(self) -> None:
         """Waits until what was begun is on disk."""
@@ -156,16 +165,20 @@ class Checkpoints:
             self._manager.close()
 
     def _set_aside(self, steps: list[int]) -> None:
-        if not steps or jax.process_index() != 0:
-            return
-        aside = self.folder.with_name("checkpoints_damaged")
+        self._move_out(steps, "checkpoints_damaged")
+
+    def _move_out(self, steps: list[int], folder: str) -> None:
+        if steps:
+            processes.in_first(partial(self._move, steps, self.folder.with_name(folder)))
+            self._manager.reload()
+
+    def _move(self, steps: list[int], aside: Path) -> None:
         aside.mkdir(exist_ok=True)
         for step in steps:
             taken = len(list(aside.glob(f"{step}*")))
             name = f"{step}-{taken}" if taken else str(step)
             (self.folder / str(step)).rename(aside / name)
             _LOG.warning("checkpoint %d was moved to %s", step, aside / name)
-        self._manager.reload()
 
 
 def digest(tree: Any) -> dict[str, int]:
@@ -179,7 +192,7 @@ def digest(tree: Any) -> dict[str, int]:
         >>> list(one), one == other
         (['a'], False)
     """
-    sums = jax.device_get(_digest(tree))
+    sums = processes.to_host(_digest(tree))
     leaves = jax.tree_util.tree_leaves_with_path(sums)
     name = jax.tree_util.keystr
     return {name(path, simple=True, separator="/"): int(value) for path, value in leaves}

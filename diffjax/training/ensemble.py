@@ -176,7 +176,7 @@ def _resume(members: Sequence[Member], dataset: DataSet) -> None:
     if going and {going[0].step} != set(newest.values()):
         _LOG.warning("going on from step %d, the newest of all of %s", going[0].step, newest)
         for member in going:
-            member.checkpoints.forget_after(member.step)
+            member.checkpoints.leave([s for s in member.checkpoints.steps() if s > member.step])
 
 
 def _steps_up_to_now(member: Member) -> set[int]:

@@ -26,7 +26,8 @@ from diffjax.sampling.sample import (
     trace,
 )
 from diffjax.sampling.solvers import normal
-from diffjax.training.sharding import batch_sharding, replicated
+from diffjax.training.processes import to_host
+from diffjax.training.sharding import batch_sharding, replicated, spread
 from diffjax.wiring import Wired, check_recipe
 
 
@@ -139,8 +140,8 @@ def make_generator(
                 np.asarray(labels, np.int32)[kept],
                 None if source is None else np.asarray(source, np.float32)[kept],
             )
-            batch = draw_batch(params, times, *jax.device_put(arguments, place), **shared)
-            images.append(np.asarray(batch)[: len(labels) - start])
+            batch = draw_batch(params, times, *spread(arguments, place), **shared)
+            images.append(to_host(batch)[: len(labels) - start])
         return np.concatenate(images) if images else np.zeros((0, *wired.image_shape), np.float32)
 
     return generate
@@ -180,7 +181,7 @@ def evaluations(asked: Asked) -> int:
 
 
 def _in_one_batch(asked: Asked, walk: Callable[..., Any], times: Array) -> Any:
-    return make_walker(asked.wired, walk)(asked, times)
+    return to_host(make_walker(asked.wired, walk)(asked, times))
 
 
 def make_walker(wired: Wired, walk: Callable[..., Any]) -> Callable[[Asked, Array], Any]:

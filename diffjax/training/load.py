@@ -123,12 +123,16 @@ def load(workdir: str | Path, *, allowed_packages: tuple[str, ...] = ("diffjax",
     """
     workdir = Path(workdir)
     config, description = workdirs.read(workdir, allowed_packages)
-    setup = set_up(config, description["image_shape"], description["num_classes"], mesh=make_mesh())
+    with workdirs.version_told(workdir):
+        setup = set_up(
+            config, description["image_shape"], description["num_classes"], mesh=make_mesh()
+        )
     if not (workdir / "checkpoints").is_dir():
         raise UserError(f"{workdir} has no checkpoint yet: train it first")
     checkpoints = Checkpoints(workdir / "checkpoints", read_only=True)
     try:
-        restored = checkpoints.restore(setup.abstract, set_damaged_aside=False)
+        with workdirs.version_told(workdir):
+            restored = checkpoints.restore(setup.abstract, set_damaged_aside=False)
     finally:
         checkpoints.close()
     if restored is None:

@@ -7,13 +7,12 @@ import logging
 import os
 import platform
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
-import jax
-
 from diffjax.errors import UserError
+from diffjax.training.processes import in_first
 
 LOCK = "lock.json"
 _LOG = logging.getLogger("diffjax")
@@ -44,17 +43,17 @@ def locked(workdir: Path) -> Iterator[None]:
         ...
         diffjax.errors.UserError: ... is being trained by process ...
     """
-    if jax.process_index() != 0:
-        yield
-        return
     path = workdir / LOCK
-    # Not emptied: until the lock is had, what it says is another's.
-    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        _take(handle, path)
+    with ExitStack() as held:
+
+        def take() -> None:
+            # Not emptied: until the lock is had, what it says is another's.
+            handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+            held.callback(os.close, handle)
+            _take(handle, path)
+
+        in_first(take)
         yield
-    finally:
-        os.close(handle)
 
 
 def _take(handle: int, path: Path) -> None:

@@ -5,6 +5,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -27,18 +28,27 @@ from diffjax.training.load import Run, weaker_models
 from diffjax.training.lock import locked
 from diffjax.training.logging import JSONLWriter, ProgressBar, TensorBoardWriter, Writer, join
 from diffjax.training.measure import check_evaluation, measure, samples_asked_of
+from diffjax.training.processes import in_first, is_first, losses_told
+from diffjax.training.rollback import Rollbacks, roll_back, seed_of
 from diffjax.training.setup import Setup, check_pairs, set_up
-from diffjax.training.sharding import batch_sharding, replicated
+from diffjax.training.sharding import batch_sharding, part_of_batch, replicated
 from diffjax.training.state import TrainState, weights_called
 from diffjax.training.step import TrainStep, make_train_step
 from diffjax.training.storage import make_writable, told_in_one_line
-from diffjax.training.window import MetricsWindow
+from diffjax.training.watchdog import Watchdog, watched
+from diffjax.training.window import MetricsWindow, NonFiniteLoss
 
 _LOG = logging.getLogger("diffjax")
 _GRID_IMAGES = 100
 
 
-def train(config: ConfigDict, workdir: str | Path, command: str = "") -> Path:
+def train(
+    config: ConfigDict,
+    workdir: str | Path,
+    command: str = "",
+    *,
+    watchdog: Watchdog = Watchdog(),
+) -> Path:
     """Trains what a config describes, evaluates it, and writes the run's page.
 
     Running it again with the same config goes on where it stopped; a finished run is left as it
@@ -48,6 +58,7 @@ def train(config: ConfigDict, workdir: str | Path, command: str = "") -> Path:
         config: resolved, as a config file's `get_config` gives it.
         workdir: the run's folder.
         command: how to make the run again, for its page.
+        watchdog: when steps that don't come are a hang, which ends the process with status 75.
 
     Returns:
         The path of `report.html`.
@@ -67,12 +78,17 @@ def train(config: ConfigDict, workdir: str | Path, command: str = "") -> Path:
     check_pairs(setup, dataset)
     check_evaluation(config, dataset.image_shape)
 
-    make_writable(workdir)
-    with locked(workdir), told_in_one_line(workdir), stop_signals() as should_stop:
+    in_first(lambda: make_writable(workdir))
+    with (
+        losses_told(),
+        locked(workdir),
+        told_in_one_line(workdir),
+        stop_signals() as should_stop,
+    ):
         workdirs.claim(workdir, config)
         _LOG.info("training %s in %s", config.name, workdir)
-        run_all(setup, dataset, workdir, command, should_stop)
-        return write_report(workdir) if jax.process_index() == 0 else workdir / workdirs.REPORT
+        run_all(setup, dataset, workdir, command, should_stop, watchdog)
+        return write_report(workdir) if is_first() else workdir / workdirs.REPORT
 
 
 def run_all(
@@ -81,6 +97,7 @@ def run_all(
     workdir: Path,
     command: str,
     should_stop: Callable[[], bool],
+    watchdog: Watchdog = Watchdog(),
 ) -> None:
     """Everything that is missing: steps, then the evaluation of the last one."""
     config = setup.config
@@ -91,7 +108,10 @@ def run_all(
         state, start = restore_or_init(setup, checkpoints, dataset)
         workdirs.record_run(workdir, setup, dataset, command)
         if start["step"] < config.num_steps:
-            state = run_steps(setup, dataset, state, start, checkpoints, workdir, should_stop)
+            with watched(watchdog, workdir) as begun:
+                state = run_and_roll_back(
+                    setup, dataset, (state, start), checkpoints, workdir, should_stop, begun
+                )
         else:
             _LOG.info("%s is finished: %d of %d steps", workdir, start["step"], config.num_steps)
         checkpoints.wait()  # An evaluation is of something that is on disk.
@@ -111,6 +131,28 @@ def evaluate_once(
     if evaluated != setup.config.num_steps:
         run = Run(setup, state, workdir, dataset.label_names)
         measure(run, dataset, should_stop=should_stop)
+
+
+def run_and_roll_back(
+    setup: Setup,
+    dataset: DataSet,
+    begin: tuple[TrainState, Mapping[str, Any]],
+    checkpoints: Checkpoints,
+    workdir: Path,
+    should_stop: Callable[[], bool],
+    begun: Callable[[int], None],
+) -> TrainState:
+    """Runs all steps; a loss that is not finite leads back to a checkpoint as often as it may."""
+    rollbacks = Rollbacks.read(workdir)
+    while True:
+        try:
+            return run_steps(
+                setup, dataset, *begin, checkpoints, workdir, should_stop, begun, rollbacks
+            )
+        except NonFiniteLoss as error:
+            trouble = error.with_traceback(None)  # whose frames hold the broken state
+        rollbacks = roll_back(workdir, checkpoints, trouble, setup.nonfinite.rollbacks)
+        begin = restore_or_init(setup, checkpoints, dataset)
 
 
 def restore_or_init(
@@ -143,11 +185,16 @@ def run_steps(
     checkpoints: Checkpoints,
     workdir: Path,
     should_stop: Callable[[], bool],
+    begun: Callable[[int], None] = lambda step: None,
+    rollbacks: Rollbacks = Rollbacks(),
 ) -> TrainState:
-    """The loop itself: from the step where `start`, a checkpoint's meta, is to `num_steps`."""
+    """The loop itself: from the step where `start`, a checkpoint's meta, is to `num_steps`.
+
+    `begun` is told of each step; `rollbacks` say with which data and noise it is made.
+    """
     start_step, config = start["step"], setup.config
     _, step_key = jax.random.split(jax.random.key(config.seed))
-    stream = device_batches(setup, dataset, start_step)
+    stream = device_batches(setup, dataset, start_step, rollbacks)
     began = time.perf_counter()
     train_step = compile_train_step(setup, step_key)
     workdirs.add_seconds(workdir, compile_seconds=time.perf_counter() - began)
@@ -159,7 +206,10 @@ def run_steps(
     try:
         recorder.save(state)  # A folder that can't hold a checkpoint shows now, not after an hour.
         for step in range(start_step + 1, config.num_steps + 1):
-            state, metrics = train_step(state, step_key, next(stream))
+            begun(step)
+            order = rollbacks.order(step)
+            key = jax.random.fold_in(step_key, order) if order else step_key
+            state, metrics = train_step(state, key, next(stream))
             stop = should_stop() and step < config.num_steps
             recorder.add(step, metrics)
             if recorder.due(step, stop):
@@ -259,7 +309,7 @@ def open_writers(
     workdir: Path, num_steps: int, start_step: int, *, bar: bool = True
 ) -> list[Writer]:
     """Where metrics go; only the first of several processes writes."""
-    if jax.process_index() != 0:
+    if not is_first():
         return []
     files: list[Writer] = [
         JSONLWriter(workdir / workdirs.METRICS, start_step),
@@ -307,22 +357,29 @@ def train_flops(setup: Setup) -> float | None:
         return None
 
 
-def device_batches(setup: Setup, dataset: DataSet, start_step: int) -> Iterator[dict[str, Array]]:
+def device_batches(
+    setup: Setup, dataset: DataSet, start_step: int, rollbacks: Rollbacks = Rollbacks()
+) -> Iterator[dict[str, Array]]:
     """Global batches from `start_step` on; each process reads its own rows of them."""
     config = setup.config
-    stream = batches(
-        dataset.train,
-        batch_size=config.batch_size,
-        seed=config.seed,
-        start_step=start_step,
-        augment=build(config.augment),
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-    )
     place = batch_sharding(setup.mesh)
+    index, parts = part_of_batch(place, config.batch_size)
     used = setup.wired.batch_shapes(config.batch_size)
-    for batch in stream:
-        yield {name: jax.make_array_from_process_local_data(place, batch[name]) for name in used}
+    for order, first, last in rollbacks.stretches(start_step, config.num_steps):
+        stream = batches(
+            dataset.train,
+            batch_size=config.batch_size,
+            seed=seed_of(config.seed, order),
+            start_step=first,
+            augment=build(config.augment),
+            process_index=index,
+            process_count=parts,
+        )
+        for batch in islice(stream, last - first):
+            yield {
+                name: jax.make_array_from_process_local_data(place, batch[name], shape.shape)
+                for name, shape in used.items()
+            }
 
 
 def grid_drawer(setup: Setup, dataset: DataSet, workdir: Path) -> Callable[[TrainState], Any]:
@@ -337,7 +394,7 @@ def grid_drawer(setup: Setup, dataset: DataSet, workdir: Path) -> Callable[[Trai
     def draw_grid(state: TrainState) -> None:
         params = weights_called(state, config.weights)
         images = generate(params, setup.wired.recipe, labels, config.seed, source, weaker(state))
-        if jax.process_index() == 0:
+        if is_first():
             path = workdir / "samples" / f"step_{int(state.step):08d}.png"
             save_png(path, images, columns=columns)
 

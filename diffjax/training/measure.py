@@ -7,7 +7,6 @@ from dataclasses import replace
 from itertools import product
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -31,6 +30,7 @@ from diffjax.training.generate import (
 )
 from diffjax.training.interrupts import Interrupted
 from diffjax.training.load import Run, weaker_models
+from diffjax.training.processes import is_first
 from diffjax.training.sharding import local_rows
 from diffjax.training.state import LIVE, ema_name
 from diffjax.wiring import Wired
@@ -157,7 +157,7 @@ def measure(
         "weights": main.weights,
         **result.summary,
     }
-    if jax.process_index() == 0:
+    if is_first():
         _save_neighbours(run, reference.train_images, result.samples)
         write_json(run.workdir / workdirs.EVALUATION, summary)
     return summary

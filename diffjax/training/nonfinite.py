@@ -14,14 +14,19 @@ from diffjax.training.state import TrainState
 
 @dataclass(frozen=True)
 class NonFinite:
-    """Leaves out up to `skip_in_a_row` such steps one after the other; one more stops the run.
+    """Leaves out up to `skip_in_a_row` such steps one after the other; one more is fatal, or
+    rolls the run back.
 
     A step that is left out changes nothing but the number of steps, and with it the next batch and
     the next noise: parameters, moments, averages and memory stay. How many were left out, in a row
     and in all, is part of the state, so that a resumed run stops where an undisturbed one does.
 
+    A run is rolled back to its newest checkpoint, and goes on from there with other data and noise
+    (`training.rollback`); if it breaks again before the next one, to the checkpoint before.
+
     Args:
-        skip_in_a_row: 0 stops at the first one, and adds nothing to the program.
+        skip_in_a_row: 0 leaves out none, and adds nothing to the program.
+        rollbacks: how often a run may be rolled back in all; 0 stops it with its state as it is.
 
     Raises:
         UserError: a negative number.
@@ -32,10 +37,12 @@ class NonFinite:
     """
 
     skip_in_a_row: int = 0
+    rollbacks: int = 0
 
     def __post_init__(self) -> None:
-        if self.skip_in_a_row < 0:
-            raise UserError(f"nonfinite.skip_in_a_row={self.skip_in_a_row} can't be negative")
+        for name in ("skip_in_a_row", "rollbacks"):
+            if getattr(self, name) < 0:
+                raise UserError(f"nonfinite.{name}={getattr(self, name)} can't be negative")
 
     def init(self) -> Any:
         """Steps left out, `[2]` int32: in a row up to now, and in all; nothing if none may be."""

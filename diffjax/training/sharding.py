@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
@@ -69,6 +70,51 @@ def local_rows() -> NamedSharding | None:
     if len(devices) == 1:
         return None
     return NamedSharding(Mesh(np.asarray(devices), ("rows",)), PartitionSpec("rows"))
+
+
+def part_of_batch(place: NamedSharding, batch_size: int) -> tuple[int, int]:
+    """Which of how many equal parts of a batch this process's devices hold.
+
+    Processes that share rows, since `tensor` spans them, have the same part.
+
+    Raises:
+        UserError: its rows don't lie together.
+
+    Example:
+        >>> part_of_batch(batch_sharding(make_mesh()), 8 * jax.device_count())
+        (0, 1)
+    """
+    parts: Any = place.addressable_devices_indices_map((batch_size,))
+    held = [rows.indices(batch_size)[:2] for rows, *_ in parts.values()]
+    first, last = min(start for start, _ in held), max(stop for _, stop in held)
+    size = last - first
+    if size != sum(stop - start for start, stop in set(held)) or first % size or batch_size % size:
+        raise UserError(
+            f"the mesh gives process {jax.process_index()} rows of a batch that don't lie "
+            "together: choose config.mesh so that data x fsdp follows the processes"
+        )
+    return first // size, batch_size // size
+
+
+def spread(tree: Any, place: NamedSharding) -> Any:
+    """Arrays that every process has, laid out over the devices of all of them.
+
+    Example:
+        >>> spread(np.arange(2), replicated(make_mesh())).tolist()
+        [0, 1]
+    """
+    if place.is_fully_addressable:
+        return jax.device_put(tree, place)
+
+    def one(x: Any) -> jax.Array:
+        if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+            return jax.random.wrap_key_data(
+                one(jax.random.key_data(x)), impl=jax.random.key_impl(x)
+            )
+        host = np.asarray(x)
+        return jax.make_array_from_callback(host.shape, place, lambda part: host[part])
+
+    return jax.tree.map(one, tree)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -134,6 +134,8 @@ def numbers_of(configs: Sequence[ConfigDict]) -> Numbers:
     split = {axis: first.mesh[axis] for axis in ("fsdp", "tensor") if first.mesh[axis] != 1}
     if split:
         raise Apart(f"mesh.{next(iter(split))}: parameters split over devices are no members'")
+    if len(configs) > 1 and "nonfinite" in first and first.nonfinite.get("rollbacks"):
+        raise Apart("nonfinite.rollbacks: members go on at one step, and none of them goes back")
     for config in configs[1:]:
         _check_alike(first, config)
     parts = [_parts(config) for config in configs]

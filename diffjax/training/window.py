@@ -16,7 +16,18 @@ _LOG = logging.getLogger("diffjax")
 
 
 class NonFiniteLoss(UserError):
-    """The loss stopped being a number."""
+    """The loss stopped being a number.
+
+    Args:
+        message: for who runs it.
+        said: what is not finite, and at which log-SNR.
+        step: where.
+    """
+
+    def __init__(self, message: str, said: str = "", step: int = 0):
+        super().__init__(message)
+        self.said = said
+        self.step = step
 
 
 class MetricsWindow:
@@ -133,7 +144,9 @@ class MetricsWindow:
         kept = f"the last good checkpoint is step {saved}" if saved is not None else "nothing saved"
         raise NonFiniteLoss(
             f"{said}{row}; {kept}. "
-            "Lower --config.optimizer.learning_rate or clip_norm, in another --workdir"
+            "Lower --config.optimizer.learning_rate or clip_norm, in another --workdir",
+            said,
+            step,
         )
 
 

@@ -5,12 +5,12 @@ import json
 import os
 import platform
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import jax
 from ml_collections import ConfigDict
 
 import diffjax
@@ -18,6 +18,7 @@ from diffjax.data import DataSet
 from diffjax.errors import UserError
 from diffjax.evaluation.run_files import read_json
 from diffjax.spec import TARGET, from_json, to_json
+from diffjax.training.processes import in_first, is_first
 from diffjax.training.setup import Setup
 from diffjax.training.storage import make_writable
 
@@ -29,6 +30,7 @@ _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "num
 _ADDED: Mapping[str, Any] = {
     "wrappers": [],
     "nonfinite": {TARGET: "diffjax.training.nonfinite:NonFinite", "skip_in_a_row": 0},
+    "nonfinite.rollbacks": 0,
     "data.max_damaged": 0,
     "evaluation.grids": [],
     "evaluation.guidance_scales": [],
@@ -45,6 +47,10 @@ def claim(workdir: Path, config: ConfigDict) -> None:
     Raises:
         UserError: it holds another run, which is left as it is, or can't be written to.
     """
+    in_first(lambda: _claim(workdir, config))
+
+
+def _claim(workdir: Path, config: ConfigDict) -> None:
     path = workdir / CONFIG
     saved = read_json(path)
     if saved is not None:
@@ -60,8 +66,8 @@ def claim(workdir: Path, config: ConfigDict) -> None:
             f"{workdir} holds a run, but its {CONFIG} is missing: restore it, or choose another "
             "--workdir"
         )
-    elif jax.process_index() == 0:
-        _write(path, to_json(config))
+    else:
+        write_text(path, to_json(config))
     # What can't be written shows now, not after an hour.
     for name in _FOLDERS:
         make_writable(workdir / name)
@@ -138,8 +144,8 @@ def record_run(
     }
     if ensemble or "ensemble" in before:
         content["ensemble"] = ensemble or before["ensemble"]
-    if jax.process_index() == 0:
-        _write(workdir / RUN, json.dumps(content, indent=2) + "\n")
+    if is_first():
+        write_text(workdir / RUN, json.dumps(content, indent=2) + "\n")
 
 
 def add_seconds(workdir: Path, **seconds: float) -> None:
@@ -150,9 +156,9 @@ def add_seconds(workdir: Path, **seconds: float) -> None:
 
 def record(workdir: Path, **facts: Any) -> None:
     """Puts facts into `run.json`."""
-    if jax.process_index() == 0:
+    if is_first():
         content = {**(read_json(workdir / RUN) or {}), **facts}
-        _write(workdir / RUN, json.dumps(content, indent=2) + "\n")
+        write_text(workdir / RUN, json.dumps(content, indent=2) + "\n")
 
 
 def read(
@@ -167,11 +173,48 @@ def read(
         text = (workdir / CONFIG).read_text(encoding="utf-8")
     except OSError as error:
         raise UserError(f"there is no run in {workdir}: {CONFIG}: {error.strerror}") from error
+    except ValueError as error:
+        raise UserError(f"{workdir / CONFIG} is no text ({error}): restore it") from error
     run = read_json(workdir / RUN)
     if run is None or "data" not in run:
         raise UserError(f"{workdir / RUN} is missing or incomplete: run the training command again")
     data = run["data"]
+    if not _describes_data(data):
+        raise UserError(f"{workdir / RUN} does not describe images: restore it")
     return from_json(text, allowed_packages), {**data, "image_shape": tuple(data["image_shape"])}
+
+
+@contextmanager
+def version_told(workdir: Path) -> Iterator[None]:
+    """Adds to what is said of a run that can't be read which version wrote it, if another one did.
+
+    Raises:
+        UserError: the one that was raised inside, with the version.
+    """
+    try:
+        yield
+    except UserError as error:
+        run = read_json(workdir / RUN) or {}
+        versions, revision = run.get("versions"), str(run.get("git_revision", ""))
+        version = versions.get("diffjax") if isinstance(versions, dict) else None
+        if version == diffjax.__version__ and revision == git_revision(Path(__file__).parent):
+            raise
+        at = f" at {revision[:12]}" if revision else ""
+        raise UserError(f"{error}; diffjax {version}{at} wrote it, and reads it") from error
+
+
+def _describes_data(data: Any) -> bool:
+    if not isinstance(data, dict):
+        return False
+    shape, names = data.get("image_shape"), data.get("label_names")
+    return (
+        isinstance(shape, list)
+        and len(shape) == 3
+        and all(type(size) is int and size > 0 for size in shape)
+        and type(data.get("num_classes")) is int
+        and data["num_classes"] >= 0
+        and isinstance(names, list)
+    )
 
 
 def git_revision(folder: Path) -> str:
@@ -195,7 +238,8 @@ def _version(package: str) -> str:
         return "not installed"
 
 
-def _write(path: Path, text: str) -> None:
+def write_text(path: Path, text: str) -> None:
+    """Writes a file that is there whole or not at all, also after a loss of power."""
     scratch = path.with_name(path.name + ".tmp")
     with scratch.open("w", encoding="utf-8") as file:
         file.write(text)

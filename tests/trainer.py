@@ -1,0 +1,135 @@
+"""Training processes for tests: really separate, really killed, and quick to start."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent.parent
+STEPS = 8
+# Nearly all of a run's time is tracing: the smallest network, no guidance, one table row. Saving,
+# logging and drawing fall on different steps, and stops between all of them.
+CONFIG = f"""
+from configs import digits
+from diffjax import choices
+from diffjax.spec import spec
+from tests.tiny_network import Tiny
+
+def get_config():
+    config = digits.get_config()
+    config.name, config.num_steps, config.batch_size = "tiny", {STEPS}, 16
+    config.model = spec(Tiny)
+    config.optimizer.warmup_steps = 2
+    config.sampling.solver = choices.copy(choices.SOLVERS["euler"])
+    config.sampling.update(num_steps=2, guidance_scale=1.0)
+    config.log_every_steps, config.sample_every_steps = 3, 4
+    config.checkpoint_every_steps, config.checkpoints_to_keep = 2, 9
+    config.evaluation.update(num_samples=20, batch_size=20, solvers=(), num_steps=())
+    return config
+"""
+ENVIRONMENT = {
+    **os.environ,
+    "PYTHONPATH": str(ROOT),
+    "XLA_FLAGS": "",  # one device, as most have
+    "OPENBLAS_NUM_THREADS": "1",  # whose threads would not survive the fork
+}
+
+# Imports take longer than the training: one process makes them, and forks for each run.
+SERVER = """
+import json, os, sys, traceback
+import grain, matplotlib.pyplot, orbax.checkpoint, sklearn.datasets, tensorboardX
+from importlib import import_module
+from experiments import cli, evaluate, sample, train
+import tests.tiny_network
+for line in sys.stdin:
+    pids = []
+    for order in json.loads(line):
+        pid = os.fork()
+        if pid == 0:
+            status = 70
+            try:
+                sink = os.open(order["output"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+                os.dup2(os.open(os.devnull, os.O_RDONLY), 0), os.dup2(sink, 1), os.dup2(sink, 2)
+                program = import_module("experiments." + order["program"])
+                status = cli.run(program.main, program.FLAGS, usage="", argv=order["argv"])
+                import jax
+                if jax.distributed.is_initialized():
+                    jax.distributed.shutdown()  # which is otherwise done at the interpreter's exit
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                sys.stdout.flush(), sys.stderr.flush()
+                os._exit(status)
+        pids.append(pid)
+    print(json.dumps(pids), flush=True)
+    print(json.dumps([os.waitstatus_to_exitcode(os.waitpid(p, 0)[1]) for p in pids]), flush=True)
+"""
+
+
+class Trainer:
+    """Starts the executables again and again."""
+
+    def __init__(self, outputs: Path, config: str = CONFIG):
+        self.outputs = outputs
+        self.config = outputs / "tiny.py"
+        self.config.write_text(config)
+        self.server = subprocess.Popen(
+            [sys.executable, "-c", SERVER],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=ENVIRONMENT, cwd=ROOT,
+        )  # fmt: skip
+
+    def run(self, workdir: Path, disturb=lambda pid: None) -> tuple[int, str]:
+        """The exit status (minus the signal that ended it) and what was said."""
+        ((status, said),) = self.start("train", [self.arguments(workdir)], lambda p: disturb(*p))
+        return status, said
+
+    def together(
+        self,
+        number: int,
+        arguments: Sequence[str],
+        program: str = "train",
+        disturb: Callable[[list[int]], None] = lambda pids: None,
+    ) -> list[tuple[int, str]]:
+        """As `run`, of several processes of one run."""
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        flags = [f"--coordinator=127.0.0.1:{port}", f"--num_processes={number}"]
+        argvs = [[*arguments, *flags, f"--process_index={i}"] for i in range(number)]
+        return self.start(program, argvs, disturb)
+
+    def start(
+        self,
+        program: str,
+        argvs: Sequence[Sequence[str]],
+        disturb: Callable[[list[int]], None] = lambda pids: None,
+    ) -> list[tuple[int, str]]:
+        outputs = [self.outputs / f"{time.monotonic_ns()}-{i}.txt" for i in range(len(argvs))]
+        orders = [
+            {"program": program, "argv": list(argv), "output": str(output)}
+            for argv, output in zip(argvs, outputs, strict=True)
+        ]
+        self._tell(orders)
+        disturb(self._hear())
+        said = (path.read_text() if path.exists() else "" for path in outputs)
+        return list(zip(self._hear(), said, strict=True))
+
+    def arguments(self, workdir: Path) -> list[str]:
+        return [f"--config={self.config}", f"--workdir={workdir}"]
+
+    def close(self) -> None:
+        self.server.communicate()
+
+    def _tell(self, orders: Any) -> None:
+        assert self.server.stdin
+        self.server.stdin.write(json.dumps(orders) + "\n")
+        self.server.stdin.flush()
+
+    def _hear(self) -> Any:
+        assert self.server.stdout
+        return json.loads(self.server.stdout.readline())
