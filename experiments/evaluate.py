@@ -4,7 +4,8 @@ r"""Evaluate a trained run: quality against network evaluations per sample.
       --num_steps=1,2,5,10,20,50
 
 Writes evaluation.json and report.html into the run's folder. What is not given is as in the
-run's config.
+run's config. Lists are crossed; the run's own recipe takes the first guidance scale, weights and
+seed.
 """
 
 import sys

@@ -1,6 +1,6 @@
 r"""Write one page that compares runs: verdict, quality by cost, losses, samples, settings.
 
-  python -m experiments.report --workdir=runs/sweeps/digits_seeds
+  python -m experiments.report --workdir=runs/sweeps/digits_objectives
   python -m experiments.report --workdir=runs/digits,runs/digits-ddpm --out=runs/comparison
 
 The folder of a sweep, a folder of runs, or several runs. Reads files only, so that it is quick

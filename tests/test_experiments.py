@@ -1,5 +1,6 @@
 """The three commands as a person uses them, on a tiny run of the digits config."""
 
+import itertools
 import json
 from pathlib import Path
 
@@ -98,9 +99,30 @@ def test_evaluation_is_a_table_and_a_file(workdir, capsys):
     ]  # fmt: skip
 
 
+def test_lists_of_settings_are_crossed_and_each_is_what_it_is_alone(workdir):
+    common = [f"--workdir={workdir}", "--solvers=ddim", "--num_steps=2", "--extractor=pixels"]
+    lists = ["--weights=live,ema-0.99", "--seed=0,1", "--guidance_scale=1,2"]
+    assert run(evaluate, *common, *lists) == 0
+    found = json.loads((workdir / "evaluation.json").read_text())
+    assert (found["weights"], found["sampling"]["seed"]) == ("live", 0)  # the first of each
+    rows = {
+        (row["weights"], row["seed"], row["guidance_scale"]): row["frechet_distance"]
+        for row in found["by_nfe"]
+        if row["solver"] == "ddim"
+    }
+    assert set(rows) == set(itertools.product(("live", "ema-0.99"), (0, 1), (1.0, 2.0)))
+    # After four steps of training guidance moves the averages by less than a grey level.
+    assert len({value for (_, _, scale), value in rows.items() if scale == 2.0}) == 4
+    assert rows["live", 0, 1.0] != rows["live", 0, 2.0]
+    assert run(evaluate, *common, "--weights=ema-0.99", "--seed=1", "--guidance_scale=2") == 0
+    alone = json.loads((workdir / "evaluation.json").read_text())["by_nfe"][0]
+    assert alone["frechet_distance"] == rows["ema-0.99", 1, 2.0]
+
+
 @pytest.mark.parametrize(
     ("script", "arguments", "message"),
     [
+        (evaluate, ["--seed=0,x"], "--seed takes numbers, not '0,x'"),
         (sample, ["--solver=hein"], "did you mean 'heun'"),
         (sample, ["--grid=unform"], "did you mean 'uniform'"),
         (sample, ["--labels=12"], "no label is called '12'"),

@@ -99,7 +99,8 @@ def weight_curve(objective: Objective, *, sigma_data: float = 0.5) -> WeightCurv
         2.4
     """
     path = objective.path
-    ends = jax.jit(log_snr)(path, jnp.stack([path.t_noise, path.t_min]))
+    # The path is no argument: to JAX the structures of any two with as many numbers are equal.
+    ends = jax.jit(lambda t: log_snr(path, t))(jnp.stack([path.t_noise, path.t_min]))
     low, high = np.clip(np.asarray(ends, np.float64), -LIMIT, LIMIT)
     # In the middle of cells: at the very ends some densities of time are 0 times infinity.
     levels = low + (np.arange(_NUM_POINTS) + 0.5) * (high - low) / _NUM_POINTS
