@@ -56,7 +56,7 @@ def _verdict(sweep: Mapping[str, Any], results: Mapping[str, Mapping[str, Any]])
         ]
         return {"rule": f"{error}.", "verdict_rows": [_plain_row(row) for row in rows]}
     rule = (
-        f"Fréchet distance at {found.own}, lower is better. {found.rule} Means over training "
+        f"Fréchet distance, lower is better. {found.rule} Means over training "
         "seeds with Student's 95 % intervals; an arm is worse when its differences to the leading "
         "one, seed by seed, are decided at 5 % for all pairs of arms together (Holm)."
     )
