@@ -47,7 +47,7 @@ def get_config():""",
 def test_a_data_source_that_hangs_ends_the_run(tmp_path):
     trainer = Trainer(tmp_path, HANGING)
     workdir = tmp_path / "run"
-    arguments = [*trainer.arguments(workdir), "--hang_seconds=4", "--hang_times=5"]
+    arguments = [*trainer.arguments(workdir), "--hang_seconds=15", "--hang_times=5"]
     ((status, said),) = trainer.start("train", [arguments])
     trainer.close()
     assert status == STATUS == 75, said
