@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from diffjax.data.archives import read_npz
 from diffjax.evaluation.downloads import CACHE
 
 FOLDER = f"{CACHE}/references"
@@ -63,8 +64,7 @@ def _read(path: Path, text: str) -> Arrays | None:
     if hashlib.sha256(content).hexdigest().encode() != digest or facts != text.encode():
         _LOG.warning("%s is damaged; making it again", path)
         return None
-    with np.load(io.BytesIO(arrays), allow_pickle=False) as file:
-        return {key: file[key] for key in file.files}
+    return read_npz(arrays, str(path))
 
 
 def _write(path: Path, text: str, arrays: Arrays) -> None:
