@@ -1,6 +1,7 @@
 """Cells of a sweep: whether they can run, training them, and whether that is done."""
 
 import json
+import re
 import shlex
 import sys
 from collections.abc import Sequence
@@ -10,7 +11,7 @@ from ml_collections import ConfigDict
 
 from diffjax.errors import UserError
 from diffjax.evaluation.run_files import read_json
-from diffjax.spec import build, to_json
+from diffjax.spec import TARGET, build, to_json
 from diffjax.sweeps import Cell, Cost, Sweep
 from diffjax.training import workdirs
 from diffjax.training.ensemble import MembersFailed, groups, train_together
@@ -100,12 +101,17 @@ def train_cells(cells: Sequence[Cell], folder: Path) -> list[str]:
     for cell in cells:
         try:
             if cell.name not in errors:
-                probe_run(folder / cell.name)
+                probe_run(folder / cell.name, allowed_packages=packages(resolved(cell)))
         except UserError as error:
             errors[cell.name] = str(error)
     for name, error in errors.items():
         print(f"error: {name}: {' '.join(error.split())}", file=sys.stderr)
     return list(errors)
+
+
+def packages(config: ConfigDict) -> list[str]:
+    """Whose callables a config names, which was the user's own decision."""
+    return sorted(set(re.findall(rf'"{TARGET}": "([^.:"]+)', to_json(config))))
 
 
 def train_command(cell: Cell, workdir: Path) -> str:
