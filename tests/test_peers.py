@@ -24,7 +24,8 @@ def name_operators():
     library = torch.library.Library("torchvision", "FRAGMENT")
     if torch.version.cuda is None:
         for name in ("nms", "qnms"):
-            library.define(f"{name}(Tensor a, Tensor b, float c) -> Tensor")
+            if not hasattr(torch.ops.torchvision, name):
+                library.define(f"{name}(Tensor a, Tensor b, float c) -> Tensor")
     return library  # the names last as long as it does
 
 

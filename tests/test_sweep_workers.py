@@ -459,7 +459,7 @@ def test_a_sweep_whose_workers_are_killed_ends_as_one_that_was_left_alone(file, 
     else:
         assert one.returncode == 0, said
     assert [row.state for row in rows(folder)] == ["done"] * 3
-    assert (folder / "report.csv").read_text().count("\nseed=") >= 3
+    assert (folder / "report.csv").read_text().count("\nrun,seed=") >= 3
     for cell in cells:
         diffjax.train(resolved(cell), tmp_path / "alone" / cell.name)
         assert result(folder / cell.name) == result(tmp_path / "alone" / cell.name)
