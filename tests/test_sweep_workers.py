@@ -462,7 +462,10 @@ def test_a_sweep_whose_workers_are_killed_ends_as_one_that_was_left_alone(file, 
     assert (folder / "report.csv").read_text().count("\nrun,seed=") >= 3
     for cell in cells:
         diffjax.train(resolved(cell), tmp_path / "alone" / cell.name)
-        assert result(folder / cell.name) == result(tmp_path / "alone" / cell.name)
+        here, alone = (result(where / cell.name) for where in (folder, tmp_path / "alone"))
+        assert here[::2] == alone[::2]
+        # Sums of features round by the number of cores, of which a worker has its share.
+        assert here[1] == pytest.approx(alone[1], rel=1e-6)
         # Each run says how to make it without the sweep.
         run, seen = json.loads((folder / cell.name / "run.json").read_text()), []
         argv = shlex.split(run["command"])
