@@ -19,8 +19,10 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
 
 def pytest_addoption(parser):
-    """`pytest -m faults --trials=200`: how many disturbed runs tests/test_faults.py makes."""
-    parser.addoption("--trials", type=int, default=1, help="disturbed runs in tests/test_faults.py")
+    """`pytest -m faults --trials=200`: how many disturbed runs there are of each test of them."""
+    parser.addoption(
+        "--trials", type=int, default=1, help="disturbed runs, and tries of tests/test_fuzz.py"
+    )
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -19,12 +19,13 @@ from diffjax.spec import spec
 
 MODELS = {
     "unet": spec(UNet, **unet.SIZES["DDPM-CIFAR10"]),
+    "unet-64": spec(UNet),  # 64, 128, 128 channels: small enough to benchmark on a CPU
     **{name: spec(DiT, **size) for name, size in dit.SIZES.items()},
 }
 
 
 def get_config(arguments: str = "") -> ConfigDict:
-    """Axes: objective, path, target, weight, times, model (unet, DiT-S/2 … DiT-XL/8)."""
+    """Axes: objective, path, target, weight, times, model (unet, unet-64, DiT-S/2 … DiT-XL/8)."""
     config = experiment(
         "cifar10",
         arguments,
@@ -32,6 +33,9 @@ def get_config(arguments: str = "") -> ConfigDict:
         extractor=spec(pixel_features, size=8),
         models=MODELS,
         model="unet",
+    )
+    config.expected = ConfigDict(
+        {"image_shape": (32, 32, 3), "num_classes": 10, "num_images": 50_000}
     )
     config.num_steps = 400_000
     config.augment.flip_probability = 0.5

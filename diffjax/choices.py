@@ -4,15 +4,13 @@ A config's axes are looked up here: `--config=configs/digits.py:objective=ddpm,p
 a choice, add a row; nothing else knows the names.
 """
 
-import functools
 from collections.abc import Mapping
 from types import MappingProxyType
 
 from ml_collections import ConfigDict
 
-from diffjax.errors import UserError
 from diffjax.models import DiT, UNet
-from diffjax.objectives import couplings, interpolant, learned_variance, wrappers
+from diffjax.objectives import couplings, interpolant, learned_variance, mean_flow, wrappers
 from diffjax.objectives.denoising import Denoising
 from diffjax.process import (
     beta_tables,
@@ -38,8 +36,7 @@ from diffjax.sampling import (
     solvers,
     unipc,
 )
-from diffjax.sampling.solvers import Solver
-from diffjax.spec import TARGET, build, choose, parse_arguments, spec
+from diffjax.spec import spec
 
 Table = Mapping[str, ConfigDict]
 
@@ -99,6 +96,7 @@ TIMES: Table = MappingProxyType(
         "uniform": spec(times.Uniform),
         "discrete": spec(times.DiscreteUniform),
         "logit_normal": spec(times.LogitNormal),
+        "logit_normal_mean_flow": spec(times.LogitNormal, mean=-0.4),
         "mode": spec(times.Mode),
         "cos_map": spec(times.CosMap),
         "log_normal": spec(times.LogNormal),
@@ -136,6 +134,7 @@ BRIDGES: Table = MappingProxyType(
 NOISE_LABELS: Table = MappingProxyType(
     {
         "time": spec(precond.TimeLabel),
+        "time_unit": spec(precond.TimeLabel, scale=1.0),
         "log_snr": spec(precond.LogSNRLabel),
     }
 )
@@ -155,6 +154,7 @@ WRAPPERS: Table = MappingProxyType(
         "importance": spec(wrappers.Importance, proposal=spec(times.LogitNormal)),
         "contrastive": spec(wrappers.Contrastive),
         "dispersive": spec(wrappers.Dispersive),
+        "mean_flow": spec(mean_flow.MeanFlow),
     }
 )
 SOLVERS: Table = MappingProxyType(
@@ -163,6 +163,7 @@ SOLVERS: Table = MappingProxyType(
         "ddpm": spec(solvers.ddpm),
         "ddpm_large": spec(solvers.ddpm, share=1.0),
         "ddpm_learned": spec(solvers.ddpm_learned),
+        "flow_map": spec(solvers.flow_map),
         "euler": spec(solvers.euler),
         "heun": spec(solvers.heun),
         "midpoint": spec(runge_kutta.midpoint),
@@ -234,6 +235,8 @@ AGAINST: Table = MappingProxyType(
 )
 # Where samplers step by default, for the paths on which equal steps in time will not do.
 GRIDS_OF_PATHS: Mapping[str, str] = MappingProxyType({"edm": "karras"})
+# What samples are drawn by by default, for networks that are about more than one time.
+SOLVERS_OF_WRAPPERS: Mapping[str, str] = MappingProxyType({"mean_flow": "flow_map"})
 # Small networks, for images of these sizes.
 MODELS_8X8: Table = MappingProxyType(
     {
@@ -334,6 +337,13 @@ OBJECTIVES: Mapping[str, Mapping[str, str]] = MappingProxyType(
             "otcfm": {"path": "linear", "target": "velocity", "coupling": "ot"},
             "contrastive": {"path": "linear", "target": "velocity", "wrappers": "contrastive"},
             "dispersive": {"path": "linear", "target": "velocity", "wrappers": "dispersive"},
+            "mean_flow": {
+                "path": "linear",
+                "target": "velocity",
+                "times": "logit_normal_mean_flow",
+                "noise_label": "time_unit",
+                "wrappers": "mean_flow",
+            },
             "reflow": {"path": "linear", "target": "velocity", "coupling": "given"},
             "interpolant": {"path": "linear", "target": "velocity", "bridge": "sine_squared"},
             "translation": {
@@ -359,120 +369,6 @@ AXES: Mapping[str, Table] = MappingProxyType(
         "input_scale": INPUT_SCALES,
     }
 )
-
-
-def set_axes(
-    config: ConfigDict,
-    arguments: str,
-    models: Table,
-    *,
-    objective: str = "flow",
-    model: str,
-) -> dict[str, str]:
-    """Fills the parts of a config that its arguments choose, and completes its name.
-
-    Sets `config.path`, `.precond`, `.objective`, `.wrappers` and `.model`, and appends what was
-    chosen to `config.name`, so that each choice has its own run folder.
-
-    Args:
-        config: with at least a `name`.
-        arguments: what followed the config file's colon, as `objective=ddpm,target=v`.
-        models: the networks that this config offers, by name.
-        objective: the name of the default objective.
-        model: the name of the default network.
-
-    Returns:
-        The name of the choice on each axis.
-
-    Raises:
-        UserError: an unknown axis or choice, with the nearest known one.
-
-    Example:
-        >>> config = ConfigDict({"name": "toy"})
-        >>> names = set_axes(config, "objective=ddpm,target=v", {"": ConfigDict()}, model="")
-        >>> names["path"], names["target"]
-        ('ddpm', 'v')
-        >>> config.name, config.precond.target["_target_"]
-        ('toy-ddpm-v', 'diffjax.process.targets:V')
-    """
-    chosen = parse_arguments(arguments, "objective", *AXES, "wrappers", "model")
-    names: Mapping[str, str] = choose(OBJECTIVES, chosen.get("objective", objective), "objective")
-    parts = {
-        axis: copy(choose(table, chosen.get(axis, names[axis]), axis))
-        for axis, table in AXES.items()
-    }
-    config.path = parts["path"]
-    config.precond = spec(
-        precond.Precond, **{name: parts[name] for name in ("target", "noise_label", "input_scale")}
-    )
-    config.objective = parts["bridge"]
-    for name in ("weight", "times", "uniforms", "coupling"):
-        config.objective[name] = parts[name]
-    wrapping = chosen.get("wrappers", names["wrappers"])
-    config.wrappers = tuple(
-        copy(choose(WRAPPERS, name, "wrapper")) for name in wrapping.split("+") if name != "none"
-    )
-    config.model = copy(choose(models, chosen.get("model", model), "model"))
-    defaults = {"objective": objective, "model": model, **names}
-    # "/" would make a folder of DiT-S/2.
-    suffix = [
-        chosen[axis].replace("/", "-")
-        for axis in ("objective", *AXES, "wrappers", "model")
-        if chosen.get(axis, defaults[axis]) != defaults[axis]
-    ]
-    config.name = "-".join([config.name, *suffix])
-    return {axis: chosen.get(axis, names[axis]) for axis in AXES}
-
-
-def guidance_called(names: str) -> ConfigDict:
-    """The spec of a guidance by the names of its parts, joined by "+", the innermost first.
-
-    Raises:
-        UserError: an unknown name, or a part after the first that is nothing around another.
-
-    Example:
-        >>> guidance_called("projected+limited").rule["_target_"]
-        'diffjax.sampling.guidance:Projected'
-    """
-    first, *others = (copy(choose(GUIDANCE, name, "guidance")) for name in names.split("+"))
-    for name, outer in zip(names.split("+")[1:], others, strict=True):
-        if "rule" not in outer:
-            raise UserError(f"guidance {name!r} goes around no other: put it first in {names!r}")
-        outer.rule = first
-        first = outer
-    return first
-
-
-def against_called(text: str) -> ConfigDict:
-    """The spec of guidance's second prediction: a name, and after a colon its argument.
-
-    Raises:
-        UserError: an unknown name, or an argument that it doesn't take.
-
-    Example:
-        >>> against_called("label:3").label, against_called("weights:ema-0.99").weights
-        (3, 'ema-0.99')
-    """
-    name, colon, value = text.partition(":")
-    row = copy(choose(AGAINST, name, "against"))
-    takes = [key for key in row if key != TARGET]
-    if colon and not takes:
-        raise UserError(f"against={text}: {name!r} takes nothing after a colon")
-    if colon and isinstance(row[takes[0]], int) and not value.isdigit():
-        raise UserError(f"against={text}: {name!r} takes a number after the colon")
-    if colon:
-        row[takes[0]] = type(row[takes[0]])(value)
-    return row
-
-
-@functools.cache
-def solver_called(name: str) -> Solver:
-    """A solver by name: the same object each time, for which compiled programs are kept.
-
-    Raises:
-        UserError: an unknown name.
-    """
-    return build(choose(SOLVERS, name, "solver"))
 
 
 def copy(row: ConfigDict) -> ConfigDict:

@@ -2,7 +2,7 @@
 
 from ml_collections import ConfigDict
 
-from diffjax import choices
+from diffjax import choices, chosen
 from diffjax.choices import Table, copy
 from diffjax.data import Augment
 from diffjax.sampling.sample import Recipe
@@ -40,23 +40,25 @@ def experiment(
     config.seed = 0
     config.num_steps = 10_000
     config.batch_size = 128
+    config.accumulation_steps = 1  # parts of a batch, one after the other, for less memory
     config.data = data
     config.augment = spec(Augment)
-    chosen = choices.set_axes(config, arguments, models, objective=objective, model=model)
+    names = chosen.set_axes(config, arguments, models, objective=objective, model=model)
+    solver = choices.SOLVERS_OF_WRAPPERS.get(names["wrappers"], "heun")
     config.label_dropout = 0.1  # share of labels hidden, for classifier-free guidance
     config.optimizer = spec(optimizer.adamw)
     config.nonfinite = spec(NonFinite)
     config.ema_decays = (0.999,)
     config.weights = "ema-0.999"  # used for sampling and evaluation
-    config.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})
+    config.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1, "sequence": 1})
     config.sampling = spec(
         Recipe,
-        solver=copy(choices.SOLVERS["heun"]),
-        grid=copy(choices.GRIDS[choices.GRIDS_OF_PATHS.get(chosen["path"], "uniform")]),
+        solver=copy(choices.SOLVERS[solver]),
+        grid=copy(choices.GRIDS[choices.GRIDS_OF_PATHS.get(names["path"], "uniform")]),
         num_steps=18,
         guidance_scale=2.0,
-        guidance=choices.guidance_called("cfg"),
-        against=choices.against_called("null"),
+        guidance=chosen.guidance_called("cfg"),
+        against=chosen.against_called("null"),
     )
     config.log_every_steps = 100
     config.sample_every_steps = 1_000
@@ -66,15 +68,17 @@ def experiment(
     config.evaluation = ConfigDict(
         {
             "extractor": extractor,
+            "extractors": (),  # others beside it, for the run's own recipe
             "num_samples": 1_000,
             "batch_size": 500,
-            "solvers": ("ddim", "heun"),
+            "solvers": ("ddim", solver),
             "grids": (),  # that of `sampling`
             "num_steps": (5, 18),
             "guidance_scales": (),  # that of `sampling`
             "weights": (),  # `config.weights`
             "seeds": (),  # `seed`
             "seed": 0,
+            "likelihood": (),  # methods of bits per dimension: "ode", "vlb", "discrete_vlb"
         }
     )
     return config

@@ -79,6 +79,16 @@ def _as_spec(default: Any) -> Any:
     return spec(type(default), **{name: _as_spec(value) for name, value in fields.items()})
 
 
+def defaults(location: str) -> dict[str, Any]:
+    """What `spec` says of a callable that nothing is asked of, as plain JSON.
+
+    Example:
+        >>> defaults("diffjax.process.paths:Cosine")["t_noise"]
+        0.999
+    """
+    return _plain(spec(_locate(location)))
+
+
 def build(config: Any, /, **runtime: Any) -> Any:
     """Calls what a spec describes, innermost specs first.
 

@@ -70,6 +70,9 @@ class Sweep:
         matched: what cells get alike of: `steps` of training, as their configs say; or `images`, or
             `flops`, counted operations of training, each as many as the first cell.
 
+    Raises:
+        UserError: steps are an axis and matched, or an axis is of sampling or evaluation.
+
     Example:
         >>> sweep = Sweep("configs/digits.py", {"objective": ("flow", "ddpm"), "config.seed": (0,)})
         >>> [cell.name for cell in sweep.cells()]
@@ -87,6 +90,14 @@ class Sweep:
     def __post_init__(self):
         if self.matched not in MATCHED:
             raise UserError(f"matched={self.matched!r}: {nearest(self.matched, MATCHED)}")
+        for axis in self.axes:
+            if axis == "config.weights" or axis.startswith(
+                ("config.sampling.", "config.evaluation.")
+            ):
+                raise UserError(
+                    f"{axis} can be no axis, since it needs no new training: list its values in "
+                    "config.evaluation (docs/sweeps.md), or set it for all cells"
+                )
         if self.matched != "steps" and STEPS in self.axes:
             raise UserError(f"a sweep matched in {self.matched} sets {STEPS}: it can be no axis")
 

@@ -10,12 +10,12 @@ from flax import linen as nn
 from jax import Array
 from ml_collections import ConfigDict
 
-from diffjax import choices
+from diffjax import choices, chosen
 from diffjax.errors import UserError
 from diffjax.models.layers import HIDDEN, attention_layers, attention_off
 from diffjax.objectives.base import Objective, Progress
 from diffjax.process.paths import Pair, Path
-from diffjax.process.precond import Apply, Precond, Predict, denoiser
+from diffjax.process.precond import Apply, Precond, Predict, denoiser, flow_map
 from diffjax.process.targets import undecodable
 from diffjax.sampling.guidance import Models, mixes
 from diffjax.sampling.sample import Recipe
@@ -61,13 +61,10 @@ class Wired(NamedTuple):
 
     def predict(self, params: Any, source: Array | None = None) -> Predict:
         """The model with these parameters, `(x, t, labels) -> (x0, eps)`."""
-        return denoiser(
-            self.apply,
-            params,
-            self.path,
-            self.objective.precond_for(source),
-            learned_variance=self.objective.learned_variance,
-        )
+        model = (self.apply, params, self.path, self.objective.precond_for(source))
+        if self.objective.flow_map:
+            return flow_map(*model)
+        return denoiser(*model, learned_variance=self.objective.learned_variance)
 
     def models(self, params: Any, source: Array | None, weaker: Predict | None) -> Models:
         """The model and its variants, for guidance."""
@@ -158,7 +155,7 @@ def build_objective(config: ConfigDict) -> Objective:
 
     Example:
         >>> config = ConfigDict({"name": "toy"})
-        >>> names = choices.set_axes(
+        >>> names = chosen.set_axes(
         ...     config, "objective=flow", {"none": ConfigDict()}, model="none"
         ... )
         >>> build_objective(config).path
@@ -218,12 +215,17 @@ def check_recipe(recipe: Recipe, wired: Wired) -> None:
         raise UserError(
             f"{name} was trained on images paired with their noise, or "
             "with noise in between: a solver that adds fresh noise does not suit it; take one of "
-            f"{_solvers_that(lambda other: not other.fresh_noise)}"
+            f"{_solvers_that(lambda other: not other.fresh_noise and not other.jumps)}"
         )
     if solver.learned_variance and not wired.objective.learned_variance:
         raise UserError(
             f"this solver takes the variance that a network predicts, and {name} trains none: take "
             "--solver=ddpm, or train with wrappers=learned_variance"
+        )
+    if solver.jumps and not wired.objective.flow_map:
+        raise UserError(
+            f"this solver asks a model of the flow map, and {name} trains one of single times: "
+            "take another, or train with wrappers=mean_flow"
         )
 
 
@@ -250,14 +252,14 @@ def check_guidance(recipe: Recipe, wired: Wired) -> None:
 
 
 def _solvers_that(suit: Callable[[Solver], bool]) -> str:
-    return ", ".join(name for name in choices.SOLVERS if suit(choices.solver_called(name)))
+    return ", ".join(name for name in choices.SOLVERS if suit(chosen.solver_called(name)))
 
 
 def _init(
     network: nn.Module, objective: Objective, image_shape: tuple[int, ...], key: Array
 ) -> dict[str, Any]:
     """The network's parameters and, under names of their own, the objective's."""
-    params = network.init(key, *_example_inputs(_input_shape(objective, image_shape)))["params"]
+    params = network.init(key, *_example_inputs(objective, image_shape))["params"]
     return {**params, **objective.init_params(jax.random.fold_in(key, 1))}
 
 
@@ -273,8 +275,12 @@ def _input_shape(objective: Objective, image_shape: tuple[int, ...]) -> tuple[in
     return height, width, objective.inputs * channels
 
 
-def _example_inputs(input_shape: tuple[int, ...]) -> tuple[Array, Array, Array]:
-    return jnp.zeros((1, *input_shape)), jnp.zeros(1), jnp.zeros(1, jnp.int32)
+def _example_inputs(
+    objective: Objective, image_shape: tuple[int, ...]
+) -> tuple[Array, Array, Array]:
+    noise_label = jnp.zeros((1, 2) if objective.flow_map else 1)
+    x = jnp.zeros((1, *_input_shape(objective, image_shape)))
+    return x, noise_label, jnp.zeros(1, jnp.int32)
 
 
 def _check_loss(wired: Wired) -> None:

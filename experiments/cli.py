@@ -15,7 +15,9 @@ A script declares its flags on a `FlagValues` of its own and hands them to `run`
 `main` gets plain values, so a test or a notebook calls it without any flag.
 """
 
+import contextlib
 import copy
+import ctypes
 import difflib
 import importlib
 import inspect
@@ -23,6 +25,7 @@ import logging
 import re
 import signal
 import sys
+import tempfile
 import textwrap
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -38,6 +41,9 @@ from diffjax.errors import UserError
 from diffjax.spec import TARGET, build
 from experiments import config_files, processes
 
+# M_MMAP_MAX, M_TRIM_THRESHOLD, M_ARENA_MAX of glibc's malloc.h: everything from one heap that never
+# shrinks.
+_MALLOC = ((-4, 0), (-1, -1), (-8, 1))
 _HELP = frozenset({"--help", "-help", "-h", "-?", "--helpshort", "--helpfull"})
 
 
@@ -86,6 +92,7 @@ def run(
     flags.FLAGS.mark_as_parsed()
     _set_up_logging()
     _keep_compiled_programs()
+    keep_freed_memory()
     try:
         args = _parse(flag_values, argv)
         processes.join(args)
@@ -114,6 +121,18 @@ def require(args: SimpleNamespace, name: str) -> None:
     """
     if getattr(args, name) is None:
         raise UserError(f"--{name} is missing; --help says what it is")
+
+
+def save(path: str, text: str) -> None:
+    """Writes a file that a flag names.
+
+    Raises:
+        UserError: it can't be written.
+    """
+    try:
+        Path(path).write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"can't write {path}: {error.strerror}") from error
 
 
 def config_names() -> list[str]:
@@ -154,11 +173,41 @@ def _set_up_logging() -> None:
     logging.getLogger("absl").setLevel(logging.CRITICAL)
 
 
+def keep_compiled_programs(folder: str) -> None:
+    """Lets a second start of the same program skip its compilation, by what is in a folder.
+
+    Raises:
+        UserError: it can't be made or written to.
+    """
+    place = Path(folder).expanduser()
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=place):
+            pass
+    except OSError as error:
+        raise UserError(f"can't keep compiled programs in {place}: {error.strerror}") from error
+    jax.config.update("jax_compilation_cache_dir", str(place))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
 def _keep_compiled_programs() -> None:
-    """Lets a second start of the same program skip its compilation."""
+    """As above where nobody else said where; a folder that can't be written is none."""
     if jax.config.values["jax_compilation_cache_dir"] is None:
-        jax.config.update("jax_compilation_cache_dir", str(Path("~/.cache/diffjax").expanduser()))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+        with contextlib.suppress(UserError):
+            keep_compiled_programs("~/.cache/diffjax")
+
+
+def keep_freed_memory() -> None:
+    """Has the C library keep what XLA frees for its next program, and not give it back.
+
+    XLA:CPU takes and frees the temporaries of a whole step each time, and the system then clears as
+    many pages anew: a tenth of the time of a training step of DiT-S/2 on two cores
+    (docs/performance.md). Nothing happens where the C library is not glibc.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        mallopt = ctypes.CDLL(None).mallopt
+        for option, value in _MALLOC:
+            mallopt(option, value)
 
 
 def _parse(flag_values: flags.FlagValues, argv: list[str]) -> SimpleNamespace:

@@ -111,6 +111,26 @@ class Setting:
             raise UserError(f"{self.name}: {error}") from error
 
 
+def override(config: ConfigDict, texts: Mapping[str, str]) -> dict[str, Setting]:
+    """Sets settings by their dotted names, as flags would, and returns all that there are.
+
+    Raises:
+        UserError: one does not exist or takes another type.
+
+    Example:
+        >>> config = ConfigDict({"seed": 0})
+        >>> _ = override(config, {"config.seed": "7"})
+        >>> config.seed
+        7
+    """
+    known = settings(config)
+    for name, text in texts.items():
+        if name not in known:
+            raise UserError(f"there is no setting {name}; {nearest(name, known)}")
+        known[name].set(known[name].parse(text))
+    return known
+
+
 def settings(config: ConfigDict, name: str = "config") -> dict[str, Setting]:
     """All settings of a config by dotted name; elements of tuples of configs by `[index]`.
 

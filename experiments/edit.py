@@ -27,7 +27,7 @@ import diffjax
 from diffjax import choices
 from diffjax.data import all_images
 from diffjax.errors import UserError
-from diffjax.evaluation.plots import save_png
+from diffjax.evaluation.pictures import save_png
 from diffjax.process.paths import Pair
 from diffjax.process.precond import Predict
 from diffjax.sampling import editing
@@ -82,7 +82,7 @@ class Model(NamedTuple):
     def denoise(self, predict: Predict | None = None) -> Callable[[Array, Array], Pair]:
         """The model, or another predictor, with the labels bound."""
         ask = predict or self.predict
-        return lambda x, t: ask(x, jnp.full(len(x), t), self.labels)
+        return lambda x, t: ask(x, jnp.broadcast_to(t, (len(x), *t.shape)), self.labels)
 
     def draw(self, solver: Solver, predict: Predict | None, keys: Array) -> Array:
         """Samples from noise."""

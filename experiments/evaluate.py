@@ -10,6 +10,7 @@ seed.
 
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -24,9 +25,10 @@ from diffjax.evaluation.report import write_report
 from diffjax.evaluation.tables import quality_table
 from diffjax.spec import build
 from diffjax.training.interrupts import stop_signals
-from diffjax.training.measure import measure
+from diffjax.training.measure import Wanted, measure
 from diffjax.training.processes import is_first, losses_told
-from experiments import cli, processes
+from diffjax.training.watchdog import watched
+from experiments import cli, hanging, processes
 
 FLAGS = flags.FlagValues()
 flags.DEFINE_string("workdir", None, "folder of the run", flag_values=FLAGS)
@@ -41,11 +43,16 @@ flags.DEFINE_list("seed", None, "comma-separated, of the noise", flag_values=FLA
 flags.DEFINE_list(
     "weights", None, "comma-separated: live, or averages such as ema-0.999", flag_values=FLAGS
 )
-flags.DEFINE_string("extractor", None, "what distances are measured on", flag_values=FLAGS)
-flags.DEFINE_string(
-    "extractor_weights", None, "its file: a path, or an address to fetch it from", flag_values=FLAGS
+flags.DEFINE_list(
+    "extractor", None, "what distances are measured on; comma-separated", flag_values=FLAGS
 )
-flags.DEFINE_string(
+flags.DEFINE_list(
+    "extractor_weights",
+    None,
+    "its file: a path, or an address to fetch it from; one for all, or one for each",
+    flag_values=FLAGS,
+)
+flags.DEFINE_list(
     "extractor_sha256", None, "of that file, if it is not the published one", flag_values=FLAGS
 )
 flags.DEFINE_list(
@@ -53,6 +60,7 @@ flags.DEFINE_list(
 )
 
 processes.define(FLAGS)
+hanging.define(FLAGS)
 
 
 def main(args: SimpleNamespace) -> None:
@@ -60,23 +68,30 @@ def main(args: SimpleNamespace) -> None:
     cli.require(args, "workdir")
     steps = None if args.num_steps is None else [parse_steps(text) for text in args.num_steps]
     scales, seeds = numbers(args, "guidance_scale", float), numbers(args, "seed", int)
-    extractor = chosen_extractor(args)
+    extractors = chosen_extractors(args)
     run = diffjax.load(args.workdir, allowed_packages=("diffjax", *args.allowed_packages))
-    with losses_told(), stop_signals() as should_stop:
+    with (
+        losses_told(),
+        stop_signals() as should_stop,
+        watched(hanging.watchdog(args), Path(args.workdir), what="batch") as begun,
+    ):
         result = measure(
             run,
             build(run.config.data),
-            solvers=args.solvers,
-            grids=args.grids,
-            num_steps=steps,
-            num_samples=args.num_samples,
-            guidance_scales=scales,
-            guidance=args.guidance,
-            against=args.against,
-            seeds=seeds,
-            weights=args.weights,
-            extractor=extractor,
+            Wanted(
+                solvers=args.solvers,
+                grids=args.grids,
+                num_steps=steps,
+                num_samples=args.num_samples,
+                guidance_scales=scales,
+                guidance=args.guidance,
+                against=args.against,
+                seeds=seeds,
+                weights=args.weights,
+            ),
+            extractors=extractors,
             should_stop=should_stop,
+            begun=begun,
             report=lambda row: print(
                 f"{row['solver']}, {row['grid']}, {row['num_steps']} steps: {row['seconds']:.1f} s",
                 file=sys.stderr,
@@ -88,14 +103,26 @@ def main(args: SimpleNamespace) -> None:
     print(f"open {write_report(args.workdir)}")
 
 
-def chosen_extractor(args: SimpleNamespace) -> Extractor | None:
-    """What `--extractor` names; None is the run's own."""
+def chosen_extractors(args: SimpleNamespace) -> list[Extractor] | None:
+    """What `--extractor` names; None are the run's own.
+
+    Of several, each has the file in its place of `--extractor_weights`, or all have the only one.
+    """
+    names: list[str] | None = args.extractor
     given = {"weights": args.extractor_weights, "sha256": args.extractor_sha256}
-    if args.extractor is not None:
-        return extractor_called(args.extractor, **given)
-    if any(given.values()):
-        raise UserError("--extractor_weights and --extractor_sha256 need --extractor=NAME")
-    return None
+    if not names:
+        if any(given.values()):
+            raise UserError("--extractor_weights and --extractor_sha256 need --extractor=NAME")
+        return None
+    for key, texts in given.items():
+        if texts and len(texts) not in (1, len(names)):
+            raise UserError(f"--extractor_{key} takes one, or {len(names)}, as many as --extractor")
+    each = {key: texts * len(names) if texts and len(texts) == 1 else texts
+            for key, texts in given.items()}  # fmt: skip
+    return [
+        extractor_called(name, **{key: texts[i] or None for key, texts in each.items() if texts})
+        for i, name in enumerate(names)
+    ]
 
 
 def numbers(args: SimpleNamespace, name: str, kind: Callable[[str], float]) -> list[Any] | None:

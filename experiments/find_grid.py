@@ -20,11 +20,12 @@ import diffjax
 from diffjax import choices
 from diffjax.errors import UserError
 from diffjax.evaluation.tables import measure as written
+from diffjax.files import write_json
 from diffjax.spec import build, choose
 from diffjax.training.found_grids import FOUND, Search, grid_file, prepare
 from diffjax.training.generate import balanced_labels
 from diffjax.training.load import Run
-from diffjax.training.measure import Guided, named_recipe, write_json
+from diffjax.training.measure import Guided, named_recipe
 from experiments import cli
 from experiments.evaluate import parse_steps
 from experiments.sample import sources

@@ -18,13 +18,12 @@ import diffjax
 from diffjax.data import DataSet, all_images
 from diffjax.errors import UserError
 from diffjax.evaluation import probes
+from diffjax.evaluation.sweep_files import PROBES
+from diffjax.files import write_json
 from diffjax.objectives.base import Progress
 from diffjax.spec import build
 from diffjax.training.load import Run
-from diffjax.training.measure import write_json
 from experiments import cli
-
-PROBES = "probes.json"
 
 FLAGS = flags.FlagValues()
 flags.DEFINE_string("workdir", None, "folder of the run", flag_values=FLAGS)

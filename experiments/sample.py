@@ -18,7 +18,7 @@ from absl import flags
 import diffjax
 from diffjax import choices
 from diffjax.errors import UserError
-from diffjax.evaluation.plots import film_gif, save_film, save_png
+from diffjax.evaluation.pictures import film_gif, save_film, save_png
 from diffjax.spec import build, choose
 from diffjax.training.generate import (
     Asked,
@@ -31,7 +31,8 @@ from diffjax.training.generate import (
 from diffjax.training.load import Run, weaker_models
 from diffjax.training.measure import Guided, named_recipe, samples_asked_of
 from diffjax.training.processes import is_first
-from experiments import cli, processes
+from diffjax.training.watchdog import watched
+from experiments import cli, hanging, processes
 
 FLAGS = flags.FlagValues()
 flags.DEFINE_string("workdir", None, "folder of the run", flag_values=FLAGS)
@@ -62,6 +63,7 @@ flags.DEFINE_string(
     flag_values=FLAGS,
 )  # fmt: skip
 processes.define(FLAGS)
+hanging.define(FLAGS)
 
 _PAIRS_IN_A_ROW = 5
 _FILMED = 6
@@ -125,13 +127,20 @@ def draw_images(
     args: SimpleNamespace, run: Run, asked: Asked
 ) -> tuple[np.ndarray, dict[str, float]]:
     """Samples, and what they cost: evaluations for each, or rounds one after another."""
-    if args.parallel:
-        found = samples_in_parallel(asked, args.parallel, args.tolerance, run.setup.mesh)
-        cost = {"parallel": args.parallel, "tolerance": args.tolerance}
-        return np.asarray(found.x), {**cost, "rounds": int(found.rounds)}
     n = min(args.batch_size, len(asked.labels))
-    images = run.generator(n)(*asked[1:7])
-    return images, {"nfe": evaluations(asked.only(np.arange(n)))}
+    draw = run.generator(n)
+    batches = []
+    with watched(hanging.watchdog(args), Path(args.workdir), what="batch") as begun:
+        if args.parallel:
+            begun(1)
+            found = samples_in_parallel(asked, args.parallel, args.tolerance, run.setup.mesh)
+            cost = {"parallel": args.parallel, "tolerance": args.tolerance}
+            return np.asarray(found.x), {**cost, "rounds": int(found.rounds)}
+        for first in range(0, len(asked.labels), n):
+            begun(first // n + 1)
+            rows = np.arange(first, min(first + n, len(asked.labels)))
+            batches.append(draw(*asked.only(rows)[1:7], first))
+    return np.concatenate(batches), {"nfe": evaluations(asked.only(np.arange(n)))}
 
 
 def sources(

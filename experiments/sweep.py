@@ -11,11 +11,13 @@ of config.seed the table ends in a verdict: which arms are worse than the best, 
 """
 
 import multiprocessing
+import re
 import shlex
 import signal
 import sys
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,22 +26,31 @@ from typing import Any
 from absl import flags
 
 from diffjax.errors import UserError, nearest
-from diffjax.evaluation.comparison import compare, quality_markdown, verdict_markdown
+from diffjax.evaluation.comparison import compare
 from diffjax.evaluation.run_files import read_json
+from diffjax.evaluation.sweep_files import STATUS, SWEEP, read_sweep
+from diffjax.evaluation.sweep_numbers import numbers
 from diffjax.evaluation.sweep_report import write_sweep_report
+from diffjax.evaluation.sweep_text import quality_markdown, verdict_markdown
+from diffjax.files import write_json
 from diffjax.sweeps import STEPS, Cell, Cost, Sweep
-from diffjax.training import workdirs
 from diffjax.training.interrupts import Interrupted, stop_signals
 from experiments import cli, config_files
-from experiments.sweep_cells import STATUS, finished, planned, together, train_cells
+from experiments.sweep_cells import finished, planned, together, train_cells
 from experiments.sweep_engines import ENGINES, parse_options
-from experiments.sweep_live import PLAN, Live, read_plan, rows, table
+from experiments.sweep_live import Live, read_plan, rows, table
 from experiments.sweep_run import run_workers
-from experiments.sweep_worker import in_subprocess, units, work, write_json
+from experiments.sweep_worker import in_subprocess, units, work
 
 FLAGS = flags.FlagValues()
 flags.DEFINE_string("sweep", None, "file with a get_sweep()", flag_values=FLAGS)
 flags.DEFINE_string("workdir", None, "folder; runs/sweeps/NAME by default", flag_values=FLAGS)
+flags.DEFINE_multi_string(
+    "override",
+    [],
+    "a setting that all cells share, as config.data.path=FOLDER; may be given several times",
+    flag_values=FLAGS,
+)
 flags.DEFINE_bool("dry_run", False, "check all cells, list them, and stop", flag_values=FLAGS)
 flags.DEFINE_bool("status", False, "show how the cells are, and stop", flag_values=FLAGS)
 flags.DEFINE_enum("engine", "local", list(ENGINES), "where workers run", flag_values=FLAGS)
@@ -80,10 +91,12 @@ def main(args: SimpleNamespace) -> int:
         return 0
     cli.require(args, "sweep")
     sweep = config_files.returned_by(args.sweep, "get_sweep", Sweep)
+    shared = overrides(args.override, sweep)
+    sweep = replace(sweep, overrides={**sweep.overrides, **shared})
     if args.cells:
-        return 2 if train_cells(named(read_cells(workdir), args.cells), workdir) else 0
+        return 2 if train_cells(named(read_cells(workdir, sweep), args.cells), workdir) else 0
     if args.worker:
-        return be_worker(args, workdir)
+        return be_worker(args, workdir, sweep)
 
     options = {"slurm": parse_options(args.slurm), "ray": parse_options(args.ray)}
     for engine, given in options.items():
@@ -97,7 +110,8 @@ def main(args: SimpleNamespace) -> int:
         return 0 if cells else 2
 
     workdir.mkdir(parents=True, exist_ok=True)
-    write_json(workdir / PLAN, plan(args.sweep, sweep, cells, costs, left_out, ensembles, workdir))
+    command = sweep_command(args.sweep, workdir, shared)
+    write_json(workdir / SWEEP, plan(command, args.sweep, sweep, cells, costs, left_out, ensembles))
     with stop_signals() as should_stop:
         run_workers(
             ENGINES[args.engine],
@@ -126,21 +140,45 @@ def checked(
         return cells, costs, left_out, pool.submit(together, cells, most).result()
 
 
+def overrides(texts: Sequence[str], sweep: Sweep) -> dict[str, str]:
+    """Settings by their dotted names, from `config.data.path=FOLDER` each.
+
+    Raises:
+        UserError: one is not of that form, or an axis of the sweep.
+
+    Example:
+        >>> overrides(["config.num_steps=100"], Sweep("c.py", {"config.seed": (0, 1)}))
+        {'config.num_steps': '100'}
+    """
+    for text in texts:
+        name, equals, _ = text.partition("=")
+        if not name.startswith("config.") or not equals:
+            raise UserError(f"--override={text} is not of the form config.NAME=VALUE")
+        if name in sweep.axes:
+            raise UserError(f"--override={text}: {name} is an axis of this sweep")
+    return dict(text.split("=", 1) for text in texts)
+
+
+def sweep_command(file: str, workdir: Path, shared: Mapping[str, str]) -> str:
+    """What makes this sweep again."""
+    words = ["python", "-m", "experiments.sweep", f"--sweep={file}", f"--workdir={workdir}"]
+    return shlex.join([*words, *(f"--override={name}={text}" for name, text in shared.items())])
+
+
 def plan(
+    command: str,
     file: str,
     sweep: Sweep,
     cells: Sequence[Cell],
     costs: Mapping[str, Cost],
     left_out: Mapping[str, str],
     ensembles: Sequence[Sequence[str]],
-    workdir: Path,
 ) -> dict[str, Any]:
     """What `sweep.json` says."""
-    words = ["python", "-m", "experiments.sweep", f"--sweep={file}", f"--workdir={workdir}"]
     return {
         "name": Path(file).stem,
         "question": sweep.question,
-        "command": shlex.join(words),
+        "command": command,
         "config": sweep.config,
         "shared": {name: str(value) for name, value in sweep.overrides.items()},
         "matched": sweep.matched,
@@ -163,10 +201,27 @@ def plan(
     }
 
 
-def read_cells(workdir: Path) -> list[Cell]:
-    """The cells of a sweep that has begun, matched as it said then."""
+def read_cells(workdir: Path, sweep: Sweep) -> list[Cell]:
+    """The cells of a sweep that has begun, matched as it said then.
+
+    Raises:
+        UserError: the file is damaged, or names another config file, which would be run, or a
+            folder that is not in this one.
+    """
     fields = ("name", "axes", "location", "overrides", "arm")
-    return [Cell(*(cell[field] for field in fields)) for cell in read_plan(workdir)["cells"]]
+    file = workdir / SWEEP
+    try:
+        cells = [Cell(*(cell[field] for field in fields)) for cell in read_plan(workdir)["cells"]]
+        for cell in cells:
+            if cell.location.partition(":")[0] != sweep.config:
+                raise UserError(f"{file}: cell {cell.name} is not of {sweep.config}: start anew")
+            if cell.name != re.sub(r"[/\\\0]", "", cell.name) or cell.name in ("", ".", ".."):
+                raise UserError(f"{file}: {cell.name!r} can't be a cell's name: start anew")
+    except (AttributeError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{file} is damaged ({error!r}): the sweep's command makes it anew"
+        ) from None
+    return cells
 
 
 def worker_command(file: str, workdir: Path) -> list[str]:
@@ -175,13 +230,13 @@ def worker_command(file: str, workdir: Path) -> list[str]:
     return [*command, f"--workdir={workdir}", f"--since={datetime.now(UTC).isoformat()}"]
 
 
-def be_worker(args: SimpleNamespace, workdir: Path) -> int:
+def be_worker(args: SimpleNamespace, workdir: Path, sweep: Sweep) -> int:
     """Takes units until none is free."""
     try:
         since = datetime.fromisoformat(args.since) if args.since else datetime.now(UTC)
     except ValueError as error:
         raise UserError(f"--since={args.since} is no time: {error}") from None
-    cells = read_cells(workdir)
+    cells = read_cells(workdir, sweep)
     run = in_subprocess(args.sweep, workdir)
     with stop_signals() as should_stop:
         work(
@@ -215,21 +270,22 @@ def conclude(sweep: Sweep, cells: Sequence[Cell], workdir: Path) -> int:
     for cell in failed:
         error = (read_json(workdir / cell.name / STATUS) or {}).get("error", "")
         print(f"failed: {cell.name}: {error}; see its output.txt", file=sys.stderr)
-    print(f"{findings(sweep, cells, workdir)}\nopen {write_sweep_report([workdir])}")
+    print(f"{findings(sweep, workdir)}\nopen {write_sweep_report([workdir])}")
     return 2 if failed else 0
 
 
-def findings(sweep: Sweep, cells: Sequence[Cell], workdir: Path) -> str:
+def findings(sweep: Sweep, workdir: Path) -> str:
     """What the sweep says, as Markdown: the verdict first, then each arm at each cost."""
-    found = {cell.name: read_json(workdir / cell.name / workdirs.EVALUATION) for cell in cells}
-    results = {name: result for name, result in found.items() if result}
-    comparison = compare(results, {cell.name: cell.arm for cell in cells})
+    files = read_sweep([workdir])
+    content = numbers(files)
     parts = [
         sweep.question,
-        f"Fréchet distance at {comparison.own}, matched in {sweep.matched}. {comparison.rule}",
-        verdict_markdown(comparison),
-        quality_markdown(comparison),
+        f"Matched in {sweep.matched}. {content['rule']}",
+        verdict_markdown(content["verdict_rows"]),
     ]
+    if any(row["mean"] is not None for row in content["verdict_rows"]):
+        results = {run.name: run.evaluation for run in files.runs}
+        parts.append(quality_markdown(compare(results, {run.name: run.arm for run in files.runs})))
     return "\n\n".join(part.strip() for part in parts if part) + "\n"
 
 

@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 from diffjax.errors import UserError
 from diffjax.evaluation.run_files import read_json
+from diffjax.evaluation.sweep_files import PROBES, STATUS
 from diffjax.spec import TARGET, build, to_json
 from diffjax.sweeps import Cell, Cost, Sweep
 from diffjax.training import workdirs
@@ -19,9 +20,7 @@ from diffjax.training.loop import train, train_flops
 from diffjax.training.measure import check_evaluation
 from diffjax.training.setup import check_pairs, set_up
 from experiments import config_files
-from experiments.probe import PROBES, probe_run
-
-STATUS = "status.json"
+from experiments.probe import probe_run
 
 
 def resolved(cell: Cell) -> ConfigDict:
@@ -31,12 +30,7 @@ def resolved(cell: Cell) -> ConfigDict:
         UserError: one of its settings does not exist or takes another type.
     """
     config = config_files.load(cell.location)
-    known = config_files.settings(config)
-    for name, text in cell.overrides.items():
-        if name not in known:
-            raise UserError(f"there is no setting {name}")
-        known[name].set(known[name].parse(text))
-    return config_files.lock(config, known)
+    return config_files.lock(config, config_files.override(config, cell.overrides))
 
 
 def planned(sweep: Sweep) -> tuple[list[Cell], dict[str, Cost], dict[str, str]]:

@@ -15,12 +15,11 @@ from tqdm import tqdm
 
 from diffjax.errors import UserError
 from diffjax.evaluation.run_files import read_json
+from diffjax.evaluation.sweep_files import STATUS, SWEEP
 from diffjax.evaluation.tables import measure
 from diffjax.training import workdirs
-from experiments.sweep_cells import STATUS
 from experiments.sweep_worker import busy
 
-PLAN = "sweep.json"
 _TAIL_BYTES = 1 << 16
 _REDRAW_SECONDS = 2.0
 
@@ -56,9 +55,9 @@ def read_plan(folder: Path) -> dict[str, Any]:
     Raises:
         UserError: no sweep has begun in that folder.
     """
-    plan = read_json(folder / PLAN)
+    plan = read_json(folder / SWEEP)
     if plan is None:
-        raise UserError(f"no sweep has begun in {folder}: there is no {PLAN}")
+        raise UserError(f"no sweep has begun in {folder}: there is no {SWEEP}")
     return plan
 
 

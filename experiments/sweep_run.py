@@ -7,8 +7,9 @@ from typing import Any
 
 from diffjax.errors import UserError
 from diffjax.evaluation.run_files import read_json
+from diffjax.evaluation.sweep_files import STATUS
 from diffjax.training.interrupts import Interrupted
-from experiments.sweep_cells import STATUS, finished
+from experiments.sweep_cells import finished
 from experiments.sweep_engines import Job, Pulse
 from experiments.sweep_live import Live, rows
 from experiments.sweep_worker import Unit, busy

@@ -9,24 +9,24 @@ folder, never train a cell twice at once, and what a killed one leaves is free f
 import csv
 import fcntl
 import io
-import json
 import os
 import platform
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 from diffjax.errors import UserError
 from diffjax.evaluation.run_files import read_json
+from diffjax.evaluation.sweep_files import STATUS
+from diffjax.files import write_json
 from diffjax.sweeps import Cell
 from diffjax.training.lock import LOCK
-from experiments.sweep_cells import STATUS, finished
+from experiments.sweep_cells import finished
 
 OUTPUT = "output.txt"
 TAKEN = "worker.lock"
@@ -263,13 +263,3 @@ def listed(names: Iterator[str] | Sequence[str]) -> str:
     text = io.StringIO()
     csv.writer(text, lineterminator="").writerow(names)
     return text.getvalue()
-
-
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Writes a file that others see whole, or as it was before."""
-    scratch = path.with_name(f"{path.name}.{platform.node()}.{os.getpid()}.tmp")
-    with scratch.open("w", encoding="utf-8") as file:
-        file.write(json.dumps(content, indent=2, default=str) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(scratch, path)

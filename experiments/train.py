@@ -12,10 +12,13 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import jax
 from absl import flags
+from ml_collections import ConfigDict
 
 from diffjax import choices
 from diffjax.data import DataSet
+from diffjax.errors import UserError
 from diffjax.evaluation.run_files import read_json
 from diffjax.evaluation.tables import measure, percent
 from diffjax.spec import build, to_json
@@ -23,9 +26,9 @@ from diffjax.training import workdirs
 from diffjax.training.loop import train
 from diffjax.training.measure import check_evaluation
 from diffjax.training.processes import is_first
+from diffjax.training.profile import Profile
 from diffjax.training.setup import Setup, check_pairs, set_up
-from diffjax.training.watchdog import Watchdog
-from experiments import cli, processes
+from experiments import cli, hanging, processes
 
 FLAGS = flags.FlagValues()
 cli.define_config(FLAGS)
@@ -34,19 +37,16 @@ flags.DEFINE_bool("print_config", False, "print the resolved config and stop", f
 flags.DEFINE_bool(
     "dry_run", False, "build and check everything, say what would run, and stop", flag_values=FLAGS
 )
-flags.DEFINE_float(
-    "hang_seconds", Watchdog.seconds, "without a step that are a hang; 0 never",
-    lower_bound=0.0, flag_values=FLAGS,
-)  # fmt: skip
-flags.DEFINE_float(
-    "hang_times", Watchdog.times, "and no less than that many times a step's time",
-    lower_bound=0.0, flag_values=FLAGS,
-)  # fmt: skip
-flags.DEFINE_bool(
-    "hang_exits", Watchdog.exits, "end a run that hangs, with status 75; else only tell",
+flags.DEFINE_string(
+    "profile_steps", None, "steps to trace into WORKDIR/profile, the first and the last: 10:13",
     flag_values=FLAGS,
 )  # fmt: skip
+flags.DEFINE_string(
+    "compilation_cache", None, "folder of compiled programs, for quick starts; ~/.cache/diffjax, "
+    "or what JAX_COMPILATION_CACHE_DIR says, by default", flag_values=FLAGS,
+)  # fmt: skip
 processes.define(FLAGS)
+hanging.define(FLAGS)
 
 
 def main(args: SimpleNamespace) -> None:
@@ -63,12 +63,65 @@ def main(args: SimpleNamespace) -> None:
         check_evaluation(config, dataset.image_shape)
         print(describe(setup, dataset, workdir))
         return
+    profile = parse_steps(args.profile_steps)
+    if args.compilation_cache is not None:
+        cli.keep_compiled_programs(args.compilation_cache)
     command = shlex.join(["python", "-m", "experiments.train", *sys.argv[1:]])
-    watchdog = Watchdog(args.hang_seconds, args.hang_times, args.hang_exits)
-    page = train(config, workdir, command, watchdog=watchdog)
+    watchdog = hanging.watchdog(args)
+    try:
+        page = train(config, workdir, command, watchdog=watchdog, profile=profile)
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise UserError(out_of_memory(config)) from error
     if not is_first():
         return
     print(f"{headline(workdir)}\nopen {page}")
+
+
+def out_of_memory(config: ConfigDict) -> str:
+    """A line about a run that its devices have no memory for, with what to try.
+
+    Example:
+        >>> config = ConfigDict({"batch_size": 256, "model": {}, "mesh": {"fsdp": 8}})
+        >>> print(out_of_memory(config))
+        out of memory at batch_size=256: try --config.accumulation_steps=2, or a smaller
+        --config.batch_size; python -m experiments.plan says what fits
+    """
+    would = [f"--config.accumulation_steps={2 * config.get('accumulation_steps', 1)}"]
+    if config.model.get("remat", "full") != "full":
+        would.append("--config.model.remat=full")
+    if config.mesh.fsdp == 1:
+        would.append("--config.mesh.data=1 --config.mesh.fsdp=-1")
+    would.append("a smaller --config.batch_size")
+    return (
+        f"out of memory at batch_size={config.batch_size}: try {', or '.join(would)}; "
+        "python -m experiments.plan says what fits"
+    )
+
+
+def parse_steps(text: str | None) -> Profile:
+    """Which steps to trace.
+
+    Raises:
+        UserError: they are no two numbers, or not in order.
+
+    Example:
+        >>> parse_steps("10:13"), parse_steps("7")
+        (Profile(first=10, last=13), Profile(first=7, last=7))
+    """
+    if text is None:
+        return Profile()
+    first, colon, last = text.partition(":")
+    try:
+        steps = int(first), int(last if colon else first)
+    except ValueError:
+        raise UserError(
+            f"--profile_steps={text} should be the first and the last step, as 10:13"
+        ) from None
+    if steps[0] < 1:
+        raise UserError(f"--profile_steps={text}: steps are counted from 1")
+    return Profile(*steps)
 
 
 def describe(setup: Setup, dataset: DataSet, workdir: Path) -> str:

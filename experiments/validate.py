@@ -23,9 +23,9 @@ from diffjax.data import DataSet, all_images
 from diffjax.errors import UserError
 from diffjax.evaluation import validation
 from diffjax.evaluation.validation import ValidationLoss
+from diffjax.files import write_json
 from diffjax.spec import build, choose
 from diffjax.training.load import Run
-from diffjax.training.measure import write_json
 from experiments import cli
 
 FLAGS = flags.FlagValues()

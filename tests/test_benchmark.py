@@ -11,8 +11,8 @@ from diffjax.errors import UserError
 from diffjax.models import DiT, dit
 from diffjax.models.attention import attention
 from diffjax.training.flops import matrix_flops
-from diffjax.training.throughput import Measured, compiling, measure
-from experiments import benchmark, cli, config_files
+from diffjax.training.throughput import Measured, Scaled, compiling, measure, measure_scaled
+from experiments import benchmark, benchmark_cases, benchmark_tables, cli, config_files
 
 
 def array(*shape):
@@ -176,6 +176,26 @@ def test_measuring_ends_in_rates_that_belong_together(measured):
     json.dumps(dataclasses.asdict(training))
 
 
+@pytest.mark.slow
+def test_training_is_timed_on_some_of_the_devices():
+    row = measure_scaled("toy", toy_config(), (8, 8, 1), 10, 2, steps=1, rounds=2)
+    assert (row.num_devices, len(row.batch_seconds)) == (2, 2)
+    config = toy_config()
+    config.batch_size = 9
+    with pytest.raises(UserError, match="batch_size=9 does not divide"):
+        measure_scaled("toy", config, (8, 8, 1), 10, 2, steps=1, rounds=1)
+    with pytest.raises(UserError, match="there are 8 devices, not 16"):
+        measure_scaled("toy", toy_config(), (8, 8, 1), 10, 16, steps=1, rounds=1)
+
+
+def test_the_table_of_devices_compares_round_by_round():
+    rows = [Scaled("toy", 1, 8, (2.0, 4.0)), Scaled("toy", 4, 8, (1.0, 1.0))]
+    lines = benchmark_tables.scaling_table(rows).splitlines()
+    assert [cell.strip() for cell in lines[3].split("|")[1:-1]] == [
+        "toy", "4", "1.00 (1.00 … 1.00)", "8.00", "3.00 (2.00 … 4.00) times",
+    ]  # fmt: skip
+
+
 def test_compile_seconds_leave_out_what_was_compiled_before():
     double = jax.jit(lambda x: 2 * x)
     with compiling() as first:
@@ -211,7 +231,7 @@ def row(**changes):
 
 def test_the_table():
     rows = [row(), row(program="training", nfe=None, gflops_per_second=None, share_of_peak=None)]
-    lines = benchmark.throughput_table(rows).splitlines()
+    lines = benchmark_tables.throughput_table(rows).splitlines()
     assert len({len(line) for line in lines}) == 1
     assert [cell.strip() for cell in lines[2].split("|")[1:-1]] == [
         "digits:model=unet: sampling", "1,234,567", "64", "70", "2.00 (1.00 … 4.00)", "32.0",
@@ -223,18 +243,18 @@ def test_the_table():
 
 
 def test_the_table_shows_device_memory_where_it_is_known():
-    table = benchmark.throughput_table([row(), row(peak_device_bytes=2**30)])
+    table = benchmark_tables.throughput_table([row(), row(peak_device_bytes=2**30)])
     assert table.splitlines()[0].endswith("device MiB |")
     assert table.splitlines()[3].endswith(" 1,024 |")
 
 
 def test_headline_and_startup():
     machine = benchmark.describe_machine()
-    text = benchmark.headline(machine, [row()])
+    text = benchmark_tables.headline(machine, [row()])
     assert "peak of float32 matrix products: 123 (120 … 130) GFLOP/s" in text
     assert jax.__version__ in text
-    start = benchmark.Start("digits", 20.0, 21.0, 8.0)
-    text = benchmark.startup_tables({"diffjax": 0.25}, [start])
+    start = benchmark_cases.Start("digits", 20.0, 21.0, 8.0)
+    text = benchmark_tables.startup_tables({"diffjax": 0.25}, [start])
     assert "| import diffjax " in text
     assert "| 250 |" in text
     assert [cell.strip() for cell in text.splitlines()[-1].split("|")[1:-1]] == [
@@ -257,6 +277,8 @@ def test_help(capsys):
         ("--configs=", "there is no config file"),
         ("--configs=digits,fashion_mnist --data_path=nowhere", "idx3-ubyte.gz in nowhere"),
         ("--rounds=0", "rounds"),
+        ("--devices=2,no", "--devices=2,no should be numbers from 1"),
+        ("--override=config.model.widht=8", "there is no setting config.model.widht; did you mean"),
         ("--json=nowhere/a.json", "can't write nowhere/a.json: there is no folder nowhere"),
         ("--config=digits", "did you mean '--configs'?"),
     ],
@@ -276,6 +298,6 @@ def fail(message):
 @pytest.mark.slow
 def test_a_users_error_crosses_the_process():
     with pytest.raises(UserError, match="does not fit"):
-        benchmark.in_new_process(fail, "does not fit")
+        benchmark_cases.in_new_process(fail, "does not fit")
     with pytest.raises(UserError, match="was killed"):
-        benchmark.in_new_process(os._exit, 1)
+        benchmark_cases.in_new_process(os._exit, 1)

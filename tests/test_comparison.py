@@ -4,13 +4,14 @@ import numpy as np
 import pytest
 
 from diffjax.errors import UserError
-from diffjax.evaluation.comparison import Way, compare, quality_markdown, verdict_markdown
+from diffjax.evaluation.comparison import Choice, Setting, Way, compare
+from diffjax.evaluation.sweep_text import quality_markdown
 
-OWN = Way("heun", 9, 34)
+OWN = Way("heun", 34)
 
 
-def row(value, way=OWN, scale=1.5, weights="ema", seed=0, grid="uniform"):
-    choice = {"grid": grid, "guidance_scale": scale, "weights": weights}
+def row(value, way=OWN, scale=1.5, weights="ema", seed=0, grid="uniform", steps=9):
+    choice = {"grid": grid, "guidance_scale": scale, "weights": weights, "num_steps": steps}
     return {**way._asdict(), **choice, "seed": seed, "frechet_distance": value}
 
 
@@ -58,17 +59,45 @@ def test_each_arm_is_taken_at_its_best_and_reported_with_other_noise():
     }
     found = compare(results, {"a": "a", "b": "b"})
     a, b = found.standings[OWN]["a"], found.standings[OWN]["b"]
-    assert a.choice == ("uniform", 2.0, "ema")
-    assert b.choice == ("uniform", 1.5, "live")
+    assert a.choice == Choice(9, Setting("uniform", 2.0, "ema"))
+    assert b.choice == Choice(9, Setting("uniform", 1.5, "live"))
     assert a.values == pytest.approx((0.1 + (0.6 + 0.8) / 2,))
     assert a.noise == pytest.approx(np.std([0.6, 0.8], ddof=1))
     assert b.values == pytest.approx((0.6,))
-    assert "least mean frechet distance with noise seed 0; what is reported" in found.rule
+    assert "least mean frechet distance with noise seed 0, and as many steps" in found.rule
     assert "noise seed 1, 2." in found.rule
-    assert (
-        "| b | one seed: no verdict | 0.600 | 1 |  | uniform grid, guidance 1.5, live |"
-        in verdict_markdown(found)
-    )
+    assert str(b.choice) == "9 steps, uniform grid, guidance 1.5, live"
+
+
+def test_guidance_competes_with_none_at_equal_evaluations_with_half_the_steps():
+    """Scale 1 costs one evaluation a step less: 18 steps of it cost what 9 guided ones do."""
+
+    def run(shift):
+        return made([
+            row(value + shift, Way("ddim", nfe), scale=scale, seed=seed, steps=steps)
+            for seed in (0, 1)
+            for scale, steps, nfe, value in (
+                (1.5, 9, 18, 0.5), (1.5, 18, 36, 0.2), (1.0, 18, 18, 0.3), (1.0, 36, 36, 0.4),
+                (1.0, 9, 9, 0.9),
+            )
+        ])  # fmt: skip
+
+    found = compare({"a": run(0.0), "b": run(0.1)}, {"a": "a", "b": "b"}).standings
+    assert found[Way("ddim", 18)]["a"].choice == Choice(18, Setting("uniform", 1.0, "ema"))
+    assert found[Way("ddim", 36)]["b"].choice == Choice(18, Setting("uniform", 1.5, "ema"))
+    assert found[Way("ddim", 36)]["b"].values == pytest.approx((0.3,))
+    assert found[Way("ddim", 9)]["a"].values == (0.9,)
+
+
+def test_with_two_evaluations_a_step_the_nearest_below_counts_as_equal():
+    """Heun's 9 guided steps cost 34 evaluations; without guidance there are 33 and 35."""
+    rows = [row(0.5, seed=seed) for seed in (0, 1)]
+    rows += [row(0.4, Way("heun", 33), scale=1.0, seed=seed, steps=17) for seed in (0, 1)]
+    rows += [row(0.1, Way("heun", 35), scale=1.0, seed=seed, steps=18) for seed in (0, 1)]
+    rows += [row(0.1, Way("heun", 17), scale=1.0, seed=seed, steps=9) for seed in (0, 1)]
+    found = compare({"a": made(rows)}, {"a": "a"}).standings
+    assert found[OWN]["a"].choice == Choice(17, Setting("uniform", 1.0, "ema"))
+    assert found[Way("heun", 17)]["a"].choice.num_steps == 9
 
 
 def test_with_one_noise_seed_nothing_is_chosen():
@@ -90,7 +119,9 @@ def test_a_choice_never_flatters():
                 for s, v in enumerate(pair)]  # fmt: skip
         found = compare({"a": made(rows)}, {"a": "a"})
         reported.append(found.standings[OWN]["a"].interval.mean)
-        assert found.standings[OWN]["a"].choice.guidance_scale == 1.0 + np.argmin(values[:, 0])
+        assert found.standings[OWN]["a"].choice.setting.guidance_scale == 1.0 + np.argmin(
+            values[:, 0]
+        )
     assert np.mean(reported) == pytest.approx(1.0, abs=4 * 0.1 / np.sqrt(300))
 
 
@@ -99,7 +130,7 @@ def test_arms_with_missing_runs_are_shown_and_not_judged():
     del results["c-1"]
     found = compare(results, arms)
     verdicts = {r["arm"]: r["verdict"] for r in found.verdict_rows()}
-    assert verdicts["c"] == "not compared: 1 of 2 seeds evaluated"
+    assert verdicts["c"] == "incomplete: 1 of 2 seeds evaluated"
     assert verdicts["a"] == "leads"
     # A number that is none is no number.
     results["b-1"]["by_nfe"][0]["frechet_distance"] = None
@@ -108,7 +139,7 @@ def test_arms_with_missing_runs_are_shown_and_not_judged():
 
 
 def test_the_table_has_a_row_a_cost_and_a_column_an_arm():
-    one = Way("ddim", 5, 10)
+    one = Way("ddim", 10)
     results = {
         "a-0": made([row(0.5), row(1.0, one)]),
         "a-1": made([row(0.7), row(3.0, one)]),
@@ -116,10 +147,10 @@ def test_the_table_has_a_row_a_cost_and_a_column_an_arm():
     }
     found = compare(results, {"a-0": "a", "a-1": "a", "b-0": "b"})
     lines = quality_markdown(found).splitlines()
-    assert lines[0] == "| solver | steps | NFE | a | b |"
+    assert lines[0] == "| solver | NFE | a | b |"
     # Of two values a distance d apart Student's interval is 12.706 d/2 to either side.
-    assert lines[2] == "| ddim | 5 | 10 | 2.00 ± 12.7 | – |"
-    assert lines[3] == "| heun | 9 | 34 | 0.600 ± 1.27 | 0.900 |"
+    assert lines[2] == "| ddim | 10 | 2.00 ± 12.7 | – |"
+    assert lines[3] == "| heun | 34 | 0.600 ± 1.27 | 0.900 |"
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,10 @@
 """The data sets and the training stream: what is promised about order, and every message."""
 
 import gzip
+import io
 import itertools
 import os
 import struct
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from diffjax.data import (
     to_uint8,
 )
 from diffjax.data.augment import UNIFORMS_PER_IMAGE
+from diffjax.data.damaged import PassingOver
 from diffjax.data.randomness import permutation, random_bits, uniforms
 from diffjax.errors import UserError
 from diffjax.evaluation.distances import frechet_distance, statistics
@@ -643,7 +644,7 @@ def test_a_few_damaged_images_are_passed_over(folder, how, caplog):
         corrupt(folder / names[row], how)
     for order in (range(len(names)), reversed(range(len(names)))):
         caplog.clear()
-        source = replace(whole, max_damaged=3)
+        source = PassingOver(whole, 3, "here")
         found = {row: source[row] for row in order}
         for row, example in enumerate(expected):
             np.testing.assert_array_equal(found[row]["image"], example["image"])
@@ -651,7 +652,7 @@ def test_a_few_damaged_images_are_passed_over(folder, how, caplog):
         assert len(caplog.records) == 3
         for row in where:
             assert sum(names[row] in record.getMessage() for record in caplog.records) == 1
-    said = message(steps, replace(whole, max_damaged=2), 0, 2 * len(names))
+    said = message(steps, PassingOver(whole, 2, "here"), 0, 2 * len(names))
     assert "2 others can't be read either, and data.max_damaged=2" in said
     assert sum(names[row] in said for row in where) == 1
 
@@ -689,7 +690,6 @@ def test_flipped_bytes_in_images_never_end_in_a_traceback(tmp_path, suffix):
 
 def write_tfds(path: Path, num_images: int = 6, shape=("8", "6", "3"), file_format="array_record"):
     """A set as TFDS prepares it, written without TFDS's preparation, which needs TensorFlow."""
-    import io
     import json
 
     from array_record.python.array_record_module import ArrayRecordWriter
@@ -788,6 +788,47 @@ def test_a_damaged_tfds_file(tmp_path):
     file.write_bytes(bytes(len(file.read_bytes())))
     damaged = tfds_images("tiny", str(tmp_path)).train
     assert "tiny[train]" in message(damaged.__getitem__, 0)
+
+
+def write_records(path: Path, encoded: list[bytes]) -> None:
+    """Other images in the place of those of a set, whatever they are."""
+    from array_record.python.array_record_module import ArrayRecordWriter
+    from tensorflow_datasets.proto import tf_example_pb2  # type: ignore
+
+    writer = ArrayRecordWriter(str(path / "tiny-train.array_record-00000-of-00001"), "group_size:1")
+    for label, image in enumerate(encoded):
+        example = tf_example_pb2.Example()  # type: ignore
+        example.features.feature["image"].bytes_list.value.append(image)
+        example.features.feature["label"].int64_list.value.append(label % 2)
+        writer.write(example.SerializeToString())
+    writer.close()
+
+
+def test_tfds_images_of_another_size_are_named_or_passed_over(tmp_path, caplog):
+    write_tfds(tmp_path / "tiny/1.0.0")
+    encoded = []
+    for i, shape in enumerate([(8, 6, 3), (8, 7, 3), (8, 6, 3), (8, 6, 3), (8, 6, 3), (8, 6, 3)]):
+        buffer = io.BytesIO()
+        Image.fromarray(np.full(shape, i, np.uint8)).save(buffer, "png")
+        encoded.append(buffer.getvalue())
+    encoded[4] = b"no image"
+    write_records(tmp_path / "tiny/1.0.0", encoded)
+    train = tfds_images("tiny", str(tmp_path)).train
+    said = message(train.gather, range(3))
+    assert said == "image 1 of tiny[train] is [8, 7, 3], and the set says [8, 6, 3]"
+    assert "4 of tiny[train]" in message(train.gather, range(2, 6))
+
+    some = tfds_images("tiny", str(tmp_path), max_damaged=2).train
+    assert some.fingerprint() == train.fingerprint()
+    images, labels = gathered(some, range(6))
+    np.testing.assert_array_equal(images[:, 0, 0, 0], [0, 2, 2, 3, 5, 5])
+    np.testing.assert_array_equal(labels, [0, 0, 0, 1, 1, 1])
+    assert len(caplog.records) == 2
+    few = tfds_images("tiny", str(tmp_path), max_damaged=1).train
+    assert "1 others can't be read either" in message(few.gather, range(6))
+    assert "can't be negative" in message(
+        lambda: tfds_images("tiny", str(tmp_path), max_damaged=-1)
+    )
 
 
 class TestColours:

@@ -16,13 +16,21 @@ import scipy.linalg
 import scipy.stats
 from sklearn.neighbors import NearestNeighbors
 
-from diffjax.data import DataSet, all_images, digits, fashion_mnist
+from diffjax.data import DataSet, all_images, colours, digits, fashion_mnist
 from diffjax.errors import UserError
 from diffjax.evaluation import classifier
 from diffjax.evaluation.distances import frechet_distance, kernel_distance, statistics
 from diffjax.evaluation.features import classifier_features, pixel_features
-from diffjax.evaluation.metrics import Reference, compare, reference, thin, wilson_interval
+from diffjax.evaluation.metrics import (
+    Reference,
+    compare,
+    compare_each,
+    reference,
+    thin,
+    wilson_interval,
+)
 from diffjax.evaluation.neighbours import memorisation, nearest
+from diffjax.evaluation.seen import Batches
 from experiments import train_classifier
 
 
@@ -452,6 +460,17 @@ class TestCompare:
             assert counts["extractor_sha256"] == classifier.SHIPPED["digits"]
         assert found["accuracy"] == pytest.approx(found["classifier_test_accuracy"])
         assert found["neighbours"]["closer_than_test"] == pytest.approx(0.5)
+        plain = found["frechet_distance"]["provenance"]
+        assert (
+            found["accuracy_provenance"].items()
+            >= {
+                key: plain[key] for key in ("extractor_sha256", "reference_sha256", "num_samples")
+            }.items()
+        )
+        near = found["neighbours"]["provenance"]
+        assert near["reference_sha256"] == dataset.train.fingerprint()
+        assert near["test_sha256"] == dataset.test.fingerprint()
+        assert (plain["autoencoder"], plain["resize"]) == ("none", "none")
 
     def test_worse_samples_are_further_away(self, digits_reference, real):
         rng, images = np.random.default_rng(0), real[0]
@@ -563,6 +582,45 @@ class TestCompare:
         assert found["accuracy"] is None
         assert found["classifier_test_accuracy"] is None
         assert found["frechet_distance"]["provenance"]["extractor"] == "pixels:4x4"
+
+    def test_logits_of_other_classes_give_an_inception_score_and_no_accuracy(self, real):
+        """As those of ImageNet do: three classes, none of which is a digit."""
+        own: Any = classifier_features("digits")
+        apply = lambda x: (own.apply(x)[0], own.apply(x)[1][:, :3])  # noqa: E731
+        others = replace(own, apply=apply, test_accuracy=None, sha256="3" * 64)
+        images, labels = real
+        found = compare(images, labels, reference(digits(), others))
+        assert found["accuracy"] is None
+        assert 1.0 < found["inception_score"]["value"] <= 3.0
+
+    def test_two_extractors_see_samples_that_come_once(self, digits_reference, real):
+        images, labels = real
+        other = reference(digits(), pixel_features(size=4))
+        once = Batches(len(images), iter([images[:100], images[100:]]))
+        found = compare_each(once, labels, [digits_reference, other])
+        for each, alone in zip(found, (digits_reference, other), strict=True):
+            by_itself = compare(images, labels, alone)["frechet_distance"]
+            assert each["frechet_distance"]["provenance"] == by_itself["provenance"]
+            assert each["frechet_distance"]["value"] == pytest.approx(by_itself["value"], rel=1e-4)
+        assert found[1]["accuracy"] is None
+
+    def test_of_a_known_distribution_samples_are_held_against_it(self):
+        data = colours(num_images=800)
+        known = reference(data, pixel_features(size=1))
+        assert data.mixture is not None
+        good = np.asarray(data.mixture.draw(jax.random.key(1), 1500))
+        found = compare(good, None, known)
+        distance, weights = found["sliced_wasserstein"], found["mode_weights"]
+        assert distance["value"] == pytest.approx(distance["floor"], rel=0.5)
+        assert distance["provenance"]["num_samples"] == 1500
+        np.testing.assert_allclose(
+            weights["found"], 1 / 8, atol=5 * max(weights["standard_errors"])
+        )
+        # Two of eight colours are lost: a quarter of the weight is elsewhere.
+        lost = compare(good[good[:, 0, 0, :2].max(1) > 0], None, known)
+        assert lost["mode_weights"]["value"] == pytest.approx(0.25, abs=0.02)
+        assert lost["sliced_wasserstein"]["value"] > 5 * distance["value"]
+        assert "mode_weights" not in compare(good, None, known, in_depth=False)
 
     def test_splits_and_samples_are_thinned_where_asked(self, real):
         found = compare(

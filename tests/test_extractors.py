@@ -4,7 +4,6 @@ Without torch (`pip install -e '.[parity]'`) these tests are skipped. Those agai
 transformers run where these are installed.
 """
 
-import functools
 import hashlib
 import json
 from pathlib import Path
@@ -25,7 +24,8 @@ from diffjax.evaluation.inception import InceptionV3, inception_features
 from diffjax.evaluation.metrics import compare, reference
 from diffjax.evaluation.torch_files import StateDict, read_state_dict
 from diffjax.spec import build, spec
-from experiments.evaluate import chosen_extractor
+from experiments.evaluate import chosen_extractors
+from tests.peers import name_operators
 
 torch = pytest.importorskip("torch")
 F = torch.nn.functional
@@ -198,6 +198,7 @@ class TestInception:
         train, test = (ArraySource(levels(3, 32, 3, seed), labels) for seed in (1, 2))
         data = DataSet("noise", train, test, (32, 32, 3), 1, ("all",))
         found = compare(to_float(IMAGES), labels, reference(data, fid_extractor))
+        assert error(fid_extractor.extract(to_float(IMAGES))[1], fid.expected["logits"]) < 1e-4
         assert found["accuracy"] is None  # logits of ImageNet say nothing about these labels
         said = found["frechet_distance"]["provenance"]
         assert json.loads(json.dumps(said)) == said
@@ -254,21 +255,6 @@ class TestInception:
             build(spec(inception_features))
         with pytest.raises(UserError, match="no layer 'pol'; did you mean 'pool'"):
             inception_features("x.pth", layer="pol")
-
-
-@functools.cache
-def name_operators():
-    """Lets torchvision be imported, which both of the libraries below do where they find it.
-
-    PyPI's is built for CUDA. Beside a torch for CPUs its operators do not load, and its import
-    fails for want of their names, which are all that is used here.
-    """
-    library = torch.library.Library("torchvision", "FRAGMENT")
-    if torch.version.cuda is None:
-        for name in ("nms", "qnms"):
-            if not hasattr(torch.ops.torchvision, name):
-                library.define(f"{name}(Tensor a, Tensor b, float c) -> Tensor")
-    return library  # the names last as long as it does
 
 
 def pytorch_fid_network(path):
@@ -461,6 +447,18 @@ class TestNames:
         ],
     )
     def test_wrong_flags(self, name, weights, message):
-        args = SimpleNamespace(extractor=name, extractor_weights=weights, extractor_sha256=None)
+        args = SimpleNamespace(
+            extractor=name and [name],
+            extractor_weights=weights and [weights],
+            extractor_sha256=None,
+        )
         with pytest.raises(UserError, match=message):
-            chosen_extractor(args)
+            chosen_extractors(args)
+
+    def test_of_several_each_has_its_own_file_or_all_have_one(self, tmp_path):
+        for weights, missing in ((["a.pth"], "a"), (["a.pth", "b.pth"], "a"), (["", "b.pth"], "b")):
+            names = ["pixels" if not weights[0] else "inception", "inception_spatial"]
+            files = [str(tmp_path / name) if name else "" for name in weights]
+            args = SimpleNamespace(extractor=names, extractor_weights=files, extractor_sha256=None)
+            with pytest.raises(UserError, match=rf"{missing}\.pth: No such file"):
+                chosen_extractors(args)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffjax import choices
+from diffjax import choices, chosen
 from diffjax.errors import UserError
 from diffjax.models import DiT
 from diffjax.models.layers import attention_layers, attention_off
@@ -35,7 +35,7 @@ from experiments import cli, sample, train
 
 PATH = Linear()
 TIMES = jnp.array([0.2, 0.5, 0.9])
-RULES = [build(choices.guidance_called(name)) for name in choices.GUIDANCE]
+RULES = [build(chosen.guidance_called(name)) for name in choices.GUIDANCE]
 every_rule = pytest.mark.parametrize("rule", RULES, ids=choices.GUIDANCE)
 
 
@@ -151,12 +151,12 @@ def test_no_scale_costs_one_evaluation(scale, rows):
 
 
 def test_parts_nest_in_the_order_given():
-    rule = build(choices.guidance_called("projected+limited+clipped"))
+    rule = build(chosen.guidance_called("projected+limited+clipped"))
     assert rule == Clipped(Limited(Projected()))
     with pytest.raises(UserError, match="'projected' goes around no other"):
-        choices.guidance_called("limited+projected")
+        chosen.guidance_called("limited+projected")
     with pytest.raises(UserError, match="did you mean 'limited'"):
-        choices.guidance_called("cfg+limitd")
+        chosen.guidance_called("cfg+limitd")
 
 
 @pytest.mark.parametrize("share", [0.3, 1.0])

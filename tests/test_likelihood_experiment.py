@@ -1,13 +1,18 @@
 """`python -m experiments.likelihood` as a person uses it, on a tiny run of the digits config."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 
 import diffjax
 from configs import digits
-from experiments import cli, likelihood
+from diffjax.errors import UserError
+from diffjax.evaluation.features import pixel_features
+from diffjax.spec import spec
+from diffjax.training.measure import check_evaluation
+from experiments import cli, config_files, evaluate, likelihood
 
 
 def run(*arguments):
@@ -21,6 +26,8 @@ def workdir(tmp_path_factory):
     config.model.update(hidden_size=16, depth=1, num_heads=2)
     config.sampling.num_steps = 2
     config.evaluation.update(num_samples=20, batch_size=24, solvers=("ddim",), num_steps=(2,))
+    config.evaluation.likelihood = ("vlb",)
+    config.evaluation.extractors = (spec(pixel_features, size=2),)
     folder = tmp_path_factory.mktemp("likelihood") / "digits"
     diffjax.train(config.lock(), folder)
     return folder
@@ -28,6 +35,61 @@ def workdir(tmp_path_factory):
 
 def results(workdir):
     return json.loads((Path(workdir) / "likelihood.json").read_text())
+
+
+def test_an_evaluation_measures_what_its_config_asks_for(workdir):
+    assert results(workdir)["vlb-none"]["num_images"] == 20
+    content = json.loads((Path(workdir) / "evaluation.json").read_text())
+    (name,) = content["extractors"]
+    assert name == "pixels:2x2"
+    distance = content["extractors"][name]["frechet_distance"]
+    assert distance["provenance"]["extractor"] == name
+    assert distance["value"] != content["frechet_distance"]["value"]
+    assert content["frechet_distance"]["provenance"]["extractor"] == "classifier:digits"
+    assert content["extractors"][name]["precision"]["value"] is not None
+
+
+def test_several_extractors_by_a_flag_keep_their_numbers_apart(workdir, tmp_path, capsys):
+    def evaluated(*more):
+        return cli.run(
+            evaluate.main, evaluate.FLAGS, usage=evaluate.USAGE, argv=(f"--workdir={folder}", *more)
+        )
+
+    folder = shutil.copytree(workdir, tmp_path / "run")
+    assert evaluated("--extractor=pixels,digits", "--num_samples=12", "--num_steps=2") == 0
+    content = json.loads((folder / "evaluation.json").read_text())
+    assert content["frechet_distance"]["provenance"]["extractor"] == "pixels:8x8"
+    assert list(content["extractors"]) == ["classifier:digits"]
+    assert content["accuracy"] is None
+    assert content["extractors"]["classifier:digits"]["accuracy"] is not None
+    assert evaluated("--extractor=pixels,digits", "--extractor_weights=a,b,c") == 2
+    assert "--extractor_weights takes one, or 2" in capsys.readouterr().err
+
+
+def test_the_runs_own_recipe_has_all_choices_that_are_asked_for(workdir, tmp_path):
+    """Or no arm could be taken at its best where it is judged."""
+    folder = shutil.copytree(workdir, tmp_path / "run")
+    argv = (f"--workdir={folder}", "--seed=0,1", "--weights=live,ema-0.99", "--num_samples=12")
+    assert cli.run(evaluate.main, evaluate.FLAGS, usage=evaluate.USAGE, argv=argv) == 0
+    rows = json.loads((folder / "evaluation.json").read_text())["by_nfe"]
+    own = [(row["weights"], row["seed"]) for row in rows if row["solver"] == "heun"]
+    assert sorted(own) == [(name, seed) for name in ("ema-0.99", "live") for seed in (0, 1)]
+    assert len(rows) == 8
+
+
+@pytest.mark.parametrize(
+    ("arguments", "method", "message"),
+    [
+        ("objective=flow", "vbl", "did you mean 'vlb'"),
+        ("objective=translation", "ode", "no density at its start"),
+        ("objective=reflow", "vlb", "no bound is known"),
+    ],
+)
+def test_bits_that_can_not_be_had_are_refused_before_training(arguments, method, message):
+    config = config_files.load(f"configs/digits.py:{arguments}")
+    config.evaluation.likelihood = (method,)
+    with pytest.raises(UserError, match=message):
+        check_evaluation(config, (8, 8, 1))
 
 
 def test_each_method_prints_a_line_and_adds_to_the_file(workdir, capsys):
@@ -78,7 +140,7 @@ def test_a_learned_dequantiser_is_fitted_on_the_way(workdir, capsys):
         (["--method=od"], "did you mean 'ode'"),
         (["--trace=exakt"], "did you mean 'exact'"),
         (["--dequantisation=uniforn"], "did you mean 'uniform'"),
-        (["--dequantisation=none"], "needs --dequantisation=uniform or variational"),
+        (["--dequantisation=none"], "needs dequantisation uniform or variational"),
         (["--method=vlb", "--trace=exact"], "--trace has no part in --method=vlb"),
         (["--method=vlb", "--num_times=5"], "num_times=5 must be even"),
         (["--num_steps=4", "--tolerance=1e-3"], "give one of them"),

@@ -3,7 +3,9 @@
 import io
 import json
 import math
+import resource
 import struct
+import threading
 
 import numpy as np
 import pytest
@@ -129,6 +131,27 @@ def test_tensorboard_resume_keeps_the_old_file_and_purges_the_repeated_steps(tmp
     # TensorBoard hides whatever older files hold at or after the step of a START event.
     starts = [e.step for e in events if e.session_log.status == e.session_log.START]
     assert starts == [1, 21]
+
+
+def write_on(writer):
+    for step in range(1000):
+        writer.write(step, SCALARS)
+
+
+def test_a_full_disk_is_an_error_of_tensorboard_and_holds_up_nothing(tmp_path):
+    """The limit of a file's size, which the system refuses to exceed as it does on a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    threads = threading.active_count()
+    writer = TensorBoardWriter(tmp_path)
+    assert threading.active_count() == threads
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            write_on(writer)
+        with pytest.raises(OSError, match="File too large"):
+            writer.close()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 class _Terminal(io.StringIO):

@@ -19,7 +19,7 @@ from diffjax.evaluation.distances import (
 )
 from diffjax.evaluation.extrapolation import extrapolated_distance, fewest_samples
 from diffjax.evaluation.manifolds import manifold_scores
-from diffjax.evaluation.mixtures import mode_weights, sliced_wasserstein
+from diffjax.evaluation.mixtures import mode_weights, sliced_wasserstein, sliced_wasserstein_to
 from diffjax.evaluation.neighbours import nearest
 from diffjax.evaluation.scores import inception_score
 from diffjax.process.analytic import GaussianMixture
@@ -306,6 +306,34 @@ class TestMixtures:
         equal = np.sort(np.repeat(x, m, 0) @ found.directions.T, axis=0)
         gaps = equal - np.sort(np.repeat(y, n, 0) @ found.directions.T, axis=0)
         np.testing.assert_allclose(found.squared, (gaps**2).mean(0), rtol=1e-10)
+
+    def test_to_a_mixture_itself_it_is_the_integral_over_its_quantiles(self):
+        weights, means, deviations = np.array([0.3, 0.7]), np.array([-1.0, 2.0]), [0.05, 0.8]
+        data = GaussianMixture(
+            jnp.asarray(weights),
+            jnp.asarray(means)[:, None],
+            jnp.square(jnp.asarray(deviations))[:, None, None],
+        )
+        x = np.array([0.3, -2.0, 5.0, 1.0])
+        levels = (np.arange(4000) + 0.5) / 4000
+        below = lambda z: weights @ scipy.stats.norm.cdf((z - means) / deviations)  # noqa: E731
+        ends = [scipy.optimize.brentq(lambda z, q=q: below(z) - q, -9, 9) for q in levels]
+        exact = np.mean((np.repeat(np.sort(x), 1000) - ends) ** 2)
+        found = sliced_wasserstein_to(data, x[:, None], num_directions=3)
+        np.testing.assert_allclose(found.squared, exact, rtol=1e-3)
+
+    def test_to_a_mixture_it_is_what_endless_draws_approach(self, of_mixture):
+        found = sliced_wasserstein_to(MIXTURE, of_mixture[:50] + 1.0, num_directions=7, seed=2)
+        drawn = sliced_wasserstein(of_mixture[:50] + 1.0, of_mixture, num_directions=7, seed=2)
+        np.testing.assert_array_equal(found.directions, drawn.directions)
+        np.testing.assert_allclose(found.squared, drawn.squared, rtol=0.1)
+        # Draws of its own are near, and the more the nearer.
+        own = [sliced_wasserstein_to(MIXTURE, of_mixture[:n]).value for n in (100, 4000)]
+        assert own[1] < 0.4 * own[0] < 0.3
+
+    def test_samples_of_another_shape_than_the_mixtures_are_refused(self):
+        with pytest.raises(UserError, match=r"samples of this mixture are \[2\], not \[3\]"):
+            sliced_wasserstein_to(MIXTURE, np.zeros((4, 3)))
 
     def test_in_one_dimension_it_is_an_assignment_of_least_cost(self):
         rng = np.random.default_rng(1)

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from diffjax.errors import UserError
-from diffjax.models import DiT, UNet, attention, dit, layers, unet
+from diffjax.models import DiT, UNet, attention, blockwise, dit, layers, placement, remat, unet
+from diffjax.training.flops import matrix_flops
 
 # Every program here runs once or twice on tiny arrays: compiling it is all that takes time.
 jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
@@ -207,6 +208,8 @@ def test_dropout_acts_in_training_only(make):
         (small_dit(hidden_size=30), (8, 8, 1), "hidden_size=30 is not a multiple of 4"),
         (small_dit(dtype="bflot16"), (8, 8, 1), "'bflot16'; did you mean 'bfloat16'"),
         (small_dit(attention="bached"), (8, 8, 1), "'bached'; did you mean 'batched'"),
+        (small_dit(remat="ful"), (8, 8, 1), "remat: no policy 'ful'; did you mean 'full'"),
+        (small_unet(remat="ful"), (8, 8, 1), "remat: no policy 'ful'; did you mean 'full'"),
         (small_unet(attention="cudn"), (8, 8, 1), "'cudn'; did you mean 'cudnn'"),
         (small_unet(head_channels=5), (8, 8, 1), "head_channels=5 does not divide the 16 .* 4x4"),
         (small_unet(channels=7), (8, 8, 1), "channels=7 is not a positive even number"),
@@ -246,7 +249,14 @@ def qkv(scale=1.0, dtype="float32"):
     return tuple(a.astype(dtype) for a in (q, k, v))
 
 
-runs_here = pytest.mark.parametrize("name", ["xla", "batched", "auto"])
+@pytest.fixture(autouse=True)
+def _few_keys_at_a_time(monkeypatch):
+    """So that the few keys of these tests are several blocks, the last one not full."""
+    monkeypatch.setattr(blockwise, "_BLOCK", 3)
+
+
+RUN_HERE = ["xla", "batched", "chunked", "auto"]
+runs_here = pytest.mark.parametrize("name", RUN_HERE)
 
 
 @runs_here
@@ -266,20 +276,76 @@ def test_attention_in_half_precision_keeps_the_softmax_in_float32(name):
     assert error < 0.02 * np.abs(v).max()
 
 
-def test_attention_implementations_have_the_same_gradients():
-    out = jax.random.normal(KEYS[5], (2, 5, 3, 4))
+def derivatives(implementation, *qkv):
+    """Output, gradients and a directional derivative, which differentiates forwards."""
+    turned = (qkv[2], qkv[0], qkv[1])
 
-    def gradients(name):
-        def product(*qkv):
-            return jnp.vdot(attention.attention(*qkv, implementation=name), out)
+    def run(*qkv):
+        attend = functools.partial(attention.attention, implementation=implementation)
+        gradients = jax.grad(lambda *qkv: jnp.sin(attend(*qkv)).sum(), argnums=(0, 1, 2))(*qkv)
+        return attend(*qkv), gradients, jax.jvp(attend, qkv, turned)[1]
 
-        return jit(jax.grad(product, argnums=(0, 1, 2)))(*qkv())
+    return jit(run)(*qkv)
 
-    jax.tree.map(
-        functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5),
-        gradients("batched"),
-        gradients("xla"),
+
+close = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", [name for name in RUN_HERE if name != "xla"])
+def test_attention_implementations_have_the_same_derivatives(name):
+    qkv = tuple(jax.random.normal(key, (2, 7, 3, 4)) for key in KEYS[3:6])
+    jax.tree.map(close, derivatives(name, *qkv), derivatives("xla", *qkv))
+
+
+@pytest.mark.parametrize("axes", [{"sequence": 4, "tensor": 2}, {"fsdp": 2, "sequence": 4}])
+def test_keys_that_go_round_a_ring_are_the_keys_of_one_device(axes):
+    mesh = jax.make_mesh(
+        tuple(axes.values()), tuple(axes), axis_types=(jax.sharding.AxisType.Auto,) * len(axes)
     )
+    qkv = tuple(jax.random.normal(key, (2, 16, 2, 4)) for key in KEYS[3:6])
+    expected = derivatives("xla", *qkv)
+    tokens = placement.fit((placement.BATCH, "sequence"), (2, 16), dict(mesh.shape))
+    placed = jax.device_put(qkv, jax.sharding.NamedSharding(mesh, tokens))
+    with jax.set_mesh(mesh):
+        jax.tree.map(close, derivatives("ring", *placed), expected)
+        jax.tree.map(close, derivatives("auto", *placed), expected)
+
+
+def test_without_a_ring_keys_stay_where_they_are():
+    np.testing.assert_array_equal(run_attention("ring", *qkv()), run_attention("chunked", *qkv()))
+
+
+def test_splash_is_the_formula_with_its_gradient():
+    """The TPU's kernel, interpreted."""
+    qkv = tuple(jax.random.normal(key, (1, 128, 1, 8)) for key in KEYS[3:6])
+
+    def results(attend):
+        return jit(jax.value_and_grad(lambda *qkv: jnp.sin(attend(*qkv)).sum(), (0, 1, 2)))(*qkv)
+
+    splash = functools.partial(attention.splash, interpret=True)
+    loose = functools.partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-4)
+    jax.tree.map(loose, results(splash), results(attention.xla))
+    with pytest.raises(UserError, match="splash takes tokens in multiples of 128, not 7"):
+        attention.splash(*(x[:, :7] for x in qkv))
+
+
+@pytest.mark.parametrize("mode", ["forward", "gradient", "jvp"])
+def test_memory_of_chunked_attention_is_linear_in_the_tokens(mode, monkeypatch):
+    monkeypatch.setattr(blockwise, "_BLOCK", 64)
+
+    def temporaries(name, length):
+        attend = functools.partial(attention.attention, implementation=name)
+        run = {
+            "forward": attend,
+            "gradient": jax.grad(lambda *qkv: jnp.sin(attend(*qkv)).sum(), argnums=(0, 1, 2)),
+            "jvp": lambda *qkv: jax.jvp(attend, qkv, qkv),
+        }[mode]
+        shape = jax.ShapeDtypeStruct((1, length, 1, 16), jnp.float32)
+        analysis: Any = jit(run).lower(shape, shape, shape).compile().memory_analysis()
+        return analysis.temp_size_in_bytes
+
+    assert temporaries("chunked", 2048) < 2.2 * temporaries("chunked", 1024)
+    assert temporaries("batched", 2048) > 3.8 * temporaries("batched", 1024)
 
 
 def test_equal_keys_average_the_values():
@@ -301,6 +367,46 @@ def test_equal_keys_average_the_values():
 )
 def test_auto_is_resolved_by_platform(name, platform, dtype, resolved):
     assert attention.resolve(name, platform, dtype) == resolved
+
+
+def test_auto_is_a_ring_where_tokens_are_split():
+    assert attention.resolve("auto", "tpu", "bfloat16", sequence=2) == "ring"
+    assert attention.resolve("xla", "tpu", "bfloat16", sequence=2) == "xla"
+
+
+# What is kept for the backward pass
+
+
+REMATERIALISED = {
+    "dit": functools.partial(small_dit, dropout=0.5, attention="xla"),
+    "dit in a loop": functools.partial(small_dit, dropout=0.5, scan=True, attention="xla"),
+    "unet": functools.partial(small_unet, dropout=0.5, attention="xla"),
+}
+
+
+@pytest.mark.parametrize("make", REMATERIALISED.values(), ids=REMATERIALISED)
+def test_policies_change_the_work_and_nothing_else(make):
+    """Value and gradient are those of no policy; matrix products are done again as declared."""
+    params = awake(make())
+
+    def loss_and_gradient(policy):
+        net = make(remat=policy)
+
+        def loss(params):
+            variables, rngs = {"params": params}, {"dropout": KEYS[6]}
+            out = net.apply(variables, X, NOISE, COND, train=True, rngs=rngs)
+            return jnp.square(out - X).sum()
+
+        return jax.value_and_grad(loss)
+
+    functions = {policy: loss_and_gradient(policy) for policy in remat.REMAT}
+    work = {policy: matrix_flops(function, params) for policy, function in functions.items()}
+    # Not all of them: each takes seconds to compile, and "dense" keeps by rule and by name.
+    kept, none = (jit(functions[policy])(params) for policy in ("dense", "none"))
+    same = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-4)
+    jax.tree.map(same, kept, none)
+    assert work["none"] == work["products"] < work["dense"] < work["attention"] < work["full"]
+    assert work["full"] <= 4 / 3 * work["none"]
 
 
 # DiT
@@ -367,6 +473,71 @@ def test_positions_know_only_the_offset_between_two_tokens():
         for at in (row, column)
     )
     np.testing.assert_allclose(table @ table.T, expected, atol=1e-5)
+
+
+def dropped_and_sown(net, params):
+    """Output and sown tokens in training, with dropout."""
+    collection, name = layers.HIDDEN
+    out, sown = net.apply(
+        {"params": params}, X, NOISE, COND, train=True, rngs={"dropout": KEYS[6]},
+        mutable=[collection],
+    )  # fmt: skip
+    return out, sown[collection][name][0]
+
+
+def test_stacked_blocks_are_the_same_function():
+    """Output, sown tokens and gradients, in training, where dropout draws the same masks."""
+    net, loop = (small_dit(depth=5, dropout=0.5, scan=scan) for scan in (False, True))
+    params = awake(net)
+
+    @functools.partial(jit, static_argnums=0)
+    def all_of(net, params):
+        def loss(params):
+            out, hidden = dropped_and_sown(net, params)
+            return jnp.square(out - X).sum() + jnp.sin(hidden).sum(), (out, hidden)
+
+        return jax.value_and_grad(loss, has_aux=True)(params)
+
+    values, gradient = all_of(net, params)
+    loop_values, loop_gradient = all_of(loop, dit.stacked(params))
+    same = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-4)
+    jax.tree.map(same, loop_values, values)
+    jax.tree.map(same, dit.unstacked(loop_gradient), gradient)
+
+
+def test_fresh_stacked_blocks_have_the_layout_of_stacked_ones_and_differ():
+    net, loop = small_dit(depth=3), small_dit(depth=3, scan=True)
+    assert shapes(loop, (8, 8, 2))[1] == jax.eval_shape(dit.stacked, shapes(net, (8, 8, 2))[1])
+    kernel = jit(loop.init)(KEYS[1], X, NOISE)["params"]["blocks"]["mlp"]["up"]["kernel"]
+    assert jnp.abs(kernel[0] - kernel[1]).max() > 0.1
+    # Xavier's bound for one layer: the stack is no part of the fans.
+    assert 0.9 < jnp.abs(kernel).max() / np.sqrt(6 / (32 + 128)) <= 1
+
+
+@pytest.mark.parametrize("pattern", ["", "block_2", "block_[02]/attention", "block_7"])
+def test_attention_is_switched_off_by_number_in_stacked_blocks_too(pattern):
+    net, loop = small_dit(depth=3), small_dit(depth=3, scan=True)
+    params, stack = awake(net), dit.stacked(awake(net))
+    assert layers.attention_layers(stack) == layers.attention_layers(params)
+    with layers.attention_off(pattern):
+        expected = net.apply({"params": params}, X, NOISE, COND)
+        out = loop.apply({"params": stack}, X, NOISE, COND)
+    np.testing.assert_allclose(out, expected, atol=1e-4)
+
+
+def test_programs_of_stacked_blocks_do_not_grow_with_depth():
+    """What is compiled: the lines of the training program, with and without a loop."""
+
+    def lines(**kw):
+        net = small_dit(**kw)
+
+        def loss(params):
+            return jnp.square(net.apply({"params": params}, X, NOISE, COND)).sum()
+
+        return len(jax.jit(jax.grad(loss)).lower(shapes(net, (8, 8, 2))[1]).as_text().splitlines())
+
+    assert lines(depth=28, scan=True) == lines(depth=4, scan=True)
+    assert lines(depth=8) > 1.5 * lines(depth=4)
 
 
 def test_dit_equals_numpy_in_float64():

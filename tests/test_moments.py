@@ -4,6 +4,7 @@ import logging
 import tracemalloc
 from collections import Counter
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -14,6 +15,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from diffjax.data import ArraySource, DataSet, digits, to_float, to_uint8
 from diffjax.errors import UserError
+from diffjax.evaluation import seen
 from diffjax.evaluation.distances import frechet_distance, statistics
 from diffjax.evaluation.features import Extractor, classifier_features, pixel_features
 from diffjax.evaluation.metrics import compare, reference
@@ -107,6 +109,18 @@ class TestSee:
         size = -(-3 // len(devices))
         num_calls = -(-21 // (size * len(devices)))
         assert Counter(looked) == {size: num_calls * len(devices)}
+
+    def test_each_process_looks_at_its_part_and_none_at_another(self, monkeypatch):
+        """Parts are recorded where processes would gather them, as test_processes.py has it."""
+        images, extractor, parts = random_images(22), pixel_features(size=2), []
+        gathered = {"process_allgather": lambda mine, tiled: parts.append(mine) or mine}
+        monkeypatch.setattr(seen, "multihost_utils", SimpleNamespace(**gathered))
+        monkeypatch.setattr(jax, "process_count", lambda: 3)
+        for index in range(3):
+            monkeypatch.setattr(jax, "process_index", lambda index=index: index)
+            seen._in_parts(extractor, images, None)
+        assert [len(part) for part in parts] == [8, 8, 8]
+        np.testing.assert_array_equal(np.concatenate(parts)[:22], extractor.features(images))
 
     def test_memory_does_not_hang_on_how_many_there_are(self):
         extractor = pixel_features(size=2)

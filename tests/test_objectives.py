@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from ml_collections import ConfigDict
 
-from diffjax import choices
+from diffjax import choices, chosen
 from diffjax.errors import UserError
 from diffjax.models.dit import DiT
 from diffjax.objectives.base import Objective, Progress
@@ -195,7 +195,7 @@ def config_for(**axes: str) -> ConfigDict:
     config = ConfigDict({"name": "tiny", "label_dropout": 0.0})
     model = spec(DiT, patch_size=4, hidden_size=8, depth=1, num_heads=1)
     arguments = ",".join(f"{axis}={choice}" for axis, choice in axes.items())
-    choices.set_axes(config, arguments, {"dit": model}, model="dit")
+    chosen.set_axes(config, arguments, {"dit": model}, model="dit")
     config.sampling = spec(
         Recipe,
         solver=choices.copy(choices.SOLVERS["ddim"]),
@@ -363,11 +363,12 @@ def trained(objective: Objective, apply: Any, draw: Any, num_steps: int) -> jax.
     return run(jax.random.split(jax.random.key(1), num_steps))["theta"]
 
 
-# Those whose noise is independent of the data; tests/test_bridges.py has the others.
+# Those of one time whose noise is independent of the data; tests/test_bridges.py and
+# tests/test_mean_flow.py have the others.
 INDEPENDENT = [
     name
     for name, parts in choices.OBJECTIVES.items()
-    if (parts["coupling"], parts["bridge"]) == ("independent", "none")
+    if (parts["coupling"], parts["bridge"]) == ("independent", "none") and name != "mean_flow"
 ]
 
 

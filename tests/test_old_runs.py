@@ -6,14 +6,24 @@ Each folder of tests/old_runs was left by `experiments.train` at the commit that
 """
 
 import json
+import logging
+import shlex
+import shutil
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
 import diffjax
 from diffjax.errors import UserError
 from diffjax.evaluation.report import write_report
+from diffjax.spec import build
+from diffjax.sweeps import Cell
+from diffjax.training import loop
+from diffjax.training.checkpoints import Checkpoints
+from diffjax.training.setup import set_up
+from experiments.sweep_cells import resolved
 
 RUNS = sorted(path for path in (Path(__file__).parent / "old_runs").iterdir() if path.is_dir())
 
@@ -26,6 +36,37 @@ def test_it_is_read_and_samples_as_it_did(folder):
     images = run.sample(expected["labels"], seed=int(expected["seed"]))
     # Other processors round differently.
     np.testing.assert_allclose(images, expected["images"], atol=1e-4)
+
+
+@pytest.mark.parametrize("folder", RUNS, ids=lambda path: path.name)
+def test_the_command_that_made_it_goes_on_today(folder, tmp_path, caplog):
+    """Its config is the one of today, its checkpoint has the parts that training needs."""
+    caplog.set_level(logging.INFO, "diffjax")
+    workdir = shutil.copytree(folder, tmp_path / "run")
+    command = json.loads((folder / "run.json").read_text())["command"]
+    config = as_commanded(command)
+    assert loop.train(config, workdir) == workdir / "report.html"
+    said = [record.getMessage() for record in caplog.records]
+    assert "resuming at step 2 of 2" in said
+    assert not (workdir / "checkpoints_damaged").exists()
+
+    data = build(config.data)
+    setup = set_up(config, data.image_shape, data.num_classes)
+    store = Checkpoints(workdir / "checkpoints", read_only=True)
+    state, start = loop.restore_or_init(setup, store, data)
+    store.close()
+    key = jax.random.key(config.seed)
+    step = loop.compile_train_step(setup, key)
+    state, metrics = step(state, key, next(loop.device_batches(setup, data, start["step"] - 1)))
+    assert int(state.step) == 3
+    assert np.isfinite(metrics["loss"])
+
+
+def as_commanded(command: str):
+    """The config that a command gives today."""
+    flags = [word.split("=", 1) for word in shlex.split(command) if word.startswith("--")]
+    overrides = {name[2:]: text for name, text in flags if name.startswith("--config.")}
+    return resolved(Cell("", {}, dict(flags)["--config"], overrides, arm=""))
 
 
 @pytest.mark.parametrize("folder", RUNS, ids=lambda path: path.name)

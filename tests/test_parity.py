@@ -242,11 +242,11 @@ class PNDM(diffusers.PNDMScheduler):
         *(
             (
                 unipc.unipc(order, scale),
-                lambda p=order, b=scale.__name__: uni(solver_order=p, solver_type=b),
+                lambda p=order, b=name: uni(solver_order=p, solver_type=b),
                 {"to_end": False},
             )
             for order in (1, 2, 3)
-            for scale in (unipc.bh1, unipc.bh2)
+            for scale, name in ((unipc.BH1(), "bh1"), (unipc.BH2(), "bh2"))
         ),
         *(
             (

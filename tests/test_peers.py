@@ -4,7 +4,6 @@ Each test is skipped where its package is not installed (`pip install -e '.[pari
 """
 
 import contextlib
-import functools
 import io
 
 import numpy as np
@@ -14,19 +13,9 @@ from diffjax.evaluation.distances import frechet_distance, kernel_distance, stat
 from diffjax.evaluation.manifolds import manifold_scores
 from diffjax.evaluation.moments import Moments
 from diffjax.evaluation.scores import ScoreSums, inception_score
+from tests.peers import name_operators
 
 torch = pytest.importorskip("torch")
-
-
-@functools.cache
-def name_operators():
-    """Lets a torchvision built for CUDA be imported beside a torch for CPUs."""
-    library = torch.library.Library("torchvision", "FRAGMENT")
-    if torch.version.cuda is None:
-        for name in ("nms", "qnms"):
-            if not hasattr(torch.ops.torchvision, name):
-                library.define(f"{name}(Tensor a, Tensor b, float c) -> Tensor")
-    return library  # the names last as long as it does
 
 
 def package(name):

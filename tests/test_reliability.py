@@ -2,6 +2,8 @@
 
 import json
 import os
+import platform
+import re
 import resource
 import signal
 import subprocess
@@ -16,6 +18,7 @@ import optax
 import pytest
 from absl import flags
 
+from diffjax import files
 from diffjax.errors import UserError
 from diffjax.training import storage
 from diffjax.training.checkpoints import Checkpoints
@@ -42,6 +45,7 @@ with locked(Path(sys.argv[1])):
 """
 
 
+@pytest.mark.faults
 def test_a_second_process_is_refused_until_the_first_is_dead(tmp_path):
     holder = subprocess.Popen(
         [sys.executable, "-c", HOLDER, str(tmp_path)],
@@ -73,12 +77,14 @@ def test_a_folder_is_free_after_an_error_inside(tmp_path):
 # Storage.
 
 
+@pytest.mark.faults
 def test_a_folder_that_is_none_is_said_at_once(tmp_path):
     (tmp_path / "checkpoints").write_text("")
     with pytest.raises(UserError, match=r"can't write to .*checkpoints: File exists"):
         storage.make_writable(tmp_path / "checkpoints")
 
 
+@pytest.mark.faults
 @pytest.mark.skipif(os.geteuid() == 0, reason="root writes anywhere")
 def test_a_folder_without_permission_is_said_at_once(tmp_path):
     tmp_path.chmod(0o500)
@@ -97,6 +103,7 @@ def save_without_room(workdir: Path, store: Checkpoints, state: TrainState) -> N
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
+@pytest.mark.faults
 def test_what_cannot_be_written_costs_no_older_checkpoint(tmp_path):
     """Files may not grow beyond a limit: the system then refuses a write as on a full disk."""
     state = init_state({"w": jnp.zeros(1)}, sgd(), ())
@@ -119,6 +126,33 @@ def test_what_cannot_be_written_costs_no_older_checkpoint(tmp_path):
     assert left == {"2"}, "the torn one is cleared away"
 
 
+@pytest.mark.faults
+def test_a_file_is_whole_or_as_it_was(tmp_path):
+    file = tmp_path / "a.json"
+    files.write_whole(file, "before")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            files.write_whole(file, "x" * 2000)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert file.read_text() == "before"
+    assert list(tmp_path.iterdir()) == [file]
+
+
+@pytest.mark.faults
+def test_what_the_dead_had_not_finished_is_cleared_away(tmp_path):
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    here = platform.node()
+    kept = {f"a.json.{here}.{os.getpid()}.tmp", f"a.json.other.{gone.pid}.tmp", "mine.tmp", "a"}
+    for name in (*kept, f"a.json.{here}.{gone.pid}.tmp"):
+        (tmp_path / name).write_text("")
+    files.clear_unfinished(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == kept
+
+
 def test_other_errors_keep_their_traceback(tmp_path):
     with pytest.raises(ZeroDivisionError), storage.told_in_one_line(tmp_path):
         print(1 // 0)  # noqa: T201
@@ -127,6 +161,7 @@ def test_other_errors_keep_their_traceback(tmp_path):
 # Signals.
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_the_exit_status_says_which_signal_came(number, status, capsys):
     def main(args):
@@ -187,6 +222,7 @@ def begin(nonfinite: NonFinite) -> TrainState:
     return init_state({"w": jnp.array(3.0)}, sgd(), (0.5,), jnp.array(0), nonfinite.init())
 
 
+@pytest.mark.faults
 def test_steps_left_out_change_nothing_else():
     """Against the recursion by hand: momentum 0.9, a rate that only counts updates made."""
     bad, nonfinite = (1, 4, 5), NonFinite(3)
@@ -218,6 +254,7 @@ def test_what_is_off_adds_nothing_to_the_program():
     assert begin(NonFinite()).skipped == ()
 
 
+@pytest.mark.faults
 def test_resuming_between_steps_left_out_changes_nothing(tmp_path):
     bad, nonfinite = (3, 4, 5), NonFinite(5)
     step, state = jax.jit(step_with(nonfinite)), begin(nonfinite)
@@ -261,15 +298,17 @@ class Kept:
         pass
 
 
-def metrics_at(step: int, **more: float) -> dict[str, jax.Array]:
+def metrics_at(step: int, **more: Any) -> dict[str, jax.Array]:
     numbers = noise((3,), seed=step)
     plain = {"loss": numbers[0], "grad_norm": numbers[1], "learning_rate": numbers[2]}
     bins = {"bin_loss": noise((10,), seed=100 + step), "bin_count": np.ones(10, np.float32)}
     return {name: jnp.asarray(value) for name, value in {**plain, **bins, **more}.items()}
 
 
-def window_of(writer: Kept, step: int = 0, skip_in_a_row: int = 0) -> MetricsWindow:
-    return MetricsWindow(writer, 16, step, lambda: [0, 2], skip_in_a_row)
+def window_of(
+    writer: Kept, step: int = 0, skip_in_a_row: int = 0, left_out: Kept | None = None
+) -> MetricsWindow:
+    return MetricsWindow(writer, 16, step, lambda: [0, 2], skip_in_a_row, left_out or Kept())
 
 
 def feed(window: MetricsWindow, first: int, last: int) -> None:
@@ -279,6 +318,7 @@ def feed(window: MetricsWindow, first: int, last: int) -> None:
             window.close()
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize("stop", range(1, 12))
 def test_lines_do_not_depend_on_where_a_run_stopped(stop):
     whole, parts = Kept(), Kept()
@@ -301,18 +341,23 @@ def test_lines_do_not_depend_on_where_a_run_stopped(stop):
     assert parts.lines == whole.lines
 
 
+@pytest.mark.faults
 def test_a_loss_that_is_not_finite_is_seen_before_its_window_ends():
     window = window_of(Kept())
     window.add(metrics_at(1))
     window.flush()
-    window.add(metrics_at(2, loss=np.nan))
-    with pytest.raises(NonFiniteLoss, match=r"gradient is not finite in step 2; .* is step 2"):
+    sums, counts = np.array([9.0, 0, 8, 7] + [0.0] * 6), np.array([9.0, 0, 2, 7] + [0.0] * 6)
+    window.add(metrics_at(2, grad_norm=np.inf, bin_loss=sums, bin_count=counts))
+    said = "gradient is not finite in step 2, whose loss is largest at log-SNR [-6, -4)"
+    with pytest.raises(NonFiniteLoss, match=re.escape(said) + "; .* is step 2") as caught:
         window.flush()
+    assert caught.value.said == f"the {said}"
 
 
+@pytest.mark.faults
 def test_too_many_in_a_row_stop_the_run(caplog):
-    kept = Kept()
-    window = window_of(kept, skip_in_a_row=2)
+    kept, left_out = Kept(), Kept()
+    window = window_of(kept, skip_in_a_row=2, left_out=left_out)
     bad = {"loss": np.nan, "bin_loss": np.array([0, np.nan] + [0] * 8)}
     for step, in_a_row, total in ((1, 0, 0), (2, 1, 1), (3, 0, 1), (4, 1, 2), (5, 2, 3)):
         more = bad if in_a_row else {}
@@ -328,6 +373,11 @@ def test_too_many_in_a_row_stop_the_run(caplog):
         "the loss is not finite in step 2 at log-SNR [-8, -6): left out, 1 in a row, 1 in all"
     )
     assert len(said) == 3
+    assert [(step, line["skipped"]) for step, line in left_out.lines] == [(2, 1), (4, 2), (5, 3)]
+    for _, line in left_out.lines:
+        assert np.isnan(line["loss"])
+        assert np.isnan(line["loss_by_log_snr/-8"])
+        assert line["loss_by_log_snr/-inf"] == 0
     window.add(metrics_at(6, **bad, skipped_in_a_row=3, skipped=4))
     with pytest.raises(NonFiniteLoss, match=r"step 6 at log-SNR \[-8, -6\), 3 steps in a row"):
         window.flush()

@@ -13,7 +13,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from diffjax.errors import UserError
-from diffjax.evaluation import plots
+from diffjax.evaluation import pictures, plots
 from diffjax.evaluation.report import write_report
 from diffjax.evaluation.tables import quality_table
 
@@ -140,8 +140,8 @@ def make_run(folder):
     for step in range(0, 4001, 250):
         mix = np.exp(-step / 500)
         images = (1 - mix) * clean + mix * noise
-        plots.save_png(folder / "samples" / f"step_{step:08d}.png", images, columns=8)
-    plots.save_png(folder / "samples" / "neighbours.png", clean[:72], columns=6)
+        pictures.save_png(folder / "samples" / f"step_{step:08d}.png", images, columns=8)
+    pictures.save_png(folder / "samples" / "neighbours.png", clean[:72], columns=6)
     return folder
 
 
@@ -270,7 +270,9 @@ def test_seven_grids_from_the_first_to_the_last(finished):
 ATTACK = '<script>alert("x")</script>'
 
 
-@pytest.mark.parametrize("place", ["config value", "config key", "run", "evaluation", "solver"])
+@pytest.mark.parametrize(
+    "place", ["config value", "config key", "run", "data", "folder", "evaluation", "solver"]
+)
 def test_markup_in_the_files_is_only_text(workdir, place):
     config, run, evaluation = dict(CONFIG), dict(RUN), _evaluation()
     match place:
@@ -280,6 +282,14 @@ def test_markup_in_the_files_is_only_text(workdir, place):
             config[ATTACK] = 1
         case "run":
             run |= {"device": ATTACK, "command": ATTACK, "versions": {ATTACK: ATTACK}}
+        case "data":
+            run["data"] = run["data"] | {"name": ATTACK, "label_names": [ATTACK] * 10}
+            rollbacks = [{"step": 1, "to": 0, "said": ATTACK, "when": ATTACK}]
+            (workdir / "rollbacks.json").write_text(json.dumps({"rollbacks": rollbacks}))
+        case "folder":
+            outer = workdir.parent / ATTACK.rpartition("/")[0]
+            outer.mkdir()
+            workdir = workdir.rename(outer / ATTACK.rpartition("/")[2])
         case "evaluation":
             evaluation["weights"] = ATTACK
             evaluation["frechet_distance"]["provenance"]["extractor"] = ATTACK
@@ -404,7 +414,7 @@ def test_log_snr_bins_are_sorted_as_numbers():
 def test_grid_geometry_is_exact(size, scale, channels):
     random = np.random.default_rng(size)
     images = random.integers(0, 256, (5, size, size, channels), np.uint8)
-    grid = plots.image_grid(images, columns=3)
+    grid = pictures.image_grid(images, columns=3)
     pitch = size * scale + 2
     assert grid.shape == (2 * pitch - 2, 3 * pitch - 2, channels)
     assert grid.dtype == np.uint8
@@ -423,23 +433,29 @@ def test_floats_become_the_nearest_of_256_levels():
     levels = np.arange(256, dtype=np.uint8)
     exact = levels / 127.5 - 1
     images = np.concatenate([exact, [-7.0, 7.0]]).reshape(258, 1, 1, 1)
-    grid = plots.image_grid(np.repeat(images, 48, axis=2), columns=1)
+    grid = pictures.image_grid(np.repeat(images, 48, axis=2), columns=1)
     assert grid[::3, 0, 0].tolist() == [*range(256), 0, 255]
 
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_png_holds_the_grid(tmp_path, channels):
     images = np.random.default_rng(0).uniform(-1, 1, (7, 8, 8, channels)).astype(np.float32)
-    path = plots.save_png(tmp_path / "new" / "grid.png", images, columns=4)
+    path = pictures.save_png(tmp_path / "new" / "grid.png", images, columns=4)
     read = np.asarray(Image.open(io.BytesIO(path.read_bytes())))
-    assert np.array_equal(read.reshape(98, 198, channels), plots.image_grid(images, 4))
+    assert np.array_equal(read.reshape(98, 198, channels), pictures.image_grid(images, 4))
     assert [file.name for file in path.parent.iterdir()] == ["grid.png"]
 
 
-@pytest.mark.parametrize("shape", [(8, 8, 1), (4, 8, 8, 4), (0, 8, 8, 1)])
+@pytest.mark.parametrize("shape", [(8, 8, 1), (4, 8, 8, 2), (0, 8, 8, 1)])
 def test_what_is_not_a_picture_is_refused(shape):
     with pytest.raises(UserError, match=re.escape(str(list(shape)))):
-        plots.image_grid(np.zeros(shape), columns=2)
+        pictures.image_grid(np.zeros(shape), columns=2)
+
+
+def test_of_latents_three_channels_are_shown():
+    latents = np.random.default_rng(0).uniform(-1.0, 1.0, (4, 8, 8, 4))
+    grid = pictures.image_grid(latents, columns=2)
+    np.testing.assert_array_equal(grid, pictures.image_grid(latents[..., :3], columns=2))
 
 
 def test_quality_table_is_aligned_and_sorted_by_nfe_within_the_solver():
@@ -462,7 +478,14 @@ def test_small_differences_in_accuracy_do_not_fill_the_axis(accuracies):
         {"solver": "heun", "nfe": nfe, "accuracy": accuracy}
         for nfe, accuracy in zip((2, 8), accuracies, strict=True)
     ]
-    svg = plots.quality_against_nfe(rows, metric="accuracy", label="accuracy")
+    svg = plots.quality_against_nfe(rows, metric="accuracy")
     labels = [float(text) for text in re.findall(r">([\d.]+) %<", svg)]
     assert max(labels) - min(labels) > 2
     assert max(labels) <= 100
+
+
+def test_of_latents_the_first_three_channels_are_shown():
+    latents = np.random.default_rng(0).uniform(-1, 1, (4, 8, 8, 5))
+    np.testing.assert_array_equal(
+        pictures.image_grid(latents, 2), pictures.image_grid(latents[..., :3], 2)
+    )

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +25,7 @@ from experiments import config_files
 from tests.tiny_network import Tiny
 from tests.trainer import CONFIG, STEPS
 
+pytestmark = pytest.mark.faults
 BATCH = 16
 POISON = 9  # a label that no other image has
 
@@ -123,6 +125,23 @@ def test_a_batch_that_breaks_a_run_is_not_met_again(tmp_path, caplog):
     assert len(Rollbacks.read(parts).made) == 1
     jax.tree.map(np.testing.assert_array_equal, run_steps_of(config, parts), state)
     assert len(Rollbacks.read(parts).made) == 1
+
+
+def test_steps_left_out_are_in_a_file_once_wherever_the_run_stopped(tmp_path):
+    config = config_with(tmp_path, row_in_step(5), **{"nonfinite.skip_in_a_row": 1})
+    for name, stops in (("whole", []), ("parts", [False] * 5 + [True])):
+        workdir, asked = tmp_path / name, iter(stops)
+        if stops:
+            with pytest.raises(Interrupted):
+                run_steps_of(config, workdir, lambda asked=asked: next(asked))
+            # As if killed after the checkpoint of step 4: step 5 is made again.
+            shutil.rmtree(workdir / "checkpoints" / "6")
+        run_steps_of(config, workdir)
+        (line,) = read_metrics(workdir / "skipped.jsonl")
+        assert (line["step"], line["skipped"]) == (5, 1)
+        assert np.isnan(line["loss"])
+    one, other = (tmp_path / name / "skipped.jsonl" for name in ("whole", "parts"))
+    assert one.read_bytes() == other.read_bytes()
 
 
 def test_going_on_is_with_other_data_and_noise(tmp_path):

@@ -32,7 +32,7 @@ DETERMINISTIC = {
     **{f"plms_{order}": adams.plms(order) for order in (1, 2, 4)},
     **{f"exp_ab_{order}": adams.exp_ab(order) for order in (1, 2, 3, 4)},
     **{f"unipc_{order}": unipc.unipc(order) for order in (1, 2, 3)},
-    **{f"unipc_{order}_bh1": unipc.unipc(order, unipc.bh1) for order in (1, 2, 3)},
+    **{f"unipc_{order}_bh1": unipc.unipc(order, unipc.BH1()) for order in (1, 2, 3)},
     **{f"unip_{order}": unipc.unipc(order, corrector=False) for order in (1, 2, 3)},
 }
 STOCHASTIC = {
@@ -73,7 +73,9 @@ def stepper(solver, path, data=gaussian):
     @jax.jit
     def step(memory, x, t, t_next, noise):
         def denoise(x, t):
-            return predict(x, jnp.full(len(x), t), None)._replace(share=jnp.full_like(x, 0.5))
+            return predict(x, jnp.broadcast_to(t, (len(x), *t.shape)), None)._replace(
+                share=jnp.full_like(x, 0.5)
+            )
 
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(solvers, "normal", lambda keys, shape: noise)
@@ -210,7 +212,7 @@ def test_one_step_of_the_lowest_order_is_a_known_one(solver, limit, path):
         (unipc.unipc(3, corrector=False), dpm_solver.dpmpp_multistep(2), (0, 1)),
         # One parabola goes through three evaluations: the scale B cancels.
         (unipc.unipc(3, corrector=False), adams.exp_ab(3), (0, 2, 3)),
-        (unipc.unipc(3, unipc.bh1, corrector=False), adams.exp_ab(3), (0, 2, 3)),
+        (unipc.unipc(3, unipc.BH1(), corrector=False), adams.exp_ab(3), (0, 2, 3)),
         (dpm_solver.dpmpp_multistep(3), dpm_solver.dpmpp_multistep(2), (0, 1)),
         # With σ as the time.
         (adams.plms(4), adams.lms(4), (0, 1, 2, 3)),
@@ -224,7 +226,7 @@ def test_steps_that_agree_and_steps_that_do_not(solver, twin, agree):
     predict, memories = data.predict(path), [s.init(start) for s in (solver, twin)]
 
     def denoise(x, t):
-        return predict(x, jnp.full(len(x), t), None)
+        return predict(x, jnp.broadcast_to(t, (len(x), *t.shape)), None)
 
     for i in range(4):
         x, ends = data.flow(path, start, times[0], times[i]), []

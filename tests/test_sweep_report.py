@@ -15,7 +15,7 @@ import scipy.stats
 from sklearn.datasets import load_digits
 
 from diffjax.errors import UserError
-from diffjax.evaluation import plots
+from diffjax.evaluation import pictures, plots
 from diffjax.evaluation.sweep_files import read_sweep
 from diffjax.evaluation.sweep_numbers import pareto_front
 from diffjax.evaluation.sweep_report import write_sweep_report
@@ -83,6 +83,24 @@ def evaluation(arm, seed):
             "seed": 0,
         },
         "accuracy": 0.985,
+        "accuracy_provenance": PROVENANCE,
+        "classifier_test_accuracy": 0.994,
+        "precision": {
+            "value": round(0.8 + 0.01 * seed, 2),
+            "floor": 0.96,
+            "provenance": PROVENANCE,
+        },
+        "cmmd": None,
+        "neighbours": {"copied": 0.01, "copied_floor": 0.0, "provenance": {"seed": 0}},
+        "extractors": {
+            "inception:spatial": {
+                "frechet_distance": {
+                    "value": 10.0 * ARMS[arm],
+                    "floor": 3.0,
+                    "provenance": PROVENANCE,
+                }
+            }
+        },
         "frechet_distance": {
             "value": distance(arm, seed, 34),
             "floor": 0.22,
@@ -176,9 +194,9 @@ def make_sweep(folder):
         write(run / "probes.json", probes(arm, seed))
         write(run / "status.json", {"state": "done", "attempts": 1, "error": ""})
         noise = np.random.default_rng(seed).normal(size=images.shape)
-        plots.save_png(run / "samples" / "step_00000600.png", noise, columns=10)
+        pictures.save_png(run / "samples" / "step_00000600.png", noise, columns=10)
         mixed = images + 0.2 * ARMS[arm] * noise
-        plots.save_png(run / "samples" / "step_00001200.png", mixed, columns=10)
+        pictures.save_png(run / "samples" / "step_00001200.png", mixed, columns=10)
     return folder
 
 
@@ -257,7 +275,8 @@ def test_the_verdict_comes_first_and_names_the_leader(page):
 
 def test_the_sections_are_in_their_order(page):
     assert Reader(page).headings == [
-        "Quality against network evaluations", "Quality against the cost of training",
+        "Quality against network evaluations", "All numbers at the runs' own recipes",
+        "Quality against the cost of training",
         "Loss by log-SNR", "Gradient noise scale by log-SNR", "Samples", "Settings that differ",
         "Failed and left out", "How to make it again",
     ]  # fmt: skip
@@ -461,6 +480,67 @@ def test_failures_and_left_out_cells_have_their_reasons(sweep):
     }  # fmt: skip
     # No arm is called worse on fewer seeds than another has.
     assert not any(row["verdict"] == "worse" for row in found["verdict_rows"])
+
+
+def test_the_first_sentence_says_that_an_arm_is_incomplete(sweep):
+    """And does not let it lead, though its mean is the least."""
+    (sweep / "edm-seed=2" / "evaluation.json").unlink()
+    text = Reader(write_sweep_report([sweep]).read_text()).text
+    assert "flow leads at a Fréchet distance" in text
+    assert "1 of 2 other arms is worse, 1 incomplete and not compared." in text
+    assert "incomplete: 2 of 3 seeds evaluated" in text
+
+
+def test_all_numbers_stand_side_by_side_in_each_file(content, page, finished):
+    rows = {row["name"]: row for row in content["numbers"]}
+    assert list(rows) == [
+        "frechet_distance", "precision", "accuracy", "copied",
+        "frechet_distance (inception:spatial)",
+    ]  # fmt: skip
+    low, high = scipy.stats.t.interval(0.95, 2, 0.81, scipy.stats.sem([0.8, 0.81, 0.82]))
+    found = rows["precision"]["arms"]["edm"]
+    assert (found["mean"], found["low"], found["high"]) == pytest.approx((0.81, low, high))
+    assert (rows["precision"]["floor"], rows["copied"]["floor"]) == (0.96, 0.0)
+    words = " ".join(Reader(page).words)
+    markdown = finished.with_name("report.md").read_text()
+    for text in ("Fréchet distance (inception:spatial)", f"0.810 ({low:.3f} to {high:.3f})"):
+        assert text in words
+        assert text in markdown
+    lines = list(csv.DictReader(io.StringIO(finished.with_name("report.csv").read_text())))
+    own = [line for line in lines if line["own_recipe"] == "yes"]
+    assert [line["run"] for line in own] == [f"{arm}-seed={seed}" for arm in ARMS for seed in SEEDS]
+    assert {float(line["precision"]) for line in own} == {0.8, 0.81, 0.82}
+    assert {line["frechet_distance (inception:spatial)"] for line in own} == {"4.0", "5.0", "24.0"}
+    assert not any(line["precision"] for line in lines if line["own_recipe"] != "yes")
+    assert content["provenance"]["extractor sha256"] == {"9f" * 32: 9}
+
+
+def test_bits_per_dimension_are_read_from_beside_the_evaluation(sweep):
+    for run in sweep.glob("*-seed=*"):
+        result = {"bits_per_dim": 2.5, "method": "vlb", "num_times": 64, "step": 3, "seconds": 1.0}
+        write(run / "likelihood.json", {"vlb-none": result})
+    page = write_sweep_report([sweep])
+    row = json.loads(page.with_name("report.json").read_text())["numbers"][4]
+    assert (row["label"], row["incomparable"]) == ("bits per dimension (vlb-none)", "")
+    assert row["arms"]["flow"]["values"] == [2.5, 2.5, 2.5]
+    write(sweep / "flow-seed=0" / "likelihood.json", {"vlb-none": {**result, "num_times": 4}})
+    rows = json.loads(write_sweep_report([sweep]).with_name("report.json").read_text())["numbers"]
+    assert "num_times is 4 and 64" in rows[4]["incomparable"]
+    assert rows[4]["arms"]["flow"] is None
+
+
+def test_each_number_is_refused_by_its_own_provenance(sweep):
+    path = sweep / "edm-seed=0" / "evaluation.json"
+    content = json.loads(path.read_text())
+    content["precision"]["provenance"] = {**PROVENANCE, "k": 3}
+    write(path, content)
+    page = write_sweep_report([sweep])
+    rows = {r["name"]: r for r in json.loads(page.with_name("report.json").read_text())["numbers"]}
+    assert "k is not stated and 3" in rows["precision"]["incomparable"]
+    assert rows["precision"]["arms"]["flow"] is None
+    assert rows["accuracy"]["arms"]["flow"]["mean"] == pytest.approx(0.985)
+    assert "k is not stated and 3" in Reader(page.read_text()).text
+    assert "edm leads at" in page.read_text()
 
 
 def test_distances_measured_in_unlike_ways_are_not_compared(sweep):

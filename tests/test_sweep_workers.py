@@ -18,12 +18,14 @@ import pytest
 import diffjax
 from diffjax.errors import UserError
 from diffjax.evaluation.run_files import read_json, read_metrics
+from diffjax.evaluation.sweep_files import STATUS
+from diffjax.files import write_json
 from diffjax.spec import to_json
 from diffjax.sweeps import Sweep
 from experiments import cli, config_files, sweep, train
-from experiments.sweep_cells import STATUS, finished, resolved
+from experiments.sweep_cells import finished, resolved
 from experiments.sweep_live import Live, read_plan, rows, table
-from experiments.sweep_worker import busy, listed, taken, units, work, write_json
+from experiments.sweep_worker import busy, listed, taken, units, work
 
 ROOT = Path(__file__).parent.parent
 CELLS = Sweep("c.py", {"objective": ("a", "b", "c", "d"), "config.seed": (0, 1)}).cells()

@@ -2,7 +2,10 @@
 
 import json
 import re
+from dataclasses import asdict, replace
+from pathlib import Path
 
+import numpy as np
 import pytest
 
 from diffjax.errors import UserError
@@ -69,6 +72,14 @@ def test_cells_are_matched_in_what_the_sweep_says(matched, steps):
             {"matched": "flops", "axes": {"config.num_steps": (1, 2)}},
             "a sweep matched in flops sets config.num_steps: it can be no axis",
         ),
+        *(
+            ({"axes": {axis: (1, 2)}}, f"{axis} can be no axis, since it needs no new training")
+            for axis in (
+                "config.sampling.guidance_scale",
+                "config.evaluation.num_samples",
+                "config.weights",
+            )
+        ),
     ],
 )
 def test_a_match_that_can_not_be_is_refused(change, message):
@@ -82,10 +93,27 @@ def test_what_can_not_be_counted_is_matched_in_images():
         found.matched_cells({"a": Cost(9, 8, 2e9), "b": Cost(9, 8, None)})
 
 
-def test_every_cell_of_the_sweeps_here_fits_together():
-    for cell in config_files.returned_by(
-        "configs/sweeps/digits_objectives.py", "get_sweep", Sweep
-    ).cells():
+def fashion_files(folder):
+    """The four files of Fashion-MNIST, with a few images of nothing."""
+    for name, n in (("train", 20), ("t10k", 20)):
+        images, labels = np.zeros((n, 28, 28), np.uint8), np.arange(n).astype(np.uint8) % 10
+        for kind, array in (("images-idx3", images), ("labels-idx1", labels)):
+            head = np.array([0x800 + array.ndim, *array.shape], ">u4").tobytes()
+            (folder / f"{name}-{kind}-ubyte").write_bytes(head + array.tobytes())
+    return str(folder)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", sorted(Path("configs/sweeps").glob("*.py")), ids=lambda p: p.stem)
+def test_every_cell_of_the_sweeps_here_fits_together(path, tmp_path):
+    sweep = config_files.returned_by(str(path), "get_sweep", Sweep)
+    if "fashion" in sweep.config:
+        data = {"config.data.path": fashion_files(tmp_path)}
+        sweep = replace(sweep, overrides={**sweep.overrides, **data})
+    # Seeds change no shapes.
+    cells = {cell.arm: cell for cell in sweep.cells()}.values()
+    assert cells
+    for cell in cells:
         assert cost(cell).num_steps > 0, cell.name
 
 
@@ -97,19 +125,76 @@ def test_a_dry_run_names_what_is_left_out_and_why(file, capsys):
     assert said.out.startswith("flow: --config=configs/digits.py:objective=flow,path=linear")
 
 
+def test_what_all_cells_share_can_be_given_from_outside(file, capsys):
+    argv = (f"--sweep={file}", "--dry_run", "--override=config.batch_size=8")
+    assert run(*argv, "--override=config.seed=3") == 0
+    said = capsys.readouterr().out
+    # In place of the file's own.
+    assert "--config.batch_size=8 " in said
+    assert "--config.batch_size=16" not in said
+    assert "--config.seed=3" in said
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [("seed=3", "not of the form"), ("config.seed", "not of the form")],
+)
+def test_what_is_no_setting_is_refused(file, override, message, capsys):
+    assert run(f"--sweep={file}", "--dry_run", f"--override={override}") == 2
+    assert message in capsys.readouterr().err
+
+
+def test_an_axis_is_not_overridden():
+    with pytest.raises(UserError, match="is an axis"):
+        sweep.overrides(["config.seed=3"], Sweep("c.py", {"config.seed": (0, 1)}))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"location": "/tmp/other.py"}, "cell flow is not of configs/digits.py"),
+        ({"location": "configs/digits.py/../x.py:a=b"}, "cell flow is not of configs/digits.py"),
+        ({"name": "../flow"}, "'../flow' can't be a cell's name"),
+        ({"name": "/tmp/flow"}, "'/tmp/flow' can't be a cell's name"),
+        ({"name": "a\\b"}, "can't be a cell's name"),
+        ({"name": ".."}, "'..' can't be a cell's name"),
+        ({"name": ""}, "'' can't be a cell's name"),
+        ({"name": 3}, "is damaged (TypeError("),
+        ({"location": None}, "is damaged (AttributeError("),
+        (None, "is damaged (TypeError("),
+    ],
+)
+@pytest.mark.parametrize("how", ["--worker", "--cells=flow"])
+def test_what_somebody_put_into_a_begun_sweep_is_refused(
+    file, tmp_path, change, message, how, capsys
+):
+    """It would run another config file, or train in another folder."""
+    (cell,) = Sweep("configs/digits.py", {"objective": ("flow",)}).cells()
+    plain = {**asdict(cell), "name": "flow"}
+    (tmp_path / "sweep.json").write_text(json.dumps({"cells": [plain], "ensembles": [["flow"]]}))
+    assert sweep.read_cells(tmp_path, Sweep("configs/digits.py", {}))[0].name == "flow"
+    tampered = None if change is None else {**plain, **change}
+    (tmp_path / "sweep.json").write_text(json.dumps({"cells": [tampered], "ensembles": []}))
+    assert run(f"--sweep={file}", f"--workdir={tmp_path}", how) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert message in line
+    assert str(tmp_path / "sweep.json") in line
+
+
 @pytest.mark.slow
 def test_a_sweep_is_a_folder_of_runs_and_a_table(file, tmp_path, capsys):
     folder = tmp_path / "sweep"
     assert run(f"--sweep={file}", f"--workdir={folder}") == 0
     table = capsys.readouterr().out
     assert (folder / "report.html").exists()
-    assert table.startswith("Fréchet distance at heun, 2 steps, NFE 6, matched in steps.")
+    assert table.startswith("Matched in steps. Fréchet distance, lower is better.")
     result = json.loads((folder / "flow" / "evaluation.json").read_text())
     own = f"{result['frechet_distance']['value']:#.3g}"
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()]
-    assert ["flow", "nothing to compare it with", own, "1", ""] in rows
-    assert [row[:3] for row in rows if row[0] == "ddim"] == [["ddim", "2", "4"]]
-    assert ["heun", "2", "6", own] in rows
+    verdict = ["flow", own, "–", "–", "–", "nothing to compare it with"]
+    assert any(row[:6] == verdict and row[6].startswith("heun, NFE 6; 2 steps") for row in rows)
+    assert [row[:2] for row in rows if row[0] == "ddim"] == [["ddim", "4"]]
+    assert ["heun", "6", own] in rows
     # A cell that can't go on is named; nothing of it is lost.
     (folder / "flow" / "config.json").write_text("{}")
     assert run(f"--sweep={file}", f"--workdir={folder}") == 2

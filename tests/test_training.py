@@ -1,5 +1,6 @@
 """The loop, its state and its folder: what is promised of a run, seen on a tiny one."""
 
+import errno
 import json
 import os
 import shutil
@@ -12,11 +13,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import orbax.checkpoint as ocp
 import pytest
+from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
 import diffjax
-from diffjax import choices
+from diffjax import choices, chosen
 from diffjax.data import Augment, digits
 from diffjax.errors import UserError
 from diffjax.evaluation.features import classifier_features
@@ -25,12 +28,13 @@ from diffjax.models.dit import DiT
 from diffjax.models.unet import UNet
 from diffjax.sampling import grids, solvers
 from diffjax.sampling.sample import Recipe
-from diffjax.spec import spec
+from diffjax.spec import spec, to_json
 from diffjax.training import checkpoints as checkpoints_module
 from diffjax.training import lock, loop, optimizer, sharding, state, workdirs
 from diffjax.training.checkpoints import Checkpoints, digest
 from diffjax.training.generate import Asked, check_finite, make_generator
 from diffjax.training.interrupts import Interrupted
+from diffjax.training.nonfinite import NonFinite
 from diffjax.training.setup import set_up
 from diffjax.training.window import NonFiniteLoss
 from diffjax.wiring import wire
@@ -60,7 +64,7 @@ def tiny_config(arguments: str = "", /, **changes: Any) -> ConfigDict:
             "label_dropout": 0.1,
             "optimizer": spec(optimizer.adamw, warmup_steps=2),
             "ema_decays": (0.9, 0.99),
-            "mesh": {"data": -1, "fsdp": 1, "tensor": 1},
+            "mesh": {"data": -1, "fsdp": 1, "tensor": 1, "sequence": 1},
             "sampling": spec(
                 Recipe,
                 solver=choices.copy(choices.SOLVERS["heun"]),
@@ -84,7 +88,7 @@ def tiny_config(arguments: str = "", /, **changes: Any) -> ConfigDict:
             },
         }
     )
-    choices.set_axes(config, arguments, MODELS, model="dit")
+    chosen.set_axes(config, arguments, MODELS, model="dit")
     config.update_from_flattened_dict(changes)
     return config.lock()
 
@@ -238,6 +242,38 @@ def test_a_damaged_checkpoint_is_set_aside(whole_run, tmp_path, damage):
     assert_same(arrays_of(copy), arrays_of(whole_run), rtol=0, atol=0)
 
 
+@pytest.mark.parametrize(
+    ("trouble", "said"),
+    [
+        (PermissionError(errno.EACCES, os.strerror(errno.EACCES)), "Permission denied"),
+        (ValueError("INTERNAL: reading x: Stale file handle"), "Stale file handle"),
+        (MemoryError(), "out of memory"),
+        (jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory"), "out of memory"),
+        (OSError(errno.EIO, os.strerror(errno.EIO)), None),
+        (ValueError("torn"), None),
+    ],
+)
+def test_what_hinders_reading_is_no_damage(whole_run, tmp_path, monkeypatch, trouble, said):
+    """The newest checkpoint is left where it is; one on a broken sector is damaged."""
+    copy = tmp_path / "run"
+    shutil.copytree(whole_run, copy)
+    as_it_is = ocp.CheckpointManager.restore
+
+    def restore(self, step, **how):
+        if step == 6:
+            raise trouble
+        return as_it_is(self, step, **how)
+
+    monkeypatch.setattr(ocp.CheckpointManager, "restore", restore)
+    if said is None:
+        assert diffjax.load(copy).step == 4
+        return
+    with pytest.raises(UserError, match=f"^checkpoint 6 can't be read now: {said}; nothing was"):
+        loop.train(tiny_config(), copy)
+    assert (copy / "checkpoints" / "6").is_dir()
+    assert not (copy / "checkpoints_damaged").exists()
+
+
 def test_no_flipped_bit_goes_unnoticed(whole_run, tmp_path):
     """Each flip is either harmless, bit for bit, or the checkpoint is passed over."""
     truth, noticed = arrays_of(whole_run), 0
@@ -258,6 +294,44 @@ def test_no_flipped_bit_goes_unnoticed(whole_run, tmp_path):
             assert run.step == 4
             noticed += 1
     assert noticed > 0
+
+
+@pytest.mark.parametrize("damage", ["cut", "gone"])
+def test_a_damaged_config_is_mended_from_a_checkpoint(whole_run, tmp_path, damage, caplog):
+    copy = tmp_path / "run"
+    shutil.copytree(whole_run, copy)
+    before = (copy / "config.json").read_text()
+    damage_what_is_beside(copy / "checkpoints" / "6")  # It has no say.
+    if damage == "cut":
+        (copy / "config.json").write_text(before[:100])
+    else:
+        (copy / "config.json").unlink()
+    (copy / "lock.json").unlink()
+    with pytest.raises(UserError, match="another config"):
+        workdirs.claim(copy, tiny_config(seed=3))
+    workdirs.claim(copy, tiny_config())
+    assert json.loads((copy / "config.json").read_text()) == json.loads(before)
+    assert "mended from a checkpoint" in caplog.text
+    assert (copy / "config.json.damaged").exists() == (damage == "cut")
+    shutil.rmtree(copy / "checkpoints")
+    (copy / "config.json").write_text(before[:100])
+    with pytest.raises(UserError, match="not valid JSON"):
+        workdirs.claim(copy, tiny_config())
+
+
+def test_changed_data_are_refused(whole_run, tmp_path):
+    """One pixel of one image."""
+    data = digits()
+    images = data.train.images.copy()  # type: ignore
+    images[5, 3, 3, 0] ^= 1
+    changed = replace(data, train=replace(data.train, images=images))  # type: ignore
+    setup = set_up(tiny_config(), data.image_shape, data.num_classes)
+    store = Checkpoints(whole_run / "checkpoints", read_only=True)
+    state, start = loop.restore_or_init(setup, store, data)
+    assert int(state.step) == start["step"] == 6
+    with pytest.raises(UserError, match="training images of digits changed since this run began"):
+        loop.restore_or_init(setup, store, changed)
+    store.close()
 
 
 def test_when_no_checkpoint_is_whole_it_says_so(whole_run, tmp_path):
@@ -286,18 +360,27 @@ def test_the_digest_notices_any_bit_and_no_layout():
     assert digest({"x": x}) == {"x": expected}
 
 
+# Each axis above 1 in turn, and several together.
 MESHES: list[dict[str, Any]] = [
     {"data": 8},
     {"data": 2, "fsdp": 4},
-    {"data": 2, "fsdp": 2, "tensor": 2},
-    {"tensor": 8},
+    {"data": 4, "tensor": 2},
+    {"data": 2, "sequence": 4},
+    {"data": 1, "fsdp": 2, "tensor": 2, "sequence": 2},
 ]
+LOOP = {"model.patch_size": 2, "model.depth": 2, "model.scan": True, "model.remat": "dense"}
+ON_MESHES = {
+    "dit": ("model=dit", {"model.patch_size": 2}, MESHES),
+    # What a loop adds is how a stack of parameters is split.
+    "dit in a loop": ("model=dit", LOOP, MESHES[-1:]),
+    "unet": ("model=unet,objective=ddpm", {}, MESHES[1:]),
+}
 
 
-@pytest.mark.parametrize("arguments", ["model=dit", "model=unet,objective=ddpm"])
-def test_eight_devices_compute_what_one_does(arguments):
+@pytest.mark.parametrize(("arguments", "changes", "meshes"), ON_MESHES.values(), ids=ON_MESHES)
+def test_eight_devices_compute_what_one_does(arguments, changes, meshes):
     """The same three steps on every mesh: the same loss and parameters to float tolerance."""
-    config = tiny_config(arguments)
+    config = tiny_config(arguments, **changes)
     data = digits()
 
     def run(mesh):
@@ -313,11 +396,78 @@ def test_eight_devices_compute_what_one_does(arguments):
         return losses, jax.device_get(train_state.params)
 
     one_losses, one_params = run(sharding.make_mesh(devices=jax.devices()[:1]))
-    for axes in MESHES:
+    for axes in meshes:
         losses, params = run(sharding.make_mesh(**axes))
         np.testing.assert_allclose(losses, one_losses, rtol=2e-5, err_msg=str(axes))
         # Adam divides by the root of tiny squares, so rounding shows at the scale of its step.
         assert_same(params, one_params, atol=2e-4, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("axes", "message"),
+    [
+        ({"tensor": 8}, "mesh.tensor=8 does not divide the 2 heads; sizes that do: 1, 2"),
+        ({"sequence": 8}, "mesh.sequence=8 does not divide the 4 tokens; sizes that do: 1, 2, 4"),
+    ],
+)
+def test_a_mesh_that_does_not_divide_the_network_is_refused(axes, message):
+    with pytest.raises(UserError, match=message):
+        set_up(tiny_config(), (8, 8, 1), 10, mesh=sharding.make_mesh(**axes))
+
+
+class OnSlice(NamedTuple):
+    id: int
+    slice_index: int
+
+
+def test_data_goes_across_slices_and_all_else_stays_within_one():
+    devices = [OnSlice(i, i % 2) for i in range(8)]
+    ordered = sharding.by_slice(devices, data=4)
+    # As JAX's own arrangement has them, which wants real devices to look at.
+    assert [device.id for device in ordered] == [0, 2, 4, 6, 1, 3, 5, 7]
+    with pytest.raises(UserError, match="data=1 does not fit 2 slices of 4, 4"):
+        sharding.by_slice(devices, data=1)
+    with pytest.raises(UserError, match="slices of 4, 3 devices: slices must be alike"):
+        sharding.by_slice(devices[:7], data=2)
+
+
+@pytest.mark.parametrize(
+    ("rules", "message"),
+    [
+        ((("kernel", ("fdsp",)),), "no axis 'fdsp' in the rule of 'kernel'; did you mean 'fsdp'"),
+        ((("(kernel", ("fsdp",)),), "'\\(kernel' is no regular expression"),
+    ],
+)
+def test_rules_that_are_none_are_refused(rules, message):
+    with pytest.raises(UserError, match=message):
+        sharding.check_rules(rules)
+
+
+def test_a_config_has_its_own_rules():
+    config = tiny_config(**{"model.scan": True, "model.depth": 2}).copy_and_resolve_references()
+    with config.unlocked():
+        config.sharding_rules = (("up/kernel$", (None, ("fsdp", "data"))),)
+    config = ConfigDict(json.loads(to_json(config)))  # As a folder keeps it.
+    mesh = sharding.make_mesh(data=2, fsdp=4)
+    params = set_up(config, (8, 8, 1), 10, mesh=mesh).shardings.params
+    assert params["blocks"]["mlp"]["up"]["kernel"].spec == P(None, None, ("fsdp", "data"))
+    assert params["blocks"]["mlp"]["down"]["kernel"].is_fully_replicated
+
+
+def test_every_part_of_the_state_is_split_alike_and_stacks_are_split_within_a_block():
+    config = tiny_config(**{"model.scan": True, "model.depth": 4})
+    abstract = set_up(config, (8, 8, 1), 10, mesh=sharding.make_mesh(data=1, fsdp=4, tensor=2))
+    abstract = abstract.abstract
+    specs = jax.tree.map(lambda leaf: leaf.sharding.spec, abstract)
+    assert specs.params["blocks"]["attention"]["qkv"]["kernel"] == P(None, "fsdp", "tensor")
+    moments = specs.opt_state[1][0]
+    for like in (*specs.ema.values(), moments.mu, moments.nu):
+        assert like == specs.params
+    whole = sum(leaf.size for leaf in jax.tree.leaves(abstract.params))
+    held = sum(
+        np.prod(leaf.sharding.shard_shape(leaf.shape)) for leaf in jax.tree.leaves(abstract.params)
+    )
+    assert held < 0.2 * whole  # 1/8, but for what is small and does not divide
 
 
 def test_parameters_are_really_split():
@@ -330,7 +480,7 @@ def test_parameters_are_really_split():
     assert held < 0.35 * whole  # what does not divide by 8 stays whole
 
 
-@pytest.mark.parametrize("axes", [{"data": 1, "fsdp": 8}, {"data": 2, "tensor": 4}])
+@pytest.mark.parametrize("axes", [{"data": 1, "fsdp": 8}, {"data": 4, "tensor": 2}])
 def test_a_checkpoint_restores_onto_another_mesh(whole_run, axes):
     setup = set_up(tiny_config(), (8, 8, 1), 10, mesh=sharding.make_mesh(**axes))
     store = Checkpoints(whole_run / "checkpoints", keep=5)
@@ -427,6 +577,21 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(jax.device_get(run.state)))
 
 
+@pytest.mark.parametrize("rollbacks", [0, 1])
+def test_a_state_that_is_not_finite_is_not_saved(tmp_path, rollbacks):
+    """An infinite rate: loss and gradient of the first step are finite, its weights are not."""
+    config = tiny_config(checkpoint_every_steps=1, checkpoints_to_keep=1, log_every_steps=1)
+    config.unlock()
+    config.optimizer.learning_rate = float("inf")
+    config.nonfinite = spec(NonFinite, rollbacks=rollbacks)
+    with pytest.raises(NonFiniteLoss, match=r"^params/\S+ is not finite after step 1; .* step 0"):
+        loop.train(config.lock(), tmp_path / "run")
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["0"]
+    run = diffjax.load(tmp_path / "run")
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(jax.device_get(run.state)))
+    assert (tmp_path / "run" / "rollbacks.json").exists() == bool(rollbacks)
+
+
 @pytest.mark.parametrize(
     ("arguments", "changes", "message"),
     [
@@ -458,6 +623,8 @@ def test_every_choice_of_every_axis_wires(axis):
     table = {**choices.AXES, "wrappers": choices.WRAPPERS}[axis]
     for name in table:
         given = {"path": "cosine", "target": "f", axis: name}
+        if name == "mean_flow":  # a mean velocity, of which no other target is known
+            given["target"] = "velocity"
         wired = wire(tiny_config(",".join(f"{k}={v}" for k, v in given.items())), (8, 8, 1), 10)
         assert wired.num_params > 0
 
@@ -540,10 +707,10 @@ def test_a_run_from_before_a_setting_came_goes_on(tmp_path):
     config = tiny_config()
     workdirs.claim(tmp_path, config)
     saved = json.loads((tmp_path / "config.json").read_text())
-    del saved["wrappers"]
+    del saved["wrappers"], saved["mesh"]["sequence"], saved["model"]["scan"]
     del saved["sampling"]["guidance"], saved["sampling"]["against"]
     (tmp_path / "config.json").write_text(json.dumps(saved))
     workdirs.claim(tmp_path, config)
-    config = tiny_config(**{"sampling.against": choices.against_called("label:3")})
+    config = tiny_config(**{"sampling.against": chosen.against_called("label:3")})
     with pytest.raises(UserError, match=r"sampling\.against.*NullLabel there"):
         workdirs.claim(tmp_path, config)

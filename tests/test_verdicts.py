@@ -4,7 +4,12 @@ import numpy as np
 import pytest
 
 from diffjax.errors import UserError
-from diffjax.evaluation.verdicts import differences, mean_interval, verdict_of
+from diffjax.evaluation.verdicts import (
+    bootstrap_interval,
+    differences,
+    mean_interval,
+    verdict_of,
+)
 
 
 def repeated(means, n, repetitions=600, spread=0.1):
@@ -23,6 +28,30 @@ def test_an_interval_holds_the_truth_as_often_as_it_says(n):
         for found in (mean_interval(rng.normal(2.0, 0.3, n)) for _ in range(3_000))
     ]
     assert np.mean(held) == pytest.approx(0.95, abs=4 * np.sqrt(0.95 * 0.05 / 3_000))
+
+
+@pytest.mark.parametrize(
+    ("rows", "columns", "coverage"),
+    [(3, 1, 0.74), (5, 1, 0.84), (10, 1, 0.90), (3, 4, 0.82), (5, 4, 0.88), (10, 4, 0.91)],
+)
+def test_a_bootstrap_interval_holds_the_truth_as_rarely_as_the_docs_say(rows, columns, coverage):
+    """Training seeds deviate by 1, noise seeds and single values by 0.5 (docs/sweeps.md)."""
+    rng, held = np.random.default_rng(2), []
+    for i in range(2_000):
+        noise, each = 0.5 * rng.normal(size=columns), 0.5 * rng.normal(size=(rows, columns))
+        values = 2.0 + rng.normal(size=(rows, 1)) + (noise + each if columns > 1 else 0.0)
+        found = bootstrap_interval(values, num_resamples=500, seed=i)
+        held.append(found.low <= 2.0 <= found.high)
+    assert np.mean(held) == pytest.approx(coverage, abs=0.025)
+
+
+def test_a_bootstrap_interval_is_of_the_mean_and_follows_its_seed():
+    values = np.random.default_rng(0).normal(size=(40, 3))
+    found = bootstrap_interval(values)
+    assert found.mean == values.mean()
+    assert found == bootstrap_interval(values)
+    assert found != bootstrap_interval(values, seed=1)
+    assert np.isinf(bootstrap_interval([[1.0, 2.0]]).high)
 
 
 @pytest.mark.parametrize("arms", [2, 5])

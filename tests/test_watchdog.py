@@ -1,14 +1,25 @@
 """Runs that stand still."""
 
+import dataclasses
 import logging
+import re
 import threading
 import time
+from functools import partial
 
 import pytest
 
+import diffjax
+from diffjax.data import digits
 from diffjax.errors import UserError
+from diffjax.evaluation.features import pixel_features
+from diffjax.training import generate
+from diffjax.training.measure import Wanted, measure
 from diffjax.training.watchdog import STACKS, STATUS, Watchdog, watched
+from experiments import cli, evaluate, sample
 from tests.trainer import CONFIG, Trainer
+
+pytestmark = pytest.mark.faults
 
 # A data source that really hangs: a read that never comes back, in a thread of the input pipeline.
 HANGING = CONFIG.replace(
@@ -20,6 +31,7 @@ from diffjax.data import digits as digits_data
 @dataclasses.dataclass(frozen=True)
 class Hanging:
     source: object
+    after: int
     def __len__(self):
         return len(self.source)
     def fingerprint(self):
@@ -28,13 +40,13 @@ class Hanging:
         if not hasattr(Hanging, "calls"):
             Hanging.calls = 0
         Hanging.calls += 1
-        while Hanging.calls > 4:
+        while Hanging.calls > self.after:
             time.sleep(1)
         return self.source.gather(rows)
 
 def hanging_digits():
     data = digits_data()
-    return dataclasses.replace(data, train=Hanging(data.train))
+    return dataclasses.replace(data, PART=Hanging(data.PART, AFTER))
 
 def get_config():""",
 ).replace(
@@ -44,8 +56,11 @@ def get_config():""",
 
 
 @pytest.mark.slow
-def test_a_data_source_that_hangs_ends_the_run(tmp_path):
-    trainer = Trainer(tmp_path, HANGING)
+@pytest.mark.parametrize(
+    ("part", "after", "waiting"), [("train", 4, "run_steps"), ("test", 0, "evaluate_once")]
+)
+def test_a_data_source_that_hangs_ends_the_run(part, after, waiting, tmp_path):
+    trainer = Trainer(tmp_path, HANGING.replace("PART", part).replace("AFTER", str(after)))
     workdir = tmp_path / "run"
     arguments = [*trainer.arguments(workdir), "--hang_seconds=15", "--hang_times=5"]
     ((status, said),) = trainer.start("train", [arguments])
@@ -56,8 +71,67 @@ def test_a_data_source_that_hangs_ends_the_run(tmp_path):
     stacks = (workdir / STACKS).read_text()
     for text in (stacks, said):
         assert "in gather" in text, "where it hangs"
-        assert "in run_steps" in text, "and who waits for it"
+        assert f"in {waiting}" in text, "and who waits for it"
     assert (workdir / "checkpoints" / "0").is_dir()
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("trained")
+    trainer = Trainer(folder)
+    status, said = trainer.run(folder / "run")
+    trainer.close()
+    assert status == 0, said
+    return folder / "run"
+
+
+@pytest.mark.slow
+def test_programs_on_a_run_notice_a_batch_that_does_not_come(trained, monkeypatch, capfd):
+    workdir, ended = trained, []
+
+    def stands_still(*_):
+        while not ended:
+            time.sleep(0.05)
+        raise SystemExit(ended[-1])
+
+    monkeypatch.setattr(generate, "sample_keys", stands_still)
+    for program, more in ((evaluate, []), (sample, []), (sample, ["--parallel=2"])):
+        ended.clear()
+        monkeypatch.setattr(program, "watched", partial(watched, end=ended.append))
+        flags = [
+            f"--workdir={workdir}",
+            "--num_samples=20",
+            "--hang_seconds=10",
+            "--hang_times=0",
+            "--allowed_packages=tests",
+            *more,
+        ]
+        with pytest.raises(SystemExit):
+            cli.run(program.main, program.FLAGS, usage="", argv=flags)
+        assert ended == [STATUS]
+        said = capfd.readouterr().err
+        assert re.search(r"after batch \d+: the stacks of all threads are in", said), said
+    assert (workdir / STACKS).read_text().count("in stands_still") == 3
+
+
+def test_features_of_the_real_images_are_beats(trained, monkeypatch, tmp_path):
+    """Nothing is drawn while a reference is made, which may take an hour: each batch counts."""
+    run = diffjax.load(trained, allowed_packages=("diffjax", "tests"))
+    extractor = dataclasses.replace(pixel_features(), batch_size_images=100)
+    beats, drawn = [], []
+
+    def draws(*_):
+        drawn.append(len(beats))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(generate, "sample_keys", draws)
+    monkeypatch.setattr("diffjax.evaluation.stored.FOLDER", str(tmp_path))
+    data = digits()
+    with pytest.raises(KeyboardInterrupt):
+        measure(run, data, Wanted(num_samples=20), extractors=[extractor], begun=beats.append)
+    batches = -(-len(data.train) // 104) + -(-len(data.test) // 104)  # of 8 devices
+    assert drawn == [batches + 1], "and the batch that is to be drawn"
+    assert beats == list(range(1, batches + 2))
 
 
 def never(status: int) -> None:

@@ -1,10 +1,13 @@
 """Training processes for tests: really separate, really killed, and quick to start."""
 
+import functools
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -52,6 +55,8 @@ for line in sys.stdin:
         pid = os.fork()
         if pid == 0:
             status = 70
+            # XLA looks at these when its devices are first asked for.
+            os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={order['devices']}"
             try:
                 sink = os.open(order["output"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
                 os.dup2(os.open(os.devnull, os.O_RDONLY), 0), os.dup2(sink, 1), os.dup2(sink, 2)
@@ -60,6 +65,8 @@ for line in sys.stdin:
                 import jax
                 if jax.distributed.is_initialized():
                     jax.distributed.shutdown()  # which is otherwise done at the interpreter's exit
+            except KeyboardInterrupt:
+                status = 130
             except BaseException:
                 traceback.print_exc()
             finally:
@@ -71,6 +78,22 @@ for line in sys.stdin:
 """
 
 
+# Permissions bind root as well then.
+AS_ANYONE = ("setpriv", "--bounding-set=-dac_override")
+
+
+@functools.cache
+def may_drop() -> bool:
+    """Whether this is root, who may write everywhere, and can really give that up."""
+    if os.geteuid() != 0 or shutil.which(AS_ANYONE[0]) is None:
+        return False
+    with tempfile.TemporaryDirectory() as folder:
+        os.chmod(folder, 0o500)
+        write = 'touch "$0/x" 2> /dev/null; test "$?" != 0 -a ! -e "$0/x"'
+        done = subprocess.run([*AS_ANYONE, "sh", "-c", write, folder], check=False)
+    return done.returncode == 0
+
+
 class Trainer:
     """Starts the executables again and again."""
 
@@ -78,8 +101,9 @@ class Trainer:
         self.outputs = outputs
         self.config = outputs / "tiny.py"
         self.config.write_text(config)
+        as_anyone = AS_ANYONE if may_drop() else ()
         self.server = subprocess.Popen(
-            [sys.executable, "-c", SERVER],
+            [*as_anyone, sys.executable, "-c", SERVER],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=ENVIRONMENT, cwd=ROOT,
         )  # fmt: skip
 
@@ -94,24 +118,28 @@ class Trainer:
         arguments: Sequence[str],
         program: str = "train",
         disturb: Callable[[list[int]], None] = lambda pids: None,
+        devices: int = 1,
     ) -> list[tuple[int, str]]:
-        """As `run`, of several processes of one run."""
+        """As `run`, of several processes of one run, each with so many devices."""
+        if number == 1:
+            return self.start(program, [arguments], disturb, devices)
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
         flags = [f"--coordinator=127.0.0.1:{port}", f"--num_processes={number}"]
         argvs = [[*arguments, *flags, f"--process_index={i}"] for i in range(number)]
-        return self.start(program, argvs, disturb)
+        return self.start(program, argvs, disturb, devices)
 
     def start(
         self,
         program: str,
         argvs: Sequence[Sequence[str]],
         disturb: Callable[[list[int]], None] = lambda pids: None,
+        devices: int = 1,
     ) -> list[tuple[int, str]]:
         outputs = [self.outputs / f"{time.monotonic_ns()}-{i}.txt" for i in range(len(argvs))]
         orders = [
-            {"program": program, "argv": list(argv), "output": str(output)}
+            {"program": program, "argv": list(argv), "output": str(output), "devices": devices}
             for argv, output in zip(argvs, outputs, strict=True)
         ]
         self._tell(orders)

@@ -3,6 +3,7 @@
 from diffjax.data.augment import Augment
 from diffjax.data.folder import image_folder
 from diffjax.data.idx import fashion_mnist, idx_images, mnist
+from diffjax.data.latents import LatentSource, latents
 from diffjax.data.pairs import Coarse, PairSource, TranslatedSource, pairs, translation
 from diffjax.data.pipeline import all_images, batches, eval_batches, to_float, to_uint8
 from diffjax.data.sources import ArraySource, Batch, DataSet, Example, Source, digits
@@ -16,6 +17,7 @@ __all__ = [
     "Coarse",
     "DataSet",
     "Example",
+    "LatentSource",
     "PairSource",
     "Source",
     "TranslatedSource",
@@ -28,6 +30,7 @@ __all__ = [
     "fashion_mnist",
     "idx_images",
     "image_folder",
+    "latents",
     "mnist",
     "pairs",
     "tfds_images",

@@ -1,18 +1,17 @@
 """A folder of image files, with labels from its subfolders."""
 
 import hashlib
-import logging
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, ImageOps
 
+from diffjax.data.damaged import passing_over
 from diffjax.data.sources import DataSet, Example, Source, stratified_split
 from diffjax.errors import UserError
 
-_LOG = logging.getLogger("diffjax")
 _SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 # Below Pillow's own limit, which only warns; a file of a few kilobytes can claim gigapixels.
 _MAX_PIXELS = 64_000_000
@@ -39,7 +38,7 @@ def image_folder(
         channels: 3 for colour, 1 for grey.
         test_fraction: share of each class kept for testing.
         split_seed: which split.
-        max_damaged: images of each split that may be unreadable (`FolderSource`); 0: none.
+        max_damaged: images of each split that may be unreadable (`PassingOver`); 0: none.
 
     Raises:
         UserError: a missing, unreadable, empty or ambiguous folder, or an impossible size; a
@@ -60,15 +59,14 @@ def image_folder(
         raise UserError(
             f"image_size must be at least 1 and channels 1 or 3, not {image_size} and {channels}"
         )
-    if max_damaged < 0:
-        raise UserError(f"max_damaged={max_damaged} can't be negative")
     root = Path(path).expanduser()
     files, labels, names = _list_images(root)
     train, test = stratified_split(labels, test_fraction, split_seed)
 
-    def source(rows: np.ndarray) -> FolderSource:
+    def source(rows: np.ndarray) -> Source:
         chosen = tuple(files[row] for row in rows)
-        return FolderSource(root, chosen, labels[rows], image_size, channels, max_damaged)
+        whole = FolderSource(root, chosen, labels[rows], image_size, channels)
+        return passing_over(whole, max_damaged, str(root))
 
     shape = (image_size, image_size, channels)
     return DataSet(root.resolve().name, source(train), source(test), shape, len(names), names)
@@ -124,18 +122,12 @@ def _is_image(path: Path) -> bool:
 class FolderSource(Source):
     """Image files of any size.
 
-    In the place of an image that can't be read (`read_image` says which those are) comes the next
-    one that can, with its own label: what comes at an index depends on the files alone, so a run
-    that is resumed sees the same. Each is warned of once.
-
     Args:
         root: the folder.
         files: their names below `root`.
         labels: int32 `[N]`.
         image_size: side of what comes out, pixels.
         channels: 1 or 3.
-        max_damaged: how many of the files may be unreadable, counted as they are met since the
-            program began; the first one more is an error.
     """
 
     root: Path
@@ -143,34 +135,11 @@ class FolderSource(Source):
     labels: np.ndarray
     image_size: int
     channels: int
-    max_damaged: int = 0
-    damaged: set[str] = field(default_factory=set, init=False, repr=False)
 
     def __len__(self) -> int:
         return len(self.files)
 
     def __getitem__(self, index: int) -> Example:
-        for row in (*range(index, len(self)), *range(index)):
-            try:
-                return self._read(row)
-            except UserError as error:
-                self._pass_over(self.files[row], error)
-        raise UserError(f"none of the {len(self)} images in {self.root} can be read")
-
-    def _pass_over(self, file: str, error: UserError) -> None:
-        if file in self.damaged:
-            return
-        if len(self.damaged) >= self.max_damaged:
-            if not self.max_damaged:
-                raise error
-            raise UserError(
-                f"{error}; {len(self.damaged)} others can't be read either, and "
-                f"data.max_damaged={self.max_damaged}"
-            ) from None
-        self.damaged.add(file)
-        _LOG.warning("%s: another image takes its place (%d so far)", error, len(self.damaged))
-
-    def _read(self, index: int) -> Example:
         file = self.root / self.files[index]
         image = read_image(file, str(file), self.image_size, self.channels)
         return {"image": image, "label": int(self.labels[index])}

@@ -6,6 +6,8 @@ shuffles and distributions; an order of images or a split should not change with
 
 import numpy as np
 
+from diffjax.errors import UserError
+
 _WORDS_PER_BLOCK = 4
 
 
@@ -20,6 +22,9 @@ def random_bits(key: tuple[int, int], first: int, num_words: int) -> np.ndarray:
     Returns:
         uint64 `[num_words]`.
 
+    Raises:
+        UserError: a key is negative or has more bits.
+
     Example:
         >>> bool((random_bits((0, 0), 0, 12)[8:] == random_bits((0, 0), 8, 4)).all())
         True
@@ -27,6 +32,8 @@ def random_bits(key: tuple[int, int], first: int, num_words: int) -> np.ndarray:
     References:
         Salmon, Moraes, Dror & Shaw, Parallel Random Numbers: As Easy as 1, 2, 3, 2011.
     """
+    if not all(0 <= word < 2**64 for word in key):
+        raise UserError(f"a seed of data is a number from 0 to 2**64 - 1, not {min(key)}")
     philox = np.random.Philox(key=np.array(key, np.uint64), counter=first // _WORDS_PER_BLOCK)
     return philox.random_raw(num_words)
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from diffjax.data.randomness import permutation
 from diffjax.errors import UserError
+from diffjax.process.analytic import GaussianMixture
 
 
 class Example(TypedDict):
@@ -121,6 +122,10 @@ class DataSet:
         num_classes: labels are 0 … num_classes − 1; 0: the images have no labels.
         label_names: one name per class.
         real: the real training images, where `train` holds made ones.
+        bounded: whether the values are those of 8-bit images, in [-1, 1]; latents' are not, and
+            samples of them are neither clipped nor rounded.
+        autoencoder: what made the values, by name or hash; "none" where they are the images.
+        mixture: the distribution of the real images, where it is known.
     """
 
     name: str
@@ -130,6 +135,9 @@ class DataSet:
     num_classes: int
     label_names: tuple[str, ...]
     real: Source | None = None
+    bounded: bool = True
+    autoencoder: str = "none"
+    mixture: GaussianMixture | None = None
 
     @property
     def reference(self) -> Source:

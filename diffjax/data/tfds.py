@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from diffjax.data.damaged import passing_over
 from diffjax.data.folder import read_image
 from diffjax.data.sources import DataSet, Example, Source
 from diffjax.errors import UserError
@@ -21,6 +22,7 @@ def tfds_images(
     train_split: str = "train",
     test_split: str = "test",
     image_size: int = 0,
+    max_damaged: int = 0,
 ) -> DataSet:
     """Any image set of TFDS that was prepared in its `array_record` format.
 
@@ -34,10 +36,13 @@ def tfds_images(
         test_split: likewise.
         image_size: side in pixels after the central square was cut out and resized; 0 keeps the
             images as they are, if they are all of one size.
+        max_damaged: images of each split that may be unreadable or of another size than the set
+            says (`PassingOver`); 0: none.
 
     Raises:
         UserError: the set is not prepared (the message says how), is in another format, has no
-            such split or no feature `image`.
+            such split or no feature `image`; a damaged image when it is read, or one more than
+            `max_damaged`.
     """
     # TFDS takes most of a second to import, and other data do without it.
     import tensorflow_datasets as tfds
@@ -61,7 +66,7 @@ def tfds_images(
     label = features.get("label")
     names = tuple(label.names) if isinstance(label, tfds.features.ClassLabel) else ()
 
-    def source(split: str) -> TfdsSource:
+    def source(split: str) -> Source:
         try:
             # Encoded images: `read_image` treats them as it does files in a folder.
             skip = {"image": tfds.decode.SkipDecoding()}
@@ -70,7 +75,9 @@ def tfds_images(
         except Exception as error:
             raise UserError(f"can't read split {split!r} in {folder}: {_line(error)}") from None
         files = tuple((Path(i.filename), i.skip, i.take) for i in instructions)
-        return TfdsSource(records, f"{name}[{split}]", files, bool(names), image_size, shape[2])
+        where = f"{name}[{split}]"
+        whole = TfdsSource(records, where, files, bool(names), image_size, shape)
+        return passing_over(whole, max_damaged, where)
 
     return DataSet(name, source(train_split), source(test_split), shape, len(names), names)
 
@@ -141,7 +148,7 @@ class TfdsSource(Source):
         files: the parts of files that it consists of: path, first record, number of records.
         has_labels: whether the examples have a `label`.
         image_size: side of what comes out in pixels; 0: as it is.
-        channels: 1 or 3.
+        image_shape: height, width and channels of what comes out.
     """
 
     records: Any
@@ -149,7 +156,7 @@ class TfdsSource(Source):
     files: tuple[tuple[Path, int, int], ...]
     has_labels: bool
     image_size: int
-    channels: int
+    image_shape: tuple[int, int, int]
 
     def __len__(self) -> int:
         return len(self.records)
@@ -161,12 +168,17 @@ class TfdsSource(Source):
         # array_record and TFDS have no common exception for damaged files.
         except Exception as error:
             raise UserError(f"can't read example {where}: {_line(error)}") from None
-        image = read_image(io.BytesIO(example["image"]), where, self.image_size, self.channels)
+        *_, channels = self.image_shape
+        image = read_image(io.BytesIO(example["image"]), where, self.image_size, channels)
+        if image.shape != self.image_shape:
+            raise UserError(
+                f"image {where} is {list(image.shape)}, and the set says {list(self.image_shape)}"
+            )
         return {"image": image, "label": int(example["label"]) if self.has_labels else 0}
 
     def fingerprint(self) -> str:
         """SHA-256 of names and sizes of the files, the records used, and how they are resized."""
-        digest = hashlib.sha256(f"{self.image_size} {self.channels}\n".encode())
+        digest = hashlib.sha256(f"{self.image_size} {self.image_shape[2]}\n".encode())
         for file, skip, take in self.files:
             digest.update(f"{file.name}\t{file.stat().st_size}\t{skip}\t{take}\n".encode())
         return digest.hexdigest()

@@ -1,9 +1,11 @@
 """Data whose distribution is known, to try methods and comparisons on."""
 
+import jax.numpy as jnp
 import numpy as np
 
 from diffjax.data.sources import ArraySource, DataSet, Source
 from diffjax.errors import UserError
+from diffjax.process.analytic import GaussianMixture
 
 _CORNER, _DEVIATION = 0.3, 0.1
 _CORNERS = _CORNER * (2.0 * np.indices((2, 2, 2)).reshape(3, -1).T - 1.0)
@@ -18,7 +20,7 @@ def colours(blur: float = 0.0, along: int = 0, num_images: int = 8_192, seed: in
     are held against are unspoilt ones. So the Fréchet distance that perfect training ends in is
     known (`colours_distance`), and equal for `along` 0 and 1: the training images of one are those
     of the other with two channels swapped, and the images held against are the same with both
-    orders.
+    orders. `mixture` is what the unspoilt ones are drawn from.
 
     Args:
         blur: standard deviation of what is added, up to 0.25 so that next to nothing is cut off.
@@ -42,7 +44,14 @@ def colours(blur: float = 0.0, along: int = 0, num_images: int = 8_192, seed: in
     order = [along, 1 - along, 2]
     both = np.concatenate([real, real[:, [1, 0, 2]]])
     return DataSet(
-        "colours", _pixels(train[:, order]), _pixels(test), (1, 1, 3), 0, (), real=_pixels(both)
+        "colours",
+        _pixels(train[:, order]),
+        _pixels(test),
+        (1, 1, 3),
+        0,
+        (),
+        real=_pixels(both),
+        mixture=_mixture(),
     )
 
 
@@ -56,6 +65,16 @@ def colours_distance(blur: float) -> float:
     """
     variance = _CORNER**2 + _DEVIATION**2
     return float((np.sqrt(variance + blur**2) - np.sqrt(variance)) ** 2)
+
+
+def _mixture() -> GaussianMixture:
+    """The distribution of the unspoilt colours, but for their rounding."""
+    k = len(_CORNERS)
+    return GaussianMixture(
+        jnp.full(k, 1.0 / k),
+        jnp.asarray(_CORNERS.reshape(k, 1, 1, 3)),
+        jnp.tile(_DEVIATION**2 * jnp.eye(3), (k, 1, 1)),
+    )
 
 
 def _draw(n: int, rng: np.random.Generator) -> np.ndarray:

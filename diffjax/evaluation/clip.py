@@ -166,11 +166,11 @@ def clip_features(
     params = convert(read_state_dict(weights, read_weights(weights, sha256)), network)
 
     @jax.jit
-    def look(params: Any, levels: jax.Array) -> jax.Array:
+    def look(params: Any, levels: jax.Array) -> tuple[jax.Array, None]:
         pixels = (levels / 255.0 - jnp.array(MEAN)) / jnp.array(STD)
         # Lower precision, the default on GPUs and TPUs, would move the features.
         with jax.default_matmul_precision("highest"):
-            return network.apply({"params": params}, pixels)  # pyright: ignore[reportReturnType]
+            return network.apply({"params": params}, pixels), None  # pyright: ignore[reportReturnType]
 
     extractor = pretrained(
         "clip:vitl14_336",

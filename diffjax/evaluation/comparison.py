@@ -8,10 +8,11 @@ import numpy as np
 
 from diffjax.errors import UserError
 from diffjax.evaluation.provenance import check_comparable
-from diffjax.evaluation.tables import is_number, measure
+from diffjax.evaluation.tables import is_number
 from diffjax.evaluation.verdicts import (
     Difference,
     Interval,
+    bootstrap_interval,
     differences,
     mean_interval,
     verdict_of,
@@ -21,25 +22,43 @@ Results = Mapping[str, Mapping[str, Any]]
 
 
 class Way(NamedTuple):
-    """How samples are drawn, and what one costs; what a row of the table is."""
+    """A solver, and what a sample may cost at most; what a row of the table is."""
 
     solver: str
-    num_steps: int
     nfe: int
 
     def __str__(self):
-        return f"{self.solver}, {self.num_steps} steps, NFE {self.nfe}"
+        return f"{self.solver}, NFE {self.nfe}"
 
 
-class Choice(NamedTuple):
-    """What is chosen for each arm and way by itself: it ranks arms anew and costs the same."""
+class Setting(NamedTuple):
+    """What is chosen for each arm and way by itself, since it ranks arms anew."""
 
     grid: str
     guidance_scale: float
     weights: str
 
+
+class Choice(NamedTuple):
+    """A setting with as many steps as the way affords: guidance halves them."""
+
+    num_steps: int
+    setting: Setting
+
     def __str__(self):
-        return f"{self.grid} grid, guidance {self.guidance_scale:g}, {self.weights}"
+        grid, scale, weights = self.setting
+        return f"{self.num_steps} steps, {grid} grid, guidance {scale:g}, {weights}"
+
+
+class Drawn(NamedTuple):
+    """What one run was measured to be at one setting and cost: values by noise seed."""
+
+    num_steps: int
+    values: dict[int, float]
+
+
+# By solver and setting, then by evaluations a sample.
+Table = Mapping[tuple[str, Setting], Mapping[int, Drawn]]
 
 
 class Standing(NamedTuple):
@@ -50,13 +69,15 @@ class Standing(NamedTuple):
         values: a number for each training seed, the mean over the noise seeds that are reported.
         noise: the standard deviation that another noise seed makes, pooled over the training seeds;
             None if one alone is reported.
-        interval: of the mean.
+        interval: of the mean, Student's over the training seeds.
+        bootstrap: the same by resampling training seeds and noise seeds.
     """
 
     choice: Choice
     values: tuple[float, ...]
     noise: float | None
     interval: Interval
+    bootstrap: Interval
 
 
 @dataclass(frozen=True)
@@ -88,8 +109,8 @@ class Comparison:
             way: the runs' own by default.
 
         Returns:
-            For each `arm, verdict, seeds`, and where it was measured `interval, noise, choice`, as
-            of its `Standing`, and `gap`, the interval of what it is more than the best arm.
+            For each `arm, verdict, seeds`, and where it was measured what its `Standing` has, and
+            `gap`, the interval of what it is more than the best arm.
         """
         standings = self.standings[way or self.own]
         ranked = sorted(standings, key=lambda arm: standings[arm].interval.mean)
@@ -115,7 +136,7 @@ class Comparison:
     def _verdict(self, arm: str, leader: str, found: Difference | None) -> str:
         evaluated, runs = self.counts[arm]
         if evaluated < runs:
-            return f"not compared: {evaluated} of {runs} seeds evaluated"
+            return f"incomplete: {evaluated} of {runs} seeds evaluated"
         if found:
             return verdict_of(found)
         if arm == leader:
@@ -135,8 +156,11 @@ def compare(
     Grid, guidance scale and weights re-rank arms, so where a run was evaluated with several, each
     arm has its own best: those of least mean over the training seeds, measured with the first
     noise seed. What is reported is measured with the other noise seeds, so that choosing does not
-    flatter. Without a choice, or a second noise seed, each run is sampled as its config says, and
-    all noise seeds are reported.
+    flatter. All have as many evaluations a sample: guidance, which doubles those of a step, has
+    half the steps. Costs up to a tenth below count as equal, because with solvers of several
+    evaluations a step no two numbers of steps cost the same with and without guidance. Without a
+    choice, or a second noise seed, each run is sampled as its config says, and all noise seeds are
+    reported.
 
     Args:
         results: the content of each run's `evaluation.json`, by the run's name; None or missing
@@ -150,22 +174,25 @@ def compare(
     """
     have = {name: results[name] for name in arms if results.get(name)}
     check_comparable(have, metric)
-    rows = {name: _rows(result, metric) for name, result in have.items()}
+    tables = {name: _table(result, metric) for name, result in have.items()}
     names: dict[str, list[str]] = {}
     for name, arm in arms.items():
         names.setdefault(arm, []).append(name)
-    seeds = sorted({row[1] for found in rows.values() for at in found.values() for row in at})
-    offered = [{choice for choice, _ in at} for found in rows.values() for at in found.values()]
-    several = any(len(choices) > 1 for choices in offered)
+    drawn = [
+        one for table in tables.values() for by_nfe in table.values() for one in by_nfe.values()
+    ]
+    seeds = sorted({seed for one in drawn for seed in one.values})
+    ways = {
+        Way(solver, nfe) for t in tables.values() for (solver, _), at in t.items() for nfe in at
+    }
+    several = any(len(_at(table, way)) > 1 for table in tables.values() for way in ways)
     if several and len(seeds) < 2:
-        rows = {name: _with_its_own(found, have[name]) for name, found in rows.items()}
+        tables = {name: _with_its_own(table, have[name]) for name, table in tables.items()}
     chosen_by, reported = (seeds[:1], seeds[1:]) if several and len(seeds) > 1 else ([], seeds)
-    ways = {way for found in rows.values() for way in found}
     standings: dict[Way, dict[str, Standing]] = {}
-    for way in sorted(ways, key=lambda way: (way.solver, way.nfe)):
+    for way in sorted(ways):
         for arm, runs in names.items():
-            numbers = [rows.get(name, {}).get(way) for name in runs]
-            standing = _standing(numbers, chosen_by, reported)
+            standing = _standing([_at(tables.get(n, {}), way) for n in runs], chosen_by, reported)
             if standing:
                 standings.setdefault(way, {})[arm] = standing
     if not standings:
@@ -182,35 +209,42 @@ def compare(
     )
 
 
-def _rows(result: Mapping[str, Any], metric: str) -> dict[Way, dict[tuple[Choice, int], float]]:
-    """A run's numbers by way, then by choice and noise seed."""
-    found: dict[Way, dict[tuple[Choice, int], float]] = {}
+def _table(result: Mapping[str, Any], metric: str) -> Table:
+    """A run's numbers."""
+    found: dict[tuple[str, Setting], dict[int, Drawn]] = {}
     for row in result["by_nfe"]:
-        way = Way(row["solver"], row["num_steps"], row["nfe"])
         # Rows of before weights and seeds were in them have the run's own.
         weights = row.get("weights", result.get("weights", ""))
-        choice = Choice(row["grid"], float(row.get("guidance_scale", 1.0)), weights)
+        setting = Setting(row["grid"], float(row.get("guidance_scale", 1.0)), weights)
         seed = row.get("seed", result.get("sampling", {}).get("seed", 0))
+        at = found.setdefault((row["solver"], setting), {})
         value = row.get(metric)
-        found.setdefault(way, {})[choice, seed] = value if is_number(value) else np.nan
+        values = at.setdefault(row["nfe"], Drawn(row["num_steps"], {})).values
+        values[seed] = value if is_number(value) else np.nan
     return found
 
 
-def _with_its_own(
-    found: Mapping[Way, Mapping[tuple[Choice, int], float]], result: Mapping[str, Any]
-) -> dict[Way, dict[tuple[Choice, int], float]]:
+def _at(table: Table, way: Way) -> dict[Choice, dict[int, float]]:
+    """Each setting with the most evaluations that a way affords, if that is about as many."""
+    found = {}
+    for (solver, setting), by_nfe in table.items():
+        affordable = [nfe for nfe in by_nfe if 0.9 * way.nfe <= nfe <= way.nfe]
+        if solver == way.solver and affordable:
+            num_steps, values = by_nfe[max(affordable)]
+            found[Choice(num_steps, setting)] = values
+    return found
+
+
+def _with_its_own(table: Table, result: Mapping[str, Any]) -> Table:
     """A run's numbers with the grid, guidance scale and weights of its config alone."""
     sampling = result.get("sampling", {})
     grid, scale = sampling.get("grid_name"), sampling.get("guidance_scale")
-    own = (grid, scale, result.get("weights", ""))
-    kept = {
-        way: {key: value for key, value in at.items() if key[0] == own} for way, at in found.items()
-    }
-    return {way: at for way, at in kept.items() if at}
+    own = Setting(grid, scale, result.get("weights", ""))
+    return {key: by_nfe for key, by_nfe in table.items() if key[1] == own}
 
 
 def _standing(
-    runs: Sequence[Mapping[tuple[Choice, int], float] | None],
+    runs: Sequence[Mapping[Choice, Mapping[int, float]]],
     chosen_by: Sequence[int],
     reported: Sequence[int],
 ) -> Standing | None:
@@ -218,21 +252,26 @@ def _standing(
     found = [run for run in runs if run]
     if not found:
         return None
-    offered = sorted({choice for run in found for choice, _ in run})
+    offered = sorted({choice for run in found for choice in run})
 
-    def mean(choice: Choice, seeds: Sequence[int]) -> float:
-        values = [run.get((choice, seed), np.nan) for run in found for seed in seeds]
-        return float(np.mean(values)) if np.isfinite(values).all() else np.inf
+    def values_of(choice: Choice, seeds: Sequence[int]) -> np.ndarray:
+        return np.array(
+            [[run.get(choice, {}).get(seed, np.nan) for seed in seeds] for run in found]
+        )
 
-    best = min(offered, key=lambda choice: mean(choice, chosen_by)) if chosen_by else offered[0]
-    values = np.array([[run.get((best, seed), np.nan) for seed in reported] for run in found])
+    def mean(choice: Choice) -> float:
+        values = values_of(choice, chosen_by)
+        return float(values.mean()) if np.isfinite(values).all() else np.inf
+
+    best = min(offered, key=mean) if chosen_by else offered[0]
+    values = values_of(best, reported)
     if not np.isfinite(values).all():
         return None
     noise = None
     if len(reported) > 1:
         noise = float(np.sqrt(np.mean(np.var(values, axis=1, ddof=1))))
     means = values.mean(axis=1).tolist()
-    return Standing(best, tuple(means), noise, mean_interval(means))
+    return Standing(best, tuple(means), noise, mean_interval(means), bootstrap_interval(values))
 
 
 def _rule(chosen_by: Sequence[int], reported: Sequence[int], metric: str, several: bool) -> str:
@@ -240,7 +279,8 @@ def _rule(chosen_by: Sequence[int], reported: Sequence[int], metric: str, severa
     if chosen_by:
         return (
             f"Each arm has the grid, guidance scale and weights of its least mean {name} with "
-            f"noise seed {chosen_by[0]}; what is reported is measured with noise seed {noise}."
+            f"noise seed {chosen_by[0]}, and as many steps as its evaluations allow; what is "
+            f"reported is measured with noise seed {noise}."
         )
     rule = f"Each run is sampled as its config says, with noise seed {noise}."
     if several:
@@ -254,68 +294,3 @@ def _rule(chosen_by: Sequence[int], reported: Sequence[int], metric: str, severa
 def _own(result: Mapping[str, Any]) -> Way:
     sampling = result.get("sampling", {})
     return Way(*(sampling.get(key, 0) for key in Way._fields))
-
-
-def verdict_markdown(comparison: Comparison, way: Way | None = None) -> str:
-    """The verdict as a Markdown table.
-
-    Example:
-        >>> row = {"solver": "ddim", "grid": "uniform", "num_steps": 9, "nfe": 9,
-        ...        "guidance_scale": 1.0, "weights": "live", "seed": 0}
-        >>> values = {"a": (0.50, 0.61, 0.55), "b": (0.91, 1.00, 0.95)}
-        >>> results = {f"{arm}{seed}": {"by_nfe": [{**row, "frechet_distance": value}]}
-        ...            for arm, found in values.items() for seed, value in enumerate(found)}
-        >>> print(verdict_markdown(compare(results, {name: name[0] for name in results})))
-        | arm | verdict | mean, 95 % interval | seeds | less the best |
-        |---|---|---|---|---|
-        | a | leads | 0.553 (0.417 to 0.690) | 3 |  |
-        | b | worse | 0.953 (0.841 to 1.07) | 3 | 0.400 (0.375 to 0.425) |
-        <BLANKLINE>
-    """
-    rows = comparison.verdict_rows(way)
-    unlike = len({row.get("choice") for row in rows}) > 1
-    head = ["arm", "verdict", "mean, 95 % interval", "seeds", "less the best"]
-    lines = [[*head, "chosen"] if unlike else head]
-    for row in rows:
-        mean, gap = (written(row[key]) if row.get(key) else "" for key in ("interval", "gap"))
-        cells = [row["arm"], row["verdict"], mean, str(row["seeds"]), gap]
-        lines.append([*cells, str(row.get("choice", ""))] if unlike else cells)
-    return _markdown(lines)
-
-
-def quality_markdown(comparison: Comparison) -> str:
-    """A Markdown table: a row a way, a column an arm; means over training seeds.
-
-    Example:
-        >>> row = {"solver": "ddim", "grid": "uniform", "num_steps": 9, "nfe": 9}
-        >>> result = {"weights": "live", "by_nfe": [{**row, "frechet_distance": 0.5}]}
-        >>> print(quality_markdown(compare({"run": result}, {"run": "flow"})))
-        | solver | steps | NFE | flow |
-        |---|---|---|---|
-        | ddim | 9 | 9 | 0.500 |
-        <BLANKLINE>
-    """
-    arms = list(dict.fromkeys(arm for found in comparison.standings.values() for arm in found))
-    lines = [["solver", "steps", "NFE", *arms]]
-    for way, found in comparison.standings.items():
-        cells = [_cell(found[arm]) if arm in found else "–" for arm in arms]
-        lines.append([way.solver, f"{way.num_steps:,}", f"{way.nfe:,}", *cells])
-    return _markdown(lines)
-
-
-def _cell(standing: Standing) -> str:
-    text = measure(standing.interval.mean)
-    if len(standing.values) < 2:
-        return text
-    return f"{text} ± {measure(standing.interval.high - standing.interval.mean)}"
-
-
-def written(interval: Interval) -> str:
-    """`mean (low to high)`; of one value, itself."""
-    mean, low, high = (measure(value) for value in interval)
-    return f"{mean} ({low} to {high})" if np.isfinite(interval.low) else mean
-
-
-def _markdown(lines: Sequence[Sequence[str]]) -> str:
-    written = [f"| {' | '.join(line)} |\n" for line in lines]
-    return "".join([written[0], "|---" * len(lines[0]) + "|\n", *written[1:]])

@@ -89,7 +89,8 @@ def convergence(
 
     def denoise(x: Array, t: Array) -> Pair:
         # With a variance, half-way, for the solver that wants it of a network.
-        return predict(x, jnp.full(len(x), t), None)._replace(share=jnp.full_like(x, 0.5))
+        pair = predict(x, jnp.broadcast_to(t, (len(x), *t.shape)), None)
+        return pair._replace(share=jnp.full_like(x, 0.5))
 
     noise = jax.random.normal(jax.random.key(0), (num_samples, 2))
     x = path.sigma(jnp.asarray(path.t_noise)) * noise

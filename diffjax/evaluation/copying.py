@@ -4,7 +4,6 @@ from typing import NamedTuple
 
 import numpy as np
 from scipy.cluster.vq import kmeans2
-from scipy.stats import rankdata
 
 from diffjax.errors import UserError
 from diffjax.evaluation.distances import squared_distances
@@ -134,6 +133,9 @@ def _nearest(images: np.ndarray, others: np.ndarray) -> tuple[np.ndarray, np.nda
 
 def _mann_whitney_z(ours: np.ndarray, fresh: np.ndarray) -> float:
     """Distances of samples against those of test images; negative where samples are nearer."""
+    # Here, because it takes a second that training does not wait for.
+    from scipy.stats import rankdata
+
     m, n = len(ours), len(fresh)
     ranks = rankdata(np.concatenate([ours, fresh]))
     u = ranks[:m].sum() - m * (m + 1) / 2

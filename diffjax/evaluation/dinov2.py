@@ -252,11 +252,11 @@ def dinov2_features(
     params = convert(state, variant.network)
 
     @jax.jit
-    def look(params: Any, levels: jax.Array) -> jax.Array:
+    def look(params: Any, levels: jax.Array) -> tuple[jax.Array, None]:
         pixels = (levels / 255.0 - jnp.array(MEAN)) / jnp.array(STD)
         # Lower precision, the default on GPUs and TPUs, would move the features.
         with jax.default_matmul_precision("highest"):
-            return variant.network.apply({"params": params}, pixels)  # pyright: ignore[reportReturnType]
+            return variant.network.apply({"params": params}, pixels), None  # pyright: ignore[reportReturnType]
 
     return pretrained(
         f"dinov2:{model}",

@@ -45,7 +45,7 @@ class Evaluation:
 def evaluate(
     draw: Draw,
     main: NamedRecipe,
-    reference: Reference,
+    references: Sequence[Reference],
     *,
     labels: np.ndarray,
     conditional: bool,
@@ -59,19 +59,23 @@ def evaluate(
     Args:
         draw: samples, and what they cost.
         main: the recipe that the run is judged by.
-        reference: the real data and the features.
+        references: the real data and the features. The numbers of the first are those of the
+            evaluation; the others', of the main recipe alone, are under `extractors`, by name.
         labels: `[n]`, one for each sample.
         conditional: whether they mean anything; if not, no accuracy is measured.
-        others: those equal to the main one are passed over.
+        others: those equal to the main one, or to one before them, are passed over.
         report: called with each row as it is done.
     """
     began = time.perf_counter()
-    samples, row, full = _measure(draw, main, reference, labels, conditional, True)
+    samples, row, found = _measure(draw, main, references, labels, conditional, True)
+    full = found[0]
     report(row)
     rows = [row]
+    known = [_how(main)]
     for other in others:
-        if _how(other) != _how(main):
-            _, another, _ = _measure(draw, other, reference, labels, conditional, False)
+        if _how(other) not in known:
+            known.append(_how(other))
+            _, another, _ = _measure(draw, other, references[:1], labels, conditional, False)
             report(another)
             rows.append(another)
     rows.sort(key=lambda row: (row["solver"], row["grid"], row["nfe"], row["seed"]))
@@ -91,6 +95,10 @@ def evaluate(
         "sampling": sampling,
         "num_samples": len(labels),
         **full,
+        "extractors": {
+            real.extractor.name: {**numbers, "neighbours": None}  # of pixels: they are above
+            for real, numbers in zip(references[1:], found[1:], strict=True)
+        },
         "seconds": time.perf_counter() - began,
         "by_nfe": rows,
     }
@@ -100,18 +108,20 @@ def evaluate(
 def _measure(
     draw: Draw,
     named: NamedRecipe,
-    reference: Reference,
+    references: Sequence[Reference],
     labels: np.ndarray,
     conditional: bool,
     in_depth: bool,
-) -> tuple[np.ndarray, dict[str, Any], dict[str, Any]]:
-    """The first samples, their row in the table, and all that is known about all of them."""
+) -> tuple[np.ndarray, dict[str, Any], list[dict[str, Any]]]:
+    """The first samples, their row in the table, and all that each extractor says of all."""
     began = time.perf_counter()
     drawn, nfe = draw(named, labels)
     seconds = [time.perf_counter() - began]
     batches = drawn if isinstance(drawn, Batches) else Batches.of(drawn)
     first, samples = Batches(batches.num_images, _timed(batches, seconds)).peek()
-    full = metrics.compare(samples, labels if conditional else None, reference, in_depth=in_depth)
+    asked = labels if conditional else None
+    found = metrics.compare_each(samples, asked, references, in_depth=in_depth)
+    full = found[0]
     row = {
         **_how(named),
         "nfe": nfe,
@@ -120,7 +130,7 @@ def _measure(
         "kernel_distance": full["kernel_distance"]["value"],
         "seconds": sum(seconds),
     }
-    return first, row, full
+    return first, row, found
 
 
 def _timed(images: Batches, seconds: list[float]) -> Iterator[np.ndarray]:

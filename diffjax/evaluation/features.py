@@ -28,7 +28,8 @@ class Extractor:
         image_shape: `(H, W, C)` that it takes; None takes any.
         apply: images `[B, H, W, C]` in [-1, 1] -> (features `[B, F]`, logits `[B, K]` or None);
             jitted, so that repeated calls share one compilation.
-        test_accuracy: share of real test images that the logits recognise; None without logits.
+        test_accuracy: share of real test images whose label is that of the largest logit; None
+            without logits, and where their classes are not the data's, which then have no accuracy.
         batch_size_images: images a call.
         provenance: what else defines the map, such as `resize`, written beside every number.
         prepare: what is done to a batch of images on the host first; `apply` sees its result.
@@ -177,12 +178,12 @@ def pretrained(
 
 
 def with_params(
-    look: Callable[[Any, jax.Array], jax.Array], params: Any
-) -> Callable[[Any], tuple[jax.Array, None]]:
-    """`images -> (features, None)` for a network, with its parameters wherever the images are.
+    look: Callable[[Any, jax.Array], tuple[jax.Array, jax.Array | None]], params: Any
+) -> Callable[[Any], tuple[jax.Array, jax.Array | None]]:
+    """`images -> (features, logits)` for a network, with its parameters wherever the images are.
 
     Args:
-        look: jitted `(params, images) -> features`.
+        look: jitted `(params, images) -> (features, logits or None)`.
         params: put on each device that looks at images, once.
     """
 
@@ -193,10 +194,10 @@ def with_params(
         everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
         return jax.device_put(params, everywhere)
 
-    def apply(images: Any) -> tuple[jax.Array, None]:
+    def apply(images: Any) -> tuple[jax.Array, jax.Array | None]:
         sharding = getattr(images, "sharding", None)
         mesh = sharding.mesh if isinstance(sharding, jax.sharding.NamedSharding) else None
-        return look(beside(mesh), images), None
+        return look(beside(mesh), images)
 
     return apply
 

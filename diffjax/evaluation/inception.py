@@ -212,6 +212,9 @@ def inception_features(
 ) -> Extractor:
     """Features of the FID Inception network: with `layer="pool"` distances are FID and KID.
 
+    The logits come with each layer, so that its numbers include the Inception score. Their 1008
+    classes are no data set's labels: no accuracy is measured on them.
+
     Args:
         weights: path of `pt_inception-2015-12-05-6726825d.pth`, or an address to fetch it from
             (`diffjax.evaluation.inception.URL`).
@@ -232,11 +235,11 @@ def inception_features(
     params = convert(read_state_dict(weights, read_weights(weights, sha256)))
 
     @partial(jax.jit, static_argnames="layer")
-    def look(params: Any, images: jax.Array, layer: str) -> jax.Array:
+    def look(params: Any, images: jax.Array, layer: str) -> tuple[jax.Array, jax.Array]:
         # Lower precision, the default on GPUs and TPUs, would move the features.
         with jax.default_matmul_precision("highest"):
-            layers = InceptionV3().apply({"params": params}, resize(as_rgb(images)))
-        return getattr(layers, layer)
+            layers: Any = InceptionV3().apply({"params": params}, resize(as_rgb(images)))
+        return getattr(layers, layer), layers.logits
 
     return pretrained(
         f"inception:{layer}",

@@ -87,7 +87,8 @@ def unwalkable(path: Path, solver: Solver, num_steps: int = 8) -> str | None:
 
     def denoise(x: Array, t: Array) -> Pair:
         # With a variance, which is up to the network and not to the path.
-        return predict(x, jnp.full(len(x), t), None)._replace(share=jnp.full_like(x, 0.5))
+        pair = predict(x, jnp.broadcast_to(t, (len(x), *t.shape)), None)
+        return pair._replace(share=jnp.full_like(x, 0.5))
 
     keys = jax.random.split(jax.random.key(0), 1)
     try:

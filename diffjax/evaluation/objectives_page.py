@@ -3,7 +3,6 @@
 import base64
 import csv
 import io
-import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from importlib import resources
@@ -13,10 +12,11 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 from ml_collections import ConfigDict
 
-from diffjax import choices
+from diffjax import choices, chosen
 from diffjax.errors import UserError
 from diffjax.evaluation import effective_weights
 from diffjax.evaluation.legality import Legality, legality
+from diffjax.files import write_whole
 from diffjax.objectives.base import Objective
 from diffjax.spec import build
 from diffjax.wiring import build_objective
@@ -74,7 +74,7 @@ def write_objectives_page(folder: str | Path) -> Path:
         page.name: _html(content).encode(),
     }
     for name, data in files.items():
-        _write(folder / name, data)
+        write_whole(folder / name, data)
     return page
 
 
@@ -86,7 +86,7 @@ def named_objective(name: str) -> Objective:
         'Linear'
     """
     config = ConfigDict({"name": name})
-    choices.set_axes(config, f"objective={name}", {"none": ConfigDict()}, model="none")
+    chosen.set_axes(config, f"objective={name}", {"none": ConfigDict()}, model="none")
     return build_objective(config)
 
 
@@ -186,9 +186,3 @@ def _check_writable(folder: Path) -> None:
         raise UserError(
             f"can't write to {folder}: {error.strerror}; choose another folder"
         ) from error
-
-
-def _write(path: Path, content: bytes) -> None:
-    scratch = path.with_name(path.name + ".tmp")
-    scratch.write_bytes(content)
-    os.replace(scratch, path)

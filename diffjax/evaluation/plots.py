@@ -1,4 +1,4 @@
-"""Curves as SVG and images as PNG, for a page that holds everything itself.
+"""Curves as SVG, for a page that holds everything itself.
 
 The functions that draw return the text of an `<svg>` element. Its colours are CSS variables with a
 fallback (`var(--ink, #1f2430)`), so that a page can give it a light and a dark dress; its size
@@ -7,10 +7,8 @@ follows the element it stands in.
 
 import io
 import math
-import os
 import re
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
@@ -25,11 +23,9 @@ from matplotlib.ticker import (
     NullLocator,
     PercentFormatter,
 )
-from PIL import Image
 from scipy.signal import savgol_filter
 
-from diffjax.errors import UserError
-from diffjax.sampling.sample import Trace
+from diffjax.evaluation.tables import METRICS
 
 LOG_SNR_PREFIX = "loss_by_log_snr/"
 
@@ -61,9 +57,6 @@ _STYLE = {
 }
 _MAX_POINTS = 600
 _MIN_SHARE_RANGE = 0.04
-_MIN_IMAGE_PIXELS = 48
-_GAP_PIXELS = 2
-_GAP_VALUE = 128
 
 
 def loss_curve(records: Sequence[Mapping[str, Any]]) -> str:
@@ -133,7 +126,6 @@ def quality_against_nfe(
     rows: Sequence[Mapping[str, Any]],
     floor: float | None = None,
     metric: str = "frechet_distance",
-    label: str = "Fréchet distance",
 ) -> str:
     """One line per solver and grid: a measure of quality against network evaluations per sample.
 
@@ -141,8 +133,7 @@ def quality_against_nfe(
         rows: with `solver`, `nfe`, `guidance_scale` and `metric`; rows without a number for
             `metric` are passed over.
         floor: drawn as a dashed line, what the real data reach against themselves.
-        metric: the name of the measure in `rows`; `accuracy` is drawn in per cent.
-        label: what the axis says.
+        metric: the name of the measure in `rows`, as in `tables.METRICS`.
 
     Returns:
         an `<svg>` element, or "" if there is nothing to draw.
@@ -168,109 +159,18 @@ def quality_against_nfe(
             axes.axhline(floor, color=_INK, linestyle="--", linewidth=1, label="floor: real data")
         axes.set_xscale("log")
         _integer_ticks(axes, sorted({row["nfe"] for row in rows}))
-        is_accuracy = metric == "accuracy"
-        _dress(axes, "network evaluations per sample", label, not is_accuracy and min(values) > 0)
-        if is_accuracy:
+        _dress(
+            axes,
+            "network evaluations per sample",
+            METRICS[metric].label,
+            log_y=not METRICS[metric].is_share and min(values) > 0,
+        )
+        if METRICS[metric].is_share:
             _widen(axes, values)
             axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=1, symbol=" %"))
         axes.legend()
 
     return _svg(metric, draw)
-
-
-def image_grid(images: Any, columns: int) -> np.ndarray:
-    """Lays images out in rows, each magnified by a whole factor so that small ones can be seen.
-
-    An image whose longer side is below 48 pixels grows until it isn't, by repeating pixels. A grey
-    line of 2 pixels lies between neighbours, and grey fills what the last row lacks.
-
-    Args:
-        images: `[N, H, W, C]`, float in [-1, 1] or uint8; C is 1 (grey) or 3 (RGB).
-        columns: images in a row.
-
-    Returns:
-        uint8 `[rows·(H·k + 2) − 2, columns·(W·k + 2) − 2, C]` with `k` the factor.
-
-    Raises:
-        UserError: the images have another shape, or there are none.
-
-    Example:
-        >>> image_grid(np.zeros((5, 8, 8, 1), np.float32), columns=3).shape
-        (98, 148, 1)
-    """
-    images = np.asarray(images)
-    if images.ndim != 4 or images.shape[-1] not in (1, 3) or not images.shape[0]:
-        raise UserError(
-            f"a picture needs at least one image of shape [H, W, 1] or [H, W, 3], got an array of "
-            f"shape {list(images.shape)}"
-        )
-    if images.dtype != np.uint8:
-        images = np.rint((np.clip(np.nan_to_num(images), -1, 1) + 1) * 127.5).astype(np.uint8)
-    scale = math.ceil(_MIN_IMAGE_PIXELS / max(images.shape[1:3]))
-    images = images.repeat(scale, axis=1).repeat(scale, axis=2)
-    number, height, width, channels = images.shape
-    rows = math.ceil(number / columns)
-    pitch = (height + _GAP_PIXELS, width + _GAP_PIXELS)
-    grid = np.full((rows * pitch[0], columns * pitch[1], channels), _GAP_VALUE, np.uint8)
-    for index, image in enumerate(images):
-        top, left = index // columns * pitch[0], index % columns * pitch[1]
-        grid[top : top + height, left : left + width] = image
-    return grid[:-_GAP_PIXELS, :-_GAP_PIXELS]
-
-
-def save_png(path: str | Path, images: Any, columns: int | None = None) -> Path:
-    """Writes images as one PNG, in the layout of `image_grid`.
-
-    The file appears whole or not at all.
-
-    Args:
-        path: where to; its folder is made if need be.
-        images: as for `image_grid`.
-        columns: images in a row; as many as make the grid square if None.
-
-    Returns:
-        `path`.
-    """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    grid = image_grid(images, columns or math.ceil(math.sqrt(len(images))))
-    picture = Image.fromarray(grid[..., 0] if grid.shape[-1] == 1 else grid)
-    scratch = path.with_name(path.name + ".tmp")
-    picture.save(scratch, format="PNG", optimize=True)
-    os.replace(scratch, path)
-    return path
-
-
-def save_film(path: str | Path, trace: Trace) -> Path:
-    """Writes how samples came about: a strip of pictures, and beside it an animation.
-
-    Two rows a sample, noise on the left: `x`, and below it the x0 predicted there.
-
-    Args:
-        path: of the strip, `.png`; the animation has the same name and `.gif`.
-        trace: of a few samples.
-
-    Returns:
-        `path`.
-    """
-    x, x0 = np.asarray(trace.x), np.asarray(trace.x0)
-    x0 = np.concatenate([x0, x[-1:]])  # at the end both are the sample
-    rows = np.stack([x, x0], axis=1).transpose(2, 1, 0, *range(3, x.ndim + 1))
-    path = save_png(path, np.clip(rows, -1, 1).reshape(-1, *x.shape[2:]), columns=len(x))
-    frames = []
-    for both in np.stack([x, x0], axis=2):
-        grid = image_grid(np.clip(both, -1, 1).reshape(-1, *x.shape[2:]), columns=2)
-        frames.append(Image.fromarray(grid[..., 0] if grid.shape[-1] == 1 else grid))
-    durations = [80] * (len(frames) - 1) + [1500]
-    frames[0].save(
-        film_gif(path), save_all=True, append_images=frames[1:], duration=durations, loop=0
-    )
-    return path
-
-
-def film_gif(path: str | Path) -> Path:
-    """Where the animation beside a film strip is."""
-    return Path(path).with_suffix(".gif")
 
 
 def _svg(name: str, draw: Callable[[Axes], None]) -> str:

@@ -7,6 +7,8 @@ from diffjax.errors import UserError
 
 # What a number's floor was measured with; its value does not hang on it.
 _OF_THE_FLOOR = ("num_floor_images",)
+# Facts that came later, and what was so before.
+_BEFORE = {"autoencoder": "none", "resize": "none"}
 
 
 def check_comparable(evaluations: Mapping[str, Mapping[str, Any]], number: str) -> None:
@@ -57,10 +59,11 @@ def check_comparable(evaluations: Mapping[str, Mapping[str, Any]], number: str) 
 
 def _differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
     keys = [key for key in {**one, **other} if key not in _OF_THE_FLOOR]
+    facts = [(key, *(each.get(key, _BEFORE.get(key)) for each in (one, other))) for key in keys]
     return [
-        f"{key} is {_short(one.get(key))} and {_short(other.get(key))}"
-        for key in keys
-        if one.get(key) != other.get(key)
+        f"{key} is {_short(here)} and {_short(there)}"
+        for key, here, there in facts
+        if here != there
     ]
 
 

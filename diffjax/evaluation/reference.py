@@ -18,8 +18,9 @@ from diffjax.evaluation.features import Extractor
 from diffjax.evaluation.neighbours import nearest
 from diffjax.evaluation.seen import MOST_FEATURES, Batches, see, thinned_rows
 from diffjax.evaluation.stored import Arrays, stored
+from diffjax.process.analytic import GaussianMixture
 
-_FORMAT = 1  # of what is stored of a data set
+_FORMAT = 2  # of what is stored of a data set
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,12 @@ class Reference:
         max_neighbour_images: samples whose nearest train images are looked up.
         seed: of every random thinning.
         sharding: of a batch of images over devices, so that each looks at its rows.
+        bounded: whether values are those of 8-bit images in [-1, 1].
+        autoencoder: what made the values; "none" where they are the images.
+        test_sha256: fingerprint of the test split.
+        mixture: the distribution of the real images, where it is known.
+        shared: whether all processes of a run compare the same samples with it at the same time, so
+            that each looks at its part of them.
     """
 
     name: str
@@ -59,6 +66,11 @@ class Reference:
     max_neighbour_images: int
     seed: int
     sharding: jax.sharding.Sharding | None = None
+    bounded: bool = True
+    autoencoder: str = "none"
+    test_sha256: str = ""
+    mixture: GaussianMixture | None = None
+    shared: bool = False
 
 
 def reference(
@@ -70,6 +82,7 @@ def reference(
     seed: int = 0,
     folder: str | None = None,
     sharding: jax.sharding.Sharding | None = None,
+    shared: bool = False,
 ) -> Reference:
     """Extracts what is needed of a data set, once, for any number of `compare`s.
 
@@ -82,6 +95,7 @@ def reference(
         folder: where what was extracted is kept for other processes and later ones, such as
             `diffjax.evaluation.stored.FOLDER`; None keeps nothing.
         sharding: of a batch of images over devices of this process; None looks on one.
+        shared: see `Reference`; it concerns the samples, each process looks at the data set itself.
 
     Raises:
         UserError: images of another shape than the extractor takes, or fewer than 3 in a split.
@@ -89,7 +103,7 @@ def reference(
     train_images, _ = all_images(dataset.reference, max_images)
     test_images, _ = all_images(dataset.test, max_images)
     some_test_images = thin(test_images, max_neighbour_images, seed)
-    train_sha256 = dataset.reference.fingerprint()
+    train_sha256, test_sha256 = dataset.reference.fingerprint(), dataset.test.fingerprint()
     facts = {
         "format": _FORMAT,
         "version": diffjax.__version__,
@@ -97,7 +111,7 @@ def reference(
         "extractor": extractor.name,
         "extractor_sha256": extractor.sha256,
         "train_sha256": train_sha256,
-        "test_sha256": dataset.test.fingerprint(),
+        "test_sha256": test_sha256,
         "max_images": max_images,
         "max_neighbour_images": max_neighbour_images,
         "max_features": MOST_FEATURES,
@@ -126,6 +140,11 @@ def reference(
         max_neighbour_images=max_neighbour_images,
         seed=seed,
         sharding=sharding,
+        bounded=dataset.bounded,
+        autoencoder=dataset.autoencoder,
+        test_sha256=test_sha256,
+        mixture=dataset.mixture,
+        shared=shared,
     )
 
 

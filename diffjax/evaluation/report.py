@@ -6,7 +6,6 @@ the same files give the same page.
 
 import base64
 import io
-import os
 import shlex
 import statistics
 from collections.abc import Mapping, Sequence
@@ -20,8 +19,10 @@ from PIL import Image
 
 from diffjax.errors import UserError
 from diffjax.evaluation import plots
+from diffjax.evaluation.plan_figure import of_plan
 from diffjax.evaluation.run_files import read_json, read_metrics
 from diffjax.evaluation.tables import (
+    METRICS,
     duration,
     is_number,
     measure,
@@ -31,10 +32,12 @@ from diffjax.evaluation.tables import (
     quality_table,
     sorted_rows,
 )
+from diffjax.files import write_whole
 
 __all__ = ["quality_table", "write_report"]
 
 _MAX_GRIDS = 7
+_MAX_PIXELS = 64_000_000
 _TARGET = "_target_"
 _COUNTS = ("num_samples", "num_reference_images", "num_floor_images")
 _SHOWN_ELSEWHERE = (
@@ -56,7 +59,7 @@ def write_report(workdir: str | Path) -> Path:
 
     Args:
         workdir: with any of `config.json`, `run.json`, `metrics.jsonl`, `evaluation.json`,
-            `samples/step_*.png` and `samples/neighbours.png`.
+            `plan.json`, `samples/step_*.png` and `samples/neighbours.png`.
 
     Returns:
         the path of the page.
@@ -82,9 +85,7 @@ def write_report(workdir: str | Path) -> Path:
             "evaluate it again by python -m experiments.evaluate, or restore it"
         ) from error
     path = workdir / "report.html"
-    scratch = path.with_name(path.name + ".tmp")
-    scratch.write_text(page, encoding="utf-8")
-    os.replace(scratch, path)
+    write_whole(path, page)
     return path
 
 
@@ -94,6 +95,7 @@ def _content(workdir: Path) -> dict[str, Any]:
     run = read_json(workdir / "run.json") or {}
     evaluation = read_json(workdir / "evaluation.json") or {}
     records = read_metrics(workdir / "metrics.jsonl")
+    plan = read_json(workdir / "plan.json")
     commands = _commands(workdir, run)
     step = records[-1]["step"] if records else None
     return {
@@ -107,10 +109,15 @@ def _content(workdir: Path) -> dict[str, Any]:
         "evaluated_with": _evaluated_with(evaluation),
         "quality": _quality(evaluation),
         "neighbours_image": embedded_image(workdir / "samples" / "neighbours.png"),
-        "neighbours": _flat(evaluation.get("neighbours")),
+        "neighbours": {
+            name: value
+            for name, value in _flat(evaluation.get("neighbours")).items()
+            if not name.startswith("provenance.")
+        },
         "numbers": _numbers(evaluation),
         "config": config,
         "commands": commands,
+        "plan": None if plan is None else of_plan(plan),
         "run": _flat({k: v for k, v in run.items() if k not in _SHOWN_ELSEWHERE}),
         "versions": _flat(run.get("versions")),
     }
@@ -225,8 +232,10 @@ def embedded_image(path: Path) -> dict[str, Any] | None:
     try:
         with Image.open(io.BytesIO(content), formats=["PNG"]) as image:
             width, height = image.size
+            if width * height > _MAX_PIXELS:
+                raise Image.DecompressionBombError(f"{width}×{height} pixels")
             image.load()
-    except (OSError, SyntaxError) as error:
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise UserError(
             f"{path} is not a readable PNG: delete it, and make the report again"
         ) from error
@@ -261,14 +270,9 @@ def _quality(evaluation: Mapping[str, Any]) -> dict[str, Any]:
     """Quality against NFE: the figures, and the cells of the table."""
     rows = sorted_rows(evaluation.get("by_nfe") or [])
     columns, cells = quality_cells(rows)
-    measures = (
-        ("frechet_distance", "Fréchet distance"),
-        ("kernel_distance", "kernel distance"),
-        ("accuracy", "accuracy"),
-    )
     drawn = [
-        (label, plots.quality_against_nfe(rows, _floor(evaluation, metric), metric, label))
-        for metric, label in measures
+        (metric.label, plots.quality_against_nfe(rows, _floor(evaluation, name), name))
+        for name, metric in METRICS.items()
     ]
     return {
         "figures": [(label, Markup(svg)) for label, svg in drawn if svg],
@@ -288,7 +292,7 @@ def _numbers(evaluation: Mapping[str, Any]) -> dict[str, Any]:
     entries = {
         name: entry
         for name, entry in evaluation.items()
-        if isinstance(entry, Mapping) and "provenance" in entry
+        if isinstance(entry, Mapping) and "provenance" in entry and "value" in entry
     }
     known = [_flat(entry["provenance"]) for entry in entries.values()]
     shared = {

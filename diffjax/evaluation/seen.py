@@ -1,11 +1,14 @@
 """What the numbers need of a set of images, gathered batch by batch."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
+from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 
 from diffjax.errors import UserError
 from diffjax.evaluation.distances import Statistics
@@ -75,56 +78,105 @@ class Seen:
     score: InceptionScore | None
 
 
-def see(
+def see(images: Batches, extractor: Extractor, **how: Any) -> Seen:
+    """Looks at each batch once and lets it go; `how` is as in `see_each`."""
+    return see_each(images, [extractor], **how)[0]
+
+
+def see_each(
     images: Batches,
-    extractor: Extractor,
+    extractors: Sequence[Extractor],
     *,
     seed: int = 0,
     most_features: int = MOST_FEATURES,
     most_images: int = 1000,
     num_splits: int = 10,
     sharding: jax.sharding.Sharding | None = None,
-) -> Seen:
-    """Looks at each batch once and lets it go.
+    shared: bool = False,
+) -> list[Seen]:
+    """Shows each batch to all extractors, once, and lets it go.
 
     Args:
         images: in [-1, 1]; they are used up.
-        extractor: images to features.
+        extractors: images to features.
         seed: of the random choice of what is kept, and of the splits of the Inception score.
         most_features: of how many images features are kept.
         most_images: how many images are kept.
         num_splits: of the Inception score.
         sharding: of a batch, so that each device looks at its rows.
+        shared: all processes of a run see the same images now, and each looks at its part of them.
 
     Raises:
-        UserError: fewer images than 2, or another number than announced; images that the extractor
+        UserError: fewer images than 2, or another number than announced; images that an extractor
             does not take.
     """
-    n = images.num_images
-    feature_rows, image_rows = (thinned_rows(n, m, seed) for m in (most_features, most_images))
-    moments, score, num_seen = None, None, 0
-    kept_features, kept_images, predicted = [], [], []
+    n, num_seen, kept = images.num_images, 0, []
+    looks = [_Look(extractor, n, seed, most_features, num_splits) for extractor in extractors]
+    rows = thinned_rows(n, most_images, seed)
     for batch in images.batches:
-        check_images(batch, extractor.image_shape, f"extractor {extractor.name}")
-        features, logits = extractor.extract(batch, sharding)
-        moments = (moments or Moments.none(features.shape[1])).add(features)
-        kept_features.append(features[_within(feature_rows, num_seen, len(batch))])
-        kept_images.append(batch[_within(image_rows, num_seen, len(batch))])
-        if logits is not None:
-            predicted.append(logits.argmax(1).astype(np.int32))
-            if n >= num_splits:
-                score = score or ScoreSums.none(n, logits.shape[1], num_splits, seed)
-                score = score.add(num_seen, logits)
+        for look in looks:
+            look.add(batch, num_seen, sharding, shared)
+        kept.append(batch[_within(rows, num_seen, len(batch))])
         num_seen += len(batch)
-    if moments is None or num_seen != n:
+    if not kept or num_seen != n:
         raise UserError(f"{n} images were announced and {num_seen} came")
-    return Seen(
-        num_images=n,
-        statistics=moments.statistics(),
-        features=np.concatenate(kept_features),
-        images=np.concatenate(kept_images),
-        predicted=np.concatenate(predicted) if predicted else None,
-        score=score and score.score(),
+    return [look.seen(np.concatenate(kept)) for look in looks]
+
+
+class _Look:
+    """What one extractor has made of the batches so far."""
+
+    def __init__(
+        self, extractor: Extractor, n: int, seed: int, most_features: int, num_splits: int
+    ):
+        self.extractor, self.n, self.seed, self.num_splits = extractor, n, seed, num_splits
+        self.rows = thinned_rows(n, most_features, seed)
+        self.moments: Moments | None = None
+        self.score: ScoreSums | None = None
+        self.features: list[np.ndarray] = []
+        self.predicted: list[np.ndarray] = []
+
+    def add(
+        self, batch: np.ndarray, start: int, sharding: jax.sharding.Sharding | None, shared: bool
+    ) -> None:
+        check_images(batch, self.extractor.image_shape, f"extractor {self.extractor.name}")
+        extract = _in_parts if shared and jax.process_count() > 1 else Extractor.extract
+        features, logits = extract(self.extractor, batch, sharding)
+        self.moments = (self.moments or Moments.none(features.shape[1])).add(features)
+        self.features.append(features[_within(self.rows, start, len(batch))])
+        if logits is None:
+            return
+        self.predicted.append(logits.argmax(1).astype(np.int32))
+        if self.n >= self.num_splits:
+            none = partial(ScoreSums.none, self.n, logits.shape[1], self.num_splits, self.seed)
+            self.score = (self.score or none()).add(start, logits)
+
+    def seen(self, images: np.ndarray) -> Seen:
+        assert self.moments is not None
+        return Seen(
+            num_images=self.n,
+            statistics=self.moments.statistics(),
+            features=np.concatenate(self.features),
+            images=images,
+            predicted=np.concatenate(self.predicted) if self.predicted else None,
+            score=self.score and self.score.score(),
+        )
+
+
+def _in_parts(
+    extractor: Extractor, batch: np.ndarray, sharding: jax.sharding.Sharding | None
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Features and logits of a batch that all processes have, each of which looks at some rows.
+
+    Features are gathered rather than moments, which would lose half their digits on the way: JAX
+    carries float32. So each process adds up the same numbers in float64 as one alone would.
+    """
+    size = -(-len(batch) // jax.process_count())
+    rows = size * jax.process_index() + np.arange(size)
+    found = extractor.extract(batch[np.minimum(rows, len(batch) - 1)], sharding)
+    return jax.tree.map(
+        lambda mine: np.asarray(multihost_utils.process_allgather(mine, tiled=True))[: len(batch)],
+        found,
     )
 
 

@@ -7,20 +7,21 @@ page gives them a light and a dark dress.
 
 import html
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from diffjax.evaluation.sweep_numbers import METRICS, family
-from diffjax.evaluation.tables import duration, is_number, measure, percent
+from diffjax.evaluation.sweep_axes import Figure as Figure
+from diffjax.evaluation.sweep_axes import axis, layout, log_range, log_ticks
+from diffjax.evaluation.sweep_numbers import family
+from diffjax.evaluation.tables import METRICS, Metric, duration, is_number, measure
 
 COLORS = ("#2f6fde", "#d9622b", "#1c9463", "#a44fc4", "#b8860b", "#cf3f6f")
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "triangle-down", "cross")
 DASHES = ("solid", "dot", "dash", "dashdot", "longdash", "longdashdot")
 SPACES = {"noise": "noise", "clean": "clean data", "v": "v"}
-INK = "#1f2430"
 _MOST_LINES = 24
 
-Figure = dict[str, Any]
+_Line = tuple[Sequence[float], Sequence[Mapping[str, Any]]]
 
 
 def style(arm: int) -> tuple[int, int]:
@@ -42,8 +43,8 @@ def quality(
         By the metric's name; metrics that no row has are left out.
     """
     figures = {}
-    for metric, label in METRICS.items():
-        known = [row for row in rows if metric in row and is_number(row["nfe"])]
+    for name, metric in METRICS.items():
+        known = [row for row in rows if name in row and is_number(row["nfe"])]
         if not known:
             continue
         traces = []
@@ -51,19 +52,17 @@ def quality(
             for number, kind in enumerate(families):
                 line = [row for row in known if row["arm"] == arm and family(row) == kind]
                 if line:
-                    trace = _line(
-                        index, [row["nfe"] for row in line], [row[metric] for row in line]
-                    )
+                    trace = _line(index, [row["nfe"] for row in line], [row[name] for row in line])
                     trace["line"]["dash"] = DASHES[number % len(DASHES)]
                     trace["meta"]["family"] = number
-                    trace["customdata"] = [_of_row(row, metric, label) for row in line]
+                    trace["customdata"] = [_of_row(row[name], row, metric) for row in line]
                     traces.append(trace)
-        layout = _layout("network evaluations per sample", label, _intervals(known, metric))
-        layout["xaxis"] |= _log_ticks(sorted({row["nfe"] for row in known}))
-        if metric == "accuracy":
-            layout["yaxis"] = {**_axis(label), "tickformat": ".1%"}
-        layout["meta"] = {"front": "higher" if metric == "accuracy" else "lower"}
-        figures[metric] = {"data": traces, "layout": layout}
+        frame = layout("network evaluations per sample", metric.label, [row[name] for row in known])
+        frame["xaxis"] |= log_ticks(sorted({row["nfe"] for row in known}))
+        if metric.is_share:
+            frame["yaxis"] = {**axis(metric.label), "tickformat": ".1%"}
+        frame["meta"] = {"front": "higher" if metric.higher_is_better else "lower"}
+        figures[name] = {"data": traces, "layout": frame}
     return figures
 
 
@@ -126,12 +125,12 @@ def cost(rows: Sequence[Mapping[str, Any]], arms: Sequence[str], key: str) -> Fi
         return None
     names = {"train_flops": "training FLOPs (matrix products)", "train_seconds": "training time, s"}
     values = [{"mean": row[metric], "low": None, "high": None} for row in known]
-    layout = _layout(names[key], METRICS[metric], values)
-    layout["xaxis"]["type"] = "log"
+    frame = layout(names[key], METRICS[metric].label, values)
+    frame["xaxis"]["type"] = "log"
     costs = [row[key] for row in known]
     if max(costs) / min(costs) < 20:  # there a log axis would hardly have a tick
-        layout["xaxis"] |= {"type": "linear", "rangemode": "tozero"}
-    return {"data": traces, "layout": layout}
+        frame["xaxis"] |= {"type": "linear", "rangemode": "tozero"}
+    return {"data": traces, "layout": frame}
 
 
 def losses(probes: Mapping[str, Mapping[str, Any]], arms: Sequence[str]) -> dict[str, Figure]:
@@ -141,54 +140,53 @@ def losses(probes: Mapping[str, Mapping[str, Any]], arms: Sequence[str]) -> dict
         for arm in arms
         if "left_out" not in probes[arm]["loss_by_log_snr"]
     }
-    figures: dict[str, Figure] = {}
-    if not found:
-        return figures
-    shown = {
-        f"loss_{space}": (space, f"squared error of {label}") for space, label in SPACES.items()
-    }
-    for name, (space, label) in {"loss_relative": ("noise", ""), **shown}.items():
-        lines = {
+    lines = {
+        space: {
             arm: _by_bin(one["log_snr_edges"], one["spaces"][space])
             for arm, one in found.items()
             if space in one["spaces"]
         }
-        if name == "loss_relative":
-            lines, label = _relative(lines), "error, relative to the least"
-        if not lines:
-            continue
-        traces = []
-        for arm, (levels, bins) in lines.items():
-            index = arms.index(arm)
-            trace = _line(index, levels, bins, marker_size=5)
-            trace["customdata"] = [
-                f"<b>{html.escape(arm)}</b><br>log-SNR {level:g}<br>{label} {_written(one)}"
-                for level, one in zip(levels, bins, strict=True)
-            ]
-            traces.append(trace)
-        every = [one for _, bins in lines.values() for one in bins]
-        figures[name] = {"data": traces, "layout": _layout(_LOG_SNR, label, every)}
-    return figures
+        for space in SPACES
+    }
+    shown = {"loss_relative": (_relative(lines["noise"]), "error, relative to the least")} | {
+        f"loss_{space}": (lines[space], f"squared error of {label}")
+        for space, label in SPACES.items()
+    }
+    return {name: _losses(one, arms, label) for name, (one, label) in shown.items() if one}
+
+
+def _losses(lines: Mapping[str, _Line], arms: Sequence[str], label: str) -> Figure:
+    """One line of bins for each arm that has them."""
+    traces = [
+        _by_log_snr(arms, arm, *line, lambda one: f"{label} {_written(one)}", marker_size=5)
+        for arm, line in lines.items()
+    ]
+    every = [one for _, bins in lines.values() for one in bins]
+    return {"data": traces, "layout": layout(_LOG_SNR, label, every)}
 
 
 def weights(probes: Mapping[str, Mapping[str, Any]], arms: Sequence[str]) -> Figure | None:
     """The effective weight of each arm's objective."""
     traces, every = [], []
-    for index, arm in enumerate(arms):
+    for arm in arms:
         curve = probes[arm]["effective_weight"]
         if "left_out" in curve:
             continue
-        every += [{"mean": weight, "low": None, "high": None} for weight in curve["weight"]]
-        trace = _line(index, curve["log_snr"], [], mode="lines")
-        trace |= {"y": curve["weight"]}
-        trace["customdata"] = [
-            f"<b>{html.escape(arm)}</b><br>log-SNR {level:g}<br>weight {measure(weight)}"
-            for level, weight in zip(curve["log_snr"], curve["weight"], strict=True)
-        ]
-        traces.append(trace)
+        known = [{"mean": weight, "low": None, "high": None} for weight in curve["weight"]]
+        every += known
+        traces.append(
+            _by_log_snr(
+                arms,
+                arm,
+                curve["log_snr"],
+                known,
+                lambda one: f"weight {measure(one['mean'])}",
+                mode="lines",
+            )
+        )
     if not traces:
         return None
-    layout = _layout(_LOG_SNR, "effective weight", every)
+    frame = layout(_LOG_SNR, "effective weight", every)
     # Where the losses beside it are; beyond, some weights rise or fall without end.
     inside = [
         weight
@@ -197,37 +195,51 @@ def weights(probes: Mapping[str, Mapping[str, Any]], arms: Sequence[str]) -> Fig
         if abs(level) <= 10 and weight > 0
     ]
     if inside:
-        layout["yaxis"]["range"] = _log_range(1e-5 * max(inside), 2.0 * max(inside))
-        layout["xaxis"]["range"] = [-10.5, 10.5]
-    return {"data": traces, "layout": layout}
+        frame["yaxis"]["range"] = log_range(1e-5 * max(inside), 2.0 * max(inside))
+        frame["xaxis"]["range"] = [-10.5, 10.5]
+    return {"data": traces, "layout": frame}
 
 
 def noise(probes: Mapping[str, Mapping[str, Any]], arms: Sequence[str]) -> Figure | None:
     """The gradient's noise scale by log-SNR of each arm."""
     traces, every = [], []
-    for index, arm in enumerate(arms):
+    for arm in arms:
         found = probes[arm]["gradient_noise"]
         if "left_out" in found:
             continue
-        levels, bins = _by_bin(found["log_snr_edges"], found["bins"])
-        known = [
+        bins = [
             (level, {"mean": one["scale"], "low": one["low"], "high": one["high"]})
-            for level, one in zip(levels, bins, strict=True)
+            for level, one in zip(*_by_bin(found["log_snr_edges"], found["bins"]), strict=True)
             if one["scale"] is not None
         ]
-        if not known:
+        if not bins:
             continue
-        every += [one for _, one in known]
-        trace = _line(index, [level for level, _ in known], [one for _, one in known])
-        trace["customdata"] = [
-            f"<b>{html.escape(arm)}</b><br>log-SNR {level:g}<br>{_written(one)} examples"
-            for level, one in known
-        ]
-        traces.append(trace)
+        levels, known = zip(*bins, strict=True)
+        every += known
+        traces.append(
+            _by_log_snr(arms, arm, levels, known, lambda one: f"{_written(one)} examples")
+        )
     if not traces:
         return None
-    layout = _layout(_LOG_SNR, "gradient noise scale, examples", every)
-    return {"data": traces, "layout": layout}
+    frame = layout(_LOG_SNR, "gradient noise scale, examples", every)
+    return {"data": traces, "layout": frame}
+
+
+def _by_log_snr(
+    arms: Sequence[str],
+    arm: str,
+    levels: Sequence[float],
+    values: Sequence[Mapping[str, Any]],
+    say: Callable[[Mapping[str, Any]], str],
+    **dress: Any,
+) -> Figure:
+    """An arm's trace over log-SNR, with what is said where one points at it."""
+    trace = _line(arms.index(arm), levels, values, **dress)
+    trace["customdata"] = [
+        f"<b>{html.escape(arm)}</b><br>log-SNR {level:g}<br>{say(one)}"
+        for level, one in zip(levels, values, strict=True)
+    ]
+    return trace
 
 
 _LOG_SNR = "log-SNR: noisy to clean"
@@ -279,59 +291,6 @@ def _downwards(one: Mapping[str, Any]) -> float:
     return min(length, 0.999 * one["mean"]) if one["mean"] > 0 else length
 
 
-def _layout(x: str, y: str, values: Iterable[Mapping[str, Any]]) -> Figure:
-    """Axes; the y axis is logarithmic where all means are above 0, over means and their intervals.
-
-    Intervals that reach more than a factor of 3 beyond all means are cut by the frame.
-    """
-    values = [one for one in values if one["mean"] is not None]
-    means = [one["mean"] for one in values]
-    y_axis = _axis(y)
-    if means and min(means) > 0:
-        least = min((one["low"] for one in values if one["low"] is not None), default=min(means))
-        most = max((one["high"] for one in values if one["high"] is not None), default=max(means))
-        low = max(min(means) / 3, min(least, min(means)))
-        high = min(3 * max(means), max(most, max(means)))
-        y_axis |= {"type": "log", "range": _log_range(low / 1.08, high * 1.08)}
-        # Less than a decade and powers of ten alone would leave the axis bare.
-        y_axis |= {"dtick": "D1" if high / low < 6 else "D2"} if high / low < 40 else {"dtick": 1}
-        if high / low < 1e4:
-            y_axis["exponentformat"] = "none"
-    return {
-        "xaxis": _axis(x),
-        "yaxis": y_axis,
-        "showlegend": False,
-        "hovermode": "closest",
-        "height": 360,
-        "margin": {"l": 60, "r": 12, "t": 30, "b": 48},
-        "paper_bgcolor": "rgba(0,0,0,0)",
-        "plot_bgcolor": "rgba(0,0,0,0)",
-        "font": {"size": 12, "color": INK},
-    }
-
-
-def _axis(title: str) -> Figure:
-    return {
-        "title": {"text": title, "standoff": 12},
-        "automargin": True,
-        "zeroline": False,
-        "exponentformat": "power",
-        "minorloglabels": "complete",
-    }
-
-
-def _log_range(low: float, high: float) -> list[float]:
-    return [math.log10(low), math.log10(high)]
-
-
-def _log_ticks(values: Sequence[float]) -> Figure:
-    ticks = list(values[:1])
-    for value in values[1:]:
-        if value / ticks[-1] >= 1.3:  # closer ones would print over each other
-            ticks.append(value)
-    return {"type": "log", "tickvals": ticks, "ticktext": [f"{tick:g}" for tick in ticks]}
-
-
 def _by_bin(edges: Sequence[float], bins: Sequence[Any]) -> tuple[list[float], list[Any]]:
     """The middles of the bins that have a value, and the values."""
     known = [
@@ -363,14 +322,9 @@ def _relative(lines: Mapping[str, tuple[list[float], list[Any]]]) -> dict[str, A
     }
 
 
-def _intervals(rows: Iterable[Mapping[str, Any]], metric: str) -> list[Mapping[str, Any]]:
-    return [row[metric] for row in rows]
-
-
-def _of_row(row: Mapping[str, Any], metric: str, label: str) -> str:
-    write = percent if metric == "accuracy" else measure
-    one = row[metric]
-    text = f"{write(one['mean'])}"
+def _of_row(one: Mapping[str, Any], row: Mapping[str, Any], metric: Metric) -> str:
+    write = metric.write
+    text = write(one["mean"])
     if one["low"] is not None:
         text += f" ({write(one['low'])} to {write(one['high'])}, {len(one['values'])} seeds)"
     recipe = f"{row['solver']}, {row['grid']}, {row['num_steps']} steps"
@@ -378,7 +332,7 @@ def _of_row(row: Mapping[str, Any], metric: str, label: str) -> str:
         recipe += f", guidance {row['guidance_scale']:g}"
     return (
         f"<b>{html.escape(str(row['arm']))}</b><br>{html.escape(recipe)}<br>"
-        f"NFE {row['nfe']:g}<br>{label} {text}"
+        f"NFE {row['nfe']:g}<br>{metric.label} {text}"
     )
 
 

@@ -13,6 +13,7 @@ from diffjax.evaluation.run_files import read_json
 
 CONFIG, RUN, EVALUATION = "config.json", "run.json", "evaluation.json"
 PROBES, STATUS, SWEEP = "probes.json", "status.json", "sweep.json"
+LIKELIHOOD = "likelihood.json"
 _DONE = "done"
 
 
@@ -27,6 +28,7 @@ class RunFiles:
         config: the resolved config.
         run: where, when and with what it ran.
         evaluation: its numbers.
+        likelihood: bits per dimension by method.
         probes: what else was measured of the trained model.
         status: how far a worker of a sweep came with it.
         damage: what is wrong with files that can't be read.
@@ -39,6 +41,7 @@ class RunFiles:
     config: Mapping[str, Any]
     run: Mapping[str, Any]
     evaluation: Mapping[str, Any]
+    likelihood: Mapping[str, Any]
     probes: Mapping[str, Any]
     status: Mapping[str, Any]
     damage: tuple[str, ...]
@@ -177,6 +180,7 @@ def _read(folder: Path, name: str, arm: str, cell: Mapping[str, Any]) -> RunFile
         config=content(CONFIG),
         run=content(RUN),
         evaluation=content(EVALUATION),
+        likelihood=content(LIKELIHOOD),
         probes=content(PROBES),
         status=content(STATUS),
         damage=tuple(damage),

@@ -1,25 +1,24 @@
 """What a comparison's page says, as plain data: means over training seeds with their intervals."""
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from diffjax.errors import UserError
+from diffjax.evaluation.all_numbers import all_numbers, own_recipes
 from diffjax.evaluation.comparison import compare
 from diffjax.evaluation.provenance import check_comparable
 from diffjax.evaluation.sweep_files import RunFiles, SweepFiles
-from diffjax.evaluation.tables import is_number
-from diffjax.evaluation.verdicts import mean_interval
+from diffjax.evaluation.tables import METRICS, is_number
+from diffjax.evaluation.verdicts import finite, mean_interval
 
-METRICS = {
-    "frechet_distance": "Fréchet distance",
-    "kernel_distance": "kernel distance",
-    "accuracy": "accuracy",
-}
 RECIPE = ("solver", "grid", "num_steps", "guidance_scale", "weights")
 _TARGET = "_target_"
+_FACTS = (
+    "extractor", "extractor_sha256", "resize", "autoencoder", "value_range", "rounding",
+    "reference", "reference_sha256", "num_samples", "num_reference_images",
+)  # fmt: skip
 
 
 def numbers(files: SweepFiles) -> dict[str, Any]:
@@ -35,6 +34,8 @@ def numbers(files: SweepFiles) -> dict[str, Any]:
         "incomparable": incomparable,
         **_verdict(files.sweep, results),
         "quality": [] if incomparable else quality(files),
+        "own_recipes": own_recipes(files),
+        "numbers": all_numbers(files),
         "cost": cost(files),
         "probes": {arm: probed(files.of(arm)) for arm in files.arms},
         "config_differences": config_differences({a: files.of(a)[0].config for a in files.arms}),
@@ -58,23 +59,25 @@ def _verdict(sweep: Mapping[str, Any], results: Mapping[str, Mapping[str, Any]])
     rule = (
         f"Fréchet distance, lower is better. {found.rule} Means over training "
         "seeds with Student's 95 % intervals; an arm is worse when its differences to the leading "
-        "one, seed by seed, are decided at 5 % for all pairs of arms together (Holm)."
+        "one, seed by seed, are decided at 5 % for all pairs of arms together (Holm). Bootstrap "
+        "intervals, over training and noise seeds, are too narrow for few seeds, and no verdict is "
+        "by them; noise is the deviation that another noise seed makes."
     )
-    rows = found.verdict_rows()
-    unlike = len({row.get("choice") for row in rows}) > 1
-    return {"rule": rule, "verdict_rows": [_plain_row(row, found.own, unlike) for row in rows]}
+    rows = [_plain_row(row, found.own) for row in found.verdict_rows()]
+    return {"rule": rule, "verdict_rows": rows}
 
 
-def _plain_row(row: Mapping[str, Any], way: Any = "", unlike: bool = False) -> dict[str, Any]:
+def _plain_row(row: Mapping[str, Any], way: Any = "") -> dict[str, Any]:
     """A row of a verdict as JSON: `arm, verdict, seeds, recipe`, and `mean, low, high` and the same
-    of the gap, None where a number is not known.
+    of the gap and of the bootstrap, None where a number is not known.
     """
     plain: dict[str, Any] = {key: row[key] for key in ("arm", "verdict", "seeds")}
-    for prefix, interval in (("", row.get("interval")), ("gap_", row.get("gap"))):
+    for prefix, key in (("", "interval"), ("gap_", "gap"), ("bootstrap_", "bootstrap")):
+        interval = row.get(key)
         for name in ("mean", "low", "high"):
-            plain[f"{prefix}{name}"] = _finite(getattr(interval, name)) if interval else None
-    chosen = f"; {row['choice']}" if unlike and "choice" in row else ""
-    return {**plain, "noise": row.get("noise"), "recipe": f"{way}{chosen}"}
+            plain[f"{prefix}{name}"] = finite(getattr(interval, name)) if interval else None
+    recipe = f"{way}; {row['choice']}" if "choice" in row else ""
+    return {**plain, "noise": row.get("noise"), "recipe": recipe}
 
 
 def quality(files: SweepFiles) -> list[dict[str, Any]]:
@@ -123,11 +126,14 @@ def pareto_front(rows: Sequence[Mapping[str, Any]], metric: str) -> list[Mapping
     """The rows that no other row beats in both NFE and the mean of a metric, by NFE.
 
     Example:
-        >>> rows = [{"nfe": n, "d": {"mean": m}} for n, m in ((9, 2.0), (18, 1.0), (34, 1.5))]
-        >>> [row["nfe"] for row in pareto_front(rows, "d")]
+        >>> rows = [
+        ...     {"nfe": nfe, "accuracy": {"mean": mean}}
+        ...     for nfe, mean in ((9, 0.8), (18, 0.9), (34, 0.85))
+        ... ]
+        >>> [row["nfe"] for row in pareto_front(rows, "accuracy")]
         [9, 18]
     """
-    sign = -1.0 if metric == "accuracy" else 1.0
+    sign = -1.0 if METRICS[metric].higher_is_better else 1.0
     known = [row for row in rows if is_number(row["nfe"]) and metric in row]
     known.sort(key=lambda row: (row["nfe"], sign * row[metric]["mean"]))
     front: list[Mapping[str, Any]] = []
@@ -293,7 +299,7 @@ def provenance(runs: Sequence[RunFiles]) -> dict[str, Any]:
         note("training images", data.get("train_sha256"))
         distance = run.evaluation.get("frechet_distance")
         measured = distance.get("provenance") if isinstance(distance, Mapping) else None
-        for name in ("extractor", "reference", "num_samples", "num_reference_images"):
+        for name in _FACTS:
             note(name.replace("_", " "), (measured or {}).get(name))
         note("probed on test images", run.probes.get("num_images"))
     return facts
@@ -321,17 +327,13 @@ def _rows(run: RunFiles) -> Iterable[Mapping[str, Any]]:
 def _interval(values: Sequence[float]) -> dict[str, Any]:
     interval = mean_interval(values)
     return {
-        **{key: _finite(value) for key, value in interval._asdict().items()},
+        **{key: finite(value) for key, value in interval._asdict().items()},
         "values": list(values),
     }
 
 
 def _mean(values: Sequence[float]) -> float | None:
     return float(np.mean(values)) if values else None
-
-
-def _finite(value: float) -> float | None:
-    return float(value) if math.isfinite(value) else None
 
 
 def _plain(value: Any) -> Any:

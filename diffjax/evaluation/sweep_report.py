@@ -6,7 +6,6 @@ It is written from files alone and needs no other file; the same files give the 
 import base64
 import hashlib
 import json
-import os
 import shlex
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,11 +18,13 @@ from markupsafe import Markup
 
 from diffjax.errors import UserError
 from diffjax.evaluation import sweep_figures
+from diffjax.evaluation.all_numbers import table
 from diffjax.evaluation.report import embedded_image
 from diffjax.evaluation.sweep_files import CONFIG, SweepFiles, read_sweep
 from diffjax.evaluation.sweep_numbers import family, numbers
 from diffjax.evaluation.sweep_text import as_csv, as_markdown
-from diffjax.evaluation.tables import is_number, measure, number, percent
+from diffjax.evaluation.tables import METRICS, is_number, measure, number
+from diffjax.files import write_whole
 
 HTML, MARKDOWN, CSV, JSON = "report.html", "report.md", "report.csv", "report.json"
 _PLOTLY = "plotly/plotly-basic.min.js"
@@ -64,9 +65,7 @@ def write_sweep_report(workdirs: Iterable[str | Path], out: str | Path | None = 
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, text in written.items():
-            scratch = folder / f"{name}.tmp"
-            scratch.write_text(text, encoding="utf-8")
-            os.replace(scratch, folder / name)
+            write_whole(folder / name, text)
     except OSError as error:
         raise UserError(f"can't write the report into {folder}: {error.strerror}") from error
     return folder / HTML
@@ -76,7 +75,7 @@ def _page(files: SweepFiles, content: Mapping[str, Any], commands: Mapping[str, 
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters |= {"number": number, "amount": _amount}
+    environment.filters |= {"number": number, "measure": measure, "amount": _amount}
     arms, rows = files.arms, content["quality"]
     families = list(dict.fromkeys(family(row) for row in rows))
     figures = _figures(content, arms, families)
@@ -87,10 +86,11 @@ def _page(files: SweepFiles, content: Mapping[str, Any], commands: Mapping[str, 
         families=_named(families),
         hidden=sweep_figures.hidden_families(rows, families),
         figures=figures,
+        number_lines=table(content["numbers"], arms),
         answer=answer(content["verdict_rows"]),
         whiskers=_whiskers(content["verdict_rows"]),
-        metrics=[name for name in sweep_figures.METRICS if any(name in row for row in rows)],
-        metric_labels=sweep_figures.METRICS,
+        metrics=[name for name in METRICS if any(name in row for row in rows)],
+        metric_labels={name: metric.label for name, metric in METRICS.items()},
         missing=_missing(content, arms),
         samples=_samples(files),
         commands=commands,
@@ -146,12 +146,15 @@ def answer(rows: Sequence[Mapping[str, Any]]) -> str:
     known = [row for row in rows if row["mean"] is not None]
     if not known:
         return "Nothing is evaluated yet."
-    first = min(known, key=lambda row: (row["verdict"] != "leads", row["mean"]))
+    incomplete = [row for row in rows if row["verdict"].startswith(("incomplete", "not evaluated"))]
+    first = min(known, key=lambda r: (r["verdict"] != "leads", r in incomplete, r["mean"]))
     text = f"{first['arm']} leads at a Fréchet distance of {_amount(first)}"
     others = len(rows) - 1
     plural = "arm" if others == 1 else "arms"
     if not others:
         return f"{first['arm']}: Fréchet distance {_amount(first)}, nothing to compare it with."
+    if first in incomplete:
+        return f"No arm is complete, and there is no verdict on the {len(rows)} of them."
     if first["verdict"] != "leads":
         return f"{text}, by too few seeds for a verdict on the {others} other {plural}."
     counts = Counter(row["verdict"].partition(";")[0].partition(":")[0] for row in rows)
@@ -159,14 +162,14 @@ def answer(rows: Sequence[Mapping[str, Any]]) -> str:
     parts = [f"{worse} of {others} other {plural} {'is' if worse == 1 else 'are'} worse"]
     if counts["inconclusive"]:
         parts.append(f"{counts['inconclusive']} can't be told from it with these seeds")
-    if incomplete := counts["incomplete"] + counts["not evaluated"]:
-        parts.append(f"{incomplete} incomplete and not compared")
+    if incomplete:
+        parts.append(f"{len(incomplete)} incomplete and not compared")
     return f"{text}; {', '.join(parts)}."
 
 
-def _amount(one: Mapping[str, Any] | None, metric: str = "") -> str:
+def _amount(one: Mapping[str, Any] | None, metric: str = "frechet_distance") -> str:
     """A mean with its interval, where there is one."""
-    write = percent if metric == "accuracy" else measure
+    write = METRICS[metric].write
     if one is None or one.get("mean") is None:
         return "–"
     if one.get("low") is None:

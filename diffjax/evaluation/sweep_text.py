@@ -2,23 +2,31 @@
 
 import csv
 import io
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from diffjax.evaluation.all_numbers import entries, table
+from diffjax.evaluation.comparison import Comparison, Standing
 from diffjax.evaluation.sweep_files import SweepFiles
-from diffjax.evaluation.sweep_numbers import METRICS, RECIPE
-from diffjax.evaluation.tables import MISSING, measure, number
+from diffjax.evaluation.sweep_numbers import RECIPE
+from diffjax.evaluation.tables import METRICS, MISSING, measure, number
 
 COLUMNS = (
-    "arm", "run", "seed", *RECIPE, "sampling_seed", "nfe", *METRICS, "seconds", "train_steps",
-    "train_flops_per_step", "train_seconds",
+    "arm", "run", "seed", *RECIPE, "sampling_seed", "own_recipe", "nfe", *METRICS, "seconds",
+    "train_steps", "train_flops_per_step", "train_seconds",
 )  # fmt: skip
 
 
 def as_csv(files: SweepFiles) -> str:
-    """A line for each run and recipe, as it was measured, not averaged; empty where unknown."""
+    """A line for each run and recipe, as it was measured, not averaged; empty where unknown.
+
+    The line of a run's own recipe has all its numbers, in columns behind the others.
+    """
     out = io.StringIO()
-    writer = csv.DictWriter(out, COLUMNS, lineterminator="\n", extrasaction="ignore")
+    numbers = {run.name: entries(run) for run in files.runs}
+    others = sorted({name for found in numbers.values() for name in found} - set(METRICS))
+    writer = csv.DictWriter(out, [*COLUMNS, *others], lineterminator="\n", extrasaction="ignore")
     writer.writeheader()
     for run in files.runs:
         shared = {
@@ -35,7 +43,11 @@ def as_csv(files: SweepFiles) -> str:
         for row in run.evaluation.get("by_nfe") or []:
             own = {name: value for name, value in row.items() if name != "seed"}
             sampled = row.get("seed", (run.evaluation.get("sampling") or {}).get("seed"))
-            writer.writerow({**shared, **own, "sampling_seed": sampled, "seed": run.seed})
+            line = {**shared, **own, "sampling_seed": sampled, "seed": run.seed}
+            if _is_own(row, run.evaluation):
+                line |= {name: numbers[run.name].get(name, {}).get("value") for name in others}
+                line["own_recipe"] = "yes"
+            writer.writerow(line)
     return out.getvalue()
 
 
@@ -46,9 +58,11 @@ def as_markdown(content: Mapping[str, Any], commands: Mapping[str, Any]) -> str:
         parts.append(_safe(content["question"]))
     if content["incomparable"]:
         parts.append(f"Not compared: {_safe(content['incomparable'])}")
-    parts += [_verdict(content["verdict_rows"]), _safe(content["rule"])]
+    parts += [verdict_markdown(content["verdict_rows"]), _safe(content["rule"])]
     if content["quality"]:
         parts += ["## Quality against NFE", _quality(content["quality"])]
+    if content["numbers"]:
+        parts += ["## All numbers at the runs' own recipes", *_numbers(content)]
     parts += ["## Training", _cost(content["cost"])]
     if content["config_differences"]:
         parts += ["## Settings that differ", _differences(content["config_differences"])]
@@ -77,12 +91,54 @@ def written(one: Mapping[str, Any] | None, key: str = "") -> str:
     return measure(mean) if low is None else f"{measure(mean)} ({measure(low)} to {measure(high)})"
 
 
-def _verdict(rows: Iterable[Mapping[str, Any]]) -> str:
+def verdict_markdown(rows: Iterable[Mapping[str, Any]]) -> str:
+    """The verdict as a Markdown table.
+
+    Args:
+        rows: the `verdict_rows` of `sweep_numbers.numbers`.
+    """
+    heading = ["arm", "mean, 95 %", "95 % by bootstrap", "noise", "less the best", "verdict"]
     cells = [
-        [row["arm"], written(row), written(row, "gap_"), row["verdict"], row["recipe"]]
+        [
+            row["arm"],
+            written(row),
+            written(row, "bootstrap_") if row["bootstrap_low"] is not None else MISSING,
+            measure(row["noise"]),
+            written(row, "gap_"),
+            row["verdict"],
+            row["recipe"],
+        ]
         for row in rows
     ]
-    return _table(["arm", "mean, 95 %", "less the best", "verdict", "recipe"], cells)
+    return _table([*heading, "recipe"], cells)
+
+
+def quality_markdown(comparison: Comparison) -> str:
+    """A Markdown table: a row a solver and cost, a column an arm; means over training seeds.
+
+    Example:
+        >>> from diffjax.evaluation.comparison import compare
+        >>> row = {"solver": "ddim", "grid": "uniform", "num_steps": 9, "nfe": 9}
+        >>> result = {"weights": "live", "by_nfe": [{**row, "frechet_distance": 0.5}]}
+        >>> print(quality_markdown(compare({"run": result}, {"run": "flow"})))
+        | solver | NFE | flow |
+        | --- | --- | --- |
+        | ddim | 9 | 0.500 |
+    """
+    standings = comparison.standings
+    arms = list(dict.fromkeys(arm for found in standings.values() for arm in found))
+    cells = [
+        [way.solver, number(way.nfe), *(_with_half(found.get(arm)) for arm in arms)]
+        for way, found in standings.items()
+    ]
+    return _table(["solver", "NFE", *arms], cells)
+
+
+def _with_half(standing: Standing | None) -> str:
+    if standing is None:
+        return MISSING
+    mean, _, high = standing.interval
+    return f"{measure(mean)} ± {measure(high - mean)}" if high < math.inf else measure(mean)
 
 
 def _quality(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -98,7 +154,30 @@ def _quality(rows: Sequence[Mapping[str, Any]]) -> str:
         ]
         for row in rows
     ]
-    return _table([*heading, *(METRICS[name] for name in metrics), "Pareto front"], cells)
+    return _table([*heading, *(METRICS[name].label for name in metrics), "Pareto front"], cells)
+
+
+def _numbers(content: Mapping[str, Any]) -> list[str]:
+    """How samples were drawn, the table, and why what is not compared is not."""
+    recipes, rows = content["own_recipes"], content["numbers"]
+    arms = list(recipes)
+    how = "; ".join(f"{arm}: {recipe}" for arm, recipe in recipes.items() if recipe)
+    if len(set(recipes.values())) == 1:
+        how = f"All: {recipes[arms[0]]}"
+    reasons = dict.fromkeys(row["incomparable"] for row in rows if row["incomparable"])
+    return [
+        _safe(f"{how}."),
+        _table(["", *arms, "floor"], table(rows, arms)),
+        *(_safe(f"Not compared: {reason}.") for reason in reasons),
+    ]
+
+
+def _is_own(row: Mapping[str, Any], evaluation: Mapping[str, Any]) -> bool:
+    """Whether a row of quality by evaluations is of the recipe that a run is judged by."""
+    sampling = evaluation.get("sampling") or {}
+    own = {**sampling, "grid": sampling.get("grid_name"), "weights": evaluation.get("weights")}
+    keys = ("solver", "grid", "num_steps", "guidance_scale", "weights", "seed")
+    return all(row.get(key, own.get(key)) == own.get(key) for key in keys)
 
 
 def _cost(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -7,6 +7,27 @@ from typing import Any, NamedTuple
 MISSING = "–"
 
 
+def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Markdown that reads well as it is; the first column to the left, numbers to the right.
+
+    Example:
+        >>> print(table(["kind", "GiB"], [["code", "1.5"]]))
+        | kind | GiB |
+        |:-----|----:|
+        | code | 1.5 |
+    """
+    widths = [max(map(len, column)) for column in zip(headings, *rows, strict=True)]
+
+    def line(cells: Sequence[str]) -> str:
+        first, *rest = cells
+        padded = [first.ljust(widths[0])]
+        padded += [cell.rjust(width) for cell, width in zip(rest, widths[1:], strict=True)]
+        return f"| {' | '.join(padded)} |"
+
+    rule = [":" + "-" * (widths[0] + 1), *("-" * (width + 1) + ":" for width in widths[1:])]
+    return "\n".join([line(headings), f"|{'|'.join(rule)}|", *map(line, rows)])
+
+
 def is_number(value: Any) -> bool:
     """Whether `value` is a finite int or float."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
@@ -73,6 +94,22 @@ def measure(value: Any) -> str:
     return f"{value:#.3g}"
 
 
+class Metric(NamedTuple):
+    """A measure of samples, as pages show it.
+
+    Attributes:
+        label: what axes and columns call it.
+        write: how a value is written.
+        is_share: whether it is a share of 1, on an axis in per cent.
+        higher_is_better: or else the lower.
+    """
+
+    label: str
+    write: Callable[[Any], str]
+    is_share: bool = False
+    higher_is_better: bool = False
+
+
 class Column(NamedTuple):
     """A column of the quality table.
 
@@ -89,6 +126,11 @@ class Column(NamedTuple):
     shown: Callable[[set[Any]], bool] = lambda values: values != {None}
 
 
+METRICS = {
+    "frechet_distance": Metric("Fréchet distance", measure),
+    "kernel_distance": Metric("kernel distance", measure),
+    "accuracy": Metric("accuracy", percent, is_share=True, higher_is_better=True),
+}
 COLUMNS = (
     Column("solver", "solver"),
     Column("grid", "grid"),
@@ -97,9 +139,10 @@ COLUMNS = (
     Column("guidance_scale", "guidance"),
     Column("weights", "weights", shown=lambda values: len(values) > 1),
     Column("seed", "seed", shown=lambda values: len(values) > 1),
-    Column("accuracy", "accuracy", percent),
-    Column("frechet_distance", "Fréchet distance", measure),
-    Column("kernel_distance", "kernel distance", measure),
+    *(
+        Column(name, METRICS[name].label, METRICS[name].write)
+        for name in ("accuracy", "frechet_distance", "kernel_distance")
+    ),
     Column("seconds", "seconds", measure),
 )
 

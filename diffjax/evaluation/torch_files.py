@@ -197,6 +197,8 @@ def _read_zip(data: bytes) -> tuple[Any, dict[str, np.ndarray]]:
         # Nothing in it is packed, so no entry can be larger than the file.
         if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
             raise pickle.UnpicklingError("it is a packed zip, which torch.save does not write")
+        if any(entry.flag_bits & 1 for entry in archive.infolist()):
+            raise pickle.UnpicklingError("it is an encrypted zip")
         if f"{folder}byteorder" in names and archive.read(f"{folder}byteorder") != b"little":
             raise pickle.UnpicklingError("its numbers are big-endian")
         unpickler = _Unpickler(io.BytesIO(archive.read(pickles[0])))

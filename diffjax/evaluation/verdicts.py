@@ -39,10 +39,7 @@ class Difference(NamedTuple):
 
 
 def mean_interval(values: Sequence[float], level: float = 0.95) -> Interval:
-    """The mean of few values with Student's interval.
-
-    Not a bootstrap interval: of 3 normal values the percentile bootstrap's 95 % interval holds the
-    truth about 3 times out of 4.
+    """The mean of few values with Student's interval; verdicts are by this one.
 
     Example:
         >>> [round(x, 2) for x in mean_interval([1.0, 2.0, 3.0])]
@@ -55,6 +52,47 @@ def mean_interval(values: Sequence[float], level: float = 0.95) -> Interval:
         scipy.special.stdtrit(n - 1, 0.5 + 0.5 * level) * np.std(values, ddof=1) / np.sqrt(n)
     )
     return Interval(mean, mean - half, mean + half)
+
+
+def bootstrap_interval(
+    values: Sequence[Sequence[float]] | np.ndarray,
+    level: float = 0.95,
+    *,
+    num_resamples: int = 2_000,
+    seed: int = 0,
+) -> Interval:
+    """The mean of a table of values with the percentile bootstrap's interval.
+
+    Rows and columns are drawn anew with replacement, each by themselves (the pigeonhole bootstrap,
+    Owen 2007, Annals of Applied Statistics 1): another set of training seeds and of noise seeds.
+    With few rows it is too narrow: of 3 normal values in one column its 95 % interval holds the
+    truth in 74 %, of 10 in 90 %. That of `mean_interval` holds it in 95 %.
+
+    Args:
+        values: `[S, G]`: a row for each training seed, a column for each noise seed.
+        level: of the interval.
+        num_resamples: how many times the table is drawn.
+        seed: of the drawing.
+
+    Example:
+        >>> [round(x, 1) for x in bootstrap_interval([[1.0], [2.0], [3.0]])]
+        [2.0, 1.0, 3.0]
+    """
+    table = np.asarray(values, float)
+    mean, (rows, columns) = float(table.mean()), table.shape
+    if rows < 2:
+        return Interval(mean, -np.inf, np.inf)
+    rng = np.random.default_rng(seed)
+    row = rng.integers(rows, size=(num_resamples, rows, 1))
+    column = rng.integers(columns, size=(num_resamples, 1, columns))
+    means = table[row, column].mean((1, 2))
+    low, high = np.quantile(means, [0.5 - 0.5 * level, 0.5 + 0.5 * level])
+    return Interval(mean, float(low), float(high))
+
+
+def finite(value: float) -> float | None:
+    """The number for a file of JSON, which has no infinity; None in its place."""
+    return float(value) if np.isfinite(value) else None
 
 
 def differences(

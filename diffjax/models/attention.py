@@ -4,13 +4,18 @@ Which one is fastest depends on the platform, so the choice is an option of the 
 (`attention="auto"`) and never part of their text.
 """
 
+import functools
 import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from diffjax.errors import UserError, nearest
+from diffjax.models.blockwise import RING, chunked, ring
+from diffjax.models.placement import BATCH, axis_size, fit
+from diffjax.models.remat import ATTENTION
 
 
 def xla(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
@@ -39,38 +44,115 @@ def batched(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
     return out.reshape(batch, heads, length, width).swapaxes(1, 2)
 
 
+def splash(q: jax.Array, k: jax.Array, v: jax.Array, *, interpret: bool = False) -> jax.Array:
+    """Pallas's splash attention: TPUs and reverse mode (no `jax.jvp`) only, in multiples of 128.
+
+    Args:
+        q: queries `[B, T, heads, d]`.
+        k: keys `[B, S, heads, d]`.
+        v: values `[B, S, heads, d]`.
+        interpret: whether to run the kernel without a TPU, very slowly.
+
+    Raises:
+        UserError: T or S is no multiple of 128.
+    """
+    lengths = q.shape[1], k.shape[1]
+    if lengths[0] % 128 or lengths[1] % 128:
+        raise UserError(
+            f"attention: splash takes tokens in multiples of 128, not {max(lengths)}; xla and "
+            "chunked take any number"
+        )
+    sizes = dict(jax.sharding.get_abstract_mesh().shape)
+    local = functools.partial(_splash, interpret=interpret)
+    if math.prod(sizes.values()) > 1:
+        # XLA does not look into kernels: it would gather what they read.
+        spec = fit((BATCH, None, "tensor", None), q.shape, sizes)
+        local = jax.shard_map(local, in_specs=(spec,) * 3, out_specs=spec, check_vma=False)
+    return local(q, k, v)
+
+
+def _splash(q: jax.Array, k: jax.Array, v: jax.Array, interpret: bool) -> jax.Array:
+    # Here, because it loads all of Pallas, which nobody else needs.
+    from jax.experimental.pallas.ops.tpu import splash_attention as kernels
+
+    q, k, v = (x.swapaxes(1, 2) for x in (q, k, v))
+    block_q, block_k = math.gcd(q.shape[2], 512), math.gcd(k.shape[2], 512)
+    mask = kernels.MultiHeadMask([kernels.FullMask((q.shape[2], k.shape[2]))] * q.shape[1])
+    attend = kernels.make_splash_mha_single_device(
+        mask,
+        block_sizes=kernels.BlockSizes(
+            block_q=block_q,
+            block_kv=block_k,
+            block_kv_compute=block_k,
+            block_q_dkv=block_q,
+            block_kv_dkv=block_k,
+            block_kv_dkv_compute=block_k,
+            use_fused_bwd_kernel=True,
+        ),
+        residual_checkpoint_name=ATTENTION,
+        interpret=interpret,
+    )
+    scaled = q / math.sqrt(q.shape[-1])
+    out: Any = jax.vmap(attend)(scaled.astype(q.dtype), k, v)
+    return out.swapaxes(1, 2)
+
+
 IMPLEMENTATIONS: dict[str, Callable[[jax.Array, jax.Array, jax.Array], jax.Array]] = {
     "xla": xla,
     "batched": batched,
     "cudnn": cudnn,
+    "chunked": chunked,
+    "splash": splash,
+    "ring": ring,
 }
 
 
-def resolve(implementation: str, platform: str, dtype: str = "float32") -> str:
+REVERSE_ONLY = ("cudnn", "splash")
+"""Those in `IMPLEMENTATIONS` that have no derivative in forward mode (`jax.jvp`)."""
+
+
+def resolve(
+    implementation: str,
+    platform: str,
+    dtype: str = "float32",
+    sequence: int = 1,
+    forward_mode: bool = False,
+) -> str:
     """The name in `IMPLEMENTATIONS` that `implementation` stands for on a platform.
 
-    `"auto"` becomes `"batched"` on a CPU, `"cudnn"` on a GPU in half precision and `"xla"`
-    everywhere else; any other name stands for itself.
+    `"auto"` becomes `"ring"` where the tokens are split, `"batched"` on a CPU, `"cudnn"` on a GPU
+    in half precision (`"chunked"` where that has no derivative) and `"xla"` everywhere else; any
+    other name stands for itself.
 
     Args:
         implementation: `"auto"` or a name in `IMPLEMENTATIONS`.
         platform: as `jax.default_backend()` names it: `"cpu"`, `"gpu"`, `"tpu"`.
         dtype: the compute type by name.
+        sequence: parts into which the mesh splits the tokens.
+        forward_mode: whether it is to be differentiated by `jax.jvp`.
 
     Raises:
-        UserError: for an unknown name, with the nearest known one.
+        UserError: for an unknown name, with the nearest known one, or one without a derivative
+            that is asked for.
 
     Example:
         >>> resolve("auto", "cpu"), resolve("auto", "gpu", "bfloat16"), resolve("xla", "cpu")
         ('batched', 'cudnn', 'xla')
     """
+    if forward_mode and implementation in REVERSE_ONLY:
+        raise UserError(
+            f"attention={implementation} has no derivative in forward mode (jax.jvp), which this "
+            "objective takes: use auto, xla or chunked"
+        )
     if implementation in IMPLEMENTATIONS:
         return implementation
     if implementation != "auto":
         known = nearest(implementation, ["auto", *IMPLEMENTATIONS])
         raise UserError(f"attention: no implementation {implementation!r}; {known}")
+    if sequence > 1:
+        return "ring"
     if platform == "gpu" and jnp.dtype(dtype).itemsize == 2:
-        return "cudnn"
+        return "chunked" if forward_mode else "cudnn"
     return "batched" if platform == "cpu" else "xla"
 
 
@@ -101,5 +183,5 @@ def attention(q: jax.Array, k: jax.Array, v: jax.Array, implementation: str = "a
     References:
         Vaswani et al., "Attention Is All You Need", 2017, arXiv:1706.03762
     """
-    name = resolve(implementation, jax.default_backend(), q.dtype.name)
+    name = resolve(implementation, jax.default_backend(), q.dtype.name, axis_size(RING))
     return IMPLEMENTATIONS[name](q, k, v)

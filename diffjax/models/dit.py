@@ -1,6 +1,8 @@
 """DiT: a vision transformer conditioned through adaptive layer norms that start at zero."""
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -9,7 +11,9 @@ import numpy as np
 from jax.nn import initializers
 
 from diffjax.errors import UserError
-from diffjax.models.layers import HIDDEN, Conditioning, SelfAttention, compute_type
+from diffjax.models.layers import HIDDEN, STACKED, Conditioning, SelfAttention, compute_type
+from diffjax.models.placement import BATCH, constrain, of_whole_groups
+from diffjax.models.remat import rematerialised
 
 _WIDTHS = {
     "S": {"hidden_size": 384, "depth": 12, "num_heads": 6},
@@ -24,6 +28,10 @@ SIZES: dict[str, dict] = {
     for patch_size in (2, 4, 8)
 }
 """The published sizes (Peebles & Xie 2022, table 1): `DiT(num_classes=10, **SIZES["DiT-S/2"])`."""
+
+
+TOKENS = (BATCH, "sequence", None)
+"""Where tokens `[B, T, D]` live between layers: whole vectors, as the layer norms read them."""
 
 
 def patchify(x: jax.Array, patch_size: int) -> jax.Array:
@@ -97,7 +105,8 @@ class DiTBlock(nn.Module):
         x ← x + g₁ · attention(norm(x)·(1 + s₁) + b₁)
         x ← x + g₂ · mlp(norm(x)·(1 + s₂) + b₂)        (b₁, s₁, g₁, b₂, s₂, g₂) = W SiLU(c)
 
-    Call with tokens `[B, T, D]` and conditioning `[B, D]`; returns `[B, T, D]`.
+    Call with tokens `[B, T, D]`, conditioning `[B, D]`, a key where there is dropout, and, where
+    blocks are stacked, `place [depth]`, which is true at this block's number; returns `[B, T, D]`.
     """
 
     num_heads: int
@@ -107,22 +116,30 @@ class DiTBlock(nn.Module):
     attention: str
 
     @nn.compact
-    def __call__(self, x: jax.Array, c: jax.Array, train: bool) -> jax.Array:
+    def __call__(
+        self,
+        x: jax.Array,
+        c: jax.Array,
+        key: jax.Array | None = None,
+        place: jax.Array | None = None,
+    ) -> jax.Array:
         dtype = compute_type(self.dtype)
         width = x.shape[-1]
-        modulation = nn.Dense(
-            6 * width, dtype=dtype, kernel_init=initializers.zeros, name="modulation"
-        )(nn.silu(c))
+        modulation = of_whole_groups(
+            nn.Dense(6 * width, dtype=dtype, kernel_init=initializers.zeros, name="modulation"),
+            nn.silu(c),
+        )
         shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = jnp.split(modulation, 6, axis=-1)
-        drop = nn.Dropout(self.dropout, deterministic=not train)
+        drop = nn.Dropout(self.dropout, deterministic=key is None)
+        key_1, key_2 = (None, None) if key is None else jax.random.split(key)
 
         h = _modulate(_norm(x, dtype), shift_1, scale_1)
-        h = SelfAttention(self.num_heads, self.attention, self.dtype, name="attention")(h)
-        x = x + gate_1[:, None] * drop(h)
+        h = SelfAttention(self.num_heads, self.attention, self.dtype, name="attention")(h, place)
+        x = x + gate_1[:, None] * drop(h, rng=key_1)
 
         h = _modulate(_norm(x, dtype), shift_2, scale_2)
         h = MLP(int(width * self.mlp_ratio), self.dtype, name="mlp")(h)
-        return x + gate_2[:, None] * drop(h)
+        return constrain(x + gate_2[:, None] * drop(h, rng=key_2), *TOKENS)
 
 
 class MLP(nn.Module):
@@ -146,10 +163,13 @@ class DiT(nn.Module):
     Patches become tokens by one dense layer, get fixed 2-D positions, pass `depth` blocks that are
     modulated by noise label and class, and become patches again. Gates and output start at zero, so
     a fresh network returns exactly 0. The tokens after a quarter of the blocks are sown (`HIDDEN`).
+    Stacked blocks (`scan`) are the same function and compile in the time of one; `stacked` and
+    `unstacked` carry parameters from one layout to the other.
 
-    Call with `x [B,H,W,C]`, `noise_label [B]` (floats, of the order 0 … 1000), `cond [B] int32`
-    (`num_classes` is the null label, and what None stands for), and `train=True` with
-    `rngs={"dropout": key}` where there is dropout; returns `[B,H,W,C]` float32.
+    Call with `x [B,H,W,C]`, `noise_label [B]` (floats, of the order 0 … 1000; `[B, 2]` for two
+    of them, see `Conditioning`), `cond [B] int32` (`num_classes` is the null label, and what None
+    stands for), and `train=True` with `rngs={"dropout": key}` where there is dropout; returns
+    `[B,H,W,C]` float32.
 
     Attributes:
         num_classes: number of classes; 0 is unconditional.
@@ -162,6 +182,10 @@ class DiT(nn.Module):
         dtype: compute type, `"float32"` or `"bfloat16"`; parameters are float32 always.
         attention: `"auto"` or a name in `diffjax.models.attention.IMPLEMENTATIONS`.
         out_channels: of the output; 0 is as many as the image has.
+        scan: whether the blocks' parameters are stacked under `blocks`, first axis `depth`, and the
+            program is a loop over one block; otherwise each block is `block_i` and a text of its
+            own.
+        remat: a name in `diffjax.models.remat.REMAT`: what a block keeps for its gradient.
 
     Raises:
         UserError: where the patch does not divide the image, the heads do not divide the width, or
@@ -189,6 +213,8 @@ class DiT(nn.Module):
     dtype: str = "float32"
     attention: str = "auto"
     out_channels: int = 0
+    scan: bool = False
+    remat: str = "none"
 
     @nn.compact
     def __call__(
@@ -211,24 +237,20 @@ class DiT(nn.Module):
             patches
         )
         h = h + jnp.asarray(positions_2d(height // p, width // p, self.hidden_size), dtype)
-        for i in range(self.depth):
-            h = DiTBlock(
-                self.num_heads,
-                self.mlp_ratio,
-                self.dropout,
-                self.dtype,
-                self.attention,
-                name=f"block_{i}",
-            )(h, c, train)
-            if i == (self.depth - 1) // 4:
-                self.sow(*HIDDEN, h)
+        h = constrain(h, *TOKENS)
+        keys = None
+        if train and self.dropout:
+            keys = jax.random.split(self.make_rng("dropout"), self.depth)
+        h, hidden = (self._scanned if self.scan else self._unrolled)(h, c, keys)
+        self.sow(*HIDDEN, hidden)
 
-        modulation = nn.Dense(
+        final = nn.Dense(
             2 * self.hidden_size,
             dtype=dtype,
             kernel_init=initializers.zeros,
             name="final_modulation",
-        )(nn.silu(c))
+        )
+        modulation = of_whole_groups(final, nn.silu(c))
         h = _modulate(_norm(h, dtype), *jnp.split(modulation, 2, axis=-1))
         channels = self.out_channels or channels
         h = nn.Dense(
@@ -236,14 +258,123 @@ class DiT(nn.Module):
         )(h)
         return unpatchify(h, p, height, width).astype(jnp.float32)
 
+    def _unrolled(
+        self, h: jax.Array, c: jax.Array, keys: jax.Array | None
+    ) -> tuple[jax.Array, jax.Array]:
+        """The tokens after all blocks, and after a quarter of them."""
+        hidden = h
+        for i in range(self.depth):
+            h = self._block(f"block_{i}")(h, c, None if keys is None else keys[i])
+            hidden = h if i == self._quarter else hidden
+        return h, hidden
+
+    def _scanned(
+        self, h: jax.Array, c: jax.Array, keys: jax.Array | None
+    ) -> tuple[jax.Array, jax.Array]:
+        """As `_unrolled`, as a loop over one block."""
+        # Carried along only where somebody asks: it is as large as the tokens.
+        sown = self.is_mutable_collection(HIDDEN[0])
+
+        def body(
+            block: DiTBlock,
+            carry: tuple[jax.Array, jax.Array | None],
+            c: jax.Array,
+            key: jax.Array | None,
+            place: jax.Array,
+        ) -> tuple[tuple[jax.Array, jax.Array | None], None]:
+            h, hidden = carry
+            h = block(h, c, key, place)
+            if hidden is not None:
+                hidden = jnp.where(place[self._quarter], h, hidden)
+            return (h, hidden), None
+
+        per_block: Any = (nn.broadcast, 0, 0)
+        loop = nn.scan(
+            body,
+            variable_axes={"params": 0},
+            split_rngs={"params": True},
+            in_axes=per_block,
+            length=self.depth,
+        )
+        places = jnp.eye(self.depth, dtype=bool)
+        (h, hidden), _ = loop(self._block(STACKED), (h, h if sown else None), c, keys, places)
+        return h, h if hidden is None else hidden
+
+    @property
+    def _quarter(self) -> int:
+        return (self.depth - 1) // 4
+
+    def _block(self, name: str) -> DiTBlock:
+        # In a loop nothing of the backward pass can be merged with the forward pass, which is what
+        # a barrier against it, that costs memory, is for.
+        block = rematerialised(DiTBlock, self.remat, prevent_cse=not self.scan)
+        return block(
+            self.num_heads, self.mlp_ratio, self.dropout, self.dtype, self.attention, name=name
+        )
+
+    def check_mesh(self, input_shape: tuple[int, int, int], sizes: Mapping[str, int]) -> None:
+        """Refuses a mesh whose `tensor` or `sequence` does not divide the heads or the tokens.
+
+        Args:
+            input_shape: `(H, W, C)` of what the network sees.
+            sizes: of the mesh's axes, by name.
+
+        Raises:
+            UserError: with the sizes that would do.
+        """
+        height, width, _ = input_shape
+        tokens = (height // self.patch_size) * (width // self.patch_size)
+        for axis, what, count in (
+            ("tensor", "heads", self.num_heads),
+            ("sequence", "tokens", tokens),
+        ):
+            if count % sizes.get(axis, 1):
+                raise UserError(
+                    f"DiT: mesh.{axis}={sizes[axis]} does not divide the {count} {what}; sizes "
+                    f"that do: {_divisors(count)}"
+                )
+
     def _check(self, height: int, width: int) -> None:
         if self.patch_size < 1 or height % self.patch_size or width % self.patch_size:
             raise UserError(
                 f"DiT: patch_size={self.patch_size} does not divide an image of {height}x{width}; "
                 f"sizes that do: {_divisors(math.gcd(height, width))}"
             )
-        if self.hidden_size % 4:
+        if self.hidden_size < 4 or self.hidden_size % 4:
             raise UserError(f"DiT: hidden_size={self.hidden_size} is not a multiple of 4")
+        if not 1 <= self.hidden_size * self.mlp_ratio < 2**31:
+            raise UserError(
+                f"DiT: mlp_ratio={self.mlp_ratio:g} makes an MLP of a width of "
+                f"{self.hidden_size * self.mlp_ratio:g}; 4 is usual"
+            )
+
+
+def stacked(params: dict[str, Any]) -> dict[str, Any]:
+    """Parameters of a `DiT` as the same network with `scan=True` has them.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> stacked({"block_0": {"w": jnp.zeros(2)}, "block_1": {"w": jnp.ones(2)}, "end": 1})
+        {'end': 1, 'blocks': {'w': Array([[0., 0.], [1., 1.]], dtype=float32)}}
+    """
+    names = [f"block_{i}" for i in range(sum(name.startswith("block_") for name in params))]
+    blocks = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(params[name] for name in names))
+    return {**{k: v for k, v in params.items() if k not in names}, STACKED: blocks}
+
+
+def unstacked(params: dict[str, Any]) -> dict[str, Any]:
+    """The inverse of `stacked`.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> list(unstacked({"blocks": {"w": jnp.zeros((2, 3))}}))
+        ['block_0', 'block_1']
+    """
+    depth = jax.tree.leaves(params[STACKED])[0].shape[0]
+    rest = {name: value for name, value in params.items() if name != STACKED}
+    return rest | {
+        f"block_{i}": jax.tree.map(lambda leaf, i=i: leaf[i], params[STACKED]) for i in range(depth)
+    }
 
 
 def _divisors(n: int) -> str:

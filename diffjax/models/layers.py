@@ -9,14 +9,21 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.ad_checkpoint import checkpoint_name
 from jax.nn import initializers
 from jax.nn.initializers import Initializer
 
 from diffjax.errors import UserError, nearest
 from diffjax.models.attention import attention
+from diffjax.models.placement import BATCH, constrain
+from diffjax.models.remat import ATTENTION
 
 HIDDEN = ("intermediates", "hidden")
 """The collection and name under which a network sows activations of a middle layer."""
+
+STACKED = "blocks"
+"""Under which a network keeps the parameters of all its blocks, with a first axis for them."""
 
 COMPUTE_TYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
@@ -77,9 +84,10 @@ class Conditioning(nn.Module):
 
     `E` has `num_classes + 1` rows; the last one is the null label of classifier-free guidance, and
     stands in where `cond` is None. With `num_classes=0` there is no `E`, and `cond` is ignored. A
-    label beyond the table gives NaN, not a neighbour's row.
+    label beyond the table gives NaN, not a neighbour's row. Where there are several noise labels,
+    each further one adds a term like the first, with weights of its own.
 
-    Call with `noise_label [B]` and `cond [B] int32 | None`; returns `[B, features]`.
+    Call with `noise_label [B]` or `[B, n]` and `cond [B] int32 | None`; returns `[B, features]`.
     """
 
     num_classes: int
@@ -92,14 +100,13 @@ class Conditioning(nn.Module):
     @nn.compact
     def __call__(self, noise_label: jax.Array, cond: jax.Array | None) -> jax.Array:
         dtype = compute_type(self.dtype)
-        h = frequency_embedding(noise_label, self.num_frequencies)
-        h = nn.Dense(self.features, dtype=dtype, kernel_init=self.kernel_init, name="hidden")(h)
-        h = nn.Dense(self.features, dtype=dtype, kernel_init=self.kernel_init, name="out")(
-            nn.silu(h)
-        )
+        labels = noise_label.reshape(noise_label.shape[0], -1)
+        h = self._embedded(labels[:, 0], "")
+        for i in range(1, labels.shape[1]):
+            h = h + self._embedded(labels[:, i], f"_{i}")
         if self.num_classes:
             if cond is None:
-                cond = jnp.full(noise_label.shape, self.num_classes, jnp.int32)
+                cond = jnp.full(noise_label.shape[0], self.num_classes, jnp.int32)
             h = h + nn.Embed(
                 self.num_classes + 1,
                 self.features,
@@ -107,11 +114,21 @@ class Conditioning(nn.Module):
                 embedding_init=self.label_init,
                 name="label",
             )(cond)
-        return h
+        return constrain(h, BATCH, None)
+
+    def _embedded(self, noise_label: jax.Array, suffix: str) -> jax.Array:
+        how = {"dtype": compute_type(self.dtype), "kernel_init": self.kernel_init}
+        h = frequency_embedding(noise_label, self.num_frequencies)
+        # Whole vectors: split by their width too, XLA gave wrong gradients of what is below.
+        h = nn.Dense(self.features, **how, name=f"hidden{suffix}")(h)
+        h = nn.silu(constrain(h, BATCH, None))
+        return nn.Dense(self.features, **how, name=f"out{suffix}")(h)
 
 
 class SelfAttention(nn.Module):
     """Multi-head self-attention over tokens `[B, T, D]`: one dense to q, k, v and one back.
+
+    In stacked blocks, `place [depth]` is true at the number of the block that this one is.
 
     Raises:
         UserError: where the heads do not divide the width.
@@ -124,19 +141,25 @@ class SelfAttention(nn.Module):
     out_init: Initializer = initializers.xavier_uniform()
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, place: jax.Array | None = None) -> jax.Array:
         dtype = compute_type(self.dtype)
         batch, length, width = x.shape
         if self.num_heads < 1 or width % self.num_heads:
             raise UserError(f"attention: {self.num_heads} heads do not divide a width of {width}")
         qkv = nn.Dense(3 * width, dtype=dtype, kernel_init=self.kernel_init, name="qkv")(x)
-        qkv = qkv.reshape(batch, length, 3, self.num_heads, width // self.num_heads)
-        q, k, v = (qkv[:, :, i] for i in range(3))
-        out = self.look(q, k, v).reshape(batch, length, width)
+        heads = (batch, length, self.num_heads, width // self.num_heads)
+        # Whole heads to each device, whatever the columns of q, k and v are split into. A split's
+        # gradient is one concatenation; that of three slices is three padded arrays and their sum.
+        q, k, v = (
+            constrain(part.reshape(heads), BATCH, "sequence", "tensor", None)
+            for part in jnp.split(qkv, 3, axis=-1)
+        )
+        out = checkpoint_name(self.look(q, k, v, place), ATTENTION).reshape(batch, length, width)
         return nn.Dense(width, dtype=dtype, kernel_init=self.out_init, name="out")(out)
 
-    def look(self, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-        """The attention itself, `[B, T, heads, d]`."""
+    def look(self, q: jax.Array, k: jax.Array, v: jax.Array, place: jax.Array | None) -> jax.Array:
+        """The attention itself, `[B, T, heads, d]`; `place` is for who looks in from outside."""
+        del place
         return attention(q, k, v, self.attention)
 
 
@@ -146,16 +169,23 @@ def attention_off(layers: str) -> Iterator[None]:
 
     Args:
         layers: a regular expression of the paths of those `SelfAttention` that are concerned, as
-            `block_2/attention`; "" is all.
+            `block_2/attention`, which it is called in stacked blocks too; "" is all.
     """
 
     def off(
         look: Callable[..., Any], args: tuple, kwargs: dict, context: nn.module.InterceptorContext
     ) -> Any:
-        concerned = isinstance(context.module, SelfAttention) and context.method_name == "look"
-        if concerned and re.search(layers, "/".join(context.module.path)):
-            return args[2]  # the values
-        return look(*args, **kwargs)
+        if not isinstance(context.module, SelfAttention) or context.method_name != "look":
+            return look(*args, **kwargs)
+        _, _, values, place = args
+        path = "/".join(context.module.path)
+        names = [path] if place is None else [_in_stack(path, i) for i in range(place.size)]
+        concerned = np.array([re.search(layers, name) is not None for name in names])
+        if concerned.all():
+            return values
+        if not concerned.any():
+            return look(*args, **kwargs)
+        return jnp.where((place & concerned).any(), values, look(*args, **kwargs))
 
     with nn.intercept_methods(off):
         yield
@@ -167,12 +197,24 @@ def attention_layers(params: Any) -> list[str]:
     Example:
         >>> attention_layers({"block_0": {"attention": {"qkv": {}, "out": {}}, "mlp": {}}})
         ['block_0/attention']
+        >>> attention_layers({"blocks": {"attention": {"qkv": {"bias": jnp.zeros((2, 24))}}}})
+        ['block_0/attention', 'block_1/attention']
     """
     if not isinstance(params, Mapping):
         return []
     found = []
     for name, inner in params.items():
+        if name == STACKED:
+            depth = jax.tree.leaves(inner)[0].shape[0]
+            paths = [f"{name}/{path}" for path in attention_layers(inner)]
+            found += [_in_stack(path, i) for i in range(depth) for path in paths]
+            continue
         if isinstance(inner, Mapping) and "qkv" in inner:
             found.append(name)
         found += [f"{name}/{path}" for path in attention_layers(inner)]
     return found
+
+
+def _in_stack(path: str, number: int) -> str:
+    """What a layer of one of the stacked blocks is called; what it would be if they were not."""
+    return re.sub(rf"(^|/){STACKED}/", rf"\g<1>block_{number}/", path)

@@ -9,6 +9,8 @@ from jax.nn import initializers
 
 from diffjax.errors import UserError
 from diffjax.models.layers import HIDDEN, Conditioning, SelfAttention, compute_type
+from diffjax.models.placement import BATCH, constrain
+from diffjax.models.remat import rematerialised
 
 SIZES: dict[str, dict] = {
     "DDPM-CIFAR10": {
@@ -33,6 +35,11 @@ SIZES: dict[str, dict] = {
 """Published sizes: `UNet(num_classes=0, **SIZES["DDPM-CIFAR10"])` is Ho et al. 2020 (35.7 M
 parameters at 32x32x3), `UNet(num_classes=1000, **SIZES["ADM-64"])` Dhariwal & Nichol 2021 (296 M at
 64x64x3)."""
+
+# Not split by rows: XLA's convolutions of maps that are split by rows and by channels at once were
+# seen to give wrong numbers (jax 0.10.2, eight CPU devices, tensor=2 and sequence=2).
+MAPS = (BATCH, None, None, None)
+"""Where feature maps `[B, H, W, C]` live between blocks; `sequence` splits attention's tokens."""
 
 _uniform = initializers.variance_scaling(1.0, "fan_avg", "uniform")
 
@@ -112,7 +119,7 @@ class ResidualBlock(nn.Module):
         h = _conv(h, self.features, dtype, "conv_2", zero=True)
         if x.shape[-1] != self.features:
             x = nn.Dense(self.features, dtype=dtype, kernel_init=_uniform, name="skip")(x)
-        return x + h
+        return constrain(x + h, *MAPS)
 
 
 class AttentionBlock(nn.Module):
@@ -139,7 +146,7 @@ class AttentionBlock(nn.Module):
             out_init=initializers.zeros,
             name="attention",
         )(h)
-        return x + h.reshape(x.shape)
+        return constrain(x + h.reshape(x.shape), *MAPS)
 
 
 class UNet(nn.Module):
@@ -150,9 +157,10 @@ class UNet(nn.Module):
     takes one skip connection; between the two ways stand two blocks around attention. The output
     starts at zero, so a fresh network returns exactly 0. What leaves the middle is sown (`HIDDEN`).
 
-    Call with `x [B,H,W,C]`, `noise_label [B]` (floats, of the order 0 … 1000), `cond [B] int32`
-    (`num_classes` is the null label, and what None stands for), and `train=True` with
-    `rngs={"dropout": key}` where there is dropout; returns `[B,H,W,C]` float32.
+    Call with `x [B,H,W,C]`, `noise_label [B]` (floats, of the order 0 … 1000; `[B, 2]` for two
+    of them, see `Conditioning`), `cond [B] int32` (`num_classes` is the null label, and what None
+    stands for), and `train=True` with `rngs={"dropout": key}` where there is dropout; returns
+    `[B,H,W,C]` float32.
 
     Attributes:
         num_classes: number of classes; 0 is unconditional.
@@ -169,6 +177,8 @@ class UNet(nn.Module):
         dtype: compute type, `"float32"` or `"bfloat16"`; parameters are float32 always.
         attention: `"auto"` or a name in `diffjax.models.attention.IMPLEMENTATIONS`.
         out_channels: of the output; 0 is as many as the image has.
+        remat: a name in `diffjax.models.remat.REMAT`: what residual and attention blocks keep for
+            their gradient.
 
     Raises:
         UserError: where a map cannot be halved as often as there are levels, or `head_channels`
@@ -199,6 +209,7 @@ class UNet(nn.Module):
     dtype: str = "float32"
     attention: str = "auto"
     out_channels: int = 0
+    remat: str = "none"
 
     @nn.compact
     def __call__(
@@ -221,14 +232,17 @@ class UNet(nn.Module):
             name="conditioning",
         )(noise_label, cond)
 
+        residual_block = rematerialised(ResidualBlock, self.remat, static_argnums=(3,))
+        attention_block = rematerialised(AttentionBlock, self.remat)
+
         def residual(h: jax.Array, level: int, name: str, resample=_same) -> jax.Array:
             features = self.channel_multipliers[level] * self.channels
-            return ResidualBlock(
+            return residual_block(
                 features, self.scale_shift, self.dropout, self.dtype, resample, name=name
             )(h, c, train)
 
         def attend(h: jax.Array, name: str) -> jax.Array:
-            return AttentionBlock(self.head_channels, self.dtype, self.attention, name=name)(h)
+            return attention_block(self.head_channels, self.dtype, self.attention, name=name)(h)
 
         def block(h: jax.Array, level: int, name: str) -> jax.Array:
             h = residual(h, level, name)

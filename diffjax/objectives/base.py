@@ -40,6 +40,8 @@ class Objective:
         independent_noise: whether the noise in `x_t` is `s·eps` with eps drawn for each image by
             itself.
         learned_variance: whether the second output says the variance of a reverse step.
+        flow_map: whether the network is asked about the way between two times, and not about one.
+        forward_mode: whether the loss has derivatives of the network in forward mode (`jax.jvp`).
     """
 
     path: Path
@@ -50,6 +52,8 @@ class Objective:
     starts_at_source: bool = False
     independent_noise: bool = True
     learned_variance: bool = False
+    flow_map: bool = False
+    forward_mode: bool = False
 
     def init_params(self, key: Array) -> dict[str, Any]:
         """Parameters that are trained beside the network's, under names of their own."""

@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.tree_util import register_dataclass
-from scipy.optimize import linear_sum_assignment
 
 from diffjax.errors import UserError
 from diffjax.objectives.base import Batch
@@ -145,4 +144,7 @@ def squared_distances(x: Array, y: Array) -> Array:
 
 
 def _assign(costs: Array) -> np.ndarray:
+    # Here, because it takes long to load, and most runs couple nothing.
+    from scipy.optimize import linear_sum_assignment
+
     return linear_sum_assignment(np.asarray(costs))[1].astype(np.int32)

@@ -123,7 +123,7 @@ class _SeesSource(Precond):
 
     def inputs(self, c: Coeffs, x_t: Array) -> tuple[Array, Array]:
         # Guidance asks for copies of the batch, laid end to end.
-        copies = len(x_t) // len(self.source)
+        copies = x_t.shape[0] // self.source.shape[0]
         source = jnp.concatenate([self.source] * copies)
         x, noise_label = super().inputs(c, x_t + (1.0 - c.a) * source)
         return jnp.concatenate([x, source], axis=-1), noise_label

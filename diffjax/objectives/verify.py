@@ -12,7 +12,7 @@ from jax import Array
 from diffjax.errors import UserError
 from diffjax.objectives.base import Objective, Progress
 from diffjax.process.analytic import GaussianMixture
-from diffjax.process.paths import Path, coeffs, log_snr_of
+from diffjax.process.paths import Path, Scalar, coeffs, log_snr_of
 from diffjax.process.precond import Precond, Predict
 from diffjax.process.targets import encode
 
@@ -40,6 +40,10 @@ class Data(Protocol):
 
     def predict(self, path: Path) -> Predict:
         """The best denoiser on a path."""
+        ...
+
+    def average_velocity(self, path: Path, x: Array, t_from: Scalar, t_to: Scalar) -> Array:
+        """Of the flow; asked for objectives of a flow map alone."""
         ...
 
 
@@ -162,9 +166,9 @@ def verify_objective(
     objective is handed data and noise that are independent, its parameters beside the network's
     as they start, and its memory as it starts.
 
-    An objective passes if its loss is smallest at `E[target | x_t]` at each time. A squared error
-    does; a regulariser that moves the minimum on purpose does not, nor does noise that is coupled
-    to the data.
+    An objective passes if its loss is smallest at `E[target | x_t]` at each time, or, of a flow
+    map, at the average velocity between each two. A squared error does; a regulariser that moves
+    the minimum on purpose does not, nor does noise that is coupled to the data.
 
     Args:
         objective: what is verified.
@@ -251,7 +255,7 @@ class _Network:
     path: Path
     precond: Precond
     outputs: int
-    predict: Predict
+    data: Data
     mean_square: Array  # of the data
     rising: bool  # whether the noise label grows with time
 
@@ -266,9 +270,7 @@ class _Network:
                 f"{type(path).__name__}, so the network can't know the time from it"
             )
         mean_square = jnp.mean(jnp.square(data.draw(key, 4096)))
-        return cls(
-            path, precond, objective.outputs, data.predict(path), mean_square, bool(steps.sum() > 0)
-        )
+        return cls(path, precond, objective.outputs, data, mean_square, bool(steps.sum() > 0))
 
     def __call__(
         self,
@@ -282,11 +284,15 @@ class _Network:
         hidden: bool = False,
     ) -> Any:
         del train, key
-        t = self._time_of(noise_label)
+        t = self._time_of(noise_label if noise_label.ndim == 1 else noise_label[:, 0])
         c = coeffs(self.path, t, x.ndim)
         x_t = x / self.precond.input_scale(c)
         k = self.precond.target(c)
-        truth = encode(k, self.predict(x_t, t, cond))
+        if noise_label.ndim == 1:
+            truth = encode(k, self.data.predict(self.path)(x_t, t, cond))
+        else:
+            t_to = self._time_of(noise_label[:, 0] - noise_label[:, 1])
+            truth = self.data.average_velocity(self.path, x_t, t, t_to)
         size = jnp.sqrt(k.k_x**2 * self.mean_square + k.k_e**2)
         image = x_t / jnp.sqrt(c.a**2 * self.mean_square + c.s**2)
         log_snr = jnp.clip(log_snr_of(c), -20.0, 20.0)
@@ -300,17 +306,22 @@ class _Network:
     def _time_of(self, noise_label: Array) -> Array:
         """Where in `[t_min, t_noise]` the noise label has a value, by bisection."""
 
+        def label_at(t: Array) -> Array:
+            return jnp.ravel(self.precond.noise_label(coeffs(self.path, t, 1)))
+
         def halve(_: int, bounds: tuple[Array, Array]) -> tuple[Array, Array]:
             low, high = bounds
             middle = 0.5 * (low + high)
-            label = jnp.ravel(self.precond.noise_label(coeffs(self.path, middle, 1)))
-            below = (label < noise_label) == self.rising
+            below = (label_at(middle) < noise_label) == self.rising
             return jnp.where(below, middle, low), jnp.where(below, high, middle)
 
         low = jnp.full(jnp.shape(noise_label), self.path.t_min, jnp.float32)
         high = jnp.full(jnp.shape(noise_label), self.path.t_noise, jnp.float32)
         low, high = jax.lax.fori_loop(0, 40, halve, (low, high))
-        return 0.5 * (low + high)
+        found = jax.lax.stop_gradient(0.5 * (low + high))
+        # The value of what was found, with the derivative of an inverse.
+        _, slope = jax.jvp(label_at, (found,), (jnp.ones_like(found),))
+        return found + (noise_label - jax.lax.stop_gradient(noise_label)) / slope
 
 
 def _three_gaussians() -> GaussianMixture:

@@ -52,6 +52,14 @@ class Wrapper(Objective):
     def learned_variance(self) -> bool:
         return self.objective.learned_variance
 
+    @property
+    def flow_map(self) -> bool:
+        return self.objective.flow_map
+
+    @property
+    def forward_mode(self) -> bool:
+        return self.objective.forward_mode
+
     def init_params(self, key: Array) -> dict[str, Any]:
         return self.objective.init_params(key)
 

@@ -3,7 +3,7 @@
 Three kinds of data, `Gaussian`, `GaussianMixture` and `FiniteData`, answer the same questions on
 any path. With `p_t` the density of `x_t = a·x0 + s·eps`:
 
-    predict               E[x0 | x_t] and E[eps | x_t], the best denoiser
+    predict               E[x0 | x_t] and E[eps | x_t], the best denoiser; with two times, the flow
     score                 ∇ log p_t(x) = -E[eps | x_t] / s
     velocity              E[a'·x0 + s'·eps | x_t], that of the probability-flow ODE
     posterior_covariance  Cov[x0 | x_t]
@@ -29,6 +29,7 @@ from jax.tree_util import register_dataclass
 from diffjax.process import flow_maps
 from diffjax.process.paths import Coeffs, Pair, Path, Scalar, coeffs
 from diffjax.process.precond import Predict
+from diffjax.process.targets import chord, decode
 
 
 class Posterior(NamedTuple):
@@ -88,8 +89,8 @@ class GaussianMixture:
         return lambda c, x: _infer_from_components(components, c, x)
 
     def predict(self, path: Path) -> Predict:
-        """The best denoiser, `(x[B, …], t[B], cond) -> Pair`; `cond` is ignored."""
-        return _predict(self.infer(), path)
+        """The best denoiser, `(x[B, …], t[B], cond) -> Pair`; for `t[B, 2]` the flow map."""
+        return _predict(self, path)
 
     def score(self, path: Path, x: Array, t: Array) -> Array:
         """`∇ log p_t(x)`, of the shape of `x`."""
@@ -165,8 +166,8 @@ class Gaussian:
         return self._alone().infer()
 
     def predict(self, path: Path) -> Predict:
-        """The best denoiser, `(x[B, …], t[B], cond) -> Pair`; `cond` is ignored."""
-        return _predict(self.infer(), path)
+        """The best denoiser, `(x[B, …], t[B], cond) -> Pair`; for `t[B, 2]` the flow map."""
+        return _predict(self, path)
 
     def score(self, path: Path, x: Array, t: Array) -> Array:
         """`∇ log p_t(x)`, of the shape of `x`."""
@@ -231,8 +232,8 @@ class FiniteData:
         return lambda c, x: _infer_from_points(points, c, x)
 
     def predict(self, path: Path) -> Predict:
-        """The best denoiser, `(x[B, …], t[B], cond) -> Pair`; `cond` is ignored."""
-        return _predict(self.infer(), path)
+        """The best denoiser, `(x[B, …], t[B], cond) -> Pair`; for `t[B, 2]` the flow map."""
+        return _predict(self, path)
 
     def score(self, path: Path, x: Array, t: Array) -> Array:
         """`∇ log p_t(x)`, of the shape of `x`."""
@@ -301,9 +302,15 @@ def _posterior(infer: Infer, path: Path, x: Array, t: Array) -> Posterior:
     return infer(coeffs(path, t, ndim=2), _flat(x))
 
 
-def _predict(infer: Infer, path: Path) -> Predict:
+def _predict(data: "flow_maps.Data", path: Path) -> Predict:
+    infer = data.infer()
+
     def predict(x: Array, t: Array, cond: Array | None) -> Pair:
         del cond
+        if t.ndim == 2:
+            start, end = t[:, 0], t[:, 1]
+            average = flow_maps.average_velocity(data, path, x, start, end)
+            return decode(coeffs(path, start, x.ndim), chord(path, start, end, x.ndim), average, x)
         c = coeffs(path, t, ndim=2)
         posterior = infer(c, _flat(x))
         eps = -c.s * posterior.score
@@ -314,8 +321,9 @@ def _predict(infer: Infer, path: Path) -> Predict:
 
 def _velocity(infer: Infer, path: Path, x: Array, t: Array) -> Array:
     c = coeffs(path, t, x.ndim)
-    pair = _predict(infer, path)(x, t, None)
-    return c.da * pair.x0 + c.ds * pair.eps
+    posterior = infer(coeffs(path, t, ndim=2), _flat(x))
+    x0, score = posterior.x0.reshape(x.shape), posterior.score.reshape(x.shape)
+    return c.da * x0 - c.ds * c.s * score
 
 
 class _Components(NamedTuple):

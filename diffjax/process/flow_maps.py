@@ -15,15 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from scipy.integrate import DOP853
 
 from diffjax.process.paths import Coeffs, Path, Scalar, coeffs
-
-# The tableau of Dormand & Prince's method of order 8 (Hairer, Nørsett & Wanner 1993, II.10). The
-# solution at the end of a step is a row of its own: its slope serves the error estimate.
-_STAGES = np.zeros((13, 13))
-_STAGES[:12, :12], _STAGES[12, :12] = DOP853.A, DOP853.B
-_NODES = np.append(DOP853.C, 1.0)
 
 _TOLERANCE = 1e-11  # of one step, relative to the largest entry or absolute
 _MOST_STEPS = 10_000
@@ -105,14 +98,26 @@ def _rotate(data: Data, y: Array, angle_from: Array, angle_to: Array) -> Array:
     return jax.vmap(one)(y, angle_from, angle_to)
 
 
+def _tableau() -> tuple[np.ndarray, ...]:
+    """Dormand & Prince's method of order 8 (Hairer, Nørsett & Wanner 1993, II.10).
+
+    The solution at the end of a step is a row of its own: its slope serves the error estimate.
+    """
+    # Here, because it takes a second that who does not integrate need not wait for.
+    from scipy.integrate import DOP853
+
+    stages = np.zeros((13, 13))
+    stages[:12, :12], stages[12, :12] = DOP853.A, DOP853.B
+    return stages, np.append(DOP853.C, 1.0), DOP853.E5, DOP853.E3
+
+
 def _solve(slope: Callable[[Array, Array], Array], y: Array, start: Array, end: Array) -> Array:
     """Solves `y' = slope(time, y)` for one sample `y[d]`, with steps as large as is exact enough.
 
     Time is `start + u·(end - start)` with `u` from 0 to 1, so that derivatives with respect to
     both ends are those of the solution, though none go through the choice of the steps.
     """
-    stages, nodes = jnp.asarray(_STAGES), jnp.asarray(_NODES)
-    order_5, order_3 = jnp.asarray(DOP853.E5), jnp.asarray(DOP853.E3)
+    stages, nodes, order_5, order_3 = map(jnp.asarray, _tableau())
 
     def attempt(u: Array, step: Array, y: Array) -> tuple[Array, Array]:
         """The solution a step later, and its error in units of the tolerance."""

@@ -9,7 +9,7 @@ from jax import Array
 from jax.tree_util import register_dataclass
 
 from diffjax.process.paths import Coeffs, Pair, Path, Scalar, coeffs, log_snr_of
-from diffjax.process.targets import Target, decode
+from diffjax.process.targets import Target, chord, decode
 
 
 class Apply(Protocol):
@@ -32,7 +32,15 @@ class Apply(Protocol):
 
 
 Predict = Callable[[Array, Array, Array | None], Pair]
-"""`(x[B, …], t[B], cond[B] or None) -> Pair`: what every sampler sees of a trained model."""
+"""`(x[B, …], t[B], cond[B] or None) -> Pair`: what every sampler sees of a trained model.
+
+One that knows the flow map takes `t[B, 2]` too: from which time, and to which.
+"""
+
+
+def time_of(t: Array) -> Array:
+    """When `x` is, `[B]`, of a time `[B]` or of two, `[B, 2]`."""
+    return t if t.ndim == 1 else t[:, 0]
 
 
 @register_dataclass
@@ -132,3 +140,38 @@ def denoiser(
         return pair._replace(share=0.5 * (output[..., channels : 2 * channels] + 1.0))
 
     return predict
+
+
+def flow_map(apply: Apply, params: Any, path: Path, precond: Precond) -> Predict:
+    """A network of average velocities as what samplers need: `(x, t, cond) -> (x0, eps)`.
+
+    Asked for one time it gives the pair of the velocity there, as every network does; for two the
+    pair that mixes to `x` at the first and to where the flow carries it at the second (`chord`).
+
+    Args:
+        apply: the network, whose noise labels are `[B, 2]` (`interval_inputs`).
+        params: its parameters, live or averaged.
+        path: the path it was trained on.
+        precond: how it is asked.
+    """
+
+    def predict(x: Array, t: Array, cond: Array | None) -> Pair:
+        start = time_of(t)
+        end = start if t.ndim == 1 else t[:, 1]
+        output = apply(params, *interval_inputs(path, precond, x, start, end), cond)
+        return decode(coeffs(path, start, x.ndim), chord(path, start, end, x.ndim), output, x)
+
+    return predict
+
+
+def interval_inputs(
+    path: Path, precond: Precond, x_t: Array, t: Array, t_to: Array
+) -> tuple[Array, Array]:
+    """A network's inputs about the way from `t` to `t_to`: the scaled image and two noise labels.
+
+    Returns:
+        `[B, …]`, and `[B, 2]`: the label of `t`, and by how much it is more than that of `t_to`.
+    """
+    x, label = precond.inputs(coeffs(path, t, x_t.ndim), x_t)
+    label_to = jnp.ravel(precond.noise_label(coeffs(path, t_to, x_t.ndim)))
+    return x, jnp.stack([label, label - label_to], axis=-1)

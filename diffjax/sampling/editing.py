@@ -12,7 +12,7 @@ from jax import Array
 
 from diffjax.errors import UserError
 from diffjax.process.paths import Pair, Path, coeffs
-from diffjax.process.precond import Predict
+from diffjax.process.precond import Predict, time_of
 from diffjax.sampling import solvers
 from diffjax.sampling.guidance import moved
 from diffjax.sampling.sample import integrate
@@ -168,7 +168,7 @@ def pseudoinverse_guidance(predict: Predict, path: Path, seen: Observed) -> Pred
     """
 
     def guided(x: Array, t: Array, cond: Array | None) -> Pair:
-        c = coeffs(path, t, x.ndim)
+        c = coeffs(path, time_of(t), x.ndim)
         x0, pull = jax.vjp(lambda x: predict(x, t, cond).x0, x)
         observed, transpose = jax.vjp(seen.apply, x0)
         to, back = seen.basis
@@ -188,7 +188,7 @@ def posterior_sampling(predict: Predict, path: Path, seen: Observed, scale: floa
     """
 
     def guided(x: Array, t: Array, cond: Array | None) -> Pair:
-        c = coeffs(path, t, x.ndim)
+        c = coeffs(path, time_of(t), x.ndim)
 
         def distance(x: Array) -> tuple[Array, Array]:
             x0 = predict(x, t, cond).x0

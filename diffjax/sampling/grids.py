@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 import jax.numpy as jnp
 import numpy as np
-import scipy.stats
 from jax import Array
 from jax.tree_util import register_dataclass
+from scipy.special import betaincinv
 
 from diffjax.errors import UserError
 from diffjax.process.paths import Path, Scalar, log_snr, time_of_log_snr
@@ -119,7 +119,7 @@ class Beta:
     b: float = 0.6
 
     def __call__(self, path: Path, n: int) -> Array:
-        u = scipy.stats.beta.ppf(1.0 - np.arange(n) / n, self.a, self.b)
+        u = betaincinv(self.a, self.b, 1.0 - np.arange(n) / n)
         return _end_clean(path, path.t_noise * jnp.asarray(u, jnp.float32))
 
 

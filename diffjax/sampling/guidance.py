@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from diffjax.process.paths import Coeffs, Pair, Path, Scalar, coeffs, log_snr_of
-from diffjax.process.precond import Predict
+from diffjax.process.precond import Predict, time_of
 from diffjax.process.targets import Mix, decode
 
 Rule = Callable[[Array, Coeffs, Pair, Pair, Scalar], Pair]
@@ -137,7 +137,7 @@ def _with_labels(
         jnp.concatenate([t, t]),
         jnp.concatenate([cond, jnp.full_like(cond, other)]),
     )
-    n = len(x)
+    n = x.shape[0]
     return jax.tree.map(lambda p: p[:n], both), jax.tree.map(lambda p: p[n:], both)
 
 
@@ -288,7 +288,7 @@ def guide(
     """
 
     def guided(x: Array, t: Array, cond: Array | None) -> Pair:
-        c = coeffs(path, t, x.ndim)
+        c = coeffs(path, time_of(t), x.ndim)
         if scale is None:
             on = off = models.predict(x, t, cond)
         else:
@@ -334,7 +334,7 @@ def classifier_guidance(
     """
 
     def guided(x: Array, t: Array, cond: Array | None) -> Pair:
-        c = coeffs(path, t, x.ndim)
+        c = coeffs(path, time_of(t), x.ndim)
         pair = predict(x, t, cond)
         slope = jax.grad(lambda x: jnp.sum(log_probability(x, t, cond)))(x)
         return moved(x, c, pair.x0, scale * slope)._replace(share=pair.share)

@@ -9,6 +9,7 @@ from jax.sharding import Sharding
 
 from diffjax.errors import UserError
 from diffjax.process.paths import Path
+from diffjax.sampling.sample import last_step
 from diffjax.sampling.solvers import Denoise, Solver
 
 
@@ -112,4 +113,4 @@ def sample_in_parallel(
     if last:
         start = jax.lax.while_loop(lambda state: state[1] < last, body, start)
     points, _, rounds = start
-    return Parallel(denoise(points[last], times[last]).x0, rounds + 1)
+    return Parallel(last_step(denoise, solver, points[last], times[last]), rounds + 1)

@@ -69,7 +69,12 @@ def sample(
         Clean samples, `[B, …]`.
     """
     x = integrate(denoise, solver, path, times[:-1], keys, x)
-    return denoise(x, times[-2]).x0
+    return last_step(denoise, solver, x, times[-2])
+
+
+def last_step(denoise: Denoise, solver: Solver, x: Array, t: Array) -> Array:
+    """What a solver takes `x[B, …]` at `t[]` for when it is clean."""
+    return denoise(x, jnp.stack([t, jnp.zeros_like(t)]) if solver.jumps else t).x0
 
 
 def sample_padded(
@@ -98,7 +103,7 @@ def _walk_padded(
         return _step(denoise, solver, path, times, keys, i, state)
 
     x, memory = jax.lax.fori_loop(0, last, body, (x, solver.init(x)))
-    return denoise(x, times[last]).x0, memory
+    return last_step(denoise, solver, x, times[last]), memory
 
 
 def padded(times: Array) -> Array:
@@ -132,11 +137,11 @@ def trace(
     """As `sample`, with all that lies between; one more evaluation a step, for x0."""
 
     def body(state: tuple, i: Array) -> tuple[tuple, tuple[Array, Array]]:
-        passed = state[0], denoise(state[0], times[i]).x0
+        passed = state[0], last_step(denoise, solver, state[0], times[i])
         return _step(denoise, solver, path, times, keys, i, state), passed
 
     (end, _), (xs, x0s) = jax.lax.scan(body, (x, solver.init(x)), jnp.arange(len(times) - 2))
-    last = denoise(end, times[-2]).x0
+    last = last_step(denoise, solver, end, times[-2])
     return Trace(
         times, jnp.concatenate([xs, end[None], last[None]]), jnp.concatenate([x0s, last[None]])
     )
@@ -221,6 +226,6 @@ def draw(
     x = path.sigma(times[0]) * noise if start is None else start(noise)
 
     def denoise(x: Array, t: Array) -> Pair:
-        return predict(x, jnp.full(len(x), t), labels)
+        return predict(x, jnp.broadcast_to(t, (x.shape[0], *t.shape)), labels)
 
     return walk(denoise, solver, path, times, both[:, 1], x)

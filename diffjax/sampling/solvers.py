@@ -15,7 +15,7 @@ from diffjax.errors import UserError
 from diffjax.process.paths import Pair, Path, coeffs
 
 Denoise = Callable[[Array, Array], Pair]
-"""`(x[B, …], t[]) -> Pair`: a `Predict` with its conditioning bound."""
+"""`(x[B, …], t[]) -> Pair`: a `Predict` with its conditioning bound; of a flow map with `t[2]`."""
 
 
 class Step(Protocol):
@@ -52,6 +52,7 @@ class Solver(NamedTuple):
         fresh_noise: whether it adds noise on the way, for which eps has to be independent of x0.
         learned_variance: whether it needs a network that predicts the variance of a step as well.
         renoises: whether `x` enters a step through the prediction alone.
+        jumps: whether it asks a flow map, about the whole of each interval.
         route: the times that it walks, from those of a grid; where they rise the denoiser is not
             asked.
         steps: how many falling intervals its route has before the last one, of so many of a grid.
@@ -64,6 +65,7 @@ class Solver(NamedTuple):
     fresh_noise: bool = False
     learned_variance: bool = False
     renoises: bool = False
+    jumps: bool = False
     route: Callable[[Path, Array], Array] = _all_times
     steps: Callable[[int], int] = int
 
@@ -126,6 +128,24 @@ def _renoised(eta: float, share: Callable[[Pair], Array | float]) -> Solver:
         return mean + fresh * normal(keys, x.shape[1:]), memory
 
     return Solver(_no_memory, step, nfe=1, order=1, fresh_noise=bool(eta), renoises=True)
+
+
+def flow_map() -> Solver:
+    """Where a model of the flow map says that the flow goes: any number of steps, one too.
+
+    `x' = x + (t' - t)·u(x, t, t')` with the average velocity u: exact for the exact u, whatever the
+    steps. For runs with the wrapper `mean_flow`. Geng et al. 2025 (arXiv:2505.13447), equation 12.
+    """
+
+    def step(
+        denoise: Denoise, path: Path, memory: Any, x: Array, t: Array, t_next: Array, keys: Array
+    ) -> tuple[Array, Any]:
+        del keys
+        pair = denoise(x, jnp.stack([t, t_next]))
+        there = coeffs(path, t_next[None], x.ndim)
+        return there.a * pair.x0 + there.s * pair.eps, memory
+
+    return Solver(_no_memory, step, nfe=1, order=1, renoises=True, jumps=True)
 
 
 def euler() -> Solver:

@@ -1,6 +1,7 @@
 """UniPC: a predictor, and a corrector that reuses the next step's evaluation. Zhao et al. 2023."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -14,14 +15,20 @@ Scale = Callable[[Array], Array]
 """The paper's `B(h)`, as a function of the negative step `-h`."""
 
 
-def bh1(minus_h: Array) -> Array:
+@dataclass(frozen=True)
+class BH1:
     """`B = -h`, better for few steps without guidance."""
-    return minus_h
+
+    def __call__(self, minus_h: Array) -> Array:
+        return minus_h
 
 
-def bh2(minus_h: Array) -> Array:
+@dataclass(frozen=True)
+class BH2:
     """`B = e^{-h} - 1`, the default of the paper and of diffusers."""
-    return jnp.expm1(minus_h)
+
+    def __call__(self, minus_h: Array) -> Array:
+        return jnp.expm1(minus_h)
 
 
 class _Memory(NamedTuple):
@@ -33,18 +40,18 @@ class _Memory(NamedTuple):
     values: Array
 
 
-def unipc(order: int = 2, scale: Scale = bh2, corrector: bool = True) -> Solver:
+def unipc(order: int = 2, scale: Scale = BH2(), corrector: bool = True) -> Solver:
     """UniPC of order 1 to 3 on x0.
 
     Each step first corrects `x` with the evaluation made there, then predicts the next one: one
-    evaluation a step. The predictor of order 2 with `bh2` is DPM-Solver++ 2M's step. `h`, `q` and
+    evaluation a step. The predictor of order 2 with `BH2` is DPM-Solver++ 2M's step. `h`, `q` and
     pure noise are as in `dpm_solver`. Zhao et al. 2023 (arXiv:2302.04867), algorithms 5 to 8.
 
     Args:
         order: of the predictor; the corrector is of one more. The first steps are of lower order.
-        scale: `bh1` or `bh2`.
+        scale: `BH1()` or `BH2()`.
         corrector: False is the paper's UniP, the predictor alone, which is of its own order: 1 is
-            DDIM, 2 with `bh2` is DPM-Solver++ 2M, 3 is `adams.exp_ab(3)` once it has its history.
+            DDIM, 2 with `BH2` is DPM-Solver++ 2M, 3 is `adams.exp_ab(3)` once it has its history.
     """
 
     def init(x: Array) -> _Memory:

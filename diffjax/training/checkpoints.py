@@ -4,9 +4,11 @@ Orbax does not notice flipped bits in array data, so each checkpoint carries one
 array. It is computed on the device, does not depend on the mesh, and changes with any single bit.
 """
 
+import errno
 import hashlib
 import json
 import logging
+import os
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -18,9 +20,14 @@ import orbax.checkpoint as ocp
 from jax import Array
 
 from diffjax.errors import UserError
-from diffjax.training import processes
+from diffjax.training import processes, storage
 
 _LOG = logging.getLogger("diffjax")
+_PASSING = tuple(map(os.strerror, (errno.EACCES, errno.EPERM, errno.ESTALE, errno.ENOMEM)))
+
+
+class Hindered(UserError):
+    """A checkpoint could not be read, and may be whole."""
 
 
 class Checkpoints:
@@ -93,13 +100,17 @@ class Checkpoints:
 
         Raises:
             UserError: there are checkpoints and none of them can be read.
+            Hindered: one could not be read for a reason that says nothing of the file.
         """
         damaged = []
         steps = (step for step in self._manager.all_steps() if newest is None or step <= newest)
         for step in sorted(steps, reverse=True):
             try:
                 restored = self.read(step, abstract)
-            except Exception as error:  # Whatever the reader trips over, the file is at fault.
+            except Hindered:
+                raise
+            except Exception as error:  # Whatever else the reader trips over is in the file.
+                _hindrance_told(step, error)
                 damaged.append(step)
                 _LOG.warning("checkpoint %d is damaged: %s", step, _first_line(error))
                 continue
@@ -142,6 +153,8 @@ class Checkpoints:
         except Exception as error:  # It is said below, once the others know.
             trouble = error
         if not processes.all_agree(trouble is None):
+            if not processes.all_agree(trouble is None or not hindrance(trouble)):
+                raise _hindered(step, hindrance(trouble) or "another process was hindered")
             raise trouble or UserError("another process could not read it")
         return restored
 
@@ -181,6 +194,50 @@ class Checkpoints:
             _LOG.warning("checkpoint %d was moved to %s", step, aside / name)
 
 
+def hindrance(error: BaseException | None) -> str | None:
+    """What keeps a file from being read that may be whole; None where the file is at fault.
+
+    An input/output error is none: a sector that is lost stays lost.
+
+    Example:
+        >>> hindrance(PermissionError(13, "Permission denied")), hindrance(ValueError("torn"))
+        ('Permission denied', None)
+    """
+    if error is None:
+        return None
+    out_of_memory = isinstance(error, jax.errors.JaxRuntimeError) and "EXHAUSTED" in str(error)
+    if isinstance(error, MemoryError) or out_of_memory:
+        return "out of memory"
+    said = storage.cause(error)
+    return said if said in _PASSING else None
+
+
+def _hindrance_told(step: int, error: Exception) -> None:
+    if said := hindrance(error):
+        raise _hindered(step, said) from error
+
+
+def _hindered(step: int, said: str) -> Hindered:
+    return Hindered(
+        f"checkpoint {step} can't be read now: {said}; nothing was set aside: mend that, and the "
+        "same command goes on"
+    )
+
+
+def config_kept(folder: Path) -> dict[str, Any] | None:
+    """The config that the newest checkpoint which has one, undamaged, was saved with."""
+    steps = sorted(int(each.name) for each in folder.glob("*") if each.name.isdecimal())
+    for step in reversed(steps):
+        try:
+            meta = json.loads((folder / str(step) / "meta" / "metadata").read_text("utf-8"))
+            if meta.pop("meta_sha256") == _sha256(meta) and isinstance(meta["config"], dict):
+                return meta["config"]
+        # Whatever else it holds.
+        except (OSError, ValueError, LookupError, AttributeError, TypeError, RecursionError):
+            continue
+    return None
+
+
 def digest(tree: Any) -> dict[str, int]:
     """One 32-bit number per array, by its path.
 
@@ -192,10 +249,28 @@ def digest(tree: Any) -> dict[str, int]:
         >>> list(one), one == other
         (['a'], False)
     """
-    sums = processes.to_host(_digest(tree))
-    leaves = jax.tree_util.tree_leaves_with_path(sums)
+    return {name: int(value) for name, value in _by_name(_digest(tree))}
+
+
+def not_finite(tree: Any) -> list[str]:
+    """The arrays, by their paths, that hold infinity or NaN; it is looked for on the devices.
+
+    Example:
+        >>> not_finite({"a": jnp.array([1.0, jnp.inf]), "b": jnp.array([1, 2])})
+        ['a']
+    """
+    return [name for name, finite in _by_name(_finite(tree)) if not finite]
+
+
+def _by_name(numbers: Any) -> list[tuple[str, Any]]:
+    leaves = jax.tree_util.tree_leaves_with_path(processes.to_host(numbers))
     name = jax.tree_util.keystr
-    return {name(path, simple=True, separator="/"): int(value) for path, value in leaves}
+    return [(name(path, simple=True, separator="/"), value) for path, value in leaves]
+
+
+@jax.jit
+def _finite(tree: Any) -> Any:
+    return jax.tree.map(lambda x: jnp.all(jnp.isfinite(x)), tree)
 
 
 @jax.jit

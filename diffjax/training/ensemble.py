@@ -15,12 +15,11 @@ from ml_collections import ConfigDict
 
 from diffjax.data import DataSet
 from diffjax.errors import UserError
-from diffjax.evaluation.report import write_report
 from diffjax.spec import build
 from diffjax.training.checkpoints import Checkpoints
 from diffjax.training.interrupts import Interrupted, stop_signals
 from diffjax.training.lock import locked
-from diffjax.training.loop import Recorder, evaluate_once, restore_or_init, train_flops
+from diffjax.training.loop import evaluate_once, page, restore_or_init, train_flops
 from diffjax.training.measure import check_evaluation
 from diffjax.training.members import (
     compile_steps,
@@ -30,6 +29,8 @@ from diffjax.training.members import (
     stack,
     unstacker,
 )
+from diffjax.training.prefetch import prefetched
+from diffjax.training.recorder import Recorder
 from diffjax.training.setup import Setup, check_pairs, set_up
 from diffjax.training.state import TrainState
 from diffjax.training.storage import make_writable, told_in_one_line
@@ -214,7 +215,6 @@ def _train(group: Sequence[Member], dataset: DataSet, should_stop: Callable[[], 
         flops = train_flops(members.setups[0])  # numbers change what is computed, not how much
         for member in group:
             record(member.workdir, train_flops_per_step=flops)
-    stream = member_batches(members, dataset, start_step)
     recorders = [
         Recorder(
             member.setup, dataset, member.start, member.checkpoints, member.workdir, bar=i == 0
@@ -227,27 +227,30 @@ def _train(group: Sequence[Member], dataset: DataSet, should_stop: Callable[[], 
         for member, recorder in zip(group, recorders, strict=True):
             recorder.save(member.state)
             member.state = None  # The stack has it, and the memory is needed.
-        for step in range(start_step + 1, num_steps + 1):
-            states, metrics = take_step(states, next(stream))
-            stop = should_stop() and step < num_steps
-            for i, (member, recorder) in enumerate(zip(group, recorders, strict=True)):
-                if not member.failure:
-                    _record(
-                        member,
-                        recorder,
-                        step,
-                        metrics_of(metrics, i),
-                        partial(state_of, states, i),
-                        stop,
+        with prefetched(member_batches(members, dataset, start_step)) as stream:
+            for step in range(start_step + 1, num_steps + 1):
+                states, metrics = take_step(states, next(stream))
+                stop = should_stop() and step < num_steps
+                for i, (member, recorder) in enumerate(zip(group, recorders, strict=True)):
+                    if not member.failure:
+                        _record(
+                            member,
+                            recorder,
+                            step,
+                            metrics_of(metrics, i),
+                            partial(state_of, states, i),
+                            stop,
+                        )
+                if all(member.failure for member in group):
+                    return
+                if stop:
+                    folders = ", ".join(
+                        str(member.workdir) for member in group if not member.failure
                     )
-            if all(member.failure for member in group):
-                return
-            if stop:
-                folders = ", ".join(str(member.workdir) for member in group if not member.failure)
-                raise Interrupted(
-                    f"stopped at step {step} of {num_steps} and saved in {folders}; "
-                    "the same command goes on from there"
-                )
+                    raise Interrupted(
+                        f"stopped at step {step} of {num_steps} and saved in {folders}; "
+                        "the same command goes on from there"
+                    )
     finally:
         for recorder in recorders:
             recorder.close()
@@ -286,7 +289,7 @@ def _finish(member: Member, dataset: DataSet, should_stop: Callable[[], bool]) -
         member.checkpoints.wait()  # An evaluation is of something that is on disk.
         try:
             evaluate_once(member.setup, dataset, member.state, member.workdir, should_stop)
-            return write_report(member.workdir)
+            return page(member.workdir)
         except UserError as error:
             member.failure = str(error)
     return member.workdir / REPORT

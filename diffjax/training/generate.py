@@ -1,5 +1,6 @@
 """Many samples from one model, batch by batch over the mesh."""
 
+import inspect
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -147,6 +148,43 @@ def make_generator(
     return generate
 
 
+def lower_sampler(wired: Wired, mesh: Mesh, params: Any, batch_size: int) -> jax.stages.Lowered:
+    """The program with which `make_generator` draws a batch by the run's recipe, to be compiled.
+
+    Args:
+        wired: the model.
+        mesh: the devices; they need not be there.
+        params: shapes with shardings.
+        batch_size: samples at a time.
+
+    Raises:
+        UserError: the recipe needs another model's weights.
+    """
+    recipe, place = wired.recipe, batch_sharding(mesh)
+    shared = _shared(wired, recipe, None)
+    if shared["scale"] is not None:
+        shared["scale"] = jax.ShapeDtypeStruct((), jnp.float32, sharding=replicated(mesh))
+
+    def rows(of: Any) -> Any:
+        return jax.ShapeDtypeStruct((batch_size, *of.shape), of.dtype, sharding=place)
+
+    times = jax.eval_shape(lambda: padded(recipe.times(wired.path)))
+    return jax.jit(
+        partial(_draw, wired, sample_padded),
+        static_argnames=("recipe", "weaker_model"),
+        out_shardings=replicated(mesh),
+    ).lower(
+        params,
+        jax.ShapeDtypeStruct(times.shape, times.dtype, sharding=replicated(mesh)),
+        rows(jax.eval_shape(lambda: jax.random.key(0))),
+        rows(jax.ShapeDtypeStruct((), jnp.int32)),
+        rows(jax.ShapeDtypeStruct(wired.image_shape, jnp.float32))
+        if wired.objective.starts_at_source
+        else None,
+        **shared,
+    )
+
+
 def full_batch(batch_size: int, mesh: Mesh) -> int:
     """A batch size, rounded up to what the mesh divides."""
     rows = mesh.shape["data"] * mesh.shape["fsdp"]
@@ -165,6 +203,9 @@ def samples_in_parallel(asked: Asked, window: int, tolerance: float, mesh: Mesh)
     """
     rows = mesh.shape["data"] * mesh.shape["fsdp"]
     place = batch_sharding(mesh) if window % rows == 0 else None
+    if place is not None:  # The devices are taken, by the steps.
+        apply = inspect.unwrap(asked.wired.apply)
+        asked = asked._replace(wired=asked.wired._replace(apply=apply))
     walk = partial(sample_in_parallel, window=window, tolerance=tolerance, place=place)
     return _in_one_batch(asked, walk, asked.recipe.times(asked.wired.path))
 
@@ -291,7 +332,7 @@ def check_source(source: np.ndarray | None, n: int, wired: Wired) -> None:
         )
 
 
-def sample_keys(seed: int, rows: np.ndarray) -> Array:
+def sample_keys(seed: int | Array, rows: np.ndarray | Array) -> Array:
     """The key of each sample, `[n]`: of the seed and the sample's number alone."""
     return jax.vmap(partial(jax.random.fold_in, jax.random.key(seed)))(rows)
 

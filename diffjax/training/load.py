@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from jax import Array
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from diffjax.errors import UserError
@@ -18,7 +19,7 @@ from diffjax.training import workdirs
 from diffjax.training.checkpoints import Checkpoints
 from diffjax.training.generate import Generate, Weaker, make_generator
 from diffjax.training.setup import Setup, set_up
-from diffjax.training.sharding import make_mesh
+from diffjax.training.sharding import AXES, make_mesh
 from diffjax.training.state import LIVE, TrainState, ema_name, weights_called
 
 
@@ -106,26 +107,39 @@ class Run:
         return generate(self.weights(weights), recipe, np.asarray(labels), seed, source, weaker)
 
 
-def load(workdir: str | Path, *, allowed_packages: tuple[str, ...] = ("diffjax",)) -> Run:
+def load(
+    workdir: str | Path,
+    mesh: Mesh | None = None,
+    *,
+    allowed_packages: tuple[str, ...] = ("diffjax",),
+) -> Run:
     """Loads a run's newest whole checkpoint onto the devices that are there.
 
         run = diffjax.load("runs/digits")
         images = run.sample(labels=[0, 1, 2], guidance_scale=2.0)
 
-    The data set is not needed, and nothing in the folder is changed.
+    The data set is not needed, and nothing in the folder is changed. It does not matter on which
+    mesh the run was trained.
 
     Args:
         workdir: the run's folder.
+        mesh: from `diffjax.training.sharding.make_mesh`; by default all devices split the batch.
+            A network that is too large for one is split by `make_mesh(data=1, fsdp=-1)`.
         allowed_packages: whose callables the saved config may name.
 
     Raises:
-        UserError: no run there, or no checkpoint that can be read.
+        UserError: no run there, no checkpoint that can be read, or a mesh with other axes.
     """
+    if mesh is not None and mesh.axis_names != AXES:
+        raise UserError(
+            f"a mesh has the axes {', '.join(AXES)}, not {', '.join(map(str, mesh.axis_names))}: "
+            "diffjax.training.sharding.make_mesh makes one"
+        )
     workdir = Path(workdir)
     config, description = workdirs.read(workdir, allowed_packages)
     with workdirs.version_told(workdir):
         setup = set_up(
-            config, description["image_shape"], description["num_classes"], mesh=make_mesh()
+            config, description["image_shape"], description["num_classes"], mesh=mesh or make_mesh()
         )
     if not (workdir / "checkpoints").is_dir():
         raise UserError(f"{workdir} has no checkpoint yet: train it first")

@@ -10,7 +10,6 @@ A writer takes a step and a flat dictionary of numbers:
 
 import json
 import math
-import os
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -18,12 +17,20 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Protocol, SupportsFloat, TextIO
 
-from tensorboardX import SummaryWriter
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import (
+    Event,  # pyright: ignore[reportAttributeAccessIssue]
+    SessionLog,  # pyright: ignore[reportAttributeAccessIssue]
+)
+from tensorboardX.summary import scalar
 from tqdm import tqdm
 
 from diffjax.evaluation.run_files import read_metrics
+from diffjax.files import write_whole
 
 __all__ = ["JSONLWriter", "ProgressBar", "TensorBoardWriter", "Writer", "join", "read_metrics"]
+
+_FLUSH_SECONDS = 120.0
 
 
 class Writer(Protocol):
@@ -87,12 +94,7 @@ def _keep_until(path: Path, last_step: int) -> None:
     kept = b"".join(line + b"\n" for line, record in pairs if record["step"] <= last_step)
     if kept == content:
         return
-    scratch = path.with_name(path.name + ".tmp")
-    with scratch.open("wb") as file:
-        file.write(kept)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(scratch, path)
+    write_whole(path, kept)
 
 
 def _line(step: int, scalars: Mapping[str, SupportsFloat]) -> str:
@@ -109,6 +111,9 @@ def _json_number(value: float) -> float | str:
 class TensorBoardWriter:
     """Writes the same numbers as TensorBoard events, in float32 as TensorBoard keeps them.
 
+    It writes by itself and not in a thread as `tensorboardX.SummaryWriter` does: one that dies on
+    a full disk leaves a traceback, and holds up whoever writes the eleventh number after it.
+
     Args:
         folder: where the event files go; a resumed run adds one.
         start_step: the step that the run resumes from. TensorBoard then hides the events of later
@@ -116,17 +121,26 @@ class TensorBoardWriter:
     """
 
     def __init__(self, folder: str | Path, start_step: int = 0):
+        Path(folder).mkdir(parents=True, exist_ok=True)
         # Event files are named by the second: the suffix keeps a quick restart from overwriting.
-        self._writer = SummaryWriter(
-            str(folder), purge_step=start_step + 1, filename_suffix=f".from_{start_step}"
+        self._events = EventsWriter(str(Path(folder) / "events"), f".from_{start_step}")
+        self._flushed = -math.inf
+        start = SessionLog(status=SessionLog.START)
+        self._events.write_event(
+            Event(wall_time=time.time(), step=start_step + 1, session_log=start)
         )
 
     def write(self, step: int, scalars: Mapping[str, SupportsFloat]) -> None:
         for name, value in scalars.items():
-            self._writer.add_scalar(name, float(value), int(step))
+            event = Event(wall_time=time.time(), step=int(step), summary=scalar(name, float(value)))
+            self._events.write_event(event)
+        # Which waits for the disk.
+        if time.monotonic() - self._flushed > _FLUSH_SECONDS:
+            self._events.flush()
+            self._flushed = time.monotonic()
 
     def close(self) -> None:
-        self._writer.close()
+        self._events.close()
 
 
 class ProgressBar:

@@ -1,6 +1,5 @@
 """Training, from a config to a page, read from top to bottom."""
 
-import json
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -15,31 +14,37 @@ from ml_collections import ConfigDict
 
 from diffjax.data import DataSet, batches
 from diffjax.errors import UserError
-from diffjax.evaluation.plots import save_png
-from diffjax.evaluation.report import write_report
 from diffjax.evaluation.run_files import read_json
-from diffjax.spec import build, to_json
+from diffjax.spec import build
 from diffjax.training import workdirs
 from diffjax.training.checkpoints import Checkpoints
 from diffjax.training.flops import matrix_flops
-from diffjax.training.generate import balanced_labels, make_generator
 from diffjax.training.interrupts import Interrupted, stop_signals
-from diffjax.training.load import Run, weaker_models
+from diffjax.training.load import Run
 from diffjax.training.lock import locked
-from diffjax.training.logging import JSONLWriter, ProgressBar, TensorBoardWriter, Writer, join
-from diffjax.training.measure import check_evaluation, measure, samples_asked_of
+from diffjax.training.measure import check_evaluation, measure
+from diffjax.training.prefetch import prefetched
 from diffjax.training.processes import in_first, is_first, losses_told
+from diffjax.training.profile import Profile, profiled
+from diffjax.training.recorder import Recorder
 from diffjax.training.rollback import Rollbacks, roll_back, seed_of
 from diffjax.training.setup import Setup, check_pairs, set_up
 from diffjax.training.sharding import batch_sharding, part_of_batch, replicated
-from diffjax.training.state import TrainState, weights_called
+from diffjax.training.state import TrainState
 from diffjax.training.step import TrainStep, make_train_step
 from diffjax.training.storage import make_writable, told_in_one_line
 from diffjax.training.watchdog import Watchdog, watched
-from diffjax.training.window import MetricsWindow, NonFiniteLoss
+from diffjax.training.window import NonFiniteLoss
 
 _LOG = logging.getLogger("diffjax")
-_GRID_IMAGES = 100
+
+
+def page(workdir: Path) -> Path:
+    """Writes the run's page, and says where it is."""
+    # Here, because it loads Matplotlib, which takes seconds that a first step need not wait for.
+    from diffjax.evaluation.report import write_report
+
+    return write_report(workdir)
 
 
 def train(
@@ -48,6 +53,7 @@ def train(
     command: str = "",
     *,
     watchdog: Watchdog = Watchdog(),
+    profile: Profile = Profile(),
 ) -> Path:
     """Trains what a config describes, evaluates it, and writes the run's page.
 
@@ -59,6 +65,7 @@ def train(
         workdir: the run's folder.
         command: how to make the run again, for its page.
         watchdog: when steps that don't come are a hang, which ends the process with status 75.
+        profile: which steps leave a trace in the folder's `profile`.
 
     Returns:
         The path of `report.html`.
@@ -77,6 +84,7 @@ def train(
     setup = set_up(config, dataset.image_shape, dataset.num_classes)
     check_pairs(setup, dataset)
     check_evaluation(config, dataset.image_shape)
+    profile.check(config.num_steps)
 
     in_first(lambda: make_writable(workdir))
     with (
@@ -87,8 +95,9 @@ def train(
     ):
         workdirs.claim(workdir, config)
         _LOG.info("training %s in %s", config.name, workdir)
-        run_all(setup, dataset, workdir, command, should_stop, watchdog)
-        return write_report(workdir) if is_first() else workdir / workdirs.REPORT
+        _LOG.info("attention: %s", setup.attention or "the network's own")
+        run_all(setup, dataset, workdir, command, should_stop, watchdog, profile)
+        return page(workdir) if is_first() else workdir / workdirs.REPORT
 
 
 def run_all(
@@ -98,6 +107,7 @@ def run_all(
     command: str,
     should_stop: Callable[[], bool],
     watchdog: Watchdog = Watchdog(),
+    profile: Profile = Profile(),
 ) -> None:
     """Everything that is missing: steps, then the evaluation of the last one."""
     config = setup.config
@@ -110,12 +120,14 @@ def run_all(
         if start["step"] < config.num_steps:
             with watched(watchdog, workdir) as begun:
                 state = run_and_roll_back(
-                    setup, dataset, (state, start), checkpoints, workdir, should_stop, begun
-                )
+                    setup, dataset, (state, start), checkpoints, workdir, should_stop, begun,
+                    profile,
+                )  # fmt: skip
         else:
             _LOG.info("%s is finished: %d of %d steps", workdir, start["step"], config.num_steps)
         checkpoints.wait()  # An evaluation is of something that is on disk.
-        evaluate_once(setup, dataset, state, workdir, should_stop)
+        with watched(watchdog, workdir, what="batch of the evaluation") as begun:
+            evaluate_once(setup, dataset, state, workdir, should_stop, begun)
 
 
 def evaluate_once(
@@ -124,13 +136,14 @@ def evaluate_once(
     state: TrainState,
     workdir: Path,
     should_stop: Callable[[], bool],
+    begun: Callable[[int], Any] = lambda batch: None,
 ) -> None:
     """The evaluation of the last step, unless there is one."""
     # One made beside the training, by experiments.evaluate, is of an earlier step.
     evaluated = (read_json(workdir / workdirs.EVALUATION) or {}).get("step")
     if evaluated != setup.config.num_steps:
         run = Run(setup, state, workdir, dataset.label_names)
-        measure(run, dataset, should_stop=should_stop)
+        measure(run, dataset, should_stop=should_stop, begun=begun)
 
 
 def run_and_roll_back(
@@ -141,14 +154,16 @@ def run_and_roll_back(
     workdir: Path,
     should_stop: Callable[[], bool],
     begun: Callable[[int], None],
+    profile: Profile = Profile(),
 ) -> TrainState:
     """Runs all steps; a loss that is not finite leads back to a checkpoint as often as it may."""
     rollbacks = Rollbacks.read(workdir)
     while True:
         try:
             return run_steps(
-                setup, dataset, *begin, checkpoints, workdir, should_stop, begun, rollbacks
-            )
+                setup, dataset, *begin, checkpoints, workdir, should_stop, begun, rollbacks,
+                profile,
+            )  # fmt: skip
         except NonFiniteLoss as error:
             trouble = error.with_traceback(None)  # whose frames hold the broken state
         rollbacks = roll_back(workdir, checkpoints, trouble, setup.nonfinite.rollbacks)
@@ -187,135 +202,73 @@ def run_steps(
     should_stop: Callable[[], bool],
     begun: Callable[[int], None] = lambda step: None,
     rollbacks: Rollbacks = Rollbacks(),
+    profile: Profile = Profile(),
 ) -> TrainState:
-    """The loop itself: from the step where `start`, a checkpoint's meta, is to `num_steps`.
+    """Makes the steps from the one where `start`, a checkpoint's meta, is to `num_steps`.
 
     `begun` is told of each step; `rollbacks` say with which data and noise it is made.
     """
     start_step, config = start["step"], setup.config
     _, step_key = jax.random.split(jax.random.key(config.seed))
-    stream = device_batches(setup, dataset, start_step, rollbacks)
-    began = time.perf_counter()
-    train_step = compile_train_step(setup, step_key)
-    workdirs.add_seconds(workdir, compile_seconds=time.perf_counter() - began)
-    if start_step == 0:
-        workdirs.record(workdir, train_flops_per_step=train_flops(setup))
-    recorder = Recorder(setup, dataset, start, checkpoints, workdir)
 
-    began = time.perf_counter()
-    try:
-        recorder.save(state)  # A folder that can't hold a checkpoint shows now, not after an hour.
-        for step in range(start_step + 1, config.num_steps + 1):
-            begun(step)
-            order = rollbacks.order(step)
-            key = jax.random.fold_in(step_key, order) if order else step_key
-            state, metrics = train_step(state, key, next(stream))
-            stop = should_stop() and step < config.num_steps
-            recorder.add(step, metrics)
-            if recorder.due(step, stop):
-                recorder.keep(step, state, stop)
-            if stop:
+    def key_of(step: int) -> Array:
+        order = rollbacks.order(step)
+        return jax.random.fold_in(step_key, order) if order else step_key
+
+    with prefetched(device_batches(setup, dataset, start_step, rollbacks)) as stream:
+        began = time.perf_counter()
+        train_step = compile_train_step(setup, step_key)
+        workdirs.add_seconds(workdir, compile_seconds=time.perf_counter() - began)
+        if start_step == 0:
+            workdirs.record(workdir, train_flops_per_step=train_flops(setup))
+        recorder = Recorder(setup, dataset, start, checkpoints, workdir)
+
+        began = time.perf_counter()
+        try:
+            # A folder that can't hold a checkpoint shows now, not after an hour.
+            recorder.save(state)
+            with profiled(profile, workdir, train_step, start_step) as train_step:
+                steps = range(start_step + 1, config.num_steps + 1)
+                state, step = take_steps(
+                    train_step, state, steps, stream, recorder, key_of, should_stop, begun
+                )
+            if step < config.num_steps:
                 raise Interrupted(
                     f"stopped at step {step} of {config.num_steps} and saved in {workdir}; "
                     "the same command goes on from there"
                 )
-    finally:
-        recorder.close()
-        workdirs.add_seconds(workdir, train_seconds=time.perf_counter() - began)
+        finally:
+            recorder.close()
+            workdirs.add_seconds(workdir, train_seconds=time.perf_counter() - began)
     return state
 
 
-class Recorder:
-    """What a run leaves in its folder while it trains: lines, pictures and checkpoints.
+def take_steps(
+    train_step: Callable,
+    state: TrainState,
+    steps: range,
+    stream: Iterator[Any],
+    recorder: Recorder,
+    key_of: Callable[[int], Array],
+    should_stop: Callable[[], bool] = lambda: False,
+    begun: Callable[[int], None] = lambda step: None,
+) -> tuple[TrainState, int]:
+    """The loop itself. It never waits for the devices, but where the recorder does.
 
-    Args:
-        setup: of the run.
-        dataset: what it trains on.
-        start: the meta of the checkpoint that it goes on from.
-        checkpoints: where states go.
-        workdir: where the rest goes.
-        bar: whether the terminal shows how far it is.
+    Returns:
+        The state and the last step that was made, which is one of `steps` if it should stop there.
     """
-
-    def __init__(
-        self,
-        setup: Setup,
-        dataset: DataSet,
-        start: Mapping[str, Any],
-        checkpoints: Checkpoints,
-        workdir: Path,
-        *,
-        bar: bool = True,
-    ):
-        self._config = config = setup.config
-        self._checkpoints = checkpoints
-        self._draw_grid = grid_drawer(setup, dataset, workdir)
-        self._writer = join(open_writers(workdir, config.num_steps, start["step"], bar=bar))
-        # The stream's position is a function of the step, so the step is all there is to keep.
-        self._meta = {
-            "config": json.loads(to_json(config)),
-            "data_sha256": dataset.train.fingerprint(),
-        }
-        self._window = MetricsWindow(
-            self._writer,
-            config.batch_size,
-            start["step"],
-            checkpoints.steps,
-            setup.nonfinite.skip_in_a_row,
-        )
-        self._window.restore(start.get("unlogged", []))
-
-    def add(self, step: int, metrics: Mapping[str, Any]) -> None:
-        """Takes the metrics of a step, still on the devices.
-
-        Raises:
-            NonFiniteLoss: in an earlier window, as `keep` in this one.
-        """
-        self._window.add(metrics)
-        if self._every(self._config.log_every_steps, step):
-            self._window.close()
-
-    def due(self, step: int, stop: bool) -> bool:
-        """Whether `keep` has anything to do after this step."""
-        config = self._config
-        every = config.sample_every_steps, config.checkpoint_every_steps
-        return stop or any(self._every(steps, step) for steps in every)
-
-    def keep(self, step: int, state: TrainState, stop: bool) -> None:
-        """The picture and the checkpoint of a step, if it is time for them."""
-        if self._every(self._config.sample_every_steps, step):
-            self._window.flush()
-            self._draw_grid(state)
-            self._window.restart_clock()
-        if stop or self._every(self._config.checkpoint_every_steps, step):
-            self.save(state)
-            self._window.restart_clock()
-
-    def save(self, state: TrainState) -> None:
-        """Starts to save a state."""
-        self._window.flush()  # A state may be saved only if its loss was finite up to here.
-        meta = {**self._meta, "unlogged": self._window.unlogged()}
-        self._checkpoints.save(int(state.step), state, meta)
-
-    def close(self) -> None:
-        """Finishes the lines."""
-        self._writer.close()
-
-    def _every(self, steps: int, step: int) -> bool:
-        return step % steps == 0 or step == self._config.num_steps
-
-
-def open_writers(
-    workdir: Path, num_steps: int, start_step: int, *, bar: bool = True
-) -> list[Writer]:
-    """Where metrics go; only the first of several processes writes."""
-    if not is_first():
-        return []
-    files: list[Writer] = [
-        JSONLWriter(workdir / workdirs.METRICS, start_step),
-        TensorBoardWriter(workdir / "tensorboard", start_step),
-    ]
-    return [*files, ProgressBar(num_steps, start_step)] if bar else files
+    step = steps.start
+    for step in steps:
+        begun(step)
+        state, metrics = train_step(state, key_of(step), next(stream))
+        stop = should_stop() and step < steps[-1]
+        recorder.add(step, metrics)
+        if recorder.due(step, stop):
+            recorder.keep(step, state, stop)
+        if stop:
+            break
+    return state, step
 
 
 def train_step_of(setup: Setup) -> TrainStep:
@@ -328,6 +281,7 @@ def train_step_of(setup: Setup) -> TrainStep:
         label_dropout=setup.config.label_dropout,
         null_label=setup.wired.num_classes,
         nonfinite=setup.nonfinite,
+        accumulation_steps=setup.accumulation_steps,
     )
 
 
@@ -380,22 +334,3 @@ def device_batches(
                 name: jax.make_array_from_process_local_data(place, batch[name], shape.shape)
                 for name, shape in used.items()
             }
-
-
-def grid_drawer(setup: Setup, dataset: DataSet, workdir: Path) -> Callable[[TrainState], Any]:
-    """A function that draws the run's picture: always the same noise and labels."""
-    config = setup.config
-    columns = min(max(dataset.num_classes, 1), 10) if dataset.num_classes else 10
-    labels = balanced_labels(_GRID_IMAGES // columns * columns, min(dataset.num_classes, columns))
-    labels, source = samples_asked_of(setup.wired, dataset, labels)
-    generate = make_generator(setup.wired, setup.mesh, batch_size=len(labels))
-    weaker = weaker_models(setup.wired.recipe, setup)
-
-    def draw_grid(state: TrainState) -> None:
-        params = weights_called(state, config.weights)
-        images = generate(params, setup.wired.recipe, labels, config.seed, source, weaker(state))
-        if is_first():
-            path = workdir / "samples" / f"step_{int(state.step):08d}.png"
-            save_png(path, images, columns=columns)
-
-    return draw_grid

@@ -1,23 +1,26 @@
 """The evaluation of a run: from its weights to `evaluation.json`."""
 
-import json
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
-from itertools import product
+from dataclasses import dataclass, replace
+from itertools import count, product
+from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from diffjax import choices
+from diffjax import choices, chosen
 from diffjax.data import DataSet, eval_batches
 from diffjax.errors import UserError, nearest
 from diffjax.evaluation import metrics, neighbours, stored
-from diffjax.evaluation.evaluate import NamedRecipe, evaluate
+from diffjax.evaluation.evaluate import Draw, NamedRecipe, evaluate
 from diffjax.evaluation.features import Extractor, check_images
-from diffjax.evaluation.plots import save_png
+from diffjax.evaluation.pictures import save_png
+from diffjax.evaluation.run_files import read_json
 from diffjax.evaluation.seen import Batches
+from diffjax.evaluation.sweep_files import LIKELIHOOD
+from diffjax.files import write_json
 from diffjax.spec import TARGET, build, choose
 from diffjax.training import workdirs
 from diffjax.training.found_grids import grids_for
@@ -29,41 +32,22 @@ from diffjax.training.generate import (
     full_batch,
 )
 from diffjax.training.interrupts import Interrupted
+from diffjax.training.likelihoods import check_likelihood, measure_likelihood
 from diffjax.training.load import Run, weaker_models
 from diffjax.training.processes import is_first
 from diffjax.training.sharding import local_rows
 from diffjax.training.state import LIVE, ema_name
-from diffjax.wiring import Wired
+from diffjax.wiring import Wired, build_objective
 
 _NEIGHBOUR_ROWS = 10
 _FEWEST_SAMPLES = 3
 
 
-def measure(
-    run: Run,
-    dataset: DataSet,
-    *,
-    solvers: Sequence[str] | None = None,
-    grids: Sequence[str] | None = None,
-    num_steps: Sequence[int] | None = None,
-    num_samples: int | None = None,
-    guidance_scales: Sequence[float] | None = None,
-    guidance: str | None = None,
-    against: str | None = None,
-    seeds: Sequence[int] | None = None,
-    weights: Sequence[str] | None = None,
-    extractor: Extractor | None = None,
-    should_stop: Callable[[], bool] = lambda: False,
-    report: Callable[[Mapping[str, Any]], None] = lambda row: None,
-) -> dict[str, Any]:
-    """Evaluates a run and writes `evaluation.json` and `samples/neighbours.png` into its folder.
+@dataclass(frozen=True)
+class Wanted:
+    """What is evaluated; what is None is as in the run's config. All lists are crossed.
 
-    What is not given is as in the run's config. All lists are crossed. The run's own recipe is
-    measured in full, with the first guidance scale, seed and weights that are given.
-
-    Args:
-        run: the model.
-        dataset: what it was trained on.
+    Attributes:
         solvers: names.
         grids: names; with none the run's own.
         num_steps: intervals of the grid.
@@ -73,60 +57,156 @@ def measure(
         against: where its second prediction comes from.
         seeds: of the noise.
         weights: `live`, or names of averages.
-        extractor: what the distances are measured on.
-        should_stop: asked between batches.
+    """
+
+    solvers: Sequence[str] | None = None
+    grids: Sequence[str] | None = None
+    num_steps: Sequence[int] | None = None
+    num_samples: int | None = None
+    guidance_scales: Sequence[float] | None = None
+    guidance: str | None = None
+    against: str | None = None
+    seeds: Sequence[int] | None = None
+    weights: Sequence[str] | None = None
+
+
+def measure(
+    run: Run,
+    dataset: DataSet,
+    wanted: Wanted = Wanted(),
+    *,
+    extractors: Sequence[Extractor] | None = None,
+    should_stop: Callable[[], bool] = lambda: False,
+    begun: Callable[[int], Any] = lambda batch: None,
+    report: Callable[[Mapping[str, Any]], None] = lambda row: None,
+) -> dict[str, Any]:
+    """Evaluates a run and writes `evaluation.json` and `samples/neighbours.png` into its folder.
+
+    The run's own recipe is measured in full, with the first guidance scale, seed and weights that
+    are wanted. Bits per dimension that `config.evaluation.likelihood` asks for are added to
+    `likelihood.json`.
+
+    Args:
+        run: the model.
+        dataset: what it was trained on.
+        wanted: which samples.
+        extractors: what the distances are measured on, those of the config by default. All rows
+            are on the first; the others' numbers, of the run's own recipe, are under `extractors`.
+        should_stop: asked between batches of samples.
+        begun: told of each batch that is drawn or that features are made of, by its number.
         report: called with each row of the table as it is done.
 
     Returns:
-        What was written.
+        What was written into `evaluation.json`.
 
     Raises:
         UserError: an unknown solver, grid or average, images that the extractor can't take.
         Interrupted: `should_stop` said so; nothing is written.
     """
     settings = run.config.evaluation
+    main, others = asked_recipes(run, wanted)
+    own = (build(settings.extractor), *map(build, settings.get("extractors", ())))
+    numbers = count(1)
+
+    def beat() -> None:
+        begun(next(numbers))
+
+    references = [
+        metrics.reference(
+            dataset,
+            _telling(beat, extractor),
+            folder=stored.FOLDER,
+            sharding=local_rows(),
+            shared=jax.process_count() > 1,
+        )
+        for extractor in extractors or own
+    ]
+    labels = balanced_labels(wanted.num_samples or settings.num_samples, dataset.num_classes)
+    labels, source = samples_asked_of(run.setup.wired, dataset, labels)
+    result = evaluate(
+        drawer(run, [main, *others], source, should_stop, beat),
+        main,
+        references,
+        labels=labels,
+        conditional=dataset.num_classes > 0,
+        others=others,
+        report=report,
+    )
+    summary = {"step": run.step, "weights": main.weights, **result.summary}
+    for method in settings.get("likelihood", ()):
+        found = measure_likelihood(run, dataset, method, num_images=settings.num_samples)
+        if is_first():
+            add_likelihood(run.workdir, found)
+    if is_first():
+        _save_neighbours(run, references[0].train_images, result.samples)
+        write_json(run.workdir / workdirs.EVALUATION, summary)
+    return summary
+
+
+def asked_recipes(run: Run, wanted: Wanted) -> tuple[NamedRecipe, list[NamedRecipe]]:
+    """The run's own recipe, and all others that are wanted, some of them perhaps twice.
+
+    Raises:
+        UserError: an unknown solver, grid or guidance.
+    """
+    settings, how = run.config.evaluation, (wanted.guidance, wanted.against)
     main = replace(
-        named_recipe(run, guided=Guided(_first(guidance_scales), guidance, against)),
-        weights=_first(weights) or run.config.weights,
-        seed=settings.seed if seeds is None else seeds[0],
+        named_recipe(run, guided=Guided(_first(wanted.guidance_scales), *how)),
+        weights=_first(wanted.weights) or run.config.weights,
+        seed=settings.seed if wanted.seeds is None else wanted.seeds[0],
     )
 
-    def asked(name: str, given: Sequence[Any] | None) -> Sequence[Any]:
+    def asked(name: str) -> Sequence[Any]:
+        given = getattr(wanted, name)
         # Runs of before there was a list have none.
         return (settings.get(name) if given is None else given) or (None,)
 
+    solvers, steps = (
+        settings[name] if getattr(wanted, name) is None else getattr(wanted, name)
+        for name in ("solvers", "num_steps")
+    )
+    # What an arm is judged by has its choices too: the run's own solver and steps come first.
+    drawn = [(None, None, None), *product(solvers, asked("grids"), steps)]
+    crossed = product(drawn, asked("guidance_scales"), asked("weights"), asked("seeds"))
     others = [
         replace(
-            named_recipe(run, solver, grid, steps, Guided(scale, guidance, against)),
+            named_recipe(run, solver, grid, num_steps, Guided(scale, *how)),
             weights=name or main.weights,
             seed=main.seed if seed is None else seed,
         )
-        for solver, grid, steps, scale, name, seed in product(
-            settings.solvers if solvers is None else solvers,
-            asked("grids", grids),
-            settings.num_steps if num_steps is None else num_steps,
-            asked("guidance_scales", guidance_scales),
-            asked("weights", weights),
-            asked("seeds", seeds),
-        )
+        for (solver, grid, num_steps), scale, name, seed in crossed
     ]
-    params = {name: run.weights(name) for name in {main.weights, *(o.weights for o in others)}}
-    reference = metrics.reference(
-        dataset,
-        extractor or build(settings.extractor),
-        folder=stored.FOLDER,
-        sharding=local_rows(),
-    )
-    labels = balanced_labels(num_samples or settings.num_samples, dataset.num_classes)
-    labels, source = samples_asked_of(run.setup.wired, dataset, labels)
-    generate = run.generator(settings.batch_size)
-    weaker = weaker_models(main.recipe, run.setup)(run.state)
+    return main, others
 
+
+def drawer(
+    run: Run,
+    recipes: Sequence[NamedRecipe],
+    source: np.ndarray | None,
+    should_stop: Callable[[], bool],
+    beat: Callable[[], None],
+) -> Draw:
+    """What draws samples of these recipes, the first of which says what guidance leads away from.
+
+    Args:
+        run: the model.
+        recipes: whose weights are wanted.
+        source: `[n, H, W, C]`, what each sample is made from; None where that is noise.
+        should_stop: asked between batches.
+        beat: called as each batch begins.
+
+    Raises:
+        UserError: the run keeps no such weights.
+    """
+    settings, wired = run.config.evaluation, run.setup.wired
+    params = {name: run.weights(name) for name in {recipe.weights for recipe in recipes}}
+    generate = run.generator(settings.batch_size)
+    weaker = weaker_models(recipes[0].recipe, run.setup)(run.state)
     batch_size = full_batch(settings.batch_size, run.setup.mesh)
 
     def draw(named: NamedRecipe, labels: np.ndarray) -> tuple[Batches, int]:
         how = params[named.weights], named.recipe, labels, named.seed, source, weaker
-        asked = Asked(run.setup.wired, *how)
+        asked = Asked(wired, *how)
 
         def batches() -> Iterator[np.ndarray]:
             for first in range(0, len(labels), batch_size):
@@ -135,6 +215,7 @@ def measure(
                         f"stopped while evaluating; the training in {run.workdir} is finished and "
                         "saved, the same command evaluates it"
                     )
+                beat()
                 some = asked.only(np.arange(first, min(first + batch_size, len(labels))))
                 images = generate(*how[:2], some.labels, named.seed, some.source, weaker, first)
                 check_finite(images, some)
@@ -143,24 +224,24 @@ def measure(
         few = asked.only(np.arange(min(len(labels), settings.batch_size)))
         return Batches(len(labels), batches()), evaluations(few)
 
-    result = evaluate(
-        draw,
-        main,
-        reference,
-        labels=labels,
-        conditional=dataset.num_classes > 0,
-        others=others,
-        report=report,
-    )
-    summary = {
-        "step": run.step,
-        "weights": main.weights,
-        **result.summary,
-    }
-    if is_first():
-        _save_neighbours(run, reference.train_images, result.samples)
-        write_json(run.workdir / workdirs.EVALUATION, summary)
-    return summary
+    return draw
+
+
+def add_likelihood(workdir: Path, result: Mapping[str, Any]) -> None:
+    """Adds what `measure_likelihood` found to `likelihood.json`, by method and dequantisation."""
+    path = workdir / LIKELIHOOD
+    name = f"{result['method']}-{result['dequantisation']}"
+    write_json(path, (read_json(path) or {}) | {name: result})
+
+
+def _telling(beat: Callable[[], None], extractor: Extractor) -> Extractor:
+    """The same extractor, which tells of each batch: a reference alone may take an hour."""
+
+    def prepare(images: np.ndarray) -> np.ndarray:
+        beat()
+        return extractor.prepare(images)
+
+    return replace(extractor, prepare=prepare)
 
 
 def samples_asked_of(
@@ -184,20 +265,24 @@ def check_evaluation(config: ConfigDict, image_shape: tuple[int, int, int]) -> N
     """Refuses an evaluation that could not run, before there is anything to evaluate.
 
     Raises:
-        UserError: an unknown solver or grid, an extractor for other images, too few samples.
+        UserError: an unknown solver or grid, an extractor for other images, too few samples, bits
+            per dimension of what has none.
     """
     settings = config.evaluation
     for name in settings.solvers:
-        choices.solver_called(name)
+        chosen.solver_called(name)
     for name in settings.get("grids", ()):
         choose(choices.GRIDS, name, "grid")
     kept = [LIVE, *map(ema_name, config.ema_decays)]
     for name in settings.get("weights", ()):
         if name not in kept:
             raise UserError(f"config.evaluation.weights: no {name!r}; {nearest(name, kept)}")
-    extractor = build(settings.extractor)
     one_image = np.zeros((1, *image_shape), np.float32)
-    check_images(one_image, extractor.image_shape, f"extractor {extractor.name}")
+    for part in (settings.extractor, *settings.get("extractors", ())):
+        extractor = build(part)
+        check_images(one_image, extractor.image_shape, f"extractor {extractor.name}")
+    for method in settings.get("likelihood", ()):
+        check_likelihood(build_objective(config), method)
     if settings.num_samples < _FEWEST_SAMPLES:
         raise UserError(
             f"config.evaluation.num_samples={settings.num_samples} must be at least "
@@ -233,7 +318,7 @@ def named_recipe(
     solver_name = name_in(choices.SOLVERS, saved.solver) if solver is None else solver
     parts: dict[str, Any] = {}
     if solver is not None:
-        parts["solver"] = choices.solver_called(solver)
+        parts["solver"] = chosen.solver_called(solver)
     if num_steps is not None:
         parts["num_steps"] = num_steps
     if grid is not None:
@@ -242,9 +327,9 @@ def named_recipe(
     if guided.scale is not None:
         parts["guidance_scale"] = guided.scale
     if guided.rule is not None:
-        parts["guidance"] = build(choices.guidance_called(guided.rule))
+        parts["guidance"] = build(chosen.guidance_called(guided.rule))
     if guided.against is not None:
-        parts["against"] = build(choices.against_called(guided.against))
+        parts["against"] = build(chosen.against_called(guided.against))
     return NamedRecipe(
         solver_name,
         name_in(choices.GRIDS, saved.grid) if grid is None else grid,
@@ -256,15 +341,6 @@ def name_in(table: choices.Table, config: ConfigDict) -> str:
     """What tables call a part of a config: the row that it equals, else its callable's name."""
     same = (name for name, row in table.items() if row.to_dict() == config.to_dict())
     return next(same, config[TARGET].rpartition(":")[2])
-
-
-def write_json(path: os.PathLike[str], content: Mapping[str, Any]) -> None:
-    """Writes a file that is there whole or not at all, whoever else writes it at the same time."""
-    scratch = f"{os.fspath(path)}.{os.getpid()}.tmp"
-    with open(scratch, "w", encoding="utf-8") as file:
-        json.dump(content, file, indent=2)
-        file.write("\n")
-    os.replace(scratch, path)
 
 
 def _save_neighbours(run: Run, train_images: np.ndarray, samples: np.ndarray) -> None:

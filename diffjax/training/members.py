@@ -1,5 +1,6 @@
 """One training step for several members at once: stacked states, numbers and keys."""
 
+import inspect
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -168,13 +169,15 @@ def member_step(members: Members) -> Callable:
     def step(state: TrainState, values: Mapping[str, Array], key: Array, batch: Any) -> Any:
         objective, optimizer, dropout = members.numbers.parts(values).built(config.num_steps)
         return make_train_step(
-            setup.wired.apply,
+            # On these members' own mesh.
+            inspect.unwrap(setup.wired.apply),
             objective,
             optimizer,
             ema_decays=config.ema_decays,
             label_dropout=dropout,
             null_label=setup.wired.num_classes,
             nonfinite=setup.nonfinite,
+            accumulation_steps=setup.accumulation_steps,
         )(state, key, batch)
 
     return step

@@ -10,10 +10,10 @@ from typing import Any
 
 from diffjax.errors import UserError
 from diffjax.evaluation.run_files import read_json
+from diffjax.files import write_whole
 from diffjax.training.checkpoints import Checkpoints
 from diffjax.training.processes import in_first
 from diffjax.training.window import NonFiniteLoss
-from diffjax.training.workdirs import write_text
 
 ROLLBACKS = "rollbacks.json"
 _LOG = logging.getLogger("diffjax")
@@ -109,7 +109,7 @@ def roll_back(
     one = {"step": error.step, "to": to, "said": error.said, "when": now}
     after = Rollbacks((*before.made, one))
     text = json.dumps({"rollbacks": after.made}, indent=2) + "\n"
-    in_first(lambda: write_text(workdir / ROLLBACKS, text))
+    in_first(lambda: write_whole(workdir / ROLLBACKS, text))
     _LOG.warning(
         "%s: back to step %d, and on from there in another order (%d of at most %d)",
         error.said,

@@ -8,12 +8,14 @@ from ml_collections import ConfigDict
 
 from diffjax.data import DataSet
 from diffjax.errors import UserError, nearest
+from diffjax.models.attention import resolve
 from diffjax.spec import build
 from diffjax.training import sharding
+from diffjax.training.accumulation import check_parts
 from diffjax.training.nonfinite import NonFinite
 from diffjax.training.optimizer import Optimizer
 from diffjax.training.state import LIVE, TrainState, ema_name, init_state
-from diffjax.wiring import Wired, wire
+from diffjax.wiring import Wired, build_objective, wire
 
 
 class Setup(NamedTuple):
@@ -26,6 +28,8 @@ class Setup(NamedTuple):
         mesh: the devices.
         abstract: the training state as `ShapeDtypeStruct` with shardings.
         nonfinite: what becomes of a step that is not finite.
+        attention: which implementation `config.model.attention` stands for on this mesh; None for
+            a network without such a choice.
     """
 
     config: ConfigDict
@@ -34,11 +38,17 @@ class Setup(NamedTuple):
     mesh: Mesh
     abstract: TrainState
     nonfinite: NonFinite = NonFinite()
+    attention: str | None = None
 
     @property
     def shardings(self) -> TrainState:
         """Where each array of the state lives."""
         return jax.tree.map(lambda leaf: leaf.sharding, self.abstract)
+
+    @property
+    def accumulation_steps(self) -> int:
+        """Parts of a batch that the network is asked about one after the other."""
+        return accumulation_steps(self.config)
 
     def init(self, key: jax.Array) -> TrainState:
         """A fresh state, made in place on the mesh."""
@@ -81,11 +91,21 @@ def set_up(
         UserError: whatever does not fit.
     """
     check_counts(config)
+    check_expected(config, image_shape=image_shape, num_classes=num_classes)
+    own_mesh = mesh is None
     if mesh is None:
         mesh = sharding.make_mesh(**config.mesh)
         sharding.check_batch(config.batch_size, mesh)
     check_weights(config)
-    wired = wire(config, image_shape, num_classes)
+    attention = attention_of(config, mesh)
+    wired = wire(with_attention(config, attention), image_shape, num_classes)
+    check_mesh(wired, mesh)
+    # Configs of before there was a choice have none.
+    rules = sharding.check_rules(config.get("sharding_rules") or sharding.RULES)
+    wired = wired._replace(apply=sharding.on_mesh(wired.apply, mesh, rules))
+    if own_mesh:
+        rows = mesh.shape["data"] * mesh.shape["fsdp"]
+        check_parts(wired.objective, accumulation_steps(config), config.batch_size, rows)
     optimizer = build(config.optimizer, num_steps=config.num_steps)
     # Configs of before there was a choice have none.
     nonfinite = build(config.nonfinite) if "nonfinite" in config else NonFinite()
@@ -99,13 +119,54 @@ def set_up(
         ),
         wired.params_shape,
     )
-    places = sharding.state_shardings(shapes, mesh)
+    places = sharding.state_shardings(shapes, mesh, rules)
     abstract = jax.tree.map(
         lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
         shapes,
         places,
     )
-    return Setup(config, wired, optimizer, mesh, abstract, nonfinite)
+    return Setup(config, wired, optimizer, mesh, abstract, nonfinite, attention)
+
+
+def attention_of(config: ConfigDict, mesh: Mesh) -> str | None:
+    """The implementation of attention that a config's choice stands for on a mesh.
+
+    It is the mesh that decides, not the machine: a program may be compiled elsewhere than it runs.
+
+    Raises:
+        UserError: an unknown name, or one that the objective has no use for.
+    """
+    if "attention" not in config.model:
+        return None
+    platform, dtype = mesh.devices.flat[0].platform, config.model.get("dtype", "float32")
+    forward_mode = build_objective(config).forward_mode
+    return resolve(config.model.attention, platform, dtype, mesh.shape["sequence"], forward_mode)
+
+
+def with_attention(config: ConfigDict, attention: str | None) -> ConfigDict:
+    """The same config with this implementation of attention, for `wire`."""
+    if attention is None:
+        return config
+    chosen = ConfigDict(config.to_dict(), convert_dict=True)
+    chosen.model.attention = attention
+    return chosen
+
+
+def check_mesh(wired: Wired, mesh: Mesh) -> None:
+    """Refuses a mesh that splits what the network can't split, where the network can say.
+
+    Raises:
+        UserError: it does not divide, with what would.
+    """
+    check = getattr(wired.network, "check_mesh", None)
+    if check is not None:
+        check(wired.input_shape, dict(mesh.shape))
+
+
+def accumulation_steps(config: ConfigDict) -> int:
+    """Parts of a batch that the network is asked about one after the other."""
+    # Configs of before there was a choice have none.
+    return config.get("accumulation_steps", 1)
 
 
 def check_counts(config: ConfigDict) -> None:
@@ -121,6 +182,7 @@ def check_counts(config: ConfigDict) -> None:
             "checkpoints_kept_every_steps",
         )
     }
+    counts["accumulation_steps"] = accumulation_steps(config)
     counts["sampling.num_steps"] = config.sampling.num_steps
     for i, steps in enumerate(config.evaluation.num_steps):
         counts[f"evaluation.num_steps[{i}]"] = steps
@@ -129,12 +191,45 @@ def check_counts(config: ConfigDict) -> None:
             raise UserError(f"config.{name}={count} must be at least 1")
 
 
-def check_pairs(setup: Setup, dataset: DataSet) -> None:
-    """Refuses a data set without the sources that the objective needs.
+def check_expected(config: ConfigDict, **found: Any) -> None:
+    """Refuses data that differ from what a config was written, and planned, for.
+
+    Args:
+        config: resolved; `expected` in it may say `image_shape`, `num_classes` and `num_images`.
+        **found: any of these.
 
     Raises:
-        UserError: training needs one for each image, or sampling starts from one.
+        UserError: the first that differs.
     """
+    for name, value in found.items():
+        expected = config.get("expected", {}).get(name, value)
+        if tuple_or_number(expected) != tuple_or_number(value):
+            raise UserError(
+                f"the data have {name}={value}, and this config is for {expected}: take its data, "
+                f"or set --config.expected.{name}"
+            )
+
+
+def tuple_or_number(value: Any) -> Any:
+    """A list, as JSON has it, as a tuple.
+
+    Example:
+        >>> tuple_or_number([8, 8, 1]), tuple_or_number(3)
+        ((8, 8, 1), 3)
+    """
+    return tuple(value) if isinstance(value, list | tuple) else value
+
+
+def check_pairs(setup: Setup, dataset: DataSet) -> None:
+    """Refuses a data set without the sources that the objective needs, or of unexpected size.
+
+    Raises:
+        UserError: training needs one for each image, or sampling starts from one; the config
+            expects another number of images, for training or in all.
+    """
+    in_all = len(dataset.train) + len(dataset.test)
+    if setup.config.get("expected", {}).get("num_images") != in_all:
+        check_expected(setup.config, num_images=len(dataset.train))
     objective = setup.wired.objective
     for needed, source, part in (
         (objective.needs_source, dataset.train, "training"),

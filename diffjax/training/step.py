@@ -10,6 +10,7 @@ from jax import Array
 
 from diffjax.objectives.base import Objective, Progress
 from diffjax.process.precond import Apply
+from diffjax.training.accumulation import loss_and_gradient
 from diffjax.training.nonfinite import NonFinite
 from diffjax.training.optimizer import Optimizer
 from diffjax.training.state import TrainState, update_ema
@@ -29,6 +30,7 @@ def make_train_step(
     label_dropout: float,
     null_label: int,
     nonfinite: NonFinite = NonFinite(),
+    accumulation_steps: int = 1,
 ) -> TrainStep:
     """The step as a pure function `(state, key, batch) -> (state, metrics)`.
 
@@ -40,6 +42,8 @@ def make_train_step(
         label_dropout: share of labels replaced by the null label, for classifier-free guidance.
         null_label: the label that means "none".
         nonfinite: what becomes of a step whose loss, gradient or update is not finite.
+        accumulation_steps: parts of the batch that the network is asked about one after the other;
+            1 adds nothing to the program.
 
     Returns:
         A function to be jitted by the caller. `key` is the run's and the same in every step; the
@@ -57,12 +61,12 @@ def make_train_step(
 
         progress = Progress(state.step, state.memory)
 
-        def mean_loss(params: Any) -> tuple[Array, tuple[Array, dict[str, Array]]]:
-            loss, metrics = objective(apply, params, teacher, loss_key, batch, progress)
-            return jnp.mean(loss), (loss, metrics)
+        def losses_of(apply: Apply, params: Any) -> tuple[Array, dict[str, Array]]:
+            return objective(apply, params, teacher, loss_key, batch, progress)
 
-        gradient_of = jax.value_and_grad(mean_loss, has_aux=True)
-        (loss, (losses, seen)), gradient = gradient_of(state.params)
+        (loss, (losses, seen)), gradient = loss_and_gradient(
+            losses_of, apply, state.params, accumulation_steps
+        )
         memory = objective.update_memory(state.memory, seen)
         updates, opt_state = optimizer.transform.update(gradient, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)

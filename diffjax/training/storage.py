@@ -13,7 +13,7 @@ _CAUSES = {
     os.strerror(number): number
     for number in (
         errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.EACCES,
-        errno.EPERM, errno.ESTALE,
+        errno.EPERM, errno.ESTALE, errno.ENOMEM,
     )
 }  # fmt: skip
 

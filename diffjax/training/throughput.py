@@ -21,7 +21,7 @@ from diffjax.training.flops import matrix_flops
 from diffjax.training.generate import balanced_labels, make_generator
 from diffjax.training.loop import compile_train_step, train_step_of
 from diffjax.training.setup import Setup, set_up
-from diffjax.training.sharding import AXES, batch_sharding, replicated
+from diffjax.training.sharding import AXES, batch_sharding, check_batch, make_mesh, replicated
 from diffjax.training.state import TrainState, weights_called
 
 _PEAK_SECONDS = 0.2
@@ -120,6 +120,41 @@ def measure(
         )
         for program, times, reference in zip(programs, seconds, peaks, strict=True)
     ]
+
+
+@dataclass(frozen=True)
+class Scaled:
+    """Training on some devices; seconds a batch have one number a round."""
+
+    config: str
+    num_devices: int
+    batch_size: int
+    batch_seconds: tuple[float, ...]
+
+
+def measure_scaled(
+    name: str,
+    config: ConfigDict,
+    image_shape: tuple[int, int, int],
+    num_classes: int,
+    num_devices: int,
+    *,
+    steps: int,
+    rounds: int,
+) -> Scaled:
+    """Times training on the first `num_devices` devices, laid out as the config's mesh says.
+
+    Raises:
+        UserError: there are fewer, or the mesh or the batch does not fit them.
+    """
+    if num_devices > len(jax.devices()):
+        raise UserError(f"there are {len(jax.devices())} devices, not {num_devices}")
+    mesh = make_mesh(**config.mesh, devices=jax.devices()[:num_devices])
+    check_batch(config.batch_size, mesh)
+    setup = set_up(config, image_shape, num_classes, mesh)
+    program = training(setup, setup.init(jax.random.key(config.seed)), steps)
+    seconds = tuple(timed(program.run) / steps for _ in range(rounds))
+    return Scaled(name, num_devices, config.batch_size, seconds)
 
 
 def training(setup: Setup, state: TrainState, steps: int) -> Program:

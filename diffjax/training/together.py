@@ -131,7 +131,9 @@ def numbers_of(configs: Sequence[ConfigDict]) -> Numbers:
         Apart: they differ in something else.
     """
     first = configs[0]
-    split = {axis: first.mesh[axis] for axis in ("fsdp", "tensor") if first.mesh[axis] != 1}
+    # Configs of before there was `sequence` have none.
+    axes = ("fsdp", "tensor", "sequence")
+    split = {axis: first.mesh[axis] for axis in axes if first.mesh.get(axis, 1) != 1}
     if split:
         raise Apart(f"mesh.{next(iter(split))}: parameters split over devices are no members'")
     if len(configs) > 1 and "nonfinite" in first and first.nonfinite.get("rollbacks"):

@@ -66,7 +66,10 @@ class Watchdog:
 
 @contextmanager
 def watched(
-    watchdog: Watchdog, workdir: Path, end: Callable[[int], Any] = os._exit
+    watchdog: Watchdog,
+    workdir: Path,
+    end: Callable[[int], Any] = os._exit,
+    what: str = "step",
 ) -> Iterator[Callable[[int], None]]:
     """Watches a block, which is to call what it is given with each step that it begins.
 
@@ -78,13 +81,14 @@ def watched(
         watchdog: what a hang is.
         workdir: where the stacks go.
         end: ends the process.
+        what: what a step is called.
     """
     if not watchdog.seconds:
         yield lambda step: None
         return
     heard = _Heard(time.monotonic())
     over = threading.Event()
-    arguments = (watchdog, workdir, end, heard, over)
+    arguments = (watchdog, workdir, end, what, heard, over)
     thread = threading.Thread(target=_watch, args=arguments, name="watchdog", daemon=True)
     thread.start()
     try:
@@ -114,6 +118,7 @@ def _watch(
     watchdog: Watchdog,
     workdir: Path,
     end: Callable[[int], Any],
+    what: str,
     heard: _Heard,
     over: threading.Event,
 ) -> None:
@@ -124,14 +129,14 @@ def _watch(
         if silence < watchdog.limit(heard.seconds) or told == last:
             continue
         told = last
-        _tell(watchdog, workdir, last[1], silence)
+        after = f"after {what} {last[1]}" if last[1] >= 0 else f"before the first {what}"
+        _tell(watchdog, workdir, after, silence)
         if watchdog.exits:
             end(STATUS)
             return
 
 
-def _tell(watchdog: Watchdog, workdir: Path, step: int, silence: float) -> None:
-    after = f"after step {step}" if step >= 0 else "before the first step"
+def _tell(watchdog: Watchdog, workdir: Path, after: str, silence: float) -> None:
     then = f"ending with status {STATUS}; the same command goes on" if watchdog.exits else "waiting"
     _LOG.error(
         "nothing has happened for %.0f s %s: the stacks of all threads are in %s and below; %s",

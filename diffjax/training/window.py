@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from diffjax.errors import UserError
-from diffjax.training.logging import Writer
+from diffjax.training.logging import Writer, join
 from diffjax.training.step import LOG_SNR_EDGES
 
 _LOG = logging.getLogger("diffjax")
@@ -42,6 +42,7 @@ class MetricsWindow:
         step: the step before the first one.
         checkpoint_steps: says which checkpoints there are, for the message of a failure.
         skip_in_a_row: how many steps in a row may have been left out as not finite.
+        left_out: where the metrics of each of those go.
     """
 
     def __init__(
@@ -51,8 +52,10 @@ class MetricsWindow:
         step: int,
         checkpoint_steps: Callable[[], list[int]],
         skip_in_a_row: int = 0,
+        left_out: Writer | None = None,
     ):
         self._writer = writer
+        self._left_out = left_out or join([])
         self._batch_size = batch_size
         self._step = step
         self._checkpoint_steps = checkpoint_steps
@@ -98,6 +101,17 @@ class MetricsWindow:
         self._clock = time.perf_counter()
         self._steps_since_clock = 0
 
+    def failure(self, said: str, step: int, row: str = "") -> NonFiniteLoss:
+        """The error of a run that can't go on after this step."""
+        saved = max(self._checkpoint_steps(), default=None)
+        kept = f"the last good checkpoint is step {saved}" if saved is not None else "nothing saved"
+        return NonFiniteLoss(
+            f"{said}{row}; {kept}. "
+            "Lower --config.optimizer.learning_rate or clip_norm, in another --workdir",
+            said,
+            step,
+        )
+
     def _write_closed(self) -> None:
         if not self._closed:
             return
@@ -130,24 +144,26 @@ class MetricsWindow:
         in_a_row = int(metrics.get("skipped_in_a_row", 0))
         if in_a_row == 0 and np.isfinite(metrics["loss"]) and np.isfinite(metrics["grad_norm"]):
             return
-        bad = [bin_name(int(i)) for i in np.flatnonzero(~np.isfinite(metrics["bin_loss"]))]
-        what = "loss" if bad else "gradient"
-        where = f" at log-SNR {', '.join(bad)}" if bad else ""
-        said = f"the {what} is not finite in step {step}{where}"
+        said = _not_finite(metrics["bin_loss"], metrics["bin_count"], step)
         if 0 < in_a_row <= self._skip_in_a_row:
             total = int(metrics["skipped"])
+            self._left_out.write(step, summarise([metrics]))
             _LOG.warning("%s: left out, %d in a row, %d in all", said, in_a_row, total)
             return
         self._writer.write(step, summarise([metrics]))
-        row = f", {in_a_row} steps in a row" if in_a_row else ""
-        saved = max(self._checkpoint_steps(), default=None)
-        kept = f"the last good checkpoint is step {saved}" if saved is not None else "nothing saved"
-        raise NonFiniteLoss(
-            f"{said}{row}; {kept}. "
-            "Lower --config.optimizer.learning_rate or clip_norm, in another --workdir",
-            said,
-            step,
-        )
+        raise self.failure(said, step, f", {in_a_row} steps in a row" if in_a_row else "")
+
+
+def _not_finite(losses: np.ndarray, counts: np.ndarray, step: int) -> str:
+    """What is not finite in a step, and in which bins; a gradient has none of its own."""
+    bad = [bin_name(int(i)) for i in np.flatnonzero(~np.isfinite(losses))]
+    if bad:
+        return f"the loss is not finite in step {step} at log-SNR {', '.join(bad)}"
+    means = np.where(counts > 0, losses / np.maximum(counts, 1), -np.inf)
+    return (
+        f"the gradient is not finite in step {step}, whose loss is largest at log-SNR "
+        f"{bin_name(int(np.argmax(means)))}"
+    )
 
 
 def bin_name(index: int) -> str:

@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import json
+import logging
 import os
 import platform
 import subprocess
@@ -17,28 +18,32 @@ import diffjax
 from diffjax.data import DataSet
 from diffjax.errors import UserError
 from diffjax.evaluation.run_files import read_json
-from diffjax.spec import TARGET, from_json, to_json
+from diffjax.files import clear_unfinished, write_whole
+from diffjax.spec import TARGET, defaults, from_json, to_json
+from diffjax.training.checkpoints import config_kept
 from diffjax.training.processes import in_first, is_first
 from diffjax.training.setup import Setup
 from diffjax.training.storage import make_writable
 
+_LOG = logging.getLogger("diffjax")
 CONFIG, RUN = "config.json", "run.json"
 METRICS, EVALUATION, REPORT = "metrics.jsonl", "evaluation.json", "report.html"
+SKIPPED = "skipped.jsonl"
 _FOLDERS = ("checkpoints", "samples", "tensorboard")
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
-# Settings that came later, and what runs of before had in their place.
+# Settings beside the specs that came later, and what runs of before had in their place.
 _ADDED: Mapping[str, Any] = {
     "wrappers": [],
-    "nonfinite": {TARGET: "diffjax.training.nonfinite:NonFinite", "skip_in_a_row": 0},
-    "nonfinite.rollbacks": 0,
-    "data.max_damaged": 0,
+    "nonfinite": {TARGET: "diffjax.training.nonfinite:NonFinite"},
+    "accumulation_steps": 1,
+    "evaluation.extractors": [],
+    "evaluation.likelihood": [],
     "evaluation.grids": [],
     "evaluation.guidance_scales": [],
     "evaluation.weights": [],
     "evaluation.seeds": [],
-    "sampling.guidance": {TARGET: "diffjax.sampling.guidance:ClassifierFree"},
-    "sampling.against": {TARGET: "diffjax.sampling.guidance:NullLabel"},
 }
+_PLACE = ("mesh", "sharding_rules")
 
 
 def claim(workdir: Path, config: ConfigDict) -> None:
@@ -52,10 +57,10 @@ def claim(workdir: Path, config: ConfigDict) -> None:
 
 def _claim(workdir: Path, config: ConfigDict) -> None:
     path = workdir / CONFIG
-    saved = read_json(path)
+    saved = _saved_config(workdir)
     if saved is not None:
         here = json.loads(to_json(config))
-        differences = differing_keys(_completed(saved, here), here)
+        differences = differing_keys(_without_place(_completed(saved, here)), _without_place(here))
         if differences:
             raise UserError(
                 f"{workdir} holds a run with another config ({'; '.join(differences[:3])}"
@@ -67,10 +72,42 @@ def _claim(workdir: Path, config: ConfigDict) -> None:
             "--workdir"
         )
     else:
-        write_text(path, to_json(config))
+        write_whole(path, to_json(config))
     # What can't be written shows now, not after an hour.
     for name in _FOLDERS:
         make_writable(workdir / name)
+    for name in ("", *_FOLDERS):
+        clear_unfinished(workdir / name)
+
+
+def _saved_config(workdir: Path) -> dict[str, Any] | None:
+    """The config in a run's folder; one that is damaged or gone is mended from a checkpoint.
+
+    Raises:
+        UserError: it is damaged, and no checkpoint has it.
+    """
+    path, damage = workdir / CONFIG, None
+    try:
+        saved = read_json(path)
+    except UserError as error:
+        saved, damage = None, error
+    if saved is not None:
+        return saved
+    kept = config_kept(workdir / "checkpoints")
+    if kept is None:
+        if damage is not None:
+            raise damage
+        return None
+    if damage is not None:
+        path.replace(path.with_name(f"{CONFIG}.damaged"))
+    write_whole(path, json.dumps(kept, indent=2) + "\n")
+    _LOG.warning("%s was %s: mended from a checkpoint", path, "damaged" if damage else "missing")
+    return kept
+
+
+def _without_place(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A config without where it is computed, which may change on the way."""
+    return {key: value for key, value in config.items() if key not in _PLACE}
 
 
 def _completed(saved: Mapping[str, Any], here: Mapping[str, Any]) -> dict[str, Any]:
@@ -81,7 +118,22 @@ def _completed(saved: Mapping[str, Any], here: Mapping[str, Any]) -> dict[str, A
         inner, today = (each.get(group, {}) if group else each for each in (completed, here))
         if name in today and name not in inner:
             completed |= {group: {**inner, name: value}} if group else {name: value}
-    return completed
+    return _with_defaults(completed, here)
+
+
+def _with_defaults(saved: Any, here: Any) -> Any:
+    """What specs say today and did not say then has its default: what a new argument has to keep.
+
+    Only what this config names is looked up: the saved one may be a stranger's.
+    """
+    if isinstance(saved, list) and isinstance(here, list) and len(saved) == len(here):
+        return [_with_defaults(*pair) for pair in zip(saved, here, strict=True)]
+    if not (isinstance(saved, Mapping) and isinstance(here, Mapping)):
+        return saved
+    same = TARGET in here and saved.get(TARGET) == here[TARGET]
+    known = defaults(here[TARGET]) if same else {}
+    added = {name: value for name, value in known.items() if name in here and name not in saved}
+    return added | {name: _with_defaults(value, here.get(name)) for name, value in saved.items()}
 
 
 def differing_keys(saved: Mapping[str, Any], here: Mapping[str, Any], prefix: str = "") -> list:
@@ -145,7 +197,7 @@ def record_run(
     if ensemble or "ensemble" in before:
         content["ensemble"] = ensemble or before["ensemble"]
     if is_first():
-        write_text(workdir / RUN, json.dumps(content, indent=2) + "\n")
+        write_whole(workdir / RUN, json.dumps(content, indent=2) + "\n")
 
 
 def add_seconds(workdir: Path, **seconds: float) -> None:
@@ -158,7 +210,7 @@ def record(workdir: Path, **facts: Any) -> None:
     """Puts facts into `run.json`."""
     if is_first():
         content = {**(read_json(workdir / RUN) or {}), **facts}
-        write_text(workdir / RUN, json.dumps(content, indent=2) + "\n")
+        write_whole(workdir / RUN, json.dumps(content, indent=2) + "\n")
 
 
 def read(
@@ -236,13 +288,3 @@ def _version(package: str) -> str:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return "not installed"
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes a file that is there whole or not at all, also after a loss of power."""
-    scratch = path.with_name(path.name + ".tmp")
-    with scratch.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(scratch, path)

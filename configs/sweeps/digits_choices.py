@@ -1,0 +1,30 @@
+"""Does the ranking of objectives hang on guidance and average, when each gets its best?
+
+    python -m experiments.sweep --sweep=configs/sweeps/digits_choices.py --workers=2
+
+Three objectives, three training seeds each, as many counted operations of training, sampled with
+and without guidance and with either of two averages, at about 17 and 34 evaluations. One noise seed
+chooses guidance and average of each arm, another one reports.
+"""
+
+from diffjax.sweeps import Sweep
+
+
+def get_sweep() -> Sweep:
+    """Axes: objective, seed."""
+    return Sweep(
+        "configs/digits.py",
+        {"objective": ("flow", "sd3", "v"), "config.seed": (0, 1, 2)},
+        {
+            "config.num_steps": 400,
+            "config.evaluation.num_samples": 250,
+            "config.evaluation.solvers": ("heun",),
+            # Guidance doubles the evaluations: 5 and 9 steps with it cost what 9 and 18 do without.
+            "config.evaluation.num_steps": (5, 9, 18),
+            "config.evaluation.guidance_scales": (1.0, 1.5),
+            "config.evaluation.weights": ("ema-0.99", "ema-0.999"),
+            "config.evaluation.seeds": (0, 1),
+        },
+        question="Which objective is best when each has its best guidance and average?",
+        matched="flops",
+    )

@@ -1,0 +1,163 @@
+"""Latents that an autoencoder made of images, or any float arrays, read from disk as needed."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from diffjax.data.archives import read_npz
+from diffjax.data.sources import Batch, DataSet, Example, Source, stratified_split
+from diffjax.errors import UserError
+
+_LATENTS, _LABELS = "latents", "labels"
+
+
+@dataclass(frozen=True, eq=False)
+class LatentSource(Source):
+    """Rows of an array that may be larger than memory; nothing of it is scaled but by `scale`.
+
+    Args:
+        latents: float `[N,H,W,C]`, perhaps a memory map.
+        labels: int32 `[N]`.
+        rows: which of them belong to this source, ascending.
+        scale: what they are multiplied by.
+        stamp: what changes when the file does.
+
+    Example:
+        >>> latents = np.ones((3, 4, 4, 2), np.float16)
+        >>> source = LatentSource(latents, np.arange(3, dtype=np.int32), np.array([0, 2]), 0.5, "")
+        >>> len(source), source[1]["label"], source.gather([0])["image"].max().item()
+        (2, 2, 0.5)
+    """
+
+    latents: np.ndarray
+    labels: np.ndarray
+    rows: np.ndarray
+    scale: float
+    stamp: str
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Example:
+        batch = self.gather([index])
+        return {"image": batch["image"][0], "label": int(batch["label"][0])}
+
+    def gather(self, rows: Sequence[int] | np.ndarray) -> Batch:
+        """The latents as float32.
+
+        Raises:
+            UserError: one of them holds a number that is not finite.
+        """
+        where = self.rows[np.asarray(rows)]
+        images = np.asarray(self.latents[where], np.float32) * np.float32(self.scale)
+        finite = np.isfinite(images).all(axis=(1, 2, 3))
+        if not finite.all():
+            raise UserError(f"latent {where[~finite][0]} holds numbers that are not finite")
+        return {"image": images, "label": self.labels[where]}
+
+    def fingerprint(self) -> str:
+        """SHA-256 of the file's size, shape and type, of all labels, rows and the scale."""
+        digest = hashlib.sha256(f"{self.stamp} {self.scale!r}\n".encode())
+        digest.update(np.ascontiguousarray(self.labels, "<i4").data)
+        digest.update(np.ascontiguousarray(self.rows, "<i8").data)
+        return digest.hexdigest()
+
+
+def latents(
+    path: str = "",
+    num_classes: int = 1_000,
+    scale: float = 1.0,
+    test_fraction: float = 0.01,
+    split_seed: int = 0,
+    name: str = "latents",
+    autoencoder: str = "not stated",
+) -> DataSet:
+    """Latents of one shape, from a folder or an archive.
+
+    A folder holds `latents.npy`, float16 or float32 `[N,H,W,C]`, of which only the rows that a
+    batch needs are read, and `labels.npy`, integers `[N]`, if there are classes. An `.npz` holds
+    the same two arrays, and is read into memory as a whole.
+
+    Args:
+        path: of the folder or the archive.
+        num_classes: labels are below it; 0 where there are none.
+        scale: what latents are multiplied by, to bring their standard deviation to about 1
+            (0.18215 for the autoencoders of Stable Diffusion).
+        test_fraction: share of each class that is kept for testing.
+        split_seed: which split.
+        name: as it appears in reports.
+        autoencoder: what made them, by name or hash; it stands beside each distance, and distances
+            of latents of unlike ones are not compared.
+
+    Raises:
+        UserError: there are no such files, or they hold something else.
+    """
+    if not path:
+        raise UserError(
+            "this config needs latents: --config.data.path=FOLDER with latents.npy and labels.npy, "
+            "or an .npz of the two (docs/data.md)"
+        )
+    arrays, stamp = _read(Path(path).expanduser(), bool(num_classes))
+    array = arrays[_LATENTS]
+    if array.dtype not in (np.float16, np.float32) or array.ndim != 4:
+        raise UserError(
+            f"latents in {path} must be float16 or float32 [N,H,W,C], not {array.dtype} "
+            f"{array.shape}"
+        )
+    labels = arrays.get(_LABELS, np.zeros(len(array), np.int32))
+    if not np.issubdtype(labels.dtype, np.integer) or labels.shape != array.shape[:1]:
+        raise UserError(
+            f"labels of {len(array)} latents in {path} must be integers [{len(array)}], not "
+            f"{labels.dtype} {labels.shape}"
+        )
+    if num_classes and len(labels) and not 0 <= labels.min() <= labels.max() < num_classes:
+        raise UserError(
+            f"labels in {path} go from {labels.min()} to {labels.max()}, not from 0 to "
+            f"{num_classes - 1}: set data.num_classes"
+        )
+    labels = labels.astype(np.int32)
+    height, width, channels = array.shape[1:]
+    train, test = (
+        LatentSource(array, labels, rows, scale, stamp)
+        for rows in stratified_split(labels, test_fraction, split_seed)
+    )
+    names = tuple(map(str, range(num_classes)))
+    return DataSet(
+        name,
+        train,
+        test,
+        (height, width, channels),
+        num_classes,
+        names,
+        bounded=False,
+        autoencoder=autoencoder,
+    )
+
+
+def _read(path: Path, with_labels: bool) -> tuple[dict[str, np.ndarray], str]:
+    """The arrays, and what changes when they do."""
+    names = [_LATENTS, _LABELS] if with_labels else [_LATENTS]
+    if path.suffix == ".npz":
+        arrays = read_npz(path, str(path))
+        if missing := [name for name in names if name not in arrays]:
+            raise UserError(f"{path} has no array {missing[0]!r}, only {', '.join(arrays)}")
+        digest = hashlib.sha256(np.ascontiguousarray(arrays[_LATENTS]).data).hexdigest()
+        return {name: arrays[name] for name in names}, digest
+    files = {name: path / f"{name}.npy" for name in names}
+    try:
+        arrays: dict[str, np.ndarray] = {
+            # Mapped, so that a header that claims too much takes no memory; objects are refused.
+            name: np.lib.format.open_memmap(file, mode="r")
+            for name, file in files.items()
+        }
+    except FileNotFoundError as error:
+        raise UserError(f"there is no {error.filename}: a folder of latents needs it") from None
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"can't read arrays in {path}: {reason}") from None
+    array = arrays[_LATENTS]
+    size = files[_LATENTS].stat().st_size
+    return arrays, f"{size} {array.shape} {array.dtype}"

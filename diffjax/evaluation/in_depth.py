@@ -1,0 +1,212 @@
+"""The numbers that a run's own recipe gets beside accuracy and the two plain distances."""
+
+from typing import Any
+
+import jax
+import numpy as np
+
+from diffjax.evaluation.copying import data_copying, inauthentic
+from diffjax.evaluation.distances import gaussian_kernel_distance
+from diffjax.evaluation.extrapolation import extrapolated_distance, fewest_samples
+from diffjax.evaluation.manifolds import manifold_scores
+from diffjax.evaluation.mixtures import mode_weights, sliced_wasserstein_to
+from diffjax.evaluation.neighbours import memorisation, nearest
+from diffjax.evaluation.reference import Reference, thin
+from diffjax.evaluation.scores import inception_score
+from diffjax.evaluation.seen import Seen
+
+NUM_SPLITS = 10  # of Salimans et al.
+_K = 5  # of Naeem et al.
+_MOST_ON_MANIFOLDS = 10_000  # as theirs; the cost grows with the square
+_NUM_CELLS = 5
+_NUM_DIRECTIONS = 100
+
+
+def in_depth_numbers(
+    seen: Seen, reference: Reference, provenance: dict[str, Any]
+) -> dict[str, Any]:
+    """Each number with its floor and provenance; None where it can't be had.
+
+    Args:
+        seen: the samples.
+        reference: what they are held against.
+        provenance: what all numbers hang on.
+    """
+    return {
+        "frechet_distance_at_infinity": _at_infinity(seen.features, reference, provenance),
+        **_manifolds(seen.features, reference, provenance),
+        "cmmd": _cmmd(seen.features, reference, provenance),
+        "inception_score": _inception_score(seen, reference, provenance),
+        "neighbours": _neighbours(seen, reference, provenance),
+        **_of_mixture(seen.images, reference, provenance),
+    }
+
+
+def counts(num_samples: int, num_floor_images: int, num_reference_images: int) -> dict[str, int]:
+    """How many images entered a number, as its provenance says it."""
+    return {
+        "num_samples": num_samples,
+        "num_floor_images": num_floor_images,
+        "num_reference_images": num_reference_images,
+    }
+
+
+def _at_infinity(
+    features: np.ndarray, reference: Reference, provenance: dict[str, Any]
+) -> dict[str, Any] | None:
+    """The extrapolated Fréchet distance; None of too few samples, its floor of test images too."""
+    test_features = thin(reference.test_features, len(features), reference.seed)
+    found, floor = (
+        extrapolated_distance(x, reference.train_statistics, seed=reference.seed)
+        if len(x) >= fewest_samples(x.shape[1])
+        else None
+        for x in (features, test_features)
+    )
+    if found is None:
+        return None
+    return {
+        "value": found.value,
+        "standard_error": found.standard_error,
+        "floor": floor and floor.value,
+        "floor_standard_error": floor and floor.standard_error,
+        "provenance": provenance
+        | counts(len(features), len(test_features) if floor else 0, reference.train_statistics.n)
+        | {
+            "definition": "arXiv:1911.07023",
+            "sizes_of_parts": list(found.sizes),
+        },
+    }
+
+
+def _manifolds(
+    features: np.ndarray, reference: Reference, provenance: dict[str, Any]
+) -> dict[str, Any]:
+    """Precision, recall, density and coverage against as many train images; None of too few."""
+
+    def against_as_many(features: np.ndarray, most: int) -> tuple[int, dict[str, float]]:
+        n = min(most, len(features), len(reference.train_features))
+        if n <= _K:
+            return 0, {}
+        real, ours = (thin(x, n, reference.seed) for x in (reference.train_features, features))
+        return n, manifold_scores(real, ours, k=_K)._asdict()
+
+    n, found = against_as_many(features, _MOST_ON_MANIFOLDS)
+    num_floor, floor = against_as_many(reference.test_features, n)
+    stated = provenance | counts(n, num_floor, n)
+    papers = {"precision": "1904.06991", "recall": "1904.06991"}
+    papers |= {"density": "2002.09797", "coverage": "2002.09797"}
+    return {
+        name: {
+            "value": found[name],
+            "floor": floor.get(name),
+            "provenance": stated | {"definition": f"arXiv:{paper}", "k": _K},
+        }
+        if found
+        else None
+        for name, paper in papers.items()
+    }
+
+
+def _cmmd(
+    features: np.ndarray, reference: Reference, provenance: dict[str, Any]
+) -> dict[str, Any] | None:
+    """CMMD where the features are those of CLIP, else None."""
+    if not reference.extractor.for_cmmd:
+        return None
+    train = reference.train_features
+    test_features = thin(reference.test_features, len(features), reference.seed)
+    return {
+        "value": gaussian_kernel_distance(features, train),
+        "floor": gaussian_kernel_distance(test_features, train),
+        "provenance": provenance
+        | counts(len(features), len(test_features), len(train))
+        | {"definition": "arXiv:2401.09603"},
+    }
+
+
+def _inception_score(
+    seen: Seen, reference: Reference, provenance: dict[str, Any]
+) -> dict[str, Any] | None:
+    """On the extractor's own classes; None without them, or of fewer samples than splits."""
+    if seen.score is None or reference.test_logits is None:
+        return None
+    test_logits, floor = thin(reference.test_logits, seen.num_images, reference.seed), None
+    if len(test_logits) >= NUM_SPLITS:
+        floor = inception_score(test_logits, num_splits=NUM_SPLITS, seed=reference.seed).value
+    return {
+        "value": seen.score.value,
+        "standard_deviation": seen.score.standard_deviation,
+        "floor": floor,
+        "provenance": provenance
+        | counts(seen.num_images, len(test_logits), 0)
+        | {
+            "definition": "arXiv:1606.03498",
+            "num_splits": NUM_SPLITS,
+        },
+    }
+
+
+def _neighbours(seen: Seen, reference: Reference, provenance: dict[str, Any]) -> dict[str, Any]:
+    some = thin(seen.images, reference.max_neighbour_images, reference.seed)
+    train = reference.train_images
+    indices, distances = nearest(some, train, k=2)
+    test_distances = reference.test_neighbours[1]
+    by_cell = data_copying(
+        some, train, reference.some_test_images, num_cells=_NUM_CELLS, seed=reference.seed
+    )
+    how = {
+        "num_cells": _NUM_CELLS,
+        "seed": reference.seed,
+        "space": "pixels" if reference.bounded else "values",
+        **counts(len(some), len(test_distances), len(train)),
+    }
+    # No features: what is alike for all numbers is what the images are, and which.
+    shared = ("autoencoder", "value_range", "rounding", "reference", "reference_sha256")
+    stated = {key: provenance[key] for key in shared}
+    return {
+        **memorisation(distances, test_distances)._asdict(),
+        "inauthentic": inauthentic(indices, distances, train),
+        "inauthentic_floor": inauthentic(*reference.test_neighbours, train),
+        "data_copying": by_cell.value,
+        "data_copying_tested_share": by_cell.tested_share,
+        **how,
+        # Unlike other numbers' floors, the test images are a part of these numbers.
+        "provenance": stated
+        | how
+        | {"test_sha256": reference.test_sha256, "num_test_images": len(test_distances)},
+    }
+
+
+def _of_mixture(
+    images: np.ndarray, reference: Reference, provenance: dict[str, Any]
+) -> dict[str, Any]:
+    """Samples against the distribution itself, where it is known; else nothing."""
+    mixture = reference.mixture
+    if mixture is None:
+        return {}
+    # As many draws of the distribution are what a perfect generator makes.
+    real = np.asarray(mixture.draw(jax.random.key(reference.seed), len(images)))
+    stated = {key: provenance[key] for key in ("autoencoder", "value_range", "rounding", "seed")}
+    stated |= counts(len(images), len(real), 0) | {
+        "reference": f"{reference.name}, its true distribution"
+    }
+    distance, floor = (
+        sliced_wasserstein_to(mixture, x, num_directions=_NUM_DIRECTIONS, seed=reference.seed)
+        for x in (images, real)
+    )
+    weights, floor_weights = (mode_weights(x, mixture) for x in (images, real))
+    return {
+        "sliced_wasserstein": {
+            "value": distance.value,
+            "floor": floor.value,
+            "provenance": stated | {"num_directions": _NUM_DIRECTIONS},
+        },
+        "mode_weights": {
+            "value": weights.total_variation,
+            "floor": floor_weights.total_variation,
+            "found": weights.found.tolist(),
+            "exact": weights.exact.tolist(),
+            "standard_errors": weights.standard_error.tolist(),
+            "provenance": stated,
+        },
+    }

@@ -1,0 +1,70 @@
+"""Files that are there whole or not at all."""
+
+import json
+import os
+import platform
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+
+def write_whole(path: str | Path, content: str | bytes) -> None:
+    """Writes a file that others see whole or as it was before, also after a loss of power.
+
+    It is written under another name first, which says the machine and the process, so that several
+    may write the same file; the last one stays.
+
+    Args:
+        path: in a folder that is there.
+        content: text is written as UTF-8.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     write_whole(f"{folder}/a.txt", "one")
+        ...     write_whole(f"{folder}/a.txt", b"two")
+        ...     [(file.name, file.read_text()) for file in Path(folder).iterdir()]
+        [('a.txt', 'two')]
+    """
+    path = Path(path)
+    scratch = path.with_name(f"{path.name}.{platform.node()}.{os.getpid()}.tmp")
+    try:
+        with scratch.open("wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(scratch, path)
+    except OSError:
+        scratch.unlink(missing_ok=True)
+        raise
+    # The name is in the folder, which not every file system can be asked to keep.
+    with suppress(OSError):
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+def write_json(path: str | Path, content: Mapping[str, Any]) -> None:
+    """`write_whole`, of an object; what JSON does not know becomes text."""
+    write_whole(path, json.dumps(content, indent=2, default=str) + "\n")
+
+
+def clear_unfinished(folder: Path) -> None:
+    """Deletes what processes of this machine, which are no more, had not finished writing."""
+    for file in folder.glob(f"*.{platform.node()}.*.tmp"):
+        pid = file.name.split(".")[-2]
+        if pid.isdecimal() and not _alive(int(pid)):
+            file.unlink(missing_ok=True)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        pass
+    return True

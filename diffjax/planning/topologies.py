@@ -1,0 +1,188 @@
+"""Machines by name, as data: what a chip does at most, and which slices of it can be had."""
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from diffjax.errors import UserError, nearest
+
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Chip:
+    """One accelerator, as its maker publishes it.
+
+    Attributes:
+        name: as topologies are called by it.
+        platform: `"tpu"` or `"gpu"`.
+        flops: dense bfloat16 matrix operations per second.
+        memory_bytes: of the main memory.
+        memory_bytes_per_second: of the main memory.
+        link_bytes_per_second: that one chip receives over all its fast links together, while it
+            sends as many.
+        slow_bytes_per_second: that one chip receives from other slices, or a GPU from other
+            machines; 0 where it is not known.
+        source: of these figures.
+    """
+
+    name: str
+    platform: str
+    flops: float
+    memory_bytes: int
+    memory_bytes_per_second: float
+    link_bytes_per_second: float
+    slow_bytes_per_second: float
+    source: str
+
+
+def _tpu(
+    name: str, tflops: float, gib: int, gb_per_second: float, gbit: float, slow_gbit: float
+) -> Chip:
+    """A TPU; `gbit` is the published bandwidth of its links, all of them, in one direction.
+
+    `slow_gbit` is a chip's share of what a pod or a host has to the data centre's network.
+    """
+    source = f"cloud.google.com/tpu/docs/{name}"
+    fast, slow = gbit / 8 * 1e9, slow_gbit / 8 * 1e9
+    return Chip(name, "tpu", tflops * 1e12, gib * GIB, gb_per_second * 1e9, fast, slow, source)
+
+
+def _gpu(
+    name: str,
+    tflops: float,
+    gb: int,
+    gb_per_second: float,
+    nvlink: float,
+    slow_gbit: float,
+    page: str,
+) -> Chip:
+    """A GPU; `nvlink` is the published bandwidth in both directions together, GB/s.
+
+    `slow_gbit` is that of the network adapter that a DGX machine has for each.
+    """
+    source = f"nvidia.com/en-us/data-center/{page}"
+    speeds = gb_per_second * 1e9, nvlink / 2 * 1e9, slow_gbit / 8 * 1e9
+    return Chip(name, "gpu", tflops * 1e12, int(gb * 1e9), *speeds, source)
+
+
+CHIPS: Mapping[str, Chip] = MappingProxyType(
+    {
+        chip.name: chip
+        for chip in (
+            _tpu("v4", 275, 32, 1_228, 2_400, 0),
+            _tpu("v5e", 197, 16, 819, 1_600, 25),
+            _tpu("v5p", 459, 95, 2_765, 4_800, 50),
+            _tpu("v6e", 918, 32, 1_640, 3_584, 100),
+            _gpu("a100", 312, 80, 2_039, 600, 200, "a100"),
+            _gpu("h100", 989, 80, 3_350, 900, 400, "h100"),
+            _gpu("h200", 989, 141, 4_800, 900, 400, "h200"),
+            _gpu("b200", 2_250, 180, 8_000, 1_800, 400, "dgx-b200"),
+        )
+    }
+)
+
+_FLAT = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
+_CUBES = (
+    "2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8", "8x8x16", "8x16x16",
+    "16x16x16",
+)  # fmt: skip
+_GPUS = ("1", "2", "4", "8", "2x8", "4x8", "8x8", "16x8", "32x8", "64x8", "128x8")
+SHAPES: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {"v4": _CUBES, "v5e": _FLAT, "v5p": _CUBES, "v6e": _FLAT}
+    | dict.fromkeys(("a100", "h100", "h200", "b200"), _GPUS)
+)
+"""Slices of each chip, the smallest first; of GPUs, machines by eight GPUs."""
+
+
+USABLE = 0.984
+"""Share of a chip's memory that programs may fill: 15.75 of the 16 GiB of a v5e."""
+
+
+@dataclass(frozen=True)
+class Topology:
+    """So many chips, joined in one shape, and so many slices of that.
+
+    Attributes:
+        chip: all of one kind.
+        shape: chips along each direction; of GPUs, machines and GPUs of each.
+        copies: slices of this shape, with slow links between them.
+    """
+
+    chip: Chip
+    shape: tuple[int, ...]
+    copies: int = 1
+
+    @property
+    def slice_name(self) -> str:
+        """One of its slices, as `topology_called` takes it."""
+        return f"{self.chip.name}:{'x'.join(map(str, self.shape))}"
+
+    @property
+    def name(self) -> str:
+        """As `topology_called` takes it."""
+        return f"{self.copies}x{self.slice_name}" if self.copies > 1 else self.slice_name
+
+    @property
+    def num_chips(self) -> int:
+        """All of them."""
+        return self.copies * math.prod(self.shape)
+
+    @property
+    def num_slices(self) -> int:
+        """Groups of chips with fast links: slices of TPUs, machines of GPUs."""
+        machines = self.shape[0] if self.chip.platform == "gpu" and len(self.shape) > 1 else 1
+        return self.copies * machines
+
+    @property
+    def slice_size(self) -> int:
+        """Chips with fast links between them."""
+        return self.num_chips // self.num_slices
+
+    @property
+    def usable_bytes(self) -> int:
+        """What programs may fill of one chip."""
+        return int(USABLE * self.chip.memory_bytes)
+
+
+def topology_called(name: str) -> Topology:
+    """The machine of a name, `chip:shape`, or of several slices, `2xchip:shape`.
+
+    Raises:
+        UserError: there is none, with those that there are.
+
+    Example:
+        >>> topology_called("v5e:4x4").num_chips, topology_called("2xv5e:16x16").num_chips
+        (16, 512)
+    """
+    several = re.fullmatch(r"([1-9]\d*)x(.+)", name)
+    copies, one = (int(several[1]), several[2]) if several else (1, name)
+    kind, _, shape = one.partition(":")
+    if kind not in CHIPS:
+        raise UserError(f"--topology={name}: no chip is called {kind!r}; {nearest(kind, CHIPS)}")
+    if shape not in SHAPES[kind]:
+        raise UserError(
+            f"--topology={name}: {kind} comes as {', '.join(SHAPES[kind])}; for example {kind}:"
+            f"{_nearest_shape(kind, shape)}"
+        )
+    if copies > 1 and CHIPS[kind].platform == "gpu":
+        raise UserError(f"--topology={name}: several machines of GPUs are one shape, as {kind}:2x8")
+    return Topology(CHIPS[kind], tuple(int(size) for size in shape.split("x")), copies)
+
+
+def _nearest_shape(kind: str, shape: str) -> str:
+    """The slice whose number of chips is nearest."""
+    sizes = [int(size) for size in shape.split("x") if size.isdecimal()]
+    wanted = max(math.prod(sizes), 1)
+    return min(SHAPES[kind], key=lambda other: abs(math.log(_chips(other) / wanted)))
+
+
+def _chips(shape: str) -> int:
+    return math.prod(int(size) for size in shape.split("x"))
+
+
+def slices(chip: Chip) -> list[Topology]:
+    """All slices of a chip, the smallest first."""
+    return [topology_called(f"{chip.name}:{shape}") for shape in SHAPES[chip.name]]

@@ -1,0 +1,84 @@
+"""Samplers as files that JAX alone can run: portable over platforms, batch sizes and versions.
+
+Such a file holds the program with its weights as StableHLO, by `jax.export`, whose promise is that
+it runs with later versions of JAX for at least half a year, and on any of its platforms.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array, export
+
+from diffjax.errors import UserError, nearest
+
+PLATFORMS = ("cpu", "cuda", "tpu")
+_MOST_BYTES = 2**31 - 2**26
+
+
+def serialise(
+    sampler: Callable[..., Array],
+    image_shape: tuple[int, ...],
+    *,
+    source: bool = False,
+    noise: bool = False,
+    platforms: Sequence[str] = PLATFORMS,
+) -> bytes:
+    """A sampler as the bytes that `jax.export.deserialize` reads, for batches of any size.
+
+    Args:
+        sampler: `(seed, labels[b]) -> [b, H, W, C]`, its weights inside, as NumPy arrays.
+        image_shape: `(H, W, C)`.
+        source: a third argument, `[b, H, W, C]`: what each image is made from.
+        noise: the first argument is standard normal noise `[b, H, W, C]` and no seed.
+        platforms: where it is to run, as JAX names them.
+
+    Raises:
+        UserError: `flatbuffers` is missing; an unknown platform; something in the sampler that is
+            tied to this machine, to this platform, or to a batch size.
+
+    Example:
+        >>> code = serialise(lambda noise, labels: 2 * noise, (4, 4, 1), noise=True)
+        >>> twice = export.deserialize(bytearray(code))
+        >>> twice.platforms, twice.call(jnp.ones((3, 4, 4, 1)), jnp.zeros(3, jnp.int32)).shape
+        (('cpu', 'cuda', 'tpu'), (3, 4, 4, 1))
+    """
+    for platform in platforms:
+        if platform not in (*PLATFORMS, "rocm"):
+            known = nearest(platform, [*PLATFORMS, "rocm"])
+            raise UserError(f"no platform {platform!r} to export to; {known}")
+    try:
+        import flatbuffers  # noqa: F401
+    except ImportError as error:
+        raise UserError(
+            "exporting needs flatbuffers: pip install 'diffjax[export]', or flatbuffers itself"
+        ) from error
+    (b,) = export.symbolic_shape("b")
+    images = jax.ShapeDtypeStruct((b, *image_shape), jnp.float32)
+    seed = jax.ShapeDtypeStruct((), jnp.uint32)
+    labels = jax.ShapeDtypeStruct((b,), jnp.int32)
+    arguments = (images if noise else seed, labels, *([images] if source else []))
+    try:
+        exported = export.export(jax.jit(sampler), platforms=platforms)(*arguments)
+        return bytes(exported.serialize())
+    # What can't be exported is refused by JAX in as many types as there are reasons.
+    except (TypeError, ValueError, NotImplementedError) as error:
+        said = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(
+            f"this sampler can't be exported to {', '.join(platforms)}: {said[:200]}"
+        ) from error
+
+
+def check_size(params: Any) -> None:
+    """Refuses weights that one file can't hold, before anything is traced.
+
+    Raises:
+        UserError: they are larger than 2 GB.
+    """
+    size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(params))
+    if size > _MOST_BYTES:
+        raise UserError(
+            f"the weights are {size / 2**30:.1f} GB, and an exported file holds less than 2: "
+            "sample with experiments.sample"
+        )

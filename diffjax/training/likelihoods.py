@@ -1,0 +1,290 @@
+"""Bits per dimension of the test images under a trained run, by several methods."""
+
+import inspect
+import math
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax import Array
+
+from diffjax.data import DataSet
+from diffjax.data.pipeline import all_images
+from diffjax.errors import UserError
+from diffjax.objectives.base import Objective
+from diffjax.process.paths import Path
+from diffjax.process.precond import Predict, denoiser
+from diffjax.sampling import bound, dequantise, likelihood
+from diffjax.sampling.dequantise import Dequantised
+from diffjax.spec import choose
+from diffjax.training.load import Run
+from diffjax.training.sharding import batch_sharding, replicated
+
+Estimate = Callable[[Predict, Path, Array, Array, Array], Any]
+"""`(predict, path, x, keys, labels) ->` something with `log_p`, `standard_error` and `nfe`."""
+Spread = Callable[[Array, Array], Dequantised]
+"""`(keys, x) -> Dequantised`."""
+
+
+class Method(NamedTuple):
+    """A way to a likelihood.
+
+    Attributes:
+        estimate: of `log p`, or of `log P` where `discrete`.
+        coarser: the same with larger steps, to see what they do; None if there is no such error.
+        discrete: the estimate is of grey levels as they are.
+    """
+
+    estimate: Estimate
+    coarser: Estimate | None = None
+    discrete: bool = False
+
+
+def ode(
+    dequantisation: str = "uniform",
+    trace: str = "hutchinson",
+    num_probes: int = 2,
+    num_steps: int | None = None,
+    tolerance: float | None = None,
+) -> Method:
+    """The probability-flow ODE."""
+    if dequantisation == "none":
+        raise UserError("the method ode needs dequantisation uniform or variational")
+    traces = {
+        "hutchinson": likelihood.Hutchinson(num_probes),
+        "exact": likelihood.ExactTrace(),
+    }
+    how = choose(traces, trace, "trace")
+
+    def estimate(integrate: likelihood.Integrate) -> Estimate:
+        def run(predict: Predict, path: Path, x: Array, keys: Array, labels: Array) -> Any:
+            return likelihood.ode_log_likelihood(
+                predict, path, x, keys, labels, integrate=integrate, trace=how
+            )
+
+        return run
+
+    if num_steps is not None and tolerance is not None:
+        raise UserError("num_steps fixes the steps and tolerance adapts them: give one of them")
+    if tolerance is not None:
+        return Method(
+            estimate(likelihood.Adaptive(tolerance)),
+            coarser=estimate(likelihood.Adaptive(10 * tolerance)),
+        )
+    steps = num_steps or likelihood.FixedSteps().num_steps
+    return Method(
+        estimate(likelihood.FixedSteps(steps)),
+        coarser=estimate(likelihood.FixedSteps(steps // 2)),
+    )
+
+
+def vlb(dequantisation: str = "none", num_times: int = 64) -> Method:
+    """The variational bound in continuous time."""
+    return _bound(bound.ContinuousTime(), num_times, dequantisation)
+
+
+def discrete_vlb(
+    dequantisation: str = "none", num_steps: int = 1000, num_times: int = 64
+) -> Method:
+    """The variational bound of so many steps, estimated from some of them."""
+    return _bound(bound.DiscreteTime(num_steps), num_times, dequantisation)
+
+
+def _bound(when: bound.Time, num_times: int, dequantisation: str) -> Method:
+    discrete = dequantisation == "none"
+    decoder = bound.DiscreteDecoder() if discrete else bound.gaussian_decoder
+
+    def estimate(predict: Predict, path: Path, x: Array, keys: Array, labels: Array) -> Any:
+        return bound.variational_bound(
+            predict, path, x, keys, labels, time=when, num_times=num_times, decoder=decoder
+        )
+
+    return Method(estimate, discrete=discrete)
+
+
+METHODS = {"ode": ode, "vlb": vlb, "discrete_vlb": discrete_vlb}
+
+
+def measure_likelihood(
+    run: Run,
+    dataset: DataSet,
+    method: str = "ode",
+    options: Mapping[str, Any] | None = None,
+    *,
+    weights: str | None = None,
+    num_images: int = 0,
+    batch_size: int = 128,
+    dequantiser_steps: int = 500,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Measures bits per dimension of test images.
+
+    Args:
+        run: the model.
+        dataset: whose test images are coded; of 8 bits.
+        method: a key of `METHODS`.
+        options: arguments of the method; what is missing has its default.
+        weights: `live` or an average; the run's own by default.
+        num_images: evenly spaced ones of the test set; 0 takes all.
+        batch_size: images at a time.
+        dequantiser_steps: updates that fit a variational dequantiser.
+        seed: of probes, times and noise.
+
+    Returns:
+        Plain JSON: `bits_per_dim`, its errors, and how it came about.
+
+    Raises:
+        UserError: no such method or option, data without bits, a run without a likelihood.
+    """
+    make = choose(METHODS, method, "method")
+    options = defaults_of(make) | dict(options or {})
+    spreads = {"none": _as_they_are, "uniform": dequantise.uniform, "variational": None}
+    dequantisation = options["dequantisation"]
+    spread = choose(spreads, dequantisation, "dequantisation")
+    made = make(**options)
+    check_likelihood(run.setup.wired.objective, method)
+    if not dataset.bounded:
+        raise UserError(f"{dataset.name} holds no 8-bit images: they have no bits per dimension")
+    params = run.weights(weights)
+    estimate_key, fit_key = jax.random.split(jax.random.key(seed))
+    began = time.perf_counter()
+    if spread is None:
+        spread = fitted(run, params, dataset, fit_key, dequantiser_steps)
+    images, labels = all_images(dataset.test, limit_images=num_images)
+    measure = measurer(run, params, spread, estimate_key, min(batch_size, len(images)))
+    log_p, errors, nfe = measure(made.estimate, made.discrete, images, labels)
+    if not np.isfinite(log_p).all():
+        raise UserError(
+            f"{(~np.isfinite(log_p)).sum()} of {len(log_p)} likelihoods are not finite: "
+            "take more steps or a larger tolerance"
+        )
+    result = summary(log_p, errors, math.prod(images.shape[1:]))
+    if made.coarser is not None:
+        few = slice(0, batch_size)
+        coarse, _, _ = measure(made.coarser, made.discrete, images[few], labels[few])
+        shift = dequantise.bits_per_dim(log_p[few] - coarse, math.prod(images.shape[1:]))
+        result["coarser_steps_change"] = float(np.mean(shift))
+    result |= {
+        "method": method,
+        **options,
+        "dequantiser_steps": dequantiser_steps if spreads[dequantisation] is None else None,
+        "nfe": nfe,
+        "split": "test",
+        "data": dataset.name,
+        "test_sha256": dataset.test.fingerprint(),
+        "seed": seed,
+        "step": run.step,
+        "weights": weights or run.config.weights,
+        "seconds": time.perf_counter() - began,
+    }
+    return result
+
+
+def check_likelihood(objective: Objective, method: str) -> None:
+    """Refuses what has no likelihood, before there is anything to measure.
+
+    Args:
+        objective: that the network is trained by.
+        method: a key of `METHODS`.
+
+    Raises:
+        UserError: see above.
+    """
+    choose(METHODS, method, "method")
+    if objective.starts_at_source:
+        raise UserError(
+            "a run that goes from one image to another has no density at its start: no likelihood"
+        )
+    if method != "ode" and not objective.independent_noise:
+        raise UserError(
+            "of training on images paired with their noise, or with noise in between, no bound is "
+            "known for the sampler: take the method ode"
+        )
+
+
+def defaults_of(make: Callable[..., Method]) -> dict[str, Any]:
+    """The options of a method.
+
+    Example:
+        >>> defaults_of(vlb)
+        {'dequantisation': 'none', 'num_times': 64}
+    """
+    return {name: p.default for name, p in inspect.signature(make).parameters.items()}
+
+
+def measurer(run: Run, params: Any, spread: Spread, key: Array, batch_size: int) -> Callable:
+    """`(estimate, discrete, images, labels) -> (log P[N], standard error[N], nfe)`.
+
+    Image i depends on the seed and on i, not on the batch or the mesh.
+    """
+    wired, mesh = run.setup.wired, run.setup.mesh
+    rows = mesh.shape["data"] * mesh.shape["fsdp"]
+    batch_size = -(-batch_size // rows) * rows
+
+    def measure(
+        estimate: Estimate, discrete: bool, images: np.ndarray, labels: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, int]:
+        def of_batch(params: Any, x: Array, labels: Array, keys: Array) -> tuple[Array, ...]:
+            predict = denoiser(wired.apply, params, wired.path, wired.precond)
+            both = jax.vmap(jax.random.split)(keys)
+            noisy = spread(both[:, 0], x)
+            result = estimate(predict, wired.path, noisy.x, both[:, 1], labels)
+            log_p = result.log_p if discrete else dequantise.discrete_log_p(result.log_p, noisy)
+            return log_p, result.standard_error, result.nfe
+
+        compiled = jax.jit(of_batch, out_shardings=replicated(mesh))
+        place = batch_sharding(mesh)
+        parts = []
+        for start in range(0, len(images), batch_size):
+            # The last batch is filled up, so that every batch has the shape that was compiled.
+            here = np.arange(start, start + batch_size)
+            keys = jax.vmap(jax.random.fold_in, (None, 0))(key, here)
+            padded = np.minimum(here, len(images) - 1)
+            arrays = (images[padded], labels[padded], keys)
+            parts.append(compiled(params, *(jax.device_put(array, place) for array in arrays)))
+        log_p, errors = (np.concatenate([part[i] for part in parts])[: len(images)] for i in (0, 1))
+        return log_p, errors, max(int(part[2]) for part in parts)
+
+    return measure
+
+
+def fitted(run: Run, params: Any, dataset: DataSet, key: Array, num_steps: int) -> Spread:
+    """A dequantiser learned on training images, by the bound in continuous time."""
+    wired = run.setup.wired
+    images, labels = all_images(dataset.train, limit_images=10_000)
+
+    def log_density(x: Array, keys: Array, labels: Array | None) -> Array:
+        predict = denoiser(wired.apply, params, wired.path, wired.precond)
+        return bound.variational_bound(predict, wired.path, x, keys, labels, num_times=4).log_p
+
+    learned, _ = dequantise.fit_dequantiser(
+        log_density,
+        jax.numpy.asarray(images),
+        jax.numpy.asarray(labels),
+        key,
+        num_steps=num_steps,
+    )
+    return lambda keys, x: dequantise.variational(learned, keys, x)
+
+
+def summary(log_p: np.ndarray, errors: np.ndarray, d: int) -> dict[str, Any]:
+    """The mean over images in bits per dimension, and how far it may be off.
+
+    `standard_error` is that of the mean over images, the estimates' own noise included;
+    `estimator_error` is the part of that noise that each estimate states, None if it can't.
+    """
+    n = len(log_p)
+    scale = 1.0 / (d * math.log(2.0))
+    own = scale * math.sqrt(np.mean(np.square(errors)) / n)
+    return {
+        "bits_per_dim": float(-scale * np.mean(log_p)),
+        "standard_error": scale * float(np.std(log_p, ddof=1)) / math.sqrt(n),
+        "estimator_error": own if math.isfinite(own) else None,
+        "num_images": n,
+    }
+
+
+def _as_they_are(keys: Array, x: Array) -> Dequantised:
+    return Dequantised(x, jax.numpy.zeros(len(x)))

@@ -1,0 +1,219 @@
+r"""Plan a run for machines that are not there: memory, arithmetic, traffic, time and hours.
+
+  python -m experiments.plan --config=configs/imagenet256.py:model=DiT-XL/2 --topology=v5e:4x4
+  python -m experiments.plan --config=configs/imagenet256.py --topology=v5e:4x4 --search
+  python -m experiments.plan --config=configs/imagenet256.py --topology=h100:8 --sampling
+  python -m experiments.plan --config=configs/imagenet256.py --topology=v5e:2x2,v5e:4x4,v5e:8x8 \
+      --json=plan.json --page=plan.html
+
+The run's own training step is compiled for TPUs by libtpu, which needs no TPU; for GPUs there is an
+analytic model. docs/planning.md says what each number means.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from absl import flags
+from ml_collections import ConfigDict
+
+from diffjax.errors import UserError, nearest
+from diffjax.evaluation.report import write_report
+from diffjax.planning import search
+from diffjax.planning.analytic import model_of
+from diffjax.planning.compiled import PROGRAMS, Needs, expected_data, needs_from
+from diffjax.planning.page import write_page
+from diffjax.planning.tables import as_json, details, summary
+from diffjax.planning.topologies import CHIPS, SHAPES, Topology, topology_called
+from diffjax.spec import TARGET, to_json
+from experiments import cli
+
+FLAGS = flags.FlagValues()
+cli.define_config(FLAGS)
+flags.DEFINE_list(
+    "topology", None, "chips, as v5e:4x4 or h100:8; several, by commas, make a table",
+    flag_values=FLAGS,
+)  # fmt: skip
+flags.DEFINE_bool(
+    "sampling", False, "plan sampling of one batch in place of training", flag_values=FLAGS
+)
+flags.DEFINE_bool(
+    "search", False, "try sharding x rematerialisation x scan, and say which is best",
+    flag_values=FLAGS,
+)  # fmt: skip
+flags.DEFINE_list(
+    "search_over", list(search.AXES), "what --search varies; each compiled program takes minutes",
+    flag_values=FLAGS,
+)  # fmt: skip
+flags.DEFINE_bool("largest_batch", False, "find the largest batch that fits", flag_values=FLAGS)
+flags.DEFINE_bool(
+    "analytic", False, "model and don't compile, also where a compiler could be had",
+    flag_values=FLAGS,
+)  # fmt: skip
+flags.DEFINE_string("json", None, "write every number here", flag_values=FLAGS)
+flags.DEFINE_string(
+    "workdir", None, "a run's folder, to write plan.json into and into its report",
+    flag_values=FLAGS,
+)  # fmt: skip
+flags.DEFINE_string("page", None, "write one HTML page here", flag_values=FLAGS)
+flags.DEFINE_string(
+    "libtpu", None, "folder that libtpu was put into (pip install --target FOLDER libtpu), where "
+    "it is not installed",
+    flag_values=FLAGS,
+)  # fmt: skip
+
+# Without these, libtpu asks a cloud's servers which TPU it runs on.
+_ALONE = {
+    "JAX_PLATFORMS": "cpu",
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-16",
+    # No TPU is taken, so any number of plans may be made at once.
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+}
+
+
+def main(args: SimpleNamespace) -> int:
+    """Plans, prints tables and writes files; 2 where nothing of it fits."""
+    if not args.topology:
+        raise UserError(f"--topology=CHIP:SHAPE is missing; chips: {', '.join(CHIPS)}")
+    for path in (args.json, args.page):
+        if path is not None and not Path(path).parent.is_dir():
+            raise UserError(f"can't write {path}: there is no folder {Path(path).parent}")
+    if args.workdir is not None and not Path(args.workdir).is_dir():
+        raise UserError(f"--workdir={args.workdir}: there is no such folder")
+    topologies = [topology_called(name) for name in args.topology]
+    expected_data(args.config)
+    for axis in args.search_over:
+        if axis not in search.AXES:
+            raise UserError(f"--search_over: there is no {axis!r}; {nearest(axis, search.AXES)}")
+    if len(topologies) > 1 and (args.search or args.largest_batch):
+        raise UserError("--search and --largest_batch take one --topology")
+
+    plans: list[tuple[str, ConfigDict, Needs]] = []
+    failure = None
+    try:
+        for label, config, needs in _planned(args, topologies):
+            plans.append((label, config, needs))
+            print(f"{label}: {needs.topology}, batch {needs.batch_size}", file=sys.stderr)
+    except UserError as error:
+        failure = error
+    if failure is not None and not plans:
+        raise failure
+    conclude(args, plans)
+    if failure is not None:  # What was planned before it is not lost.
+        raise failure
+    if not any(needs.fits for _, _, needs in plans):
+        raise UserError(search.what_would_fit(plans[-1][1], plans[-1][2]))
+    return 0
+
+
+def conclude(args: SimpleNamespace, rows: Sequence[tuple[str, ConfigDict, Needs]]) -> None:
+    """Prints the tables and writes the files."""
+    chosen = search.largest if args.largest_batch else search.best if args.search else _last
+    best = chosen(rows)
+    text = summary(rows)
+    if best is not None:
+        text = f"{details(best[1], best[2])}\n\n{text}"
+    if args.search and best is not None:
+        text += f"\n\nbest: {best[0]}"
+    if args.largest_batch:
+        text += f"\n\n{search.about_largest(rows, topology_called(args.topology[0]))}"
+    print(text)
+    contents = {"config": json.loads(to_json(args.config)), **as_json(rows, best)}
+    if args.json is not None:
+        cli.save(args.json, json.dumps(contents, indent=2) + "\n")
+    if args.workdir is not None:
+        cli.save(str(Path(args.workdir) / "plan.json"), json.dumps(contents, indent=2) + "\n")
+        print(f"open {write_report(args.workdir)}")
+    if args.page is not None:
+        write_page(args.page, args.config_name, rows, best, _command())
+
+
+def _last(rows: Sequence[search.Row]) -> search.Row:
+    return rows[-1]
+
+
+def _planned(
+    args: SimpleNamespace, topologies: Sequence[Topology]
+) -> Iterator[tuple[str, ConfigDict, Needs]]:
+    """What each row is called, its config and its needs."""
+    program = PROGRAMS[args.sampling]
+
+    def plan(config: ConfigDict, topology: Topology) -> Needs:
+        if args.analytic or topology.chip.platform != "tpu":
+            return model_of(config, topology, program)
+        return in_own_process(config, topology, program, args.libtpu)
+
+    if args.search:
+        for label, config in search.candidates(args.config, topologies[0], args.search_over):
+            yield label, config, plan(config, topologies[0])
+    elif args.largest_batch:
+        tried = search.largest_batch(args.config, topologies[0], lambda c: plan(c, topologies[0]))
+        for config, needs in tried:
+            yield f"batch {config.batch_size}", config, needs
+    else:
+        for topology in topologies:
+            yield topology.name, args.config, plan(args.config, topology)
+
+
+def in_own_process(
+    config: ConfigDict, topology: Topology, program: str, libtpu: str | None
+) -> Needs:
+    """Compiles where libtpu can be imported: here, JAX would look for a TPU if it could.
+
+    Raises:
+        UserError: what the user got wrong, or libtpu is missing.
+    """
+    path = [part for part in (libtpu, os.getcwd(), os.environ.get("PYTHONPATH")) if part]
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "answer.json"
+        request = {
+            "config": to_json(config),
+            "packages": sorted(_packages(json.loads(to_json(config)))),
+            "topology": topology.name,
+            "program": program,
+            "answer": str(file),
+        }
+        done = subprocess.run(
+            [sys.executable, "-m", "experiments.plan_compile"],
+            input=json.dumps(request),
+            env={**os.environ, **_ALONE, "PYTHONPATH": os.pathsep.join(path)},
+            capture_output=True,
+            text=True,
+        )
+        if done.returncode or not file.exists():
+            last = (done.stderr.strip().splitlines() or ["without a word"])[-1]
+            raise UserError(f"the compiling process ended with status {done.returncode}: {last}")
+        answer = json.loads(file.read_text(encoding="utf-8"))
+    if "error" in answer:
+        raise UserError(answer["error"])
+    return needs_from(answer["needs"])
+
+
+def _packages(tree: Any) -> set[str]:
+    """Packages whose callables a config names: it is the user's own."""
+    if isinstance(tree, list):
+        return set().union(*map(_packages, tree))
+    if not isinstance(tree, dict):
+        return set()
+    own = {tree[TARGET].partition(":")[0].partition(".")[0]} if TARGET in tree else set()
+    return own.union(*map(_packages, tree.values()))
+
+
+def _command() -> str:
+    return " ".join(["python -m experiments.plan", *sys.argv[1:]])
+
+
+USAGE = f"""{__doc__}
+Topologies (--topology=CHIP:SHAPE):
+{chr(10).join(f"  {chip + ':':<6}{', '.join(shapes)}" for chip, shapes in SHAPES.items())}"""
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main, FLAGS, usage=USAGE))

@@ -1,0 +1,45 @@
+"""A run is loaded onto whatever mesh there is, and samples as it does on one device."""
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import Mesh
+
+import diffjax
+from diffjax.errors import UserError
+from diffjax.training.sharding import make_mesh
+from experiments import config_files
+
+pytestmark = pytest.mark.skipif(jax.device_count() < 8, reason="needs eight devices")
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    config = config_files.load("configs/digits.py")
+    config.num_steps, config.batch_size = 3, 16
+    # All of it can be split in eight.
+    config.model.update(hidden_size=64, depth=1, num_heads=8)
+    config.optimizer.warmup_steps = 1
+    config.sampling.num_steps = 2
+    config.evaluation.update(num_samples=16, batch_size=16, solvers=(), num_steps=())
+    folder = tmp_path_factory.mktemp("mesh") / "run"
+    diffjax.train(config.lock(), folder)
+    return folder
+
+
+@pytest.mark.slow
+def test_samples_do_not_hang_on_the_mesh(workdir):
+    labels = np.arange(10)
+    alone = diffjax.load(workdir, make_mesh(devices=jax.devices()[:1])).sample(labels, seed=3)
+    assert alone.std() > 0.1
+    np.testing.assert_allclose(diffjax.load(workdir).sample(labels, seed=3), alone, atol=2e-4)
+    for axis, fsdp, tensor in (("fsdp", 8, 1), ("tensor", 1, 8)):
+        run = diffjax.load(workdir, make_mesh(data=1, fsdp=fsdp, tensor=tensor))
+        split = [x for x in jax.tree.leaves(run.weights()) if not x.is_fully_replicated]
+        assert len(split) > 5, axis
+        np.testing.assert_allclose(run.sample(labels, seed=3), alone, atol=2e-4, err_msg=axis)
+
+
+def test_a_mesh_with_other_axes_is_refused_in_one_line():
+    with pytest.raises(UserError, match="has the axes data, fsdp, tensor, sequence, not rows"):
+        diffjax.load("nowhere", Mesh(np.array(jax.devices()), ("rows",)))

@@ -1,0 +1,99 @@
+"""Gradients of networks that are not fresh, whose gates and outputs are not zero, on meshes."""
+
+import functools
+import itertools
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+from diffjax.training import loop, sharding
+from diffjax.training.setup import set_up
+from experiments import config_files
+
+pytestmark = pytest.mark.skipif(jax.device_count() < 8, reason="needs eight devices")
+DIT = {"depth": 2, "hidden_size": 32, "num_heads": 2}
+UNET = {"channels": 16, "head_channels": 16}
+
+
+def gradients(arguments, network, rules=None, **mesh):
+    """Of one training step, by the parameters' paths: Adam's first moment, times a constant."""
+    config = config_files.load(f"configs/digits.py:{arguments}")
+    if rules is not None:
+        config.sharding_rules = rules
+    config.batch_size = 32
+    config.model.update(network)
+    config.mesh.update(mesh)
+    setup = set_up(config, (8, 8, 1), 10)
+    state = setup.init(jax.random.key(0))
+    leaves, tree = jax.tree.flatten(state.params)
+    keys = jax.random.split(jax.random.key(2), len(leaves))
+    moved = [
+        jax.device_put(np.asarray(leaf) + 0.1 * np.asarray(jax.random.normal(k, leaf.shape)), at)
+        for leaf, k, at in zip(leaves, keys, (leaf.sharding for leaf in leaves), strict=True)
+    ]
+    state = state._replace(params=tree.unflatten(moved))
+    image = np.asarray(jax.random.normal(jax.random.key(5), (32, 8, 8, 1)))
+    batch = {"image": image, "label": (np.arange(32) % 10).astype(np.int32)}
+    batch = jax.device_put(batch, sharding.batch_sharding(setup.mesh))
+    places = setup.shardings, sharding.replicated(setup.mesh)
+    step = jax.jit(loop.train_step_of(setup), out_shardings=places)
+    quick: Any = {"xla_backend_optimization_level": 0}  # The time of the test is the compiler's.
+    new, _ = step.lower(state, jax.random.key(1), batch).compile(quick)(
+        state, jax.random.key(1), batch
+    )
+    found = jax.tree_util.tree_leaves_with_path(optax.tree.get(new.opt_state, "mu"))
+    return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in found}
+
+
+NETWORKS = {
+    "dit": ("model=dit", DIT),
+    "stacked": ("model=dit,objective=mean_flow", {**DIT, "scan": True}),
+    "unet": ("model=unet", UNET),
+}
+THREES = [dict.fromkeys(names, 2) for names in itertools.combinations(sharding.AXES, 3)]
+PAIRS = [{one: 2, other: 4} for one, other in itertools.combinations(sharding.AXES, 2)]
+
+
+@functools.cache
+def expected(name):
+    return gradients(*NETWORKS[name], data=-1)
+
+
+def assert_the_gradients_of(name, rules, mesh):
+    arguments, network = NETWORKS[name]
+    # Heads: what a mesh does not divide is refused for a DiT, and left whole in a U-Net.
+    network = {**network, "num_heads": 4} if name != "unet" and mesh.get("tensor") == 4 else network
+    found = gradients(arguments, network, rules, **{"data": 1, **mesh})
+    right = expected(name) if network == NETWORKS[name][1] else gradients(arguments, network)
+    for path, gradient in right.items():
+        size = np.abs(gradient).max()
+        np.testing.assert_allclose(found[path], gradient, rtol=0, atol=1e-4 * size, err_msg=path)
+
+
+def called(mesh):
+    return "-".join(f"{axis}{size}" for axis, size in mesh.items())
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_no_axis_changes_the_gradient_of_a_network_that_is_not_fresh(name):
+    """All of `data`, `fsdp` and `tensor` above 1 is where XLA by itself was wrong."""
+    assert_the_gradients_of(name, None, THREES[0])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mesh", THREES[1:] + PAIRS, ids=called)
+@pytest.mark.parametrize("name", NETWORKS)
+def test_no_two_or_three_axes_change_a_gradient(name, mesh):
+    assert_the_gradients_of(name, None, mesh)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "mesh", [mesh for mesh in THREES + PAIRS if "data" in mesh] + [{"data": 8}], ids=called
+)
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_state_that_is_split_over_all_devices_changes_no_gradient(name, mesh):
+    assert_the_gradients_of(name, sharding.SPREAD, mesh)
