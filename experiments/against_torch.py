@@ -1,7 +1,9 @@
 """Training and sampling in this library and in PyTorch, in turns: `--against=torch`."""
 
 import copy
+import functools
 import multiprocessing
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -37,11 +39,16 @@ class Pair:
         return tuple(a / b for a, b in zip(self.ours, self.theirs, strict=True))
 
 
-def against_torch(case: Case, *, steps: int, num_samples: int, rounds: int) -> list[Pair]:
+def against_torch(
+    case: Case, *, compiled: bool, steps: int, num_samples: int, rounds: int
+) -> list[Pair]:
     """Times both libraries, each in a process of its own, one after the other in each round.
+
+    Both use the same device, and on a GPU both may multiply float32 matrices in TF32.
 
     Args:
         case: the config.
+        compiled: whether PyTorch compiles its network, by `torch.compile`.
         steps: of training a round.
         num_samples: a round.
         rounds: how many.
@@ -52,7 +59,7 @@ def against_torch(case: Case, *, steps: int, num_samples: int, rounds: int) -> l
     context = multiprocessing.get_context("spawn")
     sizes = {"steps": steps, "num_samples": num_samples}
     sides = []
-    for make in (_ours, _theirs):
+    for make in (_ours, functools.partial(_theirs, compiled=compiled)):
         here, there = context.Pipe()
         arguments = (there, make, case, sizes)
         process = context.Process(target=_serve, args=arguments, daemon=True)
@@ -92,6 +99,8 @@ def _serve(
     sizes: Mapping[str, int],
 ) -> None:
     """Builds one side's programs, then times whichever it is asked for until nobody asks."""
+    # JAX takes most of a GPU at once, and there are two of us.
+    os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
     try:
         programs = make(case, **sizes)
     except UserError as error:
@@ -116,38 +125,35 @@ def _ours(case: Case, *, steps: int, num_samples: int) -> Rounds:
     return {p.name: lambda p=p: timed(p.run) / p.repeats for p in programs}
 
 
-def _theirs(case: Case, *, steps: int, num_samples: int) -> Rounds:
+def _theirs(case: Case, *, compiled: bool, steps: int, num_samples: int) -> Rounds:
     try:
         import torch
     except ImportError as error:
         raise UserError(f"--against=torch needs PyTorch: {error}") from None
-    from experiments import torch_networks
 
-    config = case.config()
-    image_shape, num_classes = case.data(config)
-    setup = set_up(config, image_shape, num_classes)
-    settings = config.model.to_dict()
-    name = _NETWORKS.get(settings.pop(TARGET))
-    unlike = settings.get("residual_resampling") or settings.get("dropout")
-    if name is None or unlike or settings["dtype"] != "float32":
-        raise UserError(
-            f"--against=torch has no twin of {config.model[TARGET]} as configured: it has DiT, and "
-            "UNet without residual_resampling, both without dropout and with dtype=float32"
-        )
-    network = getattr(torch_networks, name)(image_shape, num_classes, **settings)
-    if sum(p.numel() for p in network.parameters()) != setup.wired.num_params:
-        raise UserError(f"--against=torch: the twin of {config.model[TARGET]} is another network")
+    device = "cuda" if jax.default_backend() == "gpu" else "cpu"
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UserError("--against=torch: JAX runs on a GPU here, and this PyTorch sees none")
+    torch.set_default_device(device)
+    torch.set_float32_matmul_precision("high")  # TF32 on GPUs, as XLA multiplies
+    setup, network = _twin(case)
+    config, recipe = setup.config, setup.wired.recipe
+    shape, num_classes = setup.wired.image_shape, setup.wired.num_classes
+    dtype = getattr(torch, config.model.dtype)
+    lower = torch.autocast(device, dtype, enabled=dtype != torch.float32)
     update_average = torch.optim.swa_utils.get_ema_multi_avg_fn(0.999)
     average = copy.deepcopy(network).requires_grad_(False)
-    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4)
-    x0 = torch.rand(config.batch_size, *image_shape) * 2 - 1
+    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4, fused=device == "cuda")
+    call, call_average = map(torch.compile, (network, average)) if compiled else (network, average)
+    x0 = torch.rand(config.batch_size, *shape) * 2 - 1
     label = torch.arange(config.batch_size) % max(num_classes, 1)
 
     def train() -> None:
         for _ in range(steps):
             t = torch.rand(len(x0))
             eps, at = torch.randn_like(x0), t[:, None, None, None]
-            output = network((1 - at) * x0 + at * eps, 1000.0 * t, label)
+            with lower:
+                output = call((1 - at) * x0 + at * eps, 1000.0 * t, label)
             loss = torch.mean((output - (eps - x0)) ** 2)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
@@ -156,21 +162,47 @@ def _theirs(case: Case, *, steps: int, num_samples: int) -> Rounds:
             with torch.no_grad():
                 for _ in config.ema_decays:
                     update_average(list(average.parameters()), list(network.parameters()), 1)
+        next(network.parameters()).cpu()  # A GPU has done all of it once it can answer.
 
-    recipe = setup.wired.recipe
-    if recipe.nfe is None:
-        raise UserError("--against=torch: the config's solver chooses its own steps")
     calls = recipe.nfe // recipe.calls
 
     @torch.inference_mode()
     def draw() -> None:
-        x = torch.randn(num_samples, *image_shape)
+        x = torch.randn(num_samples, *shape)
         labels = torch.arange(num_samples * recipe.calls) % max(num_classes, 1)
         for _ in range(calls):
             t = torch.full((num_samples * recipe.calls,), 500.0)
-            output = average(torch.cat([x] * recipe.calls), t, labels)
+            with lower:
+                output = call_average(torch.cat([x] * recipe.calls), t, labels)
             x = x - output[:num_samples] / calls
+        x.cpu()
 
     train()
     draw()
     return {"training": lambda: timed(train) / steps, "sampling": lambda: timed(draw)}
+
+
+def _twin(case: Case) -> tuple[Any, Any]:
+    """The config's setup, and its network in PyTorch.
+
+    Raises:
+        UserError: there is none.
+    """
+    from experiments import torch_networks
+
+    config = case.config()
+    setup = set_up(config, *case.data(config))
+    settings = config.model.to_dict()
+    name = _NETWORKS.get(settings.pop(TARGET))
+    if name is None or settings.get("residual_resampling") or settings.get("dropout"):
+        raise UserError(
+            f"--against=torch has no twin of {config.model[TARGET]} as configured: it has DiT, and "
+            "UNet without residual_resampling, both without dropout"
+        )
+    if setup.wired.recipe.nfe is None:
+        raise UserError("--against=torch: the config's solver chooses its own steps")
+    shape, num_classes = setup.wired.image_shape, setup.wired.num_classes
+    network = getattr(torch_networks, name)(shape, num_classes, **settings)
+    if sum(p.numel() for p in network.parameters()) != setup.wired.num_params:
+        raise UserError(f"--against=torch: the twin of {config.model[TARGET]} is another network")
+    return setup, network

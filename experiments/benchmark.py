@@ -72,7 +72,8 @@ flags.DEFINE_bool(
     flag_values=FLAGS,
 )  # fmt: skip
 flags.DEFINE_enum(
-    "against", None, ["torch"], "measure the same networks in another library too, in turns",
+    "against", None, ["torch", "torch.compile"],
+    "measure the same networks in PyTorch too, in turns; eager, or compiled",
     flag_values=FLAGS,
 )  # fmt: skip
 flags.DEFINE_bool(
@@ -169,8 +170,8 @@ def main(args: SimpleNamespace) -> None:
         pairs: list[Pair] = []
         for case in cases:
             _tell(f"measuring {case.name} against {args.against}")
-            pairs += against_torch(case, **sizes)
-        tables.append(against_table(pairs))
+            pairs += against_torch(case, compiled=args.against == "torch.compile", **sizes)
+        tables.append(against_table(pairs, args.against))
         numbers["against"] = [asdict(pair) for pair in pairs]
     text = "\n\n".join(tables)
     print(text)

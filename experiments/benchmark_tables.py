@@ -51,7 +51,7 @@ def throughput_table(results: Sequence[Measured]) -> str:
     return table(headings, rows)
 
 
-def against_table(pairs: Sequence[Pair]) -> str:
+def against_table(pairs: Sequence[Pair], other: str) -> str:
     """One row a program: this library and the other, and ours by theirs round by round."""
     rows = [
         [
@@ -62,7 +62,7 @@ def against_table(pairs: Sequence[Pair]) -> str:
         ]
         for pair in pairs
     ]
-    headings = ["program", "s a batch (min … max)", "PyTorch", "ours / PyTorch"]
+    headings = ["program", "s a batch (min … max)", other, f"ours / {other}"]
     return table(headings, rows)
 
 
@@ -131,12 +131,17 @@ def scaling_table(rows: Sequence[Scaled]) -> str:
 def headline(machine: Mapping[str, Any], results: Sequence[Measured]) -> str:
     """The machine and its peak, in lines of Markdown."""
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
-    peaks = [peak for row in results for peak in row.peak_gflops_per_second]
+    peaks: dict[str, list[float]] = {}
+    for row in results:
+        peaks.setdefault(row.dtype, []).extend(row.peak_gflops_per_second)
     return "\n".join(
         [
             f"- {machine['machine']}; {results[0].device}; {machine['date']}, "
             f"load average {machine['load_average']} at the start",
             f"- {versions}, revision {machine['git_revision'][:9] or 'unknown'}",
-            f"- peak of float32 matrix products: {spread(peaks)} GFLOP/s",
+            *(
+                f"- peak of {kind} matrix products: {spread(p)} GFLOP/s"
+                for kind, p in peaks.items()
+            ),
         ]
     )

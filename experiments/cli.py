@@ -22,13 +22,14 @@ import difflib
 import importlib
 import inspect
 import logging
+import os
 import re
 import signal
 import sys
 import tempfile
 import textwrap
 import traceback
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -85,7 +86,10 @@ def run(
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     if _HELP.intersection(argv):
-        print(f"{usage.strip()}\n\nFlags:\n{_describe(flag_values)}")
+        try:
+            print(f"{usage.strip()}\n\nFlags:\n{_describe(flag_values)}", flush=True)
+        except BrokenPipeError:  # `--help | head` has read enough; Python would flush once more.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     # Libraries (worker processes of the input pipeline) refuse to run before absl's own flags
     # are marked as parsed; none of those flags is offered here.
@@ -96,7 +100,8 @@ def run(
     try:
         args = _parse(flag_values, argv)
         processes.join(args)
-        return main(args) or 0
+        with _nothing_said_of_closed_loops():
+            return main(args) or 0
     except UserError as error:
         print("error: " + " ".join(str(error).split()), file=sys.stderr)
         status = getattr(error, "status", 2)
@@ -111,6 +116,26 @@ def run(
         traceback.print_exc()
         processes.leave(1)
         raise
+
+
+@contextlib.contextmanager
+def _nothing_said_of_closed_loops() -> Iterator[None]:
+    """Leaves out the tracebacks of writes that fail after the first one has.
+
+    When a disk is full, Orbax raises the first failure and closes its event loop; TensorStore then
+    can't tell that loop of the other writes, and prints a traceback for each of them.
+    """
+    said = sys.unraisablehook
+
+    def say(unraisable: Any) -> None:
+        if str(unraisable.exc_value) != "Event loop is closed":
+            said(unraisable)
+
+    sys.unraisablehook = say
+    try:
+        yield
+    finally:
+        sys.unraisablehook = said
 
 
 def require(args: SimpleNamespace, name: str) -> None:

@@ -11,6 +11,8 @@ from diffjax.errors import UserError
 from diffjax.models import DiT, dit
 from diffjax.models.attention import attention
 from diffjax.training.flops import matrix_flops
+from diffjax.training.loop import train_flops
+from diffjax.training.setup import set_up
 from diffjax.training.throughput import Measured, Scaled, compiling, measure, measure_scaled
 from experiments import benchmark, benchmark_cases, benchmark_tables, cli, config_files
 
@@ -120,6 +122,16 @@ def test_functions_within_functions():
     assert matrix_flops(jax.vmap(dense, (0, None)), array(4, 8, 3), W) == 4 * PRODUCT
 
 
+def test_a_kernel_of_attention_costs_what_its_matrix_products_do():
+    counts = []
+    for kind in ("xla", "splash"):
+        config = toy_config()
+        config.model.update(attention=kind, patch_size=1)
+        counts.append(train_flops(set_up(config, (16, 8, 1), 10)))  # 128 tokens for splash
+    assert counts[0] is not None
+    assert counts[0] == counts[1]
+
+
 def test_every_device_of_a_shard_map_counts():
     mesh = jax.make_mesh((4,), ("data",), (jax.sharding.AxisType.Auto,), devices=jax.devices()[:4])
     split, whole = PartitionSpec("data"), PartitionSpec()
@@ -213,6 +225,7 @@ def row(**changes):
             config="digits:model=unet",
             program="sampling",
             device="1 x cpu (cpu)",
+            dtype="float32",
             num_params=1_234_567,
             batch_size=64,
             nfe=70,

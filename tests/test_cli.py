@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -274,3 +275,13 @@ def test_settings_cover_every_leaf(configs):
     names = list(config_files.settings(config))
     assert len(names) == len(set(names)) == 14
     assert {"config.losses[0].scale", "config.losses[1].scale", "config.data.path"} < set(names)
+
+
+@pytest.mark.slow
+def test_help_into_a_pipe_that_somebody_closed_is_no_mistake():
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "experiments.report", "--help"]
+    with os.fdopen(writer, "wb") as pipe:
+        ended = subprocess.run(command, stdout=pipe, stderr=subprocess.PIPE, check=False)
+    assert (ended.returncode, ended.stderr) == (0, b"")

@@ -28,7 +28,7 @@ from diffjax.training.processes import in_first, is_first, losses_told
 from diffjax.training.profile import Profile, profiled
 from diffjax.training.recorder import Recorder
 from diffjax.training.rollback import Rollbacks, roll_back, seed_of
-from diffjax.training.setup import Setup, check_pairs, set_up
+from diffjax.training.setup import Setup, check_pairs, countable, set_up
 from diffjax.training.sharding import batch_sharding, part_of_batch, replicated
 from diffjax.training.state import TrainState
 from diffjax.training.step import TrainStep, make_train_step
@@ -302,7 +302,8 @@ def compile_train_step(setup: Setup, key: Array) -> Callable:
 
 
 def train_flops(setup: Setup) -> float | None:
-    """Counted operations of one training step, as `matrix_flops`; None if a kernel hides them."""
+    """Counted operations of one training step, as `matrix_flops`; None if they can't be counted."""
+    setup = countable(setup)
     key = jax.eval_shape(lambda: jax.random.key(0))
     batch = setup.wired.batch_shapes(setup.config.batch_size)
     try:

@@ -19,8 +19,8 @@ from ml_collections import ConfigDict
 from diffjax.errors import UserError
 from diffjax.training.flops import matrix_flops
 from diffjax.training.generate import balanced_labels, make_generator
-from diffjax.training.loop import compile_train_step, train_step_of
-from diffjax.training.setup import Setup, set_up
+from diffjax.training.loop import compile_train_step, train_flops
+from diffjax.training.setup import Setup, countable, set_up
 from diffjax.training.sharding import AXES, batch_sharding, check_batch, make_mesh, replicated
 from diffjax.training.state import TrainState, weights_called
 
@@ -58,6 +58,7 @@ class Measured:
     config: str
     program: str
     device: str
+    dtype: str
     num_params: int
     batch_size: int
     nfe: int | None
@@ -88,7 +89,8 @@ def measure(
     params = jax.tree.map(jnp.copy, weights_called(state, config.weights))
     programs = [training(setup, state, steps), sampling(setup, params, num_samples)]
     host_bytes, device_bytes = peak_memory(setup.mesh)  # Before the product adds its own.
-    peak = matrix_peak(setup.mesh)
+    dtype = config.model.get("dtype", "float32")
+    peak = matrix_peak(setup.mesh, dtype)
 
     seconds: list[list[float]] = [[] for _ in programs]
     peaks: list[list[float]] = [[] for _ in programs]
@@ -106,6 +108,7 @@ def measure(
             config=name,
             program=program.name,
             device=f"{setup.mesh.size} x {device.device_kind} ({device.platform})",
+            dtype=dtype,
             num_params=setup.wired.num_params,
             batch_size=program.batch_size,
             nfe=program.nfe,
@@ -176,7 +179,7 @@ def training(setup: Setup, state: TrainState, steps: int) -> Program:
         run=run,
         repeats=steps,
         batch_size=config.batch_size,
-        flops=countable(train_step_of(setup), setup.abstract, key, batch),
+        flops=train_flops(setup),
         compile_seconds=sum(seconds),
         nfe=None,
     )
@@ -197,13 +200,14 @@ def sampling(setup: Setup, params: Any, num_samples: int) -> Program:
     with compiling() as seconds:
         run()
     x = np.zeros((num_samples, *wired.input_shape), np.float32)
-    flops = countable(wired.apply, params, x, np.zeros(num_samples, np.float32), labels)
+    apply = countable(setup).wired.apply
+    flops = matrix_flops(apply, params, x, np.zeros(num_samples, np.float32), labels)
     return Program(
         name="sampling",
         run=run,
         repeats=1,
         batch_size=num_samples,
-        flops=None if flops is None or recipe.nfe is None else recipe.nfe * flops,
+        flops=None if recipe.nfe is None else recipe.nfe * flops,
         compile_seconds=sum(seconds),
         nfe=recipe.nfe,
     )
@@ -221,22 +225,14 @@ def noise_batch(setup: Setup) -> dict[str, jax.Array]:
     return jax.device_put(batch, batch_sharding(setup.mesh))
 
 
-def countable(function: Callable[..., Any], *arguments: Any) -> float | None:
-    """Matrix FLOPs, or None for a kernel that can't be looked into."""
-    try:
-        return matrix_flops(function, *arguments)
-    except UserError:
-        return None
-
-
-def matrix_peak(mesh: Mesh) -> Callable[[], float]:
-    """A function that measures the FLOP/s of float32 matrix products on all devices of a mesh.
+def matrix_peak(mesh: Mesh, dtype: str) -> Callable[[], float]:
+    """A function that measures the FLOP/s of matrix products on all devices of a mesh.
 
     Every device multiplies square matrices, of the size that is fastest here.
     """
     candidates: list[tuple[float, int, Callable[[int], float]]] = []
     for n in _PEAK_SIZES:
-        product, flops = product_of(n, mesh), mesh.size * 2 * n**3
+        product, flops = product_of(n, mesh, dtype), mesh.size * 2 * n**3
         speed = max(product(1) for _ in range(3))
         candidates.append((speed, math.ceil(_PEAK_SECONDS * speed / flops), product))
         if flops / speed > _PEAK_SECONDS / 4:
@@ -245,10 +241,10 @@ def matrix_peak(mesh: Mesh) -> Callable[[], float]:
     return lambda: fastest(times)
 
 
-def product_of(n: int, mesh: Mesh) -> Callable[[int], float]:
+def product_of(n: int, mesh: Mesh, dtype: str) -> Callable[[int], float]:
     """A function that multiplies `[n, n]` on every device so many times, and returns FLOP/s."""
     rows = NamedSharding(mesh, PartitionSpec(AXES))
-    square = np.random.default_rng(0).standard_normal((n, n), np.float32)
+    square = np.random.default_rng(0).standard_normal((n, n), np.float32).astype(jnp.dtype(dtype))
     left = jax.device_put(np.tile(square, (mesh.size, 1)), rows)
     right = jax.device_put(square, replicated(mesh))
     multiply = jax.jit(lambda left, right: left @ right, out_shardings=rows)
