@@ -6,8 +6,9 @@ r"""Plan a run for machines that are not there: memory, arithmetic, traffic, tim
   python -m experiments.plan --config=configs/imagenet256.py --topology=v5e:2x2,v5e:4x4,v5e:8x8 \
       --json=plan.json --page=plan.html
 
-The run's own training step is compiled for TPUs by libtpu, which needs no TPU; for GPUs there is an
-analytic model. docs/planning.md says what each number means.
+The run's own training step is compiled for TPUs by libtpu, which needs no TPU, and for NVIDIA GPUs
+by XLA for CUDA, which needs no GPU; without that, GPUs get an analytic model. docs/planning.md says
+what each number means.
 """
 
 import json
@@ -16,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -25,7 +27,7 @@ from ml_collections import ConfigDict
 
 from diffjax.errors import UserError, nearest
 from diffjax.evaluation.report import write_report
-from diffjax.planning import search
+from diffjax.planning import gpus, search
 from diffjax.planning.analytic import model_of
 from diffjax.planning.compiled import PROGRAMS, Needs, expected_data, needs_from
 from diffjax.planning.page import write_page
@@ -68,6 +70,12 @@ flags.DEFINE_string(
     flag_values=FLAGS,
 )  # fmt: skip
 
+flags.DEFINE_string(
+    "cuda", None, "folder that XLA for CUDA was put into (pip install --no-deps --target FOLDER "
+    "jax-cuda13-plugin==V jax-cuda13-pjrt==V, V the version of jaxlib), where it is not installed",
+    flag_values=FLAGS,
+)  # fmt: skip
+
 # Without these, libtpu asks a cloud's servers which TPU it runs on.
 _ALONE = {
     "JAX_PLATFORMS": "cpu",
@@ -77,6 +85,7 @@ _ALONE = {
     # No TPU is taken, so any number of plans may be made at once.
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
 }
+_CUDA = "jax_cuda13_plugin"
 
 
 def main(args: SimpleNamespace) -> int:
@@ -147,9 +156,10 @@ def _planned(
     program = PROGRAMS[args.sampling]
 
     def plan(config: ConfigDict, topology: Topology) -> Needs:
-        if args.analytic or topology.chip.platform != "tpu":
+        on_gpus = topology.chip.platform == "gpu"
+        if args.analytic or (on_gpus and args.cuda is None and find_spec(_CUDA) is None):
             return model_of(config, topology, program)
-        return in_own_process(config, topology, program, args.libtpu)
+        return in_own_process(config, topology, program, args.cuda if on_gpus else args.libtpu)
 
     if args.search:
         for label, config in search.candidates(args.config, topologies[0], args.search_over):
@@ -164,14 +174,15 @@ def _planned(
 
 
 def in_own_process(
-    config: ConfigDict, topology: Topology, program: str, libtpu: str | None
+    config: ConfigDict, topology: Topology, program: str, compiler: str | None
 ) -> Needs:
-    """Compiles where libtpu can be imported: here, JAX would look for a TPU if it could.
+    """Compiles where the compiler can be imported: here, JAX would look for chips if it could.
 
     Raises:
-        UserError: what the user got wrong, or libtpu is missing.
+        UserError: what the user got wrong, or the compiler is missing.
     """
-    path = [part for part in (libtpu, os.getcwd(), os.environ.get("PYTHONPATH")) if part]
+    path = [part for part in (compiler, os.getcwd(), os.environ.get("PYTHONPATH")) if part]
+    xla_flags = f"{os.environ.get('XLA_FLAGS', '')} {gpus.XLA_FLAGS}".strip()
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "answer.json"
         request = {
@@ -184,7 +195,12 @@ def in_own_process(
         done = subprocess.run(
             [sys.executable, "-m", "experiments.plan_compile"],
             input=json.dumps(request),
-            env={**os.environ, **_ALONE, "PYTHONPATH": os.pathsep.join(path)},
+            env={
+                **os.environ,
+                **_ALONE,
+                "XLA_FLAGS": xla_flags,
+                "PYTHONPATH": os.pathsep.join(path),
+            },
             capture_output=True,
             text=True,
         )

@@ -15,7 +15,8 @@ from diffjax.errors import UserError
 from diffjax.evaluation.report import write_report
 from diffjax.models.remat import REMAT
 from diffjax.planning import compiled, counts, hlo, search, tables, topologies
-from diffjax.planning.analytic import Absent, model_of
+from diffjax.planning.analytic import model_of
+from diffjax.planning.gpus import Absent
 from diffjax.planning.kept import kept_bytes
 from diffjax.planning.page import write_page
 from diffjax.planning.roofline import estimate
@@ -117,6 +118,54 @@ dim_labels=0bf_0io->0bf
 }
 """
     assert counts.matrix_flops(hlo.parse(text)) == 16 * 2 * 8 * 32 * 4
+
+
+LIBRARY_CALLS = {
+    # [2, 8, 32] and [2, 32, 4], batched: as cuBLAS is asked for it.
+    ("f32[2,8,4]", "f32[2,8,32]", "f32[2,32,4]"): (
+        'custom_call_target="__cublas$lt$matmul", backend_config={"gemm_backend_config":'
+        '{"dot_dimension_numbers":{"lhs_contracting_dimensions":["2"],'
+        '"rhs_contracting_dimensions":["1"],"lhs_batch_dimensions":["0"]}}}',
+        2 * 2 * 8 * 32 * 4,
+    ),
+    # Softmax attention of 2 images, 16 tokens, 4 heads of width 8.
+    ("bf16[2,4,16,8]", "bf16[2,16,4,8]", "bf16[2,16,4,8]"): (
+        'custom_call_target="__cudnn$fmhaSoftmax"',
+        2 * (2 * 2 * 4 * 16 * 16 * 8),
+    ),
+    ("bf16[2,4,16,8] ", "bf16[2,16,4,8]", "bf16[2,16,4,8]"): (
+        'custom_call_target="__cudnn$fmhaSoftmaxBackward"',
+        5 * (2 * 2 * 4 * 16 * 16 * 8),
+    ),
+    # A convolution 3x3 of 8x8 pixels, 3 to 5 channels, at stride 2, and its two gradients: each
+    # of 4x4 outputs meets nine elements of the kernel but at the one edge that is padded.
+    ("f32[2,4,4,5]", "f32[2,8,8,3]", "f32[5,3,3,3]"): ("convForward", 2 * 2 * 5 * 3 * 11 * 11),
+    ("f32[2,8,8,3]", "f32[2,4,4,5]", "f32[5,3,3,3]"): ("convBackwardInput", 2 * 2 * 5 * 3 * 11**2),
+    ("f32[5,3,3,3]", "f32[2,8,8,3]", "f32[2,4,4,5]"): ("convBackwardFilter", 2 * 2 * 5 * 3 * 11**2),
+}
+
+
+@pytest.mark.parametrize(("shapes", "call"), LIBRARY_CALLS.items(), ids=str)
+def test_a_library_of_nvidias_is_counted_by_what_it_is_asked_for(shapes, call):
+    (made, first, second), (attributes, flops) = shapes, call
+    if attributes.startswith("conv"):
+        attributes = (
+            "window={size=3x3 stride=2x2 pad=1_0x1_0}, dim_labels=b01f_o01i->b01f, "
+            f'custom_call_target="__cudnn${attributes}"'
+        )
+    text = f"""HloModule m
+ENTRY %main (a: {first}, b: {second}) -> {made} {{
+  %a = {first} parameter(0)
+  %b = {second} parameter(1)
+  ROOT %c = ({made}, u8[1048576]) custom-call(%a, %b), {attributes}
+}}
+"""
+    module = hlo.parse(text)
+    assert counts.matrix_flops(module) == flops
+    arrays = [
+        array for i in module.computations["main"].instructions.values() for array in i.arrays
+    ]
+    assert counts.memory_bytes(module) == sum(array.num_bytes for array in arrays[:3])
 
 
 LOOP = """HloModule m
@@ -521,6 +570,7 @@ def test_a_config_without_expected_data_is_refused(monkeypatch, capsys):
 
 
 def test_a_plan_without_a_compiler_says_that_it_is_a_model(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(plan, "find_spec", lambda name: None)
     monkeypatch.setattr(cli, "_set_up_logging", lambda: None)
     monkeypatch.setattr(cli, "_keep_compiled_programs", lambda: None)
     files = [f"--json={tmp_path / 'p.json'}", f"--page={tmp_path / 'p.html'}"]
@@ -534,6 +584,7 @@ def test_a_plan_without_a_compiler_says_that_it_is_a_model(monkeypatch, capsys, 
 
 @pytest.fixture
 def run_plan(monkeypatch, capsys):
+    monkeypatch.setattr(plan, "find_spec", lambda name: None)
     monkeypatch.setattr(cli, "_set_up_logging", lambda: None)
     monkeypatch.setattr(cli, "_keep_compiled_programs", lambda: None)
 
@@ -726,3 +777,35 @@ def test_the_plan_of_xl_on_sixteen_chips():
     assert needs.wire_bytes <= 1.1 * needs.minimum_wire_bytes
     assert needs.whole_stacks == needs.unknown_loops == ()
     assert 0 < needs.memory["activations"] < needs.peak_bytes
+
+
+def cuda_folder():
+    """Where XLA for CUDA is: a folder in the environment, or installed."""
+    return os.environ.get("DIFFJAX_CUDA", "")
+
+
+needs_cuda = pytest.mark.skipif(
+    not cuda_folder() and importlib.util.find_spec("jax_cuda13_plugin") is None,
+    reason="needs XLA for CUDA: docs/planning.md says how to get it; or DIFFJAX_CUDA=FOLDER",
+)
+
+
+@needs_cuda
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("topology", "mesh"),
+    [("h100:4", {"data": 1, "fsdp": 4}), ("a100:2x8", {"data": 2, "fsdp": 8})],
+)
+def test_a_step_compiled_for_gpus_that_are_not_there(topology, mesh):
+    sizes = {f"mesh__{axis}": size for axis, size in mesh.items()}
+    config = tiny(**sizes, model__dtype="bfloat16", model__depth=2, model__attention="xla")
+    topology = topologies.topology_called(topology)
+    needs = plan.in_own_process(config, topology, "training", cuda_folder() or None)
+    assert needs.compiled
+    assert needs.fits
+    assert needs.unknown_loops == ()
+    assert needs.flops == pytest.approx(needs.model_flops, rel=1e-3)
+    part = 4 * needs.num_params / mesh["fsdp"]
+    assert needs.memory["averages"] == needs.memory["parameters"] == pytest.approx(part, rel=0.01)
+    assert needs.wire_bytes > 0
+    assert (needs.slow_bytes > 0) == (topology.num_slices > 1)

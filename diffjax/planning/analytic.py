@@ -1,6 +1,5 @@
 """What a run needs where nothing compiles for its chips: a model, that says it is one."""
 
-from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -11,23 +10,12 @@ from ml_collections import ConfigDict
 from diffjax.objectives.base import Progress
 from diffjax.planning.compiled import Needs, described, set_up_on, state_memory
 from diffjax.planning.counts import Collective
+from diffjax.planning.gpus import absent_mesh
 from diffjax.planning.least import minimum_slow_bytes
 from diffjax.planning.topologies import Topology
 from diffjax.training.flops import matrix_flops
 from diffjax.training.loop import train_step_of
 from diffjax.training.setup import Setup
-from diffjax.training.sharding import make_mesh
-
-
-@dataclass(frozen=True)
-class Absent:
-    """A device that is not there, of which only the number is known."""
-
-    id: int
-    platform: str
-    process_index: int = 0
-    slice_index: int = 0
-    device_kind: str = ""
 
 
 def model_of(config: ConfigDict, topology: Topology, program: str = "training") -> Needs:
@@ -48,11 +36,7 @@ def model_of(config: ConfigDict, topology: Topology, program: str = "training") 
     Raises:
         UserError: the mesh or the batch does not fit the chips.
     """
-    devices = [
-        Absent(i, topology.chip.platform, slice_index=i // topology.slice_size)
-        for i in range(topology.num_chips)
-    ]
-    mesh = make_mesh(**config.mesh, devices=devices)
+    mesh = absent_mesh(config, topology)
     config = ConfigDict(config.to_dict())
     if "attention" in config.model:
         config.model.attention = "xla"  # The others show no trace what they keep.

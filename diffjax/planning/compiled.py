@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from diffjax.errors import UserError
 from diffjax.models.layers import STACKED
 from diffjax.planning import counts
+from diffjax.planning.gpus import gpu_mesh
 from diffjax.planning.hlo import parse
 from diffjax.planning.kept import kept_bytes
 from diffjax.planning.least import minimum_wire_bytes, model_flops
@@ -115,25 +116,25 @@ def expected_data(config: ConfigDict) -> tuple[tuple[int, int, int], int]:
 def compile_for(config: ConfigDict, topology: Topology, program: str = "training") -> Needs:
     """Compiles a run's real step for chips that are not there, and counts what it does.
 
-    The process has to have `libtpu`, and `JAX_PLATFORMS=cpu`.
+    The process has to have the compiler, `libtpu` or XLA for CUDA, and `JAX_PLATFORMS=cpu`.
 
     Args:
         config: resolved.
-        topology: of TPUs.
+        topology: of any chips.
         program: one of `PROGRAMS`.
 
     Raises:
         UserError: the mesh or the batch does not fit the chips, or there is no compiler.
     """
-    mesh = make_mesh(**config.mesh, devices=tpu_devices(topology))
+    mesh = _MESHES[topology.chip.platform](config, topology)
     return needs_on(config, mesh, topology, program)
 
 
-def tpu_devices(topology: Topology) -> list[Any]:
-    """The chips of a topology, to compile for.
+def tpu_mesh(config: ConfigDict, topology: Topology) -> Mesh:
+    """A config's mesh over TPUs that libtpu compiles for.
 
     Raises:
-        UserError: libtpu is missing, or does not know the topology.
+        UserError: it does not fit them, libtpu is missing, or does not know the topology.
     """
     from jax.experimental import topologies
 
@@ -148,7 +149,10 @@ def tpu_devices(topology: Topology) -> list[Any]:
     devices = list(described.devices)
     if len(devices) != topology.num_chips:
         raise UserError(f"{topology.name} has {len(devices)} devices: not planned for yet")
-    return devices
+    return make_mesh(**config.mesh, devices=devices)
+
+
+_MESHES = {"tpu": tpu_mesh, "gpu": gpu_mesh}
 
 
 def set_up_on(config: ConfigDict, mesh: Mesh) -> Setup:
@@ -189,7 +193,7 @@ def needs_on(
     return Needs(
         **described(setup, topology, program),
         compiled=True,
-        fits=True,
+        fits=sum(memory.values()) <= topology.usable_bytes,  # XLA for CUDA compiles what does not.
         memory=memory,
         peak_bytes=sum(memory.values()),
         flops=counts.matrix_flops(module),

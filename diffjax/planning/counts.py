@@ -12,6 +12,7 @@ from diffjax.planning.hlo import Array, Computation, Instruction, Module
 
 _WINDOW = re.compile(r"\b(\w+)=([\dx_\-]+)")
 _KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
+_LIBRARY = re.compile(r'custom_call_target="__(cu(?:blas|dnn)\$[^"]*)"')
 _NOT_READ = frozenset(
     {
         "after-all", "async-done", "async-update", "bitcast", "call", "conditional", "constant",
@@ -42,16 +43,40 @@ def _flops(computation: Computation, instruction: Instruction) -> int:
         outputs = math.prod(instruction.arrays[0].shape)
         return 2 * outputs * math.prod(left[axis] for axis in contracted)
     if instruction.opcode == "convolution":
-        return _convolution(computation, instruction)
+        image, kernel = map(computation.shape_of, instruction.operands[:2])
+        return _convolution(image, kernel, instruction.arrays[0].shape, instruction)
     if instruction.opcode == "custom-call":
+        if library := _LIBRARY.search(instruction.attributes):
+            return _of_library(library[1], computation, instruction)
         declared = re.search(r'"cost_estimate":\{[^}]*?"flops":"?(\d+)', instruction.attributes)
         return int(declared[1]) if declared else 0
     return 0
 
 
-def _convolution(computation: Computation, instruction: Instruction) -> int:
-    image, kernel = map(computation.shape_of, instruction.operands[:2])
-    output = instruction.arrays[0].shape
+def _of_library(routine: str, computation: Computation, instruction: Instruction) -> int:
+    """Of a call of cuBLAS or cuDNN; its shapes are in the order of the arguments."""
+    made = instruction.arrays[0].shape
+    first, second = map(computation.shape_of, instruction.operands[:2])
+    if routine.startswith("cublas$"):
+        numbers = re.search(r'"lhs_contracting_dimensions":\[([^\]]*)\]', instruction.attributes)
+        axes = re.findall(r"\d+", numbers[1]) if numbers else []
+        return 2 * math.prod(made) * math.prod(first[int(axis)] for axis in axes)
+    if routine.startswith("cudnn$fmha"):
+        # Two products forward; backward five, of which the first is the forward one once more.
+        batch, length, heads, width = first
+        products = 5 if routine.endswith("Backward") else 2
+        return products * 2 * batch * heads * length * second[1] * width
+    # All are told as the forward convolution that they belong to.
+    if routine == "cudnn$convBackwardInput":
+        return _convolution(made, second, first, instruction)
+    if routine == "cudnn$convBackwardFilter":
+        return _convolution(first, made, second, instruction)
+    return _convolution(first, second, made, instruction)
+
+
+def _convolution(
+    image: Sequence[int], kernel: Sequence[int], output: Sequence[int], instruction: Instruction
+) -> int:
     labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", instruction.attributes)
     if labels is None:
         raise ValueError(f"{instruction.name} is a convolution without dim_labels")
@@ -251,6 +276,8 @@ def memory_bytes(module: Module) -> int:
 
 def _touched(module: Module, computation: Computation, instruction: Instruction) -> int:
     made = instruction.arrays
+    if _LIBRARY.search(instruction.attributes):
+        made = made[:-1]  # The last one is where the library may scribble.
     operands = [computation.instructions[name].arrays for name in instruction.operands]
     if instruction.opcode.endswith("-start"):
         # Its results are where it reads and where it writes, of which one may be a part only.
