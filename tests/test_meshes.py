@@ -54,7 +54,8 @@ NETWORKS = {
     "unet": ("model=unet", UNET),
 }
 THREES = [dict.fromkeys(names, 2) for names in itertools.combinations(sharding.AXES, 3)]
-PAIRS = [{one: 2, other: 4} for one, other in itertools.combinations(sharding.AXES, 2)]
+# Two axes are within three; what is new is an axis of four.
+FOURS = [{"fsdp": 2, "tensor": 4}, {"data": 2, "sequence": 4}]
 
 
 @functools.cache
@@ -84,16 +85,14 @@ def test_no_axis_changes_the_gradient_of_a_network_that_is_not_fresh(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mesh", THREES[1:] + PAIRS, ids=called)
+@pytest.mark.parametrize("mesh", THREES[1:] + FOURS, ids=called)
 @pytest.mark.parametrize("name", NETWORKS)
 def test_no_two_or_three_axes_change_a_gradient(name, mesh):
     assert_the_gradients_of(name, None, mesh)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "mesh", [mesh for mesh in THREES + PAIRS if "data" in mesh] + [{"data": 8}], ids=called
-)
+@pytest.mark.parametrize("mesh", [*THREES[:3], {"data": 2, "fsdp": 4}, {"data": 8}], ids=called)
 @pytest.mark.parametrize("name", NETWORKS)
 def test_a_state_that_is_split_over_all_devices_changes_no_gradient(name, mesh):
     assert_the_gradients_of(name, sharding.SPREAD, mesh)
