@@ -19,7 +19,8 @@ NETWORKS = {
     "dit": "from diffjax.models import DiT\n    config.model = spec(DiT, patch_size=4, "
     "hidden_size=32, depth=1, num_heads=4)\n",
     "unet": "from diffjax.models import UNet\n    config.model = spec(UNet, channels=16, "
-    "channel_multipliers=(1, 2), num_res_blocks=1, attention_resolutions=(4,), dropout=0.0)\n",
+    "channel_multipliers=(1, 2), num_res_blocks=1, attention_resolutions=(4,), head_channels=16, "
+    "dropout=0.0)\n",
 }
 # What goes across processes: each axis for each network, with either number of processes, and parts
 # on and off for either. All sixteen would take CI minutes more.
