@@ -38,7 +38,6 @@ def get_config():
 ENVIRONMENT = {
     **os.environ,
     "PYTHONPATH": str(ROOT),
-    "XLA_FLAGS": "",  # one device, as most have
     "OPENBLAS_NUM_THREADS": "1",  # whose threads would not survive the fork
 }
 
@@ -49,6 +48,7 @@ import grain, matplotlib.pyplot, orbax.checkpoint, sklearn.datasets, tensorboard
 from importlib import import_module
 from experiments import cli, evaluate, sample, train
 import tests.tiny_network
+xla_flags = os.environ["XLA_FLAGS"]
 for line in sys.stdin:
     pids = []
     for order in json.loads(line):
@@ -56,7 +56,8 @@ for line in sys.stdin:
         if pid == 0:
             status = 70
             # XLA looks at these when its devices are first asked for.
-            os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={order['devices']}"
+            devices = f"--xla_force_host_platform_device_count={order['devices']}"
+            os.environ["XLA_FLAGS"] = f"{xla_flags} {devices}"
             try:
                 sink = os.open(order["output"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
                 os.dup2(os.open(os.devnull, os.O_RDONLY), 0), os.dup2(sink, 1), os.dup2(sink, 2)
@@ -95,16 +96,17 @@ def may_drop() -> bool:
 
 
 class Trainer:
-    """Starts the executables again and again."""
+    """Starts the executables again and again, with XLA's flags as given."""
 
-    def __init__(self, outputs: Path, config: str = CONFIG):
+    def __init__(self, outputs: Path, config: str = CONFIG, xla_flags: str = ""):
         self.outputs = outputs
         self.config = outputs / "tiny.py"
         self.config.write_text(config)
         as_anyone = AS_ANYONE if may_drop() else ()
         self.server = subprocess.Popen(
             [*as_anyone, sys.executable, "-c", SERVER],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=ENVIRONMENT, cwd=ROOT,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT,
+            env={**ENVIRONMENT, "XLA_FLAGS": xla_flags},
         )  # fmt: skip
 
     def run(self, workdir: Path, disturb=lambda pid: None) -> tuple[int, str]:
