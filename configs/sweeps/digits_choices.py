@@ -6,10 +6,10 @@ Three objectives, three training seeds each, as many counted operations of train
 and without guidance and with either of two averages, at about 17 and 34 evaluations. One noise seed
 chooses guidance and average of each arm, another one reports.
 
-31 minutes on two cores of an Intel Xeon beside other work. All three arms choose guidance 1.5 and the
-shorter average: Fréchet distance sd3 2.81 (2.15 to 3.46), v 3.49 and flow 3.59, which six seeds would
-tell from it. The order is that without guidance, 2.76, 3.61 and 3.97 at 17 evaluations; after 400
-steps all are still coarse.
+31 minutes on two cores of an Intel Xeon beside other work. All three arms choose guidance 1.5 and
+the shorter average: Fréchet distance sd3 2.81 (2.15 to 3.46), v 3.49 and flow 3.59, which six seeds
+would tell from it. The order is that without guidance, 2.76, 3.61 and 3.97 at 17 evaluations; after
+400 steps all are still coarse.
 """
 
 from diffjax.sweeps import Sweep
