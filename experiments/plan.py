@@ -76,14 +76,16 @@ flags.DEFINE_string(
     flag_values=FLAGS,
 )  # fmt: skip
 
-# Without these, libtpu asks a cloud's servers which TPU it runs on.
 _ALONE = {
-    "JAX_PLATFORMS": "cpu",
-    "TPU_SKIP_MDS_QUERY": "1",
-    "TPU_WORKER_HOSTNAMES": "localhost",
-    "TPU_ACCELERATOR_TYPE": "v5litepod-16",
-    # No TPU is taken, so any number of plans may be made at once.
-    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+    # Without these, libtpu asks a cloud's servers which TPU it runs on.
+    "tpu": {
+        "TPU_SKIP_MDS_QUERY": "1",
+        "TPU_WORKER_HOSTNAMES": "localhost",
+        "TPU_ACCELERATOR_TYPE": "v5litepod-16",
+        # No TPU is taken, so any number of plans may be made at once.
+        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+    },
+    "gpu": {"XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {gpus.XLA_FLAGS}".strip()},
 }
 _CUDA = "jax_cuda13_plugin"
 
@@ -182,7 +184,6 @@ def in_own_process(
         UserError: what the user got wrong, or the compiler is missing.
     """
     path = [part for part in (compiler, os.getcwd(), os.environ.get("PYTHONPATH")) if part]
-    xla_flags = f"{os.environ.get('XLA_FLAGS', '')} {gpus.XLA_FLAGS}".strip()
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "answer.json"
         request = {
@@ -197,8 +198,8 @@ def in_own_process(
             input=json.dumps(request),
             env={
                 **os.environ,
-                **_ALONE,
-                "XLA_FLAGS": xla_flags,
+                **_ALONE[topology.chip.platform],
+                "JAX_PLATFORMS": "cpu",
                 "PYTHONPATH": os.pathsep.join(path),
             },
             capture_output=True,

@@ -14,7 +14,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from diffjax.errors import UserError
 from diffjax.evaluation.report import write_report
 from diffjax.models.remat import REMAT
-from diffjax.planning import compiled, counts, hlo, search, tables, topologies
+from diffjax.planning import compiled, counts, hlo, products, search, tables, topologies
 from diffjax.planning.analytic import model_of
 from diffjax.planning.gpus import Absent
 from diffjax.planning.kept import kept_bytes
@@ -39,12 +39,12 @@ def text_of(function, *arguments, **options):
     return text
 
 
-def products(x, ws):
+def chain(x, ws):
     return lax.scan(lambda h, w: (jnp.tanh(h @ w), None), x, ws)[0]
 
 
 def nested(x, ws):
-    return lax.fori_loop(0, 3, lambda i, h: products(h, ws), x)
+    return lax.fori_loop(0, 3, lambda i, h: chain(h, ws), x)
 
 
 def images(x, w):
@@ -73,10 +73,10 @@ PRODUCT = 2 * 16 * 24 * 24
     ("function", "arguments", "flops"),
     [
         (lambda x, w: jnp.tanh(x @ w) + 1, (X, array(24, 8)), 2 * 16 * 24 * 8),
-        (products, (X, WS), 5 * PRODUCT),
+        (chain, (X, WS), 5 * PRODUCT),
         (nested, (X, WS), 3 * 5 * PRODUCT),
         # Forward, and two products a layer backward; the first layer's input has no gradient.
-        (jax.grad(lambda ws, x: jnp.sum(products(x, ws))), (WS, X), 3 * 5 * PRODUCT),
+        (jax.grad(lambda ws, x: jnp.sum(chain(x, ws))), (WS, X), 3 * 5 * PRODUCT),
         (
             lambda q, k: jnp.einsum("bqhd,bkhd->bhqk", q, k),
             (array(2, 7, 4, 16), array(2, 9, 4, 16)),
@@ -90,7 +90,7 @@ PRODUCT = 2 * 16 * 24 * 24
 )
 def test_matrix_flops_of_compiled_programs(function, arguments, flops):
     module = compiled_module(function, *arguments)
-    assert counts.matrix_flops(module) == flops
+    assert products.matrix_flops(module) == flops
     assert module.unknown_loops == ()
 
 
@@ -100,7 +100,7 @@ def test_the_gradient_of_a_strided_convolution_costs_what_the_trace_says():
 
     arguments = array(2, 9, 9, 4), array(3, 3, 4, 6)
     gradient = jax.grad(loss, (0, 1))
-    counted = counts.matrix_flops(compiled_module(gradient, *arguments))
+    counted = products.matrix_flops(compiled_module(gradient, *arguments))
     # The trace counts the padding of the transposed one as image; there, 9 x 9 of outputs meet
     # 3 x 3 of kernel, of which strides and edges leave 4 x 4 x 3 x 3 true products.
     assert counted == 3 * 2 * 2 * 16 * 6 * 9 * 4
@@ -117,7 +117,7 @@ ENTRY %main (a: f32[16,8,32], b: f32[16,32,4]) -> f32[16,8,4] {
 dim_labels=0bf_0io->0bf
 }
 """
-    assert counts.matrix_flops(hlo.parse(text)) == 16 * 2 * 8 * 32 * 4
+    assert products.matrix_flops(hlo.parse(text)) == 16 * 2 * 8 * 32 * 4
 
 
 LIBRARY_CALLS = {
@@ -161,7 +161,7 @@ ENTRY %main (a: {first}, b: {second}) -> {made} {{
 }}
 """
     module = hlo.parse(text)
-    assert counts.matrix_flops(module) == flops
+    assert products.matrix_flops(module) == flops
     arrays = [
         array for i in module.computations["main"].instructions.values() for array in i.arrays
     ]
@@ -212,7 +212,7 @@ def test_turns_of_a_loop_follow_from_its_counter(start, step, limit, way, turns)
     text = text.replace("LIMIT", str(limit)).replace("WAY", way)
     module = hlo.parse(text)
     assert module.executions["body"] == len(turns)
-    assert counts.matrix_flops(module) == len(turns) * 2 * 4**3
+    assert products.matrix_flops(module) == len(turns) * 2 * 4**3
 
 
 def test_a_loop_without_a_known_end_is_reported_and_takes_the_given_turns():
@@ -221,8 +221,8 @@ def test_a_loop_without_a_known_end_is_reported_and_takes_the_given_turns():
 
     text = text_of(walk, array(8, 8), array(dtype=jnp.int32))
     assert len(hlo.parse(text).unknown_loops) == 1
-    assert counts.matrix_flops(hlo.parse(text)) == 2 * 8**3
-    assert counts.matrix_flops(hlo.parse(text, unknown_trips=9)) == 9 * 2 * 8**3
+    assert products.matrix_flops(hlo.parse(text)) == 2 * 8**3
+    assert products.matrix_flops(hlo.parse(text, unknown_trips=9)) == 9 * 2 * 8**3
 
 
 def mesh_of(shape, names):
@@ -245,7 +245,7 @@ def test_collectives_in_a_loop_count_each_turn():
     (gather,) = counts.collectives(module)
     assert (gather.kind, gather.devices, gather.count) == ("all-gather", 4, 5)
     assert gather.wire_bytes == 5 * 24 * 24 * 4 * 3 / 4
-    assert counts.matrix_flops(module) == 5 * PRODUCT / 4
+    assert products.matrix_flops(module) == 5 * PRODUCT / 4
 
 
 def test_an_all_reduce_over_some_of_the_devices():
@@ -343,7 +343,7 @@ def test_a_whole_stack_in_memory_is_found():
     out = NamedSharding(mesh, PartitionSpec("fsdp"))
 
     def at_once(x, ws):
-        return products(x, lax.with_sharding_constraint(ws * 2.0, whole))
+        return chain(x, lax.with_sharding_constraint(ws * 2.0, whole))
 
     assert (
         counts.whole_stacks(compiled_module(products, x, stack, out_shardings=out), [WS.shape])
@@ -682,12 +682,12 @@ ENTRY %main (a: f32[8]) -> f32[8] {
 
 
 def test_what_is_kept_for_the_gradient_is_the_loops_activations():
-    gradient = jax.grad(lambda ws, x: jnp.sum(products(x, ws)))
+    gradient = jax.grad(lambda ws, x: jnp.sum(chain(x, ws)))
     kept = kept_bytes(compiled_module(gradient, WS, array(4096, 24)))
     # Each of five layers keeps some of its input, its tanh and that one's derivative; weights, in
     # whatever order they are read, are small beside that.
     assert 4 * 4096 * 24 * 4 <= kept <= 3.1 * 5 * 4096 * 24 * 4
-    assert kept_bytes(compiled_module(products, X, WS)) == 0
+    assert kept_bytes(compiled_module(chain, X, WS)) == 0
 
 
 def test_less_is_kept_where_more_is_computed_twice(planned):
@@ -712,7 +712,7 @@ def test_a_loop_of_its_own_turns_as_often_as_said_and_an_inner_one_once():
         return lax.fori_loop(0, steps, turn, x)
 
     module = hlo.parse(text_of(walk, array(8, 8), array(dtype=jnp.int32)), unknown_trips=9)
-    assert counts.matrix_flops(module) == 9 * 2 * 2 * 8**3
+    assert products.matrix_flops(module) == 9 * 2 * 2 * 8**3
     assert len(module.unknown_loops) == 1
 
 

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from diffjax.errors import UserError
 from diffjax.models.layers import STACKED
-from diffjax.planning import counts
+from diffjax.planning import counts, products
 from diffjax.planning.gpus import gpu_mesh
 from diffjax.planning.hlo import parse
 from diffjax.planning.kept import kept_bytes
@@ -196,7 +196,7 @@ def needs_on(
         fits=sum(memory.values()) <= topology.usable_bytes,  # XLA for CUDA compiles what does not.
         memory=memory,
         peak_bytes=sum(memory.values()),
-        flops=counts.matrix_flops(module),
+        flops=products.matrix_flops(module),
         collectives=tuple(counts.collectives(module, slice_size)),
         memory_traffic_bytes=counts.memory_bytes(module),
         whole_stacks=tuple(map(_text, counts.whole_stacks(module, stacked_shapes(setup)))),

@@ -1,6 +1,5 @@
-"""What a compiled program does, counted with the turns of its loops: products, traffic, buffers."""
+"""What a compiled program moves, counted with the turns of its loops: traffic and buffers."""
 
-import math
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
@@ -9,10 +8,9 @@ from typing import NamedTuple
 
 from diffjax.planning.groups import groups, slices_of
 from diffjax.planning.hlo import Array, Computation, Instruction, Module
+from diffjax.planning.products import library_call
 
-_WINDOW = re.compile(r"\b(\w+)=([\dx_\-]+)")
 _KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
-_LIBRARY = re.compile(r'custom_call_target="__(cu(?:blas|dnn)\$[^"]*)"')
 _NOT_READ = frozenset(
     {
         "after-all", "async-done", "async-update", "bitcast", "call", "conditional", "constant",
@@ -20,113 +18,6 @@ _NOT_READ = frozenset(
         "replica-id", "tuple", "while",
     }
 )  # fmt: skip
-
-
-def matrix_flops(module: Module) -> int:
-    """Operations of all matrix products and convolutions that one device runs.
-
-    A multiply-add is two. Of a convolution, only the products of a kernel element with an element
-    of the input count: neither padding nor the zeros between the pixels of a dilated input. (XLA
-    writes batched products on TPU as such convolutions.) Kernels of their own, as those of Pallas,
-    show what their author declared.
-    """
-    return sum(
-        times * _flops(computation, instruction)
-        for computation, instruction, times in module.walk()
-    )
-
-
-def _flops(computation: Computation, instruction: Instruction) -> int:
-    if instruction.opcode == "dot":
-        left = computation.shape_of(instruction.operands[0])
-        contracted = _numbers(instruction.attributes, "lhs_contracting_dims")
-        outputs = math.prod(instruction.arrays[0].shape)
-        return 2 * outputs * math.prod(left[axis] for axis in contracted)
-    if instruction.opcode == "convolution":
-        image, kernel = map(computation.shape_of, instruction.operands[:2])
-        return _convolution(image, kernel, instruction.arrays[0].shape, instruction)
-    if instruction.opcode == "custom-call":
-        if library := _LIBRARY.search(instruction.attributes):
-            return _of_library(library[1], computation, instruction)
-        declared = re.search(r'"cost_estimate":\{[^}]*?"flops":"?(\d+)', instruction.attributes)
-        return int(declared[1]) if declared else 0
-    return 0
-
-
-def _of_library(routine: str, computation: Computation, instruction: Instruction) -> int:
-    """Of a call of cuBLAS or cuDNN; its shapes are in the order of the arguments."""
-    made = instruction.arrays[0].shape
-    first, second = map(computation.shape_of, instruction.operands[:2])
-    if routine.startswith("cublas$"):
-        numbers = re.search(r'"lhs_contracting_dimensions":\[([^\]]*)\]', instruction.attributes)
-        axes = re.findall(r"\d+", numbers[1]) if numbers else []
-        return 2 * math.prod(made) * math.prod(first[int(axis)] for axis in axes)
-    if routine.startswith("cudnn$fmha"):
-        # Two products forward; backward five, of which the first is the forward one once more.
-        batch, length, heads, width = first
-        products = 5 if routine.endswith("Backward") else 2
-        return products * 2 * batch * heads * length * second[1] * width
-    # All are told as the forward convolution that they belong to.
-    if routine == "cudnn$convBackwardInput":
-        return _convolution(made, second, first, instruction)
-    if routine == "cudnn$convBackwardFilter":
-        return _convolution(first, made, second, instruction)
-    return _convolution(first, second, made, instruction)
-
-
-def _convolution(
-    image: Sequence[int], kernel: Sequence[int], output: Sequence[int], instruction: Instruction
-) -> int:
-    labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", instruction.attributes)
-    if labels is None:
-        raise ValueError(f"{instruction.name} is a convolution without dim_labels")
-    in_, of, out = labels.groups()
-    flops = 2 * kernel[of.index("i")] * output[out.index("b")] * output[out.index("f")]
-    window = _window(instruction.attributes)
-    for axis in range(len(out) - 2):
-        digit = str(axis)
-        sizes = image[in_.index(digit)], kernel[of.index(digit)], output[out.index(digit)]
-        flops *= _places(*sizes, *(window[name][axis] for name in window))
-    return flops
-
-
-def _places(
-    size: int, kernel: int, output: int, stride: int, low: int, lhs_dilate: int, rhs_dilate: int
-) -> int:
-    """How many pairs of an output and a kernel element meet an element of the input."""
-    found = 0
-    for k in range(kernel):
-        first = k * rhs_dilate - low
-        # Elements of the input lie at multiples of lhs_dilate.
-        found += sum(
-            place % lhs_dilate == 0 and 0 <= place < size * lhs_dilate
-            for place in range(first, first + output * stride, stride)
-        )
-    return found
-
-
-def _window(attributes: str) -> dict[str, list[int]]:
-    """Stride, lower padding and dilations of each spatial dimension."""
-    text = re.search(r"window=\{([^}]*)\}", attributes)
-    fields = dict(_WINDOW.findall(text[1])) if text else {}
-    dims = len(fields["size"].split("x")) if "size" in fields else 0
-    ones = "x".join(["1"] * dims)
-    pads = fields.get("pad", "x".join(["0_0"] * dims))
-    return {
-        "stride": _sizes(fields.get("stride", ones)),
-        "low": [int(pad.split("_")[0]) for pad in pads.split("x") if pad],
-        "lhs_dilate": _sizes(fields.get("lhs_dilate", ones)),
-        "rhs_dilate": _sizes(fields.get("rhs_dilate", ones)),
-    }
-
-
-def _sizes(text: str) -> list[int]:
-    return [int(size) for size in text.split("x") if size]
-
-
-def _numbers(attributes: str, name: str) -> list[int]:
-    found = re.search(rf"\b{name}=\{{([\d,]*)\}}", attributes)
-    return [int(number) for number in found[1].split(",") if number] if found else []
 
 
 @dataclass(frozen=True)
@@ -276,7 +167,7 @@ def memory_bytes(module: Module) -> int:
 
 def _touched(module: Module, computation: Computation, instruction: Instruction) -> int:
     made = instruction.arrays
-    if _LIBRARY.search(instruction.attributes):
+    if library_call(instruction):
         made = made[:-1]  # The last one is where the library may scribble.
     operands = [computation.instructions[name].arrays for name in instruction.operands]
     if instruction.opcode.endswith("-start"):
