@@ -239,7 +239,7 @@ def placed(mesh, shape, *spec):
 def test_collectives_in_a_loop_count_each_turn():
     mesh = mesh_of((4,), ("fsdp",))
     module = compiled_module(
-        products, placed(mesh, (16, 24), "fsdp"), placed(mesh, (5, 24, 24), None, "fsdp"),
+        chain, placed(mesh, (16, 24), "fsdp"), placed(mesh, (5, 24, 24), None, "fsdp"),
         out_shardings=NamedSharding(mesh, PartitionSpec("fsdp")),
     )  # fmt: skip
     (gather,) = counts.collectives(module)
@@ -346,8 +346,7 @@ def test_a_whole_stack_in_memory_is_found():
         return chain(x, lax.with_sharding_constraint(ws * 2.0, whole))
 
     assert (
-        counts.whole_stacks(compiled_module(products, x, stack, out_shardings=out), [WS.shape])
-        == []
+        counts.whole_stacks(compiled_module(chain, x, stack, out_shardings=out), [WS.shape]) == []
     )
     found = counts.whole_stacks(compiled_module(at_once, x, stack, out_shardings=out), [WS.shape])
     assert found[0].num_bytes == 5 * 24 * 24 * 4

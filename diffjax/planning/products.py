@@ -66,9 +66,9 @@ def _of_library(routine: str, computation: Computation, instruction: Instruction
         products = 5 if routine.endswith("Backward") else 2
         return products * 2 * batch * heads * length * second[1] * width
     # Each is told as the forward convolution that it belongs to.
-    order = _CONVOLUTIONS.get(routine, ("first", "second", "made"))
     shapes = {"first": first, "second": second, "made": made}
-    return _convolution(*(shapes[name] for name in order), instruction)
+    image, kernel, output = _CONVOLUTIONS.get(routine, ("first", "second", "made"))
+    return _convolution(shapes[image], shapes[kernel], shapes[output], instruction)
 
 
 def _convolution(
