@@ -154,6 +154,9 @@ def gpu_mesh(config: ConfigDict, topology: Topology) -> Mesh:
         )
     except Exception as error:
         reason = " ".join(str(error).split())[:300]
-        raise UserError(f"can't compile for {topology.name}: {reason}") from None
+        raise UserError(
+            f"can't compile for {topology.name}: {reason}; it takes jax-cuda13-plugin and "
+            "jax-cuda13-pjrt in the version of jaxlib, installed or in --cuda=FOLDER"
+        ) from None
     places = np.vectorize(lambda device: described.devices[device.id], otypes=[object])
     return Mesh(places(mesh.devices), mesh.axis_names, axis_types=mesh.axis_types)
