@@ -168,7 +168,7 @@ def memory_bytes(module: Module) -> int:
 def _touched(module: Module, computation: Computation, instruction: Instruction) -> int:
     made = instruction.arrays
     if library_call(instruction):
-        made = made[:-1]  # The last one is where the library may scribble.
+        made = made[:-1] or made  # The last of several is where the library may scribble.
     operands = [computation.instructions[name].arrays for name in instruction.operands]
     if instruction.opcode.endswith("-start"):
         # Its results are where it reads and where it writes, of which one may be a part only.

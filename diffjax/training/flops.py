@@ -45,6 +45,14 @@ def matrix_flops(function: Callable[..., Any], *arguments: Any) -> float:
     return float(_count(jax.make_jaxpr(function)(*arguments).jaxpr))
 
 
+def flops_if_countable(function: Callable[..., Any], *arguments: Any) -> float | None:
+    """As `matrix_flops`; None where the operations can't be counted."""
+    try:
+        return matrix_flops(function, *arguments)
+    except UserError:
+        return None
+
+
 def _count(jaxpr: Jaxpr) -> int:
     return sum(_RULES.get(eqn.primitive.name, _inside)(eqn) for eqn in jaxpr.eqns)
 

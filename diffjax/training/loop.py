@@ -18,7 +18,7 @@ from diffjax.evaluation.run_files import read_json
 from diffjax.spec import build
 from diffjax.training import workdirs
 from diffjax.training.checkpoints import Checkpoints
-from diffjax.training.flops import matrix_flops
+from diffjax.training.flops import flops_if_countable
 from diffjax.training.interrupts import Interrupted, stop_signals
 from diffjax.training.load import Run
 from diffjax.training.lock import locked
@@ -306,10 +306,7 @@ def train_flops(setup: Setup) -> float | None:
     setup = countable(setup)
     key = jax.eval_shape(lambda: jax.random.key(0))
     batch = setup.wired.batch_shapes(setup.config.batch_size)
-    try:
-        return matrix_flops(train_step_of(setup), setup.abstract, key, batch)
-    except UserError:
-        return None
+    return flops_if_countable(train_step_of(setup), setup.abstract, key, batch)
 
 
 def device_batches(

@@ -17,7 +17,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from diffjax.errors import UserError
-from diffjax.training.flops import matrix_flops
+from diffjax.training.flops import flops_if_countable
 from diffjax.training.generate import balanced_labels, make_generator
 from diffjax.training.loop import compile_train_step, train_flops
 from diffjax.training.setup import Setup, countable, set_up
@@ -201,13 +201,13 @@ def sampling(setup: Setup, params: Any, num_samples: int) -> Program:
         run()
     x = np.zeros((num_samples, *wired.input_shape), np.float32)
     apply = countable(setup).wired.apply
-    flops = matrix_flops(apply, params, x, np.zeros(num_samples, np.float32), labels)
+    flops = flops_if_countable(apply, params, x, np.zeros(num_samples, np.float32), labels)
     return Program(
         name="sampling",
         run=run,
         repeats=1,
         batch_size=num_samples,
-        flops=None if recipe.nfe is None else recipe.nfe * flops,
+        flops=None if flops is None or recipe.nfe is None else recipe.nfe * flops,
         compile_seconds=sum(seconds),
         nfe=recipe.nfe,
     )
