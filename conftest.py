@@ -1,6 +1,8 @@
 """Tests and docstring examples run on eight fake CPU devices, unless the caller chose otherwise."""
 
+import mmap
 import os
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,28 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 _DEVICES = "--xla_force_host_platform_device_count"
 if _DEVICES not in os.environ.get("XLA_FLAGS", ""):
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_DEVICES}=8".strip()
+
+# Most of what is compiled here runs for milliseconds: code that is made quickly and runs slowly
+# halves the tests' time. What `tests/trainer.py` starts is compiled as a user's runs are.
+_QUICK = {"--xla_backend_optimization_level": "0", "--xla_cpu_use_fusion_emitters": "false"}
+
+
+def _known(flag: str) -> bool:
+    """Whether this XLA has the flag: it ends the process at one that it has not."""
+    jaxlib = find_spec("jaxlib")
+    for library in Path(jaxlib.origin).parent.glob("*.so") if jaxlib and jaxlib.origin else ():
+        with (
+            library.open("rb") as file,
+            mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as text,
+        ):
+            if text.find(flag.removeprefix("--").encode()) >= 0:
+                return True
+    return False
+
+
+for _flag, _value in _QUICK.items():
+    if _flag not in os.environ["XLA_FLAGS"] and _known(_flag):
+        os.environ["XLA_FLAGS"] += f" {_flag}={_value}"
 
 # Nearly all of the tests' time is compilation: a second run of the networks' tests takes a quarter
 # of the processor time, and a first run no more than without a cache.

@@ -78,24 +78,30 @@ def assert_equal_runs(found, expected) -> None:
         assert_same(state._asdict(), state_alone._asdict(), atol=3e-4, rtol=1e-5)
 
 
-@pytest.mark.parametrize("mapped", [jax.vmap, members.one_by_one])
-@pytest.mark.parametrize("model", ["dit", "unet"])
-def test_members_are_what_they_would_be_alone(model, mapped):
+@pytest.fixture(scope="module", params=["dit", "unet"])
+def unlike(request):
+    """Runs that differ in numbers, and what each is by itself."""
     one = sharding.make_mesh(devices=jax.devices()[:1])
-    setups = setups_of(configs(f"{PARTS},model={model}"), one)
+    numbers = UNLIKE if request.param == "dit" else UNLIKE[:2]  # whose compilation takes long
+    setups = setups_of(configs(f"{PARTS},model={request.param}", numbers), one)
     expected = [alone(setup) for setup in setups]
     losses = [float(metrics["loss"]) for _, metrics in expected]
-    assert len({f"{loss:.4f}" for loss in losses}) == len(UNLIKE), "the numbers must matter"
+    assert len({f"{loss:.4f}" for loss in losses}) == len(setups), "the numbers must matter"
+    return setups, expected
+
+
+@pytest.mark.parametrize("mapped", [jax.vmap, members.one_by_one])
+def test_members_are_what_they_would_be_alone(unlike, mapped):
+    setups, expected = unlike
     assert_equal_runs(together(setups, mapped), expected)
 
 
-@pytest.mark.parametrize("count", [3, 4, 8])
-@pytest.mark.parametrize("shared", [True, False])
+@pytest.mark.parametrize(("count", "shared"), [(3, False), (4, True), (8, False), (8, True)])
 def test_eight_devices_train_what_one_does(count, shared):
     """3 members split batches over 8 devices, 4 of them stand on 4 x 2, 8 on one each."""
     rates = [{"optimizer.learning_rate": 1e-3 * (1 + i)} for i in range(count)]
     seeds = [{"seed": 0 if shared else i} for i in range(count)]
-    each = configs("", [rate | seed for rate, seed in zip(rates, seeds, strict=True)])
+    each = configs("model=tiny", [rate | seed for rate, seed in zip(rates, seeds, strict=True)])
     one = sharding.make_mesh(devices=jax.devices()[:1])
     expected = together(setups_of(each, one), jax.vmap)
     setups = setups_of(each, sharding.make_mesh())
@@ -105,7 +111,7 @@ def test_eight_devices_train_what_one_does(count, shared):
 
 
 def test_members_stand_on_devices_of_their_own():
-    setups = setups_of(configs("", [{"seed": i} for i in range(8)]), sharding.make_mesh())
+    setups = setups_of(configs("model=tiny", [{"seed": i} for i in range(8)]), sharding.make_mesh())
     all_of_them = members.members_of(setups)
     states = members.stack(all_of_them, [fresh(setup) for setup in setups])
     for leaf in jax.tree.leaves(states.params):

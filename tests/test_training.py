@@ -38,6 +38,7 @@ from diffjax.training.nonfinite import NonFinite
 from diffjax.training.setup import set_up
 from diffjax.training.window import NonFiniteLoss
 from diffjax.wiring import wire
+from tests.tiny_network import Tiny
 
 MODELS = {
     "dit": spec(DiT, patch_size=4, hidden_size=16, depth=1, num_heads=2, dropout=0.1),
@@ -49,6 +50,7 @@ MODELS = {
         attention_resolutions=(4,),
         head_channels=8,
     ),
+    "tiny": spec(Tiny),
 }
 
 
