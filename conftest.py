@@ -14,7 +14,7 @@ if _DEVICES not in os.environ.get("XLA_FLAGS", ""):
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_DEVICES}=8".strip()
 
 # Most of what is compiled here runs for milliseconds: code that is made quickly and runs slowly
-# halves the tests' time. What `tests/trainer.py` starts is compiled as a user's runs are.
+# halves the tests' time. The runs of tests/test_faults.py are compiled as a user's are.
 _QUICK = {"--xla_backend_optimization_level": "0", "--xla_cpu_use_fusion_emitters": "false"}
 
 

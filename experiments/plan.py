@@ -76,6 +76,7 @@ flags.DEFINE_string(
     flag_values=FLAGS,
 )  # fmt: skip
 
+_FLAGS = os.environ.get("XLA_FLAGS", "").split()
 _ALONE = {
     # Without these, libtpu asks a cloud's servers which TPU it runs on.
     "tpu": {
@@ -84,8 +85,10 @@ _ALONE = {
         "TPU_ACCELERATOR_TYPE": "v5litepod-16",
         # No TPU is taken, so any number of plans may be made at once.
         "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+        # libtpu ends the process at a flag that it does not know, as are some of those of CPUs.
+        "XLA_FLAGS": " ".join(flag for flag in _FLAGS if not flag.startswith("--xla_cpu_")),
     },
-    "gpu": {"XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {gpus.XLA_FLAGS}".strip()},
+    "gpu": {"XLA_FLAGS": " ".join([*_FLAGS, gpus.XLA_FLAGS])},
 }
 _CUDA = "jax_cuda13_plugin"
 

@@ -44,7 +44,7 @@ class Truth(NamedTuple):
 
 @pytest.fixture(scope="module")
 def trainer(tmp_path_factory):
-    trainer = Trainer(tmp_path_factory.mktemp("outputs"))
+    trainer = Trainer(tmp_path_factory.mktemp("outputs"), xla_flags="")
     yield trainer
     trainer.close()
 

@@ -169,7 +169,7 @@ def test_sweep_files(fuzz, tmp_path):
             assert cli.run(sweep.main, sweep.FLAGS, usage="", argv=argv) in (0, 2)
         assert "Traceback" not in err.getvalue()
 
-    fuzz(sweeps, check, short=10)
+    fuzz(sweeps, check, short=5)
 
 
 # Files.

@@ -2,7 +2,6 @@
 
 import functools
 import itertools
-from typing import Any
 
 import jax
 import numpy as np
@@ -15,7 +14,7 @@ from experiments import config_files
 
 pytestmark = pytest.mark.skipif(jax.device_count() < 8, reason="needs eight devices")
 DIT = {"depth": 2, "hidden_size": 32, "num_heads": 2}
-UNET = {"channels": 16, "head_channels": 16}
+UNET = {"channels": 16, "head_channels": 16, "num_res_blocks": 1}
 
 
 def gradients(arguments, network, rules=None, **mesh):
@@ -40,10 +39,7 @@ def gradients(arguments, network, rules=None, **mesh):
     batch = jax.device_put(batch, sharding.batch_sharding(setup.mesh))
     places = setup.shardings, sharding.replicated(setup.mesh)
     step = jax.jit(loop.train_step_of(setup), out_shardings=places)
-    quick: Any = {"xla_backend_optimization_level": 0}  # The time of the test is the compiler's.
-    new, _ = step.lower(state, jax.random.key(1), batch).compile(quick)(
-        state, jax.random.key(1), batch
-    )
+    new, _ = step(state, jax.random.key(1), batch)
     found = jax.tree_util.tree_leaves_with_path(optax.tree.get(new.opt_state, "mu"))
     return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in found}
 
@@ -92,7 +88,7 @@ def test_no_two_or_three_axes_change_a_gradient(name, mesh):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mesh", [*THREES[:3], {"data": 2, "fsdp": 4}, {"data": 8}], ids=called)
+@pytest.mark.parametrize("mesh", [THREES[0], {"data": 2, "fsdp": 4}, {"data": 8}], ids=called)
 @pytest.mark.parametrize("name", NETWORKS)
 def test_a_state_that_is_split_over_all_devices_changes_no_gradient(name, mesh):
     assert_the_gradients_of(name, sharding.SPREAD, mesh)

@@ -13,9 +13,6 @@ from diffjax.errors import UserError
 from diffjax.models import DiT, UNet, attention, blockwise, dit, layers, placement, remat, unet
 from diffjax.training.flops import matrix_flops
 
-# Every program here runs once or twice on tiny arrays: compiling it is all that takes time.
-jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
-
 BATCH, CLASSES = 3, 10
 KEYS = jax.random.split(jax.random.key(0), 8)
 X = jax.random.normal(KEYS[0], (BATCH, 8, 8, 2))
@@ -62,7 +59,7 @@ def awake(net):
 
 @functools.cache
 def jitted(net):
-    return jit(lambda params, x, noise, cond: net.apply({"params": params}, x, noise, cond))
+    return jax.jit(lambda params, x, noise, cond: net.apply({"params": params}, x, noise, cond))
 
 
 def shapes(net, image_shape, batch=2):
@@ -96,7 +93,7 @@ def test_output_is_a_float32_image_and_parameters_are_float32(make, image_shape,
 
 @pytest.mark.parametrize("net", [small_dit(depth=1), small_unet(channel_multipliers=(1,))])
 def test_a_fresh_network_returns_zero(net):
-    out, variables = jit(net.init_with_output)(KEYS[1], X, NOISE, COND)
+    out, variables = jax.jit(net.init_with_output)(KEYS[1], X, NOISE, COND)
     np.testing.assert_array_equal(out, 0)
     assert any(jnp.abs(p).max() > 0 for p in jax.tree.leaves(variables))
 
@@ -129,7 +126,7 @@ def test_every_parameter_gets_a_finite_gradient_and_is_used(make):
     def loss(params):
         return jnp.square(net.apply({"params": params}, x, noise, cond) - x).mean()
 
-    gradients = jit(jax.grad(loss))(awake(net))
+    gradients = jax.jit(jax.grad(loss))(awake(net))
     for path, gradient in jax.tree_util.tree_leaves_with_path(gradients):
         name = jax.tree_util.keystr(path)
         assert jnp.isfinite(gradient).all(), name
@@ -144,7 +141,7 @@ def test_forward_mode_is_the_transpose_of_reverse_mode(make):
     def f(x, noise):
         return net.apply({"params": params}, x, noise, COND)
 
-    @jit
+    @jax.jit
     def both_products(dx, dnoise, dy):
         _, dout = jax.jvp(f, (X, NOISE), (dx, dnoise))
         gx, gnoise = jax.vjp(f, X, NOISE)[1](dy)
@@ -186,7 +183,7 @@ def test_without_classes_the_label_is_ignored_and_has_no_parameters():
 def test_dropout_acts_in_training_only(make):
     net, params = make(dropout=0.5), awake(make())
 
-    @jit
+    @jax.jit
     def train(key):
         variables = {"params": params}
         return net.apply(variables, X, NOISE, COND, train=True, rngs={"dropout": key})
@@ -240,7 +237,7 @@ def attention_float64(q, k, v):
 
 
 def run_attention(name, *qkv):
-    return jit(functools.partial(attention.attention, implementation=name))(*qkv)
+    return jax.jit(functools.partial(attention.attention, implementation=name))(*qkv)
 
 
 def qkv(scale=1.0, dtype="float32"):
@@ -285,7 +282,7 @@ def derivatives(implementation, *qkv):
         gradients = jax.grad(lambda *qkv: jnp.sin(attend(*qkv)).sum(), argnums=(0, 1, 2))(*qkv)
         return attend(*qkv), gradients, jax.jvp(attend, qkv, turned)[1]
 
-    return jit(run)(*qkv)
+    return jax.jit(run)(*qkv)
 
 
 close = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5)
@@ -320,7 +317,9 @@ def test_splash_is_the_formula_with_its_gradient():
     qkv = tuple(jax.random.normal(key, (1, 128, 1, 8)) for key in KEYS[3:6])
 
     def results(attend):
-        return jit(jax.value_and_grad(lambda *qkv: jnp.sin(attend(*qkv)).sum(), (0, 1, 2)))(*qkv)
+        return jax.jit(jax.value_and_grad(lambda *qkv: jnp.sin(attend(*qkv)).sum(), (0, 1, 2)))(
+            *qkv
+        )
 
     splash = functools.partial(attention.splash, interpret=True)
     loose = functools.partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-4)
@@ -341,7 +340,7 @@ def test_memory_of_chunked_attention_is_linear_in_the_tokens(mode, monkeypatch):
             "jvp": lambda *qkv: jax.jvp(attend, qkv, qkv),
         }[mode]
         shape = jax.ShapeDtypeStruct((1, length, 1, 16), jnp.float32)
-        analysis: Any = jit(run).lower(shape, shape, shape).compile().memory_analysis()
+        analysis: Any = jax.jit(run).lower(shape, shape, shape).compile().memory_analysis()
         return analysis.temp_size_in_bytes
 
     assert temporaries("chunked", 2048) < 2.2 * temporaries("chunked", 1024)
@@ -402,7 +401,7 @@ def test_policies_change_the_work_and_nothing_else(make):
     functions = {policy: loss_and_gradient(policy) for policy in remat.REMAT}
     work = {policy: matrix_flops(function, params) for policy, function in functions.items()}
     # Not all of them: each takes seconds to compile, and "dense" keeps by rule and by name.
-    kept, none = (jit(functions[policy])(params) for policy in ("dense", "none"))
+    kept, none = (jax.jit(functions[policy])(params) for policy in ("dense", "none"))
     same = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-4)
     jax.tree.map(same, kept, none)
     assert work["none"] == work["products"] < work["dense"] < work["attention"] < work["full"]
@@ -490,7 +489,7 @@ def test_stacked_blocks_are_the_same_function():
     net, loop = (small_dit(depth=5, dropout=0.5, scan=scan) for scan in (False, True))
     params = awake(net)
 
-    @functools.partial(jit, static_argnums=0)
+    @functools.partial(jax.jit, static_argnums=0)
     def all_of(net, params):
         def loss(params):
             out, hidden = dropped_and_sown(net, params)
@@ -508,7 +507,7 @@ def test_stacked_blocks_are_the_same_function():
 def test_fresh_stacked_blocks_have_the_layout_of_stacked_ones_and_differ():
     net, loop = small_dit(depth=3), small_dit(depth=3, scan=True)
     assert shapes(loop, (8, 8, 2))[1] == jax.eval_shape(dit.stacked, shapes(net, (8, 8, 2))[1])
-    kernel = jit(loop.init)(KEYS[1], X, NOISE)["params"]["blocks"]["mlp"]["up"]["kernel"]
+    kernel = jax.jit(loop.init)(KEYS[1], X, NOISE)["params"]["blocks"]["mlp"]["up"]["kernel"]
     assert jnp.abs(kernel[0] - kernel[1]).max() > 0.1
     # Xavier's bound for one layer: the stack is no part of the fans.
     assert 0.9 < jnp.abs(kernel).max() / np.sqrt(6 / (32 + 128)) <= 1
@@ -665,7 +664,7 @@ def test_residual_block_equals_numpy_in_float64(scale_shift, resample):
         h = norm(h + vector, p["norm_2"])
     skip = resized(start) @ p["skip"]["kernel"] + p["skip"]["bias"]
     expected = skip + conv(silu(h), p["conv_2"])
-    out = jit(functools.partial(block.apply, train=False))({"params": params}, x, c)
+    out = jax.jit(functools.partial(block.apply, train=False))({"params": params}, x, c)
     np.testing.assert_allclose(out, expected, atol=2e-5)
 
 

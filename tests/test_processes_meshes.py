@@ -35,9 +35,7 @@ CASES = [
 def one(request, tmp_path_factory):
     """A trainer, what its runs are set up like, and the state of one process with one device."""
     text = TWO_STEPS.replace("config.model = spec(Tiny)\n", NETWORKS[request.param])
-    # Compilation is nearly all of the time, and every process compiles.
-    quick = "--xla_backend_optimization_level=0"
-    trainer = Trainer(tmp_path_factory.mktemp("outputs"), text, quick)
+    trainer = Trainer(tmp_path_factory.mktemp("outputs"), text)
     config = config_files.load(str(trainer.config)).lock()
     data = digits()
     setup = set_up(config, data.image_shape, data.num_classes, make_mesh(devices=jax.devices()[:1]))

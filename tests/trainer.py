@@ -96,9 +96,14 @@ def may_drop() -> bool:
 
 
 class Trainer:
-    """Starts the executables again and again, with XLA's flags as given."""
+    """Starts the executables again and again, compiled quickly as the tests are (conftest.py).
 
-    def __init__(self, outputs: Path, config: str = CONFIG, xla_flags: str = ""):
+    With `xla_flags=""` they are compiled as a user's runs are.
+    """
+
+    def __init__(
+        self, outputs: Path, config: str = CONFIG, xla_flags: str = os.environ.get("XLA_FLAGS", "")
+    ):
         self.outputs = outputs
         self.config = outputs / "tiny.py"
         self.config.write_text(config)
