@@ -36,13 +36,18 @@ def resolved(cell: Cell) -> ConfigDict:
 def planned(sweep: Sweep) -> tuple[list[Cell], dict[str, Cost], dict[str, str]]:
     """The cells that can run, matched; what a step of each costs; why the others can't run.
 
-    Nothing is trained or written.
+    Nothing is trained or written. What differs in its seed alone is built once.
     """
     costs: dict[str, Cost] = {}
     reasons: dict[str, str] = {}
+    built: dict[str, Cost] = {}
     for cell in sweep.cells():
         try:
-            costs[cell.name] = cost(cell, counted=sweep.matched == "flops")
+            config = resolved(cell)
+            arm = to_json(ConfigDict({**config, "seed": None}))
+            if arm not in built:
+                built[arm] = cost(config, counted=sweep.matched == "flops")
+            costs[cell.name] = built[arm]
         except UserError as error:
             reasons[cell.name] = str(error)
     return sweep.matched_cells(costs), costs, reasons
@@ -56,13 +61,12 @@ def together(cells: Sequence[Cell], most: int) -> list[list[str]]:
     return [list(names) for names in groups(configs, most)]
 
 
-def cost(cell: Cell, counted: bool = False) -> Cost:
-    """Builds a cell and checks that all of it fits together; what its training costs.
+def cost(config: ConfigDict, counted: bool = False) -> Cost:
+    """Builds what a config says and checks that all of it fits; what its training costs.
 
     Raises:
         UserError: why it can't run.
     """
-    config = resolved(cell)
     dataset = build(config.data)
     setup = set_up(config, dataset.image_shape, dataset.num_classes)
     check_pairs(setup, dataset)

@@ -64,7 +64,7 @@ def test_each_arm_is_taken_at_its_best_and_reported_with_other_noise():
     assert a.values == pytest.approx((0.1 + (0.6 + 0.8) / 2,))
     assert a.noise == pytest.approx(np.std([0.6, 0.8], ddof=1))
     assert b.values == pytest.approx((0.6,))
-    assert "least mean frechet distance with noise seed 0, and as many steps" in found.rule
+    assert "least mean Fréchet distance with noise seed 0, and as many steps" in found.rule
     assert "noise seed 1, 2." in found.rule
     assert str(b.choice) == "9 steps, uniform grid, guidance 1.5, live"
 
@@ -177,5 +177,5 @@ def test_a_floor_of_other_images_changes_no_value():
 
 
 def test_nothing_to_compare_is_said():
-    with pytest.raises(UserError, match="there is no frechet distance of any run"):
+    with pytest.raises(UserError, match="there is no Fréchet distance of any run"):
         compare({}, {"a": "a"})

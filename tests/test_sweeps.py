@@ -10,8 +10,8 @@ import pytest
 
 from diffjax.errors import UserError
 from diffjax.sweeps import Cost, Sweep
-from experiments import cli, config_files, sweep
-from experiments.sweep_cells import cost
+from experiments import cli, config_files, sweep, sweep_cells
+from experiments.sweep_cells import cost, resolved
 
 SWEEP = """
 from diffjax.sweeps import Sweep
@@ -114,7 +114,22 @@ def test_every_cell_of_the_sweeps_here_fits_together(path, tmp_path):
     cells = {cell.arm: cell for cell in sweep.cells()}.values()
     assert cells
     for cell in cells:
-        assert cost(cell).num_steps > 0, cell.name
+        assert cost(resolved(cell)).num_steps > 0, cell.name
+
+
+def test_what_differs_in_its_seed_alone_is_built_once(monkeypatch):
+    def counting(config, counted):
+        built.append(config)
+        return cost(config, counted)
+
+    built = []
+    monkeypatch.setattr(sweep_cells, "cost", counting)
+    axes = {"config.batch_size": (8, 16), "config.seed": (0, 1, 2)}
+    cells, costs, _ = sweep_cells.planned(Sweep("configs/digits.py", axes))
+    assert len(cells) == 6
+    assert len(built) == 2
+    for cell in cells:
+        assert costs[cell.name].batch_size == dict(cell.axes)["config.batch_size"]
 
 
 def test_a_dry_run_names_what_is_left_out_and_why(file, capsys):

@@ -6,29 +6,9 @@ from typing import Any
 from diffjax.errors import UserError
 from diffjax.evaluation.provenance import check_comparable
 from diffjax.evaluation.sweep_files import RunFiles, SweepFiles
-from diffjax.evaluation.tables import is_number, measure, percent
+from diffjax.evaluation.tables import LABELS, is_number, label, measure, percent
 from diffjax.evaluation.verdicts import finite, mean_interval
 
-# In the order of the table; what is not named here comes behind, under its own name.
-_LABELS = {
-    "frechet_distance": "Fréchet distance",
-    "frechet_distance_at_infinity": "Fréchet distance at infinity",
-    "kernel_distance": "kernel distance",
-    "precision": "precision",
-    "recall": "recall",
-    "density": "density",
-    "coverage": "coverage",
-    "inception_score": "Inception score",
-    "cmmd": "CMMD",
-    "accuracy": "accuracy",
-    "closer_than_test": "closer than test images",
-    "copied": "copied",
-    "inauthentic": "inauthentic",
-    "data_copying": "data copying",
-    "sliced_wasserstein": "sliced Wasserstein distance",
-    "mode_weights": "weight in wrong modes",
-    "bits_per_dim": "bits per dimension",
-}
 _SHARES = ("accuracy", "copied", "inauthentic")
 _OF_NEIGHBOURS = ("closer_than_test", "copied", "inauthentic", "data_copying")
 # What a likelihood came out as, and how its samples' network was come by; the rest is how.
@@ -113,17 +93,6 @@ def table(rows: Sequence[Mapping[str, Any]], arms: Sequence[str]) -> list[list[s
     return lines
 
 
-def label(name: str) -> str:
-    """What a page calls a number.
-
-    Example:
-        >>> label("frechet_distance (inception:spatial)")
-        'Fréchet distance (inception:spatial)'
-    """
-    kind, bracket, rest = name.partition(" (")
-    return f"{_LABELS.get(kind, kind.replace('_', ' '))}{bracket}{rest}"
-
-
 def _of(evaluation: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
     for name, entry in evaluation.items():
         if isinstance(entry, Mapping) and "value" in entry:
@@ -155,7 +124,7 @@ def _kind(name: str) -> str:
 
 def _place(name: str) -> tuple[str, int, str]:
     """Those on the first extractor, then those on others, each in the order of the labels."""
-    order = list(_LABELS)
+    order = list(LABELS)
     kind, _, rest = name.partition(" (")
     rest = "" if kind == "bits_per_dim" else rest
     return rest, order.index(kind) if kind in order else len(order), name

@@ -8,7 +8,7 @@ import numpy as np
 
 from diffjax.errors import UserError
 from diffjax.evaluation.provenance import check_comparable
-from diffjax.evaluation.tables import is_number
+from diffjax.evaluation.tables import is_number, label
 from diffjax.evaluation.verdicts import (
     Difference,
     Interval,
@@ -196,7 +196,7 @@ def compare(
             if standing:
                 standings.setdefault(way, {})[arm] = standing
     if not standings:
-        raise UserError(f"there is no {metric.replace('_', ' ')} of any run to compare")
+        raise UserError(f"there is no {label(metric)} of any run to compare")
     own = {way for result in have.values() if (way := _own(result)) in standings}
     shared = [way for way, found in standings.items() if len(found) == len(names)]
     dearest = max(shared or standings, key=lambda way: way.nfe)
@@ -275,7 +275,7 @@ def _standing(
 
 
 def _rule(chosen_by: Sequence[int], reported: Sequence[int], metric: str, several: bool) -> str:
-    name, noise = metric.replace("_", " "), ", ".join(map(str, reported))
+    name, noise = label(metric), ", ".join(map(str, reported))
     if chosen_by:
         return (
             f"Each arm has the grid, guidance scale and weights of its least mean {name} with "

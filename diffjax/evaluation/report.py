@@ -25,6 +25,7 @@ from diffjax.evaluation.tables import (
     METRICS,
     duration,
     is_number,
+    label,
     measure,
     number,
     percent,
@@ -302,7 +303,7 @@ def _numbers(evaluation: Mapping[str, Any]) -> dict[str, Any]:
     }
     rows = [
         {
-            "name": _name(name),
+            "name": label(name),
             "value": _with_error(entry, "value", "standard_error"),
             "floor": _with_error(entry, "floor", "floor_standard_error"),
             # Of no real images, as for a score of samples alone, there is no number.
@@ -321,10 +322,6 @@ def _numbers(evaluation: Mapping[str, Any]) -> dict[str, Any]:
 def _with_error(entry: Mapping[str, Any], key: str, error: str) -> str:
     text = measure(entry.get(key))
     return f"{text} ± {entry[error]:#.2g}" if is_number(entry.get(error)) else text
-
-
-def _name(key: str) -> str:
-    return key.replace("_", " ").replace("frechet", "Fréchet").replace("inception", "Inception")
 
 
 def _commands(workdir: Path, run: Mapping[str, Any]) -> dict[str, str]:

@@ -5,6 +5,26 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 MISSING = "–"
+# What pages call the numbers, in the order of their table; others follow by their own names.
+LABELS = {
+    "frechet_distance": "Fréchet distance",
+    "frechet_distance_at_infinity": "Fréchet distance at infinity",
+    "kernel_distance": "kernel distance",
+    "precision": "precision",
+    "recall": "recall",
+    "density": "density",
+    "coverage": "coverage",
+    "inception_score": "Inception score",
+    "cmmd": "CMMD",
+    "accuracy": "accuracy",
+    "closer_than_test": "closer than test images",
+    "copied": "copied",
+    "inauthentic": "inauthentic",
+    "data_copying": "data copying",
+    "sliced_wasserstein": "sliced Wasserstein distance",
+    "mode_weights": "weight in wrong modes",
+    "bits_per_dim": "bits per dimension",
+}
 
 
 def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -195,3 +215,14 @@ def quality_table(rows: Sequence[Mapping[str, Any]]) -> str:
         )
         for line in lines
     )
+
+
+def label(name: str) -> str:
+    """What a page calls a number.
+
+    Example:
+        >>> label("frechet_distance (inception:spatial)")
+        'Fréchet distance (inception:spatial)'
+    """
+    kind, bracket, rest = name.partition(" (")
+    return f"{LABELS.get(kind, kind.replace('_', ' '))}{bracket}{rest}"
