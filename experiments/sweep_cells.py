@@ -44,7 +44,7 @@ def planned(sweep: Sweep) -> tuple[list[Cell], dict[str, Cost], dict[str, str]]:
     for cell in sweep.cells():
         try:
             config = resolved(cell)
-            arm = to_json(ConfigDict({**config, "seed": None}))
+            arm = to_json(ConfigDict({**config.to_dict(), "seed": None}))
             if arm not in built:
                 built[arm] = cost(config, counted=sweep.matched == "flops")
             costs[cell.name] = built[arm]

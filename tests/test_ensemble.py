@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import time
 from typing import Any
 
 import jax
@@ -19,6 +20,7 @@ from diffjax.training import ensemble, loop, members, sharding
 from diffjax.training.ensemble import MembersFailed, apart, train_together
 from diffjax.training.interrupts import Interrupted
 from diffjax.training.setup import set_up
+from diffjax.training.watchdog import Watchdog
 from tests.test_training import arrays_of, assert_same, logged, tiny_config
 
 # One rate, one seed, one weight and one density each; two share a seed.
@@ -243,6 +245,21 @@ def test_a_member_that_is_not_finite_spoils_no_other(ensemble_run, tmp_path):
     for here, there in zip(folders[1:], ensemble_run, strict=True):
         assert_same(arrays_of(here), arrays_of(there), atol=3e-4, rtol=1e-5)
         assert (here / "report.html").exists()
+
+
+def test_an_ensemble_that_stands_still_says_where(tmp_path, monkeypatch):
+    def batches(*arguments):
+        for i, batch in enumerate(members.member_batches(*arguments)):
+            if i == 3:
+                time.sleep(4.0)
+            yield batch
+
+    monkeypatch.setattr(ensemble, "member_batches", batches)
+    folders = [tmp_path / name for name in "ab"]
+    told = Watchdog(seconds=1.0, times=0.0, exits=False)
+    train_together(configs("", RUNS), folders, watchdog=told)
+    assert "s after step " in (folders[0] / "stacks.txt").read_text()
+    assert (folders[1] / "evaluation.json").exists()
 
 
 @pytest.mark.parametrize(

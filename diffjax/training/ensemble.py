@@ -35,6 +35,7 @@ from diffjax.training.setup import Setup, check_pairs, set_up
 from diffjax.training.state import TrainState
 from diffjax.training.storage import make_writable, told_in_one_line
 from diffjax.training.together import apart, groups
+from diffjax.training.watchdog import Watchdog, watched
 from diffjax.training.window import NonFiniteLoss
 from diffjax.training.workdirs import REPORT, add_seconds, claim, record, record_run
 
@@ -82,7 +83,10 @@ class Member:
 
 
 def train_together(
-    configs: Sequence[ConfigDict], workdirs: Sequence[str | Path], commands: Sequence[str] = ()
+    configs: Sequence[ConfigDict],
+    workdirs: Sequence[str | Path],
+    commands: Sequence[str] = (),
+    watchdog: Watchdog = Watchdog(),
 ) -> list[Path]:
     """Trains several configs as one program; each gets the folder that `train` would have made.
 
@@ -95,6 +99,7 @@ def train_together(
         configs: resolved; see `apart` for what they may differ in.
         workdirs: a folder a member.
         commands: how to make each again, for its page.
+        watchdog: as `train`; the stacks are in the first folder.
 
     Returns:
         The path of each member's `report.html`.
@@ -128,8 +133,10 @@ def train_together(
             record_run(member.workdir, member.setup, dataset, command, ensemble)
         _LOG.info("training %d members as one program", len(members))
         for group in _groups_by_step(members):
-            _train(group, dataset, should_stop)
-        pages = [_finish(member, dataset, should_stop) for member in members]
+            with watched(watchdog, folders[0]) as begun:
+                _train(group, dataset, should_stop, begun)
+        with watched(watchdog, folders[0], what="batch of the evaluations") as begun:
+            pages = [_finish(member, dataset, should_stop, begun) for member in members]
     failures = {member.workdir: member.failure for member in members if member.failure}
     if failures:
         raise MembersFailed(failures)
@@ -203,7 +210,12 @@ def _groups_by_step(members: Sequence[Member]) -> list[list[Member]]:
     return [[member for member in members if member.step == step] for step in steps]
 
 
-def _train(group: Sequence[Member], dataset: DataSet, should_stop: Callable[[], bool]) -> None:
+def _train(
+    group: Sequence[Member],
+    dataset: DataSet,
+    should_stop: Callable[[], bool],
+    begun: Callable[[int], None],
+) -> None:
     """The loop of `diffjax.training.loop`, for members that begin at the same step."""
     start_step, num_steps = group[0].step, group[0].setup.config.num_steps
     members = members_of([member.setup for member in group])
@@ -229,6 +241,7 @@ def _train(group: Sequence[Member], dataset: DataSet, should_stop: Callable[[], 
             member.state = None  # The stack has it, and the memory is needed.
         with prefetched(member_batches(members, dataset, start_step)) as stream:
             for step in range(start_step + 1, num_steps + 1):
+                begun(step)
                 states, metrics = take_step(states, next(stream))
                 stop = should_stop() and step < num_steps
                 for i, (member, recorder) in enumerate(zip(group, recorders, strict=True)):
@@ -283,12 +296,17 @@ def _share_seconds(group: Sequence[Member], **seconds: float) -> None:
         add_seconds(member.workdir, **{name: s / len(group) for name, s in seconds.items()})
 
 
-def _finish(member: Member, dataset: DataSet, should_stop: Callable[[], bool]) -> Path:
+def _finish(
+    member: Member,
+    dataset: DataSet,
+    should_stop: Callable[[], bool],
+    begun: Callable[[int], None],
+) -> Path:
     """The evaluation and the page of a member that is trained."""
     if not member.failure:
         member.checkpoints.wait()  # An evaluation is of something that is on disk.
         try:
-            evaluate_once(member.setup, dataset, member.state, member.workdir, should_stop)
+            evaluate_once(member.setup, dataset, member.state, member.workdir, should_stop, begun)
             return page(member.workdir)
         except UserError as error:
             member.failure = str(error)
