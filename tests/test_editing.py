@@ -13,6 +13,7 @@ from diffjax.sampling.grids import Power
 from diffjax.sampling.restart import resampled
 from diffjax.sampling.sample import Recipe, draw
 from experiments import cli, edit, train
+from tests.compiling import FAST
 
 STANDARD = analytic.Gaussian(jnp.zeros(2), jnp.eye(2))
 MASK = jnp.array([1.0, 0.0])
@@ -21,7 +22,9 @@ MASK = jnp.array([1.0, 0.0])
 def drawn(predict, path, solver, n=20_000, num_steps=60):
     keys = jax.random.split(jax.random.key(0), n)
     times = Recipe(solver, Power(), num_steps).times(path)
-    walk = jax.jit(lambda keys: draw(predict, path, solver, times, keys, None, (2,)))
+    walk = jax.jit(
+        lambda keys: draw(predict, path, solver, times, keys, None, (2,)), compiler_options=FAST
+    )
     return np.asarray(walk(keys), np.float64)
 
 

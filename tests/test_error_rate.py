@@ -6,7 +6,6 @@ unspoilt data. All of them train as one program.
 """
 
 from itertools import pairwise
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +23,7 @@ from diffjax.sampling.sample import sample
 from diffjax.training.optimizer import adamw
 from diffjax.training.state import init_state
 from diffjax.training.step import make_train_step
+from tests.compiling import FAST
 
 ARMS = {"even": (0.1, 0), "even too": (0.1, 1), "more": (0.25, 0)}
 REPETITIONS, SEEDS, STEPS, BATCH, WIDTH, SAMPLES = 100, 3, 500, 128, 32, 2_000
@@ -86,9 +86,7 @@ def test_trained_comparisons_are_wrong_no_more_often_than_stated():
     """
     real = statistics(images_of(colours().real).reshape(-1, 3))
     seeds = jnp.arange(REPETITIONS * SEEDS)
-    # Computation is this test's time, not compilation as in others (conftest.py).
-    fast: Any = {"xla_backend_optimization_level": 3, "xla_cpu_use_fusion_emitters": True}
-    run = jax.jit(jax.vmap(train_and_sample, in_axes=(None, 0)), compiler_options=fast)
+    run = jax.jit(jax.vmap(train_and_sample, in_axes=(None, 0)), compiler_options=FAST)
     distances = {}
     for arm, (blur, along) in ARMS.items():
         samples = np.asarray(run(jnp.asarray(images_of(colours(blur, along).train)), seeds))
