@@ -375,7 +375,7 @@ ON_MESHES = {
     "dit": ("model=dit", {"model.patch_size": 2}, MESHES),
     # What a loop adds is how a stack of parameters is split.
     "dit in a loop": ("model=dit", LOOP, MESHES[-1:]),
-    "unet": ("model=unet,objective=ddpm", {}, MESHES[1:]),
+    "unet": ("model=unet,objective=ddpm", {}, MESHES[-1:]),
 }
 
 
