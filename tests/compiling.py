@@ -8,4 +8,4 @@ _OPTIONS: dict[str, Any] = {
     "xla_cpu_use_fusion_emitters": True,
 }
 FAST: Any = {name: on for name, on in _OPTIONS.items() if name in os.environ.get("XLA_FLAGS", "")}
-"""For `jax.jit(..., compiler_options=FAST)`: what conftest.py switched off, and XLA knows, is on."""
+"""For `jax.jit(..., compiler_options=FAST)`: what conftest.py switched off is on."""
