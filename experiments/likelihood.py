@@ -10,6 +10,7 @@ Each number is an upper bound on the code length of 8-bit images. Guidance plays
 import inspect
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from absl import flags
@@ -20,7 +21,8 @@ from diffjax.spec import build, choose
 from diffjax.training.likelihoods import METHODS, Method, measure_likelihood
 from diffjax.training.measure import add_likelihood
 from diffjax.training.processes import is_first
-from experiments import cli
+from diffjax.training.watchdog import watched
+from experiments import cli, hanging
 
 FLAGS = flags.FlagValues()
 flags.DEFINE_string("workdir", None, "folder of the run", flag_values=FLAGS)
@@ -48,6 +50,7 @@ flags.DEFINE_integer("batch_size", 128, "images at a time", lower_bound=1, flag_
 flags.DEFINE_list(
     "allowed_packages", [], "of your own, that the saved config may name", flag_values=FLAGS
 )
+hanging.define(FLAGS)
 
 
 def main(args: Any) -> None:
@@ -55,17 +58,19 @@ def main(args: Any) -> None:
     cli.require(args, "workdir")
     given = options_given(choose(METHODS, args.method, "method"), args)
     run = diffjax.load(args.workdir, allowed_packages=("diffjax", *args.allowed_packages))
-    result = measure_likelihood(
-        run,
-        build(run.config.data),
-        args.method,
-        given,
-        weights=args.weights,
-        num_images=args.num_images or 0,
-        batch_size=args.batch_size,
-        dequantiser_steps=args.dequantiser_steps,
-        seed=args.seed,
-    )
+    with watched(hanging.watchdog(args), Path(args.workdir), what="batch") as begun:
+        result = measure_likelihood(
+            run,
+            build(run.config.data),
+            args.method,
+            given,
+            weights=args.weights,
+            num_images=args.num_images or 0,
+            batch_size=args.batch_size,
+            dequantiser_steps=args.dequantiser_steps,
+            seed=args.seed,
+            begun=begun,
+        )
     if is_first():
         add_likelihood(run.workdir, result)
     print(line(result))

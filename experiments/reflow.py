@@ -18,7 +18,8 @@ import diffjax
 from diffjax.errors import UserError
 from diffjax.training.generate import balanced_labels, starting_noise
 from diffjax.training.measure import Guided, named_recipe
-from experiments import cli
+from diffjax.training.watchdog import watched
+from experiments import cli, hanging
 
 FLAGS = flags.FlagValues()
 flags.DEFINE_string("workdir", None, "folder of the run", flag_values=FLAGS)
@@ -34,6 +35,7 @@ flags.DEFINE_integer("batch_size", 500, "pairs at a time", lower_bound=1, flag_v
 flags.DEFINE_list(
     "allowed_packages", [], "of your own, that the saved config may name", flag_values=FLAGS
 )
+hanging.define(FLAGS)
 
 
 def main(args: SimpleNamespace) -> None:
@@ -51,8 +53,14 @@ def main(args: SimpleNamespace) -> None:
     recipe = named.recipe
 
     labels = balanced_labels(args.num_pairs, wired.num_classes)
-    generate = run.generator(min(args.batch_size, args.num_pairs))
-    images = generate(run.weights(args.weights), recipe, labels, args.seed)
+    n = min(args.batch_size, args.num_pairs)
+    generate, params, batches = run.generator(n), run.weights(args.weights), []
+    with watched(hanging.watchdog(args), Path(args.workdir), what="batch") as begun:
+        for first in range(0, args.num_pairs, n):
+            begun(first // n + 1)
+            some = labels[first : first + n]
+            batches.append(generate(params, recipe, some, args.seed, first=first))
+    images = np.concatenate(batches)
     noise = starting_noise(args.seed, np.arange(args.num_pairs), wired.image_shape)
     how = {
         "step": run.step,

@@ -31,10 +31,30 @@ from diffjax.evaluation.torch_files import read_state_dict
 from diffjax.spec import build, from_json, to_json
 from diffjax.training import workdirs
 from diffjax.training.rollback import Rollbacks
-from experiments import cli, config_files, evaluate, sample, sweep, train
+from experiments import (
+    cli,
+    config_files,
+    edit,
+    evaluate,
+    export,
+    find_grid,
+    likelihood,
+    objectives,
+    plan,
+    probe,
+    reflow,
+    report,
+    sample,
+    solvers,
+    sweep,
+    train,
+    validate,
+)
 from tests.test_torch_files import STORAGE, tensor, torch_zip
 
 DIGITS = "configs/digits.py"
+RUN = Path(__file__).parent / "old_runs" / "59e12e0"
+FEW = {"num_samples": 4, "num_images": 4, "num_pairs": 4, "num_steps": 2, "batch_size": 4}
 
 
 @pytest.fixture
@@ -96,9 +116,13 @@ def axes() -> st.SearchStrategy[str]:
     return joined.map(lambda text: f":{text}" if text else "")
 
 
+def known_flags(names: list[str]) -> st.SearchStrategy[str]:
+    return st.tuples(st.sampled_from(names), TEXTS).map(lambda pair: f"--{pair[0]}={pair[1]}")
+
+
 def flags_for(names: list[str]) -> st.SearchStrategy[list[str]]:
     """Some flags with values, most of which mean nothing."""
-    known = st.tuples(st.sampled_from(names), TEXTS).map(lambda pair: f"--{pair[0]}={pair[1]}")
+    known = known_flags(names)
     typo = st.tuples(st.sampled_from(names), TEXTS).map(lambda pair: f"--{pair[0]}x={pair[1]}")
     # absl reads further flags from a file that --flagfile names, which no script offers.
     return st.lists(known | typo | TEXTS.filter(lambda text: "flagfile" not in text), max_size=3)
@@ -136,16 +160,52 @@ def test_configs_are_refused_or_built(fuzz):
     fuzz(st.tuples(st.sampled_from(numbers), values), check, short=20)
 
 
-@pytest.mark.parametrize("program", [sample, evaluate], ids=["sample", "evaluate"])
-def test_command_lines_of_programs_on_a_run(fuzz, program, tmp_path):
+ON_A_RUN = [sample, evaluate, edit, export, find_grid, likelihood, probe, reflow, report, validate]
+# Processes that nobody starts are waited for.
+WAITED_FOR = ("distributed", "coordinator", "num_processes", "process_index")
+
+
+def name_of(program: Any) -> str:
+    return program.__name__.rpartition(".")[2]
+
+
+def of_the_folder(program: Any, folder: Path) -> tuple[str, list[str]]:
+    """The flag that says which run, and names of all others."""
+    flag = "workdirs" if program is validate else "workdir"
+    return f"--{flag}={folder}", [n for n in program.FLAGS if n not in (flag, *WAITED_FOR)]
+
+
+@pytest.mark.parametrize("program", ON_A_RUN, ids=name_of)
+def test_command_lines_of_programs_without_a_run(fuzz, program, tmp_path, monkeypatch):
     """In a folder that holds no run: what is wrong is said all the same, in one line."""
-    names = [name for name in program.FLAGS if name not in ("workdir", "distributed")]
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "run").mkdir()
+    workdir, names = of_the_folder(program, tmp_path / "run")
+    fuzz(flags_for(names), lambda flags: told(program, [workdir, *flags]), short=20)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("program", ON_A_RUN, ids=name_of)
+def test_command_lines_of_programs_on_a_run(fuzz, program, tmp_path, monkeypatch):
+    """With a trained run there: one line, or what was asked for."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(RUN, tmp_path / "run")
+    workdir, names = of_the_folder(program, tmp_path / "run")
+    few = [f"--{name}={number}" for name, number in FEW.items() if name in program.FLAGS]
 
     def check(flags):
-        told(program, [f"--workdir={tmp_path / 'run'}", *flags])
+        told(program, [workdir, *few, *flags])
 
-    fuzz(flags_for(names), check, short=40)
+    fuzz(st.lists(known_flags(names), max_size=2), check, short=4)
+
+
+@pytest.mark.parametrize("program", [plan, objectives, solvers], ids=name_of)
+def test_command_lines_of_programs_without_a_folder(fuzz, program, tmp_path, monkeypatch):
+    given = [f"--config={Path(DIGITS).resolve()}", "--topology=v5e:2x2", "--analytic"]
+    config = given if program is plan else []
+    names = [name for name in program.FLAGS if name not in ("config", "search", "largest_batch")]
+    monkeypatch.chdir(tmp_path)
+    fuzz(flags_for(names), lambda flags: told(program, [*config, *flags]), short=4)
 
 
 def test_sweep_files(fuzz, tmp_path):

@@ -13,10 +13,11 @@ import diffjax
 from diffjax.data import digits
 from diffjax.errors import UserError
 from diffjax.evaluation.features import pixel_features
+from diffjax.sampling import bound
 from diffjax.training import generate
 from diffjax.training.measure import Wanted, measure
 from diffjax.training.watchdog import STACKS, STATUS, Watchdog, watched
-from experiments import cli, evaluate, sample
+from experiments import cli, evaluate, likelihood, reflow, sample
 from tests.trainer import CONFIG, Trainer
 
 pytestmark = pytest.mark.faults
@@ -89,18 +90,25 @@ def trained(tmp_path_factory):
 def test_programs_on_a_run_notice_a_batch_that_does_not_come(trained, monkeypatch, capfd):
     workdir, ended = trained, []
 
-    def stands_still(*_):
+    def stands_still(*_, **__):
         while not ended:
             time.sleep(0.05)
         raise SystemExit(ended[-1])
 
     monkeypatch.setattr(generate, "sample_keys", stands_still)
-    for program, more in ((evaluate, []), (sample, []), (sample, ["--parallel=2"])):
+    monkeypatch.setattr(bound, "variational_bound", stands_still)
+    programs = (
+        (evaluate, ["--num_samples=20"]),
+        (sample, ["--num_samples=20"]),
+        (sample, ["--num_samples=20", "--parallel=2"]),
+        (likelihood, ["--num_images=20", "--method=vlb"]),
+        (reflow, ["--num_pairs=20"]),
+    )
+    for program, more in programs:
         ended.clear()
         monkeypatch.setattr(program, "watched", partial(watched, end=ended.append))
         flags = [
             f"--workdir={workdir}",
-            "--num_samples=20",
             "--hang_seconds=10",
             "--hang_times=0",
             "--allowed_packages=tests",
@@ -111,7 +119,7 @@ def test_programs_on_a_run_notice_a_batch_that_does_not_come(trained, monkeypatc
         assert ended == [STATUS]
         said = capfd.readouterr().err
         assert re.search(r"after batch \d+: the stacks of all threads are in", said), said
-    assert (workdir / STACKS).read_text().count("in stands_still") == 3
+    assert (workdir / STACKS).read_text().count("in stands_still") == len(programs)
 
 
 def test_features_of_the_real_images_are_beats(trained, monkeypatch, tmp_path):

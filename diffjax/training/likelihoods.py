@@ -4,6 +4,7 @@ import inspect
 import math
 import time
 from collections.abc import Callable, Mapping
+from itertools import count
 from typing import Any, NamedTuple
 
 import jax
@@ -118,6 +119,7 @@ def measure_likelihood(
     batch_size: int = 128,
     dequantiser_steps: int = 500,
     seed: int = 0,
+    begun: Callable[[int], Any] = lambda batch: None,
 ) -> dict[str, Any]:
     """Measures bits per dimension of test images.
 
@@ -131,6 +133,7 @@ def measure_likelihood(
         batch_size: images at a time.
         dequantiser_steps: updates that fit a variational dequantiser.
         seed: of probes, times and noise.
+        begun: told of each batch of images, by its number; a fit of a dequantiser is one.
 
     Returns:
         Plain JSON: `bits_per_dim`, its errors, and how it came about.
@@ -149,28 +152,20 @@ def measure_likelihood(
         raise UserError(f"{dataset.name} holds no 8-bit images: they have no bits per dimension")
     params = run.weights(weights)
     estimate_key, fit_key = jax.random.split(jax.random.key(seed))
-    began = time.perf_counter()
+    began, numbers = time.perf_counter(), count(1)
+
+    def beat() -> None:
+        begun(next(numbers))
+
     if spread is None:
+        beat()
         spread = fitted(run, params, dataset, fit_key, dequantiser_steps)
     images, labels = all_images(dataset.test, limit_images=num_images)
-    measure = measurer(run, params, spread, estimate_key, min(batch_size, len(images)))
-    log_p, errors, nfe = measure(made.estimate, made.discrete, images, labels)
-    if not np.isfinite(log_p).all():
-        raise UserError(
-            f"{(~np.isfinite(log_p)).sum()} of {len(log_p)} likelihoods are not finite: "
-            "take more steps or a larger tolerance"
-        )
-    result = summary(log_p, errors, math.prod(images.shape[1:]))
-    if made.coarser is not None:
-        few = slice(0, batch_size)
-        coarse, _, _ = measure(made.coarser, made.discrete, images[few], labels[few])
-        shift = dequantise.bits_per_dim(log_p[few] - coarse, math.prod(images.shape[1:]))
-        result["coarser_steps_change"] = float(np.mean(shift))
-    result |= {
+    measure = measurer(run, params, spread, estimate_key, min(batch_size, len(images)), beat)
+    return _bits(made, measure, images, labels, batch_size) | {
         "method": method,
         **options,
         "dequantiser_steps": dequantiser_steps if spreads[dequantisation] is None else None,
-        "nfe": nfe,
         "split": "test",
         "data": dataset.name,
         "test_sha256": dataset.test.fingerprint(),
@@ -179,7 +174,26 @@ def measure_likelihood(
         "weights": weights or run.config.weights,
         "seconds": time.perf_counter() - began,
     }
-    return result
+
+
+def _bits(
+    made: Method, measure: Callable, images: np.ndarray, labels: np.ndarray, batch_size: int
+) -> dict[str, Any]:
+    """The numbers of these images, and what larger steps change in those of the first batch."""
+    dimensions = math.prod(images.shape[1:])
+    log_p, errors, nfe = measure(made.estimate, made.discrete, images, labels)
+    if not np.isfinite(log_p).all():
+        raise UserError(
+            f"{(~np.isfinite(log_p)).sum()} of {len(log_p)} likelihoods are not finite: "
+            "take more steps or a larger tolerance"
+        )
+    result = summary(log_p, errors, dimensions) | {"nfe": nfe}
+    if made.coarser is None:
+        return result
+    few = slice(0, batch_size)
+    coarse, _, _ = measure(made.coarser, made.discrete, images[few], labels[few])
+    shift = dequantise.bits_per_dim(log_p[few] - coarse, dimensions)
+    return result | {"coarser_steps_change": float(np.mean(shift))}
 
 
 def check_likelihood(objective: Objective, method: str) -> None:
@@ -214,10 +228,18 @@ def defaults_of(make: Callable[..., Method]) -> dict[str, Any]:
     return {name: p.default for name, p in inspect.signature(make).parameters.items()}
 
 
-def measurer(run: Run, params: Any, spread: Spread, key: Array, batch_size: int) -> Callable:
+def measurer(
+    run: Run,
+    params: Any,
+    spread: Spread,
+    key: Array,
+    batch_size: int,
+    beat: Callable[[], None],
+) -> Callable:
     """`(estimate, discrete, images, labels) -> (log P[N], standard error[N], nfe)`.
 
-    Image i depends on the seed and on i, not on the batch or the mesh.
+    Image i depends on the seed and on i, not on the batch or the mesh. `beat` is called as each
+    batch begins.
     """
     wired, mesh = run.setup.wired, run.setup.mesh
     rows = mesh.shape["data"] * mesh.shape["fsdp"]
@@ -243,7 +265,9 @@ def measurer(run: Run, params: Any, spread: Spread, key: Array, batch_size: int)
             keys = jax.vmap(jax.random.fold_in, (None, 0))(key, here)
             padded = np.minimum(here, len(images) - 1)
             arrays = (images[padded], labels[padded], keys)
-            parts.append(compiled(params, *(jax.device_put(array, place) for array in arrays)))
+            beat()
+            found = compiled(params, *(jax.device_put(array, place) for array in arrays))
+            parts.append([np.asarray(part) for part in found])
         log_p, errors = (np.concatenate([part[i] for part in parts])[: len(images)] for i in (0, 1))
         return log_p, errors, max(int(part[2]) for part in parts)
 

@@ -93,7 +93,8 @@ def measure(
         extractors: what the distances are measured on, those of the config by default. All rows
             are on the first; the others' numbers, of the run's own recipe, are under `extractors`.
         should_stop: asked between batches of samples.
-        begun: told of each batch that is drawn or that features are made of, by its number.
+        begun: told of each batch that is drawn, that features are made of or whose likelihood is
+            measured, by its number.
         report: called with each row of the table as it is done.
 
     Returns:
@@ -134,7 +135,9 @@ def measure(
     )
     summary = {"step": run.step, "weights": main.weights, **result.summary}
     for method in settings.get("likelihood", ()):
-        found = measure_likelihood(run, dataset, method, num_images=settings.num_samples)
+        found = measure_likelihood(
+            run, dataset, method, num_images=settings.num_samples, begun=lambda _: beat()
+        )
         if is_first():
             add_likelihood(run.workdir, found)
     if is_first():
@@ -147,9 +150,12 @@ def asked_recipes(run: Run, wanted: Wanted) -> tuple[NamedRecipe, list[NamedReci
     """The run's own recipe, and all others that are wanted, some of them perhaps twice.
 
     Raises:
-        UserError: an unknown solver, grid or guidance.
+        UserError: an unknown solver, grid or guidance, or an empty list of what there must be.
     """
     settings, how = run.config.evaluation, (wanted.guidance, wanted.against)
+    for name in ("guidance_scales", "seeds", "weights"):
+        if getattr(wanted, name) is not None and not len(getattr(wanted, name)):
+            raise UserError(f"{name} is empty; leave it out for that of the run's config")
     main = replace(
         named_recipe(run, guided=Guided(_first(wanted.guidance_scales), *how)),
         weights=_first(wanted.weights) or run.config.weights,
