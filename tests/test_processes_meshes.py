@@ -27,7 +27,7 @@ NETWORKS = {
 CASES = [
     ("dit", 2, "data", 1), ("dit", 2, "tensor", 2), ("dit", 4, "fsdp", 2),
     ("dit", 4, "sequence", 1), ("unet", 2, "fsdp", 1), ("unet", 2, "sequence", 2),
-    ("unet", 4, "data", 2), ("unet", 2, "tensor", 1),
+    ("unet", 4, "data", 2), ("unet", 2, "tensor", 1), ("unet", 4, "tensor", 2),
 ]  # fmt: skip
 
 

@@ -7,6 +7,7 @@ from typing import Any
 from markupsafe import escape
 
 WIDTH, _BAR = 720, 26
+_TOTAL = 110  # beside the longest bar: "21.72 too much"
 _GIB = 2**30
 
 
@@ -47,10 +48,13 @@ by memory']
 
 def bars(rows: Sequence[tuple[str, Mapping[str, int], bool]], has_gib: float) -> str:
     """Memory of a chip as one bar for each plan, cut by kind, with a line where the chip ends."""
-    kinds = list(dict.fromkeys(kind for _, memory, _ in rows for kind in memory))
+    # What the compiler refused has fewer kinds: they keep the order and colours of the others.
+    fullest = sorted((memory for _, memory, _ in rows), key=len, reverse=True)
+    kinds = list(dict.fromkeys(kind for memory in fullest for kind in memory))
     longest = max(max(sum(memory.values()) for _, memory, _ in rows) / _GIB, has_gib)
-    left, top = 250, 40 + 18 * math.ceil(len(kinds) / 4)
-    scale = (WIDTH - left - 20) / longest
+    left = min(250, 20 + 7 * max(len(label) for label, _, _ in rows))
+    top = 40 + 18 * math.ceil(len(kinds) / 4)
+    scale = (WIDTH - left - _TOTAL) / longest
     parts = [_legend(kinds)]
     for number, (label, memory, fits) in enumerate(rows):
         y, x = top + number * (_BAR + 10), float(left)
@@ -64,7 +68,7 @@ def bars(rows: Sequence[tuple[str, Mapping[str, int], bool]], has_gib: float) ->
             )
             x += width
         total = f"{sum(memory.values()) / _GIB:.2f}" + ("" if fits else " too much")
-        parts.append(f'<text x="{min(x + 6, WIDTH - 70):.1f}" y="{y + 17}">{total}</text>')
+        parts.append(f'<text x="{x + 6:.1f}" y="{y + 17}">{total}</text>')
     height = top + len(rows) * (_BAR + 10) + 24
     x = left + has_gib * scale
     parts.append(

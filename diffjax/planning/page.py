@@ -73,21 +73,26 @@ def scaling(rows: Sequence[Row]) -> str:
         "matrix TFLOP": [needs.flops / 1e12 for _, needs in points],
     }
     values = [value for curve in curves.values() for value in curve if value > 0]
-    x_of = _log_scale(min(chips), max(chips), 60, WIDTH - 150)
+    x_of = _log_scale(min(chips), max(chips), 60, WIDTH - 170)
     y_of = _log_scale(min(values), max(values), 300, 30)
     parts = []
     for number, (name, curve) in enumerate(curves.items(), start=1):
         dots = [(x_of(chip), y_of(value)) for chip, value in zip(chips, curve, strict=True)]
         line = " ".join(f"{x:.1f},{y:.1f}" for x, y in dots)
+        x, y = dots[-1]
         parts.append(
             f'<polyline points="{line}" fill="none" stroke="var(--series-{number})" '
             'stroke-width="2"/>'
-            f'<text x="{dots[-1][0] + 8:.1f}" y="{dots[-1][1] + 4:.1f}">{name}</text>'
+            f'<text x="{x + 8:.1f}" y="{y + 4:.1f}">{name} {curve[-1]:.3g}</text>'
         )
         parts += [
             f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3.5" fill="var(--series-{number})">'
             f"<title>{value:.3g}</title></circle>"
             for (x, y), value in zip(dots, curve, strict=True)
+        ]
+        parts += [
+            f'<text x="{x:.1f}" y="{y - 9:.1f}" text-anchor="middle">{value:.3g}</text>'
+            for (x, y), value in zip(dots[:-1], curve, strict=False)
         ]
     # Halving with each doubling, from the first point of the FLOPs, to compare slopes with.
     start = curves["matrix TFLOP"][0] * chips[0]
