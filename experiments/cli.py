@@ -284,6 +284,8 @@ def _read(
         # absl wraps what a parser raises and puts the flag in front of it once more.
         inner = error.__context__
         raise UserError(str(inner if isinstance(inner, UserError) else error)) from error
+    for name in parsed:
+        config_files.check_size(f"--{name}", parsed[name].value)
     if len(rest) > 1 and not known_only:
         raise UserError(f"unexpected argument {rest[1]!r}; every argument is --flag=value")
     return parsed

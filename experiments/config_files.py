@@ -92,12 +92,14 @@ class Setting:
             UserError: it is none.
         """
         try:
-            return _PARSERS.get(self.kind, _literal)(text, self.default)
+            value = _PARSERS.get(self.kind, _literal)(text, self.default)
         except (TypeError, ValueError):
             example = f" like {self.default!r}" if isinstance(self.default, tuple) else ""
             raise UserError(
                 f"{self.name} expects {self.kind.__name__}{example}, got {text!r}"
             ) from None
+        check_size(self.name, value)
+        return value
 
     def set(self, value: Any) -> None:
         """Overrides the value in the config.
@@ -109,6 +111,26 @@ class Setting:
             self.group[self.key] = value
         except (TypeError, ValueError) as error:
             raise UserError(f"{self.name}: {error}") from error
+
+
+def check_size(name: str, value: Any) -> None:
+    """Refuses whole numbers of more than 32 bits, alone or in a tuple.
+
+    No array is that long, and without 64-bit numbers JAX takes the seeds 1 and 2³² + 1 for one.
+
+    Raises:
+        UserError: see above.
+
+    Example:
+        >>> check_size("--seed", 7)
+        >>> check_size("--seed", 2**32 + 1)
+        Traceback (most recent call last):
+        ...
+        diffjax.errors.UserError: --seed=4294967297 is out of range: at most 2147483647
+    """
+    for number in value if isinstance(value, tuple | list) else (value,):
+        if isinstance(number, int) and abs(number) > _LARGEST:
+            raise UserError(f"{name}={number} is out of range: at most {_LARGEST}")
 
 
 def override(config: ConfigDict, texts: Mapping[str, str]) -> dict[str, Setting]:
@@ -244,6 +266,7 @@ def _literal(text: str, default: Any) -> Any:
         return text
 
 
+_LARGEST = 2**31 - 1
 _PARSERS: dict[type, Callable[[str, Any], Any]] = {
     bool: _boolean,
     int: lambda text, default: int(text),

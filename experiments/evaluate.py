@@ -29,6 +29,7 @@ from diffjax.training.measure import Wanted, measure
 from diffjax.training.processes import is_first, losses_told
 from diffjax.training.watchdog import watched
 from experiments import cli, hanging, processes
+from experiments.config_files import check_size
 
 FLAGS = flags.FlagValues()
 flags.DEFINE_string("workdir", None, "folder of the run", flag_values=FLAGS)
@@ -131,15 +132,18 @@ def numbers(args: SimpleNamespace, name: str, kind: Callable[[str], float]) -> l
     if texts is None:
         return None
     try:
-        return [kind(text) for text in texts]
+        values = [kind(text) for text in texts]
     except ValueError as error:
         raise UserError(f"--{name} takes numbers, not {','.join(texts)!r}") from error
+    check_size(f"--{name}", values)
+    return values
 
 
 def parse_steps(text: str) -> int:
     """A number of steps."""
     if not text.isascii() or not text.isdigit() or int(text) < 1:
         raise UserError(f"--num_steps takes whole numbers from 1, not {text!r}")
+    check_size("--num_steps", int(text))
     return int(text)
 
 

@@ -168,6 +168,19 @@ ENTRY %main (a: {first}, b: {second}) -> {made} {{
     assert counts.memory_bytes(module) == sum(array.num_bytes for array in arrays[:3])
 
 
+def test_room_and_other_names_are_no_traffic():
+    text = """HloModule m
+ENTRY %main (a: f32[64], b: f32[64]) -> f32[128] {
+  %a = f32[64]{0} parameter(0)
+  %b = f32[64]{0} parameter(1)
+  %room = f32[1000]{0} custom-call(), custom_call_target="AllocateBuffer"
+  %both = f32[128]{0} custom-call(%a, %b), custom_call_target="ConcatBitcast"
+  ROOT %negated = f32[128]{0} negate(%both)
+}
+"""
+    assert counts.memory_bytes(hlo.parse(text)) == 2 * 128 * 4
+
+
 LOOP = """HloModule m
 %body (p: (s32[], f32[4,4])) -> (s32[], f32[4,4]) {
   %p = (s32[]{:T(128)}, f32[4,4]{1,0}) parameter(0)

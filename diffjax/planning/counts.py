@@ -18,6 +18,10 @@ _NOT_READ = frozenset(
         "replica-id", "tuple", "while",
     }
 )  # fmt: skip
+# What libtpu calls so is room, or another name for what is there.
+_NO_WORK = re.compile(
+    r'custom_call_target="(AllocateBuffer|ConcatBitcast|AssumeGatherIndicesInBound)"'
+)
 
 
 @dataclass(frozen=True)
@@ -167,6 +171,8 @@ def memory_bytes(module: Module) -> int:
 
 def _touched(module: Module, computation: Computation, instruction: Instruction) -> int:
     made = instruction.arrays
+    if _NO_WORK.search(instruction.attributes):
+        return 0
     if library_call(instruction):
         made = made[:-1] or made  # The last of several is where the library may scribble.
     operands = [computation.instructions[name].arrays for name in instruction.operands]
