@@ -22,6 +22,7 @@ import difflib
 import importlib
 import inspect
 import logging
+import math
 import os
 import re
 import signal
@@ -285,7 +286,11 @@ def _read(
         inner = error.__context__
         raise UserError(str(inner if isinstance(inner, UserError) else error)) from error
     for name in parsed:
-        config_files.check_size(f"--{name}", parsed[name].value)
+        value = parsed[name].value
+        config_files.check_size(f"--{name}", value)
+        # Settings may be infinite, as the noise of a path is.
+        if "." not in name and isinstance(value, float) and not math.isfinite(value):
+            raise UserError(f"--{name} takes a finite number, not {value}")
     if len(rest) > 1 and not known_only:
         raise UserError(f"unexpected argument {rest[1]!r}; every argument is --flag=value")
     return parsed

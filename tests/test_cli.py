@@ -34,6 +34,7 @@ FLAGS = flags.FlagValues()
 cli.define_config(FLAGS)
 flags.DEFINE_string("workdir", None, "folder of the run", flag_values=FLAGS)
 flags.DEFINE_integer("num_samples", 16, "how many to draw", flag_values=FLAGS)
+flags.DEFINE_float("scale", 1.0, "of guidance", flag_values=FLAGS)
 flags.DEFINE_list("solvers", ["ddim", "heun"], "which solvers", flag_values=FLAGS)
 flags.DEFINE_enum("weights", "ema", ["ema", "live"], "which weights", flag_values=FLAGS)
 flags.DEFINE_boolean("print_config", False, "print the config", flag_values=FLAGS)
@@ -162,6 +163,9 @@ def test_a_script_without_config():
         ([DIGITS, "--wrkdir=a"], "unknown flag --wrkdir; did you mean '--workdir'?"),
         ([DIGITS, "--workdir"], "--workdir"),
         ([DIGITS, "--num_samples=many"], "--num_samples=many"),
+        ([DIGITS, "--num_samples=4294967297"], "--num_samples=4294967297 is out of range: at most"),
+        ([DIGITS, "--config.num_steps=-4294967297"], "config.num_steps=-4294967297 is out of"),
+        ([DIGITS, "--scale=nan"], "--scale takes a finite number, not nan"),
         ([DIGITS, "--weights=emma"], "<ema|live>"),
         ([DIGITS, "runs/a"], "unexpected argument 'runs/a'"),
     ],

@@ -37,7 +37,7 @@ def later_times(times: Array, strength: float) -> Array:
         [0.5, 0.25, 0.0]
     """
     n = len(times) - 1
-    kept = min(round(strength * n), n)
+    kept = round(min(strength, 1.0) * n) if strength > 0 else 0
     if kept < 1:
         raise UserError(f"strength={strength:g} of {n} steps leaves none; use {1 / n:g} or more")
     return times[n - kept :]
