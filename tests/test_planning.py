@@ -12,6 +12,7 @@ from jax import lax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from diffjax.errors import UserError
+from diffjax.evaluation import plan_figure
 from diffjax.evaluation.report import write_report
 from diffjax.models.remat import REMAT
 from diffjax.planning import compiled, counts, hlo, products, search, tables, topologies
@@ -535,6 +536,18 @@ def test_text_and_page_say_the_same(planned, tmp_path):
     assert page.count("<svg") == 1  # No curve of one number of chips.
     assert "http" not in re.sub(r"http://www.w3.org\S*", "", page)
     assert json.loads(json.dumps(tables.as_json(rows, rows[0])))["best"] == "v5e:2x4"
+
+
+def test_a_plan_that_does_not_fit_is_drawn_like_the_others():
+    refused = {"parameters": 2**30, "temporaries": 2**34}
+    fits = {"parameters": 2**30, "activations": 2**31, "temporaries": 2**31}
+    figure = plan_figure.bars([("a", refused, False), ("b", fits, True)], 15.75)
+    bars = re.findall(r'fill="([^"]*)"><title>(\w+)', figure)
+    assert len({colour for colour, kind in bars if kind == "temporaries"}) == 1
+    assert len({colour for colour, _ in bars}) == 3
+    # The total of the longest bar stands on the page, behind the bar.
+    (at,) = map(float, re.findall(r'<text x="([\d.]+)"[^>]*>17.00 too much<', figure))
+    assert at + 100 < plan_figure.WIDTH
 
 
 def test_markup_is_only_text_on_the_page(planned, tmp_path):
