@@ -22,7 +22,7 @@ from diffjax.evaluation.all_numbers import table
 from diffjax.evaluation.report import embedded_image
 from diffjax.evaluation.sweep_files import CONFIG, SweepFiles, read_sweep
 from diffjax.evaluation.sweep_numbers import family, numbers
-from diffjax.evaluation.sweep_text import as_csv, as_markdown
+from diffjax.evaluation.sweep_text import as_csv, as_markdown, recipes_told, told_apart
 from diffjax.evaluation.tables import METRICS, is_number, measure, number
 from diffjax.files import write_whole
 
@@ -89,6 +89,8 @@ def _page(files: SweepFiles, content: Mapping[str, Any], commands: Mapping[str, 
         number_lines=table(content["numbers"], arms),
         answer=answer(content["verdict_rows"]),
         whiskers=_whiskers(content["verdict_rows"]),
+        drawn_by=recipes_told(content["own_recipes"]),
+        recipes=told_apart(row["recipe"] for row in content["verdict_rows"]),
         metrics=[name for name in METRICS if any(name in row for row in rows)],
         metric_labels={name: metric.label for name, metric in METRICS.items()},
         missing=_missing(content, arms),

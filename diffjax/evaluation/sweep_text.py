@@ -3,6 +3,7 @@
 import csv
 import io
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -91,6 +92,45 @@ def written(one: Mapping[str, Any] | None, key: str = "") -> str:
     return measure(mean) if low is None else f"{measure(mean)} ({measure(low)} to {measure(high)})"
 
 
+def told_apart(recipes: Iterable[str]) -> tuple[str, dict[str, str]]:
+    """What several recipes have in common, and what each has beside it.
+
+    Example:
+        >>> told_apart(["heun, NFE 17; uniform grid", "heun, NFE 17; karras grid", ""])
+        ('heun, NFE 17', {'heun, NFE 17; uniform grid': 'uniform grid', \
+'heun, NFE 17; karras grid': 'karras grid'})
+    """
+    parts = {
+        # Runs of one arm may differ: then nothing is taken apart.
+        recipe: [recipe] if "; or " in recipe else re.split("[,;] ", recipe)
+        for recipe in recipes
+        if recipe
+    }
+    first = next(iter(parts.values()), [])
+    common = [part for part in first if all(part in own for own in parts.values())]
+    rest = {
+        recipe: ", ".join(part for part in own if part not in common)
+        for recipe, own in parts.items()
+    }
+    return ", ".join(common), rest
+
+
+def recipes_told(recipes: Mapping[str, str]) -> str:
+    """How the samples of each arm were drawn, in one sentence without its end.
+
+    Example:
+        >>> recipes_told({"flow": "heun, uniform grid", "edm": "heun, karras grid"})
+        'heun; uniform grid: flow; karras grid: edm'
+    """
+    common, rest = told_apart(recipes.values())
+    arms: dict[str, list[str]] = {}
+    for arm, recipe in recipes.items():
+        if recipe and rest[recipe]:
+            arms.setdefault(rest[recipe], []).append(arm)
+    own = [f"{recipe}: {', '.join(names)}" for recipe, names in arms.items()]
+    return "; ".join([common, *own] if common else own)
+
+
 def verdict_markdown(rows: Iterable[Mapping[str, Any]]) -> str:
     """The verdict as a Markdown table.
 
@@ -161,12 +201,9 @@ def _numbers(content: Mapping[str, Any]) -> list[str]:
     """How samples were drawn, the table, and why what is not compared is not."""
     recipes, rows = content["own_recipes"], content["numbers"]
     arms = list(recipes)
-    how = "; ".join(f"{arm}: {recipe}" for arm, recipe in recipes.items() if recipe)
-    if len(set(recipes.values())) == 1:
-        how = f"All: {recipes[arms[0]]}"
     reasons = dict.fromkeys(row["incomparable"] for row in rows if row["incomparable"])
     return [
-        _safe(f"{how}."),
+        _safe(f"Drawn by {recipes_told(recipes)}."),
         _table(["", *arms, "floor"], table(rows, arms)),
         *(_safe(f"Not compared: {reason}.") for reason in reasons),
     ]
