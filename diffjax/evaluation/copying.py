@@ -3,7 +3,6 @@
 from typing import NamedTuple
 
 import numpy as np
-from scipy.cluster.vq import kmeans2
 
 from diffjax.errors import UserError
 from diffjax.evaluation.distances import squared_distances
@@ -61,6 +60,8 @@ def data_copying(
         >>> data_copying(train + 0.01, train, test).value < -3
         True
     """
+    from scipy.cluster.vq import kmeans2  # half a second, for which no training should wait
+
     if num_cells < 1:
         raise UserError(f"data_copying(num_cells={num_cells}): at least 1 is needed")
     samples, train, test = (_flat(images) for images in (samples, train, test))

@@ -12,21 +12,41 @@ import json
 import math
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Protocol, SupportsFloat, TextIO
+from typing import Any, Protocol, SupportsFloat, TextIO
 
-from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto.event_pb2 import (
-    Event,  # pyright: ignore[reportAttributeAccessIssue]
-    SessionLog,  # pyright: ignore[reportAttributeAccessIssue]
-)
-from tensorboardX.summary import scalar
 from tqdm import tqdm
 
 from diffjax.evaluation.run_files import read_metrics
 from diffjax.files import write_whole
+
+
+@contextmanager
+def _pytorch_unseen() -> Iterator[None]:
+    """Lets imports pass PyTorch by, as if it were not installed, and leaves it importable.
+
+    tensorboardX would load it for the sake of one type: seconds of every start.
+    """
+    modules: dict[str, Any] = sys.modules
+    hidden = "torch" not in modules
+    if hidden:
+        modules["torch"] = None
+    try:
+        yield
+    finally:
+        if hidden:
+            del modules["torch"]
+
+
+with _pytorch_unseen():
+    from tensorboardX.event_file_writer import EventsWriter
+    from tensorboardX.proto.event_pb2 import (
+        Event,  # pyright: ignore[reportAttributeAccessIssue]
+        SessionLog,  # pyright: ignore[reportAttributeAccessIssue]
+    )
+    from tensorboardX.summary import scalar
 
 __all__ = ["JSONLWriter", "ProgressBar", "TensorBoardWriter", "Writer", "join", "read_metrics"]
 
