@@ -139,8 +139,8 @@ def _verdict(config: Mapping[str, Any], evaluation: Mapping[str, Any], step: int
     distance = evaluation.get("frechet_distance")
     if isinstance(distance, Mapping):
         floor = _floor(evaluation, "frechet_distance")
-        floor = "" if floor is None else f" (floor {number(floor)})"
-        parts.append(f"Fréchet distance {number(distance.get('value'))}{floor}")
+        floor = "" if floor is None else f" (floor {measure(floor)})"
+        parts.append(f"Fréchet distance {measure(distance.get('value'))}{floor}")
     verdict = "; ".join(parts) or "Evaluated, without accuracy or Fréchet distance"
     nfe = (evaluation.get("sampling") or {}).get("nfe")
     if is_number(nfe):
