@@ -706,6 +706,29 @@ ENTRY %main (a: f32[8]) -> f32[8] {
         assert found.slow_bytes == slow
 
 
+@pytest.mark.parametrize(
+    ("transfer", "target", "kind", "slow"),
+    [
+        ("ALL_GATHER", '"{1,2,3,4}x{0:15}"', "all-gather", 64 * 3 / 4),
+        ("ALL_REDUCE", '"{1,2}x{0:15}"', "all-reduce", 64),
+        ("ONE_TO_ONE", "{{100001->200000},{200000->100001}}", "collective-permute", 64),
+    ],
+)
+def test_what_tpu_slices_send_each_other_goes_through_hosts(transfer, target, kind, slow):
+    text = f"""HloModule m
+ENTRY %main (a: f32[16]) -> f32[16] {{
+  %token = token[] after-all()
+  %recv = (f32[16]{{0}}, u32[], token[]) recv(%token), channel_id=2, is_host_transfer=true, \
+frontend_attributes={{_xla_megascale_target={target},_xla_megascale_transfer_type="{transfer}"}}
+  %done = (f32[16]{{0}}, token[]) recv-done(%recv), channel_id=2, is_host_transfer=true, \
+frontend_attributes={{_xla_megascale_transfer_type="{transfer}"}}
+  ROOT %r = f32[16]{{0}} get-tuple-element(%done), index=0
+}}
+"""
+    (found,) = counts.collectives(hlo.parse(text), slice_size=16)
+    assert (found.kind, found.count, found.wire_bytes, found.slow_bytes) == (kind, 1, slow, slow)
+
+
 def test_what_is_kept_for_the_gradient_is_the_loops_activations():
     gradient = jax.grad(lambda ws, x: jnp.sum(chain(x, ws)))
     kept = kept_bytes(compiled_module(gradient, WS, array(4096, 24)))
@@ -802,6 +825,19 @@ def test_the_plan_of_xl_on_sixteen_chips():
     assert needs.wire_bytes <= 1.1 * needs.minimum_wire_bytes
     assert needs.whole_stacks == needs.unknown_loops == ()
     assert 0 < needs.memory["activations"] < needs.peak_bytes
+
+
+@needs_libtpu
+@pytest.mark.slow
+def test_two_slices_exchange_gradients_over_their_slow_links():
+    config = config_files.load("configs/imagenet256.py:model=DiT-S/2")
+    config.model.depth = 2
+    topology = topologies.topology_called("2xv5e:2x2")
+    needs = plan.in_own_process(config, topology, "training", libtpu_folder() or None)
+    # Two slices add up a chip's part of the gradients, in either type, and gather half of its part.
+    part = needs.num_params / topology.slice_size
+    assert 2 * part < needs.slow_bytes < 8 * part
+    assert needs.slow_bytes < needs.wire_bytes
 
 
 def cuda_folder():

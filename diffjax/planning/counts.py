@@ -18,6 +18,13 @@ _NOT_READ = frozenset(
         "replica-id", "tuple", "while",
     }
 )  # fmt: skip
+_MEGASCALE = {
+    "ALL_GATHER": "all-gather",
+    "ALL_REDUCE": "all-reduce",
+    "REDUCE_SCATTER": "reduce-scatter",
+    "ALL_TO_ALL": "all-to-all",
+    "ONE_TO_ONE": "collective-permute",
+}
 # What libtpu calls so is room, or another name for what is there.
 _NO_WORK = re.compile(
     r'custom_call_target="(AllocateBuffer|ConcatBitcast|AssumeGatherIndicesInBound)"'
@@ -65,6 +72,12 @@ def collectives(module: Module, slice_size: int = 0) -> list[Collective]:
     slow: dict[tuple[str, int], float] = defaultdict(float)
     started = _started(module)
     for computation, instruction, times in module.walk():
+        if across := _across_slices(instruction):
+            received = times * instruction.arrays[0].num_bytes * _received(*across)
+            counts[across] += times
+            wire[across] += received
+            slow[across] += received
+            continue
         kind = instruction.opcode.removesuffix("-start")
         if kind not in _KINDS or not _begins(module, computation, instruction, started):
             continue
@@ -80,6 +93,16 @@ def collectives(module: Module, slice_size: int = 0) -> list[Collective]:
         slow[key] += moved * _from_other_slices(kind, slices, devices)
     found = [Collective(*key, counts[key], wire[key], slow[key]) for key in counts]
     return sorted(found, key=lambda one: -one.wire_bytes)
+
+
+def _across_slices(instruction: Instruction) -> tuple[str, int] | None:
+    """What arrives from other TPU slices and of how many: through hosts, not as a collective."""
+    found = re.search(r'_megascale_transfer_type="(\w+)"', instruction.attributes)
+    if instruction.opcode != "recv" or found is None:
+        return None
+    slices = re.search(r'_megascale_target="\{([\d,]+)\}x', instruction.attributes)
+    # From one chip to one chip, what arrives is all from elsewhere.
+    return _MEGASCALE[found[1]], len(slices[1].split(",")) if slices else 2
 
 
 def _received(kind: str, devices: int) -> float:
