@@ -169,6 +169,30 @@ ENTRY %main (a: {first}, b: {second}) -> {made} {{
     assert counts.memory_bytes(module) == sum(array.num_bytes for array in arrays[:3])
 
 
+def test_a_kernel_that_speaks_over_several_lines_ends_no_computation():
+    """Pallas's splash attention: two products forward, five in the one kernel of its gradient."""
+    text = """HloModule m
+ENTRY %main (q: bf16[2,6,256,64], k: bf16[2,6,128,64]) -> bf16[2,6,256,64] {
+  %q = bf16[2,6,256,64]{3,2,1,0} parameter(0)
+  %k = bf16[2,6,128,64]{3,2,1,0} parameter(1)
+  %splash_mha_fwd_residuals.1 = (bf16[2,6,256,64]{3,2,1,0}) custom-call(%q, %k, %k), \
+custom_call_target="tpu_custom_call", frontend_attributes={kernel_metadata={
+"xprof_metadata":"{\\"block_q\\": 256}"
+}}, metadata={op_name="look"}
+  %splash_mha_dkv_no_residuals.1 = (bf16[2,6,256,64]{3,2,1,0}) custom-call(%q, %k, %k), \
+custom_call_target="tpu_custom_call", frontend_attributes={kernel_metadata={
+"xprof_metadata":"{}"
+}}, metadata={op_name="back"}
+  ROOT %out = bf16[2,6,256,64]{3,2,1,0} get-tuple-element(%splash_mha_fwd_residuals.1), index=0
+}
+"""
+    module = hlo.parse(text)
+    names = list(module.computations["main"].instructions)
+    assert names[-1] == "out"
+    assert 'op_name="look"' in module.computations["main"].instructions[names[2]].attributes
+    assert products.matrix_flops(module) == (2 + 5) * 2 * (2 * 6 * 256 * 128 * 64)
+
+
 def test_room_and_other_names_are_no_traffic():
     text = """HloModule m
 ENTRY %main (a: f32[64], b: f32[64]) -> f32[128] {

@@ -17,6 +17,8 @@ _ARRAY = re.compile(r"\b([a-z]\w*)\[([\d,<=]*)\](\{[^}]*\})?")
 _HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) .*\{$")
 _INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = ")
 _OPCODE = re.compile(r"\s*([\w\-]+)\(")
+# What a Pallas kernel says of itself is on lines of its own, inside an instruction.
+_CONTINUED = re.compile(r'\n(?="|\}\})')
 _NAME = re.compile(r"%([\w.\-]+)")
 _CALLED = re.compile(
     r"\b(body|condition|calls|to_apply|true_computation|false_computation)=%?([\w.\-]+)"
@@ -315,7 +317,7 @@ def parse(text: str, unknown_trips: int = 1) -> Module:
     """
     computations: dict[str, Computation] = {}
     entry, instructions = "", None
-    for line in text.splitlines():
+    for line in _CONTINUED.sub(" ", text).splitlines():
         if instructions is None:
             header = _HEADER.match(line)
             if header and "(" in line:

@@ -8,6 +8,9 @@ from diffjax.planning.hlo import Computation, Instruction, Module
 
 _WINDOW = re.compile(r"\b(\w+)=([\dx_\-]+)")
 _LIBRARY = re.compile(r'custom_call_target="__(cu(?:blas|dnn)\$[^"]*)"')
+# The backward kernel that diffjax asks for makes the gradients of queries, keys and values at once.
+_SPLASH = re.compile(r"splash_mha_(fwd|dkv)")
+_SPLASH_PRODUCTS = {"fwd": 2, "dkv": 5}
 # Which of a call's arrays are the image, the kernel and the output of the forward convolution.
 _CONVOLUTIONS = {
     "cudnn$convBackwardInput": ("made", "second", "first"),
@@ -21,7 +24,7 @@ def matrix_flops(module: Module) -> int:
     A multiply-add is two. Of a convolution, only the products of a kernel element with an element
     of the input count: neither padding nor the zeros between the pixels of a dilated input. (XLA
     writes batched products on TPU as such convolutions.) Kernels of their own, as those of Pallas,
-    show what their author declared.
+    show what their author declared; of splash attention it is known.
     """
     return sum(
         times * _flops(computation, instruction)
@@ -47,9 +50,18 @@ def _flops(computation: Computation, instruction: Instruction) -> int:
     if instruction.opcode == "custom-call":
         if routine := library_call(instruction):
             return _of_library(routine, computation, instruction)
+        if kernel := _SPLASH.match(instruction.name):
+            return _of_splash(kernel[1], computation, instruction)
         declared = re.search(r'"cost_estimate":\{[^}]*?"flops":"?(\d+)', instruction.attributes)
         return int(declared[1]) if declared else 0
     return 0
+
+
+def _of_splash(kernel: str, computation: Computation, instruction: Instruction) -> int:
+    """Of Pallas's attention, which declares nothing; its arrays are `[B, heads, T, width]`."""
+    shapes = map(computation.shape_of, instruction.operands)
+    query, key = [shape for shape in shapes if len(shape) == 4][:2]
+    return _SPLASH_PRODUCTS[kernel] * 2 * math.prod(query) * key[2]
 
 
 def _of_library(routine: str, computation: Computation, instruction: Instruction) -> int:
