@@ -51,6 +51,15 @@ def tensor(size=(2, 2), stride=(2, 1), offset=0, *, kind="FloatStorage", numel=4
 STORAGE = [("0", np.arange(4, dtype="<f4").tobytes())]
 
 
+@pytest.mark.parametrize("kept", [b"r\xff\xff\xff\x7f", b"p2147483647\n"])
+def test_a_number_in_a_pickle_takes_no_memory(kept):
+    """Python's own reader would make room for 2^31 objects, twice over: 34 GB."""
+    for wrapped in (lambda data: torch_zip(data, STORAGE), lambda data: data):
+        bomb = wrapped(tensor().replace(b"\x80\x02}", b"\x80\x02}" + kept))
+        with pytest.raises(UserError, match="it keeps object 2147483647 of at most"):
+            read_state_dict("bomb.pt", bomb)
+
+
 def state(torch, generator=0):
     torch.manual_seed(generator)
     base = torch.arange(24, dtype=torch.float32)

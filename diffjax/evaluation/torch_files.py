@@ -9,6 +9,7 @@ import io
 import json
 import math
 import pickle
+import pickletools
 import zipfile
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -144,7 +145,19 @@ class _Unpickler(pickle.Unpickler):
     def __init__(self, file: io.BytesIO):
         super().__init__(file, encoding="utf-8")
         self.storages: dict[str, _Storage] = {}
-        self._admitted = _admitted()
+        self._file, self._admitted = file, _admitted()
+
+    def load(self) -> Any:
+        """Reads one pickle, once it is known to take no memory by a mere number in it.
+
+        Python makes room for as many objects as the number that one is kept under.
+        """
+        start, most = self._file.tell(), len(self._file.getbuffer())
+        for operation, argument, _ in pickletools.genops(self._file):
+            if operation.name in ("PUT", "LONG_BINPUT") and int(argument or 0) > most:
+                raise pickle.UnpicklingError(f"it keeps object {argument} of at most {most}")
+        self._file.seek(start)
+        return super().load()
 
     def find_class(self, module_name: str, global_name: str, /) -> Any:
         if module_name == "torch" and global_name in _DTYPES:
