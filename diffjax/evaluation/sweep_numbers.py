@@ -61,9 +61,11 @@ def _verdict(sweep: Mapping[str, Any], results: Mapping[str, Mapping[str, Any]])
         "seeds with Student's 95 % intervals; an arm is worse when its differences to the leading "
         "one, seed by seed, are decided at 5 % for all pairs of arms together (Holm). Bootstrap "
         "intervals, over training and noise seeds, are too narrow for few seeds, and no verdict is "
-        "by them; noise is the deviation that another noise seed makes."
+        "by them"
     )
     rows = [_plain_row(row, found.own) for row in found.verdict_rows()]
+    several = any(row["noise"] is not None for row in rows)
+    rule += "; noise is the deviation that another noise seed makes." if several else "."
     return {"rule": rule, "verdict_rows": rows}
 
 
