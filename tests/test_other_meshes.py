@@ -22,7 +22,7 @@ from diffjax.training.setup import set_up
 from diffjax.training.sharding import make_mesh
 from experiments import config_files
 from tests.test_faults import alive, send
-from tests.test_processes import assert_same_run, state_of
+from tests.test_processes import PAUSE, assert_same_run, state_of
 from tests.trainer import CONFIG, STEPS, Trainer
 
 pytestmark = pytest.mark.faults
@@ -120,6 +120,7 @@ def test_a_run_moves_from_layout_to_layout(seed, trainer, setup, alone, tmp_path
             [*trainer.arguments(workdir), *layout.flags],
             disturb=partial(stop_early, workdir, leg == LEGS),
             devices=layout.devices,
+            pause=0 if leg == LEGS else PAUSE,
         )
         assert {status for status, _ in ended} == {0 if leg == LEGS else 143}, ended
         begun += map(int, re.findall(r"resuming at step (\d+) of", ended[0][1]))

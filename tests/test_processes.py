@@ -28,6 +28,7 @@ pytestmark = pytest.mark.faults
 
 # Sums in another order: eight steps of Adam, whose first ones divide by a root near 0.
 RTOL, ATOL = 2e-3, 2e-5
+PAUSE = 0.5  # s; a signal at the second of eight steps comes before the last
 
 
 @pytest.fixture(scope="module")
@@ -96,6 +97,7 @@ def test_two_processes_are_one_run_and_resume_on_one(trainer, setup, alone, tmp_
         2,
         trainer.arguments(workdir),
         disturb=lambda pids: when(workdir / "checkpoints" / "2", pids, signal.SIGTERM, 1),
+        pause=PAUSE,
     )
     assert [status for status, _ in ended] == [143, 143], ended
     stopped = {re.findall(r"stopped at step (\d+) of 8", said)[-1] for _, said in ended}
@@ -127,6 +129,7 @@ def test_a_pair_that_was_stopped_ends_in_the_bits_of_one_that_was_not(
         2,
         trainer.arguments(workdir),
         disturb=lambda pids: when(workdir / "checkpoints" / "2", pids, number, which),
+        pause=PAUSE,
     )
     assert [status for status, _ in ended] == [143, 143], ended
     ended = trainer.together(2, trainer.arguments(workdir))
@@ -148,7 +151,9 @@ def test_four_processes_are_one_run(trainer, setup, alone, tmp_path):
 def test_one_process_is_gone_on_with_by_four(trainer, setup, alone, tmp_path):
     workdir = tmp_path / "run"
     status, said = trainer.run(
-        workdir, lambda pid: when(workdir / "checkpoints" / "2", [pid], signal.SIGTERM, 0)
+        workdir,
+        lambda pid: when(workdir / "checkpoints" / "2", [pid], signal.SIGTERM, 0),
+        pause=PAUSE,
     )
     assert status == 143, said
     ended = trainer.together(4, trainer.arguments(workdir))
@@ -167,7 +172,7 @@ def end_by_a_kill(trainer, workdir: Path, number: int, which: int) -> None:
         began = time.monotonic()
 
     flags = [*trainer.arguments(workdir), "--heartbeat_timeout_seconds=10"]
-    ended = trainer.together(number, flags, disturb=kill)
+    ended = trainer.together(number, flags, disturb=kill, pause=PAUSE)
     assert time.monotonic() - began < 60
     assert ended.pop(which)[0] == -signal.SIGKILL
     for status, said in ended:

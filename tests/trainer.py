@@ -43,11 +43,18 @@ ENVIRONMENT = {
 
 # Imports take longer than the training: one process makes them, and forks for each run.
 SERVER = """
-import json, os, sys, traceback
+import contextlib, json, os, sys, time, traceback
 import grain, matplotlib.pyplot, orbax.checkpoint, sklearn.datasets, tensorboardX
 from importlib import import_module
 from experiments import cli, evaluate, sample, train
 import tests.tiny_network
+from diffjax.training import loop
+
+@contextlib.contextmanager
+def paused(seconds, stop_signals=loop.stop_signals):
+    with stop_signals() as asked:
+        yield lambda: time.sleep(seconds) or asked()
+
 xla_flags = os.environ["XLA_FLAGS"]
 for line in sys.stdin:
     pids = []
@@ -61,6 +68,8 @@ for line in sys.stdin:
             try:
                 sink = os.open(order["output"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
                 os.dup2(os.open(os.devnull, os.O_RDONLY), 0), os.dup2(sink, 1), os.dup2(sink, 2)
+                if order["pause"]:
+                    loop.stop_signals = lambda: paused(order["pause"])
                 program = import_module("experiments." + order["program"])
                 status = cli.run(program.main, program.FLAGS, usage="", argv=order["argv"])
                 import jax
@@ -114,9 +123,16 @@ class Trainer:
             env={**ENVIRONMENT, "XLA_FLAGS": xla_flags},
         )  # fmt: skip
 
-    def run(self, workdir: Path, disturb=lambda pid: None) -> tuple[int, str]:
-        """The exit status (minus the signal that ended it) and what was said."""
-        ((status, said),) = self.start("train", [self.arguments(workdir)], lambda p: disturb(*p))
+    def run(self, workdir: Path, disturb=lambda pid: None, pause: float = 0) -> tuple[int, str]:
+        """The exit status (minus the signal that ended it) and what was said.
+
+        A run that should be stopped by a signal pauses for so many seconds after each step: its
+        steps are over within milliseconds, and of several processes JAX looks for SIGTERM once a
+        second.
+        """
+        ((status, said),) = self.start(
+            "train", [self.arguments(workdir)], lambda pids: disturb(*pids), pause=pause
+        )
         return status, said
 
     def together(
@@ -126,16 +142,17 @@ class Trainer:
         program: str = "train",
         disturb: Callable[[list[int]], None] = lambda pids: None,
         devices: int = 1,
+        pause: float = 0,
     ) -> list[tuple[int, str]]:
         """As `run`, of several processes of one run, each with so many devices."""
         if number == 1:
-            return self.start(program, [arguments], disturb, devices)
+            return self.start(program, [arguments], disturb, devices, pause)
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
         flags = [f"--coordinator=127.0.0.1:{port}", f"--num_processes={number}"]
         argvs = [[*arguments, *flags, f"--process_index={i}"] for i in range(number)]
-        return self.start(program, argvs, disturb, devices)
+        return self.start(program, argvs, disturb, devices, pause)
 
     def start(
         self,
@@ -143,10 +160,12 @@ class Trainer:
         argvs: Sequence[Sequence[str]],
         disturb: Callable[[list[int]], None] = lambda pids: None,
         devices: int = 1,
+        pause: float = 0,
     ) -> list[tuple[int, str]]:
         outputs = [self.outputs / f"{time.monotonic_ns()}-{i}.txt" for i in range(len(argvs))]
+        every = {"program": program, "devices": devices, "pause": pause}
         orders = [
-            {"program": program, "argv": list(argv), "output": str(output), "devices": devices}
+            {**every, "argv": list(argv), "output": str(output)}
             for argv, output in zip(argvs, outputs, strict=True)
         ]
         self._tell(orders)
