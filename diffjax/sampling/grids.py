@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
@@ -216,4 +217,9 @@ class Times:
 
 
 def _end_clean(path: Path, times: Array) -> Array:
-    return jnp.append(jnp.maximum(times, path.t_min).at[0].set(path.t_noise), 0.0)
+    return _with_ends(times, path.t_min, path.t_noise)
+
+
+@jax.jit
+def _with_ends(times: Array, t_min: Scalar, t_noise: Scalar) -> Array:
+    return jnp.append(jnp.maximum(times, t_min).at[0].set(t_noise), 0.0)

@@ -308,12 +308,17 @@ def mixes(rule: Rule) -> bool:
         >>> mixes(Limited(PlusPlus()))
         False
     """
-    half = jnp.full((1, 1), 0.5)
-    c = Coeffs(t=half[0], a=half, s=half, da=-2.0 * half, ds=2.0 * half)
-    x = half
-    on, off = (Pair(x0, (x - c.a * x0) / c.s) for x0 in (0.4 * half, -0.6 * half))
-    pair = rule(x, c, on, off, 2.0)
-    return bool(jnp.allclose(c.a * pair.x0 + c.s * pair.eps, x, atol=1e-4))
+
+    @jax.jit  # One program instead of one for each operation.
+    def mixed() -> Array:
+        half = jnp.full((1, 1), 0.5)
+        c = Coeffs(t=half[0], a=half, s=half, da=-2.0 * half, ds=2.0 * half)
+        x = half
+        on, off = (Pair(x0, (x - c.a * x0) / c.s) for x0 in (0.4 * half, -0.6 * half))
+        pair = rule(x, c, on, off, 2.0)
+        return jnp.allclose(c.a * pair.x0 + c.s * pair.eps, x, atol=1e-4)
+
+    return bool(mixed())
 
 
 def classifier_guidance(
