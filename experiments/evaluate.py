@@ -67,6 +67,9 @@ hanging.define(FLAGS)
 def main(args: SimpleNamespace) -> None:
     """Evaluates, prints the table, and names the page."""
     cli.require(args, "workdir")
+    for name in ("guidance_scale", "seed", "weights"):
+        if getattr(args, name) == []:
+            raise UserError(f"--{name} is empty; leave it out for that of the run's config")
     steps = None if args.num_steps is None else [parse_steps(text) for text in args.num_steps]
     scales, seeds = numbers(args, "guidance_scale", float), numbers(args, "seed", int)
     extractors = chosen_extractors(args)

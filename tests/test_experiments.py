@@ -135,7 +135,9 @@ def test_lists_of_settings_are_crossed_and_each_is_what_it_is_alone(workdir):
 @pytest.mark.parametrize(
     ("script", "arguments", "message"),
     [
-        (evaluate, ["--seed="], "seeds is empty; leave it out"),
+        (evaluate, ["--seed="], "--seed is empty; leave it out"),
+        (evaluate, ["--guidance_scale="], "--guidance_scale is empty; leave it out"),
+        (evaluate, ["--weights="], "--weights is empty; leave it out"),
         (evaluate, ["--seed=0,x"], "--seed takes numbers, not '0,x'"),
         (sample, ["--solver=hein"], "did you mean 'heun'"),
         (sample, ["--grid=unform"], "did you mean 'uniform'"),
