@@ -71,7 +71,8 @@ class Sweep:
             `flops`, counted operations of training, each as many as the first cell.
 
     Raises:
-        UserError: steps are an axis and matched, or an axis is of sampling or evaluation.
+        UserError: steps are an axis and matched, an axis is of sampling or evaluation, or has no
+            values or one of them twice.
 
     Example:
         >>> sweep = Sweep("configs/digits.py", {"objective": ("flow", "ddpm"), "config.seed": (0,)})
@@ -90,7 +91,12 @@ class Sweep:
     def __post_init__(self):
         if self.matched not in MATCHED:
             raise UserError(f"matched={self.matched!r}: {nearest(self.matched, MATCHED)}")
-        for axis in self.axes:
+        for axis, values in self.axes.items():
+            names = [str(value) for value in values]
+            twice = [name for name in names if names.count(name) > 1]
+            if not names or twice:
+                what = f"{twice[0]} twice" if twice else "no values"
+                raise UserError(f"the axis {axis} has {what}")
             if axis == "config.weights" or axis.startswith(
                 ("config.sampling.", "config.evaluation.")
             ):

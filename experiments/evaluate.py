@@ -40,7 +40,7 @@ flags.DEFINE_integer("num_samples", None, "for each number", lower_bound=3, flag
 flags.DEFINE_list("guidance_scale", None, "comma-separated; 1 is off", flag_values=FLAGS)
 flags.DEFINE_string("guidance", None, "parts joined by +", flag_values=FLAGS)
 flags.DEFINE_string("against", None, "what guidance leads away from", flag_values=FLAGS)
-flags.DEFINE_list("seed", None, "comma-separated, of the noise", flag_values=FLAGS)
+flags.DEFINE_list("seed", None, "comma-separated, of the noise; each training seed has its own", flag_values=FLAGS)
 flags.DEFINE_list(
     "weights", None, "comma-separated: live, or averages such as ema-0.999", flag_values=FLAGS
 )

@@ -26,10 +26,9 @@ from typing import Any
 from absl import flags
 
 from diffjax.errors import UserError, nearest
-from diffjax.evaluation.comparison import compare
 from diffjax.evaluation.run_files import read_json
 from diffjax.evaluation.sweep_files import STATUS, SWEEP, read_sweep
-from diffjax.evaluation.sweep_numbers import numbers
+from diffjax.evaluation.sweep_numbers import compared, numbers
 from diffjax.evaluation.sweep_report import write_sweep_report
 from diffjax.evaluation.sweep_text import quality_markdown, verdict_markdown
 from diffjax.files import write_json
@@ -285,7 +284,7 @@ def findings(sweep: Sweep, workdir: Path) -> str:
     ]
     if any(row["mean"] is not None for row in content["verdict_rows"]):
         results = {run.name: run.evaluation for run in files.runs}
-        parts.append(quality_markdown(compare(results, {run.name: run.arm for run in files.runs})))
+        parts.append(quality_markdown(compared(files, results)))
     return "\n\n".join(part.strip() for part in parts if part) + "\n"
 
 

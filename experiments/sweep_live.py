@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from diffjax.errors import UserError
 from diffjax.evaluation.run_files import read_json
-from diffjax.evaluation.sweep_files import STATUS, SWEEP
+from diffjax.evaluation.sweep_files import STATUS, SWEEP, cells_of
 from diffjax.evaluation.tables import measure
 from diffjax.training import workdirs
 from experiments.sweep_worker import busy
@@ -32,7 +32,7 @@ class Row:
         name: of the cell.
         state: waiting, running, stopped (begun, and nobody is at it), done or failed.
         step: the last one in its metrics.
-        num_steps: how many there will be.
+        num_steps: how many there will be; None if the plan does not say.
         loss: at that step; None before the first.
         distance: the Fréchet distance, once evaluated.
         seconds: of all its attempts, as far as their workers lived to say.
@@ -42,7 +42,7 @@ class Row:
     name: str
     state: str
     step: int
-    num_steps: int
+    num_steps: int | None
     loss: float | None
     distance: float | None
     seconds: float
@@ -64,8 +64,8 @@ def read_plan(folder: Path) -> dict[str, Any]:
 def rows(folder: Path) -> list[Row]:
     """One row a cell, in the order of the plan."""
     return [
-        _row(cell["name"], cell["num_steps"], folder / cell["folder"])
-        for cell in read_plan(folder)["cells"]
+        _row(cell["name"], cell.get("num_steps"), folder / (cell.get("folder") or cell["name"]))
+        for cell in cells_of(read_plan(folder), folder)
     ]
 
 
@@ -85,7 +85,7 @@ def table(cells: Sequence[Row], height: int | None = None) -> str:
             (
                 row.name,
                 row.state,
-                f"{row.step:,}/{row.num_steps:,}",
+                f"{row.step:,}/{'?' if row.num_steps is None else f'{row.num_steps:,}'}",
                 "" if row.loss is None else f"{row.loss:.4g}",
                 "" if row.distance is None else measure(row.distance),
                 tqdm.format_interval(round(row.seconds)) if row.seconds else "",
@@ -154,7 +154,7 @@ _ORDER = ("running", "failed", "stopped", "waiting", "done")
 def _line(row: Row) -> str:
     parts = [f"{row.name}: {row.state}"]
     if row.state in ("running", "stopped") and row.step:
-        parts.append(f"step {row.step} of {row.num_steps}")
+        parts.append(f"step {row.step} of {row.num_steps or '?'}")
     if row.state == "done" and row.distance is not None:
         parts.append(f"Fréchet distance {measure(row.distance)}")
     if row.state in ("done", "failed"):
@@ -162,7 +162,7 @@ def _line(row: Row) -> str:
     return ", ".join(parts) + (f": {row.error}" if row.error else "")
 
 
-def _row(name: str, num_steps: int, workdir: Path) -> Row:
+def _row(name: str, num_steps: int | None, workdir: Path) -> Row:
     status = read_json(workdir / STATUS) or {}
     state, seconds = status.get("state", "waiting"), status.get("seconds", 0.0)
     if state != "done" and busy(workdir):
@@ -174,13 +174,14 @@ def _row(name: str, num_steps: int, workdir: Path) -> Row:
         state = "stopped"
     last = _last_record(workdir / workdirs.METRICS)
     evaluation = read_json(workdir / workdirs.EVALUATION) if state == "done" else None
+    entry = (evaluation or {}).get("frechet_distance")
     return Row(
         name=name,
         state=state,
         step=last.get("step", 0),
         num_steps=num_steps,
         loss=float(last["loss"]) if "loss" in last else None,
-        distance=evaluation["frechet_distance"]["value"] if evaluation else None,
+        distance=entry.get("value") if isinstance(entry, dict) else None,
         seconds=seconds,
         error=status.get("error", "") if state == "failed" else "",
     )

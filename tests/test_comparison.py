@@ -135,7 +135,53 @@ def test_arms_with_missing_runs_are_shown_and_not_judged():
     # A number that is none is no number.
     results["b-1"]["by_nfe"][0]["frechet_distance"] = None
     rows = compare(results, arms).verdict_rows()
-    assert rows[-1] == {"arm": "b", "verdict": "not evaluated", "seeds": 0}
+    assert [(r["arm"], r["verdict"], r["seeds"]) for r in rows] == [
+        ("c", "incomplete: 1 of 2 seeds evaluated", 1),
+        ("a", "nothing to compare it with", 2),
+        ("b", "no number for 1 of 2 seeds: no verdict", 1),
+    ]
+    results["b-0"]["by_nfe"][0]["frechet_distance"] = np.inf
+    rows = compare(results, {**arms, "d": "d"}).verdict_rows()
+    assert {"arm": "b", "verdict": "no number", "seeds": 0} in rows
+    assert rows[-1] == {"arm": "d", "verdict": "not evaluated", "seeds": 0}
+
+
+def test_arms_are_paired_by_training_seed():
+    """The order of runs says nothing, and seeds that nothing shares are no pairs."""
+    results, arms = swept({"a": (0.5, 1.5, 2.5), "b": (0.6, 1.6, 2.61)})
+    seeds = {name: int(name[-1]) for name in arms}
+    backwards = dict(reversed(arms.items()))
+    for order in (arms, backwards):
+        rows = compare(results, order, seeds=seeds).verdict_rows()
+        assert [r["verdict"] for r in rows] == ["leads", "worse"]
+        assert rows[0]["training_seeds"] == tuple(seeds[n] for n in order if n[0] == "a")
+    apart = {name: seed + 7 * (name[0] == "b") for name, seed in seeds.items()}
+    rows = compare(results, arms, seeds=apart).verdict_rows()
+    assert [r["verdict"] for r in rows] == ["no two seeds in common: no verdict"] * 2
+    del results["b-2"], arms["b-2"]
+    rows = compare(results, arms, seeds=seeds).verdict_rows()
+    assert [r["arm"] for r in rows] == ["b", "a"], "b has no third seed, and the lesser mean"
+    assert rows[1]["verdict"].startswith("inconclusive") or rows[1]["verdict"] == "worse"
+
+
+def test_the_setting_is_chosen_by_a_noise_seed_that_all_have():
+    """The run's own row has a noise seed that the others lack; infinite means choose nothing."""
+    rows = [row(0.5, seed=seed) for seed in (0, 1, 2)]
+    rows += [row(value, scale=2.0, seed=seed) for seed, value in ((1, 0.2), (2, 0.3))]
+    found = compare({"a": made(rows)}, {"a": "a"})
+    assert found.standings[OWN]["a"].choice.setting.guidance_scale == 2.0
+    assert found.standings[OWN]["a"].values == (0.3,)
+    assert "with noise seed 1, and as many" in found.rule
+    for one in rows:
+        one["frechet_distance"] = np.inf if one["seed"] == 1 else 0.5
+    with pytest.raises(UserError, match="there is no Fréchet distance"):
+        compare({"a": made(rows)}, {"a": "a"})
+
+
+def test_runs_without_a_common_noise_seed_are_refused():
+    runs = {"a": made([row(0.5, seed=0)]), "b": made([row(0.5, seed=1)])}
+    with pytest.raises(UserError, match="no noise seed in common: evaluate all with one --seed"):
+        compare(runs, {"a": "a", "b": "b"})
 
 
 def test_the_table_has_a_row_a_cost_and_a_column_an_arm():

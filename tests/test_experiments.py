@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -10,7 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import diffjax
 from diffjax import choices
+from diffjax.evaluation.seen import Batches
+from diffjax.training import measure
 from diffjax.wiring import wire
 from experiments import cli, config_files, evaluate, sample, train
 
@@ -130,6 +134,23 @@ def test_lists_of_settings_are_crossed_and_each_is_what_it_is_alone(workdir):
     assert run(evaluate, *common, "--weights=ema-0.99", "--seed=1", "--guidance_scale=2") == 0
     alone = json.loads((workdir / "evaluation.json").read_text())["by_nfe"][0]
     assert alone["frechet_distance"] == rows["ema-0.99", 1, 2.0]
+
+
+def test_each_training_seed_is_evaluated_from_noise_of_its_own(workdir):
+    """So that differences between arms, over training seeds, are over noise as well."""
+    run = diffjax.load(workdir)
+    main, _ = measure.asked_recipes(run, measure.Wanted(seeds=[1]))
+    labels = np.arange(4, dtype=np.int32)
+    for training_seed, seed in ((0, 1), (2, 2001)):
+        config = run.config.copy_and_resolve_references()
+        config.seed = training_seed
+        own = replace(run, setup=run.setup._replace(config=config))
+        drawn, _ = measure.drawer(own, [main], None, lambda: False, lambda: None)(main, labels)
+        assert isinstance(drawn, Batches)
+        (images,) = drawn.batches
+        np.testing.assert_array_equal(images, run.sample(labels=labels, seed=seed, batch_size=24))
+    found = json.loads((workdir / "evaluation.json").read_text())
+    assert found["sampling"]["noise_seed"] == found["sampling"]["seed"]  # of training seed 0
 
 
 @pytest.mark.parametrize(

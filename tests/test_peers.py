@@ -21,7 +21,8 @@ torch = pytest.importorskip("torch")
 def package(name):
     """A module of another library; skips where it, or what it needs, is not installed."""
     name_operators()
-    return pytest.importorskip(name, reason="pip install -e '.[parity]'")
+    how = "pip install -e '.[parity]' && pip install --no-deps torch-fidelity torchvision"
+    return pytest.importorskip(name, reason=how)
 
 
 def like_features(n, width, seed, shift=0.0):

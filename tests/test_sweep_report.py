@@ -466,17 +466,21 @@ def test_failures_and_left_out_cells_have_their_reasons(sweep):
     (running / "evaluation.json").unlink()
     write(running / "status.json", {"state": "running", "attempts": 1, "error": ""})
     (damaged / "probes.json").write_text("{torn")
+    # Probes come last: what fails there is evaluated, and failed all the same.
+    write(sweep / "edm-seed=0" / "status.json", {"state": "failed", "error": "probe broke"})
     page = write_sweep_report([sweep])
     text = Reader(page.read_text()).text
     assert "flow-seed=1 failed, 3 attempts loss is not finite" in text
     assert "edm-seed=2 waiting" in text
     assert "ddpm-seed=0 running" in text
     assert "probes.json is not valid JSON" in text
+    assert "edm-seed=0 failed" in text
+    assert "probe broke" in text
     assert "reflow left out needs pairs of images" in text
     assert "--sweep=configs/sweeps/digits_seeds.py" in text
     found = json.loads(page.with_name("report.json").read_text())
     assert {row["name"] for row in found["unfinished"]} == {
-        "flow-seed=1", "edm-seed=2", "ddpm-seed=0", "ddpm-seed=1",
+        "flow-seed=1", "edm-seed=2", "ddpm-seed=0", "ddpm-seed=1", "edm-seed=0",
     }  # fmt: skip
     # No arm is called worse on fewer seeds than another has.
     assert not any(row["verdict"] == "worse" for row in found["verdict_rows"])
@@ -489,6 +493,32 @@ def test_the_first_sentence_says_that_an_arm_is_incomplete(sweep):
     assert "flow leads at a Fréchet distance" in text
     assert "1 of 2 other arms is worse, 1 incomplete and not compared." in text
     assert "incomplete: 2 of 3 seeds evaluated" in text
+
+
+def test_an_evaluation_on_the_way_is_not_compared_with_finished_ones(sweep):
+    path = sweep / "edm-seed=2" / "evaluation.json"
+    write(path, {**json.loads(path.read_text()), "step": 600})
+    page = write_sweep_report([sweep])
+    assert "evaluation.json is of step 600 of 1200: not compared" in Reader(page.read_text()).text
+    rows = json.loads(page.with_name("report.json").read_text())["verdict_rows"]
+    assert {r["arm"]: r["verdict"] for r in rows}["edm"] == "incomplete: 2 of 3 seeds evaluated"
+
+
+def test_arms_of_unlike_seeds_are_paired_by_those_they_share(sweep):
+    """Any set of folders has a page: one arm lacks a seed, another one has a seed of its own."""
+    lacking = sweep / "flow-seed=2"
+    shutil.rmtree(lacking)
+    own = sweep / "ddpm-seed=0" / "config.json"
+    write(own, {**json.loads(own.read_text()), "seed": 9})
+    folders = [path for path in sweep.iterdir() if path.is_dir()]
+    page = write_sweep_report(folders, sweep / "page.html")
+    rows = json.loads(page.with_name("report.json").read_text())["verdict_rows"]
+    found = {r["arm"]: (r["verdict"], r["seeds"]) for r in rows}
+    assert found["edm"] == ("leads", 3)
+    assert found["flow"][1] == 2
+    # Seeds 1 and 2 of the others say more than nothing.
+    assert found["flow"][0].startswith(("worse", "inconclusive"))
+    assert found["ddpm"][0].startswith(("worse", "inconclusive"))
 
 
 def test_all_numbers_stand_side_by_side_in_each_file(content, page, finished):
@@ -548,9 +578,12 @@ def test_distances_measured_in_unlike_ways_are_not_compared(sweep):
     content = json.loads(path.read_text())
     content["frechet_distance"]["provenance"] = {**PROVENANCE, "num_samples": 50}
     write(path, content)
-    text = Reader(write_sweep_report([sweep]).read_text()).text
+    page = write_sweep_report([sweep])
+    text = Reader(page.read_text()).text
     assert "num_samples is 1000 and 50" in text
     assert "leads" not in text
+    cost = json.loads(page.with_name("report.json").read_text())["cost"]
+    assert {row["frechet_distance"] for row in cost} == {None}
 
 
 def test_an_empty_sweep_says_what_to_run(sweep):

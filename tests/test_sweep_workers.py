@@ -255,6 +255,21 @@ def test_status_is_told_from_the_files_alone(tmp_path, capsys):
     ]
 
 
+def test_what_somebody_left_out_of_the_files_ends_no_table(tmp_path, capsys):
+    folder = begun(tmp_path, ("a", "done"), ("b", "running"))
+    plan = read_plan(folder)
+    for cell in plan["cells"]:
+        del cell["num_steps"], cell["folder"]
+    write_json(folder / "sweep.json", plan)
+    write_json(folder / "a" / "evaluation.json", {"step": 3})
+    assert [row.split()[:2] for row in table(rows(folder)).splitlines()[1:3]] == [
+        ["a", "done"], ["b", "stopped"],
+    ]  # fmt: skip
+    write_json(folder / "sweep.json", {"cells": [{"num_steps": 1}]})
+    with pytest.raises(UserError, match="has no list of cells with names"):
+        rows(folder)
+
+
 def test_a_low_terminal_shows_what_runs_first(tmp_path):
     folder = begun(tmp_path, *[(f"c{i}", "done") for i in range(9)], ("f", "failed"))
     lines = table(rows(folder), height=6).splitlines()

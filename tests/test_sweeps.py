@@ -72,6 +72,8 @@ def test_cells_are_matched_in_what_the_sweep_says(matched, steps):
             {"matched": "flops", "axes": {"config.num_steps": (1, 2)}},
             "a sweep matched in flops sets config.num_steps: it can be no axis",
         ),
+        ({"axes": {"config.seed": ()}}, "the axis config.seed has no values"),
+        ({"axes": {"config.seed": (0, 1, 0)}}, "the axis config.seed has 0 twice"),
         *(
             ({"axes": {axis: (1, 2)}}, f"{axis} can be no axis, since it needs no new training")
             for axis in (
@@ -82,7 +84,7 @@ def test_cells_are_matched_in_what_the_sweep_says(matched, steps):
         ),
     ],
 )
-def test_a_match_that_can_not_be_is_refused(change, message):
+def test_a_sweep_that_can_not_be_is_refused(change, message):
     with pytest.raises(UserError, match=re.escape(message)):
         Sweep(**{"config": "c.py", "axes": {}, **change})
 

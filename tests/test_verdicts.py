@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 
-from diffjax.errors import UserError
 from diffjax.evaluation.verdicts import (
     bootstrap_interval,
     differences,
@@ -32,17 +31,19 @@ def test_an_interval_holds_the_truth_as_often_as_it_says(n):
 
 @pytest.mark.parametrize(
     ("rows", "columns", "coverage"),
-    [(3, 1, 0.74), (5, 1, 0.84), (10, 1, 0.90), (3, 4, 0.82), (5, 4, 0.88), (10, 4, 0.91)],
+    [(3, 1, 0.74), (5, 1, 0.84), (10, 1, 0.90), (3, 4, 0.79), (5, 4, 0.87), (10, 4, 0.92)],
 )
-def test_a_bootstrap_interval_holds_the_truth_as_rarely_as_the_docs_say(rows, columns, coverage):
-    """Training seeds deviate by 1, noise seeds and single values by 0.5 (docs/sweeps.md)."""
+def test_intervals_hold_the_truth_as_often_as_the_docs_say(rows, columns, coverage):
+    """Training seeds deviate by 1, values of one by 0.5, for its noise (docs/sweeps.md)."""
     rng, held = np.random.default_rng(2), []
     for i in range(2_000):
-        noise, each = 0.5 * rng.normal(size=columns), 0.5 * rng.normal(size=(rows, columns))
-        values = 2.0 + rng.normal(size=(rows, 1)) + (noise + each if columns > 1 else 0.0)
-        found = bootstrap_interval(values, num_resamples=500, seed=i)
-        held.append(found.low <= 2.0 <= found.high)
-    assert np.mean(held) == pytest.approx(coverage, abs=0.025)
+        values = 2.0 + rng.normal(size=(rows, 1)) + 0.5 * rng.normal(size=(rows, columns))
+        found = (
+            bootstrap_interval(values, num_resamples=500, seed=i),
+            mean_interval(values.mean(axis=1).tolist()),
+        )
+        held.append([interval.low <= 2.0 <= interval.high for interval in found])
+    assert np.mean(held, axis=0) == pytest.approx([coverage, 0.95], abs=0.025)
 
 
 def test_a_bootstrap_interval_is_of_the_mean_and_follows_its_seed():
@@ -86,6 +87,15 @@ def test_the_verdict_is_said_in_words():
 
 
 @pytest.mark.parametrize("arms", [{"a": [1.0], "b": [2.0]}, {"a": [1.0, 2.0], "b": [1.0]}])
-def test_arms_need_the_same_seeds(arms):
-    with pytest.raises(UserError, match="the same seeds, two at least"):
-        differences(arms)
+def test_pairs_without_two_common_seeds_have_no_difference(arms):
+    assert differences(arms) == {}
+
+
+def test_pairs_are_made_by_seed_whatever_the_order():
+    """Arm c shares two seeds with the others, and d none."""
+    a, b = {0: 1.0, 1: 5.0, 2: 9.0}, {2: 9.5, 0: 1.4, 1: 5.6}
+    found = differences({"a": a, "b": b, "c": {7: 20.0, 2: 10.0, 1: 6.1}})
+    assert set(found) == {("a", "b"), ("a", "c"), ("b", "c")}
+    assert found["a", "b"].interval.mean == pytest.approx(-0.5)
+    assert found["a", "c"].interval.mean == pytest.approx(-1.05)
+    assert ("b", "d") not in differences({"b": b, "d": {7: 1.0, 8: 2.0}, "a": a})

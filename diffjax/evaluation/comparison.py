@@ -1,6 +1,6 @@
 """Arms of a sweep held against each other, each at its best by one stated rule."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -67,6 +67,8 @@ class Standing(NamedTuple):
     Attributes:
         choice: that the rule chose, the same for all training seeds.
         values: a number for each training seed, the mean over the noise seeds that are reported.
+        training_seeds: which ones.
+        missing: how many training seeds have no number, or one that is not finite.
         noise: the standard deviation that another noise seed makes, pooled over the training seeds;
             None if one alone is reported.
         interval: of the mean, Student's over the training seeds.
@@ -75,6 +77,8 @@ class Standing(NamedTuple):
 
     choice: Choice
     values: tuple[float, ...]
+    training_seeds: tuple[Hashable, ...]
+    missing: int
     noise: float | None
     interval: Interval
     bootstrap: Interval
@@ -114,34 +118,52 @@ class Comparison:
         """
         standings = self.standings[way or self.own]
         ranked = sorted(standings, key=lambda arm: standings[arm].interval.mean)
-        whole = {a: standings[a].values for a in ranked if self.counts[a][0] == self.counts[a][1]}
-        several = len(whole) > 1 and min(map(len, whole.values())) > 1
-        pairs = differences(whole, self.level) if several else {}
+        whole = {
+            arm: dict(zip(standings[arm].training_seeds, standings[arm].values, strict=True))
+            for arm in ranked
+            if self.counts[arm][0] == self.counts[arm][1] and not standings[arm].missing
+        }
+        pairs = differences(whole, self.level)
         leader = next(iter(whole), "")
         rows = []
         for arm in ranked:
             found = pairs.get((leader, arm))
+            leads = arm == leader and any(leader in pair for pair in pairs)
             rows.append(
                 {
                     "arm": arm,
-                    "verdict": self._verdict(arm, leader if several else "", found),
+                    "verdict": "leads" if leads else self._verdict(arm, standings, whole, found),
                     "seeds": len(standings[arm].values),
                     **standings[arm]._asdict(),
                     "gap": found and _negative(found.interval),
                 }
             )
-        others = [arm for arm in self.counts if arm not in standings]
-        return rows + [{"arm": arm, "verdict": "not evaluated", "seeds": 0} for arm in others]
+        return rows + [
+            {"arm": arm, "verdict": "no number" if evaluated else "not evaluated", "seeds": 0}
+            for arm, (evaluated, _) in self.counts.items()
+            if arm not in standings
+        ]
 
-    def _verdict(self, arm: str, leader: str, found: Difference | None) -> str:
-        evaluated, runs = self.counts[arm]
+    def _verdict(
+        self,
+        arm: str,
+        standings: Mapping[str, Standing],
+        whole: Mapping[str, Mapping[Hashable, float]],
+        found: Difference | None,
+    ) -> str:
+        """Of an arm that does not lead."""
+        (evaluated, runs), missing = self.counts[arm], standings[arm].missing
         if evaluated < runs:
             return f"incomplete: {evaluated} of {runs} seeds evaluated"
+        if missing:
+            return f"no number for {missing} of {runs} seeds: no verdict"
         if found:
             return verdict_of(found)
-        if arm == leader:
-            return "leads"
-        return "one seed: no verdict" if len(self.counts) > 1 else "nothing to compare it with"
+        if len(whole) == 1:
+            return "nothing to compare it with"
+        if len(whole[arm]) == 1:
+            return "one seed: no verdict"
+        return "no two seeds in common: no verdict"
 
 
 def _negative(interval: Interval) -> Interval:
@@ -149,7 +171,11 @@ def _negative(interval: Interval) -> Interval:
 
 
 def compare(
-    results: Results, arms: Mapping[str, str], metric: str = "frechet_distance"
+    results: Results,
+    arms: Mapping[str, str],
+    metric: str = "frechet_distance",
+    *,
+    seeds: Mapping[str, Hashable] | None = None,
 ) -> Comparison:
     """Compares arms at each way of drawing samples that they share.
 
@@ -165,12 +191,13 @@ def compare(
     Args:
         results: the content of each run's `evaluation.json`, by the run's name; None or missing
             where there is none yet.
-        arms: the arm of each run, by the run's name; runs of one arm differ in their seed alone
-            and come in the same order of seeds in each arm.
+        arms: the arm of each run, by the run's name; runs of one arm differ in their seed alone.
         metric: a number of the rows `by_nfe`; less is better.
+        seeds: the training seed of each run, by which arms are paired; its place among those of
+            its arm by default.
 
     Raises:
-        UserError: numbers measured in unlike ways, or none.
+        UserError: numbers measured in unlike ways, with no noise seed in common, or none.
     """
     have = {name: results[name] for name in arms if results.get(name)}
     check_comparable(have, metric)
@@ -181,18 +208,27 @@ def compare(
     drawn = [
         one for table in tables.values() for by_nfe in table.values() for one in by_nfe.values()
     ]
-    seeds = sorted({seed for one in drawn for seed in one.values})
+    noise_seeds = sorted(set.intersection(*(set(one.values) for one in drawn))) if drawn else []
+    if drawn and not noise_seeds:
+        raise UserError(
+            "the runs were evaluated with no noise seed in common: evaluate all with one --seed"
+        )
     ways = {
         Way(solver, nfe) for t in tables.values() for (solver, _), at in t.items() for nfe in at
     }
     several = any(len(_at(table, way)) > 1 for table in tables.values() for way in ways)
-    if several and len(seeds) < 2:
+    if several and len(noise_seeds) < 2:
         tables = {name: _with_its_own(table, have[name]) for name, table in tables.items()}
-    chosen_by, reported = (seeds[:1], seeds[1:]) if several and len(seeds) > 1 else ([], seeds)
+    chooses = several and len(noise_seeds) > 1
+    chosen_by, reported = (noise_seeds[:1], noise_seeds[1:]) if chooses else ([], noise_seeds)
     standings: dict[Way, dict[str, Standing]] = {}
     for way in sorted(ways):
         for arm, runs in names.items():
-            standing = _standing([_at(tables.get(n, {}), way) for n in runs], chosen_by, reported)
+            at = {
+                i if seeds is None else seeds[name]: _at(tables.get(name, {}), way)
+                for i, name in enumerate(runs)
+            }
+            standing = _standing(at, chosen_by, reported)
             if standing:
                 standings.setdefault(way, {})[arm] = standing
     if not standings:
@@ -244,19 +280,19 @@ def _with_its_own(table: Table, result: Mapping[str, Any]) -> Table:
 
 
 def _standing(
-    runs: Sequence[Mapping[Choice, Mapping[int, float]]],
+    runs: Mapping[Hashable, Mapping[Choice, Mapping[int, float]]],
     chosen_by: Sequence[int],
     reported: Sequence[int],
 ) -> Standing | None:
-    """An arm at one way, from its runs' numbers; None if one can't be had."""
-    found = [run for run in runs if run]
+    """An arm at one way, from its runs' numbers by training seed; None if there are none."""
+    found = {seed: run for seed, run in runs.items() if run}
     if not found:
         return None
-    offered = sorted({choice for run in found for choice in run})
+    offered = sorted({choice for run in found.values() for choice in run})
 
     def values_of(choice: Choice, seeds: Sequence[int]) -> np.ndarray:
         return np.array(
-            [[run.get(choice, {}).get(seed, np.nan) for seed in seeds] for run in found]
+            [[run.get(choice, {}).get(seed, np.nan) for seed in seeds] for run in found.values()]
         )
 
     def mean(choice: Choice) -> float:
@@ -265,13 +301,23 @@ def _standing(
 
     best = min(offered, key=mean) if chosen_by else offered[0]
     values = values_of(best, reported)
-    if not np.isfinite(values).all():
+    known = np.isfinite(values).all(axis=1)
+    if not known.any() or (chosen_by and np.isinf(mean(best))):
         return None
+    values = values[known]
     noise = None
     if len(reported) > 1:
         noise = float(np.sqrt(np.mean(np.var(values, axis=1, ddof=1))))
     means = values.mean(axis=1).tolist()
-    return Standing(best, tuple(means), noise, mean_interval(means), bootstrap_interval(values))
+    return Standing(
+        best,
+        tuple(means),
+        tuple(seed for seed, is_known in zip(found, known, strict=True) if is_known),
+        int((~known).sum()),
+        noise,
+        mean_interval(means),
+        bootstrap_interval(values),
+    )
 
 
 def _rule(chosen_by: Sequence[int], reported: Sequence[int], metric: str, several: bool) -> str:

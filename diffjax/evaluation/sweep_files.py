@@ -10,11 +10,12 @@ from typing import Any
 
 from diffjax.errors import UserError
 from diffjax.evaluation.run_files import read_json
+from diffjax.evaluation.tables import is_number
 
 CONFIG, RUN, EVALUATION = "config.json", "run.json", "evaluation.json"
 PROBES, STATUS, SWEEP = "probes.json", "status.json", "sweep.json"
 LIKELIHOOD = "likelihood.json"
-_DONE = "done"
+_DONE, _FAILED = "done", "failed"
 
 
 @dataclass(frozen=True)
@@ -27,11 +28,11 @@ class RunFiles:
         folder: where it is.
         config: the resolved config.
         run: where, when and with what it ran.
-        evaluation: its numbers.
+        evaluation: its numbers, of the end of its training.
         likelihood: bits per dimension by method.
         probes: what else was measured of the trained model.
         status: how far a worker of a sweep came with it.
-        damage: what is wrong with files that can't be read.
+        damage: what is wrong with files that can't be read, or are of another step.
         cell: its row in `sweep.json`.
     """
 
@@ -54,10 +55,13 @@ class RunFiles:
 
     @property
     def state(self) -> str:
-        """`done`, `failed`, `running`, `waiting` or `not evaluated`."""
-        if self.evaluation:
-            return _DONE
+        """`done`, `failed`, `running`, `waiting` or `not evaluated`.
+
+        A cell may fail when it is evaluated already: its probes come last.
+        """
         state = self.status.get("state")
+        if self.evaluation and state != _FAILED:
+            return _DONE
         if state and state != _DONE:
             return str(state)
         return "not evaluated" if self.config else "waiting"
@@ -136,6 +140,20 @@ def read_sweep(workdirs: Iterable[str | Path]) -> SweepFiles:
 
 def _sweep(folder: Path) -> SweepFiles:
     sweep = read_json(folder / SWEEP) or {}
+    runs = []
+    for cell in cells_of(sweep, folder):
+        path = folder / str(cell.get("folder") or cell["name"])
+        runs.append(_read(path, cell["name"], str(cell.get("arm") or cell["name"]), cell))
+    name = str(sweep.get("name") or folder.resolve().name)
+    return SweepFiles(name, sweep, tuple(runs), (folder,))
+
+
+def cells_of(sweep: Mapping[str, Any], folder: Path) -> list[Mapping[str, Any]]:
+    """The rows of a sweep's plan, each with a `name`.
+
+    Raises:
+        UserError: the plan is not one.
+    """
     cells = sweep.get("cells")
     if not isinstance(cells, list) or not all(
         isinstance(cell, Mapping) and isinstance(cell.get("name"), str) for cell in cells
@@ -143,12 +161,7 @@ def _sweep(folder: Path) -> SweepFiles:
         raise UserError(
             f"{folder / SWEEP} has no list of cells with names: run experiments.sweep again"
         )
-    runs = []
-    for cell in cells:
-        path = folder / str(cell.get("folder") or cell["name"])
-        runs.append(_read(path, cell["name"], str(cell.get("arm") or cell["name"]), cell))
-    name = str(sweep.get("name") or folder.resolve().name)
-    return SweepFiles(name, sweep, tuple(runs), (folder,))
+    return cells
 
 
 def _run_folders(path: Path) -> list[Path]:
@@ -173,13 +186,18 @@ def _read(folder: Path, name: str, arm: str, cell: Mapping[str, Any]) -> RunFile
             damage.append(str(error))
             return {}
 
+    config, evaluation = content(CONFIG), content(EVALUATION)
+    step, end = evaluation.get("step"), config.get("num_steps")
+    if is_number(step) and is_number(end) and step < end:  # evaluated by hand on the way
+        damage.append(f"{folder / EVALUATION} is of step {step} of {end}: not compared")
+        evaluation = {}
     return RunFiles(
         name,
         arm,
         folder,
-        config=content(CONFIG),
+        config=config,
         run=content(RUN),
-        evaluation=content(EVALUATION),
+        evaluation=evaluation,
         likelihood=content(LIKELIHOOD),
         probes=content(PROBES),
         status=content(STATUS),

@@ -7,7 +7,7 @@ import numpy as np
 
 from diffjax.errors import UserError
 from diffjax.evaluation.all_numbers import all_numbers, own_recipes
-from diffjax.evaluation.comparison import compare
+from diffjax.evaluation.comparison import Comparison, compare
 from diffjax.evaluation.provenance import check_comparable
 from diffjax.evaluation.sweep_files import RunFiles, SweepFiles
 from diffjax.evaluation.tables import METRICS, is_number
@@ -32,11 +32,11 @@ def numbers(files: SweepFiles) -> dict[str, Any]:
         "name": files.name,
         "question": str(files.sweep.get("question") or ""),
         "incomparable": incomparable,
-        **_verdict(files.sweep, results),
+        **_verdict(files, results),
         "quality": [] if incomparable else quality(files),
         "own_recipes": own_recipes(files),
         "numbers": all_numbers(files),
-        "cost": cost(files),
+        "cost": cost(files, results),
         "probes": {arm: probed(files.of(arm)) for arm in files.arms},
         "config_differences": config_differences({a: files.of(a)[0].config for a in files.arms}),
         "unfinished": [_unfinished(run) for run in files.runs if run.state != "done" or run.damage],
@@ -45,21 +45,18 @@ def numbers(files: SweepFiles) -> dict[str, Any]:
     }
 
 
-def _verdict(sweep: Mapping[str, Any], results: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+def _verdict(files: SweepFiles, results: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """Which arm leads by the Fréchet distance, how sure that is, and by what rule."""
-    arms = {cell["name"]: cell["arm"] for cell in sweep["cells"]}
     try:
-        found = compare(results, arms)
+        found = compared(files, results)
     except UserError as error:
-        rows = [
-            {"arm": arm, "verdict": "not evaluated", "seeds": 0}
-            for arm in dict.fromkeys(arms.values())
-        ]
+        rows = [{"arm": arm, "verdict": "not evaluated", "seeds": 0} for arm in files.arms]
         return {"rule": f"{error}.", "verdict_rows": [_plain_row(row) for row in rows]}
     rule = (
         f"Fréchet distance, lower is better. {found.rule} Means over training "
         "seeds with Student's 95 % intervals; an arm is worse when its differences to the leading "
-        "one, seed by seed, are decided at 5 % for all pairs of arms together (Holm). Bootstrap "
+        "one, seed by seed, are decided at 5 % for all pairs of arms together (Holm), which asks "
+        "for more than that the interval of this one difference is beyond 0. Bootstrap "
         "intervals, over training and noise seeds, are too narrow for few seeds, and no verdict is "
         "by them"
     )
@@ -67,6 +64,17 @@ def _verdict(sweep: Mapping[str, Any], results: Mapping[str, Mapping[str, Any]])
     several = any(row["noise"] is not None for row in rows)
     rule += "; noise is the deviation that another noise seed makes." if several else "."
     return {"rule": rule, "verdict_rows": rows}
+
+
+def compared(files: SweepFiles, results: Mapping[str, Mapping[str, Any]]) -> Comparison:
+    """The arms held against each other, paired by training seed.
+
+    Raises:
+        UserError: as `compare`.
+    """
+    # A run whose seed is not known is no other one's pair.
+    seeds = {run.name: run.name if run.seed is None else run.seed for run in files.runs}
+    return compare(results, {run.name: run.arm for run in files.runs}, seeds=seeds)
 
 
 def _plain_row(row: Mapping[str, Any], way: Any = "") -> dict[str, Any]:
@@ -151,8 +159,13 @@ def _place(row: Mapping[str, Any], metric: str) -> tuple[float, float]:
     return row["nfe"], row[metric]["mean"]
 
 
-def cost(files: SweepFiles) -> list[dict[str, Any]]:
-    """What each run's training cost, and how good its own recipe came out."""
+def cost(files: SweepFiles, results: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """What each run's training cost, and how good its own recipe came out.
+
+    Args:
+        files: the runs.
+        results: the evaluations whose numbers may stand side by side, by the run's name.
+    """
     rows = []
     for run in files.runs:
         per_step = run.run.get("train_flops_per_step", run.cell.get("flops_per_step"))
@@ -167,7 +180,7 @@ def cost(files: SweepFiles) -> list[dict[str, Any]]:
                 "train_steps": step if is_number(step) else None,
                 "train_flops": flops,
                 "train_seconds": seconds if is_number(seconds) else None,
-                **{metric: _value(run.evaluation.get(metric)) for metric in METRICS},
+                **{metric: _value(results[run.name].get(metric)) for metric in METRICS},
             }
         )
     return rows

@@ -148,7 +148,8 @@ def answer(rows: Sequence[Mapping[str, Any]]) -> str:
     known = [row for row in rows if row["mean"] is not None]
     if not known:
         return "Nothing is evaluated yet."
-    incomplete = [row for row in rows if row["verdict"].startswith(("incomplete", "not evaluated"))]
+    unfit = ("incomplete", "not evaluated", "no number")
+    incomplete = [row for row in rows if row["verdict"].startswith(unfit)]
     first = min(known, key=lambda r: (r["verdict"] != "leads", r in incomplete, r["mean"]))
     text = f"{first['arm']} leads at a Fréchet distance of {_amount(first)}"
     others = len(rows) - 1
@@ -158,7 +159,7 @@ def answer(rows: Sequence[Mapping[str, Any]]) -> str:
     if first in incomplete:
         return f"No arm is complete, and there is no verdict on the {len(rows)} of them."
     if first["verdict"] != "leads":
-        return f"{text}, by too few seeds for a verdict on the {others} other {plural}."
+        return f"{text}, without the seeds for a verdict on the {others} other {plural}."
     counts = Counter(row["verdict"].partition(";")[0].partition(":")[0] for row in rows)
     worse = counts["worse"]
     parts = [f"{worse} of {others} other {plural} {'is' if worse == 1 else 'are'} worse"]
@@ -166,6 +167,8 @@ def answer(rows: Sequence[Mapping[str, Any]]) -> str:
         parts.append(f"{counts['inconclusive']} can't be told from it with these seeds")
     if incomplete:
         parts.append(f"{len(incomplete)} incomplete and not compared")
+    if apart := counts["no two seeds in common"]:
+        parts.append(f"{apart} without a verdict, sharing too few seeds with it")
     return f"{text}; {', '.join(parts)}."
 
 

@@ -1,14 +1,12 @@
 """Which arm of a comparison is best, and how sure one may be, from several training seeds each."""
 
 from bisect import bisect_left
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from itertools import combinations
 from typing import NamedTuple
 
 import numpy as np
 import scipy.special
-
-from diffjax.errors import UserError
 
 _MOST_SEEDS = 1_000
 
@@ -22,7 +20,7 @@ class Interval(NamedTuple):
 
 
 class Difference(NamedTuple):
-    """How one arm differs from another with the same seeds.
+    """How one arm differs from another, over the seeds that they share.
 
     Attributes:
         interval: of the mean difference, at the level asked for, for this pair by itself.
@@ -96,7 +94,7 @@ def finite(value: float) -> float | None:
 
 
 def differences(
-    arms: Mapping[str, Sequence[float]], level: float = 0.95
+    arms: Mapping[str, Sequence[float] | Mapping[Hashable, float]], level: float = 0.95
 ) -> dict[tuple[str, str], Difference]:
     """Every pair of arms, by differences seed by seed.
 
@@ -105,28 +103,30 @@ def differences(
     whichever arm leads.
 
     Args:
-        arms: a number for each seed, the same seeds in the same order in each arm.
+        arms: numbers by seed; a list counts its seeds from 0.
         level: see above.
 
     Returns:
-        By (one, other), the first of less mean: one minus other.
-
-    Raises:
-        UserError: arms of unlike numbers of seeds, or of fewer than two.
+        By (one, other), the first of less mean: one minus other. Pairs that share fewer than two
+        seeds are missing.
 
     Example:
         >>> found = differences({"a": [0.50, 0.61, 0.55], "b": [0.91, 1.00, 0.95]})
         >>> found["a", "b"].decided, round(found["a", "b"].interval.mean, 2)
         (True, -0.4)
     """
-    counts = {name: len(values) for name, values in arms.items()}
-    if len(set(counts.values())) > 1 or min(counts.values(), default=0) < 2:
-        raise UserError(
-            f"arms need the same seeds, two at least, to be compared; they have {counts}"
-        )
-    ranked = sorted(arms, key=lambda name: float(np.mean(arms[name])))
-    pairs = list(combinations(ranked, 2))
-    gaps = [np.asarray(arms[one]) - np.asarray(arms[other]) for one, other in pairs]
+    by_seed = {
+        name: dict(values if isinstance(values, Mapping) else enumerate(values))
+        for name, values in arms.items()
+    }
+    ranked = sorted(arms, key=lambda name: float(np.mean(list(by_seed[name].values()))))
+    found = {
+        (one, other): np.array([a - by_seed[other][s] for s, a in by_seed[one].items()
+                                if s in by_seed[other]])
+        for one, other in combinations(ranked, 2)
+    }  # fmt: skip
+    pairs = [pair for pair, gap in found.items() if len(gap) > 1]
+    gaps = [found[pair] for pair in pairs]
     raw = [_p_value(gap) for gap in gaps]
     order = np.argsort(raw)
     corrected, worst = np.zeros(len(raw)), 0.0

@@ -83,8 +83,8 @@ def measure(
     """Evaluates a run and writes `evaluation.json` and `samples/neighbours.png` into its folder.
 
     The run's own recipe is measured in full, with the first guidance scale, seed and weights that
-    are wanted. Bits per dimension that `config.evaluation.likelihood` asks for are added to
-    `likelihood.json`.
+    are wanted. Each training seed has noise of its own (`noise_seed`). Bits per dimension that
+    `config.evaluation.likelihood` asks for are added to `likelihood.json`.
 
     Args:
         run: the model.
@@ -134,6 +134,7 @@ def measure(
         report=report,
     )
     summary = {"step": run.step, "weights": main.weights, **result.summary}
+    summary["sampling"]["noise_seed"] = noise_seed(run.config.seed, main.seed)
     for method in settings.get("likelihood", ()):
         found = measure_likelihood(
             run, dataset, method, num_images=settings.num_samples, begun=lambda _: beat()
@@ -211,7 +212,8 @@ def drawer(
     batch_size = full_batch(settings.batch_size, run.setup.mesh)
 
     def draw(named: NamedRecipe, labels: np.ndarray) -> tuple[Batches, int]:
-        how = params[named.weights], named.recipe, labels, named.seed, source, weaker
+        seed = noise_seed(run.config.seed, named.seed)
+        how = params[named.weights], named.recipe, labels, seed, source, weaker
         asked = Asked(wired, *how)
 
         def batches() -> Iterator[np.ndarray]:
@@ -223,7 +225,7 @@ def drawer(
                     )
                 beat()
                 some = asked.only(np.arange(first, min(first + batch_size, len(labels))))
-                images = generate(*how[:2], some.labels, named.seed, some.source, weaker, first)
+                images = generate(*how[:2], some.labels, seed, some.source, weaker, first)
                 check_finite(images, some)
                 yield images
 
@@ -231,6 +233,21 @@ def drawer(
         return Batches(len(labels), batches()), evaluations(few)
 
     return draw
+
+
+def noise_seed(training_seed: int, seed: int) -> int:
+    """What `generate` is given as its seed, where an evaluation of a run says `seed`.
+
+    `seed + 1000·training_seed`, modulo 2³²: runs of one training seed start from the same noise,
+    those of another from other noise. If all started from the same, what that noise makes of one
+    arm and not of another would be in all differences between them alike, and no number of training
+    seeds would show that it is chance.
+
+    Example:
+        >>> noise_seed(0, 3), noise_seed(2, 3)
+        (3, 2003)
+    """
+    return (seed + 1000 * training_seed) % 2**32
 
 
 def add_likelihood(workdir: Path, result: Mapping[str, Any]) -> None:
