@@ -301,8 +301,8 @@ def _standing(
 
     best = min(offered, key=mean) if chosen_by else offered[0]
     values = values_of(best, reported)
-    known = np.isfinite(values).all(axis=1)
-    if not known.any() or (chosen_by and np.isinf(mean(best))):
+    known = [bool(np.isfinite(row).all()) for row in values]
+    if not any(known) or (chosen_by and np.isinf(mean(best))):
         return None
     values = values[known]
     noise = None
@@ -313,7 +313,7 @@ def _standing(
         best,
         tuple(means),
         tuple(seed for seed, is_known in zip(found, known, strict=True) if is_known),
-        int((~known).sum()),
+        known.count(False),
         noise,
         mean_interval(means),
         bootstrap_interval(values),

@@ -187,8 +187,8 @@ def _read(folder: Path, name: str, arm: str, cell: Mapping[str, Any]) -> RunFile
             return {}
 
     config, evaluation = content(CONFIG), content(EVALUATION)
-    step, end = evaluation.get("step"), config.get("num_steps")
-    if is_number(step) and is_number(end) and step < end:  # evaluated by hand on the way
+    step, end = evaluation.get("step", 0), config.get("num_steps", 0)
+    if is_number(step) and is_number(end) and 0 < step < end:  # evaluated by hand on the way
         damage.append(f"{folder / EVALUATION} is of step {step} of {end}: not compared")
         evaluation = {}
     return RunFiles(

@@ -1,9 +1,9 @@
 """Which arm of a comparison is best, and how sure one may be, from several training seeds each."""
 
 from bisect import bisect_left
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import combinations
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import scipy.special
@@ -94,7 +94,7 @@ def finite(value: float) -> float | None:
 
 
 def differences(
-    arms: Mapping[str, Sequence[float] | Mapping[Hashable, float]], level: float = 0.95
+    arms: Mapping[str, Sequence[float] | Mapping[Any, float]], level: float = 0.95
 ) -> dict[tuple[str, str], Difference]:
     """Every pair of arms, by differences seed by seed.
 
