@@ -1,5 +1,6 @@
 """Files that are there whole or not at all."""
 
+import io
 import json
 import os
 import platform
@@ -7,6 +8,8 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 
 def write_whole(path: str | Path, content: str | bytes) -> None:
@@ -45,6 +48,13 @@ def write_whole(path: str | Path, content: str | bytes) -> None:
             os.fsync(folder)
         finally:
             os.close(folder)
+
+
+def write_npz(path: str | Path, **arrays: Any) -> None:
+    """`write_whole`, of arrays by name, compressed."""
+    content = io.BytesIO()
+    np.savez_compressed(content, **arrays)
+    write_whole(path, content.getvalue())
 
 
 def write_json(path: str | Path, content: Mapping[str, Any]) -> None:

@@ -21,6 +21,7 @@ import ctypes
 import difflib
 import importlib
 import inspect
+import io
 import logging
 import math
 import os
@@ -89,13 +90,14 @@ def run(
     if _HELP.intersection(argv):
         try:
             print(f"{usage.strip()}\n\nFlags:\n{_describe(flag_values)}", flush=True)
-        except BrokenPipeError:  # `--help | head` has read enough; Python would flush once more.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        except BrokenPipeError:  # `--help | head` has read enough.
+            _unread(sys.stdout)
         return 0
     # Libraries (worker processes of the input pipeline) refuse to run before absl's own flags
     # are marked as parsed; none of those flags is offered here.
     flags.FLAGS.mark_as_parsed()
     _set_up_logging()
+    _say_what_can_be_said()
     _keep_compiled_programs()
     keep_freed_memory()
     try:
@@ -104,19 +106,44 @@ def run(
         with _nothing_said_of_closed_loops():
             return main(args) or 0
     except UserError as error:
-        print("error: " + " ".join(str(error).split()), file=sys.stderr)
+        _tell("error: " + " ".join(str(error).split()))
         status = getattr(error, "status", 2)
         processes.leave(status)
         return status
     except KeyboardInterrupt as interrupt:
-        print(str(interrupt) or "interrupted", file=sys.stderr)
+        _tell(str(interrupt) or "interrupted")
         return 128 + getattr(interrupt, "signal", signal.SIGINT)
-    except Exception:
+    except Exception as error:
+        if isinstance(error, BrokenPipeError) and _unread(sys.stdout):
+            return 128 + signal.SIGPIPE
         if not jax.distributed.is_initialized():
             raise
         traceback.print_exc()
         processes.leave(1)
         raise
+
+
+def _tell(line: str) -> None:
+    """A last line on stderr, where somebody may not read any more; the status says the same."""
+    with contextlib.suppress(OSError):
+        print(line, file=sys.stderr, flush=True)
+
+
+def _unread(stream: Any) -> bool:
+    """Whether nobody reads a stream any more; it goes nowhere then, and so does Python's flush."""
+    try:
+        stream.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        return True
+    return False
+
+
+def _say_what_can_be_said() -> None:
+    """A terminal that has no é ends no program."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 @contextlib.contextmanager

@@ -26,7 +26,8 @@ from diffjax.evaluation.tables import quality_table
 from diffjax.spec import build
 from diffjax.training.interrupts import stop_signals
 from diffjax.training.measure import Wanted, measure
-from diffjax.training.processes import is_first, losses_told
+from diffjax.training.processes import in_first, is_first, losses_told
+from diffjax.training.storage import make_writable, told_in_one_line
 from diffjax.training.watchdog import watched
 from experiments import cli, hanging, processes
 from experiments.config_files import check_size
@@ -40,7 +41,9 @@ flags.DEFINE_integer("num_samples", None, "for each number", lower_bound=3, flag
 flags.DEFINE_list("guidance_scale", None, "comma-separated; 1 is off", flag_values=FLAGS)
 flags.DEFINE_string("guidance", None, "parts joined by +", flag_values=FLAGS)
 flags.DEFINE_string("against", None, "what guidance leads away from", flag_values=FLAGS)
-flags.DEFINE_list("seed", None, "comma-separated, of the noise; each training seed has its own", flag_values=FLAGS)
+flags.DEFINE_list(
+    "seed", None, "comma-separated, of the noise; each training seed has its own", flag_values=FLAGS
+)
 flags.DEFINE_list(
     "weights", None, "comma-separated: live, or averages such as ema-0.999", flag_values=FLAGS
 )
@@ -74,8 +77,10 @@ def main(args: SimpleNamespace) -> None:
     scales, seeds = numbers(args, "guidance_scale", float), numbers(args, "seed", int)
     extractors = chosen_extractors(args)
     run = diffjax.load(args.workdir, allowed_packages=("diffjax", *args.allowed_packages))
+    in_first(lambda: make_writable(run.workdir))  # Which shows before the work.
     with (
         losses_told(),
+        told_in_one_line(run.workdir),
         stop_signals() as should_stop,
         watched(hanging.watchdog(args), Path(args.workdir), what="batch") as begun,
     ):

@@ -20,7 +20,8 @@ from diffjax.errors import UserError
 from diffjax.spec import build, choose
 from diffjax.training.likelihoods import METHODS, Method, measure_likelihood
 from diffjax.training.measure import add_likelihood
-from diffjax.training.processes import is_first
+from diffjax.training.processes import in_first, is_first
+from diffjax.training.storage import make_writable, told_in_one_line
 from diffjax.training.watchdog import watched
 from experiments import cli, hanging
 
@@ -58,6 +59,7 @@ def main(args: Any) -> None:
     cli.require(args, "workdir")
     given = options_given(choose(METHODS, args.method, "method"), args)
     run = diffjax.load(args.workdir, allowed_packages=("diffjax", *args.allowed_packages))
+    in_first(lambda: make_writable(run.workdir))  # Which shows before the work.
     with watched(hanging.watchdog(args), Path(args.workdir), what="batch") as begun:
         result = measure_likelihood(
             run,
@@ -72,7 +74,8 @@ def main(args: Any) -> None:
             begun=begun,
         )
     if is_first():
-        add_likelihood(run.workdir, result)
+        with told_in_one_line(run.workdir):
+            add_likelihood(run.workdir, result)
     print(line(result))
 
 

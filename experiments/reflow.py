@@ -16,8 +16,10 @@ from absl import flags
 
 import diffjax
 from diffjax.errors import UserError
+from diffjax.files import write_npz
 from diffjax.training.generate import balanced_labels, starting_noise
 from diffjax.training.measure import Guided, named_recipe
+from diffjax.training.storage import make_writable
 from diffjax.training.watchdog import watched
 from experiments import cli, hanging
 
@@ -48,6 +50,7 @@ def main(args: SimpleNamespace) -> None:
     wired = run.setup.wired
     if wired.objective.starts_at_source:
         raise UserError(f"{args.workdir} makes images from images; reflow pairs begin at noise")
+    make_writable(out.parent)  # Which shows before the work.
     guided = Guided(args.guidance_scale)
     named = named_recipe(run, args.solver, args.grid, args.num_steps, guided)
     recipe = named.recipe
@@ -72,8 +75,7 @@ def main(args: SimpleNamespace) -> None:
         "seed": args.seed,
     }
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        np.savez_compressed(out, image=images, source=noise, label=labels, **how)
+        write_npz(out, image=images, source=noise, label=labels, **how)
     except OSError as error:
         raise UserError(f"can't write {out}: {error.strerror}") from error
     print(", ".join(f"{name}={value}" for name, value in how.items()))

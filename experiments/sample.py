@@ -19,6 +19,7 @@ import diffjax
 from diffjax import choices
 from diffjax.errors import UserError
 from diffjax.evaluation.pictures import film_gif, save_film, save_png
+from diffjax.files import write_npz
 from diffjax.spec import build, choose
 from diffjax.training.generate import (
     Asked,
@@ -30,7 +31,8 @@ from diffjax.training.generate import (
 )
 from diffjax.training.load import Run, weaker_models
 from diffjax.training.measure import Guided, named_recipe, samples_asked_of
-from diffjax.training.processes import is_first
+from diffjax.training.processes import in_first, is_first
+from diffjax.training.storage import make_writable
 from diffjax.training.watchdog import watched
 from experiments import cli, hanging, processes
 
@@ -82,6 +84,7 @@ def main(args: SimpleNamespace) -> None:
         raise UserError(f"--film={args.film} should end in .png; the GIF goes beside it")
     if out.suffix != ".png":
         raise UserError(f"--out={out} should end in .png; the arrays go beside it as .npz")
+    in_first(lambda: make_writable(out.parent))  # Which shows before the work.
 
     labels, source = sources(run, args.labels, labels)
     params = run.weights(args.weights)
@@ -112,7 +115,7 @@ def main(args: SimpleNamespace) -> None:
         else:
             both = np.stack([source, images], axis=1)
             save_png(out, both.reshape(-1, *images.shape[1:]), columns=_PAIRS_IN_A_ROW * 2)
-        np.savez_compressed(out.with_suffix(".npz"), **arrays, **how)
+        write_npz(out.with_suffix(".npz"), **arrays, **how)
         if args.film is not None:
             save_film(args.film, traced)
     except OSError as error:

@@ -151,15 +151,21 @@ def describe(setup: Setup, dataset: DataSet, workdir: Path) -> str:
 
 def headline(workdir: Path) -> str:
     """The result in one line."""
-    result = read_json(workdir / workdirs.EVALUATION) or {}
-    distance = result["frechet_distance"]
-    accuracy = result["accuracy"]
-    recognised = "" if accuracy is None else f"{percent(accuracy)} recognised as their label, "
-    return (
-        f"{result['num_samples']:,} samples: {recognised}"
-        f"Fréchet distance {measure(distance['value'])} (floor {measure(distance['floor'])}), "
-        f"{result['sampling']['nfe']} network evaluations per sample"
-    )
+    path = workdir / workdirs.EVALUATION
+    result = read_json(path) or {}
+    try:
+        distance, accuracy = result["frechet_distance"], result["accuracy"]
+        recognised = "" if accuracy is None else f"{percent(accuracy)} recognised as their label, "
+        return (
+            f"{result['num_samples']:,} samples: {recognised}"
+            f"Fréchet distance {measure(distance['value'])} (floor {measure(distance['floor'])}), "
+            f"{result['sampling']['nfe']} network evaluations per sample"
+        )
+    except (LookupError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{path} is not what an evaluation writes ({type(error).__name__}: {error}): move it "
+            "away, and the same command makes it again"
+        ) from error
 
 
 USAGE = f"""{__doc__}

@@ -1,5 +1,7 @@
 """What keeps a run from being lost, piece by piece; tests/test_faults.py kills whole runs."""
 
+import contextlib
+import errno
 import json
 import os
 import platform
@@ -24,6 +26,7 @@ from diffjax.training import storage
 from diffjax.training.checkpoints import Checkpoints
 from diffjax.training.interrupts import Interrupted, stop_signals
 from diffjax.training.lock import LOCK, locked
+from diffjax.training.logging import ProgressBar
 from diffjax.training.nonfinite import NonFinite
 from diffjax.training.optimizer import Optimizer
 from diffjax.training.state import TrainState, init_state
@@ -156,6 +159,75 @@ def test_what_the_dead_had_not_finished_is_cleared_away(tmp_path):
 def test_other_errors_keep_their_traceback(tmp_path):
     with pytest.raises(ZeroDivisionError), storage.told_in_one_line(tmp_path):
         print(1 // 0)  # noqa: T201
+
+
+# Readers that are gone.
+
+
+def test_a_progress_line_that_nobody_reads_ends_no_run():
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "w") as nobody:
+        bar = ProgressBar(4, stream=nobody, interval_seconds=0.0)
+        for step in range(1, 5):
+            bar.write(step, {"loss": 1.0})
+        bar.close()
+        with contextlib.suppress(OSError):  # what the file itself still holds
+            nobody.flush()
+        os.dup2(os.open(os.devnull, os.O_WRONLY), nobody.fileno())
+
+
+def test_a_result_that_nobody_reads_is_no_error_of_the_program(monkeypatch):
+    reader, writer = os.pipe()
+    os.close(reader)
+    monkeypatch.setattr(sys, "stdout", open(writer, "w"))  # noqa: SIM115
+
+    def main(args):
+        print("x" * 10, flush=True)  # noqa: T201
+
+    assert cli.run(main, flags.FlagValues(), usage="", argv=[]) == 128 + signal.SIGPIPE
+
+    def other(args):
+        raise BrokenPipeError("of a worker")
+
+    with pytest.raises(BrokenPipeError, match="of a worker"):
+        cli.run(other, flags.FlagValues(), usage="", argv=[])
+
+
+def test_a_terminal_without_an_accent_ends_no_program():
+    code = "import sys; from experiments import cli; from absl import flags; sys.exit(cli.run("
+    code += "lambda args: print('Fr\\u00e9chet'), flags.FlagValues(), usage='', argv=[]))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "ascii"}, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (0, "Fr\\xe9chet\n"), done.stderr
+
+
+def test_arrays_appear_whole_or_not_at_all(tmp_path, monkeypatch):
+    path = tmp_path / "a.npz"
+    files.write_npz(path, a=np.arange(3))
+
+    def full(*arguments):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        files.write_npz(path, a=np.arange(1000))
+    with np.load(path) as kept:
+        assert kept["a"].tolist() == [0, 1, 2]
+    assert [file.name for file in tmp_path.iterdir()] == ["a.npz"]
+
+
+def test_a_lock_and_a_folder_that_can_not_be_are_one_line(tmp_path):
+    (tmp_path / LOCK).mkdir()
+    with (
+        pytest.raises(UserError, match=r"lock.json can't be opened: Is a directory; choose"),
+        locked(tmp_path),
+    ):
+        pass
+    with pytest.raises(UserError, match="is no UTF-8: choose another folder"):
+        storage.make_writable(Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff")))
 
 
 # Signals.

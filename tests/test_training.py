@@ -5,6 +5,8 @@ import json
 import os
 import shutil
 import signal
+import tempfile
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,14 +32,17 @@ from diffjax.sampling import grids, solvers
 from diffjax.sampling.sample import Recipe
 from diffjax.spec import spec, to_json
 from diffjax.training import checkpoints as checkpoints_module
-from diffjax.training import lock, loop, optimizer, sharding, state, workdirs
+from diffjax.training import lock, loop, optimizer, processes, sharding, state, workdirs
 from diffjax.training.checkpoints import Checkpoints, digest
 from diffjax.training.generate import Asked, check_finite, make_generator
 from diffjax.training.interrupts import Interrupted
 from diffjax.training.nonfinite import NonFinite
+from diffjax.training.processes import ProcessLost
 from diffjax.training.setup import set_up
+from diffjax.training.watchdog import Watchdog
 from diffjax.training.window import NonFiniteLoss
 from diffjax.wiring import wire
+from experiments.train import headline
 from tests.tiny_network import Tiny
 
 MODELS = {
@@ -249,6 +254,8 @@ def test_a_damaged_checkpoint_is_set_aside(whole_run, tmp_path, damage):
     [
         (PermissionError(errno.EACCES, os.strerror(errno.EACCES)), "Permission denied"),
         (ValueError("INTERNAL: reading x: Stale file handle"), "Stale file handle"),
+        (TimeoutError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT)), "Connection timed out"),
+        (OSError(errno.EMFILE, os.strerror(errno.EMFILE)), "Too many open files"),
         (MemoryError(), "out of memory"),
         (jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory"), "out of memory"),
         (OSError(errno.EIO, os.strerror(errno.EIO)), None),
@@ -274,6 +281,114 @@ def test_what_hinders_reading_is_no_damage(whole_run, tmp_path, monkeypatch, tro
         loop.train(tiny_config(), copy)
     assert (copy / "checkpoints" / "6").is_dir()
     assert not (copy / "checkpoints_damaged").exists()
+
+
+def test_a_peer_that_is_lost_while_reading_is_no_damage(whole_run, tmp_path, monkeypatch):
+    copy = tmp_path / "run"
+    shutil.copytree(whole_run, copy)
+    lost = jax.errors.JaxRuntimeError("Gloo AllGather failed: Connection closed by peer")
+
+    def restore(self, step, **how):
+        raise lost
+
+    monkeypatch.setattr(ocp.CheckpointManager, "restore", restore)
+    monkeypatch.setattr(processes, "is_loss", lambda error: error is lost)
+    with pytest.raises(ProcessLost) as told:
+        loop.train(tiny_config(), copy)
+    assert told.value.status == 75
+    assert not (copy / "checkpoints_damaged").exists()
+
+
+def test_what_a_lost_peer_says_is_told_from_other_troubles(monkeypatch):
+    lost = jax.errors.JaxRuntimeError("Gloo AllGather failed: Connection closed by peer")
+    assert not processes.is_loss(lost), "there is no other one"
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    assert processes.is_loss(lost)
+    assert not processes.is_loss(ValueError(str(lost)))
+    assert not processes.is_loss(jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED"))
+
+
+def test_a_run_whose_checkpoints_are_gone_is_not_begun_anew(whole_run, tmp_path):
+    """As when the disk with them is not mounted: the metrics would be begun anew as well."""
+    copy = tmp_path / "run"
+    shutil.copytree(whole_run, copy)
+    for path in (copy / "checkpoints").iterdir():
+        shutil.rmtree(path)
+    before = (copy / "metrics.jsonl").read_bytes()
+    with pytest.raises(UserError, match=r"checkpoints is empty, and .* has steps up to 6: bring"):
+        loop.train(tiny_config(), copy)
+    assert (copy / "metrics.jsonl").read_bytes() == before
+
+
+def test_damaged_checkpoints_behind_a_link_stay_on_their_file_system(whole_run, tmp_path):
+    copy = tmp_path / "run"
+    shutil.copytree(whole_run, copy)
+    with tempfile.TemporaryDirectory(dir="/dev/shm" if Path("/dev/shm").is_dir() else None) as far:
+        there = Path(far) / "of_this_run"
+        shutil.move(copy / "checkpoints", there)
+        (copy / "checkpoints").symlink_to(there)
+        damage_truncated(there / "6")
+        loop.train(tiny_config(), copy)
+        assert (there.parent / "of_this_run_damaged" / "6").is_dir()
+        assert (there / "6").is_dir(), "made again"
+
+
+def test_what_was_trained_before_a_damaged_image_is_saved(whole_run, tmp_path, monkeypatch):
+    as_it_is = loop.device_batches
+
+    def damaged(*arguments):
+        stream = as_it_is(*arguments)
+        yield from (next(stream) for _ in range(3))
+        raise UserError("image 7 is damaged")
+
+    folder = tmp_path / "run"
+    monkeypatch.setattr(loop, "device_batches", damaged)
+    with pytest.raises(UserError, match="image 7 is damaged"):
+        loop.train(tiny_config(), folder)
+    monkeypatch.undo()
+    assert (folder / "checkpoints" / "3").is_dir()
+    loop.train(tiny_config(), folder)
+    assert_same(arrays_of(folder), arrays_of(whole_run), rtol=0, atol=0)
+    assert logged(folder) == logged(whole_run)
+
+
+def test_storage_that_hangs_is_noticed_as_well(whole_run, tmp_path, monkeypatch):
+    """Before the first step and after the last one, when checkpoints are read and finished."""
+    copy = tmp_path / "run"
+    shutil.copytree(whole_run, copy)
+    as_it_is = Checkpoints.wait
+
+    def wait(self):
+        time.sleep(1.5)
+        as_it_is(self)
+
+    monkeypatch.setattr(Checkpoints, "wait", wait)
+    loop.train(tiny_config(), copy, watchdog=Watchdog(seconds=0.4, exits=False))
+    assert "before the first checkpoint" in (copy / "stacks.txt").read_text()
+
+
+def test_a_file_that_a_hand_was_in_is_one_line(whole_run, tmp_path):
+    copy = tmp_path / "run"
+    shutil.copytree(whole_run, copy)
+    run = json.loads((copy / "run.json").read_text())
+    (copy / "run.json").write_text(json.dumps({**run, "train_seconds": "x"}))
+    workdirs.add_seconds(copy, train_seconds=1.0)
+    assert json.loads((copy / "run.json").read_text())["train_seconds"] == 1.0
+    (copy / "evaluation.json").write_text('{"step": 6}')
+    with pytest.raises(UserError, match=r"evaluation.json is not what an evaluation writes"):
+        headline(copy)
+    (copy / "run.json").unlink()
+    (copy / "run.json").mkdir()
+    with pytest.raises(UserError, match=r"run.json can't be read: Is a directory"):
+        diffjax.load(copy)
+
+
+def test_data_may_lie_elsewhere_on_another_machine():
+    saved = {"data": {"_target_": "t", "path": "/a", "size": 8}, "mesh": {"data": 2}}
+    there = {**saved, "data": {**saved["data"], "path": "/b"}, "mesh": {"data": 1}}
+    assert workdirs._without_place(saved) == workdirs._without_place(there)
+    there["data"]["size"] = 9
+    assert workdirs._without_place(saved) != workdirs._without_place(there)
 
 
 def test_no_flipped_bit_goes_unnoticed(whole_run, tmp_path):

@@ -79,8 +79,12 @@ def write_report(workdir: str | Path) -> Path:
     template = environment.from_string(source.read_text(encoding="utf-8"))
     try:
         page = template.render(_content(workdir))
+    except UserError:
+        raise
     # JSON of another shape trips up whatever first looks at it.
-    except (ArithmeticError, AttributeError, LookupError, TypeError, UndefinedError) as error:
+    except (
+        ArithmeticError, AttributeError, LookupError, TypeError, ValueError, UndefinedError,
+    ) as error:  # fmt: skip
         raise UserError(
             f"a file in {workdir} is not what a run writes ({type(error).__name__}: {error}): "
             "evaluate it again by python -m experiments.evaluate, or restore it"

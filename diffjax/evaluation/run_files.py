@@ -13,12 +13,14 @@ def read_json(path: Path) -> dict[str, Any] | None:
     """The object in a JSON file, or None if there is no such file.
 
     Raises:
-        UserError: the file isn't a JSON object.
+        UserError: the file isn't a JSON object, or can't be read.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
+    except OSError as error:
+        raise UserError(f"{path} can't be read: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
         raise UserError(
             f"{path} is not valid JSON ({error}): restore it, or move it away and make it again"

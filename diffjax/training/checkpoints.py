@@ -4,7 +4,6 @@ Orbax does not notice flipped bits in array data, so each checkpoint carries one
 array. It is computed on the device, does not depend on the mesh, and changes with any single bit.
 """
 
-import errno
 import hashlib
 import json
 import logging
@@ -23,7 +22,7 @@ from diffjax.errors import UserError
 from diffjax.training import processes, storage
 
 _LOG = logging.getLogger("diffjax")
-_PASSING = tuple(map(os.strerror, (errno.EACCES, errno.EPERM, errno.ESTALE, errno.ENOMEM)))
+_PASSING = tuple(map(os.strerror, storage.PASSING))
 
 
 class Hindered(UserError):
@@ -110,6 +109,8 @@ class Checkpoints:
             except Hindered:
                 raise
             except Exception as error:  # Whatever else the reader trips over is in the file.
+                if processes.is_loss(error):
+                    raise
                 _hindrance_told(step, error)
                 damaged.append(step)
                 _LOG.warning("checkpoint %d is damaged: %s", step, _first_line(error))
@@ -164,7 +165,7 @@ class Checkpoints:
 
     def leave(self, steps: list[int]) -> None:
         """Moves checkpoints that are not to be gone on from beside the others; none is deleted."""
-        self._move_out(steps, "checkpoints_left")
+        self._move_out(steps, "left")
 
     def wait(self) -> None:
         """Waits until what was begun is on disk."""
@@ -178,11 +179,14 @@ class Checkpoints:
             self._manager.close()
 
     def _set_aside(self, steps: list[int]) -> None:
-        self._move_out(steps, "checkpoints_damaged")
+        self._move_out(steps, "damaged")
 
-    def _move_out(self, steps: list[int], folder: str) -> None:
+    def _move_out(self, steps: list[int], why: str) -> None:
+        """To `checkpoints_WHY` beside the folder, or beside what it links to."""
         if steps:
-            processes.in_first(partial(self._move, steps, self.folder.with_name(folder)))
+            folder = self.folder.resolve()
+            aside = folder.with_name(f"{folder.name}_{why}")
+            processes.in_first(partial(self._move, steps, aside))
             self._manager.reload()
 
     def _move(self, steps: list[int], aside: Path) -> None:

@@ -37,7 +37,14 @@ from diffjax.training.storage import make_writable, told_in_one_line
 from diffjax.training.together import apart, groups
 from diffjax.training.watchdog import Watchdog, watched
 from diffjax.training.window import NonFiniteLoss
-from diffjax.training.workdirs import REPORT, add_seconds, claim, record, record_run
+from diffjax.training.workdirs import (
+    REPORT,
+    add_seconds,
+    check_kept,
+    claim,
+    record,
+    record_run,
+)
 
 __all__ = ["MembersFailed", "apart", "groups", "train_together"]
 
@@ -126,7 +133,8 @@ def train_together(
         stack.enter_context(told_in_one_line(Path(os.path.commonpath(folders))))
         should_stop = stack.enter_context(stop_signals())
         members = [_open(stack, *each) for each in zip(setups, folders, strict=True)]
-        _resume(members, dataset)
+        with watched(watchdog, folders[0], what="checkpoint"):
+            _resume(members, dataset)
         names = [folder.name for folder in folders]
         for index, (member, command) in enumerate(zip(members, commands, strict=True)):
             ensemble = {"members": len(members), "index": index, "names": names}
@@ -171,6 +179,7 @@ def _open(stack: ExitStack, setup: Setup, workdir: Path) -> Member:
 def _resume(members: Sequence[Member], dataset: DataSet) -> None:
     """Gives each member its newest state, and those that are not finished a common step."""
     for member in members:
+        check_kept(member.workdir, member.checkpoints.steps(), member.setup.config)
         member.state, member.start = restore_or_init(member.setup, member.checkpoints, dataset)
     going = [member for member in members if not _finished(member)]
     newest = {member.workdir.name: member.step for member in going}

@@ -31,7 +31,8 @@ def locked(workdir: Path) -> Iterator[None]:
         workdir: a folder that exists.
 
     Raises:
-        UserError: another process holds it, with its number, host and since when.
+        UserError: another process holds it, with its number, host and since when; or its file
+            is another user's.
 
     Example:
         >>> import tempfile
@@ -48,7 +49,12 @@ def locked(workdir: Path) -> Iterator[None]:
 
         def take() -> None:
             # Not emptied: until the lock is had, what it says is another's.
-            handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+            try:
+                handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+            except OSError as error:
+                raise UserError(
+                    f"{path} can't be opened: {error.strerror}; choose another --workdir"
+                ) from error
             held.callback(os.close, handle)
             _take(handle, path)
 

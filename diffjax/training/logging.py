@@ -13,7 +13,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Protocol, SupportsFloat, TextIO
 
@@ -166,6 +166,9 @@ class TensorBoardWriter:
 class ProgressBar:
     """Shows how far a run is: a live bar on a terminal, else a plain line now and then.
 
+    Nobody may be there to read it any more (a pipe or a terminal that was closed, a full disk
+    behind `2>`): that ends no run.
+
     Args:
         total_steps: the step at which the run ends.
         start_step: the step that the run resumes from.
@@ -197,6 +200,10 @@ class ProgressBar:
         )
 
     def write(self, step: int, scalars: Mapping[str, SupportsFloat]) -> None:
+        with suppress(OSError):
+            self._show(step, scalars)
+
+    def _show(self, step: int, scalars: Mapping[str, SupportsFloat]) -> None:
         if not self._bar.disable:
             self._bar.set_postfix_str(_headline(scalars), refresh=False)
             self._bar.update(step - self._bar.n)
@@ -215,7 +222,8 @@ class ProgressBar:
         return tqdm.format_interval(round((self._total_steps - step) * seconds_per_step))
 
     def close(self) -> None:
-        self._bar.close()
+        with suppress(OSError):
+            self._bar.close()
 
 
 def _headline(scalars: Mapping[str, SupportsFloat]) -> str:

@@ -115,7 +115,9 @@ def run_all(
         workdir / "checkpoints", config.checkpoints_to_keep, config.checkpoints_kept_every_steps
     )
     with closing(checkpoints):
-        state, start = restore_or_init(setup, checkpoints, dataset)
+        in_first(lambda: workdirs.check_kept(workdir, checkpoints.steps(), config))
+        with watched(watchdog, workdir, what="checkpoint"):
+            state, start = restore_or_init(setup, checkpoints, dataset)
         workdirs.record_run(workdir, setup, dataset, command)
         if start["step"] < config.num_steps:
             with watched(watchdog, workdir) as begun:
@@ -125,7 +127,8 @@ def run_all(
                 )  # fmt: skip
         else:
             _LOG.info("%s is finished: %d of %d steps", workdir, start["step"], config.num_steps)
-        checkpoints.wait()  # An evaluation is of something that is on disk.
+        with watched(watchdog, workdir, what="checkpoint"):
+            checkpoints.wait()  # An evaluation is of something that is on disk.
         with watched(watchdog, workdir, what="batch of the evaluation") as begun:
             evaluate_once(setup, dataset, state, workdir, should_stop, begun)
 
@@ -257,11 +260,21 @@ def take_steps(
 
     Returns:
         The state and the last step that was made, which is one of `steps` if it should stop there.
+
+    Raises:
+        UserError: the next batch can't be had; what there is is saved first.
     """
     step = steps.start
     for step in steps:
         begun(step)
-        state, metrics = train_step(state, key_of(step), next(stream))
+        try:
+            batch = next(stream)
+        except UserError:
+            # Of several processes the others know nothing of it, and saving takes all of them.
+            if jax.process_count() == 1:
+                recorder.save(state)
+            raise
+        state, metrics = train_step(state, key_of(step), batch)
         stop = should_stop() and step < steps[-1]
         recorder.add(step, metrics)
         if recorder.due(step, stop):

@@ -88,7 +88,7 @@ def losses_told() -> Iterator[None]:
     try:
         yield
     except jax.errors.JaxRuntimeError as error:
-        if jax.process_count() == 1 or not _of_another(str(error)):
+        if not is_loss(error):
             raise
         raise ProcessLost(
             f"process {jax.process_index()} of {jax.process_count()} lost another one "
@@ -97,10 +97,12 @@ def losses_told() -> Iterator[None]:
         ) from error
 
 
-def _of_another(said: str) -> bool:
+def is_loss(error: BaseException) -> bool:
     """Whether an error is about the connection to another process.
 
     The backends for CPU, GPU and TPU each have words of their own, and no type of error.
     """
+    if jax.process_count() == 1 or not isinstance(error, jax.errors.JaxRuntimeError):
+        return False
     known = ("gloo", "connection", "socket", "nccl", "coordination", "heartbeat", "unavailable")
-    return any(word in said.lower() for word in known)
+    return any(word in str(error).lower() for word in known)

@@ -9,13 +9,17 @@ from pathlib import Path
 
 from diffjax.errors import UserError
 
+PASSING = (
+    errno.EACCES, errno.EPERM, errno.ESTALE, errno.ENOMEM, errno.EMFILE, errno.ENFILE,
+    errno.ETIMEDOUT, errno.ENOTCONN, errno.ECONNRESET, errno.EHOSTDOWN, errno.EHOSTUNREACH,
+    errno.ENETDOWN, errno.ENETUNREACH, errno.EAGAIN, errno.EBUSY, errno.EINTR, errno.ENOLCK,
+    errno.ENOBUFS,
+)  # fmt: skip
+"""What keeps a file from being read or written, and says nothing about what is in it."""
 _CAUSES = {
     os.strerror(number): number
-    for number in (
-        errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.EACCES,
-        errno.EPERM, errno.ESTALE, errno.ENOMEM,
-    )
-}  # fmt: skip
+    for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, *PASSING)
+}
 
 
 class StorageError(UserError):
@@ -70,11 +74,15 @@ def make_writable(folder: Path) -> None:
         UserError: they can't.
     """
     try:
+        os.fspath(folder).encode()
+    except UnicodeEncodeError:  # Orbax writes names as UTF-8.
+        raise UserError(f"{os.fspath(folder)!r} is no UTF-8: choose another folder") from None
+    try:
         folder.mkdir(parents=True, exist_ok=True)
         # Some bytes and not only a name: a full disk often has room for names.
         with tempfile.TemporaryFile(dir=folder) as file:
             file.write(bytes(4096))
     except OSError as error:
         raise UserError(
-            f"can't write to {folder}: {error.strerror}; choose another --workdir"
+            f"can't write to {folder}: {error.strerror}; choose another folder"
         ) from error

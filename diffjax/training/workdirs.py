@@ -6,7 +6,7 @@ import logging
 import os
 import platform
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,7 +17,8 @@ from ml_collections import ConfigDict
 import diffjax
 from diffjax.data import DataSet
 from diffjax.errors import UserError
-from diffjax.evaluation.run_files import read_json
+from diffjax.evaluation.run_files import read_json, read_metrics
+from diffjax.evaluation.tables import is_number
 from diffjax.files import clear_unfinished, write_whole
 from diffjax.spec import TARGET, defaults, from_json, to_json
 from diffjax.training.checkpoints import config_kept
@@ -44,6 +45,7 @@ _ADDED: Mapping[str, Any] = {
     "evaluation.seeds": [],
 }
 _PLACE = ("mesh", "sharding_rules")
+_DATA_PLACE = "path"
 
 
 def claim(workdir: Path, config: ConfigDict) -> None:
@@ -106,8 +108,36 @@ def _saved_config(workdir: Path) -> dict[str, Any] | None:
 
 
 def _without_place(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A config without where it is computed, which may change on the way."""
-    return {key: value for key, value in config.items() if key not in _PLACE}
+    """A config without where it is computed and where its data lie, which may change on the way.
+
+    That they are the same data is found by their fingerprint.
+    """
+    kept = {key: value for key, value in config.items() if key not in _PLACE}
+    data = kept.get("data")
+    if isinstance(data, Mapping):
+        kept["data"] = {key: value for key, value in data.items() if key != _DATA_PLACE}
+    return kept
+
+
+def check_kept(workdir: Path, steps: Sequence[int], config: ConfigDict) -> None:
+    """Refuses to begin anew where a run was further than its first checkpoint.
+
+    Args:
+        workdir: the run's folder.
+        steps: of the checkpoints that there are.
+        config: of the run.
+
+    Raises:
+        UserError: there are none, and its metrics say that there were.
+    """
+    metrics = workdir / METRICS
+    made = max((record["step"] for record in read_metrics(metrics)), default=0)
+    # The second one is not begun before the first is on disk.
+    if not steps and made > config.checkpoint_every_steps:
+        raise UserError(
+            f"{workdir / 'checkpoints'} is empty, and {metrics} has steps up to {made}: bring the "
+            "checkpoints back (is the disk mounted?), or start again in another --workdir"
+        )
 
 
 def _completed(saved: Mapping[str, Any], here: Mapping[str, Any]) -> dict[str, Any]:
@@ -203,7 +233,15 @@ def record_run(
 def add_seconds(workdir: Path, **seconds: float) -> None:
     """Adds to the times in `run.json`, over all the stretches of an interrupted run."""
     content = read_json(workdir / RUN) or {}
-    record(workdir, **{name: content.get(name, 0.0) + value for name, value in seconds.items()})
+    before = {name: content.get(name, 0.0) for name in seconds}
+    record(
+        workdir,
+        **{
+            # Somebody's hand may have been in the file.
+            name: value + (before[name] if is_number(before[name]) else 0.0)
+            for name, value in seconds.items()
+        },
+    )
 
 
 def record(workdir: Path, **facts: Any) -> None:
