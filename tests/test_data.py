@@ -1,21 +1,27 @@
 """The data sets and the training stream: what is promised about order, and every message."""
 
+import contextlib
 import gzip
+import hashlib
 import io
 import itertools
+import json
 import os
+import shutil
 import struct
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import EpsImagePlugin, Image
 
 from diffjax.data import (
     ArraySource,
     Augment,
+    Coarse,
     Source,
+    TranslatedSource,
     all_images,
     batches,
     colours,
@@ -32,6 +38,8 @@ from diffjax.data import (
 )
 from diffjax.data.augment import UNIFORMS_PER_IMAGE
 from diffjax.data.damaged import PassingOver
+from diffjax.data.fingerprints import evenly, fingerprints, hash_parts
+from diffjax.data.folder import read_image
 from diffjax.data.randomness import permutation, random_bits, uniforms
 from diffjax.errors import UserError
 from diffjax.evaluation.distances import frechet_distance, statistics
@@ -564,6 +572,90 @@ def test_fingerprints_notice_files_sizes_and_classes(folder):
     assert len({original, renamed, fingerprint()}) == 3
 
 
+def rewrite(file: Path, position: int):
+    """Changes a byte and nothing else: neither the size nor when the file was written."""
+    times = file.stat()
+    content = bytearray(file.read_bytes())
+    content[position] ^= 1
+    file.write_bytes(content)
+    os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
+
+
+def test_fingerprints_of_folders_notice_other_bytes_and_no_other_place(folder, tmp_path_factory):
+    copy = tmp_path_factory.mktemp("elsewhere") / "copy"
+    shutil.copytree(folder, copy, copy_function=shutil.copyfile)
+    one, same = (image_folder(str(path)).train for path in (folder, copy))
+    before = one.fingerprint()
+    assert same.fingerprint() == before
+    for name in one.files:  # type: ignore
+        rewrite(folder / name, 60)
+        assert one.fingerprint() != before
+        assert fingerprints(one)[1] == fingerprints(same)[1]
+        rewrite(folder / name, 60)
+    assert one.fingerprint() == before
+    (copy / same.files[0]).unlink()  # type: ignore
+    assert message(same.fingerprint).startswith(f"can't read {copy}")
+
+
+def test_fingerprints_look_into_no_more_than_2_mb(tmp_path, monkeypatch):
+    """256 of 600 files, at both ends, and at 512 places of a single one."""
+    files = [tmp_path / f"{i:03}" for i in range(600)]
+    for file in files:
+        file.write_bytes(bytes(20_000))
+    (tmp_path / "large").write_bytes(bytes(8_000_000))
+    (tmp_path / "small").write_bytes(bytes(1_000_000))
+    (tmp_path / "empty").write_bytes(b"")
+    seen = []
+
+    class Digest:
+        def update(self, part):
+            seen.append(len(part))
+
+    def changes(chosen, file, position):
+        digests = []
+        for _ in range(2):
+            digests.append(hashlib.sha256())
+            hash_parts(digests[-1], chosen)
+            rewrite(file, position)
+        return digests[0].digest() != digests[1].digest()
+
+    some = [files[row] for row in evenly(len(files))]
+    assert (len(set(some)), some[0], some[-1]) == (256, files[0], files[-1])
+    for chosen in (some, some[:3], [tmp_path / "large"], [tmp_path / "small"]):
+        seen.clear()
+        hash_parts(Digest(), chosen)
+        assert sum(seen) <= 2**21
+    assert changes(some, some[100], 4095)
+    assert not changes(some, some[100], 4096)
+    assert changes(some, some[100], 16_000)
+    assert all(
+        changes([tmp_path / "small"], tmp_path / "small", i) for i in range(0, 10**6, 77_777)
+    )
+    ends = (0, 8_000_000 - 1)
+    assert all(changes([tmp_path / "large"], tmp_path / "large", i) for i in ends)
+    hash_parts(hashlib.sha256(), [tmp_path / "empty"])
+    hash_parts(hashlib.sha256(), [])
+
+
+def test_runs_of_earlier_versions_are_known_by_their_fingerprint(folder):
+    """Written out as those versions computed it."""
+    source = image_folder(str(folder), image_size=16).train
+    digest = hashlib.sha256(b"16 3\n")
+    for name, label in zip(source.files, source.labels, strict=True):  # type: ignore
+        size = (folder / name).stat().st_size
+        digest.update(f"{name}\t{size}\t{label}\n".encode())
+    now, earlier = fingerprints(source)
+    assert earlier == digest.hexdigest() != now == source.fingerprint()
+    assert fingerprints(PassingOver(source, 3, "x")) == (now, earlier)
+    changed = fingerprints(TranslatedSource(source, Coarse()))
+    expected = [f"{one} Coarse(factor=2)".encode() for one in (now, earlier)]
+    assert changed == tuple(hashlib.sha256(one).hexdigest() for one in expected)
+    # Of what was hashed as a whole then, there is no other.
+    images = digits().train
+    assert set(fingerprints(images)) == {images.fingerprint()}
+    assert set(fingerprints(PassingOver(images, 3, "x"))) == {images.fingerprint()}
+
+
 def test_missing_and_empty_folders(tmp_path):
     missing = str(tmp_path / "nothing")
     assert missing in message(image_folder, missing)
@@ -657,6 +749,32 @@ def test_a_few_damaged_images_are_passed_over(folder, how, caplog):
     assert sum(names[row] in said for row in where) == 1
 
 
+def test_no_image_starts_a_program(folder, tmp_path_factory, monkeypatch):
+    """Pillow has EPS drawn by the first `gs` in the path: here one that leaves a trace."""
+    programs = tmp_path_factory.mktemp("programs")
+    (programs / "gs").write_text(f"#!/bin/sh\necho started >> {programs}/trace\n")
+    (programs / "gs").chmod(0o755)
+    monkeypatch.setenv("PATH", str(programs), prepend=os.pathsep)
+    monkeypatch.setattr(EpsImagePlugin, "gs_binary", None)  # it remembers what it found
+    data = image_folder(str(folder), image_size=4)
+    file = folder / data.train.files[0]  # type: ignore
+    Image.new("RGB", (4, 4)).save(file, "EPS")
+    with contextlib.suppress(OSError), Image.open(file) as image:
+        image.load()
+    (programs / "trace").unlink()
+    assert f"can't read image {file}: cannot identify" in message(data.train.__getitem__, 0)
+    with file.open("rb") as stream:  # as TFDS hands it over
+        assert "cannot identify" in message(read_image, stream, "x")
+    assert not (programs / "trace").exists()
+
+
+@pytest.mark.parametrize("kind", ["BMP", "GIF", "JPEG", "MPO", "PNG", "PPM", "TIFF", "WEBP"])
+def test_the_content_tells_the_format_and_not_the_name(tmp_path, kind):
+    save(tmp_path / "a.png", np.full((8, 8), 77, np.uint8), format=kind)
+    image = read_image(tmp_path / "a.png", "x", channels=1)
+    np.testing.assert_allclose(image, np.full((8, 8, 1), 77), atol=1)
+
+
 def test_when_no_image_can_be_read_it_says_so(folder):
     for file in folder.rglob("*.png"):
         file.write_bytes(b"")
@@ -690,8 +808,6 @@ def test_flipped_bytes_in_images_never_end_in_a_traceback(tmp_path, suffix):
 
 def write_tfds(path: Path, num_images: int = 6, shape=("8", "6", "3"), file_format="array_record"):
     """A set as TFDS prepares it, written without TFDS's preparation, which needs TensorFlow."""
-    import json
-
     from array_record.python.array_record_module import ArrayRecordWriter
     from tensorflow_datasets.proto import tf_example_pb2  # type: ignore
 
@@ -780,6 +896,19 @@ def test_tfds_sets_that_do_not_fit(tmp_path):
     assert str(tmp_path / "b/tiny/1.0.0") in message(tfds_images, "tiny", str(tmp_path / "b"))
 
 
+def test_fingerprints_of_tfds_notice_other_bytes(tmp_path):
+    write_tfds(tmp_path / "a/tiny/1.0.0")
+    shutil.copytree(tmp_path / "a", tmp_path / "b", copy_function=shutil.copyfile)
+    one, same = (tfds_images("tiny", str(tmp_path / name)).train for name in ("a", "b"))
+    (file, *_), *_ = one.files  # type: ignore
+    before, earlier = fingerprints(one)
+    assert fingerprints(same) == (before, earlier)
+    rewrite(file, 100)
+    assert one.fingerprint() != before
+    listed = f"0 3\n{file.name}\t{file.stat().st_size}\t0\t6\n"
+    assert fingerprints(one)[1] == earlier == hashlib.sha256(listed.encode()).hexdigest()
+
+
 def test_a_damaged_tfds_file(tmp_path):
     write_tfds(tmp_path / "tiny/1.0.0")
     data = tfds_images("tiny", str(tmp_path))
@@ -790,18 +919,33 @@ def test_a_damaged_tfds_file(tmp_path):
     assert "tiny[train]" in message(damaged.__getitem__, 0)
 
 
-def write_records(path: Path, encoded: list[bytes]) -> None:
-    """Other images in the place of those of a set, whatever they are."""
+def write_records(path: Path, encoded: list[bytes], **others: bytes) -> None:
+    """Other images in the place of those of a set, whatever they are, and other features."""
     from array_record.python.array_record_module import ArrayRecordWriter
     from tensorflow_datasets.proto import tf_example_pb2  # type: ignore
 
     writer = ArrayRecordWriter(str(path / "tiny-train.array_record-00000-of-00001"), "group_size:1")
     for label, image in enumerate(encoded):
         example = tf_example_pb2.Example()  # type: ignore
-        example.features.feature["image"].bytes_list.value.append(image)
+        for key, value in ({"image": image} | others).items():
+            example.features.feature[key].bytes_list.value.append(value)
         example.features.feature["label"].int64_list.value.append(label % 2)
         writer.write(example.SerializeToString())
     writer.close()
+
+
+def test_of_other_features_of_a_set_nothing_is_decoded(tmp_path):
+    """TFDS would open a second image by Pillow, whatever program that takes."""
+    path = tmp_path / "tiny/1.0.0"
+    write_tfds(path)
+    described = json.loads((path / "features.json").read_text())
+    features = described["featuresDict"]["features"]
+    features["mask"] = features["image"]
+    (path / "features.json").write_text(json.dumps(described))
+    buffer = io.BytesIO()
+    Image.fromarray(np.full((8, 6, 3), 7, np.uint8)).save(buffer, "png")
+    write_records(path, [buffer.getvalue()] * 6, mask=b"%!PS-Adobe-3.0 EPSF-3.0")
+    assert (tfds_images("tiny", str(tmp_path)).train[0]["image"] == 7).all()
 
 
 def test_tfds_images_of_another_size_are_named_or_passed_over(tmp_path, caplog):

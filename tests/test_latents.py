@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from diffjax.data import all_images, batches, latents
+from diffjax.data.fingerprints import fingerprints
 from diffjax.errors import UserError
 from diffjax.evaluation.features import pixel_features
 from diffjax.evaluation.metrics import compare, reference
@@ -63,6 +64,45 @@ def test_other_latents_have_another_fingerprint(tmp_path, latent_arrays):
     prints = [data.train.fingerprint() for data in (one, again, other, scaled)]
     assert prints[0] == prints[1]
     assert len(set(prints)) == 3
+
+
+def test_latents_encoded_anew_have_another_fingerprint(tmp_path, latent_arrays):
+    """At equal size, shape and type; earlier versions saw no more than those."""
+
+    def found(path):
+        return fingerprints(latents(path, num_classes=4).train)
+
+    folder = latent_folder(tmp_path, latent_arrays)
+    np.savez(tmp_path / "both.npz", **latent_arrays)
+    (tmp_path / "copy").mkdir()
+    before, earlier = found(folder)
+    archived = found(str(tmp_path / "both.npz"))
+    assert found(latent_folder(tmp_path / "copy", latent_arrays)) == (before, earlier)
+    assert archived[0] == archived[1]
+    latent_arrays["latents"] += np.float16(1.0)
+    now, same = found(latent_folder(tmp_path, latent_arrays))
+    assert now != before
+    assert same == earlier
+
+
+def test_a_reference_is_made_anew_of_latents_that_changed(tmp_path, latent_arrays):
+    """Also where the fingerprint does not see it: of 2,000 latents it looks into 256 a split."""
+    arrays = {name: np.concatenate([array] * 50) for name, array in latent_arrays.items()}
+    means, prints = [], []
+    for row in (None, 7):
+        if row is not None:
+            arrays["latents"][row] += np.float16(100.0)
+        data = latents(latent_folder(tmp_path, arrays), num_classes=4)
+        made = reference(data, pixel_features(size=2), folder=str(tmp_path / "kept"))
+        again = reference(data, pixel_features(size=2), folder=str(tmp_path / "kept"))
+        np.testing.assert_array_equal(made.train_statistics.mean, again.train_statistics.mean)
+        expected = reference(data, pixel_features(size=2), folder=None).train_statistics.mean
+        np.testing.assert_allclose(made.train_statistics.mean, expected, rtol=1e-6)
+        means.append(expected)
+        prints.append(data.train.fingerprint())
+    assert prints[0] == prints[1]
+    assert np.abs(means[0] - means[1]).max() > 0.01
+    assert len(list((tmp_path / "kept").iterdir())) == 2
 
 
 @pytest.mark.parametrize(

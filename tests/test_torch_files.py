@@ -5,8 +5,10 @@ import functools
 import hashlib
 import http.server
 import io
+import json
 import os
 import pickle
+import string
 import threading
 import zipfile
 from collections import OrderedDict
@@ -186,6 +188,41 @@ class TestRefusing:
     def test_tensors_that_are_none(self, pickled, message):
         with pytest.raises(UserError, match=message):
             read_state_dict("x.pth", torch_zip(pickled, STORAGE))
+
+    def test_names_that_share_a_storage_too_often(self):
+        """As tied weights do; but 1 MB by 26 names would take 26 MB, and more names more."""
+
+        def shared(names: str) -> bytes:
+            one = tensor((512, 512), (512, 1), numel=2**18)[3:-1]
+            key = b"X\x01\x00\x00\x00"
+            entries = [one.replace(key + b"w", key + name.encode()) for name in names]
+            return torch_zip(b"\x80\x02}" + b"".join(entries) + b".", [("0", bytes(2**20))])
+
+        tied = read_state_dict("x.pth", shared("abcd"))
+        assert [tied.take(name).shape for name in "abcd"] == [(512, 512)] * 4
+        with pytest.raises(UserError, match=r"its tensors take more than 4\d{6} bytes"):
+            read_state_dict("x.pth", shared(string.ascii_lowercase))
+
+    def test_numbers_of_safetensors_that_overlap(self):
+        def file(*offsets: tuple[int, int]) -> bytes:
+            entry = {"dtype": "U8", "shape": [8]}
+            header = {f"w{i}": entry | {"data_offsets": ends} for i, ends in enumerate(offsets)}
+            text = json.dumps(header).encode()
+            return len(text).to_bytes(8, "little") + text + bytes(16)
+
+        found = read_state_dict("x", file((0, 8), (8, 16)))
+        assert [found.take(f"w{i}").shape for i in range(2)] == [(8,)] * 2
+        for offsets in ([(0, 8)] * 3, [(0, 8), (8, 16), (4, 12)]):
+            with pytest.raises(UserError, match=r"weights from x: 'w2' overlaps others"):
+                read_state_dict("x", file(*offsets))
+
+    def test_a_zip_whose_entries_overlap(self):
+        """Its directory says of a small entry that it is as large as the file."""
+        data = bytearray(torch_zip(tensor(), [*STORAGE, ("1", bytes(1000))]))
+        entry = data.rindex(b"PK\x01\x02", 0, data.rindex(b"PK\x01\x02"))
+        data[entry + 20 : entry + 28] = (len(data) - 100).to_bytes(4, "little") * 2
+        with pytest.raises(UserError, match="its entries overlap"):
+            read_state_dict("x.pth", bytes(data))
 
     def test_a_packed_zip(self):
         bomb = torch_zip(tensor(), [("0", bytes(10**6))], zipfile.ZIP_DEFLATED)

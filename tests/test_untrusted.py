@@ -1,11 +1,14 @@
 """Files from strangers: nothing in them is run, and none of them takes the machine with it."""
 
 import ast
+import gzip
 import importlib
 import inspect
 import io
+import itertools
 import json
 import struct
+import tracemalloc
 import zipfile
 import zlib
 from collections.abc import Mapping
@@ -17,6 +20,7 @@ import pytest
 from diffjax import choices
 from diffjax.data import image_folder
 from diffjax.data.archives import read_npz
+from diffjax.data.idx import read_idx
 from diffjax.data.tfds import _check_features
 from diffjax.errors import UserError
 from diffjax.evaluation.extractors import EXTRACTORS
@@ -264,6 +268,24 @@ def test_an_archive_that_unpacks_to_more_than_it_says():
     data[directory + 24 : directory + 28] = struct.pack("<I", 200)
     with pytest.raises(UserError):
         read_npz(bytes(data), "x.npz")
+
+
+def test_an_idx_file_that_unpacks_to_hundreds_of_megabytes_is_refused(tmp_path):
+    """All of its zeros are there: 300 MB in 290 kB."""
+    file, image = tmp_path / "bomb-images-idx3-ubyte.gz", bytes(10**6)
+    with gzip.GzipFile(file, "wb") as stream:
+        stream.write(bytes((0, 0, 8, 3)) + struct.pack(">3I", 300, 1000, 1000))
+        stream.writelines(itertools.repeat(image, 300))
+    tracemalloc.start()
+    with pytest.raises(UserError, match=r"would unpack from \d{6} to 300000000 bytes"):
+        read_idx(file, 3)
+    assert tracemalloc.get_traced_memory()[1] < 10**7
+    tracemalloc.stop()
+    # What is not packed can't hold more than its size.
+    plain = tmp_path / "plain-images-idx3-ubyte"
+    plain.write_bytes(bytes((0, 0, 8, 3)) + struct.pack(">3I", 4, 4, 4) + bytes(40))
+    with pytest.raises(UserError, match="announces 64 bytes, more than it can hold"):
+        read_idx(plain, 3)
 
 
 def test_arrays_come_back_as_they_were():

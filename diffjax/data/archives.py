@@ -39,10 +39,7 @@ def read_npz(file: Path | bytes, where: str) -> dict[str, np.ndarray]:
         with zipfile.ZipFile(stream) as archive:
             entries = archive.infolist()
             unpacked = sum(entry.file_size for entry in entries)
-            if unpacked > max(_FREE_BYTES, _MAX_RATIO * size):
-                raise UserError(
-                    f"{where} would unpack from {size} to {unpacked} bytes: that is refused"
-                )
+            check_unpacked(unpacked, size, where)
             return {
                 entry.filename.removesuffix(".npy"): _read_array(archive, entry)
                 for entry in entries
@@ -55,6 +52,16 @@ def read_npz(file: Path | bytes, where: str) -> dict[str, np.ndarray]:
     except Exception as error:
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise UserError(f"can't read arrays from {where}: {reason}") from None
+
+
+def check_unpacked(unpacked: int, size: int, where: str) -> None:
+    """Refuses a bomb: what would unpack from `size` to over 256 MB and a hundred times its size.
+
+    Raises:
+        UserError: see above.
+    """
+    if unpacked > max(_FREE_BYTES, _MAX_RATIO * size):
+        raise UserError(f"{where} would unpack from {size} to {unpacked} bytes: that is refused")
 
 
 def _read_array(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> np.ndarray:

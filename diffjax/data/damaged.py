@@ -3,6 +3,7 @@
 import logging
 from dataclasses import dataclass, field
 
+from diffjax.data.fingerprints import earlier_fingerprint
 from diffjax.data.sources import Example, Source
 from diffjax.errors import UserError
 
@@ -65,3 +66,7 @@ class PassingOver(Source):
     def fingerprint(self) -> str:
         """That of the other source."""
         return self.source.fingerprint()
+
+    def earlier_fingerprint(self) -> str:
+        """That of the other source."""
+        return earlier_fingerprint(self.source)

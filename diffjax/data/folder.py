@@ -3,12 +3,13 @@
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 from PIL import Image, ImageOps
 
 from diffjax.data.damaged import passing_over
+from diffjax.data.fingerprints import evenly, hash_parts
 from diffjax.data.sources import DataSet, Example, Source, stratified_split
 from diffjax.errors import UserError
 
@@ -16,6 +17,9 @@ _SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".
 # Below Pillow's own limit, which only warns; a file of a few kilobytes can claim gigapixels.
 _MAX_PIXELS = 64_000_000
 _MODES = {1: "L", 3: "RGB"}
+# Pillow goes by the content, not by the name, and would start Ghostscript on what says it is EPS.
+# JPEG is that of cameras too (MPO), and PPM is PGM.
+_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 
 
 def image_folder(
@@ -145,7 +149,18 @@ class FolderSource(Source):
         return {"image": image, "label": int(self.labels[index])}
 
     def fingerprint(self) -> str:
-        """SHA-256 of names, sizes in bytes and labels of the files, and how they are resized."""
+        """SHA-256 of names, sizes in bytes and labels of the files, how they are resized, and of a
+        sample of their bytes (`hash_parts`).
+        """
+        digest = self._listed()
+        hash_parts(digest, [self.root / self.files[row] for row in evenly(len(self.files))])
+        return digest.hexdigest()
+
+    def earlier_fingerprint(self) -> str:
+        """The fingerprint of versions that looked into no file."""
+        return self._listed().hexdigest()
+
+    def _listed(self) -> Any:
         digest = hashlib.sha256(f"{self.image_size} {self.channels}\n".encode())
         for name, label in zip(self.files, self.labels, strict=True):
             file = self.root / name
@@ -154,7 +169,7 @@ class FolderSource(Source):
             except OSError as error:
                 raise UserError(f"can't read {file}: {error.strerror}") from None
             digest.update(line.encode(errors="surrogateescape"))
-        return digest.hexdigest()
+        return digest
 
 
 def read_image(
@@ -175,11 +190,11 @@ def read_image(
         uint8 `[H,W,C]`.
 
     Raises:
-        UserError: no image, a damaged one, one of over 64 million pixels, or one of more than 8
-            bits per channel.
+        UserError: no image of a format that a folder may hold, a damaged one, one of over 64
+            million pixels, or one of more than 8 bits per channel.
     """
     try:
-        with Image.open(file) as image:
+        with Image.open(file, formats=_FORMATS) as image:
             if image.width * image.height > _MAX_PIXELS:
                 raise UserError(
                     f"{where} is {image.width}×{image.height} pixels: over {_MAX_PIXELS} in all"

@@ -9,6 +9,7 @@ from typing import BinaryIO, cast
 
 import numpy as np
 
+from diffjax.data.archives import check_unpacked
 from diffjax.data.sources import ArraySource, DataSet
 from diffjax.errors import UserError
 
@@ -115,8 +116,8 @@ def read_idx(file: Path, ndim: int) -> np.ndarray:
         A uint8 array.
 
     Raises:
-        UserError: the file can't be read, isn't idx of that kind, or is shorter or longer than its
-            header says.
+        UserError: the file can't be read, isn't idx of that kind, is shorter or longer than its
+            header says, or would unpack to more than 256 MB and a hundred times its size.
     """
     try:
         with open(file, "rb") as raw:
@@ -137,9 +138,10 @@ def _read_stream(stream: BinaryIO, file: Path, ndim: int) -> np.ndarray:
     if len(header) < 4 * ndim:
         raise UserError(f"{file} ends within its header")
     shape = struct.unpack(f">{ndim}I", header)
-    num_bytes = math.prod(shape)
-    if num_bytes > _MAX_GZIP_RATIO * file.stat().st_size:
+    num_bytes, size = math.prod(shape), file.stat().st_size
+    if num_bytes > (_MAX_GZIP_RATIO if file.suffix == ".gz" else 1) * size:
         raise UserError(f"{file} announces {num_bytes} bytes, more than it can hold")
+    check_unpacked(num_bytes, size, str(file))
     content = stream.read(num_bytes)
     if len(content) < num_bytes or stream.read(1):
         has = f"only {len(content)}" if len(content) < num_bytes else "more"

@@ -4,10 +4,12 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from diffjax.data.archives import read_npz
+from diffjax.data.fingerprints import evenly
 from diffjax.data.sources import Batch, DataSet, Example, Source, stratified_split
 from diffjax.errors import UserError
 
@@ -23,7 +25,7 @@ class LatentSource(Source):
         labels: int32 `[N]`.
         rows: which of them belong to this source, ascending.
         scale: what they are multiplied by.
-        stamp: what changes when the file does.
+        stamp: a hash of an array in memory; of a memory map the size, shape and type.
 
     Example:
         >>> latents = np.ones((3, 4, 4, 2), np.float16)
@@ -59,11 +61,25 @@ class LatentSource(Source):
         return {"image": images, "label": self.labels[where]}
 
     def fingerprint(self) -> str:
-        """SHA-256 of the file's size, shape and type, of all labels, rows and the scale."""
+        """SHA-256 of the file's size, shape and type, of all labels, rows and the scale, and of 256
+        evenly spaced latents.
+        """
+        digest = self._described()
+        # Of what was read into memory, the stamp has seen all.
+        if isinstance(self.latents, np.memmap):
+            for row in self.rows[evenly(len(self.rows))]:
+                digest.update(np.ascontiguousarray(self.latents[row]).data)
+        return digest.hexdigest()
+
+    def earlier_fingerprint(self) -> str:
+        """The fingerprint of versions that looked at no latent."""
+        return self._described().hexdigest()
+
+    def _described(self) -> Any:
         digest = hashlib.sha256(f"{self.stamp} {self.scale!r}\n".encode())
         digest.update(np.ascontiguousarray(self.labels, "<i4").data)
         digest.update(np.ascontiguousarray(self.rows, "<i8").data)
-        return digest.hexdigest()
+        return digest
 
 
 def latents(
@@ -138,7 +154,7 @@ def latents(
 
 
 def _read(path: Path, with_labels: bool) -> tuple[dict[str, np.ndarray], str]:
-    """The arrays, and what changes when they do."""
+    """The arrays, and the stamp of a `LatentSource`."""
     names = [_LATENTS, _LABELS] if with_labels else [_LATENTS]
     if path.suffix == ".npz":
         arrays = read_npz(path, str(path))

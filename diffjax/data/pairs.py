@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from diffjax.data.archives import read_npz
+from diffjax.data.fingerprints import earlier_fingerprint
 from diffjax.data.sources import Batch, DataSet, Example, Source
 from diffjax.errors import UserError
 
@@ -136,7 +137,14 @@ class TranslatedSource(Source):
 
     def fingerprint(self) -> str:
         """SHA-256 of the images' own fingerprint and the name of the change."""
-        return hashlib.sha256(f"{self.images.fingerprint()} {self.change!r}".encode()).hexdigest()
+        return self._changed(self.images.fingerprint())
+
+    def earlier_fingerprint(self) -> str:
+        """The same of the images' earlier one."""
+        return self._changed(earlier_fingerprint(self.images))
+
+    def _changed(self, images: str) -> str:
+        return hashlib.sha256(f"{images} {self.change!r}".encode()).hexdigest()
 
 
 def translation(dataset: DataSet, change: Callable[[np.ndarray], np.ndarray]) -> DataSet:

@@ -3,11 +3,14 @@
 import hashlib
 import io
 import json
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from diffjax.data.damaged import passing_over
+from diffjax.data.fingerprints import evenly, hash_parts
 from diffjax.data.folder import read_image
 from diffjax.data.sources import DataSet, Example, Source
 from diffjax.errors import UserError
@@ -65,18 +68,19 @@ def tfds_images(
     shape = _image_shape(name, features["image"].shape, image_size)
     label = features.get("label")
     names = tuple(label.names) if isinstance(label, tfds.features.ClassLabel) else ()
+    keys = ("image", "label") if names else ("image",)
+    parse = _parser({key: features[key] for key in keys})
 
     def source(split: str) -> Source:
         try:
-            # Encoded images: `read_image` treats them as it does files in a folder.
-            skip = {"image": tfds.decode.SkipDecoding()}
-            records = builder.as_data_source(split=split, decoders=skip)
+            raw = tfds.decode.DeserializeMethod.RAW_BYTES
+            records = builder.as_data_source(split=split, deserialize_method=raw)
             instructions = builder.info.splits[split].file_instructions
         except Exception as error:
             raise UserError(f"can't read split {split!r} in {folder}: {_line(error)}") from None
         files = tuple((Path(i.filename), i.skip, i.take) for i in instructions)
         where = f"{name}[{split}]"
-        whole = TfdsSource(records, where, files, bool(names), image_size, shape)
+        whole = TfdsSource(records, parse, where, files, bool(names), image_size, shape)
         return passing_over(whole, max_damaged, where)
 
     return DataSet(name, source(train_split), source(test_split), shape, len(names), names)
@@ -115,6 +119,18 @@ def _check_features(folder: Path) -> None:
         raise UserError(f"can't read the TFDS metadata in {folder}: {_line(error)}") from None
 
 
+def _parser(features: Mapping[str, Any]) -> Callable[[bytes], Any]:
+    """Reads these features of a record, images still encoded.
+
+    TFDS would decode all that a set has, images of any format among them, for which Pillow starts
+    programs; `read_image` treats them as it does files in a folder.
+    """
+    import tensorflow_datasets as tfds
+
+    skip = {"image": tfds.decode.SkipDecoding()}
+    return partial(tfds.features.FeaturesDict(features).deserialize_example_np, decoders=skip)
+
+
 def _how_to_prepare(name: str, path: str) -> str:
     return (
         "pip install 'diffjax[prepare]' and run python -c \"import tensorflow_datasets as tfds; "
@@ -143,7 +159,8 @@ class TfdsSource(Source):
     """One split of a prepared set.
 
     Args:
-        records: TFDS's data source, images still encoded.
+        records: TFDS's data source, of bytes.
+        parse: from such bytes to `image`, still encoded, and `label`.
         where: what to call it in an error.
         files: the parts of files that it consists of: path, first record, number of records.
         has_labels: whether the examples have a `label`.
@@ -152,6 +169,7 @@ class TfdsSource(Source):
     """
 
     records: Any
+    parse: Callable[[bytes], Any]
     where: str
     files: tuple[tuple[Path, int, int], ...]
     has_labels: bool
@@ -164,7 +182,7 @@ class TfdsSource(Source):
     def __getitem__(self, index: int) -> Example:
         where = f"{index} of {self.where}"
         try:
-            example = self.records[index]
+            example = self.parse(self.records[index])
         # array_record and TFDS have no common exception for damaged files.
         except Exception as error:
             raise UserError(f"can't read example {where}: {_line(error)}") from None
@@ -177,8 +195,19 @@ class TfdsSource(Source):
         return {"image": image, "label": int(example["label"]) if self.has_labels else 0}
 
     def fingerprint(self) -> str:
-        """SHA-256 of names and sizes of the files, the records used, and how they are resized."""
+        """SHA-256 of names and sizes of the files, the records used, how they are resized, and of a
+        sample of the files' bytes (`hash_parts`).
+        """
+        digest = self._listed()
+        hash_parts(digest, [self.files[row][0] for row in evenly(len(self.files))])
+        return digest.hexdigest()
+
+    def earlier_fingerprint(self) -> str:
+        """The fingerprint of versions that looked into no file."""
+        return self._listed().hexdigest()
+
+    def _listed(self) -> Any:
         digest = hashlib.sha256(f"{self.image_size} {self.image_shape[2]}\n".encode())
         for file, skip, take in self.files:
             digest.update(f"{file.name}\t{file.stat().st_size}\t{skip}\t{take}\n".encode())
-        return digest.hexdigest()
+        return digest

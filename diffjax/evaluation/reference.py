@@ -1,5 +1,6 @@
 """The real images that samples are held against, looked at once."""
 
+import zlib
 from dataclasses import dataclass
 from functools import partial
 
@@ -112,6 +113,8 @@ def reference(
         "extractor_sha256": extractor.sha256,
         "train_sha256": train_sha256,
         "test_sha256": test_sha256,
+        # Fingerprints look into a sample of large data, and what is stored depends on each pixel.
+        "images_crc32": [zlib.crc32(_flat(images)) for images in (train_images, test_images)],
         "max_images": max_images,
         "max_neighbour_images": max_neighbour_images,
         "max_features": MOST_FEATURES,
@@ -153,6 +156,10 @@ def thin(images: np.ndarray, most: int, seed: int) -> np.ndarray:
     if len(images) <= most:
         return images
     return images[thinned_rows(len(images), most, seed)]
+
+
+def _flat(images: np.ndarray) -> memoryview:
+    return np.ascontiguousarray(images).data
 
 
 def _extracted(

@@ -46,6 +46,8 @@ _SAFE_DTYPES: Mapping[str, Any] = {
 _ZIP = b"PK\x03\x04"
 # How files begin that torch wrote before its version 1.6 (2020), such as that of FID.
 _OLD_MAGIC, _OLD_VERSION = 0x1950A86A20F9469CFC6C, 1001
+# Tensors may share a storage, and each becomes a copy: of all together no more than so many files.
+_MOST_COPIES = 4
 _DAMAGED = (
     pickle.UnpicklingError,
     zipfile.BadZipFile,
@@ -120,7 +122,7 @@ def read_state_dict(name: str, data: bytes) -> StateDict:
         for key, value in tree.items():
             if not isinstance(key, str) or not isinstance(value, _View):
                 raise pickle.UnpicklingError(f"{key!r} is a {type(value).__name__}, no tensor")
-        return StateDict(name, {key: _array(view, buffers) for key, view in tree.items()})
+        return StateDict(name, _arrays(tree, buffers, _MOST_COPIES * len(data)))
     except _DAMAGED as error:
         reason = str(error) or type(error).__name__
         raise UserError(f"can't read weights from {name}: {reason}") from error
@@ -207,9 +209,11 @@ def _read_zip(data: bytes) -> tuple[Any, dict[str, np.ndarray]]:
         if len(pickles) != 1:
             raise pickle.UnpicklingError("it is a zip, but not one of torch.save")
         folder = pickles[0].removesuffix("data.pkl")
-        # Nothing in it is packed, so no entry can be larger than the file.
+        # Nothing in it is packed, so all entries together can't be larger than the file.
         if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
             raise pickle.UnpicklingError("it is a packed zip, which torch.save does not write")
+        if sum(entry.file_size for entry in archive.infolist()) > len(data):
+            raise pickle.UnpicklingError("its entries overlap")
         if any(entry.flag_bits & 1 for entry in archive.infolist()):
             raise pickle.UnpicklingError("it is an encrypted zip")
         if f"{folder}byteorder" in names and archive.read(f"{folder}byteorder") != b"little":
@@ -248,11 +252,14 @@ def _read_safetensors(data: bytes) -> dict[str, np.ndarray]:
     start = 8 + int.from_bytes(data[:8], "little")
     header = json.loads(data[8:start])
     header.pop("__metadata__", None)
-    arrays = {}
+    arrays, left = {}, len(data) - start
     for key, entry in header.items():
         first, last = entry["data_offsets"]
         if not 0 <= first <= last <= len(data) - start:
             raise ValueError(f"{key!r} reaches beyond the file")
+        left -= last - first
+        if left < 0:
+            raise ValueError(f"{key!r} overlaps others")
         numbers = np.frombuffer(data[start + first : start + last], _SAFE_DTYPES[entry["dtype"]])
         arrays[key] = numbers.reshape(entry["shape"])
     return arrays
@@ -263,6 +270,19 @@ def _buffer(data: bytes, storage: _Storage) -> np.ndarray:
     if len(array) != storage.size:
         raise pickle.UnpicklingError(f"it ends within storage {storage.key}")
     return array
+
+
+def _arrays(
+    tree: Mapping[str, Any], buffers: Mapping[str, np.ndarray], most_bytes: int
+) -> dict[str, np.ndarray]:
+    """All tensors, unless they show the same numbers so often that they would fill the memory."""
+    arrays, left = {}, most_bytes
+    for key, view in tree.items():
+        arrays[key] = _array(view, buffers)
+        left -= arrays[key].nbytes
+        if left < 0:
+            raise pickle.UnpicklingError(f"its tensors take more than {most_bytes} bytes")
+    return arrays
 
 
 def _array(view: _View, buffers: Mapping[str, np.ndarray]) -> np.ndarray:

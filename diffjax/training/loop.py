@@ -13,6 +13,7 @@ from jax import Array
 from ml_collections import ConfigDict
 
 from diffjax.data import DataSet, batches
+from diffjax.data.fingerprints import fingerprints
 from diffjax.errors import UserError
 from diffjax.evaluation.run_files import read_json
 from diffjax.spec import build
@@ -186,7 +187,7 @@ def restore_or_init(
         init_key, _ = jax.random.split(jax.random.key(setup.config.seed))
         return setup.init(init_key), {"step": 0}
     state, meta = restored
-    if meta["data_sha256"] != dataset.train.fingerprint():
+    if meta["data_sha256"] not in fingerprints(dataset.train):
         raise UserError(
             f"the training images of {dataset.name} changed since this run began: bring the old "
             "ones back, or start again in another --workdir"

@@ -1,0 +1,65 @@
+"""What a fingerprint sees of data that are too large to be hashed as a whole."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from diffjax.data.sources import Source
+from diffjax.errors import UserError
+
+_MOST = 256  # files or rows that are looked into
+_PART_BYTES, _MOST_PARTS = 4096, 2 * _MOST  # of all files together
+
+
+def fingerprints(source: Source) -> tuple[str, ...]:
+    """The source's fingerprint, and the one that earlier versions would have kept of the same data.
+
+    Example:
+        >>> from diffjax.data import digits
+        >>> len(fingerprints(digits().train))
+        1
+    """
+    earlier = getattr(source, "earlier_fingerprint", None)
+    return (source.fingerprint(), *([] if earlier is None else [earlier()]))
+
+
+def earlier_fingerprint(source: Source) -> str:
+    """The fingerprint that earlier versions would have kept, of a source within another one."""
+    return fingerprints(source)[-1]
+
+
+def evenly(count: int, most: int = _MOST) -> np.ndarray:
+    """At most `most` of the numbers 0 … count − 1, the first and the last among them.
+
+    Example:
+        >>> evenly(101, most=3).tolist(), evenly(2).tolist(), evenly(0).tolist()
+        ([0, 50, 100], [0, 1], [])
+    """
+    return np.linspace(0, count - 1, min(count, most)).round().astype(np.int64)
+
+
+def hash_parts(digest: Any, files: Sequence[Path]) -> None:
+    """Adds evenly spaced parts of files to a digest, of 4 kB each and of 2 MB in all.
+
+    Of 256 files these are the first and the last 4 kB of each, of one file 512 parts; a file that
+    is no larger than its parts is read whole.
+
+    Args:
+        digest: of `hashlib`.
+        files: at most 256 (`evenly`).
+
+    Raises:
+        UserError: one of them can't be read.
+    """
+    for file in files:
+        try:
+            size = file.stat().st_size
+            parts = min(_MOST_PARTS // len(files), -(-size // _PART_BYTES))
+            with file.open("rb") as stream:
+                for start in evenly(max(size - _PART_BYTES, 0) + 1, parts):
+                    stream.seek(int(start))
+                    digest.update(stream.read(_PART_BYTES))
+        except OSError as error:
+            raise UserError(f"can't read {file}: {error.strerror}") from None
