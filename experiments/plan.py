@@ -16,7 +16,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
@@ -95,21 +95,7 @@ _CUDA = "jax_cuda13_plugin"
 
 def main(args: SimpleNamespace) -> int:
     """Plans, prints tables and writes files; 2 where nothing of it fits."""
-    if not args.topology:
-        raise UserError(f"--topology=CHIP:SHAPE is missing; chips: {', '.join(CHIPS)}")
-    for path in (args.json, args.page):
-        if path is not None and not Path(path).parent.is_dir():
-            raise UserError(f"can't write {path}: there is no folder {Path(path).parent}")
-    if args.workdir is not None and not Path(args.workdir).is_dir():
-        raise UserError(f"--workdir={args.workdir}: there is no such folder")
-    topologies = [topology_called(name) for name in args.topology]
-    expected_data(args.config)
-    for axis in args.search_over:
-        if axis not in search.AXES:
-            raise UserError(f"--search_over: there is no {axis!r}; {nearest(axis, search.AXES)}")
-    if len(topologies) > 1 and (args.search or args.largest_batch):
-        raise UserError("--search and --largest_batch take one --topology")
-
+    topologies = checked(args)
     plans: list[tuple[str, ConfigDict, Needs]] = []
     failure = None
     try:
@@ -126,6 +112,32 @@ def main(args: SimpleNamespace) -> int:
     if not any(needs.fits for _, _, needs in plans):
         raise UserError(search.what_would_fit(plans[-1][1], plans[-1][2]))
     return 0
+
+
+def checked(args: SimpleNamespace) -> list[Topology]:
+    """The topologies that are asked for, once everything else of the flags is found to be right."""
+    if not args.topology:
+        raise UserError(f"--topology=CHIP:SHAPE is missing; chips: {', '.join(CHIPS)}")
+    for path in (args.json, args.page):
+        if path is not None and not Path(path).parent.is_dir():
+            raise UserError(f"can't write {path}: there is no folder {Path(path).parent}")
+    if args.workdir is not None and not Path(args.workdir).is_dir():
+        raise UserError(f"--workdir={args.workdir}: there is no such folder")
+    expected_data(args.config)
+    for axis in args.search_over:
+        if axis not in search.AXES:
+            raise UserError(f"--search_over: there is no {axis!r}; {nearest(axis, search.AXES)}")
+    if args.search_over != list(search.AXES) and not args.search:
+        raise UserError("--search_over says what --search varies: give that too")
+    if len(args.topology) > 1 and (args.search or args.largest_batch):
+        raise UserError("--search and --largest_batch take one --topology")
+    if args.search and args.largest_batch:
+        raise UserError("--search and --largest_batch are two searches: give one of them")
+    if args.libtpu is not None and not (Path(args.libtpu) / "libtpu").is_dir():
+        raise UserError(
+            f"--libtpu={args.libtpu} holds no libtpu: pip install --target FOLDER libtpu"
+        )
+    return [topology_called(name) for name in args.topology]
 
 
 def conclude(args: SimpleNamespace, rows: Sequence[tuple[str, ConfigDict, Needs]]) -> None:
@@ -167,8 +179,11 @@ def _planned(
         return in_own_process(config, topology, program, args.cuda if on_gpus else args.libtpu)
 
     if args.search:
-        for label, config in search.candidates(args.config, topologies[0], args.search_over):
-            yield label, config, plan(config, topologies[0])
+        # Nothing is kept for a backward pass where there is none.
+        over = [axis for axis in args.search_over if not (args.sampling and axis == "remat")]
+        yield from _those_that_can_be(
+            search.candidates(args.config, topologies[0], over), lambda c: plan(c, topologies[0])
+        )
     elif args.largest_batch:
         tried = search.largest_batch(args.config, topologies[0], lambda c: plan(c, topologies[0]))
         for config, needs in tried:
@@ -176,6 +191,24 @@ def _planned(
     else:
         for topology in topologies:
             yield topology.name, args.config, plan(args.config, topology)
+
+
+def _those_that_can_be(
+    candidates: Iterable[tuple[str, ConfigDict]], plan: Callable[[ConfigDict], Needs]
+) -> Iterator[tuple[str, ConfigDict, Needs]]:
+    """The plans of a search; why others were refused is said, and ends it where all of them are."""
+    refused, planned = None, 0
+    for label, config in candidates:
+        try:
+            needs = plan(config)
+        except UserError as error:
+            refused = error
+            print(f"{label}: {error}", file=sys.stderr)
+            continue
+        planned += 1
+        yield label, config, needs
+    if refused is not None and not planned:
+        raise refused
 
 
 def in_own_process(
@@ -203,6 +236,7 @@ def in_own_process(
                 **os.environ,
                 **_ALONE[topology.chip.platform],
                 "JAX_PLATFORMS": "cpu",
+                "JAX_TRACEBACK_FILTERING": "off",  # The last line is what happened, then.
                 "PYTHONPATH": os.pathsep.join(path),
             },
             capture_output=True,
@@ -210,6 +244,8 @@ def in_own_process(
         )
         if done.returncode or not file.exists():
             last = (done.stderr.strip().splitlines() or ["without a word"])[-1]
+            if "RET_CHECK" in last or "INTERNAL" in last:
+                last += "; that is a fault of the compiler, and --analytic does without it"
             raise UserError(f"the compiling process ended with status {done.returncode}: {last}")
         answer = json.loads(file.read_text(encoding="utf-8"))
     if "error" in answer:

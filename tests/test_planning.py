@@ -514,7 +514,8 @@ def test_the_largest_batch_is_found(per_image, first):
 def test_a_search_tries_every_way_of_what_it_varies():
     topology = topologies.topology_called("v5e:2x4")
     everything = [label for label, _ in search.candidates(tiny(), topology)]
-    assert len(set(everything)) == len(everything) == 3 * len(REMAT) * 2
+    assert len(set(everything)) == len(everything) == 4 * len(REMAT) * 2
+    assert sum("tensor=2" in label for label in everything) == len(REMAT) * 2
     some = dict(search.candidates(tiny(), topology, ("remat",)))
     assert [config.model.remat for config in some.values()] == list(REMAT)
     assert {config.mesh.fsdp for config in some.values()} == {8}

@@ -4,6 +4,7 @@ import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any, cast
 
 import jax
@@ -18,7 +19,7 @@ from diffjax.planning.gpus import gpu_mesh
 from diffjax.planning.hlo import parse
 from diffjax.planning.kept import kept_bytes
 from diffjax.planning.least import minimum_wire_bytes, model_flops
-from diffjax.planning.topologies import Topology
+from diffjax.planning.topologies import MEGACORE, Topology
 from diffjax.training.accumulation import check_parts
 from diffjax.training.generate import lower_sampler
 from diffjax.training.loop import compile_train_step
@@ -53,6 +54,7 @@ class Needs:
         unknown_loops: loops that were counted once because their turns are unknown.
         seconds: of tracing and compiling.
         cpu_seconds: the same, of processor time.
+        compute_type: what the network computes in.
     """
 
     program: str
@@ -74,6 +76,7 @@ class Needs:
     unknown_loops: tuple[str, ...] = ()
     seconds: float = 0.0
     cpu_seconds: float = 0.0
+    compute_type: str = "bfloat16"
 
     @property
     def state_bytes(self) -> int:
@@ -109,7 +112,12 @@ def expected_data(config: ConfigDict) -> tuple[tuple[int, int, int], int]:
             "a plan needs config.expected, as configs/imagenet256.py has it: image_shape, "
             "num_classes and num_images"
         )
-    height, width, channels = config.expected.image_shape
+    shape = config.expected.image_shape
+    if len(shape) != 3 or not all(isinstance(size, int) and size > 0 for size in shape):
+        raise UserError(
+            f"config.expected.image_shape={shape} is not (height, width, channels), each from 1"
+        )
+    height, width, channels = shape
     return (height, width, channels), config.expected.num_classes
 
 
@@ -138,13 +146,20 @@ def tpu_mesh(config: ConfigDict, topology: Topology) -> Mesh:
     """
     from jax.experimental import topologies
 
-    several = {"num_slices": topology.copies} if topology.copies > 1 else {}
+    how: dict[str, Any] = {"num_slices": topology.copies} if topology.copies > 1 else {}
+    if topology.chip.name in MEGACORE:
+        how["chip_config_name"] = "megacore"
     try:
         described = topologies.get_topology_desc(
-            platform="tpu", topology_name=topology.slice_name, **several
+            platform="tpu", topology_name=topology.slice_name, **how
         )
     except Exception as error:
         reason = " ".join(str(error).split())[:300]
+        if find_spec("libtpu") is None:
+            reason = (
+                "libtpu is missing: pip install 'diffjax[plan]', or pip install --target FOLDER "
+                "libtpu and --libtpu=FOLDER, or --analytic"
+            )
         raise UserError(f"can't compile for {topology.name}: {reason}") from None
     devices = list(described.devices)
     if len(devices) != topology.num_chips:
@@ -261,6 +276,7 @@ def described(setup: Setup, topology: Topology, program: str) -> dict[str, Any]:
         "num_params": setup.wired.num_params,
         "model_flops": model_flops(setup, program) / setup.mesh.size,
         "minimum_wire_bytes": minimum_wire_bytes(setup, program),
+        "compute_type": setup.config.model.get("dtype", "float32"),
     }
 
 

@@ -32,7 +32,7 @@ class Estimate:
 def estimate(needs: Needs, topology: Topology) -> Estimate:
     """A roofline: work by the most that the chip does of it in a second.
 
-        matrix products   executed FLOPs / peak in bfloat16
+        matrix products   executed FLOPs / peak in bfloat16, half of it for float32 on GPUs (TF32)
         memory            bytes read and written / bandwidth
         links             bytes received / bandwidth of all links together; between slices, or
                           machines of GPUs, those received from others / bandwidth of the network
@@ -50,8 +50,9 @@ def estimate(needs: Needs, topology: Topology) -> Estimate:
         Estimate(parts={'matrix products': 1.0, 'links': 0.0, 'memory': 0.0})
     """
     chip = topology.chip
+    half = chip.platform == "gpu" and needs.compute_type == "float32"
     parts = {
-        "matrix products": needs.flops / chip.flops,
+        "matrix products": needs.flops / (chip.flops / 2 if half else chip.flops),
         "links": (needs.wire_bytes - needs.slow_bytes) / chip.link_bytes_per_second,
     }
     if topology.num_slices > 1 and chip.slow_bytes_per_second:

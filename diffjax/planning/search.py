@@ -32,29 +32,34 @@ def changed(config: ConfigDict, **values: object) -> ConfigDict:
     return copy
 
 
-def meshes(num_chips: int, batch_size: int) -> list[dict[str, int]]:
+def meshes(
+    num_chips: int, batch_size: int, num_slices: int = 1, *, tensor: int = 1, sequence: int = 1
+) -> list[dict[str, int]]:
     """Ways to split a batch and parameters: all over `fsdp`, groups no smaller than their number,
-    or copies.
+    or copies; no group goes across slices.
 
     Example:
         >>> [mesh["fsdp"] for mesh in meshes(256, 256)]
         [256, 128, 64, 32, 16, 1]
+        >>> [(mesh["data"], mesh["fsdp"]) for mesh in meshes(16, 16, num_slices=2, tensor=2)]
+        [(2, 4), (4, 2), (8, 1)]
     """
-    if batch_size % num_chips:
-        return [_mesh(num_chips, num_chips)]
-    divisors = [n for n in range(1, num_chips + 1) if num_chips % n == 0]
-    sizes = {1, *(n for n in divisors if n * n >= num_chips)}
-    return [_mesh(num_chips, size) for size in sorted(sizes, reverse=True)]
-
-
-def _mesh(num_chips: int, fsdp: int) -> dict[str, int]:
-    return {"data": num_chips // fsdp, "fsdp": fsdp, "tensor": 1, "sequence": 1}
+    rows = num_chips // (tensor * sequence)
+    within = rows // num_slices
+    divisors = [n for n in range(1, within + 1) if within % n == 0]
+    sizes = {within} if batch_size % rows else {1, *(n for n in divisors if n * n >= within)}
+    return [
+        {"data": rows // fsdp, "fsdp": fsdp, "tensor": tensor, "sequence": sequence}
+        for fsdp in sorted(sizes, reverse=True)
+    ]
 
 
 def candidates(
     config: ConfigDict, topology: Topology, over: Sequence[str] = AXES
 ) -> Iterator[tuple[str, ConfigDict]]:
     """Sharding × rematerialisation × scan: what each is called, and its config.
+
+    The mesh's `tensor` and `sequence` are as the config has them, and `tensor` is 2 once besides.
 
     Args:
         config: resolved.
@@ -64,11 +69,12 @@ def candidates(
     model = config.model
     policies = tuple(REMAT) if "remat" in over and "remat" in model else (model.get("remat"),)
     scans = (True, False) if "scan" in over and "scan" in model else (model.get("scan"),)
-    shapes = meshes(topology.num_chips, config.batch_size)
-    for mesh in shapes if "mesh" in over else [_filled(config, topology)]:
+    own = _filled(config, topology)
+    for mesh in _meshes_of(config, own, topology) if "mesh" in over else [own]:
         for policy in policies:
             for scan in scans:
-                parts = [f"data={mesh['data']} fsdp={mesh['fsdp']}"]
+                others = [axis for axis in ("tensor", "sequence") if mesh[axis] > 1]
+                parts = [f"{axis}={mesh[axis]}" for axis in ("data", "fsdp", *others)]
                 values: dict[str, object] = {f"mesh__{axis}": size for axis, size in mesh.items()}
                 if policy is not None:
                     values["model__remat"] = policy
@@ -77,6 +83,14 @@ def candidates(
                     values["model__scan"] = scan
                     parts.append(f"scan={scan}")
                 yield " ".join(parts), changed(config, **values)
+
+
+def _meshes_of(config: ConfigDict, own: dict[str, int], topology: Topology) -> list[dict[str, int]]:
+    chips, slices, batch = topology.num_chips, topology.copies, config.batch_size
+    found = meshes(chips, batch, slices, tensor=own["tensor"], sequence=own["sequence"])
+    if own["tensor"] == own["sequence"] == 1 and topology.slice_size % 2 == 0:
+        found += meshes(chips, batch, slices, tensor=2)[:1]
+    return found
 
 
 def _filled(config: ConfigDict, topology: Topology) -> dict[str, int]:
@@ -173,9 +187,9 @@ def about_largest(rows: Sequence[Row], topology: Topology) -> str:
 
 
 def _rows(config: ConfigDict, topology: Topology) -> int:
-    """Devices among which a batch is split."""
+    """What a batch has to be a multiple of: the devices among which it is split, for each part."""
     sizes = _filled(config, topology)
-    return sizes["data"] * sizes["fsdp"]
+    return sizes["data"] * sizes["fsdp"] * config.get("accumulation_steps", 1)
 
 
 def what_would_fit(config: ConfigDict, needs: Needs) -> str:
@@ -188,7 +202,7 @@ def what_would_fit(config: ConfigDict, needs: Needs) -> str:
     )
     would = []
     rest = needs.peak_bytes - fixed
-    rows = needs.mesh["data"] * needs.mesh["fsdp"]
+    rows = _rows(config, topology)
     batch = int(needs.batch_size * (have - fixed) / rest) // rows * rows if rest > 0 else 0
     if 0 < batch < needs.batch_size:
         would.append(f"--config.batch_size={batch}")
@@ -198,6 +212,10 @@ def what_would_fit(config: ConfigDict, needs: Needs) -> str:
             break
     if config.model.get("remat", "full") != "full":
         would.append("--config.model.remat=full")
-    if needs.mesh["fsdp"] < topology.num_chips // needs.mesh.get("tensor", 1):
-        would.append(f"--config.mesh.data=1 --config.mesh.fsdp={topology.num_chips}")
+    others = needs.mesh.get("tensor", 1) * needs.mesh.get("sequence", 1) * topology.copies
+    if needs.mesh["fsdp"] < topology.num_chips // others:
+        would.append(
+            f"--config.mesh.data={topology.copies} "
+            f"--config.mesh.fsdp={topology.num_chips // others}"
+        )
     return line + (f"try {', or '.join(would)}" if would else "it takes larger chips")

@@ -97,8 +97,11 @@ SHAPES: Mapping[str, tuple[str, ...]] = MappingProxyType(
 """Slices of each chip, the smallest first; of GPUs, machines by eight GPUs."""
 
 
-USABLE = 0.984
-"""Share of a chip's memory that programs may fill: 15.75 of the 16 GiB of a v5e."""
+USABLE: Mapping[str, float] = MappingProxyType({"tpu": 0.984, "gpu": 0.75})
+"""Share of a chip's memory that programs may fill: 15.75 of the 16 GiB of a v5e; of a GPU what JAX
+takes at its start, unless XLA_CLIENT_MEM_FRACTION says otherwise."""
+MEGACORE = ("v4", "v5p")
+"""Chips whose two cores are one device."""
 
 
 @dataclass(frozen=True)
@@ -144,7 +147,7 @@ class Topology:
     @property
     def usable_bytes(self) -> int:
         """What programs may fill of one chip."""
-        return int(USABLE * self.chip.memory_bytes)
+        return int(USABLE[self.chip.platform] * self.chip.memory_bytes)
 
 
 def topology_called(name: str) -> Topology:
