@@ -40,6 +40,7 @@ from experiments.benchmark_cases import (
     measure_loop,
     measure_start,
 )
+from experiments.benchmark_checks import check_cases, check_devices
 from experiments.benchmark_tables import (
     against_table,
     headline,
@@ -136,6 +137,9 @@ def main(args: SimpleNamespace) -> None:
     ]
     for case in cases:  # A mistake in the last one should not show after minutes.
         case.data(case.config())
+    in_new_process(check_cases, cases, args.split, args.against)
+    if devices:
+        in_new_process(check_devices, cases, devices)
 
     machine = describe_machine()
     rounds = {"steps": args.steps, "rounds": args.rounds}

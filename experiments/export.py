@@ -8,15 +8,19 @@ What is not given is as in the run's config. docs/export.md has the lines that l
 """
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import jax
+import jax.numpy as jnp
 from absl import flags
 
 import diffjax
 from diffjax import choices
 from diffjax.errors import UserError
 from diffjax.sampling.export import PLATFORMS, serialise
+from diffjax.training.load import Run
 from diffjax.training.measure import Guided, named_recipe
 from diffjax.training.portable import portable_sampler
 from experiments import cli
@@ -36,6 +40,10 @@ flags.DEFINE_float("guidance_scale", None, "1 is off", flag_values=FLAGS)
 flags.DEFINE_string("guidance", None, "parts joined by +", flag_values=FLAGS)
 flags.DEFINE_string("against", None, "what guidance leads away from", flag_values=FLAGS)
 flags.DEFINE_string("weights", None, "live, or an average such as ema-0.999", flag_values=FLAGS)
+flags.DEFINE_enum(
+    "weights_dtype", "float32", ["float32", "bfloat16"],
+    "how weights are kept in the file; bfloat16 halves it", flag_values=FLAGS,
+)  # fmt: skip
 flags.DEFINE_list(
     "allowed_packages", [], "of your own, that the saved config may name", flag_values=FLAGS
 )
@@ -48,12 +56,15 @@ def main(args: SimpleNamespace) -> None:
     out = Path(args.out)
     if not out.parent.is_dir():
         raise UserError(f"can't write {out}: there is no folder {out.parent}")
+    if not args.platforms:
+        raise UserError(f"--platforms= names none: give some of {','.join(PLATFORMS)}")
     run = diffjax.load(args.workdir, allowed_packages=("diffjax", *args.allowed_packages))
     guided = Guided(args.guidance_scale, args.guidance, args.against)
     named = named_recipe(run, args.solver, args.grid, args.num_steps, guided)
     recipe, wired = named.recipe, run.setup.wired
     noise, source = args.input == "noise", wired.objective.starts_at_source
-    sampler = portable_sampler(run, recipe, args.weights, noise=noise)
+    kept = run if args.weights_dtype == "float32" else with_weights_in(run, args.weights_dtype)
+    sampler = portable_sampler(kept, recipe, args.weights, noise=noise)
     content = serialise(
         sampler, wired.image_shape, source=source, noise=noise, platforms=args.platforms
     )
@@ -64,6 +75,7 @@ def main(args: SimpleNamespace) -> None:
     how = {
         "step": run.step,
         "weights": args.weights or run.config.weights,
+        "weights_dtype": args.weights_dtype,
         "solver": named.solver,
         "grid": named.grid,
         "num_steps": recipe.num_steps,
@@ -76,6 +88,19 @@ def main(args: SimpleNamespace) -> None:
     print(", ".join(f"{name}={value}" for name, value in how.items()))
     print(f"call({arguments}) -> float32[b, {shape}] on {', '.join(args.platforms)}")
     print(f"{len(content):,} bytes in {out}")
+
+
+def with_weights_in(run: Run, dtype: str) -> Run:
+    """The same run with rounded weights; its network computes in the type that it always did.
+
+    The layers cast their weights to that type themselves, before they use them.
+    """
+
+    def cast(leaf: jax.Array) -> jax.Array:
+        return leaf.astype(dtype) if leaf.dtype == jnp.float32 else leaf
+
+    params, ema = jax.tree.map(cast, (run.state.params, run.state.ema))
+    return replace(run, state=run.state._replace(params=params, ema=ema))
 
 
 USAGE = f"""{__doc__}

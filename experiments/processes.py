@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import sys
 import time
 from types import SimpleNamespace
@@ -63,6 +64,7 @@ def join(args: SimpleNamespace) -> None:
             args.coordinator,
             args.num_processes,
             args.process_index,
+            local_device_ids=_gpus_of_the_node(),
             heartbeat_timeout_seconds=args.heartbeat_timeout_seconds,
         )
     except (ValueError, RuntimeError, OSError, KeyError) as error:
@@ -75,6 +77,26 @@ def join(args: SimpleNamespace) -> None:
         raise UserError(f"can't join the other processes ({told}); {hint}") from error
     if jax.process_index() != 0:
         logging.getLogger("diffjax").setLevel(logging.WARNING)  # The first one tells the rest.
+
+
+def _gpus_of_the_node() -> range | None:
+    """All GPUs of the node, for the one task that Slurm runs on it; None leaves the choice to JAX.
+
+    JAX gives a task of Slurm's one GPU, that of its number on the node; the others would idle.
+    """
+    tasks = ("SLURM_STEP_TASKS_PER_NODE", "SLURM_TASKS_PER_NODE", "SLURM_NTASKS_PER_NODE")
+    said = next((os.environ[name] for name in tasks if name in os.environ), "")
+    # Open MPI's ranks inherit the variables of the one task that started them.
+    chosen = {"JAX_LOCAL_DEVICE_IDS", "OMPI_COMM_WORLD_LOCAL_RANK"} & os.environ.keys()
+    if chosen or not re.fullmatch(r"1(\(x\d+\))?", said):  # As "1(x2)": one on each of two nodes.
+        return None
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        count = len(visible.split(","))
+    else:
+        given = os.environ.get("SLURM_GPUS_ON_NODE", "")
+        count = int(given) if given.isdecimal() else 0
+    return range(count) if count > 1 else None
 
 
 def leave(status: int) -> None:

@@ -1,6 +1,7 @@
 import dataclasses
 import json
 import os
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,14 @@ from diffjax.training.flops import matrix_flops
 from diffjax.training.loop import train_flops
 from diffjax.training.setup import set_up
 from diffjax.training.throughput import Measured, Scaled, compiling, measure, measure_scaled
-from experiments import benchmark, benchmark_cases, benchmark_tables, cli, config_files
+from experiments import (
+    benchmark,
+    benchmark_cases,
+    benchmark_checks,
+    benchmark_tables,
+    cli,
+    config_files,
+)
 
 
 def array(*shape):
@@ -302,6 +310,46 @@ def test_mistakes_are_one_line_and_nothing_is_measured(arguments, message, capsy
     assert out == ""
     assert message in err.splitlines()[-1]
     assert "measuring" not in err
+
+
+NO_TWIN = "--against=torch has no twin of"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            "--devices=1,3",
+            "error: --devices=3, digits: batch_size=128 does not divide over the mesh's data x "
+            "fsdp = 3 device rows; 126 or 129 would",
+        ),
+        ("--devices=1 --override=config.mesh.tensor=2", "--devices=1, digits: a mesh of"),
+        ("--split --configs=digits,cifar10 --data_path=nowhere", "in nowhere"),
+        ("--against=torch --override=config.model.dropout=0.1", NO_TWIN),
+        ("--against=torch", "--against=torch needs PyTorch: not here"),
+    ],
+)
+def test_what_a_later_part_refuses_is_refused_first(
+    arguments, message, capsys, tmp_path, monkeypatch
+):
+    if message == NO_TWIN:
+        pytest.importorskip("torch")
+    elif "torch" in arguments:
+        (tmp_path / "torch.py").write_text("raise ImportError('not here')")
+        monkeypatch.syspath_prepend(tmp_path)  # The processes that measure have the same path.
+    flags = [*(["--configs=digits"] if "--configs" not in arguments else []), *arguments.split()]
+    assert cli.run(benchmark.main, benchmark.FLAGS, usage="", argv=flags) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert message in err.splitlines()[-1]
+    assert "measuring" not in err
+
+
+def test_a_comparison_is_refused_without_pytorch(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.raises(UserError, match="--against=torch needs PyTorch"):
+        benchmark_checks.check_torch([])
 
 
 def fail(message):

@@ -87,6 +87,26 @@ def test_live_weights_and_another_solver():
     np.testing.assert_allclose(images, expected, atol=2e-5)
 
 
+@pytest.mark.parametrize("arguments", ["", "model=unet"])
+def test_weights_in_half_the_bytes(arguments):
+    """They are rounded and nothing else: the network computes in float32 on what is left."""
+    run = run_of(arguments)
+    half = program.with_weights_in(run, "bfloat16")
+    rounded = jax.tree.map(lambda x: x.astype(np.float32), half.state.ema)
+    codes = [
+        serialise(portable_sampler(each, run.recipe), SHAPE, platforms=["cpu"])
+        for each in (run, half)
+    ]
+    num_params = run.setup.wired.num_params
+    assert len(codes[0]) - len(codes[1]) == pytest.approx(2 * num_params, rel=0.1)
+    labels = np.arange(4, dtype=np.int32)
+    images = export.deserialize(bytearray(codes[1])).call(np.uint32(5), labels)
+    expected = replace(run, state=run.state._replace(ema=rounded)).sample(labels, seed=5)
+    np.testing.assert_allclose(images, expected, atol=2e-5)
+    exact = run.sample(labels, seed=5)
+    assert 1e-4 < np.abs(images - exact).max() < 0.1
+
+
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory):
     """The folder of such a run, as training leaves it."""
@@ -122,6 +142,7 @@ def test_the_page_s_lines_run_without_the_project(workdir, tmp_path, capsys):
         (["--out=none/x.bin"], "there is no folder none"),
         (["--out=x.bin", "--solver=ddpm", "--input=noise"], "draws noise at every step"),
         (["--out=x.bin", "--platforms=cpu,gpu"], "no platform 'gpu' to export to"),
+        (["--out=x.bin", "--platforms="], "--platforms= names none: give some of cpu,cuda,tpu"),
         (["--out=x.bin", "--weights=ema-0.5"], "no weights 'ema-0.5'"),
         ([], "--out is missing"),
     ],

@@ -536,7 +536,7 @@ def test_the_best_of_a_search_fits_and_is_fast():
 def test_what_does_not_fit_says_what_would():
     line = search.what_would_fit(tiny(), fake(256, peak=2**35, fits=False))
     (batch,) = map(int, re.findall(r"batch_size=(\d+)", line))
-    assert 2**30 + batch * (2**35 - 2**30) / 256 <= topologies.USABLE * 2**34
+    assert 2**30 + batch * (2**35 - 2**30) / 256 <= topologies.USABLE["tpu"] * 2**34
     assert "--topology=v5e:4x4" in line
     assert line.count("\n") == 0
 

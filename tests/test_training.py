@@ -456,7 +456,7 @@ def test_changed_data_are_refused(whole_run, tmp_path):
             return "another form"
 
         def earlier_fingerprint(self):
-            return super().fingerprint()
+            return data.train.fingerprint()
 
     same = replace(data, train=LookedInto(data.train.images, data.train.labels))  # type: ignore
     assert loop.restore_or_init(setup, store, same)[1]["step"] == 6

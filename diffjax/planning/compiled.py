@@ -200,7 +200,7 @@ def needs_on(
     text = executable.as_text()
     seconds = time.perf_counter() - began, time.process_time() - cpu_began
     # How often a sampler steps is an argument of it; the last evaluation stands behind the loop.
-    steps = setup.wired.recipe.num_steps - 1 if program == "sampling" else 1
+    steps = setup.wired.recipe.num_steps - 1 if program == "sampling" else None
     module = parse(text, unknown_trips=steps)
     kept = kept_bytes(module) if program == "training" else 0
     memory = _memory(setup, program, executable.memory_analysis(), kept)

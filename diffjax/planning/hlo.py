@@ -92,12 +92,13 @@ class Module:
         computations: by name.
         entry: the name of the one that is run.
         unknown_trips: turns of the program's own loop, where there is exactly one in its entry of
-            which the text does not say how often it turns. All other such loops count once.
+            which the text does not say how often it turns; None if nobody knows them either. All
+            other such loops count once.
     """
 
     computations: Mapping[str, Computation]
     entry: str
-    unknown_trips: int = 1
+    unknown_trips: int | None = None
 
     @cached_property
     def executions(self) -> Mapping[str, int]:
@@ -163,7 +164,7 @@ class Module:
             for instruction in entry.instructions.values()
             if instruction.opcode == "while" and self.trips(entry, instruction) is None
         ]
-        return unknown[0] if len(unknown) == 1 and self.unknown_trips > 1 else None
+        return unknown[0] if len(unknown) == 1 and self.unknown_trips is not None else None
 
     def _calls(
         self, computation: Computation, instruction: Instruction
@@ -178,8 +179,8 @@ class Module:
         if instruction.opcode == "while":
             found = self.trips(computation, instruction)
             if found is None:
-                found = self.unknown_trips if instruction == self._own_loop else 1
-            turns = found
+                found = self.unknown_trips if instruction == self._own_loop else None
+            turns = 1 if found is None else found
         for role, name in called:
             if name in self.computations:
                 yield name, turns if role == "body" else 1
@@ -301,7 +302,7 @@ def _through_copies(computation: Computation, name: str) -> Instruction:
     return instruction
 
 
-def parse(text: str, unknown_trips: int = 1) -> Module:
+def parse(text: str, unknown_trips: int | None = None) -> Module:
     """The program in a text of `Compiled.as_text()`.
 
     Args:

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jax import Array
 
@@ -44,13 +45,15 @@ def portable_sampler(
     # Weights on several devices would tie the program to as many.
     params = to_host(run.weights(weights))
     weaker = weaker_models(recipe, setup)(run.state)
-    if weaker is not None:
-        weaker = weaker._replace(params=to_host(weaker.params))
-    check_size((params, None if weaker is None else weaker.params))
+    weak = None if weaker is None else to_host(weaker.params)
+    check_size((params, weak))
 
     def sampler(start: Array, labels: Array, source: Array | None = None) -> Array:
         rows = jnp.arange(labels.shape[0])
-        predict = _guided(wired, params, recipe, source, weaker)
+        # Layers cast NumPy's arrays before they are traced, and the file would hold what they made.
+        traced, other = jax.tree.map(jnp.asarray, (params, weak))
+        against = None if weaker is None else weaker._replace(params=other)
+        predict = _guided(wired, traced, recipe, source, against)
         return draw(
             predict,
             wired.path,

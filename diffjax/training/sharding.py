@@ -100,7 +100,11 @@ def filled(sizes: Mapping[str, int], num_devices: int, num_slices: int = 1) -> d
     found = dict(sizes)
     free = [axis for axis, size in sizes.items() if size == -1]
     taken = math.prod(size for size in sizes.values() if size != -1)
-    fits = all(size == -1 or size >= 1 for size in sizes.values()) and num_devices % taken == 0 and (free or taken == num_devices)
+    fits = (
+        all(size == -1 or size >= 1 for size in sizes.values())
+        and num_devices % taken == 0
+        and (free or taken == num_devices)
+    )
     if not fits or (len(free) > 1 and free != ["data", "fsdp"]):
         raise UserError(_no_mesh(sizes, num_devices))
     left = num_devices // taken
