@@ -81,6 +81,7 @@ def evaluation(arm, seed):
             "nfe": 34,
             "guidance_scale": 1.5,
             "seed": 0,
+            "noise_seed": 1000 * seed,
         },
         "accuracy": 0.985,
         "accuracy_provenance": PROVENANCE,
@@ -493,6 +494,17 @@ def test_the_first_sentence_says_that_an_arm_is_incomplete(sweep):
     assert "flow leads at a Fréchet distance" in text
     assert "1 of 2 other arms is worse, 1 incomplete and not compared." in text
     assert "incomplete: 2 of 3 seeds evaluated" in text
+
+
+def test_noise_that_all_training_seeds_shared_is_told(sweep):
+    """As of an earlier version, whose verdicts were too sure."""
+    assert "noise of its own" in Reader(write_sweep_report([sweep]).read_text()).text
+    path = sweep / "edm-seed=2" / "evaluation.json"
+    content = json.loads(path.read_text())
+    del content["sampling"]["noise_seed"]
+    write(path, content)
+    text = Reader(write_sweep_report([sweep]).read_text()).text
+    assert "were evaluated from one noise, by an earlier version" in text
 
 
 def test_an_evaluation_on_the_way_is_not_compared_with_finished_ones(sweep):

@@ -53,8 +53,8 @@ def _verdict(files: SweepFiles, results: Mapping[str, Mapping[str, Any]]) -> dic
         rows = [{"arm": arm, "verdict": "not evaluated", "seeds": 0} for arm in files.arms]
         return {"rule": f"{error}.", "verdict_rows": [_plain_row(row) for row in rows]}
     rule = (
-        f"Fréchet distance, lower is better. {found.rule} Means over training "
-        "seeds with Student's 95 % intervals; an arm is worse when its differences to the leading "
+        f"Fréchet distance, lower is better. {found.rule}{_whose_noise(files, results)} Means over "
+        "training seeds with Student's 95 % intervals; an arm is worse when its differences to the leading "
         "one, seed by seed, are decided at 5 % for all pairs of arms together (Holm), which asks "
         "for more than that the interval of this one difference is beyond 0. Bootstrap "
         "intervals, over training and noise seeds, are too narrow for few seeds, and no verdict is "
@@ -64,6 +64,19 @@ def _verdict(files: SweepFiles, results: Mapping[str, Mapping[str, Any]]) -> dic
     several = any(row["noise"] is not None for row in rows)
     rule += "; noise is the deviation that another noise seed makes." if several else "."
     return {"rule": rule, "verdict_rows": rows}
+
+
+def _whose_noise(files: SweepFiles, results: Mapping[str, Mapping[str, Any]]) -> str:
+    """Whether training seeds have noise of their own, as evaluations have it that say which."""
+    told = [(results[run.name] or {}).get("sampling") or {} for run in files.runs if run.seed]
+    if not any(told):
+        return ""
+    if all("noise_seed" in sampling for sampling in told if sampling):
+        return " Each training seed has noise of its own, which its arms share."
+    return (
+        " Training seeds were evaluated from one noise, by an earlier version, which makes verdicts "
+        "too sure: evaluate them again."
+    )
 
 
 def compared(files: SweepFiles, results: Mapping[str, Mapping[str, Any]]) -> Comparison:
