@@ -54,9 +54,9 @@ def _verdict(files: SweepFiles, results: Mapping[str, Mapping[str, Any]]) -> dic
         return {"rule": f"{error}.", "verdict_rows": [_plain_row(row) for row in rows]}
     rule = (
         f"Fréchet distance, lower is better. {found.rule}{_whose_noise(files, results)} Means over "
-        "training seeds with Student's 95 % intervals; an arm is worse when its differences to the leading "
-        "one, seed by seed, are decided at 5 % for all pairs of arms together (Holm), which asks "
-        "for more than that the interval of this one difference is beyond 0. Bootstrap "
+        "training seeds with Student's 95 % intervals; an arm is worse when its differences to the "
+        "leading one, seed by seed, are decided at 5 % for all pairs of arms together (Holm), which "
+        "asks for more than that the interval of this one difference is beyond 0. Bootstrap "
         "intervals, over training and noise seeds, are too narrow for few seeds, and no verdict is "
         "by them"
     )
@@ -74,8 +74,8 @@ def _whose_noise(files: SweepFiles, results: Mapping[str, Mapping[str, Any]]) ->
     if all("noise_seed" in sampling for sampling in told if sampling):
         return " Each training seed has noise of its own, which its arms share."
     return (
-        " Training seeds were evaluated from one noise, by an earlier version, which makes verdicts "
-        "too sure: evaluate them again."
+        " Training seeds were evaluated from one noise, by an earlier version, which makes "
+        "verdicts too sure: evaluate them again."
     )
 
 
