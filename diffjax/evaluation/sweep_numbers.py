@@ -55,8 +55,8 @@ def _verdict(files: SweepFiles, results: Mapping[str, Mapping[str, Any]]) -> dic
     rule = (
         f"Fréchet distance, lower is better. {found.rule}{_whose_noise(files, results)} Means over "
         "training seeds with Student's 95 % intervals; an arm is worse when its differences to the "
-        "leading one, seed by seed, are decided at 5 % for all pairs of arms together (Holm), which "
-        "asks for more than that the interval of this one difference is beyond 0. Bootstrap "
+        "leading one, seed by seed, are decided at 5 % for all pairs of arms together (Holm), "
+        "which asks for more than that the interval of this one difference is beyond 0. Bootstrap "
         "intervals, over training and noise seeds, are too narrow for few seeds, and no verdict is "
         "by them"
     )
