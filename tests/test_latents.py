@@ -70,7 +70,7 @@ def test_latents_encoded_anew_have_another_fingerprint(tmp_path, latent_arrays):
     """At equal size, shape and type; earlier versions saw no more than those."""
 
     def found(path):
-        return fingerprints(latents(path, num_classes=4).train)
+        return tuple(fingerprints(latents(path, num_classes=4).train))
 
     folder = latent_folder(tmp_path, latent_arrays)
     np.savez(tmp_path / "both.npz", **latent_arrays)

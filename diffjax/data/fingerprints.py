@@ -1,6 +1,6 @@
 """What a fingerprint sees of data that are too large to be hashed as a whole."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,21 +13,25 @@ _MOST = 256  # files or rows that are looked into
 _PART_BYTES, _MOST_PARTS = 4096, 2 * _MOST  # of all files together
 
 
-def fingerprints(source: Source) -> tuple[str, ...]:
-    """The source's fingerprint, and the one that earlier versions would have kept of the same data.
+def fingerprints(source: Source) -> Iterator[str]:
+    """The source's fingerprint, then the one that earlier versions would have kept of it.
+
+    Each is made when it is asked for: of a million files it takes its time.
 
     Example:
         >>> from diffjax.data import digits
-        >>> len(fingerprints(digits().train))
+        >>> len(list(fingerprints(digits().train)))
         1
     """
+    yield source.fingerprint()
     earlier = getattr(source, "earlier_fingerprint", None)
-    return (source.fingerprint(), *([] if earlier is None else [earlier()]))
+    if earlier is not None:
+        yield earlier()
 
 
 def earlier_fingerprint(source: Source) -> str:
     """The fingerprint that earlier versions would have kept, of a source within another one."""
-    return fingerprints(source)[-1]
+    return list(fingerprints(source))[-1]
 
 
 def evenly(count: int, most: int = _MOST) -> np.ndarray:
