@@ -126,17 +126,12 @@ def _ours(case: Case, *, steps: int, num_samples: int) -> Rounds:
 
 
 def _theirs(case: Case, *, compiled: bool, steps: int, num_samples: int) -> Rounds:
-    try:
-        import torch
-    except ImportError as error:
-        raise UserError(f"--against=torch needs PyTorch: {error}") from None
+    device = torch_device()
+    import torch
 
-    device = "cuda" if jax.default_backend() == "gpu" else "cpu"
-    if device == "cuda" and not torch.cuda.is_available():
-        raise UserError("--against=torch: JAX runs on a GPU here, and this PyTorch sees none")
     torch.set_default_device(device)
     torch.set_float32_matmul_precision("high")  # TF32 on GPUs, as XLA multiplies
-    setup, network = _twin(case)
+    setup, network = twin(case)
     config, recipe = setup.config, setup.wired.recipe
     shape, num_classes = setup.wired.image_shape, setup.wired.num_classes
     dtype = getattr(torch, config.model.dtype)
@@ -182,7 +177,24 @@ def _theirs(case: Case, *, compiled: bool, steps: int, num_samples: int) -> Roun
     return {"training": lambda: timed(train) / steps, "sampling": lambda: timed(draw)}
 
 
-def _twin(case: Case) -> tuple[Any, Any]:
+def torch_device() -> str:
+    """The device of PyTorch's that is like JAX's.
+
+    Raises:
+        UserError: there is no PyTorch, or it has none.
+    """
+    try:
+        import torch
+    except ImportError as error:
+        raise UserError(f"--against=torch needs PyTorch: {error}") from None
+    if jax.default_backend() != "gpu":
+        return "cpu"
+    if not torch.cuda.is_available():
+        raise UserError("--against=torch: JAX runs on a GPU here, and this PyTorch sees none")
+    return "cuda"
+
+
+def twin(case: Case) -> tuple[Any, Any]:
     """The config's setup, and its network in PyTorch.
 
     Raises:

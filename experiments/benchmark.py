@@ -135,8 +135,7 @@ def main(args: SimpleNamespace) -> None:
         Case(name, args.batch_size, args.data_path, tuple(args.override))
         for name in split_configs(args.configs)
     ]
-    for case in cases:  # A mistake in the last one should not show after minutes.
-        case.data(case.config())
+    # A mistake in the last one should not show after minutes.
     in_new_process(check_cases, cases, args.split, args.against)
     if devices:
         in_new_process(check_devices, cases, devices)

@@ -33,7 +33,9 @@ def check_cases(cases: Sequence[Case], split: bool, against: str | None) -> None
             dataset = build(config.data)
             set_up(config, dataset.image_shape, dataset.num_classes)
     if against:
-        check_torch(cases)
+        against_torch.torch_device()
+        for case in cases:
+            against_torch.twin(case)
 
 
 def check_devices(cases: Sequence[Case], counts: Sequence[int]) -> None:
@@ -56,19 +58,3 @@ def check_devices(cases: Sequence[Case], counts: Sequence[int]) -> None:
                 set_up(config, *case.data(config), mesh)
             except UserError as error:
                 raise UserError(f"--devices={number}, {case.name}: {error}") from None
-
-
-def check_torch(cases: Sequence[Case]) -> None:
-    """Refuses to compare without PyTorch, or with a network that has no twin in it.
-
-    Raises:
-        UserError: what `against_torch` would refuse.
-    """
-    try:
-        import torch
-    except ImportError as error:
-        raise UserError(f"--against=torch needs PyTorch: {error}") from None
-    if jax.default_backend() == "gpu" and not torch.cuda.is_available():
-        raise UserError("--against=torch: JAX runs on a GPU here, and this PyTorch sees none")
-    for case in cases:
-        against_torch._twin(case)

@@ -27,7 +27,7 @@ from diffjax.spec import build
 from diffjax.training.interrupts import stop_signals
 from diffjax.training.measure import Wanted, measure
 from diffjax.training.processes import in_first, is_first, losses_told
-from diffjax.training.storage import make_writable, told_in_one_line
+from diffjax.training.storage import make_writable
 from diffjax.training.watchdog import watched
 from experiments import cli, hanging, processes
 from experiments.config_files import check_size
@@ -80,7 +80,6 @@ def main(args: SimpleNamespace) -> None:
     in_first(lambda: make_writable(run.workdir))  # Which shows before the work.
     with (
         losses_told(),
-        told_in_one_line(run.workdir),
         stop_signals() as should_stop,
         watched(hanging.watchdog(args), Path(args.workdir), what="batch") as begun,
     ):

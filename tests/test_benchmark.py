@@ -16,9 +16,9 @@ from diffjax.training.loop import train_flops
 from diffjax.training.setup import set_up
 from diffjax.training.throughput import Measured, Scaled, compiling, measure, measure_scaled
 from experiments import (
+    against_torch,
     benchmark,
     benchmark_cases,
-    benchmark_checks,
     benchmark_tables,
     cli,
     config_files,
@@ -349,7 +349,7 @@ def test_what_a_later_part_refuses_is_refused_first(
 def test_a_comparison_is_refused_without_pytorch(monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
     with pytest.raises(UserError, match="--against=torch needs PyTorch"):
-        benchmark_checks.check_torch([])
+        against_torch.torch_device()
 
 
 def fail(message):

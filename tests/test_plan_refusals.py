@@ -8,21 +8,12 @@ from diffjax.errors import UserError
 from diffjax.planning import compiled, search, topologies
 from diffjax.planning.roofline import estimate
 from diffjax.training.sharding import filled
-from experiments import cli, plan
-from tests.test_planning import CONFIG, fake, tiny
+from tests.test_planning import fake, planner, tiny
 
 
 @pytest.fixture
 def run_plan(monkeypatch, capsys):
-    monkeypatch.setattr(cli, "_set_up_logging", lambda: None)
-    monkeypatch.setattr(cli, "_keep_compiled_programs", lambda: None)
-
-    def run(*arguments):
-        argv = [CONFIG, "--config.model.depth=1", "--analytic", *arguments]
-        status = cli.run(plan.main, plan.FLAGS, usage="", argv=argv)
-        return status, capsys.readouterr()
-
-    return run
+    return planner(monkeypatch, capsys, "--config.model.depth=1", "--analytic")
 
 
 @pytest.mark.parametrize(

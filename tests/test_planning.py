@@ -632,18 +632,23 @@ def test_a_plan_without_a_compiler_says_that_it_is_a_model(monkeypatch, capsys, 
     assert (tmp_path / "p.html").read_text().count("<svg") == 2
 
 
-@pytest.fixture
-def run_plan(monkeypatch, capsys):
-    monkeypatch.setattr(plan, "find_spec", lambda name: None)
+def planner(monkeypatch, capsys, *common):
+    """Runs the program with flags in common, and gives its status and what it said."""
     monkeypatch.setattr(cli, "_set_up_logging", lambda: None)
     monkeypatch.setattr(cli, "_keep_compiled_programs", lambda: None)
 
     def run(*arguments):
-        argv = [CONFIG, "--config.model.depth=2", "--config.mesh.data=1", *arguments]
+        argv = [CONFIG, *common, *arguments]
         status = cli.run(plan.main, plan.FLAGS, usage="", argv=argv)
         return status, capsys.readouterr()
 
     return run
+
+
+@pytest.fixture
+def run_plan(monkeypatch, capsys):
+    monkeypatch.setattr(plan, "find_spec", lambda name: None)
+    return planner(monkeypatch, capsys, "--config.model.depth=2", "--config.mesh.data=1")
 
 
 def test_the_largest_batch_is_said(run_plan):

@@ -23,7 +23,7 @@ from absl import flags
 from diffjax import files
 from diffjax.errors import UserError
 from diffjax.training import storage
-from diffjax.training.checkpoints import Checkpoints
+from diffjax.training.checkpoints import Checkpoints, hindrance
 from diffjax.training.interrupts import Interrupted, stop_signals
 from diffjax.training.lock import LOCK, locked
 from diffjax.training.logging import ProgressBar
@@ -217,6 +217,15 @@ def test_arrays_appear_whole_or_not_at_all(tmp_path, monkeypatch):
     with np.load(path) as kept:
         assert kept["a"].tolist() == [0, 1, 2]
     assert [file.name for file in tmp_path.iterdir()] == ["a.npz"]
+
+
+@pytest.mark.parametrize("said", ["Connection reset by peer", "Connection timed out"])
+def test_a_lost_peer_is_no_fault_of_the_folder(said, tmp_path):
+    """What keeps a file from being read may be said of another process as well."""
+    lost = jax.errors.JaxRuntimeError(f"Gloo AllReduce failed: {said}")
+    with pytest.raises(jax.errors.JaxRuntimeError), storage.told_in_one_line(tmp_path):
+        raise lost
+    assert hindrance(lost) == said
 
 
 def test_a_lock_and_a_folder_that_can_not_be_are_one_line(tmp_path):

@@ -7,7 +7,6 @@ array. It is computed on the device, does not depend on the mesh, and changes wi
 import hashlib
 import json
 import logging
-import os
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -22,7 +21,6 @@ from diffjax.errors import UserError
 from diffjax.training import processes, storage
 
 _LOG = logging.getLogger("diffjax")
-_PASSING = tuple(map(os.strerror, storage.PASSING))
 
 
 class Hindered(UserError):
@@ -212,8 +210,7 @@ def hindrance(error: BaseException | None) -> str | None:
     out_of_memory = isinstance(error, jax.errors.JaxRuntimeError) and "EXHAUSTED" in str(error)
     if isinstance(error, MemoryError) or out_of_memory:
         return "out of memory"
-    said = storage.cause(error)
-    return said if said in _PASSING else None
+    return storage.cause(error, storage.READING)
 
 
 def _hindrance_told(step: int, error: Exception) -> None:

@@ -37,6 +37,7 @@ from diffjax.training.load import Run, weaker_models
 from diffjax.training.processes import is_first
 from diffjax.training.sharding import local_rows
 from diffjax.training.state import LIVE, ema_name
+from diffjax.training.storage import told_in_one_line
 from diffjax.wiring import Wired, build_objective
 
 _NEIGHBOUR_ROWS = 10
@@ -142,8 +143,9 @@ def measure(
         if is_first():
             add_likelihood(run.workdir, found)
     if is_first():
-        _save_neighbours(run, references[0].train_images, result.samples)
-        write_json(run.workdir / workdirs.EVALUATION, summary)
+        with told_in_one_line(run.workdir):
+            _save_neighbours(run, references[0].train_images, result.samples)
+            write_json(run.workdir / workdirs.EVALUATION, summary)
     return summary
 
 

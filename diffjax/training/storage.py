@@ -3,33 +3,40 @@
 import errno
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 from diffjax.errors import UserError
 
-PASSING = (
+
+def _said(*numbers: int) -> dict[str, int]:
+    return {os.strerror(number): number for number in numbers}
+
+
+WRITING = _said(
+    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM,
+    errno.ESTALE, errno.ENOMEM,
+)  # fmt: skip
+"""What keeps a file from being written, by the system's words."""
+READING = _said(
     errno.EACCES, errno.EPERM, errno.ESTALE, errno.ENOMEM, errno.EMFILE, errno.ENFILE,
     errno.ETIMEDOUT, errno.ENOTCONN, errno.ECONNRESET, errno.EHOSTDOWN, errno.EHOSTUNREACH,
     errno.ENETDOWN, errno.ENETUNREACH, errno.EAGAIN, errno.EBUSY, errno.EINTR, errno.ENOLCK,
     errno.ENOBUFS,
 )  # fmt: skip
-"""What keeps a file from being read or written, and says nothing about what is in it."""
-_CAUSES = {
-    os.strerror(number): number
-    for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, *PASSING)
-}
+"""What keeps a file from being read, and says nothing of what is in it. Some of it is said of other
+processes as well, so that only a failure to read is looked up here."""
 
 
 class StorageError(UserError):
     """The run's folder can't be written any more."""
 
 
-def cause(error: BaseException) -> str | None:
-    """What the system said, if storage is at fault; None if it is not.
+def cause(error: BaseException, causes: Mapping[str, int] = WRITING) -> str | None:
+    """What the system said, if it is one of these causes; None if it is not.
 
-    Writers in other languages pass the system's words on in errors of their own.
+    Readers and writers in other languages pass the system's words on in errors of their own.
 
     Example:
         >>> cause(ValueError("INTERNAL: writing /a/b: No space left on device"))
@@ -39,7 +46,7 @@ def cause(error: BaseException) -> str | None:
     """
     seen = error
     while seen is not None:
-        for text, number in _CAUSES.items():
+        for text, number in causes.items():
             if getattr(seen, "errno", None) == number or text in str(seen):
                 return text
         seen = seen.__cause__ or seen.__context__

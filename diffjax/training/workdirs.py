@@ -130,10 +130,12 @@ def check_kept(workdir: Path, steps: Sequence[int], config: ConfigDict) -> None:
     Raises:
         UserError: there are none, and its metrics say that there were.
     """
+    if steps:
+        return
     metrics = workdir / METRICS
     made = max((record["step"] for record in read_metrics(metrics)), default=0)
     # The second one is not begun before the first is on disk.
-    if not steps and made > config.checkpoint_every_steps:
+    if made > config.checkpoint_every_steps:
         raise UserError(
             f"{workdir / 'checkpoints'} is empty, and {metrics} has steps up to {made}: bring the "
             "checkpoints back (is the disk mounted?), or start again in another --workdir"
