@@ -25,6 +25,7 @@ from jax import Array
 
 import diffjax
 from diffjax import choices
+from diffjax.compiling import jit
 from diffjax.data import all_images
 from diffjax.errors import UserError
 from diffjax.evaluation.pictures import save_png
@@ -94,7 +95,7 @@ class Model(NamedTuple):
             x = path.sigma(times[0]) * normal(both[:, 0], shape)
             return sample(self.denoise(predict), solver, path, times, both[:, 1], x)
 
-        return jax.jit(walk)(keys)
+        return jit(walk)(keys)
 
     def draw_given(self, method: str, seen: editing.Observed, keys: Array) -> Array:
         """Samples given what was seen of them."""
@@ -155,9 +156,7 @@ def vary(args: SimpleNamespace, model: Model, images: Array, keys: Array) -> tup
     both = jax.vmap(jax.random.split)(keys)
     noise = normal(both[:, 0], model.wired.image_shape)
     start = path.alpha(times[0]) * images + path.sigma(times[0]) * noise
-    walk = jax.jit(
-        lambda x, keys: sample(model.denoise(), model.recipe.solver, path, times, keys, x)
-    )
+    walk = jit(lambda x, keys: sample(model.denoise(), model.recipe.solver, path, times, keys, x))
     return start, walk(start, both[:, 1])
 
 
@@ -231,7 +230,7 @@ def colour(args: SimpleNamespace, model: Model, images: Array, keys: Array) -> t
 def invert(args: SimpleNamespace, model: Model, images: Array, keys: Array) -> tuple[Array, Array]:
     """To the noise that the flow makes of an image, and back."""
     path, solver = model.wired.path, model.recipe.solver
-    noise, again = jax.jit(lambda x: editing.invert(model.denoise(), solver, path, model.times, x))(
+    noise, again = jit(lambda x: editing.invert(model.denoise(), solver, path, model.times, x))(
         images
     )
     return noise, again

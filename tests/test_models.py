@@ -4,6 +4,7 @@ import functools
 import re
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -615,6 +616,26 @@ def test_unet_attends_at_the_named_sizes_and_in_the_middle():
 )
 def test_group_norm_groups_divide_the_channels(channels, groups):
     assert unet.num_groups(channels) == groups
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_group_norm_is_flaxs(dtype):
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(3.0 + rng.standard_normal((2, 4, 6, 24)), dtype)
+    variables = {
+        "params": {name: rng.standard_normal(24).astype("f") for name in ("scale", "bias")}
+    }
+    ours, flaxs = unet.GroupNorm(3, x.dtype), nn.GroupNorm(3, epsilon=1e-5, dtype=x.dtype)
+    out, pull = jax.vjp(ours.apply, variables, x)
+    expected, pull_expected = jax.vjp(flaxs.apply, variables, x)
+    assert out.dtype == expected.dtype == x.dtype
+    error = 0.05 if dtype == "bfloat16" else 1e-5
+    for a, b in zip(
+        jax.tree.leaves((out, pull(out))),
+        jax.tree.leaves((expected, pull_expected(out))),
+        strict=True,
+    ):
+        np.testing.assert_allclose(a.astype("f"), b.astype("f"), rtol=error, atol=10 * error)
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
+from diffjax.compiling import jit
 from diffjax.errors import UserError
 from diffjax.evaluation import classifier
 
@@ -108,7 +109,7 @@ def classifier_features(name: str = "digits") -> Extractor:
         name=f"classifier:{trained.name}",
         sha256=trained.sha256,
         image_shape=trained.image_shape,
-        apply=jax.jit(apply),
+        apply=jit(apply),
         test_accuracy=trained.test_accuracy,
     )
 

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from diffjax.compiling import jit
 from diffjax.errors import UserError, nearest
 from diffjax.evaluation.downloads import read_weights
 from diffjax.evaluation.features import Extractor, as_rgb, check_shapes, pretrained, with_params
@@ -234,7 +235,7 @@ def inception_features(
         )
     params = convert(read_state_dict(weights, read_weights(weights, sha256)))
 
-    @partial(jax.jit, static_argnames="layer")
+    @partial(jit, static_argnames="layer")
     def look(params: Any, images: jax.Array, layer: str) -> tuple[jax.Array, jax.Array]:
         # Lower precision, the default on GPUs and TPUs, would move the features.
         with jax.default_matmul_precision("highest"):

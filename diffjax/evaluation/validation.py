@@ -19,6 +19,7 @@ import numpy as np
 from jax import Array
 from matplotlib.figure import Figure
 
+from diffjax.compiling import jit
 from diffjax.errors import UserError
 from diffjax.evaluation.tables import MISSING, measure
 from diffjax.process.paths import Cosine, Pair, Path, coeffs, log_snr, mix, time_of_log_snr
@@ -163,7 +164,7 @@ def _one_bin(
         level_key, noise_key = jax.random.split(own)
         return jax.random.uniform(level_key), jax.random.normal(noise_key, shape)
 
-    @jax.jit
+    @jit
     def one_bin(
         x0: Array, cond: Array, rows: Array, index: Array, low: Array, high: Array
     ) -> dict[str, Array]:

@@ -12,6 +12,7 @@ import numpy as np
 from jax import Array
 from jax.sharding import Mesh
 
+from diffjax.compiling import jit
 from diffjax.errors import UserError
 from diffjax.process.precond import Predict
 from diffjax.sampling.grids import Power
@@ -111,8 +112,9 @@ def make_generator(
     """
     batch_size = full_batch(batch_size, mesh)
 
-    draw_batch = jax.jit(
+    draw_batch = jit(
         partial(_draw, wired, sample_padded),
+        mesh,
         static_argnames=("recipe", "weaker_model"),
         out_shardings=replicated(mesh),
     )
@@ -169,8 +171,9 @@ def lower_sampler(wired: Wired, mesh: Mesh, params: Any, batch_size: int) -> jax
         return jax.ShapeDtypeStruct((batch_size, *of.shape), of.dtype, sharding=place)
 
     times = jax.eval_shape(lambda: padded(recipe.times(wired.path)))
-    return jax.jit(
+    return jit(
         partial(_draw, wired, sample_padded),
+        mesh,
         static_argnames=("recipe", "weaker_model"),
         out_shardings=replicated(mesh),
     ).lower(
@@ -232,7 +235,7 @@ def make_walker(wired: Wired, walk: Callable[..., Any]) -> Callable[[Asked, Arra
         wired: the model.
         walk: what is made of model, solver, path, times, keys and noise; as `sample` or `trace`.
     """
-    compiled = jax.jit(partial(_draw, wired, walk), static_argnames=("recipe", "weaker_model"))
+    compiled = jit(partial(_draw, wired, walk), static_argnames=("recipe", "weaker_model"))
 
     def walk_batch(asked: Asked, times: Array) -> Any:
         labels, source = asked.labels, asked.source

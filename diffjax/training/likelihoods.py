@@ -11,6 +11,7 @@ import jax
 import numpy as np
 from jax import Array
 
+from diffjax.compiling import jit
 from diffjax.data import DataSet
 from diffjax.data.pipeline import all_images
 from diffjax.errors import UserError
@@ -256,7 +257,7 @@ def measurer(
             log_p = result.log_p if discrete else dequantise.discrete_log_p(result.log_p, noisy)
             return log_p, result.standard_error, result.nfe
 
-        compiled = jax.jit(of_batch, out_shardings=replicated(mesh))
+        compiled = jit(of_batch, mesh, out_shardings=replicated(mesh))
         place = batch_sharding(mesh)
         parts = []
         for start in range(0, len(images), batch_size):

@@ -12,6 +12,7 @@ import jax
 from jax import Array
 from ml_collections import ConfigDict
 
+from diffjax.compiling import jit
 from diffjax.data import DataSet, batches
 from diffjax.data.fingerprints import fingerprints
 from diffjax.errors import UserError
@@ -307,8 +308,9 @@ def compile_train_step(setup: Setup, key: Array) -> Callable:
         lambda rows: jax.ShapeDtypeStruct(rows.shape, rows.dtype, sharding=place),
         wired.batch_shapes(config.batch_size),
     )
-    jitted = jax.jit(
+    jitted = jit(
         train_step_of(setup),
+        mesh=setup.mesh,
         donate_argnums=0,
         out_shardings=(setup.shardings, replicated(setup.mesh)),
     )

@@ -11,6 +11,7 @@ import numpy as np
 from jax import Array
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from diffjax.compiling import jit
 from diffjax.data import DataSet, batches
 from diffjax.spec import build
 from diffjax.training.setup import Setup
@@ -156,7 +157,7 @@ def compile_steps(members: Members, states: TrainState, mapped: Mapped | None = 
     place = members.place(MEMBER)
     fixed = jax.device_put((members.numbers.values, _keys(members), _which(members)), place)
     out = (jax.tree.map(lambda leaf: leaf.sharding, states), place)
-    jitted = jax.jit(spread, donate_argnums=0, out_shardings=out)
+    jitted = jit(spread, mesh, donate_argnums=0, out_shardings=out)
     compiled = jitted.lower(states, *fixed, _batch_shapes(members, config.batch_size)).compile()
     return lambda states, batches: compiled(states, *fixed, batches)
 

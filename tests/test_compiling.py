@@ -1,0 +1,59 @@
+"""What is asked of XLA changes how a program is computed, not what."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from diffjax import compiling
+from tests.compiling import FAST
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """Asks XLA afresh in this test, without flags of anybody's, and not again after it."""
+    monkeypatch.delenv("XLA_FLAGS", raising=False)
+    compiling._options.cache_clear()
+    yield monkeypatch
+    compiling._options.cache_clear()
+
+
+def _convolution(x, w):
+    layout = ("NHWC", "HWIO", "NHWC")
+    y = jax.lax.conv_general_dilated(x, w, (1, 1), "SAME", dimension_numbers=layout)
+    return jnp.sum(y**2)
+
+
+def _inputs():
+    rng = np.random.default_rng(0)
+    shapes = (8, 16, 16, 64), (3, 3, 64, 64)
+    return [rng.standard_normal(shape, np.float32) for shape in shapes]
+
+
+def _library_calls(function):
+    """How many of a program's parts XLA hands to its library."""
+    return function.lower(*_inputs()).compile().as_text().count("__ynn_fusion")
+
+
+def test_convolutions_and_their_gradients_are_xlas_own_and_the_same(asked):
+    gradient = jax.grad(_convolution, (0, 1))
+    asked.setattr(compiling, "_CPU", compiling._CPU | FAST)
+    ours, plain = compiling.jit(gradient), jax.jit(gradient, compiler_options=FAST)
+    # Without the library there is nothing to switch off, and the option can go.
+    assert _library_calls(plain) > _library_calls(ours) == 0
+    for a, b in zip(ours(*_inputs()), plain(*_inputs()), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-2)
+
+
+@pytest.mark.parametrize(
+    "why", ["another platform", "the user says how", "this XLA doesn't know it"]
+)
+def test_nothing_is_asked_where_it_would_mean_nothing(asked, why):
+    platform, flags = "cpu", ""
+    if why == "another platform":
+        platform = "gpu"
+    elif why == "the user says how":
+        flags = "--xla_cpu_experimental_ynn_fusion_type=reduce"
+    else:
+        asked.setattr(compiling, "_CPU", {"xla_cpu_no_such_option": "true"})
+    assert compiling._options(platform, flags) is None
