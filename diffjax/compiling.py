@@ -1,7 +1,6 @@
 """`jax.jit`, with what is asked of XLA for the programs that take time."""
 
 import functools
-import os
 from collections.abc import Callable
 from typing import Any
 
@@ -10,15 +9,18 @@ from jax.sharding import Mesh
 
 # XLA:CPU hands convolutions to a library (YNN) whose gradients take two to eight times as long as
 # those of its own (docs/performance.md). These are its other uses by default.
-_LIBRARY = "xla_cpu_experimental_ynn_fusion_type"
-_CPU = {_LIBRARY: "LIBRARY_FUSION_TYPE_REDUCE,LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT"}
+_CPU = {
+    "xla_cpu_experimental_ynn_fusion_type": (
+        "LIBRARY_FUSION_TYPE_REDUCE,LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT"
+    )
+}
 
 
 def jit(function: Callable[..., Any], mesh: Mesh | None = None, **how: Any) -> Any:
     """`jax.jit(function, **how)`, on CPUs with convolutions by XLA itself.
 
-    A setting of the same name in `XLA_FLAGS` goes first, and an XLA that doesn't know it is not
-    asked. As every program with compiler options, it can't be called in another one.
+    An XLA that has no such option is not asked. As every program with compiler options, it can't be
+    called within another one.
 
     Args:
         function: what is compiled.
@@ -30,13 +32,12 @@ def jit(function: Callable[..., Any], mesh: Mesh | None = None, **how: Any) -> A
         6
     """
     platform = jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
-    options = _options(platform, os.environ.get("XLA_FLAGS", ""))
-    return jax.jit(function, compiler_options=options, **how)
+    return jax.jit(function, compiler_options=_options(platform), **how)
 
 
 @functools.cache
-def _options(platform: str, flags: str) -> dict[str, str] | None:
-    if platform != "cpu" or _LIBRARY in flags:
+def _options(platform: str) -> dict[str, str] | None:
+    if platform != "cpu":
         return None
     try:
         jax.jit(lambda: 0, compiler_options=_CPU).lower().compile()

@@ -626,6 +626,8 @@ def test_group_norm_is_flaxs(dtype):
         "params": {name: rng.standard_normal(24).astype("f") for name in ("scale", "bias")}
     }
     ours, flaxs = unet.GroupNorm(3, x.dtype), nn.GroupNorm(3, epsilon=1e-5, dtype=x.dtype)
+    out: Any
+    expected: Any
     out, pull = jax.vjp(ours.apply, variables, x)
     expected, pull_expected = jax.vjp(flaxs.apply, variables, x)
     assert out.dtype == expected.dtype == x.dtype
