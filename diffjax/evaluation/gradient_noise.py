@@ -12,6 +12,7 @@ import scipy.special
 from jax import Array
 from jax.flatten_util import ravel_pytree
 
+from diffjax.compiling import jit
 from diffjax.errors import UserError
 
 EDGES = tuple(float(edge) for edge in range(-10, 11, 2))
@@ -142,7 +143,7 @@ def noise_by_log_snr(
     """
     log_snr_of = jax.jit(jax.vmap(lambda key: loss_of(params, key)[1]))
 
-    @jax.jit
+    @jit
     def gradient(params: Any, keys: Array) -> Array:
         def mean_loss(params: Any) -> Array:
             return jnp.mean(jax.vmap(lambda key: loss_of(params, key)[0])(keys))

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from diffjax.compiling import jit
 from diffjax.process.paths import Pair, Path
 from diffjax.sampling.grids import Power
 from diffjax.sampling.sample import Recipe, integrate
@@ -54,7 +55,7 @@ def solver_costs(
         program = jax.jit(lambda x, keys: integrate(denoise, solver, path, times, keys, x))
         return lambda: program(x, keys)
 
-    evaluate = jax.jit(network)
+    evaluate = jit(network)
     programs = {name: walk(solver) for name, solver in solvers.items()}
     programs[""] = lambda: evaluate(x, jnp.full(shape[0], 0.5))
     seconds: dict[str, list[float]] = {name: [] for name in programs}
