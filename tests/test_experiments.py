@@ -148,7 +148,9 @@ def test_each_training_seed_is_evaluated_from_noise_of_its_own(workdir):
         drawn, _ = measure.drawer(own, [main], None, lambda: False, lambda: None)(main, labels)
         assert isinstance(drawn, Batches)
         (images,) = drawn.batches
-        np.testing.assert_array_equal(images, run.sample(labels=labels, seed=seed, batch_size=24))
+        # In batches of another size, whose products are rounded otherwise.
+        again = run.sample(labels=labels, seed=seed)
+        np.testing.assert_allclose(images, again, rtol=1e-4, atol=1e-5)
     found = json.loads((workdir / "evaluation.json").read_text())
     assert found["sampling"]["noise_seed"] == found["sampling"]["seed"]  # of training seed 0
 
