@@ -7,17 +7,14 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-# XLA:CPU hands convolutions to a library (YNN) whose gradients take two to eight times as long as
-# those of its own (docs/performance.md). These are its other uses by default.
-_CPU = {
-    "xla_cpu_experimental_ynn_fusion_type": (
-        "LIBRARY_FUSION_TYPE_REDUCE,LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT"
-    )
-}
+# XLA:CPU hands convolutions, matrix products and sums to a library (YNN). Gradients of convolutions
+# take two to eight times as long there as by XLA itself, products within a network a tenth longer
+# (docs/performance.md); its sums are fast.
+_CPU = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_REDUCE"}
 
 
 def jit(function: Callable[..., Any], mesh: Mesh | None = None, **how: Any) -> Any:
-    """`jax.jit(function, **how)`, on CPUs with convolutions by XLA itself.
+    """`jax.jit(function, **how)`, on CPUs with convolutions and products by XLA itself.
 
     An XLA that has no such option is not asked. As every program with compiler options, it can't be
     called within another one.

@@ -11,7 +11,14 @@ import numpy as np
 from jax.nn import initializers
 
 from diffjax.errors import UserError
-from diffjax.models.layers import HIDDEN, STACKED, Conditioning, SelfAttention, compute_type
+from diffjax.models.layers import (
+    HIDDEN,
+    STACKED,
+    Conditioning,
+    Dense,
+    SelfAttention,
+    compute_type,
+)
 from diffjax.models.placement import BATCH, constrain, of_whole_groups
 from diffjax.models.remat import rematerialised
 
@@ -152,9 +159,9 @@ class MLP(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         dtype = compute_type(self.dtype)
         xavier = initializers.xavier_uniform()
-        h = nn.Dense(self.hidden_size, dtype=dtype, kernel_init=xavier, name="up")(x)
+        h = Dense(self.hidden_size, dtype=dtype, kernel_init=xavier, name="up")(x)
         h = nn.gelu(h, approximate=True)
-        return nn.Dense(x.shape[-1], dtype=dtype, kernel_init=xavier, name="down")(h)
+        return Dense(x.shape[-1], dtype=dtype, kernel_init=xavier, name="down")(h)
 
 
 class DiT(nn.Module):
@@ -233,7 +240,7 @@ class DiT(nn.Module):
             noise_label, cond
         )
         patches = patchify(x, p)
-        h = nn.Dense(self.hidden_size, dtype=dtype, kernel_init=xavier, name="patch_embedding")(
+        h = Dense(self.hidden_size, dtype=dtype, kernel_init=xavier, name="patch_embedding")(
             patches
         )
         h = h + jnp.asarray(positions_2d(height // p, width // p, self.hidden_size), dtype)
@@ -253,9 +260,9 @@ class DiT(nn.Module):
         modulation = of_whole_groups(final, nn.silu(c))
         h = _modulate(_norm(h, dtype), *jnp.split(modulation, 2, axis=-1))
         channels = self.out_channels or channels
-        h = nn.Dense(
-            p * p * channels, dtype=dtype, kernel_init=initializers.zeros, name="final_out"
-        )(h)
+        h = Dense(p * p * channels, dtype=dtype, kernel_init=initializers.zeros, name="final_out")(
+            h
+        )
         return unpatchify(h, p, height, width).astype(jnp.float32)
 
     def _unrolled(

@@ -1,5 +1,6 @@
 """Pieces that the networks share: embeddings of noise and label, self-attention, compute types."""
 
+import functools
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -16,7 +17,7 @@ from jax.nn.initializers import Initializer
 
 from diffjax.errors import UserError, nearest
 from diffjax.models.attention import attention
-from diffjax.models.placement import BATCH, constrain
+from diffjax.models.placement import BATCH, constrain, one_device
 from diffjax.models.remat import ATTENTION
 
 HIDDEN = ("intermediates", "hidden")
@@ -75,6 +76,35 @@ def frequency_embedding(
     frequencies = jnp.exp(-math.log(max_period) / half * jnp.arange(half, dtype=jnp.float32))
     angles = noise_label.astype(jnp.float32)[:, None] * frequencies
     return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
+
+
+def rows_as_one(x: jax.Array, kernel: jax.Array, dimensions: Any, **how: Any) -> jax.Array:
+    """`jax.lax.dot_general` of `x [..., n]` and a kernel, all axes of `x` but the last as one.
+
+    For a kernel's gradient, a sum over more than one axis, XLA:CPU writes both of its operands down
+    transposed; for one axis it doesn't. On a mesh they stay apart, since they are split apart.
+
+    Args:
+        x: what is contracted over its last axis.
+        kernel: `[n, features]`.
+        dimensions: as `dot_general` names them, of no batch.
+        **how: further arguments of `dot_general`.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> rows_as_one(jnp.ones((2, 3, 4)), jnp.ones((4, 5)), (((2,), (0,)), ((), ()))).shape
+        (2, 3, 5)
+    """
+    if x.ndim < 3 or not one_device():
+        return jax.lax.dot_general(x, kernel, dimensions, **how)
+    (_, contracted), _ = dimensions
+    rows = x.reshape(-1, x.shape[-1])
+    out = jax.lax.dot_general(rows, kernel, (((1,), contracted), ((), ())), **how)
+    return out.reshape(*x.shape[:-1], out.shape[-1])
+
+
+Dense = functools.partial(nn.Dense, dot_general=rows_as_one)
+"""`flax.linen.Dense` for tokens and images; the same function and parameters."""
 
 
 class Conditioning(nn.Module):
@@ -146,7 +176,7 @@ class SelfAttention(nn.Module):
         batch, length, width = x.shape
         if self.num_heads < 1 or width % self.num_heads:
             raise UserError(f"attention: {self.num_heads} heads do not divide a width of {width}")
-        qkv = nn.Dense(3 * width, dtype=dtype, kernel_init=self.kernel_init, name="qkv")(x)
+        qkv = Dense(3 * width, dtype=dtype, kernel_init=self.kernel_init, name="qkv")(x)
         heads = (batch, length, self.num_heads, width // self.num_heads)
         # Whole heads to each device, whatever the columns of q, k and v are split into. A split's
         # gradient is one concatenation; that of three slices is three padded arrays and their sum.
@@ -155,7 +185,7 @@ class SelfAttention(nn.Module):
             for part in jnp.split(qkv, 3, axis=-1)
         )
         out = checkpoint_name(self.look(q, k, v, place), ATTENTION).reshape(batch, length, width)
-        return nn.Dense(width, dtype=dtype, kernel_init=self.out_init, name="out")(out)
+        return Dense(width, dtype=dtype, kernel_init=self.out_init, name="out")(out)
 
     def look(self, q: jax.Array, k: jax.Array, v: jax.Array, place: jax.Array | None) -> jax.Array:
         """The attention itself, `[B, T, heads, d]`; `place` is for who looks in from outside."""

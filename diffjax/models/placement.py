@@ -29,6 +29,16 @@ def axis_size(axis: str) -> int:
     return _sizes().get(axis, 1)
 
 
+def one_device() -> bool:
+    """Whether there is no mesh, or one of a single device.
+
+    Example:
+        >>> one_device()
+        True
+    """
+    return math.prod(_sizes().values()) == 1
+
+
 def constrain(x: jax.Array, *axes: Axes) -> jax.Array:
     """The same array, laid out over the mesh as said, one entry a dimension.
 
@@ -43,10 +53,9 @@ def constrain(x: jax.Array, *axes: Axes) -> jax.Array:
         >>> constrain(jnp.ones((2, 3)), ("data", "fsdp"), None).shape
         (2, 3)
     """
-    sizes = _sizes()
-    if math.prod(sizes.values()) == 1:
+    if one_device():
         return x
-    return jax.lax.with_sharding_constraint(x, fit(axes, x.shape, sizes))
+    return jax.lax.with_sharding_constraint(x, fit(axes, x.shape, _sizes()))
 
 
 def of_whole_groups(layer: Callable[[jax.Array], jax.Array], x: jax.Array) -> jax.Array:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax.nn import initializers
 
 from diffjax.errors import UserError
-from diffjax.models.layers import HIDDEN, Conditioning, SelfAttention, compute_type
+from diffjax.models.layers import HIDDEN, Conditioning, Dense, SelfAttention, compute_type
 from diffjax.models.placement import BATCH, constrain
 from diffjax.models.remat import rematerialised
 
@@ -156,7 +156,7 @@ class ResidualBlock(nn.Module):
         h = nn.Dropout(self.dropout, deterministic=not train)(nn.silu(h))
         h = _conv(h, self.features, dtype, "conv_2", zero=True)
         if x.shape[-1] != self.features:
-            x = nn.Dense(self.features, dtype=dtype, kernel_init=_uniform, name="skip")(x)
+            x = Dense(self.features, dtype=dtype, kernel_init=_uniform, name="skip")(x)
         return constrain(x + h, *MAPS)
 
 
