@@ -35,7 +35,7 @@ def _inputs():
 
 
 def _text(function):
-    return function.lower(*_inputs()).compile().as_text()
+    return str(function.lower(*_inputs()).compile().as_text())
 
 
 @pytest.mark.parametrize("function", [_convolution, _product])
