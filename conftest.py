@@ -14,7 +14,7 @@ if _DEVICES not in os.environ.get("XLA_FLAGS", ""):
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_DEVICES}=8".strip()
 
 # Most of what is compiled here runs for milliseconds: code that is made quickly and runs slowly
-# halves the tests' time. The runs of tests/test_faults.py are compiled as a user's are.
+# halves the tests' time. The runs of tests/processes/test_faults.py are compiled as a user's are.
 _QUICK = {"--xla_backend_optimization_level": "0", "--xla_cpu_use_fusion_emitters": "false"}
 
 
@@ -41,7 +41,10 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 def pytest_addoption(parser):
     """`pytest -m faults --trials=200`: how many disturbed runs there are of each test of them."""
     parser.addoption(
-        "--trials", type=int, default=1, help="disturbed runs, and tries of tests/test_fuzz.py"
+        "--trials",
+        type=int,
+        default=1,
+        help="disturbed runs, and tries of tests/experiments/test_fuzz.py",
     )
 
 

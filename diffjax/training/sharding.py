@@ -178,7 +178,8 @@ def as_used(params: Any, mesh: Mesh, rules: Sequence[Rule]) -> Any:
     layer when it is needed.
     """
     # On such a mesh XLA (jaxlib 0.10) gave gradients of products with split parameters that were
-    # wrong by up to a half; on those where one of the axes is 1 it did not (tests/test_meshes.py).
+    # wrong by up to a half; on those where one of the axes is 1 it did not
+    # (tests/training/test_meshes.py).
     # Stacked blocks are gathered in their loop.
     broken = all(mesh.shape[axis] > 1 for axis in ("data", "fsdp", "tensor"))
     if mesh.shape["data"] == 1:

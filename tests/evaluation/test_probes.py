@@ -1,0 +1,138 @@
+"""What is probed of a model: against other code, and what is left out with a reason."""
+
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import diffjax
+from diffjax.data import all_images, digits
+from diffjax.evaluation import probes
+from diffjax.evaluation.effective_weights import weight_curve
+from diffjax.objectives.base import Progress
+from diffjax.wiring import wire
+from experiments import cli, config_files, probe
+
+CONFIG = Path(__file__).parents[2] / "configs" / "digits.py"
+IMAGES, LABELS = all_images(digits().test, 48)
+
+
+def tiny(objective):
+    config = config_files.load(f"{CONFIG}:objective={objective}")
+    config.model.update(hidden_size=16, depth=1, num_heads=2)
+    return config
+
+
+def model_of(objective):
+    """A network that was never trained, with an objective."""
+    wired = wire(tiny(objective).lock(), (8, 8, 1), 10)
+    params = wired.init(jax.random.key(0))
+    return probes.Probed(
+        wired.objective, wired.apply, wired.predict(params), params, params,
+        Progress(jnp.int32(0), wired.objective.init_memory()), wired.num_classes, 0.1,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def flow():
+    return model_of("flow")
+
+
+@pytest.fixture(scope="module")
+def found(flow):
+    return probes.probe(flow, IMAGES, LABELS, num_batches=8, batch_size=8)
+
+
+def test_it_is_plain_data(found):
+    assert json.loads(json.dumps(found, allow_nan=False)) == found
+
+
+def test_the_loss_is_measured_in_all_three_currencies(found):
+    loss = found["loss_by_log_snr"]
+    assert set(loss["spaces"]) == {"noise", "clean", "v"}
+    assert loss["num_images"] == 48
+    for low, noise, clean in zip(
+        loss["log_snr_edges"],
+        *(loss["spaces"][name]["by_log_snr"] for name in ("noise", "clean")),
+        strict=False,
+    ):
+        if noise is not None:  # SNR times as much
+            assert np.exp(low) < noise["mean"] / clean["mean"] < np.exp(low + 1)
+
+
+def test_the_effective_weight_is_that_of_the_objective(found, flow):
+    curve = weight_curve(flow.objective)
+    saved = found["effective_weight"]
+    inside = np.interp(saved["log_snr"], curve.log_snr, curve.weight)
+    np.testing.assert_allclose(saved["weight"], inside, rtol=1e-6)
+    assert saved["quartiles"][1] == pytest.approx(curve.quantile(0.5))
+
+
+def test_the_gradient_noise_is_that_of_single_examples(found, flow):
+    """Against per-example gradients, one by one, of other examples of the same log-SNRs."""
+    loss_of = probes._loss_of(flow, IMAGES, LABELS)
+    keys = jax.random.split(jax.random.key(3), 400)
+    levels = np.asarray(jax.vmap(lambda key: loss_of(flow.params, key)[1])(keys))
+    inside = keys[(levels >= 0) & (levels < 2)]
+    gradient = jax.jit(jax.vmap(jax.grad(lambda p, k: loss_of(p, k)[0]), in_axes=(None, 0)))
+    rows = [
+        np.reshape(leaf, (len(inside), -1))
+        for leaf in jax.tree.leaves(gradient(flow.params, inside))
+    ]
+    trace = float(np.sum(np.var(np.concatenate(rows, axis=1), axis=0, ddof=1)))
+    saved = found["gradient_noise"]
+    index = saved["log_snr_edges"].index(0.0)
+    assert saved["bins"][index]["trace"] == pytest.approx(trace, rel=0.4)
+    assert saved["share"][index] == pytest.approx(len(inside) / 400, abs=0.08)
+    assert saved["bins"][index]["examples"] == 64
+
+
+@pytest.mark.parametrize(
+    ("objective", "section", "reason"),
+    [
+        ("otcfm", "loss_by_log_snr", "paired with their noise"),
+        ("otcfm", "gradient_noise", "paired with their noise"),
+        ("contrastive", "gradient_noise", "joins the examples"),
+        ("dispersive", "gradient_noise", "joins the examples"),
+    ],
+)
+def test_what_an_objective_can_not_have_is_left_out_with_a_reason(
+    objective, section, reason, monkeypatch
+):
+    # What is measured besides is another test's.
+    monkeypatch.setattr(probes, "_loss", lambda *arguments: {})
+    content = probes.probe(model_of(objective), IMAGES, LABELS)
+    assert reason in content[section]["left_out"]
+    assert "left_out" not in content["effective_weight"]
+
+
+def test_a_folder_without_a_run_is_refused(tmp_path, capsys):
+    argv = [f"--workdir={tmp_path}"]
+    assert cli.run(probe.main, probe.FLAGS, usage=probe.USAGE, argv=argv) == 2
+    assert "there is no run in" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_the_command_on_a_trained_run(tmp_path, capsys):
+    config = tiny("flow")
+    config.update(num_steps=2, batch_size=16)
+    config.sampling.num_steps = 2
+    config.evaluation.update(num_samples=20, batch_size=24, solvers=("ddim",), num_steps=(2,))
+    folder = tmp_path / "flow"
+    diffjax.train(config.lock(), folder)
+    arguments = [f"--workdir={folder}", "--num_images=32"]
+    assert cli.run(probe.main, probe.FLAGS, usage=probe.USAGE, argv=arguments) == 0
+    assert capsys.readouterr().out.endswith(f"{folder / 'probes.json'}\n")
+    content = json.loads((folder / "probes.json").read_text())
+    facts = {key: content[key] for key in ("num_images", "seed", "split", "step", "weights")}
+    assert facts == {
+        "num_images": 32, "seed": 0, "split": "test", "step": 2, "weights": "ema-0.999",
+    }  # fmt: skip
+    assert content["test_sha256"] == digits().test.fingerprint()
+    assert "left_out" not in content["gradient_noise"]
+    # The same again, byte for byte.
+    before = (folder / "probes.json").read_bytes()
+    assert probe.probe_run(folder, num_images=32).read_bytes() == before

@@ -1,0 +1,264 @@
+"""The three commands as a person uses them, on a tiny run of the digits config."""
+
+import itertools
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+import diffjax
+from diffjax import choices
+from diffjax.evaluation.seen import Batches
+from diffjax.training import measure
+from diffjax.wiring import wire
+from experiments import cli, config_files, evaluate, sample, train
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+TINY = [
+    "--config.num_steps=4",
+    "--config.batch_size=16",
+    "--config.model.hidden_size=16",
+    "--config.model.depth=1",
+    "--config.sampling.num_steps=2",
+    "--config.evaluation.num_samples=20",
+    "--config.evaluation.batch_size=24",
+    "--config.evaluation.num_steps=2,",
+    "--config.log_every_steps=2",
+]
+
+
+def run(script, *arguments):
+    return cli.run(script.main, script.FLAGS, usage=script.USAGE, argv=arguments)
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("experiments") / "digits"
+    status = run(train, f"--config={CONFIGS}/digits.py", *TINY, f"--workdir={folder}")
+    assert status == 0
+    return folder
+
+
+def test_training_names_the_page_and_then_says_it_is_finished(workdir, capsys):
+    assert run(train, f"--config={CONFIGS}/digits.py", *TINY, f"--workdir={workdir}") == 0
+    output = capsys.readouterr()
+    assert output.out.rstrip().endswith(f"open {workdir / 'report.html'}")
+    assert "recognised as their label" in output.out
+    assert "is finished: 4 of 4 steps" in output.err
+
+
+def test_a_dry_run_says_what_would_run_and_writes_nothing(tmp_path, capsys):
+    folder = tmp_path / "run"
+    status = run(train, f"--config={CONFIGS}/digits.py:objective=ddpm", "--dry_run",
+                 f"--workdir={folder}")  # fmt: skip
+    assert status == 0
+    assert not folder.exists()
+    output = capsys.readouterr().out
+    assert "1,438 images of 8x8x1" in output
+    assert "Noise" in output
+    assert "parameters" in output
+
+
+def test_a_run_without_memory_says_what_to_try(tmp_path, capsys, monkeypatch):
+    def without_memory(*args, **kwargs):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.")
+
+    monkeypatch.setattr(train, "train", without_memory)
+    arguments = ["--config=configs/digits.py", f"--workdir={tmp_path}"]
+    assert cli.run(train.main, train.FLAGS, usage="", argv=arguments) == 2
+    (line,) = [x for x in capsys.readouterr().err.splitlines() if x.startswith("error: ")]
+    for word in ("batch_size=128", "accumulation_steps=2", "remat=full", "mesh.fsdp=-1"):
+        assert word in line
+
+
+def test_the_printed_config_is_json_with_the_overrides(capsys):
+    arguments = [f"--config={CONFIGS}/digits.py:model=unet", "--print_config"]
+    assert run(train, *arguments, "--config.optimizer.learning_rate=3e-4") == 0
+    config = json.loads(capsys.readouterr().out)
+    assert config["optimizer"]["learning_rate"] == 3e-4
+    assert config["name"] == "digits-unet"
+
+
+def test_samples_are_a_picture_and_an_array(workdir, tmp_path, capsys):
+    out = tmp_path / "grid.png"
+    common = [f"--workdir={workdir}", "--num_samples=6", "--labels=3,7", "--seed=5"]
+    how = ["--solver=euler", "--num_steps=3", "--guidance_scale=1.5", "--weights=live"]
+    assert run(sample, *common, *how, f"--out={out}") == 0
+    assert "nfe=6" in capsys.readouterr().out
+    with np.load(out.with_suffix(".npz")) as saved:
+        assert saved["images"].shape == (6, 8, 8, 1)
+        assert saved["labels"].tolist() == [3, 7, 3, 7, 3, 7]
+        assert saved["solver"] == "euler"
+        first = saved["images"]
+    assert Image.open(out).size[0] > 8
+    assert run(sample, *common, *how, f"--out={out}") == 0
+    with np.load(out.with_suffix(".npz")) as saved:
+        np.testing.assert_array_equal(saved["images"], first)
+
+
+def test_evaluation_is_a_table_and_a_file(workdir, capsys):
+    status = run(evaluate, f"--workdir={workdir}", "--solvers=ddim,heun", "--num_steps=1,3",
+                 "--num_samples=20", "--extractor=pixels")  # fmt: skip
+    assert status == 0
+    output = capsys.readouterr().out
+    assert output.splitlines()[0].split()[:3] == ["solver", "grid", "steps"]
+    found = json.loads((workdir / "evaluation.json").read_text())
+    assert found["frechet_distance"]["provenance"]["extractor"] == "pixels:8x8"
+    rows = found["by_nfe"]
+    # Guidance doubles each; Heun's last step costs one evaluation.
+    assert [(row["solver"], row["num_steps"], row["nfe"]) for row in rows] == [
+        ("ddim", 1, 2), ("ddim", 3, 6), ("heun", 1, 2), ("heun", 2, 6), ("heun", 3, 10),
+    ]  # fmt: skip
+
+
+def test_lists_of_settings_are_crossed_and_each_is_what_it_is_alone(workdir):
+    common = [f"--workdir={workdir}", "--solvers=ddim", "--num_steps=2", "--extractor=pixels"]
+    lists = ["--weights=live,ema-0.99", "--seed=0,1", "--guidance_scale=1,2"]
+    assert run(evaluate, *common, *lists) == 0
+    found = json.loads((workdir / "evaluation.json").read_text())
+    assert (found["weights"], found["sampling"]["seed"]) == ("live", 0)  # the first of each
+    rows = {
+        (row["weights"], row["seed"], row["guidance_scale"]): row["frechet_distance"]
+        for row in found["by_nfe"]
+        if row["solver"] == "ddim"
+    }
+    assert set(rows) == set(itertools.product(("live", "ema-0.99"), (0, 1), (1.0, 2.0)))
+    # After four steps of training guidance moves the averages by less than a grey level.
+    assert len({value for (_, _, scale), value in rows.items() if scale == 2.0}) == 4
+    assert rows["live", 0, 1.0] != rows["live", 0, 2.0]
+    assert run(evaluate, *common, "--weights=ema-0.99", "--seed=1", "--guidance_scale=2") == 0
+    alone = json.loads((workdir / "evaluation.json").read_text())["by_nfe"][0]
+    assert alone["frechet_distance"] == rows["ema-0.99", 1, 2.0]
+
+
+def test_each_training_seed_is_evaluated_from_noise_of_its_own(workdir):
+    """So that differences between arms, over training seeds, are over noise as well."""
+    run = diffjax.load(workdir)
+    main, _ = measure.asked_recipes(run, measure.Wanted(seeds=[1]))
+    labels = np.arange(4, dtype=np.int32)
+    for training_seed, seed in ((0, 1), (2, 2001)):
+        config = run.config.copy_and_resolve_references()
+        config.seed = training_seed
+        own = replace(run, setup=run.setup._replace(config=config))
+        drawn, _ = measure.drawer(own, [main], None, lambda: False, lambda: None)(main, labels)
+        assert isinstance(drawn, Batches)
+        (images,) = drawn.batches
+        # In batches of another size, whose products are rounded otherwise.
+        again = run.sample(labels=labels, seed=seed)
+        np.testing.assert_allclose(images, again, rtol=1e-4, atol=1e-5)
+    found = json.loads((workdir / "evaluation.json").read_text())
+    assert found["sampling"]["noise_seed"] == found["sampling"]["seed"]  # of training seed 0
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments", "message"),
+    [
+        (evaluate, ["--seed="], "--seed is empty; leave it out"),
+        (evaluate, ["--guidance_scale="], "--guidance_scale is empty; leave it out"),
+        (evaluate, ["--weights="], "--weights is empty; leave it out"),
+        (evaluate, ["--seed=0,x"], "--seed takes numbers, not '0,x'"),
+        (sample, ["--solver=hein"], "did you mean 'heun'"),
+        (sample, ["--grid=unform"], "did you mean 'uniform'"),
+        (sample, ["--labels=12"], "no label is called '12'"),
+        (sample, ["--weights=ema-0.9"], "did you mean 'ema-0.99'"),
+        (sample, ["--out=x.jpg"], "should end in .png"),
+        (sample, ["--num_samples=0"], "num_samples"),
+        (evaluate, ["--num_steps=5,x"], "whole numbers from 1"),
+        (evaluate, ["--solvers=dim"], "did you mean 'ddim'"),
+        (evaluate, ["--num_samples=1"], "num_samples"),
+        (evaluate, ["--extractor=inception"], "needs weights"),
+        (
+            evaluate,
+            ["--extractor=inception", "--extractor_weights=no.pth"],
+            "can't read the weights",
+        ),
+    ],
+)
+def test_mistakes_end_in_one_line(workdir, script, arguments, message, capsys):
+    before = (workdir / "evaluation.json").read_bytes()
+    assert run(script, f"--workdir={workdir}", *arguments) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert len(error.strip().splitlines()) == 1
+    assert (workdir / "evaluation.json").read_bytes() == before
+
+
+@pytest.mark.parametrize("script", [sample, evaluate])
+def test_a_folder_without_a_run(script, tmp_path, capsys):
+    assert run(script, f"--workdir={tmp_path}") == 2
+    assert "there is no run in" in capsys.readouterr().err
+    assert run(script) == 2
+    assert "--workdir is missing" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("script", [train, sample, evaluate])
+def test_help_is_short_and_lists_the_choices(script, capsys):
+    assert run(script, "--help") == 0
+    text = capsys.readouterr().out
+    assert len(text.splitlines()) < 45 + len(choices.SOLVERS)
+    names = choices.OBJECTIVES if script is train else choices.SOLVERS
+    assert all(name in text for name in names)
+
+
+SHAPES = {
+    "digits": ((8, 8, 1), 10),
+    "digits_reflow": ((8, 8, 1), 10),
+    "digits_translation": ((8, 8, 1), 10),
+    "fashion_mnist": ((28, 28, 1), 10),
+    "colours": ((1, 1, 3), 0),
+    "mnist": ((28, 28, 1), 10),
+    "cifar10": ((32, 32, 3), 10),
+    "image_folder": ((64, 64, 3), 3),
+    "imagenet64": ((64, 64, 3), 1000),
+    "imagenet256": ((32, 32, 4), 1000),
+}
+
+
+# Configs of one objective, each with a small network that it offers.
+MEAN_FLOW = {"digits_mean_flow": "unet", "imagenet256_mean_flow": "DiT-S/4"}
+PLAIN_CONFIGS = [CONFIGS / f"{name}.py" for name in SHAPES]
+
+
+@pytest.mark.parametrize("name", ["digits_reflow", "digits_translation"])
+def test_every_config_of_pairs_fits_together(name):
+    config = config_files.load(f"{CONFIGS}/{name}.py")
+    assert "source" in wire(config, *SHAPES["digits"]).batch_shapes(2)
+
+
+@pytest.mark.parametrize("name", MEAN_FLOW)
+def test_every_config_of_mean_flow_fits_together(name):
+    config = config_files.load(f"{CONFIGS}/{name}.py:model={MEAN_FLOW[name]}")
+    wired = wire(config, *SHAPES[name.removesuffix("_mean_flow")])
+    assert wired.objective.flow_map
+    assert wired.recipe.nfe == 1
+
+
+def test_every_config_is_tested():
+    pairs = {"digits_reflow", "digits_translation"}
+    assert {path.stem for path in CONFIGS.glob("*.py")} == {*SHAPES, *pairs, *MEAN_FLOW}
+
+
+@pytest.mark.parametrize("path", PLAIN_CONFIGS, ids=lambda path: path.stem)
+def test_every_config_fits_together(path):
+    """Each config with two unlike objectives and networks, shape-checked without data."""
+    image_shape, num_classes = SHAPES[path.stem]
+    models = ["dit", "unet"] if image_shape[0] < 32 else ["unet", "DiT-S/2"]
+    models = {"colours": ["dit", "dit"], "imagenet256": ["DiT-S/2", "DiT-S/4"]}.get(
+        path.stem, models
+    )
+    for model, objective in zip(models, ["iddpm", "edm2"], strict=True):
+        config = config_files.load(f"{path}:model={model},objective={objective}")
+        assert wire(config, image_shape, num_classes).num_params > 0
+
+
+@pytest.mark.parametrize("objective", choices.OBJECTIVES)
+def test_every_objective_fits_into_the_digits_config(objective):
+    config = config_files.load(f"{CONFIGS}/digits.py:objective={objective}")
+    wired = wire(config, *SHAPES["digits"])
+    if not wired.objective.flow_map:
+        assert wired.objective.effective_weight(jnp.array([0.0])) > 0

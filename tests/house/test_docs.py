@@ -1,0 +1,77 @@
+"""The Python in the pages runs.
+
+The ```python blocks of a page, in their order, are one module, as a reader would paste them; its
+functions called `test_…` are run as well. Blocks that are not meant to run have another language.
+"""
+
+import re
+import sys
+import types
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import diffjax
+from configs import digits
+
+ROOT = Path(__file__).parents[2]
+PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+BLOCK = re.compile(r"^```python\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+
+
+def blocks(text):
+    """The code of each block, and the number of lines above it."""
+    return [(match[1], text.count("\n", 0, match.start(1))) for match in BLOCK.finditer(text)]
+
+
+def cases():
+    """One case a page with code; pages that load a run are slow, since one is trained for them."""
+    for page in PAGES:
+        found = blocks(page.read_text(encoding="utf-8")) if page.exists() else []
+        trained = any("runs/digits" in code for code, _ in found)
+        marks = [pytest.mark.slow] if trained else []
+        if found:
+            yield pytest.param(page, found, trained, id=page.name, marks=marks)
+
+
+@pytest.fixture(scope="module")
+def folder_with_run(tmp_path_factory):
+    """A folder with a trained `runs/digits` in it, as small as it can be."""
+    folder = tmp_path_factory.mktemp("docs")
+    config = digits.get_config()
+    config.num_steps = 2
+    config.model.update(hidden_size=16, depth=1, num_heads=2)
+    config.sampling.num_steps = 2
+    config.evaluation.update(num_samples=20, batch_size=24, solvers=("ddim",), num_steps=(2,))
+    diffjax.train(config.lock(), folder / "runs" / "digits")
+    return folder
+
+
+@pytest.mark.parametrize(("page", "found", "trained"), list(cases()))
+def test_the_code_of_a_page_runs(page, found, trained, tmp_path, monkeypatch, request):
+    monkeypatch.chdir(request.getfixturevalue("folder_with_run") if trained else tmp_path)
+    module = types.ModuleType("my_study")
+    # Samples that a reader is assumed to have.
+    vars(module).update(
+        samples=np.random.default_rng(0).uniform(-1, 1, (20, 8, 8, 1)).astype(np.float32),
+        labels=np.arange(20, dtype=np.int32) % 10,
+    )
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    for code, lines_above in found:
+        # Empty lines in front make a traceback name the line of the page.
+        exec(compile("\n" * lines_above + code, str(page), "exec"), vars(module))
+    for name, value in list(vars(module).items()):
+        if name.startswith("test_"):
+            value()
+
+
+def test_blocks_are_found_with_their_place():
+    text = "a\n```python\nx = 1\n```\n```bash\nls\n```\n```python\ny = 2\nz = 3\n```\n"
+    assert blocks(text) == [("x = 1\n", 2), ("y = 2\nz = 3\n", 8)]
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page.exists()], ids=lambda p: p.name)
+def test_links_between_pages_lead_somewhere(page):
+    targets = re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text(encoding="utf-8"))
+    assert [target for target in targets if not (page.parent / target).exists()] == []

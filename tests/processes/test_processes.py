@@ -1,0 +1,259 @@
+"""Runs of several processes on the loopback, against the same run of one process."""
+
+import json
+import os
+import re
+import signal
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import jax
+import numpy as np
+import pytest
+
+from diffjax.data import digits
+from diffjax.errors import UserError
+from diffjax.evaluation.run_files import read_metrics
+from diffjax.training import processes
+from diffjax.training.checkpoints import Checkpoints
+from diffjax.training.setup import set_up
+from diffjax.training.sharding import batch_sharding, make_mesh, part_of_batch
+from experiments import config_files
+from experiments import processes as flags_of
+from tests.processes.test_faults import left_by
+from tests.support.trainer import STEPS, Trainer
+
+pytestmark = pytest.mark.faults
+
+# Sums in another order: eight steps of Adam, whose first ones divide by a root near 0.
+RTOL, ATOL = 2e-3, 2e-5
+PAUSE = 0.5  # s; a signal at the second of eight steps comes before the last
+
+
+@pytest.fixture(scope="module")
+def trainer(tmp_path_factory):
+    trainer = Trainer(tmp_path_factory.mktemp("outputs"))
+    yield trainer
+    trainer.close()
+
+
+@pytest.fixture(scope="module")
+def setup(trainer):
+    config = config_files.load(str(trainer.config)).lock()
+    data = digits()
+    mesh = make_mesh(devices=jax.devices()[:1])
+    return set_up(config, data.image_shape, data.num_classes, mesh=mesh)
+
+
+@pytest.fixture(scope="module")
+def alone(trainer, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("alone") / "run"
+    status, said = trainer.run(workdir)
+    assert status == 0, said
+    return workdir
+
+
+def state_of(workdir: Path, setup, step: int = STEPS):
+    store = Checkpoints(workdir / "checkpoints", read_only=True)
+    state, _ = store.read(step, setup.abstract)
+    store.close()
+    return jax.device_get(state)
+
+
+def assert_same_run(workdir: Path, other: Path, setup) -> None:
+    """All arrays, all lines and the evaluation, to the tolerance of another order of sums."""
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=RTOL, atol=ATOL),
+        state_of(workdir, setup),
+        state_of(other, setup),
+    )
+    lines = [read_metrics(folder / "metrics.jsonl") for folder in (workdir, other)]
+    assert [record["step"] for record in lines[0]] == [record["step"] for record in lines[1]]
+    for one, another in zip(*lines, strict=True):
+        assert one.keys() == another.keys()
+        for name in one.keys() - {"images_per_second"}:
+            assert one[name] == pytest.approx(another[name], rel=1e-4), name
+    found = [json.loads((folder / "evaluation.json").read_text()) for folder in (workdir, other)]
+    assert found[0]["frechet_distance"]["value"] == pytest.approx(
+        found[1]["frechet_distance"]["value"], rel=1e-3
+    )
+    assert {path.name for path in workdir.iterdir()} == {path.name for path in other.iterdir()}
+
+
+def when(there: Path, pids: list[int], number: int, which: int) -> None:
+    """Sends a signal to one of some processes as soon as a file is there."""
+    until = time.monotonic() + 120
+    while time.monotonic() < until and not there.exists():
+        time.sleep(0.005)
+    os.kill(pids[which], number)
+
+
+@pytest.mark.slow
+def test_two_processes_are_one_run_and_resume_on_one(trainer, setup, alone, tmp_path):
+    """SIGTERM to the second of two; one goes on; the end is that of a run of one process."""
+    workdir = tmp_path / "run"
+    ended = trainer.together(
+        2,
+        trainer.arguments(workdir),
+        disturb=lambda pids: when(workdir / "checkpoints" / "2", pids, signal.SIGTERM, 1),
+        pause=PAUSE,
+    )
+    assert [status for status, _ in ended] == [143, 143], ended
+    stopped = {re.findall(r"stopped at step (\d+) of 8", said)[-1] for _, said in ended}
+    assert len(stopped) == 1, "all stop at the same step"
+    step = int(stopped.pop())
+    assert (workdir / "checkpoints" / str(step)).is_dir()
+    status, said = trainer.run(workdir)
+    assert status == 0, said
+    assert f"resuming at step {step}" in said
+    assert_same_run(workdir, alone, setup)
+
+
+@pytest.fixture(scope="module")
+def pair(trainer, tmp_path_factory):
+    """Two processes that nothing disturbs."""
+    workdir = tmp_path_factory.mktemp("pair") / "run"
+    ended = trainer.together(2, trainer.arguments(workdir))
+    assert [status for status, _ in ended] == [0, 0], ended
+    return workdir
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "which"), [(signal.SIGTERM, 1), (signal.SIGINT, 0)])
+def test_a_pair_that_was_stopped_ends_in_the_bits_of_one_that_was_not(
+    number, which, trainer, setup, pair, tmp_path
+):
+    workdir = tmp_path / "run"
+    ended = trainer.together(
+        2,
+        trainer.arguments(workdir),
+        disturb=lambda pids: when(workdir / "checkpoints" / "2", pids, number, which),
+        pause=PAUSE,
+    )
+    assert [status for status, _ in ended] == [143, 143], ended
+    ended = trainer.together(2, trainer.arguments(workdir))
+    assert [status for status, _ in ended] == [0, 0], ended
+    found, expected = (left_by(folder, setup) for folder in (workdir, pair))
+    for name in expected.keys() - {"steps"}:  # It has the one where it stopped besides.
+        assert found[name] == expected[name], name
+
+
+@pytest.mark.slow
+def test_four_processes_are_one_run(trainer, setup, alone, tmp_path):
+    workdir = tmp_path / "run"
+    ended = trainer.together(4, trainer.arguments(workdir))
+    assert [status for status, _ in ended] == [0] * 4, ended
+    assert_same_run(workdir, alone, setup)
+
+
+@pytest.mark.slow
+def test_one_process_is_gone_on_with_by_four(trainer, setup, alone, tmp_path):
+    workdir = tmp_path / "run"
+    status, said = trainer.run(
+        workdir,
+        lambda pid: when(workdir / "checkpoints" / "2", [pid], signal.SIGTERM, 0),
+        pause=PAUSE,
+    )
+    assert status == 143, said
+    ended = trainer.together(4, trainer.arguments(workdir))
+    assert [status for status, _ in ended] == [0] * 4, ended
+    assert_same_run(workdir, alone, setup)
+    assert not any("step 8/8" in said for _, said in ended[1:]), "the first alone tells"
+
+
+def end_by_a_kill(trainer, workdir: Path, number: int, which: int) -> None:
+    """Kills one of some processes: the others end soon, each with a reason."""
+    began = 0.0
+
+    def kill(pids: list[int]) -> None:
+        nonlocal began
+        when(workdir / "checkpoints" / "2", pids, signal.SIGKILL, which)
+        began = time.monotonic()
+
+    flags = [*trainer.arguments(workdir), "--heartbeat_timeout_seconds=10"]
+    ended = trainer.together(number, flags, disturb=kill, pause=PAUSE)
+    assert time.monotonic() - began < 60
+    assert ended.pop(which)[0] == -signal.SIGKILL
+    for status, said in ended:
+        # A collective operation notices at once; at a barrier it takes a heartbeat, and JAX aborts.
+        assert status in REASONS, said
+        assert re.search(REASONS[status], said), said
+
+
+REASONS = {
+    75: r"error: process \d of \d lost another one \(",
+    -signal.SIGABRT: "another task died|[Cc]oordination service|distributed service",
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "which"), [(2, 0), (4, 2)])
+def test_whichever_dies_the_others_say_so_and_the_same_commands_go_on(
+    number, which, trainer, setup, alone, tmp_path
+):
+    """The first, which the others ask about each other, and one of four."""
+    workdir = tmp_path / "run"
+    end_by_a_kill(trainer, workdir, number, which)
+    ended = trainer.together(number, trainer.arguments(workdir))
+    assert [status for status, _ in ended] == [0] * number, ended
+    assert_same_run(workdir, alone, setup)
+
+
+@pytest.mark.slow
+def test_when_one_dies_the_other_says_so_and_ends(trainer, setup, alone, tmp_path):
+    """And afterwards the same commands go on to the same end; samples are those of one process."""
+    workdir = tmp_path / "run"
+    end_by_a_kill(trainer, workdir, 2, 1)
+    ended = trainer.together(2, trainer.arguments(workdir))
+    assert [status for status, _ in ended] == [0, 0], ended
+    assert_same_run(workdir, alone, setup)
+
+    pictures = [tmp_path / name / "grid.png" for name in ("two", "one")]
+    arguments = [f"--workdir={workdir}", "--num_samples=6", "--allowed_packages=tests"]
+    out = [f"--out={path}" for path in pictures]
+    ended = trainer.together(2, [*arguments, out[0]], program="sample")
+    ended += trainer.start("sample", [[*arguments, out[1]]])
+    assert [status for status, _ in ended] == [0, 0, 0], ended
+    two, one = (np.load(path.with_suffix(".npz"))["images"] for path in pictures)
+    np.testing.assert_allclose(two, one, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"coordinator": "host:1"}, "--num_processes and --process_index missing"),
+        ({"num_processes": 2, "process_index": 0}, "--coordinator missing"),
+        ({"coordinator": "host", "num_processes": 2, "process_index": 0}, "not of the form HOST:"),
+        ({"coordinator": "h:0", "num_processes": 2, "process_index": 0}, "not of the form HOST:"),
+        ({"coordinator": "h:1", "num_processes": 2, "process_index": 2}, "not one of 2 processes"),
+        ({"coordinator": "h:1", "num_processes": 2, "process_index": -1}, "counted from 0"),
+        ({"distributed": True, "num_processes": 2}, "finds out by itself"),
+        ({"distributed": True}, "give --coordinator, --num_processes and --process_index"),
+    ],
+)
+def test_flags_that_say_too_little_or_too_much(change, said, monkeypatch):
+    """The last: nothing of a scheduler is around, which JAX finds out before it does anything."""
+
+    def nothing_found(*args, **kwargs):
+        raise ValueError("coordinator_address should be defined.")
+
+    monkeypatch.setattr(jax.distributed, "initialize", nothing_found)
+    plain = dict.fromkeys(("coordinator", "num_processes", "process_index"), None)
+    args = {**plain, "distributed": False, "heartbeat_timeout_seconds": 100, **change}
+    with pytest.raises(UserError, match=said):
+        flags_of.join(SimpleNamespace(**args))
+
+
+@pytest.mark.parametrize("axes", [{}, {"data": 2, "fsdp": 2, "tensor": 2}, {"tensor": 8}])
+def test_one_process_has_the_whole_batch(axes):
+    assert part_of_batch(batch_sharding(make_mesh(**{"data": -1, **axes})), 16) == (0, 1)
+
+
+def test_what_the_first_refuses():
+    def refuse():
+        raise UserError("no")
+
+    with pytest.raises(UserError, match="no"):
+        processes.in_first(refuse)
+    assert not processes.all_agree(False)

@@ -1,0 +1,177 @@
+"""Editing: exact posteriors of Gaussian data, round trips, and the command."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from diffjax.errors import UserError
+from diffjax.process import analytic
+from diffjax.process.paths import Cosine, Linear
+from diffjax.sampling import editing, runge_kutta, solvers
+from diffjax.sampling.grids import Power
+from diffjax.sampling.restart import resampled
+from diffjax.sampling.sample import Recipe, draw
+from experiments import cli, edit, train
+from tests.support.compiling import FAST
+
+STANDARD = analytic.Gaussian(jnp.zeros(2), jnp.eye(2))
+MASK = jnp.array([1.0, 0.0])
+
+
+def drawn(predict, path, solver, n=20_000, num_steps=60):
+    keys = jax.random.split(jax.random.key(0), n)
+    times = Recipe(solver, Power(), num_steps).times(path)
+    walk = jax.jit(
+        lambda keys: draw(predict, path, solver, times, keys, None, (2,)), compiler_options=FAST
+    )
+    return np.asarray(walk(keys), np.float64)
+
+
+@pytest.mark.parametrize("std", [0.0, 0.5])
+@pytest.mark.parametrize("path", [Linear(), Cosine()])
+def test_pseudoinverse_guidance_draws_from_the_posterior(path, std):
+    """Standard normal data, of which the first number is seen with noise: Bayes' rule."""
+    seen = editing.Observed(lambda x: MASK * x, jnp.array([1.2, 0.0]), std=std)
+    predict = editing.pseudoinverse_guidance(STANDARD.predict(path), path, seen)
+    samples = drawn(predict, path, solvers.heun())
+    variance = std**2 / (1.0 + std**2)
+    np.testing.assert_allclose(samples.mean(0), [1.2 / (1.0 + std**2), 0.0], atol=0.03)
+    np.testing.assert_allclose(samples.var(0), [variance, 1.0], atol=0.03)
+
+
+def test_a_mean_of_pixels_has_the_gain_that_is_said():
+    """With `A` the mean of both, the posterior's sum is known and its difference is free."""
+    path, y = Linear(), 0.8
+
+    def mean(x):
+        return jnp.mean(x, axis=1, keepdims=True)
+
+    seen = editing.Observed(mean, jnp.full((1, 1), y), gain=0.5)
+    samples = drawn(
+        editing.pseudoinverse_guidance(STANDARD.predict(path), path, seen), path, solvers.heun()
+    )
+    np.testing.assert_allclose(samples.mean(1), y, atol=0.02)
+    assert np.var(samples[:, 0] - samples[:, 1]) == pytest.approx(2.0, rel=0.05)
+
+
+def test_posterior_sampling_comes_nearer_to_what_was_seen():
+    path = Linear()
+    seen = editing.Observed(lambda x: MASK * x, jnp.array([1.2, 0.0]))
+    plain, near = (
+        drawn(predict, path, solvers.ddim(), n=2_000)
+        for predict in (
+            STANDARD.predict(path),
+            editing.posterior_sampling(STANDARD.predict(path), path, seen),
+        )
+    )
+    assert np.abs(near[:, 0] - 1.2).mean() < 0.2 * np.abs(plain[:, 0] - 1.2).mean()
+    assert near[:, 1].var() == pytest.approx(1.0, rel=0.15)
+
+
+def test_the_known_part_stays_and_the_rest_follows_it():
+    """Of two numbers that are almost equal one is known; without it the other has mean 0.
+
+    Replacement is no draw from the posterior, whose mean is 1.49: it lags behind.
+    """
+    path = Cosine()
+    twins = analytic.Gaussian(jnp.zeros(2), jnp.array([[1.0, 0.995], [0.995, 1.0]]))
+    image = jnp.broadcast_to(jnp.array([1.5, 9.9]), (2_000, 2))
+    kept = editing.keep_known(solvers.ddpm(), image, MASK)
+    made = drawn(twins.predict(path), path, kept, n=2_000, num_steps=200)
+    assert 1.2 < made[:, 1].mean() < 1.4
+    # Resampling harmonises the two: the mean of their differences is nearer to the posterior's.
+    again = drawn(twins.predict(path), path, resampled(kept, 10, 5), n=2_000, num_steps=200)
+    assert abs(again[:, 1].mean() - 0.995 * 1.5) < 0.5 * abs(made[:, 1].mean() - 0.995 * 1.5)
+
+
+def test_a_blur_goes_round_and_its_gain_is_that_of_the_operator():
+    """By the dense matrix, column by column; a Gaussian's weights fall with the distance."""
+    images = jnp.eye(24).reshape(24, 4, 6, 1)
+    seen = editing.blurred(images, width=0.7)
+    matrix = np.asarray(seen.y.reshape(24, 24))
+    np.testing.assert_allclose(matrix.sum(1), 1.0, rtol=1e-5)
+    np.testing.assert_allclose(matrix, matrix.T, atol=1e-6)
+    first = matrix[0].reshape(4, 6)
+    assert first[0, 0] > first[0, 1] > first[0, 2]
+    assert first[0, 1] == pytest.approx(first[0, 5])
+    assert first[1, 0] == pytest.approx(first[3, 0])
+    gains = np.sort(np.linalg.eigvalsh(matrix @ matrix.T))
+    np.testing.assert_allclose(np.sort(np.ravel(seen.gain)), gains, atol=1e-6)
+
+
+def test_deblurring_draws_from_the_posterior():
+    """Standard normal images: the posterior's mean is the Wiener filter of what was seen."""
+    path, noisy = Linear(), 0.3
+    images = jax.random.normal(jax.random.key(3), (1, 4, 4, 1))
+    seen = editing.blurred(images, width=0.8, std=noisy)
+    blur = np.asarray(editing.blurred(jnp.eye(16).reshape(16, 4, 4, 1), 0.8).y).reshape(16, 16)
+    standard = analytic.Gaussian(jnp.zeros(16), jnp.eye(16))
+
+    def predict(x, t, cond):
+        pair = standard.predict(path)(x.reshape(len(x), 16), t, cond)
+        return jax.tree.map(lambda part: part.reshape(x.shape), pair)
+
+    n, times = 4_000, Power()(path, 40)
+    guided = editing.pseudoinverse_guidance(predict, path, seen)
+    walk = jax.jit(lambda k: draw(guided, path, solvers.heun(), times, k, None, (4, 4, 1)))
+    samples = np.asarray(walk(jax.random.split(jax.random.key(0), n))).reshape(n, 16)
+    precision = np.eye(16) + blur.T @ blur / noisy**2
+    mean = np.linalg.solve(precision, blur.T @ np.ravel(seen.y) / noisy**2)
+    np.testing.assert_allclose(samples.mean(0), mean, atol=0.08)
+    np.testing.assert_allclose(samples.var(0), np.diag(np.linalg.inv(precision)), atol=0.08)
+
+
+@pytest.mark.parametrize("path", [Linear(), Cosine()])
+def test_inversion_is_the_flow_and_leads_back(path):
+    data = analytic.Gaussian(jnp.array([0.4, -0.2]), jnp.array([[0.3, 0.1], [0.1, 0.2]]))
+    predict = data.predict(path)
+    x0 = data.draw(jax.random.key(0), 8)
+    noise, again = editing.invert(
+        lambda x, t: predict(x, jnp.full(len(x), t), None),
+        runge_kutta.rk4(), path, Power()(path, 60), x0,
+    )  # fmt: skip
+    start = path.alpha(jnp.asarray(path.t_min)) * x0
+    np.testing.assert_allclose(noise, data.flow(path, start, path.t_min, path.t_noise), atol=2e-3)
+    np.testing.assert_allclose(again, x0, atol=2e-3)
+
+
+def test_a_variation_walks_the_last_steps():
+    times = Power()(Linear(), 10)
+    np.testing.assert_allclose(editing.later_times(times, 0.3), times[-4:])
+    np.testing.assert_allclose(editing.later_times(times, 1.0), times)
+    with pytest.raises(UserError, match="leaves none; use"):
+        editing.later_times(times, 0.01)
+
+
+def run(script, *arguments):
+    return cli.run(script.main, script.FLAGS, usage=script.USAGE, argv=arguments)
+
+
+@pytest.mark.slow
+def test_the_command_on_a_run(tmp_path, capsys):
+    workdir = f"--workdir={tmp_path / 'run'}"
+    assert run(
+        train, "--config=configs/digits.py", workdir, "--config.num_steps=2",
+        "--config.batch_size=16", "--config.model.hidden_size=16", "--config.model.depth=1",
+        "--config.evaluation.num_samples=20", "--config.evaluation.solvers=()",
+        "--config.evaluation.batch_size=104", "--config.sampling.num_steps=2",
+    ) == 0  # fmt: skip
+    small = [workdir, "--num_images=2", "--num_steps=3"]
+    for task in ("vary", "inpaint", "outpaint", "upscale", "deblur", "invert"):
+        assert run(edit, *small, f"--task={task}", "--solver=ddim") == 0
+        assert (tmp_path / "run" / "samples" / f"{task}.png").exists()
+    again = ["--task=outpaint", "--method=repaint", "--solver=ddpm", "--jump=1", "--times=2"]
+    assert run(edit, *small, *again) == 0
+    for wrong, message in {
+        "--task=colour": "needs a run on colour images",
+        "--task=deblur --blur=0": "must be above 0",
+        "--task=inpant": "did you mean 'inpaint'",
+        "--task=inpaint --method=exact": "no method is called 'exact'",
+        "--task=upscale --factor=3": "does not divide images of 8x8",
+        "--task=vary --strength=0": "leaves none",
+        "--task=invert --solver=unipc": "is not finite: this solver can't walk these times",
+    }.items():
+        capsys.readouterr()
+        assert run(edit, *small, *wrong.split()) == 2
+        assert message in capsys.readouterr().err

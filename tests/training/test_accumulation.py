@@ -1,0 +1,222 @@
+"""Gradient accumulation: the large batch, with the activations of a part of it."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.tree_util import register_dataclass
+from ml_collections import ConfigDict
+
+from diffjax import choices
+from diffjax.data import digits
+from diffjax.errors import UserError
+from diffjax.objectives.denoising import Denoising
+from diffjax.spec import spec
+from diffjax.training import loop, sharding
+from diffjax.training.accumulation import check_parts, compares_outputs, loss_and_gradient
+from diffjax.training.nonfinite import NonFinite
+from diffjax.training.optimizer import Optimizer
+from diffjax.training.setup import set_up
+from diffjax.wiring import build_objective
+from tests.support.tiny_network import Plain
+from tests.training.test_training import assert_same, tiny_config
+
+BATCH = 32
+
+
+def gradient_descent(num_steps: int) -> Optimizer:
+    """Parameters move by the gradient itself, so that a step shows it."""
+    del num_steps
+    return Optimizer(optax.sgd(1.0), optax.constant_schedule(1.0))
+
+
+def config_of(arguments: str = "", parts: int | None = None, **changes: Any) -> ConfigDict:
+    config = tiny_config(arguments).copy_and_resolve_references()
+    config.unlock()
+    config.batch_size, config.optimizer = BATCH, spec(gradient_descent)
+    if "dropout" in config.model:
+        config.model.dropout = 0.0
+    if parts is not None:
+        config.accumulation_steps = parts
+    for name, value in changes.items():
+        config[name] = value
+    return config
+
+
+def tiny(arguments: str = "", parts: int | None = None, **changes: Any) -> ConfigDict:
+    return config_of(arguments, parts, **{"model": spec(Plain), **changes})
+
+
+def two_steps(config: ConfigDict, mesh: Any = None, image: Any = None) -> tuple:
+    """The state and the metrics after two steps on one device, or on a mesh."""
+    data = digits()
+    mesh = mesh or sharding.make_mesh(devices=jax.devices()[:1])
+    setup = set_up(config, data.image_shape, data.num_classes, mesh)
+    key = jax.random.key(1)
+    stream = loop.device_batches(setup, data, 0)
+    step = jax.jit(loop.train_step_of(setup), out_shardings=(setup.shardings, None))
+    state, seen = setup.init(jax.random.key(0)), []
+    for _ in range(2):
+        batch = next(stream)
+        if image is not None:
+            batch = {**batch, "image": jax.device_put(image, batch["image"].sharding)}
+        state, metrics = step(state, key, batch)
+        seen.append(jax.device_get(metrics))
+    return jax.device_get(state), seen
+
+
+def assert_equal(one: tuple, other: tuple) -> None:
+    assert_same(other[0], one[0], rtol=2e-4, atol=5e-6)
+    assert_same(other[1], one[1], rtol=2e-4, atol=5e-6)
+
+
+ARGUMENTS = [
+    "",
+    "uniforms=stratified",
+    "objective=ddpm,uniforms=low_discrepancy",
+    "uniforms=antithetic,coupling=ot",
+    "coupling=entropic_ot",
+    "bridge=brownian",
+    "wrappers=second_moment",
+    "wrappers=adaptive+uncertainty",
+    "wrappers=importance",
+    "wrappers=contrastive",
+    "objective=iddpm",
+    "objective=edm",
+]
+
+
+@pytest.mark.parametrize("arguments", ARGUMENTS)
+def test_parts_add_up_to_the_batch(arguments):
+    """The gradient, averages, memory, loss, its norm and the log-SNR bins of two steps."""
+    assert_equal(two_steps(tiny(arguments, 1)), two_steps(tiny(arguments, 4)))
+
+
+MESHES = {
+    "one": None,
+    "data": {"data": 8},
+    "fsdp": {"data": 2, "fsdp": 4},
+    "tensor": {"data": 4, "tensor": 2},
+    "sequence": {"data": 4, "sequence": 2},
+}
+
+
+@pytest.fixture(scope="module", params=["dit", "unet"])
+def whole(request):
+    """A network, and its two steps on one device without parts."""
+    return request.param, two_steps(config_of(f"model={request.param}"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("parts", [1, 4])
+@pytest.mark.parametrize("name", MESHES)
+def test_networks_on_one_and_eight_devices(whole, name, parts):
+    model, expected = whole
+    axes = MESHES[name]
+    mesh = axes and sharding.make_mesh(**axes)
+    found = two_steps(config_of(f"model={model}", parts), mesh)
+    for one, other in zip(expected[1], found[1], strict=True):
+        np.testing.assert_allclose(other["loss"], one["loss"], rtol=2e-5, err_msg=name)
+    assert_equal(expected, found)
+
+
+def test_without_accumulation_the_program_is_what_it_was():
+    """The same operations whether the setting is 1 or absent, as in older configs; no loop more."""
+
+    def program(config: ConfigDict) -> str:
+        setup = set_up(config, (8, 8, 1), 10)
+        key = jax.eval_shape(lambda: jax.random.key(0))
+        batch = setup.wired.batch_shapes(BATCH)
+        return str(jax.make_jaxpr(loop.train_step_of(setup))(setup.abstract, key, batch))
+
+    absent, one, two = (program(tiny(parts=parts)) for parts in (None, 1, 2))
+    assert absent == one
+    assert two.count("scan[") == one.count("scan[") + 1
+
+
+def test_only_a_part_of_the_activations_is_in_memory():
+    def temporaries(parts: int) -> int:
+        config = config_of("model=unet", parts)
+        setup = set_up(config, (8, 8, 1), 10, sharding.make_mesh(devices=jax.devices()[:1]))
+        compiled = loop.compile_train_step(setup, jax.random.key(0))
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    assert temporaries(8) < 0.5 * temporaries(1)
+
+
+def test_a_bad_image_is_handled_as_in_the_whole_batch():
+    """A step that is left out, whatever part the image is in, and the bin that it is blamed on."""
+    image = np.zeros((BATCH, 8, 8, 1), np.float32)
+    image[5] = np.nan
+    config: dict[str, Any] = {"nonfinite": spec(NonFinite, skip_in_a_row=3)}
+    one, other = (two_steps(tiny(parts=parts, **config), image=image) for parts in (1, 4))
+    assert one[0].skipped.tolist() == [2, 2]
+    assert_equal(one, other)
+    assert np.isnan(other[1][0]["bin_loss"]).sum() == 1
+
+
+def test_each_part_has_dropout_of_its_own():
+    x = jnp.zeros((4, 1, 1, 1))
+
+    def apply(params, x, noise_label, cond, *, key):
+        return params + jax.random.normal(key, x.shape)
+
+    def losses_of(apply, params):
+        said = apply(params, x, jnp.zeros(4), None, key=jax.random.key(0))
+        return said.ravel(), {"log_snr": jnp.zeros(4)}
+
+    network: Any = apply
+    (_, (losses, _)), _ = loss_and_gradient(losses_of, network, jnp.zeros(()), 4)
+    assert len(np.unique(losses)) == 4
+
+
+@register_dataclass
+@dataclass(frozen=True)
+class Rolled(Denoising):
+    """Somebody's objective that looks at the next example's output, and does not say so."""
+
+    def loss(self, noised, output):
+        return super().loss(noised, output) + jnp.mean(jnp.roll(output, 1, axis=0), (1, 2, 3)) ** 2
+
+
+def objective_of(arguments: str, **changes: Any):
+    return build_objective(tiny(arguments, **changes))
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [f"wrappers={name}" for name in choices.WRAPPERS if name != "learned_variance"]
+    + [f"coupling={name}" for name in choices.COUPLINGS]
+    + ["objective=iddpm", "bridge=brownian"],
+)
+def test_what_compares_outputs_is_found_out(arguments):
+    assert compares_outputs(objective_of(arguments)) == ("dispersive" in arguments)
+
+
+def test_what_compares_outputs_is_refused():
+    plain: Any = objective_of("")
+    rolled = Rolled(plain.path, plain.precond, plain.weight, plain.times)
+    for objective, name in (
+        (rolled, "Rolled"),
+        (objective_of("wrappers=dispersive+uncertainty"), "Uncertainty"),
+    ):
+        check_parts(objective, 1, 32, 8)
+        with pytest.raises(UserError, match=f"accumulation_steps=2: {name} compares"):
+            check_parts(objective, 2, 32, 8)
+
+
+@pytest.mark.parametrize(
+    ("parts", "said"),
+    [
+        (3, "batch_size=32 does not divide into accumulation_steps=3 .* = 8 device rows; 24 or 48"),
+        (8, "accumulation_steps=8 equal parts over the mesh's .*; 64 would"),
+        (0, "config.accumulation_steps=0 must be at least 1"),
+    ],
+)  # fmt: skip
+def test_parts_that_are_none_are_said_in_one_line(parts, said):
+    with pytest.raises(UserError, match=said):
+        set_up(tiny(parts=parts), (8, 8, 1), 10)

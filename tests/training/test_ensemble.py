@@ -1,0 +1,296 @@
+"""Several runs as one program: each is what it would have been by itself."""
+
+import json
+import os
+import signal
+import time
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+import diffjax
+from diffjax import choices
+from diffjax.data import digits
+from diffjax.errors import UserError
+from diffjax.process import weights
+from diffjax.spec import spec
+from diffjax.training import ensemble, loop, members, sharding
+from diffjax.training.ensemble import MembersFailed, apart, train_together
+from diffjax.training.interrupts import Interrupted
+from diffjax.training.setup import set_up
+from diffjax.training.watchdog import Watchdog
+from tests.training.test_training import arrays_of, assert_same, logged, tiny_config
+
+# One rate, one seed, one weight and one density each; two share a seed.
+UNLIKE: list[dict[str, Any]] = [
+    {},
+    {"seed": 1, "optimizer.learning_rate": 3e-3, "objective.weight.gamma": 2.0},
+    {"seed": 1, "optimizer.b1": 0.8, "objective.times.mean": 0.7, "label_dropout": 0.3},
+    {"seed": 2, "path.t_noise": 0.98, "optimizer.weight_decay": 0.1},
+]
+PARTS = "path=cosine,target=v,weight=min_snr,times=logit_normal"
+
+
+def configs(arguments: str = PARTS, unlike=UNLIKE) -> list:
+    return [tiny_config(arguments, **changes) for changes in unlike]
+
+
+def setups_of(each, mesh) -> list:
+    data = digits()
+    return [set_up(config, data.image_shape, data.num_classes, mesh=mesh) for config in each]
+
+
+def fresh(setup) -> Any:
+    return setup.init(jax.random.split(jax.random.key(setup.config.seed))[0])
+
+
+def alone(setup, num_steps: int = 3) -> tuple[Any, Any]:
+    """The state and the last metrics of a run by itself."""
+    key = jax.random.split(jax.random.key(setup.config.seed))[1]
+    state, metrics = fresh(setup), None
+    step, stream = loop.compile_train_step(setup, key), loop.device_batches(setup, digits(), 0)
+    for _ in range(num_steps):
+        state, metrics = step(state, key, next(stream))
+    return jax.device_get((state, metrics))
+
+
+def together(setups, mapped, num_steps: int = 3) -> list[tuple[Any, Any]]:
+    all_of_them = members.members_of(setups)
+    states, metrics = members.stack(all_of_them, [fresh(setup) for setup in setups]), {}
+    step = members.compile_steps(all_of_them, states, mapped)
+    stream = members.member_batches(all_of_them, digits(), 0)
+    for _ in range(num_steps):
+        states, metrics = step(states, next(stream))
+    state_of = members.unstacker(all_of_them)
+    return [
+        jax.device_get((state_of(states, i), members.metrics_of(metrics, i)))
+        for i in range(len(setups))
+    ]
+
+
+def assert_equal_runs(found, expected) -> None:
+    for (state, metrics), (state_alone, metrics_alone) in zip(found, expected, strict=True):
+        for name in ("loss", "grad_norm", "learning_rate", "bin_loss", "bin_count"):
+            np.testing.assert_allclose(
+                metrics[name], metrics_alone[name], rtol=1e-4, atol=1e-6, err_msg=name
+            )
+        # Adam divides by the root of tiny squares, so rounding shows at the scale of its step.
+        assert_same(state._asdict(), state_alone._asdict(), atol=3e-4, rtol=1e-5)
+
+
+@pytest.fixture(scope="module", params=["dit", "unet"])
+def unlike(request):
+    """Runs that differ in numbers, and what each is by itself."""
+    one = sharding.make_mesh(devices=jax.devices()[:1])
+    numbers = UNLIKE if request.param == "dit" else UNLIKE[:2]  # whose compilation takes long
+    setups = setups_of(configs(f"{PARTS},model={request.param}", numbers), one)
+    expected = [alone(setup) for setup in setups]
+    losses = [float(metrics["loss"]) for _, metrics in expected]
+    assert len({f"{loss:.4f}" for loss in losses}) == len(setups), "the numbers must matter"
+    return setups, expected
+
+
+@pytest.mark.parametrize("mapped", [jax.vmap, members.one_by_one])
+def test_members_are_what_they_would_be_alone(unlike, mapped):
+    setups, expected = unlike
+    assert_equal_runs(together(setups, mapped), expected)
+
+
+@pytest.mark.parametrize(("count", "shared"), [(3, False), (4, True), (8, False), (8, True)])
+def test_eight_devices_train_what_one_does(count, shared):
+    """3 members split batches over 8 devices, 4 of them stand on 4 x 2, 8 on one each."""
+    rates = [{"optimizer.learning_rate": 1e-3 * (1 + i)} for i in range(count)]
+    seeds = [{"seed": 0 if shared else i} for i in range(count)]
+    each = configs("model=tiny", [rate | seed for rate, seed in zip(rates, seeds, strict=True)])
+    one = sharding.make_mesh(devices=jax.devices()[:1])
+    expected = together(setups_of(each, one), jax.vmap)
+    setups = setups_of(each, sharding.make_mesh())
+    side_by_side = members.members_of(setups).mesh.shape["member"]
+    assert side_by_side == {3: 1, 4: 4, 8: 8}[count]
+    assert_equal_runs(together(setups, jax.vmap), expected)
+
+
+def test_members_stand_on_devices_of_their_own():
+    setups = setups_of(configs("model=tiny", [{"seed": i} for i in range(8)]), sharding.make_mesh())
+    all_of_them = members.members_of(setups)
+    states = members.stack(all_of_them, [fresh(setup) for setup in setups])
+    for leaf in jax.tree.leaves(states.params):
+        assert {shard.data.shape[0] for shard in leaf.addressable_shards} == {1}
+    batch = next(members.member_batches(all_of_them, digits(), 0))
+    assert batch["image"].addressable_shards[0].data.shape == (1, 16, 8, 8, 1)
+
+
+def test_members_of_one_seed_share_their_batch():
+    setups = setups_of(configs("", [{}, {"label_dropout": 0.5}]), sharding.make_mesh())
+    batch = next(members.member_batches(members.members_of(setups), digits(), 0))
+    assert batch["image"].shape == (1, 16, 8, 8, 1)
+
+
+RUNS = [{}, {"seed": 1, "optimizer.learning_rate": 3e-3}]
+
+
+@pytest.fixture(scope="module")
+def ensemble_run(tmp_path_factory):
+    """Two members that nothing disturbed."""
+    top = tmp_path_factory.mktemp("ensemble")
+    folders = [top / name for name in "ab"]
+    train_together(configs("", RUNS), folders, ["command a", "command b"])
+    return folders
+
+
+def test_a_member_has_the_folder_of_a_run(ensemble_run, tmp_path):
+    for folder, config in zip(ensemble_run, configs("", RUNS), strict=True):
+        loop.train(config, tmp_path / folder.name)
+        files = [
+            {str(p.relative_to(at)) for p in at.rglob("*") if "tensorboard" not in str(p)}
+            for at in (folder, tmp_path / folder.name)
+        ]
+        assert {name for name in files[0] ^ files[1] if "/d/" not in name} == set()
+        assert_same(arrays_of(folder), arrays_of(tmp_path / folder.name), atol=3e-4, rtol=1e-5)
+        for here, there in zip(logged(folder), logged(tmp_path / folder.name), strict=True):
+            assert here.keys() == there.keys()
+            np.testing.assert_allclose(
+                list(here.values()), list(there.values()), rtol=1e-4, atol=1e-6
+            )
+    run = json.loads((ensemble_run[1] / "run.json").read_text())
+    assert run["ensemble"]["members"] == 2
+    assert run["ensemble"]["index"] == 1
+    assert run["command"] == "command b"
+
+
+def test_a_finished_member_is_left_alone(ensemble_run):
+    """By `train` as well: its checkpoints are those of a run."""
+    before = arrays_of(ensemble_run[0])
+    loop.train(configs("", RUNS)[0], ensemble_run[0])
+    assert_same(arrays_of(ensemble_run[0]), before, rtol=0, atol=0)
+
+
+def interrupting(monkeypatch, module, name, after: int) -> None:
+    """Ctrl-C comes while a step is under way."""
+    original, calls = getattr(module, name), []
+
+    def compiled(*arguments):
+        step = original(*arguments)
+
+        def stepped(*inputs):
+            calls.append(1)
+            if len(calls) == after:
+                os.kill(os.getpid(), signal.SIGINT)
+            return step(*inputs)
+
+        return stepped
+
+    monkeypatch.setattr(module, name, compiled)
+
+
+def stopped_at_3(folders, monkeypatch) -> None:
+    interrupting(monkeypatch, ensemble, "compile_steps", 3)
+    with pytest.raises(Interrupted, match=r"stopped at step 3 of 6 and saved in .*/a, .*/b;"):
+        train_together(configs("", RUNS), folders)
+    monkeypatch.undo()
+
+
+def test_stopping_and_resuming_changes_nothing(ensemble_run, tmp_path, monkeypatch):
+    folders = [tmp_path / name for name in "ab"]
+    stopped_at_3(folders, monkeypatch)
+    assert [diffjax.load(folder).step for folder in folders] == [3, 3]
+    train_together(configs("", RUNS), folders)
+    for here, there in zip(folders, ensemble_run, strict=True):
+        assert_same(arrays_of(here), arrays_of(there), rtol=0, atol=0)
+        assert logged(here) == logged(there)
+
+
+def test_a_member_goes_on_alone_and_the_others_catch_up(
+    ensemble_run, tmp_path, monkeypatch, caplog
+):
+    """One is finished by `train`; the one left goes on as an ensemble of one."""
+    folders = [tmp_path / name for name in "ab"]
+    stopped_at_3(folders, monkeypatch)
+    loop.train(configs("", RUNS)[1], folders[1])
+    assert_same(arrays_of(folders[1]), arrays_of(ensemble_run[1]), atol=3e-4, rtol=1e-5)
+    assert "ensemble" in json.loads((folders[1] / "run.json").read_text())
+    train_together(configs("", RUNS), folders)
+    assert_same(arrays_of(folders[0]), arrays_of(ensemble_run[0]), atol=3e-4, rtol=1e-5)
+
+
+def test_unlike_steps_go_on_from_the_newest_common_one(ensemble_run, tmp_path, monkeypatch, caplog):
+    folders = [tmp_path / name for name in "ab"]
+    stopped_at_3(folders, monkeypatch)
+    interrupting(monkeypatch, loop, "compile_train_step", 2)
+    with pytest.raises(Interrupted, match="stopped at step 5"):
+        loop.train(configs("", RUNS)[1], folders[1])
+    monkeypatch.undo()
+    train_together(configs("", RUNS), folders)
+    assert "going on from step 3, the newest of all of {'a': 3, 'b': 5}" in caplog.text
+    for here, there in zip(folders, ensemble_run, strict=True):
+        assert_same(arrays_of(here), arrays_of(there), rtol=0, atol=0)
+        assert logged(here) == logged(there)
+        assert len((here / "metrics.jsonl").read_text().splitlines()) == 3
+
+
+def test_a_member_that_is_not_finite_spoils_no_other(ensemble_run, tmp_path):
+    folders = [tmp_path / name for name in "xab"]
+    clip = {"optimizer.clip_norm": 1e30}
+    wild = {"optimizer.learning_rate": 1e30, **clip}
+    # The good ones are those of `ensemble_run`, with a clip that their gradients don't reach.
+    with pytest.raises(MembersFailed, match=r"/x: the .* is not finite in step \d") as failed:
+        train_together(configs("", [wild, *RUNS]), folders)
+    assert list(failed.value.failures) == [folders[0]]
+    assert "\n" not in str(failed.value)
+    kept = diffjax.load(folders[0])
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(jax.device_get(kept.state)))
+    assert not (folders[0] / "evaluation.json").exists()
+    for here, there in zip(folders[1:], ensemble_run, strict=True):
+        assert_same(arrays_of(here), arrays_of(there), atol=3e-4, rtol=1e-5)
+        assert (here / "report.html").exists()
+
+
+def test_an_ensemble_that_stands_still_says_where(tmp_path, monkeypatch):
+    def batches(*arguments):
+        for i, batch in enumerate(members.member_batches(*arguments)):
+            if i == 3:
+                time.sleep(4.0)
+            yield batch
+
+    monkeypatch.setattr(ensemble, "member_batches", batches)
+    folders = [tmp_path / name for name in "ab"]
+    told = Watchdog(seconds=1.0, times=0.0, exits=False)
+    train_together(configs("", RUNS), folders, watchdog=told)
+    assert "s after step " in (folders[0] / "stacks.txt").read_text()
+    assert (folders[1] / "evaluation.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"num_steps": 8}, "num_steps: 6 there, 8 here"),
+        ({"batch_size": 24}, "batch_size: 16 there, 24 here"),
+        ({"model.hidden_size": 32}, "model.hidden_size: 16 there, 32 here"),
+        ({"model.dropout": 0.2}, "model.dropout"),
+        ({"data.test_fraction": 0.3}, "data.test_fraction"),
+        ({"objective.weight": spec(weights.SoftMinSNR)}, "weight._target_"),
+        ({"ema_decays": (0.5, 0.99)}, "ema_decays"),
+        ({"optimizer.warmup_steps": 3}, "optimizer.warmup_steps: 2 there, 3 here"),
+        ({"objective.uniforms": spec(choices.uniforms.Stratified)}, "objective.uniforms"),
+    ],
+)
+def test_what_keeps_configs_apart(changes, reason):
+    assert reason in (apart([tiny_config(PARTS), tiny_config(PARTS, **changes)]) or "")
+
+
+def test_refusals_write_nothing(tmp_path):
+    each = [tiny_config(), tiny_config(batch_size=24)]
+    with pytest.raises(UserError, match=r"can't train as one program \(batch_size"):
+        train_together(each, [tmp_path / "a", tmp_path / "b"])
+    with pytest.raises(UserError, match="same folder"):
+        train_together([each[0]] * 2, [tmp_path / "a", tmp_path / "b" / ".." / "a"])
+    with pytest.raises(UserError, match="no ensemble"):
+        train_together(each, [tmp_path / "a"])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_parameters_split_over_devices_are_no_members():
+    config = tiny_config(**{"mesh.fsdp": 8})
+    assert "mesh.fsdp" in (apart([config, config]) or "")

@@ -1,0 +1,201 @@
+"""Runs that stand still."""
+
+import dataclasses
+import logging
+import re
+import threading
+import time
+from functools import partial
+
+import pytest
+
+import diffjax
+from diffjax.data import digits
+from diffjax.errors import UserError
+from diffjax.evaluation.features import pixel_features
+from diffjax.sampling import bound
+from diffjax.training import generate
+from diffjax.training.measure import Wanted, measure
+from diffjax.training.watchdog import STACKS, STATUS, Watchdog, watched
+from experiments import cli, evaluate, likelihood, reflow, sample
+from tests.support.trainer import CONFIG, Trainer
+
+pytestmark = pytest.mark.faults
+
+# A data source that really hangs: a read that never comes back, in a thread of the input pipeline.
+HANGING = CONFIG.replace(
+    "def get_config():",
+    """
+import dataclasses, time
+from diffjax.data import digits as digits_data
+
+@dataclasses.dataclass(frozen=True)
+class Hanging:
+    source: object
+    after: int
+    def __len__(self):
+        return len(self.source)
+    def fingerprint(self):
+        return self.source.fingerprint()
+    def gather(self, rows):
+        if not hasattr(Hanging, "calls"):
+            Hanging.calls = 0
+        Hanging.calls += 1
+        while Hanging.calls > self.after:
+            time.sleep(1)
+        return self.source.gather(rows)
+
+def hanging_digits():
+    data = digits_data()
+    return dataclasses.replace(data, PART=Hanging(data.PART, AFTER))
+
+def get_config():""",
+).replace(
+    "    config.model = spec(Tiny)\n",
+    "    config.model, config.data = spec(Tiny), spec(hanging_digits)\n",
+)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("part", "after", "waiting"), [("train", 4, "run_steps"), ("test", 0, "evaluate_once")]
+)
+def test_a_data_source_that_hangs_ends_the_run(part, after, waiting, tmp_path):
+    trainer = Trainer(tmp_path, HANGING.replace("PART", part).replace("AFTER", str(after)))
+    workdir = tmp_path / "run"
+    arguments = [*trainer.arguments(workdir), "--hang_seconds=15", "--hang_times=5"]
+    ((status, said),) = trainer.start("train", [arguments])
+    trainer.close()
+    assert status == STATUS == 75, said
+    assert "nothing has happened for" in said
+    assert "ending with status 75; the same command goes on" in said
+    stacks = (workdir / STACKS).read_text()
+    for text in (stacks, said):
+        assert "in gather" in text, "where it hangs"
+        assert f"in {waiting}" in text, "and who waits for it"
+    assert (workdir / "checkpoints" / "0").is_dir()
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("trained")
+    trainer = Trainer(folder)
+    status, said = trainer.run(folder / "run")
+    trainer.close()
+    assert status == 0, said
+    return folder / "run"
+
+
+@pytest.mark.slow
+def test_programs_on_a_run_notice_a_batch_that_does_not_come(trained, monkeypatch, capfd):
+    workdir, ended = trained, []
+
+    def stands_still(*_, **__):
+        while not ended:
+            time.sleep(0.05)
+        raise SystemExit(ended[-1])
+
+    monkeypatch.setattr(generate, "sample_keys", stands_still)
+    monkeypatch.setattr(bound, "variational_bound", stands_still)
+    programs = (
+        (evaluate, ["--num_samples=20"]),
+        (sample, ["--num_samples=20"]),
+        (sample, ["--num_samples=20", "--parallel=2"]),
+        (likelihood, ["--num_images=20", "--method=vlb"]),
+        (reflow, ["--num_pairs=20"]),
+    )
+    for program, more in programs:
+        ended.clear()
+        monkeypatch.setattr(program, "watched", partial(watched, end=ended.append))
+        flags = [
+            f"--workdir={workdir}",
+            "--hang_seconds=10",
+            "--hang_times=0",
+            "--allowed_packages=tests",
+            *more,
+        ]
+        with pytest.raises(SystemExit):
+            cli.run(program.main, program.FLAGS, usage="", argv=flags)
+        assert ended == [STATUS]
+        said = capfd.readouterr().err
+        assert re.search(r"after batch \d+: the stacks of all threads are in", said), said
+    assert (workdir / STACKS).read_text().count("in stands_still") == len(programs)
+
+
+def test_features_of_the_real_images_are_beats(trained, monkeypatch, tmp_path):
+    """Nothing is drawn while a reference is made, which may take an hour: each batch counts."""
+    run = diffjax.load(trained, allowed_packages=("diffjax", "tests"))
+    extractor = dataclasses.replace(pixel_features(), batch_size_images=100)
+    beats, drawn = [], []
+
+    def draws(*_):
+        drawn.append(len(beats))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(generate, "sample_keys", draws)
+    monkeypatch.setattr("diffjax.evaluation.stored.FOLDER", str(tmp_path))
+    data = digits()
+    with pytest.raises(KeyboardInterrupt):
+        measure(run, data, Wanted(num_samples=20), extractors=[extractor], begun=beats.append)
+    batches = -(-len(data.train) // 104) + -(-len(data.test) // 104)  # of 8 devices
+    assert drawn == [batches + 1], "and the batch that is to be drawn"
+    assert beats == list(range(1, batches + 2))
+
+
+def never(status: int) -> None:
+    pytest.fail(f"ended with {status}")
+
+
+def alarms(caplog) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.levelno == logging.ERROR]
+
+
+def test_steps_that_come_are_no_hang(tmp_path, caplog):
+    with watched(Watchdog(seconds=0.5, times=0.0), tmp_path, never) as begun:
+        for step in range(10):
+            begun(step)
+            time.sleep(0.1)
+    assert not alarms(caplog)
+    assert not (tmp_path / STACKS).exists()
+    assert "watchdog" not in {thread.name for thread in threading.enumerate()}
+
+
+def test_each_hang_is_told_once_where_it_only_tells(tmp_path, caplog):
+    watchdog = Watchdog(seconds=0.2, times=0.0, exits=False)
+    with watched(watchdog, tmp_path, never) as begun:
+        for step in (3, 4):
+            begun(step)
+            time.sleep(0.8)
+    assert len(alarms(caplog)) == 2
+    assert "after step 4: the stacks of all threads are in" in alarms(caplog)[1]
+    assert alarms(caplog)[0].endswith("waiting")
+    assert (tmp_path / STACKS).read_text().count("after step") == 2
+
+
+def test_slow_steps_are_allowed_what_they_take(tmp_path, caplog):
+    """Steps of 0.2 s, and one of 1 s: less than 10 times that, though more than the least."""
+    with watched(Watchdog(seconds=0.3, times=10.0), tmp_path, never) as begun:
+        for step in range(4):
+            begun(step)
+            time.sleep(0.2)
+        time.sleep(1.0)
+    assert not alarms(caplog)
+
+
+def test_a_folder_that_cannot_be_written_does_not_hold_up_the_end(tmp_path):
+    ended = []
+    with watched(Watchdog(seconds=0.1, times=0.0), tmp_path / "absent", ended.append):
+        time.sleep(0.6)
+    assert ended == [75]
+
+
+def test_no_watch_is_no_thread(tmp_path):
+    with watched(Watchdog(seconds=0), tmp_path) as begun:
+        begun(1)
+        assert "watchdog" not in {thread.name for thread in threading.enumerate()}
+
+
+@pytest.mark.parametrize("change", [{"seconds": -1.0}, {"times": -1.0}, {"times": float("nan")}])
+def test_numbers_that_are_none(change):
+    with pytest.raises(UserError, match="can't be negative"):
+        Watchdog(**change)
