@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 
 import pytest
@@ -46,6 +47,17 @@ def pytest_addoption(parser):
         default=1,
         help="disturbed runs, and tries of tests/experiments/test_fuzz.py",
     )
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """A fixed tenth of the cases of each `thorough` test is in every run of the tests.
+
+    Which, depends on a case's name alone.
+    """
+    for item in items:
+        if "callspec" in vars(item) and zlib.crc32(item.nodeid.encode()) % 10 == 0:
+            item.own_markers = [mark for mark in item.own_markers if mark.name != "thorough"]
 
 
 @pytest.fixture(autouse=True, scope="session")

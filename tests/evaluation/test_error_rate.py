@@ -79,7 +79,7 @@ def train_and_sample(images, seed):
     return jnp.clip(x.reshape(SAMPLES, 3), -1.0, 1.0)
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_trained_comparisons_are_wrong_no_more_often_than_stated():
     """Arms that are equal by construction are told apart in at most 5 % of comparisons of all
     three; the arm that is worse in truth is last, and often enough decided by three seeds.

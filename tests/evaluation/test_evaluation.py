@@ -317,7 +317,7 @@ class TestClassifier:
         assert shipped_accuracy(dataset, "digits") == pytest.approx(trained.test_accuracy, abs=1e-9)
         assert trained.test_accuracy >= 0.985
 
-    @pytest.mark.slow
+    @pytest.mark.thorough
     def test_fashion_is_recognised_as_stated(self):
         folders = [
             os.environ.get("DIFFJAX_FASHION_MNIST", ""),
@@ -416,7 +416,7 @@ class TestTraining:
         greys = [np.unique(image[where]) for image, where in zip(found, erased, strict=True)]
         assert all(len(grey) <= 1 and (np.abs(grey) <= 1).all() for grey in greys)
 
-    @pytest.mark.slow
+    @pytest.mark.thorough
     def test_the_script_writes_what_evaluation_reads(self, tmp_path, monkeypatch, capsys):
         recipe = train_classifier.RECIPES["digits"]
         tiny = replace(recipe, widths=(8, 16), num_epochs=4)

@@ -175,7 +175,7 @@ def fid_extractor(fid):
 
 
 class TestInception:
-    @pytest.mark.slow
+    @pytest.mark.thorough
     def test_every_layer_is_as_in_torch(self, fid):
         params = inception.convert(read_state_dict("w.pth", Path(fid.path).read_bytes()))
         images = inception.resize(jnp.asarray(to_float(IMAGES)))
@@ -184,14 +184,14 @@ class TestInception:
         for name, found in zip(layers._fields, layers, strict=True):
             assert error(np.asarray(found), fid.expected[name]) < 1e-4
 
-    @pytest.mark.slow
+    @pytest.mark.thorough
     def test_the_extractor_is_as_pytorch_fid(self, fid, fid_extractor):
         theirs = pytorch_fid_network(fid.path)
         with torch.inference_mode():
             (expected,) = theirs(to_torch(IMAGES))
         assert error(fid_extractor.features(to_float(IMAGES)), expected[:, :, 0, 0].numpy()) < 1e-4
 
-    @pytest.mark.slow
+    @pytest.mark.thorough
     def test_an_evaluation_says_what_it_was_measured_on(self, fid, fid_extractor):
         assert error(fid_extractor.features(to_float(IMAGES)), fid.expected["pool"]) < 1e-4
         labels = np.zeros(3, np.int32)
@@ -310,7 +310,7 @@ def authors_positions(learnt, *, registers):
 
 
 class TestDinov2:
-    @pytest.mark.slow
+    @pytest.mark.thorough
     @pytest.mark.parametrize("model", ["vits14", "vits14_reg4"])
     @pytest.mark.parametrize("channels", [1, 3])
     def test_features_are_as_in_torch(self, model, channels, tmp_path):

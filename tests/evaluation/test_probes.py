@@ -115,7 +115,7 @@ def test_a_folder_without_a_run_is_refused(tmp_path, capsys):
     assert "there is no run in" in capsys.readouterr().err
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_the_command_on_a_trained_run(tmp_path, capsys):
     config = tiny("flow")
     config.update(num_steps=2, batch_size=16)

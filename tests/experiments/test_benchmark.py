@@ -177,7 +177,7 @@ def measured():
     return measure("toy", toy_config(), (8, 8, 1), 10, steps=1, num_samples=8, rounds=1)
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_measuring_ends_in_rates_that_belong_together(measured):
     training, sampling = measured
     assert (training.program, training.nfe, training.batch_size) == ("training", None, 8)
@@ -196,7 +196,7 @@ def test_measuring_ends_in_rates_that_belong_together(measured):
     json.dumps(dataclasses.asdict(training))
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_training_is_timed_on_some_of_the_devices():
     row = measure_scaled("toy", toy_config(), (8, 8, 1), 10, 2, steps=1, rounds=2)
     assert (row.num_devices, len(row.batch_seconds)) == (2, 2)
@@ -315,7 +315,7 @@ def test_mistakes_are_one_line_and_nothing_is_measured(arguments, message, capsy
 NO_TWIN = "--against=torch has no twin of"
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -356,7 +356,7 @@ def fail(message):
     raise UserError(message)
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_a_users_error_crosses_the_process():
     with pytest.raises(UserError, match="does not fit"):
         benchmark_cases.in_new_process(fail, "does not fit")

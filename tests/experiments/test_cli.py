@@ -281,7 +281,7 @@ def test_settings_cover_every_leaf(configs):
     assert {"config.losses[0].scale", "config.losses[1].scale", "config.data.path"} < set(names)
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_help_into_a_pipe_that_somebody_closed_is_no_mistake():
     reader, writer = os.pipe()
     os.close(reader)

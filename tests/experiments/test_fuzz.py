@@ -141,7 +141,7 @@ def test_command_lines_of_train(fuzz):
     fuzz(lines, check, short=40)
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_configs_are_refused_or_built(fuzz):
     """One setting that has the right type and any value: refused, or a whole dry run."""
     config = config_files.load(DIGITS)
@@ -184,7 +184,7 @@ def test_command_lines_of_programs_without_a_run(fuzz, program, tmp_path, monkey
     fuzz(flags_for(names), lambda flags: told(program, [workdir, *flags]), short=20)
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.parametrize("program", ON_A_RUN, ids=name_of)
 def test_command_lines_of_programs_on_a_run(fuzz, program, tmp_path, monkeypatch):
     """With a trained run there: one line, or what was asked for."""
@@ -402,7 +402,7 @@ EVALUATION = {
 }  # fmt: skip
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_pages_of_damaged_evaluations(fuzz, tmp_path):
     (tmp_path / "metrics.jsonl").write_text('{"step": 8, "loss": 0.5}\n')
 

@@ -84,7 +84,7 @@ def test_arms_of_one_seed_are_trained_with_the_same_noise(setups):
     assert not np.allclose(noise_of(setups["v-seed=0"], batch, jax.random.key(6)), flow, atol=1)
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_a_derivative_through_the_network_is_charged():
     """Mean flow takes a JVP beside the prediction, and is trained as much fewer steps."""
     found = Sweep("configs/digits.py", {"objective": ("flow", "mean_flow")}, TINY, matched="flops")
@@ -96,7 +96,7 @@ def test_a_derivative_through_the_network_is_charged():
     assert int(cells[1].overrides["config.num_steps"]) == round(60 / ratio)
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_an_ensemble_of_two_seeds_is_trained_as_one_program(tmp_path, capsys):
     file, folder = tmp_path / "two.py", tmp_path / "two"
     shared = TINY | {

@@ -36,7 +36,7 @@ def has_slurm():
 def for_each_engine():
     """An engine and options with which it runs here."""
     slurm = pytest.mark.skipif(not has_slurm(), reason="no SLURM here")
-    marks = {"slurm": [slurm, pytest.mark.slow], "ray": [pytest.mark.slow]}
+    marks = {"slurm": [slurm, pytest.mark.thorough], "ray": [pytest.mark.thorough]}
     options = {"slurm": {"timeout_min": 5}, "ray": {"num_cpus": 0.1}}
     return [
         pytest.param(name, options.get(name, {}), marks=marks.get(name, []), id=name)

@@ -458,7 +458,7 @@ def kill_somebody(folder, rng, is_over):
     return []
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="knows processes by /proc")
 def test_a_sweep_whose_workers_are_killed_ends_as_one_that_was_left_alone(file, tmp_path):
     folder, rng = tmp_path / "sweep", random.Random(0)
@@ -492,7 +492,7 @@ def test_a_sweep_whose_workers_are_killed_ends_as_one_that_was_left_alone(file, 
         assert seen[0].workdir == str(folder / cell.name)
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_sigterm_reaches_the_training_which_saves(file, tmp_path):
     folder = tmp_path / "sweep"
     file.write_text(file.read_text().replace('"config.num_steps": 60', '"config.num_steps": 10000'))

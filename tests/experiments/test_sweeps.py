@@ -105,7 +105,7 @@ def fashion_files(folder):
     return str(folder)
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.parametrize("path", sorted(Path("configs/sweeps").glob("*.py")), ids=lambda p: p.stem)
 def test_every_cell_of_the_sweeps_here_fits_together(path, tmp_path):
     sweep = config_files.returned_by(str(path), "get_sweep", Sweep)
@@ -198,7 +198,7 @@ def test_what_somebody_put_into_a_begun_sweep_is_refused(
     assert str(tmp_path / "sweep.json") in line
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_a_sweep_is_a_folder_of_runs_and_a_table(file, tmp_path, capsys):
     folder = tmp_path / "sweep"
     assert run(f"--sweep={file}", f"--workdir={folder}") == 0

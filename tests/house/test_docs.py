@@ -30,7 +30,7 @@ def cases():
     for page in PAGES:
         found = blocks(page.read_text(encoding="utf-8")) if page.exists() else []
         trained = any("runs/digits" in code for code, _ in found)
-        marks = [pytest.mark.slow] if trained else []
+        marks = [pytest.mark.thorough] if trained else []
         if found:
             yield pytest.param(page, found, trained, id=page.name, marks=marks)
 

@@ -488,7 +488,7 @@ def run(script, *arguments):
     return cli.run(script.main, script.FLAGS, usage=script.USAGE, argv=arguments)
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_reflow_from_run_to_run(tmp_path, capsys):
     teacher, student, file = tmp_path / "digits", tmp_path / "reflow", tmp_path / "pairs.npz"
     assert run(train, "--config=configs/digits.py", *TINY, f"--workdir={teacher}") == 0
@@ -523,7 +523,7 @@ def test_reflow_from_run_to_run(tmp_path, capsys):
     assert "needs a source for each training image" in capsys.readouterr().err
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", ["translation", "bridge"])
 def test_translation_from_training_to_samples(tmp_path, capsys, name):
     folder = tmp_path / "run"

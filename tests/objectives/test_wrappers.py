@@ -285,7 +285,7 @@ def run(script, *arguments):
     return cli.run(script.main, script.FLAGS, usage=script.USAGE, argv=arguments)
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", ["iddpm,wrappers=learned_variance+uncertainty", "vdm_plus"])
 def test_a_wrapped_objective_from_training_to_samples(name, tmp_path):
     tiny = [

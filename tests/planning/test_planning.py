@@ -829,7 +829,7 @@ needs_libtpu = pytest.mark.skipif(
 
 
 @needs_libtpu
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_a_step_compiled_for_a_tpu_that_is_not_there():
     config = tiny(mesh__fsdp=4, model__dtype="bfloat16", model__depth=2)
     topology = topologies.topology_called("v5e:2x2")
@@ -843,7 +843,7 @@ def test_a_step_compiled_for_a_tpu_that_is_not_there():
 
 
 @needs_libtpu
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_the_plan_of_xl_on_sixteen_chips():
     """What the project promises of it, by its own config."""
     config = config_files.load("configs/imagenet256.py:model=DiT-XL/2")
@@ -858,7 +858,7 @@ def test_the_plan_of_xl_on_sixteen_chips():
 
 
 @needs_libtpu
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_two_slices_exchange_gradients_over_their_slow_links():
     config = config_files.load("configs/imagenet256.py:model=DiT-S/2")
     config.model.depth = 2
@@ -882,7 +882,7 @@ needs_cuda = pytest.mark.skipif(
 
 
 @needs_cuda
-@pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("topology", "mesh"),
     [("h100:4", {"data": 1, "fsdp": 4}), ("a100:2x8", {"data": 2, "fsdp": 8})],

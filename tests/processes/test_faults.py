@@ -305,7 +305,7 @@ def pytest_generate_tests(metafunc):
         trials, kinds = metafunc.config.getoption("--trials"), list(KINDS)
         short = [kinds.index(kind) for kind in SHORT]
         first, *more = short if trials == 1 else range(trials)
-        slow = [pytest.param(seed, marks=pytest.mark.slow) for seed in more]
+        slow = [pytest.param(seed, marks=pytest.mark.thorough) for seed in more]
         metafunc.parametrize("seed", [first, *slow])
 
 

@@ -108,7 +108,7 @@ def pytest_generate_tests(metafunc):
         metafunc.parametrize("seed", range(metafunc.config.getoption("--trials")))
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_a_run_moves_from_layout_to_layout(seed, trainer, setup, alone, tmp_path):
     # Of the first trials each layout is a part, and then at random.
     order = np.random.default_rng(seed).permutation(len(LAYOUTS)) if seed else range(len(LAYOUTS))

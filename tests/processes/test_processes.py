@@ -89,7 +89,7 @@ def when(there: Path, pids: list[int], number: int, which: int) -> None:
     os.kill(pids[which], number)
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_two_processes_are_one_run_and_resume_on_one(trainer, setup, alone, tmp_path):
     """SIGTERM to the second of two; one goes on; the end is that of a run of one process."""
     workdir = tmp_path / "run"
@@ -119,7 +119,7 @@ def pair(trainer, tmp_path_factory):
     return workdir
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.parametrize(("number", "which"), [(signal.SIGTERM, 1), (signal.SIGINT, 0)])
 def test_a_pair_that_was_stopped_ends_in_the_bits_of_one_that_was_not(
     number, which, trainer, setup, pair, tmp_path
@@ -139,7 +139,7 @@ def test_a_pair_that_was_stopped_ends_in_the_bits_of_one_that_was_not(
         assert found[name] == expected[name], name
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_four_processes_are_one_run(trainer, setup, alone, tmp_path):
     workdir = tmp_path / "run"
     ended = trainer.together(4, trainer.arguments(workdir))
@@ -147,7 +147,7 @@ def test_four_processes_are_one_run(trainer, setup, alone, tmp_path):
     assert_same_run(workdir, alone, setup)
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_one_process_is_gone_on_with_by_four(trainer, setup, alone, tmp_path):
     workdir = tmp_path / "run"
     status, said = trainer.run(
@@ -187,7 +187,7 @@ REASONS = {
 }
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.parametrize(("number", "which"), [(2, 0), (4, 2)])
 def test_whichever_dies_the_others_say_so_and_the_same_commands_go_on(
     number, which, trainer, setup, alone, tmp_path
@@ -200,7 +200,7 @@ def test_whichever_dies_the_others_say_so_and_the_same_commands_go_on(
     assert_same_run(workdir, alone, setup)
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_when_one_dies_the_other_says_so_and_ends(trainer, setup, alone, tmp_path):
     """And afterwards the same commands go on to the same end; samples are those of one process."""
     workdir = tmp_path / "run"

@@ -46,7 +46,7 @@ def one(request, tmp_path_factory):
     trainer.close()
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.parametrize(("one", "processes", "axis", "parts"), CASES, indirect=["one"])
 def test_processes_on_a_mesh_are_one_device(one, processes, axis, parts, tmp_path):
     trainer, setup, expected = one

@@ -148,7 +148,7 @@ def run(script, *arguments):
     return cli.run(script.main, script.FLAGS, usage=script.USAGE, argv=arguments)
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_the_command_on_a_run(tmp_path, capsys):
     workdir = f"--workdir={tmp_path / 'run'}"
     assert run(

@@ -254,7 +254,7 @@ def run(script, *arguments):
     return cli.run(script.main, script.FLAGS, usage=script.USAGE, argv=arguments)
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_a_run_is_guided_against_whatever_is_named(tmp_path, capsys):
     tiny = [
         "--config.num_steps=20", "--config.batch_size=16", "--config.model.hidden_size=16",

@@ -111,7 +111,7 @@ def whole(request):
     return request.param, two_steps(config_of(f"model={request.param}"))
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.parametrize("parts", [1, 4])
 @pytest.mark.parametrize("name", MESHES)
 def test_networks_on_one_and_eight_devices(whole, name, parts):

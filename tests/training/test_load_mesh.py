@@ -27,7 +27,7 @@ def workdir(tmp_path_factory):
     return folder
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_samples_do_not_hang_on_the_mesh(workdir):
     labels = np.arange(10)
     alone = diffjax.load(workdir, make_mesh(devices=jax.devices()[:1])).sample(labels, seed=3)

@@ -190,7 +190,7 @@ def test_steps_beyond_the_end_are_refused(tmp_path):
         Profile(5, 9).check(8)
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_a_training_leaves_a_trace_and_its_programs(tmp_path):
     trainer = Trainer(tmp_path, xla_flags="")  # What is compiled in half a second is not kept.
     flags = ["--profile_steps=2:3", f"--compilation_cache={tmp_path}/cache"]

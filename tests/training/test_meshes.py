@@ -80,14 +80,14 @@ def test_no_axis_changes_the_gradient_of_a_network_that_is_not_fresh(name):
     assert_the_gradients_of(name, None, THREES[0])
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.parametrize("mesh", THREES[1:] + FOURS, ids=called)
 @pytest.mark.parametrize("name", NETWORKS)
 def test_no_two_or_three_axes_change_a_gradient(name, mesh):
     assert_the_gradients_of(name, None, mesh)
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.parametrize("mesh", [THREES[0], {"data": 2, "fsdp": 4}, {"data": 8}], ids=called)
 @pytest.mark.parametrize("name", NETWORKS)
 def test_a_state_that_is_split_over_all_devices_changes_no_gradient(name, mesh):

@@ -99,7 +99,7 @@ def run_steps_of(config, workdir, should_stop=lambda: False):
         store.close()
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_a_batch_that_breaks_a_run_is_not_met_again(tmp_path, caplog):
     """Step 5 is bad: back to 4, on to 8; a run stopped in between ends in the same bits."""
     config = config_with(tmp_path, row_in_step(5), **{"nonfinite.rollbacks": 1})
@@ -159,7 +159,7 @@ def test_going_on_is_with_other_data_and_noise(tmp_path):
     assert one[1:] != other[1:]
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_a_run_that_breaks_wherever_it_goes_back_to_ends(tmp_path):
     """It goes one checkpoint further back each time, and what is good stays good."""
     changes = {

@@ -56,7 +56,7 @@ def get_config():""",
 )
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("part", "after", "waiting"), [("train", 4, "run_steps"), ("test", 0, "evaluate_once")]
 )
@@ -86,7 +86,7 @@ def trained(tmp_path_factory):
     return folder / "run"
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_programs_on_a_run_notice_a_batch_that_does_not_come(trained, monkeypatch, capfd):
     workdir, ended = trained, []
 
