@@ -1,11 +1,15 @@
-"""`jax.jit`, with what is asked of XLA for the programs that take time."""
+"""`jax.jit`, with XLA's options for the programs that take time, and once for equal calls."""
 
 import functools
+import inspect
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 # XLA:CPU hands convolutions, matrix products and sums to a library (YNN). Gradients of convolutions
 # take two to eight times as long there as by XLA itself, products within a network a tenth longer
@@ -30,6 +34,46 @@ def jit(function: Callable[..., Any], mesh: Mesh | None = None, **how: Any) -> A
     """
     platform = jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
     return jax.jit(function, compiler_options=_options(platform), **how)
+
+
+def once(*static: int) -> Callable[[F], F]:
+    """`jax.jit` for a function that may also be called with closures; those are traced each time.
+
+    A closure can refer to other numbers at each call, so nothing compiled for one call may serve
+    another. Where all arguments are arrays or trees of numbers, the function is compiled once for
+    all calls alike: give a `jax.tree_util.Partial` of a function and its numbers for a closure.
+
+    Args:
+        *static: positions of arguments that are no numbers and are compared by `==`.
+
+    Example:
+        >>> @once()
+        ... def at_two(f):
+        ...     return f(2.0)
+        >>> float(at_two(jax.tree_util.Partial(jax.numpy.power, 3.0)))
+        9.0
+        >>> at_two(lambda x: 2.0 * x)
+        4.0
+    """
+
+    def decorate(function: F) -> F:
+        compiled = jax.jit(function, static_argnums=static)
+
+        signature = inspect.signature(function)
+
+        @functools.wraps(function)
+        def call(*arguments: Any, **named: Any) -> Any:
+            arguments = signature.bind(*arguments, **named).args if named else arguments
+            values = [a for i, a in enumerate(arguments) if i not in static]
+            is_known = all(isinstance(leaf, _NUMBERS) for leaf in jax.tree.leaves(values))
+            return (compiled if is_known else function)(*arguments)
+
+        return call  # type: ignore[return-value]
+
+    return decorate
+
+
+_NUMBERS = (jax.Array, np.ndarray, np.generic, bool, int, float, complex)
 
 
 @functools.cache

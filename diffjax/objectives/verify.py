@@ -12,6 +12,7 @@ from jax import Array
 from diffjax.errors import UserError
 from diffjax.objectives.base import Objective, Progress
 from diffjax.process.analytic import GaussianMixture
+from diffjax.process.bisection import bisect
 from diffjax.process.paths import Path, Scalar, coeffs, log_snr_of
 from diffjax.process.precond import Precond, Predict
 from diffjax.process.targets import encode
@@ -309,16 +310,11 @@ class _Network:
         def label_at(t: Array) -> Array:
             return jnp.ravel(self.precond.noise_label(coeffs(self.path, t, 1)))
 
-        def halve(_: int, bounds: tuple[Array, Array]) -> tuple[Array, Array]:
-            low, high = bounds
-            middle = 0.5 * (low + high)
-            below = (label_at(middle) < noise_label) == self.rising
-            return jnp.where(below, middle, low), jnp.where(below, high, middle)
-
         low = jnp.full(jnp.shape(noise_label), self.path.t_min, jnp.float32)
         high = jnp.full(jnp.shape(noise_label), self.path.t_noise, jnp.float32)
-        low, high = jax.lax.fori_loop(0, 40, halve, (low, high))
-        found = jax.lax.stop_gradient(0.5 * (low + high))
+        sign = jnp.where(self.rising, 1.0, -1.0)
+        found = bisect(lambda t: sign * label_at(t), sign * noise_label, low, high, 40)
+        found = jax.lax.stop_gradient(found)
         # The value of what was found, with the derivative of an inverse.
         _, slope = jax.jvp(label_at, (found,), (jnp.ones_like(found),))
         return found + (noise_label - jax.lax.stop_gradient(noise_label)) / slope

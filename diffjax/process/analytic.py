@@ -24,7 +24,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jax.tree_util import register_dataclass
+from jax.tree_util import Partial, register_dataclass
 
 from diffjax.process import flow_maps
 from diffjax.process.paths import Coeffs, Pair, Path, Scalar, coeffs
@@ -85,8 +85,7 @@ class GaussianMixture:
 
     def infer(self) -> Infer:
         """`(Coeffs, x[B, d]) -> Posterior`; the covariances are decomposed once, here."""
-        components = self._components()
-        return lambda c, x: _infer_from_components(components, c, x)
+        return Partial(_infer_from_components, self._components())
 
     def predict(self, path: Path) -> Predict:
         """The best denoiser, `(x[B, …], t[B], cond) -> Pair`; for `t[B, 2]` the flow map."""
@@ -228,8 +227,7 @@ class FiniteData:
 
     def infer(self) -> Infer:
         """`(Coeffs, x[B, d]) -> Posterior`."""
-        points = _flat(self.points)
-        return lambda c, x: _infer_from_points(points, c, x)
+        return Partial(_infer_from_points, _flat(self.points))
 
     def predict(self, path: Path) -> Predict:
         """The best denoiser, `(x[B, …], t[B], cond) -> Pair`; for `t[B, 2]` the flow map."""
@@ -303,20 +301,21 @@ def _posterior(infer: Infer, path: Path, x: Array, t: Array) -> Posterior:
 
 
 def _predict(data: "flow_maps.Data", path: Path) -> Predict:
-    infer = data.infer()
+    return Partial(_best_pair, data, path, data.infer())
 
-    def predict(x: Array, t: Array, cond: Array | None) -> Pair:
-        del cond
-        if t.ndim == 2:
-            start, end = t[:, 0], t[:, 1]
-            average = flow_maps.average_velocity(data, path, x, start, end)
-            return decode(coeffs(path, start, x.ndim), chord(path, start, end, x.ndim), average, x)
-        c = coeffs(path, t, ndim=2)
-        posterior = infer(c, _flat(x))
-        eps = -c.s * posterior.score
-        return Pair(posterior.x0.reshape(x.shape), eps.reshape(x.shape))
 
-    return predict
+def _best_pair(
+    data: "flow_maps.Data", path: Path, infer: Infer, x: Array, t: Array, cond: Array | None
+) -> Pair:
+    del cond
+    if t.ndim == 2:
+        start, end = t[:, 0], t[:, 1]
+        average = flow_maps.average_velocity(data, path, x, start, end)
+        return decode(coeffs(path, start, x.ndim), chord(path, start, end, x.ndim), average, x)
+    c = coeffs(path, t, ndim=2)
+    posterior = infer(c, _flat(x))
+    eps = -c.s * posterior.score
+    return Pair(posterior.x0.reshape(x.shape), eps.reshape(x.shape))
 
 
 def _velocity(infer: Infer, path: Path, x: Array, t: Array) -> Array:

@@ -11,7 +11,9 @@ from typing import NamedTuple, Protocol
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jax.tree_util import register_dataclass
+from jax.tree_util import Partial, register_dataclass
+
+from diffjax.process.bisection import bisect
 
 Scalar = float | Array
 
@@ -186,14 +188,10 @@ def time_of_log_snr(path: Path, value: Array) -> Array:
         >>> round(float(time_of_log_snr(Linear(), jnp.array(0.0))), 6)
         0.5
     """
-
-    def halve(_: int, bounds: tuple[Array, Array]) -> tuple[Array, Array]:
-        low, high = bounds
-        middle = 0.5 * (low + high)
-        too_clean = log_snr(path, middle) > value
-        return jnp.where(too_clean, middle, low), jnp.where(too_clean, high, middle)
-
     low = jnp.full(jnp.shape(value), path.t_min, jnp.float32)
     high = jnp.full(jnp.shape(value), path.t_noise, jnp.float32)
-    low, high = jax.lax.fori_loop(0, 40, halve, (low, high))
-    return 0.5 * (low + high)
+    return bisect(Partial(_noisiness, path), -value, low, high, 40)
+
+
+def _noisiness(path: Path, t: Array) -> Array:
+    return -log_snr(path, t)

@@ -5,7 +5,6 @@ its log-density, so that importance weights are exact. How the uniform numbers t
 (independently, stratified, …) is a choice of its own: `diffjax.process.uniforms`.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -13,8 +12,9 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.scipy.special import betainc, betaln, logit, ndtr, ndtri
-from jax.tree_util import register_dataclass
+from jax.tree_util import Partial, register_dataclass
 
+from diffjax.process.bisection import bisect
 from diffjax.process.paths import Path, Scalar, log_snr, time_of_log_snr
 
 
@@ -109,7 +109,7 @@ class Mode:
         return _from_unit(self._unit(u), path)
 
     def log_density(self, t: Array, path: Path) -> Array:
-        u = _solve(self._unit, _to_unit(t, path))
+        u = _solve(Partial(Mode._unit, self), _to_unit(t, path))
         slope = 1.0 + self.scale * (1.0 - 0.5 * jnp.pi * jnp.sin(jnp.pi * u))
         return -jnp.log(slope) - jnp.log(_span(path))
 
@@ -203,7 +203,7 @@ class Beta:
     beta: Scalar = 2.0
 
     def quantile(self, u: Array, path: Path) -> Array:
-        return _from_unit(_solve(lambda v: betainc(self.alpha, self.beta, v), u), path)
+        return _from_unit(_solve(Partial(betainc, self.alpha, self.beta), u), path)
 
     def log_density(self, t: Array, path: Path) -> Array:
         v = _to_unit(t, path)
@@ -222,18 +222,9 @@ def _log_sigma_and_speed(t: Array, path: Path) -> tuple[Array, Array]:
     return jax.jvp(lambda t: -0.5 * log_snr(path, t), (t,), (jnp.ones_like(t),))
 
 
-def _solve(rising: Callable[[Array], Array], value: Array) -> Array:
-    """The `u` in [0, 1] at which a rising function has given values, by bisection."""
-
-    def halve(_: int, bounds: tuple[Array, Array]) -> tuple[Array, Array]:
-        low, high = bounds
-        middle = 0.5 * (low + high)
-        below = rising(middle) < value
-        return jnp.where(below, middle, low), jnp.where(below, high, middle)
-
-    start = (jnp.zeros_like(value), jnp.ones_like(value))
-    low, high = jax.lax.fori_loop(0, 26, halve, start)
-    return 0.5 * (low + high)
+def _solve(rising: Partial, value: Array) -> Array:
+    """The `u` in [0, 1] at which a rising function has given values."""
+    return bisect(rising, value, jnp.zeros_like(value), jnp.ones_like(value), 26)
 
 
 def _span(path: Path) -> Scalar:

@@ -22,7 +22,7 @@ from jax import Array
 
 from diffjax.process.paths import Pair, Path, coeffs
 from diffjax.sampling import solvers
-from diffjax.sampling.solvers import Denoise, Solver
+from diffjax.sampling.solvers import Denoise, Solver, same_for_equal
 
 _NODES, _WEIGHTS = (part.astype(np.float32) for part in np.polynomial.legendre.leggauss(8))
 
@@ -90,6 +90,7 @@ def _log_snr_form(eta: float) -> Form:
     return Form(lambda c, pair: pair.x0, node, weight)
 
 
+@same_for_equal
 def ab(order: int = 2) -> Solver:
     """Adams–Bashforth on the velocity in the path's own time; order 1 is Euler's step.
 
@@ -104,6 +105,7 @@ def ab(order: int = 2) -> Solver:
     return _solver(_TIME, first, order)
 
 
+@same_for_equal
 def lms(order: int = 4) -> Solver:
     """Linear multistep: eps as a polynomial in `σ = s/a`; order 1 is DDIM.
 
@@ -113,6 +115,7 @@ def lms(order: int = 4) -> Solver:
     return _solver(_SIGMA, _ddim, order)
 
 
+@same_for_equal
 def deis(order: int = 3) -> Solver:
     """DEIS: eps as a polynomial in `log σ`, integrated exactly; order 1 is DDIM.
 
@@ -121,6 +124,7 @@ def deis(order: int = 3) -> Solver:
     return _solver(_LOG_SIGMA, _ddim, order)
 
 
+@same_for_equal
 def plms(order: int = 4) -> Solver:
     """PLMS: eps as a polynomial in the path's time, its mean over the step carried by DDIM's.
 
@@ -134,6 +138,7 @@ def plms(order: int = 4) -> Solver:
     return solver._replace(order=min(order, 2))
 
 
+@same_for_equal
 def exp_ab(order: int = 3, eta: float = 0.0) -> Solver:
     """Exponential Adams–Bashforth: x0 as a polynomial in log-SNR, integrated exactly.
 

@@ -9,9 +9,10 @@ from jax import Array
 from diffjax.errors import UserError
 from diffjax.process.paths import Path
 from diffjax.sampling import sde
-from diffjax.sampling.solvers import Denoise, Solver, velocity
+from diffjax.sampling.solvers import Denoise, Solver, same_for_equal, velocity
 
 
+@same_for_equal
 def adaptive(tolerance: float = 1e-4, max_steps: int = 4096) -> Solver:
     """Dormand and Prince's pair of orders 5 and 4 on the velocity, in the path's own time.
 
@@ -50,6 +51,7 @@ def adaptive(tolerance: float = 1e-4, max_steps: int = 4096) -> Solver:
     return Solver(_no_calls, step, nfe=None, order=5, route=_in_one)
 
 
+@same_for_equal
 def adaptive_sde(
     diffusion: sde.Diffusion = sde.NoiseScale(), tolerance: float = 1e-2, max_steps: int = 4096
 ) -> Solver:

@@ -11,9 +11,10 @@ from jax import Array
 from diffjax.process.paths import Path, time_of_log_snr
 from diffjax.sampling import solvers
 from diffjax.sampling.adams import Ends, ends_of
-from diffjax.sampling.solvers import Denoise, Solver
+from diffjax.sampling.solvers import Denoise, Solver, same_for_equal
 
 
+@same_for_equal
 def dpmpp_multistep(order: int = 2, eta: float = 0.0) -> Solver:
     """DPM-Solver++ 2M and 3M, and with `eta` above 0 their SDE forms.
 
@@ -70,6 +71,7 @@ def dpmpp_multistep(order: int = 2, eta: float = 0.0) -> Solver:
     return Solver(init, step, nfe=1, order=2, fresh_noise=bool(eta))
 
 
+@same_for_equal
 def dpmpp_2s() -> Solver:
     """DPM-Solver++ 2S: x0 is asked again half-way in log-SNR, and taken for the whole step.
 

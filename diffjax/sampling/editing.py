@@ -64,7 +64,7 @@ def invert(
     """
     keys = jax.random.split(jax.random.key(0), len(x0))  # of solvers that use none
     start = jnp.asarray(path.t_min)
-    up = times[:-1][::-1].at[0].set(start)
+    up = jnp.asarray(times[:-1])[::-1].at[0].set(start)
     noise = integrate(denoise, solver, path, up, keys, path.alpha(start) * x0)
     x = integrate(denoise, solver, path, up[::-1], keys, noise)
     return noise, x / path.alpha(start)

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from diffjax.compiling import once
 from diffjax.process.paths import Coeffs, Pair, Path, Scalar, coeffs, log_snr_of
 from diffjax.process.precond import Predict, time_of
 from diffjax.process.targets import Mix, decode
@@ -308,17 +309,17 @@ def mixes(rule: Rule) -> bool:
         >>> mixes(Limited(PlusPlus()))
         False
     """
+    return bool(_mixed(rule))
 
-    @jax.jit  # One program instead of one for each operation.
-    def mixed() -> Array:
-        half = jnp.full((1, 1), 0.5)
-        c = Coeffs(t=half[0], a=half, s=half, da=-2.0 * half, ds=2.0 * half)
-        x = half
-        on, off = (Pair(x0, (x - c.a * x0) / c.s) for x0 in (0.4 * half, -0.6 * half))
-        pair = rule(x, c, on, off, 2.0)
-        return jnp.allclose(c.a * pair.x0 + c.s * pair.eps, x, atol=1e-4)
 
-    return bool(mixed())
+@once()  # One program instead of one for each operation.
+def _mixed(rule: Rule) -> Array:
+    half = jnp.full((1, 1), 0.5)
+    c = Coeffs(t=half[0], a=half, s=half, da=-2.0 * half, ds=2.0 * half)
+    x = half
+    on, off = (Pair(x0, (x - c.a * x0) / c.s) for x0 in (0.4 * half, -0.6 * half))
+    pair = rule(x, c, on, off, 2.0)
+    return jnp.allclose(c.a * pair.x0 + c.s * pair.eps, x, atol=1e-4)
 
 
 def classifier_guidance(

@@ -10,9 +10,10 @@ from jax import Array
 from diffjax.errors import UserError
 from diffjax.process.paths import Path, log_snr, time_of_log_snr
 from diffjax.sampling import solvers
-from diffjax.sampling.solvers import Denoise, Solver
+from diffjax.sampling.solvers import Denoise, Solver, same_for_equal
 
 
+@same_for_equal
 def restart(
     solver: Solver,
     low: float = 0.1,
@@ -57,6 +58,7 @@ def restart(
     )
 
 
+@same_for_equal
 def resampled(solver: Solver, jump: int = 5, times: int = 3) -> Solver:
     """RePaint's resampling: each `jump` steps of the grid are walked `times` times.
 

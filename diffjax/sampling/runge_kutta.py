@@ -6,9 +6,10 @@ from jax import Array
 from diffjax.process.paths import Path, time_of_log_snr
 from diffjax.sampling import solvers
 from diffjax.sampling.adams import ends_of
-from diffjax.sampling.solvers import Denoise, Solver, velocity
+from diffjax.sampling.solvers import Denoise, Solver, same_for_equal, velocity
 
 
+@same_for_equal
 def two_stage(alpha: float = 0.5) -> Solver:
     """The second-order methods of two evaluations, at `t` and at `t + alpha·(t' - t)`.
 
@@ -29,11 +30,13 @@ def two_stage(alpha: float = 0.5) -> Solver:
     return Solver(lambda x: (), step, nfe=2, order=2)
 
 
+@same_for_equal
 def midpoint() -> Solver:
     """The midpoint rule in the path's own time."""
     return two_stage(0.5)
 
 
+@same_for_equal
 def rk4() -> Solver:
     """The classical fourth-order method in the path's own time. Kutta 1901."""
 
@@ -51,6 +54,7 @@ def rk4() -> Solver:
     return Solver(lambda x: (), step, nfe=4, order=4)
 
 
+@same_for_equal
 def edm_heun(
     churn: float = 0.0, low: float = 0.0, high: float = jnp.inf, noise: float = 1.0
 ) -> Solver:

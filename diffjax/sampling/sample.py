@@ -8,7 +8,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.tree_util import Partial
 
+from diffjax.compiling import once
 from diffjax.process.paths import Pair, Path
 from diffjax.process.precond import Predict
 from diffjax.sampling.grids import Grid
@@ -16,6 +18,7 @@ from diffjax.sampling.guidance import Against, ClassifierFree, NullLabel, Rule
 from diffjax.sampling.solvers import Denoise, Solver, normal
 
 
+@once(1)
 def integrate(
     denoise: Denoise, solver: Solver, path: Path, times: Array, keys: Array, x: Array
 ) -> Array:
@@ -44,10 +47,12 @@ def _step(
     denoise: Denoise, solver: Solver, path: Path, times: Array, keys: Array, i: Array, state: tuple
 ) -> tuple[Array, Any]:
     x, memory = state
+    times = jnp.asarray(times)
     step_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, i)
     return solver.step(denoise, path, memory, x, times[i], times[i + 1], step_keys)
 
 
+@once(1)
 def sample(
     denoise: Denoise, solver: Solver, path: Path, times: Array, keys: Array, x: Array
 ) -> Array:
@@ -69,7 +74,7 @@ def sample(
         Clean samples, `[B, …]`.
     """
     x = integrate(denoise, solver, path, times[:-1], keys, x)
-    return last_step(denoise, solver, x, times[-2])
+    return last_step(denoise, solver, x, jnp.asarray(times[-2]))
 
 
 def last_step(denoise: Denoise, solver: Solver, x: Array, t: Array) -> Array:
@@ -77,6 +82,7 @@ def last_step(denoise: Denoise, solver: Solver, x: Array, t: Array) -> Array:
     return denoise(x, jnp.stack([t, jnp.zeros_like(t)]) if solver.jumps else t).x0
 
 
+@once(1)
 def sample_padded(
     denoise: Denoise, solver: Solver, path: Path, times: Array, keys: Array, x: Array
 ) -> Array:
@@ -87,6 +93,7 @@ def sample_padded(
     return _walk_padded(denoise, solver, path, times, keys, x)[0]
 
 
+@once(1)
 def count_padded(
     denoise: Denoise, solver: Solver, path: Path, times: Array, keys: Array, x: Array
 ) -> Array:
@@ -131,6 +138,7 @@ class Trace(NamedTuple):
     x0: Array
 
 
+@once(1)
 def trace(
     denoise: Denoise, solver: Solver, path: Path, times: Array, keys: Array, x: Array
 ) -> Trace:
@@ -224,8 +232,26 @@ def draw(
     both = jax.vmap(jax.random.split)(keys)
     noise = normal(both[:, 0], shape)
     x = path.sigma(times[0]) * noise if start is None else start(noise)
+    return walk(with_labels(predict, labels), solver, path, times, both[:, 1], x)
 
-    def denoise(x: Array, t: Array) -> Pair:
-        return predict(x, jnp.broadcast_to(t, (x.shape[0], *t.shape)), labels)
 
-    return walk(denoise, solver, path, times, both[:, 1], x)
+def with_labels(predict: Predict, labels: Array | None) -> Denoise:
+    """A model with its labels `[B]` bound, as solvers call it: `(x[B, …], t[]) -> Pair`.
+
+    If `predict` is a `jax.tree_util.Partial` of a function and its numbers, so is this, and the
+    walks of this module are compiled once for all calls alike. With a closure they are traced at
+    each call.
+
+    Example:
+        >>> from diffjax.process.analytic import Gaussian
+        >>> from diffjax.process.paths import Linear
+        >>> data = Gaussian(jnp.ones(1), jnp.eye(1))
+        >>> denoise = with_labels(data.predict(Linear()), None)
+        >>> denoise(jnp.ones((3, 1)), jnp.array(0.5)).x0.shape
+        (3, 1)
+    """
+    return Partial(_with_labels, predict, labels)
+
+
+def _with_labels(predict: Predict, labels: Array | None, x: Array, t: Array) -> Pair:
+    return predict(x, jnp.broadcast_to(t, (x.shape[0], *t.shape)), labels)

@@ -16,7 +16,7 @@ from jax.tree_util import register_dataclass
 
 from diffjax.process.paths import Coeffs, Path, Scalar, coeffs
 from diffjax.sampling import solvers
-from diffjax.sampling.solvers import Denoise, Solver
+from diffjax.sampling.solvers import Denoise, Solver, same_for_equal
 
 Diffusion = Callable[[Coeffs], Array]
 """`coefficients -> w`, of their shape: the variance of fresh noise per time."""
@@ -58,6 +58,7 @@ class ForwardRate:
         return self.scale * 2.0 * c.s * (c.ds - c.s * c.da / c.a)
 
 
+@same_for_equal
 def euler_maruyama(diffusion: Diffusion = NoiseScale()) -> Solver:
     """Euler–Maruyama on the reverse SDE: drift and noise as at the beginning of the step.
 
@@ -75,6 +76,7 @@ def euler_maruyama(diffusion: Diffusion = NoiseScale()) -> Solver:
     return Solver(lambda x: (), step, nfe=1, order=1, fresh_noise=True)
 
 
+@same_for_equal
 def stochastic_heun(diffusion: Diffusion = NoiseScale()) -> Solver:
     """Fresh noise, then Heun's step along the drift of the reverse SDE.
 

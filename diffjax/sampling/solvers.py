@@ -4,8 +4,9 @@ A solver is a pair of functions. It asks the denoiser itself and says how often 
 is counted, not guessed.
 """
 
+import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, ParamSpec, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -70,11 +71,30 @@ class Solver(NamedTuple):
     steps: Callable[[int], int] = int
 
 
+P = ParamSpec("P")
+
+
+def same_for_equal(make: Callable[P, Solver]) -> Callable[P, Solver]:
+    """Makes equal arguments give the same solver, so that its compiled programs are found again."""
+    kept = functools.cache(make)
+
+    @functools.wraps(make)
+    def solver(*args: P.args, **kwargs: P.kwargs) -> Solver:
+        try:
+            hash((*args, *kwargs.values()))
+        except TypeError:  # an array, say
+            return make(*args, **kwargs)
+        return kept(*args, **kwargs)
+
+    return solver
+
+
 def _no_memory(x: Array) -> tuple[()]:
     del x
     return ()
 
 
+@same_for_equal
 def ddim(eta: float = 0.0) -> Solver:
     """DDIM: re-noise the predicted x0 to the next level, with `eta` of the noise fresh.
 
@@ -86,6 +106,7 @@ def ddim(eta: float = 0.0) -> Solver:
     return _renoised(eta, lambda pair: 0.0)
 
 
+@same_for_equal
 def ddpm(share: float = 0.0) -> Solver:
     """DDPM's ancestral sampling: the mean of `q(x' | x, x0)` with x0 as predicted, and noise.
 
@@ -96,6 +117,7 @@ def ddpm(share: float = 0.0) -> Solver:
     return _renoised(1.0, lambda pair: share)
 
 
+@same_for_equal
 def ddpm_learned() -> Solver:
     """DDPM's ancestral sampling with the variance that the network learned, as `ddpm`'s share.
 
@@ -130,6 +152,7 @@ def _renoised(eta: float, share: Callable[[Pair], Array | float]) -> Solver:
     return Solver(_no_memory, step, nfe=1, order=1, fresh_noise=bool(eta), renoises=True)
 
 
+@same_for_equal
 def flow_map() -> Solver:
     """Where a model of the flow map says that the flow goes: any number of steps, one too.
 
@@ -148,6 +171,7 @@ def flow_map() -> Solver:
     return Solver(_no_memory, step, nfe=1, order=1, renoises=True, jumps=True)
 
 
+@same_for_equal
 def euler() -> Solver:
     """Euler's step along the velocity `a'·x0 + s'·eps` in the path's own time."""
 
@@ -160,6 +184,7 @@ def euler() -> Solver:
     return Solver(_no_memory, step, nfe=1, order=1)
 
 
+@same_for_equal
 def heun() -> Solver:
     """Heun's second-order step: the mean of the velocities at both ends.
 

@@ -9,7 +9,7 @@ from jax import Array
 
 from diffjax.process.paths import Path
 from diffjax.sampling.adams import ends_of
-from diffjax.sampling.solvers import Denoise, Solver
+from diffjax.sampling.solvers import Denoise, Solver, same_for_equal
 
 Scale = Callable[[Array], Array]
 """The paper's `B(h)`, as a function of the negative step `-h`."""
@@ -40,6 +40,7 @@ class _Memory(NamedTuple):
     values: Array
 
 
+@same_for_equal
 def unipc(order: int = 2, scale: Scale = BH2(), corrector: bool = True) -> Solver:
     """UniPC of order 1 to 3 on x0.
 

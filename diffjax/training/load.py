@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +68,13 @@ class Run:
 
     def generator(self, batch_size: int) -> Generate:
         """`(params, recipe, labels, seed, …) -> images`, compiled once for many calls."""
-        return make_generator(self.setup.wired, self.setup.mesh, batch_size=batch_size)
+        return self._generators(batch_size)
+
+    @cached_property
+    def _generators(self) -> Callable[[int], Generate]:
+        """Those of the last few batch sizes, so that equal requests are compiled once."""
+        wired, mesh = self.setup.wired, self.setup.mesh
+        return lru_cache(8)(lambda size: make_generator(wired, mesh, batch_size=size))
 
     def sample(
         self,
