@@ -2,8 +2,8 @@
 
 Each trial disturbs a run in one way, then the same command goes on, and in the end everything
 that the run leaves is bit for bit that of a run which nothing disturbed. A few trials are in every
-run of the tests; `pytest tests/processes/test_faults.py --trials=200 -s` makes as many as are
-asked for, and prints their table.
+run of all tests; `pytest -m faults --trials=200 -s` makes as many as are wanted, and prints their
+table.
 """
 
 import contextlib

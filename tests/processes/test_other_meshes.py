@@ -2,8 +2,8 @@
 
 Each trial trains a step or two in one layout, is stopped by SIGTERM, and goes on in another, four
 in all; in the end it is the run of one device to the tolerance of another order of sums. One trial
-is in every run of the tests; `pytest tests/processes/test_other_meshes.py --trials=20 -s` makes as
-many as are asked for, and prints how far each ended from the undisturbed run.
+is in every run of all tests; `pytest tests/processes/test_other_meshes.py -m "" --trials=20 -s`
+makes as many as are wanted, and prints how far each ended from the undisturbed run.
 """
 
 import re
