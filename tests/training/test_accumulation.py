@@ -23,7 +23,7 @@ from diffjax.training.optimizer import Optimizer
 from diffjax.training.setup import set_up
 from diffjax.wiring import build_objective
 from tests.support.tiny_network import Plain
-from tests.training.test_training import assert_same, tiny_config
+from tests.support.tiny_run import assert_same, tiny_config
 
 BATCH = 32
 

@@ -21,7 +21,7 @@ from diffjax.training.ensemble import MembersFailed, apart, train_together
 from diffjax.training.interrupts import Interrupted
 from diffjax.training.setup import set_up
 from diffjax.training.watchdog import Watchdog
-from tests.training.test_training import arrays_of, assert_same, logged, tiny_config
+from tests.support.tiny_run import arrays_of, assert_same, logged, tiny_config
 
 # One rate, one seed, one weight and one density each; two share a seed.
 UNLIKE: list[dict[str, Any]] = [

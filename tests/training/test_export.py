@@ -26,7 +26,7 @@ from diffjax.training.portable import portable_sampler
 from diffjax.training.setup import set_up
 from experiments import cli
 from experiments import export as program
-from tests.training.test_training import tiny_config
+from tests.support.tiny_run import tiny_config
 
 SHAPE = (8, 8, 1)
 PAGE = Path(__file__).parents[2] / "docs" / "export.md"

@@ -19,8 +19,8 @@ from diffjax.training.setup import set_up
 from diffjax.training.split import Split, measure_split
 from experiments import cli, train
 from experiments.train import parse_steps
+from tests.support.tiny_run import tiny_config
 from tests.support.trainer import Trainer
-from tests.training.test_training import tiny_config
 
 
 def threads() -> list[str]:
