@@ -19,7 +19,7 @@ from diffjax.models.dit import DiT
 from diffjax.models.unet import UNet
 from diffjax.sampling.sample import Recipe
 from diffjax.spec import spec
-from diffjax.training import loop, optimizer
+from diffjax.training import ensemble, loop, optimizer, recorder, workdirs
 from tests.support.tiny_network import Tiny
 
 COMMAND = "the command"
@@ -95,8 +95,17 @@ def once_a_session(factory: pytest.TempPathFactory, name: str) -> Path:
     return folder
 
 
+def without_pictures(patch: pytest.MonkeyPatch) -> None:
+    """A training makes its steps, checkpoints and lines; no samples, no evaluation and no page."""
+    patch.setattr(recorder, "grid_drawer", lambda *_: lambda state: None)
+    for module in (loop, ensemble):
+        patch.setattr(module, "evaluate_once", lambda *_: None)
+        patch.setattr(module, "page", lambda workdir: workdir / workdirs.REPORT)
+
+
 def arrays_of(workdir: Path) -> Any:
-    return jax.device_get(diffjax.load(workdir).state._asdict())
+    run = diffjax.load(workdir, allowed_packages=("diffjax", "tests"))
+    return jax.device_get(run.state._asdict())
 
 
 def assert_same(one: Any, other: Any, **tolerance: float) -> None:
