@@ -187,15 +187,18 @@ def assert_like(here, there) -> None:
         np.testing.assert_allclose(list(one.values()), list(other.values()), rtol=1e-4, atol=1e-6)
 
 
-def test_a_member_has_the_folder_of_a_run(trained_run, ensemble_run, tmp_path):
-    """The first of one is the run of all tests, with its evaluation and its page."""
+def test_a_member_has_the_folder_of_a_run(trained_run, ensemble_run, tmp_path, monkeypatch):
+    """The first of one is the run of all tests, but for its pictures, evaluation and page."""
     folders = [tmp_path / name for name in "ab"]
-    train_together(configs("", RUNS[:1]), folders[:1], ["command a"])
-    files = [
+    without_pictures(monkeypatch)
+    pages = train_together(configs("", RUNS[:1]), folders[:1], ["command a"])
+    assert pages == [folders[0] / "report.html"]
+    here, there = (
         {str(p.relative_to(at)) for p in at.rglob("*") if "tensorboard" not in str(p)}
         for at in (folders[0], trained_run)
-    ]
-    assert {name for name in files[0] ^ files[1] if "/d/" not in name} == set()
+    )
+    left_out = ("samples/", "evaluation", "report.html")
+    assert {p for p in here ^ there if "/d/" not in p and not p.startswith(left_out)} == set()
     assert_like(folders[0], trained_run)
     assert json.loads((folders[0] / "run.json").read_text())["command"] == "command a"
     run = json.loads((ensemble_run[1] / "run.json").read_text())
@@ -285,9 +288,11 @@ def test_unlike_steps_go_on_from_the_newest_common_one(ensemble_run, folders, mo
 
 
 def test_a_member_that_is_not_finite_spoils_no_other(ensemble_run, tmp_path, monkeypatch):
-    finished: list[Path] = []
+    evaluated: list[Path] = []
+    paged: list[Path] = []
     without_pictures(monkeypatch)
-    monkeypatch.setattr(ensemble, "evaluate_once", lambda *given: finished.append(given[3]))
+    monkeypatch.setattr(ensemble, "evaluate_once", lambda *given: evaluated.append(given[3]))
+    monkeypatch.setattr(ensemble, "page", paged.append)
     folders = [tmp_path / name for name in "xab"]
     clip = {"optimizer.clip_norm": 1e30}
     wild = {"optimizer.learning_rate": 1e30, **clip}
@@ -296,7 +301,7 @@ def test_a_member_that_is_not_finite_spoils_no_other(ensemble_run, tmp_path, mon
         train_together(configs(TINY, [wild, *RUNS]), folders)
     assert list(failed.value.failures) == [folders[0]]
     assert "\n" not in str(failed.value)
-    assert finished == folders[1:]
+    assert evaluated == paged == folders[1:]
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(arrays_of(folders[0])))
     for here, there in zip(folders[1:], ensemble_run, strict=True):
         assert_same(arrays_of(here), arrays_of(there), atol=3e-4, rtol=1e-5)

@@ -75,7 +75,7 @@ def test_noise_in_place_of_a_seed():
 
 
 def test_live_weights_and_another_solver():
-    run = run_of("model=unet")
+    run = run_of()
     run = replace(run, state=run.state._replace(params=run.state.ema["ema-0.9"]))
     recipe = replace(run.recipe, solver=solvers.ddpm(), num_steps=3, guidance_scale=1.0)
     code = serialise(portable_sampler(run, recipe, "live"), SHAPE)
@@ -87,7 +87,7 @@ def test_live_weights_and_another_solver():
     np.testing.assert_allclose(images, expected, atol=2e-5)
 
 
-@pytest.mark.parametrize("arguments", ["", "model=unet"])
+@pytest.mark.parametrize("arguments", ["", pytest.param("model=unet", marks=pytest.mark.thorough)])
 def test_weights_in_half_the_bytes(arguments):
     """They are rounded and nothing else: the network computes in float32 on what is left."""
     run = run_of(arguments)
@@ -121,6 +121,7 @@ def workdir(tmp_path_factory):
     return folder
 
 
+@pytest.mark.process
 def test_the_page_s_lines_run_without_the_project(workdir, tmp_path, capsys):
     out = tmp_path / "sampler.bin"
     argv = [f"--workdir={workdir}", f"--out={out}"]
