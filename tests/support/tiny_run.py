@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,9 @@ from diffjax.models.unet import UNet
 from diffjax.sampling.sample import Recipe
 from diffjax.spec import spec
 from diffjax.training import ensemble, loop, optimizer, recorder, workdirs
+from diffjax.training.checkpoints import Checkpoints
+from diffjax.training.load import Run
+from diffjax.training.setup import Setup
 from tests.support.tiny_network import Tiny
 
 COMMAND = "the command"
@@ -93,6 +97,27 @@ def once_a_session(factory: pytest.TempPathFactory, name: str) -> Path:
             loop.train(tiny_config(), folder, command=COMMAND)
             done.touch()
     return folder
+
+
+def of_noise(setup: Setup, workdir: Path = Path("nowhere")) -> Run:
+    """A run that is not trained, but whose weights are noise: no part of the network is silent."""
+    state, rng = setup.init(jax.random.key(0)), np.random.default_rng(1)
+
+    def noisy(leaf: jax.Array) -> jax.Array:
+        moved = np.asarray(leaf) + 0.1 * rng.normal(size=leaf.shape)
+        return jax.device_put(moved.astype(leaf.dtype), leaf.sharding)
+
+    state = state._replace(ema=jax.tree.map(noisy, state.ema))
+    return Run(setup, state, workdir, tuple("0123456789"))
+
+
+def leave(run: Run, workdir: Path) -> None:
+    """Makes the folder that training would have made, at step 0."""
+    workdir.mkdir()
+    workdirs.claim(workdir, run.config)
+    workdirs.record_run(workdir, run.setup, digits(), "")
+    with closing(Checkpoints(workdir / "checkpoints", 1, 1)) as store:
+        store.save(0, run.state, {})
 
 
 def without_pictures(patch: pytest.MonkeyPatch) -> None:

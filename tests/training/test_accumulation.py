@@ -44,8 +44,7 @@ def config_of(arguments: str = "", parts: int | None = None, **changes: Any) -> 
     if parts is not None:
         config.accumulation_steps = parts
     for name, value in changes.items():
-        part, _, rest = name.rpartition(".")
-        (config[part] if part else config)[rest] = value
+        config[name] = value
     return config
 
 
@@ -189,8 +188,9 @@ def test_without_accumulation_the_program_is_what_it_was():
 
 def test_only_a_part_of_the_activations_is_in_memory():
     def temporaries(parts: int) -> int:
-        config = config_of(parts=parts, **{"model.patch_size": 1})
-        setup = set_up(config, (8, 8, 1), 10, sharding.make_mesh(devices=jax.devices()[:1]))
+        setup = set_up(
+            tiny(parts=parts), (8, 8, 1), 10, sharding.make_mesh(devices=jax.devices()[:1])
+        )
         compiled = loop.compile_train_step(setup, jax.random.key(0))
         return compiled.memory_analysis().temp_size_in_bytes
 

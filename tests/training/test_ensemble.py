@@ -205,6 +205,7 @@ def test_a_member_has_the_folder_of_a_run(trained_run, ensemble_run, tmp_path, m
     assert (run["ensemble"]["members"], run["ensemble"]["index"]) == (2, 1)
 
 
+@pytest.mark.thorough
 def test_each_member_is_the_run_alone(ensemble_run, tmp_path, monkeypatch):
     without_pictures(monkeypatch)
     loop.train(configs(TINY, RUNS)[1], tmp_path / "b")

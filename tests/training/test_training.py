@@ -714,22 +714,6 @@ def test_the_schedule_warms_up_and_decays():
     )
 
 
-def test_the_first_rate_of_the_warm_up_moves_nothing_but_moments():
-    """What a step is besides is in test_step.py."""
-    setup = set_up(tiny_config("model=tiny"), (8, 8, 1), 10, sharding.make_mesh(data=1, fsdp=8))
-    before = setup.init(jax.random.key(0))
-    start = jax.device_get(before.params)
-    batch = next(loop.device_batches(setup, digits(), 0))
-    after, metrics = loop.compile_train_step(setup, jax.random.key(1))(
-        before, jax.random.key(1), batch
-    )
-    assert_same(jax.device_get(after.params), start, rtol=0, atol=0)
-    moments = jax.device_get(after.opt_state[1][0].mu)
-    assert any(np.abs(leaf).max() > 0.0 for leaf in jax.tree.leaves(moments))
-    assert float(metrics["grad_norm"]) > 0.0
-    assert float(metrics["bin_count"].sum()) == 16
-
-
 def test_checkpoints_are_kept_by_policy(tmp_path):
     class Before(NamedTuple):
         x: Any
