@@ -2,8 +2,8 @@
 
 Each trial disturbs a run in one way, then the same command goes on, and in the end everything
 that the run leaves is bit for bit that of a run which nothing disturbed. A few trials are in every
-run of all tests; `pytest -m faults --trials=200 -s` makes as many as are wanted, and prints their
-table.
+run of all tests; `pytest -m faults tests/processes/test_faults.py --trials=200 -s` makes as many as
+are asked for, and prints their table.
 """
 
 import contextlib
@@ -304,9 +304,7 @@ def pytest_generate_tests(metafunc):
     if "seed" in metafunc.fixturenames:
         trials, kinds = metafunc.config.getoption("--trials"), list(KINDS)
         short = [kinds.index(kind) for kind in SHORT]
-        first, *more = short if trials == 1 else range(trials)
-        slow = [pytest.param(seed, marks=pytest.mark.thorough) for seed in more]
-        metafunc.parametrize("seed", [first, *slow])
+        metafunc.parametrize("seed", short if trials == 1 else range(trials))
 
 
 def test_nothing_is_lost(seed, trainer, truth, tally, workdir):

@@ -2,8 +2,8 @@
 
 Each trial trains a step or two in one layout, is stopped by SIGTERM, and goes on in another, four
 in all; in the end it is the run of one device to the tolerance of another order of sums. One trial
-is in every run of all tests; `pytest tests/processes/test_other_meshes.py -m "" --trials=20 -s`
-makes as many as are wanted, and prints how far each ended from the undisturbed run.
+is in every run of all tests; `pytest -m process tests/processes/test_other_meshes.py --trials=20
+-s` makes as many as are asked for, and prints how far each ended from the undisturbed run.
 """
 
 import re
@@ -24,8 +24,6 @@ from experiments import config_files
 from tests.processes.test_faults import alive, send
 from tests.processes.test_processes import PAUSE, assert_same_run, state_of
 from tests.support.trainer import CONFIG, STEPS, Trainer
-
-pytestmark = pytest.mark.faults
 
 # Blocks whose every weight can be split.
 SPLITTABLE = CONFIG.replace(
@@ -108,7 +106,7 @@ def pytest_generate_tests(metafunc):
         metafunc.parametrize("seed", range(metafunc.config.getoption("--trials")))
 
 
-@pytest.mark.thorough
+@pytest.mark.process
 def test_a_run_moves_from_layout_to_layout(seed, trainer, setup, alone, tmp_path):
     # Of the first trials each layout is a part, and then at random.
     order = np.random.default_rng(seed).permutation(len(LAYOUTS)) if seed else range(len(LAYOUTS))

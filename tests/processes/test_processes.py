@@ -24,8 +24,6 @@ from experiments import processes as flags_of
 from tests.processes.test_faults import left_by
 from tests.support.trainer import STEPS, Trainer
 
-pytestmark = pytest.mark.faults
-
 # Sums in another order: eight steps of Adam, whose first ones divide by a root near 0.
 RTOL, ATOL = 2e-3, 2e-5
 PAUSE = 0.5  # s; a signal at the second of eight steps comes before the last
@@ -89,7 +87,7 @@ def when(there: Path, pids: list[int], number: int, which: int) -> None:
     os.kill(pids[which], number)
 
 
-@pytest.mark.thorough
+@pytest.mark.process
 def test_two_processes_are_one_run_and_resume_on_one(trainer, setup, alone, tmp_path):
     """SIGTERM to the second of two; one goes on; the end is that of a run of one process."""
     workdir = tmp_path / "run"
@@ -119,16 +117,16 @@ def pair(trainer, tmp_path_factory):
     return workdir
 
 
-@pytest.mark.thorough
-@pytest.mark.parametrize(("number", "which"), [(signal.SIGTERM, 1), (signal.SIGINT, 0)])
+@pytest.mark.process
 def test_a_pair_that_was_stopped_ends_in_the_bits_of_one_that_was_not(
-    number, which, trainer, setup, pair, tmp_path
+    trainer, setup, pair, tmp_path
 ):
+    """By Ctrl-C to the first; SIGTERM to the second is above."""
     workdir = tmp_path / "run"
     ended = trainer.together(
         2,
         trainer.arguments(workdir),
-        disturb=lambda pids: when(workdir / "checkpoints" / "2", pids, number, which),
+        disturb=lambda pids: when(workdir / "checkpoints" / "2", pids, signal.SIGINT, 0),
         pause=PAUSE,
     )
     assert [status for status, _ in ended] == [143, 143], ended
@@ -139,15 +137,7 @@ def test_a_pair_that_was_stopped_ends_in_the_bits_of_one_that_was_not(
         assert found[name] == expected[name], name
 
 
-@pytest.mark.thorough
-def test_four_processes_are_one_run(trainer, setup, alone, tmp_path):
-    workdir = tmp_path / "run"
-    ended = trainer.together(4, trainer.arguments(workdir))
-    assert [status for status, _ in ended] == [0] * 4, ended
-    assert_same_run(workdir, alone, setup)
-
-
-@pytest.mark.thorough
+@pytest.mark.process
 def test_one_process_is_gone_on_with_by_four(trainer, setup, alone, tmp_path):
     workdir = tmp_path / "run"
     status, said = trainer.run(
@@ -187,7 +177,7 @@ REASONS = {
 }
 
 
-@pytest.mark.thorough
+@pytest.mark.faults
 @pytest.mark.parametrize(("number", "which"), [(2, 0), (4, 2)])
 def test_whichever_dies_the_others_say_so_and_the_same_commands_go_on(
     number, which, trainer, setup, alone, tmp_path
@@ -200,17 +190,10 @@ def test_whichever_dies_the_others_say_so_and_the_same_commands_go_on(
     assert_same_run(workdir, alone, setup)
 
 
-@pytest.mark.thorough
-def test_when_one_dies_the_other_says_so_and_ends(trainer, setup, alone, tmp_path):
-    """And afterwards the same commands go on to the same end; samples are those of one process."""
-    workdir = tmp_path / "run"
-    end_by_a_kill(trainer, workdir, 2, 1)
-    ended = trainer.together(2, trainer.arguments(workdir))
-    assert [status for status, _ in ended] == [0, 0], ended
-    assert_same_run(workdir, alone, setup)
-
+@pytest.mark.process
+def test_samples_of_two_processes_are_those_of_one(trainer, pair, tmp_path):
     pictures = [tmp_path / name / "grid.png" for name in ("two", "one")]
-    arguments = [f"--workdir={workdir}", "--num_samples=6", "--allowed_packages=tests"]
+    arguments = [f"--workdir={pair}", "--num_samples=6", "--allowed_packages=tests"]
     out = [f"--out={path}" for path in pictures]
     ended = trainer.together(2, [*arguments, out[0]], program="sample")
     ended += trainer.start("sample", [[*arguments, out[1]]])

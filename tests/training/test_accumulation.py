@@ -1,5 +1,6 @@
 """Gradient accumulation: the large batch, with the activations of a part of it."""
 
+import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +24,7 @@ from diffjax.training.optimizer import Optimizer
 from diffjax.training.setup import set_up
 from diffjax.wiring import build_objective
 from tests.support.tiny_network import Plain
-from tests.training.test_training import assert_same, tiny_config
+from tests.support.tiny_run import assert_same, tiny_config
 
 BATCH = 32
 
@@ -74,14 +75,14 @@ def assert_equal(one: tuple, other: tuple) -> None:
     assert_same(other[1], one[1], rtol=2e-4, atol=5e-6)
 
 
-ARGUMENTS = [
+# Who draws for all of a batch, remembers it, or has parameters of its own.
+ARGUMENTS = ["uniforms=antithetic,coupling=ot", "wrappers=second_moment"]
+MORE = [
     "",
     "uniforms=stratified",
     "objective=ddpm,uniforms=low_discrepancy",
-    "uniforms=antithetic,coupling=ot",
     "coupling=entropic_ot",
     "bridge=brownian",
-    "wrappers=second_moment",
     "wrappers=adaptive+uncertainty",
     "wrappers=importance",
     "wrappers=contrastive",
@@ -90,10 +91,52 @@ ARGUMENTS = [
 ]
 
 
-@pytest.mark.parametrize("arguments", ARGUMENTS)
+@pytest.mark.parametrize(
+    "arguments", [*ARGUMENTS, *(pytest.param(more, marks=pytest.mark.thorough) for more in MORE)]
+)
 def test_parts_add_up_to_the_batch(arguments):
     """The gradient, averages, memory, loss, its norm and the log-SNR bins of two steps."""
     assert_equal(two_steps(tiny(arguments, 1)), two_steps(tiny(arguments, 4)))
+
+
+@pytest.mark.parametrize("parts", [1, 2, 4, 8])
+def test_each_part_is_every_so_manieth_row(parts):
+    """By NumPy: losses, gradients and the order of what comes back, of a network of two outputs."""
+    rng = np.random.default_rng(parts)
+    x, goal = rng.normal(size=(2, 8, 2)).astype(np.float32)
+    level, cond = rng.normal(size=8).astype(np.float32), np.arange(8, dtype=np.int32)
+    params = {"w": np.float32(0.7), "b": np.array([0.2, -0.4], np.float32)}
+    asked = []
+
+    def apply(params, x, noise_label, cond, *, key=None, **how):
+        assert key is None
+        assert how == {"train": True}
+        asked.append(len(x))
+        scale = (noise_label + cond)[:, None]
+        return params["w"] * x * scale + params["b"], (2.0 * x,)
+
+    def losses_of(apply, params):
+        said, (twice,) = apply(params, x, level, cond, train=True)
+        losses = jnp.sum((said - goal) ** 2 + 0.0 * twice, axis=1)
+        return losses, {"log_snr": level, "pairs": jnp.asarray(x), "said": said}
+
+    network: Any = apply
+    (loss, (losses, metrics)), gradient = jax.jit(
+        lambda params: loss_and_gradient(losses_of, network, params, parts)
+    )(params)
+    said = params["w"] * x * (level + cond)[:, None] + params["b"]
+    expected = ((said - goal) ** 2).sum(1)
+    slope = 2 * (said - goal) / 8
+    np.testing.assert_allclose(loss, expected.mean(), rtol=1e-5)
+    np.testing.assert_allclose(losses, expected, rtol=1e-5)
+    np.testing.assert_allclose(
+        gradient["w"], (slope * x * (level + cond)[:, None]).sum(), rtol=1e-4
+    )
+    np.testing.assert_allclose(gradient["b"], slope.sum(0), rtol=1e-4)
+    np.testing.assert_array_equal(metrics["log_snr"], level)
+    np.testing.assert_array_equal(metrics["pairs"], x)
+    np.testing.assert_allclose(metrics["said"], said, rtol=1e-5)
+    assert set(asked) == {8 // parts}
 
 
 MESHES = {
@@ -103,22 +146,27 @@ MESHES = {
     "tensor": {"data": 4, "tensor": 2},
     "sequence": {"data": 4, "sequence": 2},
 }
+# What a mesh does to a step without parts is in test_training.py and test_meshes.py.
+CROSS = [("dit", name) for name in MESHES] + [("unet", name) for name in ("fsdp", "sequence")]
 
 
-@pytest.fixture(scope="module", params=["dit", "unet"])
-def whole(request):
-    """A network, and its two steps on one device without parts."""
-    return request.param, two_steps(config_of(f"model={request.param}"))
+@pytest.fixture(scope="module")
+def whole():
+    """`network -> its two steps on one device without parts`."""
+    return functools.cache(lambda model: two_steps(config_of(f"model={model}")))
+
+
+def test_parts_on_eight_devices_add_up_to_the_batch():
+    found = two_steps(tiny(parts=4), sharding.make_mesh(data=2, fsdp=4))
+    assert_equal(two_steps(tiny()), found)
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize("parts", [1, 4])
-@pytest.mark.parametrize("name", MESHES)
-def test_networks_on_one_and_eight_devices(whole, name, parts):
-    model, expected = whole
-    axes = MESHES[name]
+@pytest.mark.parametrize(("model", "name"), CROSS)
+def test_networks_in_parts_on_one_and_eight_devices(whole, model, name):
+    expected, axes = whole(model), MESHES[name]
     mesh = axes and sharding.make_mesh(**axes)
-    found = two_steps(config_of(f"model={model}", parts), mesh)
+    found = two_steps(config_of(f"model={model}", parts=4), mesh)
     for one, other in zip(expected[1], found[1], strict=True):
         np.testing.assert_allclose(other["loss"], one["loss"], rtol=2e-5, err_msg=name)
     assert_equal(expected, found)
@@ -140,8 +188,9 @@ def test_without_accumulation_the_program_is_what_it_was():
 
 def test_only_a_part_of_the_activations_is_in_memory():
     def temporaries(parts: int) -> int:
-        config = config_of("model=unet", parts)
-        setup = set_up(config, (8, 8, 1), 10, sharding.make_mesh(devices=jax.devices()[:1]))
+        setup = set_up(
+            tiny(parts=parts), (8, 8, 1), 10, sharding.make_mesh(devices=jax.devices()[:1])
+        )
         compiled = loop.compile_train_step(setup, jax.random.key(0))
         return compiled.memory_analysis().temp_size_in_bytes
 
@@ -187,11 +236,25 @@ def objective_of(arguments: str, **changes: Any):
     return build_objective(tiny(arguments, **changes))
 
 
+FOUND_OUT = ["wrappers=dispersive", "wrappers=contrastive", "coupling=ot"]
+MORE_FOUND_OUT = [
+    *(f"wrappers={name}" for name in choices.WRAPPERS if name != "learned_variance"),
+    *(f"coupling={name}" for name in choices.COUPLINGS),
+    "objective=iddpm",
+    "bridge=brownian",
+]
+
+
 @pytest.mark.parametrize(
     "arguments",
-    [f"wrappers={name}" for name in choices.WRAPPERS if name != "learned_variance"]
-    + [f"coupling={name}" for name in choices.COUPLINGS]
-    + ["objective=iddpm", "bridge=brownian"],
+    [
+        *FOUND_OUT,
+        *(
+            pytest.param(more, marks=pytest.mark.thorough)
+            for more in MORE_FOUND_OUT
+            if more not in FOUND_OUT
+        ),
+    ],
 )
 def test_what_compares_outputs_is_found_out(arguments):
     assert compares_outputs(objective_of(arguments)) == ("dispersive" in arguments)

@@ -14,19 +14,16 @@ import numpy as np
 import pytest
 from jax import export
 
-from diffjax.data import digits
 from diffjax.errors import UserError
 from diffjax.sampling import solvers
 from diffjax.sampling.export import check_size, serialise
-from diffjax.training import workdirs
-from diffjax.training.checkpoints import Checkpoints
 from diffjax.training.generate import starting_noise
 from diffjax.training.load import Run
 from diffjax.training.portable import portable_sampler
 from diffjax.training.setup import set_up
 from experiments import cli
 from experiments import export as program
-from tests.training.test_training import tiny_config
+from tests.support.tiny_run import leave, of_noise, tiny_config
 
 SHAPE = (8, 8, 1)
 PAGE = Path(__file__).parents[2] / "docs" / "export.md"
@@ -34,12 +31,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "export.md"
 
 @cache
 def run_of(arguments: str = "") -> Run:
-    """A run whose weights are noise, so that no part of the network is silent."""
-    setup = set_up(tiny_config(arguments), SHAPE, 10)
-    state = setup.init(jax.random.key(0))
-    keys = iter(jax.random.split(jax.random.key(1), 1000))
-    noisy = jax.tree.map(lambda x: x + 0.1 * jax.random.normal(next(keys), x.shape), state.ema)
-    return Run(setup, state._replace(ema=noisy), Path("nowhere"), tuple("0123456789"))
+    return of_noise(set_up(tiny_config(arguments), SHAPE, 10))
 
 
 def exported(run: Run, **how: Any) -> export.Exported:
@@ -49,7 +41,7 @@ def exported(run: Run, **how: Any) -> export.Exported:
     return export.deserialize(bytearray(code))
 
 
-@pytest.mark.parametrize("arguments", ["", "coupling=translation"])
+@pytest.mark.parametrize("arguments", ["", "model=tiny,coupling=translation"])
 def test_a_file_draws_what_the_run_does(arguments):
     """The run's own recipe, guided; any number of labels; each image by its number alone."""
     run = run_of(arguments)
@@ -59,7 +51,8 @@ def test_a_file_draws_what_the_run_does(arguments):
     for n, seed in ((5, 3), (2, 4)):
         labels = np.arange(n, dtype=np.int32) * 3 % 10
         rng = np.random.default_rng(0)
-        sources = (rng.uniform(-1, 1, (n, *SHAPE)).astype(np.float32),) if arguments else ()
+        source = rng.uniform(-1, 1, (n, *SHAPE)).astype(np.float32)
+        sources = (source,) if run.setup.wired.objective.starts_at_source else ()
         expected = run.sample(labels, seed=seed, source=sources[0] if sources else None)
         assert expected.std() > 0.1
         images = sampler.call(np.uint32(seed), labels, *sources)
@@ -67,7 +60,7 @@ def test_a_file_draws_what_the_run_does(arguments):
 
 
 def test_noise_in_place_of_a_seed():
-    run = run_of()
+    run = run_of("model=tiny")
     labels = np.arange(4, dtype=np.int32)
     noise = starting_noise(7, np.arange(4), SHAPE)
     images = exported(run, noise=True).call(noise, labels)
@@ -75,7 +68,7 @@ def test_noise_in_place_of_a_seed():
 
 
 def test_live_weights_and_another_solver():
-    run = run_of("model=unet")
+    run = run_of("model=tiny")
     run = replace(run, state=run.state._replace(params=run.state.ema["ema-0.9"]))
     recipe = replace(run.recipe, solver=solvers.ddpm(), num_steps=3, guidance_scale=1.0)
     code = serialise(portable_sampler(run, recipe, "live"), SHAPE)
@@ -87,7 +80,7 @@ def test_live_weights_and_another_solver():
     np.testing.assert_allclose(images, expected, atol=2e-5)
 
 
-@pytest.mark.parametrize("arguments", ["", "model=unet"])
+@pytest.mark.parametrize("arguments", ["", pytest.param("model=unet", marks=pytest.mark.thorough)])
 def test_weights_in_half_the_bytes(arguments):
     """They are rounded and nothing else: the network computes in float32 on what is left."""
     run = run_of(arguments)
@@ -110,17 +103,12 @@ def test_weights_in_half_the_bytes(arguments):
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory):
     """The folder of such a run, as training leaves it."""
-    run, folder = run_of(), tmp_path_factory.mktemp("export") / "run"
-    folder.mkdir()
-    workdirs.claim(folder, run.config)
-    workdirs.record_run(folder, run.setup, digits(), "")
-    store = Checkpoints(folder / "checkpoints", 1, 1)
-    store.save(0, run.state, {})
-    store.wait()
-    store.close()
+    folder = tmp_path_factory.mktemp("export") / "run"
+    leave(run_of(), folder)
     return folder
 
 
+@pytest.mark.process
 def test_the_page_s_lines_run_without_the_project(workdir, tmp_path, capsys):
     out = tmp_path / "sampler.bin"
     argv = [f"--workdir={workdir}", f"--out={out}"]

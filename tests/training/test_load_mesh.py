@@ -7,23 +7,19 @@ from jax.sharding import Mesh
 
 import diffjax
 from diffjax.errors import UserError
+from diffjax.training.setup import set_up
 from diffjax.training.sharding import make_mesh
-from experiments import config_files
+from tests.support.tiny_run import leave, of_noise, tiny_config
 
 pytestmark = pytest.mark.skipif(jax.device_count() < 8, reason="needs eight devices")
 
 
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory):
-    config = config_files.load("configs/digits.py")
-    config.num_steps, config.batch_size = 3, 16
     # All of it can be split in eight.
-    config.model.update(hidden_size=64, depth=1, num_heads=8)
-    config.optimizer.warmup_steps = 1
-    config.sampling.num_steps = 2
-    config.evaluation.update(num_samples=16, batch_size=16, solvers=(), num_steps=())
+    config = tiny_config(**{"model.hidden_size": 64, "model.num_heads": 8})
     folder = tmp_path_factory.mktemp("mesh") / "run"
-    diffjax.train(config.lock(), folder)
+    leave(of_noise(set_up(config, (8, 8, 1), 10)), folder)
     return folder
 
 

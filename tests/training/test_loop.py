@@ -19,8 +19,8 @@ from diffjax.training.setup import set_up
 from diffjax.training.split import Split, measure_split
 from experiments import cli, train
 from experiments.train import parse_steps
+from tests.support.tiny_run import tiny_config
 from tests.support.trainer import Trainer
-from tests.training.test_training import tiny_config
 
 
 def threads() -> list[str]:
@@ -142,7 +142,7 @@ def test_the_loop_stops_where_it_should():
 
 
 def test_the_parts_of_the_loop_are_measured():
-    split = measure_split("tiny", tiny_config(), digits(), steps=2, rounds=2)
+    split = measure_split("tiny", tiny_config("model=tiny"), digits(), steps=2, rounds=2)
     parts = (split.compute, split.loop, split.host, split.input)
     assert all(len(part) == 2 and min(part) > 0 for part in parts)
     assert max(split.host) < min(split.compute)
@@ -190,7 +190,7 @@ def test_steps_beyond_the_end_are_refused(tmp_path):
         Profile(5, 9).check(8)
 
 
-@pytest.mark.thorough
+@pytest.mark.process
 def test_a_training_leaves_a_trace_and_its_programs(tmp_path):
     trainer = Trainer(tmp_path, xla_flags="")  # What is compiled in half a second is not kept.
     flags = ["--profile_steps=2:3", f"--compilation_cache={tmp_path}/cache"]

@@ -13,28 +13,32 @@ from diffjax.training.setup import set_up
 from experiments import config_files
 
 pytestmark = pytest.mark.skipif(jax.device_count() < 8, reason="needs eight devices")
-DIT = {"depth": 2, "hidden_size": 32, "num_heads": 2}
+DIT = {"depth": 1, "hidden_size": 32, "num_heads": 2}
 UNET = {"channels": 16, "head_channels": 16, "num_res_blocks": 1}
 
 
 def gradients(arguments, network, rules=None, **mesh):
-    """Of one training step, by the parameters' paths: Adam's first moment, times a constant."""
+    """Of one training step, by the parameters' paths: Adam's first moment, times a constant.
+
+    On one device where there is no mesh.
+    """
     config = config_files.load(f"configs/digits.py:{arguments}")
     if rules is not None:
         config.sharding_rules = rules
     config.batch_size = 32
     config.model.update(network)
     config.mesh.update(mesh)
-    setup = set_up(config, (8, 8, 1), 10)
+    one = None if mesh else sharding.make_mesh(devices=jax.devices()[:1])
+    setup = set_up(config, (8, 8, 1), 10, one)
     state = setup.init(jax.random.key(0))
     leaves, tree = jax.tree.flatten(state.params)
-    keys = jax.random.split(jax.random.key(2), len(leaves))
+    rng = np.random.default_rng(2)
     moved = [
-        jax.device_put(np.asarray(leaf) + 0.1 * np.asarray(jax.random.normal(k, leaf.shape)), at)
-        for leaf, k, at in zip(leaves, keys, (leaf.sharding for leaf in leaves), strict=True)
+        jax.device_put((leaf + 0.1 * rng.normal(size=leaf.shape)).astype(leaf.dtype), at)
+        for leaf, at in zip(jax.device_get(leaves), (leaf.sharding for leaf in leaves), strict=True)
     ]
     state = state._replace(params=tree.unflatten(moved))
-    image = np.asarray(jax.random.normal(jax.random.key(5), (32, 8, 8, 1)))
+    image = rng.normal(size=(32, 8, 8, 1)).astype(np.float32)
     batch = {"image": image, "label": (np.arange(32) % 10).astype(np.int32)}
     batch = jax.device_put(batch, sharding.batch_sharding(setup.mesh))
     places = setup.shardings, sharding.replicated(setup.mesh)
@@ -46,7 +50,7 @@ def gradients(arguments, network, rules=None, **mesh):
 
 NETWORKS = {
     "dit": ("model=dit", DIT),
-    "stacked": ("model=dit,objective=mean_flow", {**DIT, "scan": True}),
+    "stacked": ("model=dit,objective=mean_flow", {**DIT, "depth": 2, "scan": True}),
     "unet": ("model=unet", UNET),
 }
 THREES = [dict.fromkeys(names, 2) for names in itertools.combinations(sharding.AXES, 3)]
@@ -56,7 +60,7 @@ FOURS = [{"fsdp": 2, "tensor": 4}, {"data": 2, "sequence": 4}]
 
 @functools.cache
 def expected(name):
-    return gradients(*NETWORKS[name], data=-1)
+    return gradients(*NETWORKS[name])
 
 
 def assert_the_gradients_of(name, rules, mesh):
@@ -74,21 +78,31 @@ def called(mesh):
     return "-".join(f"{axis}{size}" for axis, size in mesh.items())
 
 
-@pytest.mark.parametrize("name", NETWORKS)
-def test_no_axis_changes_the_gradient_of_a_network_that_is_not_fresh(name):
+def test_no_axis_changes_the_gradient_of_a_network_that_is_not_fresh():
     """All of `data`, `fsdp` and `tensor` above 1 is where XLA by itself was wrong."""
-    assert_the_gradients_of(name, None, THREES[0])
+    assert_the_gradients_of("dit", None, THREES[0])
+
+
+# What is new in a stack is how its parameters are split, and in a U-Net that channels come in odd
+# numbers; how axes meet each other is seen on a DiT.
+CROSS = [("dit", mesh) for mesh in THREES[1:] + FOURS]
+CROSS += [("stacked", mesh) for mesh in (THREES[0], THREES[3], FOURS[0])]
+CROSS += [("unet", mesh) for mesh in (THREES[0], THREES[3], FOURS[0])]
+SPREAD = [("dit", THREES[0]), ("dit", {"data": 8}), ("stacked", THREES[0])]
+SPREAD += [("unet", {"data": 2, "fsdp": 4})]
+
+
+def names(cases):
+    return [f"{name} {called(mesh)}" for name, mesh in cases]
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize("mesh", THREES[1:] + FOURS, ids=called)
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize(("name", "mesh"), CROSS, ids=names(CROSS))
 def test_no_two_or_three_axes_change_a_gradient(name, mesh):
     assert_the_gradients_of(name, None, mesh)
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize("mesh", [THREES[0], {"data": 2, "fsdp": 4}, {"data": 8}], ids=called)
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize(("name", "mesh"), SPREAD, ids=names(SPREAD))
 def test_a_state_that_is_split_over_all_devices_changes_no_gradient(name, mesh):
     assert_the_gradients_of(name, sharding.SPREAD, mesh)

@@ -24,6 +24,7 @@ from diffjax.training import loop
 from diffjax.training.checkpoints import Checkpoints
 from diffjax.training.setup import set_up
 from experiments.sweep_cells import resolved
+from tests.support.tiny_run import without_pictures
 
 RUNS = sorted(path for path in (Path(__file__).parent / "old_runs").iterdir() if path.is_dir())
 
@@ -38,9 +39,14 @@ def test_it_is_read_and_samples_as_it_did(folder):
     np.testing.assert_allclose(images, expected["images"], atol=1e-4)
 
 
-@pytest.mark.parametrize("folder", RUNS, ids=lambda path: path.name)
-def test_the_command_that_made_it_goes_on_today(folder, tmp_path, caplog):
+@pytest.mark.parametrize(
+    "folder",
+    [RUNS[0], *(pytest.param(folder, marks=pytest.mark.thorough) for folder in RUNS[1:])],
+    ids=lambda path: path.name,
+)
+def test_the_command_that_made_it_goes_on_today(folder, tmp_path, caplog, monkeypatch):
     """Its config is the one of today, its checkpoint has the parts that training needs."""
+    without_pictures(monkeypatch)
     caplog.set_level(logging.INFO, "diffjax")
     workdir = shutil.copytree(folder, tmp_path / "run")
     command = json.loads((folder / "run.json").read_text())["command"]

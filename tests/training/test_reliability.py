@@ -48,7 +48,7 @@ with locked(Path(sys.argv[1])):
 """
 
 
-@pytest.mark.faults
+@pytest.mark.process
 def test_a_second_process_is_refused_until_the_first_is_dead(tmp_path):
     holder = subprocess.Popen(
         [sys.executable, "-c", HOLDER, str(tmp_path)],
@@ -80,14 +80,12 @@ def test_a_folder_is_free_after_an_error_inside(tmp_path):
 # Storage.
 
 
-@pytest.mark.faults
 def test_a_folder_that_is_none_is_said_at_once(tmp_path):
     (tmp_path / "checkpoints").write_text("")
     with pytest.raises(UserError, match=r"can't write to .*checkpoints: File exists"):
         storage.make_writable(tmp_path / "checkpoints")
 
 
-@pytest.mark.faults
 @pytest.mark.skipif(os.geteuid() == 0, reason="root writes anywhere")
 def test_a_folder_without_permission_is_said_at_once(tmp_path):
     tmp_path.chmod(0o500)
@@ -106,7 +104,6 @@ def save_without_room(workdir: Path, store: Checkpoints, state: TrainState) -> N
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-@pytest.mark.faults
 def test_what_cannot_be_written_costs_no_older_checkpoint(tmp_path):
     """Files may not grow beyond a limit: the system then refuses a write as on a full disk."""
     state = init_state({"w": jnp.zeros(1)}, sgd(), ())
@@ -129,7 +126,6 @@ def test_what_cannot_be_written_costs_no_older_checkpoint(tmp_path):
     assert left == {"2"}, "the torn one is cleared away"
 
 
-@pytest.mark.faults
 def test_a_file_is_whole_or_as_it_was(tmp_path):
     file = tmp_path / "a.json"
     files.write_whole(file, "before")
@@ -144,7 +140,7 @@ def test_a_file_is_whole_or_as_it_was(tmp_path):
     assert list(tmp_path.iterdir()) == [file]
 
 
-@pytest.mark.faults
+@pytest.mark.process
 def test_what_the_dead_had_not_finished_is_cleared_away(tmp_path):
     gone = subprocess.Popen(["true"])
     gone.wait()
@@ -194,6 +190,7 @@ def test_a_result_that_nobody_reads_is_no_error_of_the_program(monkeypatch):
         cli.run(other, flags.FlagValues(), usage="", argv=[])
 
 
+@pytest.mark.process
 def test_a_terminal_without_an_accent_ends_no_program():
     code = "import sys; from experiments import cli; from absl import flags; sys.exit(cli.run("
     code += "lambda args: print('Fr\\u00e9chet'), flags.FlagValues(), usage='', argv=[]))"
@@ -242,7 +239,6 @@ def test_a_lock_and_a_folder_that_can_not_be_are_one_line(tmp_path):
 # Signals.
 
 
-@pytest.mark.faults
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_the_exit_status_says_which_signal_came(number, status, capsys):
     def main(args):
@@ -303,7 +299,6 @@ def begin(nonfinite: NonFinite) -> TrainState:
     return init_state({"w": jnp.array(3.0)}, sgd(), (0.5,), jnp.array(0), nonfinite.init())
 
 
-@pytest.mark.faults
 def test_steps_left_out_change_nothing_else():
     """Against the recursion by hand: momentum 0.9, a rate that only counts updates made."""
     bad, nonfinite = (1, 4, 5), NonFinite(3)
@@ -335,7 +330,6 @@ def test_what_is_off_adds_nothing_to_the_program():
     assert begin(NonFinite()).skipped == ()
 
 
-@pytest.mark.faults
 def test_resuming_between_steps_left_out_changes_nothing(tmp_path):
     bad, nonfinite = (3, 4, 5), NonFinite(5)
     step, state = jax.jit(step_with(nonfinite)), begin(nonfinite)
@@ -399,7 +393,6 @@ def feed(window: MetricsWindow, first: int, last: int) -> None:
             window.close()
 
 
-@pytest.mark.faults
 @pytest.mark.parametrize("stop", range(1, 12))
 def test_lines_do_not_depend_on_where_a_run_stopped(stop):
     whole, parts = Kept(), Kept()
@@ -422,7 +415,6 @@ def test_lines_do_not_depend_on_where_a_run_stopped(stop):
     assert parts.lines == whole.lines
 
 
-@pytest.mark.faults
 def test_a_loss_that_is_not_finite_is_seen_before_its_window_ends():
     window = window_of(Kept())
     window.add(metrics_at(1))
@@ -435,7 +427,6 @@ def test_a_loss_that_is_not_finite_is_seen_before_its_window_ends():
     assert caught.value.said == f"the {said}"
 
 
-@pytest.mark.faults
 def test_too_many_in_a_row_stop_the_run(caplog):
     kept, left_out = Kept(), Kept()
     window = window_of(kept, skip_in_a_row=2, left_out=left_out)

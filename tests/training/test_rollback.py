@@ -25,7 +25,6 @@ from experiments import config_files
 from tests.support.tiny_network import Tiny
 from tests.support.trainer import CONFIG, STEPS
 
-pytestmark = pytest.mark.faults
 BATCH = 16
 POISON = 9  # a label that no other image has
 
@@ -99,7 +98,7 @@ def run_steps_of(config, workdir, should_stop=lambda: False):
         store.close()
 
 
-@pytest.mark.thorough
+@pytest.mark.faults
 def test_a_batch_that_breaks_a_run_is_not_met_again(tmp_path, caplog):
     """Step 5 is bad: back to 4, on to 8; a run stopped in between ends in the same bits."""
     config = config_with(tmp_path, row_in_step(5), **{"nonfinite.rollbacks": 1})
@@ -127,6 +126,7 @@ def test_a_batch_that_breaks_a_run_is_not_met_again(tmp_path, caplog):
     assert len(Rollbacks.read(parts).made) == 1
 
 
+@pytest.mark.faults
 def test_steps_left_out_are_in_a_file_once_wherever_the_run_stopped(tmp_path):
     config = config_with(tmp_path, row_in_step(5), **{"nonfinite.skip_in_a_row": 1})
     for name, stops in (("whole", []), ("parts", [False] * 5 + [True])):
@@ -144,6 +144,7 @@ def test_steps_left_out_are_in_a_file_once_wherever_the_run_stopped(tmp_path):
     assert one.read_bytes() == other.read_bytes()
 
 
+@pytest.mark.faults
 def test_going_on_is_with_other_data_and_noise(tmp_path):
     """A run that is rolled back differs from one that never broke, from there on and not before."""
     calm, broken = tmp_path / "calm", tmp_path / "broken"
@@ -159,7 +160,7 @@ def test_going_on_is_with_other_data_and_noise(tmp_path):
     assert one[1:] != other[1:]
 
 
-@pytest.mark.thorough
+@pytest.mark.faults
 def test_a_run_that_breaks_wherever_it_goes_back_to_ends(tmp_path):
     """It goes one checkpoint further back each time, and what is good stays good."""
     changes = {

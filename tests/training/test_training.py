@@ -7,6 +7,7 @@ import shutil
 import signal
 import tempfile
 import time
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,7 +15,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import orbax.checkpoint as ocp
 import pytest
 from jax.sharding import PartitionSpec as P
@@ -22,14 +22,9 @@ from ml_collections import ConfigDict
 
 import diffjax
 from diffjax import choices, chosen
-from diffjax.data import Augment, digits
+from diffjax.data import digits
 from diffjax.errors import UserError
-from diffjax.evaluation.features import classifier_features
-from diffjax.evaluation.run_files import read_metrics
-from diffjax.models.dit import DiT
-from diffjax.models.unet import UNet
 from diffjax.sampling import grids, solvers
-from diffjax.sampling.sample import Recipe
 from diffjax.spec import spec, to_json
 from diffjax.training import checkpoints as checkpoints_module
 from diffjax.training import lock, loop, optimizer, processes, sharding, state, workdirs
@@ -43,144 +38,71 @@ from diffjax.training.watchdog import Watchdog
 from diffjax.training.window import NonFiniteLoss
 from diffjax.wiring import wire
 from experiments.train import headline
-from tests.support.tiny_network import Tiny
-
-MODELS = {
-    "dit": spec(DiT, patch_size=4, hidden_size=16, depth=1, num_heads=2, dropout=0.1),
-    "unet": spec(
-        UNet,
-        channels=8,
-        channel_multipliers=(1, 2),
-        num_res_blocks=1,
-        attention_resolutions=(4,),
-        head_channels=8,
-    ),
-    "tiny": spec(Tiny),
-}
+from tests.support.tiny_run import (
+    COMMAND,
+    arrays_of,
+    assert_same,
+    logged,
+    tiny_config,
+    without_pictures,
+)
 
 
-def tiny_config(arguments: str = "", /, **changes: Any) -> ConfigDict:
-    config = ConfigDict(
-        {
-            "name": "tiny",
-            "seed": 0,
-            "num_steps": 6,
-            "batch_size": 16,
-            "data": spec(digits),
-            "augment": spec(Augment),
-            "label_dropout": 0.1,
-            "optimizer": spec(optimizer.adamw, warmup_steps=2),
-            "ema_decays": (0.9, 0.99),
-            "mesh": {"data": -1, "fsdp": 1, "tensor": 1, "sequence": 1},
-            "sampling": spec(
-                Recipe,
-                solver=choices.copy(choices.SOLVERS["heun"]),
-                grid=choices.copy(choices.GRIDS["uniform"]),
-                num_steps=2,
-                guidance_scale=2.0,
-            ),
-            "weights": "ema-0.99",
-            "log_every_steps": 2,
-            "sample_every_steps": 4,
-            "checkpoint_every_steps": 2,
-            "checkpoints_to_keep": 5,
-            "checkpoints_kept_every_steps": 100,
-            "evaluation": {
-                "extractor": spec(classifier_features, name="digits"),
-                "num_samples": 20,
-                "batch_size": 24,
-                "solvers": ("ddim",),
-                "num_steps": (2,),
-                "seed": 0,
-            },
-        }
-    )
-    chosen.set_axes(config, arguments, MODELS, model="dit")
-    config.update_from_flattened_dict(changes)
-    return config.lock()
-
-
-@pytest.fixture(scope="module")
-def whole_run(tmp_path_factory):
-    """A run that nothing disturbed."""
-    workdir = tmp_path_factory.mktemp("run") / "whole"
-    loop.train(tiny_config(), workdir, command="the command")
-    return workdir
-
-
-def arrays_of(workdir, config=None):
-    run = diffjax.load(workdir)
-    return jax.device_get(run.state._asdict())
-
-
-def assert_same(one, other, **tolerance):
-    for (path, a), b in zip(
-        jax.tree_util.tree_leaves_with_path(one), jax.tree.leaves(other), strict=True
-    ):
-        np.testing.assert_allclose(a, b, err_msg=jax.tree_util.keystr(path), **tolerance)
-
-
-def logged(workdir):
-    """The metrics without what depends on the clock."""
-    records = read_metrics(workdir / "metrics.jsonl")
-    return [{k: v for k, v in r.items() if k != "images_per_second"} for r in records]
-
-
-def test_a_run_leaves_what_is_promised(whole_run):
-    names = {path.name for path in whole_run.iterdir()}
+def test_a_run_leaves_what_is_promised(trained_run):
+    names = {path.name for path in trained_run.iterdir()}
     assert names == {
         "config.json", "run.json", "metrics.jsonl", "evaluation.json", "report.html", "lock.json",
         "checkpoints", "samples", "tensorboard",
     }  # fmt: skip
-    assert [record["step"] for record in logged(whole_run)] == [2, 4, 6]
-    assert all(np.isfinite(record["loss"]) for record in logged(whole_run))
-    config = json.loads((whole_run / "config.json").read_text())
+    assert [record["step"] for record in logged(trained_run)] == [2, 4, 6]
+    assert all(np.isfinite(record["loss"]) for record in logged(trained_run))
+    config = json.loads((trained_run / "config.json").read_text())
     assert config["num_steps"] == 6
     assert config["optimizer"]["learning_rate"] == 1e-3
-    result = json.loads((whole_run / "evaluation.json").read_text())
+    result = json.loads((trained_run / "evaluation.json").read_text())
     assert 0.0 <= result["accuracy"] <= 1.0
     assert len(result["frechet_distance"]["provenance"]["extractor_sha256"]) == 64
     assert [row["nfe"] for row in result["by_nfe"]] == [4, 6]
-    assert (whole_run / "samples" / "step_00000004.png").exists()
-    run = json.loads((whole_run / "run.json").read_text())
-    assert run["command"] == "the command"
+    assert (trained_run / "samples" / "step_00000004.png").exists()
+    run = json.loads((trained_run / "run.json").read_text())
+    assert run["command"] == COMMAND
     assert run["train_seconds"] > 0
 
 
-def test_a_finished_run_is_left_alone(whole_run, tmp_path):
-    copy = tmp_path / "copy"
-    shutil.copytree(whole_run, copy)
-    (copy / "evaluation.json").write_text((copy / "evaluation.json").read_text())
-    before = {p: p.stat().st_mtime_ns for p in copy.rglob("*") if p.is_file()}
-    loop.train(tiny_config(), copy)
+def test_a_finished_run_is_left_alone(copy_of_run):
+    (copy_of_run / "evaluation.json").write_text((copy_of_run / "evaluation.json").read_text())
+    before = {p: p.stat().st_mtime_ns for p in copy_of_run.rglob("*") if p.is_file()}
+    loop.train(tiny_config(), copy_of_run)
     changed = {
-        p.name for p in copy.rglob("*") if p.is_file() and before.get(p) != p.stat().st_mtime_ns
+        p.name
+        for p in copy_of_run.rglob("*")
+        if p.is_file() and before.get(p) != p.stat().st_mtime_ns
     }
     assert changed <= {"report.html", "run.json", "lock.json"}
 
 
-def test_an_evaluation_of_an_earlier_step_is_made_anew(whole_run, tmp_path):
-    copy = tmp_path / "copy"
-    shutil.copytree(whole_run, copy)
-    result = json.loads((copy / "evaluation.json").read_text())
+def test_an_evaluation_of_an_earlier_step_is_made_anew(copy_of_run):
+    result = json.loads((copy_of_run / "evaluation.json").read_text())
     assert result["step"] == 6
-    (copy / "evaluation.json").write_text(json.dumps({**result, "step": 4, "accuracy": -1.0}))
-    loop.train(tiny_config(), copy)
-    again = json.loads((copy / "evaluation.json").read_text())
+    (copy_of_run / "evaluation.json").write_text(
+        json.dumps({**result, "step": 4, "accuracy": -1.0})
+    )
+    loop.train(tiny_config(), copy_of_run)
+    again = json.loads((copy_of_run / "evaluation.json").read_text())
     assert (again["step"], again["accuracy"]) == (6, result["accuracy"])
 
 
-def test_a_folder_in_use_is_refused(whole_run):
-    before = {p: p.stat().st_mtime_ns for p in whole_run.rglob("*")}
-    with lock.locked(whole_run):
+def test_a_folder_in_use_is_refused(copy_of_run):
+    before = {p: p.stat().st_mtime_ns for p in copy_of_run.rglob("*")}
+    with lock.locked(copy_of_run):
         with pytest.raises(UserError, match=f"is being trained by process {os.getpid()} on"):
-            loop.train(tiny_config(), whole_run)
-        assert diffjax.load(whole_run).step == 6  # reading goes on beside it
-    after = {p: p.stat().st_mtime_ns for p in whole_run.rglob("*") if p.name != lock.LOCK}
+            loop.train(tiny_config(), copy_of_run)
+        assert diffjax.load(copy_of_run).step == 6  # reading goes on beside it
+    after = {p: p.stat().st_mtime_ns for p in copy_of_run.rglob("*") if p.name != lock.LOCK}
     assert after == {p: time for p, time in before.items() if p.name != lock.LOCK}
 
 
-def test_stopping_and_resuming_changes_nothing(whole_run, tmp_path, monkeypatch):
+def test_stopping_and_resuming_changes_nothing(trained_run, tmp_path, monkeypatch):
     """Ctrl-C after step 3, then the same command: bit for bit the undisturbed run."""
     original = loop.compile_train_step
 
@@ -196,18 +118,20 @@ def test_stopping_and_resuming_changes_nothing(whole_run, tmp_path, monkeypatch)
 
         return stepped
 
-    monkeypatch.setattr(loop, "compile_train_step", interrupting)
+    monkeypatch.setattr(loop, "page", lambda workdir: workdir / "report.html")
+    monkeypatch.setattr(loop, "evaluate_once", lambda *_: None)
     before = signal.getsignal(signal.SIGINT)
-    with pytest.raises(Interrupted, match="stopped at step 3 of 6 and saved"):
-        loop.train(tiny_config(), tmp_path / "run")
-    monkeypatch.undo()
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "compile_train_step", interrupting)
+        with pytest.raises(Interrupted, match="stopped at step 3 of 6 and saved"):
+            loop.train(tiny_config(), tmp_path / "run")
     assert signal.getsignal(signal.SIGINT) is before
     loop.train(tiny_config(), tmp_path / "run")
-    assert_same(arrays_of(tmp_path / "run"), arrays_of(whole_run), rtol=0, atol=0)
-    assert logged(tmp_path / "run") == logged(whole_run)
-    for name in ("step_00000006.png", "neighbours.png"):
-        there, here = (run / "samples" / name for run in (whole_run, tmp_path / "run"))
-        assert there.read_bytes() == here.read_bytes()
+    assert_same(arrays_of(tmp_path / "run"), arrays_of(trained_run), rtol=0, atol=0)
+    assert logged(tmp_path / "run") == logged(trained_run)
+    # What the evaluation draws and counts is compared in test_faults.py.
+    there, here = (run / "samples/step_00000006.png" for run in (trained_run, tmp_path / "run"))
+    assert there.read_bytes() == here.read_bytes()
 
 
 def damage_truncated(folder: Path):
@@ -236,17 +160,34 @@ def damage_what_is_beside(folder: Path):
 DAMAGES = [damage_truncated, damage_emptied, damage_metadata, damage_what_is_beside]
 
 
+@pytest.fixture(scope="module")
+def setup():
+    """What `trained_run` was trained by."""
+    return set_up(tiny_config(), (8, 8, 1), 10)
+
+
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_checkpoint_is_set_aside(whole_run, tmp_path, damage):
-    copy = tmp_path / "run"
-    shutil.copytree(whole_run, copy)
-    damage(copy / "checkpoints" / "6")
-    run = diffjax.load(copy)  # reading changes nothing
+def test_a_damaged_checkpoint_is_set_aside(setup, copy_of_run, damage):
+    damage(copy_of_run / "checkpoints" / "6")
+    run = diffjax.load(copy_of_run)  # reading changes nothing
     assert run.step == 4
-    assert (copy / "checkpoints" / "6").exists()
-    loop.train(tiny_config(), copy)
-    assert (copy / "checkpoints_damaged" / "6").exists()
-    assert_same(arrays_of(copy), arrays_of(whole_run), rtol=0, atol=0)
+    assert (copy_of_run / "checkpoints" / "6").exists()
+    with closing(Checkpoints(copy_of_run / "checkpoints", keep=5)) as store:
+        restored = store.restore(setup.abstract)
+    assert restored is not None
+    state, meta = restored
+    assert (int(state.step), meta["step"]) == (4, 4)
+    assert not (copy_of_run / "checkpoints" / "6").exists()
+    assert (copy_of_run / "checkpoints_damaged" / "6").exists()
+
+
+@pytest.mark.thorough
+def test_a_run_with_a_damaged_checkpoint_ends_as_it_did(trained_run, copy_of_run, monkeypatch):
+    without_pictures(monkeypatch)
+    damage_truncated(copy_of_run / "checkpoints" / "6")
+    loop.train(tiny_config(), copy_of_run)
+    assert (copy_of_run / "checkpoints_damaged" / "6").exists()
+    assert_same(arrays_of(copy_of_run), arrays_of(trained_run), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize(
@@ -262,10 +203,8 @@ def test_a_damaged_checkpoint_is_set_aside(whole_run, tmp_path, damage):
         (ValueError("torn"), None),
     ],
 )
-def test_what_hinders_reading_is_no_damage(whole_run, tmp_path, monkeypatch, trouble, said):
+def test_what_hinders_reading_is_no_damage(copy_of_run, monkeypatch, trouble, said):
     """The newest checkpoint is left where it is; one on a broken sector is damaged."""
-    copy = tmp_path / "run"
-    shutil.copytree(whole_run, copy)
     as_it_is = ocp.CheckpointManager.restore
 
     def restore(self, step, **how):
@@ -275,17 +214,15 @@ def test_what_hinders_reading_is_no_damage(whole_run, tmp_path, monkeypatch, tro
 
     monkeypatch.setattr(ocp.CheckpointManager, "restore", restore)
     if said is None:
-        assert diffjax.load(copy).step == 4
+        assert diffjax.load(copy_of_run).step == 4
         return
     with pytest.raises(UserError, match=f"^checkpoint 6 can't be read now: {said}; nothing was"):
-        loop.train(tiny_config(), copy)
-    assert (copy / "checkpoints" / "6").is_dir()
-    assert not (copy / "checkpoints_damaged").exists()
+        loop.train(tiny_config(), copy_of_run)
+    assert (copy_of_run / "checkpoints" / "6").is_dir()
+    assert not (copy_of_run / "checkpoints_damaged").exists()
 
 
-def test_a_peer_that_is_lost_while_reading_is_no_damage(whole_run, tmp_path, monkeypatch):
-    copy = tmp_path / "run"
-    shutil.copytree(whole_run, copy)
+def test_a_peer_that_is_lost_while_reading_is_no_damage(copy_of_run, monkeypatch):
     lost = jax.errors.JaxRuntimeError("Gloo AllGather failed: Connection closed by peer")
 
     def restore(self, step, **how):
@@ -294,9 +231,9 @@ def test_a_peer_that_is_lost_while_reading_is_no_damage(whole_run, tmp_path, mon
     monkeypatch.setattr(ocp.CheckpointManager, "restore", restore)
     monkeypatch.setattr(processes, "is_loss", lambda error: error is lost)
     with pytest.raises(ProcessLost) as told:
-        loop.train(tiny_config(), copy)
+        loop.train(tiny_config(), copy_of_run)
     assert told.value.status == 75
-    assert not (copy / "checkpoints_damaged").exists()
+    assert not (copy_of_run / "checkpoints_damaged").exists()
 
 
 def test_what_a_lost_peer_says_is_told_from_other_troubles(monkeypatch):
@@ -308,32 +245,38 @@ def test_what_a_lost_peer_says_is_told_from_other_troubles(monkeypatch):
     assert not processes.is_loss(jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED"))
 
 
-def test_a_run_whose_checkpoints_are_gone_is_not_begun_anew(whole_run, tmp_path):
+def test_a_run_whose_checkpoints_are_gone_is_not_begun_anew(copy_of_run):
     """As when the disk with them is not mounted: the metrics would be begun anew as well."""
-    copy = tmp_path / "run"
-    shutil.copytree(whole_run, copy)
-    for path in (copy / "checkpoints").iterdir():
+    for path in (copy_of_run / "checkpoints").iterdir():
         shutil.rmtree(path)
-    before = (copy / "metrics.jsonl").read_bytes()
+    before = (copy_of_run / "metrics.jsonl").read_bytes()
     with pytest.raises(UserError, match=r"checkpoints is empty, and .* has steps up to 6: bring"):
-        loop.train(tiny_config(), copy)
-    assert (copy / "metrics.jsonl").read_bytes() == before
+        loop.train(tiny_config(), copy_of_run)
+    assert (copy_of_run / "metrics.jsonl").read_bytes() == before
 
 
-def test_damaged_checkpoints_behind_a_link_stay_on_their_file_system(whole_run, tmp_path):
-    copy = tmp_path / "run"
-    shutil.copytree(whole_run, copy)
+def test_damaged_checkpoints_behind_a_link_stay_on_their_file_system(setup, copy_of_run):
     with tempfile.TemporaryDirectory(dir="/dev/shm" if Path("/dev/shm").is_dir() else None) as far:
         there = Path(far) / "of_this_run"
-        shutil.move(copy / "checkpoints", there)
-        (copy / "checkpoints").symlink_to(there)
+        shutil.move(copy_of_run / "checkpoints", there)
+        (copy_of_run / "checkpoints").symlink_to(there)
         damage_truncated(there / "6")
-        loop.train(tiny_config(), copy)
-        assert (there.parent / "of_this_run_damaged" / "6").is_dir()
+        with closing(Checkpoints(copy_of_run / "checkpoints", keep=5)) as store:
+            restored = store.restore(setup.abstract)
+            assert restored is not None
+            assert (there.parent / "of_this_run_damaged" / "6").is_dir()
+            assert not (there / "6").exists()
+            store.save(6, *restored)
         assert (there / "6").is_dir(), "made again"
 
 
-def test_what_was_trained_before_a_damaged_image_is_saved(whole_run, tmp_path, monkeypatch):
+def assert_finite(workdir: Path, step: int) -> None:
+    arrays = arrays_of(workdir)
+    assert int(arrays["step"]) == step
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(arrays))
+
+
+def test_what_was_trained_before_a_damaged_image_is_saved(trained_run, tmp_path, monkeypatch):
     as_it_is = loop.device_batches
 
     def damaged(*arguments):
@@ -342,45 +285,42 @@ def test_what_was_trained_before_a_damaged_image_is_saved(whole_run, tmp_path, m
         raise UserError("image 7 is damaged")
 
     folder = tmp_path / "run"
-    monkeypatch.setattr(loop, "device_batches", damaged)
-    with pytest.raises(UserError, match="image 7 is damaged"):
-        loop.train(tiny_config(), folder)
-    monkeypatch.undo()
+    without_pictures(monkeypatch)
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "device_batches", damaged)
+        with pytest.raises(UserError, match="image 7 is damaged"):
+            loop.train(tiny_config(), folder)
     assert (folder / "checkpoints" / "3").is_dir()
-    loop.train(tiny_config(), folder)
-    assert_same(arrays_of(folder), arrays_of(whole_run), rtol=0, atol=0)
-    assert logged(folder) == logged(whole_run)
+    assert_finite(folder, 3)  # From where on the run is the same: the test of stopping.
+    assert logged(folder) == logged(trained_run)[:1]
 
 
-def test_storage_that_hangs_is_noticed_as_well(whole_run, tmp_path, monkeypatch):
+def test_storage_that_hangs_is_noticed_as_well(copy_of_run, monkeypatch):
     """Before the first step and after the last one, when checkpoints are read and finished."""
-    copy = tmp_path / "run"
-    shutil.copytree(whole_run, copy)
     as_it_is = Checkpoints.wait
 
     def wait(self):
         time.sleep(1.5)
         as_it_is(self)
 
+    without_pictures(monkeypatch)
     monkeypatch.setattr(Checkpoints, "wait", wait)
-    loop.train(tiny_config(), copy, watchdog=Watchdog(seconds=0.4, exits=False))
-    assert "before the first checkpoint" in (copy / "stacks.txt").read_text()
+    loop.train(tiny_config(), copy_of_run, watchdog=Watchdog(seconds=0.4, exits=False))
+    assert "before the first checkpoint" in (copy_of_run / "stacks.txt").read_text()
 
 
-def test_a_file_that_a_hand_was_in_is_one_line(whole_run, tmp_path):
-    copy = tmp_path / "run"
-    shutil.copytree(whole_run, copy)
-    run = json.loads((copy / "run.json").read_text())
-    (copy / "run.json").write_text(json.dumps({**run, "train_seconds": "x"}))
-    workdirs.add_seconds(copy, train_seconds=1.0)
-    assert json.loads((copy / "run.json").read_text())["train_seconds"] == 1.0
-    (copy / "evaluation.json").write_text('{"step": 6}')
+def test_a_file_that_a_hand_was_in_is_one_line(copy_of_run):
+    run = json.loads((copy_of_run / "run.json").read_text())
+    (copy_of_run / "run.json").write_text(json.dumps({**run, "train_seconds": "x"}))
+    workdirs.add_seconds(copy_of_run, train_seconds=1.0)
+    assert json.loads((copy_of_run / "run.json").read_text())["train_seconds"] == 1.0
+    (copy_of_run / "evaluation.json").write_text('{"step": 6}')
     with pytest.raises(UserError, match=r"evaluation.json is not what an evaluation writes"):
-        headline(copy)
-    (copy / "run.json").unlink()
-    (copy / "run.json").mkdir()
+        headline(copy_of_run)
+    (copy_of_run / "run.json").unlink()
+    (copy_of_run / "run.json").mkdir()
     with pytest.raises(UserError, match=r"run.json can't be read: Is a directory"):
-        diffjax.load(copy)
+        diffjax.load(copy_of_run)
 
 
 def test_data_may_lie_elsewhere_on_another_machine():
@@ -391,59 +331,59 @@ def test_data_may_lie_elsewhere_on_another_machine():
     assert workdirs._without_place(saved) != workdirs._without_place(there)
 
 
-def test_no_flipped_bit_goes_unnoticed(whole_run, tmp_path):
+def test_no_flipped_bit_goes_unnoticed(setup, trained_run, tmp_path):
     """Each flip is either harmless, bit for bit, or the checkpoint is passed over."""
-    truth, noticed = arrays_of(whole_run), 0
+    truth, noticed = arrays_of(trained_run), 0
     rng = np.random.default_rng(0)
     for trial in range(12):
-        copy = tmp_path / str(trial)
-        shutil.copytree(whole_run, copy)
-        files = [p for p in (copy / "checkpoints" / "6" / "state").rglob("d/*") if p.is_file()]
+        copy = shutil.copytree(trained_run / "checkpoints", tmp_path / str(trial))
+        files = [p for p in (copy / "6" / "state").rglob("d/*") if p.is_file()]
         sizes = np.array([p.stat().st_size for p in files], float)
         file = files[rng.choice(len(files), p=sizes / sizes.sum())]
         content = bytearray(file.read_bytes())
         content[rng.integers(len(content))] ^= 1 << rng.integers(8)
         file.write_bytes(content)
-        run = diffjax.load(copy)
-        if run.step == 6:
-            assert_same(jax.device_get(run.state._asdict()), truth, rtol=0, atol=0)
+        with closing(Checkpoints(copy, read_only=True)) as store:
+            restored = store.restore(setup.abstract)
+        assert restored is not None
+        state, meta = restored
+        if meta["step"] == 6:
+            assert_same(jax.device_get(state._asdict()), truth, rtol=0, atol=0)
         else:
-            assert run.step == 4
+            assert meta["step"] == 4
             noticed += 1
     assert noticed > 0
 
 
 @pytest.mark.parametrize("damage", ["cut", "gone"])
-def test_a_damaged_config_is_mended_from_a_checkpoint(whole_run, tmp_path, damage, caplog):
-    copy = tmp_path / "run"
-    shutil.copytree(whole_run, copy)
-    before = (copy / "config.json").read_text()
-    damage_what_is_beside(copy / "checkpoints" / "6")  # It has no say.
+def test_a_damaged_config_is_mended_from_a_checkpoint(copy_of_run, damage, caplog):
+    before = (copy_of_run / "config.json").read_text()
+    damage_what_is_beside(copy_of_run / "checkpoints" / "6")  # It has no say.
     if damage == "cut":
-        (copy / "config.json").write_text(before[:100])
+        (copy_of_run / "config.json").write_text(before[:100])
     else:
-        (copy / "config.json").unlink()
-    (copy / "lock.json").unlink()
+        (copy_of_run / "config.json").unlink()
+    (copy_of_run / "lock.json").unlink()
     with pytest.raises(UserError, match="another config"):
-        workdirs.claim(copy, tiny_config(seed=3))
-    workdirs.claim(copy, tiny_config())
-    assert json.loads((copy / "config.json").read_text()) == json.loads(before)
+        workdirs.claim(copy_of_run, tiny_config(seed=3))
+    workdirs.claim(copy_of_run, tiny_config())
+    assert json.loads((copy_of_run / "config.json").read_text()) == json.loads(before)
     assert "mended from a checkpoint" in caplog.text
-    assert (copy / "config.json.damaged").exists() == (damage == "cut")
-    shutil.rmtree(copy / "checkpoints")
-    (copy / "config.json").write_text(before[:100])
+    assert (copy_of_run / "config.json.damaged").exists() == (damage == "cut")
+    shutil.rmtree(copy_of_run / "checkpoints")
+    (copy_of_run / "config.json").write_text(before[:100])
     with pytest.raises(UserError, match="not valid JSON"):
-        workdirs.claim(copy, tiny_config())
+        workdirs.claim(copy_of_run, tiny_config())
 
 
-def test_changed_data_are_refused(whole_run, tmp_path):
+def test_changed_data_are_refused(trained_run, tmp_path):
     """One pixel of one image."""
     data = digits()
     images = data.train.images.copy()  # type: ignore
     images[5, 3, 3, 0] ^= 1
     changed = replace(data, train=replace(data.train, images=images))  # type: ignore
     setup = set_up(tiny_config(), data.image_shape, data.num_classes)
-    store = Checkpoints(whole_run / "checkpoints", read_only=True)
+    store = Checkpoints(trained_run / "checkpoints", read_only=True)
     state, start = loop.restore_or_init(setup, store, data)
     assert int(state.step) == start["step"] == 6
     with pytest.raises(UserError, match="training images of digits changed since this run began"):
@@ -463,13 +403,11 @@ def test_changed_data_are_refused(whole_run, tmp_path):
     store.close()
 
 
-def test_when_no_checkpoint_is_whole_it_says_so(whole_run, tmp_path):
-    copy = tmp_path / "run"
-    shutil.copytree(whole_run, copy)
-    for folder in (copy / "checkpoints").iterdir():
+def test_when_no_checkpoint_is_whole_it_says_so(copy_of_run):
+    for folder in (copy_of_run / "checkpoints").iterdir():
         damage_emptied(folder)
     with pytest.raises(UserError, match="none of the checkpoints"):
-        diffjax.load(copy)
+        diffjax.load(copy_of_run)
 
 
 def test_the_digest_notices_any_bit_and_no_layout():
@@ -489,14 +427,8 @@ def test_the_digest_notices_any_bit_and_no_layout():
     assert digest({"x": x}) == {"x": expected}
 
 
-# Each axis above 1 in turn, and several together.
-MESHES: list[dict[str, Any]] = [
-    {"data": 8},
-    {"data": 2, "fsdp": 4},
-    {"data": 4, "tensor": 2},
-    {"data": 2, "sequence": 4},
-    {"data": 1, "fsdp": 2, "tensor": 2, "sequence": 2},
-]
+# Each axis by itself, and any two and three, are in test_meshes.py.
+MESHES: list[dict[str, Any]] = [{"data": 8}, {"data": 1, "fsdp": 2, "tensor": 2, "sequence": 2}]
 LOOP = {"model.patch_size": 2, "model.depth": 2, "model.scan": True, "model.remat": "dense"}
 ON_MESHES = {
     "dit": ("model=dit", {"model.patch_size": 2}, MESHES),
@@ -506,6 +438,7 @@ ON_MESHES = {
 }
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("arguments", "changes", "meshes"), ON_MESHES.values(), ids=ON_MESHES)
 def test_eight_devices_compute_what_one_does(arguments, changes, meshes):
     """The same three steps on every mesh: the same loss and parameters to float tolerance."""
@@ -600,45 +533,42 @@ def test_every_part_of_the_state_is_split_alike_and_stacks_are_split_within_a_bl
 
 
 def test_parameters_are_really_split():
-    config = tiny_config("model=unet")
     mesh = sharding.make_mesh(data=1, fsdp=8)
-    setup = set_up(config, (8, 8, 1), 10, mesh=mesh)
+    setup = set_up(tiny_config(), (8, 8, 1), 10, mesh=mesh)
     train_state = setup.init(jax.random.key(0))
     held = sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(train_state))
     whole = sum(leaf.nbytes for leaf in jax.tree.leaves(train_state))
     assert held < 0.35 * whole  # what does not divide by 8 stays whole
 
 
-@pytest.mark.parametrize("axes", [{"data": 1, "fsdp": 8}, {"data": 4, "tensor": 2}])
-def test_a_checkpoint_restores_onto_another_mesh(whole_run, axes):
-    setup = set_up(tiny_config(), (8, 8, 1), 10, mesh=sharding.make_mesh(**axes))
-    store = Checkpoints(whole_run / "checkpoints", keep=5)
+def test_a_checkpoint_restores_onto_another_mesh(trained_run):
+    mesh = sharding.make_mesh(data=2, fsdp=2, tensor=2)
+    setup = set_up(tiny_config(), (8, 8, 1), 10, mesh=mesh)
+    store = Checkpoints(trained_run / "checkpoints", read_only=True)
     restored = store.restore(setup.abstract)
     store.close()
     assert restored is not None
     train_state, meta = restored
-    assert_same(jax.device_get(train_state._asdict()), arrays_of(whole_run), rtol=0, atol=0)
+    assert_same(jax.device_get(train_state._asdict()), arrays_of(trained_run), rtol=0, atol=0)
     kernel = train_state.params["block_0"]["mlp"]["up"]["kernel"]
     assert not kernel.sharding.is_fully_replicated
     assert meta["config"]["num_steps"] == 6
 
 
-def test_samples_do_not_depend_on_batch_or_mesh(whole_run):
-    run = diffjax.load(whole_run)
+def test_samples_do_not_depend_on_the_batch(trained_run):
+    run = diffjax.load(trained_run)
     labels = np.arange(13) % 10
     images = run.sample(labels, seed=3)
     assert images.shape == (13, 8, 8, 1)
     np.testing.assert_allclose(run.sample(labels, seed=3, batch_size=8), images, atol=1e-5)
-    np.testing.assert_allclose(run.sample(labels[:5], seed=3), images[:5], atol=1e-5)
-    part = run.generator(4)(run.weights(), run.recipe, labels[6:11], 3, first=6)
+    np.testing.assert_allclose(run.sample(labels[:5], seed=3, batch_size=8), images[:5], atol=1e-5)
+    part = run.generator(8)(run.weights(), run.recipe, labels[6:11], 3, first=6)
     np.testing.assert_allclose(part, images[6:11], atol=1e-5)
     assert np.abs(run.sample(labels, seed=4) - images).max() > 0.1
-    one = run.sample(labels, seed=3, solver=solvers.ddim(), num_steps=1, guidance_scale=1.0)
-    assert np.isfinite(one).all()
 
 
-def test_steps_grids_seeds_and_scales_do_not_compile_again(whole_run):
-    run = diffjax.load(whole_run)
+def test_steps_grids_seeds_and_scales_do_not_compile_again(trained_run):
+    run = diffjax.load(trained_run)
     traced = []
 
     def apply(*inputs, **how):
@@ -657,12 +587,13 @@ def test_steps_grids_seeds_and_scales_do_not_compile_again(whole_run):
         generate(run.weights(), recipe, labels, seed)
         first = first or len(traced)
     assert len(traced) == first > 0
-    generate(run.weights(), replace(run.recipe, solver=solvers.ddim()), labels, 0)
+    images = generate(run.weights(), replace(run.recipe, solver=solvers.ddim()), labels, 0)
     assert len(traced) > first
+    assert np.isfinite(images).all()
 
 
-def test_samples_that_are_not_finite_name_the_step(whole_run):
-    run = diffjax.load(whole_run)
+def test_samples_that_are_not_finite_name_the_step(trained_run):
+    run = diffjax.load(trained_run)
     broken = jax.tree.map(lambda x: x * jnp.nan, run.weights())
     labels = np.arange(3)
     images = run.generator(4)(broken, run.recipe, labels, 0)
@@ -675,19 +606,19 @@ def test_samples_that_are_not_finite_name_the_step(whole_run):
         check_finite(images, asked)
 
 
-def test_loading_names_what_is_missing(whole_run, tmp_path):
+def test_loading_names_what_is_missing(trained_run, tmp_path):
     with pytest.raises(UserError, match="there is no run in"):
         diffjax.load(tmp_path / "nowhere")
-    run = diffjax.load(whole_run)
+    run = diffjax.load(trained_run)
     with pytest.raises(UserError, match=r"no weights 'ema-0\.9999'; did you mean 'ema-0\.99'"):
         run.weights("ema-0.9999")
 
 
-def test_another_config_does_not_get_the_folder(whole_run):
-    before = (whole_run / "config.json").read_bytes()
+def test_another_config_does_not_get_the_folder(copy_of_run):
+    before = (copy_of_run / "config.json").read_bytes()
     with pytest.raises(UserError, match=r"optimizer.learning_rate: 0.001 there, 0.5 here"):
-        loop.train(tiny_config(**{"optimizer.learning_rate": 0.5}), whole_run)
-    assert (whole_run / "config.json").read_bytes() == before
+        loop.train(tiny_config(**{"optimizer.learning_rate": 0.5}), copy_of_run)
+    assert (copy_of_run / "config.json").read_bytes() == before
 
 
 def test_a_folder_that_cannot_be_written(tmp_path):
@@ -696,28 +627,29 @@ def test_a_folder_that_cannot_be_written(tmp_path):
         loop.train(tiny_config(), tmp_path / "file" / "run")
 
 
-def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
-    config = tiny_config(**{"optimizer.learning_rate": 1e30, "optimizer.clip_norm": 1e30})
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, monkeypatch):
+    without_pictures(monkeypatch)
+    wild = {"optimizer.learning_rate": 1e30, "optimizer.clip_norm": 1e30}
+    config = tiny_config("model=tiny", **wild)
     with pytest.raises(NonFiniteLoss, match=r"not finite in step \d.*last good checkpoint is step"):
         loop.train(config, tmp_path / "run")
     kept = sorted(int(p.name) for p in (tmp_path / "run" / "checkpoints").iterdir())
-    run = diffjax.load(tmp_path / "run")
-    assert run.step == kept[-1]
-    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(jax.device_get(run.state)))
+    assert_finite(tmp_path / "run", kept[-1])
 
 
 @pytest.mark.parametrize("rollbacks", [0, 1])
-def test_a_state_that_is_not_finite_is_not_saved(tmp_path, rollbacks):
+def test_a_state_that_is_not_finite_is_not_saved(tmp_path, rollbacks, monkeypatch):
     """An infinite rate: loss and gradient of the first step are finite, its weights are not."""
-    config = tiny_config(checkpoint_every_steps=1, checkpoints_to_keep=1, log_every_steps=1)
+    without_pictures(monkeypatch)
+    every = {"checkpoint_every_steps": 1, "checkpoints_to_keep": 1, "log_every_steps": 1}
+    config = tiny_config("model=tiny", **every)
     config.unlock()
     config.optimizer.learning_rate = float("inf")
     config.nonfinite = spec(NonFinite, rollbacks=rollbacks)
     with pytest.raises(NonFiniteLoss, match=r"^params/\S+ is not finite after step 1; .* step 0"):
         loop.train(config.lock(), tmp_path / "run")
     assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["0"]
-    run = diffjax.load(tmp_path / "run")
-    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(jax.device_get(run.state)))
+    assert_finite(tmp_path / "run", 0)
     assert (tmp_path / "run" / "rollbacks.json").exists() == bool(rollbacks)
 
 
@@ -751,7 +683,8 @@ def test_every_choice_of_every_axis_wires(axis):
     """Each choice once, on the flow objective with a target that every path allows."""
     table = {**choices.AXES, "wrappers": choices.WRAPPERS}[axis]
     for name in table:
-        given = {"path": "cosine", "target": "f", axis: name}
+        network = "dit" if axis in ("bridge", "wrappers") else "tiny"  # asked for more than a noise
+        given = {"model": network, "path": "cosine", "target": "f", axis: name}
         if name == "mean_flow":  # a mean velocity, of which no other target is known
             given["target"] = "velocity"
         wired = wire(tiny_config(",".join(f"{k}={v}" for k, v in given.items())), (8, 8, 1), 10)
@@ -779,26 +712,6 @@ def test_the_schedule_warms_up_and_decays():
     assert [np.asarray(schedule(step)).item() for step in (0, 5, 10, 55, 100)] == pytest.approx(
         [0.0, 1.0, 2.0, 0.5 * (2.0 + 0.2), 0.2]
     )
-
-
-def test_the_step_is_adam_on_the_mean_loss():
-    """One step against Optax called by hand on a gradient by finite differences."""
-    config = tiny_config(**{"label_dropout": 0.0, "sampling.guidance_scale": 1.0})
-    setup = set_up(config, (8, 8, 1), 10, mesh=sharding.make_mesh(devices=jax.devices()[:1]))
-    before = setup.init(jax.random.key(0))
-    start = jax.device_get(before)
-    batch = next(loop.device_batches(setup, digits(), 0))
-    after, metrics = loop.compile_train_step(setup, jax.random.key(1))(
-        before, jax.random.key(1), batch
-    )
-    moved = jax.tree.map(
-        lambda a, b: np.abs(a - b).max(), jax.device_get(after.params), start.params
-    )
-    # The first rate of the warm-up is 0: nothing may move yet, though moments have.
-    assert max(jax.tree.leaves(moved)) == 0.0
-    assert float(optax.tree.norm(after.opt_state[1][0].mu)) > 0.0
-    assert float(metrics["grad_norm"]) > 0.0
-    assert float(metrics["bin_count"].sum()) == config.batch_size
 
 
 def test_checkpoints_are_kept_by_policy(tmp_path):

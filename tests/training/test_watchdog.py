@@ -20,8 +20,6 @@ from diffjax.training.watchdog import STACKS, STATUS, Watchdog, watched
 from experiments import cli, evaluate, likelihood, reflow, sample
 from tests.support.trainer import CONFIG, Trainer
 
-pytestmark = pytest.mark.faults
-
 # A data source that really hangs: a read that never comes back, in a thread of the input pipeline.
 HANGING = CONFIG.replace(
     "def get_config():",
@@ -56,7 +54,7 @@ def get_config():""",
 )
 
 
-@pytest.mark.thorough
+@pytest.mark.faults
 @pytest.mark.parametrize(
     ("part", "after", "waiting"), [("train", 4, "run_steps"), ("test", 0, "evaluate_once")]
 )
@@ -76,19 +74,9 @@ def test_a_data_source_that_hangs_ends_the_run(part, after, waiting, tmp_path):
     assert (workdir / "checkpoints" / "0").is_dir()
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("trained")
-    trainer = Trainer(folder)
-    status, said = trainer.run(folder / "run")
-    trainer.close()
-    assert status == 0, said
-    return folder / "run"
-
-
-@pytest.mark.thorough
-def test_programs_on_a_run_notice_a_batch_that_does_not_come(trained, monkeypatch, capfd):
-    workdir, ended = trained, []
+@pytest.mark.faults
+def test_programs_on_a_run_notice_a_batch_that_does_not_come(copy_of_run, monkeypatch, capfd):
+    workdir, ended = copy_of_run, []
 
     def stands_still(*_, **__):
         while not ended:
@@ -111,7 +99,6 @@ def test_programs_on_a_run_notice_a_batch_that_does_not_come(trained, monkeypatc
             f"--workdir={workdir}",
             "--hang_seconds=10",
             "--hang_times=0",
-            "--allowed_packages=tests",
             *more,
         ]
         with pytest.raises(SystemExit):
@@ -122,9 +109,10 @@ def test_programs_on_a_run_notice_a_batch_that_does_not_come(trained, monkeypatc
     assert (workdir / STACKS).read_text().count("in stands_still") == len(programs)
 
 
-def test_features_of_the_real_images_are_beats(trained, monkeypatch, tmp_path):
+@pytest.mark.faults
+def test_features_of_the_real_images_are_beats(trained_run, monkeypatch, tmp_path):
     """Nothing is drawn while a reference is made, which may take an hour: each batch counts."""
-    run = diffjax.load(trained, allowed_packages=("diffjax", "tests"))
+    run = diffjax.load(trained_run)
     extractor = dataclasses.replace(pixel_features(), batch_size_images=100)
     beats, drawn = [], []
 
@@ -150,6 +138,7 @@ def alarms(caplog) -> list[str]:
     return [record.getMessage() for record in caplog.records if record.levelno == logging.ERROR]
 
 
+@pytest.mark.faults
 def test_steps_that_come_are_no_hang(tmp_path, caplog):
     with watched(Watchdog(seconds=0.5, times=0.0), tmp_path, never) as begun:
         for step in range(10):
@@ -160,6 +149,7 @@ def test_steps_that_come_are_no_hang(tmp_path, caplog):
     assert "watchdog" not in {thread.name for thread in threading.enumerate()}
 
 
+@pytest.mark.faults
 def test_each_hang_is_told_once_where_it_only_tells(tmp_path, caplog):
     watchdog = Watchdog(seconds=0.2, times=0.0, exits=False)
     with watched(watchdog, tmp_path, never) as begun:
@@ -172,6 +162,7 @@ def test_each_hang_is_told_once_where_it_only_tells(tmp_path, caplog):
     assert (tmp_path / STACKS).read_text().count("after step") == 2
 
 
+@pytest.mark.faults
 def test_slow_steps_are_allowed_what_they_take(tmp_path, caplog):
     """Steps of 0.2 s, and one of 1 s: less than 10 times that, though more than the least."""
     with watched(Watchdog(seconds=0.3, times=10.0), tmp_path, never) as begun:
@@ -182,6 +173,7 @@ def test_slow_steps_are_allowed_what_they_take(tmp_path, caplog):
     assert not alarms(caplog)
 
 
+@pytest.mark.faults
 def test_a_folder_that_cannot_be_written_does_not_hold_up_the_end(tmp_path):
     ended = []
     with watched(Watchdog(seconds=0.1, times=0.0), tmp_path / "absent", ended.append):

@@ -1,0 +1,147 @@
+"""The smallest run there is: its config, its training once a session, and what is read of it."""
+
+import fcntl
+import os
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+import diffjax
+from diffjax import choices, chosen
+from diffjax.data import Augment, digits
+from diffjax.evaluation.features import classifier_features
+from diffjax.evaluation.run_files import read_metrics
+from diffjax.models.dit import DiT
+from diffjax.models.unet import UNet
+from diffjax.sampling.sample import Recipe
+from diffjax.spec import spec
+from diffjax.training import ensemble, loop, optimizer, recorder, workdirs
+from diffjax.training.checkpoints import Checkpoints
+from diffjax.training.load import Run
+from diffjax.training.setup import Setup
+from tests.support.tiny_network import Tiny
+
+COMMAND = "the command"
+"""What `trained_run` says it was made by."""
+
+MODELS = {
+    "dit": spec(DiT, patch_size=4, hidden_size=16, depth=1, num_heads=2, dropout=0.1),
+    "unet": spec(
+        UNet,
+        channels=8,
+        channel_multipliers=(1, 2),
+        num_res_blocks=1,
+        attention_resolutions=(4,),
+        head_channels=8,
+    ),
+    "tiny": spec(Tiny),
+}
+
+
+def tiny_config(arguments: str = "", /, **changes: Any) -> ConfigDict:
+    """Six steps on the digits, with an evaluation of twenty images; a DiT unless told otherwise."""
+    config = ConfigDict(
+        {
+            "name": "tiny",
+            "seed": 0,
+            "num_steps": 6,
+            "batch_size": 16,
+            "data": spec(digits),
+            "augment": spec(Augment),
+            "label_dropout": 0.1,
+            "optimizer": spec(optimizer.adamw, warmup_steps=2),
+            "ema_decays": (0.9, 0.99),
+            "mesh": {"data": -1, "fsdp": 1, "tensor": 1, "sequence": 1},
+            "sampling": spec(
+                Recipe,
+                solver=choices.copy(choices.SOLVERS["heun"]),
+                grid=choices.copy(choices.GRIDS["uniform"]),
+                num_steps=2,
+                guidance_scale=2.0,
+            ),
+            "weights": "ema-0.99",
+            "log_every_steps": 2,
+            "sample_every_steps": 4,
+            "checkpoint_every_steps": 2,
+            "checkpoints_to_keep": 5,
+            "checkpoints_kept_every_steps": 100,
+            "evaluation": {
+                "extractor": spec(classifier_features, name="digits"),
+                "num_samples": 20,
+                "batch_size": 24,
+                "solvers": ("ddim",),
+                "num_steps": (2,),
+                "seed": 0,
+            },
+        }
+    )
+    chosen.set_axes(config, arguments, MODELS, model="dit")
+    config.update_from_flattened_dict(changes)
+    return config.lock()
+
+
+def once_a_session(factory: pytest.TempPathFactory, name: str) -> Path:
+    """The folder of `tiny_config()`'s run, trained by whichever worker asks for it first."""
+    top = factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        top = top.parent  # which all workers of a session have, and no other session
+    folder, done = top / name, top / f"{name}.done"
+    with open(top / f"{name}.lock", "w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        if not done.exists():
+            loop.train(tiny_config(), folder, command=COMMAND)
+            done.touch()
+    return folder
+
+
+def of_noise(setup: Setup, workdir: Path = Path("nowhere")) -> Run:
+    """A run that is not trained, but whose weights are noise: no part of the network is silent."""
+    state, rng = setup.init(jax.random.key(0)), np.random.default_rng(1)
+
+    def noisy(leaf: jax.Array) -> jax.Array:
+        moved = np.asarray(leaf) + 0.1 * rng.normal(size=leaf.shape)
+        return jax.device_put(moved.astype(leaf.dtype), leaf.sharding)
+
+    state = state._replace(ema=jax.tree.map(noisy, state.ema))
+    return Run(setup, state, workdir, tuple("0123456789"))
+
+
+def leave(run: Run, workdir: Path) -> None:
+    """Makes the folder that training would have made, at step 0."""
+    workdir.mkdir()
+    workdirs.claim(workdir, run.config)
+    workdirs.record_run(workdir, run.setup, digits(), "")
+    with closing(Checkpoints(workdir / "checkpoints", 1, 1)) as store:
+        store.save(0, run.state, {})
+
+
+def without_pictures(patch: pytest.MonkeyPatch) -> None:
+    """A training makes its steps, checkpoints and lines; no samples, no evaluation and no page."""
+    patch.setattr(recorder, "grid_drawer", lambda *_: lambda state: None)
+    for module in (loop, ensemble):
+        patch.setattr(module, "evaluate_once", lambda *_: None)
+        patch.setattr(module, "page", lambda workdir: workdir / workdirs.REPORT)
+
+
+def arrays_of(workdir: Path) -> Any:
+    run = diffjax.load(workdir, allowed_packages=("diffjax", "tests"))
+    return jax.device_get(run.state._asdict())
+
+
+def assert_same(one: Any, other: Any, **tolerance: float) -> None:
+    """Array by array; the message names the one that differs."""
+    for (path, a), b in zip(
+        jax.tree_util.tree_leaves_with_path(one), jax.tree.leaves(other), strict=True
+    ):
+        np.testing.assert_allclose(a, b, err_msg=jax.tree_util.keystr(path), **tolerance)
+
+
+def logged(workdir: Path) -> list[dict[str, Any]]:
+    """The metrics without what depends on the clock."""
+    records = read_metrics(workdir / "metrics.jsonl")
+    return [{k: v for k, v in r.items() if k != "images_per_second"} for r in records]
