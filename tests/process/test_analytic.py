@@ -309,12 +309,11 @@ def test_the_flow_moves_with_the_velocity_and_keeps_probability(name, path):
 
     side = 1e-5 * scales(path, t_from).s[:, None]
     columns = [
-        (
-            flow(data, path, x + side * e, t_from, t_to)
-            - flow(data, path, x - side * e, t_from, t_to)
+        (ahead - behind) / (2 * side)
+        for ahead, behind in (
+            [flow(data, path, x + sign * side * e, t_from, t_to) for sign in (1.0, -1.0)]
+            for e in np.eye(2)
         )
-        / (2 * side)
-        for e in np.eye(2)
     ]
     _, log_volume = np.linalg.slogdet(np.stack(columns, axis=-1))
     before = ask(data, path, x, t_from).log_density
@@ -429,15 +428,11 @@ def test_images_are_flat_data_in_another_shape(name):
     of_images, of_flat = ask(images, path, square, t), ask(flat, path, x, t)
     assert of_images.covariance.shape == (6, 2, 2)
     assert of_images.log_density.shape == (6,)
+    inputs_of_both = (images, path, square, t, half), (flat, path, x, t, half)
     for one, other in (
         *zip(of_images[:4], of_flat[:4], strict=True),
-        (flow(images, path, square, t, half), flow(flat, path, x, t, half)),
-        *[
-            (
-                average_velocity(images, path, square, t, half),
-                average_velocity(flat, path, x, t, half),
-            )
-        ],
+        [flow(*inputs) for inputs in inputs_of_both],
+        [average_velocity(*inputs) for inputs in inputs_of_both],
     ):
         assert one.shape == square.shape
         np.testing.assert_allclose(one.reshape(-1, 2), other, rtol=1e-10, atol=1e-12)
