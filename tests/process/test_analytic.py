@@ -17,6 +17,7 @@ from jax.tree_util import register_dataclass
 
 from diffjax.process import paths
 from diffjax.process.analytic import FiniteData, Gaussian, GaussianMixture, gaussian_flow
+from tests.support.any_path import numbered
 
 
 @register_dataclass
@@ -42,26 +43,7 @@ EACH: dict[str, paths.Path] = {
 }
 
 
-@register_dataclass
-@dataclass(frozen=True)
-class OneOf:
-    """One of the paths above, by its number."""
-
-    which: Any
-    t_min: Any
-    t_noise: Any
-
-    def alpha(self, t):
-        return jnp.stack([path.alpha(t) for path in EACH.values()])[self.which]
-
-    def sigma(self, t):
-        return jnp.stack([path.sigma(t) for path in EACH.values()])[self.which]
-
-
-PATHS = {
-    name: OneOf(np.int32(i), np.float64(path.t_min), np.float64(path.t_noise))
-    for i, (name, path) in enumerate(EACH.items())
-}
+PATHS = numbered(EACH)
 # NumPy's arrays, which become float64 or float32 as the test has it.
 SHARES: Any = np.array([0.3, 0.7])
 MEANS: Any = np.array([[-1.0, 0.5], [1.5, 0.0]])
