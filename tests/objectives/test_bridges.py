@@ -30,6 +30,7 @@ from diffjax.objectives import couplings
 from diffjax.objectives.base import Progress
 from diffjax.objectives.denoising import Denoising
 from diffjax.objectives.interpolant import Interpolant, SourceBridge, bridge_shift
+from diffjax.objectives.wrappers import Uncertainty
 from diffjax.process import precond, targets, times, weights
 from diffjax.process.bridges import Brownian, BrownianBridge, NoBridge, SineSquared
 from diffjax.process.paths import Cosine, Linear, Pair, coeffs, log_snr, mix
@@ -398,6 +399,23 @@ def test_a_batch_without_sources_is_refused_by_name(kind, options):
     with pytest.raises(UserError, match="only image, label"):
         loss.noised(jnp.full(2, 0.5), jax.random.key(0), batch)
     assert loss.needs_source
+
+
+def test_a_wrapper_asks_for_what_the_objective_that_it_wraps_asks_for():
+    wrapped, source = Uncertainty(objective(SourceBridge, BrownianBridge(0.8))), ends(2)["source"]
+    assert (wrapped.inputs, wrapped.outputs) == (2, 1)
+    assert wrapped.needs_source
+    assert wrapped.starts_at_source
+    assert wrapped.independent_noise
+    assert not wrapped.learned_variance
+    assert not wrapped.flow_map
+    assert not wrapped.forward_mode
+    assert type(wrapped.precond_for(source)) is type(wrapped.objective.precond_for(source))
+    deviation = 0.8 * np.sqrt(0.9999 * 0.0001)
+    np.testing.assert_allclose(wrapped.start(source, None), deviation * source, rtol=1e-3)
+    interpolant = Uncertainty(objective(Interpolant, gamma=NoBridge()))
+    assert not interpolant.needs_source
+    assert not interpolant.independent_noise
 
 
 def test_a_bridge_is_not_asked_without_its_source():

@@ -316,6 +316,11 @@ def test_what_it_is_not_for_is_refused(axes, solver, message):
         wire(config, (8, 8, 1), 0)
 
 
+def test_it_has_no_effective_weight():
+    with pytest.raises(NotImplementedError, match="MeanFlow is no squared error at random times"):
+        BY_TIME.effective_weight(jnp.zeros(1))
+
+
 def test_attention_without_a_derivative_is_not_chosen():
     assert resolve("auto", "gpu", "bfloat16", forward_mode=True) == "chunked"
     assert resolve("auto", "tpu", "bfloat16", forward_mode=True) == "xla"

@@ -24,7 +24,7 @@ from diffjax.objectives.denoising import Denoising
 from diffjax.objectives.verify import verify_objective
 from diffjax.process.analytic import GaussianMixture
 from diffjax.process.paths import Coeffs, coeffs, time_of_log_snr
-from diffjax.process.precond import Precond
+from diffjax.process.precond import LogSNRLabel, Precond
 from diffjax.process.targets import undecodable
 from diffjax.sampling.sample import Recipe
 from diffjax.spec import build, spec
@@ -259,6 +259,15 @@ def test_an_illegal_cross_is_refused_with_those_that_are_legal(path_name, target
 
 def pick(table: Any) -> st.SearchStrategy[str]:
     return st.sampled_from(sorted(table))
+
+
+def test_samples_start_at_the_size_that_noise_has_at_the_end():
+    objective = Denoising(
+        PATHS["edm"], Precond(TARGETS["f"], LogSNRLabel()), WEIGHTS["constant"], TIMES["uniform"]
+    )
+    noise, source = np.float32([[1.0, -2.0]]), np.float32([[0.5, 3.0]])
+    np.testing.assert_allclose(objective.start(noise, None), 80.0 * noise)
+    np.testing.assert_allclose(objective.start(noise, source), 80.0 * source)
 
 
 class Cross(NamedTuple):

@@ -233,6 +233,16 @@ def test_noise_labels_rise_and_are_finite_at_both_ends(path_name, name):
     assert (np.diff(label)[(np.abs(label[1:]) < 499.0)] > 0).all()
 
 
+def test_labels_and_scales_are_what_they_say_where_nothing_is_given():
+    c = everywhere()["edm"][0]
+    np.testing.assert_allclose(TimeLabel()(c), 1000.0 * c.t, rtol=1e-6)
+    np.testing.assert_allclose(LogSNRLabel()(c), 50.0 * np.log(c.t), rtol=1e-5, atol=1e-4)
+    np.testing.assert_allclose(UnitVariance()(c), (0.25 + c.t**2) ** -0.5, rtol=1e-6)
+    # Log-SNR is minus infinity where the signal is gone, and the label stays finite.
+    end = everywhere()["linear"][0]
+    assert float(LogSNRLabel()(end)[-1, 0]) == 500.0
+
+
 def test_the_domain_decides_legality():
     assert targets.undecodable(paths.Linear(t_noise=0.999), targets.Noise()) is None
     reason = targets.undecodable(paths.Cosine(t_noise=1.0), targets.Noise())
@@ -254,7 +264,7 @@ def test_samplers_see_one_pair_whatever_was_trained(path_name):
     def program(t, pair):
         c = coeffs(path, t, ndim=4)
         x_t = mix(c, pair)
-        asked, found = [], []
+        asked, found, shares = [], [], []
         for target in TARGETS.values():
             precond = Precond(target, LogSNRLabel(), UnitVariance())
 
@@ -264,9 +274,15 @@ def test_samplers_see_one_pair_whatever_was_trained(path_name):
                 return jnp.concatenate([output, 7.0 * jnp.ones_like(output)], axis=-1)
 
             found.append(denoiser(apply, None, path, precond)(x_t, t, None)[:2])
-        return x_t * UnitVariance()(c), jnp.ravel(LogSNRLabel()(c)), asked, found
+            if target is TARGETS["v"]:
+                both = denoiser(apply, None, path, precond, learned_variance=True)(x_t, t, None)
+                found.append(both[:2])
+                shares.append(both.share)
+        return x_t * UnitVariance()(c), jnp.ravel(LogSNRLabel()(c)), asked, found, shares
 
-    scaled, label, asked, found = program(t, pair)
+    scaled, label, asked, found, (share,) = program(t, pair)
+    # An output of -1 is the smallest variance, one of 1 the largest; here it is 7.
+    np.testing.assert_array_equal(share, np.full(pair.x0.shape, 4.0))
     for x, noise_label in asked:
         np.testing.assert_allclose(x, scaled, rtol=1e-5)
         np.testing.assert_allclose(noise_label, label, rtol=1e-6)

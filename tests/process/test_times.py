@@ -188,6 +188,19 @@ def test_antithetic_numbers_come_in_pairs():
 
 
 @pytest.mark.parametrize("name", ["stratified", "low_discrepancy", "antithetic"])
+@pytest.mark.parametrize("number", [0.0, 1.0 - 2.0**-24])
+def test_rounding_reaches_no_1(name, number, monkeypatch):
+    """`1 - 0` and `(n - 1 + number)/n` do, by rounding; the largest float32 below is drawn then."""
+    numbers = lambda key, shape=(): jnp.full(shape, number, jnp.float32)  # noqa: E731
+    monkeypatch.setattr(jax.random, "uniform", numbers)
+    u = np.asarray(UNIFORMS[name](jax.random.key(0), 8))
+    assert (u >= 0.0).all()
+    reached = number > 0.0 if name != "antithetic" else number == 0.0
+    assert u.max() == np.float32(1.0 - 2.0**-24) or not reached
+    assert u.max() < 1.0
+
+
+@pytest.mark.parametrize("name", ["stratified", "low_discrepancy", "antithetic"])
 def test_spread_numbers_lower_the_variance_of_a_mean_and_keep_it(name):
     """On `exp(u)` over 64 examples, whose mean is `e - 1`, 1,000 times."""
     spread, plain = (np.exp(drawn(each, 64)).mean(axis=1) for each in (name, "independent"))
