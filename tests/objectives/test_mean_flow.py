@@ -62,7 +62,7 @@ def pair_of_an_average_velocity(path, x, u, t, t_to):
 
 
 @every_path
-@pytest.mark.parametrize("t_to", [0.0, 0.3, 0.695, 0.7])
+@pytest.mark.parametrize("t_to", [0.0, 0.3, 0.62, 0.695, 0.7])
 def test_a_pair_of_an_average_velocity_mixes_at_both_ends(path, t_to):
     t, t_to = np.full(4, 0.7, np.float32), np.full(4, t_to, np.float32)
     x, u = batch_in_numpy(2, 4, 3)
@@ -70,6 +70,15 @@ def test_a_pair_of_an_average_velocity_mixes_at_both_ends(path, t_to):
     np.testing.assert_allclose(here.a * pair.x0 + here.s * pair.eps, x, atol=2e-5)
     at_end = there.a * pair.x0 + there.s * pair.eps
     np.testing.assert_allclose(at_end, x + (t_to - t)[:, None] * u, atol=2e-5)
+
+
+def test_a_short_chord_loses_no_digits():
+    """The difference of float32s over 0.001 would be wrong by 1e-4."""
+    t, t_to = np.float32([0.7]), np.float32([0.699])
+    k_x, k_e = jax.jit(lambda t, t_to: chord(paths.Cosine(), t, t_to, 1))(t, t_to)
+    (first, second), span = 0.5 * np.pi * np.float64([t, t_to]), np.float64(t) - np.float64(t_to)
+    np.testing.assert_allclose(k_x, (np.cos(first) - np.cos(second)) / span, rtol=3e-6)
+    np.testing.assert_allclose(k_e, (np.sin(first) - np.sin(second)) / span, rtol=3e-6)
 
 
 @partial(jax.jit, static_argnames="num_steps")
