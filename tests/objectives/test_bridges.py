@@ -1,13 +1,15 @@
 """Interpolants and bridges against Gaussians, whose velocities, posteriors and maps are known."""
 
 import json
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.tree_util import register_dataclass
 
 import diffjax
 from diffjax import choices
@@ -28,6 +30,7 @@ from diffjax.objectives import couplings
 from diffjax.objectives.base import Progress
 from diffjax.objectives.denoising import Denoising
 from diffjax.objectives.interpolant import Interpolant, SourceBridge, bridge_shift
+from diffjax.objectives.wrappers import Uncertainty
 from diffjax.process import precond, targets, times, weights
 from diffjax.process.bridges import Brownian, BrownianBridge, NoBridge, SineSquared
 from diffjax.process.paths import Cosine, Linear, Pair, coeffs, log_snr, mix
@@ -39,9 +42,25 @@ from diffjax.sampling.guidance import Models, guide
 from diffjax.sampling.sample import draw, integrate
 from diffjax.wiring import wire
 from experiments import cli, config_files, reflow, sample, train
+from tests.support.any_path import numbered
 
 GAMMAS = {"none": NoBridge(), "brownian": Brownian(0.7), "sine": SineSquared(0.6)}
 PATHS = {"linear": Linear(t_noise=0.99), "cosine": Cosine(t_noise=0.99)}
+NUMBERED = numbered(PATHS)
+
+
+@register_dataclass
+@dataclass(frozen=True)
+class AnyGamma:
+    """One of the bridge noises above, or another one, by its number: one program for all."""
+
+    which: Any
+
+    def __call__(self, t):
+        return jnp.stack([gamma(t) for gamma in (*GAMMAS.values(), SineSquared(1.0))])[self.which]
+
+
+NUMBERS = {name: np.int32(i) for i, name in enumerate([*GAMMAS, "other"])}
 # Data and source, both of one number: means and variances.
 M0, C0, M1, C1 = 0.5, 0.3, -0.8, 1.7
 
@@ -65,7 +84,7 @@ def ends(n, seed=0):
     return {
         "image": M0 + np.sqrt(C0) * a,
         "source": M1 + np.sqrt(C1) * b,
-        "label": jnp.zeros(n, jnp.int32),
+        "label": np.zeros(n, np.int32),
     }
 
 
@@ -84,20 +103,23 @@ def network(answer) -> Any:
     return lambda params, x, noise_label, cond, **options: answer(x, noise_label)
 
 
-def gradient_z(objective, batch, best, deviations):
-    """Gradients of the mean loss at a prediction along some deviations, in standard errors."""
+def gradients(objective, batch, best):
+    """Gradients of the losses at a prediction, along some deviations, `[B, K]`."""
 
     def apply(params, x, noise_label, cond, *, train=False, key=None):
         truth = best(x, noise_label)
         return truth + sum(
-            p * d(x[..., :1], noise_label) for p, d in zip(params, deviations, strict=True)
+            p * d(x[..., :1], noise_label) for p, d in zip(params, DEVIATIONS, strict=True)
         )
 
     def losses(params):
         key, progress = jax.random.key(1), Progress(jnp.zeros(()))
         return objective(apply, params, params, key, batch, progress)[0]
 
-    each = jax.jit(jax.jacfwd(losses))(jnp.zeros(len(deviations)))
+    return jax.jacfwd(losses)(jnp.zeros(len(DEVIATIONS)))
+
+
+def in_standard_errors(each):
     each = np.asarray(each, np.float64)
     return each.mean(0) / (each.std(0) / np.sqrt(len(each)))
 
@@ -110,22 +132,26 @@ DEVIATIONS = (
 )
 
 
-@pytest.mark.parametrize("gamma", GAMMAS)
-@pytest.mark.parametrize("path", PATHS)
-def test_the_exact_velocity_is_the_interpolants_minimum(path, gamma):
-    path, gamma = PATHS[path], GAMMAS[gamma]
-    loss = objective(Interpolant, path, coupling=couplings.Translation(), gamma=gamma)
-    batch = ends(100_000)
+@jax.jit
+def gradients_of_an_interpolant(path, drawn, best, factor, batch):
+    """With one bridge noise in the loss, the exact velocity of another, and a factor of that."""
+    loss = objective(Interpolant, path, coupling=couplings.Translation(), gamma=drawn)
+    return gradients(loss, batch, lambda x, t: factor * exact_velocity(path, best, x, t))
 
-    def best(x, t):
-        return exact_velocity(path, gamma, x, t)
 
-    z = gradient_z(loss, batch, best, DEVIATIONS)
-    assert np.abs(z).max() < 4.5
+@pytest.mark.parametrize("name", GAMMAS)
+@pytest.mark.parametrize("path", NUMBERED.values(), ids=NUMBERED)
+def test_the_exact_velocity_is_the_interpolants_minimum(path, name):
+    batch, gamma = ends(100_000), AnyGamma(NUMBERS[name])
+
+    def z(drawn, factor):
+        found = gradients_of_an_interpolant(path, drawn, gamma, np.float32(factor), batch)
+        return np.abs(in_standard_errors(found)).max()
+
+    assert z(gamma, 1.0) < 4.5
     # The test sees an error of a twentieth, and the wrong bridge noise.
-    assert np.abs(gradient_z(loss, batch, lambda x, t: 1.05 * best(x, t), DEVIATIONS)).max() > 10
-    other = replace(loss, gamma=SineSquared(1.0))
-    assert np.abs(gradient_z(other, batch, best, DEVIATIONS)).max() > 10
+    assert z(gamma, 1.05) > 10
+    assert z(AnyGamma(NUMBERS["other"]), 1.0) > 10
 
 
 @pytest.mark.parametrize("gamma", GAMMAS)
@@ -180,18 +206,23 @@ def test_the_probability_flow_carries_the_source_onto_the_data(gamma):
     np.testing.assert_allclose(end, at(grid[-1]), atol=2e-3)
 
 
-@pytest.mark.parametrize("gamma", GAMMAS)
-@pytest.mark.parametrize("from_noise", [True, False])
-def test_sampling_starts_with_the_distribution_that_training_ends_with(gamma, from_noise):
+@partial(jax.jit, static_argnums=1)
+def first_and_last(gamma, from_noise, batch):
+    """Where samples start, and `x_t` without the image at that time."""
     coupling = couplings.Independent() if from_noise else couplings.Translation()
-    loss = objective(Interpolant, coupling=coupling, gamma=GAMMAS[gamma])
-    batch = ends(200_000)
+    loss = objective(Interpolant, coupling=coupling, gamma=gamma)
     noise = jax.random.normal(jax.random.key(0), batch["image"].shape)
-    start = loss.start(noise, None if from_noise else batch["source"])
     t = jnp.full(len(noise), loss.path.t_noise)
     x_t = loss.noised(t, jax.random.key(1), batch).x_t - loss.path.alpha(t)[:, None] * M0
-    np.testing.assert_allclose(jnp.mean(start), jnp.mean(x_t), atol=0.02)
-    np.testing.assert_allclose(jnp.std(start), jnp.std(x_t), rtol=0.01)
+    return loss.start(noise, None if from_noise else batch["source"]), x_t
+
+
+@pytest.mark.parametrize("name", GAMMAS)
+@pytest.mark.parametrize("from_noise", [True, False])
+def test_sampling_starts_with_the_distribution_that_training_ends_with(name, from_noise):
+    start, x_t = first_and_last(AnyGamma(NUMBERS[name]), from_noise, ends(200_000))
+    np.testing.assert_allclose(np.mean(start), np.mean(x_t), atol=0.02)
+    np.testing.assert_allclose(np.std(start), np.std(x_t), rtol=0.01)
 
 
 @pytest.mark.parametrize("scale", [0.5, 2.0])
@@ -241,19 +272,32 @@ def bridge_of_the_joint(x_and_source, t, path):
     return prior + a * CONDITIONAL / (a**2 * CONDITIONAL + s**2) * residual
 
 
-@pytest.mark.parametrize("path", [BrownianBridge(0.8), Linear(t_noise=0.99)], ids=["brown", "lin"])
+BRIDGES = numbered({"brownian": BrownianBridge(0.8), "linear": Linear(t_noise=0.99)})
+
+
+@jax.jit
+def gradients_of_a_source_bridge(path, clock, batch):
+    loss = objective(SourceBridge, path, targets.Clean())
+    return gradients(loss, batch, lambda x, t: bridge_of_the_joint(x, clock * t, path))
+
+
+@pytest.mark.parametrize("path", BRIDGES.values(), ids=BRIDGES)
 def test_a_source_bridges_minimum_is_the_posterior_given_the_source(path):
     loss = objective(SourceBridge, path, targets.Clean())
     assert (loss.inputs, loss.needs_source, loss.starts_at_source) == (2, True, True)
-    batch = joint(100_000)
-    z = gradient_z(loss, batch, lambda x, t: bridge_of_the_joint(x, t, path), DEVIATIONS)
-    assert np.abs(z).max() < 4.5
-    wrong = gradient_z(loss, batch, lambda x, t: bridge_of_the_joint(x, 0.9 * t, path), DEVIATIONS)
-    assert np.abs(wrong).max() > 10
+    right, wrong = (
+        gradients_of_a_source_bridge(path, np.float32(clock), joint(100_000))
+        for clock in (1.0, 0.9)
+    )
+    assert np.abs(in_standard_errors(right)).max() < 4.5
+    assert np.abs(in_standard_errors(wrong)).max() > 10
 
 
-@pytest.mark.parametrize("solver", [solvers.ddim(), solvers.ddpm()], ids=["ddim", "ddpm"])
-@pytest.mark.parametrize("guidance_scale", [None, 1.0])
+@pytest.mark.parametrize(
+    ("solver", "guidance_scale"),
+    [(solvers.ddim(), 1.0), (solvers.ddpm(), None)],
+    ids=["ddim", "ddpm"],
+)
 def test_a_source_bridge_draws_from_the_images_of_the_source(solver, guidance_scale):
     path = BrownianBridge(0.8)
     loss = objective(SourceBridge, path, targets.Clean())
@@ -293,28 +337,41 @@ def test_reflow_makes_paths_straight_and_one_step_exact():
     pairs = {
         "image": M0 + np.float32(np.sqrt(C0)) * noise,
         "source": noise,
-        "label": jnp.zeros(len(noise), jnp.int32),
+        "label": np.zeros(len(noise), np.int32),
     }
 
     apply = network(lambda x, t: reflow_velocity(x, t[:, None]))
-    key, progress = jax.random.key(0), Progress(jnp.zeros(()))
-    exact, _ = loss(apply, (), (), key, pairs, progress)
+
+    @jax.jit
+    def losses(key, pairs):
+        progress = Progress(jnp.zeros(()))
+        return [
+            each(apply, (), (), key, pairs, progress)[0]
+            for each in (loss, objective(Denoising, path))
+        ]
+
+    exact, fresh = losses(jax.random.key(0), pairs)
     np.testing.assert_allclose(exact, 0.0, atol=1e-8)
     # With fresh noise the same velocity is far from the best one, and even that leaves a variance.
-    fresh, _ = objective(Denoising, path)(apply, (), (), key, pairs, progress)
-    assert jnp.mean(fresh) > 0.3
+    assert np.mean(fresh) > 0.3
 
     def one_step(apply):
-        keys = jax.random.split(jax.random.key(1), 1000)
-        starts = []
+        """The noise that samples start from, and where they are after one step."""
 
-        def start(noise):
-            starts.append(noise)
-            return loss.start(noise, None)
+        @jax.jit
+        def program(keys):
+            starts = []
 
-        predict = denoiser(apply, (), path, loss.precond)
-        grid = Power()(path, 1)
-        return starts, draw(predict, path, solvers.euler(), grid, keys, None, (1,), start=start)
+            def start(noise):
+                starts.append(noise)
+                return loss.start(noise, None)
+
+            predict = denoiser(apply, (), path, loss.precond)
+            grid = Power()(path, 1)
+            x = draw(predict, path, solvers.euler(), grid, keys, None, (1,), start=start)
+            return starts, x
+
+        return program(jax.random.split(jax.random.key(1), 1000))
 
     (noise,), x = one_step(apply)
     np.testing.assert_allclose(x, M0 + np.sqrt(C0) * noise, atol=1e-5)
@@ -342,6 +399,23 @@ def test_a_batch_without_sources_is_refused_by_name(kind, options):
     with pytest.raises(UserError, match="only image, label"):
         loss.noised(jnp.full(2, 0.5), jax.random.key(0), batch)
     assert loss.needs_source
+
+
+def test_a_wrapper_asks_for_what_the_objective_that_it_wraps_asks_for():
+    wrapped, source = Uncertainty(objective(SourceBridge, BrownianBridge(0.8))), ends(2)["source"]
+    assert (wrapped.inputs, wrapped.outputs) == (2, 1)
+    assert wrapped.needs_source
+    assert wrapped.starts_at_source
+    assert wrapped.independent_noise
+    assert not wrapped.learned_variance
+    assert not wrapped.flow_map
+    assert not wrapped.forward_mode
+    assert type(wrapped.precond_for(source)) is type(wrapped.objective.precond_for(source))
+    deviation = 0.8 * np.sqrt(0.9999 * 0.0001)
+    np.testing.assert_allclose(wrapped.start(source, None), deviation * source, rtol=1e-3)
+    interpolant = Uncertainty(objective(Interpolant, gamma=NoBridge()))
+    assert not interpolant.needs_source
+    assert not interpolant.independent_noise
 
 
 def test_a_bridge_is_not_asked_without_its_source():

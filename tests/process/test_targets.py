@@ -11,8 +11,8 @@ here, over the whole domain of each path as it is by default):
 So float32 keeps at least three digits everywhere, and bfloat16 none where it is above 256.
 """
 
-import itertools
 from functools import cache
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -24,13 +24,10 @@ from diffjax.process import paths, schedules, targets
 from diffjax.process.paths import Coeffs, Pair, coeffs, mix
 from diffjax.process.precond import LogSNRLabel, Precond, TimeLabel, UnitVariance, denoiser
 from diffjax.spec import build
+from tests.support.crosses import ILLEGAL
 
 PATHS = {name: build(spec) for name, spec in choices.PATHS.items()}
 TARGETS = {name: build(spec) for name, spec in choices.TARGETS.items()}
-ILLEGAL = {
-    *itertools.product(("linear", "linear_shifted", "ddpm_table_zero_snr"), ("noise", "score")),
-    ("sub_vp", "clean"),
-}
 every_path = pytest.mark.parametrize("path_name", PATHS)
 N, SIZE = 129, 16
 
@@ -39,17 +36,33 @@ def whole_domain(path):
     """Both ends and, in between, times near each of them."""
     middle = np.linspace(float(path.t_min), float(path.t_noise), N - 32)
     low = np.geomspace(float(path.t_min), float(path.t_noise), 34)[1:-1]
-    return jnp.asarray(np.sort(np.concatenate([middle, low])), jnp.float32)
+    return np.sort(np.concatenate([middle, low])).astype(np.float32)
+
+
+TIMES = np.stack([whole_domain(path) for path in PATHS.values()])
+
+
+@jax.jit
+def _of_every_path(t, pair):
+    """The coefficients, the noisy images and their derivatives, at times `t[P, N]`."""
+
+    def one(path, t):
+        noisy = lambda t: mix(coeffs(path, t, ndim=2), pair)  # noqa: E731
+        return coeffs(path, t, ndim=2), *jax.jvp(noisy, (t,), (jnp.ones_like(t),))
+
+    each = [one(*both) for both in zip(PATHS.values(), t, strict=True)]
+    return jax.tree.map(lambda *each: jnp.stack(each), *each)
+
+
+PAIR = Pair(*np.random.default_rng(0).standard_normal((2, N, SIZE)).astype(np.float32))
 
 
 @cache
-def program(path):
-    """Not a function of the path: see test_paths.py."""
-    return jax.jit(lambda t: coeffs(path, t, ndim=2))
-
-
-def at(path, t):
-    return program(path)(t)
+def everywhere(dtype=np.float32):
+    """`Coeffs`, `x_t` and `dx_t/dt` of each path over its whole domain, `[N, …]` each."""
+    with jax.enable_x64(dtype == np.float64):
+        found = jax.device_get(_of_every_path(dtype(TIMES), jax.tree.map(dtype, PAIR)))
+    return {name: jax.tree.map(lambda x, i=i: x[i], found) for i, name in enumerate(PATHS)}
 
 
 @jax.jit
@@ -68,11 +81,9 @@ def round_trip(c, pair):
 @every_path
 def test_every_target_decodes_to_the_same_pair(path_name):
     """To the last bit that the rounding of prediction and x_t leaves, at every time."""
-    path = PATHS[path_name]
-    c = at(path, whole_domain(path))
-    pair = Pair(*jax.random.normal(jax.random.key(0), (2, N, SIZE)))
-    results, mixes = round_trip(c, pair)
-    c, pair = (jax.tree.map(lambda x: np.asarray(x, np.float64), each) for each in (c, pair))
+    c = everywhere()[path_name][0]
+    results, mixes = jax.device_get(round_trip(c, PAIR))
+    c, pair = (jax.tree.map(lambda x: np.asarray(x, np.float64), each) for each in (c, PAIR))
     for decoded, unit in zip(results, (8 * 2.0**-24, 1.01 * 2.0**-8), strict=True):
         for i, name in enumerate(TARGETS):
             if (path_name, name) in ILLEGAL:
@@ -87,30 +98,36 @@ def test_every_target_decodes_to_the_same_pair(path_name):
             assert (eps_error <= unit * (abs(k_x) * x_t + c.a * prediction) / d).all(), name
 
 
-def log_snr_at_ends(path):
-    t = np.array([path.t_min, path.t_noise], np.float64)
-    with jax.enable_x64(True), np.errstate(divide="ignore"):
-        c = at(path, jnp.asarray(t))
-        return 2 * np.log(np.ravel(c.a) / np.ravel(c.s))
+def log_snr_at_ends(path_name):
+    c = everywhere(np.float64)[path_name][0]
+    with np.errstate(divide="ignore"):
+        return np.ravel(2 * np.log(c.a / c.s))[[0, -1]]
+
+
+@jax.jit
+def worst(c):
+    """The largest errors of x0 and of the noise, `[T, 2]`, for predictions that are 1 off."""
+    zero = jnp.zeros((N, 1))
+
+    def one(k):
+        wrong = targets.decode(c, k, jnp.hypot(k.k_x, k.k_e) + zero, zero)
+        return jnp.stack([jnp.max(jnp.abs(each)) for each in wrong[:2]])
+
+    return jnp.stack([one(target(c)) for target in TARGETS.values()])
 
 
 @every_path
 def test_how_ill_conditioned_each_target_is(path_name):
     """The table at the head of this file, from the pair that a wrong prediction decodes to."""
-    path = PATHS[path_name]
-    c = at(path, whole_domain(path))
-    first, last = log_snr_at_ends(path)
+    first, last = log_snr_at_ends(path_name)
     in_x0 = {"noise": np.exp(-last / 2), "score": np.exp(-last / 2)}
     in_eps = {"clean": np.exp(first / 2)}
     if path_name in ("ve", "edm", "brownian_bridge"):
         in_x0["velocity"] = np.exp(-last / 2)
-    for name, target in TARGETS.items():
+    found = np.asarray(worst(everywhere()[path_name][0]))
+    for name, (worst_x0, worst_eps) in zip(TARGETS, found, strict=True):
         if (path_name, name) in ILLEGAL:
             continue
-        k = target(c)
-        zero = jnp.zeros((N, 1))
-        wrong = targets.decode(c, k, jnp.hypot(k.k_x, k.k_e) + zero, zero)
-        worst_x0, worst_eps = (float(jnp.max(jnp.abs(each))) for each in wrong[:2])
         if name in in_x0:
             assert worst_x0 == pytest.approx(in_x0[name], rel=1e-2)
         elif name not in ("clean", "noise", "score"):
@@ -124,12 +141,8 @@ def test_how_ill_conditioned_each_target_is(path_name):
 @every_path
 def test_velocity_is_the_derivative_of_x_t(path_name):
     """That of a and s is held against central differences in test_paths.py."""
-    path = PATHS[path_name]
-    t = whole_domain(path)
-    pair = Pair(*jax.random.normal(jax.random.key(1), (2, N, SIZE)))
-    c = at(path, t)
-    velocity = targets.encode(targets.Velocity()(c), pair)
-    _, by_jvp = jax.jvp(lambda t: mix(at(path, t), pair), (t,), (jnp.ones_like(t),))
+    c, _, by_jvp = everywhere()[path_name]
+    velocity = targets.encode(targets.Velocity()(c), PAIR)
     scale = np.hypot(c.da, c.ds)
     np.testing.assert_allclose(velocity / scale, by_jvp / scale, atol=1e-5)
 
@@ -187,7 +200,7 @@ def test_f_is_edms_preconditioning(sigma_data):
 
 @pytest.mark.parametrize("name", ["cosine", "ddpm", "sigmoid"])
 def test_f_of_unit_data_is_minus_v_where_variance_is_preserved(name):
-    c = at(PATHS[name], whole_domain(PATHS[name]))
+    c = everywhere()[name][0]
     f, v = targets.F(1.0)(c), targets.V()(c)
     np.testing.assert_allclose(f.k_x, -v.k_x, atol=2e-6)
     np.testing.assert_allclose(f.k_e, -v.k_e, atol=2e-6)
@@ -197,11 +210,9 @@ def test_f_of_unit_data_is_minus_v_where_variance_is_preserved(name):
 def test_f_and_the_scaled_input_have_unit_variance(path_name):
     """Exactly so for data of two values, +-sigma_data, taken with every quantile of the noise."""
     sigma_data = 0.5
-    path = PATHS[path_name]
-    c = at(path, whole_domain(path))
+    c = everywhere()[path_name][0]
     # Two values of the noise, +-1, have the variance of the normal.
-    x0, eps = (jnp.asarray(np.array(v)) for v in ([0.5, 0.5, -0.5, -0.5], [1.0, -1.0, 1.0, -1.0]))
-    pair = Pair(x0, eps)
+    pair: Any = Pair(*np.float32([[0.5, 0.5, -0.5, -0.5], [1.0, -1.0, 1.0, -1.0]]))
     f = targets.encode(targets.F(sigma_data)(c), pair)
     scaled, _ = Precond(targets.V(), TimeLabel(), UnitVariance(sigma_data)).inputs(c, mix(c, pair))
     for each in (f, scaled):
@@ -215,13 +226,21 @@ def test_f_and_the_scaled_input_have_unit_variance(path_name):
 @every_path
 @pytest.mark.parametrize("name", choices.NOISE_LABELS)
 def test_noise_labels_rise_and_are_finite_at_both_ends(path_name, name):
-    path = PATHS[path_name]
-    t = jnp.linspace(path.t_min, path.t_noise, N)
-    label = np.ravel(build(choices.NOISE_LABELS[name])(at(path, t)))
+    label = np.ravel(build(choices.NOISE_LABELS[name])(everywhere()[path_name][0]))
     assert np.isfinite(label).all()
     assert (np.diff(label) >= 0).all()
     # No two times look alike, but for those beyond the limit of log-SNR.
     assert (np.diff(label)[(np.abs(label[1:]) < 499.0)] > 0).all()
+
+
+def test_labels_and_scales_are_what_they_say_where_nothing_is_given():
+    c = everywhere()["edm"][0]
+    np.testing.assert_allclose(TimeLabel()(c), 1000.0 * c.t, rtol=1e-6)
+    np.testing.assert_allclose(LogSNRLabel()(c), 50.0 * np.log(c.t), rtol=1e-5, atol=1e-4)
+    np.testing.assert_allclose(UnitVariance()(c), (0.25 + c.t**2) ** -0.5, rtol=1e-6)
+    # Log-SNR is minus infinity where the signal is gone, and the label stays finite.
+    end = everywhere()["linear"][0]
+    assert float(LogSNRLabel()(end)[-1, 0]) == 500.0
 
 
 def test_the_domain_decides_legality():
@@ -239,25 +258,42 @@ def test_samplers_see_one_pair_whatever_was_trained(path_name):
     """`denoiser` undoes target and input scale, and ignores further outputs such as a variance."""
     path = PATHS[path_name]
     t = whole_domain(path)[1:-1:18]
-    pair = Pair(*jax.random.normal(jax.random.key(0), (2, len(t), 2, 2, 3)))
-    c = coeffs(path, t, ndim=4)
-    x_t = mix(c, pair)
-    for target in TARGETS.values():
-        precond = Precond(target, LogSNRLabel(), UnitVariance())
+    pair: Any = Pair(*np.random.default_rng(0).standard_normal((2, len(t), 2, 2, 3), np.float32))
 
-        def apply(params, x, noise_label, cond, *, train=False, key=None, target=target):
-            np.testing.assert_allclose(x, x_t * UnitVariance()(c), rtol=1e-5)
-            np.testing.assert_allclose(noise_label, np.ravel(LogSNRLabel()(c)))
-            output = targets.encode(target(c), pair)
-            return jnp.concatenate([output, 7.0 * jnp.ones_like(output)], axis=-1)
+    @jax.jit
+    def program(t, pair):
+        c = coeffs(path, t, ndim=4)
+        x_t = mix(c, pair)
+        asked, found, shares = [], [], []
+        for target in TARGETS.values():
+            precond = Precond(target, LogSNRLabel(), UnitVariance())
 
-        found = denoiser(apply, None, path, precond)(x_t, t, None)
+            def apply(params, x, noise_label, cond, *, train=False, key=None, target=target):
+                asked.append((x, noise_label))
+                output = targets.encode(target(c), pair)
+                return jnp.concatenate([output, 7.0 * jnp.ones_like(output)], axis=-1)
+
+            found.append(denoiser(apply, None, path, precond)(x_t, t, None)[:2])
+            if target is TARGETS["v"]:
+                both = denoiser(apply, None, path, precond, learned_variance=True)(x_t, t, None)
+                found.append(both[:2])
+                shares.append(both.share)
+        return x_t * UnitVariance()(c), jnp.ravel(LogSNRLabel()(c)), asked, found, shares
+
+    scaled, label, asked, found, (share,) = program(t, pair)
+    # An output of -1 is the smallest variance, one of 1 the largest; here it is 7.
+    np.testing.assert_array_equal(share, np.full(pair.x0.shape, 4.0))
+    for x, noise_label in asked:
+        np.testing.assert_allclose(x, scaled, rtol=1e-5)
+        np.testing.assert_allclose(noise_label, label, rtol=1e-6)
+    for x0, eps in found:
         # One unit in the last place, magnified by at most 640.
-        np.testing.assert_allclose(found.x0, pair.x0, atol=1e-3)
-        np.testing.assert_allclose(found.eps, pair.eps, atol=1e-3)
+        np.testing.assert_allclose(x0, pair.x0, atol=1e-3)
+        np.testing.assert_allclose(eps, pair.eps, atol=1e-3)
 
 
-def test_coefficients_broadcast_in_one_place():
-    c = coeffs(paths.Linear(), jnp.array([0.25, 0.5]), ndim=4)
-    assert {each.shape for each in c} == {(2, 1, 1, 1)}
+@pytest.mark.parametrize(("dims", "shape"), [(1, (2,)), (4, (2, 1, 1, 1))])
+def test_coefficients_broadcast_in_one_place(dims, shape):
+    c = coeffs(paths.Linear(), jnp.array([0.25, 0.5]), ndim=dims)
+    assert {each.shape for each in c} == {shape}
     assert isinstance(c, Coeffs)
