@@ -137,13 +137,17 @@ def landing(number, start):
 
 def assert_exact(solver, path_name, start, end):
     exact, mean, covariance = landing(list(PATHS).index(path_name), start)
-    if solver.fresh_noise:
-        # The statistical errors are 0.011 (mean) and 0.011 (variance). DDPM's variance is 10 %
-        # short at 100 steps and, being of first order, 2.5 % (0.012) at 400.
-        np.testing.assert_allclose(end.mean(0), mean, atol=0.03, err_msg=path_name)
-        np.testing.assert_allclose(np.cov(end.T), covariance, atol=0.03, err_msg=path_name)
-    else:
+    if not solver.fresh_noise:
         np.testing.assert_allclose(end, exact, atol=0.03, err_msg=path_name)
+        return
+    # The statistical errors are 0.011 (mean) and 0.011 (variance) of 4,096 samples. DDPM's variance
+    # is 10 % short at 100 steps and, being of first order, 2.5 % (0.012) at 400.
+    few = 4.0 / np.sqrt(len(end)) if len(end) < 4096 else 0.0
+    errors = few * np.sqrt(np.diag(covariance)), few * np.sqrt(2.0) * np.diag(covariance).max()
+    for found, known, error in zip(
+        (end.mean(0), np.cov(end.T)), (mean, covariance), errors, strict=True
+    ):
+        assert (np.abs(found - known) < 0.03 + error).all(), (path_name, found, known)
 
 
 def assert_keys_and_ends(name, run, keys, names):
@@ -165,20 +169,20 @@ def assert_keys_and_ends(name, run, keys, names):
 
 
 # Those whose noise tests/sampling/test_solvers.py can't give, and one of each other kind.
-DRAWN = ("ddpm", "sa", "euler_maruyama", "edm_heun_churn", "restart", "adaptive_sde")
+DRAWN = ("ddpm", "sa", "euler_maruyama", "edm_heun_churn", "restart")
 
 
 @pytest.mark.parametrize("name", SOLVERS)
 def test_samples_have_their_own_keys_the_declared_cost_and_no_noise_left(name):
     """And end where they should: one program, in which all else is arguments.
 
-    Without fresh noise each is where the exact flow ends; with it, they have the exact moments.
+    Without fresh noise each is where the exact flow ends; with it, they have the exact moments, to
+    the precision of few samples but for the ones above.
     """
     solver, names = SOLVERS[name], BASIC[:1]
     run, keys = walker(solver, names, 4096 if name in DRAWN else 64)
     assert_keys_and_ends(name, run, keys, names)
-    if name in DRAWN or not solver.fresh_noise:
-        assert_exact(solver, *names, *run(*names, 400)[:2])
+    assert_exact(solver, *names, *run(*names, 400)[:2])
 
 
 @pytest.mark.thorough
