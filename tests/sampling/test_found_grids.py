@@ -2,7 +2,7 @@
 
 import itertools
 import json
-from functools import partial
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -17,13 +17,16 @@ from diffjax.evaluation.convergence import mixture_of_four
 from diffjax.process import analytic
 from diffjax.process.paths import Cosine, Linear, LinearBeta
 from diffjax.sampling import found_grids, runge_kutta, solvers
-from diffjax.sampling.sample import sample
+from diffjax.sampling.sample import sample_padded
 from diffjax.spec import build
+from diffjax.training.found_grids import grid_file, read_grid
 from experiments import cli, evaluate, find_grid
 from experiments import sample as sample_script
+from tests.support.numbered_paths import numbered
 
 PATHS = {name: build(spec) for name, spec in choices.PATHS.items()}
 GRIDS = {name: build(spec) for name, spec in choices.GRIDS.items()}
+TEACHER, DDIM = runge_kutta.rk4(), solvers.ddim()
 
 
 def bound(data, path):
@@ -32,26 +35,41 @@ def bound(data, path):
 
 
 def noise(path, n, seed):
-    return path.sigma(jnp.asarray(path.t_noise)) * jax.random.normal(jax.random.key(seed), (n, 2))
+    drawn = np.random.default_rng(seed).standard_normal((n, 2))
+    return jnp.asarray(float(path.sigma(np.float32(path.t_noise))) * drawn, jnp.float32)
 
 
-def jumps(data, path, num_candidates, num_samples, solver, probes=4):
-    walk = partial(
-        found_grids.measure_jumps, bound(data, path), solver, path, teacher=runge_kutta.rk4()
-    )
+@cache
+def program(solver, both):
+    """The costs of jumps on any of the paths, compiled once for as many candidates and samples."""
+    path_of = numbered(both)
+
+    @partial(jax.jit, static_argnames="probes")
+    def costs(data, number, times, keys, x, probes):
+        path = path_of(number)
+        return found_grids.measure_jumps(
+            bound(data, path), solver, path, times, keys, x, teacher=TEACHER, probes=probes
+        )
+
+    return costs
+
+
+def jumps(data, path, num_candidates, num_samples, solver, both=None):
+    both = both or (path,)
     times = found_grids.candidates(path, num_candidates)
     keys = jax.random.split(jax.random.key(1), num_samples)
-    return jax.jit(partial(walk, probes=probes))(times, keys, noise(path, num_samples, 0))
+    costs = program(solver, both)
+    return costs(data, both.index(path), times, keys, noise(path, num_samples, 0), probes=4)
 
 
-@pytest.mark.parametrize("path", PATHS.values(), ids=PATHS)
-def test_candidates_fall_from_noise_to_data(path):
-    times = np.asarray(found_grids.candidates(path, 64), np.float64)
-    assert times.shape == (65,)
-    assert times[0] == pytest.approx(float(path.t_noise), rel=1e-7)
-    assert times[-1] == 0.0
-    assert times[-2] >= float(path.t_min) * (1 - 1e-6)
-    assert (np.diff(times) < 0).all()
+def test_candidates_fall_from_noise_to_data():
+    for name, path in PATHS.items():
+        times = np.asarray(found_grids.candidates(path, 64), np.float64)
+        assert times.shape == (65,), name
+        assert times[0] == pytest.approx(float(path.t_noise), rel=1e-7), name
+        assert times[-1] == 0.0, name
+        assert times[-2] >= float(path.t_min) * (1 - 1e-6), name
+        assert (np.diff(times) < 0).all(), name
 
 
 @pytest.mark.parametrize(("m", "n"), [(1, 1), (4, 2), (6, 3), (7, 7), (8, 4)])
@@ -71,27 +89,32 @@ def test_more_steps_than_candidates_are_refused():
         found_grids.cheapest(costs, 4)
 
 
-@pytest.mark.parametrize("path", [Linear(), Cosine()])
-def test_costs_are_the_errors_that_arrive(path):
+def test_costs_are_the_errors_that_arrive():
     """The flow of a Gaussian is affine and known: where a step's end and its start arrive."""
     mean, covariance = jnp.array([0.4, -0.2]), jnp.array([[0.5, 0.3], [0.3, 0.4]])
     data, n, m = analytic.Gaussian(mean, covariance), 4_000, 24
-    found = jumps(data, path, m, n, solvers.ddim())
-    assert np.isinf(np.asarray(found.costs)[np.tril_indices(m, k=0, m=m + 1)]).all()
-    x = noise(path, n, 0)
-    end = data.flow(path, x, path.t_noise, 0.0)
-    keys = jax.random.split(jax.random.key(1), n)
-    for i, j in ((0, 3), (0, 12), (5, 9), (10, 20)):
-        t, t_next = found.times[i], found.times[j]
-        here = data.flow(path, x, path.t_noise, t)
-        stepped, _ = solvers.ddim().step(bound(data, path), path, (), here, t, t_next, keys)
-        arrived = data.flow(path, stepped, t_next, 0.0)
-        expected = np.mean(np.sqrt(np.mean((arrived - end) ** 2, axis=1)))
-        # 16,000 probes: a standard error of 0.8 %.
-        assert float(found.costs[i, j]) == pytest.approx(float(expected), rel=0.04)
-    last = bound(data, path)(data.flow(path, x, path.t_noise, found.times[9]), found.times[9]).x0
-    expected = np.mean(np.sqrt(np.mean((last - end) ** 2, axis=1)))
-    assert float(found.costs[9, m]) == pytest.approx(float(expected), rel=1e-3)
+    both = Linear(), Cosine()
+    path_of = numbered(both)
+
+    @jax.jit
+    def arriving(number, x, t, t_next):
+        """Errors at the end after a step, and of the prediction where the step begins."""
+        path = path_of(number)
+        denoise = bound(data, path)
+        here, end = (data.flow(path, x, path.t_noise, time) for time in (t, 0.0))
+        stepped, _ = DDIM.step(denoise, path, (), here, t, t_next, jnp.zeros(n))
+        ends = data.flow(path, stepped, t_next, 0.0), denoise(here, t).x0
+        return [jnp.mean(jnp.sqrt(jnp.mean((one - end) ** 2, axis=1))) for one in ends]
+
+    for number, path in enumerate(both):
+        found, x = jumps(data, path, m, n, DDIM, both), noise(path, n, 0)
+        assert np.isinf(np.asarray(found.costs)[np.tril_indices(m, k=0, m=m + 1)]).all()
+        for i, j in ((0, 3), (0, 12), (5, 9), (10, 20)):
+            expected, _ = arriving(number, x, found.times[i], found.times[j])
+            # 16,000 probes: a standard error of 0.8 %.
+            assert float(found.costs[i, j]) == pytest.approx(float(expected), rel=0.04), path
+        _, expected = arriving(number, x, found.times[9], found.times[10])
+        assert float(found.costs[9, m]) == pytest.approx(float(expected), rel=1e-3), path
 
 
 def near(times, wanted):
@@ -103,43 +126,67 @@ def near(times, wanted):
     return chosen
 
 
-@pytest.mark.parametrize("name", ["ddim", "edm_heun"])
+BOTH = Linear(), LinearBeta()
+
+
+@cache
+def of_four(number):
+    """The costs of DDIM's jumps on data of four Gaussians."""
+    return jumps(mixture_of_four(), BOTH[number], 48, 128, DDIM, BOTH)
+
+
+@pytest.mark.parametrize("name", ["ddim", pytest.param("edm_heun", marks=pytest.mark.thorough)])
 def test_no_named_grid_costs_less(name):
-    path = LinearBeta()
-    found = jumps(mixture_of_four(), path, 32, 32, build(choices.SOLVERS[name]))
+    path, solver = BOTH[1], build(choices.SOLVERS[name])
+    found = of_four(1) if name == "ddim" else jumps(mixture_of_four(), path, 32, 32, solver)
+    costs = np.asarray(found.costs)
     for n in (3, 6):
-        least = found_grids.summed(found.costs, found_grids.cheapest(found.costs, n))
+        least = found_grids.summed(costs, found_grids.cheapest(costs, n))
         for grid in GRIDS.values():
-            other = found_grids.summed(found.costs, near(found.times, grid(path, n)))
+            other = found_grids.summed(costs, near(found.times, grid(path, n)))
             assert least <= other * (1 + 1e-9)
 
 
-@pytest.mark.parametrize("path", [Linear(), LinearBeta()])
-def test_found_grids_end_nearer_to_the_exact_flow_than_uniform_ones(path):
+def test_found_grids_end_nearer_to_the_exact_flow_than_uniform_ones():
     """On noise that the search did not see."""
-    data, solver, n = mixture_of_four(), solvers.ddim(), 128
-    found = jumps(data, path, 48, n, solver)
-    keys = jax.random.split(jax.random.key(3), 512)
+    data, n = mixture_of_four(), 128
+    path_of, keys = numbered(BOTH), jax.random.split(jax.random.key(3), n)
 
     @jax.jit
-    def errors(times, x, exact):
-        ends = sample(bound(data, path), solver, path, times, keys[: len(x)], x)
+    def errors(number, times, x, exact):
+        path = path_of(number)
+        ends = sample_padded(bound(data, path), DDIM, path, times, keys, x)
         return jnp.mean(jnp.linalg.norm(ends - exact, axis=1))
 
-    seen, fresh = noise(path, n, 0), noise(path, 512, 5)
-    seen_end, fresh_end = (data.flow(path, x, path.t_noise, 0.0) for x in (seen, fresh))
+    @jax.jit
+    def flow(number, x):
+        path = path_of(number)
+        return data.flow(path, x, path.t_noise, 0.0)
 
-    def times(chosen):
-        return found.times[jnp.asarray([*chosen, 48])]
+    for number, path in enumerate(BOTH):
+        found = of_four(number)
+        costs, candidates = np.asarray(found.costs), np.asarray(found.times)
+        seen, fresh = noise(path, n, 0), [noise(path, n, seed) for seed in range(5, 9)]
+        seen_end, fresh_ends = flow(number, seen), [flow(number, x) for x in fresh]
 
-    for steps in (5, 7, 10):
-        chosen = found_grids.refined(
-            lambda grid: float(errors(times(grid), seen, seen_end)),
-            found_grids.cheapest(found.costs, steps),
-            48,
-        )
-        uniform = float(errors(GRIDS["uniform"](path, steps), fresh, fresh_end))
-        assert float(errors(times(chosen), fresh, fresh_end)) < 0.97 * uniform
+        def of_seen(times, number=number, seen=seen, seen_end=seen_end):
+            return float(errors(number, np.pad(times, (0, 11 - len(times))), seen, seen_end))
+
+        def of_fresh(times, number=number, fresh=fresh, fresh_ends=fresh_ends):
+            times = np.pad(times, (0, 11 - len(times)))
+            pairs = zip(fresh, fresh_ends, strict=True)
+            return np.mean([errors(number, times, x, end) for x, end in pairs])
+
+        for steps in (5, 7, 10):
+            chosen = found_grids.refined(
+                lambda grid, candidates=candidates, of_seen=of_seen: of_seen(
+                    candidates[[*grid, 48]]
+                ),
+                found_grids.cheapest(costs, steps),
+                48,
+            )
+            uniform = of_fresh(np.asarray(GRIDS["uniform"](path, steps)))
+            assert of_fresh(candidates[[*chosen, 48]]) < 0.97 * uniform, (path, steps)
 
 
 def test_refining_ends_in_a_minimum_within_bounds():
@@ -151,44 +198,21 @@ def test_refining_ends_in_a_minimum_within_bounds():
     assert found_grids.refined(lambda grid: 1.0, [0, 3, 5], 20) == [0, 3, 5]
 
 
-def run(script, *arguments):
-    return cli.run(script.main, script.FLAGS, usage=script.USAGE, argv=arguments)
+GOOD = {"path": "Linear", "times": [1.0, 0.5, 0.2, 0.0], "num_steps": 3}
 
 
-@pytest.fixture(scope="module")
-def workdir(tmp_path_factory):
-    config = digits.get_config()
-    config.num_steps = 2
-    config.model.update(hidden_size=16, depth=1, num_heads=2)
-    config.sampling.num_steps = 2
-    config.evaluation.update(num_samples=20, batch_size=24, solvers=("ddim",), num_steps=(2,))
-    folder = tmp_path_factory.mktemp("found_grids") / "digits"
-    diffjax.train(config.lock(), folder)
-    return folder
+def saved(workdir, **changes):
+    file = grid_file(workdir, "ddim", 3)
+    file.parent.mkdir(exist_ok=True)
+    file.write_text(json.dumps(GOOD | changes))
 
 
-@pytest.fixture(scope="module")
-def found(workdir):
-    small = ("--num_samples=8", "--num_candidates=8", "--teacher=heun", "--batch_size=5")
-    assert run(find_grid, f"--workdir={workdir}", "--solver=ddim", "--num_steps=2,3", *small) == 0
-    return workdir / "grids" / "ddim_3.json"
-
-
-def test_the_command_saves_what_the_others_use(workdir, found, tmp_path, capsys):
-    content = json.loads(found.read_text())
-    assert len(content["times"]) == content["num_steps"] + 1 == 4
-    assert (content["solver"], content["path"], content["step"]) == ("ddim", "Linear", 2)
-    assert {"found", *choices.GRIDS} <= set(content["end_errors"])
-    assert content["predicted_error"] > 0.0
-    out = tmp_path / "grid.png"
-    common = [f"--workdir={workdir}", "--solver=ddim", "--grid=found"]
-    assert run(sample_script, *common, "--num_steps=3", "--num_samples=2", f"--out={out}") == 0
-    with np.load(out.with_suffix(".npz")) as saved:
-        assert saved["grid"] == "found"
-    rows = ["--grids=uniform,found", "--num_steps=2,3", "--solvers=ddim", "--num_samples=20"]
-    assert run(evaluate, f"--workdir={workdir}", *rows) == 0
-    grids = [row["grid"] for row in json.loads((workdir / "evaluation.json").read_text())["by_nfe"]]
-    assert grids.count("found") == 2
+def test_a_saved_grid_is_read_and_begins_where_the_path_says(tmp_path):
+    path = Linear(t_noise=1.0 + 1e-7)
+    saved(tmp_path)
+    grid = read_grid(str(tmp_path), "ddim", 3, path)
+    assert grid.times == (path.t_noise, 0.5, 0.2)
+    np.testing.assert_array_equal(grid(path, 3), np.array([path.t_noise, 0.5, 0.2, 0.0], "f"))
 
 
 @pytest.mark.parametrize(
@@ -204,23 +228,58 @@ def test_the_command_saves_what_the_others_use(workdir, found, tmp_path, capsys)
         ({"path": "EDM"}, "found on path EDM, and this run's is Linear"),
     ],
 )
-def test_a_file_that_was_changed_is_refused_in_one_line(found, changes, message, capsys):
-    before = found.read_text()
-    found.write_text(json.dumps(json.loads(before) | changes))
-    workdir = f"--workdir={found.parents[1]}"
-    try:
-        assert run(sample_script, workdir, "--solver=ddim", "--grid=found", "--num_steps=3") == 2
-    finally:
-        found.write_text(before)
-    error = capsys.readouterr().err
+def test_a_file_that_was_changed_is_refused_in_one_line(tmp_path, changes, message):
+    saved(tmp_path, **changes)
+    with pytest.raises(UserError) as caught:
+        read_grid(str(tmp_path), "ddim", 3, Linear())
+    error = str(caught.value)
     assert message in error
-    assert "python -m experiments.find_grid" in error
-    assert len(error.strip().splitlines()) == 1
+    assert f"python -m experiments.find_grid --workdir={tmp_path}" in error
+    assert "\n" not in error
 
 
-@pytest.mark.parametrize(
-    ("script", "arguments", "message"),
-    [
+def test_a_grid_that_was_not_found_says_how_to_find_it(tmp_path):
+    with pytest.raises(UserError, match=r"no grid has been found yet; .*--solver=heun") as caught:
+        read_grid(str(tmp_path), "heun", 2, Linear())
+    assert str(caught.value).endswith("--num_steps=2")
+
+
+def run(script, *arguments):
+    return cli.run(script.main, script.FLAGS, usage=script.USAGE, argv=arguments)
+
+
+@pytest.mark.thorough
+def test_the_command_saves_what_the_others_use_and_mistakes_end_in_one_line(tmp_path, capsys):
+    config = digits.get_config()
+    config.num_steps = 2
+    config.model.update(hidden_size=16, depth=1, num_heads=2)
+    config.sampling.num_steps = 2
+    config.evaluation.update(num_samples=20, batch_size=24, solvers=("ddim",), num_steps=(2,))
+    folder = tmp_path / "digits"
+    diffjax.train(config.lock(), folder)
+    workdir = f"--workdir={folder}"
+    small = ("--num_samples=8", "--num_candidates=8", "--teacher=heun", "--batch_size=5")
+    assert run(find_grid, workdir, "--solver=ddim", "--num_steps=2,3", *small) == 0
+
+    file = folder / "grids" / "ddim_3.json"
+    content = json.loads(file.read_text())
+    assert len(content["times"]) == content["num_steps"] + 1 == 4
+    assert (content["solver"], content["path"], content["step"]) == ("ddim", "Linear", 2)
+    assert {"found", *choices.GRIDS} <= set(content["end_errors"])
+    assert content["predicted_error"] > 0.0
+    out = tmp_path / "grid.png"
+    common = [workdir, "--solver=ddim", "--grid=found", "--num_steps=3"]
+    assert run(sample_script, *common, "--num_samples=2", f"--out={out}") == 0
+    with np.load(out.with_suffix(".npz")) as images:
+        assert images["grid"] == "found"
+    rows = ["--grids=uniform,found", "--num_steps=2,3", "--solvers=ddim", "--num_samples=20"]
+    assert run(evaluate, workdir, *rows) == 0
+    grids = [row["grid"] for row in json.loads((folder / "evaluation.json").read_text())["by_nfe"]]
+    assert grids.count("found") == 2
+
+    file.write_text(json.dumps(content | {"times": None}))
+    for script, arguments, message in (
+        (sample_script, "--solver=ddim --grid=found --num_steps=3", "no list of numbers"),
         (sample_script, "--grid=found --solver=heun", "--solver=heun --num_steps=2"),
         (sample_script, "--grid=foun", "did you mean 'found'"),
         (evaluate, "--grids=found --solvers=heun", "no grid has been found yet"),
@@ -229,13 +288,12 @@ def test_a_file_that_was_changed_is_refused_in_one_line(found, changes, message,
         (find_grid, "--teacher=rk5", "did you mean 'rk4'"),
         (find_grid, "--num_steps=0", "whole numbers from 1"),
         (find_grid, "--num_steps=9 --num_candidates=4", "9 steps need at least as many candidates"),
-    ],
-)
-def test_mistakes_end_in_one_line(workdir, script, arguments, message, capsys):
-    assert run(script, f"--workdir={workdir}", *arguments.split()) == 2
-    error = capsys.readouterr().err
-    assert message in error
-    assert len(error.strip().splitlines()) == 1
+    ):
+        capsys.readouterr()
+        assert run(script, workdir, *arguments.split()) == 2
+        error = capsys.readouterr().err
+        assert message in error
+        assert len(error.strip().splitlines()) == 1, error
 
 
 def test_help_is_short(capsys):

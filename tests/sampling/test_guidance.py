@@ -52,26 +52,28 @@ def assert_pairs(found, expected, atol=2e-5):
         np.testing.assert_allclose(one, other, atol=atol)
 
 
-@pytest.mark.parametrize("scale", [0.0, 1.0, 3.0])
-def test_guided_scores_are_those_of_the_sharpened_density(scale):
+def test_guided_scores_are_those_of_the_sharpened_density():
     """`p(x|c)^s·p(x)^(1-s)` of two Gaussians at a noise level is one too; its score is linear."""
     path, t = Cosine(), 0.4
     with_label = analytic.Gaussian(jnp.full(1, 0.7), jnp.full((1, 1), 0.2))
     without = analytic.Gaussian(jnp.full(1, -0.3), jnp.full((1, 1), 0.6))
-    x = jnp.linspace(-2, 2, 5)[:, None]
+    x = np.linspace(-2, 2, 5, dtype="f")[:, None]
 
     def predict(x, t, cond):
         on, off = (one.predict(path)(x, t, None) for one in (with_label, without))
         return jax.tree.map(partial(jnp.where, cond[:, None] == 9), off, on)
 
-    times = jnp.full(len(x), t)
-    guided = guide(Models(predict, null_label=9), path, scale=scale)
-    found = guided(x, times, jnp.zeros(len(x), jnp.int32))
-    a, s = (float(of(jnp.float32(t))) for of in (path.alpha, path.sigma))
+    @jax.jit
+    def eps(scale):
+        guided = guide(Models(predict, null_label=9), path, scale=scale)
+        return guided(x, jnp.full(len(x), t), jnp.zeros(len(x), jnp.int32)).eps
+
+    a, s = np.cos(0.5 * np.pi * t), np.sin(0.5 * np.pi * t)
     score_on = -(x - a * 0.7) / (a**2 * 0.2 + s**2)
     score_off = -(x - a * -0.3) / (a**2 * 0.6 + s**2)
-    score = scale * score_on + (1.0 - scale) * score_off
-    np.testing.assert_allclose(found.eps, -s * score, atol=1e-5)
+    for scale in (0.0, 1.0, 3.0):
+        score = scale * score_on + (1.0 - scale) * score_off
+        np.testing.assert_allclose(eps(scale), -s * score, atol=1e-5, err_msg=str(scale))
 
 
 @every_rule
@@ -209,11 +211,11 @@ def test_a_weaker_model_and_another_label_are_where_off_comes_from():
 def test_a_classifier_makes_the_conditional_of_the_unconditional_model():
     """Two classes, a Gaussian each: Bayes' rule at a noise level, by the scores' difference."""
     path, t = Cosine(), 0.4
-    means, variance = jnp.array([-0.6, 0.9]), 0.2
+    means, variance = np.array([-0.6, 0.9], "f"), 0.2
     mixture = analytic.GaussianMixture(
-        jnp.array([0.3, 0.7]), means[:, None], jnp.full((2, 1, 1), variance)
+        jnp.array([0.3, 0.7]), jnp.asarray(means)[:, None], jnp.full((2, 1, 1), variance)
     )
-    a, s = (of(jnp.float32(t)) for of in (path.alpha, path.sigma))
+    a, s = (np.float32(of(0.5 * np.pi * t)) for of in (np.cos, np.sin))
 
     def log_probability(x, t, cond):
         log_joint = jnp.log(jnp.array([0.3, 0.7])) - 0.5 * (x - a * means) ** 2 / (
@@ -221,10 +223,9 @@ def test_a_classifier_makes_the_conditional_of_the_unconditional_model():
         )
         return jnp.take_along_axis(jax.nn.log_softmax(log_joint), cond[:, None], axis=1)[:, 0]
 
-    x = jnp.linspace(-2, 2, 9)[:, None]
-    labels = jnp.arange(9) % 2
-    guided = classifier_guidance(mixture.predict(path), path, log_probability)
-    found = guided(x, jnp.full(9, t), labels)
+    x, labels = np.linspace(-2, 2, 9, dtype="f")[:, None], np.arange(9) % 2
+    guided = jax.jit(classifier_guidance(mixture.predict(path), path, log_probability))
+    found = jax.device_get(guided(x, np.full(9, t, "f"), labels))
     score = -(x - a * means[labels][:, None]) / (a**2 * variance + s**2)
     np.testing.assert_allclose(found.eps, -s * score, atol=1e-5)
     np.testing.assert_allclose(a * found.x0 + s * found.eps, x, atol=1e-5)
@@ -233,14 +234,19 @@ def test_a_classifier_makes_the_conditional_of_the_unconditional_model():
 def test_without_attention_a_token_sees_itself_alone():
     """Moving one pixel then changes its own patch and no other."""
     net = DiT(num_classes=2, patch_size=2, hidden_size=16, depth=2, num_heads=2)
-    x, t = jax.random.normal(jax.random.key(0), (1, 4, 4, 1)), jnp.ones(1)
-    params = net.init(jax.random.key(1), x, t)["params"]
-    params = jax.tree.map(lambda p: p + 0.1 * jnp.cos(jnp.arange(p.size).reshape(p.shape)), params)
-    moved = x.at[0, 0, 0, 0].add(1.0)
+    x, t = np.random.default_rng(0).standard_normal((1, 4, 4, 1), np.float32), np.ones(1, "f")
+    params = jax.device_get(jax.jit(net.init)(jax.random.key(1), x, t)["params"])
+    params = jax.tree.map(
+        lambda p: p + 0.1 * np.cos(np.arange(p.size, dtype="f")).reshape(p.shape), params
+    )
+    moved = x.copy()
+    moved[0, 0, 0, 0] += 1.0
 
     def changed(layers):
         with attention_off(layers):
-            outputs = [np.asarray(net.apply({"params": params}, image, t)) for image in (x, moved)]
+            # Of this call alone: what is switched off is no argument of the program.
+            apply = jax.jit(lambda image: net.apply({"params": params}, image, t))
+            outputs = [np.asarray(apply(image)) for image in (x, moved)]
         return np.abs(outputs[0] - outputs[1])[0, :, :, 0] > 1e-6
 
     own = np.zeros((4, 4), bool)

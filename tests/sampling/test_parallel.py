@@ -1,6 +1,6 @@
 """Parallel in time: the same samples in fewer rounds."""
 
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import jax
@@ -15,30 +15,43 @@ from diffjax.sampling import runge_kutta, solvers, unipc
 from diffjax.sampling.grids import Power
 from diffjax.sampling.parallel import sample_in_parallel
 from diffjax.sampling.sample import draw, sample
+from tests.support.numbered_paths import numbered
 
 DATA, N = mixture_of_four(), 40
+DDIM, RK4, DDPM = solvers.ddim(), runge_kutta.rk4(), solvers.ddpm()
+BOTH = Linear(), Cosine()
 
 
-def drawn(path, solver, n=N, **how: Any) -> Any:
-    keys = jax.random.split(jax.random.key(0), 16)
-    walk: Any = partial(sample_in_parallel, **how) if how else sample
-    times, predict = Power()(path, n), DATA.predict(path)
-    program = jax.jit(lambda keys: draw(predict, path, solver, times, keys, None, (2,), walk=walk))
-    return program(keys)
+@cache
+def program(solver, **how: Any):
+    """`(path's number, times, keys, tolerance) -> samples`, compiled once for both paths."""
+    path_of = numbered(BOTH)
+
+    @jax.jit
+    def run(number, times, keys, tolerance):
+        path = path_of(number)
+        walk: Any = partial(sample_in_parallel, tolerance=tolerance, **how) if how else sample
+        return draw(DATA.predict(path), path, solver, times, keys, None, (2,), walk=walk)
+
+    return run
 
 
-@pytest.mark.parametrize("path", [Linear(), Cosine()])
-@pytest.mark.parametrize("solver", [solvers.ddim(), runge_kutta.rk4(), solvers.ddpm()])
-def test_without_tolerance_it_is_the_sequential_sample(path, solver):
-    found = drawn(path, solver, window=8, tolerance=0.0)
-    np.testing.assert_allclose(found.x, drawn(path, solver), atol=2e-5)
+def drawn(solver, number=0, n=N, tolerance=0.0, **how: Any) -> Any:
+    keys, times = jax.random.split(jax.random.key(0), 16), Power()(BOTH[number], n)
+    return program(solver, **how)(number, times, keys, tolerance)
+
+
+@pytest.mark.parametrize("solver", [DDIM, RK4, DDPM], ids=["ddim", "rk4", "ddpm"])
+def test_without_tolerance_it_is_the_sequential_sample(solver):
+    for number, path in enumerate(BOTH):
+        found = drawn(solver, number, window=8)
+        np.testing.assert_allclose(found.x, drawn(solver, number), atol=2e-5, err_msg=str(path))
 
 
 @pytest.mark.parametrize("window", [1, 4, 64])
 def test_a_wider_window_takes_fewer_rounds(window):
-    path, solver = Linear(), solvers.ddim()
-    found = drawn(path, solver, window=window, tolerance=1e-3)
-    np.testing.assert_allclose(found.x, drawn(path, solver), atol=0.05)
+    found = drawn(DDIM, window=window, tolerance=1e-3)
+    np.testing.assert_allclose(found.x, drawn(DDIM), atol=0.05)
     # N - 1 steps and the last prediction; one step at a time is the sequential walk.
     most = {1: N, 4: 0.65 * N, 64: 0.45 * N}[window]
     assert found.rounds <= most
@@ -46,21 +59,20 @@ def test_a_wider_window_takes_fewer_rounds(window):
 
 
 def test_one_step_is_the_last_prediction():
-    found = drawn(Linear(), solvers.ddim(), n=1, window=4)
-    np.testing.assert_allclose(found.x, drawn(Linear(), solvers.ddim(), n=1), atol=1e-6)
+    found = drawn(DDIM, n=1, tolerance=1e-2, window=4)
+    np.testing.assert_allclose(found.x, drawn(DDIM, n=1), atol=1e-6)
     assert found.rounds == 1
 
 
 def test_the_window_is_spread_over_devices():
     mesh = Mesh(np.array(jax.devices()), ("window",))
     place = NamedSharding(mesh, PartitionSpec("window"))
-    how = {"window": 8, "tolerance": 1e-3}
-    found = drawn(Linear(), solvers.ddim(), **how)
-    spread = drawn(Linear(), solvers.ddim(), **how, place=place)
+    found = drawn(DDIM, tolerance=1e-3, window=8)
+    spread = drawn(DDIM, tolerance=1e-3, window=8, place=place)
     np.testing.assert_allclose(found.x, spread.x, atol=1e-5)
     assert found.rounds == spread.rounds
 
 
 def test_a_solver_that_looks_back_is_refused():
     with pytest.raises(UserError, match="looks back at earlier steps"):
-        drawn(Linear(), unipc.unipc(), window=4)
+        drawn(unipc.unipc(), window=4)
