@@ -22,12 +22,14 @@ def repeated(means, n, repetitions=600, spread=0.1):
         yield {str(i): mean + shared + spread * rng.normal(size=n) for i, mean in enumerate(means)}
 
 
-@pytest.mark.parametrize("level", [0.5, 0.95])
-def test_the_mean_has_students_interval(level):
-    values = [1.3, 0.2, 2.9, 0.4]
-    low, high = scipy.stats.t.interval(level, 3, np.mean(values), scipy.stats.sem(values))
-    assert mean_interval(values, level) == pytest.approx((np.mean(values), low, high))
-    assert mean_interval([2.0], level) == (2.0, -np.inf, np.inf)
+@pytest.mark.parametrize("n", [2, 4])
+def test_the_mean_has_students_interval(n):
+    values = [1.3, 0.2, 2.9, 0.4][:n]
+    for options, level in (({"level": 0.5}, 0.5), ({}, 0.95)):
+        low, high = scipy.stats.t.interval(level, n - 1, np.mean(values), scipy.stats.sem(values))
+        found = mean_interval(values, **options)
+        assert found == pytest.approx((np.mean(values), low, high))
+    assert mean_interval(values[:1]) == (1.3, -np.inf, np.inf)
 
 
 @pytest.mark.parametrize("by", ["rows", "columns"])
@@ -87,9 +89,10 @@ def test_a_thousand_seeds_are_the_most():
         a = [effect - np.sqrt(0.5), effect + np.sqrt(0.5)]
         return differences({"a": [0.0, 0.0], "b": a})["a", "b"].seeds
 
-    for n, expected in ((5, 5), (1000, 1000), (1001, None)):
+    for n, enough, too_few in ((5, 5, 6), (1000, 1000, None), (1001, None, None)):
         least = scipy.optimize.brentq(lambda x, n=n: power(n, x, 0.05) - 0.8, 1e-3, 9.0)
-        assert seeds(least * (1 + 1e-6)) == expected
+        assert seeds(least * (1 + 1e-6)) == enough
+        assert seeds(least * (1 - 1e-6)) == too_few
     assert seeds(100.0) == 2
 
 
@@ -137,7 +140,7 @@ def test_a_bootstrap_interval_is_of_the_mean_and_follows_its_seed():
     assert found.mean == values.mean()
     assert found == bootstrap_interval(values)
     assert found != bootstrap_interval(values, seed=1)
-    assert np.isinf(bootstrap_interval([[1.0, 2.0]]).high)
+    assert bootstrap_interval([[1.0, 2.0]]) == (1.5, -np.inf, np.inf)
 
 
 @pytest.mark.parametrize("arms", [2, 5])
@@ -184,4 +187,6 @@ def test_pairs_are_made_by_seed_whatever_the_order():
     assert set(found) == {("a", "b"), ("a", "c"), ("b", "c")}
     assert found["a", "b"].interval.mean == pytest.approx(-0.5)
     assert found["a", "c"].interval.mean == pytest.approx(-1.05)
+    fewer = differences({"a": {0: 1.0, 1: 1.1, 2: 1.0}, "b": {0: 1.2, 1: 1.4}})
+    assert set(fewer) == {("a", "b")}, "ranked by means, not by sums"
     assert ("b", "d") not in differences({"b": b, "d": {7: 1.0, 8: 2.0}, "a": a})
