@@ -101,6 +101,7 @@ class TestStatistics:
         centred = x.astype(np.float64) - x.astype(np.float64).sum(0) / 7
         assert n == 7
         assert mean.dtype == cov.dtype == np.float64
+        np.testing.assert_allclose(mean, x.astype(np.float64).sum(0) / 7)
         np.testing.assert_allclose(cov, centred.T @ centred / 6)
 
     def test_one_feature_is_enough(self):
@@ -169,6 +170,10 @@ class TestKernelDistance:
         assert found == kernel_distance(x, y[:20], seed=4, max_images=30)
         assert found.value != kernel_distance(x, y[:20], seed=5, max_images=30).value
         assert (found.num_1, found.num_2) == (30, 20)
+        assert kernel_distance(x, y, max_images=30) == kernel_distance(x, y, seed=0, max_images=30)
+        assert kernel_distance(x, y, max_images=3).num_2 == 3
+        with pytest.raises(UserError, match=r"max_images=2\): at least 3 are needed"):
+            kernel_distance(x, y, max_images=2)
 
     @pytest.mark.parametrize(
         ("x", "y", "message"),

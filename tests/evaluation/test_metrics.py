@@ -181,13 +181,17 @@ class TestKernels:
             return np.mean([[np.exp(-np.sum((v - w) ** 2) / 200) for w in b] for v in a])
 
         exact = 1000 * (mean(x, x) + mean(y, y) - 2 * mean(x, y))
-        assert gaussian_kernel_distance(x, y, block_size=3) == pytest.approx(exact, rel=1e-10)
+        for rows in (1, 3):
+            found = gaussian_kernel_distance(x, y, block_size=rows)
+            assert found == pytest.approx(exact, rel=1e-10)
 
     def test_widths_that_differ_are_refused(self):
         with pytest.raises(UserError, match="different widths, 2 and 3"):
             gaussian_kernel_distance(np.zeros((2, 2)), np.zeros((2, 3)))
         with pytest.raises(UserError, match=r"sigma=0\.0"):
             gaussian_kernel_distance(np.zeros((2, 2)), np.zeros((2, 2)), sigma=0.0)
+        with pytest.raises(UserError, match="block_size=0"):
+            gaussian_kernel_distance(np.zeros((2, 2)), np.zeros((2, 2)), block_size=0)
 
 
 class TestCopying:
