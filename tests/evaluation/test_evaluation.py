@@ -88,9 +88,9 @@ class TestFrechet:
         assert found == pytest.approx(exact, rel=0.02)
 
     def test_mismatched_or_non_finite_statistics_are_refused(self):
-        with pytest.raises(UserError, match="shapes"):
+        with pytest.raises(UserError, match=r"^Fréchet distance of shapes \[\(2,\), \(2, 2\), "):
             frechet_distance(np.zeros(2), np.eye(2), np.zeros(3), np.eye(3))
-        with pytest.raises(UserError, match="not finite"):
+        with pytest.raises(UserError, match=r"^Fréchet distance of statistics that are not"):
             frechet_distance(np.zeros(2), np.eye(2), np.array([0.0, np.inf]), np.eye(2))
 
 
@@ -172,6 +172,7 @@ class TestKernelDistance:
         assert (found.num_1, found.num_2) == (30, 20)
         assert kernel_distance(x, y, max_images=30) == kernel_distance(x, y, seed=0, max_images=30)
         assert kernel_distance(x, y, max_images=3).num_2 == 3
+        assert kernel_distance(x[:3], y[:3]).value == pytest.approx(brute_force_mmd(x[:3], y[:3]))
         with pytest.raises(UserError, match=r"max_images=2\): at least 3 are needed"):
             kernel_distance(x, y, max_images=2)
 
@@ -179,9 +180,10 @@ class TestKernelDistance:
         ("x", "y", "message"),
         [
             (np.zeros((2, 3)), np.zeros((5, 3)), "2 images are too few"),
-            (np.zeros((5, 3)), np.zeros((5, 4)), "different widths, 3 and 4"),
+            (np.zeros((5, 3)), np.zeros((2, 3)), "2 images are too few"),
+            (np.zeros((5, 3)), np.zeros((5, 4)), "^features of different widths, 3 and 4$"),
             (np.zeros((5, 3)), np.full((5, 3), np.nan), "5 of 5 feature vectors"),
-            (np.zeros(5), np.zeros((5, 3)), r"must be \[N, F\]"),
+            (np.zeros(5), np.zeros((5, 3)), r"^features must be \[N, F\], not \[5\]$"),
         ],
     )
     def test_bad_features_are_refused(self, x, y, message):
