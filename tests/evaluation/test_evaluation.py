@@ -176,6 +176,13 @@ class TestKernelDistance:
         with pytest.raises(UserError, match=r"max_images=2\): at least 3 are needed"):
             kernel_distance(x, y, max_images=2)
 
+    def test_a_thinned_set_repeats_no_vector(self):
+        x, y = np.random.default_rng(3).normal(size=(2, 30, 3))
+        found = kernel_distance(x, y, max_images=29).value
+        parts = [[np.delete(both, i, 0) for i in range(30)] for both in (x, y)]
+        possible = [kernel_distance(one, other).value for one in parts[0] for other in parts[1]]
+        assert np.abs(np.subtract(possible, found)).min() < 1e-12
+
     @pytest.mark.parametrize(
         ("x", "y", "message"),
         [

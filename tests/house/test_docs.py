@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[2]
 PAGES = tuple(
     page for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))) if page.exists()
 )
-LONG = {"oracle.md"}  # hundreds of small programs
+LONG = {"extending.md", "oracle.md"}  # hundreds of small programs
 OURS = ("configs", "diffjax", "experiments")
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 
