@@ -186,7 +186,7 @@ class TestKernelDistance:
     @pytest.mark.parametrize(
         ("x", "y", "message"),
         [
-            (np.zeros((2, 3)), np.zeros((5, 3)), "2 images are too few"),
+            (np.zeros((2, 3)), np.zeros((5, 3)), r"^2 images are too few: at least 3 are needed$"),
             (np.zeros((5, 3)), np.zeros((2, 3)), "2 images are too few"),
             (np.zeros((5, 3)), np.zeros((5, 4)), "^features of different widths, 3 and 4$"),
             (np.zeros((5, 3)), np.full((5, 3), np.nan), "5 of 5 feature vectors"),
