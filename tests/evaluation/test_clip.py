@@ -1,4 +1,7 @@
-"""CLIP's image network against transformers, with random weights, and what is read around it."""
+"""CLIP's image network against transformers, with random weights, and what is read around it.
+
+A small network in NumPy is in test_pretrained.py.
+"""
 
 import hashlib
 import io
@@ -81,6 +84,7 @@ def levels(num, height, width, channels=3):
     return coarse.repeat(8, 1).repeat(8, 2)[:, :height, :width]
 
 
+@pytest.mark.parity
 class TestNetwork:
     @pytest.mark.parametrize(
         ("sizes", "most"), [(TINY, 1e-5), pytest.param(REAL, 1e-4, marks=pytest.mark.thorough)]
@@ -121,6 +125,7 @@ class TestNetwork:
 
 
 class TestExtractor:
+    @pytest.mark.parity
     @pytest.mark.parametrize("kind", ["torch", "safetensors"])
     def test_from_a_file_and_pixels_it_is_as_in_transformers(self, kind, tmp_path, monkeypatch):
         sizes = TINY | {"image_size": clip.SIZE}
@@ -144,6 +149,7 @@ class TestExtractor:
         with pytest.raises(UserError, match="has sha256"):
             clip_features(str(path))
 
+    @pytest.mark.parity
     def test_the_normalisation_is_that_of_transformers(self):
         name = "transformers.utils.constants"
         constants = pytest.importorskip(name, reason="pip install transformers")
@@ -175,6 +181,7 @@ def pillow(image):
 
 
 class TestSafetensors:
+    @pytest.mark.parity
     def test_every_tensor_is_as_safetensors_reads_it(self):
         torch = pytest.importorskip("torch")
         safetensors = pytest.importorskip("safetensors.torch")

@@ -1,13 +1,14 @@
 """The networks of FID and DINOv2 against torch, with random weights read from a file of torch.
 
 Without torch (`pip install -e '.[parity]'`) these tests are skipped. Those against pytorch-fid and
-transformers run where these are installed.
+transformers run where these are installed. What needs no torch is in test_pretrained.py.
 """
 
 import hashlib
 import json
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,16 +20,22 @@ from diffjax.data import ArraySource, DataSet, to_float
 from diffjax.errors import UserError
 from diffjax.evaluation import dinov2, inception
 from diffjax.evaluation.dinov2 import Dinov2, dinov2_features
-from diffjax.evaluation.extractors import EXTRACTORS, extractor_called
 from diffjax.evaluation.inception import InceptionV3, inception_features
 from diffjax.evaluation.metrics import compare, reference
 from diffjax.evaluation.torch_files import StateDict, read_state_dict
-from diffjax.spec import build, spec
-from experiments.evaluate import chosen_extractors
 from tests.support.peers import name_operators
 
-torch = pytest.importorskip("torch")
-F = torch.nn.functional
+pytestmark = pytest.mark.parity
+torch: Any = None
+F: Any = None
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _torch():
+    """Imported by the first test that runs: where these are left out, its seconds are too."""
+    global torch, F
+    torch = pytest.importorskip("torch")
+    F = torch.nn.functional
 
 
 class Weights(dict):
@@ -175,7 +182,6 @@ def fid_extractor(fid):
 
 
 class TestInception:
-    @pytest.mark.thorough
     def test_every_layer_is_as_in_torch(self, fid):
         params = inception.convert(read_state_dict("w.pth", Path(fid.path).read_bytes()))
         images = inception.resize(jnp.asarray(to_float(IMAGES)))
@@ -184,14 +190,12 @@ class TestInception:
         for name, found in zip(layers._fields, layers, strict=True):
             assert error(np.asarray(found), fid.expected[name]) < 1e-4
 
-    @pytest.mark.thorough
     def test_the_extractor_is_as_pytorch_fid(self, fid, fid_extractor):
         theirs = pytorch_fid_network(fid.path)
         with torch.inference_mode():
             (expected,) = theirs(to_torch(IMAGES))
         assert error(fid_extractor.features(to_float(IMAGES)), expected[:, :, 0, 0].numpy()) < 1e-4
 
-    @pytest.mark.thorough
     def test_an_evaluation_says_what_it_was_measured_on(self, fid, fid_extractor):
         assert error(fid_extractor.features(to_float(IMAGES)), fid.expected["pool"]) < 1e-4
         labels = np.zeros(3, np.int32)
@@ -250,12 +254,6 @@ class TestInception:
         with pytest.raises(UserError, match=message):
             inception_features(path, sha256=sha256)
 
-    def test_what_is_missing_is_said(self):
-        with pytest.raises(UserError, match=r"needs weights: .*https://"):
-            build(spec(inception_features))
-        with pytest.raises(UserError, match="no layer 'pol'; did you mean 'pool'"):
-            inception_features("x.pth", layer="pol")
-
 
 def pytorch_fid_network(path):
     """pytorch-fid's module with the weights of a file; skips where it is not installed."""
@@ -310,7 +308,6 @@ def authors_positions(learnt, *, registers):
 
 
 class TestDinov2:
-    @pytest.mark.thorough
     @pytest.mark.parametrize("model", ["vits14", "vits14_reg4"])
     @pytest.mark.parametrize("channels", [1, 3])
     def test_features_are_as_in_torch(self, model, channels, tmp_path):
@@ -340,13 +337,6 @@ class TestDinov2:
         found = dinov2.resize_positions(grid, 16, like_registers=registers)
         np.testing.assert_allclose(found, expected.numpy(), atol=2e-5)
 
-    def test_positions_of_the_right_number_stay(self):
-        grid = np.random.default_rng(0).normal(size=(37, 37, 2)).astype(np.float32)
-        for registers in (False, True):
-            np.testing.assert_array_equal(
-                dinov2.resize_positions(grid, 37, like_registers=registers), grid
-            )
-
     @pytest.mark.parametrize("registers", [0, 4])
     def test_features_are_as_in_transformers(self, registers):
         theirs = transformers_network(registers)
@@ -357,19 +347,6 @@ class TestDinov2:
         params = dinov2.convert(state, network, grid=5)
         found = network.apply({"params": params}, jnp.asarray(pixels.permute(0, 2, 3, 1).numpy()))
         assert error(np.asarray(found), expected) < 1e-4
-
-    def test_what_is_missing_is_said(self):
-        with pytest.raises(UserError, match=r"dinov2_vitl14_pretrain.pth, or its address https://"):
-            build(spec(dinov2_features))
-        with pytest.raises(UserError, match="'vitl'; did you mean 'vitl14'"):
-            dinov2_features("x.pth", model="vitl")
-
-    @pytest.mark.parametrize("channels", [1, 3])
-    def test_colours_and_grey_are_resized_by_pillow(self, channels):
-        images = levels(2, 300, channels)
-        found = dinov2.resize(to_float(images))
-        expected = [np.broadcast_to(pillow(image), (224, 224, 3)) for image in images]
-        np.testing.assert_array_equal(found, expected)
 
 
 def transformers_network(registers):
@@ -425,40 +402,3 @@ def pillow(image):
     mode = image[..., 0] if image.shape[-1] == 1 else image
     resized = np.asarray(Image.fromarray(mode).resize((224, 224), Image.Resampling.BICUBIC))
     return resized.reshape(224, 224, -1)
-
-
-class TestNames:
-    def test_each_can_be_named_on_the_command_line(self):
-        assert extractor_called("digits").name == "classifier:digits"
-        for name in set(EXTRACTORS) - {"pixels", "digits", "fashion_mnist"}:
-            with pytest.raises(UserError, match="needs weights"):
-                extractor_called(name)
-
-    def test_weights_reach_the_file(self, tmp_path):
-        with pytest.raises(UserError, match=r"no\.pth: No such file"):
-            extractor_called("dinov2_vits14", weights=str(tmp_path / "no.pth"))
-
-    @pytest.mark.parametrize(
-        ("name", "weights", "message"),
-        [
-            ("pixels", "x.pth", "pixels takes no weights"),
-            ("inseption", None, "did you mean 'inception'"),
-            (None, "x.pth", "need --extractor=NAME"),
-        ],
-    )
-    def test_wrong_flags(self, name, weights, message):
-        args = SimpleNamespace(
-            extractor=name and [name],
-            extractor_weights=weights and [weights],
-            extractor_sha256=None,
-        )
-        with pytest.raises(UserError, match=message):
-            chosen_extractors(args)
-
-    def test_of_several_each_has_its_own_file_or_all_have_one(self, tmp_path):
-        for weights, missing in ((["a.pth"], "a"), (["a.pth", "b.pth"], "a"), (["", "b.pth"], "b")):
-            names = ["pixels" if not weights[0] else "inception", "inception_spatial"]
-            files = [str(tmp_path / name) if name else "" for name in weights]
-            args = SimpleNamespace(extractor=names, extractor_weights=files, extractor_sha256=None)
-            with pytest.raises(UserError, match=rf"{missing}\.pth: No such file"):
-                chosen_extractors(args)

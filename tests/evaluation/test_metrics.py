@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.optimize
+import scipy.special
 import scipy.stats
 
 from diffjax.errors import UserError
@@ -176,17 +177,29 @@ class TestKernels:
         rng = np.random.default_rng(0)
         x, y = rng.normal(size=(4, 6)) * 5, rng.normal(size=(7, 6)) * 5
 
-        def mean(a, b):
-            return np.mean([[np.exp(-np.sum((v - w) ** 2) / 200) for w in b] for v in a])
+        def distance(x, y, sigma):
+            def mean(a, b):
+                return np.mean([[np.exp(-np.sum((v - w) ** 2) / d) for w in b] for v in a])
 
-        exact = 1000 * (mean(x, x) + mean(y, y) - 2 * mean(x, y))
-        assert gaussian_kernel_distance(x, y, block_size=3) == pytest.approx(exact, rel=1e-10)
+            d = 2 * sigma**2
+            return mean(x, x) + mean(y, y) - 2 * mean(x, y)
+
+        exact = 1000 * distance(x, y, 10)
+        for rows in (1, 3):
+            found = gaussian_kernel_distance(x, y, block_size=rows)
+            assert found == pytest.approx(exact, rel=1e-10)
+        one = gaussian_kernel_distance(x[:1], y[:1])
+        assert one == pytest.approx(1000 * distance(x[:1], y[:1], 10), rel=1e-10)
+        found = gaussian_kernel_distance(x / 9, y / 9, sigma=0.5, scale=2.0)
+        assert found == pytest.approx(2 * distance(x / 9, y / 9, 0.5), rel=1e-10)
 
     def test_widths_that_differ_are_refused(self):
-        with pytest.raises(UserError, match="different widths, 2 and 3"):
+        with pytest.raises(UserError, match=r"^features of different widths, 2 and 3$"):
             gaussian_kernel_distance(np.zeros((2, 2)), np.zeros((2, 3)))
-        with pytest.raises(UserError, match=r"sigma=0\.0"):
+        with pytest.raises(UserError, match=r"^gaussian_kernel_distance\(sigma=0\.0, block"):
             gaussian_kernel_distance(np.zeros((2, 2)), np.zeros((2, 2)), sigma=0.0)
+        with pytest.raises(UserError, match="block_size=0"):
+            gaussian_kernel_distance(np.zeros((2, 2)), np.zeros((2, 2)), block_size=0)
 
 
 class TestCopying:
@@ -316,8 +329,12 @@ class TestMixtures:
         )
         x = np.array([0.3, -2.0, 5.0, 1.0])
         levels = (np.arange(4000) + 0.5) / 4000
-        below = lambda z: weights @ scipy.stats.norm.cdf((z - means) / deviations)  # noqa: E731
-        ends = [scipy.optimize.brentq(lambda z, q=q: below(z) - q, -9, 9) for q in levels]
+        low, high = np.full(4000, -9.0), np.full(4000, 9.0)
+        for _ in range(60):
+            ends = (low + high) / 2
+            below = scipy.special.ndtr((ends[:, None] - means) / deviations) @ weights < levels
+            low, high = np.where(below, ends, low), np.where(below, high, ends)
+        ends = (low + high) / 2
         exact = np.mean((np.repeat(np.sort(x), 1000) - ends) ** 2)
         found = sliced_wasserstein_to(data, x[:, None], num_directions=3)
         np.testing.assert_allclose(found.squared, exact, rtol=1e-3)

@@ -70,18 +70,18 @@ def random_images(n, size=8, channels=1, seed=0):
 
 
 class TestSee:
-    @pytest.mark.parametrize("batch_size", [1, 37, 300])
+    @pytest.mark.parametrize("batch_size", [1, 37, 90])
     def test_batches_are_the_whole(self, batch_size):
-        images, extractor = random_images(300), classifier_features("digits")
+        images, extractor = random_images(90), classifier_features("digits")
         features, logits = extractor.extract(images)
         assert logits is not None
-        parts = np.split(images, range(batch_size, 300, batch_size))
-        found = see(Batches(300, parts), extractor, most_images=50, seed=3)
+        parts = np.split(images, range(batch_size, 90, batch_size))
+        found = see(Batches(90, parts), extractor, most_images=50, seed=3)
         np.testing.assert_allclose(found.features, features, atol=1e-4)
         exact = statistics(features)
         np.testing.assert_allclose(found.statistics.mean, exact.mean, atol=1e-5)
         np.testing.assert_allclose(found.statistics.cov, exact.cov, atol=1e-4)
-        np.testing.assert_array_equal(found.images, images[thinned_rows(300, 50, 3)])
+        np.testing.assert_array_equal(found.images, images[thinned_rows(90, 50, 3)])
         np.testing.assert_array_equal(found.predicted, logits.argmax(1))
         assert found.score == pytest.approx(inception_score(logits, seed=3), rel=1e-4)
 

@@ -75,13 +75,10 @@ def test_the_gradient_noise_is_that_of_single_examples(found, flow):
     """Against per-example gradients, one by one, of other examples of the same log-SNRs."""
     loss_of = probes._loss_of(flow, IMAGES, LABELS)
     keys = jax.random.split(jax.random.key(3), 400)
-    levels = np.asarray(jax.vmap(lambda key: loss_of(flow.params, key)[1])(keys))
-    inside = keys[(levels >= 0) & (levels < 2)]
-    gradient = jax.jit(jax.vmap(jax.grad(lambda p, k: loss_of(p, k)[0]), in_axes=(None, 0)))
-    rows = [
-        np.reshape(leaf, (len(inside), -1))
-        for leaf in jax.tree.leaves(gradient(flow.params, inside))
-    ]
+    gradient = jax.jit(jax.vmap(jax.grad(loss_of, has_aux=True), in_axes=(None, 0)))
+    gradients, levels = jax.tree.map(np.asarray, gradient(flow.params, keys))
+    inside = np.flatnonzero((levels >= 0) & (levels < 2))
+    rows = [leaf[inside].reshape(len(inside), -1) for leaf in jax.tree.leaves(gradients)]
     trace = float(np.sum(np.var(np.concatenate(rows, axis=1), axis=0, ddof=1)))
     saved = found["gradient_noise"]
     index = saved["log_snr_edges"].index(0.0)

@@ -147,11 +147,20 @@ def make_run(folder):
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    return make_run(tmp_path_factory.mktemp("runs") / "digits")
+    """A finished run with its page, for tests that read."""
+    folder = make_run(tmp_path_factory.mktemp("runs") / "digits")
+    write_report(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def page(finished):
+    return _read(finished / "report.html")
 
 
 @pytest.fixture
 def workdir(finished, tmp_path):
+    """A copy of its own for a test that changes files."""
     return shutil.copytree(finished, tmp_path / "digits")
 
 
@@ -192,8 +201,7 @@ def _read(path):
     return _Page(path.read_text(encoding="utf-8"))
 
 
-def test_the_page_says_what_a_reader_asks_first(finished):
-    page = _read(write_report(finished))
+def test_the_page_says_what_a_reader_asks_first(finished, page):
     for words in (
         "99.2 % of 1,000 conditional samples recognised; Fréchet distance 1.34 (floor 0.981) "
         "at 70 NFE.",
@@ -217,26 +225,11 @@ def test_the_page_says_what_a_reader_asks_first(finished):
     headings = re.findall(r"<h2>(.*?)</h2>", finished.joinpath("report.html").read_text())
     assert headings[:3] == ["Samples over training", "Loss", "Quality against network evaluations"]
     assert page.tags.count("svg") == 5
+    assert "not finite" not in page.words
 
 
-def test_a_number_has_its_error_its_counts_and_what_it_alone_was_measured_with(workdir):
-    evaluation = _evaluation()
-    counts = {"num_samples": 500, "num_floor_images": 359, "num_reference_images": 500}
-    provenance = _provenance() | counts | {"definition": "arXiv:1904.06991", "k": 5}
-    evaluation["recall"] = {"value": 0.8412, "floor": 0.98, "provenance": provenance}
-    evaluation["density"] = None
-    (workdir / "evaluation.json").write_text(json.dumps(evaluation))
-    words = _read(write_report(workdir)).words
-    assert "kernel distance 0.00410 ± 0.00060 0.00120 1,000 1,437 –" in words
-    assert "recall 0.841 0.980 500 500 359 arXiv:1904.06991 · k 5" in words
-    assert "density" not in words
-    # What all share is said once.
-    assert words.count("9f" * 32) == words.count("extractor classifier:digits") == 1
-
-
-def test_the_page_asks_for_nothing_outside_itself(finished):
-    text = write_report(finished).read_text(encoding="utf-8")
-    page = _Page(text)
+def test_the_page_asks_for_nothing_outside_itself(finished, page):
+    text = finished.joinpath("report.html").read_text(encoding="utf-8")
     assert not {"script", "link", "iframe", "object", "embed", "base"} & set(page.tags)
     resources = {"src", "srcset", "href", "xlink:href", "poster", "background", "action"}
     for name, value in page.attributes:
@@ -246,79 +239,129 @@ def test_the_page_asks_for_nothing_outside_itself(finished):
     assert "@import" not in text
 
 
-def test_ids_are_unique_and_references_find_theirs(finished):
-    text = write_report(finished).read_text(encoding="utf-8")
-    defined = [value for name, value in _Page(text).attributes if name == "id"]
+def test_ids_are_unique_and_references_find_theirs(finished, page):
+    text = finished.joinpath("report.html").read_text(encoding="utf-8")
+    defined = [value for name, value in page.attributes if name == "id"]
     assert len(defined) == len(set(defined))
     assert set(re.findall(r"(?:url\(|href=\")#([\w.-]+)", text)) <= set(defined)
 
 
-def test_the_same_files_give_the_same_page(workdir):
-    first = write_report(workdir).read_bytes()
-    assert write_report(workdir).read_bytes() == first
-    assert not list(workdir.glob("*.tmp"))
-
-
-def test_seven_grids_from_the_first_to_the_last(finished):
-    page = _read(write_report(finished))
+def test_seven_grids_from_the_first_to_the_last(page):
     shown = re.findall(r"step ([\d,]+) ", page.words.split("Samples over training")[1])[:7]
     assert (shown[0], shown[-1]) == ("0", "4,000")
     assert len(set(shown)) == 7
     assert page.tags.count("img") == 8  # and the neighbours
 
 
-ATTACK = '<script>alert("x")</script>'
+def test_the_same_files_give_the_same_page(finished, workdir):
+    """But for the folder's name, which is in commands."""
+    first = (workdir / "report.html").read_text(encoding="utf-8")
+    found = write_report(workdir).read_text(encoding="utf-8")
+    assert found == first.replace(finished.as_posix(), workdir.as_posix())
+    assert not list(workdir.glob("*.tmp"))
 
 
-@pytest.mark.parametrize(
-    "place", ["config value", "config key", "run", "data", "folder", "evaluation", "solver"]
-)
-def test_markup_in_the_files_is_only_text(workdir, place):
+@pytest.fixture(scope="module")
+def scant(finished, tmp_path_factory):
+    """The page of a run without a classifier, whose loss was once infinite."""
+    folder = shutil.copytree(finished, tmp_path_factory.mktemp("scant") / "digits")
+    evaluation = _evaluation()
+    evaluation["accuracy"] = None
+    evaluation["by_nfe"] = [row | {"accuracy": None} for row in evaluation["by_nfe"]]
+    counts = {"num_samples": 500, "num_floor_images": 359, "num_reference_images": 500}
+    provenance = _provenance() | counts | {"definition": "arXiv:1904.06991", "k": 5}
+    evaluation["recall"] = {"value": 0.8412, "floor": 0.98, "provenance": provenance}
+    evaluation["density"] = None
+    (folder / "evaluation.json").write_text(json.dumps(evaluation))
+    _append(folder, {"step": 4010, "loss": "inf", "loss_by_log_snr/8": "inf"})
+    return _read(write_report(folder))
+
+
+def _append(folder, record):
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps(record) + "\n")
+
+
+def test_a_number_has_its_error_its_counts_and_what_it_alone_was_measured_with(scant):
+    words = scant.words
+    assert "kernel distance 0.00410 ± 0.00060 0.00120 1,000 1,437 –" in words
+    assert "recall 0.841 0.980 500 500 359 arXiv:1904.06991 · k 5" in words
+    assert "density" not in words
+    # What all share is said once.
+    assert words.count("9f" * 32) == words.count("extractor classifier:digits") == 1
+
+
+def test_without_a_classifier_the_verdict_is_the_distance(scant):
+    assert "recognised" not in scant.words
+    assert "Fréchet distance 1.34 (floor 0.981) at 70 NFE." in scant.words
+    assert scant.tags.count("svg") == 4
+
+
+def test_an_infinite_loss_is_marked(scant):
+    assert "not finite" in scant.words
+
+
+def test_markup_in_the_files_is_only_text(workdir):
+    """In all places at once, each with words of its own."""
+
+    def attack(place):
+        return f'<script>alert("{place}")</script>'
+
     config, run, evaluation = dict(CONFIG), dict(RUN), _evaluation()
-    match place:
-        case "config value":
-            config["model"] = {"_target_": f"m:{ATTACK}", "name": ATTACK, "list": [ATTACK]}
-        case "config key":
-            config[ATTACK] = 1
-        case "run":
-            run |= {"device": ATTACK, "command": ATTACK, "versions": {ATTACK: ATTACK}}
-        case "data":
-            run["data"] = run["data"] | {"name": ATTACK, "label_names": [ATTACK] * 10}
-            rollbacks = [{"step": 1, "to": 0, "said": ATTACK, "when": ATTACK}]
-            (workdir / "rollbacks.json").write_text(json.dumps({"rollbacks": rollbacks}))
-        case "folder":
-            outer = workdir.parent / ATTACK.rpartition("/")[0]
-            outer.mkdir()
-            workdir = workdir.rename(outer / ATTACK.rpartition("/")[2])
-        case "evaluation":
-            evaluation["weights"] = ATTACK
-            evaluation["frechet_distance"]["provenance"]["extractor"] = ATTACK
-            evaluation["neighbours"] = {ATTACK: ATTACK}
-        case "solver":
-            evaluation["by_nfe"] = [row | {"solver": ATTACK} for row in evaluation["by_nfe"]]
-    (workdir / "config.json").write_text(json.dumps(config))
-    (workdir / "run.json").write_text(json.dumps(run))
-    (workdir / "evaluation.json").write_text(json.dumps(evaluation))
-    path = write_report(workdir)
+    config["model"] = {
+        "_target_": f"m:{attack('target')}",
+        "name": attack("config value"),
+        "list": [attack("config list")],
+    }
+    config[attack("config key")] = 1
+    run |= {"device": attack("device"), "command": attack("command")}
+    run["versions"] = {attack("version"): attack("version of")}
+    run["data"] = run["data"] | {"name": attack("data"), "label_names": [attack("label")] * 10}
+    evaluation["weights"] = attack("weights")
+    evaluation["frechet_distance"]["provenance"]["extractor"] = attack("extractor")
+    evaluation["neighbours"] = {attack("neighbour"): attack("distance")}
+    evaluation["by_nfe"] = [row | {"solver": attack("solver")} for row in evaluation["by_nfe"]]
+    for name, content in (("config", config), ("run", run), ("evaluation", evaluation)):
+        (workdir / f"{name}.json").write_text(json.dumps(content))
+    # A slash in the name of a folder is the border of two.
+    outer, _, inner = attack("folder").rpartition("/")
+    (workdir.parent / outer).mkdir()
+    path = write_report(workdir.rename(workdir.parent / outer / inner))
     assert "<script" not in path.read_text(encoding="utf-8")
-    assert ATTACK in _read(path).words.replace("\\u003c", "<").replace("\\u003e", ">")
+    words = _read(path).words.replace("\\u003c", "<").replace("\\u003e", ">")
+    words = words.replace('\\"', '"')
+    for place in (
+        "target", "config value", "config list", "config key", "device", "command", "version",
+        "version of", "data", "label", "weights", "extractor", "neighbour", "distance", "solver",
+    ):  # fmt: skip
+        assert attack(place) in words, place
+    assert inner in words
 
 
-@pytest.mark.parametrize(
-    ("file", "sentence"),
-    [
-        ("config.json", "There is no config.json"),
-        ("run.json", "there is no run.json"),
-        ("metrics.jsonl", "No losses yet"),
-        ("evaluation.json", "Not evaluated yet: python -m experiments.evaluate --workdir="),
-        ("samples/neighbours.png", "No nearest training images yet"),
-    ],
-)
-def test_a_missing_file_becomes_a_sentence(workdir, file, sentence):
-    (workdir / file).unlink()
+def test_missing_files_become_sentences(workdir):
+    for file in ("config.json", "metrics.jsonl", "samples/neighbours.png"):
+        (workdir / file).unlink()
     words = _read(write_report(workdir)).words
-    assert sentence in words
+    assert "There is no config.json" in words
+    assert "No losses yet" in words
+    assert "No nearest training images yet" in words
     assert "4,000" in words  # the rest is still there
+    assert "Not evaluated yet" not in words
+    assert "there is no run.json" not in words
+
+
+def test_a_run_under_way_says_how_far_it_is(workdir):
+    """And marks a loss that was no number."""
+    for file in ("run.json", "evaluation.json"):
+        (workdir / file).unlink()
+    lines = ['{"step": 1190, "loss": "nan", "loss_by_log_snr/8": "nan"}']
+    lines += ['{"step": 1200, "loss": 0.4}', '{"step": 12']
+    (workdir / "metrics.jsonl").write_text("\n".join(lines))
+    words = _read(write_report(workdir)).words
+    assert "Trained to step 1,200 of 4,000; not evaluated yet." in words
+    assert "there is no run.json" in words
+    assert "Not evaluated yet: python -m experiments.evaluate --workdir=" in words
+    assert "not finite" in words
 
 
 def test_an_empty_folder_says_how_to_begin(tmp_path):
@@ -334,32 +377,16 @@ def test_no_folder_is_an_error_and_makes_none(tmp_path):
     assert not (tmp_path / "absent").exists()
 
 
-def test_a_run_under_way_says_how_far_it_is(workdir):
-    (workdir / "evaluation.json").unlink()
-    (workdir / "metrics.jsonl").write_text('{"step": 1200, "loss": 0.4}\n{"step": 12')
-    page = _read(write_report(workdir))
-    assert "Trained to step 1,200 of 4,000; not evaluated yet." in page.words
-
-
-def test_without_a_classifier_the_verdict_is_the_distance(workdir):
-    evaluation = _evaluation()
-    evaluation["accuracy"] = None
-    evaluation["by_nfe"] = [row | {"accuracy": None} for row in evaluation["by_nfe"]]
-    (workdir / "evaluation.json").write_text(json.dumps(evaluation))
-    page = _read(write_report(workdir))
-    assert "recognised" not in page.words
-    assert "Fréchet distance 1.34 (floor 0.981) at 70 NFE." in page.words
-    assert page.tags.count("svg") == 4
-
-
-@pytest.mark.parametrize("file", ["config.json", "run.json", "evaluation.json"])
-@pytest.mark.parametrize("content", ['{"step": 1', "[1]", "\x00"])
-def test_a_damaged_file_is_named_and_the_old_page_kept(workdir, file, content):
-    before = write_report(workdir).read_bytes()
-    (workdir / file).write_text(content)
-    with pytest.raises(UserError, match=re.escape(file)):
-        write_report(workdir)
-    assert (workdir / "report.html").read_bytes() == before
+def test_a_damaged_file_is_named_and_the_old_page_kept(workdir):
+    before = (workdir / "report.html").read_bytes()
+    for file in ("config.json", "run.json", "evaluation.json"):
+        whole = (workdir / file).read_bytes()
+        for content in ('{"step": 1', "[1]", "\x00"):
+            (workdir / file).write_text(content)
+            with pytest.raises(UserError, match=re.escape(file)):
+                write_report(workdir)
+            assert (workdir / "report.html").read_bytes() == before, (file, content)
+        (workdir / file).write_bytes(whole)
 
 
 def test_a_damaged_picture_is_named(workdir):
@@ -367,13 +394,6 @@ def test_a_damaged_picture_is_named(workdir):
     grid.write_bytes(grid.read_bytes()[:300])
     with pytest.raises(UserError, match=r"step_00004000\.png"):
         write_report(workdir)
-
-
-@pytest.mark.parametrize("bad", ["nan", "inf"])
-def test_a_loss_that_is_not_finite_is_marked(workdir, bad):
-    with (workdir / "metrics.jsonl").open("a") as file:
-        file.write(json.dumps({"step": 4010, "loss": bad, "loss_by_log_snr/8": bad}) + "\n")
-    assert "not finite" in _read(write_report(workdir)).words
 
 
 @pytest.mark.parametrize("records", [[], [{"step": 1}], [{"step": 1, "loss": float("nan")}]])
@@ -482,10 +502,3 @@ def test_small_differences_in_accuracy_do_not_fill_the_axis(accuracies):
     labels = [float(text) for text in re.findall(r">([\d.]+) %<", svg)]
     assert max(labels) - min(labels) > 2
     assert max(labels) <= 100
-
-
-def test_of_latents_the_first_three_channels_are_shown():
-    latents = np.random.default_rng(0).uniform(-1, 1, (4, 8, 8, 5))
-    np.testing.assert_array_equal(
-        pictures.image_grid(latents, 2), pictures.image_grid(latents[..., :3], 2)
-    )
