@@ -258,6 +258,7 @@ def test_exit_status(capsys):
         cli.run(buggy, no_flags, usage="", argv=[])
 
 
+@pytest.mark.process
 def test_as_a_process():
     script = (
         "import sys; from absl import flags; from experiments import cli\n"
@@ -281,7 +282,7 @@ def test_settings_cover_every_leaf(configs):
     assert {"config.losses[0].scale", "config.losses[1].scale", "config.data.path"} < set(names)
 
 
-@pytest.mark.thorough
+@pytest.mark.process
 def test_help_into_a_pipe_that_somebody_closed_is_no_mistake():
     reader, writer = os.pipe()
     os.close(reader)

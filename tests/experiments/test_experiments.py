@@ -243,22 +243,38 @@ def test_every_config_is_tested():
     assert {path.stem for path in CONFIGS.glob("*.py")} == {*SHAPES, *pairs, *MEAN_FLOW}
 
 
-@pytest.mark.parametrize("path", PLAIN_CONFIGS, ids=lambda path: path.stem)
-def test_every_config_fits_together(path):
-    """Each config with two unlike objectives and networks, shape-checked without data."""
+def shallow(config):
+    """The same config with one block of its network, or one at each size of images: quick."""
+    config.model.update({"depth": 1} if "depth" in config.model else {"num_res_blocks": 1})
+    return config
+
+
+def fits_together(path, change):
+    """Shape-checks a config with two unlike objectives and networks, without data."""
     image_shape, num_classes = SHAPES[path.stem]
     models = ["dit", "unet"] if image_shape[0] < 32 else ["unet", "DiT-S/2"]
     models = {"colours": ["dit", "dit"], "imagenet256": ["DiT-S/2", "DiT-S/4"]}.get(
         path.stem, models
     )
     for model, objective in zip(models, ["iddpm", "edm2"], strict=True):
-        config = config_files.load(f"{path}:model={model},objective={objective}")
+        config = change(config_files.load(f"{path}:model={model},objective={objective}"))
         assert wire(config, image_shape, num_classes).num_params > 0
+
+
+@pytest.mark.parametrize("path", PLAIN_CONFIGS, ids=lambda path: path.stem)
+def test_every_config_fits_together(path):
+    fits_together(path, shallow)
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("path", PLAIN_CONFIGS, ids=lambda path: path.stem)
+def test_every_config_fits_together_at_its_full_depth(path):
+    fits_together(path, lambda config: config)
 
 
 @pytest.mark.parametrize("objective", choices.OBJECTIVES)
 def test_every_objective_fits_into_the_digits_config(objective):
-    config = config_files.load(f"{CONFIGS}/digits.py:objective={objective}")
+    config = shallow(config_files.load(f"{CONFIGS}/digits.py:objective={objective}"))
     wired = wire(config, *SHAPES["digits"])
     if not wired.objective.flow_map:
         assert wired.objective.effective_weight(jnp.array([0.0])) > 0

@@ -51,6 +51,7 @@ from experiments import (
     validate,
 )
 from tests.evaluation.test_torch_files import STORAGE, tensor, torch_zip
+from tests.support.one_process import Here
 
 DIGITS = "configs/digits.py"
 RUN = Path(__file__).parents[1] / "training" / "old_runs" / "59e12e0"
@@ -208,7 +209,8 @@ def test_command_lines_of_programs_without_a_folder(fuzz, program, tmp_path, mon
     fuzz(flags_for(names), lambda flags: told(program, [*config, *flags]), short=4)
 
 
-def test_sweep_files(fuzz, tmp_path):
+def test_sweep_files(fuzz, tmp_path, monkeypatch):
+    monkeypatch.setattr(sweep, "ProcessPoolExecutor", Here)
     values = st.lists(TEXTS | st.integers(-1, 2) | st.none(), max_size=2)
     names = st.sampled_from(["objective", "path", "config.seed", "config.num_steps"]) | TEXTS
     sweeps = st.tuples(

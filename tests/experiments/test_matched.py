@@ -96,7 +96,7 @@ def test_a_derivative_through_the_network_is_charged():
     assert int(cells[1].overrides["config.num_steps"]) == round(60 / ratio)
 
 
-@pytest.mark.thorough
+@pytest.mark.process
 def test_an_ensemble_of_two_seeds_is_trained_as_one_program(tmp_path, capsys):
     file, folder = tmp_path / "two.py", tmp_path / "two"
     shared = TINY | {
