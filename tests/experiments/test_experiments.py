@@ -19,33 +19,14 @@ from diffjax.wiring import wire
 from experiments import cli, config_files, evaluate, sample, train
 
 CONFIGS = Path(__file__).parents[2] / "configs"
-TINY = [
-    "--config.num_steps=4",
-    "--config.batch_size=16",
-    "--config.model.hidden_size=16",
-    "--config.model.depth=1",
-    "--config.sampling.num_steps=2",
-    "--config.evaluation.num_samples=20",
-    "--config.evaluation.batch_size=24",
-    "--config.evaluation.num_steps=2,",
-    "--config.log_every_steps=2",
-]
 
 
 def run(script, *arguments):
     return cli.run(script.main, script.FLAGS, usage=script.USAGE, argv=arguments)
 
 
-@pytest.fixture(scope="module")
-def workdir(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("experiments") / "digits"
-    status = run(train, f"--config={CONFIGS}/digits.py", *TINY, f"--workdir={folder}")
-    assert status == 0
-    return folder
-
-
-def test_training_names_the_page_and_then_says_it_is_finished(workdir, capsys):
-    assert run(train, f"--config={CONFIGS}/digits.py", *TINY, f"--workdir={workdir}") == 0
+def test_training_names_the_page_and_then_says_it_is_finished(workdir, config_file, capsys):
+    assert run(train, f"--config={config_file}", f"--workdir={workdir}") == 0
     output = capsys.readouterr()
     assert output.out.rstrip().endswith(f"open {workdir / 'report.html'}")
     assert "recognised as their label" in output.out
@@ -179,13 +160,13 @@ def test_each_training_seed_is_evaluated_from_noise_of_its_own(workdir):
         ),
     ],
 )
-def test_mistakes_end_in_one_line(workdir, script, arguments, message, capsys):
-    before = (workdir / "evaluation.json").read_bytes()
-    assert run(script, f"--workdir={workdir}", *arguments) == 2
+def test_mistakes_end_in_one_line(loaded_once, script, arguments, message, capsys):
+    before = (loaded_once / "evaluation.json").read_bytes()
+    assert run(script, f"--workdir={loaded_once}", *arguments) == 2
     error = capsys.readouterr().err
     assert message in error
     assert len(error.strip().splitlines()) == 1
-    assert (workdir / "evaluation.json").read_bytes() == before
+    assert (loaded_once / "evaluation.json").read_bytes() == before
 
 
 @pytest.mark.parametrize("script", [sample, evaluate])
