@@ -109,6 +109,7 @@ def test_the_batch_does_not_matter_and_the_seed_does(workdir, capsys):
     assert values[2] != pytest.approx(values[0], rel=1e-5)
 
 
+@pytest.mark.thorough
 def test_a_learned_dequantiser_is_fitted_on_the_way(workdir, capsys):
     assert run(f"--workdir={workdir}", "--method=vlb", "--num_times=4", "--num_images=8",
                "--dequantisation=variational", "--dequantiser_steps=3") == 0  # fmt: skip
