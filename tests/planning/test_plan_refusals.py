@@ -8,6 +8,7 @@ from diffjax.errors import UserError
 from diffjax.planning import compiled, search, topologies
 from diffjax.planning.roofline import estimate
 from diffjax.training.sharding import filled
+from experiments import plan
 from tests.planning.test_planning import fake, planner, tiny
 
 
@@ -44,26 +45,34 @@ def test_a_search_on_several_slices_keeps_groups_within_them(run_plan):
     assert rows == [("2", "1")]
 
 
-def test_a_search_keeps_the_configs_own_axes_and_leaves_out_what_is_refused(run_plan):
-    own = ["--config.mesh.tensor=2", "--config.mesh.data=1", "--config.mesh.fsdp=2"]
-    # Rows of four chips would refuse such a batch.
+def test_a_search_keeps_the_configs_own_axes_and_leaves_out_what_is_refused(run_plan, monkeypatch):
+    def model(config, topology, program):
+        del topology, program
+        if config.mesh.fsdp == 4:
+            raise UserError("not four")
+        return fake(8, peak=2**31)
+
+    monkeypatch.setattr(plan, "model_of", model)
+    own = ["--config.mesh.tensor=2", "--config.mesh.data=1", "--config.mesh.fsdp=8"]
     status, output = run_plan(
-        "--topology=v5e:2x2", "--config.batch_size=2", *own, "--search", "--search_over=mesh"
+        "--topology=v5e:4x4", "--config.batch_size=8", *own, "--search", "--search_over=mesh"
     )
     assert status == 0
-    rows = [line for line in output.out.splitlines() if line.startswith("| data=")]
-    assert rows
-    assert all("tensor=2" in row for row in rows)
+    rows = re.findall(r"^\| data=(\d+) fsdp=(\d+) tensor=2 ", output.out, re.MULTILINE)
+    assert output.out.count("\n| data=") == len(rows)
+    # All over fsdp, or copies; groups of four, no fewer than there are of them, are refused here.
+    assert rows == [("1", "8"), ("8", "1")]
 
 
-def test_sampling_is_not_searched_over_what_a_backward_pass_keeps(run_plan):
-    status, output = run_plan("--topology=h100:2", "--sampling", "--search")
+def test_sampling_is_not_searched_over_what_a_backward_pass_keeps(run_plan, monkeypatch):
+    monkeypatch.setattr(plan, "model_of", lambda *of: fake(256, peak=2**31))
+    status, output = run_plan("--topology=v5e:2x2", "--sampling", "--search")
     assert status == 0
     labels = [line for line in output.out.splitlines() if line.startswith("| data=")]
     assert (
         len(labels)
         == len(set(labels))
-        == 2 * len(search.meshes(2, 256) + search.meshes(2, 256, tensor=2)[:1])
+        == 2 * len(search.meshes(4, 256) + search.meshes(4, 256, tensor=2)[:1])
     )
 
 
