@@ -52,7 +52,16 @@ def configs(tmp_path, monkeypatch):
     folder.mkdir()
     (folder / "digits.py").write_text(CONFIG)
     (folder / "fashion_mnist.py").write_text(CONFIG)
-    return folder
+    # Files are loaded under the names that those of the project have.
+    before = modules_of_configs()
+    yield folder
+    for name in modules_of_configs():
+        del sys.modules[name]
+    sys.modules.update(before)
+
+
+def modules_of_configs():
+    return {name: of for name, of in sys.modules.items() if name.partition(".")[0] == "configs"}
 
 
 def parse(*argv, flag_values=FLAGS):

@@ -190,7 +190,7 @@ def test_command_lines_of_programs_without_a_run(fuzz, program, tmp_path, monkey
 
 @pytest.mark.thorough
 @pytest.mark.parametrize("program", ON_A_RUN, ids=name_of)
-def test_command_lines_of_programs_on_a_run(fuzz, program, tmp_path, monkeypatch):
+def test_command_lines_on_a_run(fuzz, program, tmp_path, monkeypatch):
     """With a trained run there: one line, or what was asked for."""
     monkeypatch.chdir(tmp_path)
     shutil.copytree(RUN, tmp_path / "run")

@@ -215,24 +215,37 @@ def test_names_with_commas_are_listed_as_the_flag_reads_them():
     assert seen[0].cells == names
 
 
-def begun(folder, *cells):
+@pytest.fixture
+def stopped_clock(monkeypatch):
+    """The time at which the table is drawn, however long that takes."""
+    at = now()
+
+    class Clock(datetime):
+        @classmethod
+        def now(cls, tz=None):
+            return at
+
+    monkeypatch.setattr("experiments.sweep_live.datetime", Clock)
+    return at
+
+
+def begun(folder, *cells, started=None):
     """A sweep's folder with a plan; `cells` are (name, state) or (name, state, step, loss)."""
+    began = (started or now()).isoformat()
     plan = [{"name": name, "folder": name, "num_steps": 1000} for name, *_ in cells]
     write_json(folder / "sweep.json", {"cells": plan})
     for name, state, *rest in cells:
         (folder / name).mkdir()
         facts = {"error": "a bug" if state == "failed" else "", "seconds": 65.0}
         if state != "waiting":
-            write_json(
-                folder / name / STATUS, {"state": state, "started": now().isoformat(), **facts}
-            )
+            write_json(folder / name / STATUS, {"state": state, "started": began, **facts})
         if rest:
             text = json.dumps({"step": rest[0], "loss": rest[1]}) + '\n{"step": 99'
             (folder / name / "metrics.jsonl").write_text(text)
     return folder
 
 
-def test_status_is_told_from_the_files_alone(tmp_path, capsys):
+def test_status_is_told_from_the_files_alone(tmp_path, stopped_clock, capsys):
     folder = begun(
         tmp_path,
         ("x", "done", 1000, 0.25),
@@ -240,6 +253,7 @@ def test_status_is_told_from_the_files_alone(tmp_path, capsys):
         ("z", "running", 500, 0.5),
         ("f", "failed"),
         ("w", "waiting"),
+        started=stopped_clock,
     )
     (folder / "x" / "evaluation.json").write_text('{"frechet_distance": {"value": 0.584}}')
     with taken((Sweep("c", {"o": ("y", "_")}).cells()[0],), folder):

@@ -220,7 +220,7 @@ def test_what_somebody_put_into_a_begun_sweep_is_refused(
 
 
 @pytest.mark.process
-def test_a_sweep_is_a_folder_of_runs_and_a_table(file, tmp_path, capsys):
+def test_a_sweep_is_a_folder_of_runs_and_a_table(file, planned_here, tmp_path, capsys):
     folder = tmp_path / "sweep"
     assert run(f"--sweep={file}", f"--workdir={folder}") == 0
     table = capsys.readouterr().out
