@@ -49,16 +49,6 @@ def test_several_extractors_by_a_flag_keep_their_numbers_apart(workdir, capsys):
     assert "--extractor_weights takes one, or 2" in capsys.readouterr().err
 
 
-def test_the_runs_own_recipe_has_all_choices_that_are_asked_for(workdir):
-    """Or no arm could be taken at its best where it is judged."""
-    argv = (f"--workdir={workdir}", "--seed=0,1", "--weights=live,ema-0.99", "--num_samples=12")
-    assert cli.run(evaluate.main, evaluate.FLAGS, usage=evaluate.USAGE, argv=argv) == 0
-    rows = json.loads((workdir / "evaluation.json").read_text())["by_nfe"]
-    own = [(row["weights"], row["seed"]) for row in rows if row["solver"] == "heun"]
-    assert sorted(own) == [(name, seed) for name in ("ema-0.99", "live") for seed in (0, 1)]
-    assert len(rows) == 8
-
-
 @pytest.mark.parametrize(
     ("arguments", "method", "message"),
     [
