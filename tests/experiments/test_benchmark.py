@@ -2,6 +2,7 @@ import dataclasses
 import json
 import os
 import sys
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,7 @@ from jax.sharding import PartitionSpec
 from diffjax.errors import UserError
 from diffjax.models import DiT, dit
 from diffjax.models.attention import attention
+from diffjax.training import throughput
 from diffjax.training.flops import matrix_flops
 from diffjax.training.loop import train_flops
 from diffjax.training.setup import set_up
@@ -19,10 +21,12 @@ from experiments import (
     against_torch,
     benchmark,
     benchmark_cases,
+    benchmark_checks,
     benchmark_tables,
     cli,
     config_files,
 )
+from tests.support.one_process import Here
 
 
 def array(*shape):
@@ -172,13 +176,11 @@ def toy_config():
     return config
 
 
-@pytest.fixture(scope="module")
-def measured():
-    return measure("toy", toy_config(), (8, 8, 1), 10, steps=1, num_samples=8, rounds=1)
-
-
-@pytest.mark.thorough
-def test_measuring_ends_in_rates_that_belong_together(measured):
+def test_measuring_ends_in_rates_that_belong_together(monkeypatch):
+    # What it is compared with is another's business: one size of matrices, a moment each.
+    monkeypatch.setattr(throughput, "_PEAK_SIZES", (128,))
+    monkeypatch.setattr(throughput, "_PEAK_SECONDS", 0.01)
+    measured = measure("toy", toy_config(), (8, 8, 1), 10, steps=1, num_samples=8, rounds=1)
     training, sampling = measured
     assert (training.program, training.nfe, training.batch_size) == ("training", None, 8)
     # Heun takes two evaluations in all but the last step, and guidance doubles them.
@@ -200,6 +202,9 @@ def test_measuring_ends_in_rates_that_belong_together(measured):
 def test_training_is_timed_on_some_of_the_devices():
     row = measure_scaled("toy", toy_config(), (8, 8, 1), 10, 2, steps=1, rounds=2)
     assert (row.num_devices, len(row.batch_seconds)) == (2, 2)
+
+
+def test_devices_that_training_can_not_be_timed_on_are_refused():
     config = toy_config()
     config.batch_size = 9
     with pytest.raises(UserError, match="batch_size=9 does not divide"):
@@ -290,6 +295,31 @@ def test_help(capsys):
     assert len(text.splitlines()) < 40
 
 
+@pytest.fixture
+def checked_here(monkeypatch):
+    """What is looked for before anything is measured runs in this process, on its eight devices.
+
+    Gives the numbers of devices that were asked for, which a process that began can't have.
+    """
+    asked = []
+    few = SimpleNamespace(
+        config=SimpleNamespace(update=lambda name, number: asked.append((name, number))),
+        devices=jax.devices,
+    )
+    monkeypatch.setattr(benchmark_checks, "jax", few)
+    monkeypatch.setattr(benchmark_cases, "ProcessPoolExecutor", Here)
+    return asked
+
+
+def refused(arguments, message, capsys):
+    """Whether the benchmark says so in its last line, and measures nothing."""
+    assert cli.run(benchmark.main, benchmark.FLAGS, usage="", argv=arguments.split()) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert message in err.splitlines()[-1]
+    assert "measuring" not in err
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -304,46 +334,57 @@ def test_help(capsys):
         ("--config=digits", "did you mean '--configs'?"),
     ],
 )
-def test_mistakes_are_one_line_and_nothing_is_measured(arguments, message, capsys):
-    assert cli.run(benchmark.main, benchmark.FLAGS, usage="", argv=arguments.split()) == 2
-    out, err = capsys.readouterr()
-    assert out == ""
-    assert message in err.splitlines()[-1]
-    assert "measuring" not in err
+def test_mistakes_are_one_line_and_nothing_is_measured(arguments, message, checked_here, capsys):
+    refused(arguments, message, capsys)
+    assert not checked_here
 
 
-NO_TWIN = "--against=torch has no twin of"
+THREE_ROWS = (
+    "error: --devices=3, digits: batch_size=128 does not divide over the mesh's data x "
+    "fsdp = 3 device rows; 126 or 129 would"
+)
 
 
-@pytest.mark.thorough
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("arguments", "message", "devices"),
     [
-        (
-            "--devices=1,3",
-            "error: --devices=3, digits: batch_size=128 does not divide over the mesh's data x "
-            "fsdp = 3 device rows; 126 or 129 would",
-        ),
-        ("--devices=1 --override=config.mesh.tensor=2", "--devices=1, digits: a mesh of"),
-        ("--split --configs=digits,cifar10 --data_path=nowhere", "in nowhere"),
-        ("--against=torch --override=config.model.dropout=0.1", NO_TWIN),
-        ("--against=torch", "--against=torch needs PyTorch: not here"),
+        ("--devices=1,3", THREE_ROWS, 3),
+        ("--devices=1 --override=config.mesh.tensor=2", "--devices=1, digits: a mesh of", 1),
+        ("--devices=9", "--devices=9: there are 8 devices", 9),
+        ("--split --override=config.data.test_fraction=2", "test_fraction", None),
+        ("--against=torch", "--against=torch needs PyTorch: ", None),
     ],
 )
 def test_what_a_later_part_refuses_is_refused_first(
+    arguments, message, devices, checked_here, capsys, monkeypatch
+):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    refused(f"--configs=digits {arguments}", message, capsys)
+    assert checked_here == ([] if devices is None else [("jax_num_cpu_devices", devices)])
+
+
+@pytest.mark.process
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("--configs=digits --devices=1,3", THREE_ROWS),
+        ("--configs=digits,cifar10 --split --data_path=nowhere", "in nowhere"),
+        ("--configs=digits --against=torch", "--against=torch needs PyTorch: not here"),
+    ],
+)
+def test_what_a_process_of_its_own_refuses_is_refused_first(
     arguments, message, capsys, tmp_path, monkeypatch
 ):
-    if message == NO_TWIN:
-        pytest.importorskip("torch")
-    elif "torch" in arguments:
-        (tmp_path / "torch.py").write_text("raise ImportError('not here')")
-        monkeypatch.syspath_prepend(tmp_path)  # The processes that measure have the same path.
-    flags = [*(["--configs=digits"] if "--configs" not in arguments else []), *arguments.split()]
-    assert cli.run(benchmark.main, benchmark.FLAGS, usage="", argv=flags) == 2
-    out, err = capsys.readouterr()
-    assert out == ""
-    assert message in err.splitlines()[-1]
-    assert "measuring" not in err
+    (tmp_path / "torch.py").write_text("raise ImportError('not here')")
+    monkeypatch.syspath_prepend(tmp_path)  # The processes that measure have the same path.
+    refused(arguments, message, capsys)
+
+
+@pytest.mark.parity
+def test_a_network_without_a_twin_is_refused_first(checked_here, capsys):
+    pytest.importorskip("torch")
+    arguments = "--configs=digits --against=torch --override=config.model.dropout=0.1"
+    refused(arguments, "--against=torch has no twin of", capsys)
 
 
 def test_a_comparison_is_refused_without_pytorch(monkeypatch):
@@ -356,7 +397,7 @@ def fail(message):
     raise UserError(message)
 
 
-@pytest.mark.thorough
+@pytest.mark.process
 def test_a_users_error_crosses_the_process():
     with pytest.raises(UserError, match="does not fit"):
         benchmark_cases.in_new_process(fail, "does not fit")

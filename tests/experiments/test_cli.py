@@ -52,7 +52,16 @@ def configs(tmp_path, monkeypatch):
     folder.mkdir()
     (folder / "digits.py").write_text(CONFIG)
     (folder / "fashion_mnist.py").write_text(CONFIG)
-    return folder
+    # Files are loaded under the names that those of the project have.
+    before = modules_of_configs()
+    yield folder
+    for name in modules_of_configs():
+        del sys.modules[name]
+    sys.modules.update(before)
+
+
+def modules_of_configs():
+    return {name: of for name, of in sys.modules.items() if name.partition(".")[0] == "configs"}
 
 
 def parse(*argv, flag_values=FLAGS):
@@ -258,6 +267,7 @@ def test_exit_status(capsys):
         cli.run(buggy, no_flags, usage="", argv=[])
 
 
+@pytest.mark.process
 def test_as_a_process():
     script = (
         "import sys; from absl import flags; from experiments import cli\n"
@@ -281,7 +291,7 @@ def test_settings_cover_every_leaf(configs):
     assert {"config.losses[0].scale", "config.losses[1].scale", "config.data.path"} < set(names)
 
 
-@pytest.mark.thorough
+@pytest.mark.process
 def test_help_into_a_pipe_that_somebody_closed_is_no_mistake():
     reader, writer = os.pipe()
     os.close(reader)

@@ -51,10 +51,14 @@ from experiments import (
     validate,
 )
 from tests.evaluation.test_torch_files import STORAGE, tensor, torch_zip
+from tests.support.one_process import Here
 
 DIGITS = "configs/digits.py"
 RUN = Path(__file__).parents[1] / "training" / "old_runs" / "59e12e0"
-FEW = {"num_samples": 4, "num_images": 4, "num_pairs": 4, "num_steps": 2, "batch_size": 4}
+FEW = {
+    "num_samples": 4, "num_images": 4, "num_pairs": 4, "num_steps": 2, "batch_size": 4,
+    "num_candidates": 3,
+}  # fmt: skip
 
 
 @pytest.fixture
@@ -186,7 +190,7 @@ def test_command_lines_of_programs_without_a_run(fuzz, program, tmp_path, monkey
 
 @pytest.mark.thorough
 @pytest.mark.parametrize("program", ON_A_RUN, ids=name_of)
-def test_command_lines_of_programs_on_a_run(fuzz, program, tmp_path, monkeypatch):
+def test_command_lines_on_a_run(fuzz, program, tmp_path, monkeypatch):
     """With a trained run there: one line, or what was asked for."""
     monkeypatch.chdir(tmp_path)
     shutil.copytree(RUN, tmp_path / "run")
@@ -208,7 +212,8 @@ def test_command_lines_of_programs_without_a_folder(fuzz, program, tmp_path, mon
     fuzz(flags_for(names), lambda flags: told(program, [*config, *flags]), short=4)
 
 
-def test_sweep_files(fuzz, tmp_path):
+def test_sweep_files(fuzz, tmp_path, monkeypatch):
+    monkeypatch.setattr(sweep, "ProcessPoolExecutor", Here)
     values = st.lists(TEXTS | st.integers(-1, 2) | st.none(), max_size=2)
     names = st.sampled_from(["objective", "path", "config.seed", "config.num_steps"]) | TEXTS
     sweeps = st.tuples(

@@ -29,6 +29,7 @@ def launch(script: str, folder: Path, *arguments: str, **variables: str):
     )  # fmt: skip
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     ("status", "state", "restarts", "queued"),
     [
@@ -117,6 +118,7 @@ def test_all_that_queue_again_do_so_after_the_same_statuses():
     assert {int(status) for status in cases.split("|")} == again
 
 
+@pytest.mark.process
 def test_xpk_keeps_flags_apart(tmp_path):
     stand_in(tmp_path, "xpk", f"printf '%s\\0' \"$@\" > {tmp_path}/arguments")
     flags = ["--config=configs/digits.py:model=unet", "--workdir=/runs/a b"]
@@ -131,6 +133,7 @@ def test_xpk_keeps_flags_apart(tmp_path):
     assert arguments == ["-m", "experiments.train", "--distributed", *flags]
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(("script", "status"), [("slurm.sh", 2), ("xpk.sh", 2)])
 def test_without_arguments_they_say_how_to_be_called(tmp_path, script, status):
     done = launch(script, tmp_path)

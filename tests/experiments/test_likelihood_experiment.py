@@ -1,16 +1,11 @@
 """`python -m experiments.likelihood` as a person uses it, on a tiny run of the digits config."""
 
 import json
-import shutil
 from pathlib import Path
 
 import pytest
 
-import diffjax
-from configs import digits
 from diffjax.errors import UserError
-from diffjax.evaluation.features import pixel_features
-from diffjax.spec import spec
 from diffjax.training.measure import check_evaluation
 from experiments import cli, config_files, evaluate, likelihood
 
@@ -19,27 +14,13 @@ def run(*arguments):
     return cli.run(likelihood.main, likelihood.FLAGS, usage=likelihood.USAGE, argv=arguments)
 
 
-@pytest.fixture(scope="module")
-def workdir(tmp_path_factory):
-    config = digits.get_config()
-    config.num_steps = 2
-    config.model.update(hidden_size=16, depth=1, num_heads=2)
-    config.sampling.num_steps = 2
-    config.evaluation.update(num_samples=20, batch_size=24, solvers=("ddim",), num_steps=(2,))
-    config.evaluation.likelihood = ("vlb",)
-    config.evaluation.extractors = (spec(pixel_features, size=2),)
-    folder = tmp_path_factory.mktemp("likelihood") / "digits"
-    diffjax.train(config.lock(), folder)
-    return folder
-
-
 def results(workdir):
     return json.loads((Path(workdir) / "likelihood.json").read_text())
 
 
-def test_an_evaluation_measures_what_its_config_asks_for(workdir):
-    assert results(workdir)["vlb-none"]["num_images"] == 20
-    content = json.loads((Path(workdir) / "evaluation.json").read_text())
+def test_an_evaluation_measures_what_its_config_asks_for(trained):
+    assert results(trained)["vlb-none"]["num_images"] == 20
+    content = json.loads((Path(trained) / "evaluation.json").read_text())
     (name,) = content["extractors"]
     assert name == "pixels:2x2"
     distance = content["extractors"][name]["frechet_distance"]
@@ -49,32 +30,23 @@ def test_an_evaluation_measures_what_its_config_asks_for(workdir):
     assert content["extractors"][name]["precision"]["value"] is not None
 
 
-def test_several_extractors_by_a_flag_keep_their_numbers_apart(workdir, tmp_path, capsys):
+def test_several_extractors_by_a_flag_keep_their_numbers_apart(workdir, capsys):
     def evaluated(*more):
         return cli.run(
-            evaluate.main, evaluate.FLAGS, usage=evaluate.USAGE, argv=(f"--workdir={folder}", *more)
+            evaluate.main,
+            evaluate.FLAGS,
+            usage=evaluate.USAGE,
+            argv=(f"--workdir={workdir}", *more),
         )
 
-    folder = shutil.copytree(workdir, tmp_path / "run")
     assert evaluated("--extractor=pixels,digits", "--num_samples=12", "--num_steps=2") == 0
-    content = json.loads((folder / "evaluation.json").read_text())
+    content = json.loads((workdir / "evaluation.json").read_text())
     assert content["frechet_distance"]["provenance"]["extractor"] == "pixels:8x8"
     assert list(content["extractors"]) == ["classifier:digits"]
     assert content["accuracy"] is None
     assert content["extractors"]["classifier:digits"]["accuracy"] is not None
     assert evaluated("--extractor=pixels,digits", "--extractor_weights=a,b,c") == 2
     assert "--extractor_weights takes one, or 2" in capsys.readouterr().err
-
-
-def test_the_runs_own_recipe_has_all_choices_that_are_asked_for(workdir, tmp_path):
-    """Or no arm could be taken at its best where it is judged."""
-    folder = shutil.copytree(workdir, tmp_path / "run")
-    argv = (f"--workdir={folder}", "--seed=0,1", "--weights=live,ema-0.99", "--num_samples=12")
-    assert cli.run(evaluate.main, evaluate.FLAGS, usage=evaluate.USAGE, argv=argv) == 0
-    rows = json.loads((folder / "evaluation.json").read_text())["by_nfe"]
-    own = [(row["weights"], row["seed"]) for row in rows if row["solver"] == "heun"]
-    assert sorted(own) == [(name, seed) for name in ("ema-0.99", "live") for seed in (0, 1)]
-    assert len(rows) == 8
 
 
 @pytest.mark.parametrize(
@@ -127,6 +99,7 @@ def test_the_batch_does_not_matter_and_the_seed_does(workdir, capsys):
     assert values[2] != pytest.approx(values[0], rel=1e-5)
 
 
+@pytest.mark.thorough
 def test_a_learned_dequantiser_is_fitted_on_the_way(workdir, capsys):
     assert run(f"--workdir={workdir}", "--method=vlb", "--num_times=4", "--num_images=8",
                "--dequantisation=variational", "--dequantiser_steps=3") == 0  # fmt: skip
@@ -147,8 +120,8 @@ def test_a_learned_dequantiser_is_fitted_on_the_way(workdir, capsys):
         (["--weights=ema-0.9"], "did you mean 'ema-0.99'"),
     ],
 )
-def test_mistakes_end_in_one_line(workdir, arguments, message, capsys):
-    assert run(f"--workdir={workdir}", *arguments) == 2
+def test_mistakes_end_in_one_line(loaded_once, arguments, message, capsys):
+    assert run(f"--workdir={loaded_once}", *arguments) == 2
     error = capsys.readouterr().err
     assert message in error
     assert len(error.strip().splitlines()) == 1

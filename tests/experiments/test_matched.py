@@ -17,6 +17,7 @@ from diffjax.training.setup import set_up
 from diffjax.training.sharding import make_mesh
 from experiments import cli, sweep
 from experiments.sweep_cells import planned, resolved
+from tests.support.one_process import Here
 
 TINY = {
     "config.model.hidden_size": 16, "config.model.depth": 1, "config.model.num_heads": 2,
@@ -96,8 +97,9 @@ def test_a_derivative_through_the_network_is_charged():
     assert int(cells[1].overrides["config.num_steps"]) == round(60 / ratio)
 
 
-@pytest.mark.thorough
-def test_an_ensemble_of_two_seeds_is_trained_as_one_program(tmp_path, capsys):
+@pytest.mark.process
+def test_an_ensemble_of_two_seeds_is_trained_as_one_program(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sweep, "ProcessPoolExecutor", Here)
     file, folder = tmp_path / "two.py", tmp_path / "two"
     shared = TINY | {
         "config.num_steps": 2, "config.sampling.num_steps": 2, "config.evaluation.num_samples": 20,

@@ -32,13 +32,15 @@ def test_errors_and_costs_are_written(small, tmp_path, capsys):
     assert "cost.md in" in capsys.readouterr().out
 
 
-def test_what_is_wrong_is_one_line(small, tmp_path, capsys):
+def test_what_is_wrong_is_one_line(small, tmp_path, monkeypatch, capsys):
     (tmp_path / "file").write_text("")
-    for arguments, message in {
-        ("--out=x", "--path=lineer"): "did you mean 'linear'",
-        ("--out=x", "--grid=karas"): "did you mean 'karras'",
-        (f"--out={tmp_path / 'file'}",): "can't write into",
-        (): "--out is missing",
-    }.items():
+
+    def refused(message, *arguments):
         assert run(*arguments) == 2
         assert message in capsys.readouterr().err
+
+    refused("did you mean 'linear'", "--out=x", "--path=lineer")
+    refused("did you mean 'karras'", "--out=x", "--grid=karas")
+    refused("--out is missing")
+    monkeypatch.setattr(solvers, "compare", lambda grid, path, named: {"convergence.md": b""})
+    refused("can't write into", f"--out={tmp_path / 'file'}")

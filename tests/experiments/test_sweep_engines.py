@@ -36,7 +36,7 @@ def has_slurm():
 def for_each_engine():
     """An engine and options with which it runs here."""
     slurm = pytest.mark.skipif(not has_slurm(), reason="no SLURM here")
-    marks = {"slurm": [slurm, pytest.mark.thorough], "ray": [pytest.mark.thorough]}
+    marks = {"slurm": [slurm]}
     options = {"slurm": {"timeout_min": 5}, "ray": {"num_cpus": 0.1}}
     return [
         pytest.param(name, options.get(name, {}), marks=marks.get(name, []), id=name)
@@ -78,6 +78,7 @@ def started(folder):
     return [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(("name", "options"), for_each_engine())
 def test_an_engine_starts_the_copies_and_waits_for_all(name, options, tmp_path):
     pulses = []
@@ -89,6 +90,7 @@ def test_an_engine_starts_the_copies_and_waits_for_all(name, options, tmp_path):
     assert not list(tmp_path.glob("*.stopped"))
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(("name", "options"), for_each_engine())
 def test_an_engine_that_is_asked_to_stop_asks_the_copies_once(name, options, tmp_path):
     before = signal.getsignal(signal.SIGTERM)
@@ -106,6 +108,7 @@ def test_an_engine_that_is_asked_to_stop_asks_the_copies_once(name, options, tmp
     assert len(list(tmp_path.glob("*.stopped"))) == 2
 
 
+@pytest.mark.process
 def test_a_copy_that_dies_does_not_end_the_wait_for_the_others(tmp_path):
     killed = []
 
@@ -122,6 +125,7 @@ def test_a_copy_that_dies_does_not_end_the_wait_for_the_others(tmp_path):
     assert time.monotonic() - began > 2
 
 
+@pytest.mark.process
 @pytest.mark.skipif(not all_cores(), reason="this system binds no process to cores")
 def test_local_copies_share_the_cores(tmp_path):
     copies = len(all_cores()) + 1  # so many that some share one
@@ -176,6 +180,7 @@ def test_an_option_that_there_is_not_is_one_line(engine, tmp_path):
         assert "did you mean 'partition'?" in str(caught.value)
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     ("script", "there"),
     [
@@ -195,6 +200,7 @@ def test_a_job_is_over_when_the_queue_says_so_and_not_when_it_says_nothing(
     assert queued("7") is there
 
 
+@pytest.mark.process
 def test_before_its_time_is_over_a_slurm_job_saves_and_is_queued_anew(tmp_path):
     pytest.importorskip("submitit")
     task = SlurmTask([sys.executable, "-c", COPY, str(tmp_path), "300"])
@@ -213,6 +219,7 @@ def test_before_its_time_is_over_a_slurm_job_saves_and_is_queued_anew(tmp_path):
     assert again[0].function.command == task.command
 
 
+@pytest.mark.process
 @pytest.mark.skipif(not has_slurm(), reason="no SLURM here")
 def test_what_slurm_refuses_is_one_line(tmp_path):
     with pytest.raises(UserError, match=r"SLURM does not take the job: .*partition"):

@@ -12,6 +12,7 @@ from diffjax.errors import UserError
 from diffjax.sweeps import Cost, Sweep
 from experiments import cli, config_files, sweep, sweep_cells
 from experiments.sweep_cells import cost, resolved
+from tests.support.one_process import Here
 
 SWEEP = """
 from diffjax.sweeps import Sweep
@@ -34,6 +35,12 @@ def file(tmp_path):
     path = tmp_path / "sweep.py"
     path.write_text(SWEEP)
     return path
+
+
+@pytest.fixture
+def planned_here(monkeypatch):
+    """Cells are built in this process, not in one of their own."""
+    monkeypatch.setattr(sweep, "ProcessPoolExecutor", Here)
 
 
 def test_cells_are_the_axes_product_under_unlike_names():
@@ -105,18 +112,32 @@ def fashion_files(folder):
     return str(folder)
 
 
+SWEEPS_HERE = sorted(Path("configs/sweeps").glob("*.py"))
+
+
+def arms_of(path):
+    """A sweep that lies here, and one cell of each arm: seeds change no shapes."""
+    found = config_files.returned_by(str(path), "get_sweep", Sweep)
+    return found, list({cell.arm: cell for cell in found.cells()}.values())
+
+
+def test_every_cell_of_the_sweeps_here_has_settings_that_there_are():
+    assert SWEEPS_HERE
+    for path in SWEEPS_HERE:
+        _, cells = arms_of(path)
+        assert cells, path
+        for cell in cells:
+            assert resolved(cell).num_steps > 0, (path, cell.name)
+
+
 @pytest.mark.thorough
-@pytest.mark.parametrize("path", sorted(Path("configs/sweeps").glob("*.py")), ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", SWEEPS_HERE, ids=lambda path: path.stem)
 def test_every_cell_of_the_sweeps_here_fits_together(path, tmp_path):
-    sweep = config_files.returned_by(str(path), "get_sweep", Sweep)
-    if "fashion" in sweep.config:
-        data = {"config.data.path": fashion_files(tmp_path)}
-        sweep = replace(sweep, overrides={**sweep.overrides, **data})
-    # Seeds change no shapes.
-    cells = {cell.arm: cell for cell in sweep.cells()}.values()
-    assert cells
+    found, cells = arms_of(path)
+    data = {"config.data.path": fashion_files(tmp_path)} if "fashion" in found.config else {}
     for cell in cells:
-        assert cost(resolved(cell)).num_steps > 0, cell.name
+        fitting = replace(cell, overrides={**cell.overrides, **data})
+        assert cost(resolved(fitting)).num_steps > 0, cell.name
 
 
 def test_what_differs_in_its_seed_alone_is_built_once(monkeypatch):
@@ -134,7 +155,7 @@ def test_what_differs_in_its_seed_alone_is_built_once(monkeypatch):
         assert costs[cell.name].batch_size == dict(cell.axes)["config.batch_size"]
 
 
-def test_a_dry_run_names_what_is_left_out_and_why(file, capsys):
+def test_a_dry_run_names_what_is_left_out_and_why(file, planned_here, capsys):
     assert run(f"--sweep={file}", "--dry_run") == 0
     said = capsys.readouterr()
     assert "left out: reflow: " in said.err
@@ -142,7 +163,7 @@ def test_a_dry_run_names_what_is_left_out_and_why(file, capsys):
     assert said.out.startswith("flow: --config=configs/digits.py:objective=flow,path=linear")
 
 
-def test_what_all_cells_share_can_be_given_from_outside(file, capsys):
+def test_what_all_cells_share_can_be_given_from_outside(file, planned_here, capsys):
     argv = (f"--sweep={file}", "--dry_run", "--override=config.batch_size=8")
     assert run(*argv, "--override=config.seed=3") == 0
     said = capsys.readouterr().out
@@ -198,8 +219,8 @@ def test_what_somebody_put_into_a_begun_sweep_is_refused(
     assert str(tmp_path / "sweep.json") in line
 
 
-@pytest.mark.thorough
-def test_a_sweep_is_a_folder_of_runs_and_a_table(file, tmp_path, capsys):
+@pytest.mark.process
+def test_a_sweep_is_a_folder_of_runs_and_a_table(file, planned_here, tmp_path, capsys):
     folder = tmp_path / "sweep"
     assert run(f"--sweep={file}", f"--workdir={folder}") == 0
     table = capsys.readouterr().out

@@ -13,6 +13,7 @@ from experiments.against_torch import against_torch
 from experiments.benchmark_cases import Case
 
 torch = pytest.importorskip("torch")
+pytestmark = pytest.mark.parity
 UNET = {
     "channels": 16,
     "channel_multipliers": (1, 2),
@@ -58,7 +59,6 @@ def test_a_twin_is_the_same_function(network, settings, num_classes):
 SMALL = Case("digits", 8, None, ("config.model.hidden_size=16", "config.model.depth=1"))
 
 
-@pytest.mark.thorough
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_both_libraries_are_timed_in_each_round(dtype):
     case = replace(SMALL, overrides=(*SMALL.overrides, f"config.model.dtype={dtype}"))
@@ -73,7 +73,6 @@ def test_both_libraries_are_timed_in_each_round(dtype):
         assert pair.ratios[1] == pair.ours[1] / pair.theirs[1]
 
 
-@pytest.mark.thorough
 def test_a_network_without_a_twin_is_refused():
     case = replace(SMALL, overrides=(*SMALL.overrides, "config.model.dropout=0.1"))
     with pytest.raises(UserError, match=r"no twin of diffjax.models.dit:DiT as configured"):

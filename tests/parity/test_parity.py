@@ -27,6 +27,7 @@ from diffjax.sampling.sample import sample
 
 diffusers = pytest.importorskip("diffusers")
 torch = pytest.importorskip("torch")
+pytestmark = pytest.mark.parity
 
 DATA = analytic.GaussianMixture(
     jnp.array([0.3, 0.7]), jnp.array([[0.8, -0.5], [-0.6, 0.9]]), 0.05 * jnp.stack([jnp.eye(2)] * 2)

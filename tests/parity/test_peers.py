@@ -16,6 +16,7 @@ from diffjax.evaluation.scores import ScoreSums, inception_score
 from tests.support.peers import name_operators
 
 torch = pytest.importorskip("torch")
+pytestmark = pytest.mark.parity
 
 
 def package(name):

@@ -8,6 +8,7 @@ from diffjax.errors import UserError
 from diffjax.planning import compiled, search, topologies
 from diffjax.planning.roofline import estimate
 from diffjax.training.sharding import filled
+from experiments import plan
 from tests.planning.test_planning import fake, planner, tiny
 
 
@@ -34,25 +35,37 @@ def test_what_can_not_be_is_one_line(arguments, said, run_plan):
 
 
 def test_a_search_on_several_slices_keeps_groups_within_them(run_plan):
-    status, output = run_plan("--topology=2xv5e:2x2", "--search", "--search_over=mesh")
+    two = topologies.topology_called("2xv5e:2x2")
+    tried = [config.mesh for _, config in search.candidates(tiny(), two, ("mesh",))]
+    assert {(mesh.data, mesh.fsdp) for mesh in tried} >= {(2, 4), (4, 2), (8, 1)}
+    assert all(mesh.data % 2 == 0 for mesh in tried)
+    status, output = run_plan("--topology=2xv5e:1x1", "--search", "--search_over=mesh")
     assert status == 0
     rows = re.findall(r"^\| data=(\d+) fsdp=(\d+)", output.out, re.MULTILINE)
-    assert {(int(data), int(fsdp)) for data, fsdp in rows} >= {(2, 4), (4, 2), (8, 1)}
-    assert all(int(data) % 2 == 0 for data, _ in rows)
+    assert rows == [("2", "1")]
 
 
-def test_a_search_keeps_the_configs_own_axes_and_leaves_out_what_is_refused(run_plan):
+def test_a_search_keeps_the_configs_own_axes_and_leaves_out_what_is_refused(run_plan, monkeypatch):
+    def model(config, topology, program):
+        del topology, program
+        if config.mesh.fsdp == 4:
+            raise UserError("not four")
+        return fake(8, peak=2**31)
+
+    monkeypatch.setattr(plan, "model_of", model)
     own = ["--config.mesh.tensor=2", "--config.mesh.data=1", "--config.mesh.fsdp=8"]
     status, output = run_plan(
         "--topology=v5e:4x4", "--config.batch_size=8", *own, "--search", "--search_over=mesh"
     )
     assert status == 0
-    rows = [line for line in output.out.splitlines() if line.startswith("| data=")]
-    assert rows
-    assert all("tensor=2" in row for row in rows)
+    rows = re.findall(r"^\| data=(\d+) fsdp=(\d+) tensor=2 ", output.out, re.MULTILINE)
+    assert output.out.count("\n| data=") == len(rows)
+    # All over fsdp, or copies; groups of four, no fewer than there are of them, are refused here.
+    assert rows == [("1", "8"), ("8", "1")]
 
 
-def test_sampling_is_not_searched_over_what_a_backward_pass_keeps(run_plan):
+def test_sampling_is_not_searched_over_what_a_backward_pass_keeps(run_plan, monkeypatch):
+    monkeypatch.setattr(plan, "model_of", lambda *of: fake(256, peak=2**31))
     status, output = run_plan("--topology=v5e:2x2", "--sampling", "--search")
     assert status == 0
     labels = [line for line in output.out.splitlines() if line.startswith("| data=")]

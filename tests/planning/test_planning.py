@@ -17,10 +17,12 @@ from diffjax.evaluation.report import write_report
 from diffjax.models.remat import REMAT
 from diffjax.planning import compiled, counts, hlo, products, search, tables, topologies
 from diffjax.planning.analytic import model_of
-from diffjax.planning.gpus import Absent
+from diffjax.planning.gpus import Absent, absent_mesh
 from diffjax.planning.kept import kept_bytes
+from diffjax.planning.least import minimum_slow_bytes
 from diffjax.planning.page import write_page
 from diffjax.planning.roofline import estimate
+from diffjax.spec import to_json
 from diffjax.training.flops import matrix_flops
 from diffjax.training.sharding import make_mesh
 from experiments import cli, config_files, plan
@@ -470,16 +472,6 @@ def test_the_analytic_model_agrees_where_both_are_exact(planned):
     assert twice.memory["activations"] == pytest.approx(2 * model.memory["activations"], rel=0.05)
 
 
-def test_more_chips_take_less_each():
-    models = [
-        model_of(tiny(batch_size=64), t) for t in topologies.slices(topologies.CHIPS["v5e"])[1:5]
-    ]
-    chips = [int(np.prod(list(model.mesh.values()))) for model in models]
-    assert chips == [4, 8, 16, 32]
-    work = [model.flops * n for model, n in zip(models, chips, strict=True)]
-    assert work == pytest.approx([work[0]] * 4)
-
-
 def test_sampling_is_planned_for_all_its_steps():
     config = tiny(sampling__num_steps=5, mesh__data=8, mesh__fsdp=1)
     mesh = make_mesh(**config.mesh, devices=jax.devices())
@@ -520,7 +512,7 @@ def test_a_search_tries_every_way_of_what_it_varies():
     assert [config.model.remat for config in some.values()] == list(REMAT)
     assert {config.mesh.fsdp for config in some.values()} == {8}
     for _, config in search.candidates(tiny(), topology, ("mesh",)):
-        model_of(config, topology)
+        compiled.set_up_on(config, absent_mesh(config, topology))  # none is refused
 
 
 def test_the_best_of_a_search_fits_and_is_fast():
@@ -619,19 +611,6 @@ def test_a_config_without_expected_data_is_refused(monkeypatch, capsys):
     assert "config.expected" in capsys.readouterr().err
 
 
-def test_a_plan_without_a_compiler_says_that_it_is_a_model(monkeypatch, capsys, tmp_path):
-    monkeypatch.setattr(plan, "find_spec", lambda name: None)
-    monkeypatch.setattr(cli, "_set_up_logging", lambda: None)
-    monkeypatch.setattr(cli, "_keep_compiled_programs", lambda: None)
-    files = [f"--json={tmp_path / 'p.json'}", f"--page={tmp_path / 'p.html'}"]
-    arguments = [CONFIG, "--topology=h100:4,h100:8", "--config.model.depth=2", *files]
-    assert cli.run(plan.main, plan.FLAGS, usage="", argv=arguments) == 0
-    assert "ANALYTIC MODEL" in capsys.readouterr().out
-    four, eight = json.loads((tmp_path / "p.json").read_text())["plans"]
-    assert four["flops"] == 2 * eight["flops"]
-    assert (tmp_path / "p.html").read_text().count("<svg") == 2
-
-
 def planner(monkeypatch, capsys, *common):
     """Runs the program with flags in common, and gives its status and what it said."""
     monkeypatch.setattr(cli, "_set_up_logging", lambda: None)
@@ -645,28 +624,68 @@ def planner(monkeypatch, capsys, *common):
     return run
 
 
+@pytest.fixture(scope="module")
+def models():
+    """Analytic models that tests share: by config, machine and program."""
+    return {}
+
+
 @pytest.fixture
-def run_plan(monkeypatch, capsys):
+def run_plan(models, monkeypatch, capsys):
+    def modelled(config, topology, program):
+        key = to_json(config), topology.name, program
+        if key not in models:
+            models[key] = model_of(config, topology, program)
+        return models[key]
+
+    monkeypatch.setattr(plan, "model_of", modelled)
     monkeypatch.setattr(plan, "find_spec", lambda name: None)
-    return planner(monkeypatch, capsys, "--config.model.depth=2", "--config.mesh.data=1")
+    return planner(monkeypatch, capsys, "--config.model.depth=1", "--config.mesh.data=1")
 
 
-def test_the_largest_batch_is_said(run_plan):
+def test_a_plan_without_a_compiler_says_that_it_is_a_model(run_plan, tmp_path):
+    files = [f"--json={tmp_path / 'p.json'}", f"--page={tmp_path / 'p.html'}"]
+    status, said = run_plan("--topology=h100:4,h100:8", *files)
+    assert status == 0
+    assert "ANALYTIC MODEL" in said.out
+    four, eight = json.loads((tmp_path / "p.json").read_text())["plans"]
+    assert four["flops"] == 2 * eight["flops"]
+    assert "links between slices" not in four["derived"]["seconds_by_part"]
+    assert (tmp_path / "p.html").read_text().count("<svg") == 2
+
+
+def test_the_largest_batch_is_said(run_plan, monkeypatch):
+    usable = topologies.topology_called("h100:1").usable_bytes
+
+    def model(config, topology, program):
+        peak = 2**30 + config.batch_size * 2**24
+        needs = fake(config.batch_size, peak=peak, fits=peak <= usable)
+        return dataclasses.replace(needs, topology=topology.name, program=program)
+
+    monkeypatch.setattr(plan, "model_of", model)
     status, said = run_plan("--topology=h100:1", "--largest_batch", "--config.batch_size=1024")
     assert status == 0
     (last,) = re.findall(r"largest batch that fits: (\d+)", said.out)
     rows = [line for line in said.out.splitlines() if re.match(r"\| batch \d", line)]
     fitting = [int(line.split()[2]) for line in rows if "too much" not in line]
-    assert int(last) == max(fitting)
+    assert int(last) == max(fitting) == (usable - 2**30) // 2**24
     assert len(fitting) < len(rows)
     assert f"batch {last}, on h100:1" in said.out  # which is shown in full
 
 
-def test_a_search_over_one_thing(run_plan):
+def test_a_search_over_one_thing(run_plan, monkeypatch):
+    flops = {name: 1e12 * abs(i - 1.1) for i, name in enumerate(REMAT)}
+
+    def model(config, topology, program):
+        del topology, program
+        return fake(8, peak=2**31, flops=flops[config.model.remat])
+
+    monkeypatch.setattr(plan, "model_of", model)
     status, said = run_plan("--topology=h100:8", "--search", "--search_over=remat")
     assert status == 0
-    assert len(re.findall(r"^\| data=1 fsdp=8 remat=\w+", said.out, re.MULTILINE)) == len(REMAT)
-    assert "best: data=1 fsdp=8 remat=" in said.out
+    found = re.findall(r"^\| data=1 fsdp=8 remat=(\w+)", said.out, re.MULTILINE)
+    assert found == list(REMAT)
+    assert f"best: data=1 fsdp=8 remat={list(REMAT)[1]}" in said.out
 
 
 def test_sampling_and_a_model_for_tpus(run_plan):
@@ -682,25 +701,35 @@ def test_parts_of_a_batch_that_training_would_refuse(run_plan):
     assert "does not divide into accumulation_steps=3 equal parts" in said.err
 
 
-def test_machines_of_gpus_and_slices_of_tpus_have_slow_links(run_plan, tmp_path):
-    """With groups of one machine all of a gradient and of the parameters crosses once a step."""
-    file = f"--json={tmp_path / 'p.json'}"
-    for name, chips, slices in (("h100:2x8", 16, 2), ("2xv5e:2x2", 8, 2), ("h100:8", 8, 1)):
-        status, _ = run_plan(
-            f"--topology={name}",
-            "--analytic",
-            "--config.mesh.data=-1",
-            "--config.mesh.fsdp=-1",
-            file,
-        )
-        assert status == 0
-        (found,) = json.loads((tmp_path / "p.json").read_text())["plans"]
-        assert found["topology"] == name
-        assert found["mesh"]["data"] == slices
-        crossing = sum(one["slow_bytes"] for one in found["collectives"])
-        half = (slices - 1) / slices / (chips / slices)
-        assert crossing == pytest.approx(2 * 2 * found["num_params"] * half)
-        assert ("links between slices" in found["derived"]["seconds_by_part"]) == (slices > 1)
+def across_slices(num_bytes, chips, slices):
+    """Bytes that a chip receives from other slices: all of a gradient and of the parameters, of so
+    many bytes each and split over a slice's chips, cross once a step.
+    """
+    return 2 * num_bytes * (slices - 1) / slices / (chips / slices)
+
+
+@pytest.mark.parametrize(
+    ("name", "chips", "slices"), [("h100:2x8", 16, 2), ("2xv5e:2x2", 8, 2), ("h100:8", 8, 1)]
+)
+def test_groups_of_one_machine_send_the_least_over_slow_links(name, chips, slices):
+    topology, config = topologies.topology_called(name), tiny(mesh__data=-1, mesh__fsdp=-1)
+    setup = compiled.set_up_on(config, absent_mesh(config, topology))
+    assert setup.mesh.shape["data"] == slices
+    expected = across_slices(4 * setup.wired.num_params, chips, slices)  # float32
+    assert minimum_slow_bytes(setup, topology.num_slices) == pytest.approx(expected)
+
+
+def test_slow_links_have_a_part_of_their_own_in_a_plan(run_plan, tmp_path):
+    file = tmp_path / "p.json"
+    free = ["--config.mesh.data=-1", "--config.mesh.fsdp=-1"]
+    status, _ = run_plan("--topology=2xv5e:2x2", "--analytic", *free, f"--json={file}")
+    assert status == 0
+    (found,) = json.loads(file.read_text())["plans"]
+    assert found["topology"] == "2xv5e:2x2"
+    assert found["mesh"]["data"] == 2
+    crossing = sum(one["slow_bytes"] for one in found["collectives"])
+    assert crossing == pytest.approx(across_slices(2 * found["num_params"], 8, 2))  # bfloat16
+    assert "links between slices" in found["derived"]["seconds_by_part"]
 
 
 def test_a_plan_is_in_the_runs_report(run_plan, tmp_path):
@@ -768,6 +797,7 @@ def test_what_is_kept_for_the_gradient_is_the_loops_activations():
     assert kept_bytes(compiled_module(chain, X, WS)) == 0
 
 
+@pytest.mark.thorough
 def test_less_is_kept_where_more_is_computed_twice(planned):
     _, none = planned
     full = needs_here(tiny(model__remat="full"))
@@ -776,10 +806,10 @@ def test_less_is_kept_where_more_is_computed_twice(planned):
 
 def test_a_batch_in_parts_gathers_for_each(planned):
     config, whole = planned
-    parts = model_of(
-        search.changed(config, accumulation_steps=2), topologies.topology_called("v5e:2x4")
-    )
-    assert whole.minimum_wire_bytes < parts.minimum_wire_bytes <= 2 * whole.minimum_wire_bytes
+    mesh = make_mesh(**config.mesh, devices=jax.devices())
+    setup = compiled.set_up_on(search.changed(config, accumulation_steps=2), mesh)
+    parts = compiled.minimum_wire_bytes(setup, "training")
+    assert whole.minimum_wire_bytes < parts <= 2 * whole.minimum_wire_bytes
 
 
 def test_a_loop_of_its_own_turns_as_often_as_said_and_an_inner_one_once():
@@ -829,7 +859,7 @@ needs_libtpu = pytest.mark.skipif(
 
 
 @needs_libtpu
-@pytest.mark.thorough
+@pytest.mark.process
 def test_a_step_compiled_for_a_tpu_that_is_not_there():
     config = tiny(mesh__fsdp=4, model__dtype="bfloat16", model__depth=2)
     topology = topologies.topology_called("v5e:2x2")
@@ -843,7 +873,7 @@ def test_a_step_compiled_for_a_tpu_that_is_not_there():
 
 
 @needs_libtpu
-@pytest.mark.thorough
+@pytest.mark.process
 def test_the_plan_of_xl_on_sixteen_chips():
     """What the project promises of it, by its own config."""
     config = config_files.load("configs/imagenet256.py:model=DiT-XL/2")
@@ -858,7 +888,7 @@ def test_the_plan_of_xl_on_sixteen_chips():
 
 
 @needs_libtpu
-@pytest.mark.thorough
+@pytest.mark.process
 def test_two_slices_exchange_gradients_over_their_slow_links():
     config = config_files.load("configs/imagenet256.py:model=DiT-S/2")
     config.model.depth = 2
@@ -882,7 +912,7 @@ needs_cuda = pytest.mark.skipif(
 
 
 @needs_cuda
-@pytest.mark.thorough
+@pytest.mark.process
 @pytest.mark.parametrize(
     ("topology", "mesh"),
     [("h100:4", {"data": 1, "fsdp": 4}), ("a100:2x8", {"data": 2, "fsdp": 8})],

@@ -1,0 +1,65 @@
+"""One tiny run of the digits config, trained by `experiments.train`, for all that only need one."""
+
+import shutil
+
+import pytest
+
+import diffjax
+from experiments import cli, train
+
+CONFIG = """
+from configs import digits
+from diffjax.evaluation.features import pixel_features
+from diffjax.spec import spec
+
+def get_config(arguments=""):
+    config = digits.get_config(arguments)
+    config.num_steps, config.batch_size, config.log_every_steps = 4, 16, 2
+    config.model.update(hidden_size=16, depth=1)
+    config.sampling.num_steps = 2
+    config.evaluation.update(num_samples=20, batch_size=24)
+    config.evaluation.update(solvers=("ddim",), num_steps=(2,))
+    config.evaluation.likelihood = ("vlb",)
+    config.evaluation.extractors = (spec(pixel_features, size=2),)
+    return config
+"""
+
+
+@pytest.fixture(scope="session")
+def config_file(tmp_path_factory):
+    path = tmp_path_factory.mktemp("config") / "tiny.py"
+    path.write_text(CONFIG)
+    return path
+
+
+@pytest.fixture(scope="session")
+def trained(config_file, tmp_path_factory):
+    """The folder of the run, which is for reading alone."""
+    folder = tmp_path_factory.mktemp("trained") / "digits"
+    argv = [f"--config={config_file}", f"--workdir={folder}"]
+    assert cli.run(train.main, train.FLAGS, usage=train.USAGE, argv=argv) == 0
+    return folder
+
+
+@pytest.fixture
+def workdir(trained, tmp_path):
+    """A copy of the run's folder, to do something with."""
+    return shutil.copytree(trained, tmp_path / "digits")
+
+
+@pytest.fixture(scope="session")
+def loaded(trained):
+    return diffjax.load(trained)
+
+
+@pytest.fixture
+def loaded_once(trained, loaded, monkeypatch):
+    """The folder of the run, which no program reads again: for what is said once it is read."""
+
+    def load(workdir, **how):
+        del how
+        assert workdir == str(trained)
+        return loaded
+
+    monkeypatch.setattr(diffjax, "load", load)
+    return trained
