@@ -16,21 +16,26 @@ if _DEVICES not in os.environ.get("XLA_FLAGS", ""):
 
 # Most of what is compiled here runs for milliseconds: code that is made quickly and runs slowly
 # halves the tests' time. The runs of tests/processes/test_faults.py are compiled as a user's are.
-_QUICK = {"--xla_backend_optimization_level": "0", "--xla_cpu_use_fusion_emitters": "false"}
+_QUICK = (
+    "--xla_backend_optimization_level=0",
+    "--xla_cpu_use_fusion_emitters=false",
+    "--xla_cpu_parallel_codegen_split_count=1",
+)
 
 
-def _known(flag: str) -> bool:
-    """Whether this XLA has the flag: it ends the process at one that it has not."""
+def _known(*flags: str) -> bool:
+    """Whether this XLA has the flags: it ends the process at one that it has not."""
     devices = "from jaxlib import xla_client; xla_client.make_cpu_client()"
-    environment = {**os.environ, "XLA_FLAGS": flag}
+    environment = {**os.environ, "XLA_FLAGS": " ".join(flags)}
     return not subprocess.run(
         [sys.executable, "-c", devices], env=environment, capture_output=True, check=False
     ).returncode
 
 
-for _flag, _value in _QUICK.items():
-    if _flag not in os.environ["XLA_FLAGS"] and _known(f"{_flag}={_value}"):
-        os.environ["XLA_FLAGS"] += f" {_flag}={_value}"
+_new = [flag for flag in _QUICK if flag.partition("=")[0] not in os.environ["XLA_FLAGS"]]
+if _new and not _known(*_new):
+    _new = [flag for flag in _new if _known(flag)]
+os.environ["XLA_FLAGS"] = " ".join([os.environ["XLA_FLAGS"], *_new])
 
 # Nearly all of the tests' time is compilation: a second run of the networks' tests takes a quarter
 # of the processor time, and a first run no more than without a cache.

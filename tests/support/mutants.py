@@ -217,7 +217,7 @@ def main() -> None:
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     os.environ["XLA_FLAGS"] = (
         "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0 "
-        "--xla_cpu_use_fusion_emitters=false"
+        "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
     )
     folder = Path(os.environ.get("TMPDIR", "/tmp")) / f"mutants-{os.getpid()}"
     os.environ["JAX_COMPILATION_CACHE_DIR"] = str(folder / "programs")
