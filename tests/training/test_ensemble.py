@@ -25,12 +25,22 @@ from diffjax.training.setup import set_up
 from diffjax.training.watchdog import Watchdog
 from tests.support.tiny_run import arrays_of, assert_same, logged, tiny_config, without_pictures
 
-# One rate, one seed, one weight and one density each; two share a seed.
+# Rates, weights, densities and seeds; two share a seed.
 UNLIKE: list[dict[str, Any]] = [
     {},
-    {"seed": 1, "optimizer.learning_rate": 3e-3, "objective.weight.gamma": 2.0},
-    {"seed": 1, "optimizer.b1": 0.8, "objective.times.mean": 0.7, "label_dropout": 0.3},
-    {"seed": 2, "path.t_noise": 0.98, "optimizer.weight_decay": 0.1},
+    {
+        "seed": 1,
+        "optimizer.learning_rate": 3e-3,
+        "objective.weight.gamma": 2.0,
+        "path.t_noise": 0.98,
+    },
+    {
+        "seed": 1,
+        "optimizer.b1": 0.8,
+        "optimizer.weight_decay": 0.1,
+        "objective.times.mean": 0.7,
+        "label_dropout": 0.3,
+    },
 ]
 PARTS = "path=cosine,target=v,weight=min_snr,times=logit_normal"
 
@@ -42,6 +52,12 @@ def configs(arguments: str = PARTS, unlike=UNLIKE) -> list:
 def setups_of(each, mesh) -> list:
     data = digits()
     return [set_up(config, data.image_shape, data.num_classes, mesh=mesh) for config in each]
+
+
+def like_one(each, mesh) -> list:
+    """As `setups_of` where a member's own parts are not asked for, but its numbers alone."""
+    (one,) = setups_of(each[:1], mesh)
+    return [one._replace(config=config) for config in each]
 
 
 def fresh(setup, like=None) -> Any:
@@ -128,8 +144,8 @@ def assert_eight_devices_train_what_one_does(count, shared):
     seeds = [{"seed": 0 if shared else i} for i in range(count)]
     each = configs("model=tiny", [rate | seed for rate, seed in zip(rates, seeds, strict=True)])
     one = sharding.make_mesh(devices=jax.devices()[:1])
-    expected = together(setups_of(each, one), jax.vmap)
-    assert_equal_runs(together(setups_of(each, sharding.make_mesh()), jax.vmap), expected)
+    expected = together(like_one(each, one), jax.vmap)
+    assert_equal_runs(together(like_one(each, sharding.make_mesh()), jax.vmap), expected)
 
 
 def test_four_members_of_one_seed_on_eight_devices():
@@ -150,7 +166,7 @@ def test_three_members_split_batches_four_share_devices_in_twos_and_eight_have_o
 
 
 def test_members_stand_on_devices_of_their_own():
-    setups = setups_of(configs("model=tiny", [{"seed": i} for i in range(8)]), sharding.make_mesh())
+    setups = like_one(configs("model=tiny", [{"seed": i} for i in range(8)]), sharding.make_mesh())
     all_of_them = members.members_of(setups)
     states = members.stack(all_of_them, [fresh(setups[0])] * 8)
     for leaf in jax.tree.leaves(states.params):
@@ -308,6 +324,7 @@ def test_a_member_that_is_not_finite_spoils_no_other(ensemble_run, tmp_path, mon
         assert_same(arrays_of(here), arrays_of(there), atol=3e-4, rtol=1e-5)
 
 
+@pytest.mark.faults
 def test_an_ensemble_that_stands_still_says_where(tmp_path, monkeypatch):
     def batches(*arguments):
         for i, batch in enumerate(members.member_batches(*arguments)):
