@@ -179,7 +179,7 @@ class UntrainedRun(Run):
     def weights(self, name=None):
         if name not in (None, "live"):
             raise UserError(f"no weights are called {name!r}; did you mean 'live'?")
-        return self.setup.wired.init(jax.random.key(0))
+        return jax.jit(self.setup.wired.init)(jax.random.key(0))
 
 
 @pytest.fixture
