@@ -3,7 +3,7 @@
 import functools
 import inspect
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import numpy as np
@@ -57,20 +57,44 @@ def once(*static: int) -> Callable[[F], F]:
     """
 
     def decorate(function: F) -> F:
-        compiled = jax.jit(function, static_argnums=static)
-
         signature = inspect.signature(function)
+
+        @functools.partial(jax.jit, static_argnums=(0, 1))
+        def compiled(tree: _Tree, fixed: tuple, leaves: list) -> Any:
+            arguments = list(tree.structure.unflatten(leaves))
+            for i, value in zip(static, fixed, strict=True):
+                arguments[i] = value
+            return function(*arguments)
 
         @functools.wraps(function)
         def call(*arguments: Any, **named: Any) -> Any:
             arguments = signature.bind(*arguments, **named).args if named else arguments
-            values = [a for i, a in enumerate(arguments) if i not in static]
-            is_known = all(isinstance(leaf, _NUMBERS) for leaf in jax.tree.leaves(values))
-            return (compiled if is_known else function)(*arguments)
+            numbers = [None if i in static else value for i, value in enumerate(arguments)]
+            leaves, structure = jax.tree.flatten(numbers)
+            if not all(isinstance(leaf, _NUMBERS) for leaf in leaves):
+                return function(*arguments)
+            fixed = tuple(arguments[i] for i in static)
+            return compiled(_Tree(structure, _classes(structure)), fixed, leaves)
 
         return call  # type: ignore[return-value]
 
     return decorate
+
+
+class _Tree(NamedTuple):
+    """The structure of arguments, and the classes in it.
+
+    JAX 0.10 takes trees of different dataclasses for equal where these have equally many fields,
+    and may then run the program that it compiled for another class.
+    """
+
+    structure: Any
+    classes: tuple
+
+
+def _classes(structure: Any) -> tuple:
+    node = structure.node_data()
+    return (node and node[0], *map(_classes, structure.children()))
 
 
 _NUMBERS = (jax.Array, np.ndarray, np.generic, bool, int, float, complex)

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from diffjax.compiling import once
 from diffjax.process.paths import Coeffs, Path, Scalar, coeffs
 
 _TOLERANCE = 1e-11  # of one step, relative to the largest entry or absolute
@@ -78,7 +79,7 @@ def _in_float64(data: Data) -> Any:
     return jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64), data)
 
 
-@jax.jit
+@once()
 def _rotate(data: Data, y: Array, angle_from: Array, angle_to: Array) -> Array:
     """Carries `y[B, d]` between angles `[B]`."""
     infer = data.infer()
