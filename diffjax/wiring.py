@@ -106,8 +106,9 @@ def wire(config: ConfigDict, image_shape: tuple[int, int, int], num_classes: int
     """
     objective = build_objective(config)
     path, precond = objective.path, objective.precond
-    network = build(config.model, num_classes=num_classes, **_outputs(objective, image_shape))
-    recipe = build(config.sampling)
+    runtime = {"num_classes": num_classes, **_outputs(objective, image_shape)}
+    network = build(config.model, nn.Module, "config.model", **runtime)
+    recipe = build(config.sampling, Recipe, "config.sampling")
 
     def apply(
         params: Any,
@@ -161,19 +162,19 @@ def build_objective(config: ConfigDict) -> Objective:
         >>> build_objective(config).path
         Linear(t_min=0.001, t_noise=1.0)
     """
-    path = build(config.path)
-    precond = build(config.precond)
+    path = build(config.path, Path, "config.path")
+    precond = build(config.precond, Precond, "config.precond")
     check_target(path, precond)
-    objective = build(config.objective, path=path, precond=precond)
+    objective = build(config.objective, Objective, "config.objective", path=path, precond=precond)
     # Configs of before there were wrappers have no list of them.
-    for wrapper in config.get("wrappers", ()):
-        objective = _wrapped(objective, wrapper)
+    for i, wrapper in enumerate(config.get("wrappers", ())):
+        objective = _wrapped(objective, wrapper, f"config.wrappers[{i}]")
     return objective
 
 
-def _wrapped(objective: Objective, wrapper: ConfigDict) -> Objective:
+def _wrapped(objective: Objective, wrapper: ConfigDict, name: str) -> Objective:
     """A wrapper around an objective, which has to be of the class that its field declares."""
-    outer: Objective = build(wrapper, objective=objective)
+    outer: Objective = build(wrapper, Objective, name, objective=objective)
     declared = get_type_hints(type(outer)).get("objective", Any)
     if isinstance(declared, type) and not isinstance(objective, declared):
         raise UserError(

@@ -10,6 +10,7 @@ from jax import Array
 from jax.tree_util import register_dataclass
 
 from diffjax.errors import UserError
+from diffjax.kinds import Positive
 from diffjax.objectives.base import Batch
 from diffjax.process.paths import Pair, Scalar
 
@@ -79,8 +80,8 @@ class EntropicTransport(Coupling):
         max_iterations: of Sinkhorn's algorithm.
     """
 
-    epsilon: Scalar = 0.1
-    max_iterations: int = field(default=200, metadata={"static": True})
+    epsilon: Positive[Scalar] = 0.1
+    max_iterations: Positive[int] = field(default=200, metadata={"static": True})
 
     def __call__(self, key: Array, batch: Batch, noise: Array) -> Pair:
         try:
