@@ -32,7 +32,8 @@ def adamw(
     Args:
         num_steps: training steps, the schedule's length.
         learning_rate: its peak, at least 0.
-        warmup_steps: steps from 0 to the peak.
+        warmup_steps: the n-th of them has n/warmup_steps of the peak; a shorter run ends on the
+            way there.
         final_fraction: of the peak, at the end, from 0 to 1; 1 keeps it constant.
         b1: decay of the first moment, from 0 to below 1.
         b2: decay of the second moment, from 0 to below 1.
@@ -40,10 +41,13 @@ def adamw(
         weight_decay: per step, times the learning rate; at least 0.
         clip_norm: largest global norm of the gradient, above 0; `inf` clips nothing.
     """
-    warmup_steps = min(warmup_steps, num_steps)
+
+    def warmup(step: Any) -> Any:  # The first is number 0, and no step is for nothing.
+        return learning_rate * (step + 1) / max(warmup_steps, 1)
+
     schedule = optax.join_schedules(
         [
-            optax.linear_schedule(0.0, learning_rate, warmup_steps),
+            warmup,
             optax.cosine_decay_schedule(
                 learning_rate, max(num_steps - warmup_steps, 1), final_fraction
             ),

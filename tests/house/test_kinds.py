@@ -165,7 +165,7 @@ def test_a_part_of_another_kind_is_refused_by_what_the_field_declares():
         build(config, path=None, precond=None)
     with pytest.raises(UserError, match="solver='heun' must be a Solver"):
         build(spec(Recipe, solver="heun", grid=spec(Power)))
-    with pytest.raises(UserError, match="config.path=Uniform.* must be a Path"):
+    with pytest.raises(UserError, match=r"config.path=Uniform.* must be a Path"):
         build(spec(times.Uniform), Path, "config.path")
 
 
