@@ -9,7 +9,7 @@ from jax import Array
 from jax.tree_util import register_dataclass
 
 from diffjax.kinds import Decay, Interval, NotNegative, Positive
-from diffjax.objectives.base import Batch, Objective, Progress
+from diffjax.objectives.base import Batch, Objective, Progress, check_others
 from diffjax.objectives.denoising import Denoising
 from diffjax.process.paths import Path, Scalar
 from diffjax.process.precond import Apply, Precond
@@ -252,6 +252,7 @@ class Contrastive(Wrapper):
         batch: Batch,
         progress: Progress,
     ) -> tuple[Array, dict[str, Array]]:
+        check_others(batch, "Contrastive")
         del ema_params, progress
         objective = self.objective
         time_key, key = jax.random.split(key)
@@ -291,6 +292,7 @@ class Dispersive(Wrapper):
         batch: Batch,
         progress: Progress,
     ) -> tuple[Array, dict[str, Array]]:
+        check_others(batch, "Dispersive")
         del ema_params, progress
         objective = self.objective
         time_key, key = jax.random.split(key)
