@@ -128,7 +128,7 @@ def ddpm_learned() -> Solver:
 
     def share(pair: Pair) -> Array:
         if pair.share is None:
-            raise UserError("this model predicts no variance: take --solver=ddpm")
+            raise UserError("this model predicts no variance: take the solver ddpm")
         return pair.share
 
     return _renoised(1.0, share)._replace(learned_variance=True)
