@@ -49,8 +49,8 @@ class Interval:
 
     def __str__(self) -> str:
         low, high = self.ends
-        lower = f"{'at least' if self.text[0] == '[' else 'above'} {low:g}"
-        upper = f"{'at most' if self.text[-1] == ']' else 'below'} {high:g}"
+        lower = f"{'at least' if self.text[0] == '[' else 'above'} {low:.12g}"
+        upper = f"{'at most' if self.text[-1] == ']' else 'below'} {high:.12g}"
         words = [lower] * math.isfinite(low) + [upper] * math.isfinite(high)
         return " and ".join(words) or "finite"
 

@@ -13,6 +13,8 @@ from diffjax.kinds import AtLeastOne, Decay, Interval, Probability, complaint
 
 Spec = Any
 """What `diffjax.spec.build` turns into a part, and checks."""
+Seed = Annotated[int, Interval("[0, 4294967295]")]
+"""Of JAX's 32 bits: 2³² would be 0 again."""
 
 
 class Evaluation(TypedDict):
@@ -27,8 +29,8 @@ class Evaluation(TypedDict):
     num_steps: tuple[AtLeastOne[int], ...]
     guidance_scales: tuple[float, ...]
     weights: tuple[str, ...]
-    seeds: tuple[int, ...]
-    seed: int
+    seeds: tuple[Seed, ...]
+    seed: Seed
     likelihood: tuple[str, ...]
 
 
@@ -36,7 +38,7 @@ class Settings(TypedDict):
     """What every experiment's config has, but for its parts."""
 
     name: str
-    seed: int
+    seed: Seed
     num_steps: AtLeastOne[int]
     batch_size: AtLeastOne[int]
     accumulation_steps: AtLeastOne[int]

@@ -108,6 +108,7 @@ def measure(
     """
     settings = run.config.evaluation
     main, others = asked_recipes(run, wanted)
+    _check_recipes([main, *others], run.setup.wired)  # The last as well, before the first is drawn.
     own = own_extractors(run.config)
     numbers = count(1)
 
@@ -314,16 +315,21 @@ def check_evaluation(setup: Setup, dataset: DataSet) -> None:
         if name not in kept:
             raise UserError(f"config.evaluation.weights: no {name!r}; {nearest(name, kept)}")
     main, others = asked_recipes(Run(setup, setup.abstract, Path()), Wanted())
-    for named in (main, *others):
-        try:
-            check_recipe(named.recipe, setup.wired)
-        except UserError as error:
-            raise UserError(f"config.evaluation, {named.solver} on {named.grid}: {error}") from None
+    _check_recipes([main, *others], setup.wired)
     for extractor in own_extractors(config):
         _check_extractor(extractor, dataset.image_shape)
     for method in settings.get("likelihood", ()):
         check_likelihood(setup.wired.objective, method)
     _check_counts(setup, dataset)
+
+
+def _check_recipes(recipes: Sequence[NamedRecipe], wired: Wired) -> None:
+    """Refuses all recipes where one does not suit the model."""
+    for named in recipes:
+        try:
+            check_recipe(named.recipe, wired)
+        except UserError as error:
+            raise UserError(f"{named.solver} on {named.grid}: {error}") from None
 
 
 def _check_extractor(extractor: Extractor, image_shape: tuple[int, int, int]) -> None:

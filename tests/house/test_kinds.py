@@ -127,6 +127,8 @@ def test_ends_of_a_path_that_do_not_go_together_are_refused():
         ({"num_steps": 2.5}, "config.num_steps=2.5 must be a whole number"),
         ({"num_steps": True}, "config.num_steps=True must be a whole number"),
         ({"weights": 3}, "config.weights=3 must be text"),
+        ({"seed": -1}, "config.seed=-1 must be at least 0 and at most 4294967295"),
+        ({"seed": 2**32}, "config.seed=4294967296 must be at least 0 and at most 4294967295"),
         ({"evaluation": {"batch_size": 0}}, "config.evaluation.batch_size=0 must be at least 1"),
         ({"evaluation": {"batch_size": -5}}, "config.evaluation.batch_size=-5 must be at least 1"),
         ({"evaluation": {"guidance_scales": (math.nan,)}}, r"guidance_scales\[0\]=nan must be fin"),
