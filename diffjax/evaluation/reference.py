@@ -182,8 +182,8 @@ def _extracted(
     train = see(Batches.of(train_images), extractor, seed=seed, most_images=0, sharding=sharding)
     # Of no test images there are no features, as wide as those of others.
     some = test_images if len(test_images) else train_images[:1]
-    found = extractor.extract(some, sharding)
-    test_features, test_logits = (x if x is None else x[: len(test_images)] for x in found)
+    features, logits = extractor.extract(some, sharding)
+    test_features = features[: len(test_images)]
     indices, distances = nearest(some_test_images, train_images, k=2)
     floor: Any = (np.nan, np.nan, len(test_images), len(train.features))
     if len(test_images) >= FEWEST_IMAGES:
@@ -196,7 +196,7 @@ def _extracted(
         "train_count": np.array(count),
         "train_root": symmetric_root(cov),
         "test_features": test_features,
-        **({} if test_logits is None else {"test_logits": test_logits}),
+        **({} if logits is None else {"test_logits": logits[: len(test_images)]}),
         "neighbour_indices": indices,
         "neighbour_distances": distances,
         "kernel_floor": np.array(floor),

@@ -102,7 +102,7 @@ def test_a_run_with_hardly_a_test_image_has_its_page(tmp_path, num_test):
     config = small(data=spec(few_digits, num_test=num_test))
     page = loop.train(config, tmp_path / "run")
     assert page.is_file()
-    found = read_json(tmp_path / "run" / "evaluation.json")
+    found = read_json(tmp_path / "run" / "evaluation.json") or {}
     assert found["frechet_distance"]["value"] > 0
     assert found["frechet_distance"]["floor"] is None
     assert "floor –" in train.headline(tmp_path / "run")
