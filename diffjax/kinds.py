@@ -110,8 +110,8 @@ def _number_complaint(name: str, value: Any, kind: Any, interval: Interval) -> s
     wanted, words = (numbers.Integral, "whole ") if kind is int else (numbers.Real, "")
     if isinstance(value, bool) or not isinstance(value, wanted):
         return _must(name, value, f"be a {words}number")
-    number = float(value)
-    if math.isinf(number) and number not in interval:
+    number: Any = value
+    if number in (math.inf, -math.inf) and number not in interval:
         return _must(name, value, "be finite")
     return None if number in interval else _must(name, value, f"be {interval}")
 

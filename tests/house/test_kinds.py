@@ -197,4 +197,5 @@ def test_an_interval_holds_what_mathematics_says(number, text):
 
 def test_arrays_are_not_looked_into():
     assert complaint("x", np.float32(0.5), Decay[float]) is None
+    assert complaint("x", 10**400, int) is None  # beyond floats
     assert complaint("x", jnp.array(7.0), Decay[float]) is None
