@@ -38,7 +38,6 @@ from diffjax.sampling.sample import Recipe, sample
 from diffjax.sampling.solvers import Solver, normal
 from diffjax.spec import build, choose
 from diffjax.training.generate import sample_keys
-from diffjax.training.load import weaker_models
 from diffjax.training.measure import Guided, named_recipe
 from diffjax.wiring import Wired, check_recipe
 from experiments import cli
@@ -111,7 +110,8 @@ def main(args: SimpleNamespace) -> None:
     out = Path(args.out or Path(args.workdir) / "samples" / f"{args.task}.png")
     if out.suffix != ".png":
         raise UserError(f"--out={out} should end in .png")
-    run = diffjax.load(args.workdir, allowed_packages=("diffjax", *args.allowed_packages))
+    allowed = ("diffjax", *args.allowed_packages)
+    run = diffjax.load(args.workdir, weights=args.weights, allowed_packages=allowed)
     wired = run.setup.wired
     if wired.objective.starts_at_source:
         raise UserError(f"{args.workdir} makes images from images; editing starts from noise")
@@ -121,7 +121,7 @@ def main(args: SimpleNamespace) -> None:
     check_recipe(recipe, wired)
     images, labels = all_images(build(run.config.data).test, args.num_images)
     scale = None if recipe.guidance_scale == 1.0 else recipe.guidance_scale
-    weaker = weaker_models(recipe, run.setup)(run.state)
+    weaker = run.weaker(recipe)
     models = wired.models(
         run.weights(args.weights), None, weaker and weaker.model(weaker.params, None)
     )

@@ -76,7 +76,8 @@ def main(args: SimpleNamespace) -> None:
     steps = None if args.num_steps is None else [parse_steps(text) for text in args.num_steps]
     scales, seeds = numbers(args, "guidance_scale", float), numbers(args, "seed", int)
     extractors = chosen_extractors(args)
-    run = diffjax.load(args.workdir, allowed_packages=("diffjax", *args.allowed_packages))
+    first, allowed = (args.weights or [None])[0], ("diffjax", *args.allowed_packages)
+    run = diffjax.load(args.workdir, weights=first, allowed_packages=allowed)
     in_first(lambda: make_writable(run.workdir))  # Which shows before the work.
     with (
         losses_told(),

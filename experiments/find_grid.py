@@ -51,7 +51,8 @@ flags.DEFINE_list(
 def main(args: SimpleNamespace) -> None:
     """Searches, saves, and prints what was found."""
     cli.require(args, "workdir")
-    run = diffjax.load(args.workdir, allowed_packages=("diffjax", *args.allowed_packages))
+    allowed = ("diffjax", *args.allowed_packages)
+    run = diffjax.load(args.workdir, weights=args.weights, allowed_packages=allowed)
     guided = Guided(args.guidance_scale, args.guidance, args.against)
     named = named_recipe(run, args.solver, guided=guided)
     given = args.num_steps or [str(run.recipe.num_steps)]

@@ -58,7 +58,8 @@ def main(args: Any) -> None:
     """Measures, prints one line, and writes it down."""
     cli.require(args, "workdir")
     given = options_given(choose(METHODS, args.method, "method"), args)
-    run = diffjax.load(args.workdir, allowed_packages=("diffjax", *args.allowed_packages))
+    allowed = ("diffjax", *args.allowed_packages)
+    run = diffjax.load(args.workdir, weights=args.weights, allowed_packages=allowed)
     in_first(lambda: make_writable(run.workdir))  # Which shows before the work.
     with watched(hanging.watchdog(args), Path(args.workdir), what="batch") as begun:
         result = measure_likelihood(

@@ -46,7 +46,8 @@ def main(args: SimpleNamespace) -> None:
     out = Path(args.out)
     if out.suffix != ".npz":
         raise UserError(f"--out={out} should end in .npz")
-    run = diffjax.load(args.workdir, allowed_packages=("diffjax", *args.allowed_packages))
+    allowed = ("diffjax", *args.allowed_packages)
+    run = diffjax.load(args.workdir, weights=args.weights, allowed_packages=allowed)
     wired = run.setup.wired
     if wired.objective.starts_at_source:
         raise UserError(f"{args.workdir} makes images from images; reflow pairs begin at noise")

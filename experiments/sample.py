@@ -29,7 +29,7 @@ from diffjax.training.generate import (
     samples_in_parallel,
     trace_samples,
 )
-from diffjax.training.load import Run, weaker_models
+from diffjax.training.load import Run
 from diffjax.training.measure import Guided, named_recipe, samples_asked_of
 from diffjax.training.processes import in_first, is_first
 from diffjax.training.storage import make_writable
@@ -74,7 +74,8 @@ _FILMED = 6
 def main(args: SimpleNamespace) -> None:
     """Samples, saves, and says how."""
     cli.require(args, "workdir")
-    run = diffjax.load(args.workdir, allowed_packages=("diffjax", *args.allowed_packages))
+    allowed = ("diffjax", *args.allowed_packages)
+    run = diffjax.load(args.workdir, weights=args.weights, allowed_packages=allowed)
     guided = Guided(args.guidance_scale, args.guidance, args.against)
     named = named_recipe(run, args.solver, args.grid, args.num_steps, guided)
     recipe = named.recipe
@@ -88,7 +89,7 @@ def main(args: SimpleNamespace) -> None:
 
     labels, source = sources(run, args.labels, labels)
     params = run.weights(args.weights)
-    weaker = weaker_models(recipe, run.setup)(run.state)
+    weaker = run.weaker(recipe)
     asked = Asked(run.setup.wired, params, recipe, labels, args.seed, source, weaker)
     images, cost = draw_images(args, run, asked)
     check_finite(images, asked)

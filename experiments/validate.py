@@ -53,7 +53,8 @@ def main(args: SimpleNamespace) -> None:
         raise UserError(f"--space is empty; it takes any of {', '.join(choices.TARGETS)}")
     if args.out is not None and Path(args.out).suffix != ".png":
         raise UserError(f"--out={args.out} should end in .png")
-    runs, dataset = load_runs(args.workdirs, ("diffjax", *args.allowed_packages))
+    allowed = ("diffjax", *args.allowed_packages)
+    runs, dataset = load_runs(args.workdirs, args.weights, allowed)
     images, labels = all_images(dataset.test, args.num_images)
     losses = {}
     for name, run in runs.items():
@@ -85,7 +86,9 @@ def main(args: SimpleNamespace) -> None:
         _save(Path(args.out), losses)
 
 
-def load_runs(workdirs: Sequence[str], allowed: tuple[str, ...]) -> tuple[dict[str, Run], DataSet]:
+def load_runs(
+    workdirs: Sequence[str], weights: str | None, allowed: tuple[str, ...]
+) -> tuple[dict[str, Run], DataSet]:
     """The runs by their folders, and the data that all of them were trained on.
 
     Raises:
@@ -97,7 +100,7 @@ def load_runs(workdirs: Sequence[str], allowed: tuple[str, ...]) -> tuple[dict[s
     for workdir in workdirs:
         if workdir in runs:
             raise UserError(f"--workdirs has {workdir} twice")
-        run = diffjax.load(workdir, allowed_packages=allowed)
+        run = diffjax.load(workdir, weights=weights, allowed_packages=allowed)
         objective = run.setup.wired.objective
         if objective.needs_source or not objective.independent_noise:
             raise UserError(

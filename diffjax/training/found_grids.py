@@ -21,7 +21,7 @@ from diffjax.sampling.sample import Recipe
 from diffjax.sampling.solvers import Solver
 from diffjax.spec import spec
 from diffjax.training.generate import Asked, make_walker
-from diffjax.training.load import Run, weaker_models
+from diffjax.training.load import Run
 
 FOUND = "found"
 
@@ -155,7 +155,7 @@ def prepare(
     wired, params, half = run.setup.wired, run.weights(weights), len(labels) // 2
     fine = replace(recipe, grid=found_grids.candidates, num_steps=num_candidates)
     walk = make_walker(wired, partial(found_grids.measure_jumps, teacher=teacher))
-    weaker = weaker_models(recipe, run.setup)(run.state)
+    weaker = run.weaker(recipe)
     asked = Asked(wired, params, fine, labels, seed, source, weaker)
     costs = np.zeros((num_candidates, num_candidates + 1))
     for start in range(0, half, batch_size):

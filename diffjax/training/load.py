@@ -1,6 +1,7 @@
 """A trained model, ready for any solver or metric."""
 
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache, partial
 from pathlib import Path
@@ -16,11 +17,60 @@ from diffjax.process.precond import Predict
 from diffjax.sampling.sample import Recipe
 from diffjax.sampling.solvers import Solver
 from diffjax.training import workdirs
-from diffjax.training.checkpoints import Checkpoints
+from diffjax.training.checkpoints import Checkpoints, Damaged
 from diffjax.training.generate import Generate, Weaker, make_generator
 from diffjax.training.setup import Setup, set_up
 from diffjax.training.sharding import AXES, make_mesh
-from diffjax.training.state import LIVE, TrainState, ema_name, weights_called
+from diffjax.training.state import LIVE, TrainState, ema_name
+
+
+@dataclass(frozen=True, eq=False)
+class Saved:
+    """A checkpoint whose arrays are read, and verified, when they are wanted.
+
+    Attributes:
+        folder: of the run's checkpoints.
+        step: which of them.
+        abstract: the whole state as `ShapeDtypeStruct` with shardings.
+        known: weights by name, as far as they were read.
+    """
+
+    folder: Path
+    step: int
+    abstract: TrainState
+    known: dict[str, Any]
+
+    def weights(self, name: str) -> Any:
+        """Live or averaged parameters by name; read once.
+
+        Raises:
+            UserError: the run keeps no average of that name, or it is damaged.
+        """
+        if name not in self.known:
+            self.known[name] = self._read(self.abstract.only(name)).weights(name)
+        return self.known[name]
+
+    def whole(self) -> TrainState:
+        """The state with everything that training needs; read at each call.
+
+        Raises:
+            UserError: some of it is damaged.
+        """
+        return self._read(self.abstract)
+
+    def _read(self, abstract: TrainState) -> TrainState:
+        with closing(Checkpoints(self.folder, read_only=True)) as checkpoints:
+            if self.step not in checkpoints.steps():
+                raise UserError(
+                    f"checkpoint {self.step} in {self.folder} is there no more: load the run again"
+                )
+            try:
+                return checkpoints.read(self.step, abstract)[0]
+            except Damaged as error:
+                raise UserError(
+                    f"{error}; move {self.folder / str(self.step)} away, and load the run again: "
+                    "it is then that of the checkpoint before"
+                ) from error
 
 
 @dataclass(frozen=True)
@@ -29,13 +79,13 @@ class Run:
 
     Attributes:
         setup: its parts; `run.setup.wired.path` and so on.
-        state: the arrays.
+        arrays: its state, in memory or in a checkpoint.
         workdir: where it lives.
         label_names: what the labels mean.
     """
 
     setup: Setup
-    state: TrainState
+    arrays: TrainState | Saved
     workdir: Path
     label_names: tuple[str, ...] = ()
 
@@ -47,7 +97,12 @@ class Run:
     @property
     def step(self) -> int:
         """Training steps made."""
-        return int(self.state.step)
+        return int(self.arrays.step)
+
+    @cached_property
+    def state(self) -> TrainState:
+        """All arrays, the optimizer's among them: several times the memory that sampling needs."""
+        return self.arrays if isinstance(self.arrays, TrainState) else self.arrays.whole()
 
     @property
     def recipe(self) -> Recipe:
@@ -60,7 +115,21 @@ class Run:
         Raises:
             UserError: the run keeps none of that name.
         """
-        return weights_called(self.state, name or self.config.weights)
+        return self.arrays.weights(name or self.config.weights)
+
+    def weaker(self, recipe: Recipe) -> Weaker | None:
+        """The model that a recipe guides away from, where it names one; the same at each call.
+
+        Raises:
+            UserError: there are no such weights, or their model is for other images or another
+                path.
+        """
+        return self._weaker(_named(recipe)) if _named(recipe) else None
+
+    @cached_property
+    def _weaker(self) -> Callable[[str], Weaker]:
+        """Those of the last few names, so that equal requests are compiled once."""
+        return lru_cache(4)(lambda name: _weaker_called(name, self.setup)(self.arrays))
 
     def predict(self, weights: str | None = None, source: Array | None = None) -> Predict:
         """`(x[B,H,W,C], t[B], labels[B]) -> (x0, eps)`; `source[B,H,W,C]` if it sees one."""
@@ -109,7 +178,7 @@ class Run:
         given = {name: value for name, value in changes.items() if value is not None}
         recipe = replace(self.recipe, **given)
         generate = self.generator(min(batch_size, max(len(labels), 1)))
-        weaker = weaker_models(recipe, self.setup)(self.state)
+        weaker = self.weaker(recipe)
         return generate(self.weights(weights), recipe, np.asarray(labels), seed, source, weaker)
 
 
@@ -117,24 +186,28 @@ def load(
     workdir: str | Path,
     mesh: Mesh | None = None,
     *,
+    weights: str | None = None,
     allowed_packages: tuple[str, ...] = ("diffjax",),
 ) -> Run:
-    """Loads a run's newest whole checkpoint onto the devices that are there.
+    """Loads the weights of a run's newest whole checkpoint onto the devices that are there.
 
         run = diffjax.load("runs/digits")
         images = run.sample(labels=[0, 1, 2], guidance_scale=2.0)
 
-    The data set is not needed, and nothing in the folder is changed. It does not matter on which
-    mesh the run was trained.
+    Other weights and the optimizer's state (`run.state`) are read, and verified, when they are
+    wanted. The data set is not needed, and nothing in the folder is changed. It does not matter on
+    which mesh the run was trained.
 
     Args:
         workdir: the run's folder.
         mesh: from `diffjax.training.sharding.make_mesh`; by default all devices split the batch.
             A network that is too large for one is split by `make_mesh(data=1, fsdp=-1)`.
+        weights: `live` or the name of an average, in the place of `config.weights`.
         allowed_packages: whose callables the saved config may name.
 
     Raises:
-        UserError: no run there, no checkpoint that can be read, or a mesh with other axes.
+        UserError: no run there, no checkpoint that can be read, no such weights, or a mesh with
+            other axes.
     """
     if mesh is not None and mesh.axis_names != AXES:
         raise UserError(
@@ -147,21 +220,25 @@ def load(
         setup = set_up(
             config, description["image_shape"], description["num_classes"], mesh=mesh or make_mesh()
         )
-    if not (workdir / "checkpoints").is_dir():
+    wanted = setup.abstract.only(weights or config.weights)
+    if weights:
+        with config.unlocked():
+            config.weights = weights
+    folder = workdir / "checkpoints"
+    if not folder.is_dir():
         raise UserError(f"{workdir} has no checkpoint yet: train it first")
-    checkpoints = Checkpoints(workdir / "checkpoints", read_only=True)
-    try:
-        with workdirs.version_told(workdir):
-            restored = checkpoints.restore(setup.abstract, set_damaged_aside=False)
-    finally:
-        checkpoints.close()
+    with closing(Checkpoints(folder, read_only=True)) as kept, workdirs.version_told(workdir):
+        restored = kept.restore(wanted, set_damaged_aside=False)
     if restored is None:
         raise UserError(f"{workdir} has no checkpoint yet: train it first")
-    return Run(setup, restored[0], workdir, tuple(description["label_names"]))
+    state, meta = restored
+    known = {config.weights: state.weights(config.weights)}
+    saved = Saved(folder, meta["step"], setup.abstract, known)
+    return Run(setup, saved, workdir, tuple(description["label_names"]))
 
 
-def weaker_models(recipe: Recipe, setup: Setup) -> Callable[[TrainState], Weaker | None]:
-    """`state -> the model to guide away from`, where a recipe names one; other runs are read here.
+def weaker_models(recipe: Recipe, setup: Setup) -> Callable[[TrainState | Saved], Weaker | None]:
+    """`arrays -> the model to guide away from`, where a recipe names one; other runs are read here.
 
     Args:
         recipe: whose `against` may name weights.
@@ -170,20 +247,27 @@ def weaker_models(recipe: Recipe, setup: Setup) -> Callable[[TrainState], Weaker
     Raises:
         UserError: there are no such weights, or their model is for other images or another path.
     """
-    name, wired = recipe.against.weights, setup.wired
-    if not name or recipe.guidance_scale == 1.0:
-        return lambda state: None
+    return _weaker_called(_named(recipe), setup) if _named(recipe) else lambda arrays: None
+
+
+def _named(recipe: Recipe) -> str:
+    """The weights that a recipe guides away from; "" is none."""
+    return "" if recipe.guidance_scale == 1.0 else recipe.against.weights
+
+
+def _weaker_called(name: str, setup: Setup) -> Callable[[TrainState | Saved], Weaker]:
+    wired = setup.wired
     own = [LIVE, *map(ema_name, setup.config.ema_decays)]
     if name in own:
         model = partial(wired.predict)
-        return lambda state: Weaker(model, weights_called(state, name))
+        return lambda arrays: Weaker(model, arrays.weights(name))
     folder, _, average = name.partition(":")
     if not (Path(folder) / workdirs.CONFIG).is_file():
         raise UserError(
             f"guidance against weights {name!r}: neither of this run's ({', '.join(own)}) nor the "
             "folder of a run"
         )
-    other = load(folder)
+    other = load(folder, weights=average or None)
     for what, mine, theirs in (
         ("path", wired.path, other.setup.wired.path),
         ("image shape", wired.image_shape, other.setup.wired.image_shape),
@@ -193,5 +277,5 @@ def weaker_models(recipe: Recipe, setup: Setup) -> Callable[[TrainState], Weaker
             raise UserError(
                 f"{folder} can't guide this run: its {what} is {theirs}, this run's is {mine}"
             )
-    weaker = Weaker(partial(other.setup.wired.predict), other.weights(average or None))
-    return lambda state: weaker
+    weaker = Weaker(partial(other.setup.wired.predict), other.weights())
+    return lambda arrays: weaker

@@ -33,7 +33,7 @@ from diffjax.training.generate import (
 )
 from diffjax.training.interrupts import Interrupted
 from diffjax.training.likelihoods import check_likelihood, measure_likelihood
-from diffjax.training.load import Run, weaker_models
+from diffjax.training.load import Run
 from diffjax.training.processes import is_first
 from diffjax.training.sharding import local_rows
 from diffjax.training.state import LIVE, ema_name
@@ -195,7 +195,7 @@ def drawer(
     should_stop: Callable[[], bool],
     beat: Callable[[], None],
 ) -> Draw:
-    """What draws samples of these recipes, the first of which says what guidance leads away from.
+    """What draws samples of these recipes.
 
     Args:
         run: the model.
@@ -210,12 +210,12 @@ def drawer(
     settings, wired = run.config.evaluation, run.setup.wired
     params = {name: run.weights(name) for name in {recipe.weights for recipe in recipes}}
     generate = run.generator(settings.batch_size)
-    weaker = weaker_models(recipes[0].recipe, run.setup)(run.state)
+    weaker = {each: run.weaker(each.recipe) for each in recipes}
     batch_size = full_batch(settings.batch_size, run.setup.mesh)
 
     def draw(named: NamedRecipe, labels: np.ndarray) -> tuple[Batches, int]:
         seed = noise_seed(run.config.seed, named.seed)
-        how = params[named.weights], named.recipe, labels, seed, source, weaker
+        how = params[named.weights], named.recipe, labels, seed, source, weaker[named]
         asked = Asked(wired, *how)
 
         def batches() -> Iterator[np.ndarray]:
@@ -227,7 +227,7 @@ def drawer(
                     )
                 beat()
                 some = asked.only(np.arange(first, min(first + batch_size, len(labels))))
-                images = generate(*how[:2], some.labels, seed, some.source, weaker, first)
+                images = generate(*how[:2], some.labels, seed, some.source, some.weaker, first)
                 check_finite(images, some)
                 yield images
 
