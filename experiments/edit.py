@@ -38,7 +38,7 @@ from diffjax.sampling.sample import Recipe, sample
 from diffjax.sampling.solvers import Solver, normal
 from diffjax.spec import build, choose
 from diffjax.training.generate import sample_keys
-from diffjax.training.measure import Guided, named_recipe
+from diffjax.training.recipes import Guided, named_recipe
 from diffjax.wiring import Wired, check_recipe
 from experiments import cli
 

@@ -21,8 +21,8 @@ from diffjax import choices
 from diffjax.errors import UserError
 from diffjax.sampling.export import PLATFORMS, serialise
 from diffjax.training.load import Run
-from diffjax.training.measure import Guided, named_recipe
 from diffjax.training.portable import portable_sampler
+from diffjax.training.recipes import Guided, named_recipe
 from experiments import cli
 
 FLAGS = flags.FlagValues()

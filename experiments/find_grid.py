@@ -25,7 +25,7 @@ from diffjax.spec import build, choose
 from diffjax.training.found_grids import FOUND, Search, grid_file, prepare
 from diffjax.training.generate import balanced_labels
 from diffjax.training.load import Run
-from diffjax.training.measure import Guided, named_recipe
+from diffjax.training.recipes import Guided, named_recipe
 from experiments import cli
 from experiments.evaluate import parse_steps
 from experiments.sample import sources

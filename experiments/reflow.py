@@ -18,7 +18,7 @@ import diffjax
 from diffjax.errors import UserError
 from diffjax.files import write_npz
 from diffjax.training.generate import balanced_labels, starting_noise
-from diffjax.training.measure import Guided, named_recipe
+from diffjax.training.recipes import Guided, named_recipe
 from diffjax.training.storage import make_writable
 from diffjax.training.watchdog import watched
 from experiments import cli, hanging

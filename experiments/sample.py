@@ -20,18 +20,20 @@ from diffjax import choices
 from diffjax.errors import UserError
 from diffjax.evaluation.pictures import film_gif, save_film, save_png
 from diffjax.files import write_npz
-from diffjax.spec import build, choose
+from diffjax.spec import build
 from diffjax.training.generate import (
     Asked,
     balanced_labels,
     check_finite,
     evaluations,
+    labels_called,
     samples_in_parallel,
     trace_samples,
 )
 from diffjax.training.load import Run
-from diffjax.training.measure import Guided, named_recipe, samples_asked_of
+from diffjax.training.measure import samples_asked_of
 from diffjax.training.processes import in_first, is_first
+from diffjax.training.recipes import Guided, named_recipe
 from diffjax.training.storage import make_writable
 from diffjax.training.watchdog import watched
 from experiments import cli, hanging, processes
@@ -166,10 +168,7 @@ def parse_labels(given: list[str] | None, run: Run, n: int) -> np.ndarray:
     num_classes = run.setup.wired.num_classes
     if not given:
         return balanced_labels(n, num_classes)
-    names = {name: i for i, name in enumerate(run.label_names)}
-    numbers = {str(i): i for i in range(num_classes)}
-    known = [choose({**numbers, **names}, label, "label") for label in given]
-    return np.resize(np.asarray(known, np.int32), n)
+    return np.resize(labels_called(given, num_classes, run.label_names), n)
 
 
 USAGE = f"""{__doc__}

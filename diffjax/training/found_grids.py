@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path as Folder
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -21,12 +21,14 @@ from diffjax.sampling.sample import Recipe
 from diffjax.sampling.solvers import Solver
 from diffjax.spec import spec
 from diffjax.training.generate import Asked, make_walker
-from diffjax.training.load import Run
+
+if TYPE_CHECKING:  # A run's samples may be drawn on a grid of here.
+    from diffjax.training.load import Run
 
 FOUND = "found"
 
 
-def grids_for(run: Run, solver: str, num_steps: int) -> choices.Table:
+def grids_for(run: "Run", solver: str, num_steps: int) -> choices.Table:
     """The grids that have names, and among them the one found for this run."""
     place = {"workdir": str(run.workdir), "solver": solver, "num_steps": num_steps}
     return {**choices.GRIDS, FOUND: spec(read_grid, **place, path=run.config.path)}
@@ -122,7 +124,7 @@ class Search:
 
 
 def prepare(
-    run: Run,
+    run: "Run",
     recipe: Recipe,
     teacher: Solver,
     labels: np.ndarray,

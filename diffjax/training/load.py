@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -13,15 +13,27 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from diffjax.errors import UserError
+from diffjax.evaluation.run_files import metrics_arrays, read_metrics
 from diffjax.process.precond import Predict
+from diffjax.sampling.grids import Grid
+from diffjax.sampling.guidance import Against, Rule
 from diffjax.sampling.sample import Recipe
 from diffjax.sampling.solvers import Solver
 from diffjax.training import workdirs
 from diffjax.training.checkpoints import Checkpoints, Damaged
-from diffjax.training.generate import Generate, Weaker, make_generator
+from diffjax.training.generate import (
+    Generate,
+    Weaker,
+    balanced_labels,
+    labels_called,
+    make_generator,
+)
+from diffjax.training.recipes import Guided, recipe_of
 from diffjax.training.setup import Setup, set_up
 from diffjax.training.sharding import AXES, make_mesh
 from diffjax.training.state import LIVE, TrainState, ema_name
+
+_LARGEST = 2**31 - 1  # without 64-bit numbers JAX takes the seeds 1 and 2³² + 1 for one
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,8 +49,8 @@ class Saved:
 
     folder: Path
     step: int
-    abstract: TrainState
-    known: dict[str, Any]
+    abstract: TrainState = field(repr=False)
+    known: dict[str, Any] = field(repr=False)
 
     def weights(self, name: str) -> Any:
         """Live or averaged parameters by name; read once.
@@ -73,7 +85,7 @@ class Saved:
                 ) from error
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Run:
     """A run at one step.
 
@@ -147,39 +159,104 @@ class Run:
 
     def sample(
         self,
-        labels: Sequence[int] | np.ndarray,
+        labels: int | Sequence[int | str] | np.ndarray,
         *,
         source: np.ndarray | None = None,
         seed: int = 0,
-        solver: Solver | None = None,
+        solver: str | Solver | None = None,
+        grid: str | Grid | None = None,
         num_steps: int | None = None,
         guidance_scale: float | None = None,
+        guidance: str | Rule | None = None,
+        against: str | Against | None = None,
         weights: str | None = None,
         batch_size: int = 256,
     ) -> np.ndarray:
         """Draws one image a label; what is not given is as in the run's config.
 
-        Image i depends on the seed, on i, on its label and its source alone.
+            run.sample(16, solver="dpmpp_2m", grid="karras", guidance="cfg+limited")
+
+        Image i depends on the seed, on i, on its label and its source alone. Parts are given by the
+        names that the flags of `experiments.sample` take (rows of `diffjax.choices`), or as values,
+        as `diffjax.sampling.solvers.heun()`.
 
         Args:
-            labels: `[n]` integers; any for an unconditional model.
+            labels: how many samples, whose labels then are 0, 1, … in turn; or `[n]` labels by
+                number or name (`labels_called`).
             source: `[n, H, W, C]` in [-1, 1], what each is made from; for runs between two sets.
-            seed: of the noise.
-            solver: as `diffjax.sampling.solvers.heun()`.
-            num_steps: intervals of the grid.
+            seed: of the noise, a whole number of less than 2³¹ in size.
+            solver: how to step.
+            grid: where to step; "found" by `experiments.find_grid`.
+            num_steps: intervals of the grid, from 1.
             guidance_scale: 1 is off.
+            guidance: what to make of two predictions, as "cfg+limited".
+            against: where the second of them comes from, as "label:3" or "weights:ema-0.99".
             weights: `live` or the name of an average.
             batch_size: images at a time.
 
         Returns:
             `[n, H, W, C]` float32, nominally in [-1, 1].
+
+        Raises:
+            UserError: no such label, name or weights; a number out of range; what this model can't
+                be sampled by (`check_recipe`).
         """
-        changes = {"solver": solver, "num_steps": num_steps, "guidance_scale": guidance_scale}
-        given = {name: value for name, value in changes.items() if value is not None}
-        recipe = replace(self.recipe, **given)
-        generate = self.generator(min(batch_size, max(len(labels), 1)))
+        check_whole("seed", seed, -_LARGEST)
+        check_whole("batch_size", batch_size, 1)
+        if num_steps is not None:
+            check_whole("num_steps", num_steps, 1)
+        if guidance_scale is not None and not np.isfinite(guidance_scale):
+            raise UserError(f"guidance_scale={guidance_scale} is not finite")
+        numbers = self._labels(labels)
+        recipe = recipe_of(self, solver, grid, num_steps, Guided(guidance_scale, guidance, against))
+        generate = self.generator(min(batch_size, max(len(numbers), 1)))
         weaker = self.weaker(recipe)
-        return generate(self.weights(weights), recipe, np.asarray(labels), seed, source, weaker)
+        return generate(self.weights(weights), recipe, numbers, seed, source, weaker)
+
+    def _labels(self, given: int | Sequence[int | str] | np.ndarray) -> np.ndarray:
+        num_classes = self.setup.wired.num_classes
+        if np.ndim(given):
+            each = given.tolist() if isinstance(given, np.ndarray) else given
+            return labels_called(each, num_classes, self.label_names)  # pyright: ignore[reportArgumentType]
+        check_whole("the number of samples", given, 1)
+        return balanced_labels(int(given), num_classes)  # pyright: ignore[reportArgumentType]
+
+    def metrics(self) -> dict[str, np.ndarray]:
+        """What training logged: `step` and each number by its name, `[records]`; NaN for none.
+
+            metrics = run.metrics()
+            plt.plot(metrics["step"], metrics["loss"])
+
+        Raises:
+            UserError: the file is damaged.
+        """
+        return metrics_arrays(read_metrics(self.workdir))
+
+    def __repr__(self) -> str:
+        wired = self.setup.wired
+        return (
+            f"Run({str(self.workdir)!r}, step {self.step:,} of {self.config.num_steps:,}: "
+            f"{type(wired.network).__name__} of {wired.num_params:,} parameters, "
+            f"images of {'×'.join(map(str, wired.image_shape))}, "
+            f"{wired.num_classes or 'no'} classes, weights {self.config.weights})"
+        )
+
+
+def check_whole(what: str, value: Any, least: int) -> None:
+    """Refuses what is no whole number of `least` to 2³¹ − 1, as the flags do.
+
+    Raises:
+        UserError: it is none.
+
+    Example:
+        >>> check_whole("num_steps", 2.5, 1)
+        Traceback (most recent call last):
+        ...
+        diffjax.errors.UserError: num_steps=2.5: it is a whole number from 1 to 2147483647
+    """
+    whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
+    if not whole or not least <= value <= _LARGEST:
+        raise UserError(f"{what}={value!r}: it is a whole number from {least} to {_LARGEST}")
 
 
 def load(

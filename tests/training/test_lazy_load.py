@@ -99,6 +99,7 @@ def test_nothing_is_said_and_nothing_written(folder, caplog):
     """Not by Orbax either, which warns three times of its own option `read_only`."""
     files = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
     caplog.set_level(logging.WARNING)
+    caplog.set_level(logging.WARNING, "absl")  # which the executables silence
     loaded = diffjax.load(folder)
     loaded.weights("live")
     _ = loaded.state
