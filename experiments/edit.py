@@ -13,6 +13,7 @@ Prints the root mean square difference between the first and the last, in units 
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import NamedTuple
@@ -34,7 +35,7 @@ from diffjax.process.precond import Predict
 from diffjax.sampling import editing
 from diffjax.sampling.guidance import guide
 from diffjax.sampling.restart import resampled
-from diffjax.sampling.sample import Recipe, sample
+from diffjax.sampling.sample import Recipe, draw, sample
 from diffjax.sampling.solvers import Solver, normal
 from diffjax.spec import build, choose
 from diffjax.training.generate import sample_keys
@@ -85,15 +86,23 @@ class Model(NamedTuple):
         return lambda x, t: ask(x, jnp.broadcast_to(t, (len(x), *t.shape)), self.labels)
 
     def draw(self, solver: Solver, predict: Predict | None, keys: Array) -> Array:
-        """Samples from noise."""
-        path, shape = self.wired.path, self.wired.image_shape
-        times = replace(self.recipe, solver=solver).times(path)
+        """Samples from noise.
 
-        def walk(keys: Array) -> Array:
-            both = jax.vmap(jax.random.split)(keys)
-            x = path.sigma(times[0]) * normal(both[:, 0], shape)
-            return sample(self.denoise(predict), solver, path, times, both[:, 1], x)
-
+        Raises:
+            UserError: the model can't be sampled by this solver.
+        """
+        wired, recipe = self.wired, replace(self.recipe, solver=solver)
+        check_recipe(recipe, wired)
+        walk = partial(
+            draw,
+            predict or self.predict,
+            wired.path,
+            solver,
+            recipe.times(wired.path),
+            labels=self.labels,
+            shape=wired.image_shape,
+            start=partial(wired.objective.start, source=None),
+        )
         return jit(walk)(keys)
 
     def draw_given(self, method: str, seen: editing.Observed, keys: Array) -> Array:
@@ -155,7 +164,7 @@ def vary(args: SimpleNamespace, model: Model, images: Array, keys: Array) -> tup
     path = model.wired.path
     both = jax.vmap(jax.random.split)(keys)
     noise = normal(both[:, 0], model.wired.image_shape)
-    start = path.alpha(times[0]) * images + path.sigma(times[0]) * noise
+    start = path.alpha(times[0]) * images + model.wired.objective.noise_scale(times[0]) * noise
     walk = jit(lambda x, keys: sample(model.denoise(), model.recipe.solver, path, times, keys, x))
     return start, walk(start, both[:, 1])
 

@@ -17,7 +17,7 @@ from absl import flags
 import diffjax
 from diffjax.errors import UserError
 from diffjax.files import write_npz
-from diffjax.training.generate import balanced_labels, starting_noise
+from diffjax.training.generate import Asked, balanced_labels, starting_noise
 from diffjax.training.recipes import Guided, named_recipe
 from diffjax.training.storage import make_writable
 from diffjax.training.watchdog import watched
@@ -58,12 +58,12 @@ def main(args: SimpleNamespace) -> None:
 
     labels = balanced_labels(args.num_pairs, wired.num_classes)
     n = min(args.batch_size, args.num_pairs)
-    generate, params, batches = run.generator(n), run.weights(args.weights), []
+    generate, batches = run.generator(n), []
+    asked = Asked(wired, run.weights(args.weights), recipe, labels, args.seed)
     with watched(hanging.watchdog(args), Path(args.workdir), what="batch") as begun:
-        for first in range(0, args.num_pairs, n):
-            begun(first // n + 1)
-            some = labels[first : first + n]
-            batches.append(generate(params, recipe, some, args.seed, first=first))
+        for number, some in enumerate(asked.batches(n), start=1):
+            begun(number)
+            batches.append(some.drawn_by(generate))
     images = np.concatenate(batches)
     noise = starting_noise(args.seed, np.arange(args.num_pairs), wired.image_shape)
     how = {

@@ -142,10 +142,9 @@ def draw_images(
             found = samples_in_parallel(asked, args.parallel, args.tolerance, run.setup.mesh)
             cost = {"parallel": args.parallel, "tolerance": args.tolerance}
             return np.asarray(found.x), {**cost, "rounds": int(found.rounds)}
-        for first in range(0, len(asked.labels), n):
-            begun(first // n + 1)
-            rows = np.arange(first, min(first + n, len(asked.labels)))
-            batches.append(draw(*asked.only(rows)[1:7], first))
+        for number, some in enumerate(asked.batches(n), start=1):
+            begun(number)
+            batches.append(some.drawn_by(draw))
     return np.concatenate(batches), {"nfe": evaluations(asked.only(np.arange(n)))}
 
 

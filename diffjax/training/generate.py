@@ -1,7 +1,7 @@
 """Many samples from one model, batch by batch over the mesh."""
 
 import inspect
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple, Protocol
@@ -92,6 +92,24 @@ class Asked(NamedTuple):
         source = None if self.source is None else self.source[rows]
         numbers = rows if self.rows is None else self.rows[rows]
         return self._replace(labels=self.labels[rows], source=source, rows=numbers)
+
+    def batches(self, batch_size: int) -> "Iterator[Asked]":
+        """All of them, so many at a time."""
+        for first in range(0, len(self.labels), batch_size):
+            yield self.only(np.arange(first, min(first + batch_size, len(self.labels))))
+
+    def drawn_by(self, generate: Generate) -> np.ndarray:
+        """The samples, whose numbers follow one another."""
+        first = 0 if self.rows is None or not len(self.rows) else int(self.rows[0])
+        return generate(
+            self.params,
+            self.recipe,
+            self.labels,
+            self.seed,
+            source=self.source,
+            weaker=self.weaker,
+            first=first,
+        )
 
 
 def make_generator(

@@ -215,19 +215,18 @@ def drawer(
 
     def draw(named: NamedRecipe, labels: np.ndarray) -> tuple[Batches, int]:
         seed = noise_seed(run.config.seed, named.seed)
-        how = params[named.weights], named.recipe, labels, seed, source, weaker[named]
-        asked = Asked(wired, *how)
+        weights = params[named.weights]
+        asked = Asked(wired, weights, named.recipe, labels, seed, source, weaker[named])
 
         def batches() -> Iterator[np.ndarray]:
-            for first in range(0, len(labels), batch_size):
+            for some in asked.batches(batch_size):
                 if should_stop():
                     raise Interrupted(
                         f"stopped while evaluating; the training in {run.workdir} is finished and "
                         "saved, the same command evaluates it"
                     )
                 beat()
-                some = asked.only(np.arange(first, min(first + batch_size, len(labels))))
-                images = generate(*how[:2], some.labels, seed, some.source, some.weaker, first)
+                images = some.drawn_by(generate)
                 check_finite(images, some)
                 yield images
 
