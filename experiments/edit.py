@@ -37,7 +37,7 @@ from diffjax.sampling.guidance import guide
 from diffjax.sampling.restart import resampled
 from diffjax.sampling.sample import Recipe, draw, sample
 from diffjax.sampling.solvers import Solver, normal
-from diffjax.spec import build, choose
+from diffjax.spec import choose
 from diffjax.training.generate import sample_keys
 from diffjax.training.recipes import Guided, named_recipe
 from diffjax.wiring import Wired, check_recipe
@@ -62,6 +62,7 @@ flags.DEFINE_float("guidance_scale", 1.0, "1 is off", flag_values=FLAGS)
 flags.DEFINE_integer("seed", 0, "of the noise", flag_values=FLAGS)
 flags.DEFINE_string("weights", None, "live, or an average such as ema-0.999", flag_values=FLAGS)
 flags.DEFINE_string("out", None, "the picture (WORKDIR/samples/TASK.png)", flag_values=FLAGS)
+flags.DEFINE_string("data_path", None, "where the data lie now, if moved", flag_values=FLAGS)
 flags.DEFINE_list(
     "allowed_packages", [], "of your own, that the saved config may name", flag_values=FLAGS
 )
@@ -128,7 +129,7 @@ def main(args: SimpleNamespace) -> None:
         run, args.solver, args.grid, args.num_steps, Guided(args.guidance_scale)
     ).recipe
     check_recipe(recipe, wired)
-    images, labels = all_images(build(run.config.data).test, args.num_images)
+    images, labels = all_images(run.dataset(args.data_path).test, args.num_images)
     scale = None if recipe.guidance_scale == 1.0 else recipe.guidance_scale
     weaker = run.weaker(recipe)
     models = wired.models(

@@ -20,7 +20,6 @@ from diffjax import choices
 from diffjax.errors import UserError
 from diffjax.evaluation.pictures import film_gif, save_film, save_png
 from diffjax.files import write_npz
-from diffjax.spec import build
 from diffjax.training.generate import (
     Asked,
     balanced_labels,
@@ -55,6 +54,7 @@ flags.DEFINE_integer(
     "parallel", None, "steps at once, for fewer rounds", lower_bound=1, flag_values=FLAGS
 )
 flags.DEFINE_float("tolerance", 1e-2, "of --parallel: change that is none", flag_values=FLAGS)
+flags.DEFINE_string("data_path", None, "where the data lie now, if moved", flag_values=FLAGS)
 flags.DEFINE_list(
     "allowed_packages", [], "of your own, that the saved config may name", flag_values=FLAGS
 )
@@ -89,7 +89,7 @@ def main(args: SimpleNamespace) -> None:
         raise UserError(f"--out={out} should end in .png; the arrays go beside it as .npz")
     in_first(lambda: make_writable(out.parent))  # Which shows before the work.
 
-    labels, source = sources(run, args.labels, labels)
+    labels, source = sources(run, args.labels, labels, args.data_path)
     params = run.weights(args.weights)
     weaker = run.weaker(recipe)
     asked = Asked(run.setup.wired, params, recipe, labels, args.seed, source, weaker)
@@ -149,7 +149,7 @@ def draw_images(
 
 
 def sources(
-    run: Run, given: list[str] | None, labels: np.ndarray
+    run: Run, given: list[str] | None, labels: np.ndarray, data_path: str | None
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """Labels and sources: test images of the run's data, if it makes images from images."""
     wired = run.setup.wired
@@ -159,7 +159,7 @@ def sources(
         raise UserError(
             "this run starts at test images, which have labels of their own: no --labels"
         )
-    return samples_asked_of(wired, build(run.config.data), labels)
+    return samples_asked_of(wired, run.dataset(data_path), labels)
 
 
 def parse_labels(given: list[str] | None, run: Run, n: int) -> np.ndarray:

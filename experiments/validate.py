@@ -39,6 +39,7 @@ flags.DEFINE_integer("seed", 0, "of noise and log-SNRs", flag_values=FLAGS)
 flags.DEFINE_string("weights", None, "live, or an average such as ema-0.999", flag_values=FLAGS)
 flags.DEFINE_integer("batch_size", 128, "images at a time", lower_bound=1, flag_values=FLAGS)
 flags.DEFINE_string("out", None, "a plot as well, .png", flag_values=FLAGS)
+flags.DEFINE_string("data_path", None, "where the data lie now, if moved", flag_values=FLAGS)
 flags.DEFINE_list(
     "allowed_packages", [], "of your own, that the saved configs may name", flag_values=FLAGS
 )
@@ -54,7 +55,7 @@ def main(args: SimpleNamespace) -> None:
     if args.out is not None and Path(args.out).suffix != ".png":
         raise UserError(f"--out={args.out} should end in .png")
     allowed = ("diffjax", *args.allowed_packages)
-    runs, dataset = load_runs(args.workdirs, args.weights, allowed)
+    runs, dataset = load_runs(args.workdirs, args.weights, args.data_path, allowed)
     images, labels = all_images(dataset.test, args.num_images)
     losses = {}
     for name, run in runs.items():
@@ -87,7 +88,7 @@ def main(args: SimpleNamespace) -> None:
 
 
 def load_runs(
-    workdirs: Sequence[str], weights: str | None, allowed: tuple[str, ...]
+    workdirs: Sequence[str], weights: str | None, data_path: str | None, allowed: tuple[str, ...]
 ) -> tuple[dict[str, Run], DataSet]:
     """The runs by their folders, and the data that all of them were trained on.
 
@@ -107,7 +108,7 @@ def load_runs(
                 f"{workdir} was trained on images paired with their noise, or with noise in "
                 "between; here each image is mixed with noise of its own"
             )
-        own: DataSet = build(run.config.data)
+        own = run.dataset(data_path)
         dataset = dataset or own
         if own.test.fingerprint() != dataset.test.fingerprint():
             raise UserError(

@@ -12,6 +12,7 @@ from jax import Array
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from diffjax.data import DataSet
 from diffjax.errors import UserError
 from diffjax.evaluation.run_files import metrics_arrays, read_metrics
 from diffjax.process.precond import Predict
@@ -220,6 +221,17 @@ class Run:
             return labels_called(each, num_classes, self.label_names)  # pyright: ignore[reportArgumentType]
         check_whole("the number of samples", given, 1)
         return balanced_labels(int(given), num_classes)  # pyright: ignore[reportArgumentType]
+
+    def dataset(self, path: str | None = None) -> DataSet:
+        """The images that it was trained on.
+
+        Args:
+            path: where they lie now, if they have moved.
+
+        Raises:
+            UserError: they are not there, or others than the run was trained on.
+        """
+        return workdirs.data_of(self.workdir, self.config.data, path)
 
     def metrics(self) -> dict[str, np.ndarray]:
         """What training logged: `step` and each number by its name, `[records]`; NaN for none.
