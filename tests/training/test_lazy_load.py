@@ -4,6 +4,7 @@ import json
 import logging
 import shutil
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -68,7 +69,8 @@ def test_each_part_is_what_the_whole_state_has(run):
 
 def test_other_weights_are_chosen_as_it_is_loaded():
     live = diffjax.load(OLD_RUN, weights="live")
-    assert list(live.arrays.known) == ["live"] == [live.config.weights]
+    arrays: Any = live.arrays
+    assert list(arrays.known) == ["live"] == [live.config.weights]
     assert live.weights() is live.weights("live")
     with pytest.raises(UserError, match=r"no weights 'ema-0\.9'; did you mean"):
         diffjax.load(OLD_RUN, weights="ema-0.9")
