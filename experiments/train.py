@@ -23,11 +23,10 @@ from diffjax.evaluation.run_files import read_json
 from diffjax.evaluation.tables import measure, percent
 from diffjax.spec import build, to_json
 from diffjax.training import workdirs
-from diffjax.training.loop import train
-from diffjax.training.measure import check_evaluation
+from diffjax.training.loop import prepared, train
 from diffjax.training.processes import is_first
 from diffjax.training.profile import Profile
-from diffjax.training.setup import Setup, check_pairs, set_up
+from diffjax.training.setup import Setup
 from experiments import cli, hanging, processes
 
 FLAGS = flags.FlagValues()
@@ -57,11 +56,7 @@ def main(args: SimpleNamespace) -> None:
         print(to_json(config), end="")
         return
     if args.dry_run:
-        dataset = build(config.data)
-        setup = set_up(config, dataset.image_shape, dataset.num_classes)
-        check_pairs(setup, dataset)
-        check_evaluation(config, dataset.image_shape)
-        print(describe(setup, dataset, workdir))
+        print(describe(*prepared(config), workdir))
         return
     profile = parse_steps(args.profile_steps)
     if args.compilation_cache is not None:

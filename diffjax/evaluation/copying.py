@@ -48,7 +48,7 @@ def data_copying(
     Args:
         samples: `[M, ...]`, pixels or features.
         train: `[N, ...]`; k-means sees at most 5000 of them, evenly spaced.
-        test: `[L, ...]`, held out.
+        test: `[L, ...]`, held out; of none there is no value.
         num_cells: of the k-means.
         seed: of its start.
 
@@ -64,6 +64,8 @@ def data_copying(
 
     if num_cells < 1:
         raise UserError(f"data_copying(num_cells={num_cells}): at least 1 is needed")
+    if not len(test):
+        return DataCopying(None, 0.0)
     samples, train, test = (_flat(images) for images in (samples, train, test))
     if not samples.shape[1] == train.shape[1] == test.shape[1]:
         raise UserError("samples, training and test images differ in shape")

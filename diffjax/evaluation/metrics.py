@@ -71,8 +71,8 @@ def compare_each(
         where the true distribution is known, `sliced_wasserstein` and `mode_weights`, each with
         `value`, `floor` (the same of real test images, at most as many as there are samples but
         for the kernel distance) and `provenance`; `neighbours` with the figures of memorisation.
-        What can't be had of so few samples, or without logits, is None. docs/evaluation.md says
-        what each means.
+        What can't be had of so few samples or test images, or without logits, is None.
+        docs/evaluation.md says what each means.
 
     Raises:
         UserError: too few samples, another shape, labels that do not fit, values not finite.
@@ -137,16 +137,18 @@ def _in_short(
         "classifier_test_accuracy": reference.extractor.test_accuracy,
         "frechet_distance": {
             "value": _frechet(seen.statistics, reference),
-            "floor": _frechet(statistics(test_features), reference),
+            "floor": _frechet(statistics(test_features), reference)
+            if len(test_features) >= 2
+            else None,
             "provenance": provenance | frechet_counts | {"definition": "arXiv:1706.08500"},
         },
         "kernel_distance": {
             "value": kernel.value,
             "standard_error": kernel.standard_error,
-            "floor": floor.value,
-            "floor_standard_error": floor.standard_error,
+            "floor": floor and floor.value,
+            "floor_standard_error": floor and floor.standard_error,
             "provenance": provenance
-            | counts(kernel.num_1, floor.num_1, kernel.num_2)
+            | counts(kernel.num_1, floor.num_1 if floor else 0, kernel.num_2)
             | {"definition": "arXiv:1801.01401"},
         },
     }

@@ -1,5 +1,6 @@
 """Nearest training images, and whether samples are nearer to them than fresh images are."""
 
+import math
 from functools import partial
 from typing import NamedTuple
 
@@ -108,12 +109,17 @@ def memorisation(sample_distances: np.ndarray, test_distances: np.ndarray) -> Me
     return Memorisation(
         closer_than_test=float((farther + 0.5 * tied).mean() / len(test)),
         distance_ratio=float(np.median(samples)) / typical,
-        copied=_copied(sample_distances),
-        copied_floor=_copied(test_distances),
+        copied=copied(sample_distances),
+        copied_floor=copied(test_distances),
     )
 
 
-def _copied(distances: np.ndarray) -> float:
+def copied(distances: np.ndarray) -> float:
+    """The share of near-copies among samples of these distances, as in `Memorisation`.
+
+    Args:
+        distances: `[N, 2]`, from `nearest(samples, train, k=2)`.
+    """
     # An exact copy of a training image that is there twice has distances 0 and 0: a copy too.
     first, second = distances[:, 0], distances[:, 1]
     return float(((first < COPY_RATIO * second) | (first == 0.0)).mean())
@@ -132,7 +138,7 @@ def _search(references, squares, batch, *, k):
 
 
 def _flat(images: np.ndarray, what: str) -> np.ndarray:
-    flat = np.asarray(images, np.float32).reshape(len(images), -1)
+    flat = np.asarray(images, np.float32).reshape(len(images), math.prod(images.shape[1:]))
     bad = int((~np.isfinite(flat)).any(1).sum())
     if bad:
         raise UserError(f"{bad} of {len(flat)} {what} are not finite")

@@ -3,6 +3,7 @@
 import zlib
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import jax
 import numpy as np
@@ -10,6 +11,7 @@ import numpy as np
 import diffjax
 from diffjax.data import DataSet, all_images
 from diffjax.evaluation.distances import (
+    FEWEST_IMAGES,
     KernelDistance,
     Statistics,
     kernel_distance,
@@ -40,7 +42,8 @@ class Reference:
         test_logits: `[M, K]` float32; None where the extractor has none.
         some_test_images: `[L, H, W, C]` float32, those whose nearest train images were looked up.
         test_neighbours: their indices `[L, 2]` and distances `[L, 2]`, from `nearest`.
-        kernel_floor: the kernel distance between the test and the train split.
+        kernel_floor: the kernel distance between the test and the train split; None where there
+            are fewer than 3 test images.
         max_neighbour_images: samples whose nearest train images are looked up.
         seed: of every random thinning.
         sharding: of a batch of images over devices, so that each looks at its rows.
@@ -63,7 +66,7 @@ class Reference:
     test_logits: np.ndarray | None
     some_test_images: np.ndarray
     test_neighbours: tuple[np.ndarray, np.ndarray]
-    kernel_floor: KernelDistance
+    kernel_floor: KernelDistance | None
     max_neighbour_images: int
     seed: int
     sharding: jax.sharding.Sharding | None = None
@@ -88,7 +91,8 @@ def reference(
     """Extracts what is needed of a data set, once, for any number of `compare`s.
 
     Args:
-        dataset: samples are held against its real training images; its test split gives the floors.
+        dataset: samples are held against its real training images; its test split gives the
+            floors, and may be small or empty, which leaves some of them out.
         extractor: images to features.
         max_images: of each split; of a larger one that many, evenly spaced.
         max_neighbour_images: test images whose nearest train images are looked up.
@@ -99,10 +103,12 @@ def reference(
         shared: see `Reference`; it concerns the samples, each process looks at the data set itself.
 
     Raises:
-        UserError: images of another shape than the extractor takes, or fewer than 3 in a split.
+        UserError: images of another shape than the extractor takes, or fewer than 3 for training.
     """
     train_images, _ = all_images(dataset.reference, max_images)
-    test_images, _ = all_images(dataset.test, max_images)
+    test_images = train_images[:0]
+    if len(dataset.test):
+        test_images, _ = all_images(dataset.test, max_images)
     some_test_images = thin(test_images, max_neighbour_images, seed)
     train_sha256, test_sha256 = dataset.reference.fingerprint(), dataset.test.fingerprint()
     facts = {
@@ -139,7 +145,9 @@ def reference(
         test_logits=found.get("test_logits"),
         some_test_images=some_test_images,
         test_neighbours=(found["neighbour_indices"], found["neighbour_distances"]),
-        kernel_floor=KernelDistance(float(floor[0]), float(floor[1]), int(floor[2]), int(floor[3])),
+        kernel_floor=None
+        if np.isnan(floor[0])
+        else KernelDistance(float(floor[0]), float(floor[1]), int(floor[2]), int(floor[3])),
         max_neighbour_images=max_neighbour_images,
         seed=seed,
         sharding=sharding,
@@ -172,9 +180,14 @@ def _extracted(
 ) -> Arrays:
     """What takes long of a data set."""
     train = see(Batches.of(train_images), extractor, seed=seed, most_images=0, sharding=sharding)
-    test_features, test_logits = extractor.extract(test_images, sharding)
+    # Of no test images there are no features, as wide as those of others.
+    some = test_images if len(test_images) else train_images[:1]
+    features, logits = extractor.extract(some, sharding)
+    test_features = features[: len(test_images)]
     indices, distances = nearest(some_test_images, train_images, k=2)
-    floor = kernel_distance(test_features, train.features, seed=seed)
+    floor: Any = (np.nan, np.nan, len(test_images), len(train.features))
+    if len(test_images) >= FEWEST_IMAGES:
+        floor = kernel_distance(test_features, train.features, seed=seed)
     mean, cov, count = train.statistics
     return {
         "train_features": train.features,
@@ -183,7 +196,7 @@ def _extracted(
         "train_count": np.array(count),
         "train_root": symmetric_root(cov),
         "test_features": test_features,
-        **({} if test_logits is None else {"test_logits": test_logits}),
+        **({} if logits is None else {"test_logits": logits[: len(test_images)]}),
         "neighbour_indices": indices,
         "neighbour_distances": distances,
         "kernel_floor": np.array(floor),

@@ -57,9 +57,9 @@ def _verdict(files: SweepFiles, results: Mapping[str, Mapping[str, Any]]) -> dic
         f"Fréchet distance, lower is better. {found.rule}{_whose_noise(files, results)} Means over "
         "training seeds with Student's 95 % intervals; an arm is worse when its differences to the "
         "one of least mean, seed by seed, are decided at 5 % for all pairs of arms together "
-        "(Holm), which asks for more than that the interval of this one difference is beyond 0. Bootstrap "
-        "intervals, over training and noise seeds, are too narrow for few seeds, and no verdict is "
-        "by them"
+        "(Holm), which asks for more than that the interval of this one difference is beyond 0. "
+        "Bootstrap intervals, over training and noise seeds, are too narrow for few seeds, and no "
+        "verdict is by them"
     )
     rows = [_plain_row(row, found.own) for row in found.verdict_rows()]
     several = any(row["noise"] is not None for row in rows)

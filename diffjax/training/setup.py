@@ -8,8 +8,10 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from diffjax.data import DataSet
+from diffjax.data.augment import Augment, Augmentation
 from diffjax.errors import UserError, nearest
 from diffjax.models.attention import REVERSE_ONLY, resolve
+from diffjax.settings import check_settings
 from diffjax.spec import build
 from diffjax.training import sharding
 from diffjax.training.accumulation import check_parts
@@ -109,14 +111,18 @@ def set_up(
         UserError: whatever does not fit.
     """
     if mesh is None:
-        check_settings(config)
-    check_counts(config)
+        check_names(config)
+    check_settings(config)
     check_expected(config, image_shape=image_shape, num_classes=num_classes)
     own_mesh = mesh is None
     if mesh is None:
         mesh = sharding.make_mesh(**config.mesh)
         sharding.check_batch(config.batch_size, mesh)
     check_weights(config)
+    optimizer = build(config.optimizer, Optimizer, "config.optimizer", num_steps=config.num_steps)
+    # Configs of before there were these choices have none.
+    nonfinite = build(config.get("nonfinite", NonFinite()), NonFinite, "config.nonfinite")
+    build(config.get("augment", Augment()), Augmentation, "config.augment")
     attention = attention_of(config, mesh)
     wired = wire(with_attention(config, attention), image_shape, num_classes)
     check_mesh(wired, mesh)
@@ -126,9 +132,6 @@ def set_up(
     if own_mesh:
         rows = mesh.shape["data"] * mesh.shape["fsdp"]
         check_parts(wired.objective, accumulation_steps(config), config.batch_size, rows)
-    optimizer = build(config.optimizer, num_steps=config.num_steps)
-    # Configs of before there was a choice have none.
-    nonfinite = build(config.nonfinite) if "nonfinite" in config else NonFinite()
     shapes = jax.eval_shape(
         lambda params: init_state(
             params,
@@ -201,14 +204,14 @@ def accumulation_steps(config: ConfigDict) -> int:
     return config.get("accumulation_steps", 1)
 
 
-def check_settings(config: ConfigDict) -> None:
+def check_names(config: ConfigDict) -> None:
     """Refuses a setting that there is not: a mistyped one would be passed over.
 
     Raises:
         UserError: the first, with the nearest that there is.
 
     Example:
-        >>> check_settings(ConfigDict({"num_stepps": 3}))
+        >>> check_names(ConfigDict({"num_stepps": 3}))
         Traceback (most recent call last):
         ...
         diffjax.errors.UserError: there is no setting config.num_stepps; did you mean 'num_steps'?
@@ -218,30 +221,6 @@ def check_settings(config: ConfigDict) -> None:
             if name not in known:
                 where = f"config.{group}.{name}" if group else f"config.{name}"
                 raise UserError(f"there is no setting {where}; {nearest(name, known)}")
-    if "augment" in config:
-        build(config.augment)
-
-
-def check_counts(config: ConfigDict) -> None:
-    """Refuses counts below 1, which would end in a division by zero long after the start."""
-    counts = {
-        name: config[name]
-        for name in (
-            "num_steps",
-            "log_every_steps",
-            "sample_every_steps",
-            "checkpoint_every_steps",
-            "checkpoints_to_keep",
-            "checkpoints_kept_every_steps",
-        )
-    }
-    counts["accumulation_steps"] = accumulation_steps(config)
-    counts["sampling.num_steps"] = config.sampling.num_steps
-    for i, steps in enumerate(config.evaluation.num_steps):
-        counts[f"evaluation.num_steps[{i}]"] = steps
-    for name, count in counts.items():
-        if count < 1:
-            raise UserError(f"config.{name}={count} must be at least 1")
 
 
 def check_expected(config: ConfigDict, **found: Any) -> None:
