@@ -19,7 +19,7 @@ from diffjax.evaluation.evaluate import Draw, NamedRecipe, evaluate
 from diffjax.evaluation.features import Extractor, check_images
 from diffjax.evaluation.pictures import save_png
 from diffjax.evaluation.run_files import read_json
-from diffjax.evaluation.seen import Batches
+from diffjax.evaluation.seen import Batches, Images
 from diffjax.evaluation.sweep_files import LIKELIHOOD
 from diffjax.files import write_json
 from diffjax.spec import build, choose
@@ -361,11 +361,12 @@ def _first(given: Sequence[Any] | None) -> Any:
     return None if given is None else given[0]
 
 
-def _save_neighbours(run: Run, train_images: np.ndarray, samples: np.ndarray) -> None:
+def _save_neighbours(run: Run, train_images: Images, samples: np.ndarray) -> None:
     """One row a sample: itself, then its nearest training images."""
     samples = samples[:_NEIGHBOUR_ROWS]
     k = min(5, len(train_images))
     indices, _ = neighbours.nearest(samples, train_images, k=k)
-    rows = np.concatenate([samples[:, None], train_images[indices]], axis=1)
+    near = train_images.take(indices.ravel()).reshape(*indices.shape, *samples.shape[1:])
+    rows = np.concatenate([samples[:, None], near], axis=1)
     path = run.workdir / "samples" / "neighbours.png"
     save_png(path, rows.reshape(-1, *samples.shape[1:]), columns=k + 1)
