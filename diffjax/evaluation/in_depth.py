@@ -25,7 +25,7 @@ _NUM_DIRECTIONS = 100
 def in_depth_numbers(
     seen: Seen, reference: Reference, provenance: dict[str, Any]
 ) -> dict[str, Any]:
-    """Each number with its floor and provenance; None where it can't be had.
+    """Each number on features with its floor and provenance; None where it can't be had.
 
     Args:
         seen: the samples.
@@ -37,7 +37,6 @@ def in_depth_numbers(
         **_manifolds(seen.features, reference, provenance),
         "cmmd": _cmmd(seen.features, reference, provenance),
         "inception_score": _inception_score(seen, reference, provenance),
-        "neighbours": _neighbours(seen, reference, provenance),
         **_of_mixture(seen.images, reference, provenance),
     }
 
@@ -146,7 +145,16 @@ def _inception_score(
     }
 
 
-def _neighbours(seen: Seen, reference: Reference, provenance: dict[str, Any]) -> dict[str, Any]:
+def neighbour_numbers(
+    seen: Seen, reference: Reference, provenance: dict[str, Any]
+) -> dict[str, Any]:
+    """The figures of memorisation, which are of pixels: the same whatever the extractor.
+
+    Args:
+        seen: the samples.
+        reference: what they are held against; its training images are read again.
+        provenance: what all numbers depend on.
+    """
     some = thin(seen.images, reference.max_neighbour_images, reference.seed)
     train = reference.train_images
     indices, distances = nearest(some, train, k=2)
@@ -169,7 +177,7 @@ def _neighbours(seen: Seen, reference: Reference, provenance: dict[str, Any]) ->
         **(memorisation(distances, test_distances)._asdict() if tested else memory),
         "copied": copied(distances),
         "inauthentic": inauthentic(indices, distances, train),
-        "inauthentic_floor": inauthentic(*reference.test_neighbours, train) if tested else None,
+        "inauthentic_floor": reference.inauthentic_floor,
         "data_copying": by_cell.value,
         "data_copying_tested_share": by_cell.tested_share,
         **how,

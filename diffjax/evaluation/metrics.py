@@ -15,7 +15,7 @@ from diffjax.evaluation.distances import (
     statistics,
 )
 from diffjax.evaluation.features import check_images
-from diffjax.evaluation.in_depth import NUM_SPLITS, counts, in_depth_numbers
+from diffjax.evaluation.in_depth import NUM_SPLITS, counts, in_depth_numbers, neighbour_numbers
 from diffjax.evaluation.reference import Reference as Reference
 from diffjax.evaluation.reference import reference as reference
 from diffjax.evaluation.reference import thin
@@ -95,11 +95,14 @@ def compare_each(
         sharding=first.sharding,
         shared=first.shared,
     )
-    found = []
+    found, of_pixels = [], {}
     for seen, real in zip(each, references, strict=True):
         provenance = _provenance(real, seen.features.shape[1], round_to_uint8)
         numbers = _in_short(seen, labels, real, provenance)
-        found.append(numbers | (in_depth_numbers(seen, real, provenance) if in_depth else {}))
+        if in_depth:
+            of_pixels = of_pixels or {"neighbours": neighbour_numbers(seen, real, provenance)}
+            numbers |= in_depth_numbers(seen, real, provenance) | of_pixels
+        found.append(numbers)
     return found
 
 
