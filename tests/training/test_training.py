@@ -392,7 +392,7 @@ def test_data_may_lie_elsewhere_on_another_machine():
 
 
 def test_no_flipped_bit_goes_unnoticed(whole_run, tmp_path):
-    """Each flip is either harmless, bit for bit, or the checkpoint is passed over."""
+    """Each is harmless, bit for bit, or the checkpoint is passed over, or refused as it is read."""
     truth, noticed = arrays_of(whole_run), 0
     rng = np.random.default_rng(0)
     for trial in range(12):
@@ -405,10 +405,12 @@ def test_no_flipped_bit_goes_unnoticed(whole_run, tmp_path):
         content[rng.integers(len(content))] ^= 1 << rng.integers(8)
         file.write_bytes(content)
         run = diffjax.load(copy)
-        if run.step == 6:
-            assert_same(jax.device_get(run.state._asdict()), truth, rtol=0, atol=0)
-        else:
-            assert run.step == 4
+        assert run.step in (4, 6)
+        try:
+            noticed += run.step == 4
+            if run.step == 6:
+                assert_same(jax.device_get(run.state._asdict()), truth, rtol=0, atol=0)
+        except UserError:  # In what sampling does not need.
             noticed += 1
     assert noticed > 0
 
