@@ -3,10 +3,10 @@
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, TiffImagePlugin
 
 from diffjax.data.damaged import passing_over
 from diffjax.data.fingerprints import evenly, hash_parts
@@ -20,6 +20,8 @@ _MODES = {1: "L", 3: "RGB"}
 # Pillow goes by the content, not by the name, and would start Ghostscript on what says it is EPS.
 # JPEG is that of cameras too (MPO), and PPM is PGM.
 _FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+_PNG_DEPTH = 24  # which byte of the file it is
+_BITS_PER_SAMPLE = 258  # tag of a TIFF
 
 
 def image_folder(
@@ -199,7 +201,7 @@ def read_image(
                 raise UserError(
                     f"{where} is {image.width}×{image.height} pixels: over {_MAX_PIXELS} in all"
                 )
-            if image.mode.startswith(("I", "F")):
+            if image.mode.startswith(("I", "F")) or _colour_bits(image) > 8:
                 raise UserError(f"{where} has more than 8 bits per channel: convert it to 8 first")
             image = ImageOps.exif_transpose(image).convert(_MODES[channels])
     except UserError:
@@ -211,6 +213,23 @@ def read_image(
     if image_size:
         image = _square(image, image_size)
     return np.asarray(image).reshape(image.height, image.width, channels)
+
+
+def _colour_bits(image: Image.Image) -> int:
+    """Bits per channel by the file's own word: Pillow cuts deeper colours to 8 without one."""
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
+        return max(image.tag_v2.get(_BITS_PER_SAMPLE, (1,)))
+    if image.format == "PNG":
+        stream = cast(BinaryIO, image.fp)
+        here = stream.tell()
+        stream.seek(_PNG_DEPTH)
+        depth = stream.read(1)[0]
+        stream.seek(here)
+        return depth
+    if image.format == "PPM" and isinstance(args := image.tile[0].args, tuple):
+        _, *most = args
+        return max([1, *most]).bit_length()
+    return 8
 
 
 def _square(image: Image.Image, size: int) -> Image.Image:
