@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 import numpy as np
-from PIL import Image, ImageOps, TiffImagePlugin
+from PIL import Image, ImageColor, ImageOps, TiffImagePlugin
 
 from diffjax.data.damaged import passing_over
 from diffjax.data.fingerprints import evenly, hash_parts
@@ -23,6 +23,8 @@ _FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 _PNG_DEPTH = 24  # which byte of the file it is
 _BITS_PER_SAMPLE = 258  # tag of a TIFF
 
+BACKGROUND = "white"
+
 
 def image_folder(
     path: str = "data/images",
@@ -31,6 +33,7 @@ def image_folder(
     test_fraction: float = 0.1,
     split_seed: int = 0,
     max_damaged: int = 0,
+    background: str = BACKGROUND,
 ) -> DataSet:
     """Images of any size in a folder, read when they are asked for.
 
@@ -45,6 +48,7 @@ def image_folder(
         test_fraction: share of each class kept for testing.
         split_seed: which split.
         max_damaged: images of each split that may be unreadable (`PassingOver`); 0: none.
+        background: what shows where an image is transparent: a colour by its name or as `#rrggbb`.
 
     Raises:
         UserError: a missing, unreadable, empty or ambiguous folder, or an impossible size; a
@@ -65,13 +69,14 @@ def image_folder(
         raise UserError(
             f"image_size must be at least 1 and channels 1 or 3, not {image_size} and {channels}"
         )
+    check_colour(background)
     root = Path(path).expanduser()
     files, labels, names = _list_images(root)
     train, test = stratified_split(labels, test_fraction, split_seed)
 
     def source(rows: np.ndarray) -> Source:
         chosen = tuple(files[row] for row in rows)
-        whole = FolderSource(root, chosen, labels[rows], image_size, channels)
+        whole = FolderSource(root, chosen, labels[rows], image_size, channels, background)
         return passing_over(whole, max_damaged, str(root))
 
     shape = (image_size, image_size, channels)
@@ -134,6 +139,7 @@ class FolderSource(Source):
         labels: int32 `[N]`.
         image_size: side of what comes out, pixels.
         channels: 1 or 3.
+        background: what shows where an image is transparent.
     """
 
     root: Path
@@ -141,13 +147,14 @@ class FolderSource(Source):
     labels: np.ndarray
     image_size: int
     channels: int
+    background: str = BACKGROUND
 
     def __len__(self) -> int:
         return len(self.files)
 
     def __getitem__(self, index: int) -> Example:
         file = self.root / self.files[index]
-        image = read_image(file, str(file), self.image_size, self.channels)
+        image = read_image(file, str(file), self.image_size, self.channels, self.background)
         return {"image": image, "label": int(self.labels[index])}
 
     def fingerprint(self) -> str:
@@ -163,7 +170,9 @@ class FolderSource(Source):
         return self._listed().hexdigest()
 
     def _listed(self) -> Any:
-        digest = hashlib.sha256(f"{self.image_size} {self.channels}\n".encode())
+        # Fingerprints from before there was a choice go on with the default.
+        background = "" if self.background == BACKGROUND else f" {self.background}"
+        digest = hashlib.sha256(f"{self.image_size} {self.channels}{background}\n".encode())
         for name, label in zip(self.files, self.labels, strict=True):
             file = self.root / name
             try:
@@ -174,19 +183,40 @@ class FolderSource(Source):
         return digest
 
 
+def check_colour(colour: str) -> None:
+    """Refuses what is no colour.
+
+    Raises:
+        UserError: a name that Pillow does not know.
+    """
+    try:
+        ImageColor.getrgb(str(colour))
+    except ValueError:
+        raise UserError(
+            f"background={colour!r} is no colour: a name, as 'white', or its bytes, as '#ffffff'"
+        ) from None
+
+
 def read_image(
-    file: Path | BinaryIO, where: str, image_size: int = 0, channels: int = 3
+    file: Path | BinaryIO,
+    where: str,
+    image_size: int = 0,
+    channels: int = 3,
+    background: str = BACKGROUND,
 ) -> np.ndarray:
     """Decodes an image, cuts out its central square and resizes that.
 
     Shrinking averages areas (Pillow's box filter), enlarging is bicubic. A camera's orientation
-    tag is obeyed, transparency is dropped, and of an animation the first frame is taken.
+    tag is obeyed, and of an animation the first frame is taken. A share `α` of each channel is the
+    image's and `1 − α` the background's, where the image is transparent (alpha channel, palette or
+    key colour).
 
     Args:
         file: a path or an open file.
         where: what to call it in an error.
         image_size: side in pixels; 0 keeps the image whole, as it is.
         channels: 3 for colour, 1 for grey.
+        background: a colour by its name or as `#rrggbb`.
 
     Returns:
         uint8 `[H,W,C]`.
@@ -203,7 +233,8 @@ def read_image(
                 )
             if image.mode.startswith(("I", "F")) or _colour_bits(image) > 8:
                 raise UserError(f"{where} has more than 8 bits per channel: convert it to 8 first")
-            image = ImageOps.exif_transpose(image).convert(_MODES[channels])
+            upright = ImageOps.exif_transpose(image)
+            image = _over(background, upright).convert(_MODES[channels])
     except UserError:
         raise
     # Pillow's decoders raise almost any exception on damaged files.
@@ -213,6 +244,15 @@ def read_image(
     if image_size:
         image = _square(image, image_size)
     return np.asarray(image).reshape(image.height, image.width, channels)
+
+
+def _over(background: str, image: Image.Image) -> Image.Image:
+    """An image without transparency: dropping that would show what an editor left below it."""
+    if not image.has_transparency_data:
+        return image
+    front = image.convert("RGBA")
+    back = Image.new("RGBA", front.size, ImageColor.getrgb(background)[:3])
+    return Image.alpha_composite(back, front)
 
 
 def _colour_bits(image: Image.Image) -> int:
