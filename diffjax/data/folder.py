@@ -1,6 +1,7 @@
 """A folder of image files, with labels from its subfolders."""
 
 import hashlib
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -37,9 +38,10 @@ def image_folder(
 ) -> DataSet:
     """Images of any size in a folder, read when they are asked for.
 
-    Each subfolder is a class, in alphabetical order, and holds its images at any depth. Images
-    directly in the folder, without subfolders, have no labels (`num_classes` 0). Names that start
-    with a dot and files that are no images by their suffix are ignored.
+    Each subfolder is a class, in alphabetical order, and holds its images at any depth; links to
+    images and to folders are followed. Images directly in the folder, without subfolders, have no
+    labels (`num_classes` 0). Names that start with a dot and files that are no images by their
+    suffix are ignored.
 
     Args:
         path: the folder.
@@ -51,8 +53,9 @@ def image_folder(
         background: what shows where an image is transparent: a colour by its name or as `#rrggbb`.
 
     Raises:
-        UserError: a missing, unreadable, empty or ambiguous folder, or an impossible size; a
-            damaged image when it is read, or one more than `max_damaged`.
+        UserError: a missing, unreadable, empty or ambiguous folder, a link to what is not there or
+            to a folder that it lies in, an impossible size or colour; a damaged image when it is
+            read, or one more than `max_damaged`.
 
     Example:
         >>> import tempfile
@@ -88,10 +91,13 @@ def _list_images(root: Path) -> tuple[list[str], np.ndarray, tuple[str, ...]]:
     if not root.is_dir():
         raise UserError(f"no folder {root}: set data.path to a folder of images")
     try:
-        entries = sorted(entry for entry in root.iterdir() if not entry.name.startswith("."))
+        entries = _entries(root)
         loose = [entry.name for entry in entries if _is_image(entry)]
         classes = {
-            entry.name: sorted(file.relative_to(root).as_posix() for file in _images_below(entry))
+            entry.name: sorted(
+                file.relative_to(root).as_posix()
+                for file in _images_below(entry, (root.resolve(),))
+            )
             for entry in entries
             if entry.is_dir()
         }
@@ -113,16 +119,35 @@ def _list_images(root: Path) -> tuple[list[str], np.ndarray, tuple[str, ...]]:
     return [file for files in classes.values() for file in files], labels, tuple(classes)
 
 
-def _images_below(folder: Path) -> list[Path]:
+def _images_below(folder: Path, above: tuple[Path, ...]) -> list[Path]:
+    """Its images at any depth; `above` are the real places of the folders that it lies in.
+
+    Raises:
+        UserError: a link to one of those, below which all would come again and again.
+    """
+    here = folder.resolve()
+    if here in above:
+        raise UserError(f"{folder} leads back to {here}, which it lies in: remove the link")
     found = []
-    for entry in folder.iterdir():
-        if entry.name.startswith("."):
-            continue
-        if entry.is_dir() and not entry.is_symlink():
-            found += _images_below(entry)
+    for entry in _entries(folder):
+        if entry.is_dir():
+            found += _images_below(entry, (*above, here))
         elif _is_image(entry):
             found.append(entry)
     return found
+
+
+def _entries(folder: Path) -> list[Path]:
+    """What lies in a folder and is not hidden, by name.
+
+    Raises:
+        UserError: a link to what is not there: images, or a class, would be missing unnoticed.
+    """
+    entries = sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
+    for entry in entries:
+        if entry.is_symlink() and not entry.exists():
+            raise UserError(f"{entry} is a link to {os.readlink(entry)}, which is not there")
+    return entries
 
 
 def _is_image(path: Path) -> bool:
