@@ -62,6 +62,32 @@ class Source(Protocol):
         return {**batch, "source": np.stack(sources)} if sources else batch
 
 
+def check_channels_last(shape: Sequence[int], what: str) -> None:
+    """Refuses `[N, C, H, W]`, where the shape says so: what would be channels are pixels.
+
+    It says so where the last two axes are equal and the one before is not, since no picture has as
+    many channels as columns, or where that one is at most half as long as either of them.
+
+    Args:
+        shape: of images that should be `[N, H, W, C]`.
+        what: what to call them in an error.
+
+    Raises:
+        UserError: with the transpose that mends it.
+
+    Example:
+        >>> check_channels_last((100, 32, 32, 4), "latents")
+    """
+    _, height, width, channels = shape
+    unlike_a_picture = width == channels != height or 2 * height <= min(width, channels)
+    # Four columns or fewer are tiny pictures in colour, or tiny latents.
+    if channels > 4 and unlike_a_picture:
+        raise UserError(
+            f"{what} of shape {list(shape)} are [N,C,H,W] by their looks, {height} channels first, "
+            "and should be [N,H,W,C]: save their .transpose(0, 2, 3, 1)"
+        )
+
+
 @dataclass(frozen=True, eq=False)
 class ArraySource(Source):
     """Images in memory.
@@ -71,7 +97,7 @@ class ArraySource(Source):
         labels: int32 `[N]`.
 
     Raises:
-        UserError: another type or shape.
+        UserError: another type or shape, channels before the pixels.
 
     Example:
         >>> source = ArraySource(np.zeros((5, 8, 8, 1), np.uint8), np.arange(5, dtype=np.int32))
@@ -87,6 +113,7 @@ class ArraySource(Source):
             raise UserError(
                 f"images must be uint8 [N,H,W,C], not {self.images.dtype} {self.images.shape}"
             )
+        check_channels_last(self.images.shape, "images")
         if self.labels.dtype != np.int32 or self.labels.shape != self.images.shape[:1]:
             raise UserError(
                 f"labels of {len(self.images)} images must be int32 [{len(self.images)}], "
