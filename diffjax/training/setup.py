@@ -195,6 +195,7 @@ def check_counts(config: ConfigDict) -> None:
         )
     }
     counts["accumulation_steps"] = accumulation_steps(config)
+    counts["sample_images"] = config.get("sample_images", 1)
     counts["sampling.num_steps"] = config.sampling.num_steps
     for i, steps in enumerate(config.evaluation.num_steps):
         counts[f"evaluation.num_steps[{i}]"] = steps

@@ -37,6 +37,7 @@ _ADDED: Mapping[str, Any] = {
     "wrappers": [],
     "nonfinite": {TARGET: "diffjax.training.nonfinite:NonFinite"},
     "accumulation_steps": 1,
+    "sample_images": 64,
     "evaluation.extractors": [],
     "evaluation.likelihood": [],
     "evaluation.grids": [],
