@@ -47,7 +47,8 @@ def image_folder(
         path: the folder.
         image_size: side in pixels after the central square was cut out and resized (`read_image`).
         channels: 3 for colour, 1 for grey.
-        test_fraction: share of each class kept for testing.
+        test_fraction: share of all images kept for testing, of each class as nearly that as whole
+            images allow; 0: none, and no numbers that need test images.
         split_seed: which split.
         max_damaged: images of each split that may be unreadable (`PassingOver`); 0: none.
         background: what shows where an image is transparent: a colour by its name or as `#rrggbb`.
@@ -66,7 +67,7 @@ def image_folder(
         ...             Image.new("RGB", (40, 30)).save(Path(path) / name / f"{i}.png")
         ...     data = image_folder(path, image_size=16)
         ...     data.label_names, len(data.train), data.train[0]["image"].shape
-        (('cat', 'dog'), 8, (16, 16, 3))
+        (('cat', 'dog'), 9, (16, 16, 3))
     """
     if image_size < 1 or channels not in _MODES:
         raise UserError(

@@ -109,7 +109,8 @@ def latents(
         num_classes: labels are below it; 0 where there are none.
         scale: what latents are multiplied by, to bring their standard deviation to about 1
             (0.18215 for the autoencoders of Stable Diffusion).
-        test_fraction: share of each class that is kept for testing.
+        test_fraction: share of all latents that is kept for testing, of each class as nearly that
+            as whole latents allow; 0: none, and no numbers that need test images.
         split_seed: which split.
         name: as it appears in reports.
         autoencoder: what made them, by name or hash; it stands beside each distance, and distances

@@ -11,6 +11,8 @@ from diffjax.data.randomness import permutation
 from diffjax.errors import UserError
 from diffjax.process.analytic import GaussianMixture
 
+_TIES_KEY = 2**64 - 1  # of which classes have the odd test images; no label gets there
+
 
 class Example(TypedDict):
     """One image, uint8 `[H,W,C]`, its label, and in a set of pairs the image's other end."""
@@ -187,37 +189,65 @@ class DataSet:
 def stratified_split(
     labels: np.ndarray, test_fraction: float, split_seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Splits every class by the same fraction, the same way each time.
+    """Splits off a share of all images, of each class as nearly that share as whole images allow.
 
-    A class of two images or more has at least one on either side; a single one is for training.
+    Of N images `round(f N)`, and at least one, are for testing. Class c of n images has `⌊f n⌋` of
+    them, and one more where the remainder `f n − ⌊f n⌋` is among the largest; of equal remainders
+    the seed chooses. The last image of a class is never taken from training.
 
     Args:
         labels: int `[N]`.
-        test_fraction: share of test images, between 0 and 1.
+        test_fraction: f, at least 0 and below 1; 0 leaves all images for training.
         split_seed: which split.
 
     Returns:
         The rows for training and those for testing, each ascending.
 
     Raises:
-        UserError: a fraction outside (0, 1), or a test set that would be empty.
+        UserError: another fraction, or a test set that would be empty and was not meant to be.
 
     Example:
-        >>> train, test = stratified_split(np.array([0, 0, 0, 1, 1, 1]), 0.33, split_seed=0)
+        >>> train, test = stratified_split(np.repeat(np.arange(10), 3), 0.1, split_seed=0)
         >>> len(train), len(test)
-        (4, 2)
+        (27, 3)
+
+    References:
+        The method of largest remainders, of Hamilton (1792).
     """
-    if not 0 < test_fraction < 1:
-        raise UserError(f"test_fraction must be between 0 and 1, not {test_fraction}")
+    if not 0 <= test_fraction < 1:
+        raise UserError(
+            f"test_fraction must be at least 0 and below 1, not {test_fraction}; "
+            "at 0 there are no test images"
+        )
     is_test = np.zeros(len(labels), bool)
-    for label in np.unique(labels):
-        rows = np.flatnonzero(labels == label)
-        num_test = int(np.clip(round(test_fraction * len(rows)), 1, max(1, len(rows) - 1)))
-        if len(rows) > 1:
+    if test_fraction:
+        classes, sizes = np.unique(labels, return_counts=True)
+        for label, num_test in zip(
+            classes, _numbers_for_testing(sizes, test_fraction, split_seed), strict=True
+        ):
+            rows = np.flatnonzero(labels == label)
             is_test[rows[permutation((split_seed, int(label)), len(rows))[:num_test]]] = True
-    if not is_test.any():
-        raise UserError(f"{len(labels)} images with a class each leave none to test on")
+        if not is_test.any():
+            raise UserError(
+                f"{len(labels)} images with a class each leave none to test on: test_fraction=0 "
+                "trains on all"
+            )
     return np.flatnonzero(~is_test), np.flatnonzero(is_test)
+
+
+def _numbers_for_testing(sizes: np.ndarray, test_fraction: float, split_seed: int) -> np.ndarray:
+    """Test images of each class, by largest remainders; every class keeps one for training."""
+    shares = test_fraction * sizes
+    most = np.maximum(sizes - 1, 0)
+    found = np.minimum(np.floor(shares).astype(int), most)
+    wanted = max(round(test_fraction * int(sizes.sum())), 1)
+    # Rounded, since 0.1·3 and 0.1·13 end in the same remainder but for the last bits.
+    remainders = np.round(shares - np.floor(shares), 9)
+    by_chance = permutation((split_seed, _TIES_KEY), len(sizes))
+    for place in by_chance[np.argsort(-remainders[by_chance], kind="stable")]:
+        if found.sum() < wanted and found[place] < most[place]:
+            found[place] += 1
+    return found
 
 
 def digits(test_fraction: float = 0.2, split_seed: int = 0) -> DataSet:
@@ -226,11 +256,11 @@ def digits(test_fraction: float = 0.2, split_seed: int = 0) -> DataSet:
     Its values 0 … 16 become `round(255 v / 16)`.
 
     Args:
-        test_fraction: share of each digit's images kept for testing.
+        test_fraction: share of each digit's images kept for testing; 0: none.
         split_seed: which split.
 
     Raises:
-        UserError: `test_fraction` is outside (0, 1).
+        UserError: `test_fraction` is outside [0, 1).
 
     Example:
         >>> data = digits()

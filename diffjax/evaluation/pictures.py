@@ -144,7 +144,7 @@ def _band(names: Sequence[str], width: int) -> np.ndarray:
     pitch = (width + _GAP_PIXELS) // len(names)
     for column, name in enumerate(names):
         text = name
-        while text and font.getlength(text) > pitch - _GAP_PIXELS:
+        while text and font.getlength(text) > pitch - 3 * _GAP_PIXELS:
             text = text.removesuffix("…")[:-1] + "…" if text != "…" else ""
         middle = column * pitch + (pitch - _GAP_PIXELS) / 2, _BAND_PIXELS / 2
         draw.text(middle, text, fill=0, font=font, anchor="mm")
