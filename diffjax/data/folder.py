@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -84,7 +85,15 @@ def image_folder(
         return passing_over(whole, max_damaged, str(root))
 
     shape = (image_size, image_size, channels)
-    return DataSet(root.resolve().name, source(train), source(test), shape, len(names), names)
+    return DataSet(
+        root.resolve().name,
+        source(train),
+        source(test),
+        shape,
+        len(names),
+        names,
+        notes=_note_on_size(root, files, image_size),
+    )
 
 
 def _list_images(root: Path) -> tuple[list[str], np.ndarray, tuple[str, ...]]:
@@ -118,6 +127,33 @@ def _list_images(root: Path) -> tuple[list[str], np.ndarray, tuple[str, ...]]:
         raise UserError(f"{root} holds no images ({' '.join(_SUFFIXES)})")
     labels = np.repeat(np.arange(len(classes), dtype=np.int32), [len(v) for v in classes.values()])
     return [file for files in classes.values() for file in files], labels, tuple(classes)
+
+
+def _note_on_size(root: Path, files: Sequence[str], image_size: int) -> tuple[str, ...]:
+    """What to say where images have to be enlarged, of at most 256 of them."""
+    looked_at = [_shorter_side(root / files[row]) for row in evenly(len(files))]
+    sides = np.array([side for side in looked_at if side])
+    small = int((sides < image_size).sum())
+    if not small:
+        return ()
+    # Nearly all images are as large as that; networks halve it a few times.
+    fitting = int(np.quantile(sides, 0.1, method="lower"))
+    fitting = fitting // 8 * 8 or fitting
+    advice = f": data.image_size={fitting} suits them" if fitting < image_size else ""
+    return (
+        f"{small} of {len(sides)} images looked at in {root} have a side below "
+        f"data.image_size={image_size}, down to {sides.min()} pixels, and are enlarged{advice}",
+    )
+
+
+def _shorter_side(file: Path) -> int:
+    """In pixels, without decoding the image; 0 where it can't be read, which shows when it is."""
+    try:
+        with Image.open(file, formats=_FORMATS) as image:
+            return min(image.size)
+    # As in `read_image`.
+    except Exception:
+        return 0
 
 
 def _images_below(folder: Path, above: tuple[Path, ...]) -> list[Path]:

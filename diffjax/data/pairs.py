@@ -168,6 +168,7 @@ def translation(dataset: DataSet, change: Callable[[np.ndarray], np.ndarray]) ->
         image_shape=dataset.image_shape,
         num_classes=dataset.num_classes,
         label_names=dataset.label_names,
+        notes=dataset.notes,
     )
 
 
@@ -207,6 +208,7 @@ def pairs(dataset: DataSet, path: str = "") -> DataSet:
         image_shape=dataset.image_shape,
         num_classes=dataset.num_classes,
         label_names=dataset.label_names,
+        notes=dataset.notes,
         real=dataset.train,
     )
 

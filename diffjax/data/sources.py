@@ -155,6 +155,7 @@ class DataSet:
             samples of them are neither clipped nor rounded.
         autoencoder: what made the values, by name or hash; "none" where they are the images.
         mixture: the distribution of the real images, where it is known.
+        notes: sentences that whoever trains on it should read.
     """
 
     name: str
@@ -167,6 +168,7 @@ class DataSet:
     bounded: bool = True
     autoencoder: str = "none"
     mixture: GaussianMixture | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def reference(self) -> Source:
