@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 import numpy as np
-from PIL import Image, ImageColor, ImageOps, TiffImagePlugin
+from PIL import Image, ImageColor, ImageFile, ImageOps, TiffImagePlugin
 
 from diffjax.data.damaged import passing_over
 from diffjax.data.fingerprints import evenly, hash_parts
@@ -131,7 +131,7 @@ def _list_images(root: Path) -> tuple[list[str], np.ndarray, tuple[str, ...]]:
 
 def _note_on_size(root: Path, files: Sequence[str], image_size: int) -> tuple[str, ...]:
     """What to say where images have to be enlarged, of at most 256 of them."""
-    looked_at = [_shorter_side(root / files[row]) for row in evenly(len(files))]
+    looked_at = [_shorter_side(root / files[int(row)]) for row in evenly(len(files))]
     sides = np.array([side for side in looked_at if side])
     small = int((sides < image_size).sum())
     if not small:
@@ -317,7 +317,7 @@ def _over(background: str, image: Image.Image) -> Image.Image:
     return Image.alpha_composite(back, front)
 
 
-def _colour_bits(image: Image.Image) -> int:
+def _colour_bits(image: ImageFile.ImageFile) -> int:
     """Bits per channel by the file's own word: Pillow cuts deeper colours to 8 without one."""
     if isinstance(image, TiffImagePlugin.TiffImageFile):
         return max(image.tag_v2.get(_BITS_PER_SAMPLE, (1,)))

@@ -102,9 +102,10 @@ def names_of_columns(
         ()
     """
     first = labels[:columns]
-    if not label_names or not np.array_equal(np.resize(first, len(labels)), labels):
+    of_one_class = np.array_equal(np.resize(first, len(labels)), labels)
+    if not label_names or len(first) < columns or not of_one_class:
         return ()
-    return tuple(label_names[label] for label in first)
+    return tuple(label_names[int(label)] for label in first)
 
 
 def save_png(

@@ -166,8 +166,10 @@ def test_opaque_images_are_what_they_were(tmp_path, channels):
     opaque = plain.copy()
     opaque.putalpha(255)
     opaque.save(tmp_path / "opaque.png")
-    found = [shown(tmp_path / f"{name}.png", channels=channels) for name in ("plain", "opaque")]
-    np.testing.assert_array_equal(*found)
+    first, second = (
+        shown(tmp_path / f"{name}.png", channels=channels) for name in ("plain", "opaque")
+    )
+    np.testing.assert_array_equal(first, second)
 
 
 def test_the_background_is_a_setting_of_the_folder_and_of_its_fingerprint(tmp_path):
