@@ -162,3 +162,7 @@ def test_a_dry_run_refuses_steps_to_profile_that_there_are_none_of(steps, says, 
     argv = ["--config=configs/digits.py", "--dry_run", f"--profile_steps={steps}"]
     assert cli.run(train.main, train.FLAGS, usage=train.USAGE, argv=argv) == 2
     assert says in capsys.readouterr().err
+
+
+def test_the_folders_transformer_has_the_name_that_others_have():
+    assert image_folder_config.MODELS["dit"] == image_folder_config.MODELS["DiT-S/2"]
