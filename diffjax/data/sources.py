@@ -64,32 +64,6 @@ class Source(Protocol):
         return {**batch, "source": np.stack(sources)} if sources else batch
 
 
-def check_channels_last(shape: Sequence[int], what: str) -> None:
-    """Refuses `[N, C, H, W]`, where the shape says so: what would be channels are pixels.
-
-    It says so where the last two axes are equal and the one before is not, since no picture has as
-    many channels as columns, or where that one is at most half as long as either of them.
-
-    Args:
-        shape: of images that should be `[N, H, W, C]`.
-        what: what to call them in an error.
-
-    Raises:
-        UserError: with the transpose that mends it.
-
-    Example:
-        >>> check_channels_last((100, 32, 32, 4), "latents")
-    """
-    _, height, width, channels = shape
-    unlike_a_picture = width == channels != height or 2 * height <= min(width, channels)
-    # Four columns or fewer are tiny pictures in colour, or tiny latents.
-    if channels > 4 and unlike_a_picture:
-        raise UserError(
-            f"{what} of shape {list(shape)} are [N,C,H,W] by their looks, {height} channels first, "
-            "and should be [N,H,W,C]: save their .transpose(0, 2, 3, 1)"
-        )
-
-
 @dataclass(frozen=True, eq=False)
 class ArraySource(Source):
     """Images in memory.
@@ -151,11 +125,11 @@ class DataSet:
         num_classes: labels are 0 … num_classes − 1; 0: the images have no labels.
         label_names: one name per class.
         real: the real training images, where `train` holds made ones.
+        notes: sentences that whoever trains on it should read.
         bounded: whether the values are those of 8-bit images, in [-1, 1]; latents' are not, and
             samples of them are neither clipped nor rounded.
         autoencoder: what made the values, by name or hash; "none" where they are the images.
         mixture: the distribution of the real images, where it is known.
-        notes: sentences that whoever trains on it should read.
     """
 
     name: str
@@ -165,10 +139,10 @@ class DataSet:
     num_classes: int
     label_names: tuple[str, ...]
     real: Source | None = None
+    notes: tuple[str, ...] = ()
     bounded: bool = True
     autoencoder: str = "none"
     mixture: GaussianMixture | None = None
-    notes: tuple[str, ...] = ()
 
     @property
     def reference(self) -> Source:
@@ -186,6 +160,32 @@ class DataSet:
             "train_sha256": self.train.fingerprint(),
             "test_sha256": self.test.fingerprint(),
         }
+
+
+def check_channels_last(shape: Sequence[int], what: str) -> None:
+    """Refuses `[N, C, H, W]`, where the shape says so: what would be channels are pixels.
+
+    It says so where the last two axes are equal and the one before is not, since no picture has as
+    many channels as columns, or where that one is at most half as long as either of them.
+
+    Args:
+        shape: of images that should be `[N, H, W, C]`.
+        what: what to call them in an error.
+
+    Raises:
+        UserError: with the transpose that mends it.
+
+    Example:
+        >>> check_channels_last((100, 32, 32, 4), "latents")
+    """
+    _, height, width, channels = shape
+    unlike_a_picture = width == channels != height or 2 * height <= min(width, channels)
+    # Four columns or fewer are tiny pictures in colour, or tiny latents.
+    if channels > 4 and unlike_a_picture:
+        raise UserError(
+            f"{what} of shape {list(shape)} are [N,C,H,W] by their looks, {height} channels first, "
+            "and should be [N,H,W,C]: save their .transpose(0, 2, 3, 1)"
+        )
 
 
 def stratified_split(
