@@ -11,6 +11,7 @@ from configs import image_folder as image_folder_config
 from diffjax.data import ArraySource, Coarse, DataSet, translation
 from diffjax.data.folder import image_folder
 from diffjax.errors import UserError
+from diffjax.planning.compiled import expected_data
 from diffjax.spec import spec
 from diffjax.training import workdirs
 from diffjax.training.setup import Setup, set_up
@@ -166,3 +167,14 @@ def test_a_dry_run_refuses_steps_to_profile_that_there_are_none_of(steps, says, 
 
 def test_the_folders_transformer_has_the_name_that_others_have():
     assert image_folder_config.MODELS["dit"] == image_folder_config.MODELS["DiT-S/2"]
+
+
+def test_a_plan_of_a_folder_looks_at_the_folder(tmp_path):
+    config = image_folder_config.get_config()
+    for name in ("cat", "dog"):
+        folder_of(tmp_path / name, [(12, 9)] * 5)
+    config.data.update(path=str(tmp_path), image_size=16)
+    assert expected_data(config) == ((16, 16, 3), 2)
+    config.data.path = str(tmp_path / "nowhere")
+    with pytest.raises(UserError, match=f"no folder {tmp_path / 'nowhere'}"):
+        expected_data(config)
