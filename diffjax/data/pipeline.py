@@ -127,7 +127,9 @@ def eval_batches(source: Source, *, batch_size: int, limit_images: int = 0) -> I
         [200, 159]
     """
     if not len(source):
-        raise UserError("there are no images to evaluate on")
+        raise UserError(
+            "there are no images to evaluate on: with data.test_fraction=0 none are for testing"
+        )
     num_images = min(limit_images or len(source), len(source))
     rows = np.arange(num_images) * len(source) // num_images
     for start in range(0, num_images, batch_size):

@@ -96,6 +96,8 @@ def train(
         workdirs.claim(workdir, config)
         _LOG.info("training %s in %s", config.name, workdir)
         _LOG.info("attention: %s", setup.attention or "the network's own")
+        for note in dataset.notes:
+            _LOG.warning("%s", note)
         run_all(setup, dataset, workdir, command, should_stop, watchdog, profile)
         return page(workdir) if is_first() else workdir / workdirs.REPORT
 
