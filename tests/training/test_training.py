@@ -708,10 +708,10 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
 
 @pytest.mark.parametrize("rollbacks", [0, 1])
 def test_a_state_that_is_not_finite_is_not_saved(tmp_path, rollbacks):
-    """An infinite rate: loss and gradient of the first step are finite, its weights are not."""
+    """A rate beyond float32: loss and gradient of the first step are finite, its weights not."""
     config = tiny_config(checkpoint_every_steps=1, checkpoints_to_keep=1, log_every_steps=1)
     config.unlock()
-    config.optimizer.learning_rate = float("inf")
+    config.optimizer.learning_rate = 1e39
     config.nonfinite = spec(NonFinite, rollbacks=rollbacks)
     with pytest.raises(NonFiniteLoss, match=r"^params/\S+ is not finite after step 1; .* step 0"):
         loop.train(config.lock(), tmp_path / "run")
@@ -776,8 +776,8 @@ def test_the_schedule_warms_up_and_decays():
     schedule = optimizer.adamw(
         num_steps=100, learning_rate=2.0, warmup_steps=10, final_fraction=0.1
     ).schedule
-    assert [np.asarray(schedule(step)).item() for step in (0, 5, 10, 55, 100)] == pytest.approx(
-        [0.0, 1.0, 2.0, 0.5 * (2.0 + 0.2), 0.2]
+    assert [np.asarray(schedule(step)).item() for step in (0, 4, 9, 55, 100)] == pytest.approx(
+        [0.2, 1.0, 2.0, 0.5 * (2.0 + 0.2), 0.2]
     )
 
 
@@ -794,8 +794,8 @@ def test_the_step_is_adam_on_the_mean_loss():
     moved = jax.tree.map(
         lambda a, b: np.abs(a - b).max(), jax.device_get(after.params), start.params
     )
-    # The first rate of the warm-up is 0: nothing may move yet, though moments have.
-    assert max(jax.tree.leaves(moved)) == 0.0
+    # Adam's first step is as long as the rate: of a warm-up of two steps, half of the peak.
+    assert max(jax.tree.leaves(moved)) == pytest.approx(0.5e-3, rel=1e-3)
     assert float(optax.tree.norm(after.opt_state[1][0].mu)) > 0.0
     assert float(metrics["grad_norm"]) > 0.0
     assert float(metrics["bin_count"].sum()) == config.batch_size
