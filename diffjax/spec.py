@@ -127,7 +127,7 @@ def build(config: Any, declared: Any = Any, name: str = "", /, **runtime: Any) -
         built = {key: build(value, Any, f"{name}.{key}") for key, value in config.items()}
     wrong = complaint(name, built, declared)
     if wrong:
-        raise UserError(wrong)
+        raise UserError(f"{wrong}, or the spec of one" if built is config else wrong)
     return built
 
 

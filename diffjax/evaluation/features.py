@@ -190,10 +190,11 @@ def with_params(
 
     @functools.cache
     def beside(mesh: jax.sharding.Mesh | None) -> Any:
-        if mesh is None:
-            return jax.device_put(params)
-        everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-        return jax.device_put(params, everywhere)
+        where = None
+        if mesh is not None:
+            where = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+        with jax.ensure_compile_time_eval():  # Kept, also where the images are traced.
+            return jax.device_put(params, where)
 
     def apply(images: Any) -> tuple[jax.Array, jax.Array | None]:
         sharding = getattr(images, "sharding", None)

@@ -2,13 +2,14 @@
 
 import json
 
+import jax
 import numpy as np
 import pytest
 
 from diffjax.data.sources import ArraySource, DataSet
 from diffjax.errors import UserError
 from diffjax.evaluation.copying import data_copying
-from diffjax.evaluation.features import pixel_features
+from diffjax.evaluation.features import pixel_features, pretrained, with_params
 from diffjax.evaluation.metrics import compare, reference
 
 
@@ -52,3 +53,13 @@ def test_without_test_images_no_cell_has_any():
 def test_two_training_images_are_too_few():
     with pytest.raises(UserError, match="3"):
         reference(data_of(2, 5), pixel_features(2))
+
+
+def test_an_extractor_that_was_traced_is_as_good_as_before():
+    """What is checked before training takes shapes alone; parameters are not part of the trace."""
+    look = jax.jit(lambda params, images: (images.reshape(len(images), -1) @ params, None))
+    extractor = pretrained("sums", with_params(look, np.ones((16, 2), np.float32)), 8, of="pixels")
+    image = np.ones((1, 4, 4, 1), np.float32)
+    features, _ = jax.eval_shape(extractor.apply, extractor.prepare(image))
+    assert features.shape == (1, 2)
+    assert extractor.features(image).tolist() == [[16.0, 16.0]]

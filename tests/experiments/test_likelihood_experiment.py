@@ -7,6 +7,7 @@ import pytest
 
 from diffjax.errors import UserError
 from diffjax.training.measure import check_evaluation
+from diffjax.training.setup import set_up
 from experiments import cli, config_files, evaluate, likelihood
 
 
@@ -60,8 +61,10 @@ def test_several_extractors_by_a_flag_keep_their_numbers_apart(workdir, capsys):
 def test_bits_that_can_not_be_had_are_refused_before_training(arguments, method, message):
     config = config_files.load(f"configs/digits.py:{arguments}")
     config.evaluation.likelihood = (method,)
+    data = digits_data()
+    setup = set_up(config, data.image_shape, data.num_classes)
     with pytest.raises(UserError, match=message):
-        check_evaluation(config, (8, 8, 1))
+        check_evaluation(setup, data)
 
 
 def test_each_method_prints_a_line_and_adds_to_the_file(workdir, capsys):

@@ -296,7 +296,7 @@ def test_a_run_is_guided_against_whatever_is_named(tmp_path, capsys):
         "--against=attention:block_7": "no attention layer matches 'block_7'; there are block_0",
         "--against=attention:[": "'[' is no regular expression",
         "--guidance=cfg_pp --solver=heun": "PlusPlus gives x0 and noise that do not mix to x",
-        f"--workdir={tmp_path / 'flow'} --solver=ddpm_learned": "take --solver=ddpm, or train",
+        f"--workdir={tmp_path / 'flow'} --solver=ddpm_learned": "take the solver ddpm, or train",
     }.items():
         capsys.readouterr()
         assert run(sample, *draw, "--guidance_scale=3", *wrong.split()) == 2

@@ -56,9 +56,15 @@ REFUSED = [
     ({"evaluation/batch_size": 0}, "config.evaluation.batch_size=0 must be at least 1"),
     ({"evaluation/batch_size": -5}, "config.evaluation.batch_size=-5 must be at least 1"),
     ({"evaluation/weights": (3,)}, r"config.evaluation.weights\[0\]=3 must be text"),
-    ({"evaluation/extractors": ("../..",)}, r"extractors\[0\]='../..' must be an Extractor"),
+    (
+        {"evaluation/extractors": ("../..",)},
+        r"extractors\[0\]='../..' must be an Extractor, or the spec of one",
+    ),
     ({"evaluation/extractor": spec(pixel_features, size=64)}, "size=64.* can't take 8x8 images"),
-    ({"wrappers": (1e9,)}, r"config.wrappers\[0\]=1000000000.0 must be an Objective"),
+    (
+        {"wrappers": (1e9,)},
+        r"config.wrappers\[0\]=1000000000.0 must be an Objective, or the spec of one",
+    ),
     ({"sampling/guidance_scale": math.nan}, "config.sampling.guidance_scale=nan must be finite"),
     ({"optimizer/b2": 2}, "config.optimizer.b2=2.0 must be at least 0 and below 1, like 0.999"),
     ({"objective/weight": spec(paths.Linear)}, r"objective.weight=Linear\(.* must map \(Coeffs"),
