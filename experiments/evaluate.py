@@ -37,6 +37,9 @@ flags.DEFINE_list("solvers", None, "comma-separated", flag_values=FLAGS)
 flags.DEFINE_list("grids", None, "comma-separated", flag_values=FLAGS)
 flags.DEFINE_list("num_steps", None, "comma-separated numbers of steps", flag_values=FLAGS)
 flags.DEFINE_integer("num_samples", None, "for each number", lower_bound=3, flag_values=FLAGS)
+flags.DEFINE_integer(
+    "batch_size", None, "samples at a time: memory and time", lower_bound=1, flag_values=FLAGS
+)
 flags.DEFINE_list("guidance_scale", None, "comma-separated; 1 is off", flag_values=FLAGS)
 flags.DEFINE_string("guidance", None, "parts joined by +", flag_values=FLAGS)
 flags.DEFINE_string("against", None, "what guidance leads away from", flag_values=FLAGS)
@@ -92,6 +95,7 @@ def main(args: SimpleNamespace) -> None:
                 grids=args.grids,
                 num_steps=steps,
                 num_samples=args.num_samples,
+                batch_size=args.batch_size,
                 guidance_scales=scales,
                 guidance=args.guidance,
                 against=args.against,

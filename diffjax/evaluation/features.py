@@ -31,7 +31,7 @@ class Extractor:
             jitted, so that repeated calls share one compilation.
         test_accuracy: share of real test images whose label is that of the largest logit; None
             without logits, and where their classes are not the data's, which then have no accuracy.
-        batch_size_images: images a call.
+        batch_size_images: images a call, at most.
         provenance: what else defines the map, such as `resize`, written beside every number.
         prepare: what is done to a batch of images on the host first; `apply` sees its result.
         for_cmmd: whether a Gaussian kernel's distance on these features is CMMD.
@@ -56,6 +56,9 @@ class Extractor:
     ) -> tuple[np.ndarray, np.ndarray | None]:
         """Features and logits, batch by batch; the last batch is padded, so nothing recompiles.
 
+        Fewer images than a batch are padded to a power of two, so that a few samples do not cost a
+        whole batch of a large network, and all numbers of them are compiled a few times in all.
+
         Args:
             images: `[N, H, W, C]` float in [-1, 1], N >= 1.
             sharding: of a batch over devices of this process, so that each looks at its rows; the
@@ -70,7 +73,8 @@ class Extractor:
         """
         check_images(images, self.image_shape, f"extractor {self.name}")
         devices = 1 if sharding is None else sharding.num_devices
-        size = -(-self.batch_size_images // devices) * devices
+        enough = 1 << (max(len(images), 1) - 1).bit_length()
+        size = -(-min(self.batch_size_images, enough) // devices) * devices
         parts = []
         for start in range(0, len(images), size):
             batch = np.asarray(images[start : start + size], np.float32)

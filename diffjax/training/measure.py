@@ -43,6 +43,7 @@ from diffjax.training.storage import told_in_one_line
 from diffjax.wiring import Wired, check_recipe
 
 _NEIGHBOUR_ROWS = 10
+_LIKELIHOOD_BATCH = 128  # with gradients, it takes more memory than sampling does
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,8 @@ class Wanted:
         grids: names; with none the run's own.
         num_steps: intervals of the grid.
         num_samples: labels are spread evenly over them.
+        batch_size: samples at a time, and images of a likelihood; it changes no number but for
+            rounding, only memory and time.
         guidance_scales: 1 is off.
         guidance: names of its parts, joined by "+".
         against: where its second prediction comes from.
@@ -65,6 +68,7 @@ class Wanted:
     grids: Sequence[str] | None = None
     num_steps: Sequence[int] | None = None
     num_samples: int | None = None
+    batch_size: int | None = None
     guidance_scales: Sequence[float] | None = None
     guidance: str | None = None
     against: str | None = None
@@ -125,10 +129,11 @@ def measure(
         )
         for extractor in extractors or own
     ]
-    labels = balanced_labels(wanted.num_samples or settings.num_samples, dataset.num_classes)
+    num_samples = wanted.num_samples or settings.num_samples
+    labels = balanced_labels(num_samples, dataset.num_classes)
     labels, source = samples_asked_of(run.setup.wired, dataset, labels)
     result = evaluate(
-        drawer(run, [main, *others], source, should_stop, beat),
+        drawer(run, [main, *others], source, should_stop, beat, wanted.batch_size),
         main,
         references,
         labels=labels,
@@ -140,7 +145,12 @@ def measure(
     summary["sampling"]["noise_seed"] = noise_seed(run.config.seed, main.seed)
     for method in settings.get("likelihood", ()):
         found = measure_likelihood(
-            run, dataset, method, num_images=settings.num_samples, begun=lambda _: beat()
+            run,
+            dataset,
+            method,
+            num_images=num_samples,
+            batch_size=wanted.batch_size or _LIKELIHOOD_BATCH,
+            begun=lambda _: beat(),
         )
         if is_first():
             add_likelihood(run.workdir, found)
@@ -196,6 +206,7 @@ def drawer(
     source: np.ndarray | None,
     should_stop: Callable[[], bool],
     beat: Callable[[], None],
+    batch_size: int | None = None,
 ) -> Draw:
     """What draws samples of these recipes.
 
@@ -205,23 +216,25 @@ def drawer(
         source: `[n, H, W, C]`, what each sample is made from; None where that is noise.
         should_stop: asked between batches.
         beat: called as each batch begins.
+        batch_size: samples at a time, `config.evaluation.batch_size` by default; fewer where fewer
+            are drawn.
 
     Raises:
         UserError: the run keeps no such weights.
     """
-    settings, wired = run.config.evaluation, run.setup.wired
+    wired, most = run.setup.wired, batch_size or run.config.evaluation.batch_size
     params = {name: run.weights(name) for name in {recipe.weights for recipe in recipes}}
-    generate = run.generator(settings.batch_size)
     weaker = {each: run.weaker(each.recipe) for each in recipes}
-    batch_size = full_batch(settings.batch_size, run.setup.mesh)
 
     def draw(named: NamedRecipe, labels: np.ndarray) -> tuple[Batches, int]:
         seed = noise_seed(run.config.seed, named.seed)
         weights = params[named.weights]
         asked = Asked(wired, weights, named.recipe, labels, seed, source, weaker[named])
+        at_once = min(most, len(labels))
+        generate = run.generator(at_once)
 
         def batches() -> Iterator[np.ndarray]:
-            for some in asked.batches(batch_size):
+            for some in asked.batches(full_batch(at_once, run.setup.mesh)):
                 if should_stop():
                     raise Interrupted(
                         f"stopped while evaluating; the training in {run.workdir} is finished and "
@@ -232,7 +245,7 @@ def drawer(
                 check_finite(images, some)
                 yield images
 
-        few = asked.only(np.arange(min(len(labels), settings.batch_size)))
+        few = asked.only(np.arange(at_once))
         return Batches(len(labels), batches()), evaluations(few)
 
     return draw
