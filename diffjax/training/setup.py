@@ -30,8 +30,8 @@ SETTINGS: Mapping[str, tuple[str, ...]] = {
         *("checkpoints_to_keep", "checkpoints_kept_every_steps", "evaluation", "expected"),
     ),
     "evaluation": (
-        *("extractor", "extractors", "num_samples", "batch_size", "solvers", "grids", "num_steps"),
-        *("guidance_scales", "weights", "seeds", "seed", "likelihood"),
+        *("extractor", "extractors", "num_samples", "labels", "batch_size", "solvers", "grids"),
+        *("num_steps", "guidance_scales", "weights", "seeds", "seed", "likelihood"),
     ),
     "expected": ("image_shape", "num_classes", "num_images"),
     "mesh": sharding.AXES,
