@@ -4,7 +4,7 @@ import functools
 import hashlib
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -31,7 +31,7 @@ class Extractor:
             jitted, so that repeated calls share one compilation.
         test_accuracy: share of real test images whose label is that of the largest logit; None
             without logits, and where their classes are not the data's, which then have no accuracy.
-        batch_size_images: images a call, at most.
+        batch_size_images: images a call.
         provenance: what else defines the map, such as `resize`, written beside every number.
         prepare: what is done to a batch of images on the host first; `apply` sees its result.
         for_cmmd: whether a Gaussian kernel's distance on these features is CMMD.
@@ -47,6 +47,19 @@ class Extractor:
     prepare: Callable[[np.ndarray], np.ndarray] = lambda images: images
     for_cmmd: bool = False
 
+    def by(self, num_images: int) -> "Extractor":
+        """The same for calls of that many images: a batch is as large, or the next power of two.
+
+        A few images do not cost a whole batch of a large network then, and all numbers of them are
+        compiled a few times in all. The features are the same but for rounding.
+
+        Example:
+            >>> [pixel_features(2).by(num).batch_size_images for num in (3, 30, 3000)]
+            [4, 32, 256]
+        """
+        enough = 1 << (max(num_images, 1) - 1).bit_length()
+        return replace(self, batch_size_images=min(self.batch_size_images, enough))
+
     def features(self, images: np.ndarray) -> np.ndarray:
         """Features `[N, F]` float32 of images `[N, H, W, C]` in [-1, 1]; see `extract`."""
         return self.extract(images)[0]
@@ -55,9 +68,6 @@ class Extractor:
         self, images: np.ndarray, sharding: jax.sharding.Sharding | None = None
     ) -> tuple[np.ndarray, np.ndarray | None]:
         """Features and logits, batch by batch; the last batch is padded, so nothing recompiles.
-
-        Fewer images than a batch are padded to a power of two, so that a few samples do not cost a
-        whole batch of a large network, and all numbers of them are compiled a few times in all.
 
         Args:
             images: `[N, H, W, C]` float in [-1, 1], N >= 1.
@@ -73,8 +83,7 @@ class Extractor:
         """
         check_images(images, self.image_shape, f"extractor {self.name}")
         devices = 1 if sharding is None else sharding.num_devices
-        enough = 1 << (max(len(images), 1) - 1).bit_length()
-        size = -(-min(self.batch_size_images, enough) // devices) * devices
+        size = -(-self.batch_size_images // devices) * devices
         parts = []
         for start in range(0, len(images), size):
             batch = np.asarray(images[start : start + size], np.float32)

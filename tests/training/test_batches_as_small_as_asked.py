@@ -12,6 +12,7 @@ import diffjax
 from diffjax.data import digits
 from diffjax.evaluation.evaluate import NamedRecipe
 from diffjax.evaluation.features import Extractor
+from diffjax.evaluation.seen import Batches, see
 from diffjax.evaluation.validation import loss_by_log_snr
 from diffjax.process import analytic, paths, targets
 from diffjax.training import measure
@@ -94,19 +95,24 @@ def test_the_flag_says_how_many_at_a_time_and_the_likelihood_is_of_as_many_image
     assert Wanted().batch_size is None
 
 
-@pytest.mark.parametrize(("num", "sizes"), [(5, [8]), (30, [32]), (256, [256]), (300, [256, 256])])
-def test_an_extractor_sees_few_images_as_a_small_batch(num, sizes):
+@pytest.mark.parametrize(
+    ("batches", "sizes"),
+    [([5], [8]), ([30], [32]), ([256], [256]), ([300], [256, 256]), ([16, 16, 3], [16, 16, 16])],
+)
+def test_an_extractor_sees_few_images_as_a_small_batch(batches, sizes):
     """Of Inception on a CPU, 226 images more than the 30 that were wanted are two minutes."""
-    seen = []
+    shown = []
 
     def apply(images):
-        seen.append(len(images))
+        shown.append(len(images))
         return jnp.reshape(images, (len(images), -1)), None
 
     extractor = Extractor("recorded", "0" * 64, None, apply)
-    images = np.random.default_rng(0).uniform(-1, 1, (num, 4, 4, 1)).astype(np.float32)
-    np.testing.assert_array_equal(extractor.features(images), images.reshape(num, -1))
-    assert seen == sizes
+    images = np.random.default_rng(0).uniform(-1, 1, (sum(batches), 2, 2, 1)).astype(np.float32)
+    parts = np.split(images, np.cumsum(batches)[:-1])
+    found = see(Batches(len(images), parts), extractor)
+    np.testing.assert_array_equal(found.features, images.reshape(len(images), -1))
+    assert shown == sizes
 
 
 def test_a_validation_loss_of_few_images_is_of_few_images():
