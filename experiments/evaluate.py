@@ -59,7 +59,7 @@ flags.DEFINE_list(
 flags.DEFINE_list(
     "extractor_weights",
     None,
-    "its file: a path, or an address to fetch it from; one for all, or one for each",
+    "its file: a path, or an address to fetch it from; one or several",
     flag_values=FLAGS,
 )
 flags.DEFINE_list(
