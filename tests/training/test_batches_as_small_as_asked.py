@@ -61,7 +61,9 @@ def test_a_batch_of_an_evaluation_is_no_larger_than_its_samples(
     labels = np.arange(num_samples) % 10
     batches = []
     draw = drawer(run, [named], None, lambda: False, lambda: batches.append(1), batch_size)
-    images = np.concatenate(list(draw(named, labels)[0].batches))
+    drawn, _ = draw(named, labels)
+    assert isinstance(drawn, Batches)
+    images = np.concatenate(list(drawn.batches))
     assert len(images) == num_samples
     assert set(seen) == {at_once}
     assert len(batches) == -(-num_samples // at_once)
@@ -122,7 +124,7 @@ def test_a_validation_loss_of_few_images_is_of_few_images():
         seen.append(len(x))
         return data.predict(paths.Linear())(x, t, cond)
 
-    images = data.draw(jax.random.key(0), 10)
+    images = np.asarray(data.draw(jax.random.key(0), 10))
     spaces = {"clean": targets.Clean()}
     few = np.zeros(10, np.int32)
     loss_by_log_snr(predict, paths.Linear(), images, few, jax.random.key(1), spaces=spaces)
