@@ -71,6 +71,7 @@ def experiment(
             "extractor": extractor,
             "extractors": (),  # others beside it, for the run's own recipe
             "num_samples": 1_000,
+            "labels": "data",  # in its proportions; or "balanced", or labels in turn, as "3,7"
             "batch_size": 500,
             "solvers": ("ddim", solver),
             "grids": (),  # that of `sampling`

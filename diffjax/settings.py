@@ -24,6 +24,7 @@ class Evaluation(TypedDict):
     extractor: Spec
     extractors: tuple[Spec, ...]
     num_samples: Annotated[int, Interval("[3, inf)")]  # A covariance needs that many.
+    labels: str
     batch_size: AtLeastOne[int]
     solvers: tuple[str, ...]
     grids: tuple[str, ...]

@@ -37,6 +37,13 @@ flags.DEFINE_list("solvers", None, "comma-separated", flag_values=FLAGS)
 flags.DEFINE_list("grids", None, "comma-separated", flag_values=FLAGS)
 flags.DEFINE_list("num_steps", None, "comma-separated numbers of steps", flag_values=FLAGS)
 flags.DEFINE_integer("num_samples", None, "for each number", lower_bound=3, flag_values=FLAGS)
+flags.DEFINE_string(
+    "labels", None, "data (in its proportions), balanced, or classes in turn, as 3,7",
+    flag_values=FLAGS,
+)  # fmt: skip
+flags.DEFINE_integer(
+    "batch_size", None, "samples at a time: memory and time", lower_bound=1, flag_values=FLAGS
+)
 flags.DEFINE_list("guidance_scale", None, "comma-separated; 1 is off", flag_values=FLAGS)
 flags.DEFINE_string("guidance", None, "parts joined by +", flag_values=FLAGS)
 flags.DEFINE_string("against", None, "what guidance leads away from", flag_values=FLAGS)
@@ -52,7 +59,7 @@ flags.DEFINE_list(
 flags.DEFINE_list(
     "extractor_weights",
     None,
-    "its file: a path, or an address to fetch it from; one for all, or one for each",
+    "its file: a path, or an address to fetch it from; one or several",
     flag_values=FLAGS,
 )
 flags.DEFINE_list(
@@ -92,6 +99,8 @@ def main(args: SimpleNamespace) -> None:
                 grids=args.grids,
                 num_steps=steps,
                 num_samples=args.num_samples,
+                labels=args.labels,
+                batch_size=args.batch_size,
                 guidance_scales=scales,
                 guidance=args.guidance,
                 against=args.against,

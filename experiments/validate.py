@@ -68,7 +68,7 @@ def main(args: SimpleNamespace) -> None:
             jax.random.key(args.seed),
             spaces=spaces,
             space_path=space_path,
-            batch_size=min(args.batch_size, len(images)),
+            batch_size=args.batch_size,
         )
     print("\n\n".join(validation.loss_table(losses, space) for space in spaces))
     for name, run in runs.items():

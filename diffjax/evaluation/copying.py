@@ -1,5 +1,6 @@
 """Two more tests for copies of training images: cell by cell, and image by image."""
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -12,6 +13,7 @@ from diffjax.evaluation.seen import Images
 
 _FEWEST_IN_CELL = 20
 _CLUSTERED_IMAGES = 5000
+_CLUSTERED_BYTES = 2**30
 _BLOCK_SIZE = 500
 
 
@@ -49,8 +51,8 @@ def data_copying(
 
     Args:
         samples: `[M, ...]`, pixels or features.
-        train: `[N, ...]`; k-means sees at most 5000 of them, evenly spaced. Of `Images`, those and
-            a batch are in memory at a time.
+        train: `[N, ...]`; k-means sees at most 5000 of them (`clustered_rows`), evenly spaced. Of
+            `Images`, those and a batch are in memory at a time.
         test: `[L, ...]`, held out; of none there is no value.
         num_cells: of the k-means.
         seed: of its start.
@@ -70,7 +72,7 @@ def data_copying(
     if not len(test):
         return DataCopying(None, 0.0)
     train = Images.of(train)
-    some = _flat(train.take(np.arange(0, len(train), -(-len(train) // _CLUSTERED_IMAGES) or 1)))
+    some = _flat(train.take(clustered_rows(train.shape)))
     samples, test = _flat(samples), _flat(test)
     if not samples.shape[1] == some.shape[1] == test.shape[1]:
         raise UserError("samples, training and test images differ in shape")
@@ -94,6 +96,17 @@ def data_copying(
         return DataCopying(None, 0.0)
     value = float(np.average(scores, weights=num_tested))
     return DataCopying(value, sum(num_tested) / len(test))
+
+
+def clustered_rows(shape: tuple[int, ...]) -> np.ndarray:
+    """Which images of a set of this shape k-means sees: at most 5000, and at most 1 GiB of float64.
+
+    Example:
+        >>> len(clustered_rows((60_000, 32, 32, 3))), len(clustered_rows((60_000, 256, 256, 3)))
+        (5000, 682)
+    """
+    affordable = max(_CLUSTERED_BYTES // (8 * max(math.prod(shape[1:]), 1)), 100)
+    return np.arange(0, shape[0], max(-(-shape[0] // min(_CLUSTERED_IMAGES, affordable)), 1))
 
 
 def _within_cells(

@@ -169,7 +169,7 @@ def neighbour_numbers(
         **counts(len(some), len(test_distances), len(train)),
     }
     # No features: what is alike for all numbers is what the images are, and which.
-    shared = ("autoencoder", "value_range", "rounding", "reference", "reference_sha256")
+    shared = ("autoencoder", "value_range", "rounding", "reference", "reference_sha256", "labels")
     stated = {key: provenance[key] for key in shared}
     tested = len(test_distances) > 0
     memory = {"closer_than_test": None, "distance_ratio": None, "copied_floor": None}
@@ -197,7 +197,9 @@ def _of_mixture(
         return {}
     # As many draws of the distribution are what a perfect generator makes.
     real = np.asarray(mixture.draw(jax.random.key(reference.seed), len(images)))
-    stated = {key: provenance[key] for key in ("autoencoder", "value_range", "rounding", "seed")}
+    stated = {
+        key: provenance[key] for key in ("autoencoder", "value_range", "rounding", "labels", "seed")
+    }
     stated |= counts(len(images), len(real), 0) | {
         "reference": f"{reference.name}, its true distribution"
     }

@@ -16,6 +16,7 @@ from diffjax.evaluation.distances import (
 )
 from diffjax.evaluation.features import check_images
 from diffjax.evaluation.in_depth import NUM_SPLITS, counts, in_depth_numbers, neighbour_numbers
+from diffjax.evaluation.label_mix import label_mix, proportional_labels
 from diffjax.evaluation.reference import Reference as Reference
 from diffjax.evaluation.reference import reference as reference
 from diffjax.evaluation.reference import thin
@@ -95,9 +96,12 @@ def compare_each(
         sharding=first.sharding,
         shared=first.shared,
     )
+    # Without a condition a model draws the mix that it learned.
+    drawn = proportional_labels(n, first.class_counts) if labels is None else labels
+    mix = label_mix(drawn, first.class_counts)
     found, of_pixels = [], {}
     for seen, real in zip(each, references, strict=True):
-        provenance = _provenance(real, seen.features.shape[1], round_to_uint8)
+        provenance = _provenance(real, seen.features.shape[1], round_to_uint8) | {"labels": mix}
         numbers = _in_short(seen, labels, real, provenance)
         if in_depth:
             of_pixels = of_pixels or {"neighbours": neighbour_numbers(seen, real, provenance)}

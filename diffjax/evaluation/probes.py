@@ -105,7 +105,7 @@ def effective_weight(objective: Objective) -> dict[str, Any]:
 def _loss(model: Probed, images: np.ndarray, cond: np.ndarray, key: Array) -> dict[str, Any]:
     losses = loss_by_log_snr(
         model.predict, model.objective.path, images, cond, key,
-        spaces=SPACES, batch_size=min(128, len(images)),
+        spaces=SPACES,
     )  # fmt: skip
     return {**as_json(losses), "space_path": "cosine"}
 

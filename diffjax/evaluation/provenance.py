@@ -8,7 +8,7 @@ from diffjax.errors import UserError
 # What a number's floor was measured with; its value does not hang on it.
 _OF_THE_FLOOR = ("num_floor_images",)
 # Facts that came later, and what was so before.
-_BEFORE = {"autoencoder": "none", "resize": "none"}
+_BEFORE = {"autoencoder": "none", "resize": "none", "labels": "balanced"}
 
 
 def check_comparable(evaluations: Mapping[str, Mapping[str, Any]], number: str) -> None:

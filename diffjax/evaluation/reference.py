@@ -205,7 +205,8 @@ def _extracted(
     train = see(train_images.batches(), extractor, seed=seed, most_images=0, sharding=sharding)
     # Of no test images there are no features, as wide as those of others.
     some = test_images if len(test_images) else Images.of(train_images.take(np.arange(1)))
-    found = [extractor.extract(batch, sharding) for batch in some.batches().batches]
+    fitting = extractor.by(len(some))
+    found = [fitting.extract(batch, sharding) for batch in some.batches().batches]
     features, logits = zip(*found, strict=True)
     test_features = np.concatenate(features)[: len(test_images)]
     indices, distances = nearest(some_test_images, train_images, k=2)

@@ -18,7 +18,7 @@ _TARGET = "_target_"
 _ERRORS = (0.0, np.inf)  # where squared errors can be
 _FACTS = (
     "extractor", "extractor_sha256", "resize", "autoencoder", "value_range", "rounding",
-    "reference", "reference_sha256", "num_samples", "num_reference_images",
+    "reference", "reference_sha256", "labels", "num_samples", "num_reference_images",
 )  # fmt: skip
 
 

@@ -115,7 +115,7 @@ def loss_by_log_snr(
         space_path: where the targets' coefficients are taken, at the same log-SNR and for all
             models alike. Noise and clean data have the same error on every path; those of v and
             the velocity depend on the path's scale and time.
-        batch_size: images at a time.
+        batch_size: images at a time, at most.
 
     Raises:
         UserError: no bin lies within the log-SNRs of both paths, or an error is not finite.
@@ -139,6 +139,7 @@ def loss_by_log_snr(
         )
     one_bin = _one_bin(predict, path, spaces, space_path, key)
     errors = {name: np.full((len(images), len(covered)), np.nan) for name in spaces}
+    batch_size = min(batch_size, max(len(images), 1))
     for start in range(0, len(images), batch_size):
         # The last batch is filled up, so that every batch has the shape that was compiled.
         rows = np.arange(start, start + batch_size)

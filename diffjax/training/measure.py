@@ -17,6 +17,7 @@ from diffjax.evaluation import metrics, neighbours, stored
 from diffjax.evaluation.distances import FEWEST_IMAGES
 from diffjax.evaluation.evaluate import Draw, NamedRecipe, evaluate
 from diffjax.evaluation.features import Extractor, check_images
+from diffjax.evaluation.label_mix import proportional_labels
 from diffjax.evaluation.pictures import save_png
 from diffjax.evaluation.run_files import read_json
 from diffjax.evaluation.seen import Batches, Images
@@ -26,10 +27,10 @@ from diffjax.spec import build, choose
 from diffjax.training import workdirs
 from diffjax.training.generate import (
     Asked,
-    balanced_labels,
     check_finite,
     evaluations,
     full_batch,
+    labels_called,
 )
 from diffjax.training.interrupts import Interrupted
 from diffjax.training.likelihoods import check_likelihood, measure_likelihood
@@ -43,6 +44,7 @@ from diffjax.training.storage import told_in_one_line
 from diffjax.wiring import Wired, check_recipe
 
 _NEIGHBOUR_ROWS = 10
+_LIKELIHOOD_BATCH = 128  # with gradients, it takes more memory than sampling does
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,11 @@ class Wanted:
         solvers: names.
         grids: names; with none the run's own.
         num_steps: intervals of the grid.
-        num_samples: labels are spread evenly over them.
+        num_samples: how many.
+        labels: "data", in the proportions of the real images; "balanced"; or numbers or names of
+            classes, comma-separated, in turn. A class of the name "data" goes by its number.
+        batch_size: samples at a time, and images of a likelihood; it changes no number but for
+            rounding, only memory and time.
         guidance_scales: 1 is off.
         guidance: names of its parts, joined by "+".
         against: where its second prediction comes from.
@@ -65,6 +71,8 @@ class Wanted:
     grids: Sequence[str] | None = None
     num_steps: Sequence[int] | None = None
     num_samples: int | None = None
+    labels: str | None = None
+    batch_size: int | None = None
     guidance_scales: Sequence[float] | None = None
     guidance: str | None = None
     against: str | None = None
@@ -109,6 +117,8 @@ def measure(
     settings = run.config.evaluation
     main, others = asked_recipes(run, wanted)
     _check_recipes([main, *others], run.setup.wired)  # The last as well, before the first is drawn.
+    mix = wanted.labels or own_mix(run.config)
+    label_shares(mix, run.setup.wired, dataset)
     own = own_extractors(run.config)
     numbers = count(1)
 
@@ -125,10 +135,12 @@ def measure(
         )
         for extractor in extractors or own
     ]
-    labels = balanced_labels(wanted.num_samples or settings.num_samples, dataset.num_classes)
+    num_samples = wanted.num_samples or settings.num_samples
+    shares = label_shares(mix, run.setup.wired, dataset, references[0].class_counts)
+    labels = proportional_labels(num_samples, shares)
     labels, source = samples_asked_of(run.setup.wired, dataset, labels)
     result = evaluate(
-        drawer(run, [main, *others], source, should_stop, beat),
+        drawer(run, [main, *others], source, should_stop, beat, wanted.batch_size),
         main,
         references,
         labels=labels,
@@ -140,7 +152,12 @@ def measure(
     summary["sampling"]["noise_seed"] = noise_seed(run.config.seed, main.seed)
     for method in settings.get("likelihood", ()):
         found = measure_likelihood(
-            run, dataset, method, num_images=settings.num_samples, begun=lambda _: beat()
+            run,
+            dataset,
+            method,
+            num_images=num_samples,
+            batch_size=wanted.batch_size or _LIKELIHOOD_BATCH,
+            begun=lambda _: beat(),
         )
         if is_first():
             add_likelihood(run.workdir, found)
@@ -196,6 +213,7 @@ def drawer(
     source: np.ndarray | None,
     should_stop: Callable[[], bool],
     beat: Callable[[], None],
+    batch_size: int | None = None,
 ) -> Draw:
     """What draws samples of these recipes.
 
@@ -205,23 +223,25 @@ def drawer(
         source: `[n, H, W, C]`, what each sample is made from; None where that is noise.
         should_stop: asked between batches.
         beat: called as each batch begins.
+        batch_size: samples at a time, `config.evaluation.batch_size` by default; fewer where fewer
+            are drawn.
 
     Raises:
         UserError: the run keeps no such weights.
     """
-    settings, wired = run.config.evaluation, run.setup.wired
+    wired, most = run.setup.wired, batch_size or run.config.evaluation.batch_size
     params = {name: run.weights(name) for name in {recipe.weights for recipe in recipes}}
-    generate = run.generator(settings.batch_size)
     weaker = {each: run.weaker(each.recipe) for each in recipes}
-    batch_size = full_batch(settings.batch_size, run.setup.mesh)
 
     def draw(named: NamedRecipe, labels: np.ndarray) -> tuple[Batches, int]:
         seed = noise_seed(run.config.seed, named.seed)
         weights = params[named.weights]
         asked = Asked(wired, weights, named.recipe, labels, seed, source, weaker[named])
+        at_once = min(most, len(labels))
+        generate = run.generator(at_once)
 
         def batches() -> Iterator[np.ndarray]:
-            for some in asked.batches(batch_size):
+            for some in asked.batches(full_batch(at_once, run.setup.mesh)):
                 if should_stop():
                     raise Interrupted(
                         f"stopped while evaluating; the training in {run.workdir} is finished and "
@@ -232,7 +252,7 @@ def drawer(
                 check_finite(images, some)
                 yield images
 
-        few = asked.only(np.arange(min(len(labels), settings.batch_size)))
+        few = asked.only(np.arange(at_once))
         return Batches(len(labels), batches()), evaluations(few)
 
     return draw
@@ -270,6 +290,43 @@ def _telling(beat: Callable[[], None], extractor: Extractor) -> Extractor:
     return replace(extractor, prepare=prepare)
 
 
+def own_mix(config: ConfigDict) -> str:
+    """The label mix that a config asks for; older ones have no such setting."""
+    return config.evaluation.get("labels", "data")
+
+
+def label_shares(
+    mix: str, wired: Wired, dataset: DataSet, class_counts: np.ndarray | None = None
+) -> np.ndarray:
+    """How often each class is drawn, relative to the others, `[K]`.
+
+    Args:
+        mix: as in `Wanted.labels`.
+        wired: the model.
+        dataset: whose classes they are.
+        class_counts: of the real images; None asks no more than whether there is such a mix.
+
+    Raises:
+        UserError: no such label, or a model whose samples have the labels of what they are made of.
+    """
+    classes = max(dataset.num_classes, 1)
+    balanced = np.ones(classes, int)
+    known = {"data": balanced if class_counts is None else class_counts, "balanced": balanced}
+    if wired.objective.starts_at_source and mix != "data":
+        raise UserError(
+            f"evaluation.labels={mix}: this run starts at test images, which have their own labels"
+        )
+    if mix in known:
+        return known[mix]
+    try:
+        labels = labels_called(mix.split(","), dataset.num_classes, dataset.label_names)
+    except UserError as error:
+        raise UserError(
+            f"evaluation.labels={mix} is neither data nor balanced, and {error}"
+        ) from None
+    return np.bincount(labels, minlength=classes)
+
+
 def samples_asked_of(
     wired: Wired, dataset: DataSet, labels: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray | None]:
@@ -303,8 +360,8 @@ def check_evaluation(setup: Setup, dataset: DataSet) -> None:
     """Refuses an evaluation that could not run, before there is anything to evaluate.
 
     Raises:
-        UserError: an unknown solver or grid, a recipe that does not suit the model, an extractor
-            for other images, too few images, bits per dimension of what has none.
+        UserError: an unknown solver, grid or label, a recipe that does not suit the model, an
+            extractor for other images, too few images, bits per dimension of what has none.
     """
     config, settings = setup.config, setup.config.evaluation
     for name in settings.get("grids", ()):  # None has been found for this run yet.
@@ -315,6 +372,7 @@ def check_evaluation(setup: Setup, dataset: DataSet) -> None:
             raise UserError(f"config.evaluation.weights: no {name!r}; {nearest(name, kept)}")
     main, others = asked_recipes(Run(setup, setup.abstract, Path()), Wanted())
     _check_recipes([main, *others], setup.wired)
+    label_shares(own_mix(config), setup.wired, dataset)
     for extractor in own_extractors(config):
         _check_extractor(extractor, dataset.image_shape)
     for method in settings.get("likelihood", ()):

@@ -45,6 +45,7 @@ _ADDED: Mapping[str, Any] = {
     "evaluation.guidance_scales": [],
     "evaluation.weights": [],
     "evaluation.seeds": [],
+    "evaluation.labels": "data",  # Which changes nothing that is trained.
 }
 _PLACE = ("mesh", "sharding_rules")
 _DATA_PLACE = "path"

@@ -10,7 +10,7 @@ import scipy.stats
 
 from diffjax.data import ArraySource, DataSet, Source, all_images
 from diffjax.evaluation import seen
-from diffjax.evaluation.copying import data_copying, inauthentic
+from diffjax.evaluation.copying import clustered_rows, data_copying, inauthentic
 from diffjax.evaluation.features import pixel_features
 from diffjax.evaluation.metrics import compare, reference
 from diffjax.evaluation.neighbours import nearest
@@ -141,6 +141,10 @@ def test_large_images_are_read_in_smaller_batches():
     assert seen.read_at_once((256, 256, 3)) * 256 * 256 * 3 * 4 <= 2**28
     assert seen.read_at_once((64, 64, 3)) == 1024
     assert seen.read_at_once((2048, 2048, 3)) == 256
+    clustered = clustered_rows((60_000, 256, 256, 3))
+    assert 0.9 * 2**30 < len(clustered) * 256 * 256 * 3 * 8 <= 2**30
+    np.testing.assert_array_equal(clustered_rows((12_000, 64, 64, 3)), np.arange(0, 12_000, 3))
+    np.testing.assert_array_equal(clustered_rows((3, 8, 8, 1)), [0, 1, 2])
 
 
 def test_an_empty_test_split_is_read_as_none():

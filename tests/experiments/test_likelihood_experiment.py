@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from diffjax.data import digits
 from diffjax.errors import UserError
 from diffjax.training.measure import check_evaluation
 from diffjax.training.setup import set_up
@@ -61,7 +62,7 @@ def test_several_extractors_by_a_flag_keep_their_numbers_apart(workdir, capsys):
 def test_bits_that_can_not_be_had_are_refused_before_training(arguments, method, message):
     config = config_files.load(f"configs/digits.py:{arguments}")
     config.evaluation.likelihood = (method,)
-    data = digits_data()
+    data = digits()
     setup = set_up(config, data.image_shape, data.num_classes)
     with pytest.raises(UserError, match=message):
         check_evaluation(setup, data)
