@@ -13,7 +13,7 @@ from diffjax.process.precond import Apply
 from diffjax.training.accumulation import loss_and_gradient
 from diffjax.training.nonfinite import NonFinite
 from diffjax.training.optimizer import Optimizer
-from diffjax.training.state import TrainState, update_ema
+from diffjax.training.state import TrainState, teacher, update_ema
 
 LOG_SNR_EDGES = (-8.0, -6.0, -4.0, -2.0, 0.0, 2.0, 4.0, 6.0, 8.0)
 """Edges of the log-SNR bins in which the loss is logged; the outer bins are open."""
@@ -38,7 +38,7 @@ def make_train_step(
         apply: the network.
         objective: the loss per example.
         optimizer: what turns gradients into updates.
-        ema_decays: of the averages that are kept; objectives see the first.
+        ema_decays: of the averages that are kept; objectives see that of the first decay.
         label_dropout: share of labels replaced by the null label, for classifier-free guidance.
         null_label: the label that means "none".
         nonfinite: what becomes of a step whose loss, gradient or update is not finite.
@@ -57,12 +57,11 @@ def make_train_step(
         label_key, loss_key = jax.random.split(jax.random.fold_in(key, state.step))
         dropped = jax.random.bernoulli(label_key, label_dropout, batch["label"].shape)
         batch = {**batch, "label": jnp.where(dropped, null_label, batch["label"])}
-        teacher = next(iter(state.ema.values()), state.params)
-
         progress = Progress(state.step, state.memory)
+        ema_params = teacher(state, ema_decays)
 
         def losses_of(apply: Apply, params: Any) -> tuple[Array, dict[str, Array]]:
-            return objective(apply, params, teacher, loss_key, batch, progress)
+            return objective(apply, params, ema_params, loss_key, batch, progress)
 
         (loss, (losses, seen)), gradient = loss_and_gradient(
             losses_of, apply, state.params, accumulation_steps
