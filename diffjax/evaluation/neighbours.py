@@ -123,7 +123,7 @@ def _copied(distances: np.ndarray) -> float:
 def _search(references, squares, batch, *, k):
     """Indices and distances `[B, k]` of the nearest of `references` `[M, F]`."""
     # |x|² is the same for all references, so it does not change who is nearest.
-    scores = 2.0 * batch @ references.T - squares
+    scores = 2.0 * batch @ references.T - squares[None]
     _, indices = jax.lax.top_k(scores, k)
     gaps = batch[:, None] - references[indices]
     distances = jnp.sqrt(jnp.sum(gaps**2, -1))

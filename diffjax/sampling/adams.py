@@ -203,7 +203,7 @@ def _solver(form: Form, first: Callable[..., Array], order: int) -> Solver:
         begin, end = form.node(e)
         weights = _weights(form, e, begin, end, nodes)
         x_next = first(e, pair, x, value, keys)
-        x_next = x_next + jnp.tensordot(weights.astype(x.dtype), values - value, axes=1)
+        x_next = x_next + jnp.tensordot(weights.astype(x.dtype), values - value[None], axes=1)
         nodes = jnp.concatenate([begin[None], nodes])[: order - 1]
         return x_next, (nodes, jnp.concatenate([value[None], values])[: order - 1])
 

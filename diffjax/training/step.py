@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
+from diffjax.compiling import implicit_promotion
 from diffjax.objectives.base import Objective, Progress
 from diffjax.process.precond import Apply
 from diffjax.training.accumulation import loss_and_gradient
@@ -67,17 +68,21 @@ def make_train_step(
             losses_of, apply, state.params, accumulation_steps
         )
         memory = objective.update_memory(state.memory, seen)
-        updates, opt_state = optimizer.transform.update(gradient, state.opt_state, state.params)
+        with implicit_promotion():
+            updates, opt_state = optimizer.transform.update(gradient, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         ema = update_ema(state.ema, params, ema_decays, state.step)
         bin_loss, bin_count = by_log_snr(losses, seen["log_snr"])
         metrics = {
             "loss": loss,
             "grad_norm": optax.tree.norm(gradient),
-            "learning_rate": jnp.asarray(optimizer.schedule(nonfinite.updates_made(state))),
             "bin_loss": bin_loss,
             "bin_count": bin_count,
         }
+        with implicit_promotion():
+            metrics["learning_rate"] = jnp.asarray(
+                optimizer.schedule(nonfinite.updates_made(state))
+            )
         new = TrainState(state.step + 1, params, opt_state, ema, memory, state.skipped)
         new = nonfinite.settle(state, new, (loss, gradient, updates))
         return new, metrics | nonfinite.metrics(new)
