@@ -61,11 +61,9 @@ def set_axes(
     config.objective = parts["bridge"]
     for name in ("weight", "times", "uniforms", "coupling"):
         config.objective[name] = parts[name]
-    wrapping = chosen.get("wrappers", names["wrappers"])
     config.wrappers = tuple(
         choices.copy(choose(choices.WRAPPERS, name, "wrapper"))
-        for name in wrapping.split("+")
-        if name != "none"
+        for name in joined(chosen.get("wrappers", names["wrappers"]))
     )
     config.model = choices.copy(choose(models, chosen.get("model", model), "model"))
     defaults = {"objective": objective, "model": model, **names}
@@ -77,6 +75,27 @@ def set_axes(
     ]
     config.name = "-".join([config.name, *suffix])
     return {axis: chosen.get(axis, names[axis]) for axis in (*choices.AXES, "wrappers")}
+
+
+def joined(names: str) -> list[str]:
+    """The names of wrappers that "+" joins, the innermost first.
+
+    Example:
+        >>> joined("mean_flow+uncertainty"), joined("none")
+        (['mean_flow', 'uncertainty'], [])
+    """
+    return [name for name in names.split("+") if name != "none"]
+
+
+def solver_for(wrappers: str) -> str:
+    """The name of the solver that samples are drawn by by default, from names of wrappers.
+
+    Example:
+        >>> solver_for("mean_flow+uncertainty"), solver_for("uncertainty")
+        ('flow_map', 'heun')
+    """
+    table = choices.SOLVERS_OF_WRAPPERS
+    return next((table[name] for name in joined(wrappers) if name in table), "heun")
 
 
 def guidance_called(names: str) -> ConfigDict:

@@ -2,7 +2,8 @@
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple, TypeVar
 
 import jax
@@ -95,6 +96,22 @@ class _Tree(NamedTuple):
 def _classes(structure: Any) -> tuple:
     node = structure.node_data()
     return (node and node[0], *map(_classes, structure.children()))
+
+
+@contextmanager
+def implicit_promotion() -> Iterator[None]:
+    """Within it JAX broadcasts ranks and promotes types by itself, as other libraries rely on.
+
+    The library itself does without, so that it runs under `jax_numpy_rank_promotion="raise"` and
+    `jax_numpy_dtype_promotion="strict"`, which a user may have set.
+
+    Example:
+        >>> with jax.numpy_rank_promotion("raise"), implicit_promotion():
+        ...     (jax.numpy.ones((2, 3)) + jax.numpy.ones(3)).shape
+        (2, 3)
+    """
+    with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
+        yield
 
 
 _NUMBERS = (jax.Array, np.ndarray, np.generic, bool, int, float, complex)

@@ -44,7 +44,7 @@ def experiment(
     config.data = data
     config.augment = spec(Augment)
     names = chosen.set_axes(config, arguments, models, objective=objective, model=model)
-    solver = choices.SOLVERS_OF_WRAPPERS.get(names["wrappers"], "heun")
+    solver = chosen.solver_for(names["wrappers"])
     config.label_dropout = 0.1  # share of labels hidden, for classifier-free guidance
     config.optimizer = spec(optimizer.adamw)
     config.nonfinite = spec(NonFinite)

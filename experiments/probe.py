@@ -22,6 +22,7 @@ from diffjax.evaluation.sweep_files import PROBES
 from diffjax.files import write_json
 from diffjax.objectives.base import Progress
 from diffjax.training.load import Run
+from diffjax.training.state import teacher
 from experiments import cli
 
 FLAGS = flags.FlagValues()
@@ -92,7 +93,7 @@ def _probed(run: Run) -> probes.Probed:
         apply=wired.apply,
         predict=run.predict() if not wired.objective.needs_source else None,  # pyright: ignore[reportArgumentType]
         params=state.params,
-        ema_params=next(iter(state.ema.values()), state.params),
+        ema_params=teacher(state, run.config.ema_decays),
         progress=Progress(state.step, state.memory),
         num_classes=wired.num_classes,
         label_dropout=wired.label_dropout,

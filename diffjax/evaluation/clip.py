@@ -60,7 +60,7 @@ class Clip(nn.Module):
         x = x.reshape(len(x), -1, self.width)
         first = self.param("class_token", zeros, (self.width,))
         x = jnp.concatenate([jnp.broadcast_to(first, (len(x), 1, self.width)), x], 1)
-        x = _norm("norm_before")(x + self.param("positions", zeros, x.shape[1:]))
+        x = _norm("norm_before")(x + self.param("positions", zeros, x.shape[1:])[None])
         for i in range(self.depth):
             x = Block(self.num_heads, name=f"block_{i}")(x)
         x = _norm("norm_after")(x[:, 0])
@@ -167,7 +167,8 @@ def clip_features(
 
     @jax.jit
     def look(params: Any, levels: jax.Array) -> tuple[jax.Array, None]:
-        pixels = (levels / 255.0 - jnp.array(MEAN)) / jnp.array(STD)
+        mean, std = (jnp.array(each)[None, None, None] for each in (MEAN, STD))
+        pixels = (levels.astype(jnp.float32) / 255.0 - mean) / std
         # Lower precision, the default on GPUs and TPUs, would move the features.
         with jax.default_matmul_precision("highest"):
             return network.apply({"params": params}, pixels), None  # pyright: ignore[reportReturnType]

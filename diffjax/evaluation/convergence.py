@@ -50,7 +50,7 @@ def mixture_of_four() -> GaussianMixture:
     return GaussianMixture(
         jnp.array([0.4, 0.3, 0.2, 0.1]),
         jnp.array([[0.9, 0.6], [-0.8, 0.7], [-0.5, -0.9], [0.7, -0.8]]),
-        jnp.array([[0.04, 0.0], [0.0, 0.02]]) * jnp.array([1.0, 0.5, 0.8, 2.0])[:, None, None],
+        jnp.array([[[0.04, 0.0], [0.0, 0.02]]]) * jnp.array([1.0, 0.5, 0.8, 2.0])[:, None, None],
     )
 
 

@@ -58,7 +58,7 @@ class Dinov2(nn.Module):
         x = x.reshape(len(x), -1, width)
         first = self.param("class_token", zeros, (1, width))
         x = jnp.concatenate([_repeated(first, len(x)), x], 1)
-        x = x + self.param("positions", zeros, x.shape[1:])
+        x = x + self.param("positions", zeros, x.shape[1:])[None]
         if self.num_registers:
             registers = self.param("registers", zeros, (self.num_registers, width))
             x = jnp.concatenate([x[:, :1], _repeated(registers, len(x)), x[:, 1:]], 1)
@@ -79,10 +79,11 @@ class Block(nn.Module):
         qkv = qkv.reshape(batch, length, 3, self.num_heads, -1)
         seen = batched(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]).reshape(x.shape)
         scale = self.param("scale1", nn.initializers.ones, (width,))
-        x = x + scale * nn.Dense(width, name="proj")(seen)
+        x = x + scale[None, None] * nn.Dense(width, name="proj")(seen)
         hidden = nn.Dense(4 * width, name="fc1")(_norm("norm2")(x))
         hidden = nn.Dense(width, name="fc2")(nn.gelu(hidden, approximate=False))
-        return x + self.param("scale2", nn.initializers.ones, (width,)) * hidden
+        scale = self.param("scale2", nn.initializers.ones, (width,))
+        return x + scale[None, None] * hidden
 
 
 @dataclass(frozen=True)
@@ -253,7 +254,8 @@ def dinov2_features(
 
     @jax.jit
     def look(params: Any, levels: jax.Array) -> tuple[jax.Array, None]:
-        pixels = (levels / 255.0 - jnp.array(MEAN)) / jnp.array(STD)
+        mean, std = (jnp.array(each)[None, None, None] for each in (MEAN, STD))
+        pixels = (levels.astype(jnp.float32) / 255.0 - mean) / std
         # Lower precision, the default on GPUs and TPUs, would move the features.
         with jax.default_matmul_precision("highest"):
             return variant.network.apply({"params": params}, pixels), None  # pyright: ignore[reportReturnType]

@@ -157,7 +157,7 @@ def copied(distances: np.ndarray) -> float:
 def _search(references, squares, batch, *, k):
     """Indices and distances `[B, k]` of the nearest of `references` `[M, F]`."""
     # |x|² is the same for all references, so it does not change who is nearest.
-    scores = 2.0 * batch @ references.T - squares
+    scores = 2.0 * batch @ references.T - squares[None]
     best, indices = jax.lax.top_k(scores, k)
     gaps = batch[:, None] - references[indices]
     distances = jnp.where(jnp.isfinite(best), jnp.sqrt(jnp.sum(gaps**2, -1)), jnp.inf)

@@ -33,7 +33,7 @@ class Probed(NamedTuple):
         apply: the network.
         predict: the model with the weights that it samples with.
         params: live, at which the gradient is taken.
-        ema_params: the first average.
+        ema_params: the average of the first decay of the config, or `params` where none is kept.
         progress: how far training was.
         num_classes: 0 is unconditional.
         label_dropout: share of labels that training replaces by the null label.

@@ -113,7 +113,7 @@ def _products(q: Array, k: Array) -> Array:
 
 
 def _logits(q: Array, k: Array, real: Array) -> Array:
-    return jnp.where(real, _products(q, k), -jnp.inf)
+    return jnp.where(real[None, None, None], _products(q, k), -jnp.inf)
 
 
 def _mix(weights: Array, v: Array) -> Array:

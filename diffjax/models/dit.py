@@ -100,7 +100,9 @@ def positions_2d(height: int, width: int, features: int) -> np.ndarray:
 
 def _norm(x: jax.Array, dtype: jnp.dtype) -> jax.Array:
     """Layer norm without parameters: the modulation that follows is its affine map."""
-    return nn.LayerNorm(epsilon=1e-6, use_bias=False, use_scale=False, dtype=dtype)(x)
+    # Flax promotes half precision by itself, which a user's flags may refuse.
+    with jax.numpy_dtype_promotion("standard"):
+        return nn.LayerNorm(epsilon=1e-6, use_bias=False, use_scale=False, dtype=dtype)(x)
 
 
 def _modulate(x: jax.Array, shift: jax.Array, scale: jax.Array) -> jax.Array:
@@ -244,7 +246,7 @@ class DiT(nn.Module):
         h = Dense(self.hidden_size, dtype=dtype, kernel_init=xavier, name="patch_embedding")(
             patches
         )
-        h = h + jnp.asarray(positions_2d(height // p, width // p, self.hidden_size), dtype)
+        h = h + jnp.asarray(positions_2d(height // p, width // p, self.hidden_size), dtype)[None]
         h = constrain(h, *TOKENS)
         keys = None
         if train and self.dropout:

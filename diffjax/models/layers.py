@@ -74,7 +74,7 @@ def frequency_embedding(
         raise UserError(f"frequency embedding: {features} features is odd; use {features + 1}")
     half = features // 2
     frequencies = jnp.exp(-math.log(max_period) / half * jnp.arange(half, dtype=jnp.float32))
-    angles = noise_label.astype(jnp.float32)[:, None] * frequencies
+    angles = noise_label.astype(jnp.float32)[:, None] * frequencies[None]
     return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
 
 

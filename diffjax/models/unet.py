@@ -83,7 +83,7 @@ class GroupNorm(nn.Module):
         size = channels // self.num_groups
         # Products spread a group's mean over its channels: by indices, XLA:CPU would look for the
         # group of every pixel's every channel.
-        member = jnp.arange(channels)[:, None] // size == jnp.arange(self.num_groups)
+        member = jnp.arange(channels)[:, None] // size == jnp.arange(self.num_groups)[None]
         dot = partial(jnp.dot, precision=jax.lax.Precision.HIGHEST)
 
         def mean(maps: jax.Array) -> jax.Array:
@@ -92,8 +92,9 @@ class GroupNorm(nn.Module):
 
         center = mean(wide)
         variance = jnp.maximum(mean(jnp.square(wide)) - jnp.square(center), 0.0)
-        factor = scale * jax.lax.rsqrt(variance + 1e-5)
-        return ((wide - center[:, None, None]) * factor[:, None, None] + bias).astype(self.dtype)
+        factor = jax.lax.rsqrt(variance + 1e-5) * scale[None]
+        normed = (wide - center[:, None, None]) * factor[:, None, None]
+        return (normed + bias[None, None, None]).astype(self.dtype)
 
 
 def _norm(x: jax.Array, dtype: jnp.dtype, name: str) -> jax.Array:

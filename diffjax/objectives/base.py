@@ -84,7 +84,16 @@ class Objective:
         batch: Batch,
         progress: Progress,
     ) -> tuple[Array, dict[str, Array]]:
-        """Returns the loss `[B]` and metrics `[B]`, `log_snr` among them."""
+        """Returns the loss `[B]` and metrics `[B]`, `log_snr` among them.
+
+        Args:
+            apply: the network.
+            params: live, those that the loss is differentiated by.
+            ema_params: averaged by the first of `config.ema_decays`; live where none is kept.
+            key: of this step.
+            batch: `image` `[B, …]`, `label` `[B]`, and `source` where it is needed.
+            progress: how far training is.
+        """
         raise NotImplementedError
 
     def precond_for(self, source: Array | None) -> Precond:

@@ -9,6 +9,7 @@ import numpy as np
 from jax import Array
 from jax.tree_util import register_dataclass
 
+from diffjax.compiling import implicit_promotion
 from diffjax.errors import UserError
 from diffjax.kinds import Positive
 from diffjax.objectives.base import Batch, check_others
@@ -97,8 +98,9 @@ class EntropicTransport(Coupling):
         costs = squared_distances(batch["image"], noise)
         costs = costs / jnp.std(costs)
         epsilon: Any = self.epsilon  # a traced number will do; ott-jax declares a float
-        problem = LinearProblem(Geometry(costs, epsilon=epsilon))
-        plan = Sinkhorn(max_iterations=self.max_iterations)(problem)
+        with implicit_promotion():
+            problem = LinearProblem(Geometry(costs, epsilon=epsilon))
+            plan = Sinkhorn(max_iterations=self.max_iterations)(problem)
         logits = (plan.f[:, None] + plan.g[None, :] - costs) / self.epsilon
         return Pair(batch["image"], noise[jax.random.categorical(key, logits)])
 
@@ -142,7 +144,7 @@ def squared_distances(x: Array, y: Array) -> Array:
         [[9.0, 1.0], [4.0, 0.0]]
     """
     x, y = (jnp.reshape(side, (len(side), -1)) for side in (x, y))
-    return jnp.sum(x**2, axis=1)[:, None] + jnp.sum(y**2, axis=1) - 2.0 * x @ y.T
+    return jnp.sum(x**2, axis=1)[:, None] + jnp.sum(y**2, axis=1)[None] - 2.0 * x @ y.T
 
 
 def _assign(costs: Array) -> np.ndarray:

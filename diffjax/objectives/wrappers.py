@@ -122,7 +122,8 @@ class Uncertainty(Wrapper):
     def log_loss(self, series: Array, log_snr: Array) -> Array:
         """`u(λ)`, of the shape of `log_snr`."""
         share = (jnp.clip(log_snr, -self.limit, self.limit) + self.limit) / (2.0 * self.limit)
-        return jnp.cos(jnp.pi * share[..., None] * jnp.arange(self.num_terms)) @ series
+        terms = jnp.arange(self.num_terms, dtype=share.dtype)
+        return jnp.cos(jnp.multiply.outer(jnp.pi * share, terms)) @ series
 
 
 @register_dataclass
@@ -309,6 +310,6 @@ class Dispersive(Wrapper):
         """`log mean_ij exp(-|z_i - z_j|²/temperature)`, `[]`, for activations `[B, …]`."""
         z = jnp.reshape(hidden, (len(hidden), -1)).astype(jnp.float32)
         squares = jnp.mean(z**2, axis=1)
-        distances = squares[:, None] + squares - 2.0 * (z @ z.T) / z.shape[1]
+        distances = squares[:, None] + squares[None] - 2.0 * (z @ z.T) / z.shape[1]
         n = len(z)
         return jax.nn.logsumexp(-distances / self.temperature) - 2.0 * jnp.log(n)

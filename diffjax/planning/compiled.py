@@ -255,15 +255,11 @@ def used_bytes(message: str) -> int | None:
 def _compile(setup: Setup, program: str) -> Any:
     if program == "sampling":
         return lower_sampler(
-            setup.wired, setup.mesh, _params(setup), setup.config.batch_size
+            setup.wired, setup.mesh, setup.abstract.params, setup.config.batch_size
         ).compile()
     key = jax.eval_shape(lambda: jax.random.key(0))
     key = jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=replicated(setup.mesh))
     return compile_train_step(setup, cast(jax.Array, key))
-
-
-def _params(setup: Setup) -> Any:
-    return next(iter(setup.abstract.ema.values()), setup.abstract.params)
 
 
 def described(setup: Setup, topology: Topology, program: str) -> dict[str, Any]:
@@ -291,7 +287,7 @@ def bytes_per_device(tree: Any) -> int:
 def state_memory(setup: Setup, program: str) -> dict[str, int]:
     """Bytes of what a program is given, by kind, on one device."""
     if program == "sampling":
-        return {"parameters": bytes_per_device(_params(setup))}
+        return {"parameters": bytes_per_device(setup.abstract.params)}
     state, rows = setup.abstract, setup.mesh.shape["data"] * setup.mesh.shape["fsdp"]
     batch = setup.wired.batch_shapes(setup.config.batch_size)
     return {

@@ -111,7 +111,7 @@ class GaussianMixture:
         shares = jax.nn.softmax(post.log_joint, axis=1)[..., None]
         centred = post.x0 - jnp.sum(shares * post.x0, axis=1, keepdims=True)
         between = jnp.einsum("bki,bkj->bij", shares * centred, centred)
-        left = components.variances * c.s[..., None] ** 2 / post.marginal * shares
+        left = components.variances[None] * c.s[..., None] ** 2 / post.marginal * shares
         within = jnp.einsum("kie,bke,kje->bij", components.vectors, left, components.vectors)
         return within + between
 
@@ -247,7 +247,7 @@ class FiniteData:
         shares = jax.nn.softmax(_log_kernel(points, c, _flat(x)), axis=1)
 
         def one(share: Array) -> Array:
-            centred = points - share @ points
+            centred = points - (share @ points)[None]
             return (share[:, None] * centred).T @ centred
 
         return jax.lax.map(one, shares)  # one after the other, lest [B, N, d] be held at once
@@ -285,6 +285,7 @@ def gaussian_flow(
         `[B, d]`.
     """
     variances, vectors = jnp.linalg.eigh(covariance)
+    variances, mean = variances[None], mean[None]
     here, there = (
         coeffs(path, jnp.broadcast_to(jnp.asarray(t), len(x)), ndim=2) for t in (t_from, t_to)
     )
@@ -346,15 +347,16 @@ class _ComponentPosteriors(NamedTuple):
 def _component_posteriors(p: _Components, c: Coeffs, x: Array) -> _ComponentPosteriors:
     """Every formula as it is with `S⁻¹`, and no division by `a` or `s` alone."""
     a, s = c.a[..., None], c.s[..., None]
-    marginal = a**2 * p.variances + s**2
-    centred = jnp.einsum("kie,bki->bke", p.vectors, x[:, None] - a * p.means)
+    marginal = a**2 * p.variances[None] + s**2
+    centred = jnp.einsum("kie,bki->bke", p.vectors, x[:, None] - a * p.means[None])
     whitened = centred / marginal
     log_normal = -0.5 * jnp.sum(
         centred * whitened + jnp.log(marginal) + jnp.log(2.0 * jnp.pi), axis=-1
     )
-    x0 = p.means + jnp.einsum("kie,bke->bki", p.vectors, a * p.variances * whitened)
+    moved = a * p.variances[None] * whitened
+    x0 = p.means[None] + jnp.einsum("kie,bke->bki", p.vectors, moved)
     score = -jnp.einsum("kie,bke->bki", p.vectors, whitened)
-    return _ComponentPosteriors(p.log_weights + log_normal, x0, score, marginal)
+    return _ComponentPosteriors(p.log_weights[None] + log_normal, x0, score, marginal)
 
 
 def _infer_from_components(p: _Components, c: Coeffs, x: Array) -> Posterior:
@@ -374,7 +376,7 @@ def _log_kernel(points: Array, c: Coeffs, x: Array) -> Array:
     The distance is taken of the difference and not from a product of matrices, which would lose
     it where `s` is small.
     """
-    distances = jnp.sum(jnp.square(x[:, None] - c.a[..., None] * points), axis=-1)
+    distances = jnp.sum(jnp.square(x[:, None] - c.a[..., None] * points[None]), axis=-1)
     return -0.5 * distances / jnp.square(c.s)
 
 

@@ -120,4 +120,4 @@ def _interpolate(log_kept: Array, t: Array) -> Array:
     log_alpha_bar = jnp.concatenate([jnp.zeros(1), jnp.cumsum(log_kept)])
     u = t * num_steps
     step = jnp.clip(jnp.floor(jax.lax.stop_gradient(u)).astype(jnp.int32), 0, num_steps - 1)
-    return log_alpha_bar[step] + (u - step) * log_kept[step]
+    return log_alpha_bar[step] + (u - step.astype(u.dtype)) * log_kept[step]

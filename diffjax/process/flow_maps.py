@@ -51,7 +51,7 @@ def integrated(data: Data, path: Path, x: Array, t_from: Scalar, t_to: Scalar) -
     with jax.enable_x64(True):
         here, there = (coeffs(path, _times(t, x), ndim=2) for t in (t_from, t_to))
         angles = (jnp.ravel(jnp.arctan2(c.s, c.a)) for c in (here, there))
-        y = jnp.reshape(x, (len(x), -1)) / jnp.hypot(here.a, here.s)
+        y = jnp.reshape(x, (len(x), -1)).astype(jnp.float64) / jnp.hypot(here.a, here.s)
         y = _rotate(_in_float64(data), y, *angles) * jnp.hypot(there.a, there.s)
         return y.reshape(x.shape).astype(x.dtype)
 

@@ -38,7 +38,7 @@ class Stratified:
 
     def __call__(self, key: Array, n: int) -> Array:
         inner, order = jax.random.split(key)
-        u = (jnp.arange(n) + jax.random.uniform(inner, (n,))) / n
+        u = (jnp.arange(n, dtype=float) + jax.random.uniform(inner, (n,))) / n
         return _below_one(jax.random.permutation(order, u))
 
 
@@ -52,7 +52,7 @@ class LowDiscrepancy:
 
     def __call__(self, key: Array, n: int) -> Array:
         inner, order = jax.random.split(key)
-        u = (jnp.arange(n) + jax.random.uniform(inner)) / n
+        u = (jnp.arange(n, dtype=float) + jax.random.uniform(inner)) / n
         return _below_one(jax.random.permutation(order, u))
 
 

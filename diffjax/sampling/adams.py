@@ -8,9 +8,11 @@ They differ in how the flow `dx/dt = a'·x0 + s'·eps` is written before the pol
                                                     through eps, in time            plms
     in the data  d(x/s) = x0 e^λ dλ, λ = log(a/s)   through x0, in λ                exp_ab
 
-One evaluation a step. A solver of order p looks back at p - 1 earlier evaluations; its first steps,
-which have fewer, are of lower order. Evaluations in pure noise (`a = 0`), from where log-SNR has
-infinitely far to go, are not looked back at.
+One evaluation a step. A step of order p looks back at p - 1 earlier evaluations. The first ones,
+which have fewer, are of lower order, as in the papers and in all other code: started inside the
+path a solver is of order 2 at most, which is what it declares, whatever p is (docs/solvers.md).
+Evaluations in pure noise (`a = 0`), from where log-SNR has infinitely far to go, are not looked
+back at.
 """
 
 from collections.abc import Callable
@@ -133,11 +135,11 @@ def plms(order: UpToFour = 4) -> Solver:
     `x' = (a'/a)·x + (s' - s·a'/a)·ē`. On equal steps ē has the published weights 55/24, -59/24,
     37/24 and -9/24, the newest first; here they follow the nodes, so that unequal steps keep the
     order, which is 2: a mean over time leaves out that σ does not run evenly. Where it does (EDM's
-    path) it is 4. The first steps are of lower order and one evaluation each; the paper's
-    first three are Runge–Kutta's. Order 1 is DDIM. Liu et al. 2022 (arXiv:2202.09778), algorithm 2.
+    path) a step is of order 4. The first steps are of lower order and one evaluation each; the
+    paper's first three are Runge–Kutta's. Order 1 is DDIM. Liu et al. 2022 (arXiv:2202.09778),
+    algorithm 2.
     """
-    solver = _solver(_TIME_OF_EPS, _ddim, order)
-    return solver._replace(order=min(order, 2))
+    return _solver(_TIME_OF_EPS, _ddim, order)
 
 
 @same_for_equal
@@ -150,7 +152,7 @@ def exp_ab(order: UpToFour = 3, eta: NotNegative[float] = 0.0) -> Solver:
     Calvo & Palencia 2006, "A class of explicit multistep exponential integrators".
 
     Args:
-        order: 1 to 4. With noise the first steps, of lower order, hold the weak order at 2.
+        order: 1 to 4, of a step that has its history.
         eta: 0 is the ODE, 1 adds noise as fast as DDPM.
     """
 
@@ -159,8 +161,7 @@ def exp_ab(order: UpToFour = 3, eta: NotNegative[float] = 0.0) -> Solver:
             return _ddim(e, pair, x, value, keys)
         return noisy_step(e, pair.x0, x, keys, eta)
 
-    solver = _solver(_log_snr_form(eta), first, order)
-    return solver._replace(order=min(order, 2), fresh_noise=True) if eta else solver
+    return _solver(_log_snr_form(eta), first, order)._replace(fresh_noise=bool(eta))
 
 
 def ends_of(path: Path, t: Array, t_next: Array) -> Ends:
@@ -204,11 +205,12 @@ def _solver(form: Form, first: Callable[..., Array], order: int) -> Solver:
         begin, end = form.node(e)
         weights = _weights(form, e, begin, end, nodes)
         x_next = first(e, pair, x, value, keys)
-        x_next = x_next + jnp.tensordot(weights.astype(x.dtype), values - value, axes=1)
+        x_next = x_next + jnp.tensordot(weights.astype(x.dtype), values - value[None], axes=1)
         nodes = jnp.concatenate([begin[None], nodes])[: order - 1]
         return x_next, (nodes, jnp.concatenate([value[None], values])[: order - 1])
 
-    return Solver(init, step, nfe=1, order=order)
+    # A first step of order 1 is once wrong by h², whatever comes after it.
+    return Solver(init, step, nfe=1, order=min(order, 2))
 
 
 def _weights(form: Form, e: Ends, begin: Array, end: Array, past: Array) -> Array:

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from diffjax.compiling import implicit_promotion
 from diffjax.errors import UserError
 from diffjax.kinds import Positive
 from diffjax.process.paths import Path
@@ -35,17 +36,18 @@ def adaptive(tolerance: Positive[float] = 1e-4, max_steps: Positive[int] = 4096)
     ) -> tuple[Array, Array]:
         del keys
         diffrax = import_diffrax()
-        solution = diffrax.diffeqsolve(
-            diffrax.ODETerm(lambda t, x, _: velocity(denoise, path, x, t)),
-            diffrax.Dopri5(),
-            t0=t,
-            t1=t_next,
-            dt0=0.05 * (t_next - t),
-            y0=x,
-            stepsize_controller=_controller(diffrax, tolerance),
-            max_steps=max_steps,
-            throw=False,
-        )
+        with implicit_promotion():
+            solution = diffrax.diffeqsolve(
+                diffrax.ODETerm(lambda t, x, _: velocity(denoise, path, x, t)),
+                diffrax.Dopri5(),
+                t0=t,
+                t1=t_next,
+                dt0=0.05 * (t_next - t),
+                y0=x,
+                stepsize_controller=_controller(diffrax, tolerance),
+                max_steps=max_steps,
+                throw=False,
+            )
         # Seven stages, of which the last is the next step's first; that too when it is rejected.
         return _end(diffrax, solution), memory + 6 * solution.stats["num_steps"] + 1
 
@@ -88,17 +90,18 @@ def adaptive_sde(
             return lineax.DiagonalLinearOperator(jnp.sqrt(w) * jnp.ones_like(x))
 
         motion = _brownian(diffrax, span, x, keys)
-        solution = diffrax.diffeqsolve(
-            diffrax.MultiTerm(diffrax.ODETerm(drift), diffrax.ControlTerm(spread, motion)),
-            diffrax.ShARK(),
-            t0=0.0,
-            t1=span,
-            dt0=0.05 * span,
-            y0=x,
-            stepsize_controller=_controller(diffrax, tolerance),
-            max_steps=max_steps,
-            throw=False,
-        )
+        with implicit_promotion():
+            solution = diffrax.diffeqsolve(
+                diffrax.MultiTerm(diffrax.ODETerm(drift), diffrax.ControlTerm(spread, motion)),
+                diffrax.ShARK(),
+                t0=0.0,
+                t1=span,
+                dt0=0.05 * span,
+                y0=x,
+                stepsize_controller=_controller(diffrax, tolerance),
+                max_steps=max_steps,
+                throw=False,
+            )
         return _end(diffrax, solution), memory + 2 * solution.stats["num_steps"]
 
     return Solver(_no_calls, step, nfe=None, order=1, fresh_noise=True, route=_in_one)

@@ -205,7 +205,7 @@ def variational_bound(
     key_of = jax.vmap(lambda key: jax.random.split(key, 3))(keys)
     stratum_keys, noise_keys, decoder_keys = key_of[:, 0], key_of[:, 1], key_of[:, 2]
     jitter = jax.vmap(lambda key: jax.random.uniform(key, (num_times,)))(stratum_keys).T
-    u = (jnp.arange(num_times)[:, None] + jitter) / num_times
+    u = (jnp.arange(num_times, dtype=jitter.dtype)[:, None] + jitter) / num_times
     ts, weights = levels.at(u)
 
     def one_time(_: None, inputs: tuple[Array, Array, Array]) -> tuple[None, Array]:

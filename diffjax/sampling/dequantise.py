@@ -18,6 +18,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from diffjax.compiling import implicit_promotion
+
 LEVELS = 256
 Params = dict[str, Array]
 
@@ -196,7 +198,8 @@ def fit_dequantiser(
         params, moments = state
         value, gradient = jax.value_and_grad(bound)(params, key)
         # Adam descends: it is handed the slope of the negative bound.
-        updates, moments = optimizer.update(jax.tree.map(jnp.negative, gradient), moments)
+        with implicit_promotion():
+            updates, moments = optimizer.update(jax.tree.map(jnp.negative, gradient), moments)
         return (optax.apply_updates(params, updates), moments), value
 
     params = init_dequantiser(images.shape[-1], levels)

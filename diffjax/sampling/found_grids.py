@@ -101,14 +101,16 @@ def measure_jumps(
     def row(_: None, here: tuple) -> tuple[None, Array]:
         x, t = here
         jump = jax.vmap(lambda u: solver.step(denoise, path, solver.init(x), x, t, u, keys)[0])
-        products = jnp.sum(back * (jump(times[:-1]) - xs), axis=tuple(range(3, back.ndim)))
+        missed = (jump(times[:-1]) - xs)[None]
+        products = jnp.sum(back * missed, axis=tuple(range(3, back.ndim)))
         return None, jnp.mean(jnp.abs(products), axis=(0, 2))
 
     _, inner = jax.lax.scan(row, None, (xs, times[:-1]))
     inner *= jnp.sqrt(0.5 * jnp.pi / x[0].size)
-    last = jnp.mean(jnp.sqrt(jnp.mean((walked.x0 - end) ** 2, axis=tuple(range(2, xs.ndim)))), 1)
+    squares = jnp.mean((walked.x0 - end[None]) ** 2, axis=tuple(range(2, xs.ndim)))
+    last = jnp.mean(jnp.sqrt(squares), 1)
     costs = jnp.concatenate([inner, last[:, None]], axis=1)
-    later = jnp.arange(len(times)) > jnp.arange(len(times) - 1)[:, None]
+    later = jnp.arange(len(times))[None] > jnp.arange(len(times) - 1)[:, None]
     return Jumps(times, jnp.where(later & jnp.isfinite(costs), costs, jnp.inf))
 
 

@@ -138,7 +138,8 @@ class Cosine:
     """
 
     def __call__(self, path: Path, n: int) -> Array:
-        return _end_clean(path, path.t_noise * 0.5 * (1.0 + jnp.cos(jnp.pi * jnp.arange(n) / n)))
+        angles = jnp.pi * jnp.arange(n, dtype=float) / n
+        return _end_clean(path, path.t_noise * 0.5 * (1.0 + jnp.cos(angles)))
 
 
 @dataclass(frozen=True)

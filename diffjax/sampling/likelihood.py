@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from diffjax.compiling import implicit_promotion
 from diffjax.process.paths import Path, coeffs
 from diffjax.process.precond import Predict
 from diffjax.sampling.adaptive import import_diffrax
@@ -204,17 +205,18 @@ class Adaptive:
         control = diffrax.PIDController(
             rtol=self.tolerance, atol=self.tolerance, norm=_largest_root_mean_square
         )
-        solution = diffrax.diffeqsolve(
-            diffrax.ODETerm(lambda t, y, _: field(t, y)),
-            diffrax.Tsit5(),
-            t0=path.t_min,
-            t1=path.t_noise,
-            dt0=None,
-            y0=state,
-            stepsize_controller=control,
-            max_steps=self.max_steps,
-            throw=False,
-        )
+        with implicit_promotion():
+            solution = diffrax.diffeqsolve(
+                diffrax.ODETerm(lambda t, y, _: field(t, y)),
+                diffrax.Tsit5(),
+                t0=path.t_min,
+                t1=path.t_noise,
+                dt0=None,
+                y0=state,
+                stepsize_controller=control,
+                max_steps=self.max_steps,
+                throw=False,
+            )
         done = solution.result == diffrax.RESULTS.successful
         end = jax.tree.map(lambda y: jnp.where(done, y[-1], jnp.nan), solution.ys)
         # Seven stages, of which the last is the next step's first.

@@ -50,7 +50,8 @@ class Solver(NamedTuple):
         step: one interval.
         nfe: calls of the denoiser per step; None where that depends on the model, and the memory
             is their number so far.
-        order: its error falls as `n^-order`; the weak order of those with fresh noise.
+        order: its error falls as `n^-order` from anywhere inside the path on, first steps with
+            nothing to look back at included; the weak order of those with fresh noise.
         fresh_noise: whether it adds noise on the way, for which eps has to be independent of x0.
         learned_variance: whether it needs a network that predicts the variance of a step as well.
         renoises: whether `x` enters a step through the prediction alone.

@@ -51,8 +51,11 @@ def unipc(
     evaluation a step. The predictor of order 2 with `BH2` is DPM-Solver++ 2M's step. `h`, `q` and
     pure noise are as in `dpm_solver`. Zhao et al. 2023 (arXiv:2302.04867), algorithms 5 to 8.
 
+    The first steps, with less to look back at, are of lower order: started inside the path a solver
+    is of order 3 at most, without its corrector of 2, and that is what it declares.
+
     Args:
-        order: of the predictor; the corrector is of one more. The first steps are of lower order.
+        order: of the predictor, once it has its history; the corrector is of one more.
         scale: `BH1()` or `BH2()`.
         corrector: False is the paper's UniP, the predictor alone, which is of its own order: 1 is
             DDIM, 2 with `BH2` is DPM-Solver++ 2M, 3 is `adams.exp_ab(3)` once it has its history.
@@ -86,7 +89,8 @@ def unipc(
         x_next = _move(x, e.s, lambdas, values, e.a_next, e.s_next, there, scale, order)
         return x_next, _Memory(x, e.s, lambdas, values)
 
-    return Solver(init, step, nfe=1, order=order + 1 if corrector else order)
+    # A first step of order 1 is once wrong by h², one of order 2 by h³.
+    return Solver(init, step, nfe=1, order=min(order + 1, 3) if corrector else min(order, 2))
 
 
 def _move(

@@ -63,7 +63,7 @@ class NonFinite:
         finite = jnp.isfinite(optax.tree.norm(seen))
         kept = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
         in_a_row, in_all = old.skipped
-        skipped = jnp.stack([jnp.where(finite, 0, in_a_row + 1), in_all + 1 - finite])
+        skipped = jnp.stack([jnp.where(finite, 0, in_a_row + 1), in_all + jnp.where(finite, 0, 1)])
         return kept._replace(step=new.step, skipped=skipped)
 
     def updates_made(self, state: TrainState) -> Array:

@@ -93,3 +93,19 @@ def update_ema(ema: dict[str, Any], params: Any, decays: Sequence[float], step: 
         )
 
     return {ema_name(decay): one(decay) for decay in decays}
+
+
+def teacher(state: TrainState, decays: Sequence[float]) -> Any:
+    """The parameters that an objective may learn from: the first average, or live where none is.
+
+    Args:
+        state: of training.
+        decays: of its averages, in the user's order. The state's own is no order: what comes out of
+            a compiled step or a checkpoint is sorted by name.
+
+    Example:
+        >>> state = TrainState(jnp.array(0), 1.0, (), {"ema-0.99": 2.0, "ema-0.999": 3.0})
+        >>> teacher(state, (0.999, 0.99)), teacher(state, ())
+        (3.0, 1.0)
+    """
+    return state.ema[ema_name(decays[0])] if decays else state.params

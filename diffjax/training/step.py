@@ -8,12 +8,13 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
+from diffjax.compiling import implicit_promotion
 from diffjax.objectives.base import Objective, Progress
 from diffjax.process.precond import Apply
 from diffjax.training.accumulation import loss_and_gradient
 from diffjax.training.nonfinite import NonFinite
 from diffjax.training.optimizer import Optimizer
-from diffjax.training.state import TrainState, update_ema
+from diffjax.training.state import TrainState, teacher, update_ema
 
 LOG_SNR_EDGES = (-8.0, -6.0, -4.0, -2.0, 0.0, 2.0, 4.0, 6.0, 8.0)
 """Edges of the log-SNR bins in which the loss is logged; the outer bins are open."""
@@ -38,7 +39,7 @@ def make_train_step(
         apply: the network.
         objective: the loss per example.
         optimizer: what turns gradients into updates.
-        ema_decays: of the averages that are kept; objectives see the first.
+        ema_decays: of the averages that are kept; objectives see that of the first decay.
         label_dropout: share of labels replaced by the null label, for classifier-free guidance.
         null_label: the label that means "none".
         nonfinite: what becomes of a step whose loss, gradient or update is not finite.
@@ -57,28 +58,31 @@ def make_train_step(
         label_key, loss_key = jax.random.split(jax.random.fold_in(key, state.step))
         dropped = jax.random.bernoulli(label_key, label_dropout, batch["label"].shape)
         batch = {**batch, "label": jnp.where(dropped, null_label, batch["label"])}
-        teacher = next(iter(state.ema.values()), state.params)
-
         progress = Progress(state.step, state.memory)
+        ema_params = teacher(state, ema_decays)
 
         def losses_of(apply: Apply, params: Any) -> tuple[Array, dict[str, Array]]:
-            return objective(apply, params, teacher, loss_key, batch, progress)
+            return objective(apply, params, ema_params, loss_key, batch, progress)
 
         (loss, (losses, seen)), gradient = loss_and_gradient(
             losses_of, apply, state.params, accumulation_steps
         )
         memory = objective.update_memory(state.memory, seen)
-        updates, opt_state = optimizer.transform.update(gradient, state.opt_state, state.params)
+        with implicit_promotion():
+            updates, opt_state = optimizer.transform.update(gradient, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         ema = update_ema(state.ema, params, ema_decays, state.step)
         bin_loss, bin_count = by_log_snr(losses, seen["log_snr"])
         metrics = {
             "loss": loss,
             "grad_norm": optax.tree.norm(gradient),
-            "learning_rate": jnp.asarray(optimizer.schedule(nonfinite.updates_made(state))),
             "bin_loss": bin_loss,
             "bin_count": bin_count,
         }
+        with implicit_promotion():
+            metrics["learning_rate"] = jnp.asarray(
+                optimizer.schedule(nonfinite.updates_made(state))
+            )
         new = TrainState(state.step + 1, params, opt_state, ema, memory, state.skipped)
         new = nonfinite.settle(state, new, (loss, gradient, updates))
         return new, metrics | nonfinite.metrics(new)

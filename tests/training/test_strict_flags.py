@@ -1,0 +1,139 @@
+"""Training and evaluation broadcast ranks and promote types by hand.
+
+So they run under their users' strict flags. JAX refuses what is implicit while a function is
+traced, so little here is compiled.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from diffjax import choices
+from diffjax.evaluation import clip, dinov2, neighbours
+from diffjax.evaluation.classifier import Classifier
+from diffjax.evaluation.inception import InceptionV3, resize
+from diffjax.evaluation.validation import _one_bin
+from diffjax.models.attention import IMPLEMENTATIONS, REVERSE_ONLY
+from diffjax.models.dit import DiT
+from diffjax.process.analytic import Gaussian
+from diffjax.process.paths import Cosine, Linear
+from diffjax.process.targets import Noise
+from diffjax.training.nonfinite import NonFinite
+from diffjax.training.setup import set_up
+from diffjax.training.step import make_train_step
+from tests.support.tiny_run import tiny_config
+
+SHAPE = (8, 8, 1)
+
+
+@pytest.fixture(autouse=True)
+def _strict():
+    with jax.numpy_rank_promotion("raise"), jax.numpy_dtype_promotion("strict"):
+        yield
+
+
+def trace(arguments="", **changes):
+    """Initialisation and one step: forwards, backwards, the update and the averages."""
+    config = tiny_config(arguments, **changes)
+    setup = set_up(config, SHAPE, 10)
+    step = make_train_step(
+        setup.wired.apply,
+        setup.wired.objective,
+        setup.optimizer,
+        ema_decays=config.ema_decays,
+        label_dropout=0.1,
+        null_label=10,
+        nonfinite=NonFinite(skip_in_a_row=2),
+        accumulation_steps=setup.accumulation_steps,
+    )
+    key, skipped = jax.random.key(0), jax.ShapeDtypeStruct((2,), jnp.int32)
+    state = setup.abstract._replace(skipped=skipped)
+    new, metrics = jax.eval_shape(step, state, key, setup.wired.batch_shapes(16))
+    before, after = (jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), s) for s in (state, new))
+    assert before == after
+    assert metrics["loss"].dtype == jnp.float32
+
+
+@pytest.mark.parametrize("model", ["dit", "unet"])
+def test_both_networks_train(model):
+    trace(f"model={model}")
+
+
+QUICK = "objective=edm2", "wrappers=dispersive", "uniforms=stratified"
+ARGUMENTS = [
+    *(f"objective={name}" for name in choices.OBJECTIVES),
+    *(f"wrappers={name}" for name in (*choices.WRAPPERS, "mean_flow+uncertainty")),
+    *(
+        # Of noise and score nothing can be decoded where flow matching's path is pure noise.
+        f"{'objective=v,' if axis in ('path', 'target') else ''}{axis}={name}"
+        for axis, table in choices.AXES.items()
+        for name in table
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [pytest.param(text, marks=[] if text in QUICK else pytest.mark.thorough) for text in ARGUMENTS],
+)
+def test_objectives_and_their_parts_train(arguments):
+    trace(arguments)
+
+
+@pytest.mark.thorough
+def test_a_batch_in_parts_trains():
+    trace(accumulation_steps=2)
+
+
+@pytest.mark.parametrize("name", [name for name in IMPLEMENTATIONS if name not in REVERSE_ONLY])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_attention(name, dtype):
+    """But for what runs on a GPU or a TPU alone, and is a kernel of somebody else's."""
+    q = jax.ShapeDtypeStruct((2, 16, 2, 8), dtype)
+    jax.eval_shape(jax.grad(lambda q: jnp.sum(IMPLEMENTATIONS[name](q, q, q))), q)
+
+
+@pytest.mark.parametrize("scan", [pytest.param(False, marks=pytest.mark.thorough), True])
+def test_bfloat16(scan):
+    """Activations of half precision among parameters of single precision."""
+    network = DiT(10, 4, 16, 2, 2, dropout=0.1, dtype="bfloat16", scan=scan, remat="products")
+    x, t, cond = jnp.ones((2, *SHAPE)), jnp.ones((2, 2)), jnp.array([1, 10])
+    keys = {"params": jax.random.key(0), "dropout": jax.random.key(1)}
+
+    def gradient(params):
+        return jax.grad(lambda p: network.apply(p, x, t, cond, True, rngs=keys).sum())(params)
+
+    jax.eval_shape(gradient, jax.eval_shape(network.init, keys, x, t, cond))
+
+
+def test_feature_networks():
+    networks = [
+        (InceptionV3(), lambda x: resize(x)),
+        (dinov2.Dinov2(8, 1, 2, 4), lambda x: jnp.ones((2, 28, 28, 3))),
+        (clip.Clip(8, 1, 2, 8, 14), lambda x: jnp.ones((2, 28, 28, 3))),
+        (Classifier(10, (8, 8), (2, 2), 16), lambda x: x[..., :1]),
+    ]
+    for network, prepared in networks:
+        x = jax.ShapeDtypeStruct((2, 16, 16, 3), jnp.float32)
+        jax.eval_shape(
+            lambda x, network=network, prepared=prepared: network.init_with_output(
+                jax.random.key(0), prepared(x)
+            ),
+            x,
+        )
+
+
+def test_neighbours():
+    images = np.linspace(-1, 1, 6 * 4, dtype=np.float32).reshape(6, 2, 2, 1)
+    indices, distances = neighbours.nearest(images[:2], images, k=2)
+    assert indices[:, 0].tolist() == [0, 1]
+    np.testing.assert_allclose(distances[:, 0], 0.0)
+
+
+def test_the_loss_by_log_snr():
+    predict = Gaussian(jnp.zeros(4), jnp.eye(4)).predict(Linear())
+    one_bin = _one_bin(predict, Linear(), {"noise": Noise()}, Cosine(), jax.random.key(0))
+    rows, x0 = np.arange(3), np.ones((3, 2, 2, 1), np.float32)
+    low, high = np.float32(-1.0), np.float32(1.0)
+    jax.eval_shape(one_bin, x0, rows, rows, 1, low, high)

@@ -1,0 +1,57 @@
+"""The average that an objective learns from is that of the user's first decay."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from diffjax.training.optimizer import Optimizer
+from diffjax.training.state import init_state, teacher
+from diffjax.training.step import make_train_step
+
+LIVE = 5.0
+
+
+class Teacher:
+    """Its loss is the teacher's one parameter, and teaches the live one nothing."""
+
+    def __call__(self, apply, params, ema_params, key, batch, progress):
+        del apply, key, progress
+        loss = ema_params["w"] + 0.0 * params["w"] + jnp.zeros_like(batch["image"])
+        return loss, {"log_snr": batch["image"]}
+
+    def update_memory(self, memory, seen):
+        del seen
+        return memory
+
+
+def still() -> Optimizer:
+    return Optimizer(optax.sgd(0.0), lambda step: jnp.zeros(()))
+
+
+@pytest.mark.parametrize(
+    ("decays", "expected"),
+    [((0.999, 0.99), 3.0), ((0.99, 0.999), 2.0), ((0.999, 0.5, 0.99), 3.0), ((), LIVE)],
+    ids=str,
+)
+def test_the_teacher_is_the_first_of_the_users_decays(decays, expected):
+    """Also after a compiled step, from which a state's averages come back sorted by name."""
+    values = {"ema-0.5": 1.0, "ema-0.99": 2.0, "ema-0.999": 3.0}
+    objective: Any = Teacher()
+    step = jax.jit(
+        make_train_step(
+            None, objective, still(), ema_decays=decays, label_dropout=0.0, null_label=0  # pyright: ignore[reportArgumentType]
+        )
+    )  # fmt: skip
+    state = init_state({"w": jnp.array(LIVE)}, still(), decays)
+    for _ in range(2):
+        state = state._replace(ema={name: {"w": jnp.array(values[name])} for name in state.ema})
+        assert float(teacher(state, decays)["w"]) == expected
+        batch = {"image": jnp.zeros(4), "label": jnp.zeros(4, jnp.int32)}
+        state, metrics = step(state, jax.random.key(0), batch)
+        np.testing.assert_array_equal(metrics["loss"], expected)
+    if len(decays) > 1 and decays[0] > decays[-1]:
+        assert list(state.ema) == sorted(state.ema) != [f"ema-{decay}" for decay in decays]
