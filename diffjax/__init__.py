@@ -25,3 +25,8 @@ def __getattr__(name: str) -> Any:
 
         return train
     raise AttributeError(f"module 'diffjax' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """What there is, for completion by a key: also what was not imported yet."""
+    return sorted({*globals(), *__all__})

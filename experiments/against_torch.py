@@ -15,7 +15,6 @@ import jax.numpy as jnp
 from diffjax.errors import UserError
 from diffjax.spec import TARGET
 from diffjax.training.setup import set_up
-from diffjax.training.state import weights_called
 from diffjax.training.throughput import sampling, timed, training
 from experiments import cli
 from experiments.benchmark_cases import Case
@@ -120,7 +119,7 @@ def _ours(case: Case, *, steps: int, num_samples: int) -> Rounds:
     config = case.config()
     setup = set_up(config, *case.data(config))
     state = setup.init(jax.random.key(config.seed))
-    params = jax.tree.map(jnp.copy, weights_called(state, config.weights))
+    params = jax.tree.map(jnp.copy, state.weights(config.weights))
     programs = (training(setup, state, steps), sampling(setup, params, num_samples))
     return {p.name: lambda p=p: timed(p.run) / p.repeats for p in programs}
 

@@ -13,6 +13,7 @@ Prints the root mean square difference between the first and the last, in units 
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import NamedTuple
@@ -34,12 +35,11 @@ from diffjax.process.precond import Predict
 from diffjax.sampling import editing
 from diffjax.sampling.guidance import guide
 from diffjax.sampling.restart import resampled
-from diffjax.sampling.sample import Recipe, sample
+from diffjax.sampling.sample import Recipe, draw, sample
 from diffjax.sampling.solvers import Solver, normal
-from diffjax.spec import build, choose
+from diffjax.spec import choose
 from diffjax.training.generate import sample_keys
-from diffjax.training.load import weaker_models
-from diffjax.training.measure import Guided, named_recipe
+from diffjax.training.recipes import Guided, named_recipe
 from diffjax.wiring import Wired, check_recipe
 from experiments import cli
 
@@ -62,6 +62,7 @@ flags.DEFINE_float("guidance_scale", 1.0, "1 is off", flag_values=FLAGS)
 flags.DEFINE_integer("seed", 0, "of the noise", flag_values=FLAGS)
 flags.DEFINE_string("weights", None, "live, or an average such as ema-0.999", flag_values=FLAGS)
 flags.DEFINE_string("out", None, "the picture (WORKDIR/samples/TASK.png)", flag_values=FLAGS)
+flags.DEFINE_string("data_path", None, "where the data lie now, if moved", flag_values=FLAGS)
 flags.DEFINE_list(
     "allowed_packages", [], "of your own, that the saved config may name", flag_values=FLAGS
 )
@@ -86,15 +87,23 @@ class Model(NamedTuple):
         return lambda x, t: ask(x, jnp.broadcast_to(t, (len(x), *t.shape)), self.labels)
 
     def draw(self, solver: Solver, predict: Predict | None, keys: Array) -> Array:
-        """Samples from noise."""
-        path, shape = self.wired.path, self.wired.image_shape
-        times = replace(self.recipe, solver=solver).times(path)
+        """Samples from noise.
 
-        def walk(keys: Array) -> Array:
-            both = jax.vmap(jax.random.split)(keys)
-            x = path.sigma(times[0]) * normal(both[:, 0], shape)
-            return sample(self.denoise(predict), solver, path, times, both[:, 1], x)
-
+        Raises:
+            UserError: the model can't be sampled by this solver.
+        """
+        wired, recipe = self.wired, replace(self.recipe, solver=solver)
+        check_recipe(recipe, wired)
+        walk = partial(
+            draw,
+            predict or self.predict,
+            wired.path,
+            solver,
+            recipe.times(wired.path),
+            labels=self.labels,
+            shape=wired.image_shape,
+            start=partial(wired.objective.start, source=None),
+        )
         return jit(walk)(keys)
 
     def draw_given(self, method: str, seen: editing.Observed, keys: Array) -> Array:
@@ -111,7 +120,8 @@ def main(args: SimpleNamespace) -> None:
     out = Path(args.out or Path(args.workdir) / "samples" / f"{args.task}.png")
     if out.suffix != ".png":
         raise UserError(f"--out={out} should end in .png")
-    run = diffjax.load(args.workdir, allowed_packages=("diffjax", *args.allowed_packages))
+    allowed = ("diffjax", *args.allowed_packages)
+    run = diffjax.load(args.workdir, weights=args.weights, allowed_packages=allowed)
     wired = run.setup.wired
     if wired.objective.starts_at_source:
         raise UserError(f"{args.workdir} makes images from images; editing starts from noise")
@@ -119,9 +129,9 @@ def main(args: SimpleNamespace) -> None:
         run, args.solver, args.grid, args.num_steps, Guided(args.guidance_scale)
     ).recipe
     check_recipe(recipe, wired)
-    images, labels = all_images(build(run.config.data).test, args.num_images)
+    images, labels = all_images(run.dataset(args.data_path).test, args.num_images)
     scale = None if recipe.guidance_scale == 1.0 else recipe.guidance_scale
-    weaker = weaker_models(recipe, run.setup)(run.state)
+    weaker = run.weaker(recipe)
     models = wired.models(
         run.weights(args.weights), None, weaker and weaker.model(weaker.params, None)
     )
@@ -155,7 +165,7 @@ def vary(args: SimpleNamespace, model: Model, images: Array, keys: Array) -> tup
     path = model.wired.path
     both = jax.vmap(jax.random.split)(keys)
     noise = normal(both[:, 0], model.wired.image_shape)
-    start = path.alpha(times[0]) * images + path.sigma(times[0]) * noise
+    start = path.alpha(times[0]) * images + model.wired.objective.noise_scale(times[0]) * noise
     walk = jit(lambda x, keys: sample(model.denoise(), model.recipe.solver, path, times, keys, x))
     return start, walk(start, both[:, 1])
 

@@ -23,7 +23,6 @@ from diffjax.evaluation.extractors import EXTRACTORS, extractor_called
 from diffjax.evaluation.features import Extractor
 from diffjax.evaluation.report import write_report
 from diffjax.evaluation.tables import quality_table
-from diffjax.spec import build
 from diffjax.training.interrupts import stop_signals
 from diffjax.training.measure import Wanted, measure
 from diffjax.training.processes import in_first, is_first, losses_told
@@ -59,6 +58,7 @@ flags.DEFINE_list(
 flags.DEFINE_list(
     "extractor_sha256", None, "of that file, if it is not the published one", flag_values=FLAGS
 )
+flags.DEFINE_string("data_path", None, "where the data lie now, if moved", flag_values=FLAGS)
 flags.DEFINE_list(
     "allowed_packages", [], "of your own, that the saved config may name", flag_values=FLAGS
 )
@@ -76,7 +76,8 @@ def main(args: SimpleNamespace) -> None:
     steps = None if args.num_steps is None else [parse_steps(text) for text in args.num_steps]
     scales, seeds = numbers(args, "guidance_scale", float), numbers(args, "seed", int)
     extractors = chosen_extractors(args)
-    run = diffjax.load(args.workdir, allowed_packages=("diffjax", *args.allowed_packages))
+    first, allowed = (args.weights or [None])[0], ("diffjax", *args.allowed_packages)
+    run = diffjax.load(args.workdir, weights=first, allowed_packages=allowed)
     in_first(lambda: make_writable(run.workdir))  # Which shows before the work.
     with (
         losses_told(),
@@ -85,7 +86,7 @@ def main(args: SimpleNamespace) -> None:
     ):
         result = measure(
             run,
-            build(run.config.data),
+            run.dataset(args.data_path),
             Wanted(
                 solvers=args.solvers,
                 grids=args.grids,

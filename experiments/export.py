@@ -21,8 +21,8 @@ from diffjax import choices
 from diffjax.errors import UserError
 from diffjax.sampling.export import PLATFORMS, serialise
 from diffjax.training.load import Run
-from diffjax.training.measure import Guided, named_recipe
 from diffjax.training.portable import portable_sampler
+from diffjax.training.recipes import Guided, named_recipe
 from experiments import cli
 
 FLAGS = flags.FlagValues()
@@ -58,7 +58,8 @@ def main(args: SimpleNamespace) -> None:
         raise UserError(f"can't write {out}: there is no folder {out.parent}")
     if not args.platforms:
         raise UserError(f"--platforms= names none: give some of {','.join(PLATFORMS)}")
-    run = diffjax.load(args.workdir, allowed_packages=("diffjax", *args.allowed_packages))
+    allowed = ("diffjax", *args.allowed_packages)
+    run = diffjax.load(args.workdir, weights=args.weights, allowed_packages=allowed)
     guided = Guided(args.guidance_scale, args.guidance, args.against)
     named = named_recipe(run, args.solver, args.grid, args.num_steps, guided)
     recipe, wired = named.recipe, run.setup.wired
@@ -100,7 +101,7 @@ def with_weights_in(run: Run, dtype: str) -> Run:
         return leaf.astype(dtype) if leaf.dtype == jnp.float32 else leaf
 
     params, ema = jax.tree.map(cast, (run.state.params, run.state.ema))
-    return replace(run, state=run.state._replace(params=params, ema=ema))
+    return replace(run, arrays=run.state._replace(params=params, ema=ema))
 
 
 USAGE = f"""{__doc__}

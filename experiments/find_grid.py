@@ -25,7 +25,7 @@ from diffjax.spec import build, choose
 from diffjax.training.found_grids import FOUND, Search, grid_file, prepare
 from diffjax.training.generate import balanced_labels
 from diffjax.training.load import Run
-from diffjax.training.measure import Guided, named_recipe
+from diffjax.training.recipes import Guided, named_recipe
 from experiments import cli
 from experiments.evaluate import parse_steps
 from experiments.sample import sources
@@ -43,6 +43,7 @@ flags.DEFINE_string("weights", None, "live, or an average such as ema-0.999", fl
 flags.DEFINE_string("teacher", "rk4", "the accurate solver", flag_values=FLAGS)
 flags.DEFINE_integer("num_candidates", 64, "times to choose from", lower_bound=2, flag_values=FLAGS)
 flags.DEFINE_integer("batch_size", 16, "samples at a time", lower_bound=1, flag_values=FLAGS)
+flags.DEFINE_string("data_path", None, "where the data lie now, if moved", flag_values=FLAGS)
 flags.DEFINE_list(
     "allowed_packages", [], "of your own, that the saved config may name", flag_values=FLAGS
 )
@@ -51,7 +52,8 @@ flags.DEFINE_list(
 def main(args: SimpleNamespace) -> None:
     """Searches, saves, and prints what was found."""
     cli.require(args, "workdir")
-    run = diffjax.load(args.workdir, allowed_packages=("diffjax", *args.allowed_packages))
+    allowed = ("diffjax", *args.allowed_packages)
+    run = diffjax.load(args.workdir, weights=args.weights, allowed_packages=allowed)
     guided = Guided(args.guidance_scale, args.guidance, args.against)
     named = named_recipe(run, args.solver, guided=guided)
     given = args.num_steps or [str(run.recipe.num_steps)]
@@ -61,7 +63,7 @@ def main(args: SimpleNamespace) -> None:
     teacher = build(choose(choices.SOLVERS, args.teacher, "teacher"))
     labels = balanced_labels(args.num_samples, run.setup.wired.num_classes)
     # As many again to try what was found, with the same labels.
-    labels, source = sources(run, None, np.concatenate([labels, labels]))
+    labels, source = sources(run, None, np.concatenate([labels, labels]), args.data_path)
     search = prepare(
         run,
         named.recipe,

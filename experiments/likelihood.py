@@ -17,7 +17,7 @@ from absl import flags
 
 import diffjax
 from diffjax.errors import UserError
-from diffjax.spec import build, choose
+from diffjax.spec import choose
 from diffjax.training.likelihoods import METHODS, Method, measure_likelihood
 from diffjax.training.measure import add_likelihood
 from diffjax.training.processes import in_first, is_first
@@ -48,6 +48,7 @@ flags.DEFINE_integer("num_images", None, "of the test set (all)", lower_bound=2,
 flags.DEFINE_integer("seed", 0, "of probes, times and noise", flag_values=FLAGS)
 flags.DEFINE_string("weights", None, "live, or an average such as ema-0.999", flag_values=FLAGS)
 flags.DEFINE_integer("batch_size", 128, "images at a time", lower_bound=1, flag_values=FLAGS)
+flags.DEFINE_string("data_path", None, "where the data lie now, if moved", flag_values=FLAGS)
 flags.DEFINE_list(
     "allowed_packages", [], "of your own, that the saved config may name", flag_values=FLAGS
 )
@@ -58,12 +59,13 @@ def main(args: Any) -> None:
     """Measures, prints one line, and writes it down."""
     cli.require(args, "workdir")
     given = options_given(choose(METHODS, args.method, "method"), args)
-    run = diffjax.load(args.workdir, allowed_packages=("diffjax", *args.allowed_packages))
+    allowed = ("diffjax", *args.allowed_packages)
+    run = diffjax.load(args.workdir, weights=args.weights, allowed_packages=allowed)
     in_first(lambda: make_writable(run.workdir))  # Which shows before the work.
     with watched(hanging.watchdog(args), Path(args.workdir), what="batch") as begun:
         result = measure_likelihood(
             run,
-            build(run.config.data),
+            run.dataset(args.data_path),
             args.method,
             given,
             weights=args.weights,

@@ -21,7 +21,6 @@ from diffjax.evaluation import probes
 from diffjax.evaluation.sweep_files import PROBES
 from diffjax.files import write_json
 from diffjax.objectives.base import Progress
-from diffjax.spec import build
 from diffjax.training.load import Run
 from experiments import cli
 
@@ -29,6 +28,7 @@ FLAGS = flags.FlagValues()
 flags.DEFINE_string("workdir", None, "folder of the run", flag_values=FLAGS)
 flags.DEFINE_integer("num_images", 256, "of the test set", lower_bound=2, flag_values=FLAGS)
 flags.DEFINE_integer("seed", 0, "of noise, log-SNRs and examples", flag_values=FLAGS)
+flags.DEFINE_string("data_path", None, "where the data lie now, if moved", flag_values=FLAGS)
 flags.DEFINE_list(
     "allowed_packages", [], "of your own, that the saved config may name", flag_values=FLAGS
 )
@@ -39,7 +39,11 @@ def main(args: SimpleNamespace) -> None:
     cli.require(args, "workdir")
     allowed = ("diffjax", *args.allowed_packages)
     path = probe_run(
-        Path(args.workdir), num_images=args.num_images, seed=args.seed, allowed_packages=allowed
+        Path(args.workdir),
+        num_images=args.num_images,
+        seed=args.seed,
+        data_path=args.data_path,
+        allowed_packages=allowed,
     )
     print(path)
 
@@ -49,6 +53,7 @@ def probe_run(
     *,
     num_images: int = 256,
     seed: int = 0,
+    data_path: str | None = None,
     allowed_packages: Sequence[str] = ("diffjax",),
 ) -> Path:
     """Measures a trained run on held-out images and writes `probes.json` into its folder.
@@ -57,6 +62,7 @@ def probe_run(
         workdir: of the run.
         num_images: of the test set, evenly spaced.
         seed: of noise, log-SNRs and examples.
+        data_path: where the data lie now, if they have moved.
         allowed_packages: whose callables the saved config may name.
 
     Returns:
@@ -66,7 +72,7 @@ def probe_run(
         UserError: no trained run there, or it has diverged.
     """
     run = diffjax.load(workdir, allowed_packages=tuple(allowed_packages))
-    dataset: DataSet = build(run.config.data)
+    dataset = run.dataset(data_path)
     images, labels = all_images(dataset.test, num_images)
     content = _provenance(run, dataset, len(images), seed) | probes.probe(
         _probed(run), images, labels, seed=seed

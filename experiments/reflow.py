@@ -17,8 +17,8 @@ from absl import flags
 import diffjax
 from diffjax.errors import UserError
 from diffjax.files import write_npz
-from diffjax.training.generate import balanced_labels, starting_noise
-from diffjax.training.measure import Guided, named_recipe
+from diffjax.training.generate import Asked, balanced_labels, starting_noise
+from diffjax.training.recipes import Guided, named_recipe
 from diffjax.training.storage import make_writable
 from diffjax.training.watchdog import watched
 from experiments import cli, hanging
@@ -46,7 +46,8 @@ def main(args: SimpleNamespace) -> None:
     out = Path(args.out)
     if out.suffix != ".npz":
         raise UserError(f"--out={out} should end in .npz")
-    run = diffjax.load(args.workdir, allowed_packages=("diffjax", *args.allowed_packages))
+    allowed = ("diffjax", *args.allowed_packages)
+    run = diffjax.load(args.workdir, weights=args.weights, allowed_packages=allowed)
     wired = run.setup.wired
     if wired.objective.starts_at_source:
         raise UserError(f"{args.workdir} makes images from images; reflow pairs begin at noise")
@@ -57,12 +58,12 @@ def main(args: SimpleNamespace) -> None:
 
     labels = balanced_labels(args.num_pairs, wired.num_classes)
     n = min(args.batch_size, args.num_pairs)
-    generate, params, batches = run.generator(n), run.weights(args.weights), []
+    generate, batches = run.generator(n), []
+    asked = Asked(wired, run.weights(args.weights), recipe, labels, args.seed)
     with watched(hanging.watchdog(args), Path(args.workdir), what="batch") as begun:
-        for first in range(0, args.num_pairs, n):
-            begun(first // n + 1)
-            some = labels[first : first + n]
-            batches.append(generate(params, recipe, some, args.seed, first=first))
+        for number, some in enumerate(asked.batches(n), start=1):
+            begun(number)
+            batches.append(some.drawn_by(generate))
     images = np.concatenate(batches)
     noise = starting_noise(args.seed, np.arange(args.num_pairs), wired.image_shape)
     how = {

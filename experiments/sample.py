@@ -20,18 +20,19 @@ from diffjax import choices
 from diffjax.errors import UserError
 from diffjax.evaluation.pictures import film_gif, save_film, save_png
 from diffjax.files import write_npz
-from diffjax.spec import build, choose
 from diffjax.training.generate import (
     Asked,
     balanced_labels,
     check_finite,
     evaluations,
+    labels_called,
     samples_in_parallel,
     trace_samples,
 )
-from diffjax.training.load import Run, weaker_models
-from diffjax.training.measure import Guided, named_recipe, samples_asked_of
+from diffjax.training.load import Run
+from diffjax.training.measure import samples_asked_of
 from diffjax.training.processes import in_first, is_first
+from diffjax.training.recipes import Guided, named_recipe
 from diffjax.training.storage import make_writable
 from diffjax.training.watchdog import watched
 from experiments import cli, hanging, processes
@@ -53,6 +54,7 @@ flags.DEFINE_integer(
     "parallel", None, "steps at once, for fewer rounds", lower_bound=1, flag_values=FLAGS
 )
 flags.DEFINE_float("tolerance", 1e-2, "of --parallel: change that is none", flag_values=FLAGS)
+flags.DEFINE_string("data_path", None, "where the data lie now, if moved", flag_values=FLAGS)
 flags.DEFINE_list(
     "allowed_packages", [], "of your own, that the saved config may name", flag_values=FLAGS
 )
@@ -74,7 +76,8 @@ _FILMED = 6
 def main(args: SimpleNamespace) -> None:
     """Samples, saves, and says how."""
     cli.require(args, "workdir")
-    run = diffjax.load(args.workdir, allowed_packages=("diffjax", *args.allowed_packages))
+    allowed = ("diffjax", *args.allowed_packages)
+    run = diffjax.load(args.workdir, weights=args.weights, allowed_packages=allowed)
     guided = Guided(args.guidance_scale, args.guidance, args.against)
     named = named_recipe(run, args.solver, args.grid, args.num_steps, guided)
     recipe = named.recipe
@@ -86,9 +89,9 @@ def main(args: SimpleNamespace) -> None:
         raise UserError(f"--out={out} should end in .png; the arrays go beside it as .npz")
     in_first(lambda: make_writable(out.parent))  # Which shows before the work.
 
-    labels, source = sources(run, args.labels, labels)
+    labels, source = sources(run, args.labels, labels, args.data_path)
     params = run.weights(args.weights)
-    weaker = weaker_models(recipe, run.setup)(run.state)
+    weaker = run.weaker(recipe)
     asked = Asked(run.setup.wired, params, recipe, labels, args.seed, source, weaker)
     images, cost = draw_images(args, run, asked)
     check_finite(images, asked)
@@ -139,15 +142,14 @@ def draw_images(
             found = samples_in_parallel(asked, args.parallel, args.tolerance, run.setup.mesh)
             cost = {"parallel": args.parallel, "tolerance": args.tolerance}
             return np.asarray(found.x), {**cost, "rounds": int(found.rounds)}
-        for first in range(0, len(asked.labels), n):
-            begun(first // n + 1)
-            rows = np.arange(first, min(first + n, len(asked.labels)))
-            batches.append(draw(*asked.only(rows)[1:7], first))
+        for number, some in enumerate(asked.batches(n), start=1):
+            begun(number)
+            batches.append(some.drawn_by(draw))
     return np.concatenate(batches), {"nfe": evaluations(asked.only(np.arange(n)))}
 
 
 def sources(
-    run: Run, given: list[str] | None, labels: np.ndarray
+    run: Run, given: list[str] | None, labels: np.ndarray, data_path: str | None
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """Labels and sources: test images of the run's data, if it makes images from images."""
     wired = run.setup.wired
@@ -157,7 +159,7 @@ def sources(
         raise UserError(
             "this run starts at test images, which have labels of their own: no --labels"
         )
-    return samples_asked_of(wired, build(run.config.data), labels)
+    return samples_asked_of(wired, run.dataset(data_path), labels)
 
 
 def parse_labels(given: list[str] | None, run: Run, n: int) -> np.ndarray:
@@ -165,10 +167,7 @@ def parse_labels(given: list[str] | None, run: Run, n: int) -> np.ndarray:
     num_classes = run.setup.wired.num_classes
     if not given:
         return balanced_labels(n, num_classes)
-    names = {name: i for i, name in enumerate(run.label_names)}
-    numbers = {str(i): i for i in range(num_classes)}
-    known = [choose({**numbers, **names}, label, "label") for label in given]
-    return np.resize(np.asarray(known, np.int32), n)
+    return np.resize(labels_called(given, num_classes, run.label_names), n)
 
 
 USAGE = f"""{__doc__}

@@ -39,6 +39,7 @@ flags.DEFINE_integer("seed", 0, "of noise and log-SNRs", flag_values=FLAGS)
 flags.DEFINE_string("weights", None, "live, or an average such as ema-0.999", flag_values=FLAGS)
 flags.DEFINE_integer("batch_size", 128, "images at a time", lower_bound=1, flag_values=FLAGS)
 flags.DEFINE_string("out", None, "a plot as well, .png", flag_values=FLAGS)
+flags.DEFINE_string("data_path", None, "where the data lie now, if moved", flag_values=FLAGS)
 flags.DEFINE_list(
     "allowed_packages", [], "of your own, that the saved configs may name", flag_values=FLAGS
 )
@@ -53,7 +54,8 @@ def main(args: SimpleNamespace) -> None:
         raise UserError(f"--space is empty; it takes any of {', '.join(choices.TARGETS)}")
     if args.out is not None and Path(args.out).suffix != ".png":
         raise UserError(f"--out={args.out} should end in .png")
-    runs, dataset = load_runs(args.workdirs, ("diffjax", *args.allowed_packages))
+    allowed = ("diffjax", *args.allowed_packages)
+    runs, dataset = load_runs(args.workdirs, args.weights, args.data_path, allowed)
     images, labels = all_images(dataset.test, args.num_images)
     losses = {}
     for name, run in runs.items():
@@ -85,7 +87,9 @@ def main(args: SimpleNamespace) -> None:
         _save(Path(args.out), losses)
 
 
-def load_runs(workdirs: Sequence[str], allowed: tuple[str, ...]) -> tuple[dict[str, Run], DataSet]:
+def load_runs(
+    workdirs: Sequence[str], weights: str | None, data_path: str | None, allowed: tuple[str, ...]
+) -> tuple[dict[str, Run], DataSet]:
     """The runs by their folders, and the data that all of them were trained on.
 
     Raises:
@@ -97,14 +101,14 @@ def load_runs(workdirs: Sequence[str], allowed: tuple[str, ...]) -> tuple[dict[s
     for workdir in workdirs:
         if workdir in runs:
             raise UserError(f"--workdirs has {workdir} twice")
-        run = diffjax.load(workdir, allowed_packages=allowed)
+        run = diffjax.load(workdir, weights=weights, allowed_packages=allowed)
         objective = run.setup.wired.objective
         if objective.needs_source or not objective.independent_noise:
             raise UserError(
                 f"{workdir} was trained on images paired with their noise, or with noise in "
                 "between; here each image is mixed with noise of its own"
             )
-        own: DataSet = build(run.config.data)
+        own = run.dataset(data_path)
         dataset = dataset or own
         if own.test.fingerprint() != dataset.test.fingerprint():
             raise UserError(

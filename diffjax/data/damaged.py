@@ -21,7 +21,7 @@ def passing_over(source: Source, max_damaged: int, where: str) -> Source:
     return PassingOver(source, max_damaged, where) if max_damaged else source
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class PassingOver(Source):
     """Another source, of which some images can't be read.
 

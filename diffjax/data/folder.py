@@ -122,7 +122,7 @@ def _is_image(path: Path) -> bool:
     return path.suffix.lower() in _SUFFIXES and path.is_file()
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class FolderSource(Source):
     """Image files of any size.
 

@@ -16,7 +16,7 @@ from diffjax.errors import UserError
 _LATENTS, _LABELS = "latents", "labels"
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class LatentSource(Source):
     """Rows of an array that may be larger than memory; nothing of it is scaled but by `scale`.
 

@@ -13,7 +13,7 @@ from diffjax.data.sources import Batch, DataSet, Example, Source
 from diffjax.errors import UserError
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class PairSource(Source):
     """Pairs in memory.
 
@@ -112,7 +112,7 @@ class Coarse:
         return means.repeat(f, axis=1).repeat(f, axis=2)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class TranslatedSource(Source):
     """The images of another source, each paired with a changed copy of itself.
 

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NotRequired, Protocol, TypedDict
 
 import numpy as np
@@ -47,6 +47,9 @@ class Source(Protocol):
 
     def __getitem__(self, index: int) -> Example: ...
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({len(self):,} images)"
+
     def fingerprint(self) -> str:
         """A hash that changes when the data do."""
         ...
@@ -62,7 +65,7 @@ class Source(Protocol):
         return {**batch, "source": np.stack(sources)} if sources else batch
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class ArraySource(Source):
     """Images in memory.
 
@@ -137,7 +140,7 @@ class DataSet:
     real: Source | None = None
     bounded: bool = True
     autoencoder: str = "none"
-    mixture: GaussianMixture | None = None
+    mixture: GaussianMixture | None = field(default=None, repr=False)
 
     @property
     def reference(self) -> Source:

@@ -1,8 +1,11 @@
 """Reading what a run left in its folder."""
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from diffjax.errors import UserError
 
@@ -37,12 +40,14 @@ def read_metrics(path: str | Path) -> list[dict[str, Any]]:
     as floats. A last line that was torn by a kill is left out.
 
     Args:
-        path: the file; one that doesn't exist has no records.
+        path: the file, or the run's folder; one that doesn't exist has no records.
 
     Raises:
         UserError: a line other than the last isn't a JSON object with a `step`.
     """
     path = Path(path)
+    if path.is_dir():
+        path /= "metrics.jsonl"
     if not path.exists():
         return []
     lines = path.read_bytes().splitlines()
@@ -59,6 +64,21 @@ def read_metrics(path: str | Path) -> list[dict[str, Any]]:
             ) from error
         records.append({key: _number(value) for key, value in record.items()})
     return records
+
+
+def metrics_arrays(records: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
+    """Records as arrays by name, `[records]`; NaN where a record lacks a number.
+
+    Example:
+        >>> arrays = metrics_arrays([{"step": 1, "loss": 2.0}, {"step": 2, "loss": 1.5, "lr": 0.1}])
+        >>> arrays["step"].tolist(), arrays["loss"].tolist(), arrays["lr"].tolist()
+        ([1, 2], [2.0, 1.5], [nan, 0.1])
+    """
+    names = dict.fromkeys(name for record in records for name in record)
+    return {
+        name: np.array([record.get(name, np.nan) for record in records])
+        for name in ("step", *names)
+    }
 
 
 def _number(value: Any) -> Any:

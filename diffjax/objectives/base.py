@@ -81,6 +81,10 @@ class Objective:
         del source
         return self.precond
 
+    def noise_scale(self, t: Array) -> Array:
+        """What standard normal noise is multiplied by in `x_t = a·x0 + …` at `t[]`: `s`."""
+        return self.path.sigma(t)
+
     def start(self, noise: Array, source: Array | None) -> Array:
         """Where samples start, `x` at `t_noise`, from standard normal noise `[B, …]`.
 

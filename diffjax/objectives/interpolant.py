@@ -50,12 +50,15 @@ class Interpolant(Denoising):
         pair = Pair(noised.pair.x0 + shift.x0 * z, noised.pair.eps + shift.eps * z)
         return noised._replace(pair=pair, x_t=mix(noised.c, pair))
 
+    def noise_scale(self, t: Array) -> Array:
+        # Where the other end is noise, both parts are: a sum of their variances.
+        return jnp.hypot(self.path.sigma(t), self.gamma(t))
+
     def start(self, noise: Array, source: Array | None) -> Array:
         t = jnp.asarray(self.path.t_noise)
-        gamma = self.gamma(t)
-        if source is None:  # Both parts are noise: a sum of their variances.
-            return jnp.hypot(self.path.sigma(t), gamma) * noise
-        return self.path.sigma(t) * source + gamma * noise
+        if source is None:
+            return self.noise_scale(t) * noise
+        return self.path.sigma(t) * source + self.gamma(t) * noise
 
 
 def bridge_shift(gamma: BridgeNoise, c: Coeffs) -> Pair:

@@ -73,6 +73,9 @@ class Wrapper(Objective):
     def precond_for(self, source: Array | None) -> Precond:
         return self.objective.precond_for(source)
 
+    def noise_scale(self, t: Array) -> Array:
+        return self.objective.noise_scale(t)
+
     def start(self, noise: Array, source: Array | None) -> Array:
         return self.objective.start(noise, source)
 

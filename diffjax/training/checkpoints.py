@@ -21,10 +21,15 @@ from diffjax.errors import UserError
 from diffjax.training import processes, storage
 
 _LOG = logging.getLogger("diffjax")
+_UNREAD = ocp.PLACEHOLDER  # which is `...`
 
 
 class Hindered(UserError):
     """A checkpoint could not be read, and may be whole."""
+
+
+class Damaged(UserError):
+    """What was read of a checkpoint is not what was saved."""
 
 
 class Checkpoints:
@@ -47,7 +52,8 @@ class Checkpoints:
     ):
         self.folder = folder.absolute()
         options = (
-            ocp.CheckpointManagerOptions(read_only=True)
+            # Orbax's own `read_only` warns three times that it does what it was asked for.
+            ocp.CheckpointManagerOptions(create=False)
             if read_only
             else ocp.CheckpointManagerOptions(
                 max_to_keep=keep,
@@ -88,7 +94,7 @@ class Checkpoints:
         A damaged one is passed over with a warning.
 
         Args:
-            abstract: the state with `ShapeDtypeStruct` of shardings for arrays.
+            abstract: as in `read`.
             set_damaged_aside: move damaged ones to a folder beside this one; none is deleted.
             newest: leave later steps out of account.
 
@@ -100,18 +106,14 @@ class Checkpoints:
             Hindered: one could not be read for a reason that says nothing of the file.
         """
         damaged = []
-        steps = (step for step in self._manager.all_steps() if newest is None or step <= newest)
-        for step in sorted(steps, reverse=True):
+        for step in reversed(self.steps()):
+            if newest is not None and step > newest:
+                continue
             try:
                 restored = self.read(step, abstract)
-            except Hindered:
-                raise
-            except Exception as error:  # Whatever else the reader trips over is in the file.
-                if processes.is_loss(error):
-                    raise
-                _hindrance_told(step, error)
+            except Damaged as error:
                 damaged.append(step)
-                _LOG.warning("checkpoint %d is damaged: %s", step, _first_line(error))
+                _LOG.warning("%s", error)
                 continue
             if set_damaged_aside:
                 self._set_aside(damaged)
@@ -124,28 +126,51 @@ class Checkpoints:
         return None
 
     def read(self, step: int, abstract: Any) -> tuple[Any, dict[str, Any]]:
-        """One checkpoint, verified against its digest; nothing is set aside.
+        """One checkpoint, or some of its arrays, verified by their digests; nothing is set aside.
+
+        Args:
+            step: names the checkpoint.
+            abstract: the state with `ShapeDtypeStruct` of shardings for arrays; with `...` for
+                those that are not read, which are None in what comes back.
+
+        Returns:
+            State and meta.
 
         Raises:
-            Exception: anything, if it is damaged.
+            Damaged: it is not what was saved.
+            Hindered: it could not be read for a reason that says nothing of the file.
         """
+        try:
+            return self._read(step, abstract)
+        except Hindered:
+            raise
+        except Exception as error:  # Whatever else the reader trips over is in the file.
+            if processes.is_loss(error):
+                raise
+            _hindrance_told(step, error)
+            raise Damaged(f"checkpoint {step} is damaged: {_first_line(error)}") from error
+
+    def _read(self, step: int, abstract: Any) -> tuple[Any, dict[str, Any]]:
         restored = self._read_together(step, abstract)
         meta = restored.meta
         # Checkpoints of before there was this sum have none.
         if meta.pop("meta_sha256", None) not in (None, _sha256(meta)):
             raise UserError("what is kept beside the arrays differs from what was saved")
-        state = abstract._replace(**restored.state)
-        actual = digest(state)
-        wrong = [name for name, value in meta["digest"].items() if actual.get(name) != value]
+        parts = jax.tree.map(lambda x: None if x is _UNREAD else x, restored.state)
+        state = abstract._replace(**parts)
+        actual, unread = digest(state), {name for name, x in _by_name(abstract) if x is _UNREAD}
+        wrong = [
+            name
+            for name, value in meta["digest"].items()
+            if name not in unread and actual.get(name) != value
+        ]
         if wrong or meta["step"] != step:
             raise UserError(f"{len(wrong)} array(s) differ from what was saved, {wrong[:1]} first")
         return state, meta
 
     def _read_together(self, step: int, abstract: Any) -> Any:
         """What Orbax reads; damage that one of several processes meets is damage for all."""
-        arguments = ocp.args.Composite(
-            state=ocp.args.StandardRestore(_parts(abstract)), meta=ocp.args.JsonRestore()
-        )
+        arguments = ocp.args.Composite(state=_wanted(_parts(abstract)), meta=ocp.args.JsonRestore())
         restored, trouble = None, None
         try:
             restored = self._manager.restore(step, args=arguments)
@@ -250,7 +275,7 @@ def digest(tree: Any) -> dict[str, int]:
         >>> list(one), one == other
         (['a'], False)
     """
-    return {name: int(value) for name, value in _by_name(_digest(tree))}
+    return {name: int(value) for name, value in _by_name(processes.to_host(_digest(tree)))}
 
 
 def not_finite(tree: Any) -> list[str]:
@@ -260,11 +285,11 @@ def not_finite(tree: Any) -> list[str]:
         >>> not_finite({"a": jnp.array([1.0, jnp.inf]), "b": jnp.array([1, 2])})
         ['a']
     """
-    return [name for name, finite in _by_name(_finite(tree)) if not finite]
+    return [name for name, finite in _by_name(processes.to_host(_finite(tree))) if not finite]
 
 
-def _by_name(numbers: Any) -> list[tuple[str, Any]]:
-    leaves = jax.tree_util.tree_leaves_with_path(processes.to_host(numbers))
+def _by_name(tree: Any) -> list[tuple[str, Any]]:
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
     name = jax.tree_util.keystr
     return [(name(path, simple=True, separator="/"), value) for path, value in leaves]
 
@@ -296,6 +321,14 @@ def _sha256(content: Mapping[str, Any]) -> str:
 def _parts(state: Any) -> dict[str, Any]:
     """The parts that hold arrays: what is empty may come and go between versions."""
     return {name: part for name, part in state._asdict().items() if jax.tree.leaves(part)}
+
+
+def _wanted(parts: dict[str, Any]) -> Any:
+    """What Orbax is asked for: all arrays, or those that are not `...`."""
+    if all(leaf is not _UNREAD for leaf in jax.tree.leaves(parts)):
+        return ocp.args.StandardRestore(parts)
+    how = ocp.checkpoint_utils.construct_restore_args(parts)
+    return ocp.args.PyTreeRestore(parts, restore_args=how)
 
 
 def _first_line(error: Exception) -> str:

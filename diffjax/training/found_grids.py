@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path as Folder
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -21,12 +21,14 @@ from diffjax.sampling.sample import Recipe
 from diffjax.sampling.solvers import Solver
 from diffjax.spec import spec
 from diffjax.training.generate import Asked, make_walker
-from diffjax.training.load import Run, weaker_models
+
+if TYPE_CHECKING:  # A run's samples may be drawn on a grid of here.
+    from diffjax.training.load import Run
 
 FOUND = "found"
 
 
-def grids_for(run: Run, solver: str, num_steps: int) -> choices.Table:
+def grids_for(run: "Run", solver: str, num_steps: int) -> choices.Table:
     """The grids that have names, and among them the one found for this run."""
     place = {"workdir": str(run.workdir), "solver": solver, "num_steps": num_steps}
     return {**choices.GRIDS, FOUND: spec(read_grid, **place, path=run.config.path)}
@@ -122,7 +124,7 @@ class Search:
 
 
 def prepare(
-    run: Run,
+    run: "Run",
     recipe: Recipe,
     teacher: Solver,
     labels: np.ndarray,
@@ -155,7 +157,7 @@ def prepare(
     wired, params, half = run.setup.wired, run.weights(weights), len(labels) // 2
     fine = replace(recipe, grid=found_grids.candidates, num_steps=num_candidates)
     walk = make_walker(wired, partial(found_grids.measure_jumps, teacher=teacher))
-    weaker = weaker_models(recipe, run.setup)(run.state)
+    weaker = run.weaker(recipe)
     asked = Asked(wired, params, fine, labels, seed, source, weaker)
     costs = np.zeros((num_candidates, num_candidates + 1))
     for start in range(0, half, batch_size):

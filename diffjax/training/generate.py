@@ -1,7 +1,7 @@
 """Many samples from one model, batch by batch over the mesh."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple, Protocol
@@ -13,7 +13,7 @@ from jax import Array
 from jax.sharding import Mesh
 
 from diffjax.compiling import jit
-from diffjax.errors import UserError
+from diffjax.errors import UserError, nearest
 from diffjax.process.precond import Predict
 from diffjax.sampling.grids import Power
 from diffjax.sampling.guidance import guide
@@ -93,6 +93,24 @@ class Asked(NamedTuple):
         numbers = rows if self.rows is None else self.rows[rows]
         return self._replace(labels=self.labels[rows], source=source, rows=numbers)
 
+    def batches(self, batch_size: int) -> "Iterator[Asked]":
+        """All of them, so many at a time."""
+        for first in range(0, len(self.labels), batch_size):
+            yield self.only(np.arange(first, min(first + batch_size, len(self.labels))))
+
+    def drawn_by(self, generate: Generate) -> np.ndarray:
+        """The samples, whose numbers follow one another."""
+        first = 0 if self.rows is None or not len(self.rows) else int(self.rows[0])
+        return generate(
+            self.params,
+            self.recipe,
+            self.labels,
+            self.seed,
+            source=self.source,
+            weaker=self.weaker,
+            first=first,
+        )
+
 
 def make_generator(
     wired: Wired,
@@ -129,6 +147,7 @@ def make_generator(
         first: int = 0,
     ) -> np.ndarray:
         check_recipe(recipe, wired)
+        check_labels(labels, wired)
         check_source(source, len(labels), wired)
         shared = _shared(wired, recipe, weaker)
         times = padded(recipe.times(wired.path))
@@ -240,6 +259,7 @@ def make_walker(wired: Wired, walk: Callable[..., Any]) -> Callable[[Asked, Arra
     def walk_batch(asked: Asked, times: Array) -> Any:
         labels, source = asked.labels, asked.source
         check_recipe(asked.recipe, wired)
+        check_labels(labels, wired)
         check_source(source, len(labels), wired)
         return compiled(
             asked.params,
@@ -319,6 +339,14 @@ def _draw(
     )
 
 
+def check_labels(labels: np.ndarray, wired: Wired) -> None:
+    """Refuses numbers that are neither labels nor the null label, `num_classes`: they give NaN."""
+    null = wired.num_classes
+    wrong = [label for label in np.unique(labels).tolist() if not 0 <= label <= null]
+    if null and wrong:
+        raise UserError(f"there is no label {wrong[0]}: this run has {null}, from 0 to {null - 1}")
+
+
 def check_source(source: np.ndarray | None, n: int, wired: Wired) -> None:
     """Refuses a source that the model has no use for, and none where it starts from one."""
     name = type(wired.objective).__name__
@@ -353,6 +381,45 @@ def starting_noise(seed: int, rows: np.ndarray, shape: tuple[int, ...]) -> np.nd
     """
     keys = jax.vmap(jax.random.split)(sample_keys(seed, rows))
     return np.asarray(normal(keys[:, 0], shape))
+
+
+def labels_called(
+    given: Iterable[int | str], num_classes: int, names: Sequence[str] = ()
+) -> np.ndarray:
+    """Labels by number or name, int32 `[n]`.
+
+    A number is the label of that number, from 0. A text is the label of the class with that name;
+    where no class has it, and it is made of digits, of that number.
+
+    Args:
+        given: numbers, or texts as a command line has them.
+        num_classes: 0 is unconditional, of which 0 alone is a label.
+        names: of the classes.
+
+    Raises:
+        UserError: the first that is no label.
+
+    Example:
+        >>> labels_called([0, "0", "7"], 3, ["10", "3", "7"]).tolist()
+        [0, 0, 2]
+    """
+    known = {name: i for i, name in enumerate(names)}
+    classes = max(num_classes, 1)
+
+    def number(label: int | str) -> int:
+        found: Any = label
+        if isinstance(label, str):
+            found = known.get(label, int(label) if label.isdecimal() else None)
+        if found in range(classes):  # NumPy's whole numbers are, 2.5 is not.
+            return int(found)
+        there = f"this run has {classes}, from 0 to {classes - 1}"
+        if num_classes == 0:
+            there = "this run has no classes: give the number of samples alone"
+        elif isinstance(label, str) and known:
+            there = nearest(label, known)
+        raise UserError(f"no label is called {label!r}; {there}")
+
+    return np.array([number(label) for label in given], np.int32)
 
 
 def balanced_labels(n: int, num_classes: int) -> np.ndarray:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import count, product
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -21,9 +21,8 @@ from diffjax.evaluation.run_files import read_json
 from diffjax.evaluation.seen import Batches
 from diffjax.evaluation.sweep_files import LIKELIHOOD
 from diffjax.files import write_json
-from diffjax.spec import TARGET, build, choose
+from diffjax.spec import build, choose
 from diffjax.training import workdirs
-from diffjax.training.found_grids import grids_for
 from diffjax.training.generate import (
     Asked,
     balanced_labels,
@@ -33,8 +32,9 @@ from diffjax.training.generate import (
 )
 from diffjax.training.interrupts import Interrupted
 from diffjax.training.likelihoods import check_likelihood, measure_likelihood
-from diffjax.training.load import Run, weaker_models
+from diffjax.training.load import Run
 from diffjax.training.processes import is_first
+from diffjax.training.recipes import Guided, named_recipe
 from diffjax.training.sharding import local_rows
 from diffjax.training.state import LIVE, ema_name
 from diffjax.training.storage import told_in_one_line
@@ -195,7 +195,7 @@ def drawer(
     should_stop: Callable[[], bool],
     beat: Callable[[], None],
 ) -> Draw:
-    """What draws samples of these recipes, the first of which says what guidance leads away from.
+    """What draws samples of these recipes.
 
     Args:
         run: the model.
@@ -210,24 +210,23 @@ def drawer(
     settings, wired = run.config.evaluation, run.setup.wired
     params = {name: run.weights(name) for name in {recipe.weights for recipe in recipes}}
     generate = run.generator(settings.batch_size)
-    weaker = weaker_models(recipes[0].recipe, run.setup)(run.state)
+    weaker = {each: run.weaker(each.recipe) for each in recipes}
     batch_size = full_batch(settings.batch_size, run.setup.mesh)
 
     def draw(named: NamedRecipe, labels: np.ndarray) -> tuple[Batches, int]:
         seed = noise_seed(run.config.seed, named.seed)
-        how = params[named.weights], named.recipe, labels, seed, source, weaker
-        asked = Asked(wired, *how)
+        weights = params[named.weights]
+        asked = Asked(wired, weights, named.recipe, labels, seed, source, weaker[named])
 
         def batches() -> Iterator[np.ndarray]:
-            for first in range(0, len(labels), batch_size):
+            for some in asked.batches(batch_size):
                 if should_stop():
                     raise Interrupted(
                         f"stopped while evaluating; the training in {run.workdir} is finished and "
                         "saved, the same command evaluates it"
                     )
                 beat()
-                some = asked.only(np.arange(first, min(first + batch_size, len(labels))))
-                images = generate(*how[:2], some.labels, seed, some.source, weaker, first)
+                images = some.drawn_by(generate)
                 check_finite(images, some)
                 yield images
 
@@ -317,55 +316,6 @@ def check_evaluation(config: ConfigDict, image_shape: tuple[int, int, int]) -> N
 
 def _first(given: Sequence[Any] | None) -> Any:
     return None if given is None else given[0]
-
-
-class Guided(NamedTuple):
-    """What of a recipe's guidance is to be another, by name."""
-
-    scale: float | None = None
-    rule: str | None = None
-    against: str | None = None
-
-
-def named_recipe(
-    run: Run,
-    solver: str | None = None,
-    grid: str | None = None,
-    num_steps: int | None = None,
-    guided: Guided = Guided(),
-) -> NamedRecipe:
-    """A run's recipe with some parts chosen by name.
-
-    Raises:
-        UserError: an unknown solver, grid or guidance, or no grid has been found yet.
-    """
-    saved = run.config.sampling
-    solver_name = name_in(choices.SOLVERS, saved.solver) if solver is None else solver
-    parts: dict[str, Any] = {}
-    if solver is not None:
-        parts["solver"] = chosen.solver_called(solver)
-    if num_steps is not None:
-        parts["num_steps"] = num_steps
-    if grid is not None:
-        known = grids_for(run, solver_name, num_steps or run.recipe.num_steps)
-        parts["grid"] = build(choose(known, grid, "grid"))
-    if guided.scale is not None:
-        parts["guidance_scale"] = guided.scale
-    if guided.rule is not None:
-        parts["guidance"] = build(chosen.guidance_called(guided.rule))
-    if guided.against is not None:
-        parts["against"] = build(chosen.against_called(guided.against))
-    return NamedRecipe(
-        solver_name,
-        name_in(choices.GRIDS, saved.grid) if grid is None else grid,
-        replace(run.recipe, **parts),
-    )
-
-
-def name_in(table: choices.Table, config: ConfigDict) -> str:
-    """What tables call a part of a config: the row that it equals, else its callable's name."""
-    same = (name for name, row in table.items() if row.to_dict() == config.to_dict())
-    return next(same, config[TARGET].rpartition(":")[2])
 
 
 def _save_neighbours(run: Run, train_images: np.ndarray, samples: np.ndarray) -> None:

@@ -44,7 +44,7 @@ def portable_sampler(
     check_recipe(recipe, wired)
     # Weights on several devices would tie the program to as many.
     params = to_host(run.weights(weights))
-    weaker = weaker_models(recipe, setup)(run.state)
+    weaker = weaker_models(recipe, setup)(run.arrays)
     weak = None if weaker is None else to_host(weaker.params)
     check_size((params, weak))
 

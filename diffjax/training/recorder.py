@@ -16,7 +16,7 @@ from diffjax.training.logging import JSONLWriter, ProgressBar, TensorBoardWriter
 from diffjax.training.measure import samples_asked_of
 from diffjax.training.processes import is_first
 from diffjax.training.setup import Setup
-from diffjax.training.state import TrainState, weights_called
+from diffjax.training.state import TrainState
 from diffjax.training.window import MetricsWindow
 
 _GRID_IMAGES = 100
@@ -139,7 +139,7 @@ def grid_drawer(setup: Setup, dataset: DataSet, workdir: Path) -> Callable[[Trai
     weaker = weaker_models(setup.wired.recipe, setup)
 
     def draw_grid(state: TrainState) -> None:
-        params = weights_called(state, config.weights)
+        params = state.weights(config.weights)
         images = generate(params, setup.wired.recipe, labels, config.seed, source, weaker(state))
         if is_first():
             path = workdir / "samples" / f"step_{int(state.step):08d}.png"

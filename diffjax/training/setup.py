@@ -1,5 +1,6 @@
 """Everything that a run needs before its first step, and that loading it needs again."""
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -16,6 +17,23 @@ from diffjax.training.nonfinite import NonFinite
 from diffjax.training.optimizer import Optimizer
 from diffjax.training.state import LIVE, TrainState, ema_name, init_state
 from diffjax.wiring import Wired, build_objective, wire
+
+# What there is beside the fields of specs, which `build` checks; and in which group.
+SETTINGS: Mapping[str, tuple[str, ...]] = {
+    "": (
+        *("name", "seed", "num_steps", "batch_size", "accumulation_steps", "data", "augment"),
+        *("path", "precond", "objective", "wrappers", "model", "label_dropout", "optimizer"),
+        *("nonfinite", "ema_decays", "weights", "mesh", "sharding_rules", "sampling"),
+        *("log_every_steps", "sample_every_steps", "checkpoint_every_steps"),
+        *("checkpoints_to_keep", "checkpoints_kept_every_steps", "evaluation", "expected"),
+    ),
+    "evaluation": (
+        *("extractor", "extractors", "num_samples", "batch_size", "solvers", "grids", "num_steps"),
+        *("guidance_scales", "weights", "seeds", "seed", "likelihood"),
+    ),
+    "expected": ("image_shape", "num_classes", "num_images"),
+    "mesh": sharding.AXES,
+}
 
 
 class Setup(NamedTuple):
@@ -90,6 +108,8 @@ def set_up(
     Raises:
         UserError: whatever does not fit.
     """
+    if mesh is None:
+        check_settings(config)
     check_counts(config)
     check_expected(config, image_shape=image_shape, num_classes=num_classes)
     own_mesh = mesh is None
@@ -179,6 +199,27 @@ def accumulation_steps(config: ConfigDict) -> int:
     """Parts of a batch that the network is asked about one after the other."""
     # Configs of before there was a choice have none.
     return config.get("accumulation_steps", 1)
+
+
+def check_settings(config: ConfigDict) -> None:
+    """Refuses a setting that there is not: a mistyped one would be passed over.
+
+    Raises:
+        UserError: the first, with the nearest that there is.
+
+    Example:
+        >>> check_settings(ConfigDict({"num_stepps": 3}))
+        Traceback (most recent call last):
+        ...
+        diffjax.errors.UserError: there is no setting config.num_stepps; did you mean 'num_steps'?
+    """
+    for group, known in SETTINGS.items():
+        for name in (config.get(group) or ()) if group else config:
+            if name not in known:
+                where = f"config.{group}.{name}" if group else f"config.{name}"
+                raise UserError(f"there is no setting {where}; {nearest(name, known)}")
+    if "augment" in config:
+        build(config.augment)
 
 
 def check_counts(config: ConfigDict) -> None:

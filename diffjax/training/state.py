@@ -32,6 +32,27 @@ class TrainState(NamedTuple):
     memory: Any = ()
     skipped: Any = ()
 
+    def weights(self, name: str) -> Any:
+        """Live or averaged parameters by name: `live`, `ema-0.999`, …
+
+        Raises:
+            UserError: the run keeps no average of that name.
+        """
+        kept = {**self.ema, LIVE: self.params}
+        if name not in kept:
+            raise UserError(f"this run has no weights {name!r}; {nearest(name, kept)}")
+        return kept[name]
+
+    def only(self, name: str) -> "TrainState":
+        """The step and the weights of that name, and `...` in the place of every other array.
+
+        Raises:
+            UserError: the run keeps no average of that name.
+        """
+        weights, rest = self.weights(name), jax.tree.map(lambda _: ..., self)
+        kept = {"params": weights} if name == LIVE else {"ema": {**rest.ema, name: weights}}
+        return rest._replace(step=self.step, **kept)
+
 
 def init_state(
     params: Any,
@@ -72,15 +93,3 @@ def update_ema(ema: dict[str, Any], params: Any, decays: Sequence[float], step: 
         )
 
     return {ema_name(decay): one(decay) for decay in decays}
-
-
-def weights_called(state: TrainState, name: str) -> Any:
-    """Live or averaged parameters by name: `live`, `ema-0.999`, …
-
-    Raises:
-        UserError: the run keeps no average of that name.
-    """
-    kept = {**state.ema, LIVE: state.params}
-    if name not in kept:
-        raise UserError(f"this run has no weights {name!r}; {nearest(name, kept)}")
-    return kept[name]

@@ -22,7 +22,7 @@ from diffjax.training.generate import balanced_labels, make_generator
 from diffjax.training.loop import compile_train_step, train_flops
 from diffjax.training.setup import Setup, countable, set_up
 from diffjax.training.sharding import AXES, batch_sharding, check_batch, make_mesh, replicated
-from diffjax.training.state import TrainState, weights_called
+from diffjax.training.state import TrainState
 
 _PEAK_SECONDS = 0.2
 _PEAK_SIZES = (512, 1024, 2048, 4096, 8192)
@@ -86,7 +86,7 @@ def measure(
     setup = set_up(config, image_shape, num_classes)
     state = setup.init(jax.random.key(config.seed))
     # Copied, because training donates its state.
-    params = jax.tree.map(jnp.copy, weights_called(state, config.weights))
+    params = jax.tree.map(jnp.copy, state.weights(config.weights))
     programs = [training(setup, state, steps), sampling(setup, params, num_samples)]
     host_bytes, device_bytes = peak_memory(setup.mesh)  # Before the product adds its own.
     dtype = config.model.get("dtype", "float32")

@@ -16,11 +16,12 @@ from ml_collections import ConfigDict
 
 import diffjax
 from diffjax.data import DataSet
+from diffjax.data.fingerprints import fingerprints
 from diffjax.errors import UserError
 from diffjax.evaluation.run_files import read_json, read_metrics
 from diffjax.evaluation.tables import is_number
 from diffjax.files import clear_unfinished, write_whole
-from diffjax.spec import TARGET, defaults, from_json, to_json
+from diffjax.spec import TARGET, build, defaults, from_json, to_json
 from diffjax.training.checkpoints import config_kept
 from diffjax.training.processes import in_first, is_first
 from diffjax.training.setup import Setup
@@ -113,10 +114,22 @@ def _without_place(config: Mapping[str, Any]) -> dict[str, Any]:
     That they are the same data is found by their fingerprint.
     """
     kept = {key: value for key, value in config.items() if key not in _PLACE}
-    data = kept.get("data")
-    if isinstance(data, Mapping):
-        kept["data"] = {key: value for key, value in data.items() if key != _DATA_PLACE}
+    if isinstance(kept.get("data"), Mapping):
+        kept["data"] = _with_paths_of({}, kept["data"])
     return kept
+
+
+def _with_paths_of(other: Any, data: Mapping[str, Any]) -> dict[str, Any]:
+    """A spec of data with the paths of another one, without those that this one lacks."""
+    other = other if isinstance(other, Mapping) else {}
+    moved = {
+        key: _with_paths_of(other.get(key), value) if isinstance(value, Mapping) else value
+        for key, value in data.items()
+        if key != _DATA_PLACE or not isinstance(value, str)
+    }
+    there = other.get(_DATA_PLACE)
+    known = _DATA_PLACE in data and isinstance(there, str)
+    return moved | ({_DATA_PLACE: there} if known else {})
 
 
 def check_kept(workdir: Path, steps: Sequence[int], config: ConfigDict) -> None:
@@ -221,6 +234,7 @@ def record_run(
             "num_train_images": len(dataset.train),
             "num_test_images": len(dataset.test),
             "train_sha256": dataset.train.fingerprint(),
+            "test_sha256": dataset.test.fingerprint(),
         },
         "compile_seconds": before.get("compile_seconds", 0.0),
         "train_seconds": before.get("train_seconds", 0.0),
@@ -230,6 +244,60 @@ def record_run(
         content["ensemble"] = ensemble or before["ensemble"]
     if is_first():
         write_whole(workdir / RUN, json.dumps(content, indent=2) + "\n")
+        _keep_paths(workdir, setup.config)
+
+
+def _keep_paths(workdir: Path, config: ConfigDict) -> None:
+    """Notes in a run's config where its data lie now: they were found to be the same."""
+    saved, here = read_json(workdir / CONFIG) or {}, json.loads(to_json(config))
+    if isinstance(saved.get("data"), Mapping):
+        moved = saved | {"data": {**saved["data"], **_with_paths_of(here["data"], saved["data"])}}
+        if moved != saved:
+            write_whole(workdir / CONFIG, json.dumps(moved, indent=2) + "\n")
+
+
+def data_of(workdir: Path, data: ConfigDict, path: str | None = None) -> DataSet:
+    """The data set that a run was trained on, wherever it lies now.
+
+    Args:
+        workdir: the run's folder, which has the fingerprints of its images.
+        data: the spec of its config.
+        path: in the place of the spec's, or of that of the first spec within it that has one.
+
+    Raises:
+        UserError: it is not there, it has no path, or it has other images.
+    """
+    data = data.copy_and_resolve_references()
+    place = _with_a_path(data)
+    if path is not None:
+        if place is None:
+            raise UserError(f"{data[TARGET]} reads no path: leave --data_path out")
+        with place.unlocked():
+            place[_DATA_PLACE] = path
+    try:
+        dataset: DataSet = build(data)
+    except UserError as error:
+        if place is None or path is not None:
+            raise
+        raise UserError(f"{error}; if the data have moved, --data_path says where to") from error
+    known = (read_json(workdir / RUN) or {}).get("data", {})
+    for part, source in (("train", dataset.train), ("test", dataset.test)):
+        sha256 = known.get(f"{part}_sha256")
+        if sha256 is not None and sha256 not in fingerprints(source):
+            there = dataset.name if place is None else place[_DATA_PLACE]
+            raise UserError(
+                f"the {part}ing images of {there} are not those of {workdir}: bring the old ones "
+                "back, or say where they lie: --data_path"
+            )
+    return dataset
+
+
+def _with_a_path(data: ConfigDict) -> ConfigDict | None:
+    """The outermost spec that has a path."""
+    if isinstance(data.get(_DATA_PLACE), str):
+        return data
+    within = (_with_a_path(value) for value in data.values() if isinstance(value, ConfigDict))
+    return next((found for found in within if found is not None), None)
 
 
 def add_seconds(workdir: Path, **seconds: float) -> None:
