@@ -1,0 +1,44 @@
+"""What is done again is not compiled again, and nothing is compiled for each array."""
+
+from contextlib import closing
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from diffjax.training import sharding
+from diffjax.training.checkpoints import Checkpoints
+from tests.support.compilations import compilations
+
+
+class State(NamedTuple):
+    params: Any
+
+
+def on_all_devices(array: np.ndarray) -> jax.Array:
+    return jax.device_put(array, NamedSharding(sharding.make_mesh(), P()))
+
+
+def saved(folder, params: Any) -> Any:
+    """What comes back, and how many programs saving compiled."""
+    state = State(params)
+    with closing(Checkpoints(folder)) as store:
+        with compilations() as programs:
+            store.save(0, state, {})
+            store.wait()
+        restored, _ = store.read(0, jax.eval_shape(lambda: state)._replace(params=params))
+    jax.tree.map(np.testing.assert_array_equal, restored.params, params)
+    return len(programs)
+
+
+def test_saving_compiles_no_program_for_each_small_array(tmp_path):
+    small = {str(i): on_all_devices(np.arange(8.0 * i)) for i in range(1, 21)}
+    assert saved(tmp_path / "small", small) <= 1, "that of the digests"
+
+
+def test_a_large_array_is_written_by_all_devices_that_have_it(tmp_path):
+    """Each writes an eighth of the 8 MiB, and slices that off by a program of its own."""
+    large = {"x": on_all_devices(np.zeros((8, 2**18), np.float32))}
+    assert saved(tmp_path / "large", large) >= 8
