@@ -10,7 +10,9 @@ from jax.sharding import PartitionSpec as P
 
 from diffjax.training import sharding
 from diffjax.training.checkpoints import Checkpoints
+from diffjax.training.setup import set_up
 from tests.support.compilations import compilations
+from tests.support.tiny_run import tiny_config
 
 
 class State(NamedTuple):
@@ -42,3 +44,13 @@ def test_a_large_array_is_written_by_all_devices_that_have_it(tmp_path):
     """Each writes an eighth of the 8 MiB, and slices that off by a program of its own."""
     large = {"x": on_all_devices(np.zeros((8, 2**18), np.float32))}
     assert saved(tmp_path / "large", large) >= 8
+
+
+def test_a_second_state_of_a_setup_compiles_nothing():
+    setup = set_up(tiny_config("model=tiny"), (8, 8, 1), 10)
+    first, key = setup.init(jax.random.key(0)), jax.random.key(1)
+    with compilations() as programs:
+        second = setup.init(key)
+    assert programs == []
+    kernels = [state.params["conv_in"]["kernel"] for state in (first, second)]
+    assert not np.array_equal(*kernels)
