@@ -8,7 +8,7 @@ import numpy as np
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from diffjax.training import sharding
+from diffjax.training import members, sharding
 from diffjax.training.checkpoints import Checkpoints
 from diffjax.training.setup import set_up
 from tests.support.compilations import compilations
@@ -54,3 +54,19 @@ def test_a_second_state_of_a_setup_compiles_nothing():
     assert programs == []
     kernels = [state.params["conv_in"]["kernel"] for state in (first, second)]
     assert not np.array_equal(*kernels)
+
+
+def test_stacking_and_unstacking_again_compiles_nothing():
+    setup = set_up(tiny_config("model=tiny"), (8, 8, 1), 10)
+    states = [setup.init(jax.random.key(i)) for i in range(2)]
+    all_of_them, one = members.members_of([setup] * 2), np.int32(1)
+
+    def there_and_back():
+        return members.unstacker(all_of_them)(members.stack(all_of_them, states), one)
+
+    there_and_back()
+    with compilations() as programs:
+        back = there_and_back()
+    assert programs == []
+    jax.tree.map(np.testing.assert_array_equal, back, states[1])
+    assert back.step.sharding == states[1].step.sharding
