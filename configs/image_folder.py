@@ -2,8 +2,11 @@
 
     python -m experiments.train --config=configs/image_folder.py --config.data.path=FOLDER
 
-Images are cropped to a square and resized to `--config.data.image_size`. Without subfolders there
-are no labels to guide with: add `--config.sampling.guidance_scale=1`.
+Images are cropped to a square and resized to `--config.data.image_size`; the number of steps is for
+some thousands of them. `--dry_run` says what size and how many steps suit a folder, and reads some
+of its images. The network `dit` is `DiT-S/2`. The Fréchet distance is on averaged pixels, which
+tell little: `experiments.evaluate --extractor=inception` measures others (docs/evaluation.md).
+Without subfolders there are no labels to guide with: add `--config.sampling.guidance_scale=1`.
 """
 
 from ml_collections import ConfigDict
@@ -23,12 +26,13 @@ MODELS = {
         attention_resolutions=(16,),
         head_channels=64,
     ),
+    "dit": spec(DiT, **dit.SIZES["DiT-S/2"]),
     **{name: spec(DiT, **size) for name, size in dit.SIZES.items()},
 }
 
 
 def get_config(arguments: str = "") -> ConfigDict:
-    """Axes: objective, path, target, weight, times, model (unet, DiT-S/2 … DiT-XL/8)."""
+    """Axes: objective, path, target, weight, times, model (unet, dit, DiT-S/2 … DiT-XL/8)."""
     config = experiment(
         "image_folder",
         arguments,

@@ -62,6 +62,7 @@ def experiment(
     )
     config.log_every_steps = 100
     config.sample_every_steps = 1_000
+    config.sample_images = 64  # at most, in the picture that is drawn then
     config.checkpoint_every_steps = 1_000
     config.checkpoints_to_keep = 3
     config.checkpoints_kept_every_steps = 100_000

@@ -15,6 +15,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from diffjax.errors import UserError, nearest
+from diffjax.kinds import complaint
 
 TARGET = "_target_"
 # Of diffjax, a saved config may name what describes an experiment, and nothing that writes, fetches
@@ -64,9 +65,9 @@ def spec(target: Callable[..., Any], /, **overrides: Any) -> ConfigDict:
     for name in overrides:
         _check_known(location, name, parameters)
     fields = {
-        name: overrides[name] if name in overrides else _as_spec(default)
-        for name, default in parameters.items()
-        if name in overrides or default is not inspect.Parameter.empty
+        name: overrides[name] if name in overrides else _as_spec(parameter.default)
+        for name, parameter in parameters.items()
+        if name in overrides or parameter.default is not inspect.Parameter.empty
     }
     return ConfigDict({TARGET: location, **fields})
 
@@ -89,36 +90,62 @@ def defaults(location: str) -> dict[str, Any]:
     return _plain(spec(_locate(location)))
 
 
-def build(config: Any, /, **runtime: Any) -> Any:
+def build(config: Any, declared: Any = Any, name: str = "", /, **runtime: Any) -> Any:
     """Calls what a spec describes, innermost specs first.
+
+    The values of a config are held against what the callable's annotations declare
+    (`diffjax.kinds`); runtime arguments are not.
 
     Args:
         config: a spec; tuples and dicts of specs are built element by element, anything else is
             returned as it is.
+        declared: what has to come out, as an annotation.
+        name: what the config is called in errors; by default what it names.
         **runtime: arguments of the outermost call that no config can hold (a shared path, the
             number of classes).
 
     Raises:
-        UserError: a key that the callable does not take, a runtime argument that is missing, text
-            in place of a number, or a target that does not exist; names the nearest known one.
+        UserError: a key that the callable does not take, a runtime argument that is missing, a
+            value of another kind or out of range, or a target that does not exist; names the
+            nearest known one.
+
+    Example:
+        >>> from diffjax.process import paths
+        >>> build(ConfigDict({"_target_": "diffjax.process.paths:Cosine", "t_noise": 1.5}))
+        Traceback (most recent call last):
+        ...
+        diffjax.errors.UserError: diffjax.process.paths:Cosine.t_noise=1.5 must be above 0 and at
+        most 1, like 0.999
     """
     if isinstance(config, (list, tuple)):
-        return tuple(build(item) for item in config)
-    if not isinstance(config, (ConfigDict, Mapping)):
-        return config
-    if TARGET not in config:
-        return {name: build(value) for name, value in config.items()}
+        built: Any = tuple(build(item, Any, f"{name}[{i}]") for i, item in enumerate(config))
+    elif not isinstance(config, (ConfigDict, Mapping)):
+        built = config
+    elif TARGET in config:
+        built = _call(config, name or str(config[TARGET]), runtime)
+    else:
+        built = {key: build(value, Any, f"{name}.{key}") for key, value in config.items()}
+    wrong = complaint(name, built, declared)
+    if wrong:
+        raise UserError(wrong)
+    return built
+
+
+def _call(config: Any, name: str, runtime: Mapping[str, Any]) -> Any:
+    """What the callable of a spec returns, its arguments checked."""
     location = config[TARGET]
     target = _locate(location)
     parameters = _parameters(target)
-    arguments = {name: build(config[name]) for name in config if name != TARGET} | runtime
-    for name in arguments:
-        _check_known(location, name, parameters)
-        if name not in runtime:
-            _check_kind(location, name, arguments[name], parameters[name])
-    for name, default in parameters.items():
-        if default is inspect.Parameter.empty and name not in arguments:
-            raise UserError(f"{location} needs {name!r}, which neither config nor caller gives")
+    arguments = dict(runtime)
+    for key in [*config, *runtime]:
+        if key != TARGET:
+            _check_known(location, key, parameters)
+        if key != TARGET and key not in runtime:
+            arguments[key] = build(config[key], Any, f"{name}.{key}")
+            _check_kind(f"{name}.{key}", arguments[key], parameters[key])
+    for key, parameter in parameters.items():
+        if parameter.default is inspect.Parameter.empty and key not in arguments:
+            raise UserError(f"{location} needs {key!r}, which neither config nor caller gives")
     return target(**arguments)
 
 
@@ -200,11 +227,14 @@ def from_json(text: str, allowed_packages: tuple[str, ...] = ("diffjax",)) -> Co
         raise UserError(f"not a saved config: {error}") from error
 
 
-def _parameters(target: Callable[..., Any]) -> dict[str, Any]:
-    """Hyper-parameters of a callable and their defaults, in order."""
-    parameters = inspect.signature(target).parameters
-    hidden = _FLAX_WIRING if "parent" in parameters else ()
-    return {name: p.default for name, p in parameters.items() if name not in hidden}
+def _parameters(target: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+    """Hyper-parameters of a callable, in order."""
+    try:
+        signature = inspect.signature(target, eval_str=True)
+    except (AttributeError, NameError):  # Annotations that are only there for type checkers.
+        signature = inspect.signature(target)
+    hidden = _FLAX_WIRING if "parent" in signature.parameters else ()
+    return {name: p for name, p in signature.parameters.items() if name not in hidden}
 
 
 def _check_known(location: str, name: str, parameters: Mapping[str, Any]) -> None:
@@ -212,14 +242,15 @@ def _check_known(location: str, name: str, parameters: Mapping[str, Any]) -> Non
         raise UserError(f"{location} has no parameter {name!r}; {nearest(name, parameters)}")
 
 
-def _check_kind(location: str, name: str, value: Any, default: Any) -> None:
-    """Refuses what is plainly no number, or no text, where the default is one."""
-    is_number = isinstance(default, int | float)
-    if (is_number and (value is None or isinstance(value, str | Mapping | list | tuple))) or (
-        isinstance(default, str) and isinstance(value, int | float | Mapping | list | tuple)
-    ):
-        what = "a number" if is_number else "text"
-        raise UserError(f"{location} takes {what} for {name!r}, like {default!r}, not {value!r}")
+def _check_kind(name: str, value: Any, parameter: inspect.Parameter) -> None:
+    """Refuses a value that is not what its annotation, or else its default, declares."""
+    default, declared = parameter.default, parameter.annotation
+    plain = isinstance(default, int | float | str) and not isinstance(default, bool)
+    if declared is inspect.Parameter.empty:
+        declared = (str if isinstance(default, str) else float) if plain else Any
+    wrong = complaint(name, value, declared)
+    if wrong:
+        raise UserError(f"{wrong}, like {default!r}" if plain else wrong)
 
 
 def _locate(location: str) -> Callable[..., Any]:

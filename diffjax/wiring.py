@@ -1,17 +1,20 @@
 """From a config to the objects it names: once, the same for training, sampling and evaluation."""
 
 from collections.abc import Callable
+from dataclasses import fields
 from functools import partial
 from typing import Any, NamedTuple, get_type_hints
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from jax import Array
 from ml_collections import ConfigDict
 
 from diffjax import choices, chosen
 from diffjax.errors import UserError
+from diffjax.kinds import complaint
 from diffjax.models.layers import HIDDEN, attention_layers, attention_off
 from diffjax.objectives.base import Objective, Progress
 from diffjax.process.paths import Pair, Path
@@ -106,8 +109,9 @@ def wire(config: ConfigDict, image_shape: tuple[int, int, int], num_classes: int
     """
     objective = build_objective(config)
     path, precond = objective.path, objective.precond
-    network = build(config.model, num_classes=num_classes, **_outputs(objective, image_shape))
-    recipe = build(config.sampling)
+    runtime = {"num_classes": num_classes, **_outputs(objective, image_shape)}
+    network = build(config.model, nn.Module, "config.model", **runtime)
+    recipe = build(config.sampling, Recipe, "config.sampling")
 
     def apply(
         params: Any,
@@ -143,7 +147,7 @@ def wire(config: ConfigDict, image_shape: tuple[int, int, int], num_classes: int
         params_shape=params,
     )
     check_recipe(recipe, wired)
-    _check_loss(wired)
+    _check_loss(wired, min(2, config.get("batch_size", 2)))
     return wired
 
 
@@ -161,19 +165,19 @@ def build_objective(config: ConfigDict) -> Objective:
         >>> build_objective(config).path
         Linear(t_min=0.001, t_noise=1.0)
     """
-    path = build(config.path)
-    precond = build(config.precond)
+    path = build(config.path, Path, "config.path")
+    precond = build(config.precond, Precond, "config.precond")
     check_target(path, precond)
-    objective = build(config.objective, path=path, precond=precond)
+    objective = build(config.objective, Objective, "config.objective", path=path, precond=precond)
     # Configs of before there were wrappers have no list of them.
-    for wrapper in config.get("wrappers", ()):
-        objective = _wrapped(objective, wrapper)
+    for i, wrapper in enumerate(config.get("wrappers", ())):
+        objective = _wrapped(objective, wrapper, f"config.wrappers[{i}]")
     return objective
 
 
-def _wrapped(objective: Objective, wrapper: ConfigDict) -> Objective:
+def _wrapped(objective: Objective, wrapper: ConfigDict, name: str) -> Objective:
     """A wrapper around an objective, which has to be of the class that its field declares."""
-    outer: Objective = build(wrapper, objective=objective)
+    outer: Objective = build(wrapper, Objective, name, objective=objective)
     declared = get_type_hints(type(outer)).get("objective", Any)
     if isinstance(declared, type) and not isinstance(objective, declared):
         raise UserError(
@@ -204,11 +208,16 @@ def check_recipe(recipe: Recipe, wired: Wired) -> None:
     """Refuses what this model can't be sampled by, with the reason and what would do.
 
     Raises:
-        UserError: a grid that does not suit the path; a solver that adds noise to what is not
-            noise, or needs a variance that is not predicted; guidance that the model or the solver
-            is not made for.
+        UserError: a number out of its range; a grid that does not suit the path; a solver that adds
+            noise to what is not noise, or needs a variance that is not predicted; guidance that the
+            model or the solver is not made for.
     """
-    recipe.times(wired.path)
+    for field in fields(recipe):
+        wrong = complaint(field.name, getattr(recipe, field.name), field.type)
+        if wrong:
+            raise UserError(wrong)
+    if not np.isfinite(recipe.times(wired.path)).all():
+        raise UserError(f"{recipe.grid} gives times that are not finite on {wired.path}")
     check_guidance(recipe, wired)
     solver, name = recipe.solver, type(wired.objective).__name__
     if solver.fresh_noise and not wired.objective.independent_noise:
@@ -220,7 +229,7 @@ def check_recipe(recipe: Recipe, wired: Wired) -> None:
     if solver.learned_variance and not wired.objective.learned_variance:
         raise UserError(
             f"this solver takes the variance that a network predicts, and {name} trains none: take "
-            "--solver=ddpm, or train with wrappers=learned_variance"
+            "the solver ddpm, or train with wrappers=learned_variance"
         )
     if solver.jumps and not wired.objective.flow_map:
         raise UserError(
@@ -237,8 +246,8 @@ def check_guidance(recipe: Recipe, wired: Wired) -> None:
     if against.needs_null_label and not (wired.num_classes and wired.label_dropout):
         why = "is trained with label_dropout=0" if wired.num_classes else "has no labels"
         raise UserError(
-            f"guidance_scale={scale:g} needs a null label, but this network {why}; use 1, as in "
-            "--config.sampling.guidance_scale=1"
+            f"guidance_scale={scale:g} needs a null label, but this network {why}; use "
+            "guidance_scale=1"
         )
     reason = against.unfit(wired.num_classes, attention_layers(wired.params_shape))
     if reason:
@@ -283,7 +292,7 @@ def _example_inputs(
     return x, noise_label, jnp.zeros(1, jnp.int32)
 
 
-def _check_loss(wired: Wired) -> None:
+def _check_loss(wired: Wired, batch_size: int) -> None:
     """Traces the loss once, so that whatever can't fit fails here and not in the first step."""
     params = wired.params_shape
     progress = Progress(jnp.zeros((), jnp.int32), wired.objective.init_memory())
@@ -293,9 +302,10 @@ def _check_loss(wired: Wired) -> None:
         ),
         params,
         jax.eval_shape(lambda: jax.random.key(0)),
-        wired.batch_shapes(2),
+        wired.batch_shapes(batch_size),
     )
-    if loss.shape != (2,):
+    if loss.shape != (batch_size,):
         raise UserError(
-            f"the objective gives a loss of shape {loss.shape} for 2 examples, not (2,)"
+            f"the objective gives a loss of shape {loss.shape} for {batch_size} example(s), not "
+            f"({batch_size},)"
         )

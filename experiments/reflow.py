@@ -55,6 +55,11 @@ def main(args: SimpleNamespace) -> None:
     guided = Guided(args.guidance_scale)
     named = named_recipe(run, args.solver, args.grid, args.num_steps, guided)
     recipe = named.recipe
+    if recipe.solver.fresh_noise:
+        raise UserError(
+            f"{named.solver} adds noise on the way, so that its images do not belong to the noise "
+            "at the start: take a solver that does not, as heun"
+        )
 
     labels = balanced_labels(args.num_pairs, wired.num_classes)
     n = min(args.batch_size, args.num_pairs)

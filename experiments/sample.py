@@ -18,7 +18,13 @@ from absl import flags
 import diffjax
 from diffjax import choices
 from diffjax.errors import UserError
-from diffjax.evaluation.pictures import film_gif, save_film, save_png
+from diffjax.evaluation.pictures import (
+    columns_by_class,
+    film_gif,
+    names_of_columns,
+    save_film,
+    save_png,
+)
 from diffjax.files import write_npz
 from diffjax.training.generate import (
     Asked,
@@ -113,12 +119,14 @@ def main(args: SimpleNamespace) -> None:
     if not is_first():
         return
     try:
+        write_npz(out.with_suffix(".npz"), **arrays, **how)
         if source is None:
-            save_png(out, images)
+            num_labels = len(args.labels or run.label_names)
+            columns = columns_by_class(len(images), num_labels)
+            save_png(out, images, columns, names_of_columns(labels, columns, run.label_names))
         else:
             both = np.stack([source, images], axis=1)
             save_png(out, both.reshape(-1, *images.shape[1:]), columns=_PAIRS_IN_A_ROW * 2)
-        write_npz(out.with_suffix(".npz"), **arrays, **how)
         if args.film is not None:
             save_film(args.film, traced)
     except OSError as error:

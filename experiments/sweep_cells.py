@@ -12,13 +12,11 @@ from ml_collections import ConfigDict
 from diffjax.errors import UserError
 from diffjax.evaluation.run_files import read_json
 from diffjax.evaluation.sweep_files import PROBES, STATUS
-from diffjax.spec import TARGET, build, to_json
+from diffjax.spec import TARGET, to_json
 from diffjax.sweeps import Cell, Cost, Sweep
 from diffjax.training import workdirs
 from diffjax.training.ensemble import MembersFailed, groups, train_together
-from diffjax.training.loop import train, train_flops
-from diffjax.training.measure import check_evaluation
-from diffjax.training.setup import check_pairs, set_up
+from diffjax.training.loop import prepared, train, train_flops
 from experiments import config_files
 from experiments.probe import probe_run
 
@@ -67,10 +65,7 @@ def cost(config: ConfigDict, counted: bool = False) -> Cost:
     Raises:
         UserError: why it can't run.
     """
-    dataset = build(config.data)
-    setup = set_up(config, dataset.image_shape, dataset.num_classes)
-    check_pairs(setup, dataset)
-    check_evaluation(config, dataset.image_shape)
+    setup, _ = prepared(config)
     return Cost(config.num_steps, config.batch_size, train_flops(setup) if counted else None)
 
 

@@ -7,6 +7,7 @@ r"""Train a model, evaluate it, and write a page about it.
 The same command again goes on where it stopped, or says that the run is finished.
 """
 
+import math
 import shlex
 import sys
 from pathlib import Path
@@ -18,16 +19,16 @@ from ml_collections import ConfigDict
 
 from diffjax import choices
 from diffjax.data import DataSet
+from diffjax.data.fingerprints import evenly
 from diffjax.errors import UserError
 from diffjax.evaluation.run_files import read_json
 from diffjax.evaluation.tables import measure, percent
 from diffjax.spec import build, to_json
 from diffjax.training import workdirs
-from diffjax.training.loop import train
-from diffjax.training.measure import check_evaluation
+from diffjax.training.loop import prepared, train
 from diffjax.training.processes import is_first
 from diffjax.training.profile import Profile
-from diffjax.training.setup import Setup, check_pairs, set_up
+from diffjax.training.setup import Setup
 from experiments import cli, hanging, processes
 
 FLAGS = flags.FlagValues()
@@ -48,22 +49,21 @@ flags.DEFINE_string(
 processes.define(FLAGS)
 hanging.define(FLAGS)
 
+_EPOCHS, _FEWEST_STEPS = 2_000, 2_000
+
 
 def main(args: SimpleNamespace) -> None:
     """Trains, or prints what would be trained."""
     config = args.config
     workdir = Path(args.workdir or Path("runs") / config.name)
+    profile = parse_steps(args.profile_steps)
+    profile.check(config.num_steps)
     if args.print_config:
         print(to_json(config), end="")
         return
     if args.dry_run:
-        dataset = build(config.data)
-        setup = set_up(config, dataset.image_shape, dataset.num_classes)
-        check_pairs(setup, dataset)
-        check_evaluation(config, dataset.image_shape)
-        print(describe(setup, dataset, workdir))
+        print(describe(*prepared(config), workdir))
         return
-    profile = parse_steps(args.profile_steps)
     if args.compilation_cache is not None:
         cli.keep_compiled_programs(args.compilation_cache)
     command = shlex.join(["python", "-m", "experiments.train", *sys.argv[1:]])
@@ -125,13 +125,20 @@ def parse_steps(text: str | None) -> Profile:
 
 
 def describe(setup: Setup, dataset: DataSet, workdir: Path) -> str:
-    """What a dry run says."""
+    """What a dry run says.
+
+    Raises:
+        UserError: what only training would find: another run's folder, an image that is no image.
+    """
     config, wired = setup.config, setup.wired
+    workdirs.check_claim(workdir, config)
+    num_read, num_images = read_some(dataset), len(dataset.train) + len(dataset.test)
     epochs = config.num_steps * config.batch_size / len(dataset.train)
     shape = "x".join(map(str, dataset.image_shape))
     rows = {
         "data": f"{dataset.name}: {len(dataset.train):,} images of {shape}, "
-        f"{dataset.num_classes or 'no'} classes; {len(dataset.test):,} for testing",
+        f"{dataset.num_classes or 'no'} classes; {len(dataset.test):,} for testing; "
+        f"{'all' if num_read == num_images else f'{num_read:,}'} were read",
         "network": f"{type(wired.network).__name__}, {wired.num_params:,} parameters",
         "path": repr(wired.path),
         "predicts": type(wired.precond.target).__name__,
@@ -146,7 +153,40 @@ def describe(setup: Setup, dataset: DataSet, workdir: Path) -> str:
     }
     width = max(map(len, rows))
     lines = [f"{name:<{width}}  {value}" for name, value in rows.items()]
+    lines += [f"note: {note}" for note in (*dataset.notes, *note_on_steps(config, dataset))]
     return "\n".join([*lines, "all of it fits together; nothing was trained or written"])
+
+
+def read_some(dataset: DataSet) -> int:
+    """Reads at most 256 evenly spaced images of each split, and says how many.
+
+    Raises:
+        UserError: one that can't be read.
+    """
+    num_read = 0
+    for source in (dataset.train, dataset.test):
+        for row in evenly(len(source)):
+            source.gather([row])
+            num_read += 1
+    return num_read
+
+
+def note_on_steps(config: ConfigDict, dataset: DataSet) -> list[str]:
+    """What to say of more steps than images are worth.
+
+    On CIFAR-10, DDPM sees each image 2,000 times (Ho et al. 2020) and EDM 4,000 times (Karras et
+    al. 2022); far beyond that a network learns its images by heart.
+    """
+    num_images = len(dataset.train)
+    suiting = max(_FEWEST_STEPS, math.ceil(_EPOCHS * num_images / config.batch_size / 100) * 100)
+    epochs = config.num_steps * config.batch_size / num_images
+    if epochs <= 2 * _EPOCHS or config.num_steps <= suiting:
+        return []
+    return [
+        f"each of {num_images:,} images is seen {epochs:,.0f} times, where published runs on "
+        f"small sets see theirs {_EPOCHS:,} to {2 * _EPOCHS:,} times: "
+        f"--config.num_steps={suiting} suits them"
+    ]
 
 
 def headline(workdir: Path) -> str:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from diffjax.errors import UserError
+from diffjax.kinds import NotNegative, Probability
 
 UNIFORMS_PER_IMAGE = 8
 
@@ -36,8 +37,8 @@ class Augment:
         [3, 2, 1, 0]
     """
 
-    flip_probability: float = 0.0
-    max_shift_pixels: int = 0
+    flip_probability: Probability[float] = 0.0
+    max_shift_pixels: NotNegative[int] = 0
 
     def __post_init__(self) -> None:
         if not 0 <= self.flip_probability <= 1:

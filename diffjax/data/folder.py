@@ -1,12 +1,14 @@
 """A folder of image files, with labels from its subfolders."""
 
 import hashlib
+import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageColor, ImageFile, ImageOps, TiffImagePlugin
 
 from diffjax.data.damaged import passing_over
 from diffjax.data.fingerprints import evenly, hash_parts
@@ -20,6 +22,10 @@ _MODES = {1: "L", 3: "RGB"}
 # Pillow goes by the content, not by the name, and would start Ghostscript on what says it is EPS.
 # JPEG is that of cameras too (MPO), and PPM is PGM.
 _FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+_PNG_DEPTH = 24  # which byte of the file it is
+_BITS_PER_SAMPLE = 258  # tag of a TIFF
+
+BACKGROUND = "white"
 
 
 def image_folder(
@@ -29,24 +35,29 @@ def image_folder(
     test_fraction: float = 0.1,
     split_seed: int = 0,
     max_damaged: int = 0,
+    background: str = BACKGROUND,
 ) -> DataSet:
     """Images of any size in a folder, read when they are asked for.
 
-    Each subfolder is a class, in alphabetical order, and holds its images at any depth. Images
-    directly in the folder, without subfolders, have no labels (`num_classes` 0). Names that start
-    with a dot and files that are no images by their suffix are ignored.
+    Each subfolder is a class, in alphabetical order, and holds its images at any depth; links to
+    images and to folders are followed. Images directly in the folder, without subfolders, have no
+    labels (`num_classes` 0). Names that start with a dot and files that are no images by their
+    suffix are ignored.
 
     Args:
         path: the folder.
         image_size: side in pixels after the central square was cut out and resized (`read_image`).
         channels: 3 for colour, 1 for grey.
-        test_fraction: share of each class kept for testing.
+        test_fraction: share of all images kept for testing, of each class as nearly that as whole
+            images allow; 0: none, and no numbers that need test images.
         split_seed: which split.
         max_damaged: images of each split that may be unreadable (`PassingOver`); 0: none.
+        background: what shows where an image is transparent: a colour by its name or as `#rrggbb`.
 
     Raises:
-        UserError: a missing, unreadable, empty or ambiguous folder, or an impossible size; a
-            damaged image when it is read, or one more than `max_damaged`.
+        UserError: a missing, unreadable, empty or ambiguous folder, a link to what is not there or
+            to a folder that it lies in, an impossible size or colour; a damaged image when it is
+            read, or one more than `max_damaged`.
 
     Example:
         >>> import tempfile
@@ -57,23 +68,32 @@ def image_folder(
         ...             Image.new("RGB", (40, 30)).save(Path(path) / name / f"{i}.png")
         ...     data = image_folder(path, image_size=16)
         ...     data.label_names, len(data.train), data.train[0]["image"].shape
-        (('cat', 'dog'), 8, (16, 16, 3))
+        (('cat', 'dog'), 9, (16, 16, 3))
     """
     if image_size < 1 or channels not in _MODES:
         raise UserError(
             f"image_size must be at least 1 and channels 1 or 3, not {image_size} and {channels}"
         )
+    check_colour(background)
     root = Path(path).expanduser()
     files, labels, names = _list_images(root)
     train, test = stratified_split(labels, test_fraction, split_seed)
 
     def source(rows: np.ndarray) -> Source:
         chosen = tuple(files[row] for row in rows)
-        whole = FolderSource(root, chosen, labels[rows], image_size, channels)
+        whole = FolderSource(root, chosen, labels[rows], image_size, channels, background)
         return passing_over(whole, max_damaged, str(root))
 
     shape = (image_size, image_size, channels)
-    return DataSet(root.resolve().name, source(train), source(test), shape, len(names), names)
+    return DataSet(
+        root.resolve().name,
+        source(train),
+        source(test),
+        shape,
+        len(names),
+        names,
+        notes=_note_on_size(root, files, image_size),
+    )
 
 
 def _list_images(root: Path) -> tuple[list[str], np.ndarray, tuple[str, ...]]:
@@ -81,10 +101,13 @@ def _list_images(root: Path) -> tuple[list[str], np.ndarray, tuple[str, ...]]:
     if not root.is_dir():
         raise UserError(f"no folder {root}: set data.path to a folder of images")
     try:
-        entries = sorted(entry for entry in root.iterdir() if not entry.name.startswith("."))
+        entries = _entries(root)
         loose = [entry.name for entry in entries if _is_image(entry)]
         classes = {
-            entry.name: sorted(file.relative_to(root).as_posix() for file in _images_below(entry))
+            entry.name: sorted(
+                file.relative_to(root).as_posix()
+                for file in _images_below(entry, (root.resolve(),))
+            )
             for entry in entries
             if entry.is_dir()
         }
@@ -106,16 +129,62 @@ def _list_images(root: Path) -> tuple[list[str], np.ndarray, tuple[str, ...]]:
     return [file for files in classes.values() for file in files], labels, tuple(classes)
 
 
-def _images_below(folder: Path) -> list[Path]:
+def _note_on_size(root: Path, files: Sequence[str], image_size: int) -> tuple[str, ...]:
+    """What to say where images have to be enlarged, of at most 256 of them."""
+    looked_at = [_shorter_side(root / files[int(row)]) for row in evenly(len(files))]
+    sides = np.array([side for side in looked_at if side])
+    small = int((sides < image_size).sum())
+    if not small:
+        return ()
+    # Nearly all images are as large as that; networks halve it a few times.
+    fitting = int(np.quantile(sides, 0.1, method="lower"))
+    fitting = fitting // 8 * 8 or fitting
+    advice = f": data.image_size={fitting} suits them" if fitting < image_size else ""
+    return (
+        f"{small} of {len(sides)} images looked at in {root} have a side below "
+        f"data.image_size={image_size}, down to {sides.min()} pixels, and are enlarged{advice}",
+    )
+
+
+def _shorter_side(file: Path) -> int:
+    """In pixels, without decoding the image; 0 where it can't be read, which shows when it is."""
+    try:
+        with Image.open(file, formats=_FORMATS) as image:
+            return min(image.size)
+    # As in `read_image`.
+    except Exception:
+        return 0
+
+
+def _images_below(folder: Path, above: tuple[Path, ...]) -> list[Path]:
+    """Its images at any depth; `above` are the real places of the folders that it lies in.
+
+    Raises:
+        UserError: a link to one of those, below which all would come again and again.
+    """
+    here = folder.resolve()
+    if here in above:
+        raise UserError(f"{folder} leads back to {here}, which it lies in: remove the link")
     found = []
-    for entry in folder.iterdir():
-        if entry.name.startswith("."):
-            continue
-        if entry.is_dir() and not entry.is_symlink():
-            found += _images_below(entry)
+    for entry in _entries(folder):
+        if entry.is_dir():
+            found += _images_below(entry, (*above, here))
         elif _is_image(entry):
             found.append(entry)
     return found
+
+
+def _entries(folder: Path) -> list[Path]:
+    """What lies in a folder and is not hidden, by name.
+
+    Raises:
+        UserError: a link to what is not there: images, or a class, would be missing unnoticed.
+    """
+    entries = sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
+    for entry in entries:
+        if entry.is_symlink() and not entry.exists():
+            raise UserError(f"{entry} is a link to {os.readlink(entry)}, which is not there")
+    return entries
 
 
 def _is_image(path: Path) -> bool:
@@ -132,6 +201,7 @@ class FolderSource(Source):
         labels: int32 `[N]`.
         image_size: side of what comes out, pixels.
         channels: 1 or 3.
+        background: what shows where an image is transparent.
     """
 
     root: Path
@@ -139,13 +209,14 @@ class FolderSource(Source):
     labels: np.ndarray
     image_size: int
     channels: int
+    background: str = BACKGROUND
 
     def __len__(self) -> int:
         return len(self.files)
 
     def __getitem__(self, index: int) -> Example:
         file = self.root / self.files[index]
-        image = read_image(file, str(file), self.image_size, self.channels)
+        image = read_image(file, str(file), self.image_size, self.channels, self.background)
         return {"image": image, "label": int(self.labels[index])}
 
     def fingerprint(self) -> str:
@@ -161,7 +232,9 @@ class FolderSource(Source):
         return self._listed().hexdigest()
 
     def _listed(self) -> Any:
-        digest = hashlib.sha256(f"{self.image_size} {self.channels}\n".encode())
+        # Fingerprints from before there was a choice go on with the default.
+        background = "" if self.background == BACKGROUND else f" {self.background}"
+        digest = hashlib.sha256(f"{self.image_size} {self.channels}{background}\n".encode())
         for name, label in zip(self.files, self.labels, strict=True):
             file = self.root / name
             try:
@@ -172,19 +245,40 @@ class FolderSource(Source):
         return digest
 
 
+def check_colour(colour: str) -> None:
+    """Refuses what is no colour.
+
+    Raises:
+        UserError: a name that Pillow does not know.
+    """
+    try:
+        ImageColor.getrgb(str(colour))
+    except ValueError:
+        raise UserError(
+            f"background={colour!r} is no colour: a name, as 'white', or its bytes, as '#ffffff'"
+        ) from None
+
+
 def read_image(
-    file: Path | BinaryIO, where: str, image_size: int = 0, channels: int = 3
+    file: Path | BinaryIO,
+    where: str,
+    image_size: int = 0,
+    channels: int = 3,
+    background: str = BACKGROUND,
 ) -> np.ndarray:
     """Decodes an image, cuts out its central square and resizes that.
 
     Shrinking averages areas (Pillow's box filter), enlarging is bicubic. A camera's orientation
-    tag is obeyed, transparency is dropped, and of an animation the first frame is taken.
+    tag is obeyed, and of an animation the first frame is taken. A share `α` of each channel is the
+    image's and `1 − α` the background's, where the image is transparent (alpha channel, palette or
+    key colour).
 
     Args:
         file: a path or an open file.
         where: what to call it in an error.
         image_size: side in pixels; 0 keeps the image whole, as it is.
         channels: 3 for colour, 1 for grey.
+        background: a colour by its name or as `#rrggbb`.
 
     Returns:
         uint8 `[H,W,C]`.
@@ -199,9 +293,10 @@ def read_image(
                 raise UserError(
                     f"{where} is {image.width}×{image.height} pixels: over {_MAX_PIXELS} in all"
                 )
-            if image.mode.startswith(("I", "F")):
+            if image.mode.startswith(("I", "F")) or _colour_bits(image) > 8:
                 raise UserError(f"{where} has more than 8 bits per channel: convert it to 8 first")
-            image = ImageOps.exif_transpose(image).convert(_MODES[channels])
+            upright = ImageOps.exif_transpose(image)
+            image = _over(background, upright).convert(_MODES[channels])
     except UserError:
         raise
     # Pillow's decoders raise almost any exception on damaged files.
@@ -211,6 +306,32 @@ def read_image(
     if image_size:
         image = _square(image, image_size)
     return np.asarray(image).reshape(image.height, image.width, channels)
+
+
+def _over(background: str, image: Image.Image) -> Image.Image:
+    """An image without transparency: dropping that would show what an editor left below it."""
+    if not image.has_transparency_data:
+        return image
+    front = image.convert("RGBA")
+    back = Image.new("RGBA", front.size, ImageColor.getrgb(background)[:3])
+    return Image.alpha_composite(back, front)
+
+
+def _colour_bits(image: ImageFile.ImageFile) -> int:
+    """Bits per channel by the file's own word: Pillow cuts deeper colours to 8 without one."""
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
+        return max(image.tag_v2.get(_BITS_PER_SAMPLE, (1,)))
+    if image.format == "PNG":
+        stream = cast(BinaryIO, image.fp)
+        here = stream.tell()
+        stream.seek(_PNG_DEPTH)
+        depth = stream.read(1)[0]
+        stream.seek(here)
+        return depth
+    if image.format == "PPM" and isinstance(args := image.tile[0].args, tuple):
+        _, *most = args
+        return max([1, *most]).bit_length()
+    return 8
 
 
 def _square(image: Image.Image, size: int) -> Image.Image:

@@ -10,7 +10,14 @@ import numpy as np
 
 from diffjax.data.archives import read_npz
 from diffjax.data.fingerprints import evenly
-from diffjax.data.sources import Batch, DataSet, Example, Source, stratified_split
+from diffjax.data.sources import (
+    Batch,
+    DataSet,
+    Example,
+    Source,
+    check_channels_last,
+    stratified_split,
+)
 from diffjax.errors import UserError
 
 _LATENTS, _LABELS = "latents", "labels"
@@ -102,14 +109,16 @@ def latents(
         num_classes: labels are below it; 0 where there are none.
         scale: what latents are multiplied by, to bring their standard deviation to about 1
             (0.18215 for the autoencoders of Stable Diffusion).
-        test_fraction: share of each class that is kept for testing.
+        test_fraction: share of all latents that is kept for testing, of each class as nearly that
+            as whole latents allow; 0: none, and no numbers that need test images.
         split_seed: which split.
         name: as it appears in reports.
         autoencoder: what made them, by name or hash; it stands beside each distance, and distances
             of latents of unlike ones are not compared.
 
     Raises:
-        UserError: there are no such files, or they hold something else.
+        UserError: there are no such files, or they hold something else, as channels before the
+            pixels (`check_channels_last`).
     """
     if not path:
         raise UserError(
@@ -123,6 +132,7 @@ def latents(
             f"latents in {path} must be float16 or float32 [N,H,W,C], not {array.dtype} "
             f"{array.shape}"
         )
+    check_channels_last(array.shape, f"latents in {path}")
     labels = arrays.get(_LABELS, np.zeros(len(array), np.int32))
     if not np.issubdtype(labels.dtype, np.integer) or labels.shape != array.shape[:1]:
         raise UserError(

@@ -9,7 +9,7 @@ import numpy as np
 
 from diffjax.data.archives import read_npz
 from diffjax.data.fingerprints import earlier_fingerprint
-from diffjax.data.sources import Batch, DataSet, Example, Source
+from diffjax.data.sources import Batch, DataSet, Example, Source, check_channels_last
 from diffjax.errors import UserError
 
 
@@ -25,7 +25,8 @@ class PairSource(Source):
         labels: int32 `[N]`.
 
     Raises:
-        UserError: another type or shape, or numbers that are not finite.
+        UserError: another type or shape, channels before the pixels, or numbers that are not
+            finite.
 
     Example:
         >>> images = np.zeros((2, 8, 8, 1), np.float32)
@@ -44,6 +45,7 @@ class PairSource(Source):
                     f"{name} of pairs must be uint8 or float32 [N,H,W,C], "
                     f"not {array.dtype} {array.shape}"
                 )
+            check_channels_last(array.shape, f"{name} of pairs")
             if not np.isfinite(array).all():
                 raise UserError(f"{name} of pairs hold numbers that are not finite")
         if self.sources.shape != self.images.shape:
@@ -166,6 +168,7 @@ def translation(dataset: DataSet, change: Callable[[np.ndarray], np.ndarray]) ->
         image_shape=dataset.image_shape,
         num_classes=dataset.num_classes,
         label_names=dataset.label_names,
+        notes=dataset.notes,
     )
 
 
@@ -205,6 +208,7 @@ def pairs(dataset: DataSet, path: str = "") -> DataSet:
         image_shape=dataset.image_shape,
         num_classes=dataset.num_classes,
         label_names=dataset.label_names,
+        notes=dataset.notes,
         real=dataset.train,
     )
 

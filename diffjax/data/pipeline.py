@@ -127,11 +127,18 @@ def eval_batches(source: Source, *, batch_size: int, limit_images: int = 0) -> I
         [200, 159]
     """
     if not len(source):
-        raise UserError("there are no images to evaluate on")
+        raise UserError(
+            "there are no images to evaluate on: with data.test_fraction=0 none are for testing"
+        )
     num_images = min(limit_images or len(source), len(source))
     rows = np.arange(num_images) * len(source) // num_images
     for start in range(0, num_images, batch_size):
-        yield _as_float(source.gather(rows[start : start + batch_size]))
+        yield batch_at(source, rows[start : start + batch_size])
+
+
+def batch_at(source: Source, rows: np.ndarray) -> Batch:
+    """The images at these rows, in that order, as `batches` has them."""
+    return _as_float(source.gather(rows))
 
 
 def all_images(source: Source, limit_images: int = 0) -> tuple[np.ndarray, np.ndarray]:

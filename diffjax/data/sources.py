@@ -11,6 +11,8 @@ from diffjax.data.randomness import permutation
 from diffjax.errors import UserError
 from diffjax.process.analytic import GaussianMixture
 
+_TIES_KEY = 2**64 - 1  # of which classes have the odd test images; no label gets there
+
 
 class Example(TypedDict):
     """One image, uint8 `[H,W,C]`, its label, and in a set of pairs the image's other end."""
@@ -74,7 +76,7 @@ class ArraySource(Source):
         labels: int32 `[N]`.
 
     Raises:
-        UserError: another type or shape.
+        UserError: another type or shape, channels before the pixels.
 
     Example:
         >>> source = ArraySource(np.zeros((5, 8, 8, 1), np.uint8), np.arange(5, dtype=np.int32))
@@ -90,6 +92,7 @@ class ArraySource(Source):
             raise UserError(
                 f"images must be uint8 [N,H,W,C], not {self.images.dtype} {self.images.shape}"
             )
+        check_channels_last(self.images.shape, "images")
         if self.labels.dtype != np.int32 or self.labels.shape != self.images.shape[:1]:
             raise UserError(
                 f"labels of {len(self.images)} images must be int32 [{len(self.images)}], "
@@ -125,6 +128,7 @@ class DataSet:
         num_classes: labels are 0 … num_classes − 1; 0: the images have no labels.
         label_names: one name per class.
         real: the real training images, where `train` holds made ones.
+        notes: sentences that whoever trains on it should read.
         bounded: whether the values are those of 8-bit images, in [-1, 1]; latents' are not, and
             samples of them are neither clipped nor rounded.
         autoencoder: what made the values, by name or hash; "none" where they are the images.
@@ -138,6 +142,7 @@ class DataSet:
     num_classes: int
     label_names: tuple[str, ...]
     real: Source | None = None
+    notes: tuple[str, ...] = ()
     bounded: bool = True
     autoencoder: str = "none"
     mixture: GaussianMixture | None = field(default=None, repr=False)
@@ -160,40 +165,94 @@ class DataSet:
         }
 
 
+def check_channels_last(shape: Sequence[int], what: str) -> None:
+    """Refuses `[N, C, H, W]`, where the shape says so: what would be channels are pixels.
+
+    It says so where the last two axes are equal and the one before is not, since no picture has as
+    many channels as columns, or where that one is at most half as long as either of them.
+
+    Args:
+        shape: of images that should be `[N, H, W, C]`.
+        what: what to call them in an error.
+
+    Raises:
+        UserError: with the transpose that mends it.
+
+    Example:
+        >>> check_channels_last((100, 32, 32, 4), "latents")
+    """
+    _, height, width, channels = shape
+    unlike_a_picture = width == channels != height or 2 * height <= min(width, channels)
+    # Four columns or fewer are tiny pictures in colour, or tiny latents.
+    if channels > 4 and unlike_a_picture:
+        raise UserError(
+            f"{what} of shape {list(shape)} are [N,C,H,W] by their looks, {height} channels first, "
+            "and should be [N,H,W,C]: save their .transpose(0, 2, 3, 1)"
+        )
+
+
 def stratified_split(
     labels: np.ndarray, test_fraction: float, split_seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Splits every class by the same fraction, the same way each time.
+    """Splits off a share of all images, of each class as nearly that share as whole images allow.
 
-    A class of two images or more has at least one on either side; a single one is for training.
+    Of N images `round(f N)`, and at least one, are for testing. Class c of n images has `⌊f n⌋` of
+    them, and one more where the remainder `f n − ⌊f n⌋` is among the largest; of equal remainders
+    the seed chooses. The last image of a class is never taken from training.
 
     Args:
         labels: int `[N]`.
-        test_fraction: share of test images, between 0 and 1.
+        test_fraction: f, at least 0 and below 1; 0 leaves all images for training.
         split_seed: which split.
 
     Returns:
         The rows for training and those for testing, each ascending.
 
     Raises:
-        UserError: a fraction outside (0, 1), or a test set that would be empty.
+        UserError: another fraction, or a test set that would be empty and was not meant to be.
 
     Example:
-        >>> train, test = stratified_split(np.array([0, 0, 0, 1, 1, 1]), 0.33, split_seed=0)
+        >>> train, test = stratified_split(np.repeat(np.arange(10), 3), 0.1, split_seed=0)
         >>> len(train), len(test)
-        (4, 2)
+        (27, 3)
+
+    References:
+        The method of largest remainders, of Hamilton (1792).
     """
-    if not 0 < test_fraction < 1:
-        raise UserError(f"test_fraction must be between 0 and 1, not {test_fraction}")
+    if not 0 <= test_fraction < 1:
+        raise UserError(
+            f"test_fraction must be at least 0 and below 1, not {test_fraction}; "
+            "at 0 there are no test images"
+        )
     is_test = np.zeros(len(labels), bool)
-    for label in np.unique(labels):
-        rows = np.flatnonzero(labels == label)
-        num_test = int(np.clip(round(test_fraction * len(rows)), 1, max(1, len(rows) - 1)))
-        if len(rows) > 1:
+    if test_fraction:
+        classes, sizes = np.unique(labels, return_counts=True)
+        for label, num_test in zip(
+            classes, _numbers_for_testing(sizes, test_fraction, split_seed), strict=True
+        ):
+            rows = np.flatnonzero(labels == label)
             is_test[rows[permutation((split_seed, int(label)), len(rows))[:num_test]]] = True
-    if not is_test.any():
-        raise UserError(f"{len(labels)} images with a class each leave none to test on")
+        if not is_test.any():
+            raise UserError(
+                f"{len(labels)} images with a class each leave none to test on: test_fraction=0 "
+                "trains on all"
+            )
     return np.flatnonzero(~is_test), np.flatnonzero(is_test)
+
+
+def _numbers_for_testing(sizes: np.ndarray, test_fraction: float, split_seed: int) -> np.ndarray:
+    """Test images of each class, by largest remainders; every class keeps one for training."""
+    shares = test_fraction * sizes
+    most = np.maximum(sizes - 1, 0)
+    found = np.minimum(np.floor(shares).astype(int), most)
+    wanted = max(round(test_fraction * int(sizes.sum())), 1)
+    # Rounded, since 0.1·3 and 0.1·13 end in the same remainder but for the last bits.
+    remainders = np.round(shares - np.floor(shares), 9)
+    by_chance = permutation((split_seed, _TIES_KEY), len(sizes))
+    for place in by_chance[np.argsort(-remainders[by_chance], kind="stable")]:
+        if found.sum() < wanted and found[place] < most[place]:
+            found[place] += 1
+    return found
 
 
 def digits(test_fraction: float = 0.2, split_seed: int = 0) -> DataSet:
@@ -202,11 +261,11 @@ def digits(test_fraction: float = 0.2, split_seed: int = 0) -> DataSet:
     Its values 0 … 16 become `round(255 v / 16)`.
 
     Args:
-        test_fraction: share of each digit's images kept for testing.
+        test_fraction: share of each digit's images kept for testing; 0: none.
         split_seed: which split.
 
     Raises:
-        UserError: `test_fraction` is outside (0, 1).
+        UserError: `test_fraction` is outside [0, 1).
 
     Example:
         >>> data = digits()

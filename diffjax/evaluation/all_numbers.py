@@ -6,7 +6,7 @@ from typing import Any
 from diffjax.errors import UserError
 from diffjax.evaluation.provenance import check_comparable
 from diffjax.evaluation.sweep_files import RunFiles, SweepFiles
-from diffjax.evaluation.tables import LABELS, is_number, label, measure, percent
+from diffjax.evaluation.tables import LABELS, is_number, label, measure, percent, range_of
 from diffjax.evaluation.verdicts import finite, mean_interval
 
 _SHARES = ("accuracy", "copied", "inauthentic")
@@ -136,7 +136,7 @@ def _over_seeds(
     values = [float(every[run.name][name]["value"]) for run in runs if name in every[run.name]]
     if not values:
         return None
-    interval = mean_interval(values)
+    interval = mean_interval(values, bounds=range_of(name))
     return {
         **{key: finite(value) for key, value in interval._asdict().items()},
         "values": values,

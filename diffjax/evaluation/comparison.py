@@ -8,7 +8,7 @@ import numpy as np
 
 from diffjax.errors import UserError
 from diffjax.evaluation.provenance import check_comparable
-from diffjax.evaluation.tables import is_number, label
+from diffjax.evaluation.tables import is_number, label, range_of
 from diffjax.evaluation.verdicts import (
     Difference,
     Interval,
@@ -114,7 +114,8 @@ class Comparison:
 
         Returns:
             For each `arm, verdict, seeds`, and where it was measured what its `Standing` has, and
-            `gap`, the interval of what it is more than the best arm.
+            `gap`, the interval of what it is more than the best arm. An arm leads where at least
+            one other is decided to be worse.
         """
         standings = self.standings[way or self.own]
         ranked = sorted(standings, key=lambda arm: standings[arm].interval.mean)
@@ -128,11 +129,15 @@ class Comparison:
         rows = []
         for arm in ranked:
             found = pairs.get((leader, arm))
-            leads = arm == leader and any(leader in pair for pair in pairs)
+            compared = [pairs[pair].decided for pair in pairs if leader in pair]
+            if arm == leader and compared:
+                verdict = "leads" if any(compared) else "least mean, nothing decided"
+            else:
+                verdict = self._verdict(arm, standings, whole, found)
             rows.append(
                 {
                     "arm": arm,
-                    "verdict": "leads" if leads else self._verdict(arm, standings, whole, found),
+                    "verdict": verdict,
                     "seeds": len(standings[arm].values),
                     **standings[arm]._asdict(),
                     "gap": found and _negative(found.interval),
@@ -151,7 +156,7 @@ class Comparison:
         whole: Mapping[str, Mapping[Hashable, float]],
         found: Difference | None,
     ) -> str:
-        """Of an arm that does not lead."""
+        """Of an arm that is not the first of several whole ones."""
         (evaluated, runs), missing = self.counts[arm], standings[arm].missing
         if evaluated < runs:
             return f"incomplete: {evaluated} of {runs} seeds evaluated"
@@ -228,7 +233,7 @@ def compare(
                 i if seeds is None else seeds[name]: _at(tables.get(name, {}), way)
                 for i, name in enumerate(runs)
             }
-            standing = _standing(at, chosen_by, reported)
+            standing = _standing(at, chosen_by, reported, range_of(metric))
             if standing:
                 standings.setdefault(way, {})[arm] = standing
     if not standings:
@@ -283,6 +288,7 @@ def _standing(
     runs: Mapping[Hashable, Mapping[Choice, Mapping[int, float]]],
     chosen_by: Sequence[int],
     reported: Sequence[int],
+    bounds: tuple[float, float],
 ) -> Standing | None:
     """An arm at one way, from its runs' numbers by training seed; None if there are none."""
     found = {seed: run for seed, run in runs.items() if run}
@@ -315,7 +321,7 @@ def _standing(
         tuple(seed for seed, is_known in zip(found, known, strict=True) if is_known),
         known.count(False),
         noise,
-        mean_interval(means),
+        mean_interval(means, bounds=bounds),
         bootstrap_interval(values),
     )
 

@@ -1,5 +1,6 @@
 """Two more tests for copies of training images: cell by cell, and image by image."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -7,6 +8,7 @@ import numpy as np
 from diffjax.errors import UserError
 from diffjax.evaluation.distances import squared_distances
 from diffjax.evaluation.neighbours import nearest
+from diffjax.evaluation.seen import Images
 
 _FEWEST_IN_CELL = 20
 _CLUSTERED_IMAGES = 5000
@@ -29,7 +31,7 @@ class DataCopying(NamedTuple):
 
 def data_copying(
     samples: np.ndarray,
-    train: np.ndarray,
+    train: np.ndarray | Images,
     test: np.ndarray,
     *,
     num_cells: int = 5,
@@ -47,8 +49,9 @@ def data_copying(
 
     Args:
         samples: `[M, ...]`, pixels or features.
-        train: `[N, ...]`; k-means sees at most 5000 of them, evenly spaced.
-        test: `[L, ...]`, held out.
+        train: `[N, ...]`; k-means sees at most 5000 of them, evenly spaced. Of `Images`, those and
+            a batch are in memory at a time.
+        test: `[L, ...]`, held out; of none there is no value.
         num_cells: of the k-means.
         seed: of its start.
 
@@ -64,30 +67,57 @@ def data_copying(
 
     if num_cells < 1:
         raise UserError(f"data_copying(num_cells={num_cells}): at least 1 is needed")
-    samples, train, test = (_flat(images) for images in (samples, train, test))
-    if not samples.shape[1] == train.shape[1] == test.shape[1]:
+    if not len(test):
+        return DataCopying(None, 0.0)
+    train = Images.of(train)
+    some = _flat(train.take(np.arange(0, len(train), -(-len(train) // _CLUSTERED_IMAGES) or 1)))
+    samples, test = _flat(samples), _flat(test)
+    if not samples.shape[1] == some.shape[1] == test.shape[1]:
         raise UserError("samples, training and test images differ in shape")
-    some = train[:: -(-len(train) // _CLUSTERED_IMAGES)].astype(np.float64)
     rng = np.random.default_rng(seed)
     start = some[rng.choice(len(some), min(num_cells, len(some)), replace=False)]
     centres, _ = kmeans2(some, start, minit="matrix")
-    cell_of = [_nearest(images, centres)[0] for images in (samples, train, test)]
+    ours, fresh = (_nearest(images, centres)[0] for images in (samples, test))
+    cells = [
+        cell
+        for cell in range(len(centres))
+        if (ours == cell).sum() >= _FEWEST_IN_CELL and (fresh == cell).any()
+    ]
+    to_samples, to_test = _within_cells(((samples, ours), (test, fresh)), cells, centres, train)
     scores, num_tested = [], []
-    for cell in range(len(centres)):
-        ours, known, fresh = (
-            images[cells == cell]
-            for images, cells in zip((samples, train, test), cell_of, strict=True)
-        )
-        if len(ours) >= _FEWEST_IN_CELL and len(known) and len(fresh):
-            scores.append(_mann_whitney_z(_nearest(ours, known)[1], _nearest(fresh, known)[1]))
-            num_tested.append(len(fresh))
+    for cell in cells:
+        distances = to_samples[ours == cell], to_test[fresh == cell]
+        if np.isfinite(distances[0][0]):  # Of a cell without training images there are none.
+            scores.append(_mann_whitney_z(*distances))
+            num_tested.append(len(distances[1]))
     if not scores:
         return DataCopying(None, 0.0)
     value = float(np.average(scores, weights=num_tested))
     return DataCopying(value, sum(num_tested) / len(test))
 
 
-def inauthentic(indices: np.ndarray, distances: np.ndarray, train: np.ndarray) -> float:
+def _within_cells(
+    sets: Sequence[tuple[np.ndarray, np.ndarray]],
+    cells: Sequence[int],
+    centres: np.ndarray,
+    train: Images,
+) -> list[np.ndarray]:
+    """Of each set (images, their cells) the squared distances to the nearest training image of the
+    same cell, in these cells; infinite in others, and in a cell without training images.
+    """
+    best = [np.full(len(images), np.inf) for images, _ in sets]
+    for batch in train.batches().batches:
+        block = _flat(batch)
+        cell_of_train = _nearest(block, centres)[0]
+        for cell in set(cells) & set(cell_of_train.tolist()):
+            there = block[cell_of_train == cell]
+            for (images, cell_of), least in zip(sets, best, strict=True):
+                rows = cell_of == cell
+                least[rows] = np.minimum(least[rows], _nearest(images[rows], there)[1])
+    return best
+
+
+def inauthentic(indices: np.ndarray, distances: np.ndarray, train: np.ndarray | Images) -> float:
     """Share of samples nearer to a training image than that image's nearest other one is.
 
         mean_j 1[|y_j - x_i| < min_{l≠i} |x_i - x_l|],    x_i the training image nearest to y_j
@@ -109,15 +139,16 @@ def inauthentic(indices: np.ndarray, distances: np.ndarray, train: np.ndarray) -
         >>> inauthentic(*nearest(np.array([[0.1], [9.0]]), train), train)
         0.5
     """
+    train = Images.of(train)
     copied, of_sample = np.unique(indices[:, 0], return_inverse=True)
     # The nearest of a training image is itself, or a copy of it, at distance 0.
-    apart = nearest(train[copied], train, k=2)[1][:, 1]
+    apart = nearest(train.take(copied), train, k=2)[1][:, 1]
     closer = (distances[:, 0] < apart[of_sample]) | (distances[:, 0] == 0.0)
     return float(closer.mean())
 
 
 def _flat(images: np.ndarray) -> np.ndarray:
-    flat = np.reshape(images, (len(images), -1))
+    flat = np.reshape(images, (len(images), -1)).astype(np.float64)
     if not len(flat) or not np.isfinite(flat).all():
         raise UserError("there are no images, or some are not finite")
     return flat
@@ -127,7 +158,7 @@ def _nearest(images: np.ndarray, others: np.ndarray) -> tuple[np.ndarray, np.nda
     """Index and squared distance of the nearest other; unlike `nearest`, nothing is compiled,
     which for many small sets of unlike sizes would take most of the time.
     """
-    blocks = squared_distances(images.astype(np.float64), others.astype(np.float64), _BLOCK_SIZE)
+    blocks = squared_distances(images, others, _BLOCK_SIZE)
     found = [(block.argmin(1), block.min(1)) for _, block in blocks]
     return np.concatenate([i for i, _ in found]), np.concatenate([d for _, d in found])
 

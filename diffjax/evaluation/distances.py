@@ -7,6 +7,9 @@ import numpy as np
 
 from diffjax.errors import UserError
 
+FEWEST_IMAGES = 3
+"""Of which the kernel distance has a standard error."""
+
 
 class Statistics(NamedTuple):
     """Mean `[F]` and covariance `[F, F]` (divided by n - 1), float64, of n feature vectors."""
@@ -124,11 +127,11 @@ def kernel_distance(
         >>> kernel_distance(features[0], features[1] + 1.0).value > 1.0
         True
     """
-    if max_images < 3:
+    if max_images < FEWEST_IMAGES:
         raise UserError(f"kernel_distance(max_images={max_images}): at least 3 are needed")
     rng = np.random.default_rng(seed)
-    x = _subset(checked(features_1, at_least=3), max_images, rng)
-    y = _subset(checked(features_2, at_least=3), max_images, rng)
+    x = _subset(checked(features_1, at_least=FEWEST_IMAGES), max_images, rng)
+    y = _subset(checked(features_2, at_least=FEWEST_IMAGES), max_images, rng)
     if x.shape[1] != y.shape[1]:
         raise UserError(f"features of different widths, {x.shape[1]} and {y.shape[1]}")
     m, n = len(x), len(y)

@@ -10,7 +10,7 @@ from diffjax.evaluation.distances import gaussian_kernel_distance
 from diffjax.evaluation.extrapolation import extrapolated_distance, fewest_samples
 from diffjax.evaluation.manifolds import manifold_scores
 from diffjax.evaluation.mixtures import mode_weights, sliced_wasserstein_to
-from diffjax.evaluation.neighbours import memorisation, nearest
+from diffjax.evaluation.neighbours import copied, memorisation, nearest
 from diffjax.evaluation.reference import Reference, thin
 from diffjax.evaluation.scores import inception_score
 from diffjax.evaluation.seen import Seen
@@ -25,7 +25,7 @@ _NUM_DIRECTIONS = 100
 def in_depth_numbers(
     seen: Seen, reference: Reference, provenance: dict[str, Any]
 ) -> dict[str, Any]:
-    """Each number with its floor and provenance; None where it can't be had.
+    """Each number on features with its floor and provenance; None where it can't be had.
 
     Args:
         seen: the samples.
@@ -37,7 +37,6 @@ def in_depth_numbers(
         **_manifolds(seen.features, reference, provenance),
         "cmmd": _cmmd(seen.features, reference, provenance),
         "inception_score": _inception_score(seen, reference, provenance),
-        "neighbours": _neighbours(seen, reference, provenance),
         **_of_mixture(seen.images, reference, provenance),
     }
 
@@ -117,7 +116,7 @@ def _cmmd(
     test_features = thin(reference.test_features, len(features), reference.seed)
     return {
         "value": gaussian_kernel_distance(features, train),
-        "floor": gaussian_kernel_distance(test_features, train),
+        "floor": gaussian_kernel_distance(test_features, train) if len(test_features) else None,
         "provenance": provenance
         | counts(len(features), len(test_features), len(train))
         | {"definition": "arXiv:2401.09603"},
@@ -146,7 +145,16 @@ def _inception_score(
     }
 
 
-def _neighbours(seen: Seen, reference: Reference, provenance: dict[str, Any]) -> dict[str, Any]:
+def neighbour_numbers(
+    seen: Seen, reference: Reference, provenance: dict[str, Any]
+) -> dict[str, Any]:
+    """The figures of memorisation, which are of pixels: the same whatever the extractor.
+
+    Args:
+        seen: the samples.
+        reference: what they are held against; its training images are read again.
+        provenance: what all numbers depend on.
+    """
     some = thin(seen.images, reference.max_neighbour_images, reference.seed)
     train = reference.train_images
     indices, distances = nearest(some, train, k=2)
@@ -163,10 +171,13 @@ def _neighbours(seen: Seen, reference: Reference, provenance: dict[str, Any]) ->
     # No features: what is alike for all numbers is what the images are, and which.
     shared = ("autoencoder", "value_range", "rounding", "reference", "reference_sha256")
     stated = {key: provenance[key] for key in shared}
+    tested = len(test_distances) > 0
+    memory = {"closer_than_test": None, "distance_ratio": None, "copied_floor": None}
     return {
-        **memorisation(distances, test_distances)._asdict(),
+        **(memorisation(distances, test_distances)._asdict() if tested else memory),
+        "copied": copied(distances),
         "inauthentic": inauthentic(indices, distances, train),
-        "inauthentic_floor": inauthentic(*reference.test_neighbours, train),
+        "inauthentic_floor": reference.inauthentic_floor,
         "data_copying": by_cell.value,
         "data_copying_tested_share": by_cell.tested_share,
         **how,

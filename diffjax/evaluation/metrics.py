@@ -15,7 +15,7 @@ from diffjax.evaluation.distances import (
     statistics,
 )
 from diffjax.evaluation.features import check_images
-from diffjax.evaluation.in_depth import NUM_SPLITS, counts, in_depth_numbers
+from diffjax.evaluation.in_depth import NUM_SPLITS, counts, in_depth_numbers, neighbour_numbers
 from diffjax.evaluation.reference import Reference as Reference
 from diffjax.evaluation.reference import reference as reference
 from diffjax.evaluation.reference import thin
@@ -71,8 +71,8 @@ def compare_each(
         where the true distribution is known, `sliced_wasserstein` and `mode_weights`, each with
         `value`, `floor` (the same of real test images, at most as many as there are samples but
         for the kernel distance) and `provenance`; `neighbours` with the figures of memorisation.
-        What can't be had of so few samples, or without logits, is None. docs/evaluation.md says
-        what each means.
+        What can't be had of so few samples or test images, or without logits, is None.
+        docs/evaluation.md says what each means.
 
     Raises:
         UserError: too few samples, another shape, labels that do not fit, values not finite.
@@ -95,11 +95,14 @@ def compare_each(
         sharding=first.sharding,
         shared=first.shared,
     )
-    found = []
+    found, of_pixels = [], {}
     for seen, real in zip(each, references, strict=True):
         provenance = _provenance(real, seen.features.shape[1], round_to_uint8)
         numbers = _in_short(seen, labels, real, provenance)
-        found.append(numbers | (in_depth_numbers(seen, real, provenance) if in_depth else {}))
+        if in_depth:
+            of_pixels = of_pixels or {"neighbours": neighbour_numbers(seen, real, provenance)}
+            numbers |= in_depth_numbers(seen, real, provenance) | of_pixels
+        found.append(numbers)
     return found
 
 
@@ -137,16 +140,18 @@ def _in_short(
         "classifier_test_accuracy": reference.extractor.test_accuracy,
         "frechet_distance": {
             "value": _frechet(seen.statistics, reference),
-            "floor": _frechet(statistics(test_features), reference),
+            "floor": _frechet(statistics(test_features), reference)
+            if len(test_features) >= 2
+            else None,
             "provenance": provenance | frechet_counts | {"definition": "arXiv:1706.08500"},
         },
         "kernel_distance": {
             "value": kernel.value,
             "standard_error": kernel.standard_error,
-            "floor": floor.value,
-            "floor_standard_error": floor.standard_error,
+            "floor": floor and floor.value,
+            "floor_standard_error": floor and floor.standard_error,
             "provenance": provenance
-            | counts(kernel.num_1, floor.num_1, kernel.num_2)
+            | counts(kernel.num_1, floor.num_1 if floor else 0, kernel.num_2)
             | {"definition": "arXiv:1801.01401"},
         },
     }

@@ -1,5 +1,6 @@
 """Nearest training images, and whether samples are nearer to them than fresh images are."""
 
+import math
 from functools import partial
 from typing import NamedTuple
 
@@ -8,13 +9,18 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffjax.errors import UserError
+from diffjax.evaluation.seen import Images
 
 # Yoon et al. 2023 call a sample memorised below this ratio of its two nearest distances.
 COPY_RATIO = 1.0 / 3.0
 
 
 def nearest(
-    samples: np.ndarray, references: np.ndarray, *, k: int = 1, batch_size_images: int = 250
+    samples: np.ndarray,
+    references: np.ndarray | Images,
+    *,
+    k: int = 1,
+    batch_size_images: int = 250,
 ) -> tuple[np.ndarray, np.ndarray]:
     """The k nearest references of each sample, by Euclidean distance.
 
@@ -25,9 +31,10 @@ def nearest(
 
     Args:
         samples: `[N, ...]`, pixels or features.
-        references: `[M, ...]`, the same shape after the first axis.
+        references: `[M, ...]`, the same shape after the first axis. Of `Images`, a batch is in
+            memory at a time.
         k: how many, at most M.
-        batch_size_images: samples a product; `batch_size_images * M` floats are held at once.
+        batch_size_images: samples a product with a batch of references.
 
     Returns:
         Indices `[N, k]` int32 and distances `[N, k]` float32, nearest first, in units of the
@@ -41,22 +48,44 @@ def nearest(
         >>> indices.tolist(), distances.tolist()
         ([[1, 0]], [[0.25, 0.75]])
     """
+    references = Images.of(references)
     if samples.shape[1:] != references.shape[1:]:
         raise UserError(
             f"samples {list(samples.shape)} and references {list(references.shape)} differ in shape"
         )
     if not 1 <= k <= len(references):
         raise UserError(f"{k} nearest of {len(references)} references")
-    samples, references = _flat(samples, "samples"), _flat(references, "references")
-    search = partial(_search, jnp.asarray(references), jnp.sum(references**2, -1), k=k)
+    samples = _flat(samples, "samples")
+    indices = np.zeros((len(samples), k), np.int32)
+    distances = np.full((len(samples), k), np.inf, np.float32)
+    first, size = 0, k
+    for batch in references.batches().batches if len(samples) else ():
+        # The last batch is filled up, so that nothing recompiles.
+        size = max(size, len(batch))
+        found = _nearest_in(_flat(batch, "references"), size, samples, batch_size_images, k)
+        indices, distances = (
+            np.concatenate(both, axis=1)
+            for both in ((indices, first + found[0]), (distances, found[1]))
+        )
+        order = np.argsort(distances, axis=1, kind="stable")[:, :k]
+        indices, distances = (np.take_along_axis(x, order, 1) for x in (indices, distances))
+        first += len(batch)
+    return indices, distances
+
+
+def _nearest_in(
+    block: np.ndarray, size: int, samples: np.ndarray, batch_size_images: int, k: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """The k nearest of one block of references, filled up to a size by what is infinitely far."""
+    missing = size - len(block)
+    squares = np.pad((block**2).sum(-1), (0, missing), constant_values=np.inf)
+    search = partial(_search, jnp.asarray(np.pad(block, [(0, missing), (0, 0)])), squares, k=k)
+    rows = min(batch_size_images, len(samples))
     parts = []
-    for start in range(0, len(samples), batch_size_images):
-        batch = samples[start : start + batch_size_images]
-        missing = min(batch_size_images, len(samples)) - len(batch)
-        indices, distances = search(np.pad(batch, [(0, missing), (0, 0)]))
-        parts.append((np.asarray(indices)[: len(batch)], np.asarray(distances)[: len(batch)]))
-    if not parts:
-        return np.zeros((0, k), np.int32), np.zeros((0, k), np.float32)
+    for start in range(0, len(samples), rows):
+        some = samples[start : start + rows]
+        found = search(np.pad(some, [(0, rows - len(some)), (0, 0)]))
+        parts.append([np.asarray(part)[: len(some)] for part in found])
     indices, distances = (np.concatenate(column) for column in zip(*parts, strict=True))
     return indices, distances
 
@@ -108,12 +137,17 @@ def memorisation(sample_distances: np.ndarray, test_distances: np.ndarray) -> Me
     return Memorisation(
         closer_than_test=float((farther + 0.5 * tied).mean() / len(test)),
         distance_ratio=float(np.median(samples)) / typical,
-        copied=_copied(sample_distances),
-        copied_floor=_copied(test_distances),
+        copied=copied(sample_distances),
+        copied_floor=copied(test_distances),
     )
 
 
-def _copied(distances: np.ndarray) -> float:
+def copied(distances: np.ndarray) -> float:
+    """The share of near-copies among samples of these distances, as in `Memorisation`.
+
+    Args:
+        distances: `[N, 2]`, from `nearest(samples, train, k=2)`.
+    """
     # An exact copy of a training image that is there twice has distances 0 and 0: a copy too.
     first, second = distances[:, 0], distances[:, 1]
     return float(((first < COPY_RATIO * second) | (first == 0.0)).mean())
@@ -124,15 +158,15 @@ def _search(references, squares, batch, *, k):
     """Indices and distances `[B, k]` of the nearest of `references` `[M, F]`."""
     # |x|² is the same for all references, so it does not change who is nearest.
     scores = 2.0 * batch @ references.T - squares
-    _, indices = jax.lax.top_k(scores, k)
+    best, indices = jax.lax.top_k(scores, k)
     gaps = batch[:, None] - references[indices]
-    distances = jnp.sqrt(jnp.sum(gaps**2, -1))
+    distances = jnp.where(jnp.isfinite(best), jnp.sqrt(jnp.sum(gaps**2, -1)), jnp.inf)
     order = jnp.argsort(distances, axis=-1)
     return jnp.take_along_axis(indices, order, -1), jnp.take_along_axis(distances, order, -1)
 
 
 def _flat(images: np.ndarray, what: str) -> np.ndarray:
-    flat = np.asarray(images, np.float32).reshape(len(images), -1)
+    flat = np.asarray(images, np.float32).reshape(len(images), math.prod(images.shape[1:]))
     bad = int((~np.isfinite(flat)).any(1).sum())
     if bad:
         raise UserError(f"{bad} of {len(flat)} {what} are not finite")

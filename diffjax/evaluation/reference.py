@@ -3,13 +3,16 @@
 import zlib
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import jax
 import numpy as np
 
 import diffjax
-from diffjax.data import DataSet, all_images
+from diffjax.data import DataSet, Source, eval_batches
+from diffjax.evaluation.copying import inauthentic
 from diffjax.evaluation.distances import (
+    FEWEST_IMAGES,
     KernelDistance,
     Statistics,
     kernel_distance,
@@ -17,11 +20,11 @@ from diffjax.evaluation.distances import (
 )
 from diffjax.evaluation.features import Extractor
 from diffjax.evaluation.neighbours import nearest
-from diffjax.evaluation.seen import MOST_FEATURES, Batches, see, thinned_rows
+from diffjax.evaluation.seen import MOST_FEATURES, Images, read_at_once, see, thinned_rows
 from diffjax.evaluation.stored import Arrays, stored
 from diffjax.process.analytic import GaussianMixture
 
-_FORMAT = 2  # of what is stored of a data set
+_FORMAT = 3  # of what is stored of a data set
 
 
 @dataclass(frozen=True)
@@ -31,7 +34,8 @@ class Reference:
     Attributes:
         name: data set.
         extractor: what the features were made with.
-        train_images: `[N, H, W, C]` float32 in [-1, 1].
+        train_images: N images `[H, W, C]` float32 in [-1, 1], read anew when they are wanted.
+        class_counts: how many of them each class has; `[N]` where there are no classes.
         train_features: `[min(N, 10,000), F]` float32, drawn by the seed.
         train_statistics: of the features of all N.
         train_root: the symmetric root of their covariance.
@@ -40,7 +44,9 @@ class Reference:
         test_logits: `[M, K]` float32; None where the extractor has none.
         some_test_images: `[L, H, W, C]` float32, those whose nearest train images were looked up.
         test_neighbours: their indices `[L, 2]` and distances `[L, 2]`, from `nearest`.
-        kernel_floor: the kernel distance between the test and the train split.
+        inauthentic_floor: the share of them that `inauthentic` counts; None where there are none.
+        kernel_floor: the kernel distance between the test and the train split; None where there
+            are fewer than 3 test images.
         max_neighbour_images: samples whose nearest train images are looked up.
         seed: of every random thinning.
         sharding: of a batch of images over devices, so that each looks at its rows.
@@ -54,7 +60,8 @@ class Reference:
 
     name: str
     extractor: Extractor
-    train_images: np.ndarray
+    train_images: Images
+    class_counts: np.ndarray
     train_features: np.ndarray
     train_statistics: Statistics
     train_root: np.ndarray
@@ -63,7 +70,8 @@ class Reference:
     test_logits: np.ndarray | None
     some_test_images: np.ndarray
     test_neighbours: tuple[np.ndarray, np.ndarray]
-    kernel_floor: KernelDistance
+    inauthentic_floor: float | None
+    kernel_floor: KernelDistance | None
     max_neighbour_images: int
     seed: int
     sharding: jax.sharding.Sharding | None = None
@@ -87,8 +95,12 @@ def reference(
 ) -> Reference:
     """Extracts what is needed of a data set, once, for any number of `compare`s.
 
+    Images are read batch by batch and let go: memory does not depend on how many there are, but for
+    at most `max_images` test features. What is kept of them is named in `Reference`.
+
     Args:
-        dataset: samples are held against its real training images; its test split gives the floors.
+        dataset: samples are held against its real training images; its test split gives the
+            floors, and may be small or empty, which leaves some of them out.
         extractor: images to features.
         max_images: of each split; of a larger one that many, evenly spaced.
         max_neighbour_images: test images whose nearest train images are looked up.
@@ -99,11 +111,16 @@ def reference(
         shared: see `Reference`; it concerns the samples, each process looks at the data set itself.
 
     Raises:
-        UserError: images of another shape than the extractor takes, or fewer than 3 in a split.
+        UserError: images of another shape than the extractor takes, or fewer than 3 for training.
     """
-    train_images, _ = all_images(dataset.reference, max_images)
-    test_images, _ = all_images(dataset.test, max_images)
-    some_test_images = thin(test_images, max_neighbour_images, seed)
+    train_images, test_images = (
+        Images.in_source(source, dataset.image_shape, max_images)
+        for source in (dataset.reference, dataset.test)
+    )
+    (train_crc32, class_counts), (test_crc32, _) = (
+        _read_through(source, dataset, max_images) for source in (dataset.reference, dataset.test)
+    )
+    some_test_images = test_images.take(thinned_rows(len(test_images), max_neighbour_images, seed))
     train_sha256, test_sha256 = dataset.reference.fingerprint(), dataset.test.fingerprint()
     facts = {
         "format": _FORMAT,
@@ -114,7 +131,7 @@ def reference(
         "train_sha256": train_sha256,
         "test_sha256": test_sha256,
         # Fingerprints look into a sample of large data, and what is stored depends on each pixel.
-        "images_crc32": [zlib.crc32(_flat(images)) for images in (train_images, test_images)],
+        "images_crc32": [train_crc32, test_crc32],
         "max_images": max_images,
         "max_neighbour_images": max_neighbour_images,
         "max_features": MOST_FEATURES,
@@ -129,6 +146,7 @@ def reference(
         name=dataset.name,
         extractor=extractor,
         train_images=train_images,
+        class_counts=class_counts,
         train_features=found["train_features"],
         train_statistics=Statistics(
             found["train_mean"], found["train_cov"], int(found["train_count"])
@@ -139,7 +157,10 @@ def reference(
         test_logits=found.get("test_logits"),
         some_test_images=some_test_images,
         test_neighbours=(found["neighbour_indices"], found["neighbour_distances"]),
-        kernel_floor=KernelDistance(float(floor[0]), float(floor[1]), int(floor[2]), int(floor[3])),
+        inauthentic_floor=float(found["inauthentic_floor"]) if len(test_images) else None,
+        kernel_floor=None
+        if np.isnan(floor[0])
+        else KernelDistance(float(floor[0]), float(floor[1]), int(floor[2]), int(floor[3])),
         max_neighbour_images=max_neighbour_images,
         seed=seed,
         sharding=sharding,
@@ -158,23 +179,39 @@ def thin(images: np.ndarray, most: int, seed: int) -> np.ndarray:
     return images[thinned_rows(len(images), most, seed)]
 
 
-def _flat(images: np.ndarray) -> memoryview:
-    return np.ascontiguousarray(images).data
+def _read_through(source: Source, dataset: DataSet, most: int) -> tuple[int, np.ndarray]:
+    """A checksum of the images that are used, and how many of them each class has."""
+    checksum, class_counts = 0, np.zeros(max(dataset.num_classes, 1), int)
+    if not len(source):
+        return checksum, class_counts
+    size = read_at_once(dataset.image_shape)
+    for batch in eval_batches(source, batch_size=size, limit_images=most):
+        checksum = zlib.crc32(np.ascontiguousarray(batch["image"]).data, checksum)
+        # What a set without classes says of its labels means nothing.
+        labels = batch["label"] if dataset.num_classes else np.zeros(len(batch["label"]), int)
+        class_counts += np.bincount(labels, minlength=len(class_counts))
+    return checksum, class_counts
 
 
 def _extracted(
-    train_images: np.ndarray,
-    test_images: np.ndarray,
+    train_images: Images,
+    test_images: Images,
     some_test_images: np.ndarray,
     extractor: Extractor,
     seed: int,
     sharding: jax.sharding.Sharding | None,
 ) -> Arrays:
     """What takes long of a data set."""
-    train = see(Batches.of(train_images), extractor, seed=seed, most_images=0, sharding=sharding)
-    test_features, test_logits = extractor.extract(test_images, sharding)
+    train = see(train_images.batches(), extractor, seed=seed, most_images=0, sharding=sharding)
+    # Of no test images there are no features, as wide as those of others.
+    some = test_images if len(test_images) else Images.of(train_images.take(np.arange(1)))
+    found = [extractor.extract(batch, sharding) for batch in some.batches().batches]
+    features, logits = zip(*found, strict=True)
+    test_features = np.concatenate(features)[: len(test_images)]
     indices, distances = nearest(some_test_images, train_images, k=2)
-    floor = kernel_distance(test_features, train.features, seed=seed)
+    floor: Any = (np.nan, np.nan, len(test_images), len(train.features))
+    if len(test_images) >= FEWEST_IMAGES:
+        floor = kernel_distance(test_features, train.features, seed=seed)
     mean, cov, count = train.statistics
     return {
         "train_features": train.features,
@@ -183,8 +220,13 @@ def _extracted(
         "train_count": np.array(count),
         "train_root": symmetric_root(cov),
         "test_features": test_features,
-        **({} if test_logits is None else {"test_logits": test_logits}),
+        **(
+            {} if logits[0] is None else {"test_logits": np.concatenate(logits)[: len(test_images)]}
+        ),
         "neighbour_indices": indices,
         "neighbour_distances": distances,
+        "inauthentic_floor": np.array(
+            inauthentic(indices, distances, train_images) if len(test_images) else np.nan
+        ),
         "kernel_floor": np.array(floor),
     }

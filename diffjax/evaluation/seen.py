@@ -1,6 +1,7 @@
 """What the numbers need of a set of images, gathered batch by batch."""
 
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
@@ -10,6 +11,8 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from diffjax.data import Source
+from diffjax.data.pipeline import batch_at
 from diffjax.errors import UserError
 from diffjax.evaluation.distances import Statistics
 from diffjax.evaluation.features import Extractor, check_images
@@ -57,8 +60,69 @@ class Batches:
 
 
 @dataclass(frozen=True)
+class Images:
+    """Images that are read where they lie when they are wanted, so that never all are in memory.
+
+    Attributes:
+        shape: `(N, H, W, C)`, or of vectors `(N, F)`.
+        take: rows `[n]` -> those images `[n, H, W, C]` float.
+    """
+
+    shape: tuple[int, ...]
+    take: Callable[[np.ndarray], np.ndarray]
+
+    @classmethod
+    def of(cls, images: "np.ndarray | Images") -> "Images":
+        """Those of an array; what are `Images` already stay as they are.
+
+        Example:
+            >>> images = Images.of(np.zeros((1500, 8, 8, 1)))
+            >>> len(images), [len(batch) for batch in images.batches().batches]
+            (1500, [1024, 476])
+        """
+        if isinstance(images, Images):
+            return images
+        return cls(images.shape, lambda rows: images[rows])
+
+    @classmethod
+    def in_source(cls, source: Source, image_shape: tuple[int, ...], most: int) -> "Images":
+        """Those of a source of images; of a larger one `most`, evenly spaced."""
+        num = min(len(source), most)
+        places = np.arange(num) * len(source) // max(num, 1)
+
+        def take(rows: np.ndarray) -> np.ndarray:
+            if not len(rows):
+                return np.zeros((0, *image_shape), np.float32)
+            return batch_at(source, places[rows])["image"]
+
+        return cls((num, *image_shape), take)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def batches(self) -> Batches:
+        """All of them, in order, read anew at each call."""
+        size = read_at_once(self.shape[1:])
+        starts = range(0, len(self), size)
+        return Batches(
+            len(self), (self.take(np.arange(i, min(i + size, len(self)))) for i in starts)
+        )
+
+
+def read_at_once(image_shape: tuple[int, ...]) -> int:
+    """Images a batch: 1024, or fewer, in 256s, where those would take more than 256 MB of float32.
+
+    Example:
+        >>> read_at_once((32, 32, 3)), read_at_once((256, 256, 3))
+        (1024, 256)
+    """
+    affordable = 2**28 // (4 * max(math.prod(image_shape), 1))
+    return max(min(affordable, _BATCH_SIZE_IMAGES) // 256, 1) * 256
+
+
+@dataclass(frozen=True)
 class Seen:
-    """What is left of a set of images; its size does not hang on how many there were, but for
+    """What is left of a set of images; its size does not depend on how many there were, but for
     `predicted`.
 
     Attributes:

@@ -10,11 +10,12 @@ from diffjax.evaluation.all_numbers import all_numbers, own_recipes
 from diffjax.evaluation.comparison import Comparison, compare
 from diffjax.evaluation.provenance import check_comparable
 from diffjax.evaluation.sweep_files import RunFiles, SweepFiles
-from diffjax.evaluation.tables import METRICS, is_number
+from diffjax.evaluation.tables import METRICS, is_number, range_of
 from diffjax.evaluation.verdicts import finite, mean_interval
 
 RECIPE = ("solver", "grid", "num_steps", "guidance_scale", "weights")
 _TARGET = "_target_"
+_ERRORS = (0.0, np.inf)  # where squared errors can be
 _FACTS = (
     "extractor", "extractor_sha256", "resize", "autoencoder", "value_range", "rounding",
     "reference", "reference_sha256", "num_samples", "num_reference_images",
@@ -55,10 +56,10 @@ def _verdict(files: SweepFiles, results: Mapping[str, Mapping[str, Any]]) -> dic
     rule = (
         f"Fréchet distance, lower is better. {found.rule}{_whose_noise(files, results)} Means over "
         "training seeds with Student's 95 % intervals; an arm is worse when its differences to the "
-        "leading one, seed by seed, are decided at 5 % for all pairs of arms together (Holm), "
-        "which asks for more than that the interval of this one difference is beyond 0. Bootstrap "
-        "intervals, over training and noise seeds, are too narrow for few seeds, and no verdict is "
-        "by them"
+        "one of least mean, seed by seed, are decided at 5 % for all pairs of arms together "
+        "(Holm), which asks for more than that the interval of this one difference is beyond 0. "
+        "Bootstrap intervals, over training and noise seeds, are too narrow for few seeds, and no "
+        "verdict is by them"
     )
     rows = [_plain_row(row, found.own) for row in found.verdict_rows()]
     several = any(row["noise"] is not None for row in rows)
@@ -124,7 +125,7 @@ def quality(files: SweepFiles) -> list[dict[str, Any]]:
                 ]
                 for metric in ("nfe", "seconds", *METRICS)
             }
-            metrics = {m: _interval(values[m]) for m in METRICS if values[m]}
+            metrics = {m: _interval(values[m], range_of(m)) for m in METRICS if values[m]}
             rows.append(
                 {
                     "arm": arm,
@@ -232,8 +233,8 @@ def _losses(found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     for space in same[0]["spaces"]:
         columns = zip(*(one["spaces"][space]["by_log_snr"] for one in same), strict=True)
         spaces[space] = [
-            _over_images(bins[0]) if len(bins) == 1 else _interval([b["mean"] for b in bins])
-            if all(bins) else None
+            _over_images(bins[0]) if len(bins) == 1
+            else _interval([b["mean"] for b in bins], _ERRORS) if all(bins) else None
             for bins in columns
         ]  # fmt: skip
     return {"log_snr_edges": edges, "runs": len(same), "spaces": spaces}
@@ -243,7 +244,8 @@ def _over_images(estimate: Mapping[str, float] | None) -> dict[str, Any] | None:
     if estimate is None:
         return None
     mean, error = estimate["mean"], estimate["standard_error"]
-    return {"mean": mean, "low": mean - 1.96 * error, "high": mean + 1.96 * error, "values": [mean]}
+    low, high = max(mean - 1.96 * error, _ERRORS[0]), mean + 1.96 * error
+    return {"mean": mean, "low": low, "high": high, "values": [mean]}
 
 
 def _noise(found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -352,8 +354,10 @@ def _rows(run: RunFiles) -> Iterable[Mapping[str, Any]]:
     return [{"weights": weights, **row} for row in rows]
 
 
-def _interval(values: Sequence[float]) -> dict[str, Any]:
-    interval = mean_interval(values)
+def _interval(
+    values: Sequence[float], bounds: tuple[float, float] = (-np.inf, np.inf)
+) -> dict[str, Any]:
+    interval = mean_interval(values, bounds=bounds)
     return {
         **{key: finite(value) for key, value in interval._asdict().items()},
         "values": list(values),

@@ -136,7 +136,7 @@ _COSTS = ("train_flops", "train_seconds")
 
 
 def answer(rows: Sequence[Mapping[str, Any]]) -> str:
-    """One sentence: which arm leads, and what is known of the others.
+    """One sentence: which arm leads, where that is decided, and what is known of the others.
 
     Example:
         >>> answer([
@@ -144,31 +144,44 @@ def answer(rows: Sequence[Mapping[str, Any]]) -> str:
         ...     {"arm": "b", "mean": 0.9, "low": 0.8, "high": 1.0, "verdict": "worse"},
         ... ])
         'a leads at a Fréchet distance of 0.500 (0.400 to 0.600); 1 of 1 other arm is worse.'
+        >>> answer([
+        ...     {"arm": "a", "mean": 0.5, "low": 0.0, "high": 1.6, "verdict": "least mean"},
+        ...     {"arm": "b", "mean": 0.9, "low": 0.0, "high": 2.1, "verdict": "inconclusive"},
+        ... ])
+        "Nothing is decided: a has the least Fréchet distance, 0.500 (0.00 to 1.60); 1 can't \
+be told from it with these seeds."
     """
     known = [row for row in rows if row["mean"] is not None]
     if not known:
         return "Nothing is evaluated yet."
     unfit = ("incomplete", "not evaluated", "no number")
     incomplete = [row for row in rows if row["verdict"].startswith(unfit)]
-    first = min(known, key=lambda r: (r["verdict"] != "leads", r in incomplete, r["mean"]))
-    text = f"{first['arm']} leads at a Fréchet distance of {_amount(first)}"
+    best = ("leads", "least mean")
+    first = min(
+        known, key=lambda r: (not r["verdict"].startswith(best), r in incomplete, r["mean"])
+    )
     others = len(rows) - 1
     plural = "arm" if others == 1 else "arms"
     if not others:
         return f"{first['arm']}: Fréchet distance {_amount(first)}, nothing to compare it with."
     if first in incomplete:
         return f"No arm is complete, and there is no verdict on the {len(rows)} of them."
-    if first["verdict"] != "leads":
-        return f"{text}, without the seeds for a verdict on the {others} other {plural}."
+    least = f"{first['arm']} has the least Fréchet distance, {_amount(first)}"
+    if not first["verdict"].startswith(best):
+        return f"{least}, without the seeds for a verdict on the {others} other {plural}."
     counts = Counter(row["verdict"].partition(";")[0].partition(":")[0] for row in rows)
-    worse = counts["worse"]
-    parts = [f"{worse} of {others} other {plural} {'is' if worse == 1 else 'are'} worse"]
+    parts = []
+    if worse := counts["worse"]:
+        parts.append(f"{worse} of {others} other {plural} {'is' if worse == 1 else 'are'} worse")
     if counts["inconclusive"]:
         parts.append(f"{counts['inconclusive']} can't be told from it with these seeds")
     if incomplete:
         parts.append(f"{len(incomplete)} incomplete and not compared")
     if apart := counts["no two seeds in common"]:
         parts.append(f"{apart} without a verdict, sharing too few seeds with it")
+    text = f"Nothing is decided: {least}"
+    if first["verdict"] == "leads":
+        text = f"{first['arm']} leads at a Fréchet distance of {_amount(first)}"
     return f"{text}; {', '.join(parts)}."
 
 

@@ -25,6 +25,22 @@ LABELS = {
     "mode_weights": "weight in wrong modes",
     "bits_per_dim": "bits per dimension",
 }
+# Where a number can be; the others, such as unbiased estimates about 0, are anywhere.
+RANGES = {
+    "frechet_distance": (0.0, math.inf),
+    "precision": (0.0, 1.0),
+    "recall": (0.0, 1.0),
+    "density": (0.0, math.inf),
+    "coverage": (0.0, 1.0),
+    "inception_score": (1.0, math.inf),
+    "cmmd": (0.0, math.inf),
+    "accuracy": (0.0, 1.0),
+    "closer_than_test": (0.0, 1.0),
+    "copied": (0.0, 1.0),
+    "inauthentic": (0.0, 1.0),
+    "sliced_wasserstein": (0.0, math.inf),
+    "mode_weights": (0.0, 1.0),
+}
 
 
 def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -226,3 +242,13 @@ def label(name: str) -> str:
     """
     kind, bracket, rest = name.partition(" (")
     return f"{LABELS.get(kind, kind.replace('_', ' '))}{bracket}{rest}"
+
+
+def range_of(name: str) -> tuple[float, float]:
+    """The least and the greatest value that a number can have, on whatever extractor.
+
+    Example:
+        >>> range_of("recall (inception:pool)"), range_of("kernel_distance")
+        ((0.0, 1.0), (-inf, inf))
+    """
+    return RANGES.get(name.partition(" (")[0], (-math.inf, math.inf))

@@ -36,12 +36,26 @@ class Difference(NamedTuple):
     seeds: int | None
 
 
-def mean_interval(values: Sequence[float], level: float = 0.95) -> Interval:
+def mean_interval(
+    values: Sequence[float],
+    level: float = 0.95,
+    *,
+    bounds: tuple[float, float] = (-np.inf, np.inf),
+) -> Interval:
     """The mean of few values with Student's interval; verdicts are by this one.
+
+    Args:
+        values: one of each training seed.
+        level: how often the interval holds the truth.
+        bounds: the least and the greatest value that the number can have. The interval ends there,
+            and holds the truth as often, since the truth lies within them. With one value, of
+            which there is no interval, it stays infinite.
 
     Example:
         >>> [round(x, 2) for x in mean_interval([1.0, 2.0, 3.0])]
         [2.0, -0.48, 4.48]
+        >>> [round(x, 2) for x in mean_interval([0.9, 0.95], bounds=(0.0, 1.0))]
+        [0.93, 0.61, 1.0]
     """
     mean, n = float(np.mean(values)), len(values)
     if n < 2:
@@ -49,7 +63,7 @@ def mean_interval(values: Sequence[float], level: float = 0.95) -> Interval:
     half = float(
         scipy.special.stdtrit(n - 1, 0.5 + 0.5 * level) * np.std(values, ddof=1) / np.sqrt(n)
     )
-    return Interval(mean, mean - half, mean + half)
+    return Interval(mean, max(mean - half, bounds[0]), min(mean + half, bounds[1]))
 
 
 def bootstrap_interval(
@@ -145,17 +159,17 @@ def differences(
 
 
 def verdict_of(found: Difference) -> str:
-    """What a difference from the leading arm says, in words.
+    """What a difference from the arm of least mean says, in words.
 
     Example:
         >>> pairs = differences({"a": [0.50, 0.61, 0.55], "b": [0.56, 0.58, 0.60]})
         >>> verdict_of(pairs["a", "b"])
-        'inconclusive; 29 seeds would settle it'
+        'inconclusive; if the true difference is this one, 29 seeds show it 4 times in 5'
     """
     if found.decided:
         return "worse"
-    enough = f"{found.seeds} seeds would settle it" if found.seeds else "no 1,000 seeds would"
-    return f"inconclusive; {enough}"
+    shown = f"{found.seeds} seeds show it 4 times in 5" if found.seeds else "1,000 are too few"
+    return f"inconclusive; if the true difference is this one, {shown}"
 
 
 def _p_value(gap: np.ndarray) -> float:

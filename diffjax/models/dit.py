@@ -11,6 +11,7 @@ import numpy as np
 from jax.nn import initializers
 
 from diffjax.errors import UserError
+from diffjax.kinds import Decay, NotNegative, Positive
 from diffjax.models.layers import (
     HIDDEN,
     STACKED,
@@ -211,15 +212,15 @@ class DiT(nn.Module):
     """
 
     num_classes: int
-    patch_size: int = 2
-    hidden_size: int = 384
-    depth: int = 12
-    num_heads: int = 6
-    mlp_ratio: float = 4.0
-    dropout: float = 0.0
+    patch_size: Positive[int] = 2
+    hidden_size: Positive[int] = 384
+    depth: Positive[int] = 12
+    num_heads: Positive[int] = 6
+    mlp_ratio: Positive[float] = 4.0
+    dropout: Decay[float] = 0.0
     dtype: str = "float32"
     attention: str = "auto"
-    out_channels: int = 0
+    out_channels: NotNegative[int] = 0
     scan: bool = False
     remat: str = "none"
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax.nn import initializers
 
 from diffjax.errors import UserError
+from diffjax.kinds import Decay, NotNegative, Positive
 from diffjax.models.layers import HIDDEN, Conditioning, Dense, SelfAttention, compute_type
 from diffjax.models.placement import BATCH, constrain
 from diffjax.models.remat import rematerialised
@@ -236,17 +237,17 @@ class UNet(nn.Module):
     """
 
     num_classes: int
-    channels: int = 64
-    channel_multipliers: tuple[int, ...] = (1, 2, 2)
-    num_res_blocks: int = 2
-    attention_resolutions: tuple[int, ...] = (16,)
-    head_channels: int = 64
+    channels: Positive[int] = 64
+    channel_multipliers: tuple[Positive[int], ...] = (1, 2, 2)
+    num_res_blocks: Positive[int] = 2
+    attention_resolutions: tuple[Positive[int], ...] = (16,)
+    head_channels: Positive[int] = 64
     scale_shift: bool = True
     residual_resampling: bool = False
-    dropout: float = 0.0
+    dropout: Decay[float] = 0.0
     dtype: str = "float32"
     attention: str = "auto"
-    out_channels: int = 0
+    out_channels: NotNegative[int] = 0
     remat: str = "none"
 
     @nn.compact

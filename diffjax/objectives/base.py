@@ -6,10 +6,21 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from jax import Array
 
+from diffjax.errors import UserError
 from diffjax.process.paths import Path
 from diffjax.process.precond import Apply, Precond
 
 Batch = Mapping[str, Array]
+
+
+def check_others(batch: Batch, what: str) -> None:
+    """Refuses a batch of one for what compares or joins the examples of a batch.
+
+    Raises:
+        UserError: there is no other example.
+    """
+    if len(batch["image"]) < 2:
+        raise UserError(f"{what} needs other examples of the batch: batch_size must be at least 2")
 
 
 class Progress(NamedTuple):

@@ -10,7 +10,8 @@ from jax import Array
 from jax.tree_util import register_dataclass
 
 from diffjax.errors import UserError
-from diffjax.objectives.base import Batch
+from diffjax.kinds import Positive
+from diffjax.objectives.base import Batch, check_others
 from diffjax.process.paths import Pair, Scalar
 
 
@@ -79,10 +80,11 @@ class EntropicTransport(Coupling):
         max_iterations: of Sinkhorn's algorithm.
     """
 
-    epsilon: Scalar = 0.1
-    max_iterations: int = field(default=200, metadata={"static": True})
+    epsilon: Positive[Scalar] = 0.1
+    max_iterations: Positive[int] = field(default=200, metadata={"static": True})
 
     def __call__(self, key: Array, batch: Batch, noise: Array) -> Pair:
+        check_others(batch, "EntropicTransport")  # Distances of one image have no deviation.
         try:
             from ott.geometry.geometry import Geometry
             from ott.problems.linear.linear_problem import LinearProblem

@@ -9,6 +9,7 @@ from jax import Array
 from jax.scipy.special import log_ndtr
 from jax.tree_util import register_dataclass
 
+from diffjax.kinds import NotNegative, UnitTime
 from diffjax.objectives.base import Batch, Progress
 from diffjax.objectives.denoising import Denoising, pixel_mean
 from diffjax.objectives.wrappers import Wrapper
@@ -50,8 +51,8 @@ class LearnedVariance(Wrapper):
     """
 
     objective: Denoising
-    scale: Scalar = 1e-3
-    gap: Scalar = 1e-3
+    scale: NotNegative[Scalar] = 1e-3
+    gap: UnitTime[Scalar] = 1e-3
 
     @property
     def outputs(self) -> int:

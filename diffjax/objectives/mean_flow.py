@@ -1,7 +1,7 @@
 """Mean flow: a network of average velocities, from which one step makes a sample."""
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +9,7 @@ from jax import Array
 from jax.tree_util import register_dataclass
 
 from diffjax.errors import UserError
+from diffjax.kinds import Interval, NotNegative, Positive, Probability
 from diffjax.objectives.base import Batch, Objective, Progress
 from diffjax.objectives.denoising import Denoising, Noised
 from diffjax.objectives.wrappers import Wrapper
@@ -55,12 +56,12 @@ class MeanFlow(Wrapper):
     """
 
     objective: Denoising
-    between: Scalar = 0.25
-    power: Scalar = 1.0
-    floor: Scalar = 0.01
-    omega: float = field(default=1.0, metadata={"static": True})
-    kappa: float = field(default=0.0, metadata={"static": True})
-    guided_below: Scalar = 1.0
+    between: Probability[Scalar] = 0.25
+    power: NotNegative[Scalar] = 1.0
+    floor: Positive[Scalar] = 0.01
+    omega: Positive[float] = field(default=1.0, metadata={"static": True})
+    kappa: Annotated[float, Interval("[0, 1)")] = field(default=0.0, metadata={"static": True})
+    guided_below: NotNegative[Scalar] = 1.0
 
     @property
     def flow_map(self) -> bool:

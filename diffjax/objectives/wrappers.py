@@ -1,14 +1,15 @@
 """Objectives made of other objectives: what they add is stated once and works with any of them."""
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.tree_util import register_dataclass
 
-from diffjax.objectives.base import Batch, Objective, Progress
+from diffjax.kinds import Decay, Interval, NotNegative, Positive
+from diffjax.objectives.base import Batch, Objective, Progress, check_others
 from diffjax.objectives.denoising import Denoising
 from diffjax.process.paths import Path, Scalar
 from diffjax.process.precond import Apply, Precond
@@ -99,8 +100,8 @@ class Uncertainty(Wrapper):
     """
 
     objective: Objective
-    num_terms: int = field(default=16, metadata={"static": True})
-    limit: Scalar = 20.0
+    num_terms: Positive[int] = field(default=16, metadata={"static": True})
+    limit: Positive[Scalar] = 20.0
 
     def init_params(self, key: Array) -> dict[str, Any]:
         return {**self.objective.init_params(key), "uncertainty": jnp.zeros(self.num_terms)}
@@ -180,10 +181,10 @@ class Adaptive(Wrapper):
     """
 
     objective: Denoising
-    power: Scalar = 2.0
-    uniform_share: Scalar = 0.1
-    decay: Scalar = 0.98
-    num_bins: int = field(default=32, metadata={"static": True})
+    power: Positive[Scalar] = 2.0
+    uniform_share: Annotated[Scalar, Interval("(0, 1]")] = 0.1
+    decay: Decay[Scalar] = 0.98
+    num_bins: Positive[int] = field(default=32, metadata={"static": True})
 
     def init_memory(self) -> Array:
         return jnp.ones(self.num_bins)
@@ -243,7 +244,7 @@ class Contrastive(Wrapper):
     """
 
     objective: Denoising
-    scale: Scalar = 0.05
+    scale: Annotated[Scalar, Interval("[0, 1)")] = 0.05
 
     def __call__(
         self,
@@ -254,6 +255,7 @@ class Contrastive(Wrapper):
         batch: Batch,
         progress: Progress,
     ) -> tuple[Array, dict[str, Array]]:
+        check_others(batch, "Contrastive")
         del ema_params, progress
         objective = self.objective
         time_key, key = jax.random.split(key)
@@ -281,8 +283,8 @@ class Dispersive(Wrapper):
     """
 
     objective: Denoising
-    scale: Scalar = 0.5
-    temperature: Scalar = 0.5
+    scale: NotNegative[Scalar] = 0.5
+    temperature: Positive[Scalar] = 0.5
 
     def __call__(
         self,
@@ -293,6 +295,7 @@ class Dispersive(Wrapper):
         batch: Batch,
         progress: Progress,
     ) -> tuple[Array, dict[str, Array]]:
+        check_others(batch, "Dispersive")
         del ema_params, progress
         objective = self.objective
         time_key, key = jax.random.split(key)

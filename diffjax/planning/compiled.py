@@ -12,6 +12,7 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from diffjax.data import DataSet
 from diffjax.errors import UserError
 from diffjax.models.layers import STACKED
 from diffjax.planning import counts, products
@@ -20,6 +21,7 @@ from diffjax.planning.hlo import parse
 from diffjax.planning.kept import kept_bytes
 from diffjax.planning.least import minimum_wire_bytes, model_flops
 from diffjax.planning.topologies import MEGACORE, Topology
+from diffjax.spec import build
 from diffjax.training.accumulation import check_parts
 from diffjax.training.generate import lower_sampler
 from diffjax.training.loop import compile_train_step
@@ -102,16 +104,14 @@ def needs_from(fields: Mapping[str, Any]) -> Needs:
 
 
 def expected_data(config: ConfigDict) -> tuple[tuple[int, int, int], int]:
-    """Image shape and number of classes that a config expects, without its data.
+    """Image shape and number of classes that a config expects, or else those of its data.
 
     Raises:
-        UserError: it does not say.
+        UserError: what it expects is no image, or its data can't be had.
     """
     if "expected" not in config:
-        raise UserError(
-            "a plan needs config.expected, as configs/imagenet256.py has it: image_shape, "
-            "num_classes and num_images"
-        )
+        dataset: DataSet = build(config.data)
+        return dataset.image_shape, dataset.num_classes
     shape = config.expected.image_shape
     if len(shape) != 3 or not all(isinstance(size, int) and size > 0 for size in shape):
         raise UserError(

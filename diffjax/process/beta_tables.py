@@ -6,13 +6,18 @@ solver may stop anywhere. With `DiscreteUniform` times training sees the table's
 """
 
 from dataclasses import dataclass, field
+from typing import Annotated, TypeVar
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.tree_util import register_dataclass
 
+from diffjax.kinds import Interval, NotNegative, Positive, UnitTime
 from diffjax.process.paths import Scalar
+
+T = TypeVar("T")
+Beta = Annotated[T, Interval("(0, 1)")]
 
 
 @register_dataclass
@@ -28,11 +33,11 @@ class LinearBetas:
         0.9999
     """
 
-    num_steps: int = field(default=1000, metadata={"static": True})
-    beta_start: Scalar = 1e-4
-    beta_end: Scalar = 0.02
-    t_min: Scalar = 1e-3
-    t_noise: Scalar = 1.0
+    num_steps: Positive[int] = field(default=1000, metadata={"static": True})
+    beta_start: Beta[Scalar] = 1e-4
+    beta_end: Beta[Scalar] = 0.02
+    t_min: NotNegative[Scalar] = 1e-3
+    t_noise: UnitTime[Scalar] = 1.0
 
     def alpha(self, t: Array) -> Array:
         return jnp.exp(0.5 * self._log_alpha_bar(t))
@@ -53,11 +58,11 @@ class ScaledLinearBetas:
     Rombach et al. 2022 (arXiv:2112.10752), in their public code.
     """
 
-    num_steps: int = field(default=1000, metadata={"static": True})
-    beta_start: Scalar = 0.00085
-    beta_end: Scalar = 0.012
-    t_min: Scalar = 1e-3
-    t_noise: Scalar = 1.0
+    num_steps: Positive[int] = field(default=1000, metadata={"static": True})
+    beta_start: Beta[Scalar] = 0.00085
+    beta_end: Beta[Scalar] = 0.012
+    t_min: NotNegative[Scalar] = 1e-3
+    t_noise: UnitTime[Scalar] = 1.0
 
     def alpha(self, t: Array) -> Array:
         return jnp.exp(0.5 * self._log_alpha_bar(t))
@@ -86,11 +91,11 @@ class CosineBetas:
             would be 20,000 times as large in x0.
     """
 
-    num_steps: int = field(default=1000, metadata={"static": True})
-    offset: Scalar = 0.008
-    max_beta: Scalar = 0.999
-    t_min: Scalar = 1e-3
-    t_noise: Scalar = 0.999
+    num_steps: Positive[int] = field(default=1000, metadata={"static": True})
+    offset: NotNegative[Scalar] = 0.008
+    max_beta: Beta[Scalar] = 0.999
+    t_min: NotNegative[Scalar] = 1e-3
+    t_noise: UnitTime[Scalar] = 0.999
 
     def alpha(self, t: Array) -> Array:
         return jnp.exp(0.5 * self._log_alpha_bar(t))

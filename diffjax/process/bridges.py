@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.tree_util import register_dataclass
 
+from diffjax.kinds import NotNegative, Positive, UnitTime
 from diffjax.process.paths import Scalar
 
 BridgeNoise = Callable[[Array], Array]
@@ -40,7 +41,7 @@ class Brownian:
         1.0
     """
 
-    scale: Scalar = 1.0
+    scale: Positive[Scalar] = 1.0
 
     def __call__(self, t: Array) -> Array:
         return self.scale * jnp.sqrt(t * (1.0 - t))
@@ -54,7 +55,7 @@ class SineSquared:
     Albergo et al. 2023 (arXiv:2303.08797), section 4.
     """
 
-    scale: Scalar = 0.5
+    scale: Positive[Scalar] = 0.5
 
     def __call__(self, t: Array) -> Array:
         return self.scale * jnp.sin(jnp.pi * t) ** 2
@@ -81,9 +82,9 @@ class BrownianBridge:
         t_noise: where sampling starts, beside the source.
     """
 
-    scale: Scalar = 1.0
-    t_min: Scalar = 1e-3
-    t_noise: Scalar = 0.9999
+    scale: Positive[Scalar] = 1.0
+    t_min: NotNegative[Scalar] = 1e-3
+    t_noise: UnitTime[Scalar] = 0.9999
 
     def alpha(self, t: Array) -> Array:
         return 1.0 - t

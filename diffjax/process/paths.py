@@ -6,18 +6,20 @@ starts from noise at `t_noise`. Each path keeps its native time; log-SNR is what
 """
 
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.tree_util import Partial, register_dataclass
 
+from diffjax.kinds import NotNegative, Positive, UnitTime
 from diffjax.process.bisection import bisect
 
 Scalar = float | Array
 
 
+@runtime_checkable
 class Path(Protocol):
     """What every path offers; any object with these is one."""
 
@@ -49,8 +51,8 @@ class Linear:
     reversed where theirs runs from noise to data.
     """
 
-    t_min: Scalar = 1e-3
-    t_noise: Scalar = 1.0
+    t_min: NotNegative[Scalar] = 1e-3
+    t_noise: UnitTime[Scalar] = 1.0
 
     def alpha(self, t: Array) -> Array:
         return 1.0 - t
@@ -69,8 +71,8 @@ class Cosine:
     close to Nichol & Dhariwal 2021 (arXiv:2102.09672) without its offset.
     """
 
-    t_min: Scalar = 1e-3
-    t_noise: Scalar = 0.999
+    t_min: NotNegative[Scalar] = 1e-3
+    t_noise: UnitTime[Scalar] = 0.999
 
     def alpha(self, t: Array) -> Array:
         return jnp.cos(0.5 * jnp.pi * t)
@@ -89,10 +91,10 @@ class LinearBeta:
     (arXiv:2006.11239); Song et al. 2021 (arXiv:2011.13456), equation 33.
     """
 
-    beta_min: Scalar = 0.1
-    beta_max: Scalar = 20.0
-    t_min: Scalar = 1e-3
-    t_noise: Scalar = 1.0
+    beta_min: NotNegative[Scalar] = 0.1
+    beta_max: Positive[Scalar] = 20.0
+    t_min: NotNegative[Scalar] = 1e-3
+    t_noise: UnitTime[Scalar] = 1.0
 
     def _log_alpha(self, t: Array) -> Array:
         return -0.25 * t**2 * (self.beta_max - self.beta_min) - 0.5 * t * self.beta_min

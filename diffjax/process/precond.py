@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.tree_util import register_dataclass
 
+from diffjax.kinds import Positive
 from diffjax.process.paths import Coeffs, Pair, Path, Scalar, coeffs, log_snr_of
 from diffjax.process.targets import Target, chord, decode
 
@@ -64,7 +65,7 @@ class LogSNRLabel:
     """
 
     scale: Scalar = -25.0
-    limit: Scalar = 20.0
+    limit: Positive[Scalar] = 20.0
 
     def __call__(self, c: Coeffs) -> Array:
         return self.scale * jnp.clip(log_snr_of(c), -self.limit, self.limit)
@@ -90,7 +91,7 @@ class UnitVariance:
         sigma_data: the data's standard deviation.
     """
 
-    sigma_data: Scalar = 0.5
+    sigma_data: Positive[Scalar] = 0.5
 
     def __call__(self, c: Coeffs) -> Array:
         return 1.0 / jnp.hypot(self.sigma_data * c.a, c.s)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.tree_util import register_dataclass
 
+from diffjax.kinds import NotNegative, Positive, UnitTime
 from diffjax.process.paths import Scalar
 
 
@@ -21,9 +22,9 @@ class Sigmoid:
 
     start: Scalar = -3.0
     end: Scalar = 3.0
-    tau: Scalar = 1.0
-    t_min: Scalar = 1e-3
-    t_noise: Scalar = 0.999
+    tau: Positive[Scalar] = 1.0
+    t_min: NotNegative[Scalar] = 1e-3
+    t_noise: UnitTime[Scalar] = 0.999
 
     def alpha(self, t: Array) -> Array:
         return jnp.sqrt(self._rise(t, 1.0) / self._rise(0.0, 1.0))
@@ -49,10 +50,10 @@ class SubVP:
     Song et al. 2021 (arXiv:2011.13456), equation 29.
     """
 
-    beta_min: Scalar = 0.1
-    beta_max: Scalar = 20.0
-    t_min: Scalar = 1e-3
-    t_noise: Scalar = 1.0
+    beta_min: NotNegative[Scalar] = 0.1
+    beta_max: Positive[Scalar] = 20.0
+    t_min: NotNegative[Scalar] = 1e-3
+    t_noise: UnitTime[Scalar] = 1.0
 
     def alpha(self, t: Array) -> Array:
         return jnp.exp(self._log_alpha(t))
@@ -74,10 +75,10 @@ class VarianceExploding:
     (arXiv:2011.13456), equations 29 and 30.
     """
 
-    sigma_min: Scalar = 0.01
-    sigma_max: Scalar = 50.0
-    t_min: Scalar = 1e-3
-    t_noise: Scalar = 1.0
+    sigma_min: Positive[Scalar] = 0.01
+    sigma_max: Positive[Scalar] = 50.0
+    t_min: NotNegative[Scalar] = 1e-3
+    t_noise: UnitTime[Scalar] = 1.0
 
     def alpha(self, t: Array) -> Array:
         return jnp.ones_like(t)
@@ -95,8 +96,8 @@ class EDM:
     Karras et al. 2022 (arXiv:2206.00364), table 1. Use it with `LogSNRLabel` and `UnitVariance`.
     """
 
-    t_min: Scalar = 0.002
-    t_noise: Scalar = 80.0
+    t_min: NotNegative[Scalar] = 0.002
+    t_noise: Positive[Scalar] = 80.0
 
     def alpha(self, t: Array) -> Array:
         return jnp.ones_like(t)
@@ -117,8 +118,8 @@ class LinearLogSNR:
 
     log_snr_max: Scalar = 13.3
     log_snr_min: Scalar = -5.0
-    t_min: Scalar = 1e-3
-    t_noise: Scalar = 1.0
+    t_min: NotNegative[Scalar] = 1e-3
+    t_noise: UnitTime[Scalar] = 1.0
 
     def alpha(self, t: Array) -> Array:
         return jnp.sqrt(jax.nn.sigmoid(self._log_snr(t)))

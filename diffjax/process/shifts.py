@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.tree_util import register_dataclass
 
+from diffjax.kinds import Positive
 from diffjax.process.paths import Path, Scalar
 
 
@@ -25,7 +26,7 @@ class TimeShift:
     """
 
     path: Path
-    shift: Scalar = 3.0
+    shift: Positive[Scalar] = 3.0
 
     @property
     def t_min(self) -> Scalar:
@@ -63,7 +64,7 @@ class LogSNRShift:
     """
 
     path: Path
-    scale: Scalar = 0.5
+    scale: Positive[Scalar] = 0.5
 
     @property
     def t_min(self) -> Scalar:

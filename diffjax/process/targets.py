@@ -19,6 +19,8 @@ import numpy as np
 from jax import Array
 from jax.tree_util import register_dataclass
 
+from diffjax.errors import UserError
+from diffjax.kinds import Positive
 from diffjax.process.paths import Coeffs, Pair, Path, Scalar, coeffs
 
 
@@ -96,7 +98,7 @@ class F:
         sigma_data: the data's standard deviation.
     """
 
-    sigma_data: Scalar = 0.5
+    sigma_data: Positive[Scalar] = 0.5
 
     def __call__(self, c: Coeffs) -> Mix:
         norm = jnp.hypot(c.s, c.a * self.sigma_data)
@@ -168,6 +170,9 @@ def undecodable(path: Path, target: Target, smallest: float = 5e-4) -> str | Non
         smallest: the sine that still counts; errors grow by its inverse. The default admits DDPM's
             last step (0.0064) and refuses exact zeros.
 
+    Raises:
+        UserError: no target can be used, for the numbers of the path do not go together.
+
     Example:
         >>> from diffjax.process.paths import Linear
         >>> undecodable(Linear(), Velocity()) is None
@@ -184,6 +189,7 @@ def undecodable(path: Path, target: Target, smallest: float = 5e-4) -> str | Non
         return c, sine
 
     c, sine = jax.device_get(known())
+    _check_path(path, c)
     worst = int(np.argmin(np.where(np.isfinite(sine), sine, -1.0)))
     if sine[worst] >= smallest:
         return None
@@ -193,3 +199,15 @@ def undecodable(path: Path, target: Target, smallest: float = 5e-4) -> str | Non
         f"at t={t:.4g} alpha={a:.4g} and sigma={s:.4g}, "
         f"so {type(target).__name__} says nothing that x_t does not"
     )
+
+
+def _check_path(path: Path, c: Coeffs) -> None:
+    """Refuses what leads from no data to no noise: its numbers may be right one by one."""
+    low, high = float(path.t_min), float(path.t_noise)
+    a, s = c.a[::10], c.s[::10]
+    positive = bool(((a >= 0) & (s >= 0)).all()) and a[0] > 0
+    if not low < high or not positive or not (np.diff(s[a > 0] / a[a > 0]) > 0).all():
+        raise UserError(
+            f"{path} leads from no data to no noise: t_min must be below t_noise, and between them "
+            "alpha and sigma at least 0, and sigma/alpha rising"
+        )

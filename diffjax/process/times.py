@@ -6,7 +6,7 @@ its log-density, so that importance weights are exact. How the uniform numbers t
 """
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Annotated, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -14,10 +14,12 @@ from jax import Array
 from jax.scipy.special import betainc, betaln, logit, ndtr, ndtri
 from jax.tree_util import Partial, register_dataclass
 
+from diffjax.kinds import Interval, Positive, UnitTime
 from diffjax.process.bisection import bisect
 from diffjax.process.paths import Path, Scalar, log_snr, time_of_log_snr
 
 
+@runtime_checkable
 class Times(Protocol):
     """A density over the times of a path."""
 
@@ -57,7 +59,7 @@ class DiscreteUniform:
     (arXiv:2006.11239).
     """
 
-    gap: Scalar = 1e-3
+    gap: UnitTime[Scalar] = 1e-3
 
     def quantile(self, u: Array, path: Path) -> Array:
         step = jnp.minimum(jnp.floor(u * self._num_steps(path)) + 1.0, self._num_steps(path))
@@ -79,7 +81,7 @@ class LogitNormal:
     """
 
     mean: Scalar = 0.0
-    std: Scalar = 1.0
+    std: Positive[Scalar] = 1.0
 
     def quantile(self, u: Array, path: Path) -> Array:
         return _from_unit(jax.nn.sigmoid(self.mean + self.std * ndtri(u)), path)
@@ -102,7 +104,7 @@ class Mode:
         scale: from -1 to 2/(π - 2) = 1.75, where `t` is monotone in `u`.
     """
 
-    scale: Scalar = 1.29
+    scale: Annotated[Scalar, Interval("[-1, 1.7519]")] = 1.29
 
     def quantile(self, u: Array, path: Path) -> Array:
         # The paper's t falls with its u; with u for 1 - u it rises, as a quantile does.
@@ -145,7 +147,7 @@ class LogNormal:
     """
 
     mean: Scalar = -1.2
-    std: Scalar = 1.2
+    std: Positive[Scalar] = 1.2
 
     def quantile(self, u: Array, path: Path) -> Array:
         low, high = self._ends(path)
@@ -199,8 +201,8 @@ class Beta:
     Black et al. 2024 (arXiv:2410.24164) train π0 with `Beta(1.5, 1)`, in our direction of time.
     """
 
-    alpha: Scalar = 2.0
-    beta: Scalar = 2.0
+    alpha: Positive[Scalar] = 2.0
+    beta: Positive[Scalar] = 2.0
 
     def quantile(self, u: Array, path: Path) -> Array:
         return _from_unit(_solve(Partial(betainc, self.alpha, self.beta), u), path)

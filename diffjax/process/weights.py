@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.tree_util import register_dataclass
 
+from diffjax.kinds import NotNegative, Positive
 from diffjax.process.paths import Coeffs, Scalar, log_snr_of
 from diffjax.process.targets import Mix, Target, determinant
 
@@ -96,7 +97,7 @@ class MinSNR:
     `min(SNR, γ)/(SNR + 1)`. Hang et al. 2023 (arXiv:2303.09556).
     """
 
-    gamma: Scalar = 5.0
+    gamma: Positive[Scalar] = 5.0
 
     def __call__(self, c: Coeffs, k: Mix) -> Array:
         return jnp.minimum(snr_of(c), self.gamma) * x0_factor(c, k)
@@ -110,7 +111,7 @@ class SoftMinSNR:
     Crowson et al. 2024 (arXiv:2401.11605), section 4.4, with `γ = 4`.
     """
 
-    gamma: Scalar = 4.0
+    gamma: Positive[Scalar] = 4.0
 
     def __call__(self, c: Coeffs, k: Mix) -> Array:
         snr = snr_of(c)
@@ -125,8 +126,8 @@ class P2:
     Choi et al. 2022 (arXiv:2204.00227), equation 8.
     """
 
-    gamma: Scalar = 1.0
-    shift: Scalar = 1.0
+    gamma: NotNegative[Scalar] = 1.0
+    shift: Positive[Scalar] = 1.0
 
     def __call__(self, c: Coeffs, k: Mix) -> Array:
         snr = snr_of(c)
@@ -153,7 +154,7 @@ class EDM:
         sigma_data: the data's standard deviation.
     """
 
-    sigma_data: Scalar = 0.5
+    sigma_data: Positive[Scalar] = 0.5
 
     def __call__(self, c: Coeffs, k: Mix) -> Array:
         return (snr_of(c) + self.sigma_data**-2) * x0_factor(c, k)

@@ -14,16 +14,18 @@ infinitely far to go, are not looked back at.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from diffjax.kinds import Interval, NotNegative, Positive
 from diffjax.process.paths import Pair, Path, coeffs
 from diffjax.sampling import solvers
 from diffjax.sampling.solvers import Denoise, Solver, same_for_equal
 
+UpToFour = Annotated[int, Interval("[1, 4]")]
 _NODES, _WEIGHTS = (part.astype(np.float32) for part in np.polynomial.legendre.leggauss(8))
 
 
@@ -91,7 +93,7 @@ def _log_snr_form(eta: float) -> Form:
 
 
 @same_for_equal
-def ab(order: int = 2) -> Solver:
+def ab(order: Positive[int] = 2) -> Solver:
     """Adams–Bashforth on the velocity in the path's own time; order 1 is Euler's step.
 
     For unequal steps; on equal ones order 2 has the weights 3/2 and -1/2. Hairer, Nørsett & Wanner
@@ -106,7 +108,7 @@ def ab(order: int = 2) -> Solver:
 
 
 @same_for_equal
-def lms(order: int = 4) -> Solver:
+def lms(order: Positive[int] = 4) -> Solver:
     """Linear multistep: eps as a polynomial in `σ = s/a`; order 1 is DDIM.
 
     k-diffusion's LMS, by Katherine Crowson, and the `ρAB` of DEIS, Zhang & Chen 2023
@@ -116,7 +118,7 @@ def lms(order: int = 4) -> Solver:
 
 
 @same_for_equal
-def deis(order: int = 3) -> Solver:
+def deis(order: Positive[int] = 3) -> Solver:
     """DEIS: eps as a polynomial in `log σ`, integrated exactly; order 1 is DDIM.
 
     Zhang & Chen 2023 (arXiv:2204.13902), equation 15, with log σ for their t, as in diffusers.
@@ -125,7 +127,7 @@ def deis(order: int = 3) -> Solver:
 
 
 @same_for_equal
-def plms(order: int = 4) -> Solver:
+def plms(order: UpToFour = 4) -> Solver:
     """PLMS: eps as a polynomial in the path's time, its mean over the step carried by DDIM's.
 
     `x' = (a'/a)·x + (s' - s·a'/a)·ē`. On equal steps ē has the published weights 55/24, -59/24,
@@ -139,7 +141,7 @@ def plms(order: int = 4) -> Solver:
 
 
 @same_for_equal
-def exp_ab(order: int = 3, eta: float = 0.0) -> Solver:
+def exp_ab(order: UpToFour = 3, eta: NotNegative[float] = 0.0) -> Solver:
     """Exponential Adams–Bashforth: x0 as a polynomial in log-SNR, integrated exactly.
 
     Order 1 is DDIM, order 3 what DPM-Solver++(3M) sets out to be. With `eta` above 0 noise is

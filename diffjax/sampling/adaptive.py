@@ -7,13 +7,14 @@ import jax.numpy as jnp
 from jax import Array
 
 from diffjax.errors import UserError
+from diffjax.kinds import Positive
 from diffjax.process.paths import Path
 from diffjax.sampling import sde
 from diffjax.sampling.solvers import Denoise, Solver, same_for_equal, velocity
 
 
 @same_for_equal
-def adaptive(tolerance: float = 1e-4, max_steps: int = 4096) -> Solver:
+def adaptive(tolerance: Positive[float] = 1e-4, max_steps: Positive[int] = 4096) -> Solver:
     """Dormand and Prince's pair of orders 5 and 4 on the velocity, in the path's own time.
 
     From the grid's first time to `t_min`; how many steps the grid has plays no part. The batch
@@ -53,7 +54,9 @@ def adaptive(tolerance: float = 1e-4, max_steps: int = 4096) -> Solver:
 
 @same_for_equal
 def adaptive_sde(
-    diffusion: sde.Diffusion = sde.NoiseScale(), tolerance: float = 1e-2, max_steps: int = 4096
+    diffusion: sde.Diffusion = sde.NoiseScale(),
+    tolerance: Positive[float] = 1e-2,
+    max_steps: Positive[int] = 4096,
 ) -> Solver:
     """The reverse SDE by diffrax's ShARK, a pair for noise that does not depend on x.
 

@@ -5,9 +5,12 @@ the step from there is DDIM's, and evaluations there are not looked back at. Lu 
 (arXiv:2211.01095).
 """
 
+from typing import Annotated
+
 import jax.numpy as jnp
 from jax import Array
 
+from diffjax.kinds import Interval, NotNegative
 from diffjax.process.paths import Path, time_of_log_snr
 from diffjax.sampling import solvers
 from diffjax.sampling.adams import Ends, ends_of
@@ -15,7 +18,9 @@ from diffjax.sampling.solvers import Denoise, Solver, same_for_equal
 
 
 @same_for_equal
-def dpmpp_multistep(order: int = 2, eta: float = 0.0) -> Solver:
+def dpmpp_multistep(
+    order: Annotated[int, Interval("[2, 3]")] = 2, eta: NotNegative[float] = 0.0
+) -> Solver:
     """DPM-Solver++ 2M and 3M, and with `eta` above 0 their SDE forms.
 
     `x' = (s'/s)·q^η·x + a'·(1 - q^{1+η})·(x0 + D) + s'·√(1 - q^{2η})·z`, where D corrects for how

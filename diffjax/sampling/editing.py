@@ -30,14 +30,16 @@ def later_times(times: Array, strength: float) -> Array:
         strength: from above 0 (hardly anything changes) to 1 (nothing of the image is left).
 
     Raises:
-        UserError: no step is left.
+        UserError: no step is left, or there are not as many.
 
     Example:
         >>> later_times(jnp.array([1.0, 0.75, 0.5, 0.25, 0.0]), 0.5).tolist()
         [0.5, 0.25, 0.0]
     """
     n = len(times) - 1
-    kept = round(min(strength, 1.0) * n) if strength > 0 else 0
+    if not strength <= 1.0:
+        raise UserError(f"strength={strength:g} is a share of the steps: at most 1, which is all")
+    kept = round(strength * n) if strength > 0 else 0
     if kept < 1:
         raise UserError(f"strength={strength:g} of {n} steps leaves none; use {1 / n:g} or more")
     return times[n - kept :]
@@ -54,14 +56,22 @@ def invert(
 
     Args:
         denoise: the model.
-        solver: without fresh noise.
+        solver: without fresh noise, and not one of flow maps, which lead to the data alone.
         path: the path it was trained on.
         times: `[n+1]` from a grid, ending in 0.
         x0: `[B, …]` images.
 
     Returns:
         `x` at `t_noise`, and the images again, `[B, …]` each.
+
+    Raises:
+        UserError: another solver.
     """
+    if solver.fresh_noise or solver.jumps:
+        raise UserError(
+            "inversion walks the flow up and down again: take a solver that adds no noise and "
+            "evaluates one time at once, as ddim or heun"
+        )
     keys = jax.random.split(jax.random.key(0), len(x0))  # of solvers that use none
     start = jnp.asarray(path.t_min)
     up = jnp.asarray(times[:-1])[::-1].at[0].set(start)

@@ -11,6 +11,7 @@ from jax.tree_util import register_dataclass
 from scipy.special import betaincinv
 
 from diffjax.errors import UserError
+from diffjax.kinds import Positive
 from diffjax.process.paths import Path, Scalar, log_snr, time_of_log_snr
 
 Grid = Callable[[Path, int], Array]
@@ -31,7 +32,7 @@ class Power:
         [1.0, 0.75, 0.5, 0.25, 0.0]
     """
 
-    exponent: Scalar = 1.0
+    exponent: Positive[Scalar] = 1.0
 
     def __call__(self, path: Path, n: int) -> Array:
         u = (1.0 - jnp.arange(n) / n) ** self.exponent
@@ -71,8 +72,8 @@ class Karras:
         [80.0, 9.723, 0.47, 0.002, 0.0]
     """
 
-    rho: Scalar = 7.0
-    highest: Scalar = 80.0
+    rho: Positive[Scalar] = 7.0
+    highest: Positive[Scalar] = 80.0
 
     def __call__(self, path: Path, n: int) -> Array:
         ends = log_snr(path, jnp.stack([jnp.asarray(path.t_noise), jnp.asarray(path.t_min)]))
@@ -97,7 +98,7 @@ class Shifted:
     """
 
     grid: Grid = Power()
-    shift: Scalar = 3.0
+    shift: Positive[Scalar] = 3.0
 
     def __call__(self, path: Path, n: int) -> Array:
         u = self.grid(path, n)[:-1] / path.t_noise
@@ -116,8 +117,8 @@ class Beta:
         [1.0, 0.824, 0.5, 0.176, 0.0]
     """
 
-    a: float = 0.6
-    b: float = 0.6
+    a: Positive[float] = 0.6
+    b: Positive[float] = 0.6
 
     def __call__(self, path: Path, n: int) -> Array:
         u = betaincinv(self.a, self.b, 1.0 - np.arange(n) / n)
@@ -153,7 +154,7 @@ class Trailing:
         [1.0, 0.667, 0.333, 0.0]
     """
 
-    num_train_steps: int = 1000
+    num_train_steps: Positive[int] = 1000
 
     def __call__(self, path: Path, n: int) -> Array:
         steps = np.round(self.num_train_steps * (1.0 - np.arange(n) / n))
@@ -172,7 +173,7 @@ class Linspace:
         [1.0, 0.501, 0.001, 0.0]
     """
 
-    num_train_steps: int = 1000
+    num_train_steps: Positive[int] = 1000
 
     def __call__(self, path: Path, n: int) -> Array:
         steps = np.round(np.linspace(self.num_train_steps - 1, 0, n))
@@ -192,7 +193,7 @@ class Sigmas:
         [80.0, 5.0, 0.5, 0.0]
     """
 
-    sigmas: tuple[float, ...]
+    sigmas: tuple[Positive[float], ...]
 
     def __call__(self, path: Path, n: int) -> Array:
         given = np.linspace(0.0, 1.0, len(self.sigmas))
@@ -205,7 +206,7 @@ class Sigmas:
 class Times:
     """The times themselves, falling, without the last one, which is 0."""
 
-    times: tuple[float, ...]
+    times: tuple[Positive[float], ...]
 
     def __call__(self, path: Path, n: int) -> Array:
         if n != len(self.times) or self.times[0] != path.t_noise:

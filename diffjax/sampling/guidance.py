@@ -8,19 +8,21 @@ its own (`Against`): without label, with another label, by other weights, with i
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
 from diffjax.compiling import once
+from diffjax.kinds import Interval, Limit, Probability
 from diffjax.process.paths import Coeffs, Pair, Path, Scalar, coeffs, log_snr_of
 from diffjax.process.precond import Predict, time_of
 from diffjax.process.targets import Mix, decode
 
 Rule = Callable[[Array, Coeffs, Pair, Pair, Scalar], Pair]
 """`(x[B, …], coefficients, on, off, scale) -> Pair`."""
+LogSNR = Annotated[float, Interval("[-inf, inf]")]
 
 
 class Models(NamedTuple):
@@ -194,7 +196,7 @@ class Projected:
     """
 
     parallel: float = 0.0
-    longest: float = jnp.inf
+    longest: Limit[float] = jnp.inf
 
     def __call__(self, x: Array, c: Coeffs, on: Pair, off: Pair, scale: Scalar) -> Pair:
         change = on.x0 - off.x0
@@ -213,8 +215,8 @@ class Limited:
     """
 
     rule: Rule = ClassifierFree()
-    low: float = -2.13
-    high: float = 2.55
+    low: LogSNR = -2.13
+    high: LogSNR = 2.55
 
     def __call__(self, x: Array, c: Coeffs, on: Pair, off: Pair, scale: Scalar) -> Pair:
         level = log_snr_of(c)
@@ -232,7 +234,7 @@ class Rescaled:
     """
 
     rule: Rule = ClassifierFree()
-    share: float = 0.7
+    share: Probability[float] = 0.7
 
     def __call__(self, x: Array, c: Coeffs, on: Pair, off: Pair, scale: Scalar) -> Pair:
         x0 = self.rule(x, c, on, off, scale).x0
@@ -260,7 +262,7 @@ class Thresholded:
     """
 
     rule: Rule = ClassifierFree()
-    quantile: float = 0.995
+    quantile: Probability[float] = 0.995
 
     def __call__(self, x: Array, c: Coeffs, on: Pair, off: Pair, scale: Scalar) -> Pair:
         x0 = self.rule(x, c, on, off, scale).x0

@@ -8,6 +8,7 @@ import numpy as np
 from jax import Array
 
 from diffjax.errors import UserError
+from diffjax.kinds import Positive
 from diffjax.process.paths import Path, log_snr, time_of_log_snr
 from diffjax.sampling import solvers
 from diffjax.sampling.solvers import Denoise, Solver, same_for_equal
@@ -16,10 +17,10 @@ from diffjax.sampling.solvers import Denoise, Solver, same_for_equal
 @same_for_equal
 def restart(
     solver: Solver,
-    low: float = 0.1,
-    high: float = 1.0,
-    times: int = 2,
-    num_steps: int = 4,
+    low: Positive[float] = 0.1,
+    high: Positive[float] = 1.0,
+    times: Positive[int] = 2,
+    num_steps: Positive[int] = 4,
 ) -> Solver:
     """Restart: from `σ = low` back up to `high` with fresh noise, and down again.
 

@@ -1,16 +1,21 @@
 """Runge–Kutta solvers of the probability flow: they look only at the step they take."""
 
+from typing import Annotated
+
 import jax.numpy as jnp
 from jax import Array
 
+from diffjax.kinds import Interval, Limit, NotNegative, Positive
 from diffjax.process.paths import Path, time_of_log_snr
 from diffjax.sampling import solvers
 from diffjax.sampling.adams import ends_of
 from diffjax.sampling.solvers import Denoise, Solver, same_for_equal, velocity
 
+Churn = Annotated[float, Interval("[0, 0.4143]")]
+
 
 @same_for_equal
-def two_stage(alpha: float = 0.5) -> Solver:
+def two_stage(alpha: Positive[float] = 0.5) -> Solver:
     """The second-order methods of two evaluations, at `t` and at `t + alpha·(t' - t)`.
 
     `x' = x + (t' - t)·((1 - 1/(2·alpha))·v_1 + 1/(2·alpha)·v_2)`, in the path's own time: 1/2 is
@@ -56,7 +61,10 @@ def rk4() -> Solver:
 
 @same_for_equal
 def edm_heun(
-    churn: float = 0.0, low: float = 0.0, high: float = jnp.inf, noise: float = 1.0
+    churn: Churn = 0.0,
+    low: NotNegative[float] = 0.0,
+    high: Limit[float] = jnp.inf,
+    noise: NotNegative[float] = 1.0,
 ) -> Solver:
     """EDM's sampler: noise up by `churn`, then Heun's step in `σ = s/a`.
 

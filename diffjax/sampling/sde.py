@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.tree_util import register_dataclass
 
+from diffjax.kinds import NotNegative
 from diffjax.process.paths import Coeffs, Path, Scalar, coeffs
 from diffjax.sampling import solvers
 from diffjax.sampling.solvers import Denoise, Solver, same_for_equal
@@ -27,7 +28,7 @@ Diffusion = Callable[[Coeffs], Array]
 class NoiseScale:
     """`w = scale·s`: none at clean data. SiT's default."""
 
-    scale: Scalar = 1.0
+    scale: NotNegative[Scalar] = 1.0
 
     def __call__(self, c: Coeffs) -> Array:
         return self.scale * c.s
@@ -38,7 +39,7 @@ class NoiseScale:
 class ConstantRate:
     """`w = scale`."""
 
-    scale: Scalar = 1.0
+    scale: NotNegative[Scalar] = 1.0
 
     def __call__(self, c: Coeffs) -> Array:
         return self.scale * jnp.ones_like(c.s)
@@ -52,7 +53,7 @@ class ForwardRate:
     With `scale = 1` it is Anderson's reversal. Infinite in pure noise (`a = 0`).
     """
 
-    scale: Scalar = 1.0
+    scale: NotNegative[Scalar] = 1.0
 
     def __call__(self, c: Coeffs) -> Array:
         return self.scale * 2.0 * c.s * (c.ds - c.s * c.da / c.a)

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from diffjax.errors import UserError
+from diffjax.kinds import Probability
 from diffjax.process.paths import Pair, Path, coeffs
 
 Denoise = Callable[[Array, Array], Pair]
@@ -95,7 +96,7 @@ def _no_memory(x: Array) -> tuple[()]:
 
 
 @same_for_equal
-def ddim(eta: float = 0.0) -> Solver:
+def ddim(eta: Probability[float] = 0.0) -> Solver:
     """DDIM: re-noise the predicted x0 to the next level, with `eta` of the noise fresh.
 
     `x' = a'·x0 + √(s'² - ρ²)·eps + ρ·z` with `ρ = eta·s'·√(1 - SNR/SNR')`: the posterior's
@@ -107,7 +108,7 @@ def ddim(eta: float = 0.0) -> Solver:
 
 
 @same_for_equal
-def ddpm(share: float = 0.0) -> Solver:
+def ddpm(share: Probability[float] = 0.0) -> Solver:
     """DDPM's ancestral sampling: the mean of `q(x' | x, x0)` with x0 as predicted, and noise.
 
     The noise's variance is `small^(1 - share)·large^share`: the posterior's own, `s'²·(1 - q²)`
@@ -127,7 +128,7 @@ def ddpm_learned() -> Solver:
 
     def share(pair: Pair) -> Array:
         if pair.share is None:
-            raise UserError("this model predicts no variance: take --solver=ddpm")
+            raise UserError("this model predicts no variance: take the solver ddpm")
         return pair.share
 
     return _renoised(1.0, share)._replace(learned_variance=True)

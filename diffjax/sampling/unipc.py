@@ -2,11 +2,12 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import jax.numpy as jnp
 from jax import Array
 
+from diffjax.kinds import Interval
 from diffjax.process.paths import Path
 from diffjax.sampling.adams import ends_of
 from diffjax.sampling.solvers import Denoise, Solver, same_for_equal
@@ -41,7 +42,9 @@ class _Memory(NamedTuple):
 
 
 @same_for_equal
-def unipc(order: int = 2, scale: Scale = BH2(), corrector: bool = True) -> Solver:
+def unipc(
+    order: Annotated[int, Interval("[1, 3]")] = 2, scale: Scale = BH2(), corrector: bool = True
+) -> Solver:
     """UniPC of order 1 to 3 on x0.
 
     Each step first corrects `x` with the evaluation made there, then predicts the next one: one

@@ -120,11 +120,11 @@ def train_together(
     folders = [Path(folder) for folder in workdirs]
     commands = commands or [""] * len(configs)
     _check(configs, folders, commands)
-    dataset: DataSet = build(configs[0].data)
+    dataset: DataSet = build(configs[0].data, DataSet, "config.data")
     setups = [set_up(config, dataset.image_shape, dataset.num_classes) for config in configs]
     for setup in setups:
         check_pairs(setup, dataset)
-        check_evaluation(setup.config, dataset.image_shape)
+        check_evaluation(setup, dataset)
 
     with ExitStack() as stack:
         for folder in folders:

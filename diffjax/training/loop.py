@@ -17,6 +17,7 @@ from diffjax.data import DataSet, batches
 from diffjax.data.fingerprints import fingerprints
 from diffjax.errors import UserError
 from diffjax.evaluation.run_files import read_json
+from diffjax.settings import check_settings
 from diffjax.spec import build
 from diffjax.training import workdirs
 from diffjax.training.checkpoints import Checkpoints
@@ -82,10 +83,7 @@ def train(
     workdir = Path(workdir)
 
     # What there is to train, and whether it can be trained at all; nothing is written yet.
-    dataset: DataSet = build(config.data)
-    setup = set_up(config, dataset.image_shape, dataset.num_classes)
-    check_pairs(setup, dataset)
-    check_evaluation(config, dataset.image_shape)
+    setup, dataset = prepared(config)
     profile.check(config.num_steps)
 
     in_first(lambda: make_writable(workdir))
@@ -98,8 +96,29 @@ def train(
         workdirs.claim(workdir, config)
         _LOG.info("training %s in %s", config.name, workdir)
         _LOG.info("attention: %s", setup.attention or "the network's own")
+        for note in dataset.notes:
+            _LOG.warning("%s", note)
         run_all(setup, dataset, workdir, command, should_stop, watchdog, profile)
         return page(workdir) if is_first() else workdir / workdirs.REPORT
+
+
+def prepared(config: ConfigDict) -> tuple[Setup, DataSet]:
+    """A config's parts and data, with all checked that training and evaluating it needs.
+
+    Nothing is compiled but small programs, and nothing is written.
+
+    Args:
+        config: resolved.
+
+    Raises:
+        UserError: the first thing that does not fit.
+    """
+    check_settings(config)
+    dataset: DataSet = build(config.data, DataSet, "config.data")
+    setup = set_up(config, dataset.image_shape, dataset.num_classes)
+    check_pairs(setup, dataset)
+    check_evaluation(setup, dataset)
+    return setup, dataset
 
 
 def run_all(

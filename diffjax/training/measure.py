@@ -10,15 +10,16 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from diffjax import choices, chosen
+from diffjax import choices
 from diffjax.data import DataSet, eval_batches
 from diffjax.errors import UserError, nearest
 from diffjax.evaluation import metrics, neighbours, stored
+from diffjax.evaluation.distances import FEWEST_IMAGES
 from diffjax.evaluation.evaluate import Draw, NamedRecipe, evaluate
 from diffjax.evaluation.features import Extractor, check_images
 from diffjax.evaluation.pictures import save_png
 from diffjax.evaluation.run_files import read_json
-from diffjax.evaluation.seen import Batches
+from diffjax.evaluation.seen import Batches, Images
 from diffjax.evaluation.sweep_files import LIKELIHOOD
 from diffjax.files import write_json
 from diffjax.spec import build, choose
@@ -35,13 +36,13 @@ from diffjax.training.likelihoods import check_likelihood, measure_likelihood
 from diffjax.training.load import Run
 from diffjax.training.processes import is_first
 from diffjax.training.recipes import Guided, named_recipe
+from diffjax.training.setup import Setup
 from diffjax.training.sharding import local_rows
 from diffjax.training.state import LIVE, ema_name
 from diffjax.training.storage import told_in_one_line
-from diffjax.wiring import Wired, build_objective
+from diffjax.wiring import Wired, check_recipe
 
 _NEIGHBOUR_ROWS = 10
-_FEWEST_SAMPLES = 3
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,8 @@ def measure(
     """
     settings = run.config.evaluation
     main, others = asked_recipes(run, wanted)
-    own = (build(settings.extractor), *map(build, settings.get("extractors", ())))
+    _check_recipes([main, *others], run.setup.wired)  # The last as well, before the first is drawn.
+    own = own_extractors(run.config)
     numbers = count(1)
 
     def beat() -> None:
@@ -285,32 +287,73 @@ def samples_asked_of(
     )
 
 
-def check_evaluation(config: ConfigDict, image_shape: tuple[int, int, int]) -> None:
+def own_extractors(config: ConfigDict) -> tuple[Extractor, ...]:
+    """What a config's distances are measured on, the main one first.
+
+    Raises:
+        UserError: one that can't be had.
+    """
+    parts = {"config.evaluation.extractor": config.evaluation.extractor}
+    for i, part in enumerate(config.evaluation.get("extractors", ())):
+        parts[f"config.evaluation.extractors[{i}]"] = part
+    return tuple(build(part, Extractor, name) for name, part in parts.items())
+
+
+def check_evaluation(setup: Setup, dataset: DataSet) -> None:
     """Refuses an evaluation that could not run, before there is anything to evaluate.
 
     Raises:
-        UserError: an unknown solver or grid, an extractor for other images, too few samples, bits
-            per dimension of what has none.
+        UserError: an unknown solver or grid, a recipe that does not suit the model, an extractor
+            for other images, too few images, bits per dimension of what has none.
     """
-    settings = config.evaluation
-    for name in settings.solvers:
-        chosen.solver_called(name)
-    for name in settings.get("grids", ()):
+    config, settings = setup.config, setup.config.evaluation
+    for name in settings.get("grids", ()):  # None has been found for this run yet.
         choose(choices.GRIDS, name, "grid")
     kept = [LIVE, *map(ema_name, config.ema_decays)]
     for name in settings.get("weights", ()):
         if name not in kept:
             raise UserError(f"config.evaluation.weights: no {name!r}; {nearest(name, kept)}")
-    one_image = np.zeros((1, *image_shape), np.float32)
-    for part in (settings.extractor, *settings.get("extractors", ())):
-        extractor = build(part)
-        check_images(one_image, extractor.image_shape, f"extractor {extractor.name}")
+    main, others = asked_recipes(Run(setup, setup.abstract, Path()), Wanted())
+    _check_recipes([main, *others], setup.wired)
+    for extractor in own_extractors(config):
+        _check_extractor(extractor, dataset.image_shape)
     for method in settings.get("likelihood", ()):
-        check_likelihood(build_objective(config), method)
-    if settings.num_samples < _FEWEST_SAMPLES:
+        check_likelihood(setup.wired.objective, method)
+    _check_counts(setup, dataset)
+
+
+def _check_recipes(recipes: Sequence[NamedRecipe], wired: Wired) -> None:
+    """Refuses all recipes where one does not suit the model."""
+    for named in recipes:
+        try:
+            check_recipe(named.recipe, wired)
+        except UserError as error:
+            raise UserError(f"{named.solver} on {named.grid}: {error}") from None
+
+
+def _check_extractor(extractor: Extractor, image_shape: tuple[int, int, int]) -> None:
+    """Shows an extractor one image, without computing anything."""
+    one_image = np.zeros((1, *image_shape), np.float32)
+    check_images(one_image, extractor.image_shape, f"extractor {extractor.name}")
+    jax.eval_shape(extractor.apply, extractor.prepare(one_image))
+
+
+def _check_counts(setup: Setup, dataset: DataSet) -> None:
+    """Refuses to begin where there are too few real images for any distance at the end."""
+    num_real, num_test = len(dataset.reference), len(dataset.test)
+    if num_real < FEWEST_IMAGES:
         raise UserError(
-            f"config.evaluation.num_samples={settings.num_samples} must be at least "
-            f"{_FEWEST_SAMPLES}: a covariance needs that many"
+            f"{dataset.name} has {num_real} images that samples could be compared with, and "
+            f"distances need {FEWEST_IMAGES}: add some"
+        )
+    if setup.wired.objective.starts_at_source and num_test < FEWEST_IMAGES:
+        raise UserError(
+            f"this run makes images from test images, and {dataset.name} has {num_test}: "
+            f"its evaluation needs {FEWEST_IMAGES}"
+        )
+    if setup.config.evaluation.get("likelihood") and not num_test:
+        raise UserError(
+            f"config.evaluation.likelihood is that of test images, and {dataset.name} has none"
         )
 
 
@@ -318,11 +361,12 @@ def _first(given: Sequence[Any] | None) -> Any:
     return None if given is None else given[0]
 
 
-def _save_neighbours(run: Run, train_images: np.ndarray, samples: np.ndarray) -> None:
+def _save_neighbours(run: Run, train_images: Images, samples: np.ndarray) -> None:
     """One row a sample: itself, then its nearest training images."""
     samples = samples[:_NEIGHBOUR_ROWS]
     k = min(5, len(train_images))
     indices, _ = neighbours.nearest(samples, train_images, k=k)
-    rows = np.concatenate([samples[:, None], train_images[indices]], axis=1)
+    near = train_images.take(indices.ravel()).reshape(*indices.shape, *samples.shape[1:])
+    rows = np.concatenate([samples[:, None], near], axis=1)
     path = run.workdir / "samples" / "neighbours.png"
     save_png(path, rows.reshape(-1, *samples.shape[1:]), columns=k + 1)

@@ -9,6 +9,7 @@ import optax
 from jax import Array
 
 from diffjax.errors import UserError
+from diffjax.kinds import NotNegative
 from diffjax.training.state import TrainState
 
 
@@ -36,8 +37,8 @@ class NonFinite:
         ([0, 0], ())
     """
 
-    skip_in_a_row: int = 0
-    rollbacks: int = 0
+    skip_in_a_row: NotNegative[int] = 0
+    rollbacks: NotNegative[int] = 0
 
     def __post_init__(self) -> None:
         for name in ("skip_in_a_row", "rollbacks"):

@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from diffjax.kinds import Decay, Limit, NotNegative, Positive, Probability
+
 
 class Optimizer(NamedTuple):
     """A gradient transformation and the learning rate it follows, by step."""
@@ -16,32 +18,36 @@ class Optimizer(NamedTuple):
 
 def adamw(
     num_steps: int,
-    learning_rate: float = 1e-3,
-    warmup_steps: int = 100,
-    final_fraction: float = 1.0,
-    b1: float = 0.9,
-    b2: float = 0.999,
-    eps: float = 1e-8,
-    weight_decay: float = 0.0,
-    clip_norm: float = 1.0,
+    learning_rate: NotNegative[float] = 1e-3,
+    warmup_steps: NotNegative[int] = 100,
+    final_fraction: Probability[float] = 1.0,
+    b1: Decay[float] = 0.9,
+    b2: Decay[float] = 0.999,
+    eps: Positive[float] = 1e-8,
+    weight_decay: NotNegative[float] = 0.0,
+    clip_norm: Limit[float] = 1.0,
 ) -> Optimizer:
     """AdamW after clipping, with linear warm-up and cosine decay (Loshchilov & Hutter 2019).
 
     Args:
         num_steps: training steps, the schedule's length.
-        learning_rate: its peak.
-        warmup_steps: steps from 0 to the peak.
-        final_fraction: of the peak, at the end; 1 keeps it constant.
-        b1: decay of the first moment.
-        b2: decay of the second moment.
-        eps: added to the root of the second moment.
-        weight_decay: per step, times the learning rate.
-        clip_norm: largest global norm of the gradient.
+        learning_rate: its peak, at least 0.
+        warmup_steps: the n-th of them has n/warmup_steps of the peak; a shorter run ends on the
+            way there.
+        final_fraction: of the peak, at the end, from 0 to 1; 1 keeps it constant.
+        b1: decay of the first moment, from 0 to below 1.
+        b2: decay of the second moment, from 0 to below 1.
+        eps: added to the root of the second moment, above 0.
+        weight_decay: per step, times the learning rate; at least 0.
+        clip_norm: largest global norm of the gradient, above 0; `inf` clips nothing.
     """
-    warmup_steps = min(warmup_steps, num_steps)
+
+    def warmup(step: Any) -> Any:  # The first is number 0, and no step is for nothing.
+        return learning_rate * (step + 1) / max(warmup_steps, 1)
+
     schedule = optax.join_schedules(
         [
-            optax.linear_schedule(0.0, learning_rate, warmup_steps),
+            warmup,
             optax.cosine_decay_schedule(
                 learning_rate, max(num_steps - warmup_steps, 1), final_fraction
             ),

@@ -6,7 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from diffjax.data import DataSet
-from diffjax.evaluation.pictures import save_png
+from diffjax.evaluation.pictures import (
+    columns_by_class,
+    most_classes,
+    names_of_columns,
+    save_png,
+)
 from diffjax.spec import to_json
 from diffjax.training import workdirs
 from diffjax.training.checkpoints import Checkpoints, not_finite
@@ -19,7 +24,7 @@ from diffjax.training.setup import Setup
 from diffjax.training.state import TrainState
 from diffjax.training.window import MetricsWindow
 
-_GRID_IMAGES = 100
+_SAMPLE_IMAGES = 64  # of configs from before there was a choice
 
 
 class Recorder:
@@ -132,9 +137,12 @@ def open_writers(
 def grid_drawer(setup: Setup, dataset: DataSet, workdir: Path) -> Callable[[TrainState], Any]:
     """A function that draws the run's picture: always the same noise and labels."""
     config = setup.config
-    columns = min(max(dataset.num_classes, 1), 10) if dataset.num_classes else 10
-    labels = balanced_labels(_GRID_IMAGES // columns * columns, min(dataset.num_classes, columns))
+    num_images = config.get("sample_images", _SAMPLE_IMAGES)
+    num_classes = min(dataset.num_classes, most_classes(num_images))
+    columns = columns_by_class(num_images, num_classes)
+    labels = balanced_labels(max(num_images // columns, 1) * columns, num_classes)
     labels, source = samples_asked_of(setup.wired, dataset, labels)
+    names = names_of_columns(labels, columns, dataset.label_names)
     generate = make_generator(setup.wired, setup.mesh, batch_size=len(labels))
     weaker = weaker_models(setup.wired.recipe, setup)
 
@@ -143,6 +151,6 @@ def grid_drawer(setup: Setup, dataset: DataSet, workdir: Path) -> Callable[[Trai
         images = generate(params, setup.wired.recipe, labels, config.seed, source, weaker(state))
         if is_first():
             path = workdir / "samples" / f"step_{int(state.step):08d}.png"
-            save_png(path, images, columns=columns)
+            save_png(path, images, columns=columns, names=names)
 
     return draw_grid

@@ -1,6 +1,6 @@
 """Everything that a run needs before its first step, and that loading it needs again."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -8,8 +8,10 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from diffjax.data import DataSet
-from diffjax.errors import UserError, nearest
+from diffjax.data.augment import Augment, Augmentation
+from diffjax.errors import UserError
 from diffjax.models.attention import REVERSE_ONLY, resolve
+from diffjax.settings import check_names, check_settings
 from diffjax.spec import build
 from diffjax.training import sharding
 from diffjax.training.accumulation import check_parts
@@ -17,23 +19,6 @@ from diffjax.training.nonfinite import NonFinite
 from diffjax.training.optimizer import Optimizer
 from diffjax.training.state import LIVE, TrainState, ema_name, init_state
 from diffjax.wiring import Wired, build_objective, wire
-
-# What there is beside the fields of specs, which `build` checks; and in which group.
-SETTINGS: Mapping[str, tuple[str, ...]] = {
-    "": (
-        *("name", "seed", "num_steps", "batch_size", "accumulation_steps", "data", "augment"),
-        *("path", "precond", "objective", "wrappers", "model", "label_dropout", "optimizer"),
-        *("nonfinite", "ema_decays", "weights", "mesh", "sharding_rules", "sampling"),
-        *("log_every_steps", "sample_every_steps", "checkpoint_every_steps"),
-        *("checkpoints_to_keep", "checkpoints_kept_every_steps", "evaluation", "expected"),
-    ),
-    "evaluation": (
-        *("extractor", "extractors", "num_samples", "batch_size", "solvers", "grids", "num_steps"),
-        *("guidance_scales", "weights", "seeds", "seed", "likelihood"),
-    ),
-    "expected": ("image_shape", "num_classes", "num_images"),
-    "mesh": sharding.AXES,
-}
 
 
 class Setup(NamedTuple):
@@ -89,14 +74,18 @@ def set_up(
         UserError: whatever does not fit.
     """
     if mesh is None:
-        check_settings(config)
-    check_counts(config)
+        check_names(config)
+    check_settings(config)
     check_expected(config, image_shape=image_shape, num_classes=num_classes)
     own_mesh = mesh is None
     if mesh is None:
         mesh = sharding.make_mesh(**config.mesh)
         sharding.check_batch(config.batch_size, mesh)
     check_weights(config)
+    optimizer = build(config.optimizer, Optimizer, "config.optimizer", num_steps=config.num_steps)
+    # Configs of before there were these choices have none.
+    nonfinite = build(config.get("nonfinite", NonFinite()), NonFinite, "config.nonfinite")
+    build(config.get("augment", Augment()), Augmentation, "config.augment")
     attention = attention_of(config, mesh)
     wired = wire(with_attention(config, attention), image_shape, num_classes)
     check_mesh(wired, mesh)
@@ -106,9 +95,6 @@ def set_up(
     if own_mesh:
         rows = mesh.shape["data"] * mesh.shape["fsdp"]
         check_parts(wired.objective, accumulation_steps(config), config.batch_size, rows)
-    optimizer = build(config.optimizer, num_steps=config.num_steps)
-    # Configs of before there was a choice have none.
-    nonfinite = build(config.nonfinite) if "nonfinite" in config else NonFinite()
 
     def begin(params: Any) -> TrainState:
         memory = wired.objective.init_memory()
@@ -188,49 +174,6 @@ def accumulation_steps(config: ConfigDict) -> int:
     """Parts of a batch that the network is asked about one after the other."""
     # Configs of before there was a choice have none.
     return config.get("accumulation_steps", 1)
-
-
-def check_settings(config: ConfigDict) -> None:
-    """Refuses a setting that there is not: a mistyped one would be passed over.
-
-    Raises:
-        UserError: the first, with the nearest that there is.
-
-    Example:
-        >>> check_settings(ConfigDict({"num_stepps": 3}))
-        Traceback (most recent call last):
-        ...
-        diffjax.errors.UserError: there is no setting config.num_stepps; did you mean 'num_steps'?
-    """
-    for group, known in SETTINGS.items():
-        for name in (config.get(group) or ()) if group else config:
-            if name not in known:
-                where = f"config.{group}.{name}" if group else f"config.{name}"
-                raise UserError(f"there is no setting {where}; {nearest(name, known)}")
-    if "augment" in config:
-        build(config.augment)
-
-
-def check_counts(config: ConfigDict) -> None:
-    """Refuses counts below 1, which would end in a division by zero long after the start."""
-    counts = {
-        name: config[name]
-        for name in (
-            "num_steps",
-            "log_every_steps",
-            "sample_every_steps",
-            "checkpoint_every_steps",
-            "checkpoints_to_keep",
-            "checkpoints_kept_every_steps",
-        )
-    }
-    counts["accumulation_steps"] = accumulation_steps(config)
-    counts["sampling.num_steps"] = config.sampling.num_steps
-    for i, steps in enumerate(config.evaluation.num_steps):
-        counts[f"evaluation.num_steps[{i}]"] = steps
-    for name, count in counts.items():
-        if count < 1:
-            raise UserError(f"config.{name}={count} must be at least 1")
 
 
 def check_expected(config: ConfigDict, **found: Any) -> None:

@@ -38,6 +38,7 @@ _ADDED: Mapping[str, Any] = {
     "wrappers": [],
     "nonfinite": {TARGET: "diffjax.training.nonfinite:NonFinite"},
     "accumulation_steps": 1,
+    "sample_images": 64,
     "evaluation.extractors": [],
     "evaluation.likelihood": [],
     "evaluation.grids": [],
@@ -58,9 +59,21 @@ def claim(workdir: Path, config: ConfigDict) -> None:
     in_first(lambda: _claim(workdir, config))
 
 
-def _claim(workdir: Path, config: ConfigDict) -> None:
-    path = workdir / CONFIG
-    saved = _saved_config(workdir)
+def check_claim(workdir: Path, config: ConfigDict) -> None:
+    """Refuses a folder that `claim` would refuse as another run's; nothing is written.
+
+    Raises:
+        UserError: it holds a run with another config, or one without any.
+    """
+    try:
+        saved = read_json(workdir / CONFIG)
+    except UserError:
+        saved = None  # `claim` mends it from a checkpoint, if it can.
+    _check_same(workdir, saved or config_kept(workdir / "checkpoints"), config)
+
+
+def _check_same(workdir: Path, saved: Mapping[str, Any] | None, config: ConfigDict) -> None:
+    """Refuses a folder whose saved config is another, or missing."""
     if saved is not None:
         here = json.loads(to_json(config))
         differences = differing_keys(_without_place(_completed(saved, here)), _without_place(here))
@@ -74,8 +87,13 @@ def _claim(workdir: Path, config: ConfigDict) -> None:
             f"{workdir} holds a run, but its {CONFIG} is missing: restore it, or choose another "
             "--workdir"
         )
-    else:
-        write_whole(path, to_json(config))
+
+
+def _claim(workdir: Path, config: ConfigDict) -> None:
+    saved = _saved_config(workdir)
+    _check_same(workdir, saved, config)
+    if saved is None:
+        write_whole(workdir / CONFIG, to_json(config))
     # What can't be written shows now, not after an hour.
     for name in _FOLDERS:
         make_writable(workdir / name)

@@ -355,7 +355,7 @@ def test_digits():
     assert data.test.fingerprint() != digits(split_seed=1).test.fingerprint()
 
 
-@pytest.mark.parametrize("fraction", [0.0, 1.0, -1.0])
+@pytest.mark.parametrize("fraction", [1.0, -1.0])
 def test_impossible_fractions(fraction):
     assert "test_fraction" in message(digits, test_fraction=fraction)
 

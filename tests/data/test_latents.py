@@ -140,7 +140,8 @@ def test_a_latent_that_is_not_finite_is_named(tmp_path, latent_arrays):
 def test_train_latents_as_samples_have_distance_0_and_it_is_said_how(tmp_path, latent_arrays):
     """They reach far beyond [-1, 1], and lie on no levels of 8 bits."""
     latent_arrays["latents"] = latent_arrays["latents"] * np.float16(3.0)
-    data = latents(latent_folder(tmp_path, latent_arrays), num_classes=4, autoencoder="vae 1f2e")
+    path = latent_folder(tmp_path, latent_arrays)
+    data = latents(path, num_classes=4, test_fraction=0.1, autoencoder="vae 1f2e")
     found = compare(all_images(data.train)[0], None, reference(data, pixel_features(size=2)))
     assert found["frechet_distance"]["value"] == pytest.approx(0.0, abs=1e-6)
     assert found["neighbours"]["copied"] == 1.0
@@ -172,7 +173,7 @@ def test_data_that_differ_are_refused_in_one_line(tmp_path, latent_arrays):
         with pytest.raises(UserError, match=rf"--config\.expected\.{word}"):
             set_up(config, shape, classes)
     config.expected.num_images = 41
-    with pytest.raises(UserError, match="num_images=36"):
+    with pytest.raises(UserError, match="num_images=39"):
         check_pairs(set_up(config, data.image_shape, data.num_classes), data)
 
 

@@ -603,12 +603,13 @@ def test_mistakes_are_one_line_with_what_would_do(arguments, words, capsys, monk
     assert all(word in error[0] for word in words), error
 
 
-def test_a_config_without_expected_data_is_refused(monkeypatch, capsys):
+def test_a_config_that_expects_nothing_and_has_no_data_is_refused(monkeypatch, capsys):
     monkeypatch.setattr(cli, "_set_up_logging", lambda: None)
     monkeypatch.setattr(cli, "_keep_compiled_programs", lambda: None)
-    arguments = ["--config=configs/digits.py", "--topology=h100:8"]
+    arguments = ["--config=configs/image_folder.py", "--config.data.path=nowhere"]
+    arguments += ["--topology=h100:8"]
     assert cli.run(plan.main, plan.FLAGS, usage="", argv=arguments) == 2
-    assert "config.expected" in capsys.readouterr().err
+    assert "no folder nowhere" in capsys.readouterr().err
 
 
 def planner(monkeypatch, capsys, *common):

@@ -69,7 +69,7 @@ def test_noise_in_place_of_a_seed():
 
 def test_live_weights_and_another_solver():
     run = run_of("model=tiny")
-    run = replace(run, state=run.state._replace(params=run.state.ema["ema-0.9"]))
+    run = replace(run, arrays=run.state._replace(params=run.state.ema["ema-0.9"]))
     recipe = replace(run.recipe, solver=solvers.ddpm(), num_steps=3, guidance_scale=1.0)
     code = serialise(portable_sampler(run, recipe, "live"), SHAPE)
     labels = np.arange(3, dtype=np.int32)
@@ -94,7 +94,7 @@ def test_weights_in_half_the_bytes(arguments):
     assert len(codes[0]) - len(codes[1]) == pytest.approx(2 * num_params, rel=0.1)
     labels = np.arange(4, dtype=np.int32)
     images = export.deserialize(bytearray(codes[1])).call(np.uint32(5), labels)
-    expected = replace(run, state=run.state._replace(ema=rounded)).sample(labels, seed=5)
+    expected = replace(run, arrays=run.state._replace(ema=rounded)).sample(labels, seed=5)
     np.testing.assert_allclose(images, expected, atol=2e-5)
     exact = run.sample(labels, seed=5)
     assert 1e-4 < np.abs(images - exact).max() < 0.1

@@ -1,0 +1,197 @@
+"""What a hyper-parameter may be, said by the annotation of the field that it is.
+
+    decay: Decay[float] = 0.98                 # at least 0 and below 1
+    num_bins: Positive[int] = 32               # a whole number above 0
+    weight: Weight                             # what is called with (Coeffs, Mix)
+    attention_resolutions: tuple[Positive[int], ...] = (16,)
+
+`diffjax.spec.build` and `diffjax.settings.check_settings` hold the values of a config against these
+annotations, before anything is compiled. Objects made in Python are not checked: their numbers may
+be traced by JAX. A number without a range has to be finite.
+"""
+
+import inspect
+import math
+import numbers
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from types import NoneType, UnionType
+from typing import Annotated, Any, TypeVar, Union, get_args, get_origin, is_typeddict
+
+import jax
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A range of numbers, as mathematics writes it: `"[0, 1)"` is 0 and above, and below 1.
+
+    Example:
+        >>> 1.0 in Interval("[0, 1)"), float("nan") in Interval("[0, inf]")
+        (False, False)
+        >>> str(Interval("[0, 1)"))
+        'at least 0 and below 1'
+    """
+
+    text: str
+
+    @property
+    def ends(self) -> tuple[float, float]:
+        """The lowest and the highest number, which need not belong to it."""
+        low, high = map(float, self.text[1:-1].split(","))
+        return low, high
+
+    def __contains__(self, number: float) -> bool:
+        low, high = self.ends
+        above = number >= low if self.text[0] == "[" else number > low
+        return above and (number <= high if self.text[-1] == "]" else number < high)
+
+    def __str__(self) -> str:
+        low, high = self.ends
+        lower = f"{'at least' if self.text[0] == '[' else 'above'} {low:.12g}"
+        upper = f"{'at most' if self.text[-1] == ']' else 'below'} {high:.12g}"
+        words = [lower] * math.isfinite(low) + [upper] * math.isfinite(high)
+        return " and ".join(words) or "finite"
+
+
+FINITE = Interval("(-inf, inf)")
+Probability = Annotated[T, Interval("[0, 1]")]
+Decay = Annotated[T, Interval("[0, 1)")]
+Positive = Annotated[T, Interval("(0, inf)")]
+AtLeastOne = Annotated[T, Interval("[1, inf)")]
+NotNegative = Annotated[T, Interval("[0, inf)")]
+Limit = Annotated[T, Interval("(0, inf]")]
+"""Above 0; infinity is no limit."""
+UnitTime = Annotated[T, Interval("(0, 1]")]
+"""A time of a path that runs from 0 to 1."""
+
+
+def complaint(name: str, value: Any, declared: Any, interval: Interval = FINITE) -> str | None:
+    """Why a value is not what an annotation declares, in one line; None where it is.
+
+    Args:
+        name: what to call the value.
+        value: any.
+        declared: an annotation; one that is not understood declares nothing.
+        interval: of numbers, where the annotation says none.
+
+    Example:
+        >>> complaint("b2", 2.0, Decay[float])
+        'b2=2.0 must be at least 0 and below 1'
+        >>> complaint("num_steps", (2, 0), tuple[Positive[int], ...])
+        'num_steps[1]=0 must be above 0'
+        >>> complaint("weights", 3, tuple[str, ...])
+        'weights=3 must be a list, as (3,)'
+        >>> complaint("scale", 0.5, float | None) is None
+        True
+    """
+    origin, inner = get_origin(declared), get_args(declared)
+    if origin is Annotated:
+        marks = [mark for mark in inner[1:] if isinstance(mark, Interval)]
+        return complaint(name, value, inner[0], *marks[:1])
+    if origin in (Union, UnionType):
+        found = [complaint(name, value, each, interval) for each in inner]
+        return None if None in found else found[0]
+    if is_typeddict(declared):
+        return _group_complaint(name, value, declared)
+    if declared in (int, float):
+        return _number_complaint(name, value, declared, interval)
+    if origin is Callable:
+        return _callable_complaint(name, value, *inner)
+    if origin in (tuple, list, Sequence):
+        return _list_complaint(name, value, inner, origin)
+    return _class_complaint(name, value, origin or declared)
+
+
+def _number_complaint(name: str, value: Any, kind: Any, interval: Interval) -> str | None:
+    if isinstance(value, jax.Array):  # Traced, perhaps.
+        return None
+    wanted, words = (numbers.Integral, "whole ") if kind is int else (numbers.Real, "")
+    if isinstance(value, bool) or not isinstance(value, wanted):
+        return _must(name, value, f"be a {words}number")
+    number: Any = value
+    if number in (math.inf, -math.inf) and number not in interval:
+        return _must(name, value, "be finite")
+    return None if number in interval else _must(name, value, f"be {interval}")
+
+
+def _group_complaint(name: str, value: Any, declared: Any) -> str | None:
+    if not hasattr(value, "keys"):
+        return _must(name, value, "be a group of settings")
+    fields = inspect.get_annotations(declared)
+    found = (complaint(f"{name}.{key}", value[key], fields[key]) for key in value if key in fields)
+    return next(filter(None, found), None)
+
+
+def _list_complaint(name: str, value: Any, inner: tuple[Any, ...], origin: Any) -> str | None:
+    if not isinstance(value, tuple | list):
+        return _must(name, value, f"be a list, as ({_short(value)},)")
+    kinds = inner
+    if origin is not tuple or inner[1:] == (...,):
+        kinds = (inner or (Any,))[:1] * len(value)
+    if len(kinds) != len(value):
+        return _must(name, value, f"have {len(kinds)} elements")
+    found = (
+        complaint(f"{name}[{i}]", *each) for i, each in enumerate(zip(value, kinds, strict=True))
+    )
+    return next(filter(None, found), None)
+
+
+def _callable_complaint(name: str, value: Any, takes: Any, returns: Any) -> str | None:
+    names = "…" if takes is ... else ", ".join(map(_name, takes))
+    wrong = _must(name, value, f"map ({names}) to {_name(returns)}")
+    if not callable(value):
+        return wrong
+    if takes is ...:
+        return None
+    try:
+        signature = inspect.signature(value)
+    except (TypeError, ValueError):  # Of some compiled functions nothing is known.
+        return None
+    try:
+        given = signature.bind(*takes).arguments
+    except TypeError:
+        return wrong
+    own = [signature.parameters[key].annotation for key in given]
+    pairs = [*zip(own, given.values(), strict=True), (signature.return_annotation, returns)]
+    return wrong if any(_differ(*pair) for pair in pairs) else None
+
+
+def _class_complaint(name: str, value: Any, kind: Any) -> str | None:
+    kind = NoneType if kind is None else kind
+    if not isinstance(kind, type) or kind is Any:
+        return None
+    try:
+        fits = isinstance(value, kind)
+    except TypeError:  # A protocol that can't be looked for at run time.
+        return None
+    words = {str: "text", bool: "True or False", NoneType: "None"}
+    return None if fits else _must(name, value, f"be {words.get(kind, _with_article(kind))}")
+
+
+def _differ(one: Any, other: Any) -> bool:
+    """Whether no object can be of both annotations; arrays of all libraries are alike."""
+    if not (isinstance(one, type) and isinstance(other, type)) or Any in (one, other):
+        return False
+    arrays = {"jax", "jaxlib", "numpy"}
+    unknown = inspect.Parameter.empty in (one, other)
+    alike = {each.__module__.partition(".")[0] for each in (one, other)} <= arrays
+    return not (unknown or alike or one in other.__mro__ or other in one.__mro__)
+
+
+def _must(name: str, value: Any, what: str) -> str:
+    return f"{name}={_short(value)} must {what}"
+
+
+def _short(value: Any) -> str:
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 100 else f"{text[:97]}…"
+
+
+def _name(kind: Any) -> str:
+    return getattr(kind, "__name__", str(kind)).rpartition(".")[2]
+
+
+def _with_article(kind: type) -> str:
+    return f"{'an' if kind.__name__[0] in 'AEIOU' else 'a'} {kind.__name__}"

@@ -1,0 +1,129 @@
+"""The settings of an experiment beside its parts, each with what it may be.
+
+`diffjax.experiment.experiment` makes them with their defaults; the parts (data, network, path,
+optimizer, …) declare what their own numbers may be (`diffjax.kinds`).
+"""
+
+import inspect
+from typing import Annotated, Any, TypedDict, is_typeddict
+
+from ml_collections import ConfigDict
+
+from diffjax.errors import UserError, nearest
+from diffjax.kinds import AtLeastOne, Decay, Interval, Probability, complaint
+
+Spec = Any
+"""What `diffjax.spec.build` turns into a part, and checks."""
+Seed = Annotated[int, Interval("[0, 4294967295]")]
+"""Of JAX's 32 bits: 2³² would be 0 again."""
+
+
+class Evaluation(TypedDict):
+    """What a run is judged by."""
+
+    extractor: Spec
+    extractors: tuple[Spec, ...]
+    num_samples: Annotated[int, Interval("[3, inf)")]  # A covariance needs that many.
+    batch_size: AtLeastOne[int]
+    solvers: tuple[str, ...]
+    grids: tuple[str, ...]
+    num_steps: tuple[AtLeastOne[int], ...]
+    guidance_scales: tuple[float, ...]
+    weights: tuple[str, ...]
+    seeds: tuple[Seed, ...]
+    seed: Seed
+    likelihood: tuple[str, ...]
+
+
+class Mesh(TypedDict):
+    """How many devices each axis has; -1 is as many as are left."""
+
+    data: int
+    fsdp: int
+    tensor: int
+    sequence: int
+
+
+class Expected(TypedDict):
+    """The data that a config was written, and planned, for."""
+
+    image_shape: tuple[int, int, int]
+    num_classes: int
+    num_images: int
+
+
+class Settings(TypedDict):
+    """What every experiment's config has."""
+
+    name: str
+    seed: Seed
+    num_steps: AtLeastOne[int]
+    batch_size: AtLeastOne[int]
+    accumulation_steps: AtLeastOne[int]
+    data: Spec
+    expected: Expected
+    augment: Spec
+    path: Spec
+    precond: Spec
+    objective: Spec
+    wrappers: tuple[Spec, ...]
+    model: Spec
+    label_dropout: Probability[float]
+    optimizer: Spec
+    nonfinite: Spec
+    ema_decays: tuple[Decay[float], ...]
+    weights: str
+    mesh: Mesh
+    sharding_rules: Any
+    sampling: Spec
+    log_every_steps: AtLeastOne[int]
+    sample_every_steps: AtLeastOne[int]
+    sample_images: AtLeastOne[int]
+    checkpoint_every_steps: AtLeastOne[int]
+    checkpoints_to_keep: AtLeastOne[int]
+    checkpoints_kept_every_steps: AtLeastOne[int]
+    evaluation: Evaluation
+
+
+def check_settings(config: ConfigDict) -> None:
+    """Refuses a setting of another kind, or a number out of its range.
+
+    What a config lacks, as older ones do, is passed over.
+
+    Raises:
+        UserError: the first of them, by its name.
+
+    Example:
+        >>> check_settings(ConfigDict({"label_dropout": 1.5}))
+        Traceback (most recent call last):
+        ...
+        diffjax.errors.UserError: config.label_dropout=1.5 must be at least 0 and at most 1
+    """
+    wrong = complaint("config", config, Settings)
+    if wrong:
+        raise UserError(wrong)
+
+
+def check_names(config: ConfigDict, group: type = Settings, where: str = "config") -> None:
+    """Refuses a setting that there is not: a mistyped one would be passed over.
+
+    Args:
+        config: a group of settings.
+        group: what belongs to it.
+        where: its name.
+
+    Raises:
+        UserError: the first, with the nearest that there is.
+
+    Example:
+        >>> check_names(ConfigDict({"num_stepps": 3}))
+        Traceback (most recent call last):
+        ...
+        diffjax.errors.UserError: there is no setting config.num_stepps; did you mean 'num_steps'?
+    """
+    known = inspect.get_annotations(group)
+    for name, value in config.items():
+        if name not in known:
+            raise UserError(f"there is no setting {where}.{name}; {nearest(name, known)}")
+        if is_typeddict(known[name]) and value is not None:
+            check_names(value, known[name], f"{where}.{name}")
