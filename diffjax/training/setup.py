@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from diffjax.data import DataSet
 from diffjax.data.augment import Augment, Augmentation
-from diffjax.errors import UserError
+from diffjax.errors import UserError, nearest
 from diffjax.models.attention import REVERSE_ONLY, resolve
 from diffjax.settings import check_names, check_settings
 from diffjax.spec import build
