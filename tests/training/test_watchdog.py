@@ -59,7 +59,8 @@ def get_config():""",
     ("part", "after", "waiting"), [("train", 4, "run_steps"), ("test", 0, "evaluate_once")]
 )
 def test_a_data_source_that_hangs_ends_the_run(part, after, waiting, tmp_path):
-    trainer = Trainer(tmp_path, HANGING.replace("PART", part).replace("AFTER", str(after)))
+    config = HANGING.replace("PART", part).replace("AFTER", str(after))
+    trainer = Trainer(tmp_path, config, pictures=waiting == "evaluate_once")
     workdir = tmp_path / "run"
     arguments = [*trainer.arguments(workdir), "--hang_seconds=15", "--hang_times=5"]
     ((status, said),) = trainer.start("train", [arguments])
