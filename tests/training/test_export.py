@@ -105,9 +105,10 @@ def test_weights_in_half_the_bytes(arguments):
     labels = np.arange(4, dtype=np.int32)
     images = export.deserialize(bytearray(codes[1])).call(np.uint32(5), labels)
     expected = replace(run, arrays=run.state._replace(ema=rounded)).sample(labels, seed=5)
-    np.testing.assert_allclose(images, expected, atol=2e-5)
     exact = run.sample(labels, seed=5)
-    assert 1e-4 < np.abs(images - exact).max() < 0.1
+    size = np.abs(exact).max()  # hundreds, from the smallest network
+    np.testing.assert_allclose(images, expected, rtol=0, atol=2e-5 * max(1.0, size))
+    assert 1e-4 < np.abs(images - exact).max() / size < 0.1
 
 
 @pytest.fixture(scope="module")
@@ -131,7 +132,7 @@ def test_the_page_s_lines_run_without_the_project(workdir, tmp_path, capsys):
     environment = {**os.environ, "XLA_FLAGS": ""}
     subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, check=True)
     expected = run_of("model=tiny").sample(np.arange(16) % 10, seed=0)
-    np.testing.assert_allclose(np.load(tmp_path / "images.npy"), expected, atol=2e-5)
+    np.testing.assert_allclose(np.load(tmp_path / "images.npy"), expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize(
