@@ -8,7 +8,7 @@ import pytest
 
 @pytest.fixture(scope="session")
 def trained_run(_references, tmp_path_factory) -> Path:
-    """The folder of one finished run of `tests.support.tiny_run.tiny_config()`.
+    """The folder of one finished run of `tests.support.tiny_run.trained_config()`.
 
     It is there to be read: whoever changes it takes `copy_of_run`.
     """

@@ -63,9 +63,8 @@ class Checkpoints:
                 cleanup_tmp_directories=True,
             )
         )
-        self._manager = ocp.CheckpointManager(
-            self.folder, options=options, item_names=("state", "meta")
-        )
+        handlers = {"state": _handler(), "meta": ocp.JsonCheckpointHandler()}
+        self._manager = ocp.CheckpointManager(self.folder, options=options, item_handlers=handlers)
 
     def save(self, step: int, state: Any, meta: Mapping[str, Any]) -> None:
         """Starts to save; the arrays are copied before it returns, the rest happens behind.
@@ -82,7 +81,7 @@ class Checkpoints:
         self._manager.save(
             step,
             args=ocp.args.Composite(
-                state=ocp.args.StandardSave(_parts(state)), meta=ocp.args.JsonSave(content)
+                state=ocp.args.PyTreeSave(_parts(state)), meta=ocp.args.JsonSave(content)
             ),
         )
 
@@ -325,10 +324,20 @@ def _parts(state: Any) -> dict[str, Any]:
 
 def _wanted(parts: dict[str, Any]) -> Any:
     """What Orbax is asked for: all arrays, or those that are not `...`."""
-    if all(leaf is not _UNREAD for leaf in jax.tree.leaves(parts)):
-        return ocp.args.StandardRestore(parts)
     how = ocp.checkpoint_utils.construct_restore_args(parts)
     return ocp.args.PyTreeRestore(parts, restore_args=how)
+
+
+def _handler() -> ocp.PyTreeCheckpointHandler:
+    """Of a small array, which lies on many devices, one of them writes all.
+
+    By itself Orbax has each write a part, whatever the size, and compiles a program for each part.
+    """
+    arrays = ocp.type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=2**20)
+    placeholders = ocp.type_handlers.get_type_handler(type(_UNREAD))
+    known = ((jax.Array, arrays), (type(_UNREAD), placeholders))
+    registry = ocp.type_handlers.create_type_handler_registry(*known)
+    return ocp.PyTreeCheckpointHandler(type_handler_registry=registry)
 
 
 def _first_line(error: Exception) -> str:

@@ -1,5 +1,6 @@
 """One training step for several members at once: stacked states, numbers and keys."""
 
+import functools
 import inspect
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -69,19 +70,26 @@ def members_of(setups: Sequence[Setup]) -> Members:
 
 def stack(members: Members, states: Sequence[TrainState]) -> TrainState:
     """States of all members with a first axis for them, over the devices."""
-    stacked = jax.jit(
-        lambda *each: jax.tree.map(lambda *leaves: jnp.stack(leaves), *each),
-        out_shardings=members.place(MEMBER),
+    return _stacker(members.place(MEMBER))(*states)
+
+
+@functools.cache
+def _stacker(place: NamedSharding) -> Callable:
+    return jax.jit(
+        lambda *each: jax.tree.map(lambda *leaves: jnp.stack(leaves), *each), out_shardings=place
     )
-    return stacked(*states)
 
 
 def unstacker(members: Members) -> Callable[[TrainState, int], TrainState]:
     """`(states, i) -> state of member i`, placed as in a run of its own."""
-    return jax.jit(
-        lambda states, i: jax.tree.map(lambda leaf: leaf[i], states),
-        out_shardings=members.setups[0].shardings,
-    )
+    places, structure = jax.tree.flatten(members.setups[0].shardings)
+    row = _row(tuple(places))
+    return lambda states, i: structure.unflatten(row(jax.tree.leaves(states), i))
+
+
+@functools.cache
+def _row(places: tuple) -> Callable:
+    return jax.jit(lambda leaves, i: [leaf[i] for leaf in leaves], out_shardings=list(places))
 
 
 class Of:

@@ -1,5 +1,6 @@
 """Everything that a run needs before its first step, and that loading it needs again."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -30,6 +31,7 @@ class Setup(NamedTuple):
         mesh: the devices.
         abstract: the training state as `ShapeDtypeStruct` with shardings.
         nonfinite: what becomes of a step that is not finite.
+        init: `key -> a fresh state`, made in place on the mesh; compiled once.
         attention: which implementation `config.model.attention` stands for on this mesh; None for
             a network without such a choice.
     """
@@ -39,7 +41,8 @@ class Setup(NamedTuple):
     optimizer: Optimizer
     mesh: Mesh
     abstract: TrainState
-    nonfinite: NonFinite = NonFinite()
+    nonfinite: NonFinite
+    init: Callable[[jax.Array], TrainState]
     attention: str | None = None
 
     @property
@@ -51,28 +54,6 @@ class Setup(NamedTuple):
     def accumulation_steps(self) -> int:
         """Parts of a batch that the network is asked about one after the other."""
         return accumulation_steps(self.config)
-
-    def init(self, key: jax.Array) -> TrainState:
-        """A fresh state, made in place on the mesh."""
-        init = jax.jit(self._init, out_shardings=self.shardings)
-        return init.lower(key).compile(self._quick_compilation())(key)
-
-    def _quick_compilation(self) -> dict[str, Any]:
-        """Options for a program that runs once: on a CPU, optimising it takes three times as long
-        as everything else about it, and gives the same bits.
-        """
-        on_cpu = self.mesh.devices.flat[0].platform == "cpu"
-        return {"xla_backend_optimization_level": 0} if on_cpu else {}
-
-    def _init(self, key: jax.Array) -> TrainState:
-        memory = self.wired.objective.init_memory()
-        return init_state(
-            self.wired.init(key),
-            self.optimizer,
-            self.config.ema_decays,
-            memory,
-            self.nonfinite.init(),
-        )
 
 
 def set_up(
@@ -114,23 +95,32 @@ def set_up(
     if own_mesh:
         rows = mesh.shape["data"] * mesh.shape["fsdp"]
         check_parts(wired.objective, accumulation_steps(config), config.batch_size, rows)
-    shapes = jax.eval_shape(
-        lambda params: init_state(
-            params,
-            optimizer,
-            config.ema_decays,
-            wired.objective.init_memory(),
-            nonfinite.init(),
-        ),
-        wired.params_shape,
-    )
+
+    def begin(params: Any) -> TrainState:
+        memory = wired.objective.init_memory()
+        return init_state(params, optimizer, config.ema_decays, memory, nonfinite.init())
+
+    shapes = jax.eval_shape(begin, wired.params_shape)
     places = sharding.state_shardings(shapes, mesh, rules)
     abstract = jax.tree.map(
         lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
         shapes,
         places,
     )
-    return Setup(config, wired, optimizer, mesh, abstract, nonfinite, attention)
+    init = jax.jit(
+        lambda key: begin(wired.init(key)),
+        out_shardings=places,
+        compiler_options=_quick_compilation(mesh),
+    )
+    return Setup(config, wired, optimizer, mesh, abstract, nonfinite, init, attention)
+
+
+def _quick_compilation(mesh: Mesh) -> dict[str, Any]:
+    """Options for a program that runs once: on a CPU, optimising it takes three times as long
+    as everything else about it, and gives the same bits.
+    """
+    on_cpu = mesh.devices.flat[0].platform == "cpu"
+    return {"xla_backend_optimization_level": 0} if on_cpu else {}
 
 
 def attention_of(config: ConfigDict, mesh: Mesh) -> str | None:

@@ -2,8 +2,9 @@
 
 Each trial disturbs a run in one way, then the same command goes on, and in the end everything
 that the run leaves is bit for bit that of a run which nothing disturbed. A few trials are in every
-run of all tests; `pytest -m faults tests/processes/test_faults.py --trials=200 -s` makes as many as
-are asked for, and prints their table.
+run of all tests, of runs that neither draw nor evaluate (test_processes.py stops one that does);
+`pytest -m faults tests/processes/test_faults.py --trials=200 -s` makes as many as are asked for, of
+whole runs, and prints their table.
 """
 
 import contextlib
@@ -43,8 +44,9 @@ class Truth(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def trainer(tmp_path_factory):
-    trainer = Trainer(tmp_path_factory.mktemp("outputs"), xla_flags="")
+def trainer(request, tmp_path_factory):
+    whole = request.config.getoption("--trials") > 1
+    trainer = Trainer(tmp_path_factory.mktemp("outputs"), xla_flags="", pictures=whole)
     yield trainer
     trainer.close()
 
@@ -97,7 +99,7 @@ def left_by(workdir: Path, setup: Any) -> dict[str, Any]:
     store.close()
     arrays = jax.tree_util.tree_leaves_with_path(jax.device_get(state._asdict()))
     pictures = sorted((workdir / "samples").glob("*.png"))
-    evaluation = json.loads((workdir / "evaluation.json").read_text())
+    evaluation, page = workdir / "evaluation.json", workdir / "report.html"
     return {
         "steps": steps,
         "arrays": {jax.tree_util.keystr(path): (x.dtype, x.tobytes()) for path, x in arrays},
@@ -107,8 +109,8 @@ def left_by(workdir: Path, setup: Any) -> dict[str, Any]:
             for record in read_metrics(workdir / "metrics.jsonl")
         ],
         "pictures": {path.name: path.read_bytes() for path in pictures},
-        "evaluation": without_seconds(evaluation),
-        "page": (workdir / "report.html").exists(),
+        "evaluation": evaluation.exists() and without_seconds(json.loads(evaluation.read_text())),
+        "page": page.exists(),
     }
 
 
@@ -291,13 +293,9 @@ STATUSES = {
 ONE_LINE = (
     "error: (can't write to .*; choose .*|.* can't be written any more: .*, and the same command.*)"
 )
-SHORT = (
-    "SIGKILL while saving",
-    "one bit flipped",
-    "permission taken away",
-    "the disk full",
-    "SIGINT",
-)
+# A process that dies at the worst time, a file that rots, a folder that takes no more; what signals
+# ask for, and damage of other kinds, are in test_processes.py and test_training.py.
+SHORT = ("SIGKILL while saving", "one bit flipped", "permission taken away", "the disk full")
 
 
 def pytest_generate_tests(metafunc):
@@ -315,7 +313,7 @@ def test_nothing_is_lost(seed, trainer, truth, tally, workdir):
         row["skipped"] += 1
         pytest.skip(why)
     row["trials"] += 1
-    for _ in range(int(rng.integers(1, 4))):
+    for _ in range(int(rng.integers(1, 4)) if trainer.pictures else 1):
         status, said = trainer.run(workdir, ending(rng, workdir, truth.seconds))
         row["stops"] += status != 0
         assert status in (0, *STATUSES.get(kind, (-signal.SIGKILL,))), said

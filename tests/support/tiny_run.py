@@ -85,8 +85,17 @@ def tiny_config(arguments: str = "", /, **changes: Any) -> ConfigDict:
     return config.lock()
 
 
+def trained_config(**changes: Any) -> ConfigDict:
+    """What `trained_run` is trained by: the smallest network."""
+    return tiny_config("model=tiny", **changes)
+
+
+def loaded(workdir: Path) -> Run:
+    return diffjax.load(workdir, allowed_packages=("diffjax", "tests"))
+
+
 def once_a_session(factory: pytest.TempPathFactory, name: str) -> Path:
-    """The folder of `tiny_config()`'s run, trained by whichever worker asks for it first."""
+    """The folder of `trained_config()`'s run, trained by whichever worker asks for it first."""
     top = factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
         top = top.parent  # which all workers of a session have, and no other session
@@ -94,7 +103,7 @@ def once_a_session(factory: pytest.TempPathFactory, name: str) -> Path:
     with open(top / f"{name}.lock", "w") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
         if not done.exists():
-            loop.train(tiny_config(), folder, command=COMMAND)
+            loop.train(trained_config(), folder, command=COMMAND)
             done.touch()
     return folder
 
@@ -129,8 +138,7 @@ def without_pictures(patch: pytest.MonkeyPatch) -> None:
 
 
 def arrays_of(workdir: Path) -> Any:
-    run = diffjax.load(workdir, allowed_packages=("diffjax", "tests"))
-    return jax.device_get(run.state._asdict())
+    return jax.device_get(loaded(workdir).state._asdict())
 
 
 def assert_same(one: Any, other: Any, **tolerance: float) -> None:

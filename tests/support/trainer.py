@@ -44,11 +44,12 @@ ENVIRONMENT = {
 # Imports take longer than the training: one process makes them, and forks for each run.
 SERVER = """
 import contextlib, json, os, sys, time, traceback
-import grain, matplotlib.pyplot, orbax.checkpoint, sklearn.datasets, tensorboardX
+import grain, matplotlib.pyplot, orbax.checkpoint, pytest, sklearn.datasets, tensorboardX
 from importlib import import_module
 from experiments import cli, evaluate, sample, train
 import tests.support.tiny_network
 from diffjax.training import loop
+from tests.support.tiny_run import without_pictures
 
 @contextlib.contextmanager
 def paused(seconds, stop_signals=loop.stop_signals):
@@ -68,6 +69,9 @@ for line in sys.stdin:
             try:
                 sink = os.open(order["output"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
                 os.dup2(os.open(os.devnull, os.O_RDONLY), 0), os.dup2(sink, 1), os.dup2(sink, 2)
+                if not order["pictures"]:
+                    without_pictures(pytest.MonkeyPatch())
+                    train.headline = lambda workdir: "trained"
                 if order["pause"]:
                     loop.stop_signals = lambda: paused(order["pause"])
                 program = import_module("experiments." + order["program"])
@@ -107,13 +111,20 @@ def may_drop() -> bool:
 class Trainer:
     """Starts the executables again and again, compiled quickly as the tests are (conftest.py).
 
-    With `xla_flags=""` they are compiled as a user's runs are.
+    With `xla_flags=""` they are compiled as a user's runs are. Without pictures, trainings neither
+    draw nor evaluate, which is most of the time of a run.
     """
 
     def __init__(
-        self, outputs: Path, config: str = CONFIG, xla_flags: str = os.environ.get("XLA_FLAGS", "")
+        self,
+        outputs: Path,
+        config: str = CONFIG,
+        xla_flags: str = os.environ.get("XLA_FLAGS", ""),
+        *,
+        pictures: bool = True,
     ):
         self.outputs = outputs
+        self.pictures = pictures
         self.config = outputs / "tiny.py"
         self.config.write_text(config)
         as_anyone = AS_ANYONE if may_drop() else ()
@@ -164,6 +175,7 @@ class Trainer:
     ) -> list[tuple[int, str]]:
         outputs = [self.outputs / f"{time.monotonic_ns()}-{i}.txt" for i in range(len(argvs))]
         every = {"program": program, "devices": devices, "pause": pause}
+        every["pictures"] = self.pictures or program != "train"
         orders = [
             {**every, "argv": list(argv), "output": str(output)}
             for argv, output in zip(argvs, outputs, strict=True)

@@ -41,7 +41,14 @@ def exported(run: Run, **how: Any) -> export.Exported:
     return export.deserialize(bytearray(code))
 
 
-@pytest.mark.parametrize("arguments", ["", "model=tiny,coupling=translation"])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        pytest.param("", marks=pytest.mark.thorough),
+        pytest.param("model=unet", marks=pytest.mark.thorough),
+        "model=tiny,coupling=translation",
+    ],
+)
 def test_a_file_draws_what_the_run_does(arguments):
     """The run's own recipe, guided; any number of labels; each image by its number alone."""
     run = run_of(arguments)
@@ -80,7 +87,9 @@ def test_live_weights_and_another_solver():
     np.testing.assert_allclose(images, expected, atol=2e-5)
 
 
-@pytest.mark.parametrize("arguments", ["", pytest.param("model=unet", marks=pytest.mark.thorough)])
+@pytest.mark.parametrize(
+    "arguments", ["model=tiny", pytest.param("", marks=pytest.mark.thorough)], ids=["tiny", "dit"]
+)
 def test_weights_in_half_the_bytes(arguments):
     """They are rounded and nothing else: the network computes in float32 on what is left."""
     run = run_of(arguments)
@@ -90,28 +99,30 @@ def test_weights_in_half_the_bytes(arguments):
         serialise(portable_sampler(each, run.recipe), SHAPE, platforms=["cpu"])
         for each in (run, half)
     ]
-    num_params = run.setup.wired.num_params
-    assert len(codes[0]) - len(codes[1]) == pytest.approx(2 * num_params, rel=0.1)
+    if not arguments:  # so many weights that the rest of the file does not matter
+        num_params = run.setup.wired.num_params
+        assert len(codes[0]) - len(codes[1]) == pytest.approx(2 * num_params, rel=0.1)
     labels = np.arange(4, dtype=np.int32)
     images = export.deserialize(bytearray(codes[1])).call(np.uint32(5), labels)
     expected = replace(run, arrays=run.state._replace(ema=rounded)).sample(labels, seed=5)
-    np.testing.assert_allclose(images, expected, atol=2e-5)
     exact = run.sample(labels, seed=5)
-    assert 1e-4 < np.abs(images - exact).max() < 0.1
+    size = np.abs(exact).max()  # hundreds, from the smallest network
+    np.testing.assert_allclose(images, expected, rtol=0, atol=2e-5 * max(1.0, size))
+    assert 1e-4 < np.abs(images - exact).max() / size < 0.1
 
 
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory):
     """The folder of such a run, as training leaves it."""
     folder = tmp_path_factory.mktemp("export") / "run"
-    leave(run_of(), folder)
+    leave(run_of("model=tiny"), folder)
     return folder
 
 
 @pytest.mark.process
 def test_the_page_s_lines_run_without_the_project(workdir, tmp_path, capsys):
     out = tmp_path / "sampler.bin"
-    argv = [f"--workdir={workdir}", f"--out={out}"]
+    argv = [f"--workdir={workdir}", f"--out={out}", "--allowed_packages=tests"]
     assert cli.run(program.main, program.FLAGS, usage="", argv=argv) == 0
     said = capsys.readouterr().out
     assert "call(seed uint32[], labels int32[b]) -> float32[b, 8, 8, 1] on cpu, cuda, tpu" in said
@@ -120,8 +131,8 @@ def test_the_page_s_lines_run_without_the_project(workdir, tmp_path, capsys):
     code = f"import sys\nsys.modules['diffjax'] = None\n{lines}\nnp.save('images.npy', images)\n"
     environment = {**os.environ, "XLA_FLAGS": ""}
     subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, check=True)
-    expected = run_of().sample(np.arange(16) % 10, seed=0)
-    np.testing.assert_allclose(np.load(tmp_path / "images.npy"), expected, atol=2e-5)
+    expected = run_of("model=tiny").sample(np.arange(16) % 10, seed=0)
+    np.testing.assert_allclose(np.load(tmp_path / "images.npy"), expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -137,7 +148,7 @@ def test_the_page_s_lines_run_without_the_project(workdir, tmp_path, capsys):
 )
 def test_mistakes_are_one_line(workdir, flags, said, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    argv = [f"--workdir={workdir}", *flags]
+    argv = [f"--workdir={workdir}", "--allowed_packages=tests", *flags]
     assert cli.run(program.main, program.FLAGS, usage="", argv=argv) == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith("error: ")

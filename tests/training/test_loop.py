@@ -192,7 +192,8 @@ def test_steps_beyond_the_end_are_refused(tmp_path):
 
 @pytest.mark.process
 def test_a_training_leaves_a_trace_and_its_programs(tmp_path):
-    trainer = Trainer(tmp_path, xla_flags="")  # What is compiled in half a second is not kept.
+    # What is compiled in half a second is not kept.
+    trainer = Trainer(tmp_path, xla_flags="", pictures=False)
     flags = ["--profile_steps=2:3", f"--compilation_cache={tmp_path}/cache"]
     arguments = [*trainer.arguments(tmp_path / "run"), *flags]
     ((status, said),) = trainer.start("train", [arguments])

@@ -29,7 +29,14 @@ from tests.support.tiny_run import without_pictures
 RUNS = sorted(path for path in (Path(__file__).parent / "old_runs").iterdir() if path.is_dir())
 
 
-@pytest.mark.parametrize("folder", RUNS, ids=lambda path: path.name)
+EACH = pytest.mark.parametrize(
+    "folder",
+    [RUNS[0], *(pytest.param(folder, marks=pytest.mark.thorough) for folder in RUNS[1:])],
+    ids=lambda path: path.name,
+)
+
+
+@EACH
 def test_it_is_read_and_samples_as_it_did(folder):
     run = diffjax.load(folder)
     expected = np.load(folder / "samples.npz")
@@ -39,11 +46,7 @@ def test_it_is_read_and_samples_as_it_did(folder):
     np.testing.assert_allclose(images, expected["images"], atol=1e-4)
 
 
-@pytest.mark.parametrize(
-    "folder",
-    [RUNS[0], *(pytest.param(folder, marks=pytest.mark.thorough) for folder in RUNS[1:])],
-    ids=lambda path: path.name,
-)
+@EACH
 def test_the_command_that_made_it_goes_on_today(folder, tmp_path, caplog, monkeypatch):
     """Its config is the one of today, its checkpoint has the parts that training needs."""
     without_pictures(monkeypatch)
@@ -75,7 +78,7 @@ def as_commanded(command: str):
     return resolved(Cell("", {}, dict(flags)["--config"], overrides, arm=""))
 
 
-@pytest.mark.parametrize("folder", RUNS, ids=lambda path: path.name)
+@EACH
 def test_its_page_can_be_made(folder, tmp_path):
     for name in ("config.json", "run.json", "metrics.jsonl", "evaluation.json"):
         if (folder / name).exists():

@@ -9,7 +9,6 @@ from functools import partial
 
 import pytest
 
-import diffjax
 from diffjax.data import digits
 from diffjax.errors import UserError
 from diffjax.evaluation.features import pixel_features
@@ -18,6 +17,7 @@ from diffjax.training import generate
 from diffjax.training.measure import Wanted, measure
 from diffjax.training.watchdog import STACKS, STATUS, Watchdog, watched
 from experiments import cli, evaluate, likelihood, reflow, sample
+from tests.support.tiny_run import loaded
 from tests.support.trainer import CONFIG, Trainer
 
 # A data source that really hangs: a read that never comes back, in a thread of the input pipeline.
@@ -59,7 +59,8 @@ def get_config():""",
     ("part", "after", "waiting"), [("train", 4, "run_steps"), ("test", 0, "evaluate_once")]
 )
 def test_a_data_source_that_hangs_ends_the_run(part, after, waiting, tmp_path):
-    trainer = Trainer(tmp_path, HANGING.replace("PART", part).replace("AFTER", str(after)))
+    config = HANGING.replace("PART", part).replace("AFTER", str(after))
+    trainer = Trainer(tmp_path, config, pictures=waiting == "evaluate_once")
     workdir = tmp_path / "run"
     arguments = [*trainer.arguments(workdir), "--hang_seconds=15", "--hang_times=5"]
     ((status, said),) = trainer.start("train", [arguments])
@@ -97,6 +98,7 @@ def test_programs_on_a_run_notice_a_batch_that_does_not_come(copy_of_run, monkey
         monkeypatch.setattr(program, "watched", partial(watched, end=ended.append))
         flags = [
             f"--workdir={workdir}",
+            "--allowed_packages=tests",
             "--hang_seconds=10",
             "--hang_times=0",
             *more,
@@ -112,7 +114,7 @@ def test_programs_on_a_run_notice_a_batch_that_does_not_come(copy_of_run, monkey
 @pytest.mark.faults
 def test_features_of_the_real_images_are_beats(trained_run, monkeypatch, tmp_path):
     """Nothing is drawn while a reference is made, which may take an hour: each batch counts."""
-    run = diffjax.load(trained_run)
+    run = loaded(trained_run)
     extractor = dataclasses.replace(pixel_features(), batch_size_images=100)
     beats, drawn = [], []
 
