@@ -87,6 +87,7 @@ def test_the_csv_has_the_weight_and_nothing_beyond_the_path(curves):
     assert rows["-15"]["flow"] != ""
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", choices.OBJECTIVES)
 def test_every_named_objective_is_what_its_axes_say(name):
     objective = named_objective(name)

@@ -9,6 +9,7 @@ from experiments import cli, train
 
 CONFIG = """
 from configs import digits
+from diffjax import choices
 from diffjax.evaluation.features import pixel_features
 from diffjax.spec import spec
 
@@ -16,9 +17,8 @@ def get_config(arguments=""):
     config = digits.get_config(arguments)
     config.num_steps, config.batch_size, config.log_every_steps = 4, 16, 2
     config.model.update(hidden_size=16, depth=1)
-    config.sampling.num_steps = 2
-    config.evaluation.update(num_samples=20, batch_size=24)
-    config.evaluation.update(solvers=("ddim",), num_steps=(2,))
+    config.sampling.update(solver=choices.copy(choices.SOLVERS["euler"]), num_steps=2)
+    config.evaluation.update(num_samples=20, batch_size=24, solvers=(), num_steps=())
     config.evaluation.likelihood = ("vlb",)
     config.evaluation.extractors = (spec(pixel_features, size=2),)
     return config
