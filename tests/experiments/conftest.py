@@ -6,6 +6,7 @@ import pytest
 
 import diffjax
 from experiments import cli, train
+from tests.support.whole_checkpoints import whole_checkpoints
 
 CONFIG = """
 from configs import digits
@@ -37,7 +38,8 @@ def trained(config_file, tmp_path_factory):
     """The folder of the run, which is for reading alone."""
     folder = tmp_path_factory.mktemp("trained") / "digits"
     argv = [f"--config={config_file}", f"--workdir={folder}"]
-    assert cli.run(train.main, train.FLAGS, usage=train.USAGE, argv=argv) == 0
+    with whole_checkpoints():
+        assert cli.run(train.main, train.FLAGS, usage=train.USAGE, argv=argv) == 0
     return folder
 
 

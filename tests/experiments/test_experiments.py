@@ -160,7 +160,7 @@ def test_each_training_seed_is_evaluated_from_noise_of_its_own(workdir):
         (sample, ["--out=x.jpg"], "should end in .png"),
         (sample, ["--num_samples=0"], "num_samples"),
         (evaluate, ["--num_steps=5,x"], "whole numbers from 1"),
-        (evaluate, ["--solvers=dim"], "did you mean 'ddim'"),
+        (evaluate, ["--solvers=dim", "--num_steps=2"], "did you mean 'ddim'"),
         (evaluate, ["--num_samples=1"], "num_samples"),
         (evaluate, ["--extractor=inception"], "needs weights"),
         (

@@ -15,7 +15,7 @@ def run(*arguments):
 
 @pytest.fixture
 def small(monkeypatch):
-    few = {name: choices.SOLVERS[name] for name in ("heun", "ddpm", "adaptive")}
+    few = {name: choices.SOLVERS[name] for name in ("ddim", "heun", "ddpm", "adaptive")}
     monkeypatch.setattr(choices, "SOLVERS", few)
     monkeypatch.setattr(solvers, "BUDGETS", (5, 9))
     few_samples = partial(convergence.convergence, num_samples=16, num_draws=5_000)
@@ -38,7 +38,7 @@ def test_errors_are_written(small, tmp_path, capsys):
 def test_costs_are_written(small, tmp_path, capsys):
     assert run(f"--out={tmp_path}", "--cost", "--batch_size=1") == 0
     lines = (tmp_path / "cost.md").read_text().splitlines()
-    assert [line.split("|")[1].strip() for line in lines[2:]] == ["`heun`", "`ddpm`"]
+    assert [line.split("|")[1].strip() for line in lines[2:]] == ["`ddim`", "`heun`", "`ddpm`"]
     assert "cost.md in" in capsys.readouterr().out
 
 
