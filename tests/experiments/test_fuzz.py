@@ -188,7 +188,7 @@ def test_command_lines_of_programs_without_a_run(fuzz, program, tmp_path, monkey
     fuzz(flags_for(names), lambda flags: told(program, [workdir, *flags]), short=20)
 
 
-# What differs in kind: one that draws, one that writes a program, one that only reads files, and one
+# What differs in kind: one that draws, one that writes a program, one that only reads files, one
 # that takes several folders.
 @pytest.mark.thorough
 @pytest.mark.parametrize("program", [sample, export, report, validate], ids=name_of)

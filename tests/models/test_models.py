@@ -39,7 +39,11 @@ SMALL = {
 every_net = pytest.mark.parametrize("make", [pytest.param(f, id=name) for name, f in SMALL.items()])
 # Of the two the DiT is quicker, and is the one of every run of the tests.
 both_nets = pytest.mark.parametrize(
-    "make", [small_dit, pytest.param(small_unet, marks=pytest.mark.thorough)]
+    "make",
+    [
+        pytest.param(small_dit, id="dit"),
+        pytest.param(small_unet, id="unet", marks=pytest.mark.thorough),
+    ],
 )
 
 
