@@ -659,10 +659,13 @@ def test_dit_equals_numpy_in_float64():
 # U-Net
 
 
-def test_unet_sizes_are_the_published_ones():
+def test_ddpms_unet_has_the_published_size():
     _, params = shapes(UNet(0, **unet.SIZES["DDPM-CIFAR10"]), (32, 32, 3))
     assert count(params) == 35_746_307  # 35.7 M in Ho et al. (2020), appendix B
 
+
+@pytest.mark.thorough
+def test_adms_unet_has_the_reference_count_to_the_last_parameter():
     # 295,904,454 is what the public reference code counts (296 M in the paper): it has no null
     # label and three more output channels, for the learned variance.
     _, params = shapes(UNet(1000, **unet.SIZES["ADM-64"]), (64, 64, 3))
