@@ -130,12 +130,16 @@ def test_every_cell_of_the_sweeps_here_has_settings_that_there_are():
             assert resolved(cell).num_steps > 0, (path, cell.name)
 
 
+# Whose arms are among those of the sweep of every objective, or differ in no shape.
+LIKE_OTHERS = ("digits_choices", "digits_objectives", "colours_known")
+
+
 @pytest.mark.thorough
 @pytest.mark.parametrize("path", SWEEPS_HERE, ids=lambda path: path.stem)
-def test_every_cell_of_the_sweeps_here_fits_together(path, tmp_path):
+def test_the_cells_of_the_sweeps_here_fit_together(path, tmp_path):
     found, cells = arms_of(path)
     data = {"config.data.path": fashion_files(tmp_path)} if "fashion" in found.config else {}
-    for cell in cells:
+    for cell in cells[:1] if path.stem in LIKE_OTHERS else cells:
         fitting = replace(cell, overrides={**cell.overrides, **data})
         assert cost(resolved(fitting)).num_steps > 0, cell.name
 
