@@ -385,6 +385,7 @@ class TestClassifier:
 
 
 class TestTraining:
+    @pytest.mark.thorough
     def test_rescaling_keeps_the_logits_and_brings_features_near_one(self):
         network = classifier.Classifier(10, (8, 8), (1, 2), 16)
         images = np.random.default_rng(0).uniform(-1, 1, (32, 8, 8, 1)).astype(np.float32)

@@ -188,7 +188,10 @@ def small():
 
 
 class TestCompareBatches:
-    @pytest.mark.parametrize("in_depth", [pytest.param(True, marks=pytest.mark.thorough), False])
+    @pytest.mark.parametrize(
+        "in_depth",
+        [pytest.param(True, id="whole", marks=pytest.mark.thorough), False],
+    )
     def test_numbers_are_those_of_the_array(self, digits_reference, in_depth):
         samples = random_images(900)
         labels = np.arange(900) % 10

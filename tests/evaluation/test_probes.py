@@ -24,7 +24,10 @@ IMAGES, LABELS = all_images(digits().test, 48)
 def model_of(objective):
     """A network that was never trained, with an objective."""
     config = config_files.load(f"{CONFIG}:objective={objective}")
-    config.model = spec(Plain)
+    if objective == "dispersive":  # which asks a network for its hidden tokens
+        config.model.update(hidden_size=16, depth=1, num_heads=2)
+    else:
+        config.model = spec(Plain)
     wired = wire(config.lock(), (8, 8, 1), 10)
     params = jax.jit(wired.init)(jax.random.key(0))
     return probes.Probed(
