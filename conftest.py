@@ -54,7 +54,7 @@ def pytest_addoption(parser):
     )
 
 
-# Examples of docstrings that extract features or evaluate a model: they are `thorough`.
+# Examples of docstrings that extract features, or sample or evaluate a model: they are `thorough`.
 _LONG_EXAMPLES = {
     "diffjax/evaluation/convergence.py",
     "diffjax/evaluation/features.py",
@@ -62,6 +62,9 @@ _LONG_EXAMPLES = {
     "diffjax/evaluation/metrics.py",
     "diffjax/evaluation/validation.py",
     "diffjax/objectives/verify.py",
+    "diffjax/sampling/bound.py",
+    "diffjax/sampling/dequantise.py",
+    "diffjax/sampling/parallel.py",
 }
 
 

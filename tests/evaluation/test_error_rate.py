@@ -26,7 +26,7 @@ from diffjax.training.step import make_train_step
 from tests.support.compiling import FAST
 
 ARMS = {"even": (0.1, 0), "even too": (0.1, 1), "more": (0.25, 0)}
-REPETITIONS, SEEDS, STEPS, BATCH, WIDTH, SAMPLES = 100, 3, 500, 128, 32, 2_000
+REPETITIONS, SEEDS, STEPS, BATCH, WIDTH, SAMPLES = 40, 3, 500, 128, 32, 2_000
 PATH = paths.Linear()
 PRECOND = precond.Precond(targets.Velocity(), precond.TimeLabel())
 OBJECTIVE = Denoising(PATH, PRECOND, weights.Constant(), times.Uniform())

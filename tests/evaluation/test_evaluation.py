@@ -385,6 +385,7 @@ class TestClassifier:
 
 
 class TestTraining:
+    @pytest.mark.thorough
     def test_rescaling_keeps_the_logits_and_brings_features_near_one(self):
         network = classifier.Classifier(10, (8, 8), (1, 2), 16)
         images = np.random.default_rng(0).uniform(-1, 1, (32, 8, 8, 1)).astype(np.float32)
@@ -397,6 +398,7 @@ class TestTraining:
         assert np.mean(large**2) > 10
         assert 0.5 <= np.mean(features**2) <= 2
 
+    @pytest.mark.thorough
     def test_augmented_images_differ_and_stay_in_range(self):
         recipe = train_classifier.RECIPES["fashion_mnist"]
         augment = jax.jit(train_classifier.augment, static_argnames="recipe")
@@ -419,6 +421,7 @@ class TestTraining:
         assert (np.minimum(gap_to_same, gap_to_mirrored) < 1e-4).all()
         assert 10 < (gap_to_mirrored < 1e-4).sum() < 54
 
+    @pytest.mark.thorough
     def test_erasing_paints_a_rectangle_of_one_grey_over_half_of_the_images(self):
         images = np.full((200, 28, 28, 1), 5.0, np.float32)
         found = np.asarray(train_classifier.erase(jax.random.key(0), images, 12))[..., 0]
@@ -486,6 +489,7 @@ class TestCompare:
         assert near["test_sha256"] == dataset.test.fingerprint()
         assert (plain["autoencoder"], plain["resize"]) == ("none", "none")
 
+    @pytest.mark.thorough
     def test_worse_samples_are_further_away(self, digits_reference, real):
         rng, images = np.random.default_rng(0), real[0]
         levels = [0.0, 0.3, 0.6, 1.2]
@@ -508,6 +512,7 @@ class TestCompare:
         whole = compare(real[0], None, digits_reference)["frechet_distance"]
         assert whole["floor"] < 0.7 * found["floor"]
 
+    @pytest.mark.thorough
     def test_a_missing_class_shows_although_each_sample_is_real(self, digits_reference, real):
         images, labels = real
         found = compare(images[labels < 5], labels[labels < 5], digits_reference)
@@ -522,6 +527,7 @@ class TestCompare:
         assert 0.3 < found["inauthentic_floor"] < 0.7
         assert found["data_copying"] < -3
 
+    @pytest.mark.thorough
     def test_fidelity_and_variety_fall_apart(self, digits_reference, real):
         images, labels = real
         half = compare(images[labels < 5], None, digits_reference)
@@ -566,6 +572,7 @@ class TestCompare:
         assert no_classes["inception_score"] is None
         assert no_classes["recall"]["value"] > 0
 
+    @pytest.mark.thorough
     def test_in_short_it_is_accuracy_and_two_distances(self, digits_reference, real):
         images, labels = real
         short = compare(images, labels, digits_reference, in_depth=False)
@@ -590,6 +597,7 @@ class TestCompare:
         images, labels = real
         assert compare(images, (labels + 1) % 10, digits_reference)["accuracy"] < 0.03
 
+    @pytest.mark.thorough
     def test_without_a_classifier_there_is_no_accuracy(self, real):
         images, labels = real
         found = compare(images, labels, reference(digits(), pixel_features(size=4)))
@@ -597,6 +605,7 @@ class TestCompare:
         assert found["classifier_test_accuracy"] is None
         assert found["frechet_distance"]["provenance"]["extractor"] == "pixels:4x4"
 
+    @pytest.mark.thorough
     def test_logits_of_other_classes_give_an_inception_score_and_no_accuracy(self, real):
         """As those of ImageNet do: three classes, none of which is a digit."""
         own: Any = classifier_features("digits")
@@ -607,6 +616,7 @@ class TestCompare:
         assert found["accuracy"] is None
         assert 1.0 < found["inception_score"]["value"] <= 3.0
 
+    @pytest.mark.thorough
     def test_two_extractors_see_samples_that_come_once(self, digits_reference, real):
         images, labels = real
         other = reference(digits(), pixel_features(size=4))
@@ -618,6 +628,7 @@ class TestCompare:
             assert each["frechet_distance"]["value"] == pytest.approx(by_itself["value"], rel=1e-4)
         assert found[1]["accuracy"] is None
 
+    @pytest.mark.thorough
     def test_of_a_known_distribution_samples_are_held_against_it(self):
         data = colours(num_images=800)
         known = reference(data, pixel_features(size=1))

@@ -28,7 +28,7 @@ def estimates(num_batches, batch_size, trials=600):
     return [noise_scale(one.astype(np.float32), batch_size) for one in means]
 
 
-@pytest.mark.parametrize(("num_batches", "batch_size"), [(16, 1), (5, 8), (16, 4)])
+@pytest.mark.parametrize(("num_batches", "batch_size"), [(16, 1), (5, 8)])
 def test_both_parts_are_unbiased(num_batches, batch_size):
     found = estimates(num_batches, batch_size)
     for values, exact in (

@@ -188,7 +188,10 @@ def small():
 
 
 class TestCompareBatches:
-    @pytest.mark.parametrize("in_depth", [True, False])
+    @pytest.mark.parametrize(
+        "in_depth",
+        [pytest.param(True, id="whole", marks=pytest.mark.thorough), False],
+    )
     def test_numbers_are_those_of_the_array(self, digits_reference, in_depth):
         samples = random_images(900)
         labels = np.arange(900) % 10
@@ -203,6 +206,7 @@ class TestCompareBatches:
             )
         )
 
+    @pytest.mark.thorough
     def test_over_devices_they_are_the_same(self, digits_reference):
         sharding = NamedSharding(Mesh(np.array(jax.local_devices()), "rows"), PartitionSpec("rows"))
         samples = random_images(100)

@@ -109,7 +109,7 @@ def clip_network(w, x, depth, features):
 PIXELS = np.random.default_rng(1).normal(size=(3, 28, 28, 3))
 
 
-@pytest.mark.parametrize("registers", [0, 3])
+@pytest.mark.parametrize("registers", [pytest.param(0, marks=pytest.mark.thorough), 3])
 def test_dinov2_is_its_formula(registers):
     w = Drawn()
     expected = dino_network(w, PIXELS, 2, registers)
@@ -214,6 +214,7 @@ class TestInceptionsParts:
         found = inception.resize(jnp.asarray(image[None, :, :, None], jnp.float32))
         np.testing.assert_allclose(found[0, :, :, 0], expected, atol=2e-4)
 
+    @pytest.mark.thorough
     def test_layers_are_as_wide_as_published(self):
         image = jax.ShapeDtypeStruct((2, 299, 299, 3), jnp.float32)
         layers, _ = jax.eval_shape(

@@ -253,6 +253,7 @@ def test_seven_grids_from_the_first_to_the_last(page):
     assert page.tags.count("img") == 8  # and the neighbours
 
 
+@pytest.mark.thorough
 def test_the_same_files_give_the_same_page(finished, workdir):
     """But for the folder's name, which is in commands."""
     first = (workdir / "report.html").read_text(encoding="utf-8")

@@ -405,6 +405,7 @@ def test_the_page_loads_nothing(page):
     assert "MIT license" in page
 
 
+@pytest.mark.thorough
 def test_the_same_files_give_the_same_files(sweep, finished):
     names = ("report.html", "report.md", "report.csv", "report.json")
     first = [(write_sweep_report([sweep]).with_name(name)).read_bytes() for name in names]

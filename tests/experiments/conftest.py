@@ -6,9 +6,11 @@ import pytest
 
 import diffjax
 from experiments import cli, train
+from tests.support.whole_checkpoints import whole_checkpoints
 
 CONFIG = """
 from configs import digits
+from diffjax import choices
 from diffjax.evaluation.features import pixel_features
 from diffjax.spec import spec
 
@@ -16,9 +18,8 @@ def get_config(arguments=""):
     config = digits.get_config(arguments)
     config.num_steps, config.batch_size, config.log_every_steps = 4, 16, 2
     config.model.update(hidden_size=16, depth=1)
-    config.sampling.num_steps = 2
-    config.evaluation.update(num_samples=20, batch_size=24)
-    config.evaluation.update(solvers=("ddim",), num_steps=(2,))
+    config.sampling.update(solver=choices.copy(choices.SOLVERS["euler"]), num_steps=2)
+    config.evaluation.update(num_samples=20, batch_size=24, solvers=(), num_steps=())
     config.evaluation.likelihood = ("vlb",)
     config.evaluation.extractors = (spec(pixel_features, size=2),)
     return config
@@ -37,7 +38,8 @@ def trained(config_file, tmp_path_factory):
     """The folder of the run, which is for reading alone."""
     folder = tmp_path_factory.mktemp("trained") / "digits"
     argv = [f"--config={config_file}", f"--workdir={folder}"]
-    assert cli.run(train.main, train.FLAGS, usage=train.USAGE, argv=argv) == 0
+    with whole_checkpoints():
+        assert cli.run(train.main, train.FLAGS, usage=train.USAGE, argv=argv) == 0
     return folder
 
 

@@ -32,6 +32,7 @@ def test_an_evaluation_measures_what_its_config_asks_for(trained):
     assert content["extractors"][name]["precision"]["value"] is not None
 
 
+@pytest.mark.thorough
 def test_several_extractors_by_a_flag_keep_their_numbers_apart(workdir, capsys):
     def evaluated(*more):
         return cli.run(
@@ -68,20 +69,18 @@ def test_bits_that_can_not_be_had_are_refused_before_training(arguments, method,
         check_evaluation(setup, data)
 
 
+@pytest.mark.thorough
 def test_each_method_prints_a_line_and_adds_to_the_file(workdir, capsys):
+    """Of the third, "vlb", the file has what the run's own evaluation measured."""
     few = [f"--workdir={workdir}", "--num_images=10", "--batch_size=8"]
     assert run(*few, "--num_steps=4") == 0
-    assert run(*few, "--method=vlb", "--num_times=4") == 0
     assert run(*few, "--method=discrete_vlb", "--num_steps=10", "--num_times=4") == 0
     lines = capsys.readouterr().out.strip().splitlines()
-    assert [line.split(":")[0] for line in lines] == [
-        "ode, uniform",
-        "vlb, none",
-        "discrete_vlb, none",
-    ]
+    assert [line.split(":")[0] for line in lines] == ["ode, uniform", "discrete_vlb, none"]
     assert all("10 test images" in line for line in lines)
     written = results(workdir)
-    assert set(written) == {"ode-uniform", "vlb-none", "discrete_vlb-none"}
+    assert set(written) == {"vlb-none", "ode-uniform", "discrete_vlb-none"}
+    assert written.pop("vlb-none")["num_images"] == 20
     # An untrained network denoises by its output layer's zeros: a code worse than the raw 8 bits.
     for result in written.values():
         assert result["bits_per_dim"] > 4.0
@@ -96,9 +95,16 @@ def test_each_method_prints_a_line_and_adds_to_the_file(workdir, capsys):
 def test_the_batch_does_not_matter_and_the_seed_does(workdir, capsys):
     few = [f"--workdir={workdir}", "--method=vlb", "--num_times=4", "--num_images=10"]
     values = []
-    for more in (["--batch_size=8"], ["--batch_size=16"], ["--batch_size=8", "--seed=1"]):
+    for more in (["--batch_size=8"], ["--batch_size=24"], ["--batch_size=8", "--seed=1"]):
         assert run(*few, *more) == 0
-        values.append(results(workdir)["vlb-none"]["bits_per_dim"])
+        (line,) = capsys.readouterr().out.strip().splitlines()
+        assert line.startswith("vlb, none:")
+        assert "10 test images" in line
+        (found,) = results(workdir).values()
+        assert found["num_images"] == 10
+        assert min(found["standard_error"], found["estimator_error"]) > 0.0
+        values.append(found["bits_per_dim"])
+    assert values[0] > 4.0  # worse than the raw 8 bits, since it is hardly trained
     assert values[1] == pytest.approx(values[0], rel=1e-5)
     assert values[2] != pytest.approx(values[0], rel=1e-5)
 

@@ -17,6 +17,7 @@ from diffjax.training.setup import set_up
 from diffjax.training.sharding import make_mesh
 from experiments import cli, sweep
 from experiments.sweep_cells import planned, resolved
+from tests.support import tiny_config_file
 from tests.support.one_process import Here
 
 TINY = {
@@ -101,13 +102,15 @@ def test_a_derivative_through_the_network_is_charged():
 def test_an_ensemble_of_two_seeds_is_trained_as_one_program(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sweep, "ProcessPoolExecutor", Here)
     file, folder = tmp_path / "two.py", tmp_path / "two"
-    shared = TINY | {
-        "config.num_steps": 2, "config.sampling.num_steps": 2, "config.evaluation.num_samples": 20,
+    shared = {
+        "config.batch_size": 8, "config.num_steps": 2, "config.sampling.num_steps": 2,
+        "config.evaluation.num_samples": 20,
         "config.evaluation.solvers": (), "config.evaluation.num_steps": (),
     }  # fmt: skip
+    config = str(tiny_config_file.write(tmp_path))
     file.write_text(
         "from diffjax.sweeps import Sweep\n\ndef get_sweep():\n"
-        f"    return Sweep('configs/digits.py', {{'config.seed': (0, 1)}}, {shared!r})\n"
+        f"    return Sweep({config!r}, {{'config.seed': (0, 1)}}, {shared!r})\n"
     )
     argv = (f"--sweep={file}", f"--workdir={folder}", "--ensemble=2")
     assert cli.run(sweep.main, sweep.FLAGS, usage=sweep.USAGE, argv=argv) == 0, capsys.readouterr()

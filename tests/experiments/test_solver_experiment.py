@@ -1,8 +1,11 @@
 """The comparison of solvers from the command line, with two of them and a small network."""
 
+from functools import partial
+
 import pytest
 
 from diffjax import choices
+from diffjax.evaluation import convergence
 from experiments import cli, solvers
 
 
@@ -15,17 +18,24 @@ def small(monkeypatch):
     few = {name: choices.SOLVERS[name] for name in ("ddim", "heun", "ddpm", "adaptive")}
     monkeypatch.setattr(choices, "SOLVERS", few)
     monkeypatch.setattr(solvers, "BUDGETS", (5, 9))
+    few_samples = partial(convergence.convergence, num_samples=16, num_draws=5_000)
+    monkeypatch.setattr(convergence, "convergence", few_samples)
     tiny = {"patch_size": 8, "hidden_size": 8, "depth": 1, "num_heads": 1}
     monkeypatch.setattr(solvers, "SIZES", {"DiT-S/2": tiny})
 
 
-def test_errors_and_costs_are_written(small, tmp_path, capsys):
+def test_errors_are_written(small, tmp_path, capsys):
     assert run(f"--out={tmp_path}") == 0
     table = (tmp_path / "convergence.md").read_text()
     assert "| `heun` | 2 | 2 |" in table
     assert "| `ddpm` | 1 (weak) | 1 | 0." in table
     assert "adaptive" not in table
     assert (tmp_path / "convergence.png").read_bytes().startswith(b"\x89PNG")
+    assert "convergence.md and convergence.png in" in capsys.readouterr().out
+
+
+@pytest.mark.thorough
+def test_costs_are_written(small, tmp_path, capsys):
     assert run(f"--out={tmp_path}", "--cost", "--batch_size=1") == 0
     lines = (tmp_path / "cost.md").read_text().splitlines()
     assert [line.split("|")[1].strip() for line in lines[2:]] == ["`ddim`", "`heun`", "`ddpm`"]

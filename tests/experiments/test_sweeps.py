@@ -12,17 +12,17 @@ from diffjax.errors import UserError
 from diffjax.sweeps import Cost, Sweep
 from experiments import cli, config_files, sweep, sweep_cells
 from experiments.sweep_cells import cost, resolved
+from tests.support import tiny_config_file
 from tests.support.one_process import Here
 
 SWEEP = """
 from diffjax.sweeps import Sweep
 
 def get_sweep():
-    tiny = {"config.num_steps": 2, "config.batch_size": 16, "config.model.hidden_size": 16,
-            "config.model.depth": 1, "config.sampling.num_steps": 2,
+    tiny = {"config.num_steps": 2, "config.batch_size": 16, "config.sampling.num_steps": 2,
             "config.evaluation.num_samples": 20, "config.evaluation.solvers": ("ddim",),
             "config.evaluation.num_steps": (2,)}
-    return Sweep("configs/digits.py", {"objective": ("flow", "reflow"), "path": ("linear",)}, tiny)
+    return Sweep("%s", {"objective": ("flow", "reflow"), "path": ("linear",)}, tiny)
 """
 
 
@@ -33,7 +33,7 @@ def run(*arguments):
 @pytest.fixture
 def file(tmp_path):
     path = tmp_path / "sweep.py"
-    path.write_text(SWEEP)
+    path.write_text(SWEEP % "configs/digits.py")
     return path
 
 
@@ -130,12 +130,16 @@ def test_every_cell_of_the_sweeps_here_has_settings_that_there_are():
             assert resolved(cell).num_steps > 0, (path, cell.name)
 
 
+# Whose arms are among those of the sweep of every objective, or differ in no shape.
+LIKE_OTHERS = ("digits_choices", "digits_objectives", "colours_known")
+
+
 @pytest.mark.thorough
 @pytest.mark.parametrize("path", SWEEPS_HERE, ids=lambda path: path.stem)
-def test_every_cell_of_the_sweeps_here_fits_together(path, tmp_path):
+def test_the_cells_of_the_sweeps_here_fit_together(path, tmp_path):
     found, cells = arms_of(path)
     data = {"config.data.path": fashion_files(tmp_path)} if "fashion" in found.config else {}
-    for cell in cells:
+    for cell in cells[:1] if path.stem in LIKE_OTHERS else cells:
         fitting = replace(cell, overrides={**cell.overrides, **data})
         assert cost(resolved(fitting)).num_steps > 0, cell.name
 
@@ -221,6 +225,7 @@ def test_what_somebody_put_into_a_begun_sweep_is_refused(
 
 @pytest.mark.process
 def test_a_sweep_is_a_folder_of_runs_and_a_table(file, planned_here, tmp_path, capsys):
+    file.write_text(SWEEP % tiny_config_file.write(tmp_path))
     folder = tmp_path / "sweep"
     assert run(f"--sweep={file}", f"--workdir={folder}") == 0
     table = capsys.readouterr().out

@@ -7,6 +7,7 @@ functions called `test_…` are run as well. Blocks that are not meant to run ha
 import ast
 import importlib
 import re
+import shutil
 import sys
 import types
 from pathlib import Path
@@ -14,14 +15,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import diffjax
-from configs import digits
-
 ROOT = Path(__file__).parents[2]
 PAGES = tuple(
     page for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))) if page.exists()
 )
-LONG = {"extending.md", "oracle.md"}  # hundreds of small programs
+LONG = {"extending.md", "likelihood.md", "oracle.md"}  # hundreds of small programs
 OURS = ("configs", "diffjax", "experiments")
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 
@@ -42,15 +40,10 @@ def cases():
 
 
 @pytest.fixture(scope="module")
-def folder_with_run(tmp_path_factory):
+def folder_with_run(trained_run, tmp_path_factory):
     """A folder with a trained `runs/digits` in it, as small as it can be."""
     folder = tmp_path_factory.mktemp("docs")
-    config = digits.get_config()
-    config.num_steps = 2
-    config.model.update(hidden_size=16, depth=1, num_heads=2)
-    config.sampling.num_steps = 2
-    config.evaluation.update(num_samples=20, batch_size=24, solvers=("ddim",), num_steps=(2,))
-    diffjax.train(config.lock(), folder / "runs" / "digits")
+    shutil.copytree(trained_run, folder / "runs" / "digits")
     return folder
 
 
