@@ -49,7 +49,6 @@ class TwoOutputs(Denoising):
 
 POINTS = np.random.default_rng(0).uniform(-1, 1, (5, 2, 2, 1)).astype(np.float32)
 RIGHT = {
-    "ddpm": (DDPM, None),
     # EDM's way of asking the network, on images, of which there are five.
     "preconditioned": (
         denoising(
@@ -72,13 +71,6 @@ def test_right_objectives_pass(objective, data):
     assert np.mean(np.square(list(found.z.values()))) < 4.0
     assert max(found.detectable.values()) < 0.06
     assert found.num_examples == 48 * 512
-
-
-@register_dataclass
-@dataclass(frozen=True)
-class WrongSign(Denoising):
-    def loss(self, noised, output):
-        return super().loss(noised, -output)
 
 
 @register_dataclass
@@ -114,7 +106,6 @@ def turned(kind, like):
 
 
 WRONG = {
-    "sign of the target": (turned(WrongSign, FLOW), "not smallest at the best prediction"),
     "label mismatch": (turned(WrongLabel, DDPM), "not smallest at the best prediction"),
     "no gradient": (turned(Deaf, FLOW), "hardly depends"),
     "negative weight": (replace(FLOW, weight=lambda c, k: -jnp.ones_like(c.t)), "falls away"),

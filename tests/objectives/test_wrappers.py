@@ -78,11 +78,16 @@ def assert_same_mean(one, other):
     assert abs(one.mean() - other.mean()) < 4.5 * error
 
 
-@pytest.mark.parametrize("proposal", [times.CosMap(), times.Mode(-0.8)], ids=str)
+@pytest.mark.parametrize(
+    "proposal",
+    [times.CosMap(), pytest.param(times.Mode(-0.8), marks=pytest.mark.thorough)],
+    ids=str,
+)
 def test_importance_leaves_the_mean_loss(plain, proposal):
     assert_same_mean(mean_losses(Importance(FLOW, proposal)), plain)
 
 
+@pytest.mark.thorough
 def test_a_proposal_without_its_weights_would_show(plain):
     moved = mean_losses(replace(FLOW, times=times.LogitNormal(-0.8, 1.0)))
     error = np.sqrt((moved.var(ddof=1) + plain.var(ddof=1)) / REPEATS)
@@ -155,7 +160,9 @@ def test_adaptive_starts_uniform_and_keeps_bins_without_examples():
     np.testing.assert_allclose(memory, [3.0, 1.0, 1.0, 2.5])
 
 
-@pytest.mark.parametrize("name", ["stratified", "low_discrepancy"])
+@pytest.mark.parametrize(
+    "name", ["stratified", pytest.param("low_discrepancy", marks=pytest.mark.thorough)]
+)
 def test_adaptive_keeps_the_strata(name):
     draw = {"stratified": uniforms.Stratified(), "low_discrepancy": uniforms.LowDiscrepancy()}[name]
     memory = random_memory(0)
@@ -336,15 +343,15 @@ def run(script, *arguments):
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize("name", ["iddpm,wrappers=learned_variance+uncertainty", "vdm_plus"])
-def test_a_wrapped_objective_from_training_to_samples(name, tmp_path):
+def test_a_wrapped_objective_from_training_to_samples(tmp_path):
+    """Two outputs, and parameters beside the network's."""
     tiny = [
         "--config.num_steps=2", "--config.batch_size=16", "--config.model.hidden_size=16",
         "--config.model.depth=1", "--config.sampling.num_steps=2",
         "--config.evaluation.num_samples=20", "--config.evaluation.batch_size=104",
         "--config.evaluation.solvers=()", f"--workdir={tmp_path / 'run'}",
     ]  # fmt: skip
-    config = f"--config=configs/digits.py:objective={name}"
+    config = "--config=configs/digits.py:objective=iddpm,wrappers=learned_variance+uncertainty"
     assert run(train, config, *tiny) == 0
     assert run(train, config, *tiny) == 0, "the saved config must be the same config"
     assert run(sample, f"--workdir={tmp_path / 'run'}", "--num_samples=4") == 0

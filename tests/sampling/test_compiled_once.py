@@ -100,7 +100,7 @@ def test_an_exact_model_is_a_value():
         denoise = with_labels(data.predict(Linear()), labels)
         leaves = jax.tree.leaves(denoise)
         assert all(isinstance(leaf, jax.Array | float) for leaf in leaves)
-        assert denoise(X, jnp.array(0.5)).x0.shape == X.shape
+        assert jax.eval_shape(denoise, X, jnp.array(0.5)).x0.shape == X.shape
 
 
 def test_times_of_a_log_snr_and_of_a_quantile_are_compiled_once():
@@ -125,11 +125,11 @@ def test_classes_with_equally_many_fields_have_programs_of_their_own():
         fields = {"__annotations__": {"x": float}, "value": lambda self: number + self.x}
         return register_dataclass(dataclass(frozen=True)(type("Some", (), fields)))
 
-    classes = [of(number) for number in range(100)]
+    classes = [of(number) for number in range(40)]
     value = once()(lambda values: values[0].value())
     for _ in range(2):
         found = [float(value([one(0.5)])) for one in classes]
-        assert found == [number + 0.5 for number in range(100)]
+        assert found == [number + 0.5 for number in range(40)]
 
 
 def test_a_path_that_is_no_tree_of_numbers_works():

@@ -41,14 +41,18 @@ def drawn(solver, number=0, n=N, tolerance=0.0, **how: Any) -> Any:
     return program(solver, **how)(number, times, keys, tolerance)
 
 
-@pytest.mark.parametrize("solver", [DDIM, RK4, DDPM], ids=["ddim", "rk4", "ddpm"])
+@pytest.mark.parametrize(
+    "solver",
+    [DDIM, pytest.param(RK4, marks=pytest.mark.thorough), DDPM],
+    ids=["ddim", "rk4", "ddpm"],
+)
 def test_without_tolerance_it_is_the_sequential_sample(solver):
     for number, path in enumerate(BOTH):
         found = drawn(solver, number, window=8)
         np.testing.assert_allclose(found.x, drawn(solver, number), atol=2e-5, err_msg=str(path))
 
 
-@pytest.mark.parametrize("window", [1, 4, 64])
+@pytest.mark.parametrize("window", [pytest.param(1, marks=pytest.mark.thorough), 4, 64])
 def test_a_wider_window_takes_fewer_rounds(window):
     found = drawn(DDIM, window=window, tolerance=1e-3)
     np.testing.assert_allclose(found.x, drawn(DDIM), atol=0.05)
