@@ -201,7 +201,7 @@ def _work(number: int, folder: Path, mutants: list[Mutant], out: Path) -> None:
 
 def main() -> None:
     """Draws, tries and counts."""
-    flags = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    flags = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     flags.add_argument("--count", type=int, default=150)
     flags.add_argument("--seed", type=int, default=0)
     flags.add_argument("--out", type=Path, default=Path("mutants.jsonl"))

@@ -102,7 +102,7 @@ def test_bfloat16(scan):
     keys = {"params": jax.random.key(0), "dropout": jax.random.key(1)}
 
     def gradient(params):
-        return jax.grad(lambda p: network.apply(p, x, t, cond, True, rngs=keys).sum())(params)
+        return jax.grad(lambda p: jnp.sum(network.apply(p, x, t, cond, True, rngs=keys)))(params)
 
     jax.eval_shape(gradient, jax.eval_shape(network.init, keys, x, t, cond))
 
