@@ -36,7 +36,7 @@ MODELS = {
         channels=8,
         channel_multipliers=(1, 2),
         num_res_blocks=1,
-        attention_resolutions=(4,),
+        attention_resolutions=(),  # the middle attends
         head_channels=8,
     ),
     "tiny": spec(Tiny),
