@@ -192,7 +192,7 @@ def test_command_lines_of_programs_without_a_run(fuzz, program, tmp_path, monkey
 # that takes several folders.
 @pytest.mark.thorough
 @pytest.mark.parametrize("program", [sample, export, report, validate], ids=name_of)
-def test_command_lines_on_a_run(fuzz, program, tmp_path, monkeypatch):
+def test_junk_flags_on_a_run(fuzz, program, tmp_path, monkeypatch):
     """With a trained run there: one line, or what was asked for."""
     monkeypatch.chdir(tmp_path)
     shutil.copytree(RUN, tmp_path / "run")
