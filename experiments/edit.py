@@ -173,7 +173,7 @@ def vary(args: SimpleNamespace, model: Model, images: Array, keys: Array) -> tup
 def inpaint(args: SimpleNamespace, model: Model, images: Array, keys: Array) -> tuple[Array, Array]:
     """The lower half is made, the upper one is known."""
     height = images.shape[1]
-    mask = (jnp.arange(height) < height // 2).astype(jnp.float32)[:, None, None]
+    mask = (jnp.arange(height) < height // 2).astype(jnp.float32)[None, :, None, None]
     return _complete(args, model, images, mask, keys)
 
 
@@ -181,8 +181,8 @@ def outpaint(
     args: SimpleNamespace, model: Model, images: Array, keys: Array
 ) -> tuple[Array, Array]:
     """The middle is known, what is around it is made."""
-    rows, columns = (abs(jnp.arange(n) + 0.5 - n / 2) < n / 4 for n in images.shape[1:3])
-    mask = (rows[:, None] & columns).astype(jnp.float32)[..., None]
+    rows, columns = (abs(np.arange(n) + 0.5 - n / 2) < n / 4 for n in images.shape[1:3])
+    mask = jnp.asarray(rows[:, None] & columns, jnp.float32)[None, :, :, None]
     return _complete(args, model, images, mask, keys)
 
 

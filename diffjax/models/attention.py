@@ -20,7 +20,9 @@ from diffjax.models.remat import ATTENTION
 
 def xla(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
     """JAX's own attention, compiled by XLA: runs everywhere, differentiates in both modes."""
-    return jax.nn.dot_product_attention(q, k, v, implementation="xla")
+    # It promotes half precision by itself, which a user's flags may refuse.
+    with jax.numpy_dtype_promotion("standard"):
+        return jax.nn.dot_product_attention(q, k, v, implementation="xla")
 
 
 def cudnn(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:

@@ -92,6 +92,7 @@ def keep_known(solver: Solver, image: Array, mask: Array) -> Solver:
         image: `[B, …]`, whose known part stays.
         mask: 1 where it is known, 0 where it is made; broadcasts against `image`.
     """
+    mask = jnp.broadcast_to(mask, image.shape)
 
     def step(
         denoise: Denoise,
@@ -149,7 +150,7 @@ def blurred(image: Array, width: float, std: float = 0.02) -> Observed:
     """
     frequencies = (2.0 * jnp.pi * jnp.fft.fftfreq(n) for n in image.shape[1:3])
     row, column = (jnp.exp(-0.5 * (width * omega) ** 2) for omega in frequencies)
-    gaussian = (row[:, None] * column)[..., None]
+    gaussian = (row[:, None] * column[None])[None, :, :, None]
 
     def to(x: Array) -> Array:
         return jnp.fft.fft2(x, axes=(1, 2), norm="ortho")
@@ -158,7 +159,8 @@ def blurred(image: Array, width: float, std: float = 0.02) -> Observed:
         return jnp.fft.ifft2(z, axes=(1, 2), norm="ortho").real
 
     def apply(x: Array) -> Array:
-        return back(gaussian * to(x))
+        z = to(x)
+        return back(gaussian.astype(z.dtype) * z)
 
     return Observed(apply, apply(image), gaussian**2, std, (to, back))
 
@@ -183,7 +185,8 @@ def pseudoinverse_guidance(predict: Predict, path: Path, seen: Observed) -> Pred
         observed, transpose = jax.vjp(seen.apply, x0)
         to, back = seen.basis
         variance = c.s**2 / (c.a**2 + c.s**2) * seen.gain + seen.std**2
-        (back,) = transpose(back(to(seen.y - observed) / variance))
+        missed = to(seen.y - observed)
+        (back,) = transpose(back(missed / variance.astype(missed.dtype)))
         (score,) = pull(back)
         return moved(x, c, x0, score)
 

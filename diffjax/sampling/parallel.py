@@ -96,7 +96,7 @@ def sample_in_parallel(
         if place is not None:
             now = jax.lax.with_sharding_constraint(now, place)
         change = jnp.where(used, jax.vmap(one)(now, here) - now, 0.0)
-        new = points[begin] + jnp.cumsum(change, axis=0)
+        new = points[begin][None] + jnp.cumsum(change, axis=0)
         moved = jnp.sqrt(jnp.mean((new - points[here + 1]) ** 2, axis=axes)).max(axis=1)
         # The first is exact; after it, as many as did not move.
         settled = jnp.cumprod((moved <= tolerance).at[0].set(True)).sum()
