@@ -57,7 +57,12 @@ def once(*static: int) -> Callable[[F], F]:
     """
 
     def decorate(function: F) -> F:
-        compiled = jax.jit(function, static_argnums=static)
+        @functools.cache
+        def compiled(structure: str) -> Callable[..., Any]:
+            # JAX 0.10 takes structures of unlike dataclasses with as many fields for equal, and may
+            # run the program of another one: each has a function of its own.
+            del structure
+            return jax.jit(lambda *arguments: function(*arguments), static_argnums=static)
 
         signature = inspect.signature(function)
 
@@ -66,7 +71,9 @@ def once(*static: int) -> Callable[[F], F]:
             arguments = signature.bind(*arguments, **named).args if named else arguments
             values = [a for i, a in enumerate(arguments) if i not in static]
             is_known = all(isinstance(leaf, _NUMBERS) for leaf in jax.tree.leaves(values))
-            return (compiled if is_known else function)(*arguments)
+            if not is_known:
+                return function(*arguments)
+            return compiled(str(jax.tree.structure(values)))(*arguments)
 
         return call  # type: ignore[return-value]
 
