@@ -205,8 +205,10 @@ def _check_path(path: Path, c: Coeffs) -> None:
     """Refuses what leads from no data to no noise: its numbers may be right one by one."""
     low, high = float(path.t_min), float(path.t_noise)
     a, s = c.a[::10], c.s[::10]
-    positive = bool(((a >= 0) & (s >= 0)).all()) and a[0] > 0
-    if not low < high or not positive or not (np.diff(s[a > 0] / a[a > 0]) > 0).all():
+    rounding = 1e-6  # of the signal where it ends in 0
+    positive = bool(((a >= -rounding) & (s >= 0)).all()) and a[0] > 0
+    signal = a > rounding
+    if not low < high or not positive or not (np.diff(s[signal] / a[signal]) > 0).all():
         raise UserError(
             f"{path} leads from no data to no noise: t_min must be below t_noise, and between them "
             "alpha and sigma at least 0, and sigma/alpha rising"

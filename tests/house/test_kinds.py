@@ -110,6 +110,8 @@ def test_ends_of_a_path_that_do_not_go_together_are_refused():
     path = build(spec(paths.Linear, t_min=1.0))
     with pytest.raises(UserError, match="t_min must be below t_noise"):
         targets.undecodable(path, targets.Velocity())
+    # Rounding leaves less than no signal at the end of this one.
+    assert targets.undecodable(paths.Cosine(t_noise=1.0), targets.Velocity()) is None
     rising = build(choices.PATHS["ve"].copy_and_resolve_references())
     assert targets.undecodable(rising, targets.F()) is None
 
