@@ -1,5 +1,7 @@
 """Verdicts: error rates by repetition, and what each promises."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import scipy.optimize
@@ -90,7 +92,7 @@ def test_a_thousand_seeds_are_the_most():
         return differences({"a": [0.0, 0.0], "b": a})["a", "b"].seeds
 
     for n, enough, too_few in ((5, 5, 6), (1000, 1000, None), (1001, None, None)):
-        least = scipy.optimize.brentq(lambda x, n=n: power(n, x, 0.05) - 0.8, 1e-3, 9.0)
+        least: Any = scipy.optimize.brentq(lambda x, n=n: power(n, x, 0.05) - 0.8, 1e-3, 9.0)
         assert seeds(least * (1 + 1e-6)) == enough
         assert seeds(least * (1 - 1e-6)) == too_few
     assert seeds(100.0) == 2

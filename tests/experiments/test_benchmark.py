@@ -3,6 +3,7 @@ import json
 import os
 import sys
 from types import SimpleNamespace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -189,7 +190,7 @@ def test_measuring_ends_in_rates_that_belong_together(monkeypatch):
     monkeypatch.setattr(throughput, "_PEAK_SECONDS", 0.01)
     config = toy_config()
     config.model = spec(Plain)
-    measured = measure("toy", config, (8, 8, 1), 10, steps=1, num_samples=8, rounds=1)
+    measured: Any = measure("toy", config, (8, 8, 1), 10, steps=1, num_samples=8, rounds=1)
     training, sampling = measured
     assert (training.program, training.nfe, training.batch_size) == ("training", None, 8)
     # Two steps with guidance, which doubles their evaluations.

@@ -66,7 +66,7 @@ def entropic(epsilon, x, noise, keys):
 
 def test_entropic_transport_lies_between_the_optimal_and_the_independent():
     """At epsilon near 0 it is exact where the best is far from the rest, at a large one uniform."""
-    x = np.float32([[0.0, 0.0], [5.0, 0.0], [0.0, 5.0], [5.0, 5.0]])
+    x = np.array([[0.0, 0.0], [5.0, 0.0], [0.0, 5.0], [5.0, 5.0]], np.float32)
     shuffled = np.array([2, 0, 3, 1])
     noise = x[shuffled] + np.float32(0.1 * np.random.default_rng(0).standard_normal((4, 2)))
     keys = jax.random.split(jax.random.key(1), 400)

@@ -74,9 +74,10 @@ def test_a_pair_of_an_average_velocity_mixes_at_both_ends(path, t_to):
 
 def test_a_short_chord_loses_no_digits():
     """The difference of float32s over 0.001 would be wrong by 1e-4."""
-    t, t_to = np.float32([0.7]), np.float32([0.699])
+    t, t_to = np.array([0.7], np.float32), np.array([0.699], np.float32)
     k_x, k_e = jax.jit(lambda t, t_to: chord(paths.Cosine(), t, t_to, 1))(t, t_to)
-    (first, second), span = 0.5 * np.pi * np.float64([t, t_to]), np.float64(t) - np.float64(t_to)
+    span = t.astype(float) - t_to.astype(float)
+    first, second = 0.5 * np.pi * t.astype(float), 0.5 * np.pi * t_to.astype(float)
     np.testing.assert_allclose(k_x, (np.cos(first) - np.cos(second)) / span, rtol=3e-6)
     np.testing.assert_allclose(k_e, (np.sin(first) - np.sin(second)) / span, rtol=3e-6)
 
@@ -293,7 +294,7 @@ def test_guidance_is_the_papers_mix_below_its_time():
     objective = MeanFlow(flow_matching(), omega=0.2, kappa=0.7, guided_below=0.5)
     batch = {"image": batch_in_numpy(6, 2), "label": np.arange(6) % 3}
     t = np.linspace(0.1, 0.9, 6).astype(np.float32)
-    weak, strong, spans = 3.0, np.float32([5.0, -1.0, 2.0]), []
+    weak, strong, spans = 3.0, np.array([5.0, -1.0, 2.0], np.float32), []
 
     def apply(params, x, noise_label, cond, **how):
         spans.append(noise_label[:, 1])

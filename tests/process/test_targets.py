@@ -212,7 +212,7 @@ def test_f_and_the_scaled_input_have_unit_variance(path_name):
     sigma_data = 0.5
     c = everywhere()[path_name][0]
     # Two values of the noise, +-1, have the variance of the normal.
-    pair: Any = Pair(*np.float32([[[0.5, 0.5, -0.5, -0.5]], [[1.0, -1.0, 1.0, -1.0]]]))
+    pair: Any = Pair(*np.array([[[0.5, 0.5, -0.5, -0.5]], [[1.0, -1.0, 1.0, -1.0]]], np.float32))
     f = targets.encode(targets.F(sigma_data)(c), pair)
     scaled, _ = Precond(targets.V(), TimeLabel(), UnitVariance(sigma_data)).inputs(c, mix(c, pair))
     for each in (f, scaled):
