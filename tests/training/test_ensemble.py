@@ -150,6 +150,7 @@ def assert_eight_devices_train_what_one_does(count, shared):
     assert_equal_runs(together(like_one(each, sharding.make_mesh()), jax.vmap), expected)
 
 
+@pytest.mark.thorough
 def test_four_members_of_one_seed_on_eight_devices():
     assert_eight_devices_train_what_one_does(4, shared=True)
 
@@ -274,6 +275,7 @@ def folders(stopped, tmp_path, monkeypatch):
     return [shutil.copytree(folder, tmp_path / folder.name) for folder in stopped]
 
 
+@pytest.mark.thorough
 def test_stopping_and_resuming_changes_nothing(ensemble_run, folders):
     assert [int(arrays_of(folder)["step"]) for folder in folders] == [3, 3]
     train_together(configs(TINY, RUNS), folders)
