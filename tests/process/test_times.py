@@ -98,7 +98,9 @@ SCIPY = {
 def test_quantiles_are_scipys(name):
     u = np.linspace(0.001, 0.999, CELLS + 1)
     t = programs(name)[0](np.float32(u), FROM_0)
-    np.testing.assert_allclose(t, SCIPY[name].ppf(u), atol=2e-6)
+    # The incomplete beta function is exact to some 3e-6 in float32, the others to rounding.
+    atol = 4e-6 if name.startswith("beta") else 2e-6
+    np.testing.assert_allclose(t, SCIPY[name].ppf(u), atol=atol)
 
 
 def test_logit_normal_and_log_normal_are_normals():

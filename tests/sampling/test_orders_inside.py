@@ -51,7 +51,7 @@ def slope(solver, path, start, counts):
     """How fast the error at t = 0.1 falls, with equal steps from `start` on."""
     data = mixture()
     predict, x = data.predict(path), np.random.default_rng(1).normal(size=(8, 3))
-    exact = np.asarray(data.flow(path, x, start, np.full(len(x), 0.1)))
+    exact = np.asarray(data.flow(path, jnp.asarray(x), start, 0.1))
 
     @jax.jit
     def walk(times, n, x):

@@ -4,6 +4,8 @@ So they run under their users' strict flags. JAX refuses what is implicit while 
 traced, so little here is compiled.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -101,10 +103,11 @@ def test_bfloat16(scan):
     x, t, cond = jnp.ones((2, *SHAPE)), jnp.ones((2, 2)), jnp.array([1, 10])
     keys = {"params": jax.random.key(0), "dropout": jax.random.key(1)}
 
-    def gradient(params):
-        return jax.grad(lambda p: jnp.sum(network.apply(p, x, t, cond, True, rngs=keys)))(params)
+    def total(params):
+        out: Any = network.apply(params, x, t, cond, True, rngs=keys)
+        return jnp.sum(out)
 
-    jax.eval_shape(gradient, jax.eval_shape(network.init, keys, x, t, cond))
+    jax.eval_shape(jax.grad(total), jax.eval_shape(network.init, keys, x, t, cond))
 
 
 def test_feature_networks():
