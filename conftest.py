@@ -1,5 +1,6 @@
 """Tests and docstring examples run on eight fake CPU devices, unless the caller chose otherwise."""
 
+import gc
 import os
 import subprocess
 import sys
@@ -42,6 +43,16 @@ os.environ["XLA_FLAGS"] = " ".join([os.environ["XLA_FLAGS"], *_new])
 _CACHE = Path(__file__).parent / ".pytest_cache" / "jax"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_CACHE))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+
+
+# What JAX keeps of traced programs is millions of objects, which are looked through seldom.
+gc.set_threshold(200_000, 50, 1_000)
+
+
+def pytest_collection_finish():
+    """What was imported stays."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_addoption(parser):

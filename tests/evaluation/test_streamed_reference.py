@@ -63,6 +63,7 @@ def peak_bytes(num_train, num_test):
         tracemalloc.stop()
 
 
+@pytest.mark.thorough
 def test_peak_memory_does_not_depend_on_how_many_real_images_there_are():
     """Twice as many and more are 6 MB more in float32; their features are kept, of 12 numbers."""
     few = peak_bytes(5_000, 1_000)  # as many as k-means takes

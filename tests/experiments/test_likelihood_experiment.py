@@ -92,6 +92,7 @@ def test_each_method_prints_a_line_and_adds_to_the_file(workdir, capsys):
     assert "coarser_steps_change" in written["ode-uniform"]
 
 
+@pytest.mark.thorough
 def test_the_batch_does_not_matter_and_the_seed_does(workdir, capsys):
     few = [f"--workdir={workdir}", "--method=vlb", "--num_times=4", "--num_images=10"]
     values = []

@@ -46,6 +46,7 @@ def equal(one, other):
     )
 
 
+@pytest.mark.thorough
 def test_arms_of_one_seed_start_from_the_same_weights(setups):
     flow, v, other = (
         setup.init(jax.random.key(setup.config.seed)).params for setup in setups.values()

@@ -208,6 +208,7 @@ def assert_like(here, there) -> None:
         np.testing.assert_allclose(list(one.values()), list(other.values()), rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.thorough
 def test_a_member_has_the_folder_of_a_run(trained_run, ensemble_run):
     """The first is the run of all tests, but for its pictures, evaluation and page."""
     here, there = (
@@ -230,6 +231,7 @@ def test_each_member_is_the_run_alone(ensemble_run, tmp_path, monkeypatch):
     assert_like(ensemble_run[1], tmp_path / "b")
 
 
+@pytest.mark.thorough
 def test_a_finished_member_is_left_alone(ensemble_run, tmp_path, monkeypatch):
     """By `train` as well: its checkpoints are those of a run."""
     without_pictures(monkeypatch)
@@ -308,6 +310,7 @@ def test_unlike_steps_go_on_from_the_newest_common_one(ensemble_run, folders, mo
         assert len((here / "metrics.jsonl").read_text().splitlines()) == 3
 
 
+@pytest.mark.thorough
 def test_a_member_that_is_not_finite_spoils_no_other(ensemble_run, tmp_path, monkeypatch):
     evaluated: list[Path] = []
     paged: list[Path] = []

@@ -46,6 +46,7 @@ def test_it_is_read_and_samples_as_it_did(folder):
     np.testing.assert_allclose(images, expected["images"], atol=1e-4)
 
 
+@pytest.mark.thorough
 @EACH
 def test_the_command_that_made_it_goes_on_today(folder, tmp_path, caplog, monkeypatch):
     """Its config is the one of today, its checkpoint has the parts that training needs."""

@@ -57,6 +57,7 @@ def trace(arguments="", **changes):
     assert metrics["loss"].dtype == jnp.float32
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("model", ["dit", "unet"])
 def test_both_networks_train(model):
     trace(f"model={model}")
