@@ -9,6 +9,8 @@ default tests of its room, up to the first failure, and against all of them if i
 survives is printed with its line. The same command goes on where it was stopped.
 """
 
+# pyright: reportMissingImports=false
+
 import argparse
 import importlib
 import io
