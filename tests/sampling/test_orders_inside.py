@@ -93,4 +93,5 @@ def test_the_declared_order_holds_from_inside_the_path(name, path):
         path = build(choices.PATHS[path])
         far, near = slope(solver, path, *FAR), slope(solver, path, *NEAR)
     assert far > solver.order - 0.3
-    assert near == pytest.approx(solver.order, abs=0.3)
+    # Where the next term of the error is large, a slope lies above; the next order would be 1 more.
+    assert solver.order - 0.3 < near < solver.order + 0.5
