@@ -155,6 +155,8 @@ def try_tests(folder: Path, tests: list[str], markers: list[str]) -> tuple[str, 
         if not receive.poll(_SECONDS):
             return "hangs", None
         status, failed = receive.recv()
+        if status not in (0, 1):  # neither passed nor failed: nothing was tried
+            raise SystemExit(f"pytest ended with status {status}: {failed}")
         return ("survived" if status == 0 else "killed"), failed
     except EOFError:
         return "killed", "the process ended"
