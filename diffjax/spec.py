@@ -93,7 +93,7 @@ def defaults(location: str) -> dict[str, Any]:
 def build(config: Any, declared: Any = Any, name: str = "", /, **runtime: Any) -> Any:
     """Calls what a spec describes, innermost specs first.
 
-    The values of a config are held against what the callable's annotations declare
+    The values of a config are compared with what the callable's annotations declare
     (`diffjax.kinds`); runtime arguments are not.
 
     Args:

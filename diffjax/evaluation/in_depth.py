@@ -152,7 +152,7 @@ def neighbour_numbers(
 
     Args:
         seen: the samples.
-        reference: what they are held against; its training images are read again.
+        reference: what they are compared with; its training images are read again.
         provenance: what all numbers depend on.
     """
     some = thin(seen.images, reference.max_neighbour_images, reference.seed)

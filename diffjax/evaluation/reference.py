@@ -99,7 +99,7 @@ def reference(
     at most `max_images` test features. What is kept of them is named in `Reference`.
 
     Args:
-        dataset: samples are held against its real training images; its test split gives the
+        dataset: samples are compared with its real training images; its test split gives the
             floors, and may be small or empty, which leaves some of them out.
         extractor: images to features.
         max_images: of each split; of a larger one that many, evenly spaced.
