@@ -1,7 +1,7 @@
 """Walks, grids and guidance against exact flows, exact moments and counted calls."""
 
 import itertools
-from functools import partial
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -55,6 +55,13 @@ def predicting(path):
 LENGTH = 513  # of all times, with zeros behind them
 
 
+def even_times(solver, path, n):
+    """Those of a uniform grid along the solver's route, by NumPy."""
+    t = np.float32(path.t_noise) * (1.0 - np.arange(n, dtype=np.float32) / n)
+    grid = np.append(np.maximum(t, np.float32(path.t_min)), np.float32(0.0))
+    return np.asarray(solver.route(path, grid))
+
+
 def walker(solver, names, n):
     """A walk as one program, and the calls of the model in it.
 
@@ -83,9 +90,7 @@ def walker(solver, names, n):
 
     keys = jax.random.split(jax.random.key(0), n)
 
-    def run(name, num_steps, is_point=False, keys=keys, times=None):
-        if times is None:
-            times = np.asarray(Recipe(solver, grids.Power(), num_steps).times(PATHS[name]))
+    def run(name, times, is_point=False, keys=keys):
         asked.clear()
         start, end, counted = walk(
             names.index(name), is_point, np.pad(times, (0, LENGTH - len(times))), keys
@@ -98,15 +103,21 @@ def walker(solver, names, n):
     return run, keys
 
 
+@cache
+def scales_at_ends(path_name):
+    """a and s at `t_noise` and at 0."""
+    path = PATHS[path_name]
+    scales = jax.jit(lambda t: (path.alpha(t), path.sigma(t)))
+    return jax.device_get(scales(np.array([path.t_noise, 0.0], np.float32)))
+
+
 def assert_exact(solver, path_name, start, end):
     """Where the exact flow carries samples from noise to data, and what becomes of all noise.
 
     Sampling starts from noise without the last signal: 0.07 of it on Stable Diffusion's table. The
     exact flow is affine, so it carries N(0, s²) to a Gaussian whose mean is short of NORMAL's.
     """
-    path = PATHS[path_name]
-    times = jnp.array([path.t_noise, 0.0])
-    a, s = np.asarray(path.alpha(times)), np.asarray(path.sigma(times))
+    a, s = scales_at_ends(path_name)
     middle, far = np.zeros((1, 2)), np.full((1, 2), float(s[0]))
     (mean, edge), exact = (
         NORMAL.flow(a, s, np.concatenate([middle, far]))[1],
@@ -127,73 +138,102 @@ def assert_exact(solver, path_name, start, end):
 
 
 def assert_keys_and_ends(name, run, keys, names):
-    _, end, made = run(names[0], 5)
-    if SOLVERS[name].nfe is not None:
-        assert made == Recipe(SOLVERS[name], grids.Power(), 5).nfe
+    """Of samples in five steps; gives these and their beginnings."""
+    solver, path = SOLVERS[name], PATHS[names[0]]
+    times = even_times(solver, path, 5)
+    start, end, made = run(names[0], times)
+    if solver.nfe is not None:
+        assert made == Recipe(solver, grids.Power(), 5).nfe
     # The same keys in other places, among others.
     half = len(keys) // 2
     other = jax.random.split(jax.random.key(7), half)
-    _, again, _ = run(names[0], 5, keys=jnp.concatenate([other, keys[:half][::-1]]))
+    _, again, _ = run(names[0], times, keys=jnp.concatenate([other, keys[:half][::-1]]))
     # Where the batch decides on the steps, within what they may be wrong by.
     tolerance = {"adaptive": 1e-3, "adaptive_sde": 0.2}.get(name, 1e-5)
     np.testing.assert_allclose(again[half:], end[:half][::-1], atol=tolerance)
 
-    # Where the data is one point, one is where every sample ends, exactly.
-    for path_name, n in itertools.product(names, (1, 5)):
-        _, end, _ = run(path_name, n, is_point=True)
-        np.testing.assert_array_equal(end, np.broadcast_to(POINT, end.shape), f"{path_name}, {n}")
+    # Where the data is one point, one is where every sample ends, exactly; adaptive steps are the
+    # same for all numbers of them.
+    counts = (1, 5) if solver.nfe is not None else (5,)
+    for path_name, n in itertools.product(names, counts):
+        _, at_point, _ = run(path_name, even_times(solver, PATHS[path_name], n), is_point=True)
+        expected = np.broadcast_to(POINT, at_point.shape)
+        np.testing.assert_array_equal(at_point, expected, f"{path_name}, {n}")
+    return start, end
 
 
-# Those whose moments tests/sampling/test_solvers.py can't measure.
-DRAWN = ("sa", "edm_heun_churn", "restart")
-
-
-def walked_by_default(name):
-    """One of each kind: fresh noise, a cost or a route of its own, one or several steps back."""
-    solver = SOLVERS[name]
-    kinds = solver.fresh_noise, solver.jumps, solver.learned_variance, solver.nfe is None
-    return any(kinds) or name in ("ddim", "heun", "dpmpp_2m", "unipc", "ab", "restart", "resampled")
+# One of each kind: fresh noise or none, a cost or a route of its own, one or several steps back.
+WALKED = (
+    "ddim", "ddpm_learned", "flow_map", "heun", "edm_heun_churn", "dpmpp_2m_sde", "unipc", "sa",
+    "euler_maruyama", "restart", "adaptive", "adaptive_sde",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize(
     "name",
-    [
-        pytest.param(name, marks=[] if walked_by_default(name) else pytest.mark.thorough)
-        for name in SOLVERS
-    ],
+    [pytest.param(name, marks=[] if name in WALKED else pytest.mark.thorough) for name in SOLVERS],
 )
 def test_samples_have_their_own_keys_the_declared_cost_and_no_noise_left(name):
     """And end where they should: one program, in which all else is arguments.
 
     Without fresh noise each is where the exact flow ends; with it, they have the exact moments, to
-    the precision of few samples but for the ones above.
+    the precision of few samples. test_solvers.py has the moments without the samples' error.
     """
     solver, names = SOLVERS[name], ("linear",)
-    run, keys = walker(solver, names, 4096 if name in DRAWN else 64)
-    assert_keys_and_ends(name, run, keys, names)
-    assert_exact(solver, *names, *run(*names, 400)[:2])
+    run, keys = walker(solver, names, 64)
+    walked = assert_keys_and_ends(name, run, keys, names)
+    if solver.nfe is not None:
+        walked = run(*names, even_times(solver, PATHS[names[0]], 400))[:2]
+    assert_exact(solver, *names, *walked)
+
+
+def test_a_step_asks_the_model_as_often_as_is_declared():
+    path, x, keys = PATHS["linear"], np.zeros((2, 3), "f"), jax.random.split(jax.random.key(0), 2)
+
+    def calls(solver):
+        asked = []
+
+        def denoise(x, t):
+            asked.append(t)
+            return Pair(x, x, x)
+
+        def step(x, t, t_next, keys):
+            return solver.step(denoise, path, solver.init(x), x, t, t_next, keys)
+
+        jax.eval_shape(step, x, np.float32(0.5), np.float32(0.4), keys)
+        return len(asked)
+
+    fixed = {name: solver for name, solver in SOLVERS.items() if solver.nfe is not None}
+    assert {name: calls(solver) for name, solver in fixed.items()} == {
+        name: solver.nfe for name, solver in fixed.items()
+    }
 
 
 @pytest.mark.thorough
 @pytest.mark.parametrize(
     ("name", "path_name"),
-    [("ddpm", "ddpm"), ("euler_maruyama", "linear"), ("adaptive_sde", "linear")],
-)
+    [
+        ("ddpm", "ddpm"), ("euler_maruyama", "linear"), ("adaptive_sde", "linear"),
+        ("sa", "linear"), ("edm_heun_churn", "linear"), ("restart", "linear"),
+    ],
+)  # fmt: skip
 def test_samples_drawn_with_fresh_noise_have_the_exact_moments(name, path_name):
-    """By another path, in continuous time, and with steps of its own."""
+    """By another path, in continuous time, with steps of its own, and of solvers of their own."""
     solver = SOLVERS[name]
     run, _ = walker(solver, (path_name,), 4096)
-    assert_exact(solver, path_name, *run(path_name, 400)[:2])
+    times = even_times(solver, PATHS[path_name], 400)
+    assert_exact(solver, path_name, *run(path_name, times)[:2])
 
 
 def assert_right_on(name, names):
     solver = SOLVERS[name]
     run, keys = walker(solver, names, 64)
     assert_keys_and_ends(name, run, keys, names)
-    for path_name in names:
-        times = np.asarray(grids.UniformLogSNR()(PATHS[path_name], 200))
-        if solver.route is SOLVERS["ddim"].route and not solver.fresh_noise:
-            assert_exact(solver, path_name, *run(path_name, 200, times=times)[:2])
+    if solver.route is SOLVERS["ddim"].route and not solver.fresh_noise:
+        among = numbered([PATHS[name] for name in names])
+        times = jax.jit(lambda number: grids.UniformLogSNR()(among(number), 200))
+        for number, path_name in enumerate(names):
+            assert_exact(solver, path_name, *run(path_name, np.asarray(times(number)))[:2])
 
 
 def test_on_paths_of_each_kind_samples_keep_their_keys_and_end_without_noise():

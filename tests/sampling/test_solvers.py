@@ -178,9 +178,8 @@ def slope_on(name, solver):
     return slope(errors)
 
 
-def moments_slope_on(name, solver):
-    """Of mean and variance, exactly: on normal data, samples are affine in all noises."""
-    path, rows = PATHS[name], COUNTS[-1] + 2
+def affine_walk(path, solver, rows):
+    """A walk of normal data, of which each row after the second has the noise of one step alone."""
 
     def denoise(x, t):
         return NORMAL.pair(path, x, t)._replace(share=0.5)
@@ -194,9 +193,16 @@ def moments_slope_on(name, solver):
             return solver.step(denoise, path, memory, x, times[i], times[i + 1], noise)
 
         with noise_is_given():
-            return jax.lax.fori_loop(0, n, body, (x, solver.init(x)))[0]
+            x, _ = jax.lax.fori_loop(0, n, body, (x, solver.init(x)))
+            return x, denoise(x, times[n]).x0
 
-    errors = []
+    return walk
+
+
+def moments_slope_on(name, solver):
+    """Of mean and variance, exactly: on normal data, samples are affine in all noises."""
+    path, rows = PATHS[name], COUNTS[-1] + 2
+    walk, errors = affine_walk(path, solver, rows), []
     for n in COUNTS:
         times = levels(name, n)
         a, s = scales(name, times[[0, -1]])
@@ -204,7 +210,7 @@ def moments_slope_on(name, solver):
         # Row 0 has no noise at all, row 1 that of the beginning.
         x = np.tile(a[0] * NORMAL.mean, (rows, 1))
         x[1] += np.sqrt(first)
-        x = np.asarray(walk(np.pad(times, (0, COUNTS[-1] - n)), n, x))
+        x = np.asarray(walk(np.pad(times, (0, COUNTS[-1] - n)), n, x)[0])
         variance = np.square(x[1:] - x[0]).sum(0)
         errors.append(np.abs([x[0] - a[1] * NORMAL.mean, variance - last]).max())
     return slope(errors)
@@ -227,6 +233,22 @@ def test_the_error_falls_with_the_declared_order(name):
 def test_the_moments_error_falls_with_the_declared_weak_order(name):
     (found,) = slopes(name, [SEEN.get(name, GENERIC)]).values()
     assert found == pytest.approx(order_of(name), abs=0.3)
+
+
+@pytest.mark.parametrize("name", ["sa", "edm_heun_churn", "restart"])
+def test_of_many_steps_the_moments_are_exact(name):
+    """Of those whose order is not measured; sampling starts from noise without the last signal."""
+    path, solver = PATHS["linear"], build(choices.SOLVERS[name])
+    with jax.enable_x64(True):
+        times = np.append(np.maximum(1.0 - np.arange(400) / 400, path.t_min), 0.0)
+        times = np.asarray(solver.route(path, times))
+        x = np.zeros((len(times) + 1, 2))
+        x[1] = times[0]
+        _, x = map(np.asarray, affine_walk(path, solver, len(x))(times, len(times) - 2, x))
+    ends = np.array([times[0], 0.0])
+    mean, edge = NORMAL.flow(1.0 - ends, ends, times[0] * np.array([[0.0] * 2, [1.0] * 2]))[1]
+    np.testing.assert_allclose(x[0], mean, atol=0.03)
+    np.testing.assert_allclose(np.square(x[1:] - x[0]).sum(0), np.square(edge - mean), atol=0.03)
 
 
 @pytest.mark.thorough
