@@ -14,6 +14,7 @@ from diffjax import choices
 from diffjax.process.paths import Pair, time_of_log_snr
 from diffjax.sampling import adams, dpm_solver, runge_kutta, sde, solvers, unipc
 from diffjax.spec import build
+from tests.support.any_path import numbered
 from tests.support.normals import Normals
 
 PATHS = {name: build(spec) for name, spec in choices.PATHS.items()}
@@ -24,6 +25,8 @@ SEEN = {"sa_3_half": "linear"}
 THREE = ("linear", "ddpm", "edm")
 # Between the entries of a table the velocity has corners: no order above 1 can be expected.
 SMOOTH = [name for name in PATHS if "table" not in name]
+# One program for them all, of which the path is an argument.
+NUMBERED = numbered({name: PATHS[name] for name in SMOOTH})
 
 # Every row of the table is measured, but for: the flow map, which is exact; restart, which adds
 # its noise where times rise; the churn of EDM's, which adds more noise the more steps there are;
@@ -119,21 +122,33 @@ def noise_is_given():
         yield
 
 
+@jax.jit
+def _ends(path):
+    return time_of_log_snr(path, jnp.array([-1.6, 2.4]))
+
+
 @cache
 def ends(name):
     """Times of log-SNR -1.6 and 2.4: alike on all paths, and not symmetric on any."""
     with jax.enable_x64(True):
-        return np.asarray(time_of_log_snr(PATHS[name], jnp.array([-1.6, 2.4])), np.float64)
+        return np.asarray(_ends(NUMBERED[name]), np.float64)
 
 
 def levels(name, n):
     return np.linspace(*ends(name), n + 1)
 
 
+@jax.jit
+def _scales(path, times):
+    return path.alpha(times), path.sigma(times)
+
+
 def scales(name, times):
-    """The path at times, in float64."""
-    path, times = PATHS[name], jnp.asarray(times)
-    return np.asarray(path.alpha(times)), np.asarray(path.sigma(times))
+    """The path at `EXACT + 1` times or fewer, in float64."""
+    times = np.asarray(times, np.float64)
+    more = np.pad(times, (0, EXACT + 1 - len(times)), mode="edge")
+    with jax.enable_x64(True):
+        return [of[: len(times)] for of in jax.device_get(_scales(NUMBERED[name], more))]
 
 
 @cache
@@ -151,12 +166,11 @@ def slope(errors):
     return -np.polyfit(np.log(COUNTS), np.log(errors), 1)[0]
 
 
-def slope_on(name, solver):
-    """Of the error at the end, on one path: one program for all counts of steps."""
-    path = PATHS[name]
+def slopes_on(paths, solver):
+    """Of the errors at the end: one program for all counts of steps, and for paths of one kind."""
 
     @jax.jit
-    def walk(times, n, exact):
+    def walk(path, times, n, exact):
         def body(i, state):
             x, memory = state
             begin = exact[jnp.minimum(i, EXACT - 1)]
@@ -171,21 +185,24 @@ def slope_on(name, solver):
 
         return jax.lax.fori_loop(0, n, body, (exact[0], solver.init(exact[0])))[0]
 
-    errors = []
-    for n, (times, exact) in exact_of(name).items():
-        end = walk(np.pad(times, (0, COUNTS[-1] - n)), n, exact)
-        errors.append(np.sqrt(np.mean((np.asarray(end) - exact[-1]) ** 2)))
-    return slope(errors)
+    def error(path, n, times, exact):
+        end = walk(path, np.pad(times, (0, COUNTS[-1] - n)), n, exact)
+        return np.sqrt(np.mean((np.asarray(end) - exact[-1]) ** 2))
+
+    return {
+        name: slope([error(path, n, *both) for n, both in exact_of(name).items()])
+        for name, path in paths.items()
+    }
 
 
-def affine_walk(path, solver, rows):
+def affine_walk(solver, rows):
     """A walk of normal data, of which each row after the second has the noise of one step alone."""
 
-    def denoise(x, t):
-        return NORMAL.pair(path, x, t)._replace(share=0.5)
-
     @jax.jit
-    def walk(times, n, x):
+    def walk(path, times, n, x):
+        def denoise(x, t):
+            return NORMAL.pair(path, x, t)._replace(share=0.5)
+
         def body(i, state):
             x, memory = state
             # One row is each step's: it has its noise, and no other.
@@ -199,37 +216,56 @@ def affine_walk(path, solver, rows):
     return walk
 
 
-def moments_slope_on(name, solver):
+def moments_slopes_on(paths, solver):
     """Of mean and variance, exactly: on normal data, samples are affine in all noises."""
-    path, rows = PATHS[name], COUNTS[-1] + 2
-    walk, errors = affine_walk(path, solver, rows), []
-    for n in COUNTS:
+    rows = COUNTS[-1] + 2
+    walk = affine_walk(solver, rows)
+
+    def error(name, path, n):
         times = levels(name, n)
         a, s = scales(name, times[[0, -1]])
         first, last = (a[i] ** 2 * NORMAL.variance + s[i] ** 2 for i in (0, 1))
         # Row 0 has no noise at all, row 1 that of the beginning.
         x = np.tile(a[0] * NORMAL.mean, (rows, 1))
         x[1] += np.sqrt(first)
-        x = np.asarray(walk(np.pad(times, (0, COUNTS[-1] - n)), n, x)[0])
+        x = np.asarray(walk(path, np.pad(times, (0, COUNTS[-1] - n)), n, x)[0])
         variance = np.square(x[1:] - x[0]).sum(0)
-        errors.append(np.abs([x[0] - a[1] * NORMAL.mean, variance - last]).max())
-    return slope(errors)
+        return np.abs([x[0] - a[1] * NORMAL.mean, variance - last]).max()
+
+    return {name: slope([error(name, path, n) for n in COUNTS]) for name, path in paths.items()}
 
 
 def slopes(name, names):
     solver = MEASURED[name]
-    found = moments_slope_on if solver.fresh_noise else slope_on
+    found = moments_slopes_on if solver.fresh_noise else slopes_on
+    # A single path as itself, whose program is shorter.
+    paths = NUMBERED if len(names) > 1 else PATHS
     with jax.enable_x64(True):
-        return {path_name: found(path_name, solver) for path_name in names}
+        return found({path_name: paths[path_name] for path_name in names}, solver)
 
 
-@pytest.mark.parametrize("name", measured(fresh_noise=False))
+# One option of each solver, beside the rows, is measured by default.
+OPTIONS = (
+    "unipc_3_bh1", "unip_3", "ralston", "ab_4", "unipc_1", "ddim_half", "sa_2", "sa_3_half",
+    "euler_maruyama_constant", "euler_maruyama_forward",
+)  # fmt: skip
+
+
+def quick(names):
+    """Of which the other options are thorough."""
+    return [
+        pytest.param(name, marks=[] if name in (*ROWS, *OPTIONS) else pytest.mark.thorough)
+        for name in names
+    ]
+
+
+@pytest.mark.parametrize("name", quick(measured(fresh_noise=False)))
 def test_the_error_falls_with_the_declared_order(name):
     (found,) = slopes(name, [SEEN.get(name, GENERIC)]).values()
     assert found == pytest.approx(order_of(name), abs=0.3)
 
 
-@pytest.mark.parametrize("name", measured(fresh_noise=True))
+@pytest.mark.parametrize("name", quick(measured(fresh_noise=True)))
 def test_the_moments_error_falls_with_the_declared_weak_order(name):
     (found,) = slopes(name, [SEEN.get(name, GENERIC)]).values()
     assert found == pytest.approx(order_of(name), abs=0.3)
@@ -244,7 +280,8 @@ def test_of_many_steps_the_moments_are_exact(name):
         times = np.asarray(solver.route(path, times))
         x = np.zeros((len(times) + 1, 2))
         x[1] = times[0]
-        _, x = map(np.asarray, affine_walk(path, solver, len(x))(times, len(times) - 2, x))
+        _, x = affine_walk(solver, len(x))(path, times, len(times) - 2, x)
+        x = np.asarray(x)
     ends = np.array([times[0], 0.0])
     mean, edge = NORMAL.flow(1.0 - ends, ends, times[0] * np.array([[0.0] * 2, [1.0] * 2]))[1]
     np.testing.assert_allclose(x[0], mean, atol=0.03)
