@@ -1,7 +1,7 @@
 """Densities over time, and the uniform numbers behind them."""
 
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -25,39 +25,38 @@ OTHERS = {
     "log_normal_edm2": times.LogNormal(-0.4, 1.0),
 }
 DENSITIES = TIMES | OTHERS
-NUMBERED = numbered(PATHS)
-# Two densities look at the path's log-SNR, the others at its ends alone.
-CASES = [(density, path) for density in ("log_normal", "uniform_log_snr") for path in PATHS]
-CASES += [
-    (density, path)
-    for density in DENSITIES
-    if density not in ("log_normal", "uniform_log_snr", "discrete")
-    for path in ("linear", "cosine", "edm")
-]
+# Two classes of densities look at the path's log-SNR, the others at its ends alone.
+OF_LOG_SNR = ("log_normal", "uniform_log_snr")
+SOME = numbered({name: PATHS[name] for name in ("linear", "cosine", "ddpm_table_zero_snr", "edm")})
+EVERY = numbered(PATHS)
 CELLS, NODES = 64, 8
 
 
-# A program of each density, and not of a density: JAX 0.10 takes the structures of different
-# registered dataclasses for equal when they have as many fields.
+# A program of each class, and not of all: JAX 0.10 takes the structures of different registered
+# dataclasses for equal when they have as many fields.
 @cache
+def programs_of(kind):
+    return (
+        jax.jit(lambda density, u, path: kind.quantile(density, u, path)),
+        jax.jit(lambda density, t, path: kind.log_density(density, t, path)),
+    )
+
+
 def programs(times_name):
     density = DENSITIES[times_name]
-    return jax.jit(density.quantile), jax.jit(density.log_density)
+    return [partial(program, density) for program in programs_of(type(density))]
 
 
-@pytest.mark.parametrize(("times_name", "path_name"), CASES)
-def test_quantile_and_density_are_one_distribution(times_name, path_name):
-    """The density, integrated up to the quantile of `u`, is `u`; and all of it is 1.
+def assert_one_distribution(times_name, path):
+    """Integrated by Gauss and Legendre's rule between 64 quantiles.
 
-    Integrated by Gauss and Legendre's rule between 64 quantiles. The cumulative distribution is so
-    checked to 1e-3, which a Kolmogorov-Smirnov test could see with a million numbers; with it all
-    draws by quantile have the density.
+    The cumulative distribution is so checked to 1e-3, which a Kolmogorov-Smirnov test could see
+    with a million numbers; with it all draws by quantile have the density.
     """
-    path = PATHS[path_name]
     quantile, log_density = programs(times_name)
     u = np.linspace(0.0, 1.0, CELLS + 1)
     u[-1] = 1.0 - 2.0**-24  # the largest that is ever drawn
-    ends = np.asarray(quantile(np.float32(u), NUMBERED[path_name]), np.float64)
+    ends = np.asarray(quantile(np.float32(u), path), np.float64)
     assert ends[0] >= np.float32(path.t_min)
     assert ends[-1] <= np.float32(path.t_noise)
     assert (np.diff(ends) > 0).all()
@@ -65,15 +64,29 @@ def test_quantile_and_density_are_one_distribution(times_name, path_name):
     # Halving log time, where a cell spans decades of it: t = exp(…).
     low, high = np.log(ends[:-1, None]), np.log(ends[1:, None])
     t = np.exp(0.5 * (low + high) + 0.5 * (high - low) * nodes)
-    log_p = log_density(np.float32(t.ravel()), NUMBERED[path_name])
+    log_p = log_density(np.float32(t.ravel()), path)
     p = np.exp(np.asarray(log_p, np.float64)).reshape(t.shape)
     cell = np.sum(0.5 * (high - low) * mass * t * p, axis=1)
     np.testing.assert_allclose(np.cumsum(cell), u[1:], atol=2e-3)
 
 
+@pytest.mark.parametrize("path_name", SOME)
+@pytest.mark.parametrize("times_name", [name for name in DENSITIES if name != "discrete"])
+def test_quantile_and_density_are_one_distribution(times_name, path_name):
+    """The density, integrated up to the quantile of `u`, is `u`; and all of it is 1."""
+    assert_one_distribution(times_name, SOME[path_name])
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("times_name", OF_LOG_SNR)
+def test_they_are_so_on_every_path(times_name):
+    for path in EVERY.values():
+        assert_one_distribution(times_name, path)
+
+
 @pytest.mark.parametrize("path_name", ["ddpm_table", "cosine_table", "linear", "ddpm"])
 def test_discrete_times_are_the_steps_of_the_table(path_name):
-    path = NUMBERED[path_name]
+    path = EVERY[path_name]
     quantile, log_density = programs("discrete")
     steps = round(1000 * path.t_noise)
     # Paths of fewer steps than 1,000 get more numbers, so that there is one program for all.
@@ -86,7 +99,7 @@ def test_discrete_times_are_the_steps_of_the_table(path_name):
 
 
 # The papers' own distributions, from SciPy. Times are uniform ones moved to [t_min, t_noise].
-FROM_0 = replace(NUMBERED["linear"], t_min=np.float64(0.0))
+FROM_0 = replace(SOME["linear"], t_min=np.float64(0.0))
 SCIPY = {
     "uniform": scipy.stats.uniform(),
     "beta": scipy.stats.beta(2.0, 2.0),
@@ -109,7 +122,7 @@ def test_logit_normal_and_log_normal_are_normals():
     logit = np.log(t) - np.log1p(-t)
     np.testing.assert_allclose(logit, scipy.stats.norm(0.5, 1.2).ppf(u), atol=1e-4)
     # EDM's times are its noise levels; the ends cut off 1 in 10,000.
-    sigma = programs("log_normal")[0](np.float32(u), NUMBERED["edm"])
+    sigma = programs("log_normal")[0](np.float32(u), SOME["edm"])
     low, high = scipy.stats.norm(-1.2, 1.2).cdf(np.log([0.002, 80.0]))
     expected = scipy.stats.norm(-1.2, 1.2).ppf(low + u * (high - low))
     np.testing.assert_allclose(np.log(sigma), expected, atol=2e-4)
@@ -134,14 +147,23 @@ def log_snrs(path, t):
     return log_snr(path, t), log_snr(path, jnp.asarray(path.t_noise))
 
 
-@pytest.mark.parametrize("path_name", PATHS)
-def test_uniform_log_snr_is_uniform_in_log_snr(path_name):
-    path = NUMBERED[path_name]
+def assert_uniform_in_log_snr(path):
     u = np.linspace(0.0, 1.0, CELLS + 1)
     values, last = log_snrs(path, programs("uniform_log_snr")[0](np.float32(u), path))
     expected = values[0] + u * (max(float(last), -15.0) - values[0])
     # Near pure noise float32's steps of time are steps of log-SNR.
     np.testing.assert_allclose(values, expected, atol=2e-3)
+
+
+@pytest.mark.parametrize("path_name", SOME)
+def test_uniform_log_snr_is_uniform_in_log_snr(path_name):
+    assert_uniform_in_log_snr(SOME[path_name])
+
+
+@pytest.mark.thorough
+def test_uniform_log_snr_is_so_on_every_path():
+    for path in EVERY.values():
+        assert_uniform_in_log_snr(path)
 
 
 # Uniform numbers.

@@ -389,37 +389,48 @@ def test_padding_changes_no_sample_and_a_trace_is_of_the_same_samples(name):
     np.testing.assert_allclose(traced.x0, x0, atol=1e-6)
 
 
+@cache
+def grid_on(grid_name, names, n):
+    """The grid's times on each of the paths, by one program."""
+    among = numbered([PATHS[name] for name in names])
+    times = jax.jit(lambda number: GRIDS[grid_name](among(number), n))
+    return {name: np.asarray(times(number)) for number, name in enumerate(names)}
+
+
+def assert_falls(times, n):
+    for name, t in times.items():
+        assert t.shape == (n + 1,)
+        assert t[0] == np.float32(PATHS[name].t_noise), name
+        assert t[-1] == 0.0, name
+        assert t[-2] >= np.float32(PATHS[name].t_min), name
+        assert (np.diff(t) < (0 if n < 1000 else 1e-6)).all(), name
+
+
+# The two lists of noise levels are one class.
 @pytest.mark.parametrize(
-    "counts", [(1, 10), pytest.param((2, 1000), marks=pytest.mark.thorough)], ids=["few", "many"]
+    "grid",
+    [
+        pytest.param(name, marks=[] if name != "ays_sdxl" else pytest.mark.thorough)
+        for name in GRIDS
+    ],
 )
-@pytest.mark.parametrize("grid", GRIDS.values(), ids=GRIDS)
-def test_grids_fall_from_noise_to_clean(grid, counts):
-    names = PATHS if 1000 in counts else KINDS
-    some = [PATHS[name] for name in names]
-    ends = [np.array([getattr(p, end) for p in some], "f") for end in ("t_noise", "t_min")]
-    path_of = numbered(some)
-    every = jax.jit(lambda number: [grid(path_of(number), n) for n in counts])
-    found = [every(number) for number in range(len(names))]
-    for i, n in enumerate(counts):
-        times = np.stack([of[i] for of in found])
-        assert times.shape == (len(names), n + 1)
-        for name, t, t_noise, t_min in zip(names, times, *ends, strict=True):
-            assert t[0] == t_noise, name
-            assert t[-1] == 0.0, name
-            assert t[-2] >= t_min, name
-            assert (np.diff(t) < (0 if n < 1000 else 1e-6)).all(), name
+def test_grids_fall_from_noise_to_clean(grid):
+    assert_falls(grid_on(grid, KINDS, 10), 10)
+    assert_falls(grid_on(grid, ("linear",), 1), 1)
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("grid", GRIDS)
+def test_on_every_path_many_steps_fall_too(grid):
+    for n in (2, 1000):
+        assert_falls(grid_on(grid, tuple(PATHS), n), n)
 
 
 def test_the_log_snr_grid_is_even_in_log_snr():
-    of_kind = numbered([PATHS[name] for name in KINDS])
-
-    def levels(number):
-        path = of_kind(number)
-        return paths.log_snr(path, grids.UniformLogSNR()(path, 12)[1:-1])
-
-    compiled = jax.jit(levels)
-    for number, name in enumerate(KINDS):
-        steps = np.diff(compiled(number))
+    among = numbered([PATHS[name] for name in KINDS])
+    levels = jax.jit(lambda number, t: paths.log_snr(among(number), t))
+    for number, (name, t) in enumerate(grid_on("log_snr", KINDS, 10).items()):
+        steps = np.diff(levels(number, t[1:-1]))
         np.testing.assert_allclose(steps, steps[0], rtol=2e-2, err_msg=name)
 
 
