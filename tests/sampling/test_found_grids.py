@@ -58,7 +58,7 @@ def jumps(data, path, num_candidates, num_samples, solver):
 
 
 def test_candidates_fall_from_noise_to_data():
-    for name in ("linear", "ddpm_table_zero_snr", "edm"):
+    for name in ("linear", "cosine", "edm"):
         path = PATHS[name]
         times = np.asarray(found_grids.candidates(path, 64), np.float64)
         assert times.shape == (65,), name
@@ -133,12 +133,11 @@ def test_no_named_grid_costs_less(name):
     path, solver = CURVED, build(choices.SOLVERS[name])
     found = of_four() if name == "ddim" else jumps(mixture_of_four(), path, 32, 32, solver)
     costs = np.asarray(found.costs)
-    for n in (3, 6):
-        least = found_grids.summed(costs, found_grids.cheapest(costs, n))
-        named = jax.jit(lambda n=n: {name: grid(path, n) for name, grid in GRIDS.items()})()
-        for name, times in named.items():
-            other = found_grids.summed(costs, near(found.times, times))
-            assert least <= other * (1 + 1e-9), name
+    least = found_grids.summed(costs, found_grids.cheapest(costs, 5))
+    named = jax.jit(lambda: {name: grid(path, 5) for name, grid in GRIDS.items()})()
+    for name, times in named.items():
+        other = found_grids.summed(costs, near(found.times, times))
+        assert least <= other * (1 + 1e-9), name
 
 
 @pytest.mark.thorough

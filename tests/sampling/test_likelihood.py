@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import scipy.special
 import scipy.stats
+from jax.tree_util import register_dataclass
 
 from diffjax.errors import UserError
 from diffjax.process import paths, targets
@@ -69,10 +70,8 @@ PATHS = {
     "ddpm": paths.LinearBeta(),
     "exploding": VarianceExploding(),
 }
-# Equal steps of log t where the times span four decades.
-STEPS = {name: FixedSteps(40) for name in PATHS} | {
-    "exploding": FixedSteps(80, grid=grids.UniformLogSNR())
-}
+# One grid for all, fine enough near the data where the times span four decades.
+STEPS = FixedSteps(80, grid=grids.Power(exponent=7.0))
 path_of, NUMBERS = numbered(list(PATHS.values())), {name: i for i, name in enumerate(PATHS)}
 
 MEAN = np.array([0.8, -0.5])
@@ -171,7 +170,7 @@ def test_the_ode_gives_the_density_of_the_map_it_follows(name):
         a1 * MEAN + (((a0 * (np.asarray(x, np.float64) - MEAN)) @ vectors) * stretch) @ vectors.T
     )
     expected = scipy.stats.norm.logpdf(noise, scale=s1).sum(1) + np.log(stretch * a0).sum()
-    result = ode(GAUSSIAN, name, x, keys_for(x), integrate=STEPS[name], trace=ExactTrace())
+    result = ode(GAUSSIAN, name, x, keys_for(x), integrate=STEPS, trace=ExactTrace())
     np.testing.assert_allclose(result.log_p, expected, atol=1e-3)
     assert (result.standard_error == 0).all()
     # What the two ends cost against the density of clean data is as small as the pages say.
@@ -182,7 +181,8 @@ def test_the_ode_gives_the_density_of_the_map_it_follows(name):
 def test_the_ode_knows_a_mixture_and_its_probes_know_their_error(name):
     x = drawn(MIXTURE, 512, 2)
     exact = log_density(MIXTURE, x)
-    result = ode(MIXTURE, name, x, keys_for(x), integrate=STEPS[name], trace=Hutchinson(16))
+    steps = FixedSteps(20) if name == "linear" else STEPS
+    result = ode(MIXTURE, name, x, keys_for(x), integrate=steps, trace=Hutchinson(16))
     z = (result.log_p - exact) / result.standard_error
     assert 0.85 < np.std(z) < 1.25  # Student's t with 15 degrees: 1.07
     off = float(np.mean(result.log_p - exact))
@@ -208,7 +208,7 @@ def test_few_probes_are_unbiased_and_one_admits_that_it_can_not_say(trace):
 
 @pytest.mark.parametrize(("method", "order"), [(HEUN, 2), (RK4, 4)], ids=["heun", "rk4"])
 def test_the_steps_have_their_order(method, order):
-    path, counts = paths.Linear(t_min=0.05), {HEUN: (16, 23, 32), RK4: (4, 6, 8)}[method]
+    path, counts = paths.Linear(t_min=0.05), {HEUN: (16, 32), RK4: (4, 8)}[method]
     x = drawn(GAUSSIAN, 64, 0)
 
     @jax.jit
@@ -233,15 +233,15 @@ def test_adaptive_steps_meet_their_tolerance_and_count_their_evaluations():
         jax.debug.callback(lambda: calls.append(1))
         return GAUSSIAN.predict(path)(x, t, cond)
 
-    @partial(jax.jit, static_argnums=0)
-    def estimate(max_steps, tolerance, x, keys):
-        how = Adaptive(tolerance, max_steps)
+    @jax.jit
+    def estimate(tolerance, x, keys):
+        how = Adaptive(tolerance, max_steps=256)
         return ode_log_likelihood(counted, path, x, keys, integrate=how, trace=ExactTrace())
 
     found = {}
     for tolerance in (1e-3, 1e-5):
         calls.clear()
-        found[tolerance] = estimate(2048, tolerance, x, keys_for(x))
+        found[tolerance] = estimate(tolerance, x, keys_for(x))
         jax.effects_barrier()
         assert len(calls) == found[tolerance].nfe
     coarse, fine = found.values()
@@ -249,9 +249,10 @@ def test_adaptive_steps_meet_their_tolerance_and_count_their_evaluations():
     assert errors[0] < 0.05
     assert errors[1] < 1e-3
     assert fine.nfe > coarse.nfe
-    few = estimate(2048, 1e-3, np.tile(x[:8], (16, 1)), keys_for(x))
+    few = estimate(1e-3, np.tile(x[:8], (16, 1)), keys_for(x))
     assert np.abs(few.log_p[:8] - exact[:8]).max() < 0.05  # other company, other steps
-    assert np.isnan(estimate(3, 1e-5, x, keys_for(x)).log_p).all()
+    # What float32 can't meet takes more steps than there may be.
+    assert np.isnan(estimate(1e-12, x, keys_for(x)).log_p).all()
 
 
 def test_without_diffrax_one_line_says_what_to_install(monkeypatch):
@@ -259,8 +260,9 @@ def test_without_diffrax_one_line_says_what_to_install(monkeypatch):
     x = np.zeros((1, 3), "f")
     with pytest.raises(UserError, match=r"pip install 'diffjax\[adaptive\]'"):
         ode_log_likelihood(
-            MIXTURE.predict(PATHS["linear"]), PATHS["linear"], x, keys_for(x), integrate=Adaptive()
-        )
+            lambda x, t, cond: Pair(x, x), PATHS["linear"], x, keys_for(x),
+            integrate=Adaptive(), trace=ExactTrace(),
+        )  # fmt: skip
 
 
 @pytest.mark.thorough
@@ -318,18 +320,19 @@ def expected_gap(path_name, time):
     return -entropy - (reconstruction - prior - diffusion)
 
 
+TIMES = {"continuous": ContinuousTime(), "30 steps": DiscreteTime(30)}
+QUICK = [("linear", "continuous"), ("linear", "30 steps"), ("exploding", "30 steps")]
+
+
 @pytest.mark.parametrize(
-    "time", [ContinuousTime(), DiscreteTime(30)], ids=["continuous", "30 steps"]
-)
-@pytest.mark.parametrize(
-    "name",
+    ("name", "time"),
     [
-        pytest.param(name, marks=() if name in ("linear", "exploding") else pytest.mark.thorough)
-        for name in PATHS
+        pytest.param(*case, marks=() if case in QUICK else pytest.mark.thorough)
+        for case in itertools.product(PATHS, TIMES)
     ],
 )
 def test_the_bound_is_a_bound_and_as_tight_as_theory_says(name, time):
-    x = drawn(GAUSSIAN, 2048, 4)
+    x, time = drawn(GAUSSIAN, 2048, 4), TIMES[time]
     result = bound(GAUSSIAN, name, x, keys_for(x), time=time, num_times=100)
     gap = log_density(GAUSSIAN, x) - result.log_p
     expected = expected_gap(name, time)
@@ -359,17 +362,27 @@ def test_the_mean_is_minus_the_entropy_within_the_stated_error(method):
     assert abs(off) < 4 * standard_error(log_p) + slack
 
 
+@register_dataclass
+@dataclass(frozen=True)
+class Shrunk:
+    """The mixture's best denoiser, which says so much of x0."""
+
+    share: float
+
+    def predict(self, path):
+        def predict(x, t, cond):
+            c = coeffs(path, t, x.ndim)
+            x0 = self.share * MIXTURE.predict(path)(x, t, cond).x0
+            return Pair(x0, (x - c.a * x0) / c.s)
+
+        return predict
+
+
 def test_a_wrong_denoiser_is_worse_and_its_bound_still_one():
-    path = PATHS["linear"]
-
-    def wrong(x, t, cond):
-        c = coeffs(path, t, x.ndim)
-        x0 = 0.8 * MIXTURE.predict(path)(x, t, cond).x0
-        return Pair(x0, (x - c.a * x0) / c.s)
-
     x = drawn(MIXTURE, 1024, 7)
-    right = bound(MIXTURE, "linear", x, keys_for(x), num_times=16).log_p
-    worse = bound(None, "", x, keys_for(x), wrong, path, num_times=16).log_p
+    right, worse = (
+        bound(Shrunk(share), "linear", x, keys_for(x), num_times=16).log_p for share in (1.0, 0.8)
+    )
     exact = log_density(MIXTURE, x)
     assert np.mean(right - worse) > 0.5
     assert np.mean(exact - worse) > 4 * standard_error(exact - worse)
@@ -399,8 +412,8 @@ def test_a_summand_is_the_divergence_between_two_steps_of_the_sampler():
 
 
 def test_the_errors_that_the_bound_states_are_those_it_makes():
-    path, x = PATHS["linear"], np.tile(np.array([[1.0, 0.3, -0.4]], "f"), (512, 1))
-    result = bound(MIXTURE, "linear", x, keys_for(x), num_times=16)
+    path, x = PATHS["linear"], np.tile(np.array([[1.0, 0.3, -0.4]], "f"), (1024, 1))
+    result = bound(Shrunk(1.0), "linear", x, keys_for(x), num_times=16)
     stated = np.sqrt(np.mean(result.standard_error**2))
     made = np.std(result.log_p)
     assert 0.9 * made < stated < 1.6 * made
@@ -434,11 +447,14 @@ def test_grey_levels_bound_their_own_probability():
     assert lost > 0.02
     assert abs(gap.mean() - lost) < 4 * standard_error(gap)
     # Decoded probabilities of one x_t sum to 1.
-    c = coeffs(path, jnp.full(levels, path.t_min), 2)
-    values = jnp.asarray(centres, jnp.float32)[:, None]
-    eps = (0.31 - c.a * values) / c.s
-    total = jnp.exp(DiscreteDecoder(levels)(c, Pair(values, eps))).sum()
-    assert float(total) == pytest.approx(1.0, abs=1e-5)
+    values = np.asarray(centres, "f")[:, None]
+
+    @jax.jit
+    def total(values):
+        c = coeffs(path, jnp.full(levels, path.t_min), 2)
+        return jnp.exp(decoder(c, Pair(values, (0.31 - c.a * values) / c.s))).sum()
+
+    assert float(total(values)) == pytest.approx(1.0, abs=1e-5)
 
 
 @pytest.fixture(scope="module")
@@ -503,10 +519,10 @@ def test_dequantisation_bounds_the_probability_and_a_learned_one_tightens_it(gre
 
 def test_the_density_of_learned_noise_is_the_one_it_has():
     """Drawn noise of one pixel has the distribution whose density is stated."""
-    params = init_dequantiser(1, 16)
-    params["level"] = params["level"].at[:, 0].set(0.7).at[:, 1].set(-0.5)
-    x = jnp.full((20_000, 1, 1, 1), level_centres(16)[5])
-    spread = variational(params, keys_for(x), x)
+    params = jax.device_get(init_dequantiser(1, 16))
+    params["level"] = np.tile(np.float32([0.7, -0.5]), (16, 1))
+    x = np.full((20_000, 1, 1, 1), level_centres(16)[5])
+    spread = jax.device_get(jax.jit(variational)(params, keys_for(x), x))
     u = np.asarray((spread.x - x) / bin_width(16) + 0.5, np.float64).ravel()
     assert ((u > 0) & (u < 1)).all()
     mass, edges = np.histogram(u, 20, (0, 1), density=True)

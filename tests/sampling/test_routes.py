@@ -3,13 +3,11 @@
 from functools import partial
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from diffjax import choices
 from diffjax.errors import UserError
-from diffjax.process import analytic
 from diffjax.sampling import adaptive, grids, restart, runge_kutta, solvers
 from diffjax.sampling.sample import Recipe, integrate
 from diffjax.spec import build
@@ -21,7 +19,7 @@ PATHS = {name: build(choices.PATHS[name]) for name in ("linear", "edm")}
 def test_an_adaptive_solver_is_as_exact_as_it_is_told_to_be():
     data, path = Normals(np.array([0.8, -0.5]), np.array([0.05, 0.3])), PATHS["linear"]
     keys = jax.random.split(jax.random.key(0), 64)
-    x = jax.random.normal(jax.random.key(1), (64, 2))
+    x = np.random.default_rng(1).standard_normal((64, 2)).astype("f")
     ends = np.array([path.t_noise, path.t_min])
     exact = data.flow(1.0 - ends, ends, x)[1]
 
@@ -31,19 +29,20 @@ def test_an_adaptive_solver_is_as_exact_as_it_is_told_to_be():
     times = Recipe(adaptive.adaptive(), grids.Power(), 3).times(path)
     np.testing.assert_array_equal(times, np.array([path.t_noise, path.t_min, 0.0], "f"))
 
-    @partial(jax.jit, static_argnums=0)
-    def end(max_steps, tolerance, x):
-        solver = adaptive.adaptive(tolerance, max_steps)
+    @jax.jit
+    def end(tolerance, x):
+        solver = adaptive.adaptive(tolerance, 256)
         return integrate(denoise, solver, path, times[:-1], keys, x)
 
     worst = []
     for tolerance in (1e-2, 1e-5):
-        worst.append(np.abs(end(4096, tolerance, x) - exact).max())
+        worst.append(np.abs(end(tolerance, x) - exact).max())
         # Another batch has other steps: the same sample within tolerance.
-        others = end(4096, tolerance, jnp.concatenate([x[:5], jnp.tile(x[5:6], (59, 1))]))
+        others = end(tolerance, np.concatenate([x[:5], np.tile(x[5:6], (59, 1))]))
         np.testing.assert_allclose(others[:5], exact[:5], atol=30 * tolerance)
     assert worst[1] < min(3e-3, 0.1 * worst[0])
-    assert not np.isfinite(end(3, 1e-6, x)).any()
+    # What float32 can't meet takes more steps than there may be.
+    assert not np.isfinite(end(1e-12, x)).any()
 
 
 def test_restart_walks_its_interval_again():
@@ -70,15 +69,16 @@ def test_restart_shrinks_the_error_that_was_there():
     of the two levels' variances.
     """
     path, n = PATHS["edm"], 20_000
-    predict = analytic.Gaussian(jnp.zeros(1), jnp.eye(1)).predict(path)
+    data = Normals(np.zeros(1), np.ones(1))
     solver = restart.restart(runge_kutta.edm_heun(), low=0.1, high=2.0, times=1, num_steps=40)
     low, high = 0.1, 2.0
-    x = 1.5 * jnp.sqrt(1 + low**2) * jax.random.normal(jax.random.key(0), (n, 1))
+    x = np.random.default_rng(0).standard_normal((n, 1)).astype("f")
+    x *= 1.5 * np.sqrt(1 + low**2)
     levels = np.exp(np.linspace(np.log(high), np.log(low), 41))
-    times = jnp.asarray(np.concatenate([[low], levels]), jnp.float32)
+    times = np.concatenate([[low], levels]).astype("f")
 
     def denoise(x, t):
-        return predict(x, jnp.full(len(x), t), None)
+        return data.pair(path, x, t)
 
     keys = jax.random.split(jax.random.key(1), n)
     end = jax.jit(partial(integrate, denoise, solver, path, times))(keys, x)
