@@ -21,9 +21,11 @@ PRESERVING = tuple(name for name in PATHS if name not in (*EXPLODING, *OTHERS))
 TABLES = ("ddpm_table", "scaled_linear_table", "cosine_table")
 every_path = pytest.mark.parametrize("name", PATHS)
 
+# Shifts of log-SNR ask a path for a and s alone: by default on one of each kind.
+KINDS = ("linear", "cosine", "ddpm_table", "edm")
 # What else is looked at here.
 MADE: dict[str, paths.Path] = {
-    **{f"{name}, less signal": shifts.LogSNRShift(path, 0.5) for name, path in PATHS.items()},
+    **{f"{name}, less signal": shifts.LogSNRShift(PATHS[name], 0.5) for name in KINDS},
     "cosine, more signal": shifts.LogSNRShift(PATHS["cosine"], 3.0),
     **{f"{name} to zero": shifts.ZeroTerminalSNR(PATHS[name]) for name in TABLES},
     "short": paths.Linear(t_noise=0.9),
@@ -34,7 +36,12 @@ MADE: dict[str, paths.Path] = {
     "published sigmoid": schedules.Sigmoid(-3.0, 2.0, 0.7),
     "cosine table, clipped soon": beta_tables.CosineBetas(max_beta=0.02),
 }  # fmt: skip
-ALL = PATHS | MADE
+REST = {
+    f"{name}, less signal": shifts.LogSNRShift(path, 0.5)
+    for name, path in PATHS.items()
+    if name not in KINDS
+}
+ALL = PATHS | MADE | REST
 
 N = 129  # times in most tests: one program for all paths
 
@@ -48,12 +55,12 @@ def _program(some):
     return jax.jit(lambda t: jnp.stack([jnp.stack(coeffs(path, t, ndim=1)) for path in some]))
 
 
-_of_paths, _of_made = _program(PATHS.values()), _program(MADE.values())
+_PROGRAMS = [(some, _program(some.values())) for some in (PATHS, MADE, REST)]
 
 
 def scales(name, t):
     """The path and its derivatives at times `t[B]`, computed in the precision of `t`."""
-    some, program = (PATHS, _of_paths) if name in PATHS else (MADE, _of_made)
+    some, program = next(both for both in _PROGRAMS if name in both[0])
     t = np.asarray(t)
     padded = np.pad(t, (0, -len(t) % N), mode="edge").reshape(-1, N)
     found = [np.asarray(program(each))[list(some).index(name)] for each in padded]
@@ -148,18 +155,24 @@ NUMBERS: dict[str, tuple[Any, tuple[tuple[float, float], ...]]] = {
     "time shift": (lambda shift: shifts.TimeShift(paths.Linear(), shift), ((0.05, 20.0),)),
     "log-SNR": (schedules.LinearLogSNR, ((5.0, 15.0), (-15.0, 2.0))),
     "zero": (lambda end: shifts.ZeroTerminalSNR(paths.Cosine(t_noise=end)), ((0.5, 0.99),)),
-    **{
-        f"{name}, shifted": (
-            lambda scale, path=path: shifts.LogSNRShift(path, scale),
-            ((0.05, 20.0),),
-        )
-        for name, path in PATHS.items()
-    },
+}
+SHIFTED: dict[str, tuple[Any, tuple[tuple[float, float], ...]]] = {
+    name: (lambda scale, path=path: shifts.LogSNRShift(path, scale), ((0.05, 20.0),))
+    for name, path in PATHS.items()
 }
 
 
 def test_paths_keep_their_promises_at_other_numbers():
     """At the ends of the ranges above, and at numbers between them."""
+    assert_promises(NUMBERS | {f"{name}, shifted": SHIFTED[name] for name in KINDS})
+
+
+@pytest.mark.thorough
+def test_shifted_paths_keep_their_promises():
+    assert_promises(SHIFTED)
+
+
+def assert_promises(ranges_of):
     share = np.random.default_rng(0).uniform(size=(8, 3))
     share[:2] = [[0.0], [1.0]]
 
@@ -171,11 +184,14 @@ def test_paths_keep_their_promises_at_other_numbers():
 
     @jax.jit
     def program(numbers):
-        return {name: jax.vmap(partial(one, NUMBERS[name][0]))(*numbers[name]) for name in NUMBERS}
+        return {
+            name: jax.vmap(partial(one, make))(*numbers[name])
+            for name, (make, _) in ranges_of.items()
+        }
 
     numbers = {
         name: [np.float32(low + share[:, i] * (high - low)) for i, (low, high) in enumerate(ranges)]
-        for name, (_, ranges) in NUMBERS.items()
+        for name, (_, ranges) in ranges_of.items()
     }
     for name, (_, a, s, da, ds) in jax.device_get(program(numbers)).items():
         with np.errstate(divide="ignore"):
@@ -309,9 +325,19 @@ def test_a_time_shift_keeps_the_ends_of_any_path(name):
 
 @pytest.mark.parametrize(
     ("name", "scale"),
-    [*((f"{name}, less signal", 0.5) for name in PATHS), ("cosine, more signal", 3.0)],
+    [*((f"{name}, less signal", 0.5) for name in KINDS), ("cosine, more signal", 3.0)],
 )
 def test_a_log_snr_shift_is_exact_and_keeps_the_variance(name, scale):
+    assert_shifted(name, scale)
+
+
+@pytest.mark.thorough
+def test_a_log_snr_shift_is_so_on_every_path():
+    for name in REST:
+        assert_shifted(name, 0.5)
+
+
+def assert_shifted(name, scale):
     plain = name.split(",")[0]
     t = inner_times(plain)
     expected = log_snrs(plain, t) + 2.0 * np.log(scale)

@@ -45,16 +45,22 @@ PUBLISHED = {
 }
 
 
+@jax.jit
+def published_weights(t):
+    """In the spaces of x0, of the noise and of v."""
+    c = coeffs(PATHS["ddpm"], t, ndim=1)
+    mixes = [TARGETS[name](c) for name in ("clean", "noise", "v")]
+    return {name: [WEIGHTS[name](c, k) for k in mixes] for name in PUBLISHED}
+
+
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_a_weight_is_the_published_one_in_every_space(name):
-    path = PATHS["ddpm"]
     t = np.linspace(0.01, 0.99, 99)
     # The path in closed form, in float64.
     log_a2 = -0.5 * t**2 * 19.9 - t * 0.1
     snr = np.exp(log_a2) / -np.expm1(log_a2)
-    c = coeffs(path, jnp.asarray(t), ndim=1)
-    for target, expected in zip(("clean", "noise", "v"), PUBLISHED[name], strict=True):
-        weight = WEIGHTS[name](c, TARGETS[target](c))
+    found = published_weights(np.float32(t))[name]
+    for weight, expected in zip(found, PUBLISHED[name], strict=True):
         np.testing.assert_allclose(weight, expected(snr), rtol=2e-4)
 
 
@@ -77,6 +83,16 @@ def test_a_constant_in_another_space_is_its_plain_loss(space):
     np.testing.assert_allclose(WEIGHTS[f"constant_{space}"](c, there), 1.0, rtol=1e-5)
 
 
+log_snrs = jax.jit(log_snr)
+
+
+@jax.jit
+def bounds(path, t):
+    c = coeffs(path, t, ndim=1)
+    both = weights.ELBO(), weights.Sigmoid(bias=1.5)
+    return {name: [weight(c, TARGETS[name](c)) for weight in both] for name in ("noise", "clean")}
+
+
 @pytest.mark.parametrize("name", ["linear", "cosine", "ddpm", "sub_vp", "edm", "ve", "sigmoid"])
 def test_elbo_is_the_speed_of_snr(name):
     """`-½·dSNR/dt` for x0, `-½·dλ/dt` for the noise, by finite differences in float64."""
@@ -85,33 +101,35 @@ def test_elbo_is_the_speed_of_snr(name):
     t = np.linspace(low + 0.01 * (high - low), high - 0.01 * (high - low), 99).astype(np.float32)
     h = 1e-5 * t.astype(np.float64)
     with jax.enable_x64(True):
-        ahead, behind, here = (
-            np.asarray(log_snr(path, jnp.asarray(t + e))) for e in (h, -h, 0 * h)
-        )
+        ahead, behind, here = np.asarray(log_snrs(path, np.stack([t + h, t - h, t + 0 * h])))
     speed = -0.5 * (ahead - behind) / (2 * h)
-    c = coeffs(path, jnp.asarray(t), ndim=1)
+    found = bounds(path, t)
     for target, factor in (("noise", 1.0), ("clean", np.exp(here))):
-        weight = weights.ELBO()(c, TARGETS[target](c))
+        weight, sigmoid = found[target]
         np.testing.assert_allclose(weight, speed * factor, rtol=2e-4)
-        sigmoid = weights.Sigmoid(bias=1.5)(c, TARGETS[target](c))
         np.testing.assert_allclose(sigmoid, speed * factor / (1 + np.exp(here - 1.5)), rtol=2e-4)
 
 
 # Effective weights: what a unit of log-SNR pays for squared errors of the noise.
 
-LAMBDA = jnp.linspace(-4.5, 6.5, 34)
+LAMBDA = np.linspace(-4.5, 6.5, 34, dtype=np.float32)
 x = np.asarray(LAMBDA, np.float64)
 
 
-def effective(path, target, weight="constant", density="uniform"):
-    """The effective weight at `LAMBDA`; parts are given by name or as themselves."""
+def objective(path, target, weight="constant", density="uniform"):
+    """Parts are given by name or as themselves."""
     tables = (PATHS, TARGETS, WEIGHTS, TIMES)
     path, target, weight, density = (
         table[part] if isinstance(part, str) else part
         for table, part in zip(tables, (path, target, weight, density), strict=True)
     )
-    objective = Denoising(path, Precond(target, TimeLabel()), weight, density)
-    return np.asarray(objective.effective_weight(LAMBDA), np.float64)
+    return Denoising(path, Precond(target, TimeLabel()), weight, density)
+
+
+def effective(*names):
+    """The effective weights at `LAMBDA` of some objectives, by one program."""
+    program = jax.jit(lambda x: [objective(*each).effective_weight(x) for each in names])
+    return [np.asarray(found, np.float64) for found in program(LAMBDA)]
 
 
 # Pairs that are one loss, factor and all.
@@ -141,10 +159,11 @@ EQUAL = {
 }
 
 
-@pytest.mark.parametrize("sides", EQUAL.values(), ids=EQUAL)
-def test_objectives_that_are_proven_equal_are_equal(sides):
-    one, other = (effective(*side) for side in sides)
-    np.testing.assert_allclose(one, other, rtol=1e-3)
+def test_objectives_that_are_proven_equal_are_equal():
+    sides = [side for sides in EQUAL.values() for side in sides]
+    found = effective(*sides)
+    for name, one, other in zip(EQUAL, found[::2], found[1::2], strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-3, err_msg=name)
 
 
 # Kingma & Gao 2023 (arXiv:2303.00848), table 1 and appendix D: w(λ) up to a factor.
@@ -183,30 +202,31 @@ PROPORTIONAL = {
 }
 
 
-@pytest.mark.parametrize(("objective", "expected"), PROPORTIONAL.values(), ids=PROPORTIONAL)
-def test_effective_weights_are_the_published_ones(objective, expected):
-    # t_min and t_noise cut the densities off by a thousandth: the rest is stretched that much.
-    ratio = effective(*objective) / expected
-    np.testing.assert_allclose(ratio / np.median(ratio), 1.0, rtol=1.5e-2)
+def test_effective_weights_are_the_published_ones():
+    found = effective(*(names for names, _ in PROPORTIONAL.values()))
+    for (name, (_, expected)), weight in zip(PROPORTIONAL.items(), found, strict=True):
+        # t_min and t_noise cut the densities off by a thousandth: the rest is stretched that much.
+        ratio = weight / expected
+        np.testing.assert_allclose(ratio / np.median(ratio), 1.0, rtol=1.5e-2, err_msg=name)
 
 
-@pytest.mark.parametrize("name", ["linear", "cosine", "ddpm", "sub_vp", "sigmoid"])
-def test_the_bound_is_flat_in_log_snr_and_has_its_factor(name):
+def test_the_bound_is_flat_in_log_snr_and_has_its_factor():
     """`p(λ)·½|dλ/dt| = ½·p(t)`: half the mean over time of what the bound integrates."""
-    path = PATHS[name]
-    weight = effective(path, "v", "elbo")
-    expected = 0.5 / (float(path.t_noise) - float(path.t_min))
-    np.testing.assert_allclose(weight, expected, rtol=5e-4)
+    names = ("linear", "cosine", "ddpm", "sub_vp", "sigmoid")
+    for name, weight in zip(names, effective(*((n, "v", "elbo") for n in names)), strict=True):
+        expected = 0.5 / (float(PATHS[name].t_noise) - float(PATHS[name].t_min))
+        np.testing.assert_allclose(weight, expected, rtol=5e-4, err_msg=name)
 
 
-@pytest.mark.parametrize("weight", ["constant", "min_snr", "p2"])
-def test_the_table_and_its_limit_weigh_alike(weight):
-    continuous = effective("ddpm", "noise", weight)
-    discrete = effective("ddpm_table", "noise", weight, "discrete")
-    # The steps of the table are 0.001 wide: at log-SNR 6.5 log-SNR falls by a tenth in one.
-    np.testing.assert_allclose(discrete, continuous, rtol=0.06)
+def test_the_table_and_its_limit_weigh_alike():
+    kinds = ("constant", "min_snr", "p2")
+    continuous = effective(*(("ddpm", "noise", kind) for kind in kinds))
+    table = effective(*(("ddpm_table", "noise", kind, "discrete") for kind in kinds))
     inside = (x > -4) & (x < 3)
-    np.testing.assert_allclose(discrete[inside], continuous[inside], rtol=0.015)
+    for kind, found, limit in zip(kinds, table, continuous, strict=True):
+        # The steps of the table are 0.001 wide: at log-SNR 6.5 log-SNR falls by a tenth in one.
+        np.testing.assert_allclose(found, limit, rtol=0.06, err_msg=kind)
+        np.testing.assert_allclose(found[inside], limit[inside], rtol=0.015, err_msg=kind)
 
 
 @pytest.mark.parametrize("shift", [0.5, 3.0])
@@ -214,15 +234,15 @@ def test_a_time_shift_is_a_density_over_times(shift):
     """Uniform times on the shifted path are times `t(u)` on the plain one: SD3, section 5.3.2."""
     path = shifts.TimeShift(paths.Linear(t_min=0.0), shift)
     # dt/du = shift/(1 + (shift - 1)·u)², by hand
-    weight = effective(path, "noise")
+    weight, plain = effective((path, "noise"), (paths.Linear(t_min=0.0), "noise"))
     t = 1 / (1 + np.exp(x / 2))
     u = t / (shift - (shift - 1) * t)
     density = (1 + (shift - 1) * u) ** 2 / shift
-    expected = effective(paths.Linear(t_min=0.0), "noise") * density
-    np.testing.assert_allclose(weight, expected, rtol=1e-3)
+    np.testing.assert_allclose(weight, plain * density, rtol=1e-3)
 
 
 def test_different_objectives_differ():
     """The comparisons above can fail: 'noise' and 'v' are no factor apart."""
-    ratio = effective("cosine", "noise") / effective("cosine", "v")
+    noise, v = effective(("cosine", "noise"), ("cosine", "v"))
+    ratio = noise / v
     assert ratio.max() / ratio.min() > 2
