@@ -25,7 +25,7 @@ from experiments import sample as sample_script
 
 PATHS = {name: build(spec) for name, spec in choices.PATHS.items()}
 GRIDS = {name: build(spec) for name, spec in choices.GRIDS.items()}
-TEACHER, DDIM = runge_kutta.rk4(), solvers.ddim()
+DDIM, HEUN, RK4 = solvers.ddim(), solvers.heun(), runge_kutta.rk4()
 
 
 def bound(data, path):
@@ -39,22 +39,22 @@ def noise(path, n, seed):
 
 
 @cache
-def program(solver, path):
+def program(solver, path, teacher):
     """The costs of jumps, compiled once for as many candidates and samples."""
 
     @partial(jax.jit, static_argnames="probes")
     def costs(data, times, keys, x, probes):
         return found_grids.measure_jumps(
-            bound(data, path), solver, path, times, keys, x, teacher=TEACHER, probes=probes
+            bound(data, path), solver, path, times, keys, x, teacher=teacher, probes=probes
         )
 
     return costs
 
 
-def jumps(data, path, num_candidates, num_samples, solver):
+def jumps(data, path, num_candidates, num_samples, solver, teacher=HEUN):
     times = found_grids.candidates(path, num_candidates)
     keys = jax.random.split(jax.random.key(1), num_samples)
-    return program(solver, path)(data, times, keys, noise(path, num_samples, 0), probes=4)
+    return program(solver, path, teacher)(data, times, keys, noise(path, num_samples, 0), probes=4)
 
 
 def test_candidates_fall_from_noise_to_data():
@@ -100,7 +100,7 @@ def test_costs_are_the_errors_that_arrive():
         ends = data.flow(path, stepped, t_next, 0.0), denoise(here, t).x0
         return [jnp.mean(jnp.sqrt(jnp.mean((one - end) ** 2, axis=1))) for one in ends]
 
-    found, x = jumps(data, path, m, n, DDIM), noise(path, n, 0)
+    found, x = jumps(data, path, m, n, DDIM, RK4), noise(path, n, 0)
     assert np.isinf(np.asarray(found.costs)[np.tril_indices(m, k=0, m=m + 1)]).all()
     for i, j in ((0, 3), (0, 12), (5, 9), (10, 14)):
         expected, _ = arriving(x, found.times[i], found.times[j])

@@ -366,7 +366,7 @@ def test_the_variance_is_between_the_posteriors_and_the_forward_steps():
 
 
 @pytest.mark.parametrize(
-    "name", ["ddpm", pytest.param("unipc", marks=pytest.mark.thorough), "restart"]
+    "name", ["ddpm", *(pytest.param(n, marks=pytest.mark.thorough) for n in ("unipc", "restart"))]
 )
 def test_padding_changes_no_sample_and_a_trace_is_of_the_same_samples(name):
     path, n, solver = paths.Cosine(), 6, SOLVERS[name]
