@@ -145,8 +145,15 @@ def test_a_bootstrap_interval_is_of_the_mean_and_follows_its_seed():
     assert bootstrap_interval([[1.0, 2.0]]) == (1.5, -np.inf, np.inf)
 
 
-@pytest.mark.parametrize("arms", [2, 5])
-@pytest.mark.parametrize("n", [3, 5])
+@pytest.mark.parametrize(
+    ("arms", "n"),
+    [
+        (2, 3),
+        (5, 3),
+        pytest.param(2, 5, marks=pytest.mark.thorough),
+        pytest.param(5, 5, marks=pytest.mark.thorough),
+    ],
+)
 def test_equal_arms_are_called_unlike_no_more_often_than_stated(arms, n):
     wrong = [
         any(pair.decided for pair in differences(found).values())
