@@ -460,11 +460,12 @@ def real() -> tuple[np.ndarray, np.ndarray]:
     return all_images(digits().test)
 
 
-class TestCompare:
-    @pytest.fixture(scope="class")
-    def of_the_test_split(self, digits_reference, real):
-        return compare(*real, digits_reference)
+@pytest.fixture(scope="module")
+def of_the_test_split(digits_reference, real):
+    return compare(*real, digits_reference)
 
+
+class TestCompare:
     def test_the_test_split_scores_its_own_floor(self, of_the_test_split):
         dataset, found = digits(), of_the_test_split
         assert found["cmmd"] is None  # its features are not for it
