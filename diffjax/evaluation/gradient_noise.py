@@ -163,8 +163,8 @@ def noise_by_log_snr(
             bins.append(None)
             continue
         rows = inside[:needed].reshape(num_batches, batch_size)
-        gradients = np.stack([gradient(params, keys[row]) for row in rows])
-        if not np.isfinite(gradients).all():
+        gradients = jnp.stack([gradient(params, keys[row]) for row in rows])
+        if not jnp.isfinite(gradients).all():
             raise UserError(
                 f"a gradient at log-SNR {low:g} … {high:g} is not finite: has training diverged?"
             )

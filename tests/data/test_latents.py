@@ -161,9 +161,10 @@ def small(arguments=""):
 def test_data_that_a_config_expects_are_taken(tmp_path, latent_arrays):
     config = small()
     data = latents(latent_folder(tmp_path, latent_arrays), num_classes=4)
-    check_pairs(set_up(config, data.image_shape, data.num_classes), data)
+    setup = set_up(config, data.image_shape, data.num_classes)
+    check_pairs(setup, data)
     config.expected.num_images = len(data.train)
-    check_pairs(set_up(config, data.image_shape, data.num_classes), data)
+    check_pairs(setup._replace(config=config), data)
 
 
 def test_data_that_differ_are_refused_in_one_line(tmp_path, latent_arrays):
