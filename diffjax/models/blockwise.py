@@ -31,7 +31,7 @@ def chunked(q: Array, k: Array, v: Array) -> Array:
 
     Example:
         >>> q = jnp.zeros((2, 600, 4, 8))
-        >>> chunked(q, q, q + 1.0)[0, 0, 0, 0].item()
+        >>> jax.jit(chunked)(q, q, q + 1.0)[0, 0, 0, 0].item()
         1.0
     """
     return _in_blocks(q, k, v, turns=1)

@@ -205,7 +205,7 @@ class DiT(nn.Module):
         >>> import jax, jax.numpy as jnp
         >>> net = DiT(num_classes=10, hidden_size=32, depth=1, num_heads=2)
         >>> x, t, label = jnp.ones((2, 8, 8, 1)), jnp.ones(2), jnp.array([3, 10])
-        >>> out, variables = jax.jit(net.init_with_output)(jax.random.key(0), x, t, label)
+        >>> out, variables = jax.eval_shape(net.init_with_output, jax.random.key(0), x, t, label)
         >>> out.shape
         (2, 8, 8, 1)
 

@@ -226,7 +226,7 @@ class UNet(nn.Module):
 
     Example:
         >>> import jax, jax.numpy as jnp
-        >>> net = UNet(num_classes=10, channels=32)
+        >>> net = UNet(num_classes=10, channels=32, channel_multipliers=(1, 2))
         >>> x, t, label = jnp.ones((2, 8, 8, 1)), jnp.ones(2), jnp.array([3, 10])
         >>> out, variables = jax.eval_shape(net.init_with_output, jax.random.key(0), x, t, label)
         >>> out.shape

@@ -263,14 +263,20 @@ class _Network:
     @classmethod
     def of(cls, objective: Objective, data: Data, key: Array) -> "_Network":
         path, precond = objective.path, objective.precond
-        labels = precond.noise_label(coeffs(path, jnp.linspace(path.t_min, path.t_noise, 1001), 1))
+
+        @jax.jit
+        def known(key: Array) -> tuple[Array, Array]:
+            times = jnp.linspace(path.t_min, path.t_noise, 1001)
+            labels = precond.noise_label(coeffs(path, times, 1))
+            return labels, jnp.mean(jnp.square(data.draw(key, 4096)))
+
+        labels, mean_square = known(key)
         steps = np.diff(np.asarray(labels, np.float64))
         if not ((steps >= 0).all() or (steps <= 0).all()) or (steps == 0).all():
             raise UserError(
                 f"{type(precond.noise_label).__name__} neither rises nor falls along "
                 f"{type(path).__name__}, so the network can't know the time from it"
             )
-        mean_square = jnp.mean(jnp.square(data.draw(key, 4096)))
         return cls(path, precond, objective.outputs, data, mean_square, bool(steps.sum() > 0))
 
     def __call__(

@@ -63,7 +63,7 @@ class GaussianMixture:
         >>> data = GaussianMixture(
         ...     jnp.array([0.5, 0.5]), jnp.array([[-1.0], [1.0]]), jnp.full((2, 1, 1), 0.01)
         ... )
-        >>> pair = data.predict(Linear())(jnp.array([[0.4]]), jnp.array([0.5]), None)
+        >>> pair = jax.jit(data.predict(Linear()))(jnp.array([[0.4]]), jnp.array([0.5]), None)
         >>> round(float(pair.x0.item()), 3)
         0.661
     """

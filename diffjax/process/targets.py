@@ -19,6 +19,7 @@ import numpy as np
 from jax import Array
 from jax.tree_util import register_dataclass
 
+from diffjax.compiling import once
 from diffjax.errors import UserError
 from diffjax.kinds import Positive
 from diffjax.process.paths import Coeffs, Pair, Path, Scalar, coeffs
@@ -180,15 +181,7 @@ def undecodable(path: Path, target: Target, smallest: float = 5e-4) -> str | Non
         >>> undecodable(Linear(), Noise())
         'at t=1 alpha=0 and sigma=1, so Noise says nothing that x_t does not'
     """
-
-    @jax.jit  # One program instead of one for each operation: half a second of every start.
-    def known() -> tuple[Coeffs, Array]:
-        c = coeffs(path, jnp.linspace(path.t_min, path.t_noise, 1001), ndim=1)
-        k = target(c)
-        sine = jnp.abs(determinant(c, k)) / (jnp.hypot(k.k_x, k.k_e) * jnp.hypot(c.a, c.s))
-        return c, sine
-
-    c, sine = jax.device_get(known())
+    c, sine = jax.device_get(_sine(path, target))
     _check_path(path, c)
     worst = int(np.argmin(np.where(np.isfinite(sine), sine, -1.0)))
     if sine[worst] >= smallest:
@@ -199,6 +192,20 @@ def undecodable(path: Path, target: Target, smallest: float = 5e-4) -> str | Non
         f"at t={t:.4g} alpha={a:.4g} and sigma={s:.4g}, "
         f"so {type(target).__name__} says nothing that x_t does not"
     )
+
+
+@once()
+def _sine(path: Path, target: Target) -> tuple[Coeffs, Array]:
+    """Between what is predicted and what is known, at times along a path, and the path there."""
+
+    @jax.jit  # also where path or target are no trees of numbers: half a second of every start
+    def known() -> tuple[Coeffs, Array]:
+        c = coeffs(path, jnp.linspace(path.t_min, path.t_noise, 1001), ndim=1)
+        k = target(c)
+        sine = jnp.abs(determinant(c, k)) / (jnp.hypot(k.k_x, k.k_e) * jnp.hypot(c.a, c.s))
+        return c, sine
+
+    return known()
 
 
 def _check_path(path: Path, c: Coeffs) -> None:

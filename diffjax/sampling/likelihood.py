@@ -264,7 +264,9 @@ def ode_log_likelihood(
         ...     c = coeffs(Linear(), t, x.ndim)
         ...     return Pair(c.a * x / (c.a**2 + c.s**2), c.s * x / (c.a**2 + c.s**2))
         >>> x, keys = jnp.zeros((1, 2)), jax.random.split(jax.random.key(0), 1)
-        >>> result = ode_log_likelihood(standard_normal, Linear(), x, keys)
+        >>> result = jax.jit(ode_log_likelihood, static_argnums=0)(
+        ...     standard_normal, Linear(), x, keys
+        ... )
         >>> round(result.log_p.item(), 3), result.nfe.item()  # -log 2π = -1.838
         (-1.838, 128)
     """

@@ -248,7 +248,7 @@ def with_labels(predict: Predict, labels: Array | None) -> Denoise:
         >>> from diffjax.process.paths import Linear
         >>> data = Gaussian(jnp.ones(1), jnp.eye(1))
         >>> denoise = with_labels(data.predict(Linear()), None)
-        >>> denoise(jnp.ones((3, 1)), jnp.array(0.5)).x0.shape
+        >>> jax.jit(denoise)(jnp.ones((3, 1)), jnp.array(0.5)).x0.shape
         (3, 1)
     """
     return Partial(_with_labels, predict, labels)

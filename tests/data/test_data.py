@@ -724,7 +724,10 @@ def test_damaged_images_are_named_through_the_stream(folder, how, says):
 
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
-@pytest.mark.parametrize("how", ["cut", "empty", "text", "bomb", "deep", "gone"])
+@pytest.mark.parametrize(
+    "how",
+    ["cut", "empty", "text", pytest.param("bomb", marks=pytest.mark.thorough), "deep", "gone"],
+)
 def test_a_few_damaged_images_are_passed_over(folder, how, caplog):
     names = list(image_folder(str(folder), image_size=4).train.files)  # type: ignore
     where = (2, 3, len(names) - 1)

@@ -161,9 +161,10 @@ def small(arguments=""):
 def test_data_that_a_config_expects_are_taken(tmp_path, latent_arrays):
     config = small()
     data = latents(latent_folder(tmp_path, latent_arrays), num_classes=4)
-    check_pairs(set_up(config, data.image_shape, data.num_classes), data)
+    setup = set_up(config, data.image_shape, data.num_classes)
+    check_pairs(setup, data)
     config.expected.num_images = len(data.train)
-    check_pairs(set_up(config, data.image_shape, data.num_classes), data)
+    check_pairs(setup._replace(config=config), data)
 
 
 def test_data_that_differ_are_refused_in_one_line(tmp_path, latent_arrays):
@@ -183,8 +184,17 @@ def test_lists_of_a_saved_config_are_the_same_as_tuples():
     check_expected(config, image_shape=(4, 4, 2), num_classes=7)
 
 
-@pytest.mark.parametrize("name", ["imagenet256", "imagenet64", "cifar10"])
-@pytest.mark.parametrize("objective", ["flow", "edm"])
+@pytest.mark.parametrize(
+    ("objective", "name"),
+    [
+        ("flow", "imagenet256"),
+        ("edm", "imagenet64"),
+        ("edm", "cifar10"),
+        pytest.param("edm", "imagenet256", marks=pytest.mark.thorough),
+        pytest.param("flow", "imagenet64", marks=pytest.mark.thorough),
+        pytest.param("flow", "cifar10", marks=pytest.mark.thorough),
+    ],
+)
 def test_configs_of_data_that_are_not_at_hand_fit_together(name, objective):
     config = config_files.load(f"configs/{name}.py:objective={objective},model=DiT-S/8")
     config.model.depth = 1
@@ -194,7 +204,12 @@ def test_configs_of_data_that_are_not_at_hand_fit_together(name, objective):
 
 
 @pytest.mark.parametrize(
-    ("size", "parameters"), [("DiT-S/2", 33e6), ("DiT-B/2", 130e6), ("DiT-XL/2", 675e6)]
+    ("size", "parameters"),
+    [
+        ("DiT-S/2", 33e6),
+        pytest.param("DiT-B/2", 130e6, marks=pytest.mark.thorough),
+        pytest.param("DiT-XL/2", 675e6, marks=pytest.mark.thorough),
+    ],
 )
 def test_the_models_have_the_published_numbers_of_parameters(size, parameters):
     config = config_files.load(f"configs/imagenet256.py:model={size}")

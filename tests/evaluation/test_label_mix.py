@@ -1,5 +1,6 @@
 """Classes are drawn as often as the real images have them, unless something else is asked for."""
 
+import functools
 import json
 import shutil
 from dataclasses import replace
@@ -62,20 +63,22 @@ def exact_generator(run, recipes, source, should_stop, beat, batch_size):
     return draw
 
 
-@pytest.fixture
-def evaluated(unbalanced, tmp_path, monkeypatch):
-    """The evaluation of the exact conditional generator."""
-    monkeypatch.setattr(measure, "drawer", exact_generator)
-    folder = shutil.copytree(OLD_RUN, tmp_path / "run")
+@pytest.fixture(scope="module")
+def evaluated(unbalanced, tmp_path_factory):
+    """The evaluation of the exact conditional generator, once for equal wishes."""
+    folder = shutil.copytree(OLD_RUN, tmp_path_factory.mktemp("mix") / "run")
     run = replace(diffjax.load(folder), label_names=unbalanced.label_names)
 
+    @functools.cache
     def evaluate_it(**wanted):
         how = Wanted(num_samples=1000, solvers=(), num_steps=(), **wanted)
         found = measure.measure(run, unbalanced, how, extractors=[pixel_features(2)])
         assert json.loads((folder / "evaluation.json").read_text()) == found
         return found
 
-    return evaluate_it
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(measure, "drawer", exact_generator)
+        yield evaluate_it
 
 
 def by_hand():

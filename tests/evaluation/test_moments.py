@@ -70,7 +70,7 @@ def random_images(n, size=8, channels=1, seed=0):
 
 
 class TestSee:
-    @pytest.mark.parametrize("batch_size", [1, 37, 90])
+    @pytest.mark.parametrize("batch_size", [1, 37, pytest.param(90, marks=pytest.mark.thorough)])
     def test_batches_are_the_whole(self, batch_size):
         images, extractor = random_images(90), classifier_features("digits")
         features, logits = extractor.extract(images)
@@ -225,7 +225,6 @@ class TestCompareBatches:
 
     def test_on_features_for_cmmd_it_is_said(self, digits_reference):
         samples = random_images(30)
-        assert compare(samples, None, digits_reference)["cmmd"] is None
         extractor = replace(digits_reference.extractor, for_cmmd=True)
         found = compare(samples, None, replace(digits_reference, extractor=extractor))["cmmd"]
         features = extractor.features(to_float(to_uint8(samples)))

@@ -92,7 +92,9 @@ def test_the_gradient_noise_is_that_of_single_examples(found, flow):
     [
         ("otcfm", ("loss_by_log_snr", "gradient_noise"), "paired with their noise"),
         ("contrastive", ("gradient_noise",), "joins the examples"),
-        ("dispersive", ("gradient_noise",), "joins the examples"),
+        pytest.param(
+            "dispersive", ("gradient_noise",), "joins the examples", marks=pytest.mark.thorough
+        ),
     ],
 )
 def test_what_an_objective_can_not_have_is_left_out_with_a_reason(

@@ -11,6 +11,7 @@ import scipy.stats
 from diffjax.errors import UserError
 from diffjax.objectives import couplings
 from diffjax.objectives.couplings import squared_distances
+from diffjax.process.paths import Pair
 
 
 def batch_of(x):
@@ -24,13 +25,31 @@ def cost(pair):
 
 def which(noise, found):
     """The index in `noise` of each that was found."""
-    return np.argmin(np.asarray(squared_distances(found, noise)), axis=1)
+    found, noise = (np.asarray(each).reshape(len(each), 1, -1) for each in (found, noise))
+    return np.argmin(np.sum((found - noise.swapaxes(0, 1)) ** 2, axis=2), axis=1)
+
+
+distances = jax.jit(squared_distances)
+
+
+def normals(seed, *shape):
+    return np.random.default_rng(seed).standard_normal(shape, np.float32)
+
+
+@jax.jit
+def optimal_and_independent(x, noise):
+    """The key is not used."""
+    key = jax.random.key(0)
+    return [
+        coupling(key, batch_of(x), noise)[:2]
+        for coupling in (couplings.OptimalTransport(), couplings.Independent())
+    ]
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_optimal_transport_is_the_best_of_all_permutations(seed):
-    x, noise = jax.random.normal(jax.random.key(seed), (2, 5, 2, 2, 1))
-    pair = couplings.OptimalTransport()(jax.random.key(0), batch_of(x), noise)
+    x, noise = normals(seed, 2, 5, 2, 2, 1)
+    pair, independent = (Pair(*found) for found in optimal_and_independent(x, noise))
     x_64, noise_64 = (np.asarray(each, np.float64) for each in (x, noise))
     costs = [
         np.sum((x_64 - noise_64[list(order)]) ** 2) / 5
@@ -38,7 +57,6 @@ def test_optimal_transport_is_the_best_of_all_permutations(seed):
     ]
     assert len(costs) == 120
     assert cost(pair) == pytest.approx(min(costs), rel=1e-6)
-    independent = couplings.Independent()(jax.random.key(0), batch_of(x), noise)
     assert cost(independent) == pytest.approx(costs[0], rel=1e-6)
     assert cost(pair) <= cost(independent)
     # Images stay where their labels are, and each noise goes to one of them.
@@ -47,10 +65,8 @@ def test_optimal_transport_is_the_best_of_all_permutations(seed):
 
 
 def test_optimal_transport_on_a_line_sorts():
-    x, noise = jax.random.normal(jax.random.key(1), (2, 64, 1))
-    pair = jax.jit(couplings.OptimalTransport())(jax.random.key(0), batch_of(x), noise)
-    order = np.argsort(np.ravel(pair.x0))
-    assert (np.diff(np.ravel(pair.eps)[order]) > 0).all()
+    (x0, eps), _ = optimal_and_independent(*normals(1, 2, 64, 1))
+    assert (np.diff(np.ravel(eps)[np.argsort(np.ravel(x0))]) > 0).all()
 
 
 @jax.jit
@@ -70,8 +86,8 @@ def test_entropic_transport_lies_between_the_optimal_and_the_independent():
     shuffled = np.array([2, 0, 3, 1])
     noise = x[shuffled] + np.float32(0.1 * np.random.default_rng(0).standard_normal((4, 2)))
     keys = jax.random.split(jax.random.key(1), 400)
-    exact = couplings.OptimalTransport()(keys[0], batch_of(x), noise)
-    best = which(noise, exact.eps)
+    (_, eps), _ = optimal_and_independent(x, noise)
+    best = which(noise, eps)
     assert (best == np.argsort(shuffled)).all()
     assert (np.asarray(entropic(0.02, x, noise, keys)) == best).all()
     # Each image gets each noise alike: chi-squared of 4 x 400 draws.
@@ -84,14 +100,15 @@ def test_entropic_transport_lies_between_the_optimal_and_the_independent():
 
 
 def test_entropic_costs_rise_with_epsilon():
-    x, noise = jax.random.normal(jax.random.key(2), (2, 4, 2))
+    x, noise = normals(2, 2, 4, 2)
     keys = jax.random.split(jax.random.key(3), 400)
-    costs = np.asarray(squared_distances(x, noise))
+    costs = np.asarray(distances(x, noise))
     means = [
         np.mean(costs[np.arange(4), entropic(epsilon, x, noise, keys)])
         for epsilon in (0.03, 0.3, 30.0)
     ]
-    least = cost(couplings.OptimalTransport()(keys[0], batch_of(x), noise))
+    (optimal, _) = optimal_and_independent(x, noise)
+    least = cost(Pair(*optimal))
     assert least < means[0] < means[1] < means[2]
     assert means[2] == pytest.approx(costs.mean(), rel=0.05)
 
@@ -115,15 +132,16 @@ def test_coupled_noise_is_still_normal(coupling):
 
 
 def test_given_takes_the_source_of_the_data():
-    x, source, noise = jax.random.normal(jax.random.key(5), (3, 4, 2))
-    pair = couplings.Given()(jax.random.key(0), {**batch_of(x), "source": source}, noise)
+    x, source, noise = normals(5, 3, 4, 2)
+    batch = {"image": x, "label": np.arange(4)}
+    pair = couplings.Given()(None, {**batch, "source": source}, noise)
     np.testing.assert_array_equal(pair.eps, source)
     np.testing.assert_array_equal(pair.x0, x)
     with pytest.raises(UserError, match="only image, label; take a data set of pairs"):
-        couplings.Given()(jax.random.key(0), batch_of(x), noise)
+        couplings.Given()(None, batch, noise)
 
 
 def test_squared_distances_are_those_of_a_loop():
-    x, y = np.asarray(jax.random.normal(jax.random.key(6), (2, 5, 2, 3)))
+    x, y = normals(6, 2, 5, 2, 3)
     expected = [[np.sum((a.astype(np.float64) - b) ** 2) for b in y] for a in x]
-    np.testing.assert_allclose(squared_distances(x, y), expected, rtol=1e-5)
+    np.testing.assert_allclose(distances(x, y), expected, rtol=1e-5)

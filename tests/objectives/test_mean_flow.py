@@ -276,7 +276,14 @@ def test_no_gradient_goes_through_the_target():
     assert found == pytest.approx(expected, rel=1e-5)
 
 
-@pytest.mark.parametrize("draws", [uniforms.Independent(), uniforms.LowDiscrepancy()])
+@pytest.mark.parametrize(
+    "draws",
+    [
+        # Spread out, and still the two times of an interval are independent.
+        uniforms.LowDiscrepancy(),
+        pytest.param(uniforms.Independent(), marks=pytest.mark.thorough),
+    ],
+)
 def test_both_times_are_of_the_density_and_in_order(draws):
     objective = MeanFlow(flow_matching(times=times.Uniform(), uniforms=draws), between=0.25)
     intervals = jax.jit(objective.intervals, static_argnums=1)

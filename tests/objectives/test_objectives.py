@@ -12,8 +12,6 @@ import numpy as np
 import optax
 import pytest
 import scipy.stats
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from ml_collections import ConfigDict
 
 from diffjax import choices, chosen
@@ -118,8 +116,8 @@ def spread(u: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return u, 3.0 / (1.0 + ends[0] + ends[1])
 
 
-# Each of the others is of another kind.
-ALIKE = ("cosine_shifted", "ddpm_table", "scaled_linear_table", "cosine_table", "ve")
+# One that ends in pure noise, one that does not, one in steps, and one that ends where it began.
+KINDS_OF_PATHS = ("linear", "edm", "ddpm_table_zero_snr", "brownian_bridge")
 
 # Five deviations in each legal pair of path and target, with each weight and each density.
 NUM_COMPARISONS = 5 * (len(PATHS) * len(TARGETS) - len(ILLEGAL)) * len(WEIGHTS) * len(TIMES)
@@ -179,7 +177,10 @@ def slopes_at_truth(c32: Coeffs, x0: np.ndarray, eps: np.ndarray) -> dict[str, n
 
 @pytest.mark.parametrize(
     "path_name",
-    [pytest.param(name, marks=pytest.mark.thorough if name in ALIKE else ()) for name in PATHS],
+    [
+        pytest.param(name, marks=() if name in KINDS_OF_PATHS else pytest.mark.thorough)
+        for name in PATHS
+    ],
 )
 def test_the_truth_is_the_minimiser_for_every_target_and_weight(path_name):
     """At times of one density for each path; those of all are below.
@@ -203,9 +204,7 @@ def test_the_truth_is_the_minimiser_for_every_target_weight_and_times():
 
 # Šidák: with right objectives the largest of all |z| exceeds this in 1 of 100 runs (it is 6.7).
 MOST = scipy.stats.t.isf(-0.5 * math.expm1(math.log(0.99) / NUM_COMPARISONS), REPEATS - 1)
-# One density for each path; the paths of each kind have all of them.
-_KINDS_FIRST = [*(name for name in PATHS if name not in ALIKE), *ALIKE]
-DENSITY_OF = {name: list(TIMES)[i % len(TIMES)] for i, name in enumerate(_KINDS_FIRST)}
+DENSITY_OF = {name: list(TIMES)[i % len(TIMES)] for i, name in enumerate(PATHS)}
 
 
 def assert_smallest_at_the_truth(result: Found, path_name: str) -> None:
@@ -263,17 +262,13 @@ def test_legality_of_each_cross_is_known_before_compiling():
     [
         ("linear_shifted", "score", "at t=1 alpha=0"),
         pytest.param("ddpm_table_zero_snr", "noise", "at t=1 alpha=0", marks=pytest.mark.thorough),
-        ("sub_vp", "clean", "at t=0.001"),
+        pytest.param("sub_vp", "clean", "at t=0.001", marks=pytest.mark.thorough),
     ],
 )
 def test_an_illegal_cross_is_refused_with_those_that_are_legal(path_name, target_name, why):
     legal = [name for name in TARGETS if (path_name, name) not in ILLEGAL]
     with pytest.raises(UserError, match=f"{why}.*a target of {', '.join(legal)}$"):
         wire(config_for(path=path_name, target=target_name), (8, 8, 1), 0)
-
-
-def pick(table: Any) -> st.SearchStrategy[str]:
-    return st.sampled_from(sorted(table))
 
 
 def test_samples_start_at_the_size_that_noise_has_at_the_end():
@@ -303,15 +298,19 @@ class Cross(NamedTuple):
         return Denoising(precond=precond, **parts)
 
 
-crosses = st.builds(Cross, **{axis: pick(choices.AXES[axis]) for axis in Cross._fields}).filter(
-    lambda cross: (cross.path, cross.target) not in ILLEGAL
-)
+def random_cross(seed: int, **fixed: str) -> Cross:
+    rng = np.random.default_rng(seed)
+    while True:
+        drawn = {axis: str(rng.choice(sorted(choices.AXES[axis]))) for axis in Cross._fields}
+        cross = Cross(**(drawn | fixed))
+        if (cross.path, cross.target) not in ILLEGAL:
+            return cross
 
 
-@settings(max_examples=2, deadline=None, derandomize=True, database=None)
-@given(cross=crosses, seed=st.integers(0, 9))
-def test_a_random_cross_gives_finite_losses_and_gradients(cross, seed):
-    objective = cross.build()
+@pytest.mark.thorough
+@pytest.mark.parametrize("seed", range(20))
+def test_a_random_cross_gives_finite_losses_and_gradients(seed):
+    objective = random_cross(seed).build()
     rng = np.random.default_rng(seed)
     batch = {
         "image": rng.uniform(-1.0, 1.0, (16, 2, 2, 1)).astype(np.float32),
@@ -365,16 +364,19 @@ def test_an_error_costs_the_same_whatever_the_target(path_name):
 
 
 @pytest.mark.thorough
-@settings(max_examples=4, deadline=None, derandomize=True, database=None)
-@given(cross=crosses.filter(lambda cross: cross.coupling == "independent"))
-def test_a_random_cross_passes_the_public_check(cross):
+def test_a_random_cross_passes_the_public_check():
+    for seed in range(4):
+        assert_it_passes_the_public_check(random_cross(seed, coupling="independent"))
+
+
+def assert_it_passes_the_public_check(cross):
     # Only a gradient that does not vanish fails here; how finely it is seen depends on the cross.
     found = verify_objective(cross.build(), num_batches=16, batch_size=256)
     assert max(abs(z) for z in found.z.values()) < 8.0  # of Student's t with 15 degrees of freedom
 
 
 # One of each kind of coupling, bridge, wrapper and label; tests/experiments wires all of them.
-KINDS = ("edm2", "vdm_plus", "dispersive", "otcfm", "interpolant")
+KINDS = ("edm2", "vdm_plus", "dispersive", "interpolant")
 
 
 @pytest.mark.parametrize(
@@ -447,12 +449,13 @@ INDEPENDENT = [
 ]
 
 
-# One with parameters beside the network's, one with a memory. The other tests here are of a
-# Denoising alone, those of test_learned_variance.py of the other wrapper that keeps its optimum.
+# One with parameters beside the network's, one with a memory, whose mean loss and what it learns
+# are in test_wrappers.py. The other tests here are of a Denoising alone, those of
+# test_learned_variance.py of the other wrapper that keeps its optimum.
 TRAINED = ("edm2", "vdm_plus")
 
 
-@pytest.mark.parametrize("name", TRAINED)
+@pytest.mark.parametrize("name", ["edm2", pytest.param("vdm_plus", marks=pytest.mark.thorough)])
 def test_training_reaches_the_truth(name):
     assert_training_reaches_the_truth(name)
 

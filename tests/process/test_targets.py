@@ -11,6 +11,7 @@ here, over the whole domain of each path as it is by default):
 So float32 keeps at least three digits everywhere, and bfloat16 none where it is above 256.
 """
 
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -20,6 +21,7 @@ import numpy as np
 import pytest
 
 from diffjax import choices
+from diffjax.errors import UserError
 from diffjax.process import paths, schedules, targets
 from diffjax.process.paths import Coeffs, Pair, coeffs, mix
 from diffjax.process.precond import LogSNRLabel, Precond, TimeLabel, UnitVariance, denoiser
@@ -251,6 +253,42 @@ def test_the_domain_decides_legality():
     reason = targets.undecodable(paths.Linear(t_min=0.0), targets.Clean())
     assert reason is not None
     assert "sigma=0" in reason
+
+
+@dataclass(frozen=True)
+class Straight:
+    """`a = a0 + a1·t` and `s = s0 + s1·t`, from `t_min` to `t_noise`."""
+
+    a: tuple[float, float]
+    s: tuple[float, float]
+    t_min: float = 0.0
+    t_noise: float = 1.0
+
+    def alpha(self, t):
+        return self.a[0] + self.a[1] * t
+
+    def sigma(self, t):
+        return self.s[0] + self.s[1] * t
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        # From noise to data, against time: sigma/alpha rises from t_min to t_noise.
+        Straight((0.1, 0.9), (1.0, -0.9), t_min=1.0, t_noise=0.0),
+        # Both are at least 0, and the noise falls.
+        Straight((1.0, 0.0), (1.0, -0.5)),
+        # sigma/alpha rises, from below 0.
+        Straight((1.0, 0.0), (-0.5, 1.0)),
+        # No signal at all, hence no sigma/alpha that could fall.
+        Straight((0.0, 0.0), (0.1, 0.9)),
+    ],
+    ids=["against time", "falls", "negative", "no signal"],
+)
+def test_a_path_that_leads_from_no_data_to_no_noise_is_refused(path):
+    """Each of the three things that a path has to be, where the other two are right."""
+    with pytest.raises(UserError, match="leads from no data to no noise"):
+        targets.undecodable(path, targets.V())
 
 
 @pytest.mark.parametrize("path_name", ["cosine", "edm"])
