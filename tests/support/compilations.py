@@ -5,7 +5,6 @@ from contextlib import contextmanager
 
 import jax
 
-
 TRACED = "/jax/core/compile/"
 COMPILED = f"{TRACED}backend_compile_duration"
 

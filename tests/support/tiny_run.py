@@ -86,7 +86,7 @@ def tiny_config(arguments: str = "", /, **changes: Any) -> ConfigDict:
 
 
 def trained_config(**changes: Any) -> ConfigDict:
-    """What `trained_run` is trained by: the smallest network, and a solver that asks it once a step."""
+    """What `trained_run` is trained by: the smallest network, and a solver that asks it once."""
     config = tiny_config("model=tiny", **changes)
     config.unlock()
     config.sampling.solver = choices.copy(choices.SOLVERS["euler"])
