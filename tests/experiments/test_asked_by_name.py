@@ -13,9 +13,11 @@ from diffjax.errors import UserError
 from diffjax.process.paths import Pair
 from diffjax.sampling import grids, solvers
 from diffjax.sampling.sample import Recipe
+from diffjax.spec import spec
 from diffjax.training.generate import Asked, sample_keys, starting_noise
 from diffjax.wiring import wire
 from experiments import config_files, edit
+from tests.support.tiny_network import Plain
 
 SHAPE = (8, 8, 1)
 
@@ -57,7 +59,7 @@ def interpolant():
     config = config_files.load("configs/digits.py:objective=interpolant")
     config.objective.gamma = choices.copy(choices.BRIDGES["brownian"].gamma)
     config.path.t_noise = 0.9
-    config.model.update(hidden_size=16, depth=1, num_heads=2)
+    config.model = spec(Plain)
     return wire(config, SHAPE, 10)
 
 

@@ -371,7 +371,7 @@ def test_what_a_later_part_refuses_is_refused_first(
     arguments, message, devices, checked_here, capsys, monkeypatch
 ):
     monkeypatch.setitem(sys.modules, "torch", None)
-    refused(f"--configs=digits {arguments}", message, capsys)
+    refused(f"--configs=digits --override=config.model.depth=1 {arguments}", message, capsys)
     assert checked_here == ([] if devices is None else [("jax_num_cpu_devices", devices)])
 
 

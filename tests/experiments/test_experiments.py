@@ -39,7 +39,7 @@ def test_training_names_the_page_and_then_says_it_is_finished(
 def test_a_dry_run_says_what_would_run_and_writes_nothing(tmp_path, capsys):
     folder = tmp_path / "run"
     status = run(train, f"--config={CONFIGS}/digits.py:objective=ddpm", "--dry_run",
-                 f"--workdir={folder}")  # fmt: skip
+                 "--config.model.depth=1", f"--workdir={folder}")  # fmt: skip
     assert status == 0
     assert not folder.exists()
     output = capsys.readouterr().out
@@ -68,9 +68,9 @@ def test_the_printed_config_is_json_with_the_overrides(capsys):
     assert config["name"] == "digits-unet"
 
 
-def test_samples_are_a_picture_and_an_array(workdir, tmp_path, capsys):
+def test_samples_are_a_picture_and_an_array(loaded_once, tmp_path, capsys):
     out = tmp_path / "grid.png"
-    common = [f"--workdir={workdir}", "--num_samples=6", "--labels=3,7", "--seed=5"]
+    common = [f"--workdir={loaded_once}", "--num_samples=6", "--labels=3,7", "--seed=5"]
     how = ["--solver=ddim", "--num_steps=3", "--guidance_scale=1.5", "--weights=live"]
     assert run(sample, *common, *how, f"--out={out}") == 0
     assert "nfe=6" in capsys.readouterr().out
@@ -85,12 +85,14 @@ def test_samples_are_a_picture_and_an_array(workdir, tmp_path, capsys):
         np.testing.assert_array_equal(saved["images"], first)
 
 
-def test_evaluation_is_a_table_and_a_file(workdir, capsys):
+def test_evaluation_is_a_table_and_a_file(workdir, capsys, monkeypatch):
+    monkeypatch.setattr(evaluate, "write_report", lambda folder: f"{folder}/report.html")
     status = run(evaluate, f"--workdir={workdir}", "--solvers=heun", "--num_steps=2",
                  "--weights=live,ema-0.99", "--extractor=pixels")  # fmt: skip
     assert status == 0
     output = capsys.readouterr().out
     assert output.splitlines()[0].split()[:3] == ["solver", "grid", "steps"]
+    assert output.splitlines()[-1] == f"open {workdir}/report.html"
     found = json.loads((workdir / "evaluation.json").read_text())
     assert found["frechet_distance"]["provenance"]["extractor"] == "pixels:8x8"
     rows = found["by_nfe"]

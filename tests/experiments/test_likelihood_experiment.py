@@ -7,9 +7,11 @@ import pytest
 
 from diffjax.data import digits
 from diffjax.errors import UserError
+from diffjax.spec import spec
 from diffjax.training.measure import check_evaluation
 from diffjax.training.setup import set_up
 from experiments import cli, config_files, evaluate, likelihood
+from tests.support.tiny_network import Plain
 
 
 def run(*arguments):
@@ -62,6 +64,7 @@ def test_several_extractors_by_a_flag_keep_their_numbers_apart(workdir, capsys):
 )
 def test_bits_that_can_not_be_had_are_refused_before_training(arguments, method, message):
     config = config_files.load(f"configs/digits.py:{arguments}")
+    config.model = spec(Plain)
     config.evaluation.likelihood = (method,)
     data = digits()
     setup = set_up(config, data.image_shape, data.num_classes)

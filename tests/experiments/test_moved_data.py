@@ -30,8 +30,7 @@ def pictures(folder, shade=0):
     return folder
 
 
-@pytest.fixture
-def moved(tmp_path):
+def move(tmp_path):
     """A run on a folder of pictures, which then was moved; and a folder of others."""
     pictures(tmp_path / "there")
     config = json.loads((OLD_RUN / "config.json").read_text())
@@ -50,11 +49,25 @@ def moved(tmp_path):
     return workdir
 
 
+@pytest.fixture
+def moved(tmp_path):
+    return move(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def loaded(tmp_path_factory):
+    """Such a run, to be read."""
+    workdir = move(tmp_path_factory.mktemp("moved"))
+    return workdir, diffjax.load(workdir)
+
+
 SCRIPTS = [edit, evaluate, likelihood, validate, probe]
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.__name__)
-def test_each_command_asks_for_the_flag_and_knows_the_data(script, moved, capsys):
+def test_each_command_asks_for_the_flag_and_knows_the_data(script, loaded, capsys, monkeypatch):
+    moved, run = loaded
+    monkeypatch.setattr(diffjax, "load", lambda workdir, **how: {str(moved): run}[str(workdir)])
     names: Any = {validate: "--workdirs"}
     workdir = f"{names.get(script, '--workdir')}={moved}"
 

@@ -459,7 +459,7 @@ def kill_somebody(folder, rng, is_over):
 def test_a_sweep_whose_workers_are_killed_ends_as_one_that_was_left_alone(file, tmp_path):
     folder, rng = tmp_path / "sweep", random.Random(0)
     cells = cells_of(file)
-    one = start(file, folder, "--workers=2")
+    one = start(file, folder)
     two = start(file, folder, "--worker")  # somebody else's
     killed = kill_somebody(folder, rng, lambda: one.poll() is not None)
     said = [process.communicate(timeout=1200)[1] for process in (one, two)]

@@ -38,6 +38,14 @@ def file(tmp_path):
 
 
 @pytest.fixture
+def tiny_file(tmp_path):
+    """The same of the smallest network."""
+    path = tmp_path / "tiny_sweep.py"
+    path.write_text(SWEEP % tiny_config_file.write(tmp_path))
+    return path
+
+
+@pytest.fixture
 def planned_here(monkeypatch):
     """Cells are built in this process, not in one of their own."""
     monkeypatch.setattr(sweep, "ProcessPoolExecutor", Here)
@@ -144,7 +152,7 @@ def test_the_cells_of_the_sweeps_here_fit_together(path, tmp_path):
         assert cost(resolved(fitting)).num_steps > 0, cell.name
 
 
-def test_what_differs_in_its_seed_alone_is_built_once(monkeypatch):
+def test_what_differs_in_its_seed_alone_is_built_once(monkeypatch, tmp_path):
     def counting(config, counted):
         built.append(config)
         return cost(config, counted)
@@ -152,23 +160,24 @@ def test_what_differs_in_its_seed_alone_is_built_once(monkeypatch):
     built = []
     monkeypatch.setattr(sweep_cells, "cost", counting)
     axes = {"config.batch_size": (8, 16), "config.seed": (0, 1, 2)}
-    cells, costs, _ = sweep_cells.planned(Sweep("configs/digits.py", axes))
+    cells, costs, _ = sweep_cells.planned(Sweep(str(tiny_config_file.write(tmp_path)), axes))
     assert len(cells) == 6
     assert len(built) == 2
     for cell in cells:
         assert costs[cell.name].batch_size == dict(cell.axes)["config.batch_size"]
 
 
-def test_a_dry_run_names_what_is_left_out_and_why(file, planned_here, capsys):
-    assert run(f"--sweep={file}", "--dry_run") == 0
+def test_a_dry_run_names_what_is_left_out_and_why(tiny_file, planned_here, capsys):
+    assert run(f"--sweep={tiny_file}", "--dry_run") == 0
     said = capsys.readouterr()
     assert "left out: reflow: " in said.err
     assert "needs a source for each training image" in said.err
-    assert said.out.startswith("flow: --config=configs/digits.py:objective=flow,path=linear")
+    config = tiny_file.parent / "tiny.py"
+    assert said.out.startswith(f"flow: --config={config}:objective=flow,path=linear")
 
 
-def test_what_all_cells_share_can_be_given_from_outside(file, planned_here, capsys):
-    argv = (f"--sweep={file}", "--dry_run", "--override=config.batch_size=8")
+def test_what_all_cells_share_can_be_given_from_outside(tiny_file, planned_here, capsys):
+    argv = (f"--sweep={tiny_file}", "--dry_run", "--override=config.batch_size=8")
     assert run(*argv, "--override=config.seed=3") == 0
     said = capsys.readouterr().out
     # In place of the file's own.
@@ -224,10 +233,9 @@ def test_what_somebody_put_into_a_begun_sweep_is_refused(
 
 
 @pytest.mark.process
-def test_a_sweep_is_a_folder_of_runs_and_a_table(file, planned_here, tmp_path, capsys):
-    file.write_text(SWEEP % tiny_config_file.write(tmp_path))
+def test_a_sweep_is_a_folder_of_runs_and_a_table(tiny_file, planned_here, tmp_path, capsys):
     folder = tmp_path / "sweep"
-    assert run(f"--sweep={file}", f"--workdir={folder}") == 0
+    assert run(f"--sweep={tiny_file}", f"--workdir={folder}") == 0
     table = capsys.readouterr().out
     assert (folder / "report.html").exists()
     assert table.startswith("Matched in steps. Fréchet distance, lower is better.")
@@ -240,7 +248,7 @@ def test_a_sweep_is_a_folder_of_runs_and_a_table(file, planned_here, tmp_path, c
     assert ["heun", "6", own] in rows
     # A cell that can't go on is named; nothing of it is lost.
     (folder / "flow" / "config.json").write_text("{}")
-    assert run(f"--sweep={file}", f"--workdir={folder}") == 2
+    assert run(f"--sweep={tiny_file}", f"--workdir={folder}") == 2
     assert "failed: flow" in capsys.readouterr().err
     assert "holds a run with another config" in (folder / "flow" / "output.txt").read_text()
 

@@ -1,5 +1,6 @@
 """The PyTorch twins that the benchmark compares with are the same functions."""
 
+import multiprocessing
 from dataclasses import replace
 
 import jax
@@ -9,7 +10,7 @@ import pytest
 
 from diffjax.errors import UserError
 from diffjax.models import DiT, UNet
-from experiments.against_torch import against_torch
+from experiments import against_torch
 from experiments.benchmark_cases import Case
 
 torch = pytest.importorskip("torch")
@@ -56,13 +57,15 @@ def test_a_twin_is_the_same_function(network, settings, num_classes):
     assert np.abs(expected).max() > 0.1
 
 
+SIZES = {"steps": 1, "num_samples": 4}
 SMALL = Case("digits", 8, None, ("config.model.hidden_size=16", "config.model.depth=1"))
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+# Of float32 nothing is new but that PyTorch leaves its numbers as they are.
+@pytest.mark.parametrize("dtype", [pytest.param("float32", marks=pytest.mark.thorough), "bfloat16"])
 def test_both_libraries_are_timed_in_each_round(dtype):
     case = replace(SMALL, overrides=(*SMALL.overrides, f"config.model.dtype={dtype}"))
-    found = against_torch(case, compiled=False, steps=1, num_samples=4, rounds=3)
+    found = against_torch.against_torch(case, compiled=False, rounds=3, **SIZES)
     assert [(pair.config, pair.program) for pair in found] == [
         ("digits", "training"),
         ("digits", "sampling"),
@@ -75,5 +78,7 @@ def test_both_libraries_are_timed_in_each_round(dtype):
 
 def test_a_network_without_a_twin_is_refused():
     case = replace(SMALL, overrides=(*SMALL.overrides, "config.model.dropout=0.1"))
+    here, there = multiprocessing.Pipe()
+    against_torch._serve(there, against_torch._theirs, case, {**SIZES, "compiled": False})
     with pytest.raises(UserError, match=r"no twin of diffjax.models.dit:DiT as configured"):
-        against_torch(case, compiled=False, steps=1, num_samples=4, rounds=1)
+        against_torch._answer(here)

@@ -644,7 +644,8 @@ def run_plan(models, monkeypatch, capsys):
 
     monkeypatch.setattr(plan, "model_of", modelled)
     monkeypatch.setattr(plan, "find_spec", lambda name: None)
-    return planner(monkeypatch, capsys, "--config.model.depth=1", "--config.mesh.data=1")
+    small = ["--config.model.depth=1", "--config.model.scan=False", "--config.mesh.data=1"]
+    return planner(monkeypatch, capsys, *small)
 
 
 def test_a_plan_without_a_compiler_says_that_it_is_a_model(run_plan, tmp_path):
@@ -836,6 +837,7 @@ def test_stacks_are_those_of_blocks_biases_too_and_no_kernels_of_convolutions():
     assert (2, 192) in stacks
     unet = config_files.load("configs/digits.py:model=unet")
     unet.expected = {"image_shape": (8, 8, 1), "num_classes": 10}
+    unet.model.update(num_res_blocks=1, channel_multipliers=(1, 2))
     assert compiled.stacked_shapes(compiled.set_up_on(unet, mesh)) == []
 
 

@@ -69,9 +69,9 @@ def stop_early(workdir, never: bool, pids: list[int]) -> None:
 LAYOUTS = (
     Layout(1, 1, {}),
     Layout(1, 8, {"data": 2, "fsdp": 2, "tensor": 2}),
+    Layout(4, 1, {"data": 2, "fsdp": 2}),
     Layout(2, 2, {"data": 1, "fsdp": 4}),
     Layout(1, 2, {"data": 1, "tensor": 2}),
-    Layout(4, 1, {"data": 2, "fsdp": 2}),
     Layout(1, 8, {"data": 1, "fsdp": 8}),
     Layout(2, 1, {"data": 2}),
     Layout(2, 4, {"data": 1, "fsdp": 4, "tensor": 2}),

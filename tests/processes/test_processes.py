@@ -109,12 +109,15 @@ def when(there: Path, pids: list[int], number: int, which: int) -> None:
 
 @pytest.mark.process
 def test_two_processes_are_one_run_and_resume_on_one(plain, setup, alone_and_plain, tmp_path):
-    """SIGTERM to the second of two; one goes on; the end is that of a run of one process."""
+    """Ctrl-C to the first of two; one goes on; the end is that of a run of one process.
+
+    SIGTERM to the last of several is in test_other_meshes.py.
+    """
     workdir = tmp_path / "run"
     ended = plain.together(
         2,
         plain.arguments(workdir),
-        disturb=lambda pids: when(workdir / "checkpoints" / "2", pids, signal.SIGTERM, 1),
+        disturb=lambda pids: when(workdir / "checkpoints" / "2", pids, signal.SIGINT, 0),
         pause=PAUSE,
     )
     assert [status for status, _ in ended] == [143, 143], ended
@@ -140,41 +143,6 @@ def pair(trainer, tmp_path_factory):
 @pytest.mark.process
 def test_a_pair_evaluates_as_one_process_does(pair, alone, setup):
     assert_same_run(pair, alone, setup)
-
-
-@pytest.mark.process
-def test_a_pair_that_was_stopped_ends_in_the_bits_of_one_that_was_not(
-    trainer, setup, pair, tmp_path
-):
-    """By Ctrl-C to the first; SIGTERM to the second is above."""
-    workdir = tmp_path / "run"
-    ended = trainer.together(
-        2,
-        trainer.arguments(workdir),
-        disturb=lambda pids: when(workdir / "checkpoints" / "2", pids, signal.SIGINT, 0),
-        pause=PAUSE,
-    )
-    assert [status for status, _ in ended] == [143, 143], ended
-    ended = trainer.together(2, trainer.arguments(workdir))
-    assert [status for status, _ in ended] == [0, 0], ended
-    found, expected = (left_by(folder, setup) for folder in (workdir, pair))
-    for name in expected.keys() - {"steps"}:  # It has the one where it stopped besides.
-        assert found[name] == expected[name], name
-
-
-@pytest.mark.process
-def test_one_process_is_gone_on_with_by_four(plain, setup, alone_and_plain, tmp_path):
-    workdir = tmp_path / "run"
-    status, said = plain.run(
-        workdir,
-        lambda pid: when(workdir / "checkpoints" / "2", [pid], signal.SIGTERM, 0),
-        pause=PAUSE,
-    )
-    assert status == 143, said
-    ended = plain.together(4, plain.arguments(workdir))
-    assert [status for status, _ in ended] == [0] * 4, ended
-    assert_same_run(workdir, alone_and_plain, setup)
-    assert not any("step 8/8" in said for _, said in ended[1:]), "the first alone tells"
 
 
 def end_by_a_kill(trainer, workdir: Path, number: int, which: int) -> None:
@@ -203,16 +171,25 @@ REASONS = {
 
 
 @pytest.mark.faults
-@pytest.mark.parametrize(("number", "which"), [(2, 0), (4, 2)])
-def test_whichever_dies_the_others_say_so_and_the_same_commands_go_on(
-    number, which, plain, setup, alone_and_plain, tmp_path
+def test_the_first_of_a_pair_dies_and_the_same_commands_end_in_the_bits_of_one_left_alone(
+    trainer, setup, pair, tmp_path
 ):
-    """The first, which the others ask about each other, and one of four."""
+    """The first, which the others ask about each other."""
     workdir = tmp_path / "run"
-    end_by_a_kill(plain, workdir, number, which)
-    ended = plain.together(number, plain.arguments(workdir))
-    assert [status for status, _ in ended] == [0] * number, ended
+    end_by_a_kill(trainer, workdir, 2, 0)
+    ended = trainer.together(2, trainer.arguments(workdir))
+    assert [status for status, _ in ended] == [0, 0], ended
+    assert left_by(workdir, setup) == left_by(pair, setup)
+
+
+@pytest.mark.faults
+def test_one_of_four_dies_and_the_same_commands_go_on(plain, setup, alone_and_plain, tmp_path):
+    workdir = tmp_path / "run"
+    end_by_a_kill(plain, workdir, 4, 2)
+    ended = plain.together(4, plain.arguments(workdir))
+    assert [status for status, _ in ended] == [0] * 4, ended
     assert_same_run(workdir, alone_and_plain, setup)
+    assert not any("step 8/8" in said for _, said in ended[1:]), "the first alone tells"
 
 
 @pytest.mark.process

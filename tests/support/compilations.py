@@ -1,14 +1,19 @@
-"""What JAX compiles meanwhile."""
+"""What JAX traces and compiles meanwhile."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import jax
 
+TRACED = "/jax/core/compile/"
+COMPILED = f"{TRACED}backend_compile_duration"
+
 
 @contextmanager
-def compilations() -> Iterator[list[str]]:
+def compilations(which: str = COMPILED) -> Iterator[list[str]]:
     """The programs that are compiled meanwhile, or taken from a cache of compiled ones.
+
+    Or other events, whose names begin with `which`; those of tracing as well, with `TRACED`.
 
     Example:
         >>> with compilations() as programs:
@@ -20,7 +25,7 @@ def compilations() -> Iterator[list[str]]:
 
     def listen(event: str, duration_secs: float, **how: object) -> None:
         del duration_secs, how
-        if event == "/jax/core/compile/backend_compile_duration":
+        if event.startswith(which):
             found.append(event)
 
     jax.monitoring.register_event_duration_secs_listener(listen)

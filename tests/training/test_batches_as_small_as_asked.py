@@ -11,10 +11,12 @@ import pytest
 import diffjax
 from diffjax.data import digits
 from diffjax.evaluation.evaluate import NamedRecipe
-from diffjax.evaluation.features import Extractor
+from diffjax.evaluation.features import Extractor, pixel_features
 from diffjax.evaluation.seen import Batches, see
 from diffjax.evaluation.validation import loss_by_log_snr
-from diffjax.process import analytic, paths, targets
+from diffjax.process import paths, targets
+from diffjax.process.paths import Pair
+from diffjax.sampling import solvers
 from diffjax.training import measure
 from diffjax.training.measure import Wanted, drawer
 from experiments import cli, evaluate
@@ -57,7 +59,8 @@ def test_a_batch_of_an_evaluation_is_no_larger_than_its_samples(
 ):
     run, seen = watched
     assert jax.device_count() == 8
-    named = NamedRecipe("heun", "uniform", replace(run.recipe, num_steps=2, guidance_scale=1.0))
+    one = replace(run.recipe, solver=solvers.euler(), num_steps=1, guidance_scale=1.0)
+    named = NamedRecipe("euler", "uniform", one)
     labels = np.arange(num_samples) % 10
     batches = []
     draw = drawer(run, [named], None, lambda: False, lambda: batches.append(1), batch_size)
@@ -90,9 +93,13 @@ def test_the_flag_says_how_many_at_a_time_and_the_likelihood_is_of_as_many_image
         raise Enough
 
     run = with_settings(loaded, likelihood=("vlb",))
+    wired = run.setup.wired
+    one = replace(wired.recipe, solver=solvers.euler(), num_steps=1, guidance_scale=1.0)
+    run = replace(run, setup=run.setup._replace(wired=wired._replace(recipe=one)))
     monkeypatch.setattr(measure, "measure_likelihood", likelihood)
+    how = replace(wanted[0], solvers=(), num_steps=(), batch_size=8)
     with pytest.raises(Enough):
-        measure.measure(run, digits(), replace(wanted[0], solvers=(), num_steps=(), batch_size=8))
+        measure.measure(run, digits(), how, extractors=[pixel_features(size=2)])
     assert (found["num_images"], found["batch_size"]) == (16, 8)
     assert Wanted().batch_size is None
 
@@ -118,13 +125,13 @@ def test_an_extractor_sees_few_images_as_a_small_batch(batches, sizes):
 
 
 def test_a_validation_loss_of_few_images_is_of_few_images():
-    data, seen = analytic.Gaussian(jnp.zeros(4), 0.25 * jnp.eye(4)), []
+    seen = []
 
     def predict(x, t, cond):
         seen.append(len(x))
-        return data.predict(paths.Linear())(x, t, cond)
+        return Pair(x, x)
 
-    images = np.asarray(data.draw(jax.random.key(0), 10))
+    images = np.random.default_rng(0).normal(size=(10, 1, 1, 4)).astype(np.float32)
     spaces = {"clean": targets.Clean()}
     few = np.zeros(10, np.int32)
     loss_by_log_snr(predict, paths.Linear(), images, few, jax.random.key(1), spaces=spaces)

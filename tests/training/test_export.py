@@ -16,7 +16,7 @@ from jax import export
 
 from diffjax.errors import UserError
 from diffjax.sampling import solvers
-from diffjax.sampling.export import check_size, serialise
+from diffjax.sampling.export import PLATFORMS, check_size, serialise
 from diffjax.training.generate import starting_noise
 from diffjax.training.load import Run
 from diffjax.training.portable import portable_sampler
@@ -36,8 +36,9 @@ def run_of(arguments: str = "") -> Run:
 
 def exported(run: Run, **how: Any) -> export.Exported:
     source = run.setup.wired.objective.starts_at_source
+    noise, platforms = how.get("noise", False), how.pop("platforms", PLATFORMS)
     sampler = portable_sampler(run, run.recipe, **how)
-    code = serialise(sampler, SHAPE, source=source, noise=how.get("noise", False))
+    code = serialise(sampler, SHAPE, source=source, noise=noise, platforms=platforms)
     return export.deserialize(bytearray(code))
 
 
@@ -69,7 +70,7 @@ def test_noise_in_place_of_a_seed():
     run = run_of("model=tiny")
     labels = np.arange(4, dtype=np.int32)
     noise = starting_noise(7, np.arange(4), SHAPE)
-    images = exported(run, noise=True).call(noise, labels)
+    images = exported(run, noise=True, platforms=["cpu"]).call(noise, labels)
     np.testing.assert_allclose(images, run.sample(labels, seed=7), atol=2e-5)
 
 
@@ -77,7 +78,7 @@ def test_live_weights_and_another_solver():
     run = run_of("model=tiny")
     run = replace(run, arrays=run.state._replace(params=run.state.ema["ema-0.9"]))
     recipe = replace(run.recipe, solver=solvers.ddpm(), num_steps=3, guidance_scale=1.0)
-    code = serialise(portable_sampler(run, recipe, "live"), SHAPE)
+    code = serialise(portable_sampler(run, recipe, "live"), SHAPE, platforms=["cpu"])
     labels = np.arange(3, dtype=np.int32)
     expected = run.sample(
         labels, seed=1, weights="live", solver=solvers.ddpm(), num_steps=3, guidance_scale=1.0
@@ -94,15 +95,13 @@ def test_weights_in_half_the_bytes(arguments):
     run = run_of(arguments)
     half = program.with_weights_in(run, "bfloat16")
     rounded = jax.tree.map(lambda x: x.astype(np.float32), half.state.ema)
-    codes = [
-        serialise(portable_sampler(each, run.recipe), SHAPE, platforms=["cpu"])
-        for each in (run, half)
-    ]
+    code = serialise(portable_sampler(half, run.recipe), SHAPE, platforms=["cpu"])
     if not arguments:  # so many weights that the rest of the file does not matter
         num_params = run.setup.wired.num_params
-        assert len(codes[0]) - len(codes[1]) == pytest.approx(2 * num_params, rel=0.1)
+        whole = serialise(portable_sampler(run, run.recipe), SHAPE, platforms=["cpu"])
+        assert len(whole) - len(code) == pytest.approx(2 * num_params, rel=0.1)
     labels = np.arange(4, dtype=np.int32)
-    images = export.deserialize(bytearray(codes[1])).call(np.uint32(5), labels)
+    images = export.deserialize(bytearray(code)).call(np.uint32(5), labels)
     expected = replace(run, arrays=run.state._replace(ema=rounded)).sample(labels, seed=5)
     exact = run.sample(labels, seed=5)
     size = np.abs(exact).max()  # hundreds, from the smallest network

@@ -22,16 +22,25 @@ def run():
     return diffjax.load(OLD_RUN)
 
 
-@pytest.fixture
-def folder(tmp_path, run):
+@pytest.fixture(scope="module")
+def with_another(tmp_path_factory, run):
     """A run whose second checkpoint, of step 3, has weights that are larger by one."""
-    copy = shutil.copytree(OLD_RUN, tmp_path / "run")
+    copy = shutil.copytree(OLD_RUN, tmp_path_factory.mktemp("two") / "run")
     state = run.state
-    params, ema = jax.tree.map(lambda x: x + 1, (state.params, state.ema))
+    larger = jax.tree.map(
+        lambda x: jax.device_put(np.asarray(x) + 1, x.sharding),
+        {"step": state.step, "params": state.params, "ema": state.ema},
+    )
     store = Checkpoints(copy / "checkpoints")
-    store.save(3, state._replace(step=state.step + 1, params=params, ema=ema), {})
+    store.save(3, state._replace(**larger), {})
     store.close()
     return copy
+
+
+@pytest.fixture
+def folder(with_another, tmp_path):
+    """The same, to be changed."""
+    return shutil.copytree(with_another, tmp_path / "run")
 
 
 def damage(folder, step, part):

@@ -104,7 +104,7 @@ def test_the_loop_reads_nothing_from_the_devices_between_its_lines(tmp_path):
 
     JAX's own guard of transfers sees none on a CPU, whose arrays the host reads in place.
     """
-    config = tiny_config(num_steps=100, log_every_steps=4)
+    config = tiny_config("model=tiny", num_steps=100, log_every_steps=4)
     with config.unlocked():
         config.sample_every_steps = config.checkpoint_every_steps = 1000
     setup, read = set_up(config, (8, 8, 1), 10), []

@@ -30,14 +30,18 @@ def gradients(arguments, network, rules=None, **mesh):
     config.mesh.update(mesh)
     one = None if mesh else sharding.make_mesh(devices=jax.devices()[:1])
     setup = set_up(config, (8, 8, 1), 10, one)
-    state = setup.init(jax.random.key(0))
-    leaves, tree = jax.tree.flatten(state.params)
     rng = np.random.default_rng(2)
-    moved = [
-        jax.device_put((leaf + 0.1 * rng.normal(size=leaf.shape)).astype(leaf.dtype), at)
-        for leaf, at in zip(jax.device_get(leaves), (leaf.sharding for leaf in leaves), strict=True)
-    ]
-    state = state._replace(params=tree.unflatten(moved))
+
+    state = jax.tree.map(
+        lambda leaf: jax.device_put(np.zeros(leaf.shape, leaf.dtype), leaf.sharding), setup.abstract
+    )
+
+    def normal(leaf):
+        """None is zero."""
+        values = 0.2 * rng.normal(size=leaf.shape)
+        return jax.device_put(values.astype(leaf.dtype), leaf.sharding)
+
+    state = state._replace(params=jax.tree.map(normal, setup.abstract.params))
     image = rng.normal(size=(32, 8, 8, 1)).astype(np.float32)
     batch = {"image": image, "label": (np.arange(32) % 10).astype(np.int32)}
     batch = jax.device_put(batch, sharding.batch_sharding(setup.mesh))

@@ -21,9 +21,11 @@ from diffjax.models.dit import DiT
 from diffjax.process.analytic import Gaussian
 from diffjax.process.paths import Cosine, Linear
 from diffjax.process.targets import Noise
+from diffjax.spec import spec
 from diffjax.training.nonfinite import NonFinite
 from diffjax.training.setup import set_up
 from diffjax.training.step import make_train_step
+from tests.support.tiny_network import Plain
 from tests.support.tiny_run import tiny_config
 
 SHAPE = (8, 8, 1)
@@ -38,6 +40,10 @@ def _strict():
 def trace(arguments="", **changes):
     """Initialisation and one step: forwards, backwards, the update and the averages."""
     config = tiny_config(arguments, **changes)
+    config.unlock()
+    # Networks are seen in test_both_networks_train; this one shows no activations.
+    if "model=" not in arguments and "dispersive" not in arguments:
+        config.model = spec(Plain)
     setup = set_up(config, SHAPE, 10)
     step = make_train_step(
         setup.wired.apply,

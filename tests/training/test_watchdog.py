@@ -6,6 +6,7 @@ import re
 import threading
 import time
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 
@@ -13,7 +14,7 @@ from diffjax.data import digits
 from diffjax.errors import UserError
 from diffjax.evaluation.features import pixel_features
 from diffjax.sampling import bound
-from diffjax.training import generate
+from diffjax.training import generate, watchdog
 from diffjax.training.measure import Wanted, measure
 from diffjax.training.watchdog import STACKS, STATUS, Watchdog, watched
 from experiments import cli, evaluate, likelihood, reflow, sample
@@ -43,47 +44,58 @@ class Hanging:
             time.sleep(1)
         return self.source.gather(rows)
 
-def hanging_digits():
+def hanging_digits(part: str, after: int):
     data = digits_data()
-    return dataclasses.replace(data, PART=Hanging(data.PART, AFTER))
+    return dataclasses.replace(data, **{part: Hanging(getattr(data, part), after)})
 
 def get_config():""",
 ).replace(
     "    config.model = spec(Tiny)\n",
-    "    config.model, config.data = spec(Tiny), spec(hanging_digits)\n",
+    "    config.model = spec(Tiny)\n"
+    "    config.data = spec(hanging_digits, part='train', after=4)\n"
+    "    config.sample_every_steps = 100\n",
 )
 
 
 @pytest.mark.faults
-@pytest.mark.parametrize(
-    ("part", "after", "waiting"), [("train", 4, "run_steps"), ("test", 0, "evaluate_once")]
-)
-def test_a_data_source_that_hangs_ends_the_run(part, after, waiting, tmp_path):
-    config = HANGING.replace("PART", part).replace("AFTER", str(after))
-    trainer = Trainer(tmp_path, config, pictures=waiting == "evaluate_once")
-    workdir = tmp_path / "run"
-    arguments = [*trainer.arguments(workdir), "--hang_seconds=15", "--hang_times=5"]
-    ((status, said),) = trainer.start("train", [arguments])
+def test_a_data_source_that_hangs_ends_the_run(tmp_path):
+    """One that trains, and one that evaluates, beside each other."""
+    trainer = Trainer(tmp_path, HANGING)
+    folders = {"run_steps": tmp_path / "trains", "evaluate_once": tmp_path / "evaluates"}
+    flags = {
+        "run_steps": [],
+        "evaluate_once": ["--config.data.part=test", "--config.data.after=0"],
+    }
+    argvs = [
+        [*trainer.arguments(folder), "--hang_seconds=10", "--hang_times=5", *flags[waiting]]
+        for waiting, folder in folders.items()
+    ]
+    ended = trainer.start("train", argvs)
     trainer.close()
-    assert status == STATUS == 75, said
-    assert "nothing has happened for" in said
-    assert "ending with status 75; the same command goes on" in said
-    stacks = (workdir / STACKS).read_text()
-    for text in (stacks, said):
-        assert "in gather" in text, "where it hangs"
-        assert f"in {waiting}" in text, "and who waits for it"
-    assert (workdir / "checkpoints" / "0").is_dir()
+    for (waiting, workdir), (status, said) in zip(folders.items(), ended, strict=True):
+        assert status == STATUS == 75, said
+        assert "nothing has happened for" in said
+        assert "ending with status 75; the same command goes on" in said
+        stacks = (workdir / STACKS).read_text()
+        for text in (stacks, said):
+            assert "in gather" in text, "where it hangs"
+            assert f"in {waiting}" in text, "and who waits for it"
+        assert (workdir / "checkpoints" / "0").is_dir()
 
 
 @pytest.mark.faults
 def test_programs_on_a_run_notice_a_batch_that_does_not_come(copy_of_run, monkeypatch, capfd):
-    workdir, ended = copy_of_run, []
+    workdir, ended, still = copy_of_run, [], []
 
     def stands_still(*_, **__):
+        still.append(True)
         while not ended:
-            time.sleep(0.05)
+            time.sleep(0.02)
         raise SystemExit(ended[-1])
 
+    # No time passes before: whatever a slow machine takes to come here is no silence.
+    clock = SimpleNamespace(monotonic=lambda: 1e6 if still else 0.0)
+    monkeypatch.setattr(watchdog, "time", clock)
     monkeypatch.setattr(generate, "sample_keys", stands_still)
     monkeypatch.setattr(bound, "variational_bound", stands_still)
     programs = (
@@ -95,11 +107,12 @@ def test_programs_on_a_run_notice_a_batch_that_does_not_come(copy_of_run, monkey
     )
     for program, more in programs:
         ended.clear()
+        still.clear()
         monkeypatch.setattr(program, "watched", partial(watched, end=ended.append))
         flags = [
             f"--workdir={workdir}",
             "--allowed_packages=tests",
-            "--hang_seconds=10",
+            "--hang_seconds=1",
             "--hang_times=0",
             *more,
         ]
@@ -153,8 +166,8 @@ def test_steps_that_come_are_no_hang(tmp_path, caplog):
 
 @pytest.mark.faults
 def test_each_hang_is_told_once_where_it_only_tells(tmp_path, caplog):
-    watchdog = Watchdog(seconds=0.2, times=0.0, exits=False)
-    with watched(watchdog, tmp_path, never) as begun:
+    told = Watchdog(seconds=0.2, times=0.0, exits=False)
+    with watched(told, tmp_path, never) as begun:
         for step in (3, 4):
             begun(step)
             time.sleep(0.8)
