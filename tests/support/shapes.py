@@ -1,0 +1,28 @@
+"""The shapes that the library's functions state, checked at each call.
+
+Of the hints of a function those alone are checked that say a shape: `Float[Array, "batch *event"]`.
+The others are for `pyright`: protocols can't be checked at run time, and callers may hand in what
+merely behaves as the class that is named.
+"""
+
+import inspect
+from collections.abc import Callable
+from typing import Any, get_args
+
+from beartype import beartype
+from jaxtyping import AbstractArray
+
+
+def checked(function: Callable) -> Callable:
+    """`beartype`, for hints that state shapes; what `jaxtyping.install_import_hook` applies."""
+    hints = {name: hint for name, hint in function.__annotations__.items() if _says_shape(hint)}
+    if not hints:
+        return function
+    function.__annotations__ = hints
+    return beartype(function)
+
+
+def _says_shape(hint: Any) -> bool:
+    if inspect.isclass(hint) and issubclass(hint, AbstractArray):
+        return True
+    return any(_says_shape(part) for part in get_args(hint))
