@@ -51,7 +51,7 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_NUMPY_RANK_PROMOTION", "raise")
 
 # The rooms whose signatures state shapes, which are checked at each call.
-_SHAPED = ["diffjax.process"]
+_SHAPED = ["diffjax.process", "diffjax.objectives", "diffjax.sampling", "diffjax.models"]
 install_import_hook(_SHAPED, "tests.support.shapes.checked")
 
 # What JAX keeps of traced programs is millions of objects, which are looked through seldom.

@@ -5,13 +5,13 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import jax.numpy as jnp
+from jax import Array
 from jax.tree_util import register_dataclass
-from jaxtyping import Float
 
 from diffjax.kinds import Positive
 from diffjax.process.paths import Coeffs, Pair, Path, Scalar, coeffs, log_snr_of
 from diffjax.process.targets import Target, chord, decode
-from diffjax.shapes import Array, PerSample, Samples
+from diffjax.shapes import Intervals, PerSample, Samples
 
 
 class Apply(Protocol):
@@ -40,7 +40,7 @@ One that knows the flow map takes `t[B, 2]` too: from which time, and to which.
 """
 
 
-def time_of(t: PerSample | Float[Array, " batch 2"]) -> PerSample:
+def time_of(t: PerSample | Intervals) -> PerSample:
     """When `x` is, `[B]`, of a time `[B]` or of two, `[B, 2]`."""
     return t if t.ndim == 1 else t[:, 0]
 
@@ -168,7 +168,7 @@ def flow_map(apply: Apply, params: Any, path: Path, precond: Precond) -> Predict
 
 def interval_inputs(
     path: Path, precond: Precond, x_t: Samples, t: PerSample, t_to: PerSample
-) -> tuple[Samples, Float[Array, " batch 2"]]:
+) -> tuple[Samples, Intervals]:
     """A network's inputs about the way from `t` to `t_to`: the scaled image and two noise labels.
 
     Returns:
