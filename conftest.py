@@ -51,8 +51,11 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_NUMPY_RANK_PROMOTION", "raise")
 
 # The rooms whose signatures state shapes, which are checked at each call.
-_SHAPED = ["diffjax.process", "diffjax.objectives", "diffjax.sampling", "diffjax.models"]
-install_import_hook(_SHAPED, "tests.support.shapes.checked")
+_SHAPED = (
+    *("process", "objectives", "sampling", "models"),
+    *("evaluation.distances", "evaluation.manifolds", "evaluation.neighbours"),
+)
+install_import_hook([f"diffjax.{name}" for name in _SHAPED], "tests.support.shapes.checked")
 
 # What JAX keeps of traced programs is millions of objects, which are looked through seldom.
 gc.set_threshold(200_000, 50, 1_000)

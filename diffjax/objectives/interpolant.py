@@ -5,7 +5,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import Array
 from jax.tree_util import register_dataclass
+from jaxtyping import Float
 
 from diffjax.errors import UserError
 from diffjax.objectives.base import Batch
@@ -124,7 +126,7 @@ class _SeesSource(Precond):
 
     source: Any = field(kw_only=True)
 
-    def inputs(self, c: Coeffs, x_t: Samples) -> tuple[Samples, PerSample]:
+    def inputs(self, c: Coeffs, x_t: Samples) -> tuple[Float[Array, " batch *shown"], PerSample]:
         # Guidance asks for copies of the batch, laid end to end.
         copies = x_t.shape[0] // self.source.shape[0]
         source = jnp.concatenate([self.source] * copies)

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 import jax.numpy as jnp
 from jax import Array
 from jax.tree_util import register_dataclass
+from jaxtyping import Float
 
 from diffjax.kinds import Positive
 from diffjax.process.paths import Coeffs, Pair, Path, Scalar, coeffs, log_snr_of
@@ -168,7 +169,7 @@ def flow_map(apply: Apply, params: Any, path: Path, precond: Precond) -> Predict
 
 def interval_inputs(
     path: Path, precond: Precond, x_t: Samples, t: PerSample, t_to: PerSample
-) -> tuple[Samples, Intervals]:
+) -> tuple[Float[Array, " batch *shown"], Intervals]:
     """A network's inputs about the way from `t` to `t_to`: the scaled image and two noise labels.
 
     Returns:
