@@ -1,6 +1,6 @@
 """Training and evaluation promote types by hand.
 
-So they run under their users' strict flags (ranks: `conftest.py`). JAX refuses what is implicit while a function is
+So they run under their users' strict flags. JAX refuses what is implicit while a function is
 traced, so little here is compiled.
 """
 
