@@ -2,7 +2,7 @@
 
 A name in a shape stands for one size throughout a signature: `x: Samples, t: PerSample` are of one
 batch, and `t: AnyShape` comes back as `AnyShape` of that shape. The tests check it at each call
-(`tests/support/shapes.py`); elsewhere these are `jax.Array`.
+(`tests/support/shapes.py`); elsewhere they say no more than `jax.Array`.
 """
 
 from typing import TYPE_CHECKING
