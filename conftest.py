@@ -50,12 +50,14 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 # Ranks are broadcast by hand: JAX refuses to do it by itself.
 os.environ.setdefault("JAX_NUMPY_RANK_PROMOTION", "raise")
 
-# The rooms whose signatures state shapes, which are checked at each call.
-_SHAPED = (
-    *("process", "objectives", "sampling", "models"),
-    *("evaluation.distances", "evaluation.manifolds", "evaluation.neighbours"),
-)
-install_import_hook([f"diffjax.{name}" for name in _SHAPED], "tests.support.shapes.checked")
+# Modules whose signatures state shapes: these are checked at each call.
+_ROOT = Path(__file__).parent
+_SHAPED = [
+    ".".join(file.relative_to(_ROOT).with_suffix("").parts)
+    for file in _ROOT.glob("diffjax/*/*.py")
+    if "jaxtyping" in (text := file.read_text("utf-8")) or "diffjax.shapes" in text
+]
+install_import_hook(_SHAPED, "tests.support.shapes.checked")
 
 # What JAX keeps of traced programs is millions of objects, which are looked through seldom.
 gc.set_threshold(200_000, 50, 1_000)

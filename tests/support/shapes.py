@@ -14,8 +14,16 @@ from jaxtyping import AbstractArray
 
 
 def checked(function: Callable) -> Callable:
-    """`beartype`, for hints that state shapes; what `jaxtyping.install_import_hook` applies."""
-    hints = {name: hint for name, hint in function.__annotations__.items() if _says_shape(hint)}
+    """`beartype`, for hints that state shapes; what `jaxtyping.install_import_hook` applies.
+
+    It applies it to two functions in place of each: the first is called with the arguments and
+    returns anything, the second returns what the function did. So the second need not look at the
+    arguments again: jaxtyping remembers their sizes.
+    """
+    hints = function.__annotations__
+    if hints.get("return", Any) is not Any:
+        hints = {"return": hints["return"]}
+    hints = {name: hint for name, hint in hints.items() if _says_shape(hint)}
     if not hints:
         return function
     function.__annotations__ = hints
