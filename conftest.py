@@ -8,6 +8,9 @@ import zlib
 from pathlib import Path
 
 import pytest
+from jaxtyping import install_import_hook
+
+import tests.support.shapes  # noqa: F401 the import hook looks it up
 
 # JAX reads all of these when it is first imported, hence before anything of the project.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -44,6 +47,17 @@ _CACHE = Path(__file__).parent / ".pytest_cache" / "jax"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_CACHE))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
+# Ranks are broadcast by hand: JAX refuses to do it by itself.
+os.environ.setdefault("JAX_NUMPY_RANK_PROMOTION", "raise")
+
+# Modules whose signatures state shapes: these are checked at each call.
+_ROOT = Path(__file__).parent
+_SHAPED = [
+    ".".join(file.relative_to(_ROOT).with_suffix("").parts)
+    for file in _ROOT.glob("diffjax/*/*.py")
+    if "jaxtyping" in (text := file.read_text("utf-8")) or "diffjax.shapes" in text
+]
+install_import_hook(_SHAPED, "tests.support.shapes.checked")
 
 # What JAX keeps of traced programs is millions of objects, which are looked through seldom.
 gc.set_threshold(200_000, 50, 1_000)

@@ -172,12 +172,19 @@ def _class_complaint(name: str, value: Any, kind: Any) -> str | None:
 
 def _differ(one: Any, other: Any) -> bool:
     """Whether no object can be of both annotations; arrays of all libraries are alike."""
+    one, other = map(_without_shape, (one, other))
     if not (isinstance(one, type) and isinstance(other, type)) or Any in (one, other):
         return False
     arrays = {"jax", "jaxlib", "numpy"}
     unknown = inspect.Parameter.empty in (one, other)
     alike = {each.__module__.partition(".")[0] for each in (one, other)} <= arrays
     return not (unknown or alike or one in other.__mro__ or other in one.__mro__)
+
+
+def _without_shape(kind: Any) -> Any:
+    """`jax.Array` where an annotation says the shape of an array too (`diffjax.shapes`)."""
+    kinds = get_args(kind) or (kind,)
+    return jax.Array if any(hasattr(each, "array_type") for each in kinds) else kind
 
 
 def _must(name: str, value: Any, what: str) -> str:

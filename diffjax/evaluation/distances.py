@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import Float, Float64
 
 from diffjax.errors import UserError
 
@@ -72,11 +73,11 @@ def frechet_distance(
 
 
 def frechet_distance_from_root(
-    mean_1: np.ndarray,
-    cov_1: np.ndarray,
-    root_1: np.ndarray,
-    mean_2: np.ndarray,
-    cov_2: np.ndarray,
+    mean_1: Float[np.ndarray, " features"],
+    cov_1: Float[np.ndarray, " features features"],
+    root_1: Float[np.ndarray, " features features"],
+    mean_2: Float[np.ndarray, " features"],
+    cov_2: Float[np.ndarray, " features features"],
 ) -> float:
     """`frechet_distance`, unchecked, to be called with one `root_1 = symmetric_root(cov_1)` for
     many second Gaussians: the root is most of the work.
@@ -199,7 +200,7 @@ def gaussian_kernel_distance(
 
 
 def squared_distances(
-    x: np.ndarray, y: np.ndarray, block_size: int
+    x: Float64[np.ndarray, " n features"], y: Float64[np.ndarray, " m features"], block_size: int
 ) -> Iterator[tuple[slice, np.ndarray]]:
     """Blocks of rows of the squared distances of `x` `[N, F]` to `y` `[M, F]`, each `[b, M]`.
 
@@ -219,7 +220,9 @@ def squared_distances(
         yield rows, np.maximum(squared, 0.0)
 
 
-def symmetric_root(matrix: np.ndarray) -> np.ndarray:
+def symmetric_root(
+    matrix: Float[np.ndarray, " features features"],
+) -> Float[np.ndarray, " features features"]:
     """The symmetric square root of a positive semi-definite matrix `[F, F]`."""
     eigenvalues, vectors = np.linalg.eigh(matrix)
     return (vectors * np.sqrt(np.maximum(eigenvalues, 0.0))) @ vectors.T
@@ -230,7 +233,7 @@ def _kernel(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     return inner * inner * inner
 
 
-def _within(x: np.ndarray) -> np.ndarray:
+def _within(x: Float64[np.ndarray, " n features"]) -> Float64[np.ndarray, " n"]:
     """Row sums of the kernel matrix of a set with itself, without its diagonal."""
     kernel = _kernel(x, x)
     return kernel.sum(1) - np.diagonal(kernel)
@@ -242,7 +245,7 @@ def _subset(features: np.ndarray, most: int, rng: np.random.Generator) -> np.nda
     return features[np.sort(rng.choice(len(features), most, replace=False))]
 
 
-def checked(features: np.ndarray, at_least: int) -> np.ndarray:
+def checked(features: np.ndarray, at_least: int) -> Float64[np.ndarray, " n features"]:
     """Features `[N, F]` as float64.
 
     Raises:

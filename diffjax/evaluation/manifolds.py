@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import Float64
 
 from diffjax.errors import UserError
 from diffjax.evaluation.distances import checked, squared_distances
@@ -76,7 +77,9 @@ def manifold_scores(
     )
 
 
-def _radii(features: np.ndarray, k: int, block_size: int) -> np.ndarray:
+def _radii(
+    features: Float64[np.ndarray, " n features"], k: int, block_size: int
+) -> Float64[np.ndarray, " n"]:
     """`[N]`, the squared distance of each vector to its k-th nearest other one."""
     radii = np.empty(len(features))
     for rows, squared in squared_distances(features, features, block_size):

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float, Float32, Int32
 
 from diffjax.errors import UserError
 from diffjax.evaluation.seen import Images
@@ -21,7 +22,7 @@ def nearest(
     *,
     k: int = 1,
     batch_size_images: int = 250,
-) -> tuple[np.ndarray, np.ndarray]:
+) -> tuple[Int32[np.ndarray, " samples {k}"], Float32[np.ndarray, " samples {k}"]]:
     """The k nearest references of each sample, by Euclidean distance.
 
         |x - y|² = |x|² + |y|² - 2 x·y
@@ -142,7 +143,7 @@ def memorisation(sample_distances: np.ndarray, test_distances: np.ndarray) -> Me
     )
 
 
-def copied(distances: np.ndarray) -> float:
+def copied(distances: Float[np.ndarray, " samples 2"]) -> float:
     """The share of near-copies among samples of these distances, as in `Memorisation`.
 
     Args:
@@ -165,7 +166,7 @@ def _search(references, squares, batch, *, k):
     return jnp.take_along_axis(indices, order, -1), jnp.take_along_axis(distances, order, -1)
 
 
-def _flat(images: np.ndarray, what: str) -> np.ndarray:
+def _flat(images: np.ndarray, what: str) -> Float32[np.ndarray, " images numbers"]:
     flat = np.asarray(images, np.float32).reshape(len(images), math.prod(images.shape[1:]))
     bad = int((~np.isfinite(flat)).any(1).sum())
     if bad:

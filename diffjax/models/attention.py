@@ -16,21 +16,22 @@ from diffjax.errors import UserError, nearest
 from diffjax.models.blockwise import RING, chunked, ring
 from diffjax.models.placement import BATCH, axis_size, fit
 from diffjax.models.remat import ATTENTION
+from diffjax.shapes import Queries, Values
 
 
-def xla(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+def xla(q: Queries, k: Values, v: Values) -> Queries:
     """JAX's own attention, compiled by XLA: runs everywhere, differentiates in both modes."""
     # It promotes half precision by itself, which a user's flags may refuse.
     with jax.numpy_dtype_promotion("standard"):
         return jax.nn.dot_product_attention(q, k, v, implementation="xla")
 
 
-def cudnn(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+def cudnn(q: Queries, k: Values, v: Values) -> Queries:
     """cuDNN's fused attention: NVIDIA GPUs, half precision and reverse mode (no `jax.jvp`) only."""
     return jax.nn.dot_product_attention(q, k, v, implementation="cudnn")
 
 
-def batched(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+def batched(q: Queries, k: Values, v: Values) -> Queries:
     """Two batched products over `[B·heads, T, d]`, normalised after the second: fast on CPUs."""
     batch, length, heads, width = q.shape
     # The heads move to the front once, because XLA:CPU runs only this layout as one fast product;
@@ -47,7 +48,7 @@ def batched(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
     return out.reshape(batch, heads, length, width).swapaxes(1, 2)
 
 
-def splash(q: jax.Array, k: jax.Array, v: jax.Array, *, interpret: bool = False) -> jax.Array:
+def splash(q: Queries, k: Values, v: Values, *, interpret: bool = False) -> Queries:
     """Pallas's splash attention: TPUs and reverse mode (no `jax.jvp`) only, in multiples of 128.
 
     Args:
@@ -74,7 +75,7 @@ def splash(q: jax.Array, k: jax.Array, v: jax.Array, *, interpret: bool = False)
     return local(q, k, v)
 
 
-def _splash(q: jax.Array, k: jax.Array, v: jax.Array, interpret: bool) -> jax.Array:
+def _splash(q: Queries, k: Values, v: Values, interpret: bool) -> jax.Array:
     # Here, because it loads all of Pallas, which nobody else needs.
     from jax.experimental.pallas.ops.tpu import splash_attention as kernels
 
@@ -159,7 +160,7 @@ def resolve(
     return "batched" if platform == "cpu" else "xla"
 
 
-def attention(q: jax.Array, k: jax.Array, v: jax.Array, implementation: str = "auto") -> jax.Array:
+def attention(q: Queries, k: Values, v: Values, implementation: str = "auto") -> Queries:
     """Attention of every query over all keys, per head.
 
         out = softmax(q kᵀ / √d) v        with the softmax in float32

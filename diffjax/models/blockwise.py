@@ -19,6 +19,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from diffjax.models.placement import BATCH, axis_size, fit
 from diffjax.models.remat import ATTENTION
+from diffjax.shapes import Queries, Values
 
 RING = "sequence"
 """The axis of the mesh that splits tokens."""
@@ -26,7 +27,7 @@ RING = "sequence"
 _BLOCK = 512
 
 
-def chunked(q: Array, k: Array, v: Array) -> Array:
+def chunked(q: Queries, k: Values, v: Values) -> Queries:
     """Attention by blocks of 512 keys: memory linear in the tokens, differentiates in both modes.
 
     Example:
@@ -37,7 +38,7 @@ def chunked(q: Array, k: Array, v: Array) -> Array:
     return _in_blocks(q, k, v, turns=1)
 
 
-def ring(q: Array, k: Array, v: Array) -> Array:
+def ring(q: Queries, k: Values, v: Values) -> Queries:
     """As `chunked` with the tokens split over the mesh's `sequence` axis; keys go round (RING).
 
     Each device keeps its queries, and sees all keys and values in as many turns as there are

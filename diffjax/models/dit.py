@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.nn import initializers
+from jaxtyping import Bool, Float
 
 from diffjax.errors import UserError
 from diffjax.kinds import Decay, NotNegative, Positive
@@ -22,6 +23,7 @@ from diffjax.models.layers import (
 )
 from diffjax.models.placement import BATCH, constrain, of_whole_groups
 from diffjax.models.remat import rematerialised
+from diffjax.shapes import Array, Images, Labels, NoiseLabels, OneKey, Tokens
 
 _WIDTHS = {
     "S": {"hidden_size": 384, "depth": 12, "num_heads": 6},
@@ -42,7 +44,7 @@ TOKENS = (BATCH, "sequence", None)
 """Where tokens `[B, T, D]` live between layers: whole vectors, as the layer norms read them."""
 
 
-def patchify(x: jax.Array, patch_size: int) -> jax.Array:
+def patchify(x: Images, patch_size: int) -> Float[Array, " batch tokens numbers"]:
     """Cuts images `[B,H,W,C]` into tokens `[B, (H/p)·(W/p), p·p·C]`, row by row.
 
     Example:
@@ -56,7 +58,9 @@ def patchify(x: jax.Array, patch_size: int) -> jax.Array:
     return x.swapaxes(2, 3).reshape(batch, (height // p) * (width // p), p * p * channels)
 
 
-def unpatchify(tokens: jax.Array, patch_size: int, height: int, width: int) -> jax.Array:
+def unpatchify(
+    tokens: Float[Array, " batch tokens numbers"], patch_size: int, height: int, width: int
+) -> Float[Array, " batch {height} {width} channels"]:
     """Puts tokens `[B, (H/p)·(W/p), p·p·C]` back together as images `[B,H,W,C]`.
 
     Example:
@@ -128,11 +132,11 @@ class DiTBlock(nn.Module):
     @nn.compact
     def __call__(
         self,
-        x: jax.Array,
-        c: jax.Array,
-        key: jax.Array | None = None,
-        place: jax.Array | None = None,
-    ) -> jax.Array:
+        x: Tokens,
+        c: Float[Array, " batch width"],
+        key: OneKey | None = None,
+        place: Bool[Array, " depth"] | None = None,
+    ) -> Tokens:
         dtype = compute_type(self.dtype)
         width = x.shape[-1]
         modulation = of_whole_groups(
@@ -159,7 +163,7 @@ class MLP(nn.Module):
     dtype: str
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Tokens) -> Tokens:
         dtype = compute_type(self.dtype)
         xavier = initializers.xavier_uniform()
         h = Dense(self.hidden_size, dtype=dtype, kernel_init=xavier, name="up")(x)
@@ -229,11 +233,11 @@ class DiT(nn.Module):
     @nn.compact
     def __call__(
         self,
-        x: jax.Array,
-        noise_label: jax.Array,
-        cond: jax.Array | None = None,
+        x: Images,
+        noise_label: NoiseLabels,
+        cond: Labels | None = None,
         train: bool = False,
-    ) -> jax.Array:
+    ) -> Float[Array, " batch height width out"]:
         _, height, width, channels = x.shape
         self._check(height, width)
         dtype, p = compute_type(self.dtype), self.patch_size

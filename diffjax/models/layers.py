@@ -14,11 +14,13 @@ import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 from jax.nn import initializers
 from jax.nn.initializers import Initializer
+from jaxtyping import Bool, Float
 
 from diffjax.errors import UserError, nearest
 from diffjax.models.attention import attention
 from diffjax.models.placement import BATCH, constrain, one_device
 from diffjax.models.remat import ATTENTION
+from diffjax.shapes import Array, Labels, NoiseLabels, PerSample, Tokens
 
 HIDDEN = ("intermediates", "hidden")
 """The collection and name under which a network sows activations of a middle layer."""
@@ -45,8 +47,8 @@ def compute_type(name: str) -> jnp.dtype:
 
 
 def frequency_embedding(
-    noise_label: jax.Array, features: int, max_period: float = 10_000.0
-) -> jax.Array:
+    noise_label: PerSample, features: int, max_period: float = 10_000.0
+) -> Float[Array, " batch {features}"]:
     """Cosines and sines of a scalar at geometrically spaced frequencies.
 
         [cos(ω_i t), sin(ω_i t)]        ω_i = max_period^(−i / n),  i = 0 … n−1,  n = features / 2
@@ -128,7 +130,9 @@ class Conditioning(nn.Module):
     label_init: Initializer = initializers.normal(0.02)
 
     @nn.compact
-    def __call__(self, noise_label: jax.Array, cond: jax.Array | None) -> jax.Array:
+    def __call__(
+        self, noise_label: NoiseLabels, cond: Labels | None
+    ) -> Float[Array, " batch {self.features}"]:
         dtype = compute_type(self.dtype)
         labels = noise_label.reshape(noise_label.shape[0], -1)
         h = self._embedded(labels[:, 0], "")
@@ -171,7 +175,7 @@ class SelfAttention(nn.Module):
     out_init: Initializer = initializers.xavier_uniform()
 
     @nn.compact
-    def __call__(self, x: jax.Array, place: jax.Array | None = None) -> jax.Array:
+    def __call__(self, x: Tokens, place: Bool[Array, " depth"] | None = None) -> Tokens:
         dtype = compute_type(self.dtype)
         batch, length, width = x.shape
         if self.num_heads < 1 or width % self.num_heads:

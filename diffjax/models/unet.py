@@ -7,12 +7,14 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.nn import initializers
+from jaxtyping import Float
 
 from diffjax.errors import UserError
 from diffjax.kinds import Decay, NotNegative, Positive
 from diffjax.models.layers import HIDDEN, Conditioning, Dense, SelfAttention, compute_type
 from diffjax.models.placement import BATCH, constrain
 from diffjax.models.remat import rematerialised
+from diffjax.shapes import Array, Images, Labels, NoiseLabels
 
 SIZES: dict[str, dict] = {
     "DDPM-CIFAR10": {
@@ -75,7 +77,7 @@ class GroupNorm(nn.Module):
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Images) -> Images:
         channels = x.shape[-1]
         scale = self.param("scale", initializers.ones, (channels,))
         bias = self.param("bias", initializers.zeros, (channels,))
@@ -139,7 +141,9 @@ class ResidualBlock(nn.Module):
     resample: Callable[[jax.Array], jax.Array] = _same
 
     @nn.compact
-    def __call__(self, x: jax.Array, c: jax.Array, train: bool) -> jax.Array:
+    def __call__(
+        self, x: Images, c: Float[Array, " batch width_of_c"], train: bool
+    ) -> Float[Array, " batch new_height new_width {self.features}"]:
         dtype = compute_type(self.dtype)
         h = self.resample(nn.silu(_norm(x, dtype, "norm_1")))
         h = _conv(h, self.features, dtype, "conv_1")
@@ -170,7 +174,7 @@ class AttentionBlock(nn.Module):
     attention: str
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Images) -> Images:
         channels = x.shape[-1]
         if self.head_channels < 1 or channels % self.head_channels:
             raise UserError(
@@ -254,11 +258,11 @@ class UNet(nn.Module):
     @nn.compact
     def __call__(
         self,
-        x: jax.Array,
-        noise_label: jax.Array,
-        cond: jax.Array | None = None,
+        x: Images,
+        noise_label: NoiseLabels,
+        cond: Labels | None = None,
         train: bool = False,
-    ) -> jax.Array:
+    ) -> Float[Array, " batch height width out"]:
         self._check(*x.shape[1:3])
         dtype = compute_type(self.dtype)
         c = Conditioning(

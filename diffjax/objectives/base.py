@@ -9,6 +9,7 @@ from jax import Array
 from diffjax.errors import UserError
 from diffjax.process.paths import Path
 from diffjax.process.precond import Apply, Precond
+from diffjax.shapes import AnyShape, OneKey, OneNumber, PerSample, Samples
 
 Batch = Mapping[str, Array]
 
@@ -66,7 +67,7 @@ class Objective:
     flow_map: bool = False
     forward_mode: bool = False
 
-    def init_params(self, key: Array) -> dict[str, Any]:
+    def init_params(self, key: OneKey) -> dict[str, Any]:
         """Parameters that are trained beside the network's, under names of their own."""
         del key
         return {}
@@ -80,10 +81,10 @@ class Objective:
         apply: Apply,
         params: Any,
         ema_params: Any,
-        key: Array,
+        key: OneKey,
         batch: Batch,
         progress: Progress,
-    ) -> tuple[Array, dict[str, Array]]:
+    ) -> tuple[PerSample, dict[str, Array]]:
         """Returns the loss `[B]` and metrics `[B]`, `log_snr` among them.
 
         Args:
@@ -96,16 +97,16 @@ class Objective:
         """
         raise NotImplementedError
 
-    def precond_for(self, source: Array | None) -> Precond:
+    def precond_for(self, source: Samples | None) -> Precond:
         """How the network is asked about images with these sources `[B, …]`, if it sees them."""
         del source
         return self.precond
 
-    def noise_scale(self, t: Array) -> Array:
+    def noise_scale(self, t: OneNumber) -> OneNumber:
         """What standard normal noise is multiplied by in `x_t = a·x0 + …` at `t[]`: `s`."""
         return self.path.sigma(t)
 
-    def start(self, noise: Array, source: Array | None) -> Array:
+    def start(self, noise: Samples, source: Samples | None) -> Samples:
         """Where samples start, `x` at `t_noise`, from standard normal noise `[B, …]`.
 
         Args:
@@ -115,7 +116,7 @@ class Objective:
         end = noise if source is None else source
         return self.path.sigma(jnp.asarray(self.path.t_noise)) * end
 
-    def effective_weight(self, log_snr: Array) -> Array:
+    def effective_weight(self, log_snr: AnyShape) -> AnyShape:
         """What a unit of log-SNR pays for each squared error of the noise, if that is defined."""
         raise NotImplementedError(f"{type(self).__name__} is no squared error at random times")
 

@@ -8,12 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.tree_util import register_dataclass
+from jaxtyping import Float
 
 from diffjax.compiling import implicit_promotion
 from diffjax.errors import UserError
 from diffjax.kinds import Positive
 from diffjax.objectives.base import Batch, check_others
 from diffjax.process.paths import Pair, Scalar
+from diffjax.shapes import OneKey, Samples
 
 
 class Coupling:
@@ -31,7 +33,7 @@ class Coupling:
     starts_at_source: bool = False
     independent_noise: bool = False
 
-    def __call__(self, key: Array, batch: Batch, noise: Array) -> Pair:
+    def __call__(self, key: OneKey, batch: Batch, noise: Samples) -> Pair:
         """The pair `[B, …]` each; raises UserError where the batch lacks a source."""
         raise NotImplementedError
 
@@ -43,7 +45,7 @@ class Independent(Coupling):
 
     independent_noise = True
 
-    def __call__(self, key: Array, batch: Batch, noise: Array) -> Pair:
+    def __call__(self, key: OneKey, batch: Batch, noise: Samples) -> Pair:
         del key
         return Pair(batch["image"], noise)
 
@@ -59,7 +61,7 @@ class OptimalTransport(Coupling):
     (arXiv:2304.14772).
     """
 
-    def __call__(self, key: Array, batch: Batch, noise: Array) -> Pair:
+    def __call__(self, key: OneKey, batch: Batch, noise: Samples) -> Pair:
         del key
         costs = squared_distances(batch["image"], noise)
         chosen = jax.ShapeDtypeStruct((len(noise),), jnp.int32)
@@ -84,7 +86,7 @@ class EntropicTransport(Coupling):
     epsilon: Positive[Scalar] = 0.1
     max_iterations: Positive[int] = field(default=200, metadata={"static": True})
 
-    def __call__(self, key: Array, batch: Batch, noise: Array) -> Pair:
+    def __call__(self, key: OneKey, batch: Batch, noise: Samples) -> Pair:
         check_others(batch, "EntropicTransport")  # Distances of one image have no deviation.
         try:
             from ott.geometry.geometry import Geometry
@@ -115,7 +117,7 @@ class Given(Coupling):
 
     needs_source = True
 
-    def __call__(self, key: Array, batch: Batch, noise: Array) -> Pair:
+    def __call__(self, key: OneKey, batch: Batch, noise: Samples) -> Pair:
         del key, noise
         if "source" not in batch:
             raise UserError(
@@ -136,7 +138,7 @@ class Translation(Given):
     starts_at_source = True
 
 
-def squared_distances(x: Array, y: Array) -> Array:
+def squared_distances(x: Samples, y: Samples) -> Float[Array, " batch batch"]:
     """`|x_i - y_j|²`, `[B, B]`, for `[B, …]` each.
 
     Example:

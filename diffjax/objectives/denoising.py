@@ -18,6 +18,7 @@ from diffjax.process.targets import Mix, determinant, encode
 from diffjax.process.times import Times, log_snr_density
 from diffjax.process.uniforms import Uniforms
 from diffjax.process.weights import Weight
+from diffjax.shapes import AnyShape, OneKey, PerSample, Samples
 
 
 class Noised(NamedTuple):
@@ -84,17 +85,17 @@ class Denoising(Objective):
         apply: Apply,
         params: Any,
         ema_params: Any,
-        key: Array,
+        key: OneKey,
         batch: Batch,
         progress: Progress,
-    ) -> tuple[Array, dict[str, Array]]:
+    ) -> tuple[PerSample, dict[str, Array]]:
         del ema_params, progress
         time_key, key = jax.random.split(key)
         t = self.times.quantile(self.uniforms(time_key, len(batch["image"])), self.path)
         noised = self.noised(t, key, batch)
         return self.loss(noised, self.ask(apply, params, noised)), self.metrics(noised)
 
-    def noised(self, t: Array, key: Array, batch: Batch) -> Noised:
+    def noised(self, t: PerSample, key: OneKey, batch: Batch) -> Noised:
         """The batch at times `t[B]`, with noise from `key`."""
         noise_key, coupling_key, dropout_key = jax.random.split(key, 3)
         x0 = batch["image"]
@@ -108,16 +109,16 @@ class Denoising(Objective):
         inputs = self.precond_for(noised.source).inputs(noised.c, noised.x_t)
         return apply(params, *inputs, noised.cond, train=True, key=noised.key, **options)
 
-    def loss(self, noised: Noised, output: Array) -> Array:
+    def loss(self, noised: Noised, output: Samples) -> PerSample:
         """The weighted squared error of an output, `[B]`."""
         target = encode(noised.k, noised.pair)
         return pixel_mean(self.weight(noised.c, noised.k) * jnp.square(output - target))
 
-    def metrics(self, noised: Noised) -> dict[str, Array]:
+    def metrics(self, noised: Noised) -> dict[str, PerSample]:
         """What is logged of each example."""
         return {"log_snr": jnp.ravel(log_snr_of(noised.c))}
 
-    def effective_weight(self, log_snr: Array) -> Array:
+    def effective_weight(self, log_snr: AnyShape) -> AnyShape:
         """What a unit of log-SNR pays for each squared error of the noise.
 
         `p(λ)·w·(D/a)²`: target, path, weight and times put together. Objectives that agree here,
@@ -149,6 +150,6 @@ class Denoising(Objective):
         return jnp.reshape(log_snr_density(self.times, self.path, t) * per_noise, log_snr.shape)
 
 
-def pixel_mean(x: Array) -> Array:
+def pixel_mean(x: Samples) -> PerSample:
     """The mean over all but the first axis, `[B]`."""
     return jnp.mean(x, axis=tuple(range(1, x.ndim)))

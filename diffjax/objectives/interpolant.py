@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.tree_util import register_dataclass
+from jaxtyping import Float
 
 from diffjax.errors import UserError
 from diffjax.objectives.base import Batch
@@ -15,6 +16,7 @@ from diffjax.process.bridges import BridgeNoise
 from diffjax.process.paths import Coeffs, Pair, mix
 from diffjax.process.precond import Precond
 from diffjax.process.targets import Mix, decode
+from diffjax.shapes import OneKey, OneNumber, PerSample, Samples
 
 
 @register_dataclass
@@ -42,7 +44,7 @@ class Interpolant(Denoising):
     def independent_noise(self) -> bool:
         return False
 
-    def noised(self, t: Array, key: Array, batch: Batch) -> Noised:
+    def noised(self, t: PerSample, key: OneKey, batch: Batch) -> Noised:
         bridge_key, key = jax.random.split(key)
         noised = super().noised(t, key, batch)
         z = jax.random.normal(bridge_key, noised.x_t.shape)
@@ -50,11 +52,11 @@ class Interpolant(Denoising):
         pair = Pair(noised.pair.x0 + shift.x0 * z, noised.pair.eps + shift.eps * z)
         return noised._replace(pair=pair, x_t=mix(noised.c, pair))
 
-    def noise_scale(self, t: Array) -> Array:
+    def noise_scale(self, t: OneNumber) -> OneNumber:
         # Where the other end is noise, both parts are: a sum of their variances.
         return jnp.hypot(self.path.sigma(t), self.gamma(t))
 
-    def start(self, noise: Array, source: Array | None) -> Array:
+    def start(self, noise: Samples, source: Samples | None) -> Samples:
         t = jnp.asarray(self.path.t_noise)
         if source is None:
             return self.noise_scale(t) * noise
@@ -98,7 +100,7 @@ class SourceBridge(Denoising):
     def starts_at_source(self) -> bool:
         return True
 
-    def noised(self, t: Array, key: Array, batch: Batch) -> Noised:
+    def noised(self, t: PerSample, key: OneKey, batch: Batch) -> Noised:
         if "source" not in batch:
             raise UserError(
                 f"SourceBridge needs a source for each image, but the data set has only "
@@ -106,13 +108,13 @@ class SourceBridge(Denoising):
             )
         return super().noised(t, key, batch)._replace(source=batch["source"])
 
-    def precond_for(self, source: Array | None) -> Precond:
+    def precond_for(self, source: Samples | None) -> Precond:
         if source is None:
             raise UserError("this model goes from one image to another: give it source=images")
         parts = self.precond
         return _SeesSource(parts.target, parts.noise_label, parts.input_scale, source=source)
 
-    def start(self, noise: Array, source: Array | None) -> Array:
+    def start(self, noise: Samples, source: Samples | None) -> Samples:
         del source  # It is taken off y, and the network has it.
         return self.path.sigma(jnp.asarray(self.path.t_noise)) * noise
 
@@ -124,7 +126,7 @@ class _SeesSource(Precond):
 
     source: Any = field(kw_only=True)
 
-    def inputs(self, c: Coeffs, x_t: Array) -> tuple[Array, Array]:
+    def inputs(self, c: Coeffs, x_t: Samples) -> tuple[Float[Array, " batch *shown"], PerSample]:
         # Guidance asks for copies of the batch, laid end to end.
         copies = x_t.shape[0] // self.source.shape[0]
         source = jnp.concatenate([self.source] * copies)

@@ -16,6 +16,7 @@ from diffjax.objectives.wrappers import Wrapper
 from diffjax.process.paths import Coeffs, Path, Scalar, coeffs
 from diffjax.process.precond import Apply
 from diffjax.process.targets import decode
+from diffjax.shapes import AnyShape, OneKey, PerSample
 
 
 class Reverse(NamedTuple):
@@ -67,10 +68,10 @@ class LearnedVariance(Wrapper):
         apply: Apply,
         params: Any,
         ema_params: Any,
-        key: Array,
+        key: OneKey,
         batch: Batch,
         progress: Progress,
-    ) -> tuple[Array, dict[str, Array]]:
+    ) -> tuple[PerSample, dict[str, Array]]:
         del ema_params, progress
         objective = self.objective
         time_key, key = jax.random.split(key)
@@ -100,7 +101,9 @@ class LearnedVariance(Wrapper):
         return reverse_step(self.path, c.t, jnp.where(last, 0.0, c.t - gap), clipped, gap), last
 
 
-def reverse_step(path: Path, t: Array, t_next: Array, t_clipped: Array, gap: Scalar) -> Reverse:
+def reverse_step(
+    path: Path, t: AnyShape, t_next: AnyShape, t_clipped: AnyShape, gap: Scalar
+) -> Reverse:
     """`q(x_next | x_t, x0)`, with the small variance taken from the step that ends `t_clipped`.
 
     With `r = a/a_next` and the forward variance `s² - r²·s_next²`: mean
@@ -124,7 +127,7 @@ def reverse_step(path: Path, t: Array, t_next: Array, t_clipped: Array, gap: Sca
     )
 
 
-def discretised_log_probability(x: Array, mean: Array, log_std: Array) -> Array:
+def discretised_log_probability(x: AnyShape, mean: AnyShape, log_std: AnyShape) -> AnyShape:
     """Log-probability of 8-bit values under a normal that is integrated over each value's bin.
 
     Values lie at `k/127.5 - 1` and bins reach half way to the next; the outer bins are open. Ho et

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.tree_util import register_dataclass
+from jaxtyping import Float
 
 from diffjax.errors import UserError
 from diffjax.kinds import Interval, NotNegative, Positive, Probability
@@ -16,6 +17,7 @@ from diffjax.objectives.wrappers import Wrapper
 from diffjax.process.paths import Scalar
 from diffjax.process.precond import Apply, Precond, interval_inputs
 from diffjax.process.targets import Velocity, encode
+from diffjax.shapes import AnyShape, OneKey, PerSample, Samples
 
 
 @register_dataclass
@@ -76,10 +78,10 @@ class MeanFlow(Wrapper):
         apply: Apply,
         params: Any,
         ema_params: Any,
-        key: Array,
+        key: OneKey,
         batch: Batch,
         progress: Progress,
-    ) -> tuple[Array, dict[str, Array]]:
+    ) -> tuple[PerSample, dict[str, Array]]:
         del ema_params, progress
         if not isinstance(self.precond.target, Velocity):
             raise UserError(
@@ -104,7 +106,7 @@ class MeanFlow(Wrapper):
         scale = jax.lax.stop_gradient(distance + self.floor) ** self.power
         return distance / scale, self.objective.metrics(noised)
 
-    def intervals(self, key: Array, n: int) -> tuple[Array, Array]:
+    def intervals(self, key: OneKey, n: int) -> tuple[Float[Array, " {n}"], Float[Array, " {n}"]]:
         """From when and to when, `[n]` each: the later of two times, and, of a share, the other."""
         first, second, order, chosen = jax.random.split(key, 4)
         u = self.objective.uniforms(first, n)
@@ -116,8 +118,8 @@ class MeanFlow(Wrapper):
         return t, jnp.where(between, jnp.minimum(one, other), t)
 
     def velocity(
-        self, apply: Apply, params: Any, precond: Precond, noised: Noised, t: Array
-    ) -> Array:
+        self, apply: Apply, params: Any, precond: Precond, noised: Noised, t: PerSample
+    ) -> Samples:
         """The conditional velocity of each example, `[B, …]`, guided where that is asked for."""
         velocity = encode(noised.k, noised.pair)
         if self.omega == 1.0 and not self.kappa:
@@ -130,5 +132,5 @@ class MeanFlow(Wrapper):
         below = jnp.reshape(t <= self.guided_below, (-1,) + (1,) * (velocity.ndim - 1))
         return jax.lax.stop_gradient(jnp.where(below, guided, velocity))
 
-    def effective_weight(self, log_snr: Array) -> Array:
+    def effective_weight(self, log_snr: AnyShape) -> AnyShape:
         return Objective.effective_weight(self, log_snr)

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.tree_util import register_dataclass
+from jaxtyping import Float
 
 from diffjax.kinds import Decay, Interval, NotNegative, Positive
 from diffjax.objectives.base import Batch, Objective, Progress, check_others
@@ -14,6 +15,7 @@ from diffjax.objectives.denoising import Denoising
 from diffjax.process.paths import Path, Scalar
 from diffjax.process.precond import Apply, Precond
 from diffjax.process.times import Times
+from diffjax.shapes import AnyShape, OneKey, OneNumber, PerSample, Samples
 
 
 class Wrapper(Objective):
@@ -61,23 +63,23 @@ class Wrapper(Objective):
     def forward_mode(self) -> bool:
         return self.objective.forward_mode
 
-    def init_params(self, key: Array) -> dict[str, Any]:
+    def init_params(self, key: OneKey) -> dict[str, Any]:
         return self.objective.init_params(key)
 
     def init_memory(self) -> Any:
         return self.objective.init_memory()
 
-    def effective_weight(self, log_snr: Array) -> Array:
+    def effective_weight(self, log_snr: AnyShape) -> AnyShape:
         """That of the objective: what is added to it, or balanced by learning, is left out."""
         return self.objective.effective_weight(log_snr)
 
-    def precond_for(self, source: Array | None) -> Precond:
+    def precond_for(self, source: Samples | None) -> Precond:
         return self.objective.precond_for(source)
 
-    def noise_scale(self, t: Array) -> Array:
+    def noise_scale(self, t: OneNumber) -> OneNumber:
         return self.objective.noise_scale(t)
 
-    def start(self, noise: Array, source: Array | None) -> Array:
+    def start(self, noise: Samples, source: Samples | None) -> Samples:
         return self.objective.start(noise, source)
 
     def update_memory(self, memory: Any, metrics: dict[str, Array]) -> Any:
@@ -103,7 +105,7 @@ class Uncertainty(Wrapper):
     num_terms: Positive[int] = field(default=16, metadata={"static": True})
     limit: Positive[Scalar] = 20.0
 
-    def init_params(self, key: Array) -> dict[str, Any]:
+    def init_params(self, key: OneKey) -> dict[str, Any]:
         return {**self.objective.init_params(key), "uncertainty": jnp.zeros(self.num_terms)}
 
     def __call__(
@@ -111,15 +113,15 @@ class Uncertainty(Wrapper):
         apply: Apply,
         params: Any,
         ema_params: Any,
-        key: Array,
+        key: OneKey,
         batch: Batch,
         progress: Progress,
-    ) -> tuple[Array, dict[str, Array]]:
+    ) -> tuple[PerSample, dict[str, Array]]:
         loss, metrics = self.objective(apply, params, ema_params, key, batch, progress)
         u = self.log_loss(params["uncertainty"], metrics["log_snr"])
         return loss * jnp.exp(-u) + u, metrics
 
-    def log_loss(self, series: Array, log_snr: Array) -> Array:
+    def log_loss(self, series: Float[Array, " terms"], log_snr: AnyShape) -> AnyShape:
         """`u(λ)`, of the shape of `log_snr`."""
         share = (jnp.clip(log_snr, -self.limit, self.limit) + self.limit) / (2.0 * self.limit)
         terms = jnp.arange(self.num_terms, dtype=share.dtype)
@@ -148,10 +150,10 @@ class Importance(Wrapper):
         apply: Apply,
         params: Any,
         ema_params: Any,
-        key: Array,
+        key: OneKey,
         batch: Batch,
         progress: Progress,
-    ) -> tuple[Array, dict[str, Array]]:
+    ) -> tuple[PerSample, dict[str, Array]]:
         del ema_params, progress
         objective, path = self.objective, self.path
         time_key, key = jax.random.split(key)
@@ -195,10 +197,10 @@ class Adaptive(Wrapper):
         apply: Apply,
         params: Any,
         ema_params: Any,
-        key: Array,
+        key: OneKey,
         batch: Batch,
         progress: Progress,
-    ) -> tuple[Array, dict[str, Array]]:
+    ) -> tuple[PerSample, dict[str, Array]]:
         del ema_params
         objective = self.objective
         time_key, key = jax.random.split(key)
@@ -217,7 +219,7 @@ class Adaptive(Wrapper):
         moved = memory + (1.0 - self.decay) * (total / jnp.maximum(count, 1.0) - memory)
         return jnp.where(count > 0, moved, memory)
 
-    def density(self, memory: Array) -> Array:
+    def density(self, memory: Float[Array, " bins"]) -> Float[Array, " bins"]:
         """`q` in each bin of the unit interval, with mean 1."""
         size = memory ** (1.0 / self.power)
         return self.uniform_share + (1.0 - self.uniform_share) * size / jnp.mean(size)
@@ -252,10 +254,10 @@ class Contrastive(Wrapper):
         apply: Apply,
         params: Any,
         ema_params: Any,
-        key: Array,
+        key: OneKey,
         batch: Batch,
         progress: Progress,
-    ) -> tuple[Array, dict[str, Array]]:
+    ) -> tuple[PerSample, dict[str, Array]]:
         check_others(batch, "Contrastive")
         del ema_params, progress
         objective = self.objective
@@ -292,10 +294,10 @@ class Dispersive(Wrapper):
         apply: Apply,
         params: Any,
         ema_params: Any,
-        key: Array,
+        key: OneKey,
         batch: Batch,
         progress: Progress,
-    ) -> tuple[Array, dict[str, Array]]:
+    ) -> tuple[PerSample, dict[str, Array]]:
         check_others(batch, "Dispersive")
         del ema_params, progress
         objective = self.objective
@@ -306,7 +308,7 @@ class Dispersive(Wrapper):
         loss = objective.loss(noised, output) + self.scale * self.dispersion(hidden)
         return loss, objective.metrics(noised)
 
-    def dispersion(self, hidden: Array) -> Array:
+    def dispersion(self, hidden: Samples) -> OneNumber:
         """`log mean_ij exp(-|z_i - z_j|²/temperature)`, `[]`, for activations `[B, …]`."""
         z = jnp.reshape(hidden, (len(hidden), -1)).astype(jnp.float32)
         squares = jnp.mean(z**2, axis=1)

@@ -23,13 +23,15 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import Array
 from jax.tree_util import Partial, register_dataclass
+from jaxtyping import Float
 
 from diffjax.process import flow_maps
-from diffjax.process.paths import Coeffs, Pair, Path, Scalar, coeffs
+from diffjax.process.flow_maps import TimeOrTimes
+from diffjax.process.paths import Coeffs, Pair, Path, coeffs
 from diffjax.process.precond import Predict
 from diffjax.process.targets import chord, decode
+from diffjax.shapes import Array, OneKey, PerSample, Samples
 
 
 class Posterior(NamedTuple):
@@ -72,7 +74,7 @@ class GaussianMixture:
     means: Array
     covariances: Array
 
-    def draw(self, key: Array, n: int) -> Array:
+    def draw(self, key: OneKey, n: int) -> Float[Array, " {n} *event"]:
         """Samples of the data, `[n, …]`."""
         which, noise = jax.random.split(key)
         component = jax.random.choice(which, len(self.weights), (n,), p=self.weights)
@@ -91,20 +93,24 @@ class GaussianMixture:
         """The best denoiser, `(x[B, …], t[B], cond) -> Pair`; for `t[B, 2]` the flow map."""
         return _predict(self, path)
 
-    def score(self, path: Path, x: Array, t: Array) -> Array:
+    def score(self, path: Path, x: Samples, t: PerSample) -> Samples:
         """`∇ log p_t(x)`, of the shape of `x`."""
         return _posterior(self.infer(), path, x, t).score.reshape(x.shape)
 
-    def velocity(self, path: Path, x: Array, t: Array) -> Array:
+    def velocity(self, path: Path, x: Samples, t: PerSample) -> Samples:
         """`E[a'·x0 + s'·eps | x_t = x]`, of the shape of `x`."""
         return _velocity(self.infer(), path, x, t)
 
-    def responsibilities(self, path: Path, x: Array, t: Array) -> Array:
+    def responsibilities(
+        self, path: Path, x: Samples, t: PerSample
+    ) -> Float[Array, " batch components"]:
         """`P(component i | x_t = x)`, `[B, K]`; at `t = 0` covariances must not be singular."""
         post = _component_posteriors(self._components(), coeffs(path, t, ndim=2), _flat(x))
         return jax.nn.softmax(post.log_joint, axis=1)
 
-    def posterior_covariance(self, path: Path, x: Array, t: Array) -> Array:
+    def posterior_covariance(
+        self, path: Path, x: Samples, t: PerSample
+    ) -> Float[Array, " batch d d"]:
         """`Cov[x0 | x_t = x]`, `[B, d, d]`: within the components plus between them."""
         components, c, x = self._components(), coeffs(path, t, ndim=2), _flat(x)
         post = _component_posteriors(components, c, x)
@@ -115,15 +121,17 @@ class GaussianMixture:
         within = jnp.einsum("kie,bke,kje->bij", components.vectors, left, components.vectors)
         return within + between
 
-    def log_density(self, path: Path, x: Array, t: Array) -> Array:
+    def log_density(self, path: Path, x: Samples, t: PerSample) -> PerSample:
         """`log p_t(x)` in nats, `[B]`."""
         return _posterior(self.infer(), path, x, t).log_density
 
-    def flow(self, path: Path, x: Array, t_from: Scalar, t_to: Scalar) -> Array:
+    def flow(self, path: Path, x: Samples, t_from: TimeOrTimes, t_to: TimeOrTimes) -> Samples:
         """Where the probability-flow ODE carries `x`; times are `[]` or `[B]`."""
         return flow_maps.integrated(self, path, x, t_from, t_to)
 
-    def average_velocity(self, path: Path, x: Array, t_from: Scalar, t_to: Scalar) -> Array:
+    def average_velocity(
+        self, path: Path, x: Samples, t_from: TimeOrTimes, t_to: TimeOrTimes
+    ) -> Samples:
         """`(flow - x)/(t_to - t_from)`; where the times are equal, the velocity."""
         return flow_maps.average_velocity(self, path, x, t_from, t_to)
 
@@ -156,7 +164,7 @@ class Gaussian:
     mean: Array
     covariance: Array
 
-    def draw(self, key: Array, n: int) -> Array:
+    def draw(self, key: OneKey, n: int) -> Float[Array, " {n} *event"]:
         """Samples of the data, `[n, …]`."""
         return self._alone().draw(key, n)
 
@@ -168,28 +176,32 @@ class Gaussian:
         """The best denoiser, `(x[B, …], t[B], cond) -> Pair`; for `t[B, 2]` the flow map."""
         return _predict(self, path)
 
-    def score(self, path: Path, x: Array, t: Array) -> Array:
+    def score(self, path: Path, x: Samples, t: PerSample) -> Samples:
         """`∇ log p_t(x)`, of the shape of `x`."""
         return self._alone().score(path, x, t)
 
-    def velocity(self, path: Path, x: Array, t: Array) -> Array:
+    def velocity(self, path: Path, x: Samples, t: PerSample) -> Samples:
         """`E[a'·x0 + s'·eps | x_t = x]`, of the shape of `x`."""
         return self._alone().velocity(path, x, t)
 
-    def posterior_covariance(self, path: Path, x: Array, t: Array) -> Array:
+    def posterior_covariance(
+        self, path: Path, x: Samples, t: PerSample
+    ) -> Float[Array, " batch d d"]:
         """`Cov[x0 | x_t = x]`, `[B, d, d]`; the same at every `x`."""
         return self._alone().posterior_covariance(path, x, t)
 
-    def log_density(self, path: Path, x: Array, t: Array) -> Array:
+    def log_density(self, path: Path, x: Samples, t: PerSample) -> PerSample:
         """`log p_t(x)` in nats, `[B]`."""
         return self._alone().log_density(path, x, t)
 
-    def flow(self, path: Path, x: Array, t_from: Scalar, t_to: Scalar) -> Array:
+    def flow(self, path: Path, x: Samples, t_from: TimeOrTimes, t_to: TimeOrTimes) -> Samples:
         """Where the probability-flow ODE carries `x`; times are `[]` or `[B]`."""
         moved = gaussian_flow(self.mean.ravel(), self.covariance, path, _flat(x), t_from, t_to)
         return moved.reshape(x.shape)
 
-    def average_velocity(self, path: Path, x: Array, t_from: Scalar, t_to: Scalar) -> Array:
+    def average_velocity(
+        self, path: Path, x: Samples, t_from: TimeOrTimes, t_to: TimeOrTimes
+    ) -> Samples:
         """`(flow - x)/(t_to - t_from)`; where the times are equal, the velocity."""
         return flow_maps.average_velocity(self, path, x, t_from, t_to)
 
@@ -221,7 +233,7 @@ class FiniteData:
 
     points: Array
 
-    def draw(self, key: Array, n: int) -> Array:
+    def draw(self, key: OneKey, n: int) -> Float[Array, " {n} *event"]:
         """Points drawn with replacement, `[n, …]`."""
         return self.points[jax.random.randint(key, (n,), 0, len(self.points))]
 
@@ -233,15 +245,17 @@ class FiniteData:
         """The best denoiser, `(x[B, …], t[B], cond) -> Pair`; for `t[B, 2]` the flow map."""
         return _predict(self, path)
 
-    def score(self, path: Path, x: Array, t: Array) -> Array:
+    def score(self, path: Path, x: Samples, t: PerSample) -> Samples:
         """`∇ log p_t(x)`, of the shape of `x`."""
         return _posterior(self.infer(), path, x, t).score.reshape(x.shape)
 
-    def velocity(self, path: Path, x: Array, t: Array) -> Array:
+    def velocity(self, path: Path, x: Samples, t: PerSample) -> Samples:
         """`E[a'·x0 + s'·eps | x_t = x]`, of the shape of `x`."""
         return _velocity(self.infer(), path, x, t)
 
-    def posterior_covariance(self, path: Path, x: Array, t: Array) -> Array:
+    def posterior_covariance(
+        self, path: Path, x: Samples, t: PerSample
+    ) -> Float[Array, " batch d d"]:
         """`Cov[x0 | x_t = x] = Σ r_i·(x_i - E[x0|x])(x_i - E[x0|x])ᵀ`, `[B, d, d]`."""
         points, c = _flat(self.points), coeffs(path, t, ndim=2)
         shares = jax.nn.softmax(_log_kernel(points, c, _flat(x)), axis=1)
@@ -252,22 +266,29 @@ class FiniteData:
 
         return jax.lax.map(one, shares)  # one after the other, lest [B, N, d] be held at once
 
-    def log_density(self, path: Path, x: Array, t: Array) -> Array:
+    def log_density(self, path: Path, x: Samples, t: PerSample) -> PerSample:
         """`log p_t(x)` in nats, `[B]`, at `t > 0`."""
         return _posterior(self.infer(), path, x, t).log_density
 
-    def flow(self, path: Path, x: Array, t_from: Scalar, t_to: Scalar) -> Array:
+    def flow(self, path: Path, x: Samples, t_from: TimeOrTimes, t_to: TimeOrTimes) -> Samples:
         """Where the probability-flow ODE carries `x`; times are `[]` or `[B]`."""
         return flow_maps.integrated(self, path, x, t_from, t_to)
 
-    def average_velocity(self, path: Path, x: Array, t_from: Scalar, t_to: Scalar) -> Array:
+    def average_velocity(
+        self, path: Path, x: Samples, t_from: TimeOrTimes, t_to: TimeOrTimes
+    ) -> Samples:
         """`(flow - x)/(t_to - t_from)`; where the times are equal, the velocity."""
         return flow_maps.average_velocity(self, path, x, t_from, t_to)
 
 
 def gaussian_flow(
-    mean: Array, covariance: Array, path: Path, x: Array, t_from: Scalar, t_to: Scalar
-) -> Array:
+    mean: Float[Array, " d"],
+    covariance: Float[Array, " d d"],
+    path: Path,
+    x: Float[Array, " batch d"],
+    t_from: TimeOrTimes,
+    t_to: TimeOrTimes,
+) -> Float[Array, " batch d"]:
     """Where the probability-flow ODE carries points of a Gaussian's path, exactly.
 
     All marginal covariances `S_t = a²·C + s²·I` commute, so

@@ -15,6 +15,7 @@ from jax.tree_util import register_dataclass
 
 from diffjax.kinds import Interval, NotNegative, Positive, UnitTime
 from diffjax.process.paths import Scalar
+from diffjax.shapes import AnyShape
 
 T = TypeVar("T")
 Beta = Annotated[T, Interval("(0, 1)")]
@@ -39,10 +40,10 @@ class LinearBetas:
     t_min: NotNegative[Scalar] = 1e-3
     t_noise: UnitTime[Scalar] = 1.0
 
-    def alpha(self, t: Array) -> Array:
+    def alpha(self, t: AnyShape) -> AnyShape:
         return jnp.exp(0.5 * self._log_alpha_bar(t))
 
-    def sigma(self, t: Array) -> Array:
+    def sigma(self, t: AnyShape) -> AnyShape:
         return jnp.sqrt(-jnp.expm1(self._log_alpha_bar(t)))
 
     def _log_alpha_bar(self, t: Array) -> Array:
@@ -64,10 +65,10 @@ class ScaledLinearBetas:
     t_min: NotNegative[Scalar] = 1e-3
     t_noise: UnitTime[Scalar] = 1.0
 
-    def alpha(self, t: Array) -> Array:
+    def alpha(self, t: AnyShape) -> AnyShape:
         return jnp.exp(0.5 * self._log_alpha_bar(t))
 
-    def sigma(self, t: Array) -> Array:
+    def sigma(self, t: AnyShape) -> AnyShape:
         return jnp.sqrt(-jnp.expm1(self._log_alpha_bar(t)))
 
     def _log_alpha_bar(self, t: Array) -> Array:
@@ -97,10 +98,10 @@ class CosineBetas:
     t_min: NotNegative[Scalar] = 1e-3
     t_noise: UnitTime[Scalar] = 0.999
 
-    def alpha(self, t: Array) -> Array:
+    def alpha(self, t: AnyShape) -> AnyShape:
         return jnp.exp(0.5 * self._log_alpha_bar(t))
 
-    def sigma(self, t: Array) -> Array:
+    def sigma(self, t: AnyShape) -> AnyShape:
         return jnp.sqrt(-jnp.expm1(self._log_alpha_bar(t)))
 
     def _log_alpha_bar(self, t: Array) -> Array:

@@ -7,12 +7,17 @@ import jax.numpy as jnp
 from jax import Array
 
 from diffjax.compiling import once
+from diffjax.shapes import AnyShape
 
 
 @once(4)
 def bisect(
-    rising: Callable[[Array], Array], value: Array, low: Array, high: Array, halvings: int
-) -> Array:
+    rising: Callable[[Array], Array],
+    value: AnyShape,
+    low: AnyShape,
+    high: AnyShape,
+    halvings: int,
+) -> AnyShape:
     """The `t` between `low` and `high` at which a rising function has given values.
 
     Each halving of the interval adds a bit; 26 are all that float32 has in [0, 1]. Values outside

@@ -13,6 +13,7 @@ from jax.tree_util import register_dataclass
 
 from diffjax.kinds import NotNegative, Positive, UnitTime
 from diffjax.process.paths import Scalar
+from diffjax.shapes import AnyShape
 
 BridgeNoise = Callable[[Array], Array]
 """`t -> γ(t)`, of the shape of `t`; its derivative comes from `jax.jvp`."""
@@ -23,7 +24,7 @@ BridgeNoise = Callable[[Array], Array]
 class NoBridge:
     """0: a straight interpolant of the two ends."""
 
-    def __call__(self, t: Array) -> Array:
+    def __call__(self, t: AnyShape) -> AnyShape:
         return jnp.zeros_like(t)
 
 
@@ -43,7 +44,7 @@ class Brownian:
 
     scale: Positive[Scalar] = 1.0
 
-    def __call__(self, t: Array) -> Array:
+    def __call__(self, t: AnyShape) -> AnyShape:
         return self.scale * jnp.sqrt(t * (1.0 - t))
 
 
@@ -57,7 +58,7 @@ class SineSquared:
 
     scale: Positive[Scalar] = 0.5
 
-    def __call__(self, t: Array) -> Array:
+    def __call__(self, t: AnyShape) -> AnyShape:
         return self.scale * jnp.sin(jnp.pi * t) ** 2
 
 
@@ -86,8 +87,8 @@ class BrownianBridge:
     t_min: NotNegative[Scalar] = 1e-3
     t_noise: UnitTime[Scalar] = 0.9999
 
-    def alpha(self, t: Array) -> Array:
+    def alpha(self, t: AnyShape) -> AnyShape:
         return 1.0 - t
 
-    def sigma(self, t: Array) -> Array:
+    def sigma(self, t: AnyShape) -> AnyShape:
         return self.scale * jnp.sqrt(t * (1.0 - t))

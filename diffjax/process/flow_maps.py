@@ -17,7 +17,11 @@ import numpy as np
 from jax import Array
 
 from diffjax.compiling import once
-from diffjax.process.paths import Coeffs, Path, Scalar, coeffs
+from diffjax.process.paths import Coeffs, Path, coeffs
+from diffjax.shapes import OneNumber, PerSample, Samples
+
+TimeOrTimes = float | OneNumber | PerSample
+"""One for all samples, or one for each."""
 
 _TOLERANCE = 1e-11  # of one step, relative to the largest entry or absolute
 _MOST_STEPS = 10_000
@@ -31,16 +35,18 @@ class Data(Protocol):
         """`(Coeffs, x[B, d]) ->` an object with `x0` and `score`, each `[B, d]`."""
         ...
 
-    def velocity(self, path: Path, x: Array, t: Array) -> Array:
+    def velocity(self, path: Path, x: Samples, t: PerSample) -> Samples:
         """That of the probability-flow ODE."""
         ...
 
-    def flow(self, path: Path, x: Array, t_from: Scalar, t_to: Scalar) -> Array:
+    def flow(self, path: Path, x: Samples, t_from: TimeOrTimes, t_to: TimeOrTimes) -> Samples:
         """Its solution."""
         ...
 
 
-def integrated(data: Data, path: Path, x: Array, t_from: Scalar, t_to: Scalar) -> Array:
+def integrated(
+    data: Data, path: Path, x: Samples, t_from: TimeOrTimes, t_to: TimeOrTimes
+) -> Samples:
     """Carries `x[B, …]` from `t_from` to `t_to`, each `[]` or `[B]`, by integrating the ODE.
 
     The size of the steps is each sample's own, so no result depends on the batch. It works under
@@ -56,7 +62,9 @@ def integrated(data: Data, path: Path, x: Array, t_from: Scalar, t_to: Scalar) -
         return y.reshape(x.shape).astype(x.dtype)
 
 
-def average_velocity(data: Data, path: Path, x: Array, t_from: Scalar, t_to: Scalar) -> Array:
+def average_velocity(
+    data: Data, path: Path, x: Samples, t_from: TimeOrTimes, t_to: TimeOrTimes
+) -> Samples:
     """`(flow - x)/(t_to - t_from)`, of the shape of `x`; the velocity where the times are equal.
 
     The average velocity of Geng et al. 2025 (arXiv:2505.13447). The difference is of float64s.
@@ -71,7 +79,7 @@ def average_velocity(data: Data, path: Path, x: Array, t_from: Scalar, t_to: Sca
         return jnp.where(span == 0.0, data.velocity(path, wide, start), average).astype(x.dtype)
 
 
-def _times(t: Scalar, x: Array) -> Array:
+def _times(t: TimeOrTimes, x: Array) -> Array:
     return jnp.broadcast_to(jnp.asarray(t, jnp.float64), len(x))
 
 

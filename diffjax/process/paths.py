@@ -15,6 +15,7 @@ from jax.tree_util import Partial, register_dataclass
 
 from diffjax.kinds import NotNegative, Positive, UnitTime
 from diffjax.process.bisection import bisect
+from diffjax.shapes import AnyShape, PerSample, Samples
 
 Scalar = float | Array
 
@@ -33,11 +34,11 @@ class Path(Protocol):
         """The largest time; sampling starts here."""
         ...
 
-    def alpha(self, t: Array) -> Array:
+    def alpha(self, t: AnyShape) -> AnyShape:
         """The signal's scale `a(t)`, of the shape of `t`, with `a(0) = 1`."""
         ...
 
-    def sigma(self, t: Array) -> Array:
+    def sigma(self, t: AnyShape) -> AnyShape:
         """The noise's scale `s(t)`, of the shape of `t`, with `s(0) = 0`."""
         ...
 
@@ -54,10 +55,10 @@ class Linear:
     t_min: NotNegative[Scalar] = 1e-3
     t_noise: UnitTime[Scalar] = 1.0
 
-    def alpha(self, t: Array) -> Array:
+    def alpha(self, t: AnyShape) -> AnyShape:
         return 1.0 - t
 
-    def sigma(self, t: Array) -> Array:
+    def sigma(self, t: AnyShape) -> AnyShape:
         return t
 
 
@@ -74,10 +75,10 @@ class Cosine:
     t_min: NotNegative[Scalar] = 1e-3
     t_noise: UnitTime[Scalar] = 0.999
 
-    def alpha(self, t: Array) -> Array:
+    def alpha(self, t: AnyShape) -> AnyShape:
         return jnp.cos(0.5 * jnp.pi * t)
 
-    def sigma(self, t: Array) -> Array:
+    def sigma(self, t: AnyShape) -> AnyShape:
         return jnp.sin(0.5 * jnp.pi * t)
 
 
@@ -99,10 +100,10 @@ class LinearBeta:
     def _log_alpha(self, t: Array) -> Array:
         return -0.25 * t**2 * (self.beta_max - self.beta_min) - 0.5 * t * self.beta_min
 
-    def alpha(self, t: Array) -> Array:
+    def alpha(self, t: AnyShape) -> AnyShape:
         return jnp.exp(self._log_alpha(t))
 
-    def sigma(self, t: Array) -> Array:
+    def sigma(self, t: AnyShape) -> AnyShape:
         # 1 - a² by expm1: near t = 0 the subtraction would lose all its digits.
         return jnp.sqrt(-jnp.expm1(2.0 * self._log_alpha(t)))
 
@@ -132,7 +133,7 @@ class Pair(NamedTuple):
     share: Array | None = None
 
 
-def coeffs(path: Path, t: Array, ndim: int) -> Coeffs:
+def coeffs(path: Path, t: PerSample, ndim: int) -> Coeffs:
     """The path at times `t`, with derivatives, shaped to broadcast against `[B, …]`.
 
     This is the one place where time is broadcast.
@@ -156,7 +157,7 @@ def coeffs(path: Path, t: Array, ndim: int) -> Coeffs:
     return Coeffs(t, a, s, da, ds)
 
 
-def mix(c: Coeffs, pair: Pair) -> Array:
+def mix(c: Coeffs, pair: Pair) -> Samples:
     """The noisy image `x_t = a·x0 + s·eps`, `[B, …]`."""
     return c.a * pair.x0 + c.s * pair.eps
 
@@ -166,7 +167,7 @@ def log_snr_of(c: Coeffs) -> Array:
     return 2.0 * (jnp.log(c.a) - jnp.log(c.s))
 
 
-def log_snr(path: Path, t: Array) -> Array:
+def log_snr(path: Path, t: AnyShape) -> AnyShape:
     """`λ(t) = log(a²/s²)`, of the shape of `t`.
 
     Example:
@@ -176,7 +177,7 @@ def log_snr(path: Path, t: Array) -> Array:
     return 2.0 * (jnp.log(path.alpha(t)) - jnp.log(path.sigma(t)))
 
 
-def time_of_log_snr(path: Path, value: Array) -> Array:
+def time_of_log_snr(path: Path, value: AnyShape) -> AnyShape:
     """The time in `[t_min, t_noise]` at which log-SNR has a given value, by bisection.
 
     Log-SNR falls with time on every path, so the root is unique; values outside the path's range

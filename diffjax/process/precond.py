@@ -7,10 +7,12 @@ from typing import Any, Protocol
 import jax.numpy as jnp
 from jax import Array
 from jax.tree_util import register_dataclass
+from jaxtyping import Float
 
 from diffjax.kinds import Positive
 from diffjax.process.paths import Coeffs, Pair, Path, Scalar, coeffs, log_snr_of
 from diffjax.process.targets import Target, chord, decode
+from diffjax.shapes import Intervals, PerSample, Samples
 
 
 class Apply(Protocol):
@@ -39,7 +41,7 @@ One that knows the flow map takes `t[B, 2]` too: from which time, and to which.
 """
 
 
-def time_of(t: Array) -> Array:
+def time_of(t: PerSample | Intervals) -> PerSample:
     """When `x` is, `[B]`, of a time `[B]` or of two, `[B, 2]`."""
     return t if t.ndim == 1 else t[:, 0]
 
@@ -112,7 +114,7 @@ class Precond:
     noise_label: Callable[[Coeffs], Array]
     input_scale: Callable[[Coeffs], Array] = Unscaled()
 
-    def inputs(self, c: Coeffs, x_t: Array) -> tuple[Array, Array]:
+    def inputs(self, c: Coeffs, x_t: Samples) -> tuple[Samples, PerSample]:
         """The network's inputs: the scaled image `[B, …]` and the noise label `[B]`."""
         return self.input_scale(c) * x_t, jnp.ravel(self.noise_label(c))
 
@@ -166,8 +168,8 @@ def flow_map(apply: Apply, params: Any, path: Path, precond: Precond) -> Predict
 
 
 def interval_inputs(
-    path: Path, precond: Precond, x_t: Array, t: Array, t_to: Array
-) -> tuple[Array, Array]:
+    path: Path, precond: Precond, x_t: Samples, t: PerSample, t_to: PerSample
+) -> tuple[Float[Array, " batch *shown"], Intervals]:
     """A network's inputs about the way from `t` to `t_to`: the scaled image and two noise labels.
 
     Returns:

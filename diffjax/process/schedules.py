@@ -9,6 +9,7 @@ from jax.tree_util import register_dataclass
 
 from diffjax.kinds import NotNegative, Positive, UnitTime
 from diffjax.process.paths import Scalar
+from diffjax.shapes import AnyShape
 
 
 @register_dataclass
@@ -26,10 +27,10 @@ class Sigmoid:
     t_min: NotNegative[Scalar] = 1e-3
     t_noise: UnitTime[Scalar] = 0.999
 
-    def alpha(self, t: Array) -> Array:
+    def alpha(self, t: AnyShape) -> AnyShape:
         return jnp.sqrt(self._rise(t, 1.0) / self._rise(0.0, 1.0))
 
-    def sigma(self, t: Array) -> Array:
+    def sigma(self, t: AnyShape) -> AnyShape:
         return jnp.sqrt(self._rise(0.0, t) / self._rise(0.0, 1.0))
 
     def _rise(self, t_from: Scalar, t_to: Scalar) -> Array:
@@ -55,10 +56,10 @@ class SubVP:
     t_min: NotNegative[Scalar] = 1e-3
     t_noise: UnitTime[Scalar] = 1.0
 
-    def alpha(self, t: Array) -> Array:
+    def alpha(self, t: AnyShape) -> AnyShape:
         return jnp.exp(self._log_alpha(t))
 
-    def sigma(self, t: Array) -> Array:
+    def sigma(self, t: AnyShape) -> AnyShape:
         return -jnp.expm1(2.0 * self._log_alpha(t))
 
     def _log_alpha(self, t: Array) -> Array:
@@ -80,10 +81,10 @@ class VarianceExploding:
     t_min: NotNegative[Scalar] = 1e-3
     t_noise: UnitTime[Scalar] = 1.0
 
-    def alpha(self, t: Array) -> Array:
+    def alpha(self, t: AnyShape) -> AnyShape:
         return jnp.ones_like(t)
 
-    def sigma(self, t: Array) -> Array:
+    def sigma(self, t: AnyShape) -> AnyShape:
         log_ratio = jnp.log(self.sigma_max) - jnp.log(self.sigma_min)
         return self.sigma_min * jnp.sqrt(jnp.expm1(2.0 * t * log_ratio))
 
@@ -99,10 +100,10 @@ class EDM:
     t_min: NotNegative[Scalar] = 0.002
     t_noise: Positive[Scalar] = 80.0
 
-    def alpha(self, t: Array) -> Array:
+    def alpha(self, t: AnyShape) -> AnyShape:
         return jnp.ones_like(t)
 
-    def sigma(self, t: Array) -> Array:
+    def sigma(self, t: AnyShape) -> AnyShape:
         return t
 
 
@@ -121,10 +122,10 @@ class LinearLogSNR:
     t_min: NotNegative[Scalar] = 1e-3
     t_noise: UnitTime[Scalar] = 1.0
 
-    def alpha(self, t: Array) -> Array:
+    def alpha(self, t: AnyShape) -> AnyShape:
         return jnp.sqrt(jax.nn.sigmoid(self._log_snr(t)))
 
-    def sigma(self, t: Array) -> Array:
+    def sigma(self, t: AnyShape) -> AnyShape:
         return jnp.sqrt(jax.nn.sigmoid(-self._log_snr(t)))
 
     def _log_snr(self, t: Array) -> Array:

@@ -9,6 +9,7 @@ from jax.tree_util import register_dataclass
 
 from diffjax.kinds import Positive
 from diffjax.process.paths import Path, Scalar
+from diffjax.shapes import AnyShape
 
 
 @register_dataclass
@@ -37,10 +38,10 @@ class TimeShift:
     def t_noise(self) -> Scalar:
         return self.path.t_noise
 
-    def alpha(self, t: Array) -> Array:
+    def alpha(self, t: AnyShape) -> AnyShape:
         return self.path.alpha(self._inner(t))
 
-    def sigma(self, t: Array) -> Array:
+    def sigma(self, t: AnyShape) -> AnyShape:
         return self.path.sigma(self._inner(t))
 
     def _inner(self, t: Array) -> Array:
@@ -74,10 +75,10 @@ class LogSNRShift:
     def t_noise(self) -> Scalar:
         return self.path.t_noise
 
-    def alpha(self, t: Array) -> Array:
+    def alpha(self, t: AnyShape) -> AnyShape:
         return self.scale * self.path.alpha(t) * self._rescaled(t)
 
-    def sigma(self, t: Array) -> Array:
+    def sigma(self, t: AnyShape) -> AnyShape:
         return self.path.sigma(t) * self._rescaled(t)
 
     def _rescaled(self, t: Array) -> Array:
@@ -109,11 +110,11 @@ class ZeroTerminalSNR:
     def t_noise(self) -> Scalar:
         return self.path.t_noise
 
-    def alpha(self, t: Array) -> Array:
+    def alpha(self, t: AnyShape) -> AnyShape:
         norm, kept, _ = self._parts(t)
         return norm * kept
 
-    def sigma(self, t: Array) -> Array:
+    def sigma(self, t: AnyShape) -> AnyShape:
         norm, kept, lost = self._parts(t)
         return norm * jnp.sqrt(lost * (1.0 + kept))
 

@@ -23,6 +23,7 @@ from diffjax.compiling import once
 from diffjax.errors import UserError
 from diffjax.kinds import Positive
 from diffjax.process.paths import Coeffs, Pair, Path, Scalar, coeffs
+from diffjax.shapes import PerSample, Samples
 
 
 class Mix(NamedTuple):
@@ -106,7 +107,7 @@ class F:
         return Mix(c.s / (self.sigma_data * norm), -c.a * self.sigma_data / norm)
 
 
-def chord(path: Path, t: Array, t_to: Array, ndim: int) -> Mix:
+def chord(path: Path, t: PerSample, t_to: PerSample, ndim: int) -> Mix:
     """Coefficients of the average velocity from `t` to `t_to`: those of `Velocity`, averaged.
 
         k_x = (a(t) - a(t_to))/(t - t_to),      k_e = (s(t) - s(t_to))/(t - t_to)
@@ -133,12 +134,12 @@ def chord(path: Path, t: Array, t_to: Array, ndim: int) -> Mix:
     )
 
 
-def encode(k: Mix, pair: Pair) -> Array:
+def encode(k: Mix, pair: Pair) -> Samples:
     """The regression target `k_x·x0 + k_e·eps`, `[B, …]`."""
     return k.k_x * pair.x0 + k.k_e * pair.eps
 
 
-def decode(c: Coeffs, k: Mix, prediction: Array, x_t: Array) -> Pair:
+def decode(c: Coeffs, k: Mix, prediction: Samples, x_t: Samples) -> Pair:
     """Solves `prediction = k_x·x0 + k_e·eps` and `x_t = a·x0 + s·eps` for the pair.
 
     Args:

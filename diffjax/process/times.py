@@ -17,17 +17,18 @@ from jax.tree_util import Partial, register_dataclass
 from diffjax.kinds import Interval, Positive, UnitTime
 from diffjax.process.bisection import bisect
 from diffjax.process.paths import Path, Scalar, log_snr, time_of_log_snr
+from diffjax.shapes import AnyShape
 
 
 @runtime_checkable
 class Times(Protocol):
     """A density over the times of a path."""
 
-    def quantile(self, u: Array, path: Path) -> Array:
+    def quantile(self, u: AnyShape, path: Path) -> AnyShape:
         """The time below which a share `u[n]` of `[0, 1)` lies, in `[t_min, t_noise]`."""
         ...
 
-    def log_density(self, t: Array, path: Path) -> Array:
+    def log_density(self, t: AnyShape, path: Path) -> AnyShape:
         """Log of the density with respect to `t`, of the shape of `t`."""
         ...
 
@@ -43,10 +44,10 @@ class Uniform:
         [0.0, 0.5]
     """
 
-    def quantile(self, u: Array, path: Path) -> Array:
+    def quantile(self, u: AnyShape, path: Path) -> AnyShape:
         return _from_unit(u, path)
 
-    def log_density(self, t: Array, path: Path) -> Array:
+    def log_density(self, t: AnyShape, path: Path) -> AnyShape:
         return jnp.full(jnp.shape(t), -jnp.log(_span(path)))
 
 
@@ -61,11 +62,11 @@ class DiscreteUniform:
 
     gap: UnitTime[Scalar] = 1e-3
 
-    def quantile(self, u: Array, path: Path) -> Array:
+    def quantile(self, u: AnyShape, path: Path) -> AnyShape:
         step = jnp.minimum(jnp.floor(u * self._num_steps(path)) + 1.0, self._num_steps(path))
         return jnp.clip(step * self.gap, path.t_min, path.t_noise)
 
-    def log_density(self, t: Array, path: Path) -> Array:
+    def log_density(self, t: AnyShape, path: Path) -> AnyShape:
         return jnp.full(jnp.shape(t), -jnp.log(self._num_steps(path) * self.gap))
 
     def _num_steps(self, path: Path) -> Array:
@@ -83,10 +84,10 @@ class LogitNormal:
     mean: Scalar = 0.0
     std: Positive[Scalar] = 1.0
 
-    def quantile(self, u: Array, path: Path) -> Array:
+    def quantile(self, u: AnyShape, path: Path) -> AnyShape:
         return _from_unit(jax.nn.sigmoid(self.mean + self.std * ndtri(u)), path)
 
-    def log_density(self, t: Array, path: Path) -> Array:
+    def log_density(self, t: AnyShape, path: Path) -> AnyShape:
         v = _to_unit(t, path)
         normal = jax.scipy.stats.norm.logpdf(logit(v), self.mean, self.std)
         return normal - jnp.log(v) - jnp.log1p(-v) - jnp.log(_span(path))
@@ -106,11 +107,11 @@ class Mode:
 
     scale: Annotated[Scalar, Interval("[-1, 1.7519]")] = 1.29
 
-    def quantile(self, u: Array, path: Path) -> Array:
+    def quantile(self, u: AnyShape, path: Path) -> AnyShape:
         # The paper's t falls with its u; with u for 1 - u it rises, as a quantile does.
         return _from_unit(self._unit(u), path)
 
-    def log_density(self, t: Array, path: Path) -> Array:
+    def log_density(self, t: AnyShape, path: Path) -> AnyShape:
         u = _solve(Partial(Mode._unit, self), _to_unit(t, path))
         slope = 1.0 + self.scale * (1.0 - 0.5 * jnp.pi * jnp.sin(jnp.pi * u))
         return -jnp.log(slope) - jnp.log(_span(path))
@@ -127,12 +128,12 @@ class CosMap:
     Esser et al. 2024 (arXiv:2403.03206), equation 21.
     """
 
-    def quantile(self, u: Array, path: Path) -> Array:
+    def quantile(self, u: AnyShape, path: Path) -> AnyShape:
         # The same without a tangent, which is infinite at u = 1.
         sine, cosine = jnp.sin(0.5 * jnp.pi * u), jnp.cos(0.5 * jnp.pi * u)
         return _from_unit(sine / (sine + cosine), path)
 
-    def log_density(self, t: Array, path: Path) -> Array:
+    def log_density(self, t: AnyShape, path: Path) -> AnyShape:
         v = _to_unit(t, path)
         return jnp.log(2.0 / jnp.pi) - jnp.log(1.0 - 2.0 * v + 2.0 * v**2) - jnp.log(_span(path))
 
@@ -149,12 +150,12 @@ class LogNormal:
     mean: Scalar = -1.2
     std: Positive[Scalar] = 1.2
 
-    def quantile(self, u: Array, path: Path) -> Array:
+    def quantile(self, u: AnyShape, path: Path) -> AnyShape:
         low, high = self._ends(path)
         log_sigma = self.mean + self.std * ndtri(low + u * (high - low))
         return time_of_log_snr(path, -2.0 * log_sigma)
 
-    def log_density(self, t: Array, path: Path) -> Array:
+    def log_density(self, t: AnyShape, path: Path) -> AnyShape:
         low, high = self._ends(path)
         value, speed = _log_sigma_and_speed(t, path)
         normal = jax.scipy.stats.norm.logpdf(value, self.mean, self.std)
@@ -178,11 +179,11 @@ class UniformLogSNR:
 
     lowest: Scalar = -15.0
 
-    def quantile(self, u: Array, path: Path) -> Array:
+    def quantile(self, u: AnyShape, path: Path) -> AnyShape:
         first, last = self._ends(path)
         return time_of_log_snr(path, first + u * (last - first))
 
-    def log_density(self, t: Array, path: Path) -> Array:
+    def log_density(self, t: AnyShape, path: Path) -> AnyShape:
         first, last = self._ends(path)
         value, speed = _log_sigma_and_speed(t, path)
         inside = -2.0 * value >= last
@@ -204,16 +205,16 @@ class Beta:
     alpha: Positive[Scalar] = 2.0
     beta: Positive[Scalar] = 2.0
 
-    def quantile(self, u: Array, path: Path) -> Array:
+    def quantile(self, u: AnyShape, path: Path) -> AnyShape:
         return _from_unit(_solve(Partial(betainc, self.alpha, self.beta), u), path)
 
-    def log_density(self, t: Array, path: Path) -> Array:
+    def log_density(self, t: AnyShape, path: Path) -> AnyShape:
         v = _to_unit(t, path)
         log_mass = (self.alpha - 1.0) * jnp.log(v) + (self.beta - 1.0) * jnp.log1p(-v)
         return log_mass - betaln(self.alpha, self.beta) - jnp.log(_span(path))
 
 
-def log_snr_density(times: Times, path: Path, t: Array) -> Array:
+def log_snr_density(times: Times, path: Path, t: AnyShape) -> AnyShape:
     """The density of log-SNR at times `t`: `p(λ) = p(t)/|dλ/dt|`, of the shape of `t`."""
     _, speed = _log_sigma_and_speed(t, path)
     return jnp.exp(times.log_density(t, path)) / (2.0 * speed)

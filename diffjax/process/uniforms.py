@@ -9,8 +9,10 @@ from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
-from jax import Array
 from jax.tree_util import register_dataclass
+from jaxtyping import Float
+
+from diffjax.shapes import Array, OneKey
 
 Uniforms = Callable[[Array, int], Array]
 """`(key, n) -> u[n]` in [0, 1), in no particular order."""
@@ -21,7 +23,7 @@ Uniforms = Callable[[Array, int], Array]
 class Independent:
     """Each number by itself."""
 
-    def __call__(self, key: Array, n: int) -> Array:
+    def __call__(self, key: OneKey, n: int) -> Float[Array, " {n}"]:
         return jax.random.uniform(key, (n,))
 
 
@@ -36,7 +38,7 @@ class Stratified:
         [0.0, 1.0, 2.0, 3.0]
     """
 
-    def __call__(self, key: Array, n: int) -> Array:
+    def __call__(self, key: OneKey, n: int) -> Float[Array, " {n}"]:
         inner, order = jax.random.split(key)
         u = (jnp.arange(n, dtype=float) + jax.random.uniform(inner, (n,))) / n
         return _below_one(jax.random.permutation(order, u))
@@ -50,7 +52,7 @@ class LowDiscrepancy:
     Kingma et al. 2021 (arXiv:2107.00630), appendix I.1.
     """
 
-    def __call__(self, key: Array, n: int) -> Array:
+    def __call__(self, key: OneKey, n: int) -> Float[Array, " {n}"]:
         inner, order = jax.random.split(key)
         u = (jnp.arange(n, dtype=float) + jax.random.uniform(inner)) / n
         return _below_one(jax.random.permutation(order, u))
@@ -61,7 +63,7 @@ class LowDiscrepancy:
 class Antithetic:
     """Pairs of `u` and `1 - u`; an odd number has one without a partner."""
 
-    def __call__(self, key: Array, n: int) -> Array:
+    def __call__(self, key: OneKey, n: int) -> Float[Array, " {n}"]:
         half = jax.random.uniform(key, ((n + 1) // 2,))
         return _below_one(jnp.stack([half, 1.0 - half], axis=1).ravel()[:n])
 

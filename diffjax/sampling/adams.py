@@ -26,6 +26,7 @@ from diffjax.kinds import Interval, NotNegative, Positive
 from diffjax.process.paths import Pair, Path, coeffs
 from diffjax.sampling import solvers
 from diffjax.sampling.solvers import Denoise, Solver, same_for_equal
+from diffjax.shapes import OneNumber, Samples
 
 UpToFour = Annotated[int, Interval("[1, 4]")]
 _NODES, _WEIGHTS = (part.astype(np.float32) for part in np.polynomial.legendre.leggauss(8))
@@ -193,11 +194,11 @@ def _solver(form: Form, first: Callable[..., Array], order: int) -> Solver:
         denoise: Denoise,
         path: Path,
         memory: tuple[Array, Array],
-        x: Array,
-        t: Array,
-        t_next: Array,
+        x: Samples,
+        t: OneNumber,
+        t_next: OneNumber,
         keys: Array,
-    ) -> tuple[Array, tuple[Array, Array]]:
+    ) -> tuple[Samples, tuple[Array, Array]]:
         e = ends_of(path, t, t_next)
         pair = denoise(x, t)
         value = form.value(coeffs(path, t[None], x.ndim), pair)

@@ -12,6 +12,7 @@ from diffjax.kinds import Positive
 from diffjax.process.paths import Path
 from diffjax.sampling import sde
 from diffjax.sampling.solvers import Denoise, Solver, same_for_equal, velocity
+from diffjax.shapes import OneNumber, Samples
 
 
 @same_for_equal
@@ -32,8 +33,14 @@ def adaptive(tolerance: Positive[float] = 1e-4, max_steps: Positive[int] = 4096)
     """
 
     def step(
-        denoise: Denoise, path: Path, memory: Array, x: Array, t: Array, t_next: Array, keys: Array
-    ) -> tuple[Array, Array]:
+        denoise: Denoise,
+        path: Path,
+        memory: Array,
+        x: Samples,
+        t: OneNumber,
+        t_next: OneNumber,
+        keys: Array,
+    ) -> tuple[Samples, Array]:
         del keys
         diffrax = import_diffrax()
         with implicit_promotion():
@@ -74,8 +81,14 @@ def adaptive_sde(
     """
 
     def step(
-        denoise: Denoise, path: Path, memory: Array, x: Array, t: Array, t_next: Array, keys: Array
-    ) -> tuple[Array, Array]:
+        denoise: Denoise,
+        path: Path,
+        memory: Array,
+        x: Samples,
+        t: OneNumber,
+        t_next: OneNumber,
+        keys: Array,
+    ) -> tuple[Samples, Array]:
         import lineax  # of diffrax's own dependencies
 
         diffrax = import_diffrax()

@@ -30,6 +30,7 @@ from diffjax.sampling.dequantise import LEVELS, level_centres
 from diffjax.sampling.grids import Grid, UniformLogSNR
 from diffjax.sampling.likelihood import rising_times
 from diffjax.sampling.solvers import normal
+from diffjax.shapes import Keys, Labels, PerSample, Samples
 
 
 class Bound(NamedTuple):
@@ -121,7 +122,7 @@ Decoder = Callable[[Coeffs, Pair], Array]
 """`(the path at t_min, (x, eps)) -> log p(x | x_{t_min})`, `[B]`, with `x_{t_min}` their mix."""
 
 
-def gaussian_decoder(c: Coeffs, pair: Pair) -> Array:
+def gaussian_decoder(c: Coeffs, pair: Pair) -> PerSample:
     """The mean of `log N(x; x_t/a, (s/a)²·I)` over `eps`: `-½·d·log(2πe·s²/a²)`.
 
     For data with a density. What is lost against the best decoder is `½·(s/a)²` times the squared
@@ -145,7 +146,7 @@ class DiscreteDecoder:
 
     levels: int = LEVELS
 
-    def __call__(self, c: Coeffs, pair: Pair) -> Array:
+    def __call__(self, c: Coeffs, pair: Pair) -> PerSample:
         x_t, centres = mix(c, pair), level_centres(self.levels)
 
         def add(total: Array, centre: Array) -> tuple[Array, None]:
@@ -160,9 +161,9 @@ class DiscreteDecoder:
 def variational_bound(
     predict: Predict,
     path: Path,
-    x: Array,
-    keys: Array,
-    labels: Array | None = None,
+    x: Samples,
+    keys: Keys,
+    labels: Labels | None = None,
     *,
     time: Time = ContinuousTime(),
     num_times: int = 64,
@@ -234,7 +235,7 @@ def variational_bound(
     )
 
 
-def _x0_error(c: Coeffs, truth: Pair, guess: Pair) -> Array:
+def _x0_error(c: Coeffs, truth: Pair, guess: Pair) -> PerSample:
     """`‖x - x0‖²`, `[B]`.
 
     An error of x0 is `-s/(a² + s²)` times one of `v = a·eps - s·x0`. By way of v neither end of the

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from diffjax.compiling import implicit_promotion
+from diffjax.shapes import AnyShape, Keys, Samples
 
 LEVELS = 256
 Params = dict[str, Array]
@@ -64,7 +65,7 @@ def discrete_log_p(density: Array, dequantised: Dequantised, levels: int = LEVEL
     return density + d * math.log(bin_width(levels)) - dequantised.log_q
 
 
-def bits_per_dim(log_p: Array, d: int) -> Array:
+def bits_per_dim(log_p: AnyShape, d: int) -> AnyShape:
     """`-log_p/(d·log 2)`: nats of a whole sample to bits per dimension; lower is better.
 
     Of a log-probability it is the size of a lossless code. Of a log-density it depends on the
@@ -81,7 +82,7 @@ def bits_per_dim(log_p: Array, d: int) -> Array:
     return -log_p / (d * math.log(2.0))
 
 
-def uniform(keys: Array, x: Array, levels: int = LEVELS) -> Dequantised:
+def uniform(keys: Keys, x: Samples, levels: int = LEVELS) -> Dequantised:
     """Every point of the bin alike: `log q = 0`.
 
     Args:
@@ -112,7 +113,7 @@ def init_dequantiser(channels: int, levels: int = LEVELS) -> Params:
     }
 
 
-def variational(params: Params, keys: Array, x: Array) -> Dequantised:
+def variational(params: Params, keys: Keys, x: Samples) -> Dequantised:
     """Noise that depends on the image: `logit u = m(x) + e^r(x)·z`, `z` standard logistic.
 
     `m` and `r` are a pair of numbers for the pixel's grey level plus a linear 3×3 convolution of

@@ -15,6 +15,7 @@ from diffjax.process.paths import Path, time_of_log_snr
 from diffjax.sampling import solvers
 from diffjax.sampling.adams import Ends, ends_of
 from diffjax.sampling.solvers import Denoise, Solver, same_for_equal
+from diffjax.shapes import OneNumber, Samples
 
 
 @same_for_equal
@@ -42,11 +43,11 @@ def dpmpp_multistep(
         denoise: Denoise,
         path: Path,
         memory: tuple[Array, Array],
-        x: Array,
-        t: Array,
-        t_next: Array,
+        x: Samples,
+        t: OneNumber,
+        t_next: OneNumber,
         keys: Array,
-    ) -> tuple[Array, tuple[Array, Array]]:
+    ) -> tuple[Samples, tuple[Array, Array]]:
         e = ends_of(path, t, t_next)
         x0 = denoise(x, t).x0
         lambdas, values = memory
@@ -84,8 +85,14 @@ def dpmpp_2s() -> Solver:
     """
 
     def step(
-        denoise: Denoise, path: Path, memory: tuple, x: Array, t: Array, t_next: Array, keys: Array
-    ) -> tuple[Array, tuple]:
+        denoise: Denoise,
+        path: Path,
+        memory: tuple,
+        x: Samples,
+        t: OneNumber,
+        t_next: OneNumber,
+        keys: Array,
+    ) -> tuple[Samples, tuple]:
         del keys
         here, there = _half_log_snr(*_at(path, t)), _half_log_snr(*_at(path, t_next))
         # Half-way from pure noise is nowhere: there both evaluations are at its end.

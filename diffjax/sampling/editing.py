@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jaxtyping import Float
 
 from diffjax.errors import UserError
 from diffjax.process.paths import Pair, Path, coeffs
@@ -17,9 +18,10 @@ from diffjax.sampling import solvers
 from diffjax.sampling.guidance import moved
 from diffjax.sampling.sample import integrate
 from diffjax.sampling.solvers import Denoise, Solver
+from diffjax.shapes import OneNumber, Samples, WalkTimes
 
 
-def later_times(times: Array, strength: float) -> Array:
+def later_times(times: WalkTimes, strength: float) -> Float[Array, " left"]:
     """The part of a grid that SDEdit walks: the last `strength` of its steps.
 
     Start at `x = a·x0 + s·noise` with `a` and `s` at the first of them. Meng et al. 2022
@@ -46,8 +48,8 @@ def later_times(times: Array, strength: float) -> Array:
 
 
 def invert(
-    denoise: Denoise, solver: Solver, path: Path, times: Array, x0: Array
-) -> tuple[Array, Array]:
+    denoise: Denoise, solver: Solver, path: Path, times: WalkTimes, x0: Samples
+) -> tuple[Samples, Samples]:
     """The noise that the flow makes of images, and the images that it makes of that noise.
 
     The grid, its last step before 0 moved to `t_min`, is walked up to `t_noise` and down again by a
@@ -80,7 +82,7 @@ def invert(
     return noise, x / path.alpha(start)
 
 
-def keep_known(solver: Solver, image: Array, mask: Array) -> Solver:
+def keep_known(solver: Solver, image: Samples, mask: Array) -> Solver:
     """A solver that puts the known part of an image back after each step, with noise to match.
 
     Lugmayr et al. 2022 (RePaint, arXiv:2201.09865), equation 8; `restart.resampled` around it is
@@ -98,11 +100,11 @@ def keep_known(solver: Solver, image: Array, mask: Array) -> Solver:
         denoise: Denoise,
         path: Path,
         memory: object,
-        x: Array,
-        t: Array,
-        t_next: Array,
+        x: Samples,
+        t: OneNumber,
+        t_next: OneNumber,
         keys: Array,
-    ) -> tuple[Array, object]:
+    ) -> tuple[Samples, object]:
         both = jax.vmap(jax.random.split)(keys)
         own, fresh = both[:, 0], both[:, 1]
         x, memory = solver.step(denoise, path, memory, x, t, t_next, own)
@@ -119,7 +121,7 @@ class Observed:
 
     Attributes:
         apply: `A`, `[B, …] -> [B, …]`, linear.
-        y: what was observed.
+        y: what was observed, `[B, …]`, or one for all samples.
         gain: κ, with `A·Aᵀ = κ·I` in the basis: 1 for a mask, `1/k²` for means over `k × k` pixels.
         std: of the noise in `y`.
         basis: an orthonormal change of what was observed, and back, after which `A·Aᵀ` is diagonal.
@@ -132,7 +134,9 @@ class Observed:
     basis: tuple[Callable[[Array], Array], Callable[[Array], Array]] = (jnp.asarray, jnp.asarray)
 
 
-def blurred(image: Array, width: float, std: float = 0.02) -> Observed:
+def blurred(
+    image: Float[Array, " batch height width channels"], width: float, std: float = 0.02
+) -> Observed:
     """Images seen through a Gaussian blur that goes round at the edges.
 
     `A` is diagonal in the Fourier basis, with the transform of the Gaussian, `exp(-½·width²·ω²)`.
@@ -185,7 +189,7 @@ def pseudoinverse_guidance(predict: Predict, path: Path, seen: Observed) -> Pred
         observed, transpose = jax.vjp(seen.apply, x0)
         to, back = seen.basis
         variance = c.s**2 / (c.a**2 + c.s**2) * seen.gain + seen.std**2
-        missed = to(seen.y - observed)
+        missed = to(jnp.broadcast_to(seen.y, observed.shape) - observed)
         (back,) = transpose(back(missed / variance.astype(missed.dtype)))
         (score,) = pull(back)
         return moved(x, c, x0, score)
@@ -205,7 +209,9 @@ def posterior_sampling(predict: Predict, path: Path, seen: Observed, scale: floa
 
         def distance(x: Array) -> tuple[Array, Array]:
             x0 = predict(x, t, cond).x0
-            square = jnp.sum((seen.y - seen.apply(x0)) ** 2, axis=tuple(range(1, x.ndim)))
+            observed = seen.apply(x0)
+            missed = jnp.broadcast_to(seen.y, observed.shape) - observed
+            square = jnp.sum(missed**2, axis=tuple(range(1, x.ndim)))
             return jnp.sum(jnp.sqrt(square + 1e-12)), x0
 
         slope, x0 = jax.grad(distance, has_aux=True)(x)

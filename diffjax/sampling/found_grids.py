@@ -20,12 +20,13 @@ from diffjax.errors import UserError
 from diffjax.process.paths import Path, log_snr, time_of_log_snr
 from diffjax.sampling.sample import trace
 from diffjax.sampling.solvers import Denoise, Solver, normal
+from diffjax.shapes import Keys, Samples, WalkTimes
 
 _FARTHEST_LOG_SNR = 14.0
 _MOST_ROUNDS = 10
 
 
-def candidates(path: Path, n: int) -> Array:
+def candidates(path: Path, n: int) -> WalkTimes:
     """A fine grid for any path, by its noise alone: `[n+1]` times, falling, the last 0.
 
     Equal steps in the mean of two measures, each scaled to [0, 1]: the angle `atan2(s, a)`, which
@@ -63,9 +64,9 @@ def measure_jumps(
     denoise: Denoise,
     solver: Solver,
     path: Path,
-    times: Array,
-    keys: Array,
-    x: Array,
+    times: WalkTimes,
+    keys: Keys,
+    x: Samples,
     *,
     teacher: Solver,
     probes: int = 1,

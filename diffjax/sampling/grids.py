@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.tree_util import register_dataclass
+from jaxtyping import Float
 from scipy.special import betaincinv
 
 from diffjax.errors import UserError
@@ -34,7 +35,7 @@ class Power:
 
     exponent: Positive[Scalar] = 1.0
 
-    def __call__(self, path: Path, n: int) -> Array:
+    def __call__(self, path: Path, n: int) -> Float[Array, " {n}+1"]:
         u = (1.0 - jnp.arange(n) / n) ** self.exponent
         return _end_clean(path, path.t_noise * u)
 
@@ -50,7 +51,7 @@ class UniformLogSNR:
 
     lowest: Scalar = -14.0
 
-    def __call__(self, path: Path, n: int) -> Array:
+    def __call__(self, path: Path, n: int) -> Float[Array, " {n}+1"]:
         first = jnp.maximum(log_snr(path, jnp.asarray(path.t_noise)), self.lowest)
         last = log_snr(path, jnp.asarray(path.t_min))
         inner = time_of_log_snr(path, jnp.linspace(first, last, n))
@@ -75,7 +76,7 @@ class Karras:
     rho: Positive[Scalar] = 7.0
     highest: Positive[Scalar] = 80.0
 
-    def __call__(self, path: Path, n: int) -> Array:
+    def __call__(self, path: Path, n: int) -> Float[Array, " {n}+1"]:
         ends = log_snr(path, jnp.stack([jnp.asarray(path.t_noise), jnp.asarray(path.t_min)]))
         first, last = jnp.minimum(jnp.exp(-0.5 * ends), self.highest) ** (1.0 / self.rho)
         sigma = jnp.linspace(first, last, n) ** self.rho
@@ -100,7 +101,7 @@ class Shifted:
     grid: Grid = Power()
     shift: Positive[Scalar] = 3.0
 
-    def __call__(self, path: Path, n: int) -> Array:
+    def __call__(self, path: Path, n: int) -> Float[Array, " {n}+1"]:
         u = self.grid(path, n)[:-1] / path.t_noise
         return _end_clean(path, path.t_noise * self.shift * u / (1.0 + (self.shift - 1.0) * u))
 
@@ -120,7 +121,7 @@ class Beta:
     a: Positive[float] = 0.6
     b: Positive[float] = 0.6
 
-    def __call__(self, path: Path, n: int) -> Array:
+    def __call__(self, path: Path, n: int) -> Float[Array, " {n}+1"]:
         u = betaincinv(self.a, self.b, 1.0 - np.arange(n) / n)
         return _end_clean(path, path.t_noise * jnp.asarray(u, jnp.float32))
 
@@ -137,7 +138,7 @@ class Cosine:
         [1.0, 0.854, 0.5, 0.146, 0.0]
     """
 
-    def __call__(self, path: Path, n: int) -> Array:
+    def __call__(self, path: Path, n: int) -> Float[Array, " {n}+1"]:
         angles = jnp.pi * jnp.arange(n, dtype=float) / n
         return _end_clean(path, path.t_noise * 0.5 * (1.0 + jnp.cos(angles)))
 
@@ -157,7 +158,7 @@ class Trailing:
 
     num_train_steps: Positive[int] = 1000
 
-    def __call__(self, path: Path, n: int) -> Array:
+    def __call__(self, path: Path, n: int) -> Float[Array, " {n}+1"]:
         steps = np.round(self.num_train_steps * (1.0 - np.arange(n) / n))
         return _end_clean(path, path.t_noise * jnp.asarray(steps / self.num_train_steps))
 
@@ -176,7 +177,7 @@ class Linspace:
 
     num_train_steps: Positive[int] = 1000
 
-    def __call__(self, path: Path, n: int) -> Array:
+    def __call__(self, path: Path, n: int) -> Float[Array, " {n}+1"]:
         steps = np.round(np.linspace(self.num_train_steps - 1, 0, n))
         return _end_clean(path, path.t_noise * (1.0 + jnp.asarray(steps)) / self.num_train_steps)
 
@@ -196,7 +197,7 @@ class Sigmas:
 
     sigmas: tuple[Positive[float], ...]
 
-    def __call__(self, path: Path, n: int) -> Array:
+    def __call__(self, path: Path, n: int) -> Float[Array, " {n}+1"]:
         given = np.linspace(0.0, 1.0, len(self.sigmas))
         logs = np.interp(np.linspace(0.0, 1.0, n), given, np.log(self.sigmas))
         inner = time_of_log_snr(path, jnp.asarray(-2.0 * logs, jnp.float32))
@@ -209,7 +210,7 @@ class Times:
 
     times: tuple[Positive[float], ...]
 
-    def __call__(self, path: Path, n: int) -> Array:
+    def __call__(self, path: Path, n: int) -> Float[Array, " {n}+1"]:
         if n != len(self.times) or self.times[0] != path.t_noise:
             raise UserError(
                 f"this grid lists {len(self.times)} times from {self.times[:1]} on; {n} steps on "

@@ -19,6 +19,7 @@ from diffjax.kinds import Interval, Limit, Probability
 from diffjax.process.paths import Coeffs, Pair, Path, Scalar, coeffs, log_snr_of
 from diffjax.process.precond import Predict, time_of
 from diffjax.process.targets import Mix, decode
+from diffjax.shapes import Intervals, Labels, PerSample, Samples
 
 Rule = Callable[[Array, Coeffs, Pair, Pair, Scalar], Pair]
 """`(x[B, …], coefficients, on, off, scale) -> Pair`."""
@@ -53,7 +54,9 @@ class Against:
     weights: str = ""
     needs_null_label: bool = False
 
-    def __call__(self, models: Models, x: Array, t: Array, cond: Array | None) -> tuple[Pair, Pair]:
+    def __call__(
+        self, models: Models, x: Samples, t: PerSample | Intervals, cond: Labels | None
+    ) -> tuple[Pair, Pair]:
         """`on` and `off` for `x[B, …]` at `t[B]`: two evaluations."""
         raise NotImplementedError
 
@@ -69,7 +72,9 @@ class NullLabel(Against):
 
     needs_null_label = True
 
-    def __call__(self, models: Models, x: Array, t: Array, cond: Array | None) -> tuple[Pair, Pair]:
+    def __call__(
+        self, models: Models, x: Samples, t: PerSample | Intervals, cond: Labels | None
+    ) -> tuple[Pair, Pair]:
         return _with_labels(models, x, t, cond, models.null_label)
 
 
@@ -79,7 +84,9 @@ class OtherLabel(Against):
 
     label: int = 0
 
-    def __call__(self, models: Models, x: Array, t: Array, cond: Array | None) -> tuple[Pair, Pair]:
+    def __call__(
+        self, models: Models, x: Samples, t: PerSample | Intervals, cond: Labels | None
+    ) -> tuple[Pair, Pair]:
         return _with_labels(models, x, t, cond, self.label)
 
     def unfit(self, num_classes: int, layers: Sequence[str]) -> str | None:
@@ -100,7 +107,9 @@ class OtherWeights(Against):
 
     weights: str = "live"
 
-    def __call__(self, models: Models, x: Array, t: Array, cond: Array | None) -> tuple[Pair, Pair]:
+    def __call__(
+        self, models: Models, x: Samples, t: PerSample | Intervals, cond: Labels | None
+    ) -> tuple[Pair, Pair]:
         assert models.weaker is not None
         return models.predict(x, t, cond), models.weaker(x, t, cond)
 
@@ -117,7 +126,9 @@ class WithoutAttention(Against):
 
     layers: str = ""
 
-    def __call__(self, models: Models, x: Array, t: Array, cond: Array | None) -> tuple[Pair, Pair]:
+    def __call__(
+        self, models: Models, x: Samples, t: PerSample | Intervals, cond: Labels | None
+    ) -> tuple[Pair, Pair]:
         assert models.without_attention is not None
         return models.predict(x, t, cond), models.without_attention(self.layers)(x, t, cond)
 
@@ -151,7 +162,7 @@ class ClassifierFree:
     Ho & Salimans 2022 (arXiv:2207.12598), with `scale = 1 + w`.
     """
 
-    def __call__(self, x: Array, c: Coeffs, on: Pair, off: Pair, scale: Scalar) -> Pair:
+    def __call__(self, x: Samples, c: Coeffs, on: Pair, off: Pair, scale: Scalar) -> Pair:
         x0, eps = (
             weak + scale * (strong - weak) for strong, weak in ((on.x0, off.x0), (on.eps, off.eps))
         )
@@ -166,7 +177,7 @@ class PlusPlus:
     the prediction: DDIM and DDPM. Chung et al. 2024 (arXiv:2406.08070), algorithm 2.
     """
 
-    def __call__(self, x: Array, c: Coeffs, on: Pair, off: Pair, scale: Scalar) -> Pair:
+    def __call__(self, x: Samples, c: Coeffs, on: Pair, off: Pair, scale: Scalar) -> Pair:
         return Pair(off.x0 + scale * (on.x0 - off.x0), off.eps)
 
 
@@ -179,7 +190,7 @@ class ZeroStar:
     algorithm 1.
     """
 
-    def __call__(self, x: Array, c: Coeffs, on: Pair, off: Pair, scale: Scalar) -> Pair:
+    def __call__(self, x: Samples, c: Coeffs, on: Pair, off: Pair, scale: Scalar) -> Pair:
         strong, weak = (c.da * pair.x0 + c.ds * pair.eps for pair in (on, off))
         p = _dot(strong, weak) / jnp.maximum(_dot(weak, weak), 1e-12)
         velocity = p * weak + scale * (strong - p * weak)
@@ -198,7 +209,7 @@ class Projected:
     parallel: float = 0.0
     longest: Limit[float] = jnp.inf
 
-    def __call__(self, x: Array, c: Coeffs, on: Pair, off: Pair, scale: Scalar) -> Pair:
+    def __call__(self, x: Samples, c: Coeffs, on: Pair, off: Pair, scale: Scalar) -> Pair:
         change = on.x0 - off.x0
         size = jnp.sqrt(jnp.mean(change**2, axis=_axes(x), keepdims=True))
         change = change * jnp.minimum(1.0, self.longest / jnp.maximum(size, 1e-12))
@@ -218,7 +229,7 @@ class Limited:
     low: LogSNR = -2.13
     high: LogSNR = 2.55
 
-    def __call__(self, x: Array, c: Coeffs, on: Pair, off: Pair, scale: Scalar) -> Pair:
+    def __call__(self, x: Samples, c: Coeffs, on: Pair, off: Pair, scale: Scalar) -> Pair:
         level = log_snr_of(c)
         inside = (level >= self.low) & (level <= self.high)
         guided = self.rule(x, c, on, off, scale)
@@ -236,7 +247,7 @@ class Rescaled:
     rule: Rule = ClassifierFree()
     share: Probability[float] = 0.7
 
-    def __call__(self, x: Array, c: Coeffs, on: Pair, off: Pair, scale: Scalar) -> Pair:
+    def __call__(self, x: Samples, c: Coeffs, on: Pair, off: Pair, scale: Scalar) -> Pair:
         x0 = self.rule(x, c, on, off, scale).x0
         there, here = (jnp.std(image, axis=_axes(x), keepdims=True) for image in (on.x0, x0))
         ratio = there / jnp.maximum(here, 1e-12)
@@ -249,7 +260,7 @@ class Clipped:
 
     rule: Rule = ClassifierFree()
 
-    def __call__(self, x: Array, c: Coeffs, on: Pair, off: Pair, scale: Scalar) -> Pair:
+    def __call__(self, x: Samples, c: Coeffs, on: Pair, off: Pair, scale: Scalar) -> Pair:
         return _with_x0(x, c, jnp.clip(self.rule(x, c, on, off, scale).x0, -1.0, 1.0))
 
 
@@ -264,7 +275,7 @@ class Thresholded:
     rule: Rule = ClassifierFree()
     quantile: Probability[float] = 0.995
 
-    def __call__(self, x: Array, c: Coeffs, on: Pair, off: Pair, scale: Scalar) -> Pair:
+    def __call__(self, x: Samples, c: Coeffs, on: Pair, off: Pair, scale: Scalar) -> Pair:
         x0 = self.rule(x, c, on, off, scale).x0
         edge = jnp.quantile(jnp.abs(x0), self.quantile, axis=_axes(x), keepdims=True)
         edge = jnp.maximum(edge, 1.0)
@@ -350,7 +361,7 @@ def classifier_guidance(
     return guided
 
 
-def moved(x: Array, c: Coeffs, x0: Array, score: Array) -> Pair:
+def moved(x: Samples, c: Coeffs, x0: Samples, score: Samples) -> Pair:
     """The pair after an addition to the score: `eps` less `s` times it, `x0` to match."""
     eps = (x - c.a * x0) / c.s - c.s * score
     # In pure noise x says nothing of x0, and neither can a score.

@@ -19,12 +19,14 @@ from typing import NamedTuple, Protocol
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jaxtyping import Float
 
 from diffjax.compiling import implicit_promotion
 from diffjax.process.paths import Path, coeffs
 from diffjax.process.precond import Predict
 from diffjax.sampling.adaptive import import_diffrax
 from diffjax.sampling.grids import Grid, Power
+from diffjax.shapes import Keys, Labels, OneKey, OneNumber, Samples
 
 # Tangents pushed through the network at a time.
 _TANGENTS_AT_ONCE = 64
@@ -48,11 +50,11 @@ class LogLikelihood(NamedTuple):
 class Trace(Protocol):
     """How a divergence is found from products `zᵀ·J·z` with the Jacobian `J`."""
 
-    def probes(self, key: Array, shape: tuple[int, ...]) -> Array:
+    def probes(self, key: OneKey, shape: tuple[int, ...]) -> Float[Array, " probes *event"]:
         """The vectors `z`, `[P, *shape]`, for one sample; the same all along its trajectory."""
         ...
 
-    def total(self, products: Array) -> tuple[Array, Array]:
+    def total(self, products: Float[Array, " probes"]) -> tuple[OneNumber, OneNumber]:
         """From `zᵀ·J·z`, `[P]`, to the trace and its standard error."""
         ...
 
@@ -72,10 +74,10 @@ class Hutchinson:
     num_probes: int = 2
     draw: Callable[[Array, tuple[int, ...]], Array] = jax.random.rademacher
 
-    def probes(self, key: Array, shape: tuple[int, ...]) -> Array:
+    def probes(self, key: OneKey, shape: tuple[int, ...]) -> Float[Array, " probes *event"]:
         return self.draw(key, (self.num_probes, *shape)).astype(jnp.float32)
 
-    def total(self, products: Array) -> tuple[Array, Array]:
+    def total(self, products: Float[Array, " probes"]) -> tuple[OneNumber, OneNumber]:
         # With one probe the deviation is 0/0, the NaN that is promised.
         deviation = jnp.std(products, ddof=1)
         return jnp.mean(products), deviation / math.sqrt(self.num_probes)
@@ -85,12 +87,12 @@ class Hutchinson:
 class ExactTrace:
     """The sum of all diagonal elements: `d` tangents."""
 
-    def probes(self, key: Array, shape: tuple[int, ...]) -> Array:
+    def probes(self, key: OneKey, shape: tuple[int, ...]) -> Float[Array, " probes *event"]:
         del key
         d = math.prod(shape)
         return jnp.eye(d).reshape(d, *shape)
 
-    def total(self, products: Array) -> tuple[Array, Array]:
+    def total(self, products: Float[Array, " probes"]) -> tuple[OneNumber, OneNumber]:
         return jnp.sum(products), jnp.zeros(())
 
 
@@ -147,7 +149,7 @@ RK4 = Method(_rk4, nfe=4)
 """The classical Runge-Kutta method, of fourth order."""
 
 
-def rising_times(path: Path, num_steps: int, grid: Grid) -> Array:
+def rising_times(path: Path, num_steps: int, grid: Grid) -> Float[Array, " {num_steps}+1"]:
     """A sampler's grid without its last step, backwards: `t[n+1]` from `t_min` to `t_noise`.
 
     Example:
@@ -232,9 +234,9 @@ def _largest_root_mean_square(state: State) -> Array:
 def ode_log_likelihood(
     predict: Predict,
     path: Path,
-    x: Array,
-    keys: Array,
-    labels: Array | None = None,
+    x: Samples,
+    keys: Keys,
+    labels: Labels | None = None,
     *,
     integrate: Integrate = FixedSteps(),
     trace: Trace = Hutchinson(),

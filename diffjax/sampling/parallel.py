@@ -11,6 +11,7 @@ from diffjax.errors import UserError
 from diffjax.process.paths import Path
 from diffjax.sampling.sample import last_step
 from diffjax.sampling.solvers import Denoise, Solver
+from diffjax.shapes import Keys, Samples, WalkTimes
 
 
 class Parallel(NamedTuple):
@@ -29,9 +30,9 @@ def sample_in_parallel(
     denoise: Denoise,
     solver: Solver,
     path: Path,
-    times: Array,
-    keys: Array,
-    x: Array,
+    times: WalkTimes,
+    keys: Keys,
+    x: Samples,
     *,
     window: int = 16,
     tolerance: float = 1e-2,

@@ -12,6 +12,7 @@ from diffjax.kinds import Positive
 from diffjax.process.paths import Path, log_snr, time_of_log_snr
 from diffjax.sampling import solvers
 from diffjax.sampling.solvers import Denoise, Solver, same_for_equal
+from diffjax.shapes import OneNumber, Samples
 
 
 @same_for_equal
@@ -94,8 +95,14 @@ def _rising(solver: Solver) -> Solver:
     """A solver that, where times rise, adds noise as the forward process does."""
 
     def step(
-        denoise: Denoise, path: Path, memory: object, x: Array, t: Array, t_next: Array, keys: Array
-    ) -> tuple[Array, object]:
+        denoise: Denoise,
+        path: Path,
+        memory: object,
+        x: Samples,
+        t: OneNumber,
+        t_next: OneNumber,
+        keys: Array,
+    ) -> tuple[Samples, object]:
         def up() -> tuple[Array, object]:
             ratio = path.alpha(t_next) / path.alpha(t)
             variance = path.sigma(t_next) ** 2 - (ratio * path.sigma(t)) ** 2

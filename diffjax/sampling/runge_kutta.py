@@ -10,6 +10,7 @@ from diffjax.process.paths import Path, time_of_log_snr
 from diffjax.sampling import solvers
 from diffjax.sampling.adams import ends_of
 from diffjax.sampling.solvers import Denoise, Solver, same_for_equal, velocity
+from diffjax.shapes import OneNumber, Samples
 
 Churn = Annotated[float, Interval("[0, 0.4143]")]
 
@@ -23,8 +24,14 @@ def two_stage(alpha: Positive[float] = 0.5) -> Solver:
     """
 
     def step(
-        denoise: Denoise, path: Path, memory: tuple, x: Array, t: Array, t_next: Array, keys: Array
-    ) -> tuple[Array, tuple]:
+        denoise: Denoise,
+        path: Path,
+        memory: tuple,
+        x: Samples,
+        t: OneNumber,
+        t_next: OneNumber,
+        keys: Array,
+    ) -> tuple[Samples, tuple]:
         del keys
         dt = t_next - t
         first = velocity(denoise, path, x, t)
@@ -46,8 +53,14 @@ def rk4() -> Solver:
     """The classical fourth-order method in the path's own time. Kutta 1901."""
 
     def step(
-        denoise: Denoise, path: Path, memory: tuple, x: Array, t: Array, t_next: Array, keys: Array
-    ) -> tuple[Array, tuple]:
+        denoise: Denoise,
+        path: Path,
+        memory: tuple,
+        x: Samples,
+        t: OneNumber,
+        t_next: OneNumber,
+        keys: Array,
+    ) -> tuple[Samples, tuple]:
         del keys
         dt = t_next - t
         v1 = velocity(denoise, path, x, t)
@@ -81,8 +94,14 @@ def edm_heun(
     """
 
     def step(
-        denoise: Denoise, path: Path, memory: tuple, x: Array, t: Array, t_next: Array, keys: Array
-    ) -> tuple[Array, tuple]:
+        denoise: Denoise,
+        path: Path,
+        memory: tuple,
+        x: Samples,
+        t: OneNumber,
+        t_next: OneNumber,
+        keys: Array,
+    ) -> tuple[Samples, tuple]:
         if churn:
             x, t = _churn(path, x, t, keys)
         e = ends_of(path, t, t_next)

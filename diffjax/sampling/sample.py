@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.tree_util import Partial
+from jaxtyping import Float, Int
 
 from diffjax.compiling import once
 from diffjax.kinds import AtLeastOne
@@ -17,12 +18,13 @@ from diffjax.process.precond import Predict
 from diffjax.sampling.grids import Grid
 from diffjax.sampling.guidance import Against, ClassifierFree, NullLabel, Rule
 from diffjax.sampling.solvers import Denoise, Solver, normal
+from diffjax.shapes import Keys, Labels, OneNumber, Samples, WalkTimes
 
 
 @once(1)
 def integrate(
-    denoise: Denoise, solver: Solver, path: Path, times: Array, keys: Array, x: Array
-) -> Array:
+    denoise: Denoise, solver: Solver, path: Path, times: WalkTimes, keys: Keys, x: Samples
+) -> Samples:
     """Walks along all the given times, in either direction.
 
     Args:
@@ -55,8 +57,8 @@ def _step(
 
 @once(1)
 def sample(
-    denoise: Denoise, solver: Solver, path: Path, times: Array, keys: Array, x: Array
-) -> Array:
+    denoise: Denoise, solver: Solver, path: Path, times: WalkTimes, keys: Keys, x: Samples
+) -> Samples:
     """Walks a grid that ends in clean data.
 
     The last interval ends where `a = 1` and `s = 0`. There the step of every solver that is exact
@@ -78,15 +80,15 @@ def sample(
     return last_step(denoise, solver, x, jnp.asarray(times[-2]))
 
 
-def last_step(denoise: Denoise, solver: Solver, x: Array, t: Array) -> Array:
+def last_step(denoise: Denoise, solver: Solver, x: Samples, t: OneNumber) -> Samples:
     """What a solver takes `x[B, …]` at `t[]` for when it is clean."""
     return denoise(x, jnp.stack([t, jnp.zeros_like(t)]) if solver.jumps else t).x0
 
 
 @once(1)
 def sample_padded(
-    denoise: Denoise, solver: Solver, path: Path, times: Array, keys: Array, x: Array
-) -> Array:
+    denoise: Denoise, solver: Solver, path: Path, times: WalkTimes, keys: Keys, x: Samples
+) -> Samples:
     """As `sample`, for times that end in any number of zeros (`padded`).
 
     The number of steps is not part of the program then. Forward mode alone differentiates it.
@@ -96,8 +98,8 @@ def sample_padded(
 
 @once(1)
 def count_padded(
-    denoise: Denoise, solver: Solver, path: Path, times: Array, keys: Array, x: Array
-) -> Array:
+    denoise: Denoise, solver: Solver, path: Path, times: WalkTimes, keys: Keys, x: Samples
+) -> Int[Array, ""]:
     """How often `sample_padded` asks the denoiser, `[]`, of a solver that counts."""
     return _walk_padded(denoise, solver, path, times, keys, x)[1] + 1
 
@@ -114,7 +116,7 @@ def _walk_padded(
     return last_step(denoise, solver, x, times[last]), memory
 
 
-def padded(times: Array) -> Array:
+def padded(times: WalkTimes) -> Float[Array, " padded"]:
     """Times with zeros behind them, up to a length of 65, 129, 257 …
 
     Example:
@@ -141,7 +143,7 @@ class Trace(NamedTuple):
 
 @once(1)
 def trace(
-    denoise: Denoise, solver: Solver, path: Path, times: Array, keys: Array, x: Array
+    denoise: Denoise, solver: Solver, path: Path, times: WalkTimes, keys: Keys, x: Samples
 ) -> Trace:
     """As `sample`, with all that lies between; one more evaluation a step, for x0."""
 
@@ -176,7 +178,7 @@ class Recipe:
     guidance: Rule = ClassifierFree()
     against: Against = NullLabel()
 
-    def times(self, path: Path) -> Array:
+    def times(self, path: Path) -> WalkTimes:
         """The times that are walked, ending in 0: the grid's, along the solver's route."""
         return self.solver.route(path, self.grid(path, self.num_steps))
 
@@ -204,9 +206,9 @@ def draw(
     predict: Predict,
     path: Path,
     solver: Solver,
-    times: Array,
-    keys: Array,
-    labels: Array | None,
+    times: WalkTimes,
+    keys: Keys,
+    labels: Labels | None,
     shape: tuple[int, ...],
     *,
     start: Callable[[Array], Array] | None = None,
@@ -236,7 +238,7 @@ def draw(
     return walk(with_labels(predict, labels), solver, path, times, both[:, 1], x)
 
 
-def with_labels(predict: Predict, labels: Array | None) -> Denoise:
+def with_labels(predict: Predict, labels: Labels | None) -> Denoise:
     """A model with its labels `[B]` bound, as solvers call it: `(x[B, …], t[]) -> Pair`.
 
     If `predict` is a `jax.tree_util.Partial` of a function and its numbers, so is this, and the

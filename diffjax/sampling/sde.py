@@ -18,6 +18,7 @@ from diffjax.kinds import NotNegative
 from diffjax.process.paths import Coeffs, Path, Scalar, coeffs
 from diffjax.sampling import solvers
 from diffjax.sampling.solvers import Denoise, Solver, same_for_equal
+from diffjax.shapes import OneNumber, Samples
 
 Diffusion = Callable[[Coeffs], Array]
 """`coefficients -> w`, of their shape: the variance of fresh noise per time."""
@@ -67,8 +68,14 @@ def euler_maruyama(diffusion: Diffusion = NoiseScale()) -> Solver:
     """
 
     def step(
-        denoise: Denoise, path: Path, memory: tuple, x: Array, t: Array, t_next: Array, keys: Array
-    ) -> tuple[Array, tuple]:
+        denoise: Denoise,
+        path: Path,
+        memory: tuple,
+        x: Samples,
+        t: OneNumber,
+        t_next: OneNumber,
+        keys: Array,
+    ) -> tuple[Samples, tuple]:
         z = solvers.normal(keys, x.shape[1:])
         w = rate(path, diffusion, t, x.ndim)
         change = (t_next - t) * drift(denoise, path, diffusion, x, t)
@@ -85,8 +92,14 @@ def stochastic_heun(diffusion: Diffusion = NoiseScale()) -> Solver:
     """
 
     def step(
-        denoise: Denoise, path: Path, memory: tuple, x: Array, t: Array, t_next: Array, keys: Array
-    ) -> tuple[Array, tuple]:
+        denoise: Denoise,
+        path: Path,
+        memory: tuple,
+        x: Samples,
+        t: OneNumber,
+        t_next: OneNumber,
+        keys: Array,
+    ) -> tuple[Samples, tuple]:
         dt = t_next - t
         w = rate(path, diffusion, t, x.ndim)
         x = x + jnp.sqrt(-dt * w) * solvers.normal(keys, x.shape[1:])

@@ -15,6 +15,7 @@ from jax import Array
 from diffjax.errors import UserError
 from diffjax.kinds import Probability
 from diffjax.process.paths import Pair, Path, coeffs
+from diffjax.shapes import Keys, OneNumber, Samples
 
 Denoise = Callable[[Array, Array], Pair]
 """`(x[B, …], t[]) -> Pair`: a `Predict` with its conditioning bound; of a flow map with `t[2]`."""
@@ -28,11 +29,11 @@ class Step(Protocol):
         denoise: Denoise,
         path: Path,
         memory: Any,
-        x: Array,
-        t: Array,
-        t_next: Array,
+        x: Samples,
+        t: OneNumber,
+        t_next: OneNumber,
         keys: Array,
-    ) -> tuple[Array, Any]:
+    ) -> tuple[Samples, Any]:
         """From `x[B, …]` at `t[]` to `t_next[]`; `keys[B]` are for this step alone."""
         ...
 
@@ -139,8 +140,14 @@ def _renoised(eta: float, share: Callable[[Pair], Array | float]) -> Solver:
     """DDIM's step, whose fresh noise is `(s/s')^share` times as large."""
 
     def step(
-        denoise: Denoise, path: Path, memory: Any, x: Array, t: Array, t_next: Array, keys: Array
-    ) -> tuple[Array, Any]:
+        denoise: Denoise,
+        path: Path,
+        memory: Any,
+        x: Samples,
+        t: OneNumber,
+        t_next: OneNumber,
+        keys: Array,
+    ) -> tuple[Samples, Any]:
         here, there = (coeffs(path, time[None], x.ndim) for time in (t, t_next))
         pair = denoise(x, t)
         ratio = (here.a * there.s) / (here.s * there.a)
@@ -163,8 +170,14 @@ def flow_map() -> Solver:
     """
 
     def step(
-        denoise: Denoise, path: Path, memory: Any, x: Array, t: Array, t_next: Array, keys: Array
-    ) -> tuple[Array, Any]:
+        denoise: Denoise,
+        path: Path,
+        memory: Any,
+        x: Samples,
+        t: OneNumber,
+        t_next: OneNumber,
+        keys: Array,
+    ) -> tuple[Samples, Any]:
         del keys
         pair = denoise(x, jnp.stack([t, t_next]))
         there = coeffs(path, t_next[None], x.ndim)
@@ -178,8 +191,14 @@ def euler() -> Solver:
     """Euler's step along the velocity `a'·x0 + s'·eps` in the path's own time."""
 
     def step(
-        denoise: Denoise, path: Path, memory: Any, x: Array, t: Array, t_next: Array, keys: Array
-    ) -> tuple[Array, Any]:
+        denoise: Denoise,
+        path: Path,
+        memory: Any,
+        x: Samples,
+        t: OneNumber,
+        t_next: OneNumber,
+        keys: Array,
+    ) -> tuple[Samples, Any]:
         del keys
         return x + (t_next - t) * velocity(denoise, path, x, t), memory
 
@@ -194,8 +213,14 @@ def heun() -> Solver:
     """
 
     def step(
-        denoise: Denoise, path: Path, memory: Any, x: Array, t: Array, t_next: Array, keys: Array
-    ) -> tuple[Array, Any]:
+        denoise: Denoise,
+        path: Path,
+        memory: Any,
+        x: Samples,
+        t: OneNumber,
+        t_next: OneNumber,
+        keys: Array,
+    ) -> tuple[Samples, Any]:
         del keys
         first = velocity(denoise, path, x, t)
         second = velocity(denoise, path, x + (t_next - t) * first, t_next)
@@ -204,14 +229,14 @@ def heun() -> Solver:
     return Solver(_no_memory, step, nfe=2, order=2)
 
 
-def velocity(denoise: Denoise, path: Path, x: Array, t: Array) -> Array:
+def velocity(denoise: Denoise, path: Path, x: Samples, t: OneNumber) -> Samples:
     """The velocity of the probability flow, `a'·x0 + s'·eps`, `[B, …]`."""
     c = coeffs(path, t[None], x.ndim)
     pair = denoise(x, t)
     return c.da * pair.x0 + c.ds * pair.eps
 
 
-def normal(keys: Array, shape: tuple[int, ...]) -> Array:
+def normal(keys: Keys, shape: tuple[int, ...]) -> Samples:
     """Standard normal noise, `[B, *shape]`, each row from its own key.
 
     So a sample's noise depends on its own key alone, not on the batch that it is drawn in.

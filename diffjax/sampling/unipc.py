@@ -11,6 +11,7 @@ from diffjax.kinds import Interval
 from diffjax.process.paths import Path
 from diffjax.sampling.adams import ends_of
 from diffjax.sampling.solvers import Denoise, Solver, same_for_equal
+from diffjax.shapes import OneNumber, Samples
 
 Scale = Callable[[Array], Array]
 """The paper's `B(h)`, as a function of the negative step `-h`."""
@@ -69,11 +70,11 @@ def unipc(
         denoise: Denoise,
         path: Path,
         memory: _Memory,
-        x: Array,
-        t: Array,
-        t_next: Array,
+        x: Samples,
+        t: OneNumber,
+        t_next: OneNumber,
         keys: Array,
-    ) -> tuple[Array, _Memory]:
+    ) -> tuple[Samples, _Memory]:
         del keys
         e = ends_of(path, t, t_next)
         here = jnp.log(e.a) - jnp.log(e.s)

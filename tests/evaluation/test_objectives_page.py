@@ -107,8 +107,7 @@ def divides_by_alpha(after=1.0):
 
     def step(denoise, path, memory, x, t, t_next, keys):
         pair = denoise(x, t)
-        a = path.alpha(t[None])
-        moved = x / a * path.alpha(t_next[None]) + 0.0 * pair.eps
+        moved = x / path.alpha(t) * path.alpha(t_next) + 0.0 * pair.eps
         return jnp.where(t <= after, moved, x), memory
 
     return Solver(lambda x: (), step, nfe=1, order=1)

@@ -38,7 +38,7 @@ def test_pseudoinverse_guidance_draws_from_the_posterior():
 
     @jax.jit
     def walk(std, times):
-        seen = editing.Observed(lambda x: MASK * x, jnp.array([1.2, 0.0]), std=std)
+        seen = editing.Observed(lambda x: MASK[None] * x, jnp.array([1.2, 0.0]), std=std)
         predict = editing.pseudoinverse_guidance(standard(path), path, seen)
         return draw(predict, path, solvers.heun(), times, keys, None, (2,))
 
@@ -67,7 +67,7 @@ def test_a_mean_of_pixels_has_the_gain_that_is_said():
 
 def test_posterior_sampling_comes_nearer_to_what_was_seen():
     path = Linear()
-    seen = editing.Observed(lambda x: MASK * x, jnp.array([1.2, 0.0]))
+    seen = editing.Observed(lambda x: MASK[None] * x, jnp.array([1.2, 0.0]))
     predict = editing.posterior_sampling(standard(path), path, seen)
     near = drawn(predict, path, solvers.ddim(), n=2_000)
     # Without it the first number is standard normal: E|z - c| = 2·φ(c) + c·(2·Φ(c) - 1).

@@ -225,9 +225,8 @@ def test_a_classifier_makes_the_conditional_of_the_unconditional_model():
     a, s = (np.float32(of(0.5 * np.pi * t)) for of in (np.cos, np.sin))
 
     def log_probability(x, t, cond):
-        log_joint = jnp.log(jnp.array([0.3, 0.7])) - 0.5 * (x - a * means) ** 2 / (
-            a**2 * variance + s**2
-        )
+        log_likely = -0.5 * (x - a * means[None]) ** 2 / (a**2 * variance + s**2)
+        log_joint = np.log([[0.3, 0.7]]).astype("f") + log_likely
         return jnp.take_along_axis(jax.nn.log_softmax(log_joint), cond[:, None], axis=1)[:, 0]
 
     x, labels = np.linspace(-2, 2, 9, dtype="f")[:, None], np.arange(9) % 2

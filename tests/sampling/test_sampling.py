@@ -81,7 +81,7 @@ def walker(solver, names, n):
         def predict(x, t, cond):
             jax.debug.callback(lambda: asked.append(len(x)))
             begin = t.reshape(len(x), -1)[:, :1]  # of a flow map's two times, where it begins
-            eps = (x - path.alpha(begin) * POINT) / path.sigma(begin)
+            eps = (x - path.alpha(begin) * POINT[None]) / path.sigma(begin)
             point = Pair(jnp.broadcast_to(POINT, x.shape), eps)
             pair = jax.tree.map(partial(jnp.where, is_point), point, exact(x, t, cond))
             return pair._replace(share=jnp.full_like(x, 0.3))  # as DDPM's learned variance asks

@@ -89,7 +89,7 @@ VARIANCES = np.array([[0.5, 0.15], [0.3, 0.5]])[:, None]
 def of_the_mixture(path, x, t):
     """Its best denoiser: what each of the normals predicts, by how likely it is."""
     a, s = path.alpha(t), path.sigma(t)
-    spread, centred = a**2 * VARIANCES + s**2, x - a * MEANS
+    spread, centred = a**2 * VARIANCES + s**2, x[None] - a * MEANS
     likely = jax.nn.softmax(jnp.log(SHARES) - 0.5 * (jnp.log(spread) + centred**2 / spread), axis=0)
     white = likely * centred / spread
     x0 = jnp.sum(likely * MEANS + a * VARIANCES * white, axis=0)
@@ -311,7 +311,8 @@ def test_fresh_noise_is_what_random_numbers_make():
 
     @jax.jit
     def ends(noise):
-        denoise = lambda x, t: NORMAL.pair(path, x, t)._replace(share=0.5)  # noqa: E731
+        # Of a flow map's two times, where it begins.
+        denoise = lambda x, t: NORMAL.pair(path, x, jnp.ravel(t)[0])._replace(share=0.5)  # noqa: E731
         with noise_is_given():
             return {
                 name: solver.step(denoise, path, solver.init(x), x, *times, noise)[0]

@@ -18,8 +18,9 @@ class Normals(NamedTuple):
     def pair(self, path: Path, x: Array, t: Array) -> Pair:
         """`E[x0 | x_t]` and `E[eps | x_t]`, of `x[B, d]` at a time `t[]` or at times `t[B, 1]`."""
         a, s = path.alpha(t), path.sigma(t)
-        white = (x - a * self.mean) / (a**2 * self.variance + s**2)
-        return Pair(jnp.asarray(self.mean) + a * self.variance * white, s * white)
+        mean, variance = self.mean[None], self.variance[None]
+        white = (x - a * mean) / (a**2 * variance + s**2)
+        return Pair(jnp.asarray(mean) + a * variance * white, s * white)
 
     def flow(self, a: Any, s: Any, x: Any) -> np.ndarray:
         """Where the flow carries `x[B, d]` from the first of the scales, at each: `[n, B, d]`."""

@@ -121,7 +121,7 @@ def test_each_part_is_every_so_manieth_row(parts):
         assert how == {"train": True}
         asked.append(len(x))
         scale = (noise_label + cond)[:, None]
-        return params["w"] * x * scale + params["b"], (2.0 * x,)
+        return params["w"] * x * scale + params["b"][None], (2.0 * x,)
 
     def losses_of(apply, params):
         said, (twice,) = apply(params, x, level, cond, train=True)

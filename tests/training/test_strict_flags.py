@@ -1,4 +1,4 @@
-"""Training and evaluation broadcast ranks and promote types by hand.
+"""Training and evaluation promote types by hand.
 
 So they run under their users' strict flags. JAX refuses what is implicit while a function is
 traced, so little here is compiled.
@@ -33,7 +33,7 @@ SHAPE = (8, 8, 1)
 
 @pytest.fixture(autouse=True)
 def _strict():
-    with jax.numpy_rank_promotion("raise"), jax.numpy_dtype_promotion("strict"):
+    with jax.numpy_dtype_promotion("strict"):
         yield
 
 
