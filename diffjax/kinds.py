@@ -6,8 +6,8 @@
     attention_resolutions: tuple[Positive[int], ...] = (16,)
 
 `diffjax.spec.build` and `diffjax.settings.check_settings` hold the values of a config against these
-annotations, before anything is compiled. Objects made in Python are not checked: their numbers may
-be traced by JAX. A number without a range has to be finite.
+annotations, before anything is compiled; `diffjax.spec.check_arguments` does so for what Python calls
+are given. Other objects made in Python are not checked: their numbers may be traced by JAX. A number without a range has to be finite.
 """
 
 import inspect
@@ -125,7 +125,8 @@ def _group_complaint(name: str, value: Any, declared: Any) -> str | None:
 
 
 def _list_complaint(name: str, value: Any, inner: tuple[Any, ...], origin: Any) -> str | None:
-    if not isinstance(value, tuple | list):
+    fits = Sequence if origin is Sequence else tuple | list
+    if isinstance(value, str | bytes) or not isinstance(value, fits):
         return _must(name, value, f"be a list, as ({_short(value)},)")
     kinds = inner
     if origin is not tuple or inner[1:] == (...,):
@@ -167,7 +168,7 @@ def _class_complaint(name: str, value: Any, kind: Any) -> str | None:
     except TypeError:  # A protocol that can't be looked for at run time.
         return None
     words = {str: "text", bool: "True or False", NoneType: "None"}
-    return None if fits else _must(name, value, f"be {words.get(kind, _with_article(kind))}")
+    return None if fits else _must(name, value, f"be {words.get(kind, _with_article(_name(kind)))}")
 
 
 def _differ(one: Any, other: Any) -> bool:
@@ -193,5 +194,5 @@ def _name(kind: Any) -> str:
     return getattr(kind, "__name__", str(kind)).rpartition(".")[2]
 
 
-def _with_article(kind: type) -> str:
-    return f"{'an' if kind.__name__[0] in 'AEIOU' else 'a'} {kind.__name__}"
+def _with_article(name: str) -> str:
+    return f"{'an' if name[0] in 'AEIOU' else 'a'} {name}"

@@ -16,6 +16,8 @@ Spec = Any
 """What `diffjax.spec.build` turns into a part, and checks."""
 Seed = Annotated[int, Interval("[0, 4294967295]")]
 """Of JAX's 32 bits: 2³² would be 0 again."""
+NumSamples = Annotated[int, Interval("[3, inf)")]
+"""A covariance needs three."""
 
 
 class Evaluation(TypedDict):
@@ -23,7 +25,7 @@ class Evaluation(TypedDict):
 
     extractor: Spec
     extractors: tuple[Spec, ...]
-    num_samples: Annotated[int, Interval("[3, inf)")]  # A covariance needs that many.
+    num_samples: NumSamples
     labels: str
     batch_size: AtLeastOne[int]
     solvers: tuple[str, ...]

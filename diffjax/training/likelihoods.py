@@ -5,7 +5,7 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from itertools import count
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import numpy as np
@@ -15,12 +15,13 @@ from diffjax.compiling import jit
 from diffjax.data import DataSet
 from diffjax.data.pipeline import all_images
 from diffjax.errors import UserError
+from diffjax.kinds import AtLeastOne, Interval, NotNegative
 from diffjax.objectives.base import Objective
 from diffjax.process.paths import Path
 from diffjax.process.precond import Predict, denoiser
 from diffjax.sampling import bound, dequantise, likelihood
 from diffjax.sampling.dequantise import Dequantised
-from diffjax.spec import choose
+from diffjax.spec import check_arguments, choose
 from diffjax.training.load import Run
 from diffjax.training.sharding import batch_sharding, replicated
 
@@ -28,6 +29,7 @@ Estimate = Callable[[Predict, Path, Array, Array, Array], Any]
 """`(predict, path, x, keys, labels) ->` something with `log_p`, `standard_error` and `nfe`."""
 Spread = Callable[[Array, Array], Dequantised]
 """`(keys, x) -> Dequantised`."""
+Several = Annotated[int, Interval("[2, inf)")]
 
 
 class Method(NamedTuple):
@@ -47,9 +49,9 @@ class Method(NamedTuple):
 def ode(
     dequantisation: str = "uniform",
     trace: str = "hutchinson",
-    num_probes: int = 2,
-    num_steps: int | None = None,
-    tolerance: float | None = None,
+    num_probes: AtLeastOne[int] = 2,
+    num_steps: Several | None = None,
+    tolerance: Annotated[float, Interval("[1e-6, inf)")] | None = None,
 ) -> Method:
     """The probability-flow ODE."""
     if dequantisation == "none":
@@ -82,13 +84,13 @@ def ode(
     )
 
 
-def vlb(dequantisation: str = "none", num_times: int = 64) -> Method:
+def vlb(dequantisation: str = "none", num_times: Several = 64) -> Method:
     """The variational bound in continuous time."""
     return _bound(bound.ContinuousTime(), num_times, dequantisation)
 
 
 def discrete_vlb(
-    dequantisation: str = "none", num_steps: int = 1000, num_times: int = 64
+    dequantisation: str = "none", num_steps: Several = 1000, num_times: Several = 64
 ) -> Method:
     """The variational bound of so many steps, estimated from some of them."""
     return _bound(bound.DiscreteTime(num_steps), num_times, dequantisation)
@@ -116,9 +118,9 @@ def measure_likelihood(
     options: Mapping[str, Any] | None = None,
     *,
     weights: str | None = None,
-    num_images: int = 0,
-    batch_size: int = 128,
-    dequantiser_steps: int = 500,
+    num_images: NotNegative[int] = 0,
+    batch_size: AtLeastOne[int] = 128,
+    dequantiser_steps: AtLeastOne[int] = 500,
     seed: int = 0,
     begun: Callable[[int], Any] = lambda batch: None,
 ) -> dict[str, Any]:
@@ -142,8 +144,15 @@ def measure_likelihood(
     Raises:
         UserError: no such method or option, data without bits, a run without a likelihood.
     """
+    check_arguments(
+        measure_likelihood, options=options, weights=weights, num_images=num_images,
+        batch_size=batch_size, dequantiser_steps=dequantiser_steps, seed=seed,
+    )  # fmt: skip
     make = choose(METHODS, method, "method")
+    for name in options or {}:
+        choose(defaults_of(make), name, f"option of {method}")
     options = defaults_of(make) | dict(options or {})
+    check_arguments(make, **options)
     spreads = {"none": _as_they_are, "uniform": dequantise.uniform, "variational": None}
     dequantisation = options["dequantisation"]
     spread = choose(spreads, dequantisation, "dequantisation")

@@ -18,7 +18,7 @@ from diffjax.data.fingerprints import fingerprints
 from diffjax.errors import UserError
 from diffjax.evaluation.run_files import read_json
 from diffjax.settings import check_settings
-from diffjax.spec import build
+from diffjax.spec import build, check_arguments
 from diffjax.training import workdirs
 from diffjax.training.checkpoints import Checkpoints
 from diffjax.training.flops import flops_if_countable
@@ -80,6 +80,9 @@ def train(
         NonFiniteLoss: with the step, the log-SNR bins and the last good checkpoint.
         Interrupted: Ctrl-C or SIGTERM, after saving.
     """
+    check_arguments(
+        train, config=config, workdir=workdir, command=command, watchdog=watchdog, profile=profile
+    )
     workdir = Path(workdir)
 
     # What there is to train, and whether it can be trained at all; nothing is written yet.

@@ -23,7 +23,9 @@ from diffjax.evaluation.run_files import read_json
 from diffjax.evaluation.seen import Batches, Images
 from diffjax.evaluation.sweep_files import LIKELIHOOD
 from diffjax.files import write_json
-from diffjax.spec import build, choose
+from diffjax.kinds import AtLeastOne
+from diffjax.settings import NumSamples
+from diffjax.spec import build, check_arguments, choose
 from diffjax.training import workdirs
 from diffjax.training.generate import (
     Asked,
@@ -65,19 +67,25 @@ class Wanted:
         against: where its second prediction comes from.
         seeds: of the noise.
         weights: `live`, or names of averages.
+
+    Raises:
+        UserError: one of another kind, or a number out of range.
     """
 
     solvers: Sequence[str] | None = None
     grids: Sequence[str] | None = None
-    num_steps: Sequence[int] | None = None
-    num_samples: int | None = None
+    num_steps: Sequence[AtLeastOne[int]] | None = None
+    num_samples: NumSamples | None = None
     labels: str | None = None
-    batch_size: int | None = None
+    batch_size: AtLeastOne[int] | None = None
     guidance_scales: Sequence[float] | None = None
     guidance: str | None = None
     against: str | None = None
     seeds: Sequence[int] | None = None
     weights: Sequence[str] | None = None
+
+    def __post_init__(self) -> None:
+        check_arguments(Wanted, **vars(self))
 
 
 def measure(
