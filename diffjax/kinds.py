@@ -6,8 +6,9 @@
     attention_resolutions: tuple[Positive[int], ...] = (16,)
 
 `diffjax.spec.build` and `diffjax.settings.check_settings` hold the values of a config against these
-annotations, before anything is compiled; `diffjax.spec.check_arguments` does so for what Python calls
-are given. Other objects made in Python are not checked: their numbers may be traced by JAX. A number without a range has to be finite.
+annotations, before anything is compiled; `diffjax.spec.check_arguments` does so for what Python
+calls are given. Other objects made in Python are not checked: their numbers may be traced by JAX. A
+number without a range has to be finite.
 """
 
 import inspect
@@ -16,7 +17,7 @@ import numbers
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import NoneType, UnionType
-from typing import Annotated, Any, TypeVar, Union, get_args, get_origin, is_typeddict
+from typing import Annotated, Any, NotRequired, TypeVar, Union, get_args, get_origin, is_typeddict
 
 import jax
 
@@ -90,6 +91,8 @@ def complaint(name: str, value: Any, declared: Any, interval: Interval = FINITE)
     if origin is Annotated:
         marks = [mark for mark in inner[1:] if isinstance(mark, Interval)]
         return complaint(name, value, inner[0], *marks[:1])
+    if origin is NotRequired:
+        return complaint(name, value, inner[0], interval)
     if origin in (Union, UnionType):
         found = [complaint(name, value, each, interval) for each in inner]
         return None if None in found else found[0]

@@ -5,7 +5,7 @@ optimizer, …) declare what their own numbers may be (`diffjax.kinds`).
 """
 
 import inspect
-from typing import Annotated, Any, TypedDict, is_typeddict
+from typing import Annotated, Any, NotRequired, TypedDict, is_typeddict
 
 from ml_collections import ConfigDict
 
@@ -21,24 +21,24 @@ NumSamples = Annotated[int, Interval("[3, inf)")]
 
 
 class Evaluation(TypedDict):
-    """What a run is judged by."""
+    """What a run is judged by; older configs lack what is not required."""
 
     extractor: Spec
-    extractors: tuple[Spec, ...]
+    extractors: NotRequired[tuple[Spec, ...]]
     num_samples: NumSamples
-    labels: str
+    labels: NotRequired[str]
     batch_size: AtLeastOne[int]
     solvers: tuple[str, ...]
-    grids: tuple[str, ...]
+    grids: NotRequired[tuple[str, ...]]
     num_steps: tuple[AtLeastOne[int], ...]
-    guidance_scales: tuple[float, ...]
-    weights: tuple[str, ...]
-    seeds: tuple[Seed, ...]
+    guidance_scales: NotRequired[tuple[float, ...]]
+    weights: NotRequired[tuple[str, ...]]
+    seeds: NotRequired[tuple[Seed, ...]]
     seed: Seed
-    likelihood: tuple[str, ...]
+    likelihood: NotRequired[tuple[str, ...]]
 
 
-class Mesh(TypedDict):
+class Mesh(TypedDict, total=False):
     """How many devices each axis has; -1 is as many as are left."""
 
     data: int
@@ -47,7 +47,7 @@ class Mesh(TypedDict):
     sequence: int
 
 
-class Expected(TypedDict):
+class Expected(TypedDict, total=False):
     """The data that a config was written, and planned, for."""
 
     image_shape: tuple[int, int, int]
@@ -56,32 +56,32 @@ class Expected(TypedDict):
 
 
 class Settings(TypedDict):
-    """What every experiment's config has."""
+    """What every experiment's config has; older ones lack what is not required."""
 
     name: str
     seed: Seed
     num_steps: AtLeastOne[int]
     batch_size: AtLeastOne[int]
-    accumulation_steps: AtLeastOne[int]
+    accumulation_steps: NotRequired[AtLeastOne[int]]
     data: Spec
-    expected: Expected
-    augment: Spec
+    expected: NotRequired[Expected]
+    augment: NotRequired[Spec]
     path: Spec
     precond: Spec
     objective: Spec
-    wrappers: tuple[Spec, ...]
+    wrappers: NotRequired[tuple[Spec, ...]]
     model: Spec
     label_dropout: Probability[float]
     optimizer: Spec
-    nonfinite: Spec
+    nonfinite: NotRequired[Spec]
     ema_decays: tuple[Decay[float], ...]
     weights: str
     mesh: Mesh
-    sharding_rules: Any
+    sharding_rules: NotRequired[Any]
     sampling: Spec
     log_every_steps: AtLeastOne[int]
     sample_every_steps: AtLeastOne[int]
-    sample_images: AtLeastOne[int]
+    sample_images: NotRequired[AtLeastOne[int]]
     checkpoint_every_steps: AtLeastOne[int]
     checkpoints_to_keep: AtLeastOne[int]
     checkpoints_kept_every_steps: AtLeastOne[int]
@@ -130,3 +130,32 @@ def check_names(config: ConfigDict, group: type = Settings, where: str = "config
             raise UserError(f"there is no setting {where}.{name}; {nearest(name, known)}")
         if is_typeddict(known[name]) and value is not None:
             check_names(value, known[name], f"{where}.{name}")
+
+
+def check_complete(config: ConfigDict, group: Any = Settings, where: str = "config") -> None:
+    """Refuses a config that lacks a setting which every config has, or has none for it yet.
+
+    Args:
+        config: a group of settings.
+        group: what belongs to it.
+        where: its name.
+
+    Raises:
+        UserError: the first that is missing.
+
+    Example:
+        >>> check_complete(ConfigDict({"name": "mine"}))
+        Traceback (most recent call last):
+        ...
+        diffjax.errors.UserError: there is no config.seed: diffjax.experiment.experiment makes
+        configs that have every setting
+    """
+    known = inspect.get_annotations(group)
+    for name in known:
+        if name in group.__required_keys__ and name not in config:
+            raise UserError(
+                f"there is no {where}.{name}: diffjax.experiment.experiment makes configs that "
+                "have every setting"
+            )
+        if is_typeddict(known[name]) and hasattr(config[name], "keys"):
+            check_complete(config[name], known[name], f"{where}.{name}")

@@ -10,6 +10,7 @@ training and evaluating are not what is tried here, so they are replaced by a st
 import argparse
 import contextlib
 import io
+import shutil
 import signal
 import sys
 import tempfile
@@ -23,19 +24,20 @@ from typing import Any
 
 import numpy as np
 import pytest
-from ml_collections import ConfigDict
+from flax import linen as nn
+from ml_collections import ConfigDict, config_dict
 
 import diffjax
 from configs import digits
 from diffjax import choices, data
 from diffjax.errors import UserError
 from diffjax.evaluation import clip, dinov2, features, inception
+from diffjax.models.layers import HIDDEN
 from diffjax.process import paths, weights
 from diffjax.sampling import solvers
 from diffjax.sampling.sample import Recipe
 from diffjax.spec import TARGET, build, from_json, spec, to_json
-from diffjax.training import likelihoods, load, loop, measure, nonfinite, optimizer, workdirs
-from diffjax.training.load import Run
+from diffjax.training import likelihoods, load, measure, nonfinite, optimizer, workdirs
 from diffjax.training.profile import Profile
 from diffjax.training.watchdog import Watchdog
 from experiments import (
@@ -60,7 +62,6 @@ from experiments import (
 )
 from experiments import solvers as solvers_page
 from tests.support.one_process import Here
-from tests.support.tiny_network import Tiny
 
 ROOT = Path(__file__).parents[2]
 RUN = ROOT / "tests" / "training" / "old_runs" / "59e12e0"
@@ -114,9 +115,24 @@ def without_work() -> Iterator[None]:
             patch.setattr(place, _begins)
         patch.setattr(benchmark, "in_new_process", checks_alone)
         patch.setattr(sweep, "ProcessPoolExecutor", Here)
+        patch.setattr("diffjax.training.watchdog._watch", lambda *args: None)
         patch.setattr(cli, "_keep_compiled_programs", lambda: None)
         patch.setattr(cli, "keep_compiled_programs", lambda folder: None)
         yield
+
+
+class Small(nn.Module):
+    """A network that takes one time or two, and sows what objectives compare."""
+
+    num_classes: int
+    out_channels: int | None = None
+
+    @nn.compact
+    def __call__(self, x, noise_label, cond=None, train=False):
+        h = nn.Dense(4)(x) + noise_label.reshape(len(x), -1).mean(-1)[:, None, None, None]
+        h = h + nn.Embed(self.num_classes + 1, 4)(cond)[:, None, None]
+        self.sow(*HIDDEN, h)
+        return nn.Dense(self.out_channels or x.shape[-1])(nn.silu(h))
 
 
 # Values.
@@ -130,6 +146,7 @@ WORDS = (
     "heun", "ddpm", "live", "ema-0.999", "ema-", "digits", "label:3", "label:99", "label:x",
     "weights:junk", "weights:", "cfg+limited", "cfg+", "+", "1,2", ",", ",,", "(1,", "[1]", "{}",
     "uniform", "found", "data", "3,7", "3,x", "\0", "a\nb", "1" * 400, "9" * 5000, "²", "٣",
+    "~junk", "(" * 300, "[" * 9999,
 )  # fmt: skip
 TARGETS = (
     "diffjax.process.paths:Nothing", "no.such:thing", "junk", "", "diffjax", "os:system", ":",
@@ -163,7 +180,7 @@ OBJECTS = (
     True, False, b"bytes", 1 + 2j, object(), len, dict, Path("x"), {1, 2}, np.float32(0.5),
     np.int64(3), np.zeros(2), np.array(["a"], object), np.full((2, 2), np.nan), paths.Linear(),
     weights.Constant(), solvers.heun(), ConfigDict(), {"a": 1}, {TARGET: 3}, {1: 2}, ...,
-    range(3), np.array(2), np.array(True),
+    range(3), np.array(2), np.array(True), config_dict.placeholder(int),
 )  # fmt: skip
 
 
@@ -234,25 +251,25 @@ def changed(rng: Random, config: ConfigDict) -> ConfigDict:
     if not isinstance(inner, ConfigDict):
         return config
     key = place[-1]
-    with contextlib.suppress(TypeError, ValueError, AttributeError, KeyError):
-        with inner.unlocked(), inner.ignore_type():
-            match rng.randrange(10):
-                case 0:
-                    del inner[key]
-                case 1:
-                    inner[rng.choice(("junk", "path", "name", "seed"))] = value(rng)
-                case 2:
-                    inner[key] = (inner[key],)
-                case 3 if key == TARGET:
-                    inner[key] = rng.choice(ROWS)[TARGET]
-                case _ if key == TARGET:
-                    inner[key] = rng.choice(TARGETS)
-                case 4:
-                    inner[key] = part(rng)
-                case 5 | 6:
-                    inner[key] = value(rng)
-                case _:
-                    inner[key] = alike(rng, inner[key])
+    refused = (TypeError, ValueError, AttributeError, KeyError, OverflowError)
+    with contextlib.suppress(*refused), inner.unlocked(), inner.ignore_type():
+        match rng.randrange(10):
+            case 0:
+                del inner[key]
+            case 1:
+                inner[rng.choice(("junk", "path", "name", "seed"))] = value(rng)
+            case 2:
+                inner[key] = (inner[key],)
+            case 3 if key == TARGET:
+                inner[key] = rng.choice(ROWS)[TARGET]
+            case _ if key == TARGET:
+                inner[key] = rng.choice(TARGETS)
+            case 4:
+                inner[key] = part(rng)
+            case 5 | 6:
+                inner[key] = value(rng)
+            case _:
+                inner[key] = alike(rng, inner[key])
     return config
 
 
@@ -261,7 +278,7 @@ def config_of(rng: Random) -> ConfigDict:
     arguments = f"objective={rng.choice(sorted(choices.OBJECTIVES))}"
     config = digits.get_config(arguments if rng.randrange(2) else "")
     if rng.randrange(3):
-        config.model = spec(Tiny)
+        config.model = spec(Small)
     else:
         config.model.update(hidden_size=8, depth=1, num_heads=1)
     return config
@@ -283,7 +300,7 @@ def prepare(rng: Random, where: Path) -> None:
 def call_train(rng: Random, where: Path) -> None:
     """`diffjax.train` with other arguments."""
     config = digits.get_config()
-    config.model = spec(Tiny)
+    config.model = spec(Small)
     given = {"config": config, "workdir": where / "new", "command": ""}
     given |= {"watchdog": Watchdog(), "profile": Profile()}
     given[rng.choice(sorted(given))] = rng.choice(
@@ -372,6 +389,18 @@ def _json(config: ConfigDict) -> bool:
     return True
 
 
+def damaged_run(rng: Random, where: Path) -> None:
+    """A run whose saved config was changed by hand."""
+    shutil.copytree(RUN, where / "run", symlinks=True)
+    config, _ = workdirs.read(RUN)
+    text = to_json(config)
+    config = from_json(text)
+    config = changed(rng, ConfigDict(config.to_dict()))
+    if _json(config):
+        (where / "run" / "config.json").write_text(to_json(config))
+        diffjax.load(where / "run")
+
+
 def call_spec(rng: Random, where: Path) -> None:
     """A description of a call, and the call."""
     del where
@@ -383,7 +412,7 @@ def call_spec(rng: Random, where: Path) -> None:
 def saved(rng: Random, where: Path) -> None:
     """A saved config, changed, and built as loading does."""
     config = digits.get_config()
-    config.model = spec(Tiny)
+    config.model = spec(Small)
     for _ in range(2):
         config = changed(rng, config)
     if _json(config):
@@ -441,8 +470,10 @@ PROGRAMS = (
     Program(train_classifier, lambda where: {"out": str(where / "c.npz")}),
 )  # fmt: skip
 # Processes that nobody starts are waited for, and plans of searches take long.
-LEFT_OUT = ("distributed", "coordinator", "num_processes", "process_index", "search", "startup",
-            "largest_batch", "engine", "workers", "largest_batch", "against", "devices")  # fmt: skip
+LEFT_OUT = (
+    "distributed", "coordinator", "num_processes", "process_index", "search", "startup", "engine",
+    "largest_batch", "workers", "against", "devices",
+)  # fmt: skip
 
 
 def command_line(rng: Random, where: Path) -> None:
@@ -457,8 +488,8 @@ def command_line(rng: Random, where: Path) -> None:
         model = {"hidden_size": 8, "depth": 1, "num_heads": 1}
         small = [f"--config.model.{name}={size}" for name, size in model.items()]
     for name in rng.sample(names, min(len(names), rng.choice((1, 1, 2, 3)))):
-        flag = program.module.FLAGS[name] if name in program.module.FLAGS else None
-        known = settings[name].default if flag is None else _example(flag)
+        flags = program.module.FLAGS
+        known = settings[name].default if name in settings else _example(flags[name])
         given[name] = _text(rng.choice((plain(rng), alike(rng, known), alike(rng, known))))
     argv = small + [
         f"--{name}" if text is None else f"--{name}={text}" for name, text in given.items()
@@ -486,7 +517,8 @@ def _number_text(given: Any) -> str:
 
 KINDS: tuple[Callable[[Random, Path], None], ...] = (
     prepare, call_train, call_load, call_run, call_run, wanted, call_likelihood, call_build,
-    call_build, call_spec, saved, command_line, command_line, command_line, command_line,
+    call_build, call_spec, saved, damaged_run, command_line, command_line, command_line,
+    command_line,
 )  # fmt: skip
 
 
