@@ -93,8 +93,8 @@ def defaults(location: str) -> dict[str, Any]:
 def build(config: Any, declared: Any = Any, name: str = "", /, **runtime: Any) -> Any:
     """Calls what a spec describes, innermost specs first.
 
-    The values of a config and runtime arguments are compared with what the callable's annotations
-    declare (`diffjax.kinds`).
+    The values of a config are compared with what the callable's annotations declare
+    (`diffjax.kinds`); runtime arguments are not.
 
     Args:
         config: a spec; tuples and dicts of specs are built element by element, anything else is
@@ -167,7 +167,6 @@ def _call(config: Any, name: str, runtime: Mapping[str, Any]) -> Any:
             _check_known(location, key, parameters)
         if key != TARGET and key not in runtime:
             arguments[key] = build(config[key], Any, f"{name}.{key}")
-        if key != TARGET:
             _check_kind(f"{name}.{key}", arguments[key], parameters[key])
     for key, parameter in parameters.items():
         if parameter.default is inspect.Parameter.empty and key not in arguments:

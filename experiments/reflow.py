@@ -4,8 +4,7 @@ r"""Draw pairs of noise and sample from a trained run, to train the next one on 
   python -m experiments.train --config=configs/digits_reflow.py --config.data.path=pairs.npz
 
 What is not given is as in the run's config: how often each class is drawn as in its evaluation.
-Solvers that add noise give pairs too, but not straight
-ones. Liu et al. 2023 (arXiv:2209.03003).
+Solvers that add noise give pairs too, but not straight ones. Liu et al. 2023 (arXiv:2209.03003).
 """
 
 import sys

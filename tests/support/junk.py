@@ -373,9 +373,8 @@ def call_build(rng: Random, where: Path) -> None:
     del where
     config = part(rng)
     to_json(config) if rng.randrange(4) == 0 and _json(config) else None
-    runtime = {} if rng.randrange(3) else {rng.choice(("path", "num_classes", "x")): value(rng)}
     if rng.randrange(2):
-        build(config, **runtime)
+        build(config)
     else:
         declared = rng.choice((paths.Path, Recipe, data.DataSet, int, tuple[str, ...]))
         build(rng.choice((config, value(rng))), declared, "config.part")
