@@ -62,6 +62,8 @@ Decay = Annotated[T, Interval("[0, 1)")]
 Positive = Annotated[T, Interval("(0, inf)")]
 AtLeastOne = Annotated[T, Interval("[1, inf)")]
 NotNegative = Annotated[T, Interval("[0, inf)")]
+NumSteps = Annotated[int, Interval("[1, 1000000]")]
+"""Steps from noise to data; more are a slip of the hand, and their times alone fill the memory."""
 Limit = Annotated[T, Interval("(0, inf]")]
 """Above 0; infinity is no limit."""
 UnitTime = Annotated[T, Interval("(0, 1]")]

@@ -10,7 +10,7 @@ from typing import Annotated, Any, NotRequired, TypedDict, is_typeddict
 from ml_collections import ConfigDict
 
 from diffjax.errors import UserError, nearest
-from diffjax.kinds import AtLeastOne, Decay, Interval, Probability, complaint
+from diffjax.kinds import AtLeastOne, Decay, Interval, NumSteps, Probability, complaint
 
 Spec = Any
 """What `diffjax.spec.build` turns into a part, and checks."""
@@ -30,7 +30,7 @@ class Evaluation(TypedDict):
     batch_size: AtLeastOne[int]
     solvers: tuple[str, ...]
     grids: NotRequired[tuple[str, ...]]
-    num_steps: tuple[AtLeastOne[int], ...]
+    num_steps: tuple[NumSteps, ...]
     guidance_scales: NotRequired[tuple[float, ...]]
     weights: NotRequired[tuple[str, ...]]
     seeds: NotRequired[tuple[Seed, ...]]

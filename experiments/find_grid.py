@@ -41,7 +41,10 @@ flags.DEFINE_string("against", None, "what guidance leads away from", flag_value
 flags.DEFINE_integer("seed", 0, "of the noise", flag_values=FLAGS)
 flags.DEFINE_string("weights", None, "live, or an average such as ema-0.999", flag_values=FLAGS)
 flags.DEFINE_string("teacher", "rk4", "the accurate solver", flag_values=FLAGS)
-flags.DEFINE_integer("num_candidates", 64, "times to choose from", lower_bound=2, flag_values=FLAGS)
+flags.DEFINE_integer(
+    "num_candidates", 64, "times to choose from", lower_bound=2, upper_bound=10_000,
+    flag_values=FLAGS,
+)  # fmt: skip
 flags.DEFINE_integer("batch_size", 16, "samples at a time", lower_bound=1, flag_values=FLAGS)
 flags.DEFINE_string(
     "labels", None, "data (in its proportions), balanced, or classes in turn, as 3,7",

@@ -24,7 +24,7 @@ from diffjax.evaluation.run_files import read_json
 from diffjax.evaluation.seen import Batches, Images
 from diffjax.evaluation.sweep_files import LIKELIHOOD
 from diffjax.files import write_json
-from diffjax.kinds import AtLeastOne
+from diffjax.kinds import AtLeastOne, NumSteps
 from diffjax.settings import NumSamples
 from diffjax.spec import build, check_arguments, choose
 from diffjax.training import workdirs
@@ -76,7 +76,7 @@ class Wanted:
 
     solvers: Sequence[str] | None = None
     grids: Sequence[str] | None = None
-    num_steps: Sequence[AtLeastOne[int]] | None = None
+    num_steps: Sequence[NumSteps] | None = None
     num_samples: NumSamples | None = None
     labels: str | None = None
     batch_size: AtLeastOne[int] | None = None
