@@ -18,6 +18,7 @@ Seed = Annotated[int, Interval("[0, 4294967295]")]
 """Of JAX's 32 bits: 2³² would be 0 again."""
 NumSamples = Annotated[int, Interval("[3, inf)")]
 """A covariance needs three."""
+ShardingRule = tuple[str, tuple[str | tuple[str, ...] | None, ...]]
 
 
 class Evaluation(TypedDict):
@@ -77,7 +78,7 @@ class Settings(TypedDict):
     ema_decays: tuple[Decay[float], ...]
     weights: str
     mesh: Mesh
-    sharding_rules: NotRequired[Any]
+    sharding_rules: NotRequired[tuple[ShardingRule, ...] | None]
     sampling: Spec
     log_every_steps: AtLeastOne[int]
     sample_every_steps: AtLeastOne[int]

@@ -210,7 +210,7 @@ def place_of(path: str) -> Path:
     try:
         place = Path(path).expanduser()
         place.exists()
-    except (OSError, RuntimeError, ValueError) as error:  # Too long, an unknown ~user, a 0 byte.
+    except (OSError, RuntimeError) as error:  # Too long, or an unknown ~user.
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"no path {path!r}: {reason}") from None
     return place

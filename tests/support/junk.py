@@ -71,7 +71,8 @@ class WorkBegins(Exception):
     """All that could be refused was not."""
 
 
-def _begins(*args: Any, **kwargs: Any) -> Any:
+def work_begins(*args: Any, **kwargs: Any) -> Any:
+    """Stands in the place of what takes time."""
     del args, kwargs
     raise WorkBegins
 
@@ -94,8 +95,8 @@ def without_work() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         for module in ("training.generate", "training.likelihoods", "evaluation.validation"):
-            patch.setattr(f"diffjax.{module}.jit", lambda *args, **how: _begins)
-        patch.setattr(edit, "jit", lambda *args, **how: _begins)
+            patch.setattr(f"diffjax.{module}.jit", lambda *args, **how: work_begins)
+        patch.setattr(edit, "jit", lambda *args, **how: work_begins)
         patch.setattr(load, "set_up", cached)
         for place in (
             "jax.export.export",
@@ -112,7 +113,7 @@ def without_work() -> Iterator[None]:
             "experiments.sweep.train_cells",
             "experiments.train_classifier.fit",
         ):
-            patch.setattr(place, _begins)
+            patch.setattr(place, work_begins)
         patch.setattr(benchmark, "in_new_process", checks_alone)
         patch.setattr(sweep, "ProcessPoolExecutor", Here)
         patch.setattr("diffjax.training.watchdog._watch", lambda *args: None)
@@ -257,7 +258,7 @@ def changed(rng: Random, config: ConfigDict) -> ConfigDict:
             case 0:
                 del inner[key]
             case 1:
-                inner[rng.choice(("junk", "path", "name", "seed"))] = value(rng)
+                inner[rng.choice(("junk", "path", "name", "seed", "sharding_rules"))] = value(rng)
             case 2:
                 inner[key] = (inner[key],)
             case 3 if key == TARGET:

@@ -10,6 +10,7 @@ from diffjax.data import digits
 from diffjax.errors import UserError
 from diffjax.spec import TARGET, build
 from diffjax.training.likelihoods import measure_likelihood
+from diffjax.training.loop import prepared
 from diffjax.training.measure import Wanted
 from diffjax.training.profile import Profile
 from diffjax.training.watchdog import Watchdog
@@ -49,7 +50,7 @@ def test_loading(how, said):
         (lambda run: run.sample(1, against={}), "against={} must be text"),
         (lambda run: run.sample(1, weights=3), "weights=3 must be text"),
         (lambda run: run.sample(1, guidance_scale="2"), "guidance_scale='2' must be a number"),
-        (lambda run: run.sample(1, num_steps=10**7), "num_steps=10000000 must be .* 1000000"),
+        (lambda run: run.sample(1, num_steps=10**7), r"num_steps=10000000 must be .* 1000000"),
         (lambda run: run.weights(3), "name=3 must be text"),
         (lambda run: run.predict(source="x"), "source='x' must be an Array"),
         (lambda run: run.dataset(3), "path=3 must be text"),
@@ -121,7 +122,7 @@ def test_values_of_their_own_are_checked_when_they_are_made():
 
 @pytest.mark.parametrize("target", ["", ":", ".x:y", "..:x", 3, None, "no.such:thing"])
 def test_a_spec_that_names_nothing(target):
-    with pytest.raises(UserError, match="config names|has no"):
+    with pytest.raises(UserError, match=r"config names|has no"):
         build({TARGET: target})
 
 
@@ -134,7 +135,8 @@ def test_a_spec_that_names_nothing(target):
         ("expected", 3, "config.expected=3 must be a group of settings"),
         ("model", 3, "config.model=3 must be a Module, or the spec of one"),
         ("optimizer", "adam", "config.optimizer='adam' must be an Optimizer, or the spec of one"),
-        ("sharding_rules", 3, "sharding_rules"),
+        ("sharding_rules", 3, r"config.sharding_rules=3 must be a list, as \(3,\)"),
+        ("sharding_rules", ("k",), r"sharding_rules\[0\]='k' must be a list"),
         ("ema_decays", 0.9, r"config.ema_decays=0.9 must be a list, as \(0.9,\)"),
         ("name", 3, "config.name=3 must be text"),
     ],
@@ -162,8 +164,6 @@ def test_a_setting_that_is_missing_is_named_before_the_first_step(tmp_path, plac
 
 
 def test_a_small_config_of_before_there_were_all_settings_is_whole():
-    from diffjax.training.loop import prepared
-
     config = tiny_config("model=tiny").unlock()
     del config.augment
-    assert prepared(config)[0].config.name == "tiny"
+    assert prepared(config)[0].config.name == "tiny-tiny"
