@@ -17,7 +17,7 @@ _CORNERS = _CORNER * (2.0 * np.indices((2, 2, 2)).reshape(3, -1).T - 1.0)
 def colours(
     blur: Annotated[float, Interval("[0, 0.25]")] = 0.0,
     along: Annotated[int, Interval("[0, 1]")] = 0,
-    num_images: Annotated[int, Interval("[8, inf)")] = 8_192,
+    num_images: Annotated[int, Interval("[8, 10000000]")] = 8_192,
     seed: NotNegative[int] = 0,
 ) -> DataSet:
     """Single pixels `[1, 1, 3]`: eight colours, each a Gaussian around a corner of a cube.
@@ -33,7 +33,7 @@ def colours(
     Args:
         blur: standard deviation of what is added, up to 0.25 so that next to nothing is cut off.
         along: the channel that it is added to, 0 or 1.
-        num_images: for training, at least 8; an eighth as many for testing.
+        num_images: for training, from 8 to 10⁷; an eighth as many for testing.
         seed: of all that is drawn.
 
     Raises:

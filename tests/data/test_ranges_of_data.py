@@ -39,6 +39,7 @@ from diffjax.spec import build, spec
         (colours, "blur", 0.3, "must be at least 0 and at most 0.25"),
         (colours, "along", 2, "must be at least 0 and at most 1"),
         (colours, "num_images", 7, "must be at least 8"),
+        (colours, "num_images", 10**12, "must be at least 8 and at most 10000000"),
         (colours, "seed", -1, "must be at least 0"),
     ],
 )
