@@ -256,7 +256,7 @@ def changed(rng: Random, config: ConfigDict) -> ConfigDict:
     with contextlib.suppress(*refused), inner.unlocked(), inner.ignore_type():
         match rng.randrange(10):
             case 0:
-                del inner[key]
+                delattr(inner, key)
             case 1:
                 inner[rng.choice(("junk", "path", "name", "seed", "sharding_rules"))] = value(rng)
             case 2:
