@@ -116,9 +116,13 @@ def _number_complaint(name: str, value: Any, kind: Any, interval: Interval) -> s
     if isinstance(value, bool) or not isinstance(value, wanted):
         return _must(name, value, f"be a {words}number")
     number: Any = value
+    try:
+        kind(number)
+    except OverflowError:  # A whole number with more digits than a float can have.
+        return f"{name} must be finite, and has more digits than a number can have"
     if number in (math.inf, -math.inf) and number not in interval:
-        return _must(name, value, "be finite")
-    return None if number in interval else _must(name, value, f"be {interval}")
+        return _must(name, number, "be finite")
+    return None if number in interval else _must(name, number, f"be {interval}")
 
 
 def _group_complaint(name: str, value: Any, declared: Any) -> str | None:
