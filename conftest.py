@@ -77,6 +77,7 @@ def pytest_addoption(parser):
         default=1,
         help="disturbed runs, and tries of tests/experiments/test_fuzz.py",
     )
+    parser.addoption("--base_seed", default="0", help="of what that file types")
 
 
 # Examples of docstrings that extract features, or sample or evaluate a model: they are `thorough`.

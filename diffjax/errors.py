@@ -2,6 +2,7 @@
 
 import difflib
 from collections.abc import Iterable
+from typing import Any
 
 
 class UserError(ValueError):
@@ -12,11 +13,11 @@ class UserError(ValueError):
     """
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
+def nearest(name: Any, known: Iterable[str]) -> str:
     """Ends an error message with the known name closest to `name`, or with all of them.
 
     Args:
-        name: what the user wrote.
+        name: what the user gave, which may be no text.
         known: what would have been right.
 
     Example:
@@ -26,7 +27,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
         'known: ddpm, flow'
     """
     known = sorted(known)
-    close = difflib.get_close_matches(name, known, n=1)
+    close = difflib.get_close_matches(str(name), known, n=1)
     if close:
         return f"did you mean {close[0]!r}?"
     return "known: " + (", ".join(known) or "none")

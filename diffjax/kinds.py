@@ -6,8 +6,9 @@
     attention_resolutions: tuple[Positive[int], ...] = (16,)
 
 `diffjax.spec.build` and `diffjax.settings.check_settings` hold the values of a config against these
-annotations, before anything is compiled. Objects made in Python are not checked: their numbers may
-be traced by JAX. A number without a range has to be finite.
+annotations, before anything is compiled; `diffjax.spec.check_arguments` does so for what Python
+calls are given. Other objects made in Python are not checked: their numbers may be traced by JAX. A
+number without a range has to be finite.
 """
 
 import inspect
@@ -16,7 +17,7 @@ import numbers
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import NoneType, UnionType
-from typing import Annotated, Any, TypeVar, Union, get_args, get_origin, is_typeddict
+from typing import Annotated, Any, NotRequired, TypeVar, Union, get_args, get_origin, is_typeddict
 
 import jax
 
@@ -61,6 +62,8 @@ Decay = Annotated[T, Interval("[0, 1)")]
 Positive = Annotated[T, Interval("(0, inf)")]
 AtLeastOne = Annotated[T, Interval("[1, inf)")]
 NotNegative = Annotated[T, Interval("[0, inf)")]
+NumSteps = Annotated[int, Interval("[1, 1000000]")]
+"""Steps from noise to data; more are a slip of the hand, and their times alone fill the memory."""
 Limit = Annotated[T, Interval("(0, inf]")]
 """Above 0; infinity is no limit."""
 UnitTime = Annotated[T, Interval("(0, 1]")]
@@ -90,6 +93,8 @@ def complaint(name: str, value: Any, declared: Any, interval: Interval = FINITE)
     if origin is Annotated:
         marks = [mark for mark in inner[1:] if isinstance(mark, Interval)]
         return complaint(name, value, inner[0], *marks[:1])
+    if origin is NotRequired:
+        return complaint(name, value, inner[0], interval)
     if origin in (Union, UnionType):
         found = [complaint(name, value, each, interval) for each in inner]
         return None if None in found else found[0]
@@ -111,9 +116,13 @@ def _number_complaint(name: str, value: Any, kind: Any, interval: Interval) -> s
     if isinstance(value, bool) or not isinstance(value, wanted):
         return _must(name, value, f"be a {words}number")
     number: Any = value
+    try:
+        kind(number)
+    except OverflowError:  # A whole number with more digits than a float can have.
+        return f"{name} must be finite, and has more digits than a number can have"
     if number in (math.inf, -math.inf) and number not in interval:
-        return _must(name, value, "be finite")
-    return None if number in interval else _must(name, value, f"be {interval}")
+        return _must(name, number, "be finite")
+    return None if number in interval else _must(name, number, f"be {interval}")
 
 
 def _group_complaint(name: str, value: Any, declared: Any) -> str | None:
@@ -125,7 +134,8 @@ def _group_complaint(name: str, value: Any, declared: Any) -> str | None:
 
 
 def _list_complaint(name: str, value: Any, inner: tuple[Any, ...], origin: Any) -> str | None:
-    if not isinstance(value, tuple | list):
+    fits = Sequence if origin is Sequence else tuple | list
+    if isinstance(value, str | bytes) or not isinstance(value, fits):
         return _must(name, value, f"be a list, as ({_short(value)},)")
     kinds = inner
     if origin is not tuple or inner[1:] == (...,):
@@ -167,7 +177,7 @@ def _class_complaint(name: str, value: Any, kind: Any) -> str | None:
     except TypeError:  # A protocol that can't be looked for at run time.
         return None
     words = {str: "text", bool: "True or False", NoneType: "None"}
-    return None if fits else _must(name, value, f"be {words.get(kind, _with_article(kind))}")
+    return None if fits else _must(name, value, f"be {words.get(kind, _with_article(_name(kind)))}")
 
 
 def _differ(one: Any, other: Any) -> bool:
@@ -200,5 +210,5 @@ def _name(kind: Any) -> str:
     return getattr(kind, "__name__", str(kind)).rpartition(".")[2]
 
 
-def _with_article(kind: type) -> str:
-    return f"{'an' if kind.__name__[0] in 'AEIOU' else 'a'} {kind.__name__}"
+def _with_article(name: str) -> str:
+    return f"{'an' if name[0] in 'AEIOU' else 'a'} {name}"

@@ -5,38 +5,41 @@ optimizer, …) declare what their own numbers may be (`diffjax.kinds`).
 """
 
 import inspect
-from typing import Annotated, Any, TypedDict, is_typeddict
+from typing import Annotated, Any, NotRequired, TypedDict, is_typeddict
 
 from ml_collections import ConfigDict
 
 from diffjax.errors import UserError, nearest
-from diffjax.kinds import AtLeastOne, Decay, Interval, Probability, complaint
+from diffjax.kinds import AtLeastOne, Decay, Interval, NumSteps, Probability, complaint
 
 Spec = Any
 """What `diffjax.spec.build` turns into a part, and checks."""
 Seed = Annotated[int, Interval("[0, 4294967295]")]
 """Of JAX's 32 bits: 2³² would be 0 again."""
+NumSamples = Annotated[int, Interval("[3, inf)")]
+"""A covariance needs three."""
+ShardingRule = tuple[str, tuple[str | tuple[str, ...] | None, ...]]
 
 
 class Evaluation(TypedDict):
-    """What a run is judged by."""
+    """What a run is judged by; older configs lack what is not required."""
 
     extractor: Spec
-    extractors: tuple[Spec, ...]
-    num_samples: Annotated[int, Interval("[3, inf)")]  # A covariance needs that many.
-    labels: str
+    extractors: NotRequired[tuple[Spec, ...]]
+    num_samples: NumSamples
+    labels: NotRequired[str]
     batch_size: AtLeastOne[int]
     solvers: tuple[str, ...]
-    grids: tuple[str, ...]
-    num_steps: tuple[AtLeastOne[int], ...]
-    guidance_scales: tuple[float, ...]
-    weights: tuple[str, ...]
-    seeds: tuple[Seed, ...]
+    grids: NotRequired[tuple[str, ...]]
+    num_steps: tuple[NumSteps, ...]
+    guidance_scales: NotRequired[tuple[float, ...]]
+    weights: NotRequired[tuple[str, ...]]
+    seeds: NotRequired[tuple[Seed, ...]]
     seed: Seed
-    likelihood: tuple[str, ...]
+    likelihood: NotRequired[tuple[str, ...]]
 
 
-class Mesh(TypedDict):
+class Mesh(TypedDict, total=False):
     """How many devices each axis has; -1 is as many as are left."""
 
     data: int
@@ -45,7 +48,7 @@ class Mesh(TypedDict):
     sequence: int
 
 
-class Expected(TypedDict):
+class Expected(TypedDict, total=False):
     """The data that a config was written, and planned, for."""
 
     image_shape: tuple[int, int, int]
@@ -54,32 +57,32 @@ class Expected(TypedDict):
 
 
 class Settings(TypedDict):
-    """What every experiment's config has."""
+    """What every experiment's config has; older ones lack what is not required."""
 
     name: str
     seed: Seed
     num_steps: AtLeastOne[int]
     batch_size: AtLeastOne[int]
-    accumulation_steps: AtLeastOne[int]
+    accumulation_steps: NotRequired[AtLeastOne[int]]
     data: Spec
-    expected: Expected
-    augment: Spec
+    expected: NotRequired[Expected]
+    augment: NotRequired[Spec]
     path: Spec
     precond: Spec
     objective: Spec
-    wrappers: tuple[Spec, ...]
+    wrappers: NotRequired[tuple[Spec, ...]]
     model: Spec
     label_dropout: Probability[float]
     optimizer: Spec
-    nonfinite: Spec
+    nonfinite: NotRequired[Spec]
     ema_decays: tuple[Decay[float], ...]
     weights: str
     mesh: Mesh
-    sharding_rules: Any
+    sharding_rules: NotRequired[tuple[ShardingRule, ...] | None]
     sampling: Spec
     log_every_steps: AtLeastOne[int]
     sample_every_steps: AtLeastOne[int]
-    sample_images: AtLeastOne[int]
+    sample_images: NotRequired[AtLeastOne[int]]
     checkpoint_every_steps: AtLeastOne[int]
     checkpoints_to_keep: AtLeastOne[int]
     checkpoints_kept_every_steps: AtLeastOne[int]
@@ -128,3 +131,32 @@ def check_names(config: ConfigDict, group: type = Settings, where: str = "config
             raise UserError(f"there is no setting {where}.{name}; {nearest(name, known)}")
         if is_typeddict(known[name]) and value is not None:
             check_names(value, known[name], f"{where}.{name}")
+
+
+def check_complete(config: ConfigDict, group: Any = Settings, where: str = "config") -> None:
+    """Refuses a config that lacks a setting which every config has, or has none for it yet.
+
+    Args:
+        config: a group of settings.
+        group: what belongs to it.
+        where: its name.
+
+    Raises:
+        UserError: the first that is missing.
+
+    Example:
+        >>> check_complete(ConfigDict({"name": "mine"}))
+        Traceback (most recent call last):
+        ...
+        diffjax.errors.UserError: there is no config.seed: diffjax.experiment.experiment makes
+        configs that have every setting
+    """
+    known = inspect.get_annotations(group)
+    for name in known:
+        if name in group.__required_keys__ and name not in config:
+            raise UserError(
+                f"there is no {where}.{name}: diffjax.experiment.experiment makes configs that "
+                "have every setting"
+            )
+        if is_typeddict(known[name]) and hasattr(config[name], "keys"):
+            check_complete(config[name], known[name], f"{where}.{name}")

@@ -131,6 +131,31 @@ def build(config: Any, declared: Any = Any, name: str = "", /, **runtime: Any) -
     return built
 
 
+def check_arguments(function: Callable[..., Any], /, **given: Any) -> None:
+    """Refuses arguments that are not what a function's annotations declare.
+
+    Args:
+        function: that they are for; of a dataclass, its fields.
+        **given: some of its arguments, or all.
+
+    Raises:
+        UserError: the first of another kind or out of range.
+
+    Example:
+        >>> def halve(x: float) -> float:
+        ...     return x / 2
+        >>> check_arguments(halve, x="3")
+        Traceback (most recent call last):
+        ...
+        diffjax.errors.UserError: x='3' must be a number
+    """
+    declared = inspect.get_annotations(function)
+    for name, value in given.items():
+        wrong = complaint(name, value, declared[name])
+        if wrong:
+            raise UserError(wrong)
+
+
 def _call(config: Any, name: str, runtime: Mapping[str, Any]) -> Any:
     """What the callable of a spec returns, its arguments checked."""
     location = config[TARGET]
@@ -155,7 +180,7 @@ def choose(choices: Mapping[str, Any], name: str, what: str) -> Any:
     Raises:
         UserError: there is none of that name; the nearest one is in the message.
     """
-    if name not in choices:
+    if not isinstance(name, str) or name not in choices:
         raise UserError(f"no {what} is called {name!r}; {nearest(name, choices)}")
     return choices[name]
 
@@ -233,6 +258,8 @@ def _parameters(target: Callable[..., Any]) -> dict[str, inspect.Parameter]:
         signature = inspect.signature(target, eval_str=True)
     except (AttributeError, NameError):  # Annotations that are only there for type checkers.
         signature = inspect.signature(target)
+    except ValueError as error:
+        raise UserError(f"{target.__module__}:{target.__qualname__}: {error}") from error
     hidden = _FLAX_WIRING if "parent" in signature.parameters else ()
     return {name: p for name, p in signature.parameters.items() if name not in hidden}
 
@@ -253,11 +280,12 @@ def _check_kind(name: str, value: Any, parameter: inspect.Parameter) -> None:
         raise UserError(f"{wrong}, like {default!r}" if plain else wrong)
 
 
-def _locate(location: str) -> Callable[..., Any]:
-    module_name, _, attribute = location.partition(":")
+def _locate(location: Any) -> Callable[..., Any]:
+    module_name, _, attribute = str(location).partition(":")
     try:
         module = importlib.import_module(module_name)
-    except ImportError as error:
+    # An empty or a relative name is no name of a module.
+    except (ImportError, TypeError, ValueError) as error:
         raise UserError(f"config names {location!r}, but {error}") from error
     # Only what the module itself defines: its own imports are not part of its vocabulary.
     own = {n: v for n, v in vars(module).items() if getattr(v, "__module__", "") == module_name}

@@ -129,6 +129,11 @@ def wire(config: ConfigDict, image_shape: tuple[int, int, int], num_classes: int
             return network.apply(*inputs, train=train, rngs=rngs)
         collection, name = HIDDEN
         output, sown = network.apply(*inputs, train=train, rngs=rngs, mutable=[collection])
+        if name not in sown.get(collection, {}):
+            raise UserError(
+                f"{type(objective).__name__} compares features inside the network, and "
+                f"{type(network).__name__} sows none (diffjax.models.layers.HIDDEN)"
+            )
         return output, sown[collection][name][0]
 
     params = jax.eval_shape(

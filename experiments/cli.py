@@ -19,6 +19,7 @@ import contextlib
 import copy
 import ctypes
 import difflib
+import errno
 import importlib
 import inspect
 import io
@@ -40,6 +41,7 @@ import jax
 from absl import flags
 
 from diffjax import choices
+from diffjax.data.sources import place_of
 from diffjax.errors import UserError
 from diffjax.spec import TARGET, build
 from experiments import config_files, processes
@@ -114,6 +116,9 @@ def run(
         _tell(str(interrupt) or "interrupted")
         return 128 + getattr(interrupt, "signal", signal.SIGINT)
     except Exception as error:
+        if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+            _tell(f"error: {error.filename}: {error.strerror}")
+            return 2
         if isinstance(error, BrokenPipeError) and _unread(sys.stdout):
             return 128 + signal.SIGPIPE
         if not jax.distributed.is_initialized():
@@ -232,7 +237,7 @@ def keep_compiled_programs(folder: str) -> None:
     Raises:
         UserError: it can't be made or written to.
     """
-    place = Path(folder).expanduser()
+    place = place_of(folder)
     try:
         place.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=place):

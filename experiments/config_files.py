@@ -93,7 +93,7 @@ class Setting:
         """
         try:
             value = _PARSERS.get(self.kind, _literal)(text, self.default)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             example = f" like {self.default!r}" if isinstance(self.default, tuple) else ""
             raise UserError(
                 f"{self.name} expects {self.kind.__name__}{example}, got {text!r}"
@@ -109,7 +109,7 @@ class Setting:
         """
         try:
             self.group[self.key] = value
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, OverflowError) as error:
             raise UserError(f"{self.name}: {error}") from error
 
 
@@ -246,7 +246,7 @@ def _tuple(text: str, default: Any) -> tuple[Any, ...]:
     """`(1, 2)`, `1,2` or `a,b`, with elements of the type that the default has."""
     try:
         value = ast.literal_eval(text) if text else ()
-    except (ValueError, SyntaxError):
+    except _NO_LITERAL:
         # A comma at the end is allowed, as in Python.
         value = tuple(part.strip() for part in text.strip().removesuffix(",").split(","))
     value = tuple(value) if isinstance(value, (tuple, list)) else (value,)
@@ -262,11 +262,13 @@ def _literal(text: str, default: Any) -> Any:
     """For a default of None, any Python literal, or else the text itself."""
     try:
         return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
+    except _NO_LITERAL:
         return text
 
 
 _LARGEST = 2**31 - 1
+# The last two of what is nested too deeply.
+_NO_LITERAL = (ValueError, SyntaxError, MemoryError, RecursionError)
 _PARSERS: dict[type, Callable[[str, Any], Any]] = {
     bool: _boolean,
     int: lambda text, default: int(text),

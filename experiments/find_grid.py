@@ -23,8 +23,8 @@ from diffjax.evaluation.tables import measure as written
 from diffjax.files import write_json
 from diffjax.spec import build, choose
 from diffjax.training.found_grids import FOUND, Search, grid_file, prepare
-from diffjax.training.generate import balanced_labels
 from diffjax.training.load import Run
+from diffjax.training.measure import labels_in_mix
 from diffjax.training.recipes import Guided, named_recipe
 from experiments import cli
 from experiments.evaluate import parse_steps
@@ -41,8 +41,15 @@ flags.DEFINE_string("against", None, "what guidance leads away from", flag_value
 flags.DEFINE_integer("seed", 0, "of the noise", flag_values=FLAGS)
 flags.DEFINE_string("weights", None, "live, or an average such as ema-0.999", flag_values=FLAGS)
 flags.DEFINE_string("teacher", "rk4", "the accurate solver", flag_values=FLAGS)
-flags.DEFINE_integer("num_candidates", 64, "times to choose from", lower_bound=2, flag_values=FLAGS)
+flags.DEFINE_integer(
+    "num_candidates", 64, "times to choose from", lower_bound=2, upper_bound=10_000,
+    flag_values=FLAGS,
+)  # fmt: skip
 flags.DEFINE_integer("batch_size", 16, "samples at a time", lower_bound=1, flag_values=FLAGS)
+flags.DEFINE_string(
+    "labels", None, "data (in its proportions), balanced, or classes in turn, as 3,7",
+    flag_values=FLAGS,
+)  # fmt: skip
 flags.DEFINE_string("data_path", None, "where the data lie now, if moved", flag_values=FLAGS)
 flags.DEFINE_list(
     "allowed_packages", [], "of your own, that the saved config may name", flag_values=FLAGS
@@ -61,7 +68,7 @@ def main(args: SimpleNamespace) -> None:
     if max(steps) > args.num_candidates:
         raise UserError(f"{max(steps)} steps need at least as many candidates: --num_candidates")
     teacher = build(choose(choices.SOLVERS, args.teacher, "teacher"))
-    labels = balanced_labels(args.num_samples, run.setup.wired.num_classes)
+    labels = labels_in_mix(run, args.num_samples, args.labels, args.data_path)
     # As many again to try what was found, with the same labels.
     labels, source = sources(run, None, np.concatenate([labels, labels]), args.data_path)
     search = prepare(

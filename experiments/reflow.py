@@ -3,8 +3,8 @@ r"""Draw pairs of noise and sample from a trained run, to train the next one on 
   python -m experiments.reflow --workdir=runs/digits --num_pairs=20000 --out=pairs.npz
   python -m experiments.train --config=configs/digits_reflow.py --config.data.path=pairs.npz
 
-What is not given is as in the run's config. Solvers that add noise give pairs too, but not straight
-ones. Liu et al. 2023 (arXiv:2209.03003).
+What is not given is as in the run's config: how often each class is drawn as in its evaluation.
+Solvers that add noise give pairs too, but not straight ones. Liu et al. 2023 (arXiv:2209.03003).
 """
 
 import sys
@@ -17,7 +17,8 @@ from absl import flags
 import diffjax
 from diffjax.errors import UserError
 from diffjax.files import write_npz
-from diffjax.training.generate import Asked, balanced_labels, starting_noise
+from diffjax.training.generate import Asked, starting_noise
+from diffjax.training.measure import labels_in_mix
 from diffjax.training.recipes import Guided, named_recipe
 from diffjax.training.storage import make_writable
 from diffjax.training.watchdog import watched
@@ -34,6 +35,11 @@ flags.DEFINE_integer("num_steps", None, "steps", lower_bound=1, flag_values=FLAG
 flags.DEFINE_float("guidance_scale", None, "1 is off", flag_values=FLAGS)
 flags.DEFINE_string("weights", None, "live, or an average such as ema-0.999", flag_values=FLAGS)
 flags.DEFINE_integer("batch_size", 500, "pairs at a time", lower_bound=1, flag_values=FLAGS)
+flags.DEFINE_string(
+    "labels", None, "data (in its proportions), balanced, or classes in turn, as 3,7",
+    flag_values=FLAGS,
+)  # fmt: skip
+flags.DEFINE_string("data_path", None, "where the data lie now, if moved", flag_values=FLAGS)
 flags.DEFINE_list(
     "allowed_packages", [], "of your own, that the saved config may name", flag_values=FLAGS
 )
@@ -61,7 +67,7 @@ def main(args: SimpleNamespace) -> None:
             "at the start: take a solver that does not, as heun"
         )
 
-    labels = balanced_labels(args.num_pairs, wired.num_classes)
+    labels = labels_in_mix(run, args.num_pairs, args.labels, args.data_path)
     n = min(args.batch_size, args.num_pairs)
     generate, batches = run.generator(n), []
     asked = Asked(wired, run.weights(args.weights), recipe, labels, args.seed)

@@ -5,15 +5,24 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Annotated, Any, BinaryIO, cast
 
 import numpy as np
 from PIL import Image, ImageColor, ImageFile, ImageOps, TiffImagePlugin
 
 from diffjax.data.damaged import passing_over
 from diffjax.data.fingerprints import evenly, hash_parts
-from diffjax.data.sources import DataSet, Example, Source, stratified_split
+from diffjax.data.sources import (
+    DataSet,
+    Example,
+    Source,
+    SplitSeed,
+    TestFraction,
+    place_of,
+    stratified_split,
+)
 from diffjax.errors import UserError
+from diffjax.kinds import AtLeastOne, Interval, NotNegative
 
 _SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 # Below Pillow's own limit, which only warns; a file of a few kilobytes can claim gigapixels.
@@ -30,11 +39,11 @@ BACKGROUND = "white"
 
 def image_folder(
     path: str = "data/images",
-    image_size: int = 64,
-    channels: int = 3,
-    test_fraction: float = 0.1,
-    split_seed: int = 0,
-    max_damaged: int = 0,
+    image_size: AtLeastOne[int] = 64,
+    channels: Annotated[int, Interval("[1, 3]")] = 3,
+    test_fraction: TestFraction = 0.1,
+    split_seed: SplitSeed = 0,
+    max_damaged: NotNegative[int] = 0,
     background: str = BACKGROUND,
 ) -> DataSet:
     """Images of any size in a folder, read when they are asked for.
@@ -75,7 +84,7 @@ def image_folder(
             f"image_size must be at least 1 and channels 1 or 3, not {image_size} and {channels}"
         )
     check_colour(background)
-    root = Path(path).expanduser()
+    root = place_of(path)
     files, labels, names = _list_images(root)
     train, test = stratified_split(labels, test_fraction, split_seed)
 

@@ -10,7 +10,7 @@ from typing import BinaryIO, cast
 import numpy as np
 
 from diffjax.data.archives import check_unpacked
-from diffjax.data.sources import ArraySource, DataSet
+from diffjax.data.sources import ArraySource, DataSet, place_of
 from diffjax.errors import UserError
 
 _UINT8 = 0x08
@@ -68,7 +68,7 @@ def idx_images(
     Raises:
         UserError: a file is missing or damaged, the counts differ, or a label has no name.
     """
-    folder = Path(path).expanduser()
+    folder = place_of(path)
     train = _split(folder, "train", len(label_names), how_to_get)
     test = _split(folder, "t10k", len(label_names), how_to_get)
     if train.images.shape[1:] != test.images.shape[1:]:

@@ -15,10 +15,14 @@ from diffjax.data.sources import (
     DataSet,
     Example,
     Source,
+    SplitSeed,
+    TestFraction,
     check_channels_last,
+    place_of,
     stratified_split,
 )
 from diffjax.errors import UserError
+from diffjax.kinds import NotNegative, Positive
 
 _LATENTS, _LABELS = "latents", "labels"
 
@@ -91,10 +95,10 @@ class LatentSource(Source):
 
 def latents(
     path: str = "",
-    num_classes: int = 1_000,
-    scale: float = 1.0,
-    test_fraction: float = 0.01,
-    split_seed: int = 0,
+    num_classes: NotNegative[int] = 1_000,
+    scale: Positive[float] = 1.0,
+    test_fraction: TestFraction = 0.01,
+    split_seed: SplitSeed = 0,
     name: str = "latents",
     autoencoder: str = "not stated",
 ) -> DataSet:
@@ -125,7 +129,7 @@ def latents(
             "this config needs latents: --config.data.path=FOLDER with latents.npy and labels.npy, "
             "or an .npz of the two (docs/data.md)"
         )
-    arrays, stamp = _read(Path(path).expanduser(), bool(num_classes))
+    arrays, stamp = _read(place_of(path), bool(num_classes))
     array = arrays[_LATENTS]
     if array.dtype not in (np.float16, np.float32) or array.ndim != 4:
         raise UserError(

@@ -11,6 +11,7 @@ from diffjax.data.archives import read_npz
 from diffjax.data.fingerprints import earlier_fingerprint
 from diffjax.data.sources import Batch, DataSet, Example, Source, check_channels_last
 from diffjax.errors import UserError
+from diffjax.kinds import AtLeastOne
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -101,7 +102,7 @@ class Coarse:
         [3, 3, 3, 3]
     """
 
-    factor: int = 2
+    factor: AtLeastOne[int] = 2
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
         """uint8 `[B,H,W,C]` to the same."""

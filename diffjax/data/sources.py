@@ -3,15 +3,21 @@
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, NotRequired, Protocol, TypedDict
+from pathlib import Path
+from typing import Annotated, Any, NotRequired, Protocol, TypedDict
 
 import numpy as np
 
 from diffjax.data.randomness import permutation
 from diffjax.errors import UserError
+from diffjax.kinds import Interval
 from diffjax.process.analytic import GaussianMixture
 
 _TIES_KEY = 2**64 - 1  # of which classes have the odd test images; no label gets there
+TestFraction = Annotated[float, Interval("[0, 1)")]
+"""Share of all images that is kept for testing."""
+SplitSeed = Annotated[int, Interval("[0, 18446744073709551616)")]
+"""Of the 64 bits that a permutation takes."""
 
 
 class Example(TypedDict):
@@ -191,6 +197,25 @@ def check_channels_last(shape: Sequence[int], what: str) -> None:
         )
 
 
+def place_of(path: str) -> Path:
+    """Where data lie, as a config says it: `~` is the home folder.
+
+    Raises:
+        UserError: nothing can have such a name.
+
+    Example:
+        >>> place_of("data/mnist").name
+        'mnist'
+    """
+    try:
+        place = Path(path).expanduser()
+        place.exists()
+    except (OSError, RuntimeError) as error:  # Too long, or an unknown ~user.
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"no path {path!r}: {reason}") from None
+    return place
+
+
 def stratified_split(
     labels: np.ndarray, test_fraction: float, split_seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -224,6 +249,8 @@ def stratified_split(
             f"test_fraction must be at least 0 and below 1, not {test_fraction}; "
             "at 0 there are no test images"
         )
+    if not 0 <= split_seed < 2**64:
+        raise UserError(f"split_seed={split_seed} is not between 0 and 2**64 - 1")
     is_test = np.zeros(len(labels), bool)
     if test_fraction:
         classes, sizes = np.unique(labels, return_counts=True)
@@ -255,7 +282,7 @@ def _numbers_for_testing(sizes: np.ndarray, test_fraction: float, split_seed: in
     return found
 
 
-def digits(test_fraction: float = 0.2, split_seed: int = 0) -> DataSet:
+def digits(test_fraction: TestFraction = 0.2, split_seed: SplitSeed = 0) -> DataSet:
     """1,797 handwritten digits of 8×8 grey pixels, as scikit-learn ships them.
 
     Its values 0 … 16 become `round(255 v / 16)`.

@@ -12,8 +12,9 @@ from typing import Any
 from diffjax.data.damaged import passing_over
 from diffjax.data.fingerprints import evenly, hash_parts
 from diffjax.data.folder import read_image
-from diffjax.data.sources import DataSet, Example, Source
+from diffjax.data.sources import DataSet, Example, Source, place_of
 from diffjax.errors import UserError
+from diffjax.kinds import NotNegative
 
 _FEATURES = "features.json"
 _CLASS_KEYS = ("pythonClassName", "python_class_name", "type")  # the last as TFDS before 4.5 had it
@@ -24,8 +25,8 @@ def tfds_images(
     path: str = "~/tensorflow_datasets",
     train_split: str = "train",
     test_split: str = "test",
-    image_size: int = 0,
-    max_damaged: int = 0,
+    image_size: NotNegative[int] = 0,
+    max_damaged: NotNegative[int] = 0,
 ) -> DataSet:
     """Any image set of TFDS that was prepared in its `array_record` format.
 
@@ -50,7 +51,7 @@ def tfds_images(
     # TFDS takes most of a second to import, and other data do without it.
     import tensorflow_datasets as tfds
 
-    folder = _prepared_folder(name, Path(path).expanduser())
+    folder = _prepared_folder(name, place_of(path))
     _check_features(folder)
     try:
         builder: Any = tfds.builder_from_directory(folder)

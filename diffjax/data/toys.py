@@ -1,17 +1,25 @@
 """Data whose distribution is known, to try methods and comparisons on."""
 
+from typing import Annotated
+
 import jax.numpy as jnp
 import numpy as np
 
 from diffjax.data.sources import ArraySource, DataSet, Source
 from diffjax.errors import UserError
+from diffjax.kinds import Interval, NotNegative
 from diffjax.process.analytic import GaussianMixture
 
 _CORNER, _DEVIATION = 0.3, 0.1
 _CORNERS = _CORNER * (2.0 * np.indices((2, 2, 2)).reshape(3, -1).T - 1.0)
 
 
-def colours(blur: float = 0.0, along: int = 0, num_images: int = 8_192, seed: int = 0) -> DataSet:
+def colours(
+    blur: Annotated[float, Interval("[0, 0.25]")] = 0.0,
+    along: Annotated[int, Interval("[0, 1]")] = 0,
+    num_images: Annotated[int, Interval("[8, 10000000]")] = 8_192,
+    seed: NotNegative[int] = 0,
+) -> DataSet:
     """Single pixels `[1, 1, 3]`: eight colours, each a Gaussian around a corner of a cube.
 
         x = 0.3·c + 0.1·n_1 + blur·n_2·e_along,     c in {-1, 1}³ evenly, n_1 in R³, n_2 in R
@@ -25,7 +33,7 @@ def colours(blur: float = 0.0, along: int = 0, num_images: int = 8_192, seed: in
     Args:
         blur: standard deviation of what is added, up to 0.25 so that next to nothing is cut off.
         along: the channel that it is added to, 0 or 1.
-        num_images: for training; an eighth as many for testing.
+        num_images: for training, from 8 to 10⁷; an eighth as many for testing.
         seed: of all that is drawn.
 
     Raises:

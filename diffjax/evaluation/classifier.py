@@ -9,7 +9,6 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
-from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
@@ -19,6 +18,7 @@ import numpy as np
 from flax import traverse_util
 
 from diffjax.data.archives import read_npz
+from diffjax.data.sources import place_of
 from diffjax.errors import UserError, nearest
 
 # sha256 of each file in `weights/`: a damaged or exchanged file would silently shift every number.
@@ -114,7 +114,7 @@ def load(name: str) -> Trained:
     """
     if name.endswith(".npz"):
         try:
-            return decode(name, Path(name).expanduser().read_bytes())
+            return decode(name, place_of(name).read_bytes())
         except OSError as error:
             raise UserError(f"can't read the classifier {name}: {error.strerror}") from error
     if name not in SHIPPED:

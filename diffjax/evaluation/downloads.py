@@ -8,6 +8,7 @@ import urllib.request
 from pathlib import Path
 from urllib.parse import unquote, urlparse
 
+from diffjax.data.sources import place_of
 from diffjax.errors import UserError
 
 CACHE = "~/.cache/diffjax"
@@ -27,21 +28,20 @@ def read_weights(location: str, sha256: str, cache: str = CACHE) -> bytes:
         UserError: there is no such file, it can't be fetched, or its hash is another one.
     """
     fetched = "://" in location
-    path = _fetched(location, sha256, Path(cache)) if fetched else Path(location)
+    path = _fetched(location, sha256, place_of(cache)) if fetched else place_of(location)
     try:
-        data = path.expanduser().read_bytes()
+        data = path.read_bytes()
     except OSError as error:
         raise UserError(f"can't read the weights {location}: {error.strerror}") from error
     _check(hashlib.sha256(data).hexdigest(), sha256, str(path))
     return data
 
 
-def _fetched(address: str, sha256: str, cache: Path) -> Path:
+def _fetched(address: str, sha256: str, folder: Path) -> Path:
     """Where the file of that address and hash lies, once it has been fetched whole."""
     name = Path(unquote(urlparse(address).path)).name
     if not name:
         raise UserError(f"{address} names no file")
-    folder = cache.expanduser()
     # Files of one name but other contents live side by side.
     path = folder / f"{sha256[:8]}-{name}"
     if path.exists():

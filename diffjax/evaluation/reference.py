@@ -25,6 +25,8 @@ from diffjax.evaluation.stored import Arrays, stored
 from diffjax.process.analytic import GaussianMixture
 
 _FORMAT = 3  # of what is stored of a data set
+MAX_IMAGES = 60_000
+"""The most of each split that are looked at, evenly spaced."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +88,7 @@ def reference(
     dataset: DataSet,
     extractor: Extractor,
     *,
-    max_images: int = 60_000,
+    max_images: int = MAX_IMAGES,
     max_neighbour_images: int = 1000,
     seed: int = 0,
     folder: str | None = None,
@@ -177,6 +179,11 @@ def thin(images: np.ndarray, most: int, seed: int) -> np.ndarray:
     if len(images) <= most:
         return images
     return images[thinned_rows(len(images), most, seed)]
+
+
+def class_counts(dataset: DataSet, max_images: int = MAX_IMAGES) -> np.ndarray:
+    """How many of the real images each class has, `[K]`; `[N]` where there are no classes."""
+    return _read_through(dataset.reference, dataset, max_images)[1]
 
 
 def _read_through(source: Source, dataset: DataSet, most: int) -> tuple[int, np.ndarray]:

@@ -168,17 +168,18 @@ def quality_markdown(comparison: Comparison) -> str:
     standings = comparison.standings
     arms = list(dict.fromkeys(arm for found in standings.values() for arm in found))
     cells = [
-        [way.solver, number(way.nfe), *(_with_half(found.get(arm)) for arm in arms)]
+        [way.solver, number(way.nfe), *(_with_ends(found.get(arm)) for arm in arms)]
         for way, found in standings.items()
     ]
     return _table(["solver", "NFE", *arms], cells)
 
 
-def _with_half(standing: Standing | None) -> str:
+def _with_ends(standing: Standing | None) -> str:
+    """Both ends, since an interval ends where the number can't be, as below a distance of 0."""
     if standing is None:
         return MISSING
-    mean, _, high = standing.interval
-    return f"{measure(mean)} ± {measure(high - mean)}" if high < math.inf else measure(mean)
+    mean, low, high = standing.interval
+    return written({"mean": mean, "low": low if high < math.inf else None, "high": high})
 
 
 def _quality(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -148,7 +148,7 @@ def resolve(
             f"attention={implementation} has no derivative in forward mode (jax.jvp), which this "
             "objective takes: use auto, xla or chunked"
         )
-    if implementation in IMPLEMENTATIONS:
+    if isinstance(implementation, str) and implementation in IMPLEMENTATIONS:
         return implementation
     if implementation != "auto":
         known = nearest(implementation, ["auto", *IMPLEMENTATIONS])

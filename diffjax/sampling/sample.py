@@ -12,7 +12,7 @@ from jax.tree_util import Partial
 from jaxtyping import Float, Int
 
 from diffjax.compiling import once
-from diffjax.kinds import AtLeastOne
+from diffjax.kinds import NumSteps
 from diffjax.process.paths import Pair, Path
 from diffjax.process.precond import Predict
 from diffjax.sampling.grids import Grid
@@ -173,7 +173,7 @@ class Recipe:
 
     solver: Solver
     grid: Grid
-    num_steps: AtLeastOne[int] = 18
+    num_steps: NumSteps = 18
     guidance_scale: float = 1.0
     guidance: Rule = ClassifierFree()
     against: Against = NullLabel()

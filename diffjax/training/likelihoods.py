@@ -3,24 +3,25 @@
 import inspect
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import count
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import numpy as np
 from jax import Array
 
 from diffjax.compiling import jit
-from diffjax.data import DataSet
-from diffjax.data.pipeline import all_images
+from diffjax.data import Batch, DataSet, all_images, eval_batches
 from diffjax.errors import UserError
+from diffjax.kinds import AtLeastOne, Interval, NotNegative
 from diffjax.objectives.base import Objective
 from diffjax.process.paths import Path
 from diffjax.process.precond import Predict, denoiser
 from diffjax.sampling import bound, dequantise, likelihood
 from diffjax.sampling.dequantise import Dequantised
-from diffjax.spec import choose
+from diffjax.spec import check_arguments, choose
+from diffjax.training.generate import full_batch
 from diffjax.training.load import Run
 from diffjax.training.sharding import batch_sharding, replicated
 
@@ -28,6 +29,7 @@ Estimate = Callable[[Predict, Path, Array, Array, Array], Any]
 """`(predict, path, x, keys, labels) ->` something with `log_p`, `standard_error` and `nfe`."""
 Spread = Callable[[Array, Array], Dequantised]
 """`(keys, x) -> Dequantised`."""
+Several = Annotated[int, Interval("[2, inf)")]
 
 
 class Method(NamedTuple):
@@ -47,9 +49,9 @@ class Method(NamedTuple):
 def ode(
     dequantisation: str = "uniform",
     trace: str = "hutchinson",
-    num_probes: int = 2,
-    num_steps: int | None = None,
-    tolerance: float | None = None,
+    num_probes: AtLeastOne[int] = 2,
+    num_steps: Several | None = None,
+    tolerance: Annotated[float, Interval("[1e-6, inf)")] | None = None,
 ) -> Method:
     """The probability-flow ODE."""
     if dequantisation == "none":
@@ -82,13 +84,13 @@ def ode(
     )
 
 
-def vlb(dequantisation: str = "none", num_times: int = 64) -> Method:
+def vlb(dequantisation: str = "none", num_times: Several = 64) -> Method:
     """The variational bound in continuous time."""
     return _bound(bound.ContinuousTime(), num_times, dequantisation)
 
 
 def discrete_vlb(
-    dequantisation: str = "none", num_steps: int = 1000, num_times: int = 64
+    dequantisation: str = "none", num_steps: Several = 1000, num_times: Several = 64
 ) -> Method:
     """The variational bound of so many steps, estimated from some of them."""
     return _bound(bound.DiscreteTime(num_steps), num_times, dequantisation)
@@ -116,9 +118,9 @@ def measure_likelihood(
     options: Mapping[str, Any] | None = None,
     *,
     weights: str | None = None,
-    num_images: int = 0,
-    batch_size: int = 128,
-    dequantiser_steps: int = 500,
+    num_images: NotNegative[int] = 0,
+    batch_size: AtLeastOne[int] = 128,
+    dequantiser_steps: AtLeastOne[int] = 500,
     seed: int = 0,
     begun: Callable[[int], Any] = lambda batch: None,
 ) -> dict[str, Any]:
@@ -142,8 +144,15 @@ def measure_likelihood(
     Raises:
         UserError: no such method or option, data without bits, a run without a likelihood.
     """
+    check_arguments(
+        measure_likelihood, options=options, weights=weights, num_images=num_images,
+        batch_size=batch_size, dequantiser_steps=dequantiser_steps, seed=seed,
+    )  # fmt: skip
     make = choose(METHODS, method, "method")
+    for name in options or {}:
+        choose(defaults_of(make), name, f"option of {method}")
     options = defaults_of(make) | dict(options or {})
+    check_arguments(make, **options)
     spreads = {"none": _as_they_are, "uniform": dequantise.uniform, "variational": None}
     dequantisation = options["dequantisation"]
     spread = choose(spreads, dequantisation, "dequantisation")
@@ -161,9 +170,14 @@ def measure_likelihood(
     if spread is None:
         beat()
         spread = fitted(run, params, dataset, fit_key, dequantiser_steps)
-    images, labels = all_images(dataset.test, limit_images=num_images)
-    measure = measurer(run, params, spread, estimate_key, min(batch_size, len(images)), beat)
-    return _bits(made, measure, images, labels, batch_size) | {
+    found = min(num_images or len(dataset.test), len(dataset.test))
+    at_once = full_batch(min(batch_size, max(found, 1)), run.setup.mesh)
+    measure = measurer(run, params, spread, estimate_key, at_once, beat)
+
+    def batches() -> Iterator[Batch]:
+        return eval_batches(dataset.test, batch_size=at_once, limit_images=num_images)
+
+    return _bits(made, measure, batches, batch_size) | {
         "method": method,
         **options,
         "dequantiser_steps": dequantiser_steps if spreads[dequantisation] is None else None,
@@ -178,11 +192,12 @@ def measure_likelihood(
 
 
 def _bits(
-    made: Method, measure: Callable, images: np.ndarray, labels: np.ndarray, batch_size: int
+    made: Method, measure: Callable, batches: Callable[[], Iterator[Batch]], batch_size: int
 ) -> dict[str, Any]:
-    """The numbers of these images, and what larger steps change in those of the first batch."""
-    dimensions = math.prod(images.shape[1:])
-    log_p, errors, nfe = measure(made.estimate, made.discrete, images, labels)
+    """The numbers of these images, and what larger steps change in the first of them."""
+    first = next(batches())
+    dimensions = math.prod(first["image"].shape[1:])
+    log_p, errors, nfe = measure(made.estimate, made.discrete, batches())
     if not np.isfinite(log_p).all():
         raise UserError(
             f"{(~np.isfinite(log_p)).sum()} of {len(log_p)} likelihoods are not finite: "
@@ -192,7 +207,8 @@ def _bits(
     if made.coarser is None:
         return result
     few = slice(0, batch_size)
-    coarse, _, _ = measure(made.coarser, made.discrete, images[few], labels[few])
+    part = Batch(image=first["image"][few], label=first["label"][few])
+    coarse, _, _ = measure(made.coarser, made.discrete, [part])
     shift = dequantise.bits_per_dim(log_p[few] - coarse, dimensions)
     return result | {"coarser_steps_change": float(np.mean(shift))}
 
@@ -237,17 +253,16 @@ def measurer(
     batch_size: int,
     beat: Callable[[], None],
 ) -> Callable:
-    """`(estimate, discrete, images, labels) -> (log P[N], standard error[N], nfe)`.
+    """`(estimate, discrete, batches) -> (log P[N], standard error[N], nfe)`.
 
-    Image i depends on the seed and on i, not on the batch or the mesh. `beat` is called as each
-    batch begins.
+    Batches have `batch_size` images, which the mesh divides, or fewer in the last; one at a time is
+    in memory. Image i depends on the seed and on i, not on the batch or the mesh. `beat` is called
+    as each batch begins.
     """
     wired, mesh = run.setup.wired, run.setup.mesh
-    rows = mesh.shape["data"] * mesh.shape["fsdp"]
-    batch_size = -(-batch_size // rows) * rows
 
     def measure(
-        estimate: Estimate, discrete: bool, images: np.ndarray, labels: np.ndarray
+        estimate: Estimate, discrete: bool, batches: Iterable[Batch]
     ) -> tuple[np.ndarray, np.ndarray, int]:
         def of_batch(params: Any, x: Array, labels: Array, keys: Array) -> tuple[Array, ...]:
             predict = denoiser(wired.apply, params, wired.path, wired.precond)
@@ -260,17 +275,19 @@ def measurer(
         compiled = jit(of_batch, mesh, out_shardings=replicated(mesh))
         place = batch_sharding(mesh)
         parts = []
-        for start in range(0, len(images), batch_size):
+        for number, batch in enumerate(batches):
             # The last batch is filled up, so that every batch has the shape that was compiled.
-            here = np.arange(start, start + batch_size)
-            keys = jax.vmap(jax.random.fold_in, (None, 0))(key, here)
-            padded = np.minimum(here, len(images) - 1)
-            arrays = (images[padded], labels[padded], keys)
+            n, here = len(batch["label"]), np.arange(batch_size)
+            keys = jax.vmap(jax.random.fold_in, (None, 0))(key, number * batch_size + here)
+            padded = np.minimum(here, n - 1)
+            arrays = (batch["image"][padded], batch["label"][padded], keys)
             beat()
-            found = compiled(params, *(jax.device_put(array, place) for array in arrays))
-            parts.append([np.asarray(part) for part in found])
-        log_p, errors = (np.concatenate([part[i] for part in parts])[: len(images)] for i in (0, 1))
-        return log_p, errors, max(int(part[2]) for part in parts)
+            log_p, errors, nfe = compiled(
+                params, *(jax.device_put(array, place) for array in arrays)
+            )
+            parts.append((np.asarray(log_p)[:n], np.asarray(errors)[:n], int(nfe)))
+        log_p, errors, nfe = zip(*parts, strict=True)
+        return np.concatenate(log_p), np.concatenate(errors), max(nfe)
 
     return measure
 

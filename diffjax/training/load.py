@@ -20,6 +20,7 @@ from diffjax.sampling.grids import Grid
 from diffjax.sampling.guidance import Against, Rule
 from diffjax.sampling.sample import Recipe
 from diffjax.sampling.solvers import Solver
+from diffjax.spec import check_arguments
 from diffjax.training import workdirs
 from diffjax.training.checkpoints import Checkpoints, Damaged
 from diffjax.training.generate import (
@@ -128,6 +129,7 @@ class Run:
         Raises:
             UserError: the run keeps none of that name.
         """
+        check_arguments(Run.weights, name=name)
         return self.arrays.weights(name or self.config.weights)
 
     def weaker(self, recipe: Recipe) -> Weaker | None:
@@ -146,10 +148,12 @@ class Run:
 
     def predict(self, weights: str | None = None, source: Array | None = None) -> Predict:
         """`(x[B,H,W,C], t[B], labels[B]) -> (x0, eps)`; `source[B,H,W,C]` if it sees one."""
+        check_arguments(Run.predict, source=source)
         return self.setup.wired.predict(self.weights(weights), source)
 
     def generator(self, batch_size: int) -> Generate:
         """`(params, recipe, labels, seed, …) -> images`, compiled once for many calls."""
+        check_whole("batch_size", batch_size, 1)
         return self._generators(batch_size)
 
     @cached_property
@@ -206,8 +210,10 @@ class Run:
         check_whole("batch_size", batch_size, 1)
         if num_steps is not None:
             check_whole("num_steps", num_steps, 1)
-        if guidance_scale is not None and not np.isfinite(guidance_scale):
-            raise UserError(f"guidance_scale={guidance_scale} is not finite")
+        check_arguments(
+            Run.sample, source=source, solver=solver, grid=grid, guidance_scale=guidance_scale,
+            guidance=guidance, against=against, weights=weights,
+        )  # fmt: skip
         numbers = self._labels(labels)
         recipe = recipe_of(self, solver, grid, num_steps, Guided(guidance_scale, guidance, against))
         generate = self.generator(min(batch_size, max(len(numbers), 1)))
@@ -231,6 +237,7 @@ class Run:
         Raises:
             UserError: they are not there, or others than the run was trained on.
         """
+        check_arguments(Run.dataset, path=path)
         return workdirs.data_of(self.workdir, self.config.data, path)
 
     def metrics(self) -> dict[str, np.ndarray]:
@@ -298,6 +305,9 @@ def load(
         UserError: no run there, no checkpoint that can be read, no such weights, or a mesh with
             other axes.
     """
+    check_arguments(
+        load, workdir=workdir, mesh=mesh, weights=weights, allowed_packages=allowed_packages
+    )
     if mesh is not None and mesh.axis_names != AXES:
         raise UserError(
             f"a mesh has the axes {', '.join(AXES)}, not {', '.join(map(str, mesh.axis_names))}: "

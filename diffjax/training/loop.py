@@ -13,12 +13,12 @@ from jax import Array
 from ml_collections import ConfigDict
 
 from diffjax.compiling import jit
-from diffjax.data import DataSet, batches
+from diffjax.data import Augment, DataSet, batches
 from diffjax.data.fingerprints import fingerprints
 from diffjax.errors import UserError
 from diffjax.evaluation.run_files import read_json
-from diffjax.settings import check_settings
-from diffjax.spec import build
+from diffjax.settings import check_complete, check_settings
+from diffjax.spec import build, check_arguments
 from diffjax.training import workdirs
 from diffjax.training.checkpoints import Checkpoints
 from diffjax.training.flops import flops_if_countable
@@ -80,6 +80,9 @@ def train(
         NonFiniteLoss: with the step, the log-SNR bins and the last good checkpoint.
         Interrupted: Ctrl-C or SIGTERM, after saving.
     """
+    check_arguments(
+        train, config=config, workdir=workdir, command=command, watchdog=watchdog, profile=profile
+    )
     workdir = Path(workdir)
 
     # What there is to train, and whether it can be trained at all; nothing is written yet.
@@ -113,6 +116,7 @@ def prepared(config: ConfigDict) -> tuple[Setup, DataSet]:
     Raises:
         UserError: the first thing that does not fit.
     """
+    check_complete(config)
     check_settings(config)
     dataset: DataSet = build(config.data, DataSet, "config.data")
     setup = set_up(config, dataset.image_shape, dataset.num_classes)
@@ -358,7 +362,7 @@ def device_batches(
             batch_size=config.batch_size,
             seed=seed_of(config.seed, order),
             start_step=first,
-            augment=build(config.augment),
+            augment=build(config.get("augment", Augment())),
             process_index=index,
             process_count=parts,
         )

@@ -19,12 +19,16 @@ from diffjax.evaluation.evaluate import Draw, NamedRecipe, evaluate
 from diffjax.evaluation.features import Extractor, check_images
 from diffjax.evaluation.label_mix import proportional_labels
 from diffjax.evaluation.pictures import save_png
+from diffjax.evaluation.reference import class_counts
 from diffjax.evaluation.run_files import read_json
 from diffjax.evaluation.seen import Batches, Images
 from diffjax.evaluation.sweep_files import LIKELIHOOD
 from diffjax.files import write_json
-from diffjax.spec import build, choose
+from diffjax.kinds import AtLeastOne, NumSteps
+from diffjax.settings import NumSamples
+from diffjax.spec import build, check_arguments, choose
 from diffjax.training import workdirs
+from diffjax.training.found_grids import FOUND
 from diffjax.training.generate import (
     Asked,
     check_finite,
@@ -65,19 +69,25 @@ class Wanted:
         against: where its second prediction comes from.
         seeds: of the noise.
         weights: `live`, or names of averages.
+
+    Raises:
+        UserError: one of another kind, or a number out of range.
     """
 
     solvers: Sequence[str] | None = None
     grids: Sequence[str] | None = None
-    num_steps: Sequence[int] | None = None
-    num_samples: int | None = None
+    num_steps: Sequence[NumSteps] | None = None
+    num_samples: NumSamples | None = None
     labels: str | None = None
-    batch_size: int | None = None
+    batch_size: AtLeastOne[int] | None = None
     guidance_scales: Sequence[float] | None = None
     guidance: str | None = None
     against: str | None = None
     seeds: Sequence[int] | None = None
     weights: Sequence[str] | None = None
+
+    def __post_init__(self) -> None:
+        check_arguments(Wanted, **vars(self))
 
 
 def measure(
@@ -193,6 +203,12 @@ def asked_recipes(run: Run, wanted: Wanted) -> tuple[NamedRecipe, list[NamedReci
         settings[name] if getattr(wanted, name) is None else getattr(wanted, name)
         for name in ("solvers", "num_steps")
     )
+    # Where there are no steps, these are not looked up by name below.
+    for name in solvers:
+        choose(choices.SOLVERS, name, "solver")
+    for name in asked("grids"):
+        if name not in (None, FOUND):
+            choose(choices.GRIDS, name, "grid")
     # What an arm is judged by has its choices too: the run's own solver and steps come first.
     drawn = [(None, None, None), *product(solvers, asked("grids"), steps)]
     crossed = product(drawn, asked("guidance_scales"), asked("weights"), asked("seeds"))
@@ -293,6 +309,27 @@ def _telling(beat: Callable[[], None], extractor: Extractor) -> Extractor:
 def own_mix(config: ConfigDict) -> str:
     """The label mix that a config asks for; older ones have no such setting."""
     return config.evaluation.get("labels", "data")
+
+
+def labels_in_mix(
+    run: Run, n: int, mix: str | None = None, data_path: str | None = None
+) -> np.ndarray:
+    """Labels as often as an evaluation of a run draws them, int32 `[n]`.
+
+    Args:
+        run: the model.
+        n: how many.
+        mix: as in `Wanted.labels`; `config.evaluation.labels` by default.
+        data_path: where the data lie now, if they have moved.
+
+    Raises:
+        UserError: no such label, or data that are not there.
+    """
+    mix, wired = mix or own_mix(run.config), run.setup.wired
+    if not wired.num_classes and mix in ("data", "balanced"):
+        return np.zeros(n, np.int32)
+    dataset = run.dataset(data_path)
+    return proportional_labels(n, label_shares(mix, wired, dataset, class_counts(dataset)))
 
 
 def label_shares(

@@ -13,7 +13,7 @@ from jax import Array
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from diffjax.compiling import jit
-from diffjax.data import DataSet, batches
+from diffjax.data import Augment, DataSet, batches
 from diffjax.spec import build
 from diffjax.training.setup import Setup
 from diffjax.training.state import TrainState
@@ -119,7 +119,7 @@ def member_batches(
             batch_size=config.batch_size,
             seed=seed,
             start_step=start_step,
-            augment=build(config.augment),
+            augment=build(config.get("augment", Augment())),
         )
         for seed in members.seeds
     ]

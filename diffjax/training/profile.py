@@ -10,6 +10,7 @@ from typing import Any
 import jax
 
 from diffjax.errors import UserError
+from diffjax.spec import check_arguments
 from diffjax.training.processes import is_first
 
 _LOG = logging.getLogger("diffjax")
@@ -36,6 +37,7 @@ class Profile:
     last: int = 0
 
     def __post_init__(self) -> None:
+        check_arguments(Profile, first=self.first, last=self.last)
         if self.last < self.first or self.first < 0 or (self.first == 0) != (self.last == 0):
             raise UserError(
                 f"profile of steps {self.first}:{self.last}: name the first and the last one, "

@@ -11,7 +11,7 @@ from diffjax.data import DataSet
 from diffjax.data.augment import Augment, Augmentation
 from diffjax.errors import UserError, nearest
 from diffjax.models.attention import REVERSE_ONLY, resolve
-from diffjax.settings import check_names, check_settings
+from diffjax.settings import check_complete, check_names, check_settings
 from diffjax.spec import build
 from diffjax.training import sharding
 from diffjax.training.accumulation import check_parts
@@ -75,6 +75,7 @@ def set_up(
     """
     if mesh is None:
         check_names(config)
+    check_complete(config)
     check_settings(config)
     check_expected(config, image_shape=image_shape, num_classes=num_classes)
     own_mesh = mesh is None
@@ -131,7 +132,7 @@ def attention_of(config: ConfigDict, mesh: Mesh) -> str | None:
     Raises:
         UserError: an unknown name, or one that the objective has no use for.
     """
-    if "attention" not in config.model:
+    if not isinstance(config.model, ConfigDict) or "attention" not in config.model:
         return None
     platform, dtype = mesh.devices.flat[0].platform, config.model.get("dtype", "float32")
     forward_mode = build_objective(config).forward_mode

@@ -14,7 +14,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from diffjax.errors import UserError
+from diffjax.kinds import NotNegative
+from diffjax.spec import check_arguments
 
 STACKS = "stacks.txt"
 STATUS = 75
@@ -41,7 +42,7 @@ class Watchdog:
         exits: whether the process ends, with status 75; else it is only told, once for each hang.
 
     Raises:
-        UserError: a negative number.
+        UserError: a negative number, or none.
 
     Example:
         >>> Watchdog(seconds=10.0, times=20.0).limit([0.1, 0.3]), Watchdog().limit([])
@@ -50,14 +51,12 @@ class Watchdog:
         40.0
     """
 
-    seconds: float = 1800.0
-    times: float = 100.0
+    seconds: NotNegative[float] = 1800.0
+    times: NotNegative[float] = 100.0
     exits: bool = True
 
     def __post_init__(self) -> None:
-        for name in ("seconds", "times"):
-            if not getattr(self, name) >= 0:
-                raise UserError(f"watchdog.{name}={getattr(self, name)} can't be negative")
+        check_arguments(Watchdog, seconds=self.seconds, times=self.times, exits=self.exits)
 
     def limit(self, step_seconds: list[float]) -> float:
         """The silence, in seconds, that is a hang."""

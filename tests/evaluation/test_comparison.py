@@ -194,9 +194,9 @@ def test_the_table_has_a_row_a_cost_and_a_column_an_arm():
     found = compare(results, {"a-0": "a", "a-1": "a", "b-0": "b"})
     lines = quality_markdown(found).splitlines()
     assert lines[0] == "| solver | NFE | a | b |"
-    # Of two values a distance d apart Student's interval is 12.706 d/2 to either side.
-    assert lines[2] == "| ddim | 10 | 2.00 ± 12.7 | – |"
-    assert lines[3] == "| heun | 34 | 0.600 ± 1.27 | 0.900 |"
+    # Of two values a distance d apart Student's interval is 12.706 d/2 to each side, none below 0.
+    assert lines[2] == "| ddim | 10 | 2.00 (0.00 to 14.7) | – |"
+    assert lines[3] == "| heun | 34 | 0.600 (0.00 to 1.87) | 0.900 |"
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,8 @@
-"""Junk on command lines and in files: one clear line or a result, never a traceback.
+"""Junk on command lines, in Python calls and in files: one clear line or a result, no traceback.
 
 Every run of the tests tries a few dozen, always the same; `pytest tests/experiments/test_fuzz.py
---trials=10000` tries that many, other ones each time.
+--trials=10000` tries that many, other ones each time. `tests.support.junk` draws what a hand can
+type from a seed: `--trials=2000 --base_seed=7` tries as many, and each failure says how to see it.
 """
 
 import contextlib
@@ -51,6 +52,7 @@ from experiments import (
     validate,
 )
 from tests.evaluation.test_torch_files import STORAGE, tensor, torch_zip
+from tests.support import junk
 from tests.support.one_process import Here
 
 DIGITS = "configs/digits.py"
@@ -237,6 +239,57 @@ def test_sweep_files(fuzz, tmp_path, monkeypatch):
         assert "Traceback" not in err.getvalue()
 
     fuzz(sweeps, check, short=5)
+
+
+# Values of another kind or out of range: in configs, Python calls and command lines.
+
+
+def told_of(failures: list[junk.Failure]) -> str:
+    again = 'junk.attempt("{}") within junk.without_work()'
+    return "\n".join(f"{again.format(each.name)}: {each.kind}" for each in failures)
+
+
+def test_what_a_hand_can_type_ends_in_one_line(request):
+    trials, seed = (request.config.getoption(name) for name in ("--trials", "--base_seed"))
+    failures = junk.attempts(seed, max(trials, 55))
+    assert not failures, told_of(failures)
+
+
+@pytest.mark.thorough
+def test_much_that_a_hand_can_type_ends_in_one_line():
+    failures = junk.attempts("thorough", 600)
+    assert not failures, told_of(failures)
+
+
+def test_a_try_that_does_not_end_well_is_found_and_found_again(monkeypatch):
+    def refused(rng, where):
+        raise UserError("in one line")
+
+    def broken(rng, where):
+        return [][rng.randrange(9)]
+
+    monkeypatch.setattr(junk, "KINDS", (refused, broken, junk.work_begins))
+    found = junk.attempts("a", 30)
+    assert 0 < len(found) < 30
+    assert all(failure.kind.startswith("broken: IndexError at ") for failure in found)
+    assert junk.attempt(found[0].name) == found[0]
+    monkeypatch.setattr(junk, "KINDS", (refused, junk.work_begins))
+    assert not junk.attempts("a", 30)
+
+
+def test_tries_are_of_every_kind():
+    """And hardly any is right by chance: what a setting was is not what it is."""
+    kinds = {junk.Random(f"0/{i}").choice(junk.KINDS) for i in range(200)}
+    assert kinds == set(junk.KINDS)
+    changed = 0
+    for i in range(40):
+        rng = junk.Random(str(i))
+        config = config_files.load(DIGITS)
+        try:
+            changed += to_json(junk.changed(rng, config)) != to_json(config_files.load(DIGITS))
+        except TypeError:  # An object, which is no JSON.
+            changed += 1
+    assert changed > 30
 
 
 # Files.

@@ -85,7 +85,7 @@ def test_every_row_of_the_tables_is_a_name(run, table):
         ({"batch_size": 0}, "batch_size=0: it is a whole number from 1"),
         ({"seed": 2**32}, "seed=4294967296: it is a whole number from -2147483647 to 2147483647"),
         ({"seed": 1.0}, r"seed=1\.0: it is a whole number"),
-        ({"guidance_scale": float("nan")}, "guidance_scale=nan is not finite"),
+        ({"guidance_scale": float("nan")}, "guidance_scale=nan must be finite"),
         ({"labels": 0}, "the number of samples=0: it is a whole number from 1"),
         ({"labels": [3, 99]}, "no label is called 99; this run has 10, from 0 to 9"),
         ({"labels": [-1]}, "no label is called -1"),

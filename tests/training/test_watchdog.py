@@ -204,5 +204,5 @@ def test_no_watch_is_no_thread(tmp_path):
 
 @pytest.mark.parametrize("change", [{"seconds": -1.0}, {"times": -1.0}, {"times": float("nan")}])
 def test_numbers_that_are_none(change):
-    with pytest.raises(UserError, match="can't be negative"):
+    with pytest.raises(UserError, match="must be at least 0"):
         Watchdog(**change)
