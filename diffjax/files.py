@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from diffjax.errors import UserError
+
 
 def write_whole(path: str | Path, content: str | bytes) -> None:
     """Writes a file that others see whole or as it was before, also after a loss of power.
@@ -78,3 +80,22 @@ def _alive(pid: int) -> bool:
     except OSError:
         pass
     return True
+
+
+def place_of(path: str) -> Path:
+    """The place that a config names; `~` is the home folder.
+
+    Raises:
+        UserError: nothing can have such a name.
+
+    Example:
+        >>> place_of("data/mnist").name
+        'mnist'
+    """
+    try:
+        place = Path(path).expanduser()
+        place.exists()
+    except (OSError, RuntimeError) as error:  # Too long, or an unknown ~user.
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"no path {path!r}: {reason}") from None
+    return place

@@ -41,8 +41,8 @@ import jax
 from absl import flags
 
 from diffjax import choices
-from diffjax.data.sources import place_of
 from diffjax.errors import UserError
+from diffjax.files import place_of
 from diffjax.spec import TARGET, build
 from experiments import config_files, processes
 

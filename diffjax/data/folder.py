@@ -18,10 +18,10 @@ from diffjax.data.sources import (
     Source,
     SplitSeed,
     TestFraction,
-    place_of,
     stratified_split,
 )
 from diffjax.errors import UserError
+from diffjax.files import place_of
 from diffjax.kinds import AtLeastOne, Interval, NotNegative
 
 _SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")

@@ -18,10 +18,10 @@ from diffjax.data.sources import (
     SplitSeed,
     TestFraction,
     check_channels_last,
-    place_of,
     stratified_split,
 )
 from diffjax.errors import UserError
+from diffjax.files import place_of
 from diffjax.kinds import NotNegative, Positive
 
 _LATENTS, _LABELS = "latents", "labels"

@@ -3,7 +3,6 @@
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Annotated, Any, NotRequired, Protocol, TypedDict
 
 import numpy as np
@@ -195,25 +194,6 @@ def check_channels_last(shape: Sequence[int], what: str) -> None:
             f"{what} of shape {list(shape)} are [N,C,H,W] by their looks, {height} channels first, "
             "and should be [N,H,W,C]: save their .transpose(0, 2, 3, 1)"
         )
-
-
-def place_of(path: str) -> Path:
-    """Where data lie, as a config says it: `~` is the home folder.
-
-    Raises:
-        UserError: nothing can have such a name.
-
-    Example:
-        >>> place_of("data/mnist").name
-        'mnist'
-    """
-    try:
-        place = Path(path).expanduser()
-        place.exists()
-    except (OSError, RuntimeError) as error:  # Too long, or an unknown ~user.
-        reason = getattr(error, "strerror", None) or error
-        raise UserError(f"no path {path!r}: {reason}") from None
-    return place
 
 
 def stratified_split(

@@ -12,8 +12,9 @@ from typing import Any
 from diffjax.data.damaged import passing_over
 from diffjax.data.fingerprints import evenly, hash_parts
 from diffjax.data.folder import read_image
-from diffjax.data.sources import DataSet, Example, Source, place_of
+from diffjax.data.sources import DataSet, Example, Source
 from diffjax.errors import UserError
+from diffjax.files import place_of
 from diffjax.kinds import NotNegative
 
 _FEATURES = "features.json"

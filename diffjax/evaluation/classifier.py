@@ -18,8 +18,8 @@ import numpy as np
 from flax import traverse_util
 
 from diffjax.data.archives import read_npz
-from diffjax.data.sources import place_of
 from diffjax.errors import UserError, nearest
+from diffjax.files import place_of
 
 # sha256 of each file in `weights/`: a damaged or exchanged file would silently shift every number.
 SHIPPED: Mapping[str, str] = {

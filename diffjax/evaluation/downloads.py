@@ -8,8 +8,8 @@ import urllib.request
 from pathlib import Path
 from urllib.parse import unquote, urlparse
 
-from diffjax.data.sources import place_of
 from diffjax.errors import UserError
+from diffjax.files import place_of
 
 CACHE = "~/.cache/diffjax"
 _SECONDS_TO_WAIT = 60.0

@@ -11,8 +11,8 @@ from diffjax.data import (
     mnist,
     tfds_images,
 )
-from diffjax.data.sources import place_of
 from diffjax.errors import UserError
+from diffjax.files import place_of
 from diffjax.spec import build, spec
 
 

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 ROOT = Path(__file__).parents[2]
+RUN = ROOT / "tests" / "training" / "old_runs" / "cbc9a73"
 PAGES = tuple(
     page for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))) if page.exists()
 )
@@ -40,10 +41,10 @@ def cases():
 
 
 @pytest.fixture(scope="module")
-def folder_with_run(trained_run, tmp_path_factory):
+def folder_with_run(tmp_path_factory):
     """A folder with a trained `runs/digits` in it, as small as it can be."""
     folder = tmp_path_factory.mktemp("docs")
-    shutil.copytree(trained_run, folder / "runs" / "digits")
+    shutil.copytree(RUN, folder / "runs" / "digits")
     return folder
 
 

@@ -158,7 +158,7 @@ def test_a_setting_of_another_kind(tmp_path, name, value, said):
 def test_a_setting_that_is_missing_is_named_before_the_first_step(tmp_path, place):
     config = digits_config.get_config()
     *group, key = place.split(".")
-    del (config[group[0]] if group else config)[key]
+    delattr(config[group[0]] if group else config, key)
     with pytest.raises(UserError, match=rf"there is no config\.{place}"):
         diffjax.train(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
