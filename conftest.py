@@ -54,7 +54,7 @@ os.environ.setdefault("JAX_NUMPY_RANK_PROMOTION", "raise")
 _ROOT = Path(__file__).parent
 _SHAPED = [
     ".".join(file.relative_to(_ROOT).with_suffix("").parts)
-    for file in _ROOT.glob("diffjax/*/*.py")
+    for file in _ROOT.glob("diffjax/**/*.py")
     if "jaxtyping" in (text := file.read_text("utf-8")) or "diffjax.shapes" in text
 ]
 install_import_hook(_SHAPED, "tests.support.shapes.checked")
@@ -82,14 +82,14 @@ def pytest_addoption(parser):
 
 # Examples of docstrings that extract features, or sample or evaluate a model: they are `thorough`.
 _LONG_EXAMPLES = {
-    "diffjax/evaluation/convergence.py",
-    "diffjax/evaluation/features.py",
-    "diffjax/evaluation/legality.py",
+    "diffjax/studies/convergence.py",
+    "diffjax/evaluation/extractors/features.py",
+    "diffjax/studies/legality.py",
     "diffjax/evaluation/metrics.py",
-    "diffjax/evaluation/validation.py",
-    "diffjax/objectives/verify.py",
-    "diffjax/sampling/bound.py",
-    "diffjax/sampling/dequantise.py",
+    "diffjax/studies/validation.py",
+    "diffjax/oracle/verify.py",
+    "diffjax/likelihood/bound.py",
+    "diffjax/likelihood/dequantise.py",
     "diffjax/sampling/parallel.py",
 }
 
@@ -112,5 +112,5 @@ def _references(tmp_path_factory):
     """What is stored of data sets is not taken from, nor left to, whoever runs the tests."""
     with pytest.MonkeyPatch.context() as patch:
         folder = str(tmp_path_factory.mktemp("references"))
-        patch.setattr("diffjax.evaluation.stored.FOLDER", folder)
+        patch.setattr("diffjax.evaluation.cached_arrays.FOLDER", folder)
         yield

@@ -12,8 +12,8 @@ Not yet run. Its Fréchet distance is on averaged pixels and can't be compared w
 from ml_collections import ConfigDict
 
 from diffjax.data import tfds_images
-from diffjax.evaluation.features import pixel_features
-from diffjax.experiment import experiment
+from diffjax.defaults import experiment
+from diffjax.evaluation.extractors.features import pixel_features
 from diffjax.models import DiT, UNet, dit, unet
 from diffjax.spec import spec
 

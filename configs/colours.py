@@ -6,8 +6,8 @@ python -m experiments.train --config=configs/colours.py
 from ml_collections import ConfigDict
 
 from diffjax.data import colours
-from diffjax.evaluation.features import pixel_features
-from diffjax.experiment import experiment
+from diffjax.defaults import experiment
+from diffjax.evaluation.extractors.features import pixel_features
 from diffjax.models import DiT
 from diffjax.spec import spec
 

@@ -7,8 +7,8 @@ from ml_collections import ConfigDict
 
 from diffjax import choices
 from diffjax.data import digits
-from diffjax.evaluation.features import classifier_features
-from diffjax.experiment import experiment
+from diffjax.defaults import experiment
+from diffjax.evaluation.extractors.features import classifier_features
 from diffjax.spec import spec
 
 

@@ -12,8 +12,8 @@ Without subfolders there are no labels to guide with: add `--config.sampling.gui
 from ml_collections import ConfigDict
 
 from diffjax.data import image_folder
-from diffjax.evaluation.features import pixel_features
-from diffjax.experiment import experiment
+from diffjax.defaults import experiment
+from diffjax.evaluation.extractors.features import pixel_features
 from diffjax.models import DiT, UNet, dit
 from diffjax.spec import spec
 

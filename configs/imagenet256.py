@@ -17,8 +17,8 @@ steps; Ma et al. 2024, arXiv:2401.08740). At 400 K steps without guidance: 19.5 
 from ml_collections import ConfigDict
 
 from diffjax.data import latents
-from diffjax.evaluation.features import pixel_features
-from diffjax.experiment import experiment
+from diffjax.defaults import experiment
+from diffjax.evaluation.extractors.features import pixel_features
 from diffjax.models import DiT, dit
 from diffjax.spec import spec
 from diffjax.training.sharding import SPREAD

@@ -14,8 +14,8 @@ guided_below=1 (FID 11.4); those of XL/2 below are of another public implementat
 from ml_collections import ConfigDict
 
 from diffjax.data import latents
-from diffjax.evaluation.features import pixel_features
-from diffjax.experiment import experiment
+from diffjax.defaults import experiment
+from diffjax.evaluation.extractors.features import pixel_features
 from diffjax.models import DiT, dit
 from diffjax.spec import spec
 from diffjax.training.sharding import SPREAD

@@ -11,8 +11,8 @@ arXiv:2206.00364), on ADM's network, which is like this one but for its scale-an
 from ml_collections import ConfigDict
 
 from diffjax.data import tfds_images
-from diffjax.evaluation.features import pixel_features
-from diffjax.experiment import experiment
+from diffjax.defaults import experiment
+from diffjax.evaluation.extractors.features import pixel_features
 from diffjax.models import DiT, UNet, dit
 from diffjax.spec import spec
 

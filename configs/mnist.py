@@ -10,8 +10,8 @@ from ml_collections import ConfigDict
 
 from diffjax import choices
 from diffjax.data import tfds_images
-from diffjax.evaluation.features import pixel_features
-from diffjax.experiment import experiment
+from diffjax.defaults import experiment
+from diffjax.evaluation.extractors.features import pixel_features
 from diffjax.spec import spec
 
 

@@ -8,8 +8,8 @@ free of Flax, Orbax and the rest.
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from diffjax.training.load import load as load
-    from diffjax.training.loop import train as train
+    from diffjax.loop.loop import train as train
+    from diffjax.runs.load import load as load
 
 __version__ = "0.1.0"
 __all__ = ["__version__", "load", "train"]
@@ -17,11 +17,11 @@ __all__ = ["__version__", "load", "train"]
 
 def __getattr__(name: str) -> Any:
     if name == "load":
-        from diffjax.training.load import load
+        from diffjax.runs.load import load
 
         return load
     if name == "train":
-        from diffjax.training.loop import train
+        from diffjax.loop.loop import train
 
         return train
     raise AttributeError(f"module 'diffjax' has no attribute {name!r}")

@@ -1,6 +1,6 @@
 """The settings of an experiment beside its parts, each with what it may be.
 
-`diffjax.experiment.experiment` makes them with their defaults; the parts (data, network, path,
+`diffjax.defaults.experiment` makes them with their defaults; the parts (data, network, path,
 optimizer, …) declare what their own numbers may be (`diffjax.kinds`).
 """
 
@@ -148,14 +148,14 @@ def check_complete(config: ConfigDict, group: Any = Settings, where: str = "conf
         >>> check_complete(ConfigDict({"name": "mine"}))
         Traceback (most recent call last):
         ...
-        diffjax.errors.UserError: there is no config.seed: diffjax.experiment.experiment makes
+        diffjax.errors.UserError: there is no config.seed: diffjax.defaults.experiment makes
         configs that have every setting
     """
     known = inspect.get_annotations(group)
     for name in known:
         if name in group.__required_keys__ and name not in config:
             raise UserError(
-                f"there is no {where}.{name}: diffjax.experiment.experiment makes configs that "
+                f"there is no {where}.{name}: diffjax.defaults.experiment makes configs that "
                 "have every setting"
             )
         if is_typeddict(known[name]) and hasattr(config[name], "keys"):

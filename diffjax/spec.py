@@ -22,10 +22,7 @@ TARGET = "_target_"
 # by itself or starts programs: its loop, its folders, its pages.
 _VOCABULARY = (
     "data",
-    "evaluation.clip",
-    "evaluation.dinov2",
-    "evaluation.features",
-    "evaluation.inception",
+    "evaluation.extractors",
     "models",
     "objectives",
     "process",

@@ -12,7 +12,7 @@ from flax import linen as nn
 from jax import Array
 from ml_collections import ConfigDict
 
-from diffjax import choices, chosen
+from diffjax import choices, lookup
 from diffjax.errors import UserError
 from diffjax.kinds import complaint
 from diffjax.models.layers import HIDDEN, attention_layers, attention_off
@@ -266,7 +266,7 @@ def check_guidance(recipe: Recipe, wired: Wired) -> None:
 
 
 def _solvers_that(suit: Callable[[Solver], bool]) -> str:
-    return ", ".join(name for name in choices.SOLVERS if suit(chosen.solver_called(name)))
+    return ", ".join(name for name in choices.SOLVERS if suit(lookup.solver_called(name)))
 
 
 def _init(

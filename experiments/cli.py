@@ -40,11 +40,11 @@ from typing import Any
 import jax
 from absl import flags
 
-from diffjax import choices
+from diffjax import choices, config_files
 from diffjax.errors import UserError
-from diffjax.files import place_of
+from diffjax.host.files import place_of
 from diffjax.spec import TARGET, build
-from experiments import config_files, processes
+from experiments import processes
 
 # M_MMAP_MAX, M_TRIM_THRESHOLD, M_ARENA_MAX of glibc's malloc.h: everything from one heap that never
 # shrinks.

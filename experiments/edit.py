@@ -29,17 +29,17 @@ from diffjax import choices
 from diffjax.compiling import jit
 from diffjax.data import all_images
 from diffjax.errors import UserError
-from diffjax.evaluation.pictures import save_png
 from diffjax.process.paths import Pair
 from diffjax.process.precond import Predict
+from diffjax.reports.pictures import save_png
+from diffjax.runs.generate import sample_keys
+from diffjax.runs.recipes import Guided, named_recipe
 from diffjax.sampling import editing
 from diffjax.sampling.guidance import guide
 from diffjax.sampling.restart import resampled
 from diffjax.sampling.sample import Recipe, draw, sample
 from diffjax.sampling.solvers import Solver, normal
 from diffjax.spec import choose
-from diffjax.training.generate import sample_keys
-from diffjax.training.recipes import Guided, named_recipe
 from diffjax.wiring import Wired, check_recipe
 from experiments import cli
 

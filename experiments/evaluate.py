@@ -18,18 +18,18 @@ from absl import flags
 
 import diffjax
 from diffjax import choices
+from diffjax.config_files import check_size
 from diffjax.errors import UserError
-from diffjax.evaluation.extractors import EXTRACTORS, extractor_called
-from diffjax.evaluation.features import Extractor
-from diffjax.evaluation.report import write_report
+from diffjax.evaluation.extractors.features import Extractor
+from diffjax.evaluation.extractors.named import EXTRACTORS, extractor_called
 from diffjax.evaluation.tables import quality_table
-from diffjax.training.interrupts import stop_signals
-from diffjax.training.measure import Wanted, measure
-from diffjax.training.processes import in_first, is_first, losses_told
-from diffjax.training.storage import make_writable
-from diffjax.training.watchdog import watched
+from diffjax.host.interrupts import stop_signals
+from diffjax.host.processes import in_first, is_first, losses_told
+from diffjax.host.storage import make_writable
+from diffjax.host.watchdog import watched
+from diffjax.reports.run_page import write_report
+from diffjax.runs.measure import Wanted, measure
 from experiments import cli, hanging, processes
-from experiments.config_files import check_size
 
 FLAGS = flags.FlagValues()
 flags.DEFINE_string("workdir", None, "folder of the run", flag_values=FLAGS)

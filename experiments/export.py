@@ -19,10 +19,10 @@ from absl import flags
 import diffjax
 from diffjax import choices
 from diffjax.errors import UserError
+from diffjax.runs.load import Run
+from diffjax.runs.portable import portable_sampler
+from diffjax.runs.recipes import Guided, named_recipe
 from diffjax.sampling.export import PLATFORMS, serialise
-from diffjax.training.load import Run
-from diffjax.training.portable import portable_sampler
-from diffjax.training.recipes import Guided, named_recipe
 from experiments import cli
 
 FLAGS = flags.FlagValues()

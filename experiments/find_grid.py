@@ -20,12 +20,12 @@ import diffjax
 from diffjax import choices
 from diffjax.errors import UserError
 from diffjax.evaluation.tables import measure as written
-from diffjax.files import write_json
+from diffjax.host.files import write_json
+from diffjax.runs.found_grids import FOUND, Search, grid_file, prepare
+from diffjax.runs.load import Run
+from diffjax.runs.measure import labels_in_mix
+from diffjax.runs.recipes import Guided, named_recipe
 from diffjax.spec import build, choose
-from diffjax.training.found_grids import FOUND, Search, grid_file, prepare
-from diffjax.training.load import Run
-from diffjax.training.measure import labels_in_mix
-from diffjax.training.recipes import Guided, named_recipe
 from experiments import cli
 from experiments.evaluate import parse_steps
 from experiments.sample import sources

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 from absl import flags
 
-from diffjax.training.watchdog import Watchdog
+from diffjax.host.watchdog import Watchdog
 
 
 def define(flag_values: flags.FlagValues) -> None:

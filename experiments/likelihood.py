@@ -17,12 +17,12 @@ from absl import flags
 
 import diffjax
 from diffjax.errors import UserError
+from diffjax.host.processes import in_first, is_first
+from diffjax.host.storage import make_writable, told_in_one_line
+from diffjax.host.watchdog import watched
+from diffjax.runs.likelihoods import METHODS, Method, measure_likelihood
+from diffjax.runs.measure import add_likelihood
 from diffjax.spec import choose
-from diffjax.training.likelihoods import METHODS, Method, measure_likelihood
-from diffjax.training.measure import add_likelihood
-from diffjax.training.processes import in_first, is_first
-from diffjax.training.storage import make_writable, told_in_one_line
-from diffjax.training.watchdog import watched
 from experiments import cli, hanging
 
 FLAGS = flags.FlagValues()

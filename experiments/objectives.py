@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 from absl import flags
 
-from diffjax.evaluation.objectives_page import write_objectives_page
+from diffjax.reports.objectives_page import write_objectives_page
 from experiments import cli
 
 FLAGS = flags.FlagValues()

@@ -26,13 +26,13 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from diffjax.errors import UserError, nearest
-from diffjax.evaluation.report import write_report
-from diffjax.planning import gpus, search
-from diffjax.planning.analytic import model_of
-from diffjax.planning.compiled import PROGRAMS, Needs, expected_data, needs_from
-from diffjax.planning.page import write_page
-from diffjax.planning.tables import as_json, details, summary
-from diffjax.planning.topologies import CHIPS, SHAPES, Topology, topology_called
+from diffjax.performance.planning import gpus, search
+from diffjax.performance.planning.analytic import model_of
+from diffjax.performance.planning.compiled import PROGRAMS, Needs, expected_data, needs_from
+from diffjax.performance.planning.page import write_page
+from diffjax.performance.planning.tables import as_json, details, summary
+from diffjax.performance.planning.topologies import CHIPS, SHAPES, Topology, topology_called
+from diffjax.reports.run_page import write_report
 from diffjax.spec import TARGET, to_json
 from experiments import cli
 

@@ -12,8 +12,8 @@ from typing import Any
 import jax
 
 from diffjax.errors import UserError
-from diffjax.planning.compiled import compile_for
-from diffjax.planning.topologies import topology_called
+from diffjax.performance.planning.compiled import compile_for
+from diffjax.performance.planning.topologies import topology_called
 from diffjax.spec import from_json
 
 

@@ -16,12 +16,12 @@ from absl import flags
 
 import diffjax
 from diffjax.errors import UserError
-from diffjax.files import write_npz
-from diffjax.training.generate import Asked, starting_noise
-from diffjax.training.measure import labels_in_mix
-from diffjax.training.recipes import Guided, named_recipe
-from diffjax.training.storage import make_writable
-from diffjax.training.watchdog import watched
+from diffjax.host.files import write_npz
+from diffjax.host.storage import make_writable
+from diffjax.host.watchdog import watched
+from diffjax.runs.generate import Asked, starting_noise
+from diffjax.runs.measure import labels_in_mix
+from diffjax.runs.recipes import Guided, named_recipe
 from experiments import cli, hanging
 
 FLAGS = flags.FlagValues()

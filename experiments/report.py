@@ -13,7 +13,7 @@ from types import SimpleNamespace
 
 from absl import flags
 
-from diffjax.evaluation.sweep_report import write_sweep_report
+from diffjax.reports.sweep_page import write_sweep_report
 from experiments import cli
 
 FLAGS = flags.FlagValues()

@@ -18,15 +18,18 @@ from absl import flags
 import diffjax
 from diffjax import choices
 from diffjax.errors import UserError
-from diffjax.evaluation.pictures import (
+from diffjax.host.files import write_npz
+from diffjax.host.processes import in_first, is_first
+from diffjax.host.storage import make_writable
+from diffjax.host.watchdog import watched
+from diffjax.reports.pictures import (
     columns_by_class,
     film_gif,
     names_of_columns,
     save_film,
     save_png,
 )
-from diffjax.files import write_npz
-from diffjax.training.generate import (
+from diffjax.runs.generate import (
     Asked,
     balanced_labels,
     check_finite,
@@ -35,12 +38,9 @@ from diffjax.training.generate import (
     samples_in_parallel,
     trace_samples,
 )
-from diffjax.training.load import Run
-from diffjax.training.measure import samples_asked_of
-from diffjax.training.processes import in_first, is_first
-from diffjax.training.recipes import Guided, named_recipe
-from diffjax.training.storage import make_writable
-from diffjax.training.watchdog import watched
+from diffjax.runs.load import Run
+from diffjax.runs.measure import samples_asked_of
+from diffjax.runs.recipes import Guided, named_recipe
 from experiments import cli, hanging, processes
 
 FLAGS = flags.FlagValues()

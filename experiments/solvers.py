@@ -20,14 +20,14 @@ import jax
 import jax.numpy as jnp
 from absl import flags
 
-from diffjax import choices, chosen
+from diffjax import choices, lookup
 from diffjax.errors import UserError
-from diffjax.evaluation import convergence
-from diffjax.evaluation.solver_cost import solver_costs
 from diffjax.models.dit import SIZES, DiT
 from diffjax.process.paths import Path as ProcessPath
 from diffjax.sampling.solvers import Solver
 from diffjax.spec import build, choose
+from diffjax.studies import convergence
+from diffjax.studies.solver_cost import solver_costs
 from experiments import cli
 
 FLAGS = flags.FlagValues()
@@ -42,7 +42,7 @@ BUDGETS = (5, 10, 20, 40, 80, 160)
 def main(args: SimpleNamespace) -> None:
     """Measures, writes, and prints the table."""
     cli.require(args, "out")
-    named = {name: chosen.solver_called(name) for name in choices.SOLVERS}
+    named = {name: lookup.solver_called(name) for name in choices.SOLVERS}
     path = build(choose(choices.PATHS, args.path, "path"))
     if args.cost:
         files = {"cost.md": cost_table(args.batch_size, path, named)}

@@ -25,21 +25,22 @@ from typing import Any
 
 from absl import flags
 
+from diffjax import config_files
+from diffjax.comparison.results import STATUS, SWEEP, read_sweep
+from diffjax.comparison.summary import compared, numbers
 from diffjax.errors import UserError, nearest
-from diffjax.evaluation.run_files import read_json
-from diffjax.evaluation.sweep_files import STATUS, SWEEP, read_sweep
-from diffjax.evaluation.sweep_numbers import compared, numbers
-from diffjax.evaluation.sweep_report import write_sweep_report
-from diffjax.evaluation.sweep_text import quality_markdown, verdict_markdown
-from diffjax.files import write_json
-from diffjax.sweeps import STEPS, Cell, Cost, Sweep
-from diffjax.training.interrupts import Interrupted, stop_signals
-from experiments import cli, config_files
-from experiments.sweep_cells import finished, planned, together, train_cells
-from experiments.sweep_engines import ENGINES, parse_options
-from experiments.sweep_live import Live, read_plan, rows, table
-from experiments.sweep_run import run_workers
-from experiments.sweep_worker import in_subprocess, units, work
+from diffjax.host.files import write_json
+from diffjax.host.interrupts import Interrupted, stop_signals
+from diffjax.host.run_files import read_json
+from diffjax.reports.sweep_page import write_sweep_report
+from diffjax.reports.sweep_text import quality_markdown, verdict_markdown
+from diffjax.sweeps.cells import finished, planned, together, train_cells
+from diffjax.sweeps.engines import ENGINES, parse_options
+from diffjax.sweeps.live import Live, read_plan, rows, table
+from diffjax.sweeps.run import run_workers
+from diffjax.sweeps.sweep import STEPS, Cell, Cost, Sweep
+from diffjax.sweeps.worker import in_subprocess, units, work
+from experiments import cli
 
 FLAGS = flags.FlagValues()
 flags.DEFINE_string("sweep", None, "file with a get_sweep()", flag_values=FLAGS)
@@ -93,7 +94,10 @@ def main(args: SimpleNamespace) -> int:
     shared = overrides(args.override, sweep)
     sweep = replace(sweep, overrides={**sweep.overrides, **shared})
     if args.cells:
-        return 2 if train_cells(named(read_cells(workdir, sweep), args.cells), workdir) else 0
+        errors = train_cells(named(read_cells(workdir, sweep), args.cells), workdir)
+        for name, error in errors.items():
+            print(f"error: {name}: {' '.join(error.split())}", file=sys.stderr)
+        return 2 if errors else 0
     if args.worker:
         return be_worker(args, workdir, sweep)
 

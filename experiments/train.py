@@ -21,13 +21,13 @@ from diffjax import choices
 from diffjax.data import DataSet
 from diffjax.data.fingerprints import evenly
 from diffjax.errors import UserError
-from diffjax.evaluation.run_files import read_json
 from diffjax.evaluation.tables import measure, percent
+from diffjax.host.processes import is_first
+from diffjax.host.run_files import read_json
+from diffjax.loop.loop import prepared, train
+from diffjax.loop.profile import Profile
+from diffjax.runs import workdirs
 from diffjax.spec import build, to_json
-from diffjax.training import workdirs
-from diffjax.training.loop import prepared, train
-from diffjax.training.processes import is_first
-from diffjax.training.profile import Profile
 from diffjax.training.setup import Setup
 from experiments import cli, hanging, processes
 

@@ -4,7 +4,7 @@
     python -m experiments.train_classifier --dataset=fashion_mnist --path=FOLDER
 
 The test split is looked at once, at the end: training chooses nothing on it. A file that is to be
-shipped goes to diffjax/evaluation/weights/, its sha256 into diffjax/evaluation/classifier.py.
+shipped goes to diffjax/evaluation/extractors/weights/, its sha256 into classifier.py beside it.
 """
 
 import hashlib
@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from diffjax.data import DataSet, all_images, digits, fashion_mnist
 from diffjax.errors import UserError, nearest
-from diffjax.evaluation.classifier import Classifier, decode, encode
+from diffjax.evaluation.extractors.classifier import Classifier, decode, encode
 from experiments import cli
 
 FLAGS = flags.FlagValues()

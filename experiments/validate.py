@@ -21,11 +21,11 @@ import diffjax
 from diffjax import choices
 from diffjax.data import DataSet, all_images
 from diffjax.errors import UserError
-from diffjax.evaluation import validation
-from diffjax.evaluation.validation import ValidationLoss
-from diffjax.files import write_json
+from diffjax.host.files import write_json
+from diffjax.runs.load import Run
 from diffjax.spec import build, choose
-from diffjax.training.load import Run
+from diffjax.studies import validation
+from diffjax.studies.validation import ValidationLoss
 from experiments import cli
 
 FLAGS = flags.FlagValues()

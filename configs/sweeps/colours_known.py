@@ -8,7 +8,7 @@ The two arms without blur can't be told apart, as is right; of blur 0.15 one arm
 seeds and one is not yet, of 0.25 both are.
 """
 
-from diffjax.sweeps import Sweep
+from diffjax.sweeps.sweep import Sweep
 
 
 def get_sweep() -> Sweep:

@@ -12,7 +12,7 @@ would tell from it. The order is that without guidance, 2.76, 3.61 and 3.97 at 1
 400 steps all are still coarse.
 """
 
-from diffjax.sweeps import Sweep
+from diffjax.sweeps.sweep import Sweep
 
 
 def get_sweep() -> Sweep:

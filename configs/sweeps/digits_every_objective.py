@@ -8,7 +8,7 @@ docs/objectives.md.
 """
 
 from diffjax.choices import OBJECTIVES
-from diffjax.sweeps import Sweep
+from diffjax.sweeps.sweep import Sweep
 
 # They need pairs of images, and have configs of their own.
 PAIRS = ("reflow", "translation", "bridge")

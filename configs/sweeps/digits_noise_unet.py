@@ -5,7 +5,7 @@
 The DiT of `digits_every_objective.py` is far from done with them after as many steps.
 """
 
-from diffjax.sweeps import Sweep
+from diffjax.sweeps.sweep import Sweep
 
 
 def get_sweep() -> Sweep:

@@ -9,7 +9,7 @@ sd3 0.587, v 0.785 and flow 0.895 (can't be told from sd3 by three seeds), edm 1
 ddpm 6.36; after 800 steps the last two still draw noise.
 """
 
-from diffjax.sweeps import Sweep
+from diffjax.sweeps.sweep import Sweep
 
 
 def get_sweep() -> Sweep:

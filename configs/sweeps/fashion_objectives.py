@@ -9,7 +9,7 @@ Intel Xeon beside other work. Fréchet distance at 17 evaluations, mean of three
 steps (floor 0.85): sd3 35.2, v 41.0, flow 41.6, edm 64.8, all three worse than the first.
 """
 
-from diffjax.sweeps import Sweep
+from diffjax.sweeps.sweep import Sweep
 
 
 def get_sweep() -> Sweep:

@@ -21,7 +21,7 @@ from diffjax.data.sources import (
     stratified_split,
 )
 from diffjax.errors import UserError
-from diffjax.files import place_of
+from diffjax.host.files import place_of
 from diffjax.kinds import AtLeastOne, Interval, NotNegative
 
 _SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")

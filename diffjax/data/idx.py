@@ -12,7 +12,7 @@ import numpy as np
 from diffjax.data.archives import check_unpacked
 from diffjax.data.sources import ArraySource, DataSet
 from diffjax.errors import UserError
-from diffjax.files import place_of
+from diffjax.host.files import place_of
 
 _UINT8 = 0x08
 _MAX_GZIP_RATIO = 1032  # DEFLATE can't do better, so a larger promise is a lie.

@@ -21,7 +21,7 @@ from diffjax.data.sources import (
     stratified_split,
 )
 from diffjax.errors import UserError
-from diffjax.files import place_of
+from diffjax.host.files import place_of
 from diffjax.kinds import NotNegative, Positive
 
 _LATENTS, _LABELS = "latents", "labels"

@@ -10,7 +10,7 @@ import numpy as np
 from diffjax.data.randomness import permutation
 from diffjax.errors import UserError
 from diffjax.kinds import Interval
-from diffjax.process.analytic import GaussianMixture
+from diffjax.oracle.analytic import GaussianMixture
 
 _TIES_KEY = 2**64 - 1  # of which classes have the odd test images; no label gets there
 TestFraction = Annotated[float, Interval("[0, 1)")]

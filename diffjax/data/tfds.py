@@ -14,7 +14,7 @@ from diffjax.data.fingerprints import evenly, hash_parts
 from diffjax.data.folder import read_image
 from diffjax.data.sources import DataSet, Example, Source
 from diffjax.errors import UserError
-from diffjax.files import place_of
+from diffjax.host.files import place_of
 from diffjax.kinds import NotNegative
 
 _FEATURES = "features.json"

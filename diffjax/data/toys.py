@@ -8,7 +8,7 @@ import numpy as np
 from diffjax.data.sources import ArraySource, DataSet, Source
 from diffjax.errors import UserError
 from diffjax.kinds import Interval, NotNegative
-from diffjax.process.analytic import GaussianMixture
+from diffjax.oracle.analytic import GaussianMixture
 
 _CORNER, _DEVIATION = 0.3, 0.1
 _CORNERS = _CORNER * (2.0 * np.indices((2, 2, 2)).reshape(3, -1).T - 1.0)

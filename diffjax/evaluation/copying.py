@@ -8,8 +8,8 @@ import numpy as np
 
 from diffjax.errors import UserError
 from diffjax.evaluation.distances import squared_distances
+from diffjax.evaluation.image_statistics import Images
 from diffjax.evaluation.neighbours import nearest
-from diffjax.evaluation.seen import Images
 
 _FEWEST_IN_CELL = 20
 _CLUSTERED_IMAGES = 5000

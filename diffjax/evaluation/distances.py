@@ -166,7 +166,7 @@ def gaussian_kernel_distance(
         MMD² = mean_{ij} k(x_i, x_j) + mean_{ij} k(y_i, y_j) - 2 mean_{ij} k(x_i, y_j)
 
     On CLIP embeddings of length 1 these defaults are CMMD (Jayasumana et al. 2024,
-    arXiv:2401.09603; `diffjax.evaluation.clip`); on any other features the number is no CMMD.
+    arXiv:2401.09603; `diffjax.evaluation.extractors.clip`); on others the number is no CMMD.
     A vector counts as its own pair, as in their code, so it is at least 0 and biased upwards: by
     `scale · (1 - E k)(1/N1 + 1/N2)` for equal distributions. A σ far from the typical distance of
     two vectors sees little.

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from diffjax.evaluation import metrics
+from diffjax.evaluation.image_statistics import Batches
 from diffjax.evaluation.metrics import Reference
-from diffjax.evaluation.seen import Batches
 from diffjax.sampling.sample import Recipe
 
 

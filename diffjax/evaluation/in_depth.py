@@ -8,12 +8,12 @@ import numpy as np
 from diffjax.evaluation.copying import data_copying, inauthentic
 from diffjax.evaluation.distances import gaussian_kernel_distance
 from diffjax.evaluation.extrapolation import extrapolated_distance, fewest_samples
+from diffjax.evaluation.image_statistics import Seen
 from diffjax.evaluation.manifolds import manifold_scores
 from diffjax.evaluation.mixtures import mode_weights, sliced_wasserstein_to
 from diffjax.evaluation.neighbours import copied, memorisation, nearest
 from diffjax.evaluation.reference import Reference, thin
 from diffjax.evaluation.scores import inception_score
-from diffjax.evaluation.seen import Seen
 
 NUM_SPLITS = 10  # of Salimans et al.
 _K = 5  # of Naeem et al.

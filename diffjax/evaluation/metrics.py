@@ -14,13 +14,13 @@ from diffjax.evaluation.distances import (
     kernel_distance,
     statistics,
 )
-from diffjax.evaluation.features import check_images
+from diffjax.evaluation.extractors.features import check_images
+from diffjax.evaluation.image_statistics import MOST_FEATURES, Batches, Seen, see_each
 from diffjax.evaluation.in_depth import NUM_SPLITS, counts, in_depth_numbers, neighbour_numbers
 from diffjax.evaluation.label_mix import label_mix, proportional_labels
 from diffjax.evaluation.reference import Reference as Reference
 from diffjax.evaluation.reference import reference as reference
 from diffjax.evaluation.reference import thin
-from diffjax.evaluation.seen import MOST_FEATURES, Batches, Seen, see_each
 
 
 def compare(
@@ -30,7 +30,7 @@ def compare(
 
     Example:
         >>> from diffjax.data import all_images, digits
-        >>> from diffjax.evaluation.features import pixel_features
+        >>> from diffjax.evaluation.extractors.features import pixel_features
         >>> real = reference(digits(), pixel_features(4))
         >>> images, _ = all_images(digits().reference)
         >>> round(compare(images, None, real)["frechet_distance"]["value"], 6)

@@ -9,7 +9,7 @@ from scipy.special import ndtr
 
 from diffjax.errors import UserError
 from diffjax.evaluation.distances import checked
-from diffjax.process.analytic import GaussianMixture
+from diffjax.oracle.analytic import GaussianMixture
 from diffjax.process.paths import Linear
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float, Float32, Int32
 
 from diffjax.errors import UserError
-from diffjax.evaluation.seen import Images
+from diffjax.evaluation.image_statistics import Images
 
 # Yoon et al. 2023 call a sample memorised below this ratio of its two nearest distances.
 COPY_RATIO = 1.0 / 3.0

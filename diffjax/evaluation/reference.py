@@ -10,6 +10,7 @@ import numpy as np
 
 import diffjax
 from diffjax.data import DataSet, Source, eval_batches
+from diffjax.evaluation.cached_arrays import Arrays, stored
 from diffjax.evaluation.copying import inauthentic
 from diffjax.evaluation.distances import (
     FEWEST_IMAGES,
@@ -18,11 +19,16 @@ from diffjax.evaluation.distances import (
     kernel_distance,
     symmetric_root,
 )
-from diffjax.evaluation.features import Extractor
+from diffjax.evaluation.extractors.features import Extractor
+from diffjax.evaluation.image_statistics import (
+    MOST_FEATURES,
+    Images,
+    read_at_once,
+    see,
+    thinned_rows,
+)
 from diffjax.evaluation.neighbours import nearest
-from diffjax.evaluation.seen import MOST_FEATURES, Images, read_at_once, see, thinned_rows
-from diffjax.evaluation.stored import Arrays, stored
-from diffjax.process.analytic import GaussianMixture
+from diffjax.oracle.analytic import GaussianMixture
 
 _FORMAT = 3  # of what is stored of a data set
 MAX_IMAGES = 60_000
@@ -108,7 +114,7 @@ def reference(
         max_neighbour_images: test images whose nearest train images are looked up.
         seed: of the random choice of images and samples.
         folder: where what was extracted is kept for other processes and later ones, such as
-            `diffjax.evaluation.stored.FOLDER`; None keeps nothing.
+            `diffjax.evaluation.cached_arrays.FOLDER`; None keeps nothing.
         sharding: of a batch of images over devices of this process; None looks on one.
         shared: see `Reference`; it concerns the samples, each process looks at the data set itself.
 

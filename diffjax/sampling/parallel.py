@@ -62,7 +62,7 @@ def sample_in_parallel(
         UserError: the solver looks back at earlier steps.
 
     Example:
-        >>> from diffjax.process.analytic import Gaussian
+        >>> from diffjax.oracle.analytic import Gaussian
         >>> from diffjax.process.paths import Linear
         >>> from diffjax.sampling.grids import Power
         >>> from diffjax.sampling.solvers import ddim

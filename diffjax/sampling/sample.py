@@ -246,7 +246,7 @@ def with_labels(predict: Predict, labels: Labels | None) -> Denoise:
     each call.
 
     Example:
-        >>> from diffjax.process.analytic import Gaussian
+        >>> from diffjax.oracle.analytic import Gaussian
         >>> from diffjax.process.paths import Linear
         >>> data = Gaussian(jnp.ones(1), jnp.eye(1))
         >>> denoise = with_labels(data.predict(Linear()), None)

@@ -5,13 +5,13 @@ import re
 import numpy as np
 import pytest
 
+from diffjax import config_files
 from diffjax.data import all_images, batches, latents
 from diffjax.data.fingerprints import fingerprints
 from diffjax.errors import UserError
-from diffjax.evaluation.features import pixel_features
+from diffjax.evaluation.extractors.features import pixel_features
 from diffjax.evaluation.metrics import compare, reference
 from diffjax.training.setup import check_expected, check_pairs, set_up
-from experiments import config_files
 
 
 @pytest.fixture

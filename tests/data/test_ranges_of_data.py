@@ -12,7 +12,7 @@ from diffjax.data import (
     tfds_images,
 )
 from diffjax.errors import UserError
-from diffjax.files import place_of
+from diffjax.host.files import place_of
 from diffjax.spec import build, spec
 
 

@@ -14,10 +14,10 @@ from PIL import Image
 
 from diffjax.data import to_float
 from diffjax.errors import UserError
-from diffjax.evaluation import clip
-from diffjax.evaluation.clip import Clip, clip_features
-from diffjax.evaluation.extractors import extractor_called
-from diffjax.evaluation.torch_files import StateDict, read_state_dict
+from diffjax.evaluation.extractors import clip
+from diffjax.evaluation.extractors.clip import Clip, clip_features
+from diffjax.evaluation.extractors.named import extractor_called
+from diffjax.pretrained.torch_files import StateDict, read_state_dict
 
 TINY = {"hidden_size": 32, "intermediate_size": 128, "num_hidden_layers": 2} | {
     "num_attention_heads": 4, "projection_dim": 24, "patch_size": 14, "image_size": 56,

@@ -18,9 +18,10 @@ from sklearn.neighbors import NearestNeighbors
 
 from diffjax.data import DataSet, all_images, colours, digits, fashion_mnist
 from diffjax.errors import UserError
-from diffjax.evaluation import classifier
 from diffjax.evaluation.distances import frechet_distance, kernel_distance, statistics
-from diffjax.evaluation.features import classifier_features, pixel_features
+from diffjax.evaluation.extractors import classifier
+from diffjax.evaluation.extractors.features import classifier_features, pixel_features
+from diffjax.evaluation.image_statistics import Batches
 from diffjax.evaluation.metrics import (
     Reference,
     compare,
@@ -30,7 +31,6 @@ from diffjax.evaluation.metrics import (
     wilson_interval,
 )
 from diffjax.evaluation.neighbours import memorisation, nearest
-from diffjax.evaluation.seen import Batches
 from experiments import train_classifier
 
 

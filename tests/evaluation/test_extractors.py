@@ -19,11 +19,11 @@ from PIL import Image
 
 from diffjax.data import ArraySource, DataSet, to_float
 from diffjax.errors import UserError
-from diffjax.evaluation import dinov2, inception
-from diffjax.evaluation.dinov2 import Dinov2, dinov2_features
-from diffjax.evaluation.inception import InceptionV3, inception_features
+from diffjax.evaluation.extractors import dinov2, inception
+from diffjax.evaluation.extractors.dinov2 import Dinov2, dinov2_features
+from diffjax.evaluation.extractors.inception import InceptionV3, inception_features
 from diffjax.evaluation.metrics import compare, reference
-from diffjax.evaluation.torch_files import StateDict, read_state_dict
+from diffjax.pretrained.torch_files import StateDict, read_state_dict
 from tests.support.peers import name_operators
 
 pytestmark = pytest.mark.parity

@@ -9,7 +9,7 @@ import pytest
 from diffjax.data.sources import ArraySource, DataSet
 from diffjax.errors import UserError
 from diffjax.evaluation.copying import data_copying
-from diffjax.evaluation.features import pixel_features, pretrained, with_params
+from diffjax.evaluation.extractors.features import pixel_features, pretrained, with_params
 from diffjax.evaluation.metrics import compare, reference
 
 

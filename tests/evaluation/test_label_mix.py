@@ -10,19 +10,19 @@ import numpy as np
 import pytest
 
 import diffjax
+from diffjax.comparison.provenance import check_comparable
 from diffjax.data import ArraySource, DataSet
 from diffjax.errors import UserError
 from diffjax.evaluation.distances import frechet_distance
-from diffjax.evaluation.features import pixel_features
+from diffjax.evaluation.extractors.features import pixel_features
 from diffjax.evaluation.label_mix import label_mix, proportional_labels
 from diffjax.evaluation.metrics import compare, reference
-from diffjax.evaluation.provenance import check_comparable
-from diffjax.training import measure
-from diffjax.training.generate import balanced_labels
-from diffjax.training.measure import Wanted, check_evaluation
+from diffjax.runs import measure
+from diffjax.runs.generate import balanced_labels
+from diffjax.runs.measure import Wanted, check_evaluation
 from experiments import cli, evaluate
 
-OLD_RUN = Path(__file__).parents[1] / "training" / "old_runs" / "cbc9a73"
+OLD_RUN = Path(__file__).parents[1] / "runs" / "old_runs" / "cbc9a73"
 DARK, LIGHT = 60.0, 200.0
 
 

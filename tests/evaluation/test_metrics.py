@@ -23,7 +23,7 @@ from diffjax.evaluation.manifolds import manifold_scores
 from diffjax.evaluation.mixtures import mode_weights, sliced_wasserstein, sliced_wasserstein_to
 from diffjax.evaluation.neighbours import nearest
 from diffjax.evaluation.scores import inception_score
-from diffjax.process.analytic import GaussianMixture
+from diffjax.oracle.analytic import GaussianMixture
 from diffjax.process.paths import Linear
 
 

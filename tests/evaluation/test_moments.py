@@ -15,14 +15,14 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from diffjax.data import ArraySource, DataSet, digits, to_float, to_uint8
 from diffjax.errors import UserError
-from diffjax.evaluation import seen
+from diffjax.evaluation import image_statistics
+from diffjax.evaluation.cached_arrays import stored
 from diffjax.evaluation.distances import frechet_distance, statistics
-from diffjax.evaluation.features import Extractor, classifier_features, pixel_features
+from diffjax.evaluation.extractors.features import Extractor, classifier_features, pixel_features
+from diffjax.evaluation.image_statistics import Batches, see, thinned_rows
 from diffjax.evaluation.metrics import compare, reference
 from diffjax.evaluation.moments import Moments
 from diffjax.evaluation.scores import inception_score
-from diffjax.evaluation.seen import Batches, see, thinned_rows
-from diffjax.evaluation.stored import stored
 
 
 def in_parts(array, *sizes):
@@ -114,11 +114,11 @@ class TestSee:
         """Parts are recorded where processes would gather them, as test_processes.py has it."""
         images, extractor, parts = random_images(22), pixel_features(size=2), []
         gathered = {"process_allgather": lambda mine, tiled: parts.append(mine) or mine}
-        monkeypatch.setattr(seen, "multihost_utils", SimpleNamespace(**gathered))
+        monkeypatch.setattr(image_statistics, "multihost_utils", SimpleNamespace(**gathered))
         monkeypatch.setattr(jax, "process_count", lambda: 3)
         for index in range(3):
             monkeypatch.setattr(jax, "process_index", lambda index=index: index)
-            seen._in_parts(extractor, images, None)
+            image_statistics._in_parts(extractor, images, None)
         assert [len(part) for part in parts] == [8, 8, 8]
         np.testing.assert_array_equal(np.concatenate(parts)[:22], extractor.features(images))
 

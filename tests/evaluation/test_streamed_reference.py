@@ -9,12 +9,12 @@ import scipy.spatial.distance
 import scipy.stats
 
 from diffjax.data import ArraySource, DataSet, Source, all_images
-from diffjax.evaluation import seen
+from diffjax.evaluation import image_statistics
 from diffjax.evaluation.copying import clustered_rows, data_copying, inauthentic
-from diffjax.evaluation.features import pixel_features
+from diffjax.evaluation.extractors.features import pixel_features
+from diffjax.evaluation.image_statistics import Images
 from diffjax.evaluation.metrics import compare, reference
 from diffjax.evaluation.neighbours import nearest
-from diffjax.evaluation.seen import Images
 
 SHAPE = (8, 8, 3)
 
@@ -139,9 +139,9 @@ def test_copies_are_looked_for_in_all_batches():
 
 def test_large_images_are_read_in_smaller_batches():
     """1024 of 256×256×3 are 805 MB of float32."""
-    assert seen.read_at_once((256, 256, 3)) * 256 * 256 * 3 * 4 <= 2**28
-    assert seen.read_at_once((64, 64, 3)) == 1024
-    assert seen.read_at_once((2048, 2048, 3)) == 256
+    assert image_statistics.read_at_once((256, 256, 3)) * 256 * 256 * 3 * 4 <= 2**28
+    assert image_statistics.read_at_once((64, 64, 3)) == 1024
+    assert image_statistics.read_at_once((2048, 2048, 3)) == 256
     clustered = clustered_rows((60_000, 256, 256, 3))
     assert 0.9 * 2**30 < len(clustered) * 256 * 256 * 3 * 8 <= 2**30
     np.testing.assert_array_equal(clustered_rows((12_000, 64, 64, 3)), np.arange(0, 12_000, 3))

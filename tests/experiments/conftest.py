@@ -11,7 +11,7 @@ from tests.support.whole_checkpoints import whole_checkpoints
 CONFIG = """
 from configs import digits
 from diffjax import choices
-from diffjax.evaluation.features import pixel_features
+from diffjax.evaluation.extractors.features import pixel_features
 from diffjax.spec import spec
 
 def get_config(arguments=""):

@@ -8,15 +8,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffjax import choices
+from diffjax import choices, config_files
 from diffjax.errors import UserError
 from diffjax.process.paths import Pair
+from diffjax.runs.generate import Asked, sample_keys, starting_noise
 from diffjax.sampling import grids, solvers
 from diffjax.sampling.sample import Recipe
 from diffjax.spec import spec
-from diffjax.training.generate import Asked, sample_keys, starting_noise
 from diffjax.wiring import wire
-from experiments import config_files, edit
+from experiments import edit
 from tests.support.tiny_network import Plain
 
 SHAPE = (8, 8, 1)

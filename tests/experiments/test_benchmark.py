@@ -11,25 +11,18 @@ import pytest
 import scipy.stats  # noqa: F401  first, since it asks after torch, which tests here take away
 from jax.sharding import PartitionSpec
 
-from diffjax import choices
+from diffjax import choices, config_files
 from diffjax.errors import UserError
+from diffjax.loop.loop import train_flops
 from diffjax.models import DiT, dit
 from diffjax.models.attention import attention
+from diffjax.performance import throughput
+from diffjax.performance.throughput import Measured, Scaled, compiling, measure, measure_scaled
 from diffjax.spec import spec
-from diffjax.training import throughput
 from diffjax.training.flops import matrix_flops
-from diffjax.training.loop import train_flops
 from diffjax.training.setup import set_up
-from diffjax.training.throughput import Measured, Scaled, compiling, measure, measure_scaled
-from experiments import (
-    against_torch,
-    benchmark,
-    benchmark_cases,
-    benchmark_checks,
-    benchmark_tables,
-    cli,
-    config_files,
-)
+from experiments import benchmark, cli
+from experiments.benchmark import against_torch, cases, checks, tables
 from tests.support.one_process import Here
 from tests.support.tiny_network import Plain
 
@@ -225,7 +218,7 @@ def test_devices_that_training_can_not_be_timed_on_are_refused():
 
 def test_the_table_of_devices_compares_round_by_round():
     rows = [Scaled("toy", 1, 8, (2.0, 4.0)), Scaled("toy", 4, 8, (1.0, 1.0))]
-    lines = benchmark_tables.scaling_table(rows).splitlines()
+    lines = tables.scaling_table(rows).splitlines()
     assert [cell.strip() for cell in lines[3].split("|")[1:-1]] == [
         "toy", "4", "1.00 (1.00 … 1.00)", "8.00", "3.00 (2.00 … 4.00) times",
     ]  # fmt: skip
@@ -267,7 +260,7 @@ def row(**changes):
 
 def test_the_table():
     rows = [row(), row(program="training", nfe=None, gflops_per_second=None, share_of_peak=None)]
-    lines = benchmark_tables.throughput_table(rows).splitlines()
+    lines = tables.throughput_table(rows).splitlines()
     assert len({len(line) for line in lines}) == 1
     assert [cell.strip() for cell in lines[2].split("|")[1:-1]] == [
         "digits:model=unet: sampling", "1,234,567", "64", "70", "2.00 (1.00 … 4.00)", "32.0",
@@ -279,18 +272,18 @@ def test_the_table():
 
 
 def test_the_table_shows_device_memory_where_it_is_known():
-    table = benchmark_tables.throughput_table([row(), row(peak_device_bytes=2**30)])
+    table = tables.throughput_table([row(), row(peak_device_bytes=2**30)])
     assert table.splitlines()[0].endswith("device MiB |")
     assert table.splitlines()[3].endswith(" 1,024 |")
 
 
 def test_headline_and_startup():
     machine = benchmark.describe_machine()
-    text = benchmark_tables.headline(machine, [row()])
+    text = tables.headline(machine, [row()])
     assert "peak of float32 matrix products: 123 (120 … 130) GFLOP/s" in text
     assert jax.__version__ in text
-    start = benchmark_cases.Start("digits", 20.0, 21.0, 8.0)
-    text = benchmark_tables.startup_tables({"diffjax": 0.25}, [start])
+    start = cases.Start("digits", 20.0, 21.0, 8.0)
+    text = tables.startup_tables({"diffjax": 0.25}, [start])
     assert "| import diffjax " in text
     assert "| 250 |" in text
     assert [cell.strip() for cell in text.splitlines()[-1].split("|")[1:-1]] == [
@@ -316,8 +309,8 @@ def checked_here(monkeypatch):
         config=SimpleNamespace(update=lambda name, number: asked.append((name, number))),
         devices=jax.devices,
     )
-    monkeypatch.setattr(benchmark_checks, "jax", few)
-    monkeypatch.setattr(benchmark_cases, "ProcessPoolExecutor", Here)
+    monkeypatch.setattr(checks, "jax", few)
+    monkeypatch.setattr(cases, "ProcessPoolExecutor", Here)
     return asked
 
 
@@ -401,6 +394,6 @@ def fail(message):
 @pytest.mark.process
 def test_a_users_error_crosses_the_process():
     with pytest.raises(UserError, match="does not fit"):
-        benchmark_cases.in_new_process(fail, "does not fit")
+        cases.in_new_process(fail, "does not fit")
     with pytest.raises(UserError, match="was killed"):
-        benchmark_cases.in_new_process(os._exit, 1)
+        cases.in_new_process(os._exit, 1)

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 from absl import flags
 
+from diffjax import config_files
 from diffjax.errors import UserError
-from experiments import cli, config_files
+from experiments import cli
 
 ROOT = Path(__file__).parents[2]
 

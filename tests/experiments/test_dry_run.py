@@ -11,9 +11,9 @@ from configs import image_folder as image_folder_config
 from diffjax.data import ArraySource, Coarse, DataSet, translation
 from diffjax.data.folder import image_folder
 from diffjax.errors import UserError
-from diffjax.planning.compiled import expected_data
+from diffjax.performance.planning.compiled import expected_data
+from diffjax.runs import workdirs
 from diffjax.spec import spec
-from diffjax.training import workdirs
 from diffjax.training.setup import Setup, set_up
 from experiments import cli, train
 from tests.support.tiny_network import Tiny

@@ -11,11 +11,12 @@ import pytest
 from PIL import Image
 
 import diffjax
-from diffjax import choices
-from diffjax.evaluation.seen import Batches
-from diffjax.training import loop, measure
+from diffjax import choices, config_files
+from diffjax.evaluation.image_statistics import Batches
+from diffjax.loop import loop
+from diffjax.runs import measure
 from diffjax.wiring import wire
-from experiments import cli, config_files, evaluate, sample, train
+from experiments import cli, evaluate, sample, train
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 

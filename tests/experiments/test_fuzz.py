@@ -20,21 +20,20 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from diffjax import choices
+from diffjax import choices, config_files
 from diffjax.data import digits, image_folder
 from diffjax.data.archives import read_npz
 from diffjax.data.pairs import pairs
 from diffjax.errors import UserError
-from diffjax.evaluation import classifier
-from diffjax.evaluation.report import write_report
-from diffjax.evaluation.run_files import read_json, read_metrics
-from diffjax.evaluation.torch_files import read_state_dict
+from diffjax.evaluation.extractors import classifier
+from diffjax.host.run_files import read_json, read_metrics
+from diffjax.loop.rollback import Rollbacks
+from diffjax.pretrained.torch_files import read_state_dict
+from diffjax.reports.run_page import write_report
+from diffjax.runs import workdirs
 from diffjax.spec import build, from_json, to_json
-from diffjax.training import workdirs
-from diffjax.training.rollback import Rollbacks
 from experiments import (
     cli,
-    config_files,
     edit,
     evaluate,
     export,
@@ -51,12 +50,12 @@ from experiments import (
     train,
     validate,
 )
-from tests.evaluation.test_torch_files import STORAGE, tensor, torch_zip
+from tests.pretrained.test_torch_files import STORAGE, tensor, torch_zip
 from tests.support import junk
 from tests.support.one_process import Here
 
 DIGITS = "configs/digits.py"
-RUN = Path(__file__).parents[1] / "training" / "old_runs" / "59e12e0"
+RUN = Path(__file__).parents[1] / "runs" / "old_runs" / "59e12e0"
 FEW = {
     "num_samples": 4, "num_images": 4, "num_pairs": 4, "num_steps": 2, "batch_size": 4,
     "num_candidates": 3,
@@ -228,7 +227,7 @@ def test_sweep_files(fuzz, tmp_path, monkeypatch):
         config, named = content
         file = tmp_path / "sweep.py"
         file.write_text(
-            "from diffjax.sweeps import Sweep\n"
+            "from diffjax.sweeps.sweep import Sweep\n"
             "def get_sweep():\n"
             f"    return Sweep({config!r}, {named!r}, {{'config.model.depth': 1}})\n"
         )

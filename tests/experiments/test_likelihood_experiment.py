@@ -5,12 +5,13 @@ from pathlib import Path
 
 import pytest
 
+from diffjax import config_files
 from diffjax.data import digits
 from diffjax.errors import UserError
+from diffjax.runs.measure import check_evaluation
 from diffjax.spec import spec
-from diffjax.training.measure import check_evaluation
 from diffjax.training.setup import set_up
-from experiments import cli, config_files, evaluate, likelihood
+from experiments import cli, evaluate, likelihood
 from tests.support.tiny_network import Plain
 
 

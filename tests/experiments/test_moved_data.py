@@ -13,11 +13,11 @@ from PIL import Image
 import diffjax
 from diffjax.data import Coarse, digits, image_folder, pairs, translation
 from diffjax.errors import UserError
+from diffjax.runs import workdirs
 from diffjax.spec import build, from_json, spec, to_json
-from diffjax.training import workdirs
 from experiments import cli, edit, evaluate, find_grid, likelihood, probe, sample, validate
 
-OLD_RUN = Path(__file__).parents[1] / "training" / "old_runs" / "cbc9a73"
+OLD_RUN = Path(__file__).parents[1] / "runs" / "old_runs" / "cbc9a73"
 
 
 def pictures(folder, shade=0):

@@ -10,8 +10,8 @@ import pytest
 
 from diffjax.errors import UserError
 from diffjax.models import DiT, UNet
-from experiments import against_torch
-from experiments.benchmark_cases import Case
+from experiments.benchmark import against_torch
+from experiments.benchmark.cases import Case
 
 torch = pytest.importorskip("torch")
 pytestmark = pytest.mark.parity
@@ -32,7 +32,7 @@ CASES = [
 
 @pytest.mark.parametrize(("network", "settings", "num_classes"), CASES)
 def test_a_twin_is_the_same_function(network, settings, num_classes):
-    from experiments import torch_networks
+    from experiments.benchmark import torch_networks
 
     ours = network(num_classes=num_classes, **settings)
     x = jax.random.normal(jax.random.key(0), (3, 8, 8, 2))

@@ -17,16 +17,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from diffjax import choices
+from diffjax import choices, config_files
 from diffjax.data import image_folder
 from diffjax.data.archives import read_npz
 from diffjax.data.idx import read_idx
 from diffjax.data.tfds import _check_features
 from diffjax.errors import UserError
-from diffjax.evaluation.extractors import EXTRACTORS
-from diffjax.evaluation.report import write_report
+from diffjax.evaluation.extractors.named import EXTRACTORS
+from diffjax.reports.run_page import write_report
 from diffjax.spec import TARGET, build, from_json, to_json
-from experiments import cli, config_files
+from experiments import cli
 
 ROOT = Path(__file__).parents[2]
 LIBRARY = sorted((ROOT / "diffjax").rglob("*.py"))
@@ -41,19 +41,19 @@ PROGRAMS = sorted((ROOT / "experiments").rglob("*.py"))
     [
         "os:system",
         "diffjax:os.system",
-        "diffjax.training.workdirs:subprocess",
-        "diffjax.training.workdirs:subprocess.run",
-        "diffjax.training.workdirs:git_revision",
-        "diffjax.files:write_whole",
-        "diffjax.training.workdirs:write_whole",
-        "diffjax.files:write_json",
-        "diffjax.training.storage:make_writable",
-        "diffjax.training.loop:train",
-        "diffjax.training.watchdog:_tell",
-        "diffjax.training.load:load",
-        "diffjax.evaluation.downloads:read_weights",
-        "diffjax.evaluation.plots:save_png",
-        "diffjax.evaluation.report:write_report",
+        "diffjax.runs.workdirs:subprocess",
+        "diffjax.runs.workdirs:subprocess.run",
+        "diffjax.runs.workdirs:git_revision",
+        "diffjax.host.files:write_whole",
+        "diffjax.runs.workdirs:write_whole",
+        "diffjax.host.files:write_json",
+        "diffjax.host.storage:make_writable",
+        "diffjax.loop.loop:train",
+        "diffjax.host.watchdog:_tell",
+        "diffjax.runs.load:load",
+        "diffjax.pretrained.downloads:read_weights",
+        "diffjax.reports.plots:save_png",
+        "diffjax.reports.run_page:write_report",
         "diffjax.spec:build",
         "diffjax.data.sources:np.load",
         "diffjax.data.sources:np",

@@ -40,7 +40,7 @@ def test_no_prints_flags_or_environment_in_the_library():
         ("diffjax", {"flax", "grain", "matplotlib", "ml_collections", "optax", "orbax", "sklearn"}),
         ("diffjax.process, diffjax.sampling", {"absl", "flax", "ml_collections", "optax"}),
         ("diffjax.models", {"grain", "matplotlib", "ml_collections", "optax", "sklearn"}),
-        ("diffjax.training.loop", {"matplotlib"}),
+        ("diffjax.loop.loop", {"matplotlib"}),
     ],
 )
 def test_what_an_import_does_not_drag_in(modules, absent):

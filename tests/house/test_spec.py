@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from ml_collections import ConfigDict
 
-from diffjax import choices, chosen
+from diffjax import choices, lookup
 from diffjax.errors import UserError
 from diffjax.models.dit import DiT
 from diffjax.objectives.wrappers import Importance
@@ -84,12 +84,12 @@ def test_arguments_are_checked(text, message):
 def test_an_unknown_choice_names_the_nearest():
     config = ConfigDict({"name": "x"})
     with pytest.raises(UserError, match="no objective is called 'dppm'; did you mean 'ddpm'"):
-        chosen.set_axes(config, "objective=dppm", {"dit": spec(DiT)}, model="dit")
+        lookup.set_axes(config, "objective=dppm", {"dit": spec(DiT)}, model="dit")
 
 
 def test_tables_are_copied_not_shared():
     config = ConfigDict({"name": "x"})
-    chosen.set_axes(config, "", {"dit": spec(DiT)}, model="dit")
+    lookup.set_axes(config, "", {"dit": spec(DiT)}, model="dit")
     config.path.t_noise = 0.5
     assert choices.PATHS["linear"].t_noise == 1.0
 
@@ -116,7 +116,7 @@ def test_json_round_trip_gives_the_same_objects():
 
 @pytest.mark.parametrize(
     "location",
-    ["os:system", "subprocess:run", "diffjaxx:run", 3, "diffjax.training.workdirs:subprocess"],
+    ["os:system", "subprocess:run", "diffjaxx:run", 3, "diffjax.runs.workdirs:subprocess"],
 )
 def test_a_saved_config_runs_no_foreign_code(location):
     text = json.dumps({"a": [{"_target_": location}]})

@@ -12,7 +12,7 @@ import pytest
 from jax.tree_util import register_dataclass
 
 import diffjax
-from diffjax import choices
+from diffjax import choices, config_files
 from diffjax.data import (
     Augment,
     Coarse,
@@ -41,7 +41,7 @@ from diffjax.sampling.grids import Power
 from diffjax.sampling.guidance import Models, guide
 from diffjax.sampling.sample import draw, integrate
 from diffjax.wiring import wire
-from experiments import cli, config_files, reflow, sample, train
+from experiments import cli, reflow, sample, train
 from tests.support.any_path import numbered
 
 GAMMAS = {"none": NoBridge(), "brownian": Brownian(0.7), "sine": SineSquared(0.6)}

@@ -17,8 +17,9 @@ from diffjax.models.attention import resolve
 from diffjax.objectives.base import Progress
 from diffjax.objectives.denoising import Denoising
 from diffjax.objectives.mean_flow import MeanFlow
-from diffjax.objectives.verify import verify_objective
-from diffjax.process import analytic, paths, targets, times, uniforms, weights
+from diffjax.oracle import analytic
+from diffjax.oracle.verify import verify_objective
+from diffjax.process import paths, targets, times, uniforms, weights
 from diffjax.process.paths import coeffs
 from diffjax.process.precond import (
     LogSNRLabel,

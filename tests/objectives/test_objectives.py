@@ -14,13 +14,13 @@ import pytest
 import scipy.stats
 from ml_collections import ConfigDict
 
-from diffjax import choices, chosen
+from diffjax import choices, lookup
 from diffjax.errors import UserError
 from diffjax.models.dit import DiT
 from diffjax.objectives.base import Objective, Progress
 from diffjax.objectives.denoising import Denoising
-from diffjax.objectives.verify import verify_objective
-from diffjax.process.analytic import GaussianMixture
+from diffjax.oracle.analytic import GaussianMixture
+from diffjax.oracle.verify import verify_objective
 from diffjax.process.paths import Coeffs, coeffs, time_of_log_snr
 from diffjax.process.precond import LogSNRLabel, Precond
 from diffjax.process.targets import undecodable
@@ -219,7 +219,7 @@ def config_for(**axes: str) -> ConfigDict:
     config = ConfigDict({"name": "tiny", "label_dropout": 0.0})
     model = spec(DiT, patch_size=4, hidden_size=8, depth=1, num_heads=1)
     arguments = ",".join(f"{axis}={choice}" for axis, choice in axes.items())
-    chosen.set_axes(config, arguments, {"dit": model}, model="dit")
+    lookup.set_axes(config, arguments, {"dit": model}, model="dit")
     config.sampling = spec(
         Recipe,
         solver=choices.copy(choices.SOLVERS["ddim"]),

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffjax.process import analytic
+from diffjax.oracle import analytic
 from diffjax.process.beta_tables import LinearBetas
 from diffjax.process.paths import Linear, LinearBeta, Pair, time_of_log_snr
 from diffjax.process.schedules import EDM

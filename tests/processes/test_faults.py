@@ -24,12 +24,12 @@ import jax
 import numpy as np
 import pytest
 
+from diffjax import config_files
 from diffjax.data import digits
-from diffjax.evaluation.run_files import read_metrics
-from diffjax.training.checkpoints import Checkpoints
+from diffjax.host.run_files import read_metrics
+from diffjax.runs.checkpoints import Checkpoints
 from diffjax.training.setup import set_up
 from diffjax.training.sharding import make_mesh
-from experiments import config_files
 from tests.support.trainer import STEPS, Trainer, may_drop
 
 pytestmark = pytest.mark.faults

@@ -15,14 +15,14 @@ import jax
 import numpy as np
 import pytest
 
+from diffjax import config_files
 from diffjax.data import digits
 from diffjax.errors import UserError
-from diffjax.evaluation.run_files import read_metrics
-from diffjax.training import processes
-from diffjax.training.checkpoints import Checkpoints
+from diffjax.host import processes
+from diffjax.host.run_files import read_metrics
+from diffjax.runs.checkpoints import Checkpoints
 from diffjax.training.setup import set_up
 from diffjax.training.sharding import batch_sharding, make_mesh, part_of_batch
-from experiments import config_files
 from experiments import processes as flags_of
 from tests.processes.test_faults import left_by
 from tests.support.trainer import STEPS, Trainer

@@ -4,10 +4,10 @@ import jax
 import numpy as np
 import pytest
 
+from diffjax import config_files
 from diffjax.data import digits
 from diffjax.training.setup import set_up
 from diffjax.training.sharding import make_mesh
-from experiments import config_files
 from tests.processes.test_processes import ATOL, RTOL, state_of
 from tests.support.trainer import CONFIG, STEPS, Trainer
 

@@ -10,8 +10,8 @@ from jax.tree_util import Partial, register_dataclass
 
 from diffjax import choices
 from diffjax.compiling import once
+from diffjax.oracle.analytic import Gaussian
 from diffjax.process import times
-from diffjax.process.analytic import Gaussian
 from diffjax.process.paths import Linear, Pair, Scalar, time_of_log_snr
 from diffjax.sampling import editing, grids, guidance, sample, solvers, unipc
 from diffjax.sampling.sample import with_labels

@@ -7,7 +7,7 @@ import pytest
 import scipy.stats
 
 from diffjax.errors import UserError
-from diffjax.process import analytic
+from diffjax.oracle import analytic
 from diffjax.process.paths import Cosine, Linear
 from diffjax.sampling import editing, runge_kutta, solvers
 from diffjax.sampling.grids import Power

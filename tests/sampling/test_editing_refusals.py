@@ -3,9 +3,9 @@
 import jax.numpy as jnp
 import pytest
 
-from diffjax import chosen
+from diffjax import lookup
 from diffjax.errors import UserError
-from diffjax.process import analytic
+from diffjax.oracle import analytic
 from diffjax.process.paths import Linear
 from diffjax.sampling import editing
 from diffjax.sampling.grids import Power
@@ -23,14 +23,14 @@ def predict(x, t):
 
 @pytest.mark.parametrize("name", [*sorted(ADDS_NOISE), "flow_map"])
 def test_inversion_by_a_solver_that_does_not_lead_back_is_refused(name):
-    solver, times = chosen.solver_called(name), Power()(Linear(), 4)
+    solver, times = lookup.solver_called(name), Power()(Linear(), 4)
     with pytest.raises(UserError, match="take a solver that adds no noise"):
         editing.invert(predict, solver, Linear(), times, jnp.ones((1, 2)))
 
 
 def test_inversion_by_one_that_leads_back_is_not():
     noise, again = editing.invert(
-        predict, chosen.solver_called("ddim"), Linear(), Power()(Linear(), 8), jnp.ones((1, 2))
+        predict, lookup.solver_called("ddim"), Linear(), Power()(Linear(), 8), jnp.ones((1, 2))
     )
     assert bool(jnp.isfinite(noise).all())
     assert bool(jnp.isfinite(again).all())

@@ -7,11 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffjax import choices, chosen
+from diffjax import choices, lookup
 from diffjax.errors import UserError
 from diffjax.models import DiT
 from diffjax.models.layers import attention_layers, attention_off
-from diffjax.process import analytic
+from diffjax.oracle import analytic
 from diffjax.process.paths import Coeffs, Cosine, Linear, Pair, coeffs
 from diffjax.sampling import solvers
 from diffjax.sampling.guidance import (
@@ -35,7 +35,7 @@ from experiments import cli, sample, train
 
 PATH = Linear()
 TIMES = np.array([0.2, 0.5, 0.9], np.float32)
-RULES = {name: build(chosen.guidance_called(name)) for name in choices.GUIDANCE}
+RULES = {name: build(lookup.guidance_called(name)) for name in choices.GUIDANCE}
 every_rule = pytest.mark.parametrize("name", RULES)
 
 
@@ -160,12 +160,12 @@ def test_no_scale_costs_one_evaluation(scale, rows):
 
 
 def test_parts_nest_in_the_order_given():
-    rule = build(chosen.guidance_called("projected+limited+clipped"))
+    rule = build(lookup.guidance_called("projected+limited+clipped"))
     assert rule == Clipped(Limited(Projected()))
     with pytest.raises(UserError, match="'projected' goes around no other"):
-        chosen.guidance_called("limited+projected")
+        lookup.guidance_called("limited+projected")
     with pytest.raises(UserError, match="did you mean 'limited'"):
-        chosen.guidance_called("cfg+limitd")
+        lookup.guidance_called("cfg+limitd")
 
 
 @pytest.mark.parametrize("share", [0.3, 1.0])

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from diffjax import choices
-from diffjax.process import analytic
+from diffjax.oracle import analytic
 from diffjax.sampling import adams, dpm_solver, unipc
 from diffjax.spec import build
 

@@ -9,12 +9,12 @@ import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from diffjax.errors import UserError
-from diffjax.evaluation.convergence import mixture_of_four
 from diffjax.process.paths import Cosine, Linear
 from diffjax.sampling import runge_kutta, solvers, unipc
 from diffjax.sampling.grids import Power
 from diffjax.sampling.parallel import sample_in_parallel
 from diffjax.sampling.sample import draw, sample
+from diffjax.studies.convergence import mixture_of_four
 from tests.support.numbered_paths import numbered
 
 DATA, N = mixture_of_four(), 40

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from diffjax import choices
-from diffjax.process import analytic, paths
+from diffjax.oracle import analytic
+from diffjax.process import paths
 from diffjax.process.paths import Pair
 from diffjax.process.precond import Precond, TimeLabel, denoiser
 from diffjax.process.targets import Clean

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from diffjax import choices
-from diffjax.chosen import against_called, guidance_called, solver_called
 from diffjax.compiling import implicit_promotion
-from diffjax.process import analytic
+from diffjax.lookup import against_called, guidance_called, solver_called
+from diffjax.oracle import analytic
 from diffjax.process.paths import Linear, Pair, coeffs
 from diffjax.sampling.guidance import Models, guide
 from diffjax.sampling.sample import Recipe, draw

@@ -29,21 +29,21 @@ from ml_collections import ConfigDict, config_dict
 
 import diffjax
 from configs import digits
-from diffjax import choices, data
+from diffjax import choices, config_files, data
 from diffjax.errors import UserError
-from diffjax.evaluation import clip, dinov2, features, inception
+from diffjax.evaluation.extractors import clip, dinov2, features, inception
+from diffjax.host.watchdog import Watchdog
+from diffjax.loop.profile import Profile
 from diffjax.models.layers import HIDDEN
 from diffjax.process import paths, weights
+from diffjax.runs import likelihoods, load, measure, workdirs
 from diffjax.sampling import solvers
 from diffjax.sampling.sample import Recipe
 from diffjax.spec import TARGET, build, from_json, spec, to_json
-from diffjax.training import likelihoods, load, measure, nonfinite, optimizer, workdirs
-from diffjax.training.profile import Profile
-from diffjax.training.watchdog import Watchdog
+from diffjax.training import nonfinite, optimizer
 from experiments import (
     benchmark,
     cli,
-    config_files,
     edit,
     evaluate,
     export,
@@ -64,7 +64,7 @@ from experiments import solvers as solvers_page
 from tests.support.one_process import Here
 
 ROOT = Path(__file__).parents[2]
-RUN = ROOT / "tests" / "training" / "old_runs" / "59e12e0"
+RUN = ROOT / "tests" / "runs" / "old_runs" / "59e12e0"
 
 
 class WorkBegins(Exception):
@@ -101,9 +101,9 @@ def without_work() -> Iterator[None]:
         for place in (
             "jax.export.export",
             "diffjax.evaluation.metrics.reference",
-            "diffjax.evaluation.probes.probe",
-            "diffjax.training.likelihoods.fitted",
-            "diffjax.training.loop.run_all",
+            "diffjax.studies.probes.probe",
+            "diffjax.runs.likelihoods.fitted",
+            "diffjax.loop.loop.run_all",
             "experiments.objectives.write_objectives_page",
             "experiments.plan.in_own_process",
             "experiments.solvers.convergence.convergence",
@@ -116,7 +116,7 @@ def without_work() -> Iterator[None]:
             patch.setattr(place, work_begins)
         patch.setattr(benchmark, "in_new_process", checks_alone)
         patch.setattr(sweep, "ProcessPoolExecutor", Here)
-        patch.setattr("diffjax.training.watchdog._watch", lambda *args: None)
+        patch.setattr("diffjax.host.watchdog._watch", lambda *args: None)
         patch.setattr(cli, "_keep_compiled_programs", lambda: None)
         patch.setattr(cli, "keep_compiled_programs", lambda folder: None)
         yield

@@ -37,7 +37,7 @@ ROOMS = {
     "diffjax/training/step.py": "tests/training",
     "diffjax/training/accumulation.py": "tests/training",
     "diffjax/evaluation/distances.py": "tests/evaluation",
-    "diffjax/evaluation/verdicts.py": "tests/evaluation",
+    "diffjax/comparison/verdicts.py": "tests/evaluation",
 }
 _SWAPS = {
     "BinaryOperator": ("Add_Sub", "Sub_Add", "Mul_Div", "Div_Mul", "Mul_Add", "Add_Mul", "Pow_Mul"),

@@ -12,17 +12,20 @@ import pytest
 from ml_collections import ConfigDict
 
 import diffjax
-from diffjax import choices, chosen
+from diffjax import choices, lookup
 from diffjax.data import Augment, digits
-from diffjax.evaluation.features import classifier_features
-from diffjax.evaluation.run_files import read_metrics
+from diffjax.ensemble import ensemble
+from diffjax.evaluation.extractors.features import classifier_features
+from diffjax.host.run_files import read_metrics
+from diffjax.loop import loop, recorder
 from diffjax.models.dit import DiT
 from diffjax.models.unet import UNet
+from diffjax.runs import workdirs
+from diffjax.runs.checkpoints import Checkpoints
+from diffjax.runs.load import Run
 from diffjax.sampling.sample import Recipe
 from diffjax.spec import spec
-from diffjax.training import ensemble, loop, optimizer, recorder, workdirs
-from diffjax.training.checkpoints import Checkpoints
-from diffjax.training.load import Run
+from diffjax.training import optimizer
 from diffjax.training.setup import Setup
 from tests.support.tiny_network import Tiny
 
@@ -80,7 +83,7 @@ def tiny_config(arguments: str = "", /, **changes: Any) -> ConfigDict:
             },
         }
     )
-    chosen.set_axes(config, arguments, MODELS, model="dit")
+    lookup.set_axes(config, arguments, MODELS, model="dit")
     config.update_from_flattened_dict(changes)
     return config.lock()
 

@@ -15,9 +15,10 @@ from ml_collections import ConfigDict
 from diffjax import choices
 from diffjax.data import digits
 from diffjax.errors import UserError
+from diffjax.loop import loop
 from diffjax.objectives.denoising import Denoising
 from diffjax.spec import spec
-from diffjax.training import loop, sharding
+from diffjax.training import sharding
 from diffjax.training.accumulation import check_parts, compares_outputs, loss_and_gradient
 from diffjax.training.nonfinite import NonFinite
 from diffjax.training.optimizer import Optimizer

@@ -8,9 +8,10 @@ import numpy as np
 import optax
 import pytest
 
-from diffjax.training import loop, sharding
+from diffjax import config_files
+from diffjax.loop import loop
+from diffjax.training import sharding
 from diffjax.training.setup import set_up
-from experiments import config_files
 
 pytestmark = pytest.mark.skipif(jax.device_count() < 8, reason="needs eight devices")
 DIT = {"depth": 1, "hidden_size": 32, "num_heads": 2}

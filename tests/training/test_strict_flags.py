@@ -12,16 +12,17 @@ import numpy as np
 import pytest
 
 from diffjax import choices
-from diffjax.evaluation import clip, dinov2, neighbours
-from diffjax.evaluation.classifier import Classifier
-from diffjax.evaluation.inception import InceptionV3, resize
-from diffjax.evaluation.validation import _one_bin
+from diffjax.evaluation import neighbours
+from diffjax.evaluation.extractors import clip, dinov2
+from diffjax.evaluation.extractors.classifier import Classifier
+from diffjax.evaluation.extractors.inception import InceptionV3, resize
 from diffjax.models.attention import IMPLEMENTATIONS, REVERSE_ONLY
 from diffjax.models.dit import DiT
-from diffjax.process.analytic import Gaussian
+from diffjax.oracle.analytic import Gaussian
 from diffjax.process.paths import Cosine, Linear
 from diffjax.process.targets import Noise
 from diffjax.spec import spec
+from diffjax.studies.validation import _one_bin
 from diffjax.training.nonfinite import NonFinite
 from diffjax.training.setup import set_up
 from diffjax.training.step import make_train_step

@@ -21,21 +21,24 @@ from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
 import diffjax
-from diffjax import choices, chosen
+from diffjax import choices, lookup
 from diffjax.data import digits
 from diffjax.errors import UserError
+from diffjax.host import lock, processes
+from diffjax.host.interrupts import Interrupted
+from diffjax.host.processes import ProcessLost
+from diffjax.host.watchdog import Watchdog
+from diffjax.loop import loop
+from diffjax.loop.pending_metrics import NonFiniteLoss
+from diffjax.runs import checkpoints as checkpoints_module
+from diffjax.runs import workdirs
+from diffjax.runs.checkpoints import Checkpoints, digest
+from diffjax.runs.generate import Asked, check_finite, make_generator
 from diffjax.sampling import grids, solvers
 from diffjax.spec import spec, to_json
-from diffjax.training import checkpoints as checkpoints_module
-from diffjax.training import lock, loop, optimizer, processes, sharding, state, workdirs
-from diffjax.training.checkpoints import Checkpoints, digest
-from diffjax.training.generate import Asked, check_finite, make_generator
-from diffjax.training.interrupts import Interrupted
+from diffjax.training import optimizer, sharding, state
 from diffjax.training.nonfinite import NonFinite
-from diffjax.training.processes import ProcessLost
 from diffjax.training.setup import set_up
-from diffjax.training.watchdog import Watchdog
-from diffjax.training.window import NonFiniteLoss
 from diffjax.wiring import wire
 from experiments.train import headline
 from tests.support.tiny_run import (
@@ -749,6 +752,6 @@ def test_a_run_from_before_a_setting_came_goes_on(tmp_path):
     del saved["sampling"]["guidance"], saved["sampling"]["against"]
     (tmp_path / "config.json").write_text(json.dumps(saved))
     workdirs.claim(tmp_path, config)
-    config = tiny_config(**{"sampling.against": chosen.against_called("label:3")})
+    config = tiny_config(**{"sampling.against": lookup.against_called("label:3")})
     with pytest.raises(UserError, match=r"sampling\.against.*NullLabel there"):
         workdirs.claim(tmp_path, config)

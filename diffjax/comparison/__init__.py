@@ -1,0 +1,1 @@
+"""Runs side by side: arms, statistics of verdicts, provenance, results."""

@@ -1,0 +1,86 @@
+"""What every experiment's config has, with defaults that a config file changes."""
+
+from ml_collections import ConfigDict
+
+from diffjax import choices, lookup
+from diffjax.choices import Table, copy
+from diffjax.data import Augment
+from diffjax.sampling.sample import Recipe
+from diffjax.spec import spec
+from diffjax.training import optimizer
+from diffjax.training.nonfinite import NonFinite
+
+
+def experiment(
+    name: str,
+    arguments: str,
+    *,
+    data: ConfigDict,
+    extractor: ConfigDict,
+    models: Table,
+    model: str,
+    objective: str = "flow",
+) -> ConfigDict:
+    """A config with every setting that training, sampling and evaluation read.
+
+    Args:
+        name: of the run folder; what `arguments` choose is appended.
+        arguments: what followed the config file's colon.
+        data: a spec of a `DataSet`.
+        extractor: a spec of an `Extractor`, for evaluation.
+        models: the networks on offer, by name.
+        model: the default one.
+        objective: the default one's name.
+
+    Raises:
+        UserError: an unknown axis or choice in `arguments`.
+    """
+    config = ConfigDict()
+    config.name = name
+    config.seed = 0
+    config.num_steps = 10_000
+    config.batch_size = 128
+    config.accumulation_steps = 1  # parts of a batch, one after the other, for less memory
+    config.data = data
+    config.augment = spec(Augment)
+    names = lookup.set_axes(config, arguments, models, objective=objective, model=model)
+    solver = lookup.solver_for(names["wrappers"])
+    config.label_dropout = 0.1  # share of labels hidden, for classifier-free guidance
+    config.optimizer = spec(optimizer.adamw)
+    config.nonfinite = spec(NonFinite)
+    config.ema_decays = (0.999,)
+    config.weights = "ema-0.999"  # used for sampling and evaluation
+    config.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1, "sequence": 1})
+    config.sampling = spec(
+        Recipe,
+        solver=copy(choices.SOLVERS[solver]),
+        grid=copy(choices.GRIDS[choices.GRIDS_OF_PATHS.get(names["path"], "uniform")]),
+        num_steps=18,
+        guidance_scale=2.0,
+        guidance=lookup.guidance_called("cfg"),
+        against=lookup.against_called("null"),
+    )
+    config.log_every_steps = 100
+    config.sample_every_steps = 1_000
+    config.sample_images = 64  # at most, in the picture that is drawn then
+    config.checkpoint_every_steps = 1_000
+    config.checkpoints_to_keep = 3
+    config.checkpoints_kept_every_steps = 100_000
+    config.evaluation = ConfigDict(
+        {
+            "extractor": extractor,
+            "extractors": (),  # others beside it, for the run's own recipe
+            "num_samples": 1_000,
+            "labels": "data",  # in its proportions; or "balanced", or labels in turn, as "3,7"
+            "batch_size": 500,
+            "solvers": ("ddim", solver),
+            "grids": (),  # that of `sampling`
+            "num_steps": (5, 18),
+            "guidance_scales": (),  # that of `sampling`
+            "weights": (),  # `config.weights`
+            "seeds": (),  # `seed`
+            "seed": 0,
+            "likelihood": (),  # methods of bits per dimension: "ode", "vlb", "discrete_vlb"
+        }
+    )
+    return config

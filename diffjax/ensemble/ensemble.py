@@ -1,0 +1,322 @@
+"""Several runs as one program: what differs in numbers and seeds alone trains together."""
+
+import logging
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from diffjax.data import DataSet
+from diffjax.ensemble.grouping import apart, groups
+from diffjax.ensemble.members import (
+    compile_steps,
+    member_batches,
+    members_of,
+    metrics_of,
+    stack,
+    unstacker,
+)
+from diffjax.errors import UserError
+from diffjax.host.interrupts import Interrupted, stop_signals
+from diffjax.host.lock import locked
+from diffjax.host.prefetch import prefetched
+from diffjax.host.storage import make_writable, told_in_one_line
+from diffjax.host.watchdog import Watchdog, watched
+from diffjax.loop.loop import evaluate_once, page, restore_or_init, train_flops
+from diffjax.loop.pending_metrics import NonFiniteLoss
+from diffjax.loop.recorder import Recorder
+from diffjax.runs.checkpoints import Checkpoints
+from diffjax.runs.measure import check_evaluation
+from diffjax.runs.workdirs import (
+    REPORT,
+    add_seconds,
+    check_kept,
+    claim,
+    record,
+    record_run,
+)
+from diffjax.spec import build
+from diffjax.training.setup import Setup, check_pairs, set_up
+from diffjax.training.state import TrainState
+
+__all__ = ["MembersFailed", "apart", "groups", "train_together"]
+
+_LOG = logging.getLogger("diffjax")
+
+
+class MembersFailed(UserError):
+    """Some members of an ensemble failed; the others are done.
+
+    Attributes:
+        failures: what each of them said, by its folder.
+    """
+
+    def __init__(self, failures: Mapping[Path, str]):
+        self.failures = dict(failures)
+        super().__init__("; ".join(f"{workdir}: {said}" for workdir, said in failures.items()))
+
+
+@dataclass
+class Member:
+    """One run of an ensemble, and how far it is.
+
+    Attributes:
+        setup: its parts.
+        workdir: its folder.
+        checkpoints: in it.
+        state: where it is, unless that is in a stack just now.
+        start: the meta of the checkpoint that `state` is from.
+        failure: why it trains no more.
+    """
+
+    setup: Setup
+    workdir: Path
+    checkpoints: Checkpoints
+    state: Any = None
+    start: Mapping[str, Any] = field(default_factory=dict)
+    failure: str = ""
+
+    @property
+    def step(self) -> int:
+        """Where it began."""
+        return self.start["step"]
+
+
+def train_together(
+    configs: Sequence[ConfigDict],
+    workdirs: Sequence[str | Path],
+    commands: Sequence[str] = (),
+    watchdog: Watchdog = Watchdog(),
+) -> list[Path]:
+    """Trains several configs as one program; each gets the folder that `train` would have made.
+
+    Running it again goes on where it stopped, as does `train` with any one of the folders, and this
+    where `train` stopped. If the members that are not finished have their newest checkpoints at
+    unlike steps, they go on from the newest step that all of them have; where there is none, those
+    of each step train apart.
+
+    Args:
+        configs: resolved; see `apart` for what they may differ in.
+        workdirs: a folder a member.
+        commands: how to make each again, for its page.
+        watchdog: as `train`; the stacks are in the first folder.
+
+    Returns:
+        The path of each member's `report.html`.
+
+    Raises:
+        UserError: as `train`, or the configs can't train together; nothing is written then.
+        MembersFailed: some members failed, at the end of all others.
+        StorageError: a folder can't be written any more; what was saved before is whole.
+        Interrupted: Ctrl-C or SIGTERM, after saving all members.
+    """
+    folders = [Path(folder) for folder in workdirs]
+    commands = commands or [""] * len(configs)
+    _check(configs, folders, commands)
+    dataset: DataSet = build(configs[0].data, DataSet, "config.data")
+    setups = [set_up(config, dataset.image_shape, dataset.num_classes) for config in configs]
+    for setup in setups:
+        check_pairs(setup, dataset)
+        check_evaluation(setup, dataset)
+
+    with ExitStack() as stack:
+        for folder in folders:
+            make_writable(folder)
+            stack.enter_context(locked(folder))
+        stack.enter_context(told_in_one_line(Path(os.path.commonpath(folders))))
+        should_stop = stack.enter_context(stop_signals())
+        members = [_open(stack, *each) for each in zip(setups, folders, strict=True)]
+        with watched(watchdog, folders[0], what="checkpoint"):
+            _resume(members, dataset)
+        names = [folder.name for folder in folders]
+        for index, (member, command) in enumerate(zip(members, commands, strict=True)):
+            ensemble = {"members": len(members), "index": index, "names": names}
+            record_run(member.workdir, member.setup, dataset, command, ensemble)
+        _LOG.info("training %d members as one program", len(members))
+        for group in _groups_by_step(members):
+            with watched(watchdog, folders[0]) as begun:
+                _train(group, dataset, should_stop, begun)
+        with watched(watchdog, folders[0], what="batch of the evaluations") as begun:
+            pages = [_finish(member, dataset, should_stop, begun) for member in members]
+    failures = {member.workdir: member.failure for member in members if member.failure}
+    if failures:
+        raise MembersFailed(failures)
+    return pages
+
+
+def _check(configs: Sequence[ConfigDict], folders: Sequence[Path], commands: Sequence[str]) -> None:
+    if not len(configs) == len(folders) == len(commands) or not configs:
+        raise UserError(
+            f"{len(configs)} configs, {len(folders)} folders and {len(commands)} commands are no "
+            "ensemble: each member has one of each"
+        )
+    if len({folder.resolve() for folder in folders}) < len(folders):
+        raise UserError("two members of an ensemble have the same folder: give each its own")
+    if jax.process_count() > 1:
+        raise UserError("an ensemble trains in one process: use experiments.train on several hosts")
+    reason = apart(configs)
+    if reason:
+        raise UserError(f"these configs can't train as one program ({reason}): train them apart")
+
+
+def _open(stack: ExitStack, setup: Setup, workdir: Path) -> Member:
+    config = setup.config
+    claim(workdir, config)
+    checkpoints = Checkpoints(
+        workdir / "checkpoints", config.checkpoints_to_keep, config.checkpoints_kept_every_steps
+    )
+    stack.callback(checkpoints.close)
+    return Member(setup, workdir, checkpoints)
+
+
+def _resume(members: Sequence[Member], dataset: DataSet) -> None:
+    """Gives each member its newest state, and those that are not finished a common step."""
+    for member in members:
+        check_kept(member.workdir, member.checkpoints.steps(), member.setup.config)
+        member.state, member.start = restore_or_init(member.setup, member.checkpoints, dataset)
+    going = [member for member in members if not _finished(member)]
+    newest = {member.workdir.name: member.step for member in going}
+    while len({member.step for member in going}) > 1:
+        common = set.intersection(*map(_steps_up_to_now, going))
+        if not common:
+            _LOG.warning("no step that all members have, of %s: each trains from its own", newest)
+            return
+        for member in going:
+            _go_back(member, max(common))
+    if going and {going[0].step} != set(newest.values()):
+        _LOG.warning("going on from step %d, the newest of all of %s", going[0].step, newest)
+        for member in going:
+            member.checkpoints.leave([s for s in member.checkpoints.steps() if s > member.step])
+
+
+def _steps_up_to_now(member: Member) -> set[int]:
+    kept = {step for step in member.checkpoints.steps() if step <= member.step}
+    return kept or {member.step}
+
+
+def _go_back(member: Member, step: int) -> None:
+    """To a checkpoint of this step, or the newest whole one before it."""
+    if member.step > step:
+        restored = member.checkpoints.restore(member.setup.abstract, newest=step)
+        assert restored is not None, "it was among the steps"
+        member.state, member.start = restored
+
+
+def _finished(member: Member) -> bool:
+    return member.step >= member.setup.config.num_steps
+
+
+def _groups_by_step(members: Sequence[Member]) -> list[list[Member]]:
+    """Those that are not finished, by where they begin; most often that is one group."""
+    steps = dict.fromkeys(member.step for member in members if not _finished(member))
+    return [[member for member in members if member.step == step] for step in steps]
+
+
+def _train(
+    group: Sequence[Member],
+    dataset: DataSet,
+    should_stop: Callable[[], bool],
+    begun: Callable[[int], None],
+) -> None:
+    """The loop of `diffjax.loop.loop`, for members that begin at the same step."""
+    start_step, num_steps = group[0].step, group[0].setup.config.num_steps
+    members = members_of([member.setup for member in group])
+    began = time.perf_counter()
+    states = stack(members, [member.state for member in group])
+    take_step, state_of = compile_steps(members, states), unstacker(members)
+    _share_seconds(group, compile_seconds=time.perf_counter() - began)
+    if start_step == 0:
+        flops = train_flops(members.setups[0])  # numbers change what is computed, not how much
+        for member in group:
+            record(member.workdir, train_flops_per_step=flops)
+    recorders = [
+        Recorder(
+            member.setup, dataset, member.start, member.checkpoints, member.workdir, bar=i == 0
+        )
+        for i, member in enumerate(group)
+    ]
+
+    began = time.perf_counter()
+    try:
+        for member, recorder in zip(group, recorders, strict=True):
+            recorder.save(member.state)
+            member.state = None  # The stack has it, and the memory is needed.
+        with prefetched(member_batches(members, dataset, start_step)) as stream:
+            for step in range(start_step + 1, num_steps + 1):
+                begun(step)
+                states, metrics = take_step(states, next(stream))
+                stop = should_stop() and step < num_steps
+                for i, (member, recorder) in enumerate(zip(group, recorders, strict=True)):
+                    if not member.failure:
+                        _record(
+                            member,
+                            recorder,
+                            step,
+                            metrics_of(metrics, i),
+                            partial(state_of, states, i),
+                            stop,
+                        )
+                if all(member.failure for member in group):
+                    return
+                if stop:
+                    folders = ", ".join(
+                        str(member.workdir) for member in group if not member.failure
+                    )
+                    raise Interrupted(
+                        f"stopped at step {step} of {num_steps} and saved in {folders}; "
+                        "the same command goes on from there"
+                    )
+    finally:
+        for recorder in recorders:
+            recorder.close()
+        _share_seconds(group, train_seconds=time.perf_counter() - began)
+    for i, member in enumerate(group):
+        member.state = state_of(states, i)
+
+
+def _record(
+    member: Member,
+    recorder: Recorder,
+    step: int,
+    metrics: Mapping[str, Any],
+    state: Callable[[], TrainState],
+    stop: bool,
+) -> None:
+    """What a step leaves of one member; if its loss is not finite, that is the last of it."""
+    try:
+        recorder.add(step, metrics)
+        if recorder.due(step, stop):
+            recorder.keep(step, state(), stop)
+    except NonFiniteLoss as error:
+        member.failure = str(error)
+        _LOG.warning("%s trains no more: %s", member.workdir, error)
+
+
+def _share_seconds(group: Sequence[Member], **seconds: float) -> None:
+    """Each member's part of the time that all of them took."""
+    for member in group:
+        add_seconds(member.workdir, **{name: s / len(group) for name, s in seconds.items()})
+
+
+def _finish(
+    member: Member,
+    dataset: DataSet,
+    should_stop: Callable[[], bool],
+    begun: Callable[[int], None],
+) -> Path:
+    """The evaluation and the page of a member that is trained."""
+    if not member.failure:
+        member.checkpoints.wait()  # An evaluation is of something that is on disk.
+        try:
+            evaluate_once(member.setup, dataset, member.state, member.workdir, should_stop, begun)
+            return page(member.workdir)
+        except UserError as error:
+            member.failure = str(error)
+    return member.workdir / REPORT

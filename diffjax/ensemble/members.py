@@ -1,0 +1,223 @@
+"""One training step for several members at once: stacked states, numbers and keys."""
+
+import functools
+import inspect
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from diffjax.compiling import jit
+from diffjax.data import Augment, DataSet, batches
+from diffjax.ensemble.grouping import Numbers, numbers_of
+from diffjax.spec import build
+from diffjax.training.setup import Setup
+from diffjax.training.state import TrainState
+from diffjax.training.step import make_train_step
+
+MEMBER, DATA = "member", "data"
+Mapped = Callable[..., Any]
+"""`(function, axes…) -> function over stacked arguments`."""
+
+
+class Members(NamedTuple):
+    """Several setups as one.
+
+    Attributes:
+        setups: one a member.
+        numbers: in what their parts differ.
+        mesh: axes `member` and `data`: as many devices on the first as divide both.
+    """
+
+    setups: tuple[Setup, ...]
+    numbers: Numbers
+    mesh: Mesh
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """The unlike seeds, in the order of their first members."""
+        return tuple(dict.fromkeys(setup.config.seed for setup in self.setups))
+
+    def place(self, *axes: str | None) -> NamedSharding:
+        """Where an array lies whose first dimensions are these axes."""
+        return NamedSharding(self.mesh, PartitionSpec(*axes))
+
+    @property
+    def batches_split(self) -> bool:
+        """Whether each member has a batch of its own, which lies where the member does."""
+        return len(self.seeds) == len(self.setups)
+
+
+def members_of(setups: Sequence[Setup]) -> Members:
+    """Setups that can train together, over their devices.
+
+    M members on N devices stand on `gcd(M, N)` of them side by side; the devices that are left
+    over split each batch.
+
+    Raises:
+        Apart: they can't.
+    """
+    devices = setups[0].mesh.devices.ravel()
+    side_by_side = math.gcd(len(setups), len(devices))
+    mesh = Mesh(devices.reshape(side_by_side, -1), (MEMBER, DATA), axis_types=(AxisType.Auto,) * 2)
+    return Members(tuple(setups), numbers_of([setup.config for setup in setups]), mesh)
+
+
+def stack(members: Members, states: Sequence[TrainState]) -> TrainState:
+    """States of all members with a first axis for them, over the devices."""
+    return _stacker(members.place(MEMBER))(*states)
+
+
+@functools.cache
+def _stacker(place: NamedSharding) -> Callable:
+    return jax.jit(
+        lambda *each: jax.tree.map(lambda *leaves: jnp.stack(leaves), *each), out_shardings=place
+    )
+
+
+def unstacker(members: Members) -> Callable[[TrainState, int], TrainState]:
+    """`(states, i) -> state of member i`, placed as in a run of its own."""
+    places, structure = jax.tree.flatten(members.setups[0].shardings)
+    row = _row(tuple(places))
+    return lambda states, i: structure.unflatten(row(jax.tree.leaves(states), i))
+
+
+@functools.cache
+def _row(places: tuple) -> Callable:
+    return jax.jit(lambda leaves, i: [leaf[i] for leaf in leaves], out_shardings=list(places))
+
+
+class Of:
+    """A member's row of an array that is still on the devices; read when it is asked for."""
+
+    def __init__(self, rows: Array, index: int):
+        self._rows, self._index = rows, index
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        del copy
+        return np.asarray(self._rows)[self._index].astype(dtype, copy=False)
+
+
+def metrics_of(metrics: Mapping[str, Array], index: int) -> dict[str, Any]:
+    """The metrics of one member, without asking the devices for them yet."""
+    return {name: Of(rows, index) for name, rows in metrics.items()}
+
+
+def member_batches(
+    members: Members, dataset: DataSet, start_step: int
+) -> Iterator[dict[str, Array]]:
+    """Batches `[S, B, …]` from `start_step` on, one for each unlike seed."""
+    config = members.setups[0].config
+    streams = [
+        batches(
+            dataset.train,
+            batch_size=config.batch_size,
+            seed=seed,
+            start_step=start_step,
+            augment=build(config.get("augment", Augment())),
+        )
+        for seed in members.seeds
+    ]
+    place = members.place(MEMBER if members.batches_split else None, DATA)
+    used = members.setups[0].wired.batch_shapes(config.batch_size)
+    for each in zip(*streams, strict=True):
+        yield {
+            name: jax.device_put(np.stack([batch[name] for batch in each]), place) for name in used
+        }
+
+
+def compile_steps(members: Members, states: TrainState, mapped: Mapped | None = None) -> Callable:
+    """`(states, batches) -> (states, metrics)` for all members, compiled; it donates the states.
+
+    Each device runs its own members, and hears nothing of the others.
+
+    Args:
+        members: who.
+        states: stacked.
+        mapped: how a step becomes one of many: `jax.vmap`, or `one_by_one`.
+    """
+    config, mesh = members.setups[0].config, members.mesh
+    step = member_step(members)
+    mapped = mapped or how_on(mesh.devices.flat[0].platform)
+
+    def together(states: Any, values: Any, keys: Array, which: Array, batches: Any) -> Any:
+        def one(state: TrainState, values: Any, key: Array, which: Array) -> Any:
+            # A batch that all members share stays one: it has no axis to be mapped over.
+            batch = jax.tree.map(lambda x: x[0] if len(x) == 1 else x[which], batches)
+            return step(state, values, key, batch)
+
+        return mapped(one)(states, values, keys, which)
+
+    rows = PartitionSpec(MEMBER)
+    spread = jax.shard_map(
+        together,
+        mesh=mesh,
+        in_specs=(rows, rows, rows, rows, rows if members.batches_split else PartitionSpec()),
+        out_specs=rows,
+        axis_names={MEMBER},
+        check_vma=False,
+    )
+    place = members.place(MEMBER)
+    fixed = jax.device_put((members.numbers.values, _keys(members), _which(members)), place)
+    out = (jax.tree.map(lambda leaf: leaf.sharding, states), place)
+    jitted = jit(spread, mesh, donate_argnums=0, out_shardings=out)
+    compiled = jitted.lower(states, *fixed, _batch_shapes(members, config.batch_size)).compile()
+    return lambda states, batches: compiled(states, *fixed, batches)
+
+
+def member_step(members: Members) -> Callable:
+    """The pure step of any one member, `(state, values, key, batch) -> (state, metrics)`."""
+    setup = members.setups[0]
+    config = setup.config
+
+    def step(state: TrainState, values: Mapping[str, Array], key: Array, batch: Any) -> Any:
+        objective, optimizer, dropout = members.numbers.parts(values).built(config.num_steps)
+        return make_train_step(
+            # On these members' own mesh.
+            inspect.unwrap(setup.wired.apply),
+            objective,
+            optimizer,
+            ema_decays=config.ema_decays,
+            label_dropout=dropout,
+            null_label=setup.wired.num_classes,
+            nonfinite=setup.nonfinite,
+            accumulation_steps=setup.accumulation_steps,
+        )(state, key, batch)
+
+    return step
+
+
+def one_by_one(step: Callable) -> Callable:
+    """Members of one program one after the other, each as large as in a run of its own."""
+    return lambda *arguments: jax.lax.map(lambda each: step(*each), arguments)
+
+
+def how_on(platform: str) -> Mapped:
+    """How members are joined on a kind of device; docs/ensembles.md has the figures for CPUs."""
+    return one_by_one if platform == "cpu" else jax.vmap
+
+
+def _keys(members: Members) -> Array:
+    seeds = [setup.config.seed for setup in members.setups]
+    return jnp.stack([jax.random.split(jax.random.key(seed))[1] for seed in seeds])
+
+
+def _which(members: Members) -> Array:
+    """Which of the batches that lie where it does is a member's."""
+    here = len(members.setups) // members.mesh.shape[MEMBER]
+    if members.batches_split:
+        return jnp.arange(len(members.setups)) % here
+    return jnp.asarray([members.seeds.index(setup.config.seed) for setup in members.setups])
+
+
+def _batch_shapes(members: Members, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
+    place = members.place(MEMBER if members.batches_split else None, DATA)
+    return {
+        name: jax.ShapeDtypeStruct((len(members.seeds), *rows.shape), rows.dtype, sharding=place)
+        for name, rows in members.setups[0].wired.batch_shapes(batch_size).items()
+    }

@@ -1,0 +1,1 @@
+"""Networks whose features distances between image sets are measured on."""

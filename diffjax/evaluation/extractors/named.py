@@ -1,0 +1,44 @@
+"""The extractors that a command line can name; configs name the functions themselves."""
+
+from collections.abc import Mapping
+
+from ml_collections import ConfigDict
+
+from diffjax.errors import UserError
+from diffjax.evaluation.extractors.clip import clip_features
+from diffjax.evaluation.extractors.dinov2 import VARIANTS, dinov2_features
+from diffjax.evaluation.extractors.features import Extractor, classifier_features, pixel_features
+from diffjax.evaluation.extractors.inception import inception_features
+from diffjax.spec import build, choose, spec
+
+EXTRACTORS: Mapping[str, ConfigDict] = {
+    "pixels": spec(pixel_features),
+    "digits": spec(classifier_features, name="digits"),
+    "fashion_mnist": spec(classifier_features, name="fashion_mnist"),
+    "inception": spec(inception_features),
+    "inception_spatial": spec(inception_features, layer="spatial"),
+    "clip": spec(clip_features),
+    **{f"dinov2_{model}": spec(dinov2_features, model=model) for model in VARIANTS},
+}
+
+
+def extractor_called(name: str, **given: str | None) -> Extractor:
+    """The extractor of that name.
+
+    Args:
+        name: a key of `EXTRACTORS`.
+        **given: `weights` and `sha256` of its file; None leaves the default.
+
+    Raises:
+        UserError: none of that name, it takes no weights, or they can't be read.
+
+    Example:
+        >>> extractor_called("pixels").name
+        'pixels:8x8'
+    """
+    config = choose(EXTRACTORS, name, "extractor")
+    settings = {key: value for key, value in given.items() if value is not None}
+    for key in settings:
+        if key not in config:
+            raise UserError(f"the extractor {name} takes no {key}")
+    return build(ConfigDict({**config.to_dict(), **settings}))

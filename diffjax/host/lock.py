@@ -1,0 +1,90 @@
+"""One training process a folder, by a lock that the system drops when its process dies."""
+
+import errno
+import fcntl
+import json
+import logging
+import os
+import platform
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+
+from diffjax.errors import UserError
+from diffjax.host.processes import in_first
+
+LOCK = "lock.json"
+_LOG = logging.getLogger("diffjax")
+
+
+@contextmanager
+def locked(workdir: Path) -> Iterator[None]:
+    """Holds a run's folder while it is written; the first of several processes does.
+
+    The lock is `flock` on `lock.json`, which names its holder. A process that died holds nothing,
+    however it died; the file stays, and means nothing by itself. The standard library has all of
+    it: `filelock` would empty the file that says who holds it, and on a file system without locks
+    it takes to one that outlives its process.
+
+    Args:
+        workdir: a folder that exists.
+
+    Raises:
+        UserError: another process holds it, with its number, host and since when; or its file
+            is another user's.
+
+    Example:
+        >>> import tempfile
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> with locked(folder):
+        ...     with locked(folder):
+        ...         pass
+        Traceback (most recent call last):
+        ...
+        diffjax.errors.UserError: ... is being trained by process ...
+    """
+    path = workdir / LOCK
+    with ExitStack() as held:
+
+        def take() -> None:
+            # Not emptied: until the lock is had, what it says is another's.
+            try:
+                handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+            except OSError as error:
+                raise UserError(
+                    f"{path} can't be opened: {error.strerror}; choose another --workdir"
+                ) from error
+            held.callback(os.close, handle)
+            _take(handle, path)
+
+        in_first(take)
+        yield
+
+
+def _take(handle: int, path: Path) -> None:
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+            raise UserError(
+                f"{path.parent} is being trained by {_holder(path)}: wait for it, stop it, or "
+                "choose another --workdir"
+            ) from None
+        _LOG.warning(
+            "%s can't be locked (%s): see to it that nothing else trains in this folder",
+            path,
+            error.strerror,
+        )
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    holder = {"pid": os.getpid(), "host": platform.node(), "since": now}
+    os.ftruncate(handle, 0)
+    os.pwrite(handle, (json.dumps(holder) + "\n").encode(), 0)
+
+
+def _holder(path: Path) -> str:
+    try:
+        holder = json.loads(path.read_text(encoding="utf-8"))
+        return f"process {holder['pid']} on {holder['host']} since {holder['since']}"
+    except (OSError, ValueError, TypeError, KeyError):  # It may just be writing its name.
+        return "another process"

@@ -1,0 +1,297 @@
+"""Log-likelihoods by the probability-flow ODE, the sampler's own map read backwards.
+
+Along the velocity `v = a'·x0(x, t) + s'·eps(x, t)` a density changes by the divergence of `v`. So
+
+    log p(x_min)  = log N(x_noise; 0, s(t_noise)²·I) + ∫ ∇·v(x_t, t) dt,   t from t_min to t_noise
+    log p(x)      = log p(x_min) + d·log a(t_min),                         x_min = a(t_min)·x
+
+No network is asked below `t_min`: `x` is taken for `x_min / a(t_min)`. The result is the exact
+likelihood of the model that starts from the prior and stops there; it differs from that of clean
+data by the noise `s/a` that is left at `t_min`, a bias of `½·(s/a)²·Δp/p`. Song et al. 2021
+(arXiv:2011.13456), section 4.3.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jaxtyping import Float
+
+from diffjax.compiling import implicit_promotion
+from diffjax.process.paths import Path, coeffs
+from diffjax.process.precond import Predict
+from diffjax.sampling.adaptive import import_diffrax
+from diffjax.sampling.grids import Grid, Power
+from diffjax.shapes import Keys, Labels, OneKey, OneNumber, Samples
+
+# Tangents pushed through the network at a time.
+_TANGENTS_AT_ONCE = 64
+
+
+class LogLikelihood(NamedTuple):
+    """Log-likelihoods of a batch.
+
+    Attributes:
+        log_p: `[B]`, nats.
+        standard_error: `[B]`, nats, that of the estimate of the divergence; 0 if it is exact, NaN
+            if there is only one probe to judge by. The steps' error is not in it: halve them.
+        nfe: evaluations of the network per sample, each with as many tangents as there are probes.
+    """
+
+    log_p: Array
+    standard_error: Array
+    nfe: Array
+
+
+class Trace(Protocol):
+    """How a divergence is found from products `zᵀ·J·z` with the Jacobian `J`."""
+
+    def probes(self, key: OneKey, shape: tuple[int, ...]) -> Float[Array, " probes *event"]:
+        """The vectors `z`, `[P, *shape]`, for one sample; the same all along its trajectory."""
+        ...
+
+    def total(self, products: Float[Array, " probes"]) -> tuple[OneNumber, OneNumber]:
+        """From `zᵀ·J·z`, `[P]`, to the trace and its standard error."""
+        ...
+
+
+@dataclass(frozen=True)
+class Hutchinson:
+    """`tr J = E[zᵀ·J·z]` over random `z` of unit covariance: unbiased, one tangent a probe.
+
+    Two probes are the fewest that show their own error. Grathwohl et al. 2018 (arXiv:1810.01367).
+
+    Attributes:
+        num_probes: how many `z`; the error falls as its square root.
+        draw: `(key, shape) -> z`; Rademacher has the least variance, `jax.random.normal` is the
+            other customary one.
+    """
+
+    num_probes: int = 2
+    draw: Callable[[Array, tuple[int, ...]], Array] = jax.random.rademacher
+
+    def probes(self, key: OneKey, shape: tuple[int, ...]) -> Float[Array, " probes *event"]:
+        return self.draw(key, (self.num_probes, *shape)).astype(jnp.float32)
+
+    def total(self, products: Float[Array, " probes"]) -> tuple[OneNumber, OneNumber]:
+        # With one probe the deviation is 0/0, the NaN that is promised.
+        deviation = jnp.std(products, ddof=1)
+        return jnp.mean(products), deviation / math.sqrt(self.num_probes)
+
+
+@dataclass(frozen=True)
+class ExactTrace:
+    """The sum of all diagonal elements: `d` tangents."""
+
+    def probes(self, key: OneKey, shape: tuple[int, ...]) -> Float[Array, " probes *event"]:
+        del key
+        d = math.prod(shape)
+        return jnp.eye(d).reshape(d, *shape)
+
+    def total(self, products: Float[Array, " probes"]) -> tuple[OneNumber, OneNumber]:
+        return jnp.sum(products), jnp.zeros(())
+
+
+State = tuple[Array, Array]
+"""Samples `[B, …]` and their products `∫ zᵀ·J·z dt`, `[B, P]`."""
+Field = Callable[[Array, State], State]
+"""`(t[], state) -> d state/dt`, one evaluation of the network."""
+
+
+class Integrate(Protocol):
+    """Carries states from `t_min` to `t_noise` of a path; also says what it cost."""
+
+    def __call__(self, field: Field, path: Path, state: State) -> tuple[State, Array]:
+        """The states at `t_noise` and the number of evaluations of the field."""
+        ...
+
+
+class Method(NamedTuple):
+    """An explicit step of an ODE's solution.
+
+    Attributes:
+        step: `(field, t[], h[], state) -> state` at `t + h`.
+        nfe: evaluations of the field per step.
+    """
+
+    step: Callable[[Field, Array, Array, State], State]
+    nfe: int
+
+
+def _ahead(state: State, *moves: tuple[Array, State]) -> State:
+    """`state + Σ h·slope`."""
+    for h, slope in moves:
+        state = jax.tree.map(lambda y, k, h=h: y + h * k, state, slope)
+    return state
+
+
+def _heun(field: Field, t: Array, h: Array, y: State) -> State:
+    k1 = field(t, y)
+    k2 = field(t + h, _ahead(y, (h, k1)))
+    return _ahead(y, (h / 2, k1), (h / 2, k2))
+
+
+def _rk4(field: Field, t: Array, h: Array, y: State) -> State:
+    k1 = field(t, y)
+    k2 = field(t + h / 2, _ahead(y, (h / 2, k1)))
+    k3 = field(t + h / 2, _ahead(y, (h / 2, k2)))
+    k4 = field(t + h, _ahead(y, (h, k3)))
+    return _ahead(y, (h / 6, k1), (h / 3, k2), (h / 3, k3), (h / 6, k4))
+
+
+HEUN = Method(_heun, nfe=2)
+"""Of second order."""
+RK4 = Method(_rk4, nfe=4)
+"""The classical Runge-Kutta method, of fourth order."""
+
+
+def rising_times(path: Path, num_steps: int, grid: Grid) -> Float[Array, " {num_steps}+1"]:
+    """A sampler's grid without its last step, backwards: `t[n+1]` from `t_min` to `t_noise`.
+
+    Example:
+        >>> from diffjax.process.paths import Linear
+        >>> from diffjax.sampling.grids import Power
+        >>> rising_times(Linear(t_min=0.125), 3, Power()).tolist()
+        [0.125, 0.5, 0.75, 1.0]
+    """
+    return grid(path, num_steps + 1)[-2::-1].at[0].set(path.t_min)
+
+
+@dataclass(frozen=True)
+class FixedSteps:
+    """Given steps of one method.
+
+    Attributes:
+        num_steps: each of `method.nfe` evaluations.
+        method: `RK4` or `HEUN`.
+        grid: where the steps end.
+    """
+
+    num_steps: int = 32
+    method: Method = RK4
+    grid: Grid = field(default_factory=lambda: Power(exponent=2.0))
+
+    def __call__(self, field: Field, path: Path, state: State) -> tuple[State, Array]:
+        def body(state: State, interval: tuple[Array, Array]) -> tuple[State, None]:
+            t, t_next = interval
+            return self.method.step(field, t, t_next - t, state), None
+
+        times = rising_times(path, self.num_steps, self.grid)
+        state, _ = jax.lax.scan(body, state, (times[:-1], times[1:]))
+        return state, jnp.asarray(self.num_steps * self.method.nfe)
+
+
+@dataclass(frozen=True)
+class Adaptive:
+    """Steps as long as the error allows, by diffrax: Tsitouras' pair of fourth and fifth order.
+
+    The batch shares its steps, and the sample that is worst off decides: so each is within
+    tolerance, but moves within it when the others change. A batch that would need more than
+    `max_steps` gets NaN. In float32 a tolerance below about 1e-6 can't be met.
+
+    Attributes:
+        tolerance: relative and absolute, per step, of a sample's root mean square and of its
+            log-density.
+        max_steps: accepted and rejected ones.
+    """
+
+    tolerance: float = 1e-4
+    max_steps: int = 2048
+
+    def __call__(self, field: Field, path: Path, state: State) -> tuple[State, Array]:
+        diffrax = import_diffrax()
+        control = diffrax.PIDController(
+            rtol=self.tolerance, atol=self.tolerance, norm=_largest_root_mean_square
+        )
+        with implicit_promotion():
+            solution = diffrax.diffeqsolve(
+                diffrax.ODETerm(lambda t, y, _: field(t, y)),
+                diffrax.Tsit5(),
+                t0=path.t_min,
+                t1=path.t_noise,
+                dt0=None,
+                y0=state,
+                stepsize_controller=control,
+                max_steps=self.max_steps,
+                throw=False,
+            )
+        done = solution.result == diffrax.RESULTS.successful
+        end = jax.tree.map(lambda y: jnp.where(done, y[-1], jnp.nan), solution.ys)
+        # Seven stages, of which the last is the next step's first.
+        return end, 6 * solution.stats["num_steps"] + 1
+
+
+def _largest_root_mean_square(state: State) -> Array:
+    """Over all samples, and over the sample itself and its products."""
+    squares = [jnp.mean(jnp.square(y.reshape(len(y), -1)), axis=1) for y in state]
+    return jnp.sqrt(jnp.max(jnp.stack(squares)))
+
+
+def ode_log_likelihood(
+    predict: Predict,
+    path: Path,
+    x: Samples,
+    keys: Keys,
+    labels: Labels | None = None,
+    *,
+    integrate: Integrate = FixedSteps(),
+    trace: Trace = Hutchinson(),
+) -> LogLikelihood:
+    """The log-density of data under the probability-flow ODE, in nats.
+
+    Element i depends on `x[i]`, `keys[i]` and `labels[i]` alone (with `Adaptive`, up to its
+    tolerance). A pure function of arrays: wrap it in `jax.jit`, and hand it arrays that are sharded
+    over a mesh as they are.
+
+    Args:
+        predict: the model; its prediction for one sample must not depend on the others.
+        path: the path it was trained on.
+        x: `[B, …]`, clean data in the model's units; dequantise images first
+            (`diffjax.likelihood.dequantise`).
+        keys: `[B]`, one for each sample's probes.
+        labels: `[B]`, or None for an unconditional model.
+        integrate: how to step; `FixedSteps(…)` or `Adaptive(…)`.
+        trace: how to find the divergence; `Hutchinson(…)` or `ExactTrace()`.
+
+    Raises:
+        UserError: `Adaptive` without diffrax.
+
+    Example:
+        >>> from diffjax.process.paths import Linear, Pair, coeffs
+        >>> def standard_normal(x, t, cond):  # the best denoiser of N(0, I)
+        ...     c = coeffs(Linear(), t, x.ndim)
+        ...     return Pair(c.a * x / (c.a**2 + c.s**2), c.s * x / (c.a**2 + c.s**2))
+        >>> x, keys = jnp.zeros((1, 2)), jax.random.split(jax.random.key(0), 1)
+        >>> result = jax.jit(ode_log_likelihood, static_argnums=0)(
+        ...     standard_normal, Linear(), x, keys
+        ... )
+        >>> round(result.log_p.item(), 3), result.nfe.item()  # -log 2π = -1.838
+        (-1.838, 128)
+    """
+    axes = tuple(range(1, x.ndim))
+    probes = jax.vmap(lambda key: trace.probes(key, x.shape[1:]), out_axes=1)(keys)
+
+    def velocity(x: Array, t: Array) -> Array:
+        c = coeffs(path, t[None], x.ndim)
+        pair = predict(x, jnp.full(len(x), t), labels)
+        return c.da * pair.x0 + c.ds * pair.eps
+
+    def field(t: Array, state: State) -> State:
+        # Samples don't mix, so one tangent for the whole batch is one for each of them.
+        v, push = jax.linearize(lambda x: velocity(x, t), state[0])
+        products = jax.lax.map(
+            lambda z: jnp.sum(z * push(z), axis=axes), probes, batch_size=_TANGENTS_AT_ONCE
+        )
+        return v, products.T
+
+    t_min, t_noise = jnp.asarray(path.t_min), jnp.asarray(path.t_noise)
+    start = (path.alpha(t_min) * x, jnp.zeros((len(x), len(probes))))
+    (noise, products), nfe = integrate(field, path, start)
+    divergence, error = jax.vmap(trace.total)(products)
+    prior = jnp.sum(jax.scipy.stats.norm.logpdf(noise, scale=path.sigma(t_noise)), axis=axes)
+    d = math.prod(x.shape[1:])
+    return LogLikelihood(prior + divergence + d * jnp.log(path.alpha(t_min)), error, nfe)

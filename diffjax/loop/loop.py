@@ -1,0 +1,373 @@
+"""Training, from a config to a page, read from top to bottom."""
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax import Array
+from ml_collections import ConfigDict
+
+from diffjax.compiling import jit
+from diffjax.data import Augment, DataSet, batches
+from diffjax.data.fingerprints import fingerprints
+from diffjax.errors import UserError
+from diffjax.host.interrupts import Interrupted, stop_signals
+from diffjax.host.lock import locked
+from diffjax.host.prefetch import prefetched
+from diffjax.host.processes import in_first, is_first, losses_told
+from diffjax.host.run_files import read_json
+from diffjax.host.storage import make_writable, told_in_one_line
+from diffjax.host.watchdog import Watchdog, watched
+from diffjax.loop.pending_metrics import NonFiniteLoss
+from diffjax.loop.profile import Profile, profiled
+from diffjax.loop.recorder import Recorder
+from diffjax.loop.rollback import Rollbacks, roll_back, seed_of
+from diffjax.runs import workdirs
+from diffjax.runs.checkpoints import Checkpoints
+from diffjax.runs.load import Run
+from diffjax.runs.measure import check_evaluation, measure
+from diffjax.settings import check_complete, check_settings
+from diffjax.spec import build, check_arguments
+from diffjax.training.flops import flops_if_countable
+from diffjax.training.setup import Setup, check_pairs, countable, set_up
+from diffjax.training.sharding import batch_sharding, part_of_batch, replicated
+from diffjax.training.state import TrainState
+from diffjax.training.step import TrainStep, make_train_step
+
+_LOG = logging.getLogger("diffjax")
+
+
+def page(workdir: Path) -> Path:
+    """Writes the run's page, and says where it is."""
+    # Here, because it loads Matplotlib, which takes seconds that a first step need not wait for.
+    from diffjax.reports.run_page import write_report
+
+    return write_report(workdir)
+
+
+def train(
+    config: ConfigDict,
+    workdir: str | Path,
+    command: str = "",
+    *,
+    watchdog: Watchdog = Watchdog(),
+    profile: Profile = Profile(),
+) -> Path:
+    """Trains what a config describes, evaluates it, and writes the run's page.
+
+    Running it again with the same config goes on where it stopped; a finished run is left as it
+    is, but for an evaluation or page that is missing.
+
+    Args:
+        config: resolved, as a config file's `get_config` gives it.
+        workdir: the run's folder.
+        command: how to make the run again, for its page.
+        watchdog: when steps that don't come are a hang, which ends the process with status 75.
+        profile: which steps leave a trace in the folder's `profile`.
+
+    Returns:
+        The path of `report.html`.
+
+    Raises:
+        UserError: a config that can't work, a folder that holds another run or is being trained
+            by another process, changed data.
+        StorageError: the folder can't be written any more; what was saved before is whole.
+        NonFiniteLoss: with the step, the log-SNR bins and the last good checkpoint.
+        Interrupted: Ctrl-C or SIGTERM, after saving.
+    """
+    check_arguments(
+        train, config=config, workdir=workdir, command=command, watchdog=watchdog, profile=profile
+    )
+    workdir = Path(workdir)
+
+    # What there is to train, and whether it can be trained at all; nothing is written yet.
+    setup, dataset = prepared(config)
+    profile.check(config.num_steps)
+
+    in_first(lambda: make_writable(workdir))
+    with (
+        losses_told(),
+        locked(workdir),
+        told_in_one_line(workdir),
+        stop_signals() as should_stop,
+    ):
+        workdirs.claim(workdir, config)
+        _LOG.info("training %s in %s", config.name, workdir)
+        _LOG.info("attention: %s", setup.attention or "the network's own")
+        for note in dataset.notes:
+            _LOG.warning("%s", note)
+        run_all(setup, dataset, workdir, command, should_stop, watchdog, profile)
+        return page(workdir) if is_first() else workdir / workdirs.REPORT
+
+
+def prepared(config: ConfigDict) -> tuple[Setup, DataSet]:
+    """A config's parts and data, with all checked that training and evaluating it needs.
+
+    Nothing is compiled but small programs, and nothing is written.
+
+    Args:
+        config: resolved.
+
+    Raises:
+        UserError: the first thing that does not fit.
+    """
+    check_complete(config)
+    check_settings(config)
+    dataset: DataSet = build(config.data, DataSet, "config.data")
+    setup = set_up(config, dataset.image_shape, dataset.num_classes)
+    check_pairs(setup, dataset)
+    check_evaluation(setup, dataset)
+    return setup, dataset
+
+
+def run_all(
+    setup: Setup,
+    dataset: DataSet,
+    workdir: Path,
+    command: str,
+    should_stop: Callable[[], bool],
+    watchdog: Watchdog = Watchdog(),
+    profile: Profile = Profile(),
+) -> None:
+    """Everything that is missing: steps, then the evaluation of the last one."""
+    config = setup.config
+    checkpoints = Checkpoints(
+        workdir / "checkpoints", config.checkpoints_to_keep, config.checkpoints_kept_every_steps
+    )
+    with closing(checkpoints):
+        in_first(lambda: workdirs.check_kept(workdir, checkpoints.steps(), config))
+        with watched(watchdog, workdir, what="checkpoint"):
+            state, start = restore_or_init(setup, checkpoints, dataset)
+        workdirs.record_run(workdir, setup, dataset, command)
+        if start["step"] < config.num_steps:
+            with watched(watchdog, workdir) as begun:
+                state = run_and_roll_back(
+                    setup, dataset, (state, start), checkpoints, workdir, should_stop, begun,
+                    profile,
+                )  # fmt: skip
+        else:
+            _LOG.info("%s is finished: %d of %d steps", workdir, start["step"], config.num_steps)
+        with watched(watchdog, workdir, what="checkpoint"):
+            checkpoints.wait()  # An evaluation is of something that is on disk.
+        with watched(watchdog, workdir, what="batch of the evaluation") as begun:
+            evaluate_once(setup, dataset, state, workdir, should_stop, begun)
+
+
+def evaluate_once(
+    setup: Setup,
+    dataset: DataSet,
+    state: TrainState,
+    workdir: Path,
+    should_stop: Callable[[], bool],
+    begun: Callable[[int], Any] = lambda batch: None,
+) -> None:
+    """The evaluation of the last step, unless there is one."""
+    # One made beside the training, by experiments.evaluate, is of an earlier step.
+    evaluated = (read_json(workdir / workdirs.EVALUATION) or {}).get("step")
+    if evaluated != setup.config.num_steps:
+        run = Run(setup, state, workdir, dataset.label_names)
+        measure(run, dataset, should_stop=should_stop, begun=begun)
+
+
+def run_and_roll_back(
+    setup: Setup,
+    dataset: DataSet,
+    begin: tuple[TrainState, Mapping[str, Any]],
+    checkpoints: Checkpoints,
+    workdir: Path,
+    should_stop: Callable[[], bool],
+    begun: Callable[[int], None],
+    profile: Profile = Profile(),
+) -> TrainState:
+    """Runs all steps; a loss that is not finite leads back to a checkpoint as often as it may."""
+    rollbacks = Rollbacks.read(workdir)
+    while True:
+        try:
+            return run_steps(
+                setup, dataset, *begin, checkpoints, workdir, should_stop, begun, rollbacks,
+                profile,
+            )  # fmt: skip
+        except NonFiniteLoss as error:
+            trouble = error.with_traceback(None)  # whose frames hold the broken state
+        rollbacks = roll_back(workdir, checkpoints, trouble, setup.nonfinite.rollbacks)
+        begin = restore_or_init(setup, checkpoints, dataset)
+
+
+def restore_or_init(
+    setup: Setup, checkpoints: Checkpoints, dataset: DataSet
+) -> tuple[TrainState, Mapping[str, Any]]:
+    """The newest whole checkpoint, or a fresh state; and what is known of it, as its step.
+
+    Raises:
+        UserError: the data are not those that the run began with.
+    """
+    restored = checkpoints.restore(setup.abstract)
+    if restored is None:
+        init_key, _ = jax.random.split(jax.random.key(setup.config.seed))
+        return setup.init(init_key), {"step": 0}
+    state, meta = restored
+    if meta["data_sha256"] not in fingerprints(dataset.train):
+        raise UserError(
+            f"the training images of {dataset.name} changed since this run began: bring the old "
+            "ones back, or start again in another --workdir"
+        )
+    _LOG.info("resuming at step %d of %d", meta["step"], setup.config.num_steps)
+    return state, meta
+
+
+def run_steps(
+    setup: Setup,
+    dataset: DataSet,
+    state: TrainState,
+    start: Mapping[str, Any],
+    checkpoints: Checkpoints,
+    workdir: Path,
+    should_stop: Callable[[], bool],
+    begun: Callable[[int], None] = lambda step: None,
+    rollbacks: Rollbacks = Rollbacks(),
+    profile: Profile = Profile(),
+) -> TrainState:
+    """Makes the steps from the one where `start`, a checkpoint's meta, is to `num_steps`.
+
+    `begun` is told of each step; `rollbacks` say with which data and noise it is made.
+    """
+    start_step, config = start["step"], setup.config
+    _, step_key = jax.random.split(jax.random.key(config.seed))
+
+    def key_of(step: int) -> Array:
+        order = rollbacks.order(step)
+        return jax.random.fold_in(step_key, order) if order else step_key
+
+    with prefetched(device_batches(setup, dataset, start_step, rollbacks)) as stream:
+        began = time.perf_counter()
+        train_step = compile_train_step(setup, step_key)
+        workdirs.add_seconds(workdir, compile_seconds=time.perf_counter() - began)
+        if start_step == 0:
+            workdirs.record(workdir, train_flops_per_step=train_flops(setup))
+        recorder = Recorder(setup, dataset, start, checkpoints, workdir)
+
+        began = time.perf_counter()
+        try:
+            # A folder that can't hold a checkpoint shows now, not after an hour.
+            recorder.save(state)
+            with profiled(profile, workdir, train_step, start_step) as train_step:
+                steps = range(start_step + 1, config.num_steps + 1)
+                state, step = take_steps(
+                    train_step, state, steps, stream, recorder, key_of, should_stop, begun
+                )
+            if step < config.num_steps:
+                raise Interrupted(
+                    f"stopped at step {step} of {config.num_steps} and saved in {workdir}; "
+                    "the same command goes on from there"
+                )
+        finally:
+            recorder.close()
+            workdirs.add_seconds(workdir, train_seconds=time.perf_counter() - began)
+    return state
+
+
+def take_steps(
+    train_step: Callable,
+    state: TrainState,
+    steps: range,
+    stream: Iterator[Any],
+    recorder: Recorder,
+    key_of: Callable[[int], Array],
+    should_stop: Callable[[], bool] = lambda: False,
+    begun: Callable[[int], None] = lambda step: None,
+) -> tuple[TrainState, int]:
+    """The loop itself. It never waits for the devices, but where the recorder does.
+
+    Returns:
+        The state and the last step that was made, which is one of `steps` if it should stop there.
+
+    Raises:
+        UserError: the next batch can't be had; what there is is saved first.
+    """
+    step = steps.start
+    for step in steps:
+        begun(step)
+        try:
+            batch = next(stream)
+        except UserError:
+            # Of several processes the others know nothing of it, and saving takes all of them.
+            if jax.process_count() == 1:
+                recorder.save(state)
+            raise
+        state, metrics = train_step(state, key_of(step), batch)
+        stop = should_stop() and step < steps[-1]
+        recorder.add(step, metrics)
+        if recorder.due(step, stop):
+            recorder.keep(step, state, stop)
+        if stop:
+            break
+    return state, step
+
+
+def train_step_of(setup: Setup) -> TrainStep:
+    """The pure train step of a run."""
+    return make_train_step(
+        setup.wired.apply,
+        setup.wired.objective,
+        setup.optimizer,
+        ema_decays=setup.config.ema_decays,
+        label_dropout=setup.config.label_dropout,
+        null_label=setup.wired.num_classes,
+        nonfinite=setup.nonfinite,
+        accumulation_steps=setup.accumulation_steps,
+    )
+
+
+def compile_train_step(setup: Setup, key: Array) -> Callable:
+    """The train step for this mesh, compiled before the clock starts; it donates its state."""
+    config, wired = setup.config, setup.wired
+    place = batch_sharding(setup.mesh)
+    batch = jax.tree.map(
+        lambda rows: jax.ShapeDtypeStruct(rows.shape, rows.dtype, sharding=place),
+        wired.batch_shapes(config.batch_size),
+    )
+    jitted = jit(
+        train_step_of(setup),
+        mesh=setup.mesh,
+        donate_argnums=0,
+        out_shardings=(setup.shardings, replicated(setup.mesh)),
+    )
+    return jitted.lower(setup.abstract, key, batch).compile()
+
+
+def train_flops(setup: Setup) -> float | None:
+    """Counted operations of one training step, as `matrix_flops`; None if they can't be counted."""
+    setup = countable(setup)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    batch = setup.wired.batch_shapes(setup.config.batch_size)
+    return flops_if_countable(train_step_of(setup), setup.abstract, key, batch)
+
+
+def device_batches(
+    setup: Setup, dataset: DataSet, start_step: int, rollbacks: Rollbacks = Rollbacks()
+) -> Iterator[dict[str, Array]]:
+    """Global batches from `start_step` on; each process reads its own rows of them."""
+    config = setup.config
+    place = batch_sharding(setup.mesh)
+    index, parts = part_of_batch(place, config.batch_size)
+    used = setup.wired.batch_shapes(config.batch_size)
+    for order, first, last in rollbacks.stretches(start_step, config.num_steps):
+        stream = batches(
+            dataset.train,
+            batch_size=config.batch_size,
+            seed=seed_of(config.seed, order),
+            start_step=first,
+            augment=build(config.get("augment", Augment())),
+            process_index=index,
+            process_count=parts,
+        )
+        for batch in islice(stream, last - first):
+            yield {
+                name: jax.make_array_from_process_local_data(place, batch[name], shape.shape)
+                for name, shape in used.items()
+            }

@@ -1,0 +1,156 @@
+"""What a run leaves in its folder while it trains: lines, pictures and checkpoints."""
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from diffjax.data import DataSet
+from diffjax.host.processes import is_first
+from diffjax.loop.logging import JSONLWriter, ProgressBar, TensorBoardWriter, Writer, join
+from diffjax.loop.pending_metrics import MetricsWindow
+from diffjax.reports.pictures import (
+    columns_by_class,
+    most_classes,
+    names_of_columns,
+    save_png,
+)
+from diffjax.runs import workdirs
+from diffjax.runs.checkpoints import Checkpoints, not_finite
+from diffjax.runs.generate import balanced_labels, make_generator
+from diffjax.runs.load import weaker_models
+from diffjax.runs.measure import samples_asked_of
+from diffjax.spec import to_json
+from diffjax.training.setup import Setup
+from diffjax.training.state import TrainState
+
+_SAMPLE_IMAGES = 64  # of configs from before there was a choice
+
+
+class Recorder:
+    """What a run leaves in its folder while it trains: lines, pictures and checkpoints.
+
+    Args:
+        setup: of the run.
+        dataset: what it trains on.
+        start: the meta of the checkpoint that it goes on from.
+        checkpoints: where states go.
+        workdir: where the rest goes.
+        bar: whether the terminal shows how far it is.
+    """
+
+    def __init__(
+        self,
+        setup: Setup,
+        dataset: DataSet,
+        start: Mapping[str, Any],
+        checkpoints: Checkpoints,
+        workdir: Path,
+        *,
+        bar: bool = True,
+    ):
+        self._config = config = setup.config
+        self._checkpoints = checkpoints
+        self._draw_grid = grid_drawer(setup, dataset, workdir)
+        self._writer = join(open_writers(workdir, config.num_steps, start["step"], bar=bar))
+        skip_in_a_row = setup.nonfinite.skip_in_a_row
+        # Lines of steps that are made again are dropped here as in the metrics.
+        kept = skip_in_a_row and is_first()
+        left_out = [JSONLWriter(workdir / workdirs.SKIPPED, start["step"])] if kept else []
+        self._left_out = join(left_out)
+        # The stream's position is a function of the step, so the step is all there is to keep.
+        self._meta = {
+            "config": json.loads(to_json(config)),
+            "data_sha256": dataset.train.fingerprint(),
+        }
+        self._window = MetricsWindow(
+            self._writer,
+            config.batch_size,
+            start["step"],
+            checkpoints.steps,
+            skip_in_a_row,
+            self._left_out,
+        )
+        self._window.restore(start.get("unlogged", []))
+
+    def add(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """Takes the metrics of a step, still on the devices.
+
+        Raises:
+            NonFiniteLoss: in an earlier window, as `keep` in this one.
+        """
+        self._window.add(metrics)
+        if self._every(self._config.log_every_steps, step):
+            self._window.close()
+
+    def due(self, step: int, stop: bool) -> bool:
+        """Whether `keep` has anything to do after this step."""
+        config = self._config
+        every = config.sample_every_steps, config.checkpoint_every_steps
+        return stop or any(self._every(steps, step) for steps in every)
+
+    def keep(self, step: int, state: TrainState, stop: bool) -> None:
+        """The picture and the checkpoint of a step, if it is time for them."""
+        if self._every(self._config.sample_every_steps, step):
+            self._window.flush()
+            self._draw_grid(state)
+            self._window.restart_clock()
+        if stop or self._every(self._config.checkpoint_every_steps, step):
+            self.save(state)
+            self._window.restart_clock()
+
+    def save(self, state: TrainState) -> None:
+        """Starts to save a state.
+
+        Raises:
+            NonFiniteLoss: the loss was not finite up to here, or the state is not: an update can
+                be infinite where loss and gradient are none, and the next loss comes too late.
+        """
+        self._window.flush()
+        if bad := not_finite(state):
+            step = int(state.step)
+            raise self._window.failure(f"{bad[0]} is not finite after step {step}", step)
+        meta = {**self._meta, "unlogged": self._window.unlogged()}
+        self._checkpoints.save(int(state.step), state, meta)
+
+    def close(self) -> None:
+        """Finishes the lines."""
+        join([self._writer, self._left_out]).close()
+
+    def _every(self, steps: int, step: int) -> bool:
+        return step % steps == 0 or step == self._config.num_steps
+
+
+def open_writers(
+    workdir: Path, num_steps: int, start_step: int, *, bar: bool = True
+) -> list[Writer]:
+    """Where metrics go; only the first of several processes writes."""
+    if not is_first():
+        return []
+    files: list[Writer] = [
+        JSONLWriter(workdir / workdirs.METRICS, start_step),
+        TensorBoardWriter(workdir / "tensorboard", start_step),
+    ]
+    return [*files, ProgressBar(num_steps, start_step)] if bar else files
+
+
+def grid_drawer(setup: Setup, dataset: DataSet, workdir: Path) -> Callable[[TrainState], Any]:
+    """A function that draws the run's picture: always the same noise and labels."""
+    config = setup.config
+    num_images = config.get("sample_images", _SAMPLE_IMAGES)
+    num_classes = min(dataset.num_classes, most_classes(num_images))
+    columns = columns_by_class(num_images, num_classes)
+    labels = balanced_labels(max(num_images // columns, 1) * columns, num_classes)
+    labels, source = samples_asked_of(setup.wired, dataset, labels)
+    names = names_of_columns(labels, columns, dataset.label_names)
+    generate = make_generator(setup.wired, setup.mesh, batch_size=len(labels))
+    weaker = weaker_models(setup.wired.recipe, setup)
+
+    def draw_grid(state: TrainState) -> None:
+        params = state.weights(config.weights)
+        images = generate(params, setup.wired.recipe, labels, config.seed, source, weaker(state))
+        if is_first():
+            path = workdir / "samples" / f"step_{int(state.step):08d}.png"
+            save_png(path, images, columns=columns, names=names)
+
+    return draw_grid

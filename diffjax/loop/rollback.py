@@ -1,0 +1,120 @@
+"""Back to a good checkpoint when the loss stops being a number, and on from there otherwise."""
+
+import json
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from diffjax.errors import UserError
+from diffjax.host.files import write_whole
+from diffjax.host.processes import in_first
+from diffjax.host.run_files import read_json
+from diffjax.loop.pending_metrics import NonFiniteLoss
+from diffjax.runs.checkpoints import Checkpoints
+
+ROLLBACKS = "rollbacks.json"
+_LOG = logging.getLogger("diffjax")
+# Odd, and so of the full period; far from the small seeds that people choose.
+_STRIDE = 0x9E3779B97F4A7C15
+
+
+@dataclass(frozen=True)
+class Rollbacks:
+    """The times that a run was rolled back, in their order.
+
+    The n-th of them, from 1, goes on from checkpoint `to` in order n: with data and noise of
+    another seed, so that what broke the run is not met again. Order 0 is the run's own. Which
+    order a step has is a matter of this list alone, so a run that stops and goes on meets the same.
+
+    Attributes:
+        made: `{"step": where it broke, "to": the checkpoint, "said": …, "when": …}`.
+
+    Example:
+        >>> twice = Rollbacks(({"to": 4}, {"to": 2}))
+        >>> [twice.order(step) for step in (1, 2, 3, 4, 5)]
+        [0, 0, 2, 2, 2]
+    """
+
+    made: tuple[dict[str, Any], ...] = ()
+
+    @classmethod
+    def read(cls, workdir: Path) -> "Rollbacks":
+        """Those that the run's folder tells of.
+
+        Raises:
+            UserError: its file is damaged.
+        """
+        content = read_json(workdir / ROLLBACKS) or {"rollbacks": []}
+        made = content.get("rollbacks")
+        if not isinstance(made, list) or not all(
+            isinstance(one, dict) and type(one.get("to")) is int for one in made
+        ):
+            raise UserError(f"{workdir / ROLLBACKS} is no list of rollbacks: restore it")
+        return cls(tuple(made))
+
+    def order(self, step: int) -> int:
+        """In which order step `step`, from 1, is made."""
+        return max((n for n, one in enumerate(self.made, 1) if one["to"] < step), default=0)
+
+    def stretches(self, start_step: int, num_steps: int) -> Iterator[tuple[int, int, int]]:
+        """`(order, step before the first, last step)` of the steps that are left."""
+        borders = sorted({one["to"] for one in self.made if start_step < one["to"] < num_steps})
+        for first, last in zip([start_step, *borders], [*borders, num_steps], strict=True):
+            yield self.order(first + 1), first, last
+
+    def target(self, saved: list[int]) -> int:
+        """The checkpoint to go back to: the newest, or the one before if that one broke again."""
+        newest = max(saved)
+        tried = self.made[-1]["to"] if self.made else None
+        return (
+            max((step for step in saved if step < newest), default=newest)
+            if (newest == tried)
+            else newest
+        )
+
+
+def seed_of(seed: int, order: int) -> int:
+    """The seed of an order of the data, `[0, 2⁶⁴)`; that of order 0 is the run's.
+
+    Example:
+        >>> seed_of(7, 0), seed_of(7, 1) != seed_of(7, 2)
+        (7, True)
+    """
+    return (seed + order * _STRIDE) % 2**64 if order else seed
+
+
+def roll_back(
+    workdir: Path, checkpoints: Checkpoints, error: NonFiniteLoss, allowed: int
+) -> Rollbacks:
+    """Makes the newest good checkpoint the newest one, and notes down why.
+
+    Raises:
+        NonFiniteLoss: that one, if the run may not be rolled back, or not any more.
+    """
+    before = Rollbacks.read(workdir)
+    number = len(before.made) + 1
+    if number > allowed:
+        if allowed:
+            raise NonFiniteLoss(
+                f"{error}; rolled back {allowed} time(s) already", error.said, error.step
+            )
+        raise error
+    checkpoints.wait()
+    to = before.target(checkpoints.steps())
+    checkpoints.leave([step for step in checkpoints.steps() if step > to])
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    one = {"step": error.step, "to": to, "said": error.said, "when": now}
+    after = Rollbacks((*before.made, one))
+    text = json.dumps({"rollbacks": after.made}, indent=2) + "\n"
+    in_first(lambda: write_whole(workdir / ROLLBACKS, text))
+    _LOG.warning(
+        "%s: back to step %d, and on from there in another order (%d of at most %d)",
+        error.said,
+        to,
+        number,
+        allowed,
+    )
+    return after

@@ -1,0 +1,355 @@
+"""Is the best denoiser what an objective's loss is smallest at? One call says so."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from diffjax.errors import UserError
+from diffjax.objectives.base import Objective, Progress
+from diffjax.oracle.analytic import GaussianMixture
+from diffjax.process.bisection import bisect
+from diffjax.process.paths import Path, Scalar, coeffs, log_snr_of
+from diffjax.process.precond import Precond, Predict
+from diffjax.process.targets import encode
+
+# Small changes of the prediction. Each is given what may be known of the noisy image: the best
+# prediction, the image, both at unit size, and log-SNR. Gradients are taken along each.
+Deviation = Callable[[Array, Array, Array], Array]
+DEVIATIONS: tuple[tuple[str, Deviation], ...] = (
+    ("constant", lambda truth, x, log_snr: jnp.ones_like(x)),
+    ("prediction", lambda truth, x, log_snr: truth),
+    ("x", lambda truth, x, log_snr: x),
+    ("x tanh(log-SNR/4)", lambda truth, x, log_snr: x * jnp.tanh(log_snr / 4.0)),
+    ("tanh(2 x reversed)", lambda truth, x, log_snr: jnp.tanh(2.0 * _reversed(x))),
+    ("x near log-SNR -3", lambda truth, x, log_snr: x * _bump(log_snr + 3.0)),
+    ("x near log-SNR 0", lambda truth, x, log_snr: x * _bump(log_snr)),
+    ("x near log-SNR 3", lambda truth, x, log_snr: x * _bump(log_snr - 3.0)),
+)
+
+
+class Data(Protocol):
+    """Data whose best denoiser is known, such as those of `diffjax.oracle.analytic`."""
+
+    def draw(self, key: Array, n: int) -> Array:
+        """Samples, `[n, …]`."""
+        ...
+
+    def predict(self, path: Path) -> Predict:
+        """The best denoiser on a path."""
+        ...
+
+    def average_velocity(self, path: Path, x: Array, t_from: Scalar, t_to: Scalar) -> Array:
+        """Of the flow; asked for objectives of a flow map alone."""
+        ...
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What `verify_objective` found, along each deviation of the prediction.
+
+    A deviation of size 0.01 changes the prediction by 1 % of the target's root mean square at each
+    time (for those "near" a log-SNR: there).
+
+    Attributes:
+        names: of the deviations.
+        gradient: of the mean loss at the best prediction, `[K]`.
+        error: the standard error of the gradient, `[K]`.
+        curvature: the loss's second derivative there, `[K]`.
+        num_examples: that the means are of.
+        threshold: the largest `|z|` that passes for chance.
+        limit: the largest `detectable` at which a pass means anything.
+    """
+
+    names: tuple[str, ...]
+    gradient: np.ndarray
+    error: np.ndarray
+    curvature: np.ndarray
+    num_examples: int
+    threshold: float
+    limit: float
+
+    @property
+    def z(self) -> dict[str, float]:
+        """The gradients in units of their standard errors."""
+        return self._named(_divide(self.gradient, self.error, where_both_vanish=0.0))
+
+    @property
+    def offset(self) -> dict[str, float]:
+        """How far from the best prediction the loss is smallest, as one Newton step tells."""
+        return self._named(_divide(-self.gradient, self.curvature, where_both_vanish=np.nan))
+
+    @property
+    def detectable(self) -> dict[str, float]:
+        """The smallest offset that would have failed: `threshold·error/curvature`."""
+        convex = np.where(self.curvature > 0.0, self.curvature, 0.0)
+        return self._named(_divide(self.threshold * self.error, convex, where_both_vanish=np.inf))
+
+    @property
+    def worst(self) -> str:
+        """The deviation with the largest `|z|`."""
+        return max(self.z, key=lambda name: np.nan_to_num(abs(self.z[name]), nan=np.inf))
+
+    @property
+    def blindest(self) -> str:
+        """The deviation with the largest `detectable`."""
+        return max(self.detectable, key=self.detectable.__getitem__)
+
+    @property
+    def reason(self) -> str | None:
+        """Why the objective does not pass, or None."""
+        name = self.worst
+        if not (np.isfinite(self.gradient).all() and np.isfinite(self.curvature).all()):
+            return "the loss or its derivatives are not finite at the best prediction"
+        if abs(self.z[name]) > self.threshold:
+            return (
+                f"the loss is not smallest at the best prediction: along '{name}' it is smallest "
+                f"{100 * self.offset[name]:+.3g} % away (z = {self.z[name]:.1f})"
+            )
+        falling = [
+            n for n, curvature in zip(self.names, self.curvature, strict=True) if curvature < 0
+        ]
+        if falling:
+            return f"the loss falls away from the best prediction, along '{falling[0]}'"
+        if self.detectable[self.blindest] > self.limit:
+            return (
+                f"the loss hardly depends on the prediction along '{self.blindest}': only an error "
+                f"above {100 * self.detectable[self.blindest]:.3g} % would show"
+            )
+        return None
+
+    @property
+    def passed(self) -> bool:
+        """Whether all gradients vanish within their errors, and would not if it were wrong."""
+        return self.reason is None
+
+    def __str__(self) -> str:
+        seen = self.detectable
+        finest = min(seen, key=seen.__getitem__)
+        verdict = self.reason or "the best prediction is a minimum of the loss, as far as seen"
+        return "\n".join(
+            (
+                f"{'passed' if self.passed else 'FAILED'}: {verdict}",
+                f"  {self.num_examples:,} examples, {len(self.names)} deviations; largest |z| = "
+                f"{abs(self.z[self.worst]):.1f} along '{self.worst}' (at most {self.threshold:g})",
+                f"  would have seen errors of {100 * seen[finest]:.2g} % ('{finest}') to "
+                f"{100 * seen[self.blindest]:.2g} % ('{self.blindest}') of the target",
+            )
+        )
+
+    def _named(self, values: np.ndarray) -> dict[str, float]:
+        return dict(zip(self.names, values.tolist(), strict=True))
+
+
+def verify_objective(
+    objective: Objective,
+    data: Data | None = None,
+    *,
+    key: Array | None = None,
+    num_batches: int = 64,
+    batch_size: int = 512,
+    threshold: float = 4.5,
+    limit: float = 0.1,
+) -> Verification:
+    """Checks that the best denoiser of known data is a minimum of an objective's mean loss.
+
+    The "network" is the exact prediction plus `Σ_k p_k·deviation_k`, with each deviation of the
+    target's size. At `p = 0` the gradient `g_k` of the mean loss must vanish, for
+
+        z_k = mean(g_k) / error(g_k),      detectable_k = threshold·error(g_k) / curvature_k
+
+    within its Monte-Carlo error, known from independent batches; and an error of the size
+    `detectable_k` must be one that it can afford, lest a loss pass that ignores the network. The
+    objective is handed data and noise that are independent, its parameters beside the network's
+    as they start, and its memory as it starts.
+
+    An objective passes if its loss is smallest at `E[target | x_t]` at each time, or, of a flow
+    map, at the average velocity between each two. A squared error does; a regulariser that moves
+    the minimum on purpose does not, nor does noise that is coupled to the data.
+
+    Args:
+        objective: what is verified.
+        data: what to verify it on; a mixture of three Gaussians in two dimensions unless given.
+        key: of all that is random; the same each time unless given.
+        num_batches: independent repetitions, from which the errors come.
+        batch_size: examples of each.
+        threshold: the largest `|z|` that passes; 4.5 fails a right objective once in
+            4,000 times with 64 batches, once in 300 with 16.
+        limit: the largest `detectable` that passes, as a share of the target's root mean square.
+
+    Raises:
+        UserError: the loss is not one number per example, or the noise label does not tell the
+            time.
+
+    Example:
+        >>> from diffjax.objectives.denoising import Denoising
+        >>> from diffjax.process import paths, precond, targets, times, weights
+        >>> flow = Denoising(
+        ...     paths.Linear(),
+        ...     precond.Precond(targets.Velocity(), precond.TimeLabel()),
+        ...     weights.Constant(),
+        ...     times.Uniform(),
+        ... )
+        >>> verify_objective(flow, num_batches=16).passed
+        True
+    """
+    key = jax.random.key(0) if key is None else key
+    data = _three_gaussians() if data is None else data
+    params_key, size_key, batch_key = jax.random.split(key, 3)
+    network = _Network.of(objective, data, size_key)
+    params = {
+        "deviations": jnp.zeros(len(DEVIATIONS)),
+        **objective.init_params(params_key),
+    }
+    progress = Progress(jnp.zeros((), jnp.int32), objective.init_memory())
+
+    def mean_loss(deviations: Array, key: Array) -> Array:
+        data_key, loss_key = jax.random.split(key)
+        batch = {
+            "image": data.draw(data_key, batch_size),
+            "label": jnp.zeros(batch_size, jnp.int32),
+        }
+        live = {**params, "deviations": deviations}
+        loss, _ = objective(network, live, params, loss_key, batch, progress)
+        if loss.shape != (batch_size,):
+            raise UserError(
+                f"{type(objective).__name__} returns a loss of shape {loss.shape}; "
+                f"it should be one number per example, ({batch_size},)"
+            )
+        return jnp.mean(loss)
+
+    def gradient(deviations: Array, key: Array) -> tuple[Array, Array]:
+        found = jax.grad(mean_loss)(deviations, key)
+        return found, found
+
+    @jax.jit
+    def derivatives(keys: Array) -> tuple[Array, Array]:
+        """Gradients and curvatures, `[num_batches, K]` each."""
+
+        def one(key: Array) -> tuple[Array, Array]:
+            hessian, found = jax.jacfwd(gradient, has_aux=True)(params["deviations"], key)
+            return found, jnp.diag(hessian)
+
+        return jax.lax.map(one, keys)
+
+    found = derivatives(jax.random.split(batch_key, num_batches))
+    gradients, curvatures = (np.asarray(each, np.float64) for each in found)
+    return Verification(
+        names=tuple(name for name, _ in DEVIATIONS),
+        gradient=gradients.mean(axis=0),
+        error=gradients.std(axis=0, ddof=1) / np.sqrt(num_batches),
+        curvature=curvatures.mean(axis=0),
+        num_examples=num_batches * batch_size,
+        threshold=threshold,
+        limit=limit,
+    )
+
+
+@dataclass(frozen=True)
+class _Network:
+    """The best prediction plus deviations, asked as an objective asks its network."""
+
+    path: Path
+    precond: Precond
+    outputs: int
+    data: Data
+    mean_square: Array  # of the data
+    rising: bool  # whether the noise label grows with time
+
+    @classmethod
+    def of(cls, objective: Objective, data: Data, key: Array) -> "_Network":
+        path, precond = objective.path, objective.precond
+
+        @jax.jit
+        def known(key: Array) -> tuple[Array, Array]:
+            times = jnp.linspace(path.t_min, path.t_noise, 1001)
+            labels = precond.noise_label(coeffs(path, times, 1))
+            return labels, jnp.mean(jnp.square(data.draw(key, 4096)))
+
+        labels, mean_square = known(key)
+        steps = np.diff(np.asarray(labels, np.float64))
+        if not ((steps >= 0).all() or (steps <= 0).all()) or (steps == 0).all():
+            raise UserError(
+                f"{type(precond.noise_label).__name__} neither rises nor falls along "
+                f"{type(path).__name__}, so the network can't know the time from it"
+            )
+        return cls(path, precond, objective.outputs, data, mean_square, bool(steps.sum() > 0))
+
+    def __call__(
+        self,
+        params: Any,
+        x: Array,
+        noise_label: Array,
+        cond: Array | None,
+        *,
+        train: bool = False,
+        key: Array | None = None,
+        hidden: bool = False,
+    ) -> Any:
+        del train, key
+        t = self._time_of(noise_label if noise_label.ndim == 1 else noise_label[:, 0])
+        c = coeffs(self.path, t, x.ndim)
+        x_t = x / self.precond.input_scale(c)
+        k = self.precond.target(c)
+        if noise_label.ndim == 1:
+            truth = encode(k, self.data.predict(self.path)(x_t, t, cond))
+        else:
+            t_to = self._time_of(noise_label[:, 0] - noise_label[:, 1])
+            truth = self.data.average_velocity(self.path, x_t, t, t_to)
+        size = jnp.sqrt(k.k_x**2 * self.mean_square + k.k_e**2)
+        image = x_t / jnp.sqrt(c.a**2 * self.mean_square + c.s**2)
+        log_snr = jnp.clip(log_snr_of(c), -20.0, 20.0)
+        changes = jnp.stack([change(truth / size, image, log_snr) for _, change in DEVIATIONS])
+        output = truth + size * jnp.tensordot(params["deviations"], changes, 1)
+        # Outputs beyond the prediction (of a variance, say) are constant.
+        others = jnp.zeros((*output.shape[:-1], (self.outputs - 1) * output.shape[-1]))
+        output = jnp.concatenate([output, others], axis=-1)
+        return (output, image) if hidden else output
+
+    def _time_of(self, noise_label: Array) -> Array:
+        """Where in `[t_min, t_noise]` the noise label has a value, by bisection."""
+
+        def label_at(t: Array) -> Array:
+            return jnp.ravel(self.precond.noise_label(coeffs(self.path, t, 1)))
+
+        low = jnp.full(jnp.shape(noise_label), self.path.t_min, jnp.float32)
+        high = jnp.full(jnp.shape(noise_label), self.path.t_noise, jnp.float32)
+        sign = jnp.where(self.rising, 1.0, -1.0)
+        found = bisect(lambda t: sign * label_at(t), sign * noise_label, low, high, 40)
+        found = jax.lax.stop_gradient(found)
+        # The value of what was found, with the derivative of an inverse.
+        _, slope = jax.jvp(label_at, (found,), (jnp.ones_like(found),))
+        return found + (noise_label - jax.lax.stop_gradient(noise_label)) / slope
+
+
+def _three_gaussians() -> GaussianMixture:
+    """Three clusters in two dimensions, of the size of images in [-1, 1] and without symmetry."""
+    return GaussianMixture(
+        weights=jnp.array([0.3, 0.5, 0.2]),
+        means=jnp.array([[-0.7, 0.3], [0.6, 0.1], [0.1, -0.6]]),
+        covariances=jnp.array(
+            [
+                [[0.03, 0.01], [0.01, 0.02]],
+                [[0.01, -0.01], [-0.01, 0.04]],
+                [[0.02, 0.0], [0.0, 0.02]],
+            ]
+        ),
+    )
+
+
+def _reversed(x: Array) -> Array:
+    return jnp.reshape(jnp.reshape(x, (len(x), -1))[:, ::-1], x.shape)
+
+
+def _bump(log_snr: Array) -> Array:
+    return jnp.exp(-0.5 * jnp.square(log_snr / 1.5))
+
+
+def _divide(above: np.ndarray, below: np.ndarray, *, where_both_vanish: float) -> np.ndarray:
+    with np.errstate(divide="ignore", invalid="ignore"):
+        quotient = above / below
+    return np.where((above == 0.0) & (below == 0.0), where_both_vanish, quotient)

@@ -1,0 +1,1 @@
+"""How fast a run is: throughput, the loop's time, compiled programs, and plans."""

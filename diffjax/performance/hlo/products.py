@@ -1,0 +1,138 @@
+"""Matrix products and convolutions of a compiled program, counted with the turns of its loops."""
+
+import math
+import re
+from collections.abc import Sequence
+
+from diffjax.performance.hlo.parser import Computation, Instruction, Module
+
+_WINDOW = re.compile(r"\b(\w+)=([\dx_\-]+)")
+_LIBRARY = re.compile(r'custom_call_target="__(cu(?:blas|dnn)\$[^"]*)"')
+# The backward kernel that diffjax asks for makes the gradients of queries, keys and values at once.
+_SPLASH = re.compile(r"splash_mha_(fwd|dkv)")
+_SPLASH_PRODUCTS = {"fwd": 2, "dkv": 5}
+# Which of a call's arrays are the image, the kernel and the output of the forward convolution.
+_CONVOLUTIONS = {
+    "cudnn$convBackwardInput": ("made", "second", "first"),
+    "cudnn$convBackwardFilter": ("first", "made", "second"),
+}
+
+
+def matrix_flops(module: Module) -> int:
+    """Operations of all matrix products and convolutions that one device runs.
+
+    A multiply-add is two. Of a convolution, only the products of a kernel element with an element
+    of the input count: neither padding nor the zeros between the pixels of a dilated input. (XLA
+    writes batched products on TPU as such convolutions.) Kernels of their own, as those of Pallas,
+    show what their author declared; of splash attention it is known.
+    """
+    return sum(
+        times * _flops(computation, instruction)
+        for computation, instruction, times in module.walk()
+    )
+
+
+def library_call(instruction: Instruction) -> str | None:
+    """The routine of cuBLAS or cuDNN that an instruction calls, if it does."""
+    found = _LIBRARY.search(instruction.attributes)
+    return found[1] if found else None
+
+
+def _flops(computation: Computation, instruction: Instruction) -> int:
+    if instruction.opcode == "dot":
+        left = computation.shape_of(instruction.operands[0])
+        contracted = _numbers(instruction.attributes, "lhs_contracting_dims")
+        outputs = math.prod(instruction.arrays[0].shape)
+        return 2 * outputs * math.prod(left[axis] for axis in contracted)
+    if instruction.opcode == "convolution":
+        image, kernel = map(computation.shape_of, instruction.operands[:2])
+        return _convolution(image, kernel, instruction.arrays[0].shape, instruction)
+    if instruction.opcode == "custom-call":
+        if routine := library_call(instruction):
+            return _of_library(routine, computation, instruction)
+        if kernel := _SPLASH.match(instruction.name):
+            return _of_splash(kernel[1], computation, instruction)
+        declared = re.search(r'"cost_estimate":\{[^}]*?"flops":"?(\d+)', instruction.attributes)
+        return int(declared[1]) if declared else 0
+    return 0
+
+
+def _of_splash(kernel: str, computation: Computation, instruction: Instruction) -> int:
+    """Of Pallas's attention, which declares nothing; its arrays are `[B, heads, T, width]`."""
+    shapes = map(computation.shape_of, instruction.operands)
+    query, key = [shape for shape in shapes if len(shape) == 4][:2]
+    return _SPLASH_PRODUCTS[kernel] * 2 * math.prod(query) * key[2]
+
+
+def _of_library(routine: str, computation: Computation, instruction: Instruction) -> int:
+    """Of a call of cuBLAS or cuDNN; its shapes are in the order of the arguments."""
+    made = instruction.arrays[0].shape
+    first, second = map(computation.shape_of, instruction.operands[:2])
+    if routine.startswith("cublas$"):
+        numbers = re.search(r'"lhs_contracting_dimensions":\[([^\]]*)\]', instruction.attributes)
+        axes = re.findall(r"\d+", numbers[1]) if numbers else []
+        return 2 * math.prod(made) * math.prod(first[int(axis)] for axis in axes)
+    if routine.startswith("cudnn$fmha"):
+        # Two products forward; backward five, of which the first is the forward one once more.
+        batch, length, heads, width = first
+        products = 5 if routine.endswith("Backward") else 2
+        return products * 2 * batch * heads * length * second[1] * width
+    # Each is told as the forward convolution that it belongs to.
+    shapes = {"first": first, "second": second, "made": made}
+    image, kernel, output = _CONVOLUTIONS.get(routine, ("first", "second", "made"))
+    return _convolution(shapes[image], shapes[kernel], shapes[output], instruction)
+
+
+def _convolution(
+    image: Sequence[int], kernel: Sequence[int], output: Sequence[int], instruction: Instruction
+) -> int:
+    labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", instruction.attributes)
+    if labels is None:
+        raise ValueError(f"{instruction.name} is a convolution without dim_labels")
+    in_, of, out = labels.groups()
+    flops = 2 * kernel[of.index("i")] * output[out.index("b")] * output[out.index("f")]
+    window = _window(instruction.attributes)
+    for axis in range(len(out) - 2):
+        digit = str(axis)
+        sizes = image[in_.index(digit)], kernel[of.index(digit)], output[out.index(digit)]
+        flops *= _places(*sizes, *(window[name][axis] for name in window))
+    return flops
+
+
+def _places(
+    size: int, kernel: int, output: int, stride: int, low: int, lhs_dilate: int, rhs_dilate: int
+) -> int:
+    """How many pairs of an output and a kernel element meet an element of the input."""
+    found = 0
+    for k in range(kernel):
+        first = k * rhs_dilate - low
+        # Elements of the input lie at multiples of lhs_dilate.
+        found += sum(
+            place % lhs_dilate == 0 and 0 <= place < size * lhs_dilate
+            for place in range(first, first + output * stride, stride)
+        )
+    return found
+
+
+def _window(attributes: str) -> dict[str, list[int]]:
+    """Stride, lower padding and dilations of each spatial dimension."""
+    text = re.search(r"window=\{([^}]*)\}", attributes)
+    fields = dict(_WINDOW.findall(text[1])) if text else {}
+    dims = len(fields["size"].split("x")) if "size" in fields else 0
+    ones = "x".join(["1"] * dims)
+    pads = fields.get("pad", "x".join(["0_0"] * dims))
+    return {
+        "stride": _sizes(fields.get("stride", ones)),
+        "low": [int(pad.split("_")[0]) for pad in pads.split("x") if pad],
+        "lhs_dilate": _sizes(fields.get("lhs_dilate", ones)),
+        "rhs_dilate": _sizes(fields.get("rhs_dilate", ones)),
+    }
+
+
+def _sizes(text: str) -> list[int]:
+    return [int(size) for size in text.split("x") if size]
+
+
+def _numbers(attributes: str, name: str) -> list[int]:
+    found = re.search(rf"\b{name}=\{{([\d,]*)\}}", attributes)
+    return [int(number) for number in found[1].split(",") if number] if found else []

@@ -1,0 +1,97 @@
+"""What a run needs where nothing compiles for its chips: a model, that says it is one."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from diffjax.loop.loop import train_step_of
+from diffjax.objectives.base import Progress
+from diffjax.performance.hlo.counts import Collective
+from diffjax.performance.planning.compiled import Needs, described, set_up_on, state_memory
+from diffjax.performance.planning.gpus import absent_mesh
+from diffjax.performance.planning.lower_bounds import minimum_slow_bytes
+from diffjax.performance.planning.topologies import Topology
+from diffjax.training.flops import matrix_flops
+from diffjax.training.setup import Setup
+
+
+def model_of(config: ConfigDict, topology: Topology, program: str = "training") -> Needs:
+    """An analytic model of what a program needs of one chip; nothing is compiled.
+
+        state         exact, by the rules of the mesh
+        activations   what JAX keeps for the backward pass before any compiler looks at it,
+                      split over the rows of the mesh
+        gradients     as large as the parameters
+        FLOPs         counted in the trace, by chips
+        traffic       the least that splitting the parameters receives; none of activations
+
+    Args:
+        config: resolved.
+        topology: of any chips.
+        program: `"training"` or `"sampling"`.
+
+    Raises:
+        UserError: the mesh or the batch does not fit the chips.
+    """
+    mesh = absent_mesh(config, topology)
+    config = ConfigDict(config.to_dict())
+    if "attention" in config.model:
+        config.model.attention = "xla"  # The others show no trace what they keep.
+    setup = set_up_on(config, mesh)
+    about = described(setup, topology, program)
+    memory, flops = state_memory(setup, program), about["model_flops"]
+    if program == "training":
+        memory["gradients"] = memory["parameters"]
+        memory["activations"] = kept_bytes(setup)
+        flops = _executed(setup) / mesh.size
+    traffic = about["minimum_wire_bytes"]
+    slow = minimum_slow_bytes(setup, topology.num_slices) if program == "training" else 0.0
+    least = Collective("all-gather and reduce-scatter", mesh.size, 0, traffic, min(slow, traffic))
+    return Needs(
+        **about,
+        compiled=False,
+        fits=sum(memory.values()) <= topology.usable_bytes,
+        memory=memory,
+        peak_bytes=sum(memory.values()),
+        flops=flops,
+        collectives=(least,) if traffic else (),
+        memory_traffic_bytes=None,
+    )
+
+
+def _executed(setup: Setup) -> float:
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    batch = setup.wired.batch_shapes(setup.config.batch_size)
+    return matrix_flops(train_step_of(setup), setup.abstract, key, batch)
+
+
+def kept_bytes(setup: Setup) -> int:
+    """Bytes on one device of what the forward pass keeps for the backward one, without parameters.
+
+    A compiler may keep less, by computing again what costs it little.
+    """
+    wired, objective = setup.wired, setup.wired.objective
+
+    def backward(params: Any, key: Any, batch: Any) -> Any:
+        progress = Progress(jnp.zeros((), jnp.int32), objective.init_memory())
+
+        def loss(params: Any) -> jax.Array:
+            return jnp.mean(objective(wired.apply, params, params, key, batch, progress)[0])
+
+        return jax.vjp(loss, params)[1]
+
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    batch = wired.batch_shapes(setup.config.batch_size)
+    kept = jax.tree.leaves(jax.eval_shape(backward, wired.params_shape, key, batch))
+    weights = {leaf.shape for leaf in jax.tree.leaves(wired.params_shape) if leaf.ndim > 1}
+    rows = setup.mesh.shape["data"] * setup.mesh.shape["fsdp"]
+    return sum(_bytes(leaf) for leaf in kept if leaf.shape not in weights) // rows
+
+
+def _bytes(leaf: Any) -> int:
+    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        return 0
+    return int(np.prod(leaf.shape)) * leaf.dtype.itemsize

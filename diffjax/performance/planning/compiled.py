@@ -1,0 +1,332 @@
+"""The real program of a run, compiled for machines that are not there, and what that shows."""
+
+import re
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Any, cast
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from diffjax.data import DataSet
+from diffjax.errors import UserError
+from diffjax.loop.loop import compile_train_step
+from diffjax.models.layers import STACKED
+from diffjax.performance.hlo import counts, products
+from diffjax.performance.hlo.parser import parse
+from diffjax.performance.hlo.residuals import kept_bytes
+from diffjax.performance.planning.gpus import gpu_mesh
+from diffjax.performance.planning.lower_bounds import minimum_wire_bytes, model_flops
+from diffjax.performance.planning.topologies import MEGACORE, Topology
+from diffjax.runs.generate import lower_sampler
+from diffjax.spec import build
+from diffjax.training.accumulation import check_parts
+from diffjax.training.setup import Setup, set_up
+from diffjax.training.sharding import check_batch, make_mesh, replicated
+
+PROGRAMS = ("training", "sampling")
+_UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40, "": 1}
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What one run of a program takes of one chip.
+
+    Attributes:
+        program: `"training"` or `"sampling"`: one step, or all steps of one batch of samples.
+        topology: by name.
+        mesh: devices by axis.
+        batch_size: images of one run, over all chips.
+        num_params: of the network.
+        compiled: whether it was; an analytic model otherwise.
+        fits: False where the compiler ran out of memory: all but `peak_bytes` is then analytic.
+        memory: bytes by kind; their sum is `peak_bytes`.
+        peak_bytes: in all.
+        flops: matrix FLOPs that are executed.
+        model_flops: those of the model, with nothing computed twice.
+        collectives: traffic, by kind and number of devices.
+        minimum_wire_bytes: the least that splitting parameters over the mesh receives.
+        memory_traffic_bytes: read from and written to main memory; None where it is unknown.
+        whole_stacks: arrays that hold a stack of weights unsplit, as text.
+        largest: the largest arrays, as text.
+        unknown_loops: loops that were counted once because their turns are unknown.
+        seconds: of tracing and compiling.
+        cpu_seconds: the same, of processor time.
+        compute_type: what the network computes in.
+    """
+
+    program: str
+    topology: str
+    mesh: Mapping[str, int]
+    batch_size: int
+    num_params: int
+    compiled: bool
+    fits: bool
+    memory: Mapping[str, int]
+    peak_bytes: int
+    flops: float
+    model_flops: float
+    collectives: tuple[counts.Collective, ...]
+    minimum_wire_bytes: float
+    memory_traffic_bytes: float | None
+    whole_stacks: tuple[str, ...] = ()
+    largest: tuple[str, ...] = ()
+    unknown_loops: tuple[str, ...] = ()
+    seconds: float = 0.0
+    cpu_seconds: float = 0.0
+    compute_type: str = "bfloat16"
+
+    @property
+    def state_bytes(self) -> int:
+        """Parameters, optimizer and averages."""
+        return sum(self.memory.get(kind, 0) for kind in ("parameters", "optimizer", "averages"))
+
+    @property
+    def wire_bytes(self) -> float:
+        """Received from other chips."""
+        return sum(one.wire_bytes for one in self.collectives)
+
+    @property
+    def slow_bytes(self) -> float:
+        """The part of it that comes from other slices."""
+        return sum(one.slow_bytes for one in self.collectives)
+
+
+def needs_from(fields: Mapping[str, Any]) -> Needs:
+    """What another process counted, from the plain fields that it sent."""
+    exchanges = tuple(counts.Collective(**one) for one in fields["collectives"])
+    texts = {name: tuple(fields[name]) for name in ("whole_stacks", "largest", "unknown_loops")}
+    return Needs(**{**fields, **texts, "collectives": exchanges})
+
+
+def expected_data(config: ConfigDict) -> tuple[tuple[int, int, int], int]:
+    """Image shape and number of classes that a config expects, or else those of its data.
+
+    Raises:
+        UserError: what it expects is no image, or its data can't be had.
+    """
+    if "expected" not in config:
+        dataset: DataSet = build(config.data)
+        return dataset.image_shape, dataset.num_classes
+    shape = config.expected.image_shape
+    if len(shape) != 3 or not all(isinstance(size, int) and size > 0 for size in shape):
+        raise UserError(
+            f"config.expected.image_shape={shape} is not (height, width, channels), each from 1"
+        )
+    height, width, channels = shape
+    return (height, width, channels), config.expected.num_classes
+
+
+def compile_for(config: ConfigDict, topology: Topology, program: str = "training") -> Needs:
+    """Compiles a run's real step for chips that are not there, and counts what it does.
+
+    The process has to have the compiler, `libtpu` or XLA for CUDA, and `JAX_PLATFORMS=cpu`.
+
+    Args:
+        config: resolved.
+        topology: of any chips.
+        program: one of `PROGRAMS`.
+
+    Raises:
+        UserError: the mesh or the batch does not fit the chips, or there is no compiler.
+    """
+    mesh = _MESHES[topology.chip.platform](config, topology)
+    return needs_on(config, mesh, topology, program)
+
+
+def tpu_mesh(config: ConfigDict, topology: Topology) -> Mesh:
+    """A config's mesh over TPUs that libtpu compiles for.
+
+    Raises:
+        UserError: it does not fit them, libtpu is missing, or does not know the topology.
+    """
+    from jax.experimental import topologies
+
+    how: dict[str, Any] = {"num_slices": topology.copies} if topology.copies > 1 else {}
+    if topology.chip.name in MEGACORE:
+        how["chip_config_name"] = "megacore"
+    try:
+        described = topologies.get_topology_desc(
+            platform="tpu", topology_name=topology.slice_name, **how
+        )
+    except Exception as error:
+        reason = " ".join(str(error).split())[:300]
+        if find_spec("libtpu") is None:
+            reason = (
+                "libtpu is missing: pip install 'diffjax[plan]', or pip install --target FOLDER "
+                "libtpu and --libtpu=FOLDER, or --analytic"
+            )
+        raise UserError(f"can't compile for {topology.name}: {reason}") from None
+    devices = list(described.devices)
+    if len(devices) != topology.num_chips:
+        raise UserError(f"{topology.name} has {len(devices)} devices: not planned for yet")
+    return make_mesh(**config.mesh, devices=devices)
+
+
+_MESHES = {"tpu": tpu_mesh, "gpu": gpu_mesh}
+
+
+def set_up_on(config: ConfigDict, mesh: Mesh) -> Setup:
+    """A run as it would be set up on these devices, which need not be there.
+
+    Raises:
+        UserError: what training would refuse: the mesh, the batch or its parts don't fit.
+    """
+    check_batch(config.batch_size, mesh)
+    setup = set_up(config, *expected_data(config), mesh)
+    rows = mesh.shape["data"] * mesh.shape["fsdp"]
+    check_parts(setup.wired.objective, setup.accumulation_steps, config.batch_size, rows)
+    return setup
+
+
+def needs_on(
+    config: ConfigDict, mesh: Mesh, topology: Topology, program: str = "training"
+) -> Needs:
+    """What a config's program needs on a mesh of devices, which are only compiled for."""
+    setup = set_up_on(config, mesh)
+    began, cpu_began = time.perf_counter(), time.process_time()
+    try:
+        executable = _compile(setup, program)
+    # JAX has no public name for the error of XLA.
+    except Exception as error:
+        used = used_bytes(str(error))
+        if used is None:
+            raise
+        return too_large(setup, topology, program, used)
+    text = executable.as_text()
+    seconds = time.perf_counter() - began, time.process_time() - cpu_began
+    # How often a sampler steps is an argument of it; the last evaluation stands behind the loop.
+    steps = setup.wired.recipe.num_steps - 1 if program == "sampling" else None
+    module = parse(text, unknown_trips=steps)
+    kept = kept_bytes(module) if program == "training" else 0
+    memory = _memory(setup, program, executable.memory_analysis(), kept)
+    slice_size = topology.slice_size if topology.num_slices > 1 else 0
+    return Needs(
+        **described(setup, topology, program),
+        compiled=True,
+        fits=sum(memory.values()) <= topology.usable_bytes,  # XLA for CUDA compiles what does not.
+        memory=memory,
+        peak_bytes=sum(memory.values()),
+        flops=products.matrix_flops(module),
+        collectives=tuple(counts.collectives(module, slice_size)),
+        memory_traffic_bytes=counts.memory_bytes(module),
+        whole_stacks=tuple(map(_text, counts.whole_stacks(module, stacked_shapes(setup)))),
+        largest=tuple(map(_text, counts.buffers(module, 8))),
+        unknown_loops=module.unknown_loops,
+        seconds=seconds[0],
+        cpu_seconds=seconds[1],
+    )
+
+
+def too_large(setup: Setup, topology: Topology, program: str, used: int) -> Needs:
+    """What is known of a program that the compiler could not fit into memory."""
+    memory = state_memory(setup, program)
+    memory["temporaries"] = max(0, used - sum(memory.values()))
+    about = described(setup, topology, program)
+    return Needs(
+        **about,
+        compiled=True,
+        fits=False,
+        memory=memory,
+        peak_bytes=used,
+        flops=about["model_flops"],
+        collectives=(),
+        memory_traffic_bytes=None,
+    )
+
+
+def used_bytes(message: str) -> int | None:
+    """The memory that a compiler says a program needs, where it refuses it.
+
+    Example:
+        >>> used_bytes("RESOURCE_EXHAUSTED: ... Used 20.00G of 15.75G hbm. Exceeded ...") / 2**30
+        20.0
+    """
+    found = re.search(r"(?:Used |HLO temporaries \()([\d.]+)([KMGT]?)", message)
+    if "RESOURCE_EXHAUSTED" not in message or found is None:
+        return None
+    return round(float(found[1]) * _UNITS[found[2]])
+
+
+def _compile(setup: Setup, program: str) -> Any:
+    if program == "sampling":
+        return lower_sampler(
+            setup.wired, setup.mesh, setup.abstract.params, setup.config.batch_size
+        ).compile()
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    key = jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=replicated(setup.mesh))
+    return compile_train_step(setup, cast(jax.Array, key))
+
+
+def described(setup: Setup, topology: Topology, program: str) -> dict[str, Any]:
+    """What is known of a program before it is compiled, as arguments of `Needs`."""
+    return {
+        "program": program,
+        "topology": topology.name,
+        "mesh": dict(setup.mesh.shape),
+        "batch_size": setup.config.batch_size,
+        "num_params": setup.wired.num_params,
+        "model_flops": model_flops(setup, program) / setup.mesh.size,
+        "minimum_wire_bytes": minimum_wire_bytes(setup, program),
+        "compute_type": setup.config.model.get("dtype", "float32"),
+    }
+
+
+def bytes_per_device(tree: Any) -> int:
+    """Bytes of arrays on one device, by their shardings, without padding."""
+    return sum(
+        int(np.prod(leaf.sharding.shard_shape(leaf.shape))) * leaf.dtype.itemsize
+        for leaf in jax.tree.leaves(tree)
+    )
+
+
+def state_memory(setup: Setup, program: str) -> dict[str, int]:
+    """Bytes of what a program is given, by kind, on one device."""
+    if program == "sampling":
+        return {"parameters": bytes_per_device(setup.abstract.params)}
+    state, rows = setup.abstract, setup.mesh.shape["data"] * setup.mesh.shape["fsdp"]
+    batch = setup.wired.batch_shapes(setup.config.batch_size)
+    return {
+        "parameters": bytes_per_device(state.params),
+        "optimizer": bytes_per_device(state.opt_state),
+        "averages": bytes_per_device(state.ema),
+        "batch": sum(leaf.size * leaf.dtype.itemsize for leaf in batch.values()) // rows,
+    }
+
+
+def _memory(setup: Setup, program: str, analysis: Any, kept: int) -> dict[str, int]:
+    """All of a program's memory by kind; what arguments take beyond their size is padding.
+
+    Of the temporaries, those that are kept for the backward pass are activations.
+    """
+    memory = state_memory(setup, program)
+    memory["padding"] = analysis.argument_size_in_bytes - sum(memory.values())
+    made = analysis.output_size_in_bytes - analysis.alias_size_in_bytes
+    activations = min(kept, analysis.temp_size_in_bytes)
+    if program == "training":
+        memory["activations"] = activations
+    return memory | {
+        "temporaries": analysis.temp_size_in_bytes - activations,
+        "results": max(0, made),
+        "code": analysis.generated_code_size_in_bytes,
+    }
+
+
+def stacked_shapes(setup: Setup) -> list[tuple[int, ...]]:
+    """Whole shapes of weights and biases that are stacks of blocks and split over devices."""
+    leaves = jax.tree_util.tree_leaves_with_path(setup.abstract.params)
+    return [
+        leaf.shape
+        for path, leaf in leaves
+        if STACKED in jax.tree_util.keystr(path, simple=True, separator="/").split("/")
+        and leaf.size != int(np.prod(leaf.sharding.shard_shape(leaf.shape)))
+    ]
+
+
+def _text(buffer: counts.Buffer) -> str:
+    shape = ",".join(map(str, buffer.shape))
+    return f"{buffer.dtype}[{shape}] {buffer.num_bytes / 2**20:.1f} MiB"

@@ -1,0 +1,177 @@
+"""A plan as text and as plain numbers."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from diffjax.evaluation.tables import MISSING, duration, measure, number, percent, table
+from diffjax.performance.planning.compiled import Needs
+from diffjax.performance.planning.roofline import device_hours, estimate
+from diffjax.performance.planning.search import Row
+from diffjax.performance.planning.topologies import GIB, topology_called
+
+_BYTES_PER_PARAMETER = 4
+
+
+def as_json(rows: Sequence[Row], best: Row | None) -> dict[str, Any]:
+    """Every number of a plan."""
+    return {
+        "plans": [
+            {"label": label, **asdict(needs), "derived": derived(config, needs)}
+            for label, config, needs in rows
+        ],
+        "best": None if best is None else best[0],
+    }
+
+
+def derived(config: ConfigDict, needs: Needs) -> dict[str, Any]:
+    """What follows from a program's needs and the chip's published figures."""
+    topology = topology_called(needs.topology)
+    roofline = estimate(needs, topology)
+    chips, minimum = topology.num_chips, needs.minimum_wire_bytes
+    whole = {}
+    if needs.program == "training":
+        whole = {
+            "run_seconds": roofline.seconds * config.num_steps,
+            "device_hours": device_hours(roofline.seconds, config.num_steps, chips),
+        }
+    ideal = needs.num_params * _BYTES_PER_PARAMETER * (3 + len(config.ema_decays)) / chips
+    return {
+        "chip": asdict(topology.chip),
+        "usable_bytes": topology.usable_bytes,
+        "state_bytes": needs.state_bytes,
+        "state_over_ideal": needs.state_bytes / ideal if needs.program == "training" else None,
+        "flops_over_model": needs.flops / needs.model_flops,
+        "wire_bytes": needs.wire_bytes,
+        "wire_over_minimum": needs.wire_bytes / minimum if minimum else None,
+        "seconds_by_part": dict(roofline.parts),
+        "seconds": roofline.seconds,
+        "bound_by": roofline.bound_by,
+        "images_per_second": needs.batch_size / roofline.seconds,
+        **whole,
+    }
+
+
+def details(config: ConfigDict, needs: Needs) -> str:
+    """One plan as a page of text."""
+    about = derived(config, needs)
+    parts = [
+        _title(config, needs),
+        table(["memory of a chip", "GiB", "share"], memory_rows(needs, about)),
+        table(["work of a chip", "", "of the least"], work_rows(needs, about)),
+        table(["traffic between chips", "devices", "times", "MB received"], wire_rows(needs)),
+        table(["least time", "ms", ""], time_rows(about)),
+        *_notes(needs),
+    ]
+    return "\n\n".join(parts)
+
+
+def _title(config: ConfigDict, needs: Needs) -> str:
+    mesh = " ".join(f"{axis}={size}" for axis, size in needs.mesh.items() if size > 1) or "one chip"
+    how = (
+        f"compiled in {duration(needs.seconds)} ({duration(needs.cpu_seconds)} of a processor)"
+        if needs.compiled
+        else "an ANALYTIC MODEL: nothing was compiled for these chips"
+    )
+    return (
+        f"{config.name}, {needs.program}: {needs.num_params:,} parameters, batch "
+        f"{needs.batch_size}, on {needs.topology} ({mesh}); {how}"
+    )
+
+
+def memory_rows(needs: Needs, about: Mapping[str, Any]) -> list[list[str]]:
+    """Kind, GiB and share of what a chip may hold."""
+    usable = about["usable_bytes"]
+    kinds = [[kind, _gib(size), percent(size / usable)] for kind, size in needs.memory.items()]
+    total = ["in all", _gib(needs.peak_bytes), percent(needs.peak_bytes / usable)]
+    return [*kinds, total, ["a program may fill", _gib(usable), ""]]
+
+
+def work_rows(needs: Needs, about: Mapping[str, Any]) -> list[list[str]]:
+    """Work, its size, and how many times the least that it is."""
+    traffic = needs.memory_traffic_bytes
+    rows = [
+        ["matrix TFLOP", measure(needs.flops / 1e12), f"{about['flops_over_model']:.4f}"],
+        [
+            "GB from other chips",
+            measure(needs.wire_bytes / 1e9),
+            MISSING if about["wire_over_minimum"] is None else f"{about['wire_over_minimum']:.3f}",
+        ],
+        ["GB from and to memory", MISSING if traffic is None else measure(traffic / 1e9), ""],
+    ]
+    if about["state_over_ideal"] is not None:
+        ratio = f"{about['state_over_ideal']:.4f}"
+        rows.append(["GB of state", measure(needs.state_bytes / 1e9), ratio])
+    return rows
+
+
+def wire_rows(needs: Needs) -> list[list[str]]:
+    """Kind, devices that take part, how often, and megabytes."""
+    return [
+        [one.kind, str(one.devices), number(one.count or None), measure(one.wire_bytes / 1e6)]
+        for one in needs.collectives
+    ] or [["none", "", "", ""]]
+
+
+def time_rows(about: Mapping[str, Any]) -> list[list[str]]:
+    """Parts of the least time, and what follows for the run."""
+    rows = [
+        [part, measure(1e3 * seconds), "the bound" if part == about["bound_by"] else ""]
+        for part, seconds in about["seconds_by_part"].items()
+    ]
+    rows.append(["images per second", number(about["images_per_second"]), "at most"])
+    if "device_hours" in about:
+        rows.append(["the whole run", duration(about["run_seconds"]), "at least"])
+        rows.append(["device hours", number(about["device_hours"]), "at least"])
+    return rows
+
+
+def _notes(needs: Needs) -> list[str]:
+    notes = []
+    if not needs.fits:
+        notes.append("IT DOES NOT FIT; FLOPs are the model's own, and traffic is unknown.")
+    if needs.whole_stacks:
+        notes.append(f"whole unsplit weight stacks: {', '.join(needs.whole_stacks)}")
+    elif needs.compiled and needs.fits:
+        notes.append("no array holds a whole stack of weights unsplit")
+    if needs.largest:
+        notes.append(f"largest arrays: {', '.join(needs.largest)}")
+    if needs.unknown_loops:
+        notes.append(f"loops counted once, as their turns are unknown: {len(needs.unknown_loops)}")
+    return notes
+
+
+def summary(rows: Sequence[Row]) -> str:
+    """A line for each plan."""
+    lines = []
+    for label, config, needs in rows:
+        about = derived(config, needs)
+        wire = about["wire_over_minimum"]
+        lines.append(
+            [
+                label,
+                str(needs.batch_size),
+                _gib(needs.state_bytes),
+                _gib(needs.peak_bytes) + ("" if needs.fits else " (too much)"),
+                measure(needs.flops / 1e12),
+                f"{about['flops_over_model']:.4f}",
+                measure(needs.wire_bytes / 1e9),
+                MISSING if wire is None else f"{wire:.2f}",
+                measure(1e3 * about["seconds"]),
+                about["bound_by"],
+                number(about["images_per_second"]),
+                number(about.get("device_hours")),
+                measure(needs.seconds) if needs.compiled else "analytic",
+            ]
+        )
+    headings = [
+        "a chip", "batch", "state GiB", "peak GiB", "TFLOP", "of model", "GB received", "of least",
+        "ms at least", "bound by", "images/s", "device hours", "compile s",
+    ]  # fmt: skip
+    return table(headings, lines)
+
+
+def _gib(size: int) -> str:
+    return f"{size / GIB:.3f}"

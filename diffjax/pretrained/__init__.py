@@ -1,0 +1,1 @@
+"""Files of published weights: fetched, checked by hash, read without running them."""

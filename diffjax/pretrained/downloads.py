@@ -1,0 +1,75 @@
+"""Files of weights: given by path, or fetched once by address, and always checked by hash."""
+
+import hashlib
+import os
+import shutil
+import tempfile
+import urllib.request
+from pathlib import Path
+from urllib.parse import unquote, urlparse
+
+from diffjax.errors import UserError
+from diffjax.host.files import place_of
+
+CACHE = "~/.cache/diffjax"
+_SECONDS_TO_WAIT = 60.0
+
+
+def read_weights(location: str, sha256: str, cache: str = CACHE) -> bytes:
+    """The bytes of a file that has the given hash.
+
+    Args:
+        location: a path; or an address (`https://…`), then the file is fetched into `cache` unless
+            it is there already.
+        sha256: hex digest that the file must have.
+        cache: folder for what is fetched.
+
+    Raises:
+        UserError: there is no such file, it can't be fetched, or its hash is another one.
+    """
+    fetched = "://" in location
+    path = _fetched(location, sha256, place_of(cache)) if fetched else place_of(location)
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"can't read the weights {location}: {error.strerror}") from error
+    _check(hashlib.sha256(data).hexdigest(), sha256, str(path))
+    return data
+
+
+def _fetched(address: str, sha256: str, folder: Path) -> Path:
+    """Where the file of that address and hash lies, once it has been fetched whole."""
+    name = Path(unquote(urlparse(address).path)).name
+    if not name:
+        raise UserError(f"{address} names no file")
+    # Files of one name but other contents live side by side.
+    path = folder / f"{sha256[:8]}-{name}"
+    if path.exists():
+        return path
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        handle, scratch = tempfile.mkstemp(dir=folder)
+        try:
+            with (
+                os.fdopen(handle, "wb") as file,
+                urllib.request.urlopen(address, timeout=_SECONDS_TO_WAIT) as source,
+            ):
+                shutil.copyfileobj(source, file)
+            with open(scratch, "rb") as file:
+                _check(hashlib.file_digest(file, "sha256").hexdigest(), sha256, address)
+            os.replace(scratch, path)
+        finally:
+            Path(scratch).unlink(missing_ok=True)
+    except (OSError, ValueError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"can't fetch {address}: {error}") from error
+    return path
+
+
+def _check(found: str, sha256: str, name: str) -> None:
+    if found != sha256.lower():
+        raise UserError(
+            f"{name} has sha256 {found}, not {sha256}: it is damaged or another file; "
+            "if it is the one you mean, give that hash as sha256"
+        )

@@ -1,0 +1,184 @@
+"""Images in a grid, as a PNG, and samples on their way from noise, as a film."""
+
+import io
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from diffjax.errors import UserError
+from diffjax.host.files import write_whole
+from diffjax.sampling.sample import Trace
+
+_MIN_IMAGE_PIXELS = 48
+_GAP_PIXELS = 2
+_GAP_VALUE = 128
+_BAND_PIXELS, _NAME_SIZE = 16, 11  # above the columns, and of the letters in it
+
+
+def image_grid(images: Any, columns: int) -> np.ndarray:
+    """Lays images out in rows, each magnified by a whole factor so that small ones can be seen.
+
+    An image whose longer side is below 48 pixels grows until it isn't, by repeating pixels. A grey
+    line of 2 pixels lies between neighbours, and grey fills what the last row lacks.
+
+    Args:
+        images: `[N, H, W, C]`, float in [-1, 1] or uint8; C is 1 (grey) or 3 (RGB). Two channels,
+            as of a field, are shown side by side in grey, of four and more the first three as RGB.
+        columns: images in a row.
+
+    Returns:
+        uint8 `[rows·(H·k + 2) − 2, columns·(W·k + 2) − 2, C]` with `k` the factor; of two channels
+        C is 1, and W that of both.
+
+    Raises:
+        UserError: the images have another shape, or there are none.
+
+    Example:
+        >>> image_grid(np.zeros((5, 8, 8, 1), np.float32), columns=3).shape
+        (98, 148, 1)
+    """
+    images = np.asarray(images)
+    if images.ndim != 4 or not images.size:
+        raise UserError(
+            f"a picture needs at least one image of shape [H, W, C], got an array of shape "
+            f"{list(images.shape)}"
+        )
+    scale = math.ceil(_MIN_IMAGE_PIXELS / max(images.shape[1:3]))
+    if images.shape[-1] == 2:
+        images = np.concatenate([images[..., :1], images[..., 1:]], axis=2)
+    images = images[..., :3]
+    if images.dtype != np.uint8:
+        images = np.rint((np.clip(np.nan_to_num(images), -1, 1) + 1) * 127.5).astype(np.uint8)
+    images = images.repeat(scale, axis=1).repeat(scale, axis=2)
+    number, height, width, channels = images.shape
+    rows = math.ceil(number / columns)
+    pitch = (height + _GAP_PIXELS, width + _GAP_PIXELS)
+    grid = np.full((rows * pitch[0], columns * pitch[1], channels), _GAP_VALUE, np.uint8)
+    for index, image in enumerate(images):
+        top, left = index // columns * pitch[0], index % columns * pitch[1]
+        grid[top : top + height, left : left + width] = image
+    return grid[:-_GAP_PIXELS, :-_GAP_PIXELS]
+
+
+def columns_by_class(num_images: int, num_classes: int) -> int:
+    """Images in a row of a nearly square picture, each column of one class if so many fit.
+
+    Labels are 0 … num_classes − 1 in turn, so a column is of one class where their number divides
+    the columns. More classes than five quarters of a square's side do not fit.
+
+    Example:
+        >>> [columns_by_class(64, num_classes) for num_classes in (0, 2, 3, 5, 10, 1000)]
+        [8, 8, 9, 10, 10, 8]
+    """
+    side = math.ceil(math.sqrt(num_images))
+    if not 1 <= num_classes <= most_classes(num_images):
+        return side
+    return num_classes * max(1, round(side / num_classes))
+
+
+def most_classes(num_images: int) -> int:
+    """How many classes get a column each in a nearly square picture.
+
+    Example:
+        >>> most_classes(64)
+        10
+    """
+    return max(1, math.ceil(math.sqrt(num_images)) * 5 // 4)
+
+
+def names_of_columns(
+    labels: np.ndarray, columns: int, label_names: Sequence[str]
+) -> tuple[str, ...]:
+    """The class of each column; none where a column is of several, or classes have no names.
+
+    Example:
+        >>> names_of_columns(np.array([0, 1, 0, 1, 0]), 2, ("cat", "dog"))
+        ('cat', 'dog')
+        >>> names_of_columns(np.array([0, 1, 0, 1, 0]), 3, ("cat", "dog"))
+        ()
+    """
+    first = labels[:columns]
+    of_one_class = np.array_equal(np.resize(first, len(labels)), labels)
+    if not label_names or len(first) < columns or not of_one_class:
+        return ()
+    return tuple(label_names[int(label)] for label in first)
+
+
+def save_png(
+    path: str | Path, images: Any, columns: int | None = None, names: Sequence[str] = ()
+) -> Path:
+    """Writes images as one PNG, in the layout of `image_grid`.
+
+    The file appears whole or not at all.
+
+    Args:
+        path: where to; its folder is made if need be.
+        images: as for `image_grid`.
+        columns: images in a row; as many as make the grid square if None.
+        names: of the columns, written over each in a band of 16 pixels.
+
+    Returns:
+        `path`.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    grid = image_grid(images, columns or columns_by_class(len(images), 0))
+    if names:
+        band = _band(names, grid.shape[1])[..., None].repeat(grid.shape[2], axis=2)
+        grid = np.concatenate([band, grid])
+    picture = Image.fromarray(grid[..., 0] if grid.shape[-1] == 1 else grid)
+    file = io.BytesIO()
+    picture.save(file, format="PNG", optimize=True)
+    write_whole(path, file.getvalue())
+    return path
+
+
+def _band(names: Sequence[str], width: int) -> np.ndarray:
+    """The names over equal columns, uint8 `[16, width]`; those too long for one are cut."""
+    font = ImageFont.load_default(size=_NAME_SIZE)
+    band = Image.new("L", (width, _BAND_PIXELS), 255)
+    draw = ImageDraw.Draw(band)
+    pitch = (width + _GAP_PIXELS) // len(names)
+    for column, name in enumerate(names):
+        text = name
+        while text and font.getlength(text) > pitch - 3 * _GAP_PIXELS:
+            text = text.removesuffix("…")[:-1] + "…" if text != "…" else ""
+        middle = column * pitch + (pitch - _GAP_PIXELS) / 2, _BAND_PIXELS / 2
+        draw.text(middle, text, fill=0, font=font, anchor="mm")
+    return np.asarray(band)
+
+
+def save_film(path: str | Path, trace: Trace) -> Path:
+    """Writes how samples came about: a strip of pictures, and beside it an animation.
+
+    Two rows a sample, noise on the left: `x`, and below it the x0 predicted there.
+
+    Args:
+        path: of the strip, `.png`; the animation has the same name and `.gif`.
+        trace: of a few samples.
+
+    Returns:
+        `path`.
+    """
+    x, x0 = np.asarray(trace.x), np.asarray(trace.x0)
+    x0 = np.concatenate([x0, x[-1:]])  # at the end both are the sample
+    rows = np.stack([x, x0], axis=1).transpose(2, 1, 0, *range(3, x.ndim + 1))
+    path = save_png(path, np.clip(rows, -1, 1).reshape(-1, *x.shape[2:]), columns=len(x))
+    frames = []
+    for both in np.stack([x, x0], axis=2):
+        grid = image_grid(np.clip(both, -1, 1).reshape(-1, *x.shape[2:]), columns=2)
+        frames.append(Image.fromarray(grid[..., 0] if grid.shape[-1] == 1 else grid))
+    durations = [80] * (len(frames) - 1) + [1500]
+    frames[0].save(
+        film_gif(path), save_all=True, append_images=frames[1:], duration=durations, loop=0
+    )
+    return path
+
+
+def film_gif(path: str | Path) -> Path:
+    """Where the animation beside a film strip is."""
+    return Path(path).with_suffix(".gif")

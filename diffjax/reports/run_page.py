@@ -1,0 +1,354 @@
+"""The page that a person opens: everything about one run, in one HTML file.
+
+It is written from the files of the run's folder alone, so it can be made again at any time, and
+the same files give the same page.
+"""
+
+import base64
+import io
+import shlex
+import statistics
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, StrictUndefined, UndefinedError
+from markupsafe import Markup
+from PIL import Image
+
+from diffjax.errors import UserError
+from diffjax.evaluation.tables import (
+    METRICS,
+    duration,
+    is_number,
+    label,
+    measure,
+    number,
+    percent,
+    quality_cells,
+    quality_table,
+    sorted_rows,
+)
+from diffjax.host.files import write_whole
+from diffjax.host.run_files import read_json, read_metrics
+from diffjax.reports import plots
+from diffjax.reports.plan_figure import of_plan
+
+__all__ = ["quality_table", "write_report"]
+
+_MAX_GRIDS = 7
+_MAX_PIXELS = 64_000_000
+_TARGET = "_target_"
+_COUNTS = ("num_samples", "num_reference_images", "num_floor_images")
+_SHOWN_ELSEWHERE = (
+    "command",
+    "versions",
+    "num_params",
+    "device",
+    "host",
+    "train_seconds",
+    "compile_seconds",
+)
+
+
+def write_report(workdir: str | Path) -> Path:
+    """Writes `report.html` from what the run's folder holds.
+
+    The page needs nothing else: images and plots are inside it. What the folder lacks becomes a
+    sentence that says which command makes it.
+
+    Args:
+        workdir: with any of `config.json`, `run.json`, `metrics.jsonl`, `evaluation.json`,
+            `plan.json`, `samples/step_*.png` and `samples/neighbours.png`.
+
+    Returns:
+        the path of the page.
+
+    Raises:
+        UserError: there is no such folder, or one of its files isn't what it should be.
+    """
+    workdir = Path(workdir)
+    if not workdir.is_dir():
+        raise UserError(f"there is no run in {workdir}: python -m experiments.train makes one")
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters |= {"number": number, "percent": percent, "duration": duration}
+    source = resources.files("diffjax.reports").joinpath("templates/run_page.html.jinja")
+    template = environment.from_string(source.read_text(encoding="utf-8"))
+    try:
+        page = template.render(_content(workdir))
+    except UserError:
+        raise
+    # JSON of another shape trips up whatever first looks at it.
+    except (
+        ArithmeticError, AttributeError, LookupError, TypeError, ValueError, UndefinedError,
+    ) as error:  # fmt: skip
+        raise UserError(
+            f"a file in {workdir} is not what a run writes ({type(error).__name__}: {error}): "
+            "evaluate it again by python -m experiments.evaluate, or restore it"
+        ) from error
+    path = workdir / "report.html"
+    write_whole(path, page)
+    return path
+
+
+def _content(workdir: Path) -> dict[str, Any]:
+    """What the template shows."""
+    config = read_json(workdir / "config.json") or {}
+    run = read_json(workdir / "run.json") or {}
+    evaluation = read_json(workdir / "evaluation.json") or {}
+    records = read_metrics(workdir / "metrics.jsonl")
+    plan = read_json(workdir / "plan.json")
+    commands = _commands(workdir, run)
+    step = records[-1]["step"] if records else None
+    return {
+        "name": workdir.resolve().name,
+        "verdict": _verdict(config, evaluation, step),
+        "settings": _settings(config, run, records),
+        "grids": _sample_grids(workdir / "samples"),
+        "loss_curve": Markup(plots.loss_curve(records)),
+        "loss_by_log_snr": Markup(plots.loss_by_log_snr(records)),
+        "evaluation": evaluation,
+        "evaluated_with": _evaluated_with(evaluation),
+        "quality": _quality(evaluation),
+        "neighbours_image": embedded_image(workdir / "samples" / "neighbours.png"),
+        "neighbours": {
+            name: value
+            for name, value in _flat(evaluation.get("neighbours")).items()
+            if not name.startswith("provenance.")
+        },
+        "numbers": _numbers(evaluation),
+        "config": config,
+        "commands": commands,
+        "plan": None if plan is None else of_plan(plan),
+        "run": _flat({k: v for k, v in run.items() if k not in _SHOWN_ELSEWHERE}),
+        "versions": _flat(run.get("versions")),
+    }
+
+
+def _verdict(config: Mapping[str, Any], evaluation: Mapping[str, Any], step: int | None) -> str:
+    """One sentence: how good the samples are, and whether training is over."""
+    num_steps = config.get("num_steps")
+    if not evaluation:
+        if step is None:
+            return "Not trained yet."
+        of = f" of {num_steps:,}" if is_number(num_steps) else ""
+        return f"Trained to step {step:,}{of}; not evaluated yet."
+    parts = []
+    samples = f"{number(evaluation.get('num_samples'))} conditional samples"
+    if is_number(evaluation.get("accuracy")):
+        parts.append(f"{percent(evaluation['accuracy'])} of {samples} recognised")
+    distance = evaluation.get("frechet_distance")
+    if isinstance(distance, Mapping):
+        floor = _floor(evaluation, "frechet_distance")
+        floor = "" if floor is None else f" (floor {measure(floor)})"
+        parts.append(f"Fréchet distance {measure(distance.get('value'))}{floor}")
+    verdict = "; ".join(parts) or "Evaluated, without accuracy or Fréchet distance"
+    nfe = (evaluation.get("sampling") or {}).get("nfe")
+    if is_number(nfe):
+        verdict += f" at {nfe:,} NFE"
+    evaluated = evaluation.get("step")
+    if is_number(evaluated) and is_number(num_steps) and evaluated < num_steps:  # type: ignore[operator]
+        verdict += f", after {evaluated:,} of {num_steps:,} training steps"
+    return f"{verdict}."
+
+
+def _settings(
+    config: Mapping[str, Any], run: Mapping[str, Any], records: Sequence[Mapping[str, Any]]
+) -> tuple[list[tuple[str, str, str]], list[tuple[str, str, str]]]:
+    """Rows of the two settings tables (parts, sizes): what, its name, its hyper-parameters."""
+    parts = (
+        ("Data", config.get("data")),
+        ("Objective", config.get("objective")),
+        ("Path", config.get("path")),
+        ("Target", _find(config, "target")),
+        ("Weight", _find(config, "weight")),
+        ("Times", _find(config, "times")),
+        ("Network", config.get("model")),
+        ("Optimizer", config.get("optimizer")),
+    )
+    rows = [(what, *_describe(part)) for what, part in parts if part is not None]
+    trained = f"{records[-1]['step']:,} of " if records else ""
+    speeds = [r["images_per_second"] for r in records if is_number(r.get("images_per_second"))]
+    seconds, compiling = run.get("train_seconds"), duration(run.get("compile_seconds"))
+    plain = (
+        ("Parameters", number(run.get("num_params")), run.get("num_params")),
+        ("Steps", trained + number(config.get("num_steps")), config.get("num_steps")),
+        ("Batch", f"{number(config.get('batch_size'))} images", config.get("batch_size")),
+        ("Seed", str(config.get("seed")), config.get("seed")),
+        ("Device", str(run.get("device")), run.get("device")),
+        ("Host", str(run.get("host")), run.get("host")),
+        ("Wall time", f"{duration(seconds)} training, {compiling} compiling", seconds),
+        ("Speed", f"{number(statistics.median(speeds or [0]))} images/s", speeds or None),
+    )
+    return rows, [(what, text, "") for what, text, value in plain if value is not None]
+
+
+def _describe(part: Any) -> tuple[str, str]:
+    """The name of what a spec calls, and its own hyper-parameters in a line."""
+    if not isinstance(part, Mapping):
+        return str(part), ""
+    name = str(part.get(_TARGET, "")).rpartition(":")[2]
+    values = [
+        f"{key} {_listed(value)}"
+        for key, value in part.items()
+        if key != _TARGET and not isinstance(value, Mapping)
+    ]
+    return name, " · ".join(values)
+
+
+def _listed(value: Any) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _find(tree: Any, key: str) -> Any:
+    """The first value under `key` at any depth, the outermost first."""
+    level = [tree]
+    while level:
+        nodes = [node for node in level if isinstance(node, Mapping)]
+        for node in nodes:
+            if key in node:
+                return node[key]
+        level = [child for node in nodes for child in node.values()]
+    return None
+
+
+def _sample_grids(folder: Path) -> list[tuple[int, Any]]:
+    """At most seven (step, image) over training, evenly spread, the first and the last included."""
+    found = {}
+    for path in folder.glob("step_*.png"):
+        digits = path.stem.removeprefix("step_")
+        if digits.isdecimal():
+            found[int(digits)] = path
+    steps = sorted(found)
+    if len(steps) > _MAX_GRIDS:
+        last = len(steps) - 1
+        steps = [steps[round(i * last / (_MAX_GRIDS - 1))] for i in range(_MAX_GRIDS)]
+    return [(step, embedded_image(found[step])) for step in steps]
+
+
+def embedded_image(path: Path) -> dict[str, Any] | None:
+    """A PNG for an `<img>`, or None if there is no such file."""
+    if not path.exists():
+        return None
+    content = path.read_bytes()
+    try:
+        with Image.open(io.BytesIO(content), formats=["PNG"]) as image:
+            width, height = image.size
+            if width * height > _MAX_PIXELS:
+                raise Image.DecompressionBombError(f"{width}×{height} pixels")
+            image.load()
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise UserError(
+            f"{path} is not a readable PNG: delete it, and make the report again"
+        ) from error
+    data = base64.b64encode(content).decode("ascii")
+    return {"source": f"data:image/png;base64,{data}", "width": width, "height": height}
+
+
+def _evaluated_with(evaluation: Mapping[str, Any]) -> str:
+    """In two sentences, what was evaluated and how the samples were drawn, and the accuracy."""
+    named = {
+        "weights": evaluation.get("weights"),
+        "training step": evaluation.get("step"),
+    }
+    names = {"num_steps": "solver steps", "nfe": "NFE", "guidance_scale": "guidance scale"}
+    sampling = evaluation.get("sampling") or {}
+    named |= {names.get(key, key): value for key, value in sampling.items()}
+    text = ", ".join(f"{key} {number(value)}" for key, value in named.items() if value is not None)
+    sentences = [f"Measured on {number(evaluation.get('num_samples'))} samples: {text}."]
+    interval, classifier = (
+        evaluation.get(key) for key in ("accuracy_interval", "classifier_test_accuracy")
+    )
+    if is_number(evaluation.get("accuracy")) and isinstance(interval, list):
+        low, high = map(percent, interval)
+        sentences.append(
+            f"Accuracy {percent(evaluation['accuracy'])}, 95 % interval {low} to {high}; on real "
+            f"test images the classifier itself reaches {percent(classifier)}."
+        )
+    return " ".join(sentences)
+
+
+def _quality(evaluation: Mapping[str, Any]) -> dict[str, Any]:
+    """Quality against NFE: the figures, and the cells of the table."""
+    rows = sorted_rows(evaluation.get("by_nfe") or [])
+    columns, cells = quality_cells(rows)
+    drawn = [
+        (metric.label, plots.quality_against_nfe(rows, _floor(evaluation, name), name))
+        for name, metric in METRICS.items()
+    ]
+    return {
+        "figures": [(label, Markup(svg)) for label, svg in drawn if svg],
+        "headings": [column.heading for column in columns],
+        "cells": cells,
+    }
+
+
+def _floor(evaluation: Mapping[str, Any], metric: str) -> float | None:
+    measure = evaluation.get(metric)
+    floor = measure.get("floor") if isinstance(measure, Mapping) else None
+    return floor if is_number(floor) else None
+
+
+def _numbers(evaluation: Mapping[str, Any]) -> dict[str, Any]:
+    """A row for each number that has a provenance, and the facts that all of these share."""
+    entries = {
+        name: entry
+        for name, entry in evaluation.items()
+        if isinstance(entry, Mapping) and "provenance" in entry and "value" in entry
+    }
+    known = [_flat(entry["provenance"]) for entry in entries.values()]
+    shared = {
+        fact: value
+        for fact, value in (known[0] if known else {}).items()
+        if fact not in _COUNTS and all(facts.get(fact) == value for facts in known)
+    }
+    rows = [
+        {
+            "name": label(name),
+            "value": _with_error(entry, "value", "standard_error"),
+            "floor": _with_error(entry, "floor", "floor_standard_error"),
+            # Of no real images, as for a score of samples alone, there is no number.
+            "counts": [number(facts.get(count) or None) for count in _COUNTS],
+            "how": " · ".join(
+                f"{fact.replace('_', ' ')} {value}" if fact != "definition" else str(value)
+                for fact, value in facts.items()
+                if fact not in shared and fact not in _COUNTS
+            ),
+        }
+        for (name, entry), facts in zip(entries.items(), known, strict=True)
+    ]
+    return {"rows": rows, "shared": shared}
+
+
+def _with_error(entry: Mapping[str, Any], key: str, error: str) -> str:
+    text = measure(entry.get(key))
+    return f"{text} ± {entry[error]:#.2g}" if is_number(entry.get(error)) else text
+
+
+def _commands(workdir: Path, run: Mapping[str, Any]) -> dict[str, str]:
+    """Command lines that make what this page shows."""
+    quoted = shlex.quote(workdir.as_posix())
+    train = run.get("command")
+    if isinstance(train, list):
+        train = shlex.join(map(str, train))
+    return {
+        "train": train or f"python -m experiments.train --config=CONFIG.py --workdir={quoted}",
+        "evaluate": f"python -m experiments.evaluate --workdir={quoted}",
+        "sample": f"python -m experiments.sample --workdir={quoted} --out=grid.png",
+    }
+
+
+def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one, with dotted names."""
+    if not isinstance(tree, Mapping):
+        return {}
+    flat = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = _listed(value) if isinstance(value, list) else value
+    return flat

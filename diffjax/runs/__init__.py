@@ -1,0 +1,1 @@
+"""A trained run: its folder, checkpoints, samples, recipes and measurements."""

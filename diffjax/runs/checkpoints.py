@@ -1,0 +1,345 @@
+"""Checkpoints by Orbax, with a check of our own that what comes back is what was saved.
+
+Orbax does not notice flipped bits in array data, so each checkpoint carries one 32-bit digest per
+array. It is computed on the device, does not depend on the mesh, and changes with any single bit.
+"""
+
+import hashlib
+import json
+import logging
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import orbax.checkpoint as ocp
+from jax import Array
+
+from diffjax.errors import UserError
+from diffjax.host import processes, storage
+
+_LOG = logging.getLogger("diffjax")
+_UNREAD = ocp.PLACEHOLDER  # which is `...`
+
+
+class Hindered(UserError):
+    """A checkpoint could not be read, and may be whole."""
+
+
+class Damaged(UserError):
+    """What was read of a checkpoint is not what was saved."""
+
+
+class Checkpoints:
+    """The checkpoints of one run.
+
+    Args:
+        folder: made if need be.
+        keep: how many of the newest stay.
+        keep_every_steps: those at multiples of this stay as well.
+        read_only: change nothing: another process may be writing here.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        keep: int = 3,
+        keep_every_steps: int | None = None,
+        *,
+        read_only: bool = False,
+    ):
+        self.folder = folder.absolute()
+        options = (
+            # Orbax's own `read_only` warns three times that it does what it was asked for.
+            ocp.CheckpointManagerOptions(create=False)
+            if read_only
+            else ocp.CheckpointManagerOptions(
+                max_to_keep=keep,
+                keep_period=keep_every_steps,
+                create=True,
+                # What a killed process was writing would fill the disk, one kill after another.
+                cleanup_tmp_directories=True,
+            )
+        )
+        handlers = {"state": _handler(), "meta": ocp.JsonCheckpointHandler()}
+        self._manager = ocp.CheckpointManager(self.folder, options=options, item_handlers=handlers)
+
+    def save(self, step: int, state: Any, meta: Mapping[str, Any]) -> None:
+        """Starts to save; the arrays are copied before it returns, the rest happens behind.
+
+        Args:
+            step: names the checkpoint; one that exists already is left alone.
+            state: a NamedTuple of trees of arrays.
+            meta: plain data to go with it.
+        """
+        if step in self._manager.all_steps():
+            return
+        content = {**meta, "step": step, "digest": digest(state)}
+        content["meta_sha256"] = _sha256(content)
+        self._manager.save(
+            step,
+            args=ocp.args.Composite(
+                state=ocp.args.PyTreeSave(_parts(state)), meta=ocp.args.JsonSave(content)
+            ),
+        )
+
+    def restore(
+        self, abstract: Any, *, set_damaged_aside: bool = True, newest: int | None = None
+    ) -> tuple[Any, dict[str, Any]] | None:
+        """The newest checkpoint that is whole, on whatever mesh `abstract` asks for.
+
+        A damaged one is passed over with a warning.
+
+        Args:
+            abstract: as in `read`.
+            set_damaged_aside: move damaged ones to a folder beside this one; none is deleted.
+            newest: leave later steps out of account.
+
+        Returns:
+            State and meta, or None if there is no checkpoint at all.
+
+        Raises:
+            UserError: there are checkpoints and none of them can be read.
+            Hindered: one could not be read for a reason that says nothing of the file.
+        """
+        damaged = []
+        for step in reversed(self.steps()):
+            if newest is not None and step > newest:
+                continue
+            try:
+                restored = self.read(step, abstract)
+            except Damaged as error:
+                damaged.append(step)
+                _LOG.warning("%s", error)
+                continue
+            if set_damaged_aside:
+                self._set_aside(damaged)
+            return restored
+        if damaged:
+            raise UserError(
+                f"none of the checkpoints {damaged} in {self.folder} can be read; "
+                "restore them from a copy, or start again in another --workdir"
+            )
+        return None
+
+    def read(self, step: int, abstract: Any) -> tuple[Any, dict[str, Any]]:
+        """One checkpoint, or some of its arrays, verified by their digests; nothing is set aside.
+
+        Args:
+            step: names the checkpoint.
+            abstract: the state with `ShapeDtypeStruct` of shardings for arrays; with `...` for
+                those that are not read, which are None in what comes back.
+
+        Returns:
+            State and meta.
+
+        Raises:
+            Damaged: it is not what was saved.
+            Hindered: it could not be read for a reason that says nothing of the file.
+        """
+        try:
+            return self._read(step, abstract)
+        except Hindered:
+            raise
+        except Exception as error:  # Whatever else the reader trips over is in the file.
+            if processes.is_loss(error):
+                raise
+            _hindrance_told(step, error)
+            raise Damaged(f"checkpoint {step} is damaged: {_first_line(error)}") from error
+
+    def _read(self, step: int, abstract: Any) -> tuple[Any, dict[str, Any]]:
+        restored = self._read_together(step, abstract)
+        meta = restored.meta
+        # Checkpoints of before there was this sum have none.
+        if meta.pop("meta_sha256", None) not in (None, _sha256(meta)):
+            raise UserError("what is kept beside the arrays differs from what was saved")
+        parts = jax.tree.map(lambda x: None if x is _UNREAD else x, restored.state)
+        state = abstract._replace(**parts)
+        actual, unread = digest(state), {name for name, x in _by_name(abstract) if x is _UNREAD}
+        wrong = [
+            name
+            for name, value in meta["digest"].items()
+            if name not in unread and actual.get(name) != value
+        ]
+        if wrong or meta["step"] != step:
+            raise UserError(f"{len(wrong)} array(s) differ from what was saved, {wrong[:1]} first")
+        return state, meta
+
+    def _read_together(self, step: int, abstract: Any) -> Any:
+        """What Orbax reads; damage that one of several processes meets is damage for all."""
+        arguments = ocp.args.Composite(state=_wanted(_parts(abstract)), meta=ocp.args.JsonRestore())
+        restored, trouble = None, None
+        try:
+            restored = self._manager.restore(step, args=arguments)
+        except Exception as error:  # It is said below, once the others know.
+            trouble = error
+        if not processes.all_agree(trouble is None):
+            if not processes.all_agree(trouble is None or not hindrance(trouble)):
+                raise _hindered(step, hindrance(trouble) or "another process was hindered")
+            raise trouble or UserError("another process could not read it")
+        return restored
+
+    def steps(self) -> list[int]:
+        """The steps that have a checkpoint, rising."""
+        return sorted(self._manager.all_steps())
+
+    def leave(self, steps: list[int]) -> None:
+        """Moves checkpoints that are not to be gone on from beside the others; none is deleted."""
+        self._move_out(steps, "left")
+
+    def wait(self) -> None:
+        """Waits until what was begun is on disk."""
+        self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        """Waits as `wait`, and ends."""
+        try:
+            self.wait()
+        finally:
+            self._manager.close()
+
+    def _set_aside(self, steps: list[int]) -> None:
+        self._move_out(steps, "damaged")
+
+    def _move_out(self, steps: list[int], why: str) -> None:
+        """To `checkpoints_WHY` beside the folder, or beside what it links to."""
+        if steps:
+            folder = self.folder.resolve()
+            aside = folder.with_name(f"{folder.name}_{why}")
+            processes.in_first(partial(self._move, steps, aside))
+            self._manager.reload()
+
+    def _move(self, steps: list[int], aside: Path) -> None:
+        aside.mkdir(exist_ok=True)
+        for step in steps:
+            taken = len(list(aside.glob(f"{step}*")))
+            name = f"{step}-{taken}" if taken else str(step)
+            (self.folder / str(step)).rename(aside / name)
+            _LOG.warning("checkpoint %d was moved to %s", step, aside / name)
+
+
+def hindrance(error: BaseException | None) -> str | None:
+    """What keeps a file from being read that may be whole; None where the file is at fault.
+
+    An input/output error is none: a sector that is lost stays lost.
+
+    Example:
+        >>> hindrance(PermissionError(13, "Permission denied")), hindrance(ValueError("torn"))
+        ('Permission denied', None)
+    """
+    if error is None:
+        return None
+    out_of_memory = isinstance(error, jax.errors.JaxRuntimeError) and "EXHAUSTED" in str(error)
+    if isinstance(error, MemoryError) or out_of_memory:
+        return "out of memory"
+    return storage.cause(error, storage.READING)
+
+
+def _hindrance_told(step: int, error: Exception) -> None:
+    if said := hindrance(error):
+        raise _hindered(step, said) from error
+
+
+def _hindered(step: int, said: str) -> Hindered:
+    return Hindered(
+        f"checkpoint {step} can't be read now: {said}; nothing was set aside: mend that, and the "
+        "same command goes on"
+    )
+
+
+def config_kept(folder: Path) -> dict[str, Any] | None:
+    """The config that the newest checkpoint which has one, undamaged, was saved with."""
+    steps = sorted(int(each.name) for each in folder.glob("*") if each.name.isdecimal())
+    for step in reversed(steps):
+        try:
+            meta = json.loads((folder / str(step) / "meta" / "metadata").read_text("utf-8"))
+            if meta.pop("meta_sha256") == _sha256(meta) and isinstance(meta["config"], dict):
+                return meta["config"]
+        # Whatever else it holds.
+        except (OSError, ValueError, LookupError, AttributeError, TypeError, RecursionError):
+            continue
+    return None
+
+
+def digest(tree: Any) -> dict[str, int]:
+    """One 32-bit number per array, by its path.
+
+    `Σ_i bits(x_i)·(2i + 1)·c mod 2³²`: the factors are odd, so that flipping any one bit changes
+    the sum, and integer sums do not depend on their order, hence not on the mesh.
+
+    Example:
+        >>> one, other = digest({"a": jnp.array([1.0, 2.0])}), digest({"a": jnp.array([2.0, 1.0])})
+        >>> list(one), one == other
+        (['a'], False)
+    """
+    return {name: int(value) for name, value in _by_name(processes.to_host(_digest(tree)))}
+
+
+def not_finite(tree: Any) -> list[str]:
+    """The arrays, by their paths, that hold infinity or NaN; it is looked for on the devices.
+
+    Example:
+        >>> not_finite({"a": jnp.array([1.0, jnp.inf]), "b": jnp.array([1, 2])})
+        ['a']
+    """
+    return [name for name, finite in _by_name(processes.to_host(_finite(tree))) if not finite]
+
+
+def _by_name(tree: Any) -> list[tuple[str, Any]]:
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    name = jax.tree_util.keystr
+    return [(name(path, simple=True, separator="/"), value) for path, value in leaves]
+
+
+@jax.jit
+def _finite(tree: Any) -> Any:
+    return jax.tree.map(lambda x: jnp.all(jnp.isfinite(x)), tree)
+
+
+@jax.jit
+def _digest(tree: Any) -> Any:
+    return jax.tree.map(_digest_array, tree)
+
+
+def _digest_array(x: Array) -> Array:
+    unsigned = jnp.dtype(f"uint{8 * x.dtype.itemsize}")
+    bits = jax.lax.bitcast_convert_type(x, unsigned).astype(jnp.uint32)
+    index = jnp.zeros((), jnp.uint32)
+    # The position in row-major order, without a reshape that would gather a sharded array.
+    for axis, size in enumerate(x.shape):
+        index = index * size + jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis)
+    return jnp.sum(bits * (2 * index + 1) * jnp.uint32(2654435761), dtype=jnp.uint32)
+
+
+def _sha256(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _parts(state: Any) -> dict[str, Any]:
+    """The parts that hold arrays: what is empty may come and go between versions."""
+    return {name: part for name, part in state._asdict().items() if jax.tree.leaves(part)}
+
+
+def _wanted(parts: dict[str, Any]) -> Any:
+    """What Orbax is asked for: all arrays, or those that are not `...`."""
+    how = ocp.checkpoint_utils.construct_restore_args(parts)
+    return ocp.args.PyTreeRestore(parts, restore_args=how)
+
+
+def _handler() -> ocp.PyTreeCheckpointHandler:
+    """Of a small array, which lies on many devices, one of them writes all.
+
+    By itself Orbax has each write a part, whatever the size, and compiles a program for each part.
+    """
+    arrays = ocp.type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=2**20)
+    placeholders = ocp.type_handlers.get_type_handler(type(_UNREAD))
+    known = ((jax.Array, arrays), (type(_UNREAD), placeholders))
+    registry = ocp.type_handlers.create_type_handler_registry(*known)
+    return ocp.PyTreeCheckpointHandler(type_handler_registry=registry)
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip() or type(error).__name__
+    return json.dumps(text.splitlines()[0][:200])

@@ -1,0 +1,192 @@
+"""Grids found for a run: how they are found, and where they lie in its folder."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import pairwise
+from pathlib import Path as Folder
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from diffjax import choices
+from diffjax.errors import UserError
+from diffjax.host.run_files import read_json
+from diffjax.process.paths import Path
+from diffjax.runs.generate import Asked, make_walker
+from diffjax.sampling import grid_search
+from diffjax.sampling.grids import Grid, Times
+from diffjax.sampling.sample import Recipe
+from diffjax.sampling.solvers import Solver
+from diffjax.spec import spec
+
+if TYPE_CHECKING:  # A run's samples may be drawn on a grid of here.
+    from diffjax.runs.load import Run
+
+FOUND = "found"
+
+
+def grids_for(run: "Run", solver: str, num_steps: int) -> choices.Table:
+    """The grids that have names, and among them the one found for this run."""
+    place = {"workdir": str(run.workdir), "solver": solver, "num_steps": num_steps}
+    return {**choices.GRIDS, FOUND: spec(read_grid, **place, path=run.config.path)}
+
+
+def grid_file(workdir: str | Folder, solver: str, num_steps: int) -> Folder:
+    """Where a run keeps the grid found for a solver and a number of steps.
+
+    Example:
+        >>> grid_file("runs/digits", "ddim", 5).as_posix()
+        'runs/digits/grids/ddim_5.json'
+    """
+    return Folder(workdir) / "grids" / f"{solver}_{num_steps}.json"
+
+
+def read_grid(workdir: str, solver: str, num_steps: int, path: Path) -> Times:
+    """The grid found for a run, from its folder.
+
+    Raises:
+        UserError: there is none yet, or it is none for this path and this number of steps.
+    """
+    file = grid_file(workdir, solver, num_steps)
+    content = read_json(file)
+    again = (
+        f"python -m experiments.find_grid --workdir={workdir} --solver={solver} "
+        f"--num_steps={num_steps}"
+    )
+    if content is None:
+        raise UserError(f"{file} is not there: no grid has been found yet; {again}")
+    wrong = _what_is_wrong(content, num_steps, path)
+    if wrong:
+        raise UserError(f"{file}: {wrong}; make it again: {again}")
+    # The first is what the path says, to the last bit.
+    return Times((float(path.t_noise), *content["times"][1:-1]))
+
+
+def _what_is_wrong(content: Mapping[str, Any], num_steps: int, path: Path) -> str | None:
+    """What makes a saved grid none for this path and this number of steps, if anything."""
+    times, name = content.get("times"), type(path).__name__
+    if not isinstance(times, list) or any(type(t) not in (int, float) for t in times):
+        return "its times are no list of numbers"
+    if content.get("path") != name:
+        return f"it was found on path {content.get('path')}, and this run's is {name}"
+    if len(times) != num_steps + 1:
+        return f"it has {len(times)} times, and {num_steps} steps need {num_steps + 1}"
+    if times[-1] != 0:
+        return f"it ends in {times[-1]:g}, not in 0"
+    if not all(later < t for t, later in pairwise(times)):
+        return "its times don't fall from one to the next"
+    first, least = float(path.t_noise), float(path.t_min)
+    if not np.isclose(times[0], first, rtol=1e-6) or times[-2] < least * (1 - 1e-6):
+        return f"its times are not from t_noise={first:g} down to t_min={least:g} at the least"
+    return None
+
+
+@dataclass(frozen=True)
+class Search:
+    """What every search with one model and solver needs, whatever the number of steps.
+
+    Attributes:
+        recipe: solver and guidance; its grid and number of steps play no part.
+        times: the M candidates.
+        costs: `[M, M+1]`, of the jumps between them and to clean data.
+        distances: `(grid, n, held_out) -> float`, the mean over samples of the root mean square
+            distance from the teacher's ends: of those searched on, or of as many others.
+    """
+
+    recipe: Recipe
+    times: tuple[float, ...]
+    costs: np.ndarray
+    distances: Callable[[Grid, int, bool], float]
+
+    def find(self, n: int) -> Times:
+        """The grid of n steps: of least summed cost, then moved to where the error is least.
+
+        Raises:
+            UserError: there are fewer candidates, or no way along them has a finite error.
+        """
+
+        def end_error(chosen: Sequence[int]) -> float:
+            error = self.distances(self._grid(chosen), n, False)
+            return error if np.isfinite(error) else np.inf
+
+        chosen = grid_search.cheapest(self.costs, n)
+        return self._grid(grid_search.refined(end_error, chosen, len(self.costs)))
+
+    def predicted(self, grid: Times) -> float:
+        """The sum of a grid's costs; its times are among the candidates."""
+        return grid_search.summed(self.costs, [self.times.index(t) for t in grid.times])
+
+    def _grid(self, chosen: Sequence[int]) -> Times:
+        return Times(tuple(self.times[i] for i in chosen))
+
+
+def prepare(
+    run: "Run",
+    recipe: Recipe,
+    teacher: Solver,
+    labels: np.ndarray,
+    *,
+    source: np.ndarray | None = None,
+    seed: int = 0,
+    weights: str | None = None,
+    num_candidates: int = 64,
+    batch_size: int = 16,
+) -> Search:
+    """Walks the teacher and measures all jumps.
+
+    The first half of the samples is what grids are found on, the other half what they are tried on.
+
+    Args:
+        run: the model.
+        recipe: solver and guidance; its grid and number of steps play no part.
+        teacher: an accurate solver that does not look back.
+        labels: `[2n]`.
+        source: `[2n, H, W, C]`, where samples are made from one.
+        seed: of the noise.
+        weights: `live` or the name of an average.
+        num_candidates: times to choose from, and the teacher's steps.
+        batch_size: samples at a time; the network sees up to `num_candidates` images for each.
+
+    Raises:
+        UserError: fresh noise, a teacher that looks back, weights that the run does not keep.
+    """
+    _check_solvers(recipe.solver, teacher)
+    wired, params, half = run.setup.wired, run.weights(weights), len(labels) // 2
+    fine = replace(recipe, grid=grid_search.candidates, num_steps=num_candidates)
+    walk = make_walker(wired, partial(grid_search.measure_jumps, teacher=teacher))
+    weaker = run.weaker(recipe)
+    asked = Asked(wired, params, fine, labels, seed, source, weaker)
+    costs = np.zeros((num_candidates, num_candidates + 1))
+    for start in range(0, half, batch_size):
+        rows = np.arange(start, min(start + batch_size, half))
+        jumps = walk(asked.only(rows), fine.grid(wired.path, num_candidates))
+        costs += np.asarray(jumps.costs, np.float64) * (len(rows) / half)
+    generate = run.generator(min(256, half))
+    ends = generate(params, replace(fine, solver=teacher), labels, seed, source, weaker)
+
+    def distances(grid: Grid, n: int, held_out: bool) -> float:
+        rows = slice(len(labels) if held_out else half)
+        some = None if source is None else source[rows]
+        tried = replace(recipe, grid=grid, num_steps=n)
+        images = generate(params, tried, labels[rows], seed, some, weaker)
+        wrong = np.sqrt(np.mean((images - ends[rows]) ** 2, axis=(1, 2, 3)))
+        return float(np.mean(wrong[half:] if held_out else wrong))
+
+    # The first is what the path says, to the last bit.
+    inner = grid_search.candidates(wired.path, num_candidates)[1:-1].tolist()
+    return Search(recipe, (float(wired.path.t_noise), *inner), costs, distances)
+
+
+def _check_solvers(solver: Solver, teacher: Solver) -> None:
+    if solver.nfe is None or teacher.nfe is None:
+        raise UserError("a solver that chooses its own steps has no use for a grid")
+    if solver.fresh_noise or teacher.fresh_noise:
+        raise UserError(
+            "a solver or teacher that adds fresh noise has no trajectory that steps could be held "
+            "against; take a deterministic one"
+        )
+    if jax.tree.leaves(teacher.init(jnp.zeros((1, 1)))):
+        raise UserError("the teacher looks back at earlier steps; take one that does not, as rk4")

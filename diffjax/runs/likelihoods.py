@@ -1,0 +1,333 @@
+"""Bits per dimension of the test images under a trained run, by several methods."""
+
+import inspect
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import count
+from typing import Annotated, Any, NamedTuple
+
+import jax
+import numpy as np
+from jax import Array
+
+from diffjax.compiling import jit
+from diffjax.data import Batch, DataSet, all_images, eval_batches
+from diffjax.errors import UserError
+from diffjax.kinds import AtLeastOne, Interval, NotNegative
+from diffjax.likelihood import bound, dequantise
+from diffjax.likelihood import ode as ode_module
+from diffjax.likelihood.dequantise import Dequantised
+from diffjax.objectives.base import Objective
+from diffjax.process.paths import Path
+from diffjax.process.precond import Predict, denoiser
+from diffjax.runs.generate import full_batch
+from diffjax.runs.load import Run
+from diffjax.spec import check_arguments, choose
+from diffjax.training.sharding import batch_sharding, replicated
+
+Estimate = Callable[[Predict, Path, Array, Array, Array], Any]
+"""`(predict, path, x, keys, labels) ->` something with `log_p`, `standard_error` and `nfe`."""
+Spread = Callable[[Array, Array], Dequantised]
+"""`(keys, x) -> Dequantised`."""
+Several = Annotated[int, Interval("[2, inf)")]
+
+
+class Method(NamedTuple):
+    """A way to a likelihood.
+
+    Attributes:
+        estimate: of `log p`, or of `log P` where `discrete`.
+        coarser: the same with larger steps, to see what they do; None if there is no such error.
+        discrete: the estimate is of grey levels as they are.
+    """
+
+    estimate: Estimate
+    coarser: Estimate | None = None
+    discrete: bool = False
+
+
+def ode(
+    dequantisation: str = "uniform",
+    trace: str = "hutchinson",
+    num_probes: AtLeastOne[int] = 2,
+    num_steps: Several | None = None,
+    tolerance: Annotated[float, Interval("[1e-6, inf)")] | None = None,
+) -> Method:
+    """The probability-flow ODE."""
+    if dequantisation == "none":
+        raise UserError("the method ode needs dequantisation uniform or variational")
+    traces = {
+        "hutchinson": ode_module.Hutchinson(num_probes),
+        "exact": ode_module.ExactTrace(),
+    }
+    how = choose(traces, trace, "trace")
+
+    def estimate(integrate: ode_module.Integrate) -> Estimate:
+        def run(predict: Predict, path: Path, x: Array, keys: Array, labels: Array) -> Any:
+            return ode_module.ode_log_likelihood(
+                predict, path, x, keys, labels, integrate=integrate, trace=how
+            )
+
+        return run
+
+    if num_steps is not None and tolerance is not None:
+        raise UserError("num_steps fixes the steps and tolerance adapts them: give one of them")
+    if tolerance is not None:
+        return Method(
+            estimate(ode_module.Adaptive(tolerance)),
+            coarser=estimate(ode_module.Adaptive(10 * tolerance)),
+        )
+    steps = num_steps or ode_module.FixedSteps().num_steps
+    return Method(
+        estimate(ode_module.FixedSteps(steps)),
+        coarser=estimate(ode_module.FixedSteps(steps // 2)),
+    )
+
+
+def vlb(dequantisation: str = "none", num_times: Several = 64) -> Method:
+    """The variational bound in continuous time."""
+    return _bound(bound.ContinuousTime(), num_times, dequantisation)
+
+
+def discrete_vlb(
+    dequantisation: str = "none", num_steps: Several = 1000, num_times: Several = 64
+) -> Method:
+    """The variational bound of so many steps, estimated from some of them."""
+    return _bound(bound.DiscreteTime(num_steps), num_times, dequantisation)
+
+
+def _bound(when: bound.Time, num_times: int, dequantisation: str) -> Method:
+    discrete = dequantisation == "none"
+    decoder = bound.DiscreteDecoder() if discrete else bound.gaussian_decoder
+
+    def estimate(predict: Predict, path: Path, x: Array, keys: Array, labels: Array) -> Any:
+        return bound.variational_bound(
+            predict, path, x, keys, labels, time=when, num_times=num_times, decoder=decoder
+        )
+
+    return Method(estimate, discrete=discrete)
+
+
+METHODS = {"ode": ode, "vlb": vlb, "discrete_vlb": discrete_vlb}
+
+
+def measure_likelihood(
+    run: Run,
+    dataset: DataSet,
+    method: str = "ode",
+    options: Mapping[str, Any] | None = None,
+    *,
+    weights: str | None = None,
+    num_images: NotNegative[int] = 0,
+    batch_size: AtLeastOne[int] = 128,
+    dequantiser_steps: AtLeastOne[int] = 500,
+    seed: int = 0,
+    begun: Callable[[int], Any] = lambda batch: None,
+) -> dict[str, Any]:
+    """Measures bits per dimension of test images.
+
+    Args:
+        run: the model.
+        dataset: whose test images are coded; of 8 bits.
+        method: a key of `METHODS`.
+        options: arguments of the method; what is missing has its default.
+        weights: `live` or an average; the run's own by default.
+        num_images: evenly spaced ones of the test set; 0 takes all.
+        batch_size: images at a time.
+        dequantiser_steps: updates that fit a variational dequantiser.
+        seed: of probes, times and noise.
+        begun: told of each batch of images, by its number; a fit of a dequantiser is one.
+
+    Returns:
+        Plain JSON: `bits_per_dim`, its errors, and how it came about.
+
+    Raises:
+        UserError: no such method or option, data without bits, a run without a likelihood.
+    """
+    check_arguments(
+        measure_likelihood, options=options, weights=weights, num_images=num_images,
+        batch_size=batch_size, dequantiser_steps=dequantiser_steps, seed=seed,
+    )  # fmt: skip
+    make = choose(METHODS, method, "method")
+    for name in options or {}:
+        choose(defaults_of(make), name, f"option of {method}")
+    options = defaults_of(make) | dict(options or {})
+    check_arguments(make, **options)
+    spreads = {"none": _as_they_are, "uniform": dequantise.uniform, "variational": None}
+    dequantisation = options["dequantisation"]
+    spread = choose(spreads, dequantisation, "dequantisation")
+    made = make(**options)
+    check_likelihood(run.setup.wired.objective, method)
+    if not dataset.bounded:
+        raise UserError(f"{dataset.name} holds no 8-bit images: they have no bits per dimension")
+    params = run.weights(weights)
+    estimate_key, fit_key = jax.random.split(jax.random.key(seed))
+    began, numbers = time.perf_counter(), count(1)
+
+    def beat() -> None:
+        begun(next(numbers))
+
+    if spread is None:
+        beat()
+        spread = fitted(run, params, dataset, fit_key, dequantiser_steps)
+    found = min(num_images or len(dataset.test), len(dataset.test))
+    at_once = full_batch(min(batch_size, max(found, 1)), run.setup.mesh)
+    measure = measurer(run, params, spread, estimate_key, at_once, beat)
+
+    def batches() -> Iterator[Batch]:
+        return eval_batches(dataset.test, batch_size=at_once, limit_images=num_images)
+
+    return _bits(made, measure, batches, batch_size) | {
+        "method": method,
+        **options,
+        "dequantiser_steps": dequantiser_steps if spreads[dequantisation] is None else None,
+        "split": "test",
+        "data": dataset.name,
+        "test_sha256": dataset.test.fingerprint(),
+        "seed": seed,
+        "step": run.step,
+        "weights": weights or run.config.weights,
+        "seconds": time.perf_counter() - began,
+    }
+
+
+def _bits(
+    made: Method, measure: Callable, batches: Callable[[], Iterator[Batch]], batch_size: int
+) -> dict[str, Any]:
+    """The numbers of these images, and what larger steps change in the first of them."""
+    first = next(batches())
+    dimensions = math.prod(first["image"].shape[1:])
+    log_p, errors, nfe = measure(made.estimate, made.discrete, batches())
+    if not np.isfinite(log_p).all():
+        raise UserError(
+            f"{(~np.isfinite(log_p)).sum()} of {len(log_p)} likelihoods are not finite: "
+            "take more steps or a larger tolerance"
+        )
+    result = summary(log_p, errors, dimensions) | {"nfe": nfe}
+    if made.coarser is None:
+        return result
+    few = slice(0, batch_size)
+    part = Batch(image=first["image"][few], label=first["label"][few])
+    coarse, _, _ = measure(made.coarser, made.discrete, [part])
+    shift = dequantise.bits_per_dim(log_p[few] - coarse, dimensions)
+    return result | {"coarser_steps_change": float(np.mean(shift))}
+
+
+def check_likelihood(objective: Objective, method: str) -> None:
+    """Refuses what has no likelihood, before there is anything to measure.
+
+    Args:
+        objective: that the network is trained by.
+        method: a key of `METHODS`.
+
+    Raises:
+        UserError: see above.
+    """
+    choose(METHODS, method, "method")
+    if objective.starts_at_source:
+        raise UserError(
+            "a run that goes from one image to another has no density at its start: no likelihood"
+        )
+    if method != "ode" and not objective.independent_noise:
+        raise UserError(
+            "of training on images paired with their noise, or with noise in between, no bound is "
+            "known for the sampler: take the method ode"
+        )
+
+
+def defaults_of(make: Callable[..., Method]) -> dict[str, Any]:
+    """The options of a method.
+
+    Example:
+        >>> defaults_of(vlb)
+        {'dequantisation': 'none', 'num_times': 64}
+    """
+    return {name: p.default for name, p in inspect.signature(make).parameters.items()}
+
+
+def measurer(
+    run: Run,
+    params: Any,
+    spread: Spread,
+    key: Array,
+    batch_size: int,
+    beat: Callable[[], None],
+) -> Callable:
+    """`(estimate, discrete, batches) -> (log P[N], standard error[N], nfe)`.
+
+    Batches have `batch_size` images, which the mesh divides, or fewer in the last; one at a time is
+    in memory. Image i depends on the seed and on i, not on the batch or the mesh. `beat` is called
+    as each batch begins.
+    """
+    wired, mesh = run.setup.wired, run.setup.mesh
+
+    def measure(
+        estimate: Estimate, discrete: bool, batches: Iterable[Batch]
+    ) -> tuple[np.ndarray, np.ndarray, int]:
+        def of_batch(params: Any, x: Array, labels: Array, keys: Array) -> tuple[Array, ...]:
+            predict = denoiser(wired.apply, params, wired.path, wired.precond)
+            both = jax.vmap(jax.random.split)(keys)
+            noisy = spread(both[:, 0], x)
+            result = estimate(predict, wired.path, noisy.x, both[:, 1], labels)
+            log_p = result.log_p if discrete else dequantise.discrete_log_p(result.log_p, noisy)
+            return log_p, result.standard_error, result.nfe
+
+        compiled = jit(of_batch, mesh, out_shardings=replicated(mesh))
+        place = batch_sharding(mesh)
+        parts = []
+        for number, batch in enumerate(batches):
+            # The last batch is filled up, so that every batch has the shape that was compiled.
+            n, here = len(batch["label"]), np.arange(batch_size)
+            keys = jax.vmap(jax.random.fold_in, (None, 0))(key, number * batch_size + here)
+            padded = np.minimum(here, n - 1)
+            arrays = (batch["image"][padded], batch["label"][padded], keys)
+            beat()
+            log_p, errors, nfe = compiled(
+                params, *(jax.device_put(array, place) for array in arrays)
+            )
+            parts.append((np.asarray(log_p)[:n], np.asarray(errors)[:n], int(nfe)))
+        log_p, errors, nfe = zip(*parts, strict=True)
+        return np.concatenate(log_p), np.concatenate(errors), max(nfe)
+
+    return measure
+
+
+def fitted(run: Run, params: Any, dataset: DataSet, key: Array, num_steps: int) -> Spread:
+    """A dequantiser learned on training images, by the bound in continuous time."""
+    wired = run.setup.wired
+    images, labels = all_images(dataset.train, limit_images=10_000)
+
+    def log_density(x: Array, keys: Array, labels: Array | None) -> Array:
+        predict = denoiser(wired.apply, params, wired.path, wired.precond)
+        return bound.variational_bound(predict, wired.path, x, keys, labels, num_times=4).log_p
+
+    learned, _ = dequantise.fit_dequantiser(
+        log_density,
+        jax.numpy.asarray(images),
+        jax.numpy.asarray(labels),
+        key,
+        num_steps=num_steps,
+    )
+    return lambda keys, x: dequantise.variational(learned, keys, x)
+
+
+def summary(log_p: np.ndarray, errors: np.ndarray, d: int) -> dict[str, Any]:
+    """The mean over images in bits per dimension, and how far it may be off.
+
+    `standard_error` is that of the mean over images, the estimates' own noise included;
+    `estimator_error` is the part of that noise that each estimate states, None if it can't.
+    """
+    n = len(log_p)
+    scale = 1.0 / (d * math.log(2.0))
+    own = scale * math.sqrt(np.mean(np.square(errors)) / n)
+    return {
+        "bits_per_dim": float(-scale * np.mean(log_p)),
+        "standard_error": scale * float(np.std(log_p, ddof=1)) / math.sqrt(n),
+        "estimator_error": own if math.isfinite(own) else None,
+        "num_images": n,
+    }
+
+
+def _as_they_are(keys: Array, x: Array) -> Dequantised:
+    return Dequantised(x, jax.numpy.zeros(len(x)))

@@ -1,0 +1,380 @@
+"""A trained model, ready for any solver or metric."""
+
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+from functools import cached_property, lru_cache, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jax import Array
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from diffjax.data import DataSet
+from diffjax.errors import UserError
+from diffjax.host.run_files import metrics_arrays, read_metrics
+from diffjax.process.precond import Predict
+from diffjax.runs import workdirs
+from diffjax.runs.checkpoints import Checkpoints, Damaged
+from diffjax.runs.generate import (
+    Generate,
+    Weaker,
+    balanced_labels,
+    labels_called,
+    make_generator,
+)
+from diffjax.runs.recipes import Guided, recipe_of
+from diffjax.sampling.grids import Grid
+from diffjax.sampling.guidance import Against, Rule
+from diffjax.sampling.sample import Recipe
+from diffjax.sampling.solvers import Solver
+from diffjax.spec import check_arguments
+from diffjax.training.setup import Setup, set_up
+from diffjax.training.sharding import AXES, make_mesh
+from diffjax.training.state import LIVE, TrainState, ema_name
+
+_LARGEST = 2**31 - 1  # without 64-bit numbers JAX takes the seeds 1 and 2³² + 1 for one
+
+
+@dataclass(frozen=True, eq=False)
+class Saved:
+    """A checkpoint whose arrays are read, and verified, when they are wanted.
+
+    Attributes:
+        folder: of the run's checkpoints.
+        step: which of them.
+        abstract: the whole state as `ShapeDtypeStruct` with shardings.
+        known: weights by name, as far as they were read.
+    """
+
+    folder: Path
+    step: int
+    abstract: TrainState = field(repr=False)
+    known: dict[str, Any] = field(repr=False)
+
+    def weights(self, name: str) -> Any:
+        """Live or averaged parameters by name; read once.
+
+        Raises:
+            UserError: the run keeps no average of that name, or it is damaged.
+        """
+        if name not in self.known:
+            self.known[name] = self._read(self.abstract.only(name)).weights(name)
+        return self.known[name]
+
+    def whole(self) -> TrainState:
+        """The state with everything that training needs; read at each call.
+
+        Raises:
+            UserError: some of it is damaged.
+        """
+        return self._read(self.abstract)
+
+    def _read(self, abstract: TrainState) -> TrainState:
+        with closing(Checkpoints(self.folder, read_only=True)) as checkpoints:
+            if self.step not in checkpoints.steps():
+                raise UserError(
+                    f"checkpoint {self.step} in {self.folder} is there no more: load the run again"
+                )
+            try:
+                return checkpoints.read(self.step, abstract)[0]
+            except Damaged as error:
+                raise UserError(
+                    f"{error}; move {self.folder / str(self.step)} away, and load the run again: "
+                    "it is then that of the checkpoint before"
+                ) from error
+
+
+@dataclass(frozen=True, repr=False)
+class Run:
+    """A run at one step.
+
+    Attributes:
+        setup: its parts; `run.setup.wired.path` and so on.
+        arrays: its state, in memory or in a checkpoint.
+        workdir: where it lives.
+        label_names: what the labels mean.
+    """
+
+    setup: Setup
+    arrays: TrainState | Saved
+    workdir: Path
+    label_names: tuple[str, ...] = ()
+
+    @property
+    def config(self) -> ConfigDict:
+        """The resolved config."""
+        return self.setup.config
+
+    @property
+    def step(self) -> int:
+        """Training steps made."""
+        return int(self.arrays.step)
+
+    @cached_property
+    def state(self) -> TrainState:
+        """All arrays, the optimizer's among them: several times the memory that sampling needs."""
+        return self.arrays if isinstance(self.arrays, TrainState) else self.arrays.whole()
+
+    @property
+    def recipe(self) -> Recipe:
+        """How the run draws its own samples; change it with `dataclasses.replace`."""
+        return self.setup.wired.recipe
+
+    def weights(self, name: str | None = None) -> Any:
+        """Parameters by name (`live`, `ema-0.999`); by default those of `config.weights`.
+
+        Raises:
+            UserError: the run keeps none of that name.
+        """
+        check_arguments(Run.weights, name=name)
+        return self.arrays.weights(name or self.config.weights)
+
+    def weaker(self, recipe: Recipe) -> Weaker | None:
+        """The model that a recipe guides away from, where it names one; the same at each call.
+
+        Raises:
+            UserError: there are no such weights, or their model is for other images or another
+                path.
+        """
+        return self._weaker(_named(recipe)) if _named(recipe) else None
+
+    @cached_property
+    def _weaker(self) -> Callable[[str], Weaker]:
+        """Those of the last few names, so that equal requests are compiled once."""
+        return lru_cache(4)(lambda name: _weaker_called(name, self.setup)(self.arrays))
+
+    def predict(self, weights: str | None = None, source: Array | None = None) -> Predict:
+        """`(x[B,H,W,C], t[B], labels[B]) -> (x0, eps)`; `source[B,H,W,C]` if it sees one."""
+        check_arguments(Run.predict, source=source)
+        return self.setup.wired.predict(self.weights(weights), source)
+
+    def generator(self, batch_size: int) -> Generate:
+        """`(params, recipe, labels, seed, …) -> images`, compiled once for many calls."""
+        check_whole("batch_size", batch_size, 1)
+        return self._generators(batch_size)
+
+    @cached_property
+    def _generators(self) -> Callable[[int], Generate]:
+        """Those of the last few batch sizes, so that equal requests are compiled once."""
+        wired, mesh = self.setup.wired, self.setup.mesh
+        return lru_cache(8)(lambda size: make_generator(wired, mesh, batch_size=size))
+
+    def sample(
+        self,
+        labels: int | Sequence[int | str] | np.ndarray,
+        *,
+        source: np.ndarray | None = None,
+        seed: int = 0,
+        solver: str | Solver | None = None,
+        grid: str | Grid | None = None,
+        num_steps: int | None = None,
+        guidance_scale: float | None = None,
+        guidance: str | Rule | None = None,
+        against: str | Against | None = None,
+        weights: str | None = None,
+        batch_size: int = 256,
+    ) -> np.ndarray:
+        """Draws one image a label; what is not given is as in the run's config.
+
+            run.sample(16, solver="dpmpp_2m", grid="karras", guidance="cfg+limited")
+
+        Image i depends on the seed, on i, on its label and its source alone. Parts are given by the
+        names that the flags of `experiments.sample` take (rows of `diffjax.choices`), or as values,
+        as `diffjax.sampling.solvers.heun()`.
+
+        Args:
+            labels: how many samples, whose labels then are 0, 1, … in turn; or `[n]` labels by
+                number or name (`labels_called`).
+            source: `[n, H, W, C]` in [-1, 1], what each is made from; for runs between two sets.
+            seed: of the noise, a whole number of less than 2³¹ in size.
+            solver: how to step.
+            grid: where to step; "found" by `experiments.find_grid`.
+            num_steps: intervals of the grid, from 1.
+            guidance_scale: 1 is off.
+            guidance: what to make of two predictions, as "cfg+limited".
+            against: where the second of them comes from, as "label:3" or "weights:ema-0.99".
+            weights: `live` or the name of an average.
+            batch_size: images at a time.
+
+        Returns:
+            `[n, H, W, C]` float32, nominally in [-1, 1].
+
+        Raises:
+            UserError: no such label, name or weights; a number out of range; what this model can't
+                be sampled by (`check_recipe`).
+        """
+        check_whole("seed", seed, -_LARGEST)
+        check_whole("batch_size", batch_size, 1)
+        if num_steps is not None:
+            check_whole("num_steps", num_steps, 1)
+        check_arguments(
+            Run.sample, source=source, solver=solver, grid=grid, guidance_scale=guidance_scale,
+            guidance=guidance, against=against, weights=weights,
+        )  # fmt: skip
+        numbers = self._labels(labels)
+        recipe = recipe_of(self, solver, grid, num_steps, Guided(guidance_scale, guidance, against))
+        generate = self.generator(min(batch_size, max(len(numbers), 1)))
+        weaker = self.weaker(recipe)
+        return generate(self.weights(weights), recipe, numbers, seed, source, weaker)
+
+    def _labels(self, given: int | Sequence[int | str] | np.ndarray) -> np.ndarray:
+        num_classes = self.setup.wired.num_classes
+        if np.ndim(given):
+            each = given.tolist() if isinstance(given, np.ndarray) else given
+            return labels_called(each, num_classes, self.label_names)  # pyright: ignore[reportArgumentType]
+        check_whole("the number of samples", given, 1)
+        return balanced_labels(int(given), num_classes)  # pyright: ignore[reportArgumentType]
+
+    def dataset(self, path: str | None = None) -> DataSet:
+        """The images that it was trained on.
+
+        Args:
+            path: where they lie now, if they have moved.
+
+        Raises:
+            UserError: they are not there, or others than the run was trained on.
+        """
+        check_arguments(Run.dataset, path=path)
+        return workdirs.data_of(self.workdir, self.config.data, path)
+
+    def metrics(self) -> dict[str, np.ndarray]:
+        """What training logged: `step` and each number by its name, `[records]`; NaN for none.
+
+            metrics = run.metrics()
+            plt.plot(metrics["step"], metrics["loss"])
+
+        Raises:
+            UserError: the file is damaged.
+        """
+        return metrics_arrays(read_metrics(self.workdir))
+
+    def __repr__(self) -> str:
+        wired = self.setup.wired
+        return (
+            f"Run({str(self.workdir)!r}, step {self.step:,} of {self.config.num_steps:,}: "
+            f"{type(wired.network).__name__} of {wired.num_params:,} parameters, "
+            f"images of {'×'.join(map(str, wired.image_shape))}, "
+            f"{wired.num_classes or 'no'} classes, weights {self.config.weights})"
+        )
+
+
+def check_whole(what: str, value: Any, least: int) -> None:
+    """Refuses what is no whole number of `least` to 2³¹ − 1, as the flags do.
+
+    Raises:
+        UserError: it is none.
+
+    Example:
+        >>> check_whole("num_steps", 2.5, 1)
+        Traceback (most recent call last):
+        ...
+        diffjax.errors.UserError: num_steps=2.5: it is a whole number from 1 to 2147483647
+    """
+    whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
+    if not whole or not least <= value <= _LARGEST:
+        raise UserError(f"{what}={value!r}: it is a whole number from {least} to {_LARGEST}")
+
+
+def load(
+    workdir: str | Path,
+    mesh: Mesh | None = None,
+    *,
+    weights: str | None = None,
+    allowed_packages: tuple[str, ...] = ("diffjax",),
+) -> Run:
+    """Loads the weights of a run's newest whole checkpoint onto the devices that are there.
+
+        run = diffjax.load("runs/digits")
+        images = run.sample(labels=[0, 1, 2], guidance_scale=2.0)
+
+    Other weights and the optimizer's state (`run.state`) are read, and verified, when they are
+    wanted. The data set is not needed, and nothing in the folder is changed. It does not matter on
+    which mesh the run was trained.
+
+    Args:
+        workdir: the run's folder.
+        mesh: from `diffjax.training.sharding.make_mesh`; by default all devices split the batch.
+            A network that is too large for one is split by `make_mesh(data=1, fsdp=-1)`.
+        weights: `live` or the name of an average, in the place of `config.weights`.
+        allowed_packages: whose callables the saved config may name.
+
+    Raises:
+        UserError: no run there, no checkpoint that can be read, no such weights, or a mesh with
+            other axes.
+    """
+    check_arguments(
+        load, workdir=workdir, mesh=mesh, weights=weights, allowed_packages=allowed_packages
+    )
+    if mesh is not None and mesh.axis_names != AXES:
+        raise UserError(
+            f"a mesh has the axes {', '.join(AXES)}, not {', '.join(map(str, mesh.axis_names))}: "
+            "diffjax.training.sharding.make_mesh makes one"
+        )
+    workdir = Path(workdir)
+    config, description = workdirs.read(workdir, allowed_packages)
+    with workdirs.version_told(workdir):
+        setup = set_up(
+            config, description["image_shape"], description["num_classes"], mesh=mesh or make_mesh()
+        )
+    wanted = setup.abstract.only(weights or config.weights)
+    if weights:
+        with config.unlocked():
+            config.weights = weights
+    folder = workdir / "checkpoints"
+    if not folder.is_dir():
+        raise UserError(f"{workdir} has no checkpoint yet: train it first")
+    with closing(Checkpoints(folder, read_only=True)) as kept, workdirs.version_told(workdir):
+        restored = kept.restore(wanted, set_damaged_aside=False)
+    if restored is None:
+        raise UserError(f"{workdir} has no checkpoint yet: train it first")
+    state, meta = restored
+    known = {config.weights: state.weights(config.weights)}
+    saved = Saved(folder, meta["step"], setup.abstract, known)
+    return Run(setup, saved, workdir, tuple(description["label_names"]))
+
+
+def weaker_models(recipe: Recipe, setup: Setup) -> Callable[[TrainState | Saved], Weaker | None]:
+    """`arrays -> the model to guide away from`, where a recipe names one; other runs are read here.
+
+    Args:
+        recipe: whose `against` may name weights.
+        setup: the run that it samples.
+
+    Raises:
+        UserError: there are no such weights, or their model is for other images or another path.
+    """
+    return _weaker_called(_named(recipe), setup) if _named(recipe) else lambda arrays: None
+
+
+def _named(recipe: Recipe) -> str:
+    """The weights that a recipe guides away from; "" is none."""
+    return "" if recipe.guidance_scale == 1.0 else recipe.against.weights
+
+
+def _weaker_called(name: str, setup: Setup) -> Callable[[TrainState | Saved], Weaker]:
+    wired = setup.wired
+    own = [LIVE, *map(ema_name, setup.config.ema_decays)]
+    if name in own:
+        model = partial(wired.predict)
+        return lambda arrays: Weaker(model, arrays.weights(name))
+    folder, _, average = name.partition(":")
+    if not (Path(folder) / workdirs.CONFIG).is_file():
+        raise UserError(
+            f"guidance against weights {name!r}: neither of this run's ({', '.join(own)}) nor the "
+            "folder of a run"
+        )
+    other = load(folder, weights=average or None)
+    for what, mine, theirs in (
+        ("path", wired.path, other.setup.wired.path),
+        ("image shape", wired.image_shape, other.setup.wired.image_shape),
+        ("number of classes", wired.num_classes, other.setup.wired.num_classes),
+    ):
+        if mine != theirs:
+            raise UserError(
+                f"{folder} can't guide this run: its {what} is {theirs}, this run's is {mine}"
+            )
+    weaker = Weaker(partial(other.setup.wired.predict), other.weights())
+    return lambda arrays: weaker

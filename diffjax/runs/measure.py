@@ -1,0 +1,467 @@
+"""The evaluation of a run: from its weights to `evaluation.json`."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import count, product
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from diffjax import choices
+from diffjax.comparison.results import LIKELIHOOD
+from diffjax.data import DataSet, eval_batches
+from diffjax.errors import UserError, nearest
+from diffjax.evaluation import cached_arrays, metrics, neighbours
+from diffjax.evaluation.distances import FEWEST_IMAGES
+from diffjax.evaluation.evaluate import Draw, NamedRecipe, evaluate
+from diffjax.evaluation.extractors.features import Extractor, check_images
+from diffjax.evaluation.image_statistics import Batches, Images
+from diffjax.evaluation.label_mix import proportional_labels
+from diffjax.evaluation.reference import class_counts
+from diffjax.host.files import write_json
+from diffjax.host.interrupts import Interrupted
+from diffjax.host.processes import is_first
+from diffjax.host.run_files import read_json
+from diffjax.host.storage import told_in_one_line
+from diffjax.kinds import AtLeastOne, NumSteps
+from diffjax.reports.pictures import save_png
+from diffjax.runs import workdirs
+from diffjax.runs.found_grids import FOUND
+from diffjax.runs.generate import (
+    Asked,
+    check_finite,
+    evaluations,
+    full_batch,
+    labels_called,
+)
+from diffjax.runs.likelihoods import check_likelihood, measure_likelihood
+from diffjax.runs.load import Run
+from diffjax.runs.recipes import Guided, named_recipe
+from diffjax.settings import NumSamples
+from diffjax.spec import build, check_arguments, choose
+from diffjax.training.setup import Setup
+from diffjax.training.sharding import local_rows
+from diffjax.training.state import LIVE, ema_name
+from diffjax.wiring import Wired, check_recipe
+
+_NEIGHBOUR_ROWS = 10
+_LIKELIHOOD_BATCH = 128  # with gradients, it takes more memory than sampling does
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What is evaluated; what is None is as in the run's config. All lists are crossed.
+
+    Attributes:
+        solvers: names.
+        grids: names; with none the run's own.
+        num_steps: intervals of the grid.
+        num_samples: how many.
+        labels: "data", in the proportions of the real images; "balanced"; or numbers or names of
+            classes, comma-separated, in turn. A class of the name "data" goes by its number.
+        batch_size: samples at a time, and images of a likelihood; it changes no number but for
+            rounding, only memory and time.
+        guidance_scales: 1 is off.
+        guidance: names of its parts, joined by "+".
+        against: where its second prediction comes from.
+        seeds: of the noise.
+        weights: `live`, or names of averages.
+
+    Raises:
+        UserError: one of another kind, or a number out of range.
+    """
+
+    solvers: Sequence[str] | None = None
+    grids: Sequence[str] | None = None
+    num_steps: Sequence[NumSteps] | None = None
+    num_samples: NumSamples | None = None
+    labels: str | None = None
+    batch_size: AtLeastOne[int] | None = None
+    guidance_scales: Sequence[float] | None = None
+    guidance: str | None = None
+    against: str | None = None
+    seeds: Sequence[int] | None = None
+    weights: Sequence[str] | None = None
+
+    def __post_init__(self) -> None:
+        check_arguments(Wanted, **vars(self))
+
+
+def measure(
+    run: Run,
+    dataset: DataSet,
+    wanted: Wanted = Wanted(),
+    *,
+    extractors: Sequence[Extractor] | None = None,
+    should_stop: Callable[[], bool] = lambda: False,
+    begun: Callable[[int], Any] = lambda batch: None,
+    report: Callable[[Mapping[str, Any]], None] = lambda row: None,
+) -> dict[str, Any]:
+    """Evaluates a run and writes `evaluation.json` and `samples/neighbours.png` into its folder.
+
+    The run's own recipe is measured in full, with the first guidance scale, seed and weights that
+    are wanted. Each training seed has noise of its own (`noise_seed`). Bits per dimension that
+    `config.evaluation.likelihood` asks for are added to `likelihood.json`.
+
+    Args:
+        run: the model.
+        dataset: what it was trained on.
+        wanted: which samples.
+        extractors: what the distances are measured on, those of the config by default. All rows
+            are on the first; the others' numbers, of the run's own recipe, are under `extractors`.
+        should_stop: asked between batches of samples.
+        begun: told of each batch that is drawn, that features are made of or whose likelihood is
+            measured, by its number.
+        report: called with each row of the table as it is done.
+
+    Returns:
+        What was written into `evaluation.json`.
+
+    Raises:
+        UserError: an unknown solver, grid or average, images that the extractor can't take.
+        Interrupted: `should_stop` said so; nothing is written.
+    """
+    settings = run.config.evaluation
+    main, others = asked_recipes(run, wanted)
+    _check_recipes([main, *others], run.setup.wired)  # The last as well, before the first is drawn.
+    mix = wanted.labels or own_mix(run.config)
+    label_shares(mix, run.setup.wired, dataset)
+    own = own_extractors(run.config)
+    numbers = count(1)
+
+    def beat() -> None:
+        begun(next(numbers))
+
+    references = [
+        metrics.reference(
+            dataset,
+            _telling(beat, extractor),
+            folder=cached_arrays.FOLDER,
+            sharding=local_rows(),
+            shared=jax.process_count() > 1,
+        )
+        for extractor in extractors or own
+    ]
+    num_samples = wanted.num_samples or settings.num_samples
+    shares = label_shares(mix, run.setup.wired, dataset, references[0].class_counts)
+    labels = proportional_labels(num_samples, shares)
+    labels, source = samples_asked_of(run.setup.wired, dataset, labels)
+    result = evaluate(
+        drawer(run, [main, *others], source, should_stop, beat, wanted.batch_size),
+        main,
+        references,
+        labels=labels,
+        conditional=dataset.num_classes > 0,
+        others=others,
+        report=report,
+    )
+    summary = {"step": run.step, "weights": main.weights, **result.summary}
+    summary["sampling"]["noise_seed"] = noise_seed(run.config.seed, main.seed)
+    for method in settings.get("likelihood", ()):
+        found = measure_likelihood(
+            run,
+            dataset,
+            method,
+            num_images=num_samples,
+            batch_size=wanted.batch_size or _LIKELIHOOD_BATCH,
+            begun=lambda _: beat(),
+        )
+        if is_first():
+            add_likelihood(run.workdir, found)
+    if is_first():
+        with told_in_one_line(run.workdir):
+            _save_neighbours(run, references[0].train_images, result.samples)
+            write_json(run.workdir / workdirs.EVALUATION, summary)
+    return summary
+
+
+def asked_recipes(run: Run, wanted: Wanted) -> tuple[NamedRecipe, list[NamedRecipe]]:
+    """The run's own recipe, and all others that are wanted, some of them perhaps twice.
+
+    Raises:
+        UserError: an unknown solver, grid or guidance, or an empty list of what there must be.
+    """
+    settings, how = run.config.evaluation, (wanted.guidance, wanted.against)
+    for name in ("guidance_scales", "seeds", "weights"):
+        if getattr(wanted, name) is not None and not len(getattr(wanted, name)):
+            raise UserError(f"{name} is empty; leave it out for that of the run's config")
+    main = replace(
+        named_recipe(run, guided=Guided(_first(wanted.guidance_scales), *how)),
+        weights=_first(wanted.weights) or run.config.weights,
+        seed=settings.seed if wanted.seeds is None else wanted.seeds[0],
+    )
+
+    def asked(name: str) -> Sequence[Any]:
+        given = getattr(wanted, name)
+        # Runs of before there was a list have none.
+        return (settings.get(name) if given is None else given) or (None,)
+
+    solvers, steps = (
+        settings[name] if getattr(wanted, name) is None else getattr(wanted, name)
+        for name in ("solvers", "num_steps")
+    )
+    # Where there are no steps, these are not looked up by name below.
+    for name in solvers:
+        choose(choices.SOLVERS, name, "solver")
+    for name in asked("grids"):
+        if name not in (None, FOUND):
+            choose(choices.GRIDS, name, "grid")
+    # What an arm is judged by has its choices too: the run's own solver and steps come first.
+    drawn = [(None, None, None), *product(solvers, asked("grids"), steps)]
+    crossed = product(drawn, asked("guidance_scales"), asked("weights"), asked("seeds"))
+    others = [
+        replace(
+            named_recipe(run, solver, grid, num_steps, Guided(scale, *how)),
+            weights=name or main.weights,
+            seed=main.seed if seed is None else seed,
+        )
+        for (solver, grid, num_steps), scale, name, seed in crossed
+    ]
+    return main, others
+
+
+def drawer(
+    run: Run,
+    recipes: Sequence[NamedRecipe],
+    source: np.ndarray | None,
+    should_stop: Callable[[], bool],
+    beat: Callable[[], None],
+    batch_size: int | None = None,
+) -> Draw:
+    """What draws samples of these recipes.
+
+    Args:
+        run: the model.
+        recipes: whose weights are wanted.
+        source: `[n, H, W, C]`, what each sample is made from; None where that is noise.
+        should_stop: asked between batches.
+        beat: called as each batch begins.
+        batch_size: samples at a time, `config.evaluation.batch_size` by default; fewer where fewer
+            are drawn.
+
+    Raises:
+        UserError: the run keeps no such weights.
+    """
+    wired, most = run.setup.wired, batch_size or run.config.evaluation.batch_size
+    params = {name: run.weights(name) for name in {recipe.weights for recipe in recipes}}
+    weaker = {each: run.weaker(each.recipe) for each in recipes}
+
+    def draw(named: NamedRecipe, labels: np.ndarray) -> tuple[Batches, int]:
+        seed = noise_seed(run.config.seed, named.seed)
+        weights = params[named.weights]
+        asked = Asked(wired, weights, named.recipe, labels, seed, source, weaker[named])
+        at_once = min(most, len(labels))
+        generate = run.generator(at_once)
+
+        def batches() -> Iterator[np.ndarray]:
+            for some in asked.batches(full_batch(at_once, run.setup.mesh)):
+                if should_stop():
+                    raise Interrupted(
+                        f"stopped while evaluating; the training in {run.workdir} is finished and "
+                        "saved, the same command evaluates it"
+                    )
+                beat()
+                images = some.drawn_by(generate)
+                check_finite(images, some)
+                yield images
+
+        few = asked.only(np.arange(at_once))
+        return Batches(len(labels), batches()), evaluations(few)
+
+    return draw
+
+
+def noise_seed(training_seed: int, seed: int) -> int:
+    """What `generate` is given as its seed, where an evaluation of a run says `seed`.
+
+    `seed + 1000·training_seed`, modulo 2³²: runs of one training seed start from the same noise,
+    those of another from other noise. If all started from the same, what that noise makes of one
+    arm and not of another would be in all differences between them alike, and no number of training
+    seeds would show that it is chance.
+
+    Example:
+        >>> noise_seed(0, 3), noise_seed(2, 3)
+        (3, 2003)
+    """
+    return (seed + 1000 * training_seed) % 2**32
+
+
+def add_likelihood(workdir: Path, result: Mapping[str, Any]) -> None:
+    """Adds what `measure_likelihood` found to `likelihood.json`, by method and dequantisation."""
+    path = workdir / LIKELIHOOD
+    name = f"{result['method']}-{result['dequantisation']}"
+    write_json(path, (read_json(path) or {}) | {name: result})
+
+
+def _telling(beat: Callable[[], None], extractor: Extractor) -> Extractor:
+    """The same extractor, which tells of each batch: a reference alone may take an hour."""
+
+    def prepare(images: np.ndarray) -> np.ndarray:
+        beat()
+        return extractor.prepare(images)
+
+    return replace(extractor, prepare=prepare)
+
+
+def own_mix(config: ConfigDict) -> str:
+    """The label mix that a config asks for; older ones have no such setting."""
+    return config.evaluation.get("labels", "data")
+
+
+def labels_in_mix(
+    run: Run, n: int, mix: str | None = None, data_path: str | None = None
+) -> np.ndarray:
+    """Labels as often as an evaluation of a run draws them, int32 `[n]`.
+
+    Args:
+        run: the model.
+        n: how many.
+        mix: as in `Wanted.labels`; `config.evaluation.labels` by default.
+        data_path: where the data lie now, if they have moved.
+
+    Raises:
+        UserError: no such label, or data that are not there.
+    """
+    mix, wired = mix or own_mix(run.config), run.setup.wired
+    if not wired.num_classes and mix in ("data", "balanced"):
+        return np.zeros(n, np.int32)
+    dataset = run.dataset(data_path)
+    return proportional_labels(n, label_shares(mix, wired, dataset, class_counts(dataset)))
+
+
+def label_shares(
+    mix: str, wired: Wired, dataset: DataSet, class_counts: np.ndarray | None = None
+) -> np.ndarray:
+    """How often each class is drawn, relative to the others, `[K]`.
+
+    Args:
+        mix: as in `Wanted.labels`.
+        wired: the model.
+        dataset: whose classes they are.
+        class_counts: of the real images; None asks no more than whether there is such a mix.
+
+    Raises:
+        UserError: no such label, or a model whose samples have the labels of what they are made of.
+    """
+    classes = max(dataset.num_classes, 1)
+    balanced = np.ones(classes, int)
+    known = {"data": balanced if class_counts is None else class_counts, "balanced": balanced}
+    if wired.objective.starts_at_source and mix != "data":
+        raise UserError(
+            f"evaluation.labels={mix}: this run starts at test images, which have their own labels"
+        )
+    if mix in known:
+        return known[mix]
+    try:
+        labels = labels_called(mix.split(","), dataset.num_classes, dataset.label_names)
+    except UserError as error:
+        raise UserError(
+            f"evaluation.labels={mix} is neither data nor balanced, and {error}"
+        ) from None
+    return np.bincount(labels, minlength=classes)
+
+
+def samples_asked_of(
+    wired: Wired, dataset: DataSet, labels: np.ndarray
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """The labels and sources of the samples that a run is judged by.
+
+    Where samples start from noise they are the labels given. Where they start at a source, they
+    are those of as many test images, evenly spaced, and each of them at most once.
+    """
+    if not wired.objective.starts_at_source:
+        return labels, None
+    parts = list(eval_batches(dataset.test, batch_size=1024, limit_images=len(labels)))
+    return (
+        np.concatenate([part["label"] for part in parts]),
+        np.concatenate([part["source"] for part in parts if "source" in part]),
+    )
+
+
+def own_extractors(config: ConfigDict) -> tuple[Extractor, ...]:
+    """What a config's distances are measured on, the main one first.
+
+    Raises:
+        UserError: one that can't be had.
+    """
+    parts = {"config.evaluation.extractor": config.evaluation.extractor}
+    for i, part in enumerate(config.evaluation.get("extractors", ())):
+        parts[f"config.evaluation.extractors[{i}]"] = part
+    return tuple(build(part, Extractor, name) for name, part in parts.items())
+
+
+def check_evaluation(setup: Setup, dataset: DataSet) -> None:
+    """Refuses an evaluation that could not run, before there is anything to evaluate.
+
+    Raises:
+        UserError: an unknown solver, grid or label, a recipe that does not suit the model, an
+            extractor for other images, too few images, bits per dimension of what has none.
+    """
+    config, settings = setup.config, setup.config.evaluation
+    for name in settings.get("grids", ()):  # None has been found for this run yet.
+        choose(choices.GRIDS, name, "grid")
+    kept = [LIVE, *map(ema_name, config.ema_decays)]
+    for name in settings.get("weights", ()):
+        if name not in kept:
+            raise UserError(f"config.evaluation.weights: no {name!r}; {nearest(name, kept)}")
+    main, others = asked_recipes(Run(setup, setup.abstract, Path()), Wanted())
+    _check_recipes([main, *others], setup.wired)
+    label_shares(own_mix(config), setup.wired, dataset)
+    for extractor in own_extractors(config):
+        _check_extractor(extractor, dataset.image_shape)
+    for method in settings.get("likelihood", ()):
+        check_likelihood(setup.wired.objective, method)
+    _check_counts(setup, dataset)
+
+
+def _check_recipes(recipes: Sequence[NamedRecipe], wired: Wired) -> None:
+    """Refuses all recipes where one does not suit the model."""
+    for named in recipes:
+        try:
+            check_recipe(named.recipe, wired)
+        except UserError as error:
+            raise UserError(f"{named.solver} on {named.grid}: {error}") from None
+
+
+def _check_extractor(extractor: Extractor, image_shape: tuple[int, int, int]) -> None:
+    """Shows an extractor one image, without computing anything."""
+    one_image = np.zeros((1, *image_shape), np.float32)
+    check_images(one_image, extractor.image_shape, f"extractor {extractor.name}")
+    jax.eval_shape(extractor.apply, extractor.prepare(one_image))
+
+
+def _check_counts(setup: Setup, dataset: DataSet) -> None:
+    """Refuses to begin where there are too few real images for any distance at the end."""
+    num_real, num_test = len(dataset.reference), len(dataset.test)
+    if num_real < FEWEST_IMAGES:
+        raise UserError(
+            f"{dataset.name} has {num_real} images that samples could be compared with, and "
+            f"distances need {FEWEST_IMAGES}: add some"
+        )
+    if setup.wired.objective.starts_at_source and num_test < FEWEST_IMAGES:
+        raise UserError(
+            f"this run makes images from test images, and {dataset.name} has {num_test}: "
+            f"its evaluation needs {FEWEST_IMAGES}"
+        )
+    if setup.config.evaluation.get("likelihood") and not num_test:
+        raise UserError(
+            f"config.evaluation.likelihood is that of test images, and {dataset.name} has none"
+        )
+
+
+def _first(given: Sequence[Any] | None) -> Any:
+    return None if given is None else given[0]
+
+
+def _save_neighbours(run: Run, train_images: Images, samples: np.ndarray) -> None:
+    """One row a sample: itself, then its nearest training images."""
+    samples = samples[:_NEIGHBOUR_ROWS]
+    k = min(5, len(train_images))
+    indices, _ = neighbours.nearest(samples, train_images, k=k)
+    near = train_images.take(indices.ravel()).reshape(*indices.shape, *samples.shape[1:])
+    rows = np.concatenate([samples[:, None], near], axis=1)
+    path = run.workdir / "samples" / "neighbours.png"
+    save_png(path, rows.reshape(-1, *samples.shape[1:]), columns=k + 1)

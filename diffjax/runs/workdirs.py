@@ -1,0 +1,417 @@
+"""What lies in a run's folder, and whose folder it is."""
+
+import importlib.metadata
+import json
+import logging
+import os
+import platform
+import subprocess
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+import diffjax
+from diffjax.data import DataSet
+from diffjax.data.fingerprints import fingerprints
+from diffjax.errors import UserError
+from diffjax.evaluation.tables import is_number
+from diffjax.host.files import clear_unfinished, write_whole
+from diffjax.host.processes import in_first, is_first
+from diffjax.host.run_files import read_json, read_metrics
+from diffjax.host.storage import make_writable
+from diffjax.runs.checkpoints import config_kept
+from diffjax.spec import TARGET, build, defaults, from_json, to_json
+from diffjax.training.setup import Setup
+
+_LOG = logging.getLogger("diffjax")
+CONFIG, RUN = "config.json", "run.json"
+METRICS, EVALUATION, REPORT = "metrics.jsonl", "evaluation.json", "report.html"
+SKIPPED = "skipped.jsonl"
+_FOLDERS = ("checkpoints", "samples", "tensorboard")
+_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+# Settings beside the specs that came later, and what runs of before had in their place.
+_ADDED: Mapping[str, Any] = {
+    "wrappers": [],
+    "nonfinite": {TARGET: "diffjax.training.nonfinite:NonFinite"},
+    "accumulation_steps": 1,
+    "sample_images": 64,
+    "evaluation.extractors": [],
+    "evaluation.likelihood": [],
+    "evaluation.grids": [],
+    "evaluation.guidance_scales": [],
+    "evaluation.weights": [],
+    "evaluation.seeds": [],
+    "evaluation.labels": "data",  # Which changes nothing that is trained.
+}
+_PLACE = ("mesh", "sharding_rules")
+_DATA_PLACE = "path"
+
+
+def claim(workdir: Path, config: ConfigDict) -> None:
+    """Makes the folder this config's, or finds that it is; it must be `locked`.
+
+    Raises:
+        UserError: it holds another run, which is left as it is, or can't be written to.
+    """
+    in_first(lambda: _claim(workdir, config))
+
+
+def check_claim(workdir: Path, config: ConfigDict) -> None:
+    """Refuses a folder that `claim` would refuse as another run's; nothing is written.
+
+    Raises:
+        UserError: it holds a run with another config, or one without any.
+    """
+    try:
+        saved = read_json(workdir / CONFIG)
+    except UserError:
+        saved = None  # `claim` mends it from a checkpoint, if it can.
+    _check_same(workdir, saved or config_kept(workdir / "checkpoints"), config)
+
+
+def _check_same(workdir: Path, saved: Mapping[str, Any] | None, config: ConfigDict) -> None:
+    """Refuses a folder whose saved config is another, or missing."""
+    if saved is not None:
+        here = json.loads(to_json(config))
+        differences = differing_keys(_without_place(_completed(saved, here)), _without_place(here))
+        if differences:
+            raise UserError(
+                f"{workdir} holds a run with another config ({'; '.join(differences[:3])}"
+                f"{'; …' if len(differences) > 3 else ''}): choose another --workdir"
+            )
+    elif (workdir / "checkpoints").exists() or (workdir / METRICS).exists():
+        raise UserError(
+            f"{workdir} holds a run, but its {CONFIG} is missing: restore it, or choose another "
+            "--workdir"
+        )
+
+
+def _claim(workdir: Path, config: ConfigDict) -> None:
+    saved = _saved_config(workdir)
+    _check_same(workdir, saved, config)
+    if saved is None:
+        write_whole(workdir / CONFIG, to_json(config))
+    # What can't be written shows now, not after an hour.
+    for name in _FOLDERS:
+        make_writable(workdir / name)
+    for name in ("", *_FOLDERS):
+        clear_unfinished(workdir / name)
+
+
+def _saved_config(workdir: Path) -> dict[str, Any] | None:
+    """The config in a run's folder; one that is damaged or gone is mended from a checkpoint.
+
+    Raises:
+        UserError: it is damaged, and no checkpoint has it.
+    """
+    path, damage = workdir / CONFIG, None
+    try:
+        saved = read_json(path)
+    except UserError as error:
+        saved, damage = None, error
+    if saved is not None:
+        return saved
+    kept = config_kept(workdir / "checkpoints")
+    if kept is None:
+        if damage is not None:
+            raise damage
+        return None
+    if damage is not None:
+        path.replace(path.with_name(f"{CONFIG}.damaged"))
+    write_whole(path, json.dumps(kept, indent=2) + "\n")
+    _LOG.warning("%s was %s: mended from a checkpoint", path, "damaged" if damage else "missing")
+    return kept
+
+
+def _without_place(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A config without where it is computed and where its data lie, which may change on the way.
+
+    That they are the same data is found by their fingerprint.
+    """
+    kept = {key: value for key, value in config.items() if key not in _PLACE}
+    if isinstance(kept.get("data"), Mapping):
+        kept["data"] = _with_paths_of({}, kept["data"])
+    return kept
+
+
+def _with_paths_of(other: Any, data: Mapping[str, Any]) -> dict[str, Any]:
+    """A spec of data with the paths of another one, without those that this one lacks."""
+    other = other if isinstance(other, Mapping) else {}
+    moved = {
+        key: _with_paths_of(other.get(key), value) if isinstance(value, Mapping) else value
+        for key, value in data.items()
+        if key != _DATA_PLACE or not isinstance(value, str)
+    }
+    there = other.get(_DATA_PLACE)
+    known = _DATA_PLACE in data and isinstance(there, str)
+    return moved | ({_DATA_PLACE: there} if known else {})
+
+
+def check_kept(workdir: Path, steps: Sequence[int], config: ConfigDict) -> None:
+    """Refuses to begin anew where a run was further than its first checkpoint.
+
+    Args:
+        workdir: the run's folder.
+        steps: of the checkpoints that there are.
+        config: of the run.
+
+    Raises:
+        UserError: there are none, and its metrics say that there were.
+    """
+    if steps:
+        return
+    metrics = workdir / METRICS
+    made = max((record["step"] for record in read_metrics(metrics)), default=0)
+    # The second one is not begun before the first is on disk.
+    if made > config.checkpoint_every_steps:
+        raise UserError(
+            f"{workdir / 'checkpoints'} is empty, and {metrics} has steps up to {made}: bring the "
+            "checkpoints back (is the disk mounted?), or start again in another --workdir"
+        )
+
+
+def _completed(saved: Mapping[str, Any], here: Mapping[str, Any]) -> dict[str, Any]:
+    """A saved config with the settings of today that there were none of yet, as they were then."""
+    completed = dict(saved)
+    for key, value in _ADDED.items():
+        group, _, name = key.rpartition(".")
+        inner, today = (each.get(group, {}) if group else each for each in (completed, here))
+        if name in today and name not in inner:
+            completed |= {group: {**inner, name: value}} if group else {name: value}
+    return _with_defaults(completed, here)
+
+
+def _with_defaults(saved: Any, here: Any) -> Any:
+    """What specs say today and did not say then has its default: what a new argument has to keep.
+
+    Only what this config names is looked up: the saved one may be a stranger's.
+    """
+    if isinstance(saved, list) and isinstance(here, list) and len(saved) == len(here):
+        return [_with_defaults(*pair) for pair in zip(saved, here, strict=True)]
+    if not (isinstance(saved, Mapping) and isinstance(here, Mapping)):
+        return saved
+    same = TARGET in here and saved.get(TARGET) == here[TARGET]
+    known = defaults(here[TARGET]) if same else {}
+    added = {name: value for name, value in known.items() if name in here and name not in saved}
+    return added | {name: _with_defaults(value, here.get(name)) for name, value in saved.items()}
+
+
+def differing_keys(saved: Mapping[str, Any], here: Mapping[str, Any], prefix: str = "") -> list:
+    """What differs between two configs, each as `key: there, here`.
+
+    Example:
+        >>> differing_keys({"a": 1, "b": {"c": 2}}, {"a": 1, "b": {"c": 3}})
+        ['b.c: 2 there, 3 here']
+    """
+    found = []
+    for key in dict.fromkeys([*saved, *here]):
+        there, mine = saved.get(key, "absent"), here.get(key, "absent")
+        if isinstance(there, Mapping) and isinstance(mine, Mapping):
+            found += differing_keys(there, mine, f"{prefix}{key}.")
+        elif there != mine:
+            found.append(f"{prefix}{key}: {there} there, {mine} here")
+    return found
+
+
+def record_run(
+    workdir: Path,
+    setup: Setup,
+    dataset: DataSet,
+    command: str,
+    ensemble: Mapping[str, Any] | None = None,
+) -> None:
+    """Writes where and with what the run runs; times that are there already are kept.
+
+    Args:
+        workdir: the run's folder.
+        setup: of the run.
+        dataset: what it trains on.
+        command: how to make the run again.
+        ensemble: with which others it trains in one program, if it does.
+    """
+    before = read_json(workdir / RUN) or {}
+    device = setup.mesh.devices.flat[0]
+    content = {
+        "started": before.get("started", datetime.now(UTC).isoformat(timespec="seconds")),
+        "command": command,
+        "versions": {"diffjax": diffjax.__version__, "python": platform.python_version()}
+        | {name: _version(name) for name in _PACKAGES},
+        "git_revision": git_revision(Path(__file__).parent),
+        "device": f"{setup.mesh.size} x {device.device_kind} ({device.platform})",
+        "host": f"{os.cpu_count()} cores, {platform.machine()}, {platform.system()}",
+        "mesh": dict(setup.mesh.shape),
+        "num_params": setup.wired.num_params,
+        "data": {
+            "name": dataset.name,
+            "image_shape": list(dataset.image_shape),
+            "num_classes": dataset.num_classes,
+            "label_names": list(dataset.label_names),
+            "num_train_images": len(dataset.train),
+            "num_test_images": len(dataset.test),
+            "train_sha256": dataset.train.fingerprint(),
+            "test_sha256": dataset.test.fingerprint(),
+        },
+        "compile_seconds": before.get("compile_seconds", 0.0),
+        "train_seconds": before.get("train_seconds", 0.0),
+        "train_flops_per_step": before.get("train_flops_per_step"),
+    }
+    if ensemble or "ensemble" in before:
+        content["ensemble"] = ensemble or before["ensemble"]
+    if is_first():
+        write_whole(workdir / RUN, json.dumps(content, indent=2) + "\n")
+        _keep_paths(workdir, setup.config)
+
+
+def _keep_paths(workdir: Path, config: ConfigDict) -> None:
+    """Notes in a run's config where its data lie now: they were found to be the same."""
+    saved, here = read_json(workdir / CONFIG) or {}, json.loads(to_json(config))
+    if isinstance(saved.get("data"), Mapping):
+        moved = saved | {"data": {**saved["data"], **_with_paths_of(here["data"], saved["data"])}}
+        if moved != saved:
+            write_whole(workdir / CONFIG, json.dumps(moved, indent=2) + "\n")
+
+
+def data_of(workdir: Path, data: ConfigDict, path: str | None = None) -> DataSet:
+    """The data set that a run was trained on, wherever it lies now.
+
+    Args:
+        workdir: the run's folder, which has the fingerprints of its images.
+        data: the spec of its config.
+        path: in the place of the spec's, or of that of the first spec within it that has one.
+
+    Raises:
+        UserError: it is not there, it has no path, or it has other images.
+    """
+    data = data.copy_and_resolve_references()
+    place = _with_a_path(data)
+    if path is not None:
+        if place is None:
+            raise UserError(f"{data[TARGET]} reads no path: leave --data_path out")
+        with place.unlocked():
+            place[_DATA_PLACE] = path
+    try:
+        dataset: DataSet = build(data)
+    except UserError as error:
+        if place is None or path is not None:
+            raise
+        raise UserError(f"{error}; if the data have moved, --data_path says where to") from error
+    known = (read_json(workdir / RUN) or {}).get("data", {})
+    for part, source in (("train", dataset.train), ("test", dataset.test)):
+        sha256 = known.get(f"{part}_sha256")
+        if sha256 is not None and sha256 not in fingerprints(source):
+            there = dataset.name if place is None else place[_DATA_PLACE]
+            raise UserError(
+                f"the {part}ing images of {there} are not those of {workdir}: bring the old ones "
+                "back, or say where they lie: --data_path"
+            )
+    return dataset
+
+
+def _with_a_path(data: ConfigDict) -> ConfigDict | None:
+    """The outermost spec that has a path."""
+    if isinstance(data.get(_DATA_PLACE), str):
+        return data
+    within = (_with_a_path(value) for value in data.values() if isinstance(value, ConfigDict))
+    return next((found for found in within if found is not None), None)
+
+
+def add_seconds(workdir: Path, **seconds: float) -> None:
+    """Adds to the times in `run.json`, over all the stretches of an interrupted run."""
+    content = read_json(workdir / RUN) or {}
+    before = {name: content.get(name, 0.0) for name in seconds}
+    record(
+        workdir,
+        **{
+            # Somebody's hand may have been in the file.
+            name: value + (before[name] if is_number(before[name]) else 0.0)
+            for name, value in seconds.items()
+        },
+    )
+
+
+def record(workdir: Path, **facts: Any) -> None:
+    """Puts facts into `run.json`."""
+    if is_first():
+        content = {**(read_json(workdir / RUN) or {}), **facts}
+        write_whole(workdir / RUN, json.dumps(content, indent=2) + "\n")
+
+
+def read(
+    workdir: Path, allowed_packages: tuple[str, ...] = ("diffjax",)
+) -> tuple[ConfigDict, dict[str, Any]]:
+    """The config of a run and the description of its data.
+
+    Raises:
+        UserError: there is no run in that folder, or its files are damaged.
+    """
+    try:
+        text = (workdir / CONFIG).read_text(encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"there is no run in {workdir}: {CONFIG}: {error.strerror}") from error
+    except ValueError as error:
+        raise UserError(f"{workdir / CONFIG} is no text ({error}): restore it") from error
+    run = read_json(workdir / RUN)
+    if run is None or "data" not in run:
+        raise UserError(f"{workdir / RUN} is missing or incomplete: run the training command again")
+    data = run["data"]
+    if not _describes_data(data):
+        raise UserError(f"{workdir / RUN} does not describe images: restore it")
+    return from_json(text, allowed_packages), {**data, "image_shape": tuple(data["image_shape"])}
+
+
+@contextmanager
+def version_told(workdir: Path) -> Iterator[None]:
+    """Adds to what is said of a run that can't be read which version wrote it, if another one did.
+
+    Raises:
+        UserError: the one that was raised inside, with the version.
+    """
+    try:
+        yield
+    except UserError as error:
+        run = read_json(workdir / RUN) or {}
+        versions, revision = run.get("versions"), str(run.get("git_revision", ""))
+        version = versions.get("diffjax") if isinstance(versions, dict) else None
+        if version == diffjax.__version__ and revision == git_revision(Path(__file__).parent):
+            raise
+        at = f" at {revision[:12]}" if revision else ""
+        raise UserError(f"{error}; diffjax {version}{at} wrote it, and reads it") from error
+
+
+def _describes_data(data: Any) -> bool:
+    if not isinstance(data, dict):
+        return False
+    shape, names = data.get("image_shape"), data.get("label_names")
+    return (
+        isinstance(shape, list)
+        and len(shape) == 3
+        and all(type(size) is int and size > 0 for size in shape)
+        and type(data.get("num_classes")) is int
+        and data["num_classes"] >= 0
+        and isinstance(names, list)
+    )
+
+
+def git_revision(folder: Path) -> str:
+    """The commit that the code is at, with a `+` if files were changed; "" outside a checkout."""
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(folder), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        changed = git("status", "--porcelain", "--untracked-files=no")
+        return git("rev-parse", "HEAD") + ("+" if changed else "")
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"

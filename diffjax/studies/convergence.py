@@ -1,0 +1,178 @@
+"""How fast solvers converge, where the exact solution is known."""
+
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import matplotlib as mpl
+import numpy as np
+from jax import Array
+from matplotlib.figure import Figure
+
+from diffjax.errors import UserError
+from diffjax.evaluation.tables import measure
+from diffjax.oracle.analytic import GaussianMixture
+from diffjax.process.paths import Pair, Path, coeffs, mix
+from diffjax.sampling.grids import Grid
+from diffjax.sampling.sample import Recipe, sample
+from diffjax.sampling.solvers import Solver
+
+_MARKERS = "os^vD<>ph*XPd8+x"
+_STYLE = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
+
+
+@dataclass(frozen=True)
+class Convergence:
+    """The error of a solver, from noise to data.
+
+    Attributes:
+        solver: that it is of.
+        nfe: network evaluations per sample, rising.
+        errors: median distance from where the exact flow ends, over samples; for solvers with fresh
+            noise, which have no trajectory, the largest error of the samples' mean and covariance.
+    """
+
+    solver: Solver
+    nfe: tuple[int, ...]
+    errors: tuple[float, ...]
+
+    def error_at(self, nfe: int) -> float | None:
+        """With the most steps that cost no more than so many evaluations, if there are any."""
+        within = [i for i, cost in enumerate(self.nfe) if cost <= nfe]
+        return self.errors[within[-1]] if within else None
+
+
+def mixture_of_four() -> GaussianMixture:
+    """Four Gaussians in the plane, unlike in weight and shape: the data of the comparison."""
+    return GaussianMixture(
+        jnp.array([0.4, 0.3, 0.2, 0.1]),
+        jnp.array([[0.9, 0.6], [-0.8, 0.7], [-0.5, -0.9], [0.7, -0.8]]),
+        jnp.array([[[0.04, 0.0], [0.0, 0.02]]]) * jnp.array([1.0, 0.5, 0.8, 2.0])[:, None, None],
+    )
+
+
+def convergence(
+    data: GaussianMixture,
+    path: Path,
+    solvers: Mapping[str, Solver],
+    grid: Grid,
+    budgets: Sequence[int],
+    num_samples: int = 256,
+    num_draws: int = 100_000,
+) -> dict[str, Convergence]:
+    """Walks from noise to data with each solver and each budget of evaluations.
+
+    Args:
+        data: whose best denoiser is the model, and whose flow is known.
+        path: from data to noise.
+        solvers: by name.
+        grid: where they step.
+        budgets: network evaluations per sample; each solver takes as many steps as they allow.
+        num_samples: trajectories.
+        num_draws: samples whose mean and covariance are taken; so many know a variance of 1 to
+            `√(2/num_draws)`.
+
+    Example:
+        >>> from diffjax.process.paths import Linear
+        >>> from diffjax.sampling.grids import Power
+        >>> from diffjax.sampling.solvers import heun
+        >>> found = convergence(
+        ...     mixture_of_four(), Linear(), {"heun": heun()}, Power(), (9, 41), num_samples=16
+        ... )["heun"]
+        >>> found.nfe, found.errors[1] < found.errors[0] / 8
+        ((9, 41), True)
+    """
+    predict = data.predict(path)
+
+    def denoise(x: Array, t: Array) -> Pair:
+        # With a variance, half-way, for the solver that wants it of a network.
+        pair = predict(x, jnp.broadcast_to(t, (len(x), *t.shape)), None)
+        return pair._replace(share=jnp.full_like(x, 0.5))
+
+    noise = jax.random.normal(jax.random.key(0), (num_samples, 2))
+    x = path.sigma(jnp.asarray(path.t_noise)) * noise
+    exact = data.flow(path, x, path.t_noise, 0.0)
+    # From the exact distribution, so that the error is the solver's alone.
+    start = coeffs(path, jnp.full(num_draws, path.t_noise), 2)
+    eps = jax.random.normal(jax.random.key(3), (num_draws, 2))
+    many = Pair(data.draw(jax.random.key(2), num_draws), eps)
+    moments = _moments(data)
+
+    def ends(solver: Solver, num_steps: int, x: Array) -> Array:
+        times = Recipe(solver, grid, num_steps).times(path)
+        walk = jax.jit(partial(sample, denoise, solver, path, times))
+        return walk(jax.random.split(jax.random.key(1), len(x)), x)
+
+    def error(solver: Solver, num_steps: int) -> float:
+        if not solver.fresh_noise:
+            wrong = np.linalg.norm(ends(solver, num_steps, x) - exact, axis=1)
+            # The median: a few that end in another mode would be all there is to a mean.
+            return float(np.median(wrong))
+        drawn = np.asarray(ends(solver, num_steps, mix(start, many)), np.float64)
+        found = np.concatenate([drawn.mean(0), np.cov(drawn.T).ravel()])
+        return float(np.abs(found - moments).max())
+
+    def one(solver: Solver) -> Convergence:
+        if solver.nfe is None:
+            raise UserError("a solver that chooses its own steps has no error for a given number")
+        # The last step costs one evaluation, whatever the solver.
+        steps = sorted({1 + (budget - 1) // solver.nfe for budget in budgets})
+        nfe = tuple(solver.steps(n - 1) * solver.nfe + 1 for n in steps)
+        return Convergence(solver, nfe, tuple(error(solver, n) for n in steps))
+
+    return {name: one(solver) for name, solver in solvers.items()}
+
+
+def _moments(data: GaussianMixture) -> np.ndarray:
+    """Mean and covariance of a mixture, one after the other."""
+    weights, means = np.asarray(data.weights, np.float64), np.asarray(data.means, np.float64)
+    mean = weights @ means
+    centred = means - mean
+    covariance = np.einsum("k,kij->ij", weights, np.asarray(data.covariances, np.float64))
+    covariance += np.einsum("k,ki,kj->ij", weights, centred, centred)
+    return np.concatenate([mean, covariance.ravel()])
+
+
+def convergence_table(found: Mapping[str, Convergence], budgets: Sequence[int]) -> str:
+    """A Markdown table: order, cost, and the error within each budget of evaluations."""
+    heads = ["solver", "order", "evaluations a step", *(f"error at NFE {b}" for b in budgets)]
+    lines = [heads, ["---"] * len(heads)]
+    for name, one in found.items():
+        kind = f"{one.solver.order}{' (weak)' if one.solver.fresh_noise else ''}"
+        errors = [measure(one.error_at(budget)) for budget in budgets]
+        lines.append([f"`{name}`", kind, str(one.solver.nfe), *errors])
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def convergence_plot(found: Mapping[str, Convergence]) -> bytes:
+    """Error against evaluations as a PNG: by evaluations a step, and those with fresh noise."""
+    panels = {
+        "one evaluation a step": lambda solver: not solver.fresh_noise and solver.nfe == 1,
+        "several evaluations a step": lambda solver: not solver.fresh_noise and solver.nfe > 1,
+        "fresh noise": lambda solver: solver.fresh_noise,
+    }
+    with mpl.rc_context(_STYLE):  # pyright: ignore[reportArgumentType]
+        figure = Figure(figsize=(13.5, 6.0), layout="constrained")
+        columns = figure.subplots(1, len(panels))
+        columns[1].sharey(columns[0])
+        for axes, (title, belongs) in zip(columns, panels.items(), strict=True):
+            drawn = {name: one for name, one in found.items() if belongs(one.solver)}
+            for index, (name, one) in enumerate(drawn.items()):
+                axes.plot(
+                    one.nfe, one.errors, color=mpl.colormaps["tab20"](index % 20),
+                    marker=_MARKERS[index % len(_MARKERS)], markersize=4, linewidth=1.2,
+                    label=f"{name}, order {one.solver.order}",
+                )  # fmt: skip
+            axes.set(xscale="log", yscale="log", title=title, xlabel="evaluations per sample")
+            axes.grid(True, which="both", alpha=0.2)
+            axes.legend(
+                frameon=False, fontsize=8, ncol=2, loc="upper center", bbox_to_anchor=(0.5, -0.12)
+            )
+        columns[0].set_ylabel("median distance from the exact end")
+        columns[2].set_ylabel("largest error of mean and covariance")
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="png", dpi=120)
+    return buffer.getvalue()

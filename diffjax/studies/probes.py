@@ -1,0 +1,166 @@
+"""What is measured of a trained model beside its samples, the same for every run compared."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from diffjax.objectives.base import Objective, Progress
+from diffjax.objectives.wrappers import Contrastive, Dispersive
+from diffjax.process import targets
+from diffjax.process.precond import Apply, Predict
+from diffjax.studies.effective_weights import weight_curve
+from diffjax.studies.gradient_noise import LossOf, noise_by_log_snr
+from diffjax.studies.validation import as_json, loss_by_log_snr
+
+SPACES = {"noise": targets.Noise(), "clean": targets.Clean(), "v": targets.V()}
+"""In which the loss is measured: squared errors of the noise, of clean data and of v."""
+_CURVE_STEP = 0.25
+_PAIRED = (
+    "it was trained on images paired with their noise, or with noise in between; here each image "
+    "is mixed with noise of its own"
+)
+_JOINED = "its loss joins the examples of a batch, so that none has a gradient of its own"
+
+
+class Probed(NamedTuple):
+    """A trained model, as far as probes need it.
+
+    Attributes:
+        objective: what it was trained by.
+        apply: the network.
+        predict: the model with the weights that it samples with.
+        params: live, at which the gradient is taken.
+        ema_params: the average of the first decay of the config, or `params` where none is kept.
+        progress: how far training was.
+        num_classes: 0 is unconditional.
+        label_dropout: share of labels that training replaces by the null label.
+    """
+
+    objective: Objective
+    apply: Apply
+    predict: Predict
+    params: Any
+    ema_params: Any
+    progress: Progress
+    num_classes: int
+    label_dropout: float
+
+
+def probe(
+    model: Probed,
+    images: np.ndarray,
+    labels: np.ndarray,
+    *,
+    seed: int = 0,
+    num_batches: int = 16,
+    batch_size: int = 16,
+) -> dict[str, Any]:
+    """Loss by log-SNR in common currencies, effective weight, and gradient noise, as plain data.
+
+    What can't be measured is `{"left_out": reason}` in its place.
+
+    Args:
+        model: the model.
+        images: held out, `[N, H, W, C]` in [-1, 1].
+        labels: `[N]`.
+        seed: of noise, log-SNRs and examples; equal seeds give every model the same.
+        num_batches: of the gradient, in each bin.
+        batch_size: examples in each of them.
+
+    Raises:
+        UserError: the model's predictions or gradients are not finite.
+    """
+    own = not model.objective.needs_source and model.objective.independent_noise
+    loss_key, noise_key = jax.random.split(jax.random.key(seed))
+    cond = labels if model.num_classes else np.zeros_like(labels)
+    return {
+        "loss_by_log_snr": _loss(model, images, cond, loss_key) if own else _left_out(_PAIRED),
+        "effective_weight": effective_weight(model.objective),
+        "gradient_noise": (
+            _left_out(reason)
+            if (reason := _no_gradient_each(model.objective))
+            else _noise(model, images, labels, noise_key, num_batches, batch_size)
+        ),
+    }
+
+
+def effective_weight(objective: Objective) -> dict[str, Any]:
+    """The curve of `effective_weights.weight_curve` at every quarter of log-SNR, as plain data."""
+    try:
+        curve = weight_curve(objective)
+    except NotImplementedError as error:
+        return _left_out(str(error))
+    first, last = (np.round(curve.log_snr[i] / _CURVE_STEP) for i in (0, -1))
+    levels = np.arange(first, last + 1) * _CURVE_STEP
+    return {
+        "log_snr": levels.tolist(),
+        "weight": np.interp(levels, curve.log_snr, curve.weight).tolist(),
+        "quartiles": [curve.quantile(u) for u in (0.25, 0.5, 0.75)],
+    }
+
+
+def _loss(model: Probed, images: np.ndarray, cond: np.ndarray, key: Array) -> dict[str, Any]:
+    losses = loss_by_log_snr(
+        model.predict, model.objective.path, images, cond, key,
+        spaces=SPACES,
+    )  # fmt: skip
+    return {**as_json(losses), "space_path": "cosine"}
+
+
+def _noise(
+    model: Probed,
+    images: np.ndarray,
+    labels: np.ndarray,
+    key: Array,
+    num_batches: int,
+    batch_size: int,
+) -> dict[str, Any]:
+    found = noise_by_log_snr(
+        _loss_of(model, images, labels),
+        model.params, key, num_batches=num_batches, batch_size=batch_size,
+    )  # fmt: skip
+    return {
+        "log_snr_edges": list(found.edges),
+        "num_batches": num_batches,
+        "batch_size": batch_size,
+        "weights": "live",
+        "share": list(found.share),
+        "bins": [None if scale is None else scale._asdict() for scale in found.bins],
+    }
+
+
+def _loss_of(model: Probed, images: np.ndarray, labels: np.ndarray) -> LossOf:
+    """The loss of one example as training draws it, with an image drawn from the held-out ones."""
+    all_images, all_labels = jnp.asarray(images), jnp.asarray(labels)
+
+    def loss_of(params: Any, key: Array) -> tuple[Array, Array]:
+        image_key, label_key, loss_key = jax.random.split(key, 3)
+        row = jax.random.randint(image_key, (1,), 0, len(images))
+        dropped = jax.random.bernoulli(label_key, model.label_dropout, (1,))
+        label = jnp.where(dropped, model.num_classes, all_labels[row])
+        batch = {"image": all_images[row], "label": label}
+        loss, seen = model.objective(
+            model.apply, params, model.ema_params, loss_key, batch, model.progress
+        )
+        return loss[0], seen["log_snr"][0]
+
+    return loss_of
+
+
+def _no_gradient_each(objective: Objective) -> str | None:
+    """Why an objective has no loss of a single example, or None."""
+    if objective.needs_source or not objective.independent_noise:
+        return _PAIRED
+    part: Any = objective
+    while part is not None:
+        if isinstance(part, Contrastive | Dispersive):
+            return _JOINED
+        part = getattr(part, "objective", None)
+    return None
+
+
+def _left_out(reason: str) -> dict[str, str]:
+    return {"left_out": reason}

@@ -1,0 +1,1 @@
+"""A sweep: axes, cells, workers, engines and the live table."""

@@ -1,0 +1,205 @@
+"""How a sweep is, read from its files alone, from any machine that sees them."""
+
+import json
+import shutil
+import sys
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, TextIO
+
+from tqdm import tqdm
+
+from diffjax.comparison.results import STATUS, SWEEP, cells_of
+from diffjax.errors import UserError
+from diffjax.evaluation.tables import measure
+from diffjax.host.run_files import read_json
+from diffjax.runs import workdirs
+from diffjax.sweeps.worker import busy
+
+_TAIL_BYTES = 1 << 16
+_REDRAW_SECONDS = 2.0
+
+
+@dataclass(frozen=True)
+class Row:
+    """How a cell is.
+
+    Attributes:
+        name: of the cell.
+        state: waiting, running, stopped (begun, and nobody is at it), done or failed.
+        step: the last one in its metrics.
+        num_steps: how many there will be; None if the plan does not say.
+        loss: at that step; None before the first.
+        distance: the Fréchet distance, once evaluated.
+        seconds: of all its attempts, as far as their workers lived to say.
+        error: why it failed.
+    """
+
+    name: str
+    state: str
+    step: int
+    num_steps: int | None
+    loss: float | None
+    distance: float | None
+    seconds: float
+    error: str
+
+
+def read_plan(folder: Path) -> dict[str, Any]:
+    """What a sweep wrote of itself when it began.
+
+    Raises:
+        UserError: no sweep has begun in that folder.
+    """
+    plan = read_json(folder / SWEEP)
+    if plan is None:
+        raise UserError(f"no sweep has begun in {folder}: there is no {SWEEP}")
+    return plan
+
+
+def rows(folder: Path) -> list[Row]:
+    """One row a cell, in the order of the plan."""
+    return [
+        _row(cell["name"], cell.get("num_steps"), folder / (cell.get("folder") or cell["name"]))
+        for cell in cells_of(read_plan(folder), folder)
+    ]
+
+
+def table(cells: Sequence[Row], height: int | None = None) -> str:
+    """Aligned columns, and a last line that counts; what runs first where not all lines fit.
+
+    Args:
+        cells: how they are.
+        height: the number of lines there is room for; all by default.
+    """
+    room = len(cells) if height is None else max(height - 3, 1)
+    shown = sorted(cells, key=lambda row: _ORDER.index(row.state))[:room]
+    shown = [row for row in cells if row in shown]
+    lines = [("cell", "state", "step", "loss", "Fréchet", "time")]
+    for row in shown:
+        lines.append(
+            (
+                row.name,
+                row.state,
+                f"{row.step:,}/{'?' if row.num_steps is None else f'{row.num_steps:,}'}",
+                "" if row.loss is None else f"{row.loss:.4g}",
+                "" if row.distance is None else measure(row.distance),
+                tqdm.format_interval(round(row.seconds)) if row.seconds else "",
+            )
+        )
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    text = []
+    for line, row in zip(lines, [None, *shown], strict=True):
+        cut = [
+            word.ljust(width) if i < 2 else word.rjust(width)
+            for i, (word, width) in enumerate(zip(line, widths, strict=True))
+        ]
+        text.append("  ".join([*cut, row.error if row else ""]).rstrip())
+    if len(shown) < len(cells):
+        text.append(f"… {len(cells) - len(shown)} more")
+    counts = Counter(row.state for row in cells)
+    text.append(", ".join(f"{counts[state]} {state}" for state in _ORDER if counts[state]))
+    return "\n".join(text)
+
+
+class Live:
+    """Shows a sweep while it runs: a table in place on a terminal, else a line a change.
+
+    Args:
+        folder: of the sweep.
+        stream: where to; standard error by default.
+    """
+
+    def __init__(self, folder: Path, stream: TextIO | None = None):
+        self._folder, self._stream = folder, stream or sys.stderr
+        self._drawn = 0
+        self._states: dict[str, str] = {}
+        self._next = 0.0
+
+    def draw(self, *, now: bool = False) -> None:
+        """Shows what changed, if it is time or has to be `now`."""
+        if not now and time.monotonic() < self._next:
+            return
+        cells = rows(self._folder)
+        if self._stream.isatty():
+            self._redraw(cells)
+        else:
+            self._say(cells)
+        self._next = time.monotonic() + _REDRAW_SECONDS
+
+    def _redraw(self, cells: Sequence[Row]) -> None:
+        width, height = shutil.get_terminal_size()
+        lines = [line[: width - 1] for line in table(cells, height - 1).splitlines()]
+        # Up to where the last table began, and away with it.
+        up = f"\x1b[{self._drawn}F\x1b[J" if self._drawn else ""
+        self._stream.write(up + "\n".join(lines) + "\n")
+        self._stream.flush()
+        self._drawn = len(lines)
+
+    def _say(self, cells: Sequence[Row]) -> None:
+        for row in cells:
+            if self._states.get(row.name, "waiting") != row.state:
+                self._stream.write(_line(row) + "\n")
+                self._states[row.name] = row.state
+        self._stream.flush()
+
+
+_ORDER = ("running", "failed", "stopped", "waiting", "done")
+
+
+def _line(row: Row) -> str:
+    parts = [f"{row.name}: {row.state}"]
+    if row.state in ("running", "stopped") and row.step:
+        parts.append(f"step {row.step} of {row.num_steps or '?'}")
+    if row.state == "done" and row.distance is not None:
+        parts.append(f"Fréchet distance {measure(row.distance)}")
+    if row.state in ("done", "failed"):
+        parts.append(tqdm.format_interval(round(row.seconds)))
+    return ", ".join(parts) + (f": {row.error}" if row.error else "")
+
+
+def _row(name: str, num_steps: int | None, workdir: Path) -> Row:
+    status = read_json(workdir / STATUS) or {}
+    state, seconds = status.get("state", "waiting"), status.get("seconds", 0.0)
+    if state != "done" and busy(workdir):
+        if state == "running":
+            since = datetime.now(UTC) - datetime.fromisoformat(status["started"])
+            seconds += since.total_seconds()
+        state = "running"
+    elif state == "running":
+        state = "stopped"
+    last = _last_record(workdir / workdirs.METRICS)
+    evaluation = read_json(workdir / workdirs.EVALUATION) if state == "done" else None
+    entry = (evaluation or {}).get("frechet_distance")
+    return Row(
+        name=name,
+        state=state,
+        step=last.get("step", 0),
+        num_steps=num_steps,
+        loss=float(last["loss"]) if "loss" in last else None,
+        distance=entry.get("value") if isinstance(entry, dict) else None,
+        seconds=seconds,
+        error=status.get("error", "") if state == "failed" else "",
+    )
+
+
+def _last_record(path: Path) -> dict[str, Any]:
+    """The last whole line of a file of metrics, which may be long."""
+    try:
+        with path.open("rb") as file:
+            file.seek(0, 2)
+            file.seek(max(file.tell() - _TAIL_BYTES, 0))
+            lines = file.read().splitlines()
+    except OSError:
+        return {}
+    for line in reversed(lines):
+        try:
+            record = json.loads(line)
+        except ValueError:
+            continue
+        return record if isinstance(record, dict) else {}
+    return {}

@@ -1,0 +1,265 @@
+"""A worker: takes one unit of a sweep's work after another, until none is free.
+
+Workers know nothing of each other. A unit is taken by locking a file in the folder of each of its
+cells, and the system drops such a lock when the last process that has it dies, however it dies. So
+any number of workers, of one command or of several, on one machine or on several that share the
+folder, never train a cell twice at once, and what a killed one leaves is free for the next.
+"""
+
+import csv
+import fcntl
+import io
+import os
+import platform
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+
+from diffjax.comparison.results import STATUS
+from diffjax.errors import UserError
+from diffjax.host.files import write_json
+from diffjax.host.lock import LOCK
+from diffjax.host.run_files import read_json
+from diffjax.sweeps.cells import finished
+from diffjax.sweeps.sweep import Cell
+
+OUTPUT = "output.txt"
+TAKEN = "worker.lock"
+_POLL_SECONDS = 0.1
+# How long a unit that seems taken may only have been looked at by somebody.
+_GLANCE_SECONDS = 1.0
+
+Unit = tuple[Cell, ...]
+# Trains a unit: it is given the locks to hold on to, and whether to stop; returns the exit status.
+Runner = Callable[[Unit, Sequence[int], Callable[[], bool]], int]
+
+
+def units(cells: Sequence[Cell], ensembles: Sequence[Sequence[str]]) -> list[Unit]:
+    """What workers take as one: the cells that train as one program."""
+    by_name = {cell.name: cell for cell in cells}
+    return [tuple(by_name[name] for name in names) for names in ensembles]
+
+
+def work(
+    todo: Sequence[Unit],
+    folder: Path,
+    run: Runner,
+    *,
+    since: datetime,
+    should_stop: Callable[[], bool] = lambda: False,
+    is_finished: Callable[[Cell, Path], bool] = finished,
+) -> None:
+    """Runs units, in their order, until the others are finished or taken, or it should stop.
+
+    Args:
+        todo: all units of the sweep; none is run twice.
+        folder: the sweep's.
+        run: trains a unit.
+        since: cells that failed in an attempt that began later are left alone.
+        should_stop: asked between units; `run` has to ask by itself.
+        is_finished: whether a cell in its folder needs nothing any more.
+
+    Raises:
+        UserError: the folder's file system has no locks.
+    """
+    left, glances = list(todo), 0
+    while left and not should_stop():
+        for unit in left:
+            with taken(unit, folder) as locks:
+                if locks is None:
+                    continue
+                wanted = tuple(
+                    cell
+                    for cell in unit
+                    if not _failed_since(folder / cell.name, since)
+                    and not is_finished(cell, folder / cell.name)
+                )
+                if wanted:
+                    _attempt(wanted, folder, lambda w=wanted, k=locks: run(w, k, should_stop))
+            left.remove(unit)
+            glances = 0
+            break
+        else:
+            glances += 1
+            if glances > 1:
+                return
+            time.sleep(_GLANCE_SECONDS)
+
+
+@contextmanager
+def taken(unit: Unit, folder: Path) -> Iterator[list[int] | None]:
+    """Holds a unit, as the locks that a child may inherit; None if somebody else has part of it.
+
+    Raises:
+        UserError: the folder's file system has no locks.
+    """
+    with ExitStack() as stack:
+        locks = []
+        for cell in unit:
+            workdir = folder / cell.name
+            workdir.mkdir(parents=True, exist_ok=True)
+            lock = stack.enter_context(_locked(workdir / TAKEN))
+            if lock is None or training(workdir):
+                yield None
+                return
+            locks.append(lock)
+        yield locks
+
+
+def training(workdir: Path) -> bool:
+    """Whether a process trains in a run's folder, started by a worker or by hand."""
+    return _is_held(workdir / LOCK)
+
+
+def busy(workdir: Path) -> bool:
+    """Whether a worker has a cell, or a process trains it."""
+    return _is_held(workdir / TAKEN) or training(workdir)
+
+
+def _is_held(path: Path) -> bool:
+    if not path.exists():
+        return False
+    with _locked(path) as lock:
+        return lock is None
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[int | None]:
+    try:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    except PermissionError:
+        raise UserError(f"{path} can't be written: another user began this sweep") from None
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        held = True
+    except (BlockingIOError, PermissionError):
+        held = False
+    except OSError as error:
+        os.close(handle)
+        raise UserError(
+            f"{path} can't be locked ({error.strerror}), so that a cell might be trained twice at "
+            "once: choose a --workdir on a file system with locks"
+        ) from error
+    try:
+        yield handle if held else None
+    finally:
+        os.close(handle)
+
+
+def _attempt(unit: Unit, folder: Path, run: Callable[[], int]) -> None:
+    """Runs a unit, and writes before and after it how its cells are."""
+    began = datetime.now(UTC)
+    before = {cell.name: read_json(folder / cell.name / STATUS) or {} for cell in unit}
+    facts = {
+        "host": platform.node(),
+        "pid": os.getpid(),
+        "started": began.isoformat(),
+    }
+
+    def write(cell: Cell, state: str, error: str) -> None:
+        last = before[cell.name]
+        spent = (datetime.now(UTC) - began).total_seconds()
+        seconds = round(last.get("seconds", 0.0) + spent, 1)
+        attempts = last.get("attempts", 0) + 1
+        status = {"state": state, "attempts": attempts, "error": error, **facts, "seconds": seconds}
+        write_json(folder / cell.name / STATUS, status)
+
+    for cell in unit:
+        write(cell, "running", "")
+    code = run()
+    errors = {cell.name: _own_error(folder / cell.name, cell.name) for cell in unit}
+    for cell in unit:
+        if code in (130, 143):  # It has saved, and goes on from there: it did not fail.
+            write(cell, "running", "")
+        elif code == 0 or (code == 2 and any(errors.values()) and not errors[cell.name]):
+            write(cell, "done", "")
+        else:
+            write(cell, "failed", errors[cell.name] or _last_words(folder / cell.name, code))
+
+
+def _failed_since(workdir: Path, since: datetime) -> bool:
+    status = read_json(workdir / STATUS) or {}
+    return status.get("state") == "failed" and datetime.fromisoformat(status["started"]) >= since
+
+
+def _own_error(workdir: Path, name: str) -> str:
+    """What `experiments.sweep` reports of a cell, or ""."""
+    start = f"error: {name}: "
+    found = [line for line in _said(workdir) if line.startswith(start)]
+    return found[-1].removeprefix(start) if found else ""
+
+
+def _last_words(workdir: Path, code: int) -> str:
+    """The line that says best why a process ended."""
+    if code < 0:
+        name = signal.Signals(-code).name
+        return f"ended by {name}{', perhaps for want of memory' if name == 'SIGKILL' else ''}"
+    lines = _said(workdir)
+    return lines[-1].removeprefix("error: ") if lines else f"exit status {code}, without a word"
+
+
+def _said(workdir: Path) -> list[str]:
+    try:
+        text = (workdir / OUTPUT).read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return []
+    return [line.strip() for line in text.splitlines() if line.strip()]
+
+
+def in_subprocess(sweep_file: str, folder: Path) -> Runner:
+    """Trains a unit by `experiments.sweep --cells=…`, whose words go to each cell's output.txt."""
+
+    def run(unit: Unit, locks: Sequence[int], should_stop: Callable[[], bool]) -> int:
+        command = [sys.executable, "-m", "experiments.sweep", f"--sweep={sweep_file}"]
+        command += [f"--workdir={folder}", f"--cells={listed(cell.name for cell in unit)}"]
+        outputs = [folder / cell.name / OUTPUT for cell in unit]
+        with outputs[0].open("wb") as output:
+            child = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                # While it lives, its cells are taken, even if this worker is killed.
+                pass_fds=locks,
+                # A terminal's Ctrl-C goes to the sweep alone, which passes it on, once.
+                start_new_session=True,
+            )
+            code = _wait(child, should_stop)
+        for copy in outputs[1:]:
+            copy.write_bytes(outputs[0].read_bytes())
+        return code
+
+    return run
+
+
+def _wait(child: subprocess.Popen, should_stop: Callable[[], bool]) -> int:
+    asked = False
+    try:
+        while child.poll() is None:
+            if should_stop() and not asked:
+                child.terminate()
+                asked = True
+            time.sleep(_POLL_SECONDS)
+    except KeyboardInterrupt:  # the second one: at once
+        child.send_signal(signal.SIGINT)
+        child.wait()
+        raise
+    # A process that is asked before it can answer dies of the question.
+    return 143 if asked and child.returncode == -signal.SIGTERM else child.returncode
+
+
+def listed(names: Iterator[str] | Sequence[str]) -> str:
+    """Names as one flag takes them.
+
+    Example:
+        >>> print(listed(["a", "channels=(32, 64)"]))
+        a,"channels=(32, 64)"
+    """
+    text = io.StringIO()
+    csv.writer(text, lineterminator="").writerow(names)
+    return text.getvalue()

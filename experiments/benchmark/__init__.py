@@ -1,0 +1,206 @@
+r"""Measure training and sampling against this machine's own matrix-multiply peak.
+
+  python -m experiments.benchmark
+  python -m experiments.benchmark --configs=digits,fashion_mnist:model=unet --data_path=FOLDER
+  python -m experiments.benchmark --startup --split --devices=1,2,4,8 --json=benchmark.json
+  python -m experiments.benchmark --configs=cifar10:model=DiT-S/2,cifar10:model=unet-64 \
+      --batch_size=16 --against=torch
+
+A benchmark, not a test: compare only numbers of one run, on a machine that does nothing else.
+docs/performance.md says what each number means.
+"""
+
+import contextlib
+import importlib.metadata
+import json
+import os
+import platform
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from datetime import datetime
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from absl import flags
+
+import diffjax
+from diffjax.errors import UserError
+from diffjax.runs.workdirs import git_revision
+from experiments import cli
+from experiments.benchmark.against_torch import Pair, against_torch
+from experiments.benchmark.cases import (
+    Case,
+    import_seconds,
+    in_new_process,
+    measure_case,
+    measure_devices,
+    measure_loop,
+    measure_start,
+)
+from experiments.benchmark.checks import check_cases, check_devices
+from experiments.benchmark.tables import (
+    against_table,
+    headline,
+    scaling_table,
+    split_table,
+    startup_tables,
+    throughput_table,
+)
+
+FLAGS = flags.FlagValues()
+flags.DEFINE_string(
+    "configs", "digits,digits:model=unet", "files in configs/, with their choices after a colon",
+    flag_values=FLAGS,
+)  # fmt: skip
+flags.DEFINE_integer(
+    "batch_size", None, "images a training step; each config's own by default", lower_bound=1,
+    flag_values=FLAGS,
+)  # fmt: skip
+flags.DEFINE_string(
+    "data_path", None, "folder of the images, for configs that read one", flag_values=FLAGS
+)
+flags.DEFINE_multi_string(
+    "override", [], "config.NAME=VALUE for all configs, as often as it is given", flag_values=FLAGS
+)
+flags.DEFINE_integer("steps", 8, "training steps a round", lower_bound=1, flag_values=FLAGS)
+flags.DEFINE_integer("num_samples", 64, "samples a round", lower_bound=1, flag_values=FLAGS)
+flags.DEFINE_integer("rounds", 5, "medians are over these", lower_bound=1, flag_values=FLAGS)
+flags.DEFINE_bool(
+    "startup", False, "also time imports, and starts with and without JAX's compilation cache",
+    flag_values=FLAGS,
+)  # fmt: skip
+flags.DEFINE_enum(
+    "against", None, ["torch", "torch.compile"],
+    "measure the same networks in PyTorch too, in turns; eager, or compiled",
+    flag_values=FLAGS,
+)  # fmt: skip
+flags.DEFINE_bool(
+    "split", False, "also time the training loop and its parts: input, compute, host",
+    flag_values=FLAGS,
+)  # fmt: skip
+flags.DEFINE_list(
+    "devices", [], "also train on so many devices: 1,2,4,8; CPUs have fake ones", flag_values=FLAGS
+)
+flags.DEFINE_string("out", None, "write the tables here as well", flag_values=FLAGS)
+flags.DEFINE_string("json", None, "write every number here", flag_values=FLAGS)
+
+_VERSIONS = ("jax", "jaxlib", "flax", "numpy")
+_IMPORTS = ("diffjax", "diffjax.loop.loop")
+
+
+def split_configs(text: str) -> list[str]:
+    """Names of configs; commas part these and their arguments alike.
+
+    Example:
+        >>> split_configs("digits,digits:objective=ddpm,model=unet,fashion_mnist")
+        ['digits', 'digits:objective=ddpm,model=unet', 'fashion_mnist']
+    """
+    names: list[str] = []
+    for part in text.split(","):
+        if names and "=" in part.partition(":")[0]:
+            names[-1] += f",{part}"
+        else:
+            names.append(part.strip())
+    return names
+
+
+def describe_machine() -> dict[str, Any]:
+    """What the numbers hang on, but for the device, which only the measuring process may touch."""
+    processor, vector = platform.processor() or platform.machine(), ""
+    with contextlib.suppress(OSError):  # Linux only.
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+        fields = dict(re.findall(r"^(model name|flags)\s*: (.*)$", text, re.MULTILINE))
+        processor = fields.get("model name", processor)
+        vector = next((f" ({v})" for v in ("avx512f", "avx2") if v in fields.get("flags", "")), "")
+    return {
+        "machine": f"{os.cpu_count()} cores of {processor}{vector}, {platform.system()}",
+        "load_average": round(os.getloadavg()[0], 1),
+        "date": datetime.now().isoformat(" ", timespec="minutes"),
+        "versions": {"diffjax": diffjax.__version__, "python": platform.python_version()}
+        | {name: importlib.metadata.version(name) for name in _VERSIONS},
+        "git_revision": git_revision(Path(__file__).parent),
+    }
+
+
+def main(args: SimpleNamespace) -> None:
+    """Measures one config after the other, prints the tables and saves them."""
+    for path in (args.out, args.json):
+        if path is not None and not Path(path).parent.is_dir():
+            raise UserError(f"can't write {path}: there is no folder {Path(path).parent}")
+    devices = device_counts(args.devices)
+    cases = [
+        Case(name, args.batch_size, args.data_path, tuple(args.override))
+        for name in split_configs(args.configs)
+    ]
+    # A mistake in the last one should not show after minutes.
+    in_new_process(check_cases, cases, args.split, args.against)
+    if devices:
+        in_new_process(check_devices, cases, devices)
+
+    machine = describe_machine()
+    rounds = {"steps": args.steps, "rounds": args.rounds}
+    sizes = rounds | {"num_samples": args.num_samples}
+    results = []
+    for case in cases:
+        _tell(f"measuring {case.name}")
+        results += in_new_process(measure_case, case, sizes)
+    tables = [headline(machine, results), throughput_table(results)]
+    numbers = machine | {"results": [asdict(row) for row in results]}
+    if devices:
+        _tell("measuring training over devices")
+        scaled = [
+            in_new_process(measure_devices, case, number, rounds)
+            for case in cases
+            for number in devices
+        ]
+        tables.append(scaling_table(scaled))
+        numbers["devices"] = [asdict(row) for row in scaled]
+    if args.split:
+        _tell("measuring the training loop")
+        splits = [in_new_process(measure_loop, case, rounds) for case in cases]
+        tables.append(split_table(splits))
+        numbers["split"] = [asdict(split) for split in splits]
+    if args.startup:
+        _tell("measuring imports and starts")
+        imports = {module: import_seconds(module) for module in _IMPORTS}
+        starts = [measure_start(case) for case in cases]
+        tables.append(startup_tables(imports, starts))
+        numbers["startup"] = {"imports": imports, "starts": [asdict(start) for start in starts]}
+    if args.against:
+        pairs: list[Pair] = []
+        for case in cases:
+            _tell(f"measuring {case.name} against {args.against}")
+            pairs += against_torch(case, compiled=args.against == "torch.compile", **sizes)
+        tables.append(against_table(pairs, args.against))
+        numbers["against"] = [asdict(pair) for pair in pairs]
+    text = "\n\n".join(tables)
+    print(text)
+    for path, content in ((args.out, text), (args.json, json.dumps(numbers, indent=2))):
+        if path is not None:
+            cli.save(path, content + "\n")
+
+
+def device_counts(texts: Sequence[str]) -> list[int]:
+    """Numbers of devices from a flag.
+
+    Raises:
+        UserError: one is no positive number.
+
+    Example:
+        >>> device_counts(["1", "8"])
+        [1, 8]
+    """
+    if not all(text.isdecimal() and int(text) for text in texts):
+        raise UserError(f"--devices={','.join(texts)} should be numbers from 1, as 1,2,4,8")
+    return [int(text) for text in texts]
+
+
+def _tell(text: str) -> None:
+    print(text, file=sys.stderr)
+
+
+USAGE = f"""{__doc__}
+Configs: {", ".join(cli.config_names())}"""

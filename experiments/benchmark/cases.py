@@ -1,0 +1,161 @@
+"""What the benchmark measures, each in a process of its own."""
+
+import multiprocessing
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from diffjax import config_files
+from diffjax.errors import UserError
+from diffjax.loop.loop import compile_train_step
+from diffjax.performance.loop_time import Split, measure_split
+from diffjax.performance.throughput import (
+    Measured,
+    Scaled,
+    measure,
+    measure_scaled,
+    noise_batch,
+    timed,
+)
+from diffjax.spec import build
+from diffjax.training.setup import set_up
+from experiments import cli
+
+
+@dataclass(frozen=True)
+class Case:
+    """One config of the benchmark; another process can rebuild it from this.
+
+    Attributes:
+        name: in `configs/`, with its choices after a colon.
+        batch_size: images a training step; None is the config's own.
+        data_path: folder of the images, for configs that read one.
+        overrides: `config.NAME=VALUE`, as flags have them.
+    """
+
+    name: str
+    batch_size: int | None = None
+    data_path: str | None = None
+    overrides: tuple[str, ...] = ()
+
+    def config(self) -> ConfigDict:
+        """The config itself.
+
+        Raises:
+            UserError: there is none of that name, or no such setting.
+        """
+        stem, colon, arguments = self.name.partition(":")
+        config = config_files.load(f"configs/{stem}.py{colon}{arguments}")
+        if self.batch_size is not None:
+            config.batch_size = self.batch_size
+        if self.data_path is not None and "path" in config.data:
+            config.data.path = self.data_path
+        pairs = (text.partition("=") for text in self.overrides)
+        config_files.override(config, {name: value for name, _, value in pairs})
+        return config
+
+    def data(self, config: ConfigDict) -> tuple[tuple[int, int, int], int]:
+        """Image shape and classes: those that the config expects, or else those of its data."""
+        if "expected" in config:
+            height, width, channels = config.expected.image_shape
+            return (height, width, channels), config.expected.num_classes
+        dataset = build(config.data)
+        return dataset.image_shape, dataset.num_classes
+
+
+@dataclass(frozen=True)
+class Start:
+    """Seconds from launching Python to the end of the first training step."""
+
+    config: str
+    no_cache_seconds: float
+    first_seconds: float
+    second_seconds: float
+
+
+def in_new_process(function: Callable[..., Any], *arguments: Any) -> Any:
+    """Calls a function in a fresh interpreter, so that memory and compilation are its own.
+
+    Raises:
+        UserError: the process was killed.
+    """
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, context, initializer=_begin) as pool:
+        try:
+            return pool.submit(function, *arguments).result()
+        except BrokenProcessPool:
+            raise UserError(
+                "the measuring process was killed, probably out of memory: lower --batch_size"
+            ) from None
+
+
+def _begin() -> None:
+    # Ctrl-C reaches the whole group; only the parent has something to say about it.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    cli.keep_freed_memory()
+
+
+def measure_case(case: Case, sizes: dict[str, int]) -> list[Measured]:
+    """Training and sampling."""
+    jax.config.update("jax_enable_compilation_cache", False)
+    config = case.config()
+    return measure(case.name, config, *case.data(config), **sizes)
+
+
+def measure_loop(case: Case, sizes: dict[str, int]) -> Split:
+    """The training loop and its parts, on the config's real data."""
+    jax.config.update("jax_enable_compilation_cache", False)
+    config = case.config()
+    return measure_split(case.name, config, build(config.data), **sizes)
+
+
+def measure_devices(case: Case, num_devices: int, sizes: dict[str, int]) -> Scaled:
+    """Training over some of the devices; on a CPU, over fake ones that share its cores."""
+    jax.config.update("jax_num_cpu_devices", num_devices)
+    jax.config.update("jax_enable_compilation_cache", False)
+    config = case.config()
+    return measure_scaled(case.name, config, *case.data(config), num_devices, **sizes)
+
+
+def measure_start(case: Case) -> Start:
+    """Times the first training step without, with an empty and with a filled cache."""
+
+    def seconds(cache: str | None) -> float:
+        return timed(lambda: in_new_process(_first_step, case, cache))
+
+    with tempfile.TemporaryDirectory() as cache:
+        return Start(case.name, seconds(None), seconds(cache), seconds(cache))
+
+
+def _first_step(case: Case, cache: str | None) -> None:
+    jax.config.update("jax_enable_compilation_cache", cache is not None)
+    if cache is not None:
+        cli.keep_compiled_programs(cache)
+    config = case.config()
+    setup = set_up(config, *case.data(config))
+    key = jax.random.key(config.seed)
+    state = setup.init(key)
+    jax.block_until_ready(compile_train_step(setup, key)(state, key, noise_batch(setup)))
+
+
+def import_seconds(module: str) -> float:
+    """Seconds that an import takes once jax is imported; the median of three processes."""
+    code = (
+        "import time, jax; began = time.perf_counter(); "
+        f"import {module}; print(time.perf_counter() - began)"
+    )
+    command = [sys.executable, "-c", code]
+    outputs = [
+        subprocess.run(command, capture_output=True, text=True, check=True).stdout for _ in range(3)
+    ]
+    return statistics.median(map(float, outputs))

@@ -1,0 +1,73 @@
+"""What is done again is not compiled again, and nothing is compiled for each array."""
+
+from contextlib import closing
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from diffjax.ensemble import members
+from diffjax.runs.checkpoints import Checkpoints
+from diffjax.training import sharding
+from diffjax.training.setup import set_up
+from tests.support.compilations import compilations
+from tests.support.tiny_run import tiny_config
+
+
+class State(NamedTuple):
+    params: Any
+
+
+def on_all_devices(array: np.ndarray) -> jax.Array:
+    return jax.device_put(array, NamedSharding(sharding.make_mesh(), P()))
+
+
+def saved(folder, params: Any) -> Any:
+    """What comes back, and how many programs saving compiled."""
+    state = State(params)
+    with closing(Checkpoints(folder)) as store:
+        with compilations() as programs:
+            store.save(0, state, {})
+            store.wait()
+        restored, _ = store.read(0, jax.eval_shape(lambda: state)._replace(params=params))
+    jax.tree.map(np.testing.assert_array_equal, restored.params, params)
+    return len(programs)
+
+
+def test_saving_compiles_no_program_for_each_small_array(tmp_path):
+    small = {str(i): on_all_devices(np.arange(8.0 * i)) for i in range(1, 21)}
+    assert saved(tmp_path / "small", small) <= 1, "that of the digests"
+
+
+def test_a_large_array_is_written_by_all_devices_that_have_it(tmp_path):
+    """Each writes an eighth of the 8 MiB, and slices that off by a program of its own."""
+    large = {"x": on_all_devices(np.zeros((8, 2**18), np.float32))}
+    assert saved(tmp_path / "large", large) >= 8
+
+
+def test_a_second_state_of_a_setup_compiles_nothing():
+    setup = set_up(tiny_config("model=tiny"), (8, 8, 1), 10)
+    first, key = setup.init(jax.random.key(0)), jax.random.key(1)
+    with compilations() as programs:
+        second = setup.init(key)
+    assert programs == []
+    kernels = [state.params["conv_in"]["kernel"] for state in (first, second)]
+    assert not np.array_equal(*kernels)
+
+
+def test_stacking_and_unstacking_again_compiles_nothing():
+    setup = set_up(tiny_config("model=tiny"), (8, 8, 1), 10)
+    states = [setup.init(jax.random.key(i)) for i in range(2)]
+    all_of_them, one = members.members_of([setup] * 2), np.int32(1)
+
+    def there_and_back():
+        return members.unstacker(all_of_them)(members.stack(all_of_them, states), one)
+
+    there_and_back()
+    with compilations() as programs:
+        back = there_and_back()
+    assert programs == []
+    jax.tree.map(np.testing.assert_array_equal, back, states[1])
+    assert back.step.sharding == states[1].step.sharding

@@ -1,0 +1,214 @@
+"""The loop around the step: batches made ahead, no waiting for devices, traces, the cache."""
+
+import gzip
+import json
+import threading
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from diffjax.data import digits
+from diffjax.errors import UserError
+from diffjax.host.prefetch import prefetched
+from diffjax.loop.loop import take_steps
+from diffjax.loop.profile import Profile, profiled
+from diffjax.loop.recorder import Recorder
+from diffjax.performance.loop_time import Split, measure_split
+from diffjax.training.setup import set_up
+from experiments import cli, train
+from experiments.train import parse_steps
+from tests.support.tiny_run import tiny_config
+from tests.support.trainer import Trainer
+
+
+def threads() -> list[str]:
+    return [t.name for t in threading.enumerate() if t.name.startswith("prefetch")]
+
+
+class Counting:
+    """0, 1, 2, … and who asked for them; the fifth is an error, if there is one."""
+
+    def __init__(self, error: Exception | None = None):
+        self.made, self.by, self.error = 0, set(), error
+        self.enough = threading.Event()
+
+    def __iter__(self):
+        return self
+
+    def __next__(self) -> int:
+        self.by.add(threading.current_thread().name)
+        if self.made == 4 and self.error is not None:
+            raise self.error
+        self.made += 1
+        self.enough.set()
+        return self.made - 1
+
+
+def test_items_come_in_order_from_a_thread_that_ends():
+    source = Counting()
+    with prefetched(source) as items:
+        assert [next(items) for _ in range(50)] == list(range(50))
+        assert len(threads()) == 1
+    assert not threads()
+    assert len(source.by) == 1
+    assert source.by != {threading.current_thread().name}
+    assert 50 <= source.made <= 52
+
+
+def test_no_more_is_made_ahead_than_was_asked_for():
+    source = Counting()
+    with prefetched(source, ahead=3) as items:
+        next(items)
+        for _ in range(100):
+            if source.made == 4:
+                break
+            threading.Event().wait(0.02)
+        threading.Event().wait(0.1)
+        assert source.made == 4
+
+
+def test_an_error_comes_where_its_item_would_have():
+    got = []
+
+    def take_all():
+        with prefetched(Counting(UserError("picture 17 is damaged"))) as items:
+            for item in items:
+                got.append(item)
+
+    with pytest.raises(UserError, match="picture 17 is damaged"):
+        take_all()
+    assert got == [0, 1, 2, 3]
+    assert not threads()
+
+
+def test_a_short_source_ends():
+    with prefetched(iter("abc"), ahead=5) as letters:
+        assert list(letters) == ["a", "b", "c"]
+
+
+class Noted:
+    """A metric on the devices: whoever reads it, waits for its step."""
+
+    def __init__(self, step: int, read: list[int], shape: tuple[int, ...] = ()):
+        self.step, self.read, self.shape = step, read, shape
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        self.read.append(self.step)
+        return np.ones(self.shape, dtype)
+
+
+def test_the_loop_reads_nothing_from_the_devices_between_its_lines(tmp_path):
+    """Lines at steps 4 and 8: at the second, the steps before the first are read, and no others.
+
+    JAX's own guard of transfers sees none on a CPU, whose arrays the host reads in place.
+    """
+    config = tiny_config("model=tiny", num_steps=100, log_every_steps=4)
+    with config.unlocked():
+        config.sample_every_steps = config.checkpoint_every_steps = 1000
+    setup, read = set_up(config, (8, 8, 1), 10), []
+    checkpoints: Any = SimpleNamespace(steps=lambda: [])
+    recorder = Recorder(setup, digits(), {"step": 0}, checkpoints, tmp_path, bar=False)
+    made = []
+
+    def step(state, key, batch):
+        made.append(batch)
+        shapes = {"loss": (), "grad_norm": (), "learning_rate": (), "bin_loss": (10,)}
+        metrics = {name: Noted(len(made), read, shape) for name, shape in shapes.items()}
+        return state, metrics | {"bin_count": Noted(len(made), read, (10,))}
+
+    state: Any = Noted(-1, read)
+    no_key: Any = lambda step: None  # noqa: E731
+    with prefetched(Counting()) as stream:
+        take_steps(step, state, range(1, 8), stream, recorder, no_key)
+        assert (made, read) == (list(range(7)), [])
+        take_steps(step, state, range(8, 12), stream, recorder, no_key)
+    assert sorted(set(read)) == [1, 2, 3, 4]
+    recorder.close()
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 1
+
+
+def test_the_loop_stops_where_it_should():
+    recorder: Any = SimpleNamespace(add=lambda *_: None, due=lambda *_: False)
+    zero: Any = 0
+    key_of: Any = lambda step: 100 * step  # noqa: E731
+    begun: list[int] = []
+    state, step = take_steps(
+        lambda state, key, batch: (state + key + batch, {}), zero, range(1, 10), iter(range(10)),
+        recorder, key_of, lambda: len(begun) == 3, begun.append,
+    )  # fmt: skip
+    assert (state, step, begun) == (600 + 3, 3, [1, 2, 3])
+
+
+def test_the_parts_of_the_loop_are_measured():
+    split = measure_split("tiny", tiny_config("model=tiny"), digits(), steps=2, rounds=2)
+    parts = (split.compute, split.loop, split.host, split.input)
+    assert all(len(part) == 2 and min(part) > 0 for part in parts)
+    assert max(split.host) < min(split.compute)
+
+
+def test_shares_are_medians_of_what_was_measured_side_by_side():
+    split = Split("a", 8, (1.0, 2.0, 4.0), (1.5, 2.2, 4.0), (0.1,) * 3, (0.5, 0.5, 0.25))
+    assert split.loop_overhead == pytest.approx(0.1)
+    assert split.input_speed == pytest.approx(4.0)
+
+
+def test_one_trace_of_the_chosen_steps(tmp_path):
+    profile = Profile(3, 4)
+    with profiled(profile, tmp_path, lambda x: x + np.ones(2), 1) as step:
+        step(0)
+        step(1)
+        assert not list((tmp_path / "profile").rglob("*.xplane.pb"))  # step 3 runs, 4 is to come
+        step(2)
+        step(3)
+        (found,) = (tmp_path / "profile").rglob("*.trace.json.gz")
+        assert len(list((tmp_path / "profile").rglob("*.xplane.pb"))) == 1
+    events = json.loads(gzip.decompress(found.read_bytes()))["traceEvents"]
+    assert sum(event.get("name") == "train" for event in events) == 2
+
+
+def test_a_trace_that_is_cut_short_is_kept(tmp_path):
+    def interrupted():
+        with profiled(Profile(1, 9), tmp_path, lambda: 0, 0) as step:
+            step()
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert list((tmp_path / "profile").rglob("*.xplane.pb"))
+
+
+@pytest.mark.parametrize("text", ["a", "3:", "5:4", "0", "-1:3", "1:2:3"])
+def test_steps_that_are_none(text):
+    with pytest.raises(UserError, match="profile"):
+        parse_steps(text)
+
+
+def test_steps_beyond_the_end_are_refused(tmp_path):
+    with pytest.raises(UserError, match="profile of steps 5:9: the run ends with step 8"):
+        Profile(5, 9).check(8)
+
+
+@pytest.mark.process
+def test_a_training_leaves_a_trace_and_its_programs(tmp_path):
+    # What is compiled in half a second is not kept.
+    trainer = Trainer(tmp_path, xla_flags="", pictures=False)
+    flags = ["--profile_steps=2:3", f"--compilation_cache={tmp_path}/cache"]
+    arguments = [*trainer.arguments(tmp_path / "run"), *flags]
+    ((status, said),) = trainer.start("train", [arguments])
+    trainer.close()
+    assert status == 0, said
+    assert "trace of steps 2 to 3 in" in said
+    assert len(list((tmp_path / "run" / "profile").rglob("*.xplane.pb"))) == 1
+    assert any("train_step" in path.name for path in (tmp_path / "cache").iterdir())
+
+
+def test_a_cache_that_can_not_be(tmp_path, capsys):
+    file = tmp_path / "file"
+    file.write_text("")
+    argv = ["--config=configs/digits.py", f"--workdir={tmp_path}/run"]
+    flag = f"--compilation_cache={file}/cache"
+    assert cli.run(train.main, train.FLAGS, usage="", argv=[*argv, flag]) == 2
+    assert "can't keep compiled programs in" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()

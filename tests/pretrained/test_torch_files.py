@@ -1,0 +1,312 @@
+"""Files of torch.save, written by torch and by hand, and the files of weights around them."""
+
+import contextlib
+import functools
+import hashlib
+import http.server
+import io
+import json
+import os
+import pickle
+import string
+import threading
+import zipfile
+from collections import OrderedDict
+
+import numpy as np
+import pytest
+
+from diffjax.errors import UserError
+from diffjax.pretrained.downloads import read_weights
+from diffjax.pretrained.torch_files import read_state_dict
+
+
+def torch_zip(pickled: bytes, storages=(), compression=zipfile.ZIP_STORED) -> bytes:
+    """A file as torch writes it, with a pickle and storages of one's own."""
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", compression) as archive:
+        archive.writestr("archive/data.pkl", pickled)
+        archive.writestr("archive/byteorder", b"little")
+        for key, data in storages:
+            archive.writestr(f"archive/data/{key}", data)
+    return file.getvalue()
+
+
+def tensor(size=(2, 2), stride=(2, 1), offset=0, *, kind="FloatStorage", numel=4) -> bytes:
+    """The pickle of `{"w": tensor}`, opcode by opcode, protocol 2."""
+
+    def text(value: str) -> bytes:
+        return b"X" + len(value).to_bytes(4, "little") + value.encode()
+
+    def number(value: int) -> bytes:
+        return b"J" + value.to_bytes(4, "little", signed=True)
+
+    def numbers(values) -> bytes:
+        return b"(" + b"".join(map(number, values)) + b"t"
+
+    storage = b"(" + text("storage") + f"ctorch\n{kind}\n".encode() + text("0") + text("cpu")
+    storage += number(numel) + b"tQ"
+    arguments = b"(" + storage + number(offset) + numbers(size) + numbers(stride) + b"\x89Nt"
+    return b"\x80\x02}" + text("w") + b"ctorch._utils\n_rebuild_tensor_v2\n" + arguments + b"Rs."
+
+
+STORAGE = [("0", np.arange(4, dtype="<f4").tobytes())]
+
+
+@pytest.mark.parametrize("kept", [b"r\xff\xff\xff\x7f", b"p2147483647\n"])
+def test_a_number_in_a_pickle_takes_no_memory(kept):
+    """Python's own reader would make room for 2^31 objects, twice over: 34 GB."""
+    for wrapped in (lambda data: torch_zip(data, STORAGE), lambda data: data):
+        bomb = wrapped(tensor().replace(b"\x80\x02}", b"\x80\x02}" + kept))
+        with pytest.raises(UserError, match="it keeps object 2147483647 of at most"):
+            read_state_dict("bomb.pt", bomb)
+
+
+def state(torch, generator=0):
+    torch.manual_seed(generator)
+    base = torch.arange(24, dtype=torch.float32)
+    return OrderedDict(
+        plain=torch.randn(3, 4, 2),
+        transposed=torch.randn(5, 3).T,
+        slice_of_a_shared_storage=base.reshape(4, 6)[1:3, ::2],
+        its_other_end=base[20:],
+        scalar=torch.tensor(3.5),
+        empty=torch.zeros(0, 3),
+        parameter=torch.nn.Parameter(torch.randn(2)),
+        double=torch.randn(2, dtype=torch.float64),
+        half=torch.randn(3).half(),
+        brain=torch.randn(3).bfloat16(),
+        long=torch.tensor([2**40, -1]),
+        small=torch.tensor([1, -2], dtype=torch.int8),
+        yes=torch.tensor([True, False]),
+    )
+
+
+class TestReading:
+    @pytest.mark.parity
+    @pytest.mark.parametrize("new", [True, False])
+    def test_every_tensor_is_as_torch_reads_it(self, new):
+        torch = pytest.importorskip("torch")
+        file = io.BytesIO()
+        torch.save(state(torch), file, _use_new_zipfile_serialization=new)
+        found = read_state_dict("x.pth", file.getvalue())
+        for key, value in state(torch).items():
+            array = found.take(key)
+            expected = value.detach()
+            assert str(array.dtype) == str(value.dtype).removeprefix("torch.")
+            assert array.shape == tuple(value.shape)
+            np.testing.assert_array_equal(array.astype(np.float64), expected.double().numpy())
+        found.check_empty()
+
+    @pytest.mark.parity
+    @pytest.mark.parametrize("new", [True, False])
+    def test_the_state_of_a_module_with_its_versions(self, new):
+        torch = pytest.importorskip("torch")
+        module = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 2), torch.nn.BatchNorm2d(4))
+        file = io.BytesIO()
+        torch.save(module.state_dict(), file, _use_new_zipfile_serialization=new)
+        found = read_state_dict("x.pth", file.getvalue())
+        np.testing.assert_array_equal(found.take("0.weight"), module[0].weight.detach().numpy())
+
+    def test_a_file_made_by_hand(self):
+        found = read_state_dict("x.pth", torch_zip(tensor(stride=(1, 2)), STORAGE))
+        assert found.take("w").tolist() == [[0, 2], [1, 3]]
+
+    def test_no_damaged_file_is_read_or_ends_in_a_traceback(self):
+        check_damage(torch_zip(tensor(), STORAGE))
+
+    @pytest.mark.parity
+    @pytest.mark.parametrize("new", [True, False])
+    def test_nor_is_one_that_torch_wrote(self, new):
+        torch = pytest.importorskip("torch")
+        file = io.BytesIO()
+        torch.save({"w": torch.arange(6.0)}, file, _use_new_zipfile_serialization=new)
+        check_damage(file.getvalue())
+
+
+def check_damage(data):
+    """Cut short it is refused; with a bit changed it is read or refused."""
+    for end in range(0, len(data) - 1, 7):
+        with pytest.raises(UserError, match="can't read weights from x"):
+            read_state_dict("x.pth", data[:end])
+    rng = np.random.default_rng(0)
+    for _ in range(300):
+        changed = bytearray(data)
+        changed[rng.integers(len(data))] ^= 1 << rng.integers(8)
+        with contextlib.suppress(UserError):
+            read_state_dict("x.pth", bytes(changed))
+
+
+class Call:
+    """Pickles as a call, which unpickling would make."""
+
+    def __init__(self, function, *arguments):
+        self.call = function, arguments
+
+    def __reduce__(self):
+        return self.call
+
+
+class TestRefusing:
+    @pytest.mark.parametrize(
+        "value",
+        [
+            Call(os.system, "touch harm"),
+            Call(eval, "1"),
+            {"w": Call(getattr, "", "join")},
+            {"w": np.zeros(3)},
+            {"w": OrderedDict},
+        ],
+    )
+    @pytest.mark.parametrize("old", [False, True])
+    def test_anything_but_tensors(self, value, old, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        data = pickle.dumps(value, 2)
+        if old:
+            parts = (0x1950A86A20F9469CFC6C, 1001, {"little_endian": True})
+            data = b"".join(pickle.dumps(part, 2) for part in parts) + data
+        with pytest.raises(UserError, match=r"it names \w+|no tensor|pickle exhausted"):
+            read_state_dict("x.pth", data if old else torch_zip(data))
+        assert not list(tmp_path.iterdir())
+
+    @pytest.mark.parametrize("attribute", ["__code__", "__defaults__", "anything"])
+    def test_one_file_can_not_change_how_the_next_is_read(self, attribute):
+        # BUILD with a pair sets attributes of whatever is on the stack: here, of a stand-in.
+        name = b"X" + len(attribute).to_bytes(4, "little") + attribute.encode()
+        attack = b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n(N}" + name + b"Nstb."
+        with pytest.raises(UserError):
+            read_state_dict("x.pth", torch_zip(attack))
+        assert read_state_dict("x.pth", torch_zip(tensor(), STORAGE)).take("w").shape == (2, 2)
+
+    @pytest.mark.parametrize(
+        ("pickled", "message"),
+        [
+            (tensor(size=(2, 3)), "beyond its storage"),
+            (tensor(size=(2, 2), stride=(3, 1)), "beyond its storage"),
+            (tensor(offset=1), "beyond its storage"),
+            (tensor(size=(1 << 30, 1 << 30), stride=(0, 0)), "beyond its storage"),
+            (tensor(size=(2, 2), stride=(-2, 1)), "no numbers"),
+            (tensor(offset=-1), "no numbers"),
+            (tensor(size=(4,)), "no storage or no strides"),
+            (tensor(numel=5), "ends within storage"),
+            (tensor(kind="ComplexFloatStorage"), "names torch.ComplexFloatStorage"),
+            (pickle.dumps([1], 2), "holds a list"),
+            (pickle.dumps({"w": 1}, 2), "'w' is a int, no tensor"),
+            (pickle.dumps({"model": {}}, 2), "'model' is a dict"),
+        ],
+    )
+    def test_tensors_that_are_none(self, pickled, message):
+        with pytest.raises(UserError, match=message):
+            read_state_dict("x.pth", torch_zip(pickled, STORAGE))
+
+    def test_names_that_share_a_storage_too_often(self):
+        """As tied weights do; but 1 MB by 26 names would take 26 MB, and more names more."""
+
+        def shared(names: str) -> bytes:
+            one = tensor((512, 512), (512, 1), numel=2**18)[3:-1]
+            key = b"X\x01\x00\x00\x00"
+            entries = [one.replace(key + b"w", key + name.encode()) for name in names]
+            return torch_zip(b"\x80\x02}" + b"".join(entries) + b".", [("0", bytes(2**20))])
+
+        tied = read_state_dict("x.pth", shared("abcd"))
+        assert [tied.take(name).shape for name in "abcd"] == [(512, 512)] * 4
+        with pytest.raises(UserError, match=r"its tensors take more than 4\d{6} bytes"):
+            read_state_dict("x.pth", shared(string.ascii_lowercase))
+
+    def test_numbers_of_safetensors_that_overlap(self):
+        def file(*offsets: tuple[int, int]) -> bytes:
+            entry = {"dtype": "U8", "shape": [8]}
+            header = {f"w{i}": entry | {"data_offsets": ends} for i, ends in enumerate(offsets)}
+            text = json.dumps(header).encode()
+            return len(text).to_bytes(8, "little") + text + bytes(16)
+
+        found = read_state_dict("x", file((0, 8), (8, 16)))
+        assert [found.take(f"w{i}").shape for i in range(2)] == [(8,)] * 2
+        for offsets in ([(0, 8)] * 3, [(0, 8), (8, 16), (4, 12)]):
+            with pytest.raises(UserError, match=r"weights from x: 'w2' overlaps others"):
+                read_state_dict("x", file(*offsets))
+
+    def test_a_zip_whose_entries_overlap(self):
+        """Its directory says of a small entry that it is as large as the file."""
+        data = bytearray(torch_zip(tensor(), [*STORAGE, ("1", bytes(1000))]))
+        entry = data.rindex(b"PK\x01\x02", 0, data.rindex(b"PK\x01\x02"))
+        data[entry + 20 : entry + 28] = (len(data) - 100).to_bytes(4, "little") * 2
+        with pytest.raises(UserError, match="its entries overlap"):
+            read_state_dict("x.pth", bytes(data))
+
+    def test_a_packed_zip(self):
+        bomb = torch_zip(tensor(), [("0", bytes(10**6))], zipfile.ZIP_DEFLATED)
+        with pytest.raises(UserError, match="packed"):
+            read_state_dict("x.pth", bomb)
+
+    @pytest.mark.parametrize("data", [b"", b"PK\x03\x04", b"\x93NUMPY", pickle.dumps(3)])
+    def test_other_files(self, data):
+        with pytest.raises(UserError, match="can't read weights from x"):
+            read_state_dict("x.pth", data)
+
+    def test_weights_that_are_missing_or_too_many(self):
+        found = read_state_dict("x.pth", torch_zip(tensor(), STORAGE))
+        with pytest.raises(UserError, match=r"x\.pth has no weights 'v'"):
+            found.take("v")
+        with pytest.raises(UserError, match="1 weights too many, such as 'w'"):
+            found.check_empty()
+        found.check_empty(lambda key: key == "w")
+
+
+CONTENT = b"weights"
+SHA256 = hashlib.sha256(CONTENT).hexdigest()
+
+
+class TestFiles:
+    def test_a_path_is_read_and_nothing_is_cached(self, tmp_path):
+        (tmp_path / "a.pth").write_bytes(CONTENT)
+        found = read_weights(str(tmp_path / "a.pth"), SHA256.upper(), str(tmp_path / "cache"))
+        assert found == CONTENT
+        assert not (tmp_path / "cache").exists()
+
+    def test_another_hash_is_refused_and_named(self, tmp_path):
+        (tmp_path / "a.pth").write_bytes(b"other")
+        found = hashlib.sha256(b"other").hexdigest()
+        with pytest.raises(UserError, match=f"has sha256 {found}, not {SHA256}"):
+            read_weights(str(tmp_path / "a.pth"), SHA256)
+
+    def test_no_file(self, tmp_path):
+        with pytest.raises(UserError, match=r"can't read the weights .*no\.pth: No such file"):
+            read_weights(str(tmp_path / "no.pth"), SHA256)
+
+    def test_an_address_is_fetched_once(self, tmp_path):
+        served, cache = tmp_path / "served", tmp_path / "cache"
+        served.mkdir()
+        (served / "a.pth").write_bytes(CONTENT)
+        asked = []
+
+        class Handler(http.server.SimpleHTTPRequestHandler):
+            def log_message(self, *args):
+                asked.append(self.path)
+
+        handler = functools.partial(Handler, directory=str(served))
+        with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+            threading.Thread(target=server.serve_forever, daemon=True).start()
+            address = f"http://127.0.0.1:{server.server_port}/a.pth"
+            for _ in range(2):
+                assert read_weights(address, SHA256, str(cache)) == CONTENT
+            assert asked == ["/a.pth"]
+            with pytest.raises(UserError, match="404"):
+                read_weights(address.replace("a.pth", "b.pth"), SHA256, str(cache))
+            server.shutdown()
+        assert [file.name for file in cache.iterdir()] == [f"{SHA256[:8]}-a.pth"]
+
+    def test_what_has_another_hash_is_not_kept(self, tmp_path):
+        (tmp_path / "a.pth").write_bytes(b"other")
+        with pytest.raises(UserError, match=r"file:.*a\.pth has sha256"):
+            read_weights((tmp_path / "a.pth").as_uri(), SHA256, str(tmp_path / "cache"))
+        assert not list((tmp_path / "cache").iterdir())
+
+    def test_a_damaged_file_in_the_cache_is_noticed(self, tmp_path):
+        (tmp_path / "a.pth").write_bytes(CONTENT)
+        address = (tmp_path / "a.pth").as_uri()
+        read_weights(address, SHA256, str(tmp_path / "cache"))
+        (kept,) = (tmp_path / "cache").iterdir()
+        kept.write_bytes(b"damaged")
+        with pytest.raises(UserError, match=kept.name):
+            read_weights(address, SHA256, str(tmp_path / "cache"))

@@ -1,0 +1,171 @@
+"""Samplers that left the project: the same images, from a file that JAX alone runs."""
+
+import os
+import re
+import subprocess
+import sys
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from jax import export
+
+from diffjax.errors import UserError
+from diffjax.runs.generate import starting_noise
+from diffjax.runs.load import Run
+from diffjax.runs.portable import portable_sampler
+from diffjax.sampling import solvers
+from diffjax.sampling.export import PLATFORMS, check_size, serialise
+from diffjax.training.setup import set_up
+from experiments import cli
+from experiments import export as program
+from tests.support.tiny_run import leave, of_noise, tiny_config
+
+SHAPE = (8, 8, 1)
+PAGE = Path(__file__).parents[2] / "docs" / "export.md"
+
+
+@cache
+def run_of(arguments: str = "") -> Run:
+    return of_noise(set_up(tiny_config(arguments), SHAPE, 10))
+
+
+def exported(run: Run, **how: Any) -> export.Exported:
+    source = run.setup.wired.objective.starts_at_source
+    noise, platforms = how.get("noise", False), how.pop("platforms", PLATFORMS)
+    sampler = portable_sampler(run, run.recipe, **how)
+    code = serialise(sampler, SHAPE, source=source, noise=noise, platforms=platforms)
+    return export.deserialize(bytearray(code))
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        "model=tiny,coupling=translation",
+        pytest.param("model=unet", marks=pytest.mark.thorough),  # a DiT is below
+    ],
+)
+def test_a_file_draws_what_the_run_does(arguments):
+    """The run's own recipe, guided; any number of labels; each image by its number alone."""
+    run = run_of(arguments)
+    assert run.recipe.guidance_scale == 2.0
+    sampler = exported(run)
+    assert sampler.platforms == ("cpu", "cuda", "tpu")
+    for n, seed in ((5, 3), (2, 4)):
+        labels = np.arange(n, dtype=np.int32) * 3 % 10
+        rng = np.random.default_rng(0)
+        source = rng.uniform(-1, 1, (n, *SHAPE)).astype(np.float32)
+        sources = (source,) if run.setup.wired.objective.starts_at_source else ()
+        expected = run.sample(labels, seed=seed, source=sources[0] if sources else None)
+        assert expected.std() > 0.1
+        images = sampler.call(np.uint32(seed), labels, *sources)
+        np.testing.assert_allclose(images, expected, atol=2e-5)
+
+
+def test_noise_in_place_of_a_seed():
+    run = run_of("model=tiny")
+    labels = np.arange(4, dtype=np.int32)
+    noise = starting_noise(7, np.arange(4), SHAPE)
+    images = exported(run, noise=True, platforms=["cpu"]).call(noise, labels)
+    np.testing.assert_allclose(images, run.sample(labels, seed=7), atol=2e-5)
+
+
+def test_live_weights_and_another_solver():
+    run = run_of("model=tiny")
+    run = replace(run, arrays=run.state._replace(params=run.state.ema["ema-0.9"]))
+    recipe = replace(run.recipe, solver=solvers.ddpm(), num_steps=3, guidance_scale=1.0)
+    code = serialise(portable_sampler(run, recipe, "live"), SHAPE, platforms=["cpu"])
+    labels = np.arange(3, dtype=np.int32)
+    expected = run.sample(
+        labels, seed=1, weights="live", solver=solvers.ddpm(), num_steps=3, guidance_scale=1.0
+    )
+    images = export.deserialize(bytearray(code)).call(np.uint32(1), labels)
+    np.testing.assert_allclose(images, expected, atol=2e-5)
+
+
+@pytest.mark.parametrize(
+    "arguments", ["model=tiny", pytest.param("", marks=pytest.mark.thorough)], ids=["tiny", "dit"]
+)
+def test_weights_in_half_the_bytes(arguments):
+    """They are rounded and nothing else: the network computes in float32 on what is left."""
+    run = run_of(arguments)
+    half = program.with_weights_in(run, "bfloat16")
+    rounded = jax.tree.map(lambda x: x.astype(np.float32), half.state.ema)
+    code = serialise(portable_sampler(half, run.recipe), SHAPE, platforms=["cpu"])
+    if not arguments:  # so many weights that the rest of the file does not matter
+        num_params = run.setup.wired.num_params
+        whole = serialise(portable_sampler(run, run.recipe), SHAPE, platforms=["cpu"])
+        assert len(whole) - len(code) == pytest.approx(2 * num_params, rel=0.1)
+    labels = np.arange(4, dtype=np.int32)
+    images = export.deserialize(bytearray(code)).call(np.uint32(5), labels)
+    expected = replace(run, arrays=run.state._replace(ema=rounded)).sample(labels, seed=5)
+    exact = run.sample(labels, seed=5)
+    size = np.abs(exact).max()  # hundreds, from the smallest network
+    np.testing.assert_allclose(images, expected, rtol=0, atol=2e-5 * max(1.0, size))
+    assert 1e-4 < np.abs(images - exact).max() / size < 0.1
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    """The folder of such a run, as training leaves it."""
+    folder = tmp_path_factory.mktemp("export") / "run"
+    leave(run_of("model=tiny"), folder)
+    return folder
+
+
+@pytest.mark.process
+def test_the_page_s_lines_run_without_the_project(workdir, tmp_path, capsys):
+    out = tmp_path / "sampler.bin"
+    argv = [f"--workdir={workdir}", f"--out={out}", "--allowed_packages=tests"]
+    assert cli.run(program.main, program.FLAGS, usage="", argv=argv) == 0
+    said = capsys.readouterr().out
+    assert "call(seed uint32[], labels int32[b]) -> float32[b, 8, 8, 1] on cpu, cuda, tpu" in said
+    (lines,) = re.findall(r"```py\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    assert len(lines.splitlines()) <= 10
+    code = f"import sys\nsys.modules['diffjax'] = None\n{lines}\nnp.save('images.npy', images)\n"
+    environment = {**os.environ, "XLA_FLAGS": ""}
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, check=True)
+    expected = run_of("model=tiny").sample(np.arange(16) % 10, seed=0)
+    np.testing.assert_allclose(np.load(tmp_path / "images.npy"), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--out=none/x.bin"], "there is no folder none"),
+        (["--out=x.bin", "--solver=ddpm", "--input=noise"], "draws noise at every step"),
+        (["--out=x.bin", "--platforms=cpu,gpu"], "no platform 'gpu' to export to"),
+        (["--out=x.bin", "--platforms="], "--platforms= names none: give some of cpu,cuda,tpu"),
+        (["--out=x.bin", "--weights=ema-0.5"], "no weights 'ema-0.5'"),
+        ([], "--out is missing"),
+    ],
+)
+def test_mistakes_are_one_line(workdir, flags, said, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    argv = [f"--workdir={workdir}", "--allowed_packages=tests", *flags]
+    assert cli.run(program.main, program.FLAGS, usage="", argv=argv) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("error: ")
+    assert said in error
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_a_file_cannot_hold():
+    with pytest.raises(UserError, match=r"the weights are 3\.0 GB"):
+        check_size({"w": jax.ShapeDtypeStruct((3 * 2**28,), np.float32)})
+
+    def host(noise, labels):
+        return jax.pure_callback(lambda x: x, jax.ShapeDtypeStruct(noise.shape, noise.dtype), noise)
+
+    with pytest.raises(UserError, match="can't be exported to cpu, cuda, tpu: "):
+        serialise(host, SHAPE, noise=True)
+
+
+def test_without_flatbuffers(monkeypatch):
+    monkeypatch.setitem(sys.modules, "flatbuffers", None)
+    with pytest.raises(UserError, match=r"pip install 'diffjax\[export\]'"):
+        serialise(lambda noise, labels: noise, SHAPE, noise=True)

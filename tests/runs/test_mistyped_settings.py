@@ -1,0 +1,60 @@
+"""A setting that there is not is refused from Python as on the command line."""
+
+import json
+import shutil
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+import diffjax
+from diffjax import config_files
+from diffjax.errors import UserError
+from diffjax.settings import Evaluation, Expected, Mesh, Settings
+from diffjax.training.setup import set_up
+from experiments import cli
+
+OLD_RUN = Path(__file__).parent / "old_runs" / "cbc9a73"
+
+
+@pytest.mark.parametrize(
+    ("group", "key", "said"),
+    [
+        ("", "num_stepps", "no setting config.num_stepps; did you mean 'num_steps'"),
+        ("evaluation", "solver", "no setting config.evaluation.solver; did you mean 'solvers'"),
+        ("mesh", "fdsp", "no setting config.mesh.fdsp; did you mean 'fsdp'"),
+        ("sampling", "num_stepps", "has no parameter 'num_stepps'; did you mean 'num_steps'"),
+        ("augment", "flip", "has no parameter 'flip'"),
+        ("optimizer", "lerning_rate", "did you mean 'learning_rate'"),
+    ],
+)
+def test_a_mistyped_key_is_refused_before_anything_is_written(tmp_path, group, key, said):
+    config = config_files.load("configs/digits.py")
+    (config[group] if group else config)[key] = 3
+    with pytest.raises(UserError, match=said):
+        diffjax.train(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_every_setting_of_every_config_is_known():
+    """And the list has none that is in no config."""
+    groups = {"": Settings, "evaluation": Evaluation, "expected": Expected, "mesh": Mesh}
+    seen: dict[str, set[str]] = {group: set() for group in groups}
+    for name in cli.config_names():
+        config = config_files.load(f"configs/{name}.py")
+        for group, found in seen.items():
+            found |= set(config.get(group, {}) if group else config)
+    assert seen == {group: {*known.__annotations__} for group, known in groups.items()}
+
+
+def test_a_run_that_was_saved_with_a_setting_of_its_own_is_read(tmp_path):
+    """It was trained; nothing is to be refused any more."""
+    copy = shutil.copytree(OLD_RUN, tmp_path / "run")
+    config = json.loads((copy / "config.json").read_text()) | {"note": "mine"}
+    (copy / "config.json").write_text(json.dumps(config))
+    loaded = diffjax.load(copy)
+    assert loaded.config.note == "mine"
+    with pytest.raises(UserError, match=r"no setting config\.note"):
+        set_up(loaded.config, (8, 8, 1), 10)
+    jax.tree.map(np.testing.assert_array_equal, loaded.weights(), diffjax.load(OLD_RUN).weights())

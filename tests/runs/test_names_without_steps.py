@@ -1,0 +1,43 @@
+"""Names are looked up though there is nothing to draw by them."""
+
+from pathlib import Path
+
+import pytest
+
+import diffjax
+from diffjax.errors import UserError
+from diffjax.runs.measure import Wanted, asked_recipes
+from experiments import cli, evaluate
+
+OLD_RUN = Path(__file__).parent / "old_runs" / "cbc9a73"
+
+
+@pytest.fixture(scope="module")
+def run():
+    return diffjax.load(OLD_RUN)
+
+
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [
+        ({"solvers": ["dim"], "num_steps": []}, "no solver is called 'dim'; did you mean 'ddim'"),
+        ({"solvers": [], "grids": ["karas"]}, "no grid is called 'karas'; did you mean 'karras'"),
+        ({"solvers": ["heun"], "num_steps": [], "grids": ["karas"]}, "no grid is called 'karas'"),
+    ],
+)
+def test_a_misspelt_name_is_refused(run, how, said):
+    with pytest.raises(UserError, match=said):
+        asked_recipes(run, Wanted(**how))
+
+
+def test_names_that_are_right_add_no_row(run):
+    wanted = Wanted(solvers=["ddim"], num_steps=[], grids=["karras", "found"])
+    _, others = asked_recipes(run, wanted)
+    assert len(others) == 1
+
+
+def test_the_command_ends_with_status_2(monkeypatch, capsys):
+    monkeypatch.setattr(evaluate, "make_writable", lambda workdir: None)
+    argv = [f"--workdir={OLD_RUN}", "--solvers=dim", "--num_steps="]
+    assert cli.run(evaluate.main, evaluate.FLAGS, usage="", argv=argv) == 2
+    assert "no solver is called 'dim'" in capsys.readouterr().err

@@ -1,0 +1,176 @@
+"""What the command line takes, Python takes by the same names, and refuses in the same words."""
+
+import dataclasses
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import diffjax
+from diffjax import choices, lookup
+from diffjax.data import colours, digits
+from diffjax.errors import UserError
+from diffjax.host.run_files import read_metrics
+from diffjax.runs.generate import balanced_labels, labels_called
+from diffjax.sampling import grids, guidance, solvers
+from diffjax.spec import build
+from experiments import cli, sample
+
+OLD_RUN = Path(__file__).parent / "old_runs" / "cbc9a73"
+
+
+@pytest.fixture(scope="module")
+def run():
+    return diffjax.load(OLD_RUN)
+
+
+def handed(run, *labels, **how):
+    """What `sample` hands to the generator: weights, recipe, labels, seed, source, weaker model."""
+    calls = []
+
+    def generator(batch_size):
+        return lambda *arguments: calls.append((batch_size, *arguments)) or np.zeros(0)
+
+    spy = dataclasses.replace(run)
+    object.__setattr__(spy, "generator", generator)
+    spy.sample(*labels, **how)
+    return calls[0]
+
+
+def test_parts_have_the_names_of_the_flags(run):
+    how = {"solver": "dpmpp_2m", "grid": "karras", "guidance": "cfg+limited", "against": "label:3"}
+    size, _, recipe, labels, seed, *_ = handed(run, 16, **how, num_steps=7, guidance_scale=3.0)
+    assert recipe.solver is lookup.solver_called("dpmpp_2m")
+    assert recipe.grid == grids.Karras()
+    assert recipe.guidance == build(lookup.guidance_called("cfg+limited"))
+    assert recipe.against == guidance.OtherLabel(3)
+    assert (recipe.num_steps, recipe.guidance_scale, seed, size) == (7, 3.0, 0, 16)
+    np.testing.assert_array_equal(labels, balanced_labels(16, 10))
+    values = {
+        "solver": solvers.heun(),
+        "grid": grids.Cosine(),
+        "guidance": guidance.Clipped(),
+        "against": guidance.NullLabel(),
+    }
+    recipe = handed(run, [1], **values)[2]
+    assert {name: getattr(recipe, name) for name in values} == values
+    assert handed(run, [1])[2] == run.recipe
+
+
+@pytest.mark.parametrize("table", ["solver", "grid", "guidance", "against"])
+def test_every_row_of_the_tables_is_a_name(run, table):
+    rows = {
+        "solver": choices.SOLVERS,
+        "grid": choices.GRIDS,
+        "guidance": choices.GUIDANCE,
+        "against": choices.AGAINST,
+    }[table]
+    for name, row in rows.items():
+        assert getattr(handed(run, [1], **{table: name})[2], table) == build(row)
+
+
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [
+        ({"solver": "hein"}, "no solver is called 'hein'; did you mean 'heun'"),
+        ({"grid": "karas"}, "no grid is called 'karas'; did you mean 'karras'"),
+        ({"guidance": "cgf"}, "no guidance is called 'cgf'; did you mean 'cfg'"),
+        ({"against": "lable:3"}, "no against is called 'lable'; did you mean 'label'"),
+        ({"weights": "life"}, "no weights 'life'; did you mean 'live'"),
+        ({"grid": "found"}, "no grid has been found yet"),
+        ({"grid": "found", "solver": solvers.heun()}, "give that name"),
+        ({"num_steps": 2.5}, "num_steps=2.5: it is a whole number from 1"),
+        ({"num_steps": 0}, "num_steps=0: it is a whole number from 1"),
+        ({"batch_size": 0}, "batch_size=0: it is a whole number from 1"),
+        ({"seed": 2**32}, "seed=4294967296: it is a whole number from -2147483647 to 2147483647"),
+        ({"seed": 1.0}, r"seed=1\.0: it is a whole number"),
+        ({"guidance_scale": float("nan")}, "guidance_scale=nan must be finite"),
+        ({"labels": 0}, "the number of samples=0: it is a whole number from 1"),
+        ({"labels": [3, 99]}, "no label is called 99; this run has 10, from 0 to 9"),
+        ({"labels": [-1]}, "no label is called -1"),
+        ({"labels": [10]}, "no label is called 10"),
+        ({"labels": [0.5]}, r"no label is called 0\.5"),
+        ({"labels": ["12"]}, "no label is called '12'"),
+        ({"labels": "3"}, "it is a whole number from 1"),
+    ],
+)
+def test_what_is_none_is_refused_in_one_line(run, how, said):
+    with pytest.raises(UserError, match=said) as caught:
+        run.sample(how.pop("labels", [1]), **how)
+    assert "\n" not in str(caught.value)
+
+
+def test_one_rule_for_labels():
+    """A number is the label of that number, a text a name if a class has it, else a number."""
+    names = ("10", "3", "7")
+    given = [0, 1, 2, "0", "10", "3", "7", "2", np.int64(2), jnp.int32(1)]
+    assert labels_called(given, 3, names).tolist() == [0, 1, 2, 0, 0, 1, 2, 2, 2, 1]
+    assert labels_called(["cat", "dog"], 2, ("dog", "cat")).tolist() == [1, 0]
+    with pytest.raises(UserError, match="no label is called 'cta'; did you mean 'cat'"):
+        labels_called(["cta"], 2, ("dog", "cat"))
+    assert labels_called([0], 0).tolist() == [0]
+    with pytest.raises(UserError, match="this run has no classes: give the number of samples"):
+        labels_called([1], 0)
+
+
+def test_flags_and_python_have_the_same_labels(run):
+    names = ("10", "3", "7", *"abcdefg")
+    odd = dataclasses.replace(run, label_names=names)
+    texts = ["7", "a", "0", "10"]
+    flagged = sample.parse_labels(texts, odd, 4)
+    assert flagged.tolist() == handed(odd, texts)[3].tolist() == [2, 3, 0, 0]
+    mixed = handed(odd, ["7", 7, np.int32(1)])[3]
+    assert mixed.tolist() == [2, 7, 1]
+    assert handed(odd, jnp.arange(3))[3].tolist() == [0, 1, 2]
+    assert len(run.sample([])) == 0
+
+
+def test_a_generator_refuses_what_gives_nan_and_takes_the_null_label(run):
+    generate = run.generator(2)
+    for wrong in (11, -1):
+        with pytest.raises(UserError, match=f"there is no label {wrong}: this run has 10"):
+            generate(run.weights(), run.recipe, np.array([3, wrong]), 0)
+    recipe = dataclasses.replace(run.recipe, num_steps=1, guidance_scale=1.0)
+    assert np.isfinite(generate(run.weights(), recipe, np.array([3, 10]), 0)).all()
+
+
+def test_the_command_line_refuses_in_the_same_words(capsys):
+    flags = [f"--workdir={OLD_RUN}", "--labels=3,99"]
+    assert cli.run(sample.main, sample.FLAGS, usage="", argv=flags) == 2
+    assert "error: no label is called '99'; did you mean '9'?" in capsys.readouterr().err
+
+
+def test_completion_knows_what_there_is():
+    assert {"load", "train", "__version__"} <= set(dir(diffjax))
+
+
+def test_what_is_shown_is_one_short_line(run):
+    """Each said a quarter of a million characters."""
+    data, mixed = digits(), colours()
+    for shown in (run, data, data.train, data.test, mixed, mixed.train, run.arrays):
+        assert len(repr(shown)) < 250
+        assert "\n" not in repr(shown)
+    assert repr(data.train) == "ArraySource(1,438 images)"
+    text = repr(run)
+    for part in ("cbc9a73", "step 2 of 2", "DiT", "8×8×1", "10 classes", run.config.weights):
+        assert part in text
+    assert f"{run.setup.wired.num_params:,} parameters" in text
+
+
+def test_the_run_s_numbers_are_arrays(run):
+    arrays, records = run.metrics(), read_metrics(OLD_RUN / "metrics.jsonl")
+    assert records == read_metrics(OLD_RUN) == read_metrics(str(OLD_RUN))
+    assert arrays["step"].tolist() == [record["step"] for record in records]
+    np.testing.assert_array_equal(arrays["loss"], [record["loss"] for record in records])
+    assert all(values.shape == (len(records),) for values in arrays.values())
+
+
+def test_numbers_that_a_record_lacks_are_nan(run, tmp_path):
+    (tmp_path / "metrics.jsonl").write_text(
+        '{"step": 1, "loss": 2.5}\n{"step": 2, "loss": "nan", "x": 3}\n'
+    )
+    arrays = dataclasses.replace(run, workdir=tmp_path).metrics()
+    np.testing.assert_array_equal(arrays["loss"], [2.5, np.nan])
+    np.testing.assert_array_equal(arrays["x"], [np.nan, 3.0])
+    assert dataclasses.replace(run, workdir=tmp_path / "none").metrics()["step"].shape == (0,)
