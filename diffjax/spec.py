@@ -223,12 +223,21 @@ def _plain(tree: Any) -> Any:
     return [_plain(item) for item in tree] if isinstance(tree, list | tuple) else tree
 
 
-def from_json(text: str, allowed_packages: tuple[str, ...] = ("diffjax",)) -> ConfigDict:
+def from_json(
+    text: str,
+    allowed_packages: tuple[str, ...] = ("diffjax",),
+    upgrade: Callable[[Mapping[str, Any]], dict[str, Any]] = dict,
+) -> ConfigDict:
     """A locked config from JSON text that `to_json` wrote.
 
     A saved config names callables that `build` will import, so only those of `allowed_packages`
     are accepted: a run folder from a stranger can't run code of its choice. Of diffjax itself, only
     the parts of an experiment are: data, networks, objectives, paths, samplers, extractors.
+
+    Args:
+        text: the JSON.
+        allowed_packages: whose callables it may name.
+        upgrade: what is made of its content first; for a config of an earlier version.
 
     Raises:
         UserError: it is not such JSON, or it names a callable of another package.
@@ -240,6 +249,7 @@ def from_json(text: str, allowed_packages: tuple[str, ...] = ("diffjax",)) -> Co
     if not isinstance(tree, dict):
         raise UserError("not a saved config: the JSON is no object")
     try:
+        tree = upgrade(tree)
         _check_packages(tree, allowed_packages)
         return _config(tree)
     # Keys with dots, and whatever else a config does not take.

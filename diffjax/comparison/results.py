@@ -8,6 +8,7 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
+from diffjax.config_upgrade import upgrade
 from diffjax.errors import UserError
 from diffjax.evaluation.tables import is_number
 from diffjax.host.run_files import read_json
@@ -186,7 +187,7 @@ def _read(folder: Path, name: str, arm: str, cell: Mapping[str, Any]) -> RunFile
             damage.append(str(error))
             return {}
 
-    config, evaluation = content(CONFIG), content(EVALUATION)
+    config, evaluation = upgrade(content(CONFIG)), content(EVALUATION)
     step, end = evaluation.get("step", 0), config.get("num_steps", 0)
     if is_number(step) and is_number(end) and 0 < step < end:  # evaluated by hand on the way
         damage.append(f"{folder / EVALUATION} is of step {step} of {end}: not compared")

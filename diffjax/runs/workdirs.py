@@ -15,6 +15,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 import diffjax
+from diffjax.config_upgrade import upgrade
 from diffjax.data import DataSet
 from diffjax.data.fingerprints import fingerprints
 from diffjax.errors import UserError
@@ -77,7 +78,8 @@ def _check_same(workdir: Path, saved: Mapping[str, Any] | None, config: ConfigDi
     """Refuses a folder whose saved config is another, or missing."""
     if saved is not None:
         here = json.loads(to_json(config))
-        differences = differing_keys(_without_place(_completed(saved, here)), _without_place(here))
+        then = _completed(upgrade(saved), here)
+        differences = differing_keys(_without_place(then), _without_place(here))
         if differences:
             raise UserError(
                 f"{workdir} holds a run with another config ({'; '.join(differences[:3])}"
@@ -268,7 +270,7 @@ def record_run(
 
 def _keep_paths(workdir: Path, config: ConfigDict) -> None:
     """Notes in a run's config where its data lie now: they were found to be the same."""
-    saved, here = read_json(workdir / CONFIG) or {}, json.loads(to_json(config))
+    saved, here = upgrade(read_json(workdir / CONFIG) or {}), json.loads(to_json(config))
     if isinstance(saved.get("data"), Mapping):
         moved = saved | {"data": {**saved["data"], **_with_paths_of(here["data"], saved["data"])}}
         if moved != saved:
@@ -360,7 +362,8 @@ def read(
     data = run["data"]
     if not _describes_data(data):
         raise UserError(f"{workdir / RUN} does not describe images: restore it")
-    return from_json(text, allowed_packages), {**data, "image_shape": tuple(data["image_shape"])}
+    config = from_json(text, allowed_packages, upgrade)
+    return config, {**data, "image_shape": tuple(data["image_shape"])}
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 
 from diffjax import config_files
 from diffjax.comparison.results import PROBES, STATUS
+from diffjax.config_upgrade import upgrade
 from diffjax.ensemble.ensemble import MembersFailed, groups, train_together
 from diffjax.errors import UserError
 from diffjax.host.run_files import read_json
@@ -120,5 +121,6 @@ def finished(cell: Cell, workdir: Path) -> bool:
         return False
     config = resolved(cell)
     evaluated = (read_json(workdir / workdirs.EVALUATION) or {}).get("step")
-    same = read_json(workdir / workdirs.CONFIG) == json.loads(to_json(config))
+    saved = read_json(workdir / workdirs.CONFIG) or {}
+    same = upgrade(saved) == json.loads(to_json(config))
     return same and evaluated == config.num_steps and (workdir / PROBES).exists()
