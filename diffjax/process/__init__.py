@@ -1,1 +1,1 @@
-"""What happens to data: paths, targets, weights, times, and the cases solved in closed form."""
+"""The noising process: paths, targets, preconditioning, loss weights and training times."""

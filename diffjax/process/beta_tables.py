@@ -1,8 +1,15 @@
-"""Paths given by a table of betas, as DDPM and its descendants train them.
+"""Variance-preserving paths from a table of betas, as in DDPM and the models that follow it.
 
-A table of `T` steps has `ᾱ_k = Π_{j≤k} (1 - β_j)`, `a = √ᾱ_k`, `s = √(1 - ᾱ_k)` at `t = k/T`;
-step 0 is clean data. Between the steps `log ᾱ` is linear, a constant rate of noise, so that any
-solver may stop anywhere. With `DiscreteUniform` times training sees the table's entries alone.
+A table of `T` steps has `ᾱ_k = Π_{j≤k} (1 - β_j)`, `a = √ᾱ_k` and `s = √(1 - ᾱ_k)` at `t = k/T`;
+step 0 is clean data. Between two steps `log ᾱ` is linear in time, so that samplers may step to any
+time. With the times `DiscreteUniform`, training samples the `T` steps of the table alone.
+
+The fields of all tables are
+
+    num_steps             T, the number of betas; 1000 in all three papers
+    beta_start, beta_end  the first and the last beta: the variance of the noise that a step adds
+    t_min                 the smallest time at which the network is evaluated: 1/T, the first step
+    t_noise               the largest time, where sampling starts: 1, the last step
 """
 
 from dataclasses import dataclass, field
@@ -24,9 +31,20 @@ Beta = Annotated[T, Interval("(0, 1)")]
 @register_dataclass
 @dataclass(frozen=True)
 class LinearBetas:
-    """DDPM's table: `β_k` linear from `beta_start` to `beta_end`.
+    """DDPM's table: `β_k` increases linearly from `beta_start` to `beta_end`.
 
-    Ho et al. 2020 (arXiv:2006.11239), section 4. `LinearBeta` is its limit in continuous time.
+        β_k = beta_start + (beta_end - beta_start)·(k - 1)/(T - 1),    k = 1 … T
+
+    `diffjax.process.paths.LinearBeta` is its limit in continuous time. Ho et al. 2020
+    (arXiv:2006.11239), section 4.
+
+    Attributes:
+        num_steps: `T`.
+        beta_start: 1e-4 in DDPM.
+        beta_end: 0.02 in DDPM, for `T = 1000`: then `ᾱ_T = 4e-5`. For other `T`, scale both betas
+            by `1000/T` to keep it.
+        t_min: the first step.
+        t_noise: the last step.
 
     Example:
         >>> path = LinearBetas()
@@ -54,9 +72,18 @@ class LinearBetas:
 @register_dataclass
 @dataclass(frozen=True)
 class ScaledLinearBetas:
-    """Stable Diffusion's table: `√β_k` linear between the roots of the ends.
+    """Stable Diffusion's table: `√β_k` increases linearly ("scaled linear").
+
+        √β_k = √beta_start + (√beta_end - √beta_start)·(k - 1)/(T - 1),    k = 1 … T
 
     Rombach et al. 2022 (arXiv:2112.10752), in their public code.
+
+    Attributes:
+        num_steps: `T`.
+        beta_start: 0.00085 in Stable Diffusion 1, 2 and XL.
+        beta_end: 0.012 in the same models; then `ᾱ_T = 0.0047`, so some signal is left.
+        t_min: the first step.
+        t_noise: the last step.
     """
 
     num_steps: Positive[int] = field(default=1000, metadata={"static": True})
@@ -79,17 +106,20 @@ class ScaledLinearBetas:
 @register_dataclass
 @dataclass(frozen=True)
 class CosineBetas:
-    """iDDPM's table: `ᾱ_k` follows `cos²(π/2·(k/T + offset)/(1 + offset))`, each `β_k` clipped.
+    """Improved DDPM's cosine table, with each `β_k` clipped to at most `max_beta`.
+
+        ᾱ_k ∝ cos²(π/2·(k/T + offset)/(1 + offset)),    β_k = min(1 - ᾱ_k/ᾱ_{k-1}, max_beta)
 
     Nichol & Dhariwal 2021 (arXiv:2102.09672), equation 17.
 
     Attributes:
         num_steps: `T`.
-        offset: keeps the first steps from being too small.
-        max_beta: the clip, without which `a = 0` at the end.
+        offset: makes the first betas larger. With the paper's 0.008 the standard deviation of the
+            first step's noise is 0.0064, a little less than a grey level of 8 bits (1/127.5).
+        max_beta: the largest beta, 0.999 in the paper; without it `a = 0` at the last step.
         t_min: the first step.
-        t_noise: the last step but one: at the last `a = 5e-5`, and an error of a predicted noise
-            would be 20,000 times as large in x0.
+        t_noise: the step before the last one. At the last, `a = 5e-5`, and an error of a predicted
+            noise would be 20,000 times as large in x0.
     """
 
     num_steps: Positive[int] = field(default=1000, metadata={"static": True})
@@ -108,7 +138,7 @@ class CosineBetas:
         steps = jnp.arange(self.num_steps) / self.num_steps
         angle = 0.5 * jnp.pi * (steps + self.offset) / (1.0 + self.offset)
         width = 0.5 * jnp.pi / (self.num_steps * (1.0 + self.offset))
-        # cos²(x + w)/cos²(x) by the addition theorem: no difference of nearly equal numbers.
+        # cos²(x + w)/cos²(x) by the addition theorem, without a difference of near numbers.
         root = jnp.cos(width) - jnp.sin(width) * jnp.tan(angle)
         beta = jnp.minimum(1.0 - root**2, self.max_beta)
         small = 2.0 * jnp.log1p(-2.0 * jnp.sin(0.5 * width) ** 2 - jnp.sin(width) * jnp.tan(angle))
@@ -116,7 +146,7 @@ class CosineBetas:
 
 
 def _interpolate(log_kept: Array, t: Array) -> Array:
-    """`log ᾱ` at times in [0, 1], from `log(1 - β_k)` of each step."""
+    """`log ᾱ` at times `t` in [0, 1], interpolated from `log(1 - β_k)` of each step."""
     num_steps = len(log_kept)
     log_alpha_bar = jnp.concatenate([jnp.zeros(1), jnp.cumsum(log_kept)])
     u = t * num_steps

@@ -1,4 +1,4 @@
-"""Where a monotone function has a value."""
+"""The inverse of an increasing function, by bisection."""
 
 from collections.abc import Callable
 
@@ -18,18 +18,18 @@ def bisect(
     high: AnyShape,
     halvings: int,
 ) -> AnyShape:
-    """The `t` between `low` and `high` at which a rising function has given values.
+    """Solves `rising(t) = value` for `t` in `[low, high]`, by bisection.
 
-    Each halving of the interval adds a bit; 26 are all that float32 has in [0, 1]. Values outside
-    the function's range give the nearer end.
+    Each halving of the interval adds one bit; 26 are all that float32 has in [0, 1]. Where `value`
+    is outside of the function's range, the nearer end of the interval is returned.
 
     Args:
-        rising: from times to values, of one shape. A `jax.tree_util.Partial` is compiled once, a
-            closure at each call.
-        value: any shape.
-        low: of the shape of `value`, in the precision of the result.
-        high: likewise.
-        halvings: of the interval.
+        rising: an increasing function, element by element, from `t` to values of the same shape. A
+            `jax.tree_util.Partial` is compiled once, a closure is compiled at every call.
+        value: the values, of any shape.
+        low: the lower end of the interval, of the shape and type of the result.
+        high: the upper end, likewise.
+        halvings: the number of times that the interval is halved.
 
     Example:
         >>> round(float(bisect(jnp.square, jnp.array(2.0), jnp.array(0.0), jnp.array(2.0), 26)), 4)

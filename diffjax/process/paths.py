@@ -1,8 +1,16 @@
-"""Paths turn data into noise: `x_t = a(t)·x0 + s(t)·eps` with `eps ~ N(0, I)`.
+"""Paths from data to noise: `x_t = a(t)·x0 + s(t)·eps` with `eps ~ N(0, I)`.
 
-Time rises from clean to noisy. At `t = 0` every path is exactly clean (`a = 1`, `s = 0`); samplers
-end there, but no network is ever asked there. Networks live on `[t_min, t_noise]`, and sampling
-starts from noise at `t_noise`. Each path keeps its native time; log-SNR is what they share.
+Time increases from clean to noisy. At `t = 0` every path is exactly clean (`a = 1`, `s = 0`).
+Samplers end there, but no network is evaluated there: networks are trained and evaluated on
+`[t_min, t_noise]`, and sampling starts from noise at `t_noise`. Each path keeps the time of its
+paper; two paths are compared by log-SNR, `λ = log(a²/s²)`.
+
+Every path has the two fields
+
+    t_min    the smallest time at which the network is evaluated, above 0 because s(0) = 0 would be
+             a divisor; typically 1e-3 where time runs from 0 to 1
+    t_noise  the largest time, where sampling starts from s(t_noise)·N(0, I); 1, or a little less
+             where a target can't be decoded without any signal
 """
 
 from dataclasses import dataclass
@@ -22,24 +30,24 @@ Scalar = float | Array
 
 @runtime_checkable
 class Path(Protocol):
-    """What every path offers; any object with these is one."""
+    """A path from data to noise: any object with these two times and two functions."""
 
     @property
     def t_min(self) -> Scalar:
-        """The smallest time that a network sees, above 0 where `s = 0` would divide."""
+        """The smallest time at which the network is evaluated; above 0, where `s` is 0."""
         ...
 
     @property
     def t_noise(self) -> Scalar:
-        """The largest time; sampling starts here."""
+        """The largest time, where sampling starts."""
         ...
 
     def alpha(self, t: AnyShape) -> AnyShape:
-        """The signal's scale `a(t)`, of the shape of `t`, with `a(0) = 1`."""
+        """The scale of the signal, `a(t)`, of the shape of `t`, with `a(0) = 1`."""
         ...
 
     def sigma(self, t: AnyShape) -> AnyShape:
-        """The noise's scale `s(t)`, of the shape of `t`, with `s(0) = 0`."""
+        """The scale of the noise, `s(t)`, of the shape of `t`, with `s(0) = 0`."""
         ...
 
 
@@ -48,8 +56,13 @@ class Path(Protocol):
 class Linear:
     """The straight path of flow matching: `a = 1 - t`, `s = t`.
 
-    Lipman et al. 2023 (arXiv:2210.02747) and Liu et al. 2023 (arXiv:2209.03003), with time
-    reversed where theirs runs from noise to data.
+    Lipman et al. 2023 (arXiv:2210.02747) and Liu et al. 2023 (arXiv:2209.03003). Their time runs
+    from noise to data; here it runs from data to noise.
+
+    Attributes:
+        t_min: the smallest time at which the network is evaluated.
+        t_noise: where sampling starts. At 1 no signal is left, so a network that predicts the noise
+            can't be used: predict the velocity, v or x0 instead, or end at 0.999.
     """
 
     t_min: NotNegative[Scalar] = 1e-3
@@ -65,11 +78,15 @@ class Linear:
 @register_dataclass
 @dataclass(frozen=True)
 class Cosine:
-    """The trigonometric variance-preserving path: `a = cos(πt/2)`, `s = sin(πt/2)`.
+    """The cosine path, which preserves variance: `a = cos(πt/2)`, `s = sin(πt/2)`.
 
-    It ends short of pure noise so that noise prediction stays decodable (`a(0.999) = 0.0016`);
-    with `t_noise=1` use a velocity or v target. Albergo & Vanden-Eijnden 2023 (arXiv:2209.15571);
-    close to Nichol & Dhariwal 2021 (arXiv:2102.09672) without its offset.
+    Albergo & Vanden-Eijnden 2023 (arXiv:2209.15571). It is near the cosine schedule of Nichol &
+    Dhariwal 2021 (arXiv:2102.09672), without its offset of 0.008.
+
+    Attributes:
+        t_min: the smallest time at which the network is evaluated.
+        t_noise: where sampling starts. At the default some signal is left (`a(0.999) = 0.0016`), so
+            that x0 can be decoded from a predicted noise. With 1, predict the velocity, v or x0.
     """
 
     t_min: NotNegative[Scalar] = 1e-3
@@ -85,11 +102,17 @@ class Cosine:
 @register_dataclass
 @dataclass(frozen=True)
 class LinearBeta:
-    """DDPM's variance-preserving path in continuous time.
+    """DDPM's variance-preserving path in continuous time (the VP SDE).
 
-    With `β(t) = beta_min + t·(beta_max - beta_min)`: `log a = -½ ∫₀ᵗ β`, `s² = 1 - a²`. The
-    defaults are the limit of DDPM's 1,000 steps with `β` from 1e-4 to 0.02. Ho et al. 2020
-    (arXiv:2006.11239); Song et al. 2021 (arXiv:2011.13456), equation 33.
+        log a(t) = -½ ∫₀ᵗ β(τ) dτ,    s² = 1 - a²,    β(t) = beta_min + t·(beta_max - beta_min)
+
+    Ho et al. 2020 (arXiv:2006.11239); Song et al. 2021 (arXiv:2011.13456), equation 33.
+
+    Attributes:
+        beta_min: the rate of noise at `t = 0`: 1,000 times DDPM's first beta, 1e-4.
+        beta_max: the rate of noise at `t = 1`: 1,000 times DDPM's last beta, 0.02.
+        t_min: the smallest time at which the network is evaluated.
+        t_noise: where sampling starts.
     """
 
     beta_min: NotNegative[Scalar] = 0.1
@@ -109,7 +132,15 @@ class LinearBeta:
 
 
 class Coeffs(NamedTuple):
-    """A path and its derivatives at given times, shaped to broadcast against images."""
+    """A path and its time derivatives at given times, shaped to broadcast against images.
+
+    Attributes:
+        t: the times.
+        a: the scale of the signal.
+        s: the scale of the noise.
+        da: `da/dt`.
+        ds: `ds/dt`.
+    """
 
     t: Array
     a: Array
@@ -119,13 +150,14 @@ class Coeffs(NamedTuple):
 
 
 class Pair(NamedTuple):
-    """A noisy image taken apart: the clean data and the noise it is made of.
+    """The two parts of a noisy image, `x_t = a·x0 + s·eps`.
 
     Attributes:
-        x0: the clean data.
-        eps: the noise.
-        share: of the largest variance in that of a reverse step, for each number; where a network
-            predicts it.
+        x0: the clean data, `[B, …]`.
+        eps: the noise, of the same shape.
+        share: where the network predicts the variance of a reverse step, as
+            `smallest^(1 - share)·largest^share`: 0 is the posterior's variance, 1 that of the
+            forward step. Of the shape of `x0`, or None.
     """
 
     x0: Array
@@ -134,9 +166,9 @@ class Pair(NamedTuple):
 
 
 def coeffs(path: Path, t: PerSample, ndim: int) -> Coeffs:
-    """The path at times `t`, with derivatives, shaped to broadcast against `[B, …]`.
+    """Evaluates a path and its derivatives at times `t`, shaped to broadcast against `[B, …]`.
 
-    This is the one place where time is broadcast.
+    Times are broadcast here and nowhere else.
 
     Args:
         path: any path.
@@ -158,17 +190,17 @@ def coeffs(path: Path, t: PerSample, ndim: int) -> Coeffs:
 
 
 def mix(c: Coeffs, pair: Pair) -> Samples:
-    """The noisy image `x_t = a·x0 + s·eps`, `[B, …]`."""
+    """The noisy images `x_t = a·x0 + s·eps`, `[B, …]`."""
     return c.a * pair.x0 + c.s * pair.eps
 
 
 def log_snr_of(c: Coeffs) -> Array:
-    """`λ = log(a²/s²)`, of the shape of the coefficients."""
+    """Log-SNR of given coefficients, `λ = log(a²/s²)`, of their shape."""
     return 2.0 * (jnp.log(c.a) - jnp.log(c.s))
 
 
 def log_snr(path: Path, t: AnyShape) -> AnyShape:
-    """`λ(t) = log(a²/s²)`, of the shape of `t`.
+    """Log-SNR of a path at times `t`, `λ(t) = log(a²/s²)`, of the shape of `t`.
 
     Example:
         >>> float(log_snr(Linear(), jnp.array(0.5)))
@@ -180,12 +212,15 @@ def log_snr(path: Path, t: AnyShape) -> AnyShape:
 def time_of_log_snr(path: Path, value: AnyShape) -> AnyShape:
     """The time in `[t_min, t_noise]` at which log-SNR has a given value, by bisection.
 
-    Log-SNR falls with time on every path, so the root is unique; values outside the path's range
-    give the nearer end. Exact to float32's resolution of `t`.
+    Log-SNR decreases with time on every path, so there is at most one such time. For values
+    outside of the path's range the nearer end is returned. Exact to float32's resolution of `t`.
 
     Args:
         path: any path.
-        value: log-SNR, any shape.
+        value: values of log-SNR, of any shape.
+
+    Returns:
+        Times of the same shape, in float32.
 
     Example:
         >>> round(float(time_of_log_snr(Linear(), jnp.array(0.0))), 6)

@@ -1,4 +1,4 @@
-"""What stands between path and network: the target, the input's scale, the noise label."""
+"""Preconditioning: a network's target, the scale of its input and its noise label."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,10 +16,11 @@ from diffjax.shapes import Intervals, PerSample, Samples
 
 
 class Apply(Protocol):
-    """A network behind a closure.
+    """A network as a function of its parameters and inputs.
 
-    Its output has the shape of `x`; where an objective asks for more, further channels follow.
-    With `hidden=True` it returns the pair of output and activations `[B, …]` of a middle layer.
+    The output has the shape of `x`. Where an objective needs more outputs (a variance), they are
+    further channels. With `hidden=True`, a network that supports it returns the pair of the output
+    and the activations `[B, …]` of a middle layer.
     """
 
     def __call__(
@@ -35,21 +36,26 @@ class Apply(Protocol):
 
 
 Predict = Callable[[Array, Array, Array | None], Pair]
-"""`(x[B, …], t[B], cond[B] or None) -> Pair`: what every sampler sees of a trained model.
+"""`(x[B, …], t[B], cond[B] or None) -> Pair`: a trained model as samplers evaluate it.
 
-One that knows the flow map takes `t[B, 2]` too: from which time, and to which.
+A model of the flow map also takes `t[B, 2]`: the time of `x`, and the time to step to.
 """
 
 
 def time_of(t: PerSample | Intervals) -> PerSample:
-    """When `x` is, `[B]`, of a time `[B]` or of two, `[B, 2]`."""
+    """The time of `x`, `[B]`, from times `[B]` or pairs of times `[B, 2]`."""
     return t if t.ndim == 1 else t[:, 0]
 
 
 @register_dataclass
 @dataclass(frozen=True)
 class TimeLabel:
-    """`scale·t`: the noise label that DDPM, DiT and SiT give their networks (scale 1,000)."""
+    """The noise label `scale·t`, as in DDPM and DiT.
+
+    Attributes:
+        scale: 1,000 for networks with a sinusoidal embedding of the steps 0 … 1,000, as in DDPM
+            and DiT. 1 where the network embeds times from 0 to 1.
+    """
 
     scale: Scalar = 1000.0
 
@@ -60,10 +66,15 @@ class TimeLabel:
 @register_dataclass
 @dataclass(frozen=True)
 class LogSNRLabel:
-    """`scale·clip(λ, -limit, limit)`: a noise label that means the same on every path.
+    """The noise label `scale·clip(λ, -limit, limit)`, of log-SNR: the same on every path.
 
-    EDM's `c_noise = ¼·log σ` is `-λ/8`; the default is 200 times that, so that a frequency
-    embedding made for 0 … 1,000 resolves it. Karras et al. 2022 (arXiv:2206.00364), table 1.
+    Karras et al. 2022 (arXiv:2206.00364), table 1.
+
+    Attributes:
+        scale: EDM's `c_noise = ¼·log σ` is `-λ/8`, a scale of -1/8. The default is 200 times that,
+            for sinusoidal embeddings that are made for labels from 0 to 1,000.
+        limit: the largest log-SNR, by absolute value, that the network can tell apart. At 20 the
+            noise is e^-10 = 4.5e-5 of the signal, or the signal that of the noise.
     """
 
     scale: Scalar = -25.0
@@ -76,7 +87,7 @@ class LogSNRLabel:
 @register_dataclass
 @dataclass(frozen=True)
 class Unscaled:
-    """1: the network sees `x_t` itself."""
+    """Input scale 1: the network's input is `x_t` itself."""
 
     def __call__(self, c: Coeffs) -> Array:
         return jnp.ones_like(c.t)
@@ -85,12 +96,12 @@ class Unscaled:
 @register_dataclass
 @dataclass(frozen=True)
 class UnitVariance:
-    """`1/√(a²·sigma_data² + s²)`: the network sees `x_t` at unit variance.
+    """Input scale `1/√(a²·sigma_data² + s²)`: the network's input has unit variance.
 
-    EDM's `c_in`, on any path. Karras et al. 2022 (arXiv:2206.00364), table 1.
+    This is EDM's `c_in` on any path. Karras et al. 2022 (arXiv:2206.00364), table 1.
 
     Attributes:
-        sigma_data: the data's standard deviation.
+        sigma_data: the standard deviation of the data. EDM has 0.5, for images in [-1, 1].
     """
 
     sigma_data: Positive[Scalar] = 0.5
@@ -102,12 +113,16 @@ class UnitVariance:
 @register_dataclass
 @dataclass(frozen=True)
 class Precond:
-    """What the network predicts and how it is asked.
+    """What a network predicts, and its two inputs.
+
+        network(input_scale·x_t, noise_label) ≈ target
 
     Attributes:
-        target: `Coeffs -> Mix`.
-        noise_label: `Coeffs ->` the network's second input, by which it knows the noise level.
-        input_scale: `Coeffs ->` the factor of its first input.
+        target: `Coeffs -> Mix`, what is predicted (`diffjax.process.targets`).
+        noise_label: `Coeffs -> [B, 1, …]`, the number by which the network knows the noise level:
+            `TimeLabel` or `LogSNRLabel`.
+        input_scale: `Coeffs -> [B, 1, …]`, the factor of the noisy image: `Unscaled` or
+            `UnitVariance`. It is needed where `x_t` grows large, as with variance exploding paths.
     """
 
     target: Target
@@ -115,22 +130,23 @@ class Precond:
     input_scale: Callable[[Coeffs], Array] = Unscaled()
 
     def inputs(self, c: Coeffs, x_t: Samples) -> tuple[Samples, PerSample]:
-        """The network's inputs: the scaled image `[B, …]` and the noise label `[B]`."""
+        """The network's inputs: the scaled images `[B, …]` and the noise labels `[B]`."""
         return self.input_scale(c) * x_t, jnp.ravel(self.noise_label(c))
 
 
 def denoiser(
     apply: Apply, params: Any, path: Path, precond: Precond, *, learned_variance: bool = False
 ) -> Predict:
-    """A network as what every sampler needs: `(x, t, cond) -> (x0, eps)`.
+    """The denoiser of a network, for samplers: `(x, t, cond) -> (x0, eps)`.
 
     Args:
-        apply: the network; of its output channels the first as many as `x` has are used.
+        apply: the network. With `C` channels of `x`, the first `C` channels of its output are the
+            prediction.
         params: its parameters, live or averaged.
-        path: the path it was trained on.
-        precond: the target it was trained for.
-        learned_variance: whether as many channels again are `2·share - 1`, the share of the largest
-            variance in a reverse step's.
+        path: the path on which it was trained.
+        precond: the preconditioning with which it was trained.
+        learned_variance: whether the next `C` channels are `2·share - 1`, with `Pair.share` the
+            variance of a reverse step.
     """
 
     def predict(x: Array, t: Array, cond: Array | None) -> Pair:
@@ -146,16 +162,17 @@ def denoiser(
 
 
 def flow_map(apply: Apply, params: Any, path: Path, precond: Precond) -> Predict:
-    """A network of average velocities as what samplers need: `(x, t, cond) -> (x0, eps)`.
+    """The flow map of a network of average velocities, for samplers: `(x, t, cond) -> (x0, eps)`.
 
-    Asked for one time it gives the pair of the velocity there, as every network does; for two the
-    pair that mixes to `x` at the first and to where the flow carries it at the second (`chord`).
+    For times `t[B]` it returns the pair of the velocity at `t`, as a denoiser does. For pairs of
+    times `t[B, 2]` it returns the pair that mixes to `x` at the first time, and to the end of the
+    flow from `x` at the second (`diffjax.process.targets.chord`).
 
     Args:
         apply: the network, whose noise labels are `[B, 2]` (`interval_inputs`).
         params: its parameters, live or averaged.
-        path: the path it was trained on.
-        precond: how it is asked.
+        path: the path on which it was trained.
+        precond: the preconditioning with which it was trained.
     """
 
     def predict(x: Array, t: Array, cond: Array | None) -> Pair:
@@ -170,10 +187,18 @@ def flow_map(apply: Apply, params: Any, path: Path, precond: Precond) -> Predict
 def interval_inputs(
     path: Path, precond: Precond, x_t: Samples, t: PerSample, t_to: PerSample
 ) -> tuple[Float[Array, " batch *shown"], Intervals]:
-    """A network's inputs about the way from `t` to `t_to`: the scaled image and two noise labels.
+    """A network's inputs for a step from `t` to `t_to`: the scaled images and two noise labels.
+
+    Args:
+        path: any path.
+        precond: its input scale and noise label.
+        x_t: the images at time `t`, `[B, …]`.
+        t: `[B]`.
+        t_to: `[B]`.
 
     Returns:
-        `[B, …]`, and `[B, 2]`: the label of `t`, and by how much it is more than that of `t_to`.
+        The images `[B, …]`, and the labels `[B, 2]`: that of `t`, and its difference from that of
+        `t_to`, `label(t) - label(t_to)`.
     """
     x, label = precond.inputs(coeffs(path, t, x_t.ndim), x_t)
     label_to = jnp.ravel(precond.noise_label(coeffs(path, t_to, x_t.ndim)))

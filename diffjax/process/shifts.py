@@ -1,4 +1,4 @@
-"""Paths made of other paths: shifted for resolution, or with the last signal removed."""
+"""Paths made from other paths: shifted in log-SNR for high resolutions, or to zero terminal SNR."""
 
 from dataclasses import dataclass
 
@@ -15,15 +15,15 @@ from diffjax.shapes import AnyShape
 @register_dataclass
 @dataclass(frozen=True)
 class TimeShift:
-    """SD3's resolution shift: the path at `shift·u/(1 + (shift - 1)·u)`, `u = t/t_noise`.
+    """SD3's resolution shift: the path at the shifted time `shift·u/(1 + (shift - 1)·u)`.
 
-    On the linear path log-SNR falls by `2·log(shift)` at each time; `shift` is the root of the
-    number of pixels over that of the training before. Esser et al. 2024 (arXiv:2403.03206),
-    equation 23.
+    Here `u = t/t_noise`. On the linear path it lowers log-SNR by `2·log(shift)` at each time. Esser
+    et al. 2024 (arXiv:2403.03206), equation 23.
 
     Attributes:
-        path: the path that is shifted; its ends stay where they are.
-        shift: above 1 is towards noise.
+        path: the path that is shifted; its two ends stay where they are.
+        shift: `√(m/n)` for images of `m` pixels, if the unshifted path suits images of `n` pixels.
+            Values above 1 add noise at each time. SD3 has 3 for 1024×1024 images.
     """
 
     path: Path
@@ -47,21 +47,21 @@ class TimeShift:
     def _inner(self, t: Array) -> Array:
         u = t / self.path.t_noise
         inner = self.path.t_noise * self.shift * u / (1.0 + (self.shift - 1.0) * u)
-        # Rounding may go past the end, where a would be negative.
+        # Rounding may go beyond the end, where `a` would be negative.
         return _with_slope(jnp.minimum(inner, self.path.t_noise), inner)
 
 
 @register_dataclass
 @dataclass(frozen=True)
 class LogSNRShift:
-    """Simple diffusion's resolution shift: `λ = λ_path + 2·log(scale)`, `a² + s²` as before.
+    """Simple diffusion's resolution shift: `λ = λ_path + 2·log(scale)`, with `a² + s²` unchanged.
 
-    `scale` is 64 over the image's side, or 32 over it. Hoogeboom et al. 2023 (arXiv:2301.11093),
-    section 2.1.
+    Hoogeboom et al. 2023 (arXiv:2301.11093), section 2.1.
 
     Attributes:
         path: the path that is shifted.
-        scale: below 1 is towards noise.
+        scale: the factor of the signal-to-noise ratio `a/s`. Values below 1 add noise at each
+            time. The paper has 64 or 32, divided by the side of the images in pixels.
     """
 
     path: Path
@@ -89,12 +89,14 @@ class LogSNRShift:
 @register_dataclass
 @dataclass(frozen=True)
 class ZeroTerminalSNR:
-    """No signal left at `t_noise`: `a` of the variance-preserving form is moved to end in 0.
+    """A path rescaled to zero terminal SNR: `a(t_noise) = 0`.
 
-    `a' = (a - a_end)/(1 - a_end)`, `s' = √(1 - a'²)`. A path that does not preserve variance is
-    divided by `√(a² + s²)` before and multiplied by it afterwards. Noise can't be a target there.
-    Lin et al. 2023 (arXiv:2305.08891), algorithm 1, which keeps `a` of the table's first step where
-    this keeps that of clean data.
+        a' = (a - a_end)/(1 - a_end),    s' = √(1 - a'²)
+
+    A path that does not preserve variance is divided by `√(a² + s²)` before and multiplied by it
+    afterwards. The noise can't be the target on such a path: predict v, the velocity or x0. Lin et
+    al. 2023 (arXiv:2305.08891), algorithm 1, which keeps the value of `a` at the first step of the
+    table; here the value at clean data, 1, is kept.
 
     Attributes:
         path: the path that is rescaled.
@@ -134,5 +136,5 @@ class ZeroTerminalSNR:
 
 
 def _with_slope(value: Array, x: Array) -> Array:
-    """`value` with the derivative of `x`: a bound on a value that does not stop its slope."""
+    """The value of `value` with the derivative of `x`: a clipped value keeps its slope."""
     return x + jax.lax.stop_gradient(value - x)

@@ -1,12 +1,13 @@
-"""What a network is trained to predict: two coefficients say it all.
+"""Prediction targets: what a network is trained to predict, as two coefficients.
 
-Every target that anyone trains on is linear in the pair `(x0, eps)`:
+All targets in use are linear in the pair `(x0, eps)`:
 
     target = k_x·x0 + k_e·eps,        with D = k_x·s - k_e·a
     x0 = (s·pred - k_e·x_t) / D,      eps = (k_x·x_t - a·pred) / D
 
-so one `decode` serves them all, and no sampler knows how the network was trained. `D → 0` marks
-combinations that can't work; `undecodable` finds them before anything trains.
+So one function `decode` is enough for all of them, and samplers do not depend on how the network
+was trained. Where `D` is 0, nothing can be decoded from the prediction; `undecodable` finds such
+combinations of path and target before training starts.
 """
 
 from collections.abc import Callable
@@ -27,19 +28,25 @@ from diffjax.shapes import PerSample, Samples
 
 
 class Mix(NamedTuple):
-    """A target's coefficients: `target = k_x·x0 + k_e·eps`."""
+    """The coefficients of a target: `target = k_x·x0 + k_e·eps`.
+
+    Attributes:
+        k_x: the coefficient of the clean data, `[B, 1, …]`.
+        k_e: the coefficient of the noise, `[B, 1, …]`.
+    """
 
     k_x: Array
     k_e: Array
 
 
 Target = Callable[[Coeffs], Mix]
+"""The coefficients of what is predicted, from those of the path."""
 
 
 @register_dataclass
 @dataclass(frozen=True)
 class Noise:
-    """`eps`, the noise (Ho et al. 2020, arXiv:2006.11239)."""
+    """The noise, `target = eps`. Ho et al. 2020 (arXiv:2006.11239)."""
 
     def __call__(self, c: Coeffs) -> Mix:
         return Mix(jnp.zeros_like(c.t), jnp.ones_like(c.t))
@@ -48,7 +55,7 @@ class Noise:
 @register_dataclass
 @dataclass(frozen=True)
 class Clean:
-    """`x0`, the clean data."""
+    """The clean data, `target = x0`."""
 
     def __call__(self, c: Coeffs) -> Mix:
         return Mix(jnp.ones_like(c.t), jnp.zeros_like(c.t))
@@ -57,7 +64,7 @@ class Clean:
 @register_dataclass
 @dataclass(frozen=True)
 class V:
-    """`v = a·eps - s·x0` (Salimans & Ho 2022, arXiv:2202.00512)."""
+    """The target `v = a·eps - s·x0`. Salimans & Ho 2022 (arXiv:2202.00512)."""
 
     def __call__(self, c: Coeffs) -> Mix:
         return Mix(-c.s, c.a)
@@ -66,7 +73,7 @@ class V:
 @register_dataclass
 @dataclass(frozen=True)
 class Velocity:
-    """`dx_t/dt = a'·x0 + s'·eps`, the velocity of flow matching on any path.
+    """The velocity of flow matching, `target = dx_t/dt = a'·x0 + s'·eps`, on any path.
 
     On the linear path it is `eps - x0`. Lipman et al. 2023 (arXiv:2210.02747).
     """
@@ -78,9 +85,10 @@ class Velocity:
 @register_dataclass
 @dataclass(frozen=True)
 class Score:
-    """`∇ log p(x_t | x0) = -eps/s`, whose mean is the score (Song et al. 2021, arXiv:2011.13456).
+    """The conditional score, `target = ∇ log p(x_t | x0) = -eps/s`.
 
-    It grows as `1/s` towards clean data: with a constant weight that end decides the loss.
+    Its mean given `x_t` is the score `∇ log p(x_t)`. It grows as `1/s` towards clean data, so with
+    a constant weight the clean end dominates the loss. Song et al. 2021 (arXiv:2011.13456).
     """
 
     def __call__(self, c: Coeffs) -> Mix:
@@ -90,14 +98,15 @@ class Score:
 @register_dataclass
 @dataclass(frozen=True)
 class F:
-    """EDM's preconditioned target, of unit variance on every path.
+    """EDM's preconditioned target `F`, which has unit variance on every path.
 
-    `F = (x0 - c_skip·x_t)/c_out = (s/σ·x0 - a·σ·eps)/√(s² + a²·σ²)` with `σ = sigma_data`. For
-    `σ = 1` on a variance-preserving path it is `-v`. Karras et al. 2022 (arXiv:2206.00364),
+        F = (x0 - c_skip·x_t)/c_out = (s/σ·x0 - a·σ·eps)/√(s² + a²·σ²),    σ = sigma_data
+
+    For `σ = 1` on a variance-preserving path it is `-v`. Karras et al. 2022 (arXiv:2206.00364),
     equation 7 and table 1, there with `a = 1`.
 
     Attributes:
-        sigma_data: the data's standard deviation.
+        sigma_data: the standard deviation of the data. EDM has 0.5, for images in [-1, 1].
     """
 
     sigma_data: Positive[Scalar] = 0.5
@@ -108,24 +117,27 @@ class F:
 
 
 def chord(path: Path, t: PerSample, t_to: PerSample, ndim: int) -> Mix:
-    """Coefficients of the average velocity from `t` to `t_to`: those of `Velocity`, averaged.
+    """The coefficients of the average velocity from `t` to `t_to`: the mean of `Velocity`'s.
 
         k_x = (a(t) - a(t_to))/(t - t_to),      k_e = (s(t) - s(t_to))/(t - t_to)
 
-    With these, `decode` turns an average velocity u into the pair that mixes to `x_t` at `t` and to
-    `x_t + (t_to - t)·u` at `t_to`; so the step of DDIM follows the flow map. Geng et al. 2025
-    (arXiv:2505.13447), equation 3.
+    With these, `decode` turns an average velocity `u` into the pair that mixes to `x_t` at `t` and
+    to `x_t + (t_to - t)·u` at `t_to`. So a step of DDIM with this pair follows the flow map. Geng
+    et al. 2025 (arXiv:2505.13447), equation 3.
 
     Args:
         path: any path.
         t: `[B]`.
-        t_to: `[B]`; where it is `t`, the coefficients are those of `Velocity`.
-        ndim: of the images, to broadcast against.
+        t_to: `[B]`; where it equals `t`, the coefficients are those of `Velocity`.
+        ndim: the rank of the images, to broadcast against.
+
+    Returns:
+        Coefficients of shape `[B, 1, …, 1]`, of rank `ndim`.
     """
     here, there = coeffs(path, t, ndim), coeffs(path, t_to, ndim)
     middle = coeffs(path, 0.5 * (t + t_to), ndim)
     span = here.t - there.t
-    # Over so little the slope in the middle is the better one: it loses no digits.
+    # Over a short interval the derivative in the middle is more exact: it loses no digits.
     short = jnp.abs(span) < 0.01
     safe = jnp.where(short, 1.0, span)
     return Mix(
@@ -143,8 +155,8 @@ def decode(c: Coeffs, k: Mix, prediction: Samples, x_t: Samples) -> Pair:
     """Solves `prediction = k_x·x0 + k_e·eps` and `x_t = a·x0 + s·eps` for the pair.
 
     Args:
-        c: the path at the times of `x_t`.
-        k: the target's coefficients there.
+        c: the coefficients of the path at the times of `x_t`.
+        k: the coefficients of the target there.
         prediction: the network's output, `[B, …]`.
         x_t: the noisy images, `[B, …]`.
     """
@@ -156,42 +168,43 @@ def decode(c: Coeffs, k: Mix, prediction: Samples, x_t: Samples) -> Pair:
 
 
 def determinant(c: Coeffs, k: Mix) -> Array:
-    """`D = k_x·s - k_e·a`; an error in the prediction is `s/D` times as large in x0."""
+    """The determinant `D = k_x·s - k_e·a`; an error of the prediction is `s/D` times that in x0."""
     return k.k_x * c.s - k.k_e * c.a
 
 
 def undecodable(path: Path, target: Target, smallest: float = 5e-4) -> str | None:
-    """Why a target can't be turned back into `(x0, eps)` somewhere on a path, or None.
+    """Why `(x0, eps)` can't be decoded from a target everywhere on a path, or None if it can.
 
-    `|D| / (|k|·|(a, s)|)` is the sine of the angle between what is predicted and what is already
-    known; where it is 0 the prediction adds nothing.
+    `|D| / (|k|·|(a, s)|)` is the sine of the angle between the target and `x_t`, as vectors of
+    coefficients. Where it is 0 the prediction is a multiple of `x_t`, and nothing can be decoded.
 
     Args:
         path: any path.
         target: any target.
-        smallest: the sine that still counts; errors grow by its inverse. The default admits DDPM's
-            last step (0.0064) and refuses exact zeros.
+        smallest: the smallest sine that is accepted; decoding multiplies errors by its inverse.
+            The default accepts DDPM's last step (0.0064) and refuses exact zeros.
 
     Raises:
-        UserError: no target can be used, for the numbers of the path do not go together.
+        UserError: the path itself is wrong: time, `alpha` or `sigma` do not lead from data to
+            noise.
 
     Example:
         >>> from diffjax.process.paths import Linear
         >>> undecodable(Linear(), Velocity()) is None
         True
         >>> undecodable(Linear(), Noise())
-        'at t=1 alpha=0 and sigma=1, so Noise says nothing that x_t does not'
+        'at t=1 alpha=0 and sigma=1, so x_t and Noise do not determine x0 and eps'
     """
     c, sine = jax.device_get(_sine(path, target))
     _check_path(path, c)
     worst = int(np.argmin(np.where(np.isfinite(sine), sine, -1.0)))
     if sine[worst] >= smallest:
         return None
-    # Without what rounding leaves of a zero.
+    # Rounded, so that a zero does not print as 6e-17.
     t, a, s = (round(float(values[worst]), 6) + 0.0 for values in (c.t, c.a, c.s))
     return (
         f"at t={t:.4g} alpha={a:.4g} and sigma={s:.4g}, "
-        f"so {type(target).__name__} says nothing that x_t does not"
+        f"so x_t and {type(target).__name__} do not determine x0 and eps"
     )
 
 
@@ -210,7 +223,7 @@ def _sine(path: Path, target: Target) -> tuple[Coeffs, Array]:
 
 
 def _check_path(path: Path, c: Coeffs) -> None:
-    """Refuses what leads from no data to no noise: its numbers may be right one by one."""
+    """Refuses paths that do not lead from data to noise, though each of their numbers is legal."""
     low, high = float(path.t_min), float(path.t_noise)
     a, s = c.a[::10], c.s[::10]
     rounding = 1e-6  # of the signal where it ends in 0
@@ -218,6 +231,6 @@ def _check_path(path: Path, c: Coeffs) -> None:
     signal = a > rounding
     if not low < high or not positive or not (np.diff(s[signal] / a[signal]) > 0).all():
         raise UserError(
-            f"{path} leads from no data to no noise: t_min must be below t_noise, and between them "
-            "alpha and sigma at least 0, and sigma/alpha rising"
+            f"{path} does not lead from data to noise: t_min must be below t_noise, and between "
+            "them alpha and sigma must be at least 0 and sigma/alpha must increase"
         )

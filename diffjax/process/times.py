@@ -1,8 +1,12 @@
-"""At which noise levels training spends its examples.
+"""Densities of the training times: how often each noise level is sampled.
 
-A density over time is its quantile function, from the unit interval onto `[t_min, t_noise]`, and
-its log-density, so that importance weights are exact. How the uniform numbers themselves are drawn
-(independently, stratified, …) is a choice of its own: `diffjax.process.uniforms`.
+A density has a quantile function, from [0, 1) onto `[t_min, t_noise]`, and a log-density, so that
+importance weights are exact. Training samples `t = quantile(u)` with uniform numbers `u`. How `u`
+is sampled (independent, stratified, …) is a separate choice: `diffjax.process.uniforms`.
+
+Most densities are defined on the unit interval, for `v = (t - t_min)/(t_noise - t_min)`, where
+`v = 0` is the clean end and `v = 1` the noisy end. `LogNormal` and `UniformLogSNR` are densities of
+log-SNR, `λ = log(a²/s²)`: between the ends of a path, they are the same on all paths.
 """
 
 from dataclasses import dataclass
@@ -22,21 +26,21 @@ from diffjax.shapes import AnyShape
 
 @runtime_checkable
 class Times(Protocol):
-    """A density over the times of a path."""
+    """A density over the times of a path, with its quantile function."""
 
     def quantile(self, u: AnyShape, path: Path) -> AnyShape:
-        """The time below which a share `u[n]` of `[0, 1)` lies, in `[t_min, t_noise]`."""
+        """The times `[n]` in `[t_min, t_noise]` with cumulative probability `u[n]`, in [0, 1)."""
         ...
 
     def log_density(self, t: AnyShape, path: Path) -> AnyShape:
-        """Log of the density with respect to `t`, of the shape of `t`."""
+        """The log of the density with respect to `t`, of the shape of `t`."""
         ...
 
 
 @register_dataclass
 @dataclass(frozen=True)
 class Uniform:
-    """Every time alike.
+    """The uniform density of times: `p(t) = 1/(t_noise - t_min)`.
 
     Example:
         >>> from diffjax.process.paths import Linear
@@ -54,10 +58,13 @@ class Uniform:
 @register_dataclass
 @dataclass(frozen=True)
 class DiscreteUniform:
-    """`gap`, `2·gap`, … up to `t_noise`, all alike: the steps of a table of betas.
+    """The times `gap`, `2·gap`, …, `t_noise`, each equally likely: the steps of a table of betas.
 
-    The density is that of the histogram with these times as right ends of its bars. Ho et al. 2020
+    `log_density` is that of a histogram, whose bars have these times as right ends. Ho et al. 2020
     (arXiv:2006.11239).
+
+    Attributes:
+        gap: the distance of two times, `1/T` for a table of `T` steps. DDPM has T = 1,000.
     """
 
     gap: UnitTime[Scalar] = 1e-3
@@ -76,9 +83,17 @@ class DiscreteUniform:
 @register_dataclass
 @dataclass(frozen=True)
 class LogitNormal:
-    """`logit(u) ~ N(mean, std²)`: most examples at middling noise.
+    """The logit-normal density: `logit(v) ~ N(mean, std²)`, most times in the middle.
 
-    A positive mean leans towards noise. Esser et al. 2024 (arXiv:2403.03206), section 3.1.
+        p(v) = 1/(std·√(2π)·v·(1 - v))·exp(-(logit(v) - mean)²/(2·std²))
+
+    Esser et al. 2024 (arXiv:2403.03206), section 3.1.
+
+    Attributes:
+        mean: the median is `v = sigmoid(mean)`, so positive values prefer noisy times. SD3 has 0,
+            MeanFlow -0.4.
+        std: the spread of `logit(v)`. Small values sample times near the median alone; above √2
+            (with mean 0) the density has two modes, towards the ends. SD3 and MeanFlow have 1.
     """
 
     mean: Scalar = 0.0
@@ -96,13 +111,15 @@ class LogitNormal:
 @register_dataclass
 @dataclass(frozen=True)
 class Mode:
-    """SD3's heavy-tailed density with an adjustable mode.
+    """SD3's mode sampling: a density with heavy tails, positive at both ends.
 
-    `t = 1 - u - scale·(cos²(πu/2) - 1 + u)` with `u` uniform; `scale` above 0 favours the middle,
-    below 0 the ends. Esser et al. 2024 (arXiv:2403.03206), equation 20.
+        v = 1 - u - scale·(cos²(πu/2) - 1 + u),      u uniform in [0, 1]
+
+    Esser et al. 2024 (arXiv:2403.03206), equation 20.
 
     Attributes:
-        scale: from -1 to 2/(π - 2) = 1.75, where `t` is monotone in `u`.
+        scale: above 0 the middle is sampled more often, below 0 the two ends, and 0 is uniform.
+            From -1 to 2/(π - 2) = 1.75, where `v` is monotone in `u`. SD3 reports 1.29.
     """
 
     scale: Annotated[Scalar, Interval("[-1, 1.7519]")] = 1.29
@@ -123,7 +140,9 @@ class Mode:
 @register_dataclass
 @dataclass(frozen=True)
 class CosMap:
-    """`t = 1 - 1/(tan(πu/2) + 1)`: the cosine schedule's log-SNRs, on the linear path.
+    """SD3's CosMap: the linear path then has the log-SNR distribution of the cosine schedule.
+
+        v = 1 - 1/(tan(πu/2) + 1),    p(v) = 2/(π·(1 - 2v + 2v²)),      u uniform in [0, 1]
 
     Esser et al. 2024 (arXiv:2403.03206), equation 21.
     """
@@ -141,10 +160,15 @@ class CosMap:
 @register_dataclass
 @dataclass(frozen=True)
 class LogNormal:
-    """EDM's: `log(s/a) ~ N(mean, std²)`, cut off at the ends of the path.
+    """EDM's log-normal density of noise levels: `log σ ~ N(mean, std²)` with `σ = s/a`.
 
-    A density over noise levels, the same on every path. Karras et al. 2022 (arXiv:2206.00364),
-    table 1; EDM2 has mean -0.4 and deviation 1.0 (arXiv:2312.02696).
+    It is truncated at the ends of the path. `log σ = -λ/2`, so log-SNR is normal with mean
+    `-2·mean` and standard deviation `2·std`, on every path. Karras et al. 2022 (arXiv:2206.00364),
+    table 1; Karras et al. 2024 (EDM2, arXiv:2312.02696).
+
+    Attributes:
+        mean: of `log σ` (`P_mean`). EDM has -1.2, which is σ = 0.30; EDM2 has -0.4.
+        std: the standard deviation of `log σ` (`P_std`). EDM has 1.2, EDM2 1.0.
     """
 
     mean: Scalar = -1.2
@@ -162,7 +186,7 @@ class LogNormal:
         return normal + jnp.log(speed) - jnp.log(high - low)
 
     def _ends(self, path: Path) -> tuple[Array, Array]:
-        """Shares of the normal below each end of the path."""
+        """The normal distribution's cumulative probability at each end of the path."""
         ends = -0.5 * log_snr(path, jnp.stack([jnp.asarray(path.t_min), jnp.asarray(path.t_noise)]))
         low, high = ndtr((ends - self.mean) / self.std)
         return low, high
@@ -171,10 +195,14 @@ class LogNormal:
 @register_dataclass
 @dataclass(frozen=True)
 class UniformLogSNR:
-    """Every log-SNR alike, from that of `t_min` down to that of `t_noise` or `lowest`.
+    """The uniform density of log-SNR: `p(t) ∝ |dλ/dt|` where `λ(t) >= lowest`, else 0.
 
-    Times at which log-SNR is below `lowest` are never drawn: it is minus infinity where a path
-    ends in pure noise.
+    With it, the unweighted loss of the noise is the diffusion term of the variational bound up to
+    a constant factor. Kingma et al. 2021 (arXiv:2107.00630).
+
+    Attributes:
+        lowest: the smallest log-SNR that is sampled, needed on paths that end in pure noise, where
+            log-SNR is minus infinity. At -15 the signal is e^-7.5 = 5.5e-4 times the noise.
     """
 
     lowest: Scalar = -15.0
@@ -197,9 +225,15 @@ class UniformLogSNR:
 @register_dataclass
 @dataclass(frozen=True)
 class Beta:
-    """`Beta(alpha, beta)`: mean `alpha/(alpha + beta)`, so `alpha > beta` leans towards noise.
+    """The Beta density of times: `p(v) ∝ v^(alpha - 1)·(1 - v)^(beta - 1)`.
 
-    Black et al. 2024 (arXiv:2410.24164) train π0 with `Beta(1.5, 1)`, in our direction of time.
+    Its mean is `alpha/(alpha + beta)`; with `alpha > beta` noisy times are sampled more often, and
+    `alpha = beta = 1` is uniform. π0 is trained with `Beta(1.5, 1)`, written here with time from
+    clean to noisy: Black et al. 2024 (arXiv:2410.24164).
+
+    Attributes:
+        alpha: above 1 the density vanishes at the clean end, below 1 it is infinite there.
+        beta: above 1 the density vanishes at the noisy end, below 1 it is infinite there.
     """
 
     alpha: Positive[Scalar] = 2.0
@@ -215,18 +249,18 @@ class Beta:
 
 
 def log_snr_density(times: Times, path: Path, t: AnyShape) -> AnyShape:
-    """The density of log-SNR at times `t`: `p(λ) = p(t)/|dλ/dt|`, of the shape of `t`."""
+    """The density of log-SNR, `p(λ) = p(t)/|dλ/dt|`, at times `t`, of the shape of `t`."""
     _, speed = _log_sigma_and_speed(t, path)
     return jnp.exp(times.log_density(t, path)) / (2.0 * speed)
 
 
 def _log_sigma_and_speed(t: Array, path: Path) -> tuple[Array, Array]:
-    """`log(s/a)` and its derivative in time."""
+    """`log(s/a) = -λ/2` and its derivative in time."""
     return jax.jvp(lambda t: -0.5 * log_snr(path, t), (t,), (jnp.ones_like(t),))
 
 
 def _solve(rising: Partial, value: Array) -> Array:
-    """The `u` in [0, 1] at which a rising function has given values."""
+    """The `u` in [0, 1] at which an increasing function has given values."""
     return bisect(rising, value, jnp.zeros_like(value), jnp.ones_like(value), 26)
 
 

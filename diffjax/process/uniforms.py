@@ -1,7 +1,8 @@
-"""How the uniform numbers behind a batch's times are drawn.
+"""Uniform random numbers for the times of a batch: independent, or spread over [0, 1).
 
-All of these have uniform marginals, so each leaves the loss's mean as it is; the others than
-`Independent` spread a batch over the noise levels, which lowers the variance of its mean.
+Each number by itself is uniform in all of these, so none changes the expected loss. All but
+`Independent` spread the numbers of a batch over the noise levels, which lowers the variance of the
+batch's mean loss.
 """
 
 from collections.abc import Callable
@@ -21,7 +22,7 @@ Uniforms = Callable[[Array, int], Array]
 @register_dataclass
 @dataclass(frozen=True)
 class Independent:
-    """Each number by itself."""
+    """Independent uniform numbers, `u_i ~ U[0, 1)`."""
 
     def __call__(self, key: OneKey, n: int) -> Float[Array, " {n}"]:
         return jax.random.uniform(key, (n,))
@@ -30,7 +31,7 @@ class Independent:
 @register_dataclass
 @dataclass(frozen=True)
 class Stratified:
-    """One number in each of `n` equal intervals.
+    """Stratified sampling: `u_i = (i + r_i)/n` with independent `r_i ~ U[0, 1)`, in random order.
 
     Example:
         >>> u = Stratified()(jax.random.key(0), 4)
@@ -47,9 +48,9 @@ class Stratified:
 @register_dataclass
 @dataclass(frozen=True)
 class LowDiscrepancy:
-    """Equally spaced numbers with one common offset.
+    """Equally spaced numbers with one random offset: `u_i = (i + r)/n` with `r ~ U[0, 1)`.
 
-    Kingma et al. 2021 (arXiv:2107.00630), appendix I.1.
+    In random order. Kingma et al. 2021 (arXiv:2107.00630), appendix I.1.
     """
 
     def __call__(self, key: OneKey, n: int) -> Float[Array, " {n}"]:
@@ -61,7 +62,7 @@ class LowDiscrepancy:
 @register_dataclass
 @dataclass(frozen=True)
 class Antithetic:
-    """Pairs of `u` and `1 - u`; an odd number has one without a partner."""
+    """Antithetic pairs `u` and `1 - u`; if `n` is odd, the last number has no partner."""
 
     def __call__(self, key: OneKey, n: int) -> Float[Array, " {n}"]:
         half = jax.random.uniform(key, ((n + 1) // 2,))

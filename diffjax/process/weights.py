@@ -1,9 +1,14 @@
-"""How much an error counts at each noise level.
+"""Loss weights: the factor of the squared error at each noise level.
 
-A weight multiplies the squared error in the target's own space. One factor carries it to another
-space: an error `e` of the prediction is an error `(s/D)·e` of x0 and `(a/D)·e` of the noise. So
-each published weight is stated once, as a function of `SNR = a²/s²` in the space of x0, and
-`x0_factor` makes it right for every target.
+The loss of an example is `w(t)·mean_pixels (prediction - target)²`, with weight `w`. Papers state
+their weights for different targets. An error `e` of the prediction is an error `(s/D)·e` of x0 and
+an error `(a/D)·e` of the noise, with the determinant `D` of `diffjax.process.targets`. So each
+published weight is written once, as a function of `SNR = a²/s²`, for the squared error of x0:
+
+    w = w_x0(SNR)·(s/D)²
+
+and the factor `x0_factor = (s/D)²` carries it to the target that the network predicts. For noise
+prediction `(s/D)² = 1/SNR`. Log-SNR is `λ = log SNR`.
 """
 
 from collections.abc import Callable
@@ -19,23 +24,23 @@ from diffjax.process.paths import Coeffs, Scalar, log_snr_of
 from diffjax.process.targets import Mix, Target, determinant
 
 Weight = Callable[[Coeffs, Mix], Array]
-"""`(Coeffs, Mix) -> [B, 1, …]`: the weight of the squared error in the target's own space."""
+"""`(Coeffs, Mix) -> [B, 1, …]`: the factor of the squared error of the prediction."""
 
 
 def snr_of(c: Coeffs) -> Array:
-    """`SNR = a²/s²`, of the shape of the coefficients."""
+    """The signal-to-noise ratio `SNR = a²/s²`, of the shape of the coefficients."""
     return jnp.square(c.a / c.s)
 
 
 def x0_factor(c: Coeffs, k: Mix) -> Array:
-    """`(s/D)²`: squared error in x0 per squared error of the prediction."""
+    """The squared error of x0 divided by the squared error of the prediction, `(s/D)²`."""
     return jnp.square(c.s / determinant(c, k))
 
 
 @register_dataclass
 @dataclass(frozen=True)
 class Constant:
-    """1 in the target's own space: the plain loss of each paper."""
+    """Weight 1 on the target that the network predicts: the unweighted loss, `w = 1`."""
 
     def __call__(self, c: Coeffs, k: Mix) -> Array:
         return jnp.ones_like(c.t)
@@ -44,12 +49,14 @@ class Constant:
 @register_dataclass
 @dataclass(frozen=True)
 class ConstantIn:
-    """1 in the space of another target: `(D_space/D)²`.
+    """Weight 1 on another target than the predicted one: `w = (D_space/D)²`.
 
-    Whatever the network predicts, the loss is the plain loss of `space`.
+    The loss equals the unweighted squared error of the target `space`, whatever the network
+    predicts.
 
     Attributes:
-        space: any target.
+        space: the target with the unweighted loss. `Noise` is DDPM's choice, `Velocity` that of
+            flow matching, `F` that of EDM.
     """
 
     space: Target
@@ -61,7 +68,10 @@ class ConstantIn:
 @register_dataclass
 @dataclass(frozen=True)
 class SNR:
-    """`SNR` for x0, which is 1 for the noise. Salimans & Ho 2022 (arXiv:2202.00512), section 4."""
+    """SNR weighting: `w_x0 = SNR`, which is weight 1 for the error of the noise.
+
+    Salimans & Ho 2022 (arXiv:2202.00512), section 4.
+    """
 
     def __call__(self, c: Coeffs, k: Mix) -> Array:
         return snr_of(c) * x0_factor(c, k)
@@ -70,7 +80,7 @@ class SNR:
 @register_dataclass
 @dataclass(frozen=True)
 class SNRPlusOne:
-    """`SNR + 1` for x0, which is 1 for v on a variance-preserving path.
+    """SNR + 1 weighting: `w_x0 = SNR + 1`, which is weight 1 for v if `a² + s² = 1`.
 
     Salimans & Ho 2022 (arXiv:2202.00512), section 4.
     """
@@ -82,7 +92,11 @@ class SNRPlusOne:
 @register_dataclass
 @dataclass(frozen=True)
 class TruncatedSNR:
-    """`max(SNR, 1)` for x0. Salimans & Ho 2022 (arXiv:2202.00512), section 4."""
+    """Truncated SNR weighting: `w_x0 = max(SNR, 1)`.
+
+    Unlike `SNR` it does not vanish where the signal is gone. Salimans & Ho 2022
+    (arXiv:2202.00512), section 4.
+    """
 
     def __call__(self, c: Coeffs, k: Mix) -> Array:
         return jnp.maximum(snr_of(c), 1.0) * x0_factor(c, k)
@@ -91,10 +105,14 @@ class TruncatedSNR:
 @register_dataclass
 @dataclass(frozen=True)
 class MinSNR:
-    """`min(SNR, γ)` in the space of x0, whatever the target.
+    """Min-SNR weighting: `w_x0 = min(SNR, γ)`.
 
-    For noise prediction that is `min(SNR, γ)/SNR`, for v on a variance-preserving path
-    `min(SNR, γ)/(SNR + 1)`. Hang et al. 2023 (arXiv:2303.09556).
+    For noise prediction that is `w = min(SNR, γ)/SNR`, for v with `a² + s² = 1` it is
+    `w = min(SNR, γ)/(SNR + 1)`. Hang et al. 2023 (arXiv:2303.09556).
+
+    Attributes:
+        gamma: `γ`, the largest weight on the squared error of x0. Lower values weight the clean
+            end less. The paper's default is 5.
     """
 
     gamma: Positive[Scalar] = 5.0
@@ -106,9 +124,12 @@ class MinSNR:
 @register_dataclass
 @dataclass(frozen=True)
 class SoftMinSNR:
-    """`SNR·γ/(SNR + γ)` for x0: min-SNR without the corner.
+    """Soft min-SNR weighting: `w_x0 = SNR·γ/(SNR + γ)`, a smooth form of `MinSNR`.
 
-    Crowson et al. 2024 (arXiv:2401.11605), section 4.4, with `γ = 4`.
+    Crowson et al. 2024 (arXiv:2401.11605), section 4.4.
+
+    Attributes:
+        gamma: `γ`, the weight that `w_x0` tends to as the noise vanishes. The paper has 4.
     """
 
     gamma: Positive[Scalar] = 4.0
@@ -121,9 +142,15 @@ class SoftMinSNR:
 @register_dataclass
 @dataclass(frozen=True)
 class P2:
-    """`SNR/(shift + SNR)^γ` for x0, `1/(shift + SNR)^γ` for the noise: less for fine detail.
+    """P2 weighting: `w_x0 = SNR/(k + SNR)^γ`, which is `1/(k + SNR)^γ` for the noise.
 
-    Choi et al. 2022 (arXiv:2204.00227), equation 8.
+    It weights low noise levels less, where only fine detail is learned. Choi et al. 2022
+    (arXiv:2204.00227), equation 8.
+
+    Attributes:
+        gamma: `γ`, how strongly low noise levels are weighted down; 0 is the weight of `SNR`.
+            Typical values are 0.5 and 1.
+        shift: `k`, keeps the weight of the noise at most `k^-γ` at high noise. Typically 1.
     """
 
     gamma: NotNegative[Scalar] = 1.0
@@ -137,7 +164,10 @@ class P2:
 @register_dataclass
 @dataclass(frozen=True)
 class Debiased:
-    """`√SNR` for x0, `1/√SNR` for the noise. Yu et al. 2023 (arXiv:2310.08442)."""
+    """Debiased weighting: `w_x0 = √SNR`, which is `1/√SNR` for the noise.
+
+    Yu et al. 2023 (arXiv:2310.08442).
+    """
 
     def __call__(self, c: Coeffs, k: Mix) -> Array:
         return c.a / c.s * x0_factor(c, k)
@@ -146,12 +176,13 @@ class Debiased:
 @register_dataclass
 @dataclass(frozen=True)
 class EDM:
-    """`SNR + 1/sigma_data²` for x0, which is 1 for EDM's `F`.
+    """EDM weighting: `w_x0 = SNR + 1/sigma_data²`, which is weight 1 for EDM's target `F`.
 
-    In EDM's own terms `(σ² + σ_data²)/(σ·σ_data)²`. Karras et al. 2022 (arXiv:2206.00364), table 1.
+    In EDM's notation `λ(σ) = (σ² + σ_data²)/(σ·σ_data)²`, where `λ` is not log-SNR. Karras et al.
+    2022 (arXiv:2206.00364), table 1.
 
     Attributes:
-        sigma_data: the data's standard deviation.
+        sigma_data: the standard deviation of the data. EDM has 0.5, for images in [-1, 1].
     """
 
     sigma_data: Positive[Scalar] = 0.5
@@ -163,11 +194,12 @@ class EDM:
 @register_dataclass
 @dataclass(frozen=True)
 class ELBO:
-    """`-½·dSNR/dt` for x0, `-½·dλ/dt` for the noise: the variational bound, at uniform times.
+    """The weight of the variational lower bound: `w_x0 = -½·dSNR/dt`, or `-½·dλ/dt` for the noise.
 
-    Log-SNR then counts evenly. Other times draw from it more often elsewhere, and the sum is no
-    bound any longer: to draw elsewhere and keep the bound, wrap the objective in `Importance`.
-    Kingma et al. 2021 (arXiv:2107.00630), equation 17.
+    With uniform times every interval of log-SNR has the same weight, and the expected loss is the
+    bound's diffusion term in nats per pixel, divided by `t_noise - t_min`. With another density of
+    times it is not a bound. To sample other times and keep the bound, wrap the objective in
+    `Importance`. Kingma et al. 2021 (arXiv:2107.00630), equation 17.
     """
 
     def __call__(self, c: Coeffs, k: Mix) -> Array:
@@ -177,11 +209,15 @@ class ELBO:
 @register_dataclass
 @dataclass(frozen=True)
 class Sigmoid:
-    """`sigmoid(bias - λ)·(-½·dλ/dt)` for the noise: sigmoid in log-SNR, at uniform times.
+    """Sigmoid weighting of log-SNR: `sigmoid(bias - λ)·(-½·dλ/dt)` for the noise.
 
-    VDM++ has `bias = 2`; simpler diffusion lowers it for larger images. As with `ELBO`, times other
-    than uniform belong into `Importance`. Kingma & Gao 2023 (arXiv:2303.00848), section 4;
-    Hoogeboom et al. 2024 (arXiv:2410.19324).
+    It is the ELBO's weight times a sigmoid, and assumes uniform times, as `ELBO` does: put other
+    densities into `Importance`. Kingma & Gao 2023 (arXiv:2303.00848), section 4; Hoogeboom et al.
+    2024 (arXiv:2410.19324).
+
+    Attributes:
+        bias: the log-SNR at which the sigmoid is ½; cleaner levels are weighted down. VDM++ has 2.
+            Simpler diffusion (SiD2) lowers it for larger images; the choice `sigmoid_low` has -1.
     """
 
     bias: Scalar = 2.0
@@ -191,5 +227,5 @@ class Sigmoid:
 
 
 def _snr_speed(c: Coeffs) -> Array:
-    """`-½·dSNR/dt`, without a difference of logarithms."""
+    """`-½·dSNR/dt`, computed without a difference of logarithms."""
     return c.a / c.s**3 * (c.a * c.ds - c.s * c.da)
