@@ -1,1 +1,1 @@
-"""How probable data are under a model: by the probability-flow ODE, and by variational bounds."""
+"""Likelihoods of data under a model: by the probability-flow ODE and by variational bounds."""

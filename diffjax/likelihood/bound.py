@@ -1,17 +1,16 @@
-"""Variational lower bounds on the log-likelihood of the ancestral sampler, in discrete and
-continuous time.
+"""Variational lower bounds on the log-likelihood (ELBO), in discrete and in continuous time.
 
-With `x_t ~ q(x_t | x)` and SNR = a²/s², the bound has three terms:
+The model is DDPM's ancestral sampler with the posterior's variance. With `x_t ~ q(x_t | x)`,
+SNR = a²/s² and log-SNR λ = log SNR, the bound has three terms:
 
     log p(x) >= -prior - diffusion + reconstruction
     prior          = KL(q(x_last | x) ‖ N(0, s²·I)) = a²·‖x‖²/(2·s²)    at the last time
     diffusion      = ½·Σ_i (SNR(t_i) - SNR(t_{i+1}))·E‖x - x0(x_{t_{i+1}}, t_{i+1})‖²      T steps
                    = ½·∫ E‖eps - eps(x_λ)‖² dλ                                  in continuous time
-    reconstruction = E log p(x | x_{t_min})                      what the decoder makes of the rest
+    reconstruction = E log p(x | x_{t_min})                      the decoder, from t_min to the data
 
-Each summand is KL(q(x_s | x_t, x) ‖ q(x_s | x_t, x0(x_t, t))): the model is DDPM's sampler with the
-posterior's variance. Kingma et al. 2021 (arXiv:2107.00630), equations 11 to 18; Ho et al. 2020
-(arXiv:2006.11239), equation 5.
+Each term of the sum is KL(q(x_s | x_t, x) ‖ q(x_s | x_t, x0(x_t, t))). Kingma et al. 2021
+(arXiv:2107.00630), equations 11 to 18; Ho et al. 2020 (arXiv:2006.11239), equation 5.
 """
 
 import math
@@ -38,11 +37,13 @@ class Bound(NamedTuple):
 
     Attributes:
         log_p: `[B]`, nats: an unbiased estimate of `-prior - diffusion + reconstruction`.
-        standard_error: `[B]`, nats, of the diffusion term's estimate; errs on the large side.
-        nfe: evaluations of the network per sample.
-        prior: `[B]`, exact.
-        diffusion: `[B]`, estimated.
-        reconstruction: `[B]`, exact for `gaussian_decoder`, else of one draw.
+        standard_error: `[B]`, nats: that of the diffusion term's estimate; rather too large than
+            too small.
+        nfe: the number of network evaluations per sample.
+        prior: `[B]`, nats, exact.
+        diffusion: `[B]`, nats, estimated.
+        reconstruction: `[B]`, nats: exact for `gaussian_decoder`, else an estimate from one sample
+            of the noise.
     """
 
     log_p: Array
@@ -57,8 +58,8 @@ class Levels(NamedTuple):
     """The diffusion term as an integral over `u` in [0, 1): `E_u[weight(u)·‖x - x0(x_t, t)‖²]`.
 
     Attributes:
-        at: `u -> (t, weight)`, of the shape of `u`.
-        last: the noisiest time, where the prior takes over.
+        at: `u -> (t, weight)`, each of the shape of `u`.
+        last: the noisiest time, where the prior term is computed.
     """
 
     at: Callable[[Array], tuple[Array, Array]]
@@ -66,20 +67,21 @@ class Levels(NamedTuple):
 
 
 class Time(Protocol):
-    """Through which noise levels the model goes from its prior to `t_min`."""
+    """The noise levels of the model between its prior and `t_min`: continuous or discrete time."""
 
     def levels(self, path: Path) -> Levels:
-        """Those of one path."""
+        """The noise levels on a path, as an integral."""
         ...
 
 
 @dataclass(frozen=True)
 class ContinuousTime:
-    """Infinitely many steps; times are drawn uniformly in log-SNR.
+    """Continuous time, the limit of infinitely many steps, with times uniform in log-SNR.
 
     Attributes:
-        lowest: the prior takes over at this log-SNR if the path goes below it, as one that ends in
-            pure noise does. That is still a bound.
+        lowest: the smallest log-SNR. If the path goes below it, as paths that end in pure noise do,
+            the prior term is computed at this log-SNR. The result is still a bound. At -14 the
+            signal is e^-7 = 9e-4 of the noise.
     """
 
     lowest: float = -14.0
@@ -97,11 +99,12 @@ class ContinuousTime:
 
 @dataclass(frozen=True)
 class DiscreteTime:
-    """A sampler of so many steps, on a grid of its own.
+    """Discrete time: a sampler of `num_steps` steps on a grid.
 
     Attributes:
-        num_steps: from `t_noise` to `t_min`; the decoder is one more.
-        grid: where they end.
+        num_steps: the number of steps from `t_noise` to `t_min`; the decoder is one more. DDPM has
+            1,000.
+        grid: the times at which the steps end.
     """
 
     num_steps: int = 1000
@@ -119,14 +122,14 @@ class DiscreteTime:
 
 
 Decoder = Callable[[Coeffs, Pair], Array]
-"""`(the path at t_min, (x, eps)) -> log p(x | x_{t_min})`, `[B]`, with `x_{t_min}` their mix."""
+"""`(coefficients at t_min, (x, eps)) -> log p(x | x_{t_min})`, `[B]`, with `x_{t_min}` their mix."""
 
 
 def gaussian_decoder(c: Coeffs, pair: Pair) -> PerSample:
-    """The mean of `log N(x; x_t/a, (s/a)²·I)` over `eps`: `-½·d·log(2πe·s²/a²)`.
+    """The Gaussian decoder for continuous data: `-½·d·log(2πe·s²/a²)`, in nats.
 
-    For data with a density. What is lost against the best decoder is `½·(s/a)²` times the squared
-    norm of the score, on average.
+    It is the mean of `log N(x; x_t/a, (s/a)²·I)` over the noise. On average, the bound is lower than
+    with the best decoder by `½·(s/a)²` times the squared norm of the score.
     """
     d = math.prod(pair.x0.shape[1:])
     log_ratio = jnp.ravel(jnp.log(c.s / c.a))
@@ -135,13 +138,13 @@ def gaussian_decoder(c: Coeffs, pair: Pair) -> PerSample:
 
 @dataclass(frozen=True)
 class DiscreteDecoder:
-    """For data on `levels` values in [-1, 1]: `p(x | x_t) ∝ N(x_t; a·x, s²)`, pixel by pixel.
+    """The decoder for images of grey levels: `p(x | x_t) ∝ N(x_t; a·x, s²)` for each pixel.
 
-    Gives a bound on the log-probability, so that nothing has to be dequantised. Kingma et al. 2021
-    (arXiv:2107.00630), section 3.3 and appendix E.
+    The result is a bound on the log-probability of the grey levels, without dequantisation. Kingma
+    et al. 2021 (arXiv:2107.00630), section 3.3 and appendix E.
 
     Attributes:
-        levels: 256 for 8-bit images.
+        levels: the number of grey levels in [-1, 1]: 256 for 8-bit images.
     """
 
     levels: int = LEVELS
@@ -152,7 +155,7 @@ class DiscreteDecoder:
         def add(total: Array, centre: Array) -> tuple[Array, None]:
             return jnp.logaddexp(total, -0.5 * jnp.square((x_t - c.a * centre) / c.s)), None
 
-        # One value at a time: all at once would be 256 arrays as large as the images.
+        # One grey level at a time: all at once would need 256 arrays of the size of the images.
         total, _ = jax.lax.scan(add, jnp.full_like(x_t, -jnp.inf), centres)
         log_p = -0.5 * jnp.square(pair.eps) - total
         return jnp.sum(log_p, axis=tuple(range(1, x_t.ndim)))
@@ -169,25 +172,30 @@ def variational_bound(
     num_times: int = 64,
     decoder: Decoder = gaussian_decoder,
 ) -> Bound:
-    """The evidence lower bound of the diffusion model, in nats.
+    """The variational lower bound (ELBO) of a diffusion model on `log p(x)`, in nats.
 
-    The noise levels of each sample are stratified: one in each of `num_times` equal shares of the
-    range; with `DiscreteTime` of as many steps that is every step once. The standard error is that
-    of neighbouring strata taken together in pairs, which errs on the large side. A pure function of
-    arrays, as `ode_log_likelihood` is, and differentiable.
+    The noise levels of each sample are stratified: one is sampled in each of `num_times` equal
+    parts of the range. With `DiscreteTime` of `num_times` steps, each step is evaluated once. The
+    standard error is computed from pairs of neighbouring strata, and is rather too large than too
+    small. The function is pure and differentiable, like `ode_log_likelihood`.
 
     Args:
         predict: the model.
-        path: the path it was trained on.
+        path: the path on which it was trained.
         x: `[B, …]`, clean data in the model's units.
         keys: `[B]`, one for each sample.
         labels: `[B]`, or None for an unconditional model.
         time: `ContinuousTime(…)` or `DiscreteTime(…)`.
-        num_times: evaluations for each sample; even, so that they make pairs.
-        decoder: `gaussian_decoder`, or `DiscreteDecoder()` for images of 8 bits as they are.
+        num_times: the number of network evaluations per sample; even, because errors are computed
+            from pairs.
+        decoder: `gaussian_decoder` for continuous or dequantised data, `DiscreteDecoder()` for
+            8-bit images.
+
+    Returns:
+        A `Bound`, with the three terms.
 
     Raises:
-        UserError: an odd `num_times`.
+        UserError: `num_times` is odd or below 2.
 
     Example:
         >>> from diffjax.process.paths import Linear, Pair, coeffs
@@ -236,10 +244,10 @@ def variational_bound(
 
 
 def _x0_error(c: Coeffs, truth: Pair, guess: Pair) -> PerSample:
-    """`‖x - x0‖²`, `[B]`.
+    """The squared error of x0, `‖x - x0‖²`, `[B]`, computed from the error of v.
 
-    An error of x0 is `-s/(a² + s²)` times one of `v = a·eps - s·x0`. By way of v neither end of the
-    path loses its digits: at low noise x0 is a small difference, at high noise eps is.
+    An error of x0 is `-s/(a² + s²)` times that of `v = a·eps - s·x0`. The error of v is exact at both
+    ends of the path: at low noise the error of x0 is a small difference, at high noise that of eps.
     """
     v_error = c.a * (truth.eps - guess.eps) - c.s * (truth.x0 - guess.x0)
     error = c.s / (jnp.square(c.a) + jnp.square(c.s)) * v_error

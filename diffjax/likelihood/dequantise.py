@@ -1,13 +1,14 @@
-"""From grey levels to densities: dequantisation, and what a density then says about the levels.
+"""Dequantisation: from grey levels to densities, and from densities to bits per dimension.
 
-A `k` of `0 … levels - 1` sits at `x = 2k/(levels - 1) - 1`, in a bin of width `w = 2/(levels - 1)`
-around it. Noise `u` in [0, 1) spreads it over the bin, `x + (u - ½)·w`, and by Jensen
+A grey level `k` of `0 … levels - 1` is the number `x = 2k/(levels - 1) - 1`, in the middle of a bin
+of width `w = 2/(levels - 1)`. Noise `u` in [0, 1) moves it within the bin, to `x + (u - ½)·w`, and by
+Jensen's inequality
 
     log P(k) = log ∫ p(x + (u - ½)·w)·w^d du >= E_q[log p(x + (u - ½)·w) + d·log w - log q(u | x)]
 
-so any `q` gives a lower bound on the log-probability of the levels, the tighter the nearer `q` is
-to the model's own density within the bin. Theis et al. 2016 (arXiv:1511.01844); Ho et al. 2019
-(arXiv:1902.00275).
+So any noise `q` leads to a lower bound on the log-probability of the grey levels. The bound is tight
+if `q` is proportional to the model's density within the bin. Theis et al. 2016 (arXiv:1511.01844);
+Ho et al. 2019 (arXiv:1902.00275).
 """
 
 import math
@@ -26,11 +27,11 @@ Params = dict[str, Array]
 
 
 class Dequantised(NamedTuple):
-    """Images spread over their bins.
+    """Dequantised images and the log-density of their noise.
 
     Attributes:
-        x: like the images.
-        log_q: `[B]`, nats: log-density of the noise on the unit cube.
+        x: the images plus noise within their bins, of the images' shape.
+        log_q: `[B]`, nats: the log-density of the noise `u` on the unit cube.
     """
 
     x: Array
@@ -38,12 +39,12 @@ class Dequantised(NamedTuple):
 
 
 def bin_width(levels: int = LEVELS) -> float:
-    """The distance of neighbouring grey levels in [-1, 1]: 2/255 for 8 bits."""
+    """The distance of neighbouring grey levels in [-1, 1], `2/(levels - 1)`: 2/255 for 8 bits."""
     return 2.0 / (levels - 1)
 
 
 def level_centres(levels: int = LEVELS) -> Array:
-    """Where the grey levels lie, `[levels]`."""
+    """The values of the grey levels, `[levels]`, from -1 to 1."""
     return jnp.linspace(-1.0, 1.0, levels)
 
 
@@ -51,9 +52,9 @@ def discrete_log_p(density: Array, dequantised: Dequantised, levels: int = LEVEL
     """A lower bound on `log P(k)`, `[B]`, in nats: `log p(x) + d·log w - log q`.
 
     Args:
-        density: `[B]`, `log p` of `dequantised.x`.
-        dequantised: where the density was taken.
-        levels: grey levels.
+        density: `[B]`, nats: the log-density `log p` at `dequantised.x`.
+        dequantised: the images with noise.
+        levels: the number of grey levels.
 
     Example:
         >>> flat = jnp.full(1, -3 * jnp.log(2 + 2 / 255))  # uniform over all bins of 3 pixels
@@ -66,14 +67,14 @@ def discrete_log_p(density: Array, dequantised: Dequantised, levels: int = LEVEL
 
 
 def bits_per_dim(log_p: AnyShape, d: int) -> AnyShape:
-    """`-log_p/(d·log 2)`: nats of a whole sample to bits per dimension; lower is better.
+    """Bits per dimension from nats per sample, `-log_p/(d·log 2)`; lower is better.
 
-    Of a log-probability it is the size of a lossless code. Of a log-density it depends on the
-    data's units and may be negative.
+    For a log-probability it is the size of a lossless code. For a log-density it depends on the
+    units of the data and may be negative.
 
     Args:
-        log_p: nats, any shape.
-        d: dimensions, `H·W·C` of an image.
+        log_p: nats, of any shape.
+        d: the number of dimensions, `H·W·C` for an image.
 
     Example:
         >>> round(float(bits_per_dim(jnp.log(1 / 256), 1)), 4)
@@ -83,12 +84,12 @@ def bits_per_dim(log_p: AnyShape, d: int) -> AnyShape:
 
 
 def uniform(keys: Keys, x: Samples, levels: int = LEVELS) -> Dequantised:
-    """Every point of the bin alike: `log q = 0`.
+    """Uniform dequantisation: noise with `q(u) = 1` in each bin, so `log q = 0`.
 
     Args:
         keys: `[B]`, one for each image.
-        x: `[B, …]`, on the grey levels.
-        levels: grey levels.
+        x: `[B, …]`, images of grey levels.
+        levels: the number of grey levels.
 
     Example:
         >>> keys = jax.random.split(jax.random.key(0), 2)
@@ -101,11 +102,11 @@ def uniform(keys: Keys, x: Samples, levels: int = LEVELS) -> Dequantised:
 
 
 def init_dequantiser(channels: int, levels: int = LEVELS) -> Params:
-    """Parameters of `variational` that make it `uniform`.
+    """Initial parameters for `variational`, with which its noise is uniform.
 
     Args:
-        channels: of the images.
-        levels: grey levels.
+        channels: the number of image channels.
+        levels: the number of grey levels.
     """
     return {
         "level": jnp.zeros((levels, 2)),
@@ -114,15 +115,16 @@ def init_dequantiser(channels: int, levels: int = LEVELS) -> Params:
 
 
 def variational(params: Params, keys: Keys, x: Samples) -> Dequantised:
-    """Noise that depends on the image: `logit u = m(x) + e^r(x)·z`, `z` standard logistic.
+    """Variational dequantisation: `logit u = m(x) + e^r(x)·z` with standard logistic `z`.
 
-    `m` and `r` are a pair of numbers for the pixel's grey level plus a linear 3×3 convolution of
-    the image. At 0 the noise is uniform, so what is learned can only be gained.
+    `m` and `r` are each the sum of a number for the pixel's grey level and a linear 3×3 convolution
+    of the image. With all parameters 0 the noise is uniform; training improves the bound from there.
+    Ho et al. 2019 (arXiv:1902.00275), here with a much smaller model of the noise.
 
     Args:
-        params: of `init_dequantiser` or `fit_dequantiser`.
+        params: from `init_dequantiser` or `fit_dequantiser`.
         keys: `[B]`, one for each image.
-        x: `[B, H, W, C]`, on the grey levels.
+        x: `[B, H, W, C]`, images of grey levels.
 
     Example:
         >>> keys = jax.random.split(jax.random.key(0), 2)
@@ -147,7 +149,7 @@ def variational(params: Params, keys: Keys, x: Samples) -> Dequantised:
 
 
 def _log_logistic(z: Array) -> Array:
-    """Log-density of the standard logistic distribution, `log σ(z)·σ(-z)`."""
+    """The log-density of the standard logistic distribution, `log(σ(z)·σ(-z))`."""
     return jax.nn.log_sigmoid(z) + jax.nn.log_sigmoid(-z)
 
 
@@ -162,25 +164,27 @@ def fit_dequantiser(
     learning_rate: float = 0.02,
     levels: int = LEVELS,
 ) -> tuple[Params, Array]:
-    """Maximises the bound over the dequantiser; the model stays as it is.
+    """Fits the parameters of `variational`: maximises the bound for a model that stays fixed.
 
-    Adam with its rate falling to 0 along half a cosine, as one program.
+    With Adam and a cosine decay of the learning rate to 0, as one compiled program.
 
     Args:
-        log_density: `(x[B,H,W,C], keys[B], labels[B] or None) -> [B]`, nats, differentiable in x;
-            any lower bound on `log p` will do, as `variational_bound(…).log_p` with few times.
-        images: `[N, H, W, C]` on the grey levels, those of the training.
+        log_density: `(x[B,H,W,C], keys[B], labels[B] or None) -> [B]`, nats, differentiable in x.
+            Any lower bound on `log p` can be used, such as `variational_bound(…).log_p` with few
+            times.
+        images: `[N, H, W, C]`, training images of grey levels.
         labels: `[N]`, or None.
-        key: of batches and noise.
-        num_steps: updates.
-        batch_size: images at a time.
-        learning_rate: at the start.
-        levels: grey levels.
+        key: for the choice of batches and for the noise.
+        num_steps: the number of updates.
+        batch_size: the number of images in each batch.
+        learning_rate: the initial learning rate of Adam.
+        levels: the number of grey levels.
 
     Returns:
-        The parameters, and the bound on `log P(k)`, `[num_steps]`, nats, mean of each batch.
+        The parameters, and the bound on `log P(k)` at each update, `[num_steps]`, in nats, the mean
+        over the batch.
     """
-    import optax  # fitting needs it, nothing else in this room does
+    import optax  # needed for fitting alone
 
     optimizer = optax.adam(optax.cosine_decay_schedule(learning_rate, num_steps))
 
@@ -198,7 +202,7 @@ def fit_dequantiser(
     def step(state: tuple, key: Array) -> tuple[tuple, Array]:
         params, moments = state
         value, gradient = jax.value_and_grad(bound)(params, key)
-        # Adam descends: it is handed the slope of the negative bound.
+        # Adam minimises, so it takes the gradient of the negative bound.
         with implicit_promotion():
             updates, moments = optimizer.update(jax.tree.map(jnp.negative, gradient), moments)
         return (optax.apply_updates(params, updates), moments), value

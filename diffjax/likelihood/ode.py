@@ -1,13 +1,14 @@
-"""Log-likelihoods by the probability-flow ODE, the sampler's own map read backwards.
+"""Log-likelihoods by the probability-flow ODE, integrated from data to noise.
 
-Along the velocity `v = a'·x0(x, t) + s'·eps(x, t)` a density changes by the divergence of `v`. So
+Along the velocity `v = a'·x0(x, t) + s'·eps(x, t)` the log-density changes by minus the divergence
+of `v` (instantaneous change of variables). So
 
     log p(x_min)  = log N(x_noise; 0, s(t_noise)²·I) + ∫ ∇·v(x_t, t) dt,   t from t_min to t_noise
     log p(x)      = log p(x_min) + d·log a(t_min),                         x_min = a(t_min)·x
 
-No network is asked below `t_min`: `x` is taken for `x_min / a(t_min)`. The result is the exact
-likelihood of the model that starts from the prior and stops there; it differs from that of clean
-data by the noise `s/a` that is left at `t_min`, a bias of `½·(s/a)²·Δp/p`. Song et al. 2021
+No network is evaluated below `t_min`: the data `x` are taken for `x_min / a(t_min)`. The result is
+the exact likelihood of the model that integrates from the prior to `t_min`. It differs from that of
+clean data by the noise `s/a` that is left at `t_min`, a bias of `½·(s/a)²·Δp/p`. Song et al. 2021
 (arXiv:2011.13456), section 4.3.
 """
 
@@ -28,7 +29,7 @@ from diffjax.sampling.adaptive import import_diffrax
 from diffjax.sampling.grids import Grid, Power
 from diffjax.shapes import Keys, Labels, OneKey, OneNumber, Samples
 
-# Tangents pushed through the network at a time.
+# The number of tangents that go through the network at the same time.
 _TANGENTS_AT_ONCE = 64
 
 
@@ -37,9 +38,10 @@ class LogLikelihood(NamedTuple):
 
     Attributes:
         log_p: `[B]`, nats.
-        standard_error: `[B]`, nats, that of the estimate of the divergence; 0 if it is exact, NaN
-            if there is only one probe to judge by. The steps' error is not in it: halve them.
-        nfe: evaluations of the network per sample, each with as many tangents as there are probes.
+        standard_error: `[B]`, nats, of the estimated divergence: 0 if the trace is exact, NaN for a
+            single probe. The discretisation error of the ODE is not included; compare with half as
+            many steps.
+        nfe: the number of network evaluations per sample, each with one tangent per probe.
     """
 
     log_p: Array
@@ -48,27 +50,29 @@ class LogLikelihood(NamedTuple):
 
 
 class Trace(Protocol):
-    """How a divergence is found from products `zᵀ·J·z` with the Jacobian `J`."""
+    """A way to compute a divergence, the trace of a Jacobian `J`, from products `zᵀ·J·z`."""
 
     def probes(self, key: OneKey, shape: tuple[int, ...]) -> Float[Array, " probes *event"]:
-        """The vectors `z`, `[P, *shape]`, for one sample; the same all along its trajectory."""
+        """The vectors `z`, `[P, *shape]`, of one sample; the same at all times."""
         ...
 
     def total(self, products: Float[Array, " probes"]) -> tuple[OneNumber, OneNumber]:
-        """From `zᵀ·J·z`, `[P]`, to the trace and its standard error."""
+        """The trace and its standard error, from the products `zᵀ·J·z`, `[P]`."""
         ...
 
 
 @dataclass(frozen=True)
 class Hutchinson:
-    """`tr J = E[zᵀ·J·z]` over random `z` of unit covariance: unbiased, one tangent a probe.
+    """Hutchinson's estimate of the divergence: `tr J = E[zᵀ·J·z]` over random `z`.
 
-    Two probes are the fewest that show their own error. Grathwohl et al. 2018 (arXiv:1810.01367).
+    `z` has mean 0 and unit covariance. The estimate is unbiased and costs one tangent per probe.
+    Grathwohl et al. 2018 (arXiv:1810.01367).
 
     Attributes:
-        num_probes: how many `z`; the error falls as its square root.
-        draw: `(key, shape) -> z`; Rademacher has the least variance, `jax.random.normal` is the
-            other customary one.
+        num_probes: the number of `z`. The error is proportional to `1/√num_probes`; at least 2 are
+            needed for a standard error.
+        draw: `(key, shape) -> z`. Rademacher has the smallest variance; `jax.random.normal` is the
+            other common choice.
     """
 
     num_probes: int = 2
@@ -85,7 +89,7 @@ class Hutchinson:
 
 @dataclass(frozen=True)
 class ExactTrace:
-    """The sum of all diagonal elements: `d` tangents."""
+    """The exact divergence `tr J = Σ_i J_ii`, at the cost of `d` tangents."""
 
     def probes(self, key: OneKey, shape: tuple[int, ...]) -> Float[Array, " probes *event"]:
         del key
@@ -99,23 +103,23 @@ class ExactTrace:
 State = tuple[Array, Array]
 """Samples `[B, …]` and their products `∫ zᵀ·J·z dt`, `[B, P]`."""
 Field = Callable[[Array, State], State]
-"""`(t[], state) -> d state/dt`, one evaluation of the network."""
+"""`(t[], state) -> d state/dt`, with one evaluation of the network."""
 
 
 class Integrate(Protocol):
-    """Carries states from `t_min` to `t_noise` of a path; also says what it cost."""
+    """An ODE solver from `t_min` to `t_noise` of a path, which counts its evaluations."""
 
     def __call__(self, field: Field, path: Path, state: State) -> tuple[State, Array]:
-        """The states at `t_noise` and the number of evaluations of the field."""
+        """Returns the states at `t_noise` and the number of evaluations of the field."""
         ...
 
 
 class Method(NamedTuple):
-    """An explicit step of an ODE's solution.
+    """An explicit one-step method for ODEs.
 
     Attributes:
         step: `(field, t[], h[], state) -> state` at `t + h`.
-        nfe: evaluations of the field per step.
+        nfe: the number of evaluations of the field per step.
     """
 
     step: Callable[[Field, Array, Array, State], State]
@@ -123,7 +127,7 @@ class Method(NamedTuple):
 
 
 def _ahead(state: State, *moves: tuple[Array, State]) -> State:
-    """`state + Σ h·slope`."""
+    """The state after moves along slopes, `state + Σ h·slope`."""
     for h, slope in moves:
         state = jax.tree.map(lambda y, k, h=h: y + h * k, state, slope)
     return state
@@ -144,13 +148,15 @@ def _rk4(field: Field, t: Array, h: Array, y: State) -> State:
 
 
 HEUN = Method(_heun, nfe=2)
-"""Of second order."""
+"""Heun's method, of second order."""
 RK4 = Method(_rk4, nfe=4)
 """The classical Runge-Kutta method, of fourth order."""
 
 
 def rising_times(path: Path, num_steps: int, grid: Grid) -> Float[Array, " {num_steps}+1"]:
-    """A sampler's grid without its last step, backwards: `t[n+1]` from `t_min` to `t_noise`.
+    """The times of a sampler's grid in increasing order, `t[n+1]` from `t_min` to `t_noise`.
+
+    The last step of the sampler, to `t = 0`, is left out.
 
     Example:
         >>> from diffjax.process.paths import Linear
@@ -163,12 +169,12 @@ def rising_times(path: Path, num_steps: int, grid: Grid) -> Float[Array, " {num_
 
 @dataclass(frozen=True)
 class FixedSteps:
-    """Given steps of one method.
+    """A fixed number of steps of one method, on a grid.
 
     Attributes:
-        num_steps: each of `method.nfe` evaluations.
+        num_steps: the number of steps, each of `method.nfe` evaluations; typically 16 to 64.
         method: `RK4` or `HEUN`.
-        grid: where the steps end.
+        grid: the times at which the steps end. The default has short steps near the data.
     """
 
     num_steps: int = 32
@@ -187,16 +193,16 @@ class FixedSteps:
 
 @dataclass(frozen=True)
 class Adaptive:
-    """Steps as long as the error allows, by diffrax: Tsitouras' pair of fourth and fifth order.
+    """Adaptive steps, by diffrax: Tsitouras' pair of methods of order 4 and 5.
 
-    The batch shares its steps, and the sample that is worst off decides: so each is within
-    tolerance, but moves within it when the others change. A batch that would need more than
-    `max_steps` gets NaN. In float32 a tolerance below about 1e-6 can't be met.
+    All samples of a batch have the same steps, which the sample with the largest error determines.
+    So each is within tolerance, but changes within the tolerance if the others change. A batch that
+    needs more than `max_steps` returns NaN. In float32, tolerances below about 1e-6 can't be met.
 
     Attributes:
-        tolerance: relative and absolute, per step, of a sample's root mean square and of its
-            log-density.
-        max_steps: accepted and rejected ones.
+        tolerance: the relative and absolute tolerance per step, for the root mean square of a
+            sample and for its log-density. Typically 1e-3 to 1e-5.
+        max_steps: the largest number of steps, accepted and rejected ones together.
     """
 
     tolerance: float = 1e-4
@@ -221,12 +227,12 @@ class Adaptive:
             )
         done = solution.result == diffrax.RESULTS.successful
         end = jax.tree.map(lambda y: jnp.where(done, y[-1], jnp.nan), solution.ys)
-        # Seven stages, of which the last is the next step's first.
+        # Seven stages per step; the last is the first of the next step.
         return end, 6 * solution.stats["num_steps"] + 1
 
 
 def _largest_root_mean_square(state: State) -> Array:
-    """Over all samples, and over the sample itself and its products."""
+    """The largest root mean square over all samples, of the sample and of its products."""
     squares = [jnp.mean(jnp.square(y.reshape(len(y), -1)), axis=1) for y in state]
     return jnp.sqrt(jnp.max(jnp.stack(squares)))
 
@@ -243,22 +249,25 @@ def ode_log_likelihood(
 ) -> LogLikelihood:
     """The log-density of data under the probability-flow ODE, in nats.
 
-    Element i depends on `x[i]`, `keys[i]` and `labels[i]` alone (with `Adaptive`, up to its
-    tolerance). A pure function of arrays: wrap it in `jax.jit`, and hand it arrays that are sharded
-    over a mesh as they are.
+    Element i depends on `x[i]`, `keys[i]` and `labels[i]` alone (with `Adaptive`, up to the
+    tolerance). The function is pure: it works under `jax.jit` and with arrays that are sharded over
+    a mesh.
 
     Args:
         predict: the model; its prediction for one sample must not depend on the others.
-        path: the path it was trained on.
+        path: the path on which it was trained.
         x: `[B, …]`, clean data in the model's units; dequantise images first
             (`diffjax.likelihood.dequantise`).
         keys: `[B]`, one for each sample's probes.
         labels: `[B]`, or None for an unconditional model.
-        integrate: how to step; `FixedSteps(…)` or `Adaptive(…)`.
-        trace: how to find the divergence; `Hutchinson(…)` or `ExactTrace()`.
+        integrate: the ODE solver, `FixedSteps(…)` or `Adaptive(…)`.
+        trace: the computation of the divergence, `Hutchinson(…)` or `ExactTrace()`.
+
+    Returns:
+        A `LogLikelihood`.
 
     Raises:
-        UserError: `Adaptive` without diffrax.
+        UserError: `Adaptive` is used and diffrax is not installed.
 
     Example:
         >>> from diffjax.process.paths import Linear, Pair, coeffs
@@ -266,9 +275,7 @@ def ode_log_likelihood(
         ...     c = coeffs(Linear(), t, x.ndim)
         ...     return Pair(c.a * x / (c.a**2 + c.s**2), c.s * x / (c.a**2 + c.s**2))
         >>> x, keys = jnp.zeros((1, 2)), jax.random.split(jax.random.key(0), 1)
-        >>> result = jax.jit(ode_log_likelihood, static_argnums=0)(
-        ...     standard_normal, Linear(), x, keys
-        ... )
+        >>> result = ode_log_likelihood(standard_normal, Linear(), x, keys)
         >>> round(result.log_p.item(), 3), result.nfe.item()  # -log 2π = -1.838
         (-1.838, 128)
     """
@@ -281,7 +288,7 @@ def ode_log_likelihood(
         return c.da * pair.x0 + c.ds * pair.eps
 
     def field(t: Array, state: State) -> State:
-        # Samples don't mix, so one tangent for the whole batch is one for each of them.
+        # Samples are independent, so one tangent of the whole batch is one for each sample.
         v, push = jax.linearize(lambda x: velocity(x, t), state[0])
         products = jax.lax.map(
             lambda z: jnp.sum(z * push(z), axis=axes), probes, batch_size=_TANGENTS_AT_ONCE

@@ -1,1 +1,1 @@
-"""Exact solutions: mixtures with a known best denoiser, their flow maps, verified objectives."""
+"""Exact solutions: data with a known best denoiser, their flow maps, checks of objectives."""

@@ -1,20 +1,20 @@
-"""Data whose best denoiser is known: the judge of everything else.
+"""Data distributions whose best denoiser, score and flow are known exactly.
 
-Three kinds of data, `Gaussian`, `GaussianMixture` and `FiniteData`, answer the same questions on
-any path. With `p_t` the density of `x_t = a·x0 + s·eps`:
+The three distributions `Gaussian`, `GaussianMixture` and `FiniteData` have the same methods, which
+work on any path. With `p_t` the density of `x_t = a·x0 + s·eps`:
 
-    predict               E[x0 | x_t] and E[eps | x_t], the best denoiser; with two times, the flow
+    predict               E[x0 | x_t] and E[eps | x_t], the best denoiser; for two times, the flow
     score                 ∇ log p_t(x) = -E[eps | x_t] / s
-    velocity              E[a'·x0 + s'·eps | x_t], that of the probability-flow ODE
+    velocity              E[a'·x0 + s'·eps | x_t], the velocity of the probability-flow ODE
     posterior_covariance  Cov[x0 | x_t]
     log_density           log p_t(x)
-    flow                  where the probability-flow ODE carries x from one time to another
+    flow                  the solution of the probability-flow ODE from one time to another
     average_velocity      (flow - x) / (t_to - t_from)
 
 All follow from one fact: a path turns `Σ w_i N(m_i, C_i)` into `p_t = Σ w_i N(a·m_i, S_i)` with
-`S_i = a²·C_i + s²·I`. Data have any shape `[B, …]`, flattened to `d` numbers inside. Ask at times
-in `[t_min, t_noise]`; `flow` also goes down to 0, and up from there where data have a density.
-Derivatives with respect to covariances need distinct eigenvalues.
+`S_i = a²·C_i + s²·I`. Data may have any shape `[B, …]`; they are flattened to `d` numbers inside.
+Times have to be in `[t_min, t_noise]`. `flow` also goes down to 0, and up from 0 where the data
+have a density. Derivatives with respect to covariances need distinct eigenvalues.
 """
 
 from collections.abc import Callable
@@ -35,11 +35,14 @@ from diffjax.shapes import Array, OneKey, PerSample, Samples
 
 
 class Posterior(NamedTuple):
-    """What `x_t` says of the data it came from; `E[eps | x_t]` is `-s·score`."""
+    """The posterior mean of the data, the score and the log-density at `x_t`.
 
-    x0: Array  # [B, d]
+    `E[eps | x_t]` is `-s·score`.
+    """
+
+    x0: Array  # E[x0 | x_t], [B, d]
     score: Array  # [B, d]
-    log_density: Array  # [B]
+    log_density: Array  # nats, [B]
 
 
 Infer = Callable[[Coeffs, Array], Posterior]
@@ -53,19 +56,19 @@ class GaussianMixture:
 
         E[x0 | x] = Σ r_i·(m_i + a·C_i·S_i⁻¹·(x - a·m_i)),    r_i ∝ w_i·N(x; a·m_i, S_i)
 
-    Its flow is integrated in float64, to a relative and absolute tolerance of 1e-11 per step.
+    The flow is integrated in float64, to a relative and absolute tolerance of 1e-11 per step.
 
     Attributes:
-        weights: `[K]`, positive, summing to 1.
-        means: `[K, …]`, each of the data's shape, of `d` numbers in all.
-        covariances: `[K, d, d]`, symmetric positive semi-definite.
+        weights: `[K]`, positive, with sum 1.
+        means: `[K, …]`, each of the data's shape, of `d` numbers.
+        covariances: `[K, d, d]`, symmetric and positive semi-definite.
 
     Example:
         >>> from diffjax.process.paths import Linear
         >>> data = GaussianMixture(
         ...     jnp.array([0.5, 0.5]), jnp.array([[-1.0], [1.0]]), jnp.full((2, 1, 1), 0.01)
         ... )
-        >>> pair = jax.jit(data.predict(Linear()))(jnp.array([[0.4]]), jnp.array([0.5]), None)
+        >>> pair = data.predict(Linear())(jnp.array([[0.4]]), jnp.array([0.5]), None)
         >>> round(float(pair.x0.item()), 3)
         0.661
     """
@@ -75,43 +78,49 @@ class GaussianMixture:
     covariances: Array
 
     def draw(self, key: OneKey, n: int) -> Float[Array, " {n} *event"]:
-        """Samples of the data, `[n, …]`."""
+        """Samples from the data distribution, `[n, …]`."""
         which, noise = jax.random.split(key)
         component = jax.random.choice(which, len(self.weights), (n,), p=self.weights)
         c = self._components()
-        # The symmetric root: eigenvectors are known up to a sign only, this is unique.
+        # The symmetric root is unique; eigenvectors are determined up to their sign only.
         roots = jnp.einsum("kie,ke,kje->kij", c.vectors, jnp.sqrt(c.variances), c.vectors)
         white = jax.random.normal(noise, (n, c.means.shape[1]))
         x = c.means[component] + jnp.einsum("nij,nj->ni", roots[component], white)
         return x.reshape(n, *self.means.shape[1:])
 
     def infer(self) -> Infer:
-        """`(Coeffs, x[B, d]) -> Posterior`; the covariances are decomposed once, here."""
+        """The posterior `(Coeffs, x[B, d]) -> Posterior`; the covariances are decomposed here."""
         return Partial(_infer_from_components, self._components())
 
     def predict(self, path: Path) -> Predict:
-        """The best denoiser, `(x[B, …], t[B], cond) -> Pair`; for `t[B, 2]` the flow map."""
+        """The best denoiser `(x[B, …], t[B], cond) -> Pair`; for `t[B, 2]` the flow map."""
         return _predict(self, path)
 
     def score(self, path: Path, x: Samples, t: PerSample) -> Samples:
-        """`∇ log p_t(x)`, of the shape of `x`."""
+        """The score `∇ log p_t(x)`, of the shape of `x`."""
         return _posterior(self.infer(), path, x, t).score.reshape(x.shape)
 
     def velocity(self, path: Path, x: Samples, t: PerSample) -> Samples:
-        """`E[a'·x0 + s'·eps | x_t = x]`, of the shape of `x`."""
+        """The velocity `E[a'·x0 + s'·eps | x_t = x]`, of the shape of `x`."""
         return _velocity(self.infer(), path, x, t)
 
     def responsibilities(
         self, path: Path, x: Samples, t: PerSample
     ) -> Float[Array, " batch components"]:
-        """`P(component i | x_t = x)`, `[B, K]`; at `t = 0` covariances must not be singular."""
+        """The responsibilities `P(component i | x_t = x)`, `[B, K]`.
+
+        At `t = 0` the covariances must not be singular.
+        """
         post = _component_posteriors(self._components(), coeffs(path, t, ndim=2), _flat(x))
         return jax.nn.softmax(post.log_joint, axis=1)
 
     def posterior_covariance(
         self, path: Path, x: Samples, t: PerSample
     ) -> Float[Array, " batch d d"]:
-        """`Cov[x0 | x_t = x]`, `[B, d, d]`: within the components plus between them."""
+        """The posterior covariance `Cov[x0 | x_t = x]`, `[B, d, d]`.
+
+        It is the mean covariance within the components plus the covariance of their means.
+        """
         components, c, x = self._components(), coeffs(path, t, ndim=2), _flat(x)
         post = _component_posteriors(components, c, x)
         shares = jax.nn.softmax(post.log_joint, axis=1)[..., None]
@@ -122,22 +131,22 @@ class GaussianMixture:
         return within + between
 
     def log_density(self, path: Path, x: Samples, t: PerSample) -> PerSample:
-        """`log p_t(x)` in nats, `[B]`."""
+        """The log-density `log p_t(x)` in nats, `[B]`."""
         return _posterior(self.infer(), path, x, t).log_density
 
     def flow(self, path: Path, x: Samples, t_from: TimeOrTimes, t_to: TimeOrTimes) -> Samples:
-        """Where the probability-flow ODE carries `x`; times are `[]` or `[B]`."""
+        """Solves the probability-flow ODE from `x` at `t_from` to `t_to`, each `[]` or `[B]`."""
         return flow_maps.integrated(self, path, x, t_from, t_to)
 
     def average_velocity(
         self, path: Path, x: Samples, t_from: TimeOrTimes, t_to: TimeOrTimes
     ) -> Samples:
-        """`(flow - x)/(t_to - t_from)`; where the times are equal, the velocity."""
+        """The average velocity `(flow - x)/(t_to - t_from)`; for equal times the velocity."""
         return flow_maps.average_velocity(self, path, x, t_from, t_to)
 
     def _components(self) -> "_Components":
         variances, vectors = jnp.linalg.eigh(self.covariances)
-        # Rounding turns a variance of 0 into a small negative one.
+        # Rounding may turn a variance of 0 into a small negative one.
         return _Components(
             jnp.log(self.weights), _flat(self.means), jnp.maximum(variances, 0.0), vectors
         )
@@ -146,13 +155,13 @@ class GaussianMixture:
 @register_dataclass
 @dataclass(frozen=True)
 class Gaussian:
-    """A Gaussian `N(m, C)`; all it answers is in closed form, the flow too (`gaussian_flow`).
+    """A Gaussian `N(m, C)`, with everything in closed form, also the flow (`gaussian_flow`).
 
         E[x0 | x] = m + a·C·S⁻¹·(x - a·m),    Cov[x0 | x] = s²·C·S⁻¹,    S = a²·C + s²·I
 
     Attributes:
-        mean: `[…]`, the data's shape, of `d` numbers in all.
-        covariance: `[d, d]`, symmetric positive semi-definite.
+        mean: `[…]`, of the data's shape, of `d` numbers.
+        covariance: `[d, d]`, symmetric and positive semi-definite.
 
     Example:
         >>> from diffjax.process.paths import Linear
@@ -165,44 +174,44 @@ class Gaussian:
     covariance: Array
 
     def draw(self, key: OneKey, n: int) -> Float[Array, " {n} *event"]:
-        """Samples of the data, `[n, …]`."""
+        """Samples from the data distribution, `[n, …]`."""
         return self._alone().draw(key, n)
 
     def infer(self) -> Infer:
-        """`(Coeffs, x[B, d]) -> Posterior`; the covariance is decomposed once, here."""
+        """The posterior `(Coeffs, x[B, d]) -> Posterior`; the covariance is decomposed here."""
         return self._alone().infer()
 
     def predict(self, path: Path) -> Predict:
-        """The best denoiser, `(x[B, …], t[B], cond) -> Pair`; for `t[B, 2]` the flow map."""
+        """The best denoiser `(x[B, …], t[B], cond) -> Pair`; for `t[B, 2]` the flow map."""
         return _predict(self, path)
 
     def score(self, path: Path, x: Samples, t: PerSample) -> Samples:
-        """`∇ log p_t(x)`, of the shape of `x`."""
+        """The score `∇ log p_t(x)`, of the shape of `x`."""
         return self._alone().score(path, x, t)
 
     def velocity(self, path: Path, x: Samples, t: PerSample) -> Samples:
-        """`E[a'·x0 + s'·eps | x_t = x]`, of the shape of `x`."""
+        """The velocity `E[a'·x0 + s'·eps | x_t = x]`, of the shape of `x`."""
         return self._alone().velocity(path, x, t)
 
     def posterior_covariance(
         self, path: Path, x: Samples, t: PerSample
     ) -> Float[Array, " batch d d"]:
-        """`Cov[x0 | x_t = x]`, `[B, d, d]`; the same at every `x`."""
+        """The posterior covariance `Cov[x0 | x_t = x]`, `[B, d, d]`; the same at every `x`."""
         return self._alone().posterior_covariance(path, x, t)
 
     def log_density(self, path: Path, x: Samples, t: PerSample) -> PerSample:
-        """`log p_t(x)` in nats, `[B]`."""
+        """The log-density `log p_t(x)` in nats, `[B]`."""
         return self._alone().log_density(path, x, t)
 
     def flow(self, path: Path, x: Samples, t_from: TimeOrTimes, t_to: TimeOrTimes) -> Samples:
-        """Where the probability-flow ODE carries `x`; times are `[]` or `[B]`."""
+        """Solves the probability-flow ODE from `x` at `t_from` to `t_to`, each `[]` or `[B]`."""
         moved = gaussian_flow(self.mean.ravel(), self.covariance, path, _flat(x), t_from, t_to)
         return moved.reshape(x.shape)
 
     def average_velocity(
         self, path: Path, x: Samples, t_from: TimeOrTimes, t_to: TimeOrTimes
     ) -> Samples:
-        """`(flow - x)/(t_to - t_from)`; where the times are equal, the velocity."""
+        """The average velocity `(flow - x)/(t_to - t_from)`; for equal times the velocity."""
         return flow_maps.average_velocity(self, path, x, t_from, t_to)
 
     def _alone(self) -> GaussianMixture:
@@ -212,17 +221,18 @@ class Gaussian:
 @register_dataclass
 @dataclass(frozen=True)
 class FiniteData:
-    """`N` points, each as likely as another: what a network with no limits learns of a data set.
+    """The uniform distribution over `N` points, such as the images of a training set.
 
         E[x0 | x] = Σ r_i·x_i,    r = softmax(-|x - a·x_i|² / 2s²)
 
-    Its best denoiser remembers the data, so it is the bound that no network's loss on these points
-    falls below. One call takes `B·N` numbers of memory under `jax.jit`, and no more.
-    Its flow is integrated in float64, to a relative and absolute tolerance of 1e-11 per step, and
-    ends on the points at `t = 0`; no flow leaves them from there.
+    A network of unlimited capacity learns this denoiser, which has memorised the data. Its loss is
+    a lower bound on the loss of every network on these points. One call needs memory for `B·N`
+    numbers under `jax.jit`, and no more.
+    The flow is integrated in float64, to a relative and absolute tolerance of 1e-11 per step. At
+    `t = 0` it ends on one of the points; a flow can't start from there.
 
     Attributes:
-        points: `[N, …]`, of `d` numbers each.
+        points: `[N, …]`, each of `d` numbers.
 
     Example:
         >>> from diffjax.process.paths import Linear
@@ -234,29 +244,29 @@ class FiniteData:
     points: Array
 
     def draw(self, key: OneKey, n: int) -> Float[Array, " {n} *event"]:
-        """Points drawn with replacement, `[n, …]`."""
+        """Points sampled with replacement, `[n, …]`."""
         return self.points[jax.random.randint(key, (n,), 0, len(self.points))]
 
     def infer(self) -> Infer:
-        """`(Coeffs, x[B, d]) -> Posterior`."""
+        """The posterior `(Coeffs, x[B, d]) -> Posterior`."""
         return Partial(_infer_from_points, _flat(self.points))
 
     def predict(self, path: Path) -> Predict:
-        """The best denoiser, `(x[B, …], t[B], cond) -> Pair`; for `t[B, 2]` the flow map."""
+        """The best denoiser `(x[B, …], t[B], cond) -> Pair`; for `t[B, 2]` the flow map."""
         return _predict(self, path)
 
     def score(self, path: Path, x: Samples, t: PerSample) -> Samples:
-        """`∇ log p_t(x)`, of the shape of `x`."""
+        """The score `∇ log p_t(x)`, of the shape of `x`."""
         return _posterior(self.infer(), path, x, t).score.reshape(x.shape)
 
     def velocity(self, path: Path, x: Samples, t: PerSample) -> Samples:
-        """`E[a'·x0 + s'·eps | x_t = x]`, of the shape of `x`."""
+        """The velocity `E[a'·x0 + s'·eps | x_t = x]`, of the shape of `x`."""
         return _velocity(self.infer(), path, x, t)
 
     def posterior_covariance(
         self, path: Path, x: Samples, t: PerSample
     ) -> Float[Array, " batch d d"]:
-        """`Cov[x0 | x_t = x] = Σ r_i·(x_i - E[x0|x])(x_i - E[x0|x])ᵀ`, `[B, d, d]`."""
+        """The posterior covariance `Σ r_i·(x_i - E[x0|x])(x_i - E[x0|x])ᵀ`, `[B, d, d]`."""
         points, c = _flat(self.points), coeffs(path, t, ndim=2)
         shares = jax.nn.softmax(_log_kernel(points, c, _flat(x)), axis=1)
 
@@ -264,20 +274,20 @@ class FiniteData:
             centred = points - (share @ points)[None]
             return (share[:, None] * centred).T @ centred
 
-        return jax.lax.map(one, shares)  # one after the other, lest [B, N, d] be held at once
+        return jax.lax.map(one, shares)  # one after the other: [B, N, d] may not fit in memory
 
     def log_density(self, path: Path, x: Samples, t: PerSample) -> PerSample:
-        """`log p_t(x)` in nats, `[B]`, at `t > 0`."""
+        """The log-density `log p_t(x)` in nats, `[B]`, at `t > 0`."""
         return _posterior(self.infer(), path, x, t).log_density
 
     def flow(self, path: Path, x: Samples, t_from: TimeOrTimes, t_to: TimeOrTimes) -> Samples:
-        """Where the probability-flow ODE carries `x`; times are `[]` or `[B]`."""
+        """Solves the probability-flow ODE from `x` at `t_from` to `t_to`, each `[]` or `[B]`."""
         return flow_maps.integrated(self, path, x, t_from, t_to)
 
     def average_velocity(
         self, path: Path, x: Samples, t_from: TimeOrTimes, t_to: TimeOrTimes
     ) -> Samples:
-        """`(flow - x)/(t_to - t_from)`; where the times are equal, the velocity."""
+        """The average velocity `(flow - x)/(t_to - t_from)`; for equal times the velocity."""
         return flow_maps.average_velocity(self, path, x, t_from, t_to)
 
 
@@ -289,21 +299,21 @@ def gaussian_flow(
     t_from: TimeOrTimes,
     t_to: TimeOrTimes,
 ) -> Float[Array, " batch d"]:
-    """Where the probability-flow ODE carries points of a Gaussian's path, exactly.
+    """The exact solution of the probability-flow ODE for Gaussian data `N(m, C)`.
 
     All marginal covariances `S_t = a²·C + s²·I` commute, so
     `x(t) - a(t)·m = S_t^½ · S_from^-½ · (x - a(t_from)·m)`.
 
     Args:
-        mean: `[d]`.
-        covariance: `[d, d]`.
+        mean: `m`, `[d]`.
+        covariance: `C`, `[d, d]`.
         path: any path.
-        x: `[B, d]`, at `t_from`.
-        t_from: where the points are, `[]` or `[B]`.
-        t_to: where they go, before or after, `[]` or `[B]`.
+        x: the points at `t_from`, `[B, d]`.
+        t_from: the time of `x`, `[]` or `[B]`.
+        t_to: the time of the result, earlier or later, `[]` or `[B]`.
 
     Returns:
-        `[B, d]`.
+        The points at `t_to`, `[B, d]`.
     """
     variances, vectors = jnp.linalg.eigh(covariance)
     variances, mean = variances[None], mean[None]
@@ -348,7 +358,7 @@ def _velocity(infer: Infer, path: Path, x: Array, t: Array) -> Array:
 
 
 class _Components(NamedTuple):
-    """A mixture with `C_i = V_i·diag(variances_i)·V_iᵀ`."""
+    """A mixture with decomposed covariances, `C_i = V_i·diag(variances_i)·V_iᵀ`."""
 
     log_weights: Array  # [K]
     means: Array  # [K, d]
@@ -357,7 +367,7 @@ class _Components(NamedTuple):
 
 
 class _ComponentPosteriors(NamedTuple):
-    """What each component says alone."""
+    """The posterior of each component by itself."""
 
     log_joint: Array  # [B, K], log of weight times density
     x0: Array  # [B, K, d]
@@ -366,7 +376,7 @@ class _ComponentPosteriors(NamedTuple):
 
 
 def _component_posteriors(p: _Components, c: Coeffs, x: Array) -> _ComponentPosteriors:
-    """Every formula as it is with `S⁻¹`, and no division by `a` or `s` alone."""
+    """The formulas with `S⁻¹`, without a division by `a` or `s`, which may be 0."""
     a, s = c.a[..., None], c.s[..., None]
     marginal = a**2 * p.variances[None] + s**2
     centred = jnp.einsum("kie,bki->bke", p.vectors, x[:, None] - a * p.means[None])
@@ -392,10 +402,10 @@ def _infer_from_components(p: _Components, c: Coeffs, x: Array) -> Posterior:
 
 @jax.jit
 def _log_kernel(points: Array, c: Coeffs, x: Array) -> Array:
-    """`-|x - a·x_i|² / 2s²`, `[B, N]`; compiled, the differences `[B, N, d]` are never stored.
+    """`-|x - a·x_i|² / 2s²`, `[B, N]`; under jit the differences `[B, N, d]` are never stored.
 
-    The distance is taken of the difference and not from a product of matrices, which would lose
-    it where `s` is small.
+    The distance is the norm of the difference. A product of matrices would be faster, but inexact
+    where `s` is small.
     """
     distances = jnp.sum(jnp.square(x[:, None] - c.a[..., None] * points[None]), axis=-1)
     return -0.5 * distances / jnp.square(c.s)

@@ -1,11 +1,11 @@
 """Flow maps of the probability-flow ODE, integrated to the precision of float64.
 
-With `r = √(a² + s²)` and the angle `θ = atan2(s, a)`, `y = x_t / r` is `cos θ·x0 + sin θ·eps`. So
-in `y` and `θ` the ODE is one and the same for all paths,
+With `r = √(a² + s²)` and the angle `θ = atan2(s, a)`, `y = x_t / r` equals `cos θ·x0 + sin θ·eps`.
+So in `y` and `θ` the ODE is the same for all paths,
 
     dy/dθ = E[cos θ·eps - sin θ·x0 | y],      0 <= θ <= π/2
 
-and it has no singular end, neither where the signal is gone (`a = 0`) nor where `s'` is infinite.
+and it is regular at both ends, also where no signal is left (`a = 0`) or where `s'` is infinite.
 """
 
 from collections.abc import Callable
@@ -25,33 +25,33 @@ TimeOrTimes = float | OneNumber | PerSample
 
 _TOLERANCE = 1e-11  # of one step, relative to the largest entry or absolute
 _MOST_STEPS = 10_000
-_SMALLEST_ANGLE = 1e-7  # from here to θ = 0 is one step, wrong by the order of its square
+_SMALLEST_ANGLE = 1e-7  # from here to θ = 0 is one step, with an error of the order of its square
 
 
 class Data(Protocol):
-    """What is asked of data here."""
+    """Data with a known denoiser, as `diffjax.oracle.analytic` has them."""
 
     def infer(self) -> Callable[[Coeffs, Array], Any]:
         """`(Coeffs, x[B, d]) ->` an object with `x0` and `score`, each `[B, d]`."""
         ...
 
     def velocity(self, path: Path, x: Samples, t: PerSample) -> Samples:
-        """That of the probability-flow ODE."""
+        """The velocity of the probability-flow ODE, of the shape of `x`."""
         ...
 
     def flow(self, path: Path, x: Samples, t_from: TimeOrTimes, t_to: TimeOrTimes) -> Samples:
-        """Its solution."""
+        """The solution of the probability-flow ODE at `t_to`, of the shape of `x`."""
         ...
 
 
 def integrated(
     data: Data, path: Path, x: Samples, t_from: TimeOrTimes, t_to: TimeOrTimes
 ) -> Samples:
-    """Carries `x[B, …]` from `t_from` to `t_to`, each `[]` or `[B]`, by integrating the ODE.
+    """Integrates the probability-flow ODE from `x[B, …]` at `t_from` to `t_to`, each `[]` or `[B]`.
 
-    The size of the steps is each sample's own, so no result depends on the batch. It works under
-    `jit`, `vmap` and `jvp` (an adaptive loop has no reverse mode). NaN where 10,000 steps did not
-    suffice.
+    Each sample has its own step sizes, so no result depends on the rest of the batch. It works
+    under `jit`, `vmap` and `jvp`, but not in reverse mode, because the loop is adaptive. The result
+    is NaN where 10,000 steps were not enough.
     """
     x = jnp.asarray(x)
     with jax.enable_x64(True):
@@ -65,9 +65,10 @@ def integrated(
 def average_velocity(
     data: Data, path: Path, x: Samples, t_from: TimeOrTimes, t_to: TimeOrTimes
 ) -> Samples:
-    """`(flow - x)/(t_to - t_from)`, of the shape of `x`; the velocity where the times are equal.
+    """The average velocity `(flow - x)/(t_to - t_from)`; the velocity where the times are equal.
 
-    The average velocity of Geng et al. 2025 (arXiv:2505.13447). The difference is of float64s.
+    Of the shape of `x`. The difference is computed in float64. Geng et al. 2025 (arXiv:2505.13447),
+    equation 3.
     """
     x = jnp.asarray(x)
     with jax.enable_x64(True):
@@ -89,7 +90,7 @@ def _in_float64(data: Data) -> Any:
 
 @once()
 def _rotate(data: Data, y: Array, angle_from: Array, angle_to: Array) -> Array:
-    """Carries `y[B, d]` between angles `[B]`."""
+    """Integrates the ODE of `y[B, d]` from one angle to another, each `[B]`."""
     infer = data.infer()
 
     def slope(angle: Array, y: Array) -> tuple[Array, Array]:
@@ -101,18 +102,19 @@ def _rotate(data: Data, y: Array, angle_from: Array, angle_to: Array) -> Array:
     def one(y: Array, start: Array, end: Array) -> Array:
         start, last = jnp.maximum(start, _SMALLEST_ANGLE), jnp.maximum(end, _SMALLEST_ANGLE)
         y = _solve(lambda angle, y: slope(angle, y)[0], y, start, last)
-        # At the smallest angle the data themselves are all that is left of y.
+        # At the smallest angle, y is the data up to rounding.
         return jnp.where(end < _SMALLEST_ANGLE, slope(last, y)[1], y)
 
     return jax.vmap(one)(y, angle_from, angle_to)
 
 
 def _tableau() -> tuple[np.ndarray, ...]:
-    """Dormand & Prince's method of order 8 (Hairer, Nørsett & Wanner 1993, II.10).
+    """The coefficients of Dormand & Prince's method of order 8, with 13 stages.
 
-    The solution at the end of a step is a row of its own: its slope serves the error estimate.
+    The last stage is the solution at the end of the step, whose slope the error estimate needs.
+    Hairer, Nørsett & Wanner 1993, II.10.
     """
-    # Here, because it takes a second that who does not integrate need not wait for.
+    # Imported here, because it takes a second, which only those who integrate should wait.
     from scipy.integrate import DOP853
 
     stages = np.zeros((13, 13))
@@ -121,15 +123,15 @@ def _tableau() -> tuple[np.ndarray, ...]:
 
 
 def _solve(slope: Callable[[Array, Array], Array], y: Array, start: Array, end: Array) -> Array:
-    """Solves `y' = slope(time, y)` for one sample `y[d]`, with steps as large as is exact enough.
+    """Solves `y' = slope(time, y)` for one sample `y[d]`, with adaptive step sizes.
 
-    Time is `start + u·(end - start)` with `u` from 0 to 1, so that derivatives with respect to
-    both ends are those of the solution, though none go through the choice of the steps.
+    Time is `start + u·(end - start)` with `u` from 0 to 1, so that derivatives with respect to both
+    ends are those of the solution. The step sizes themselves are not differentiated.
     """
     stages, nodes, order_5, order_3 = map(jnp.asarray, _tableau())
 
     def attempt(u: Array, step: Array, y: Array) -> tuple[Array, Array]:
-        """The solution a step later, and its error in units of the tolerance."""
+        """The solution after one step, and its error in units of the tolerance."""
 
         def stage(i: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
             slopes, _ = carry
@@ -139,8 +141,8 @@ def _solve(slope: Callable[[Array, Array], Array], y: Array, start: Array, end: 
 
         slopes, after = jax.lax.fori_loop(0, 13, stage, (jnp.zeros((13, len(y))), y))
         high, low = (jnp.max(jnp.abs(step * (e @ slopes))) for e in (order_5, order_3))
-        # As the method's authors combine the two estimates, of orders 5 and 3, to one of order 8.
-        # The floor is not smaller because XLA may multiply it with the tolerance below.
+        # The method's authors combine two estimates, of orders 5 and 3, to one of order 8 like
+        # this. The floor is not smaller because XLA may multiply it with the tolerance below.
         error = high**2 / jnp.maximum(jnp.sqrt(high**2 + 0.01 * low**2), 1e-100)
         return after, error / (_TOLERANCE * (1.0 + jnp.max(jnp.abs(y))))
 
@@ -156,7 +158,7 @@ def _solve(slope: Callable[[Array, Array], Array], y: Array, start: Array, end: 
         factor = jnp.clip(0.9 * jnp.maximum(error, 1e-30) ** (-1 / 8), 0.2, 8.0)
         factor = jnp.where(jnp.isfinite(factor), factor, 0.2)
         u, y = jnp.where(good, u + step, u), jnp.where(good, after, y)
-        # The last step ends on 1, whatever rounding did to the sum.
+        # The last step ends at exactly 1, in spite of rounding.
         left = 1.0 - u
         u = jnp.where(left < 1e-14, 1.0, u)
         return u, jnp.minimum(step * factor, left), y, attempts + 1

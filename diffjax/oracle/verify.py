@@ -1,4 +1,4 @@
-"""Is the best denoiser what an objective's loss is smallest at? One call says so."""
+"""A numerical check of an objective: is the exact denoiser a minimum of its mean loss?"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,8 +17,9 @@ from diffjax.process.paths import Path, Scalar, coeffs, log_snr_of
 from diffjax.process.precond import Precond, Predict
 from diffjax.process.targets import encode
 
-# Small changes of the prediction. Each is given what may be known of the noisy image: the best
-# prediction, the image, both at unit size, and log-SNR. Gradients are taken along each.
+# Directions in which the prediction is changed. Each is a function of the best prediction and the
+# noisy image, both scaled to unit size, and of log-SNR. The gradient of the loss is computed along
+# each of them.
 Deviation = Callable[[Array, Array, Array], Array]
 DEVIATIONS: tuple[tuple[str, Deviation], ...] = (
     ("constant", lambda truth, x, log_snr: jnp.ones_like(x)),
@@ -33,10 +34,10 @@ DEVIATIONS: tuple[tuple[str, Deviation], ...] = (
 
 
 class Data(Protocol):
-    """Data whose best denoiser is known, such as those of `diffjax.oracle.analytic`."""
+    """Data with a known best denoiser, such as those of `diffjax.oracle.analytic`."""
 
     def draw(self, key: Array, n: int) -> Array:
-        """Samples, `[n, …]`."""
+        """Samples of the data, `[n, …]`."""
         ...
 
     def predict(self, path: Path) -> Predict:
@@ -44,25 +45,25 @@ class Data(Protocol):
         ...
 
     def average_velocity(self, path: Path, x: Array, t_from: Scalar, t_to: Scalar) -> Array:
-        """Of the flow; asked for objectives of a flow map alone."""
+        """The average velocity of the flow; needed for objectives of a flow map alone."""
         ...
 
 
 @dataclass(frozen=True)
 class Verification:
-    """What `verify_objective` found, along each deviation of the prediction.
+    """The result of `verify_objective`: derivatives of the mean loss along `K` deviations.
 
     A deviation of size 0.01 changes the prediction by 1 % of the target's root mean square at each
-    time (for those "near" a log-SNR: there).
+    time. (Those "near" a log-SNR change it near that log-SNR alone.)
 
     Attributes:
-        names: of the deviations.
-        gradient: of the mean loss at the best prediction, `[K]`.
+        names: the names of the deviations.
+        gradient: the derivative of the mean loss at the best prediction, `[K]`.
         error: the standard error of the gradient, `[K]`.
-        curvature: the loss's second derivative there, `[K]`.
-        num_examples: that the means are of.
-        threshold: the largest `|z|` that passes for chance.
-        limit: the largest `detectable` at which a pass means anything.
+        curvature: the second derivative of the mean loss there, `[K]`.
+        num_examples: the number of examples in each mean.
+        threshold: the largest `|z|` that is taken for chance.
+        limit: the largest `detectable` with which an objective passes.
     """
 
     names: tuple[str, ...]
@@ -75,17 +76,17 @@ class Verification:
 
     @property
     def z(self) -> dict[str, float]:
-        """The gradients in units of their standard errors."""
+        """The gradients divided by their standard errors."""
         return self._named(_divide(self.gradient, self.error, where_both_vanish=0.0))
 
     @property
     def offset(self) -> dict[str, float]:
-        """How far from the best prediction the loss is smallest, as one Newton step tells."""
+        """The distance from the best prediction to the loss's minimum, by one Newton step."""
         return self._named(_divide(-self.gradient, self.curvature, where_both_vanish=np.nan))
 
     @property
     def detectable(self) -> dict[str, float]:
-        """The smallest offset that would have failed: `threshold·error/curvature`."""
+        """The smallest offset that the check would have found: `threshold·error/curvature`."""
         convex = np.where(self.curvature > 0.0, self.curvature, 0.0)
         return self._named(_divide(self.threshold * self.error, convex, where_both_vanish=np.inf))
 
@@ -101,42 +102,42 @@ class Verification:
 
     @property
     def reason(self) -> str | None:
-        """Why the objective does not pass, or None."""
+        """Why the objective fails, in one line, or None if it passes."""
         name = self.worst
         if not (np.isfinite(self.gradient).all() and np.isfinite(self.curvature).all()):
             return "the loss or its derivatives are not finite at the best prediction"
         if abs(self.z[name]) > self.threshold:
             return (
                 f"the loss is not smallest at the best prediction: along '{name}' it is smallest "
-                f"{100 * self.offset[name]:+.3g} % away (z = {self.z[name]:.1f})"
+                f"{100 * self.offset[name]:+.3g} % from it (z = {self.z[name]:.1f})"
             )
         falling = [
             n for n, curvature in zip(self.names, self.curvature, strict=True) if curvature < 0
         ]
         if falling:
-            return f"the loss falls away from the best prediction, along '{falling[0]}'"
+            return f"the loss decreases away from the best prediction, along '{falling[0]}'"
         if self.detectable[self.blindest] > self.limit:
             return (
-                f"the loss hardly depends on the prediction along '{self.blindest}': only an error "
-                f"above {100 * self.detectable[self.blindest]:.3g} % would show"
+                f"the loss hardly depends on the prediction along '{self.blindest}': only errors "
+                f"above {100 * self.detectable[self.blindest]:.3g} % would be detected"
             )
         return None
 
     @property
     def passed(self) -> bool:
-        """Whether all gradients vanish within their errors, and would not if it were wrong."""
+        """Whether all gradients are 0 within their errors, and the errors are small enough."""
         return self.reason is None
 
     def __str__(self) -> str:
         seen = self.detectable
         finest = min(seen, key=seen.__getitem__)
-        verdict = self.reason or "the best prediction is a minimum of the loss, as far as seen"
+        verdict = self.reason or "the best prediction is a minimum of the loss, within the errors"
         return "\n".join(
             (
                 f"{'passed' if self.passed else 'FAILED'}: {verdict}",
                 f"  {self.num_examples:,} examples, {len(self.names)} deviations; largest |z| = "
                 f"{abs(self.z[self.worst]):.1f} along '{self.worst}' (at most {self.threshold:g})",
-                f"  would have seen errors of {100 * seen[finest]:.2g} % ('{finest}') to "
+                f"  smallest detectable errors: {100 * seen[finest]:.2g} % ('{finest}') to "
                 f"{100 * seen[self.blindest]:.2g} % ('{self.blindest}') of the target",
             )
         )
@@ -157,32 +158,35 @@ def verify_objective(
 ) -> Verification:
     """Checks that the best denoiser of known data is a minimum of an objective's mean loss.
 
-    The "network" is the exact prediction plus `Σ_k p_k·deviation_k`, with each deviation of the
-    target's size. At `p = 0` the gradient `g_k` of the mean loss must vanish, for
+    The "network" is the exact prediction plus `Σ_k p_k·deviation_k`, where each deviation has the
+    size of the target. Let `g_k` be the gradient of the mean loss at `p = 0`, and
 
         z_k = mean(g_k) / error(g_k),      detectable_k = threshold·error(g_k) / curvature_k
 
-    within its Monte-Carlo error, known from independent batches; and an error of the size
-    `detectable_k` must be one that it can afford, lest a loss pass that ignores the network. The
-    objective is handed data and noise that are independent, its parameters beside the network's
-    as they start, and its memory as it starts.
+    where the Monte-Carlo error is estimated from independent batches. The objective passes if
+    every `|z_k|` is at most `threshold`, and every `detectable_k` is at most `limit`. The second
+    condition fails a loss that does not depend on the network. Data and noise are independent; the
+    objective's own parameters and memory have their initial values.
 
-    An objective passes if its loss is smallest at `E[target | x_t]` at each time, or, of a flow
-    map, at the average velocity between each two. A squared error does; a regulariser that moves
-    the minimum on purpose does not, nor does noise that is coupled to the data.
+    An objective passes if its loss is smallest at `E[target | x_t]` at each time, or, for a flow
+    map, at the average velocity between any two times. A squared error passes. A regulariser that
+    moves the minimum on purpose fails, and so does noise that is coupled to the data.
 
     Args:
-        objective: what is verified.
-        data: what to verify it on; a mixture of three Gaussians in two dimensions unless given.
-        key: of all that is random; the same each time unless given.
-        num_batches: independent repetitions, from which the errors come.
-        batch_size: examples of each.
-        threshold: the largest `|z|` that passes; 4.5 fails a right objective once in
-            4,000 times with 64 batches, once in 300 with 16.
-        limit: the largest `detectable` that passes, as a share of the target's root mean square.
+        objective: the objective to check.
+        data: the data to check it on; by default a mixture of three Gaussians in two dimensions.
+        key: for everything random; the same by default at each call.
+        num_batches: the number of independent batches, from which the errors are estimated.
+        batch_size: the number of examples in each.
+        threshold: the largest `|z|` that passes. With 4.5, a correct objective fails once in 4,000
+            times with 64 batches, once in 300 with 16.
+        limit: the largest `detectable` that passes, as a fraction of the target's root mean square.
+
+    Returns:
+        A `Verification`: `.passed`, `.reason`, and a summary of three lines by `print`.
 
     Raises:
-        UserError: the loss is not one number per example, or the noise label does not tell the
+        UserError: the loss is not one number per example, or the noise label is not monotone in
             time.
 
     Example:
@@ -251,7 +255,7 @@ def verify_objective(
 
 @dataclass(frozen=True)
 class _Network:
-    """The best prediction plus deviations, asked as an objective asks its network."""
+    """The best prediction plus deviations, with the signature of a network."""
 
     path: Path
     precond: Precond
@@ -274,8 +278,8 @@ class _Network:
         steps = np.diff(np.asarray(labels, np.float64))
         if not ((steps >= 0).all() or (steps <= 0).all()) or (steps == 0).all():
             raise UserError(
-                f"{type(precond.noise_label).__name__} neither rises nor falls along "
-                f"{type(path).__name__}, so the network can't know the time from it"
+                f"{type(precond.noise_label).__name__} neither increases nor decreases along "
+                f"{type(path).__name__}, so the network can't infer the time from it"
             )
         return cls(path, precond, objective.outputs, data, mean_square, bool(steps.sum() > 0))
 
@@ -305,13 +309,13 @@ class _Network:
         log_snr = jnp.clip(log_snr_of(c), -20.0, 20.0)
         changes = jnp.stack([change(truth / size, image, log_snr) for _, change in DEVIATIONS])
         output = truth + size * jnp.tensordot(params["deviations"], changes, 1)
-        # Outputs beyond the prediction (of a variance, say) are constant.
+        # Outputs beyond the prediction (a variance, for example) are constant.
         others = jnp.zeros((*output.shape[:-1], (self.outputs - 1) * output.shape[-1]))
         output = jnp.concatenate([output, others], axis=-1)
         return (output, image) if hidden else output
 
     def _time_of(self, noise_label: Array) -> Array:
-        """Where in `[t_min, t_noise]` the noise label has a value, by bisection."""
+        """The time in `[t_min, t_noise]` at which the noise label has a value, by bisection."""
 
         def label_at(t: Array) -> Array:
             return jnp.ravel(self.precond.noise_label(coeffs(self.path, t, 1)))
@@ -321,13 +325,13 @@ class _Network:
         sign = jnp.where(self.rising, 1.0, -1.0)
         found = bisect(lambda t: sign * label_at(t), sign * noise_label, low, high, 40)
         found = jax.lax.stop_gradient(found)
-        # The value of what was found, with the derivative of an inverse.
+        # The value that bisection found, with the derivative of the inverse function.
         _, slope = jax.jvp(label_at, (found,), (jnp.ones_like(found),))
         return found + (noise_label - jax.lax.stop_gradient(noise_label)) / slope
 
 
 def _three_gaussians() -> GaussianMixture:
-    """Three clusters in two dimensions, of the size of images in [-1, 1] and without symmetry."""
+    """Three clusters in two dimensions, within [-1, 1] like images, and without symmetry."""
     return GaussianMixture(
         weights=jnp.array([0.3, 0.5, 0.2]),
         means=jnp.array([[-0.7, 0.3], [0.6, 0.1], [0.1, -0.6]]),

@@ -114,7 +114,7 @@ def turned(kind, like):
 WRONG = {
     "label mismatch": (turned(WrongLabel, DDPM), "not smallest at the best prediction"),
     "no gradient": (turned(Deaf, FLOW), "hardly depends"),
-    "negative weight": (replace(FLOW, weight=lambda c, k: -jnp.ones_like(c.t)), "falls away"),
+    "negative weight": (replace(FLOW, weight=lambda c, k: -jnp.ones_like(c.t)), "decreases away"),
     "nothing at high noise": (
         replace(FLOW, weight=lambda c, k: jnp.where(c.t < 0.6, 1.0, 0.0)),
         "hardly depends on the prediction along 'x near log-SNR -3'",
@@ -168,7 +168,7 @@ def test_the_arithmetic_of_a_verification():
     calm = replace(found, gradient=np.zeros(3))
     assert "along 'c'" in str(calm.reason)
     assert replace(calm, curvature=np.array([4.0, 3.0, 1.0])).passed
-    assert "falls away" in str(replace(calm, curvature=np.array([4.0, -3.0, 1.0])).reason)
+    assert "decreases away" in str(replace(calm, curvature=np.array([4.0, -3.0, 1.0])).reason)
     assert "not finite" in str(replace(calm, gradient=np.array([0.0, np.nan, 0.0])).reason)
     # An exact zero of the error does not make a gradient vanish.
     assert not replace(found, gradient=np.array([0.0, 0.0, 0.1])).passed
@@ -187,7 +187,7 @@ def test_mistakes_are_named():
     with pytest.raises(UserError, match=r"Scalar returns a loss of shape \(\); .* \(8,\)"):
         verify_objective(Scalar(), batch_size=8)
     same = denoising(paths.Linear(), targets.Velocity(), noise_label=lambda c: jnp.ones_like(c.t))
-    with pytest.raises(UserError, match="neither rises nor falls along Linear"):
+    with pytest.raises(UserError, match="neither increases nor decreases along Linear"):
         verify_objective(same)
 
 
