@@ -122,14 +122,14 @@ class DiscreteTime:
 
 
 Decoder = Callable[[Coeffs, Pair], Array]
-"""`(coefficients at t_min, (x, eps)) -> log p(x | x_{t_min})`, `[B]`, with `x_{t_min}` their mix."""
+"""`(coefficients at t_min, (x, eps)) -> log p(x | x_{t_min})`, `[B]`; `x_{t_min}` is their mix."""
 
 
 def gaussian_decoder(c: Coeffs, pair: Pair) -> PerSample:
     """The Gaussian decoder for continuous data: `-½·d·log(2πe·s²/a²)`, in nats.
 
-    It is the mean of `log N(x; x_t/a, (s/a)²·I)` over the noise. On average, the bound is lower than
-    with the best decoder by `½·(s/a)²` times the squared norm of the score.
+    It is the mean of `log N(x; x_t/a, (s/a)²·I)` over the noise. On average, the bound is lower
+    than with the best decoder by `½·(s/a)²` times the squared norm of the score.
     """
     d = math.prod(pair.x0.shape[1:])
     log_ratio = jnp.ravel(jnp.log(c.s / c.a))
@@ -246,8 +246,8 @@ def variational_bound(
 def _x0_error(c: Coeffs, truth: Pair, guess: Pair) -> PerSample:
     """The squared error of x0, `‖x - x0‖²`, `[B]`, computed from the error of v.
 
-    An error of x0 is `-s/(a² + s²)` times that of `v = a·eps - s·x0`. The error of v is exact at both
-    ends of the path: at low noise the error of x0 is a small difference, at high noise that of eps.
+    An error of x0 is `-s/(a² + s²)` times that of `v = a·eps - s·x0`. The error of v is exact at
+    both ends: at low noise the error of x0 is a small difference, at high noise that of eps.
     """
     v_error = c.a * (truth.eps - guess.eps) - c.s * (truth.x0 - guess.x0)
     error = c.s / (jnp.square(c.a) + jnp.square(c.s)) * v_error

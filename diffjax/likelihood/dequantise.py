@@ -1,14 +1,14 @@
 """Dequantisation: from grey levels to densities, and from densities to bits per dimension.
 
 A grey level `k` of `0 … levels - 1` is the number `x = 2k/(levels - 1) - 1`, in the middle of a bin
-of width `w = 2/(levels - 1)`. Noise `u` in [0, 1) moves it within the bin, to `x + (u - ½)·w`, and by
-Jensen's inequality
+of width `w = 2/(levels - 1)`. Noise `u` in [0, 1) moves it within the bin, to `x + (u - ½)·w`. By
+Jensen's inequality,
 
     log P(k) = log ∫ p(x + (u - ½)·w)·w^d du >= E_q[log p(x + (u - ½)·w) + d·log w - log q(u | x)]
 
-So any noise `q` leads to a lower bound on the log-probability of the grey levels. The bound is tight
-if `q` is proportional to the model's density within the bin. Theis et al. 2016 (arXiv:1511.01844);
-Ho et al. 2019 (arXiv:1902.00275).
+So any noise `q` leads to a lower bound on the log-probability of the grey levels. The bound is
+tight if `q` is proportional to the model's density within the bin. Theis et al. 2016
+(arXiv:1511.01844); Ho et al. 2019 (arXiv:1902.00275).
 """
 
 import math
@@ -118,7 +118,7 @@ def variational(params: Params, keys: Keys, x: Samples) -> Dequantised:
     """Variational dequantisation: `logit u = m(x) + e^r(x)·z` with standard logistic `z`.
 
     `m` and `r` are each the sum of a number for the pixel's grey level and a linear 3×3 convolution
-    of the image. With all parameters 0 the noise is uniform; training improves the bound from there.
+    of the image. With all parameters 0 the noise is uniform; training then improves the bound.
     Ho et al. 2019 (arXiv:1902.00275), here with a much smaller model of the noise.
 
     Args:
