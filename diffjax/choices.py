@@ -1,7 +1,8 @@
-"""The choices that have names, as tables of specs.
+"""The named choices of a config, as tables of specs, one table for each axis.
 
-A config's axes are looked up here: `--config=configs/digits.py:objective=ddpm,path=cosine`. To add
-a choice, add a row; nothing else knows the names.
+The names of `--config=configs/digits.py:objective=ddpm,path=cosine` are keys of these tables. To
+add a choice, add a row; nothing else in the library depends on the names. The equation and the
+paper of each choice are in the docstring of the class or function that its row names.
 """
 
 from collections.abc import Mapping
@@ -122,7 +123,7 @@ COUPLINGS: Table = MappingProxyType(
         "translation": spec(couplings.Translation),
     }
 )
-# What stands between the two ends, beside their mix.
+# The objective's class: on noise alone, or with a bridge noise between two ends.
 BRIDGES: Table = MappingProxyType(
     {
         "none": spec(Denoising),
@@ -144,7 +145,7 @@ INPUT_SCALES: Table = MappingProxyType(
         "unit_variance": spec(precond.UnitVariance),
     }
 )
-# Joined by "+", the innermost first.
+# Several are joined by "+", the innermost first.
 WRAPPERS: Table = MappingProxyType(
     {
         "learned_variance": spec(learned_variance.LearnedVariance),
@@ -211,7 +212,7 @@ GRIDS: Table = MappingProxyType(
         ),
     }
 )
-# What to make of the two predictions; joined by "+", the innermost first.
+# How two predictions are combined to one; several are joined by "+", the innermost first.
 GUIDANCE: Table = MappingProxyType(
     {
         "cfg": spec(guidance.ClassifierFree),
@@ -224,7 +225,7 @@ GUIDANCE: Table = MappingProxyType(
         "thresholded": spec(guidance.Thresholded),
     }
 )
-# Where the second prediction comes from; some take an argument, as label:3.
+# The second prediction, from which guidance leads away; some take an argument, as label:3.
 AGAINST: Table = MappingProxyType(
     {
         "null": spec(guidance.NullLabel),
@@ -233,11 +234,11 @@ AGAINST: Table = MappingProxyType(
         "attention": spec(guidance.WithoutAttention),
     }
 )
-# Where samplers step by default, for the paths on which equal steps in time will not do.
+# Default grids, for the paths on which equal steps in time do not work.
 GRIDS_OF_PATHS: Mapping[str, str] = MappingProxyType({"edm": "karras"})
-# What samples are drawn by by default, for networks that are about more than one time.
+# Default solvers, for networks that take more than one time.
 SOLVERS_OF_WRAPPERS: Mapping[str, str] = MappingProxyType({"mean_flow": "flow_map"})
-# Small networks, for images of these sizes.
+# Small networks for images of 8×8 and of 28×28 pixels.
 MODELS_8X8: Table = MappingProxyType(
     {
         "dit": spec(DiT, patch_size=2, hidden_size=64, depth=4, num_heads=2),
@@ -264,7 +265,7 @@ MODELS_28X28: Table = MappingProxyType(
         ),
     }
 )
-# What every objective is unless it says otherwise.
+# The choices on the axes that an objective does not name.
 PLAIN: Mapping[str, str] = MappingProxyType(
     {
         "weight": "constant",
@@ -284,34 +285,63 @@ _EDM = {
     "noise_label": "log_snr",
     "input_scale": "unit_variance",
 }
-# What a paper's name stands for on each axis.
+# An objective is a choice on each axis. Each comment is its loss, to be averaged over images x0,
+# noise eps and times t, with x_t = a·x0 + s·eps, a network `net`, and |·|² the mean square over
+# pixels. λ is the log-SNR, log(a²/s²).
 OBJECTIVES: Mapping[str, Mapping[str, str]] = MappingProxyType(
     {
         name: {**PLAIN, **parts}
         for name, parts in {
+            # Flow matching: |net(x_t, t) - (eps - x0)|², x_t = (1 - t)·x0 + t·eps. Lipman et al.
+            # 2023 (arXiv:2210.02747); Liu et al. 2023 (arXiv:2209.03003).
             "flow": {"path": "linear", "target": "velocity"},
+            # DDPM in continuous time: |net(x_t, t) - eps|². Ho et al. 2020 (arXiv:2006.11239) on
+            # the VP path of Song et al. 2021 (arXiv:2011.13456).
             "ddpm": {"path": "ddpm", "target": "noise"},
+            # DDPM as published: |net(x_t, t) - eps|², t uniform over a table of 1,000 steps. Ho et
+            # al. 2020 (arXiv:2006.11239), equation 14.
             "ddpm_table": {"path": "ddpm_table", "target": "noise", "times": "discrete"},
+            # Improved DDPM: |net(x_t, t) - eps|² + 0.001·T·KL_t, t uniform over the T steps of the
+            # cosine table; the term KL_t of the variational bound trains the variance alone. Nichol
+            # & Dhariwal 2021 (arXiv:2102.09672), equation 16.
             "iddpm": {
                 "path": "cosine_table",
                 "target": "noise",
                 "times": "discrete",
                 "wrappers": "learned_variance",
             },
+            # v-prediction: |net(x_t, t) - (a·eps - s·x0)|² on the cosine path. Salimans & Ho 2022
+            # (arXiv:2202.00512), section 4.
             "v": {"path": "cosine", "target": "v"},
+            # Min-SNR: min(SNR, 5)/SNR·|net(x_t, t) - eps|². Hang et al. 2023 (arXiv:2303.09556).
             "min_snr": {"path": "ddpm", "target": "noise", "weight": "min_snr"},
+            # P2: 1/(1 + SNR)·|net(x_t, t) - eps|². Choi et al. 2022 (arXiv:2204.00227), equation 8.
             "p2": {"path": "ddpm", "target": "noise", "weight": "p2"},
+            # Denoising score matching with the weight s², VE path: |net(x_t/√(σ_data² + s²), λ)
+            # - eps|², where the score is -eps/s. Song et al. 2021 (arXiv:2011.13456), equation 7.
             "score_ve": {
                 "path": "ve",
                 "target": "noise",
                 "noise_label": "log_snr",
                 "input_scale": "unit_variance",
             },
+            # Denoising score matching with the weight s², sub-VP path: |net(x_t, t) - eps|². Song
+            # et al. 2021 (arXiv:2011.13456), equation 7.
             "score_sub_vp": {"path": "sub_vp", "target": "noise"},
+            # Zero terminal SNR: |net(x_t, t) - (a·eps - s·x0)|² on DDPM's table, rescaled to end in
+            # pure noise. Lin et al. 2023 (arXiv:2305.08891).
             "zero_snr": {"path": "ddpm_table_zero_snr", "target": "v", "times": "discrete"},
+            # EDM: |net(c_in·x_t, λ) - F|², F = (x0 - c_skip·x_t)/c_out, log σ ~ N(-1.2, 1.2²).
+            # Karras et al. 2022 (arXiv:2206.00364), equation 8.
             "edm": _EDM,
+            # EDM2: |net(c_in·x_t, λ) - F|²/e^u(λ) + u(λ) with a learned u, log σ ~ N(-0.4, 1).
+            # Karras et al. 2024 (arXiv:2312.02696), equation 21.
             "edm2": {**_EDM, "times": "log_normal_edm2", "wrappers": "uncertainty"},
+            # Simple diffusion: |net(x_t, t) - (a·eps - s·x0)|² on the cosine path, with log-SNR
+            # shifted for the resolution. Hoogeboom et al. 2023 (arXiv:2301.11093).
             "simple": {"path": "cosine_shifted", "target": "v"},
+            # VDM: -½·dλ/dt·|net(x_t, λ) - eps|², the variational bound in nats per pixel. Kingma et
+            # al. 2021 (arXiv:2107.00630), equation 17; the path is not learned.
             "vdm": {
                 "path": "linear_log_snr",
                 "target": "noise",
@@ -319,6 +349,8 @@ OBJECTIVES: Mapping[str, Mapping[str, str]] = MappingProxyType(
                 "uniforms": "low_discrepancy",
                 "noise_label": "log_snr",
             },
+            # VDM++: sigmoid(2 - λ)·(-½·dλ/dt)·|eps_net - eps|² with a network of v, and times
+            # sampled where the loss is large. Kingma & Gao 2023 (arXiv:2303.00848), section 4.
             "vdm_plus": {
                 "path": "cosine",
                 "target": "v",
@@ -327,16 +359,28 @@ OBJECTIVES: Mapping[str, Mapping[str, str]] = MappingProxyType(
                 "noise_label": "log_snr",
                 "wrappers": "adaptive",
             },
+            # Simpler diffusion (SiD2): sigmoid(-1 - λ)·(-½·dλ/dt)·|eps_net - eps|² with a network
+            # of v, on the shifted cosine path. Hoogeboom et al. 2024 (arXiv:2410.19324).
             "sid2": {
                 "path": "cosine_shifted",
                 "target": "v",
                 "weight": "sigmoid_low",
                 "noise_label": "log_snr",
             },
+            # SD3's rectified flow: |net(x_t, t) - (eps - x0)|², logit(t) ~ N(0, 1). Esser et al.
+            # 2024 (arXiv:2403.03206), section 3.1.
             "sd3": {"path": "linear", "target": "velocity", "times": "logit_normal"},
+            # OT-CFM: |net(x_t, t) - (eps - x0)|², noise paired with images by optimal transport
+            # within the batch. Tong et al. 2024 (arXiv:2302.00482), section 3.3.
             "otcfm": {"path": "linear", "target": "velocity", "coupling": "ot"},
+            # Contrastive flow matching: |net - (eps - x0)|² - 0.05·|net - (eps' - x0')|², where x0'
+            # and eps' belong to another example. Stoica et al. 2025 (arXiv:2506.05350), equation 5.
             "contrastive": {"path": "linear", "target": "velocity", "wrappers": "contrastive"},
+            # Dispersive loss: |net - (eps - x0)|² + 0.5·log mean_ij exp(-|z_i - z_j|²/0.5), with
+            # hidden activations z of the batch. Wang & He 2025 (arXiv:2506.09027), equation 6.
             "dispersive": {"path": "linear", "target": "velocity", "wrappers": "dispersive"},
+            # MeanFlow: ‖net(x_t, t, r) - sg(v - (t - r)·du/dt)‖², v = eps - x0, u = net, divided by
+            # itself plus 0.01 without gradient. Geng et al. 2025 (arXiv:2505.13447), algorithm 1.
             "mean_flow": {
                 "path": "linear",
                 "target": "velocity",
@@ -344,14 +388,22 @@ OBJECTIVES: Mapping[str, Mapping[str, str]] = MappingProxyType(
                 "noise_label": "time_unit",
                 "wrappers": "mean_flow",
             },
+            # Reflow: |net(x_t, t) - (eps - x0)|² on pairs of noise and the sample that a trained
+            # model made from it. Liu et al. 2023 (arXiv:2209.03003).
             "reflow": {"path": "linear", "target": "velocity", "coupling": "given"},
+            # Stochastic interpolant: |net(x_t, t) - dx_t/dt|², x_t = (1 - t)·x0 + t·eps + γ(t)·z,
+            # z ~ N(0, I), γ = ½·sin²(πt). Albergo et al. 2023 (arXiv:2303.08797).
             "interpolant": {"path": "linear", "target": "velocity", "bridge": "sine_squared"},
+            # The same interpolant between two sets of images: eps is replaced by the source x1 of
+            # the pair, from which sampling starts. Albergo et al. 2023 (arXiv:2303.08797).
             "translation": {
                 "path": "linear",
                 "target": "velocity",
                 "coupling": "translation",
                 "bridge": "sine_squared",
             },
+            # Brownian bridge from a source x1: |net(x_t, x1, t) - x0|², x_t = (1 - t)·x0 + t·x1 +
+            # √(t(1 - t))·eps. Chen et al. 2024 (arXiv:2403.13724), Li et al. (arXiv:2205.07680).
             "bridge": {"path": "brownian_bridge", "target": "clean", "bridge": "source"},
         }.items()
     }
@@ -372,5 +424,5 @@ AXES: Mapping[str, Table] = MappingProxyType(
 
 
 def copy(row: ConfigDict) -> ConfigDict:
-    """A row of a table to put into a config, where flags may change it."""
+    """A copy of a table's row, for a config, where flags may change its values."""
     return ConfigDict(row.to_dict())
