@@ -1,4 +1,4 @@
-"""Sources of images and the input pipeline."""
+"""Data sets, sources of images, and the input pipeline."""
 
 from diffjax.data.augment import Augment
 from diffjax.data.folder import image_folder

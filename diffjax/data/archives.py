@@ -1,4 +1,4 @@
-"""Arrays from `.npz` files that may be anything."""
+"""Reading of untrusted `.npz` files: no pickles, and bounded memory."""
 
 import io
 import math
@@ -11,21 +11,24 @@ import numpy as np
 
 from diffjax.errors import UserError
 
-# Images and weights pack to a tenth at best; what unpacks to more than this of itself is a bomb.
+# Images and weights compress to a tenth at best; a larger ratio than this is a decompression bomb.
 _MAX_RATIO = 100
-_FREE_BYTES = 2**28  # which is let through at any ratio: a set of blank images is no attack
+_FREE_BYTES = 2**28  # accepted at any ratio: a set of blank images is not an attack
 
 
 def read_npz(file: Path | bytes, where: str) -> dict[str, np.ndarray]:
-    """All arrays of an `.npz`. No pickle is read, and no more memory taken than the file can fill.
+    """Reads all arrays of an `.npz` file, without pickles and with bounded memory.
 
     Args:
-        file: a path, or the bytes of it.
-        where: what to call it in an error.
+        file: a path, or the bytes of a file.
+        where: the name of the file in errors.
+
+    Returns:
+        The arrays by name.
 
     Raises:
-        UserError: it can't be read, it is damaged or no such file, it holds objects, or it would
-            unpack to more than 256 MB and a hundred times its size.
+        UserError: the file can't be read, is damaged or is not an `.npz`, it holds objects, or it
+            would decompress to more than 256 MB and more than a hundred times its size.
 
     Example:
         >>> file = io.BytesIO()
@@ -48,24 +51,24 @@ def read_npz(file: Path | bytes, where: str) -> dict[str, np.ndarray]:
         raise
     except OSError as error:
         raise UserError(f"can't read {where}: {error.strerror or error}") from None
-    # NumPy parses headers as Python, and zips can be broken anywhere: any exception comes of that.
+    # NumPy parses headers as Python, and zips can be broken anywhere: any exception is possible.
     except Exception as error:
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise UserError(f"can't read arrays from {where}: {reason}") from None
 
 
 def check_unpacked(unpacked: int, size: int, where: str) -> None:
-    """Refuses a bomb: what would unpack from `size` to over 256 MB and a hundred times its size.
+    """Refuses a decompression bomb.
 
     Raises:
-        UserError: see above.
+        UserError: `unpacked` bytes are more than 256 MB and more than a hundred times `size`.
     """
     if unpacked > max(_FREE_BYTES, _MAX_RATIO * size):
         raise UserError(f"{where} would unpack from {size} to {unpacked} bytes: that is refused")
 
 
 def _read_array(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> np.ndarray:
-    """One array, whose header has to announce what the entry holds."""
+    """Reads one array, whose header has to agree with the size of the entry."""
     with archive.open(entry) as stream:
         version = np.lib.format.read_magic(cast(Any, stream))
         if version not in ((1, 0), (2, 0)):
@@ -75,11 +78,11 @@ def _read_array(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> np.ndarray:
         if dtype.hasobject:
             raise ValueError(f"{entry.filename} holds objects, not numbers")
         num_bytes = math.prod(shape) * dtype.itemsize
-        # What a zip announces of an entry is the most that is unpacked of it.
+        # Never more is unpacked than the zip's directory states for the entry.
         if min(shape, default=0) < 0 or num_bytes > entry.file_size:
             raise ValueError(f"{entry.filename} announces {num_bytes} bytes, more than it holds")
         content = stream.read()
     if len(content) != num_bytes:
         raise ValueError(f"{entry.filename} announces {num_bytes} bytes and holds {len(content)}")
-    # A copy, which may be written to as other arrays may.
+    # A copy, because an array on bytes is read-only.
     return np.ndarray(shape, dtype, content, order="F" if in_columns else "C").copy()

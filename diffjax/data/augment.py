@@ -1,9 +1,10 @@
-"""Random changes to training images.
+"""Data augmentation: random changes of training images.
 
 An augmentation is any callable `(images, uniforms) -> images` on uint8 `[B,H,W,C]`. Row b of
-`uniforms`, float64 `[B, UNIFORMS_PER_IMAGE]` in [0, 1), is all the randomness for image b: a
-function of the seed and of the image's place in the training stream. So the result depends neither
-on the number of processes nor on what else is in the batch, and augmenting is a pure function.
+`uniforms`, float64 `[B, UNIFORMS_PER_IMAGE]` in [0, 1), is all the randomness for image b. It is a
+function of the seed and of the image's position in the training stream. So an augmentation is a
+pure function, and the result depends neither on the number of processes nor on the rest of the
+batch.
 """
 
 from collections.abc import Callable
@@ -21,12 +22,12 @@ Augmentation = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 @dataclass(frozen=True)
 class Augment:
-    """Mirrors and shifts images at random.
+    """Random horizontal flips and random shifts.
 
     Args:
-        flip_probability: of mirroring left and right.
-        max_shift_pixels: both shifts are uniform on −max_shift_pixels … max_shift_pixels; pixels
-            at the edge are repeated into what becomes free.
+        flip_probability: the probability of a horizontal flip: 0, or 0.5 for photographs.
+        max_shift_pixels: the horizontal and the vertical shift are each uniform on
+            −max_shift_pixels … max_shift_pixels; pixels at the edge are repeated into the gap.
 
     Raises:
         UserError: a value out of range.
@@ -47,7 +48,7 @@ class Augment:
             raise UserError(f"max_shift_pixels can't be negative: {self.max_shift_pixels}")
 
     def __call__(self, images: np.ndarray, uniforms: np.ndarray) -> np.ndarray:
-        """Returns changed images, uint8 `[B,H,W,C]`; the ones given are left as they are."""
+        """Returns augmented images, uint8 `[B,H,W,C]`; the arguments are not changed."""
         if self.flip_probability:
             flip = uniforms[:, 0] < self.flip_probability
             images = np.where(flip[:, None, None, None], images[:, :, ::-1], images)

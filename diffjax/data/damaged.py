@@ -1,4 +1,4 @@
-"""A few images that can't be read, in a set of many."""
+"""Tolerance for a few images that can't be read, in a large data set."""
 
 import logging
 from dataclasses import dataclass, field
@@ -11,10 +11,10 @@ _LOG = logging.getLogger("diffjax")
 
 
 def passing_over(source: Source, max_damaged: int, where: str) -> Source:
-    """The source, with up to `max_damaged` images passed over; 0: itself.
+    """The source, with up to `max_damaged` unreadable images replaced; for 0 the source itself.
 
     Raises:
-        UserError: a negative number.
+        UserError: `max_damaged` is negative.
     """
     if max_damaged < 0:
         raise UserError(f"max_damaged={max_damaged} can't be negative")
@@ -23,17 +23,17 @@ def passing_over(source: Source, max_damaged: int, where: str) -> Source:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class PassingOver(Source):
-    """Another source, of which some images can't be read.
+    """A source in which unreadable images are replaced by the next readable ones.
 
-    In the place of an image for which it raises a `UserError` comes the next one for which it does
-    not, with its own label: what comes at an index depends on the data alone, so a run that is
-    resumed sees the same. Each is warned of once.
+    An image for which the inner source raises a `UserError` is replaced by the next image that can
+    be read, with that image's label. The result at an index depends on the data alone, so a resumed
+    run reads the same images. There is one warning for each damaged image.
 
     Args:
-        source: asked for one image at a time.
-        max_damaged: how many images may be unreadable, counted as they are met since the program
-            began; the first one more is an error.
-        where: what to call the source in an error.
+        source: the inner source, from which images are read one at a time.
+        max_damaged: how many images may be unreadable; they are counted since the program started,
+            and one more is an error.
+        where: the name of the source in errors.
     """
 
     source: Source
@@ -64,9 +64,9 @@ class PassingOver(Source):
         _LOG.warning("%s: another image takes its place (%d so far)", error, len(self.damaged))
 
     def fingerprint(self) -> str:
-        """That of the other source."""
+        """The fingerprint of the inner source."""
         return self.source.fingerprint()
 
     def earlier_fingerprint(self) -> str:
-        """That of the other source."""
+        """The fingerprint of the inner source."""
         return earlier_fingerprint(self.source)

@@ -1,4 +1,4 @@
-"""What a fingerprint sees of data that are too large to be hashed as a whole."""
+"""Fingerprints of data that are too large to be hashed as a whole: hashes of samples."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -9,14 +9,14 @@ import numpy as np
 from diffjax.data.sources import Source
 from diffjax.errors import UserError
 
-_MOST = 256  # files or rows that are looked into
+_MOST = 256  # files or rows that are sampled
 _PART_BYTES, _MOST_PARTS = 4096, 2 * _MOST  # of all files together
 
 
 def fingerprints(source: Source) -> Iterator[str]:
-    """The source's fingerprint, then the one that earlier versions would have kept of it.
+    """The fingerprint of a source, then the one that earlier versions computed for it.
 
-    Each is made when it is asked for: of a million files it takes its time.
+    Each is computed when the iterator reaches it, because a million files take a while.
 
     Example:
         >>> from diffjax.data import digits
@@ -30,12 +30,12 @@ def fingerprints(source: Source) -> Iterator[str]:
 
 
 def earlier_fingerprint(source: Source) -> str:
-    """The fingerprint that earlier versions would have kept, of a source within another one."""
+    """The fingerprint that earlier versions computed, for the inner source of another one."""
     return list(fingerprints(source))[-1]
 
 
 def evenly(count: int, most: int = _MOST) -> np.ndarray:
-    """At most `most` of the numbers 0 … count − 1, the first and the last among them.
+    """At most `most` evenly spaced numbers of 0 … count − 1, with the first and the last.
 
     Example:
         >>> evenly(101, most=3).tolist(), evenly(2).tolist(), evenly(0).tolist()
@@ -45,14 +45,14 @@ def evenly(count: int, most: int = _MOST) -> np.ndarray:
 
 
 def hash_parts(digest: Any, files: Sequence[Path]) -> None:
-    """Adds evenly spaced parts of files to a digest, of 4 kB each and of 2 MB in all.
+    """Adds evenly spaced parts of files to a digest: parts of 4 kB, of 2 MB in total.
 
-    Of 256 files these are the first and the last 4 kB of each, of one file 512 parts; a file that
-    is no larger than its parts is read whole.
+    For 256 files these are the first and the last 4 kB of each file, for one file 512 parts. A
+    small file is read as a whole.
 
     Args:
-        digest: of `hashlib`.
-        files: at most 256 (`evenly`).
+        digest: a hash object of `hashlib`.
+        files: at most 256 files (`evenly`).
 
     Raises:
         UserError: one of them can't be read.

@@ -1,4 +1,4 @@
-"""A folder of image files, with labels from its subfolders."""
+"""Data sets from folders of image files, with labels from the subfolders."""
 
 import hashlib
 import os
@@ -25,14 +25,14 @@ from diffjax.host.files import place_of
 from diffjax.kinds import AtLeastOne, Interval, NotNegative
 
 _SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
-# Below Pillow's own limit, which only warns; a file of a few kilobytes can claim gigapixels.
+# Below Pillow's own limit, which only warns; a file of a few kilobytes can decode to gigapixels.
 _MAX_PIXELS = 64_000_000
 _MODES = {1: "L", 3: "RGB"}
-# Pillow goes by the content, not by the name, and would start Ghostscript on what says it is EPS.
-# JPEG is that of cameras too (MPO), and PPM is PGM.
+# Pillow chooses a decoder by the content, not by the name, and would start Ghostscript for EPS.
+# JPEG includes the files of some cameras (MPO), and PPM includes PGM.
 _FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
-_PNG_DEPTH = 24  # which byte of the file it is
-_BITS_PER_SAMPLE = 258  # tag of a TIFF
+_PNG_DEPTH = 24  # the position of the bit depth in a PNG file, in bytes
+_BITS_PER_SAMPLE = 258  # the tag of the bit depth in a TIFF file
 
 BACKGROUND = "white"
 
@@ -46,27 +46,28 @@ def image_folder(
     max_damaged: NotNegative[int] = 0,
     background: str = BACKGROUND,
 ) -> DataSet:
-    """Images of any size in a folder, read when they are asked for.
+    """A data set from a folder of images of any size, which are read on demand.
 
-    Each subfolder is a class, in alphabetical order, and holds its images at any depth; links to
-    images and to folders are followed. Images directly in the folder, without subfolders, have no
-    labels (`num_classes` 0). Names that start with a dot and files that are no images by their
-    suffix are ignored.
+    Each subfolder is a class, in alphabetical order, with its images at any depth; links to images
+    and to folders are followed. Images directly in the folder, without subfolders, have no labels
+    (`num_classes` is 0). Names that start with a dot and files without the suffix of an image are
+    ignored.
 
     Args:
         path: the folder.
-        image_size: side in pixels after the central square was cut out and resized (`read_image`).
+        image_size: the side of the images in pixels: the central square is cropped and resized
+            (`read_image`).
         channels: 3 for colour, 1 for grey.
-        test_fraction: share of all images kept for testing, of each class as nearly that as whole
-            images allow; 0: none, and no numbers that need test images.
-        split_seed: which split.
-        max_damaged: images of each split that may be unreadable (`PassingOver`); 0: none.
-        background: what shows where an image is transparent: a colour by its name or as `#rrggbb`.
+        test_fraction: the fraction of images for testing, in each class as near to it as whole
+            images allow. With 0 there are no test images, and no metrics that need them.
+        split_seed: the seed of the split.
+        max_damaged: how many images of each split may be unreadable (`PassingOver`).
+        background: the colour behind transparent pixels, by name or as `#rrggbb`.
 
     Raises:
-        UserError: a missing, unreadable, empty or ambiguous folder, a link to what is not there or
-            to a folder that it lies in, an impossible size or colour; a damaged image when it is
-            read, or one more than `max_damaged`.
+        UserError: the folder is missing, unreadable, empty or ambiguous; a link has no target or
+            leads to a folder above it; the size or the colour is impossible; when it is read, a
+            damaged image, beyond `max_damaged` of them.
 
     Example:
         >>> import tempfile
@@ -139,13 +140,13 @@ def _list_images(root: Path) -> tuple[list[str], np.ndarray, tuple[str, ...]]:
 
 
 def _note_on_size(root: Path, files: Sequence[str], image_size: int) -> tuple[str, ...]:
-    """What to say where images have to be enlarged, of at most 256 of them."""
+    """A note if images have to be enlarged, judged by at most 256 of them."""
     looked_at = [_shorter_side(root / files[int(row)]) for row in evenly(len(files))]
     sides = np.array([side for side in looked_at if side])
     small = int((sides < image_size).sum())
     if not small:
         return ()
-    # Nearly all images are as large as that; networks halve it a few times.
+    # Nine images of ten are at least that large; a multiple of 8, since networks halve it.
     fitting = int(np.quantile(sides, 0.1, method="lower"))
     fitting = fitting // 8 * 8 or fitting
     advice = f": data.image_size={fitting} suits them" if fitting < image_size else ""
@@ -156,7 +157,7 @@ def _note_on_size(root: Path, files: Sequence[str], image_size: int) -> tuple[st
 
 
 def _shorter_side(file: Path) -> int:
-    """In pixels, without decoding the image; 0 where it can't be read, which shows when it is."""
+    """The shorter side in pixels, without decoding the image; 0 where the file can't be read."""
     try:
         with Image.open(file, formats=_FORMATS) as image:
             return min(image.size)
@@ -166,14 +167,14 @@ def _shorter_side(file: Path) -> int:
 
 
 def _images_below(folder: Path, above: tuple[Path, ...]) -> list[Path]:
-    """Its images at any depth; `above` are the real places of the folders that it lies in.
+    """The images in a folder at any depth; `above` are the resolved paths of its parent folders.
 
     Raises:
-        UserError: a link to one of those, below which all would come again and again.
+        UserError: a link to a parent folder, which would repeat its images without end.
     """
     here = folder.resolve()
     if here in above:
-        raise UserError(f"{folder} leads back to {here}, which it lies in: remove the link")
+        raise UserError(f"{folder} is its own parent folder {here}, by a link: remove the link")
     found = []
     for entry in _entries(folder):
         if entry.is_dir():
@@ -184,15 +185,15 @@ def _images_below(folder: Path, above: tuple[Path, ...]) -> list[Path]:
 
 
 def _entries(folder: Path) -> list[Path]:
-    """What lies in a folder and is not hidden, by name.
+    """The entries of a folder that are not hidden, sorted by name.
 
     Raises:
-        UserError: a link to what is not there: images, or a class, would be missing unnoticed.
+        UserError: a link without a target: images, or a class, would be missing unnoticed.
     """
     entries = sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
     for entry in entries:
         if entry.is_symlink() and not entry.exists():
-            raise UserError(f"{entry} is a link to {os.readlink(entry)}, which is not there")
+            raise UserError(f"{entry} is a link to {os.readlink(entry)}, which does not exist")
     return entries
 
 
@@ -202,15 +203,15 @@ def _is_image(path: Path) -> bool:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class FolderSource(Source):
-    """Image files of any size.
+    """A source of image files of any size, cropped and resized to squares.
 
     Args:
         root: the folder.
-        files: their names below `root`.
+        files: paths relative to `root`.
         labels: int32 `[N]`.
-        image_size: side of what comes out, pixels.
+        image_size: the side of the resized images in pixels.
         channels: 1 or 3.
-        background: what shows where an image is transparent.
+        background: the colour behind transparent pixels.
     """
 
     root: Path
@@ -229,19 +230,20 @@ class FolderSource(Source):
         return {"image": image, "label": int(self.labels[index])}
 
     def fingerprint(self) -> str:
-        """SHA-256 of names, sizes in bytes and labels of the files, how they are resized, and of a
-        sample of their bytes (`hash_parts`).
+        """SHA-256 of the files' names, sizes and labels, and of a sample of their bytes.
+
+        It also depends on how images are resized. The sample is that of `hash_parts`.
         """
         digest = self._listed()
         hash_parts(digest, [self.root / self.files[row] for row in evenly(len(self.files))])
         return digest.hexdigest()
 
     def earlier_fingerprint(self) -> str:
-        """The fingerprint of versions that looked into no file."""
+        """The fingerprint of earlier versions, which did not read the files."""
         return self._listed().hexdigest()
 
     def _listed(self) -> Any:
-        # Fingerprints from before there was a choice go on with the default.
+        # The default is left out, for the sake of fingerprints older than this setting.
         background = "" if self.background == BACKGROUND else f" {self.background}"
         digest = hashlib.sha256(f"{self.image_size} {self.channels}{background}\n".encode())
         for name, label in zip(self.files, self.labels, strict=True):
@@ -255,16 +257,16 @@ class FolderSource(Source):
 
 
 def check_colour(colour: str) -> None:
-    """Refuses what is no colour.
+    """Checks that a text is the name or the code of a colour.
 
     Raises:
-        UserError: a name that Pillow does not know.
+        UserError: Pillow does not know the colour.
     """
     try:
         ImageColor.getrgb(str(colour))
     except ValueError:
         raise UserError(
-            f"background={colour!r} is no colour: a name, as 'white', or its bytes, as '#ffffff'"
+            f"background={colour!r} is not a colour: use a name, such as 'white', or '#ffffff'"
         ) from None
 
 
@@ -275,26 +277,26 @@ def read_image(
     channels: int = 3,
     background: str = BACKGROUND,
 ) -> np.ndarray:
-    """Decodes an image, cuts out its central square and resizes that.
+    """Decodes an image, crops its central square and resizes it.
 
-    Shrinking averages areas (Pillow's box filter), enlarging is bicubic. A camera's orientation
-    tag is obeyed, and of an animation the first frame is taken. A share `α` of each channel is the
-    image's and `1 − α` the background's, where the image is transparent (alpha channel, palette or
-    key colour).
+    Images are reduced by area averaging (Pillow's box filter) and enlarged by bicubic
+    interpolation. The orientation tag of cameras is applied, and the first frame of an animation is
+    used. Where the image has opacity `α` (by an alpha channel, palette or key colour), each channel
+    is `α·image + (1 − α)·background`.
 
     Args:
         file: a path or an open file.
-        where: what to call it in an error.
-        image_size: side in pixels; 0 keeps the image whole, as it is.
+        where: the name of the file in errors.
+        image_size: the side in pixels; 0 keeps the image as it is.
         channels: 3 for colour, 1 for grey.
-        background: a colour by its name or as `#rrggbb`.
+        background: a colour by name or as `#rrggbb`.
 
     Returns:
         uint8 `[H,W,C]`.
 
     Raises:
-        UserError: no image of a format that a folder may hold, a damaged one, one of over 64
-            million pixels, or one of more than 8 bits per channel.
+        UserError: the format is not supported, or the image is damaged, has more than 64 million
+            pixels, or more than 8 bits per channel.
     """
     try:
         with Image.open(file, formats=_FORMATS) as image:
@@ -318,7 +320,10 @@ def read_image(
 
 
 def _over(background: str, image: Image.Image) -> Image.Image:
-    """An image without transparency: dropping that would show what an editor left below it."""
+    """The image over the background, without transparency.
+
+    Dropping the alpha channel instead would show hidden pixels that an editor left below it.
+    """
     if not image.has_transparency_data:
         return image
     front = image.convert("RGBA")
@@ -327,7 +332,7 @@ def _over(background: str, image: Image.Image) -> Image.Image:
 
 
 def _colour_bits(image: ImageFile.ImageFile) -> int:
-    """Bits per channel by the file's own word: Pillow cuts deeper colours to 8 without one."""
+    """Bits per channel as stored in the file; Pillow reduces deeper colours to 8 silently."""
     if isinstance(image, TiffImagePlugin.TiffImageFile):
         return max(image.tag_v2.get(_BITS_PER_SAMPLE, (1,)))
     if image.format == "PNG":

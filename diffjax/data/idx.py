@@ -1,4 +1,4 @@
-"""MNIST and its relatives: four idx files in a folder."""
+"""MNIST, Fashion-MNIST and other data sets in the idx format: four files in a folder."""
 
 import gzip
 import math
@@ -15,11 +15,11 @@ from diffjax.errors import UserError
 from diffjax.host.files import place_of
 
 _UINT8 = 0x08
-_MAX_GZIP_RATIO = 1032  # DEFLATE can't do better, so a larger promise is a lie.
+_MAX_GZIP_RATIO = 1032  # the largest ratio that DEFLATE can reach
 
 
 def fashion_mnist(path: str = "data/fashion-mnist") -> DataSet:
-    """60,000 + 10,000 grey images of clothes, 28×28 pixels, ten classes.
+    """Fashion-MNIST: 60,000 training and 10,000 test images of clothes, 28×28 grey, 10 classes.
 
     Args:
         path: a folder with the four idx files, gzipped or not.
@@ -39,7 +39,7 @@ def fashion_mnist(path: str = "data/fashion-mnist") -> DataSet:
 
 
 def mnist(path: str = "data/mnist") -> DataSet:
-    """60,000 + 10,000 handwritten digits of 28×28 grey pixels.
+    """MNIST: 60,000 training and 10,000 test images of handwritten digits, 28×28 grey pixels.
 
     Args:
         path: a folder with the four idx files, gzipped or not.
@@ -62,9 +62,9 @@ def idx_images(
     Args:
         path: a folder with `train-images-idx3-ubyte`, `train-labels-idx1-ubyte`,
             `t10k-images-idx3-ubyte` and `t10k-labels-idx1-ubyte`, each plain or with `.gz`.
-        name: as it appears in reports.
+        name: the name in reports.
         label_names: one name per class.
-        how_to_get: ends the message when a file is missing.
+        how_to_get: the end of the error message if a file is missing.
 
     Raises:
         UserError: a file is missing or damaged, the counts differ, or a label has no name.
@@ -107,18 +107,19 @@ def read_idx(file: Path, ndim: int) -> np.ndarray:
     """Reads an idx file of unsigned bytes, gzipped if its name ends in `.gz`.
 
     The header is two zero bytes, the type, the number of dimensions and each of them as a
-    big-endian uint32; no more is read or unpacked than it announces.
+    big-endian uint32. No more bytes are read or decompressed than the header states.
 
     Args:
         file: the file.
-        ndim: the number of dimensions that it must have.
+        ndim: the number of dimensions that the file must have.
 
     Returns:
         A uint8 array.
 
     Raises:
-        UserError: the file can't be read, isn't idx of that kind, is shorter or longer than its
-            header says, or would unpack to more than 256 MB and a hundred times its size.
+        UserError: the file can't be read, is not an idx file of `ndim` dimensions, is shorter or
+            longer than its header states, or would decompress to more than 256 MB and more than a
+            hundred times its size.
     """
     try:
         with open(file, "rb") as raw:
@@ -133,7 +134,7 @@ def _read_stream(stream: BinaryIO, file: Path, ndim: int) -> np.ndarray:
     if magic != bytes((0, 0, _UINT8, ndim)):
         raise UserError(
             f"{file} starts with {magic.hex(' ') or 'nothing'}, not with 00 00 08 {ndim:02x}: "
-            f"no idx file of bytes in {ndim} dimensions"
+            f"not an idx file of bytes in {ndim} dimensions"
         )
     header = stream.read(4 * ndim)
     if len(header) < 4 * ndim:

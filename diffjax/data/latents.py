@@ -1,4 +1,4 @@
-"""Latents that an autoencoder made of images, or any float arrays, read from disk as needed."""
+"""Data sets of latents: arrays that an autoencoder computed from images, read on demand."""
 
 import hashlib
 from collections.abc import Sequence
@@ -29,14 +29,14 @@ _LATENTS, _LABELS = "latents", "labels"
 
 @dataclass(frozen=True, eq=False, repr=False)
 class LatentSource(Source):
-    """Rows of an array that may be larger than memory; nothing of it is scaled but by `scale`.
+    """A source of rows of an array that may be larger than memory, multiplied by `scale`.
 
     Args:
-        latents: float `[N,H,W,C]`, perhaps a memory map.
+        latents: float `[N,H,W,C]`; it may be a memory map.
         labels: int32 `[N]`.
-        rows: which of them belong to this source, ascending.
-        scale: what they are multiplied by.
-        stamp: a hash of an array in memory; of a memory map the size, shape and type.
+        rows: the rows of this source, in increasing order.
+        scale: the factor of the latents.
+        stamp: for an array in memory its hash, for a memory map its size, shape and type.
 
     Example:
         >>> latents = np.ones((3, 4, 4, 2), np.float16)
@@ -59,10 +59,10 @@ class LatentSource(Source):
         return {"image": batch["image"][0], "label": int(batch["label"][0])}
 
     def gather(self, rows: Sequence[int] | np.ndarray) -> Batch:
-        """The latents as float32.
+        """The latents at `rows`, as float32.
 
         Raises:
-            UserError: one of them holds a number that is not finite.
+            UserError: a latent contains a number that is not finite.
         """
         where = self.rows[np.asarray(rows)]
         images = np.asarray(self.latents[where], np.float32) * np.float32(self.scale)
@@ -72,18 +72,19 @@ class LatentSource(Source):
         return {"image": images, "label": self.labels[where]}
 
     def fingerprint(self) -> str:
-        """SHA-256 of the file's size, shape and type, of all labels, rows and the scale, and of 256
-        evenly spaced latents.
+        """SHA-256 of the file's size, shape and type, labels, rows, scale, and 256 latents.
+
+        The latents are evenly spaced; an array in memory is hashed as a whole.
         """
         digest = self._described()
-        # Of what was read into memory, the stamp has seen all.
+        # The stamp of an array in memory is a hash of all of it.
         if isinstance(self.latents, np.memmap):
             for row in self.rows[evenly(len(self.rows))]:
                 digest.update(np.ascontiguousarray(self.latents[row]).data)
         return digest.hexdigest()
 
     def earlier_fingerprint(self) -> str:
-        """The fingerprint of versions that looked at no latent."""
+        """The fingerprint of earlier versions, which did not read the latents."""
         return self._described().hexdigest()
 
     def _described(self) -> Any:
@@ -102,27 +103,27 @@ def latents(
     name: str = "latents",
     autoencoder: str = "not stated",
 ) -> DataSet:
-    """Latents of one shape, from a folder or an archive.
+    """A data set of latents of one shape, from a folder or an `.npz` file.
 
-    A folder holds `latents.npy`, float16 or float32 `[N,H,W,C]`, of which only the rows that a
-    batch needs are read, and `labels.npy`, integers `[N]`, if there are classes. An `.npz` holds
-    the same two arrays, and is read into memory as a whole.
+    A folder has `latents.npy`, float16 or float32 `[N,H,W,C]`, of which only the rows of a batch
+    are read, and `labels.npy`, integers `[N]`, if there are classes. An `.npz` file has the same
+    two arrays and is read into memory as a whole.
 
     Args:
-        path: of the folder or the archive.
-        num_classes: labels are below it; 0 where there are none.
-        scale: what latents are multiplied by, to bring their standard deviation to about 1
-            (0.18215 for the autoencoders of Stable Diffusion).
-        test_fraction: share of all latents that is kept for testing, of each class as nearly that
-            as whole latents allow; 0: none, and no numbers that need test images.
-        split_seed: which split.
-        name: as it appears in reports.
-        autoencoder: what made them, by name or hash; it stands beside each distance, and distances
-            of latents of unlike ones are not compared.
+        path: the folder or the file.
+        num_classes: the number of classes; 0 without labels.
+        scale: the factor of the latents, which brings their standard deviation to about 1: 0.18215
+            for the autoencoders of Stable Diffusion 1 and 2.
+        test_fraction: the fraction of latents for testing, in each class as near to it as whole
+            latents allow. With 0 there are none, and no metrics that need test images.
+        split_seed: the seed of the split.
+        name: the name in reports.
+        autoencoder: the name or hash of the autoencoder. It is stored with each distance, and
+            distances for different autoencoders are not compared.
 
     Raises:
-        UserError: there are no such files, or they hold something else, as channels before the
-            pixels (`check_channels_last`).
+        UserError: the files are missing, or their arrays have other names, types or shapes, such as
+            channels before the pixels (`check_channels_last`).
     """
     if not path:
         raise UserError(
@@ -168,7 +169,7 @@ def latents(
 
 
 def _read(path: Path, with_labels: bool) -> tuple[dict[str, np.ndarray], str]:
-    """The arrays, and the stamp of a `LatentSource`."""
+    """The arrays by name, and the stamp of a `LatentSource`."""
     names = [_LATENTS, _LABELS] if with_labels else [_LATENTS]
     if path.suffix == ".npz":
         arrays = read_npz(path, str(path))
@@ -179,7 +180,7 @@ def _read(path: Path, with_labels: bool) -> tuple[dict[str, np.ndarray], str]:
     files = {name: path / f"{name}.npy" for name in names}
     try:
         arrays: dict[str, np.ndarray] = {
-            # Mapped, so that a header that claims too much takes no memory; objects are refused.
+            # Mapped, so that a header with a wrong size takes no memory; objects are refused.
             name: np.lib.format.open_memmap(file, mode="r")
             for name, file in files.items()
         }

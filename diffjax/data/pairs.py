@@ -1,4 +1,4 @@
-"""Sets of pairs: each image with its other end, its `source`."""
+"""Data sets of pairs: each image with its `source`, the other end of the path."""
 
 import hashlib
 from collections.abc import Callable, Sequence
@@ -16,13 +16,13 @@ from diffjax.kinds import AtLeastOne
 
 @dataclass(frozen=True, eq=False, repr=False)
 class PairSource(Source):
-    """Pairs in memory.
+    """A source of pairs in memory: images, their sources and labels.
 
-    Bytes are scaled to [-1, 1] by the input pipeline; floats are taken as they are.
+    uint8 arrays are scaled to [-1, 1] by the input pipeline; float arrays are not scaled.
 
     Args:
         images: uint8 or float32 `[N,H,W,C]`.
-        sources: uint8 or float32, of the same shape: an image of another set, or noise.
+        sources: uint8 or float32, of the same shape: images of another set, or noise.
         labels: int32 `[N]`.
 
     Raises:
@@ -78,7 +78,7 @@ class PairSource(Source):
         }
 
     def fingerprint(self) -> str:
-        """SHA-256 of types, shapes, both ends and labels."""
+        """SHA-256 of the types, shapes and values of images, sources and labels."""
         digest = hashlib.sha256()
         for array in (self.images, self.sources, self.labels):
             digest.update(f"{array.dtype} {array.shape}\n".encode())
@@ -88,13 +88,13 @@ class PairSource(Source):
 
 @dataclass(frozen=True)
 class Coarse:
-    """Each block of `factor x factor` pixels by its mean, at the image's own size.
+    """Replaces each block of `factor × factor` pixels by its mean; the image keeps its size.
 
     Args:
-        factor: side of a block, pixels; divides the image.
+        factor: the side of a block in pixels; it has to divide the image's sides.
 
     Raises:
-        UserError: a factor that does not divide.
+        UserError: `factor` does not divide the image.
 
     Example:
         >>> image = np.array([0, 2, 4, 6], np.uint8).reshape(1, 2, 2, 1)
@@ -105,7 +105,7 @@ class Coarse:
     factor: AtLeastOne[int] = 2
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
-        """uint8 `[B,H,W,C]` to the same."""
+        """The coarse images, uint8 `[B,H,W,C]`, of images of the same shape."""
         n, height, width, channels = images.shape
         f = self.factor
         if f < 1 or height % f or width % f:
@@ -117,11 +117,12 @@ class Coarse:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class TranslatedSource(Source):
-    """The images of another source, each paired with a changed copy of itself.
+    """A source of pairs: the images of another source, each with a changed copy as its source.
 
     Args:
-        images: where the images come from.
-        change: uint8 `[B,H,W,C]` to the same; a frozen dataclass, whose `repr` names it.
+        images: the source of the images.
+        change: a function of uint8 `[B,H,W,C]` to the same shape; a frozen dataclass, because its
+            `repr` enters the fingerprint.
     """
 
     images: Source
@@ -139,11 +140,11 @@ class TranslatedSource(Source):
         return {**batch, "source": self.change(batch["image"])}
 
     def fingerprint(self) -> str:
-        """SHA-256 of the images' own fingerprint and the name of the change."""
+        """SHA-256 of the images' fingerprint and the `repr` of the change."""
         return self._changed(self.images.fingerprint())
 
     def earlier_fingerprint(self) -> str:
-        """The same of the images' earlier one."""
+        """The fingerprint with that of the images as earlier versions computed it."""
         return self._changed(earlier_fingerprint(self.images))
 
     def _changed(self, images: str) -> str:
@@ -151,11 +152,13 @@ class TranslatedSource(Source):
 
 
 def translation(dataset: DataSet, change: Callable[[np.ndarray], np.ndarray]) -> DataSet:
-    """Two sets from one: the changed images are the sources, the images what they should become.
+    """A data set of pairs from a data set of images: each image with a changed copy as its source.
+
+    A model of the pairs translates changed images back into images.
 
     Args:
         dataset: the images.
-        change: from an image to its source, as `Coarse()`.
+        change: from images to their sources, such as `Coarse()`.
 
     Example:
         >>> from diffjax.data import digits
@@ -174,19 +177,20 @@ def translation(dataset: DataSet, change: Callable[[np.ndarray], np.ndarray]) ->
 
 
 def pairs(dataset: DataSet, path: str = "") -> DataSet:
-    """Pairs from a file to train on, with the real images that samples are compared with.
+    """A data set whose training pairs come from a file, as reflow needs them.
 
     Args:
-        dataset: the real images; its test split and its train split (as `real`) are kept.
-        path: an `.npz` with `image` and `source`, uint8 or float32 `[N,H,W,C]`, and int `label`
-            `[N]`, as `python -m experiments.reflow` writes it.
+        dataset: the real images: its test split is kept, and its training split becomes `real`,
+            with which samples are compared.
+        path: an `.npz` file with `image` and `source`, uint8 or float32 `[N,H,W,C]`, and int
+            `label` `[N]`, as `python -m experiments.reflow` writes it.
 
     Raises:
-        UserError: no such file, a damaged one, or pairs that do not fit the images.
+        UserError: the file is missing or damaged, or its pairs do not fit the images.
     """
     if not path:
         raise UserError(
-            "there are no pairs yet: make them by python -m experiments.reflow, and give "
+            "this config needs pairs: make them by python -m experiments.reflow, and set "
             "--config.data.path=pairs.npz"
         )
     arrays = _read(Path(path))
@@ -218,7 +222,7 @@ def _read(path: Path) -> dict[str, np.ndarray]:
     arrays = read_npz(path, str(path))
     missing = {"image", "source", "label"} - set(arrays)
     if missing:
-        raise UserError(f"{path} lacks {', '.join(sorted(missing))}: it is no file of pairs")
+        raise UserError(f"{path} lacks {', '.join(sorted(missing))}: it is not a file of pairs")
     if not np.issubdtype(arrays["label"].dtype, np.integer) or arrays["label"].ndim != 1:
-        raise UserError(f"labels in {path} are no list of integers")
+        raise UserError(f"labels in {path} are not a list of integers")
     return arrays

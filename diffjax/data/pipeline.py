@@ -1,4 +1,4 @@
-"""From sources to batches: the training stream, and whole sets for evaluation."""
+"""The input pipeline: the stream of training batches, and batches for evaluation."""
 
 import functools
 from collections.abc import Callable, Iterator
@@ -12,7 +12,7 @@ from diffjax.data.sources import Batch, Source
 from diffjax.errors import UserError
 
 _END_STEP = 2**62
-# The second half of a key; epochs, which order the images, never get there.
+# The second half of a key, larger than all epochs, which are the second halves for permutations.
 _AUGMENT_KEY = 2**64 - 1
 
 
@@ -28,31 +28,33 @@ def batches(
     num_threads: int = 2,
     prefetch_batches: int = 4,
 ) -> Iterator[Batch]:
-    """The endless training stream, from any step on.
+    """The endless stream of training batches, starting at any step.
 
-    The stream is one epoch after the other, each a new permutation of all images; step k takes its
-    images kB … (k+1)B − 1, and process p of P the p-th of P equal parts of them. So the global
-    batch of step k depends on the source, the seed, B and k only: not on P, not on where the
-    stream was started, and starting late costs nothing. A source smaller than a batch repeats.
+    The stream is a sequence of epochs, each a new permutation of all images. Step k takes the
+    images kB … (k+1)B − 1 of the stream, and process p of P takes the p-th of P equal parts of
+    them. So the global batch of step k depends on the source, the seed, B and k alone: not on P,
+    and not on the step at which the stream started. Starting at a late step is as fast as at 0. A
+    source smaller than a batch is repeated.
 
     Args:
-        source: where the images come from.
-        batch_size: B, images over all processes.
-        seed: which order and which augmentations, 0 … 2⁶⁴ − 1.
+        source: the source of the images.
+        batch_size: B, the number of images in all processes together.
+        seed: the seed of the order and the augmentations, 0 … 2⁶⁴ − 1.
         start_step: the first step to yield.
-        augment: see `diffjax.data.augment`.
+        augment: an augmentation (`diffjax.data.augment`).
         process_index: p, from 0.
         process_count: P.
-        num_threads: how many batches are worked on at a time, each by one thread; more pay where
-            images are decoded from files. 0 works in the caller's thread.
-        prefetch_batches: how many batches are kept ready; threads beyond them are not started.
+        num_threads: how many batches are prepared in parallel, each by one thread. Use more where
+            images are decoded from files; with 0 the caller's thread prepares them.
+        prefetch_batches: how many batches are kept ready; more threads than that are not started.
 
     Returns:
-        An iterator over `{"image": float32 [B/P,H,W,C] in [-1,1], "label": int32 [B/P]}`, in a set
-        of pairs with `"source": float32 [B/P,H,W,C]`.
+        An iterator over `{"image": float32 [B/P,H,W,C] in [-1,1], "label": int32 [B/P]}`; pairs
+        also have `"source": float32 [B/P,H,W,C]`.
 
     Raises:
-        UserError: an empty source, or numbers that don't fit; a damaged image when it is reached.
+        UserError: the source is empty, or the numbers do not fit together; a damaged image when it
+            is read.
 
     Example:
         >>> from diffjax.data import digits
@@ -101,25 +103,27 @@ def _check(
 
 
 def _rows(first: int, size: int, num_images: int, order: Callable[[int], np.ndarray]) -> np.ndarray:
-    """Which rows of the source are `first` … `first + size − 1` of the stream."""
+    """The rows of the source at positions `first` … `first + size − 1` of the stream."""
     epochs, places = np.divmod(np.arange(first, first + size), num_images)
     return np.concatenate([order(int(e))[places[epochs == e]] for e in np.unique(epochs)])
 
 
 def eval_batches(source: Source, *, batch_size: int, limit_images: int = 0) -> Iterator[Batch]:
-    """Every image once, in the source's order, unchanged; the last batch may be smaller.
+    """Batches of all images once, in the source's order, without augmentation.
+
+    The last batch may be smaller.
 
     Args:
-        source: where the images come from.
-        batch_size: images per batch.
-        limit_images: take that many, evenly spaced, so that a set sorted by class stays balanced;
-            0 or more than there are takes all.
+        source: the source of the images.
+        batch_size: the number of images per batch.
+        limit_images: the number of images, evenly spaced, so that a set sorted by class stays
+            balanced; all with 0 or with more than there are.
 
     Yields:
-        As `batches`.
+        Batches as `batches` yields them.
 
     Raises:
-        UserError: the source is empty; a damaged image when it is reached.
+        UserError: the source is empty; a damaged image when it is read.
 
     Example:
         >>> from diffjax.data import digits
@@ -128,7 +132,7 @@ def eval_batches(source: Source, *, batch_size: int, limit_images: int = 0) -> I
     """
     if not len(source):
         raise UserError(
-            "there are no images to evaluate on: with data.test_fraction=0 none are for testing"
+            "there are no images to evaluate on: data.test_fraction=0 leaves no test images"
         )
     num_images = min(limit_images or len(source), len(source))
     rows = np.arange(num_images) * len(source) // num_images
@@ -137,19 +141,19 @@ def eval_batches(source: Source, *, batch_size: int, limit_images: int = 0) -> I
 
 
 def batch_at(source: Source, rows: np.ndarray) -> Batch:
-    """The images at these rows, in that order, as `batches` has them."""
+    """The batch of the images at `rows`, in that order, with the types of `batches`."""
     return _as_float(source.gather(rows))
 
 
 def all_images(source: Source, limit_images: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """A whole set in memory: float32 `[N,H,W,C]` in [-1,1] and int32 `[N]`.
+    """All images and labels of a source: float32 `[N,H,W,C]` in [-1,1] and int32 `[N]`.
 
     Args:
-        source: where the images come from.
-        limit_images: as in `eval_batches`.
+        source: the source of the images.
+        limit_images: the number of images, as in `eval_batches`.
 
     Raises:
-        UserError: as `eval_batches`.
+        UserError: the source is empty, or an image is damaged.
     """
     parts = list(eval_batches(source, batch_size=1024, limit_images=limit_images))
     return (
@@ -159,12 +163,12 @@ def all_images(source: Source, limit_images: int = 0) -> tuple[np.ndarray, np.nd
 
 
 def _as_float(batch: Batch) -> Batch:
-    """Images of bytes scaled to [-1, 1]; images of floats as they are."""
+    """The batch with uint8 images scaled to [-1, 1]; float images are not changed."""
     return _with_images(batch, lambda x: to_float(x) if x.dtype == np.uint8 else x)
 
 
 def _with_images(batch: Batch, change: Callable[..., np.ndarray], *arguments: Any) -> Batch:
-    """The batch with its images changed, both ends of a pair alike."""
+    """The batch with changed images; the sources of pairs are changed in the same way."""
     changed: Batch = {**batch, "image": change(batch["image"], *arguments)}
     if "source" in batch:
         changed["source"] = change(batch["source"], *arguments)
@@ -172,7 +176,7 @@ def _with_images(batch: Batch, change: Callable[..., np.ndarray], *arguments: An
 
 
 def to_float(images: np.ndarray) -> np.ndarray:
-    """uint8 to float32 in [-1, 1]: `x / 127.5 − 1`.
+    """Converts uint8 to float32 in [-1, 1]: `x / 127.5 − 1`.
 
     Example:
         >>> to_float(np.array([0, 255], np.uint8)).tolist()
@@ -183,7 +187,7 @@ def to_float(images: np.ndarray) -> np.ndarray:
 
 
 def to_uint8(images: np.ndarray) -> np.ndarray:
-    """The inverse of `to_float`, exact on what came from it: `round(127.5 (x + 1))`, clipped.
+    """Converts floats in [-1, 1] to uint8: `round(127.5 (x + 1))`, clipped; inverts `to_float`.
 
     Args:
         images: finite floats of any shape.

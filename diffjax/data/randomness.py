@@ -1,7 +1,8 @@
-"""Random numbers by place: any part of a stream without the parts before it.
+"""Counter-based random numbers: any part of a stream, without computing the parts before it.
 
-NumPy promises that `random_raw` stays as it is from version to version, which it does not for its
-shuffles and distributions; an order of images or a split should not change with an upgrade.
+The order of images and the split of a data set must not change with an upgrade of NumPy. NumPy
+keeps the output of `random_raw` fixed from version to version, but not its shuffles and
+distributions.
 """
 
 import numpy as np
@@ -12,18 +13,18 @@ _WORDS_PER_BLOCK = 4
 
 
 def random_bits(key: tuple[int, int], first: int, num_words: int) -> np.ndarray:
-    """Words `first` … `first + num_words − 1` of the stream of `key`.
+    """Random words `first` … `first + num_words − 1` of the stream of `key`, by Philox.
 
     Args:
-        key: two integers of 64 bits; different keys, independent streams.
-        first: a multiple of 4, Philox's block.
-        num_words: how many.
+        key: two integers of 64 bits; different keys have independent streams.
+        first: the first word, a multiple of 4, which is Philox's block.
+        num_words: the number of words.
 
     Returns:
         uint64 `[num_words]`.
 
     Raises:
-        UserError: a key is negative or has more bits.
+        UserError: a number of the key is negative or has more than 64 bits.
 
     Example:
         >>> bool((random_bits((0, 0), 0, 12)[8:] == random_bits((0, 0), 8, 4)).all())
@@ -39,17 +40,17 @@ def random_bits(key: tuple[int, int], first: int, num_words: int) -> np.ndarray:
 
 
 def permutation(key: tuple[int, int], num: int) -> np.ndarray:
-    """0 … num − 1 in the order that belongs to `key`, int64 `[num]`."""
+    """The random permutation of 0 … num − 1 that belongs to `key`, int64 `[num]`."""
     return np.argsort(random_bits(key, 0, num), kind="stable")
 
 
 def uniforms(key: tuple[int, int], first: int, shape: tuple[int, int]) -> np.ndarray:
-    """Rows `first` … of an endless table of numbers in [0, 1), float64 `shape`.
+    """Uniform numbers in [0, 1), float64 `shape`: rows of an endless table, from `first` on.
 
     Args:
-        key: which table.
+        key: the key of the table.
         first: the first row.
-        shape: rows and columns; the columns a multiple of 4.
+        shape: the numbers of rows and columns; the columns a multiple of 4.
     """
     num_rows, num_columns = shape
     bits = random_bits(key, first * num_columns, num_rows * num_columns)

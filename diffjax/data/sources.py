@@ -1,4 +1,4 @@
-"""What a data set is: images and labels by index, for training and for testing."""
+"""Sources and data sets: images and labels by index, for training and for testing."""
 
 import hashlib
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ SplitSeed = Annotated[int, Interval("[0, 18446744073709551616)")]
 
 
 class Example(TypedDict):
-    """One image, uint8 `[H,W,C]`, its label, and in a set of pairs the image's other end."""
+    """One image, uint8 `[H,W,C]`, its label, and for pairs the image's source."""
 
     image: np.ndarray
     label: int
@@ -28,7 +28,7 @@ class Example(TypedDict):
 
 
 class Batch(TypedDict):
-    """Images `[B,H,W,C]`, labels, int32 `[B]`, and in a set of pairs the other ends `[B,H,W,C]`."""
+    """Images `[B,H,W,C]`, labels, int32 `[B]`, and for pairs the sources `[B,H,W,C]`."""
 
     image: np.ndarray
     label: np.ndarray
@@ -36,7 +36,7 @@ class Batch(TypedDict):
 
 
 class Source(Protocol):
-    """Images by index, in an order that never changes. Inherit it to get `gather`.
+    """Images and labels by index, in a fixed order. Inherit from it to get `gather`.
 
     Example:
         >>> class Black(Source):
@@ -58,11 +58,11 @@ class Source(Protocol):
         return f"{type(self).__name__}({len(self):,} images)"
 
     def fingerprint(self) -> str:
-        """A hash that changes when the data do."""
+        """A hash that changes when the data change."""
         ...
 
     def gather(self, rows: Sequence[int] | np.ndarray) -> Batch:
-        """The images, int32 labels and, in a set of pairs, sources at `rows`, in that order."""
+        """The batch of the images, labels and, for pairs, sources at `rows`, in that order."""
         examples = [self[int(row)] for row in rows]
         batch: Batch = {
             "image": np.stack([example["image"] for example in examples]),
@@ -74,14 +74,14 @@ class Source(Protocol):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class ArraySource(Source):
-    """Images in memory.
+    """A source of images in memory.
 
     Args:
         images: uint8 `[N,H,W,C]`.
         labels: int32 `[N]`.
 
     Raises:
-        UserError: another type or shape, channels before the pixels.
+        UserError: the arrays have another type or shape, or channels before the pixels.
 
     Example:
         >>> source = ArraySource(np.zeros((5, 8, 8, 1), np.uint8), np.arange(5, dtype=np.int32))
@@ -126,18 +126,18 @@ class DataSet:
     """A training and a test set of images of one shape.
 
     Args:
-        name: as it appears in reports.
-        train: what a network is trained on.
-        test: what it is compared with; no image is in both.
-        image_shape: (height, width, channels), pixels.
-        num_classes: labels are 0 … num_classes − 1; 0: the images have no labels.
+        name: the name in reports.
+        train: the images to train on.
+        test: the images for evaluation; no image is in both.
+        image_shape: (height, width, channels), in pixels.
+        num_classes: labels are 0 … num_classes − 1; 0 means that the images have no labels.
         label_names: one name per class.
-        real: the real training images, where `train` holds made ones.
-        notes: sentences that whoever trains on it should read.
-        bounded: whether the values are those of 8-bit images, in [-1, 1]; latents' are not, and
+        real: the real training images, if `train` has generated ones.
+        notes: remarks on the data, which are printed before training.
+        bounded: whether the values are those of 8-bit images, in [-1, 1]. Latents are not bounded:
             samples of them are neither clipped nor rounded.
-        autoencoder: what made the values, by name or hash; "none" where they are the images.
-        mixture: the distribution of the real images, where it is known.
+        autoencoder: the name or hash of the autoencoder of latents; "none" for images.
+        mixture: the exact distribution of the real images, if it is known.
     """
 
     name: str
@@ -158,7 +158,7 @@ class DataSet:
         return self.train if self.real is None else self.real
 
     def describe(self) -> dict:
-        """What to write beside a result, as plain JSON; `sha256` are the fingerprints."""
+        """A description to store with results, as plain JSON; `sha256` are the fingerprints."""
         return {
             "name": self.name,
             "image_shape": list(self.image_shape),
@@ -171,27 +171,27 @@ class DataSet:
 
 
 def check_channels_last(shape: Sequence[int], what: str) -> None:
-    """Refuses `[N, C, H, W]`, where the shape says so: what would be channels are pixels.
+    """Refuses arrays that look like `[N, C, H, W]` instead of `[N, H, W, C]`.
 
-    It says so where the last two axes are equal and the one before is not, since no picture has as
-    many channels as columns, or where that one is at most half as long as either of them.
+    An array looks so if its last two axes are equal and the one before is not, because no picture
+    has as many channels as columns; or if the second axis is at most half as long as each of them.
 
     Args:
-        shape: of images that should be `[N, H, W, C]`.
-        what: what to call them in an error.
+        shape: the shape of the array.
+        what: the name of the array in errors.
 
     Raises:
-        UserError: with the transpose that mends it.
+        UserError: the array looks like `[N, C, H, W]`; the message has the transpose.
 
     Example:
         >>> check_channels_last((100, 32, 32, 4), "latents")
     """
     _, height, width, channels = shape
     unlike_a_picture = width == channels != height or 2 * height <= min(width, channels)
-    # Four columns or fewer are tiny pictures in colour, or tiny latents.
+    # Up to four channels are plausible for small pictures in colour, or small latents.
     if channels > 4 and unlike_a_picture:
         raise UserError(
-            f"{what} of shape {list(shape)} are [N,C,H,W] by their looks, {height} channels first, "
+            f"{what} of shape {list(shape)} look like [N,C,H,W], with {height} channels first, "
             "and should be [N,H,W,C]: save their .transpose(0, 2, 3, 1)"
         )
 
@@ -199,22 +199,22 @@ def check_channels_last(shape: Sequence[int], what: str) -> None:
 def stratified_split(
     labels: np.ndarray, test_fraction: float, split_seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Splits off a share of all images, of each class as nearly that share as whole images allow.
+    """Splits rows into training and test rows, with nearly the same fraction of each class.
 
-    Of N images `round(f N)`, and at least one, are for testing. Class c of n images has `⌊f n⌋` of
-    them, and one more where the remainder `f n − ⌊f n⌋` is among the largest; of equal remainders
-    the seed chooses. The last image of a class is never taken from training.
+    Of N images, `round(f N)` and at least one are for testing. A class of n images has `⌊f n⌋` test
+    images, and one more if its remainder `f n − ⌊f n⌋` is among the largest; the seed decides
+    between equal remainders. At least one image of each class stays for training.
 
     Args:
         labels: int `[N]`.
-        test_fraction: f, at least 0 and below 1; 0 leaves all images for training.
-        split_seed: which split.
+        test_fraction: f, at least 0 and below 1; 0 keeps all images for training.
+        split_seed: the seed of the split.
 
     Returns:
-        The rows for training and those for testing, each ascending.
+        The rows for training and those for testing, each in increasing order.
 
     Raises:
-        UserError: another fraction, or a test set that would be empty and was not meant to be.
+        UserError: the fraction is out of range, or no class can spare a test image.
 
     Example:
         >>> train, test = stratified_split(np.repeat(np.arange(10), 3), 0.1, split_seed=0)
@@ -248,12 +248,12 @@ def stratified_split(
 
 
 def _numbers_for_testing(sizes: np.ndarray, test_fraction: float, split_seed: int) -> np.ndarray:
-    """Test images of each class, by largest remainders; every class keeps one for training."""
+    """The number of test images of each class, by largest remainders; one is left for training."""
     shares = test_fraction * sizes
     most = np.maximum(sizes - 1, 0)
     found = np.minimum(np.floor(shares).astype(int), most)
     wanted = max(round(test_fraction * int(sizes.sum())), 1)
-    # Rounded, since 0.1·3 and 0.1·13 end in the same remainder but for the last bits.
+    # Rounded, because 0.1·3 and 0.1·13 have the same remainder up to rounding.
     remainders = np.round(shares - np.floor(shares), 9)
     by_chance = permutation((split_seed, _TIES_KEY), len(sizes))
     for place in by_chance[np.argsort(-remainders[by_chance], kind="stable")]:
@@ -263,13 +263,13 @@ def _numbers_for_testing(sizes: np.ndarray, test_fraction: float, split_seed: in
 
 
 def digits(test_fraction: TestFraction = 0.2, split_seed: SplitSeed = 0) -> DataSet:
-    """1,797 handwritten digits of 8×8 grey pixels, as scikit-learn ships them.
+    """scikit-learn's digits: 1,797 handwritten digits of 8×8 grey pixels, 10 classes.
 
-    Its values 0 … 16 become `round(255 v / 16)`.
+    The values v of 0 … 16 become `round(255 v / 16)`.
 
     Args:
-        test_fraction: share of each digit's images kept for testing; 0: none.
-        split_seed: which split.
+        test_fraction: the fraction of each digit's images for testing; 0 for none.
+        split_seed: the seed of the split.
 
     Raises:
         UserError: `test_fraction` is outside [0, 1).

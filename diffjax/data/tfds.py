@@ -1,4 +1,4 @@
-"""Prepared TensorFlow Datasets, read without TensorFlow."""
+"""Data sets prepared by TensorFlow Datasets (TFDS), read without TensorFlow."""
 
 import hashlib
 import io
@@ -18,7 +18,7 @@ from diffjax.host.files import place_of
 from diffjax.kinds import NotNegative
 
 _FEATURES = "features.json"
-_CLASS_KEYS = ("pythonClassName", "python_class_name", "type")  # the last as TFDS before 4.5 had it
+_CLASS_KEYS = ("pythonClassName", "python_class_name", "type")  # the last in TFDS before 4.5
 
 
 def tfds_images(
@@ -29,34 +29,35 @@ def tfds_images(
     image_size: NotNegative[int] = 0,
     max_damaged: NotNegative[int] = 0,
 ) -> DataSet:
-    """Any image set of TFDS that was prepared in its `array_record` format.
+    """An image data set of TFDS that was prepared in the format `array_record`.
 
-    Preparing needs TensorFlow and the network, once, on any machine; reading needs neither.
+    Preparing a data set needs TensorFlow and a download, once, on any machine; reading needs
+    neither.
 
     Args:
-        name: as TFDS says it, with a configuration where there are several
-            (`"imagenet_resized/64x64"`), and with a version where several are prepared.
+        name: the name in TFDS, with the configuration if there are several
+            (`"imagenet_resized/64x64"`), and with the version if several are prepared.
         path: TFDS's `data_dir`.
-        train_split: `"train"`, `"train[:90%]"`, `"train+validation"` …
+        train_split: in TFDS's syntax: `"train"`, `"train[:90%]"`, `"train+validation"` …
         test_split: likewise.
-        image_size: side in pixels after the central square was cut out and resized; 0 keeps the
-            images as they are, if they are all of one size.
-        max_damaged: images of each split that may be unreadable or of another size than the set
-            says (`PassingOver`); 0: none.
+        image_size: the side of the images in pixels: the central square is cropped and resized. 0
+            keeps the images as they are, if all have one size.
+        max_damaged: how many images of each split may be unreadable, or of another size than the
+            metadata state (`PassingOver`).
 
     Raises:
-        UserError: the set is not prepared (the message says how), is in another format, has no
-            such split or no feature `image`; a damaged image when it is read, or one more than
-            `max_damaged`.
+        UserError: the data set is not prepared (the message shows the command), is in another
+            format, or has no such split or no feature `image`; when it is read, a damaged image,
+            beyond `max_damaged` of them.
     """
-    # TFDS takes most of a second to import, and other data do without it.
+    # TFDS takes most of a second to import, and other data do not need it.
     import tensorflow_datasets as tfds
 
     folder = _prepared_folder(name, place_of(path))
     _check_features(folder)
     try:
         builder: Any = tfds.builder_from_directory(folder)
-    # Whatever TFDS makes of damaged metadata.
+    # TFDS raises various exceptions for damaged metadata.
     except Exception as error:
         raise UserError(f"can't read the TFDS metadata in {folder}: {_line(error)}") from None
     if builder.info.file_format is not tfds.core.FileFormat.ARRAY_RECORD:
@@ -99,7 +100,7 @@ def _prepared_folder(name: str, path: Path) -> Path:
 
 
 def _check_features(folder: Path) -> None:
-    """Refuses a set that names classes of its own: TFDS would import the modules they are in."""
+    """Refuses metadata that name classes outside of TFDS: TFDS would import their modules."""
 
     def check(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         for key, value in pairs:
@@ -122,10 +123,10 @@ def _check_features(folder: Path) -> None:
 
 
 def _parser(features: Mapping[str, Any]) -> Callable[[bytes], Any]:
-    """Reads these features of a record, images still encoded.
+    """A parser of these features of a record, which leaves images encoded.
 
-    TFDS would decode all that a set has, images of any format among them, for which Pillow starts
-    programs; `read_image` treats them as it does files in a folder.
+    TFDS would decode all features, also images of formats for which Pillow starts other programs.
+    `read_image` decodes the images as it does those of a folder.
     """
     import tensorflow_datasets as tfds
 
@@ -158,16 +159,16 @@ def _line(error: Exception) -> str:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class TfdsSource(Source):
-    """One split of a prepared set.
+    """One split of a prepared TFDS data set.
 
     Args:
         records: TFDS's data source, of bytes.
-        parse: from such bytes to `image`, still encoded, and `label`.
-        where: what to call it in an error.
-        files: the parts of files that it consists of: path, first record, number of records.
+        parse: from a record's bytes to `image`, still encoded, and `label`.
+        where: the name of the split in errors.
+        files: the parts of files of which it consists: path, first record, number of records.
         has_labels: whether the examples have a `label`.
-        image_size: side of what comes out in pixels; 0: as it is.
-        image_shape: height, width and channels of what comes out.
+        image_size: the side of the resized images in pixels; 0 keeps their size.
+        image_shape: height, width and channels of the images after resizing.
     """
 
     records: Any
@@ -192,20 +193,22 @@ class TfdsSource(Source):
         image = read_image(io.BytesIO(example["image"]), where, self.image_size, channels)
         if image.shape != self.image_shape:
             raise UserError(
-                f"image {where} is {list(image.shape)}, and the set says {list(self.image_shape)}"
+                f"image {where} is {list(image.shape)}, but its metadata have "
+                f"{list(self.image_shape)}"
             )
         return {"image": image, "label": int(example["label"]) if self.has_labels else 0}
 
     def fingerprint(self) -> str:
-        """SHA-256 of names and sizes of the files, the records used, how they are resized, and of a
-        sample of the files' bytes (`hash_parts`).
+        """SHA-256 of the files' names and sizes, the records used, and a sample of their bytes.
+
+        It also depends on how images are resized. The sample is that of `hash_parts`.
         """
         digest = self._listed()
         hash_parts(digest, [self.files[row][0] for row in evenly(len(self.files))])
         return digest.hexdigest()
 
     def earlier_fingerprint(self) -> str:
-        """The fingerprint of versions that looked into no file."""
+        """The fingerprint of earlier versions, which did not read the files."""
         return self._listed().hexdigest()
 
     def _listed(self) -> Any:

@@ -1,4 +1,4 @@
-"""Data whose distribution is known, to try methods and comparisons on."""
+"""Toy data with a known distribution, to test methods and comparisons."""
 
 from typing import Annotated
 
@@ -20,24 +20,25 @@ def colours(
     num_images: Annotated[int, Interval("[8, 10000000]")] = 8_192,
     seed: NotNegative[int] = 0,
 ) -> DataSet:
-    """Single pixels `[1, 1, 3]`: eight colours, each a Gaussian around a corner of a cube.
+    """A data set of single pixels `[1, 1, 3]`: eight Gaussians around the corners of a cube.
 
         x = 0.3·c + 0.1·n_1 + blur·n_2·e_along,     c in {-1, 1}³ evenly, n_1 in R³, n_2 in R
 
-    rounded to the 256 levels of an image. `blur` spoils the training images alone: what samples
-    are held against are unspoilt ones. So the Fréchet distance that perfect training ends in is
-    known (`colours_distance`), and equal for `along` 0 and 1: the training images of one are those
-    of the other with two channels swapped, and the images held against are the same with both
-    orders. `mixture` is what the unspoilt ones are drawn from.
+    with standard normal n_1 and n_2, rounded to the 256 levels of an image. `blur` is added to the
+    training images alone; samples are compared with images without it. So the Fréchet distance
+    after perfect training is known (`colours_distance`). It is the same for `along` 0 and 1: the
+    training images of the two are equal up to a swap of two channels, and the images that samples
+    are compared with contain both orders. `mixture` is the distribution without the blur.
 
     Args:
-        blur: standard deviation of what is added, up to 0.25 so that next to nothing is cut off.
-        along: the channel that it is added to, 0 or 1.
-        num_images: for training, from 8 to 10⁷; an eighth as many for testing.
-        seed: of all that is drawn.
+        blur: the standard deviation of the added noise, at most 0.25, so that hardly any value is
+            clipped.
+        along: the channel with the added noise, 0 or 1.
+        num_images: the number of training images; an eighth as many are for testing.
+        seed: the seed of everything random.
 
     Raises:
-        UserError: another channel, or too much blur.
+        UserError: `along` is another channel, or `blur` is too large.
 
     Example:
         >>> data = colours(blur=0.2)
@@ -64,8 +65,9 @@ def colours(
 
 
 def colours_distance(blur: float) -> float:
-    """The Fréchet distance of `colours(blur)` from `colours()`: `(√(v + blur²) - √v)²`, `v` the
-    variance of a channel.
+    """The Fréchet distance between `colours(blur)` and `colours()`: `(√(v + blur²) - √v)²`.
+
+    `v` is the variance of a channel.
 
     Example:
         >>> colours_distance(0.0), round(colours_distance(0.25), 4)
@@ -76,7 +78,7 @@ def colours_distance(blur: float) -> float:
 
 
 def _mixture() -> GaussianMixture:
-    """The distribution of the unspoilt colours, but for their rounding."""
+    """The distribution of the colours without blur and before rounding."""
     k = len(_CORNERS)
     return GaussianMixture(
         jnp.full(k, 1.0 / k),

@@ -962,7 +962,7 @@ def test_tfds_images_of_another_size_are_named_or_passed_over(tmp_path, caplog):
     write_records(tmp_path / "tiny/1.0.0", encoded)
     train = tfds_images("tiny", str(tmp_path)).train
     said = message(train.gather, range(3))
-    assert said == "image 1 of tiny[train] is [8, 7, 3], and the set says [8, 6, 3]"
+    assert said == "image 1 of tiny[train] is [8, 7, 3], but its metadata have [8, 6, 3]"
     assert "4 of tiny[train]" in message(train.gather, range(2, 6))
 
     some = tfds_images("tiny", str(tmp_path), max_damaged=2).train

@@ -187,5 +187,5 @@ def test_the_background_is_a_setting_of_the_folder_and_of_its_fingerprint(tmp_pa
 
 @pytest.mark.parametrize("background", ["whitish", "#12", "", 3])
 def test_what_is_no_colour_is_refused(tmp_path, background):
-    with pytest.raises(UserError, match=r"background=.* is no colour"):
+    with pytest.raises(UserError, match=r"background=.* is not a colour"):
         image_folder(str(tmp_path), background=background)
