@@ -1,7 +1,7 @@
-"""Scaled dot-product attention behind one function, with a choice of implementation.
+"""Scaled dot-product attention, one function with several implementations.
 
-Which one is fastest depends on the platform, so the choice is an option of the networks
-(`attention="auto"`) and never part of their text.
+The fastest implementation depends on the platform, so it is an option of the networks
+(`attention="auto"`).
 """
 
 import functools
@@ -20,7 +20,7 @@ from diffjax.shapes import Queries, Values
 
 
 def xla(q: Queries, k: Values, v: Values) -> Queries:
-    """JAX's own attention, compiled by XLA: runs everywhere, differentiates in both modes."""
+    """JAX's own attention, compiled by XLA: for all platforms, with both modes of derivatives."""
     # It promotes half precision by itself, which a user's flags may refuse.
     with jax.numpy_dtype_promotion("standard"):
         return jax.nn.dot_product_attention(q, k, v, implementation="xla")
@@ -49,7 +49,7 @@ def batched(q: Queries, k: Values, v: Values) -> Queries:
 
 
 def splash(q: Queries, k: Values, v: Values, *, interpret: bool = False) -> Queries:
-    """Pallas's splash attention: TPUs and reverse mode (no `jax.jvp`) only, in multiples of 128.
+    """Pallas's splash attention: TPUs, reverse mode (no `jax.jvp`) and multiples of 128 only.
 
     Args:
         q: queries `[B, T, heads, d]`.
@@ -58,7 +58,7 @@ def splash(q: Queries, k: Values, v: Values, *, interpret: bool = False) -> Quer
         interpret: whether to run the kernel without a TPU, very slowly.
 
     Raises:
-        UserError: T or S is no multiple of 128.
+        UserError: T or S is not a multiple of 128.
     """
     lengths = q.shape[1], k.shape[1]
     if lengths[0] % 128 or lengths[1] % 128:
@@ -69,7 +69,7 @@ def splash(q: Queries, k: Values, v: Values, *, interpret: bool = False) -> Quer
     sizes = dict(jax.sharding.get_abstract_mesh().shape)
     local = functools.partial(_splash, interpret=interpret)
     if math.prod(sizes.values()) > 1:
-        # XLA does not look into kernels: it would gather what they read.
+        # XLA can't partition a kernel: without shard_map it would gather the kernel's inputs.
         spec = fit((BATCH, None, "tensor", None), q.shape, sizes)
         local = jax.shard_map(local, in_specs=(spec,) * 3, out_specs=spec, check_vma=False)
     return local(q, k, v)
@@ -112,7 +112,7 @@ IMPLEMENTATIONS: dict[str, Callable[[jax.Array, jax.Array, jax.Array], jax.Array
 
 
 REVERSE_ONLY = ("cudnn", "splash")
-"""Those in `IMPLEMENTATIONS` that have no derivative in forward mode (`jax.jvp`)."""
+"""The implementations without a derivative in forward mode (`jax.jvp`)."""
 
 
 def resolve(
@@ -122,22 +122,22 @@ def resolve(
     sequence: int = 1,
     forward_mode: bool = False,
 ) -> str:
-    """The name in `IMPLEMENTATIONS` that `implementation` stands for on a platform.
+    """The name of the implementation that is used on a platform.
 
     `"auto"` becomes `"ring"` where the tokens are split, `"batched"` on a CPU, `"cudnn"` on a GPU
-    in half precision (`"chunked"` where that has no derivative) and `"xla"` everywhere else; any
-    other name stands for itself.
+    in half precision (`"chunked"` where forward mode is needed) and `"xla"` everywhere else. Any
+    other name is returned.
 
     Args:
         implementation: `"auto"` or a name in `IMPLEMENTATIONS`.
-        platform: as `jax.default_backend()` names it: `"cpu"`, `"gpu"`, `"tpu"`.
-        dtype: the compute type by name.
-        sequence: parts into which the mesh splits the tokens.
-        forward_mode: whether it is to be differentiated by `jax.jvp`.
+        platform: the name in `jax.default_backend()`: `"cpu"`, `"gpu"`, `"tpu"`.
+        dtype: the name of the compute type.
+        sequence: the number of parts into which the mesh splits the tokens.
+        forward_mode: whether the network is differentiated by `jax.jvp`.
 
     Raises:
-        UserError: for an unknown name, with the nearest known one, or one without a derivative
-            that is asked for.
+        UserError: the name is unknown (the nearest known one is in the message), or forward mode is
+            needed and not available.
 
     Example:
         >>> resolve("auto", "cpu"), resolve("auto", "gpu", "bfloat16"), resolve("xla", "cpu")
@@ -146,7 +146,7 @@ def resolve(
     if forward_mode and implementation in REVERSE_ONLY:
         raise UserError(
             f"attention={implementation} has no derivative in forward mode (jax.jvp), which this "
-            "objective takes: use auto, xla or chunked"
+            "objective needs: use auto, xla or chunked"
         )
     if isinstance(implementation, str) and implementation in IMPLEMENTATIONS:
         return implementation
@@ -161,7 +161,7 @@ def resolve(
 
 
 def attention(q: Queries, k: Values, v: Values, implementation: str = "auto") -> Queries:
-    """Attention of every query over all keys, per head.
+    """Scaled dot-product attention of every query over all keys, for each head.
 
         out = softmax(q kᵀ / √d) v        with the softmax in float32
 
@@ -169,14 +169,13 @@ def attention(q: Queries, k: Values, v: Values, implementation: str = "auto") ->
         q: queries `[B, T, heads, d]`.
         k: keys `[B, S, heads, d]`.
         v: values `[B, S, heads, d]`.
-        implementation: `"auto"` (for the platform that runs the trace) or a name in
-            `IMPLEMENTATIONS`.
+        implementation: `"auto"` (for the default platform) or a name in `IMPLEMENTATIONS`.
 
     Returns:
         `[B, T, heads, d]` in the type of `v`.
 
     Raises:
-        UserError: for an unknown implementation, with the nearest known one.
+        UserError: the implementation is unknown; the nearest known one is in the message.
 
     Example:
         >>> import jax.numpy as jnp

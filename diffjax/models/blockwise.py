@@ -1,9 +1,9 @@
-"""Attention in blocks of keys, whose memory is linear in the tokens, on one device or on a ring.
+"""Blockwise attention, with memory linear in the number of tokens, on one device or on a ring.
 
-Neither pass holds more of the weights than those of one block: the forward pass keeps a running
-maximum and sum (Milakov & Gimelshein 2018, arXiv:1805.02867), and derivatives compute the weights
-again from the logarithm of the sum (Dao et al. 2022, arXiv:2205.14135). The rule is one of forward
-mode, linear in the tangents, so that JAX transposes it: both modes work.
+Neither pass stores more attention weights than those of one block. The forward pass keeps a running
+maximum and sum (Milakov & Gimelshein 2018, arXiv:1805.02867). Derivatives compute the weights again
+from the logarithm of the sum (Dao et al. 2022, arXiv:2205.14135). The derivative is defined in
+forward mode, linear in the tangents, so JAX can transpose it: both modes work.
 """
 
 import math
@@ -22,28 +22,28 @@ from diffjax.models.remat import ATTENTION
 from diffjax.shapes import Queries, Values
 
 RING = "sequence"
-"""The axis of the mesh that splits tokens."""
+"""The axis of the mesh that splits the tokens."""
 
 _BLOCK = 512
 
 
 def chunked(q: Queries, k: Values, v: Values) -> Queries:
-    """Attention by blocks of 512 keys: memory linear in the tokens, differentiates in both modes.
+    """Attention by blocks of 512 keys: memory linear in the tokens, both modes of derivatives.
 
     Example:
         >>> q = jnp.zeros((2, 600, 4, 8))
-        >>> jax.jit(chunked)(q, q, q + 1.0)[0, 0, 0, 0].item()
+        >>> chunked(q, q, q + 1.0)[0, 0, 0, 0].item()
         1.0
     """
     return _in_blocks(q, k, v, turns=1)
 
 
 def ring(q: Queries, k: Values, v: Values) -> Queries:
-    """As `chunked` with the tokens split over the mesh's `sequence` axis; keys go round (RING).
+    """Ring attention: `chunked` with the tokens split over the mesh's `sequence` axis.
 
-    Each device keeps its queries, and sees all keys and values in as many turns as there are
-    devices (Liu et al. 2023, arXiv:2310.01889). Without such an axis, or where it does not divide
-    the tokens, it is `chunked`.
+    Each device keeps its queries, while keys and values move around the ring in as many turns as
+    there are devices (Liu et al. 2023, arXiv:2310.01889). Without such an axis, or if it does not
+    divide the tokens, this is `chunked`.
     """
     turns = axis_size(RING)
     if turns == 1 or q.shape[1] % turns or k.shape[1] % turns:
@@ -56,7 +56,7 @@ def ring(q: Queries, k: Values, v: Values) -> Queries:
 
 
 def _in_blocks(q: Array, k: Array, v: Array, turns: int) -> Array:
-    """Of and to `[B, T, heads, d]`."""
+    """Attention with inputs and output `[B, T, heads, d]`."""
     out, _ = _attend(*(x.swapaxes(1, 2) for x in (q, k, v)), turns)
     return out.swapaxes(1, 2)
 
@@ -83,11 +83,11 @@ def _attend(q: Array, k: Array, v: Array, turns: int) -> tuple[Array, Array]:
 def _attend_jvp(turns: int, primals: tuple, tangents: tuple) -> tuple[tuple, tuple]:
     """With weights W and dS = (dQ Kᵀ + Q dKᵀ) / √d:  dO = (W∘dS) V + W dV − rowsum(W∘dS) O."""
     q, k, v = primals
-    # Named, so that a policy of rematerialisation may keep them and not compute them again.
+    # Named, so that a policy of rematerialisation can keep them.
     out, log_total = (checkpoint_name(x, ATTENTION) for x in _attend(q, k, v, turns))
 
-    # Without the checkpoints the backward pass would keep the weights of all blocks, and the keys
-    # and values of all turns.
+    # Without the checkpoints, the backward pass would store the weights of all blocks, and the
+    # keys and values of all turns.
     @jax.checkpoint
     def derivative(q: Array, k: Array, v: Array, dq: Array, dk: Array, dv: Array) -> Any:
         @jax.checkpoint
@@ -124,12 +124,12 @@ def _mix(weights: Array, v: Array) -> Array:
 
 
 def _fold(step: Callable[..., Any], carry: Any, arrays: tuple[Array, ...], turns: int) -> Any:
-    """Takes the carry over all blocks of keys, `[B, heads, S, d]` on each device of the ring."""
+    """Folds `step` over all blocks of keys, `[B, heads, S, d]` on each device of the ring."""
 
     def here(carry: Any, arrays: tuple[Array, ...]) -> Any:
         blocks = [_blocks(x) for x in arrays]
         count, size = blocks[0].shape[0], blocks[0].shape[-2]
-        # What fills the last block up is no key.
+        # The padding of the last block must not count as keys.
         real = (np.arange(count * size) < arrays[0].shape[2]).reshape(count, size)
         return lax.scan(lambda carry, x: (step(carry, *x), None), carry, (*blocks, real))[0]
 
@@ -146,7 +146,7 @@ def _fold(step: Callable[..., Any], carry: Any, arrays: tuple[Array, ...], turns
 
 
 def _blocks(x: Array) -> Array:
-    """`[B, heads, S, d]` as `[blocks, B, heads, size, d]`, filled up with zeros."""
+    """Splits `[B, heads, S, d]` into `[blocks, B, heads, size, d]`, padded with zeros."""
     count = -(-x.shape[2] // _BLOCK)
     size = -(-x.shape[2] // count)
     padding = [(0, 0), (0, 0), (0, count * size - x.shape[2]), (0, 0)]

@@ -1,4 +1,4 @@
-"""DiT: a vision transformer conditioned through adaptive layer norms that start at zero."""
+"""DiT: the diffusion transformer, conditioned by adaptive layer norm (adaLN-zero)."""
 
 import math
 from collections.abc import Mapping
@@ -41,11 +41,11 @@ SIZES: dict[str, dict] = {
 
 
 TOKENS = (BATCH, "sequence", None)
-"""Where tokens `[B, T, D]` live between layers: whole vectors, as the layer norms read them."""
+"""The sharding of tokens `[B, T, D]` between layers: whole vectors, as layer norms need them."""
 
 
 def patchify(x: Images, patch_size: int) -> Float[Array, " batch tokens numbers"]:
-    """Cuts images `[B,H,W,C]` into tokens `[B, (H/p)·(W/p), p·p·C]`, row by row.
+    """Splits images `[B,H,W,C]` into tokens `[B, (H/p)·(W/p), p·p·C]`, row by row.
 
     Example:
         >>> import jax.numpy as jnp
@@ -61,7 +61,7 @@ def patchify(x: Images, patch_size: int) -> Float[Array, " batch tokens numbers"
 def unpatchify(
     tokens: Float[Array, " batch tokens numbers"], patch_size: int, height: int, width: int
 ) -> Float[Array, " batch {height} {width} channels"]:
-    """Puts tokens `[B, (H/p)·(W/p), p·p·C]` back together as images `[B,H,W,C]`.
+    """Joins tokens `[B, (H/p)·(W/p), p·p·C]` to images `[B,H,W,C]`: the inverse of `patchify`.
 
     Example:
         >>> import jax.numpy as jnp
@@ -74,16 +74,16 @@ def unpatchify(
 
 
 def positions_2d(height: int, width: int, features: int) -> np.ndarray:
-    """Fixed sine and cosine positions of a grid, one row per token, row by row.
+    """Fixed sinusoidal position embeddings of a grid, one row per token, row by row.
 
         [sin(ω_i x), cos(ω_i x), sin(ω_i y), cos(ω_i y)]        ω_i = 10000^(−i / n),  n = D / 4
 
     with `x` the column and `y` the row of the token, counted from 0.
 
     Args:
-        height: rows of tokens.
-        width: columns of tokens.
-        features: the width D, a multiple of 4.
+        height: the number of rows of tokens.
+        width: the number of columns of tokens.
+        features: the width D of a token, a multiple of 4.
 
     Returns:
         `[height·width, features]` float32.
@@ -103,8 +103,8 @@ def positions_2d(height: int, width: int, features: int) -> np.ndarray:
 
 
 def _norm(x: jax.Array, dtype: jnp.dtype) -> jax.Array:
-    """Layer norm without parameters: the modulation that follows is its affine map."""
-    # Flax promotes half precision by itself, which a user's flags may refuse.
+    """Layer norm without parameters; the modulation after it is the affine map."""
+    # Flax promotes half precision implicitly, which a user's flags may refuse.
     with jax.numpy_dtype_promotion("standard"):
         return nn.LayerNorm(epsilon=1e-6, use_bias=False, use_scale=False, dtype=dtype)(x)
 
@@ -114,13 +114,13 @@ def _modulate(x: jax.Array, shift: jax.Array, scale: jax.Array) -> jax.Array:
 
 
 class DiTBlock(nn.Module):
-    """Attention and MLP, each between a modulated norm and a gate that is zero at the start.
+    """A DiT block: attention and MLP, each with a modulated norm and a gate that is initially 0.
 
         x ← x + g₁ · attention(norm(x)·(1 + s₁) + b₁)
         x ← x + g₂ · mlp(norm(x)·(1 + s₂) + b₂)        (b₁, s₁, g₁, b₂, s₂, g₂) = W SiLU(c)
 
-    Call with tokens `[B, T, D]`, conditioning `[B, D]`, a key where there is dropout, and, where
-    blocks are stacked, `place [depth]`, which is true at this block's number; returns `[B, T, D]`.
+    Call with tokens `[B, T, D]`, conditioning `[B, D]`, a key if there is dropout, and, for stacked
+    blocks, the one-hot `place [depth]` of this block; returns `[B, T, D]`.
     """
 
     num_heads: int
@@ -157,7 +157,7 @@ class DiTBlock(nn.Module):
 
 
 class MLP(nn.Module):
-    """`down(GELU(up(x)))` on every token, with the tanh form of GELU."""
+    """The MLP `down(GELU(up(x)))` on every token, with the tanh approximation of GELU."""
 
     hidden_size: int
     dtype: str
@@ -172,44 +172,46 @@ class MLP(nn.Module):
 
 
 class DiT(nn.Module):
-    """Diffusion transformer with adaLN-zero conditioning.
+    """The diffusion transformer (DiT) with adaLN-zero conditioning.
 
-    Patches become tokens by one dense layer, get fixed 2-D positions, pass `depth` blocks that are
-    modulated by noise label and class, and become patches again. Gates and output start at zero, so
-    a fresh network returns exactly 0. The tokens after a quarter of the blocks are sown (`HIDDEN`).
-    Stacked blocks (`scan`) are the same function and compile in the time of one; `stacked` and
-    `unstacked` carry parameters from one layout to the other.
+    A dense layer turns patches into tokens. The tokens get fixed 2-D position embeddings, pass
+    `depth` blocks that are modulated by noise label and class, and become patches again. Gates and
+    output are initially zero, so an untrained network returns exactly 0. The tokens after a quarter
+    of the blocks are sown (`HIDDEN`). Stacked blocks (`scan`) compute the same function and compile
+    in the time of one block; `stacked` and `unstacked` convert parameters between the two layouts.
 
     Call with `x [B,H,W,C]`, `noise_label [B]` (floats, of the order 0 … 1000; `[B, 2]` for two
-    of them, see `Conditioning`), `cond [B] int32` (`num_classes` is the null label, and what None
-    stands for), and `train=True` with `rngs={"dropout": key}` where there is dropout; returns
+    labels, see `Conditioning`), `cond [B] int32` (`num_classes` is the null label, which is also
+    used for None), and `train=True` with `rngs={"dropout": key}` if there is dropout; returns
     `[B,H,W,C]` float32.
 
     Attributes:
-        num_classes: number of classes; 0 is unconditional.
-        patch_size: side of a patch in pixels; divides height and width.
-        hidden_size: width of the tokens; a multiple of 4 and of `num_heads`.
-        depth: number of blocks.
-        num_heads: attention heads.
-        mlp_ratio: hidden width of the MLP in units of `hidden_size`.
-        dropout: share of activations dropped after attention and MLP in training.
-        dtype: compute type, `"float32"` or `"bfloat16"`; parameters are float32 always.
+        num_classes: the number of classes; 0 is unconditional.
+        patch_size: the side of a patch in pixels; divides height and width. 2, 4 or 8 in the paper.
+        hidden_size: the width of the tokens; a multiple of 4 and of `num_heads`. 384 (S) to 1152
+            (XL) in the paper.
+        depth: the number of blocks; 12 (S, B) to 28 (XL).
+        num_heads: the number of attention heads; 6 (S) to 16 (L, XL).
+        mlp_ratio: the hidden width of the MLP in units of `hidden_size`; 4 in the paper.
+        dropout: the fraction of activations dropped after attention and MLP in training; 0 in the
+            paper.
+        dtype: the compute type, `"float32"` or `"bfloat16"`; parameters are always float32.
         attention: `"auto"` or a name in `diffjax.models.attention.IMPLEMENTATIONS`.
-        out_channels: of the output; 0 is as many as the image has.
-        scan: whether the blocks' parameters are stacked under `blocks`, first axis `depth`, and the
-            program is a loop over one block; otherwise each block is `block_i` and a text of its
-            own.
-        remat: a name in `diffjax.models.remat.REMAT`: what a block keeps for its gradient.
+        out_channels: the number of output channels; 0 means that of the input.
+        scan: whether the parameters of all blocks are stacked under `blocks`, with first axis
+            `depth`, and the program is a loop over one block. Otherwise each block is `block_i` and
+            is compiled separately.
+        remat: a name in `diffjax.models.remat.REMAT`: which activations a block keeps.
 
     Raises:
-        UserError: where the patch does not divide the image, the heads do not divide the width, or
-            the width is no multiple of 4.
+        UserError: the patch does not divide the image, the heads do not divide the width, or the
+            width is not a multiple of 4.
 
     Example:
         >>> import jax, jax.numpy as jnp
         >>> net = DiT(num_classes=10, hidden_size=32, depth=1, num_heads=2)
         >>> x, t, label = jnp.ones((2, 8, 8, 1)), jnp.ones(2), jnp.array([3, 10])
-        >>> out, variables = jax.eval_shape(net.init_with_output, jax.random.key(0), x, t, label)
+        >>> out, variables = jax.jit(net.init_with_output)(jax.random.key(0), x, t, label)
         >>> out.shape
         (2, 8, 8, 1)
 
@@ -285,8 +287,8 @@ class DiT(nn.Module):
     def _scanned(
         self, h: jax.Array, c: jax.Array, keys: jax.Array | None
     ) -> tuple[jax.Array, jax.Array]:
-        """As `_unrolled`, as a loop over one block."""
-        # Carried along only where somebody asks: it is as large as the tokens.
+        """The same as `_unrolled`, as a loop over one block."""
+        # Carried through the loop only if it is needed: it is as large as the tokens.
         sown = self.is_mutable_collection(HIDDEN[0])
 
         def body(
@@ -319,22 +321,22 @@ class DiT(nn.Module):
         return (self.depth - 1) // 4
 
     def _block(self, name: str) -> DiTBlock:
-        # In a loop nothing of the backward pass can be merged with the forward pass, which is what
-        # a barrier against it, that costs memory, is for.
+        # `prevent_cse` stops XLA from merging the recomputation with the forward pass. In a loop
+        # that can't happen, and the barrier would cost memory.
         block = rematerialised(DiTBlock, self.remat, prevent_cse=not self.scan)
         return block(
             self.num_heads, self.mlp_ratio, self.dropout, self.dtype, self.attention, name=name
         )
 
     def check_mesh(self, input_shape: tuple[int, int, int], sizes: Mapping[str, int]) -> None:
-        """Refuses a mesh whose `tensor` or `sequence` does not divide the heads or the tokens.
+        """Refuses a mesh whose `tensor` or `sequence` axis does not divide the heads or the tokens.
 
         Args:
-            input_shape: `(H, W, C)` of what the network sees.
-            sizes: of the mesh's axes, by name.
+            input_shape: `(H, W, C)` of the network's input.
+            sizes: the sizes of the mesh's axes, by name.
 
         Raises:
-            UserError: with the sizes that would do.
+            UserError: an axis does not fit; the message has the sizes that do.
         """
         height, width, _ = input_shape
         tokens = (height // self.patch_size) * (width // self.patch_size)
@@ -358,13 +360,13 @@ class DiT(nn.Module):
             raise UserError(f"DiT: hidden_size={self.hidden_size} is not a multiple of 4")
         if not 1 <= self.hidden_size * self.mlp_ratio < 2**31:
             raise UserError(
-                f"DiT: mlp_ratio={self.mlp_ratio:g} makes an MLP of a width of "
+                f"DiT: mlp_ratio={self.mlp_ratio:g} makes an MLP with a width of "
                 f"{self.hidden_size * self.mlp_ratio:g}; 4 is usual"
             )
 
 
 def stacked(params: dict[str, Any]) -> dict[str, Any]:
-    """Parameters of a `DiT` as the same network with `scan=True` has them.
+    """Converts the parameters of a `DiT` to those of the same network with `scan=True`.
 
     Example:
         >>> import jax.numpy as jnp
@@ -377,7 +379,7 @@ def stacked(params: dict[str, Any]) -> dict[str, Any]:
 
 
 def unstacked(params: dict[str, Any]) -> dict[str, Any]:
-    """The inverse of `stacked`.
+    """Converts the parameters of a `DiT` with `scan=True` to those without: inverts `stacked`.
 
     Example:
         >>> import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""Pieces that the networks share: embeddings of noise and label, self-attention, compute types."""
+"""Layers of all networks: embeddings of noise label and class, self-attention, compute types."""
 
 import functools
 import math
@@ -26,16 +26,16 @@ HIDDEN = ("intermediates", "hidden")
 """The collection and name under which a network sows activations of a middle layer."""
 
 STACKED = "blocks"
-"""Under which a network keeps the parameters of all its blocks, with a first axis for them."""
+"""The name of the parameters of stacked blocks, whose first axis is the number of the block."""
 
 COMPUTE_TYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
 def compute_type(name: str) -> jnp.dtype:
-    """The type that a network computes in, by name; parameters and outputs stay float32.
+    """The type in which a network computes, by name; parameters and outputs stay float32.
 
     Raises:
-        UserError: for a name not in `COMPUTE_TYPES`.
+        UserError: the name is not in `COMPUTE_TYPES`.
 
     Example:
         >>> compute_type("bfloat16")
@@ -49,20 +49,20 @@ def compute_type(name: str) -> jnp.dtype:
 def frequency_embedding(
     noise_label: PerSample, features: int, max_period: float = 10_000.0
 ) -> Float[Array, " batch {features}"]:
-    """Cosines and sines of a scalar at geometrically spaced frequencies.
+    """The sinusoidal embedding of a scalar: cosines and sines at geometrically spaced frequencies.
 
         [cos(ω_i t), sin(ω_i t)]        ω_i = max_period^(−i / n),  i = 0 … n−1,  n = features / 2
 
     Args:
-        noise_label: `[B]`, of the order 0 … 1000: smaller ranges barely move the embedding.
-        features: width of the embedding, even.
-        max_period: the longest period is 2π times about this.
+        noise_label: `[B]`, of the order 0 … 1000; smaller ranges hardly change the embedding.
+        features: the width of the embedding, an even number; typically 128 or 256.
+        max_period: the longest period is about 2π times this; typically 10,000.
 
     Returns:
-        `[B, features]` float32, whatever type the label has.
+        `[B, features]` float32, for labels of any type.
 
     Raises:
-        UserError: for an odd width.
+        UserError: the width is odd.
 
     Example:
         >>> import jax.numpy as jnp
@@ -81,16 +81,17 @@ def frequency_embedding(
 
 
 def rows_as_one(x: jax.Array, kernel: jax.Array, dimensions: Any, **how: Any) -> jax.Array:
-    """`jax.lax.dot_general` of `x [..., n]` and a kernel, all axes of `x` but the last as one.
+    """The product of `x [..., n]` with a kernel, where all axes of `x` but the last become one.
 
-    For a kernel's gradient, a sum over more than one axis, XLA:CPU writes both of its operands down
-    transposed; for one axis it doesn't. On a mesh they stay apart, since they are split apart.
+    The gradient of a kernel is a sum over these axes. For more than one axis XLA:CPU stores both
+    operands transposed; for one axis it does not. On a mesh the axes are not merged, because they
+    are split separately.
 
     Args:
-        x: what is contracted over its last axis.
+        x: the array that is contracted over its last axis.
         kernel: `[n, features]`.
-        dimensions: as `dot_general` names them, of no batch.
-        **how: further arguments of `dot_general`.
+        dimensions: dimension numbers of `jax.lax.dot_general`, without batch dimensions.
+        **how: further arguments of `jax.lax.dot_general`.
 
     Example:
         >>> import jax.numpy as jnp
@@ -106,20 +107,28 @@ def rows_as_one(x: jax.Array, kernel: jax.Array, dimensions: Any, **how: Any) ->
 
 
 Dense = functools.partial(nn.Dense, dot_general=rows_as_one)
-"""`flax.linen.Dense` for tokens and images; the same function and parameters."""
+"""`flax.linen.Dense` with the product `rows_as_one`; the same function and parameters."""
 
 
 class Conditioning(nn.Module):
-    """One vector per example from its noise label and its class.
+    """The conditioning vector of an example, from its noise label and its class.
 
         c = W₂ SiLU(W₁ frequencies(noise_label)) + E[cond]
 
-    `E` has `num_classes + 1` rows; the last one is the null label of classifier-free guidance, and
-    stands in where `cond` is None. With `num_classes=0` there is no `E`, and `cond` is ignored. A
-    label beyond the table gives NaN, not a neighbour's row. Where there are several noise labels,
-    each further one adds a term like the first, with weights of its own.
+    `E` has `num_classes + 1` rows. The last one is the null label of classifier-free guidance,
+    which is also used if `cond` is None. With `num_classes=0` there is no `E`, and `cond` is
+    ignored. A label outside of the table returns NaN, not another row. With several noise labels,
+    each further one adds a term like the first, with its own weights.
 
     Call with `noise_label [B]` or `[B, n]` and `cond [B] int32 | None`; returns `[B, features]`.
+
+    Attributes:
+        num_classes: the number of classes; 0 is unconditional.
+        features: the width of the vector.
+        num_frequencies: the width of the sinusoidal embedding; 256 in DiT.
+        dtype: the compute type.
+        kernel_init: the initializer of both dense layers.
+        label_init: the initializer of `E`.
     """
 
     num_classes: int
@@ -153,19 +162,26 @@ class Conditioning(nn.Module):
     def _embedded(self, noise_label: jax.Array, suffix: str) -> jax.Array:
         how = {"dtype": compute_type(self.dtype), "kernel_init": self.kernel_init}
         h = frequency_embedding(noise_label, self.num_frequencies)
-        # Whole vectors: split by their width too, XLA gave wrong gradients of what is below.
+        # Not split by width: with such a split XLA returned wrong gradients for the layers below.
         h = nn.Dense(self.features, **how, name=f"hidden{suffix}")(h)
         h = nn.silu(constrain(h, BATCH, None))
         return nn.Dense(self.features, **how, name=f"out{suffix}")(h)
 
 
 class SelfAttention(nn.Module):
-    """Multi-head self-attention over tokens `[B, T, D]`: one dense to q, k, v and one back.
+    """Multi-head self-attention over tokens `[B, T, D]`, with dense layers before and after it.
 
-    In stacked blocks, `place [depth]` is true at the number of the block that this one is.
+    In stacked blocks, `place [depth]` is one-hot: true at the number of this block.
+
+    Attributes:
+        num_heads: the number of heads; divides the width D.
+        attention: `"auto"` or a name in `diffjax.models.attention.IMPLEMENTATIONS`.
+        dtype: the compute type.
+        kernel_init: the initializer of the layer for queries, keys and values.
+        out_init: the initializer of the output layer.
 
     Raises:
-        UserError: where the heads do not divide the width.
+        UserError: the heads do not divide the width.
     """
 
     num_heads: int
@@ -182,8 +198,8 @@ class SelfAttention(nn.Module):
             raise UserError(f"attention: {self.num_heads} heads do not divide a width of {width}")
         qkv = Dense(3 * width, dtype=dtype, kernel_init=self.kernel_init, name="qkv")(x)
         heads = (batch, length, self.num_heads, width // self.num_heads)
-        # Whole heads to each device, whatever the columns of q, k and v are split into. A split's
-        # gradient is one concatenation; that of three slices is three padded arrays and their sum.
+        # Each device gets whole heads, for any split of the columns of q, k and v. The gradient of
+        # `split` is one concatenation; that of three slices is three padded arrays and their sum.
         q, k, v = (
             constrain(part.reshape(heads), BATCH, "sequence", "tensor", None)
             for part in jnp.split(qkv, 3, axis=-1)
@@ -192,18 +208,18 @@ class SelfAttention(nn.Module):
         return Dense(width, dtype=dtype, kernel_init=self.out_init, name="out")(out)
 
     def look(self, q: jax.Array, k: jax.Array, v: jax.Array, place: jax.Array | None) -> jax.Array:
-        """The attention itself, `[B, T, heads, d]`; `place` is for who looks in from outside."""
+        """The attention itself, `[B, T, heads, d]`; `place` is used by `attention_off` alone."""
         del place
         return attention(q, k, v, self.attention)
 
 
 @contextmanager
 def attention_off(layers: str) -> Iterator[None]:
-    """Where networks are called meanwhile, each token attends to itself alone.
+    """Perturbs networks that are evaluated in this context: each token attends to itself alone.
 
     Args:
-        layers: a regular expression of the paths of those `SelfAttention` that are concerned, as
-            `block_2/attention`, which it is called in stacked blocks too; "" is all.
+        layers: a regular expression for the paths of the `SelfAttention` layers to change, such as
+            `block_2/attention`; stacked blocks have the same paths. "" matches all layers.
     """
 
     def off(
@@ -226,7 +242,7 @@ def attention_off(layers: str) -> Iterator[None]:
 
 
 def attention_layers(params: Any) -> list[str]:
-    """The paths of a network's `SelfAttention`s, from its parameters or their shapes.
+    """The paths of a network's `SelfAttention` layers, from its parameters or their shapes.
 
     Example:
         >>> attention_layers({"block_0": {"attention": {"qkv": {}, "out": {}}, "mlp": {}}})
@@ -250,5 +266,5 @@ def attention_layers(params: Any) -> list[str]:
 
 
 def _in_stack(path: str, number: int) -> str:
-    """What a layer of one of the stacked blocks is called; what it would be if they were not."""
+    """The path of a layer in one of the stacked blocks, as if the blocks were not stacked."""
     return re.sub(rf"(^|/){STACKED}/", rf"\g<1>block_{number}/", path)

@@ -1,8 +1,7 @@
-"""Where activations live on a mesh, said by networks, which know its axes by name alone.
+"""Sharding of activations: networks constrain them to the axes of a mesh, by the axes' names.
 
-The mesh is the one in whose context a network is called (`jax.set_mesh`, or
-`jax.sharding.use_abstract_mesh` where something is being traced already). Where there is none,
-nothing here does anything.
+The mesh is that of the context in which a network is evaluated (`jax.set_mesh`, or
+`jax.sharding.use_abstract_mesh` during tracing). Without a mesh, nothing here has an effect.
 """
 
 import itertools
@@ -13,14 +12,14 @@ import jax
 from jax.sharding import PartitionSpec
 
 BATCH = ("data", "fsdp")
-"""The axes that split the rows of a batch."""
+"""The mesh axes that split the examples of a batch."""
 
 Axes = str | tuple[str, ...] | None
-"""What splits one dimension: an axis, several (the first one outermost), or nothing."""
+"""The mesh axes that split one dimension: one, several (the first one outermost), or none."""
 
 
 def axis_size(axis: str) -> int:
-    """Parts into which an axis of the mesh splits; 1 where there is no mesh, or no such axis.
+    """The size of an axis of the mesh; 1 if there is no mesh, or no such axis.
 
     Example:
         >>> axis_size("tensor")
@@ -30,7 +29,7 @@ def axis_size(axis: str) -> int:
 
 
 def one_device() -> bool:
-    """Whether there is no mesh, or one of a single device.
+    """Whether there is no mesh, or a mesh of one device.
 
     Example:
         >>> one_device()
@@ -40,13 +39,13 @@ def one_device() -> bool:
 
 
 def constrain(x: jax.Array, *axes: Axes) -> jax.Array:
-    """The same array, laid out over the mesh as said, one entry a dimension.
+    """Constrains the sharding of an array over the mesh; its values do not change.
 
-    What the mesh lacks, or what does not divide its dimension, is left out.
+    Axes that the mesh lacks, or that do not divide their dimension, are left out.
 
     Args:
         x: any array.
-        *axes: of its dimensions.
+        *axes: the mesh axes that split each dimension, one entry per dimension.
 
     Example:
         >>> import jax.numpy as jnp
@@ -59,11 +58,11 @@ def constrain(x: jax.Array, *axes: Axes) -> jax.Array:
 
 
 def of_whole_groups(layer: Callable[[jax.Array], jax.Array], x: jax.Array) -> jax.Array:
-    """`layer(x)` of one vector an image, whose vectors are moved in place of the layer's weights.
+    """Evaluates `layer(x)` for one vector per image, moving vectors between devices, not weights.
 
-    Each device multiplies its part of the weights by the vectors of all images of its `fsdp` group;
-    what is moved are vectors, forward and backward. Where a group has more images than the vectors
-    are long, the weights are smaller, and the compiler gathers those as ever.
+    Each device multiplies its part of the weights by the vectors of all images of its `fsdp` group,
+    so vectors are communicated, forward and backward. If a group has more images than the vectors
+    have numbers, the weights are the smaller array, and the compiler gathers them as usual.
 
     Args:
         layer: a product with weights that `fsdp` splits.
@@ -75,7 +74,7 @@ def of_whole_groups(layer: Callable[[jax.Array], jax.Array], x: jax.Array) -> ja
         (4, 2)
     """
     images, width = x.shape
-    # Asked in this order, because an exported program does not know how many images there are.
+    # In this order, because the number of images is unknown in an exported program.
     if axis_size("fsdp") == 1 or images // axis_size("data") >= width:
         return layer(x)
     whole = constrain(layer(constrain(x, "data", "fsdp")), "data", None)
@@ -83,16 +82,16 @@ def of_whole_groups(layer: Callable[[jax.Array], jax.Array], x: jax.Array) -> ja
 
 
 def fit(axes: Sequence[Axes], shape: Sequence[int], sizes: Mapping[str, int]) -> PartitionSpec:
-    """Those axes that a mesh has, on dimensions that they divide.
+    """Fits mesh axes to the dimensions of an array, so that each axis divides its dimension.
 
-    Of all ways to put them there, the one with the most parts; of these, one that leaves most axes
-    where they were named. An axis that does not divide its dimension may go to another one that is
-    named, the last that it divides, but not to that of a batch.
+    Among all assignments, the one with the most parts is chosen; among these, one that keeps most
+    axes on their dimension. An axis that does not divide its dimension may move to another
+    dimension with an entry, the last one that it divides, but not to that of the batch.
 
     Args:
-        axes: one entry a dimension.
-        shape: of the array.
-        sizes: of the mesh's axes, by name.
+        axes: the mesh axes that should split each dimension, one entry per dimension.
+        shape: the shape of the array.
+        sizes: the sizes of the mesh's axes, by name.
 
     Example:
         >>> tuple(fit(("fsdp", "tensor"), (6, 8), {"fsdp": 2, "tensor": 4}))
@@ -114,7 +113,7 @@ def fit(axes: Sequence[Axes], shape: Sequence[int], sizes: Mapping[str, int]) ->
     ways = [[home, *(at for at in reversed(takers) if at != home), None] for _, home in homes]
 
     def placed(way: tuple[int | None, ...]) -> list[list[str]]:
-        """Axes by dimension, those at home before others."""
+        """The axes on each dimension; those that stayed on their own dimension come first."""
         taken: list[list[str]] = [[] for _ in shape]
         for away in (False, True):
             for (name, home), at in zip(homes, way, strict=True):

@@ -1,4 +1,4 @@
-"""Rematerialisation: what a block keeps of its forward pass, and computes again in the backward."""
+"""Rematerialisation: which activations a block keeps, and which its gradient computes again."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,7 +10,7 @@ from jax import lax
 from diffjax.errors import UserError, nearest
 
 ATTENTION = "attention"
-"""The name (`jax.ad_checkpoint.checkpoint_name`) of what attention gives, in every network."""
+"""The name (`jax.ad_checkpoint.checkpoint_name`) of the output of attention in all networks."""
 
 Policy = Callable[..., Any]
 
@@ -18,13 +18,13 @@ _named = jax.checkpoint_policies.save_only_these_names(ATTENTION)
 
 
 def _products(primitive: Any, *inputs: Any, **how: Any) -> bool:
-    """Matrix products, convolutions, and what attention's own kernels give."""
+    """Keeps results of matrix products, of convolutions and of attention."""
     product = primitive in (lax.dot_general_p, lax.conv_general_dilated_p)
     return product or _named(primitive, *inputs, **how)
 
 
 def _dense(primitive: Any, *inputs: Any, **how: Any) -> bool:
-    """The same without products of two activations, which are attention's `[T, T]` logits."""
+    """Like `_products`, without products of two activations: attention's `[T, T]` logits."""
     if primitive is lax.dot_general_p:
         _, (left, _) = how["dimension_numbers"]
         return not left
@@ -38,28 +38,28 @@ REMAT: dict[str, Policy | None] = {
     "attention": _named,
     "full": jax.checkpoint_policies.nothing_saveable,
 }
-"""By name, from what keeps most to what keeps least. Beside its input a block keeps
+"""Policies by name, from the most memory to the least. Beside its input, a block keeps
 
-- `none`: whatever its gradient reads, which is what XLA would do anyway;
-- `products`: results of matrix products and convolutions, so none of them is computed again;
-- `dense`: the same but for attention's logits `[T, T]`;
-- `attention`: what attention gives, alone;
+- `none`: everything that its gradient needs, as without rematerialisation;
+- `products`: the results of matrix products and convolutions, so none of them is computed again;
+- `dense`: the same without attention's logits `[T, T]`;
+- `attention`: the output of attention alone;
 - `full`: nothing, so the whole block is computed twice.
 """
 
 
 def rematerialised(block: type[nn.Module], name: str, **how: Any) -> Any:
-    """A class of blocks that keep what `REMAT[name]` says.
+    """A class of blocks with the rematerialisation policy `REMAT[name]`.
 
-    Value and gradient are the same, and so are the names of the parameters.
+    Values, gradients and the names of the parameters do not change.
 
     Args:
-        block: class of the module; its `__call__` is what is computed again.
-        name: in `REMAT`.
+        block: the class of the module, whose `__call__` is computed again for gradients.
+        name: a name in `REMAT`.
         **how: further arguments of `flax.linen.remat`.
 
     Raises:
-        UserError: for an unknown name, with the nearest known one.
+        UserError: the name is unknown; the nearest known one is in the message.
 
     Example:
         >>> rematerialised(nn.Dense, "none") is nn.Dense

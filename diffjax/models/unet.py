@@ -40,19 +40,19 @@ SIZES: dict[str, dict] = {
 parameters at 32x32x3), `UNet(num_classes=1000, **SIZES["ADM-64"])` Dhariwal & Nichol 2021 (296 M at
 64x64x3)."""
 
-# Not split by rows: XLA's convolutions of maps that are split by rows and by channels at once were
-# seen to give wrong numbers (jax 0.10.2, eight CPU devices, tensor=2 and sequence=2).
+# Not split by rows: XLA's convolutions of maps that are split by rows and by channels at once
+# returned wrong numbers (jax 0.10.2, eight CPU devices, tensor=2 and sequence=2).
 MAPS = (BATCH, None, None, None)
-"""Where feature maps `[B, H, W, C]` live between blocks; `sequence` splits attention's tokens."""
+"""The sharding of maps `[B, H, W, C]` between blocks; `sequence` splits attention's tokens only."""
 
 _uniform = initializers.variance_scaling(1.0, "fan_avg", "uniform")
 
 
 def num_groups(channels: int) -> int:
-    """Groups of a group norm: the most, up to 32, that divide the channels into 4 or more each.
+    """The number of groups of a group norm: the largest, up to 32, with 4 or more channels each.
 
-    A group of one channel would be normalised over the pixels alone, and what a convolution adds to
-    a whole channel, such as the conditioning, would be lost.
+    A group of one channel would be normalised over the pixels alone, which removes any constant
+    that is added to a channel, such as the conditioning.
 
     Example:
         >>> num_groups(128), num_groups(64), num_groups(48)
@@ -62,12 +62,12 @@ def num_groups(channels: int) -> int:
 
 
 class GroupNorm(nn.Module):
-    """Group norm of maps `[B,H,W,C]`: `flax.linen.GroupNorm`, which XLA:CPU is slow at.
+    """Group norm of maps `[B,H,W,C]`: `flax.linen.GroupNorm`, in a form that is fast on CPUs.
 
         (x − mean)·rsqrt(var + 1e-5)·scale + bias
 
-    Mean and variance are those of the pixels and channels of a group. Here the pixels are summed
-    first and then each group's few channels, which takes a fifth of the time (docs/performance.md).
+    Mean and variance are over the pixels and channels of a group. Here the pixels are summed first,
+    and then the few channels of each group, which takes a fifth of the time (docs/performance.md).
 
     References:
         Wu & He, "Group Normalization", 2018, arXiv:1803.08494
@@ -83,8 +83,8 @@ class GroupNorm(nn.Module):
         bias = self.param("bias", initializers.zeros, (channels,))
         wide = x.astype(jnp.float32)
         size = channels // self.num_groups
-        # Products spread a group's mean over its channels: by indices, XLA:CPU would look for the
-        # group of every pixel's every channel.
+        # A product spreads a group's mean over its channels. With indices, XLA:CPU would look up
+        # the group for each channel of each pixel.
         member = jnp.arange(channels)[:, None] // size == jnp.arange(self.num_groups)[None]
         dot = partial(jnp.dot, precision=jax.lax.Precision.HIGHEST)
 
@@ -123,15 +123,15 @@ def _doubled(x: jax.Array) -> jax.Array:
 
 
 class ResidualBlock(nn.Module):
-    """Two convolutions around a skip; the conditioning enters between them, the second starts at 0.
+    """A residual block: two convolutions with the conditioning between them, and a skip.
 
         h = conv₁(r(SiLU(norm₁(x))))                           r = resample
         h = norm₂(h)·(1 + s) + b        (s, b) = W SiLU(c)        with scale_shift
         h = norm₂(h + b)                     b = W SiLU(c)        without
         x ← skip(r(x)) + conv₂(dropout(SiLU(h)))
 
-    Call with `x [B,H,W,C]` and conditioning `[B, D]`; returns `[B,H',W',features]`, where `H', W'`
-    is what `resample` makes of the map.
+    The second convolution is initially 0. Call with `x [B,H,W,C]` and conditioning `[B, D]`;
+    returns `[B,H',W',features]`, where `H', W'` is the size after `resample`.
     """
 
     features: int
@@ -167,7 +167,7 @@ class ResidualBlock(nn.Module):
 
 
 class AttentionBlock(nn.Module):
-    """Self-attention over the pixels `[B,H,W,C]`, added to them; its output starts at zero."""
+    """Self-attention over pixels `[B,H,W,C]` with a skip; its output is initially zero."""
 
     head_channels: int
     dtype: str
@@ -194,39 +194,43 @@ class AttentionBlock(nn.Module):
 
 
 class UNet(nn.Module):
-    """U-Net with noise and class conditioning.
+    """The U-Net of DDPM and ADM, conditioned on noise label and class.
 
-    Level i has `channels · channel_multipliers[i]` channels on maps of 1 / 2^i of the image. On the
-    way down every level has `num_res_blocks` residual blocks, on the way up one more, each of which
-    takes one skip connection; between the two ways stand two blocks around attention. The output
-    starts at zero, so a fresh network returns exactly 0. What leaves the middle is sown (`HIDDEN`).
+    Level i has `channels · channel_multipliers[i]` channels on maps of 1 / 2^i of the image's
+    sides. Each level has `num_res_blocks` residual blocks on the way down. On the way up it has one
+    more, each with a skip connection. Between the two ways are two residual blocks around
+    attention. The output is initially zero, so an untrained network returns exactly 0. The output
+    of the middle is sown (`HIDDEN`).
 
     Call with `x [B,H,W,C]`, `noise_label [B]` (floats, of the order 0 … 1000; `[B, 2]` for two
-    of them, see `Conditioning`), `cond [B] int32` (`num_classes` is the null label, and what None
-    stands for), and `train=True` with `rngs={"dropout": key}` where there is dropout; returns
+    labels, see `Conditioning`), `cond [B] int32` (`num_classes` is the null label, which is also
+    used for None), and `train=True` with `rngs={"dropout": key}` if there is dropout; returns
     `[B,H,W,C]` float32.
 
     Attributes:
-        num_classes: number of classes; 0 is unconditional.
-        channels: channels of the first level.
+        num_classes: the number of classes; 0 is unconditional.
+        channels: the number of channels of the first level; 128 (DDPM) to 256.
         channel_multipliers: one factor per level.
-        num_res_blocks: residual blocks per level on the way down.
-        attention_resolutions: heights in pixels of the maps whose blocks are followed by attention;
-            sizes that do not occur are ignored, and the middle always attends.
-        head_channels: channels of one attention head; divides those of the maps that attend.
+        num_res_blocks: the number of residual blocks per level on the way down; typically 2 or 3.
+        attention_resolutions: the heights in pixels of the maps whose blocks are followed by
+            attention; typically 16 and below. Heights that do not occur are ignored, and the middle
+            always has attention.
+        head_channels: the number of channels of one attention head; divides those of the maps with
+            attention. 64 in ADM.
         scale_shift: whether the conditioning scales and shifts (ADM) or only shifts (DDPM).
         residual_resampling: whether maps are halved and doubled inside a residual block (ADM) or by
             a convolution (DDPM).
-        dropout: share of activations dropped in every residual block in training.
-        dtype: compute type, `"float32"` or `"bfloat16"`; parameters are float32 always.
+        dropout: the fraction of activations dropped in each residual block in training; 0.1 in DDPM
+            and in ADM at 64×64.
+        dtype: the compute type, `"float32"` or `"bfloat16"`; parameters are always float32.
         attention: `"auto"` or a name in `diffjax.models.attention.IMPLEMENTATIONS`.
-        out_channels: of the output; 0 is as many as the image has.
-        remat: a name in `diffjax.models.remat.REMAT`: what residual and attention blocks keep for
-            their gradient.
+        out_channels: the number of output channels; 0 means that of the input.
+        remat: a name in `diffjax.models.remat.REMAT`: which activations residual and attention
+            blocks keep.
 
     Raises:
-        UserError: where a map cannot be halved as often as there are levels, or `head_channels`
-            does not divide the channels.
+        UserError: a map can't be halved as often as there are levels, or `head_channels` does not
+            divide the channels.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -271,7 +275,7 @@ class UNet(nn.Module):
             num_frequencies=self.channels,
             dtype=self.dtype,
             kernel_init=_uniform,
-            # As large as the embedded time beside it, as in ADM; smaller ones are learned late.
+            # As large as the embedded time, as in ADM; smaller embeddings are learned late.
             label_init=initializers.normal(1.0),
             name="conditioning",
         )(noise_label, cond)
