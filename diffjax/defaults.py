@@ -1,4 +1,4 @@
-"""What every experiment's config has, with defaults that a config file changes."""
+"""The settings of every experiment's config, with defaults that a config file may change."""
 
 from ml_collections import ConfigDict
 
@@ -24,16 +24,19 @@ def experiment(
     """A config with every setting that training, sampling and evaluation read.
 
     Args:
-        name: of the run folder; what `arguments` choose is appended.
-        arguments: what followed the config file's colon.
-        data: a spec of a `DataSet`.
-        extractor: a spec of an `Extractor`, for evaluation.
-        models: the networks on offer, by name.
-        model: the default one.
-        objective: the default one's name.
+        name: the name of the run folder; the choices of `arguments` are appended.
+        arguments: the text after the config file's colon.
+        data: the spec of a `DataSet`.
+        extractor: the spec of an `Extractor`, for evaluation.
+        models: the networks of this config, by name.
+        model: the name of the default network.
+        objective: the name of the default objective.
+
+    Returns:
+        The config, which is not locked.
 
     Raises:
-        UserError: an unknown axis or choice in `arguments`.
+        UserError: an axis or a choice in `arguments` is unknown.
     """
     config = ConfigDict()
     config.name = name
@@ -45,7 +48,7 @@ def experiment(
     config.augment = spec(Augment)
     names = lookup.set_axes(config, arguments, models, objective=objective, model=model)
     solver = lookup.solver_for(names["wrappers"])
-    config.label_dropout = 0.1  # share of labels hidden, for classifier-free guidance
+    config.label_dropout = 0.1  # fraction of labels replaced by null, for classifier-free guidance
     config.optimizer = spec(optimizer.adamw)
     config.nonfinite = spec(NonFinite)
     config.ema_decays = (0.999,)
@@ -62,25 +65,25 @@ def experiment(
     )
     config.log_every_steps = 100
     config.sample_every_steps = 1_000
-    config.sample_images = 64  # at most, in the picture that is drawn then
+    config.sample_images = 64  # the largest number of samples in a picture
     config.checkpoint_every_steps = 1_000
     config.checkpoints_to_keep = 3
     config.checkpoints_kept_every_steps = 100_000
     config.evaluation = ConfigDict(
         {
             "extractor": extractor,
-            "extractors": (),  # others beside it, for the run's own recipe
+            "extractors": (),  # further extractors, for the recipe in `sampling` alone
             "num_samples": 1_000,
-            "labels": "data",  # in its proportions; or "balanced", or labels in turn, as "3,7"
+            "labels": "data",  # its proportions; or "balanced", or labels in turn, such as "3,7"
             "batch_size": 500,
             "solvers": ("ddim", solver),
-            "grids": (),  # that of `sampling`
+            "grids": (),  # empty: the grid of `sampling`
             "num_steps": (5, 18),
-            "guidance_scales": (),  # that of `sampling`
-            "weights": (),  # `config.weights`
-            "seeds": (),  # `seed`
+            "guidance_scales": (),  # empty: the scale of `sampling`
+            "weights": (),  # empty: `config.weights`
+            "seeds": (),  # empty: `seed`
             "seed": 0,
-            "likelihood": (),  # methods of bits per dimension: "ode", "vlb", "discrete_vlb"
+            "likelihood": (),  # methods for bits per dimension: "ode", "vlb", "discrete_vlb"
         }
     )
     return config

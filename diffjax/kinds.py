@@ -1,14 +1,13 @@
-"""What a hyper-parameter may be, said by the annotation of the field that it is.
+"""Types and ranges of hyper-parameters, as annotations of the fields of dataclasses.
 
     decay: Decay[float] = 0.98                 # at least 0 and below 1
     num_bins: Positive[int] = 32               # a whole number above 0
-    weight: Weight                             # what is called with (Coeffs, Mix)
+    weight: Weight                             # a function of (Coeffs, Mix)
     attention_resolutions: tuple[Positive[int], ...] = (16,)
 
-`diffjax.spec.build` and `diffjax.settings.check_settings` hold the values of a config against these
-annotations, before anything is compiled; `diffjax.spec.check_arguments` does so for what Python
-calls are given. Other objects made in Python are not checked: their numbers may be traced by JAX. A
-number without a range has to be finite.
+`diffjax.spec.build` and `diffjax.settings.check_settings` check the values of a config against
+these annotations, before anything is compiled. Objects that are made in Python are not checked,
+because JAX may trace their numbers. A number without a range has to be finite.
 """
 
 import inspect
@@ -26,7 +25,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Interval:
-    """A range of numbers, as mathematics writes it: `"[0, 1)"` is 0 and above, and below 1.
+    """A range of numbers in mathematical notation: `"[0, 1)"` is at least 0 and below 1.
 
     Example:
         >>> 1.0 in Interval("[0, 1)"), float("nan") in Interval("[0, inf]")
@@ -39,7 +38,7 @@ class Interval:
 
     @property
     def ends(self) -> tuple[float, float]:
-        """The lowest and the highest number, which need not belong to it."""
+        """The lower and the upper end, which may or may not belong to the range."""
         low, high = map(float, self.text[1:-1].split(","))
         return low, high
 
@@ -65,19 +64,19 @@ NotNegative = Annotated[T, Interval("[0, inf)")]
 NumSteps = Annotated[int, Interval("[1, 1000000]")]
 """Steps from noise to data; more are a slip of the hand, and their times alone fill the memory."""
 Limit = Annotated[T, Interval("(0, inf]")]
-"""Above 0; infinity is no limit."""
+"""Above 0; infinity means that there is no limit."""
 UnitTime = Annotated[T, Interval("(0, 1]")]
-"""A time of a path that runs from 0 to 1."""
+"""A time above 0 and at most 1, for paths whose time runs from 0 to 1."""
 
 
 def complaint(name: str, value: Any, declared: Any, interval: Interval = FINITE) -> str | None:
-    """Why a value is not what an annotation declares, in one line; None where it is.
+    """Why a value does not match an annotation, in one line; None if it matches.
 
     Args:
-        name: what to call the value.
-        value: any.
-        declared: an annotation; one that is not understood declares nothing.
-        interval: of numbers, where the annotation says none.
+        name: the name of the value in the message.
+        value: any value.
+        declared: an annotation; every value matches an annotation of an unsupported form.
+        interval: the range of numbers, if the annotation has none.
 
     Example:
         >>> complaint("b2", 2.0, Decay[float])
@@ -157,7 +156,7 @@ def _callable_complaint(name: str, value: Any, takes: Any, returns: Any) -> str 
         return None
     try:
         signature = inspect.signature(value)
-    except (TypeError, ValueError):  # Of some compiled functions nothing is known.
+    except (TypeError, ValueError):  # Some compiled functions have no signature.
         return None
     try:
         given = signature.bind(*takes).arguments
@@ -174,14 +173,14 @@ def _class_complaint(name: str, value: Any, kind: Any) -> str | None:
         return None
     try:
         fits = isinstance(value, kind)
-    except TypeError:  # A protocol that can't be looked for at run time.
+    except TypeError:  # A protocol that can't be checked at run time.
         return None
     words = {str: "text", bool: "True or False", NoneType: "None"}
     return None if fits else _must(name, value, f"be {words.get(kind, _with_article(_name(kind)))}")
 
 
 def _differ(one: Any, other: Any) -> bool:
-    """Whether no object can be of both annotations; arrays of all libraries are alike."""
+    """Whether no object can match both annotations; arrays of all libraries count as one type."""
     one, other = map(_without_shape, (one, other))
     if not (isinstance(one, type) and isinstance(other, type)) or Any in (one, other):
         return False

@@ -1,4 +1,4 @@
-"""From names to specs: what is chosen of the tables in `choices`, for a config or by a flag."""
+"""From names to specs: looks up the named choices of `diffjax.choices`, for configs and flags."""
 
 import functools
 from collections.abc import Mapping
@@ -20,15 +20,15 @@ def set_axes(
     objective: str = "flow",
     model: str,
 ) -> dict[str, str]:
-    """Fills the parts of a config that its arguments choose, and completes its name.
+    """Sets the parts of a config that its arguments choose, and completes its name.
 
-    Sets `config.path`, `.precond`, `.objective`, `.wrappers` and `.model`, and appends what was
-    chosen to `config.name`, so that each choice has its own run folder.
+    Sets `config.path`, `.precond`, `.objective`, `.wrappers` and `.model`. The choices that are not
+    defaults are appended to `config.name`, so that each choice has its own run folder.
 
     Args:
-        config: with at least a `name`.
-        arguments: what followed the config file's colon, as `objective=ddpm,target=v`.
-        models: the networks that this config offers, by name.
+        config: a config with at least a `name`.
+        arguments: the text after the config file's colon, such as `objective=ddpm,target=v`.
+        models: the networks of this config, by name.
         objective: the name of the default objective.
         model: the name of the default network.
 
@@ -36,7 +36,7 @@ def set_axes(
         The name of the choice on each axis.
 
     Raises:
-        UserError: an unknown axis or choice, with the nearest known one.
+        UserError: an axis or a choice is unknown; the nearest known one is in the message.
 
     Example:
         >>> config = ConfigDict({"name": "toy"})
@@ -67,7 +67,7 @@ def set_axes(
     )
     config.model = choices.copy(choose(models, chosen.get("model", model), "model"))
     defaults = {"objective": objective, "model": model, **names}
-    # "/" would make a folder of DiT-S/2.
+    # With "/", the name DiT-S/2 would make a subfolder.
     suffix = [
         chosen[axis].replace("/", "-")
         for axis in ("objective", *choices.AXES, "wrappers", "model")
@@ -78,7 +78,7 @@ def set_axes(
 
 
 def joined(names: str) -> list[str]:
-    """The names of wrappers that "+" joins, the innermost first.
+    """Splits names of wrappers that are joined by "+", the innermost first.
 
     Example:
         >>> joined("mean_flow+uncertainty"), joined("none")
@@ -88,7 +88,7 @@ def joined(names: str) -> list[str]:
 
 
 def solver_for(wrappers: str) -> str:
-    """The name of the solver that samples are drawn by by default, from names of wrappers.
+    """The name of the default solver for sampling, for names of wrappers that are joined by "+".
 
     Example:
         >>> solver_for("mean_flow+uncertainty"), solver_for("uncertainty")
@@ -99,10 +99,10 @@ def solver_for(wrappers: str) -> str:
 
 
 def guidance_called(names: str) -> ConfigDict:
-    """The spec of a guidance by the names of its parts, joined by "+", the innermost first.
+    """The spec of a guidance rule from names that are joined by "+", the innermost first.
 
     Raises:
-        UserError: an unknown name, or a part after the first that is nothing around another.
+        UserError: a name is unknown, or a part after the first does not wrap another rule.
 
     Example:
         >>> guidance_called("projected+limited").rule["_target_"]
@@ -113,17 +113,17 @@ def guidance_called(names: str) -> ConfigDict:
     )
     for name, outer in zip(names.split("+")[1:], others, strict=True):
         if "rule" not in outer:
-            raise UserError(f"guidance {name!r} goes around no other: put it first in {names!r}")
+            raise UserError(f"guidance {name!r} does not wrap another: put it first in {names!r}")
         outer.rule = first
         first = outer
     return first
 
 
 def against_called(text: str) -> ConfigDict:
-    """The spec of guidance's second prediction: a name, and after a colon its argument.
+    """The spec of guidance's second prediction, from a name and, after a colon, its argument.
 
     Raises:
-        UserError: an unknown name, or an argument that it doesn't take.
+        UserError: the name is unknown, or its argument is not valid.
 
     Example:
         >>> against_called("label:3").label, against_called("weights:ema-0.99").weights
@@ -143,9 +143,9 @@ def against_called(text: str) -> ConfigDict:
 
 @functools.cache
 def solver_called(name: str) -> Solver:
-    """A solver by name: the same object each time, for which compiled programs are kept.
+    """The solver of a name: the same object at each call, so that compiled programs are reused.
 
     Raises:
-        UserError: an unknown name.
+        UserError: the name is unknown; the nearest known one is in the message.
     """
     return build(choose(choices.SOLVERS, name, "solver"))

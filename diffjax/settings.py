@@ -1,7 +1,7 @@
-"""The settings of an experiment beside its parts, each with what it may be.
+"""The settings of an experiment, with their types and ranges.
 
-`diffjax.defaults.experiment` makes them with their defaults; the parts (data, network, path,
-optimizer, …) declare what their own numbers may be (`diffjax.kinds`).
+`diffjax.defaults.experiment` makes them with their defaults. The parts of an experiment (data,
+network, path, optimizer, …) declare the types and ranges of their own numbers (`diffjax.kinds`).
 """
 
 import inspect
@@ -13,7 +13,7 @@ from diffjax.errors import UserError, nearest
 from diffjax.kinds import AtLeastOne, Decay, Interval, NumSteps, Probability, complaint
 
 Spec = Any
-"""What `diffjax.spec.build` turns into a part, and checks."""
+"""The spec of a part, which `diffjax.spec.build` checks and builds."""
 Seed = Annotated[int, Interval("[0, 4294967295]")]
 """Of JAX's 32 bits: 2³² would be 0 again."""
 NumSamples = Annotated[int, Interval("[3, inf)")]
@@ -22,7 +22,7 @@ ShardingRule = tuple[str, tuple[str | tuple[str, ...] | None, ...]]
 
 
 class Evaluation(TypedDict):
-    """What a run is judged by; older configs lack what is not required."""
+    """The settings of evaluation: metrics, samples and recipes."""
 
     extractor: Spec
     extractors: NotRequired[tuple[Spec, ...]]
@@ -40,7 +40,7 @@ class Evaluation(TypedDict):
 
 
 class Mesh(TypedDict, total=False):
-    """How many devices each axis has; -1 is as many as are left."""
+    """The number of devices on each axis of the mesh; -1 means all that are left."""
 
     data: int
     fsdp: int
@@ -49,7 +49,7 @@ class Mesh(TypedDict, total=False):
 
 
 class Expected(TypedDict, total=False):
-    """The data that a config was written, and planned, for."""
+    """The data for which a config is written; plans use them, training checks them."""
 
     image_shape: tuple[int, int, int]
     num_classes: int
@@ -57,7 +57,7 @@ class Expected(TypedDict, total=False):
 
 
 class Settings(TypedDict):
-    """What every experiment's config has; older ones lack what is not required."""
+    """All settings of an experiment's config."""
 
     name: str
     seed: Seed
@@ -90,12 +90,12 @@ class Settings(TypedDict):
 
 
 def check_settings(config: ConfigDict) -> None:
-    """Refuses a setting of another kind, or a number out of its range.
+    """Checks the types and ranges of a config's settings.
 
-    What a config lacks, as older ones do, is passed over.
+    Settings that the config lacks, as older configs do, are not checked.
 
     Raises:
-        UserError: the first of them, by its name.
+        UserError: a setting has another type or is out of its range; the first one is named.
 
     Example:
         >>> check_settings(ConfigDict({"label_dropout": 1.5}))
@@ -109,15 +109,15 @@ def check_settings(config: ConfigDict) -> None:
 
 
 def check_names(config: ConfigDict, group: type = Settings, where: str = "config") -> None:
-    """Refuses a setting that there is not: a mistyped one would be passed over.
+    """Checks that all settings of a config exist, so that a misspelt one is not ignored.
 
     Args:
         config: a group of settings.
-        group: what belongs to it.
-        where: its name.
+        group: the settings of the group, with their annotations.
+        where: the name of the group in errors.
 
     Raises:
-        UserError: the first, with the nearest that there is.
+        UserError: a setting does not exist; the nearest known one is in the message.
 
     Example:
         >>> check_names(ConfigDict({"num_stepps": 3}))

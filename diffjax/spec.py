@@ -1,8 +1,8 @@
-"""Configs are data that names real callables.
+"""Specs: configs as plain data that name callables and their hyper-parameters.
 
-`spec` turns a callable and its hyper-parameters into a `ConfigDict`; `build` turns that back into
-an object. In between it is plain data: it prints, diffs, saves as JSON, and every default can be
-overridden by a flag.
+`spec` turns a callable and its hyper-parameters into a `ConfigDict`; `build` turns a spec into an
+object. A spec is plain data: it can be printed, compared and saved as JSON, and a flag can override
+each hyper-parameter.
 """
 
 import dataclasses
@@ -18,8 +18,8 @@ from diffjax.errors import UserError, nearest
 from diffjax.kinds import complaint
 
 TARGET = "_target_"
-# Of diffjax, a saved config may name what describes an experiment, and nothing that writes, fetches
-# by itself or starts programs: its loop, its folders, its pages.
+# The modules of diffjax that a saved config may name: the parts of an experiment. The others write
+# files, download or start programs.
 _VOCABULARY = (
     "data",
     "evaluation.extractors",
@@ -30,19 +30,22 @@ _VOCABULARY = (
     "training.nonfinite",
     "training.optimizer",
 )
-# Flax adds these two to every module, always together; they are wiring, not hyper-parameters.
+# Flax adds these two fields to every module, always together; they are not hyper-parameters.
 _FLAX_WIRING = ("parent", "name")
 
 
 def spec(target: Callable[..., Any], /, **overrides: Any) -> ConfigDict:
-    """Describes a call of `target` as data, with all its defaults spelled out.
+    """Describes a call of `target` as data, with the values of all its defaults.
 
-    Arguments of `target` that have neither a default nor an override are left out: they are
-    runtime arguments, given to `build`.
+    Parameters of `target` with neither a default nor an override are left out: they are runtime
+    arguments, which `build` takes.
 
     Args:
         target: a class or function that can be imported by its module and name.
-        **overrides: hyper-parameters; nested specs are welcome.
+        **overrides: hyper-parameters; the values may be specs.
+
+    Returns:
+        A `ConfigDict` with the location of `target` under `_target_`, and the hyper-parameters.
 
     Raises:
         UserError: `target` has no such parameter, or can't be imported by name.
@@ -70,7 +73,7 @@ def spec(target: Callable[..., Any], /, **overrides: Any) -> ConfigDict:
 
 
 def _as_spec(default: Any) -> Any:
-    """A default that is a small value object as the spec that makes it."""
+    """The spec of a default that is a dataclass; other defaults are returned."""
     if not dataclasses.is_dataclass(default) or isinstance(default, type):
         return default
     fields = {field.name: getattr(default, field.name) for field in dataclasses.fields(default)}
@@ -78,7 +81,7 @@ def _as_spec(default: Any) -> Any:
 
 
 def defaults(location: str) -> dict[str, Any]:
-    """What `spec` says of a callable that nothing is asked of, as plain JSON.
+    """The spec of a callable with its defaults alone, as plain JSON.
 
     Example:
         >>> defaults("diffjax.process.paths:Cosine")["t_noise"]
@@ -88,23 +91,26 @@ def defaults(location: str) -> dict[str, Any]:
 
 
 def build(config: Any, declared: Any = Any, name: str = "", /, **runtime: Any) -> Any:
-    """Calls what a spec describes, innermost specs first.
+    """Builds the object that a spec describes; inner specs are built first.
 
-    The values of a config are compared with what the callable's annotations declare
-    (`diffjax.kinds`); runtime arguments are not.
+    The values of a config are checked against the annotations of the callable (`diffjax.kinds`).
+    Runtime arguments are not checked.
 
     Args:
-        config: a spec; tuples and dicts of specs are built element by element, anything else is
+        config: a spec. Tuples and dicts of specs are built element by element; anything else is
             returned as it is.
-        declared: what has to come out, as an annotation.
-        name: what the config is called in errors; by default what it names.
-        **runtime: arguments of the outermost call that no config can hold (a shared path, the
+        declared: the annotation that the result has to match.
+        name: the name of the config in errors; by default the location of its callable.
+        **runtime: arguments of the outermost call that a config can't contain (a shared path, the
             number of classes).
 
+    Returns:
+        What the callable returns.
+
     Raises:
-        UserError: a key that the callable does not take, a runtime argument that is missing, a
-            value of another kind or out of range, or a target that does not exist; names the
-            nearest known one.
+        UserError: a key is not a parameter of the callable, a runtime argument is missing, a value
+            has another type or is out of range, or the callable does not exist; the nearest known
+            name is in the message.
 
     Example:
         >>> from diffjax.process import paths
@@ -154,7 +160,7 @@ def check_arguments(function: Callable[..., Any], /, **given: Any) -> None:
 
 
 def _call(config: Any, name: str, runtime: Mapping[str, Any]) -> Any:
-    """What the callable of a spec returns, its arguments checked."""
+    """Calls the callable of a spec, after checks of its arguments."""
     location = config[TARGET]
     target = _locate(location)
     parameters = _parameters(target)
@@ -167,15 +173,20 @@ def _call(config: Any, name: str, runtime: Mapping[str, Any]) -> Any:
             _check_kind(f"{name}.{key}", arguments[key], parameters[key])
     for key, parameter in parameters.items():
         if parameter.default is inspect.Parameter.empty and key not in arguments:
-            raise UserError(f"{location} needs {key!r}, which neither config nor caller gives")
+            raise UserError(f"{location} needs {key!r}, which neither config nor caller has")
     return target(**arguments)
 
 
 def choose(choices: Mapping[str, Any], name: str, what: str) -> Any:
-    """Looks up one named choice of an axis.
+    """Looks up a named choice of an axis.
+
+    Args:
+        choices: the choices by name.
+        name: the name of one of them.
+        what: the name of the axis in errors.
 
     Raises:
-        UserError: there is none of that name; the nearest one is in the message.
+        UserError: the name is unknown; the nearest known one is in the message.
     """
     if not isinstance(name, str) or name not in choices:
         raise UserError(f"no {what} is called {name!r}; {nearest(name, choices)}")
@@ -183,14 +194,17 @@ def choose(choices: Mapping[str, Any], name: str, what: str) -> Any:
 
 
 def parse_arguments(text: str, *axes: str) -> dict[str, str]:
-    """Splits what follows the colon of `--config=file.py:objective=ddpm,model=unet`.
+    """Parses the text after the colon of `--config=file.py:objective=ddpm,model=unet`.
 
     Args:
-        text: comma-separated `axis=choice` pairs, or nothing.
-        *axes: the axes that the config has.
+        text: comma-separated pairs `axis=choice`; it may be empty.
+        *axes: the axes of the config.
+
+    Returns:
+        The choices by axis.
 
     Raises:
-        UserError: a pair without `=`, an unknown axis, or one given twice.
+        UserError: a pair has no `=`, or an axis is unknown or occurs twice.
 
     Example:
         >>> parse_arguments("objective=ddpm,model=unet", "objective", "model", "path")
@@ -204,18 +218,18 @@ def parse_arguments(text: str, *axes: str) -> dict[str, str]:
         if axis not in axes:
             raise UserError(f"this config has no axis {axis!r}; {nearest(axis, axes)}")
         if axis in chosen:
-            raise UserError(f"config argument {axis!r} is given twice")
+            raise UserError(f"config argument {axis!r} occurs twice")
         chosen[axis] = choice
     return chosen
 
 
 def to_json(config: ConfigDict) -> str:
-    """The config as JSON text, keys in alphabetical order."""
+    """The config as JSON text, with keys in alphabetical order."""
     return json.dumps(_plain(config), indent=2) + "\n"
 
 
 def _plain(tree: Any) -> Any:
-    """Dicts and lists instead of configs and tuples, to any depth."""
+    """Replaces configs and tuples by dicts and lists, at any depth."""
     if isinstance(tree, ConfigDict):
         tree = tree.to_dict()
     if isinstance(tree, dict):
@@ -228,31 +242,30 @@ def from_json(
     allowed_packages: tuple[str, ...] = ("diffjax",),
     upgrade: Callable[[Mapping[str, Any]], dict[str, Any]] = dict,
 ) -> ConfigDict:
-    """A locked config from JSON text that `to_json` wrote.
+    """Reads a config from JSON text that `to_json` wrote; the config is locked.
 
-    A saved config names callables that `build` will import, so only those of `allowed_packages`
-    are accepted: a run folder from a stranger can't run code of its choice. Of diffjax itself, only
-    the parts of an experiment are: data, networks, objectives, paths, samplers, extractors.
+    A saved config names callables that `build` imports. Only those of `allowed_packages` are
+    accepted, so an untrusted run folder can't run other code. In diffjax itself, only the parts of
+    an experiment are accepted: data, networks, objectives, paths, samplers and extractors.
 
     Args:
-        text: the JSON.
-        allowed_packages: whose callables it may name.
-        upgrade: what is made of its content first; for a config of an earlier version.
+        text: the JSON text.
+        allowed_packages: the names of packages whose callables may occur.
 
     Raises:
-        UserError: it is not such JSON, or it names a callable of another package.
+        UserError: the text is not a saved config, or it names a callable that is not accepted.
     """
     try:
         tree = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise UserError(f"not a saved config: {error}") from error
     if not isinstance(tree, dict):
-        raise UserError("not a saved config: the JSON is no object")
+        raise UserError("not a saved config: the JSON is not an object")
     try:
         tree = upgrade(tree)
         _check_packages(tree, allowed_packages)
         return _config(tree)
-    # Keys with dots, and whatever else a config does not take.
+    # Keys with dots, and whatever else a ConfigDict refuses.
     except (TypeError, ValueError, AttributeError, RecursionError) as error:
         if isinstance(error, UserError):
             raise
@@ -260,10 +273,10 @@ def from_json(
 
 
 def _parameters(target: Callable[..., Any]) -> dict[str, inspect.Parameter]:
-    """Hyper-parameters of a callable, in order."""
+    """The hyper-parameters of a callable, in order."""
     try:
         signature = inspect.signature(target, eval_str=True)
-    except (AttributeError, NameError):  # Annotations that are only there for type checkers.
+    except (AttributeError, NameError):  # Annotations that only type checkers can resolve.
         signature = inspect.signature(target)
     except ValueError as error:
         raise UserError(f"{target.__module__}:{target.__qualname__}: {error}") from error
@@ -277,7 +290,7 @@ def _check_known(location: str, name: str, parameters: Mapping[str, Any]) -> Non
 
 
 def _check_kind(name: str, value: Any, parameter: inspect.Parameter) -> None:
-    """Refuses a value that is not what its annotation, or else its default, declares."""
+    """Checks a value against the annotation of its parameter, or else against its default."""
     default, declared = parameter.default, parameter.annotation
     plain = isinstance(default, int | float | str) and not isinstance(default, bool)
     if declared is inspect.Parameter.empty:
@@ -294,7 +307,7 @@ def _locate(location: Any) -> Callable[..., Any]:
     # An empty or a relative name is no name of a module.
     except (ImportError, TypeError, ValueError) as error:
         raise UserError(f"config names {location!r}, but {error}") from error
-    # Only what the module itself defines: its own imports are not part of its vocabulary.
+    # Only callables that the module itself defines, not those that it imports.
     own = {n: v for n, v in vars(module).items() if getattr(v, "__module__", "") == module_name}
     if not callable(own.get(attribute)):
         raise UserError(f"{module_name} has no {attribute!r}; {nearest(attribute, own)}")
@@ -309,7 +322,7 @@ def _check_packages(tree: Any, allowed: tuple[str, ...]) -> None:
         location = tree.get(TARGET)
         if TARGET in tree and not _may_be_named(location, allowed):
             raise UserError(
-                f"saved config names {location!r}, which is no part of an experiment in "
+                f"saved config names {location!r}, which is not a part of an experiment in "
                 f"{', '.join(allowed)}; if you trust it, pass allowed_packages"
             )
         for value in tree.values():
@@ -327,7 +340,7 @@ def _may_be_named(location: Any, allowed: tuple[str, ...]) -> bool:
 
 
 def _config(tree: Any) -> Any:
-    """JSON has only lists; configs have only tuples, and configs in them."""
+    """Turns lists and dicts of JSON into tuples and locked configs, as configs contain them."""
     if isinstance(tree, list):
         return tuple(_config(item) for item in tree)
     if isinstance(tree, dict):

@@ -1,4 +1,4 @@
-"""From a config to the objects it names: once, the same for training, sampling and evaluation."""
+"""Wiring: builds the parts of an experiment from its config, with checks that they fit together."""
 
 from collections.abc import Callable
 from dataclasses import fields
@@ -27,19 +27,19 @@ from diffjax.spec import build
 
 
 class Wired(NamedTuple):
-    """The parts of one experiment.
+    """The parts of one experiment, built from its config.
 
     Attributes:
-        path: from data to noise.
-        precond: what the network predicts.
-        objective: what it is trained by.
+        path: the path from data to noise.
+        precond: the network's target, input scale and noise label.
+        objective: the training objective.
         network: the Flax module.
-        apply: the same behind a closure.
-        recipe: how the run's own samples are drawn.
-        image_shape: `(H, W, C)`.
-        num_classes: 0 is unconditional.
-        label_dropout: share of labels that training replaces by the null label.
-        params_shape: shapes of the parameters, a tree of `ShapeDtypeStruct`.
+        apply: the network as a function of parameters and inputs.
+        recipe: the sampling recipe of the run's own samples.
+        image_shape: `(H, W, C)` of the data.
+        num_classes: the number of classes; 0 is unconditional.
+        label_dropout: the fraction of labels that training replaces by the null label.
+        params_shape: the shapes of the parameters, a tree of `ShapeDtypeStruct`.
     """
 
     path: Path
@@ -54,23 +54,37 @@ class Wired(NamedTuple):
     params_shape: Any
 
     def init(self, key: Array) -> Any:
-        """Fresh parameters."""
+        """Initial parameters, of the network and of the objective."""
         return _init(self.network, self.objective, self.image_shape, key)
 
     @property
     def input_shape(self) -> tuple[int, int, int]:
-        """`(H, W, C)` of what the network sees."""
+        """`(H, W, C)` of the network's input."""
         return _input_shape(self.objective, self.image_shape)
 
     def predict(self, params: Any, source: Array | None = None) -> Predict:
-        """The model with these parameters, `(x, t, labels) -> (x0, eps)`."""
+        """The denoiser with given parameters, `(x, t, labels) -> (x0, eps)`.
+
+        Args:
+            params: live or averaged parameters.
+            source: the source images `[B, …]` of objectives that need them.
+
+        Returns:
+            A denoiser, or the flow map if the objective trains one.
+        """
         model = (self.apply, params, self.path, self.objective.precond_for(source))
         if self.objective.flow_map:
             return flow_map(*model)
         return denoiser(*model, learned_variance=self.objective.learned_variance)
 
     def models(self, params: Any, source: Array | None, weaker: Predict | None) -> Models:
-        """The model and its variants, for guidance."""
+        """The model and its variants, for guidance.
+
+        Args:
+            params: live or averaged parameters.
+            source: the source images `[B, …]` of objectives that need them.
+            weaker: the model of autoguidance, if there is one.
+        """
         predict = self.predict(params, source)
 
         def without_attention(layers: str) -> Predict:
@@ -83,29 +97,30 @@ class Wired(NamedTuple):
         return Models(predict, self.num_classes, weaker, without_attention)
 
     def batch_shapes(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
-        """Shapes of a training batch."""
+        """The shapes of a training batch, as `ShapeDtypeStruct`s."""
         images = jax.ShapeDtypeStruct((batch_size, *self.image_shape), jnp.float32)
         batch = {"image": images, "label": jax.ShapeDtypeStruct((batch_size,), jnp.int32)}
         return {**batch, "source": images} if self.objective.needs_source else batch
 
     @property
     def num_params(self) -> int:
-        """How many numbers the network learns."""
+        """The number of trained parameters."""
         return sum(leaf.size for leaf in jax.tree.leaves(self.params_shape))
 
 
 def wire(config: ConfigDict, image_shape: tuple[int, int, int], num_classes: int) -> Wired:
-    """Builds everything that a config describes and checks that it fits together.
+    """Builds all parts of a config and checks that they fit together.
 
-    Nothing is compiled or trained: shapes are checked abstractly.
+    Nothing is compiled or trained: shapes are checked by abstract evaluation.
 
     Args:
-        config: resolved.
+        config: the config of an experiment.
         image_shape: `(H, W, C)` of the data.
-        num_classes: of the data; 0 is unconditional.
+        num_classes: the number of classes of the data; 0 is unconditional.
 
     Raises:
-        UserError: an unknown name, an undecodable target, a size that does not divide.
+        UserError: a name is unknown, the target can't be decoded on the path, a size does not
+            divide, or sampling does not fit the model.
     """
     objective = build_objective(config)
     path, precond = objective.path, objective.precond
@@ -157,10 +172,10 @@ def wire(config: ConfigDict, image_shape: tuple[int, int, int], num_classes: int
 
 
 def build_objective(config: ConfigDict) -> Objective:
-    """An objective with its path, preconditioning and wrappers.
+    """Builds the objective of a config, with its path, preconditioning and wrappers.
 
     Raises:
-        UserError: the path makes the target undecodable, or wrappers that can't be joined.
+        UserError: the target can't be decoded on the path, or wrappers can't be combined.
 
     Example:
         >>> config = ConfigDict({"name": "toy"})
@@ -174,14 +189,14 @@ def build_objective(config: ConfigDict) -> Objective:
     precond = build(config.precond, Precond, "config.precond")
     check_target(path, precond)
     objective = build(config.objective, Objective, "config.objective", path=path, precond=precond)
-    # Configs of before there were wrappers have no list of them.
+    # Configs that are older than wrappers have no list of them.
     for i, wrapper in enumerate(config.get("wrappers", ())):
         objective = _wrapped(objective, wrapper, f"config.wrappers[{i}]")
     return objective
 
 
 def _wrapped(objective: Objective, wrapper: ConfigDict, name: str) -> Objective:
-    """A wrapper around an objective, which has to be of the class that its field declares."""
+    """Builds a wrapper; the objective has to be of the class that the wrapper's field declares."""
     outer: Objective = build(wrapper, Objective, name, objective=objective)
     declared = get_type_hints(type(outer)).get("objective", Any)
     if isinstance(declared, type) and not isinstance(objective, declared):
@@ -193,7 +208,11 @@ def _wrapped(objective: Objective, wrapper: ConfigDict, name: str) -> Objective:
 
 
 def check_target(path: Path, precond: Precond) -> None:
-    """Refuses a target that the path makes undecodable, naming those that would do."""
+    """Checks that the target can be decoded on the path.
+
+    Raises:
+        UserError: it can't; the message has the targets that can.
+    """
     reason = undecodable(path, precond.target)
     if reason:
         legal = [
@@ -210,12 +229,13 @@ def check_target(path: Path, precond: Precond) -> None:
 
 
 def check_recipe(recipe: Recipe, wired: Wired) -> None:
-    """Refuses what this model can't be sampled by, with the reason and what would do.
+    """Checks that a model can be sampled with a recipe.
 
     Raises:
-        UserError: a number out of its range; a grid that does not suit the path; a solver that adds
-            noise to what is not noise, or needs a variance that is not predicted; guidance that the
-            model or the solver is not made for.
+        UserError: a number is out of its range; the grid is not finite on the path; the solver adds
+            fresh noise and the model's noise is not independent, or it needs a variance or a flow
+            map that the network does not predict; or guidance does not fit model or solver. The
+            message has the reason and what to use instead.
     """
     for field in fields(recipe):
         wrong = complaint(field.name, getattr(recipe, field.name), field.type)
@@ -244,7 +264,12 @@ def check_recipe(recipe: Recipe, wired: Wired) -> None:
 
 
 def check_guidance(recipe: Recipe, wired: Wired) -> None:
-    """Refuses guidance that this model, or this solver, is not made for."""
+    """Checks that guidance fits the model and the solver.
+
+    Raises:
+        UserError: guidance needs a null label, a class or an attention layer that the network does
+            not have, or a solver that puts the predicted noise back.
+    """
     scale, against = recipe.guidance_scale, recipe.against
     if scale == 1.0:
         return
@@ -272,13 +297,13 @@ def _solvers_that(suit: Callable[[Solver], bool]) -> str:
 def _init(
     network: nn.Module, objective: Objective, image_shape: tuple[int, ...], key: Array
 ) -> dict[str, Any]:
-    """The network's parameters and, under names of their own, the objective's."""
+    """The network's initial parameters, and the objective's under their own names."""
     params = network.init(key, *_example_inputs(objective, image_shape))["params"]
     return {**params, **objective.init_params(jax.random.fold_in(key, 1))}
 
 
 def _outputs(objective: Objective, image_shape: tuple[int, ...]) -> dict[str, int]:
-    """What a network is told of its outputs; nothing where they are as many as the inputs."""
+    """The network's argument `out_channels`; none if input and output have the image's channels."""
     if objective.outputs == objective.inputs == 1:
         return {}
     return {"out_channels": objective.outputs * image_shape[-1]}
@@ -298,7 +323,7 @@ def _example_inputs(
 
 
 def _check_loss(wired: Wired, batch_size: int) -> None:
-    """Traces the loss once, so that whatever can't fit fails here and not in the first step."""
+    """Traces the loss once, so that shapes that do not fit fail here and not in the first step."""
     params = wired.params_shape
     progress = Progress(jnp.zeros((), jnp.int32), wired.objective.init_memory())
     loss, _ = jax.eval_shape(

@@ -32,11 +32,11 @@ def cudnn(q: Queries, k: Values, v: Values) -> Queries:
 
 
 def batched(q: Queries, k: Values, v: Values) -> Queries:
-    """Two batched products over `[B·heads, T, d]`, normalised after the second: fast on CPUs."""
+    """Attention by two batched products over `[B·heads, T, d]`: fast on CPUs."""
     batch, length, heads, width = q.shape
-    # The heads move to the front once, because XLA:CPU runs only this layout as one fast product;
-    # dividing the [T, d] result instead of the [T, T] weights saves a pass over the larger array.
-    # So does scaling the queries instead of the logits.
+    # The heads move to the front once, because XLA:CPU runs only this layout as one fast product.
+    # Normalising the [T, d] result instead of the [T, T] weights saves a pass over the larger
+    # array, and so does scaling the queries instead of the logits.
     q = (q / math.sqrt(width)).astype(q.dtype)
     q, k, v = (x.swapaxes(1, 2).reshape(batch * heads, -1, width) for x in (q, k, v))
     logits = jnp.einsum("nqd,nkd->nqk", q, k, preferred_element_type=jnp.float32)

@@ -162,7 +162,7 @@ def test_no_scale_costs_one_evaluation(scale, rows):
 def test_parts_nest_in_the_order_given():
     rule = build(lookup.guidance_called("projected+limited+clipped"))
     assert rule == Clipped(Limited(Projected()))
-    with pytest.raises(UserError, match="'projected' goes around no other"):
+    with pytest.raises(UserError, match="'projected' does not wrap another"):
         lookup.guidance_called("limited+projected")
     with pytest.raises(UserError, match="did you mean 'limited'"):
         lookup.guidance_called("cfg+limitd")
