@@ -179,7 +179,7 @@ def build_objective(config: ConfigDict) -> Objective:
 
     Example:
         >>> config = ConfigDict({"name": "toy"})
-        >>> names = chosen.set_axes(
+        >>> names = lookup.set_axes(
         ...     config, "objective=flow", {"none": ConfigDict()}, model="none"
         ... )
         >>> build_objective(config).path
