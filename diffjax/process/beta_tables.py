@@ -6,7 +6,7 @@ time. With the times `DiscreteUniform`, training samples the `T` steps of the ta
 
 The fields of all tables are
 
-    num_steps             T, the number of betas; 1000 in all three papers
+    num_steps             T, the number of betas; 1000 in DDPM, 4000 in improved DDPM
     beta_start, beta_end  the first and the last beta: the variance of the noise that a step adds
     t_min                 the smallest time at which the network is evaluated: 1/T, the first step
     t_noise               the largest time, where sampling starts: 1, the last step
@@ -42,7 +42,7 @@ class LinearBetas:
         num_steps: `T`.
         beta_start: 1e-4 in DDPM.
         beta_end: 0.02 in DDPM, for `T = 1000`: then `ᾱ_T = 4e-5`. For other `T`, scale both betas
-            by `1000/T` to keep it.
+            by `1000/T` to keep it approximately.
         t_min: the first step.
         t_noise: the last step.
 
@@ -114,8 +114,9 @@ class CosineBetas:
 
     Attributes:
         num_steps: `T`.
-        offset: makes the first betas larger. With the paper's 0.008 the standard deviation of the
-            first step's noise is 0.0064, a little less than a grey level of 8 bits (1/127.5).
+        offset: makes the first betas larger. With the paper's 0.008 and `T = 1000`, the standard
+            deviation of the first step's noise is 0.0064, a little less than the distance of two
+            grey levels of 8 bits, 1/127.5.
         max_beta: the largest beta, 0.999 in the paper; without it `a = 0` at the last step.
         t_min: the first step.
         t_noise: the step before the last one. At the last, `a = 5e-5`, and an error of a predicted

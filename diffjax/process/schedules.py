@@ -96,7 +96,8 @@ class VarianceExploding:
     Song et al. 2021 (arXiv:2011.13456), equations 29 and 30.
 
     Attributes:
-        sigma_min: the noise's standard deviation at small times; 0.01 in the paper.
+        sigma_min: the smallest noise level of the paper's schedule; 0.01 in the paper. It sets the
+            spacing of noise levels: `s` is about `sigma_min·√(2t·log(sigma_max/sigma_min))` near 0.
         sigma_max: the noise's standard deviation at `t = 1`. Sampling starts from noise alone, so
             it has to be far above the data's spread: the paper has the largest distance of two
             training images, 50 for CIFAR-10 with pixels in [0, 1].

@@ -117,7 +117,7 @@ class F:
 
 
 def chord(path: Path, t: PerSample, t_to: PerSample, ndim: int) -> Mix:
-    """The coefficients of the average velocity from `t` to `t_to`: the mean of `Velocity`'s.
+    """The coefficients of the average velocity from `t` to `t_to`: time averages of `Velocity`'s.
 
         k_x = (a(t) - a(t_to))/(t - t_to),      k_e = (s(t) - s(t_to))/(t - t_to)
 
@@ -168,7 +168,7 @@ def decode(c: Coeffs, k: Mix, prediction: Samples, x_t: Samples) -> Pair:
 
 
 def determinant(c: Coeffs, k: Mix) -> Array:
-    """The determinant `D = k_x·s - k_e·a`; an error of the prediction is `s/D` times that in x0."""
+    """The determinant `D = k_x·s - k_e·a`: an error `e` of the prediction is `(s/D)·e` in x0."""
     return k.k_x * c.s - k.k_e * c.a
 
 
