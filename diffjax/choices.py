@@ -41,6 +41,7 @@ from diffjax.spec import spec
 
 Table = Mapping[str, ConfigDict]
 
+# The path from data to noise: x_t = a(t)·x0 + s(t)·eps.
 PATHS: Table = MappingProxyType(
     {
         "linear": spec(paths.Linear),
@@ -60,6 +61,7 @@ PATHS: Table = MappingProxyType(
         "brownian_bridge": spec(bridges.BrownianBridge),
     }
 )
+# What the network predicts: k_x·x0 + k_e·eps.
 TARGETS: Table = MappingProxyType(
     {
         "noise": spec(targets.Noise),
@@ -70,6 +72,7 @@ TARGETS: Table = MappingProxyType(
         "f": spec(targets.F),
     }
 )
+# The weight w(t) of the squared error of the prediction.
 WEIGHTS: Table = MappingProxyType(
     {
         "constant": spec(weights.Constant),
@@ -92,6 +95,7 @@ WEIGHTS: Table = MappingProxyType(
         "sigmoid_low": spec(weights.Sigmoid, bias=-1.0),
     }
 )
+# The density of the training times.
 TIMES: Table = MappingProxyType(
     {
         "uniform": spec(times.Uniform),
@@ -106,6 +110,7 @@ TIMES: Table = MappingProxyType(
         "beta": spec(times.Beta),
     }
 )
+# The uniform random numbers from which a batch's times are computed.
 UNIFORMS: Table = MappingProxyType(
     {
         "independent": spec(uniforms.Independent),
@@ -114,6 +119,7 @@ UNIFORMS: Table = MappingProxyType(
         "antithetic": spec(uniforms.Antithetic),
     }
 )
+# Which noise is paired with which image of a batch.
 COUPLINGS: Table = MappingProxyType(
     {
         "independent": spec(couplings.Independent),
@@ -132,6 +138,7 @@ BRIDGES: Table = MappingProxyType(
         "source": spec(interpolant.SourceBridge),
     }
 )
+# The noise level as the second input of the network.
 NOISE_LABELS: Table = MappingProxyType(
     {
         "time": spec(precond.TimeLabel),
@@ -139,13 +146,14 @@ NOISE_LABELS: Table = MappingProxyType(
         "log_snr": spec(precond.LogSNRLabel),
     }
 )
+# The factor of the noisy image as the first input of the network.
 INPUT_SCALES: Table = MappingProxyType(
     {
         "none": spec(precond.Unscaled),
         "unit_variance": spec(precond.UnitVariance),
     }
 )
-# Several are joined by "+", the innermost first.
+# Objectives around an objective; several are joined by "+", the innermost first.
 WRAPPERS: Table = MappingProxyType(
     {
         "learned_variance": spec(learned_variance.LearnedVariance),
@@ -158,6 +166,7 @@ WRAPPERS: Table = MappingProxyType(
         "mean_flow": spec(mean_flow.MeanFlow),
     }
 )
+# Samplers: how x is stepped from one time of the grid to the next.
 SOLVERS: Table = MappingProxyType(
     {
         "ddim": spec(solvers.ddim),
@@ -191,6 +200,7 @@ SOLVERS: Table = MappingProxyType(
         "adaptive_sde": spec(adaptive.adaptive_sde),
     }
 )
+# The times of the sampling steps, from t_noise down to 0.
 GRIDS: Table = MappingProxyType(
     {
         "uniform": spec(grids.Power),

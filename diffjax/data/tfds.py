@@ -39,7 +39,7 @@ def tfds_images(
             (`"imagenet_resized/64x64"`), and with the version if several are prepared.
         path: TFDS's `data_dir`.
         train_split: in TFDS's syntax: `"train"`, `"train[:90%]"`, `"train+validation"` …
-        test_split: likewise.
+        test_split: in the same syntax.
         image_size: the side of the images in pixels: the central square is cropped and resized. 0
             keeps the images as they are, if all have one size.
         max_damaged: how many images of each split may be unreadable, or of another size than the

@@ -28,7 +28,7 @@ def bisect(
             `jax.tree_util.Partial` is compiled once, a closure is compiled at every call.
         value: the values, of any shape.
         low: the lower end of the interval, of the shape and type of the result.
-        high: the upper end, likewise.
+        high: the upper end, of the same shape and type.
         halvings: the number of times that the interval is halved.
 
     Example:
