@@ -251,6 +251,7 @@ def from_json(
     Args:
         text: the JSON text.
         allowed_packages: the names of packages whose callables may occur.
+        upgrade: changes the tree first; for configs that an earlier version saved.
 
     Raises:
         UserError: the text is not a saved config, or it names a callable that is not accepted.
