@@ -30,7 +30,7 @@ import diffjax
 from diffjax.errors import UserError
 from diffjax.runs.workdirs import git_revision
 from experiments import cli
-from experiments.benchmark.against_torch import Pair, against_torch
+from experiments.benchmark.against_torch import Pair, measure_pairs
 from experiments.benchmark.cases import (
     Case,
     import_seconds,
@@ -173,7 +173,7 @@ def main(args: SimpleNamespace) -> None:
         pairs: list[Pair] = []
         for case in cases:
             _tell(f"measuring {case.name} against {args.against}")
-            pairs += against_torch(case, compiled=args.against == "torch.compile", **sizes)
+            pairs += measure_pairs(case, compiled=args.against == "torch.compile", **sizes)
         tables.append(against_table(pairs, args.against))
         numbers["against"] = [asdict(pair) for pair in pairs]
     text = "\n\n".join(tables)

@@ -38,7 +38,7 @@ class Pair:
         return tuple(a / b for a, b in zip(self.ours, self.theirs, strict=True))
 
 
-def against_torch(
+def measure_pairs(
     case: Case, *, compiled: bool, steps: int, num_samples: int, rounds: int
 ) -> list[Pair]:
     """Times both libraries, each in a process of its own, one after the other in each round.

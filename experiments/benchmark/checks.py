@@ -11,7 +11,7 @@ from diffjax.errors import UserError
 from diffjax.spec import build
 from diffjax.training.setup import set_up
 from diffjax.training.sharding import check_batch, make_mesh
-from experiments.benchmark import against_torch
+from experiments.benchmark.against_torch import torch_device, twin
 from experiments.benchmark.cases import Case
 
 
@@ -33,9 +33,9 @@ def check_cases(cases: Sequence[Case], split: bool, against: str | None) -> None
             dataset = build(config.data)
             set_up(config, dataset.image_shape, dataset.num_classes)
     if against:
-        against_torch.torch_device()
+        torch_device()
         for case in cases:
-            against_torch.twin(case)
+            twin(case)
 
 
 def check_devices(cases: Sequence[Case], counts: Sequence[int]) -> None:

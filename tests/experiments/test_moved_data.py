@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 import diffjax
+from diffjax.config_upgrade import upgrade
 from diffjax.data import Coarse, digits, image_folder, pairs, translation
 from diffjax.errors import UserError
 from diffjax.runs import workdirs
@@ -131,7 +132,7 @@ def test_sources_of_samples_are_found_as_well():
 def test_training_on_notes_the_new_path_once_the_data_are_known(moved):
     """`claim` comes before the fingerprint is compared, `record_run` after it."""
     here = str(moved.parent / "here")
-    config = from_json((moved / "config.json").read_text())
+    config = from_json((moved / "config.json").read_text(), upgrade=upgrade)
     with config.unlocked():
         config.data.path = here
         config.mesh.data = 1
@@ -141,7 +142,7 @@ def test_training_on_notes_the_new_path_once_the_data_are_known(moved):
     setup: Any = diffjax.load(moved).setup._replace(config=config)
     workdirs.record_run(moved, setup, build(config.data), "")
     after = json.loads((moved / "config.json").read_text())
-    assert after == before | {"data": before["data"] | {"path": here}}
+    assert after == upgrade(before) | {"data": before["data"] | {"path": here}}
     assert (
         diffjax.load(moved).dataset().train.fingerprint()
         == image_folder(here, 8, 1).train.fingerprint()

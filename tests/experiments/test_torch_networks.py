@@ -65,7 +65,7 @@ SMALL = Case("digits", 8, None, ("config.model.hidden_size=16", "config.model.de
 @pytest.mark.parametrize("dtype", [pytest.param("float32", marks=pytest.mark.thorough), "bfloat16"])
 def test_both_libraries_are_timed_in_each_round(dtype):
     case = replace(SMALL, overrides=(*SMALL.overrides, f"config.model.dtype={dtype}"))
-    found = against_torch.against_torch(case, compiled=False, rounds=3, **SIZES)
+    found = against_torch.measure_pairs(case, compiled=False, rounds=3, **SIZES)
     assert [(pair.config, pair.program) for pair in found] == [
         ("digits", "training"),
         ("digits", "sampling"),

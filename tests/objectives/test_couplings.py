@@ -134,11 +134,11 @@ def test_coupled_noise_is_still_normal(coupling):
 def test_given_takes_the_source_of_the_data():
     x, source, noise = normals(5, 3, 4, 2)
     batch = {"image": x, "label": np.arange(4)}
-    pair = couplings.Given()(None, {**batch, "source": source}, noise)
+    pair = couplings.Given()(jax.random.key(0), {**batch, "source": source}, noise)
     np.testing.assert_array_equal(pair.eps, source)
     np.testing.assert_array_equal(pair.x0, x)
     with pytest.raises(UserError, match="only image, label; take a data set of pairs"):
-        couplings.Given()(None, batch, noise)
+        couplings.Given()(jax.random.key(0), batch, noise)
 
 
 def test_squared_distances_are_those_of_a_loop():

@@ -287,7 +287,7 @@ class Straight:
 )
 def test_a_path_that_leads_from_no_data_to_no_noise_is_refused(path):
     """Each of the three things that a path has to be, where the other two are right."""
-    with pytest.raises(UserError, match="leads from no data to no noise"):
+    with pytest.raises(UserError, match="does not lead from data to noise"):
         targets.undecodable(path, targets.V())
 
 

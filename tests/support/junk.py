@@ -94,7 +94,7 @@ def without_work() -> Iterator[None]:
         return function(*args)
 
     with pytest.MonkeyPatch.context() as patch:
-        for module in ("training.generate", "training.likelihoods", "evaluation.validation"):
+        for module in ("runs.generate", "runs.likelihoods", "studies.validation"):
             patch.setattr(f"diffjax.{module}.jit", lambda *args, **how: work_begins)
         patch.setattr(edit, "jit", lambda *args, **how: work_begins)
         patch.setattr(load, "set_up", cached)
