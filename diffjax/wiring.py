@@ -102,6 +102,21 @@ class Wired(NamedTuple):
         batch = {"image": images, "label": jax.ShapeDtypeStruct((batch_size,), jnp.int32)}
         return {**batch, "source": images} if self.objective.needs_source else batch
 
+    def check_condition(self, condition: Any) -> None:
+        """Refuses numbers that are neither labels nor the null label, `num_classes`.
+
+        A network's table of labels returns NaN for them.
+
+        Raises:
+            UserError: the first of them.
+        """
+        null = self.num_classes
+        wrong = [label for label in np.unique(condition).tolist() if not 0 <= label <= null]
+        if null and wrong:
+            raise UserError(
+                f"there is no label {wrong[0]}: this run has {null}, from 0 to {null - 1}"
+            )
+
     @property
     def num_params(self) -> int:
         """The number of trained parameters."""

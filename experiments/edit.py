@@ -11,14 +11,11 @@ Prints the root mean square difference between the first and the last, in units 
 """
 
 import sys
-from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
-from pathlib import Path
+from pathlib import Path as File
 from types import SimpleNamespace
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import flags
@@ -26,21 +23,18 @@ from jax import Array
 
 import diffjax
 from diffjax import choices
-from diffjax.compiling import jit
 from diffjax.data import all_images
 from diffjax.errors import UserError
-from diffjax.process.paths import Pair
-from diffjax.process.precond import Predict
+from diffjax.process.paths import Path
 from diffjax.reports.pictures import save_png
-from diffjax.runs.generate import sample_keys
+from diffjax.runs.model import Model, Request
 from diffjax.runs.recipes import Guided, named_recipe
 from diffjax.sampling import editing
-from diffjax.sampling.guidance import guide
 from diffjax.sampling.restart import resampled
-from diffjax.sampling.sample import Recipe, draw, sample
-from diffjax.sampling.solvers import Solver, normal
+from diffjax.sampling.sample import Recipe, sample
+from diffjax.sampling.solvers import Denoise, Solver
 from diffjax.spec import choose
-from diffjax.wiring import Wired, check_recipe
+from diffjax.wiring import check_recipe
 from experiments import cli
 
 FLAGS = flags.FlagValues()
@@ -72,78 +66,60 @@ METHODS = {
 }
 
 
-class Model(NamedTuple):
-    """A model and how it is to be asked."""
+class Edit(NamedTuple):
+    """Images to be edited, and what edits them.
 
-    predict: Predict
-    wired: Wired
+    Attributes:
+        model: of a run that makes samples from noise.
+        recipe: solver, grid and guidance.
+        request: as many samples as there are images, with their labels.
+        images: `[n, H, W, C]`.
+    """
+
+    model: Model
     recipe: Recipe
-    times: Array
-    labels: Array
+    request: Request
+    images: Array
 
-    def denoise(self, predict: Predict | None = None) -> Callable[[Array, Array], Pair]:
-        """The model, or another predictor, with the labels bound."""
-        ask = predict or self.predict
-        return lambda x, t: ask(x, jnp.broadcast_to(t, (len(x), *t.shape)), self.labels)
+    @property
+    def times(self) -> Array:
+        """Those of the recipe, ending in 0."""
+        return self.recipe.times(self.model.wired.path)
 
-    def draw(self, solver: Solver, predict: Predict | None, keys: Array) -> Array:
-        """Samples from noise.
+    def draw(self, model: Model | None = None, solver: Solver | None = None) -> Array:
+        """Samples from noise, in one batch, by the model and the solver or by others.
 
         Raises:
             UserError: the model can't be sampled by this solver.
         """
-        wired, recipe = self.wired, replace(self.recipe, solver=solver)
-        check_recipe(recipe, wired)
-        walk = partial(
-            draw,
-            predict or self.predict,
-            wired.path,
-            solver,
-            recipe.times(wired.path),
-            labels=self.labels,
-            shape=wired.image_shape,
-            start=partial(wired.objective.start, source=None),
-        )
-        return jit(walk)(keys)
+        recipe = replace(self.recipe, solver=solver or self.recipe.solver)
+        return (model or self.model).walk(sample, recipe, self.request, self.times)
 
-    def draw_given(self, method: str, seen: editing.Observed, keys: Array) -> Array:
+    def draw_given(self, method: str, seen: editing.Observed) -> Array:
         """Samples given what was seen of them."""
-        how = choose(METHODS, method, "method")
-        predict = how(self.predict, self.wired.path, seen)
-        return self.draw(self.recipe.solver, predict, keys)
+        how, path = choose(METHODS, method, "method"), self.model.wired.path
+        return self.draw(self.model.through(lambda predict: how(predict, path, seen)))
 
 
 def main(args: SimpleNamespace) -> None:
     """Edits, saves the picture, and says how much changed."""
     cli.require(args, "workdir")
     task = choose(TASKS, args.task, "task")
-    out = Path(args.out or Path(args.workdir) / "samples" / f"{args.task}.png")
+    out = File(args.out or File(args.workdir) / "samples" / f"{args.task}.png")
     if out.suffix != ".png":
         raise UserError(f"--out={out} should end in .png")
     allowed = ("diffjax", *args.allowed_packages)
     run = diffjax.load(args.workdir, weights=args.weights, allowed_packages=allowed)
-    wired = run.setup.wired
-    if wired.objective.starts_at_source:
+    if run.setup.wired.objective.starts_at_source:
         raise UserError(f"{args.workdir} makes images from images; editing starts from noise")
     recipe = named_recipe(
         run, args.solver, args.grid, args.num_steps, Guided(args.guidance_scale)
     ).recipe
-    check_recipe(recipe, wired)
+    check_recipe(recipe, run.setup.wired)
     images, labels = all_images(run.dataset(args.data_path).test, args.num_images)
-    scale = None if recipe.guidance_scale == 1.0 else recipe.guidance_scale
-    weaker = run.weaker(recipe)
-    models = wired.models(
-        run.weights(args.weights), None, weaker and weaker.model(weaker.params, None)
-    )
-    model = Model(
-        guide(models, wired.path, recipe.guidance, scale, recipe.against),
-        wired,
-        recipe,
-        recipe.times(wired.path),
-        jnp.asarray(labels),
-    )
-    keys = sample_keys(args.seed, np.arange(len(images)))
-    seen, made = task(args, model, jnp.asarray(images), keys)
+    request = Request(labels, args.seed)
+    edit = Edit(run.model(args.weights), recipe, request, jnp.asarray(images))
+    seen, made = task(args, edit)
     if not np.isfinite(made).all():
         raise UserError(
             f"the result of --task={args.task} is not finite: this solver can't walk these times; "
@@ -159,51 +135,47 @@ def main(args: SimpleNamespace) -> None:
     print(f"image, what was seen, what was made of it, for {len(images)} images: {out}")
 
 
-def vary(args: SimpleNamespace, model: Model, images: Array, keys: Array) -> tuple[Array, Array]:
+def vary(args: SimpleNamespace, edit: Edit) -> tuple[Array, Array]:
     """SDEdit: noise on top, and from there down."""
-    times = editing.later_times(model.times, args.strength)
-    path = model.wired.path
-    both = jax.vmap(jax.random.split)(keys)
-    noise = normal(both[:, 0], model.wired.image_shape)
-    start = path.alpha(times[0]) * images + model.wired.objective.noise_scale(times[0]) * noise
-    walk = jit(lambda x, keys: sample(model.denoise(), model.recipe.solver, path, times, keys, x))
-    return start, walk(start, both[:, 1])
+    wired, times = edit.model.wired, editing.later_times(edit.times, args.strength)
+    noise = edit.request.noise(wired.image_shape)
+    begin = wired.path.alpha(times[0]) * edit.images + wired.objective.noise_scale(times[0]) * noise
+
+    def walk_on(denoise: Denoise, solver: Solver, path: Path, times: Array, keys: Array, x: Array):
+        del x  # which is noise alone
+        return sample(denoise, solver, path, times, keys, begin)
+
+    return begin, edit.model.walk(walk_on, edit.recipe, edit.request, times)
 
 
-def inpaint(args: SimpleNamespace, model: Model, images: Array, keys: Array) -> tuple[Array, Array]:
+def inpaint(args: SimpleNamespace, edit: Edit) -> tuple[Array, Array]:
     """The lower half is made, the upper one is known."""
-    height = images.shape[1]
+    height = edit.images.shape[1]
     mask = (jnp.arange(height) < height // 2).astype(jnp.float32)[None, :, None, None]
-    return _complete(args, model, images, mask, keys)
+    return _complete(args, edit, mask)
 
 
-def outpaint(
-    args: SimpleNamespace, model: Model, images: Array, keys: Array
-) -> tuple[Array, Array]:
+def outpaint(args: SimpleNamespace, edit: Edit) -> tuple[Array, Array]:
     """The middle is known, what is around it is made."""
-    rows, columns = (abs(np.arange(n) + 0.5 - n / 2) < n / 4 for n in images.shape[1:3])
+    rows, columns = (abs(np.arange(n) + 0.5 - n / 2) < n / 4 for n in edit.images.shape[1:3])
     mask = jnp.asarray(rows[:, None] & columns, jnp.float32)[None, :, :, None]
-    return _complete(args, model, images, mask, keys)
+    return _complete(args, edit, mask)
 
 
-def _complete(
-    args: SimpleNamespace, model: Model, images: Array, mask: Array, keys: Array
-) -> tuple[Array, Array]:
-    seen = mask * images
+def _complete(args: SimpleNamespace, edit: Edit, mask: Array) -> tuple[Array, Array]:
+    seen = mask * edit.images
     if args.method in METHODS:
-        observed = editing.Observed(lambda x: mask * x, seen)
-        return seen, model.draw_given(args.method, observed, keys)
-    kept = editing.keep_known(model.recipe.solver, images, mask)
+        return seen, edit.draw_given(args.method, editing.Observed(lambda x: mask * x, seen))
+    kept = editing.keep_known(edit.recipe.solver, edit.images, mask)
     solvers = {"replace": kept, "repaint": resampled(kept, args.jump, args.times)}
     solver = choose({**METHODS, **solvers}, args.method, "method")
-    made = model.draw(solver, None, keys)
-    return seen, mask * images + (1.0 - mask) * made
+    return seen, seen + (1.0 - mask) * edit.draw(solver=solver)
 
 
-def upscale(args: SimpleNamespace, model: Model, images: Array, keys: Array) -> tuple[Array, Array]:
+def upscale(args: SimpleNamespace, edit: Edit) -> tuple[Array, Array]:
     """Means over squares of pixels are known."""
     k = args.factor
-    batch, height, width, channels = images.shape
+    batch, height, width, channels = edit.images.shape
     if height % k or width % k:
         raise UserError(f"--factor={k} does not divide images of {height}x{width}")
 
@@ -211,39 +183,42 @@ def upscale(args: SimpleNamespace, model: Model, images: Array, keys: Array) -> 
         squares = x.reshape(batch, height // k, k, width // k, k, channels)
         return squares.mean(axis=(2, 4))
 
-    seen = means(images)
-    made = model.draw_given(args.method, editing.Observed(means, seen, gain=1.0 / k**2), keys)
+    seen = means(edit.images)
+    made = edit.draw_given(args.method, editing.Observed(means, seen, gain=1.0 / k**2))
     return jnp.repeat(jnp.repeat(seen, k, axis=1), k, axis=2), made
 
 
-def deblur(args: SimpleNamespace, model: Model, images: Array, keys: Array) -> tuple[Array, Array]:
+def deblur(args: SimpleNamespace, edit: Edit) -> tuple[Array, Array]:
     """Images through a Gaussian blur are known."""
     if args.blur <= 0:
         raise UserError(f"--blur={args.blur:g} must be above 0: it is a width in pixels")
-    seen = editing.blurred(images, args.blur)
-    return seen.y, model.draw_given(args.method, seen, keys)
+    seen = editing.blurred(edit.images, args.blur)
+    return seen.y, edit.draw_given(args.method, seen)
 
 
-def colour(args: SimpleNamespace, model: Model, images: Array, keys: Array) -> tuple[Array, Array]:
+def colour(args: SimpleNamespace, edit: Edit) -> tuple[Array, Array]:
     """The mean over the colours is known."""
-    channels = images.shape[-1]
+    channels = edit.images.shape[-1]
     if channels == 1:
         raise UserError("--task=colour needs a run on colour images; this one's have one channel")
 
     def grey(x: Array) -> Array:
         return x.mean(axis=-1, keepdims=True)
 
-    seen = editing.Observed(grey, grey(images), gain=1.0 / channels)
-    return jnp.repeat(seen.y, channels, -1), model.draw_given(args.method, seen, keys)
+    seen = editing.Observed(grey, grey(edit.images), gain=1.0 / channels)
+    return jnp.repeat(seen.y, channels, -1), edit.draw_given(args.method, seen)
 
 
-def invert(args: SimpleNamespace, model: Model, images: Array, keys: Array) -> tuple[Array, Array]:
+def invert(args: SimpleNamespace, edit: Edit) -> tuple[Array, Array]:
     """To the noise that the flow makes of an image, and back."""
-    path, solver = model.wired.path, model.recipe.solver
-    noise, again = jit(lambda x: editing.invert(model.denoise(), solver, path, model.times, x))(
-        images
-    )
-    return noise, again
+
+    def there_and_back(
+        denoise: Denoise, solver: Solver, path: Path, times: Array, keys: Array, x: Array
+    ):
+        del keys, x  # Neither solver nor start has noise.
+        return editing.invert(denoise, solver, path, times, edit.images)
+
+    return edit.model.walk(there_and_back, edit.recipe, edit.request, edit.times)
 
 
 TASKS = {

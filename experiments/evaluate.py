@@ -106,8 +106,8 @@ def main(args: SimpleNamespace) -> None:
                 against=args.against,
                 seeds=seeds,
                 weights=args.weights,
+                extractors=extractors,
             ),
-            extractors=extractors,
             should_stop=should_stop,
             begun=begun,
             report=lambda row: print(

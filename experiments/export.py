@@ -8,19 +8,18 @@ What is not given is as in the run's config. docs/export.md has the lines that l
 """
 
 import sys
-from dataclasses import replace
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
-import jax
 import jax.numpy as jnp
 from absl import flags
 
 import diffjax
 from diffjax import choices
 from diffjax.errors import UserError
-from diffjax.runs.load import Run
-from diffjax.runs.portable import portable_sampler
+from diffjax.runs.portable import portable_model, portable_sampler
 from diffjax.runs.recipes import Guided, named_recipe
 from diffjax.sampling.export import PLATFORMS, serialise
 from experiments import cli
@@ -64,8 +63,9 @@ def main(args: SimpleNamespace) -> None:
     named = named_recipe(run, args.solver, args.grid, args.num_steps, guided)
     recipe, wired = named.recipe, run.setup.wired
     noise, source = args.input == "noise", wired.objective.starts_at_source
-    kept = run if args.weights_dtype == "float32" else with_weights_in(run, args.weights_dtype)
-    sampler = portable_sampler(kept, recipe, args.weights, noise=noise)
+    # In the file alone: layers cast their weights to the type that they compute in.
+    model = portable_model(run, args.weights).map(in_type(args.weights_dtype))
+    sampler = portable_sampler(model, recipe, noise=noise)
     content = serialise(
         sampler, wired.image_shape, source=source, noise=noise, platforms=args.platforms
     )
@@ -91,17 +91,9 @@ def main(args: SimpleNamespace) -> None:
     print(f"{len(content):,} bytes in {out}")
 
 
-def with_weights_in(run: Run, dtype: str) -> Run:
-    """The same run with rounded weights; its network computes in the type that it always did.
-
-    The layers cast their weights to that type themselves, before they use them.
-    """
-
-    def cast(leaf: jax.Array) -> jax.Array:
-        return leaf.astype(dtype) if leaf.dtype == jnp.float32 else leaf
-
-    params, ema = jax.tree.map(cast, (run.state.params, run.state.ema))
-    return replace(run, arrays=run.state._replace(params=params, ema=ema))
+def in_type(dtype: str) -> Callable[[Any], Any]:
+    """A function that rounds an array of float32 to another type, and leaves others as they are."""
+    return lambda leaf: leaf.astype(jnp.dtype(dtype)) if leaf.dtype == jnp.float32 else leaf
 
 
 USAGE = f"""{__doc__}

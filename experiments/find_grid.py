@@ -24,6 +24,7 @@ from diffjax.host.files import write_json
 from diffjax.runs.found_grids import FOUND, Search, grid_file, prepare
 from diffjax.runs.load import Run
 from diffjax.runs.measure import labels_in_mix
+from diffjax.runs.model import Request
 from diffjax.runs.recipes import Guided, named_recipe
 from diffjax.spec import build, choose
 from experiments import cli
@@ -72,13 +73,10 @@ def main(args: SimpleNamespace) -> None:
     # As many again to try what was found, with the same labels.
     labels, source = sources(run, None, np.concatenate([labels, labels]), args.data_path)
     search = prepare(
-        run,
+        run.model(args.weights),
         named.recipe,
         teacher,
-        labels,
-        source=source,
-        seed=args.seed,
-        weights=args.weights,
+        Request(labels, args.seed, source),
         num_candidates=args.num_candidates,
         batch_size=args.batch_size,
     )

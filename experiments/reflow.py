@@ -19,8 +19,8 @@ from diffjax.errors import UserError
 from diffjax.host.files import write_npz
 from diffjax.host.storage import make_writable
 from diffjax.host.watchdog import watched
-from diffjax.runs.generate import Asked, starting_noise
 from diffjax.runs.measure import labels_in_mix
+from diffjax.runs.model import Request
 from diffjax.runs.recipes import Guided, named_recipe
 from experiments import cli, hanging
 
@@ -68,15 +68,10 @@ def main(args: SimpleNamespace) -> None:
         )
 
     labels = labels_in_mix(run, args.num_pairs, args.labels, args.data_path)
-    n = min(args.batch_size, args.num_pairs)
-    generate, batches = run.generator(n), []
-    asked = Asked(wired, run.weights(args.weights), recipe, labels, args.seed)
+    request, model = Request(labels, args.seed), run.model(args.weights)
     with watched(hanging.watchdog(args), Path(args.workdir), what="batch") as begun:
-        for number, some in enumerate(asked.batches(n), start=1):
-            begun(number)
-            batches.append(some.drawn_by(generate))
-    images = np.concatenate(batches)
-    noise = starting_noise(args.seed, np.arange(args.num_pairs), wired.image_shape)
+        images = np.concatenate([*model.batches(recipe, request, args.batch_size, begun)])
+    noise = request.noise(wired.image_shape)
     how = {
         "step": run.step,
         "weights": args.weights or run.config.weights,

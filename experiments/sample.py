@@ -29,18 +29,12 @@ from diffjax.reports.pictures import (
     save_film,
     save_png,
 )
-from diffjax.runs.generate import (
-    Asked,
-    balanced_labels,
-    check_finite,
-    evaluations,
-    labels_called,
-    samples_in_parallel,
-    trace_samples,
-)
+from diffjax.runs.labels import balanced_labels, labels_called
 from diffjax.runs.load import Run
 from diffjax.runs.measure import samples_asked_of
+from diffjax.runs.model import Model, Request
 from diffjax.runs.recipes import Guided, named_recipe
+from diffjax.sampling.sample import Recipe
 from experiments import cli, hanging, processes
 
 FLAGS = flags.FlagValues()
@@ -96,11 +90,8 @@ def main(args: SimpleNamespace) -> None:
     in_first(lambda: make_writable(out.parent))  # Which shows before the work.
 
     labels, source = sources(run, args.labels, labels, args.data_path)
-    params = run.weights(args.weights)
-    weaker = run.weaker(recipe)
-    asked = Asked(run.setup.wired, params, recipe, labels, args.seed, source, weaker)
-    images, cost = draw_images(args, run, asked)
-    check_finite(images, asked)
+    model, request = run.model(args.weights), Request(labels, args.seed, source)
+    images, cost = draw_images(args, model, recipe, request)
     arrays = {"images": images, "labels": labels} | ({} if source is None else {"source": source})
     how = {
         "step": run.step,
@@ -114,8 +105,8 @@ def main(args: SimpleNamespace) -> None:
         "against": repr(recipe.against),
         "seed": args.seed,
     }
-    filmed = asked.only(np.arange(min(len(labels), _FILMED)))
-    traced: Any = None if args.film is None else trace_samples(filmed)
+    filmed = request.only(np.arange(min(len(labels), _FILMED)))
+    traced: Any = None if args.film is None else model.trace(recipe, filmed)
     if not is_first():
         return
     try:
@@ -138,22 +129,18 @@ def main(args: SimpleNamespace) -> None:
 
 
 def draw_images(
-    args: SimpleNamespace, run: Run, asked: Asked
+    args: SimpleNamespace, model: Model, recipe: Recipe, request: Request
 ) -> tuple[np.ndarray, dict[str, float]]:
     """Samples, and what they cost: evaluations for each, or rounds one after another."""
-    n = min(args.batch_size, len(asked.labels))
-    draw = run.generator(n)
-    batches = []
+    n = args.batch_size
     with watched(hanging.watchdog(args), Path(args.workdir), what="batch") as begun:
         if args.parallel:
             begun(1)
-            found = samples_in_parallel(asked, args.parallel, args.tolerance, run.setup.mesh)
+            found = model.in_parallel(recipe, request, args.parallel, args.tolerance)
             cost = {"parallel": args.parallel, "tolerance": args.tolerance}
             return np.asarray(found.x), {**cost, "rounds": int(found.rounds)}
-        for number, some in enumerate(asked.batches(n), start=1):
-            begun(number)
-            batches.append(some.drawn_by(draw))
-    return np.concatenate(batches), {"nfe": evaluations(asked.only(np.arange(n)))}
+        images = np.concatenate([*model.batches(recipe, request, n, begun)])
+    return images, {"nfe": model.nfe(recipe, next(request.batches(n)))}
 
 
 def sources(

@@ -27,8 +27,8 @@ from diffjax.host.run_files import read_json
 from diffjax.loop.loop import prepared, train
 from diffjax.loop.profile import Profile
 from diffjax.runs import workdirs
+from diffjax.runs.setup import Setup
 from diffjax.spec import build, to_json
-from diffjax.training.setup import Setup
 from experiments import cli, hanging, processes
 
 FLAGS = flags.FlagValues()

@@ -61,7 +61,7 @@ def main(args: SimpleNamespace) -> None:
     for name, run in runs.items():
         print(f"{name}: {len(images)} images", file=sys.stderr)
         losses[name] = validation.loss_by_log_snr(
-            run.predict(args.weights),
+            run.model(args.weights).predict(),
             run.setup.wired.path,
             images,
             labels if run.setup.wired.num_classes else np.zeros_like(labels),

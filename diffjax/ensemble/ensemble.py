@@ -34,6 +34,7 @@ from diffjax.loop.pending_metrics import NonFiniteLoss
 from diffjax.loop.recorder import Recorder
 from diffjax.runs.checkpoints import Checkpoints
 from diffjax.runs.measure import check_evaluation
+from diffjax.runs.setup import Setup, check_pairs, set_up
 from diffjax.runs.workdirs import (
     REPORT,
     add_seconds,
@@ -43,7 +44,6 @@ from diffjax.runs.workdirs import (
     record_run,
 )
 from diffjax.spec import build
-from diffjax.training.setup import Setup, check_pairs, set_up
 from diffjax.training.state import TrainState
 
 __all__ = ["MembersFailed", "apart", "groups", "train_together"]

@@ -15,8 +15,8 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from diffjax.compiling import jit
 from diffjax.data import Augment, DataSet, batches
 from diffjax.ensemble.grouping import Numbers, numbers_of
+from diffjax.runs.setup import Setup
 from diffjax.spec import build
-from diffjax.training.setup import Setup
 from diffjax.training.state import TrainState
 from diffjax.training.step import make_train_step
 

@@ -31,10 +31,10 @@ from diffjax.runs import workdirs
 from diffjax.runs.checkpoints import Checkpoints
 from diffjax.runs.load import Run
 from diffjax.runs.measure import check_evaluation, measure
+from diffjax.runs.setup import Setup, check_pairs, countable, set_up
 from diffjax.settings import check_complete, check_settings
 from diffjax.spec import build, check_arguments
 from diffjax.training.flops import flops_if_countable
-from diffjax.training.setup import Setup, check_pairs, countable, set_up
 from diffjax.training.sharding import batch_sharding, part_of_batch, replicated
 from diffjax.training.state import TrainState
 from diffjax.training.step import TrainStep, make_train_step

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,12 @@ from diffjax.reports.pictures import (
 )
 from diffjax.runs import workdirs
 from diffjax.runs.checkpoints import Checkpoints, not_finite
-from diffjax.runs.generate import balanced_labels, make_generator
-from diffjax.runs.load import weaker_models
+from diffjax.runs.labels import balanced_labels
+from diffjax.runs.load import Run
 from diffjax.runs.measure import samples_asked_of
+from diffjax.runs.model import Request
+from diffjax.runs.setup import Setup
 from diffjax.spec import to_json
-from diffjax.training.setup import Setup
 from diffjax.training.state import TrainState
 
 _SAMPLE_IMAGES = 64  # of configs from before there was a choice
@@ -143,12 +145,13 @@ def grid_drawer(setup: Setup, dataset: DataSet, workdir: Path) -> Callable[[Trai
     labels = balanced_labels(max(num_images // columns, 1) * columns, num_classes)
     labels, source = samples_asked_of(setup.wired, dataset, labels)
     names = names_of_columns(labels, columns, dataset.label_names)
-    generate = make_generator(setup.wired, setup.mesh, batch_size=len(labels))
-    weaker = weaker_models(setup.wired.recipe, setup)
+    request = Request(labels, config.seed, source)
+    run = Run(setup, setup.abstract, workdir)
+    run.model().weaker(run.recipe)  # Another run that it names is read, or refused, before step 1.
 
     def draw_grid(state: TrainState) -> None:
-        params = state.weights(config.weights)
-        images = generate(params, setup.wired.recipe, labels, config.seed, source, weaker(state))
+        model = replace(run, arrays=state).model()
+        images = model.sample(run.recipe, request, batch_size=len(request))
         if is_first():
             path = workdir / "samples" / f"step_{int(state.step):08d}.png"
             save_png(path, images, columns=columns, names=names)

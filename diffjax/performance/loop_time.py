@@ -17,7 +17,7 @@ from diffjax.loop.loop import compile_train_step, device_batches, take_steps
 from diffjax.loop.recorder import Recorder
 from diffjax.performance.throughput import noise_batch, timed
 from diffjax.runs.checkpoints import Checkpoints
-from diffjax.training.setup import set_up
+from diffjax.runs.setup import set_up
 
 _NEVER = 2**30
 _HOST_STEPS = 200

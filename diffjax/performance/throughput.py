@@ -18,9 +18,10 @@ from ml_collections import ConfigDict
 
 from diffjax.errors import UserError
 from diffjax.loop.loop import compile_train_step, train_flops
-from diffjax.runs.generate import balanced_labels, make_generator
+from diffjax.runs.labels import balanced_labels
+from diffjax.runs.model import Model, Request
+from diffjax.runs.setup import Setup, countable, set_up
 from diffjax.training.flops import flops_if_countable
-from diffjax.training.setup import Setup, countable, set_up
 from diffjax.training.sharding import AXES, batch_sharding, check_batch, make_mesh, replicated
 from diffjax.training.state import TrainState
 
@@ -187,15 +188,14 @@ def training(setup: Setup, state: TrainState, steps: int) -> Program:
 
 def sampling(setup: Setup, params: Any, num_samples: int) -> Program:
     """One batch of samples by the config's own recipe, as one compiled scan."""
-    wired = setup.wired
+    wired, model = setup.wired, Model(setup.programs, params)
     recipe = wired.recipe
     labels = balanced_labels(num_samples, wired.num_classes)
-    generate = make_generator(wired, setup.mesh, batch_size=num_samples)
     images = np.zeros((num_samples, *wired.image_shape), np.float32)
-    source = images if wired.objective.starts_at_source else None
+    request = Request(labels, source=images if wired.objective.starts_at_source else None)
 
     def run() -> np.ndarray:
-        return generate(params, recipe, labels, 0, source)
+        return model.sample(recipe, request, batch_size=num_samples)
 
     with compiling() as seconds:
         run()

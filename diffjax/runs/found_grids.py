@@ -15,7 +15,7 @@ from diffjax import choices
 from diffjax.errors import UserError
 from diffjax.host.run_files import read_json
 from diffjax.process.paths import Path
-from diffjax.runs.generate import Asked, make_walker
+from diffjax.runs.model import Model, Request
 from diffjax.sampling import grid_search
 from diffjax.sampling.grids import Grid, Times
 from diffjax.sampling.sample import Recipe
@@ -124,14 +124,11 @@ class Search:
 
 
 def prepare(
-    run: "Run",
+    model: Model,
     recipe: Recipe,
     teacher: Solver,
-    labels: np.ndarray,
+    request: Request,
     *,
-    source: np.ndarray | None = None,
-    seed: int = 0,
-    weights: str | None = None,
     num_candidates: int = 64,
     batch_size: int = 16,
 ) -> Search:
@@ -140,44 +137,38 @@ def prepare(
     The first half of the samples is what grids are found on, the other half what they are tried on.
 
     Args:
-        run: the model.
+        model: whose samples they are.
         recipe: solver and guidance; its grid and number of steps play no part.
         teacher: an accurate solver that does not look back.
-        labels: `[2n]`.
-        source: `[2n, H, W, C]`, where samples are made from one.
-        seed: of the noise.
-        weights: `live` or the name of an average.
+        request: 2n samples.
         num_candidates: times to choose from, and the teacher's steps.
         batch_size: samples at a time; the network sees up to `num_candidates` images for each.
 
     Raises:
-        UserError: fresh noise, a teacher that looks back, weights that the run does not keep.
+        UserError: fresh noise, or a teacher that looks back.
     """
     _check_solvers(recipe.solver, teacher)
-    wired, params, half = run.setup.wired, run.weights(weights), len(labels) // 2
+    path, half = model.wired.path, len(request) // 2
+    searched_on = request.only(np.arange(half))
     fine = replace(recipe, grid=grid_search.candidates, num_steps=num_candidates)
-    walk = make_walker(wired, partial(grid_search.measure_jumps, teacher=teacher))
-    weaker = run.weaker(recipe)
-    asked = Asked(wired, params, fine, labels, seed, source, weaker)
+    walk = partial(grid_search.measure_jumps, teacher=teacher)
     costs = np.zeros((num_candidates, num_candidates + 1))
-    for start in range(0, half, batch_size):
-        rows = np.arange(start, min(start + batch_size, half))
-        jumps = walk(asked.only(rows), fine.grid(wired.path, num_candidates))
-        costs += np.asarray(jumps.costs, np.float64) * (len(rows) / half)
-    generate = run.generator(min(256, half))
-    ends = generate(params, replace(fine, solver=teacher), labels, seed, source, weaker)
+    for some in searched_on.batches(batch_size):
+        jumps = model.walk(walk, fine, some, fine.grid(path, num_candidates))
+        costs += np.asarray(jumps.costs, np.float64) * (len(some) / half)
+    at_once = min(256, half)
+    ends = model.sample(replace(fine, solver=teacher), request, batch_size=at_once)
 
     def distances(grid: Grid, n: int, held_out: bool) -> float:
-        rows = slice(len(labels) if held_out else half)
-        some = None if source is None else source[rows]
         tried = replace(recipe, grid=grid, num_steps=n)
-        images = generate(params, tried, labels[rows], seed, some, weaker)
-        wrong = np.sqrt(np.mean((images - ends[rows]) ** 2, axis=(1, 2, 3)))
+        some = request if held_out else searched_on
+        images = model.sample(tried, some, batch_size=at_once)
+        wrong = np.sqrt(np.mean((images - ends[: len(some)]) ** 2, axis=(1, 2, 3)))
         return float(np.mean(wrong[half:] if held_out else wrong))
 
     # The first is what the path says, to the last bit.
-    inner = grid_search.candidates(wired.path, num_candidates)[1:-1].tolist()
-    return Search(recipe, (float(wired.path.t_noise), *inner), costs, distances)
+    inner = grid_search.candidates(path, num_candidates)[1:-1].tolist()
+    return Search(recipe, (float(path.t_noise), *inner), costs, distances)
 
 
 def _check_solvers(solver: Solver, teacher: Solver) -> None:

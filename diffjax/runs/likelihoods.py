@@ -21,8 +21,8 @@ from diffjax.likelihood.dequantise import Dequantised
 from diffjax.objectives.base import Objective
 from diffjax.process.paths import Path
 from diffjax.process.precond import Predict, denoiser
-from diffjax.runs.generate import full_batch
 from diffjax.runs.load import Run
+from diffjax.runs.model import full_batch
 from diffjax.spec import check_arguments, choose
 from diffjax.training.sharding import batch_sharding, replicated
 

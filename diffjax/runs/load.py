@@ -3,35 +3,28 @@
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
-from functools import cached_property, lru_cache, partial
+from functools import cache, cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jax import Array
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from diffjax.data import DataSet
 from diffjax.errors import UserError
 from diffjax.host.run_files import metrics_arrays, read_metrics
-from diffjax.process.precond import Predict
 from diffjax.runs import workdirs
 from diffjax.runs.checkpoints import Checkpoints, Damaged
-from diffjax.runs.generate import (
-    Generate,
-    Weaker,
-    balanced_labels,
-    labels_called,
-    make_generator,
-)
+from diffjax.runs.labels import balanced_labels, labels_called
+from diffjax.runs.model import Model, Request
 from diffjax.runs.recipes import Guided, recipe_of
+from diffjax.runs.setup import Setup, set_up
 from diffjax.sampling.grids import Grid
 from diffjax.sampling.guidance import Against, Rule
 from diffjax.sampling.sample import Recipe
 from diffjax.sampling.solvers import Solver
 from diffjax.spec import check_arguments
-from diffjax.training.setup import Setup, set_up
 from diffjax.training.sharding import AXES, make_mesh
 from diffjax.training.state import LIVE, TrainState, ema_name
 
@@ -96,12 +89,14 @@ class Run:
         arrays: its state, in memory or in a checkpoint.
         workdir: where it lives.
         label_names: what the labels mean.
+        others: `(folder, weights) -> Run`: other runs that guidance leads away from, read once.
     """
 
     setup: Setup
     arrays: TrainState | Saved
     workdir: Path
     label_names: tuple[str, ...] = ()
+    others: Callable[[str, str | None], "Run"] = field(default_factory=lambda: _reader())
 
     @property
     def config(self) -> ConfigDict:
@@ -132,35 +127,56 @@ class Run:
         check_arguments(Run.weights, name=name)
         return self.arrays.weights(name or self.config.weights)
 
-    def weaker(self, recipe: Recipe) -> Weaker | None:
-        """The model that a recipe guides away from, where it names one; the same at each call.
+    def model(self, weights: str | None = None) -> Model:
+        """What draws samples with weights of that name, as `weights`; one object for each name.
+
+        Raises:
+            UserError: the run keeps none of that name.
+        """
+        check_arguments(Run.model, weights=weights)
+        return self._models(weights or self.config.weights)
+
+    @cached_property
+    def _models(self) -> Callable[[str], Model]:
+        programs = self.setup.programs
+        return cache(lambda name: Model(programs, self.weights(name), find=self._find))
+
+    def _find(self, name: str) -> Model:
+        run, weights = self.called(name)
+        return run.model(weights)
+
+    def called(self, name: str) -> "tuple[Run, str | None]":
+        """The run and the weights that guidance calls by one name, as `Model.find`.
+
+        Args:
+            name: weights of this run (`live`, `ema-0.999`), the folder of another run, or
+                `FOLDER:weights`.
 
         Raises:
             UserError: there are no such weights, or their model is for other images or another
                 path.
         """
-        return self._weaker(_named(recipe)) if _named(recipe) else None
-
-    @cached_property
-    def _weaker(self) -> Callable[[str], Weaker]:
-        """Those of the last few names, so that equal requests are compiled once."""
-        return lru_cache(4)(lambda name: _weaker_called(name, self.setup)(self.arrays))
-
-    def predict(self, weights: str | None = None, source: Array | None = None) -> Predict:
-        """`(x[B,H,W,C], t[B], labels[B]) -> (x0, eps)`; `source[B,H,W,C]` if it sees one."""
-        check_arguments(Run.predict, source=source)
-        return self.setup.wired.predict(self.weights(weights), source)
-
-    def generator(self, batch_size: int) -> Generate:
-        """`(params, recipe, labels, seed, …) -> images`, compiled once for many calls."""
-        check_whole("batch_size", batch_size, 1)
-        return self._generators(batch_size)
-
-    @cached_property
-    def _generators(self) -> Callable[[int], Generate]:
-        """Those of the last few batch sizes, so that equal requests are compiled once."""
-        wired, mesh = self.setup.wired, self.setup.mesh
-        return lru_cache(8)(lambda size: make_generator(wired, mesh, batch_size=size))
+        own = [LIVE, *map(ema_name, self.config.ema_decays)]
+        if name in own:
+            return self, name
+        folder, _, average = name.partition(":")
+        if not (Path(folder) / workdirs.CONFIG).is_file():
+            raise UserError(
+                f"guidance against weights {name!r}: neither of this run's ({', '.join(own)}) nor "
+                "the folder of a run"
+            )
+        other = self.others(folder, average or None)
+        wired, theirs = self.setup.wired, other.setup.wired
+        for what, here, there in (
+            ("path", wired.path, theirs.path),
+            ("image shape", wired.image_shape, theirs.image_shape),
+            ("number of classes", wired.num_classes, theirs.num_classes),
+        ):
+            if here != there:
+                raise UserError(
+                    f"{folder} can't guide this run: its {what} is {there}, this run's is {here}"
+                )
+        return other, None
 
     def sample(
         self,
@@ -216,9 +232,8 @@ class Run:
         )  # fmt: skip
         numbers = self._labels(labels)
         recipe = recipe_of(self, solver, grid, num_steps, Guided(guidance_scale, guidance, against))
-        generate = self.generator(min(batch_size, max(len(numbers), 1)))
-        weaker = self.weaker(recipe)
-        return generate(self.weights(weights), recipe, numbers, seed, source, weaker)
+        request = Request(numbers, seed, source)
+        return self.model(weights).sample(recipe, request, batch_size=batch_size)
 
     def _labels(self, given: int | Sequence[int | str] | np.ndarray) -> np.ndarray:
         num_classes = self.setup.wired.num_classes
@@ -278,6 +293,11 @@ def check_whole(what: str, value: Any, least: int) -> None:
         raise UserError(f"{what}={value!r}: it is a whole number from {least} to {_LARGEST}")
 
 
+def _reader() -> Callable[[str, str | None], Run]:
+    """`load`, which returns the last few runs again."""
+    return lru_cache(4)(lambda folder, weights: load(folder, weights=weights))
+
+
 def load(
     workdir: str | Path,
     mesh: Mesh | None = None,
@@ -334,47 +354,3 @@ def load(
     known = {config.weights: state.weights(config.weights)}
     saved = Saved(folder, meta["step"], setup.abstract, known)
     return Run(setup, saved, workdir, tuple(description["label_names"]))
-
-
-def weaker_models(recipe: Recipe, setup: Setup) -> Callable[[TrainState | Saved], Weaker | None]:
-    """`arrays -> the model to guide away from`, where a recipe names one; other runs are read here.
-
-    Args:
-        recipe: whose `against` may name weights.
-        setup: the run that it samples.
-
-    Raises:
-        UserError: there are no such weights, or their model is for other images or another path.
-    """
-    return _weaker_called(_named(recipe), setup) if _named(recipe) else lambda arrays: None
-
-
-def _named(recipe: Recipe) -> str:
-    """The weights that a recipe guides away from; "" is none."""
-    return "" if recipe.guidance_scale == 1.0 else recipe.against.weights
-
-
-def _weaker_called(name: str, setup: Setup) -> Callable[[TrainState | Saved], Weaker]:
-    wired = setup.wired
-    own = [LIVE, *map(ema_name, setup.config.ema_decays)]
-    if name in own:
-        model = partial(wired.predict)
-        return lambda arrays: Weaker(model, arrays.weights(name))
-    folder, _, average = name.partition(":")
-    if not (Path(folder) / workdirs.CONFIG).is_file():
-        raise UserError(
-            f"guidance against weights {name!r}: neither of this run's ({', '.join(own)}) nor the "
-            "folder of a run"
-        )
-    other = load(folder, weights=average or None)
-    for what, mine, theirs in (
-        ("path", wired.path, other.setup.wired.path),
-        ("image shape", wired.image_shape, other.setup.wired.image_shape),
-        ("number of classes", wired.num_classes, other.setup.wired.num_classes),
-    ):
-        if mine != theirs:
-            raise UserError(
-                f"{folder} can't guide this run: its {what} is {theirs}, this run's is {mine}"
-            )
-    weaker = Weaker(partial(other.setup.wired.predict), other.weights())
-    return lambda arrays: weaker

@@ -1,6 +1,6 @@
 """The evaluation of a run: from its weights to `evaluation.json`."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import count, product
 from pathlib import Path
@@ -30,19 +30,14 @@ from diffjax.kinds import AtLeastOne, NumSteps
 from diffjax.reports.pictures import save_png
 from diffjax.runs import workdirs
 from diffjax.runs.found_grids import FOUND
-from diffjax.runs.generate import (
-    Asked,
-    check_finite,
-    evaluations,
-    full_batch,
-    labels_called,
-)
+from diffjax.runs.labels import labels_called
 from diffjax.runs.likelihoods import check_likelihood, measure_likelihood
 from diffjax.runs.load import Run
+from diffjax.runs.model import Request
 from diffjax.runs.recipes import Guided, named_recipe
+from diffjax.runs.setup import Setup
 from diffjax.settings import NumSamples
 from diffjax.spec import build, check_arguments, choose
-from diffjax.training.setup import Setup
 from diffjax.training.sharding import local_rows
 from diffjax.training.state import LIVE, ema_name
 from diffjax.wiring import Wired, check_recipe
@@ -69,6 +64,8 @@ class Wanted:
         against: where its second prediction comes from.
         seeds: of the noise.
         weights: `live`, or names of averages.
+        extractors: what the distances are measured on. All rows are on the first; the others'
+            numbers, of the run's own recipe, are under `extractors`.
 
     Raises:
         UserError: one of another kind, or a number out of range.
@@ -85,6 +82,7 @@ class Wanted:
     against: str | None = None
     seeds: Sequence[int] | None = None
     weights: Sequence[str] | None = None
+    extractors: Sequence[Extractor] | None = None
 
     def __post_init__(self) -> None:
         check_arguments(Wanted, **vars(self))
@@ -95,7 +93,6 @@ def measure(
     dataset: DataSet,
     wanted: Wanted = Wanted(),
     *,
-    extractors: Sequence[Extractor] | None = None,
     should_stop: Callable[[], bool] = lambda: False,
     begun: Callable[[int], Any] = lambda batch: None,
     report: Callable[[Mapping[str, Any]], None] = lambda row: None,
@@ -109,10 +106,8 @@ def measure(
     Args:
         run: the model.
         dataset: what it was trained on.
-        wanted: which samples.
-        extractors: what the distances are measured on, those of the config by default. All rows
-            are on the first; the others' numbers, of the run's own recipe, are under `extractors`.
-        should_stop: asked between batches of samples.
+        wanted: which samples, and what they are measured on.
+        should_stop: called before each batch of samples; whether to end there.
         begun: told of each batch that is drawn, that features are made of or whose likelihood is
             measured, by its number.
         report: called with each row of the table as it is done.
@@ -122,7 +117,7 @@ def measure(
 
     Raises:
         UserError: an unknown solver, grid or average, images that the extractor can't take.
-        Interrupted: `should_stop` said so; nothing is written.
+        Interrupted: `should_stop` returned True; nothing is written.
     """
     settings = run.config.evaluation
     main, others = asked_recipes(run, wanted)
@@ -135,6 +130,14 @@ def measure(
     def beat() -> None:
         begun(next(numbers))
 
+    def before_samples(_: int) -> None:
+        if should_stop():
+            raise Interrupted(
+                f"stopped while evaluating; the training in {run.workdir} is finished and "
+                "saved, the same command evaluates it"
+            )
+        beat()
+
     references = [
         metrics.reference(
             dataset,
@@ -143,14 +146,14 @@ def measure(
             sharding=local_rows(),
             shared=jax.process_count() > 1,
         )
-        for extractor in extractors or own
+        for extractor in wanted.extractors or own
     ]
     num_samples = wanted.num_samples or settings.num_samples
     shares = label_shares(mix, run.setup.wired, dataset, references[0].class_counts)
     labels = proportional_labels(num_samples, shares)
     labels, source = samples_asked_of(run.setup.wired, dataset, labels)
     result = evaluate(
-        drawer(run, [main, *others], source, should_stop, beat, wanted.batch_size),
+        drawer(run, [main, *others], source, before_samples, wanted.batch_size),
         main,
         references,
         labels=labels,
@@ -227,8 +230,7 @@ def drawer(
     run: Run,
     recipes: Sequence[NamedRecipe],
     source: np.ndarray | None,
-    should_stop: Callable[[], bool],
-    beat: Callable[[], None],
+    begun: Callable[[int], Any] = lambda number: None,
     batch_size: int | None = None,
 ) -> Draw:
     """What draws samples of these recipes.
@@ -237,45 +239,31 @@ def drawer(
         run: the model.
         recipes: whose weights are wanted.
         source: `[n, H, W, C]`, what each sample is made from; None where that is noise.
-        should_stop: asked between batches.
-        beat: called as each batch begins.
+        begun: called before each batch; what it raises ends the drawing.
         batch_size: samples at a time, `config.evaluation.batch_size` by default; fewer where fewer
             are drawn.
 
     Raises:
         UserError: the run keeps no such weights.
     """
-    wired, most = run.setup.wired, batch_size or run.config.evaluation.batch_size
-    params = {name: run.weights(name) for name in {recipe.weights for recipe in recipes}}
-    weaker = {each: run.weaker(each.recipe) for each in recipes}
+    most = batch_size or run.config.evaluation.batch_size
+    models = {recipe.weights: run.model(recipe.weights) for recipe in recipes}
+    for each in recipes:
+        models[each.weights].weaker(each.recipe)  # Refused before the first is drawn.
 
     def draw(named: NamedRecipe, labels: np.ndarray) -> tuple[Batches, int]:
-        seed = noise_seed(run.config.seed, named.seed)
-        weights = params[named.weights]
-        asked = Asked(wired, weights, named.recipe, labels, seed, source, weaker[named])
+        model = models[named.weights]
+        request = Request(labels, noise_seed(run.config.seed, named.seed), source)
         at_once = min(most, len(labels))
-        generate = run.generator(at_once)
-
-        def batches() -> Iterator[np.ndarray]:
-            for some in asked.batches(full_batch(at_once, run.setup.mesh)):
-                if should_stop():
-                    raise Interrupted(
-                        f"stopped while evaluating; the training in {run.workdir} is finished and "
-                        "saved, the same command evaluates it"
-                    )
-                beat()
-                images = some.drawn_by(generate)
-                check_finite(images, some)
-                yield images
-
-        few = asked.only(np.arange(at_once))
-        return Batches(len(labels), batches()), evaluations(few)
+        images = model.batches(named.recipe, request, at_once, begun)
+        nfe = model.nfe(named.recipe, next(request.batches(at_once)))
+        return Batches(len(labels), images), nfe
 
     return draw
 
 
 def noise_seed(training_seed: int, seed: int) -> int:
-    """What `generate` is given as its seed, where an evaluation of a run says `seed`.
+    """The seed of the noise, where an evaluation of a run says `seed`.
 
     `seed + 1000·training_seed`, modulo 2³²: runs of one training seed start from the same noise,
     those of another from other noise. If all started from the same, what that noise makes of one

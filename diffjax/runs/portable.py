@@ -1,31 +1,40 @@
 """A run's sampler as a function of arrays alone, which can leave the project."""
 
 from collections.abc import Callable
-from typing import Any
+from functools import cache
 
-import jax
 import jax.numpy as jnp
 from jax import Array
 
 from diffjax.errors import UserError
 from diffjax.host.processes import to_host
-from diffjax.runs.generate import Weaker, sample_keys
-from diffjax.runs.load import Run, weaker_models
+from diffjax.runs.load import Run
+from diffjax.runs.model import Model, Programs, sample_keys
 from diffjax.sampling.export import check_size
-from diffjax.sampling.guidance import guide
 from diffjax.sampling.sample import Recipe, draw
 from diffjax.wiring import Wired, check_recipe, wire
 
 
-def portable_sampler(
-    run: Run, recipe: Recipe, weights: str | None = None, *, noise: bool = False
-) -> Callable[..., Array]:
+def portable_model(run: Run, weights: str | None = None) -> Model:
+    """A run's model with attention that runs on every platform, and its weights on the host.
+
+    Weights on several devices would tie a program to as many.
+
+    Args:
+        run: a trained model.
+        weights: `live` or the name of an average; by default those of the config.
+    """
+    programs = Programs(_portable(run), run.setup.mesh)
+    find = cache(lambda name: portable_model(*run.called(name)))
+    return Model(programs, to_host(run.weights(weights)), find)
+
+
+def portable_sampler(model: Model, recipe: Recipe, *, noise: bool = False) -> Callable[..., Array]:
     """`(seed, labels[b]) -> [b, H, W, C]`: what `run.sample` draws, with its weights inside.
 
     Args:
-        run: a trained model; its network is asked with attention that runs on every platform.
+        model: a `portable_model`.
         recipe: how to draw.
-        weights: `live` or the name of an average; by default those of the config.
         noise: the first argument is standard normal noise `[b, H, W, C]`, and no seed.
 
     Returns:
@@ -39,27 +48,19 @@ def portable_sampler(
             "this solver draws noise at every step: export it with a seed, or take a deterministic "
             "one, as --solver=heun"
         )
-    setup = run.setup._replace(wired=portable(run.setup.wired, run))
-    wired = setup.wired
+    wired, weaker = model.wired, model.weaker(recipe)
     check_recipe(recipe, wired)
-    # Weights on several devices would tie the program to as many.
-    params = to_host(run.weights(weights))
-    weaker = weaker_models(recipe, setup)(run.arrays)
-    weak = None if weaker is None else to_host(weaker.params)
-    check_size((params, weak))
+    check_size([each.params for each in (model, weaker) if each is not None])
 
     def sampler(start: Array, labels: Array, source: Array | None = None) -> Array:
-        rows = jnp.arange(labels.shape[0])
         # Layers cast NumPy's arrays before they are traced, and the file would hold what they made.
-        traced, other = jax.tree.map(jnp.asarray, (params, weak))
-        against = None if weaker is None else weaker._replace(params=other)
-        predict = _guided(wired, traced, recipe, source, against)
+        predict = model.map(jnp.asarray).guided(recipe, source)
         return draw(
             predict,
             wired.path,
             recipe.solver,
             recipe.times(wired.path),
-            sample_keys(0 if noise else start, rows),
+            sample_keys(0 if noise else start, jnp.arange(labels.shape[0])),
             labels,
             wired.image_shape,
             start=lambda drawn: wired.objective.start(start if noise else drawn, source),
@@ -68,20 +69,11 @@ def portable_sampler(
     return sampler
 
 
-def portable(wired: Wired, run: Run) -> Wired:
-    """The same parts, with attention that XLA compiles for every platform."""
-    config = run.config.copy_and_resolve_references()
+def _portable(run: Run) -> Wired:
+    """The parts of a run, with attention that XLA compiles for every platform."""
+    wired, config = run.setup.wired, run.config.copy_and_resolve_references()
     if "attention" not in config.model:
         return wired
     with config.unlocked():
         config.model.attention = "xla"
     return wire(config, wired.image_shape, wired.num_classes)
-
-
-def _guided(
-    wired: Wired, params: Any, recipe: Recipe, source: Array | None, weaker: Weaker | None
-) -> Any:
-    other = None if weaker is None else weaker.model(weaker.params, source)
-    scale = None if recipe.calls == 1 else jnp.float32(recipe.guidance_scale)
-    models = wired.models(params, source, other)
-    return guide(models, wired.path, recipe.guidance, scale, recipe.against)

@@ -56,7 +56,7 @@ def _probed(run: Run) -> probes.Probed:
     return probes.Probed(
         objective=wired.objective,
         apply=wired.apply,
-        predict=run.predict() if not wired.objective.needs_source else None,  # pyright: ignore[reportArgumentType]
+        predict=run.model().predict() if not wired.objective.needs_source else None,  # pyright: ignore[reportArgumentType]
         params=state.params,
         ema_params=teacher(state, run.config.ema_decays),
         progress=Progress(state.step, state.memory),

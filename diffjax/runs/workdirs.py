@@ -25,8 +25,8 @@ from diffjax.host.processes import in_first, is_first
 from diffjax.host.run_files import read_json, read_metrics
 from diffjax.host.storage import make_writable
 from diffjax.runs.checkpoints import config_kept
+from diffjax.runs.setup import Setup
 from diffjax.spec import TARGET, build, defaults, from_json, to_json
-from diffjax.training.setup import Setup
 
 _LOG = logging.getLogger("diffjax")
 CONFIG, RUN = "config.json", "run.json"

@@ -14,8 +14,8 @@ import jax.numpy as jnp
 
 from diffjax.errors import UserError
 from diffjax.performance.throughput import sampling, timed, training
+from diffjax.runs.setup import set_up
 from diffjax.spec import TARGET
-from diffjax.training.setup import set_up
 from experiments import cli
 from experiments.benchmark.cases import Case
 

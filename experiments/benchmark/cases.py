@@ -27,8 +27,8 @@ from diffjax.performance.throughput import (
     noise_batch,
     timed,
 )
+from diffjax.runs.setup import set_up
 from diffjax.spec import build
-from diffjax.training.setup import set_up
 from experiments import cli
 
 

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import jax
 
 from diffjax.errors import UserError
+from diffjax.runs.setup import set_up
 from diffjax.spec import build
-from diffjax.training.setup import set_up
 from diffjax.training.sharding import check_batch, make_mesh
 from experiments.benchmark.against_torch import torch_device, twin
 from experiments.benchmark.cases import Case

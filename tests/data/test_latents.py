@@ -11,7 +11,7 @@ from diffjax.data.fingerprints import fingerprints
 from diffjax.errors import UserError
 from diffjax.evaluation.extractors.features import pixel_features
 from diffjax.evaluation.metrics import compare, reference
-from diffjax.training.setup import check_expected, check_pairs, set_up
+from diffjax.runs.setup import check_expected, check_pairs, set_up
 
 
 @pytest.fixture

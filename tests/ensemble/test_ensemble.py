@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,9 @@ from diffjax.host.interrupts import Interrupted
 from diffjax.host.watchdog import Watchdog
 from diffjax.loop import loop
 from diffjax.process import weights
+from diffjax.runs.setup import set_up
 from diffjax.spec import spec
 from diffjax.training import sharding
-from diffjax.training.setup import set_up
 from tests.support.tiny_run import arrays_of, assert_same, logged, tiny_config, without_pictures
 
 # Rates, weights, densities and seeds; two share a seed.
@@ -59,7 +60,7 @@ def setups_of(each, mesh) -> list:
 def like_one(each, mesh) -> list:
     """As `setups_of` where a member's own parts are not asked for, but its numbers alone."""
     (one,) = setups_of(each[:1], mesh)
-    return [one._replace(config=config) for config in each]
+    return [replace(one, config=config) for config in each]
 
 
 def fresh(setup, like=None) -> Any:

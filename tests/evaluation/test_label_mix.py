@@ -18,7 +18,7 @@ from diffjax.evaluation.extractors.features import pixel_features
 from diffjax.evaluation.label_mix import label_mix, proportional_labels
 from diffjax.evaluation.metrics import compare, reference
 from diffjax.runs import measure
-from diffjax.runs.generate import balanced_labels
+from diffjax.runs.labels import balanced_labels
 from diffjax.runs.measure import Wanted, check_evaluation
 from experiments import cli, evaluate
 
@@ -54,7 +54,7 @@ def unbalanced():
     return DataSet("greys", split(train, 1), split(test, 2), (8, 8, 3), 2, ("dark", "light"))
 
 
-def exact_generator(run, recipes, source, should_stop, beat, batch_size):
+def exact_generator(run, recipes, source, begun, batch_size):
     """In the place of a network: draws from the distribution of each class itself."""
 
     def draw(named, labels):
@@ -71,8 +71,10 @@ def evaluated(unbalanced, tmp_path_factory):
 
     @functools.cache
     def evaluate_it(**wanted):
-        how = Wanted(num_samples=1000, solvers=(), num_steps=(), **wanted)
-        found = measure.measure(run, unbalanced, how, extractors=[pixel_features(2)])
+        how = Wanted(
+            num_samples=1000, solvers=(), num_steps=(), extractors=[pixel_features(2)], **wanted
+        )
+        found = measure.measure(run, unbalanced, how)
         assert json.loads((folder / "evaluation.json").read_text()) == found
         return found
 
@@ -194,7 +196,7 @@ def test_what_is_no_label_is_refused_before_anything_is_drawn(evaluated, unbalan
     config = run.config.copy_and_resolve_references()
     with config.unlocked():
         config.evaluation.labels = "0,99"
-    setup = run.setup._replace(config=config)
+    setup = replace(run.setup, config=config)
     with pytest.raises(UserError, match="no label is called '99'"):
         check_evaluation(setup, diffjax.data.digits())
     wanted = []

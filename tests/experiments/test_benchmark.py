@@ -18,9 +18,9 @@ from diffjax.models import DiT, dit
 from diffjax.models.attention import attention
 from diffjax.performance import throughput
 from diffjax.performance.throughput import Measured, Scaled, compiling, measure, measure_scaled
+from diffjax.runs.setup import set_up
 from diffjax.spec import spec
 from diffjax.training.flops import matrix_flops
-from diffjax.training.setup import set_up
 from experiments import benchmark, cli
 from experiments.benchmark import against_torch, cases, checks, tables
 from tests.support.one_process import Here

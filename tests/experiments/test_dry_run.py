@@ -13,8 +13,8 @@ from diffjax.data.folder import image_folder
 from diffjax.errors import UserError
 from diffjax.performance.planning.compiled import expected_data
 from diffjax.runs import workdirs
+from diffjax.runs.setup import Setup, set_up
 from diffjax.spec import spec
-from diffjax.training.setup import Setup, set_up
 from experiments import cli, train
 from tests.support.tiny_network import Tiny
 

@@ -138,8 +138,8 @@ def test_each_training_seed_is_evaluated_from_noise_of_its_own(workdir):
     for training_seed, seed in ((0, 1), (2, 2001)):
         config = run.config.copy_and_resolve_references()
         config.seed = training_seed
-        own = replace(run, setup=run.setup._replace(config=config))
-        drawn, _ = measure.drawer(own, [main], None, lambda: False, lambda: None)(main, labels)
+        own = replace(run, setup=replace(run.setup, config=config))
+        drawn, _ = measure.drawer(own, [main], None)(main, labels)
         assert isinstance(drawn, Batches)
         (images,) = drawn.batches
         # In batches of another size, whose products are rounded otherwise.

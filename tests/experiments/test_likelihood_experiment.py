@@ -9,8 +9,8 @@ from diffjax import config_files
 from diffjax.data import digits
 from diffjax.errors import UserError
 from diffjax.runs.measure import check_evaluation
+from diffjax.runs.setup import set_up
 from diffjax.spec import spec
-from diffjax.training.setup import set_up
 from experiments import cli, evaluate, likelihood
 from tests.support.tiny_network import Plain
 

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -139,7 +140,7 @@ def test_training_on_notes_the_new_path_once_the_data_are_known(moved):
     before = json.loads((moved / "config.json").read_text())
     workdirs.claim(moved, config)
     assert json.loads((moved / "config.json").read_text()) == before
-    setup: Any = diffjax.load(moved).setup._replace(config=config)
+    setup: Any = replace(diffjax.load(moved).setup, config=config)
     workdirs.record_run(moved, setup, build(config.data), "")
     after = json.loads((moved / "config.json").read_text())
     assert after == upgrade(before) | {"data": before["data"] | {"path": here}}

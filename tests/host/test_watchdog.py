@@ -16,7 +16,7 @@ from diffjax.evaluation.extractors.features import pixel_features
 from diffjax.host import watchdog
 from diffjax.host.watchdog import STACKS, STATUS, Watchdog, watched
 from diffjax.likelihood import bound
-from diffjax.runs import generate
+from diffjax.runs import model
 from diffjax.runs.measure import Wanted, measure
 from experiments import cli, evaluate, likelihood, reflow, sample
 from tests.support.tiny_run import loaded
@@ -97,7 +97,7 @@ def test_programs_on_a_run_notice_a_batch_that_does_not_come(copy_of_run, monkey
     # No time passes before: whatever a slow machine takes to come here is no silence.
     clock = SimpleNamespace(monotonic=lambda: 1e6 if still else 0.0)
     monkeypatch.setattr(watchdog, "time", clock)
-    monkeypatch.setattr(generate, "sample_keys", stands_still)
+    monkeypatch.setattr(model, "sample_keys", stands_still)
     monkeypatch.setattr(bound, "variational_bound", stands_still)
     programs = (
         (evaluate, ["--num_samples=20"]),
@@ -136,11 +136,11 @@ def test_features_of_the_real_images_are_beats(trained_run, monkeypatch, tmp_pat
         drawn.append(len(beats))
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(generate, "sample_keys", draws)
+    monkeypatch.setattr(model, "sample_keys", draws)
     monkeypatch.setattr("diffjax.evaluation.cached_arrays.FOLDER", str(tmp_path))
     data = digits()
     with pytest.raises(KeyboardInterrupt):
-        measure(run, data, Wanted(num_samples=20), extractors=[extractor], begun=beats.append)
+        measure(run, data, Wanted(num_samples=20, extractors=[extractor]), begun=beats.append)
     batches = -(-len(data.train) // 104) + -(-len(data.test) // 104)  # of 8 devices
     assert drawn == [batches + 1], "and the batch that is to be drawn"
     assert beats == list(range(1, batches + 2))

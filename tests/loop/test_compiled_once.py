@@ -10,8 +10,8 @@ from jax.sharding import PartitionSpec as P
 
 from diffjax.ensemble import members
 from diffjax.runs.checkpoints import Checkpoints
+from diffjax.runs.setup import set_up
 from diffjax.training import sharding
-from diffjax.training.setup import set_up
 from tests.support.compilations import compilations
 from tests.support.tiny_run import tiny_config
 

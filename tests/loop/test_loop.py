@@ -16,7 +16,7 @@ from diffjax.loop.loop import take_steps
 from diffjax.loop.profile import Profile, profiled
 from diffjax.loop.recorder import Recorder
 from diffjax.performance.loop_time import Split, measure_split
-from diffjax.training.setup import set_up
+from diffjax.runs.setup import set_up
 from experiments import cli, train
 from experiments.train import parse_steps
 from tests.support.tiny_run import tiny_config

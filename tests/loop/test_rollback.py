@@ -19,9 +19,9 @@ from diffjax.loop import loop
 from diffjax.loop.pending_metrics import NonFiniteLoss
 from diffjax.loop.rollback import ROLLBACKS, Rollbacks, seed_of
 from diffjax.runs.checkpoints import Checkpoints
+from diffjax.runs.setup import set_up
 from diffjax.spec import spec
 from diffjax.training.nonfinite import NonFinite
-from diffjax.training.setup import set_up
 from tests.support.tiny_network import Tiny
 from tests.support.tiny_run import without_pictures
 from tests.support.trainer import CONFIG, STEPS

@@ -7,8 +7,9 @@ from PIL import Image
 from configs import digits
 from diffjax.data import ArraySource, DataSet
 from diffjax.loop import recorder
+from diffjax.runs.model import Model
+from diffjax.runs.setup import set_up
 from diffjax.spec import spec
-from diffjax.training.setup import set_up
 from tests.support.tiny_network import Tiny
 
 
@@ -25,11 +26,12 @@ def drawn(monkeypatch, folder, num_classes: int, **settings) -> tuple[list[int],
     setup = set_up(config, (8, 8, 1), num_classes)
     asked = []
 
-    def generate(params, recipe, labels, *others):
+    def sample(model, recipe, request, batch_size):
+        labels = request.condition
         asked.extend(labels.tolist())
         return np.ones((len(labels), 8, 8, 1)) * labels[:, None, None, None] / 16
 
-    monkeypatch.setattr(recorder, "make_generator", lambda *_, **__: generate)
+    monkeypatch.setattr(Model, "sample", sample)
     draw = recorder.grid_drawer(setup, data, folder)
     draw(setup.abstract._replace(step=3))
     with Image.open(folder / "samples/step_00000003.png") as picture:

@@ -634,7 +634,7 @@ def test_reflow_from_run_to_run(tmp_path, capsys):
     assert abs(noise.std() - 1) < 0.1
     # The file's noise really is what the sampler starts from: walk from it by hand.
     wired = loaded.setup.wired
-    predict = loaded.predict()
+    predict = loaded.model().predict()
     x = integrate(
         lambda x, t: predict(x, jnp.full(len(x), t), jnp.asarray(labels)),
         loaded.recipe.solver, wired.path, jnp.array([1.0, 0.5]),

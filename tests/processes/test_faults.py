@@ -28,7 +28,7 @@ from diffjax import config_files
 from diffjax.data import digits
 from diffjax.host.run_files import read_metrics
 from diffjax.runs.checkpoints import Checkpoints
-from diffjax.training.setup import set_up
+from diffjax.runs.setup import set_up
 from diffjax.training.sharding import make_mesh
 from tests.support.trainer import STEPS, Trainer, may_drop
 

@@ -20,7 +20,7 @@ import pytest
 
 from diffjax import config_files
 from diffjax.data import digits
-from diffjax.training.setup import set_up
+from diffjax.runs.setup import set_up
 from diffjax.training.sharding import make_mesh
 from tests.processes.test_faults import alive, send
 from tests.processes.test_processes import PAUSE, assert_same_run, state_of

@@ -21,7 +21,7 @@ from diffjax.errors import UserError
 from diffjax.host import processes
 from diffjax.host.run_files import read_metrics
 from diffjax.runs.checkpoints import Checkpoints
-from diffjax.training.setup import set_up
+from diffjax.runs.setup import set_up
 from diffjax.training.sharding import batch_sharding, make_mesh, part_of_batch
 from experiments import processes as flags_of
 from tests.processes.test_faults import left_by

@@ -6,7 +6,7 @@ import pytest
 
 from diffjax import config_files
 from diffjax.data import digits
-from diffjax.training.setup import set_up
+from diffjax.runs.setup import set_up
 from diffjax.training.sharding import make_mesh
 from tests.processes.test_processes import ATOL, RTOL, state_of
 from tests.support.trainer import CONFIG, STEPS, Trainer

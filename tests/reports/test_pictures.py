@@ -7,7 +7,7 @@ from PIL import Image
 from configs import digits
 from diffjax.errors import UserError
 from diffjax.reports import pictures
-from diffjax.training.setup import set_up
+from diffjax.runs.setup import set_up
 
 
 def read(path) -> np.ndarray:

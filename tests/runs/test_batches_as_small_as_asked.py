@@ -33,7 +33,7 @@ def with_settings(run, **changes):
     config = run.config.copy_and_resolve_references()
     with config.unlocked():
         config.evaluation.update(changes)
-    return replace(run, setup=run.setup._replace(config=config))
+    return replace(run, setup=replace(run.setup, config=config))
 
 
 @pytest.fixture
@@ -47,7 +47,7 @@ def watched(loaded):
 
     wired = loaded.setup.wired._replace(apply=apply)
     run = with_settings(loaded, batch_size=500)
-    return replace(run, setup=run.setup._replace(wired=wired)), seen
+    return replace(run, setup=replace(run.setup, wired=wired)), seen
 
 
 @pytest.mark.parametrize(
@@ -63,7 +63,7 @@ def test_a_batch_of_an_evaluation_is_no_larger_than_its_samples(
     named = NamedRecipe("euler", "uniform", one)
     labels = np.arange(num_samples) % 10
     batches = []
-    draw = drawer(run, [named], None, lambda: False, lambda: batches.append(1), batch_size)
+    draw = drawer(run, [named], None, batches.append, batch_size)
     drawn, _ = draw(named, labels)
     assert isinstance(drawn, Batches)
     images = np.concatenate(list(drawn.batches))

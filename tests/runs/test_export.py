@@ -15,12 +15,12 @@ import pytest
 from jax import export
 
 from diffjax.errors import UserError
-from diffjax.runs.generate import starting_noise
 from diffjax.runs.load import Run
-from diffjax.runs.portable import portable_sampler
+from diffjax.runs.model import Request
+from diffjax.runs.portable import portable_model, portable_sampler
+from diffjax.runs.setup import set_up
 from diffjax.sampling import solvers
 from diffjax.sampling.export import PLATFORMS, check_size, serialise
-from diffjax.training.setup import set_up
 from experiments import cli
 from experiments import export as program
 from tests.support.tiny_run import leave, of_noise, tiny_config
@@ -37,7 +37,7 @@ def run_of(arguments: str = "") -> Run:
 def exported(run: Run, **how: Any) -> export.Exported:
     source = run.setup.wired.objective.starts_at_source
     noise, platforms = how.get("noise", False), how.pop("platforms", PLATFORMS)
-    sampler = portable_sampler(run, run.recipe, **how)
+    sampler = portable_sampler(portable_model(run), run.recipe, **how)
     code = serialise(sampler, SHAPE, source=source, noise=noise, platforms=platforms)
     return export.deserialize(bytearray(code))
 
@@ -69,7 +69,7 @@ def test_a_file_draws_what_the_run_does(arguments):
 def test_noise_in_place_of_a_seed():
     run = run_of("model=tiny")
     labels = np.arange(4, dtype=np.int32)
-    noise = starting_noise(7, np.arange(4), SHAPE)
+    noise = Request(labels, 7).noise(SHAPE)
     images = exported(run, noise=True, platforms=["cpu"]).call(noise, labels)
     np.testing.assert_allclose(images, run.sample(labels, seed=7), atol=2e-5)
 
@@ -78,7 +78,8 @@ def test_live_weights_and_another_solver():
     run = run_of("model=tiny")
     run = replace(run, arrays=run.state._replace(params=run.state.ema["ema-0.9"]))
     recipe = replace(run.recipe, solver=solvers.ddpm(), num_steps=3, guidance_scale=1.0)
-    code = serialise(portable_sampler(run, recipe, "live"), SHAPE, platforms=["cpu"])
+    sampler = portable_sampler(portable_model(run, "live"), recipe)
+    code = serialise(sampler, SHAPE, platforms=["cpu"])
     labels = np.arange(3, dtype=np.int32)
     expected = run.sample(
         labels, seed=1, weights="live", solver=solvers.ddpm(), num_steps=3, guidance_scale=1.0
@@ -93,12 +94,12 @@ def test_live_weights_and_another_solver():
 def test_weights_in_half_the_bytes(arguments):
     """They are rounded and nothing else: the network computes in float32 on what is left."""
     run = run_of(arguments)
-    half = program.with_weights_in(run, "bfloat16")
-    rounded = jax.tree.map(lambda x: x.astype(np.float32), half.state.ema)
-    code = serialise(portable_sampler(half, run.recipe), SHAPE, platforms=["cpu"])
+    model, round_ = portable_model(run), program.in_type("bfloat16")
+    rounded = jax.tree.map(lambda x: round_(x).astype(np.float32), run.state.ema)
+    code = serialise(portable_sampler(model.map(round_), run.recipe), SHAPE, platforms=["cpu"])
     if not arguments:  # so many weights that the rest of the file does not matter
         num_params = run.setup.wired.num_params
-        whole = serialise(portable_sampler(run, run.recipe), SHAPE, platforms=["cpu"])
+        whole = serialise(portable_sampler(model, run.recipe), SHAPE, platforms=["cpu"])
         assert len(whole) - len(code) == pytest.approx(2 * num_params, rel=0.1)
     labels = np.arange(4, dtype=np.int32)
     images = export.deserialize(bytearray(code)).call(np.uint32(5), labels)

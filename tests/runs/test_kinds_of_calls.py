@@ -53,9 +53,9 @@ def test_loading(how, said):
         (lambda run: run.sample(1, num_steps=10**7), r"num_steps=10000000 must be .* 1000000"),
         (lambda run: run.sample(1, guidance_scale=10**400), "guidance_scale must be finite"),
         (lambda run: run.weights(3), "name=3 must be text"),
-        (lambda run: run.predict(source="x"), "source='x' must be an Array"),
+        (lambda run: run.model(3), "weights=3 must be text"),
         (lambda run: run.dataset(3), "path=3 must be text"),
-        (lambda run: run.generator("4"), "batch_size='4': it is a whole number from 1"),
+        (lambda run: run.sample(1, batch_size="4"), "batch_size='4': it is a whole number from 1"),
         (
             lambda run: measure_likelihood(run, digits(), options={"num_step": 3}),
             "no option of ode is called 'num_step'; did you mean 'num_steps'",

@@ -9,8 +9,8 @@ from ml_collections import ConfigDict
 
 from diffjax.data import ArraySource, DataSet, digits
 from diffjax.errors import UserError
-from diffjax.runs.generate import Asked
 from diffjax.runs.measure import labels_in_mix
+from diffjax.runs.model import Model
 from experiments import cli, find_grid, reflow
 
 OLD_RUN = Path(__file__).parent / "old_runs" / "cbc9a73"
@@ -60,7 +60,9 @@ def test_a_class_that_there_is_not():
 def test_reflow_draws_as_many_of_each_digit_as_there_are(tmp_path, monkeypatch):
     """Of as many pairs as training images each class has its own number of them."""
     monkeypatch.setattr(
-        Asked, "drawn_by", lambda asked, _: np.zeros((len(asked.labels), 8, 8, 1), np.float32)
+        Model,
+        "batches",
+        lambda model, recipe, request, *_: [np.zeros((len(request), 8, 8, 1), np.float32)],
     )
     train = digits().train
     argv = [f"--workdir={OLD_RUN}", f"--num_pairs={len(train)}", f"--out={tmp_path / 'p.npz'}"]

@@ -7,7 +7,7 @@ from jax.sharding import Mesh
 
 import diffjax
 from diffjax.errors import UserError
-from diffjax.training.setup import set_up
+from diffjax.runs.setup import set_up
 from diffjax.training.sharding import make_mesh
 from tests.support.tiny_run import leave, of_noise, tiny_config
 

@@ -11,8 +11,8 @@ import pytest
 import diffjax
 from diffjax import config_files
 from diffjax.errors import UserError
+from diffjax.runs.setup import set_up
 from diffjax.settings import Evaluation, Expected, Mesh, Settings
-from diffjax.training.setup import set_up
 from experiments import cli
 
 OLD_RUN = Path(__file__).parent / "old_runs" / "cbc9a73"

@@ -20,10 +20,10 @@ from diffjax.errors import UserError
 from diffjax.loop import loop
 from diffjax.reports.run_page import write_report
 from diffjax.runs.checkpoints import Checkpoints
+from diffjax.runs.setup import set_up
 from diffjax.spec import build
 from diffjax.sweeps.cells import resolved
 from diffjax.sweeps.sweep import Cell
-from diffjax.training.setup import set_up
 from tests.support.tiny_run import without_pictures
 
 RUNS = sorted(path for path in (Path(__file__).parent / "old_runs").iterdir() if path.is_dir())

@@ -2,6 +2,7 @@
 
 import dataclasses
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax.numpy as jnp
 import numpy as np
@@ -12,7 +13,8 @@ from diffjax import choices, lookup
 from diffjax.data import colours, digits
 from diffjax.errors import UserError
 from diffjax.host.run_files import read_metrics
-from diffjax.runs.generate import balanced_labels, labels_called
+from diffjax.runs.labels import balanced_labels, labels_called
+from diffjax.runs.model import Request
 from diffjax.sampling import grids, guidance, solvers
 from diffjax.spec import build
 from experiments import cli, sample
@@ -26,36 +28,40 @@ def run():
 
 
 def handed(run, *labels, **how):
-    """What `sample` hands to the generator: weights, recipe, labels, seed, source, weaker model."""
+    """The recipe, request and batch size that `sample` hands to the model."""
     calls = []
 
-    def generator(batch_size):
-        return lambda *arguments: calls.append((batch_size, *arguments)) or np.zeros(0)
+    def drawn(recipe, request, batch_size):
+        calls.append((recipe, request, batch_size))
+
+    def model(weights):
+        run.model(weights)
+        return SimpleNamespace(sample=drawn)
 
     spy = dataclasses.replace(run)
-    object.__setattr__(spy, "generator", generator)
+    object.__setattr__(spy, "model", model)
     spy.sample(*labels, **how)
     return calls[0]
 
 
 def test_parts_have_the_names_of_the_flags(run):
     how = {"solver": "dpmpp_2m", "grid": "karras", "guidance": "cfg+limited", "against": "label:3"}
-    size, _, recipe, labels, seed, *_ = handed(run, 16, **how, num_steps=7, guidance_scale=3.0)
+    recipe, request, size = handed(run, 16, **how, num_steps=7, guidance_scale=3.0)
     assert recipe.solver is lookup.solver_called("dpmpp_2m")
     assert recipe.grid == grids.Karras()
     assert recipe.guidance == build(lookup.guidance_called("cfg+limited"))
     assert recipe.against == guidance.OtherLabel(3)
-    assert (recipe.num_steps, recipe.guidance_scale, seed, size) == (7, 3.0, 0, 16)
-    np.testing.assert_array_equal(labels, balanced_labels(16, 10))
+    assert (recipe.num_steps, recipe.guidance_scale, request.seed, size) == (7, 3.0, 0, 256)
+    np.testing.assert_array_equal(request.condition, balanced_labels(16, 10))
     values = {
         "solver": solvers.heun(),
         "grid": grids.Cosine(),
         "guidance": guidance.Clipped(),
         "against": guidance.NullLabel(),
     }
-    recipe = handed(run, [1], **values)[2]
+    recipe = handed(run, [1], **values)[0]
     assert {name: getattr(recipe, name) for name in values} == values
-    assert handed(run, [1])[2] == run.recipe
+    assert handed(run, [1])[0] == run.recipe
 
 
 @pytest.mark.parametrize("table", ["solver", "grid", "guidance", "against"])
@@ -67,7 +73,7 @@ def test_every_row_of_the_tables_is_a_name(run, table):
         "against": choices.AGAINST,
     }[table]
     for name, row in rows.items():
-        assert getattr(handed(run, [1], **{table: name})[2], table) == build(row)
+        assert getattr(handed(run, [1], **{table: name})[0], table) == build(row)
 
 
 @pytest.mark.parametrize(
@@ -119,20 +125,19 @@ def test_flags_and_python_have_the_same_labels(run):
     odd = dataclasses.replace(run, label_names=names)
     texts = ["7", "a", "0", "10"]
     flagged = sample.parse_labels(texts, odd, 4)
-    assert flagged.tolist() == handed(odd, texts)[3].tolist() == [2, 3, 0, 0]
-    mixed = handed(odd, ["7", 7, np.int32(1)])[3]
+    assert flagged.tolist() == handed(odd, texts)[1].condition.tolist() == [2, 3, 0, 0]
+    mixed = handed(odd, ["7", 7, np.int32(1)])[1].condition
     assert mixed.tolist() == [2, 7, 1]
-    assert handed(odd, jnp.arange(3))[3].tolist() == [0, 1, 2]
+    assert handed(odd, jnp.arange(3))[1].condition.tolist() == [0, 1, 2]
     assert len(run.sample([])) == 0
 
 
-def test_a_generator_refuses_what_gives_nan_and_takes_the_null_label(run):
-    generate = run.generator(2)
+def test_a_model_refuses_what_gives_nan_and_takes_the_null_label(run):
     for wrong in (11, -1):
         with pytest.raises(UserError, match=f"there is no label {wrong}: this run has 10"):
-            generate(run.weights(), run.recipe, np.array([3, wrong]), 0)
+            run.model().sample(run.recipe, Request(np.array([3, wrong])))
     recipe = dataclasses.replace(run.recipe, num_steps=1, guidance_scale=1.0)
-    assert np.isfinite(generate(run.weights(), recipe, np.array([3, 10]), 0)).all()
+    assert np.isfinite(run.model().sample(recipe, Request(np.array([3, 10])))).all()
 
 
 def test_the_command_line_refuses_in_the_same_words(capsys):

@@ -53,8 +53,7 @@ def test_other_numbers_compile_no_network(run):
     """Steps, seed, labels, scale: what is left are the few operations that make a grid."""
     run.sample(4, num_steps=2, guidance_scale=2.0)
     compiled = []
-    inner = run.generator(4)
-    assert run.generator(4) is inner
+    assert run.model() is run.model(run.config.weights)
     for how in ({"num_steps": 5}, {"seed": 3}, {"guidance_scale": 3.5}, {"grid": "log_snr"}):
         with compilations() as programs:
             run.sample([3, 1, 4, 1], **{"num_steps": 2, "guidance_scale": 2.0, **how})
@@ -71,7 +70,7 @@ def test_each_recipe_of_an_evaluation_has_the_weaker_model_that_it_names(run):
     off = NamedRecipe("", "", own, weights=run.config.weights)
     on = replace(off, recipe=replace(own, guidance_scale=2.0))
     labels = np.arange(4)
-    draw = drawer(run, [off, on], None, lambda: False, lambda: None)
+    draw = drawer(run, [off, on], None)
     found: list[Any] = [draw(each, labels)[0] for each in (off, on)]
     plain, guided = (np.concatenate(list(each.batches)) for each in found)
     how = {"num_steps": 1, "guidance_scale": 1.0}

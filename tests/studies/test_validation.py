@@ -20,8 +20,10 @@ from diffjax.process import paths, schedules, targets
 from diffjax.process.paths import Pair, coeffs
 from diffjax.process.precond import LogSNRLabel, Precond, denoiser
 from diffjax.runs.load import Run
+from diffjax.runs.model import Programs
 from diffjax.studies import validation
 from diffjax.studies.validation import loss_by_log_snr
+from diffjax.training.sharding import make_mesh
 from diffjax.wiring import wire
 from experiments import cli, validate
 
@@ -213,7 +215,8 @@ def workdirs(tmp_path, monkeypatch):
         if folder.parent.name == "other_data":
             config.data.split_seed = 1
         wired = wire(config, (8, 8, 1), 10)
-        setup: Any = SimpleNamespace(wired=wired, config=config)
+        programs = Programs(wired, make_mesh())
+        setup: Any = SimpleNamespace(wired=wired, config=config, programs=programs)
         return UntrainedRun(setup, cast(Any, None), folder)
 
     monkeypatch.setattr(diffjax, "load", load)

@@ -94,7 +94,7 @@ def without_work() -> Iterator[None]:
         return function(*args)
 
     with pytest.MonkeyPatch.context() as patch:
-        for module in ("runs.generate", "runs.likelihoods", "studies.validation"):
+        for module in ("runs.model", "runs.likelihoods", "studies.validation"):
             patch.setattr(f"diffjax.{module}.jit", lambda *args, **how: work_begins)
         patch.setattr(edit, "jit", lambda *args, **how: work_begins)
         patch.setattr(load, "set_up", cached)
@@ -332,14 +332,12 @@ def call_run(rng: Random, where: Path) -> None:
         "sample": ("labels", "source", "seed", "solver", "grid", "num_steps", "guidance_scale",
                    "guidance", "against", "weights", "batch_size"),
         "weights": ("name",),
-        "predict": ("weights", "source"),
+        "model": ("weights",),
         "dataset": ("path",),
-        "generator": ("batch_size",),
         "metrics": (),
     }  # fmt: skip
     name = rng.choice(("sample", "sample", "sample", "sample", *calls))
     given = {"labels": 4} if name == "sample" else {}
-    given |= {"batch_size": 4} if name == "generator" else {}
     for argument in rng.sample(calls[name], min(len(calls[name]), rng.choice((1, 1, 2)))):
         given[argument] = value(rng)
     getattr(run, name)(**given)

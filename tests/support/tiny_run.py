@@ -23,10 +23,10 @@ from diffjax.models.unet import UNet
 from diffjax.runs import workdirs
 from diffjax.runs.checkpoints import Checkpoints
 from diffjax.runs.load import Run
+from diffjax.runs.setup import Setup
 from diffjax.sampling.sample import Recipe
 from diffjax.spec import spec
 from diffjax.training import optimizer
-from diffjax.training.setup import Setup
 from tests.support.tiny_network import Tiny
 
 COMMAND = "the command"

@@ -12,10 +12,10 @@ from diffjax.data import digits
 from diffjax.loop.loop import device_batches
 from diffjax.objectives.base import Progress
 from diffjax.process.paths import coeffs, time_of_log_snr
+from diffjax.runs.setup import set_up
 from diffjax.spec import spec
 from diffjax.sweeps.cells import planned, resolved
 from diffjax.sweeps.sweep import Sweep
-from diffjax.training.setup import set_up
 from diffjax.training.sharding import make_mesh
 from experiments import cli, sweep
 from tests.support import tiny_config_file

@@ -10,8 +10,8 @@ import pytest
 
 from diffjax import config_files
 from diffjax.loop import loop
+from diffjax.runs.setup import set_up
 from diffjax.training import sharding
-from diffjax.training.setup import set_up
 
 pytestmark = pytest.mark.skipif(jax.device_count() < 8, reason="needs eight devices")
 DIT = {"depth": 1, "hidden_size": 32, "num_heads": 2}

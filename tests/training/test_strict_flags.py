@@ -21,10 +21,10 @@ from diffjax.models.dit import DiT
 from diffjax.oracle.analytic import Gaussian
 from diffjax.process.paths import Cosine, Linear
 from diffjax.process.targets import Noise
+from diffjax.runs.setup import set_up
 from diffjax.spec import spec
 from diffjax.studies.validation import _one_bin
 from diffjax.training.nonfinite import NonFinite
-from diffjax.training.setup import set_up
 from diffjax.training.step import make_train_step
 from tests.support.tiny_network import Plain
 from tests.support.tiny_run import tiny_config

@@ -33,12 +33,12 @@ from diffjax.loop.pending_metrics import NonFiniteLoss
 from diffjax.runs import checkpoints as checkpoints_module
 from diffjax.runs import workdirs
 from diffjax.runs.checkpoints import Checkpoints, digest
-from diffjax.runs.generate import Asked, check_finite, make_generator
+from diffjax.runs.model import Model, Programs, Request
+from diffjax.runs.setup import set_up
 from diffjax.sampling import grids, solvers
 from diffjax.spec import spec, to_json
 from diffjax.training import optimizer, sharding, state
 from diffjax.training.nonfinite import NonFinite
-from diffjax.training.setup import set_up
 from diffjax.wiring import wire
 from experiments.train import headline
 from tests.support.tiny_run import (
@@ -560,7 +560,7 @@ def test_samples_do_not_depend_on_the_batch(trained_run):
     assert images.shape == (13, 8, 8, 1)
     np.testing.assert_allclose(run.sample(labels, seed=3, batch_size=8), images, atol=1e-5)
     np.testing.assert_allclose(run.sample(labels[:5], seed=3, batch_size=8), images[:5], atol=1e-5)
-    part = run.generator(8)(run.weights(), run.recipe, labels[6:11], 3, first=6)
+    part = run.model().sample(run.recipe, Request(labels, 3).only(np.arange(6, 11)), batch_size=8)
     np.testing.assert_allclose(part, images[6:11], atol=1e-5)
     assert np.abs(run.sample(labels, seed=4) - images).max() > 0.1
 
@@ -574,34 +574,32 @@ def test_steps_grids_seeds_and_scales_do_not_compile_again(trained_run):
         return run.setup.wired.apply(*inputs, **how)
 
     wired = run.setup.wired._replace(apply=apply)
-    generate = make_generator(wired, run.setup.mesh, batch_size=8)
-    labels, first = np.arange(3), 0
+    model, first = Model(Programs(wired, run.setup.mesh), run.weights()), 0
     for recipe, seed in (
         (run.recipe, 0),
         (replace(run.recipe, num_steps=7), 1),
         (replace(run.recipe, num_steps=40, grid=grids.UniformLogSNR()), 0),
         (replace(run.recipe, guidance_scale=3.5), 0),
     ):
-        generate(run.weights(), recipe, labels, seed)
+        model.sample(recipe, Request(np.arange(3), seed), batch_size=8)
         first = first or len(traced)
     assert len(traced) == first > 0
-    images = generate(run.weights(), replace(run.recipe, solver=solvers.ddim()), labels, 0)
+    images = model.sample(replace(run.recipe, solver=solvers.ddim()), Request(np.arange(3)))
     assert len(traced) > first
     assert np.isfinite(images).all()
 
 
 def test_samples_that_are_not_finite_name_the_step(trained_run):
     run = loaded(trained_run)
-    broken = jax.tree.map(lambda x: x * jnp.nan, run.weights())
-    labels = np.arange(3)
-    images = run.generator(4)(broken, run.recipe, labels, 0)
+    broken = run.model().map(lambda x: x * jnp.nan)
+    request = Request(np.arange(9))
+    images = broken.sample(run.recipe, request.only(np.arange(3)))
     assert not np.isfinite(images).any()
     with pytest.raises(UserError, match="3 of 3 samples are not finite; number 0 from step 1 of"):
-        check_finite(images, Asked(run.setup.wired, broken, run.recipe, labels, 0))
-    asked = Asked(run.setup.wired, broken, run.recipe, np.arange(9), 0).only(np.arange(5, 8))
+        list(broken.batches(run.recipe, request.only(np.arange(3))))
     images[0] = 0.0
     with pytest.raises(UserError, match="2 of 3 samples are not finite; number 6 from step 1 of"):
-        check_finite(images, asked)
+        broken.check_finite(images, run.recipe, request.only(np.arange(5, 8)))
 
 
 def test_loading_names_what_is_missing(trained_run, tmp_path):

@@ -14,8 +14,8 @@ from diffjax.performance.planning.compiled import Needs, described, set_up_on, s
 from diffjax.performance.planning.gpus import absent_mesh
 from diffjax.performance.planning.lower_bounds import minimum_slow_bytes
 from diffjax.performance.planning.topologies import Topology
+from diffjax.runs.setup import Setup
 from diffjax.training.flops import matrix_flops
-from diffjax.training.setup import Setup
 
 
 def model_of(config: ConfigDict, topology: Topology, program: str = "training") -> Needs:

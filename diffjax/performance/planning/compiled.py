@@ -22,10 +22,10 @@ from diffjax.performance.hlo.residuals import kept_bytes
 from diffjax.performance.planning.gpus import gpu_mesh
 from diffjax.performance.planning.lower_bounds import minimum_wire_bytes, model_flops
 from diffjax.performance.planning.topologies import MEGACORE, Topology
-from diffjax.runs.generate import lower_sampler
+from diffjax.runs.model import Model
+from diffjax.runs.setup import Setup, set_up
 from diffjax.spec import build
 from diffjax.training.accumulation import check_parts
-from diffjax.training.setup import Setup, set_up
 from diffjax.training.sharding import check_batch, make_mesh, replicated
 
 PROGRAMS = ("training", "sampling")
@@ -254,9 +254,8 @@ def used_bytes(message: str) -> int | None:
 
 def _compile(setup: Setup, program: str) -> Any:
     if program == "sampling":
-        return lower_sampler(
-            setup.wired, setup.mesh, setup.abstract.params, setup.config.batch_size
-        ).compile()
+        model = Model(setup.programs, setup.abstract.params)
+        return model.lower(setup.wired.recipe, setup.config.batch_size).compile()
     key = jax.eval_shape(lambda: jax.random.key(0))
     key = jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=replicated(setup.mesh))
     return compile_train_step(setup, cast(jax.Array, key))

@@ -7,8 +7,8 @@ from ml_collections import ConfigDict
 
 from diffjax.errors import UserError
 from diffjax.loop.loop import train_step_of
+from diffjax.runs.setup import Setup, set_up
 from diffjax.training.flops import matrix_flops
-from diffjax.training.setup import Setup, set_up
 
 _OTHER_DATA = ("data", "fsdp", "sequence")  # axes along which devices see other images or tokens
 

@@ -1,7 +1,9 @@
 """Everything that a run needs before its first step, and that loading it needs again."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 import jax
 from jax.sharding import Mesh
@@ -11,6 +13,7 @@ from diffjax.data import DataSet
 from diffjax.data.augment import Augment, Augmentation
 from diffjax.errors import UserError, nearest
 from diffjax.models.attention import REVERSE_ONLY, resolve
+from diffjax.runs.model import Programs
 from diffjax.settings import check_complete, check_names, check_settings
 from diffjax.spec import build
 from diffjax.training import sharding
@@ -21,7 +24,8 @@ from diffjax.training.state import LIVE, TrainState, ema_name, init_state
 from diffjax.wiring import Wired, build_objective, wire
 
 
-class Setup(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Setup:
     """A config, wired and placed.
 
     Attributes:
@@ -44,6 +48,11 @@ class Setup(NamedTuple):
     nonfinite: NonFinite
     init: Callable[[jax.Array], TrainState]
     attention: str | None = None
+
+    @cached_property
+    def programs(self) -> Programs:
+        """What samples are drawn with, compiled once for pictures, evaluation and `run.sample`."""
+        return Programs(self.wired, self.mesh)
 
     @property
     def shardings(self) -> TrainState:

@@ -1,0 +1,447 @@
+"""One route from weights to samples: what is wanted is a `Request`, what draws it is a `Model`."""
+
+import inspect
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import cache, cached_property, partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.sharding import Mesh, Sharding
+
+from diffjax.compiling import jit
+from diffjax.errors import UserError
+from diffjax.host.processes import to_host
+from diffjax.process.precond import Predict
+from diffjax.sampling.grids import Power
+from diffjax.sampling.guidance import guide
+from diffjax.sampling.parallel import Parallel, sample_in_parallel
+from diffjax.sampling.sample import (
+    Recipe,
+    Trace,
+    count_padded,
+    draw,
+    padded,
+    sample_padded,
+    trace,
+)
+from diffjax.sampling.solvers import normal
+from diffjax.training.sharding import batch_sharding, replicated, spread
+from diffjax.wiring import Wired, check_recipe
+
+Walk = Callable[..., Any]
+"""`(denoise, solver, path, times[m], keys[B], x[B, H, W, C]) ->` any tree of arrays, as
+`diffjax.sampling.sample.sample` or `trace`."""
+
+
+@dataclass(frozen=True, eq=False)
+class Request:
+    """Samples that are wanted, whatever the model and the recipe.
+
+    Attributes:
+        condition: what each sample is to show: a tree of arrays whose first axis has one row for
+            each of the n samples. Today that is the labels, int32 `[n]`; `num_classes` is the null
+            label.
+        seed: of the noise.
+        source: `[n, H, W, C]` in [-1, 1], what each sample is made from; None where that is noise.
+        rows: `[n]`, the samples' numbers, 0, 1, … by default. Sample i depends on the seed, its
+            number, its condition and its source, and not on the other samples.
+
+    Example:
+        >>> request = Request(np.array([3, 1, 4, 1]), seed=7)
+        >>> len(request), [some.rows.tolist() for some in request.batches(3)]
+        (4, [[0, 1, 2], [3]])
+    """
+
+    condition: Any
+    seed: int = 0
+    source: np.ndarray | None = None
+    rows: np.ndarray = None  # pyright: ignore[reportAssignmentType]
+
+    def __post_init__(self):
+        condition = jax.tree.map(np.asarray, self.condition)
+        object.__setattr__(self, "condition", condition)
+        if self.source is not None:
+            object.__setattr__(self, "source", np.asarray(self.source, np.float32))
+        if self.rows is None:
+            object.__setattr__(self, "rows", np.arange(len(jax.tree.leaves(condition)[0])))
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def only(self, places: np.ndarray) -> "Request":
+        """The samples at these places, `[m]`, with the numbers that they have here."""
+        source = None if self.source is None else self.source[places]
+        condition = jax.tree.map(lambda leaf: leaf[places], self.condition)
+        return Request(condition, self.seed, source, self.rows[places])
+
+    def batches(self, n: int) -> Iterator["Request"]:
+        """All samples, n at a time; the last batch may have fewer."""
+        for first in range(0, len(self), n):
+            yield self.only(np.arange(first, min(first + n, len(self))))
+
+    def noise(self, shape: tuple[int, ...]) -> np.ndarray:
+        """The standard normal noise that each sample is made from, `[n, *shape]` float32."""
+        keys = jax.vmap(jax.random.split)(sample_keys(self.seed, self.rows))
+        return np.asarray(normal(keys[:, 0], shape))
+
+    def filled(self, n: int) -> "Request":
+        """As many as n samples: the last one again, under the numbers that come next."""
+        more = self.only(np.minimum(np.arange(n), len(self) - 1))
+        after = self.rows[-1] + 1 + np.arange(n - len(self))
+        return replace(more, rows=np.concatenate([self.rows, after]))
+
+
+@dataclass(frozen=True, eq=False)
+class Programs:
+    """The parts of a run on a mesh, and the sampling programs that are compiled for them.
+
+    All models with these parts share them: other weights compile nothing.
+
+    Attributes:
+        wired: the parts.
+        mesh: the devices.
+    """
+
+    wired: Wired
+    mesh: Mesh
+
+    @cached_property
+    def draw(self) -> Any:
+        """`(plan, weights, times, rows) ->` what the plan's walk returns."""
+        everywhere = replicated(self.mesh)
+        compiled = partial(_draw, self.wired)
+        return jit(compiled, self.mesh, static_argnums=0, out_shardings=everywhere)
+
+    @cached_property
+    def unplaced(self) -> "Programs":
+        """The same, with activations of the network that lie wherever the compiler puts them."""
+        return Programs(self.wired._replace(apply=inspect.unwrap(self.wired.apply)), self.mesh)
+
+
+class _Plan(NamedTuple):
+    """What a program is compiled for; number of steps, grid and scale are none of it."""
+
+    walk: Walk
+    recipe: Recipe
+    weaker: Programs | None
+    change: Callable[[Predict], Predict] | None
+
+
+class _Weights(NamedTuple):
+    """The numbers of a program that all samples share."""
+
+    params: Any
+    weaker: Any
+    scale: Array | None
+
+
+class _Rows(NamedTuple):
+    """The numbers of a program that have one row for each sample."""
+
+    keys: Array
+    condition: Any
+    source: Any
+
+
+def _no_others(name: str) -> "Model":
+    raise UserError(
+        f"guidance against other weights ({name}) needs a run that has them: this model has its "
+        "own alone"
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class Model:
+    """A network with one set of weights, and no optimizer: all that sampling needs.
+
+        model = diffjax.load("runs/digits").model()
+        request = Request(np.arange(10), seed=1)
+        images = model.sample(recipe, request)
+
+    What is compiled is shared by all models with the same `programs`. Another number of steps,
+    grid, guidance scale, seed or number of samples (in batches of one size) compiles nothing.
+
+    Attributes:
+        programs: the parts, the mesh, and what is compiled for them.
+        params: the weights.
+        find: `name -> Model`: the model that guidance leads away from, by the name of its weights
+            in `recipe.against`.
+        change: `Predict -> Predict`: what samples are drawn with in the place of the guided
+            predictor (`through`).
+    """
+
+    programs: Programs
+    params: Any
+    find: Callable[[str], "Model"] = _no_others
+    change: Callable[[Predict], Predict] | None = None
+
+    @property
+    def wired(self) -> Wired:
+        """The parts: path, objective, network."""
+        return self.programs.wired
+
+    @property
+    def mesh(self) -> Mesh:
+        """The devices."""
+        return self.programs.mesh
+
+    def map(self, f: Callable[[Any], Any]) -> "Model":
+        """The same with `f(array)` for each array of the weights, also of a weaker model's."""
+        params = jax.tree.map(f, self.params)
+        return replace(self, params=params, find=lambda name: self.find(name).map(f))
+
+    def through(self, change: Callable[[Predict], Predict]) -> "Model":
+        """The same, which draws with `change(guided predictor)`, as editing does.
+
+        Each function compiles programs of its own.
+        """
+        return replace(self, change=change)
+
+    def weaker(self, recipe: Recipe) -> "Model | None":
+        """The model that a recipe guides away from, where it names one.
+
+        Raises:
+            UserError: there are no such weights, or their model does not suit this one.
+        """
+        name = recipe.against.weights if recipe.calls > 1 else ""
+        return self.find(name) if name else None
+
+    def predict(self, source: Array | None = None) -> Predict:
+        """The network as a function, without guidance.
+
+        `(x[B, H, W, C], t[B], condition) -> (x0, eps)`; `source[B, H, W, C]` if it sees one.
+        """
+        return self.wired.predict(self.params, source)
+
+    def guided(self, recipe: Recipe, source: Array | None = None) -> Predict:
+        """The function that a recipe draws with: `predict`, guided and changed."""
+        plan, weights = self._plan(recipe)
+        return _guided(self.wired, plan, weights, source)
+
+    def sample(self, recipe: Recipe, request: Request, *, batch_size: int = 256) -> np.ndarray:
+        """Draws samples.
+
+        Args:
+            recipe: how.
+            request: which, n of them.
+            batch_size: samples at a time; rounded up to what the mesh divides.
+
+        Returns:
+            `[n, H, W, C]` float32, nominally in [-1, 1]; not checked for what is not finite.
+
+        Raises:
+            UserError: a recipe that the model can't be sampled by, no such label, a source that is
+                missing or of another shape.
+        """
+        parts = [images for _, images in self._batches(recipe, request, batch_size)]
+        return np.concatenate(parts or [np.zeros((0, *self.wired.image_shape), np.float32)])
+
+    def batches(
+        self,
+        recipe: Recipe,
+        request: Request,
+        batch_size: int = 256,
+        begun: Callable[[int], Any] = lambda number: None,
+    ) -> Iterator[np.ndarray]:
+        """As `sample`, batch by batch, each of them checked.
+
+        Args:
+            recipe: how.
+            request: which.
+            batch_size: samples at a time; rounded up to what the mesh divides.
+            begun: called with the number of each batch, from 1, before it is drawn; what it raises
+                ends the drawing.
+
+        Raises:
+            UserError: as `sample` and `check_finite`.
+        """
+        for some, images in self._batches(recipe, request, batch_size, begun):
+            self.check_finite(images, recipe, some)
+            yield images
+
+    def _batches(
+        self,
+        recipe: Recipe,
+        request: Request,
+        batch_size: int,
+        begun: Callable[[int], Any] = lambda number: None,
+    ) -> Iterator[tuple[Request, np.ndarray]]:
+        self._check(recipe, request)
+        plan, weights = self._plan(recipe)
+        size = full_batch(min(batch_size, max(len(request), 1)), self.mesh)
+        times, place = padded(recipe.times(self.wired.path)), batch_sharding(self.mesh)
+        for number, some in enumerate(request.batches(size), start=1):
+            begun(number)
+            # The last batch is filled up, so that every batch has the shape that was compiled.
+            rows = spread(_rows(some.filled(size)), place)
+            images = self.programs.draw(plan, weights, times, rows)
+            yield some, to_host(images)[: len(some)]
+
+    def trace(self, recipe: Recipe, request: Request) -> Trace:
+        """What lies between noise and the samples that `sample` draws; all in one batch."""
+        return self.walk(trace, recipe, request, recipe.times(self.wired.path))
+
+    def in_parallel(
+        self, recipe: Recipe, request: Request, window: int, tolerance: float
+    ) -> Parallel:
+        """The samples that `sample` draws, in fewer rounds (`sample_in_parallel`); in one batch.
+
+        The steps of a window are spread over the mesh where they divide.
+
+        Raises:
+            UserError: as `sample` and `check_finite`.
+        """
+        rows = self.mesh.shape["data"] * self.mesh.shape["fsdp"]
+        place = batch_sharding(self.mesh) if window % rows == 0 else None
+        # Steps that are spread take the devices that the network would spread a batch over.
+        model = self if place is None else replace(self, programs=self.programs.unplaced)
+        walk = _windowed(window, tolerance, place)
+        found = model.walk(walk, recipe, request, recipe.times(self.wired.path))
+        self.check_finite(found.x, recipe, request)
+        return found
+
+    def nfe(self, recipe: Recipe, request: Request) -> int:
+        """Network evaluations per sample: what the recipe declares, or else counted.
+
+        Solvers that choose their own steps are counted for this request as one batch.
+        """
+        if recipe.nfe is not None:
+            return recipe.nfe
+        times = padded(recipe.times(self.wired.path))
+        return int(self.walk(count_padded, recipe, request, times)) * recipe.calls
+
+    def walk(self, walk: Walk, recipe: Recipe, request: Request, times: Array) -> Any:
+        """What any walk returns, as NumPy arrays; all samples in one batch.
+
+        Args:
+            walk: compiled once for equal functions.
+            recipe: solver and guidance.
+            request: which samples; the walk begins with their noise, or at their source.
+            times: handed to the walk, as `recipe.times(path)`.
+        """
+        self._check(recipe, request)
+        plan, weights = self._plan(recipe, walk)
+        return to_host(self.programs.draw(plan, weights, times, _rows(request)))
+
+    def lower(self, recipe: Recipe, batch_size: int) -> jax.stages.Lowered:
+        """The program with which `sample` draws a batch, to be compiled.
+
+        The weights may be shapes with shardings, and the devices of the mesh need not be there.
+        """
+        plan, weights = self._plan(recipe)
+        wired, everywhere = self.wired, replicated(self.mesh)
+
+        def shared(leaf: Any) -> jax.ShapeDtypeStruct:
+            return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=everywhere)
+
+        def split(leaf: Any) -> jax.ShapeDtypeStruct:
+            return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=batch_sharding(self.mesh))
+
+        batch = wired.batch_shapes(batch_size)
+        keys = jax.eval_shape(lambda: sample_keys(0, jnp.arange(batch_size)))
+        source = batch["image"] if wired.objective.starts_at_source else None
+        times = jax.eval_shape(lambda: padded(recipe.times(wired.path)))
+        return self.programs.draw.lower(
+            plan,
+            weights._replace(scale=jax.tree.map(shared, weights.scale)),
+            shared(times),
+            jax.tree.map(split, _Rows(keys, batch["label"], source)),
+        )
+
+    def check_finite(self, images: np.ndarray, recipe: Recipe, request: Request) -> None:
+        """Refuses samples that are not finite, and finds the step at which that began.
+
+        Raises:
+            UserError: some are not finite.
+        """
+        bad = np.flatnonzero(~np.isfinite(images).all(axis=(1, 2, 3)))
+        if not len(bad):
+            return
+        traced = self.trace(recipe, request.only(bad[:1]))
+        broken = [not np.isfinite(x).all() for x in np.asarray(traced.x)]
+        last = len(traced.times) - 1
+        step = broken.index(True) if True in broken else last
+        before, after = (float(traced.times[max(i, 0)]) for i in (step - 1, step))
+        raise UserError(
+            f"{len(bad)} of {len(images)} samples are not finite; number {request.rows[bad[0]]} "
+            f"from step {step} of {last} on (t={before:.4g} to {after:.4g}): the weights are not, "
+            "or this solver can't walk this grid"
+        )
+
+    def _plan(self, recipe: Recipe, walk: Walk = sample_padded) -> tuple[_Plan, _Weights]:
+        """What is compiled for a recipe, and the numbers that it is called with."""
+        weaker = self.weaker(recipe)
+        scale = None if recipe.calls == 1 else jnp.float32(recipe.guidance_scale)
+        same = replace(recipe, num_steps=1, grid=Power(), guidance_scale=1.0)
+        if weaker is None:
+            return _Plan(walk, same, None, self.change), _Weights(self.params, None, scale)
+        plan = _Plan(walk, same, weaker.programs, self.change)
+        return plan, _Weights(self.params, weaker.params, scale)
+
+    def _check(self, recipe: Recipe, request: Request) -> None:
+        check_recipe(recipe, self.wired)
+        self.wired.check_condition(request.condition)
+        _check_source(request, self.wired)
+
+
+def _draw(wired: Wired, plan: _Plan, weights: _Weights, times: Array, rows: _Rows) -> Any:
+    return draw(
+        _guided(wired, plan, weights, rows.source),
+        wired.path,
+        plan.recipe.solver,
+        times,
+        rows.keys,
+        rows.condition,
+        wired.image_shape,
+        start=partial(wired.objective.start, source=rows.source),
+        walk=plan.walk,
+    )
+
+
+def _guided(wired: Wired, plan: _Plan, weights: _Weights, source: Array | None) -> Predict:
+    weaker = plan.weaker and plan.weaker.wired.predict(weights.weaker, source)
+    models = wired.models(weights.params, source, weaker)
+    recipe = plan.recipe
+    predict = guide(models, wired.path, recipe.guidance, weights.scale, recipe.against)
+    return predict if plan.change is None else plan.change(predict)
+
+
+def _rows(request: Request) -> _Rows:
+    return _Rows(sample_keys(request.seed, request.rows), request.condition, request.source)
+
+
+@cache
+def _windowed(window: int, tolerance: float, place: Sharding | None) -> Walk:
+    """Equal for equal arguments, so that equal requests are compiled once."""
+    return partial(sample_in_parallel, window=window, tolerance=tolerance, place=place)
+
+
+def full_batch(batch_size: int, mesh: Mesh) -> int:
+    """A batch size, rounded up to what the mesh divides."""
+    rows = mesh.shape["data"] * mesh.shape["fsdp"]
+    return -(-batch_size // rows) * rows
+
+
+def sample_keys(seed: int | Array, rows: np.ndarray | Array) -> Array:
+    """The key of each sample, `[n]`: of the seed and the sample's number alone."""
+    return jax.vmap(partial(jax.random.fold_in, jax.random.key(seed)))(rows)
+
+
+def _check_source(request: Request, wired: Wired) -> None:
+    """Refuses a source that the model has no use for, and none where it starts from one."""
+    source, name = request.source, type(wired.objective).__name__
+    if not wired.objective.starts_at_source:
+        if source is not None:
+            raise UserError(f"{name} makes samples from noise: leave source= out")
+        return
+    if source is None:
+        raise UserError(f"this run goes from one image to another ({name}): give it source=images")
+    needed = (len(request), *wired.image_shape)
+    if source.shape != needed:
+        raise UserError(
+            f"source has shape {source.shape}; {len(request)} samples of this run need {needed}"
+        )
