@@ -8,8 +8,14 @@ import numpy as np
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from diffjax.data import digits
 from diffjax.ensemble import members
+from diffjax.evaluation.evaluate import NamedRecipe
+from diffjax.loop.recorder import grid_drawer
 from diffjax.runs.checkpoints import Checkpoints
+from diffjax.runs.labels import balanced_labels
+from diffjax.runs.load import Run
+from diffjax.runs.measure import drawer
 from diffjax.runs.setup import set_up
 from diffjax.training import sharding
 from tests.support.compilations import compilations
@@ -55,6 +61,23 @@ def test_a_second_state_of_a_setup_compiles_nothing():
     assert programs == []
     kernels = [state.params["conv_in"]["kernel"] for state in (first, second)]
     assert not np.array_equal(*kernels)
+
+
+def test_pictures_evaluation_and_samples_of_a_run_share_one_program(tmp_path):
+    setup = set_up(tiny_config("model=tiny", sample_images=20), (8, 8, 1), 10)
+    states = [setup.init(jax.random.key(i)) for i in range(2)]
+    draw_picture = grid_drawer(setup, digits(), tmp_path)
+    draw_picture(states[0])
+    assert (tmp_path / "samples" / "step_00000000.png").exists()
+    run = Run(setup, states[1], tmp_path)
+    named = NamedRecipe("heun", "uniform", run.recipe, weights=run.config.weights)
+    with compilations() as programs:
+        draw_picture(states[1])
+        drawn, _ = drawer(run, [named], None)(named, balanced_labels(20, 10))
+        evaluated = np.concatenate(list(drawn.batches))
+        np.testing.assert_array_equal(run.sample(20), evaluated)
+        assert np.abs(run.sample(20, weights="live", seed=1) - evaluated).max() > 0.01
+    assert programs == []
 
 
 def test_stacking_and_unstacking_again_compiles_nothing():

@@ -196,7 +196,7 @@ class UntrainedRun(Run):
         return 0
 
     def weights(self, name=None):
-        if name not in (None, "live"):
+        if name not in (None, self.config.weights, "live"):
             raise UserError(f"no weights are called {name!r}; did you mean 'live'?")
         shapes = jax.eval_shape(self.setup.wired.init, jax.random.key(0))
         return jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
