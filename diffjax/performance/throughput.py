@@ -74,17 +74,10 @@ class Measured:
 
 
 def measure(
-    name: str,
-    config: ConfigDict,
-    image_shape: tuple[int, int, int],
-    num_classes: int,
-    *,
-    steps: int,
-    num_samples: int,
-    rounds: int,
+    name: str, setup: Setup, *, steps: int, num_samples: int, rounds: int
 ) -> list[Measured]:
     """Times training and sampling in turn with the matrix product that they are compared to."""
-    setup = set_up(config, image_shape, num_classes)
+    config = setup.config
     state = setup.init(jax.random.key(config.seed))
     # Copied, because training donates its state.
     params = jax.tree.map(jnp.copy, state.weights(config.weights))
@@ -136,17 +129,10 @@ class Scaled:
     batch_seconds: tuple[float, ...]
 
 
-def measure_scaled(
-    name: str,
-    config: ConfigDict,
-    image_shape: tuple[int, int, int],
-    num_classes: int,
-    num_devices: int,
-    *,
-    steps: int,
-    rounds: int,
-) -> Scaled:
-    """Times training on the first `num_devices` devices, laid out as the config's mesh says.
+def set_up_on(
+    config: ConfigDict, image_shape: tuple[int, int, int], num_classes: int, num_devices: int
+) -> Setup:
+    """A run on the first `num_devices` devices, laid out as the config's mesh says.
 
     Raises:
         UserError: there are fewer, or the mesh or the batch does not fit them.
@@ -155,10 +141,14 @@ def measure_scaled(
         raise UserError(f"there are {len(jax.devices())} devices, not {num_devices}")
     mesh = make_mesh(**config.mesh, devices=jax.devices()[:num_devices])
     check_batch(config.batch_size, mesh)
-    setup = set_up(config, image_shape, num_classes, mesh)
-    program = training(setup, setup.init(jax.random.key(config.seed)), steps)
+    return set_up(config, image_shape, num_classes, mesh)
+
+
+def measure_scaled(name: str, setup: Setup, *, steps: int, rounds: int) -> Scaled:
+    """Times training on the devices of a run."""
+    program = training(setup, setup.init(jax.random.key(setup.config.seed)), steps)
     seconds = tuple(timed(program.run) / steps for _ in range(rounds))
-    return Scaled(name, num_devices, config.batch_size, seconds)
+    return Scaled(name, setup.mesh.size, setup.config.batch_size, seconds)
 
 
 def training(setup: Setup, state: TrainState, steps: int) -> Program:

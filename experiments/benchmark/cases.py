@@ -25,6 +25,7 @@ from diffjax.performance.throughput import (
     measure,
     measure_scaled,
     noise_batch,
+    set_up_on,
     timed,
 )
 from diffjax.runs.setup import set_up
@@ -109,7 +110,7 @@ def measure_case(case: Case, sizes: dict[str, int]) -> list[Measured]:
     """Training and sampling."""
     jax.config.update("jax_enable_compilation_cache", False)
     config = case.config()
-    return measure(case.name, config, *case.data(config), **sizes)
+    return measure(case.name, set_up(config, *case.data(config)), **sizes)
 
 
 def measure_loop(case: Case, sizes: dict[str, int]) -> Split:
@@ -124,7 +125,8 @@ def measure_devices(case: Case, num_devices: int, sizes: dict[str, int]) -> Scal
     jax.config.update("jax_num_cpu_devices", num_devices)
     jax.config.update("jax_enable_compilation_cache", False)
     config = case.config()
-    return measure_scaled(case.name, config, *case.data(config), num_devices, **sizes)
+    setup = set_up_on(config, *case.data(config), num_devices)
+    return measure_scaled(case.name, setup, **sizes)
 
 
 def measure_start(case: Case) -> Start:

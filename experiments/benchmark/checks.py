@@ -8,9 +8,9 @@ from collections.abc import Sequence
 import jax
 
 from diffjax.errors import UserError
+from diffjax.performance.throughput import set_up_on
 from diffjax.runs.setup import set_up
 from diffjax.spec import build
-from diffjax.training.sharding import check_batch, make_mesh
 from experiments.benchmark.against_torch import torch_device, twin
 from experiments.benchmark.cases import Case
 
@@ -42,7 +42,7 @@ def check_devices(cases: Sequence[Case], counts: Sequence[int]) -> None:
     """Refuses numbers of devices that there are not, or that a mesh or a batch does not fit.
 
     Raises:
-        UserError: what `measure_scaled` would refuse.
+        UserError: what `set_up_on` would refuse.
     """
     # CPUs have as many as the measurement that takes most will ask for.
     jax.config.update("jax_num_cpu_devices", max(counts))
@@ -53,8 +53,6 @@ def check_devices(cases: Sequence[Case], counts: Sequence[int]) -> None:
         for case in cases:
             config = case.config()
             try:
-                mesh = make_mesh(**config.mesh, devices=devices[:number])
-                check_batch(config.batch_size, mesh)
-                set_up(config, *case.data(config), mesh)
+                set_up_on(config, *case.data(config), number)
             except UserError as error:
                 raise UserError(f"--devices={number}, {case.name}: {error}") from None

@@ -1,5 +1,6 @@
 """Latents from disk, what a config expects of its data, and the configs for TPUs and GPUs."""
 
+from dataclasses import replace
 import re
 
 import numpy as np
@@ -164,7 +165,7 @@ def test_data_that_a_config_expects_are_taken(tmp_path, latent_arrays):
     setup = set_up(config, data.image_shape, data.num_classes)
     check_pairs(setup, data)
     config.expected.num_images = len(data.train)
-    check_pairs(setup._replace(config=config), data)
+    check_pairs(replace(setup, config=config), data)
 
 
 def test_data_that_differ_are_refused_in_one_line(tmp_path, latent_arrays):

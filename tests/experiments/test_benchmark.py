@@ -17,7 +17,14 @@ from diffjax.loop.loop import train_flops
 from diffjax.models import DiT, dit
 from diffjax.models.attention import attention
 from diffjax.performance import throughput
-from diffjax.performance.throughput import Measured, Scaled, compiling, measure, measure_scaled
+from diffjax.performance.throughput import (
+    Measured,
+    Scaled,
+    compiling,
+    measure,
+    measure_scaled,
+    set_up_on,
+)
 from diffjax.runs.setup import set_up
 from diffjax.spec import spec
 from diffjax.training.flops import matrix_flops
@@ -183,7 +190,7 @@ def test_measuring_ends_in_rates_that_belong_together(monkeypatch):
     monkeypatch.setattr(throughput, "_PEAK_SECONDS", 0.01)
     config = toy_config()
     config.model = spec(Plain)
-    measured: Any = measure("toy", config, (8, 8, 1), 10, steps=1, num_samples=8, rounds=1)
+    measured: Any = measure("toy", set_up(config, (8, 8, 1), 10), steps=1, num_samples=8, rounds=1)
     training, sampling = measured
     assert (training.program, training.nfe, training.batch_size) == ("training", None, 8)
     # Two steps with guidance, which doubles their evaluations.
@@ -203,7 +210,7 @@ def test_measuring_ends_in_rates_that_belong_together(monkeypatch):
 
 @pytest.mark.thorough
 def test_training_is_timed_on_some_of_the_devices():
-    row = measure_scaled("toy", toy_config(), (8, 8, 1), 10, 2, steps=1, rounds=2)
+    row = measure_scaled("toy", set_up_on(toy_config(), (8, 8, 1), 10, 2), steps=1, rounds=2)
     assert (row.num_devices, len(row.batch_seconds)) == (2, 2)
 
 
@@ -211,9 +218,9 @@ def test_devices_that_training_can_not_be_timed_on_are_refused():
     config = toy_config()
     config.batch_size = 9
     with pytest.raises(UserError, match="batch_size=9 does not divide"):
-        measure_scaled("toy", config, (8, 8, 1), 10, 2, steps=1, rounds=1)
+        set_up_on(config, (8, 8, 1), 10, 2)
     with pytest.raises(UserError, match="there are 8 devices, not 16"):
-        measure_scaled("toy", toy_config(), (8, 8, 1), 10, 16, steps=1, rounds=1)
+        set_up_on(toy_config(), (8, 8, 1), 10, 16)
 
 
 def test_the_table_of_devices_compares_round_by_round():
