@@ -73,7 +73,7 @@ def test_pictures_evaluation_and_samples_of_a_run_share_one_program(tmp_path):
     named = NamedRecipe("heun", "uniform", run.recipe, weights=run.config.weights)
     with compilations() as programs:
         draw_picture(states[1])
-        drawn, _ = drawer(run, [named], None)(named, balanced_labels(20, 10))
+        drawn: Any = drawer(run, [named], None)(named, balanced_labels(20, 10))[0]
         evaluated = np.concatenate(list(drawn.batches))
         np.testing.assert_array_equal(run.sample(20), evaluated)
         assert np.abs(run.sample(20, weights="live", seed=1) - evaluated).max() > 0.01
