@@ -81,11 +81,6 @@ class Edit(NamedTuple):
     request: Request
     images: Array
 
-    @property
-    def times(self) -> Array:
-        """Those of the recipe, ending in 0."""
-        return self.recipe.times(self.model.wired.path)
-
     def draw(self, model: Model | None = None, solver: Solver | None = None) -> Array:
         """Samples from noise, in one batch, by the model and the solver or by others.
 
@@ -93,7 +88,8 @@ class Edit(NamedTuple):
             UserError: the model can't be sampled by this solver.
         """
         recipe = replace(self.recipe, solver=solver or self.recipe.solver)
-        return (model or self.model).walk(sample, recipe, self.request, self.times)
+        times = recipe.times(self.model.wired.path)
+        return (model or self.model).walk(sample, recipe, self.request, times)
 
     def draw_given(self, method: str, seen: editing.Observed) -> Array:
         """Samples given what was seen of them."""
@@ -137,7 +133,8 @@ def main(args: SimpleNamespace) -> None:
 
 def vary(args: SimpleNamespace, edit: Edit) -> tuple[Array, Array]:
     """SDEdit: noise on top, and from there down."""
-    wired, times = edit.model.wired, editing.later_times(edit.times, args.strength)
+    wired = edit.model.wired
+    times = editing.later_times(edit.recipe.times(wired.path), args.strength)
     noise = edit.request.noise(wired.image_shape)
     begin = wired.path.alpha(times[0]) * edit.images + wired.objective.noise_scale(times[0]) * noise
 
@@ -218,7 +215,8 @@ def invert(args: SimpleNamespace, edit: Edit) -> tuple[Array, Array]:
         del keys, x  # Neither solver nor start has noise.
         return editing.invert(denoise, solver, path, times, edit.images)
 
-    return edit.model.walk(there_and_back, edit.recipe, edit.request, edit.times)
+    times = edit.recipe.times(edit.model.wired.path)
+    return edit.model.walk(there_and_back, edit.recipe, edit.request, times)
 
 
 TASKS = {

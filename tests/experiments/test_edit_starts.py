@@ -46,6 +46,15 @@ def test_editing_starts_at_the_noise_of_the_objective(interpolant):
     np.testing.assert_allclose(edited.draw(), np.sqrt(0.9) * noise, rtol=1e-5)
 
 
+def test_another_solver_walks_its_own_route(interpolant):
+    """A step from 0.9 to 0.45 that the grid does not have: `x - 0.45·dx/dt`, and that is -x."""
+    solver = solvers.euler()._replace(route=lambda path, times: jnp.array([0.9, 0.45, 0.0]))
+    edited = edit_of(interpolant, 1)
+    noise = edited.request.noise(SHAPE)
+    made = edited.draw(solver=solver)
+    np.testing.assert_allclose(made, 1.45 * np.sqrt(0.9) * noise, rtol=1e-5)
+
+
 def test_variations_start_at_the_noise_of_the_objective(interpolant):
     """Half-way down, at t = 0.45: `0.55·x0` and noise of variance 0.45² + 0.45·0.55."""
     images = jnp.asarray(np.random.default_rng(0).uniform(-1, 1, (4, *SHAPE)), jnp.float32)
