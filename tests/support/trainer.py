@@ -48,7 +48,7 @@ import grain, matplotlib.pyplot, orbax.checkpoint, pytest, sklearn.datasets, ten
 from importlib import import_module
 from experiments import cli, evaluate, sample, train
 import tests.support.tiny_network
-from diffjax.training import loop
+from diffjax.loop import loop
 from tests.support.tiny_run import without_pictures
 
 @contextlib.contextmanager
