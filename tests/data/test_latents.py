@@ -1,7 +1,7 @@
 """Latents from disk, what a config expects of its data, and the configs for TPUs and GPUs."""
 
-from dataclasses import replace
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
