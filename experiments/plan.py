@@ -1,4 +1,4 @@
-r"""Plan a run for machines that are not there: memory, arithmetic, traffic, time and hours.
+r"""Plan a run for hardware that is not attached: memory, FLOPs, traffic, time and device hours.
 
   python -m experiments.plan --config=configs/imagenet256.py:model=DiT-XL/2 --topology=v5e:4x4
   python -m experiments.plan --config=configs/imagenet256.py --topology=v5e:4x4 --search
@@ -6,9 +6,9 @@ r"""Plan a run for machines that are not there: memory, arithmetic, traffic, tim
   python -m experiments.plan --config=configs/imagenet256.py --topology=v5e:2x2,v5e:4x4,v5e:8x8 \
       --json=plan.json --page=plan.html
 
-The run's own training step is compiled for TPUs by libtpu, which needs no TPU, and for NVIDIA GPUs
-by XLA for CUDA, which needs no GPU; without that, GPUs get an analytic model. docs/planning.md says
-what each number means.
+The run's own training step is compiled: for TPUs by libtpu, which needs no TPU, and for NVIDIA GPUs
+by XLA for CUDA, which needs no GPU. Without XLA for CUDA, the numbers of GPUs come from an analytic
+model. docs/planning.md explains each number.
 """
 
 import json
@@ -39,14 +39,14 @@ from experiments import cli
 FLAGS = flags.FlagValues()
 cli.define_config(FLAGS)
 flags.DEFINE_list(
-    "topology", None, "chips, as v5e:4x4 or h100:8; several, by commas, make a table",
+    "topology", None, "chips, for example v5e:4x4 or h100:8; a comma-separated list makes a table",
     flag_values=FLAGS,
 )  # fmt: skip
 flags.DEFINE_bool(
-    "sampling", False, "plan sampling of one batch in place of training", flag_values=FLAGS
+    "sampling", False, "plan sampling of one batch instead of training", flag_values=FLAGS
 )
 flags.DEFINE_bool(
-    "search", False, "try sharding x rematerialisation x scan, and say which is best",
+    "search", False, "try all meshes x rematerialisation x scan, and report the best",
     flag_values=FLAGS,
 )  # fmt: skip
 flags.DEFINE_list(
@@ -55,37 +55,37 @@ flags.DEFINE_list(
 )  # fmt: skip
 flags.DEFINE_bool("largest_batch", False, "find the largest batch that fits", flag_values=FLAGS)
 flags.DEFINE_bool(
-    "analytic", False, "model and don't compile, also where a compiler could be had",
+    "analytic", False, "use the analytic model and don't compile, even if a compiler is installed",
     flag_values=FLAGS,
 )  # fmt: skip
-flags.DEFINE_string("json", None, "write every number here", flag_values=FLAGS)
+flags.DEFINE_string("json", None, "write all numbers to this file", flag_values=FLAGS)
 flags.DEFINE_string(
-    "workdir", None, "a run's folder, to write plan.json into and into its report",
+    "workdir", None, "folder of a run: write plan.json there and add the plan to the run's report",
     flag_values=FLAGS,
 )  # fmt: skip
-flags.DEFINE_string("page", None, "write one HTML page here", flag_values=FLAGS)
+flags.DEFINE_string("page", None, "write one HTML page to this file", flag_values=FLAGS)
 flags.DEFINE_string(
-    "libtpu", None, "folder that libtpu was put into (pip install --target FOLDER libtpu), where "
-    "it is not installed",
+    "libtpu", None, "folder with libtpu (pip install --target FOLDER libtpu), if it is not "
+    "installed",
     flag_values=FLAGS,
 )  # fmt: skip
 
 flags.DEFINE_string(
-    "cuda", None, "folder that XLA for CUDA was put into (pip install --no-deps --target FOLDER "
-    "jax-cuda13-plugin==V jax-cuda13-pjrt==V, V the version of jaxlib), where it is not installed",
+    "cuda", None, "folder with XLA for CUDA (pip install --no-deps --target FOLDER "
+    "jax-cuda13-plugin==V jax-cuda13-pjrt==V, V the version of jaxlib), if it is not installed",
     flag_values=FLAGS,
 )  # fmt: skip
 
 _FLAGS = os.environ.get("XLA_FLAGS", "").split()
 _ALONE = {
-    # Without these, libtpu asks a cloud's servers which TPU it runs on.
+    # Without these, libtpu queries a cloud server for the TPU it runs on.
     "tpu": {
         "TPU_SKIP_MDS_QUERY": "1",
         "TPU_WORKER_HOSTNAMES": "localhost",
         "TPU_ACCELERATOR_TYPE": "v5litepod-16",
-        # No TPU is taken, so any number of plans may be made at once.
+        # No TPU is used, so several plans can be made at the same time.
         "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-        # libtpu ends the process at a flag that it does not know, as are some of those of CPUs.
+        # libtpu ends the process at an unknown flag, and it does not know some of the CPU flags.
         "XLA_FLAGS": " ".join(flag for flag in _FLAGS if not flag.startswith("--xla_cpu_")),
     },
     "gpu": {"XLA_FLAGS": " ".join([*_FLAGS, gpus.XLA_FLAGS])},
@@ -94,7 +94,11 @@ _CUDA = "jax_cuda13_plugin"
 
 
 def main(args: SimpleNamespace) -> int:
-    """Plans, prints tables and writes files; 2 where nothing of it fits."""
+    """Plans the config on each topology, prints tables and writes the files.
+
+    Raises:
+        UserError: a flag is wrong, or no plan fits.
+    """
     topologies = checked(args)
     plans: list[tuple[str, ConfigDict, Needs]] = []
     failure = None
@@ -107,7 +111,7 @@ def main(args: SimpleNamespace) -> int:
     if failure is not None and not plans:
         raise failure
     conclude(args, plans)
-    if failure is not None:  # What was planned before it is not lost.
+    if failure is not None:  # Earlier plans were printed first, so they are not lost.
         raise failure
     if not any(needs.fits for _, _, needs in plans):
         raise UserError(search.what_would_fit(plans[-1][1], plans[-1][2]))
@@ -115,7 +119,7 @@ def main(args: SimpleNamespace) -> int:
 
 
 def checked(args: SimpleNamespace) -> list[Topology]:
-    """The topologies that are asked for, once everything else of the flags is found to be right."""
+    """Checks all flags and returns the topologies of `--topology`."""
     if not args.topology:
         raise UserError(f"--topology=CHIP:SHAPE is missing; chips: {', '.join(CHIPS)}")
     for path in (args.json, args.page):
@@ -128,14 +132,14 @@ def checked(args: SimpleNamespace) -> list[Topology]:
         if axis not in search.AXES:
             raise UserError(f"--search_over: there is no {axis!r}; {nearest(axis, search.AXES)}")
     if args.search_over != list(search.AXES) and not args.search:
-        raise UserError("--search_over says what --search varies: give that too")
+        raise UserError("--search_over needs --search: it selects what --search varies")
     if len(args.topology) > 1 and (args.search or args.largest_batch):
         raise UserError("--search and --largest_batch take one --topology")
     if args.search and args.largest_batch:
-        raise UserError("--search and --largest_batch are two searches: give one of them")
+        raise UserError("--search and --largest_batch are two searches: use one at a time")
     if args.libtpu is not None and not (Path(args.libtpu) / "libtpu").is_dir():
         raise UserError(
-            f"--libtpu={args.libtpu} holds no libtpu: pip install --target FOLDER libtpu"
+            f"--libtpu={args.libtpu} contains no libtpu: pip install --target FOLDER libtpu"
         )
     return [topology_called(name) for name in args.topology]
 
@@ -169,7 +173,7 @@ def _last(rows: Sequence[search.Row]) -> search.Row:
 def _planned(
     args: SimpleNamespace, topologies: Sequence[Topology]
 ) -> Iterator[tuple[str, ConfigDict, Needs]]:
-    """What each row is called, its config and its needs."""
+    """Yields the label, the config and the needs of each plan."""
     program = PROGRAMS[args.sampling]
 
     def plan(config: ConfigDict, topology: Topology) -> Needs:
@@ -179,7 +183,7 @@ def _planned(
         return in_own_process(config, topology, program, args.cuda if on_gpus else args.libtpu)
 
     if args.search:
-        # Nothing is kept for a backward pass where there is none.
+        # Rematerialisation changes nothing without a backward pass.
         over = [axis for axis in args.search_over if not (args.sampling and axis == "remat")]
         yield from _those_that_can_be(
             search.candidates(args.config, topologies[0], over), lambda c: plan(c, topologies[0])
@@ -196,7 +200,11 @@ def _planned(
 def _those_that_can_be(
     candidates: Iterable[tuple[str, ConfigDict]], plan: Callable[[ConfigDict], Needs]
 ) -> Iterator[tuple[str, ConfigDict, Needs]]:
-    """The plans of a search; why others were refused is said, and ends it where all of them are."""
+    """Yields the plans of a search and prints why candidates are refused.
+
+    Raises:
+        UserError: of the last candidate, if all of them are refused.
+    """
     refused, planned = None, 0
     for label, config in candidates:
         try:
@@ -214,10 +222,12 @@ def _those_that_can_be(
 def in_own_process(
     config: ConfigDict, topology: Topology, program: str, compiler: str | None
 ) -> Needs:
-    """Compiles where the compiler can be imported: here, JAX would look for chips if it could.
+    """Compiles in a subprocess that can import the compiler.
+
+    In this process, an importable compiler would make JAX look for chips.
 
     Raises:
-        UserError: what the user got wrong, or the compiler is missing.
+        UserError: the config does not fit the topology, or the compiler is missing or fails.
     """
     path = [part for part in (compiler, os.getcwd(), os.environ.get("PYTHONPATH")) if part]
     with tempfile.TemporaryDirectory() as folder:
@@ -236,16 +246,16 @@ def in_own_process(
                 **os.environ,
                 **_ALONE[topology.chip.platform],
                 "JAX_PLATFORMS": "cpu",
-                "JAX_TRACEBACK_FILTERING": "off",  # The last line is what happened, then.
+                "JAX_TRACEBACK_FILTERING": "off",  # Then the last line is the actual error.
                 "PYTHONPATH": os.pathsep.join(path),
             },
             capture_output=True,
             text=True,
         )
         if done.returncode or not file.exists():
-            last = (done.stderr.strip().splitlines() or ["without a word"])[-1]
+            last = (done.stderr.strip().splitlines() or ["no error message"])[-1]
             if "RET_CHECK" in last or "INTERNAL" in last:
-                last += "; that is a fault of the compiler, and --analytic does without it"
+                last += "; this is an error in the compiler: --analytic works without it"
             raise UserError(f"the compiling process ended with status {done.returncode}: {last}")
         answer = json.loads(file.read_text(encoding="utf-8"))
     if "error" in answer:
@@ -254,7 +264,7 @@ def in_own_process(
 
 
 def _packages(tree: Any) -> set[str]:
-    """Packages whose callables a config names: it is the user's own."""
+    """Packages of the callables that a config names; the user's own config is trusted."""
     if isinstance(tree, list):
         return set().union(*map(_packages, tree))
     if not isinstance(tree, dict):

@@ -1,6 +1,6 @@
-"""The process of its own in which `experiments.plan` compiles, where libtpu may be imported.
+"""The subprocess in which `experiments.plan` compiles, and which may import libtpu.
 
-It reads a request as JSON from its input and writes the answer as JSON into the request's file.
+It reads a request as JSON from standard input and writes the answer as JSON to the request's file.
 """
 
 import dataclasses
@@ -18,7 +18,7 @@ from diffjax.spec import from_json
 
 
 def answer(request: dict[str, Any]) -> dict[str, Any]:
-    """What the config's program needs, or the user's mistake."""
+    """Compiles the config's program; returns its needs, or the message of a user error."""
     try:
         config = from_json(request["config"], tuple(request["packages"]))
         needs = compile_for(config, topology_called(request["topology"]), request["program"])
@@ -28,7 +28,7 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Answers one request."""
+    """Reads one request and writes its answer."""
     request = json.load(sys.stdin)
     jax.config.update("jax_enable_compilation_cache", False)
     Path(request["answer"]).write_text(json.dumps(answer(request)), encoding="utf-8")

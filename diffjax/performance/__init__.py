@@ -1,1 +1,1 @@
-"""How fast a run is: throughput, the loop's time, compiled programs, and plans."""
+"""Performance: throughput, time of the training loop, analysis of compiled programs, planning."""

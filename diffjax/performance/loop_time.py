@@ -1,4 +1,4 @@
-"""Where the time of the training loop goes: input, compute, host."""
+"""Measures how the time of the training loop divides into input, compute and host."""
 
 import statistics
 import tempfile
@@ -21,21 +21,23 @@ from diffjax.runs.setup import set_up
 
 _NEVER = 2**30
 _HOST_STEPS = 200
-# More than are kept ready, so that what was made before the clock started does not count.
+# More batches than are prefetched, so that batches made before the clock started do not count.
 _INPUT_WARM, _INPUT_BATCHES = 8, 40
 
 
 @dataclass(frozen=True)
 class Split:
-    """Seconds a step, one number a round, each measured by itself and in turn.
+    """Seconds per step of the parts of a training loop, one number for each round.
+
+    The parts are measured separately and in turn.
 
     Attributes:
-        config: which.
-        batch_size: images a step.
-        compute: the compiled step alone, on one batch that lies on the devices.
-        loop: the training loop with its stream, log lines and all but checkpoints and pictures.
-        host: the loop around a step that takes no time, on a batch that lies ready.
-        input: batches made and put on the devices, with nothing else to do.
+        config: name of the config.
+        batch_size: images per step.
+        compute: the compiled step alone, on one batch that is already on the devices.
+        loop: the training loop with its input and log lines, without checkpoints and samples.
+        host: the loop around a step that does nothing, on a batch that is ready.
+        input: making batches and copying them to the devices, without training.
     """
 
     config: str
@@ -47,13 +49,13 @@ class Split:
 
     @property
     def loop_overhead(self) -> float:
-        """The loop's time over the bare steps' beside it, less 1; the median over the rounds."""
+        """Time of the loop / time of the steps alone in the same round, minus 1; the median."""
         pairs = zip(self.loop, self.compute, strict=True)
         return statistics.median(loop / compute for loop, compute in pairs) - 1.0
 
     @property
     def input_speed(self) -> float:
-        """How many batches are made in the time of a step; the median over the rounds."""
+        """Number of batches made in the time of one step; the median over the rounds."""
         pairs = zip(self.compute, self.input, strict=True)
         return statistics.median(compute / made for compute, made in pairs)
 
@@ -61,7 +63,15 @@ class Split:
 def measure_split(
     name: str, config: ConfigDict, dataset: DataSet, *, steps: int, rounds: int
 ) -> Split:
-    """Times the four in turn, `steps` steps of each a round."""
+    """Measures compute, loop, host and input of a config in turn.
+
+    Args:
+        name: of the config, for the result.
+        config: a resolved config.
+        dataset: its data set.
+        steps: training steps in each measurement; about 20.
+        rounds: number of rounds; about 7.
+    """
     config = config.copy_and_resolve_references()
     with config.unlocked():
         for key in ("num_steps", "sample_every_steps", "checkpoint_every_steps"):
@@ -89,7 +99,7 @@ def measure_split(
         return state, metrics
 
     def batches_made() -> None:
-        # What was kept ready while something else was measured is none of this round's.
+        # Batches that were prefetched during other measurements do not count.
         next(islice(made, _INPUT_WARM - 1, None))
         seconds[3].append(timed(lambda: jax.block_until_ready(list(islice(made, _INPUT_BATCHES)))))
 

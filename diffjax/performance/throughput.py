@@ -1,4 +1,4 @@
-"""How fast a config trains and samples, against the matrix products of the same machine."""
+"""Measures training and sampling throughput, compared with matrix products on the same machine."""
 
 import contextlib
 import math
@@ -31,15 +31,15 @@ _PEAK_SIZES = (512, 1024, 2048, 4096, 8192)
 
 @dataclass(frozen=True)
 class Program:
-    """Something to measure, compiled and warm.
+    """A compiled program to measure; it was run once before.
 
     Attributes:
-        name: what it does.
-        run: does it with `repeats` batches, to the end.
-        repeats: batches a run.
-        batch_size: images a batch.
-        flops: matrix FLOPs a batch; None where they can't be counted.
-        compile_seconds: tracing and compiling.
+        name: `training` or `sampling`.
+        run: processes `repeats` batches and waits until they are done.
+        repeats: batches per call of `run`.
+        batch_size: images per batch.
+        flops: matrix FLOPs per batch; None if they can't be counted.
+        compile_seconds: seconds of tracing and compiling.
         nfe: network evaluations per sample; None for training.
     """
 
@@ -54,7 +54,25 @@ class Program:
 
 @dataclass(frozen=True)
 class Measured:
-    """One row of the table; seconds a batch and the peak beside them have one number a round."""
+    """Throughput of training or sampling with one config: one row of the benchmark's table.
+
+    Attributes:
+        config: name of the config.
+        program: `training` or `sampling`.
+        device: number, kind and platform of the devices.
+        dtype: dtype in which the network computes.
+        num_params: number of parameters.
+        batch_size: images per batch.
+        nfe: network evaluations per sample; None for training.
+        images_per_second: from the median time of a batch.
+        gflops_per_second: matrix GFLOP/s from the median time; None if FLOPs are unknown.
+        share_of_peak: median over the rounds of FLOP/s divided by the peak of the same round.
+        compile_seconds: seconds of tracing and compiling.
+        peak_host_bytes: largest resident memory of the process.
+        peak_device_bytes: largest memory of the first device; None if unknown.
+        batch_seconds: seconds per batch, one number for each round.
+        peak_gflops_per_second: GFLOP/s of a matrix product measured before and after each round.
+    """
 
     config: str
     program: str
@@ -76,7 +94,17 @@ class Measured:
 def measure(
     name: str, setup: Setup, *, steps: int, num_samples: int, rounds: int
 ) -> list[Measured]:
-    """Times training and sampling in turn with the matrix product that they are compared to."""
+    """Measures training and sampling, in turn with the matrix product that they are compared with.
+
+    Args:
+        name: of the config, for the results.
+        config: a resolved config.
+        image_shape: `(H, W, C)`.
+        num_classes: of the data set.
+        steps: training steps in each round; about 20.
+        num_samples: images in the sampled batch.
+        rounds: number of rounds; about 7.
+    """
     config = setup.config
     state = setup.init(jax.random.key(config.seed))
     # Copied, because training donates its state.
@@ -121,7 +149,14 @@ def measure(
 
 @dataclass(frozen=True)
 class Scaled:
-    """Training on some devices; seconds a batch have one number a round."""
+    """Training time on a number of devices.
+
+    Attributes:
+        config: name of the config.
+        num_devices: devices used.
+        batch_size: images per step, over all devices.
+        batch_seconds: seconds per step, one number for each round.
+    """
 
     config: str
     num_devices: int
@@ -135,7 +170,7 @@ def set_up_on(
     """A run on the first `num_devices` devices, laid out as the config's mesh says.
 
     Raises:
-        UserError: there are fewer, or the mesh or the batch does not fit them.
+        UserError: there are fewer devices, or the mesh or the batch does not fit them.
     """
     if num_devices > len(jax.devices()):
         raise UserError(f"there are {len(jax.devices())} devices, not {num_devices}")
@@ -145,14 +180,18 @@ def set_up_on(
 
 
 def measure_scaled(name: str, setup: Setup, *, steps: int, rounds: int) -> Scaled:
-    """Times training on the devices of a run."""
+    """Measures training on the first `num_devices` devices, with the config's mesh.
+
+    Raises:
+        UserError: there are fewer devices, or the mesh or the batch does not fit them.
+    """
     program = training(setup, setup.init(jax.random.key(setup.config.seed)), steps)
     seconds = tuple(timed(program.run) / steps for _ in range(rounds))
     return Scaled(name, setup.mesh.size, setup.config.batch_size, seconds)
 
 
 def training(setup: Setup, state: TrainState, steps: int) -> Program:
-    """`steps` training steps on one batch of noise, by the training loop's own program."""
+    """A program of `steps` training steps on one batch of noise; it is the training loop's step."""
     config = setup.config
     key, batch = jax.random.key(config.seed), noise_batch(setup)
     with compiling() as seconds:
@@ -177,7 +216,7 @@ def training(setup: Setup, state: TrainState, steps: int) -> Program:
 
 
 def sampling(setup: Setup, params: Any, num_samples: int) -> Program:
-    """One batch of samples by the config's own recipe, as one compiled scan."""
+    """A program that samples one batch with the config's own recipe."""
     wired, model = setup.wired, Model(setup.programs, params)
     recipe = wired.recipe
     labels = balanced_labels(num_samples, wired.num_classes)
@@ -204,7 +243,7 @@ def sampling(setup: Setup, params: Any, num_samples: int) -> Program:
 
 
 def noise_batch(setup: Setup) -> dict[str, jax.Array]:
-    """A batch with the shapes of the data."""
+    """A batch of uniform noise with the shapes and dtypes of the data, on the devices."""
     config, wired = setup.config, setup.wired
     rng = np.random.default_rng(0)
     batch = {
@@ -216,9 +255,9 @@ def noise_batch(setup: Setup) -> dict[str, jax.Array]:
 
 
 def matrix_peak(mesh: Mesh, dtype: str) -> Callable[[], float]:
-    """A function that measures the FLOP/s of matrix products on all devices of a mesh.
+    """Returns a function that measures the FLOP/s of matrix products on all devices of a mesh.
 
-    Every device multiplies square matrices, of the size that is fastest here.
+    Every device multiplies square matrices of the size that is fastest on this machine.
     """
     candidates: list[tuple[float, int, Callable[[int], float]]] = []
     for n in _PEAK_SIZES:
@@ -232,7 +271,10 @@ def matrix_peak(mesh: Mesh, dtype: str) -> Callable[[], float]:
 
 
 def product_of(n: int, mesh: Mesh, dtype: str) -> Callable[[int], float]:
-    """A function that multiplies `[n, n]` on every device so many times, and returns FLOP/s."""
+    """Returns a function that multiplies `[n, n]` matrices on every device and returns FLOP/s.
+
+    Its argument is the number of products.
+    """
     rows = NamedSharding(mesh, PartitionSpec(AXES))
     square = np.random.default_rng(0).standard_normal((n, n), np.float32).astype(jnp.dtype(dtype))
     left = jax.device_put(np.tile(square, (mesh.size, 1)), rows)
@@ -254,7 +296,7 @@ def product_of(n: int, mesh: Mesh, dtype: str) -> Callable[[int], float]:
 
 @contextlib.contextmanager
 def compiling() -> Iterator[list[float]]:
-    """Seconds of all tracing, lowering and compiling inside, as JAX itself reports them."""
+    """Collects the seconds of all tracing, lowering and compiling in a block, as JAX reports."""
     seconds: list[float] = []
 
     def listen(event: str, duration_secs: float, **kwargs: Any) -> None:
@@ -270,19 +312,19 @@ def compiling() -> Iterator[list[float]]:
 
 
 def timed(run: Callable[[], Any]) -> float:
-    """Seconds that a call takes."""
+    """Calls a function and returns the seconds that it takes."""
     began = time.perf_counter()
     run()
     return time.perf_counter() - began
 
 
 def rate(flops: float | None, seconds: Sequence[float]) -> float | None:
-    """GFLOP/s of the median run."""
+    """GFLOP/s at the median time; None if the FLOPs are unknown."""
     return None if flops is None else flops / statistics.median(seconds) / 1e9
 
 
 def share(flops: float | None, seconds: Sequence[float], peaks: Sequence[float]) -> float | None:
-    """The median over the rounds of what was reached by what the machine reached beside it.
+    """Median over the rounds of the achieved FLOP/s divided by the peak of the same round.
 
     Example:
         >>> share(100.0, [1.0, 2.0, 1.0], [200.0, 100.0, 400.0])
@@ -294,7 +336,7 @@ def share(flops: float | None, seconds: Sequence[float], peaks: Sequence[float])
 
 
 def peak_memory(mesh: Mesh) -> tuple[int, int | None]:
-    """The most bytes that this process and one of its devices ever held; None if unknown."""
+    """Peak bytes of this process and of its first device; None for the latter if unknown."""
     kibibytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     host = kibibytes * (1 if sys.platform == "darwin" else 1024)  # macOS counts bytes.
     return host, (mesh.devices.flat[0].memory_stats() or {}).get("peak_bytes_in_use")

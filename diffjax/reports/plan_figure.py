@@ -1,4 +1,4 @@
-"""The memory of a chip by what fills it, from the numbers of a plan."""
+"""Draws the memory of a chip by kind as SVG bars, from the numbers of a plan."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -12,10 +12,10 @@ _GIB = 2**30
 
 
 def of_plan(plan: Mapping[str, Any]) -> dict[str, Any]:
-    """What a report shows of a `plan.json`: the figure, and a sentence for each plan.
+    """The content of a report's section on a plan: the memory figure and one line for each plan.
 
     Args:
-        plan: as `experiments.plan --json` writes it.
+        plan: the contents of a `plan.json`, which `experiments.plan --json` writes.
 
     Example:
         >>> memory, derived = {"parameters": 2**30}, {"usable_bytes": 2**34, "seconds": 0.1}
@@ -47,8 +47,13 @@ by memory']
 
 
 def bars(rows: Sequence[tuple[str, Mapping[str, int], bool]], has_gib: float) -> str:
-    """Memory of a chip as one bar for each plan, cut by kind, with a line where the chip ends."""
-    # What the compiler refused has fewer kinds: they keep the order and colours of the others.
+    """One stacked bar of memory by kind for each plan, with a line at the usable memory.
+
+    Args:
+        rows: label, bytes by kind, and whether the plan fits.
+        has_gib: usable memory of a chip, GiB.
+    """
+    # A plan that the compiler rejected has fewer kinds; they keep the order and colours of the rest.
     fullest = sorted((memory for _, memory, _ in rows), key=len, reverse=True)
     kinds = list(dict.fromkeys(kind for memory in fullest for kind in memory))
     longest = max(max(sum(memory.values()) for _, memory, _ in rows) / _GIB, has_gib)
@@ -73,7 +78,7 @@ def bars(rows: Sequence[tuple[str, Mapping[str, int], bool]], has_gib: float) ->
     x = left + has_gib * scale
     parts.append(
         f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{top - 6}" y2="{height - 20}" class="limit"/>'
-        f'<text x="{x:.1f}" y="{height - 6}" text-anchor="end">{has_gib:.2f} GiB in all</text>'
+        f'<text x="{x:.1f}" y="{height - 6}" text-anchor="end">{has_gib:.2f} GiB usable</text>'
     )
     return drawing(height, parts)
 
@@ -91,5 +96,5 @@ def _legend(kinds: Sequence[str]) -> str:
 
 
 def drawing(height: float, parts: Sequence[str]) -> str:
-    """An SVG of the common width, of parts that are markup already."""
+    """Wraps SVG elements in an SVG image of the common width."""
     return f'<svg viewBox="0 0 {WIDTH} {height}" role="img">{"".join(parts)}</svg>'

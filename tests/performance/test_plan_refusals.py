@@ -1,4 +1,4 @@
-"""What a plan says of what can't be, and that what it proposes can be."""
+"""Plans that are refused: their error messages, and whether the proposed settings work."""
 
 import re
 
@@ -21,11 +21,11 @@ def run_plan(monkeypatch, capsys):
     ("arguments", "said"),
     [
         (["--config.mesh.data=-2", "--config.mesh.fsdp=-2"], "data=-2 x fsdp=-2 .* does not fit"),
-        (["--config.expected.image_shape=(8,8)"], r"image_shape=\(8, 8\) is not \(height, width"),
-        (["--config.expected.image_shape=(0,8,4)"], "each from 1"),
+        (["--config.expected.image_shape=(8,8)"], r"image_shape=\(8, 8\) must be \(height, width"),
+        (["--config.expected.image_shape=(0,8,4)"], "each at least 1"),
         (["--search", "--largest_batch"], "two searches"),
-        (["--search_over=mesh"], "--search_over says what --search varies"),
-        (["--libtpu=/nowhere"], "--libtpu=/nowhere holds no libtpu"),
+        (["--search_over=mesh"], "--search_over needs --search"),
+        (["--libtpu=/nowhere"], "--libtpu=/nowhere contains no libtpu"),
     ],
 )
 def test_what_can_not_be_is_one_line(arguments, said, run_plan):

@@ -1,1 +1,1 @@
-"""What a compiled program does, read from its HLO."""
+"""Analysis of a compiled program's HLO: FLOPs, traffic, buffers and saved activations."""

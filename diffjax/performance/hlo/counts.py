@@ -1,4 +1,4 @@
-"""What a compiled program moves, counted with the turns of its loops: traffic and buffers."""
+"""Counts the traffic and the buffers of a compiled program, with the trip counts of its loops."""
 
 import re
 from collections import Counter, defaultdict
@@ -25,7 +25,7 @@ _MEGASCALE = {
     "ALL_TO_ALL": "all-to-all",
     "ONE_TO_ONE": "collective-permute",
 }
-# What libtpu calls so is room, or another name for what is there.
+# These custom calls of libtpu allocate memory or rename a buffer; they move no bytes.
 _NO_WORK = re.compile(
     r'custom_call_target="(AllocateBuffer|ConcatBitcast|AssumeGatherIndicesInBound)"'
 )
@@ -33,13 +33,13 @@ _NO_WORK = re.compile(
 
 @dataclass(frozen=True)
 class Collective:
-    """One kind of exchange between devices.
+    """The traffic of one kind of collective operation with one group size.
 
     Attributes:
         kind: `all-gather`, `all-reduce`, `reduce-scatter`, `all-to-all`, `collective-permute`.
-        devices: that take part in each.
-        count: how often one run of the program does it.
-        wire_bytes: that one device receives for all of them, and as many sends.
+        devices: number of devices in each group.
+        count: how often one execution of the program runs it.
+        wire_bytes: bytes that one device receives for all of them; it sends equally many.
         slow_bytes: the part of them that comes from other slices, over the slow links.
     """
 
@@ -51,21 +51,21 @@ class Collective:
 
 
 def collectives(module: Module, slice_size: int = 0) -> list[Collective]:
-    """All traffic of one run, by kind and number of devices; the heaviest first.
+    """All traffic of one execution, by kind of collective and group size, largest first.
 
-    Received bytes are those of a ring, which no algorithm can beat but for an all-reduce that the
-    network itself adds up. For n devices and an array of b bytes (the whole one):
+    The received bytes are those of a ring. This is optimal, except for an all-reduce that the
+    network itself sums up. For n devices and an array of b bytes (the whole array):
 
         all-gather, reduce-scatter, all-to-all  b·(n−1)/n
         all-reduce                              2·b·(n−1)/n
         collective-permute                      b
 
-    Where the n devices are on s slices, a slice receives of the others at least that with s for n,
-    which its n/s devices share.
+    If the n devices are on s slices, each slice receives at least the same formula with s instead
+    of n from other slices, and its n/s devices share these bytes.
 
     Args:
         module: the program.
-        slice_size: devices of a slice, which are numbered together; 0 is all of them.
+        slice_size: number of devices in a slice, numbered consecutively; 0 for a single slice.
     """
     counts: Counter[tuple[str, int]] = Counter()
     wire: dict[tuple[str, int], float] = defaultdict(float)
@@ -96,30 +96,33 @@ def collectives(module: Module, slice_size: int = 0) -> list[Collective]:
 
 
 def _across_slices(instruction: Instruction) -> tuple[str, int] | None:
-    """What arrives from other TPU slices and of how many: through hosts, not as a collective."""
+    """Kind and number of slices of a transfer between TPU slices; None for other instructions.
+
+    Such transfers go through hosts and appear as `recv`, not as a collective.
+    """
     found = re.search(r'_megascale_transfer_type="(\w+)"', instruction.attributes)
     if instruction.opcode != "recv" or found is None:
         return None
     slices = re.search(r'_megascale_target="\{([\d,]+)\}x', instruction.attributes)
-    # From one chip to one chip, what arrives is all from elsewhere.
+    # Without a list of targets it is a transfer between two chips.
     return _MEGASCALE[found[1]], len(slices[1].split(",")) if slices else 2
 
 
 def _received(kind: str, devices: int) -> float:
-    """Of an array, how many times its size one of so many devices receives."""
+    """Bytes that one device receives, as a multiple of the bytes of the array."""
     if kind == "collective-permute":
         return 1.0
     return (devices - 1) / devices * (2 if kind == "all-reduce" else 1)
 
 
 def _from_other_slices(kind: str, slices: int, devices: int) -> float:
-    """The same of what comes from other slices, of which a slice's devices share each copy."""
+    """Bytes that one device receives from other slices, as a multiple of the array's bytes."""
     shared = 1 if kind == "collective-permute" else devices / slices
     return _received(kind, slices) / shared if slices > 1 else 0.0
 
 
 def _group_size(kind: str, together: Sequence[Sequence[int]]) -> int:
-    """How many devices take part together."""
+    """Number of devices in a group."""
     if kind == "collective-permute":
         return len({end for pair in together for end in pair}) or 1
     return len(together[0]) if together else 1
@@ -138,7 +141,7 @@ def _starts_one(computation: Computation) -> bool:
 
 
 def _started(module: Module) -> set[str | None]:
-    """Channels of exchanges that run beside other work: TPUs show them in each fusion they span."""
+    """Channels of asynchronous collectives; on TPUs, each fusion they overlap with lists them."""
     return {
         _channel(instruction)
         for computation in module.computations.values()
@@ -151,14 +154,14 @@ def _started(module: Module) -> set[str | None]:
 def _begins(
     module: Module, computation: Computation, instruction: Instruction, started: set[str | None]
 ) -> bool:
-    """Whether this is where an exchange begins, not where it is shown once more."""
+    """Whether a collective starts here; its later listings in other fusions do not count."""
     if computation.name not in module.fused or _channel(instruction) not in started:
         return True
     return _starts_one(computation)
 
 
 def _is_scattered(module: Module, computation: Computation, instruction: Instruction) -> bool:
-    """Whether an all-reduce inside a fusion is at once cut down to this device's part of it."""
+    """Whether an all-reduce in a fusion is a reduce-scatter: each device uses only its slice."""
     if computation.name not in module.fused:
         return False
     users = [i for i in computation.instructions.values() if instruction.name in i.operands]
@@ -174,15 +177,15 @@ def _whole_bytes(computation: Computation, instruction: Instruction, kind: str) 
     )
     made = sum(array.num_bytes for array in instruction.arrays)
     if instruction.opcode == "all-gather-start":
-        return made - taken  # which shows its input once more
+        return made - taken  # its result tuple contains the input as well
     return made if kind == "all-gather" else taken
 
 
 def memory_bytes(module: Module) -> int:
-    """Bytes that one device reads from and writes to its main memory, as far as the text shows.
+    """Bytes that one device reads from and writes to its main memory, estimated from the HLO text.
 
     Each instruction outside fusions reads its operands and writes its results once, unless they
-    stay on the chip; of an array that is only sliced or updated in part, that part counts.
+    stay on the chip. If an array is only sliced or partly updated, only that part counts.
     """
     total = 0
     for computation, instruction, times in module.walk():
@@ -197,10 +200,10 @@ def _touched(module: Module, computation: Computation, instruction: Instruction)
     if _NO_WORK.search(instruction.attributes):
         return 0
     if library_call(instruction):
-        made = made[:-1] or made  # The last of several is where the library may scribble.
+        made = made[:-1] or made  # The last of several results is the library's scratch memory.
     operands = [computation.instructions[name].arrays for name in instruction.operands]
     if instruction.opcode.endswith("-start"):
-        # Its results are where it reads and where it writes, of which one may be a part only.
+        # Its results are its source and its destination, and one of them may be only a part.
         ends = [array for array in made if array.num_bytes > 4][:2]
         moved = min((array.num_bytes for array in ends), default=0)
         return moved * sum(not array.space for array in ends)
@@ -216,7 +219,7 @@ def _touched(module: Module, computation: Computation, instruction: Instruction)
 
 
 def _touched_by_fusion(module: Module, inner: Computation) -> int:
-    """Bytes that a fusion moves: its parameters as far as they are read, and its results."""
+    """Bytes that a fusion moves: the parts of its parameters that it reads, and its results."""
     parameters = [i for i in inner.instructions.values() if i.opcode == "parameter"]
     root = list(inner.instructions.values())[-1]
     results = root.operands if root.opcode == "tuple" else (root.name,)
@@ -225,7 +228,7 @@ def _touched_by_fusion(module: Module, inner: Computation) -> int:
 
 
 def _read(module: Module, inside: Computation, name: str) -> int:
-    """Bytes that a fusion reads of one value: slices of it, where nothing else is taken."""
+    """Bytes of one value that a fusion reads: only the slices, if it reads nothing else."""
     value = inside.instructions[name]
     whole = _main(value.arrays)
     total = 0
@@ -245,7 +248,7 @@ def _read(module: Module, inside: Computation, name: str) -> int:
 
 
 def _parameter(module: Module, fusion: Instruction, place: int) -> tuple[Computation, str]:
-    """What an operand of a fusion is called inside it."""
+    """The computation inside a fusion, and the name there of the operand at a position."""
     inner = _called(module, fusion)
     for instruction in inner.instructions.values():
         if instruction.opcode == "parameter" and int(instruction.inside) == place:
@@ -261,7 +264,7 @@ def _called(module: Module, fusion: Instruction) -> Computation:
 
 
 def _written(module: Module, inside: Computation, name: str) -> int:
-    """Bytes that a fusion writes of one result: the update, where an array is updated in place."""
+    """Bytes of one result that a fusion writes: only the update, for updates in place."""
     result = inside.instructions[name]
     if result.opcode == "parameter" or not _main(result.arrays):
         return 0
@@ -278,18 +281,18 @@ def _written(module: Module, inside: Computation, name: str) -> int:
 
 
 def _main(arrays: Iterable[Array]) -> int:
-    """Bytes of those arrays that are in main memory."""
+    """Total bytes of the arrays that are in main memory."""
     return sum(array.num_bytes for array in arrays if not array.space)
 
 
 class Buffer(NamedTuple):
-    """Arrays of one type and shape that stand in memory at some time.
+    """Arrays of one type and shape that a program allocates.
 
     Attributes:
-        dtype: of the array.
-        shape: of the array.
-        num_bytes: of one of them.
-        count: instructions that make one.
+        dtype: HLO type of the array, for example `bf16`.
+        shape: shape on one device.
+        num_bytes: bytes of one such array.
+        count: number of instructions that make one.
     """
 
     dtype: str
@@ -299,7 +302,12 @@ class Buffer(NamedTuple):
 
 
 def buffers(module: Module, largest: int = 20) -> list[Buffer]:
-    """The largest arrays that the program ever makes outside fusions, by type and shape."""
+    """The largest arrays that the program makes outside fusions, grouped by type and shape.
+
+    Args:
+        module: the program.
+        largest: number of groups to return.
+    """
     counts: Counter[tuple[str, tuple[int, ...]]] = Counter()
     passed_on = ("bitcast", "get-tuple-element", "parameter", "tuple", "while")
     for computation, instruction, _ in module.walk():
@@ -312,14 +320,15 @@ def buffers(module: Module, largest: int = 20) -> list[Buffer]:
 
 
 def whole_stacks(module: Module, shapes: Sequence[tuple[int, ...]]) -> list[Buffer]:
-    """Arrays that hold a weight stack with nothing of it split over the devices.
+    """Arrays that hold an unsharded stack of all blocks' weights, although it should be sharded.
 
     Args:
         module: the program.
-        shapes: whole shapes of stacked weights that should be split.
+        shapes: unsharded shapes of the stacked weights.
 
     Returns:
-        Those of these shapes, in any order of dimensions, but for dimensions of 1.
+        The arrays with one of these shapes; the order of dimensions and dimensions of 1 are
+        ignored.
     """
     wanted = {tuple(sorted(size for size in shape if size > 1)) for shape in shapes}
     return [

@@ -1,4 +1,4 @@
-"""Which devices take part together in an exchange: HLO writes it in several ways."""
+"""Reads the device groups of a collective, which HLO writes in several formats."""
 
 import math
 import re
@@ -13,7 +13,7 @@ _LISTS = re.compile(r"replica_groups=\{(\{[\d,{} ]*\})\}")
 
 
 def groups(instruction: Instruction) -> list[list[int]]:
-    """Numbers of the devices of each group; of a permute, those of each pair.
+    """Device numbers of each group of a collective; for a permute, of each pair.
 
     Example:
         >>> one = Instruction("r", "all-reduce", (), (), "", ", replica_groups=[2,2]<=[2,2]T(1,0)")
@@ -44,7 +44,7 @@ def _numbers(text: str | None) -> list[int]:
 
 
 def slices_of(group: list[int], slice_size: int) -> int:
-    """Over how many slices a group's devices are, where a slice's are numbered together.
+    """Number of slices that a group of devices spans; a slice's devices have consecutive numbers.
 
     Example:
         >>> slices_of([0, 1, 4], 4)

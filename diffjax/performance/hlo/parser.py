@@ -1,7 +1,7 @@
-"""Reading optimised HLO: the text that XLA prints of a program it has compiled.
+"""Parses optimised HLO, the text that XLA prints of a compiled program.
 
-`Compiled.as_text()` is what one device runs: shapes are those of its own shards. Loops are `while`
-instructions, so whatever is counted has to be multiplied by how often they turn.
+`Compiled.as_text()` is the program of one device: shapes are those of its shards. Loops are `while`
+instructions, so counts have to be multiplied by the trip counts of the loops.
 """
 
 import itertools
@@ -17,7 +17,7 @@ _ARRAY = re.compile(r"\b([a-z]\w*)\[([\d,<=]*)\](\{[^}]*\})?")
 _HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) .*\{$")
 _INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = ")
 _OPCODE = re.compile(r"\s*([\w\-]+)\(")
-# What a Pallas kernel says of itself is on lines of its own, inside an instruction.
+# The metadata of a Pallas kernel is on separate lines inside an instruction.
 _CONTINUED = re.compile(r'\n(?="|\}\})')
 _NAME = re.compile(r"%([\w.\-]+)")
 _CALLED = re.compile(
@@ -25,7 +25,7 @@ _CALLED = re.compile(
 )
 _CALLED_LISTS = re.compile(r"\b(?:branch_computations|called_computations)=\{([^}]*)\}")
 _KNOWN_TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
-# What these call is applied to single elements, or was counted where it began.
+# These apply a computation to single elements, or were already counted at their start.
 _NOT_ENTERED = frozenset(
     {
         "all-reduce", "all-reduce-start", "async-done", "async-update", "map", "reduce",
@@ -39,8 +39,8 @@ class Array(NamedTuple):
 
     Attributes:
         dtype: as HLO names it: `f32`, `bf16`, …
-        shape: of one device's part.
-        space: 0 is the device's main memory; others are on the chip.
+        shape: shape of one device's shard.
+        space: memory space: 0 is the device's main memory; others are on the chip.
     """
 
     dtype: str
@@ -59,10 +59,10 @@ class Instruction(NamedTuple):
     Attributes:
         name: unique in its computation.
         opcode: `dot`, `fusion`, `while`, …
-        arrays: what it makes; several where that is a tuple.
-        operands: names of what it takes.
+        arrays: its results; several if the result is a tuple.
+        operands: names of its operands.
         inside: the text between its parentheses.
-        attributes: the text behind them.
+        attributes: the text after the parentheses.
     """
 
     name: str
@@ -80,7 +80,7 @@ class Computation(NamedTuple):
     instructions: Mapping[str, Instruction]
 
     def shape_of(self, operand: str) -> tuple[int, ...]:
-        """Of the only array that an instruction makes."""
+        """Shape of the single result of an instruction."""
         return self.instructions[operand].arrays[0].shape
 
 
@@ -89,11 +89,11 @@ class Module:
     """A compiled program.
 
     Attributes:
-        computations: by name.
-        entry: the name of the one that is run.
-        unknown_trips: turns of the program's own loop, where there is exactly one in its entry of
-            which the text does not say how often it turns; None if nobody knows them either. All
-            other such loops count once.
+        computations: all computations by name.
+        entry: name of the computation that is executed.
+        unknown_trips: trip count of the loop in the entry computation whose trip count is not in
+            the text, if there is exactly one such loop; None if it is unknown. All other such
+            loops count once.
     """
 
     computations: Mapping[str, Computation]
@@ -102,9 +102,9 @@ class Module:
 
     @cached_property
     def executions(self) -> Mapping[str, int]:
-        """How often each computation runs in one run of the program; of branches, every one.
+        """How often each computation runs in one execution of the program; all branches count.
 
-        A loop whose turns can't be read from the text is in `unknown_loops`.
+        `unknown_loops` lists the loops whose trip counts are not in the text.
         """
         counts = dict.fromkeys(self.computations, 0)
         # Callees stand above their callers in the text.
@@ -118,7 +118,7 @@ class Module:
 
     @cached_property
     def fused(self) -> frozenset[str]:
-        """Computations inside fusions, whose intermediate results are never in memory."""
+        """Names of computations inside fusions; their intermediate results are not in memory."""
         found: set[str] = set()
         for computation in self.computations.values():
             for instruction in computation.instructions.values():
@@ -138,7 +138,7 @@ class Module:
         return below
 
     def walk(self) -> Iterator[tuple[Computation, Instruction, int]]:
-        """Each instruction that runs, with its computation and how often."""
+        """Yields each instruction that runs, with its computation and its number of executions."""
         for name, computation in self.computations.items():
             if times := self.executions[name]:
                 for instruction in computation.instructions.values():
@@ -146,7 +146,7 @@ class Module:
 
     @cached_property
     def unknown_loops(self) -> tuple[str, ...]:
-        """Loops that run, and of which neither the text nor `unknown_trips` says how often."""
+        """Names of executed loops whose trip count is neither in the text nor `unknown_trips`."""
         return tuple(
             instruction.name
             for computation, instruction, _ in self.walk()
@@ -157,7 +157,7 @@ class Module:
 
     @cached_property
     def _own_loop(self) -> Instruction | None:
-        """The loop that `unknown_trips` is about."""
+        """The loop whose trip count is `unknown_trips`."""
         entry = self.computations[self.entry]
         unknown = [
             instruction
@@ -169,7 +169,7 @@ class Module:
     def _calls(
         self, computation: Computation, instruction: Instruction
     ) -> Iterator[tuple[str, int]]:
-        """Computations that an instruction runs, and how often each time."""
+        """Yields the computations that an instruction calls, and how often per execution."""
         if instruction.opcode in _NOT_ENTERED:
             return
         called = _CALLED.findall(instruction.attributes)
@@ -186,10 +186,10 @@ class Module:
                 yield name, turns if role == "body" else 1
 
     def trips(self, computation: Computation, loop: Instruction) -> int | None:
-        """How often a `while` turns; None if its text does not say.
+        """Trip count of a `while` loop; None if it can't be derived from the text.
 
-        XLA notes it on some platforms. On others it follows from a counter that rises by a constant
-        from a constant, up to one that the condition compares it with.
+        On some platforms XLA writes it into the text. On others it follows from the loop counter,
+        if its start, its step and its limit in the condition are constants.
         """
         if known := _KNOWN_TRIPS.search(loop.attributes):
             return int(known[1])
@@ -201,7 +201,7 @@ class Module:
 
 
 class _Counter:
-    """The counter of one loop."""
+    """Derives the trip count of one loop from its counter."""
 
     def __init__(
         self,
@@ -220,7 +220,7 @@ class _Counter:
         )
 
     def trips(self) -> int | None:
-        """The number of turns."""
+        """The trip count; None if it can't be derived."""
         root = list(self._condition.instructions.values())[-1]
         compare, operands = self._comparison(root)
         if compare is None or len(operands) != 2:
@@ -239,7 +239,7 @@ class _Counter:
         return max(0, math.ceil((limit - start + (extra if step > 0 else -extra)) / step))
 
     def _comparison(self, root: Instruction) -> tuple[Instruction | None, tuple[str, ...]]:
-        """The compare at the end of the condition, by itself or in a fusion, and what it takes."""
+        """The comparison at the end of the condition, alone or in a fusion, and its operands."""
         if root.opcode == "compare":
             return root, root.operands
         if root.opcode != "fusion":
@@ -271,7 +271,7 @@ class _Counter:
         return None
 
     def _value(self, inside: Computation, name: str) -> int | None:
-        """A constant, also one that the loop carries along unchanged."""
+        """The value of a constant, including constants that the loop carries unchanged."""
         value = self._constant(inside, name)
         index = self._element(inside, name)
         if value is None and index is not None and index < len(self._starts):
@@ -287,7 +287,7 @@ class _Counter:
 
     @staticmethod
     def _element(computation: Computation, name: str) -> int | None:
-        """Which element of the loop's tuple this is."""
+        """Index in the loop's tuple of the element that this instruction reads; None if none."""
         instruction = _through_copies(computation, name)
         found = re.search(r"index=(\d+)", instruction.attributes)
         if instruction.opcode != "get-tuple-element" or found is None:
@@ -303,11 +303,11 @@ def _through_copies(computation: Computation, name: str) -> Instruction:
 
 
 def parse(text: str, unknown_trips: int | None = None) -> Module:
-    """The program in a text of `Compiled.as_text()`.
+    """Parses the text of `Compiled.as_text()`.
 
     Args:
-        text: of optimised HLO.
-        unknown_trips: turns of the program's own loop, as `Module` has it.
+        text: optimised HLO.
+        unknown_trips: trip count of the entry computation's loop of unknown length (see `Module`).
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -351,7 +351,7 @@ def _parse_instruction(name: str, rest: str) -> Instruction:
 
 
 def parse_arrays(text: str) -> tuple[Array, ...]:
-    """All arrays in the text of a type, those of tuples one after the other.
+    """All arrays in the text of an HLO type; tuples are flattened.
 
     Example:
         >>> parse_arrays("(bf16[2,3]{1,0:T(8,128)S(1)}, f32[])")
@@ -366,7 +366,7 @@ def parse_arrays(text: str) -> tuple[Array, ...]:
 
 
 def _closing(text: str, start: int) -> int:
-    """The place behind the parenthesis that closes the one at `start`."""
+    """The position after the parenthesis that closes the one at `start`."""
     depth = 0
     for place in range(start, len(text)):
         depth += (text[place] == "(") - (text[place] == ")")
@@ -376,7 +376,7 @@ def _closing(text: str, start: int) -> int:
 
 
 def bits(dtype: str) -> int:
-    """Bits of one number.
+    """Bits of one element of an HLO type.
 
     Example:
         >>> bits("bf16"), bits("s4"), bits("f8e4m3fn"), bits("c64")

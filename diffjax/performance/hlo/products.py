@@ -1,4 +1,4 @@
-"""Matrix products and convolutions of a compiled program, counted with the turns of its loops."""
+"""Counts the FLOPs of matrix products and convolutions in a compiled program, loops included."""
 
 import math
 import re
@@ -8,10 +8,10 @@ from diffjax.performance.hlo.parser import Computation, Instruction, Module
 
 _WINDOW = re.compile(r"\b(\w+)=([\dx_\-]+)")
 _LIBRARY = re.compile(r'custom_call_target="__(cu(?:blas|dnn)\$[^"]*)"')
-# The backward kernel that diffjax asks for makes the gradients of queries, keys and values at once.
+# The fused backward kernel computes the gradients of queries, keys and values together.
 _SPLASH = re.compile(r"splash_mha_(fwd|dkv)")
 _SPLASH_PRODUCTS = {"fwd": 2, "dkv": 5}
-# Which of a call's arrays are the image, the kernel and the output of the forward convolution.
+# The arrays of a call that are the image, the kernel and the output of the forward convolution.
 _CONVOLUTIONS = {
     "cudnn$convBackwardInput": ("made", "second", "first"),
     "cudnn$convBackwardFilter": ("first", "made", "second"),
@@ -19,12 +19,12 @@ _CONVOLUTIONS = {
 
 
 def matrix_flops(module: Module) -> int:
-    """Operations of all matrix products and convolutions that one device runs.
+    """FLOPs of all matrix products and convolutions that one device executes.
 
-    A multiply-add is two. Of a convolution, only the products of a kernel element with an element
-    of the input count: neither padding nor the zeros between the pixels of a dilated input. (XLA
-    writes batched products on TPU as such convolutions.) Kernels of their own, as those of Pallas,
-    show what their author declared; of splash attention it is known.
+    A multiply-add counts as two FLOPs. In a convolution, only products of a kernel element with an
+    input element count, not products with padding or with the zeros of a dilated input. (On TPU,
+    XLA writes batched products as such convolutions.) Custom kernels, such as those of Pallas,
+    count the FLOPs that they declare; those of splash attention are computed from its shapes.
     """
     return sum(
         times * _flops(computation, instruction)
@@ -33,7 +33,7 @@ def matrix_flops(module: Module) -> int:
 
 
 def library_call(instruction: Instruction) -> str | None:
-    """The routine of cuBLAS or cuDNN that an instruction calls, if it does."""
+    """Name of the cuBLAS or cuDNN routine that an instruction calls; None if it calls neither."""
     found = _LIBRARY.search(instruction.attributes)
     return found[1] if found else None
 
@@ -58,14 +58,14 @@ def _flops(computation: Computation, instruction: Instruction) -> int:
 
 
 def _of_splash(kernel: str, computation: Computation, instruction: Instruction) -> int:
-    """Of Pallas's attention, which declares nothing; its arrays are `[B, heads, T, width]`."""
+    """FLOPs of Pallas's splash attention, which declares none; arrays: `[B, heads, T, width]`."""
     shapes = map(computation.shape_of, instruction.operands)
     query, key = [shape for shape in shapes if len(shape) == 4][:2]
     return _SPLASH_PRODUCTS[kernel] * 2 * math.prod(query) * key[2]
 
 
 def _of_library(routine: str, computation: Computation, instruction: Instruction) -> int:
-    """Of a call of cuBLAS or cuDNN; its shapes are in the order of the arguments."""
+    """FLOPs of a call of cuBLAS or cuDNN; its shapes are in the order of the arguments."""
     made = instruction.arrays[0].shape
     first, second = map(computation.shape_of, instruction.operands[:2])
     if routine.startswith("cublas$"):
@@ -73,11 +73,11 @@ def _of_library(routine: str, computation: Computation, instruction: Instruction
         axes = re.findall(r"\d+", numbers[1]) if numbers else []
         return 2 * math.prod(made) * math.prod(first[int(axis)] for axis in axes)
     if routine.startswith("cudnn$fmha"):
-        # Two products forward; backward five, of which the first is the forward one once more.
+        # Two products forward; five backward, the first of which repeats a forward product.
         batch, length, heads, width = first
         products = 5 if routine.endswith("Backward") else 2
         return products * 2 * batch * heads * length * second[1] * width
-    # Each is told as the forward convolution that it belongs to.
+    # Backward convolutions count as the forward convolution that they belong to.
     shapes = {"first": first, "second": second, "made": made}
     image, kernel, output = _CONVOLUTIONS.get(routine, ("first", "second", "made"))
     return _convolution(shapes[image], shapes[kernel], shapes[output], instruction)
@@ -102,7 +102,7 @@ def _convolution(
 def _places(
     size: int, kernel: int, output: int, stride: int, low: int, lhs_dilate: int, rhs_dilate: int
 ) -> int:
-    """How many pairs of an output and a kernel element meet an element of the input."""
+    """Number of pairs of an output and a kernel element that multiply a real input element."""
     found = 0
     for k in range(kernel):
         first = k * rhs_dilate - low
@@ -115,7 +115,7 @@ def _places(
 
 
 def _window(attributes: str) -> dict[str, list[int]]:
-    """Stride, lower padding and dilations of each spatial dimension."""
+    """Stride, lower padding and dilations of each spatial dimension of a convolution."""
     text = re.search(r"window=\{([^}]*)\}", attributes)
     fields = dict(_WINDOW.findall(text[1])) if text else {}
     dims = len(fields["size"].split("x")) if "size" in fields else 0

@@ -1,10 +1,10 @@
-"""What a compiled training step keeps from its forward pass for its backward pass."""
+"""Measures the activations that a compiled training step saves for its backward pass."""
 
 import re
 
 from diffjax.performance.hlo.parser import Computation, Instruction, Module
 
-# JAX writes this into the name of whatever belongs to the transpose of a function.
+# JAX writes this into the names of all instructions of a function's transpose.
 _BACKWARD = re.compile(r'op_name="[^"]*\btranspose\(')
 _SAME = ("bitcast", "copy", "copy-start", "copy-done", "get-tuple-element", "optimization-barrier")
 _NOT_MADE = ("constant", "iota", "parameter", "tuple")
@@ -13,10 +13,10 @@ _NOT_MADE = ("constant", "iota", "parameter", "tuple")
 def kept_bytes(module: Module) -> int:
     """Bytes in main memory that the forward pass makes and the backward pass reads.
 
-    JAX names each instruction after where it comes from. What belongs to the backward pass may read
-    arguments of the program, which are not counted, and what others have made, which is kept until
-    then. Where a batch is taken in parts, it is a part's forward pass that counts. A value that is
-    passed on under another name counts once.
+    JAX names each instruction after its origin, which identifies the backward pass. Results of
+    other instructions that the backward pass reads are counted; arguments of the program are not.
+    With gradient accumulation, only the forward pass of one part of the batch counts. A value that
+    is passed on under another name counts once.
     """
     return max(
         (
@@ -45,7 +45,7 @@ def _kept(module: Module, computation: Computation) -> int:
 def _sources(
     module: Module, computation: Computation, name: str, element: int | None
 ) -> set[tuple[str, int | None]]:
-    """Which instructions made a value, through those that only pass it on."""
+    """The instructions that computed a value; copies and other renamings are followed back."""
     made = computation.instructions[name]
     if made.opcode == "get-tuple-element":
         found = re.search(r"index=(\d+)", made.attributes)
@@ -68,7 +68,7 @@ def _sources(
 
 
 def _is_carried(module: Module, loop: Instruction, element: int) -> bool:
-    """Whether a loop leaves an element of its tuple as it was."""
+    """Whether a loop carries an element of its tuple unchanged."""
     body = re.search(r"\bbody=%?([\w.\-]+)", loop.attributes)
     inside = module.computations.get(body[1]) if body else None
     if inside is None:

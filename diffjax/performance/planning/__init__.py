@@ -1,1 +1,1 @@
-"""What a run will need on machines that are not there: memory, arithmetic, traffic and time."""
+"""Plans a run for hardware that is not attached: memory, FLOPs, traffic and time."""

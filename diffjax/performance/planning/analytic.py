@@ -1,4 +1,4 @@
-"""What a run needs where nothing compiles for its chips: a model, that says it is one."""
+"""Estimates the memory, FLOPs and traffic of a run analytically, without compiling it."""
 
 from typing import Any
 
@@ -19,18 +19,19 @@ from diffjax.training.flops import matrix_flops
 
 
 def model_of(config: ConfigDict, topology: Topology, program: str = "training") -> Needs:
-    """An analytic model of what a program needs of one chip; nothing is compiled.
+    """Estimates what a program needs on each chip with an analytic model; nothing is compiled.
 
-        state         exact, by the rules of the mesh
-        activations   what JAX keeps for the backward pass before any compiler looks at it,
-                      split over the rows of the mesh
-        gradients     as large as the parameters
-        FLOPs         counted in the trace, by chips
-        traffic       the least that splitting the parameters receives; none of activations
+        state         exact, from the shardings of parameters, optimizer state and averages
+        activations   the residuals that JAX saves for the backward pass before any compiler
+                      optimisation, divided by the data-parallel devices (data x fsdp)
+        gradients     as many bytes as the parameters
+        FLOPs         counted in the traced program, divided by the number of chips
+        traffic       the lower bound for sharded parameters (`minimum_wire_bytes`); traffic of
+                      activations is not included
 
     Args:
-        config: resolved.
-        topology: of any chips.
+        config: a resolved config.
+        topology: any chips of `CHIPS`.
         program: `"training"` or `"sampling"`.
 
     Raises:
@@ -39,7 +40,7 @@ def model_of(config: ConfigDict, topology: Topology, program: str = "training") 
     mesh = absent_mesh(config, topology)
     config = ConfigDict(config.to_dict())
     if "attention" in config.model:
-        config.model.attention = "xla"  # The others show no trace what they keep.
+        config.model.attention = "xla"  # The residuals of fused kernels can't be traced.
     setup = set_up_on(config, mesh)
     about = described(setup, topology, program)
     memory, flops = state_memory(setup, program), about["model_flops"]
@@ -69,9 +70,9 @@ def _executed(setup: Setup) -> float:
 
 
 def kept_bytes(setup: Setup) -> int:
-    """Bytes on one device of what the forward pass keeps for the backward one, without parameters.
+    """Bytes of the activations that one device saves for the backward pass, without parameters.
 
-    A compiler may keep less, by computing again what costs it little.
+    A compiler may save fewer, because it recomputes what is cheap.
     """
     wired, objective = setup.wired, setup.wired.objective
 

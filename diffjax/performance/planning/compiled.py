@@ -1,4 +1,4 @@
-"""The real program of a run, compiled for machines that are not there, and what that shows."""
+"""Compiles a run's real program for devices that are not attached, and counts what it needs."""
 
 import re
 import time
@@ -34,29 +34,33 @@ _UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40, "": 1}
 
 @dataclass(frozen=True)
 class Needs:
-    """What one run of a program takes of one chip.
+    """The memory, FLOPs and traffic that one execution of a program needs on each chip.
 
     Attributes:
-        program: `"training"` or `"sampling"`: one step, or all steps of one batch of samples.
-        topology: by name.
-        mesh: devices by axis.
-        batch_size: images of one run, over all chips.
-        num_params: of the network.
-        compiled: whether it was; an analytic model otherwise.
-        fits: False where the compiler ran out of memory: all but `peak_bytes` is then analytic.
-        memory: bytes by kind; their sum is `peak_bytes`.
-        peak_bytes: in all.
-        flops: matrix FLOPs that are executed.
-        model_flops: those of the model, with nothing computed twice.
-        collectives: traffic, by kind and number of devices.
-        minimum_wire_bytes: the least that splitting parameters over the mesh receives.
-        memory_traffic_bytes: read from and written to main memory; None where it is unknown.
-        whole_stacks: arrays that hold a stack of weights unsplit, as text.
+        program: `"training"` (one training step) or `"sampling"` (all solver steps of one batch).
+        topology: the name of the topology, for example `v5e:4x4`.
+        mesh: number of devices along each mesh axis.
+        batch_size: images in one execution, summed over all chips.
+        num_params: number of parameters of the network.
+        compiled: True if the program was compiled; False for an analytic model.
+        fits: whether the peak memory is within the usable memory of a chip. Where the compiler
+            ran out of memory, every number except `peak_bytes` is analytic.
+        memory: bytes on one chip by kind (parameters, optimizer, activations, …); they add up
+            to `peak_bytes`.
+        peak_bytes: total bytes on one chip.
+        flops: FLOPs of the executed matrix products on one chip, recomputation included.
+        model_flops: FLOPs of the model's matrix products on one chip, without recomputation.
+        collectives: traffic between chips, by kind of collective and number of devices.
+        minimum_wire_bytes: lower bound on the bytes one chip receives because parameters are
+            sharded.
+        memory_traffic_bytes: bytes read from and written to main memory; None if unknown.
+        whole_stacks: arrays that hold an unsharded stack of weights, as text.
         largest: the largest arrays, as text.
-        unknown_loops: loops that were counted once because their turns are unknown.
-        seconds: of tracing and compiling.
-        cpu_seconds: the same, of processor time.
-        compute_type: what the network computes in.
+        unknown_loops: names of loops counted as one iteration, because their trip count is
+            unknown.
+        seconds: wall-clock seconds of tracing and compiling.
+        cpu_seconds: CPU seconds of tracing and compiling.
+        compute_type: dtype in which the network computes.
     """
 
     program: str
@@ -82,32 +86,32 @@ class Needs:
 
     @property
     def state_bytes(self) -> int:
-        """Parameters, optimizer and averages."""
+        """Bytes of parameters, optimizer state and weight averages on one chip."""
         return sum(self.memory.get(kind, 0) for kind in ("parameters", "optimizer", "averages"))
 
     @property
     def wire_bytes(self) -> float:
-        """Received from other chips."""
+        """Bytes that one chip receives from other chips."""
         return sum(one.wire_bytes for one in self.collectives)
 
     @property
     def slow_bytes(self) -> float:
-        """The part of it that comes from other slices."""
+        """Bytes that one chip receives from other slices, over the slow network."""
         return sum(one.slow_bytes for one in self.collectives)
 
 
 def needs_from(fields: Mapping[str, Any]) -> Needs:
-    """What another process counted, from the plain fields that it sent."""
+    """Restores a `Needs` from the plain dict that another process returned."""
     exchanges = tuple(counts.Collective(**one) for one in fields["collectives"])
     texts = {name: tuple(fields[name]) for name in ("whole_stacks", "largest", "unknown_loops")}
     return Needs(**{**fields, **texts, "collectives": exchanges})
 
 
 def expected_data(config: ConfigDict) -> tuple[tuple[int, int, int], int]:
-    """Image shape and number of classes that a config expects, or else those of its data.
+    """Image shape and number of classes from `config.expected`, or else from the data set itself.
 
     Raises:
-        UserError: what it expects is no image, or its data can't be had.
+        UserError: `config.expected` is not a valid image shape, or the data set can't be loaded.
     """
     if "expected" not in config:
         dataset: DataSet = build(config.data)
@@ -115,34 +119,35 @@ def expected_data(config: ConfigDict) -> tuple[tuple[int, int, int], int]:
     shape = config.expected.image_shape
     if len(shape) != 3 or not all(isinstance(size, int) and size > 0 for size in shape):
         raise UserError(
-            f"config.expected.image_shape={shape} is not (height, width, channels), each from 1"
+            f"config.expected.image_shape={shape} must be (height, width, channels), each at "
+            "least 1"
         )
     height, width, channels = shape
     return (height, width, channels), config.expected.num_classes
 
 
 def compile_for(config: ConfigDict, topology: Topology, program: str = "training") -> Needs:
-    """Compiles a run's real step for chips that are not there, and counts what it does.
+    """Compiles a run's real program for chips that are not attached, and counts what it needs.
 
-    The process has to have the compiler, `libtpu` or XLA for CUDA, and `JAX_PLATFORMS=cpu`.
+    The process needs the compiler (`libtpu`, or XLA for CUDA) and `JAX_PLATFORMS=cpu`.
 
     Args:
-        config: resolved.
-        topology: of any chips.
+        config: a resolved config.
+        topology: any chips of `CHIPS`.
         program: one of `PROGRAMS`.
 
     Raises:
-        UserError: the mesh or the batch does not fit the chips, or there is no compiler.
+        UserError: the mesh or the batch does not fit the chips, or the compiler is missing.
     """
     mesh = _MESHES[topology.chip.platform](config, topology)
     return needs_on(config, mesh, topology, program)
 
 
 def tpu_mesh(config: ConfigDict, topology: Topology) -> Mesh:
-    """A config's mesh over TPUs that libtpu compiles for.
+    """A config's mesh over TPU devices that libtpu describes but that are not attached.
 
     Raises:
-        UserError: it does not fit them, libtpu is missing, or does not know the topology.
+        UserError: the mesh does not fit the TPUs, libtpu is missing or does not know the topology.
     """
     from jax.experimental import topologies
 
@@ -163,7 +168,10 @@ def tpu_mesh(config: ConfigDict, topology: Topology) -> Mesh:
         raise UserError(f"can't compile for {topology.name}: {reason}") from None
     devices = list(described.devices)
     if len(devices) != topology.num_chips:
-        raise UserError(f"{topology.name} has {len(devices)} devices: not planned for yet")
+        raise UserError(
+            f"{topology.name} has {len(devices)} devices instead of {topology.num_chips}: "
+            "planning does not support that yet"
+        )
     return make_mesh(**config.mesh, devices=devices)
 
 
@@ -171,10 +179,10 @@ _MESHES = {"tpu": tpu_mesh, "gpu": gpu_mesh}
 
 
 def set_up_on(config: ConfigDict, mesh: Mesh) -> Setup:
-    """A run as it would be set up on these devices, which need not be there.
+    """Sets up a run on the devices of a mesh, which need not be attached.
 
     Raises:
-        UserError: what training would refuse: the mesh, the batch or its parts don't fit.
+        UserError: training would refuse it: the mesh, the batch or its parts do not fit.
     """
     check_batch(config.batch_size, mesh)
     setup = set_up(config, *expected_data(config), mesh)
@@ -186,7 +194,7 @@ def set_up_on(config: ConfigDict, mesh: Mesh) -> Setup:
 def needs_on(
     config: ConfigDict, mesh: Mesh, topology: Topology, program: str = "training"
 ) -> Needs:
-    """What a config's program needs on a mesh of devices, which are only compiled for."""
+    """Compiles a config's program for a mesh and returns what it needs; nothing is executed."""
     setup = set_up_on(config, mesh)
     began, cpu_began = time.perf_counter(), time.process_time()
     try:
@@ -199,7 +207,8 @@ def needs_on(
         return too_large(setup, topology, program, used)
     text = executable.as_text()
     seconds = time.perf_counter() - began, time.process_time() - cpu_began
-    # How often a sampler steps is an argument of it; the last evaluation stands behind the loop.
+    # The number of steps is an argument of the sampler, so its text does not contain it. The last
+    # network evaluation comes after the loop.
     steps = setup.wired.recipe.num_steps - 1 if program == "sampling" else None
     module = parse(text, unknown_trips=steps)
     kept = kept_bytes(module) if program == "training" else 0
@@ -208,7 +217,8 @@ def needs_on(
     return Needs(
         **described(setup, topology, program),
         compiled=True,
-        fits=sum(memory.values()) <= topology.usable_bytes,  # XLA for CUDA compiles what does not.
+        # XLA for CUDA also compiles programs that do not fit.
+        fits=sum(memory.values()) <= topology.usable_bytes,
         memory=memory,
         peak_bytes=sum(memory.values()),
         flops=products.matrix_flops(module),
@@ -223,7 +233,7 @@ def needs_on(
 
 
 def too_large(setup: Setup, topology: Topology, program: str, used: int) -> Needs:
-    """What is known of a program that the compiler could not fit into memory."""
+    """The `Needs` of a program that the compiler rejected because it needs too much memory."""
     memory = state_memory(setup, program)
     memory["temporaries"] = max(0, used - sum(memory.values()))
     about = described(setup, topology, program)
@@ -240,7 +250,7 @@ def too_large(setup: Setup, topology: Topology, program: str, used: int) -> Need
 
 
 def used_bytes(message: str) -> int | None:
-    """The memory that a compiler says a program needs, where it refuses it.
+    """Bytes that a program needs according to the compiler's out-of-memory error; None for others.
 
     Example:
         >>> used_bytes("RESOURCE_EXHAUSTED: ... Used 20.00G of 15.75G hbm. Exceeded ...") / 2**30
@@ -262,7 +272,7 @@ def _compile(setup: Setup, program: str) -> Any:
 
 
 def described(setup: Setup, topology: Topology, program: str) -> dict[str, Any]:
-    """What is known of a program before it is compiled, as arguments of `Needs`."""
+    """The fields of `Needs` that are known before the program is compiled."""
     return {
         "program": program,
         "topology": topology.name,
@@ -276,7 +286,7 @@ def described(setup: Setup, topology: Topology, program: str) -> dict[str, Any]:
 
 
 def bytes_per_device(tree: Any) -> int:
-    """Bytes of arrays on one device, by their shardings, without padding."""
+    """Bytes of sharded arrays on one device, without padding."""
     return sum(
         int(np.prod(leaf.sharding.shard_shape(leaf.shape))) * leaf.dtype.itemsize
         for leaf in jax.tree.leaves(tree)
@@ -284,7 +294,7 @@ def bytes_per_device(tree: Any) -> int:
 
 
 def state_memory(setup: Setup, program: str) -> dict[str, int]:
-    """Bytes of what a program is given, by kind, on one device."""
+    """Bytes of a program's arguments on one device, by kind (parameters, optimizer, …)."""
     if program == "sampling":
         return {"parameters": bytes_per_device(setup.abstract.params)}
     state, rows = setup.abstract, setup.mesh.shape["data"] * setup.mesh.shape["fsdp"]
@@ -298,9 +308,10 @@ def state_memory(setup: Setup, program: str) -> dict[str, int]:
 
 
 def _memory(setup: Setup, program: str, analysis: Any, kept: int) -> dict[str, int]:
-    """All of a program's memory by kind; what arguments take beyond their size is padding.
+    """All memory of a compiled program by kind, in bytes on one device.
 
-    Of the temporaries, those that are kept for the backward pass are activations.
+    Padding is what the arguments occupy beyond their own size. Activations are the temporaries
+    that are kept for the backward pass.
     """
     memory = state_memory(setup, program)
     memory["padding"] = analysis.argument_size_in_bytes - sum(memory.values())
@@ -316,7 +327,7 @@ def _memory(setup: Setup, program: str, analysis: Any, kept: int) -> dict[str, i
 
 
 def stacked_shapes(setup: Setup) -> list[tuple[int, ...]]:
-    """Whole shapes of weights and biases that are stacks of blocks and split over devices."""
+    """Unsharded shapes of the parameters that stack all blocks and are split over devices."""
     leaves = jax.tree_util.tree_leaves_with_path(setup.abstract.params)
     return [
         leaf.shape

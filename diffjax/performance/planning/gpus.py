@@ -1,4 +1,4 @@
-"""NVIDIA GPUs that are not there, described so that XLA compiles for them."""
+"""Descriptions of NVIDIA GPUs, so that XLA compiles for GPUs that are not attached."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,24 +13,25 @@ from diffjax.errors import UserError
 from diffjax.performance.planning.topologies import Chip, Topology
 from diffjax.training.sharding import make_mesh
 
-# Without a GPU nothing can be tried for speed, and kernels of Triton are only chosen by trying.
+# Autotuning measures kernels on a GPU, which is not available, and Triton's matrix products are
+# selected by autotuning only.
 XLA_FLAGS = "--xla_gpu_autotune_level=0 --xla_gpu_enable_triton_gemm=false"
 
 
 @dataclass(frozen=True)
 class Described:
-    """What XLA asks of a GPU beyond its memory, as XLA's own files of targets have it.
+    """The properties of a GPU that XLA needs besides its memory, as in XLA's own target files.
 
     Attributes:
-        name: as the driver has it.
-        capability: of CUDA, major and minor.
-        own_instructions: whether it has some that later ones don't (`sm_90a`).
-        cores: multiprocessors.
-        core_units: float32 units of one.
-        shared_memory: bytes of one.
-        block_memory: bytes of it that one block may ask for.
-        l2_cache: bytes.
-        clock_ghz: at most.
+        name: device name that the driver reports.
+        capability: CUDA compute capability, (major, minor).
+        own_instructions: whether it has instructions that later GPUs lack (`sm_90a`).
+        cores: number of streaming multiprocessors.
+        core_units: float32 units of each multiprocessor.
+        shared_memory: bytes of shared memory of each multiprocessor.
+        block_memory: bytes of it that one block may allocate.
+        l2_cache: bytes of L2 cache.
+        clock_ghz: highest clock rate, GHz.
     """
 
     name: str
@@ -98,7 +99,7 @@ device_description_str: "{gpu.name}"
 
 
 def target_of(chip: Chip) -> str:
-    """A GPU as text of XLA's `GpuTargetConfigProto`.
+    """Describes a GPU as the text of XLA's `GpuTargetConfigProto`.
 
     Example:
         >>> from diffjax.performance.planning.topologies import CHIPS
@@ -112,7 +113,7 @@ def target_of(chip: Chip) -> str:
 
 @dataclass(frozen=True)
 class Absent:
-    """A device that is not there, of which only the number is known."""
+    """A device that is not attached: only its number, its platform and its slice are known."""
 
     id: int
     platform: str
@@ -122,10 +123,10 @@ class Absent:
 
 
 def absent_mesh(config: ConfigDict, topology: Topology) -> Mesh:
-    """A config's mesh over chips of which nothing but their number and machine is known.
+    """A config's mesh over `Absent` devices, of which only the number and the slice are known.
 
     Raises:
-        UserError: it does not fit them.
+        UserError: the mesh does not fit the chips.
     """
     devices = [
         Absent(i, topology.chip.platform, slice_index=i // topology.slice_size)
@@ -135,17 +136,17 @@ def absent_mesh(config: ConfigDict, topology: Topology) -> Mesh:
 
 
 def gpu_mesh(config: ConfigDict, topology: Topology) -> Mesh:
-    """A config's mesh over GPUs that XLA for CUDA compiles for.
+    """A config's mesh over GPUs that XLA for CUDA compiles for, and that are not attached.
 
-    The process has to have `jax-cuda13-plugin` and `jax-cuda13-pjrt` in the version of JAX,
-    `JAX_PLATFORMS=cpu` and `XLA_FLAGS`.
+    The process needs `jax-cuda13-plugin` and `jax-cuda13-pjrt` in the same version as JAX,
+    `JAX_PLATFORMS=cpu`, and this module's `XLA_FLAGS` in its environment.
 
     Raises:
-        UserError: it does not fit them, or there is no compiler.
+        UserError: the mesh does not fit the GPUs, or the compiler is missing.
     """
     from jax.experimental import topologies
 
-    # Machines are slices where JAX runs on them; devices that are only described don't show it.
+    # On real GPUs, JAX reports each machine as a slice. Described devices do not report it.
     mesh = absent_mesh(config, topology)
     shape = f"1x{topology.num_slices}x{topology.slice_size}"
     try:
@@ -155,7 +156,7 @@ def gpu_mesh(config: ConfigDict, topology: Topology) -> Mesh:
     except Exception as error:
         reason = " ".join(str(error).split())[:300]
         raise UserError(
-            f"can't compile for {topology.name}: {reason}; it takes jax-cuda13-plugin and "
+            f"can't compile for {topology.name}: {reason}; this needs jax-cuda13-plugin and "
             "jax-cuda13-pjrt in the version of jaxlib, installed or in --cuda=FOLDER"
         ) from None
     places = np.vectorize(lambda device: described.devices[device.id], otypes=[object])

@@ -1,4 +1,4 @@
-"""The least that a run's program computes and receives, whatever a compiler makes of it."""
+"""Lower bounds on the FLOPs and the traffic of a program, whatever the compiler does."""
 
 import jax
 import numpy as np
@@ -14,12 +14,12 @@ _OTHER_DATA = ("data", "fsdp", "sequence")  # axes along which devices see other
 
 
 def model_flops(setup: Setup, program: str) -> float:
-    """Matrix FLOPs of a program over all devices, with nothing computed twice."""
+    """Matrix FLOPs of a program summed over all devices, without recomputation."""
     config = ConfigDict(setup.config.to_dict())
     if "remat" in config.model:
         config.model.remat = "none"
     if "attention" in config.model:
-        config.model.attention = "xla"  # Kernels of their own can't be looked into.
+        config.model.attention = "xla"  # FLOPs inside fused kernels can't be counted.
     wired = setup.wired
     plain = set_up(config, wired.image_shape, wired.num_classes, setup.mesh)
     key = jax.eval_shape(lambda: jax.random.key(0))
@@ -30,7 +30,11 @@ def model_flops(setup: Setup, program: str) -> float:
 
 
 def forward_flops(setup: Setup) -> float:
-    """Matrix FLOPs of drawing a batch of samples: one evaluation, times their number."""
+    """Matrix FLOPs of sampling one batch: those of one network evaluation times the NFE.
+
+    Raises:
+        UserError: the solver chooses its own steps, so that its NFE is not known in advance.
+    """
     wired, batch_size = setup.wired, setup.config.batch_size
     shape = (batch_size, *wired.image_shape)
     x, t = jax.ShapeDtypeStruct(shape, "float32"), jax.ShapeDtypeStruct((batch_size,), "float32")
@@ -40,22 +44,26 @@ def forward_flops(setup: Setup) -> float:
         wired.params_shape, x, t, labels,
     )  # fmt: skip
     if wired.recipe.nfe is None:
-        raise UserError("this solver chooses its steps: its cost can't be planned")
+        raise UserError(
+            "this solver chooses its steps adaptively, so its cost can't be planned; use a solver "
+            "with a fixed number of steps"
+        )
     return once * wired.recipe.nfe
 
 
 def minimum_wire_bytes(setup: Setup, program: str) -> float:
-    """What one device receives at least where split parameters are gathered to be used (FSDP).
+    """Lower bound on the bytes one device receives when sharded parameters are gathered (FSDP).
 
-    Of each parameter of b bytes in the compute type, split over n devices that see other images or
-    tokens, with m copies of it: it is gathered before the forward pass and again before the
-    backward one, its gradient is scattered over the n, and what remains is summed over the copies.
+    A parameter has b bytes in the compute type. It is sharded over n devices that process
+    different images or tokens, and there are m copies of each shard. The parameter is all-gathered
+    before the forward pass and again before the backward pass. Its gradient is reduce-scattered
+    over the n devices, and the shards are then all-reduced over the m copies:
 
         2·b·(n−1)/n + b·(n−1)/n + 2·(b/n)·(m−1)/m
 
-    A batch in parts gathers and scatters for each of them, and sums over copies once. Sampling
-    gathers once an evaluation. A compiler can do with less where activations are smaller than
-    parameters, and moves those.
+    With gradient accumulation, each part of the batch gathers and scatters, and the all-reduce
+    over copies happens once. Sampling gathers once per network evaluation. A compiler can need
+    less traffic where activations are smaller than parameters, by moving the activations instead.
     """
     total = 0.0
     mesh = setup.mesh
@@ -75,10 +83,12 @@ def minimum_wire_bytes(setup: Setup, program: str) -> float:
 
 
 def minimum_slow_bytes(setup: Setup, num_slices: int) -> float:
-    """What one device receives at least from other slices, of the same traffic in training.
+    """Lower bound on the bytes one device receives from other slices in a training step.
 
-    Each slice receives what the others have of all gradients, and of all parameters: once where
-    `data` goes across slices, and twice where `fsdp` does; its devices share that.
+    Where the `data` axis crosses slices, gradients are all-reduced: two times the bytes b of all
+    parameters. Where `fsdp` crosses them, parameters are gathered twice and gradients scattered
+    once for each part of the batch: three times b. A slice receives (s − 1)/s of that for s
+    slices, and its devices share it equally.
     """
     if num_slices == 1:
         return 0.0
@@ -89,7 +99,7 @@ def minimum_slow_bytes(setup: Setup, num_slices: int) -> float:
 
 
 def _splits(sharding: NamedSharding) -> tuple[int, int]:
-    """Over how many devices an array is split, and over how many of those that see other data."""
+    """Number of shards of an array, and how many of them lie along axes with different data."""
     split = over_rows = 1
     for axes in sharding.spec:
         for axis in (axes,) if isinstance(axes, str) else axes or ():

@@ -1,4 +1,4 @@
-"""A plan as one page of HTML that needs no other file."""
+"""Writes a plan as one self-contained HTML page."""
 
 import math
 from collections.abc import Sequence
@@ -25,17 +25,17 @@ from diffjax.reports.plan_figure import WIDTH, bars, drawing
 def write_page(
     path: str | Path, name: str, rows: Sequence[Row], best: Row | None, command: str
 ) -> None:
-    """Writes the page.
+    """Writes plans as one HTML page: memory, work, traffic and the lower bound on the time.
 
     Args:
-        path: of the file.
-        name: of the config.
-        rows: every plan: label, config, needs.
-        best: the one that is shown in full; the last one where there is none.
-        command: how to make the page again.
+        path: of the HTML file.
+        name: of the config, for the title.
+        rows: every plan as (label, config, needs).
+        best: the plan shown in full; None shows the last row.
+        command: the command that makes the page again.
 
     Raises:
-        UserError: it can't be written.
+        UserError: the file can't be written.
     """
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
@@ -66,7 +66,10 @@ def write_page(
 
 
 def scaling(rows: Sequence[Row]) -> str:
-    """Memory and FLOPs of a chip against their number, both axes logarithmic; "" for one number."""
+    """SVG figure of memory and FLOPs per chip against the number of chips, both axes logarithmic.
+
+    Returns "" if fewer than two numbers of chips fit.
+    """
     fitting = [needs for _, _, needs in rows if needs.fits]
     numbered = [(topology_called(needs.topology).num_chips, needs) for needs in fitting]
     points = sorted(numbered, key=lambda point: point[0])
@@ -100,7 +103,7 @@ def scaling(rows: Sequence[Row]) -> str:
             f'<text x="{x:.1f}" y="{y - 9:.1f}" text-anchor="middle">{value:.3g}</text>'
             for (x, y), value in zip(dots[:-1], curve, strict=False)
         ]
-    # Halving with each doubling, from the first point of the FLOPs, to compare slopes with.
+    # The line 1/N from the first point of the FLOPs is the ideal slope.
     start = curves["matrix TFLOP"][0] * chips[0]
     ends = " ".join(f"{x_of(chip):.1f},{y_of(start / chip):.1f}" for chip in (chips[0], chips[-1]))
     parts.append(f'<polyline points="{ends}" class="limit" fill="none"/>')

@@ -1,4 +1,4 @@
-"""The least time that a chip can take for what a program does."""
+"""A roofline model: lower bounds on the time of a program from its FLOPs and bytes."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,37 +9,37 @@ from diffjax.performance.planning.topologies import Topology
 
 @dataclass(frozen=True)
 class Estimate:
-    """Seconds that one run of a program takes at least.
+    """Lower bounds on the seconds of one execution of a program.
 
     Attributes:
-        parts: seconds by what takes them: `matrix products`, `memory`, `links`, and `links between
-            slices` where there are several. Those that are unknown are left out.
+        parts: seconds by resource: `matrix products`, `memory`, `links`, and `links between
+            slices` if there are several slices. Unknown parts are left out.
     """
 
     parts: Mapping[str, float]
 
     @property
     def seconds(self) -> float:
-        """The longest part, as if all of them ran at once."""
+        """The longest part: a lower bound even if all parts overlap completely."""
         return max(self.parts.values())
 
     @property
     def bound_by(self) -> str:
-        """Which part that is."""
+        """Name of the longest part."""
         return max(self.parts, key=lambda part: self.parts[part])
 
 
 def estimate(needs: Needs, topology: Topology) -> Estimate:
-    """A roofline: work by the most that the chip does of it in a second.
+    """Roofline estimate: each amount of work divided by the chip's published peak rate.
 
         matrix products   executed FLOPs / peak in bfloat16, half of it for float32 on GPUs (TF32)
-        memory            bytes read and written / bandwidth
-        links             bytes received / bandwidth of all links together; between slices, or
-                          machines of GPUs, those received from others / bandwidth of the network
+        memory            bytes read and written / memory bandwidth
+        links             bytes received / bandwidth of all links together; between slices (or
+                          GPU machines), bytes received from others / network bandwidth
 
-    No program runs that fast: products of small sides, latency, and rings that use some links alone
-    are left out, as is any part that can't be done while others are. Good training programs reach
-    40 % to 60 % of the first line.
+    No program is that fast. The model ignores small matrices, latency, rings that use only some of
+    the links, and parts that can't overlap with others. Good training programs reach 40 % to 60 %
+    of the first line.
 
     Example:
         >>> from diffjax.performance.planning.topologies import topology_called
@@ -63,7 +63,7 @@ def estimate(needs: Needs, topology: Topology) -> Estimate:
 
 
 def device_hours(seconds: float, num_steps: int, num_chips: int) -> float:
-    """Of a whole run: steps, by their time, by chips.
+    """Device hours of a whole run: seconds per step × steps × chips / 3600.
 
     Example:
         >>> device_hours(0.36, 10_000, 16)

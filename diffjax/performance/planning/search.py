@@ -1,4 +1,4 @@
-"""Other ways to run the same config: which of them is best, and what would fit."""
+"""Searches over meshes, rematerialisation, scan and batch size for the best plan that fits."""
 
 from collections.abc import Callable, Iterator, Sequence
 
@@ -12,11 +12,11 @@ from diffjax.training.sharding import filled
 
 Row = tuple[str, ConfigDict, Needs]
 AXES = ("mesh", "remat", "scan")
-"""What a search varies."""
+"""The settings that a search varies."""
 
 
 def changed(config: ConfigDict, **values: object) -> ConfigDict:
-    """A copy of a config with other values, by dotted names with `__` for the dots.
+    """Returns a copy of a config with new values; `model__scan=True` sets `model.scan`.
 
     Example:
         >>> changed(ConfigDict({"model": {"scan": False}}), model__scan=True).model.scan
@@ -35,8 +35,18 @@ def changed(config: ConfigDict, **values: object) -> ConfigDict:
 def meshes(
     num_chips: int, batch_size: int, num_slices: int = 1, *, tensor: int = 1, sequence: int = 1
 ) -> list[dict[str, int]]:
-    """Ways to split a batch and parameters: all over `fsdp`, groups no smaller than their number,
-    or copies; no group goes across slices.
+    """Candidate meshes for a number of chips, with different sizes of the `fsdp` axis.
+
+    They shard parameters over all chips of a slice, over groups whose size is at least the number
+    of groups in a slice, or not at all (pure data parallelism). No `fsdp` group crosses slices.
+
+    Args:
+        num_chips: of the whole machine.
+        batch_size: images per step. If the data-parallel devices do not divide it, only the
+            largest `fsdp` is returned.
+        num_slices: groups of chips with fast links.
+        tensor: size of the tensor-parallel axis; 1 is off.
+        sequence: size of the sequence-parallel axis; 1 is off.
 
     Example:
         >>> [mesh["fsdp"] for mesh in meshes(256, 256)]
@@ -57,14 +67,18 @@ def meshes(
 def candidates(
     config: ConfigDict, topology: Topology, over: Sequence[str] = AXES
 ) -> Iterator[tuple[str, ConfigDict]]:
-    """Sharding × rematerialisation × scan: what each is called, and its config.
+    """Generates all combinations of mesh, rematerialisation policy and scan.
 
-    The mesh's `tensor` and `sequence` are as the config has them, and `tensor` is 2 once besides.
+    `tensor` and `sequence` keep the config's sizes. If both are 1, one mesh with `tensor=2` is
+    added.
 
     Args:
-        config: resolved.
+        config: a resolved config.
         topology: the chips.
-        over: which of `AXES` are varied; the others are as the config has them.
+        over: the `AXES` to vary; the others keep the config's values.
+
+    Yields:
+        A label, for example `data=1 fsdp=16 remat=full scan=True`, and the config.
     """
     model = config.model
     policies = tuple(REMAT) if "remat" in over and "remat" in model else (model.get("remat"),)
@@ -94,12 +108,15 @@ def _meshes_of(config: ConfigDict, own: dict[str, int], topology: Topology) -> l
 
 
 def _filled(config: ConfigDict, topology: Topology) -> dict[str, int]:
-    """The config's own mesh, with numbers for -1."""
+    """The config's own mesh, with -1 replaced by the size that it means."""
     return filled(config.mesh, topology.num_chips, topology.num_slices)
 
 
 def best(rows: Sequence[Row]) -> Row | None:
-    """Of those that fit, the one with most images per second, then with least memory."""
+    """The plan that fits with the most images per second; ties go to the least memory.
+
+    Returns None if no plan fits.
+    """
     fitting = [row for row in rows if row[2].fits]
     if not fitting:
         return None
@@ -107,7 +124,7 @@ def best(rows: Sequence[Row]) -> Row | None:
     def cost(row: Row) -> tuple[float, int]:
         _, _, needs = row
         seconds = estimate(needs, topology_called(needs.topology)).seconds
-        # A difference below a thousandth is none.
+        # Rounded, so that tiny differences count as ties.
         return round(1e3 * seconds / needs.batch_size, 6), needs.peak_bytes
 
     return min(fitting, key=cost)
@@ -119,19 +136,20 @@ def largest_batch(
     plan: Callable[[ConfigDict], Needs],
     most_plans: int = 6,
 ) -> Iterator[tuple[ConfigDict, Needs]]:
-    """Plans batches until it is known which is the largest that fits.
+    """Searches for the largest batch that fits by planning several batch sizes.
 
-    Memory is all but a straight line in the batch size: two batches say where it meets what the
-    chip has, and further ones make sure of it.
+    Memory is almost linear in the batch size. Two plans determine the line and where it reaches
+    the chip's memory; further plans confirm the result.
 
     Args:
-        config: resolved; its batch size is the first that is tried.
+        config: a resolved config; the search starts at its batch size.
         topology: the chips.
-        plan: what a config needs.
-        most_plans: after so many the search ends.
+        plan: a function that returns the `Needs` of a config.
+        most_plans: the largest number of plans; the search ends after that many. Each compiled
+            plan takes minutes.
 
     Yields:
-        Each config that was tried, with its needs.
+        Each planned config and its needs.
     """
     step = _rows(config, topology)
     first = max(step, config.batch_size // step * step)
@@ -145,7 +163,7 @@ def largest_batch(
 
 
 def _next(tried: dict[int, Needs], step: int, memory: int) -> int:
-    """The batch to try next; one that was tried already ends the search."""
+    """The next batch size to plan; one that is already planned ends the search."""
     peaks = {batch: needs.peak_bytes for batch, needs in tried.items()}
     fitting = [batch for batch, needs in tried.items() if needs.fits]
     too_large = [batch for batch, needs in tried.items() if not needs.fits]
@@ -160,40 +178,42 @@ def _next(tried: dict[int, Needs], step: int, memory: int) -> int:
     guess = int((memory - peaks[low]) / slope + low) // step * step
     if highest:
         guess = min(guess, highest - step)
-    # A batch that is known to fit is not tried again: the next one makes sure.
+    # A batch that fits is not planned again: the next larger one is, to confirm the limit.
     guess = max(guess, lowest + step)
     return guess if not highest or guess < highest else lowest
 
 
 def largest(rows: Sequence[Row]) -> Row | None:
-    """The largest batch that fits, of those that were tried."""
+    """The plan with the largest batch that fits; None if none fits."""
     fitting = [row for row in rows if row[2].fits]
     return max(fitting, key=lambda row: row[2].batch_size, default=None)
 
 
 def about_largest(rows: Sequence[Row], topology: Topology) -> str:
-    """A line that says which batch is the largest that fits, and how far that is known."""
+    """One line that reports the largest batch that fits, and whether a larger one may fit."""
     found = largest(rows)
     too_large = min((n.batch_size for _, _, n in rows if not n.fits), default=None)
     if found is None:
-        return f"largest batch that fits: none; {too_large} does not"
+        return f"largest batch that fits: none; {too_large} does not fit"
     _, config, needs = found
     line = f"largest batch that fits: {needs.batch_size}"
     if too_large is None:
-        return f"{line}, or more: after {len(rows)} plans nothing larger was tried"
+        return f"{line}, or more: the search ended after {len(rows)} plans, all of which fit"
     if too_large - needs.batch_size > _rows(config, topology):
-        return f"{line}, or more: {too_large} does not, and {len(rows)} plans were made"
-    return f"{line}; {too_large} does not"
+        return (
+            f"{line}, or more: {too_large} does not fit; the search ended after {len(rows)} plans"
+        )
+    return f"{line}; {too_large} does not fit"
 
 
 def _rows(config: ConfigDict, topology: Topology) -> int:
-    """What a batch has to be a multiple of: the devices among which it is split, for each part."""
+    """The number that must divide the batch size: data-parallel devices × accumulation steps."""
     sizes = _filled(config, topology)
     return sizes["data"] * sizes["fsdp"] * config.get("accumulation_steps", 1)
 
 
 def what_would_fit(config: ConfigDict, needs: Needs) -> str:
-    """A line about a program that does not fit, with what would, as far as can be told from it."""
+    """One line about a program that does not fit, with settings that would probably fit."""
     topology = topology_called(needs.topology)
     have, fixed = topology.usable_bytes, needs.state_bytes
     line = (
@@ -218,4 +238,4 @@ def what_would_fit(config: ConfigDict, needs: Needs) -> str:
             f"--config.mesh.data={topology.copies} "
             f"--config.mesh.fsdp={topology.num_chips // others}"
         )
-    return line + (f"try {', or '.join(would)}" if would else "it takes larger chips")
+    return line + (f"try {', or '.join(would)}" if would else "it needs chips with more memory")

@@ -1,4 +1,4 @@
-"""A plan as text and as plain numbers."""
+"""Formats plans as text tables and as plain numbers for JSON."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -16,7 +16,7 @@ _BYTES_PER_PARAMETER = 4
 
 
 def as_json(rows: Sequence[Row], best: Row | None) -> dict[str, Any]:
-    """Every number of a plan."""
+    """All numbers of all plans as plain values for JSON, with the label of the best plan."""
     return {
         "plans": [
             {"label": label, **asdict(needs), "derived": derived(config, needs)}
@@ -27,7 +27,10 @@ def as_json(rows: Sequence[Row], best: Row | None) -> dict[str, Any]:
 
 
 def derived(config: ConfigDict, needs: Needs) -> dict[str, Any]:
-    """What follows from a program's needs and the chip's published figures."""
+    """Numbers derived from a program's needs and the chip's published figures.
+
+    These are ratios to the lower bounds, roofline seconds, images per second and device hours.
+    """
     topology = topology_called(needs.topology)
     roofline = estimate(needs, topology)
     chips, minimum = topology.num_chips, needs.minimum_wire_bytes
@@ -55,14 +58,14 @@ def derived(config: ConfigDict, needs: Needs) -> dict[str, Any]:
 
 
 def details(config: ConfigDict, needs: Needs) -> str:
-    """One plan as a page of text."""
+    """One plan as text: tables of memory, work, traffic and time, then notes."""
     about = derived(config, needs)
     parts = [
         _title(config, needs),
         table(["memory of a chip", "GiB", "share"], memory_rows(needs, about)),
-        table(["work of a chip", "", "of the least"], work_rows(needs, about)),
-        table(["traffic between chips", "devices", "times", "MB received"], wire_rows(needs)),
-        table(["least time", "ms", ""], time_rows(about)),
+        table(["work of a chip", "", "/ lower bound"], work_rows(needs, about)),
+        table(["traffic between chips", "devices", "count", "MB received"], wire_rows(needs)),
+        table(["lower bound on the time", "ms", ""], time_rows(about)),
         *_notes(needs),
     ]
     return "\n\n".join(parts)
@@ -82,15 +85,15 @@ def _title(config: ConfigDict, needs: Needs) -> str:
 
 
 def memory_rows(needs: Needs, about: Mapping[str, Any]) -> list[list[str]]:
-    """Kind, GiB and share of what a chip may hold."""
+    """Rows of the memory table: kind, GiB, and share of a chip's usable memory."""
     usable = about["usable_bytes"]
     kinds = [[kind, _gib(size), percent(size / usable)] for kind, size in needs.memory.items()]
-    total = ["in all", _gib(needs.peak_bytes), percent(needs.peak_bytes / usable)]
-    return [*kinds, total, ["a program may fill", _gib(usable), ""]]
+    total = ["total", _gib(needs.peak_bytes), percent(needs.peak_bytes / usable)]
+    return [*kinds, total, ["usable by a program", _gib(usable), ""]]
 
 
 def work_rows(needs: Needs, about: Mapping[str, Any]) -> list[list[str]]:
-    """Work, its size, and how many times the least that it is."""
+    """Rows of the work table: kind of work, its amount, and its ratio to the lower bound."""
     traffic = needs.memory_traffic_bytes
     rows = [
         ["matrix TFLOP", measure(needs.flops / 1e12), f"{about['flops_over_model']:.4f}"],
@@ -108,7 +111,7 @@ def work_rows(needs: Needs, about: Mapping[str, Any]) -> list[list[str]]:
 
 
 def wire_rows(needs: Needs) -> list[list[str]]:
-    """Kind, devices that take part, how often, and megabytes."""
+    """Rows of the traffic table: kind, participating devices, count, and MB received."""
     return [
         [one.kind, str(one.devices), number(one.count or None), measure(one.wire_bytes / 1e6)]
         for one in needs.collectives
@@ -116,9 +119,9 @@ def wire_rows(needs: Needs) -> list[list[str]]:
 
 
 def time_rows(about: Mapping[str, Any]) -> list[list[str]]:
-    """Parts of the least time, and what follows for the run."""
+    """Rows of the time table: the roofline parts in ms, then the cost of the whole run."""
     rows = [
-        [part, measure(1e3 * seconds), "the bound" if part == about["bound_by"] else ""]
+        [part, measure(1e3 * seconds), "longest" if part == about["bound_by"] else ""]
         for part, seconds in about["seconds_by_part"].items()
     ]
     rows.append(["images per second", number(about["images_per_second"]), "at most"])
@@ -131,20 +134,21 @@ def time_rows(about: Mapping[str, Any]) -> list[list[str]]:
 def _notes(needs: Needs) -> list[str]:
     notes = []
     if not needs.fits:
-        notes.append("IT DOES NOT FIT; FLOPs are the model's own, and traffic is unknown.")
+        notes.append("IT DOES NOT FIT; FLOPs are those of the model, and traffic is unknown.")
     if needs.whole_stacks:
-        notes.append(f"whole unsplit weight stacks: {', '.join(needs.whole_stacks)}")
+        notes.append(f"whole unsharded weight stacks: {', '.join(needs.whole_stacks)}")
     elif needs.compiled and needs.fits:
-        notes.append("no array holds a whole stack of weights unsplit")
+        notes.append("no array holds a whole stack of weights unsharded")
     if needs.largest:
         notes.append(f"largest arrays: {', '.join(needs.largest)}")
     if needs.unknown_loops:
-        notes.append(f"loops counted once, as their turns are unknown: {len(needs.unknown_loops)}")
+        count = len(needs.unknown_loops)
+        notes.append(f"loops counted as one iteration, because their length is unknown: {count}")
     return notes
 
 
 def summary(rows: Sequence[Row]) -> str:
-    """A line for each plan."""
+    """A table with one line for each plan."""
     lines = []
     for label, config, needs in rows:
         about = derived(config, needs)
@@ -167,8 +171,8 @@ def summary(rows: Sequence[Row]) -> str:
             ]
         )
     headings = [
-        "a chip", "batch", "state GiB", "peak GiB", "TFLOP", "of model", "GB received", "of least",
-        "ms at least", "bound by", "images/s", "device hours", "compile s",
+        "per chip", "batch", "state GiB", "peak GiB", "TFLOP", "/ model", "GB received",
+        "/ minimum", "min ms", "bound by", "images/s", "device hours", "compile s",
     ]  # fmt: skip
     return table(headings, lines)
 

@@ -1,4 +1,4 @@
-"""Machines by name, as data: what a chip does at most, and which slices of it can be had."""
+"""Published peak rates of TPUs and GPUs, and the topologies in which they are available."""
 
 import math
 import re
@@ -13,19 +13,19 @@ GIB = 2**30
 
 @dataclass(frozen=True)
 class Chip:
-    """One accelerator, as its maker publishes it.
+    """One accelerator with the figures that its manufacturer publishes.
 
     Attributes:
-        name: as topologies are called by it.
+        name: its name in topologies, for example `v5e`.
         platform: `"tpu"` or `"gpu"`.
-        flops: dense bfloat16 matrix operations per second.
-        memory_bytes: of the main memory.
-        memory_bytes_per_second: of the main memory.
-        link_bytes_per_second: that one chip receives over all its fast links together, while it
-            sends as many.
-        slow_bytes_per_second: that one chip receives from other slices, or a GPU from other
-            machines; 0 where it is not known.
-        source: of these figures.
+        flops: peak dense bfloat16 FLOP/s.
+        memory_bytes: size of the main memory (HBM).
+        memory_bytes_per_second: bandwidth of the main memory.
+        link_bytes_per_second: bytes per second that one chip receives over all its fast links
+            together, while it sends equally many.
+        slow_bytes_per_second: bytes per second that one chip receives from other slices, or one
+            GPU from other machines; 0 if unknown.
+        source: where these figures are published.
     """
 
     name: str
@@ -41,9 +41,9 @@ class Chip:
 def _tpu(
     name: str, tflops: float, gib: int, gb_per_second: float, gbit: float, slow_gbit: float
 ) -> Chip:
-    """A TPU; `gbit` is the published bandwidth of its links, all of them, in one direction.
+    """A TPU; `gbit` is the published bandwidth of all its links in one direction, in Gbit/s.
 
-    `slow_gbit` is a chip's share of what a pod or a host has to the data centre's network.
+    `slow_gbit` is a chip's share of the bandwidth from a pod or host to the data centre's network.
     """
     source = f"cloud.google.com/tpu/docs/{name}"
     fast, slow = gbit / 8 * 1e9, slow_gbit / 8 * 1e9
@@ -59,9 +59,9 @@ def _gpu(
     slow_gbit: float,
     page: str,
 ) -> Chip:
-    """A GPU; `nvlink` is the published bandwidth in both directions together, GB/s.
+    """A GPU; `nvlink` is the published bandwidth of both directions together, in GB/s.
 
-    `slow_gbit` is that of the network adapter that a DGX machine has for each.
+    `slow_gbit` is the bandwidth of the network adapter that a DGX machine has for each GPU.
     """
     source = f"nvidia.com/en-us/data-center/{page}"
     speeds = gb_per_second * 1e9, nvlink / 2 * 1e9, slow_gbit / 8 * 1e9
@@ -94,24 +94,24 @@ SHAPES: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {"v4": _CUBES, "v5e": _FLAT, "v5p": _CUBES, "v6e": _FLAT}
     | dict.fromkeys(("a100", "h100", "h200", "b200"), _GPUS)
 )
-"""Slices of each chip, the smallest first; of GPUs, machines by eight GPUs."""
+"""Available slice shapes of each chip, smallest first; for GPUs, machines x GPUs per machine."""
 
 
 USABLE: Mapping[str, float] = MappingProxyType({"tpu": 0.984, "gpu": 0.75})
-"""Share of a chip's memory that programs may fill: 15.75 of the 16 GiB of a v5e; of a GPU what JAX
-takes at its start, unless XLA_CLIENT_MEM_FRACTION says otherwise."""
+"""Share of a chip's memory that programs can use: 15.75 of the 16 GiB of a v5e; on a GPU the part
+that JAX allocates at its start, by the default of XLA_CLIENT_MEM_FRACTION."""
 MEGACORE = ("v4", "v5p")
 """Chips whose two cores are one device."""
 
 
 @dataclass(frozen=True)
 class Topology:
-    """So many chips, joined in one shape, and so many slices of that.
+    """A machine: chips of one kind, connected in a shape, in one or several slices.
 
     Attributes:
-        chip: all of one kind.
-        shape: chips along each direction; of GPUs, machines and GPUs of each.
-        copies: slices of this shape, with slow links between them.
+        chip: the kind of all chips.
+        shape: chips along each direction; for GPUs, (machines, GPUs per machine).
+        copies: number of slices of this shape, with slow links between them; 1 for one slice.
     """
 
     chip: Chip
@@ -120,41 +120,41 @@ class Topology:
 
     @property
     def slice_name(self) -> str:
-        """One of its slices, as `topology_called` takes it."""
+        """Name of one slice, for example `v5e:4x4`."""
         return f"{self.chip.name}:{'x'.join(map(str, self.shape))}"
 
     @property
     def name(self) -> str:
-        """As `topology_called` takes it."""
+        """Name of the whole topology, as `topology_called` reads it."""
         return f"{self.copies}x{self.slice_name}" if self.copies > 1 else self.slice_name
 
     @property
     def num_chips(self) -> int:
-        """All of them."""
+        """Number of chips in all slices together."""
         return self.copies * math.prod(self.shape)
 
     @property
     def num_slices(self) -> int:
-        """Groups of chips with fast links: slices of TPUs, machines of GPUs."""
+        """Number of groups of chips with fast links: TPU slices, or GPU machines."""
         machines = self.shape[0] if self.chip.platform == "gpu" and len(self.shape) > 1 else 1
         return self.copies * machines
 
     @property
     def slice_size(self) -> int:
-        """Chips with fast links between them."""
+        """Number of chips in one slice, with fast links between them."""
         return self.num_chips // self.num_slices
 
     @property
     def usable_bytes(self) -> int:
-        """What programs may fill of one chip."""
+        """Bytes of memory on one chip that programs can use."""
         return int(USABLE[self.chip.platform] * self.chip.memory_bytes)
 
 
 def topology_called(name: str) -> Topology:
-    """The machine of a name, `chip:shape`, or of several slices, `2xchip:shape`.
+    """The topology with this name: `chip:shape`, or `2xchip:shape` for several slices.
 
     Raises:
-        UserError: there is none, with those that there are.
+        UserError: no chip or shape has this name; the error lists the valid ones.
 
     Example:
         >>> topology_called("v5e:4x4").num_chips, topology_called("2xv5e:16x16").num_chips
@@ -167,16 +167,18 @@ def topology_called(name: str) -> Topology:
         raise UserError(f"--topology={name}: no chip is called {kind!r}; {nearest(kind, CHIPS)}")
     if shape not in SHAPES[kind]:
         raise UserError(
-            f"--topology={name}: {kind} comes as {', '.join(SHAPES[kind])}; for example {kind}:"
-            f"{_nearest_shape(kind, shape)}"
+            f"--topology={name}: shapes of {kind} are {', '.join(SHAPES[kind])}; the nearest is "
+            f"{kind}:{_nearest_shape(kind, shape)}"
         )
     if copies > 1 and CHIPS[kind].platform == "gpu":
-        raise UserError(f"--topology={name}: several machines of GPUs are one shape, as {kind}:2x8")
+        raise UserError(
+            f"--topology={name}: write several GPU machines as one shape, for example {kind}:2x8"
+        )
     return Topology(CHIPS[kind], tuple(int(size) for size in shape.split("x")), copies)
 
 
 def _nearest_shape(kind: str, shape: str) -> str:
-    """The slice whose number of chips is nearest."""
+    """The available shape whose number of chips is nearest."""
     sizes = [int(size) for size in shape.split("x") if size.isdecimal()]
     wanted = max(math.prod(sizes), 1)
     return min(SHAPES[kind], key=lambda other: abs(math.log(_chips(other) / wanted)))
@@ -187,5 +189,5 @@ def _chips(shape: str) -> int:
 
 
 def slices(chip: Chip) -> list[Topology]:
-    """All slices of a chip, the smallest first."""
+    """All single-slice topologies of a chip, smallest first."""
     return [topology_called(f"{chip.name}:{shape}") for shape in SHAPES[chip.name]]
