@@ -24,7 +24,7 @@ from diffjax.evaluation.extractors.features import Extractor
 from diffjax.evaluation.extractors.named import EXTRACTORS, extractor_called
 from diffjax.evaluation.tables import quality_table
 from diffjax.host.interrupts import stop_signals
-from diffjax.host.processes import in_first, is_first, losses_told
+from diffjax.host.processes import in_first, is_first, translate_lost_processes
 from diffjax.host.storage import make_writable
 from diffjax.host.watchdog import watched
 from diffjax.reports.run_page import write_report
@@ -87,7 +87,7 @@ def main(args: SimpleNamespace) -> None:
     run = diffjax.load(args.workdir, weights=first, allowed_packages=allowed)
     in_first(lambda: make_writable(run.workdir))  # Which shows before the work.
     with (
-        losses_told(),
+        translate_lost_processes(),
         stop_signals() as should_stop,
         watched(hanging.watchdog(args), Path(args.workdir), what="batch") as begun,
     ):

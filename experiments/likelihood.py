@@ -18,7 +18,7 @@ from absl import flags
 import diffjax
 from diffjax.errors import UserError
 from diffjax.host.processes import in_first, is_first
-from diffjax.host.storage import make_writable, told_in_one_line
+from diffjax.host.storage import make_writable, translate_storage_errors
 from diffjax.host.watchdog import watched
 from diffjax.runs.likelihoods import METHODS, Method, measure_likelihood
 from diffjax.runs.measure import add_likelihood
@@ -76,7 +76,7 @@ def main(args: Any) -> None:
             begun=begun,
         )
     if is_first():
-        with told_in_one_line(run.workdir):
+        with translate_storage_errors(run.workdir):
             add_likelihood(run.workdir, result)
     print(line(result))
 

@@ -1,1 +1,1 @@
-"""Several runs as one program."""
+"""Ensembles: several training runs that one compiled program trains together."""

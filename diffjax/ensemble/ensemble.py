@@ -1,4 +1,4 @@
-"""Several runs as one program: what differs in numbers and seeds alone trains together."""
+"""Trains several configs as one program, if they differ only in real numbers and seeds."""
 
 import logging
 import os
@@ -27,7 +27,7 @@ from diffjax.errors import UserError
 from diffjax.host.interrupts import Interrupted, stop_signals
 from diffjax.host.lock import locked
 from diffjax.host.prefetch import prefetched
-from diffjax.host.storage import make_writable, told_in_one_line
+from diffjax.host.storage import make_writable, translate_storage_errors
 from diffjax.host.watchdog import Watchdog, watched
 from diffjax.loop.loop import evaluate_once, page, restore_or_init, train_flops
 from diffjax.loop.pending_metrics import NonFiniteLoss
@@ -52,28 +52,28 @@ _LOG = logging.getLogger("diffjax")
 
 
 class MembersFailed(UserError):
-    """Some members of an ensemble failed; the others are done.
+    """Some members of an ensemble failed; the others are finished.
 
     Attributes:
-        failures: what each of them said, by its folder.
+        failures: error message of each failed member, by its folder.
     """
 
     def __init__(self, failures: Mapping[Path, str]):
         self.failures = dict(failures)
-        super().__init__("; ".join(f"{workdir}: {said}" for workdir, said in failures.items()))
+        super().__init__("; ".join(f"{workdir}: {why}" for workdir, why in failures.items()))
 
 
 @dataclass
 class Member:
-    """One run of an ensemble, and how far it is.
+    """One run of an ensemble and its progress.
 
     Attributes:
-        setup: its parts.
+        setup: the parts that its config describes.
         workdir: its folder.
-        checkpoints: in it.
-        state: where it is, unless that is in a stack just now.
-        start: the meta of the checkpoint that `state` is from.
-        failure: why it trains no more.
+        checkpoints: its checkpoints.
+        state: its training state; None while the state is part of the stacked states.
+        start: metadata of the checkpoint that `state` was restored from.
+        failure: why it stopped training; "" if it did not fail.
     """
 
     setup: Setup
@@ -85,7 +85,7 @@ class Member:
 
     @property
     def step(self) -> int:
-        """Where it began."""
+        """The step from which it trains on."""
         return self.start["step"]
 
 
@@ -95,27 +95,27 @@ def train_together(
     commands: Sequence[str] = (),
     watchdog: Watchdog = Watchdog(),
 ) -> list[Path]:
-    """Trains several configs as one program; each gets the folder that `train` would have made.
+    """Trains several configs as one program; each member gets the same folder as by `train`.
 
-    Running it again goes on where it stopped, as does `train` with any one of the folders, and this
-    where `train` stopped. If the members that are not finished have their newest checkpoints at
-    unlike steps, they go on from the newest step that all of them have; where there is none, those
-    of each step train apart.
+    The same call resumes an interrupted ensemble. `train` can resume any of its folders, and an
+    ensemble can resume folders of `train`. If the newest checkpoints of unfinished members are at
+    different steps, all resume from the newest step that every member has. If there is no such
+    step, members at different steps train separately.
 
     Args:
-        configs: resolved; see `apart` for what they may differ in.
-        workdirs: a folder a member.
-        commands: how to make each again, for its page.
-        watchdog: as `train`; the stacks are in the first folder.
+        configs: resolved configs; `apart` explains in what they may differ.
+        workdirs: one folder for each member.
+        commands: for each member, the command that repeats it, for its report.
+        watchdog: time limits of a hang, as in `train`; stacks are written to the first folder.
 
     Returns:
         The path of each member's `report.html`.
 
     Raises:
-        UserError: as `train`, or the configs can't train together; nothing is written then.
-        MembersFailed: some members failed, at the end of all others.
-        StorageError: a folder can't be written any more; what was saved before is whole.
-        Interrupted: Ctrl-C or SIGTERM, after saving all members.
+        UserError: as in `train`, or the configs can't train together; nothing is written then.
+        MembersFailed: some members failed; raised after all others have finished.
+        StorageError: a folder can't be written any more; saved checkpoints are intact.
+        Interrupted: Ctrl-C or SIGTERM, after all members were saved.
     """
     folders = [Path(folder) for folder in workdirs]
     commands = commands or [""] * len(configs)
@@ -130,7 +130,7 @@ def train_together(
         for folder in folders:
             make_writable(folder)
             stack.enter_context(locked(folder))
-        stack.enter_context(told_in_one_line(Path(os.path.commonpath(folders))))
+        stack.enter_context(translate_storage_errors(Path(os.path.commonpath(folders))))
         should_stop = stack.enter_context(stop_signals())
         members = [_open(stack, *each) for each in zip(setups, folders, strict=True)]
         with watched(watchdog, folders[0], what="checkpoint"):
@@ -154,16 +154,18 @@ def train_together(
 def _check(configs: Sequence[ConfigDict], folders: Sequence[Path], commands: Sequence[str]) -> None:
     if not len(configs) == len(folders) == len(commands) or not configs:
         raise UserError(
-            f"{len(configs)} configs, {len(folders)} folders and {len(commands)} commands are no "
-            "ensemble: each member has one of each"
+            f"an ensemble needs one config, one folder and one command per member, not "
+            f"{len(configs)}, {len(folders)} and {len(commands)}"
         )
     if len({folder.resolve() for folder in folders}) < len(folders):
-        raise UserError("two members of an ensemble have the same folder: give each its own")
+        raise UserError("two members of an ensemble have the same folder: use a folder for each")
     if jax.process_count() > 1:
         raise UserError("an ensemble trains in one process: use experiments.train on several hosts")
     reason = apart(configs)
     if reason:
-        raise UserError(f"these configs can't train as one program ({reason}): train them apart")
+        raise UserError(
+            f"these configs can't train as one program ({reason}): train them separately"
+        )
 
 
 def _open(stack: ExitStack, setup: Setup, workdir: Path) -> Member:
@@ -177,7 +179,7 @@ def _open(stack: ExitStack, setup: Setup, workdir: Path) -> Member:
 
 
 def _resume(members: Sequence[Member], dataset: DataSet) -> None:
-    """Gives each member its newest state, and those that are not finished a common step."""
+    """Restores the newest state of each member; unfinished members get a common step."""
     for member in members:
         check_kept(member.workdir, member.checkpoints.steps(), member.setup.config)
         member.state, member.start = restore_or_init(member.setup, member.checkpoints, dataset)
@@ -186,12 +188,18 @@ def _resume(members: Sequence[Member], dataset: DataSet) -> None:
     while len({member.step for member in going}) > 1:
         common = set.intersection(*map(_steps_up_to_now, going))
         if not common:
-            _LOG.warning("no step that all members have, of %s: each trains from its own", newest)
+            _LOG.warning(
+                "members have no common checkpoint step (%s): members at different steps train "
+                "separately",
+                newest,
+            )
             return
         for member in going:
             _go_back(member, max(common))
     if going and {going[0].step} != set(newest.values()):
-        _LOG.warning("going on from step %d, the newest of all of %s", going[0].step, newest)
+        _LOG.warning(
+            "resuming from step %d, the newest that all members have (%s)", going[0].step, newest
+        )
         for member in going:
             member.checkpoints.leave([s for s in member.checkpoints.steps() if s > member.step])
 
@@ -202,10 +210,10 @@ def _steps_up_to_now(member: Member) -> set[int]:
 
 
 def _go_back(member: Member, step: int) -> None:
-    """To a checkpoint of this step, or the newest whole one before it."""
+    """Restores a member's checkpoint of this step, or the newest intact one before it."""
     if member.step > step:
         restored = member.checkpoints.restore(member.setup.abstract, newest=step)
-        assert restored is not None, "it was among the steps"
+        assert restored is not None, "this step was listed among the checkpoints"
         member.state, member.start = restored
 
 
@@ -214,7 +222,7 @@ def _finished(member: Member) -> bool:
 
 
 def _groups_by_step(members: Sequence[Member]) -> list[list[Member]]:
-    """Those that are not finished, by where they begin; most often that is one group."""
+    """Unfinished members grouped by the step they resume from; usually one group."""
     steps = dict.fromkeys(member.step for member in members if not _finished(member))
     return [[member for member in members if member.step == step] for step in steps]
 
@@ -225,7 +233,7 @@ def _train(
     should_stop: Callable[[], bool],
     begun: Callable[[int], None],
 ) -> None:
-    """The loop of `diffjax.loop.loop`, for members that begin at the same step."""
+    """The loop of `diffjax.loop.loop` for members that resume from the same step."""
     start_step, num_steps = group[0].step, group[0].setup.config.num_steps
     members = members_of([member.setup for member in group])
     began = time.perf_counter()
@@ -233,7 +241,7 @@ def _train(
     take_step, state_of = compile_steps(members, states), unstacker(members)
     _share_seconds(group, compile_seconds=time.perf_counter() - began)
     if start_step == 0:
-        flops = train_flops(members.setups[0])  # numbers change what is computed, not how much
+        flops = train_flops(members.setups[0])  # members differ in numbers, not in FLOPs
         for member in group:
             record(member.workdir, train_flops_per_step=flops)
     recorders = [
@@ -247,7 +255,7 @@ def _train(
     try:
         for member, recorder in zip(group, recorders, strict=True):
             recorder.save(member.state)
-            member.state = None  # The stack has it, and the memory is needed.
+            member.state = None  # It is part of the stacked states; frees the memory.
         with prefetched(member_batches(members, dataset, start_step)) as stream:
             for step in range(start_step + 1, num_steps + 1):
                 begun(step)
@@ -271,7 +279,7 @@ def _train(
                     )
                     raise Interrupted(
                         f"stopped at step {step} of {num_steps} and saved in {folders}; "
-                        "the same command goes on from there"
+                        "run the same command to resume"
                     )
     finally:
         for recorder in recorders:
@@ -289,18 +297,18 @@ def _record(
     state: Callable[[], TrainState],
     stop: bool,
 ) -> None:
-    """What a step leaves of one member; if its loss is not finite, that is the last of it."""
+    """Records one member's metrics and state; marks it as failed if its loss is not finite."""
     try:
         recorder.add(step, metrics)
         if recorder.due(step, stop):
             recorder.keep(step, state(), stop)
     except NonFiniteLoss as error:
         member.failure = str(error)
-        _LOG.warning("%s trains no more: %s", member.workdir, error)
+        _LOG.warning("%s stopped training: %s", member.workdir, error)
 
 
 def _share_seconds(group: Sequence[Member], **seconds: float) -> None:
-    """Each member's part of the time that all of them took."""
+    """Adds an equal share of seconds to the record of each member."""
     for member in group:
         add_seconds(member.workdir, **{name: s / len(group) for name, s in seconds.items()})
 
@@ -311,9 +319,9 @@ def _finish(
     should_stop: Callable[[], bool],
     begun: Callable[[int], None],
 ) -> Path:
-    """The evaluation and the page of a member that is trained."""
+    """Evaluates a trained member and writes its report; returns the path of the report."""
     if not member.failure:
-        member.checkpoints.wait()  # An evaluation is of something that is on disk.
+        member.checkpoints.wait()  # The evaluated state must be on disk.
         try:
             evaluate_once(member.setup, dataset, member.state, member.workdir, should_stop, begun)
             return page(member.workdir)

@@ -1,4 +1,4 @@
-"""Which runs can be one program: those that differ in numbers and seeds alone."""
+"""Finds configs that can train as one program: those that differ only in numbers and seeds."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -20,19 +20,21 @@ from diffjax.training.step import make_train_step
 from diffjax.wiring import build_objective
 
 _PLAIN = ("seed", "name", "sampling", "evaluation", "weights")
-"""What may differ freely: it is no part of a training step, or is a key and the data's order."""
+"""Config keys that may differ freely: the training step does not depend on them, except on `seed`,
+which is an argument of the step."""
 _PARTS = ("path", "precond", "objective", "wrappers")
 _NUMBERED = (*_PARTS, "optimizer", "label_dropout")
-"""What may differ in real numbers."""
+"""Config keys that may differ in real numbers."""
 
 
 class Parts(NamedTuple):
-    """What of a training step may differ between members.
+    """The parts of a training step that may differ between members.
 
     Attributes:
-        objective: the loss.
-        optimizer: its spec, as plain data.
-        label_dropout: share of labels hidden.
+        objective: the objective that computes the loss.
+        optimizer: the optimizer's spec as plain data.
+        label_dropout: probability of replacing a label by the null label, in [0, 1); 0.1 is
+            typical.
     """
 
     objective: Objective
@@ -40,19 +42,19 @@ class Parts(NamedTuple):
     label_dropout: Any
 
     def built(self, num_steps: int) -> tuple[Objective, Optimizer, Any]:
-        """The same with the optimizer made."""
+        """Returns objective, optimizer and label dropout, with the optimizer built."""
         return self.objective, build(self.optimizer, num_steps=num_steps), self.label_dropout
 
 
 class Numbers(NamedTuple):
-    """Some members' parts, taken apart into what they share and what they don't.
+    """The parts of all members, divided into shared values and values that differ.
 
-    What is the same in all of them stays a Python number, as in a run of its own.
+    Shared values stay Python numbers, as in a single run.
 
     Attributes:
-        values: `[M, …]` float32 each, by the name of the leaf.
-        shared: leaves of the first member.
-        treedef: how leaves are parts.
+        values: differing values of all M members, `[M, …]` float32 each, by the name of the leaf.
+        shared: all leaves of the first member by name.
+        treedef: the tree structure that restores `Parts` from leaves.
     """
 
     values: dict[str, np.ndarray]
@@ -60,25 +62,26 @@ class Numbers(NamedTuple):
     treedef: Any
 
     def parts(self, values: Mapping[str, Array]) -> Parts:
-        """The parts of one member, from its own values."""
+        """Builds the parts of one member from its own values."""
         return jax.tree.unflatten(self.treedef, [*{**self.shared, **values}.values()])
 
 
 class Apart(Exception):
-    """Why some configs are no members of one program."""
+    """Some configs can't train as one program; the message is the reason."""
 
 
 def apart(configs: Sequence[ConfigDict]) -> str | None:
-    """Why these configs can't train as one program, or None if they can.
+    """The reason why configs can't train as one program; None if they can.
 
-    They can if they differ in seeds, in real numbers of the optimizer and of the objective with its
-    path, weight, times and wrappers, in the label dropout, and in what happens after training.
+    They may differ in seeds, in real numbers of the optimizer and of the objective with its path,
+    weight, times and wrappers, in the label dropout, and in settings that only matter after
+    training.
 
     Args:
-        configs: resolved.
+        configs: resolved configs.
 
     Raises:
-        UserError: one of them can't be built at all.
+        UserError: one of the configs is invalid.
 
     Example:
         >>> from configs import digits
@@ -90,20 +93,20 @@ def apart(configs: Sequence[ConfigDict]) -> str | None:
         'batch_size: 128 there, 64 here'
     """
     try:
-        _untraceable(configs[0], numbers_of(configs))
+        _check_traceable(configs[0], numbers_of(configs))
     except Apart as reason:
         return str(reason)
     return None
 
 
 def groups(configs: Mapping[str, ConfigDict], most: int) -> list[tuple[str, ...]]:
-    """Names of configs that can train as one program, at most `most` of them together.
+    """Groups the names of configs that can train as one program.
 
-    Each config joins the first group that it fits and that has room; order is kept.
+    Each config joins the first group that it fits and that is not full; the order is kept.
 
     Args:
-        configs: resolved, by name.
-        most: of a group; 1 leaves each by itself.
+        configs: resolved configs by name.
+        most: largest group size; 1 trains each config separately, 3 to 8 are typical.
 
     Example:
         >>> from configs import digits
@@ -125,26 +128,25 @@ def groups(configs: Mapping[str, ConfigDict], most: int) -> list[tuple[str, ...]
 
 
 def numbers_of(configs: Sequence[ConfigDict]) -> Numbers:
-    """What the members share and the numbers in which they differ.
+    """Divides the parts of all members into shared values and numbers that differ.
 
     Raises:
-        Apart: they differ in something else.
+        Apart: the configs differ in something other than numbers.
     """
     first = configs[0]
-    # Configs of before there was `sequence` have none.
     axes = ("fsdp", "tensor", "sequence")
     split = {axis: first.mesh[axis] for axis in axes if first.mesh.get(axis, 1) != 1}
     if split:
-        raise Apart(f"mesh.{next(iter(split))}: parameters split over devices are no members'")
+        raise Apart(f"mesh.{next(iter(split))}: an ensemble can't shard parameters over devices")
     if len(configs) > 1 and "nonfinite" in first and first.nonfinite.get("rollbacks"):
-        raise Apart("nonfinite.rollbacks: members go on at one step, and none of them goes back")
+        raise Apart("nonfinite.rollbacks: members train in lockstep, so none can be rolled back")
     for config in configs[1:]:
         _check_alike(first, config)
     parts = [_parts(config) for config in configs]
     flat = [jax.tree_util.tree_flatten_with_path(part) for part in parts]
     for _, treedef in flat:
         if treedef != flat[0][1]:
-            raise Apart("their objectives differ in what is fixed when a program is compiled")
+            raise Apart("their objectives differ in values that are fixed at compilation")
     leaves = zip(*(leaves for leaves, _ in flat), strict=True)
     values, shared = {}, {}
     for column in leaves:
@@ -157,10 +159,10 @@ def numbers_of(configs: Sequence[ConfigDict]) -> Numbers:
 
 
 def _check_alike(first: ConfigDict, config: ConfigDict) -> None:
-    """Refuses all differences but those in real numbers that may differ.
+    """Raises `Apart` if configs differ in anything other than the allowed real numbers.
 
-    Configs say which classes objects are of. Structures of trees don't: to JAX two dataclasses with
-    the same fixed fields and as many leaves are one.
+    Configs are compared because they name classes. Tree structures do not: two dataclasses with
+    equal static fields and equally many leaves have the same structure in JAX.
     """
     one, other = (_without_numbers(json.loads(to_json(each))) for each in (first, config))
     differences = differing_keys(one, other)
@@ -176,8 +178,11 @@ def _without_numbers(tree: dict[str, Any]) -> dict[str, Any]:
             return [hide(value) for value in inner]
         return 0.0 if isinstance(inner, float) else inner
 
-    kept = {name: value for name, value in tree.items() if name not in _PLAIN}
-    return {name: hide(value) if name in _NUMBERED else value for name, value in kept.items()}
+    return {
+        name: hide(value) if name in _NUMBERED else value
+        for name, value in tree.items()
+        if name not in _PLAIN
+    }
 
 
 def _parts(config: ConfigDict) -> Parts:
@@ -189,22 +194,22 @@ def _all_same(leaves: Sequence[Any]) -> bool:
 
 
 def _stacked(name: str, leaves: Sequence[Any]) -> np.ndarray:
-    """Real numbers, one a member.
+    """Stacks one real number (or array) of each member.
 
     Raises:
-        Apart: they are none, or of unlike shapes.
+        Apart: the values are not real numbers, or have different shapes.
     """
     arrays = [np.asarray(leaf) for leaf in leaves]
     if any(array.dtype.kind not in "fi" or array.shape != arrays[0].shape for array in arrays):
-        raise Apart(f"{name}: {leaves[0]} in the first, which is no real number")
+        raise Apart(f"{name}: {leaves[0]} in the first config, which is not a real number")
     return np.stack(arrays).astype(np.float32)
 
 
-def _untraceable(config: ConfigDict, numbers: Numbers) -> None:
-    """Traces a step of a network of one number, with the numbers unknown.
+def _check_traceable(config: ConfigDict, numbers: Numbers) -> None:
+    """Checks, by tracing a step of a one-parameter network, that the numbers can be arguments.
 
     Raises:
-        Apart: what is computed depends on one of them.
+        Apart: the structure of the computation depends on one of the numbers.
     """
     nonfinite: NonFinite = build(config.nonfinite) if "nonfinite" in config else NonFinite()
 
@@ -230,6 +235,8 @@ def _untraceable(config: ConfigDict, numbers: Numbers) -> None:
     batch = {"image": image, "label": label, "source": image}
     try:
         jax.eval_shape(probe, values, jax.eval_shape(lambda: jax.random.key(0)), batch)
-    except TypeError as error:  # All of JAX's complaints that a value is needed are of this type.
-        said = str(error).splitlines()[0]
-        raise Apart(f"{', '.join(values)}: what is computed depends on it ({said})") from error
+    except TypeError as error:  # JAX's errors about concrete values are all of this type.
+        reason = str(error).splitlines()[0]
+        raise Apart(
+            f"{', '.join(values)}: the structure of the computation depends on it ({reason})"
+        ) from error

@@ -1,4 +1,4 @@
-"""One training step for several members at once: stacked states, numbers and keys."""
+"""Compiles one training step for all members of an ensemble, with stacked states and numbers."""
 
 import functools
 import inspect
@@ -22,16 +22,16 @@ from diffjax.training.step import make_train_step
 
 MEMBER, DATA = "member", "data"
 Mapped = Callable[..., Any]
-"""`(function, axes…) -> function over stacked arguments`."""
+"""`(function) -> the function mapped over the first axis of its arguments`, such as `jax.vmap`."""
 
 
 class Members(NamedTuple):
-    """Several setups as one.
+    """The setups of all members, with their common mesh.
 
     Attributes:
-        setups: one a member.
-        numbers: in what their parts differ.
-        mesh: axes `member` and `data`: as many devices on the first as divide both.
+        setups: one for each member.
+        numbers: the numbers in which their parts differ.
+        mesh: axes `member` and `data`; `member` has gcd(number of members, number of devices).
     """
 
     setups: tuple[Setup, ...]
@@ -40,27 +40,27 @@ class Members(NamedTuple):
 
     @property
     def seeds(self) -> tuple[int, ...]:
-        """The unlike seeds, in the order of their first members."""
+        """The distinct seeds, in the order of their first members."""
         return tuple(dict.fromkeys(setup.config.seed for setup in self.setups))
 
     def place(self, *axes: str | None) -> NamedSharding:
-        """Where an array lies whose first dimensions are these axes."""
+        """Sharding of an array whose first dimensions are split over these mesh axes."""
         return NamedSharding(self.mesh, PartitionSpec(*axes))
 
     @property
     def batches_split(self) -> bool:
-        """Whether each member has a batch of its own, which lies where the member does."""
+        """Whether all seeds differ: then each member has its own batch, on its own devices."""
         return len(self.seeds) == len(self.setups)
 
 
 def members_of(setups: Sequence[Setup]) -> Members:
-    """Setups that can train together, over their devices.
+    """Combines setups into `Members` and distributes them over their devices.
 
-    M members on N devices stand on `gcd(M, N)` of them side by side; the devices that are left
-    over split each batch.
+    M members on N devices are split over `gcd(M, N)` groups of devices; the devices of a group
+    split each batch.
 
     Raises:
-        Apart: they can't.
+        Apart: the setups can't train together.
     """
     devices = setups[0].mesh.devices.ravel()
     side_by_side = math.gcd(len(setups), len(devices))
@@ -69,7 +69,7 @@ def members_of(setups: Sequence[Setup]) -> Members:
 
 
 def stack(members: Members, states: Sequence[TrainState]) -> TrainState:
-    """States of all members with a first axis for them, over the devices."""
+    """Stacks the states of all members along a new first axis, sharded over the devices."""
     return _stacker(members.place(MEMBER))(*states)
 
 
@@ -81,7 +81,7 @@ def _stacker(place: NamedSharding) -> Callable:
 
 
 def unstacker(members: Members) -> Callable[[TrainState, int], TrainState]:
-    """`(states, i) -> state of member i`, placed as in a run of its own."""
+    """Returns `(states, i) -> state of member i`, sharded as in a single run."""
     places, structure = jax.tree.flatten(members.setups[0].shardings)
     row = _row(tuple(places))
     return lambda states, i: structure.unflatten(row(jax.tree.leaves(states), i))
@@ -93,7 +93,7 @@ def _row(places: tuple) -> Callable:
 
 
 class Of:
-    """A member's row of an array that is still on the devices; read when it is asked for."""
+    """A member's row of an array on the devices; it is copied to the host when it is read."""
 
     def __init__(self, rows: Array, index: int):
         self._rows, self._index = rows, index
@@ -104,14 +104,14 @@ class Of:
 
 
 def metrics_of(metrics: Mapping[str, Array], index: int) -> dict[str, Any]:
-    """The metrics of one member, without asking the devices for them yet."""
+    """The metrics of one member; they are not copied to the host until they are read."""
     return {name: Of(rows, index) for name, rows in metrics.items()}
 
 
 def member_batches(
     members: Members, dataset: DataSet, start_step: int
 ) -> Iterator[dict[str, Array]]:
-    """Batches `[S, B, …]` from `start_step` on, one for each unlike seed."""
+    """Yields batches `[S, B, …]` from `start_step` on, with a row for each of S distinct seeds."""
     config = members.setups[0].config
     streams = [
         batches(
@@ -132,14 +132,14 @@ def member_batches(
 
 
 def compile_steps(members: Members, states: TrainState, mapped: Mapped | None = None) -> Callable:
-    """`(states, batches) -> (states, metrics)` for all members, compiled; it donates the states.
+    """Compiles `(states, batches) -> (states, metrics)` for all members; it donates the states.
 
-    Each device runs its own members, and hears nothing of the others.
+    Each device trains its own members without communication with the others.
 
     Args:
-        members: who.
-        states: stacked.
-        mapped: how a step becomes one of many: `jax.vmap`, or `one_by_one`.
+        members: all members.
+        states: their stacked states.
+        mapped: maps the step over members: `jax.vmap` or `one_by_one`; None selects by platform.
     """
     config, mesh = members.setups[0].config, members.mesh
     step = member_step(members)
@@ -147,7 +147,7 @@ def compile_steps(members: Members, states: TrainState, mapped: Mapped | None = 
 
     def together(states: Any, values: Any, keys: Array, which: Array, batches: Any) -> Any:
         def one(state: TrainState, values: Any, key: Array, which: Array) -> Any:
-            # A batch that all members share stays one: it has no axis to be mapped over.
+            # A batch that all members share is not repeated.
             batch = jax.tree.map(lambda x: x[0] if len(x) == 1 else x[which], batches)
             return step(state, values, key, batch)
 
@@ -171,14 +171,14 @@ def compile_steps(members: Members, states: TrainState, mapped: Mapped | None = 
 
 
 def member_step(members: Members) -> Callable:
-    """The pure step of any one member, `(state, values, key, batch) -> (state, metrics)`."""
+    """Returns the pure step of one member, `(state, values, key, batch) -> (state, metrics)`."""
     setup = members.setups[0]
     config = setup.config
 
     def step(state: TrainState, values: Mapping[str, Array], key: Array, batch: Any) -> Any:
         objective, optimizer, dropout = members.numbers.parts(values).built(config.num_steps)
         return make_train_step(
-            # On these members' own mesh.
+            # Unwrapped, because the members have their own mesh.
             inspect.unwrap(setup.wired.apply),
             objective,
             optimizer,
@@ -193,12 +193,12 @@ def member_step(members: Members) -> Callable:
 
 
 def one_by_one(step: Callable) -> Callable:
-    """Members of one program one after the other, each as large as in a run of its own."""
+    """Maps a step over members sequentially (`jax.lax.map`), with the shapes of a single run."""
     return lambda *arguments: jax.lax.map(lambda each: step(*each), arguments)
 
 
 def how_on(platform: str) -> Mapped:
-    """How members are joined on a kind of device; docs/ensembles.md has the figures for CPUs."""
+    """Selects `one_by_one` on CPUs and `jax.vmap` elsewhere; docs/ensembles.md has the timings."""
     return one_by_one if platform == "cpu" else jax.vmap
 
 
@@ -208,7 +208,7 @@ def _keys(members: Members) -> Array:
 
 
 def _which(members: Members) -> Array:
-    """Which of the batches that lie where it does is a member's."""
+    """For each member, the index of its batch among the batches on its device."""
     here = len(members.setups) // members.mesh.shape[MEMBER]
     if members.batches_split:
         return jnp.arange(len(members.setups)) % here

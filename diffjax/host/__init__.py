@@ -1,1 +1,1 @@
-"""The machine below a run: files, locks, signals, processes, storage."""
+"""Operating-system services of a run: files, locks, signals, processes, storage, watchdog."""

@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all."""
+"""Writes files atomically: a reader sees the old file or the complete new one."""
 
 import io
 import json
@@ -15,14 +15,14 @@ from diffjax.errors import UserError
 
 
 def write_whole(path: str | Path, content: str | bytes) -> None:
-    """Writes a file that others see whole or as it was before, also after a loss of power.
+    """Writes a file atomically: readers, and a power failure, leave the old or the new content.
 
-    It is written under another name first, which says the machine and the process, so that several
-    may write the same file; the last one stays.
+    The content is first written to a temporary file, whose name contains the machine and the
+    process, and then renamed. Several processes may write the same file; the last one wins.
 
     Args:
-        path: in a folder that is there.
-        content: text is written as UTF-8.
+        path: of the file; its folder must exist.
+        content: text (written as UTF-8) or bytes.
 
     Example:
         >>> import tempfile
@@ -43,7 +43,7 @@ def write_whole(path: str | Path, content: str | bytes) -> None:
     except OSError:
         scratch.unlink(missing_ok=True)
         raise
-    # The name is in the folder, which not every file system can be asked to keep.
+    # The new name is stored in the folder, which not every file system can sync.
     with suppress(OSError):
         folder = os.open(path.parent, os.O_RDONLY)
         try:
@@ -53,19 +53,19 @@ def write_whole(path: str | Path, content: str | bytes) -> None:
 
 
 def write_npz(path: str | Path, **arrays: Any) -> None:
-    """`write_whole`, of arrays by name, compressed."""
+    """Writes named arrays as a compressed `.npz` file atomically."""
     content = io.BytesIO()
     np.savez_compressed(content, **arrays)
     write_whole(path, content.getvalue())
 
 
 def write_json(path: str | Path, content: Mapping[str, Any]) -> None:
-    """`write_whole`, of an object; what JSON does not know becomes text."""
+    """Writes a mapping as JSON atomically; values of types unknown to JSON become text."""
     write_whole(path, json.dumps(content, indent=2, default=str) + "\n")
 
 
 def clear_unfinished(folder: Path) -> None:
-    """Deletes what processes of this machine, which are no more, had not finished writing."""
+    """Deletes temporary files that dead processes of this machine left in a folder."""
     for file in folder.glob(f"*.{platform.node()}.*.tmp"):
         pid = file.name.split(".")[-2]
         if pid.isdecimal() and not _alive(int(pid)):

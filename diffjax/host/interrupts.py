@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM ask a run to stop at its next step instead of tearing it apart."""
+"""Stops a run at its next step after Ctrl-C or SIGTERM, so that it can save first."""
 
 import os
 import signal
@@ -13,10 +13,11 @@ from jax.experimental import multihost_utils
 
 
 class Interrupted(KeyboardInterrupt):
-    """The run was asked to stop, and has saved; the message says how to go on.
+    """The run was stopped by a signal and has saved; the message explains how to resume.
 
     Attributes:
-        signal: which signal asked; a program ends with 128 plus its number, as a shell has it.
+        signal: number of the signal. A program ends with status 128 plus this number, the
+            convention of shells.
     """
 
     signal: int = signal.SIGINT
@@ -40,14 +41,14 @@ def _stop_together() -> Iterator[Callable[[], bool]]:
 
 @contextmanager
 def stop_signals() -> Iterator[Callable[[], bool]]:
-    """Gives a function that says whether SIGINT or SIGTERM has come.
+    """Context manager that yields a function: whether SIGINT or SIGTERM was received.
 
-    An `Interrupted` that leaves the block is told which of them came first. A second Ctrl-C
-    interrupts at once. Outside the main thread, where Python allows no handlers, signals keep
-    their usual effect.
+    An `Interrupted` that leaves the block gets the number of the first signal. A second Ctrl-C
+    interrupts at once. Outside the main thread Python allows no signal handlers, so signals keep
+    their usual effect there.
 
-    Of several processes, one that was asked stops them all at the same step: JAX takes SIGTERM
-    and settles which one, and all have to ask equally often.
+    In a run of several processes, a signal to one of them stops all at the same step. JAX receives
+    SIGTERM and agrees on the step, so all processes must call the function equally often.
     """
     if jax.process_count() > 1:
         with _stop_together() as asked:

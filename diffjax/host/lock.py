@@ -1,4 +1,4 @@
-"""One training process a folder, by a lock that the system drops when its process dies."""
+"""Locks a run's folder for one training process; the system releases the lock when it dies."""
 
 import errno
 import fcntl
@@ -20,19 +20,19 @@ _LOG = logging.getLogger("diffjax")
 
 @contextmanager
 def locked(workdir: Path) -> Iterator[None]:
-    """Holds a run's folder while it is written; the first of several processes does.
+    """Locks a run's folder inside the block; in a run of several processes, the first one does.
 
-    The lock is `flock` on `lock.json`, which names its holder. A process that died holds nothing,
-    however it died; the file stays, and means nothing by itself. The standard library has all of
-    it: `filelock` would empty the file that says who holds it, and on a file system without locks
-    it takes to one that outlives its process.
+    The lock is `flock` on `lock.json`, and the file contains the process that holds it. The system
+    releases the lock when that process ends for any reason; the file stays, but it is not the lock
+    itself. The package `filelock` is not used: it would empty the file that names the holder, and
+    on a file system without locks it uses one that outlives its process.
 
     Args:
         workdir: a folder that exists.
 
     Raises:
-        UserError: another process holds it, with its number, host and since when; or its file
-            is another user's.
+        UserError: another process holds the lock (with its number, host and start time), or the
+            file belongs to another user.
 
     Example:
         >>> import tempfile
@@ -48,7 +48,7 @@ def locked(workdir: Path) -> Iterator[None]:
     with ExitStack() as held:
 
         def take() -> None:
-            # Not emptied: until the lock is had, what it says is another's.
+            # Not truncated: until the lock is acquired, the content is another process's.
             try:
                 handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
             except OSError as error:
@@ -72,7 +72,7 @@ def _take(handle: int, path: Path) -> None:
                 "choose another --workdir"
             ) from None
         _LOG.warning(
-            "%s can't be locked (%s): see to it that nothing else trains in this folder",
+            "%s can't be locked (%s): make sure that no other process trains in this folder",
             path,
             error.strerror,
         )
@@ -86,5 +86,5 @@ def _holder(path: Path) -> str:
     try:
         holder = json.loads(path.read_text(encoding="utf-8"))
         return f"process {holder['pid']} on {holder['host']} since {holder['since']}"
-    except (OSError, ValueError, TypeError, KeyError):  # It may just be writing its name.
+    except (OSError, ValueError, TypeError, KeyError):  # The holder may be writing it now.
         return "another process"

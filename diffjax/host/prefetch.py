@@ -1,4 +1,4 @@
-"""Batches that are made, and put on the devices, while the step before them runs."""
+"""Prefetches batches: a thread makes them, and copies them to the devices, during other steps."""
 
 from collections import deque
 from collections.abc import Iterator
@@ -11,14 +11,15 @@ Item = TypeVar("Item")
 
 @contextmanager
 def prefetched(items: Iterator[Item], ahead: int = 2) -> Iterator[Iterator[Item]]:
-    """The same items in the same order, up to `ahead` of them made before they are asked for.
+    """Iterates over `items` in order, with up to `ahead` items made in advance by a thread.
 
-    One thread makes them, one after the other. What `items` raises is raised where its item would
-    have come. The thread ends with the context, when the item that it is at is done.
+    An exception in `items` is raised at the position of its item. The thread ends with the block,
+    after the item that it is making.
 
     Args:
-        items: asked by the thread alone.
-        ahead: how many are kept ready; for batches, that many more of them on the devices.
+        items: an iterator that only the thread advances.
+        ahead: number of items made in advance, at least 1; 2 is typical. For batches, this many
+            more are on the devices.
 
     Example:
         >>> with prefetched(iter("abc")) as letters:

@@ -1,7 +1,7 @@
-"""Several processes of one run: what one of them finds out, all of them know.
+"""Communication between the processes of one run: errors, decisions and arrays.
 
-Each of these is nothing at all in a run of one process. In a run of several, all have to come by:
-they talk to each other.
+In a run of one process these functions do not communicate. In a run of several processes, every
+process has to call them, because they are collective operations.
 """
 
 from collections.abc import Callable, Iterator
@@ -18,25 +18,28 @@ _MESSAGE_BYTES = 1024
 
 
 class ProcessLost(UserError):
-    """Another process of the run died, or does not answer.
+    """Another process of the run died or does not answer.
 
     Attributes:
-        status: for a program to end with: that of a failure that passes (EX_TEMPFAIL).
+        status: exit status of the program: 75, a temporary failure (EX_TEMPFAIL).
     """
 
     status: int = 75
 
 
 def is_first() -> bool:
-    """Whether this process is the one that writes: folders, lock, logs, pages."""
+    """Whether this is process 0, which alone writes folders, the lock, logs and pages."""
     return jax.process_index() == 0
 
 
 def in_first(action: Callable[[], Any]) -> None:
-    """Does something in the first process alone; where that is refused, all are told why.
+    """Runs an action in process 0 only; if it raises a `UserError`, all processes raise it.
+
+    Args:
+        action: a function without arguments; its result is ignored.
 
     Raises:
-        UserError: what the first process raised.
+        UserError: the action raised it in process 0.
     """
     refusal = None
     if is_first():
@@ -56,14 +59,14 @@ def in_first(action: Callable[[], Any]) -> None:
 
 
 def all_agree(fine: bool) -> bool:
-    """Whether it is fine in every process."""
+    """Whether `fine` is True in every process (a logical AND over processes)."""
     if jax.process_count() == 1:
         return fine
     return bool(np.all(multihost_utils.process_allgather(np.asarray(fine))))
 
 
 def to_host(tree: Any) -> Any:
-    """Arrays on the devices as NumPy arrays, in every process, wherever their parts are.
+    """Copies a tree of device arrays to NumPy, gathering shards that other processes hold.
 
     Example:
         >>> to_host({"a": jax.numpy.arange(2)})
@@ -79,11 +82,11 @@ def to_host(tree: Any) -> Any:
 
 
 @contextmanager
-def losses_told() -> Iterator[None]:
-    """Turns the failure of a collective operation, when its other end is gone, into one line.
+def translate_lost_processes() -> Iterator[None]:
+    """Replaces the error of a collective operation that lost a process by a one-line error.
 
     Raises:
-        ProcessLost: in its place.
+        ProcessLost: instead of JAX's runtime error.
     """
     try:
         yield
@@ -92,15 +95,16 @@ def losses_told() -> Iterator[None]:
             raise
         raise ProcessLost(
             f"process {jax.process_index()} of {jax.process_count()} lost another one "
-            f"({str(error).strip().splitlines()[0][:200]}); the same command on all of them goes "
-            "on from the newest checkpoint"
+            f"({str(error).strip().splitlines()[0][:200]}); run the same command on all of them "
+            "to resume from the newest checkpoint"
         ) from error
 
 
 def is_loss(error: BaseException) -> bool:
-    """Whether an error is about the connection to another process.
+    """Whether an error reports a lost connection to another process.
 
-    The backends for CPU, GPU and TPU each have words of their own, and no type of error.
+    It is recognised by words of its message: the backends of CPU, GPU and TPU have different
+    messages and no error type for it.
     """
     if jax.process_count() == 1 or not isinstance(error, jax.errors.JaxRuntimeError):
         return False

@@ -1,4 +1,4 @@
-"""Reading what a run left in its folder."""
+"""Reads the JSON files and metrics of a run's folder."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -13,10 +13,10 @@ _NON_FINITE = ("nan", "inf", "-inf")
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """The object in a JSON file, or None if there is no such file.
+    """Reads a JSON object from a file; returns None if the file does not exist.
 
     Raises:
-        UserError: the file isn't a JSON object, or can't be read.
+        UserError: the file does not contain a JSON object, or can't be read.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -29,21 +29,21 @@ def read_json(path: Path) -> dict[str, Any] | None:
             f"{path} is not valid JSON ({error}): restore it, or move it away and make it again"
         ) from error
     if not isinstance(content, dict):
-        raise UserError(f"{path} holds no JSON object: restore it, or move it away")
+        raise UserError(f"{path} does not contain a JSON object: restore it, or move it away")
     return content
 
 
 def read_metrics(path: str | Path) -> list[dict[str, Any]]:
-    """The records of a `metrics.jsonl`, in the order they were written.
+    """Reads the records of a `metrics.jsonl` in the order in which they were written.
 
-    The strings "nan", "inf" and "-inf", which stand for numbers that JSON can't write, come back
-    as floats. A last line that was torn by a kill is left out.
+    The strings "nan", "inf" and "-inf", which JSON has no numbers for, are returned as floats. An
+    incomplete last line, left by a killed process, is ignored.
 
     Args:
-        path: the file, or the run's folder; one that doesn't exist has no records.
+        path: the file, or the run's folder. If the file does not exist, the result is empty.
 
     Raises:
-        UserError: a line other than the last isn't a JSON object with a `step`.
+        UserError: a line other than the last is not a JSON object with a `step`.
     """
     path = Path(path)
     if path.is_dir():
@@ -60,14 +60,14 @@ def read_metrics(path: str | Path) -> list[dict[str, Any]]:
             if number == len(lines):
                 break
             raise UserError(
-                f"{path}, line {number}, is not a record of metrics: mend or delete that line"
+                f"{path}, line {number}, is not a record of metrics: correct or delete that line"
             ) from error
         records.append({key: _number(value) for key, value in record.items()})
     return records
 
 
 def metrics_arrays(records: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
-    """Records as arrays by name, `[records]`; NaN where a record lacks a number.
+    """Converts records to arrays by name, each `[records]`; missing numbers become NaN.
 
     Example:
         >>> arrays = metrics_arrays([{"step": 1, "loss": 2.0}, {"step": 2, "loss": 1.5, "lr": 0.1}])

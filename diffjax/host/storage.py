@@ -1,4 +1,4 @@
-"""A disk that is full, broken or not ours, told from an error in the program."""
+"""Distinguishes storage errors (full disk, missing permission, …) from errors in the program."""
 
 import errno
 import os
@@ -18,25 +18,30 @@ WRITING = _said(
     errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM,
     errno.ESTALE, errno.ENOMEM,
 )  # fmt: skip
-"""What keeps a file from being written, by the system's words."""
+"""Errors that prevent writing a file: the system's message and its number."""
 READING = _said(
     errno.EACCES, errno.EPERM, errno.ESTALE, errno.ENOMEM, errno.EMFILE, errno.ENFILE,
     errno.ETIMEDOUT, errno.ENOTCONN, errno.ECONNRESET, errno.EHOSTDOWN, errno.EHOSTUNREACH,
     errno.ENETDOWN, errno.ENETUNREACH, errno.EAGAIN, errno.EBUSY, errno.EINTR, errno.ENOLCK,
     errno.ENOBUFS,
 )  # fmt: skip
-"""What keeps a file from being read, and says nothing of what is in it. Some of it is said of other
-processes as well, so that only a failure to read is looked up here."""
+"""Errors that prevent reading a file, whatever its content: the system's message and its number.
+Some messages also occur in errors about other processes, so use it only for errors of reading."""
 
 
 class StorageError(UserError):
-    """The run's folder can't be written any more."""
+    """The run's folder can't be written any more, for example because the disk is full."""
 
 
 def cause(error: BaseException, causes: Mapping[str, int] = WRITING) -> str | None:
-    """What the system said, if it is one of these causes; None if it is not.
+    """The system's message, if an error was caused by one of these storage errors; else None.
 
-    Readers and writers in other languages pass the system's words on in errors of their own.
+    The chain of causes is searched as well. Libraries in other languages raise their own errors
+    with the system's message in them, so messages are compared too.
+
+    Args:
+        error: the exception.
+        causes: `WRITING` or `READING`.
 
     Example:
         >>> cause(ValueError("INTERNAL: writing /a/b: No space left on device"))
@@ -54,11 +59,14 @@ def cause(error: BaseException, causes: Mapping[str, int] = WRITING) -> str | No
 
 
 @contextmanager
-def told_in_one_line(workdir: Path) -> Iterator[None]:
-    """Turns a failure of storage inside the block into one line.
+def translate_storage_errors(workdir: Path) -> Iterator[None]:
+    """Replaces exceptions that storage errors cause inside the block by a one-line error.
+
+    Args:
+        workdir: the run's folder, for the message.
 
     Raises:
-        StorageError: in place of whatever was raised because of storage.
+        StorageError: instead of the exception that a storage error caused.
     """
     try:
         yield
@@ -69,24 +77,24 @@ def told_in_one_line(workdir: Path) -> Iterator[None]:
         if said is None:
             raise
         raise StorageError(
-            f"{workdir} can't be written any more: {said}; the checkpoints in it are whole: mend "
-            "that, and the same command goes on from the newest"
+            f"{workdir} can't be written any more: {said}; its checkpoints are intact: fix the "
+            "storage, and run the same command to resume from the newest"
         ) from error
 
 
 def make_writable(folder: Path) -> None:
-    """Makes a folder, or finds that files can be made in it.
+    """Creates a folder if it does not exist, and checks that files can be written to it.
 
     Raises:
-        UserError: they can't.
+        UserError: the folder can't be created or written to.
     """
     try:
         os.fspath(folder).encode()
     except UnicodeEncodeError:  # Orbax writes names as UTF-8.
-        raise UserError(f"{os.fspath(folder)!r} is no UTF-8: choose another folder") from None
+        raise UserError(f"{os.fspath(folder)!r} is not UTF-8: choose another folder") from None
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        # Some bytes and not only a name: a full disk often has room for names.
+        # Writes bytes, not only a name: a full disk often has space for names.
         with tempfile.TemporaryFile(dir=folder) as file:
             file.write(bytes(4096))
     except OSError as error:

@@ -1,4 +1,4 @@
-"""A run that stands still says so, instead of being silent for days."""
+"""A watchdog that detects a hanging run, reports where it hangs, and ends the process."""
 
 import faulthandler
 import logging
@@ -19,30 +19,32 @@ from diffjax.spec import check_arguments
 
 STACKS = "stacks.txt"
 STATUS = 75
-"""What a program that hung ends with: EX_TEMPFAIL, which schedulers are told to requeue."""
+"""Exit status of a program that hung: EX_TEMPFAIL, on which schedulers requeue the job."""
 
 _LOG = logging.getLogger("diffjax")
 _REMEMBERED = 101
-_CHECKS = 4  # in the time that makes a hang
+_CHECKS = 4  # checks within the time limit
 _WRITE_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
 class Watchdog:
-    """When nothing happens for `times` the usual time of a step, and at least for `seconds`.
+    """When a run counts as hanging: no step began for max(`seconds`, `times` × mean step time).
 
-    What is watched is the host: that it begins one step after the other, where reading metrics
-    from the devices, saving and drawing count as a step each. Devices that stand still hold up the
-    host no later than two windows of metrics on.
+    The watchdog observes the host, which must begin one step after the other. Reading metrics from
+    the devices, saving and sampling count as a step each. Devices that hang block the host within
+    two windows of metrics.
 
     Args:
-        seconds: the shortest silence that is a hang; 0 watches nothing.
-        times: of the mean of the last 101 steps; the host runs ahead of the devices and waits for
-            them in turn, so that one step by itself says little.
-        exits: whether the process ends, with status 75; else it is only told, once for each hang.
+        seconds: shortest time without a new step that counts as a hang; 1800 (half an hour) is
+            typical, 0 disables the watchdog.
+        times: the time without a new step that counts as a hang, as a multiple of the mean time
+            of the last 101 steps; 100 is typical. The mean is used because the host runs ahead of
+            the devices and then waits, so single steps vary much.
+        exits: whether a hang ends the process with status 75. If False, each hang is only logged.
 
     Raises:
-        UserError: a negative number, or none.
+        UserError: `seconds` or `times` is negative.
 
     Example:
         >>> Watchdog(seconds=10.0, times=20.0).limit([0.1, 0.3]), Watchdog().limit([])
@@ -59,7 +61,7 @@ class Watchdog:
         check_arguments(Watchdog, seconds=self.seconds, times=self.times, exits=self.exits)
 
     def limit(self, step_seconds: list[float]) -> float:
-        """The silence, in seconds, that is a hang."""
+        """Seconds without a new step that count as a hang, given the times of recent steps."""
         return max(self.seconds, self.times * fmean(step_seconds or [0.0]))
 
 
@@ -70,17 +72,17 @@ def watched(
     end: Callable[[int], Any] = os._exit,
     what: str = "step",
 ) -> Iterator[Callable[[int], None]]:
-    """Watches a block, which is to call what it is given with each step that it begins.
+    """Watches a block; it yields a function to call with the number of each step that begins.
 
-    A hang leaves the stacks of all threads in `stacks.txt` and one line in the log. The process
-    is ended without any of the usual tidying, which would hang as well; what was saved is whole,
-    and the system drops the lock.
+    On a hang, the stacks of all threads are written to `stacks.txt`, and one line to the log. The
+    process then ends without the usual cleanup, which would hang as well. Saved files are complete,
+    and the system releases the lock.
 
     Args:
-        watchdog: what a hang is.
-        workdir: where the stacks go.
-        end: ends the process.
-        what: what a step is called.
+        watchdog: the time limits.
+        workdir: folder of `stacks.txt`.
+        end: function that ends the process with a status.
+        what: name of a step in the log message.
     """
     if not watchdog.seconds:
         yield lambda step: None
@@ -98,14 +100,14 @@ def watched(
 
 
 class _Heard:
-    """When the last step was, which one, and how long the ones before it took."""
+    """Time and number of the last step, and the durations of recent steps."""
 
     def __init__(self, now: float):
         self.last = (now, -1)
         self.seconds: list[float] = []
 
     def step(self, number: int) -> None:
-        """Takes note that a step has begun."""
+        """Records that a step has begun."""
         now = time.monotonic()
         before, last = self.last
         if last >= 0:
@@ -136,16 +138,16 @@ def _watch(
 
 
 def _tell(watchdog: Watchdog, workdir: Path, after: str, silence: float) -> None:
-    then = f"ending with status {STATUS}; the same command goes on" if watchdog.exits else "waiting"
+    then = f"ending with status {STATUS}; the same command resumes" if watchdog.exits else "waiting"
     _LOG.error(
-        "nothing has happened for %.0f s %s: the stacks of all threads are in %s and below; %s",
+        "no progress for %.0f s %s: the stacks of all threads are in %s and below; %s",
         silence,
         after,
         workdir / STACKS,
         then,
     )
     faulthandler.dump_traceback(sys.__stderr__ or 2, all_threads=True)
-    # A file system that hangs may be the cause, and may not hold up the end.
+    # A hanging file system may be the cause, and must not delay the end.
     heading = f"{datetime.now(UTC).isoformat(timespec='seconds')}, {silence:.0f} s {after}\n"
     writing = threading.Thread(target=_write, args=(workdir / STACKS, heading), daemon=True)
     writing.start()

@@ -19,9 +19,9 @@ from diffjax.errors import UserError
 from diffjax.host.interrupts import Interrupted, stop_signals
 from diffjax.host.lock import locked
 from diffjax.host.prefetch import prefetched
-from diffjax.host.processes import in_first, is_first, losses_told
+from diffjax.host.processes import in_first, is_first, translate_lost_processes
 from diffjax.host.run_files import read_json
-from diffjax.host.storage import make_writable, told_in_one_line
+from diffjax.host.storage import make_writable, translate_storage_errors
 from diffjax.host.watchdog import Watchdog, watched
 from diffjax.loop.pending_metrics import NonFiniteLoss
 from diffjax.loop.profile import Profile, profiled
@@ -91,9 +91,9 @@ def train(
 
     in_first(lambda: make_writable(workdir))
     with (
-        losses_told(),
+        translate_lost_processes(),
         locked(workdir),
-        told_in_one_line(workdir),
+        translate_storage_errors(workdir),
         stop_signals() as should_stop,
     ):
         workdirs.claim(workdir, config)

@@ -53,7 +53,7 @@ def bars(rows: Sequence[tuple[str, Mapping[str, int], bool]], has_gib: float) ->
         rows: label, bytes by kind, and whether the plan fits.
         has_gib: usable memory of a chip, GiB.
     """
-    # A plan that the compiler rejected has fewer kinds; they keep the order and colours of the rest.
+    # A plan that the compiler rejected has fewer kinds, in the order and colours of the others.
     fullest = sorted((memory for _, memory, _ in rows), key=len, reverse=True)
     kinds = list(dict.fromkeys(kind for memory in fullest for kind in memory))
     longest = max(max(sum(memory.values()) for _, memory, _ in rows) / _GIB, has_gib)

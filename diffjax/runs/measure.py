@@ -25,7 +25,7 @@ from diffjax.host.files import write_json
 from diffjax.host.interrupts import Interrupted
 from diffjax.host.processes import is_first
 from diffjax.host.run_files import read_json
-from diffjax.host.storage import told_in_one_line
+from diffjax.host.storage import translate_storage_errors
 from diffjax.kinds import AtLeastOne, NumSteps
 from diffjax.reports.pictures import save_png
 from diffjax.runs import workdirs
@@ -175,7 +175,7 @@ def measure(
         if is_first():
             add_likelihood(run.workdir, found)
     if is_first():
-        with told_in_one_line(run.workdir):
+        with translate_storage_errors(run.workdir):
             _save_neighbours(run, references[0].train_images, result.samples)
             write_json(run.workdir / workdirs.EVALUATION, summary)
     return summary

@@ -316,7 +316,9 @@ def test_unlike_steps_go_on_from_the_newest_common_one(ensemble_run, folders, mo
         with pytest.raises(Interrupted, match="stopped at step 5"):
             loop.train(configs(TINY, RUNS)[1], folders[1])
     train_together(configs(TINY, RUNS), folders)
-    assert "going on from step 3, the newest of all of {'a': 3, 'b': 5}" in caplog.text
+    assert (
+        "resuming from step 3, the newest that all members have ({'a': 3, 'b': 5})" in caplog.text
+    )
     for here, there in zip(folders, ensemble_run, strict=True):
         assert_same(arrays_of(here), arrays_of(there), rtol=0, atol=0)
         assert logged(here) == logged(there)
@@ -390,7 +392,7 @@ def test_refusals_write_nothing(tmp_path):
         train_together(each, [tmp_path / "a", tmp_path / "b"])
     with pytest.raises(UserError, match="same folder"):
         train_together([each[0]] * 2, [tmp_path / "a", tmp_path / "b" / ".." / "a"])
-    with pytest.raises(UserError, match="no ensemble"):
+    with pytest.raises(UserError, match="one folder and one command per member"):
         train_together(each, [tmp_path / "a"])
     assert list(tmp_path.iterdir()) == []
 

@@ -96,7 +96,7 @@ def save_without_room(workdir: Path, store: Checkpoints, state: TrainState) -> N
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
     try:
-        with storage.told_in_one_line(workdir):
+        with storage.translate_storage_errors(workdir):
             store.save(4, state, {})
             store.close()
     finally:
@@ -111,7 +111,7 @@ def test_what_cannot_be_written_costs_no_older_checkpoint(tmp_path):
     store = Checkpoints(tmp_path / "checkpoints")
     store.save(2, good, {})
     store.wait()
-    with pytest.raises(storage.StorageError, match="written any more: File too large; the ch"):
+    with pytest.raises(storage.StorageError, match="written any more: File too large; its ch"):
         save_without_room(tmp_path, store, later)
     store = Checkpoints(tmp_path / "checkpoints")
     assert store.steps() == [2]
@@ -152,7 +152,7 @@ def test_what_the_dead_had_not_finished_is_cleared_away(tmp_path):
 
 
 def test_other_errors_keep_their_traceback(tmp_path):
-    with pytest.raises(ZeroDivisionError), storage.told_in_one_line(tmp_path):
+    with pytest.raises(ZeroDivisionError), storage.translate_storage_errors(tmp_path):
         print(1 // 0)  # noqa: T201
 
 
@@ -219,7 +219,7 @@ def test_arrays_appear_whole_or_not_at_all(tmp_path, monkeypatch):
 def test_a_lost_peer_is_no_fault_of_the_folder(said, tmp_path):
     """What keeps a file from being read may be said of another process as well."""
     lost = jax.errors.JaxRuntimeError(f"Gloo AllReduce failed: {said}")
-    with pytest.raises(jax.errors.JaxRuntimeError), storage.told_in_one_line(tmp_path):
+    with pytest.raises(jax.errors.JaxRuntimeError), storage.translate_storage_errors(tmp_path):
         raise lost
     assert hindrance(lost) == said
 
@@ -231,7 +231,7 @@ def test_a_lock_and_a_folder_that_can_not_be_are_one_line(tmp_path):
         locked(tmp_path),
     ):
         pass
-    with pytest.raises(UserError, match="is no UTF-8: choose another folder"):
+    with pytest.raises(UserError, match="is not UTF-8: choose another folder"):
         storage.make_writable(Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff")))
 
 

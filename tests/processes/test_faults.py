@@ -291,7 +291,8 @@ STATUSES = {
     "the disk full": (2,),
 }
 ONE_LINE = (
-    "error: (can't write to .*; choose .*|.* can't be written any more: .*, and the same command.*)"
+    "error: (can't write to .*; choose .*"
+    "|.* can't be written any more: .*, and run the same command.*)"
 )
 # A process that dies at the worst time, a file that rots, a folder that takes no more; what signals
 # ask for, and damage of other kinds, are in test_processes.py and test_training.py.
