@@ -1,13 +1,13 @@
-"""Train every cell of a sweep, with any number of workers, and put the results into one table.
+"""Train every cell of a sweep, with any number of workers, and write one report.
 
   python -m experiments.sweep --sweep=configs/sweeps/digits_objectives.py
   python -m experiments.sweep --sweep=configs/sweeps/digits_objectives.py --workers=4
   python -m experiments.sweep --sweep=configs/sweeps/digits_objectives.py --status
 
-Each cell is a run of experiments.train in a folder of its own. All of them are built and checked
-before the first one trains. The same command again goes on where it stopped, whatever stopped it; a
-cell that failed is tried again, and what it said is in its folder's output.txt. With several values
-of config.seed the table ends in a verdict: which arms are worse than the best, or can't be told.
+Each cell is a run of experiments.train in its own folder. All cells are built and checked
+before the first one trains. The same command resumes a sweep that was stopped for any reason. It
+tries a failed cell again; the cell's output is in output.txt in its folder. With several values
+of config.seed the report has a verdict: which arms are worse than the best, or inconclusive.
 """
 
 import multiprocessing
@@ -43,25 +43,26 @@ from diffjax.sweeps.worker import in_subprocess, units, work
 from experiments import cli
 
 FLAGS = flags.FlagValues()
-flags.DEFINE_string("sweep", None, "file with a get_sweep()", flag_values=FLAGS)
+flags.DEFINE_string("sweep", None, "Python file with a get_sweep()", flag_values=FLAGS)
 flags.DEFINE_string("workdir", None, "folder; runs/sweeps/NAME by default", flag_values=FLAGS)
 flags.DEFINE_multi_string(
     "override",
     [],
-    "a setting that all cells share, as config.data.path=FOLDER; may be given several times",
+    "a setting for all cells, for example config.data.path=FOLDER; can be repeated",
     flag_values=FLAGS,
 )
 flags.DEFINE_bool("dry_run", False, "check all cells, list them, and stop", flag_values=FLAGS)
-flags.DEFINE_bool("status", False, "show how the cells are, and stop", flag_values=FLAGS)
+flags.DEFINE_bool("status", False, "show the status of all cells, and stop", flag_values=FLAGS)
 flags.DEFINE_enum("engine", "local", list(ENGINES), "where workers run", flag_values=FLAGS)
-flags.DEFINE_integer("workers", 1, "how many at once", lower_bound=1, flag_values=FLAGS)
+flags.DEFINE_integer("workers", 1, "number of workers", lower_bound=1, flag_values=FLAGS)
 flags.DEFINE_integer(
-    "ensemble", 1, "cells that train as one program, at most", lower_bound=1, flag_values=FLAGS
-)
+    "ensemble", 1, "largest number of cells that train as one program", lower_bound=1,
+    flag_values=FLAGS,
+)  # fmt: skip
 flags.DEFINE_string(
     "slurm",
     "",
-    "options for --engine=slurm, as submitit's update_parameters takes them: "
+    "options for --engine=slurm, those of submitit's update_parameters: "
     "partition=gpu,timeout_min=600,gpus_per_node=1,cpus_per_task=8,mem_gb=32",
     flag_values=FLAGS,
 )
@@ -71,18 +72,20 @@ flags.DEFINE_string(
     "options for --engine=ray: address=auto and those of a Ray task: num_cpus=4,num_gpus=1",
     flag_values=FLAGS,
 )
-flags.DEFINE_bool("worker", False, "be a worker; started by engines", flag_values=FLAGS)
+flags.DEFINE_bool("worker", False, "run as a worker; used by engines", flag_values=FLAGS)
 flags.DEFINE_string(
     "since",
     None,
-    "a worker leaves cells alone that failed in an attempt begun after this time; now by default",
+    "a worker does not retry cells that failed in an attempt after this time; now by default",
     flag_values=FLAGS,
 )
-flags.DEFINE_list("cells", [], "train these here; started by workers", flag_values=FLAGS)
+flags.DEFINE_list(
+    "cells", [], "train these cells in this process; used by workers", flag_values=FLAGS
+)
 
 
 def main(args: SimpleNamespace) -> int:
-    """Trains what is not trained yet, prints the table and names its file."""
+    """Trains all unfinished cells, prints the results, and writes the report."""
     if args.workdir is None:
         cli.require(args, "sweep")
     workdir = Path(args.workdir or Path("runs") / "sweeps" / Path(args.sweep).stem)
@@ -104,7 +107,7 @@ def main(args: SimpleNamespace) -> int:
     options = {"slurm": parse_options(args.slurm), "ray": parse_options(args.ray)}
     for engine, given in options.items():
         if given and engine != args.engine:
-            raise UserError(f"--{engine} is for --engine={engine}, and this is {args.engine}")
+            raise UserError(f"--{engine} needs --engine={engine}, not --engine={args.engine}")
     cells, costs, left_out, ensembles = checked(sweep, args.ensemble)
     for name, reason in left_out.items():
         print(f"left out: {name}: {reason}", file=sys.stderr)
@@ -132,11 +135,12 @@ def main(args: SimpleNamespace) -> int:
 def checked(
     sweep: Sweep, most: int
 ) -> tuple[list[Cell], dict[str, Cost], dict[str, str], list[list[str]]]:
-    """What `planned` and `together` say, asked in a process that ends: building networks takes
-    hold of an accelerator, which the trainings want.
+    """The results of `planned` and `together`, computed in a subprocess.
+
+    Building networks occupies the accelerator until the process ends, and trainings need it.
     """
     spawn = multiprocessing.get_context("spawn")
-    # Ctrl-C is for this process, which says so in one line.
+    # Only the parent process handles Ctrl-C.
     ignored = (signal.SIGINT, signal.SIG_IGN)
     with ProcessPoolExecutor(1, spawn, signal.signal, ignored) as pool:
         cells, costs, left_out = pool.submit(planned, sweep).result()
@@ -144,10 +148,10 @@ def checked(
 
 
 def overrides(texts: Sequence[str], sweep: Sweep) -> dict[str, str]:
-    """Settings by their dotted names, from `config.data.path=FOLDER` each.
+    """Parses `--override` flags such as `config.data.path=FOLDER` to settings by dotted name.
 
     Raises:
-        UserError: one is not of that form, or an axis of the sweep.
+        UserError: a text is not of that form, or names an axis of the sweep.
 
     Example:
         >>> overrides(["config.num_steps=100"], Sweep("c.py", {"config.seed": (0, 1)}))
@@ -163,7 +167,7 @@ def overrides(texts: Sequence[str], sweep: Sweep) -> dict[str, str]:
 
 
 def sweep_command(file: str, workdir: Path, shared: Mapping[str, str]) -> str:
-    """What makes this sweep again."""
+    """The shell command that repeats this sweep."""
     words = ["python", "-m", "experiments.sweep", f"--sweep={file}", f"--workdir={workdir}"]
     return shlex.join([*words, *(f"--override={name}={text}" for name, text in shared.items())])
 
@@ -177,7 +181,7 @@ def plan(
     left_out: Mapping[str, str],
     ensembles: Sequence[Sequence[str]],
 ) -> dict[str, Any]:
-    """What `sweep.json` says."""
+    """The content of `sweep.json`."""
     return {
         "name": Path(file).stem,
         "question": sweep.question,
@@ -205,11 +209,11 @@ def plan(
 
 
 def read_cells(workdir: Path, sweep: Sweep) -> list[Cell]:
-    """The cells of a sweep that has begun, matched as it said then.
+    """Reads the matched cells of a sweep from its `sweep.json`.
 
     Raises:
-        UserError: the file is damaged, or names another config file, which would be run, or a
-            folder that is not in this one.
+        UserError: the file is damaged, or it names another config file, which would be executed,
+            or a folder outside this one.
     """
     fields = ("name", "axes", "location", "overrides", "arm")
     file = workdir / SWEEP
@@ -217,28 +221,34 @@ def read_cells(workdir: Path, sweep: Sweep) -> list[Cell]:
         cells = [Cell(*(cell[field] for field in fields)) for cell in read_plan(workdir)["cells"]]
         for cell in cells:
             if cell.location.partition(":")[0] != sweep.config:
-                raise UserError(f"{file}: cell {cell.name} is not of {sweep.config}: start anew")
+                raise UserError(
+                    f"{file}: cell {cell.name} does not use {sweep.config}: delete the file and "
+                    "start the sweep again"
+                )
             if cell.name != re.sub(r"[/\\\0]", "", cell.name) or cell.name in ("", ".", ".."):
-                raise UserError(f"{file}: {cell.name!r} can't be a cell's name: start anew")
+                raise UserError(
+                    f"{file}: {cell.name!r} can't be a cell's name: delete the file and start the "
+                    "sweep again"
+                )
     except (AttributeError, KeyError, TypeError) as error:
         raise UserError(
-            f"{file} is damaged ({error!r}): the sweep's command makes it anew"
+            f"{file} is damaged ({error!r}): the sweep's command writes it again"
         ) from None
     return cells
 
 
 def worker_command(file: str, workdir: Path) -> list[str]:
-    """What an engine starts copies of."""
+    """The words of the command that starts a worker."""
     command = [sys.executable, "-m", "experiments.sweep", f"--sweep={file}", "--worker"]
     return [*command, f"--workdir={workdir}", f"--since={datetime.now(UTC).isoformat()}"]
 
 
 def be_worker(args: SimpleNamespace, workdir: Path, sweep: Sweep) -> int:
-    """Takes units until none is free."""
+    """Runs as a worker: trains units until none is free."""
     try:
         since = datetime.fromisoformat(args.since) if args.since else datetime.now(UTC)
     except ValueError as error:
-        raise UserError(f"--since={args.since} is no time: {error}") from None
+        raise UserError(f"--since={args.since} is not a time: {error}") from None
     cells = read_cells(workdir, sweep)
     run = in_subprocess(args.sweep, workdir)
     with stop_signals() as should_stop:
@@ -250,15 +260,15 @@ def be_worker(args: SimpleNamespace, workdir: Path, sweep: Sweep) -> int:
             should_stop=should_stop,
         )
         if should_stop():
-            raise Interrupted("stopped; what was under way is saved")
+            raise Interrupted("stopped; the running trainings have saved")
     return 0
 
 
 def named(cells: Sequence[Cell], names: Sequence[str]) -> list[Cell]:
-    """Those of these names.
+    """Selects cells by name.
 
     Raises:
-        UserError: there is none of a name.
+        UserError: the sweep has no cell with one of the names.
     """
     by_name = {cell.name: cell for cell in cells}
     for name in names:
@@ -268,7 +278,7 @@ def named(cells: Sequence[Cell], names: Sequence[str]) -> list[Cell]:
 
 
 def conclude(sweep: Sweep, cells: Sequence[Cell], workdir: Path) -> int:
-    """Writes and prints the table of what is trained, and names what failed."""
+    """Prints the findings and the failed cells, and writes the report; returns the exit status."""
     failed = [cell for cell in cells if not finished(cell, workdir / cell.name)]
     for cell in failed:
         error = (read_json(workdir / cell.name / STATUS) or {}).get("error", "")
@@ -278,7 +288,7 @@ def conclude(sweep: Sweep, cells: Sequence[Cell], workdir: Path) -> int:
 
 
 def findings(sweep: Sweep, workdir: Path) -> str:
-    """What the sweep says, as Markdown: the verdict first, then each arm at each cost."""
+    """The results of a sweep as Markdown: the verdict, then each arm at each sampling cost."""
     files = read_sweep([workdir])
     content = numbers(files)
     parts = [

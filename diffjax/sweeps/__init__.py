@@ -1,1 +1,1 @@
-"""A sweep: axes, cells, workers, engines and the live table."""
+"""Sweeps: axes, cells, workers, engines and the live status table."""

@@ -1,4 +1,4 @@
-"""Cells of a sweep: whether they can run, training them, and whether that is done."""
+"""Checks the cells of a sweep, trains them, and reports which are finished."""
 
 import json
 import re
@@ -22,19 +22,19 @@ from diffjax.sweeps.sweep import Cell, Cost, Sweep
 
 
 def resolved(cell: Cell) -> ConfigDict:
-    """The locked config of a cell.
+    """Loads the config of a cell, applies its settings and locks it.
 
     Raises:
-        UserError: one of its settings does not exist or takes another type.
+        UserError: one of its settings does not exist or has another type.
     """
     config = config_files.load(cell.location)
     return config_files.lock(config, config_files.override(config, cell.overrides))
 
 
 def planned(sweep: Sweep) -> tuple[list[Cell], dict[str, Cost], dict[str, str]]:
-    """The cells that can run, matched; what a step of each costs; why the others can't run.
+    """Builds all cells; returns the matched valid cells, their costs, and the reasons of the rest.
 
-    Nothing is trained or written. What differs in its seed alone is built once.
+    Nothing is trained or written. Cells that differ only in their seed are built once.
     """
     costs: dict[str, Cost] = {}
     reasons: dict[str, str] = {}
@@ -52,7 +52,7 @@ def planned(sweep: Sweep) -> tuple[list[Cell], dict[str, Cost], dict[str, str]]:
 
 
 def together(cells: Sequence[Cell], most: int) -> list[list[str]]:
-    """Names of cells that train as one program, at most so many at once."""
+    """Groups the names of cells that can train as one program, with at most `most` per group."""
     if most == 1:
         return [[cell.name] for cell in cells]
     configs = {cell.name: resolved(cell) for cell in cells}
@@ -60,23 +60,27 @@ def together(cells: Sequence[Cell], most: int) -> list[list[str]]:
 
 
 def cost(config: ConfigDict, counted: bool = False) -> Cost:
-    """Builds what a config says and checks that all of it fits; what its training costs.
+    """Builds a config, checks that its parts fit together, and returns the cost of its training.
+
+    Args:
+        config: a resolved config.
+        counted: whether to count the FLOPs of a step.
 
     Raises:
-        UserError: why it can't run.
+        UserError: the config can't run.
     """
     setup, _ = prepared(config)
     return Cost(config.num_steps, config.batch_size, train_flops(setup) if counted else None)
 
 
 def train_cells(cells: Sequence[Cell], folder: Path) -> dict[str, str]:
-    """Trains cells in this process, several as one program; returns what failed and why.
+    """Trains cells in this process, several as one program; returns error messages by cell name.
 
-    A mistake in one does not stop the others.
+    An error in one cell does not stop the others.
 
     Args:
-        cells: what to train; several must be able to train together.
-        folder: the sweep's.
+        cells: the cells to train; several must be able to train together.
+        folder: the sweep's folder.
     """
     errors: dict[str, str] = {}
     folders = [folder / cell.name for cell in cells]
@@ -101,20 +105,20 @@ def train_cells(cells: Sequence[Cell], folder: Path) -> dict[str, str]:
 
 
 def packages(config: ConfigDict) -> list[str]:
-    """Whose callables a config names, which was the user's own decision."""
+    """Packages of the callables that a config names; the user's own config is trusted."""
     return sorted(set(re.findall(rf'"{TARGET}": "([^.:"]+)', to_json(config))))
 
 
 def train_command(cell: Cell, workdir: Path) -> str:
-    """What makes the run of a cell again, without the sweep."""
+    """The shell command that trains a cell without the sweep."""
     words = ["python", "-m", "experiments.train", *cell.flags(), f"--workdir={workdir}"]
     return shlex.join(words)
 
 
 def finished(cell: Cell, workdir: Path) -> bool:
-    """Whether a cell is trained and evaluated, as its sweep now describes it.
+    """Whether a cell is trained and evaluated with the config that its sweep has now.
 
-    A folder that says so of another config is not: training there says what differs.
+    A folder with another config is not finished; training there reports the difference.
     """
     status = read_json(workdir / STATUS) or {}
     if status.get("state") != "done" or not (workdir / workdirs.REPORT).exists():

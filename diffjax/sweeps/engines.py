@@ -1,7 +1,7 @@
-"""Engines: each starts several copies of a command somewhere, and waits for all of them.
+"""Engines: each starts several copies of a command (local, SLURM, Ray) and waits for all of them.
 
-What a copy does is no matter of theirs, nor is one that dies: whoever starts them looks at what
-they left. A new engine is one function here and a row in `ENGINES`.
+An engine does not know what a copy does, and ignores copies that fail: the caller checks the files
+that they wrote. A new engine is one function here and a row in `ENGINES`.
 """
 
 import ast
@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 from diffjax.errors import UserError, nearest
 
 T = TypeVar("T")
-# Calls between which the copies work: shows how things are, and says whether to stop.
+# Called regularly while the copies work: updates the display and returns whether to stop.
 Pulse = Callable[[], bool]
 _PULSE_SECONDS = 0.5
 _SQUEUE_SECONDS = 5.0
@@ -29,13 +29,13 @@ _SQUEUE_SECONDS = 5.0
 
 @dataclass(frozen=True)
 class Job:
-    """What to start.
+    """A command to start several times.
 
     Attributes:
         command: the words of the command.
-        copies: how many of it.
-        folder: where the copies' output goes; it exists.
-        options: of the engine.
+        copies: number of copies to start.
+        folder: existing folder for the output of the copies.
+        options: options of the engine by name.
     """
 
     command: Sequence[str]
@@ -45,10 +45,10 @@ class Job:
 
 
 def local(job: Job, pulse: Pulse) -> None:
-    """Processes of this machine; each has its share of the cores, and of the GPUs if any.
+    """Starts processes on this machine, each with its share of the CPU cores and of any GPUs.
 
-    XLA's threads are as many as the cores that a process may use, so that without shares each
-    copy would want all of them.
+    XLA starts as many threads as the process may use cores, so without shares each copy would use
+    all cores.
     """
     gpus = visible_gpus()
     processes = []
@@ -78,18 +78,18 @@ def local(job: Job, pulse: Pulse) -> None:
 
 
 class SlurmTask:
-    """A copy inside a SLURM job. At the time limit or on preemption it saves and is queued anew."""
+    """A copy inside a SLURM job. At the time limit or on preemption it saves and is requeued."""
 
     def __init__(self, command: Sequence[str]):
         self.command = list(command)
 
     def __call__(self) -> int:
-        # In a session of its own, else SLURM's warning signal would end it unsaved.
+        # In its own session, otherwise SLURM's warning signal would end it before it saves.
         self.process = subprocess.Popen(self.command, start_new_session=True)
         return self._ended()
 
     def checkpoint(self) -> Any:
-        """What submitit calls on the warning signal; gives what to queue."""
+        """Called by submitit on the warning signal; saves and returns the task to requeue."""
         self.process.terminate()
         self._ended()
         helpers = importlib.import_module("submitit.helpers")
@@ -103,7 +103,7 @@ class SlurmTask:
 
 
 def slurm(job: Job, pulse: Pulse) -> None:
-    """Jobs of SLURM, by submitit, whose `update_parameters` takes the options."""
+    """Submits SLURM jobs with submitit; options are parameters of its `update_parameters`."""
     submitit = _installed("submitit", "slurm")
     names = submitit.SlurmExecutor._equivalence_dict()
     known = {*names, *submitit.SlurmExecutor._valid_parameters()}
@@ -119,7 +119,7 @@ def slurm(job: Job, pulse: Pulse) -> None:
         with executor.batch():
             jobs = [executor.submit(SlurmTask(job.command)) for _ in range(job.copies)]
     except (RuntimeError, ValueError, TypeError, submitit.core.utils.FailedJobError) as error:
-        raise UserError(f"SLURM does not take the job: {error}") from error
+        raise UserError(f"SLURM refused the job: {error}") from error
     queue = Every(_SQUEUE_SECONDS, lambda: queued(jobs[0].job_id.partition("_")[0]))
 
     def over() -> bool:
@@ -134,21 +134,21 @@ def slurm(job: Job, pulse: Pulse) -> None:
 
 
 def queued(job_id: str) -> bool:
-    """Whether SLURM still has anything of a job, by `squeue`, which needs no accounting."""
+    """Whether a job is still in SLURM's queue, from `squeue`, which needs no accounting."""
     command = ["squeue", "--noheader", "--jobs", job_id, "--format", "%i"]
     answer = subprocess.run(command, capture_output=True, text=True)
-    # A controller that does not answer has not ended the job.
+    # If the controller does not answer, the job may still run.
     return bool(answer.stdout.strip()) or (
         answer.returncode != 0 and "Invalid job id" not in answer.stderr
     )
 
 
 def ray(job: Job, pulse: Pulse) -> None:
-    """Tasks of Ray; `address` says which cluster, all other options are the tasks'."""
+    """Starts Ray tasks; `address` selects the cluster, all other options are those of a task."""
     ray = _installed("ray", "ray")
     options = dict(job.options)
 
-    # Inside this function it travels by value: a cluster's nodes need not import this file.
+    # A nested function is pickled by value, so the cluster's nodes need not import this file.
     def task(command: list[str], output: str, folder: str) -> int:
         import subprocess
         import time
@@ -173,9 +173,9 @@ def ray(job: Job, pulse: Pulse) -> None:
         remote = ray.remote(task).options(**{"max_retries": 0, **options})
         ray.init(address=address, log_to_driver=False, ignore_reinit_error=True)
     except (ValueError, TypeError, ConnectionError, RuntimeError) as error:
-        raise UserError(f"Ray does not take the job: {error}") from error
+        raise UserError(f"Ray refused the job: {error}") from error
     finally:
-        for number, handler in handlers.items():  # Ray puts its own in their place.
+        for number, handler in handlers.items():  # Ray replaces them by its own.
             signal.signal(number, handler)
     tasks = [
         remote.remote(list(job.command), str(output.absolute()), os.getcwd())
@@ -196,10 +196,10 @@ ENGINES: Mapping[str, Callable[[Job, Pulse], None]] = {"local": local, "slurm": 
 
 
 def parse_options(text: str) -> dict[str, Any]:
-    """Options of an engine as one flag has them.
+    """Parses the options of an engine from the text of its flag.
 
     Raises:
-        UserError: a part is no `name=value`.
+        UserError: a part is not of the form `name=value`.
 
     Example:
         >>> parse_options("partition=gpu,timeout_min=600,exclude=a1,a2")
@@ -210,7 +210,7 @@ def parse_options(text: str) -> dict[str, Any]:
     for part in filter(None, re.split(r",(?=\w+=)", text)):
         name, equals, value = part.partition("=")
         if not equals or not name.isidentifier():
-            raise UserError(f"{part!r} is no option; write name=value,name=value")
+            raise UserError(f"{part!r} is not an option; write name=value,name=value")
         try:
             options[name] = ast.literal_eval(value)
         except (ValueError, SyntaxError):
@@ -219,7 +219,7 @@ def parse_options(text: str) -> dict[str, Any]:
 
 
 def share(items: Sequence[T], index: int, count: int) -> list[T]:
-    """The part of `items` that is the `index`-th of `count`; if they are too few, one in turn.
+    """The `index`-th of `count` parts of `items`; with fewer items than parts, one item each.
 
     Example:
         >>> [share("abcde", i, 2) for i in range(2)], [share("ab", i, 3) for i in range(3)]
@@ -231,7 +231,7 @@ def share(items: Sequence[T], index: int, count: int) -> list[T]:
 
 
 def gpu_share(gpus: Sequence[str], index: int, count: int) -> dict[str, str]:
-    """The environment that gives a copy its GPUs; if they are too few, a part of one's memory.
+    """Environment variables that assign GPUs to a copy, or a share of one GPU's memory.
 
     Example:
         >>> gpu_share(["0", "1"], 1, 2)
@@ -249,7 +249,7 @@ def gpu_share(gpus: Sequence[str], index: int, count: int) -> dict[str, str]:
 
 
 def visible_gpus() -> list[str]:
-    """The NVIDIA GPUs that JAX would use, as CUDA_VISIBLE_DEVICES names them."""
+    """Names of the NVIDIA GPUs that JAX would use, as in CUDA_VISIBLE_DEVICES."""
     chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
     if chosen is not None:
         return [name for name in chosen.split(",") if name]
@@ -262,13 +262,13 @@ def visible_gpus() -> list[str]:
 
 
 def all_cores() -> list[int]:
-    """The cores that this process may use; none where the system can't say."""
+    """Numbers of the CPU cores that this process may use; empty if the system hides them."""
     return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
 
 
 @contextmanager
 def on_cores(cores: Sequence[int]) -> Iterator[None]:
-    """Processes started inside use these cores alone."""
+    """Restricts processes that start inside the block to these CPU cores."""
     if not cores:
         yield
         return
@@ -281,7 +281,7 @@ def on_cores(cores: Sequence[int]) -> Iterator[None]:
 
 
 class Every:
-    """A function whose answer is asked for anew only after some time."""
+    """Wraps a function so that it is called again only after `seconds`; else the last result."""
 
     def __init__(self, seconds: float, ask: Callable[[], Any]):
         self.seconds, self.ask = seconds, ask
@@ -301,16 +301,16 @@ def _wait(
     stop: Callable[[], object],
     stop_now: Callable[[], object],
 ) -> None:
-    """Waits for the copies, which are asked to stop once; a second Ctrl-C stops them at once."""
-    asked = False
+    """Waits for the copies. The first signal stops them gently, a second Ctrl-C at once."""
+    stopping = False
     try:
         while not over():
-            if pulse() and not asked:
+            if pulse() and not stopping:
                 stop()
-                asked = True
+                stopping = True
             time.sleep(_PULSE_SECONDS)
     except BaseException:
-        (stop_now if asked else stop)()
+        (stop_now if stopping else stop)()
         raise
 
 

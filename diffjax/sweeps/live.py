@@ -1,4 +1,4 @@
-"""How a sweep is, read from its files alone, from any machine that sees them."""
+"""The status table of a sweep, read only from its files, on any machine that has access."""
 
 import json
 import shutil
@@ -26,17 +26,17 @@ _REDRAW_SECONDS = 2.0
 
 @dataclass(frozen=True)
 class Row:
-    """How a cell is.
+    """Status of one cell.
 
     Attributes:
-        name: of the cell.
-        state: waiting, running, stopped (begun, and nobody is at it), done or failed.
-        step: the last one in its metrics.
-        num_steps: how many there will be; None if the plan does not say.
-        loss: at that step; None before the first.
-        distance: the Fréchet distance, once evaluated.
-        seconds: of all its attempts, as far as their workers lived to say.
-        error: why it failed.
+        name: name of the cell.
+        state: waiting, running, stopped (begun, but no process works on it), done or failed.
+        step: the last step in its metrics.
+        num_steps: total number of steps; None if the plan does not contain it.
+        loss: loss at that step; None before the first.
+        distance: Fréchet distance; None until it is evaluated.
+        seconds: total seconds of all its attempts that were recorded.
+        error: error message if it failed.
     """
 
     name: str
@@ -50,7 +50,7 @@ class Row:
 
 
 def read_plan(folder: Path) -> dict[str, Any]:
-    """What a sweep wrote of itself when it began.
+    """Reads the `sweep.json` that a sweep writes when it begins.
 
     Raises:
         UserError: no sweep has begun in that folder.
@@ -62,7 +62,7 @@ def read_plan(folder: Path) -> dict[str, Any]:
 
 
 def rows(folder: Path) -> list[Row]:
-    """One row a cell, in the order of the plan."""
+    """The status of each cell, in the order of the plan."""
     return [
         _row(cell["name"], cell.get("num_steps"), folder / (cell.get("folder") or cell["name"]))
         for cell in cells_of(read_plan(folder), folder)
@@ -70,11 +70,11 @@ def rows(folder: Path) -> list[Row]:
 
 
 def table(cells: Sequence[Row], height: int | None = None) -> str:
-    """Aligned columns, and a last line that counts; what runs first where not all lines fit.
+    """Formats the status of cells as aligned columns, with a last line of counts by state.
 
     Args:
-        cells: how they are.
-        height: the number of lines there is room for; all by default.
+        cells: the status of each cell.
+        height: largest number of lines; running cells have priority. None shows all cells.
     """
     room = len(cells) if height is None else max(height - 3, 1)
     shown = sorted(cells, key=lambda row: _ORDER.index(row.state))[:room]
@@ -107,11 +107,11 @@ def table(cells: Sequence[Row], height: int | None = None) -> str:
 
 
 class Live:
-    """Shows a sweep while it runs: a table in place on a terminal, else a line a change.
+    """Shows the progress of a sweep: a table on a terminal, else one line for each change.
 
     Args:
-        folder: of the sweep.
-        stream: where to; standard error by default.
+        folder: the sweep's folder.
+        stream: output stream; standard error by default.
     """
 
     def __init__(self, folder: Path, stream: TextIO | None = None):
@@ -121,26 +121,26 @@ class Live:
         self._next = 0.0
 
     def draw(self, *, now: bool = False) -> None:
-        """Shows what changed, if it is time or has to be `now`."""
+        """Updates the display, at most every two seconds unless `now` is True."""
         if not now and time.monotonic() < self._next:
             return
         cells = rows(self._folder)
         if self._stream.isatty():
             self._redraw(cells)
         else:
-            self._say(cells)
+            self._print_changes(cells)
         self._next = time.monotonic() + _REDRAW_SECONDS
 
     def _redraw(self, cells: Sequence[Row]) -> None:
         width, height = shutil.get_terminal_size()
         lines = [line[: width - 1] for line in table(cells, height - 1).splitlines()]
-        # Up to where the last table began, and away with it.
+        # Moves the cursor to the start of the last table and erases it.
         up = f"\x1b[{self._drawn}F\x1b[J" if self._drawn else ""
         self._stream.write(up + "\n".join(lines) + "\n")
         self._stream.flush()
         self._drawn = len(lines)
 
-    def _say(self, cells: Sequence[Row]) -> None:
+    def _print_changes(self, cells: Sequence[Row]) -> None:
         for row in cells:
             if self._states.get(row.name, "waiting") != row.state:
                 self._stream.write(_line(row) + "\n")
@@ -188,7 +188,7 @@ def _row(name: str, num_steps: int | None, workdir: Path) -> Row:
 
 
 def _last_record(path: Path) -> dict[str, Any]:
-    """The last whole line of a file of metrics, which may be long."""
+    """The last complete record of a metrics file; only the end of the file is read."""
     try:
         with path.open("rb") as file:
             file.seek(0, 2)

@@ -1,4 +1,4 @@
-"""Starting workers until a sweep has nothing left to train."""
+"""Starts workers until all cells of a sweep are done or have failed."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -15,8 +15,8 @@ from diffjax.sweeps.live import Live, rows
 from diffjax.sweeps.worker import Unit, busy
 
 _WAIT_SECONDS = 1.0
-# How often workers may be started and change nothing: one may be killed before it begins.
-_BARREN_ROUNDS = 3
+# Workers are started again this many times without progress: one may be killed before it begins.
+_ROUNDS_WITHOUT_PROGRESS = 3
 
 
 def run_workers(
@@ -29,18 +29,28 @@ def run_workers(
     live: Live,
     should_stop: Callable[[], bool],
 ) -> None:
-    """Has workers started, and again where some died, until every cell is done or has failed.
+    """Starts workers, and replaces those that died, until every cell is done or has failed.
 
-    A cell that somebody else's workers have is waited for.
+    It also waits for cells that workers of other commands are training.
+
+    Args:
+        engine: starts copies of the command; one of `ENGINES`.
+        options: options of the engine.
+        workers: largest number of workers at the same time.
+        command: the words of the command that starts a worker.
+        todo: all units of the sweep.
+        folder: the sweep's folder.
+        live: the display of the progress.
+        should_stop: whether a signal was received.
 
     Raises:
-        UserError: workers ended, again and again, and left everything as it was.
-        Interrupted: it was asked to stop; the workers have saved.
+        UserError: workers ended repeatedly without any progress.
+        Interrupted: a signal was received; the workers have saved.
     """
     output = folder / "workers"
     output.mkdir(exist_ok=True)
     pending = [cell for unit in todo for cell in unit if not finished(cell, folder / cell.name)]
-    # Until its status is written anew, a failure is that of an earlier command.
+    # A failure counts only after the status changed: an old one is that of an earlier command.
     old = {cell.name: read_json(folder / cell.name / STATUS) for cell in pending}
 
     def left() -> list[Unit]:
@@ -55,16 +65,16 @@ def run_workers(
         live.draw()
         return should_stop()
 
-    before, barren = None, 0
+    before, without_progress = None, 0
     while units := left():
         free = [unit for unit in units if not any(busy(folder / cell.name) for cell in unit)]
         if free:
             state = [(row.name, row.state, row.step) for row in rows(folder)]
-            barren = barren + 1 if state == before else 0
-            if barren == _BARREN_ROUNDS:
+            without_progress = without_progress + 1 if state == before else 0
+            if without_progress == _ROUNDS_WITHOUT_PROGRESS:
                 raise UserError(
-                    f"workers end and leave {len(units)} of {len(todo)} cells as they are; what "
-                    f"they said is in {output}"
+                    f"workers ended without progress on {len(units)} of {len(todo)} cells; their "
+                    f"output is in {output}"
                 )
             before = state
             engine(Job(command, min(workers, len(free)), output, options), pulse)
@@ -75,6 +85,6 @@ def run_workers(
             live.draw(now=True)
             done = len(todo) - len(left())
             raise Interrupted(
-                f"stopped with {done} of {len(todo)} cells done; the same command goes on"
+                f"stopped with {done} of {len(todo)} cells done; run the same command to resume"
             )
     live.draw(now=True)

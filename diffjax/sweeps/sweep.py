@@ -1,4 +1,4 @@
-"""A sweep: one config, and the axes along which its cells differ."""
+"""Describes a sweep: one config file and the axes along which its cells differ."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -18,11 +18,11 @@ class Cell:
     """One run of a sweep.
 
     Attributes:
-        name: its values on the axes that have several, as `ddpm-unet`; the folder it runs in.
-        axes: all its values.
-        location: the config file with its arguments, as `--config` takes it.
-        overrides: dotted settings and their texts, as flags take them.
-        arm: the name without the seed; what is compared.
+        name: its values on axes with several values, for example `ddpm-unet`; also its folder.
+        axes: its value on every axis.
+        location: the config file with its arguments, as the value of `--config`.
+        overrides: settings by dotted name, with their values as text.
+        arm: the name without the seed; cells of one arm differ only in their seed.
     """
 
     name: str
@@ -32,7 +32,7 @@ class Cell:
     arm: str
 
     def flags(self) -> list[str]:
-        """The command-line flags of a program that takes `--config`."""
+        """Command-line flags for `experiments.train` or another program with `--config`."""
         return [
             f"--config={self.location}",
             *(f"--{name}={text}" for name, text in self.overrides.items()),
@@ -40,12 +40,12 @@ class Cell:
 
 
 class Cost(NamedTuple):
-    """What training a cell costs.
+    """The training cost of a cell.
 
     Attributes:
-        num_steps: as its config says.
-        batch_size: images a step.
-        flops_per_step: counted; None if they can't be.
+        num_steps: training steps of its config.
+        batch_size: images per step.
+        flops_per_step: FLOPs of a training step; None if they can't be counted.
     """
 
     num_steps: int
@@ -53,26 +53,27 @@ class Cost(NamedTuple):
     flops_per_step: float | None
 
     def of(self, what: str) -> Any:
-        """Of one step: of `images` or `flops`."""
+        """The cost of one step in a unit: `images` or `flops`."""
         return {"images": self.batch_size, "flops": self.flops_per_step}[what]
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """What a sweep's file returns from `get_sweep()`.
+    """A config file and the axes to vary; the result of `get_sweep()` in a sweep's file.
 
     Attributes:
-        config: the config file.
-        axes: values by axis. `config.seed` and other dotted names are settings; what has no dot,
-            as `objective`, is an argument of the config file.
+        config: path of the config file.
+        axes: values by axis. A name that begins with `config.`, such as `config.seed`, is a
+            setting; a name without a dot, such as `objective`, is an argument of the config file.
         overrides: settings that all cells share.
-        question: what the sweep is to answer, for its page.
-        matched: what cells get alike of: `steps` of training, as their configs say; or `images`, or
-            `flops`, counted operations of training, each as many as the first cell.
+        question: the question that the sweep answers, for its report.
+        matched: the budget that is equal in all cells. `steps` keeps the steps of each config;
+            `images` and `flops` set the steps so that each cell trains on as many images, or with
+            as many counted FLOPs, as the first cell.
 
     Raises:
-        UserError: steps are an axis and matched, an axis is of sampling or evaluation, or has no
-            values or one of them twice.
+        UserError: steps are both an axis and matched, an axis belongs to sampling or evaluation,
+            has no values, or has a value twice.
 
     Example:
         >>> sweep = Sweep("configs/digits.py", {"objective": ("flow", "ddpm"), "config.seed": (0,)})
@@ -101,27 +102,28 @@ class Sweep:
                 ("config.sampling.", "config.evaluation.")
             ):
                 raise UserError(
-                    f"{axis} can be no axis, since it needs no new training: list its values in "
+                    f"{axis} can't be an axis, since it needs no new training: list its values in "
                     "config.evaluation (docs/sweeps.md), or set it for all cells"
                 )
         if self.matched != "steps" and STEPS in self.axes:
-            raise UserError(f"a sweep matched in {self.matched} sets {STEPS}: it can be no axis")
+            raise UserError(f"a sweep matched in {self.matched} sets {STEPS}: it can't be an axis")
 
     def cells(self) -> list[Cell]:
-        """All combinations of the axes' values, the last axis changing fastest."""
+        """All combinations of the axes' values; the last axis changes fastest."""
         return [
             self._cell(dict(zip(self.axes, values, strict=True)))
             for values in product(*self.axes.values())
         ]
 
     def matched_cells(self, costs: Mapping[str, Cost]) -> list[Cell]:
-        """The cells with these costs, with as many steps as make them cost what the first does.
+        """The cells, with numbers of steps such that their cost equals that of the first cell.
 
         Args:
-            costs: by the cells' names, the first to be matched first.
+            costs: training costs by cell name; the first is the reference. Other cells are left
+                out.
 
         Raises:
-            UserError: flops are to be matched, and some can't be counted.
+            UserError: `matched` is `flops`, and those of a cell can't be counted.
 
         Example:
             >>> sweep = Sweep("c.py", {"objective": ("a", "b")}, matched="flops")
@@ -135,7 +137,9 @@ class Sweep:
         units = {name: cost.of(self.matched) for name, cost in costs.items()}
         uncounted = [name for name, unit in units.items() if unit is None]
         if uncounted:
-            raise UserError(f"{self.matched} of {uncounted[0]} can't be counted: match in images")
+            raise UserError(
+                f"{self.matched} of {uncounted[0]} can't be counted: use matched='images'"
+            )
         first = next(iter(costs))
         total = costs[first].num_steps * units[first]
         steps = {name: max(1, round(total / unit)) for name, unit in units.items()}

@@ -1,9 +1,9 @@
-"""A worker: takes one unit of a sweep's work after another, until none is free.
+"""A worker of a sweep: it trains one unit (a cell or an ensemble) after another until none is free.
 
-Workers know nothing of each other. A unit is taken by locking a file in the folder of each of its
-cells, and the system drops such a lock when the last process that has it dies, however it dies. So
-any number of workers, of one command or of several, on one machine or on several that share the
-folder, never train a cell twice at once, and what a killed one leaves is free for the next.
+Workers do not communicate. A worker claims a unit by locking a file in the folder of each of its
+cells. The system releases such a lock when the last process that holds it ends for any reason. So
+any number of workers, of one or several commands, on one or several machines that share the folder,
+never train a cell twice at the same time, and the cells of a killed worker are free for the others.
 """
 
 import csv
@@ -31,16 +31,16 @@ from diffjax.sweeps.sweep import Cell
 OUTPUT = "output.txt"
 TAKEN = "worker.lock"
 _POLL_SECONDS = 0.1
-# How long a unit that seems taken may only have been looked at by somebody.
-_GLANCE_SECONDS = 1.0
+# Another worker that only checks a unit holds its lock for less than this time.
+_RECHECK_SECONDS = 1.0
 
 Unit = tuple[Cell, ...]
-# Trains a unit: it is given the locks to hold on to, and whether to stop; returns the exit status.
+# Trains a unit, holding the given locks, until it is done or should stop; returns the exit status.
 Runner = Callable[[Unit, Sequence[int], Callable[[], bool]], int]
 
 
 def units(cells: Sequence[Cell], ensembles: Sequence[Sequence[str]]) -> list[Unit]:
-    """What workers take as one: the cells that train as one program."""
+    """Groups cells into units: the cells that train as one program, which one worker trains."""
     by_name = {cell.name: cell for cell in cells}
     return [tuple(by_name[name] for name in names) for names in ensembles]
 
@@ -54,20 +54,20 @@ def work(
     should_stop: Callable[[], bool] = lambda: False,
     is_finished: Callable[[Cell, Path], bool] = finished,
 ) -> None:
-    """Runs units, in their order, until the others are finished or taken, or it should stop.
+    """Trains units in order until all others are finished or claimed, or it should stop.
 
     Args:
-        todo: all units of the sweep; none is run twice.
-        folder: the sweep's.
+        todo: all units of the sweep; none is trained twice.
+        folder: the sweep's folder.
         run: trains a unit.
-        since: cells that failed in an attempt that began later are left alone.
-        should_stop: asked between units; `run` has to ask by itself.
-        is_finished: whether a cell in its folder needs nothing any more.
+        since: cells that failed in an attempt after this time are not tried again.
+        should_stop: checked between units; `run` has to check it itself.
+        is_finished: whether a cell in its folder is trained and evaluated.
 
     Raises:
         UserError: the folder's file system has no locks.
     """
-    left, glances = list(todo), 0
+    left, idle_rounds = list(todo), 0
     while left and not should_stop():
         for unit in left:
             with taken(unit, folder) as locks:
@@ -82,18 +82,18 @@ def work(
                 if wanted:
                     _attempt(wanted, folder, lambda w=wanted, k=locks: run(w, k, should_stop))
             left.remove(unit)
-            glances = 0
+            idle_rounds = 0
             break
         else:
-            glances += 1
-            if glances > 1:
+            idle_rounds += 1
+            if idle_rounds > 1:
                 return
-            time.sleep(_GLANCE_SECONDS)
+            time.sleep(_RECHECK_SECONDS)
 
 
 @contextmanager
 def taken(unit: Unit, folder: Path) -> Iterator[list[int] | None]:
-    """Holds a unit, as the locks that a child may inherit; None if somebody else has part of it.
+    """Claims a unit; yields locks that a child process may inherit, or None if it is claimed.
 
     Raises:
         UserError: the folder's file system has no locks.
@@ -112,12 +112,12 @@ def taken(unit: Unit, folder: Path) -> Iterator[list[int] | None]:
 
 
 def training(workdir: Path) -> bool:
-    """Whether a process trains in a run's folder, started by a worker or by hand."""
+    """Whether a process is training in a run's folder, started by a worker or by hand."""
     return _is_held(workdir / LOCK)
 
 
 def busy(workdir: Path) -> bool:
-    """Whether a worker has a cell, or a process trains it."""
+    """Whether a worker has claimed a cell, or a process trains it."""
     return _is_held(workdir / TAKEN) or training(workdir)
 
 
@@ -142,8 +142,8 @@ def _locked(path: Path) -> Iterator[int | None]:
     except OSError as error:
         os.close(handle)
         raise UserError(
-            f"{path} can't be locked ({error.strerror}), so that a cell might be trained twice at "
-            "once: choose a --workdir on a file system with locks"
+            f"{path} can't be locked ({error.strerror}), so a cell might be trained twice at the "
+            "same time: choose a --workdir on a file system with locks"
         ) from error
     try:
         yield handle if held else None
@@ -152,7 +152,7 @@ def _locked(path: Path) -> Iterator[int | None]:
 
 
 def _attempt(unit: Unit, folder: Path, run: Callable[[], int]) -> None:
-    """Runs a unit, and writes before and after it how its cells are."""
+    """Runs a unit, and writes the status of its cells before and after."""
     began = datetime.now(UTC)
     before = {cell.name: read_json(folder / cell.name / STATUS) or {} for cell in unit}
     facts = {
@@ -174,7 +174,7 @@ def _attempt(unit: Unit, folder: Path, run: Callable[[], int]) -> None:
     code = run()
     errors = {cell.name: _own_error(folder / cell.name, cell.name) for cell in unit}
     for cell in unit:
-        if code in (130, 143):  # It has saved, and goes on from there: it did not fail.
+        if code in (130, 143):  # It was stopped and has saved; it did not fail.
             write(cell, "running", "")
         elif code == 0 or (code == 2 and any(errors.values()) and not errors[cell.name]):
             write(cell, "done", "")
@@ -188,22 +188,23 @@ def _failed_since(workdir: Path, since: datetime) -> bool:
 
 
 def _own_error(workdir: Path, name: str) -> str:
-    """What `experiments.sweep` reports of a cell, or ""."""
+    """The error that `experiments.sweep` printed for a cell; "" if there is none."""
     start = f"error: {name}: "
-    found = [line for line in _said(workdir) if line.startswith(start)]
+    found = [line for line in _output_lines(workdir) if line.startswith(start)]
     return found[-1].removeprefix(start) if found else ""
 
 
 def _last_words(workdir: Path, code: int) -> str:
-    """The line that says best why a process ended."""
+    """The best one-line explanation of why a process ended: its signal, or its last line."""
     if code < 0:
         name = signal.Signals(-code).name
-        return f"ended by {name}{', perhaps for want of memory' if name == 'SIGKILL' else ''}"
-    lines = _said(workdir)
-    return lines[-1].removeprefix("error: ") if lines else f"exit status {code}, without a word"
+        reason = ", perhaps because memory ran out" if name == "SIGKILL" else ""
+        return f"ended by {name}{reason}"
+    lines = _output_lines(workdir)
+    return lines[-1].removeprefix("error: ") if lines else f"exit status {code}, without output"
 
 
-def _said(workdir: Path) -> list[str]:
+def _output_lines(workdir: Path) -> list[str]:
     try:
         text = (workdir / OUTPUT).read_text(encoding="utf-8", errors="replace")
     except OSError:
@@ -212,7 +213,10 @@ def _said(workdir: Path) -> list[str]:
 
 
 def in_subprocess(sweep_file: str, folder: Path) -> Runner:
-    """Trains a unit by `experiments.sweep --cells=…`, whose words go to each cell's output.txt."""
+    """Returns a runner that trains a unit by `experiments.sweep --cells=…` in a subprocess.
+
+    Its output goes to the `output.txt` of each cell.
+    """
 
     def run(unit: Unit, locks: Sequence[int], should_stop: Callable[[], bool]) -> int:
         command = [sys.executable, "-m", "experiments.sweep", f"--sweep={sweep_file}"]
@@ -224,9 +228,9 @@ def in_subprocess(sweep_file: str, folder: Path) -> Runner:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                # While it lives, its cells are taken, even if this worker is killed.
+                # Its cells stay claimed while it runs, even if this worker is killed.
                 pass_fds=locks,
-                # A terminal's Ctrl-C goes to the sweep alone, which passes it on, once.
+                # Ctrl-C in a terminal reaches only the sweep, which passes it on once.
                 start_new_session=True,
             )
             code = _wait(child, should_stop)
@@ -238,23 +242,23 @@ def in_subprocess(sweep_file: str, folder: Path) -> Runner:
 
 
 def _wait(child: subprocess.Popen, should_stop: Callable[[], bool]) -> int:
-    asked = False
+    terminated = False
     try:
         while child.poll() is None:
-            if should_stop() and not asked:
+            if should_stop() and not terminated:
                 child.terminate()
-                asked = True
+                terminated = True
             time.sleep(_POLL_SECONDS)
     except KeyboardInterrupt:  # the second one: at once
         child.send_signal(signal.SIGINT)
         child.wait()
         raise
-    # A process that is asked before it can answer dies of the question.
-    return 143 if asked and child.returncode == -signal.SIGTERM else child.returncode
+    # SIGTERM kills a process that has not installed its handler yet.
+    return 143 if terminated and child.returncode == -signal.SIGTERM else child.returncode
 
 
 def listed(names: Iterator[str] | Sequence[str]) -> str:
-    """Names as one flag takes them.
+    """Joins names with commas (and quotes) for a list flag.
 
     Example:
         >>> print(listed(["a", "channels=(32, 64)"]))

@@ -157,7 +157,7 @@ def test_what_is_no_option_is_refused(text):
     if text == "partition=gpu,8":  # a value may have a comma
         assert parse_options(text) == {"partition": "gpu,8"}
         return
-    with pytest.raises(UserError, match="is no option; write name=value"):
+    with pytest.raises(UserError, match="is not an option; write name=value"):
         parse_options(text)
 
 
@@ -222,5 +222,5 @@ def test_before_its_time_is_over_a_slurm_job_saves_and_is_queued_anew(tmp_path):
 @pytest.mark.process
 @pytest.mark.skipif(not has_slurm(), reason="no SLURM here")
 def test_what_slurm_refuses_is_one_line(tmp_path):
-    with pytest.raises(UserError, match=r"SLURM does not take the job: .*partition"):
+    with pytest.raises(UserError, match=r"SLURM refused the job: .*partition"):
         engine_of("slurm")(job(tmp_path, 2, 0, partition="nope"), lambda: False)

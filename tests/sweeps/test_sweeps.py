@@ -87,12 +87,12 @@ def test_cells_are_matched_in_what_the_sweep_says(matched, steps):
         ({"matched": "flop"}, "matched='flop': did you mean 'flops'?"),
         (
             {"matched": "flops", "axes": {"config.num_steps": (1, 2)}},
-            "a sweep matched in flops sets config.num_steps: it can be no axis",
+            "a sweep matched in flops sets config.num_steps: it can't be an axis",
         ),
         ({"axes": {"config.seed": ()}}, "the axis config.seed has no values"),
         ({"axes": {"config.seed": (0, 1, 0)}}, "the axis config.seed has 0 twice"),
         *(
-            ({"axes": {axis: (1, 2)}}, f"{axis} can be no axis, since it needs no new training")
+            ({"axes": {axis: (1, 2)}}, f"{axis} can't be an axis, since it needs no new training")
             for axis in (
                 "config.sampling.guidance_scale",
                 "config.evaluation.num_samples",
@@ -108,7 +108,7 @@ def test_a_sweep_that_can_not_be_is_refused(change, message):
 
 def test_what_can_not_be_counted_is_matched_in_images():
     found = Sweep("c.py", {"objective": ("a", "b")}, matched="flops")
-    with pytest.raises(UserError, match=r"flops of b can't be counted: match in images"):
+    with pytest.raises(UserError, match=r"flops of b can't be counted: use matched='images'"):
         found.matched_cells({"a": Cost(9, 8, 2e9), "b": Cost(9, 8, None)})
 
 

@@ -133,8 +133,8 @@ def test_of_a_unit_of_several_cells_only_those_fail_that_did(tmp_path):
     [
         (1, "Traceback\n  File\nValueError: a bug\n\n", "ValueError: a bug"),
         (2, "error: there is no run\n", "there is no run"),
-        (-9, "step 3/4\n", "ended by SIGKILL, perhaps for want of memory"),
-        (3, "", "exit status 3, without a word"),
+        (-9, "step 3/4\n", "ended by SIGKILL, perhaps because memory ran out"),
+        (3, "", "exit status 3, without output"),
     ],
 )
 def test_why_a_cell_failed_is_one_line(code, said, error, tmp_path):
@@ -408,9 +408,9 @@ def test_a_cell_of_another_config_is_not_finished(file, tmp_path):
     [
         (["--workers=0"], "--workers=0"),
         (["--engine=kubernetes"], "<local|slurm|ray>"),
-        (["--slurm=partition=gpu"], "--slurm is for --engine=slurm, and this is local"),
+        (["--slurm=partition=gpu"], "--slurm needs --engine=slurm, not --engine=local"),
         (["--cells=seed=00"], "no sweep has begun in "),
-        (["--worker", "--since=then"], "--since=then is no time"),
+        (["--worker", "--since=then"], "--since=then is not a time"),
         (["--status"], "no sweep has begun in "),
     ],
 )
@@ -500,7 +500,7 @@ def test_sigterm_reaches_the_training_which_saves(file, tmp_path):
         process.send_signal(signal.SIGTERM)
         _, said = process.communicate(timeout=600)
     assert process.returncode == 143
-    assert said.splitlines()[-1] == "stopped with 0 of 2 cells done; the same command goes on"
+    assert said.splitlines()[-1] == "stopped with 0 of 2 cells done; run the same command to resume"
     assert not any(busy(folder / cell["folder"]) for cell in read_plan(folder)["cells"])
     output = (folder / "seed=0" / "output.txt").read_text()
     assert "and saved in" in output
