@@ -1,1 +1,1 @@
-"""How good the samples are: features, distances, recognition, and the report."""
+"""Evaluation of samples: feature extractors, distances, and metrics with their provenance."""

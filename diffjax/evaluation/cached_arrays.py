@@ -1,4 +1,4 @@
-"""Arrays that take long to make and never change: made once, then read from a file."""
+"""A file cache for arrays that are expensive to compute."""
 
 import hashlib
 import io
@@ -20,22 +20,22 @@ _LOG = logging.getLogger("diffjax")
 Arrays = dict[str, np.ndarray]
 
 
-def stored(folder: str | None, facts: Mapping[str, Any], make: Callable[[], Arrays]) -> Arrays:
-    """The arrays that `make` gives: from a file if they were made before, otherwise made and kept.
+def cached(folder: str | None, facts: Mapping[str, Any], make: Callable[[], Arrays]) -> Arrays:
+    """Returns arrays from a cache file if it exists; otherwise computes and stores them.
 
-    The file is named by the hash of the facts. It is written whole or not at all, and holds a hash
-    of its content: a damaged one is made again, with a warning. One that can't be written is a
-    warning too. Nothing in it can run code. Any file may be deleted at any time.
+    The name of the file is the hash of the facts. It is written atomically and contains a hash
+    of its content: a damaged file is computed again, with a warning. A file that can't be written
+    is only a warning. Reading a file can't run code. Any file may be deleted at any time.
 
     Args:
-        folder: where files lie; None keeps nothing.
-        facts: plain JSON values: all that the arrays depend on.
-        make: gives arrays by name, of numbers.
+        folder: folder of the files; None disables the cache.
+        facts: plain JSON values on which the arrays depend.
+        make: computes the numeric arrays by name.
 
     Example:
         >>> with tempfile.TemporaryDirectory() as folder:
-        ...     first = stored(folder, {"of": 3}, lambda: {"x": np.arange(3)})
-        ...     second = stored(folder, {"of": 3}, lambda: {})
+        ...     first = cached(folder, {"of": 3}, lambda: {"x": np.arange(3)})
+        ...     second = cached(folder, {"of": 3}, lambda: {})
         >>> second
         {'x': array([0, 1, 2])}
     """
@@ -52,24 +52,24 @@ def stored(folder: str | None, facts: Mapping[str, Any], make: Callable[[], Arra
 
 
 def _read(path: Path, text: str) -> Arrays | None:
-    """None where there is no file, or one that can't be trusted."""
+    """The arrays of a cache file; None if there is no file, or if it is damaged."""
     try:
         digest, _, content = path.read_bytes().partition(b"\n")
     except FileNotFoundError:
         return None
     except OSError as error:
-        _LOG.warning("can't read %s (%s); making it again", path, error.strerror)
+        _LOG.warning("can't read %s (%s); computing it again", path, error.strerror)
         return None
     facts, _, arrays = content.partition(b"\n")
     if hashlib.sha256(content).hexdigest().encode() != digest or facts != text.encode():
-        _LOG.warning("%s is damaged; making it again", path)
+        _LOG.warning("%s is damaged; computing it again", path)
         return None
     return read_npz(arrays, str(path))
 
 
 def _write(path: Path, text: str, arrays: Arrays) -> None:
     if any(array.dtype.hasobject for array in arrays.values()):
-        raise TypeError("arrays of objects are not stored: reading them could run code")
+        raise TypeError("arrays of objects are not cached: reading them could run code")
     file = io.BytesIO()
     np.savez(file, **arrays)  # pyright: ignore[reportArgumentType]
     content = text.encode() + b"\n" + file.getvalue()
@@ -82,6 +82,6 @@ def _write(path: Path, text: str, arrays: Arrays) -> None:
             target.write(digest + b"\n" + content)
         os.replace(scratch, path)
     except OSError as error:
-        _LOG.warning("can't keep %s (%s); it will be made again", path, error.strerror)
+        _LOG.warning("can't write %s (%s); it will be computed again", path, error.strerror)
         if scratch is not None:
             Path(scratch).unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""Two more tests for copies of training images: cell by cell, and image by image."""
+"""Two tests for copies of training images: data-copying (C_T) and authenticity."""
 
 import math
 from collections.abc import Sequence
@@ -18,13 +18,14 @@ _BLOCK_SIZE = 500
 
 
 class DataCopying(NamedTuple):
-    """The statistic C_T, and the share of test images that lie in cells it is made of.
+    """The statistic C_T, and the share of test images in the cells that it uses.
 
     Attributes:
         value: in standard deviations of the null hypothesis: about 0 for samples as far from the
-            training set as test images are; below -3, copies; above 3, too far from it. None where
+            training set as test images are; below -3, copies; above 3, too far from it. None if
             no cell has enough samples and test images.
-        tested_share: in [0, 1]; cells with too few samples or test images are left out.
+        tested_share: share of test images in the cells that are used, in [0, 1]; cells with too few
+            samples or test images are left out.
     """
 
     value: float | None
@@ -39,23 +40,24 @@ def data_copying(
     num_cells: int = 5,
     seed: int = 0,
 ) -> DataCopying:
-    """The test of Meehan, Chaudhuri & Dasgupta 2020 (arXiv:2004.05675), for copies in some cells.
+    """The data-copying test of Meehan, Chaudhuri & Dasgupta 2020 (arXiv:2004.05675).
 
         C_T = Σ_π P(π)·Z(π) / Σ_π P(π),    Z = (U - nm/2) / √(nm(n + m + 1)/12)
 
-    Cells π are those of k-means on the training set. In each, U counts the pairs of one of its m
-    samples and one of its n test images of which the sample is farther from the cell's training
-    images (ties half), and P is the cell's share of the test images. Cells with fewer than 20
-    samples, as in the paper, or without test images are left out. Samples that copy in one cell
-    and are too far off in another cancel in one global test; here they cancel in the mean alone.
+    Cells π are the clusters of k-means on the training set. A cell has m samples, n test images,
+    and the share P of all test images. U counts its pairs of a sample and a test image in which
+    the sample is farther from the cell's training images (ties count half). Cells with fewer than
+    20 samples, as in the paper, or without test images are left out. In one global test, samples
+    that are copies in one cell and too far away in another would cancel; here Z is computed for
+    each cell first, and cancels only in the mean.
 
     Args:
         samples: `[M, ...]`, pixels or features.
-        train: `[N, ...]`; k-means sees at most 5000 of them (`clustered_rows`), evenly spaced. Of
-            `Images`, those and a batch are in memory at a time.
-        test: `[L, ...]`, held out; of none there is no value.
-        num_cells: of the k-means.
-        seed: of its start.
+        train: `[N, ...]`; k-means uses at most 5000 of them (`clustered_rows`), evenly spaced. With
+            `Images`, only those and one batch are in memory.
+        test: `[L, ...]`, held-out images; without any, the value is None.
+        num_cells: number of clusters of k-means; 5 is typical.
+        seed: seed of the initial centres.
 
     Raises:
         UserError: shapes that do not fit, or numbers that are not finite.
@@ -65,7 +67,7 @@ def data_copying(
         >>> data_copying(train + 0.01, train, test).value < -3
         True
     """
-    from scipy.cluster.vq import kmeans2  # half a second, for which no training should wait
+    from scipy.cluster.vq import kmeans2  # This import takes half a second; trainings skip it.
 
     if num_cells < 1:
         raise UserError(f"data_copying(num_cells={num_cells}): at least 1 is needed")
@@ -89,7 +91,7 @@ def data_copying(
     scores, num_tested = [], []
     for cell in cells:
         distances = to_samples[ours == cell], to_test[fresh == cell]
-        if np.isfinite(distances[0][0]):  # Of a cell without training images there are none.
+        if np.isfinite(distances[0][0]):  # A cell without training images has no distances.
             scores.append(_mann_whitney_z(*distances))
             num_tested.append(len(distances[1]))
     if not scores:
@@ -99,7 +101,7 @@ def data_copying(
 
 
 def clustered_rows(shape: tuple[int, ...]) -> np.ndarray:
-    """Which images of a set of this shape k-means sees: at most 5000, and at most 1 GiB of float64.
+    """Rows of the images that k-means uses: evenly spaced, at most 5000 and 1 GiB of float64.
 
     Example:
         >>> len(clustered_rows((60_000, 32, 32, 3))), len(clustered_rows((60_000, 256, 256, 3)))
@@ -115,8 +117,10 @@ def _within_cells(
     centres: np.ndarray,
     train: Images,
 ) -> list[np.ndarray]:
-    """Of each set (images, their cells) the squared distances to the nearest training image of the
-    same cell, in these cells; infinite in others, and in a cell without training images.
+    """Squared distances to the nearest training image of the same cell, for each set of images.
+
+    A set is (images, their cells). Distances are infinite in cells that are not listed, and in
+    cells without training images.
     """
     best = [np.full(len(images), np.inf) for images, _ in sets]
     for batch in train.batches().batches:
@@ -131,16 +135,17 @@ def _within_cells(
 
 
 def inauthentic(indices: np.ndarray, distances: np.ndarray, train: np.ndarray | Images) -> float:
-    """Share of samples nearer to a training image than that image's nearest other one is.
+    """Share of samples that are closer to a training image than any other training image is.
 
         mean_j 1[|y_j - x_i| < min_{l≠i} |x_i - x_l|],    x_i the training image nearest to y_j
 
-    It is 1 - authenticity of Alaa et al. 2022 (arXiv:2102.08921). An exact copy always counts. The
-    share of *fresh* real images is not 0: it is the chance that of two neighbours each is the
-    other's nearest, 2/3 on a line and falling to 1/2 with the dimension, for evenly spread data.
+    This is 1 - authenticity of Alaa et al. 2022 (arXiv:2102.08921). An exact copy always counts.
+    The share for *fresh* real images is not 0: it is the probability that two neighbours are each
+    other's nearest. For evenly spread data this is 2/3 on a line and falls to 1/2 with increasing
+    dimension.
 
     Args:
-        indices: `[M, k]`, from `nearest(samples, train, k=k)`; the first column counts.
+        indices: `[M, k]`, from `nearest(samples, train, k=k)`; only the first column is used.
         distances: `[M, k]`, likewise.
         train: `[N, ...]`, at least 2.
 
@@ -154,7 +159,7 @@ def inauthentic(indices: np.ndarray, distances: np.ndarray, train: np.ndarray | 
     """
     train = Images.of(train)
     copied, of_sample = np.unique(indices[:, 0], return_inverse=True)
-    # The nearest of a training image is itself, or a copy of it, at distance 0.
+    # The nearest image of a training image is itself, or a copy of it, at distance 0.
     apart = nearest(train.take(copied), train, k=2)[1][:, 1]
     closer = (distances[:, 0] < apart[of_sample]) | (distances[:, 0] == 0.0)
     return float(closer.mean())
@@ -168,8 +173,10 @@ def _flat(images: np.ndarray) -> np.ndarray:
 
 
 def _nearest(images: np.ndarray, others: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Index and squared distance of the nearest other; unlike `nearest`, nothing is compiled,
-    which for many small sets of unlike sizes would take most of the time.
+    """Index and squared distance of the nearest of the others, computed without JAX.
+
+    `nearest` would compile for each of many small sets of different sizes, which would take most
+    of the time.
     """
     blocks = squared_distances(images, others, _BLOCK_SIZE)
     found = [(block.argmin(1), block.min(1)) for _, block in blocks]
@@ -177,8 +184,8 @@ def _nearest(images: np.ndarray, others: np.ndarray) -> tuple[np.ndarray, np.nda
 
 
 def _mann_whitney_z(ours: np.ndarray, fresh: np.ndarray) -> float:
-    """Distances of samples against those of test images; negative where samples are nearer."""
-    # Here, because it takes a second that training does not wait for.
+    """Mann-Whitney Z of two sets of distances; negative if samples are nearer than test images."""
+    # Imported here because it takes a second, which trainings should not wait for.
     from scipy.stats import rankdata
 
     m, n = len(ours), len(fresh)

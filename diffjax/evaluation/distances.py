@@ -9,7 +9,7 @@ from jaxtyping import Float, Float64
 from diffjax.errors import UserError
 
 FEWEST_IMAGES = 3
-"""Of which the kernel distance has a standard error."""
+"""Smallest number of images for which the kernel distance has a standard error."""
 
 
 class Statistics(NamedTuple):
@@ -43,9 +43,9 @@ def frechet_distance(
 
         d² = |m1 - m2|² + tr C1 + tr C2 - 2 tr (C1^½ C2 C1^½)^½
 
-    On Inception features this is what the field calls FID (Heusel et al. 2017, arXiv:1706.08500).
+    On Inception features this is FID (Heusel et al. 2017, arXiv:1706.08500).
     The last trace is the sum of the roots of the eigenvalues of a symmetric matrix, so singular
-    covariances (fewer images than features) are no special case.
+    covariances (fewer images than features) need no special treatment.
 
     Args:
         mean_1: `[F]`.
@@ -79,8 +79,9 @@ def frechet_distance_from_root(
     mean_2: Float[np.ndarray, " features"],
     cov_2: Float[np.ndarray, " features features"],
 ) -> float:
-    """`frechet_distance`, unchecked, to be called with one `root_1 = symmetric_root(cov_1)` for
-    many second Gaussians: the root is most of the work.
+    """`frechet_distance` without checks, with `root_1 = symmetric_root(cov_1)` as an argument.
+
+    Computing the root is most of the work, so it can be shared by many second Gaussians.
     """
     eigenvalues = np.linalg.eigvalsh(root_1 @ cov_2 @ root_1)
     cross = np.sqrt(np.maximum(eigenvalues, 0.0)).sum()
@@ -89,7 +90,7 @@ def frechet_distance_from_root(
 
 
 class KernelDistance(NamedTuple):
-    """An estimate, its standard error, and how many vectors of each set it used."""
+    """An estimate of the kernel distance, its standard error, and the vectors used of each set."""
 
     value: float
     standard_error: float
@@ -106,19 +107,20 @@ def kernel_distance(
         MMD² = mean_{i≠j} k(x_i, x_j) + mean_{i≠j} k(y_i, y_j) - 2 mean_{ij} k(x_i, y_j)
 
     On Inception features this is the kernel inception distance, KID (Bińkowski et al. 2018,
-    arXiv:1801.01401). There, the mean over random subsets of 1000 is reported; here all pairs are
-    used at once, which estimates the same number with less variance. Its expectation does not
-    depend on the number of images, and is 0 for two samples of one distribution: small negative
-    values are to be expected.
+    arXiv:1801.01401). The paper reports the mean over random subsets of 1000; here all pairs are
+    used together, which estimates the same number with less variance. Its expectation does not
+    depend on the number of images, and is 0 for two samples of one distribution, so small negative
+    values are normal.
 
-    The standard error is the two-sample jackknife's (Arvesen 1969, Ann. Math. Stat. 40). It covers
-    the choice of images of both sets, and errs on the large side near 0.
+    The standard error is that of the two-sample jackknife (Arvesen 1969, Ann. Math. Stat. 40). It
+    includes the choice of images of both sets, and is conservative (too large) near 0.
 
     Args:
         features_1: `[N1, F]`.
         features_2: `[N2, F]`.
-        seed: of the random subset, where a set has more than `max_images`.
-        max_images: of each set; the cost grows with its square (5000 x 128 takes about 2 s).
+        seed: seed of the random subset, if a set has more than `max_images`.
+        max_images: largest number of images used of each set; the cost grows with its square (5000
+            x 128 takes about 2 s).
 
     Raises:
         UserError: fewer than 3 vectors in a set, other widths, or vectors that are not finite.
@@ -160,23 +162,23 @@ def gaussian_kernel_distance(
     scale: float = 1000.0,
     block_size: int = 1000,
 ) -> float:
-    """Squared maximum mean discrepancy under a Gaussian kernel, all pairs counted, times a scale.
+    """Squared maximum mean discrepancy under a Gaussian kernel over all pairs, times a scale.
 
         k(x, y) = exp(-|x - y|² / 2σ²)
         MMD² = mean_{ij} k(x_i, x_j) + mean_{ij} k(y_i, y_j) - 2 mean_{ij} k(x_i, y_j)
 
     On CLIP embeddings of length 1 these defaults are CMMD (Jayasumana et al. 2024,
-    arXiv:2401.09603; `diffjax.evaluation.extractors.clip`); on others the number is no CMMD.
-    A vector counts as its own pair, as in their code, so it is at least 0 and biased upwards: by
-    `scale · (1 - E k)(1/N1 + 1/N2)` for equal distributions. A σ far from the typical distance of
-    two vectors sees little.
+    arXiv:2401.09603; `diffjax.evaluation.extractors.clip`); on other features the result is not
+    CMMD. Each vector also forms a pair with itself, as in their code, so the result is at least 0
+    and biased upwards: by `scale · (1 - E k)(1/N1 + 1/N2)` for equal distributions. If σ is far
+    from the typical distance of two vectors, the distance is not sensitive.
 
     Args:
         features_1: `[N1, F]`.
         features_2: `[N2, F]`.
-        sigma: width of the kernel, in units of the features.
-        scale: factor of the result.
-        block_size: vectors taken at once; `block_size * max(N1, N2)` kernel values are held.
+        sigma: width of the kernel, in units of the features; 10 in CMMD.
+        scale: factor of the result; 1000 in CMMD.
+        block_size: vectors per block; `block_size * max(N1, N2)` kernel values are in memory.
 
     Raises:
         UserError: sigma not positive, other widths, or vectors that are not finite.
@@ -202,15 +204,15 @@ def gaussian_kernel_distance(
 def squared_distances(
     x: Float64[np.ndarray, " n features"], y: Float64[np.ndarray, " m features"], block_size: int
 ) -> Iterator[tuple[slice, np.ndarray]]:
-    """Blocks of rows of the squared distances of `x` `[N, F]` to `y` `[M, F]`, each `[b, M]`.
+    """Yields the squared distances of `x` `[N, F]` to `y` `[M, F]` in blocks of rows, `[b, M]`.
 
     Args:
         x: float64.
         y: float64.
-        block_size: rows a block, b; the last may have fewer.
+        block_size: rows b of a block; the last may have fewer.
 
     Yields:
-        Which rows of `x` they are of, and the distances.
+        The rows of `x` of a block as a slice, and their distances.
     """
     squares_y = np.einsum("ij,ij->i", y, y)
     for start in range(0, len(x), block_size):
@@ -246,10 +248,10 @@ def _subset(features: np.ndarray, most: int, rng: np.random.Generator) -> np.nda
 
 
 def checked(features: np.ndarray, at_least: int) -> Float64[np.ndarray, " n features"]:
-    """Features `[N, F]` as float64.
+    """Checks features and converts them to float64 `[N, F]`.
 
     Raises:
-        UserError: another shape, N < `at_least`, or vectors that are not finite.
+        UserError: the shape is not `[N, F]`, N < `at_least`, or some vectors are not finite.
     """
     features = np.asarray(features, np.float64)
     if features.ndim != 2:

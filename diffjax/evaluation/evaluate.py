@@ -1,4 +1,4 @@
-"""One model, several recipes: quality against the number of network evaluations."""
+"""Evaluates one model with several sampling recipes: quality against network evaluations (NFE)."""
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,7 +15,15 @@ from diffjax.sampling.sample import Recipe
 
 @dataclass(frozen=True)
 class NamedRecipe:
-    """A recipe and what tables call its parts, whose weights walk it, and from which noise."""
+    """A sampling recipe with the names of its parts for tables.
+
+    Attributes:
+        solver: name of the solver.
+        grid: name of the time grid.
+        recipe: the recipe.
+        weights: name of the weights to sample with, `live` or an average.
+        seed: seed of the noise.
+    """
 
     solver: str
     grid: str
@@ -34,8 +42,8 @@ class Evaluation:
 
     Attributes:
         summary: plain data for `evaluation.json`: the main recipe's numbers with provenance, and
-            one row a recipe under `by_nfe`.
-        samples: the first of the main recipe, `[B, H, W, C]`.
+            one row for each recipe under `by_nfe`.
+        samples: the first samples of the main recipe, `[B, H, W, C]`.
     """
 
     summary: dict[str, Any]
@@ -52,19 +60,20 @@ def evaluate(
     others: Sequence[NamedRecipe] = (),
     report: Callable[[Mapping[str, Any]], None] = lambda row: None,
 ) -> Evaluation:
-    """Measures the main recipe in full, and each of the others in short.
+    """Computes all metrics for the main recipe, and accuracy and two distances for the others.
 
-    All recipes have the same labels, and those of one seed start from the same noise.
+    All recipes have the same labels, and those with one seed start from the same noise.
 
     Args:
-        draw: samples, and what they cost.
-        main: the recipe that the run is judged by.
-        references: the real data and the features. The numbers of the first are those of the
-            evaluation; the others', of the main recipe alone, are under `extractors`, by name.
+        draw: draws samples of a recipe, and returns them with the evaluations per sample.
+        main: the run's own recipe.
+        references: the real data with extractors. The metrics of the first are those of the
+            evaluation; those of the others are for the main recipe only, under `extractors`, by
+            name.
         labels: `[n]`, one for each sample.
-        conditional: whether they mean anything; if not, no accuracy is measured.
-        others: those equal to the main one, or to one before them, are passed over.
-        report: called with each row as it is done.
+        conditional: whether the model is conditioned on labels; if not, there is no accuracy.
+        others: further recipes; repeated ones are skipped.
+        report: called with each finished row.
     """
     began = time.perf_counter()
     samples, row, found = _measure(draw, main, references, labels, conditional, True)
@@ -113,14 +122,14 @@ def _measure(
     conditional: bool,
     in_depth: bool,
 ) -> tuple[np.ndarray, dict[str, Any], list[dict[str, Any]]]:
-    """The first samples, their row in the table, and all that each extractor says of all."""
+    """Draws samples; returns the first of them, the table row, and the metrics by extractor."""
     began = time.perf_counter()
     drawn, nfe = draw(named, labels)
     seconds = [time.perf_counter() - began]
     batches = drawn if isinstance(drawn, Batches) else Batches.of(drawn)
     first, samples = Batches(batches.num_images, _timed(batches, seconds)).peek()
-    asked = labels if conditional else None
-    found = metrics.compare_each(samples, asked, references, in_depth=in_depth)
+    condition = labels if conditional else None
+    found = metrics.compare_each(samples, condition, references, in_depth=in_depth)
     full = found[0]
     row = {
         **_how(named),
@@ -134,7 +143,7 @@ def _measure(
 
 
 def _timed(images: Batches, seconds: list[float]) -> Iterator[np.ndarray]:
-    """The batches; how long each took to come is noted down."""
+    """Yields the batches, and appends to `seconds` how long each took."""
     batches = iter(images.batches)
     while True:
         began = time.perf_counter()

@@ -1,4 +1,4 @@
-"""The Fréchet distance that infinitely many samples would have."""
+"""Extrapolates the Fréchet distance to infinitely many samples."""
 
 from typing import NamedTuple
 
@@ -14,18 +14,18 @@ from diffjax.evaluation.distances import (
 )
 
 SPLITS = (1, 2, 4)
-"""Into how many equal parts the samples are divided, one point of the fit each."""
+"""Numbers of equal parts into which the samples are divided; each is one point of the fit."""
 _NUM_GROUPS = 10
 
 
 class ExtrapolatedDistance(NamedTuple):
-    """The intercept of a line through distances over 1/n.
+    """The intercept of a line fitted to Fréchet distances as a function of 1/n.
 
     Attributes:
-        value: the distance at 1/n = 0; it may lie below 0 where that distance is near 0.
-        standard_error: of the value, by a jackknife over ten groups of samples.
-        sizes: samples a part, for each point of the line.
-        distances: the mean Fréchet distance of the parts of each size.
+        value: the distance at 1/n = 0; it can be negative if the true distance is near 0.
+        standard_error: standard error of the value, from a jackknife over ten groups of samples.
+        sizes: samples per part, for each point of the line.
+        distances: mean Fréchet distance of the parts of each size.
     """
 
     value: float
@@ -35,31 +35,33 @@ class ExtrapolatedDistance(NamedTuple):
 
 
 def fewest_samples(num_features: int) -> int:
-    """How many samples `extrapolated_distance` needs: its smallest part has three times as many
-    samples as features, for with fewer the distance is too far from a line in 1/n.
+    """Smallest number of samples for `extrapolated_distance`.
+
+    Its smallest part must have three times as many samples as features; with fewer, the distance
+    is not linear enough in 1/n.
     """
-    # One more group, for the jackknife leaves one out.
+    # One group more, because the jackknife leaves one out.
     return -(-3 * num_features * max(SPLITS) * _NUM_GROUPS // (_NUM_GROUPS - 1)) + max(SPLITS)
 
 
 def extrapolated_distance(
     features: np.ndarray, reference: Statistics, *, seed: int = 0
 ) -> ExtrapolatedDistance:
-    """Fréchet distance at infinitely many samples, by a straight line (Chong & Forsyth 2020).
+    """Fréchet distance at infinitely many samples, by a linear fit in 1/n (Chong & Forsyth 2020).
 
         E[d²_n] = d²_∞ + c/n + O(1/n²),    n = N, N/2, N/4
 
-    The bias of the distance at n samples falls as 1/n, with a c that hangs on the model, so that
-    models at equal n may be ranked wrongly; the intercept has none to that order
-    (arXiv:1911.07023). They draw 15 overlapping subsets; here all samples are split at random into
-    equal parts, and the parts of a size averaged: each size sees each sample once, so that what is
-    common to all of them does not tilt the line. The reference keeps what bias its own number of
-    images gives.
+    The bias of the distance at n samples falls as 1/n, and c depends on the model, so models can
+    be ranked wrongly even at equal n. The intercept has no bias of order 1/n (arXiv:1911.07023).
+    The paper draws 15 overlapping subsets. Here all samples are split at random into equal parts,
+    and the distances of parts of one size are averaged: each size uses each sample once, so errors
+    that all sizes share do not change the slope. The bias from the finite number of reference
+    images remains.
 
     Args:
         features: `[N, F]` of the samples; N at least `fewest_samples(F)`, about 13 F.
-        reference: of the real images.
-        seed: of the order in which the samples are split.
+        reference: mean and covariance of the features of real images.
+        seed: seed of the random split.
 
     Raises:
         UserError: too few samples, another width than the reference's, or not finite.
@@ -78,13 +80,13 @@ def extrapolated_distance(
     needed = fewest_samples(features.shape[1])
     if len(features) < needed:
         raise UserError(
-            f"extrapolating the distance of {features.shape[1]} features takes at least {needed} "
+            f"extrapolating the distance of {features.shape[1]} features needs at least {needed} "
             f"samples, not {len(features)}"
         )
     features = features[np.random.default_rng(seed).permutation(len(features))]
     root = symmetric_root(reference.cov)
     distances = _distances(features, reference, root)
-    # Every tenth sample, so that each part of each size loses its share.
+    # Every tenth sample, so that each part loses the same share.
     group = np.arange(len(features)) % _NUM_GROUPS
     without = [
         _intercept(_distances(rest, reference, root), len(rest))
@@ -99,7 +101,7 @@ def extrapolated_distance(
 
 
 def _distances(features: np.ndarray, real: Statistics, root: np.ndarray) -> list[float]:
-    """The mean distance of the parts, for each number of parts."""
+    """Mean Fréchet distance of the parts, for each number of parts in `SPLITS`."""
     means = []
     for num_parts in SPLITS:
         parts = [statistics(part) for part in np.array_split(features, num_parts)]

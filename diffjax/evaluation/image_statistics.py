@@ -1,4 +1,4 @@
-"""What the numbers need of a set of images, gathered batch by batch."""
+"""Collects the statistics that metrics need (moments, features, …) from batches of images."""
 
 import math
 from collections.abc import Callable, Iterable, Sequence
@@ -25,10 +25,10 @@ _BATCH_SIZE_IMAGES = 1024
 
 @dataclass(frozen=True)
 class Batches:
-    """Images that come batch by batch, once.
+    """A set of images as an iterator of batches, which can be read once.
 
     Attributes:
-        num_images: how many there are in all.
+        num_images: total number of images.
         batches: `[B, H, W, C]` float each, in order; B may change.
     """
 
@@ -37,7 +37,7 @@ class Batches:
 
     @classmethod
     def of(cls, images: np.ndarray) -> "Batches":
-        """Parts of an array.
+        """Splits an array into batches.
 
         Example:
             >>> [len(batch) for batch in Batches.of(np.zeros((1500, 8, 8, 1))).batches]
@@ -47,10 +47,10 @@ class Batches:
         return cls(len(images), (images[i : i + _BATCH_SIZE_IMAGES] for i in starts))
 
     def peek(self) -> tuple[np.ndarray, "Batches"]:
-        """The first batch, and all of them.
+        """Returns the first batch, and new `Batches` that still contain it.
 
         Raises:
-            UserError: there is none.
+            UserError: there are no batches.
         """
         rest = iter(self.batches)
         first = next(rest, None)
@@ -61,11 +61,11 @@ class Batches:
 
 @dataclass(frozen=True)
 class Images:
-    """Images that are read where they lie when they are wanted, so that never all are in memory.
+    """Images that are read on demand, so that they are never all in memory.
 
     Attributes:
         shape: `(N, H, W, C)`, or of vectors `(N, F)`.
-        take: rows `[n]` -> those images `[n, H, W, C]` float.
+        take: reads the images of given rows: `[n]` -> `[n, H, W, C]` float.
     """
 
     shape: tuple[int, ...]
@@ -73,7 +73,7 @@ class Images:
 
     @classmethod
     def of(cls, images: "np.ndarray | Images") -> "Images":
-        """Those of an array; what are `Images` already stay as they are.
+        """Wraps an array; `Images` are returned unchanged.
 
         Example:
             >>> images = Images.of(np.zeros((1500, 8, 8, 1)))
@@ -86,7 +86,7 @@ class Images:
 
     @classmethod
     def in_source(cls, source: Source, image_shape: tuple[int, ...], most: int) -> "Images":
-        """Those of a source of images; of a larger one `most`, evenly spaced."""
+        """The images of a source; at most `most` of them, evenly spaced."""
         num = min(len(source), most)
         places = np.arange(num) * len(source) // max(num, 1)
 
@@ -101,7 +101,7 @@ class Images:
         return self.shape[0]
 
     def batches(self) -> Batches:
-        """All of them, in order, read anew at each call."""
+        """All images in order, in batches; each call reads them again."""
         size = read_at_once(self.shape[1:])
         starts = range(0, len(self), size)
         return Batches(
@@ -110,7 +110,7 @@ class Images:
 
 
 def read_at_once(image_shape: tuple[int, ...]) -> int:
-    """Images a batch: 1024, or fewer, in 256s, where those would take more than 256 MB of float32.
+    """Batch size for reading: 1024, or a smaller multiple of 256 with at most 256 MB of float32.
 
     Example:
         >>> read_at_once((32, 32, 3)), read_at_once((256, 256, 3))
@@ -121,17 +121,17 @@ def read_at_once(image_shape: tuple[int, ...]) -> int:
 
 
 @dataclass(frozen=True)
-class Seen:
-    """What is left of a set of images; its size does not depend on how many there were, but for
-    `predicted`.
+class CollectedStatistics:
+    """Statistics of a set of images; except for `predicted`, their size does not depend on N.
 
     Attributes:
-        num_images: N.
-        statistics: mean and covariance of the features of all.
-        features: `[min(N, most_features), F]` float32, of those that `thinned_rows` chooses.
-        images: `[min(N, most_images), H, W, C]`, likewise.
-        predicted: `[N]`, the class of the largest logit; None without logits.
-        score: the Inception score of all; None without logits, or with fewer images than splits.
+        num_images: number of images, N.
+        statistics: mean and covariance of the features of all images.
+        features: `[min(N, most_features), F]` float32, of the rows that `thinned_rows` draws.
+        images: `[min(N, most_images), H, W, C]`, of rows drawn in the same way.
+        predicted: `[N]`, the class with the largest logit; None without logits.
+        score: Inception score of all images; None without logits, or if there are fewer images
+            than splits.
     """
 
     num_images: int
@@ -142,12 +142,12 @@ class Seen:
     score: InceptionScore | None
 
 
-def see(images: Batches, extractor: Extractor, **how: Any) -> Seen:
-    """Looks at each batch once and lets it go; `how` is as in `see_each`."""
-    return see_each(images, [extractor], **how)[0]
+def collect(images: Batches, extractor: Extractor, **how: Any) -> CollectedStatistics:
+    """Computes the statistics of images for one extractor; `how` is as in `collect_each`."""
+    return collect_each(images, [extractor], **how)[0]
 
 
-def see_each(
+def collect_each(
     images: Batches,
     extractors: Sequence[Extractor],
     *,
@@ -157,38 +157,40 @@ def see_each(
     num_splits: int = 10,
     sharding: jax.sharding.Sharding | None = None,
     shared: bool = False,
-) -> list[Seen]:
-    """Shows each batch to all extractors, once, and lets it go.
+) -> list[CollectedStatistics]:
+    """Computes the statistics of a set of images for several extractors, reading each batch once.
 
     Args:
-        images: in [-1, 1]; they are used up.
-        extractors: images to features.
-        seed: of the random choice of what is kept, and of the splits of the Inception score.
-        most_features: of how many images features are kept.
-        most_images: how many images are kept.
-        num_splits: of the Inception score.
-        sharding: of a batch, so that each device looks at its rows.
-        shared: all processes of a run see the same images now, and each looks at its part of them.
+        images: images in [-1, 1]; the iterator is consumed.
+        extractors: maps from images to features.
+        seed: seed of the random choice of kept rows and of the splits of the Inception score.
+        most_features: largest number of images whose features are kept.
+        most_images: largest number of images that are kept.
+        num_splits: number of splits of the Inception score; 10 is standard.
+        sharding: sharding of a batch, so that each device processes its rows.
+        shared: whether all processes of a run have the same images; each then processes a part.
 
     Raises:
-        UserError: fewer images than 2, or another number than announced; images that an extractor
-            does not take.
+        UserError: fewer than 2 images, a number other than announced, or images that an extractor
+            does not accept.
     """
     n, num_seen, kept = images.num_images, 0, []
-    looks = [_Look(extractor, n, seed, most_features, num_splits) for extractor in extractors]
+    collectors = [
+        _Collector(extractor, n, seed, most_features, num_splits) for extractor in extractors
+    ]
     rows = thinned_rows(n, most_images, seed)
     for batch in images.batches:
-        for look in looks:
-            look.add(batch, num_seen, sharding, shared)
+        for collector in collectors:
+            collector.add(batch, num_seen, sharding, shared)
         kept.append(batch[_within(rows, num_seen, len(batch))])
         num_seen += len(batch)
     if not kept or num_seen != n:
         raise UserError(f"{n} images were announced and {num_seen} came")
-    return [look.seen(np.concatenate(kept)) for look in looks]
+    return [collector.collected(np.concatenate(kept)) for collector in collectors]
 
 
-class _Look:
-    """What one extractor has made of the batches so far."""
+class _Collector:
+    """Accumulates the statistics of the batches so far for one extractor."""
 
     def __init__(
         self, extractor: Extractor, n: int, seed: int, most_features: int, num_splits: int
@@ -217,9 +219,9 @@ class _Look:
             none = partial(ScoreSums.none, self.n, logits.shape[1], self.num_splits, self.seed)
             self.score = (self.score or none()).add(start, logits)
 
-    def seen(self, images: np.ndarray) -> Seen:
+    def collected(self, images: np.ndarray) -> CollectedStatistics:
         assert self.moments is not None
-        return Seen(
+        return CollectedStatistics(
             num_images=self.n,
             statistics=self.moments.statistics(),
             features=np.concatenate(self.features),
@@ -232,10 +234,10 @@ class _Look:
 def _in_parts(
     extractor: Extractor, batch: np.ndarray, sharding: jax.sharding.Sharding | None
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    """Features and logits of a batch that all processes have, each of which looks at some rows.
+    """Features and logits of a batch that all processes have; each process computes some rows.
 
-    Features are gathered rather than moments, which would lose half their digits on the way: JAX
-    carries float32. So each process adds up the same numbers in float64 as one alone would.
+    Features are gathered, not moments: JAX would send moments as float32 and lose half their
+    digits. So each process sums the same numbers in float64 as a single process.
     """
     size = -(-len(batch) // jax.process_count())
     rows = size * jax.process_index() + np.arange(size)
@@ -247,7 +249,7 @@ def _in_parts(
 
 
 def thinned_rows(num: int, most: int, seed: int) -> np.ndarray:
-    """Which of `num` images are kept if at most `most` are: ascending, without replacement.
+    """Draws at most `most` of `num` rows without replacement, in ascending order.
 
     Example:
         >>> thinned_rows(3, 5, seed=0), len(thinned_rows(100, 5, seed=0))
@@ -259,6 +261,6 @@ def thinned_rows(num: int, most: int, seed: int) -> np.ndarray:
 
 
 def _within(rows: np.ndarray, start: int, size: int) -> np.ndarray:
-    """Those of the ascending rows that lie in a batch, counted from its start."""
+    """The rows (ascending) that belong to a batch, as positions in that batch."""
     first, last = np.searchsorted(rows, [start, start + size])
     return rows[first:last] - start

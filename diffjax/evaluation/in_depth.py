@@ -1,4 +1,4 @@
-"""The numbers that a run's own recipe gets beside accuracy and the two plain distances."""
+"""Metrics of a run's own recipe in addition to accuracy and the Fréchet and kernel distances."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ import numpy as np
 from diffjax.evaluation.copying import data_copying, inauthentic
 from diffjax.evaluation.distances import gaussian_kernel_distance
 from diffjax.evaluation.extrapolation import extrapolated_distance, fewest_samples
-from diffjax.evaluation.image_statistics import Seen
+from diffjax.evaluation.image_statistics import CollectedStatistics
 from diffjax.evaluation.manifolds import manifold_scores
 from diffjax.evaluation.mixtures import mode_weights, sliced_wasserstein_to
 from diffjax.evaluation.neighbours import copied, memorisation, nearest
@@ -17,32 +17,32 @@ from diffjax.evaluation.scores import inception_score
 
 NUM_SPLITS = 10  # of Salimans et al.
 _K = 5  # of Naeem et al.
-_MOST_ON_MANIFOLDS = 10_000  # as theirs; the cost grows with the square
+_MOST_ON_MANIFOLDS = 10_000  # as in Naeem et al.; the cost grows with the square
 _NUM_CELLS = 5
 _NUM_DIRECTIONS = 100
 
 
 def in_depth_numbers(
-    seen: Seen, reference: Reference, provenance: dict[str, Any]
+    collected: CollectedStatistics, reference: Reference, provenance: dict[str, Any]
 ) -> dict[str, Any]:
-    """Each number on features with its floor and provenance; None where it can't be had.
+    """All metrics on features by name, with floors and provenance; None if not available.
 
     Args:
-        seen: the samples.
-        reference: what they are held against.
-        provenance: what all numbers hang on.
+        collected: statistics of the samples.
+        reference: the real images that samples are compared with.
+        provenance: provenance that all metrics share.
     """
     return {
-        "frechet_distance_at_infinity": _at_infinity(seen.features, reference, provenance),
-        **_manifolds(seen.features, reference, provenance),
-        "cmmd": _cmmd(seen.features, reference, provenance),
-        "inception_score": _inception_score(seen, reference, provenance),
-        **_of_mixture(seen.images, reference, provenance),
+        "frechet_distance_at_infinity": _at_infinity(collected.features, reference, provenance),
+        **_manifolds(collected.features, reference, provenance),
+        "cmmd": _cmmd(collected.features, reference, provenance),
+        "inception_score": _inception_score(collected, reference, provenance),
+        **_of_mixture(collected.images, reference, provenance),
     }
 
 
 def counts(num_samples: int, num_floor_images: int, num_reference_images: int) -> dict[str, int]:
-    """How many images entered a number, as its provenance says it."""
+    """The part of a metric's provenance that contains the numbers of images."""
     return {
         "num_samples": num_samples,
         "num_floor_images": num_floor_images,
@@ -53,7 +53,7 @@ def counts(num_samples: int, num_floor_images: int, num_reference_images: int) -
 def _at_infinity(
     features: np.ndarray, reference: Reference, provenance: dict[str, Any]
 ) -> dict[str, Any] | None:
-    """The extrapolated Fréchet distance; None of too few samples, its floor of test images too."""
+    """The extrapolated Fréchet distance and its floor; each is None if there are too few images."""
     test_features = thin(reference.test_features, len(features), reference.seed)
     found, floor = (
         extrapolated_distance(x, reference.train_statistics, seed=reference.seed)
@@ -80,7 +80,7 @@ def _at_infinity(
 def _manifolds(
     features: np.ndarray, reference: Reference, provenance: dict[str, Any]
 ) -> dict[str, Any]:
-    """Precision, recall, density and coverage against as many train images; None of too few."""
+    """Precision, recall, density and coverage with equally many train images; None for too few."""
 
     def against_as_many(features: np.ndarray, most: int) -> tuple[int, dict[str, float]]:
         n = min(most, len(features), len(reference.train_features))
@@ -109,7 +109,7 @@ def _manifolds(
 def _cmmd(
     features: np.ndarray, reference: Reference, provenance: dict[str, Any]
 ) -> dict[str, Any] | None:
-    """CMMD where the features are those of CLIP, else None."""
+    """CMMD if the features are those of CLIP, else None."""
     if not reference.extractor.for_cmmd:
         return None
     train = reference.train_features
@@ -124,20 +124,20 @@ def _cmmd(
 
 
 def _inception_score(
-    seen: Seen, reference: Reference, provenance: dict[str, Any]
+    collected: CollectedStatistics, reference: Reference, provenance: dict[str, Any]
 ) -> dict[str, Any] | None:
-    """On the extractor's own classes; None without them, or of fewer samples than splits."""
-    if seen.score is None or reference.test_logits is None:
+    """Inception score on the extractor's classes; None without logits or for too few samples."""
+    if collected.score is None or reference.test_logits is None:
         return None
-    test_logits, floor = thin(reference.test_logits, seen.num_images, reference.seed), None
+    test_logits, floor = thin(reference.test_logits, collected.num_images, reference.seed), None
     if len(test_logits) >= NUM_SPLITS:
         floor = inception_score(test_logits, num_splits=NUM_SPLITS, seed=reference.seed).value
     return {
-        "value": seen.score.value,
-        "standard_deviation": seen.score.standard_deviation,
+        "value": collected.score.value,
+        "standard_deviation": collected.score.standard_deviation,
         "floor": floor,
         "provenance": provenance
-        | counts(seen.num_images, len(test_logits), 0)
+        | counts(collected.num_images, len(test_logits), 0)
         | {
             "definition": "arXiv:1606.03498",
             "num_splits": NUM_SPLITS,
@@ -146,16 +146,16 @@ def _inception_score(
 
 
 def neighbour_numbers(
-    seen: Seen, reference: Reference, provenance: dict[str, Any]
+    collected: CollectedStatistics, reference: Reference, provenance: dict[str, Any]
 ) -> dict[str, Any]:
-    """The figures of memorisation, which are of pixels: the same whatever the extractor.
+    """Metrics of memorisation, computed on pixels, so they do not depend on the extractor.
 
     Args:
-        seen: the samples.
-        reference: what they are compared with; its training images are read again.
-        provenance: what all numbers depend on.
+        collected: statistics of the samples.
+        reference: the real images; its training images are read again.
+        provenance: provenance that all metrics share.
     """
-    some = thin(seen.images, reference.max_neighbour_images, reference.seed)
+    some = thin(collected.images, reference.max_neighbour_images, reference.seed)
     train = reference.train_images
     indices, distances = nearest(some, train, k=2)
     test_distances = reference.test_neighbours[1]
@@ -168,7 +168,7 @@ def neighbour_numbers(
         "space": "pixels" if reference.bounded else "values",
         **counts(len(some), len(test_distances), len(train)),
     }
-    # No features: what is alike for all numbers is what the images are, and which.
+    # There are no features: only the provenance of the images is shared.
     shared = ("autoencoder", "value_range", "rounding", "reference", "reference_sha256", "labels")
     stated = {key: provenance[key] for key in shared}
     tested = len(test_distances) > 0
@@ -181,7 +181,7 @@ def neighbour_numbers(
         "data_copying": by_cell.value,
         "data_copying_tested_share": by_cell.tested_share,
         **how,
-        # Unlike other numbers' floors, the test images are a part of these numbers.
+        # Unlike for other metrics, the test images are part of the values, not only of the floor.
         "provenance": stated
         | how
         | {"test_sha256": reference.test_sha256, "num_test_images": len(test_distances)},
@@ -191,11 +191,11 @@ def neighbour_numbers(
 def _of_mixture(
     images: np.ndarray, reference: Reference, provenance: dict[str, Any]
 ) -> dict[str, Any]:
-    """Samples against the distribution itself, where it is known; else nothing."""
+    """Metrics with respect to the true distribution, if it is known; else an empty dict."""
     mixture = reference.mixture
     if mixture is None:
         return {}
-    # As many draws of the distribution are what a perfect generator makes.
+    # Equally many exact draws are what a perfect generator produces.
     real = np.asarray(mixture.draw(jax.random.key(reference.seed), len(images)))
     stated = {
         key: provenance[key] for key in ("autoencoder", "value_range", "rounding", "labels", "seed")

@@ -1,4 +1,4 @@
-"""How often each class is drawn for an evaluation, and how often the real images have it."""
+"""Proportions of class labels in an evaluation, and their comparison with the real images."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -9,15 +9,15 @@ _FEW_CLASSES = 20
 
 
 def proportional_labels(n: int, shares: Sequence[int] | np.ndarray) -> np.ndarray:
-    """Labels in given proportions, spread evenly, int32 `[n]`.
+    """Labels in given proportions, evenly interleaved, int32 `[n]`.
 
-    Class c of share s_c has the quota `q_c = n·s_c/Σs`, and `⌊q_c⌋` labels; those that are left go
-    to the largest remainders `q_c - ⌊q_c⌋`, of equal ones to the lower class (Hamilton 1792).
-    Equal shares give `0, 1, …, K - 1, 0, …`.
+    Class c with share s_c has the quota `q_c = n·s_c/Σs`, and gets `⌊q_c⌋` labels. The remaining
+    labels go to the largest remainders `q_c - ⌊q_c⌋`; ties go to the lower class (Hamilton 1792).
+    For equal shares the result is `0, 1, …, K - 1, 0, …`.
 
     Args:
-        n: how many.
-        shares: `[K]`, whole numbers of any sum above 0, such as the images of each class.
+        n: number of labels.
+        shares: `[K]`, integers with any sum above 0, such as the images of each class.
 
     Example:
         >>> proportional_labels(5, [1, 1, 1]).tolist(), proportional_labels(7, [900, 100]).tolist()
@@ -25,22 +25,22 @@ def proportional_labels(n: int, shares: Sequence[int] | np.ndarray) -> np.ndarra
     """
     counts = _largest_remainders(n, shares)
     labels = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
-    # The j-th of a class's m stands at (j + 1/2)/m of the way.
+    # The j-th of the m labels of a class has the relative position (j + 1/2)/m.
     first = np.repeat(np.cumsum(counts) - counts, counts)
     place = (np.arange(n) - first + 0.5) / np.repeat(counts, counts)
     return labels[np.lexsort((labels, place))]
 
 
 def label_mix(labels: np.ndarray, class_counts: np.ndarray) -> str:
-    """The proportions of labels, in the words of a provenance; equal ones have equal words.
+    """Describes the proportions of labels for a provenance; equal proportions have equal texts.
 
     Args:
         labels: `[n]`.
-        class_counts: `[K]`, how many of the real images each class has.
+        class_counts: `[K]`, number of real images of each class.
 
     Returns:
-        "balanced" where all classes are drawn as often, to within one; "data" where they are drawn
-        in the proportions of the real images; else how often each is drawn, or a hash of that.
+        "balanced" if all classes are equally frequent, up to one label; "data" if they have the
+        proportions of the real images; else the count of each class, or a hash of the counts.
 
     Example:
         >>> real = np.array([900, 100])
@@ -61,7 +61,7 @@ def label_mix(labels: np.ndarray, class_counts: np.ndarray) -> str:
 
 
 def _largest_remainders(n: int, shares: Sequence[int] | np.ndarray) -> np.ndarray:
-    """How many of n each share gets, `[K]`; in whole numbers, so that no rounding breaks a tie."""
+    """Distributes n among shares by largest remainders, `[K]`, in exact integer arithmetic."""
     whole = [int(share) for share in shares]
     total = sum(whole)
     counts = np.array([n * share // total for share in whole])

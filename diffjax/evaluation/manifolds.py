@@ -1,4 +1,7 @@
-"""Precision, recall, density and coverage: fidelity and variety apart, in float64 on the host."""
+"""Precision, recall, density and coverage: separate measures of fidelity and diversity.
+
+They are computed in float64 on the host.
+"""
 
 from typing import NamedTuple
 
@@ -10,14 +13,14 @@ from diffjax.evaluation.distances import checked, squared_distances
 
 
 class ManifoldScores(NamedTuple):
-    """What the balls around two sets of feature vectors say of each other.
+    """Precision, recall, density and coverage of samples with respect to real images.
 
     Attributes:
         precision: share of samples that lie in the ball of some real vector, in [0, 1].
         recall: share of real vectors that lie in the ball of some sample, in [0, 1].
-        density: real balls that a sample lies in, on average, over k; near 1 for equal
-            distributions, and it can be more.
-        coverage: share of real vectors whose ball holds a sample, in [0, 1].
+        density: mean number of real balls that contain a sample, divided by k; near 1 for equal
+            distributions, and can be larger.
+        coverage: share of real vectors whose ball contains a sample, in [0, 1].
     """
 
     precision: float
@@ -36,19 +39,21 @@ def manifold_scores(
         precision = mean_j 1[∃i: y_j ∈ B(x_i)]      recall   = mean_i 1[∃j: x_i ∈ B(y_j)]
         density   = mean_j Σ_i 1[y_j ∈ B(x_i)] / k  coverage = mean_i 1[∃j: y_j ∈ B(x_i)]
 
-    for real vectors x and samples y (arXiv:1904.06991; arXiv:2002.09797, whose package `prdc` takes
-    open balls too). All four hang on k, and all but density on the numbers of vectors: give equal
-    ones. For equal distributions and n vectors each, coverage is near `1 - 2^-k`. One outlier among
-    the real vectors has a large ball and raises precision; density and coverage mind it less.
+    for real vectors x and samples y (arXiv:1904.06991; arXiv:2002.09797, whose package `prdc` uses
+    open balls too). All four depend on k, and all but density depend on the numbers of vectors, so
+    use equal numbers. For equal distributions and n vectors each, coverage is near `1 - 2^-k`. An
+    outlier among the real vectors has a large ball and increases precision; density and coverage
+    are less sensitive to it.
 
     Args:
         real: `[N, F]`, N > k.
         samples: `[M, F]`, M > k.
-        k: which neighbour ends a ball; Kynkäänniemi et al. take 3, Naeem et al. 5.
-        block_size: vectors of a set taken at once; `block_size * max(N, M)` distances are held.
+        k: the radius of a ball is the distance to the k-th nearest neighbour; Kynkäänniemi et al.
+            use 3, Naeem et al. 5.
+        block_size: vectors per block; `block_size * max(N, M)` distances are in memory.
 
     Raises:
-        UserError: k below 1, no more than k vectors in a set, other widths, or not finite.
+        UserError: k below 1, at most k vectors in a set, different widths, or not finite.
 
     Example:
         >>> line = np.arange(6.0)[:, None]
@@ -56,11 +61,11 @@ def manifold_scores(
         ManifoldScores(precision=1.0, recall=1.0, density=1.8333333333333333, coverage=1.0)
     """
     if k < 1 or block_size < 1:
-        raise UserError(f"manifold_scores(k={k}, block_size={block_size}): both are at least 1")
+        raise UserError(f"manifold_scores(k={k}, block_size={block_size}): both must be at least 1")
     real, samples = checked(real, at_least=k + 1), checked(samples, at_least=k + 1)
     if real.shape[1] != samples.shape[1]:
         raise UserError(f"features of different widths, {real.shape[1]} and {samples.shape[1]}")
-    # Distances are compared and never reported: their squares do.
+    # Distances are only compared, so squared distances are enough.
     real_radii, sample_radii = (_radii(x, k, block_size) for x in (real, samples))
     num_balls = np.zeros(len(samples), int)
     recalled, covered = np.zeros((2, len(real)), bool)
@@ -83,7 +88,7 @@ def _radii(
     """`[N]`, the squared distance of each vector to its k-th nearest other one."""
     radii = np.empty(len(features))
     for rows, squared in squared_distances(features, features, block_size):
-        # A vector is no neighbour of its own; a copy of it is.
+        # A vector is not its own neighbour; a copy of it is.
         squared[np.arange(len(squared)), np.arange(rows.start, rows.start + len(squared))] = np.inf
         radii[rows] = np.partition(squared, k - 1, axis=1)[:, k - 1]
     return radii

@@ -1,4 +1,4 @@
-"""All numbers of one set of samples, each with what it was measured against."""
+"""Computes all metrics of a set of samples, each with its floor and provenance."""
 
 from collections.abc import Iterator, Sequence
 from math import sqrt
@@ -15,7 +15,12 @@ from diffjax.evaluation.distances import (
     statistics,
 )
 from diffjax.evaluation.extractors.features import check_images
-from diffjax.evaluation.image_statistics import MOST_FEATURES, Batches, Seen, see_each
+from diffjax.evaluation.image_statistics import (
+    MOST_FEATURES,
+    Batches,
+    CollectedStatistics,
+    collect_each,
+)
 from diffjax.evaluation.in_depth import NUM_SPLITS, counts, in_depth_numbers, neighbour_numbers
 from diffjax.evaluation.label_mix import label_mix, proportional_labels
 from diffjax.evaluation.reference import Reference as Reference
@@ -26,7 +31,7 @@ from diffjax.evaluation.reference import thin
 def compare(
     samples: np.ndarray | Batches, labels: np.ndarray | None, reference: Reference, **how: Any
 ) -> dict[str, Any]:
-    """All numbers of one set of samples: accuracy, distances, variety, memorisation.
+    """Computes all metrics of a set of samples: accuracy, distances, diversity, memorisation.
 
     Example:
         >>> from diffjax.data import all_images, digits
@@ -36,7 +41,7 @@ def compare(
         >>> round(compare(images, None, real)["frechet_distance"]["value"], 6)
         0.0
 
-    `how` and what comes out are as in `compare_each`, which takes several references.
+    `how` and the result are as in `compare_each`, which accepts several references.
     """
     return compare_each(samples, labels, [reference], **how)[0]
 
@@ -49,31 +54,33 @@ def compare_each(
     round_to_uint8: bool = True,
     in_depth: bool = True,
 ) -> list[dict[str, Any]]:
-    """All numbers of one set of samples, against one data set seen by several extractors.
+    """Computes all metrics of a set of samples with respect to one data set, for all extractors.
 
-    Samples are first clipped to [-1, 1] and rounded to the 256 levels that an image file has,
-    because the real images have no others. Of data that are no images (`DataSet.bounded` is False)
-    they are taken as they are.
+    Samples are first clipped to [-1, 1] and rounded to 256 levels, as in an image file, because the
+    real images have the same levels. Data that are not images (`DataSet.bounded` is False) are not
+    changed.
 
     Args:
-        samples: `[N, H, W, C]` float, of images meant to lie in [-1, 1]; N >= 3. As `Batches`, they
-            never are in memory all at once: distances, accuracy and Inception score see each of
-            them, and what needs pairs of features at most 10,000, drawn by the seed.
-        labels: `[N]`, the class that each sample was asked to be; None if there was no condition.
-        references: from `reference(dataset, extractor)`; the samples go through its extractor.
+        samples: `[N, H, W, C]` float, images in [-1, 1]; N >= 3. As `Batches`, they are never all
+            in memory: distances, accuracy and Inception score use every sample, and metrics that
+            need pairs of features use at most 10,000, drawn by the seed.
+        labels: `[N]`, the class on which each sample was conditioned; None for unconditional ones.
+        references: from `reference(dataset, extractor)`; each is compared on its extractor's
+            features.
         round_to_uint8: False keeps the samples' own levels (images are still clipped).
-        in_depth: False leaves it at the accuracy and the two distances at the number of samples.
+        in_depth: False computes only accuracy, Fréchet distance and kernel distance.
 
     Returns:
-        For each reference plain JSON: `accuracy` in [0, 1] (None without labels or a classifier of
-        these classes) with its 95 % Wilson interval and the classifier's own test accuracy;
-        `frechet_distance`, `kernel_distance`, `frechet_distance_at_infinity`, `precision`,
-        `recall`, `density`, `coverage`, `cmmd` (on CLIP's features alone), `inception_score` and,
-        where the true distribution is known, `sliced_wasserstein` and `mode_weights`, each with
-        `value`, `floor` (the same of real test images, at most as many as there are samples but
-        for the kernel distance) and `provenance`; `neighbours` with the figures of memorisation.
-        What can't be had of so few samples or test images, or without logits, is None.
-        docs/evaluation.md says what each means.
+        For each reference a dict of plain JSON. `accuracy` in [0, 1] (None without labels or a
+        classifier of these classes) has its 95 % Wilson interval and the classifier's own test
+        accuracy. The metrics `frechet_distance`, `kernel_distance`,
+        `frechet_distance_at_infinity`, `precision`, `recall`, `density`, `coverage`, `cmmd` (on
+        CLIP features only), `inception_score` and, if the true distribution is known,
+        `sliced_wasserstein` and `mode_weights` each have `value`, `floor` and `provenance`. The
+        floor is the same metric of real test images, at most as many as samples (except for the
+        kernel distance). `neighbours` contains the metrics of memorisation. A metric for which
+        there are too few samples or test images, or no logits, is None. docs/evaluation.md
+        explains each metric.
 
     Raises:
         UserError: too few samples, another shape, labels that do not fit, values not finite.
@@ -85,9 +92,9 @@ def compare_each(
     n = samples.num_images
     if labels is not None and labels.shape != (n,):
         raise UserError(f"{n} samples come with labels of shape {list(labels.shape)}")
-    # Toys are small, and what is exact of them is worth more samples.
+    # Toy data are small, and their exact metrics profit from more samples.
     most_images = MOST_FEATURES if first.mixture is not None else first.max_neighbour_images
-    each = see_each(
+    each = collect_each(
         _as_image_files(samples, first, round_to_uint8),
         [real.extractor for real in references],
         seed=first.seed,
@@ -96,22 +103,24 @@ def compare_each(
         sharding=first.sharding,
         shared=first.shared,
     )
-    # Without a condition a model draws the mix that it learned.
+    # An unconditional model samples classes in the proportions of its training data.
     drawn = proportional_labels(n, first.class_counts) if labels is None else labels
     mix = label_mix(drawn, first.class_counts)
     found, of_pixels = [], {}
-    for seen, real in zip(each, references, strict=True):
-        provenance = _provenance(real, seen.features.shape[1], round_to_uint8) | {"labels": mix}
-        numbers = _in_short(seen, labels, real, provenance)
+    for collected, real in zip(each, references, strict=True):
+        provenance = _provenance(real, collected.features.shape[1], round_to_uint8) | {
+            "labels": mix
+        }
+        numbers = _in_short(collected, labels, real, provenance)
         if in_depth:
-            of_pixels = of_pixels or {"neighbours": neighbour_numbers(seen, real, provenance)}
-            numbers |= in_depth_numbers(seen, real, provenance) | of_pixels
+            of_pixels = of_pixels or {"neighbours": neighbour_numbers(collected, real, provenance)}
+            numbers |= in_depth_numbers(collected, real, provenance) | of_pixels
         found.append(numbers)
     return found
 
 
 def _provenance(reference: Reference, num_features: int, round_to_uint8: bool) -> dict[str, Any]:
-    """What all numbers hang on."""
+    """The part of the provenance that all metrics share."""
     extractor, rounded = reference.extractor, round_to_uint8 and reference.bounded
     return {
         "extractor": extractor.name,
@@ -129,21 +138,24 @@ def _provenance(reference: Reference, num_features: int, round_to_uint8: bool) -
 
 
 def _in_short(
-    seen: Seen, labels: np.ndarray | None, reference: Reference, provenance: dict[str, Any]
+    collected: CollectedStatistics,
+    labels: np.ndarray | None,
+    reference: Reference,
+    provenance: dict[str, Any],
 ) -> dict[str, Any]:
-    """Accuracy and the two distances at the number of samples."""
-    n = seen.num_images
-    kernel = kernel_distance(seen.features, reference.train_features, seed=reference.seed)
+    """Accuracy, Fréchet distance and kernel distance."""
+    n = collected.num_images
+    kernel = kernel_distance(collected.features, reference.train_features, seed=reference.seed)
     # The Fréchet distance falls with the number of images, so its floor uses as many.
     test_features = thin(reference.test_features, n, reference.seed)
     frechet_counts = counts(n, len(test_features), reference.train_statistics.n)
     floor = reference.kernel_floor
     return {
         "num_samples": n,
-        **_accuracy(seen.predicted, labels, reference, provenance),
+        **_accuracy(collected.predicted, labels, reference, provenance),
         "classifier_test_accuracy": reference.extractor.test_accuracy,
         "frechet_distance": {
-            "value": _frechet(seen.statistics, reference),
+            "value": _frechet(collected.statistics, reference),
             "floor": _frechet(statistics(test_features), reference)
             if len(test_features) >= 2
             else None,
@@ -162,7 +174,7 @@ def _in_short(
 
 
 def _as_image_files(samples: Batches, reference: Reference, round_to_uint8: bool) -> Batches:
-    """The samples as they would be read from files, checked; what is no image stays as it is."""
+    """Checks samples, and clips and rounds them as in an image file if the data are images."""
     shape, whose = reference.train_images.shape[1:], f"the reference {reference.name}"
 
     def read() -> Iterator[np.ndarray]:
@@ -197,7 +209,7 @@ def _accuracy(
     reference: Reference,
     provenance: dict[str, Any],
 ) -> dict[str, Any]:
-    # Of a classifier whose classes are other ones, such as ImageNet's, no test accuracy is known.
+    # A classifier with other classes, such as those of ImageNet, has no test accuracy here.
     of_these_classes = reference.extractor.test_accuracy is not None
     if predicted is None or labels is None or reference.test_logits is None or not of_these_classes:
         return {"accuracy": None, "accuracy_interval": None}

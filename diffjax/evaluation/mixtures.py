@@ -1,4 +1,4 @@
-"""Samples against a distribution that is known: for mixtures of Gaussians and other toys."""
+"""Metrics with respect to a known distribution, for mixtures of Gaussians and other toy data."""
 
 from typing import NamedTuple
 
@@ -14,12 +14,12 @@ from diffjax.process.paths import Linear
 
 
 class SlicedDistance(NamedTuple):
-    """A sliced Wasserstein distance, and those along each direction it is made of.
+    """A sliced Wasserstein distance, and the distances along its directions.
 
     Attributes:
-        value: the root of the mean of `squared`, in units of the samples.
-        squared: `[L]`, the squared distance along each direction.
-        directions: `[L, d]`, of length 1.
+        value: root of the mean of `squared`, in units of the samples.
+        squared: `[L]`, squared distance along each direction.
+        directions: `[L, d]`, unit vectors.
     """
 
     value: float
@@ -35,14 +35,15 @@ def sliced_wasserstein(
         SW² = mean_u W²(<u, x>, <u, y>),    W² = ∫_0^1 (F_x⁻¹(q) - F_y⁻¹(q))² dq
 
     over directions u drawn evenly from the unit sphere (J. Math. Imaging Vis. 51; first Rabin et
-    al. 2011). Each W is exact, for unequal numbers of samples too; the choice of directions is the
-    only randomness. Two finite sets of one distribution are apart as well, by about N^-½.
+    al. 2011). Each W is exact, also for different numbers of samples; only the directions are
+    random. The distance of two finite sets from the same distribution is not 0 but about N^-½.
 
     Args:
-        samples_1: `[N, ...]`, of d numbers each.
-        samples_2: `[M, ...]`, likewise.
-        num_directions: L; in one dimension all are the same.
-        seed: of the directions.
+        samples_1: `[N, ...]`, d numbers each.
+        samples_2: `[M, ...]`, d numbers each.
+        num_directions: L, number of random directions; 100 is typical. In one dimension all are
+            the same.
+        seed: seed of the directions.
 
     Raises:
         UserError: no samples or directions, shapes that do not fit, or numbers not finite.
@@ -63,16 +64,16 @@ def sliced_wasserstein(
 def sliced_wasserstein_to(
     data: GaussianMixture, samples: np.ndarray, *, num_directions: int = 100, seed: int = 0
 ) -> SlicedDistance:
-    """Sliced 2-Wasserstein distance of samples from a mixture itself, with no draw of it.
+    """Sliced 2-Wasserstein distance between samples and a mixture, without drawing from it.
 
         W² = mean_i x_i² - 2 Σ_i x_(i) ∫_{(i-1)/N}^{i/N} F⁻¹(q) dq + E z²
 
-    along each direction, where z is a mixture of numbers: its quantiles are solved for, and between
-    two of them its mean has a closed form. As with `sliced_wasserstein` the directions are the only
-    randomness, and N exact draws are apart from it as well, by about N^-½.
+    along each direction, where z is a one-dimensional mixture. Its quantiles are found numerically,
+    and its mean between two of them has a closed form. As in `sliced_wasserstein`, only the
+    directions are random, and the distance of N exact draws is not 0 but about N^-½.
 
     Args:
-        data: with covariances that have no eigenvalue 0.
+        data: a mixture whose covariances have no eigenvalue 0.
         samples: `[N, ...]` of the mixture's shape.
         num_directions: as in `sliced_wasserstein`, which has the same ones for the same seed.
         seed: of the directions.
@@ -104,13 +105,13 @@ def sliced_wasserstein_to(
 
 
 class ModeWeights(NamedTuple):
-    """How much of the samples belongs to each component of a mixture.
+    """Share of the samples in each component of a mixture.
 
     Attributes:
-        found: `[K]`, summing to 1.
+        found: `[K]`, the shares of the samples; they sum to 1.
         exact: `[K]`, the mixture's own weights.
-        standard_error: `[K]`, of `found`.
-        total_variation: half the summed absolute difference, in [0, 1].
+        standard_error: `[K]`, standard error of `found`.
+        total_variation: half the sum of absolute differences, in [0, 1].
     """
 
     found: np.ndarray
@@ -120,17 +121,18 @@ class ModeWeights(NamedTuple):
 
 
 def mode_weights(samples: np.ndarray, data: GaussianMixture) -> ModeWeights:
-    """The weights of the modes in samples of a mixture, against its own.
+    """Weights of the modes in samples of a mixture, compared with its own weights.
 
         found_k = mean_j p(k | y_j),    p(k | y) = w_k N(y; m_k, C_k) / Σ_i w_i N(y; m_i, C_i)
 
-    For samples of the mixture the expectation of `found` is exactly w, however much its components
-    overlap; counting the likeliest component would not give that. Where they overlap it leans
-    towards w for other samples too. It says nothing of shape: `sliced_wasserstein` does.
+    For exact samples of the mixture the expectation of `found` is w, even if the components
+    overlap. (Counting the most likely component of each sample would be biased.) If the components
+    overlap, `found` is biased towards w for other samples. It does not measure the shape of the
+    modes; `sliced_wasserstein` does.
 
     Args:
         samples: `[N, ...]` of the mixture's shape, N >= 2.
-        data: with covariances that have no eigenvalue 0.
+        data: a mixture whose covariances have no eigenvalue 0.
 
     Raises:
         UserError: another shape, too few samples, or samples that no component can have made.
@@ -144,7 +146,7 @@ def mode_weights(samples: np.ndarray, data: GaussianMixture) -> ModeWeights:
     """
     if samples.shape[1:] != data.means.shape[1:] or len(samples) < 2:
         raise UserError(
-            f"mode_weights takes at least 2 samples {list(data.means.shape[1:])}, "
+            f"mode_weights needs at least 2 samples {list(data.means.shape[1:])}, "
             f"not {list(samples.shape)}"
         )
     shares = np.asarray(_responsibilities(data, jnp.asarray(samples)), np.float64)
@@ -187,8 +189,8 @@ def _squared_distance_to(
 def _quantiles(
     shares: np.ndarray, weights: np.ndarray, means: np.ndarray, deviations: np.ndarray
 ) -> np.ndarray:
-    """Where the distribution function of a mixture has these values, ascending, in (0, 1)."""
-    # So near one another that Newton's steps from between two of them end in a few.
+    """Quantiles of a one-dimensional mixture; `shares` are ascending in (0, 1)."""
+    # So dense that a few Newton steps from between two of them converge.
     places = np.unique(means + deviations * np.linspace(-9.0, 9.0, 401)[:, None])
     levels = ndtr((places[:, None] - means) / deviations) @ weights
     right = np.clip(np.searchsorted(levels, shares), 1, len(places) - 1)
@@ -206,7 +208,7 @@ def _normal(z: np.ndarray) -> np.ndarray:
 
 
 def _directions(num: int, width: int, seed: int) -> np.ndarray:
-    """`[L, d]`, even over the unit sphere."""
+    """Random directions `[L, d]`, uniform on the unit sphere."""
     if num < 1:
         raise UserError(f"num_directions={num}: a sliced distance needs at least 1")
     directions = np.random.default_rng(seed).normal(size=(num, width))

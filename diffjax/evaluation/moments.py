@@ -1,4 +1,4 @@
-"""Means and covariances of more vectors than fit in memory."""
+"""Means and covariances of vectors that come in batches and do not fit in memory."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -11,16 +11,15 @@ from diffjax.evaluation.distances import Statistics, checked
 
 @dataclass(frozen=True)
 class Moments:
-    """Count, mean and scatter of vectors that were seen batch by batch, in float64.
+    """Count, mean and scatter of vectors that come in batches, in float64.
 
         m = m_a + (m_b - m_a) n_b/n,    S = S_a + S_b + (m_b - m_a)(m_b - m_a)ᵀ n_a n_b/n
 
-    (Chan, Golub & LeVeque 1983, *Algorithms for computing the sample variance*). No sum of squares
-    is ever taken of what is not centred, so a mean that is large beside the deviations costs no
-    digits.
+    (Chan, Golub & LeVeque 1983, *Algorithms for computing the sample variance*). Only centred
+    values are squared, so precision is not lost if the mean is much larger than the deviations.
 
     Attributes:
-        n: how many.
+        n: number of vectors.
         mean: `[F]`.
         scatter: `[F, F]`, the sum of outer products of deviations from the mean.
     """
@@ -31,12 +30,12 @@ class Moments:
 
     @classmethod
     def none(cls, num_features: int) -> "Moments":
-        """Of no vectors."""
+        """The moments of no vectors."""
         return cls(0, np.zeros(num_features), np.zeros((num_features, num_features)))
 
     @classmethod
     def of(cls, batches: Iterable[np.ndarray]) -> "Moments":
-        """Of all vectors of the batches `[B, F]`.
+        """The moments of all vectors in batches `[B, F]`.
 
         Raises:
             UserError: no batch, other widths, or vectors that are not finite.
@@ -55,7 +54,7 @@ class Moments:
         return total
 
     def add(self, batch: np.ndarray) -> "Moments":
-        """With the vectors `[B, F]` of one more batch.
+        """Returns the moments with the vectors `[B, F]` of one more batch.
 
         Raises:
             UserError: another width, or vectors that are not finite.
@@ -68,10 +67,10 @@ class Moments:
         return self.merge(Moments(len(batch), mean, deviations.T @ deviations))
 
     def merge(self, other: "Moments") -> "Moments":
-        """Of the vectors of both.
+        """Returns the moments of the vectors of both.
 
         Raises:
-            UserError: other widths.
+            UserError: the widths differ.
         """
         if self.mean.shape != other.mean.shape:
             raise UserError(f"features of different widths, {len(self.mean)} and {len(other.mean)}")

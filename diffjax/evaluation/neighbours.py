@@ -1,4 +1,4 @@
-"""Nearest training images, and whether samples are nearer to them than fresh images are."""
+"""Nearest training images, and metrics of memorisation that use their distances."""
 
 import math
 from functools import partial
@@ -27,15 +27,15 @@ def nearest(
 
         |x - y|² = |x|² + |y|² - 2 x·y
 
-    finds them with one matrix product a batch; their distances are then recomputed from the
-    difference, so that an exact copy has distance 0 and not its rounding error.
+    finds them with one matrix product per batch. Their distances are then recomputed from the
+    difference, so that an exact copy has distance 0 without rounding error.
 
     Args:
         samples: `[N, ...]`, pixels or features.
-        references: `[M, ...]`, the same shape after the first axis. Of `Images`, a batch is in
-            memory at a time.
-        k: how many, at most M.
-        batch_size_images: samples a product with a batch of references.
+        references: `[M, ...]`, the same shape after the first axis. With `Images`, only one batch
+            is in memory.
+        k: number of neighbours, at most M.
+        batch_size_images: samples in one matrix product with a batch of references.
 
     Returns:
         Indices `[N, k]` int32 and distances `[N, k]` float32, nearest first, in units of the
@@ -61,7 +61,7 @@ def nearest(
     distances = np.full((len(samples), k), np.inf, np.float32)
     first, size = 0, k
     for batch in references.batches().batches if len(samples) else ():
-        # The last batch is filled up, so that nothing recompiles.
+        # The last batch is padded, so that nothing recompiles.
         size = max(size, len(batch))
         found = _nearest_in(_flat(batch, "references"), size, samples, batch_size_images, k)
         indices, distances = (
@@ -77,7 +77,7 @@ def nearest(
 def _nearest_in(
     block: np.ndarray, size: int, samples: np.ndarray, batch_size_images: int, k: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The k nearest of one block of references, filled up to a size by what is infinitely far."""
+    """The k nearest of one block of references, padded to `size` with infinitely far ones."""
     missing = size - len(block)
     squares = np.pad((block**2).sum(-1), (0, missing), constant_values=np.inf)
     search = partial(_search, jnp.asarray(np.pad(block, [(0, missing), (0, 0)])), squares, k=k)
@@ -92,17 +92,18 @@ def _nearest_in(
 
 
 class Memorisation(NamedTuple):
-    """Whether samples sit closer to the training images than fresh real images do.
+    """Whether samples are closer to the training images than fresh real images are.
 
     Attributes:
         closer_than_test: probability that a random sample is nearer to the training set than a
-            random test image is (ties count half). 0.5 for a perfect generator; towards 1 it
-            copies, or its samples are smoother than real images; towards 0 its samples are far
-            from anything real. The Mann-Whitney statistic of Meehan et al. 2020
-            (arXiv:2004.05675), scaled to [0, 1], over the whole space as one cell.
-        distance_ratio: median distance of samples to the training set over that of test images.
-        copied: share of samples that are less than a third as far from their nearest training
-            image as from the second nearest (Yoon et al. 2023): near-copies of one image.
+            random test image is (ties count half). It is 0.5 for a perfect generator. Values near 1
+            mean copies, or samples smoother than real images; values near 0 mean samples far from
+            real images. It is the Mann-Whitney statistic of Meehan et al. 2020
+            (arXiv:2004.05675), scaled to [0, 1], with the whole space as one cell.
+        distance_ratio: median distance of samples to the training set, divided by that of test
+            images.
+        copied: share of samples whose distance to the nearest training image is less than a third
+            of that to the second nearest (Yoon et al. 2023): near-copies of one image.
         copied_floor: the same share of real test images.
     """
 
@@ -113,14 +114,14 @@ class Memorisation(NamedTuple):
 
 
 def memorisation(sample_distances: np.ndarray, test_distances: np.ndarray) -> Memorisation:
-    """Compares distances to the training set of samples and of held-out real images.
+    """Compares the distances to the training set of samples and of held-out real images.
 
     Args:
         sample_distances: `[N, 2]`, from `nearest(samples, train, k=2)`.
         test_distances: `[M, 2]`, from `nearest(test, train, k=2)`.
 
     Raises:
-        UserError: either is empty or has other than two columns.
+        UserError: either is empty or does not have two columns.
 
     Example:
         >>> far, near = np.array([[2.0, 2.1]]), np.array([[0.1, 2.0]])
@@ -133,7 +134,7 @@ def memorisation(sample_distances: np.ndarray, test_distances: np.ndarray) -> Me
     samples, test = sample_distances[:, 0], np.sort(test_distances[:, 0])
     farther = len(test) - np.searchsorted(test, samples, side="right")
     tied = np.searchsorted(test, samples, side="right") - np.searchsorted(test, samples)
-    # Were most test images in the training set, the ratio would be a division by 0.
+    # If most test images were in the training set, the ratio would be a division by 0.
     typical = max(float(np.median(test)), float(np.finfo(np.float32).tiny))
     return Memorisation(
         closer_than_test=float((farther + 0.5 * tied).mean() / len(test)),
@@ -144,12 +145,12 @@ def memorisation(sample_distances: np.ndarray, test_distances: np.ndarray) -> Me
 
 
 def copied(distances: Float[np.ndarray, " samples 2"]) -> float:
-    """The share of near-copies among samples of these distances, as in `Memorisation`.
+    """Share of near-copies among samples, from their two nearest distances (see `Memorisation`).
 
     Args:
         distances: `[N, 2]`, from `nearest(samples, train, k=2)`.
     """
-    # An exact copy of a training image that is there twice has distances 0 and 0: a copy too.
+    # An exact copy of a training image that occurs twice has distances 0 and 0: a copy too.
     first, second = distances[:, 0], distances[:, 1]
     return float(((first < COPY_RATIO * second) | (first == 0.0)).mean())
 

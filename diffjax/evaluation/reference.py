@@ -1,4 +1,4 @@
-"""The real images that samples are held against, looked at once."""
+"""The real images that samples are compared with, and their features, extracted once."""
 
 import zlib
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ import numpy as np
 
 import diffjax
 from diffjax.data import DataSet, Source, eval_batches
-from diffjax.evaluation.cached_arrays import Arrays, stored
+from diffjax.evaluation.cached_arrays import Arrays, cached
 from diffjax.evaluation.copying import inauthentic
 from diffjax.evaluation.distances import (
     FEWEST_IMAGES,
@@ -23,8 +23,8 @@ from diffjax.evaluation.extractors.features import Extractor
 from diffjax.evaluation.image_statistics import (
     MOST_FEATURES,
     Images,
+    collect,
     read_at_once,
-    see,
     thinned_rows,
 )
 from diffjax.evaluation.neighbours import nearest
@@ -37,33 +37,34 @@ MAX_IMAGES = 60_000
 
 @dataclass(frozen=True)
 class Reference:
-    """The real images that samples are held against, and how far apart their own halves are.
+    """The real images that samples are compared with, their features, and the floors of metrics.
 
     Attributes:
-        name: data set.
-        extractor: what the features were made with.
-        train_images: N images `[H, W, C]` float32 in [-1, 1], read anew when they are wanted.
-        class_counts: how many of them each class has; `[N]` where there are no classes.
+        name: name of the data set.
+        extractor: the extractor of the features.
+        train_images: N images `[H, W, C]` float32 in [-1, 1], read on demand.
+        class_counts: `[K]`, number of them in each class; without classes one entry, N.
         train_features: `[min(N, 10,000), F]` float32, drawn by the seed.
-        train_statistics: of the features of all N.
-        train_root: the symmetric root of their covariance.
+        train_statistics: mean and covariance of the features of all N images.
+        train_root: symmetric root of their covariance.
         train_sha256: fingerprint of the train split.
         test_features: `[M, F]` float32.
-        test_logits: `[M, K]` float32; None where the extractor has none.
-        some_test_images: `[L, H, W, C]` float32, those whose nearest train images were looked up.
-        test_neighbours: their indices `[L, 2]` and distances `[L, 2]`, from `nearest`.
-        inauthentic_floor: the share of them that `inauthentic` counts; None where there are none.
-        kernel_floor: the kernel distance between the test and the train split; None where there
-            are fewer than 3 test images.
-        max_neighbour_images: samples whose nearest train images are looked up.
-        seed: of every random thinning.
-        sharding: of a batch of images over devices, so that each looks at its rows.
+        test_logits: `[M, K]` float32; None if the extractor has no logits.
+        some_test_images: `[L, H, W, C]` float32, the test images that `test_neighbours` is for.
+        test_neighbours: indices `[L, 2]` and distances `[L, 2]` of their nearest train images, from
+            `nearest`.
+        inauthentic_floor: share of them that are `inauthentic`; None without test images.
+        kernel_floor: kernel distance between the test and the train split; None for fewer than 3
+            test images.
+        max_neighbour_images: number of samples that are compared with their nearest train images.
+        seed: seed of every random choice of images.
+        sharding: sharding of a batch of images, so that each device processes its rows.
         bounded: whether values are those of 8-bit images in [-1, 1].
-        autoencoder: what made the values; "none" where they are the images.
+        autoencoder: name of the autoencoder of latent data; "none" for pixels.
         test_sha256: fingerprint of the test split.
-        mixture: the distribution of the real images, where it is known.
-        shared: whether all processes of a run compare the same samples with it at the same time, so
-            that each looks at its part of them.
+        mixture: the true distribution of the real images, if it is known; else None.
+        shared: whether all processes of a run compare the same samples at the same time; each then
+            processes a part of them.
     """
 
     name: str
@@ -101,25 +102,26 @@ def reference(
     sharding: jax.sharding.Sharding | None = None,
     shared: bool = False,
 ) -> Reference:
-    """Extracts what is needed of a data set, once, for any number of `compare`s.
+    """Extracts the features and floors of a data set once, for any number of `compare` calls.
 
-    Images are read batch by batch and let go: memory does not depend on how many there are, but for
-    at most `max_images` test features. What is kept of them is named in `Reference`.
+    Images are read in batches and not kept, so memory does not depend on their number, except for
+    at most `max_images` test features. `Reference` lists what is kept.
 
     Args:
-        dataset: samples are compared with its real training images; its test split gives the
-            floors, and may be small or empty, which leaves some of them out.
-        extractor: images to features.
-        max_images: of each split; of a larger one that many, evenly spaced.
-        max_neighbour_images: test images whose nearest train images are looked up.
-        seed: of the random choice of images and samples.
-        folder: where what was extracted is kept for other processes and later ones, such as
-            `diffjax.evaluation.cached_arrays.FOLDER`; None keeps nothing.
-        sharding: of a batch of images over devices of this process; None looks on one.
-        shared: see `Reference`; it concerns the samples, each process looks at the data set itself.
+        dataset: samples are compared with its real training images. Floors come from its test
+            split; if that is small or empty, some floors are None.
+        extractor: map from images to features.
+        max_images: largest number of images used of each split, evenly spaced.
+        max_neighbour_images: largest number of test images whose nearest train images are found.
+        seed: seed of the random choice of images and samples.
+        folder: cache folder for the extracted arrays, such as
+            `diffjax.evaluation.cached_arrays.FOLDER`; None disables the cache.
+        sharding: sharding of a batch of images over devices of this process; None uses one device.
+        shared: see `Reference`. It applies only to samples: each process reads the whole data set.
 
     Raises:
-        UserError: images of another shape than the extractor takes, or fewer than 3 for training.
+        UserError: images of a shape that the extractor does not accept, or fewer than 3 for
+            training.
     """
     train_images, test_images = (
         Images.in_source(source, dataset.image_shape, max_images)
@@ -138,7 +140,7 @@ def reference(
         "extractor_sha256": extractor.sha256,
         "train_sha256": train_sha256,
         "test_sha256": test_sha256,
-        # Fingerprints look into a sample of large data, and what is stored depends on each pixel.
+        # Fingerprints hash only a part of large data, but the arrays depend on every pixel.
         "images_crc32": [train_crc32, test_crc32],
         "max_images": max_images,
         "max_neighbour_images": max_neighbour_images,
@@ -148,7 +150,7 @@ def reference(
     make = partial(
         _extracted, train_images, test_images, some_test_images, extractor, seed, sharding
     )
-    found = stored(folder, facts, make)
+    found = cached(folder, facts, make)
     floor = found["kernel_floor"]
     return Reference(
         name=dataset.name,
@@ -181,7 +183,7 @@ def reference(
 
 
 def thin(images: np.ndarray, most: int, seed: int) -> np.ndarray:
-    """At most `most` of the images, drawn without replacement, in their order."""
+    """Draws at most `most` of the images without replacement; their order is kept."""
     if len(images) <= most:
         return images
     return images[thinned_rows(len(images), most, seed)]
@@ -193,14 +195,14 @@ def class_counts(dataset: DataSet, max_images: int = MAX_IMAGES) -> np.ndarray:
 
 
 def _read_through(source: Source, dataset: DataSet, most: int) -> tuple[int, np.ndarray]:
-    """A checksum of the images that are used, and how many of them each class has."""
+    """A checksum of the images that are used, and the number of images of each class."""
     checksum, class_counts = 0, np.zeros(max(dataset.num_classes, 1), int)
     if not len(source):
         return checksum, class_counts
     size = read_at_once(dataset.image_shape)
     for batch in eval_batches(source, batch_size=size, limit_images=most):
         checksum = zlib.crc32(np.ascontiguousarray(batch["image"]).data, checksum)
-        # What a set without classes says of its labels means nothing.
+        # The labels of a data set without classes have no meaning.
         labels = batch["label"] if dataset.num_classes else np.zeros(len(batch["label"]), int)
         class_counts += np.bincount(labels, minlength=len(class_counts))
     return checksum, class_counts
@@ -214,9 +216,9 @@ def _extracted(
     seed: int,
     sharding: jax.sharding.Sharding | None,
 ) -> Arrays:
-    """What takes long of a data set."""
-    train = see(train_images.batches(), extractor, seed=seed, most_images=0, sharding=sharding)
-    # Of no test images there are no features, as wide as those of others.
+    """Computes the expensive arrays of a data set: features, statistics, neighbours, floors."""
+    train = collect(train_images.batches(), extractor, seed=seed, most_images=0, sharding=sharding)
+    # Without test images, one train image determines the width of the empty features.
     some = test_images if len(test_images) else Images.of(train_images.take(np.arange(1)))
     fitting = extractor.by(len(some))
     found = [fitting.extract(batch, sharding) for batch in some.batches().batches]

@@ -1,4 +1,4 @@
-"""Scores of samples alone, with no real image in sight."""
+"""The Inception score, which depends on samples only and not on real images."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -18,19 +18,20 @@ class InceptionScore(NamedTuple):
 
 
 def inception_score(logits: np.ndarray, *, num_splits: int = 10, seed: int = 0) -> InceptionScore:
-    """How sure a classifier is of each sample, and how many classes it finds (Salimans et al.).
+    """Inception score: confidence of a classifier and diversity of classes (Salimans et al. 2016).
 
         IS = exp( mean_i KL(p(y | x_i) || p(y)) ),    p(y) = mean_i p(y | x_i)
 
-    (arXiv:1606.03498), for each of `num_splits` parts of the shuffled samples. It is 1 where all
-    samples look alike to the classifier, and the number of classes where it is sure of each and
-    finds all equally often. It sees no variety inside a class and knows no real image. On the
-    logits of another classifier than Inception's it can't be compared with published ones.
+    (arXiv:1606.03498), for each of `num_splits` parts of the shuffled samples. It is 1 if the
+    classifier predicts the same for all samples, and the number of classes if it is certain of each
+    sample and all classes are equally frequent. It does not measure diversity within a class, and
+    does not use real images. With logits of a classifier other than Inception it can't be compared
+    with published scores.
 
     Args:
         logits: `[N, K]`, N >= `num_splits`.
-        num_splits: parts; the score rises with the size of a part.
-        seed: of the shuffle.
+        num_splits: number of parts; 10 is standard. The score rises with the size of a part.
+        seed: seed of the shuffle.
 
     Raises:
         UserError: fewer samples than splits, or logits that are not finite.
@@ -49,7 +50,7 @@ def inception_score(logits: np.ndarray, *, num_splits: int = 10, seed: int = 0) 
 
 @dataclass(frozen=True)
 class ScoreSums:
-    """What `inception_score` needs of logits that come batch by batch, one row a split.
+    """Sums that compute `inception_score` from batches of logits, with one row per split.
 
         log IS = H(p(y)) - mean_i H(p(y | x_i)),    H(p) = -Σ_y p log p
 
@@ -67,7 +68,7 @@ class ScoreSums:
 
     @classmethod
     def none(cls, num_samples: int, num_classes: int, num_splits: int, seed: int) -> "ScoreSums":
-        """Before the first batch; the splits are those of `inception_score` with that seed."""
+        """Empty sums; the splits are those of `inception_score` with the same seed."""
         split_of = np.empty(num_samples, np.int32)
         order = np.random.default_rng(seed).permutation(num_samples)
         for i, rows in enumerate(np.array_split(order, num_splits)):
@@ -76,7 +77,7 @@ class ScoreSums:
         return cls(split_of, zeros, np.zeros((num_splits, num_classes)), zeros)
 
     def add(self, start: int, logits: np.ndarray) -> "ScoreSums":
-        """With the logits `[B, K]` of samples `start` to `start + B - 1`.
+        """Returns the sums with the logits `[B, K]` of samples `start` to `start + B - 1`.
 
         Raises:
             UserError: logits that are not finite.
@@ -91,7 +92,7 @@ class ScoreSums:
         )
 
     def score(self) -> InceptionScore:
-        """Of all samples, once all have been added."""
+        """The Inception score, after all samples have been added."""
         overall = entr(self.probabilities / self.num[:, None]).sum(1)
         scores = np.exp(overall - self.entropies / self.num)
         return InceptionScore(float(np.mean(scores)), float(np.std(scores)))

@@ -1,11 +1,11 @@
-"""Numbers as a person reads them: rounding, durations, and the table of quality by NFE."""
+"""Formats numbers, durations and tables, such as the table of quality by NFE."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 MISSING = "–"
-# What pages call the numbers, in the order of their table; others follow by their own names.
+# Names of metrics on pages, in the order of their table; other metrics follow with their own names.
 LABELS = {
     "frechet_distance": "Fréchet distance",
     "frechet_distance_at_infinity": "Fréchet distance at infinity",
@@ -25,7 +25,7 @@ LABELS = {
     "mode_weights": "weight in wrong modes",
     "bits_per_dim": "bits per dimension",
 }
-# Where a number can be; the others, such as unbiased estimates about 0, are anywhere.
+# Ranges of metrics; the others, such as unbiased estimates near 0, are unbounded.
 RANGES = {
     "frechet_distance": (0.0, math.inf),
     "precision": (0.0, 1.0),
@@ -44,7 +44,7 @@ RANGES = {
 
 
 def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Markdown that reads well as it is; the first column to the left, numbers to the right.
+    """Formats a Markdown table with aligned columns; the first is left-aligned, the others right.
 
     Example:
         >>> print(table(["kind", "GiB"], [["code", "1.5"]]))
@@ -70,7 +70,7 @@ def is_number(value: Any) -> bool:
 
 
 def number(value: Any, digits: int = 3) -> str:
-    """A number with `digits` significant digits at least; anything else as it is.
+    """Formats a number with at least `digits` significant digits; other values as text.
 
     Example:
         >>> [number(x) for x in (1234567, 0.98765, 1234.5, 0.00001234, None, "heun")]
@@ -90,7 +90,7 @@ def number(value: Any, digits: int = 3) -> str:
 
 
 def percent(value: Any) -> str:
-    """A share in per cent, with one decimal.
+    """Formats a share of 1 in per cent, with one decimal.
 
     Example:
         >>> percent(0.9923), percent(None)
@@ -100,7 +100,7 @@ def percent(value: Any) -> str:
 
 
 def duration(seconds: Any) -> str:
-    """A time span in the two largest of days, hours, minutes and seconds.
+    """Formats seconds in the two largest units of days, hours, minutes and seconds.
 
     Example:
         >>> [duration(s) for s in (7.26, 161, 7384, 200_000)]
@@ -119,7 +119,7 @@ def duration(seconds: Any) -> str:
 
 
 def measure(value: Any) -> str:
-    """A measured number with three significant digits, trailing zeros kept so that columns align.
+    """Formats a measured number with three significant digits, including trailing zeros.
 
     Example:
         >>> [measure(x) for x in (1.3, 0.0041, 512.4, None)]
@@ -131,13 +131,13 @@ def measure(value: Any) -> str:
 
 
 class Metric(NamedTuple):
-    """A measure of samples, as pages show it.
+    """How pages show a metric of samples.
 
     Attributes:
-        label: what axes and columns call it.
-        write: how a value is written.
-        is_share: whether it is a share of 1, on an axis in per cent.
-        higher_is_better: or else the lower.
+        label: its name on axes and columns.
+        write: formats a value.
+        is_share: whether it is a share of 1, shown in per cent.
+        higher_is_better: whether higher values are better; else lower ones are.
     """
 
     label: str
@@ -150,10 +150,10 @@ class Column(NamedTuple):
     """A column of the quality table.
 
     Attributes:
-        key: in a row.
-        heading: of the column.
-        write: a value as text.
-        shown: whether these values of all rows make a column.
+        key: key of its value in a row.
+        heading: heading of the column.
+        write: formats a value.
+        shown: whether the column is shown, given the set of its values.
     """
 
     key: str
@@ -184,7 +184,7 @@ COLUMNS = (
 
 
 def sorted_rows(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Rows of quality by NFE in the order of solver, grid, guidance scale, NFE."""
+    """Sorts rows of quality by NFE by solver, grid, guidance scale and NFE."""
 
     def order(row: Mapping[str, Any]) -> tuple[str, str, float, float]:
         scale, nfe = row.get("guidance_scale"), row.get("nfe")
@@ -199,18 +199,18 @@ def sorted_rows(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
 
 
 def quality_cells(rows: Sequence[Mapping[str, Any]]) -> tuple[list[Column], list[list[str]]]:
-    """The columns that say something, and the cells in the order of `sorted_rows`."""
+    """The columns that are shown, and their formatted cells in the order of `sorted_rows`."""
     columns = [c for c in COLUMNS if c.shown({row.get(c.key) for row in rows})]
     cells = [[c.write(row.get(c.key)) for c in columns] for row in sorted_rows(rows)]
     return columns, cells
 
 
 def quality_table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Quality by NFE as lines of plain text, sorted by NFE within each solver.
+    """Formats quality by NFE as a plain-text table, sorted by NFE within each solver.
 
     Args:
-        rows: the `by_nfe` of an evaluation. Columns that no row has a value for are left out, and
-            those of weights and seed if all rows have the same.
+        rows: the `by_nfe` of an evaluation. Columns without values are left out, and those of
+            weights and seed if all rows have the same value.
 
     Example:
         >>> print(quality_table([
@@ -234,7 +234,7 @@ def quality_table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def label(name: str) -> str:
-    """What a page calls a number.
+    """The name of a metric on pages.
 
     Example:
         >>> label("frechet_distance (inception:spatial)")
@@ -245,7 +245,7 @@ def label(name: str) -> str:
 
 
 def range_of(name: str) -> tuple[float, float]:
-    """The least and the greatest value that a number can have, on whatever extractor.
+    """The smallest and the largest possible value of a metric, with any extractor.
 
     Example:
         >>> range_of("recall (inception:pool)"), range_of("kernel_distance")

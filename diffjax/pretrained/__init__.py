@@ -1,1 +1,1 @@
-"""Files of published weights: fetched, checked by hash, read without running them."""
+"""Published weights: files are downloaded, verified by hash, and read without executing code."""

@@ -1,4 +1,4 @@
-"""Files of weights: given by path, or fetched once by address, and always checked by hash."""
+"""Reads weight files from a path or a URL; downloads are cached, and hashes always verified."""
 
 import hashlib
 import os
@@ -16,16 +16,16 @@ _SECONDS_TO_WAIT = 60.0
 
 
 def read_weights(location: str, sha256: str, cache: str = CACHE) -> bytes:
-    """The bytes of a file that has the given hash.
+    """Reads the bytes of a file and verifies its hash.
 
     Args:
-        location: a path; or an address (`https://…`), then the file is fetched into `cache` unless
-            it is there already.
+        location: a path, or a URL (`https://…`) that is downloaded to `cache` unless it is there
+            already.
         sha256: hex digest that the file must have.
-        cache: folder for what is fetched.
+        cache: folder for downloads.
 
     Raises:
-        UserError: there is no such file, it can't be fetched, or its hash is another one.
+        UserError: the file does not exist, can't be downloaded, or has another hash.
     """
     fetched = "://" in location
     path = _fetched(location, sha256, place_of(cache)) if fetched else place_of(location)
@@ -38,7 +38,7 @@ def read_weights(location: str, sha256: str, cache: str = CACHE) -> bytes:
 
 
 def _fetched(address: str, sha256: str, folder: Path) -> Path:
-    """Where the file of that address and hash lies, once it has been fetched whole."""
+    """Downloads a file unless it is cached, verifies its hash, and returns its path."""
     name = Path(unquote(urlparse(address).path)).name
     if not name:
         raise UserError(f"{address} names no file")
@@ -63,7 +63,7 @@ def _fetched(address: str, sha256: str, folder: Path) -> Path:
     except (OSError, ValueError) as error:
         if isinstance(error, UserError):
             raise
-        raise UserError(f"can't fetch {address}: {error}") from error
+        raise UserError(f"can't download {address}: {error}") from error
     return path
 
 
@@ -71,5 +71,5 @@ def _check(found: str, sha256: str, name: str) -> None:
     if found != sha256.lower():
         raise UserError(
             f"{name} has sha256 {found}, not {sha256}: it is damaged or another file; "
-            "if it is the one you mean, give that hash as sha256"
+            "to use it anyway, set sha256 to its hash"
         )

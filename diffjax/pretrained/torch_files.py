@@ -1,8 +1,8 @@
-"""Weights from files of torch or safetensors, read without either and without running a pickle.
+"""Reads weights from torch or safetensors files, without these packages and without running code.
 
-A file of `torch.save` is a pickle that names functions to be called. Here only the handful that
-puts tensors together is known, by stand-ins; any other name is refused, so that a file can't run
-code.
+A file of `torch.save` is a pickle that names functions to call. This reader knows only the few
+functions that build tensors, and replaces them by its own. Any other name is refused, so a
+file can't run code.
 """
 
 import io
@@ -44,9 +44,10 @@ _SAFE_DTYPES: Mapping[str, Any] = {
     "BOOL": np.bool_,
 }
 _ZIP = b"PK\x03\x04"
-# How files begin that torch wrote before its version 1.6 (2020), such as that of FID.
+# The start of files that torch wrote before version 1.6 (2020), such as the weights of FID.
 _OLD_MAGIC, _OLD_VERSION = 0x1950A86A20F9469CFC6C, 1001
-# Tensors may share a storage, and each becomes a copy: of all together no more than so many files.
+# Tensors may share a storage, and each becomes a copy. All copies together are limited to this
+# multiple of the file's size.
 _MOST_COPIES = 4
 _DAMAGED = (
     pickle.UnpicklingError,
@@ -64,11 +65,11 @@ _DAMAGED = (
 
 
 class StateDict:
-    """Named arrays of one file, taken one by one, so that what is missing or left over shows.
+    """Named arrays of a file, taken one by one to detect missing and superfluous weights.
 
     Args:
-        name: of the file, for messages.
-        arrays: by their names in torch.
+        name: name of the file, for messages.
+        arrays: arrays by their names in torch.
     """
 
     def __init__(self, name: str, arrays: Mapping[str, np.ndarray]):
@@ -76,52 +77,53 @@ class StateDict:
         self._left = dict(arrays)
 
     def take(self, key: str) -> np.ndarray:
-        """The array of that name, once.
+        """Removes and returns the array with this name.
 
         Raises:
-            UserError: there is none, or not any more.
+            UserError: there is no array with this name, or it was taken already.
         """
         if key not in self._left:
-            raise UserError(f"{self.name} has no weights {key!r}: it is of another network")
+            raise UserError(f"{self.name} has no weights {key!r}: it belongs to another network")
         return self._left.pop(key)
 
     def check_empty(self, ignore: Callable[[str], bool] = lambda key: False) -> None:
-        """Refuses a file that has more than was taken.
+        """Checks that all arrays were taken.
 
         Args:
-            ignore: which names may be left over.
+            ignore: whether an array with this name may be left.
 
         Raises:
-            UserError: see above.
+            UserError: the file has other arrays that were not taken.
         """
         left = [key for key in self._left if not ignore(key)]
         if left:
             raise UserError(
-                f"{self.name} has {len(left)} weights too many, such as {left[0]!r}: it is of "
+                f"{self.name} has {len(left)} weights too many, such as {left[0]!r}: it belongs to "
                 "another network"
             )
 
 
 def read_state_dict(name: str, data: bytes) -> StateDict:
-    """The tensors of a module's `state_dict` that `torch.save` wrote, in either of its formats, or
-    that safetensors did.
+    """Reads a `state_dict` from the bytes of a torch file (both formats) or a safetensors file.
 
     Args:
-        name: of the file, for messages.
+        name: name of the file, for messages.
         data: the whole file.
 
     Raises:
-        UserError: it is no such file, it is damaged, or it names anything but tensors.
+        UserError: the file has another format, is damaged, or contains anything but tensors.
     """
     try:
         if data[8:9] == b"{":
             return StateDict(name, _read_safetensors(data))
         tree, buffers = _read_zip(data) if data.startswith(_ZIP) else _read_old(data)
         if not isinstance(tree, dict):
-            raise pickle.UnpicklingError(f"it holds a {type(tree).__name__}, no dict of tensors")
+            raise pickle.UnpicklingError(
+                f"it contains a {type(tree).__name__}, not a dict of tensors"
+            )
         for key, value in tree.items():
             if not isinstance(key, str) or not isinstance(value, _View):
-                raise pickle.UnpicklingError(f"{key!r} is a {type(value).__name__}, no tensor")
+                raise pickle.UnpicklingError(f"{key!r} is a {type(value).__name__}, not a tensor")
         return StateDict(name, _arrays(tree, buffers, _MOST_COPIES * len(data)))
     except _DAMAGED as error:
         reason = str(error) or type(error).__name__
@@ -142,7 +144,7 @@ class _View(NamedTuple):
 
 
 class _Unpickler(pickle.Unpickler):
-    """Knows how tensors are put together, and nothing else."""
+    """A restricted unpickler that can only build tensors."""
 
     def __init__(self, file: io.BytesIO):
         super().__init__(file, encoding="utf-8")
@@ -150,14 +152,14 @@ class _Unpickler(pickle.Unpickler):
         self._file, self._admitted = file, _admitted()
 
     def load(self) -> Any:
-        """Reads one pickle, once it is known to take no memory by a mere number in it.
+        """Reads one pickle, after checking that its object numbers do not exhaust the memory.
 
-        Python makes room for as many objects as the number that one is kept under.
+        Python allocates memory for as many objects as the largest number of an object.
         """
         start, most = self._file.tell(), len(self._file.getbuffer())
         for operation, argument, _ in pickletools.genops(self._file):
             if operation.name in ("PUT", "LONG_BINPUT") and int(argument or 0) > most:
-                raise pickle.UnpicklingError(f"it keeps object {argument} of at most {most}")
+                raise pickle.UnpicklingError(f"it has an object number {argument} above {most}")
         self._file.seek(start)
         return super().load()
 
@@ -167,14 +169,14 @@ class _Unpickler(pickle.Unpickler):
         found = self._admitted.get(f"{module_name}.{global_name}")
         if found is None:
             raise pickle.UnpicklingError(
-                f"it names {module_name}.{global_name}, and only tensors are read"
+                f"it names {module_name}.{global_name}, but only tensors are allowed"
             )
         return found
 
     def persistent_load(self, pid: Any, /) -> _Storage:
         _, kind, key, _, size, *view = pid
         if kind not in _DTYPES or type(key) is not str or type(size) is not int or any(view):
-            raise pickle.UnpicklingError(f"{pid!r:.60} is no storage of numbers")
+            raise pickle.UnpicklingError(f"{pid!r:.60} is not a storage of numbers")
         storage = _Storage(key, kind, size)
         if self.storages.setdefault(key, storage) != storage:
             raise pickle.UnpicklingError(f"storage {key} is described twice")
@@ -182,11 +184,11 @@ class _Unpickler(pickle.Unpickler):
 
 
 def _admitted() -> dict[str, Any]:
-    """What a pickle may name. New objects for each file, since it could set their attributes."""
+    """The names that a pickle may use; new objects per file, since it could set attributes."""
 
     class Tree(dict):
         def __setstate__(self, state: Any) -> None:
-            """Leaves out what torch notes about versions of modules."""
+            """Ignores torch's notes about module versions."""
 
     def tensor(storage: Any, offset: Any, size: Any, stride: Any, *rest: Any) -> _View:
         return _View(storage, offset, size, stride)
@@ -202,16 +204,16 @@ def _admitted() -> dict[str, Any]:
 
 
 def _read_zip(data: bytes) -> tuple[Any, dict[str, np.ndarray]]:
-    """The format of torch 1.6 and later: a zip with the pickle and one file a storage."""
+    """Reads the format of torch 1.6 and later: a zip with a pickle and one file per storage."""
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         names = archive.namelist()
         pickles = [name for name in names if name.endswith("/data.pkl")]
         if len(pickles) != 1:
-            raise pickle.UnpicklingError("it is a zip, but not one of torch.save")
+            raise pickle.UnpicklingError("it is a zip file, but torch.save did not write it")
         folder = pickles[0].removesuffix("data.pkl")
-        # Nothing in it is packed, so all entries together can't be larger than the file.
+        # Nothing in it is compressed, so all entries together can't be larger than the file.
         if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
-            raise pickle.UnpicklingError("it is a packed zip, which torch.save does not write")
+            raise pickle.UnpicklingError("it is a compressed zip, which torch.save does not write")
         if sum(entry.file_size for entry in archive.infolist()) > len(data):
             raise pickle.UnpicklingError("its entries overlap")
         if any(entry.flag_bits & 1 for entry in archive.infolist()):
@@ -228,10 +230,10 @@ def _read_zip(data: bytes) -> tuple[Any, dict[str, np.ndarray]]:
 
 
 def _read_old(data: bytes) -> tuple[Any, dict[str, np.ndarray]]:
-    """The older format: five pickles, then each storage with its length in front."""
+    """Reads the older format: five pickles, then the storages, each after its length."""
     file = io.BytesIO(data)
     if _Unpickler(file).load() != _OLD_MAGIC or _Unpickler(file).load() != _OLD_VERSION:
-        raise pickle.UnpicklingError("it is no file of torch.save")
+        raise pickle.UnpicklingError("torch.save did not write it")
     if not _Unpickler(file).load()["little_endian"]:
         raise pickle.UnpicklingError("its numbers are big-endian")
     unpickler = _Unpickler(file)
@@ -248,7 +250,7 @@ def _read_old(data: bytes) -> tuple[Any, dict[str, np.ndarray]]:
 
 
 def _read_safetensors(data: bytes) -> dict[str, np.ndarray]:
-    """Eight bytes with the length of a JSON header, the header, and the numbers it tells about."""
+    """Reads safetensors: eight bytes with the length of a JSON header, the header, the numbers."""
     start = 8 + int.from_bytes(data[:8], "little")
     header = json.loads(data[8:start])
     header.pop("__metadata__", None)
@@ -275,24 +277,24 @@ def _buffer(data: bytes, storage: _Storage) -> np.ndarray:
 def _arrays(
     tree: Mapping[str, Any], buffers: Mapping[str, np.ndarray], most_bytes: int
 ) -> dict[str, np.ndarray]:
-    """All tensors, unless they show the same numbers so often that they would fill the memory."""
+    """Copies all tensors, unless shared storages make the copies larger than `most_bytes`."""
     arrays, left = {}, most_bytes
     for key, view in tree.items():
         arrays[key] = _array(view, buffers)
         left -= arrays[key].nbytes
         if left < 0:
-            raise pickle.UnpicklingError(f"its tensors take more than {most_bytes} bytes")
+            raise pickle.UnpicklingError(f"its tensors need more than {most_bytes} bytes")
     return arrays
 
 
 def _array(view: _View, buffers: Mapping[str, np.ndarray]) -> np.ndarray:
-    """A copy of what a tensor shows of its storage; one that would reach beyond it is refused."""
+    """Copies a tensor from its storage, after checking that it lies inside the storage."""
     size, stride = tuple(view.size), tuple(view.stride)
     numbers = (view.offset, *size, *stride)
     if not isinstance(view.storage, _Storage) or len(size) != len(stride):
         raise pickle.UnpicklingError("a tensor has no storage or no strides")
     if any(type(number) is not int or number < 0 for number in numbers):
-        raise pickle.UnpicklingError("a tensor has sizes that are no numbers")
+        raise pickle.UnpicklingError("a tensor has invalid sizes or strides")
     buffer = buffers[view.storage.key]
     last = view.offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
     if math.prod(size) > len(buffer) or (math.prod(size) and last >= len(buffer)):

@@ -285,7 +285,7 @@ class TestFeatures:
     @pytest.mark.parametrize(
         ("images", "message"),
         [
-            (np.zeros((2, 28, 28, 1), np.float32), r"takes images \[N, 8, 8, 1\], not \[2, 28"),
+            (np.zeros((2, 28, 28, 1), np.float32), r"needs images \[N, 8, 8, 1\], not \[2, 28"),
             (np.zeros((0, 8, 8, 1), np.float32), "no images"),
             (np.zeros((2, 8, 8, 1), np.uint8), "not uint8"),
             (np.full((2, 8, 8, 1), np.nan, np.float32), "2 of 2 images"),

@@ -133,7 +133,7 @@ class TestExtrapolation:
         sets, reference, _ = self.draws(1)
         needed = fewest_samples(self.WIDTH)
         extrapolated_distance(sets[0][:needed], reference)
-        with pytest.raises(UserError, match=f"takes at least {needed} samples, not {needed - 1}"):
+        with pytest.raises(UserError, match=f"needs at least {needed} samples, not {needed - 1}"):
             extrapolated_distance(sets[0][: needed - 1], reference)
 
 

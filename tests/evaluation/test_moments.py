@@ -16,10 +16,10 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from diffjax.data import ArraySource, DataSet, digits, to_float, to_uint8
 from diffjax.errors import UserError
 from diffjax.evaluation import image_statistics
-from diffjax.evaluation.cached_arrays import stored
+from diffjax.evaluation.cached_arrays import cached
 from diffjax.evaluation.distances import frechet_distance, statistics
 from diffjax.evaluation.extractors.features import Extractor, classifier_features, pixel_features
-from diffjax.evaluation.image_statistics import Batches, see, thinned_rows
+from diffjax.evaluation.image_statistics import Batches, collect, thinned_rows
 from diffjax.evaluation.metrics import compare, reference
 from diffjax.evaluation.moments import Moments
 from diffjax.evaluation.scores import inception_score
@@ -76,7 +76,7 @@ class TestSee:
         features, logits = extractor.extract(images)
         assert logits is not None
         parts = np.split(images, range(batch_size, 90, batch_size))
-        found = see(Batches(90, parts), extractor, most_images=50, seed=3)
+        found = collect(Batches(90, parts), extractor, most_images=50, seed=3)
         np.testing.assert_allclose(found.features, features, atol=1e-4)
         exact = statistics(features)
         np.testing.assert_allclose(found.statistics.mean, exact.mean, atol=1e-5)
@@ -87,7 +87,7 @@ class TestSee:
 
     def test_features_kept_are_those_of_the_rows_drawn(self):
         images, extractor = random_images(90), pixel_features(size=2)
-        found = see(Batches(90, in_parts(images, 20, 20)), extractor, most_features=13, seed=1)
+        found = collect(Batches(90, in_parts(images, 20, 20)), extractor, most_features=13, seed=1)
         rows = thinned_rows(90, 13, 1)
         np.testing.assert_array_equal(found.features, extractor.features(images[rows]))
         assert found.predicted is found.score is None
@@ -132,7 +132,7 @@ class TestSee:
 
             images = Batches(200 * num_batches, made())
             tracemalloc.start()
-            found = see(images, extractor, most_features=50, most_images=50, num_splits=2)
+            found = collect(images, extractor, most_features=50, most_images=50, num_splits=2)
             _, most = tracemalloc.get_traced_memory()
             tracemalloc.stop()
             assert found.statistics.n == 200 * num_batches
@@ -145,7 +145,7 @@ class TestSee:
 
     def test_another_number_than_announced_is_refused(self):
         with pytest.raises(UserError, match="9 images were announced and 8 came"):
-            see(Batches(9, [random_images(8)]), pixel_features(2))
+            collect(Batches(9, [random_images(8)]), pixel_features(2))
         with pytest.raises(UserError, match="no images"):
             Batches(0, []).peek()
 
@@ -276,7 +276,7 @@ class TestStored:
     @pytest.mark.parametrize("cut", [False, True])
     def test_a_damaged_file_is_made_again_with_a_warning(self, tmp_path, caplog, share, cut):
         exact = {"x": np.arange(300.0), "y": np.ones((2, 3), np.int32)}
-        stored(str(tmp_path), {"of": 1}, lambda: exact)
+        cached(str(tmp_path), {"of": 1}, lambda: exact)
         (path,) = tmp_path.iterdir()
         whole = bytearray(path.read_bytes())
         place = min(int(share * len(whole)), len(whole) - 1)
@@ -286,29 +286,29 @@ class TestStored:
             damaged[place] ^= 4
         path.write_bytes(bytes(damaged))
         with caplog.at_level(logging.WARNING, "diffjax"):
-            found = stored(str(tmp_path), {"of": 1}, lambda: exact)
+            found = cached(str(tmp_path), {"of": 1}, lambda: exact)
         assert "damaged" in caplog.text
         np.testing.assert_array_equal(found["x"], exact["x"])
         assert path.read_bytes() == bytes(whole)
 
     def test_a_file_under_the_name_of_another_is_not_taken(self, tmp_path, caplog):
-        stored(str(tmp_path), {"of": 1}, lambda: {"x": np.ones(1)})
+        cached(str(tmp_path), {"of": 1}, lambda: {"x": np.ones(1)})
         (one,) = tmp_path.iterdir()
-        stored(str(tmp_path), {"of": 2}, lambda: {"x": np.zeros(1)})
+        cached(str(tmp_path), {"of": 2}, lambda: {"x": np.zeros(1)})
         (other,) = set(tmp_path.iterdir()) - {one}
         other.write_bytes(one.read_bytes())
-        found = stored(str(tmp_path), {"of": 2}, lambda: {"x": np.zeros(1)})
+        found = cached(str(tmp_path), {"of": 2}, lambda: {"x": np.zeros(1)})
         assert found["x"] == 0
         assert "damaged" in caplog.text
 
     def test_without_a_place_to_keep_it_there_is_a_warning_and_a_result(self, tmp_path, caplog):
         (tmp_path / "file").touch()
         folder = str(tmp_path / "file" / "below")
-        found = stored(folder, {}, lambda: {"x": np.ones(1)})
+        found = cached(folder, {}, lambda: {"x": np.ones(1)})
         assert found["x"] == 1
-        assert "can't keep" in caplog.text
+        assert "can't write" in caplog.text
 
     def test_objects_are_never_stored(self, tmp_path):
         with pytest.raises(TypeError, match="arrays of objects"):
-            stored(str(tmp_path), {}, lambda: {"x": np.array([{}])})
+            cached(str(tmp_path), {}, lambda: {"x": np.array([{}])})
         assert not list(tmp_path.iterdir())

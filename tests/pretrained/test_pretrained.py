@@ -239,7 +239,7 @@ def test_what_is_missing_is_said():
         build(spec(inception_features))
     with pytest.raises(UserError, match="no layer 'pol'; did you mean 'pool'"):
         inception_features("x.pth", layer="pol")
-    with pytest.raises(UserError, match=r"dinov2_vitl14_pretrain.pth, or its address https://"):
+    with pytest.raises(UserError, match=r"dinov2_vitl14_pretrain.pth, or its URL https://"):
         build(spec(dinov2_features))
     with pytest.raises(UserError, match="'vitl'; did you mean 'vitl14'"):
         dinov2_features("x.pth", model="vitl")
@@ -259,7 +259,7 @@ class TestNames:
     @pytest.mark.parametrize(
         ("name", "weights", "message"),
         [
-            ("pixels", "x.pth", "pixels takes no weights"),
+            ("pixels", "x.pth", "pixels has no setting weights"),
             ("inseption", None, "did you mean 'inception'"),
             (None, "x.pth", "need --extractor=NAME"),
         ],

@@ -58,7 +58,7 @@ def test_a_number_in_a_pickle_takes_no_memory(kept):
     """Python's own reader would make room for 2^31 objects, twice over: 34 GB."""
     for wrapped in (lambda data: torch_zip(data, STORAGE), lambda data: data):
         bomb = wrapped(tensor().replace(b"\x80\x02}", b"\x80\x02}" + kept))
-        with pytest.raises(UserError, match="it keeps object 2147483647 of at most"):
+        with pytest.raises(UserError, match="it has an object number 2147483647 above"):
             read_state_dict("bomb.pt", bomb)
 
 
@@ -165,7 +165,7 @@ class TestRefusing:
         if old:
             parts = (0x1950A86A20F9469CFC6C, 1001, {"little_endian": True})
             data = b"".join(pickle.dumps(part, 2) for part in parts) + data
-        with pytest.raises(UserError, match=r"it names \w+|no tensor|pickle exhausted"):
+        with pytest.raises(UserError, match=r"it names \w+|not a tensor|pickle exhausted"):
             read_state_dict("x.pth", data if old else torch_zip(data))
         assert not list(tmp_path.iterdir())
 
@@ -185,13 +185,13 @@ class TestRefusing:
             (tensor(size=(2, 2), stride=(3, 1)), "beyond its storage"),
             (tensor(offset=1), "beyond its storage"),
             (tensor(size=(1 << 30, 1 << 30), stride=(0, 0)), "beyond its storage"),
-            (tensor(size=(2, 2), stride=(-2, 1)), "no numbers"),
-            (tensor(offset=-1), "no numbers"),
+            (tensor(size=(2, 2), stride=(-2, 1)), "invalid sizes or strides"),
+            (tensor(offset=-1), "invalid sizes or strides"),
             (tensor(size=(4,)), "no storage or no strides"),
             (tensor(numel=5), "ends within storage"),
             (tensor(kind="ComplexFloatStorage"), "names torch.ComplexFloatStorage"),
-            (pickle.dumps([1], 2), "holds a list"),
-            (pickle.dumps({"w": 1}, 2), "'w' is a int, no tensor"),
+            (pickle.dumps([1], 2), "contains a list"),
+            (pickle.dumps({"w": 1}, 2), "'w' is a int, not a tensor"),
             (pickle.dumps({"model": {}}, 2), "'model' is a dict"),
         ],
     )
@@ -210,7 +210,7 @@ class TestRefusing:
 
         tied = read_state_dict("x.pth", shared("abcd"))
         assert [tied.take(name).shape for name in "abcd"] == [(512, 512)] * 4
-        with pytest.raises(UserError, match=r"its tensors take more than 4\d{6} bytes"):
+        with pytest.raises(UserError, match=r"its tensors need more than 4\d{6} bytes"):
             read_state_dict("x.pth", shared(string.ascii_lowercase))
 
     def test_numbers_of_safetensors_that_overlap(self):
@@ -236,7 +236,7 @@ class TestRefusing:
 
     def test_a_packed_zip(self):
         bomb = torch_zip(tensor(), [("0", bytes(10**6))], zipfile.ZIP_DEFLATED)
-        with pytest.raises(UserError, match="packed"):
+        with pytest.raises(UserError, match="compressed zip"):
             read_state_dict("x.pth", bomb)
 
     @pytest.mark.parametrize("data", [b"", b"PK\x03\x04", b"\x93NUMPY", pickle.dumps(3)])

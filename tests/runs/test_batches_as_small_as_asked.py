@@ -119,7 +119,7 @@ def test_an_extractor_sees_few_images_as_a_small_batch(batches, sizes):
     extractor = Extractor("recorded", "0" * 64, None, apply)
     images = np.random.default_rng(0).uniform(-1, 1, (sum(batches), 2, 2, 1)).astype(np.float32)
     parts = np.split(images, np.cumsum(batches)[:-1])
-    found = see(Batches(len(images), parts), extractor)
+    found = collect(Batches(len(images), parts), extractor)
     np.testing.assert_array_equal(found.features, images.reshape(len(images), -1))
     assert shown == sizes
 

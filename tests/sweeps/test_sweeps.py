@@ -205,8 +205,8 @@ def test_an_axis_is_not_overridden():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"location": "/tmp/other.py"}, "cell flow is not of configs/digits.py"),
-        ({"location": "configs/digits.py/../x.py:a=b"}, "cell flow is not of configs/digits.py"),
+        ({"location": "/tmp/other.py"}, "cell flow does not use configs/digits.py"),
+        ({"location": "configs/digits.py/../x.py:a=b"}, "cell flow does not use configs/digits.py"),
         ({"name": "../flow"}, "'../flow' can't be a cell's name"),
         ({"name": "/tmp/flow"}, "'/tmp/flow' can't be a cell's name"),
         ({"name": "a\\b"}, "can't be a cell's name"),

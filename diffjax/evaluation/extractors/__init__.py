@@ -1,1 +1,1 @@
-"""Networks whose features distances between image sets are measured on."""
+"""Feature extractors: the networks on whose features image sets are compared."""

@@ -1,4 +1,4 @@
-"""A small image classifier: it recognises samples and gives the features that distances use.
+"""A small image classifier, for the accuracy of samples and for the features of distances.
 
 The shipped weights come from `python -m experiments.train_classifier`; no download, no pickle.
 """
@@ -21,7 +21,7 @@ from diffjax.data.archives import read_npz
 from diffjax.errors import UserError, nearest
 from diffjax.host.files import place_of
 
-# sha256 of each file in `weights/`: a damaged or exchanged file would silently shift every number.
+# sha256 of each file in `weights/`: a damaged or exchanged file would change every metric silently.
 SHIPPED: Mapping[str, str] = {
     "digits": "3081c58fc0e202540da6ce0abea5aabe7a486d32ba136a6ddc2b6a6f9aca88f7",
     "fashion_mnist": "1be19b3c64bc451a74d4b7d6986a1d450b11c6acecdc54bee8d4ace2151c093c",
@@ -32,13 +32,13 @@ _METADATA = "metadata"
 class Classifier(nn.Module):
     """A residual convolutional network for small images.
 
-    Each stage first merges patches of pixels into one, then adds a residual 3x3 convolution; what
-    is left at all positions goes through one hidden layer.
+    Each stage first merges patches of pixels, then applies a residual 3x3 convolution. The result
+    at all positions goes through one hidden layer.
 
     Attributes:
         num_classes: number of logits.
         widths: channels of each stage.
-        patches: side of the patches that each stage merges, in its pixels.
+        patches: side of the patches that each stage merges, in pixels of its input.
         num_features: width of the penultimate layer.
     """
 
@@ -55,8 +55,8 @@ class Classifier(nn.Module):
             x: images `[B, H, W, C]` in [-1, 1].
 
         Returns:
-            Logits `[B, num_classes]`, and the features `[B, num_features]` that they are linear
-            in, after their ReLU.
+            Logits `[B, num_classes]`, and the features `[B, num_features]` of the penultimate
+            layer after its ReLU; the logits are linear in them.
         """
         for width, patch in zip(self.widths, self.patches, strict=True):
             x = nn.relu(nn.LayerNorm()(nn.Dense(width)(_merge_patches(x, patch))))
@@ -67,14 +67,14 @@ class Classifier(nn.Module):
 
 @dataclass(frozen=True)
 class Trained:
-    """A trained classifier as it was read from one file.
+    """A trained classifier, read from a file.
 
     Attributes:
-        name: what it was asked for by.
+        name: its name, or the path of its file.
         sha256: hex digest of the file.
         network: the module.
         params: its parameters, float32.
-        metadata: what the training script wrote: `dataset`, `train_sha256`, `test_accuracy`,
+        metadata: written by the training script: `dataset`, `train_sha256`, `test_accuracy`,
             `image_shape`, `network`, `seed`, `command`.
     """
 
@@ -86,27 +86,27 @@ class Trained:
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
-        """`(H, W, C)` of the images that it takes."""
+        """`(H, W, C)` of its input images."""
         height, width, channels = self.metadata["image_shape"]
         return height, width, channels
 
     @property
     def test_accuracy(self) -> float:
-        """Share of real test images recognised, in [0, 1], as measured when it was trained."""
+        """Accuracy on real test images in [0, 1], measured after its training."""
         return float(self.metadata["test_accuracy"])
 
 
 def load(name: str) -> Trained:
     """Reads a shipped classifier by name, or one of your own by the path of its `.npz`.
 
-    Shipped files are checked against their known sha256; a file of your own is taken as it is,
-    and its sha256 is written beside every number that comes from it.
+    The sha256 of a shipped file is verified. A file of your own is not, but its sha256 is part of
+    the provenance of every metric.
 
     Args:
         name: `"digits"`, `"fashion_mnist"`, or a path that ends in `.npz`.
 
     Raises:
-        UserError: there is none of that name, the file is damaged, or its hash is another one.
+        UserError: the name is unknown, or the file is damaged or has another hash.
 
     Example:
         >>> load("digits").image_shape
@@ -124,7 +124,7 @@ def load(name: str) -> Trained:
 
 
 def decode(name: str, data: bytes, expected_sha256: str | None = None) -> Trained:
-    """Turns the bytes of an `.npz` that `encode` wrote back into a classifier.
+    """Decodes a classifier from the bytes of an `.npz` that `encode` wrote.
 
     Args:
         name: for messages and provenance.
@@ -161,9 +161,9 @@ def decode(name: str, data: bytes, expected_sha256: str | None = None) -> Traine
 
 
 def encode(network: Classifier, params: Any, metadata: Mapping[str, Any]) -> bytes:
-    """The bytes of an `.npz` with float16 parameters and the metadata as JSON text.
+    """Encodes a classifier as the bytes of an `.npz`: float16 parameters and metadata as JSON.
 
-    The same arguments give the same bytes, so the hash names the weights.
+    Equal arguments yield equal bytes, so the hash identifies the weights.
 
     Args:
         network: the module; its settings become part of the metadata.
@@ -189,8 +189,8 @@ def encode(network: Classifier, params: Any, metadata: Mapping[str, Any]) -> byt
 def _merge_patches(x: jax.Array, size: int) -> jax.Array:
     """`[B, H, W, C]` to `[B, ⌈H/size⌉, ⌈W/size⌉, size² C]`, padded with zeros at the far edges.
 
-    A dense layer on it is a convolution whose stride is its width; XLA's gradient of that on a CPU
-    takes twice the time.
+    A dense layer on it equals a convolution whose stride is its width; XLA's gradient of that
+    convolution takes twice the time on a CPU.
     """
     batch, height, width, channels = x.shape
     rows, columns = -(-height // size), -(-width // size)

@@ -1,8 +1,8 @@
 """CLIP's image embeddings as features (Radford et al. 2021, arXiv:2103.00020).
 
-A kernel distance on them is CMMD (Jayasumana et al. 2024, arXiv:2401.09603), which takes the
-vision transformer L/14 at 336 pixels. Only the half of CLIP that looks at images is here; nothing
-is trained.
+A kernel distance on them is CMMD (Jayasumana et al. 2024, arXiv:2401.09603), which uses the
+vision transformer L/14 at 336 pixels. This file contains only the image encoder of CLIP, for
+inference.
 """
 
 from dataclasses import replace
@@ -29,13 +29,13 @@ _EPSILON = 1e-5
 
 
 class Clip(nn.Module):
-    """The vision transformer and its projection.
+    """The vision transformer of CLIP and its projection.
 
     Attributes:
-        width: of a token.
+        width: width of a token.
         depth: number of blocks.
-        num_heads: of attention.
-        num_features: of an embedding.
+        num_heads: number of attention heads.
+        num_features: width of an embedding.
         patch: side of a patch, in pixels.
     """
 
@@ -47,10 +47,10 @@ class Clip(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Embeddings of length 1.
+        """Computes image embeddings of length 1.
 
         Args:
-            x: `[B, P G, P G, 3]` for patches of P pixels, less `MEAN` over `STD`.
+            x: `[B, P G, P G, 3]` for patches of P pixels, normalised: `(pixels - MEAN) / STD`.
 
         Returns:
             `[B, num_features]`.
@@ -69,8 +69,9 @@ class Clip(nn.Module):
 
 
 class Block(nn.Module):
-    """`x + attention(norm x)`, then `x + mlp(norm x)`, where the mlp's nonlinearity is
-    `h sigmoid(1.702 h)`, a rough GELU.
+    """A transformer block: `x + attention(norm x)`, then `x + mlp(norm x)`.
+
+    The nonlinearity of the MLP is `h sigmoid(1.702 h)`, an approximation of GELU.
     """
 
     num_heads: int
@@ -88,8 +89,9 @@ class Block(nn.Module):
 
 
 def resize(images: np.ndarray) -> np.ndarray:
-    """To 336x336 as CMMD's own code does: the middle square, then Pillow's bicubic filter with
-    antialiasing, on uint8.
+    """Resizes images to 336x336 as in CMMD's own code.
+
+    It crops the central square and applies Pillow's bicubic filter with antialiasing, on uint8.
 
     Args:
         images: `[B, H, W, C]` in [-1, 1], rounded to 256 levels first; C is 1 or 3.
@@ -108,16 +110,15 @@ def resize(images: np.ndarray) -> np.ndarray:
 
 
 def convert(state: StateDict, network: Clip, size: int = SIZE) -> Any:
-    """Parameters of a network from those of transformers' `CLIPModel`; the half that reads text,
-    where it is there, is left out.
+    """Converts the parameters of transformers' `CLIPModel`; the text encoder is left out.
 
     Args:
-        state: as in the `pytorch_model.bin` of `openai/clip-vit-large-patch14-336`.
-        network: what they are for.
-        size: of the images that it will see, pixels.
+        state: tensors of the `pytorch_model.bin` of `openai/clip-vit-large-patch14-336`.
+        network: the network that will use the parameters.
+        size: side of its input images, in pixels.
 
     Raises:
-        UserError: weights are missing, too many, or have other shapes.
+        UserError: weights are missing, superfluous, or have other shapes.
     """
     path = "vision_model."
     patches = state.take(f"{path}embeddings.patch_embedding.weight").transpose(2, 3, 1, 0)
@@ -146,13 +147,15 @@ def convert(state: StateDict, network: Clip, size: int = SIZE) -> Any:
 def clip_features(
     weights: str = "", sha256: str = SHA256, batch_size_images: int = 32
 ) -> Extractor:
-    """Image embeddings of CLIP ViT-L/14 at 336 pixels, `[N, 768]`, of length 1: for CMMD.
+    """Extractor of image embeddings of CLIP ViT-L/14 at 336 pixels, `[N, 768]`, for CMMD.
+
+    The embeddings have length 1.
 
     Args:
         weights: path of the `pytorch_model.bin` of `openai/clip-vit-large-patch14-336`, or of its
-            weights as safetensors, or an address to fetch one from (`URL`).
-        sha256: hex digest of that file; give another one to use another file on purpose.
-        batch_size_images: images a call.
+            weights as safetensors, or a URL to download one from (`URL`).
+        sha256: hex digest of that file; change it to use another file.
+        batch_size_images: images per network evaluation; 32 is typical.
 
     Raises:
         UserError: no such file, another hash, weights of another network.
@@ -160,22 +163,22 @@ def clip_features(
     if not weights:
         raise UserError(
             "clip_features needs weights: the path of the pytorch_model.bin of "
-            f"openai/clip-vit-large-patch14-336, or its address {URL}"
+            f"openai/clip-vit-large-patch14-336, or its URL {URL}"
         )
     network = Clip()
     params = convert(read_state_dict(weights, read_weights(weights, sha256)), network)
 
     @jax.jit
-    def look(params: Any, levels: jax.Array) -> tuple[jax.Array, None]:
+    def encode(params: Any, levels: jax.Array) -> tuple[jax.Array, None]:
         mean, std = (jnp.array(each)[None, None, None] for each in (MEAN, STD))
         pixels = (levels.astype(jnp.float32) / 255.0 - mean) / std
-        # Lower precision, the default on GPUs and TPUs, would move the features.
+        # Lower precision, the default on GPUs and TPUs, would change the features.
         with jax.default_matmul_precision("highest"):
             return network.apply({"params": params}, pixels), None  # pyright: ignore[reportReturnType]
 
     extractor = pretrained(
         "clip:vitl14_336",
-        with_params(look, params),
+        with_params(encode, params),
         batch_size_images,
         resize,
         architecture="CLIP ViT-L/14 at 336 pixels",
@@ -190,7 +193,7 @@ def clip_features(
 
 
 def _layer(state: StateDict, name: str, kernel: str) -> dict[str, np.ndarray]:
-    """A layer of torch; `kernel` is what its weight is called here."""
+    """Converts a torch layer; `kernel` is the name of its weight in Flax."""
     return {kernel: state.take(f"{name}.weight").T, "bias": state.take(f"{name}.bias")}
 
 

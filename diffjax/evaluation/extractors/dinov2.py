@@ -1,7 +1,7 @@
 """DINOv2 vision transformers as feature extractors (Oquab et al. 2023, arXiv:2304.07193).
 
-Fréchet distances on their class token follow human judgement better than those on Inception
-features (Stein et al. 2023, arXiv:2306.04675). Nothing is trained here.
+Fréchet distances on their class token agree better with human judgement than those on Inception
+features (Stein et al. 2023, arXiv:2306.04675). The networks are only for inference.
 """
 
 import math
@@ -35,13 +35,13 @@ _EPSILON = 1e-6
 
 
 class Dinov2(nn.Module):
-    """The transformer, with layer scale and, in some, registers (arXiv:2309.16588).
+    """The DINOv2 transformer, with layer scale and optional registers (arXiv:2309.16588).
 
     Attributes:
-        width: of a token.
+        width: width of a token.
         depth: number of blocks.
-        num_heads: of attention.
-        num_registers: tokens that no patch stands behind.
+        num_heads: number of attention heads.
+        num_registers: number of extra tokens that belong to no patch; 0 or 4.
     """
 
     width: int
@@ -51,10 +51,10 @@ class Dinov2(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """The class token after the last normalisation.
+        """Computes the class token after the last normalisation.
 
         Args:
-            x: `[B, 14 G, 14 G, 3]`, pixels less `MEAN` over `STD`.
+            x: `[B, 14 G, 14 G, 3]`, normalised: `(pixels - MEAN) / STD`.
 
         Returns:
             `[B, width]`.
@@ -74,7 +74,7 @@ class Dinov2(nn.Module):
 
 
 class Block(nn.Module):
-    """`x + γ₁ attention(norm x)`, then `x + γ₂ mlp(norm x)`."""
+    """A transformer block: `x + γ₁ attention(norm x)`, then `x + γ₂ mlp(norm x)`."""
 
     num_heads: int
 
@@ -83,9 +83,9 @@ class Block(nn.Module):
         batch, length, width = x.shape
         qkv = nn.Dense(3 * width, name="qkv")(_norm("norm1")(x))
         qkv = qkv.reshape(batch, length, 3, self.num_heads, -1)
-        seen = batched(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]).reshape(x.shape)
+        attended = batched(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]).reshape(x.shape)
         scale = self.param("scale1", nn.initializers.ones, (width,))
-        x = x + scale[None, None] * nn.Dense(width, name="proj")(seen)
+        x = x + scale[None, None] * nn.Dense(width, name="proj")(attended)
         hidden = nn.Dense(4 * width, name="fc1")(_norm("norm2")(x))
         hidden = nn.Dense(width, name="fc2")(nn.gelu(hidden, approximate=False))
         scale = self.param("scale2", nn.initializers.ones, (width,))
@@ -94,14 +94,14 @@ class Block(nn.Module):
 
 @dataclass(frozen=True)
 class Variant:
-    """A published network.
+    """A published DINOv2 network.
 
     Attributes:
-        width: of a token.
+        width: width of a token.
         depth: number of blocks.
-        num_heads: of attention.
-        sha256: of its file of weights.
-        num_registers: 0 or 4.
+        num_heads: number of attention heads.
+        sha256: hex digest of its file of weights.
+        num_registers: number of registers, 0 or 4.
     """
 
     width: int
@@ -112,7 +112,7 @@ class Variant:
 
     @property
     def network(self) -> Dinov2:
-        """The module."""
+        """The Flax module of this variant."""
         return Dinov2(self.width, self.depth, self.num_heads, self.num_registers)
 
 
@@ -139,7 +139,7 @@ VARIANTS: Mapping[str, Variant] = {
 
 
 def url(model: str) -> str:
-    """Where a network's file of weights is published.
+    """The URL of a network's published file of weights.
 
     Example:
         >>> url("vits14_reg4").rpartition("/")[2]
@@ -150,11 +150,13 @@ def url(model: str) -> str:
 
 
 def resize(images: np.ndarray, size: int = SIZE) -> np.ndarray:
-    """To 224x224 as dgm-eval does by default: Pillow's bicubic filter, with antialiasing, on uint8.
+    """Resizes images to 224x224 as dgm-eval does by default: Pillow's bicubic filter on uint8.
+
+    The filter has antialiasing.
 
     Args:
         images: `[B, H, W, C]` in [-1, 1], rounded to 256 levels first; C is 1 or 3.
-        size: another one than 224.
+        size: side of the result, in pixels.
 
     Returns:
         `[B, size, size, 3]` uint8.
@@ -171,17 +173,17 @@ def resize(images: np.ndarray, size: int = SIZE) -> np.ndarray:
 
 
 def resize_positions(positions: np.ndarray, size: int, *, like_registers: bool) -> np.ndarray:
-    """Position embeddings for another number of patches, as the authors' code makes them.
+    """Resizes position embeddings to another number of patches, as in the authors' code.
 
-    They were trained on 37x37 patches, and 224 pixels have 16x16. Networks with registers:
-    bicubic with antialiasing (a = -1/2), whole grid on whole grid. Those without: bicubic without
-    antialiasing (a = -3/4), in steps of 37/16.1 rather than 37/16, which keeps what the first
-    release did. A grid of the right size stays as it is.
+    They were trained on 37x37 patches, and 224 pixels have 16x16. Networks with registers use
+    bicubic interpolation with antialiasing (a = -1/2) of the whole grid. Networks without registers
+    use bicubic interpolation without antialiasing (a = -3/4), in steps of 37/16.1 instead of 37/16,
+    as in the first release. A grid of the right size is not changed.
 
     Args:
         positions: `[G, G, D]`.
-        size: patches a side wanted.
-        like_registers: which of the two.
+        size: patches per side of the result.
+        like_registers: whether to interpolate as in networks with registers.
 
     Returns:
         `[size, size, D]` float32.
@@ -197,20 +199,20 @@ def resize_positions(positions: np.ndarray, size: int, *, like_registers: bool) 
 
 
 def convert(state: StateDict, network: Dinov2, grid: int = SIZE // PATCH) -> Any:
-    """Parameters of a network from those of the authors' own.
+    """Converts the parameters of the authors' published files.
 
     Args:
-        state: as in `dinov2_vitl14_pretrain.pth`.
-        network: what they are for.
-        grid: patches a side of the images that it will see.
+        state: tensors of a file such as `dinov2_vitl14_pretrain.pth`.
+        network: the network that will use the parameters.
+        grid: patches per side of its input images; 16 for 224 pixels.
 
     Raises:
-        UserError: weights are missing, too many, or have other shapes.
+        UserError: weights are missing, superfluous, or have other shapes.
     """
     first, *rest = state.take("pos_embed")[0]
     side = math.isqrt(len(rest))
     if side * side != len(rest):
-        raise UserError(f"{state.name}: {len(rest)} position embeddings are no square")
+        raise UserError(f"{state.name}: {len(rest)} position embeddings do not form a square")
     positions = np.reshape(rest, (side, side, -1))
     positions = resize_positions(positions, grid, like_registers=network.num_registers > 0)
     kernel = state.take("patch_embed.proj.weight").transpose(2, 3, 1, 0)
@@ -234,14 +236,14 @@ def convert(state: StateDict, network: Dinov2, grid: int = SIZE // PATCH) -> Any
 def dinov2_features(
     weights: str = "", model: str = "vitl14", sha256: str = "", batch_size_images: int = 32
 ) -> Extractor:
-    """The class token of a DINOv2 network, `[N, 384]`, `[N, 768]` or `[N, 1024]`.
+    """Extractor of the class token of a DINOv2 network, `[N, 384]`, `[N, 768]` or `[N, 1024]`.
 
     Args:
-        weights: path of the model's `dinov2_*_pretrain.pth`, or an address to fetch it from
+        weights: path of the model's `dinov2_*_pretrain.pth`, or a URL to download it from
             (`diffjax.evaluation.extractors.dinov2.url`).
-        model: a name in `VARIANTS`.
+        model: a name in `VARIANTS`, such as `vitl14`.
         sha256: hex digest of the file; by default that of the published one.
-        batch_size_images: images a call.
+        batch_size_images: images per network evaluation; 32 is typical.
 
     Raises:
         UserError: no such model or file, another hash, weights of another network.
@@ -251,7 +253,7 @@ def dinov2_features(
     if not weights:
         raise UserError(
             f"dinov2_features needs weights: the path of dinov2_{model}_pretrain.pth, or its "
-            f"address {url(model)}"
+            f"URL {url(model)}"
         )
     variant = VARIANTS[model]
     sha256 = (sha256 or variant.sha256).lower()
@@ -259,16 +261,16 @@ def dinov2_features(
     params = convert(state, variant.network)
 
     @jax.jit
-    def look(params: Any, levels: jax.Array) -> tuple[jax.Array, None]:
+    def evaluate(params: Any, levels: jax.Array) -> tuple[jax.Array, None]:
         mean, std = (jnp.array(each)[None, None, None] for each in (MEAN, STD))
         pixels = (levels.astype(jnp.float32) / 255.0 - mean) / std
-        # Lower precision, the default on GPUs and TPUs, would move the features.
+        # Lower precision, the default on GPUs and TPUs, would change the features.
         with jax.default_matmul_precision("highest"):
             return variant.network.apply({"params": params}, pixels), None  # pyright: ignore[reportReturnType]
 
     return pretrained(
         f"dinov2:{model}",
-        with_params(look, params),
+        with_params(evaluate, params),
         batch_size_images,
         resize,
         architecture=f"DINOv2 {model}",
@@ -285,7 +287,7 @@ def dinov2_features(
 
 
 def _converted(state: StateDict, name: str, kernel: str) -> dict[str, np.ndarray]:
-    """A layer of torch; `kernel` is what its weight is called here."""
+    """Converts a torch layer; `kernel` is the name of its weight in Flax."""
     return {kernel: state.take(f"{name}.weight").T, "bias": state.take(f"{name}.bias")}
 
 
@@ -318,5 +320,5 @@ def _norm(name: str) -> nn.LayerNorm:
 
 
 def _repeated(tokens: jax.Array, batch: int) -> jax.Array:
-    """`[B, n, width]`."""
+    """Repeats tokens for each image of a batch, `[B, n, width]`."""
     return jnp.broadcast_to(tokens, (batch, *tokens.shape))

@@ -1,4 +1,4 @@
-"""Images to feature vectors: what a distance between image sets is measured on."""
+"""The `Extractor`: a map from images to the features on which image sets are compared."""
 
 import functools
 import hashlib
@@ -23,18 +23,18 @@ class Extractor:
     """A named, hashed map from images to features.
 
     Attributes:
-        name: written beside every number, such as `"classifier:digits"`.
-        sha256: hex digest of what defines the map (weights, or the definition's text). Numbers of
-            two extractors with different hashes can't be compared.
-        image_shape: `(H, W, C)` that it takes; None takes any.
+        name: its name in the provenance of every metric, such as `"classifier:digits"`.
+        sha256: hex digest of what defines the map (weights, or the text of its definition). Metrics
+            with different hashes can't be compared.
+        image_shape: `(H, W, C)` of its input; None accepts any.
         apply: images `[B, H, W, C]` in [-1, 1] -> (features `[B, F]`, logits `[B, K]` or None);
             jitted, so that repeated calls share one compilation.
-        test_accuracy: share of real test images whose label is that of the largest logit; None
-            without logits, and where their classes are not the data's, which then have no accuracy.
-        batch_size_images: images a call.
-        provenance: what else defines the map, such as `resize`, written beside every number.
-        prepare: what is done to a batch of images on the host first; `apply` sees its result.
-        for_cmmd: whether a Gaussian kernel's distance on these features is CMMD.
+        test_accuracy: accuracy on real test images; None without logits, and if the classes are not
+            those of the data.
+        batch_size_images: images per call of `apply`; 256 is typical, 32 for large networks.
+        provenance: further properties that define the map, such as `resize`.
+        prepare: preprocesses a batch of images on the host, before `apply`.
+        for_cmmd: whether the distance with a Gaussian kernel on these features is CMMD.
     """
 
     name: str
@@ -48,10 +48,11 @@ class Extractor:
     for_cmmd: bool = False
 
     def by(self, num_images: int) -> "Extractor":
-        """The same for calls of that many images: a batch is as large, or the next power of two.
+        """Returns the extractor with a batch size for `num_images` images.
 
-        A few images do not cost a whole batch of a large network then, and all numbers of them are
-        compiled a few times in all. The features are the same but for rounding.
+        It is the next power of two, at most the current batch size. So a few images do not cost a
+        whole batch of a large network, and there are only few compilations. The features are
+        the same up to rounding.
 
         Example:
             >>> [pixel_features(2).by(num).batch_size_images for num in (3, 30, 3000)]
@@ -67,15 +68,15 @@ class Extractor:
     def extract(
         self, images: np.ndarray, sharding: jax.sharding.Sharding | None = None
     ) -> tuple[np.ndarray, np.ndarray | None]:
-        """Features and logits, batch by batch; the last batch is padded, so nothing recompiles.
+        """Features and logits, computed in batches; the last is padded, so nothing recompiles.
 
         Args:
             images: `[N, H, W, C]` float in [-1, 1], N >= 1.
-            sharding: of a batch over devices of this process, so that each looks at its rows; the
-                size of a batch is rounded up to what they divide.
+            sharding: sharding of a batch over devices of this process; the batch size is rounded up
+                to a multiple of their number.
 
         Returns:
-            Features `[N, F]` and logits `[N, K]`, float32; None instead of logits where the
+            Features `[N, F]` and logits `[N, K]`, float32; None instead of logits if the
             extractor has none.
 
         Raises:
@@ -97,7 +98,7 @@ class Extractor:
 
 
 def classifier_features(name: str = "digits") -> Extractor:
-    """The penultimate layer and the logits of a classifier.
+    """Extractor of the penultimate layer and the logits of a small classifier.
 
     Args:
         name: a shipped classifier (`"digits"`, `"fashion_mnist"`), or the path of an `.npz` that
@@ -128,14 +129,14 @@ def classifier_features(name: str = "digits") -> Extractor:
 
 
 def pixel_features(size: int = 8) -> Extractor:
-    """Pixels after averaging over equal areas, for sets that have no classifier.
+    """Extractor of pixels averaged over equal areas, for data sets without a classifier.
 
-    A feature is the mean of one of `size x size` rectangles of one channel; rectangles may cut
-    pixels, which then count by their share. It sees layout and colour, no detail: two models can
-    be ranked by it when they differ much, not when both are good.
+    A feature is the mean over one of `size x size` rectangles of one channel; a pixel that a
+    rectangle cuts counts by its share. The features contain layout and colour but no detail. They
+    can rank two models that differ much, but not two good models.
 
     Args:
-        size: rectangles a side; an image with fewer pixels a side than that is refused.
+        size: rectangles per side, 8 is typical; images with fewer pixels per side are refused.
 
     Example:
         >>> pixel_features(size=2).features(np.ones((1, 8, 8, 3), np.float32)).shape
@@ -168,14 +169,14 @@ def pretrained(
     prepare: Callable[[np.ndarray], np.ndarray] = lambda images: images,
     **provenance: str,
 ) -> Extractor:
-    """An extractor of images of any size; its hash is that of its provenance, as sorted JSON.
+    """Builds an extractor for images of any size; its hash is that of its provenance as JSON.
 
     Args:
         name: see `Extractor`.
         apply: see `Extractor`.
         batch_size_images: see `Extractor`.
         prepare: see `Extractor`.
-        **provenance: all that the features depend on, such as `weights_sha256` and `resize`.
+        **provenance: everything on which the features depend, such as `weights_sha256`, `resize`.
     """
     if batch_size_images < 1:
         raise UserError(f"{name}: batch_size_images={batch_size_images} must be at least 1")
@@ -192,13 +193,16 @@ def pretrained(
 
 
 def with_params(
-    look: Callable[[Any, jax.Array], tuple[jax.Array, jax.Array | None]], params: Any
+    evaluate: Callable[[Any, jax.Array], tuple[jax.Array, jax.Array | None]], params: Any
 ) -> Callable[[Any], tuple[jax.Array, jax.Array | None]]:
-    """`images -> (features, logits)` for a network, with its parameters wherever the images are.
+    """Binds a network's parameters; copies them once to the devices of the images.
 
     Args:
-        look: jitted `(params, images) -> (features, logits or None)`.
-        params: put on each device that looks at images, once.
+        evaluate: jitted `(params, images) -> (features, logits or None)`.
+        params: the parameters.
+
+    Returns:
+        `images -> (features, logits or None)`.
     """
 
     @functools.cache
@@ -206,22 +210,22 @@ def with_params(
         where = None
         if mesh is not None:
             where = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-        with jax.ensure_compile_time_eval():  # Kept, also where the images are traced.
+        with jax.ensure_compile_time_eval():  # Concrete arrays, also if the images are traced.
             return jax.device_put(params, where)
 
     def apply(images: Any) -> tuple[jax.Array, jax.Array | None]:
         sharding = getattr(images, "sharding", None)
         mesh = sharding.mesh if isinstance(sharding, jax.sharding.NamedSharding) else None
-        return look(beside(mesh), images)
+        return evaluate(beside(mesh), images)
 
     return apply
 
 
 def as_rgb(images: Any) -> jax.Array:
-    """`[B, H, W, 3]`: grey images `[B, H, W, 1]` are repeated, colour images stay as they are.
+    """Converts images to `[B, H, W, 3]`: a single grey channel is repeated.
 
     Raises:
-        UserError: neither one nor three channels.
+        UserError: the images have neither one nor three channels.
 
     Example:
         >>> as_rgb(jnp.zeros((2, 8, 8, 1))).shape
@@ -229,20 +233,20 @@ def as_rgb(images: Any) -> jax.Array:
     """
     channels = images.shape[-1]
     if channels not in (1, 3):
-        raise UserError(f"images have {channels} channels; this extractor takes 1 or 3")
+        raise UserError(f"images have {channels} channels; this extractor accepts 1 or 3")
     return jnp.broadcast_to(images, (*images.shape[:-1], 3))
 
 
 def check_shapes(params: Any, expected: Any, name: str) -> None:
-    """Refuses parameters of other names or shapes than a network has.
+    """Checks that parameters have the names and shapes of a network.
 
     Args:
         params: nested dicts of arrays.
-        expected: the same of anything with a shape.
-        name: of the file that they are from.
+        expected: nested dicts of values with the expected shapes.
+        name: name of the file of the parameters, for the message.
 
     Raises:
-        UserError: see above; it names the first.
+        UserError: a name or shape differs; the message contains the first.
     """
     found, wanted = (
         traverse_util.flatten_dict(jax.tree.map(lambda leaf: leaf.shape, tree), sep=".")
@@ -251,34 +255,36 @@ def check_shapes(params: Any, expected: Any, name: str) -> None:
     for key in sorted(wanted.keys() | found.keys()):
         shape, right = found.get(key), wanted.get(key)
         if shape != right:
-            raise UserError(f"{name} is of another network: {key} is {shape} and should be {right}")
+            raise UserError(
+                f"{name} belongs to another network: {key} is {shape} and should be {right}"
+            )
 
 
 def check_images(images: np.ndarray, shape: tuple[int, ...] | None, whose: str) -> None:
-    """Refuses what is no array of finite float images `[N, *shape]`, N >= 1.
+    """Checks that images are a finite float array `[N, *shape]`, N >= 1.
 
     Args:
-        images: to be checked.
+        images: the array to check.
         shape: `(H, W, C)`; None accepts any.
-        whose: for the message, such as "extractor pixels:8x8".
+        whose: the user of the images for the message, such as "extractor pixels:8x8".
 
     Raises:
-        UserError: see above; for pixels that are not finite it says in how many images.
+        UserError: another shape or dtype, no images, or pixels that are not finite.
     """
     if images.ndim != 4 or (shape is not None and images.shape[1:] != shape):
         wanted = "[N, H, W, C]" if shape is None else f"[N, {', '.join(map(str, shape))}]"
-        raise UserError(f"{whose} takes images {wanted}, not {list(images.shape)}")
+        raise UserError(f"{whose} needs images {wanted}, not {list(images.shape)}")
     if not len(images):
-        raise UserError(f"{whose} was given no images")
+        raise UserError(f"{whose}: there are no images")
     if not np.issubdtype(images.dtype, np.floating):
-        raise UserError(f"{whose} takes float images in [-1, 1], not {images.dtype}")
+        raise UserError(f"{whose} needs float images in [-1, 1], not {images.dtype}")
     bad = int((~np.isfinite(images)).any((1, 2, 3)).sum())
     if bad:
         raise UserError(f"{bad} of {len(images)} images have pixels that are not finite")
 
 
 def _areas(size: int, length: int) -> jax.Array:
-    """`[size, length]` weights: the share of pixel j in interval i, rows summing to 1."""
+    """Averaging weights `[size, length]`: the share of pixel j in interval i; rows sum to 1."""
     edges = np.linspace(0.0, length, size + 1)
     low, high = edges[:-1, None], edges[1:, None]
     pixel = np.arange(length)

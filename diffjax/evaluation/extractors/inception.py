@@ -1,9 +1,9 @@
-"""The Inception network that FID, KID, sFID and the Inception score are defined by.
+"""The Inception network that defines FID, KID, sFID and the Inception score.
 
-It is that of the TensorFlow graph `inception-2015-12-05`, which differs from the published
-Inception v3 (Szegedy et al. 2015, arXiv:1512.00567) in its pooling: averages leave out the padding,
-and the last block takes a maximum. Parameters have the names of the PyTorch file that pytorch-fid
-and torch-fidelity use; nothing is trained here.
+It is the network of the TensorFlow graph `inception-2015-12-05`, which differs from the published
+Inception v3 (Szegedy et al. 2015, arXiv:1512.00567) in its pooling: averages exclude the padding,
+and the last block uses a maximum. Parameters have the names of the PyTorch file of pytorch-fid
+and torch-fidelity. The network is only for inference.
 """
 
 from collections.abc import Callable
@@ -38,15 +38,15 @@ _SPATIAL_CHANNELS = 7
 
 
 class Layers(NamedTuple):
-    """What the network knows of a batch of images.
+    """Features of a batch of images at several layers.
 
     Attributes:
-        pool: `[B, 2048]`, means of the last block over all positions: FID, KID.
-        spatial: `[B, 2023]`, seven channels of the block before the last of 17x17 positions
-            (`Mixed_6d`): sFID (Nash et al. 2021, arXiv:2103.03841) as it is computed since
+        pool: `[B, 2048]`, means of the last block over all positions, for FID and KID.
+        spatial: `[B, 2023]`, seven channels of the last but one block with 17x17 positions
+            (`Mixed_6d`), for sFID (Nash et al. 2021, arXiv:2103.03841) as computed since
             Dhariwal & Nichol 2021.
-        middle: `[B, 768]`, means of the last block of 17x17 positions (`Mixed_6e`).
-        logits: `[B, 1008]` without their bias: the Inception score (Salimans et al. 2016,
+        middle: `[B, 768]`, means of the last block with 17x17 positions (`Mixed_6e`).
+        logits: `[B, 1008]` without their bias, for the Inception score (Salimans et al. 2016,
             arXiv:1606.03498).
     """
 
@@ -57,11 +57,11 @@ class Layers(NamedTuple):
 
 
 class InceptionV3(nn.Module):
-    """The network; batch normalisation is folded into its convolutions, see `convert`."""
+    """The Inception network, with batch normalisation folded into convolutions (see `convert`)."""
 
     @nn.compact
     def __call__(self, x: jax.Array) -> Layers:
-        """Looks at images.
+        """Computes the features of images.
 
         Args:
             x: `[B, 299, 299, 3]` in [-1, 1].
@@ -89,7 +89,7 @@ class InceptionV3(nn.Module):
 
 
 class InceptionA(nn.Module):
-    """Branches of 1x1, 5x5, twice 3x3, and a mean that has `pool_features` channels."""
+    """Inception block with branches 1x1, 5x5, twice 3x3, and a mean of `pool_features` channels."""
 
     pool_features: int
 
@@ -106,7 +106,7 @@ class InceptionA(nn.Module):
 
 
 class InceptionB(nn.Module):
-    """From 35x35 to 17x17 positions."""
+    """Reduction block from 35x35 to 17x17 positions."""
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -118,7 +118,7 @@ class InceptionB(nn.Module):
 
 
 class InceptionC(nn.Module):
-    """Branches of 1x7 and 7x1, `width` channels wide inside."""
+    """Inception block with branches of 1x7 and 7x1 convolutions, which have `width` channels."""
 
     width: int
 
@@ -138,7 +138,7 @@ class InceptionC(nn.Module):
 
 
 class InceptionD(nn.Module):
-    """From 17x17 to 8x8 positions."""
+    """Reduction block from 17x17 to 8x8 positions."""
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -152,7 +152,7 @@ class InceptionD(nn.Module):
 
 
 class InceptionE(nn.Module):
-    """Branches that split once more into 1x3 and 3x1; `pool` is a mean or a maximum."""
+    """Inception block with branches that split into 1x3 and 3x1; `pool` is a mean or a maximum."""
 
     pool: Callable[[jax.Array], jax.Array]
 
@@ -175,10 +175,10 @@ class InceptionE(nn.Module):
 
 
 def resize(images: jax.Array) -> jax.Array:
-    """To 299x299 as pytorch-fid does: bilinear, centres of pixels aligned, no antialiasing.
+    """Resizes images to 299x299 as in pytorch-fid: bilinear, half-pixel centres, no antialiasing.
 
-    Pixel i looks at `(i + 1/2) old/299 - 1/2`; an image that shrinks is sampled, not averaged.
-    TensorFlow 1, and torch-fidelity with it, looks at `i old/299`, which gives other features.
+    Pixel i is interpolated at `(i + 1/2) old/299 - 1/2`; larger images are sampled, not averaged.
+    TensorFlow 1 and torch-fidelity use `i old/299` instead, which changes the features.
 
     Args:
         images: `[B, H, W, C]`.
@@ -192,15 +192,17 @@ def resize(images: jax.Array) -> jax.Array:
 
 
 def convert(state: StateDict) -> Any:
-    """Parameters of `InceptionV3`, with batch normalisation folded in, in float64 before rounding.
+    """Converts parameters to those of `InceptionV3`; batch normalisation is folded in.
 
         w' = w·γ/√(v + ε),  b' = β - m·γ/√(v + ε),  ε = 0.001
 
+    computed in float64 before rounding to float32.
+
     Args:
-        state: of the PyTorch network.
+        state: tensors of the PyTorch network.
 
     Raises:
-        UserError: weights are missing, too many, or have other shapes.
+        UserError: weights are missing, superfluous, or have other shapes.
     """
     image = jax.ShapeDtypeStruct((1, SIZE, SIZE, 3), jnp.float32)
     expected = jax.eval_shape(InceptionV3().init, jax.random.key(0), image)["params"]
@@ -217,17 +219,17 @@ def convert(state: StateDict) -> Any:
 def inception_features(
     weights: str = "", layer: str = "pool", sha256: str = SHA256, batch_size_images: int = 32
 ) -> Extractor:
-    """Features of the FID Inception network: with `layer="pool"` distances are FID and KID.
+    """Extractor of the FID Inception network: with `layer="pool"` distances are FID and KID.
 
-    The logits come with each layer, so that its numbers include the Inception score. Their 1008
-    classes are no data set's labels: no accuracy is measured on them.
+    It returns the logits with every layer, so that the Inception score is always available. Their
+    1008 classes are not the labels of the data, so there is no accuracy.
 
     Args:
-        weights: path of `pt_inception-2015-12-05-6726825d.pth`, or an address to fetch it from
+        weights: path of `pt_inception-2015-12-05-6726825d.pth`, or a URL to download it from
             (`diffjax.evaluation.extractors.inception.URL`).
-        layer: `"pool"`, `"spatial"`, `"middle"` or `"logits"`; see `Layers`.
-        sha256: hex digest of that file; give another one to use another file on purpose.
-        batch_size_images: images a call.
+        layer: `"pool"` (FID, KID), `"spatial"` (sFID), `"middle"` or `"logits"`; see `Layers`.
+        sha256: hex digest of that file; change it to use another file.
+        batch_size_images: images per network evaluation; 32 is typical.
 
     Raises:
         UserError: no such layer or file, another hash, weights of another network.
@@ -237,20 +239,20 @@ def inception_features(
     if not weights:
         raise UserError(
             "inception_features needs weights: the path of pt_inception-2015-12-05-6726825d.pth, "
-            f"or its address {URL}"
+            f"or its URL {URL}"
         )
     params = convert(read_state_dict(weights, read_weights(weights, sha256)))
 
     @partial(jit, static_argnames="layer")
-    def look(params: Any, images: jax.Array, layer: str) -> tuple[jax.Array, jax.Array]:
-        # Lower precision, the default on GPUs and TPUs, would move the features.
+    def evaluate(params: Any, images: jax.Array, layer: str) -> tuple[jax.Array, jax.Array]:
+        # Lower precision, the default on GPUs and TPUs, would change the features.
         with jax.default_matmul_precision("highest"):
             layers: Any = InceptionV3().apply({"params": params}, resize(as_rgb(images)))
         return getattr(layers, layer), layers.logits
 
     return pretrained(
         f"inception:{layer}",
-        with_params(partial(look, layer=layer), params),
+        with_params(partial(evaluate, layer=layer), params),
         batch_size_images,
         architecture="FID InceptionV3 (inception-2015-12-05)",
         layer=layer,
@@ -263,7 +265,7 @@ def inception_features(
 
 
 def _converted(state: StateDict, expected: Any, path: str) -> Any:
-    """The parameters below `path`, a dotted name that ends in a dot."""
+    """Converts the parameters below `path`, a dotted name that ends in a dot."""
     if path == "fc.":
         return {"kernel": state.take("fc.weight").T}
     if "conv" in expected:
@@ -272,7 +274,7 @@ def _converted(state: StateDict, expected: Any, path: str) -> Any:
 
 
 def _folded(state: StateDict, path: str) -> dict[str, np.ndarray]:
-    """A convolution with the batch normalisation behind it, channels last."""
+    """Folds the batch normalisation after a convolution into it; the kernel is channels-last."""
     names = ("conv.weight", "bn.weight", "bn.bias", "bn.running_mean", "bn.running_var")
     kernel, gamma, beta, mean, variance = (
         state.take(f"{path}{name}").astype(np.float64) for name in names
@@ -307,13 +309,13 @@ def _conv(
     stride: int = 1,
     padding: str | None = None,
 ) -> jax.Array:
-    """Padded where it does not shrink."""
+    """A convolution with ReLU; by default it is padded if its stride is 1."""
     padding = padding or ("SAME" if stride == 1 else "VALID")
     return _Unit(features, kernel, stride, padding, name=name)(x)
 
 
 def _average(x: jax.Array) -> jax.Array:
-    """Means over 3x3 positions; those outside do not count."""
+    """Means over 3x3 positions, without the padding."""
     return nn.avg_pool(x, (3, 3), (1, 1), "SAME", count_include_pad=False)
 
 

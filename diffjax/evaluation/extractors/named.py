@@ -1,4 +1,4 @@
-"""The extractors that a command line can name; configs name the functions themselves."""
+"""Names of the extractors for the command line; configs name the functions themselves."""
 
 from collections.abc import Mapping
 
@@ -23,14 +23,14 @@ EXTRACTORS: Mapping[str, ConfigDict] = {
 
 
 def extractor_called(name: str, **given: str | None) -> Extractor:
-    """The extractor of that name.
+    """Builds the extractor with this name.
 
     Args:
         name: a key of `EXTRACTORS`.
-        **given: `weights` and `sha256` of its file; None leaves the default.
+        **given: `weights` and `sha256` of its file; None keeps the default.
 
     Raises:
-        UserError: none of that name, it takes no weights, or they can't be read.
+        UserError: the name is unknown, the extractor has no weights, or they can't be read.
 
     Example:
         >>> extractor_called("pixels").name
@@ -40,5 +40,5 @@ def extractor_called(name: str, **given: str | None) -> Extractor:
     settings = {key: value for key, value in given.items() if value is not None}
     for key in settings:
         if key not in config:
-            raise UserError(f"the extractor {name} takes no {key}")
+            raise UserError(f"the extractor {name} has no setting {key}")
     return build(ConfigDict({**config.to_dict(), **settings}))
