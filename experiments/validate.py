@@ -106,7 +106,7 @@ def load_runs(
         if objective.needs_source or not objective.independent_noise:
             raise UserError(
                 f"{workdir} was trained on images paired with their noise, or with noise in "
-                "between; here each image is mixed with noise of its own"
+                "between; here each image is mixed with independent noise"
             )
         own = run.dataset(data_path)
         dataset = dataset or own

@@ -1,1 +1,1 @@
-"""Runs side by side: arms, statistics of verdicts, provenance, results."""
+"""Comparison of runs: arms, statistics of verdicts, provenance, results."""

@@ -1,4 +1,4 @@
-"""Arms of a sweep held against each other, each at its best by one stated rule."""
+"""Compares the arms of a sweep, each with its best sampling setting, selected by a stated rule."""
 
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,7 +22,12 @@ Results = Mapping[str, Mapping[str, Any]]
 
 
 class Way(NamedTuple):
-    """A solver, and what a sample may cost at most; what a row of the table is."""
+    """A solver and the largest NFE per sample: one row of the table.
+
+    Attributes:
+        solver: name of the solver.
+        nfe: largest number of network evaluations per sample.
+    """
 
     solver: str
     nfe: int
@@ -32,7 +37,13 @@ class Way(NamedTuple):
 
 
 class Setting(NamedTuple):
-    """What is chosen for each arm and way by itself, since it ranks arms anew."""
+    """The sampling setting that is selected separately for each arm and way.
+
+    Attributes:
+        grid: name of the time grid.
+        guidance_scale: guidance scale; 1 is off.
+        weights: name of the weights, `live` or an average.
+    """
 
     grid: str
     guidance_scale: float
@@ -40,7 +51,7 @@ class Setting(NamedTuple):
 
 
 class Choice(NamedTuple):
-    """A setting with as many steps as the way affords: guidance halves them."""
+    """A setting with the number of steps that the way's NFE allows; guidance halves it."""
 
     num_steps: int
     setting: Setting
@@ -51,28 +62,28 @@ class Choice(NamedTuple):
 
 
 class Drawn(NamedTuple):
-    """What one run was measured to be at one setting and cost: values by noise seed."""
+    """The metric of one run at one setting and NFE: values by noise seed."""
 
     num_steps: int
     values: dict[int, float]
 
 
-# By solver and setting, then by evaluations a sample.
+# By solver and setting, then by NFE per sample.
 Table = Mapping[tuple[str, Setting], Mapping[int, Drawn]]
 
 
 class Standing(NamedTuple):
-    """One arm at one way.
+    """The result of one arm at one way.
 
     Attributes:
-        choice: that the rule chose, the same for all training seeds.
-        values: a number for each training seed, the mean over the noise seeds that are reported.
-        training_seeds: which ones.
-        missing: how many training seeds have no number, or one that is not finite.
-        noise: the standard deviation that another noise seed makes, pooled over the training seeds;
-            None if one alone is reported.
-        interval: of the mean, Student's over the training seeds.
-        bootstrap: the same by resampling training seeds and noise seeds.
+        choice: the setting that the rule selected, the same for all training seeds.
+        values: value for each training seed, the mean over the reported noise seeds.
+        training_seeds: the training seeds of the values.
+        missing: number of training seeds without a finite value.
+        noise: standard deviation between noise seeds, pooled over the training seeds; None if only
+            one noise seed is reported.
+        interval: Student's interval of the mean, over the training seeds.
+        bootstrap: bootstrap interval of the mean, over training seeds and noise seeds.
     """
 
     choice: Choice
@@ -86,17 +97,17 @@ class Standing(NamedTuple):
 
 @dataclass(frozen=True)
 class Comparison:
-    """What `compare` found.
+    """The result of `compare`.
 
     Attributes:
-        metric: the number compared; less is better.
-        rule: how each arm's grid, guidance scale and weights were chosen, in a sentence.
-        standings: by way and arm, from few evaluations to many.
-        counts: of each arm, how many of its runs are evaluated, and how many there are; only whole
-            arms have verdicts.
-        own: the way that the runs themselves are judged by; where they have none in common, the
-            dearest that all arms have.
-        level: of intervals and verdicts.
+        metric: name of the compared metric; lower is better.
+        rule: a sentence that explains how grid, guidance scale and weights were selected.
+        standings: results by way and arm, in order of increasing NFE.
+        counts: for each arm, its number of evaluated runs and of all runs; only complete arms have
+            verdicts.
+        own: the way of the runs' own recipe; if the runs have different ones, the way with the
+            largest NFE that all arms have.
+        level: confidence level of intervals and verdicts.
     """
 
     metric: str
@@ -107,15 +118,15 @@ class Comparison:
     level: float = 0.95
 
     def verdict_rows(self, way: Way | None = None) -> list[dict[str, Any]]:
-        """A row an arm, best first, then those without a number.
+        """One row for each arm, best first; arms without a value come last.
 
         Args:
-            way: the runs' own by default.
+            way: the way to compare at; the runs' own by default.
 
         Returns:
-            For each `arm, verdict, seeds`, and where it was measured what its `Standing` has, and
-            `gap`, the interval of what it is more than the best arm. An arm leads where at least
-            one other is decided to be worse.
+            For each arm `arm, verdict, seeds`; for measured arms also the fields of `Standing`, and
+            `gap`, the interval of its difference from the best arm. An arm leads if at least one
+            other arm is significantly worse.
         """
         standings = self.standings[way or self.own]
         ranked = sorted(standings, key=lambda arm: standings[arm].interval.mean)
@@ -131,7 +142,7 @@ class Comparison:
             found = pairs.get((leader, arm))
             compared = [pairs[pair].decided for pair in pairs if leader in pair]
             if arm == leader and compared:
-                verdict = "leads" if any(compared) else "least mean, nothing decided"
+                verdict = "leads" if any(compared) else "lowest mean, nothing decided"
             else:
                 verdict = self._verdict(arm, standings, whole, found)
             rows.append(
@@ -144,7 +155,7 @@ class Comparison:
                 }
             )
         return rows + [
-            {"arm": arm, "verdict": "no number" if evaluated else "not evaluated", "seeds": 0}
+            {"arm": arm, "verdict": "no value" if evaluated else "not evaluated", "seeds": 0}
             for arm, (evaluated, _) in self.counts.items()
             if arm not in standings
         ]
@@ -156,12 +167,12 @@ class Comparison:
         whole: Mapping[str, Mapping[Hashable, float]],
         found: Difference | None,
     ) -> str:
-        """Of an arm that is not the first of several whole ones."""
+        """The verdict of an arm that is not the best of several complete arms."""
         (evaluated, runs), missing = self.counts[arm], standings[arm].missing
         if evaluated < runs:
             return f"incomplete: {evaluated} of {runs} seeds evaluated"
         if missing:
-            return f"no number for {missing} of {runs} seeds: no verdict"
+            return f"no value for {missing} of {runs} seeds: no verdict"
         if found:
             return verdict_of(found)
         if len(whole) == 1:
@@ -182,27 +193,27 @@ def compare(
     *,
     seeds: Mapping[str, Hashable] | None = None,
 ) -> Comparison:
-    """Compares arms at each way of drawing samples that they share.
+    """Compares arms at each way (solver and NFE) that they share.
 
-    Grid, guidance scale and weights re-rank arms, so where a run was evaluated with several, each
-    arm has its own best: those of least mean over the training seeds, measured with the first
-    noise seed. What is reported is measured with the other noise seeds, so that choosing does not
-    flatter. All have as many evaluations a sample: guidance, which doubles those of a step, has
-    half the steps. Costs up to a tenth below count as equal, because with solvers of several
-    evaluations a step no two numbers of steps cost the same with and without guidance. Without a
-    choice, or a second noise seed, each run is sampled as its config says, and all noise seeds are
-    reported.
+    Grid, guidance scale and weights can change the ranking of arms. So if runs were evaluated with
+    several, each arm gets its best ones: those with the lowest mean over the training seeds,
+    measured with the first noise seed. The reported values are measured with the other noise seeds,
+    so the selection does not bias them. All arms have the same NFE per sample: guidance doubles
+    the evaluations of a step, so it has half the steps. An NFE lower by up to a tenth counts as
+    equal, because exact equality with and without guidance is impossible for solvers with several
+    evaluations per step. If there is nothing to select, or only one noise seed, each run is
+    sampled with its own config, and all noise seeds are reported.
 
     Args:
-        results: the content of each run's `evaluation.json`, by the run's name; None or missing
-            where there is none yet.
-        arms: the arm of each run, by the run's name; runs of one arm differ in their seed alone.
-        metric: a number of the rows `by_nfe`; less is better.
-        seeds: the training seed of each run, by which arms are paired; its place among those of
-            its arm by default.
+        results: content of each run's `evaluation.json`, by the run's name; None or missing if
+            there is none yet.
+        arms: the arm of each run, by the run's name; runs of one arm differ only in their seed.
+        metric: a metric of the rows `by_nfe`; lower is better.
+        seeds: the training seed of each run, by which arms are paired; by default the position
+            of the run among those of its arm.
 
     Raises:
-        UserError: numbers measured in unlike ways, with no noise seed in common, or none.
+        UserError: provenances differ, there is no common noise seed, or no value at all.
     """
     have = {name: results[name] for name in arms if results.get(name)}
     check_comparable(have, metric)
@@ -216,7 +227,7 @@ def compare(
     noise_seeds = sorted(set.intersection(*(set(one.values) for one in drawn))) if drawn else []
     if drawn and not noise_seeds:
         raise UserError(
-            "the runs were evaluated with no noise seed in common: evaluate all with one --seed"
+            "the runs were evaluated without a common noise seed: evaluate all with the same --seed"
         )
     ways = {
         Way(solver, nfe) for t in tables.values() for (solver, _), at in t.items() for nfe in at
@@ -237,7 +248,7 @@ def compare(
             if standing:
                 standings.setdefault(way, {})[arm] = standing
     if not standings:
-        raise UserError(f"there is no {label(metric)} of any run to compare")
+        raise UserError(f"no run has a {label(metric)} to compare")
     own = {way for result in have.values() if (way := _own(result)) in standings}
     shared = [way for way, found in standings.items() if len(found) == len(names)]
     dearest = max(shared or standings, key=lambda way: way.nfe)
@@ -251,10 +262,10 @@ def compare(
 
 
 def _table(result: Mapping[str, Any], metric: str) -> Table:
-    """A run's numbers."""
+    """The metric of a run, by solver, setting and NFE."""
     found: dict[tuple[str, Setting], dict[int, Drawn]] = {}
     for row in result["by_nfe"]:
-        # Rows of before weights and seeds were in them have the run's own.
+        # Older rows do not state weights and seeds: they have the run's own.
         weights = row.get("weights", result.get("weights", ""))
         setting = Setting(row["grid"], float(row.get("guidance_scale", 1.0)), weights)
         seed = row.get("seed", result.get("sampling", {}).get("seed", 0))
@@ -266,7 +277,7 @@ def _table(result: Mapping[str, Any], metric: str) -> Table:
 
 
 def _at(table: Table, way: Way) -> dict[Choice, dict[int, float]]:
-    """Each setting with the most evaluations that a way affords, if that is about as many."""
+    """The values of each setting with the largest NFE that a way allows, within a tenth."""
     found = {}
     for (solver, setting), by_nfe in table.items():
         affordable = [nfe for nfe in by_nfe if 0.9 * way.nfe <= nfe <= way.nfe]
@@ -277,7 +288,7 @@ def _at(table: Table, way: Way) -> dict[Choice, dict[int, float]]:
 
 
 def _with_its_own(table: Table, result: Mapping[str, Any]) -> Table:
-    """A run's numbers with the grid, guidance scale and weights of its config alone."""
+    """The part of a run's table with the grid, guidance scale and weights of its own config."""
     sampling = result.get("sampling", {})
     grid, scale = sampling.get("grid_name"), sampling.get("guidance_scale")
     own = Setting(grid, scale, result.get("weights", ""))
@@ -290,7 +301,7 @@ def _standing(
     reported: Sequence[int],
     bounds: tuple[float, float],
 ) -> Standing | None:
-    """An arm at one way, from its runs' numbers by training seed; None if there are none."""
+    """The result of an arm at one way, from the values of its runs; None if there are none."""
     found = {seed: run for seed, run in runs.items() if run}
     if not found:
         return None
@@ -330,15 +341,15 @@ def _rule(chosen_by: Sequence[int], reported: Sequence[int], metric: str, severa
     name, noise = label(metric), ", ".join(map(str, reported))
     if chosen_by:
         return (
-            f"Each arm has the grid, guidance scale and weights of its least mean {name} with "
-            f"noise seed {chosen_by[0]}, and as many steps as its evaluations allow; what is "
-            f"reported is measured with noise seed {noise}."
+            f"Each arm has the grid, guidance scale and weights of its lowest mean {name} with "
+            f"noise seed {chosen_by[0]}, and as many steps as its evaluations allow; reported "
+            f"values are measured with noise seed {noise}."
         )
-    rule = f"Each run is sampled as its config says, with noise seed {noise}."
+    rule = f"Each run is sampled with its own config and noise seed {noise}."
     if several:
         rule += (
-            " Its other grids, guidance scales and weights do not count: to choose among them "
-            "fairly takes a second noise seed, config.evaluation.seeds=(0, 1)."
+            " Its other grids, guidance scales and weights are not used: selecting among them "
+            "without bias needs a second noise seed, config.evaluation.seeds=(0, 1)."
         )
     return rule
 

@@ -1,30 +1,30 @@
-"""Whether numbers of several evaluations may stand side by side."""
+"""Checks whether metrics of several evaluations can be compared, by their provenance."""
 
 from collections.abc import Mapping
 from typing import Any
 
 from diffjax.errors import UserError
 
-# What a number's floor was measured with; its value does not hang on it.
+# Facts about a metric's floor; its value does not depend on them.
 _OF_THE_FLOOR = ("num_floor_images",)
-# Facts that came later, and what was so before.
+# Facts that older evaluations do not state, and their values at that time.
 _BEFORE = {"autoencoder": "none", "resize": "none", "labels": "balanced"}
 
 
 def check_comparable(evaluations: Mapping[str, Mapping[str, Any]], number: str) -> None:
-    """Refuses to compare one number of evaluations that measured it in unlike ways.
+    """Checks that a metric has the same provenance in all evaluations.
 
-    Alike are the extractor and its hash, the reference and its hash, the counts, the seed and all
-    else that its provenance states. How the samples were drawn is no part of it: that is what is
-    compared.
+    The extractor and its hash, the reference and its hash, the numbers of images, the seed and
+    all other facts of the provenance must be equal. How the samples were drawn is not part of the
+    provenance, because that is what is compared.
 
     Args:
-        evaluations: the content of each `evaluation.json`, by the run's name.
-        number: such as `"frechet_distance"`. Where it is missing or None, there is nothing to
-            compare.
+        evaluations: content of each `evaluation.json`, by the run's name.
+        number: name of the metric, such as `"frechet_distance"`. Evaluations without it are
+            ignored.
 
     Raises:
-        UserError: the first fact that differs, and the two runs; or a number without provenance.
+        UserError: two runs differ (the message lists the facts), or a metric has no provenance.
 
     Example:
         >>> def made_with(n):
@@ -45,8 +45,8 @@ def check_comparable(evaluations: Mapping[str, Mapping[str, Any]], number: str) 
     for name, entry in found.items():
         if not isinstance(entry, Mapping) or not isinstance(entry.get("provenance"), Mapping):
             raise UserError(
-                f"{number} of {name} can't be compared, for nothing says what it was measured "
-                "with: evaluate that run again"
+                f"{number} of {name} can't be compared, because it has no provenance: evaluate "
+                "that run again"
             )
     (first, entry), *others = found.items()
     for name, other in others:
@@ -68,6 +68,6 @@ def _differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
 
 
 def _short(value: Any) -> str:
-    """A fact in a sentence; of a hash, as much as tells it from another."""
+    """A fact as text; a hash is shortened."""
     text = "not stated" if value is None else str(value)
     return f"{text[:12]}…" if len(text) == 64 else text

@@ -1,4 +1,4 @@
-"""The files of several runs, a sweep's or any, as one comparison."""
+"""Reads the files of several runs, of a sweep or of any folders, for a comparison."""
 
 import json
 import re
@@ -21,19 +21,19 @@ _DONE, _FAILED = "done", "failed"
 
 @dataclass(frozen=True)
 class RunFiles:
-    """What one run left in its folder; what it lacks is an empty mapping.
+    """The contents of a run's folder; missing files are empty mappings.
 
     Attributes:
-        name: of the cell, or of the folder.
-        arm: what is compared: the name without the seed.
-        folder: where it is.
+        name: name of the cell, or of the folder.
+        arm: the name without the seed; arms are compared.
+        folder: the run's folder.
         config: the resolved config.
-        run: where, when and with what it ran.
-        evaluation: its numbers, of the end of its training.
+        run: `run.json`: machine, versions, time and cost.
+        evaluation: metrics at the end of its training.
         likelihood: bits per dimension by method.
-        probes: what else was measured of the trained model.
-        status: how far a worker of a sweep came with it.
-        damage: what is wrong with files that can't be read, or are of another step.
+        probes: probes of the trained model.
+        status: status of the cell, written by a worker of a sweep.
+        damage: messages about files that can't be read, or belong to another step.
         cell: its row in `sweep.json`.
     """
 
@@ -51,14 +51,14 @@ class RunFiles:
 
     @property
     def seed(self) -> Any:
-        """Of training; None if it is not known."""
+        """The training seed; None if it is not known."""
         return self.config.get("seed", (self.cell.get("axes") or {}).get("config.seed"))
 
     @property
     def state(self) -> str:
         """`done`, `failed`, `running`, `waiting` or `not evaluated`.
 
-        A cell may fail when it is evaluated already: its probes come last.
+        A cell can fail after its evaluation, because its probes come last.
         """
         state = self.status.get("state")
         if self.evaluation and state != _FAILED:
@@ -69,7 +69,7 @@ class RunFiles:
 
     @property
     def grid(self) -> Path | None:
-        """The last picture of samples."""
+        """Path of the last picture of samples; None if there is none."""
         found = [
             path
             for path in (self.folder / "samples").glob("step_*.png")
@@ -83,10 +83,10 @@ class SweepFiles:
     """The runs of a comparison.
 
     Attributes:
-        name: of the sweep, or of the folder.
-        sweep: the content of `sweep.json`, or the same made up from the runs.
-        runs: in the order of the cells.
-        given: the folders as they were given.
+        name: name of the sweep, or of the folder.
+        sweep: content of `sweep.json`, or the same structure derived from the runs.
+        runs: all runs in the order of the cells.
+        given: the folders as specified by the user.
     """
 
     name: str
@@ -107,27 +107,27 @@ class SweepFiles:
 def read_sweep(workdirs: Iterable[str | Path]) -> SweepFiles:
     """Reads a sweep's folder, a folder of runs, or several folders of runs.
 
-    Without a `sweep.json`, runs whose configs differ in `seed` alone are one arm, called by what
-    their folders' names have in common.
+    Without a `sweep.json`, runs whose configs differ only in `seed` form one arm. Its name is the
+    common beginning of their folders' names.
 
     Args:
         workdirs: the folders.
 
     Raises:
-        UserError: there is no run in one of them, or two runs have one name.
+        UserError: a folder contains no run, or two runs have the same name.
     """
     given = tuple(Path(workdir) for workdir in workdirs)
     if len(given) == 1 and (given[0] / SWEEP).exists():
         return _sweep(given[0])
     folders = [folder for path in given for folder in _run_folders(path)]
     if not folders:
-        raise UserError("there is no folder to report on: --workdir=DIR names one")
+        raise UserError("there is no folder to report on: set --workdir=DIR")
     names = [folder.resolve().name for folder in folders]
     if len(set(names)) < len(names):
         names = [folder.as_posix() for folder in folders]
     for name in names:
         if names.count(name) > 1:
-            raise UserError(f"{name} is named twice")
+            raise UserError(f"{name} is listed twice")
     runs = [_read(folder, name, name, {}) for folder, name in zip(folders, names, strict=True)]
     arms = _arms(runs)
     runs = [_read(run.folder, run.name, arms[run.name], {}) for run in runs]
@@ -150,10 +150,10 @@ def _sweep(folder: Path) -> SweepFiles:
 
 
 def cells_of(sweep: Mapping[str, Any], folder: Path) -> list[Mapping[str, Any]]:
-    """The rows of a sweep's plan, each with a `name`.
+    """The cells of a sweep's plan, each with a `name`.
 
     Raises:
-        UserError: the plan is not one.
+        UserError: the plan has no valid list of cells.
     """
     cells = sweep.get("cells")
     if not isinstance(cells, list) or not all(
@@ -166,7 +166,7 @@ def cells_of(sweep: Mapping[str, Any], folder: Path) -> list[Mapping[str, Any]]:
 
 
 def _run_folders(path: Path) -> list[Path]:
-    """A run's folder, or those of all runs in a folder."""
+    """The folder itself if it is a run's, or the folders of all runs in it."""
     if (path / CONFIG).exists():
         return [path]
     if not path.is_dir():
@@ -189,7 +189,7 @@ def _read(folder: Path, name: str, arm: str, cell: Mapping[str, Any]) -> RunFile
 
     config, evaluation = upgrade(content(CONFIG)), content(EVALUATION)
     step, end = evaluation.get("step", 0), config.get("num_steps", 0)
-    if is_number(step) and is_number(end) and 0 < step < end:  # evaluated by hand on the way
+    if is_number(step) and is_number(end) and 0 < step < end:  # evaluated before the end
         damage.append(f"{folder / EVALUATION} is of step {step} of {end}: not compared")
         evaluation = {}
     return RunFiles(

@@ -1,4 +1,4 @@
-"""All numbers of runs at their own recipes, side by side where they were measured alike."""
+"""A table of all metrics of runs at their own recipes, where provenances agree."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -11,7 +11,7 @@ from diffjax.evaluation.tables import LABELS, is_number, label, measure, percent
 
 _SHARES = ("accuracy", "copied", "inauthentic")
 _OF_NEIGHBOURS = ("closer_than_test", "copied", "inauthentic", "data_copying")
-# What a likelihood came out as, and how its samples' network was come by; the rest is how.
+# Results and weights of a likelihood; the other entries describe how it was computed.
 _NOT_HOW = (
     "bits_per_dim", "standard_error", "estimator_error", "coarser_steps_change", "nfe", "step",
     "weights", "seconds",
@@ -19,9 +19,9 @@ _NOT_HOW = (
 
 
 def entries(run: RunFiles) -> dict[str, Mapping[str, Any]]:
-    """The numbers of a run by name, each with `value` and perhaps `floor` and `provenance`.
+    """The metrics of a run by name, each with `value` and possibly `floor` and `provenance`.
 
-    Numbers on another extractor than the first are called `name (extractor)`, bits per dimension
+    Metrics on extractors other than the first have names `name (extractor)`, bits per dimension
     `bits_per_dim (method-dequantisation)`.
     """
     found = dict(_of(run.evaluation))
@@ -37,12 +37,12 @@ def entries(run: RunFiles) -> dict[str, Mapping[str, Any]]:
 
 
 def all_numbers(files: SweepFiles) -> list[dict[str, Any]]:
-    """A row for each number that any run has.
+    """One row for each metric that any run has.
 
     Returns:
-        For each `name, label, is_share`, `incomparable` (why it is not shown side by side, or ""),
-        `floor` (None where runs have none or unlike ones) and `arms`: by arm the interval over
-        training seeds with its `values`, None where it has none.
+        For each metric `name, label, is_share`, `incomparable` (the reason why it is not compared,
+        or ""), `floor` (None if runs have no floor or different ones) and `arms`: for each arm the
+        interval over training seeds with its `values`, or None.
     """
     every = {run.name: entries(run) for run in files.runs}
     names = sorted({name for found in every.values() for name in found}, key=_place)
@@ -72,7 +72,7 @@ def all_numbers(files: SweepFiles) -> list[dict[str, Any]]:
 
 
 def own_recipes(files: SweepFiles) -> dict[str, str]:
-    """How the samples of these numbers were drawn, by arm; "" where it is not known."""
+    """The sampling recipe of each arm's metrics as text; "" if it is not known."""
     found = {}
     for arm in files.arms:
         texts = {_recipe(run) for run in files.of(arm) if run.evaluation.get("sampling")}
@@ -81,7 +81,7 @@ def own_recipes(files: SweepFiles) -> dict[str, str]:
 
 
 def table(rows: Sequence[Mapping[str, Any]], arms: Sequence[str]) -> list[list[str]]:
-    """The rows as text: the label, a cell for each arm, the floor."""
+    """Formats rows as text: the label, a cell for each arm, the floor."""
     lines = []
     for row in rows:
         write = percent if row["is_share"] else measure
@@ -123,7 +123,7 @@ def _kind(name: str) -> str:
 
 
 def _place(name: str) -> tuple[str, int, str]:
-    """Those on the first extractor, then those on others, each in the order of the labels."""
+    """Sort key of a metric: first extractor first, then in the order of `LABELS`."""
     order = list(LABELS)
     kind, _, rest = name.partition(" (")
     rest = "" if kind == "bits_per_dim" else rest

@@ -1,4 +1,4 @@
-"""What a comparison's page says, as plain data: means over training seeds with their intervals."""
+"""The content of a comparison's report as plain data: means and intervals over training seeds."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -15,7 +15,7 @@ from diffjax.evaluation.tables import METRICS, is_number, range_of
 
 RECIPE = ("solver", "grid", "num_steps", "guidance_scale", "weights")
 _TARGET = "_target_"
-_ERRORS = (0.0, np.inf)  # where squared errors can be
+_ERRORS = (0.0, np.inf)  # range of squared errors
 _FACTS = (
     "extractor", "extractor_sha256", "resize", "autoencoder", "value_range", "rounding",
     "reference", "reference_sha256", "labels", "num_samples", "num_reference_images",
@@ -23,9 +23,9 @@ _FACTS = (
 
 
 def numbers(files: SweepFiles) -> dict[str, Any]:
-    """Everything but pictures that the page shows; what `report.json` holds.
+    """All content of the report except pictures; the content of `report.json`.
 
-    Distances that were measured in unlike ways are left out, and `incomparable` says why.
+    Distances with different provenance are left out, and `incomparable` is the reason.
     """
     incomparable = _incomparable(files)
     results = {run.name: {} if incomparable else run.evaluation for run in files.runs}
@@ -47,7 +47,7 @@ def numbers(files: SweepFiles) -> dict[str, Any]:
 
 
 def _verdict(files: SweepFiles, results: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """Which arm leads by the Fréchet distance, how sure that is, and by what rule."""
+    """The verdict by Fréchet distance for each arm, and the rule of the comparison."""
     try:
         found = compared(files, results)
     except UserError as error:
@@ -55,45 +55,47 @@ def _verdict(files: SweepFiles, results: Mapping[str, Mapping[str, Any]]) -> dic
         return {"rule": f"{error}.", "verdict_rows": [_plain_row(row) for row in rows]}
     rule = (
         f"Fréchet distance, lower is better. {found.rule}{_whose_noise(files, results)} Means over "
-        "training seeds with Student's 95 % intervals; an arm is worse when its differences to the "
-        "one of least mean, seed by seed, are decided at 5 % for all pairs of arms together "
-        "(Holm), which asks for more than that the interval of this one difference is beyond 0. "
-        "Bootstrap intervals, over training and noise seeds, are too narrow for few seeds, and no "
-        "verdict is by them"
+        "training seeds with Student's 95 % intervals. An arm is worse if its paired difference to "
+        "the arm with the lowest mean is significant at 5 % for all pairs of arms together (Holm); "
+        "this is stricter than an interval of this one difference that excludes 0. Bootstrap "
+        "intervals, over training and noise seeds, are too narrow for few seeds, so verdicts do "
+        "not use them"
     )
     rows = [_plain_row(row, found.own) for row in found.verdict_rows()]
     several = any(row["noise"] is not None for row in rows)
-    rule += "; noise is the deviation that another noise seed makes." if several else "."
+    rule += "; noise is the standard deviation between noise seeds." if several else "."
     return {"rule": rule, "verdict_rows": rows}
 
 
 def _whose_noise(files: SweepFiles, results: Mapping[str, Mapping[str, Any]]) -> str:
-    """Whether training seeds have noise of their own, as evaluations have it that say which."""
-    told = [(results[run.name] or {}).get("sampling") or {} for run in files.runs if run.seed]
-    if not any(told):
+    """A sentence on whether each training seed was evaluated from its own noise."""
+    recipes = [(results[run.name] or {}).get("sampling") or {} for run in files.runs if run.seed]
+    if not any(recipes):
         return ""
-    if all("noise_seed" in sampling for sampling in told if sampling):
-        return " Each training seed has noise of its own, which its arms share."
+    if all("noise_seed" in sampling for sampling in recipes if sampling):
+        return " Each training seed has its own noise, which its arms share."
     return (
         " Training seeds were evaluated from one noise, by an earlier version, which makes "
-        "verdicts too sure: evaluate them again."
+        "verdicts overconfident: evaluate them again."
     )
 
 
 def compared(files: SweepFiles, results: Mapping[str, Mapping[str, Any]]) -> Comparison:
-    """The arms held against each other, paired by training seed.
+    """Compares the arms, paired by training seed.
 
     Raises:
-        UserError: as `compare`.
+        UserError: as in `compare`.
     """
-    # A run whose seed is not known is no other one's pair.
+    # A run without a known seed is not paired.
     seeds = {run.name: run.name if run.seed is None else run.seed for run in files.runs}
     return compare(results, {run.name: run.arm for run in files.runs}, seeds=seeds)
 
 
 def _plain_row(row: Mapping[str, Any], way: Any = "") -> dict[str, Any]:
-    """A row of a verdict as JSON: `arm, verdict, seeds, recipe`, and `mean, low, high` and the same
-    of the gap and of the bootstrap, None where a number is not known.
+    """Converts a row of a verdict to JSON.
+
+    It has `arm, verdict, seeds, noise, recipe`, and `mean, low, high` of the arm, of the gap and of
+    the bootstrap; unknown numbers are None.
     """
     plain: dict[str, Any] = {key: row[key] for key in ("arm", "verdict", "seeds")}
     for prefix, key in (("", "interval"), ("gap_", "gap"), ("bootstrap_", "bootstrap")):
@@ -105,9 +107,9 @@ def _plain_row(row: Mapping[str, Any], way: Any = "") -> dict[str, Any]:
 
 
 def quality(files: SweepFiles) -> list[dict[str, Any]]:
-    """A row for each arm and recipe: its metrics over seeds, and whether nothing beats it.
+    """One row for each arm and recipe: metrics over seeds, and whether it is Pareto-optimal.
 
-    Values of several sampling seeds are averaged first: the interval is over training seeds.
+    Values of several noise seeds are averaged first; intervals are over training seeds.
     """
     rows = []
     for arm in files.arms:
@@ -119,9 +121,9 @@ def quality(files: SweepFiles) -> list[dict[str, Any]]:
         for key, by_run in found.items():
             values = {
                 metric: [
-                    float(np.mean(seen))
+                    float(np.mean(known))
                     for rows_of_run in by_run.values()
-                    if (seen := [r[metric] for r in rows_of_run if is_number(r.get(metric))])
+                    if (known := [r[metric] for r in rows_of_run if is_number(r.get(metric))])
                 ]
                 for metric in ("nfe", "seconds", *METRICS)
             }
@@ -142,12 +144,12 @@ def quality(files: SweepFiles) -> list[dict[str, Any]]:
 
 
 def family(row: Mapping[str, Any]) -> tuple[Any, ...]:
-    """What makes a line of quality against NFE: the recipe without its number of steps."""
+    """Identifies a line in a plot of quality against NFE: the recipe without its steps."""
     return tuple(row.get(name) for name in RECIPE if name != "num_steps")
 
 
 def pareto_front(rows: Sequence[Mapping[str, Any]], metric: str) -> list[Mapping[str, Any]]:
-    """The rows that no other row beats in both NFE and the mean of a metric, by NFE.
+    """The Pareto-optimal rows in NFE and the mean of a metric, in order of NFE.
 
     Example:
         >>> rows = [
@@ -163,7 +165,7 @@ def pareto_front(rows: Sequence[Mapping[str, Any]], metric: str) -> list[Mapping
     front: list[Mapping[str, Any]] = []
     for row in known:
         better = not front or sign * row[metric]["mean"] < sign * front[-1][metric]["mean"]
-        # Rows that are equal in both do not beat each other.
+        # Rows that are equal in both are all Pareto-optimal.
         if better or _place(row, metric) == _place(front[-1], metric):
             front.append(row)
     return front
@@ -174,11 +176,11 @@ def _place(row: Mapping[str, Any], metric: str) -> tuple[float, float]:
 
 
 def cost(files: SweepFiles, results: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """What each run's training cost, and how good its own recipe came out.
+    """The training cost of each run, and the metrics of its own recipe.
 
     Args:
         files: the runs.
-        results: the evaluations whose numbers may stand side by side, by the run's name.
+        results: comparable evaluations by the run's name.
     """
     rows = []
     for run in files.runs:
@@ -206,7 +208,7 @@ def _value(entry: Any) -> float | None:
 
 
 def probed(runs: Sequence[RunFiles]) -> dict[str, Any]:
-    """What was probed of an arm's runs: means over seeds, or why it is missing."""
+    """The probes of an arm's runs: means over seeds, or the reason why they are missing."""
     return {
         "loss_by_log_snr": _section(runs, "loss_by_log_snr", _losses),
         "effective_weight": _section(runs, "effective_weight", lambda found: found[0]),
@@ -226,7 +228,7 @@ def _section(runs: Sequence[RunFiles], name: str, merge: Any) -> dict[str, Any]:
 
 
 def _losses(found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Errors by bin: over seeds with several runs, over images with one."""
+    """Errors by bin, with intervals over seeds for several runs, and over images for one run."""
     edges = found[0]["log_snr_edges"]
     same = [one for one in found if one["log_snr_edges"] == edges]
     spaces = {}
@@ -249,7 +251,7 @@ def _over_images(estimate: Mapping[str, float] | None) -> dict[str, Any] | None:
 
 
 def _noise(found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Ratios of means over seeds: of |G|², which may be near 0, and of tr Σ."""
+    """Noise scales by bin over seeds, from means of |G|²/tr Σ, because |G|² can be near 0."""
     edges = found[0]["log_snr_edges"]
     same = [one for one in found if one["log_snr_edges"] == edges]
     bins = []
@@ -272,9 +274,9 @@ def _noise(found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def config_differences(configs: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The settings in which arms differ, each with its values and the arms that have them.
+    """The settings in which arms differ, with their values and the arms that have them.
 
-    The seed of training is left out, which is what intervals are over, and the config's name.
+    The training seed (intervals are over it) and the config's name are left out.
 
     Example:
         >>> config_differences({"a": {"x": 1, "y": {"z": 2}}, "b": {"x": 1, "y": {"z": 3}}})
@@ -293,7 +295,7 @@ def config_differences(configs: Mapping[str, Mapping[str, Any]]) -> list[dict[st
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings by dotted names; what a spec calls goes under the name of the spec."""
+    """Flattens nested settings to dotted names; a spec's callable has the name of the spec."""
     flat: dict[str, Any] = {}
     for key, value in tree.items():
         if isinstance(value, Mapping):
@@ -307,17 +309,17 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def provenance(runs: Sequence[RunFiles]) -> dict[str, Any]:
-    """Versions, machine, revision and what the distances were measured with, over all runs.
+    """Versions, machines, revisions and the provenance of the distances, over all runs.
 
     Returns:
-        By fact, its values, each with the number of runs that have it.
+        For each fact its values, with the number of runs that have them.
     """
     facts: dict[str, dict[str, int]] = {}
 
     def note(name: str, value: Any) -> None:
         if value is not None and value != "":
-            seen = facts.setdefault(name, {})
-            seen[str(value)] = seen.get(str(value), 0) + 1
+            counts = facts.setdefault(name, {})
+            counts[str(value)] = counts.get(str(value), 0) + 1
 
     for run in runs:
         for name in ("git_revision", "device", "host"):
@@ -350,7 +352,7 @@ def _rows(run: RunFiles) -> Iterable[Mapping[str, Any]]:
     if not isinstance(rows, list) or not all(isinstance(row, Mapping) for row in rows):
         return []
     weights = run.evaluation.get("weights")
-    # Evaluations of before weights were an axis have one set of them for all rows.
+    # Older evaluations have the same weights for all rows.
     return [{"weights": weights, **row} for row in rows]
 
 
@@ -373,7 +375,7 @@ def _plain(value: Any) -> Any:
 
 
 def _incomparable(files: SweepFiles) -> str:
-    """Why the runs' distances can't stand side by side, or ""."""
+    """The reason why the runs' distances can't be compared; "" if they can."""
     found = {run.name: run.evaluation for run in files.runs if run.evaluation}
     try:
         check_comparable(found, "frechet_distance")

@@ -1,4 +1,4 @@
-"""Which arm of a comparison is best, and how sure one may be, from several training seeds each."""
+"""Statistical tests between arms with several training seeds: intervals, p-values, verdicts."""
 
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
@@ -12,7 +12,7 @@ _MOST_SEEDS = 1_000
 
 
 class Interval(NamedTuple):
-    """A mean and what it may be."""
+    """A mean with the ends of its confidence interval."""
 
     mean: float
     low: float
@@ -20,14 +20,14 @@ class Interval(NamedTuple):
 
 
 class Difference(NamedTuple):
-    """How one arm differs from another, over the seeds that they share.
+    """The difference of two arms over the seeds that they share.
 
     Attributes:
-        interval: of the mean difference, at the level asked for, for this pair by itself.
-        p: of Student's paired test, two-sided, times what Holm's rule asks for all pairs of arms.
-        decided: whether `p` is small enough.
-        seeds: how many would decide it with probability 0.8 if mean and deviation of the difference
-            are what they are here; None if more than 1,000.
+        interval: confidence interval of the mean difference, for this pair alone.
+        p: two-sided p-value of Student's paired test, with Holm's correction for all pairs of arms.
+        decided: whether `p` is significant.
+        seeds: number of seeds for a power of 0.8, if mean and deviation of the difference are the
+            measured ones; None if more than 1,000.
     """
 
     interval: Interval
@@ -42,14 +42,13 @@ def mean_interval(
     *,
     bounds: tuple[float, float] = (-np.inf, np.inf),
 ) -> Interval:
-    """The mean of few values with Student's interval; verdicts are by this one.
+    """The mean of a few values with Student's interval; verdicts use this interval.
 
     Args:
-        values: one of each training seed.
-        level: how often the interval holds the truth.
-        bounds: the least and the greatest value that the number can have. The interval ends there,
-            and holds the truth as often, since the truth lies within them. With one value, of
-            which there is no interval, it stays infinite.
+        values: one value for each training seed.
+        level: coverage of the interval; 0.95 is typical.
+        bounds: smallest and largest possible value. The interval is clipped to them, which does
+            not change its coverage. With only one value, the interval is infinite.
 
     Example:
         >>> [round(x, 2) for x in mean_interval([1.0, 2.0, 3.0])]
@@ -73,18 +72,18 @@ def bootstrap_interval(
     num_resamples: int = 2_000,
     seed: int = 0,
 ) -> Interval:
-    """The mean of a table of values with the percentile bootstrap's interval.
+    """The mean of a table of values with a percentile bootstrap interval.
 
-    Rows and columns are drawn anew with replacement, each by themselves (the pigeonhole bootstrap,
-    Owen 2007, Annals of Applied Statistics 1): another set of training seeds and of noise seeds.
-    With few rows it is too narrow: of 3 normal values in one column its 95 % interval holds the
-    truth in 74 %, of 10 in 90 %. That of `mean_interval` holds it in 95 %.
+    Rows (training seeds) and columns (noise seeds) are resampled independently with replacement
+    (the pigeonhole bootstrap, Owen 2007, Annals of Applied Statistics 1). With few rows it is too
+    narrow: for 3 normal values in one column the coverage of its 95 % interval is 74 %, for 10
+    values 90 %. The coverage of `mean_interval` is 95 %.
 
     Args:
         values: `[S, G]`: a row for each training seed, a column for each noise seed.
-        level: of the interval.
-        num_resamples: how many times the table is drawn.
-        seed: of the drawing.
+        level: nominal coverage of the interval; 0.95 is typical.
+        num_resamples: number of bootstrap resamples; 2,000 is typical.
+        seed: seed of the resampling.
 
     Example:
         >>> [round(x, 1) for x in bootstrap_interval([[1.0], [2.0], [3.0]])]
@@ -103,26 +102,26 @@ def bootstrap_interval(
 
 
 def finite(value: float) -> float | None:
-    """The number for a file of JSON, which has no infinity; None in its place."""
+    """Converts a number for JSON, which has no infinity: None if it is not finite."""
     return float(value) if np.isfinite(value) else None
 
 
 def differences(
     arms: Mapping[str, Sequence[float] | Mapping[Any, float]], level: float = 0.95
 ) -> dict[tuple[str, str], Difference]:
-    """Every pair of arms, by differences seed by seed.
+    """Tests every pair of arms by their paired differences over seeds.
 
-    Seeds shift all arms alike (the same noise, order of data and test), and drop out. With
-    probability `level` or more, no pair of arms that are equal is called decided (Holm 1979),
-    whichever arm leads.
+    A seed shifts all arms together (equal noise, order of data and test), and this shift cancels
+    in the differences. With probability `level` or more, no pair of equal arms is called different
+    (Holm 1979).
 
     Args:
-        arms: numbers by seed; a list counts its seeds from 0.
-        level: see above.
+        arms: values by seed for each arm; the seeds of a list are 0, 1, ….
+        level: 1 minus the family-wise error rate; 0.95 is typical.
 
     Returns:
-        By (one, other), the first of less mean: one minus other. Pairs that share fewer than two
-        seeds are missing.
+        By (one, other), where the first has the lower mean: the difference one minus other. Pairs
+        that share fewer than two seeds are left out.
 
     Example:
         >>> found = differences({"a": [0.50, 0.61, 0.55], "b": [0.91, 1.00, 0.95]})
@@ -159,17 +158,17 @@ def differences(
 
 
 def verdict_of(found: Difference) -> str:
-    """What a difference from the arm of least mean says, in words.
+    """Describes the difference from the arm with the lowest mean in words.
 
     Example:
         >>> pairs = differences({"a": [0.50, 0.61, 0.55], "b": [0.56, 0.58, 0.60]})
         >>> verdict_of(pairs["a", "b"])
-        'inconclusive; if the true difference is this one, 29 seeds show it 4 times in 5'
+        'inconclusive; if the true difference is this one, 29 seeds have a power of 80 %'
     """
     if found.decided:
         return "worse"
-    shown = f"{found.seeds} seeds show it 4 times in 5" if found.seeds else "1,000 are too few"
-    return f"inconclusive; if the true difference is this one, {shown}"
+    needed = f"{found.seeds} seeds have a power of 80 %" if found.seeds else "1,000 are too few"
+    return f"inconclusive; if the true difference is this one, {needed}"
 
 
 def _p_value(gap: np.ndarray) -> float:
@@ -181,7 +180,7 @@ def _p_value(gap: np.ndarray) -> float:
 
 
 def _seeds_needed(gap: np.ndarray, p: float, power: float = 0.8) -> int | None:
-    """The least number of seeds with which Student's test would see this difference at `p`."""
+    """The smallest number of seeds with which Student's test has this power at level `p`."""
     spread = np.std(gap, ddof=1)
     if spread == 0.0:
         return 2 if gap[0] else None

@@ -145,7 +145,7 @@ def answer(rows: Sequence[Mapping[str, Any]]) -> str:
         ... ])
         'a leads at a Fréchet distance of 0.500 (0.400 to 0.600); 1 of 1 other arm is worse.'
         >>> answer([
-        ...     {"arm": "a", "mean": 0.5, "low": 0.0, "high": 1.6, "verdict": "least mean"},
+        ...     {"arm": "a", "mean": 0.5, "low": 0.0, "high": 1.6, "verdict": "lowest mean"},
         ...     {"arm": "b", "mean": 0.9, "low": 0.0, "high": 2.1, "verdict": "inconclusive"},
         ... ])
         "Nothing is decided: a has the least Fréchet distance, 0.500 (0.00 to 1.60); 1 can't \
@@ -154,9 +154,9 @@ be told from it with these seeds."
     known = [row for row in rows if row["mean"] is not None]
     if not known:
         return "Nothing is evaluated yet."
-    unfit = ("incomplete", "not evaluated", "no number")
+    unfit = ("incomplete", "not evaluated", "no value")
     incomplete = [row for row in rows if row["verdict"].startswith(unfit)]
-    best = ("leads", "least mean")
+    best = ("leads", "lowest mean")
     first = min(
         known, key=lambda r: (not r["verdict"].startswith(best), r in incomplete, r["mean"])
     )

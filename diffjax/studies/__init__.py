@@ -1,1 +1,1 @@
-"""What is known of objectives and solvers without samples: weights, legality, convergence."""
+"""Studies of objectives and solvers without samples: weights, legality, convergence, losses."""

@@ -1,4 +1,4 @@
-"""How fast solvers converge, where the exact solution is known."""
+"""Measures the convergence of solvers on data whose exact flow is known."""
 
 import io
 from collections.abc import Mapping, Sequence
@@ -26,13 +26,14 @@ _STYLE = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
 
 @dataclass(frozen=True)
 class Convergence:
-    """The error of a solver, from noise to data.
+    """The error of a solver for several numbers of network evaluations.
 
     Attributes:
-        solver: that it is of.
-        nfe: network evaluations per sample, rising.
-        errors: median distance from where the exact flow ends, over samples; for solvers with fresh
-            noise, which have no trajectory, the largest error of the samples' mean and covariance.
+        solver: the solver.
+        nfe: network evaluations per sample, ascending.
+        errors: median over samples of the distance from the end of the exact flow. Stochastic
+            solvers have no exact trajectory; their error is the largest error of the samples' mean
+            and covariance.
     """
 
     solver: Solver
@@ -40,13 +41,13 @@ class Convergence:
     errors: tuple[float, ...]
 
     def error_at(self, nfe: int) -> float | None:
-        """With the most steps that cost no more than so many evaluations, if there are any."""
+        """The error with the most steps that cost at most `nfe` evaluations; None if none does."""
         within = [i for i, cost in enumerate(self.nfe) if cost <= nfe]
         return self.errors[within[-1]] if within else None
 
 
 def mixture_of_four() -> GaussianMixture:
-    """Four Gaussians in the plane, unlike in weight and shape: the data of the comparison."""
+    """The data of the comparison: four Gaussians in the plane with different weights and shapes."""
     return GaussianMixture(
         jnp.array([0.4, 0.3, 0.2, 0.1]),
         jnp.array([[0.9, 0.6], [-0.8, 0.7], [-0.5, -0.9], [0.7, -0.8]]),
@@ -63,17 +64,17 @@ def convergence(
     num_samples: int = 256,
     num_draws: int = 100_000,
 ) -> dict[str, Convergence]:
-    """Walks from noise to data with each solver and each budget of evaluations.
+    """Samples with each solver and each budget of evaluations, and measures the error.
 
     Args:
-        data: whose best denoiser is the model, and whose flow is known.
-        path: from data to noise.
-        solvers: by name.
-        grid: where they step.
-        budgets: network evaluations per sample; each solver takes as many steps as they allow.
-        num_samples: trajectories.
-        num_draws: samples whose mean and covariance are taken; so many know a variance of 1 to
-            `√(2/num_draws)`.
+        data: a mixture, whose exact denoiser is the model and whose flow is known.
+        path: the path from data to noise.
+        solvers: solvers by name.
+        grid: the time grid.
+        budgets: network evaluations per sample; each solver takes as many steps as fit.
+        num_samples: number of trajectories for deterministic solvers; 256 is typical.
+        num_draws: number of samples for the mean and covariance of stochastic solvers. The
+            standard error of a variance of 1 is `√(2/num_draws)`.
 
     Example:
         >>> from diffjax.process.paths import Linear
@@ -88,14 +89,14 @@ def convergence(
     predict = data.predict(path)
 
     def denoise(x: Array, t: Array) -> Pair:
-        # With a variance, half-way, for the solver that wants it of a network.
+        # With a variance halfway, for the solver that needs a learned variance.
         pair = predict(x, jnp.broadcast_to(t, (len(x), *t.shape)), None)
         return pair._replace(share=jnp.full_like(x, 0.5))
 
     noise = jax.random.normal(jax.random.key(0), (num_samples, 2))
     x = path.sigma(jnp.asarray(path.t_noise)) * noise
     exact = data.flow(path, x, path.t_noise, 0.0)
-    # From the exact distribution, so that the error is the solver's alone.
+    # Starts from the exact distribution, so that only the solver contributes to the error.
     start = coeffs(path, jnp.full(num_draws, path.t_noise), 2)
     eps = jax.random.normal(jax.random.key(3), (num_draws, 2))
     many = Pair(data.draw(jax.random.key(2), num_draws), eps)
@@ -109,7 +110,7 @@ def convergence(
     def error(solver: Solver, num_steps: int) -> float:
         if not solver.fresh_noise:
             wrong = np.linalg.norm(ends(solver, num_steps, x) - exact, axis=1)
-            # The median: a few that end in another mode would be all there is to a mean.
+            # The median, because a few samples that end in another mode would dominate a mean.
             return float(np.median(wrong))
         drawn = np.asarray(ends(solver, num_steps, mix(start, many)), np.float64)
         found = np.concatenate([drawn.mean(0), np.cov(drawn.T).ravel()])
@@ -117,8 +118,10 @@ def convergence(
 
     def one(solver: Solver) -> Convergence:
         if solver.nfe is None:
-            raise UserError("a solver that chooses its own steps has no error for a given number")
-        # The last step costs one evaluation, whatever the solver.
+            raise UserError(
+                "a solver that chooses its own steps has no error for a given number of steps"
+            )
+        # The last step costs one evaluation with every solver.
         steps = sorted({1 + (budget - 1) // solver.nfe for budget in budgets})
         nfe = tuple(solver.steps(n - 1) * solver.nfe + 1 for n in steps)
         return Convergence(solver, nfe, tuple(error(solver, n) for n in steps))
@@ -127,7 +130,7 @@ def convergence(
 
 
 def _moments(data: GaussianMixture) -> np.ndarray:
-    """Mean and covariance of a mixture, one after the other."""
+    """Mean and covariance of a mixture, concatenated."""
     weights, means = np.asarray(data.weights, np.float64), np.asarray(data.means, np.float64)
     mean = weights @ means
     centred = means - mean
@@ -137,7 +140,7 @@ def _moments(data: GaussianMixture) -> np.ndarray:
 
 
 def convergence_table(found: Mapping[str, Convergence], budgets: Sequence[int]) -> str:
-    """A Markdown table: order, cost, and the error within each budget of evaluations."""
+    """Formats a Markdown table: order, cost, and the error within each budget of evaluations."""
     heads = ["solver", "order", "evaluations a step", *(f"error at NFE {b}" for b in budgets)]
     lines = [heads, ["---"] * len(heads)]
     for name, one in found.items():
@@ -148,7 +151,7 @@ def convergence_table(found: Mapping[str, Convergence], budgets: Sequence[int]) 
 
 
 def convergence_plot(found: Mapping[str, Convergence]) -> bytes:
-    """Error against evaluations as a PNG: by evaluations a step, and those with fresh noise."""
+    """Plots error against evaluations as a PNG: single-step, multi-stage and stochastic solvers."""
     panels = {
         "one evaluation a step": lambda solver: not solver.fresh_noise and solver.nfe == 1,
         "several evaluations a step": lambda solver: not solver.fresh_noise and solver.nfe > 1,

@@ -1,4 +1,4 @@
-"""What objectives pay for at each log-SNR, on one scale, so that they can be compared."""
+"""Effective weights of objectives over log-SNR, on one scale, so that they can be compared."""
 
 import csv
 import io
@@ -48,9 +48,10 @@ class WeightCurve:
 
     Attributes:
         log_snr: `[n]`, equally spaced, within ±20.
-        weight: `[n]`, what a unit of log-SNR pays for each squared error of the noise.
-        share: `[n]`, the same times the least error there, which sums to 1: the weight is scaled
-            so. The error is that of Gaussian data's best denoiser, `sigmoid(λ + 2·log sigma_data)`.
+        weight: `[n]`, the effective weight of the squared error of the noise, per unit of log-SNR.
+        share: `[n]`, weight times the smallest possible error at that log-SNR. The weight is scaled
+            so that its integral is 1. The error is that of the optimal denoiser of Gaussian data,
+            `sigmoid(λ + 2·log sigma_data)`.
     """
 
     log_snr: np.ndarray
@@ -59,30 +60,31 @@ class WeightCurve:
 
     @property
     def spacing(self) -> float:
-        """Between two log-SNRs."""
+        """Distance between two adjacent log-SNRs."""
         return float(self.log_snr[1] - self.log_snr[0])
 
     def quantile(self, u: float) -> float:
-        """The log-SNR below which a share `u` of the loss lies."""
-        # A sum over a cell of the grid belongs to the cell's upper end.
+        """The log-SNR below which a share `u` in [0, 1] of the loss lies."""
+        # The cumulative sum up to a cell belongs to the cell's upper end.
         below = np.cumsum(self.share) * self.spacing
         return float(np.interp(u, below, self.log_snr + 0.5 * self.spacing))
 
     def between(self, low: float, high: float) -> float:
-        """The share of the loss from `low` to `high`."""
+        """The share of the loss between the log-SNRs `low` and `high`."""
         inside = (self.log_snr >= low) & (self.log_snr < high)
         return float(np.sum(self.share[inside]) * self.spacing)
 
 
 def weight_curve(objective: Objective, *, sigma_data: float = 0.5) -> WeightCurve:
-    """The effective weight of an objective, over all log-SNRs at which it trains.
+    """Computes the effective weight of an objective over all log-SNRs at which it trains.
 
-    Multiplied by the least possible error it is what each log-SNR adds to the loss of a trained
-    model. That error depends on the data; here it is that of Gaussian data, `N(0, sigma_data²)`.
+    Multiplied by the smallest possible error, it is the contribution of each log-SNR to the loss of
+    a trained model. That error depends on the data; here the data are Gaussian,
+    `N(0, sigma_data²)`.
 
     Args:
-        objective: a weighted denoising error, or a wrapper around one.
-        sigma_data: of the Gaussian.
+        objective: a weighted denoising objective, or a wrapper around one.
+        sigma_data: standard deviation of the Gaussian data; 0.5 is typical of images.
 
     Raises:
         NotImplementedError: the objective has no effective weight.
@@ -99,10 +101,10 @@ def weight_curve(objective: Objective, *, sigma_data: float = 0.5) -> WeightCurv
         2.4
     """
     path = objective.path
-    # The path is no argument: to JAX the structures of any two with as many numbers are equal.
+    # The path is a closure, not an argument: JAX treats paths with equally many numbers as equal.
     ends = jax.jit(lambda t: log_snr(path, t))(jnp.stack([path.t_noise, path.t_min]))
     low, high = np.clip(np.asarray(ends, np.float64), -LIMIT, LIMIT)
-    # In the middle of cells: at the very ends some densities of time are 0 times infinity.
+    # Midpoints of cells, because at the ends some densities of time are 0 times infinity.
     levels = low + (np.arange(_NUM_POINTS) + 0.5) * (high - low) / _NUM_POINTS
     effective_weight = jax.jit(objective.effective_weight)
     weight = np.asarray(effective_weight(jnp.asarray(levels, jnp.float32)), np.float64)
@@ -114,12 +116,12 @@ def weight_curve(objective: Objective, *, sigma_data: float = 0.5) -> WeightCurv
 def table(
     curves: Mapping[str, WeightCurve], parts: Mapping[str, Mapping[str, str]]
 ) -> list[list[str]]:
-    """The cells below `COLUMNS`, one row a curve.
+    """Formats the rows of a table with `COLUMNS`, one row for each curve.
 
     Args:
-        curves: by the objective's name.
-        parts: by the objective's name, what it is made of: `path`, `target`, `weight`, `times`,
-            and `besides`.
+        curves: curves by the objective's name.
+        parts: the parts of each objective by its name: `path`, `target`, `weight`, `times`, and
+            `besides`.
     """
     rows = []
     for name, curve in curves.items():
@@ -144,7 +146,7 @@ def table(
 
 
 def weights_csv(curves: Mapping[str, WeightCurve], step: float = 0.25) -> str:
-    """Effective weights as CSV, one column a curve; empty where a path has no such log-SNR."""
+    """Effective weights as CSV, one column for each curve; empty outside the path's log-SNRs."""
     levels = np.arange(-LIMIT, LIMIT + step / 2, step)
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
@@ -161,7 +163,7 @@ def weights_csv(curves: Mapping[str, WeightCurve], step: float = 0.25) -> str:
 
 
 def alike(curves: Mapping[str, WeightCurve]) -> list[list[str]]:
-    """Names in groups of one and the same effective weight, in the order of the first of each."""
+    """Groups the names of objectives with equal effective weights, in the order of first names."""
     groups: list[list[str]] = []
     for name, curve in curves.items():
         for group in groups:
@@ -177,7 +179,7 @@ def alike(curves: Mapping[str, WeightCurve]) -> list[list[str]]:
 
 
 def plot(curves: Mapping[str, WeightCurve]) -> bytes:
-    """All curves as a PNG, one panel for each different one, on common axes."""
+    """Plots all curves as a PNG with common axes, one panel for each different curve."""
     groups = alike(curves)
     columns = 4
     rows = math.ceil(len(groups) / columns)
@@ -187,7 +189,7 @@ def plot(curves: Mapping[str, WeightCurve]) -> bytes:
         for axes, group in zip(panels.flat, groups, strict=False):
             _panel(axes, group, curves[group[0]], groups[0][0], curves[groups[0][0]])
         for index, axes in enumerate(panels.flat):
-            # Ticks are written below the last panel of each column, wherever that is.
+            # Tick labels are below the last panel of each column.
             axes.tick_params(labelbottom=len(groups) - columns <= index < len(groups))
         for axes in panels.flat[len(groups) :]:
             axes.set_axis_off()
@@ -207,11 +209,11 @@ def _panel(
 ) -> None:
     axes.plot(
         first.log_snr, first.weight, color=_FAINT, linestyle=":", linewidth=1,
-        label=f"that of {first_name}",
+        label=f"effective weight of {first_name}",
     )  # fmt: skip
     axes.fill_between(
         curve.log_snr, curve.share, 1e-9, color=_LINE, alpha=0.2, linewidth=0,
-        label="what Gaussian data pay, of area 1, with its quartiles",
+        label="loss of Gaussian data (area 1) with its quartiles",
     )  # fmt: skip
     axes.plot(
         curve.log_snr, curve.weight, color=_LINE, linewidth=1.4,

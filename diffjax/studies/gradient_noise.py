@@ -1,4 +1,4 @@
-"""How noisy the gradient of a loss is, by log-SNR: what a larger batch would buy there."""
+"""The gradient noise scale of a loss by log-SNR: the batch size beyond which gains are small."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -21,19 +21,20 @@ _POOL_KEYS = 4096
 _MOST_POOLS = 8
 
 LossOf = Callable[[Any, Array], tuple[Array, Array]]
-"""`(params, key) -> loss, log_snr`, of one random example, `[]` each."""
+"""`(params, key) -> loss, log_snr` of one random example, scalars."""
 
 
 class NoiseScale(NamedTuple):
-    """The gradient's noise scale and what it is made of.
+    """The gradient noise scale with its interval and its two estimators.
 
     Attributes:
-        scale: `trace/squared_norm`, in examples; None if the latter is not above 0.
-        low: of the 95 % interval.
-        high: of the 95 % interval; None if the gradient can't be told from 0.
-        trace: `tr Σ` of one example's gradient, unbiased.
-        squared_norm: `|G|²` of the mean gradient, unbiased, so that it may fall below 0.
-        examples: that entered.
+        scale: `trace/squared_norm`, in examples; None if `squared_norm` is not positive.
+        low: lower end of the 95 % interval.
+        high: upper end of the 95 % interval; None if the gradient does not differ significantly
+            from 0.
+        trace: unbiased estimate of `tr Σ` for one example's gradient.
+        squared_norm: unbiased estimate of `|G|²` for the mean gradient; it can be negative.
+        examples: number of examples used.
     """
 
     scale: float | None
@@ -47,22 +48,22 @@ class NoiseScale(NamedTuple):
 def noise_scale(
     gradients: np.ndarray | Array, examples_each: int, level: float = 0.95
 ) -> NoiseScale:
-    """The simple noise scale `B = tr Σ/|G|²` from the mean gradients of several small batches.
+    """Estimates the simple noise scale `B = tr Σ/|G|²` from mean gradients of small batches.
 
-    Of K batches with m examples each, and `g_k` their mean gradients,
+    For K batches with m examples each, with mean gradients `g_k`,
 
         |G|² = (|Σ g_k|² - Σ |g_k|²)/(K(K - 1))
         tr Σ = m·(Σ |g_k|² - |Σ g_k|²/K)/(K - 1)
 
-    are unbiased: the estimators of McCandlish et al. 2018 (arXiv:1812.06162), appendix A.1, for
-    batches of m and K·m. A batch much smaller than B gives a gradient that is mostly noise, one
-    much larger gains little. The interval is a jackknife's over the batches, of 1/B, which is near
-    normal where B itself is not.
+    are unbiased. They are the estimators of McCandlish et al. 2018 (arXiv:1812.06162), appendix
+    A.1, for batches of m and K·m. The gradient of a batch much smaller than B is mostly noise, and
+    a batch much larger than B gains little. The interval comes from a jackknife over the batches of
+    1/B, which is closer to a normal distribution than B.
 
     Args:
-        gradients: `[K, P]`, K at least 3.
-        examples_each: the m above.
-        level: of the interval.
+        gradients: `[K, P]`, K at least 3; 16 is typical.
+        examples_each: m, examples per batch.
+        level: confidence level of the interval.
 
     Raises:
         UserError: fewer than 3 batches.
@@ -73,9 +74,9 @@ def noise_scale(
     """
     count = len(gradients)
     if count < 3:
-        raise UserError(f"a noise scale needs three batches at least, got {count}")
+        raise UserError(f"a noise scale needs at least three batches, not {count}")
     gradients = jnp.asarray(gradients)
-    # All that is needed are products of gradients: K² numbers instead of K·P.
+    # Only inner products of gradients are needed: K² numbers instead of K·P.
     gram = np.asarray(jnp.matmul(gradients, gradients.T, precision="highest"), np.float64)
     whole, own, diagonal = gram.sum(), np.trace(gram), np.diag(gram)
     square, trace = _moments(whole, own, count, examples_each)
@@ -100,12 +101,12 @@ def _inverse(value: Any) -> float | None:
 
 @dataclass(frozen=True)
 class NoiseByLogSNR:
-    """Noise scales of one model's loss.
+    """Gradient noise scales of a model's loss by log-SNR.
 
     Attributes:
-        edges: `[K+1]`, of the bins of log-SNR, rising.
-        bins: `[K]`, None where training has too few examples to measure.
-        share: `[K]`, of training's examples that fall into each bin.
+        edges: `[K+1]`, edges of the bins of log-SNR, ascending.
+        bins: `[K]`, noise scale of each bin; None if training has too few examples there.
+        share: `[K]`, share of the training examples in each bin.
     """
 
     edges: tuple[float, ...]
@@ -122,21 +123,21 @@ def noise_by_log_snr(
     num_batches: int = 16,
     batch_size: int = 16,
 ) -> NoiseByLogSNR:
-    """The noise scale of examples from each bin of log-SNR.
+    """Measures the gradient noise scale for examples of each bin of log-SNR.
 
-    Examples come as training draws them, and those of a bin are the ones whose log-SNR fell into
-    it; nothing is reweighted, so a bin's scale is the batch size for examples of that bin alone.
+    Examples are drawn as in training and sorted into bins by their log-SNR. They are not
+    reweighted, so the scale of a bin is the batch size for examples of that bin only.
 
     Args:
-        loss_of: the loss of one random example; its log-SNR must not hang on `params`.
-        params: at which the gradient is taken.
-        key: of the examples.
-        edges: of the bins, rising.
-        num_batches: small batches a bin.
-        batch_size: examples in each of them.
+        loss_of: the loss of one random example; its log-SNR must not depend on `params`.
+        params: parameters at which the gradient is computed.
+        key: random key of the examples.
+        edges: edges of the bins of log-SNR, ascending.
+        num_batches: small batches per bin, at least 3; 16 is typical.
+        batch_size: examples in each of them; 16 is typical.
 
     Returns:
-        Scales by bin; None where of 32,768 examples fewer than `num_batches·batch_size` fell.
+        Scales by bin; None for bins with fewer than `num_batches·batch_size` of 32,768 examples.
 
     Raises:
         UserError: a gradient is not finite.

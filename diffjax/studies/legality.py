@@ -1,4 +1,4 @@
-"""Which targets, paths and solvers go together, found by trying each, with the reasons."""
+"""Determines which targets, paths and solvers can be combined, by trying each pair."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,20 +19,20 @@ from diffjax.sampling.solvers import Solver
 
 @dataclass(frozen=True)
 class Legality:
-    """What goes with what: None where it does, otherwise why it doesn't.
+    """Legality of pairs: None for a legal pair, otherwise the reason why it is not legal.
 
-    A triple of target, path and solver is legal where both pairs are.
+    A triple of target, path and solver is legal if both pairs are.
 
     Attributes:
-        targets: reason by `(path, target)`.
-        solvers: reason by `(path, solver)`.
+        targets: None or the reason, by `(path, target)`.
+        solvers: None or the reason, by `(path, solver)`.
     """
 
     targets: Mapping[tuple[str, str], str | None]
     solvers: Mapping[tuple[str, str], str | None]
 
     def triples(self) -> list[tuple[str, str, str, str | None]]:
-        """All of them, as (path, target, solver, reason)."""
+        """All triples as (path, target, solver, reason); the reason of a legal triple is None."""
         return [
             (path, target, solver, "; ".join(filter(None, (no_target, no_solver))) or None)
             for (path, target), no_target in self.targets.items()
@@ -44,7 +44,7 @@ class Legality:
 def legality(
     paths: Mapping[str, Path], targets: Mapping[str, Target], solvers: Mapping[str, Solver]
 ) -> Legality:
-    """Tries every target and every solver on every path.
+    """Tries every target and every solver on every path, and returns the legality of each pair.
 
     Example:
         >>> from diffjax.process.paths import Linear
@@ -72,21 +72,21 @@ def legality(
 
 
 def unwalkable(path: Path, solver: Solver, num_steps: int = 8) -> str | None:
-    """Why a solver can't walk a path from `t_noise` down, or None if it can.
+    """The reason why a solver can't integrate a path from `t_noise`; None if it can.
 
-    The steps are taken, with the best denoiser of a Gaussian on a grid uniform in time. It fails
-    where a number isn't finite, as where it divides by `a = 0` in pure noise. How accurate it is
-    plays no part.
+    The steps are computed with the optimal denoiser of a Gaussian on a grid that is uniform in
+    time. A solver fails if a number is not finite, for example because it divides by `a = 0` at
+    pure noise. Accuracy is not tested.
 
     Args:
         path: any path.
         solver: any solver.
-        num_steps: intervals of the grid.
+        num_steps: intervals of the grid; 8 is enough.
     """
     predict = Gaussian(jnp.full(1, 0.3), jnp.full((1, 1), 0.25)).predict(path)
 
     def denoise(x: Array, t: Array) -> Pair:
-        # With a variance, which is up to the network and not to the path.
+        # With a variance, because a learned variance depends on the network, not on the path.
         pair = predict(x, jnp.broadcast_to(t, (len(x), *t.shape)), None)
         return pair._replace(share=jnp.full_like(x, 0.5))
 
@@ -97,8 +97,8 @@ def unwalkable(path: Path, solver: Solver, num_steps: int = 8) -> str | None:
         return str(error)
     x = jnp.full((1, 1), path.sigma(times[:1]))
     memory = solver.init(x)
-    # One by one rather than under `lax.scan`, so that the first bad step is known, and compiled
-    # operations serve all paths and solvers.
+    # A Python loop instead of `lax.scan`, so that the first bad step is known, and compiled
+    # operations are shared by all paths and solvers.
     for t, t_next in pairwise(times[:-1]):
         x, memory = solver.step(denoise, path, memory, x, t, t_next, keys)
         if not np.isfinite(x).all():
@@ -110,12 +110,12 @@ def unwalkable(path: Path, solver: Solver, num_steps: int = 8) -> str | None:
 
 def _failed(path: Path, t: Array, step: str) -> str:
     a, s = (float(of(t[None])[0]) for of in (path.alpha, path.sigma))
-    return f"{step} is not finite (alpha={a:.4g} and sigma={s:.4g} at its beginning)"
+    return f"{step} is not finite (alpha={a:.4g} and sigma={s:.4g} at its start)"
 
 
 @dataclass(frozen=True)
 class _Compiled:
-    """A path whose two scales are one compiled program, which saves most of the page's time."""
+    """A path with both scales in one compiled program, which saves most of the study's time."""
 
     both: jax.stages.Wrapped
     t_min: Scalar

@@ -1,4 +1,4 @@
-"""What is measured of a trained model beside its samples, the same for every run compared."""
+"""Probes of a trained model without samples: loss by log-SNR, effective weight, gradient noise."""
 
 from typing import Any, NamedTuple
 
@@ -16,27 +16,27 @@ from diffjax.studies.gradient_noise import LossOf, noise_by_log_snr
 from diffjax.studies.validation import as_json, loss_by_log_snr
 
 SPACES = {"noise": targets.Noise(), "clean": targets.Clean(), "v": targets.V()}
-"""In which the loss is measured: squared errors of the noise, of clean data and of v."""
+"""Spaces in which the loss is measured: squared errors of the noise, of clean data and of v."""
 _CURVE_STEP = 0.25
 _PAIRED = (
     "it was trained on images paired with their noise, or with noise in between; here each image "
-    "is mixed with noise of its own"
+    "is mixed with independent noise"
 )
-_JOINED = "its loss joins the examples of a batch, so that none has a gradient of its own"
+_JOINED = "its loss couples the examples of a batch, so a single example has no gradient"
 
 
 class Probed(NamedTuple):
-    """A trained model, as far as probes need it.
+    """The parts of a trained model that probes need.
 
     Attributes:
-        objective: what it was trained by.
+        objective: the training objective.
         apply: the network.
-        predict: the model with the weights that it samples with.
-        params: live, at which the gradient is taken.
-        ema_params: the average of the first decay of the config, or `params` where none is kept.
-        progress: how far training was.
-        num_classes: 0 is unconditional.
-        label_dropout: share of labels that training replaces by the null label.
+        predict: the model's prediction with the weights for sampling.
+        params: live parameters, at which gradients are computed.
+        ema_params: the average of the first decay of the config, or `params` without averages.
+        progress: the training progress.
+        num_classes: number of classes; 0 for an unconditional model.
+        label_dropout: probability with which training replaces a label by the null label.
     """
 
     objective: Objective
@@ -58,17 +58,17 @@ def probe(
     num_batches: int = 16,
     batch_size: int = 16,
 ) -> dict[str, Any]:
-    """Loss by log-SNR in common currencies, effective weight, and gradient noise, as plain data.
+    """Measures loss by log-SNR in common spaces, effective weight and gradient noise.
 
-    What can't be measured is `{"left_out": reason}` in its place.
+    Returns plain data; a probe that does not apply is `{"left_out": reason}`.
 
     Args:
-        model: the model.
-        images: held out, `[N, H, W, C]` in [-1, 1].
+        model: the trained model.
+        images: held-out images, `[N, H, W, C]` in [-1, 1].
         labels: `[N]`.
-        seed: of noise, log-SNRs and examples; equal seeds give every model the same.
-        num_batches: of the gradient, in each bin.
-        batch_size: examples in each of them.
+        seed: seed of noise, log-SNRs and examples; use equal seeds to compare models.
+        num_batches: small batches per bin for the gradient noise; 16 is typical.
+        batch_size: examples in each of them; 16 is typical.
 
     Raises:
         UserError: the model's predictions or gradients are not finite.
@@ -88,7 +88,7 @@ def probe(
 
 
 def effective_weight(objective: Objective) -> dict[str, Any]:
-    """The curve of `effective_weights.weight_curve` at every quarter of log-SNR, as plain data."""
+    """The curve of `weight_curve` in steps of 0.25 in log-SNR, as plain data."""
     try:
         curve = weight_curve(objective)
     except NotImplementedError as error:
@@ -133,7 +133,7 @@ def _noise(
 
 
 def _loss_of(model: Probed, images: np.ndarray, labels: np.ndarray) -> LossOf:
-    """The loss of one example as training draws it, with an image drawn from the held-out ones."""
+    """The training loss of one random example, with an image drawn from the held-out ones."""
     all_images, all_labels = jnp.asarray(images), jnp.asarray(labels)
 
     def loss_of(params: Any, key: Array) -> tuple[Array, Array]:
@@ -142,16 +142,16 @@ def _loss_of(model: Probed, images: np.ndarray, labels: np.ndarray) -> LossOf:
         dropped = jax.random.bernoulli(label_key, model.label_dropout, (1,))
         label = jnp.where(dropped, model.num_classes, all_labels[row])
         batch = {"image": all_images[row], "label": label}
-        loss, seen = model.objective(
+        loss, metrics = model.objective(
             model.apply, params, model.ema_params, loss_key, batch, model.progress
         )
-        return loss[0], seen["log_snr"][0]
+        return loss[0], metrics["log_snr"][0]
 
     return loss_of
 
 
 def _no_gradient_each(objective: Objective) -> str | None:
-    """Why an objective has no loss of a single example, or None."""
+    """The reason why an objective has no loss of a single example; None if it has one."""
     if objective.needs_source or not objective.independent_noise:
         return _PAIRED
     part: Any = objective

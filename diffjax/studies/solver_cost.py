@@ -1,4 +1,4 @@
-"""What a solver costs beside the network that it asks."""
+"""Measures the cost of a solver's own arithmetic relative to its network evaluations."""
 
 import statistics
 import time
@@ -23,18 +23,19 @@ def solver_costs(
     rounds: int = 5,
     num_steps: int = 21,
 ) -> dict[str, float]:
-    """Each solver's own arithmetic as a share of the network evaluations that it makes.
+    """Time of each solver's own arithmetic, divided by the time of its network evaluations.
 
-    Its steps are timed with a model that costs two products a number, which count as the solver's;
-    the network is timed by itself. Medians over the rounds, each of which times everything.
+    The steps are timed with a trivial model (two multiplications per number), whose time counts as
+    the solver's. The network is timed separately. Results are medians over rounds; each round times
+    everything.
 
     Args:
-        network: `(x, t[B]) -> ` an array like `x`; jitted here.
-        path: from data to noise.
-        solvers: by name, with a fixed number of evaluations.
-        shape: of a batch, `(B, H, W, C)`.
-        rounds: how often each is timed.
-        num_steps: intervals of the grid.
+        network: `(x, t[B]) -> ` an array like `x`; it is jitted here.
+        path: the path from data to noise.
+        solvers: solvers by name, with a fixed number of evaluations.
+        shape: shape of a batch, `(B, H, W, C)`.
+        rounds: number of measurements; 5 is typical.
+        num_steps: intervals of the grid; 21 is typical.
 
     Example:
         >>> from diffjax.process.paths import Linear

@@ -1,8 +1,9 @@
-"""A common currency: the error of any model on held-out images, by log-SNR, in any target's space.
+"""Validation loss by log-SNR in common spaces, which can be compared between objectives.
 
-Losses of runs with other targets, weights or paths can't be compared: each pays for something
-else. What can be is the squared error at equal log-SNR. There `x_t` of any two paths is the same
-mix of image and noise up to a factor, so the best prediction of x0, and its error, are the same.
+Training losses of runs with different targets, weights or paths can't be compared, because they
+weight errors differently. Squared errors at equal log-SNR can: there `x_t` of any two paths is the
+same mixture of image and noise up to a factor, so the optimal prediction of x0 and its error are
+equal.
 """
 
 import io
@@ -28,7 +29,7 @@ from diffjax.process.targets import Target
 from diffjax.process.weights import x0_factor
 
 EDGES = tuple(float(edge) for edge in range(-10, 11))
-"""Bins of log-SNR: from almost pure noise to noise of less than a grey level, and 1 wide."""
+"""Edges of bins of log-SNR, of width 1, from almost pure noise to less than a grey level of it."""
 _VARIANCE_PRESERVING = Cosine()
 _STYLE = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
 
@@ -45,9 +46,9 @@ class ValidationLoss:
     """Squared errors of one model, each image at each noise level.
 
     Attributes:
-        edges: `[K+1]`, of the bins of log-SNR, rising.
-        errors: by the name of the space, `[N, K]`; not a number in bins that the path does not
-            cover from edge to edge, where the model was not asked.
+        edges: `[K+1]`, edges of the bins of log-SNR, ascending.
+        errors: errors `[N, K]` by the name of the space; NaN in bins that the path does not cover
+            completely, where the model was not evaluated.
     """
 
     edges: np.ndarray
@@ -55,31 +56,33 @@ class ValidationLoss:
 
     @property
     def covered(self) -> np.ndarray:
-        """The bins that the path covers, bool `[K]`."""
+        """Which bins the path covers, bool `[K]`."""
         return np.any(np.isfinite(next(iter(self.errors.values()))), axis=0)
 
     def by_bin(self, space: str) -> list[Estimate | None]:
-        """The mean error in each bin, None where the path does not reach."""
+        """The mean error in each bin; None for bins that the path does not cover."""
         columns = zip(self.errors[space].T, self.covered, strict=True)
         return [_estimate(column) if inside else None for column, inside in columns]
 
     def total(self, space: str, bins: np.ndarray | None = None) -> Estimate:
-        """The mean over log-SNR, each unit of it counted alike.
+        """The mean error over log-SNR, with equal weight for each unit of log-SNR.
 
-        In the space of the noise that is what the variational bound is made of (Kingma et al.
+        In the space of the noise, this is the integrand of the variational bound (Kingma et al.
         2021, arXiv:2107.00630).
 
         Args:
-            space: in which the error is.
-            bins: bool `[K]`, which of them; for models on other paths the ones that all cover.
-                By default those that this model's path covers.
+            space: name of the space of the error.
+            bins: bool `[K]`, the bins to average over. To compare models on different paths, use
+                the bins that all cover. By default all bins that this model's path covers.
 
         Raises:
             UserError: none of the bins is covered.
         """
         bins = self.covered if bins is None else bins & self.covered
         if not bins.any():
-            raise UserError("no bin of log-SNR lies on every path: choose others, or fewer runs")
+            raise UserError(
+                "no bin of log-SNR is covered by every path: choose other bins, or fewer runs"
+            )
         widths = np.diff(self.edges)[bins]
         return _estimate(self.errors[space][:, bins] @ (widths / np.sum(widths)))
 
@@ -96,29 +99,29 @@ def loss_by_log_snr(
     space_path: Path = _VARIANCE_PRESERVING,
     batch_size: int = 128,
 ) -> ValidationLoss:
-    """The error of a model on held-out images at log-SNRs from every bin.
+    """Measures the error of a model on held-out images, at log-SNRs from every bin.
 
         error = (D_space/s)²·mean_pixels (x0_predicted - x0)²
 
-    Image i is mixed with noise that depends on `key`, i and the bin alone, at a log-SNR in the bin
-    that depends on the same; so models are compared on equal terms, and their differences are
-    better known than each error.
+    The noise of image i, and its log-SNR within the bin, depend only on `key`, i and the bin. So
+    all models are evaluated on the same inputs, and their differences have smaller standard errors
+    than the errors themselves.
 
     Args:
-        predict: the model; conditional ones are given the labels.
-        path: the path that it was trained on.
-        images: `[N, H, W, C]` in [-1, 1], at least 2.
+        predict: the model's prediction; conditional models use the labels.
+        path: the path on which it was trained.
+        images: `[N, H, W, C]` in [-1, 1], N at least 2.
         labels: `[N]`.
-        key: of noise and log-SNRs.
-        spaces: targets, by name.
-        edges: of the bins of log-SNR, rising.
-        space_path: where the targets' coefficients are taken, at the same log-SNR and for all
-            models alike. Noise and clean data have the same error on every path; those of v and
-            the velocity depend on the path's scale and time.
-        batch_size: images at a time, at most.
+        key: random key of noise and log-SNRs.
+        spaces: targets by name; errors are reported in their spaces.
+        edges: edges of the bins of log-SNR, ascending.
+        space_path: the path that defines the targets' coefficients at each log-SNR, the same for
+            all models. Errors of noise and clean data do not depend on it; those of v and the
+            velocity depend on its scale and time.
+        batch_size: largest number of images in a batch; 128 is typical.
 
     Raises:
-        UserError: no bin lies within the log-SNRs of both paths, or an error is not finite.
+        UserError: no bin is within the log-SNRs of both paths, or an error is not finite.
 
     Example:
         >>> from diffjax.process import analytic, paths, targets
@@ -135,13 +138,13 @@ def loss_by_log_snr(
     covered = _covered(path, bounds) & _covered(space_path, bounds)
     if not covered.any():
         raise UserError(
-            f"no bin between log-SNR {edges[0]:g} and {edges[-1]:g} lies within the path's range"
+            f"no bin between log-SNR {edges[0]:g} and {edges[-1]:g} is within the path's range"
         )
     one_bin = _one_bin(predict, path, spaces, space_path, key)
     errors = {name: np.full((len(images), len(covered)), np.nan) for name in spaces}
     batch_size = min(batch_size, max(len(images), 1))
     for start in range(0, len(images), batch_size):
-        # The last batch is filled up, so that every batch has the shape that was compiled.
+        # The last batch is padded, so that every batch has the shape that was compiled.
         rows = np.arange(start, start + batch_size)
         x0, cond = (np.take(part, rows, axis=0, mode="clip") for part in (images, labels))
         here = slice(start, min(start + batch_size, len(images)))
@@ -182,9 +185,9 @@ def _one_bin(
 
 
 def _covered(path: Path, edges: np.ndarray) -> np.ndarray:
-    """The bins that lie within a path's log-SNRs from edge to edge, bool `[K]`."""
+    """Which bins are completely within a path's log-SNRs, bool `[K]`."""
     low, high = np.asarray(log_snr(path, jnp.stack([path.t_noise, path.t_min])))
-    slack = 1e-3  # rounding must not cost a path the bin that ends where it does
+    slack = 1e-3  # Rounding must not exclude a bin whose edge is the end of the path.
     return (edges[:-1] >= low - slack) & (edges[1:] <= high + slack)
 
 
@@ -193,7 +196,7 @@ def _estimate(values: np.ndarray) -> Estimate:
 
 
 def as_json(loss: ValidationLoss) -> dict[str, Any]:
-    """What is written beside a run: bins, and for each space its errors and their total."""
+    """The losses as plain data for a run's folder: bins, and for each space errors and total."""
     return {
         "log_snr_edges": loss.edges.tolist(),
         "num_images": len(next(iter(loss.errors.values()))),
@@ -209,16 +212,17 @@ def as_json(loss: ValidationLoss) -> dict[str, Any]:
 
 
 def loss_table(losses: Mapping[str, ValidationLoss], space: str) -> str:
-    """The errors of several models in one space as lines of text: bins down, models across.
+    """Formats the errors of several models in one space as text: a row per bin, a column per model.
 
-    The last line is the mean over the bins that all of them cover. Each is `mean ± standard error`.
+    The last line is the mean over the bins that all models cover. Each cell is
+    `mean ± standard error`.
 
     Args:
-        losses: by the model's name, of the same bins.
-        space: in which the errors are.
+        losses: losses by the model's name, with the same bins.
+        space: name of the space of the errors.
 
     Raises:
-        UserError: no bin is covered by all of them.
+        UserError: no bin is covered by all models.
     """
     edges = next(iter(losses.values())).edges
     columns = [loss.by_bin(space) for loss in losses.values()]
@@ -236,7 +240,7 @@ def loss_table(losses: Mapping[str, ValidationLoss], space: str) -> str:
 
 
 def interval(edges: np.ndarray, bins: np.ndarray) -> str:
-    """From where to where some adjoining bins reach.
+    """The range of adjacent bins as text.
 
     Example:
         >>> interval(np.array([-2.0, -1.0, 0.0, 1.0]), np.array([False, True, True]))
@@ -246,9 +250,9 @@ def interval(edges: np.ndarray, bins: np.ndarray) -> str:
 
 
 def plot(losses: Mapping[str, ValidationLoss]) -> bytes:
-    """The errors of several models by log-SNR as a PNG, one panel for each space.
+    """Plots the errors of several models by log-SNR as a PNG, with one panel for each space.
 
-    Each line stands for a model; its band is two standard errors to either side.
+    Each line is a model; its band is ± two standard errors.
     """
     spaces = list(next(iter(losses.values())).errors)
     with mpl.rc_context(_STYLE):  # pyright: ignore[reportArgumentType]

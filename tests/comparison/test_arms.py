@@ -41,7 +41,7 @@ def test_arms_are_ranked_and_told_apart_by_their_seeds():
     assert rows[2]["gap"].mean == pytest.approx(0.4)
     assert found.own == OWN
     assert found.counts == {"b": (3, 3), "a": (3, 3), "c": (3, 3)}
-    assert found.rule == "Each run is sampled as its config says, with noise seed 0."
+    assert found.rule == "Each run is sampled with its own config and noise seed 0."
 
 
 def test_each_arm_is_taken_at_its_best_and_reported_with_other_noise():
@@ -64,7 +64,7 @@ def test_each_arm_is_taken_at_its_best_and_reported_with_other_noise():
     assert a.values == pytest.approx((0.1 + (0.6 + 0.8) / 2,))
     assert a.noise == pytest.approx(np.std([0.6, 0.8], ddof=1))
     assert b.values == pytest.approx((0.6,))
-    assert "least mean Fréchet distance with noise seed 0, and as many steps" in found.rule
+    assert "lowest mean Fréchet distance with noise seed 0, and as many steps" in found.rule
     assert "noise seed 1, 2." in found.rule
     assert str(b.choice) == "9 steps, uniform grid, guidance 1.5, live"
 
@@ -105,7 +105,7 @@ def test_with_one_noise_seed_nothing_is_chosen():
     run = made([row(0.5), row(0.2, grid="karras"), row(0.1, scale=2.0), row(0.3, weights="live")])
     found = compare({"a": run}, {"a": "a"})
     assert found.standings[OWN]["a"].values == (0.5,)
-    assert "Its other grids, guidance scales and weights do not count" in found.rule
+    assert "Its other grids, guidance scales and weights are not used" in found.rule
     assert "config.evaluation.seeds=(0, 1)" in found.rule
 
 
@@ -138,11 +138,11 @@ def test_arms_with_missing_runs_are_shown_and_not_judged():
     assert [(r["arm"], r["verdict"], r["seeds"]) for r in rows] == [
         ("c", "incomplete: 1 of 2 seeds evaluated", 1),
         ("a", "nothing to compare it with", 2),
-        ("b", "no number for 1 of 2 seeds: no verdict", 1),
+        ("b", "no value for 1 of 2 seeds: no verdict", 1),
     ]
     results["b-0"]["by_nfe"][0]["frechet_distance"] = np.inf
     rows = compare(results, {**arms, "d": "d"}).verdict_rows()
-    assert {"arm": "b", "verdict": "no number", "seeds": 0} in rows
+    assert {"arm": "b", "verdict": "no value", "seeds": 0} in rows
     assert rows[-1] == {"arm": "d", "verdict": "not evaluated", "seeds": 0}
 
 
@@ -174,13 +174,13 @@ def test_the_setting_is_chosen_by_a_noise_seed_that_all_have():
     assert "with noise seed 1, and as many" in found.rule
     for one in rows:
         one["frechet_distance"] = np.inf if one["seed"] == 1 else 0.5
-    with pytest.raises(UserError, match="there is no Fréchet distance"):
+    with pytest.raises(UserError, match="no run has a Fréchet distance"):
         compare({"a": made(rows)}, {"a": "a"})
 
 
 def test_runs_without_a_common_noise_seed_are_refused():
     runs = {"a": made([row(0.5, seed=0)]), "b": made([row(0.5, seed=1)])}
-    with pytest.raises(UserError, match="no noise seed in common: evaluate all with one --seed"):
+    with pytest.raises(UserError, match="without a common noise seed: evaluate all with the"):
         compare(runs, {"a": "a", "b": "b"})
 
 
@@ -207,7 +207,7 @@ def test_the_table_has_a_row_a_cost_and_a_column_an_arm():
             made([row(0.5)], extractor="inception"),
             "extractor is classifier:digits and inception",
         ),
-        ({"frechet_distance": 0.5, "by_nfe": []}, "of c can't be compared, for nothing says"),
+        ({"frechet_distance": 0.5, "by_nfe": []}, "of c can't be compared, because it has no prov"),
     ],
 )
 def test_unlike_provenance_is_refused(other, message):
@@ -223,5 +223,5 @@ def test_a_floor_of_other_images_changes_no_value():
 
 
 def test_nothing_to_compare_is_said():
-    with pytest.raises(UserError, match="there is no Fréchet distance of any run"):
+    with pytest.raises(UserError, match="no run has a Fréchet distance"):
         compare({}, {"a": "a"})

@@ -60,7 +60,7 @@ def test_with_two_seeds_that_decide_nothing_no_arm_leads(pages):
     assert 2 * scipy.stats.t.sf(1.5, 1) == pytest.approx(0.374, abs=1e-3)
     rows = content["verdict_rows"]
     assert [row["arm"] for row in rows] == ["a", "b"]
-    assert rows[0]["verdict"] == "least mean, nothing decided"
+    assert rows[0]["verdict"] == "lowest mean, nothing decided"
     sentence = answer(rows)
     assert "leads" not in sentence + json.dumps(rows)
     assert sentence.startswith("Nothing is decided: a has the least Fréchet distance, 0.500 (")
@@ -95,8 +95,8 @@ def test_a_number_of_seeds_is_said_with_its_condition_and_is_no_promise():
     words = verdict_of(found)
     assert "settle" not in words
     assert words == (
-        f"inconclusive; if the true difference is this one, {found.seeds} seeds show it 4 times "
-        "in 5"
+        f"inconclusive; if the true difference is this one, {found.seeds} seeds have a power of "
+        "80 %"
     )
     # Four times in five: the power of Student's test at that number, by its definition.
     limit = scipy.stats.t.isf(0.025, found.seeds - 1)

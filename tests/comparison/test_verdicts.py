@@ -178,7 +178,7 @@ def test_the_verdict_is_said_in_words():
     found = differences(even)
     number = found["a", "b"].seeds
     unless = "inconclusive; if the true difference is this one, "
-    assert verdict_of(found["a", "b"]) == f"{unless}{number} seeds show it 4 times in 5"
+    assert verdict_of(found["a", "b"]) == f"{unless}{number} seeds have a power of 80 %"
     assert verdict_of(found["a", "c"]) == "worse"
     same = differences({"a": [1.0, 2.0], "b": [1.0, 2.0]})
     assert verdict_of(same["a", "b"]) == f"{unless}1,000 are too few"

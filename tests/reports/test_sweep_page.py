@@ -499,7 +499,7 @@ def test_the_first_sentence_says_that_an_arm_is_incomplete(sweep):
 
 def test_noise_that_all_training_seeds_shared_is_told(sweep):
     """As of an earlier version, whose verdicts were too sure."""
-    assert "noise of its own" in Reader(write_sweep_report([sweep]).read_text()).text
+    assert "its own noise" in Reader(write_sweep_report([sweep]).read_text()).text
     path = sweep / "edm-seed=2" / "evaluation.json"
     content = json.loads(path.read_text())
     del content["sampling"]["noise_seed"]
@@ -642,7 +642,7 @@ def test_the_command(sweep, tmp_path, capsys):
     assert run(f"--workdir={both}", f"--out={tmp_path / 'out'}") == 0
     assert run(f"--workdir={tmp_path / 'none'}") == 2
     assert run(f"--workdir={both},{sweep}/edm-seed=0", "--out=x") == 2
-    assert "named twice" in capsys.readouterr().err
+    assert "listed twice" in capsys.readouterr().err
     (tmp_path / "empty").mkdir()
     assert run(f"--workdir={tmp_path / 'empty'}") == 2
     assert "there is no run in" in capsys.readouterr().err

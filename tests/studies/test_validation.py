@@ -283,4 +283,4 @@ def test_runs_whose_images_are_mixed_otherwise_are_refused(name, workdirs, capsy
     folder = Path(workdirs[0]).parent / name
     folder.mkdir()
     assert run(f"--workdirs={workdirs[0]},{folder}") == 2
-    assert "mixed with noise of its own" in capsys.readouterr().err
+    assert "mixed with independent noise" in capsys.readouterr().err
