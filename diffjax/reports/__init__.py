@@ -1,1 +1,1 @@
-"""Pages and plots: a run's page, a sweep's page, the objectives' page."""
+"""Reports: HTML pages and plots of a run, of a sweep, and of the objectives."""

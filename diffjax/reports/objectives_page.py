@@ -1,4 +1,4 @@
-"""The page about all objectives: what they pay for at each log-SNR, and what goes with what."""
+"""Writes a page on all objectives: effective weights, and legal combinations of their parts."""
 
 import base64
 import csv
@@ -22,24 +22,24 @@ from diffjax.studies.legality import Legality, legality
 from diffjax.wiring import build_objective
 
 _SHOWN = ("path", "target", "weight", "times")
-# How times are drawn and the network is asked changes nothing of what is paid for.
+# How times are drawn and the network's inputs are scaled does not change the effective weight.
 _IRRELEVANT = ("uniforms", "noise_label", "input_scale")
 
 
 def write_objectives_page(folder: str | Path) -> Path:
-    """Writes everything there is to know of the named choices into a folder.
+    """Writes a page on all named choices: their effective weights and legal combinations.
 
-    `index.html`, which needs no other file, and its parts: `effective_weights.png`, `.csv` and
-    `.md`, `legality.md` and `legality.csv`.
+    The folder gets `index.html`, which is self-contained, and its parts: `effective_weights.png`,
+    `.csv` and `.md`, `legality.md` and `legality.csv`.
 
     Args:
-        folder: made if need be.
+        folder: the folder; it is created if it does not exist.
 
     Returns:
-        the path of the page.
+        The path of the page.
 
     Raises:
-        UserError: the folder can't be written to; found out before the work begins.
+        UserError: the folder can't be written to; this is checked first.
     """
     folder = Path(folder)
     page = folder / "index.html"
@@ -79,7 +79,7 @@ def write_objectives_page(folder: str | Path) -> Path:
 
 
 def named_objective(name: str) -> Objective:
-    """An objective of `choices.OBJECTIVES`, with its path, target and wrappers.
+    """Builds an objective of `choices.OBJECTIVES` with its path, target and wrappers.
 
     Example:
         >>> type(named_objective("flow").path).__name__
@@ -91,7 +91,7 @@ def named_objective(name: str) -> Objective:
 
 
 def _parts(name: str) -> dict[str, str]:
-    """The names of an objective's parts; `besides` has all that is unlike the plain one."""
+    """The names of an objective's parts; `besides` lists other differences from the plain one."""
     parts = choices.OBJECTIVES[name]
     besides = ", ".join(
         f"{axis} {choice}"
@@ -102,7 +102,7 @@ def _parts(name: str) -> dict[str, str]:
 
 
 def _matrix(found: Legality) -> dict[str, Any]:
-    """What goes with what: a row a path, a reason's number where it doesn't, and the reasons."""
+    """The legality matrix: a row per path, with the number of a reason for illegal pairs."""
     every = {**found.targets, **found.solvers}
     refused = [(path, other, reason) for (path, other), reason in every.items() if reason]
     numbers = {(path, other): i for i, (path, other, _) in enumerate(refused, start=1)}
@@ -141,7 +141,8 @@ def _legality_markdown(found: Legality) -> str:
     headings = ["path", *content["targets"], *content["solvers"], "legal triples"]
     lines = [
         f"{content['num_legal']:,} of {content['num_triples']:,} triples of target, path and "
-        "solver are legal: the target can be decoded on the path, and the solver can walk it.\n",
+        "solver are legal: the target can be decoded on the path, and the solver can integrate "
+        "it.\n",
         _markdown(headings, rows),
     ]
     lines += [

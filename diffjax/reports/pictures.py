@@ -1,4 +1,4 @@
-"""Images in a grid, as a PNG, and samples on their way from noise, as a film."""
+"""Saves grids of images as PNG, and trajectories of samples as a film strip and animation."""
 
 import io
 import math
@@ -20,19 +20,19 @@ _BAND_PIXELS, _NAME_SIZE = 16, 11  # above the columns, and of the letters in it
 
 
 def image_grid(images: Any, columns: int) -> np.ndarray:
-    """Lays images out in rows, each magnified by a whole factor so that small ones can be seen.
+    """Arranges images in a grid; small images are magnified by an integer factor.
 
-    An image whose longer side is below 48 pixels grows until it isn't, by repeating pixels. A grey
-    line of 2 pixels lies between neighbours, and grey fills what the last row lacks.
+    Images whose longer side is below 48 pixels are magnified by repeating pixels. A grey line of 2
+    pixels separates neighbours, and the rest of the last row is grey.
 
     Args:
-        images: `[N, H, W, C]`, float in [-1, 1] or uint8; C is 1 (grey) or 3 (RGB). Two channels,
-            as of a field, are shown side by side in grey, of four and more the first three as RGB.
-        columns: images in a row.
+        images: `[N, H, W, C]`, float in [-1, 1] or uint8; C is 1 (grey) or 3 (RGB). Two channels
+            are shown side by side in grey; of four or more, the first three are shown as RGB.
+        columns: images per row.
 
     Returns:
-        uint8 `[rows·(H·k + 2) − 2, columns·(W·k + 2) − 2, C]` with `k` the factor; of two channels
-        C is 1, and W that of both.
+        uint8 `[rows·(H·k + 2) − 2, columns·(W·k + 2) − 2, C]` with the factor `k`; for two
+        channels, C is 1 and W is doubled.
 
     Raises:
         UserError: the images have another shape, or there are none.
@@ -44,7 +44,7 @@ def image_grid(images: Any, columns: int) -> np.ndarray:
     images = np.asarray(images)
     if images.ndim != 4 or not images.size:
         raise UserError(
-            f"a picture needs at least one image of shape [H, W, C], got an array of shape "
+            f"a picture needs at least one image of shape [H, W, C], not an array of shape "
             f"{list(images.shape)}"
         )
     scale = math.ceil(_MIN_IMAGE_PIXELS / max(images.shape[1:3]))
@@ -65,10 +65,10 @@ def image_grid(images: Any, columns: int) -> np.ndarray:
 
 
 def columns_by_class(num_images: int, num_classes: int) -> int:
-    """Images in a row of a nearly square picture, each column of one class if so many fit.
+    """Number of columns of a nearly square grid, with one class per column if the classes fit.
 
-    Labels are 0 … num_classes − 1 in turn, so a column is of one class where their number divides
-    the columns. More classes than five quarters of a square's side do not fit.
+    Labels are 0 … num_classes − 1 in turn, so a column has one class if the number of columns is
+    a multiple of `num_classes`. At most 5/4 of a square's side fit.
 
     Example:
         >>> [columns_by_class(64, num_classes) for num_classes in (0, 2, 3, 5, 10, 1000)]
@@ -81,7 +81,7 @@ def columns_by_class(num_images: int, num_classes: int) -> int:
 
 
 def most_classes(num_images: int) -> int:
-    """How many classes get a column each in a nearly square picture.
+    """Largest number of classes that have their own columns in a nearly square grid.
 
     Example:
         >>> most_classes(64)
@@ -93,7 +93,7 @@ def most_classes(num_images: int) -> int:
 def names_of_columns(
     labels: np.ndarray, columns: int, label_names: Sequence[str]
 ) -> tuple[str, ...]:
-    """The class of each column; none where a column is of several, or classes have no names.
+    """The class name of each column; empty if columns mix classes, or classes have no names.
 
     Example:
         >>> names_of_columns(np.array([0, 1, 0, 1, 0]), 2, ("cat", "dog"))
@@ -111,15 +111,13 @@ def names_of_columns(
 def save_png(
     path: str | Path, images: Any, columns: int | None = None, names: Sequence[str] = ()
 ) -> Path:
-    """Writes images as one PNG, in the layout of `image_grid`.
-
-    The file appears whole or not at all.
+    """Writes images as one PNG in the layout of `image_grid`, atomically.
 
     Args:
-        path: where to; its folder is made if need be.
-        images: as for `image_grid`.
-        columns: images in a row; as many as make the grid square if None.
-        names: of the columns, written over each in a band of 16 pixels.
+        path: of the file; its folder is created if it does not exist.
+        images: as in `image_grid`.
+        columns: images per row; None makes the grid square.
+        names: names of the columns, written above them in a band of 16 pixels.
 
     Returns:
         `path`.
@@ -138,7 +136,7 @@ def save_png(
 
 
 def _band(names: Sequence[str], width: int) -> np.ndarray:
-    """The names over equal columns, uint8 `[16, width]`; those too long for one are cut."""
+    """Draws names above equal columns, uint8 `[16, width]`; long names are shortened."""
     font = ImageFont.load_default(size=_NAME_SIZE)
     band = Image.new("L", (width, _BAND_PIXELS), 255)
     draw = ImageDraw.Draw(band)
@@ -153,13 +151,13 @@ def _band(names: Sequence[str], width: int) -> np.ndarray:
 
 
 def save_film(path: str | Path, trace: Trace) -> Path:
-    """Writes how samples came about: a strip of pictures, and beside it an animation.
+    """Writes trajectories of samples as a film strip (PNG) and as an animation (GIF).
 
-    Two rows a sample, noise on the left: `x`, and below it the x0 predicted there.
+    Each sample has two rows, with noise on the left: `x`, and below it the predicted x0.
 
     Args:
-        path: of the strip, `.png`; the animation has the same name and `.gif`.
-        trace: of a few samples.
+        path: of the strip, `.png`; the animation has the same name with `.gif`.
+        trace: trajectories of a few samples.
 
     Returns:
         `path`.
@@ -180,5 +178,5 @@ def save_film(path: str | Path, trace: Trace) -> Path:
 
 
 def film_gif(path: str | Path) -> Path:
-    """Where the animation beside a film strip is."""
+    """Path of the animation that belongs to a film strip."""
     return Path(path).with_suffix(".gif")

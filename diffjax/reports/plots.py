@@ -1,8 +1,8 @@
-"""Curves as SVG, for a page that holds everything itself.
+"""Draws curves as SVG for self-contained pages.
 
-The functions that draw return the text of an `<svg>` element. Its colours are CSS variables with a
-fallback (`var(--ink, #1f2430)`), so that a page can give it a light and a dark dress; its size
-follows the element it stands in.
+The functions return the text of an `<svg>` element. Its colours are CSS variables with a
+fallback (`var(--ink, #1f2430)`), so that a page can have light and dark colours; its size
+follows the surrounding element.
 """
 
 import io
@@ -60,11 +60,11 @@ _MIN_SHARE_RANGE = 0.04
 
 
 def loss_curve(records: Sequence[Mapping[str, Any]]) -> str:
-    """The loss against the step, on a logarithmic axis: as it was, and smoothed.
+    """Plots the loss against the training step on a logarithmic axis, raw and smoothed.
 
     Args:
-        records: metrics with `step` and `loss`; others are passed over. A step at which the loss
-            was not finite is marked.
+        records: metrics with `step` and `loss`; other records are ignored. The first step with a
+            loss that is not finite is marked.
 
     Returns:
         an `<svg>` element, or "" if there is no finite loss to draw.
@@ -85,11 +85,11 @@ def loss_curve(records: Sequence[Mapping[str, Any]]) -> str:
 
 
 def loss_by_log_snr(records: Sequence[Mapping[str, Any]]) -> str:
-    """The smoothed loss against the step, one curve for each bin of log-SNR.
+    """Plots the smoothed loss against the training step, with one curve for each bin of log-SNR.
 
     Args:
         records: metrics with `step` and `loss_by_log_snr/<lo>`, where `<lo>` is the lower edge of
-            a bin that ends where the next one begins.
+            a bin; its upper edge is the next bin's lower edge.
 
     Returns:
         an `<svg>` element, or "" if there is nothing to draw.
@@ -127,13 +127,13 @@ def quality_against_nfe(
     floor: float | None = None,
     metric: str = "frechet_distance",
 ) -> str:
-    """One line per solver and grid: a measure of quality against network evaluations per sample.
+    """Plots a metric against network evaluations per sample, with one line per solver and grid.
 
     Args:
-        rows: with `solver`, `nfe`, `guidance_scale` and `metric`; rows without a number for
-            `metric` are passed over.
-        floor: drawn as a dashed line, what the real data reach against themselves.
-        metric: the name of the measure in `rows`, as in `tables.METRICS`.
+        rows: rows with `solver`, `nfe`, `guidance_scale` and `metric`; rows without a number for
+            `metric` are ignored.
+        floor: value of real test images, drawn as a dashed line; None draws none.
+        metric: name of the metric in `rows`, one of `tables.METRICS`.
 
     Returns:
         an `<svg>` element, or "" if there is nothing to draw.
@@ -194,7 +194,7 @@ def _dress(axes: Axes, x_label: str, y_label: str, log_y: bool) -> None:
     if log_y:
         axes.set_yscale("log")
         low, high = axes.get_ylim()
-        if high / low < 300:  # less than that and powers of ten alone would leave the axis bare
+        if high / low < 300:  # with a smaller range, powers of ten are too few ticks
             steps = (1.0, 2.0, 5.0) if high / low > 8 else (1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0)
             axes.yaxis.set_major_locator(LogLocator(subs=steps))
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
@@ -202,7 +202,7 @@ def _dress(axes: Axes, x_label: str, y_label: str, log_y: bool) -> None:
 
 
 def _widen(axes: Axes, shares: list[float]) -> None:
-    # Differences of less than a few per cent are noise: they must not fill the axis.
+    # Differences of less than a few per cent are noise and should not fill the axis.
     if max(shares) - min(shares) < _MIN_SHARE_RANGE:
         middle = (max(shares) + min(shares)) / 2
         top = min(middle + _MIN_SHARE_RANGE / 2, 1.002)
@@ -210,7 +210,7 @@ def _widen(axes: Axes, shares: list[float]) -> None:
 
 
 def _integer_ticks(axes: Axes, values: list[float]) -> None:
-    # Neighbours closer than half an octave would print over each other.
+    # Labels of ticks closer than half an octave would overlap.
     ticks = values[:1]
     for value in values[1:]:
         if value / ticks[-1] >= 1.4:
@@ -220,7 +220,7 @@ def _integer_ticks(axes: Axes, values: list[float]) -> None:
 
 
 def _lines(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
-    """Rows by all that they were drawn with but the steps; parts that all share go unnamed."""
+    """Groups rows by their recipe without its steps; settings that all share are not named."""
     prefixes = {"grid": "", "guidance_scale": "guidance ", "weights": "", "seed": "seed "}
     unlike = [key for key in prefixes if len({row.get(key) for row in rows}) > 1]
     lines: dict[str, list[Mapping[str, Any]]] = {}
@@ -245,7 +245,7 @@ def _raw_and_smooth(
 
 
 def _smooth(values: np.ndarray) -> np.ndarray:
-    # Lines fitted over a twenty-fifth of the run, so that neither end is biased.
+    # Local linear fits over 1/25 of the run, so that the ends are not biased.
     half = len(values) // 50
     return np.asarray(savgol_filter(values, 2 * half + 1, polyorder=1)) if half else values
 
@@ -253,8 +253,8 @@ def _smooth(values: np.ndarray) -> np.ndarray:
 def _thin(steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     if len(steps) <= _MAX_POINTS:
         return steps, values
-    kept = np.linspace(0, len(steps) - 1, _MAX_POINTS).round().astype(int)
-    return steps[kept], values[kept]
+    rows = np.linspace(0, len(steps) - 1, _MAX_POINTS).round().astype(int)
+    return steps[rows], values[rows]
 
 
 def _is_number(value: Any) -> bool:

@@ -1,7 +1,7 @@
-"""The page that a person opens: everything about one run, in one HTML file.
+"""Writes the report of a run as one self-contained HTML page.
 
-It is written from the files of the run's folder alone, so it can be made again at any time, and
-the same files give the same page.
+It depends only on the files of the run's folder, so it can be made again at any time, and equal
+files make equal pages.
 """
 
 import base64
@@ -53,20 +53,20 @@ _SHOWN_ELSEWHERE = (
 
 
 def write_report(workdir: str | Path) -> Path:
-    """Writes `report.html` from what the run's folder holds.
+    """Writes `report.html` from the files of a run's folder.
 
-    The page needs nothing else: images and plots are inside it. What the folder lacks becomes a
-    sentence that says which command makes it.
+    The page is self-contained, with images and plots inside. For missing files, the page shows the
+    command that makes them.
 
     Args:
         workdir: with any of `config.json`, `run.json`, `metrics.jsonl`, `evaluation.json`,
             `plan.json`, `samples/step_*.png` and `samples/neighbours.png`.
 
     Returns:
-        the path of the page.
+        The path of the page.
 
     Raises:
-        UserError: there is no such folder, or one of its files isn't what it should be.
+        UserError: the folder does not exist, or one of its files is invalid.
     """
     workdir = Path(workdir)
     if not workdir.is_dir():
@@ -81,7 +81,7 @@ def write_report(workdir: str | Path) -> Path:
         page = template.render(_content(workdir))
     except UserError:
         raise
-    # JSON of another shape trips up whatever first looks at it.
+    # JSON with an unexpected structure can fail in any of these ways.
     except (
         ArithmeticError, AttributeError, LookupError, TypeError, ValueError, UndefinedError,
     ) as error:  # fmt: skip
@@ -95,7 +95,7 @@ def write_report(workdir: str | Path) -> Path:
 
 
 def _content(workdir: Path) -> dict[str, Any]:
-    """What the template shows."""
+    """The content of the page's template."""
     config = read_json(workdir / "config.json") or {}
     run = read_json(workdir / "run.json") or {}
     evaluation = read_json(workdir / "evaluation.json") or {}
@@ -129,7 +129,7 @@ def _content(workdir: Path) -> dict[str, Any]:
 
 
 def _verdict(config: Mapping[str, Any], evaluation: Mapping[str, Any], step: int | None) -> str:
-    """One sentence: how good the samples are, and whether training is over."""
+    """One sentence on the quality of the samples, and on the progress of training."""
     num_steps = config.get("num_steps")
     if not evaluation:
         if step is None:
@@ -158,7 +158,7 @@ def _verdict(config: Mapping[str, Any], evaluation: Mapping[str, Any], step: int
 def _settings(
     config: Mapping[str, Any], run: Mapping[str, Any], records: Sequence[Mapping[str, Any]]
 ) -> tuple[list[tuple[str, str, str]], list[tuple[str, str, str]]]:
-    """Rows of the two settings tables (parts, sizes): what, its name, its hyper-parameters."""
+    """Rows of the two tables of settings (parts, sizes): kind, name, hyper-parameters."""
     parts = (
         ("Data", config.get("data")),
         ("Objective", config.get("objective")),
@@ -187,7 +187,7 @@ def _settings(
 
 
 def _describe(part: Any) -> tuple[str, str]:
-    """The name of what a spec calls, and its own hyper-parameters in a line."""
+    """The name of a spec's callable, and its hyper-parameters as one line."""
     if not isinstance(part, Mapping):
         return str(part), ""
     name = str(part.get(_TARGET, "")).rpartition(":")[2]
@@ -204,7 +204,7 @@ def _listed(value: Any) -> str:
 
 
 def _find(tree: Any, key: str) -> Any:
-    """The first value under `key` at any depth, the outermost first."""
+    """The value of `key` at the lowest depth in a tree; None if there is none."""
     level = [tree]
     while level:
         nodes = [node for node in level if isinstance(node, Mapping)]
@@ -216,7 +216,7 @@ def _find(tree: Any, key: str) -> Any:
 
 
 def _sample_grids(folder: Path) -> list[tuple[int, Any]]:
-    """At most seven (step, image) over training, evenly spread, the first and the last included."""
+    """At most seven (step, image) pairs, evenly spaced over training, including both ends."""
     found = {}
     for path in folder.glob("step_*.png"):
         digits = path.stem.removeprefix("step_")
@@ -230,7 +230,7 @@ def _sample_grids(folder: Path) -> list[tuple[int, Any]]:
 
 
 def embedded_image(path: Path) -> dict[str, Any] | None:
-    """A PNG for an `<img>`, or None if there is no such file."""
+    """Encodes a PNG for an `<img>` element; None if the file does not exist."""
     if not path.exists():
         return None
     content = path.read_bytes()
@@ -249,7 +249,7 @@ def embedded_image(path: Path) -> dict[str, Any] | None:
 
 
 def _evaluated_with(evaluation: Mapping[str, Any]) -> str:
-    """In two sentences, what was evaluated and how the samples were drawn, and the accuracy."""
+    """Two sentences: the weights and the recipe of the evaluation, and the accuracy."""
     named = {
         "weights": evaluation.get("weights"),
         "training step": evaluation.get("step"),
@@ -265,14 +265,14 @@ def _evaluated_with(evaluation: Mapping[str, Any]) -> str:
     if is_number(evaluation.get("accuracy")) and isinstance(interval, list):
         low, high = map(percent, interval)
         sentences.append(
-            f"Accuracy {percent(evaluation['accuracy'])}, 95 % interval {low} to {high}; on real "
-            f"test images the classifier itself reaches {percent(classifier)}."
+            f"Accuracy {percent(evaluation['accuracy'])}, 95 % interval {low} to {high}; the "
+            f"classifier's accuracy on real test images is {percent(classifier)}."
         )
     return " ".join(sentences)
 
 
 def _quality(evaluation: Mapping[str, Any]) -> dict[str, Any]:
-    """Quality against NFE: the figures, and the cells of the table."""
+    """Figures and table of quality against NFE."""
     rows = sorted_rows(evaluation.get("by_nfe") or [])
     columns, cells = quality_cells(rows)
     drawn = [
@@ -293,7 +293,7 @@ def _floor(evaluation: Mapping[str, Any], metric: str) -> float | None:
 
 
 def _numbers(evaluation: Mapping[str, Any]) -> dict[str, Any]:
-    """A row for each number that has a provenance, and the facts that all of these share."""
+    """A row for each metric with a provenance, and the facts that all of them share."""
     entries = {
         name: entry
         for name, entry in evaluation.items()
@@ -310,7 +310,7 @@ def _numbers(evaluation: Mapping[str, Any]) -> dict[str, Any]:
             "name": label(name),
             "value": _with_error(entry, "value", "standard_error"),
             "floor": _with_error(entry, "floor", "floor_standard_error"),
-            # Of no real images, as for a score of samples alone, there is no number.
+            # A score that uses no real images has no count of them.
             "counts": [number(facts.get(count) or None) for count in _COUNTS],
             "how": " · ".join(
                 f"{fact.replace('_', ' ')} {value}" if fact != "definition" else str(value)
@@ -329,7 +329,7 @@ def _with_error(entry: Mapping[str, Any], key: str, error: str) -> str:
 
 
 def _commands(workdir: Path, run: Mapping[str, Any]) -> dict[str, str]:
-    """Command lines that make what this page shows."""
+    """The commands that train, evaluate and sample this run."""
     quoted = shlex.quote(workdir.as_posix())
     train = run.get("command")
     if isinstance(train, list):
@@ -342,7 +342,7 @@ def _commands(workdir: Path, run: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as one, with dotted names."""
+    """Flattens nested mappings to dotted names."""
     if not isinstance(tree, Mapping):
         return {}
     flat = {}

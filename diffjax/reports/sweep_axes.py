@@ -10,9 +10,15 @@ Figure = dict[str, Any]
 
 
 def layout(x: str, y: str, values: Iterable[Mapping[str, Any]]) -> Figure:
-    """Axes; the y axis is logarithmic where all means are above 0, over means and their intervals.
+    """Builds the layout of a plot; its y axis covers all means and intervals.
 
-    Intervals that reach more than a factor of 3 beyond all means are cut by the frame.
+    The y axis is logarithmic if all means are positive. Intervals that extend more than a factor of
+    3 beyond all means are cut off.
+
+    Args:
+        x: title of the x axis.
+        y: title of the y axis.
+        values: means with the ends of their intervals, `mean, low, high`.
     """
     values = [one for one in values if one["mean"] is not None]
     means = [one["mean"] for one in values]
@@ -23,7 +29,7 @@ def layout(x: str, y: str, values: Iterable[Mapping[str, Any]]) -> Figure:
         low = max(min(means) / 3, min(least, min(means)))
         high = min(3 * max(means), max(most, max(means)))
         y_axis |= {"type": "log", "range": log_range(low / 1.08, high * 1.08)}
-        # Less than a decade and powers of ten alone would leave the axis bare.
+        # With less than a decade, powers of ten are too few ticks.
         y_axis |= {"dtick": "D1" if high / low < 6 else "D2"} if high / low < 40 else {"dtick": 1}
         if high / low < 1e4:
             y_axis["exponentformat"] = "none"
@@ -41,7 +47,7 @@ def layout(x: str, y: str, values: Iterable[Mapping[str, Any]]) -> Figure:
 
 
 def axis(title: str) -> Figure:
-    """One axis, called by its title."""
+    """Builds an axis with a title."""
     return {
         "title": {"text": title, "standoff": 12},
         "automargin": True,
@@ -52,7 +58,7 @@ def axis(title: str) -> Figure:
 
 
 def log_range(low: float, high: float) -> list[float]:
-    """The range of a logarithmic axis, as plotly takes it.
+    """The range of a logarithmic axis in plotly's format, log10 of its ends.
 
     Example:
         >>> log_range(1.0, 100.0)
@@ -62,9 +68,9 @@ def log_range(low: float, high: float) -> list[float]:
 
 
 def log_ticks(values: Sequence[float]) -> Figure:
-    """A logarithmic axis with ticks at ascending values that are not too near one another."""
+    """Builds a logarithmic axis with ticks at ascending values; ticks too close are left out."""
     ticks = list(values[:1])
     for value in values[1:]:
-        if value / ticks[-1] >= 1.3:  # closer ones would print over each other
+        if value / ticks[-1] >= 1.3:  # labels of closer ticks would overlap
             ticks.append(value)
     return {"type": "log", "tickvals": ticks, "ticktext": [f"{tick:g}" for tick in ticks]}

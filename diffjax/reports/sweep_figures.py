@@ -25,17 +25,17 @@ _Line = tuple[Sequence[float], Sequence[Mapping[str, Any]]]
 
 
 def style(arm: int) -> tuple[int, int]:
-    """The numbers of an arm's colour and symbol, which no two of the first 36 arms share."""
+    """Indices of an arm's colour and symbol; the first 36 arms have different pairs."""
     return arm % len(COLORS), (arm + arm // len(COLORS)) % len(SYMBOLS)
 
 
 def quality(
     rows: Sequence[Mapping[str, Any]], arms: Sequence[str], families: Sequence[tuple[Any, ...]]
 ) -> dict[str, Figure]:
-    """Each metric against NFE: a line for each arm and family of recipes.
+    """Figures of each metric against NFE, with a line for each arm and family of recipes.
 
     Args:
-        rows: of `sweep_numbers.quality`.
+        rows: rows of `diffjax.comparison.summary.quality`.
         arms: in the order of their colours.
         families: in the order of their dashes.
 
@@ -69,9 +69,9 @@ def quality(
 def hidden_families(
     rows: Sequence[Mapping[str, Any]], families: Sequence[tuple[Any, ...]]
 ) -> list[int]:
-    """Families that are not shown at first: of many lines all but those of one family.
+    """Families that are hidden at first: with many lines, only one family is shown.
 
-    That is the one that most arms have, and of several such the one with the best distance.
+    That is the family that most arms have; ties go to the lowest distance.
     """
     lines = {(row["arm"], family(row)) for row in rows}
     if len(lines) <= _MOST_LINES or len(families) < 2:
@@ -90,10 +90,10 @@ def hidden_families(
 
 
 def cost(rows: Sequence[Mapping[str, Any]], arms: Sequence[str], key: str) -> Figure | None:
-    """The Fréchet distance of each arm's own recipe against what its training cost.
+    """Figure of the Fréchet distance of each run's own recipe against its training cost.
 
     Args:
-        rows: of `sweep_numbers.cost`.
+        rows: rows of `diffjax.comparison.summary.cost`.
         arms: in the order of their colours.
         key: `train_flops` or `train_seconds`.
     """
@@ -134,7 +134,7 @@ def cost(rows: Sequence[Mapping[str, Any]], arms: Sequence[str], key: str) -> Fi
 
 
 def losses(probes: Mapping[str, Mapping[str, Any]], arms: Sequence[str]) -> dict[str, Figure]:
-    """The loss by log-SNR in each space, and relative to the least of all arms."""
+    """Figures of the loss by log-SNR in each space, and relative to the lowest of all arms."""
     found = {
         arm: probes[arm]["loss_by_log_snr"]
         for arm in arms
@@ -156,7 +156,7 @@ def losses(probes: Mapping[str, Mapping[str, Any]], arms: Sequence[str]) -> dict
 
 
 def _losses(lines: Mapping[str, _Line], arms: Sequence[str], label: str) -> Figure:
-    """One line of bins for each arm that has them."""
+    """Figure of binned values with a line for each arm that has them."""
     traces = [
         _by_log_snr(arms, arm, *line, lambda one: f"{label} {_written(one)}", marker_size=5)
         for arm, line in lines.items()
@@ -166,7 +166,7 @@ def _losses(lines: Mapping[str, _Line], arms: Sequence[str], label: str) -> Figu
 
 
 def weights(probes: Mapping[str, Mapping[str, Any]], arms: Sequence[str]) -> Figure | None:
-    """The effective weight of each arm's objective."""
+    """Figure of the effective weight of each arm's objective."""
     traces, every = [], []
     for arm in arms:
         curve = probes[arm]["effective_weight"]
@@ -201,7 +201,7 @@ def weights(probes: Mapping[str, Mapping[str, Any]], arms: Sequence[str]) -> Fig
 
 
 def noise(probes: Mapping[str, Mapping[str, Any]], arms: Sequence[str]) -> Figure | None:
-    """The gradient's noise scale by log-SNR of each arm."""
+    """Figure of the gradient noise scale by log-SNR of each arm."""
     traces, every = [], []
     for arm in arms:
         found = probes[arm]["gradient_noise"]
@@ -233,7 +233,7 @@ def _by_log_snr(
     say: Callable[[Mapping[str, Any]], str],
     **dress: Any,
 ) -> Figure:
-    """An arm's trace over log-SNR, with what is said where one points at it."""
+    """An arm's trace over log-SNR, with the text of its tooltip."""
     trace = _line(arms.index(arm), levels, values, **dress)
     trace["customdata"] = [
         f"<b>{html.escape(arm)}</b><br>log-SNR {level:g}<br>{say(one)}"
@@ -252,7 +252,7 @@ def _line(
     mode: str = "lines+markers",
     marker_size: int = 7,
 ) -> Figure:
-    """A trace in the dress of an arm, with error bars where intervals are known."""
+    """A trace in the style of an arm, with error bars where intervals are known."""
     color, symbol = style(index)
     trace: Figure = {
         "type": "scatter",
@@ -278,7 +278,7 @@ def _line(
 
 
 def _upwards(one: Mapping[str, Any]) -> float:
-    """The length of a bar; one without an end goes out of the picture."""
+    """The length of an error bar; a bar without an end extends beyond the plot."""
     high = 1e3 * abs(one["mean"]) if one["high"] is None else one["high"]
     return max(high - one["mean"], 0.0)
 
@@ -292,7 +292,7 @@ def _downwards(one: Mapping[str, Any]) -> float:
 
 
 def _by_bin(edges: Sequence[float], bins: Sequence[Any]) -> tuple[list[float], list[Any]]:
-    """The middles of the bins that have a value, and the values."""
+    """The midpoints of the bins that have a value, and the values."""
     known = [
         (0.5 * (low + high), one)
         for low, high, one in zip(edges[:-1], edges[1:], bins, strict=True)
@@ -302,7 +302,7 @@ def _by_bin(edges: Sequence[float], bins: Sequence[Any]) -> tuple[list[float], l
 
 
 def _relative(lines: Mapping[str, tuple[list[float], list[Any]]]) -> dict[str, Any]:
-    """Each error over the least of all arms at the same log-SNR."""
+    """Each error divided by the lowest of all arms at the same log-SNR."""
     least: dict[float, float] = {}
     for levels, bins in lines.values():
         for level, one in zip(levels, bins, strict=True):

@@ -1,6 +1,6 @@
-"""The page that compares runs: the verdict, the plots behind it, and how to make it again.
+"""Writes the page that compares runs: verdict, plots, tables, and commands to reproduce it.
 
-It is written from files alone and needs no other file; the same files give the same page.
+It depends only on the runs' files and is self-contained; equal files make equal pages.
 """
 
 import base64
@@ -24,7 +24,7 @@ from diffjax.evaluation.tables import METRICS, is_number, measure, number
 from diffjax.host.files import write_whole
 from diffjax.reports import sweep_figures
 from diffjax.reports.run_page import embedded_image
-from diffjax.reports.sweep_text import as_csv, as_markdown, recipes_told, told_apart
+from diffjax.reports.sweep_text import as_csv, as_markdown, common_and_own, recipes_sentence
 
 HTML, MARKDOWN, CSV, JSON = "report.html", "report.md", "report.csv", "report.json"
 _PLOTLY = "plotly/plotly-basic.min.js"
@@ -33,26 +33,26 @@ _PLOTLY = "plotly/plotly-basic.min.js"
 def write_sweep_report(workdirs: Iterable[str | Path], out: str | Path | None = None) -> Path:
     """Writes `report.html`, `report.md`, `report.csv` and `report.json` about several runs.
 
-    What the folders lack becomes a sentence that says which command makes it.
+    For missing files, the report shows the command that makes them.
 
     Args:
         workdirs: a sweep's folder, a folder of runs, or several runs' folders.
-        out: where to; by default the folder, if it is one.
+        out: folder of the report; by default the given folder, if it is only one.
 
     Returns:
-        the path of the page.
+        The path of the page.
 
     Raises:
-        UserError: there are no runs, it is a run's own folder, or the files can't be written.
+        UserError: there are no runs, `out` is a run's own folder, or the files can't be written.
     """
     files = read_sweep(workdirs)
     first, *others = files.given
     if out is None and others:
-        raise UserError("--out is missing: of several runs, it says where the report goes")
+        raise UserError("--out is missing: it is the folder of the report on several runs")
     folder = first if out is None else Path(out)
     if (folder / CONFIG).exists():
         raise UserError(
-            f"{folder} is a run, with a page of its own: --out=DIR names another folder"
+            f"{folder} is a run and has its own report: set another folder with --out=DIR"
         )
     content = numbers(files)
     commands = _commands(files, out)
@@ -89,8 +89,8 @@ def _page(files: SweepFiles, content: Mapping[str, Any], commands: Mapping[str, 
         number_lines=table(content["numbers"], arms),
         answer=answer(content["verdict_rows"]),
         whiskers=_whiskers(content["verdict_rows"]),
-        drawn_by=recipes_told(content["own_recipes"]),
-        recipes=told_apart(row["recipe"] for row in content["verdict_rows"]),
+        drawn_by=recipes_sentence(content["own_recipes"]),
+        recipes=common_and_own(row["recipe"] for row in content["verdict_rows"]),
         metrics=[name for name in METRICS if any(name in row for row in rows)],
         metric_labels={name: metric.label for name, metric in METRICS.items()},
         missing=_missing(content, arms),
@@ -106,7 +106,7 @@ def _resource(name: str) -> str:
 
 
 def _policy(scripts: Sequence[str]) -> str:
-    """What a browser may load and run for the page: nothing but what is in it."""
+    """The content security policy: a browser may only load and run what is in the page."""
     hashes = [
         base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii")
         for script in scripts
@@ -136,7 +136,7 @@ _COSTS = ("train_flops", "train_seconds")
 
 
 def answer(rows: Sequence[Mapping[str, Any]]) -> str:
-    """One sentence: which arm leads, where that is decided, and what is known of the others.
+    """One sentence: which arm leads, whether that is decided, and the verdicts on the others.
 
     Example:
         >>> answer([
@@ -148,8 +148,8 @@ def answer(rows: Sequence[Mapping[str, Any]]) -> str:
         ...     {"arm": "a", "mean": 0.5, "low": 0.0, "high": 1.6, "verdict": "lowest mean"},
         ...     {"arm": "b", "mean": 0.9, "low": 0.0, "high": 2.1, "verdict": "inconclusive"},
         ... ])
-        "Nothing is decided: a has the least Fréchet distance, 0.500 (0.00 to 1.60); 1 can't \
-be told from it with these seeds."
+        'Nothing is decided: a has the lowest Fréchet distance, 0.500 (0.00 to 1.60); 1 is \
+inconclusive with these seeds.'
     """
     known = [row for row in rows if row["mean"] is not None]
     if not known:
@@ -165,28 +165,29 @@ be told from it with these seeds."
     if not others:
         return f"{first['arm']}: Fréchet distance {_amount(first)}, nothing to compare it with."
     if first in incomplete:
-        return f"No arm is complete, and there is no verdict on the {len(rows)} of them."
-    least = f"{first['arm']} has the least Fréchet distance, {_amount(first)}"
+        return f"No arm is complete, so there is no verdict on the {len(rows)} arms."
+    lowest = f"{first['arm']} has the lowest Fréchet distance, {_amount(first)}"
     if not first["verdict"].startswith(best):
-        return f"{least}, without the seeds for a verdict on the {others} other {plural}."
+        return f"{lowest}; there are too few seeds for a verdict on the {others} other {plural}."
     counts = Counter(row["verdict"].partition(";")[0].partition(":")[0] for row in rows)
     parts = []
     if worse := counts["worse"]:
         parts.append(f"{worse} of {others} other {plural} {'is' if worse == 1 else 'are'} worse")
-    if counts["inconclusive"]:
-        parts.append(f"{counts['inconclusive']} can't be told from it with these seeds")
+    if inconclusive := counts["inconclusive"]:
+        verb = "is" if inconclusive == 1 else "are"
+        parts.append(f"{inconclusive} {verb} inconclusive with these seeds")
     if incomplete:
         parts.append(f"{len(incomplete)} incomplete and not compared")
     if apart := counts["no two seeds in common"]:
-        parts.append(f"{apart} without a verdict, sharing too few seeds with it")
-    text = f"Nothing is decided: {least}"
+        parts.append(f"{apart} without a verdict, because they share too few seeds with it")
+    text = f"Nothing is decided: {lowest}"
     if first["verdict"] == "leads":
         text = f"{first['arm']} leads at a Fréchet distance of {_amount(first)}"
     return f"{text}; {', '.join(parts)}."
 
 
 def _amount(one: Mapping[str, Any] | None, metric: str = "frechet_distance") -> str:
-    """A mean with its interval, where there is one."""
+    """Formats a mean with its interval, if there is one."""
     write = METRICS[metric].write
     if one is None or one.get("mean") is None:
         return "–"
@@ -196,7 +197,7 @@ def _amount(one: Mapping[str, Any] | None, metric: str = "frechet_distance") -> 
 
 
 def _whiskers(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, float] | None]:
-    """Where each arm's interval lies between the least and the greatest mean, in per cent."""
+    """Positions of each arm's interval on an axis from the lowest to the highest mean, in %."""
     means = [row["mean"] for row in rows if row["mean"] is not None]
     if not means:
         return [None for _ in rows]
@@ -216,7 +217,7 @@ def _whiskers(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, float] | None
 
 
 def _named(families: Sequence[tuple[Any, ...]]) -> list[str]:
-    """Families by what tells them apart."""
+    """Names families of recipes by the settings in which they differ."""
     varying = [len({one[i] for one in families}) > 1 for i in range(4)]
     names = []
     for solver, grid, scale, weights in families:
@@ -228,7 +229,7 @@ def _named(families: Sequence[tuple[Any, ...]]) -> list[str]:
 
 
 def _missing(content: Mapping[str, Any], arms: Sequence[str]) -> dict[str, list[tuple[str, str]]]:
-    """For each section of `probes.json`, the arms without it and why."""
+    """For each section of `probes.json`, the arms without it and the reasons."""
     return {
         name: [
             (arm, reason)
@@ -240,7 +241,7 @@ def _missing(content: Mapping[str, Any], arms: Sequence[str]) -> dict[str, list[
 
 
 def _samples(files: SweepFiles) -> dict[str, Any]:
-    """The last picture of a run of each arm, all of one seed if that can be."""
+    """The last picture of one run of each arm, all with the same seed if possible."""
     found = {arm: [run for run in files.of(arm) if run.grid] for arm in files.arms}
     seeds = Counter(run.seed for runs in found.values() for run in runs)
     if not seeds:
@@ -259,7 +260,7 @@ def _samples(files: SweepFiles) -> dict[str, Any]:
 
 
 def _commands(files: SweepFiles, out: str | Path | None) -> dict[str, Any]:
-    """Command lines that make what the page shows."""
+    """The commands that make what the page shows."""
     given = ",".join(path.as_posix() for path in files.given)
     report = f"python -m experiments.report --workdir={shlex.quote(given)}"
     if out is not None:

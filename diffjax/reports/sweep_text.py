@@ -1,4 +1,4 @@
-"""A comparison as Markdown for a notebook or a pull request, and as CSV for one's own plots."""
+"""Writes a comparison as Markdown and as CSV."""
 
 import csv
 import io
@@ -20,9 +20,9 @@ COLUMNS = (
 
 
 def as_csv(files: SweepFiles) -> str:
-    """A line for each run and recipe, as it was measured, not averaged; empty where unknown.
+    """Formats one CSV line for each run and recipe, without averaging; unknown values are empty.
 
-    The line of a run's own recipe has all its numbers, in columns behind the others.
+    The line of a run's own recipe has all its metrics in further columns.
     """
     out = io.StringIO()
     numbers = {run.name: entries(run) for run in files.runs}
@@ -53,7 +53,7 @@ def as_csv(files: SweepFiles) -> str:
 
 
 def as_markdown(content: Mapping[str, Any], commands: Mapping[str, Any]) -> str:
-    """The page's text and tables, without plots and pictures."""
+    """Formats the text and tables of the report as Markdown, without plots and pictures."""
     parts = [f"# {_safe(content['name'])}"]
     if content["question"]:
         parts.append(_safe(content["question"]))
@@ -63,7 +63,7 @@ def as_markdown(content: Mapping[str, Any], commands: Mapping[str, Any]) -> str:
     if content["quality"]:
         parts += ["## Quality against NFE", _quality(content["quality"])]
     if content["numbers"]:
-        parts += ["## All numbers at the runs' own recipes", *_numbers(content)]
+        parts += ["## All metrics at the runs' own recipes", *_numbers(content)]
     parts += ["## Training", _cost(content["cost"])]
     if content["config_differences"]:
         parts += ["## Settings that differ", _differences(content["config_differences"])]
@@ -83,7 +83,7 @@ def as_markdown(content: Mapping[str, Any], commands: Mapping[str, Any]) -> str:
 
 
 def written(one: Mapping[str, Any] | None, key: str = "") -> str:
-    """A mean and its interval: `mean (low to high)`; of one seed the mean alone."""
+    """Formats a mean and its interval as `mean (low to high)`; for one seed only the mean."""
     if one is None:
         return MISSING
     mean, low, high = (one.get(f"{key}{name}") for name in ("mean", "low", "high"))
@@ -92,16 +92,16 @@ def written(one: Mapping[str, Any] | None, key: str = "") -> str:
     return measure(mean) if low is None else f"{measure(mean)} ({measure(low)} to {measure(high)})"
 
 
-def told_apart(recipes: Iterable[str]) -> tuple[str, dict[str, str]]:
-    """What several recipes have in common, and what each has beside it.
+def common_and_own(recipes: Iterable[str]) -> tuple[str, dict[str, str]]:
+    """Splits recipes into their common part and the remaining part of each.
 
     Example:
-        >>> told_apart(["heun, NFE 17; uniform grid", "heun, NFE 17; karras grid", ""])
+        >>> common_and_own(["heun, NFE 17; uniform grid", "heun, NFE 17; karras grid", ""])
         ('heun, NFE 17', {'heun, NFE 17; uniform grid': 'uniform grid', \
 'heun, NFE 17; karras grid': 'karras grid'})
     """
     parts = {
-        # Runs of one arm may differ: then nothing is taken apart.
+        # Runs of one arm may have different recipes, which are not split.
         recipe: [recipe] if "; or " in recipe else re.split("[,;] ", recipe)
         for recipe in recipes
         if recipe
@@ -115,14 +115,14 @@ def told_apart(recipes: Iterable[str]) -> tuple[str, dict[str, str]]:
     return ", ".join(common), rest
 
 
-def recipes_told(recipes: Mapping[str, str]) -> str:
-    """How the samples of each arm were drawn, in one sentence without its end.
+def recipes_sentence(recipes: Mapping[str, str]) -> str:
+    """Describes how the samples of each arm were drawn, without a full stop.
 
     Example:
-        >>> recipes_told({"flow": "heun, uniform grid", "edm": "heun, karras grid"})
+        >>> recipes_sentence({"flow": "heun, uniform grid", "edm": "heun, karras grid"})
         'heun; uniform grid: flow; karras grid: edm'
     """
-    common, rest = told_apart(recipes.values())
+    common, rest = common_and_own(recipes.values())
     arms: dict[str, list[str]] = {}
     for arm, recipe in recipes.items():
         if recipe and rest[recipe]:
@@ -132,12 +132,12 @@ def recipes_told(recipes: Mapping[str, str]) -> str:
 
 
 def verdict_markdown(rows: Iterable[Mapping[str, Any]]) -> str:
-    """The verdict as a Markdown table.
+    """Formats the verdict as a Markdown table.
 
     Args:
-        rows: the `verdict_rows` of `sweep_numbers.numbers`.
+        rows: the `verdict_rows` of `diffjax.comparison.summary.numbers`.
     """
-    heading = ["arm", "mean, 95 %", "95 % by bootstrap", "noise", "less the best", "verdict"]
+    heading = ["arm", "mean, 95 %", "95 % by bootstrap", "noise", "minus the best", "verdict"]
     cells = [
         [
             row["arm"],
@@ -154,7 +154,7 @@ def verdict_markdown(rows: Iterable[Mapping[str, Any]]) -> str:
 
 
 def quality_markdown(comparison: Comparison) -> str:
-    """A Markdown table: a row a solver and cost, a column an arm; means over training seeds.
+    """Formats means over training seeds as Markdown: a row per solver and NFE, a column per arm.
 
     Example:
         >>> from diffjax.comparison.arms import compare
@@ -199,19 +199,19 @@ def _quality(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _numbers(content: Mapping[str, Any]) -> list[str]:
-    """How samples were drawn, the table, and why what is not compared is not."""
+    """The recipes of the samples, the table, and the reasons for metrics that are not compared."""
     recipes, rows = content["own_recipes"], content["numbers"]
     arms = list(recipes)
     reasons = dict.fromkeys(row["incomparable"] for row in rows if row["incomparable"])
     return [
-        _safe(f"Drawn by {recipes_told(recipes)}."),
+        _safe(f"Drawn by {recipes_sentence(recipes)}."),
         _table(["", *arms, "floor"], table(rows, arms)),
         *(_safe(f"Not compared: {reason}.") for reason in reasons),
     ]
 
 
 def _is_own(row: Mapping[str, Any], evaluation: Mapping[str, Any]) -> bool:
-    """Whether a row of quality by evaluations is of the recipe that a run is judged by."""
+    """Whether a row of quality by NFE belongs to the run's own recipe."""
     sampling = evaluation.get("sampling") or {}
     own = {**sampling, "grid": sampling.get("grid_name"), "weights": evaluation.get("weights")}
     keys = ("solver", "grid", "num_steps", "guidance_scale", "weights", "seed")
@@ -255,7 +255,7 @@ def _table(heading: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
 
 
 def _safe(text: str) -> str:
-    """Text from files, so that it stays one line of text wherever the Markdown is shown."""
+    """Escapes text from files, so that it is one line of plain text in Markdown."""
     text = " ".join(text.split())
     for character, entity in (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;"), ("|", "\\|")):
         text = text.replace(character, entity)

@@ -63,14 +63,14 @@ def test_with_two_seeds_that_decide_nothing_no_arm_leads(pages):
     assert rows[0]["verdict"] == "lowest mean, nothing decided"
     sentence = answer(rows)
     assert "leads" not in sentence + json.dumps(rows)
-    assert sentence.startswith("Nothing is decided: a has the least Fréchet distance, 0.500 (")
-    assert "1 can't be told from it" in sentence
+    assert sentence.startswith("Nothing is decided: a has the lowest Fréchet distance, 0.500 (")
+    assert "1 is inconclusive with these seeds" in sentence
 
 
 def test_one_seed_leads_nowhere(pages):
     _, content = pages({"a": [(0.40, 0.9)], "b": [(0.50, 0.9)]})
     assert "leads" not in answer(content["verdict_rows"])
-    assert "without the seeds for a verdict on the 1 other arm" in answer(content["verdict_rows"])
+    assert "too few seeds for a verdict on the 1 other arm" in answer(content["verdict_rows"])
 
 
 def test_an_arm_leads_where_one_other_is_decided_to_be_worse():

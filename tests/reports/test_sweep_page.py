@@ -276,10 +276,10 @@ def test_the_verdict_comes_first_and_names_the_leader(page):
 
 def test_the_sections_are_in_their_order(page):
     assert Reader(page).headings == [
-        "Quality against network evaluations", "All numbers at the runs' own recipes",
+        "Quality against network evaluations", "All metrics at the runs' own recipes",
         "Quality against the cost of training",
         "Loss by log-SNR", "Gradient noise scale by log-SNR", "Samples", "Settings that differ",
-        "Failed and left out", "How to make it again",
+        "Failed and left out", "How to reproduce it",
     ]  # fmt: skip
 
 
@@ -453,7 +453,7 @@ def test_of_several_grids_with_one_noise_seed_the_runs_own_counts(sweep):
         ]
         write(path, {**content, "by_nfe": content["by_nfe"] + other})
     found = json.loads(write_sweep_report([sweep]).with_name("report.json").read_text())
-    assert "takes a second noise seed" in found["rule"]
+    assert "needs a second noise seed" in found["rule"]
     expected = np.mean([distance("edm", seed, 34) for seed in SEEDS])
     assert found["verdict_rows"][0]["mean"] == pytest.approx(expected)
     assert {row["grid"] for row in found["quality"]} == {"uniform", "karras"}
@@ -625,7 +625,7 @@ def test_folders_without_a_sweep_are_grouped_by_their_configs(sweep, tmp_path):
     with pytest.raises(UserError, match="--out is missing"):
         write_sweep_report(two)
     for out in (None, two[0]):  # A run has a page of its own there.
-        with pytest.raises(UserError, match="is a run, with a page of its own"):
+        with pytest.raises(UserError, match="is a run and has its own report"):
             write_sweep_report(two[:1], out)
     page = write_sweep_report(two, tmp_path / "out")
     assert page == tmp_path / "out" / "report.html"
