@@ -1,1 +1,1 @@
-"""The executables: flags, one-line errors, and a call into the library."""
+"""Executables: they parse flags, report errors in one line, and call the library."""

@@ -1,6 +1,6 @@
-"""The thin shell of every executable: flags in, one-line errors out.
+"""Common code of all executables: parsing flags, and reporting errors in one line.
 
-A script declares its flags on a `FlagValues` of its own and hands them to `run` with its `main`:
+A script defines its flags on its own `FlagValues` and passes them to `run` with its `main`:
 
     FLAGS = flags.FlagValues()
     cli.define_config(FLAGS)
@@ -12,7 +12,7 @@ A script declares its flags on a `FlagValues` of its own and hands them to `run`
     if __name__ == "__main__":
         sys.exit(cli.run(main, FLAGS, usage=__doc__))
 
-`main` gets plain values, so a test or a notebook calls it without any flag.
+`main` receives plain values, so tests and notebooks can call it without flags.
 """
 
 import contextlib
@@ -53,15 +53,15 @@ _HELP = frozenset({"--help", "-help", "-h", "-?", "--helpshort", "--helpfull"})
 
 
 def define_config(flag_values: flags.FlagValues) -> None:
-    """Adds `--config=FILE.py[:axis=choice,...]` and a flag for every setting in that file.
+    """Defines `--config=FILE.py[:axis=choice,...]` and a flag for every setting in that file.
 
-    `main` then finds the locked config as `args.config` and the file's stem as `args.config_name`.
+    `main` receives the locked config as `args.config` and the file's stem as `args.config_name`.
     """
     flags.DEFINE_string(
         "config",
         None,
-        "config file, with its choices after a colon: configs/digits.py:objective=ddpm; every "
-        "setting in it is a flag as well: --config.num_steps=100",
+        "config file, with choices after a colon: configs/digits.py:objective=ddpm; every "
+        "setting in it is also a flag: --config.num_steps=100",
         flag_values=flag_values,
     )
 
@@ -75,45 +75,44 @@ def run(
 ) -> int:
     """Parses the command line, calls `main(args)` and returns the exit status.
 
-    Whatever the user got wrong becomes one line on stderr; whatever the program got wrong keeps
-    its traceback.
+    A `UserError` is printed as one line on stderr; other exceptions keep their traceback.
 
     Args:
-        main: the program; None or 0 means success.
-        flag_values: the flags of this script; left as they are.
-        usage: what `--help` prints before the flags.
-        argv: the command line after the program's name; that of this process by default.
+        main: the program; it returns None or 0 for success.
+        flag_values: the flags of this script; they are not changed.
+        usage: text that `--help` prints before the flags.
+        argv: the command line after the program's name; by default that of this process.
 
     Returns:
-        0 after success or `--help`, 2 after a user's error (75 after one that passes: another
+        0 after success or `--help`, 2 after a user's error (75 after a temporary one: another
         process of the run was lost), 130 after Ctrl-C, 143 after SIGTERM.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     if _HELP.intersection(argv):
         try:
             print(f"{usage.strip()}\n\nFlags:\n{_describe(flag_values)}", flush=True)
-        except BrokenPipeError:  # `--help | head` has read enough.
-            _unread(sys.stdout)
+        except BrokenPipeError:  # For example `--help | head`.
+            _is_closed(sys.stdout)
         return 0
-    # Libraries (worker processes of the input pipeline) refuse to run before absl's own flags
-    # are marked as parsed; none of those flags is offered here.
+    # Libraries (worker processes of the input pipeline) need absl's own flags to be marked as
+    # parsed; these flags are not used here.
     flags.FLAGS.mark_as_parsed()
     _set_up_logging()
-    _say_what_can_be_said()
+    _escape_unprintable()
     _keep_compiled_programs()
     keep_freed_memory()
     try:
         args = _parse(flag_values, argv)
         processes.join(args)
-        with _nothing_said_of_closed_loops():
+        with _without_closed_loop_tracebacks():
             return main(args) or 0
     except UserError as error:
-        _tell("error: " + " ".join(str(error).split()))
+        _print_last_line("error: " + " ".join(str(error).split()))
         status = getattr(error, "status", 2)
         processes.leave(status)
         return status
     except KeyboardInterrupt as interrupt:
-        _tell(str(interrupt) or "interrupted")
+        _print_last_line(str(interrupt) or "interrupted")
         return 128 + getattr(interrupt, "signal", signal.SIGINT)
     except Exception as error:
         if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
@@ -128,14 +127,14 @@ def run(
         raise
 
 
-def _tell(line: str) -> None:
-    """A last line on stderr, where somebody may not read any more; the status says the same."""
+def _print_last_line(line: str) -> None:
+    """Prints a last line to stderr, which may be closed; the exit status has the same meaning."""
     with contextlib.suppress(OSError):
         print(line, file=sys.stderr, flush=True)
 
 
-def _unread(stream: Any) -> bool:
-    """Whether nobody reads a stream any more; it goes nowhere then, and so does Python's flush."""
+def _is_closed(stream: Any) -> bool:
+    """Whether a stream is closed by its reader; if so, redirects it to the null device."""
     try:
         stream.flush()
     except BrokenPipeError:
@@ -144,48 +143,48 @@ def _unread(stream: Any) -> bool:
     return False
 
 
-def _say_what_can_be_said() -> None:
-    """A terminal that has no é ends no program."""
+def _escape_unprintable() -> None:
+    """Escapes characters that the terminal can't print, instead of raising an error."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
 
 
 @contextlib.contextmanager
-def _nothing_said_of_closed_loops() -> Iterator[None]:
-    """Leaves out the tracebacks of writes that fail after the first one has.
+def _without_closed_loop_tracebacks() -> Iterator[None]:
+    """Suppresses the tracebacks of writes that fail after the first failure.
 
-    When a disk is full, Orbax raises the first failure and closes its event loop; TensorStore then
-    can't tell that loop of the other writes, and prints a traceback for each of them.
+    When a disk is full, Orbax raises the first failure and closes its event loop. TensorStore then
+    can't report the other failed writes to that loop, and prints a traceback for each of them.
     """
-    said = sys.unraisablehook
+    original = sys.unraisablehook
 
-    def say(unraisable: Any) -> None:
+    def print_others(unraisable: Any) -> None:
         if str(unraisable.exc_value) != "Event loop is closed":
-            said(unraisable)
+            original(unraisable)
 
-    sys.unraisablehook = say
+    sys.unraisablehook = print_others
     try:
         yield
     finally:
-        sys.unraisablehook = said
+        sys.unraisablehook = original
 
 
 def require(args: SimpleNamespace, name: str) -> None:
-    """Refuses to go on without a flag that has no default.
+    """Checks that a flag without a default is set.
 
     Raises:
-        UserError: it was not given.
+        UserError: the flag is not set.
     """
     if getattr(args, name) is None:
-        raise UserError(f"--{name} is missing; --help says what it is")
+        raise UserError(f"--{name} is missing; --help describes it")
 
 
 def save(path: str, text: str) -> None:
-    """Writes a file that a flag names.
+    """Writes text to the file of a flag.
 
     Raises:
-        UserError: it can't be written.
+        UserError: the file can't be written.
     """
     try:
         Path(path).write_text(text, encoding="utf-8")
@@ -194,17 +193,17 @@ def save(path: str, text: str) -> None:
 
 
 def config_names() -> list[str]:
-    """The names of the config files below this folder."""
+    """Names of the config files in the folder `configs`."""
     return sorted(path.stem for path in Path("configs").glob("*.py"))
 
 
 def describe_tables(tables: Mapping[str, Iterable[str]]) -> str:
-    """Axes and their choices as lines of `--help`."""
+    """Formats axes and their choices as lines of `--help`."""
     return "\n".join(f"  {axis + '=':<11} {', '.join(names)}" for axis, names in tables.items())
 
 
 def describe_solvers() -> str:
-    """Solvers as lines of `--help`: order, evaluations a step, what they are."""
+    """Formats solvers as lines of `--help`: order, evaluations per step, description."""
     rows = []
     for name, row in choices.SOLVERS.items():
         solver = build(row)
@@ -213,29 +212,29 @@ def describe_solvers() -> str:
         paper = re.search(r"arXiv:[0-9.]+[0-9]", about)
         first = about.splitlines()[0].rstrip(".")
         rows.append(
-            f"  {name:<16} order {solver.order}, {solver.nfe or 'any'} a step: {first}"
+            f"  {name:<16} order {solver.order}, {solver.nfe or 'any'} per step: {first}"
             + (f" ({paper[0]})" if paper else "")
         )
     return "\n".join(rows)
 
 
 def _set_up_logging() -> None:
-    """The library's own messages go to stderr, one line each."""
+    """Prints the library's log messages to stderr, one line each."""
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(message)s"))
     logger = logging.getLogger("diffjax")
     logger.handlers = [handler]
     logger.setLevel(logging.INFO)
     logger.propagate = False
-    # Orbax logs a page of traceback, by several threads, for each error that it raises as well.
+    # Orbax also logs a long traceback, from several threads, for each error that it raises.
     logging.getLogger("absl").setLevel(logging.CRITICAL)
 
 
 def keep_compiled_programs(folder: str) -> None:
-    """Lets a second start of the same program skip its compilation, by what is in a folder.
+    """Enables JAX's compilation cache in a folder, so that later starts skip compilation.
 
     Raises:
-        UserError: it can't be made or written to.
+        UserError: the folder can't be created or written to.
     """
     place = place_of(folder)
     try:
@@ -243,24 +242,24 @@ def keep_compiled_programs(folder: str) -> None:
         with tempfile.TemporaryFile(dir=place):
             pass
     except OSError as error:
-        raise UserError(f"can't keep compiled programs in {place}: {error.strerror}") from error
+        raise UserError(f"can't write compiled programs to {place}: {error.strerror}") from error
     jax.config.update("jax_compilation_cache_dir", str(place))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
 def _keep_compiled_programs() -> None:
-    """As above where nobody else said where; a folder that can't be written is none."""
+    """Enables the cache in its default folder, if none is set and the folder is writable."""
     if jax.config.values["jax_compilation_cache_dir"] is None:
         with contextlib.suppress(UserError):
             keep_compiled_programs("~/.cache/diffjax")
 
 
 def keep_freed_memory() -> None:
-    """Has the C library keep what XLA frees for its next program, and not give it back.
+    """Makes the C library keep memory that XLA frees, instead of returning it to the system.
 
-    XLA:CPU takes and frees the temporaries of a whole step each time, and the system then clears as
-    many pages anew: a tenth of the time of a training step of DiT-S/2 on two cores
-    (docs/performance.md). Nothing happens where the C library is not glibc.
+    XLA:CPU allocates and frees the temporaries of a whole step each time, and the system then has
+    to clear these pages again: a tenth of the time of a training step of DiT-S/2 on two cores
+    (docs/performance.md). It has no effect if the C library is not glibc.
     """
     with contextlib.suppress(OSError, AttributeError):
         mallopt = ctypes.CDLL(None).mallopt
@@ -269,13 +268,13 @@ def keep_freed_memory() -> None:
 
 
 def _parse(flag_values: flags.FlagValues, argv: list[str]) -> SimpleNamespace:
-    """The values of all flags; the config loaded, overridden and locked."""
+    """Parses all flags; loads, overrides and locks the config."""
     names = list(flag_values)
     if "config" not in names:
         parsed = _read(flag_values, argv)
         return SimpleNamespace(**{name: parsed[name].value for name in names})
 
-    # The settings inside the config are flags too, and only the file knows their names.
+    # The settings of the config are flags too, and their names are only known from the file.
     location = _read(flag_values, argv, known_only=True)["config"].value or ""
     config = config_files.load(location)
     settings = config_files.settings(config)
@@ -306,7 +305,7 @@ def _parse(flag_values: flags.FlagValues, argv: list[str]) -> SimpleNamespace:
 def _read(
     flag_values: flags.FlagValues, argv: list[str], known_only: bool = False
 ) -> flags.FlagValues:
-    """A parsed copy of the flags, so that the script's own stay fresh."""
+    """Parses a copy of the flags, so that the script's own flags are not changed."""
     parsed = copy.deepcopy(flag_values)
     parsed.set_gnu_getopt(True)
     try:
@@ -314,22 +313,22 @@ def _read(
     except flags.UnrecognizedFlagError as error:
         raise UserError(_unknown(error.flagname, list(parsed))) from error
     except flags.Error as error:
-        # absl wraps what a parser raises and puts the flag in front of it once more.
+        # absl wraps the exception of a parser and adds the name of the flag again.
         inner = error.__context__
         raise UserError(str(inner if isinstance(inner, UserError) else error)) from error
     for name in parsed:
         value = parsed[name].value
         config_files.check_size(f"--{name}", value)
-        # Settings may be infinite, as the noise of a path is.
+        # Settings may be infinite, for example the largest noise of a path.
         if "." not in name and isinstance(value, float) and not math.isfinite(value):
-            raise UserError(f"--{name} takes a finite number, not {value}")
+            raise UserError(f"--{name} needs a finite number, not {value}")
     if len(rest) > 1 and not known_only:
         raise UserError(f"unexpected argument {rest[1]!r}; every argument is --flag=value")
     return parsed
 
 
 class _SettingParser(flags.ArgumentParser):
-    """Lets absl parse one setting of a config."""
+    """A parser with which absl parses one setting of a config."""
 
     def __init__(self, setting: config_files.Setting):
         self._setting = setting
@@ -339,11 +338,11 @@ class _SettingParser(flags.ArgumentParser):
 
 
 def _unknown(name: str, known: list[str]) -> str:
-    """What to say about an unknown flag: the nearest one, or what there is in its place."""
+    """The error message for an unknown flag, with the nearest flag or the known ones."""
     inside = [f"--{other}" for other in known if other.startswith(f"{name}.")]
     if inside:
         return f"--{name} is a group of settings; set one of {', '.join(inside)}"
-    # The last part decides: a right setting in the wrong group is the commoner mistake.
+    # Compares the last part first: a right setting in the wrong group is the most common mistake.
     leaves = {other.rpartition(".")[2] for other in known}
     for leaf in difflib.get_close_matches(name.rpartition(".")[2], leaves, n=1, cutoff=0.75):
         full_names = [other for other in known if other.rpartition(".")[2] == leaf]
@@ -358,7 +357,7 @@ def _unknown(name: str, known: list[str]) -> str:
 
 
 def _describe(flag_values: flags.FlagValues) -> str:
-    """One paragraph per flag, in the order of their definition."""
+    """Formats one paragraph per flag, in the order of their definition."""
     lines = []
     for name in flag_values:
         flag = flag_values[name]

@@ -6,8 +6,8 @@ r"""Edit images of the test set with a trained model: no training, any solver.
   python -m experiments.edit --workdir=runs/digits --task=outpaint --method=repaint --solver=ddpm
   python -m experiments.edit --workdir=runs/digits --task=invert --num_steps=50 --solver=unipc
 
-Writes a picture: for each image what it was, what the model saw of it, and what it made of that.
-Prints the root mean square difference between the first and the last, in units of [-1, 1].
+Writes a picture: for each image the original, the observation, and the result.
+Prints the root mean square difference between original and result, in units of [-1, 1].
 """
 
 import sys
@@ -39,26 +39,29 @@ from experiments import cli
 
 FLAGS = flags.FlagValues()
 flags.DEFINE_string("workdir", None, "folder of the run", flag_values=FLAGS)
-flags.DEFINE_string("task", "vary", "one of those below", flag_values=FLAGS)
-flags.DEFINE_float("strength", 0.6, "vary: share of the steps walked", flag_values=FLAGS)
+flags.DEFINE_string("task", "vary", "one of the tasks above", flag_values=FLAGS)
+flags.DEFINE_float("strength", 0.6, "vary: share of the solver steps in (0, 1]", flag_values=FLAGS)
 flags.DEFINE_string(
-    "method", "pseudoinverse", "how what is known is heeded: one of those below", flag_values=FLAGS
+    "method", "pseudoinverse", "how samples are conditioned on the observation, one of the above",
+    flag_values=FLAGS,
+)  # fmt: skip
+flags.DEFINE_integer(
+    "factor", 2, "upscale: factor in each dimension", lower_bound=2, flag_values=FLAGS
 )
-flags.DEFINE_integer("factor", 2, "upscale: by how much", lower_bound=2, flag_values=FLAGS)
 flags.DEFINE_float("blur", 1.0, "deblur: standard deviation in pixels", flag_values=FLAGS)
-flags.DEFINE_integer("jump", 5, "repaint: steps walked again", lower_bound=1, flag_values=FLAGS)
-flags.DEFINE_integer("times", 3, "repaint: how often", lower_bound=1, flag_values=FLAGS)
-flags.DEFINE_integer("num_images", 10, "of the test set", lower_bound=1, flag_values=FLAGS)
-flags.DEFINE_string("solver", None, "how to step", flag_values=FLAGS)
-flags.DEFINE_string("grid", None, "where to step", flag_values=FLAGS)
-flags.DEFINE_integer("num_steps", 20, "steps", lower_bound=2, flag_values=FLAGS)
-flags.DEFINE_float("guidance_scale", 1.0, "1 is off", flag_values=FLAGS)
-flags.DEFINE_integer("seed", 0, "of the noise", flag_values=FLAGS)
+flags.DEFINE_integer("jump", 5, "repaint: repeated steps", lower_bound=1, flag_values=FLAGS)
+flags.DEFINE_integer("times", 3, "repaint: number of repeats", lower_bound=1, flag_values=FLAGS)
+flags.DEFINE_integer("num_images", 10, "number of test images", lower_bound=1, flag_values=FLAGS)
+flags.DEFINE_string("solver", None, "name of the solver", flag_values=FLAGS)
+flags.DEFINE_string("grid", None, "name of the time grid", flag_values=FLAGS)
+flags.DEFINE_integer("num_steps", 20, "solver steps", lower_bound=2, flag_values=FLAGS)
+flags.DEFINE_float("guidance_scale", 1.0, "guidance scale; 1 is off", flag_values=FLAGS)
+flags.DEFINE_integer("seed", 0, "seed of the noise", flag_values=FLAGS)
 flags.DEFINE_string("weights", None, "live, or an average such as ema-0.999", flag_values=FLAGS)
 flags.DEFINE_string("out", None, "the picture (WORKDIR/samples/TASK.png)", flag_values=FLAGS)
-flags.DEFINE_string("data_path", None, "where the data lie now, if moved", flag_values=FLAGS)
+flags.DEFINE_string("data_path", None, "new path of the data, if moved", flag_values=FLAGS)
 flags.DEFINE_list(
-    "allowed_packages", [], "of your own, that the saved config may name", flag_values=FLAGS
+    "allowed_packages", [], "your packages that the saved config may name", flag_values=FLAGS
 )
 METHODS = {
     "pseudoinverse": editing.pseudoinverse_guidance,
@@ -98,7 +101,7 @@ class Edit(NamedTuple):
 
 
 def main(args: SimpleNamespace) -> None:
-    """Edits, saves the picture, and says how much changed."""
+    """Edits images, saves the picture, and prints the root mean square difference."""
     cli.require(args, "workdir")
     task = choose(TASKS, args.task, "task")
     out = File(args.out or File(args.workdir) / "samples" / f"{args.task}.png")
@@ -118,8 +121,8 @@ def main(args: SimpleNamespace) -> None:
     seen, made = task(args, edit)
     if not np.isfinite(made).all():
         raise UserError(
-            f"the result of --task={args.task} is not finite: this solver can't walk these times; "
-            "take --solver=ddim, or --solver=rk4 with more steps"
+            f"the result of --task={args.task} is not finite: this solver can't integrate these "
+            "times; use --solver=ddim, or --solver=rk4 with more steps"
         )
     rows = np.stack([images, np.asarray(seen), np.asarray(made)], axis=1)
     try:
@@ -128,11 +131,11 @@ def main(args: SimpleNamespace) -> None:
         raise UserError(f"can't write {out}: {error.strerror}") from error
     change = float(np.sqrt(np.mean((rows[:, 2] - rows[:, 0]) ** 2)))
     print(f"{args.task}: root mean square difference from the image {change:.4f}")
-    print(f"image, what was seen, what was made of it, for {len(images)} images: {out}")
+    print(f"original, observation and result of {len(images)} images: {out}")
 
 
 def vary(args: SimpleNamespace, edit: Edit) -> tuple[Array, Array]:
-    """SDEdit: noise on top, and from there down."""
+    """SDEdit: adds noise to images and samples from there (Meng et al. 2022)."""
     wired = edit.model.wired
     times = editing.later_times(edit.recipe.times(wired.path), args.strength)
     noise = edit.request.noise(wired.image_shape)
@@ -146,14 +149,14 @@ def vary(args: SimpleNamespace, edit: Edit) -> tuple[Array, Array]:
 
 
 def inpaint(args: SimpleNamespace, edit: Edit) -> tuple[Array, Array]:
-    """The lower half is made, the upper one is known."""
+    """Generates the lower half of images from the upper half."""
     height = edit.images.shape[1]
     mask = (jnp.arange(height) < height // 2).astype(jnp.float32)[None, :, None, None]
     return _complete(args, edit, mask)
 
 
 def outpaint(args: SimpleNamespace, edit: Edit) -> tuple[Array, Array]:
-    """The middle is known, what is around it is made."""
+    """Generates the border of images from their centre."""
     rows, columns = (abs(np.arange(n) + 0.5 - n / 2) < n / 4 for n in edit.images.shape[1:3])
     mask = jnp.asarray(rows[:, None] & columns, jnp.float32)[None, :, :, None]
     return _complete(args, edit, mask)
@@ -170,7 +173,7 @@ def _complete(args: SimpleNamespace, edit: Edit, mask: Array) -> tuple[Array, Ar
 
 
 def upscale(args: SimpleNamespace, edit: Edit) -> tuple[Array, Array]:
-    """Means over squares of pixels are known."""
+    """Generates images from their means over squares of pixels."""
     k = args.factor
     batch, height, width, channels = edit.images.shape
     if height % k or width % k:
@@ -186,7 +189,7 @@ def upscale(args: SimpleNamespace, edit: Edit) -> tuple[Array, Array]:
 
 
 def deblur(args: SimpleNamespace, edit: Edit) -> tuple[Array, Array]:
-    """Images through a Gaussian blur are known."""
+    """Generates images from their Gaussian blur."""
     if args.blur <= 0:
         raise UserError(f"--blur={args.blur:g} must be above 0: it is a width in pixels")
     seen = editing.blurred(edit.images, args.blur)
@@ -194,10 +197,10 @@ def deblur(args: SimpleNamespace, edit: Edit) -> tuple[Array, Array]:
 
 
 def colour(args: SimpleNamespace, edit: Edit) -> tuple[Array, Array]:
-    """The mean over the colours is known."""
+    """Generates colours of images from their grey values."""
     channels = edit.images.shape[-1]
     if channels == 1:
-        raise UserError("--task=colour needs a run on colour images; this one's have one channel")
+        raise UserError("--task=colour needs a run on colour images; this run has one channel")
 
     def grey(x: Array) -> Array:
         return x.mean(axis=-1, keepdims=True)
@@ -207,7 +210,7 @@ def colour(args: SimpleNamespace, edit: Edit) -> tuple[Array, Array]:
 
 
 def invert(args: SimpleNamespace, edit: Edit) -> tuple[Array, Array]:
-    """To the noise that the flow makes of an image, and back."""
+    """Inverts images to noise along the flow, and samples them again."""
 
     def there_and_back(
         denoise: Denoise, solver: Solver, path: Path, times: Array, keys: Array, x: Array

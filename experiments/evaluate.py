@@ -3,9 +3,9 @@ r"""Evaluate a trained run: quality against network evaluations per sample.
   python -m experiments.evaluate --workdir=runs/digits --solvers=ddim,heun \
       --num_steps=1,2,5,10,20,50
 
-Writes evaluation.json and report.html into the run's folder. What is not given is as in the
-run's config. Lists are crossed; the run's own recipe takes the first guidance scale, weights and
-seed.
+Writes evaluation.json and report.html to the run's folder. Flags that are not set have the values
+of the run's config. All combinations of lists are evaluated; the run's own recipe has the first
+guidance scale, weights and seed.
 """
 
 import sys
@@ -33,41 +33,43 @@ from experiments import cli, hanging, processes
 
 FLAGS = flags.FlagValues()
 flags.DEFINE_string("workdir", None, "folder of the run", flag_values=FLAGS)
-flags.DEFINE_list("solvers", None, "comma-separated", flag_values=FLAGS)
-flags.DEFINE_list("grids", None, "comma-separated", flag_values=FLAGS)
+flags.DEFINE_list("solvers", None, "comma-separated names", flag_values=FLAGS)
+flags.DEFINE_list("grids", None, "comma-separated names", flag_values=FLAGS)
 flags.DEFINE_list("num_steps", None, "comma-separated numbers of steps", flag_values=FLAGS)
-flags.DEFINE_integer("num_samples", None, "for each number", lower_bound=3, flag_values=FLAGS)
+flags.DEFINE_integer("num_samples", None, "samples per recipe", lower_bound=3, flag_values=FLAGS)
 flags.DEFINE_string(
-    "labels", None, "data (in its proportions), balanced, or classes in turn, as 3,7",
+    "labels", None, "data (proportions of the data), balanced, or classes in turn, such as 3,7",
     flag_values=FLAGS,
 )  # fmt: skip
-flags.DEFINE_integer(
-    "batch_size", None, "samples at a time: memory and time", lower_bound=1, flag_values=FLAGS
-)
+flags.DEFINE_integer("batch_size", None, "samples per batch", lower_bound=1, flag_values=FLAGS)
 flags.DEFINE_list("guidance_scale", None, "comma-separated; 1 is off", flag_values=FLAGS)
-flags.DEFINE_string("guidance", None, "parts joined by +", flag_values=FLAGS)
-flags.DEFINE_string("against", None, "what guidance leads away from", flag_values=FLAGS)
+flags.DEFINE_string("guidance", None, "guidance rules, joined by +", flag_values=FLAGS)
+flags.DEFINE_string("against", None, "weaker model of the guidance", flag_values=FLAGS)
 flags.DEFINE_list(
-    "seed", None, "comma-separated, of the noise; each training seed has its own", flag_values=FLAGS
+    "seed",
+    None,
+    "comma-separated seeds of the noise; each training seed has its own noise",
+    flag_values=FLAGS,
 )
 flags.DEFINE_list(
     "weights", None, "comma-separated: live, or averages such as ema-0.999", flag_values=FLAGS
 )
-flags.DEFINE_list(
-    "extractor", None, "what distances are measured on; comma-separated", flag_values=FLAGS
-)
+flags.DEFINE_list("extractor", None, "comma-separated extractors of features", flag_values=FLAGS)
 flags.DEFINE_list(
     "extractor_weights",
     None,
-    "its file: a path, or an address to fetch it from; one or several",
+    "file of its weights: a path, or a URL to download; one or several",
     flag_values=FLAGS,
 )
 flags.DEFINE_list(
-    "extractor_sha256", None, "of that file, if it is not the published one", flag_values=FLAGS
+    "extractor_sha256",
+    None,
+    "hash of that file, if it is not the published one",
+    flag_values=FLAGS,
 )
-flags.DEFINE_string("data_path", None, "where the data lie now, if moved", flag_values=FLAGS)
+flags.DEFINE_string("data_path", None, "new path of the data, if moved", flag_values=FLAGS)
 flags.DEFINE_list(
-    "allowed_packages", [], "of your own, that the saved config may name", flag_values=FLAGS
+    "allowed_packages", [], "your packages that the saved config may name", flag_values=FLAGS
 )
 
 processes.define(FLAGS)
@@ -75,7 +77,7 @@ hanging.define(FLAGS)
 
 
 def main(args: SimpleNamespace) -> None:
-    """Evaluates, prints the table, and names the page."""
+    """Evaluates the run, prints the table, and prints the path of the report."""
     cli.require(args, "workdir")
     for name in ("guidance_scale", "seed", "weights"):
         if getattr(args, name) == []:
@@ -85,7 +87,7 @@ def main(args: SimpleNamespace) -> None:
     extractors = chosen_extractors(args)
     first, allowed = (args.weights or [None])[0], ("diffjax", *args.allowed_packages)
     run = diffjax.load(args.workdir, weights=first, allowed_packages=allowed)
-    in_first(lambda: make_writable(run.workdir))  # Which shows before the work.
+    in_first(lambda: make_writable(run.workdir))  # Fails before the work, if it does.
     with (
         translate_lost_processes(),
         stop_signals() as should_stop,
@@ -122,9 +124,9 @@ def main(args: SimpleNamespace) -> None:
 
 
 def chosen_extractors(args: SimpleNamespace) -> list[Extractor] | None:
-    """What `--extractor` names; None are the run's own.
+    """Builds the extractors of `--extractor`; None means those of the run's config.
 
-    Of several, each has the file in its place of `--extractor_weights`, or all have the only one.
+    With several extractors, `--extractor_weights` has one file for each, or one file for all.
     """
     names: list[str] | None = args.extractor
     given = {"weights": args.extractor_weights, "sha256": args.extractor_sha256}
@@ -134,7 +136,9 @@ def chosen_extractors(args: SimpleNamespace) -> list[Extractor] | None:
         return None
     for key, texts in given.items():
         if texts and len(texts) not in (1, len(names)):
-            raise UserError(f"--extractor_{key} takes one, or {len(names)}, as many as --extractor")
+            raise UserError(
+                f"--extractor_{key} needs one value, or {len(names)}, as many as --extractor"
+            )
     each = {key: texts * len(names) if texts and len(texts) == 1 else texts
             for key, texts in given.items()}  # fmt: skip
     return [
@@ -144,22 +148,22 @@ def chosen_extractors(args: SimpleNamespace) -> list[Extractor] | None:
 
 
 def numbers(args: SimpleNamespace, name: str, kind: Callable[[str], float]) -> list[Any] | None:
-    """The numbers that a flag lists."""
+    """Parses the comma-separated numbers of a flag; None if the flag is not set."""
     texts: list[str] | None = getattr(args, name)
     if texts is None:
         return None
     try:
         values = [kind(text) for text in texts]
     except ValueError as error:
-        raise UserError(f"--{name} takes numbers, not {','.join(texts)!r}") from error
+        raise UserError(f"--{name} needs numbers, not {','.join(texts)!r}") from error
     check_size(f"--{name}", values)
     return values
 
 
 def parse_steps(text: str) -> int:
-    """A number of steps."""
+    """Parses a number of steps."""
     if not text.isascii() or not text.isdigit() or int(text) < 1:
-        raise UserError(f"--num_steps takes whole numbers from 1, not {text!r}")
+        raise UserError(f"--num_steps needs integers from 1, not {text!r}")
     check_size("--num_steps", int(text))
     return int(text)
 
@@ -170,7 +174,7 @@ Solvers:
 Grids: {", ".join(choices.GRIDS)}; found, by experiments.find_grid
 Guidance: {", ".join(choices.GUIDANCE)}; joined by +, the innermost first
 Against: null (no label), label:3, weights:ema-0.99 or weights:RUN_FOLDER, attention or
-  attention:LAYERS (a pattern of names, as block_2)
+  attention:LAYERS (a pattern of names, such as block_2)
 Extractors: {", ".join(EXTRACTORS)}"""
 
 if __name__ == "__main__":

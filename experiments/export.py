@@ -1,10 +1,11 @@
-r"""Write a run's sampler as one file that JAX alone runs: on CPU, GPU and TPU, at any batch size.
+r"""Export a run's sampler to one file that needs only JAX, on CPU, GPU and TPU, for any batch size.
 
   python -m experiments.export --workdir=runs/digits --out=sampler.bin
   python -m experiments.export --workdir=runs/digits --out=sampler.bin --solver=heun --num_steps=9 \
       --guidance_scale=2 --input=noise
 
-What is not given is as in the run's config. docs/export.md has the lines that load it.
+Flags that are not set have the values of the run's config. docs/export.md shows how to load the
+file.
 """
 
 import sys
@@ -28,35 +29,35 @@ FLAGS = flags.FlagValues()
 flags.DEFINE_string("workdir", None, "folder of the run", flag_values=FLAGS)
 flags.DEFINE_string("out", None, "the file to write", flag_values=FLAGS)
 flags.DEFINE_enum(
-    "input", "seed", ["seed", "noise"], "what the sampler takes beside the labels",
+    "input", "seed", ["seed", "noise"], "input of the sampler besides the labels",
     flag_values=FLAGS,
 )  # fmt: skip
-flags.DEFINE_list("platforms", list(PLATFORMS), "where it is to run", flag_values=FLAGS)
-flags.DEFINE_string("solver", None, "how to step", flag_values=FLAGS)
-flags.DEFINE_string("grid", None, "where to step", flag_values=FLAGS)
-flags.DEFINE_integer("num_steps", None, "steps", lower_bound=1, flag_values=FLAGS)
-flags.DEFINE_float("guidance_scale", None, "1 is off", flag_values=FLAGS)
-flags.DEFINE_string("guidance", None, "parts joined by +", flag_values=FLAGS)
-flags.DEFINE_string("against", None, "what guidance leads away from", flag_values=FLAGS)
+flags.DEFINE_list("platforms", list(PLATFORMS), "platforms to run on", flag_values=FLAGS)
+flags.DEFINE_string("solver", None, "name of the solver", flag_values=FLAGS)
+flags.DEFINE_string("grid", None, "name of the time grid", flag_values=FLAGS)
+flags.DEFINE_integer("num_steps", None, "solver steps", lower_bound=1, flag_values=FLAGS)
+flags.DEFINE_float("guidance_scale", None, "guidance scale; 1 is off", flag_values=FLAGS)
+flags.DEFINE_string("guidance", None, "guidance rules, joined by +", flag_values=FLAGS)
+flags.DEFINE_string("against", None, "weaker model of the guidance", flag_values=FLAGS)
 flags.DEFINE_string("weights", None, "live, or an average such as ema-0.999", flag_values=FLAGS)
 flags.DEFINE_enum(
     "weights_dtype", "float32", ["float32", "bfloat16"],
-    "how weights are kept in the file; bfloat16 halves it", flag_values=FLAGS,
+    "dtype of the weights in the file; bfloat16 halves its size", flag_values=FLAGS,
 )  # fmt: skip
 flags.DEFINE_list(
-    "allowed_packages", [], "of your own, that the saved config may name", flag_values=FLAGS
+    "allowed_packages", [], "your packages that the saved config may name", flag_values=FLAGS
 )
 
 
 def main(args: SimpleNamespace) -> None:
-    """Exports, and says how the file is called."""
+    """Exports the sampler, and prints its recipe and signature."""
     cli.require(args, "workdir")
     cli.require(args, "out")
     out = Path(args.out)
     if not out.parent.is_dir():
         raise UserError(f"can't write {out}: there is no folder {out.parent}")
     if not args.platforms:
-        raise UserError(f"--platforms= names none: give some of {','.join(PLATFORMS)}")
+        raise UserError(f"--platforms= is empty: choose from {','.join(PLATFORMS)}")
     allowed = ("diffjax", *args.allowed_packages)
     run = diffjax.load(args.workdir, weights=args.weights, allowed_packages=allowed)
     guided = Guided(args.guidance_scale, args.guidance, args.against)
@@ -80,7 +81,7 @@ def main(args: SimpleNamespace) -> None:
         "solver": named.solver,
         "grid": named.grid,
         "num_steps": recipe.num_steps,
-        "nfe": recipe.nfe or "as the solver decides",
+        "nfe": recipe.nfe or "adaptive",
         "guidance_scale": recipe.guidance_scale,
     }
     shape = ", ".join(map(str, wired.image_shape))

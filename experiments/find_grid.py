@@ -1,12 +1,12 @@
-r"""Find where a solver should step on a trained model, and keep that with the run.
+r"""Optimise a solver's time grid for a trained model, and store it in the run's folder.
 
   python -m experiments.find_grid --workdir=runs/digits --solver=ddim --num_steps=5,10
   python -m experiments.evaluate --workdir=runs/digits --solvers=ddim --grids=uniform,found \
       --num_steps=5,10
 
-Writes WORKDIR/grids/SOLVER_N.json, which --grid=found reads. What is not given is as in the run's
-config. Prints the times, and for each grid the root mean square distance of samples, from noise
-that the search did not see, from where an accurate solver takes them.
+Writes WORKDIR/grids/SOLVER_N.json, which --grid=found reads. Flags that are not set have the
+values of the run's config. Prints the times, and for each grid the root mean square distance
+between its samples and those of an accurate solver, for noise that the search did not use.
 """
 
 import sys
@@ -33,13 +33,13 @@ from experiments.sample import sources
 
 FLAGS = flags.FlagValues()
 flags.DEFINE_string("workdir", None, "folder of the run", flag_values=FLAGS)
-flags.DEFINE_string("solver", None, "whose steps they are", flag_values=FLAGS)
+flags.DEFINE_string("solver", None, "solver of the grid", flag_values=FLAGS)
 flags.DEFINE_list("num_steps", None, "comma-separated numbers of steps", flag_values=FLAGS)
-flags.DEFINE_integer("num_samples", 64, "to search on", lower_bound=1, flag_values=FLAGS)
-flags.DEFINE_float("guidance_scale", None, "1 is off", flag_values=FLAGS)
-flags.DEFINE_string("guidance", None, "parts joined by +", flag_values=FLAGS)
-flags.DEFINE_string("against", None, "what guidance leads away from", flag_values=FLAGS)
-flags.DEFINE_integer("seed", 0, "of the noise", flag_values=FLAGS)
+flags.DEFINE_integer("num_samples", 64, "samples of the search", lower_bound=1, flag_values=FLAGS)
+flags.DEFINE_float("guidance_scale", None, "guidance scale; 1 is off", flag_values=FLAGS)
+flags.DEFINE_string("guidance", None, "guidance rules, joined by +", flag_values=FLAGS)
+flags.DEFINE_string("against", None, "weaker model of the guidance", flag_values=FLAGS)
+flags.DEFINE_integer("seed", 0, "seed of the noise", flag_values=FLAGS)
 flags.DEFINE_string("weights", None, "live, or an average such as ema-0.999", flag_values=FLAGS)
 flags.DEFINE_string("teacher", "rk4", "the accurate solver", flag_values=FLAGS)
 flags.DEFINE_integer(
@@ -53,12 +53,12 @@ flags.DEFINE_string(
 )  # fmt: skip
 flags.DEFINE_string("data_path", None, "where the data lie now, if moved", flag_values=FLAGS)
 flags.DEFINE_list(
-    "allowed_packages", [], "of your own, that the saved config may name", flag_values=FLAGS
+    "allowed_packages", [], "your packages that the saved config may name", flag_values=FLAGS
 )
 
 
 def main(args: SimpleNamespace) -> None:
-    """Searches, saves, and prints what was found."""
+    """Searches grids, saves them, and prints a table of their errors."""
     cli.require(args, "workdir")
     allowed = ("diffjax", *args.allowed_packages)
     run = diffjax.load(args.workdir, weights=args.weights, allowed_packages=allowed)
@@ -106,7 +106,7 @@ def main(args: SimpleNamespace) -> None:
 
 
 def find(run: Run, search: Search, own: str, n: int) -> dict[str, Any]:
-    """The grid of n steps, and how near it and those that have names come to the teacher."""
+    """Finds the grid of n steps, and compares it and the named grids with the teacher."""
     found = search.find(n)
     named = {name: build(row) for name, row in choices.GRIDS.items()}
     tried = {FOUND: found, own: run.recipe.grid, **named}
@@ -120,7 +120,7 @@ def find(run: Run, search: Search, own: str, n: int) -> dict[str, Any]:
 
 
 def save(run: Run, solver: str, n: int, content: dict[str, Any]) -> None:
-    """Writes the file and says where it is."""
+    """Writes a grid to its file, and prints the path and the times."""
     file = grid_file(run.workdir, solver, n)
     try:
         file.parent.mkdir(exist_ok=True)

@@ -1,4 +1,4 @@
-"""Flags of the watchdog, for every program that may stand still."""
+"""Flags of the watchdog, for every program that may hang."""
 
 from types import SimpleNamespace
 
@@ -8,21 +8,23 @@ from diffjax.host.watchdog import Watchdog
 
 
 def define(flag_values: flags.FlagValues) -> None:
-    """Adds them."""
+    """Defines the flags of the watchdog."""
     flags.DEFINE_float(
-        "hang_seconds", Watchdog.seconds, "without a step that are a hang; 0 never",
+        "hang_seconds", Watchdog.seconds,
+        "seconds without a step that are a hang; 0 is off",
         lower_bound=0.0, flag_values=flag_values,
     )  # fmt: skip
     flags.DEFINE_float(
-        "hang_times", Watchdog.times, "and no less than that many times a step's time",
+        "hang_times", Watchdog.times,
+        "a hang is at least this many mean step times",
         lower_bound=0.0, flag_values=flag_values,
     )  # fmt: skip
     flags.DEFINE_bool(
-        "hang_exits", Watchdog.exits, "end a run that hangs, with status 75; else only tell",
+        "hang_exits", Watchdog.exits, "end a hanging run (status 75)",
         flag_values=flag_values,
     )  # fmt: skip
 
 
 def watchdog(args: SimpleNamespace) -> Watchdog:
-    """What they say."""
+    """Builds the watchdog from the values of its flags."""
     return Watchdog(args.hang_seconds, args.hang_times, args.hang_exits)

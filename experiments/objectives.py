@@ -1,9 +1,9 @@
-"""Compare all objectives: what they pay for at each log-SNR, and what goes with what.
+"""Compare all objectives: effective weights by log-SNR, and legal combinations.
 
   python -m experiments.objectives --out=objectives
 
-Writes index.html, and its plot and tables as files of their own, in about a minute. No run, data
-or network is needed.
+Writes index.html, and its plot and tables as separate files, in about a minute. It needs no run,
+data or network connection.
 """
 
 import sys
@@ -19,7 +19,7 @@ flags.DEFINE_string("out", None, "folder to write into", flag_values=FLAGS)
 
 
 def main(args: SimpleNamespace) -> None:
-    """Writes the page and names it."""
+    """Writes the page and prints its path."""
     cli.require(args, "out")
     print(f"open {write_objectives_page(args.out)}")
 

@@ -1,9 +1,9 @@
-r"""Measure a trained run beside its samples: loss by log-SNR, effective weight, gradient noise.
+r"""Probe a trained run without samples: loss by log-SNR, effective weight, gradient noise.
 
   python -m experiments.probe --workdir=runs/digits
 
-On held-out images, the same for all runs, with the same noise. Writes probes.json into the run's
-folder, from which experiments.report draws its plots.
+It uses held-out images with the same noise for all runs. Writes probes.json to the run's folder;
+experiments.report plots it.
 """
 
 import sys
@@ -17,16 +17,16 @@ from experiments import cli
 
 FLAGS = flags.FlagValues()
 flags.DEFINE_string("workdir", None, "folder of the run", flag_values=FLAGS)
-flags.DEFINE_integer("num_images", 256, "of the test set", lower_bound=2, flag_values=FLAGS)
-flags.DEFINE_integer("seed", 0, "of noise, log-SNRs and examples", flag_values=FLAGS)
-flags.DEFINE_string("data_path", None, "where the data lie now, if moved", flag_values=FLAGS)
+flags.DEFINE_integer("num_images", 256, "number of test images", lower_bound=2, flag_values=FLAGS)
+flags.DEFINE_integer("seed", 0, "seed of noise, log-SNRs and examples", flag_values=FLAGS)
+flags.DEFINE_string("data_path", None, "new path of the data, if moved", flag_values=FLAGS)
 flags.DEFINE_list(
-    "allowed_packages", [], "of your own, that the saved config may name", flag_values=FLAGS
+    "allowed_packages", [], "your packages that the saved config may name", flag_values=FLAGS
 )
 
 
 def main(args: SimpleNamespace) -> None:
-    """Measures the run and names the file."""
+    """Probes the run and prints the path of the file."""
     cli.require(args, "workdir")
     allowed = ("diffjax", *args.allowed_packages)
     path = probe_run(

@@ -1,4 +1,4 @@
-"""Flags for a run of several processes, and how each of them joins and leaves it."""
+"""Flags for a run of several processes; functions to join and to leave it."""
 
 import logging
 import os
@@ -13,53 +13,57 @@ from absl import flags
 
 from diffjax.errors import UserError
 
-# Long enough for a machine that swaps or a network that hiccups.
+# Long enough for a machine that swaps or a network with short failures.
 _HEARTBEAT_SECONDS = 100
 _NAMES = ("coordinator", "num_processes", "process_index", "distributed")
 
 
 def define(flag_values: flags.FlagValues) -> None:
-    """Adds the flags that say which process of how many this is."""
+    """Defines the flags of a run of several processes."""
     flags.DEFINE_string(
-        "coordinator", None, "HOST:PORT of the first of several processes", flag_values=flag_values
+        "coordinator", None, "HOST:PORT of process 0, of several",
+        flag_values=flag_values,
+    )  # fmt: skip
+    flags.DEFINE_integer(
+        "num_processes", None, "number of processes of the run", flag_values=flag_values
     )
     flags.DEFINE_integer(
-        "num_processes", None, "how many, each with the same command", flag_values=flag_values
-    )
-    flags.DEFINE_integer(
-        "process_index", None, "which of them this is, from 0", flag_values=flag_values
+        "process_index", None, "index of this process, from 0", flag_values=flag_values
     )
     flags.DEFINE_bool(
         "distributed",
         False,
-        "one of several processes, as Slurm, Open MPI, Kubernetes or a TPU pod say",
+        "find the processes by Slurm, Open MPI, Kubernetes, TPU",
         flag_values=flag_values,
     )
     flags.DEFINE_integer(
         "heartbeat_timeout_seconds",
         _HEARTBEAT_SECONDS,
-        "of several processes, when one that is silent is given up",
+        "time until a silent process counts as lost",
         lower_bound=10,
         flag_values=flag_values,
     )
 
 
 def join(args: SimpleNamespace) -> None:
-    """Joins the other processes, if the flags say that there are any.
+    """Joins the other processes, if the flags describe a run of several.
 
     Raises:
-        UserError: flags that don't go together, or there is nothing to tell where the others are.
+        UserError: flags contradict each other, or the other processes can't be found.
     """
     if not any(getattr(args, name, None) not in (None, False) for name in _NAMES):
         return
     given = {name: getattr(args, name) for name in _NAMES[:3]}
     missing = [f"--{name}" for name, value in given.items() if value is None]
     if args.distributed and len(missing) < 3:
-        raise UserError("--distributed finds out by itself: leave --coordinator and the like out")
+        raise UserError(
+            "--distributed finds the processes automatically: leave out --coordinator, "
+            "--num_processes and --process_index"
+        )
     if not args.distributed:
         _check(missing, args)
     try:
-        # What is not given is detected.
+        # JAX detects values that are None.
         jax.distributed.initialize(
             args.coordinator,
             args.num_processes,
@@ -68,27 +72,29 @@ def join(args: SimpleNamespace) -> None:
             heartbeat_timeout_seconds=args.heartbeat_timeout_seconds,
         )
     except (ValueError, RuntimeError, OSError, KeyError) as error:
-        told = " ".join(str(error).split())[:300]
+        reason = " ".join(str(error).split())[:300]
         hint = (
-            "give --coordinator, --num_processes and --process_index"
+            "set --coordinator, --num_processes and --process_index"
             if args.distributed
             else f"is {args.coordinator} the address of process 0, and its port free?"
         )
-        raise UserError(f"can't join the other processes ({told}); {hint}") from error
+        raise UserError(f"can't join the other processes ({reason}); {hint}") from error
     if jax.process_index() != 0:
-        logging.getLogger("diffjax").setLevel(logging.WARNING)  # The first one tells the rest.
+        logging.getLogger("diffjax").setLevel(logging.WARNING)  # Process 0 logs the rest.
 
 
 def _gpus_of_the_node() -> range | None:
-    """All GPUs of the node, for the one task that Slurm runs on it; None leaves the choice to JAX.
+    """Indices of all GPUs of the node if Slurm runs one task on it; None lets JAX decide.
 
-    JAX gives a task of Slurm's one GPU, that of its number on the node; the others would idle.
+    By default JAX assigns one GPU to a Slurm task, by its number on the node, and the others would
+    be idle.
     """
     tasks = ("SLURM_STEP_TASKS_PER_NODE", "SLURM_TASKS_PER_NODE", "SLURM_NTASKS_PER_NODE")
-    said = next((os.environ[name] for name in tasks if name in os.environ), "")
-    # Open MPI's ranks inherit the variables of the one task that started them.
+    per_node = next((os.environ[name] for name in tasks if name in os.environ), "")
+    # Open MPI's ranks inherit the variables of the single task that started them.
     chosen = {"JAX_LOCAL_DEVICE_IDS", "OMPI_COMM_WORLD_LOCAL_RANK"} & os.environ.keys()
-    if chosen or not re.fullmatch(r"1(\(x\d+\))?", said):  # As "1(x2)": one on each of two nodes.
+    # "1(x2)" means one task on each of two nodes.
+    if chosen or not re.fullmatch(r"1(\(x\d+\))?", per_node):
         return None
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
@@ -100,13 +106,14 @@ def _gpus_of_the_node() -> range | None:
 
 
 def leave(status: int) -> None:
-    """Ends a process of several that failed at once; the others would wait for it.
+    """Ends a failed process immediately, because the others would wait for it.
 
-    A process that ends as it should is waited for, and so does not come here.
+    In a run of one process it does nothing. Successful processes do not call it: they wait for
+    each other.
     """
     if not jax.distributed.is_initialized():
         return
-    # The first holds what the others would miss at once: they may still say what they know.
+    # Process 0 runs the coordination service; waits so that the others can report their errors.
     if jax.process_index() == 0:
         time.sleep(2)
     _end(status)

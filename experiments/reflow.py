@@ -1,10 +1,10 @@
-r"""Draw pairs of noise and sample from a trained run, to train the next one on (reflow).
+r"""Draw pairs of noise and sample from a trained run, to train the next run on (reflow).
 
   python -m experiments.reflow --workdir=runs/digits --num_pairs=20000 --out=pairs.npz
   python -m experiments.train --config=configs/digits_reflow.py --config.data.path=pairs.npz
 
-What is not given is as in the run's config: how often each class is drawn as in its evaluation.
-Solvers that add noise give pairs too, but not straight ones. Liu et al. 2023 (arXiv:2209.03003).
+Flags that are not set have the values of the run's config. The solver must be deterministic.
+Paper: Liu et al. 2023 (arXiv:2209.03003).
 """
 
 import sys
@@ -26,13 +26,13 @@ from experiments import cli, hanging
 
 FLAGS = flags.FlagValues()
 flags.DEFINE_string("workdir", None, "folder of the run", flag_values=FLAGS)
-flags.DEFINE_integer("num_pairs", 10_000, "how many", lower_bound=1, flag_values=FLAGS)
-flags.DEFINE_string("out", "pairs.npz", "the file of pairs", flag_values=FLAGS)
-flags.DEFINE_integer("seed", 1, "of the noise", flag_values=FLAGS)
-flags.DEFINE_string("solver", None, "how to step", flag_values=FLAGS)
-flags.DEFINE_string("grid", None, "where to step", flag_values=FLAGS)
-flags.DEFINE_integer("num_steps", None, "steps", lower_bound=1, flag_values=FLAGS)
-flags.DEFINE_float("guidance_scale", None, "1 is off", flag_values=FLAGS)
+flags.DEFINE_integer("num_pairs", 10_000, "number of pairs", lower_bound=1, flag_values=FLAGS)
+flags.DEFINE_string("out", "pairs.npz", "file to write", flag_values=FLAGS)
+flags.DEFINE_integer("seed", 1, "seed of the noise", flag_values=FLAGS)
+flags.DEFINE_string("solver", None, "name of the solver", flag_values=FLAGS)
+flags.DEFINE_string("grid", None, "name of the time grid", flag_values=FLAGS)
+flags.DEFINE_integer("num_steps", None, "solver steps", lower_bound=1, flag_values=FLAGS)
+flags.DEFINE_float("guidance_scale", None, "guidance scale; 1 is off", flag_values=FLAGS)
 flags.DEFINE_string("weights", None, "live, or an average such as ema-0.999", flag_values=FLAGS)
 flags.DEFINE_integer("batch_size", 500, "pairs at a time", lower_bound=1, flag_values=FLAGS)
 flags.DEFINE_string(
@@ -41,13 +41,13 @@ flags.DEFINE_string(
 )  # fmt: skip
 flags.DEFINE_string("data_path", None, "where the data lie now, if moved", flag_values=FLAGS)
 flags.DEFINE_list(
-    "allowed_packages", [], "of your own, that the saved config may name", flag_values=FLAGS
+    "allowed_packages", [], "your packages that the saved config may name", flag_values=FLAGS
 )
 hanging.define(FLAGS)
 
 
 def main(args: SimpleNamespace) -> None:
-    """Draws, saves, and says how."""
+    """Draws pairs, saves them, and prints their recipe."""
     cli.require(args, "workdir")
     out = Path(args.out)
     if out.suffix != ".npz":
@@ -56,15 +56,15 @@ def main(args: SimpleNamespace) -> None:
     run = diffjax.load(args.workdir, weights=args.weights, allowed_packages=allowed)
     wired = run.setup.wired
     if wired.objective.starts_at_source:
-        raise UserError(f"{args.workdir} makes images from images; reflow pairs begin at noise")
-    make_writable(out.parent)  # Which shows before the work.
+        raise UserError(f"{args.workdir} makes images from images; reflow pairs start from noise")
+    make_writable(out.parent)  # Fails before the work, if it does.
     guided = Guided(args.guidance_scale)
     named = named_recipe(run, args.solver, args.grid, args.num_steps, guided)
     recipe = named.recipe
     if recipe.solver.fresh_noise:
         raise UserError(
-            f"{named.solver} adds noise on the way, so that its images do not belong to the noise "
-            "at the start: take a solver that does not, as heun"
+            f"{named.solver} adds noise during sampling, so its images are not determined by the "
+            "noise at the start: use a deterministic solver, such as heun"
         )
 
     labels = labels_in_mix(run, args.num_pairs, args.labels, args.data_path)

@@ -3,9 +3,9 @@ r"""Write one page that compares runs: verdict, quality by cost, losses, samples
   python -m experiments.report --workdir=runs/sweeps/digits_objectives
   python -m experiments.report --workdir=runs/digits,runs/digits-ddpm --out=runs/comparison
 
-The folder of a sweep, a folder of runs, or several runs. Reads files only, so that it is quick
-anywhere; what is missing becomes a sentence that says which command makes it. Writes report.html,
-which needs no other file and no network, and its numbers as report.md, report.csv and report.json.
+--workdir is the folder of a sweep, a folder of runs, or several runs. The report only reads files,
+so it is quick on any machine; for missing files it shows the command that makes them. Writes
+report.html, which is self-contained, and its numbers as report.md, report.csv and report.json.
 """
 
 import sys
@@ -22,7 +22,7 @@ flags.DEFINE_string("out", None, "folder; the sweep's own by default", flag_valu
 
 
 def main(args: SimpleNamespace) -> None:
-    """Writes the report and names the page."""
+    """Writes the report and prints the path of its page."""
     cli.require(args, "workdir")
     print(f"open {write_sweep_report(args.workdir, args.out)}")
 

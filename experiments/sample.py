@@ -3,8 +3,8 @@ r"""Draw samples from a trained run: a picture and an array.
   python -m experiments.sample --workdir=runs/digits --num_samples=64 --solver=heun \
       --num_steps=18 --guidance_scale=2 --out=grid.png
 
-What is not given is as in the run's config. The same seed gives the same picture. A run between two
-sets of images starts at its test images, and shows each beside what it became.
+Flags that are not set have the values of the run's config. Equal seeds make equal pictures. A run
+between two sets of images starts at its test images, and shows each next to its result.
 """
 
 import sys
@@ -39,31 +39,32 @@ from experiments import cli, hanging, processes
 
 FLAGS = flags.FlagValues()
 flags.DEFINE_string("workdir", None, "folder of the run", flag_values=FLAGS)
-flags.DEFINE_integer("num_samples", 64, "how many", lower_bound=1, flag_values=FLAGS)
+flags.DEFINE_integer("num_samples", 64, "number of samples", lower_bound=1, flag_values=FLAGS)
 flags.DEFINE_list("labels", None, "labels by number or name, repeated in turn", flag_values=FLAGS)
-flags.DEFINE_integer("seed", 0, "of the noise", flag_values=FLAGS)
-flags.DEFINE_string("solver", None, "how to step", flag_values=FLAGS)
-flags.DEFINE_string("grid", None, "where to step", flag_values=FLAGS)
-flags.DEFINE_integer("num_steps", None, "steps", lower_bound=1, flag_values=FLAGS)
-flags.DEFINE_float("guidance_scale", None, "1 is off", flag_values=FLAGS)
-flags.DEFINE_string("guidance", None, "parts joined by +", flag_values=FLAGS)
-flags.DEFINE_string("against", None, "what guidance leads away from", flag_values=FLAGS)
+flags.DEFINE_integer("seed", 0, "seed of the noise", flag_values=FLAGS)
+flags.DEFINE_string("solver", None, "name of the solver", flag_values=FLAGS)
+flags.DEFINE_string("grid", None, "name of the time grid", flag_values=FLAGS)
+flags.DEFINE_integer("num_steps", None, "solver steps", lower_bound=1, flag_values=FLAGS)
+flags.DEFINE_float("guidance_scale", None, "guidance scale; 1 is off", flag_values=FLAGS)
+flags.DEFINE_string("guidance", None, "guidance rules, joined by +", flag_values=FLAGS)
+flags.DEFINE_string("against", None, "weaker model of the guidance", flag_values=FLAGS)
 flags.DEFINE_string("weights", None, "live, or an average such as ema-0.999", flag_values=FLAGS)
-flags.DEFINE_integer("batch_size", 256, "images at a time", lower_bound=1, flag_values=FLAGS)
+flags.DEFINE_integer("batch_size", 256, "images per batch", lower_bound=1, flag_values=FLAGS)
 flags.DEFINE_integer(
-    "parallel", None, "steps at once, for fewer rounds", lower_bound=1, flag_values=FLAGS
-)
-flags.DEFINE_float("tolerance", 1e-2, "of --parallel: change that is none", flag_values=FLAGS)
-flags.DEFINE_string("data_path", None, "where the data lie now, if moved", flag_values=FLAGS)
+    "parallel", None, "sample this many steps in parallel", lower_bound=1,
+    flag_values=FLAGS,
+)  # fmt: skip
+flags.DEFINE_float("tolerance", 1e-2, "--parallel: convergence threshold", flag_values=FLAGS)
+flags.DEFINE_string("data_path", None, "new path of the data, if moved", flag_values=FLAGS)
 flags.DEFINE_list(
-    "allowed_packages", [], "of your own, that the saved config may name", flag_values=FLAGS
+    "allowed_packages", [], "your packages that the saved config may name", flag_values=FLAGS
 )
 flags.DEFINE_string(
-    "film", None, "a picture of how samples come about, .png, and a .gif beside it",
+    "film", None, "write trajectories to this .png and a .gif",
     flag_values=FLAGS,
 )  # fmt: skip
 flags.DEFINE_string(
-    "out", None, "the picture; arrays go beside it as .npz (WORKDIR/samples/seed_N.png)",
+    "out", None, "picture, with an .npz (WORKDIR/samples/seed_N.png)",
     flag_values=FLAGS,
 )  # fmt: skip
 processes.define(FLAGS)
@@ -74,7 +75,7 @@ _FILMED = 6
 
 
 def main(args: SimpleNamespace) -> None:
-    """Samples, saves, and says how."""
+    """Draws samples, saves them, and prints their recipe."""
     cli.require(args, "workdir")
     allowed = ("diffjax", *args.allowed_packages)
     run = diffjax.load(args.workdir, weights=args.weights, allowed_packages=allowed)
@@ -84,10 +85,10 @@ def main(args: SimpleNamespace) -> None:
     labels = parse_labels(args.labels, run, args.num_samples)
     out = Path(args.out or Path(args.workdir) / "samples" / f"seed_{args.seed}.png")
     if args.film is not None and Path(args.film).suffix != ".png":
-        raise UserError(f"--film={args.film} should end in .png; the GIF goes beside it")
+        raise UserError(f"--film={args.film} should end in .png; the GIF is written next to it")
     if out.suffix != ".png":
-        raise UserError(f"--out={out} should end in .png; the arrays go beside it as .npz")
-    in_first(lambda: make_writable(out.parent))  # Which shows before the work.
+        raise UserError(f"--out={out} should end in .png; arrays are written next to it as .npz")
+    in_first(lambda: make_writable(out.parent))  # Fails before the work, if it does.
 
     labels, source = sources(run, args.labels, labels, args.data_path)
     model, request = run.model(args.weights), Request(labels, args.seed, source)
@@ -131,7 +132,7 @@ def main(args: SimpleNamespace) -> None:
 def draw_images(
     args: SimpleNamespace, model: Model, recipe: Recipe, request: Request
 ) -> tuple[np.ndarray, dict[str, float]]:
-    """Samples, and what they cost: evaluations for each, or rounds one after another."""
+    """Draws samples; returns them with their cost: evaluations per sample, or sequential rounds."""
     n = args.batch_size
     with watched(hanging.watchdog(args), Path(args.workdir), what="batch") as begun:
         if args.parallel:
@@ -146,19 +147,19 @@ def draw_images(
 def sources(
     run: Run, given: list[str] | None, labels: np.ndarray, data_path: str | None
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    """Labels and sources: test images of the run's data, if it makes images from images."""
+    """Labels and source images: test images for a run from images to images, else None."""
     wired = run.setup.wired
     if not wired.objective.starts_at_source:
         return labels, None
     if given:
         raise UserError(
-            "this run starts at test images, which have labels of their own: no --labels"
+            "this run starts at test images, which have their own labels: leave out --labels"
         )
     return samples_asked_of(wired, run.dataset(data_path), labels)
 
 
 def parse_labels(given: list[str] | None, run: Run, n: int) -> np.ndarray:
-    """Labels by number or name, repeated until there are `n`."""
+    """Parses labels by number or name, repeated until there are `n`."""
     num_classes = run.setup.wired.num_classes
     if not given:
         return balanced_labels(n, num_classes)
@@ -171,7 +172,7 @@ Solvers:
 Grids: {", ".join(choices.GRIDS)}; found, by experiments.find_grid
 Guidance: {", ".join(choices.GUIDANCE)}; joined by +, the innermost first
 Against: null (no label), label:3, weights:ema-0.99 or weights:RUN_FOLDER, attention or
-  attention:LAYERS (a pattern of names, as block_2)"""
+  attention:LAYERS (a pattern of names, such as block_2)"""
 
 if __name__ == "__main__":
     sys.exit(cli.run(main, FLAGS, usage=USAGE))

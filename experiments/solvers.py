@@ -1,14 +1,14 @@
-"""Compare all solvers where the exact solution is known: a mixture of four Gaussians.
+"""Compare all solvers on data whose exact solution is known: a mixture of four Gaussians.
 
   python -m experiments.solvers --out=solvers
   python -m experiments.solvers --out=solvers --path=edm --grid=karras
   python -m experiments.solvers --out=solvers --cost
 
-Writes convergence.png and convergence.md. The model is the mixture's best denoiser; no run, data or
-network is needed. The error is the median distance from where the exact flow ends; of solvers with
-fresh noise that of mean and covariance, to about 0.003. With --cost it times, instead, what each
-solver computes beside the network, as a share of the evaluations of a DiT-S/2 on latents of
-32x32x4, and writes cost.md.
+Writes convergence.png and convergence.md. The model is the mixture's optimal denoiser; no run, data
+or network is needed. The error is the median distance from the end of the exact flow; for
+stochastic solvers it is that of mean and covariance, to about 0.003. With --cost it instead
+measures each solver's own arithmetic as a share of the network evaluations of a DiT-S/2 on latents
+of 32x32x4, and writes cost.md.
 """
 
 import sys
@@ -31,16 +31,16 @@ from diffjax.studies.solver_cost import solver_costs
 from experiments import cli
 
 FLAGS = flags.FlagValues()
-flags.DEFINE_string("out", None, "folder to write into", flag_values=FLAGS)
-flags.DEFINE_string("path", "linear", "from data to noise", flag_values=FLAGS)
-flags.DEFINE_string("grid", "uniform", "where solvers step", flag_values=FLAGS)
-flags.DEFINE_boolean("cost", False, "time the solvers' own arithmetic", flag_values=FLAGS)
-flags.DEFINE_integer("batch_size", 4, "images, for --cost", lower_bound=1, flag_values=FLAGS)
+flags.DEFINE_string("out", None, "folder of the results", flag_values=FLAGS)
+flags.DEFINE_string("path", "linear", "name of the path", flag_values=FLAGS)
+flags.DEFINE_string("grid", "uniform", "name of the time grid", flag_values=FLAGS)
+flags.DEFINE_boolean("cost", False, "measure the solvers' own arithmetic", flag_values=FLAGS)
+flags.DEFINE_integer("batch_size", 4, "--cost: images per batch", lower_bound=1, flag_values=FLAGS)
 BUDGETS = (5, 10, 20, 40, 80, 160)
 
 
 def main(args: SimpleNamespace) -> None:
-    """Measures, writes, and prints the table."""
+    """Measures the solvers, writes the results, and prints the table."""
     cli.require(args, "out")
     named = {name: lookup.solver_called(name) for name in choices.SOLVERS}
     path = build(choose(choices.PATHS, args.path, "path"))
@@ -60,11 +60,11 @@ def main(args: SimpleNamespace) -> None:
 
 
 def compare(grid: str, path: ProcessPath, named: Mapping[str, Solver]) -> dict[str, bytes]:
-    """Error against evaluations: files by name."""
+    """Measures error against evaluations; returns the contents of files by name."""
     found = convergence.convergence(
         convergence.mixture_of_four(),
         path,
-        # Of the exact flow map no step is wrong.
+        # Solvers that jump along an exact flow map have no discretisation error.
         {
             name: solver
             for name, solver in named.items()
@@ -81,14 +81,14 @@ def compare(grid: str, path: ProcessPath, named: Mapping[str, Solver]) -> dict[s
 
 
 def cost_table(batch_size: int, path: ProcessPath, named: Mapping[str, Solver]) -> bytes:
-    """Each solver's own share, as a Markdown table."""
+    """Formats each solver's own share of the time as a Markdown table."""
     shape = (batch_size, 32, 32, 4)
     network = DiT(num_classes=0, **SIZES["DiT-S/2"])
     params = network.init(jax.random.key(0), jnp.zeros(shape), jnp.zeros(batch_size))
     fixed = {name: solver for name, solver in named.items() if solver.nfe is not None}
     shares = solver_costs(lambda x, t: network.apply(params, x, t), path, fixed, shape)  # pyright: ignore[reportArgumentType]
     rows = [f"| `{name}` | {100 * share:.1g} % |\n" for name, share in shares.items()]
-    head = "| solver | its own arithmetic, of the network's evaluations |\n| --- | --- |\n"
+    head = "| solver | own arithmetic / network evaluations |\n| --- | --- |\n"
     return (head + "".join(rows)).encode()
 
 

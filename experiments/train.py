@@ -1,10 +1,10 @@
-r"""Train a model, evaluate it, and write a page about it.
+r"""Train a model, evaluate it, and write its report.
 
   python -m experiments.train --config=configs/digits.py
   python -m experiments.train --config=configs/digits.py:objective=ddpm,model=unet \
       --config.optimizer.learning_rate=3e-4
 
-The same command again goes on where it stopped, or says that the run is finished.
+The same command resumes an interrupted run, or reports that the run is finished.
 """
 
 import math
@@ -36,15 +36,15 @@ cli.define_config(FLAGS)
 flags.DEFINE_string("workdir", None, "folder of the run; runs/NAME by default", flag_values=FLAGS)
 flags.DEFINE_bool("print_config", False, "print the resolved config and stop", flag_values=FLAGS)
 flags.DEFINE_bool(
-    "dry_run", False, "build and check everything, say what would run, and stop", flag_values=FLAGS
+    "dry_run", False, "build and check everything, print a summary, and stop", flag_values=FLAGS
 )
 flags.DEFINE_string(
-    "profile_steps", None, "steps to trace into WORKDIR/profile, the first and the last: 10:13",
+    "profile_steps", None, "first and last step to trace to WORKDIR/profile, such as 10:13",
     flag_values=FLAGS,
 )  # fmt: skip
 flags.DEFINE_string(
-    "compilation_cache", None, "folder of compiled programs, for quick starts; ~/.cache/diffjax, "
-    "or what JAX_COMPILATION_CACHE_DIR says, by default", flag_values=FLAGS,
+    "compilation_cache", None, "folder of compiled programs, for quick starts; by default "
+    "JAX_COMPILATION_CACHE_DIR or ~/.cache/diffjax", flag_values=FLAGS,
 )  # fmt: skip
 processes.define(FLAGS)
 hanging.define(FLAGS)
@@ -53,7 +53,7 @@ _EPOCHS, _FEWEST_STEPS = 2_000, 2_000
 
 
 def main(args: SimpleNamespace) -> None:
-    """Trains, or prints what would be trained."""
+    """Trains a run, or prints its config or summary."""
     config = args.config
     workdir = Path(args.workdir or Path("runs") / config.name)
     profile = parse_steps(args.profile_steps)
@@ -80,13 +80,13 @@ def main(args: SimpleNamespace) -> None:
 
 
 def out_of_memory(config: ConfigDict) -> str:
-    """A line about a run that its devices have no memory for, with what to try.
+    """A one-line error for a run that does not fit into memory, with settings to try.
 
     Example:
         >>> config = ConfigDict({"batch_size": 256, "model": {}, "mesh": {"fsdp": 8}})
         >>> print(out_of_memory(config))
         out of memory at batch_size=256: try --config.accumulation_steps=2, or a smaller
-        --config.batch_size; python -m experiments.plan says what fits
+        --config.batch_size; python -m experiments.plan finds what fits
     """
     would = [f"--config.accumulation_steps={2 * config.get('accumulation_steps', 1)}"]
     if config.model.get("remat", "full") != "full":
@@ -96,15 +96,15 @@ def out_of_memory(config: ConfigDict) -> str:
     would.append("a smaller --config.batch_size")
     return (
         f"out of memory at batch_size={config.batch_size}: try {', or '.join(would)}; "
-        "python -m experiments.plan says what fits"
+        "python -m experiments.plan finds what fits"
     )
 
 
 def parse_steps(text: str | None) -> Profile:
-    """Which steps to trace.
+    """Parses the first and the last step to trace.
 
     Raises:
-        UserError: they are no two numbers, or not in order.
+        UserError: the text is not one or two integers, or they are not in order.
 
     Example:
         >>> parse_steps("10:13"), parse_steps("7")
@@ -117,7 +117,7 @@ def parse_steps(text: str | None) -> Profile:
         steps = int(first), int(last if colon else first)
     except ValueError:
         raise UserError(
-            f"--profile_steps={text} should be the first and the last step, as 10:13"
+            f"--profile_steps={text} should be the first and the last step, such as 10:13"
         ) from None
     if steps[0] < 1:
         raise UserError(f"--profile_steps={text}: steps are counted from 1")
@@ -125,10 +125,10 @@ def parse_steps(text: str | None) -> Profile:
 
 
 def describe(setup: Setup, dataset: DataSet, workdir: Path) -> str:
-    """What a dry run says.
+    """Formats the summary of a dry run.
 
     Raises:
-        UserError: what only training would find: another run's folder, an image that is no image.
+        UserError: the folder belongs to another run, or an image can't be read.
     """
     config, wired = setup.config, setup.wired
     workdirs.check_claim(workdir, config)
@@ -154,14 +154,14 @@ def describe(setup: Setup, dataset: DataSet, workdir: Path) -> str:
     width = max(map(len, rows))
     lines = [f"{name:<{width}}  {value}" for name, value in rows.items()]
     lines += [f"note: {note}" for note in (*dataset.notes, *note_on_steps(config, dataset))]
-    return "\n".join([*lines, "all of it fits together; nothing was trained or written"])
+    return "\n".join([*lines, "all parts fit together; nothing was trained or written"])
 
 
 def read_some(dataset: DataSet) -> int:
-    """Reads at most 256 evenly spaced images of each split, and says how many.
+    """Reads at most 256 evenly spaced images of each split, and returns their number.
 
     Raises:
-        UserError: one that can't be read.
+        UserError: an image can't be read.
     """
     num_read = 0
     for source in (dataset.train, dataset.test):
@@ -172,10 +172,10 @@ def read_some(dataset: DataSet) -> int:
 
 
 def note_on_steps(config: ConfigDict, dataset: DataSet) -> list[str]:
-    """What to say of more steps than images are worth.
+    """A note if there are too many training steps for the number of images.
 
     On CIFAR-10, DDPM sees each image 2,000 times (Ho et al. 2020) and EDM 4,000 times (Karras et
-    al. 2022); far beyond that a network learns its images by heart.
+    al. 2022); far beyond that, a network memorises its images.
     """
     num_images = len(dataset.train)
     suiting = max(_FEWEST_STEPS, math.ceil(_EPOCHS * num_images / config.batch_size / 100) * 100)
@@ -190,7 +190,7 @@ def note_on_steps(config: ConfigDict, dataset: DataSet) -> list[str]:
 
 
 def headline(workdir: Path) -> str:
-    """The result in one line."""
+    """Formats the result of an evaluation as one line."""
     path = workdir / workdirs.EVALUATION
     result = read_json(path) or {}
     try:
@@ -203,8 +203,8 @@ def headline(workdir: Path) -> str:
         )
     except (LookupError, TypeError, ValueError) as error:
         raise UserError(
-            f"{path} is not what an evaluation writes ({type(error).__name__}: {error}): move it "
-            "away, and the same command makes it again"
+            f"{path} is not a valid evaluation ({type(error).__name__}: {error}): move it "
+            "away, and run the same command to make it again"
         ) from error
 
 
@@ -215,7 +215,7 @@ Arguments after the colon, comma-separated:
   model=      dit, unet; configs may offer more
 {cli.describe_tables({**choices.AXES, "wrappers": choices.WRAPPERS})}
 Wrappers are joined by +, the innermost first.
-Solvers, for experiments.sample and experiments.evaluate, whose --help says what they are:
+Solvers, for experiments.sample and experiments.evaluate (their --help describes them):
   {", ".join(choices.SOLVERS)}"""
 
 if __name__ == "__main__":

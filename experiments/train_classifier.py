@@ -1,10 +1,10 @@
-"""Trains the small classifier that evaluation uses, and writes it as one .npz file.
+"""Train the small classifier that evaluation uses, and write it as one .npz file.
 
     python -m experiments.train_classifier --dataset=digits --out=digits.npz
     python -m experiments.train_classifier --dataset=fashion_mnist --path=FOLDER
 
-The test split is looked at once, at the end: training chooses nothing on it. A file that is to be
-shipped goes to diffjax/evaluation/extractors/weights/, its sha256 into classifier.py beside it.
+The test split is used once, at the end: training selects nothing on it. A file to ship belongs in
+diffjax/evaluation/extractors/weights/, and its sha256 in classifier.py.
 """
 
 import hashlib
@@ -31,25 +31,25 @@ from experiments import cli
 
 FLAGS = flags.FlagValues()
 flags.DEFINE_string("dataset", "digits", "digits or fashion_mnist", flag_values=FLAGS)
-flags.DEFINE_string("path", "", "folder of the set's files, if it has any", flag_values=FLAGS)
-flags.DEFINE_string("out", "", "file to write; by default <dataset>.npz here", flag_values=FLAGS)
-flags.DEFINE_integer("seed", 0, "of initialisation, order and augmentation", flag_values=FLAGS)
+flags.DEFINE_string("path", "", "folder of the data set's files, if any", flag_values=FLAGS)
+flags.DEFINE_string("out", "", "file to write; by default <dataset>.npz", flag_values=FLAGS)
+flags.DEFINE_integer("seed", 0, "seed of initialisation, order, augmentation", flag_values=FLAGS)
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How one classifier is trained.
+    """The training recipe of a classifier.
 
     Attributes:
-        widths, patches, num_features: of the `Classifier`.
+        widths, patches, num_features: settings of the `Classifier`.
         num_epochs: passes over the train split.
-        batch_size_images: images a step.
+        batch_size_images: images per step.
         learning_rate: peak of a one-cycle cosine schedule (AdamW).
         max_shift_pixels, max_rotation_degrees, max_scale, max_noise: bounds of the augmentation;
             shift in pixels, scale as a share, noise as standard deviation on the [-1, 1] range.
-        max_erased_pixels: longest side of a rectangle that is painted over with one grey, in half
-            of the images (random erasing, Zhong et al. 2017); 0 for none.
-        flip: mirror half of the images.
+        max_erased_pixels: longest side of a rectangle that is replaced by a uniform grey, in half
+            of the images (random erasing, Zhong et al. 2017); 0 disables it.
+        flip: whether to mirror half of the images.
     """
 
     widths: tuple[int, ...]
@@ -103,16 +103,16 @@ DATASETS: dict[str, Callable[[str], DataSet]] = {
 
 
 def augment(key: jax.Array, images: jax.Array | np.ndarray, recipe: Recipe) -> jax.Array:
-    """Moves, turns, scales and mirrors each image a little and adds noise.
+    """Shifts, rotates, scales and mirrors images at random, and adds noise.
 
     Args:
-        key: used once.
+        key: random key.
         images: `[B, H, W, C]` in [-1, 1].
-        recipe: the bounds.
+        recipe: the recipe with the bounds.
     """
     batch, height, width, _ = images.shape
     keys = jax.random.split(key, 8)
-    # Interpolation blurs; half of the images stay where they are, so that sharp ones are seen too.
+    # Interpolation blurs; half of the images are not moved, so that training includes sharp ones.
     moves = jax.random.bernoulli(keys[0], shape=(batch,)).astype(jnp.float32)
     uniform = partial(jax.random.uniform, minval=-1.0, maxval=1.0)
     shift = recipe.max_shift_pixels * moves[:, None] * uniform(keys[1], (batch, 2))
@@ -140,7 +140,7 @@ def augment(key: jax.Array, images: jax.Array | np.ndarray, recipe: Recipe) -> j
 
 
 def erase(key: jax.Array, images: jax.Array | np.ndarray, max_pixels: int) -> jax.Array:
-    """Paints a rectangle of one random grey over half of the images `[B, H, W, C]`."""
+    """Replaces a random rectangle by a random grey in half of the images `[B, H, W, C]`."""
     batch, height, width, _ = images.shape
     chosen_key, side_key, place_key, grey_key = jax.random.split(key, 4)
     chosen = jax.random.bernoulli(chosen_key, shape=(batch, 1))
@@ -166,7 +166,7 @@ def fit(images: np.ndarray, labels: np.ndarray, recipe: Recipe, num_classes: int
     num_steps = recipe.num_epochs * steps_per_epoch
     schedule = optax.cosine_onecycle_schedule(num_steps, recipe.learning_rate, pct_start=0.15)
     optimizer = optax.adamw(schedule, weight_decay=0.02)
-    # Averaged over about the last tenth of the run, so that it ends on settled weights.
+    # An average over about the last tenth of the training.
     decay = 1.0 - 10.0 / num_steps
 
     def loss_of(params, batch, labels):
@@ -199,10 +199,10 @@ def fit(images: np.ndarray, labels: np.ndarray, recipe: Recipe, num_classes: int
 
 
 def rescale(network: Classifier, params: Any, images: np.ndarray) -> Any:
-    """Brings the mean square of the features near 1, so that distances have a usual size.
+    """Rescales the features to a mean square near 1, so that distances have a usual magnitude.
 
-    ReLU is homogeneous: what the hidden layer is divided by, the output layer is multiplied with,
-    and the logits stay as they are. The factor is a power of two, so that nothing is rounded.
+    ReLU is homogeneous: the hidden layer is divided by a factor and the output layer multiplied by
+    it, so the logits do not change. The factor is a power of two, so nothing is rounded.
     """
     _, features = outputs(network, params, images)
     scale = 2.0 ** np.round(0.5 * np.log2(np.mean(features**2)))
@@ -213,7 +213,7 @@ def rescale(network: Classifier, params: Any, images: np.ndarray) -> Any:
 
 
 def outputs(network: Classifier, params: Any, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Logits and features of any number of images, a thousand at a time."""
+    """Logits and features of any number of images, in batches of about a thousand."""
     apply = jax.jit(lambda batch: network.apply({"params": params}, batch))
     blocks = np.array_split(images, max(1, len(images) // 1000))
     logits, features = zip(*(jax.device_get(apply(block)) for block in blocks), strict=True)
@@ -221,12 +221,12 @@ def outputs(network: Classifier, params: Any, images: np.ndarray) -> tuple[np.nd
 
 
 def accuracy(network: Classifier, params: Any, images: np.ndarray, labels: np.ndarray) -> float:
-    """Share of images whose largest logit is their label."""
+    """Accuracy: the share of images whose largest logit is their label."""
     return float((outputs(network, params, images)[0].argmax(-1) == labels).mean())
 
 
 def main(args: SimpleNamespace) -> None:
-    """Trains, measures, writes the file and prints its hash."""
+    """Trains a classifier, measures its accuracy, writes its file, and prints its hash."""
     name = args.dataset
     if name not in RECIPES:
         raise UserError(f"no recipe for the data set {name!r}; {nearest(name, RECIPES)}")
@@ -247,7 +247,7 @@ def main(args: SimpleNamespace) -> None:
         "seed": args.seed,
         "command": f"python -m experiments.train_classifier --dataset={name} --seed={args.seed}",
     }
-    # Measured on the parameters as they are stored: float16 is part of what is shipped.
+    # Measured with the parameters of the file, which are float16.
     stored = decode(name, encode(network, params, metadata)).params
     metadata["test_accuracy"] = accuracy(network, stored, test_images, test_labels)
     in_float32 = accuracy(network, params, test_images, test_labels)

@@ -2,9 +2,9 @@ r"""Compare runs on held-out images: their error by log-SNR, in the space of any
 
   python -m experiments.validate --workdirs=runs/digits,runs/digits-ddpm --space=noise,clean,v
 
-Runs may differ in path, target, weight and network, but not in data. All are asked about the same
-images with the same noise at the same log-SNRs. Prints one table a space and writes
-validation.json into each run's folder.
+Runs may differ in path, target, weight and network, but not in data. All are evaluated on the same
+images with the same noise at the same log-SNRs. Prints one table per space and writes
+validation.json to each run's folder.
 """
 
 import sys
@@ -30,28 +30,26 @@ from experiments import cli
 
 FLAGS = flags.FlagValues()
 flags.DEFINE_list("workdirs", None, "folders of the runs", flag_values=FLAGS)
-flags.DEFINE_list("space", ["noise", "clean", "v"], "targets whose error it is", flag_values=FLAGS)
-flags.DEFINE_string(
-    "space_path", "cosine", "path on which v and velocity are meant", flag_values=FLAGS
-)
-flags.DEFINE_integer("num_images", 500, "of the test set", lower_bound=2, flag_values=FLAGS)
-flags.DEFINE_integer("seed", 0, "of noise and log-SNRs", flag_values=FLAGS)
+flags.DEFINE_list("space", ["noise", "clean", "v"], "targets of the errors", flag_values=FLAGS)
+flags.DEFINE_string("space_path", "cosine", "path that defines v and velocity", flag_values=FLAGS)
+flags.DEFINE_integer("num_images", 500, "number of test images", lower_bound=2, flag_values=FLAGS)
+flags.DEFINE_integer("seed", 0, "seed of noise and log-SNRs", flag_values=FLAGS)
 flags.DEFINE_string("weights", None, "live, or an average such as ema-0.999", flag_values=FLAGS)
-flags.DEFINE_integer("batch_size", 128, "images at a time", lower_bound=1, flag_values=FLAGS)
-flags.DEFINE_string("out", None, "a plot as well, .png", flag_values=FLAGS)
-flags.DEFINE_string("data_path", None, "where the data lie now, if moved", flag_values=FLAGS)
+flags.DEFINE_integer("batch_size", 128, "images per batch", lower_bound=1, flag_values=FLAGS)
+flags.DEFINE_string("out", None, "write a plot to this .png", flag_values=FLAGS)
+flags.DEFINE_string("data_path", None, "new path of the data, if moved", flag_values=FLAGS)
 flags.DEFINE_list(
-    "allowed_packages", [], "of your own, that the saved configs may name", flag_values=FLAGS
+    "allowed_packages", [], "your packages that the saved configs may name", flag_values=FLAGS
 )
 
 
 def main(args: SimpleNamespace) -> None:
-    """Measures all runs, prints the tables, and says where the rest is."""
+    """Evaluates all runs, prints the tables, and writes the files."""
     cli.require(args, "workdirs")
     spaces = {name: build(choose(choices.TARGETS, name, "target")) for name in args.space}
     space_path = build(choose(choices.PATHS, args.space_path, "path"))
     if not spaces:
-        raise UserError(f"--space is empty; it takes any of {', '.join(choices.TARGETS)}")
+        raise UserError(f"--space is empty; choose from {', '.join(choices.TARGETS)}")
     if args.out is not None and Path(args.out).suffix != ".png":
         raise UserError(f"--out={args.out} should end in .png")
     allowed = ("diffjax", *args.allowed_packages)
@@ -90,11 +88,11 @@ def main(args: SimpleNamespace) -> None:
 def load_runs(
     workdirs: Sequence[str], weights: str | None, data_path: str | None, allowed: tuple[str, ...]
 ) -> tuple[dict[str, Run], DataSet]:
-    """The runs by their folders, and the data that all of them were trained on.
+    """Loads the runs by their folders, and the data on which all of them were trained.
 
     Raises:
-        UserError: a folder twice, without a run, or whose run is on other data or on images
-            mixed otherwise.
+        UserError: a folder is listed twice or contains no run, or a run was trained on other data
+            or on images that are not mixed with independent noise.
     """
     runs: dict[str, Run] = {}
     dataset: DataSet | None = None
@@ -117,7 +115,7 @@ def load_runs(
             )
         runs[workdir] = run
     if dataset is None:
-        raise UserError("--workdirs is empty; it takes folders of runs")
+        raise UserError("--workdirs is empty; set it to folders of runs")
     return runs, dataset
 
 

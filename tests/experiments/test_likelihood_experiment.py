@@ -52,7 +52,7 @@ def test_several_extractors_by_a_flag_keep_their_numbers_apart(workdir, capsys):
     assert content["accuracy"] is None
     assert content["extractors"]["classifier:digits"]["accuracy"] is not None
     assert evaluated("--extractor=pixels,digits", "--extractor_weights=a,b,c") == 2
-    assert "--extractor_weights takes one, or 2" in capsys.readouterr().err
+    assert "--extractor_weights needs one value, or 2" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -129,7 +129,7 @@ def test_a_learned_dequantiser_is_fitted_on_the_way(workdir, capsys):
         (["--trace=exakt"], "did you mean 'exact'"),
         (["--dequantisation=uniforn"], "did you mean 'uniform'"),
         (["--dequantisation=none"], "needs dequantisation uniform or variational"),
-        (["--method=vlb", "--trace=exact"], "--trace has no part in --method=vlb"),
+        (["--method=vlb", "--trace=exact"], "--trace is not used by --method=vlb"),
         (["--method=vlb", "--num_times=5"], "num_times=5 must be even"),
         (["--num_steps=4", "--tolerance=1e-3"], "give one of them"),
         (["--weights=ema-0.9"], "did you mean 'ema-0.99'"),

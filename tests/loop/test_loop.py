@@ -210,5 +210,5 @@ def test_a_cache_that_can_not_be(tmp_path, capsys):
     argv = ["--config=configs/digits.py", f"--workdir={tmp_path}/run"]
     flag = f"--compilation_cache={file}/cache"
     assert cli.run(train.main, train.FLAGS, usage="", argv=[*argv, flag]) == 2
-    assert "can't keep compiled programs in" in capsys.readouterr().err
+    assert "can't write compiled programs to" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()

@@ -679,4 +679,4 @@ def test_translation_from_training_to_samples(tmp_path, capsys):
         loaded.sample(labels, source=source[:3])
     assert run(sample, f"--workdir={folder}", "--labels=3") == 2
     assert run(reflow, f"--workdir={folder}") == 2
-    assert "begin at noise" in capsys.readouterr().err
+    assert "start from noise" in capsys.readouterr().err

@@ -213,8 +213,8 @@ def test_samples_of_two_processes_are_those_of_one(trainer, pair, tmp_path):
         ({"coordinator": "h:0", "num_processes": 2, "process_index": 0}, "not of the form HOST:"),
         ({"coordinator": "h:1", "num_processes": 2, "process_index": 2}, "not one of 2 processes"),
         ({"coordinator": "h:1", "num_processes": 2, "process_index": -1}, "counted from 0"),
-        ({"distributed": True, "num_processes": 2}, "finds out by itself"),
-        ({"distributed": True}, "give --coordinator, --num_processes and --process_index"),
+        ({"distributed": True, "num_processes": 2}, "finds the processes automatically"),
+        ({"distributed": True}, "set --coordinator, --num_processes and --process_index"),
     ],
 )
 def test_flags_that_say_too_little_or_too_much(change, said, monkeypatch):

@@ -140,7 +140,7 @@ def test_the_page_s_lines_run_without_the_project(workdir, tmp_path, capsys):
         (["--out=none/x.bin"], "there is no folder none"),
         (["--out=x.bin", "--solver=ddpm", "--input=noise"], "draws noise at every step"),
         (["--out=x.bin", "--platforms=cpu,gpu"], "no platform 'gpu' to export to"),
-        (["--out=x.bin", "--platforms="], "--platforms= names none: give some of cpu,cuda,tpu"),
+        (["--out=x.bin", "--platforms="], "--platforms= is empty: choose from cpu,cuda,tpu"),
         (["--out=x.bin", "--weights=ema-0.5"], "no weights 'ema-0.5'"),
         ([], "--out is missing"),
     ],

@@ -201,7 +201,7 @@ def test_the_command_on_a_run(tmp_path, capsys):
         "--task=inpaint --method=exact": "no method is called 'exact'",
         "--task=upscale --factor=3": "does not divide images of 8x8",
         "--task=vary --strength=0": "leaves none",
-        "--task=invert --solver=unipc": "is not finite: this solver can't walk these times",
+        "--task=invert --solver=unipc": "is not finite: this solver can't integrate these times",
     }.items():
         capsys.readouterr()
         assert run(edit, *small, *wrong.split()) == 2

@@ -266,7 +266,7 @@ def test_the_command_saves_what_the_others_use_and_mistakes_end_in_one_line(tmp_
         (find_grid, "--solver=ddpm", "fresh noise"),
         (find_grid, "--teacher=unipc", "looks back"),
         (find_grid, "--teacher=rk5", "did you mean 'rk4'"),
-        (find_grid, "--num_steps=0", "whole numbers from 1"),
+        (find_grid, "--num_steps=0", "integers from 1"),
         (find_grid, "--num_steps=9 --num_candidates=4", "9 steps need at least as many candidates"),
     ):
         capsys.readouterr()

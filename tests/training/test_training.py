@@ -323,7 +323,7 @@ def test_a_file_that_a_hand_was_in_is_one_line(copy_of_run):
     workdirs.add_seconds(copy_of_run, train_seconds=1.0)
     assert json.loads((copy_of_run / "run.json").read_text())["train_seconds"] == 1.0
     (copy_of_run / "evaluation.json").write_text('{"step": 6}')
-    with pytest.raises(UserError, match=r"evaluation.json is not what an evaluation writes"):
+    with pytest.raises(UserError, match=r"evaluation.json is not a valid evaluation"):
         headline(copy_of_run)
     (copy_of_run / "run.json").unlink()
     (copy_of_run / "run.json").mkdir()
