@@ -1,4 +1,4 @@
-r"""Measure training and sampling against this machine's own matrix-multiply peak.
+r"""Benchmark training and sampling, relative to the machine's own peak of matrix products.
 
   python -m experiments.benchmark
   python -m experiments.benchmark --configs=digits,fashion_mnist:model=unet --data_path=FOLDER
@@ -6,8 +6,8 @@ r"""Measure training and sampling against this machine's own matrix-multiply pea
   python -m experiments.benchmark --configs=cifar10:model=DiT-S/2,cifar10:model=unet-64 \
       --batch_size=16 --against=torch
 
-A benchmark, not a test: compare only numbers of one run, on a machine that does nothing else.
-docs/performance.md says what each number means.
+This is a benchmark, not a test: compare only numbers of one run, on a machine without other load.
+docs/performance.md explains each number.
 """
 
 import contextlib
@@ -52,29 +52,29 @@ from experiments.benchmark.tables import (
 
 FLAGS = flags.FlagValues()
 flags.DEFINE_string(
-    "configs", "digits,digits:model=unet", "files in configs/, with their choices after a colon",
+    "configs", "digits,digits:model=unet", "files in configs/, with choices after a colon",
     flag_values=FLAGS,
 )  # fmt: skip
 flags.DEFINE_integer(
-    "batch_size", None, "images a training step; each config's own by default", lower_bound=1,
+    "batch_size", None, "images per training step; by default that of each config", lower_bound=1,
     flag_values=FLAGS,
 )  # fmt: skip
 flags.DEFINE_string(
-    "data_path", None, "folder of the images, for configs that read one", flag_values=FLAGS
+    "data_path", None, "folder of the images, for configs that read a folder", flag_values=FLAGS
 )
 flags.DEFINE_multi_string(
-    "override", [], "config.NAME=VALUE for all configs, as often as it is given", flag_values=FLAGS
+    "override", [], "config.NAME=VALUE for all configs; can be repeated", flag_values=FLAGS
 )
-flags.DEFINE_integer("steps", 8, "training steps a round", lower_bound=1, flag_values=FLAGS)
-flags.DEFINE_integer("num_samples", 64, "samples a round", lower_bound=1, flag_values=FLAGS)
-flags.DEFINE_integer("rounds", 5, "medians are over these", lower_bound=1, flag_values=FLAGS)
+flags.DEFINE_integer("steps", 8, "training steps per round", lower_bound=1, flag_values=FLAGS)
+flags.DEFINE_integer("num_samples", 64, "samples per round", lower_bound=1, flag_values=FLAGS)
+flags.DEFINE_integer("rounds", 5, "number of rounds for medians", lower_bound=1, flag_values=FLAGS)
 flags.DEFINE_bool(
     "startup", False, "also time imports, and starts with and without JAX's compilation cache",
     flag_values=FLAGS,
 )  # fmt: skip
 flags.DEFINE_enum(
     "against", None, ["torch", "torch.compile"],
-    "measure the same networks in PyTorch too, in turns; eager, or compiled",
+    "also measure the same networks in PyTorch, in turns; eager or compiled",
     flag_values=FLAGS,
 )  # fmt: skip
 flags.DEFINE_bool(
@@ -82,17 +82,18 @@ flags.DEFINE_bool(
     flag_values=FLAGS,
 )  # fmt: skip
 flags.DEFINE_list(
-    "devices", [], "also train on so many devices: 1,2,4,8; CPUs have fake ones", flag_values=FLAGS
-)
-flags.DEFINE_string("out", None, "write the tables here as well", flag_values=FLAGS)
-flags.DEFINE_string("json", None, "write every number here", flag_values=FLAGS)
+    "devices", [], "also train on these numbers of devices: 1,2,4,8; fake ones on CPUs",
+    flag_values=FLAGS,
+)  # fmt: skip
+flags.DEFINE_string("out", None, "also write the tables to this file", flag_values=FLAGS)
+flags.DEFINE_string("json", None, "write all numbers to this file", flag_values=FLAGS)
 
 _VERSIONS = ("jax", "jaxlib", "flax", "numpy")
 _IMPORTS = ("diffjax", "diffjax.loop.loop")
 
 
 def split_configs(text: str) -> list[str]:
-    """Names of configs; commas part these and their arguments alike.
+    """Splits a list of configs; commas separate both configs and their arguments.
 
     Example:
         >>> split_configs("digits,digits:objective=ddpm,model=unet,fashion_mnist")
@@ -108,7 +109,7 @@ def split_configs(text: str) -> list[str]:
 
 
 def describe_machine() -> dict[str, Any]:
-    """What the numbers hang on, but for the device, which only the measuring process may touch."""
+    """The machine and versions; not the device, which only the measuring processes may use."""
     processor, vector = platform.processor() or platform.machine(), ""
     with contextlib.suppress(OSError):  # Linux only.
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
@@ -126,7 +127,7 @@ def describe_machine() -> dict[str, Any]:
 
 
 def main(args: SimpleNamespace) -> None:
-    """Measures one config after the other, prints the tables and saves them."""
+    """Measures each config in turn, prints the tables, and saves them."""
     for path in (args.out, args.json):
         if path is not None and not Path(path).parent.is_dir():
             raise UserError(f"can't write {path}: there is no folder {Path(path).parent}")
@@ -135,7 +136,7 @@ def main(args: SimpleNamespace) -> None:
         Case(name, args.batch_size, args.data_path, tuple(args.override))
         for name in split_configs(args.configs)
     ]
-    # A mistake in the last one should not show after minutes.
+    # Checks all configs first, so that errors do not appear after minutes.
     in_new_process(check_cases, cases, args.split, args.against)
     if devices:
         in_new_process(check_devices, cases, devices)
@@ -184,17 +185,17 @@ def main(args: SimpleNamespace) -> None:
 
 
 def device_counts(texts: Sequence[str]) -> list[int]:
-    """Numbers of devices from a flag.
+    """Parses the numbers of devices of a flag.
 
     Raises:
-        UserError: one is no positive number.
+        UserError: one is not a positive integer.
 
     Example:
         >>> device_counts(["1", "8"])
         [1, 8]
     """
     if not all(text.isdecimal() and int(text) for text in texts):
-        raise UserError(f"--devices={','.join(texts)} should be numbers from 1, as 1,2,4,8")
+        raise UserError(f"--devices={','.join(texts)} should be numbers from 1, such as 1,2,4,8")
     return [int(text) for text in texts]
 
 

@@ -1,4 +1,4 @@
-"""Training and sampling in this library and in PyTorch, in turns: `--against=torch`."""
+"""Compares training and sampling in this library and in PyTorch: `--against=torch`."""
 
 import copy
 import functools
@@ -25,7 +25,7 @@ _NETWORKS = {"diffjax.models.dit:DiT": "DiT", "diffjax.models.unet:UNet": "UNet"
 
 @dataclass(frozen=True)
 class Pair:
-    """One program in both libraries, a number a round in seconds a batch."""
+    """Seconds per batch of one program in both libraries, one number for each round."""
 
     config: str
     program: str
@@ -34,26 +34,26 @@ class Pair:
 
     @property
     def ratios(self) -> tuple[float, ...]:
-        """Ours by theirs, round by round."""
+        """Our time divided by PyTorch's, for each round."""
         return tuple(a / b for a, b in zip(self.ours, self.theirs, strict=True))
 
 
 def measure_pairs(
     case: Case, *, compiled: bool, steps: int, num_samples: int, rounds: int
 ) -> list[Pair]:
-    """Times both libraries, each in a process of its own, one after the other in each round.
+    """Measures both libraries, each in its own process, in turn in each round.
 
     Both use the same device, and on a GPU both may multiply float32 matrices in TF32.
 
     Args:
         case: the config.
-        compiled: whether PyTorch compiles its network, by `torch.compile`.
-        steps: of training a round.
-        num_samples: a round.
-        rounds: how many.
+        compiled: whether PyTorch compiles its network with `torch.compile`.
+        steps: training steps per round.
+        num_samples: samples per round.
+        rounds: number of rounds.
 
     Raises:
-        UserError: there is no PyTorch, or no twin of the network.
+        UserError: PyTorch is missing, or there is no PyTorch version of the network.
     """
     context = multiprocessing.get_context("spawn")
     sizes = {"steps": steps, "num_samples": num_samples}
@@ -97,8 +97,8 @@ def _serve(
     case: Case,
     sizes: Mapping[str, int],
 ) -> None:
-    """Builds one side's programs, then times whichever it is asked for until nobody asks."""
-    # JAX takes most of a GPU at once, and there are two of us.
+    """Builds the programs of one library, and measures them on request until the pipe closes."""
+    # JAX preallocates most of a GPU's memory, but two processes share it.
     os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
     try:
         programs = make(case, **sizes)
@@ -156,7 +156,7 @@ def _theirs(case: Case, *, compiled: bool, steps: int, num_samples: int) -> Roun
             with torch.no_grad():
                 for _ in config.ema_decays:
                     update_average(list(average.parameters()), list(network.parameters()), 1)
-        next(network.parameters()).cpu()  # A GPU has done all of it once it can answer.
+        next(network.parameters()).cpu()  # Waits until a GPU has finished.
 
     calls = recipe.nfe // recipe.calls
 
@@ -177,10 +177,10 @@ def _theirs(case: Case, *, compiled: bool, steps: int, num_samples: int) -> Roun
 
 
 def torch_device() -> str:
-    """The device of PyTorch's that is like JAX's.
+    """The PyTorch device of the same kind as JAX's.
 
     Raises:
-        UserError: there is no PyTorch, or it has none.
+        UserError: PyTorch is missing, or it has no such device.
     """
     try:
         import torch
@@ -194,10 +194,10 @@ def torch_device() -> str:
 
 
 def twin(case: Case) -> tuple[Any, Any]:
-    """The config's setup, and its network in PyTorch.
+    """The config's setup, and the same network in PyTorch.
 
     Raises:
-        UserError: there is none.
+        UserError: this network is not implemented in PyTorch.
     """
     from experiments.benchmark import torch_networks
 
@@ -207,11 +207,11 @@ def twin(case: Case) -> tuple[Any, Any]:
     name = _NETWORKS.get(settings.pop(TARGET))
     if name is None or settings.get("residual_resampling") or settings.get("dropout"):
         raise UserError(
-            f"--against=torch has no twin of {config.model[TARGET]} as configured: it has DiT, and "
-            "UNet without residual_resampling, both without dropout"
+            f"--against=torch has no twin of {config.model[TARGET]} as configured: it supports "
+            "DiT, and UNet without residual_resampling, both without dropout"
         )
     if setup.wired.recipe.nfe is None:
-        raise UserError("--against=torch: the config's solver chooses its own steps")
+        raise UserError("--against=torch: the config's solver must have a fixed number of steps")
     shape, num_classes = setup.wired.image_shape, setup.wired.num_classes
     network = getattr(torch_networks, name)(shape, num_classes, **settings)
     if sum(p.numel() for p in network.parameters()) != setup.wired.num_params:

@@ -1,4 +1,4 @@
-"""What the benchmark measures, each in a process of its own."""
+"""The measurements of the benchmark, each in its own process."""
 
 import multiprocessing
 import signal
@@ -38,10 +38,10 @@ class Case:
     """One config of the benchmark; another process can rebuild it from this.
 
     Attributes:
-        name: in `configs/`, with its choices after a colon.
-        batch_size: images a training step; None is the config's own.
-        data_path: folder of the images, for configs that read one.
-        overrides: `config.NAME=VALUE`, as flags have them.
+        name: name of a file in `configs/`, with its choices after a colon.
+        batch_size: images per training step; None keeps that of the config.
+        data_path: folder of the images, for configs that read a folder.
+        overrides: settings `config.NAME=VALUE`.
     """
 
     name: str
@@ -50,10 +50,10 @@ class Case:
     overrides: tuple[str, ...] = ()
 
     def config(self) -> ConfigDict:
-        """The config itself.
+        """Loads the config.
 
         Raises:
-            UserError: there is none of that name, or no such setting.
+            UserError: there is no config with this name, or no such setting.
         """
         stem, colon, arguments = self.name.partition(":")
         config = config_files.load(f"configs/{stem}.py{colon}{arguments}")
@@ -66,7 +66,7 @@ class Case:
         return config
 
     def data(self, config: ConfigDict) -> tuple[tuple[int, int, int], int]:
-        """Image shape and classes: those that the config expects, or else those of its data."""
+        """Image shape and number of classes, from `config.expected` or else from the data."""
         if "expected" in config:
             height, width, channels = config.expected.image_shape
             return (height, width, channels), config.expected.num_classes
@@ -85,7 +85,7 @@ class Start:
 
 
 def in_new_process(function: Callable[..., Any], *arguments: Any) -> Any:
-    """Calls a function in a fresh interpreter, so that memory and compilation are its own.
+    """Calls a function in a new interpreter, which shares no memory and no compiled programs.
 
     Raises:
         UserError: the process was killed.
@@ -101,27 +101,27 @@ def in_new_process(function: Callable[..., Any], *arguments: Any) -> Any:
 
 
 def _begin() -> None:
-    # Ctrl-C reaches the whole group; only the parent has something to say about it.
+    # Ctrl-C reaches all processes of the group; only the parent prints a message.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     cli.keep_freed_memory()
 
 
 def measure_case(case: Case, sizes: dict[str, int]) -> list[Measured]:
-    """Training and sampling."""
+    """Measures training and sampling."""
     jax.config.update("jax_enable_compilation_cache", False)
     config = case.config()
     return measure(case.name, set_up(config, *case.data(config)), **sizes)
 
 
 def measure_loop(case: Case, sizes: dict[str, int]) -> Split:
-    """The training loop and its parts, on the config's real data."""
+    """Measures the training loop and its parts on the config's real data."""
     jax.config.update("jax_enable_compilation_cache", False)
     config = case.config()
     return measure_split(case.name, config, build(config.data), **sizes)
 
 
 def measure_devices(case: Case, num_devices: int, sizes: dict[str, int]) -> Scaled:
-    """Training over some of the devices; on a CPU, over fake ones that share its cores."""
+    """Measures training on a number of devices; on a CPU they are fake and share its cores."""
     jax.config.update("jax_num_cpu_devices", num_devices)
     jax.config.update("jax_enable_compilation_cache", False)
     config = case.config()
@@ -130,7 +130,7 @@ def measure_devices(case: Case, num_devices: int, sizes: dict[str, int]) -> Scal
 
 
 def measure_start(case: Case) -> Start:
-    """Times the first training step without, with an empty and with a filled cache."""
+    """Measures the first training step without, with an empty and with a filled cache."""
 
     def seconds(cache: str | None) -> float:
         return timed(lambda: in_new_process(_first_step, case, cache))

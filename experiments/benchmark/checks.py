@@ -1,6 +1,6 @@
-"""What a later part of the benchmark would refuse, looked for before anything is measured.
+"""Checks of the benchmark that run before anything is measured.
 
-Both run in a process of their own: the one that prints must not touch the devices.
+They run in their own process, because the main process must not use the devices.
 """
 
 from collections.abc import Sequence
@@ -16,15 +16,15 @@ from experiments.benchmark.cases import Case
 
 
 def check_cases(cases: Sequence[Case], split: bool, against: str | None) -> None:
-    """Sets up what is to be measured on the devices that there are, and compiles nothing.
+    """Sets up all configs on the available devices, without compiling.
 
     Args:
         cases: the configs.
-        split: whether each trains on its own data too, which then has to be there.
-        against: `torch` or `torch.compile`, where each is compared with it.
+        split: whether their real data are needed.
+        against: `torch` or `torch.compile` for a comparison with PyTorch; else None.
 
     Raises:
-        UserError: a config or its data does not do, PyTorch is missing, or a network's twin.
+        UserError: a config or its data are invalid, PyTorch is missing, or it has no such network.
     """
     for case in cases:
         config = case.config()
@@ -39,12 +39,12 @@ def check_cases(cases: Sequence[Case], split: bool, against: str | None) -> None
 
 
 def check_devices(cases: Sequence[Case], counts: Sequence[int]) -> None:
-    """Refuses numbers of devices that there are not, or that a mesh or a batch does not fit.
+    """Checks that the numbers of devices are available and fit the meshes and batches.
 
     Raises:
-        UserError: what `set_up_on` would refuse.
+        UserError: `measure_scaled` would refuse one of them.
     """
-    # CPUs have as many as the measurement that takes most will ask for.
+    # CPUs have as many fake devices as the largest measurement needs.
     jax.config.update("jax_num_cpu_devices", max(counts))
     devices = jax.devices()
     for number in counts:

@@ -1,4 +1,4 @@
-"""The benchmark's numbers as tables in Markdown."""
+"""Formats the benchmark's numbers as Markdown tables."""
 
 import statistics
 from collections.abc import Mapping, Sequence
@@ -13,7 +13,7 @@ from experiments.benchmark.cases import Start
 
 
 def spread(values: Sequence[float]) -> str:
-    """The median, with the extremes that show how noisy it is.
+    """Formats a median with its minimum and maximum.
 
     Example:
         >>> spread([1.0, 1.25, 3.0])
@@ -23,7 +23,7 @@ def spread(values: Sequence[float]) -> str:
 
 
 def throughput_table(results: Sequence[Measured]) -> str:
-    """One row a program."""
+    """A table of throughput with one row per program."""
     headings = [
         "program", "parameters", "batch", "NFE", "s a batch (min … max)", "images/s", "GFLOP/s",
         "of peak", "compile s", "host MiB",
@@ -52,7 +52,7 @@ def throughput_table(results: Sequence[Measured]) -> str:
 
 
 def against_table(pairs: Sequence[Pair], other: str) -> str:
-    """One row a program: this library and the other, and ours by theirs round by round."""
+    """A table of both libraries and their ratio, with one row per program."""
     rows = [
         [
             f"{pair.config}: {pair.program}",
@@ -67,7 +67,7 @@ def against_table(pairs: Sequence[Pair], other: str) -> str:
 
 
 def split_table(splits: Sequence[Split]) -> str:
-    """One row a config: the loop against its bare step, and its parts."""
+    """A table of the training loop and its parts, with one row per config."""
     headings = [
         "loop", "batch", "compute ms", "loop ms", "loop over compute", "host ms", "input batches/s",
         "input over compute",
@@ -88,7 +88,7 @@ def split_table(splits: Sequence[Split]) -> str:
 
 
 def startup_tables(imports: Mapping[str, float], starts: Sequence[Start]) -> str:
-    """Import times, and first against second starts."""
+    """Tables of import times, and of starts without, with an empty and with a filled cache."""
     import_rows = [[f"import {name}", digits(1e3 * seconds)] for name, seconds in imports.items()]
     start_rows = [
         [
@@ -109,7 +109,7 @@ def startup_tables(imports: Mapping[str, float], starts: Sequence[Start]) -> str
 
 
 def scaling_table(rows: Sequence[Scaled]) -> str:
-    """One row a number of devices: the same batch over more of them."""
+    """A table of training the same batch on several numbers of devices."""
     first: dict[str, Scaled] = {}
     cells = []
     for row in rows:
@@ -129,7 +129,7 @@ def scaling_table(rows: Sequence[Scaled]) -> str:
 
 
 def headline(machine: Mapping[str, Any], results: Sequence[Measured]) -> str:
-    """The machine and its peak, in lines of Markdown."""
+    """Describes the machine and its peak in lines of Markdown."""
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
     peaks: dict[str, list[float]] = {}
     for row in results:

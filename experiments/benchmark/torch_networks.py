@@ -1,7 +1,7 @@
-"""The project's two networks in PyTorch, for `experiments.benchmark --against=torch`.
+"""DiT and U-Net in PyTorch, for `experiments.benchmark --against=torch`.
 
-Parameters have the names and, but for their layout, the shapes of those in Flax, so that
-`load_flax` makes both compute the same function: what is compared is the libraries.
+Parameters have the same names and, except for their layout, the same shapes as in Flax, so that
+`load_flax` makes both networks compute the same function, and only the libraries differ.
 """
 
 import math
@@ -18,7 +18,7 @@ from diffjax.models.unet import num_groups
 
 
 def frequency_embedding(noise_label: Tensor, features: int) -> Tensor:
-    """Cosines and sines of `[B]`, `[B, features]`."""
+    """Embeds noise labels `[B]` as cosines and sines `[B, features]`."""
     half = features // 2
     frequencies = torch.exp(-math.log(10_000.0) / half * torch.arange(half))
     angles = noise_label[:, None] * frequencies
@@ -59,7 +59,7 @@ class SelfAttention(nn.Module):
 
 
 class MLP(nn.Module):
-    """`down(GELU(up(x)))`."""
+    """MLP: `down(GELU(up(x)))`."""
 
     def __init__(self, width: int, hidden: int):
         super().__init__()
@@ -87,7 +87,7 @@ class DiTBlock(nn.Module):
 
 
 class DiT(nn.Module):
-    """`diffjax.models.DiT`; images are `[B, H, W, C]`, as there."""
+    """PyTorch version of `diffjax.models.DiT`; images are `[B, H, W, C]`."""
 
     def __init__(self, image_shape: tuple[int, int, int], num_classes: int, **settings: Any):
         super().__init__()
@@ -122,7 +122,7 @@ def _layer_norm(x: Tensor) -> Tensor:
 
 
 class ResidualBlock(nn.Module):
-    """Two convolutions around a skip, `[B, C, H, W]`."""
+    """Residual block with two convolutions, `[B, C, H, W]`."""
 
     def __init__(self, inputs: int, features: int, conditioning: int, scale_shift: bool):
         super().__init__()
@@ -149,7 +149,7 @@ class ResidualBlock(nn.Module):
 
 
 class AttentionBlock(nn.Module):
-    """Self-attention over the pixels, added to them."""
+    """Residual self-attention over the pixels."""
 
     def __init__(self, channels: int, head_channels: int):
         super().__init__()
@@ -162,7 +162,7 @@ class AttentionBlock(nn.Module):
 
 
 class UNet(nn.Module):
-    """`diffjax.models.UNet` that resamples by convolutions; images are `[B, H, W, C]`."""
+    """PyTorch version of `diffjax.models.UNet` with convolutional resampling; `[B, H, W, C]`."""
 
     def __init__(self, image_shape: tuple[int, int, int], num_classes: int, **settings: Any):
         super().__init__()
@@ -229,7 +229,7 @@ class UNet(nn.Module):
 
 
 def load_flax(network: nn.Module, params: Mapping[str, Any]) -> None:
-    """Copies a Flax network's parameters into its twin; each name must be there, and no other."""
+    """Copies a Flax network's parameters to the PyTorch version; all names must agree."""
     state = {}
     for path, leaf in _flat(params):
         *names, kind = path
