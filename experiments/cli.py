@@ -352,8 +352,10 @@ def _unknown(name: str, known: list[str]) -> str:
     while group and not any(other.startswith(f"{group}.") for other in known):
         group = group.rpartition(".")[0]
     prefix = f"{group}." if group else ""
-    beside = {other[len(prefix) :].split(".")[0] for other in known if other.startswith(prefix)}
-    return f"unknown flag --{name}; known: " + ", ".join(f"--{prefix}{b}" for b in sorted(beside))
+    siblings = {other[len(prefix) :].split(".")[0] for other in known if other.startswith(prefix)}
+    return f"unknown flag --{name}; known: " + ", ".join(
+        f"--{prefix}{other}" for other in sorted(siblings)
+    )
 
 
 def _describe(flag_values: flags.FlagValues) -> str:

@@ -51,27 +51,29 @@ def stop_signals() -> Iterator[Callable[[], bool]]:
     SIGTERM and agrees on the step, so all processes must call the function equally often.
     """
     if jax.process_count() > 1:
-        with _stop_together() as asked:
-            yield asked
+        with _stop_together() as stop_requested:
+            yield stop_requested
         return
-    came: list[int] = []
+    received: list[int] = []
 
-    def ask(number: int, frame: FrameType | None) -> None:
+    def on_signal(number: int, frame: FrameType | None) -> None:
         del frame
-        came.append(number)
+        received.append(number)
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
-    def asked() -> bool:
-        return bool(came)
+    def stop_requested() -> bool:
+        return bool(received)
 
     if threading.current_thread() is not threading.main_thread():
-        yield asked
+        yield stop_requested
         return
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {
+        number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)
+    }
     try:
-        yield asked
+        yield stop_requested
     except Interrupted as stopped:
-        stopped.signal = came[0] if came else signal.SIGINT
+        stopped.signal = received[0] if received else signal.SIGINT
         raise
     finally:
         for number, handler in before.items():

@@ -48,12 +48,12 @@ def in_first(action: Callable[[], Any]) -> None:
         except UserError as error:
             refusal = error
     if jax.process_count() > 1:
-        said = np.zeros(_MESSAGE_BYTES, np.uint8)
+        message = np.zeros(_MESSAGE_BYTES, np.uint8)
         text = (str(refusal) or "refused" if refusal else "").encode()[:_MESSAGE_BYTES]
-        said[: len(text)] = np.frombuffer(text, np.uint8)
-        said = bytes(np.asarray(multihost_utils.broadcast_one_to_all(said))).rstrip(b"\0")
-        if said and refusal is None:
-            refusal = UserError(said.decode(errors="replace"))
+        message[: len(text)] = np.frombuffer(text, np.uint8)
+        message = bytes(np.asarray(multihost_utils.broadcast_one_to_all(message))).rstrip(b"\0")
+        if message and refusal is None:
+            refusal = UserError(message.decode(errors="replace"))
     if refusal is not None:
         raise refusal
 

@@ -10,16 +10,16 @@ from pathlib import Path
 from diffjax.errors import UserError
 
 
-def _said(*numbers: int) -> dict[str, int]:
+def _by_message(*numbers: int) -> dict[str, int]:
     return {os.strerror(number): number for number in numbers}
 
 
-WRITING = _said(
+WRITING = _by_message(
     errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM,
     errno.ESTALE, errno.ENOMEM,
 )  # fmt: skip
 """Errors that prevent writing a file: the system's message and its number."""
-READING = _said(
+READING = _by_message(
     errno.EACCES, errno.EPERM, errno.ESTALE, errno.ENOMEM, errno.EMFILE, errno.ENFILE,
     errno.ETIMEDOUT, errno.ENOTCONN, errno.ECONNRESET, errno.EHOSTDOWN, errno.EHOSTUNREACH,
     errno.ENETDOWN, errno.ENETUNREACH, errno.EAGAIN, errno.EBUSY, errno.EINTR, errno.ENOLCK,
@@ -49,12 +49,12 @@ def cause(error: BaseException, causes: Mapping[str, int] = WRITING) -> str | No
         >>> cause(ValueError("shapes differ")) is None
         True
     """
-    seen = error
-    while seen is not None:
+    current = error
+    while current is not None:
         for text, number in causes.items():
-            if getattr(seen, "errno", None) == number or text in str(seen):
+            if getattr(current, "errno", None) == number or text in str(current):
                 return text
-        seen = seen.__cause__ or seen.__context__
+        current = current.__cause__ or current.__context__
     return None
 
 
@@ -73,11 +73,11 @@ def translate_storage_errors(workdir: Path) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
-        said = cause(error)
-        if said is None:
+        reason = cause(error)
+        if reason is None:
             raise
         raise StorageError(
-            f"{workdir} can't be written any more: {said}; its checkpoints are intact: fix the "
+            f"{workdir} can't be written any more: {reason}; its checkpoints are intact: fix the "
             "storage, and run the same command to resume from the newest"
         ) from error
 

@@ -87,19 +87,19 @@ def watched(
     if not watchdog.seconds:
         yield lambda step: None
         return
-    heard = _Heard(time.monotonic())
+    step_times = _StepTimes(time.monotonic())
     over = threading.Event()
-    arguments = (watchdog, workdir, end, what, heard, over)
+    arguments = (watchdog, workdir, end, what, step_times, over)
     thread = threading.Thread(target=_watch, args=arguments, name="watchdog", daemon=True)
     thread.start()
     try:
-        yield heard.step
+        yield step_times.step
     finally:
         over.set()
         thread.join()
 
 
-class _Heard:
+class _StepTimes:
     """Time and number of the last step, and the durations of recent steps."""
 
     def __init__(self, now: float):
@@ -120,35 +120,35 @@ def _watch(
     workdir: Path,
     end: Callable[[int], Any],
     what: str,
-    heard: _Heard,
+    step_times: _StepTimes,
     over: threading.Event,
 ) -> None:
-    told = None
-    while not over.wait(watchdog.limit(heard.seconds) / _CHECKS):
-        last = heard.last
-        silence = time.monotonic() - last[0]
-        if silence < watchdog.limit(heard.seconds) or told == last:
+    reported = None
+    while not over.wait(watchdog.limit(step_times.seconds) / _CHECKS):
+        last = step_times.last
+        idle = time.monotonic() - last[0]
+        if idle < watchdog.limit(step_times.seconds) or reported == last:
             continue
-        told = last
+        reported = last
         after = f"after {what} {last[1]}" if last[1] >= 0 else f"before the first {what}"
-        _tell(watchdog, workdir, after, silence)
+        _report(watchdog, workdir, after, idle)
         if watchdog.exits:
             end(STATUS)
             return
 
 
-def _tell(watchdog: Watchdog, workdir: Path, after: str, silence: float) -> None:
+def _report(watchdog: Watchdog, workdir: Path, after: str, idle: float) -> None:
     then = f"ending with status {STATUS}; the same command resumes" if watchdog.exits else "waiting"
     _LOG.error(
         "no progress for %.0f s %s: the stacks of all threads are in %s and below; %s",
-        silence,
+        idle,
         after,
         workdir / STACKS,
         then,
     )
     faulthandler.dump_traceback(sys.__stderr__ or 2, all_threads=True)
     # A hanging file system may be the cause, and must not delay the end.
-    heading = f"{datetime.now(UTC).isoformat(timespec='seconds')}, {silence:.0f} s {after}\n"
+    heading = f"{datetime.now(UTC).isoformat(timespec='seconds')}, {idle:.0f} s {after}\n"
     writing = threading.Thread(target=_write, args=(workdir / STACKS, heading), daemon=True)
     writing.start()
     writing.join(_WRITE_SECONDS)

@@ -222,10 +222,10 @@ def _integer_ticks(axes: Axes, values: list[float]) -> None:
 def _lines(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
     """Groups rows by their recipe without its steps; settings that all share are not named."""
     prefixes = {"grid": "", "guidance_scale": "guidance ", "weights": "", "seed": "seed "}
-    unlike = [key for key in prefixes if len({row.get(key) for row in rows}) > 1]
+    varying = [key for key in prefixes if len({row.get(key) for row in rows}) > 1]
     lines: dict[str, list[Mapping[str, Any]]] = {}
     for row in rows:
-        parts = [f"{prefixes[key]}{row.get(key)}" for key in unlike]
+        parts = [f"{prefixes[key]}{row.get(key)}" for key in varying]
         lines.setdefault(", ".join([str(row.get("solver")), *parts]), []).append(row)
     return lines
 

@@ -162,7 +162,7 @@ def weights_csv(curves: Mapping[str, WeightCurve], step: float = 0.25) -> str:
     return out.getvalue()
 
 
-def alike(curves: Mapping[str, WeightCurve]) -> list[list[str]]:
+def group_equal(curves: Mapping[str, WeightCurve]) -> list[list[str]]:
     """Groups the names of objectives with equal effective weights, in the order of first names."""
     groups: list[list[str]] = []
     for name, curve in curves.items():
@@ -180,7 +180,7 @@ def alike(curves: Mapping[str, WeightCurve]) -> list[list[str]]:
 
 def plot(curves: Mapping[str, WeightCurve]) -> bytes:
     """Plots all curves as a PNG with common axes, one panel for each different curve."""
-    groups = alike(curves)
+    groups = group_equal(curves)
     columns = 4
     rows = math.ceil(len(groups) / columns)
     with mpl.rc_context(_STYLE):  # pyright: ignore[reportArgumentType]

@@ -49,7 +49,7 @@ PROGRAMS = sorted((ROOT / "experiments").rglob("*.py"))
         "diffjax.host.files:write_json",
         "diffjax.host.storage:make_writable",
         "diffjax.loop.loop:train",
-        "diffjax.host.watchdog:_tell",
+        "diffjax.host.watchdog:_report",
         "diffjax.runs.load:load",
         "diffjax.pretrained.downloads:read_weights",
         "diffjax.reports.plots:save_png",

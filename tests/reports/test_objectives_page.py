@@ -21,7 +21,7 @@ from diffjax.reports.objectives_page import named_objective, write_objectives_pa
 from diffjax.sampling import solvers
 from diffjax.sampling.solvers import Solver
 from diffjax.studies import effective_weights
-from diffjax.studies.effective_weights import alike, weight_curve, weights_csv
+from diffjax.studies.effective_weights import group_equal, weight_curve, weights_csv
 from diffjax.studies.legality import Legality, legality, unwalkable
 from experiments import cli
 from experiments import objectives as script
@@ -73,7 +73,7 @@ def test_edm_pays_for_each_noise_level_as_often_as_it_trains_there(curves, name,
 
 
 def test_objectives_that_weigh_alike_share_a_panel(curves):
-    groups = alike(curves)
+    groups = group_equal(curves)
     assert ["flow", "otcfm", "contrastive"] in groups
     assert ["edm"] in groups
     assert ["ddpm"] in groups

@@ -206,7 +206,7 @@ def with_params(
     """
 
     @functools.cache
-    def beside(mesh: jax.sharding.Mesh | None) -> Any:
+    def params_on(mesh: jax.sharding.Mesh | None) -> Any:
         where = None
         if mesh is not None:
             where = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
@@ -216,7 +216,7 @@ def with_params(
     def apply(images: Any) -> tuple[jax.Array, jax.Array | None]:
         sharding = getattr(images, "sharding", None)
         mesh = sharding.mesh if isinstance(sharding, jax.sharding.NamedSharding) else None
-        return evaluate(beside(mesh), images)
+        return evaluate(params_on(mesh), images)
 
     return apply
 
