@@ -46,7 +46,7 @@ from diffjax.host.files import place_of
 from diffjax.spec import TARGET, build
 from experiments import processes
 
-# M_MMAP_MAX, M_TRIM_THRESHOLD, M_ARENA_MAX of glibc's malloc.h: everything from one heap that never
+# M_MMAP_MAX, M_TRIM_THRESHOLD, M_ARENA_MAX of glibc's malloc.h: use one heap only, which never
 # shrinks.
 _MALLOC = ((-4, 0), (-1, -1), (-8, 1))
 _HELP = frozenset({"--help", "-help", "-h", "-?", "--helpshort", "--helpfull"})

@@ -56,7 +56,7 @@ class RunFiles:
 
     @property
     def state(self) -> str:
-        """`done`, `failed`, `running`, `waiting` or `not evaluated`.
+        """State of the run: `done`, `failed`, `running`, `waiting` or `not evaluated`.
 
         A cell can fail after its evaluation, because its probes come last.
         """

@@ -147,7 +147,7 @@ def kernel_distance(
 
     sum_x, sum_y, sum_cross = rows_x.sum(), rows_y.sum(), cross_x.sum()
     value = estimate(sum_x, m, sum_y, n, sum_cross)
-    # A vector takes part in its row and its column, hence the 2.
+    # Each vector occurs in a row and in a column, hence the factor 2.
     without_x = estimate(sum_x - 2.0 * rows_x, m - 1, sum_y, n, sum_cross - cross_x)
     without_y = estimate(sum_x, m, sum_y - 2.0 * rows_y, n - 1, sum_cross - cross_y)
     variance = (m - 1) * without_x.var() + (n - 1) * without_y.var()

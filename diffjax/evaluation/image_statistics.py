@@ -207,7 +207,7 @@ class _Collector:
     ) -> None:
         check_images(batch, self.extractor.image_shape, f"extractor {self.extractor.name}")
         extract = _in_parts if shared and jax.process_count() > 1 else Extractor.extract
-        if self.moments is None:  # Later batches are as large, and the last perhaps smaller.
+        if self.moments is None:  # Later batches have the same size; the last may be smaller.
             self.extractor = self.extractor.by(len(batch))
         features, logits = extract(self.extractor, batch, sharding)
         self.moments = (self.moments or Moments.none(features.shape[1])).add(features)

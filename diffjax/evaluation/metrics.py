@@ -146,7 +146,7 @@ def _in_short(
     """Accuracy, Fréchet distance and kernel distance."""
     n = collected.num_images
     kernel = kernel_distance(collected.features, reference.train_features, seed=reference.seed)
-    # The Fréchet distance falls with the number of images, so its floor uses as many.
+    # The Fréchet distance falls with the number of images, so its floor uses equally many.
     test_features = thin(reference.test_features, n, reference.seed)
     frechet_counts = counts(n, len(test_features), reference.train_statistics.n)
     floor = reference.kernel_floor

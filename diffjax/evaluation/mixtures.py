@@ -176,7 +176,7 @@ def _squared_distance(x: np.ndarray, y: np.ndarray) -> float:
 def _squared_distance_to(
     x: np.ndarray, weights: np.ndarray, means: np.ndarray, deviations: np.ndarray
 ) -> float:
-    """That of numbers `[N]` from a mixture of normal numbers, `[K]` each."""
+    """The squared 2-Wasserstein distance of numbers `[N]` from a normal mixture, `[K]` each."""
     ends = _quantiles(np.arange(1, len(x)) / len(x), weights, means, deviations)
     z = (ends[:, None] - means) / deviations
     # Up to each end, ∫ z f(z) dz of every component.

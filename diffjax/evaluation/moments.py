@@ -83,7 +83,7 @@ class Moments:
         return Moments(n, self.mean + gap * (other.n / n), scatter)
 
     def statistics(self) -> Statistics:
-        """Mean and covariance, as `diffjax.evaluation.distances.statistics` of all vectors at once.
+        """Mean and covariance of all vectors; equal to `distances.statistics` of all together.
 
         Raises:
             UserError: fewer than two vectors.

@@ -11,7 +11,7 @@ from diffjax.evaluation.distances import checked
 
 
 class InceptionScore(NamedTuple):
-    """Mean and standard deviation over the splits, each in [1, number of classes]."""
+    """The Inception score: its mean, in [1, number of classes], and deviation over the splits."""
 
     value: float
     standard_deviation: float

@@ -110,7 +110,7 @@ def measure(
     # Copied, because training donates its state.
     params = jax.tree.map(jnp.copy, state.weights(config.weights))
     programs = [training(setup, state, steps), sampling(setup, params, num_samples)]
-    host_bytes, device_bytes = peak_memory(setup.mesh)  # Before the product adds its own.
+    host_bytes, device_bytes = peak_memory(setup.mesh)  # Before the matrix products use memory.
     dtype = config.model.get("dtype", "float32")
     peak = matrix_peak(setup.mesh, dtype)
 

@@ -7,7 +7,7 @@ from typing import Any
 from markupsafe import escape
 
 WIDTH, _BAR = 720, 26
-_TOTAL = 110  # beside the longest bar: "21.72 too much"
+_TOTAL = 110  # space after the longest bar: "21.72 too much"
 _GIB = 2**30
 
 

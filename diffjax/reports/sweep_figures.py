@@ -1,8 +1,8 @@
 """The interactive plots of a comparison, as data for plotly.js.
 
-Each figure is `{"data": traces, "layout": …}`. A trace's `meta` says whose it is: `arm` (a number,
-by which the page's legend hides it) and `family` (of recipes). Colours are those of `plots.py`; the
-page gives them a light and a dark dress.
+Each figure is `{"data": traces, "layout": …}`. A trace's `meta` has the indices of its `arm` and of
+its `family` of recipes, by which the page's legend hides it. Colours are those of `plots.py`; the
+page has light and dark versions of them.
 """
 
 import html
@@ -187,7 +187,7 @@ def weights(probes: Mapping[str, Mapping[str, Any]], arms: Sequence[str]) -> Fig
     if not traces:
         return None
     frame = layout(_LOG_SNR, "effective weight", every)
-    # Where the losses beside it are; beyond, some weights rise or fall without end.
+    # The range of the losses next to it; outside, some weights rise or fall without limit.
     inside = [
         weight
         for trace in traces

@@ -61,7 +61,7 @@ def local(job: Job, pulse: Pulse) -> None:
                 stdout=file,
                 stderr=subprocess.STDOUT,
                 env={**os.environ, **gpu_share(gpus, index, job.copies)},
-                start_new_session=True,  # Ctrl-C is passed on from here, once
+                start_new_session=True,  # this process passes Ctrl-C on, once
             )
         processes.append(process)
 
@@ -96,7 +96,7 @@ class SlurmTask:
         return helpers.DelayedSubmission(SlurmTask(self.command))
 
     def _ended(self) -> int:
-        # Popen.wait() has a lock that would block a signal handler which waits as well.
+        # Popen.wait() has a lock that would block a signal handler that also waits.
         while (code := self.process.poll()) is None:
             time.sleep(_PULSE_SECONDS)
         return code

@@ -74,7 +74,7 @@ class Instruction(NamedTuple):
 
 
 class Computation(NamedTuple):
-    """Instructions by name, in the order in which they run; the last one is the result."""
+    """Instructions by name, in the order of execution; the last one is the result."""
 
     name: str
     instructions: Mapping[str, Instruction]
@@ -107,7 +107,7 @@ class Module:
         `unknown_loops` lists the loops whose trip counts are not in the text.
         """
         counts = dict.fromkeys(self.computations, 0)
-        # Callees stand above their callers in the text.
+        # In the text, callees come before their callers.
         counts[self.entry] = 1
         for name in reversed(list(self.computations)):
             if counts[name]:
@@ -254,7 +254,7 @@ class _Counter:
         return compare, tuple(root.operands[int(instruction.inside)] for instruction in inner)
 
     def _step(self, index: int) -> int | None:
-        """What one turn adds to an element of the loop's tuple."""
+        """The constant that one iteration adds to an element of the loop's tuple."""
         root = list(self._body.instructions.values())[-1]
         if root.opcode != "tuple":
             return None

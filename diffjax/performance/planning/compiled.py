@@ -199,7 +199,7 @@ def needs_on(
     began, cpu_began = time.perf_counter(), time.process_time()
     try:
         executable = _compile(setup, program)
-    # JAX has no public name for the error of XLA.
+    # JAX has no public name for XLA's error.
     except Exception as error:
         used = used_bytes(str(error))
         if used is None:

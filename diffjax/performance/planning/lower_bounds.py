@@ -10,7 +10,11 @@ from diffjax.loop.loop import train_step_of
 from diffjax.runs.setup import Setup, set_up
 from diffjax.training.flops import matrix_flops
 
-_OTHER_DATA = ("data", "fsdp", "sequence")  # axes along which devices see other images or tokens
+_OTHER_DATA = (
+    "data",
+    "fsdp",
+    "sequence",
+)  # axes along which devices have different images or tokens
 
 
 def model_flops(setup: Setup, program: str) -> float:
