@@ -116,9 +116,9 @@ def run(
         return 128 + getattr(interrupt, "signal", signal.SIGINT)
     except Exception as error:
         if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
-            _tell(f"error: {error.filename}: {error.strerror}")
+            _print_last_line(f"error: {error.filename}: {error.strerror}")
             return 2
-        if isinstance(error, BrokenPipeError) and _unread(sys.stdout):
+        if isinstance(error, BrokenPipeError) and _is_closed(sys.stdout):
             return 128 + signal.SIGPIPE
         if not jax.distributed.is_initialized():
             raise

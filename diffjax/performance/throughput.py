@@ -98,9 +98,7 @@ def measure(
 
     Args:
         name: of the config, for the results.
-        config: a resolved config.
-        image_shape: `(H, W, C)`.
-        num_classes: of the data set.
+        setup: the config, wired and placed.
         steps: training steps in each round; about 20.
         num_samples: images in the sampled batch.
         rounds: number of rounds; about 7.

@@ -12,7 +12,7 @@ import diffjax
 from diffjax.data import digits
 from diffjax.evaluation.evaluate import NamedRecipe
 from diffjax.evaluation.extractors.features import Extractor, pixel_features
-from diffjax.evaluation.image_statistics import Batches, see
+from diffjax.evaluation.image_statistics import Batches, collect
 from diffjax.process import paths, targets
 from diffjax.process.paths import Pair
 from diffjax.runs import measure
