@@ -140,7 +140,7 @@ def probes(arm, seed):
             "log_snr": levels.tolist(),
             "weight": (0.2 / np.cosh(levels / 4 - ARMS[arm])).tolist(),
         },
-        "gradient_noise": noise if arm != "ddpm" else {"left_out": "its loss joins the examples"},
+        "gradient_noise": noise if arm != "ddpm" else {"left_out": "its loss couples the examples"},
     }
 
 

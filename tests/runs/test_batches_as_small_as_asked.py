@@ -95,11 +95,12 @@ def test_the_flag_says_how_many_at_a_time_and_the_likelihood_is_of_as_many_image
     run = with_settings(loaded, likelihood=("vlb",))
     wired = run.setup.wired
     one = replace(wired.recipe, solver=solvers.euler(), num_steps=1, guidance_scale=1.0)
-    run = replace(run, setup=run.setup._replace(wired=wired._replace(recipe=one)))
+    run = replace(run, setup=replace(run.setup, wired=wired._replace(recipe=one)))
     monkeypatch.setattr(measure, "measure_likelihood", likelihood)
-    how = replace(wanted[0], solvers=(), num_steps=(), batch_size=8)
+    few = {"solvers": (), "num_steps": (), "batch_size": 8}
+    how = replace(wanted[0], **few, extractors=[pixel_features(size=2)])
     with pytest.raises(Enough):
-        measure.measure(run, digits(), how, extractors=[pixel_features(size=2)])
+        measure.measure(run, digits(), how)
     assert (found["num_images"], found["batch_size"]) == (16, 8)
     assert Wanted().batch_size is None
 

@@ -73,7 +73,8 @@ def test_reflow_draws_as_many_of_each_digit_as_there_are(tmp_path, monkeypatch):
 
 
 def test_grids_are_found_on_the_same_labels(monkeypatch):
-    def prepare(run, recipe, teacher, labels, **_):
+    def prepare(model, recipe, teacher, request, **_):
+        labels = request.condition
         raise UserError(f"{len(labels)}: {np.bincount(labels).tolist()}")
 
     monkeypatch.setattr(find_grid, "prepare", prepare)

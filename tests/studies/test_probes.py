@@ -92,9 +92,9 @@ def test_the_gradient_noise_is_that_of_single_examples(found, flow):
     ("objective", "sections", "reason"),
     [
         ("otcfm", ("loss_by_log_snr", "gradient_noise"), "paired with their noise"),
-        ("contrastive", ("gradient_noise",), "joins the examples"),
+        ("contrastive", ("gradient_noise",), "couples the examples"),
         pytest.param(
-            "dispersive", ("gradient_noise",), "joins the examples", marks=pytest.mark.thorough
+            "dispersive", ("gradient_noise",), "couples the examples", marks=pytest.mark.thorough
         ),
     ],
 )

@@ -96,7 +96,6 @@ def without_work() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         for module in ("runs.model", "runs.likelihoods", "studies.validation"):
             patch.setattr(f"diffjax.{module}.jit", lambda *args, **how: work_begins)
-        patch.setattr(edit, "jit", lambda *args, **how: work_begins)
         patch.setattr(load, "set_up", cached)
         for place in (
             "jax.export.export",
