@@ -49,6 +49,8 @@ def experiment(
     names = lookup.set_axes(config, arguments, models, objective=objective, model=model)
     solver = lookup.solver_for(names["wrappers"])
     config.label_dropout = 0.1  # fraction of labels replaced by null, for classifier-free guidance
+    config.init_from = ""  # weights to begin with: a run, FOLDER:ema-0.999 or a file; "" is fresh
+    config.trainable = ""  # patterns of parameters' paths, as "*attention*"; "" is all
     config.optimizer = spec(optimizer.adamw)
     config.nonfinite = spec(NonFinite)
     config.ema_decays = (0.999,)

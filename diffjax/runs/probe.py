@@ -11,7 +11,7 @@ from diffjax.host.files import write_json
 from diffjax.objectives.base import Progress
 from diffjax.runs.load import Run, load
 from diffjax.studies import probes
-from diffjax.training.state import teacher
+from diffjax.training.state import LIVE, teacher
 
 
 def probe_run(
@@ -57,7 +57,7 @@ def _probed(run: Run) -> probes.Probed:
         objective=wired.objective,
         apply=wired.apply,
         predict=run.model().predict() if not wired.objective.needs_source else None,  # pyright: ignore[reportArgumentType]
-        params=state.params,
+        params=state.weights(LIVE),
         ema_params=teacher(state, run.config.ema_decays),
         progress=Progress(state.step, state.memory),
         num_classes=wired.num_classes,
