@@ -13,6 +13,8 @@ from ml_collections import ConfigDict
 from diffjax.models import DiT, UNet
 from diffjax.objectives import couplings, interpolant, learned_variance, mean_flow, wrappers
 from diffjax.objectives.denoising import Denoising
+from diffjax.optimizers import adam, lion, muon, schedule_free
+from diffjax.optimizers import schedules as rates
 from diffjax.process import (
     beta_tables,
     bridges,
@@ -248,6 +250,24 @@ AGAINST: Table = MappingProxyType(
 GRIDS_OF_PATHS: Mapping[str, str] = MappingProxyType({"edm": "karras"})
 # Default solvers, for networks that take more than one time.
 SOLVERS_OF_WRAPPERS: Mapping[str, str] = MappingProxyType({"mean_flow": "flow_map"})
+OPTIMIZERS: Table = MappingProxyType(
+    {
+        "adamw": spec(adam.adamw),
+        "adam": spec(adam.adam),
+        "muon": spec(muon.muon),
+        "lion": spec(lion.lion),
+        "schedule_free": spec(schedule_free.schedule_free_adamw),
+    }
+)
+SCHEDULES: Table = MappingProxyType(
+    {
+        "constant": spec(rates.Constant),
+        "cosine": spec(rates.Cosine),
+        "inverse_sqrt": spec(rates.InverseSqrt),
+    }
+)
+# Schedules that come with an optimizer; with others a config keeps its own.
+SCHEDULES_OF_OPTIMIZERS: Mapping[str, str] = MappingProxyType({"schedule_free": "constant"})
 # Small networks for images of 8×8 and of 28×28 pixels.
 MODELS_8X8: Table = MappingProxyType(
     {
@@ -430,6 +450,9 @@ AXES: Mapping[str, Table] = MappingProxyType(
         "noise_label": NOISE_LABELS,
         "input_scale": INPUT_SCALES,
     }
+)
+TRAINING_AXES: Mapping[str, Table] = MappingProxyType(
+    {"optimizer": OPTIMIZERS, "schedule": SCHEDULES}
 )
 
 

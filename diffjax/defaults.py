@@ -7,7 +7,6 @@ from diffjax.choices import Table, copy
 from diffjax.data import Augment
 from diffjax.sampling.sample import Recipe
 from diffjax.spec import spec
-from diffjax.training import optimizer
 from diffjax.training.nonfinite import NonFinite
 
 
@@ -20,6 +19,7 @@ def experiment(
     models: Table,
     model: str,
     objective: str = "flow",
+    optimizer: ConfigDict | None = None,
 ) -> ConfigDict:
     """A config with every setting that training, sampling and evaluation read.
 
@@ -31,6 +31,8 @@ def experiment(
         models: the networks of this config, by name.
         model: the name of the default network.
         objective: the name of the default objective.
+        optimizer: the spec of the default optimizer, with a learning rate for this config; AdamW if
+            it is None. Another one that `arguments` choose has the numbers of its paper.
 
     Returns:
         The config, which is not locked.
@@ -46,14 +48,15 @@ def experiment(
     config.accumulation_steps = 1  # parts of a batch, one after the other, for less memory
     config.data = data
     config.augment = spec(Augment)
+    config.optimizer = optimizer or copy(choices.OPTIMIZERS["adamw"])
     names = lookup.set_axes(config, arguments, models, objective=objective, model=model)
     solver = lookup.solver_for(names["wrappers"])
     config.label_dropout = 0.1  # fraction of labels replaced by null, for classifier-free guidance
     config.init_from = ""  # weights to begin with: a run, FOLDER:ema-0.999 or a file; "" is fresh
     config.trainable = ""  # patterns of parameters' paths, as "*attention*"; "" is all
-    config.optimizer = spec(optimizer.adamw)
     config.nonfinite = spec(NonFinite)
     config.ema_decays = (0.999,)
+    config.ema_lengths = ()  # of power-function averages, as (0.05, 0.1): experiments.average
     config.weights = "ema-0.999"  # used for sampling and evaluation
     config.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1, "sequence": 1})
     config.sampling = spec(
@@ -66,6 +69,7 @@ def experiment(
         against=lookup.against_called("null"),
     )
     config.log_every_steps = 100
+    config.snapshot_every_steps = 1_000  # of the averages in ema_lengths
     config.sample_every_steps = 1_000
     config.sample_images = 64  # the largest number of samples in a picture
     config.checkpoint_every_steps = 1_000

@@ -11,10 +11,11 @@ from jax import Array
 from ml_collections import ConfigDict
 
 from diffjax.objectives.base import Objective
+from diffjax.optimizers.base import Optimizer
 from diffjax.runs.workdirs import differing_keys
 from diffjax.spec import build, to_json
+from diffjax.training.averages import Averages
 from diffjax.training.nonfinite import NonFinite
-from diffjax.training.optimizer import Optimizer
 from diffjax.training.state import init_state
 from diffjax.training.step import make_train_step
 from diffjax.wiring import build_objective
@@ -221,10 +222,10 @@ def _check_traceable(config: ConfigDict, numbers: Numbers) -> None:
         objective, optimizer, dropout = numbers.parts(values).built(config.num_steps)
         params = {"w": jnp.ones(()), "outputs": jnp.zeros(objective.outputs)}
         params |= objective.init_params(key)
-        decays = config.ema_decays
-        state = init_state(params, optimizer, decays, objective.init_memory(), nonfinite.init())
+        averages = Averages.of(config)
+        state = init_state(params, optimizer, averages, objective.init_memory(), nonfinite.init())
         step = make_train_step(
-            apply, objective, optimizer, ema_decays=decays, label_dropout=dropout, null_label=0,
+            apply, objective, optimizer, averages=averages, label_dropout=dropout, null_label=0,
             nonfinite=nonfinite,
         )  # fmt: skip
         return step(state, key, batch)

@@ -28,6 +28,7 @@ from diffjax.loop.pending_metrics import NonFiniteLoss
 from diffjax.loop.profile import Profile, profiled
 from diffjax.loop.recorder import Recorder
 from diffjax.loop.rollback import Rollbacks, roll_back, seed_of
+from diffjax.optimizers.base import Optimizer
 from diffjax.runs import workdirs
 from diffjax.runs.checkpoints import Checkpoints
 from diffjax.runs.extension import (
@@ -43,8 +44,8 @@ from diffjax.runs.measure import check_evaluation, measure
 from diffjax.runs.setup import Setup, check_pairs, countable, set_up
 from diffjax.settings import check_complete, check_settings
 from diffjax.spec import build, check_arguments
+from diffjax.training.averages import Averages
 from diffjax.training.flops import flops_if_countable
-from diffjax.training.optimizer import Optimizer
 from diffjax.training.sharding import batch_sharding, part_of_batch, replicated
 from diffjax.training.state import LIVE, TrainState
 from diffjax.training.step import TrainStep, make_train_step
@@ -388,7 +389,7 @@ def train_step_of(setup: Setup, optimizer: Optimizer | None = None) -> TrainStep
         setup.wired.apply,
         setup.wired.objective,
         optimizer or setup.optimizer,
-        ema_decays=setup.config.ema_decays,
+        averages=Averages.of(setup.config),
         label_dropout=setup.config.label_dropout,
         null_label=setup.wired.num_classes,
         nonfinite=setup.nonfinite,

@@ -90,7 +90,7 @@ class Objective:
         Args:
             apply: the network.
             params: live, those that the loss is differentiated by.
-            ema_params: averaged by the first of `config.ema_decays`; live where none is kept.
+            ema_params: the first average that the run keeps; live where it keeps none.
             key: of this step.
             batch: `image` `[B, …]`, `label` `[B]`, and `source` where it is needed.
             progress: how far training is.

@@ -46,7 +46,7 @@ class Checkpoints:
 
     Args:
         folder: made if need be.
-        keep: how many of the newest stay; None is all.
+        keep: how many of the newest stay; None keeps all.
         keep_every_steps: those at multiples of this stay as well.
         read_only: change nothing: another process may be writing here.
     """

@@ -16,11 +16,11 @@ from diffjax.errors import UserError
 from diffjax.host.files import write_whole
 from diffjax.host.processes import in_first
 from diffjax.host.run_files import read_json
+from diffjax.optimizers.base import Optimizer
 from diffjax.runs import workdirs
 from diffjax.runs.changes import Changes, refusal
 from diffjax.runs.setup import Setup
 from diffjax.spec import build, to_json
-from diffjax.training.optimizer import Optimizer
 from diffjax.training.sharding import spread
 from diffjax.training.state import TrainState
 

@@ -38,8 +38,9 @@ from diffjax.runs.recipes import Guided, named_recipe
 from diffjax.runs.setup import Setup
 from diffjax.settings import NumSamples
 from diffjax.spec import build, check_arguments, choose
+from diffjax.training.averages import Averages
 from diffjax.training.sharding import local_rows
-from diffjax.training.state import LIVE, ema_name
+from diffjax.training.state import LIVE
 from diffjax.wiring import Wired, check_recipe
 
 _NEIGHBOUR_ROWS = 10
@@ -391,7 +392,7 @@ def check_evaluation(setup: Setup, dataset: DataSet) -> None:
     config, settings = setup.config, setup.config.evaluation
     for name in settings.get("grids", ()):  # None has been found for this run yet.
         choose(choices.GRIDS, name, "grid")
-    kept = [LIVE, *map(ema_name, config.ema_decays)]
+    kept = [LIVE, *Averages.of(config).names]
     for name in settings.get("weights", ()):
         if name not in kept:
             raise UserError(f"config.evaluation.weights: no {name!r}; {nearest(name, kept)}")

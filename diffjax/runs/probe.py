@@ -11,6 +11,7 @@ from diffjax.host.files import write_json
 from diffjax.objectives.base import Progress
 from diffjax.runs.load import Run, load
 from diffjax.studies import probes
+from diffjax.training.averages import Averages
 from diffjax.training.state import LIVE, teacher
 
 
@@ -58,7 +59,7 @@ def _probed(run: Run) -> probes.Probed:
         apply=wired.apply,
         predict=run.model().predict() if not wired.objective.needs_source else None,  # pyright: ignore[reportArgumentType]
         params=state.weights(LIVE),
-        ema_params=teacher(state, run.config.ema_decays),
+        ema_params=teacher(state, Averages.of(run.config)),
         progress=Progress(state.step, state.memory),
         num_classes=wired.num_classes,
         label_dropout=wired.label_dropout,

@@ -13,14 +13,15 @@ from diffjax.data import DataSet
 from diffjax.data.augment import Augment, Augmentation
 from diffjax.errors import UserError, nearest
 from diffjax.models.attention import REVERSE_ONLY, resolve
+from diffjax.optimizers.base import Optimizer
 from diffjax.runs.model import Programs
 from diffjax.settings import check_complete, check_names, check_settings
 from diffjax.spec import build
 from diffjax.training import sharding
 from diffjax.training.accumulation import check_parts
+from diffjax.training.averages import Averages
 from diffjax.training.nonfinite import NonFinite
-from diffjax.training.optimizer import Optimizer
-from diffjax.training.state import LIVE, TrainState, ema_name, init_state
+from diffjax.training.state import LIVE, TrainState, init_state
 from diffjax.training.subset import split
 from diffjax.wiring import Wired, build_objective, wire
 
@@ -112,7 +113,7 @@ def set_up(
     def begin(params: Any) -> TrainState:
         memory = wired.objective.init_memory()
         trained, frozen = split(params, config.get("trainable", ""))
-        state = init_state(trained, optimizer, config.ema_decays, memory, nonfinite.init())
+        state = init_state(trained, optimizer, Averages.of(config), memory, nonfinite.init())
         return state._replace(frozen=frozen)
 
     shapes = jax.eval_shape(begin, wired.params_shape)
@@ -242,7 +243,7 @@ def check_pairs(setup: Setup, dataset: DataSet) -> None:
 
 def check_weights(config: ConfigDict) -> None:
     """Refuses to evaluate an average that the config does not keep."""
-    kept = [LIVE, *map(ema_name, config.ema_decays)]
+    kept = [LIVE, *Averages.of(config).names]
     if config.weights not in kept:
         suggestion = nearest(config.weights, kept)
         raise UserError(f"config.weights={config.weights!r} is none of the run's; {suggestion}")

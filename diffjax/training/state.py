@@ -1,6 +1,5 @@
 """What a run is, at any step: arrays, nothing else."""
 
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -8,7 +7,8 @@ import jax.numpy as jnp
 from jax import Array
 
 from diffjax.errors import UserError, nearest
-from diffjax.training.optimizer import Optimizer
+from diffjax.optimizers.base import Optimizer
+from diffjax.training.averages import Averages
 from diffjax.training.subset import merged
 
 LIVE = "live"
@@ -21,7 +21,7 @@ class TrainState(NamedTuple):
         step: `[]` int32, updates made so far.
         params: the live parameters.
         opt_state: the optimizer's.
-        ema: averages of the parameters, by the name of their decay.
+        ema: averages of the parameters, by name (`diffjax.training.averages`).
         memory: what the objective remembers; nothing for most.
         skipped: `[2]` int32, steps left out in a row and in all; nothing if none may be.
         frozen: the parameters that are not trained (`diffjax.training.subset`), most often none;
@@ -47,14 +47,19 @@ class TrainState(NamedTuple):
             raise UserError(f"this run has no weights {name!r}; {nearest(name, kept)}")
         return merged(kept[name], self.frozen)
 
-    def only(self, name: str) -> "TrainState":
+    def only(self, name: str | None) -> "TrainState":
         """The step, the weights of that name and what is frozen; `...` for every other array.
+
+        Args:
+            name: `live` or that of an average; None for the step and what is frozen.
 
         Raises:
             UserError: the run keeps no average of that name.
         """
-        self.weights(name)
         rest = jax.tree.map(lambda _: ..., self)
+        if name is None:
+            return rest._replace(step=self.step, frozen=self.frozen)
+        self.weights(name)
         live = {"params": self.params} if name == LIVE else {}
         averaged = {} if name == LIVE else {"ema": {**rest.ema, name: self.ema[name]}}
         return rest._replace(step=self.step, frozen=self.frozen, **live, **averaged)
@@ -63,55 +68,26 @@ class TrainState(NamedTuple):
 def init_state(
     params: Any,
     optimizer: Optimizer,
-    decays: Sequence[float],
+    averages: Averages,
     memory: Any = (),
     skipped: Any = (),
 ) -> TrainState:
     """The state before the first step; averages start at the parameters."""
-    # Copies: the step donates its state, and two names of one buffer can't both be donated.
-    ema = {ema_name(decay): jax.tree.map(jnp.copy, params) for decay in decays}
-    return TrainState(
-        jnp.zeros((), jnp.int32), params, optimizer.transform.init(params), ema, memory, skipped
-    )
+    step, opt_state = jnp.zeros((), jnp.int32), optimizer.transform.init(params)
+    return TrainState(step, params, opt_state, averages.init(params), memory, skipped)
 
 
-def ema_name(decay: float) -> str:
-    """The name of an average.
-
-    Example:
-        >>> ema_name(0.999)
-        'ema-0.999'
-    """
-    return f"ema-{decay:g}"
-
-
-def update_ema(ema: dict[str, Any], params: Any, decays: Sequence[float], step: Array) -> dict:
-    """`ema = d·ema + (1 - d)·params` with `d = min(decay, (1 + step)/(10 + step))`.
-
-    The second term keeps the first steps, when parameters move fast, out of the average.
-    """
-    step = step.astype(jnp.float32)
-
-    def one(decay: float) -> Any:
-        d = jnp.minimum(decay, (1.0 + step) / (10.0 + step))
-        return jax.tree.map(
-            lambda old, new: old + (1.0 - d) * (new - old), ema[ema_name(decay)], params
-        )
-
-    return {ema_name(decay): one(decay) for decay in decays}
-
-
-def teacher(state: TrainState, decays: Sequence[float]) -> Any:
+def teacher(state: TrainState, averages: Averages) -> Any:
     """The parameters that an objective may learn from: the first average, or live where none is.
 
     Args:
         state: of training.
-        decays: of its averages, in the user's order. The state's own is no order: what comes out of
+        averages: that it keeps, in the user's order. The state's own is no order: what comes out of
             a compiled step or a checkpoint is sorted by name.
 
     Example:
         >>> state = TrainState(jnp.array(0), 1.0, (), {"ema-0.99": 2.0, "ema-0.999": 3.0})
-        >>> teacher(state, (0.999, 0.99)), teacher(state, ())
+        >>> teacher(state, Averages((0.999, 0.99))), teacher(state, Averages())
         (3.0, 1.0)
     """
-    return state.weights(ema_name(decays[0]) if decays else LIVE)
+    return state.weights(averages.names[0] if averages.names else LIVE)

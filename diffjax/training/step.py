@@ -1,6 +1,6 @@
 """The one training step, for every objective, network and mesh."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -10,11 +10,12 @@ from jax import Array
 
 from diffjax.compiling import implicit_promotion
 from diffjax.objectives.base import Objective, Progress
+from diffjax.optimizers.base import Optimizer
 from diffjax.process.precond import Apply
 from diffjax.training.accumulation import loss_and_gradient
+from diffjax.training.averages import Averages
 from diffjax.training.nonfinite import NonFinite
-from diffjax.training.optimizer import Optimizer
-from diffjax.training.state import TrainState, teacher, update_ema
+from diffjax.training.state import TrainState, teacher
 from diffjax.training.subset import merged
 
 LOG_SNR_EDGES = (-8.0, -6.0, -4.0, -2.0, 0.0, 2.0, 4.0, 6.0, 8.0)
@@ -28,7 +29,7 @@ def make_train_step(
     objective: Objective,
     optimizer: Optimizer,
     *,
-    ema_decays: Sequence[float],
+    averages: Averages,
     label_dropout: float,
     null_label: int,
     nonfinite: NonFinite = NonFinite(),
@@ -40,7 +41,7 @@ def make_train_step(
         apply: the network.
         objective: the loss per example.
         optimizer: what turns gradients into updates.
-        ema_decays: of the averages that are kept; objectives see that of the first decay.
+        averages: that are kept; objectives see the first.
         label_dropout: share of labels replaced by the null label, for classifier-free guidance.
         null_label: the label that means "none".
         nonfinite: what becomes of a step whose loss, gradient or update is not finite.
@@ -60,20 +61,21 @@ def make_train_step(
         dropped = jax.random.bernoulli(label_key, label_dropout, batch["label"].shape)
         batch = {**batch, "label": jnp.where(dropped, null_label, batch["label"])}
         progress = Progress(state.step, state.memory)
-        ema_params = teacher(state, ema_decays)
+        ema_params = teacher(state, averages)
+        point = optimizer.gradient_point(state.opt_state, state.params)
 
         def losses_of(apply: Apply, params: Any) -> tuple[Array, dict[str, Array]]:
             whole = merged(params, state.frozen)
             return objective(apply, whole, ema_params, loss_key, batch, progress)
 
         (loss, (losses, seen)), gradient = loss_and_gradient(
-            losses_of, apply, state.params, accumulation_steps
+            losses_of, apply, point, accumulation_steps
         )
         memory = objective.update_memory(state.memory, seen)
         with implicit_promotion():
             updates, opt_state = optimizer.transform.update(gradient, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        ema = update_ema(state.ema, params, ema_decays, state.step)
+        ema = averages.update(state.ema, params, state.step)
         bin_loss, bin_count = by_log_snr(losses, seen["log_snr"])
         metrics = {
             "loss": loss,

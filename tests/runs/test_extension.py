@@ -9,6 +9,7 @@ import pytest
 
 from diffjax.errors import UserError
 from diffjax.loop import loop
+from diffjax.optimizers.schedules import Cosine
 from diffjax.reports.run_page import write_report
 from diffjax.runs.extension import planned, restarts_at
 from diffjax.runs.setup import set_up
@@ -23,7 +24,7 @@ from tests.support.tiny_run import (
     without_pictures,
 )
 
-COSINE = {"optimizer.final_fraction": 0.0, "optimizer.warmup_steps": 2}
+COSINE = {"optimizer.schedule": spec(Cosine), "optimizer.warmup_steps": 2}
 
 
 @pytest.fixture(autouse=True)
@@ -213,7 +214,7 @@ def test_an_optimizer_with_other_arrays_is_refused(trained_run):
 def descent(num_steps: int):
     import optax
 
-    from diffjax.training.optimizer import Optimizer
+    from diffjax.optimizers.base import Optimizer
 
     return Optimizer(optax.sgd(1e-3), lambda step: 1e-3)
 

@@ -17,12 +17,12 @@ from diffjax.data import digits
 from diffjax.errors import UserError
 from diffjax.loop import loop
 from diffjax.objectives.denoising import Denoising
+from diffjax.optimizers.base import Optimizer
 from diffjax.runs.setup import set_up
 from diffjax.spec import spec
 from diffjax.training import sharding
 from diffjax.training.accumulation import check_parts, compares_outputs, loss_and_gradient
 from diffjax.training.nonfinite import NonFinite
-from diffjax.training.optimizer import Optimizer
 from diffjax.wiring import build_objective
 from tests.support.tiny_network import Plain
 from tests.support.tiny_run import assert_same, tiny_config

@@ -8,8 +8,9 @@ import numpy as np
 import optax
 import pytest
 
+from diffjax.optimizers.base import Optimizer
+from diffjax.training.averages import Averages
 from diffjax.training.nonfinite import NonFinite
-from diffjax.training.optimizer import Optimizer
 from diffjax.training.state import init_state
 from diffjax.training.step import by_log_snr, make_train_step
 
@@ -45,10 +46,15 @@ def test_three_steps_are_those_of_the_definition(decays):
     objective: Any = Linear()
     network: Any = None  # this loss asks none
     step = make_train_step(
-        network, objective, descent(), ema_decays=decays, label_dropout=DROPPED, null_label=NULL
+        network,
+        objective,
+        descent(),
+        averages=Averages(decays),
+        label_dropout=DROPPED,
+        null_label=NULL,
     )
     batch = {"image": jnp.asarray(IMAGES), "label": jnp.asarray(LABELS)}
-    state = init_state({"w": jnp.array(2.0)}, descent(), decays, jnp.array(0.5))
+    state = init_state({"w": jnp.array(2.0)}, descent(), Averages(decays), jnp.array(0.5))
     key, jitted = jax.random.key(3), jax.jit(step)
     w, velocity, memory, averages = 2.0, 0.0, 0.5, dict.fromkeys(decays, 2.0)
     for k in range(3):
@@ -101,10 +107,12 @@ def test_parts_and_steps_left_out_are_passed_on():
     network: Any = apply
     nonfinite = NonFinite(2)
     step = make_train_step(
-        network, objective, descent(), ema_decays=(), label_dropout=0.0, null_label=NULL,
+        network, objective, descent(), averages=Averages(()), label_dropout=0.0, null_label=NULL,
         nonfinite=nonfinite, accumulation_steps=2,
     )  # fmt: skip
-    state = init_state({"w": jnp.array(2.0)}, descent(), (), jnp.array(0.5), nonfinite.init())
+    state = init_state(
+        {"w": jnp.array(2.0)}, descent(), Averages(()), jnp.array(0.5), nonfinite.init()
+    )
     batch = {"image": jnp.asarray(IMAGES), "label": jnp.asarray(LABELS)}
     jitted = jax.jit(step)
     good, metrics = jitted(state, jax.random.key(0), batch)

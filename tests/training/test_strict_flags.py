@@ -24,6 +24,7 @@ from diffjax.process.targets import Noise
 from diffjax.runs.setup import set_up
 from diffjax.spec import spec
 from diffjax.studies.validation import _one_bin
+from diffjax.training.averages import Averages
 from diffjax.training.nonfinite import NonFinite
 from diffjax.training.step import make_train_step
 from tests.support.tiny_network import Plain
@@ -50,7 +51,7 @@ def trace(arguments="", **changes):
         setup.wired.apply,
         setup.wired.objective,
         setup.optimizer,
-        ema_decays=config.ema_decays,
+        averages=Averages.of(config),
         label_dropout=0.1,
         null_label=10,
         nonfinite=NonFinite(skip_in_a_row=2),
@@ -70,7 +71,7 @@ def test_both_networks_train(model):
     trace(f"model={model}")
 
 
-QUICK = "objective=edm2", "wrappers=dispersive", "uniforms=stratified"
+QUICK = "objective=edm2", "wrappers=dispersive", "uniforms=stratified", "optimizer=muon"
 ARGUMENTS = [
     *(f"objective={name}" for name in choices.OBJECTIVES),
     *(f"wrappers={name}" for name in (*choices.WRAPPERS, "mean_flow+uncertainty")),
@@ -80,6 +81,7 @@ ARGUMENTS = [
         for axis, table in choices.AXES.items()
         for name in table
     ),
+    *(f"{axis}={name}" for axis, table in choices.TRAINING_AXES.items() for name in table),
 ]
 
 
@@ -89,6 +91,11 @@ ARGUMENTS = [
 )
 def test_objectives_and_their_parts_train(arguments):
     trace(arguments)
+
+
+@pytest.mark.thorough
+def test_power_function_averages_are_kept():
+    trace("model=tiny", ema_lengths=(0.05, 0.1))
 
 
 @pytest.mark.thorough

@@ -16,6 +16,7 @@ from diffjax.ensemble.ensemble import train_together
 from diffjax.errors import UserError
 from diffjax.loop import loop
 from diffjax.objectives.base import Progress
+from diffjax.runs.averages import reconstruct
 from diffjax.runs.checkpoints import Checkpoints
 from diffjax.runs.initial import by_path
 from diffjax.runs.setup import set_up
@@ -234,6 +235,20 @@ def test_another_run_begins_with_all_of_it(tuned, tmp_path, monkeypatch):
     store.close()
     assert not jax.tree.leaves(state.frozen)
     assert_same(state.params, loaded(tuned).weights("ema-0.9"), rtol=0, atol=0)
+
+
+@pytest.mark.thorough
+def test_an_average_made_after_training_has_the_frozen_parameters_too(tmp_path, monkeypatch):
+    without_pictures(monkeypatch)
+    config = trained_config(trainable=HEAD, ema_lengths=(0.05, 0.1), snapshot_every_steps=2)
+    loop.train(config, tmp_path / "run")
+    reconstruct(tmp_path / "run", 0.07, allowed_packages=("diffjax", "tests"))
+    run = loaded(tmp_path / "run")
+    average, live = by_path(run.weights("power-0.07")), by_path(run.weights(LIVE))
+    assert average.keys() == live.keys()
+    for path in by_path(run.state.frozen):
+        np.testing.assert_array_equal(average[path], live[path], err_msg=path)
+    assert np.any(average["final_conv/kernel"] != live["final_conv/kernel"])
 
 
 # Orbax closes the loop that its threads of other arrays still report to.

@@ -8,7 +8,8 @@ import numpy as np
 import optax
 import pytest
 
-from diffjax.training.optimizer import Optimizer
+from diffjax.optimizers.base import Optimizer
+from diffjax.training.averages import Averages
 from diffjax.training.state import init_state, teacher
 from diffjax.training.step import make_train_step
 
@@ -43,13 +44,13 @@ def test_the_teacher_is_the_first_of_the_users_decays(decays, expected):
     objective: Any = Teacher()
     step = jax.jit(
         make_train_step(
-            None, objective, still(), ema_decays=decays, label_dropout=0.0, null_label=0  # pyright: ignore[reportArgumentType]
+            None, objective, still(), averages=Averages(decays), label_dropout=0.0, null_label=0  # pyright: ignore[reportArgumentType]
         )
     )  # fmt: skip
-    state = init_state({"w": jnp.array(LIVE)}, still(), decays)
+    state = init_state({"w": jnp.array(LIVE)}, still(), Averages(decays))
     for _ in range(2):
         state = state._replace(ema={name: {"w": jnp.array(values[name])} for name in state.ema})
-        assert float(teacher(state, decays)["w"]) == expected
+        assert float(teacher(state, Averages(decays))["w"]) == expected
         batch = {"image": jnp.zeros(4), "label": jnp.zeros(4, jnp.int32)}
         state, metrics = step(state, jax.random.key(0), batch)
         np.testing.assert_array_equal(metrics["loss"], expected)

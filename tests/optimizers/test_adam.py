@@ -8,8 +8,10 @@ import numpy as np
 import optax
 import pytest
 
-from diffjax.training.optimizer import adamw, clip_by_norm
-from diffjax.training.state import init_state, update_ema
+from diffjax.optimizers.adam import adamw
+from diffjax.optimizers.base import clip_by_norm
+from diffjax.training.averages import Averages
+from diffjax.training.state import init_state
 
 
 @pytest.mark.parametrize("scale", [0.0, 1e-3, 1.0, 1e3, np.inf, np.nan])
@@ -32,12 +34,12 @@ def test_the_update_does_not_write_what_nobody_keeps():
     """
     optimizer, size, number = adamw(100), 256, 3
     params = {str(i): jnp.ones((size, size)) for i in range(number)}
-    state = init_state(params, optimizer, (0.9,))
+    state = init_state(params, optimizer, Averages((0.9,)))
 
     def update(state, gradient):
         updates, opt_state = optimizer.transform.update(gradient, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        return params, opt_state, update_ema(state.ema, params, (0.9,), state.step)
+        return params, opt_state, Averages((0.9,)).update(state.ema, params, state.step)
 
     compiled: Any = jax.jit(update).lower(state, params).compile()
     array = 4 * size * size
