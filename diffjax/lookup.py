@@ -22,8 +22,8 @@ def set_axes(
 ) -> dict[str, str]:
     """Sets the parts of a config that its arguments choose, and completes its name.
 
-    Sets `config.path`, `.precond`, `.objective`, `.wrappers`, `.model` and `.optimizer`. Choices that
-    are not defaults are appended to `config.name`, so that each choice has its own run folder.
+    Sets `config.path`, `.precond`, `.objective`, `.wrappers`, `.model` and `.optimizer`. Choices
+    that are not defaults are appended to `config.name`: each choice has its own run folder.
 
     Args:
         config: a config with at least a `name`; `optimizer` is its own, AdamW if it has none.

@@ -36,22 +36,6 @@ METRICS, EVALUATION, REPORT = "metrics.jsonl", "evaluation.json", "report.html"
 SKIPPED = "skipped.jsonl"
 _FOLDERS = ("checkpoints", "samples", "tensorboard")
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
-# Settings beside the specs that came later, and what runs of before had in their place.
-_ADDED: Mapping[str, Any] = {
-    "wrappers": [],
-    "nonfinite": {TARGET: "diffjax.training.nonfinite:NonFinite"},
-    "accumulation_steps": 1,
-    "init_from": "",
-    "trainable": "",
-    "sample_images": 64,
-    "evaluation.extractors": [],
-    "evaluation.likelihood": [],
-    "evaluation.grids": [],
-    "evaluation.guidance_scales": [],
-    "evaluation.weights": [],
-    "evaluation.seeds": [],
-    "evaluation.labels": "data",  # Which changes nothing that is trained.
-}
 # What `record` puts into run.json for good.
 _KEPT = ("init_from", "changes")
 _PLACE = ("mesh", "sharding_rules")
@@ -93,7 +77,7 @@ def saved_config(workdir: Path) -> dict[str, Any] | None:
 def changes(saved: Mapping[str, Any], config: ConfigDict) -> Changes:
     """What a config has changed against a saved one, but for where it is computed."""
     here = json.loads(to_json(config))
-    return differences(_without_place(_completed(saved, here)), _without_place(here))
+    return differences(_without_place(_with_defaults(saved, here)), _without_place(here))
 
 
 def checkpoint_steps(workdir: Path) -> list[int]:
@@ -204,19 +188,8 @@ def check_kept(workdir: Path, steps: Sequence[int], config: ConfigDict) -> None:
         )
 
 
-def _completed(saved: Mapping[str, Any], here: Mapping[str, Any]) -> dict[str, Any]:
-    """A saved config with the settings of today that there were none of yet, as they were then."""
-    completed = dict(saved)
-    for key, value in _ADDED.items():
-        group, _, name = key.rpartition(".")
-        inner, today = (each.get(group, {}) if group else each for each in (completed, here))
-        if name in today and name not in inner:
-            completed |= {group: {**inner, name: value}} if group else {name: value}
-    return _with_defaults(completed, here)
-
-
 def _with_defaults(saved: Any, here: Any) -> Any:
-    """What specs say today and did not say then has its default: what a new argument has to keep.
+    """Adds the arguments that specs have since a config was saved, with their defaults.
 
     Only what this config names is looked up: the saved one may be a stranger's.
     """

@@ -56,7 +56,7 @@ from tests.support import junk
 from tests.support.one_process import Here
 
 DIGITS = "configs/digits.py"
-RUN = Path(__file__).parents[1] / "runs" / "old_runs" / "59e12e0"
+RUN = Path(__file__).parents[1] / "runs" / "old_runs" / "0.1.0"
 FEW = {
     "num_samples": 4, "num_images": 4, "num_pairs": 4, "num_steps": 2, "batch_size": 4,
     "num_candidates": 3,

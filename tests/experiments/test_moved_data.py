@@ -19,7 +19,7 @@ from diffjax.runs import workdirs
 from diffjax.spec import build, from_json, spec, to_json
 from experiments import cli, edit, evaluate, find_grid, likelihood, probe, sample, validate
 
-OLD_RUN = Path(__file__).parents[1] / "runs" / "old_runs" / "cbc9a73"
+OLD_RUN = Path(__file__).parents[1] / "runs" / "old_runs" / "0.1.0"
 
 
 def pictures(folder, shade=0):

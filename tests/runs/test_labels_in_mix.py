@@ -13,7 +13,7 @@ from diffjax.runs.measure import labels_in_mix
 from diffjax.runs.model import Model
 from experiments import cli, find_grid, reflow
 
-OLD_RUN = Path(__file__).parent / "old_runs" / "cbc9a73"
+OLD_RUN = Path(__file__).parent / "old_runs" / "0.1.0"
 
 
 def run_on(counts, mix="data", num_classes=None):

@@ -65,7 +65,7 @@ from experiments import solvers as solvers_page
 from tests.support.one_process import Here
 
 ROOT = Path(__file__).parents[2]
-RUN = ROOT / "tests" / "runs" / "old_runs" / "59e12e0"
+RUN = ROOT / "tests" / "runs" / "old_runs" / "0.1.0"
 
 
 class WorkBegins(Exception):
