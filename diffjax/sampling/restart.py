@@ -32,10 +32,10 @@ def restart(
 
     Args:
         solver: takes the steps down.
-        low: the paper's `t_min`, in units of `σ = s/a`; 0.05 to 0.3 there.
-        high: its `t_max`; 0.3 to 20 there.
-        times: its K, the number of repetitions; 1 to 10 there.
-        num_steps: its `N_Restart`, minus 1; 2 to 8 there.
+        low: the paper's `t_min`, in units of `σ = s/a`; typically 0.05 to 0.3.
+        high: its `t_max`; typically 3 to 10 times `low`.
+        times: its K, the number of repetitions; typically 1 to 10.
+        num_steps: its `N_Restart`, minus 1; typically 2 to 8.
 
     Raises:
         UserError: `low` is not below `high`.
