@@ -26,14 +26,14 @@ class Interpolant(Denoising):
 
     The coefficient `b` of the other end is the path's `s`. The other end is noise, or comes from
     the coupling, such as an image of another set. The network learns the velocity
-    `E[ȧ·x0 + ḃ·x1 + γ̇·z | x_t]`, so every solver of the probability-flow ODE maps one set to the
+    `E[a'·x0 + b'·x1 + γ'·z | x_t]`, so every solver of the probability-flow ODE maps one set to the
     other. With `γ = 0` and noise at the other end it is flow matching. Albergo et al. 2023
     (arXiv:2303.08797), definition 2.1.
 
-    `z` is put into the pair: with `a·δ_0 + b·δ_1 = γ` and `ȧ·δ_0 + ḃ·δ_1 = γ̇`, the pair
+    `z` is put into the pair: with `a·δ_0 + b·δ_1 = γ` and `a'·δ_0 + b'·δ_1 = γ'`, the pair
     `(x0, x1) + (δ_0, δ_1)·z` has the same `x_t` and the same velocity. So any target can be
     predicted, and the decoded prediction has the right velocity. It is the end itself only where
-    `γ = γ̇ = 0`.
+    `γ = γ' = 0`.
 
     Attributes:
         gamma: the bridge noise, a function of time that is 0 at both ends.
@@ -65,7 +65,7 @@ class Interpolant(Denoising):
 
 
 def bridge_shift(gamma: BridgeNoise, c: Coeffs) -> Pair:
-    """The pair `(δ_0, δ_1)` with mix `γ` and velocity `γ̇`, of the shape of the coefficients.
+    """The pair `(δ_0, δ_1)` with mix `γ` and velocity `γ'`, of the shape of the coefficients.
 
     Example:
         >>> from diffjax.process.bridges import Brownian

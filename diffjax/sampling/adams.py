@@ -24,13 +24,13 @@ from jax import Array
 
 from diffjax import kinds
 from diffjax.kinds import NotNegative, Positive
-from diffjax.process.paths import Coeffs, Pair, mix
+from diffjax.process.paths import Pair
 from diffjax.sampling import solvers
 from diffjax.sampling.solvers import (
     Denoise,
+    End,
     Interval,
     Solver,
-    half_log_snr,
     same_for_equal,
     velocity_of,
 )
@@ -46,19 +46,23 @@ class Form(NamedTuple):
     """A way to write the flow, `x' = first-order step + ∫ (F(u) - F(now)) weight(u) du`.
 
     Attributes:
-        value: F, which the polynomial goes through, from the coefficients and the prediction.
-        node: the variable u at given coefficients, `[]`.
+        value: F, which the polynomial goes through, at one end with its prediction.
+        node: the variable u at one end, `[]`.
         weight: that of the integral, at given `u[m]`.
     """
 
-    value: Callable[[Coeffs, Pair], Array]
-    node: Callable[[Coeffs], Array]
+    value: Callable[[End, Pair], Array]
+    node: Callable[[End], Array]
     weight: Callable[[Interval, Array], Array]
 
 
-def _eps(c: Coeffs, pair: Pair) -> Array:
-    del c
+def _eps(end: End, pair: Pair) -> Array:
+    del end
     return pair.eps
+
+
+def _velocity(end: End, pair: Pair) -> Array:
+    return velocity_of(end.coeffs, pair)
 
 
 def _plms_weight(interval: Interval, u: Array) -> Array:
@@ -66,23 +70,23 @@ def _plms_weight(interval: Interval, u: Array) -> Array:
     return jnp.broadcast_to((end.s - begin.s * end.a / begin.a) / interval.dt, u.shape)
 
 
-_TIME = Form(velocity_of, lambda c: c.t, lambda interval, u: jnp.ones_like(u))
+_TIME = Form(_velocity, lambda end: end.t, lambda interval, u: jnp.ones_like(u))
 _SIGMA = Form(
-    _eps, lambda c: c.s / c.a, lambda interval, u: jnp.broadcast_to(interval.end.a, u.shape)
+    _eps, lambda end: end.s / end.a, lambda interval, u: jnp.broadcast_to(interval.end.a, u.shape)
 )
 _LOG_SIGMA = Form(
-    _eps, lambda c: jnp.log(c.s) - jnp.log(c.a), lambda interval, u: interval.end.a * jnp.exp(u)
+    _eps, lambda end: -end.half_log_snr, lambda interval, u: interval.end.a * jnp.exp(u)
 )
-_TIME_OF_EPS = Form(_eps, lambda c: c.t, _plms_weight)
+_TIME_OF_EPS = Form(_eps, lambda end: end.t, _plms_weight)
 
 
 def _half_log_snr_form(eta: float) -> Form:
     def weight(interval: Interval, u: Array) -> Array:
         end = interval.end
-        to_end = half_log_snr(end) - u
+        to_end = end.half_log_snr - u
         return (1.0 + eta) * end.a * jnp.exp(-(1.0 + eta) * to_end)
 
-    return Form(lambda c, pair: pair.x0, half_log_snr, weight)
+    return Form(lambda end, pair: pair.x0, lambda end: end.half_log_snr, weight)
 
 
 @same_for_equal
@@ -97,7 +101,7 @@ def ab(order: Positive[int] = 2) -> Solver:
     """
 
     def first(interval: Interval, pair: Pair, x: Array) -> Array:
-        return x + interval.dt * velocity_of(interval.begin, pair)
+        return x + interval.dt * _velocity(interval.begin, pair)
 
     return _solver(_TIME, first, order)
 
@@ -180,7 +184,7 @@ def noisy_step(interval: Interval, x0: Array, x: Array, eta: float) -> Array:
 
 def _ddim(interval: Interval, pair: Pair, x: Array) -> Array:
     del x
-    return mix(interval.end, pair)
+    return interval.end.mix(pair)
 
 
 def _solver(form: Form, first: First, order: int) -> Solver:

@@ -18,7 +18,6 @@ from diffjax.sampling.solvers import (
     Denoise,
     Interval,
     Solver,
-    half_log_snr,
     no_memory,
     same_for_equal,
 )
@@ -53,8 +52,8 @@ def dpmpp_multistep(
         begin, end, q = interval.begin, interval.end, interval.sigma_ratio
         x0 = denoise(x, interval.t).x0
         past, values = memory
-        here = half_log_snr(begin)
-        h = half_log_snr(end) - here
+        here = begin.half_log_snr
+        h = end.half_log_snr - here
         gain = end.a * (1.0 - q ** (1.0 + eta))
         x_next = end.s / begin.s * q**eta * x + gain * x0
         known = jnp.isfinite(past) & jnp.isfinite(here)
@@ -90,7 +89,7 @@ def dpmpp_2s() -> Solver:
     def step(
         denoise: Denoise, interval: Interval, memory: tuple, x: Samples
     ) -> tuple[Samples, tuple]:
-        here, there = half_log_snr(interval.begin), half_log_snr(interval.end)
+        here, there = interval.begin.half_log_snr, interval.end.half_log_snr
         # There is no middle of a step from pure noise: both evaluations are at its end then.
         middle = jnp.where(jnp.isfinite(here), 0.5 * (here + there), there)
         t_middle = time_of_log_snr(interval.path, 2.0 * middle)

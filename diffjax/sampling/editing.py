@@ -12,7 +12,7 @@ from jax import Array
 from jaxtyping import Float
 
 from diffjax.errors import UserError
-from diffjax.process.paths import Pair, Path, coeffs, mix
+from diffjax.process.paths import Pair, Path, coeffs
 from diffjax.process.precond import Predict, time_of
 from diffjax.sampling import solvers
 from diffjax.sampling.guidance import moved
@@ -105,7 +105,7 @@ def keep_known(solver: Solver, image: Samples, mask: Array) -> Solver:
         both = jax.vmap(jax.random.split)(interval.keys)
         x, memory = solver.step(denoise, replace(interval, keys=both[:, 0]), memory, x)
         z = solvers.normal(both[:, 1], image.shape[1:])
-        known = mix(interval.end, Pair(image, z))
+        known = interval.end.mix(Pair(image, z))
         return mask * known + (1.0 - mask) * x, memory
 
     return solver._replace(step=step, fresh_noise=True)

@@ -51,7 +51,7 @@ def candidates(path: Path, n: int) -> WalkTimes:
     # In NumPy: JAX would compile each operation for each n.
     times = np.append(time_of_log_snr(path, inner.astype(np.float32)), np.float32(0.0))
     times[0] = path.t_noise
-    return jnp.asarray(times)
+    return jax.device_put(times)
 
 
 class Jumps(NamedTuple):

@@ -53,7 +53,7 @@ def restart(
         levels = jnp.linspace(begin, end, num_steps + 1)
         loop = np.asarray(time_of_log_snr(path, levels[1:-1]))
         again = np.tile(np.concatenate([ends[:1], loop, ends[1:]]), times)
-        return jnp.asarray(np.concatenate([given[: at + 1], again, given[at + 1 :]]))
+        return jax.device_put(np.concatenate([given[: at + 1], again, given[at + 1 :]]))
 
     inner_steps = solver.steps
     return _rising(solver)._replace(
@@ -84,7 +84,7 @@ def resampled(solver: Solver, jump: int = 5, times: int = 3) -> Solver:
 
     def route(path: Path, grid: Array) -> Array:
         del path
-        return jnp.asarray(np.asarray(grid)[[*visits(len(grid) - 2), -1]])
+        return jax.device_put(np.asarray(grid)[[*visits(len(grid) - 2), -1]])
 
     def steps(intervals: int) -> int:
         return sum(here < there for here, there in pairwise(visits(intervals)))

@@ -6,7 +6,8 @@ evaluates the denoiser itself and declares how many evaluations a step has.
 Between two times of a grid it sees an `Interval`. In the docstrings of the solvers
 
     a, s     the path's coefficients at the beginning of the step; a', s' those at its end
-    ȧ, ṡ     their time derivatives, and v = ȧ·x0 + ṡ·eps the velocity of the probability flow
+    ȧ, ṡ     their time derivatives, a' and s' in all other rooms
+    v        ȧ·x0 + ṡ·eps, the velocity of the probability flow
     σ        s/a, the noise-to-signal ratio
     ℓ        log(a/s), the half-log-SNR: DPM-Solver's λ. Here λ = log(a²/s²) = 2ℓ is the log-SNR
     h        ℓ' - ℓ, above 0 on the way to the data
@@ -26,7 +27,7 @@ from jax.tree_util import register_dataclass
 
 from diffjax.errors import UserError
 from diffjax.kinds import Probability
-from diffjax.process.paths import Coeffs, Pair, Path, mix
+from diffjax.process.paths import Coeffs, Pair, Path
 from diffjax.shapes import Keys, OneNumber, Samples
 
 Denoise = Callable[[Array, Array], Pair]
@@ -35,10 +36,46 @@ Denoise = Callable[[Array, Array], Pair]
 
 @register_dataclass
 @dataclass(frozen=True)
+class End:
+    """One end of an interval: the path's coefficients there, which are computed when they are read.
+
+    Attributes:
+        path: the path.
+        t: the time, `[]`.
+    """
+
+    path: Path
+    t: OneNumber
+
+    @property
+    def a(self) -> OneNumber:
+        """The scale of the signal."""
+        return self.path.alpha(self.t)
+
+    @property
+    def s(self) -> OneNumber:
+        """The scale of the noise."""
+        return self.path.sigma(self.t)
+
+    @property
+    def half_log_snr(self) -> OneNumber:
+        """`ℓ = log(a/s)`, half of the log-SNR λ; minus infinity in pure noise."""
+        return jnp.log(self.a) - jnp.log(self.s)
+
+    @property
+    def coeffs(self) -> Coeffs:
+        """Both scales with their time derivatives, `[]` each."""
+        return coeffs_at(self.path, self.t)
+
+    def mix(self, pair: Pair) -> Samples:
+        """`a·x0 + s·eps`: a prediction at the noise level of this end, `[B, …]`."""
+        return self.a * pair.x0 + self.s * pair.eps
+
+
+@register_dataclass
+@dataclass(frozen=True)
 class Interval:
     """One interval of a grid, which a solver crosses in one step.
-
-    Its coefficients are computed when they are read, so a step costs only those that it uses.
 
     Attributes:
         path: the path that the model was trained on.
@@ -64,14 +101,14 @@ class Interval:
         return self.t_next - self.t
 
     @property
-    def begin(self) -> Coeffs:
-        """The path and its time derivatives at the beginning, `[]` each."""
-        return coeffs_at(self.path, self.t)
+    def begin(self) -> End:
+        """The coefficients at `t`."""
+        return End(self.path, self.t)
 
     @property
-    def end(self) -> Coeffs:
-        """The path and its time derivatives at the end, `[]` each."""
-        return coeffs_at(self.path, self.t_next)
+    def end(self) -> End:
+        """The coefficients at `t'`."""
+        return End(self.path, self.t_next)
 
     @property
     def sigma_ratio(self) -> OneNumber:
@@ -229,7 +266,7 @@ def flow_map() -> Solver:
     def step(denoise: Denoise, interval: Interval, memory: Any, x: Samples) -> tuple[Samples, Any]:
         # The prediction is that of the chord, which passes through x'.
         pair = denoise(x, jnp.stack([interval.t, interval.t_next]))
-        return mix(interval.end, pair), memory
+        return interval.end.mix(pair), memory
 
     return Solver(no_memory, step, nfe=1, order=1, renoises=True, jumps=True)
 
@@ -271,11 +308,6 @@ def coeffs_at(path: Path, t: OneNumber) -> Coeffs:
     a, da = jax.jvp(path.alpha, (t,), (jnp.ones_like(t),))
     s, ds = jax.jvp(path.sigma, (t,), (jnp.ones_like(t),))
     return Coeffs(t, a, s, da, ds)
-
-
-def half_log_snr(c: Coeffs) -> OneNumber:
-    """The half-log-SNR `ℓ = log(a/s)`, half of λ; minus infinity in pure noise."""
-    return jnp.log(c.a) - jnp.log(c.s)
 
 
 def velocity_of(c: Coeffs, pair: Pair) -> Samples:

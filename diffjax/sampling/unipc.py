@@ -12,8 +12,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from diffjax import kinds
-from diffjax.process.paths import Coeffs
-from diffjax.sampling.solvers import Denoise, Interval, Solver, half_log_snr, same_for_equal
+from diffjax.sampling.solvers import Denoise, End, Interval, Solver, same_for_equal
 from diffjax.shapes import Samples
 
 Scale = Callable[[Array], Array]
@@ -89,7 +88,7 @@ def unipc(
         if corrector:
             corrected = _move(rule, memory, begin, x0)
             x = jnp.where(jnp.isfinite(memory.half_log_snrs[0]), corrected, x)
-        here = jnp.concatenate([half_log_snr(begin)[None], memory.half_log_snrs])[:order]
+        here = jnp.concatenate([begin.half_log_snr[None], memory.half_log_snrs])[:order]
         values = jnp.concatenate([x0[None], memory.values])[:order]
         memory = _Memory(x, begin.s, here, values)
         return _move(rule, memory, interval.end), memory
@@ -98,9 +97,9 @@ def unipc(
     return Solver(init, step, nfe=1, order=min(order + 1, 3) if corrector else min(order, 2))
 
 
-def _move(rule: _Rule, last: _Memory, end: Coeffs, at_end: Array | None = None) -> Array:
+def _move(rule: _Rule, last: _Memory, end: End, at_end: Array | None = None) -> Array:
     """One predictor step; with `at_end`, x0 at the end, one corrector step."""
-    past, values, there = last.half_log_snrs, last.values, half_log_snr(end)
+    past, values, there = last.half_log_snrs, last.values, end.half_log_snr
     known = jnp.isfinite(past)
     h = jnp.where(known[0], there - past[0], 1.0)
     q = jnp.where(known[0], jnp.exp(past[0] - there), 0.0)
