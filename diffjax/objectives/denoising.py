@@ -22,7 +22,7 @@ from diffjax.shapes import AnyShape, OneKey, PerSample, Samples
 
 
 class Noised(NamedTuple):
-    """A batch at random times, and what the network is asked about it.
+    """A batch at random times, with its targets and the inputs of the network.
 
     Attributes:
         c: the path at the times, `[B, 1, …]` each.

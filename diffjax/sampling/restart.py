@@ -84,7 +84,7 @@ def resampled(solver: Solver, jump: int = 5, times: int = 3) -> Solver:
 
     def route(path: Path, grid: Array) -> Array:
         del path
-        return jax.device_put(np.asarray(grid)[[*visits(len(grid) - 2), -1]])
+        return jnp.take(grid, np.array([*visits(len(grid) - 2), len(grid) - 1]))
 
     def steps(intervals: int) -> int:
         return sum(here < there for here, there in pairwise(visits(intervals)))

@@ -25,7 +25,7 @@ from diffjax.shapes import Keys, Labels, OneNumber, Samples, WalkTimes
 def integrate(
     denoise: Denoise, solver: Solver, path: Path, times: WalkTimes, keys: Keys, x: Samples
 ) -> Samples:
-    """Walks along all the given times, in either direction.
+    """Walks from the first of the times to the last, in either direction.
 
     Args:
         denoise: the model.
@@ -231,7 +231,7 @@ def draw(
         walk: `sample`, or `trace` to have all that lies between.
 
     Returns:
-        What `walk` gives: samples `[B, H, W, C]`.
+        The result of `walk`: samples `[B, H, W, C]`.
     """
     both = jax.vmap(jax.random.split)(keys)
     noise = normal(both[:, 0], shape)

@@ -59,13 +59,12 @@ def test_restart_walks_its_interval_again():
     assert times[-1] == 0.0
     inside = times[5:9] / (1 - times[5:9])
     np.testing.assert_allclose(inside[1:] / inside[:-1], inside[1] / inside[0], rtol=1e-3)
-    with pytest.raises(UserError, match="give low < high"):
+    with pytest.raises(UserError, match="set low < high"):
         restart.restart(solvers.ddim(), low=2.0)
 
 
-@pytest.mark.parametrize("make", [restart.restart, restart.resampled])
-def test_a_route_compiles_nothing_for_another_number_of_steps(make):
-    path, solver = PATHS["linear"], make(solvers.ddim())
+def test_restart_compiles_nothing_for_another_number_of_steps():
+    path, solver = PATHS["linear"], restart.restart(solvers.ddim())
     grid = {n: jax.device_put(np.append(np.linspace(1, 0.01, n), 0).astype("f")) for n in (6, 7)}
     solver.route(path, grid[6])
     with compilations() as programs:
