@@ -32,61 +32,60 @@ from diffjax.sampling.solvers import (
     Interval,
     Solver,
     same_for_equal,
+    sigma_ratio,
     velocity_of,
 )
 from diffjax.shapes import Samples
 
 UpToFour = Annotated[int, kinds.Interval("[1, 4]")]
 _NODES, _WEIGHTS = (part.astype(np.float32) for part in np.polynomial.legendre.leggauss(8))
-First = Callable[[Interval, Pair, Array], Array]
-"""`(interval, prediction, x[B, …]) -> x'`: the step of order 1."""
+Ends = tuple[End, End]
+"""The beginning and the end of an interval."""
+First = Callable[[Interval, Ends, Pair, Array], Array]
+"""`(interval, its ends, prediction, x[B, …]) -> x'`: the step of order 1."""
 
 
 class Form(NamedTuple):
     """A way to write the flow, `x' = first-order step + ∫ (F(u) - F(now)) weight(u) du`.
 
     Attributes:
-        value: F, which the polynomial goes through, at one end with its prediction.
+        value: F, which the polynomial goes through, from the interval and the prediction.
         node: the variable u at one end, `[]`.
         weight: that of the integral, at given `u[m]`.
     """
 
-    value: Callable[[End, Pair], Array]
+    value: Callable[[Interval, Pair], Array]
     node: Callable[[End], Array]
-    weight: Callable[[Interval, Array], Array]
+    weight: Callable[[Ends, Array], Array]
 
 
-def _eps(end: End, pair: Pair) -> Array:
-    del end
+def _eps(interval: Interval, pair: Pair) -> Array:
+    del interval
     return pair.eps
 
 
-def _velocity(end: End, pair: Pair) -> Array:
-    return velocity_of(end.coeffs, pair)
+def _velocity(interval: Interval, pair: Pair) -> Array:
+    return velocity_of(interval.coeffs, pair)
 
 
-def _plms_weight(interval: Interval, u: Array) -> Array:
-    begin, end = interval.begin, interval.end
-    return jnp.broadcast_to((end.s - begin.s * end.a / begin.a) / interval.dt, u.shape)
+def _plms_weight(ends: Ends, u: Array) -> Array:
+    begin, end = ends
+    return jnp.broadcast_to((end.s - begin.s * end.a / begin.a) / (end.t - begin.t), u.shape)
 
 
-_TIME = Form(_velocity, lambda end: end.t, lambda interval, u: jnp.ones_like(u))
-_SIGMA = Form(
-    _eps, lambda end: end.s / end.a, lambda interval, u: jnp.broadcast_to(interval.end.a, u.shape)
-)
-_LOG_SIGMA = Form(
-    _eps, lambda end: -end.half_log_snr, lambda interval, u: interval.end.a * jnp.exp(u)
-)
+_TIME = Form(_velocity, lambda end: end.t, lambda ends, u: jnp.ones_like(u))
+_SIGMA = Form(_eps, lambda end: end.s / end.a, lambda ends, u: jnp.broadcast_to(ends[1].a, u.shape))
+_LOG_SIGMA = Form(_eps, lambda end: -end.half_log_snr, lambda ends, u: ends[1].a * jnp.exp(u))
 _TIME_OF_EPS = Form(_eps, lambda end: end.t, _plms_weight)
 
 
 def _half_log_snr_form(eta: float) -> Form:
-    def weight(interval: Interval, u: Array) -> Array:
-        end = interval.end
+    def weight(ends: Ends, u: Array) -> Array:
+        _, end = ends
         to_end = end.half_log_snr - u
         return (1.0 + eta) * end.a * jnp.exp(-(1.0 + eta) * to_end)
 
-    return Form(lambda end, pair: pair.x0, lambda end: end.half_log_snr, weight)
+    return Form(lambda interval, pair: pair.x0, lambda end: end.half_log_snr, weight)
 
 
 @same_for_equal
@@ -100,8 +99,9 @@ def ab(order: Positive[int] = 2) -> Solver:
         order: of a step that has its history, 2 to 4; it uses `order - 1` earlier evaluations.
     """
 
-    def first(interval: Interval, pair: Pair, x: Array) -> Array:
-        return x + interval.dt * _velocity(interval.begin, pair)
+    def first(interval: Interval, ends: Ends, pair: Pair, x: Array) -> Array:
+        del ends
+        return x + interval.dt * _velocity(interval, pair)
 
     return _solver(_TIME, first, order)
 
@@ -163,28 +163,29 @@ def exp_ab(order: UpToFour = 3, eta: NotNegative[float] = 0.0) -> Solver:
         eta: 0 is the ODE, 1 adds noise as fast as DDPM.
     """
 
-    def first(interval: Interval, pair: Pair, x: Array) -> Array:
+    def first(interval: Interval, ends: Ends, pair: Pair, x: Array) -> Array:
         if not eta:
-            return _ddim(interval, pair, x)
-        return noisy_step(interval, pair.x0, x, eta)
+            return _ddim(interval, ends, pair, x)
+        z = solvers.normal(interval.keys, x.shape[1:])
+        return noisy_step(ends, pair.x0, x, z, eta)
 
     return _solver(_half_log_snr_form(eta), first, order)._replace(fresh_noise=bool(eta))
 
 
-def noisy_step(interval: Interval, x0: Array, x: Array, eta: float) -> Array:
+def noisy_step(ends: Ends, x0: Array, x: Array, z: Array, eta: float) -> Array:
     """`x' = (s'/s)·q^η·x + a'·(1 - q^{1+η})·x0 + s'·√(1 - q^{2η})·z`.
 
     The exact solution, for constant x0, of the SDE that adds noise `eta` times as fast as DDPM.
     """
-    begin, end, q = interval.begin, interval.end, interval.sigma_ratio
-    z = solvers.normal(interval.keys, x.shape[1:])
+    begin, end = ends
+    q = sigma_ratio(begin, end)
     kept = end.s / begin.s * q**eta * x + end.a * (1.0 - q ** (1.0 + eta)) * x0
     return kept + end.s * jnp.sqrt(1.0 - q ** (2.0 * eta)) * z
 
 
-def _ddim(interval: Interval, pair: Pair, x: Array) -> Array:
-    del x
-    return interval.end.mix(pair)
+def _ddim(interval: Interval, ends: Ends, pair: Pair, x: Array) -> Array:
+    del interval, x
+    return ends[1].mix(pair)
 
 
 def _solver(form: Form, first: First, order: int) -> Solver:
@@ -194,22 +195,24 @@ def _solver(form: Form, first: First, order: int) -> Solver:
     def step(
         denoise: Denoise, interval: Interval, memory: tuple[Array, Array], x: Samples
     ) -> tuple[Samples, tuple[Array, Array]]:
+        ends = interval.begin, interval.end
         pair = denoise(x, interval.t)
-        value = form.value(interval.begin, pair)
+        value = form.value(interval, pair)
         nodes, values = memory
-        weights = _weights(form, interval, nodes)
-        x_next = first(interval, pair, x)
+        begin, end = (form.node(each) for each in ends)
+        weights = _weights(form, ends, (begin, end), nodes)
+        x_next = first(interval, ends, pair, x)
         x_next = x_next + jnp.tensordot(weights.astype(x.dtype), values - value[None], axes=1)
-        nodes = jnp.concatenate([form.node(interval.begin)[None], nodes])[: order - 1]
+        nodes = jnp.concatenate([begin[None], nodes])[: order - 1]
         return x_next, (nodes, jnp.concatenate([value[None], values])[: order - 1])
 
     # The error of a first step of order 1 is h², once, whatever follows.
     return Solver(init, step, nfe=1, order=min(order, 2))
 
 
-def _weights(form: Form, interval: Interval, past: Array) -> Array:
+def _weights(form: Form, ends: Ends, bounds: tuple[Array, Array], past: Array) -> Array:
     """`∫ L_j(u) weight(u) du` of each earlier node's Lagrange polynomial; 0 for infinite nodes."""
-    begin, end = form.node(interval.begin), form.node(interval.end)
+    begin, end = bounds
     known = jnp.isfinite(past) & jnp.isfinite(begin)
     middle, half = 0.5 * (begin + end), 0.5 * (end - begin)
     u = jnp.where(jnp.isfinite(begin), middle + half * _NODES, end)
@@ -217,7 +220,7 @@ def _weights(form: Form, interval: Interval, past: Array) -> Array:
     used = jnp.concatenate([jnp.ones(1, bool), known])
 
     def one(j: int) -> Array:
-        product = form.weight(interval, u)
+        product = form.weight(ends, u)
         for m in range(len(past) + 1):
             if m != j:
                 gap = jnp.where(used[m] & used[j], nodes[j] - nodes[m], 1.0)

@@ -20,6 +20,7 @@ from diffjax.sampling.solvers import (
     Solver,
     no_memory,
     same_for_equal,
+    sigma_ratio,
 )
 from diffjax.shapes import Samples
 
@@ -49,7 +50,8 @@ def dpmpp_multistep(
     def step(
         denoise: Denoise, interval: Interval, memory: tuple[Array, Array], x: Samples
     ) -> tuple[Samples, tuple[Array, Array]]:
-        begin, end, q = interval.begin, interval.end, interval.sigma_ratio
+        begin, end = interval.begin, interval.end
+        q = sigma_ratio(begin, end)
         x0 = denoise(x, interval.t).x0
         past, values = memory
         here = begin.half_log_snr

@@ -11,9 +11,9 @@ from diffjax.process.paths import time_of_log_snr
 from diffjax.sampling import solvers
 from diffjax.sampling.solvers import (
     Denoise,
-    End,
     Interval,
     Solver,
+    end_at,
     no_memory,
     same_for_equal,
     velocity,
@@ -107,13 +107,13 @@ def edm_heun(
 
     def churned(interval: Interval, x: Samples) -> tuple[Samples, Interval]:
         path, begin = interval.path, interval.begin
-        most = End(path, jnp.asarray(path.t_noise))
+        most = end_at(path, jnp.asarray(path.t_noise))
         sigma = begin.s / begin.a
         raised = jnp.minimum((1.0 + churn) * sigma, most.s / most.a)
         applies = (sigma >= low) & (sigma <= high) & (raised > sigma)
         up = jnp.where(applies, time_of_log_snr(path, -2.0 * jnp.log(raised)), interval.t)
         # The time is known to float32's resolution; the noise follows the time.
-        higher = End(path, up)
+        higher = end_at(path, up)
         fresh = noise * jnp.sqrt(jnp.maximum((higher.s / higher.a) ** 2 - sigma**2, 0.0))
         z = solvers.normal(interval.keys, x.shape[1:])
         x = jnp.where(applies, higher.a * (x / begin.a + fresh * z), x)

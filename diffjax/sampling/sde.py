@@ -99,7 +99,7 @@ def euler_maruyama(diffusion: Diffusion = NoiseScale()) -> Solver:
         t, dt = interval.t, interval.dt
         z = solvers.normal(interval.keys, x.shape[1:])
         change = dt * drift(denoise, interval.path, diffusion, x, t)
-        return x + change + jnp.sqrt(diffusion(interval.begin.coeffs) * -dt) * z, memory
+        return x + change + jnp.sqrt(diffusion(interval.coeffs) * -dt) * z, memory
 
     return Solver(no_memory, step, nfe=1, order=1, fresh_noise=True)
 
@@ -119,7 +119,7 @@ def stochastic_heun(diffusion: Diffusion = NoiseScale()) -> Solver:
     ) -> tuple[Samples, tuple]:
         path, dt = interval.path, interval.dt
         z = solvers.normal(interval.keys, x.shape[1:])
-        x = x + jnp.sqrt(-dt * diffusion(interval.begin.coeffs)) * z
+        x = x + jnp.sqrt(-dt * diffusion(interval.coeffs)) * z
         first = drift(denoise, path, diffusion, x, interval.t)
         second = drift(denoise, path, diffusion, x + dt * first, interval.t_next)
         return x + 0.5 * dt * (first + second), memory

@@ -37,35 +37,22 @@ Denoise = Callable[[Array, Array], Pair]
 @register_dataclass
 @dataclass(frozen=True)
 class End:
-    """One end of an interval: the path's coefficients there, which are computed when they are read.
+    """One end of an interval, with the path's coefficients there.
 
     Attributes:
-        path: the path.
         t: the time, `[]`.
+        a: the scale of the signal, `[]`.
+        s: the scale of the noise, `[]`.
     """
 
-    path: Path
     t: OneNumber
-
-    @property
-    def a(self) -> OneNumber:
-        """The scale of the signal."""
-        return self.path.alpha(self.t)
-
-    @property
-    def s(self) -> OneNumber:
-        """The scale of the noise."""
-        return self.path.sigma(self.t)
+    a: OneNumber
+    s: OneNumber
 
     @property
     def half_log_snr(self) -> OneNumber:
         """`ℓ = log(a/s)`, half of the log-SNR λ; minus infinity in pure noise."""
         return jnp.log(self.a) - jnp.log(self.s)
-
-    @property
-    def coeffs(self) -> Coeffs:
-        """Both scales with their time derivatives, `[]` each."""
-        return coeffs_at(self.path, self.t)
 
     def mix(self, pair: Pair) -> Samples:
         """`a·x0 + s·eps`: a prediction at the noise level of this end, `[B, …]`."""
@@ -77,6 +64,8 @@ class End:
 class Interval:
     """One interval of a grid, which a solver crosses in one step.
 
+    Coefficients are computed when they are read; read each end once.
+
     Attributes:
         path: the path that the model was trained on.
         t: the time at its beginning, `[]`.
@@ -86,8 +75,8 @@ class Interval:
     Example:
         >>> from diffjax.process.paths import Linear
         >>> interval = Interval(Linear(), jnp.array(0.75), jnp.array(0.5), jnp.zeros(0))
-        >>> interval.end.a.item(), round(interval.sigma_ratio.item(), 4)
-        (0.5, 0.3333)
+        >>> interval.end.a.item(), round(interval.begin.half_log_snr.item(), 4)
+        (0.5, -1.0986)
     """
 
     path: Path
@@ -103,18 +92,17 @@ class Interval:
     @property
     def begin(self) -> End:
         """The coefficients at `t`."""
-        return End(self.path, self.t)
+        return end_at(self.path, self.t)
 
     @property
     def end(self) -> End:
         """The coefficients at `t'`."""
-        return End(self.path, self.t_next)
+        return end_at(self.path, self.t_next)
 
     @property
-    def sigma_ratio(self) -> OneNumber:
-        """`q = σ'/σ = (a·s')/(s·a')`; 0 from pure noise."""
-        begin, end = self.begin, self.end
-        return (begin.a * end.s) / (begin.s * end.a)
+    def coeffs(self) -> Coeffs:
+        """The coefficients at `t` with their time derivatives, `[]` each."""
+        return coeffs_at(self.path, self.t)
 
 
 class Step(Protocol):
@@ -243,7 +231,8 @@ def _renoised(eta: float, share: Callable[[Pair], Array | float]) -> Solver:
     def step(denoise: Denoise, interval: Interval, memory: Any, x: Samples) -> tuple[Samples, Any]:
         begin, end = interval.begin, interval.end
         pair = denoise(x, interval.t)
-        gone = eta**2 * jnp.maximum(1.0 - interval.sigma_ratio**2, 0.0)  # of the variance s'²
+        # The share of the variance s'² that is fresh.
+        gone = eta**2 * jnp.maximum(1.0 - sigma_ratio(begin, end) ** 2, 0.0)
         mean = end.a * pair.x0 + end.s * jnp.sqrt(1.0 - gone) * pair.eps
         if not eta:
             return mean, memory
@@ -297,6 +286,16 @@ def heun() -> Solver:
         return x + 0.5 * dt * (first + second), memory
 
     return Solver(no_memory, step, nfe=2, order=2)
+
+
+def end_at(path: Path, t: OneNumber) -> End:
+    """The coefficients of a path at one time `t[]`."""
+    return End(t, path.alpha(t), path.sigma(t))
+
+
+def sigma_ratio(begin: End, end: End) -> OneNumber:
+    """`q = σ'/σ = (a·s')/(s·a')`, `[]`; 0 from pure noise."""
+    return (begin.a * end.s) / (begin.s * end.a)
 
 
 def coeffs_at(path: Path, t: OneNumber) -> Coeffs:
