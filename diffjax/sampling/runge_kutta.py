@@ -7,18 +7,17 @@ import jax.numpy as jnp
 
 from diffjax import kinds
 from diffjax.kinds import Limit, NotNegative, Positive
-from diffjax.process.paths import time_of_log_snr
+from diffjax.process.paths import Path, time_of_log_snr
 from diffjax.sampling import solvers
 from diffjax.sampling.solvers import (
     Denoise,
     Interval,
     Solver,
-    end_at,
     no_memory,
     same_for_equal,
     velocity,
 )
-from diffjax.shapes import Samples
+from diffjax.shapes import OneNumber, Samples
 
 Churn = Annotated[float, kinds.Interval("[0, 0.4143]")]
 
@@ -106,17 +105,19 @@ def edm_heun(
         return straight + 0.5 * span * (second.eps - first.eps), memory
 
     def churned(interval: Interval, x: Samples) -> tuple[Samples, Interval]:
-        path, begin = interval.path, interval.begin
-        most = end_at(path, jnp.asarray(path.t_noise))
-        sigma = begin.s / begin.a
-        raised = jnp.minimum((1.0 + churn) * sigma, most.s / most.a)
+        path, t = interval.path, interval.t
+        sigma = _sigma(path, t)
+        raised = jnp.minimum((1.0 + churn) * sigma, _sigma(path, jnp.asarray(path.t_noise)))
         applies = (sigma >= low) & (sigma <= high) & (raised > sigma)
-        up = jnp.where(applies, time_of_log_snr(path, -2.0 * jnp.log(raised)), interval.t)
+        up = jnp.where(applies, time_of_log_snr(path, -2.0 * jnp.log(raised)), t)
         # The time is known to float32's resolution; the noise follows the time.
-        higher = end_at(path, up)
-        fresh = noise * jnp.sqrt(jnp.maximum((higher.s / higher.a) ** 2 - sigma**2, 0.0))
+        fresh = noise * jnp.sqrt(jnp.maximum(_sigma(path, up) ** 2 - sigma**2, 0.0))
         z = solvers.normal(interval.keys, x.shape[1:])
-        x = jnp.where(applies, higher.a * (x / begin.a + fresh * z), x)
+        x = jnp.where(applies, path.alpha(up) * (x / path.alpha(t) + fresh * z), x)
         return x, replace(interval, t=up)
 
     return Solver(no_memory, step, nfe=2, order=1 if churn else 2, fresh_noise=bool(churn))
+
+
+def _sigma(path: Path, t: OneNumber) -> OneNumber:
+    return path.sigma(t) / path.alpha(t)

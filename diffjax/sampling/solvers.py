@@ -92,17 +92,21 @@ class Interval:
     @property
     def begin(self) -> End:
         """The coefficients at `t`."""
-        return end_at(self.path, self.t)
+        return _end(self.path, self.t)
 
     @property
     def end(self) -> End:
         """The coefficients at `t'`."""
-        return end_at(self.path, self.t_next)
+        return _end(self.path, self.t_next)
 
     @property
     def coeffs(self) -> Coeffs:
         """The coefficients at `t` with their time derivatives, `[]` each."""
         return coeffs_at(self.path, self.t)
+
+
+def _end(path: Path, t: OneNumber) -> End:
+    return End(t, path.alpha(t), path.sigma(t))
 
 
 class Step(Protocol):
@@ -286,11 +290,6 @@ def heun() -> Solver:
         return x + 0.5 * dt * (first + second), memory
 
     return Solver(no_memory, step, nfe=2, order=2)
-
-
-def end_at(path: Path, t: OneNumber) -> End:
-    """The coefficients of a path at one time `t[]`."""
-    return End(t, path.alpha(t), path.sigma(t))
 
 
 def sigma_ratio(begin: End, end: End) -> OneNumber:

@@ -120,8 +120,8 @@ def test_a_solver_that_fails_is_refused_with_the_time():
     assert "from t=1 to t=0.75" in reason
     assert "alpha=0 and sigma=1" in reason
 
-    def late(denoise, path, memory, x, t, t_next, keys):
-        return jnp.where(t_next < 0.6, jnp.nan, x), memory
+    def late(denoise, interval, memory, x):
+        return jnp.where(interval.t_next < 0.6, jnp.nan, x), memory
 
     late_solver = Solver(lambda x: (), late, nfe=1, order=1)
     assert "from t=0.75 to t=0.5" in str(unwalkable(paths.Linear(), late_solver, num_steps=4))
