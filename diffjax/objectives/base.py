@@ -15,7 +15,7 @@ Batch = Mapping[str, Array]
 
 
 def check_others(batch: Batch, what: str) -> None:
-    """Refuses a batch of one for what compares or joins the examples of a batch.
+    """Refuses a batch of one example where examples of a batch are compared.
 
     Raises:
         UserError: there is no other example.
@@ -68,12 +68,12 @@ class Objective:
     forward_mode: bool = False
 
     def init_params(self, key: OneKey) -> dict[str, Any]:
-        """Parameters that are trained beside the network's, under names of their own."""
+        """Further parameters that are trained with those of the network, by name."""
         del key
         return {}
 
     def init_memory(self) -> Any:
-        """What is remembered from step to step without being trained, before the first step."""
+        """The memory before the first step: numbers that are kept between steps but not trained."""
         return ()
 
     def __call__(
@@ -98,12 +98,12 @@ class Objective:
         raise NotImplementedError
 
     def precond_for(self, source: Samples | None) -> Precond:
-        """How the network is asked about images with these sources `[B, …]`, if it sees them."""
+        """The network's inputs for images with these sources `[B, …]`, if it has them as input."""
         del source
         return self.precond
 
     def noise_scale(self, t: OneNumber) -> OneNumber:
-        """What standard normal noise is multiplied by in `x_t = a·x0 + …` at `t[]`: `s`."""
+        """The standard deviation of the noise in `x_t = a·x0 + …` at `t[]`: `s`."""
         return self.path.sigma(t)
 
     def start(self, noise: Samples, source: Samples | None) -> Samples:
@@ -111,13 +111,13 @@ class Objective:
 
         Args:
             noise: `[B, …]`.
-            source: what samples are made from, `[B, …]`, where they start at a source.
+            source: the sources, `[B, …]`, if samples start from a source.
         """
         end = noise if source is None else source
         return self.path.sigma(jnp.asarray(self.path.t_noise)) * end
 
     def effective_weight(self, log_snr: AnyShape) -> AnyShape:
-        """What a unit of log-SNR pays for each squared error of the noise, if that is defined."""
+        """The weight of the squared error of the noise per unit of log-SNR, if it is defined."""
         raise NotImplementedError(f"{type(self).__name__} is no squared error at random times")
 
     def update_memory(self, memory: Any, metrics: dict[str, Array]) -> Any:

@@ -22,7 +22,7 @@ from diffjax.shapes import AnyShape, OneKey, PerSample, Samples
 
 
 class Noised(NamedTuple):
-    """A batch at random times, and what the network is asked about it.
+    """A batch at random times, with its targets and the inputs of the network.
 
     Attributes:
         c: the path at the times, `[B, 1, …]` each.
@@ -119,10 +119,10 @@ class Denoising(Objective):
         return {"log_snr": jnp.ravel(log_snr_of(noised.c))}
 
     def effective_weight(self, log_snr: AnyShape) -> AnyShape:
-        """What a unit of log-SNR pays for each squared error of the noise.
+        """The weight of the squared error of the noise per unit of log-SNR, `p(λ)·w·(D/a)²`.
 
-        `p(λ)·w·(D/a)²`: target, path, weight and times put together. Objectives that agree here,
-        up to a factor, minimise the same loss. Kingma & Gao 2023 (arXiv:2303.00848), section 2.
+        It combines target, path, weight and times: objectives with equal effective weights, up to
+        a factor, minimise the same loss. Kingma & Gao 2023 (arXiv:2303.00848), section 2.
 
         Args:
             log_snr: any shape, finite, within the path's range.

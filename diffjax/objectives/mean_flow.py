@@ -1,4 +1,4 @@
-"""Mean flow: a network of average velocities, from which one step makes a sample."""
+"""Mean flow: a network of average velocities, which samples in one step."""
 
 from dataclasses import dataclass, field
 from typing import Annotated, Any
@@ -29,12 +29,12 @@ class MeanFlow(Wrapper):
 
         u = v - (t - r)·du/dt,      du/dt = v·∂u/∂x + ∂u/∂t
 
-    The network is asked for u; the right side, with its own derivative (one `jax.jvp`) and the
-    conditional velocity for v, is the target and takes no gradient. The loss of an example is
-    `|Δ|²/(|Δ|² + floor)^power` with the denominator held fixed and `|Δ|²` summed over the image;
-    with a power above 0 that counts targets far from their mean for less, and its minimum is off
-    the average velocity where their noise is skewed.
-    Where `r = t` it is flow matching; ordinary solvers ask for that, the solver `flow_map` for all.
+    The network predicts u. The right side is the target, without gradient, with the derivative of
+    the network itself (one `jax.jvp`) and the conditional velocity for v. The loss of an example is
+    `|Δ|²/(|Δ|² + floor)^power` with a constant denominator and `|Δ|²` summed over the image. A
+    power above 0 gives less weight to targets far from their mean, and moves the minimum off the
+    average velocity where the noise of the targets is skewed.
+    With `r = t` it is flow matching. Ordinary solvers use `r = t`, the solver `flow_map` all r.
 
     Both times are drawn from the objective's density and put in order. Derivatives in time are of
     the noise label too: give it the scale 1 (`noise_label=time_unit`), not 1,000.
@@ -49,10 +49,11 @@ class MeanFlow(Wrapper):
 
     Attributes:
         objective: says the path, times and coupling; its target is the velocity.
-        between: share of the examples with `r < t`.
-        power: of the adaptive weight; 0 is the squared error, 1 nearly the same for all.
-        floor: of the adaptive weight.
-        omega: share of the data's velocity in the guided one.
+        between: the share of examples with `r < t`; 0.25 in the paper, at most 1.
+        power: the exponent of the adaptive weight: 0 is the squared error, 1 gives all examples
+            nearly the same loss. The paper uses 0.5 to 1.
+        floor: added to the denominator of the adaptive weight; 1e-3 to 1e-2.
+        omega: the share of the data's velocity in the guided one; 1 without guidance.
         kappa: share of the network's velocity with the label.
         guided_below: largest time at which there is guidance.
     """
@@ -107,10 +108,10 @@ class MeanFlow(Wrapper):
         return distance / scale, self.objective.metrics(noised)
 
     def intervals(self, key: OneKey, n: int) -> tuple[Float[Array, " {n}"], Float[Array, " {n}"]]:
-        """From when and to when, `[n]` each: the later of two times, and, of a share, the other."""
+        """Both times, `[n]` each: the later of two times, and for a share of them the other."""
         first, second, order, chosen = jax.random.split(key, 4)
         u = self.objective.uniforms(first, n)
-        # In an order of its own, where the numbers come sorted.
+        # In another order, because the numbers may be sorted.
         v = jax.random.permutation(order, self.objective.uniforms(second, n))
         one, other = (self.objective.times.quantile(each, self.path) for each in (u, v))
         t = jnp.maximum(one, other)
@@ -120,7 +121,7 @@ class MeanFlow(Wrapper):
     def velocity(
         self, apply: Apply, params: Any, precond: Precond, noised: Noised, t: PerSample
     ) -> Samples:
-        """The conditional velocity of each example, `[B, …]`, guided where that is asked for."""
+        """The conditional velocity of each example, `[B, …]`, with guidance where it is on."""
         velocity = encode(noised.k, noised.pair)
         if self.omega == 1.0 and not self.kappa:
             return velocity

@@ -3,14 +3,14 @@
 import inspect
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from functools import cache, cached_property, partial
+from functools import cached_property, partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jax.sharding import Mesh, Sharding
+from jax.sharding import Mesh
 
 from diffjax.compiling import jit
 from diffjax.errors import UserError
@@ -18,7 +18,7 @@ from diffjax.host.processes import to_host
 from diffjax.process.precond import Predict
 from diffjax.sampling.grids import Power
 from diffjax.sampling.guidance import guide
-from diffjax.sampling.parallel import Parallel, sample_in_parallel
+from diffjax.sampling.parallel import InParallel, Parallel
 from diffjax.sampling.sample import (
     Recipe,
     Trace,
@@ -288,7 +288,7 @@ class Model:
     def in_parallel(
         self, recipe: Recipe, request: Request, window: int, tolerance: float
     ) -> Parallel:
-        """The samples that `sample` draws, in fewer rounds (`sample_in_parallel`); in one batch.
+        """The samples that `sample` draws, in fewer rounds (`InParallel`); in one batch.
 
         The steps of a window are spread over the mesh where they divide.
 
@@ -299,7 +299,7 @@ class Model:
         place = batch_sharding(self.mesh) if window % rows == 0 else None
         # Steps that are spread take the devices that the network would spread a batch over.
         model = self if place is None else replace(self, programs=self.programs.unplaced)
-        walk = _windowed(window, tolerance, place)
+        walk = InParallel(window, tolerance, place)
         found = model.walk(walk, recipe, request, recipe.times(self.wired.path))
         self.check_finite(found.x, recipe, request)
         return found
@@ -412,12 +412,6 @@ def _guided(wired: Wired, plan: _Plan, weights: _Weights, source: Array | None) 
 
 def _rows(request: Request) -> _Rows:
     return _Rows(sample_keys(request.seed, request.rows), request.condition, request.source)
-
-
-@cache
-def _windowed(window: int, tolerance: float, place: Sharding | None) -> Walk:
-    """Equal for equal arguments, so that equal requests are compiled once."""
-    return partial(sample_in_parallel, window=window, tolerance=tolerance, place=place)
 
 
 def full_batch(batch_size: int, mesh: Mesh) -> int:

@@ -40,6 +40,7 @@ from diffjax.sampling import solvers
 from diffjax.sampling.grids import Power
 from diffjax.sampling.guidance import Models, guide
 from diffjax.sampling.sample import draw, integrate
+from diffjax.sampling.solvers import Interval
 from diffjax.wiring import wire
 from experiments import cli, reflow, sample, train
 from tests.support.any_path import numbered
@@ -281,7 +282,7 @@ def after_a_step(path, x_t, t, u, x0, x1, keys):
     """DDPM's step from `x_t` with `x1` taken off, given both ends; and log-SNR along the path."""
     y_t = jnp.broadcast_to(x_t - t * x1, (len(keys), 1))
     pair = Pair(jnp.full_like(y_t, x0), (y_t - (1 - t) * x0) / path.sigma(t))
-    y_u, _ = solvers.ddpm().step(lambda x, t: pair, path, (), y_t, t, u, keys)
+    y_u, _ = solvers.ddpm().step(lambda x, t: pair, Interval(path, t, u, keys), (), y_t)
     return y_u, log_snr(path, jnp.linspace(path.t_min, path.t_noise, 99))
 
 

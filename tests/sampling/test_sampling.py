@@ -27,6 +27,7 @@ from diffjax.sampling.sample import (
     trace,
 )
 from diffjax.sampling.sample import _walk_padded as walk_padded
+from diffjax.sampling.solvers import Interval
 from diffjax.spec import build
 from tests.support.normals import Normals
 from tests.support.numbered_paths import numbered
@@ -199,7 +200,7 @@ def test_a_step_asks_the_model_as_often_as_is_declared():
             return Pair(x, x, x)
 
         def step(x, t, t_next, keys):
-            return solver.step(denoise, path, solver.init(x), x, t, t_next, keys)
+            return solver.step(denoise, Interval(path, t, t_next, keys), solver.init(x), x)
 
         jax.eval_shape(step, x, np.float32(0.5), np.float32(0.4), keys)
         return len(asked)
@@ -279,7 +280,7 @@ def test_guidance_doubles_the_declared_evaluations_which_are_those_made(scale):
 
 
 def test_what_a_solver_counts_is_counted_with_the_last_prediction():
-    def step(denoise, path, memory, x, t, t_next, keys):
+    def step(denoise, interval, memory, x):
         return x, memory + 3
 
     counting = solvers.Solver(lambda x: jnp.zeros((), jnp.int32), step, nfe=None, order=1)
@@ -350,9 +351,8 @@ def test_the_variance_is_between_the_posteriors_and_the_forward_steps():
         def drawn(solver, learned):
             predict = denoiser(apply, (), path, how, learned_variance=learned)
             x = jnp.zeros((n, 1))
-            return solver.step(
-                bound(predict), path, (), x, jnp.float32(t), jnp.float32(t_next), keys
-            )[0].var()
+            interval = Interval(path, jnp.float32(t), jnp.float32(t_next), keys)
+            return solver.step(bound(predict), interval, (), x)[0].var()
 
         return {
             "learned": drawn(solvers.ddpm_learned(), True),
