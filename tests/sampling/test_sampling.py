@@ -327,9 +327,10 @@ def test_the_ancestral_step_draws_from_the_posterior():
 
     n = 100_000
     denoise = lambda x, t: Pair(jnp.full_like(x, x0), (x - a * x0) / s)  # noqa: E731
-    step = jax.jit(partial(solvers.ddpm().step, denoise, path, ()))
+    step = jax.jit(partial(solvers.ddpm().step, denoise))
     keys = jax.random.split(jax.random.key(0), n)
-    draws, _ = step(jnp.full((n, 1), x), jnp.float32(t), jnp.float32(t_next), keys)
+    interval = Interval(path, jnp.float32(t), jnp.float32(t_next), keys)
+    draws, _ = step(interval, (), jnp.full((n, 1), x))
     draws = np.asarray(draws, np.float64)
     assert draws.mean() == pytest.approx(mean, abs=5 * np.sqrt(variance / n))
     assert draws.var() == pytest.approx(variance, rel=5 * np.sqrt(2 / n))
