@@ -35,9 +35,8 @@ def get_config(arguments: str = "") -> ConfigDict:
         model="DiT-XL/2",
         objective="mean_flow",
     )
-    for wrapper in config.wrappers:
-        if "kappa" in wrapper:
-            wrapper.update(omega=0.2, kappa=0.92, guided_below=0.75)
+    if "kappa" in config.objective:
+        config.objective.update(omega=0.2, kappa=0.92, guided_below=0.75)
     config.expected = ConfigDict(
         {"image_shape": (32, 32, 4), "num_classes": 1_000, "num_images": 1_281_167}
     )

@@ -77,6 +77,7 @@ class Settings(TypedDict):
     nonfinite: NotRequired[Spec]
     ema_decays: tuple[Decay[float], ...]
     weights: str
+    teacher: NotRequired[str]
     mesh: Mesh
     sharding_rules: NotRequired[tuple[ShardingRule, ...] | None]
     sampling: Spec

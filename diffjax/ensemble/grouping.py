@@ -15,7 +15,7 @@ from diffjax.runs.workdirs import differing_keys
 from diffjax.spec import build, to_json
 from diffjax.training.nonfinite import NonFinite
 from diffjax.training.optimizer import Optimizer
-from diffjax.training.state import init_state
+from diffjax.training.state import init_state, teacher_name
 from diffjax.training.step import make_train_step
 from diffjax.wiring import build_objective
 
@@ -219,13 +219,14 @@ def _check_traceable(config: ConfigDict, numbers: Numbers) -> None:
 
     def probe(values: Mapping[str, Array], key: Array, batch: dict[str, Array]) -> Any:
         objective, optimizer, dropout = numbers.parts(values).built(config.num_steps)
-        params = {"w": jnp.ones(()), "outputs": jnp.zeros(objective.outputs)}
+        params = {"w": jnp.ones(()), "outputs": jnp.zeros(objective.traits.outputs)}
         params |= objective.init_params(key)
         decays = config.ema_decays
         state = init_state(params, optimizer, decays, objective.init_memory(), nonfinite.init())
         step = make_train_step(
-            apply, objective, optimizer, ema_decays=decays, label_dropout=dropout, null_label=0,
-            nonfinite=nonfinite,
+            apply, objective, optimizer, num_steps=config.num_steps, ema_decays=decays,
+            label_dropout=dropout, null_label=0, nonfinite=nonfinite,
+            teacher=teacher_name(config.get("teacher", "ema"), decays),
         )  # fmt: skip
         return step(state, key, batch)
 

@@ -315,9 +315,11 @@ def train_step_of(setup: Setup) -> TrainStep:
         setup.wired.apply,
         setup.wired.objective,
         setup.optimizer,
+        num_steps=setup.config.num_steps,
         ema_decays=setup.config.ema_decays,
         label_dropout=setup.config.label_dropout,
         null_label=setup.wired.num_classes,
+        teacher=setup.teacher,
         nonfinite=setup.nonfinite,
         accumulation_steps=setup.accumulation_steps,
     )

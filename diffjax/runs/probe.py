@@ -11,7 +11,6 @@ from diffjax.host.files import write_json
 from diffjax.objectives.base import Progress
 from diffjax.runs.load import Run, load
 from diffjax.studies import probes
-from diffjax.training.state import teacher
 
 
 def probe_run(
@@ -56,10 +55,10 @@ def _probed(run: Run) -> probes.Probed:
     return probes.Probed(
         objective=wired.objective,
         apply=wired.apply,
-        predict=run.model().predict() if not wired.objective.needs_source else None,  # pyright: ignore[reportArgumentType]
+        predict=run.model().predict() if not wired.objective.traits.needs_source else None,  # pyright: ignore[reportArgumentType]
         params=state.params,
-        ema_params=teacher(state, run.config.ema_decays),
-        progress=Progress(state.step, state.memory),
+        teacher_params=state.weights(run.setup.teacher),
+        progress=Progress(state.step, state.memory, run.config.num_steps),
         num_classes=wired.num_classes,
         label_dropout=wired.label_dropout,
     )

@@ -20,7 +20,7 @@ from diffjax.training import sharding
 from diffjax.training.accumulation import check_parts
 from diffjax.training.nonfinite import NonFinite
 from diffjax.training.optimizer import Optimizer
-from diffjax.training.state import LIVE, TrainState, ema_name, init_state
+from diffjax.training.state import LIVE, TrainState, ema_name, init_state, teacher_name
 from diffjax.wiring import Wired, build_objective, wire
 
 
@@ -60,6 +60,11 @@ class Setup:
         return jax.tree.map(lambda leaf: leaf.sharding, self.abstract)
 
     @property
+    def teacher(self) -> str:
+        """The name of the weights that the objective learns from."""
+        return teacher_of(self.config)
+
+    @property
     def accumulation_steps(self) -> int:
         """Parts of a batch that the network is asked about one after the other."""
         return accumulation_steps(self.config)
@@ -92,6 +97,7 @@ def set_up(
         mesh = sharding.make_mesh(**config.mesh)
         sharding.check_batch(config.batch_size, mesh)
     check_weights(config)
+    teacher_of(config)
     optimizer = build(config.optimizer, Optimizer, "config.optimizer", num_steps=config.num_steps)
     # Configs of before there were these choices have none.
     nonfinite = build(config.get("nonfinite", NonFinite()), NonFinite, "config.nonfinite")
@@ -144,7 +150,7 @@ def attention_of(config: ConfigDict, mesh: Mesh) -> str | None:
     if not isinstance(config.model, ConfigDict) or "attention" not in config.model:
         return None
     platform, dtype = mesh.devices.flat[0].platform, config.model.get("dtype", "float32")
-    forward_mode = build_objective(config).forward_mode
+    forward_mode = build_objective(config).traits.forward_mode
     return resolve(config.model.attention, platform, dtype, mesh.shape["sequence"], forward_mode)
 
 
@@ -178,6 +184,12 @@ def check_mesh(wired: Wired, mesh: Mesh) -> None:
     check = getattr(wired.network, "check_mesh", None)
     if check is not None:
         check(wired.input_shape, dict(mesh.shape))
+
+
+def teacher_of(config: ConfigDict) -> str:
+    """The name of the weights that the objective learns from; refuses one that is not kept."""
+    # Configs of before there was a choice have none.
+    return teacher_name(config.get("teacher", "ema"), config.ema_decays)
 
 
 def accumulation_steps(config: ConfigDict) -> int:
@@ -227,8 +239,8 @@ def check_pairs(setup: Setup, dataset: DataSet) -> None:
         check_expected(setup.config, num_images=len(dataset.train))
     objective = setup.wired.objective
     for needed, source, part in (
-        (objective.needs_source, dataset.train, "training"),
-        (objective.starts_at_source, dataset.test, "test"),
+        (objective.traits.needs_source, dataset.train, "training"),
+        (objective.traits.starts_at_source, dataset.test, "test"),
     ):
         if needed and len(source) and "source" not in source.gather([0]):
             raise UserError(

@@ -40,6 +40,7 @@ _ADDED: Mapping[str, Any] = {
     "nonfinite": {TARGET: "diffjax.training.nonfinite:NonFinite"},
     "accumulation_steps": 1,
     "sample_images": 64,
+    "teacher": "ema",
     "evaluation.extractors": [],
     "evaluation.likelihood": [],
     "evaluation.grids": [],

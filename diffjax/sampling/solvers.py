@@ -15,6 +15,7 @@ from jax import Array
 from diffjax.errors import UserError
 from diffjax.kinds import Probability
 from diffjax.process.paths import Pair, Path, coeffs
+from diffjax.process.precond import Meaning
 from diffjax.shapes import Keys, OneNumber, Samples
 
 Denoise = Callable[[Array, Array], Pair]
@@ -56,7 +57,8 @@ class Solver(NamedTuple):
         fresh_noise: whether it adds noise on the way, for which eps has to be independent of x0.
         learned_variance: whether it needs a network that predicts the variance of a step as well.
         renoises: whether `x` enters a step through the prediction alone.
-        jumps: whether it asks a flow map, about the whole of each interval.
+        needs: what the model's prediction has to be; with `AVERAGE_VELOCITY`, the model is
+            evaluated on the two times of each interval.
         route: the times that it walks, from those of a grid; where they rise the denoiser is not
             asked.
         steps: how many falling intervals its route has before the last one, of so many of a grid.
@@ -69,7 +71,7 @@ class Solver(NamedTuple):
     fresh_noise: bool = False
     learned_variance: bool = False
     renoises: bool = False
-    jumps: bool = False
+    needs: Meaning = Meaning.POSTERIOR_MEAN
     route: Callable[[Path, Array], Array] = _all_times
     steps: Callable[[int], int] = int
 
@@ -166,7 +168,7 @@ def flow_map() -> Solver:
     """Where a model of the flow map says that the flow goes: any number of steps, one too.
 
     `x' = x + (t' - t)·u(x, t, t')` with the average velocity u: exact for the exact u, whatever the
-    steps. For runs with the wrapper `mean_flow`. Geng et al. 2025 (arXiv:2505.13447), equation 12.
+    steps. For runs with `loss=mean_flow`. Geng et al. 2025 (arXiv:2505.13447), equation 12.
     """
 
     def step(
@@ -183,7 +185,7 @@ def flow_map() -> Solver:
         there = coeffs(path, t_next[None], x.ndim)
         return there.a * pair.x0 + there.s * pair.eps, memory
 
-    return Solver(_no_memory, step, nfe=1, order=1, renoises=True, jumps=True)
+    return Solver(_no_memory, step, nfe=1, order=1, renoises=True, needs=Meaning.AVERAGE_VELOCITY)
 
 
 @same_for_equal

@@ -95,17 +95,24 @@ def update_ema(ema: dict[str, Any], params: Any, decays: Sequence[float], step: 
     return {ema_name(decay): one(decay) for decay in decays}
 
 
-def teacher(state: TrainState, decays: Sequence[float]) -> Any:
-    """The parameters that an objective may learn from: the first average, or live where none is.
+def teacher_name(teacher: str, decays: Sequence[float]) -> str:
+    """The name of the weights that an objective learns from, for `TrainState.weights`.
 
     Args:
-        state: of training.
-        decays: of its averages, in the user's order. The state's own is no order: what comes out of
-            a compiled step or a checkpoint is sorted by name.
+        teacher: `config.teacher`: `live`, the name of an average, or `ema`, which is the average of
+            the first decay, and live without averages.
+        decays: of the averages, in the user's order. A state's own order is by name.
+
+    Raises:
+        UserError: no such average is kept.
 
     Example:
-        >>> state = TrainState(jnp.array(0), 1.0, (), {"ema-0.99": 2.0, "ema-0.999": 3.0})
-        >>> teacher(state, (0.999, 0.99)), teacher(state, ())
-        (3.0, 1.0)
+        >>> teacher_name("ema", (0.999, 0.99)), teacher_name("ema", ()), teacher_name("live", ())
+        ('ema-0.999', 'live', 'live')
     """
-    return state.ema[ema_name(decays[0])] if decays else state.params
+    kept = [*map(ema_name, decays), LIVE]
+    if teacher == "ema":
+        return kept[0]
+    if teacher not in kept:
+        raise UserError(f"config.teacher={teacher!r} is not kept; {nearest(teacher, kept)}")
+    return teacher

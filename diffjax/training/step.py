@@ -14,7 +14,7 @@ from diffjax.process.precond import Apply
 from diffjax.training.accumulation import loss_and_gradient
 from diffjax.training.nonfinite import NonFinite
 from diffjax.training.optimizer import Optimizer
-from diffjax.training.state import TrainState, teacher, update_ema
+from diffjax.training.state import LIVE, TrainState, update_ema
 
 LOG_SNR_EDGES = (-8.0, -6.0, -4.0, -2.0, 0.0, 2.0, 4.0, 6.0, 8.0)
 """Edges of the log-SNR bins in which the loss is logged; the outer bins are open."""
@@ -27,9 +27,11 @@ def make_train_step(
     objective: Objective,
     optimizer: Optimizer,
     *,
+    num_steps: int,
     ema_decays: Sequence[float],
     label_dropout: float,
     null_label: int,
+    teacher: str = LIVE,
     nonfinite: NonFinite = NonFinite(),
     accumulation_steps: int = 1,
 ) -> TrainStep:
@@ -39,9 +41,11 @@ def make_train_step(
         apply: the network.
         objective: the loss per example.
         optimizer: what turns gradients into updates.
-        ema_decays: of the averages that are kept; objectives see that of the first decay.
+        num_steps: of the whole training, which objectives know.
+        ema_decays: of the averages that are kept.
         label_dropout: share of labels replaced by the null label, for classifier-free guidance.
         null_label: the label that means "none".
+        teacher: the name of the weights that the objective learns from (`teacher_name`).
         nonfinite: what becomes of a step whose loss, gradient or update is not finite.
         accumulation_steps: parts of the batch that the network is asked about one after the other;
             1 adds nothing to the program.
@@ -58,11 +62,11 @@ def make_train_step(
         label_key, loss_key = jax.random.split(jax.random.fold_in(key, state.step))
         dropped = jax.random.bernoulli(label_key, label_dropout, batch["label"].shape)
         batch = {**batch, "label": jnp.where(dropped, null_label, batch["label"])}
-        progress = Progress(state.step, state.memory)
-        ema_params = teacher(state, ema_decays)
+        progress = Progress(state.step, state.memory, num_steps)
+        teacher_params = state.weights(teacher)
 
         def losses_of(apply: Apply, params: Any) -> tuple[Array, dict[str, Array]]:
-            return objective(apply, params, ema_params, loss_key, batch, progress)
+            return objective(apply, params, teacher_params, loss_key, batch, progress)
 
         (loss, (losses, seen)), gradient = loss_and_gradient(
             losses_of, apply, state.params, accumulation_steps

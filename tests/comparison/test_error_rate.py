@@ -55,7 +55,13 @@ def train_and_sample(images, seed):
     """One run: its samples, `[SAMPLES, 3]`."""
     optimizer = adamw(STEPS, learning_rate=1e-2, warmup_steps=20, final_fraction=0.02)
     step = make_train_step(
-        network, OBJECTIVE, optimizer, ema_decays=(0.98,), label_dropout=0.0, null_label=0
+        network,
+        OBJECTIVE,
+        optimizer,
+        num_steps=1,
+        ema_decays=(0.98,),
+        label_dropout=0.0,
+        null_label=0,
     )
     init_key, step_key, data_key, noise_key = jax.random.split(jax.random.key(seed), 4)
 

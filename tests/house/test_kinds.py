@@ -32,7 +32,7 @@ ROWS = {
     for table, rows in {**choices.AXES, "solver": choices.SOLVERS, "grid": choices.GRIDS,
                         "guidance": choices.GUIDANCE, "wrapper": choices.WRAPPERS}.items()
     for name, row in rows.items()
-    if table != "bridge"
+    if table != "loss"
 } | {
     "optimizer": spec(optimizer.adamw),
     "augment": spec(Augment),

@@ -50,6 +50,7 @@ def trace(arguments="", **changes):
         setup.wired.apply,
         setup.wired.objective,
         setup.optimizer,
+        num_steps=config.num_steps,
         ema_decays=config.ema_decays,
         label_dropout=0.1,
         null_label=10,
@@ -73,7 +74,9 @@ def test_both_networks_train(model):
 QUICK = "objective=edm2", "wrappers=dispersive", "uniforms=stratified"
 ARGUMENTS = [
     *(f"objective={name}" for name in choices.OBJECTIVES),
-    *(f"wrappers={name}" for name in (*choices.WRAPPERS, "mean_flow+uncertainty")),
+    *(f"wrappers={name}" for name in choices.WRAPPERS),
+    "objective=mean_flow",
+    "objective=mean_flow,wrappers=uncertainty",
     *(
         # Of noise and score nothing can be decoded where flow matching's path is pure noise.
         f"{'objective=v,' if axis in ('path', 'target') else ''}{axis}={name}"
