@@ -182,7 +182,7 @@ def wire(config: ConfigDict, image_shape: tuple[int, int, int], num_classes: int
         params_shape=params,
     )
     check_recipe(recipe, wired)
-    _check_loss(wired, min(2, config.get("batch_size", 2)), config.num_steps)
+    _check_loss(wired, min(2, config.get("batch_size", 2)), config.get("num_steps", 1))
     return wired
 
 

@@ -138,7 +138,7 @@ class Meaning(StrEnum):
         return self is needed or (self, needed) == over_no_time
 
     def __str__(self) -> str:
-        return f"the {self.value.replace('_', ' ')}"
+        return f"the {self.value.replace('_', ' ').replace('of flow', 'of the flow')}"
 
 
 @register_dataclass

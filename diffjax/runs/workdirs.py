@@ -248,6 +248,7 @@ def record_run(
         "host": f"{os.cpu_count()} cores, {platform.machine()}, {platform.system()}",
         "mesh": dict(setup.mesh.shape),
         "num_params": setup.wired.num_params,
+        "teacher": setup.teacher,
         "data": {
             "name": dataset.name,
             "image_shape": list(dataset.image_shape),
