@@ -53,6 +53,8 @@ def experiment(
     solver = traits.solver
     by_ode = traits.meaning.serves(Meaning.POSTERIOR_MEAN)
     config.label_dropout = 0.1  # fraction of labels replaced by null, for classifier-free guidance
+    config.init_from = ""  # weights to begin with: a run, FOLDER:ema-0.999 or a file; "" is fresh
+    config.trainable = ""  # patterns of parameters' paths, as "*attention*"; "" is all
     config.optimizer = spec(optimizer.adamw)
     config.nonfinite = spec(NonFinite)
     config.ema_decays = (0.999,)

@@ -73,6 +73,8 @@ class Settings(TypedDict):
     wrappers: NotRequired[tuple[Spec, ...]]
     model: Spec
     label_dropout: Probability[float]
+    init_from: str
+    trainable: str
     optimizer: Spec
     nonfinite: NotRequired[Spec]
     ema_decays: tuple[Decay[float], ...]

@@ -65,6 +65,8 @@ class Recorder:
             "config": json.loads(to_json(config)),
             "data_sha256": dataset.train.fingerprint(),
         }
+        if start.get("schedule_start"):
+            self._meta["schedule_start"] = start["schedule_start"]
         self._window = MetricsWindow(
             self._writer,
             config.batch_size,

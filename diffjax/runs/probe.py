@@ -11,6 +11,7 @@ from diffjax.host.files import write_json
 from diffjax.objectives.base import Progress
 from diffjax.runs.load import Run, load
 from diffjax.studies import probes
+from diffjax.training.state import LIVE
 
 
 def probe_run(
@@ -56,7 +57,7 @@ def _probed(run: Run) -> probes.Probed:
         objective=wired.objective,
         apply=wired.apply,
         predict=run.model().predict() if not wired.objective.traits.needs_source else None,  # pyright: ignore[reportArgumentType]
-        params=state.params,
+        params=state.weights(LIVE),
         teacher_params=state.weights(run.setup.teacher),
         progress=Progress(state.step, state.memory, run.config.num_steps),
         num_classes=wired.num_classes,

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import jax
@@ -21,6 +21,7 @@ from diffjax.training.accumulation import check_parts
 from diffjax.training.nonfinite import NonFinite
 from diffjax.training.optimizer import Optimizer
 from diffjax.training.state import LIVE, TrainState, ema_name, init_state, teacher_name
+from diffjax.training.subset import split
 from diffjax.wiring import Wired, build_objective, wire
 
 
@@ -36,6 +37,7 @@ class Setup:
         abstract: the training state as `ShapeDtypeStruct` with shardings.
         nonfinite: what becomes of a step that is not finite.
         init: `key -> a fresh state`, made in place on the mesh; compiled once.
+        begin: `params -> a state at step 0` with these parameters, which it donates.
         attention: which implementation `config.model.attention` stands for on this mesh; None for
             a network without such a choice.
     """
@@ -47,6 +49,7 @@ class Setup:
     abstract: TrainState
     nonfinite: NonFinite
     init: Callable[[jax.Array], TrainState]
+    begin: Callable[[Any], TrainState]
     attention: str | None = None
 
     @cached_property
@@ -114,7 +117,9 @@ def set_up(
 
     def begin(params: Any) -> TrainState:
         memory = wired.objective.init_memory()
-        return init_state(params, optimizer, config.ema_decays, memory, nonfinite.init())
+        trained, frozen = split(params, config.get("trainable", ""))
+        state = init_state(trained, optimizer, config.ema_decays, memory, nonfinite.init())
+        return state._replace(frozen=frozen)
 
     shapes = jax.eval_shape(begin, wired.params_shape)
     places = sharding.state_shardings(shapes, mesh, rules)
@@ -123,12 +128,10 @@ def set_up(
         shapes,
         places,
     )
-    init = jax.jit(
-        lambda key: begin(wired.init(key)),
-        out_shardings=places,
-        compiler_options=_quick_compilation(mesh),
-    )
-    return Setup(config, wired, optimizer, mesh, abstract, nonfinite, init, attention)
+    placed = partial(jax.jit, out_shardings=places, compiler_options=_quick_compilation(mesh))
+    init = placed(lambda key: begin(wired.init(key)))
+    at = placed(begin, donate_argnums=0)
+    return Setup(config, wired, optimizer, mesh, abstract, nonfinite, init, at, attention)
 
 
 def _quick_compilation(mesh: Mesh) -> dict[str, Any]:

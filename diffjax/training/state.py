@@ -9,6 +9,7 @@ from jax import Array
 
 from diffjax.errors import UserError, nearest
 from diffjax.training.optimizer import Optimizer
+from diffjax.training.subset import merged
 
 LIVE = "live"
 
@@ -23,6 +24,8 @@ class TrainState(NamedTuple):
         ema: averages of the parameters, by the name of their decay.
         memory: what the objective remembers; nothing for most.
         skipped: `[2]` int32, steps left out in a row and in all; nothing if none may be.
+        frozen: the parameters that are not trained (`diffjax.training.subset`), most often none;
+            `params`, `opt_state` and `ema` are of the others alone.
     """
 
     step: Array
@@ -31,9 +34,10 @@ class TrainState(NamedTuple):
     ema: dict[str, Any]
     memory: Any = ()
     skipped: Any = ()
+    frozen: Any = ()
 
     def weights(self, name: str) -> Any:
-        """Live or averaged parameters by name: `live`, `ema-0.999`, …
+        """Live or averaged parameters by name (`live`, `ema-0.999`, …), the frozen ones among them.
 
         Raises:
             UserError: the run keeps no average of that name.
@@ -41,17 +45,19 @@ class TrainState(NamedTuple):
         kept = {**self.ema, LIVE: self.params}
         if name not in kept:
             raise UserError(f"this run has no weights {name!r}; {nearest(name, kept)}")
-        return kept[name]
+        return merged(kept[name], self.frozen)
 
     def only(self, name: str) -> "TrainState":
-        """The step and the weights of that name, and `...` in the place of every other array.
+        """The step, the weights of that name and what is frozen; `...` for every other array.
 
         Raises:
             UserError: the run keeps no average of that name.
         """
-        weights, rest = self.weights(name), jax.tree.map(lambda _: ..., self)
-        kept = {"params": weights} if name == LIVE else {"ema": {**rest.ema, name: weights}}
-        return rest._replace(step=self.step, **kept)
+        self.weights(name)
+        rest = jax.tree.map(lambda _: ..., self)
+        live = {"params": self.params} if name == LIVE else {}
+        averaged = {} if name == LIVE else {"ema": {**rest.ema, name: self.ema[name]}}
+        return rest._replace(step=self.step, frozen=self.frozen, **live, **averaged)
 
 
 def init_state(

@@ -15,6 +15,7 @@ from diffjax.training.accumulation import loss_and_gradient
 from diffjax.training.nonfinite import NonFinite
 from diffjax.training.optimizer import Optimizer
 from diffjax.training.state import LIVE, TrainState, update_ema
+from diffjax.training.subset import merged
 
 LOG_SNR_EDGES = (-8.0, -6.0, -4.0, -2.0, 0.0, 2.0, 4.0, 6.0, 8.0)
 """Edges of the log-SNR bins in which the loss is logged; the outer bins are open."""
@@ -66,7 +67,8 @@ def make_train_step(
         teacher_params = state.weights(teacher)
 
         def losses_of(apply: Apply, params: Any) -> tuple[Array, dict[str, Array]]:
-            return objective(apply, params, teacher_params, loss_key, batch, progress)
+            whole = merged(params, state.frozen)
+            return objective(apply, whole, teacher_params, loss_key, batch, progress)
 
         (loss, (losses, seen)), gradient = loss_and_gradient(
             losses_of, apply, state.params, accumulation_steps
@@ -88,6 +90,7 @@ def make_train_step(
                 optimizer.schedule(nonfinite.updates_made(state))
             )
         new = TrainState(state.step + 1, params, opt_state, ema, memory, state.skipped)
+        new = new._replace(frozen=state.frozen)
         new = nonfinite.settle(state, new, (loss, gradient, updates))
         return new, metrics | nonfinite.metrics(new)
 

@@ -57,6 +57,8 @@ def tiny_config(arguments: str = "", /, **changes: Any) -> ConfigDict:
             "data": spec(digits),
             "augment": spec(Augment),
             "label_dropout": 0.1,
+            "init_from": "",
+            "trainable": "",
             "optimizer": spec(optimizer.adamw, warmup_steps=2),
             "ema_decays": (0.9, 0.99),
             "mesh": {"data": -1, "fsdp": 1, "tensor": 1, "sequence": 1},
