@@ -59,7 +59,7 @@ def experiment(
     config.nonfinite = spec(NonFinite)
     config.ema_decays = (0.999,)
     config.weights = "ema-0.999"  # used for sampling and evaluation
-    config.teacher = "ema"  # what objectives learn from: live, ema-0.999, … or the first average
+    config.teacher = "ema"  # what objectives may learn from: an average, live, or a run's folder
     config.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1, "sequence": 1})
     config.sampling = spec(
         Recipe,

@@ -15,7 +15,7 @@ from diffjax.runs.workdirs import differing_keys
 from diffjax.spec import build, to_json
 from diffjax.training.nonfinite import NonFinite
 from diffjax.training.optimizer import Optimizer
-from diffjax.training.state import init_state, teacher_name
+from diffjax.training.state import init_state, is_kept, teacher_name
 from diffjax.training.step import make_train_step
 from diffjax.wiring import build_objective
 
@@ -211,6 +211,11 @@ def _check_traceable(config: ConfigDict, numbers: Numbers) -> None:
     Raises:
         Apart: the structure of the computation depends on one of the numbers.
     """
+    teacher = config.get("teacher", "ema")
+    if not is_kept(teacher):
+        raise Apart(
+            f"config.teacher={teacher}: members that learn from a frozen teacher train apart"
+        )
     nonfinite: NonFinite = build(config.nonfinite) if "nonfinite" in config else NonFinite()
 
     def apply(params: Any, x: Array, *_: Any, hidden: bool = False, **how: Any) -> Any:
@@ -226,7 +231,7 @@ def _check_traceable(config: ConfigDict, numbers: Numbers) -> None:
         step = make_train_step(
             apply, objective, optimizer, num_steps=config.num_steps, ema_decays=decays,
             label_dropout=dropout, null_label=0, nonfinite=nonfinite,
-            teacher=teacher_name(config.get("teacher", "ema"), decays),
+            teacher=teacher_name(teacher, decays),
         )  # fmt: skip
         return step(state, key, batch)
 

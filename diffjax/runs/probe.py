@@ -10,6 +10,7 @@ from diffjax.errors import UserError
 from diffjax.host.files import write_json
 from diffjax.objectives.base import Progress
 from diffjax.runs.load import Run, load
+from diffjax.runs.teacher import find_teacher
 from diffjax.studies import probes
 from diffjax.training.state import LIVE
 
@@ -52,13 +53,13 @@ def probe_run(
 
 
 def _probed(run: Run) -> probes.Probed:
-    wired, state = run.setup.wired, run.state
+    wired, state, frozen = run.setup.wired, run.state, find_teacher(run.setup)
     return probes.Probed(
         objective=wired.objective,
         apply=wired.apply,
         predict=run.model().predict() if not wired.objective.traits.needs_source else None,  # pyright: ignore[reportArgumentType]
         params=state.weights(LIVE),
-        teacher_params=state.weights(run.setup.teacher),
+        teacher_params=frozen()[0] if frozen else state.weights(run.setup.teacher),
         progress=Progress(state.step, state.memory, run.config.num_steps),
         num_classes=wired.num_classes,
         label_dropout=wired.label_dropout,

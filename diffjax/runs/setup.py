@@ -20,7 +20,7 @@ from diffjax.training import sharding
 from diffjax.training.accumulation import check_parts
 from diffjax.training.nonfinite import NonFinite
 from diffjax.training.optimizer import Optimizer
-from diffjax.training.state import LIVE, TrainState, ema_name, init_state, teacher_name
+from diffjax.training.state import LIVE, TrainState, ema_name, init_state, is_kept, teacher_name
 from diffjax.training.subset import split
 from diffjax.wiring import Wired, build_objective, wire
 
@@ -64,7 +64,7 @@ class Setup:
 
     @property
     def teacher(self) -> str:
-        """The name of the weights that the objective learns from."""
+        """The name of the run's own weights that the objective learns from, as `teacher_of`."""
         return teacher_of(self.config)
 
     @property
@@ -190,9 +190,14 @@ def check_mesh(wired: Wired, mesh: Mesh) -> None:
 
 
 def teacher_of(config: ConfigDict) -> str:
-    """The name of the weights that the objective learns from; refuses one that is not kept."""
+    """The name of the run's own weights that the objective learns from; `live` for a frozen one.
+
+    Raises:
+        UserError: an average that is not kept.
+    """
     # Configs of before there was a choice have none.
-    return teacher_name(config.get("teacher", "ema"), config.ema_decays)
+    named = config.get("teacher", "ema")
+    return teacher_name(named, config.ema_decays) if is_kept(named) else LIVE
 
 
 def accumulation_steps(config: ConfigDict) -> int:

@@ -54,7 +54,7 @@ _ADDED: Mapping[str, Any] = {
     "evaluation.labels": "data",  # Which changes nothing that is trained.
 }
 # What `record` puts into run.json for good.
-_KEPT = ("init_from", "changes")
+_KEPT = ("init_from", "teacher", "changes")
 _PLACE = ("mesh", "sharding_rules")
 _DATA_PLACE = "path"
 
@@ -270,7 +270,6 @@ def record_run(
         "host": f"{os.cpu_count()} cores, {platform.machine()}, {platform.system()}",
         "mesh": dict(setup.mesh.shape),
         "num_params": setup.wired.num_params,
-        "teacher": setup.teacher,
         "num_trained_params": sum(leaf.size for leaf in jax.tree.leaves(setup.abstract.params)),
         "data": {
             "name": dataset.name,

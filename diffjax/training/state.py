@@ -101,6 +101,16 @@ def update_ema(ema: dict[str, Any], params: Any, decays: Sequence[float], step: 
     return {ema_name(decay): one(decay) for decay in decays}
 
 
+def is_kept(teacher: str) -> bool:
+    """Whether `config.teacher` names weights of the run itself, and not a run or a file.
+
+    Example:
+        >>> is_kept("live"), is_kept("ema"), is_kept("ema-0.999"), is_kept("runs/digits")
+        (True, True, True, False)
+    """
+    return teacher in (LIVE, "ema") or teacher.startswith("ema-")
+
+
 def teacher_name(teacher: str, decays: Sequence[float]) -> str:
     """The name of the weights that an objective learns from, for `TrainState.weights`.
 

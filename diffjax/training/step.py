@@ -20,7 +20,8 @@ from diffjax.training.subset import merged
 LOG_SNR_EDGES = (-8.0, -6.0, -4.0, -2.0, 0.0, 2.0, 4.0, 6.0, 8.0)
 """Edges of the log-SNR bins in which the loss is logged; the outer bins are open."""
 
-TrainStep = Callable[[TrainState, Array, Mapping[str, Array]], tuple[TrainState, dict[str, Array]]]
+TrainStep = Callable[..., tuple[TrainState, dict[str, Array]]]
+"""`(state, key, batch[, frozen_teacher]) -> (state, metrics)`."""
 
 
 def make_train_step(
@@ -36,7 +37,7 @@ def make_train_step(
     nonfinite: NonFinite = NonFinite(),
     accumulation_steps: int = 1,
 ) -> TrainStep:
-    """The step as a pure function `(state, key, batch) -> (state, metrics)`.
+    """The step as a pure function `(state, key, batch[, frozen_teacher]) -> (state, metrics)`.
 
     Args:
         apply: the network.
@@ -46,7 +47,8 @@ def make_train_step(
         ema_decays: of the averages that are kept.
         label_dropout: share of labels replaced by the null label, for classifier-free guidance.
         null_label: the label that means "none".
-        teacher: the name of the weights that the objective learns from (`teacher_name`).
+        teacher: the name of the weights that the objective learns from (`teacher_name`), where the
+            step is called without a frozen teacher.
         nonfinite: what becomes of a step whose loss, gradient or update is not finite.
         accumulation_steps: parts of the batch that the network is asked about one after the other;
             1 adds nothing to the program.
@@ -58,13 +60,13 @@ def make_train_step(
     """
 
     def train_step(
-        state: TrainState, key: Array, batch: Mapping[str, Array]
+        state: TrainState, key: Array, batch: Mapping[str, Array], frozen_teacher: Any = None
     ) -> tuple[TrainState, dict[str, Array]]:
         label_key, loss_key = jax.random.split(jax.random.fold_in(key, state.step))
         dropped = jax.random.bernoulli(label_key, label_dropout, batch["label"].shape)
         batch = {**batch, "label": jnp.where(dropped, null_label, batch["label"])}
         progress = Progress(state.step, state.memory, num_steps)
-        teacher_params = state.weights(teacher)
+        teacher_params = state.weights(teacher) if frozen_teacher is None else frozen_teacher
 
         def losses_of(apply: Apply, params: Any) -> tuple[Array, dict[str, Array]]:
             whole = merged(params, state.frozen)
