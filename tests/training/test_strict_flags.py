@@ -42,8 +42,8 @@ def trace(arguments="", **changes):
     """Initialisation and one step: forwards, backwards, the update and the averages."""
     config = tiny_config(arguments, **changes)
     config.unlock()
-    # Networks are seen in test_both_networks_train; this one shows no activations.
-    if "model=" not in arguments and "dispersive" not in arguments:
+    # Networks are seen in test_both_networks_train; this one has no activations, and one time.
+    if not any(other in arguments for other in ("model=", "dispersive", "mean_flow")):
         config.model = spec(Plain)
     setup = set_up(config, SHAPE, 10)
     step = make_train_step(
@@ -75,7 +75,6 @@ QUICK = "objective=edm2", "wrappers=dispersive", "uniforms=stratified"
 ARGUMENTS = [
     *(f"objective={name}" for name in choices.OBJECTIVES),
     *(f"wrappers={name}" for name in choices.WRAPPERS),
-    "objective=mean_flow",
     "objective=mean_flow,wrappers=uncertainty",
     *(
         # Of noise and score nothing can be decoded where flow matching's path is pure noise.
