@@ -6,7 +6,8 @@ from jax import Array
 
 from diffjax.process.paths import Path, coeffs
 from diffjax.process.precond import Meaning
-from diffjax.sampling.solvers import Denoise, Solver, normal, same_for_equal
+from diffjax.sampling import solvers
+from diffjax.sampling.solvers import Denoise, Solver, same_for_equal
 from diffjax.shapes import OneNumber, Samples
 
 
@@ -29,6 +30,6 @@ def consistency() -> Solver:
         keys: Array,
     ) -> tuple[Samples, Any]:
         there = coeffs(path, t_next[None], x.ndim)
-        return there.a * denoise(x, t).x0 + there.s * normal(keys, x.shape[1:]), memory
+        return there.a * denoise(x, t).x0 + there.s * solvers.normal(keys, x.shape[1:]), memory
 
     return Solver(lambda x: (), step, nfe=1, order=1, fresh_noise=True, needs=Meaning.END_OF_FLOW)
