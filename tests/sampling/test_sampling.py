@@ -56,8 +56,9 @@ def ending(path):
 
     def predict(x, t, cond):
         a, s = path.alpha(t)[:, None], path.sigma(t)[:, None]
-        deviation = jnp.sqrt(a**2 * NORMAL.variance + s**2)
-        end = NORMAL.mean + (x - a * NORMAL.mean) / deviation * np.sqrt(NORMAL.variance)
+        mean, variance = NORMAL.mean[None], NORMAL.variance[None]
+        deviation = jnp.sqrt(a**2 * variance + s**2)
+        end = mean + (x - a * mean) / deviation * np.sqrt(variance)
         return Pair(end, (x - a * end) / s)
 
     return predict
