@@ -40,9 +40,8 @@ def get_config(arguments: str = "") -> ConfigDict:
         objective="mean_flow",
         optimizer=spec(adamw, learning_rate=1e-4, b2=0.95, warmup_steps=0),
     )
-    for wrapper in config.wrappers:
-        if "kappa" in wrapper:
-            wrapper.update(omega=0.2, kappa=0.92, guided_below=0.75)
+    if "kappa" in config.objective:
+        config.objective.update(omega=0.2, kappa=0.92, guided_below=0.75)
     config.expected = ConfigDict(
         {"image_shape": (32, 32, 4), "num_classes": 1_000, "num_images": 1_281_167}
     )

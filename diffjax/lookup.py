@@ -59,7 +59,7 @@ def set_axes(
     config.precond = spec(
         precond.Precond, **{name: parts[name] for name in ("target", "noise_label", "input_scale")}
     )
-    config.objective = parts["bridge"]
+    config.objective = parts["loss"]
     for name in ("weight", "times", "uniforms", "coupling"):
         config.objective[name] = parts[name]
     config.wrappers = tuple(
@@ -133,21 +133,10 @@ def joined(names: str) -> list[str]:
     """Splits names of wrappers that are joined by "+", the innermost first.
 
     Example:
-        >>> joined("mean_flow+uncertainty"), joined("none")
-        (['mean_flow', 'uncertainty'], [])
+        >>> joined("adaptive+uncertainty"), joined("none")
+        (['adaptive', 'uncertainty'], [])
     """
     return [name for name in names.split("+") if name != "none"]
-
-
-def solver_for(wrappers: str) -> str:
-    """The name of the default solver for sampling, for names of wrappers that are joined by "+".
-
-    Example:
-        >>> solver_for("mean_flow+uncertainty"), solver_for("uncertainty")
-        ('flow_map', 'heun')
-    """
-    table = choices.SOLVERS_OF_WRAPPERS
-    return next((table[name] for name in joined(wrappers) if name in table), "heun")
 
 
 def guidance_called(names: str) -> ConfigDict:

@@ -82,6 +82,7 @@ class Settings(TypedDict):
     ema_decays: tuple[Decay[float], ...]
     ema_lengths: tuple[Length, ...]
     weights: str
+    teacher: NotRequired[str]
     mesh: Mesh
     sharding_rules: NotRequired[tuple[ShardingRule, ...] | None]
     sampling: Spec

@@ -149,7 +149,7 @@ def sources(
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """Labels and source images: test images for a run from images to images, else None."""
     wired = run.setup.wired
-    if not wired.objective.starts_at_source:
+    if not wired.objective.traits.starts_at_source:
         return labels, None
     if given:
         raise UserError(

@@ -183,9 +183,11 @@ def member_step(members: Members) -> Callable:
             inspect.unwrap(setup.wired.apply),
             objective,
             optimizer,
+            num_steps=config.num_steps,
             averages=Averages.of(config),
             label_dropout=dropout,
             null_label=setup.wired.num_classes,
+            teacher=setup.teacher,
             nonfinite=setup.nonfinite,
             accumulation_steps=setup.accumulation_steps,
         )(state, key, batch)

@@ -42,6 +42,7 @@ from diffjax.runs.initial import Initial, find
 from diffjax.runs.load import Run
 from diffjax.runs.measure import check_evaluation, measure
 from diffjax.runs.setup import Setup, check_pairs, countable, set_up
+from diffjax.runs.teacher import find_teacher, read_teacher
 from diffjax.settings import check_complete, check_settings
 from diffjax.spec import build, check_arguments
 from diffjax.training.averages import Averages
@@ -152,6 +153,7 @@ def prepared(config: ConfigDict) -> tuple[Setup, DataSet]:
     setup = set_up(config, dataset.image_shape, dataset.num_classes)
     check_pairs(setup, dataset)
     check_evaluation(setup, dataset)
+    find_teacher(setup)
     return setup, dataset
 
 
@@ -319,7 +321,8 @@ def run_steps(
     with prefetched(device_batches(setup, dataset, start_step, rollbacks)) as stream:
         began = time.perf_counter()
         schedule = config.optimizer, config.num_steps, start["schedule_start"]
-        train_step = compile_train_step(setup, step_key, scheduled(*schedule))
+        teacher = read_teacher(setup, workdir)
+        train_step = compile_train_step(setup, step_key, scheduled(*schedule), teacher)
         workdirs.add_seconds(workdir, compile_seconds=time.perf_counter() - began)
         if start_step == 0:
             workdirs.record(workdir, train_flops_per_step=train_flops(setup))
@@ -389,15 +392,19 @@ def train_step_of(setup: Setup, optimizer: Optimizer | None = None) -> TrainStep
         setup.wired.apply,
         setup.wired.objective,
         optimizer or setup.optimizer,
+        num_steps=setup.config.num_steps,
         averages=Averages.of(setup.config),
         label_dropout=setup.config.label_dropout,
         null_label=setup.wired.num_classes,
+        teacher=setup.teacher,
         nonfinite=setup.nonfinite,
         accumulation_steps=setup.accumulation_steps,
     )
 
 
-def compile_train_step(setup: Setup, key: Array, optimizer: Optimizer | None = None) -> Callable:
+def compile_train_step(
+    setup: Setup, key: Array, optimizer: Optimizer | None = None, frozen_teacher: Any = None
+) -> Callable:
     """The train step for this mesh, compiled before the clock starts; it donates its state."""
     config, wired = setup.config, setup.wired
     place = batch_sharding(setup.mesh)
@@ -411,7 +418,10 @@ def compile_train_step(setup: Setup, key: Array, optimizer: Optimizer | None = N
         donate_argnums=0,
         out_shardings=(setup.shardings, replicated(setup.mesh)),
     )
-    return jitted.lower(setup.abstract, key, batch).compile()
+    if frozen_teacher is None:
+        return jitted.lower(setup.abstract, key, batch).compile()
+    compiled = jitted.lower(setup.abstract, key, batch, frozen_teacher).compile()
+    return lambda state, key, batch: compiled(state, key, batch, frozen_teacher)
 
 
 def train_flops(setup: Setup) -> float | None:

@@ -1,6 +1,6 @@
 """From one set of images to another: interpolants with a bridge noise, bridges from a source."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jax
@@ -10,7 +10,7 @@ from jax.tree_util import register_dataclass
 from jaxtyping import Float
 
 from diffjax.errors import UserError
-from diffjax.objectives.base import Batch
+from diffjax.objectives.base import Batch, Traits
 from diffjax.objectives.denoising import Denoising, Noised
 from diffjax.process.bridges import BridgeNoise
 from diffjax.process.paths import Coeffs, Pair, mix
@@ -42,8 +42,8 @@ class Interpolant(Denoising):
     gamma: BridgeNoise = field(kw_only=True)
 
     @property
-    def independent_noise(self) -> bool:
-        return False
+    def traits(self) -> Traits:
+        return replace(super().traits, independent_noise=False)
 
     def noised(self, t: PerSample, key: OneKey, batch: Batch) -> Noised:
         bridge_key, key = jax.random.split(key)
@@ -91,15 +91,9 @@ class SourceBridge(Denoising):
     (arXiv:2205.07680).
     """
 
-    inputs = 2
-
     @property
-    def needs_source(self) -> bool:
-        return True
-
-    @property
-    def starts_at_source(self) -> bool:
-        return True
+    def traits(self) -> Traits:
+        return replace(super().traits, inputs=2, needs_source=True, starts_at_source=True)
 
     def noised(self, t: PerSample, key: OneKey, batch: Batch) -> Noised:
         if "source" not in batch:

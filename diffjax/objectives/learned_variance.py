@@ -1,6 +1,6 @@
 """iDDPM's hybrid objective: the network learns the variance of the reverse step as well."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import jax
@@ -10,7 +10,7 @@ from jax.scipy.special import log_ndtr
 from jax.tree_util import register_dataclass
 
 from diffjax.kinds import NotNegative, UnitTime
-from diffjax.objectives.base import Batch, Progress
+from diffjax.objectives.base import Batch, Progress, Traits
 from diffjax.objectives.denoising import Denoising, pixel_mean
 from diffjax.objectives.wrappers import Wrapper
 from diffjax.process.paths import Coeffs, Path, Scalar, coeffs
@@ -59,23 +59,19 @@ class LearnedVariance(Wrapper):
     gap: UnitTime[Scalar] = 1e-3
 
     @property
-    def outputs(self) -> int:
-        return 2
-
-    @property
-    def learned_variance(self) -> bool:
-        return True
+    def traits(self) -> Traits:
+        return replace(self.objective.traits, outputs=2, learned_variance=True)
 
     def __call__(
         self,
         apply: Apply,
         params: Any,
-        ema_params: Any,
+        teacher_params: Any,
         key: OneKey,
         batch: Batch,
         progress: Progress,
     ) -> tuple[PerSample, dict[str, Array]]:
-        del ema_params, progress
+        del teacher_params, progress
         objective = self.objective
         time_key, key = jax.random.split(key)
         u = objective.uniforms(time_key, len(batch["image"]))

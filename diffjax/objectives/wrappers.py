@@ -10,7 +10,7 @@ from jax.tree_util import register_dataclass
 from jaxtyping import Float
 
 from diffjax.kinds import Decay, Interval, NotNegative, Positive
-from diffjax.objectives.base import Batch, Objective, Progress, check_others
+from diffjax.objectives.base import Batch, Objective, Progress, Traits, check_others
 from diffjax.objectives.denoising import Denoising
 from diffjax.process.paths import Path, Scalar
 from diffjax.process.precond import Apply, Precond
@@ -32,36 +32,8 @@ class Wrapper(Objective):
         return self.objective.precond
 
     @property
-    def inputs(self) -> int:
-        return self.objective.inputs
-
-    @property
-    def outputs(self) -> int:
-        return self.objective.outputs
-
-    @property
-    def needs_source(self) -> bool:
-        return self.objective.needs_source
-
-    @property
-    def starts_at_source(self) -> bool:
-        return self.objective.starts_at_source
-
-    @property
-    def independent_noise(self) -> bool:
-        return self.objective.independent_noise
-
-    @property
-    def learned_variance(self) -> bool:
-        return self.objective.learned_variance
-
-    @property
-    def flow_map(self) -> bool:
-        return self.objective.flow_map
-
-    @property
-    def forward_mode(self) -> bool:
-        return self.objective.forward_mode
+    def traits(self) -> Traits:
+        return self.objective.traits
 
     def init_params(self, key: OneKey) -> dict[str, Any]:
         return self.objective.init_params(key)
@@ -112,12 +84,12 @@ class Uncertainty(Wrapper):
         self,
         apply: Apply,
         params: Any,
-        ema_params: Any,
+        teacher_params: Any,
         key: OneKey,
         batch: Batch,
         progress: Progress,
     ) -> tuple[PerSample, dict[str, Array]]:
-        loss, metrics = self.objective(apply, params, ema_params, key, batch, progress)
+        loss, metrics = self.objective(apply, params, teacher_params, key, batch, progress)
         u = self.log_loss(params["uncertainty"], metrics["log_snr"])
         return loss * jnp.exp(-u) + u, metrics
 
@@ -148,12 +120,12 @@ class Importance(Wrapper):
         self,
         apply: Apply,
         params: Any,
-        ema_params: Any,
+        teacher_params: Any,
         key: OneKey,
         batch: Batch,
         progress: Progress,
     ) -> tuple[PerSample, dict[str, Array]]:
-        del ema_params, progress
+        del teacher_params, progress
         objective, path = self.objective, self.path
         time_key, key = jax.random.split(key)
         t = self.proposal.quantile(objective.uniforms(time_key, len(batch["image"])), path)
@@ -199,12 +171,12 @@ class Adaptive(Wrapper):
         self,
         apply: Apply,
         params: Any,
-        ema_params: Any,
+        teacher_params: Any,
         key: OneKey,
         batch: Batch,
         progress: Progress,
     ) -> tuple[PerSample, dict[str, Array]]:
-        del ema_params
+        del teacher_params
         objective = self.objective
         time_key, key = jax.random.split(key)
         density = self.density(progress.memory)
@@ -258,13 +230,13 @@ class Contrastive(Wrapper):
         self,
         apply: Apply,
         params: Any,
-        ema_params: Any,
+        teacher_params: Any,
         key: OneKey,
         batch: Batch,
         progress: Progress,
     ) -> tuple[PerSample, dict[str, Array]]:
         check_others(batch, "Contrastive")
-        del ema_params, progress
+        del teacher_params, progress
         objective = self.objective
         time_key, key = jax.random.split(key)
         u = objective.uniforms(time_key, len(batch["image"]))
@@ -300,13 +272,13 @@ class Dispersive(Wrapper):
         self,
         apply: Apply,
         params: Any,
-        ema_params: Any,
+        teacher_params: Any,
         key: OneKey,
         batch: Batch,
         progress: Progress,
     ) -> tuple[PerSample, dict[str, Array]]:
         check_others(batch, "Dispersive")
-        del ema_params, progress
+        del teacher_params, progress
         objective = self.objective
         time_key, key = jax.random.split(key)
         u = objective.uniforms(time_key, len(batch["image"]))

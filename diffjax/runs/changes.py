@@ -34,6 +34,7 @@ _KEEPS: Mapping[str, str] = {
     "objective": "what it learns",
     "wrappers": "what it learns",
     "label_dropout": "what it learns",
+    "teacher": "what it learns from",
     "ema_decays": "its averages, which began with it",
     "ema_lengths": "its averages, which began with it",
     "nonfinite": "what its state counts",

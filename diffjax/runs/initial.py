@@ -19,16 +19,13 @@ from diffjax.runs.checkpoints import Checkpoints, Damaged
 from diffjax.training.sharding import replicated
 from diffjax.training.state import TrainState
 
-_SETTING = "config.init_from"
-
-
 Initial = Callable[[], tuple[Any, dict[str, Any]]]
 """`() -> (params, source)` reads weights that were found and that fit: arrays in the network's
 shardings, and where they come from as plain data: `folder`, `weights` and `step` of a run, `file`
 of a published file, and `sha256` of the weights."""
 
 
-def find(named: str, like: Any) -> Initial:
+def find(named: str, like: Any, setting: str = "config.init_from") -> Initial:
     """Finds the weights of that name, and compares their names and shapes with the network's.
 
         config.init_from = "runs/digits"              # the weights that this run is evaluated with
@@ -41,6 +38,7 @@ def find(named: str, like: Any) -> Initial:
     Args:
         named: the folder of a run, `FOLDER:weights`, or a file of torch or safetensors.
         like: the network's parameters as `ShapeDtypeStruct` with shardings.
+        setting: the setting that names them, for errors.
 
     Raises:
         UserError: there is nothing of that name, it is damaged, or a parameter is missing, left
@@ -48,13 +46,13 @@ def find(named: str, like: Any) -> Initial:
     """
     folder, colon, weights = named.rpartition(":")
     if Path(named).is_file():
-        return _of_file(Path(named), like)
+        return _of_file(Path(named), like, setting)
     if _is_run(Path(named)):
-        return _of_run(Path(named), "", like)
+        return _of_run(Path(named), "", like, setting)
     if colon and _is_run(Path(folder)):
-        return _of_run(Path(folder), weights, like)
+        return _of_run(Path(folder), weights, like, setting)
     raise UserError(
-        f"{_SETTING}={named!r} is neither a file nor the folder of a run: give one, or "
+        f"{setting}={named!r} is neither a file nor the folder of a run: give one, or "
         "FOLDER:weights, as runs/digits:ema-0.999"
     )
 
@@ -63,24 +61,24 @@ def _is_run(folder: Path) -> bool:
     return (folder / "config.json").is_file() and (folder / "checkpoints").is_dir()
 
 
-def _of_run(folder: Path, weights: str, like: Any) -> Initial:
+def _of_run(folder: Path, weights: str, like: Any, setting: str) -> Initial:
     """Weights of the newest whole checkpoint, read into their shardings and nothing else."""
     config = read_json(folder / "config.json") or {}
     weights = weights or str(config.get("weights"))
     with closing(Checkpoints(folder / "checkpoints", read_only=True)) as checkpoints:
-        shapes = _newest_shapes(checkpoints)
+        shapes = _newest_shapes(checkpoints, setting)
     try:
         found = shapes.weights(weights)
     except UserError as error:
-        raise UserError(f"{_SETTING}={folder}: {error}") from None
-    check_same(str(folder), found, like)
+        raise UserError(f"{setting}={folder}: {error}") from None
+    check_same(f"{setting}={folder}", found, like)
     wanted = placed(shapes, like).only(weights)
 
     def read() -> tuple[Any, dict[str, Any]]:
         with closing(Checkpoints(folder / "checkpoints", read_only=True)) as checkpoints:
             restored = checkpoints.restore(wanted, set_damaged_aside=False)
         if restored is None:
-            raise UserError(f"{_SETTING}={folder}: its checkpoints are gone")
+            raise UserError(f"{setting}={folder}: its checkpoints are gone")
         state, meta = restored
         params = jax.tree.map(lambda x, y: x.astype(y.dtype), state.weights(weights), like)
         source = {"folder": str(folder), "weights": weights, "step": meta["step"]}
@@ -89,7 +87,7 @@ def _of_run(folder: Path, weights: str, like: Any) -> Initial:
     return read
 
 
-def _newest_shapes(checkpoints: Checkpoints) -> TrainState:
+def _newest_shapes(checkpoints: Checkpoints, setting: str) -> TrainState:
     """The shapes in the newest checkpoint that can say them."""
     damage = None
     for step in reversed(checkpoints.steps()):
@@ -97,7 +95,7 @@ def _newest_shapes(checkpoints: Checkpoints) -> TrainState:
             return checkpoints.shapes(step)
         except Damaged as error:
             damage = error
-    raise UserError(f"{_SETTING}: {damage or f'{checkpoints.folder} has no checkpoint yet'}")
+    raise UserError(f"{setting}: {damage or f'{checkpoints.folder} has no checkpoint yet'}")
 
 
 def placed(shapes: TrainState, like: Any) -> TrainState:
@@ -120,16 +118,16 @@ def placed(shapes: TrainState, like: Any) -> TrainState:
     )
 
 
-def _of_file(path: Path, like: Any) -> Initial:
+def _of_file(path: Path, like: Any, setting: str) -> Initial:
     try:
         content = path.read_bytes()
     except OSError as error:
-        raise UserError(f"{_SETTING}={path} can't be read: {error.strerror}") from error
+        raise UserError(f"{setting}={path} can't be read: {error.strerror}") from error
     arrays = {
         name.replace(".", "/"): array
         for name, array in read_state_dict(str(path), content).rest().items()
     }
-    check_same(str(path), arrays, like)
+    check_same(f"{setting}={path}", arrays, like)
 
     def lay_out(path: tuple, leaf: jax.ShapeDtypeStruct) -> jax.Array:
         array = arrays[jax.tree_util.keystr(path, simple=True, separator="/")].astype(leaf.dtype)
@@ -146,7 +144,7 @@ def check_same(where: str, found: Any, like: Any) -> None:
     """Refuses weights whose names and shapes are not those of a network.
 
     Args:
-        where: what to call them.
+        where: what to call them, with the setting that names them.
         found: a tree of arrays or shapes.
         like: the network's.
 
@@ -154,7 +152,7 @@ def check_same(where: str, found: Any, like: Any) -> None:
         UserError: the first parameter that is missing, left over or of another shape.
 
     Example:
-        >>> check_same("old", {"w": np.zeros(3)}, {"w": np.zeros(2)})
+        >>> check_same("config.init_from=old", {"w": np.zeros(3)}, {"w": np.zeros(2)})
         Traceback (most recent call last):
         ...
         diffjax.errors.UserError: config.init_from=old: w is [3] there and [2] in this network
@@ -163,17 +161,17 @@ def check_same(where: str, found: Any, like: Any) -> None:
     for name in sorted({*there, *here}):
         if name not in there:
             raise UserError(
-                f"{_SETTING}={where} has no parameter {name} {_shape(here[name])}, which this "
+                f"{where} has no parameter {name} {_shape(here[name])}, which this "
                 f"network has{_near(name, there)}"
             )
         if name not in here:
             raise UserError(
-                f"{_SETTING}={where} has a parameter {name} {_shape(there[name])}, which this "
+                f"{where} has a parameter {name} {_shape(there[name])}, which this "
                 f"network has not{_near(name, here)}"
             )
         if there[name].shape != here[name].shape:
             raise UserError(
-                f"{_SETTING}={where}: {name} is {_shape(there[name])} there and "
+                f"{where}: {name} is {_shape(there[name])} there and "
                 f"{_shape(here[name])} in this network"
             )
 

@@ -338,7 +338,7 @@ def label_shares(
     classes = max(dataset.num_classes, 1)
     balanced = np.ones(classes, int)
     known = {"data": balanced if class_counts is None else class_counts, "balanced": balanced}
-    if wired.objective.starts_at_source and mix != "data":
+    if wired.objective.traits.starts_at_source and mix != "data":
         raise UserError(
             f"evaluation.labels={mix}: this run starts at test images, which have their own labels"
         )
@@ -361,7 +361,7 @@ def samples_asked_of(
     Where samples start from noise they are the labels given. Where they start at a source, they
     are those of as many test images, evenly spaced, and each of them at most once.
     """
-    if not wired.objective.starts_at_source:
+    if not wired.objective.traits.starts_at_source:
         return labels, None
     parts = list(eval_batches(dataset.test, batch_size=1024, limit_images=len(labels)))
     return (
@@ -430,7 +430,7 @@ def _check_counts(setup: Setup, dataset: DataSet) -> None:
             f"{dataset.name} has {num_real} images that samples could be compared with, and "
             f"distances need {FEWEST_IMAGES}: add some"
         )
-    if setup.wired.objective.starts_at_source and num_test < FEWEST_IMAGES:
+    if setup.wired.objective.traits.starts_at_source and num_test < FEWEST_IMAGES:
         raise UserError(
             f"this run makes images from test images, and {dataset.name} has {num_test}: "
             f"its evaluation needs {FEWEST_IMAGES}"

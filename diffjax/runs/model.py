@@ -343,7 +343,7 @@ class Model:
 
         batch = wired.batch_shapes(batch_size)
         keys = jax.eval_shape(lambda: sample_keys(0, jnp.arange(batch_size)))
-        source = batch["image"] if wired.objective.starts_at_source else None
+        source = batch["image"] if wired.objective.traits.starts_at_source else None
         times = jax.eval_shape(lambda: padded(recipe.times(wired.path)))
         return self.programs.draw.lower(
             plan,
@@ -428,7 +428,7 @@ def sample_keys(seed: int | Array, rows: np.ndarray | Array) -> Array:
 def _check_source(request: Request, wired: Wired) -> None:
     """Refuses a source that the model has no use for, and none where it starts from one."""
     source, name = request.source, type(wired.objective).__name__
-    if not wired.objective.starts_at_source:
+    if not wired.objective.traits.starts_at_source:
         if source is not None:
             raise UserError(f"{name} makes samples from noise: leave source= out")
         return

@@ -10,9 +10,9 @@ from diffjax.errors import UserError
 from diffjax.host.files import write_json
 from diffjax.objectives.base import Progress
 from diffjax.runs.load import Run, load
+from diffjax.runs.teacher import find_teacher
 from diffjax.studies import probes
-from diffjax.training.averages import Averages
-from diffjax.training.state import LIVE, teacher
+from diffjax.training.state import LIVE
 
 
 def probe_run(
@@ -53,14 +53,14 @@ def probe_run(
 
 
 def _probed(run: Run) -> probes.Probed:
-    wired, state = run.setup.wired, run.state
+    wired, state, frozen = run.setup.wired, run.state, find_teacher(run.setup)
     return probes.Probed(
         objective=wired.objective,
         apply=wired.apply,
-        predict=run.model().predict() if not wired.objective.needs_source else None,  # pyright: ignore[reportArgumentType]
+        predict=run.model().predict() if not wired.objective.traits.needs_source else None,  # pyright: ignore[reportArgumentType]
         params=state.weights(LIVE),
-        ema_params=teacher(state, Averages.of(run.config)),
-        progress=Progress(state.step, state.memory),
+        teacher_params=frozen()[0] if frozen else state.weights(run.setup.teacher),
+        progress=Progress(state.step, state.memory, run.config.num_steps),
         num_classes=wired.num_classes,
         label_dropout=wired.label_dropout,
     )

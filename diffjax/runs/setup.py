@@ -21,7 +21,7 @@ from diffjax.training import sharding
 from diffjax.training.accumulation import check_parts
 from diffjax.training.averages import Averages
 from diffjax.training.nonfinite import NonFinite
-from diffjax.training.state import LIVE, TrainState, init_state
+from diffjax.training.state import LIVE, TrainState, init_state, is_kept, teacher_name
 from diffjax.training.subset import split
 from diffjax.wiring import Wired, build_objective, wire
 
@@ -64,6 +64,11 @@ class Setup:
         return jax.tree.map(lambda leaf: leaf.sharding, self.abstract)
 
     @property
+    def teacher(self) -> str:
+        """The name of the run's own weights that the objective learns from, as `teacher_of`."""
+        return teacher_of(self.config)
+
+    @property
     def accumulation_steps(self) -> int:
         """Parts of a batch that the network is asked about one after the other."""
         return accumulation_steps(self.config)
@@ -96,6 +101,7 @@ def set_up(
         mesh = sharding.make_mesh(**config.mesh)
         sharding.check_batch(config.batch_size, mesh)
     check_weights(config)
+    teacher_of(config)
     optimizer = build(config.optimizer, Optimizer, "config.optimizer", num_steps=config.num_steps)
     # Configs of before there were these choices have none.
     nonfinite = build(config.get("nonfinite", NonFinite()), NonFinite, "config.nonfinite")
@@ -148,7 +154,7 @@ def attention_of(config: ConfigDict, mesh: Mesh) -> str | None:
     if not isinstance(config.model, ConfigDict) or "attention" not in config.model:
         return None
     platform, dtype = mesh.devices.flat[0].platform, config.model.get("dtype", "float32")
-    forward_mode = build_objective(config).forward_mode
+    forward_mode = build_objective(config).traits.forward_mode
     return resolve(config.model.attention, platform, dtype, mesh.shape["sequence"], forward_mode)
 
 
@@ -182,6 +188,17 @@ def check_mesh(wired: Wired, mesh: Mesh) -> None:
     check = getattr(wired.network, "check_mesh", None)
     if check is not None:
         check(wired.input_shape, dict(mesh.shape))
+
+
+def teacher_of(config: ConfigDict) -> str:
+    """The name of the run's own weights that the objective learns from; `live` for a frozen one.
+
+    Raises:
+        UserError: an average that is not kept.
+    """
+    # Configs of before there was a choice have none.
+    named = config.get("teacher", "ema")
+    return teacher_name(named, Averages.of(config)) if is_kept(named) else LIVE
 
 
 def accumulation_steps(config: ConfigDict) -> int:
@@ -231,8 +248,8 @@ def check_pairs(setup: Setup, dataset: DataSet) -> None:
         check_expected(setup.config, num_images=len(dataset.train))
     objective = setup.wired.objective
     for needed, source, part in (
-        (objective.needs_source, dataset.train, "training"),
-        (objective.starts_at_source, dataset.test, "test"),
+        (objective.traits.needs_source, dataset.train, "training"),
+        (objective.traits.starts_at_source, dataset.test, "test"),
     ):
         if needed and len(source) and "source" not in source.gather([0]):
             raise UserError(

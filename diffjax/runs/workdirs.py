@@ -37,7 +37,7 @@ SKIPPED = "skipped.jsonl"
 _FOLDERS = ("checkpoints", "samples", "tensorboard")
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 # What `record` puts into run.json for good.
-_KEPT = ("init_from", "changes")
+_KEPT = ("init_from", "teacher", "changes")
 _PLACE = ("mesh", "sharding_rules")
 _DATA_PLACE = "path"
 

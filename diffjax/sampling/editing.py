@@ -13,7 +13,7 @@ from jaxtyping import Float
 
 from diffjax.errors import UserError
 from diffjax.process.paths import Pair, Path, coeffs
-from diffjax.process.precond import Predict, time_of
+from diffjax.process.precond import Meaning, Predict, time_of
 from diffjax.sampling import solvers
 from diffjax.sampling.guidance import moved
 from diffjax.sampling.sample import integrate
@@ -70,7 +70,7 @@ def invert(
     Raises:
         UserError: the solver adds noise, or is for flow maps.
     """
-    if solver.fresh_noise or solver.jumps:
+    if solver.fresh_noise or solver.needs is not Meaning.POSTERIOR_MEAN:
         raise UserError(
             "inversion walks the flow up and down again: use a solver that adds no noise and "
             "evaluates one time at once, such as ddim or heun"

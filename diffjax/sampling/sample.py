@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from diffjax.compiling import once
 from diffjax.kinds import NumSteps
 from diffjax.process.paths import Pair, Path
-from diffjax.process.precond import Predict
+from diffjax.process.precond import Meaning, Predict
 from diffjax.sampling.grids import Grid
 from diffjax.sampling.guidance import Against, ClassifierFree, NullLabel, Rule
 from diffjax.sampling.solvers import Denoise, Interval, Solver, normal
@@ -81,7 +81,8 @@ def sample(
 
 def last_step(denoise: Denoise, solver: Solver, x: Samples, t: OneNumber) -> Samples:
     """The step from `x[B, …]` at `t[]` to clean data: the predicted x0."""
-    return denoise(x, jnp.stack([t, jnp.zeros_like(t)]) if solver.jumps else t).x0
+    to_the_end = solver.needs is Meaning.AVERAGE_VELOCITY
+    return denoise(x, jnp.stack([t, jnp.zeros_like(t)]) if to_the_end else t).x0
 
 
 @once(1)

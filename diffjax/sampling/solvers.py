@@ -28,6 +28,7 @@ from jax.tree_util import register_dataclass
 from diffjax.errors import UserError
 from diffjax.kinds import Probability
 from diffjax.process.paths import Coeffs, Pair, Path
+from diffjax.process.precond import Meaning
 from diffjax.shapes import Keys, OneNumber, Samples
 
 Denoise = Callable[[Array, Array], Pair]
@@ -137,7 +138,8 @@ class Solver(NamedTuple):
         fresh_noise: whether it adds noise on the way, for which eps has to be independent of x0.
         learned_variance: whether it needs a network that predicts the variance of a step as well.
         renoises: whether `x` enters a step through the prediction alone.
-        jumps: whether it evaluates a flow map, at both times of each interval.
+        needs: what the model's prediction has to be; with `AVERAGE_VELOCITY`, the model is
+            evaluated on the two times of each interval.
         route: the times that it walks, from those of a grid; where they rise, noise is added and
             the denoiser is not evaluated.
         steps: the number of falling intervals of its route before the last one, from that of a
@@ -151,7 +153,7 @@ class Solver(NamedTuple):
     fresh_noise: bool = False
     learned_variance: bool = False
     renoises: bool = False
-    jumps: bool = False
+    needs: Meaning = Meaning.POSTERIOR_MEAN
     route: Callable[[Path, Array], Array] = _all_times
     steps: Callable[[int], int] = int
 
@@ -253,7 +255,7 @@ def flow_map() -> Solver:
         x' = x + (t' - t)·u(x, t, t')
 
     with the average velocity u over the interval. It is exact for the exact u, whatever the steps.
-    For runs with the wrapper `mean_flow`. Geng et al. 2025 (arXiv:2505.13447), equation 12.
+    For runs with `loss=mean_flow`. Geng et al. 2025 (arXiv:2505.13447), equation 12.
     """
 
     def step(denoise: Denoise, interval: Interval, memory: Any, x: Samples) -> tuple[Samples, Any]:
@@ -261,7 +263,7 @@ def flow_map() -> Solver:
         pair = denoise(x, jnp.stack([interval.t, interval.t_next]))
         return interval.end.mix(pair), memory
 
-    return Solver(no_memory, step, nfe=1, order=1, renoises=True, jumps=True)
+    return Solver(no_memory, step, nfe=1, order=1, renoises=True, needs=Meaning.AVERAGE_VELOCITY)
 
 
 @same_for_equal

@@ -77,17 +77,35 @@ def init_state(
     return TrainState(step, params, opt_state, averages.init(params), memory, skipped)
 
 
-def teacher(state: TrainState, averages: Averages) -> Any:
-    """The parameters that an objective may learn from: the first average, or live where none is.
-
-    Args:
-        state: of training.
-        averages: that it keeps, in the user's order. The state's own is no order: what comes out of
-            a compiled step or a checkpoint is sorted by name.
+def is_kept(teacher: str) -> bool:
+    """Whether `config.teacher` names weights of the run itself, and not a run or a file.
 
     Example:
-        >>> state = TrainState(jnp.array(0), 1.0, (), {"ema-0.99": 2.0, "ema-0.999": 3.0})
-        >>> teacher(state, Averages((0.999, 0.99))), teacher(state, Averages())
-        (3.0, 1.0)
+        >>> is_kept("live"), is_kept("ema"), is_kept("ema-0.999"), is_kept("runs/digits")
+        (True, True, True, False)
     """
-    return state.weights(averages.names[0] if averages.names else LIVE)
+    return teacher in (LIVE, "ema") or teacher.startswith(("ema-", "power-"))
+
+
+def teacher_name(teacher: str, averages: Averages) -> str:
+    """The name of the weights that an objective learns from, for `TrainState.weights`.
+
+    Args:
+        teacher: `config.teacher`: `live`, the name of an average, or `ema`, which is the first
+            average, and live without averages.
+        averages: those that are kept, in the user's order. A state's own order is by name.
+
+    Raises:
+        UserError: no such average is kept.
+
+    Example:
+        >>> kept = Averages((0.999, 0.99))
+        >>> teacher_name("ema", kept), teacher_name("ema", Averages()), teacher_name("live", kept)
+        ('ema-0.999', 'live', 'live')
+    """
+    kept = [*averages.names, LIVE]
+    if teacher == "ema":
+        return kept[0]
+    if teacher not in kept:
+        raise UserError(f"config.teacher={teacher!r} is not kept; {nearest(teacher, kept)}")
+    return teacher

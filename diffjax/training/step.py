@@ -15,13 +15,14 @@ from diffjax.process.precond import Apply
 from diffjax.training.accumulation import loss_and_gradient
 from diffjax.training.averages import Averages
 from diffjax.training.nonfinite import NonFinite
-from diffjax.training.state import TrainState, teacher
+from diffjax.training.state import LIVE, TrainState
 from diffjax.training.subset import merged
 
 LOG_SNR_EDGES = (-8.0, -6.0, -4.0, -2.0, 0.0, 2.0, 4.0, 6.0, 8.0)
 """Edges of the log-SNR bins in which the loss is logged; the outer bins are open."""
 
-TrainStep = Callable[[TrainState, Array, Mapping[str, Array]], tuple[TrainState, dict[str, Array]]]
+TrainStep = Callable[..., tuple[TrainState, dict[str, Array]]]
+"""`(state, key, batch[, frozen_teacher]) -> (state, metrics)`."""
 
 
 def make_train_step(
@@ -29,21 +30,26 @@ def make_train_step(
     objective: Objective,
     optimizer: Optimizer,
     *,
+    num_steps: int,
     averages: Averages,
     label_dropout: float,
     null_label: int,
+    teacher: str = LIVE,
     nonfinite: NonFinite = NonFinite(),
     accumulation_steps: int = 1,
 ) -> TrainStep:
-    """The step as a pure function `(state, key, batch) -> (state, metrics)`.
+    """The step as a pure function `(state, key, batch[, frozen_teacher]) -> (state, metrics)`.
 
     Args:
         apply: the network.
         objective: the loss per example.
         optimizer: what turns gradients into updates.
-        averages: that are kept; objectives see the first.
+        num_steps: of the whole training, which objectives know.
+        averages: those that are kept.
         label_dropout: share of labels replaced by the null label, for classifier-free guidance.
         null_label: the label that means "none".
+        teacher: the name of the weights that the objective learns from (`teacher_name`), where the
+            step is called without a frozen teacher.
         nonfinite: what becomes of a step whose loss, gradient or update is not finite.
         accumulation_steps: parts of the batch that the network is asked about one after the other;
             1 adds nothing to the program.
@@ -55,18 +61,18 @@ def make_train_step(
     """
 
     def train_step(
-        state: TrainState, key: Array, batch: Mapping[str, Array]
+        state: TrainState, key: Array, batch: Mapping[str, Array], frozen_teacher: Any = None
     ) -> tuple[TrainState, dict[str, Array]]:
         label_key, loss_key = jax.random.split(jax.random.fold_in(key, state.step))
         dropped = jax.random.bernoulli(label_key, label_dropout, batch["label"].shape)
         batch = {**batch, "label": jnp.where(dropped, null_label, batch["label"])}
-        progress = Progress(state.step, state.memory)
-        ema_params = teacher(state, averages)
+        progress = Progress(state.step, state.memory, num_steps)
+        teacher_params = state.weights(teacher) if frozen_teacher is None else frozen_teacher
         point = optimizer.gradient_point(state.opt_state, state.params)
 
         def losses_of(apply: Apply, params: Any) -> tuple[Array, dict[str, Array]]:
             whole = merged(params, state.frozen)
-            return objective(apply, whole, ema_params, loss_key, batch, progress)
+            return objective(apply, whole, teacher_params, loss_key, batch, progress)
 
         (loss, (losses, seen)), gradient = loss_and_gradient(
             losses_of, apply, point, accumulation_steps

@@ -57,7 +57,13 @@ def train_and_sample(images, seed):
     """One run: its samples, `[SAMPLES, 3]`."""
     optimizer = adamw(STEPS, learning_rate=1e-2, warmup_steps=20, schedule=Cosine(0.02))
     step = make_train_step(
-        network, OBJECTIVE, optimizer, averages=Averages((0.98,)), label_dropout=0.0, null_label=0
+        network,
+        OBJECTIVE,
+        optimizer,
+        num_steps=STEPS,
+        averages=Averages((0.98,)),
+        label_dropout=0.0,
+        null_label=0,
     )
     init_key, step_key, data_key, noise_key = jax.random.split(jax.random.key(seed), 4)
 

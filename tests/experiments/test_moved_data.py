@@ -15,6 +15,7 @@ import diffjax
 from diffjax.config_upgrade import upgrade
 from diffjax.data import Coarse, digits, image_folder, pairs, translation
 from diffjax.errors import UserError
+from diffjax.objectives.base import Traits
 from diffjax.runs import workdirs
 from diffjax.spec import build, from_json, spec, to_json
 from experiments import cli, edit, evaluate, find_grid, likelihood, probe, sample, validate
@@ -119,7 +120,7 @@ def test_sources_of_samples_are_found_as_well():
     asked = []
     run: Any = SimpleNamespace(
         setup=SimpleNamespace(
-            wired=SimpleNamespace(objective=SimpleNamespace(starts_at_source=True))
+            wired=SimpleNamespace(objective=SimpleNamespace(traits=Traits(starts_at_source=True)))
         ),
         dataset=lambda path: asked.append(path) or translation(digits(), Coarse(2)),
     )

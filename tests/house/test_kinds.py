@@ -34,7 +34,7 @@ ROWS = {
                         "guidance": choices.GUIDANCE, "wrapper": choices.WRAPPERS,
                         **choices.TRAINING_AXES}.items()
     for name, row in rows.items()
-    if table != "bridge"
+    if table != "loss"
 } | {
     "augment": spec(Augment),
     "nonfinite": spec(NonFinite),

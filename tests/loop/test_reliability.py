@@ -281,7 +281,7 @@ def step_with(nonfinite: NonFinite):
     objective: Any = Parabola()
     network: Any = None  # this loss asks none
     return make_train_step(
-        network, objective, sgd(), averages=Averages((0.5,)), label_dropout=0.0,
+        network, objective, sgd(), num_steps=10, averages=Averages((0.5,)), label_dropout=0.0,
         null_label=0, nonfinite=nonfinite,
     )  # fmt: skip
 

@@ -12,7 +12,7 @@ from diffjax import choices
 from diffjax.oracle import analytic
 from diffjax.process import paths
 from diffjax.process.paths import Pair
-from diffjax.process.precond import Precond, TimeLabel, denoiser
+from diffjax.process.precond import Meaning, Precond, TimeLabel, denoiser
 from diffjax.process.targets import Clean
 from diffjax.sampling import grids, solvers
 from diffjax.sampling.guidance import Models, guide
@@ -52,6 +52,19 @@ def predicting(path):
     return lambda x, t, cond: NORMAL.pair(path, x, t[:, None])
 
 
+def ending(path):
+    """The end of the flow of `NORMAL`, as a consistency model."""
+
+    def predict(x, t, cond):
+        a, s = path.alpha(t)[:, None], path.sigma(t)[:, None]
+        mean, variance = NORMAL.mean[None], NORMAL.variance[None]
+        deviation = jnp.sqrt(a**2 * variance + s**2)
+        end = mean + (x - a * mean) / deviation * np.sqrt(variance)
+        return Pair(end, (x - a * end) / s)
+
+    return predict
+
+
 # What every solver promises of its samples
 
 LENGTH = 513  # of all times, with zeros behind them
@@ -78,7 +91,11 @@ def walker(solver, names, n):
     @jax.jit
     def walk(number, is_point, times, keys):
         path = among(number)
-        exact = GAUSSIAN.predict(path) if solver.jumps else predicting(path)
+        exact = {
+            Meaning.POSTERIOR_MEAN: predicting(path),
+            Meaning.AVERAGE_VELOCITY: GAUSSIAN.predict(path),
+            Meaning.END_OF_FLOW: ending(path),
+        }[solver.needs]
 
         def predict(x, t, cond):
             jax.debug.callback(lambda: asked.append(len(x)))
@@ -166,8 +183,8 @@ def assert_keys_and_ends(name, run, keys, names):
 
 # One of each kind: fresh noise or none, a cost or a route of its own, one or several steps back.
 WALKED = (
-    "ddim", "ddpm_learned", "flow_map", "heun", "edm_heun_churn", "dpmpp_2m_sde", "unipc", "sa",
-    "euler_maruyama", "restart", "adaptive", "adaptive_sde",
+    "ddim", "ddpm_learned", "flow_map", "consistency", "heun", "edm_heun_churn", "dpmpp_2m_sde",
+    "unipc", "sa", "euler_maruyama", "restart", "adaptive", "adaptive_sde",
 )  # fmt: skip
 
 

@@ -93,7 +93,7 @@ def assert_equal(one: tuple, other: tuple) -> None:
 ARGUMENTS = ["uniforms=antithetic,coupling=ot,wrappers=second_moment"]
 MORE = [
     "objective=ddpm,uniforms=low_discrepancy",
-    "bridge=brownian",
+    "loss=interpolant_brownian",
     "wrappers=adaptive+uncertainty",
     "wrappers=contrastive",
     "objective=iddpm",
@@ -248,7 +248,7 @@ MORE_FOUND_OUT = [
     *(f"wrappers={name}" for name in choices.WRAPPERS if name != "learned_variance"),
     *(f"coupling={name}" for name in choices.COUPLINGS),
     "objective=iddpm",
-    "bridge=brownian",
+    "loss=interpolant_brownian",
 ]
 
 

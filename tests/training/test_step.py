@@ -11,7 +11,7 @@ import pytest
 from diffjax.optimizers.base import Optimizer
 from diffjax.training.averages import Averages
 from diffjax.training.nonfinite import NonFinite
-from diffjax.training.state import init_state
+from diffjax.training.state import init_state, teacher_name
 from diffjax.training.step import by_log_snr, make_train_step
 
 NULL, DROPPED, BATCH = 7, 0.4, 8
@@ -27,7 +27,7 @@ class Linear:
 
     def __call__(self, apply, params, teacher, key, batch, progress):
         slope = batch["image"] + 0.1 * batch["label"] + 0.01 * jax.random.uniform(key, (BATCH,))
-        slope += 0.3 * teacher["w"] + 0.02 * progress.step + 0.05 * progress.memory
+        slope += 0.3 * teacher["w"] + 0.1 * progress.fraction + 0.05 * progress.memory
         return params["w"] * slope, {"log_snr": 4.0 * batch["image"]}
 
     def update_memory(self, memory, seen):
@@ -49,9 +49,11 @@ def test_three_steps_are_those_of_the_definition(decays):
         network,
         objective,
         descent(),
+        num_steps=5,
         averages=Averages(decays),
         label_dropout=DROPPED,
         null_label=NULL,
+        teacher=teacher_name("ema", Averages(decays)),
     )
     batch = {"image": jnp.asarray(IMAGES), "label": jnp.asarray(LABELS)}
     state = init_state({"w": jnp.array(2.0)}, descent(), Averages(decays), jnp.array(0.5))
@@ -107,8 +109,8 @@ def test_parts_and_steps_left_out_are_passed_on():
     network: Any = apply
     nonfinite = NonFinite(2)
     step = make_train_step(
-        network, objective, descent(), averages=Averages(()), label_dropout=0.0, null_label=NULL,
-        nonfinite=nonfinite, accumulation_steps=2,
+        network, objective, descent(), num_steps=5, averages=Averages(()), label_dropout=0.0,
+        null_label=NULL, nonfinite=nonfinite, accumulation_steps=2,
     )  # fmt: skip
     state = init_state(
         {"w": jnp.array(2.0)}, descent(), Averages(()), jnp.array(0.5), nonfinite.init()

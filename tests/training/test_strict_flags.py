@@ -43,14 +43,15 @@ def trace(arguments="", **changes):
     """Initialisation and one step: forwards, backwards, the update and the averages."""
     config = tiny_config(arguments, **changes)
     config.unlock()
-    # Networks are seen in test_both_networks_train; this one shows no activations.
-    if "model=" not in arguments and "dispersive" not in arguments:
+    # Networks are seen in test_both_networks_train; this one has no activations, and one time.
+    if not any(other in arguments for other in ("model=", "dispersive", "mean_flow")):
         config.model = spec(Plain)
     setup = set_up(config, SHAPE, 10)
     step = make_train_step(
         setup.wired.apply,
         setup.wired.objective,
         setup.optimizer,
+        num_steps=config.num_steps,
         averages=Averages.of(config),
         label_dropout=0.1,
         null_label=10,
@@ -74,7 +75,8 @@ def test_both_networks_train(model):
 QUICK = "objective=edm2", "wrappers=dispersive", "uniforms=stratified", "optimizer=muon"
 ARGUMENTS = [
     *(f"objective={name}" for name in choices.OBJECTIVES),
-    *(f"wrappers={name}" for name in (*choices.WRAPPERS, "mean_flow+uncertainty")),
+    *(f"wrappers={name}" for name in choices.WRAPPERS),
+    "objective=mean_flow,wrappers=uncertainty",
     *(
         # Of noise and score nothing can be decoded where flow matching's path is pure noise.
         f"{'objective=v,' if axis in ('path', 'target') else ''}{axis}={name}"

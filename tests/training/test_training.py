@@ -681,7 +681,7 @@ def test_every_choice_of_every_axis_wires(axis):
     """Each choice once, on the flow objective with a target that every path allows."""
     table = {**choices.AXES, "wrappers": choices.WRAPPERS}[axis]
     for name in table:
-        network = "dit" if axis in ("bridge", "wrappers") else "tiny"  # asked for more than a noise
+        network = "dit" if axis in ("loss", "wrappers") else "tiny"  # asked for more than a noise
         given = {"model": network, "path": "cosine", "target": "f", axis: name}
         if name == "mean_flow":  # a mean velocity, of which no other target is known
             given["target"] = "velocity"
