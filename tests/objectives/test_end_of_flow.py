@@ -18,6 +18,7 @@ from diffjax.process.precond import Meaning
 from diffjax.runs.likelihoods import check_likelihood
 from diffjax.sampling.consistency import consistency
 from diffjax.sampling.sample import draw
+from diffjax.sampling.solvers import Interval
 from diffjax.spec import build, spec
 from diffjax.wiring import build_objective, check_recipe, traits_of, wire
 
