@@ -136,8 +136,8 @@ def test_one_step_of_muon_has_all_singular_values_alike_and_the_scale_of_its_sha
 class Bowl:
     """Half the squared distance of the parameters from the target, for each example."""
 
-    def __call__(self, apply, params, ema_params, key, batch, progress):
-        del apply, ema_params, key, progress
+    def __call__(self, apply, params, teacher_params, key, batch, progress):
+        del apply, teacher_params, key, progress
         steep = jnp.asarray([1.0, 4.0, 0.5])
         loss = 0.5 * jnp.sum(steep * (params["w"] - jnp.asarray(TARGET, jnp.float32)) ** 2)
         return loss + jnp.zeros_like(batch["image"]), {"log_snr": batch["image"]}
@@ -154,7 +154,13 @@ def test_a_run_of_schedule_free_keeps_the_average_as_its_weights_and_averages_of
     network: Any = None
     step = jax.jit(
         make_train_step(
-            network, objective, optimizer, averages=averages, label_dropout=0.0, null_label=0
+            network,
+            objective,
+            optimizer,
+            num_steps=12,
+            averages=averages,
+            label_dropout=0.0,
+            null_label=0,
         )
     )
     state = init_state({"w": jnp.asarray(START, jnp.float32)}, optimizer, averages)

@@ -735,11 +735,11 @@ def test_config_differences_are_named():
     assert workdirs.differing_keys({"a": 1}, {}) == ["a: 1 there, absent here"]
 
 
-def test_a_run_from_before_a_setting_came_goes_on(tmp_path):
+def test_a_run_from_before_an_argument_came_goes_on(tmp_path):
     config = tiny_config()
     workdirs.claim(tmp_path, config)
     saved = json.loads((tmp_path / "config.json").read_text())
-    del saved["wrappers"], saved["mesh"]["sequence"], saved["model"]["scan"]
+    del saved["mesh"]["sequence"], saved["model"]["scan"]
     del saved["sampling"]["guidance"], saved["sampling"]["against"]
     (tmp_path / "config.json").write_text(json.dumps(saved))
     workdirs.claim(tmp_path, config)
