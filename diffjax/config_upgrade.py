@@ -12,6 +12,11 @@ _MOVED = {
     "diffjax.evaluation.inception": "diffjax.evaluation.extractors.inception",
 }
 """Modules whose callables a config may name, by their old names."""
+_RENAMED = {
+    "diffjax.sampling.guidance:NullLabel": "diffjax.sampling.guidance:NullCondition",
+    "diffjax.sampling.guidance:OtherLabel": "diffjax.sampling.guidance:OtherCondition",
+}
+"""Callables by their old names."""
 
 
 def upgrade(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -38,5 +43,6 @@ def _upgraded(name: str, value: Any) -> Any:
         return [_upgraded("", each) for each in value]
     if name == TARGET and isinstance(value, str):
         module, colon, callable_name = value.partition(":")
-        return _MOVED.get(module, module) + colon + callable_name
+        moved = _MOVED.get(module, module) + colon + callable_name
+        return _RENAMED.get(moved, moved)
     return value

@@ -5,7 +5,14 @@ from diffjax.data.folder import image_folder
 from diffjax.data.idx import fashion_mnist, idx_images, mnist
 from diffjax.data.latents import LatentSource, latents
 from diffjax.data.pairs import Coarse, PairSource, TranslatedSource, pairs, translation
-from diffjax.data.pipeline import all_images, batches, eval_batches, to_float, to_uint8
+from diffjax.data.pipeline import (
+    all_examples,
+    all_images,
+    batches,
+    eval_batches,
+    to_float,
+    to_uint8,
+)
 from diffjax.data.sources import ArraySource, Batch, DataSet, Example, Source, digits
 from diffjax.data.tfds import tfds_images
 from diffjax.data.toys import colours, colours_distance
@@ -21,6 +28,7 @@ __all__ = [
     "PairSource",
     "Source",
     "TranslatedSource",
+    "all_examples",
     "all_images",
     "batches",
     "colours",

@@ -10,6 +10,7 @@ import numpy as np
 from jax import Array
 from ml_collections import ConfigDict
 
+from diffjax.conditions import Classes
 from diffjax.objectives.base import Objective
 from diffjax.runs.workdirs import differing_keys
 from diffjax.spec import build, to_json
@@ -33,7 +34,7 @@ class Parts(NamedTuple):
     Attributes:
         objective: the objective that computes the loss.
         optimizer: the optimizer's spec as plain data.
-        label_dropout: probability of replacing a label by the null label, in [0, 1); 0.1 is
+        label_dropout: probability of replacing a condition by the null condition, in [0, 1); 0.1 is
             typical.
     """
 
@@ -224,8 +225,8 @@ def _check_traceable(config: ConfigDict, numbers: Numbers) -> None:
         decays = config.ema_decays
         state = init_state(params, optimizer, decays, objective.init_memory(), nonfinite.init())
         step = make_train_step(
-            apply, objective, optimizer, ema_decays=decays, label_dropout=dropout, null_label=0,
-            nonfinite=nonfinite,
+            apply, objective, optimizer, ema_decays=decays, label_dropout=dropout,
+            condition=Classes(1), nonfinite=nonfinite,
         )  # fmt: skip
         return step(state, key, batch)
 

@@ -184,7 +184,7 @@ def member_step(members: Members) -> Callable:
             optimizer,
             ema_decays=config.ema_decays,
             label_dropout=dropout,
-            null_label=setup.wired.num_classes,
+            condition=setup.wired.condition,
             nonfinite=setup.nonfinite,
             accumulation_steps=setup.accumulation_steps,
         )(state, key, batch)

@@ -119,7 +119,7 @@ def prepared(config: ConfigDict) -> tuple[Setup, DataSet]:
     check_complete(config)
     check_settings(config)
     dataset: DataSet = build(config.data, DataSet, "config.data")
-    setup = set_up(config, dataset.image_shape, dataset.num_classes)
+    setup = set_up(config, dataset.image_shape, dataset.condition)
     check_pairs(setup, dataset)
     check_evaluation(setup, dataset)
     return setup, dataset
@@ -170,7 +170,7 @@ def evaluate_once(
     # One made beside the training, by experiments.evaluate, is of an earlier step.
     evaluated = (read_json(workdir / workdirs.EVALUATION) or {}).get("step")
     if evaluated != setup.config.num_steps:
-        run = Run(setup, state, workdir, dataset.label_names)
+        run = Run(setup, state, workdir)
         measure(run, dataset, should_stop=should_stop, begun=begun)
 
 
@@ -317,7 +317,7 @@ def train_step_of(setup: Setup) -> TrainStep:
         setup.optimizer,
         ema_decays=setup.config.ema_decays,
         label_dropout=setup.config.label_dropout,
-        null_label=setup.wired.num_classes,
+        condition=setup.wired.condition,
         nonfinite=setup.nonfinite,
         accumulation_steps=setup.accumulation_steps,
     )

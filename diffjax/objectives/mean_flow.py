@@ -39,11 +39,11 @@ class MeanFlow(Wrapper):
     Both times are drawn from the objective's density and put in order. Derivatives in time are of
     the noise label too: give it the scale 1 (`noise_label=time_unit`), not 1,000.
 
-    With guidance, v is replaced by `omega·v + kappa·v(x_t | label) + (1 - omega - kappa)·v(x_t)`,
+    With guidance, v is replaced by `omega·v + kappa·v(x_t | cond) + (1 - omega - kappa)·v(x_t)`,
     the last two by the network itself, at times below `guided_below`: u then is the average
-    velocity of a flow guided with the scale `omega/(1 - kappa)`, in one evaluation. Labels have to
-    be dropped in training. (The authors' code gives examples whose label is dropped the plain v;
-    here they have the same mean.)
+    velocity of a flow guided with the scale `omega/(1 - kappa)`, in one evaluation. Conditions
+    have to be dropped in training. (The authors' code gives examples whose condition is dropped the
+    plain v; here they have the same mean.)
 
     Geng et al. 2025 (arXiv:2505.13447), algorithm 1 and equation 21.
 
@@ -53,7 +53,7 @@ class MeanFlow(Wrapper):
         power: of the adaptive weight; 0 is the squared error, 1 nearly the same for all.
         floor: of the adaptive weight.
         omega: share of the data's velocity in the guided one.
-        kappa: share of the network's velocity with the label.
+        kappa: share of the network's velocity with the condition.
         guided_below: largest time at which there is guidance.
     """
 

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, export
 
+from diffjax.conditions import Condition
 from diffjax.errors import UserError, nearest
 
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -20,6 +21,7 @@ _MOST_BYTES = 2**31 - 2**26
 def serialise(
     sampler: Callable[..., Array],
     image_shape: tuple[int, ...],
+    condition: Condition,
     *,
     source: bool = False,
     noise: bool = False,
@@ -28,8 +30,9 @@ def serialise(
     """A sampler as the bytes that `jax.export.deserialize` reads, for batches of any size.
 
     Args:
-        sampler: `(seed, labels[b]) -> [b, H, W, C]`, its weights inside, as NumPy arrays.
+        sampler: `(seed, condition of b rows) -> [b, H, W, C]`, its weights inside, as NumPy arrays.
         image_shape: `(H, W, C)`.
+        condition: the kind of its condition.
         source: a third argument, `[b, H, W, C]`: what each image is made from.
         noise: the first argument is standard normal noise `[b, H, W, C]` and no seed.
         platforms: where it is to run, as JAX names them.
@@ -39,7 +42,8 @@ def serialise(
             tied to this machine, to this platform, or to a batch size.
 
     Example:
-        >>> code = serialise(lambda noise, labels: 2 * noise, (4, 4, 1), noise=True)
+        >>> from diffjax.conditions import Classes
+        >>> code = serialise(lambda noise, cond: 2 * noise, (4, 4, 1), Classes(3), noise=True)
         >>> twice = export.deserialize(bytearray(code))
         >>> twice.platforms, twice.call(jnp.ones((3, 4, 4, 1)), jnp.zeros(3, jnp.int32)).shape
         (('cpu', 'cuda', 'tpu'), (3, 4, 4, 1))
@@ -57,8 +61,7 @@ def serialise(
     (b,) = export.symbolic_shape("b")
     images = jax.ShapeDtypeStruct((b, *image_shape), jnp.float32)
     seed = jax.ShapeDtypeStruct((), jnp.uint32)
-    labels = jax.ShapeDtypeStruct((b,), jnp.int32)
-    arguments = (images if noise else seed, labels, *([images] if source else []))
+    arguments = (images if noise else seed, condition.abstract(b), *([images] if source else []))
     try:
         exported = export.export(jax.jit(sampler), platforms=platforms)(*arguments)
         return bytes(exported.serialize())

@@ -9,6 +9,7 @@ import optax
 from jax import Array
 
 from diffjax.compiling import implicit_promotion
+from diffjax.conditions import Condition
 from diffjax.objectives.base import Objective, Progress
 from diffjax.process.precond import Apply
 from diffjax.training.accumulation import loss_and_gradient
@@ -29,7 +30,7 @@ def make_train_step(
     *,
     ema_decays: Sequence[float],
     label_dropout: float,
-    null_label: int,
+    condition: Condition,
     nonfinite: NonFinite = NonFinite(),
     accumulation_steps: int = 1,
 ) -> TrainStep:
@@ -40,8 +41,9 @@ def make_train_step(
         objective: the loss per example.
         optimizer: what turns gradients into updates.
         ema_decays: of the averages that are kept; objectives see that of the first decay.
-        label_dropout: share of labels replaced by the null label, for classifier-free guidance.
-        null_label: the label that means "none".
+        label_dropout: share of conditions replaced by the null condition, for classifier-free
+            guidance.
+        condition: the kind of condition of the examples.
         nonfinite: what becomes of a step whose loss, gradient or update is not finite.
         accumulation_steps: parts of the batch that the network is asked about one after the other;
             1 adds nothing to the program.
@@ -55,14 +57,14 @@ def make_train_step(
     def train_step(
         state: TrainState, key: Array, batch: Mapping[str, Array]
     ) -> tuple[TrainState, dict[str, Array]]:
-        label_key, loss_key = jax.random.split(jax.random.fold_in(key, state.step))
-        dropped = jax.random.bernoulli(label_key, label_dropout, batch["label"].shape)
-        batch = {**batch, "label": jnp.where(dropped, null_label, batch["label"])}
+        drop_key, loss_key = jax.random.split(jax.random.fold_in(key, state.step))
+        cond = condition.drop(drop_key, condition.of_batch(batch), label_dropout)
+        seen_batch = {**batch, "cond": cond}
         progress = Progress(state.step, state.memory)
         ema_params = teacher(state, ema_decays)
 
         def losses_of(apply: Apply, params: Any) -> tuple[Array, dict[str, Array]]:
-            return objective(apply, params, ema_params, loss_key, batch, progress)
+            return objective(apply, params, ema_params, loss_key, seen_batch, progress)
 
         (loss, (losses, seen)), gradient = loss_and_gradient(
             losses_of, apply, state.params, accumulation_steps

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from diffjax.comparison.verdicts import differences
+from diffjax.conditions import Unconditional
 from diffjax.data import colours
 from diffjax.evaluation.distances import frechet_distance, statistics
 from diffjax.objectives.denoising import Denoising
@@ -55,7 +56,12 @@ def train_and_sample(images, seed):
     """One run: its samples, `[SAMPLES, 3]`."""
     optimizer = adamw(STEPS, learning_rate=1e-2, warmup_steps=20, final_fraction=0.02)
     step = make_train_step(
-        network, OBJECTIVE, optimizer, ema_decays=(0.98,), label_dropout=0.0, null_label=0
+        network,
+        OBJECTIVE,
+        optimizer,
+        ema_decays=(0.98,),
+        label_dropout=0.0,
+        condition=Unconditional(),
     )
     init_key, step_key, data_key, noise_key = jax.random.split(jax.random.key(seed), 4)
 

@@ -106,7 +106,7 @@ def prepared(folder: Path) -> tuple[Setup, DataSet]:
     config.model = spec(Tiny)
     config.sampling.guidance_scale = 1.0
     data = image_folder(str(folder), image_size=16)
-    return set_up(config, data.image_shape, data.num_classes), data
+    return set_up(config, data.image_shape, data.condition), data
 
 
 def test_a_dry_run_says_what_suits_the_folder(folder, tmp_path):

@@ -12,6 +12,7 @@ from PIL import Image
 
 import diffjax
 from diffjax import choices, config_files
+from diffjax.conditions import of_classes
 from diffjax.evaluation.image_statistics import Batches
 from diffjax.loop import loop
 from diffjax.runs import measure
@@ -200,16 +201,16 @@ def test_help_is_short_and_lists_the_choices(script, capsys):
 
 
 SHAPES = {
-    "digits": ((8, 8, 1), 10),
-    "digits_reflow": ((8, 8, 1), 10),
-    "digits_translation": ((8, 8, 1), 10),
-    "fashion_mnist": ((28, 28, 1), 10),
-    "colours": ((1, 1, 3), 0),
-    "mnist": ((28, 28, 1), 10),
-    "cifar10": ((32, 32, 3), 10),
-    "image_folder": ((64, 64, 3), 3),
-    "imagenet64": ((64, 64, 3), 1000),
-    "imagenet256": ((32, 32, 4), 1000),
+    "digits": ((8, 8, 1), of_classes(10)),
+    "digits_reflow": ((8, 8, 1), of_classes(10)),
+    "digits_translation": ((8, 8, 1), of_classes(10)),
+    "fashion_mnist": ((28, 28, 1), of_classes(10)),
+    "colours": ((1, 1, 3), of_classes(0)),
+    "mnist": ((28, 28, 1), of_classes(10)),
+    "cifar10": ((32, 32, 3), of_classes(10)),
+    "image_folder": ((64, 64, 3), of_classes(3)),
+    "imagenet64": ((64, 64, 3), of_classes(1000)),
+    "imagenet256": ((32, 32, 4), of_classes(1000)),
 }
 
 

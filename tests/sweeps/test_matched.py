@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from diffjax.conditions import of_classes
 from diffjax.data import digits
 from diffjax.loop.loop import device_batches
 from diffjax.objectives.base import Progress
@@ -41,7 +42,9 @@ def setups():
     for config in configs.values():
         config.unlock()
         config.model = spec(Plain)
-    return {name: set_up(config, (8, 8, 1), 10, mesh) for name, config in configs.items()}
+    return {
+        name: set_up(config, (8, 8, 1), of_classes(10), mesh) for name, config in configs.items()
+    }
 
 
 def equal(one, other):

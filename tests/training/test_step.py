@@ -8,6 +8,7 @@ import numpy as np
 import optax
 import pytest
 
+from diffjax.conditions import Classes
 from diffjax.training.nonfinite import NonFinite
 from diffjax.training.optimizer import Optimizer
 from diffjax.training.state import init_state
@@ -25,7 +26,7 @@ class Linear:
     """
 
     def __call__(self, apply, params, teacher, key, batch, progress):
-        slope = batch["image"] + 0.1 * batch["label"] + 0.01 * jax.random.uniform(key, (BATCH,))
+        slope = batch["image"] + 0.1 * batch["cond"] + 0.01 * jax.random.uniform(key, (BATCH,))
         slope += 0.3 * teacher["w"] + 0.02 * progress.step + 0.05 * progress.memory
         return params["w"] * slope, {"log_snr": 4.0 * batch["image"]}
 
@@ -45,7 +46,12 @@ def test_three_steps_are_those_of_the_definition(decays):
     objective: Any = Linear()
     network: Any = None  # this loss asks none
     step = make_train_step(
-        network, objective, descent(), ema_decays=decays, label_dropout=DROPPED, null_label=NULL
+        network,
+        objective,
+        descent(),
+        ema_decays=decays,
+        label_dropout=DROPPED,
+        condition=Classes(NULL),
     )
     batch = {"image": jnp.asarray(IMAGES), "label": jnp.asarray(LABELS)}
     state = init_state({"w": jnp.array(2.0)}, descent(), decays, jnp.array(0.5))
@@ -101,7 +107,7 @@ def test_parts_and_steps_left_out_are_passed_on():
     network: Any = apply
     nonfinite = NonFinite(2)
     step = make_train_step(
-        network, objective, descent(), ema_decays=(), label_dropout=0.0, null_label=NULL,
+        network, objective, descent(), ema_decays=(), label_dropout=0.0, condition=Classes(NULL),
         nonfinite=nonfinite, accumulation_steps=2,
     )  # fmt: skip
     state = init_state({"w": jnp.array(2.0)}, descent(), (), jnp.array(0.5), nonfinite.init())

@@ -8,6 +8,7 @@ import numpy as np
 import optax
 import pytest
 
+from diffjax.conditions import Unconditional
 from diffjax.training.optimizer import Optimizer
 from diffjax.training.state import init_state, teacher
 from diffjax.training.step import make_train_step
@@ -43,7 +44,8 @@ def test_the_teacher_is_the_first_of_the_users_decays(decays, expected):
     objective: Any = Teacher()
     step = jax.jit(
         make_train_step(
-            None, objective, still(), ema_decays=decays, label_dropout=0.0, null_label=0  # pyright: ignore[reportArgumentType]
+            None, objective, still(), ema_decays=decays, label_dropout=0.0,
+            condition=Unconditional(),  # pyright: ignore[reportArgumentType]
         )
     )  # fmt: skip
     state = init_state({"w": jnp.array(LIVE)}, still(), decays)
