@@ -2,6 +2,7 @@
 
 from diffjax.data.augment import Augment
 from diffjax.data.folder import image_folder
+from diffjax.data.given import GivenSource
 from diffjax.data.idx import fashion_mnist, idx_images, mnist
 from diffjax.data.latents import LatentSource, latents
 from diffjax.data.pairs import Coarse, PairSource, TranslatedSource, pairs, translation
@@ -24,6 +25,7 @@ __all__ = [
     "Coarse",
     "DataSet",
     "Example",
+    "GivenSource",
     "LatentSource",
     "PairSource",
     "Source",

@@ -196,8 +196,8 @@ class Run:
             run.sample(16, solver="dpmpp_2m", grid="karras", guidance="cfg+limited")
 
         Image i depends on the seed, on i, its condition and its source alone. Parts are given by
-        the names that the flags of `experiments.sample` take (rows of `diffjax.choices`), or as values,
-        as `diffjax.sampling.solvers.heun()`.
+        the names that the flags of `experiments.sample` take (rows of `diffjax.choices`), or as
+        values, as `diffjax.sampling.solvers.heun()`.
 
         Args:
             labels: how many samples, whose labels then are 0, 1, … in turn; or a list of what the
