@@ -7,12 +7,13 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.nn import initializers
+from jaxtyping import Float
 
 from diffjax.conditions import TokenStates
 from diffjax.errors import UserError
 from diffjax.models.layers import Dense, compute_type
 from diffjax.models.placement import BATCH, constrain
-from diffjax.shapes import Images, Tokens
+from diffjax.shapes import Array, Images, Tokens
 
 
 class Parts(NamedTuple):
@@ -59,7 +60,7 @@ def parts_of(cond: Any) -> Parts:
     return found
 
 
-def beside(x: Images, images: tuple[jax.Array, ...]) -> Images:
+def beside(x: Images, images: tuple[jax.Array, ...]) -> Float[Array, " batch height width both"]:
     """The images with others beside them, in further channels.
 
     Raises:
