@@ -41,8 +41,8 @@ class Condition:
         """The condition of n examples that means "no condition"."""
         raise NotImplementedError
 
-    def abstract(self, n: int) -> Any:
-        """The condition of n examples as `ShapeDtypeStruct`s."""
+    def abstract(self, n: Any) -> Any:
+        """The condition of n examples as `ShapeDtypeStruct`s; n may be a symbolic dimension."""
         return self.of_batch(self.shapes(n))
 
     def example(self, n: int) -> Any:
@@ -72,7 +72,7 @@ class Condition:
         """The condition of the examples at `rows`, an integer array of any length."""
         return jax.tree.map(lambda leaf: leaf[rows], cond)
 
-    def parse(self, given: Sequence[Any]) -> Any:
+    def parse(self, given: Sequence[Any] | np.ndarray) -> Any:
         """The condition that texts (or numbers) describe, one row for each of them.
 
         Raises:

@@ -35,14 +35,14 @@ class Unconditional(Condition):
     def null(self, n: int) -> Any:
         return jnp.zeros(n, jnp.int32)
 
-    def abstract(self, n: int) -> Any:
+    def abstract(self, n: Any) -> Any:
         return jax.ShapeDtypeStruct((n,), jnp.int32)
 
     def drop(self, key: Any, cond: Any, rate: Any) -> Any:
         del key, rate
         return cond
 
-    def parse(self, given: Sequence[Any]) -> np.ndarray:
+    def parse(self, given: Sequence[Any] | np.ndarray) -> np.ndarray:
         return labels_called(given, 0)
 
     def in_turn(self, n: int, most: int | None = None) -> np.ndarray:
@@ -85,7 +85,7 @@ class Classes(Condition):
     def null(self, n: int) -> Any:
         return jnp.full(n, self.num_classes, jnp.int32)
 
-    def parse(self, given: Sequence[Any]) -> np.ndarray:
+    def parse(self, given: Sequence[Any] | np.ndarray) -> np.ndarray:
         return labels_called(given, self.num_classes, self.names)
 
     def in_turn(self, n: int, most: int | None = None) -> np.ndarray:

@@ -43,7 +43,7 @@ class Several(Condition):
     def of_batch(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         return {name: part.of_batch(batch) for name, part in self.parts.items()}
 
-    def abstract(self, n: int) -> dict[str, Any]:
+    def abstract(self, n: Any) -> dict[str, Any]:
         return {name: part.abstract(n) for name, part in self.parts.items()}
 
     def null(self, n: int) -> dict[str, Any]:

@@ -50,7 +50,8 @@ class GivenSource(Source):
 
     def gather(self, rows: Sequence[int] | np.ndarray) -> Batch:
         batch: Any = self.images.gather(rows)
-        return {**batch, **{name: array[rows] for name, array in self.arrays.items()}}
+        batch |= {name: array[rows] for name, array in self.arrays.items()}
+        return batch
 
     def fingerprint(self) -> str:
         """SHA-256 of the images' fingerprint and of the arrays."""

@@ -173,8 +173,9 @@ def _as_float(batch: Batch) -> Batch:
 
 def _with_images(batch: Batch, change: Callable[..., np.ndarray], *arguments: Any) -> Batch:
     """The batch with changed images; sources and other images are changed in the same way."""
+    whole: Any = batch
     changed: Any = {
-        name: change(rows, *arguments) if rows.ndim == 4 else rows for name, rows in batch.items()
+        name: change(rows, *arguments) if rows.ndim == 4 else rows for name, rows in whole.items()
     }
     return changed
 

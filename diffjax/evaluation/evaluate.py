@@ -32,7 +32,7 @@ class NamedRecipe:
     seed: int = 0
 
 
-Draw = Callable[[NamedRecipe, np.ndarray], tuple[np.ndarray | Batches, int]]
+Draw = Callable[[NamedRecipe], tuple[np.ndarray | Batches, int]]
 """`recipe -> images[n, H, W, C], network evaluations per sample`."""
 
 

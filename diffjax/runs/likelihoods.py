@@ -208,7 +208,8 @@ def _bits(
     if made.coarser is None:
         return result
     few = slice(0, batch_size)
-    part: Any = {name: rows[few] for name, rows in first.items()}
+    whole: Any = first
+    part: Any = {name: rows[few] for name, rows in whole.items()}
     coarse, _, _ = measure(made.coarser, made.discrete, [part])
     shift = dequantise.bits_per_dim(log_p[few] - coarse, dimensions)
     return result | {"coarser_steps_change": float(np.mean(shift))}

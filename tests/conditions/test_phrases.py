@@ -14,6 +14,7 @@ from diffjax.evaluation.extractors.features import pixel_features
 from diffjax.loop import loop
 from diffjax.loop.loop import train_step_of
 from diffjax.models.dit import DiT
+from diffjax.runs.measure import Wanted, measure
 from diffjax.runs.model import Model, Request
 from diffjax.runs.setup import set_up
 from diffjax.sampling.guidance import OtherCondition
@@ -117,6 +118,8 @@ def test_a_run_of_phrases_trains_shows_loads_samples_and_is_evaluated(tmp_path):
     assert list((tmp_path / "samples").glob("*.png"))
     run = loaded(tmp_path)
     assert run.setup.wired.condition == KIND
+    found = measure(run, phrases(), Wanted(num_samples=12, solvers=(), num_steps=()))
+    assert (found["num_samples"], found["accuracy"]) == (12, None)
     away = run.sample(["very dark", "light"], against="prompt:left", num_steps=2)
     plain = run.sample(KIND.parse(["very dark", "light"]), num_steps=2)
     assert away.shape == plain.shape == (2, 1, 1, 1)

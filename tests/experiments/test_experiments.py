@@ -140,7 +140,7 @@ def test_each_training_seed_is_evaluated_from_noise_of_its_own(workdir):
         config = run.config.copy_and_resolve_references()
         config.seed = training_seed
         own = replace(run, setup=replace(run.setup, config=config))
-        drawn, _ = measure.drawer(own, [main], None)(main, labels)
+        drawn, _ = measure.drawer(own, [main], measure.Asked(labels, labels, None))(main)
         assert isinstance(drawn, Batches)
         (images,) = drawn.batches
         # In batches of another size, whose products are rounded otherwise.

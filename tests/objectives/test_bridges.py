@@ -85,6 +85,7 @@ def ends(n, seed=0):
     return {
         "image": M0 + np.sqrt(C0) * a,
         "source": M1 + np.sqrt(C1) * b,
+        "label": np.zeros(n, np.int32),
         "cond": np.zeros(n, np.int32),
     }
 
