@@ -248,8 +248,9 @@ class Run:
             return condition.parse(given)
         if np.ndim(jax.tree.leaves(given)[0]):
             return given
-        check_whole("the number of samples", given, 1)
-        listed = condition.in_turn(int(given))
+        number: Any = given
+        check_whole("the number of samples", number, 1)
+        listed = condition.in_turn(int(number))
         if listed is None:
             raise UserError(
                 f"this run is conditioned on {condition.describe()}, of which there is no list: "
