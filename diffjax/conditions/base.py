@@ -41,6 +41,10 @@ class Condition:
         """The condition of n examples that means "no condition"."""
         raise NotImplementedError
 
+    def nulled(self, cond: Any) -> Any:
+        """What guidance leads away from: the condition without all that training can drop of it."""
+        return self.null(len(jax.tree.leaves(cond)[0]))
+
     def abstract(self, n: Any) -> Any:
         """The condition of n examples as `ShapeDtypeStruct`s; n may be a symbolic dimension."""
         return self.of_batch(self.shapes(n))
@@ -66,7 +70,7 @@ class Condition:
         def chosen(null: Array, given: Array) -> Array:
             return jnp.where(jnp.reshape(dropped, (n,) + (1,) * (given.ndim - 1)), null, given)
 
-        return jax.tree.map(chosen, self.null(n), cond)
+        return jax.tree.map(chosen, self.nulled(cond), cond)
 
     def take(self, cond: Any, rows: Any) -> Any:
         """The condition of the examples at `rows`, an integer array of any length."""

@@ -81,14 +81,14 @@ class Against:
 
 @dataclass(frozen=True)
 class NullCondition(Against):
-    """The model with the null condition. Both are evaluated as one batch of `2B`."""
+    """The model without the condition (`Condition.nulled`). Both are evaluated as one batch."""
 
     needs_null = True
 
     def __call__(
         self, models: Models, x: Samples, t: PerSample | Intervals, cond: Any
     ) -> tuple[Pair, Pair]:
-        return _with_both(models, x, t, cond, models.condition.null(x.shape[0]))
+        return _with_both(models, x, t, cond, models.condition.nulled(cond))
 
 
 @dataclass(frozen=True)

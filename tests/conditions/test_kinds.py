@@ -7,6 +7,8 @@ import pytest
 
 from diffjax.conditions import Classes, Images, Several, Tokens, TokenStates, Unconditional
 from diffjax.errors import UserError
+from diffjax.process.paths import Linear, Pair
+from diffjax.sampling.guidance import Models, guide
 from tests.support.phrases import Phrases
 
 N = 500
@@ -54,6 +56,36 @@ def test_parts_are_dropped_independently():
     coarse, digit, text, *_ = is_null(SEVERAL, dropped)
     for one, other in ((coarse, digit), (coarse, text), (digit, text)):
         assert abs((one & other).mean() - 0.25) < 4 * np.sqrt(0.25 * 0.75 / N)
+
+
+def test_parts_that_are_kept_are_neither_dropped_nor_led_away_from():
+    condition = Several(SEVERAL.parts, kept=("coarse",))
+    for cond in (
+        condition.drop(jax.random.key(0), some(condition), 1.0),
+        condition.nulled(some(condition)),
+    ):
+        coarse, *others = is_null(condition, cond)
+        assert not coarse.any()
+        assert np.all(others)
+    assert not Several({"coarse": Images((4, 4, 1))}, kept=("coarse",)).can_be_dropped
+    with pytest.raises(UserError, match="no part 'corse'; did you mean 'coarse'"):
+        Several(SEVERAL.parts, kept=("corse",))
+
+
+def test_guidance_leads_away_from_the_null_condition_in_one_batch():
+    """Its second half has the null digit, no token, and the same coarse image, which is kept."""
+    condition, seen = Several(SEVERAL.parts, kept=("coarse",)), []
+
+    def predict(x, t, cond):
+        seen.append(cond)
+        return Pair(x, x)
+
+    guided = guide(Models(predict, condition), Linear(), scale=2.0)
+    guided(jnp.ones((2, 4, 4, 1)), jnp.full(2, 0.5), some(condition, 2))
+    (both,) = seen
+    np.testing.assert_array_equal(both["digit"], [1, 1, 10, 10])
+    np.testing.assert_array_equal(both["coarse"], np.ones((4, 4, 4, 1)))
+    assert both["text"].mask.tolist() == [[True] * 3] * 2 + [[False] * 3] * 2
 
 
 def test_rows_are_taken_of_every_leaf():
