@@ -217,7 +217,7 @@ def tuple_or_number(value: Any) -> Any:
 
 
 def check_pairs(setup: Setup, dataset: DataSet) -> None:
-    """Refuses a data set without the sources that the objective needs, or of unexpected size.
+    """Refuses a data set without the sources or conditions that training needs, or of another size.
 
     Raises:
         UserError: training needs one for each image, or sampling starts from one; the config
@@ -226,7 +226,15 @@ def check_pairs(setup: Setup, dataset: DataSet) -> None:
     in_all = len(dataset.train) + len(dataset.test)
     if setup.config.get("expected", {}).get("num_images") != in_all:
         check_expected(setup.config, num_images=len(dataset.train))
-    objective = setup.wired.objective
+    objective, condition = setup.wired.objective, setup.wired.condition
+    if dataset.given is not None and len(dataset.train):
+        there = dataset.train.gather([0])
+        missing = [name for name in condition.shapes(1) if name not in there]
+        if missing:
+            raise UserError(
+                f"{dataset.name} has the condition {condition.describe()}, and its "
+                f"batches have no {', '.join(missing)}: add them with GivenSource (docs/data.md)"
+            )
     for needed, source, part in (
         (objective.needs_source, dataset.train, "training"),
         (objective.starts_at_source, dataset.test, "test"),

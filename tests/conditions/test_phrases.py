@@ -16,7 +16,7 @@ from diffjax.loop.loop import train_step_of
 from diffjax.models.dit import DiT
 from diffjax.runs.measure import Wanted, measure
 from diffjax.runs.model import Model, Request
-from diffjax.runs.setup import set_up
+from diffjax.runs.setup import check_pairs, set_up
 from diffjax.sampling.guidance import OtherCondition
 from diffjax.spec import build, spec
 from diffjax.training.sharding import make_mesh
@@ -125,3 +125,12 @@ def test_a_run_of_phrases_trains_shows_loads_samples_and_is_evaluated(tmp_path):
     assert away.shape == plain.shape == (2, 1, 1, 1)
     with pytest.raises(UserError, match=r"up to 3 tokens .*: give what each sample"):
         run.sample(3)
+
+
+def test_data_without_the_arrays_of_their_condition_are_refused():
+    data = phrases()
+    bare = replace(data, train=data.train.images)  # type: ignore[attr-defined]
+    setup = set_up(config_of(4), data.image_shape, data.condition)
+    check_pairs(setup, data)
+    with pytest.raises(UserError, match="have no tokens_states, tokens_mask, tokens_pooled: add"):
+        check_pairs(setup, bare)
