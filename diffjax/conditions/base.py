@@ -37,13 +37,13 @@ class Condition:
         """The condition of a batch's examples, from its arrays in `shapes`."""
         raise NotImplementedError
 
-    def null(self, n: int) -> Any:
+    def null(self, n: Any) -> Any:
         """The condition of n examples that means "no condition"."""
         raise NotImplementedError
 
     def nulled(self, cond: Any) -> Any:
         """What guidance leads away from: the condition without all that training can drop of it."""
-        return self.null(len(jax.tree.leaves(cond)[0]))
+        return self.null(jax.tree.leaves(cond)[0].shape[0])
 
     def abstract(self, n: Any) -> Any:
         """The condition of n examples as `ShapeDtypeStruct`s; n may be a symbolic dimension."""
@@ -64,7 +64,7 @@ class Condition:
             cond: of n examples.
             rate: the probability, in [0, 1]; 0.1 is typical.
         """
-        n = len(jax.tree.leaves(cond)[0])
+        n = jax.tree.leaves(cond)[0].shape[0]
         dropped = jax.random.bernoulli(key, rate, (n,))
 
         def chosen(null: Array, given: Array) -> Array:

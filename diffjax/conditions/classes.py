@@ -32,7 +32,7 @@ class Unconditional(Condition):
         # Not from the batch: the labels of a data set without classes have no meaning.
         return self.null(len(batch["image"]))
 
-    def null(self, n: int) -> Any:
+    def null(self, n: Any) -> Any:
         return jnp.zeros(n, jnp.int32)
 
     def abstract(self, n: Any) -> Any:
@@ -82,7 +82,7 @@ class Classes(Condition):
     def of_batch(self, batch: Mapping[str, Any]) -> Any:
         return batch["label"]
 
-    def null(self, n: int) -> Any:
+    def null(self, n: Any) -> Any:
         return jnp.full(n, self.num_classes, jnp.int32)
 
     def parse(self, given: Sequence[Any] | np.ndarray) -> np.ndarray:

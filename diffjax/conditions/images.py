@@ -37,7 +37,7 @@ class Images(Condition):
     def of_batch(self, batch: Mapping[str, Any]) -> Array:
         return batch[self.name]
 
-    def null(self, n: int) -> Array:
+    def null(self, n: Any) -> Array:
         return self.example(n)
 
     def arrays(self, cond: Any) -> dict[str, Any]:

@@ -56,7 +56,7 @@ class Several(Condition):
     def abstract(self, n: Any) -> dict[str, Any]:
         return {name: part.abstract(n) for name, part in self.parts.items()}
 
-    def null(self, n: int) -> dict[str, Any]:
+    def null(self, n: Any) -> dict[str, Any]:
         return {name: part.null(n) for name, part in self.parts.items()}
 
     def nulled(self, cond: Any) -> dict[str, Any]:

@@ -61,7 +61,7 @@ class Tokens(Condition):
     def of_batch(self, batch: Mapping[str, Any]) -> TokenStates:
         return TokenStates(*(batch[f"{self.name}_{part}"] for part in TokenStates._fields))
 
-    def null(self, n: int) -> TokenStates:
+    def null(self, n: Any) -> TokenStates:
         return self.example(n)  # All zeros: no token.
 
     def arrays(self, cond: Any) -> dict[str, Any]:
