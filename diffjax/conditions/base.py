@@ -29,7 +29,7 @@ class Condition:
         """The arguments of the network that depend on the condition."""
         return {"num_classes": 0}
 
-    def shapes(self, n: int) -> Shapes:
+    def shapes(self, n: Any) -> Shapes:
         """The arrays that a batch of n examples has for this condition, by name."""
         raise NotImplementedError
 

@@ -24,7 +24,7 @@ class Unconditional(Condition):
 
     can_be_dropped: ClassVar[bool] = False
 
-    def shapes(self, n: int) -> Shapes:
+    def shapes(self, n: Any) -> Shapes:
         del n
         return {}
 
@@ -76,7 +76,7 @@ class Classes(Condition):
     def network_arguments(self) -> dict[str, Any]:
         return {"num_classes": self.num_classes}
 
-    def shapes(self, n: int) -> Shapes:
+    def shapes(self, n: Any) -> Shapes:
         return {"label": jax.ShapeDtypeStruct((n,), jnp.int32)}
 
     def of_batch(self, batch: Mapping[str, Any]) -> Any:

@@ -31,7 +31,7 @@ class Images(Condition):
     shape: tuple[int, int, int]
     name: str = "given_image"
 
-    def shapes(self, n: int) -> Shapes:
+    def shapes(self, n: Any) -> Shapes:
         return {self.name: jax.ShapeDtypeStruct((n, *self.shape), jnp.float32)}
 
     def of_batch(self, batch: Mapping[str, Any]) -> Array:

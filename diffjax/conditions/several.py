@@ -47,7 +47,7 @@ class Several(Condition):
         each = [part.network_arguments() for part in self.parts.values()]
         return {"num_classes": max(arguments["num_classes"] for arguments in each)}
 
-    def shapes(self, n: int) -> Shapes:
+    def shapes(self, n: Any) -> Shapes:
         return {name: rows for p in self.parts.values() for name, rows in p.shapes(n).items()}
 
     def of_batch(self, batch: Mapping[str, Any]) -> dict[str, Any]:

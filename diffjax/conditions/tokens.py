@@ -51,7 +51,7 @@ class Tokens(Condition):
     pooled_width: NotNegative[int] = 0
     name: str = "tokens"
 
-    def shapes(self, n: int) -> Shapes:
+    def shapes(self, n: Any) -> Shapes:
         return {
             f"{self.name}_states": jax.ShapeDtypeStruct((n, self.length, self.width), jnp.float32),
             f"{self.name}_mask": jax.ShapeDtypeStruct((n, self.length), jnp.bool_),

@@ -32,7 +32,8 @@ def serialise(
     Args:
         sampler: `(seed, condition of b rows) -> [b, H, W, C]`, its weights inside, as NumPy arrays.
         image_shape: `(H, W, C)`.
-        condition: the kind of its condition.
+        condition: the kind of its condition. One that is no single array becomes a dict of the
+            arrays in `condition.shapes`.
         source: a third argument, `[b, H, W, C]`: what each image is made from.
         noise: the first argument is standard normal noise `[b, H, W, C]` and no seed.
         platforms: where it is to run, as JAX names them.
@@ -61,9 +62,16 @@ def serialise(
     (b,) = export.symbolic_shape("b")
     images = jax.ShapeDtypeStruct((b, *image_shape), jnp.float32)
     seed = jax.ShapeDtypeStruct((), jnp.uint32)
-    arguments = (images if noise else seed, condition.abstract(b), *([images] if source else []))
+    cond, call = condition.abstract(b), sampler
+    if not isinstance(cond, jax.ShapeDtypeStruct):  # JAX alone knows arrays and dicts of them.
+        cond = condition.shapes(b)
+
+        def call(first: Array, arrays: Any, *source: Array) -> Array:
+            return sampler(first, condition.of_batch(arrays), *source)
+
+    arguments = (images if noise else seed, cond, *([images] if source else []))
     try:
-        exported = export.export(jax.jit(sampler), platforms=platforms)(*arguments)
+        exported = export.export(jax.jit(call), platforms=platforms)(*arguments)
         return bytes(exported.serialize())
     # What can't be exported is refused by JAX in as many types as there are reasons.
     except (TypeError, ValueError, NotImplementedError) as error:

@@ -4,10 +4,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax import export
 
 from diffjax.conditions import Classes, Images, Several, Tokens, TokenStates, Unconditional
 from diffjax.errors import UserError
 from diffjax.process.paths import Linear, Pair
+from diffjax.sampling.export import serialise
 from diffjax.sampling.guidance import Models, guide
 from tests.support.phrases import Phrases
 
@@ -19,6 +21,10 @@ KINDS = [Classes(10), Tokens(3, 4, 2), Images((4, 4, 1)), SEVERAL]
 def some(condition, n=N):
     """A condition of ones; no null is like it."""
     return jax.tree.map(lambda leaf: np.ones(leaf.shape, leaf.dtype), condition.abstract(n))
+
+
+def ones(shapes):
+    return {name: np.ones(rows.shape, rows.dtype) for name, rows in shapes.items()}
 
 
 def is_null(condition, cond):
@@ -150,3 +156,21 @@ def test_dropping_is_compiled_with_a_rate_that_is_traced():
     drop = jax.jit(SEVERAL.drop)
     kept = drop(jax.random.key(0), some(SEVERAL, 4), jnp.float32(0.0))
     assert jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), kept, some(SEVERAL, 4)))
+
+
+@pytest.mark.parametrize("condition", KINDS, ids=lambda kind: type(kind).__name__)
+def test_a_guided_sampler_of_any_kind_is_exported_for_batches_of_any_size(condition):
+    def predict(x, t, cond):
+        size = sum(jnp.sum(leaf.reshape(leaf.shape[0], -1), 1) for leaf in jax.tree.leaves(cond))
+        return Pair(x + size[:, None, None, None], x)
+
+    guided = guide(Models(predict, condition), Linear(), scale=2.0)
+    code = serialise(
+        lambda noise, cond: guided(noise, jnp.full(noise.shape[0], 0.5), cond).x0,
+        (4, 4, 1), condition, noise=True, platforms=["cpu"],
+    )  # fmt: skip
+    for n in (1, 3):
+        noise, cond = np.zeros((n, 4, 4, 1), np.float32), some(condition, n)
+        given = cond if isinstance(condition, Classes | Images) else ones(condition.shapes(n))
+        found = export.deserialize(bytearray(code)).call(noise, given)
+        np.testing.assert_allclose(found, guided(noise, jnp.full(n, 0.5), cond).x0, atol=1e-5)
