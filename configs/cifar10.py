@@ -15,6 +15,7 @@ from diffjax.data import tfds_images
 from diffjax.defaults import experiment
 from diffjax.evaluation.extractors.features import pixel_features
 from diffjax.models import DiT, UNet, dit, unet
+from diffjax.optimizers.adam import adamw
 from diffjax.spec import spec
 
 MODELS = {
@@ -25,7 +26,10 @@ MODELS = {
 
 
 def get_config(arguments: str = "") -> ConfigDict:
-    """Axes: objective, path, target, weight, times, model (unet, unet-64, DiT-S/2 … DiT-XL/8)."""
+    """Axes: objective, path, target, weight, times, model, optimizer, schedule.
+
+    Models: unet, unet-64, DiT-S/2 … DiT-XL/8.
+    """
     config = experiment(
         "cifar10",
         arguments,
@@ -33,14 +37,13 @@ def get_config(arguments: str = "") -> ConfigDict:
         extractor=spec(pixel_features, size=8),
         models=MODELS,
         model="unet",
+        optimizer=spec(adamw, learning_rate=2e-4, warmup_steps=5_000),
     )
     config.expected = ConfigDict(
         {"image_shape": (32, 32, 3), "num_classes": 10, "num_images": 50_000}
     )
     config.num_steps = 400_000
     config.augment.flip_probability = 0.5
-    config.optimizer.learning_rate = 2e-4
-    config.optimizer.warmup_steps = 5_000
     config.ema_decays = (0.999, 0.9999)
     config.weights = "ema-0.9999"
     config.sample_every_steps = 10_000

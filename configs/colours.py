@@ -9,6 +9,8 @@ from diffjax.data import colours
 from diffjax.defaults import experiment
 from diffjax.evaluation.extractors.features import pixel_features
 from diffjax.models import DiT
+from diffjax.optimizers.adam import adamw
+from diffjax.optimizers.schedules import Cosine
 from diffjax.spec import spec
 
 MODELS = {"dit": spec(DiT, patch_size=1, hidden_size=64, depth=2, num_heads=1)}
@@ -23,12 +25,11 @@ def get_config(arguments: str = "") -> ConfigDict:
         extractor=spec(pixel_features, size=1),
         models=MODELS,
         model="dit",
+        optimizer=spec(adamw, learning_rate=2e-3, schedule=spec(Cosine, final_fraction=0.02)),
     )
     config.num_steps = 1_200
     config.batch_size = 256
     config.label_dropout = 0.0
-    config.optimizer.learning_rate = 2e-3
-    config.optimizer.final_fraction = 0.02
     config.ema_decays = (0.99,)
     config.weights = "ema-0.99"
     config.sampling.guidance_scale = 1.0

@@ -9,11 +9,13 @@ from diffjax import choices
 from diffjax.data import digits
 from diffjax.defaults import experiment
 from diffjax.evaluation.extractors.features import classifier_features
+from diffjax.optimizers.adam import adamw
+from diffjax.optimizers.schedules import Cosine
 from diffjax.spec import spec
 
 
 def get_config(arguments: str = "") -> ConfigDict:
-    """Axes: objective, path, target, weight, times, model."""
+    """Axes: objective, path, target, weight, times, model, optimizer, schedule."""
     config = experiment(
         "digits_mean_flow",
         arguments,
@@ -22,10 +24,9 @@ def get_config(arguments: str = "") -> ConfigDict:
         models=choices.MODELS_8X8,
         model="dit",
         objective="mean_flow",
+        optimizer=spec(adamw, learning_rate=2e-3, schedule=spec(Cosine, final_fraction=0.02)),
     )
     config.num_steps = 2_400
-    config.optimizer.learning_rate = 2e-3
-    config.optimizer.final_fraction = 0.02
     config.ema_decays = (0.99, 0.999)
     config.sampling.num_steps = 1
     config.sampling.guidance_scale = 1.0

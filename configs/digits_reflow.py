@@ -10,11 +10,13 @@ from diffjax import choices
 from diffjax.data import digits, pairs
 from diffjax.defaults import experiment
 from diffjax.evaluation.extractors.features import classifier_features
+from diffjax.optimizers.adam import adamw
+from diffjax.optimizers.schedules import Cosine
 from diffjax.spec import spec
 
 
 def get_config(arguments: str = "") -> ConfigDict:
-    """Axes: objective, path, target, weight, times, model."""
+    """Axes: objective, path, target, weight, times, model, optimizer, schedule."""
     config = experiment(
         "digits_reflow",
         arguments,
@@ -23,11 +25,10 @@ def get_config(arguments: str = "") -> ConfigDict:
         models=choices.MODELS_8X8,
         model="dit",
         objective="reflow",
+        optimizer=spec(adamw, learning_rate=2e-3, schedule=spec(Cosine, final_fraction=0.02)),
     )
     config.num_steps = 2_400
     config.label_dropout = 0.0  # the pairs hold the teacher's guidance already
-    config.optimizer.learning_rate = 2e-3
-    config.optimizer.final_fraction = 0.02
     config.ema_decays = (0.99, 0.999)
     config.sampling.solver = choices.copy(choices.SOLVERS["euler"])
     config.sampling.num_steps = 2

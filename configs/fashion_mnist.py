@@ -15,11 +15,13 @@ from diffjax import choices
 from diffjax.data import fashion_mnist
 from diffjax.defaults import experiment
 from diffjax.evaluation.extractors.features import classifier_features
+from diffjax.optimizers.adam import adamw
+from diffjax.optimizers.schedules import Cosine
 from diffjax.spec import spec
 
 
 def get_config(arguments: str = "") -> ConfigDict:
-    """Axes: objective, path, target, weight, times, model."""
+    """Axes: objective, path, target, weight, times, model, optimizer, schedule."""
     config = experiment(
         "fashion_mnist",
         arguments,
@@ -27,11 +29,10 @@ def get_config(arguments: str = "") -> ConfigDict:
         extractor=spec(classifier_features, name="fashion_mnist"),
         models=choices.MODELS_28X28,
         model="dit",
+        optimizer=spec(adamw, learning_rate=2e-3, schedule=spec(Cosine, final_fraction=0.02)),
     )
     config.num_steps = 3_000
     config.batch_size = 64
-    config.optimizer.learning_rate = 2e-3
-    config.optimizer.final_fraction = 0.02
     config.ema_decays = (0.99, 0.999)
     config.sampling.num_steps = 9
     config.sampling.guidance_scale = 1.5

@@ -15,6 +15,7 @@ from diffjax.data import image_folder
 from diffjax.defaults import experiment
 from diffjax.evaluation.extractors.features import pixel_features
 from diffjax.models import DiT, UNet, dit
+from diffjax.optimizers.adam import adamw
 from diffjax.spec import spec
 
 MODELS = {
@@ -32,7 +33,10 @@ MODELS = {
 
 
 def get_config(arguments: str = "") -> ConfigDict:
-    """Axes: objective, path, target, weight, times, model (unet, dit, DiT-S/2 … DiT-XL/8)."""
+    """Axes: objective, path, target, weight, times, model, optimizer, schedule.
+
+    Models: unet, dit, DiT-S/2 … DiT-XL/8.
+    """
     config = experiment(
         "image_folder",
         arguments,
@@ -40,9 +44,9 @@ def get_config(arguments: str = "") -> ConfigDict:
         extractor=spec(pixel_features, size=8),
         models=MODELS,
         model="unet",
+        optimizer=spec(adamw, learning_rate=2e-4),
     )
     config.num_steps = 100_000
     config.batch_size = 64
-    config.optimizer.learning_rate = 2e-4
     config.augment.flip_probability = 0.5
     return config

@@ -20,6 +20,7 @@ from diffjax.data import latents
 from diffjax.defaults import experiment
 from diffjax.evaluation.extractors.features import pixel_features
 from diffjax.models import DiT, dit
+from diffjax.optimizers.adam import adamw
 from diffjax.spec import spec
 from diffjax.training.sharding import SPREAD
 
@@ -29,7 +30,10 @@ MODELS = {name: spec(DiT, **{**size, **POD}) for name, size in dit.SIZES.items()
 
 
 def get_config(arguments: str = "") -> ConfigDict:
-    """Axes: objective, path, target, weight, times, model (DiT-S/2 … DiT-XL/8)."""
+    """Axes: objective, path, target, weight, times, model, optimizer, schedule.
+
+    Models: DiT-S/2 … DiT-XL/8.
+    """
     config = experiment(
         "imagenet256",
         arguments,
@@ -37,14 +41,13 @@ def get_config(arguments: str = "") -> ConfigDict:
         extractor=spec(pixel_features, size=8),
         models=MODELS,
         model="DiT-XL/2",
+        optimizer=spec(adamw, learning_rate=1e-4, warmup_steps=0),
     )
     config.expected = ConfigDict(
         {"image_shape": (32, 32, 4), "num_classes": 1_000, "num_images": 1_281_167}
     )
     config.num_steps = 400_000
     config.batch_size = 256
-    config.optimizer.learning_rate = 1e-4
-    config.optimizer.warmup_steps = 0
     config.ema_decays = (0.9999,)
     config.weights = "ema-0.9999"
     config.mesh.update(data=-1, fsdp=-1)  # groups of up to 16 chips

@@ -17,6 +17,7 @@ from diffjax.data import latents
 from diffjax.defaults import experiment
 from diffjax.evaluation.extractors.features import pixel_features
 from diffjax.models import DiT, dit
+from diffjax.optimizers.adam import adamw
 from diffjax.spec import spec
 from diffjax.training.sharding import SPREAD
 
@@ -25,7 +26,10 @@ MODELS = {name: spec(DiT, **{**size, **POD}) for name, size in dit.SIZES.items()
 
 
 def get_config(arguments: str = "") -> ConfigDict:
-    """Axes: objective, path, times, model (DiT-S/2 … DiT-XL/8)."""
+    """Axes: objective, path, times, model, optimizer, schedule.
+
+    Models: DiT-S/2 … DiT-XL/8.
+    """
     config = experiment(
         "imagenet256_mean_flow",
         arguments,
@@ -34,18 +38,15 @@ def get_config(arguments: str = "") -> ConfigDict:
         models=MODELS,
         model="DiT-XL/2",
         objective="mean_flow",
+        optimizer=spec(adamw, learning_rate=1e-4, b2=0.95, warmup_steps=0),
     )
-    for wrapper in config.wrappers:
-        if "kappa" in wrapper:
-            wrapper.update(omega=0.2, kappa=0.92, guided_below=0.75)
+    if "kappa" in config.objective:
+        config.objective.update(omega=0.2, kappa=0.92, guided_below=0.75)
     config.expected = ConfigDict(
         {"image_shape": (32, 32, 4), "num_classes": 1_000, "num_images": 1_281_167}
     )
     config.num_steps = 1_201_000  # 240 epochs
     config.batch_size = 256
-    config.optimizer.learning_rate = 1e-4
-    config.optimizer.b2 = 0.95
-    config.optimizer.warmup_steps = 0
     config.ema_decays = (0.9999,)
     config.weights = "ema-0.9999"
     config.mesh.update(data=-1, fsdp=-1)  # groups of up to 16 chips

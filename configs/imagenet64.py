@@ -14,6 +14,7 @@ from diffjax.data import tfds_images
 from diffjax.defaults import experiment
 from diffjax.evaluation.extractors.features import pixel_features
 from diffjax.models import DiT, UNet, dit
+from diffjax.optimizers.adam import adamw
 from diffjax.spec import spec
 
 MODELS = {
@@ -31,7 +32,10 @@ MODELS = {
 
 
 def get_config(arguments: str = "") -> ConfigDict:
-    """Axes: objective, path, target, weight, times, model (unet, DiT-S/2 … DiT-XL/8)."""
+    """Axes: objective, path, target, weight, times, model, optimizer, schedule.
+
+    Models: unet, DiT-S/2 … DiT-XL/8.
+    """
     config = experiment(
         "imagenet64",
         arguments,
@@ -39,6 +43,7 @@ def get_config(arguments: str = "") -> ConfigDict:
         extractor=spec(pixel_features, size=8),
         models=MODELS,
         model="unet",
+        optimizer=spec(adamw, learning_rate=1e-4, warmup_steps=10_000),
     )
     config.expected = ConfigDict(
         {"image_shape": (64, 64, 3), "num_classes": 1_000, "num_images": 1_281_167}
@@ -46,8 +51,6 @@ def get_config(arguments: str = "") -> ConfigDict:
     config.num_steps = 1_000_000
     config.batch_size = 1_024
     config.augment.flip_probability = 0.5
-    config.optimizer.learning_rate = 1e-4
-    config.optimizer.warmup_steps = 10_000
     config.ema_decays = (0.9999,)
     config.weights = "ema-0.9999"
     config.mesh.update(data=1, fsdp=-1)

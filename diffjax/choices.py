@@ -13,6 +13,8 @@ from ml_collections import ConfigDict
 from diffjax.models import DiT, UNet
 from diffjax.objectives import couplings, interpolant, learned_variance, mean_flow, wrappers
 from diffjax.objectives.denoising import Denoising
+from diffjax.optimizers import adam, lion, muon, schedule_free
+from diffjax.optimizers import schedules as rates
 from diffjax.process import (
     beta_tables,
     bridges,
@@ -28,6 +30,7 @@ from diffjax.process import (
 from diffjax.sampling import (
     adams,
     adaptive,
+    consistency,
     dpm_solver,
     grids,
     guidance,
@@ -129,13 +132,14 @@ COUPLINGS: Table = MappingProxyType(
         "translation": spec(couplings.Translation),
     }
 )
-# The objective's class: on noise alone, or with a bridge noise between two ends.
-BRIDGES: Table = MappingProxyType(
+# The class of the objective: what is computed from the network's predictions.
+LOSSES: Table = MappingProxyType(
     {
-        "none": spec(Denoising),
-        "sine_squared": spec(interpolant.Interpolant, gamma=spec(bridges.SineSquared)),
-        "brownian": spec(interpolant.Interpolant, gamma=spec(bridges.Brownian)),
-        "source": spec(interpolant.SourceBridge),
+        "denoising": spec(Denoising),
+        "interpolant": spec(interpolant.Interpolant, gamma=spec(bridges.SineSquared)),
+        "interpolant_brownian": spec(interpolant.Interpolant, gamma=spec(bridges.Brownian)),
+        "source_bridge": spec(interpolant.SourceBridge),
+        "mean_flow": spec(mean_flow.MeanFlow),
     }
 )
 # The noise level as the second input of the network.
@@ -163,7 +167,6 @@ WRAPPERS: Table = MappingProxyType(
         "importance": spec(wrappers.Importance, proposal=spec(times.LogitNormal)),
         "contrastive": spec(wrappers.Contrastive),
         "dispersive": spec(wrappers.Dispersive),
-        "mean_flow": spec(mean_flow.MeanFlow),
     }
 )
 # Samplers: how x is stepped from one time of the grid to the next.
@@ -174,6 +177,7 @@ SOLVERS: Table = MappingProxyType(
         "ddpm_large": spec(solvers.ddpm, share=1.0),
         "ddpm_learned": spec(solvers.ddpm_learned),
         "flow_map": spec(solvers.flow_map),
+        "consistency": spec(consistency.consistency),
         "euler": spec(solvers.euler),
         "heun": spec(solvers.heun),
         "midpoint": spec(runge_kutta.midpoint),
@@ -248,8 +252,24 @@ AGAINST: Table = MappingProxyType(
 )
 # Default grids, for the paths on which equal steps in time do not work.
 GRIDS_OF_PATHS: Mapping[str, str] = MappingProxyType({"edm": "karras"})
-# Default solvers, for networks that take more than one time.
-SOLVERS_OF_WRAPPERS: Mapping[str, str] = MappingProxyType({"mean_flow": "flow_map"})
+OPTIMIZERS: Table = MappingProxyType(
+    {
+        "adamw": spec(adam.adamw),
+        "adam": spec(adam.adam),
+        "muon": spec(muon.muon),
+        "lion": spec(lion.lion),
+        "schedule_free": spec(schedule_free.schedule_free_adamw),
+    }
+)
+SCHEDULES: Table = MappingProxyType(
+    {
+        "constant": spec(rates.Constant),
+        "cosine": spec(rates.Cosine),
+        "inverse_sqrt": spec(rates.InverseSqrt),
+    }
+)
+# Schedules that come with an optimizer; with others a config keeps its own.
+SCHEDULES_OF_OPTIMIZERS: Mapping[str, str] = MappingProxyType({"schedule_free": "constant"})
 # Small networks for images of 8×8 and of 28×28 pixels.
 MODELS_8X8: Table = MappingProxyType(
     {
@@ -284,7 +304,7 @@ PLAIN: Mapping[str, str] = MappingProxyType(
         "times": "uniform",
         "uniforms": "independent",
         "coupling": "independent",
-        "bridge": "none",
+        "loss": "denoising",
         "noise_label": "time",
         "input_scale": "none",
         "wrappers": "none",
@@ -398,25 +418,25 @@ OBJECTIVES: Mapping[str, Mapping[str, str]] = MappingProxyType(
                 "target": "velocity",
                 "times": "logit_normal_mean_flow",
                 "noise_label": "time_unit",
-                "wrappers": "mean_flow",
+                "loss": "mean_flow",
             },
             # Reflow: |net(x_t, t) - (eps - x0)|² on pairs of noise and the sample that a trained
             # model made from it. Liu et al. 2023 (arXiv:2209.03003).
             "reflow": {"path": "linear", "target": "velocity", "coupling": "given"},
             # Stochastic interpolant: |net(x_t, t) - dx_t/dt|², x_t = (1 - t)·x0 + t·eps + γ(t)·z,
             # z ~ N(0, I), γ = ½·sin²(πt). Albergo et al. 2023 (arXiv:2303.08797).
-            "interpolant": {"path": "linear", "target": "velocity", "bridge": "sine_squared"},
+            "interpolant": {"path": "linear", "target": "velocity", "loss": "interpolant"},
             # The same interpolant between two sets of images: eps is replaced by the source x1 of
             # the pair, from which sampling starts. Albergo et al. 2023 (arXiv:2303.08797).
             "translation": {
                 "path": "linear",
                 "target": "velocity",
                 "coupling": "translation",
-                "bridge": "sine_squared",
+                "loss": "interpolant",
             },
             # Brownian bridge from a source x1: |net(x_t, x1, t) - x0|², x_t = (1 - t)·x0 + t·x1 +
             # √(t(1 - t))·eps. Chen et al. 2024 (arXiv:2403.13724), Li et al. (arXiv:2205.07680).
-            "bridge": {"path": "brownian_bridge", "target": "clean", "bridge": "source"},
+            "bridge": {"path": "brownian_bridge", "target": "clean", "loss": "source_bridge"},
         }.items()
     }
 )
@@ -428,10 +448,13 @@ AXES: Mapping[str, Table] = MappingProxyType(
         "times": TIMES,
         "uniforms": UNIFORMS,
         "coupling": COUPLINGS,
-        "bridge": BRIDGES,
+        "loss": LOSSES,
         "noise_label": NOISE_LABELS,
         "input_scale": INPUT_SCALES,
     }
+)
+TRAINING_AXES: Mapping[str, Table] = MappingProxyType(
+    {"optimizer": OPTIMIZERS, "schedule": SCHEDULES}
 )
 
 

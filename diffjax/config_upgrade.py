@@ -5,44 +5,34 @@ from typing import Any
 
 from diffjax.spec import TARGET
 
-_MOVED = {
-    "diffjax.evaluation.clip": "diffjax.evaluation.extractors.clip",
-    "diffjax.evaluation.dinov2": "diffjax.evaluation.extractors.dinov2",
-    "diffjax.evaluation.features": "diffjax.evaluation.extractors.features",
-    "diffjax.evaluation.inception": "diffjax.evaluation.extractors.inception",
-}
-"""Modules whose callables a config may name, by their old names."""
-_RENAMED = {
+RENAMED: Mapping[str, str] = {
     "diffjax.sampling.guidance:NullLabel": "diffjax.sampling.guidance:NullCondition",
     "diffjax.sampling.guidance:OtherLabel": "diffjax.sampling.guidance:OtherCondition",
 }
-"""Callables by their old names."""
+"""Callables that a config may name, `module:name`, from their names since 0.1.0 to today's."""
 
 
-def upgrade(config: Mapping[str, Any]) -> dict[str, Any]:
+def upgrade(config: Mapping[str, Any], renamed: Mapping[str, str] = RENAMED) -> dict[str, Any]:
     """Replaces the names of callables that have moved; everything else stays.
 
-    Every reader of a saved config calls it, so nothing else has to know how a config once looked.
-    What a later version changes gets its line here, and a run that was saved before it becomes a
-    fixture of `tests/runs/test_old_runs.py`.
+    Every reader of a saved config calls it, so nothing else has to know how configs once looked.
+    A version that renames or moves a callable adds its line; a run that was saved before becomes
+    a folder of `tests/runs/old_runs`.
 
     Args:
         config: the content of a `config.json`.
+        renamed: new names by old ones.
 
     Example:
-        >>> upgrade({"extractor": {"_target_": "diffjax.evaluation.features:pixels"}})
-        {'extractor': {'_target_': 'diffjax.evaluation.extractors.features:pixels'}}
+        >>> upgrade({"data": {"_target_": "toys:dots"}}, {"toys:dots": "data.toys:points"})
+        {'data': {'_target_': 'data.toys:points'}}
     """
-    return {name: _upgraded(name, value) for name, value in config.items()}
 
+    def upgraded(name: str, value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return upgrade(value, renamed)
+        if isinstance(value, list):
+            return [upgraded("", each) for each in value]
+        return renamed.get(value, value) if name == TARGET and isinstance(value, str) else value
 
-def _upgraded(name: str, value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return upgrade(value)
-    if isinstance(value, list):
-        return [_upgraded("", each) for each in value]
-    if name == TARGET and isinstance(value, str):
-        module, colon, callable_name = value.partition(":")
-        moved = _MOVED.get(module, module) + colon + callable_name
-        return _RENAMED.get(moved, moved)
-    return value
+    return {name: upgraded(name, value) for name, value in config.items()}

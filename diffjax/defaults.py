@@ -5,10 +5,11 @@ from ml_collections import ConfigDict
 from diffjax import choices, lookup
 from diffjax.choices import Table, copy
 from diffjax.data import Augment
+from diffjax.process.precond import Meaning
 from diffjax.sampling.sample import Recipe
 from diffjax.spec import spec
-from diffjax.training import optimizer
 from diffjax.training.nonfinite import NonFinite
+from diffjax.wiring import traits_of
 
 
 def experiment(
@@ -20,6 +21,7 @@ def experiment(
     models: Table,
     model: str,
     objective: str = "flow",
+    optimizer: ConfigDict | None = None,
 ) -> ConfigDict:
     """A config with every setting that training, sampling and evaluation read.
 
@@ -31,6 +33,8 @@ def experiment(
         models: the networks of this config, by name.
         model: the name of the default network.
         objective: the name of the default objective.
+        optimizer: the spec of the default optimizer, with a learning rate for this config; AdamW if
+            it is None. Another one that `arguments` choose has the numbers of its paper.
 
     Returns:
         The config, which is not locked.
@@ -46,24 +50,31 @@ def experiment(
     config.accumulation_steps = 1  # parts of a batch, one after the other, for less memory
     config.data = data
     config.augment = spec(Augment)
+    config.optimizer = optimizer or copy(choices.OPTIMIZERS["adamw"])
     names = lookup.set_axes(config, arguments, models, objective=objective, model=model)
-    solver = lookup.solver_for(names["wrappers"])
+    traits = traits_of(config)
+    solver = traits.solver
+    by_ode = traits.meaning.serves(Meaning.POSTERIOR_MEAN)
     config.label_dropout = 0.1  # fraction of labels replaced by null, for classifier-free guidance
-    config.optimizer = spec(optimizer.adamw)
+    config.init_from = ""  # weights to begin with: a run, FOLDER:ema-0.999 or a file; "" is fresh
+    config.trainable = ""  # patterns of parameters' paths, as "*attention*"; "" is all
     config.nonfinite = spec(NonFinite)
     config.ema_decays = (0.999,)
+    config.ema_lengths = ()  # of power-function averages, as (0.05, 0.1): experiments.average
     config.weights = "ema-0.999"  # used for sampling and evaluation
+    config.teacher = "ema"  # what objectives may learn from: an average, live, or a run's folder
     config.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1, "sequence": 1})
     config.sampling = spec(
         Recipe,
         solver=copy(choices.SOLVERS[solver]),
         grid=copy(choices.GRIDS[choices.GRIDS_OF_PATHS.get(names["path"], "uniform")]),
         num_steps=18,
-        guidance_scale=2.0,
+        guidance_scale=2.0 if by_ode else 1.0,
         guidance=lookup.guidance_called("cfg"),
         against=lookup.against_called("null"),
     )
     config.log_every_steps = 100
+    config.snapshot_every_steps = 1_000  # of the averages in ema_lengths
     config.sample_every_steps = 1_000
     config.sample_images = 64  # the largest number of samples in a picture
     config.checkpoint_every_steps = 1_000
@@ -76,7 +87,7 @@ def experiment(
             "num_samples": 1_000,
             "labels": "data",  # its proportions; or "balanced", or labels in turn, such as "3,7"
             "batch_size": 500,
-            "solvers": ("ddim", solver),
+            "solvers": ("ddim", solver) if by_ode else (solver,),
             "grids": (),  # empty: the grid of `sampling`
             "num_steps": (5, 18),
             "guidance_scales": (),  # empty: the scale of `sampling`

@@ -22,11 +22,11 @@ def set_axes(
 ) -> dict[str, str]:
     """Sets the parts of a config that its arguments choose, and completes its name.
 
-    Sets `config.path`, `.precond`, `.objective`, `.wrappers` and `.model`. The choices that are not
-    defaults are appended to `config.name`, so that each choice has its own run folder.
+    Sets `config.path`, `.precond`, `.objective`, `.wrappers`, `.model` and `.optimizer`. Choices
+    that are not defaults are appended to `config.name`: each choice has its own run folder.
 
     Args:
-        config: a config with at least a `name`.
+        config: a config with at least a `name`; `optimizer` is its own, AdamW if it has none.
         arguments: the text after the config file's colon, such as `objective=ddpm,target=v`.
         models: the networks of this config, by name.
         objective: the name of the default objective.
@@ -46,7 +46,8 @@ def set_axes(
         >>> config.name, config.precond.target["_target_"]
         ('toy-ddpm-v', 'diffjax.process.targets:V')
     """
-    chosen = parse_arguments(arguments, "objective", *choices.AXES, "wrappers", "model")
+    axes = ("objective", *choices.AXES, "wrappers", "model", *choices.TRAINING_AXES)
+    chosen = parse_arguments(arguments, *axes)
     names: Mapping[str, str] = choose(
         choices.OBJECTIVES, chosen.get("objective", objective), "objective"
     )
@@ -58,7 +59,7 @@ def set_axes(
     config.precond = spec(
         precond.Precond, **{name: parts[name] for name in ("target", "noise_label", "input_scale")}
     )
-    config.objective = parts["bridge"]
+    config.objective = parts["loss"]
     for name in ("weight", "times", "uniforms", "coupling"):
         config.objective[name] = parts[name]
     config.wrappers = tuple(
@@ -66,36 +67,76 @@ def set_axes(
         for name in joined(chosen.get("wrappers", names["wrappers"]))
     )
     config.model = choices.copy(choose(models, chosen.get("model", model), "model"))
-    defaults = {"objective": objective, "model": model, **names}
+    own = config.get("optimizer") or choices.copy(choices.OPTIMIZERS["adamw"])
+    config.optimizer = optimizer_chosen(own, chosen)
+    defaults = {"objective": objective, "model": model, **names, **_names_of(own)}
     # With "/", the name DiT-S/2 would make a subfolder.
     suffix = [
         chosen[axis].replace("/", "-")
-        for axis in ("objective", *choices.AXES, "wrappers", "model")
-        if chosen.get(axis, defaults[axis]) != defaults[axis]
+        for axis in axes
+        if chosen.get(axis, defaults.get(axis)) != defaults.get(axis)
     ]
     config.name = "-".join([config.name, *suffix])
     return {axis: chosen.get(axis, names[axis]) for axis in (*choices.AXES, "wrappers")}
+
+
+def optimizer_chosen(own: ConfigDict, chosen: Mapping[str, str]) -> ConfigDict:
+    """A config's optimizer, or the chosen one with the chosen schedule.
+
+    Warm-up and schedule go with a run's length and data, so that another optimizer keeps those of
+    the config, unless a schedule comes with it (`choices.SCHEDULES_OF_OPTIMIZERS`). Its other
+    numbers are those of its row. A choice that the config makes already changes nothing.
+
+    Args:
+        own: the config's optimizer.
+        chosen: names by axis, with or without `optimizer` and `schedule`.
+
+    Raises:
+        UserError: an unknown name, or a schedule for an optimizer that takes none.
+
+    Example:
+        >>> own = choices.copy(choices.OPTIMIZERS["adamw"])
+        >>> own.learning_rate, own.warmup_steps = 5e-4, 7
+        >>> lion = optimizer_chosen(own, {"optimizer": "lion", "schedule": "cosine"})
+        >>> lion.learning_rate, lion.warmup_steps, lion.schedule.final_fraction
+        (0.0001, 7, 0.0)
+    """
+    names = _names_of(own)
+    config = choices.copy(own)
+    name, default = chosen.get("optimizer"), None
+    if name and name != names.get("optimizer"):
+        config = choices.copy(choose(choices.OPTIMIZERS, name, "optimizer"))
+        for kept in [key for key in ("warmup_steps", "schedule") if key in own]:
+            config[kept] = own[kept]
+        default = choices.SCHEDULES_OF_OPTIMIZERS.get(name)
+    schedule = chosen.get("schedule", default)
+    if schedule and schedule != names.get("schedule"):
+        row = choices.copy(choose(choices.SCHEDULES, schedule, "schedule"))
+        if "schedule" not in config:
+            raise UserError(f"schedule={schedule}: {config[TARGET]} takes no schedule")
+        config.schedule = row
+    return config
+
+
+def _names_of(optimizer: ConfigDict) -> dict[str, str]:
+    """The rows of the tables that an optimizer and its schedule are, as far as they are any."""
+    parts = {"optimizer": optimizer, "schedule": optimizer.get("schedule", {})}
+    return {
+        axis: name
+        for axis, part in parts.items()
+        for name, row in choices.TRAINING_AXES[axis].items()
+        if row[TARGET] == part.get(TARGET)
+    }
 
 
 def joined(names: str) -> list[str]:
     """Splits names of wrappers that are joined by "+", the innermost first.
 
     Example:
-        >>> joined("mean_flow+uncertainty"), joined("none")
-        (['mean_flow', 'uncertainty'], [])
+        >>> joined("adaptive+uncertainty"), joined("none")
+        (['adaptive', 'uncertainty'], [])
     """
     return [name for name in names.split("+") if name != "none"]
-
-
-def solver_for(wrappers: str) -> str:
-    """The name of the default solver for sampling, for names of wrappers that are joined by "+".
-
-    Example:
-        >>> solver_for("mean_flow+uncertainty"), solver_for("uncertainty")
-        ('flow_map', 'heun')
-    """
-    table = choices.SOLVERS_OF_WRAPPERS
-    return next((table[name] for name in joined(wrappers) if name in table), "heun")
 
 
 def guidance_called(names: str) -> ConfigDict:

@@ -18,6 +18,8 @@ Seed = Annotated[int, Interval("[0, 4294967295]")]
 """Of JAX's 32 bits: 2³² would be 0 again."""
 NumSamples = Annotated[int, Interval("[3, inf)")]
 """A covariance needs three."""
+Length = Annotated[float, Interval("(0, 0.2886]")]
+"""The relative width of a power-function average (`diffjax.training.averages`)."""
 ShardingRule = tuple[str, tuple[str | tuple[str, ...] | None, ...]]
 
 
@@ -73,14 +75,19 @@ class Settings(TypedDict):
     wrappers: NotRequired[tuple[Spec, ...]]
     model: Spec
     label_dropout: Probability[float]
+    init_from: str
+    trainable: str
     optimizer: Spec
     nonfinite: NotRequired[Spec]
     ema_decays: tuple[Decay[float], ...]
+    ema_lengths: tuple[Length, ...]
     weights: str
+    teacher: NotRequired[str]
     mesh: Mesh
     sharding_rules: NotRequired[tuple[ShardingRule, ...] | None]
     sampling: Spec
     log_every_steps: AtLeastOne[int]
+    snapshot_every_steps: AtLeastOne[int]
     sample_every_steps: AtLeastOne[int]
     sample_images: NotRequired[AtLeastOne[int]]
     checkpoint_every_steps: AtLeastOne[int]

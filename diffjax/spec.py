@@ -26,10 +26,10 @@ _VOCABULARY = (
     "evaluation.extractors",
     "models",
     "objectives",
+    "optimizers",
     "process",
     "sampling",
     "training.nonfinite",
-    "training.optimizer",
 )
 # Flax adds these two fields to every module, always together; they are not hyper-parameters.
 _FLAX_WIRING = ("parent", "name")

@@ -17,9 +17,9 @@ from diffjax.conditions import Condition
 from diffjax.errors import UserError
 from diffjax.kinds import complaint
 from diffjax.models.layers import HIDDEN, attention_layers, attention_off
-from diffjax.objectives.base import Objective, Progress, with_condition
+from diffjax.objectives.base import Objective, Progress, Traits, with_condition
 from diffjax.process.paths import Pair, Path
-from diffjax.process.precond import Apply, Precond, Predict, denoiser, flow_map
+from diffjax.process.precond import Apply, Meaning, Precond, Predict, denoiser, flow_map
 from diffjax.process.targets import undecodable
 from diffjax.sampling.guidance import Models, mixes
 from diffjax.sampling.sample import Recipe
@@ -74,9 +74,9 @@ class Wired(NamedTuple):
             A denoiser, or the flow map if the objective trains one.
         """
         model = (self.apply, params, self.path, self.objective.precond_for(source))
-        if self.objective.flow_map:
+        if self.objective.traits.meaning is Meaning.AVERAGE_VELOCITY:
             return flow_map(*model)
-        return denoiser(*model, learned_variance=self.objective.learned_variance)
+        return denoiser(*model, learned_variance=self.objective.traits.learned_variance)
 
     def models(
         self, params: Any, source: Array | None, weaker: Predict | None, other: Any = None
@@ -104,7 +104,7 @@ class Wired(NamedTuple):
         """The shapes of a training batch, as `ShapeDtypeStruct`s."""
         images = jax.ShapeDtypeStruct((batch_size, *self.image_shape), jnp.float32)
         batch = {"image": images, **self.condition.shapes(batch_size)}
-        return {**batch, "source": images} if self.objective.needs_source else batch
+        return {**batch, "source": images} if self.objective.traits.needs_source else batch
 
     @property
     def num_params(self) -> int:
@@ -174,7 +174,7 @@ def wire(config: ConfigDict, image_shape: tuple[int, int, int], condition: Condi
         params_shape=params,
     )
     check_recipe(recipe, wired)
-    _check_loss(wired, min(2, config.get("batch_size", 2)))
+    _check_loss(wired, min(2, config.get("batch_size", 2)), config.get("num_steps", 1))
     return wired
 
 
@@ -195,6 +195,27 @@ def build_objective(config: ConfigDict) -> Objective:
     path = build(config.path, Path, "config.path")
     precond = build(config.precond, Precond, "config.precond")
     check_target(path, precond)
+    return _on(config, path, precond)
+
+
+def traits_of(config: ConfigDict) -> Traits:
+    """What the objective of a config is, before its path and target are settled.
+
+    Raises:
+        UserError: a value is out of its range, or wrappers can't be combined.
+
+    Example:
+        >>> config = ConfigDict({"name": "toy"})
+        >>> names = lookup.set_axes(
+        ...     config, "objective=mean_flow", {"none": ConfigDict()}, model="none"
+        ... )
+        >>> traits_of(config).solver
+        'flow_map'
+    """
+    return _on(config, None, None).traits
+
+
+def _on(config: ConfigDict, path: Path | None, precond: Precond | None) -> Objective:
     objective = build(config.objective, Objective, "config.objective", path=path, precond=precond)
     # Configs that are older than wrappers have no list of them.
     for i, wrapper in enumerate(config.get("wrappers", ())):
@@ -240,8 +261,8 @@ def check_recipe(recipe: Recipe, wired: Wired) -> None:
 
     Raises:
         UserError: a number is out of its range; the grid is not finite on the path; the solver adds
-            fresh noise and the model's noise is not independent, or it needs a variance or a flow
-            map that the network does not predict; or guidance does not fit model or solver. The
+            fresh noise and the model's noise is not independent, or it needs a variance or another
+            kind of prediction than the network's; or guidance does not fit model or solver. The
             message has the reason and what to use instead.
     """
     for field in fields(recipe):
@@ -251,22 +272,22 @@ def check_recipe(recipe: Recipe, wired: Wired) -> None:
     if not np.isfinite(recipe.times(wired.path)).all():
         raise UserError(f"{recipe.grid} gives times that are not finite on {wired.path}")
     check_guidance(recipe, wired)
-    solver, name = recipe.solver, type(wired.objective).__name__
-    if solver.fresh_noise and not wired.objective.independent_noise:
+    solver, traits, name = recipe.solver, wired.objective.traits, type(wired.objective).__name__
+    if not _fits(solver, traits):
+        raise UserError(
+            f"this solver needs a model of {solver.needs}, and {name} trains one of "
+            f"{traits.meaning}: take the solver {traits.solver}, or train another loss"
+        )
+    if solver.fresh_noise and not traits.independent_noise:
         raise UserError(
             f"{name} was trained on images paired with their noise, or "
             "with noise in between: a solver that adds fresh noise does not suit it; take one of "
-            f"{_solvers_that(lambda other: not other.fresh_noise and not other.jumps)}"
+            f"{_solvers_that(lambda other: _fits(other, traits) and not other.fresh_noise)}"
         )
-    if solver.learned_variance and not wired.objective.learned_variance:
+    if solver.learned_variance and not traits.learned_variance:
         raise UserError(
             f"this solver takes the variance that a network predicts, and {name} trains none: take "
             "the solver ddpm, or train with wrappers=learned_variance"
-        )
-    if solver.jumps and not wired.objective.flow_map:
-        raise UserError(
-            f"this solver asks a model of the flow map, and {name} trains one of single times: "
-            "take another, or train with wrappers=mean_flow"
         )
 
 
@@ -274,12 +295,19 @@ def check_guidance(recipe: Recipe, wired: Wired) -> None:
     """Checks that guidance fits the model and the solver.
 
     Raises:
-        UserError: guidance needs a null condition, another condition or an attention layer that
-            the network does not have, or a solver that puts the predicted noise back.
+        UserError: predictions are not posterior means; guidance needs a null condition, another
+            condition or an attention layer that the network does not have, or a solver that puts
+            the predicted noise back.
     """
     scale, against = recipe.guidance_scale, recipe.against
     if scale == 1.0:
         return
+    if not wired.objective.traits.meaning.serves(Meaning.POSTERIOR_MEAN):
+        raise UserError(
+            f"guidance_scale={scale:g} combines posterior means, and "
+            f"{type(wired.objective).__name__} trains a model of {wired.objective.traits.meaning}: "
+            "use guidance_scale=1"
+        )
     droppable = wired.condition.can_be_dropped
     if against.needs_null and not (droppable and wired.label_dropout):
         why = "is trained with label_dropout=0" if droppable else "has no condition"
@@ -298,6 +326,10 @@ def check_guidance(recipe: Recipe, wired: Wired) -> None:
         )
 
 
+def _fits(solver: Solver, traits: Traits) -> bool:
+    return traits.meaning.serves(solver.needs)
+
+
 def _solvers_that(suit: Callable[[Solver], bool]) -> str:
     return ", ".join(name for name in choices.SOLVERS if suit(lookup.solver_called(name)))
 
@@ -310,7 +342,8 @@ def _init(
     key: Array,
 ) -> dict[str, Any]:
     """The network's initial parameters, and the objective's under their own names."""
-    noise_label = jnp.zeros((1, 2) if objective.flow_map else 1)
+    two_times = objective.traits.meaning is Meaning.AVERAGE_VELOCITY
+    noise_label = jnp.zeros((1, 2) if two_times else 1)
     x = jnp.zeros((1, *_input_shape(objective, image_shape)))
     params = network.init(key, x, noise_label, condition.example(1))["params"]
     return {**params, **objective.init_params(jax.random.fold_in(key, 1))}
@@ -318,20 +351,22 @@ def _init(
 
 def _outputs(objective: Objective, image_shape: tuple[int, ...]) -> dict[str, int]:
     """The network's argument `out_channels`; none if input and output have the image's channels."""
-    if objective.outputs == objective.inputs == 1:
+    traits = objective.traits
+    if traits.outputs == traits.inputs == 1:
         return {}
-    return {"out_channels": objective.outputs * image_shape[-1]}
+    return {"out_channels": traits.outputs * image_shape[-1]}
 
 
 def _input_shape(objective: Objective, image_shape: tuple[int, ...]) -> tuple[int, int, int]:
     height, width, channels = image_shape
-    return height, width, objective.inputs * channels
+    return height, width, objective.traits.inputs * channels
 
 
-def _check_loss(wired: Wired, batch_size: int) -> None:
+def _check_loss(wired: Wired, batch_size: int, num_steps: int) -> None:
     """Traces the loss once, so that shapes that do not fit fail here and not in the first step."""
     params = wired.params_shape
-    progress = Progress(jnp.zeros((), jnp.int32), wired.objective.init_memory())
+    memory = wired.objective.init_memory()
+    progress = Progress(jnp.zeros((), jnp.int32), memory, num_steps)
     loss, _ = jax.eval_shape(
         lambda params, key, batch: wired.objective(
             wired.apply, params, params, key, with_condition(batch, wired.condition), progress

@@ -109,7 +109,7 @@ def main(args: SimpleNamespace) -> None:
         raise UserError(f"--out={out} should end in .png")
     allowed = ("diffjax", *args.allowed_packages)
     run = diffjax.load(args.workdir, weights=args.weights, allowed_packages=allowed)
-    if run.setup.wired.objective.starts_at_source:
+    if run.setup.wired.objective.traits.starts_at_source:
         raise UserError(f"{args.workdir} makes images from images; editing starts from noise")
     recipe = named_recipe(
         run, args.solver, args.grid, args.num_steps, Guided(args.guidance_scale)

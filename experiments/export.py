@@ -63,7 +63,7 @@ def main(args: SimpleNamespace) -> None:
     guided = Guided(args.guidance_scale, args.guidance, args.against)
     named = named_recipe(run, args.solver, args.grid, args.num_steps, guided)
     recipe, wired = named.recipe, run.setup.wired
-    noise, source = args.input == "noise", wired.objective.starts_at_source
+    noise, source = args.input == "noise", wired.objective.traits.starts_at_source
     # In the file alone: layers cast their weights to the type that they compute in.
     model = portable_model(run, args.weights).map(in_type(args.weights_dtype))
     sampler = portable_sampler(model, recipe, noise=noise)

@@ -55,7 +55,7 @@ def main(args: SimpleNamespace) -> None:
     allowed = ("diffjax", *args.allowed_packages)
     run = diffjax.load(args.workdir, weights=args.weights, allowed_packages=allowed)
     wired = run.setup.wired
-    if wired.objective.starts_at_source:
+    if wired.objective.traits.starts_at_source:
         raise UserError(f"{args.workdir} makes images from images; reflow pairs start from noise")
     make_writable(out.parent)  # Fails before the work, if it does.
     guided = Guided(args.guidance_scale)

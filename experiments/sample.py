@@ -157,7 +157,7 @@ def wanted(
     """
     wired = run.setup.wired
     condition = wired.condition
-    if given and wired.objective.starts_at_source:
+    if given and wired.objective.traits.starts_at_source:
         raise UserError(
             "this run starts at test images, which have their own labels: leave out --labels"
         )

@@ -24,6 +24,7 @@ from diffjax import choices, lookup
 from diffjax.errors import UserError
 from diffjax.models.dit import SIZES, DiT
 from diffjax.process.paths import Path as ProcessPath
+from diffjax.process.precond import Meaning
 from diffjax.sampling.solvers import Solver
 from diffjax.spec import build, choose
 from diffjax.studies import convergence
@@ -68,7 +69,7 @@ def compare(grid: str, path: ProcessPath, named: Mapping[str, Solver]) -> dict[s
         {
             name: solver
             for name, solver in named.items()
-            if solver.nfe is not None and not solver.jumps
+            if solver.nfe is not None and solver.needs is Meaning.POSTERIOR_MEAN
         },
         build(choose(choices.GRIDS, grid, "grid")),
         BUDGETS,

@@ -4,7 +4,10 @@ r"""Train a model, evaluate it, and write its report.
   python -m experiments.train --config=configs/digits.py:objective=ddpm,model=unet \
       --config.optimizer.learning_rate=3e-4
 
-The same command resumes an interrupted run, or reports that the run is finished.
+  python -m experiments.train --config=configs/digits.py --config.num_steps=2400 --extend
+
+The same command resumes an interrupted run, or reports that the run is finished; --extend makes a
+run longer.
 """
 
 import math
@@ -12,6 +15,7 @@ import shlex
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import jax
 from absl import flags
@@ -24,12 +28,25 @@ from diffjax.errors import UserError
 from diffjax.evaluation.tables import measure, percent
 from diffjax.host.processes import is_first
 from diffjax.host.run_files import read_json
-from diffjax.loop.loop import prepared, train
+from diffjax.loop.loop import initial_weights, prepared, train
 from diffjax.loop.profile import Profile
 from diffjax.runs import workdirs
+from diffjax.runs.extension import planned
 from diffjax.runs.setup import Setup
 from diffjax.spec import build, to_json
 from experiments import cli, hanging, processes
+
+
+class Extend(flags.ArgumentParser):
+    """A flag that may have a value: `--extend`, `--extend=continue`, `--extend=restart`."""
+
+    def parse(self, argument: Any) -> bool | str:
+        """The value as `train` takes it."""
+        choices = {"true": True, "false": False, "continue": "continue", "restart": "restart"}
+        if str(argument).lower() not in choices:
+            raise ValueError("give --extend alone, or continue or restart")
+        return choices[str(argument).lower()]
+
 
 FLAGS = flags.FlagValues()
 cli.define_config(FLAGS)
@@ -45,6 +62,14 @@ flags.DEFINE_string(
 flags.DEFINE_string(
     "compilation_cache", None, "folder of compiled programs, for quick starts; by default "
     "JAX_COMPILATION_CACHE_DIR or ~/.cache/diffjax", flag_values=FLAGS,
+)  # fmt: skip
+flags.DEFINE_flag(
+    flags.Flag(
+        Extend(), None, "extend", False, "go on with this run though its config differs, as with "
+        "more steps: --extend, or --extend=continue or --extend=restart where the learning rate "
+        "depends on the number of steps", boolean=True,
+    ),
+    FLAGS,
 )  # fmt: skip
 processes.define(FLAGS)
 hanging.define(FLAGS)
@@ -62,14 +87,16 @@ def main(args: SimpleNamespace) -> None:
         print(to_json(config), end="")
         return
     if args.dry_run:
-        print(describe(*prepared(config), workdir))
+        print(describe(*prepared(config), workdir, extend=args.extend))
         return
     if args.compilation_cache is not None:
         cli.keep_compiled_programs(args.compilation_cache)
     command = shlex.join(["python", "-m", "experiments.train", *sys.argv[1:]])
     watchdog = hanging.watchdog(args)
     try:
-        page = train(config, workdir, command, watchdog=watchdog, profile=profile)
+        page = train(
+            config, workdir, command, extend=args.extend, watchdog=watchdog, profile=profile
+        )
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
@@ -124,22 +151,28 @@ def parse_steps(text: str | None) -> Profile:
     return Profile(*steps)
 
 
-def describe(setup: Setup, dataset: DataSet, workdir: Path) -> str:
+def describe(setup: Setup, dataset: DataSet, workdir: Path, *, extend: bool | str = False) -> str:
     """Formats the summary of a dry run.
 
     Raises:
-        UserError: the folder belongs to another run, or an image can't be read.
+        UserError: the folder belongs to another run, weights to begin with do not fit, or an image
+            can't be read.
     """
     config, wired = setup.config, setup.wired
-    workdirs.check_claim(workdir, config)
+    extension = planned(workdir, setup, extend)
+    if extension is None:
+        workdirs.check_claim(workdir, config)
+    initial_weights(setup, workdir)
     num_read, num_images = read_some(dataset), len(dataset.train) + len(dataset.test)
     epochs = config.num_steps * config.batch_size / len(dataset.train)
+    num_trained = sum(leaf.size for leaf in jax.tree.leaves(setup.abstract.params))
+    trains = f", {num_trained:,} trained" if num_trained < wired.num_params else ""
     shape = "x".join(map(str, dataset.image_shape))
     rows = {
         "data": f"{dataset.name}: {len(dataset.train):,} images of {shape}, "
         f"{dataset.condition.describe()}; {len(dataset.test):,} for testing; "
         f"{'all' if num_read == num_images else f'{num_read:,}'} were read",
-        "network": f"{type(wired.network).__name__}, {wired.num_params:,} parameters",
+        "network": f"{type(wired.network).__name__}, {wired.num_params:,} parameters{trains}",
         "path": repr(wired.path),
         "predicts": type(wired.precond.target).__name__,
         "weight": repr(build(config.objective.weight)),
@@ -153,6 +186,8 @@ def describe(setup: Setup, dataset: DataSet, workdir: Path) -> str:
     }
     width = max(map(len, rows))
     lines = [f"{name:<{width}}  {value}" for name, value in rows.items()]
+    if extension is not None:
+        lines += [f"changes: {k}: {old} -> {new}" for k, (old, new) in extension.changes.items()]
     lines += [f"note: {note}" for note in (*dataset.notes, *note_on_steps(config, dataset))]
     return "\n".join([*lines, "all parts fit together; nothing was trained or written"])
 
@@ -213,7 +248,7 @@ Configs (--config=configs/NAME.py): {", ".join(cli.config_names())}
 Arguments after the colon, comma-separated:
   objective=  {", ".join(choices.OBJECTIVES)}
   model=      dit, unet; configs may offer more
-{cli.describe_tables({**choices.AXES, "wrappers": choices.WRAPPERS})}
+{cli.describe_tables({**choices.AXES, "wrappers": choices.WRAPPERS, **choices.TRAINING_AXES})}
 Wrappers are joined by +, the innermost first.
 Solvers, for experiments.sample and experiments.evaluate (their --help describes them):
   {", ".join(choices.SOLVERS)}"""

@@ -21,6 +21,7 @@ from diffjax import choices
 from diffjax.data import DataSet, all_examples
 from diffjax.errors import UserError
 from diffjax.host.files import write_json
+from diffjax.process.precond import Meaning
 from diffjax.runs.load import Run
 from diffjax.spec import build, choose
 from diffjax.studies import validation
@@ -100,8 +101,13 @@ def load_runs(
         if workdir in runs:
             raise UserError(f"--workdirs has {workdir} twice")
         run = diffjax.load(workdir, weights=weights, allowed_packages=allowed)
-        objective = run.setup.wired.objective
-        if objective.needs_source or not objective.independent_noise:
+        traits = run.setup.wired.objective.traits
+        if not traits.meaning.serves(Meaning.POSTERIOR_MEAN):
+            raise UserError(
+                f"{workdir} has a model of {traits.meaning}; errors by log-SNR are those of the "
+                "posterior mean"
+            )
+        if traits.needs_source or not traits.independent_noise:
             raise UserError(
                 f"{workdir} was trained on images paired with their noise, or with noise in "
                 "between; here each image is mixed with independent noise"

@@ -29,10 +29,17 @@ from diffjax.host.lock import locked
 from diffjax.host.prefetch import prefetched
 from diffjax.host.storage import make_writable, translate_storage_errors
 from diffjax.host.watchdog import Watchdog, watched
-from diffjax.loop.loop import evaluate_once, page, restore_or_init, train_flops
+from diffjax.loop.loop import (
+    evaluate_once,
+    initial_weights,
+    page,
+    restore_or_init,
+    train_flops,
+)
 from diffjax.loop.pending_metrics import NonFiniteLoss
 from diffjax.loop.recorder import Recorder
 from diffjax.runs.checkpoints import Checkpoints
+from diffjax.runs.extension import restart_step
 from diffjax.runs.measure import check_evaluation
 from diffjax.runs.setup import Setup, check_pairs, set_up
 from diffjax.runs.workdirs import (
@@ -125,6 +132,8 @@ def train_together(
     for setup in setups:
         check_pairs(setup, dataset)
         check_evaluation(setup, dataset)
+    for setup, folder in zip(setups, folders, strict=True):
+        initial_weights(setup, folder)
 
     with ExitStack() as stack:
         for folder in folders:
@@ -183,6 +192,12 @@ def _resume(members: Sequence[Member], dataset: DataSet) -> None:
     for member in members:
         check_kept(member.workdir, member.checkpoints.steps(), member.setup.config)
         member.state, member.start = restore_or_init(member.setup, member.checkpoints, dataset)
+        if restart_step(member.workdir) >= 0:
+            raise UserError(
+                f"the schedule of {member.workdir} started anew on the way: train it by itself"
+            )
+        if "init_from" in member.start:
+            record(member.workdir, init_from=member.start["init_from"])
     going = [member for member in members if not _finished(member)]
     newest = {member.workdir.name: member.step for member in going}
     while len({member.step for member in going}) > 1:

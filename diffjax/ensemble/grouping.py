@@ -12,11 +12,12 @@ from ml_collections import ConfigDict
 
 from diffjax.conditions import Classes
 from diffjax.objectives.base import Objective
+from diffjax.optimizers.base import Optimizer
 from diffjax.runs.workdirs import differing_keys
 from diffjax.spec import build, to_json
+from diffjax.training.averages import Averages
 from diffjax.training.nonfinite import NonFinite
-from diffjax.training.optimizer import Optimizer
-from diffjax.training.state import init_state
+from diffjax.training.state import init_state, is_kept, teacher_name
 from diffjax.training.step import make_train_step
 from diffjax.wiring import build_objective
 
@@ -212,6 +213,11 @@ def _check_traceable(config: ConfigDict, numbers: Numbers) -> None:
     Raises:
         Apart: the structure of the computation depends on one of the numbers.
     """
+    teacher = config.get("teacher", "ema")
+    if not is_kept(teacher):
+        raise Apart(
+            f"config.teacher={teacher}: members that learn from a frozen teacher train apart"
+        )
     nonfinite: NonFinite = build(config.nonfinite) if "nonfinite" in config else NonFinite()
 
     def apply(params: Any, x: Array, *_: Any, hidden: bool = False, **how: Any) -> Any:
@@ -220,13 +226,14 @@ def _check_traceable(config: ConfigDict, numbers: Numbers) -> None:
 
     def probe(values: Mapping[str, Array], key: Array, batch: dict[str, Array]) -> Any:
         objective, optimizer, dropout = numbers.parts(values).built(config.num_steps)
-        params = {"w": jnp.ones(()), "outputs": jnp.zeros(objective.outputs)}
+        params = {"w": jnp.ones(()), "outputs": jnp.zeros(objective.traits.outputs)}
         params |= objective.init_params(key)
-        decays = config.ema_decays
-        state = init_state(params, optimizer, decays, objective.init_memory(), nonfinite.init())
+        averages = Averages.of(config)
+        state = init_state(params, optimizer, averages, objective.init_memory(), nonfinite.init())
         step = make_train_step(
-            apply, objective, optimizer, ema_decays=decays, label_dropout=dropout,
-            condition=Classes(1), nonfinite=nonfinite,
+            apply, objective, optimizer, num_steps=config.num_steps, averages=averages,
+            label_dropout=dropout, condition=Classes(1), nonfinite=nonfinite,
+            teacher=teacher_name(teacher, averages),
         )  # fmt: skip
         return step(state, key, batch)
 

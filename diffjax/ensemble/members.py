@@ -17,6 +17,7 @@ from diffjax.data import Augment, DataSet, batches
 from diffjax.ensemble.grouping import Numbers, numbers_of
 from diffjax.runs.setup import Setup
 from diffjax.spec import build
+from diffjax.training.averages import Averages
 from diffjax.training.state import TrainState
 from diffjax.training.step import make_train_step
 
@@ -182,9 +183,11 @@ def member_step(members: Members) -> Callable:
             inspect.unwrap(setup.wired.apply),
             objective,
             optimizer,
-            ema_decays=config.ema_decays,
+            num_steps=config.num_steps,
+            averages=Averages.of(config),
             label_dropout=dropout,
             condition=setup.wired.condition,
+            teacher=setup.teacher,
             nonfinite=setup.nonfinite,
             accumulation_steps=setup.accumulation_steps,
         )(state, key, batch)

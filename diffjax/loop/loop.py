@@ -1,12 +1,13 @@
 """Training, from a config to a page, read from top to bottom."""
 
 import logging
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from jax import Array
@@ -27,19 +28,42 @@ from diffjax.loop.pending_metrics import NonFiniteLoss
 from diffjax.loop.profile import Profile, profiled
 from diffjax.loop.recorder import Recorder
 from diffjax.loop.rollback import Rollbacks, roll_back, seed_of
+from diffjax.optimizers.base import Optimizer
 from diffjax.runs import workdirs
 from diffjax.runs.checkpoints import Checkpoints
+from diffjax.runs.extension import (
+    Extension,
+    planned,
+    restart_step,
+    restarts_at,
+    scheduled,
+)
+from diffjax.runs.initial import Initial, find
 from diffjax.runs.load import Run
 from diffjax.runs.measure import check_evaluation, measure
 from diffjax.runs.setup import Setup, check_pairs, countable, set_up
+from diffjax.runs.teacher import find_teacher, read_teacher
 from diffjax.settings import check_complete, check_settings
 from diffjax.spec import build, check_arguments
+from diffjax.training.averages import Averages
 from diffjax.training.flops import flops_if_countable
 from diffjax.training.sharding import batch_sharding, part_of_batch, replicated
-from diffjax.training.state import TrainState
+from diffjax.training.state import LIVE, TrainState
 from diffjax.training.step import TrainStep, make_train_step
 
 _LOG = logging.getLogger("diffjax")
+
+
+class Begin(NamedTuple):
+    """What a run begins with beside what lies in its folder; see `restore_or_init`.
+
+    Attributes:
+        initial: the weights of `config.init_from`, of a run that has not begun.
+        extension: what changes in a run that has.
+    """
+
+    initial: Initial | None = None
+    extension: Extension | None = None
 
 
 def page(workdir: Path) -> Path:
@@ -55,6 +79,7 @@ def train(
     workdir: str | Path,
     command: str = "",
     *,
+    extend: bool | str = False,
     watchdog: Watchdog = Watchdog(),
     profile: Profile = Profile(),
 ) -> Path:
@@ -67,6 +92,9 @@ def train(
         config: resolved, as a config file's `get_config` gives it.
         workdir: the run's folder.
         command: how to make the run again, for its page.
+        extend: go on with a run of another config, as one of more steps, if what differs changes no
+            shape, no data and no loss; "continue" or "restart" where the learning rate depends on
+            the number of steps (`diffjax.runs.extension.planned`).
         watchdog: when steps that don't come are a hang, which ends the process with status 75.
         profile: which steps leave a trace in the folder's `profile`.
 
@@ -88,6 +116,7 @@ def train(
     # What there is to train, and whether it can be trained at all; nothing is written yet.
     setup, dataset = prepared(config)
     profile.check(config.num_steps)
+    initial = initial_weights(setup, workdir)
 
     in_first(lambda: make_writable(workdir))
     with (
@@ -96,12 +125,14 @@ def train(
         translate_storage_errors(workdir),
         stop_signals() as should_stop,
     ):
-        workdirs.claim(workdir, config)
+        extension = planned(workdir, setup, extend)
+        workdirs.claim(workdir, config, extended=extension is not None)
         _LOG.info("training %s in %s", config.name, workdir)
         _LOG.info("attention: %s", setup.attention or "the network's own")
         for note in dataset.notes:
             _LOG.warning("%s", note)
-        run_all(setup, dataset, workdir, command, should_stop, watchdog, profile)
+        begin = Begin(initial, extension)
+        run_all(setup, dataset, workdir, command, should_stop, watchdog, profile, begin)
         return page(workdir) if is_first() else workdir / workdirs.REPORT
 
 
@@ -122,6 +153,7 @@ def prepared(config: ConfigDict) -> tuple[Setup, DataSet]:
     setup = set_up(config, dataset.image_shape, dataset.condition)
     check_pairs(setup, dataset)
     check_evaluation(setup, dataset)
+    find_teacher(setup)
     return setup, dataset
 
 
@@ -133,6 +165,7 @@ def run_all(
     should_stop: Callable[[], bool],
     watchdog: Watchdog = Watchdog(),
     profile: Profile = Profile(),
+    begin: Begin | None = None,
 ) -> None:
     """Everything that is missing: steps, then the evaluation of the last one."""
     config = setup.config
@@ -142,7 +175,14 @@ def run_all(
     with closing(checkpoints):
         in_first(lambda: workdirs.check_kept(workdir, checkpoints.steps(), config))
         with watched(watchdog, workdir, what="checkpoint"):
-            state, start = restore_or_init(setup, checkpoints, dataset)
+            begin = begin or Begin()
+            restarts = begin.extension is not None and begin.extension.restart
+            restart = math.inf if restarts else restart_step(workdir)
+            state, start = restore_or_init(setup, checkpoints, dataset, begin.initial, restart)
+        if begin.extension is not None:
+            begin.extension.record(workdir, setup, state, start["schedule_start"])
+        if "init_from" in start:
+            workdirs.record(workdir, init_from=start["init_from"])
         workdirs.record_run(workdir, setup, dataset, command)
         if start["step"] < config.num_steps:
             with watched(watchdog, workdir) as begun:
@@ -195,21 +235,55 @@ def run_and_roll_back(
         except NonFiniteLoss as error:
             trouble = error.with_traceback(None)  # whose frames hold the broken state
         rollbacks = roll_back(workdir, checkpoints, trouble, setup.nonfinite.rollbacks)
-        begin = restore_or_init(setup, checkpoints, dataset)
+        restart = restart_step(workdir)
+        begin = restore_or_init(setup, checkpoints, dataset, restart=restart)
+
+
+def initial_weights(setup: Setup, workdir: Path) -> Initial | None:
+    """The weights of `config.init_from`; None if there are none, or the run has begun already.
+
+    Raises:
+        UserError: there are no such weights, or they are of another network.
+    """
+    named = setup.config.get("init_from", "")
+    begun = workdirs.checkpoint_steps(workdir)
+    return find(named, setup.abstract.weights(LIVE)) if named and not begun else None
 
 
 def restore_or_init(
-    setup: Setup, checkpoints: Checkpoints, dataset: DataSet
+    setup: Setup,
+    checkpoints: Checkpoints,
+    dataset: DataSet,
+    initial: Initial | None = None,
+    restart: float = -math.inf,
 ) -> tuple[TrainState, Mapping[str, Any]]:
-    """The newest whole checkpoint, or a fresh state; and what is known of it, as its step.
+    """The state that a run goes on from, and what is known of it: its step, or a checkpoint's meta.
+
+    Args:
+        setup: of the run.
+        checkpoints: of the run.
+        dataset: what it trains on.
+        initial: from `initial_weights`, checked before anything was written.
+        restart: the step up to which a checkpoint's schedule is to start anew.
 
     Raises:
-        UserError: the data are not those that the run began with.
+        UserError: the data are not those that the run began with; as `initial_weights`.
     """
+    # What a state begins as; the first of these that holds:
+    # 1. resumed: there is a whole checkpoint. Nothing else is read, also not `config.init_from`.
+    #    It may be extended: with more steps or another learning rate, which `Extension` has checked
+    #    and notes in run.json. The state stays as it is, but that the schedule's count may restart.
+    # 2. initialised: `config.init_from` names weights. Live parameters and all averages are
+    #    these; the optimizer's state is fresh and the step is 0.
+    # 3. fresh: parameters are drawn by the seed.
     restored = checkpoints.restore(setup.abstract)
     if restored is None:
+        if named := setup.config.get("init_from", ""):
+            params, source = (initial or find(named, setup.abstract.weights(LIVE)))()
+            _LOG.info("beginning with the weights of %s", named)
+            return setup.begin(params), {"step": 0, "schedule_start": 0, "init_from": source}
         init_key, _ = jax.random.split(jax.random.key(setup.config.seed))
-        return setup.init(init_key), {"step": 0}
+        return setup.init(init_key), {"step": 0, "schedule_start": 0}
     state, meta = restored
     if meta["data_sha256"] not in fingerprints(dataset.train):
         raise UserError(
@@ -217,7 +291,8 @@ def restore_or_init(
             "ones back, or start again in another --workdir"
         )
     _LOG.info("resuming at step %d of %d", meta["step"], setup.config.num_steps)
-    return state, meta
+    state, schedule_start = restarts_at(restart, setup, state, meta)
+    return state, {**meta, "schedule_start": schedule_start}
 
 
 def run_steps(
@@ -245,7 +320,9 @@ def run_steps(
 
     with prefetched(device_batches(setup, dataset, start_step, rollbacks)) as stream:
         began = time.perf_counter()
-        train_step = compile_train_step(setup, step_key)
+        schedule = config.optimizer, config.num_steps, start["schedule_start"]
+        teacher = read_teacher(setup, workdir)
+        train_step = compile_train_step(setup, step_key, scheduled(*schedule), teacher)
         workdirs.add_seconds(workdir, compile_seconds=time.perf_counter() - began)
         if start_step == 0:
             workdirs.record(workdir, train_flops_per_step=train_flops(setup))
@@ -309,21 +386,25 @@ def take_steps(
     return state, step
 
 
-def train_step_of(setup: Setup) -> TrainStep:
-    """The pure train step of a run."""
+def train_step_of(setup: Setup, optimizer: Optimizer | None = None) -> TrainStep:
+    """The pure train step of a run; its optimizer may be one whose schedule began later."""
     return make_train_step(
         setup.wired.apply,
         setup.wired.objective,
-        setup.optimizer,
-        ema_decays=setup.config.ema_decays,
+        optimizer or setup.optimizer,
+        num_steps=setup.config.num_steps,
+        averages=Averages.of(setup.config),
         label_dropout=setup.config.label_dropout,
         condition=setup.wired.condition,
+        teacher=setup.teacher,
         nonfinite=setup.nonfinite,
         accumulation_steps=setup.accumulation_steps,
     )
 
 
-def compile_train_step(setup: Setup, key: Array) -> Callable:
+def compile_train_step(
+    setup: Setup, key: Array, optimizer: Optimizer | None = None, frozen_teacher: Any = None
+) -> Callable:
     """The train step for this mesh, compiled before the clock starts; it donates its state."""
     config, wired = setup.config, setup.wired
     place = batch_sharding(setup.mesh)
@@ -332,12 +413,15 @@ def compile_train_step(setup: Setup, key: Array) -> Callable:
         wired.batch_shapes(config.batch_size),
     )
     jitted = jit(
-        train_step_of(setup),
+        train_step_of(setup, optimizer),
         mesh=setup.mesh,
         donate_argnums=0,
         out_shardings=(setup.shardings, replicated(setup.mesh)),
     )
-    return jitted.lower(setup.abstract, key, batch).compile()
+    if frozen_teacher is None:
+        return jitted.lower(setup.abstract, key, batch).compile()
+    compiled = jitted.lower(setup.abstract, key, batch, frozen_teacher).compile()
+    return lambda state, key, batch: compiled(state, key, batch, frozen_teacher)
 
 
 def train_flops(setup: Setup) -> float | None:

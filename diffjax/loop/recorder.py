@@ -19,12 +19,14 @@ from diffjax.reports.pictures import (
     save_png,
 )
 from diffjax.runs import workdirs
+from diffjax.runs.averages import Snapshot, snapshots_of
 from diffjax.runs.checkpoints import Checkpoints, not_finite
 from diffjax.runs.load import Run
 from diffjax.runs.measure import samples_asked_of
 from diffjax.runs.model import Request
 from diffjax.runs.setup import Setup
 from diffjax.spec import to_json
+from diffjax.training.averages import power_name
 from diffjax.training.state import TrainState
 
 _SAMPLE_IMAGES = 64  # of configs from before there was a choice
@@ -61,11 +63,14 @@ class Recorder:
         kept = skip_in_a_row and is_first()
         left_out = [JSONLWriter(workdir / workdirs.SKIPPED, start["step"])] if kept else []
         self._left_out = join(left_out)
+        self._snapshots = snapshots_of(workdir) if config.ema_lengths else None
         # The stream's position is a function of the step, so the step is all there is to keep.
         self._meta = {
             "config": json.loads(to_json(config)),
             "data_sha256": dataset.train.fingerprint(),
         }
+        if start.get("schedule_start"):
+            self._meta["schedule_start"] = start["schedule_start"]
         self._window = MetricsWindow(
             self._writer,
             config.batch_size,
@@ -89,14 +94,18 @@ class Recorder:
     def due(self, step: int, stop: bool) -> bool:
         """Whether `keep` has anything to do after this step."""
         config = self._config
-        every = config.sample_every_steps, config.checkpoint_every_steps
+        every = [config.sample_every_steps, config.checkpoint_every_steps]
+        every += [config.snapshot_every_steps] if self._snapshots else []
         return stop or any(self._every(steps, step) for steps in every)
 
     def keep(self, step: int, state: TrainState, stop: bool) -> None:
-        """The picture and the checkpoint of a step, if it is time for them."""
+        """The picture, the snapshot and the checkpoint of a step, if it is time for them."""
         if self._every(self._config.sample_every_steps, step):
             self._window.flush()
             self._draw_grid(state)
+            self._window.restart_clock()
+        if self._snapshots and self._every(self._config.snapshot_every_steps, step):
+            self._save_snapshot(self._snapshots, state)
             self._window.restart_clock()
         if stop or self._every(self._config.checkpoint_every_steps, step):
             self.save(state)
@@ -109,16 +118,31 @@ class Recorder:
             NonFiniteLoss: the loss was not finite up to here, or the state is not: an update can
                 be infinite where loss and gradient are none, and the next loss comes too late.
         """
-        self._window.flush()
-        if bad := not_finite(state):
-            step = int(state.step)
-            raise self._window.failure(f"{bad[0]} is not finite after step {step}", step)
+        self._check_finite(state)
         meta = {**self._meta, "unlogged": self._window.unlogged()}
         self._checkpoints.save(int(state.step), state, meta)
 
     def close(self) -> None:
-        """Finishes the lines."""
+        """Finishes the lines, and waits for the snapshots."""
         join([self._writer, self._left_out]).close()
+        if self._snapshots:
+            self._snapshots.close()
+
+    def _save_snapshot(self, snapshots: Checkpoints, state: TrainState) -> None:
+        """Starts to store the averages from which others are reconstructed (`runs.averages`).
+
+        A run that was killed makes some steps again; a snapshot of theirs that exists stays.
+        """
+        self._check_finite(state)
+        names = map(power_name, self._config.ema_lengths)
+        averages = {name: state.ema[name] for name in names}
+        snapshots.save(int(state.step), Snapshot(averages), {})
+
+    def _check_finite(self, state: TrainState) -> None:
+        self._window.flush()
+        if bad := not_finite(state):
+            step = int(state.step)
+            raise self._window.failure(f"{bad[0]} is not finite after step {step}", step)
 
     def _every(self, steps: int, step: int) -> bool:
         return step % steps == 0 or step == self._config.num_steps

@@ -3,6 +3,7 @@
 import json
 import logging
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,6 +14,7 @@ from diffjax.host.files import write_whole
 from diffjax.host.processes import in_first
 from diffjax.host.run_files import read_json
 from diffjax.loop.pending_metrics import NonFiniteLoss
+from diffjax.runs.averages import SNAPSHOTS, snapshots_of
 from diffjax.runs.checkpoints import Checkpoints
 
 ROLLBACKS = "rollbacks.json"
@@ -105,6 +107,9 @@ def roll_back(
     checkpoints.wait()
     to = before.target(checkpoints.steps())
     checkpoints.leave([step for step in checkpoints.steps() if step > to])
+    if (workdir / SNAPSHOTS).is_dir():  # Those of the steps that are made in another order now.
+        with closing(snapshots_of(workdir)) as snapshots:
+            snapshots.leave([step for step in snapshots.steps() if step > to])
     now = datetime.now(UTC).isoformat(timespec="seconds")
     one = {"step": error.step, "to": to, "said": error.said, "when": now}
     after = Rollbacks((*before.made, one))

@@ -1,6 +1,7 @@
 """What every objective offers, so that one training step serves them all."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -9,7 +10,7 @@ from jax import Array
 from diffjax.conditions import Condition
 from diffjax.errors import UserError
 from diffjax.process.paths import Path
-from diffjax.process.precond import Apply, Precond
+from diffjax.process.precond import Apply, Meaning, Precond
 from diffjax.shapes import AnyShape, OneKey, OneNumber, PerSample, Samples
 
 Batch = Mapping[str, Any]
@@ -21,7 +22,7 @@ def with_condition(batch: Batch, condition: Condition) -> Batch:
 
 
 def check_others(batch: Batch, what: str) -> None:
-    """Refuses a batch of one for what compares or joins the examples of a batch.
+    """Refuses a batch of one example where examples of a batch are compared.
 
     Raises:
         UserError: there is no other example.
@@ -36,10 +37,49 @@ class Progress(NamedTuple):
     Attributes:
         step: `[]`, updates made so far.
         memory: what the objective remembers of earlier steps.
+        num_steps: updates of the whole training, `config.num_steps`; 1 where there is no training.
+
+    Example:
+        >>> float(Progress(jnp.array(250), num_steps=1_000).fraction)
+        0.25
     """
 
     step: Array
     memory: Any = ()
+    num_steps: int = 1
+
+    @property
+    def fraction(self) -> Array:
+        """The fraction of training that is done, `[]` in [0, 1], for curricula."""
+        return self.step / self.num_steps
+
+
+@dataclass(frozen=True)
+class Traits:
+    """What an objective is, for everything that uses it without knowing its class.
+
+    Attributes:
+        inputs: images that the network has as input, one after the other in the channels.
+        outputs: outputs of the network for each channel of an image; samplers use the first.
+        needs_source: whether a batch must hold the other end of each image, its `source`.
+        starts_at_source: whether samples, too, start at a source and not at noise.
+        independent_noise: whether the noise in `x_t` is `s·eps` with eps independent of the data.
+        learned_variance: whether the second output is the variance of a reverse step.
+        forward_mode: whether the loss has derivatives of the network in forward mode (`jax.jvp`).
+        meaning: what a decoded prediction is; with `AVERAGE_VELOCITY` the network has two times as
+            input, otherwise one.
+        solver: the default solver, a name in `diffjax.choices.SOLVERS`.
+    """
+
+    inputs: int = 1
+    outputs: int = 1
+    needs_source: bool = False
+    starts_at_source: bool = False
+    independent_noise: bool = True
+    learned_variance: bool = False
+    forward_mode: bool = False
+    meaning: Meaning = Meaning.POSTERIOR_MEAN
+    solver: str = "heun"
 
 
 class Objective:
@@ -50,43 +90,31 @@ class Objective:
 
     Attributes:
         path: from data to noise.
-        precond: what the network predicts and how it is asked.
-        inputs: images that the network sees, one after the other in the channels.
-        outputs: outputs of the network for each channel of an image; samplers use the first.
-        needs_source: whether a batch must hold the other end of each image, its `source`.
-        starts_at_source: whether samples too are made from a source, and not from noise.
-        independent_noise: whether the noise in `x_t` is `s·eps` with eps drawn for each image by
-            itself.
-        learned_variance: whether the second output says the variance of a reverse step.
-        flow_map: whether the network is asked about the way between two times, and not about one.
-        forward_mode: whether the loss has derivatives of the network in forward mode (`jax.jvp`).
+        precond: what the network predicts, and its inputs.
     """
 
     path: Path
     precond: Precond
-    inputs: int = 1
-    outputs: int = 1
-    needs_source: bool = False
-    starts_at_source: bool = False
-    independent_noise: bool = True
-    learned_variance: bool = False
-    flow_map: bool = False
-    forward_mode: bool = False
+
+    @property
+    def traits(self) -> Traits:
+        """What this objective is; by default a denoiser of one image, from independent noise."""
+        return Traits()
 
     def init_params(self, key: OneKey) -> dict[str, Any]:
-        """Parameters that are trained beside the network's, under names of their own."""
+        """Further parameters that are trained with those of the network, by name."""
         del key
         return {}
 
     def init_memory(self) -> Any:
-        """What is remembered from step to step without being trained, before the first step."""
+        """The memory before the first step: numbers that are kept between steps but not trained."""
         return ()
 
     def __call__(
         self,
         apply: Apply,
         params: Any,
-        ema_params: Any,
+        teacher_params: Any,
         key: OneKey,
         batch: Batch,
         progress: Progress,
@@ -96,7 +124,7 @@ class Objective:
         Args:
             apply: the network.
             params: live, those that the loss is differentiated by.
-            ema_params: averaged by the first of `config.ema_decays`; live where none is kept.
+            teacher_params: the weights of `config.teacher`: an average, or live.
             key: of this step.
             batch: `image` `[B, …]`, `cond`, the condition of the examples (a tree of arrays with B
                 rows), and `source` where it is needed.
@@ -105,12 +133,12 @@ class Objective:
         raise NotImplementedError
 
     def precond_for(self, source: Samples | None) -> Precond:
-        """How the network is asked about images with these sources `[B, …]`, if it sees them."""
+        """The network's inputs for images with these sources `[B, …]`, if it has them as input."""
         del source
         return self.precond
 
     def noise_scale(self, t: OneNumber) -> OneNumber:
-        """What standard normal noise is multiplied by in `x_t = a·x0 + …` at `t[]`: `s`."""
+        """The standard deviation of the noise in `x_t = a·x0 + …` at `t[]`: `s`."""
         return self.path.sigma(t)
 
     def start(self, noise: Samples, source: Samples | None) -> Samples:
@@ -118,13 +146,13 @@ class Objective:
 
         Args:
             noise: `[B, …]`.
-            source: what samples are made from, `[B, …]`, where they start at a source.
+            source: the sources, `[B, …]`, if samples start from a source.
         """
         end = noise if source is None else source
         return self.path.sigma(jnp.asarray(self.path.t_noise)) * end
 
     def effective_weight(self, log_snr: AnyShape) -> AnyShape:
-        """What a unit of log-SNR pays for each squared error of the noise, if that is defined."""
+        """The weight of the squared error of the noise per unit of log-SNR, if it is defined."""
         raise NotImplementedError(f"{type(self).__name__} is no squared error at random times")
 
     def update_memory(self, memory: Any, metrics: dict[str, Array]) -> Any:

@@ -9,7 +9,7 @@ from jax import Array
 from jax.tree_util import register_dataclass
 
 from diffjax.objectives import couplings
-from diffjax.objectives.base import Batch, Objective, Progress
+from diffjax.objectives.base import Batch, Objective, Progress, Traits
 from diffjax.objectives.couplings import Coupling
 from diffjax.process import uniforms
 from diffjax.process.paths import Coeffs, Pair, Path, coeffs, log_snr_of, mix, time_of_log_snr
@@ -22,7 +22,7 @@ from diffjax.shapes import AnyShape, OneKey, PerSample, Samples
 
 
 class Noised(NamedTuple):
-    """A batch at random times, and what the network is asked about it.
+    """A batch at random times, with its targets and the inputs of the network.
 
     Attributes:
         c: the path at the times, `[B, 1, …]` each.
@@ -45,12 +45,8 @@ class Noised(NamedTuple):
 
 @register_dataclass
 @dataclass(frozen=True)
-class Denoising(Objective):
-    """Weighted squared error of the prediction at a random time.
-
-    `loss = w(t)·mean_pixels (network(x_t, t) - (k_x·x0 + k_e·eps))²` with `t ~ times`. DDPM,
-    v-prediction, flow matching and EDM are this with other values (Kingma & Gao 2023,
-    arXiv:2303.00848).
+class Noising(Objective):
+    """Images at random times, `x_t = a·x0 + s·eps` with `t ~ times`, for a loss of a subclass.
 
     Attributes:
         path: shared with sampling.
@@ -69,31 +65,12 @@ class Denoising(Objective):
     coupling: Coupling = couplings.Independent()
 
     @property
-    def needs_source(self) -> bool:
-        return self.coupling.needs_source
-
-    @property
-    def starts_at_source(self) -> bool:
-        return self.coupling.starts_at_source
-
-    @property
-    def independent_noise(self) -> bool:
-        return self.coupling.independent_noise
-
-    def __call__(
-        self,
-        apply: Apply,
-        params: Any,
-        ema_params: Any,
-        key: OneKey,
-        batch: Batch,
-        progress: Progress,
-    ) -> tuple[PerSample, dict[str, Array]]:
-        del ema_params, progress
-        time_key, key = jax.random.split(key)
-        t = self.times.quantile(self.uniforms(time_key, len(batch["image"])), self.path)
-        noised = self.noised(t, key, batch)
-        return self.loss(noised, self.ask(apply, params, noised)), self.metrics(noised)
+    def traits(self) -> Traits:
+        return Traits(
+            needs_source=self.coupling.needs_source,
+            starts_at_source=self.coupling.starts_at_source,
+            independent_noise=self.coupling.independent_noise,
+        )
 
     def noised(self, t: PerSample, key: OneKey, batch: Batch) -> Noised:
         """The batch at times `t[B]`, with noise from `key`."""
@@ -103,6 +80,36 @@ class Denoising(Objective):
         pair = self.coupling(coupling_key, batch, jax.random.normal(noise_key, x0.shape))
         k = self.precond.target(c)
         return Noised(c, k, pair, mix(c, pair), batch["cond"], dropout_key)
+
+    def metrics(self, noised: Noised) -> dict[str, PerSample]:
+        """What is logged of each example."""
+        return {"log_snr": jnp.ravel(log_snr_of(noised.c))}
+
+
+@register_dataclass
+@dataclass(frozen=True)
+class Denoising(Noising):
+    """Weighted squared error of the prediction at a random time.
+
+    `loss = w(t)·mean_pixels (network(x_t, t) - (k_x·x0 + k_e·eps))²` with `t ~ times`. DDPM,
+    v-prediction, flow matching and EDM are this with other values (Kingma & Gao 2023,
+    arXiv:2303.00848). The attributes are those of `Noising`.
+    """
+
+    def __call__(
+        self,
+        apply: Apply,
+        params: Any,
+        teacher_params: Any,
+        key: OneKey,
+        batch: Batch,
+        progress: Progress,
+    ) -> tuple[PerSample, dict[str, Array]]:
+        del teacher_params, progress
+        time_key, key = jax.random.split(key)
+        t = self.times.quantile(self.uniforms(time_key, len(batch["image"])), self.path)
+        noised = self.noised(t, key, batch)
+        return self.loss(noised, self.ask(apply, params, noised)), self.metrics(noised)
 
     def ask(self, apply: Apply, params: Any, noised: Noised, **options: Any) -> Any:
         """The network's output in training mode."""
@@ -114,15 +121,11 @@ class Denoising(Objective):
         target = encode(noised.k, noised.pair)
         return pixel_mean(self.weight(noised.c, noised.k) * jnp.square(output - target))
 
-    def metrics(self, noised: Noised) -> dict[str, PerSample]:
-        """What is logged of each example."""
-        return {"log_snr": jnp.ravel(log_snr_of(noised.c))}
-
     def effective_weight(self, log_snr: AnyShape) -> AnyShape:
-        """What a unit of log-SNR pays for each squared error of the noise.
+        """The weight of the squared error of the noise per unit of log-SNR, `p(λ)·w·(D/a)²`.
 
-        `p(λ)·w·(D/a)²`: target, path, weight and times put together. Objectives that agree here,
-        up to a factor, minimise the same loss. Kingma & Gao 2023 (arXiv:2303.00848), section 2.
+        It combines target, path, weight and times: objectives with equal effective weights, up to
+        a factor, minimise the same loss. Kingma & Gao 2023 (arXiv:2303.00848), section 2.
 
         Args:
             log_snr: any shape, finite, within the path's range.

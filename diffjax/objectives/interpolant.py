@@ -1,6 +1,6 @@
 """From one set of images to another: interpolants with a bridge noise, bridges from a source."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jax
@@ -10,7 +10,7 @@ from jax.tree_util import register_dataclass
 from jaxtyping import Float
 
 from diffjax.errors import UserError
-from diffjax.objectives.base import Batch
+from diffjax.objectives.base import Batch, Traits
 from diffjax.objectives.denoising import Denoising, Noised
 from diffjax.process.bridges import BridgeNoise
 from diffjax.process.paths import Coeffs, Pair, mix
@@ -24,25 +24,26 @@ from diffjax.shapes import OneKey, OneNumber, PerSample, Samples
 class Interpolant(Denoising):
     """Stochastic interpolant `x_t = a·x0 + b·x1 + γ·z` between data and another end, `z ~ N(0, I)`.
 
-    The path's `s` is the `b` of the other end: noise, or what the coupling gives, such as an image
-    of another set. What is learned is the velocity `E[a'·x0 + b'·x1 + γ'·z | x_t]`, so every solver
-    of the probability-flow ODE carries the one set to the other; with `γ = 0` and noise at the
-    other end it is flow matching. Albergo et al. 2023 (arXiv:2303.08797), definition 2.1.
+    The coefficient `b` of the other end is the path's `s`. The other end is noise, or comes from
+    the coupling, such as an image of another set. The network learns the velocity
+    `E[a'·x0 + b'·x1 + γ'·z | x_t]`, so every solver of the probability-flow ODE maps one set to the
+    other. With `γ = 0` and noise at the other end it is flow matching. Albergo et al. 2023
+    (arXiv:2303.08797), definition 2.1.
 
-    `z` enters through the pair: the pair `(x0, x1) + (δ_0, δ_1)·z` with `a·δ_0 + b·δ_1 = γ` and
-    `a'·δ_0 + b'·δ_1 = γ'` mixes to the same `x_t` and moves with the same velocity. So any target
-    can be predicted, and what it decodes to has the right velocity, but is the end itself only
-    where `γ = γ' = 0`.
+    `z` is put into the pair: with `a·δ_0 + b·δ_1 = γ` and `a'·δ_0 + b'·δ_1 = γ'`, the pair
+    `(x0, x1) + (δ_0, δ_1)·z` has the same `x_t` and the same velocity. So any target can be
+    predicted, and the decoded prediction has the right velocity. It is the end itself only where
+    `γ = γ' = 0`.
 
     Attributes:
-        gamma: the bridge noise.
+        gamma: the bridge noise, a function of time that is 0 at both ends.
     """
 
     gamma: BridgeNoise = field(kw_only=True)
 
     @property
-    def independent_noise(self) -> bool:
-        return False
+    def traits(self) -> Traits:
+        return replace(super().traits, independent_noise=False)
 
     def noised(self, t: PerSample, key: OneKey, batch: Batch) -> Noised:
         bridge_key, key = jax.random.split(key)
@@ -53,7 +54,7 @@ class Interpolant(Denoising):
         return noised._replace(pair=pair, x_t=mix(noised.c, pair))
 
     def noise_scale(self, t: OneNumber) -> OneNumber:
-        # Where the other end is noise, both parts are: a sum of their variances.
+        # If the other end is noise, the variances of both parts add up.
         return jnp.hypot(self.path.sigma(t), self.gamma(t))
 
     def start(self, noise: Samples, source: Samples | None) -> Samples:
@@ -64,7 +65,7 @@ class Interpolant(Denoising):
 
 
 def bridge_shift(gamma: BridgeNoise, c: Coeffs) -> Pair:
-    """The pair `(δ_0, δ_1)` that mixes to `γ` and moves with `γ'`, of the coefficients' shape.
+    """The pair `(δ_0, δ_1)` with mix `γ` and velocity `γ'`, of the shape of the coefficients.
 
     Example:
         >>> from diffjax.process.bridges import Brownian
@@ -80,25 +81,19 @@ def bridge_shift(gamma: BridgeNoise, c: Coeffs) -> Pair:
 @register_dataclass
 @dataclass(frozen=True)
 class SourceBridge(Denoising):
-    """A bridge from a source image that the network sees: `x_t = a·x0 + (1 - a)·x1 + s·eps`.
+    """A bridge from a source image, a network input: `x_t = a·x0 + (1 - a)·x1 + s·eps`.
 
-    For the given source `y_t = x_t - (1 - a)·x1` is an ordinary path: times, target, weight,
-    decoding and solvers are those of `Denoising` for `y`. The network is shown `x_t` and the
-    source, one after the other in the channels. On the path `BrownianBridge`, `x_t` starts at the
-    source and DDPM's steps are those of a Brownian (Föllmer) bridge; samples are draws from the
-    images that belong to the source. Chen et al. 2024 (arXiv:2403.13724); Li et al. 2023
+    For a given source, `y_t = x_t - (1 - a)·x1` follows an ordinary path: times, target, weight,
+    decoding and solvers are those of `Denoising` for `y`. The inputs of the network are `x_t` and
+    the source, one after the other in the channels. On the path `BrownianBridge`, `x_t` starts at
+    the source and DDPM's steps are those of a Brownian (Föllmer) bridge. Samples follow the
+    distribution of images given the source. Chen et al. 2024 (arXiv:2403.13724); Li et al. 2023
     (arXiv:2205.07680).
     """
 
-    inputs = 2
-
     @property
-    def needs_source(self) -> bool:
-        return True
-
-    @property
-    def starts_at_source(self) -> bool:
-        return True
+    def traits(self) -> Traits:
+        return replace(super().traits, inputs=2, needs_source=True, starts_at_source=True)
 
     def noised(self, t: PerSample, key: OneKey, batch: Batch) -> Noised:
         if "source" not in batch:
@@ -115,19 +110,19 @@ class SourceBridge(Denoising):
         return _SeesSource(parts.target, parts.noise_label, parts.input_scale, source=source)
 
     def start(self, noise: Samples, source: Samples | None) -> Samples:
-        del source  # It is taken off y, and the network has it.
+        del source  # It is subtracted from y, and the network has it as an input.
         return self.path.sigma(jnp.asarray(self.path.t_noise)) * noise
 
 
 @register_dataclass
 @dataclass(frozen=True)
 class _SeesSource(Precond):
-    """Shows the network `x_t` and its source where the solver has `y_t = x_t - (1 - a)·source`."""
+    """Network inputs `x_t` and the source, from the solver's `y_t = x_t - (1 - a)·source`."""
 
     source: Any = field(kw_only=True)
 
     def inputs(self, c: Coeffs, x_t: Samples) -> tuple[Float[Array, " batch *shown"], PerSample]:
-        # Guidance asks for copies of the batch, laid end to end.
+        # Guidance evaluates copies of the batch, one after the other.
         copies = x_t.shape[0] // self.source.shape[0]
         source = jnp.concatenate([self.source] * copies)
         x, noise_label = super().inputs(c, x_t + (1.0 - c.a) * source)

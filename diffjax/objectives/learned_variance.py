@@ -1,6 +1,6 @@
 """iDDPM's hybrid objective: the network learns the variance of the reverse step as well."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import jax
@@ -10,7 +10,7 @@ from jax.scipy.special import log_ndtr
 from jax.tree_util import register_dataclass
 
 from diffjax.kinds import NotNegative, UnitTime
-from diffjax.objectives.base import Batch, Progress
+from diffjax.objectives.base import Batch, Progress, Traits
 from diffjax.objectives.denoising import Denoising, pixel_mean
 from diffjax.objectives.wrappers import Wrapper
 from diffjax.process.paths import Coeffs, Path, Scalar, coeffs
@@ -23,10 +23,10 @@ class Reverse(NamedTuple):
     """The reverse step from `t` to `t_next`, for given x0: `N(mean_x·x_t + mean_0·x0, variance)`.
 
     Attributes:
-        mean_x: of `x_t`.
-        mean_0: of `x0`.
-        log_small: log of the posterior's own variance, the smallest sensible one.
-        log_large: log of the forward step's variance, the largest.
+        mean_x: the coefficient of `x_t` in the mean.
+        mean_0: the coefficient of `x0` in the mean.
+        log_small: the log of the posterior's variance, which is right for data of one point.
+        log_large: the log of the forward step's variance, which is right for normal data.
     """
 
     mean_x: Array
@@ -38,17 +38,20 @@ class Reverse(NamedTuple):
 @register_dataclass
 @dataclass(frozen=True)
 class LearnedVariance(Wrapper):
-    """`loss + scale·(t_noise/gap)·KL` in nats: the bound's term at `t`, for the variance alone.
+    """Learns the variance of the reverse step by the variational bound.
 
-    The network has a second output `o` a pixel; the reverse step's log-variance is
-    `f·log_large + (1 - f)·log_small` with `f = (o + 1)/2`. The mean in the bound's term takes no
-    gradient. The last step, onto 8-bit data, is their log-probability under the discretised normal.
-    Nichol & Dhariwal 2021 (arXiv:2102.09672), equations 15 and 16.
+        loss + scale·(t_noise/gap)·KL(q(x_next | x_t, x0) || p(x_next | x_t)) in nats
+
+    The network has a second output `o` per pixel. The log-variance of the reverse step p is
+    `f·log_large + (1 - f)·log_small` with `f = (o + 1)/2`. The mean in the KL has no gradient, so
+    the bound trains the variance alone. For the last step, to 8-bit data, the KL is replaced by
+    their negative log-probability under the discretised normal. Nichol & Dhariwal 2021
+    (arXiv:2102.09672), equations 15 and 16.
 
     Attributes:
-        objective: what trains the mean; its times should be `DiscreteUniform`.
-        scale: of the bound.
-        gap: between the times of the reverse process.
+        objective: the loss that trains the mean; its times should be `DiscreteUniform`.
+        scale: the weight of the bound; 1e-3 in the paper.
+        gap: the step between two times of the reverse process; 1e-3 is a thousand steps.
     """
 
     objective: Denoising
@@ -56,23 +59,19 @@ class LearnedVariance(Wrapper):
     gap: UnitTime[Scalar] = 1e-3
 
     @property
-    def outputs(self) -> int:
-        return 2
-
-    @property
-    def learned_variance(self) -> bool:
-        return True
+    def traits(self) -> Traits:
+        return replace(self.objective.traits, outputs=2, learned_variance=True)
 
     def __call__(
         self,
         apply: Apply,
         params: Any,
-        ema_params: Any,
+        teacher_params: Any,
         key: OneKey,
         batch: Batch,
         progress: Progress,
     ) -> tuple[PerSample, dict[str, Array]]:
-        del ema_params, progress
+        del teacher_params, progress
         objective = self.objective
         time_key, key = jax.random.split(key)
         u = objective.uniforms(time_key, len(batch["image"]))
@@ -96,7 +95,7 @@ class LearnedVariance(Wrapper):
         """The reverse step from the times of `c`, and whether it ends at clean data."""
         gap = self.gap
         last = c.t < 1.5 * gap
-        # The last step's posterior has no variance; as in the paper, the step before lends its own.
+        # The last posterior has variance 0; as in the paper, that of the step before is used.
         clipped = jnp.where(last, 2.0 * gap, c.t)
         return reverse_step(self.path, c.t, jnp.where(last, 0.0, c.t - gap), clipped, gap), last
 
@@ -104,7 +103,7 @@ class LearnedVariance(Wrapper):
 def reverse_step(
     path: Path, t: AnyShape, t_next: AnyShape, t_clipped: AnyShape, gap: Scalar
 ) -> Reverse:
-    """`q(x_next | x_t, x0)`, with the small variance taken from the step that ends `t_clipped`.
+    """The posterior `q(x_next | x_t, x0)`, with the small variance of the step from `t_clipped`.
 
     With `r = a/a_next` and the forward variance `s² - r²·s_next²`: mean
     `r·s_next²/s²·x_t + a_next·forward/s²·x0`, variance `forward·s_next²/s²`. Ho et al. 2020
@@ -130,17 +129,17 @@ def reverse_step(
 def discretised_log_probability(x: AnyShape, mean: AnyShape, log_std: AnyShape) -> AnyShape:
     """Log-probability of 8-bit values under a normal that is integrated over each value's bin.
 
-    Values lie at `k/127.5 - 1` and bins reach half way to the next; the outer bins are open. Ho et
-    al. 2020 (arXiv:2006.11239), equation 13.
+    Values are `k/127.5 - 1` and bins extend half-way to the next value; the outer bins are open. Ho
+    et al. 2020 (arXiv:2006.11239), equation 13.
 
     Args:
         x: 8-bit data in [-1, 1], any shape.
         mean: like `x`.
-        log_std: of the normal, like `x`.
+        log_std: the log of the normal's standard deviation, like `x`.
     """
     low = jnp.where(x < -0.999, -jnp.inf, (x - mean - 1.0 / 255.0) * jnp.exp(-log_std))
     high = jnp.where(x > 0.999, jnp.inf, (x - mean + 1.0 / 255.0) * jnp.exp(-log_std))
-    # In the tail where the two are small: log(Φ(high) - Φ(low)) loses nothing there.
+    # In the tail where both are small, log(Φ(high) - Φ(low)) loses no digits.
     flip = low > 0
     low, high = jnp.where(flip, -high, low), jnp.where(flip, -low, high)
     log_low, log_high = log_ndtr(low), log_ndtr(high)

@@ -1,6 +1,6 @@
-"""Mean flow: a network of average velocities, from which one step makes a sample."""
+"""Mean flow: a network of average velocities, which samples in one step."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any
 
 import jax
@@ -11,32 +11,31 @@ from jaxtyping import Float
 
 from diffjax.errors import UserError
 from diffjax.kinds import Interval, NotNegative, Positive, Probability
-from diffjax.objectives.base import Batch, Objective, Progress
-from diffjax.objectives.denoising import Denoising, Noised
-from diffjax.objectives.wrappers import Wrapper
+from diffjax.objectives.base import Batch, Progress, Traits
+from diffjax.objectives.denoising import Noised, Noising
 from diffjax.process.paths import Scalar
-from diffjax.process.precond import Apply, Precond, interval_inputs
+from diffjax.process.precond import Apply, Meaning, Precond, interval_inputs
 from diffjax.process.targets import Velocity, encode
-from diffjax.shapes import AnyShape, OneKey, PerSample, Samples
+from diffjax.shapes import OneKey, PerSample, Samples
 
 
 @register_dataclass
 @dataclass(frozen=True)
-class MeanFlow(Wrapper):
+class MeanFlow(Noising):
     """The average velocity between two times, learned from its identity with the velocity.
 
     For `u(x_t, t, r) = 1/(t - r) ∫_r^t v(x_s, s) ds` along the flow,
 
         u = v - (t - r)·du/dt,      du/dt = v·∂u/∂x + ∂u/∂t
 
-    The network is asked for u; the right side, with its own derivative (one `jax.jvp`) and the
-    conditional velocity for v, is the target and takes no gradient. The loss of an example is
-    `|Δ|²/(|Δ|² + floor)^power` with the denominator held fixed and `|Δ|²` summed over the image;
-    with a power above 0 that counts targets far from their mean for less, and its minimum is off
-    the average velocity where their noise is skewed.
-    Where `r = t` it is flow matching; ordinary solvers ask for that, the solver `flow_map` for all.
+    The network predicts u. The right side is the target, without gradient, with the derivative of
+    the network itself (one `jax.jvp`) and the conditional velocity for v. The loss of an example is
+    `|Δ|²/(|Δ|² + floor)^power` with a constant denominator and `|Δ|²` summed over the image. A
+    power above 0 gives less weight to targets far from their mean, and moves the minimum off the
+    average velocity where the noise of the targets is skewed.
+    With `r = t` it is flow matching. Ordinary solvers use `r = t`, the solver `flow_map` all r.
 
-    Both times are drawn from the objective's density and put in order. Derivatives in time are of
+    Both times are drawn from the density `times` and put in order. Derivatives in time are of
     the noise label too: give it the scale 1 (`noise_label=time_unit`), not 1,000.
 
     With guidance, v is replaced by `omega·v + kappa·v(x_t | cond) + (1 - omega - kappa)·v(x_t)`,
@@ -47,17 +46,16 @@ class MeanFlow(Wrapper):
 
     Geng et al. 2025 (arXiv:2505.13447), algorithm 1 and equation 21.
 
-    Attributes:
-        objective: says the path, times and coupling; its target is the velocity.
-        between: share of the examples with `r < t`.
-        power: of the adaptive weight; 0 is the squared error, 1 nearly the same for all.
-        floor: of the adaptive weight.
-        omega: share of the data's velocity in the guided one.
+    Attributes, beside those of `Noising`, whose target must be the velocity:
+        between: the share of examples with `r < t`; 0.25 in the paper, at most 1.
+        power: the exponent of the adaptive weight: 0 is the squared error, 1 gives all examples
+            nearly the same loss. The paper uses 0.5 to 1.
+        floor: added to the denominator of the adaptive weight; 1e-3 to 1e-2.
+        omega: the share of the data's velocity in the guided one; 1 without guidance.
         kappa: share of the network's velocity with the condition.
         guided_below: largest time at which there is guidance.
     """
 
-    objective: Denoising
     between: Probability[Scalar] = 0.25
     power: NotNegative[Scalar] = 1.0
     floor: Positive[Scalar] = 0.01
@@ -66,23 +64,24 @@ class MeanFlow(Wrapper):
     guided_below: NotNegative[Scalar] = 1.0
 
     @property
-    def flow_map(self) -> bool:
-        return True
-
-    @property
-    def forward_mode(self) -> bool:
-        return True
+    def traits(self) -> Traits:
+        return replace(
+            super().traits,
+            forward_mode=True,
+            meaning=Meaning.AVERAGE_VELOCITY,
+            solver="flow_map",
+        )
 
     def __call__(
         self,
         apply: Apply,
         params: Any,
-        ema_params: Any,
+        teacher_params: Any,
         key: OneKey,
         batch: Batch,
         progress: Progress,
     ) -> tuple[PerSample, dict[str, Array]]:
-        del ema_params, progress
+        del teacher_params, progress
         if not isinstance(self.precond.target, Velocity):
             raise UserError(
                 f"mean_flow learns average velocities, not {type(self.precond.target).__name__}: "
@@ -90,7 +89,7 @@ class MeanFlow(Wrapper):
             )
         time_key, key = jax.random.split(key)
         t, t_to = self.intervals(time_key, len(batch["image"]))
-        noised = self.objective.noised(t, key, batch)
+        noised = self.noised(t, key, batch)
         precond = self.precond_for(noised.source)
 
         def average(x_t: Array, t: Array) -> Array:
@@ -101,18 +100,18 @@ class MeanFlow(Wrapper):
         u, change = jax.jvp(average, (noised.x_t, t), (velocity, jnp.ones_like(t)))
         span = jnp.reshape(t - t_to, (-1,) + (1,) * (u.ndim - 1))
         target = jax.lax.stop_gradient(velocity - span * change)
-        squares = self.objective.weight(noised.c, noised.k) * jnp.square(u - target)
+        squares = self.weight(noised.c, noised.k) * jnp.square(u - target)
         distance = jnp.sum(squares, axis=tuple(range(1, u.ndim)))
         scale = jax.lax.stop_gradient(distance + self.floor) ** self.power
-        return distance / scale, self.objective.metrics(noised)
+        return distance / scale, self.metrics(noised)
 
     def intervals(self, key: OneKey, n: int) -> tuple[Float[Array, " {n}"], Float[Array, " {n}"]]:
-        """From when and to when, `[n]` each: the later of two times, and, of a share, the other."""
+        """Both times, `[n]` each: the later of two times, and for a share of them the other."""
         first, second, order, chosen = jax.random.split(key, 4)
-        u = self.objective.uniforms(first, n)
-        # In an order of its own, where the numbers come sorted.
-        v = jax.random.permutation(order, self.objective.uniforms(second, n))
-        one, other = (self.objective.times.quantile(each, self.path) for each in (u, v))
+        u = self.uniforms(first, n)
+        # In another order, because the numbers may be sorted.
+        v = jax.random.permutation(order, self.uniforms(second, n))
+        one, other = (self.times.quantile(each, self.path) for each in (u, v))
         t = jnp.maximum(one, other)
         between = jax.random.bernoulli(chosen, self.between, (n,))
         return t, jnp.where(between, jnp.minimum(one, other), t)
@@ -120,7 +119,7 @@ class MeanFlow(Wrapper):
     def velocity(
         self, apply: Apply, params: Any, precond: Precond, noised: Noised, t: PerSample
     ) -> Samples:
-        """The conditional velocity of each example, `[B, …]`, guided where that is asked for."""
+        """The conditional velocity of each example, `[B, …]`, with guidance where it is on."""
         velocity = encode(noised.k, noised.pair)
         if self.omega == 1.0 and not self.kappa:
             return velocity
@@ -131,6 +130,3 @@ class MeanFlow(Wrapper):
             guided = guided + self.kappa * apply(params, *inputs, noised.cond)
         below = jnp.reshape(t <= self.guided_below, (-1,) + (1,) * (velocity.ndim - 1))
         return jax.lax.stop_gradient(jnp.where(below, guided, velocity))
-
-    def effective_weight(self, log_snr: AnyShape) -> AnyShape:
-        return Objective.effective_weight(self, log_snr)

@@ -1,4 +1,4 @@
-"""Objectives made of other objectives: what they add is stated once and works with any of them."""
+"""Wrappers: changes of a loss that work with any objective."""
 
 from dataclasses import dataclass, field
 from typing import Annotated, Any
@@ -10,7 +10,7 @@ from jax.tree_util import register_dataclass
 from jaxtyping import Float
 
 from diffjax.kinds import Decay, Interval, NotNegative, Positive
-from diffjax.objectives.base import Batch, Objective, Progress, check_others
+from diffjax.objectives.base import Batch, Objective, Progress, Traits, check_others
 from diffjax.objectives.denoising import Denoising
 from diffjax.process.paths import Path, Scalar
 from diffjax.process.precond import Apply, Precond
@@ -32,36 +32,8 @@ class Wrapper(Objective):
         return self.objective.precond
 
     @property
-    def inputs(self) -> int:
-        return self.objective.inputs
-
-    @property
-    def outputs(self) -> int:
-        return self.objective.outputs
-
-    @property
-    def needs_source(self) -> bool:
-        return self.objective.needs_source
-
-    @property
-    def starts_at_source(self) -> bool:
-        return self.objective.starts_at_source
-
-    @property
-    def independent_noise(self) -> bool:
-        return self.objective.independent_noise
-
-    @property
-    def learned_variance(self) -> bool:
-        return self.objective.learned_variance
-
-    @property
-    def flow_map(self) -> bool:
-        return self.objective.flow_map
-
-    @property
-    def forward_mode(self) -> bool:
-        return self.objective.forward_mode
+    def traits(self) -> Traits:
+        return self.objective.traits
 
     def init_params(self, key: OneKey) -> dict[str, Any]:
         return self.objective.init_params(key)
@@ -70,7 +42,7 @@ class Wrapper(Objective):
         return self.objective.init_memory()
 
     def effective_weight(self, log_snr: AnyShape) -> AnyShape:
-        """That of the objective: what is added to it, or balanced by learning, is left out."""
+        """That of the objective, without added terms or learned balancing."""
         return self.objective.effective_weight(log_snr)
 
     def precond_for(self, source: Samples | None) -> Precond:
@@ -91,14 +63,14 @@ class Wrapper(Objective):
 class Uncertainty(Wrapper):
     """EDM2's learned uncertainty: `loss/e^{u(λ)} + u(λ)`.
 
-    The best `u` is the log of the mean loss at that log-SNR, so that each noise level counts by its
-    relative error. Here `u` is a cosine series in log-SNR, trained with the network. Karras et al.
-    2024 (arXiv:2312.02696), equation 21.
+    The optimal `u` is the log of the mean loss at that log-SNR, so every noise level has the same
+    mean loss. Here `u` is a cosine series in log-SNR, trained with the network. Karras et al. 2024
+    (arXiv:2312.02696), equation 21.
 
     Attributes:
-        objective: what is balanced.
-        num_terms: of the series.
-        limit: log-SNR is clipped to ± this.
+        objective: the loss to balance.
+        num_terms: the number of terms of the series; 8 to 32 are enough for a smooth loss.
+        limit: log-SNR is clipped to `[-limit, limit]`; 20 covers all usual paths.
     """
 
     objective: Objective
@@ -112,12 +84,12 @@ class Uncertainty(Wrapper):
         self,
         apply: Apply,
         params: Any,
-        ema_params: Any,
+        teacher_params: Any,
         key: OneKey,
         batch: Batch,
         progress: Progress,
     ) -> tuple[PerSample, dict[str, Array]]:
-        loss, metrics = self.objective(apply, params, ema_params, key, batch, progress)
+        loss, metrics = self.objective(apply, params, teacher_params, key, batch, progress)
         u = self.log_loss(params["uncertainty"], metrics["log_snr"])
         return loss * jnp.exp(-u) + u, metrics
 
@@ -131,15 +103,14 @@ class Uncertainty(Wrapper):
 @register_dataclass
 @dataclass(frozen=True)
 class Importance(Wrapper):
-    """Times drawn from `proposal`, each loss multiplied by `p(t)/p_proposal(t)`.
+    """Times from a density `proposal`, with each loss multiplied by `p(t)/p_proposal(t)`.
 
-    The mean loss, and so the minimiser and the effective weight, stay those of the objective; only
-    the variance changes. A proposal that is thin where the objective's density is not makes it
-    worse.
+    The mean loss, and so the minimiser and the effective weight, are those of the objective. Only
+    the variance changes. It grows if the proposal is small where the objective's density is large.
 
     Attributes:
-        objective: what is minimised.
-        proposal: where the examples are drawn.
+        objective: the loss, with its density of times p.
+        proposal: the density that times are drawn from; larger where the loss varies more.
     """
 
     objective: Denoising
@@ -149,12 +120,12 @@ class Importance(Wrapper):
         self,
         apply: Apply,
         params: Any,
-        ema_params: Any,
+        teacher_params: Any,
         key: OneKey,
         batch: Batch,
         progress: Progress,
     ) -> tuple[PerSample, dict[str, Array]]:
-        del ema_params, progress
+        del teacher_params, progress
         objective, path = self.objective, self.path
         time_key, key = jax.random.split(key)
         t = self.proposal.quantile(objective.uniforms(time_key, len(batch["image"])), path)
@@ -167,20 +138,24 @@ class Importance(Wrapper):
 @register_dataclass
 @dataclass(frozen=True)
 class Adaptive(Wrapper):
-    """Importance sampling that learns where the loss is large, and stays exact.
+    """Importance sampling that draws times more often where the loss is large.
 
     The uniform numbers behind the times are drawn from a histogram `q`, and each loss is divided
-    by it. `q` follows running means of the loss: `q ∝ E[loss^power]^(1/power)`, mixed with a share
-    of the uniform density. `power = 1` is VDM++'s adaptive schedule (Kingma & Gao 2023,
-    arXiv:2303.00848, section 4), `power = 2` iDDPM's loss-second-moment resampling (Nichol &
-    Dhariwal 2021, arXiv:2102.09672, section 3.3).
+    by it, so the mean loss is unchanged. `q` follows running means of the loss,
+
+        q ∝ E[loss^power]^(1/power),
+
+    mixed with a share of the uniform density. `power = 1` is VDM++'s adaptive schedule (Kingma &
+    Gao 2023, arXiv:2303.00848, section 4), `power = 2` iDDPM's loss-second-moment resampling
+    (Nichol & Dhariwal 2021, arXiv:2102.09672, section 3.3).
 
     Attributes:
-        objective: what is minimised.
-        power: the moment.
-        uniform_share: of the examples; bounds the weights by its inverse.
-        decay: of the running means, per step in which a bin has an example.
-        num_bins: of the histogram.
+        objective: the loss.
+        power: the moment of the loss, 1 or 2.
+        uniform_share: the share of examples with uniform numbers; its inverse is the largest
+            weight. Typically 0.05 to 0.3.
+        decay: the decay of the running means, per step in which a bin has an example.
+        num_bins: the number of bins of the histogram.
     """
 
     objective: Denoising
@@ -196,12 +171,12 @@ class Adaptive(Wrapper):
         self,
         apply: Apply,
         params: Any,
-        ema_params: Any,
+        teacher_params: Any,
         key: OneKey,
         batch: Batch,
         progress: Progress,
     ) -> tuple[PerSample, dict[str, Array]]:
-        del ema_params
+        del teacher_params
         objective = self.objective
         time_key, key = jax.random.split(key)
         density = self.density(progress.memory)
@@ -235,15 +210,17 @@ class Adaptive(Wrapper):
 @register_dataclass
 @dataclass(frozen=True)
 class Contrastive(Wrapper):
-    """Contrastive flow matching: the prediction is pushed away from another example's target.
+    """Contrastive flow matching: predictions move away from the targets of other examples.
 
-    `loss - scale·w·mean_pixels (prediction - target_other)²`, the other being the next of the
-    batch. It moves the minimiser away from the denoiser, on purpose. Stoica et al. 2025
+        loss - scale·w·mean_pixels (prediction - target_other)²
+
+    where the other example is the next one in the batch. The minimiser is not the denoiser, on
+    purpose. Stoica et al. 2025
     (arXiv:2506.05350), equation 5.
 
     Attributes:
-        objective: what is added to.
-        scale: of the second term; must be below 1.
+        objective: the first term.
+        scale: the weight of the second term, from 0 to below 1; 0.05 in the paper.
     """
 
     objective: Denoising
@@ -253,19 +230,19 @@ class Contrastive(Wrapper):
         self,
         apply: Apply,
         params: Any,
-        ema_params: Any,
+        teacher_params: Any,
         key: OneKey,
         batch: Batch,
         progress: Progress,
     ) -> tuple[PerSample, dict[str, Array]]:
         check_others(batch, "Contrastive")
-        del ema_params, progress
+        del teacher_params, progress
         objective = self.objective
         time_key, key = jax.random.split(key)
         u = objective.uniforms(time_key, len(batch["image"]))
         noised = objective.noised(objective.times.quantile(u, self.path), key, batch)
         output = objective.ask(apply, params, noised)
-        # Another image and another noise, at the time at which the network was asked.
+        # Another image and another noise, at the time of the evaluation.
         other = noised._replace(pair=jax.tree.map(lambda x: jnp.roll(x, 1, axis=0), noised.pair))
         loss = objective.loss(noised, output) - self.scale * objective.loss(other, output)
         return loss, objective.metrics(noised)
@@ -274,15 +251,17 @@ class Contrastive(Wrapper):
 @register_dataclass
 @dataclass(frozen=True)
 class Dispersive(Wrapper):
-    """Dispersive loss: hidden activations of a batch are pushed apart.
+    """Dispersive loss: hidden activations of different examples move apart.
 
-    `loss + scale·log mean_ij exp(-|z_i - z_j|²/temperature)`, with `|·|²` the mean over the
-    activations of a middle layer. Wang & He 2025 (arXiv:2506.09027), equation 6.
+        loss + scale·log mean_ij exp(-|z_i - z_j|²/temperature)
+
+    with `|·|²` the mean over the activations of a middle layer. Wang & He 2025 (arXiv:2506.09027),
+    equation 6.
 
     Attributes:
-        objective: what is added to.
-        scale: of the second term.
-        temperature: of the distances.
+        objective: the first term.
+        scale: the weight of the second term; 0.25 to 1 in the paper.
+        temperature: the distance beyond which two examples hardly repel; 0.25 to 2 in the paper.
     """
 
     objective: Denoising
@@ -293,13 +272,13 @@ class Dispersive(Wrapper):
         self,
         apply: Apply,
         params: Any,
-        ema_params: Any,
+        teacher_params: Any,
         key: OneKey,
         batch: Batch,
         progress: Progress,
     ) -> tuple[PerSample, dict[str, Array]]:
         check_others(batch, "Dispersive")
-        del ema_params, progress
+        del teacher_params, progress
         objective = self.objective
         time_key, key = jax.random.split(key)
         u = objective.uniforms(time_key, len(batch["image"]))

@@ -281,7 +281,9 @@ class _Network:
                 f"{type(precond.noise_label).__name__} neither increases nor decreases along "
                 f"{type(path).__name__}, so the network can't infer the time from it"
             )
-        return cls(path, precond, objective.outputs, data, mean_square, bool(steps.sum() > 0))
+        return cls(
+            path, precond, objective.traits.outputs, data, mean_square, bool(steps.sum() > 0)
+        )
 
     def __call__(
         self,

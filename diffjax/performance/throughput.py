@@ -219,7 +219,7 @@ def sampling(setup: Setup, params: Any, num_samples: int) -> Program:
     recipe = wired.recipe
     cond = _some_condition(wired.condition, num_samples)
     images = np.zeros((num_samples, *wired.image_shape), np.float32)
-    request = Request(cond, source=images if wired.objective.starts_at_source else None)
+    request = Request(cond, source=images if wired.objective.traits.starts_at_source else None)
 
     def run() -> np.ndarray:
         return model.sample(recipe, request, batch_size=num_samples)

@@ -86,6 +86,10 @@ class StateDict:
             raise UserError(f"{self.name} has no weights {key!r}: it belongs to another network")
         return self._left.pop(key)
 
+    def rest(self) -> dict[str, np.ndarray]:
+        """All that was not taken yet, by name."""
+        return dict(self._left)
+
     def check_empty(self, ignore: Callable[[str], bool] = lambda key: False) -> None:
         """Checks that all arrays were taken.
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Any, Protocol
 
 import jax.numpy as jnp
@@ -110,6 +111,36 @@ class UnitVariance:
 
     def __call__(self, c: Coeffs) -> Array:
         return 1.0 / jnp.hypot(self.sigma_data * c.a, c.s)
+
+
+class Meaning(StrEnum):
+    """What the pair `(x0, eps)` of a decoded prediction is.
+
+    Solvers, likelihoods and guidance use it: only posterior means give the velocity of the
+    probability flow and its score.
+    """
+
+    POSTERIOR_MEAN = "posterior_mean"
+    """`E[x0 | x_t]` and `E[eps | x_t]`, at one time."""
+    AVERAGE_VELOCITY = "average_velocity"
+    """The chord of the flow between two times; at two equal times it is the posterior mean."""
+    END_OF_FLOW = "end_of_flow"
+    """Where the flow from `x_t` ends, at time 0, as consistency models predict it."""
+
+    def serves(self, needed: "Meaning") -> bool:
+        """Whether a model of this meaning can be used where another one is needed.
+
+        Example:
+            >>> Meaning.AVERAGE_VELOCITY.serves(Meaning.POSTERIOR_MEAN)  # over no time
+            True
+            >>> Meaning.END_OF_FLOW.serves(Meaning.POSTERIOR_MEAN)
+            False
+        """
+        over_no_time = (Meaning.AVERAGE_VELOCITY, Meaning.POSTERIOR_MEAN)
+        return self is needed or (self, needed) == over_no_time
+
+    def __str__(self) -> str:
+        return f"the {self.value.replace('_', ' ').replace('of flow', 'of the flow')}"
 
 
 @register_dataclass

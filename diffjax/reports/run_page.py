@@ -45,10 +45,13 @@ _SHOWN_ELSEWHERE = (
     "command",
     "versions",
     "num_params",
+    "num_trained_params",
     "device",
     "host",
     "train_seconds",
     "compile_seconds",
+    "init_from",
+    "changes",
 )
 
 
@@ -175,15 +178,42 @@ def _settings(
     seconds, compiling = run.get("train_seconds"), duration(run.get("compile_seconds"))
     plain = (
         ("Parameters", number(run.get("num_params")), run.get("num_params")),
+        ("Trained of these", _trained(config, run), config.get("trainable") or None),
         ("Steps", trained + number(config.get("num_steps")), config.get("num_steps")),
         ("Batch", f"{number(config.get('batch_size'))} images", config.get("batch_size")),
         ("Seed", str(config.get("seed")), config.get("seed")),
+        ("Begins with", _beginning(run.get("init_from") or {}), run.get("init_from")),
         ("Device", str(run.get("device")), run.get("device")),
         ("Host", str(run.get("host")), run.get("host")),
         ("Wall time", f"{duration(seconds)} training, {compiling} compiling", seconds),
         ("Speed", f"{number(statistics.median(speeds or [0]))} images/s", speeds or None),
     )
-    return rows, [(what, text, "") for what, text, value in plain if value is not None]
+    sizes = [(what, text, "") for what, text, value in plain if value is not None]
+    changed = [
+        (f"Changed at step {number(entry['step'])}", "; ".join(entry["lines"]), "")
+        for entry in run.get("changes", ())
+    ]
+    return rows, sizes + changed
+
+
+def _trained(config: Mapping[str, Any], run: Mapping[str, Any]) -> str:
+    """How many parameters are trained, and by which patterns."""
+    return f"{number(run.get('num_trained_params'))}: {config.get('trainable')}"
+
+
+def _beginning(source: Mapping[str, Any]) -> str:
+    """Which weights a run began with.
+
+    Example:
+        >>> _beginning({"folder": "runs/a", "weights": "live", "step": 1200, "sha256": "0123abcd"})
+        'runs/a, weights live, step 1,200, SHA-256 0123abcd'
+    """
+    step = f"step {number(source['step'])}" if "step" in source else ""
+    weights = f"weights {source['weights']}" if "weights" in source else ""
+    place = source.get("folder") or source.get("file") or ""
+    return ", ".join(
+        filter(None, (place, weights, step, f"SHA-256 {source.get('sha256', '')[:8]}"))
+    )
 
 
 def _describe(part: Any) -> tuple[str, str]:

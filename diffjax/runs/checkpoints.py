@@ -8,9 +8,9 @@ import hashlib
 import json
 import logging
 from collections.abc import Mapping
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,8 +19,10 @@ from jax import Array
 
 from diffjax.errors import UserError
 from diffjax.host import processes, storage
+from diffjax.training.state import TrainState
 
 _LOG = logging.getLogger("diffjax")
+_FROZEN = "frozen"
 _UNREAD = ocp.PLACEHOLDER  # which is `...`
 
 
@@ -32,12 +34,19 @@ class Damaged(UserError):
     """What was read of a checkpoint is not what was saved."""
 
 
+class _Once(NamedTuple):
+    params: Any
+
+
 class Checkpoints:
     """The checkpoints of one run.
 
+    Frozen parameters, which are the same in all of them, are stored once, in the folder `frozen`
+    beside this one. A checkpoint has their digests and finds them by these.
+
     Args:
         folder: made if need be.
-        keep: how many of the newest stay.
+        keep: how many of the newest stay; None keeps all.
         keep_every_steps: those at multiples of this stay as well.
         read_only: change nothing: another process may be writing here.
     """
@@ -45,7 +54,7 @@ class Checkpoints:
     def __init__(
         self,
         folder: Path,
-        keep: int = 3,
+        keep: int | None = 3,
         keep_every_steps: int | None = None,
         *,
         read_only: bool = False,
@@ -63,6 +72,7 @@ class Checkpoints:
                 cleanup_tmp_directories=True,
             )
         )
+        self._read_only = read_only
         handlers = {"state": _handler(), "meta": ocp.JsonCheckpointHandler()}
         self._manager = ocp.CheckpointManager(self.folder, options=options, item_handlers=handlers)
 
@@ -78,6 +88,9 @@ class Checkpoints:
             return
         content = {**meta, "step": step, "digest": digest(state)}
         content["meta_sha256"] = _sha256(content)
+        if name := _name_once(content["digest"]):
+            self._once.save(name, _Once(getattr(state, _FROZEN)), {})
+            self._once.wait()  # A checkpoint is of use only with what it finds there.
         self._manager.save(
             step,
             args=ocp.args.Composite(
@@ -156,6 +169,8 @@ class Checkpoints:
         if meta.pop("meta_sha256", None) not in (None, _sha256(meta)):
             raise UserError("what is kept beside the arrays differs from what was saved")
         parts = jax.tree.map(lambda x: None if x is _UNREAD else x, restored.state)
+        if _FROZEN in getattr(abstract, "_fields", ()):
+            parts[_FROZEN] = self._read_once(step, getattr(abstract, _FROZEN), meta)
         state = abstract._replace(**parts)
         actual, unread = digest(state), {name for name, x in _by_name(abstract) if x is _UNREAD}
         wrong = [
@@ -166,6 +181,32 @@ class Checkpoints:
         if wrong or meta["step"] != step:
             raise UserError(f"{len(wrong)} array(s) differ from what was saved, {wrong[:1]} first")
         return state, meta
+
+    def _read_once(self, step: int, abstract: Any, meta: Mapping[str, Any]) -> Any:
+        """The frozen parameters of a checkpoint, if any are wanted.
+
+        Raises:
+            Hindered: they are damaged or gone. The checkpoint may be whole.
+        """
+        wanted = [leaf for leaf in jax.tree.leaves(abstract) if leaf is not _UNREAD]
+        if not wanted:
+            return jax.tree.map(lambda _: None, abstract)
+        name = _name_once(meta["digest"])
+        try:
+            return self._once.read(name, _Once(abstract))[0].params
+        except (Damaged, OSError, ValueError) as error:
+            if isinstance(error, Hindered):
+                raise
+            place = self.folder.with_name(_FROZEN) / str(name)
+            raise Hindered(
+                f"the frozen parameters of checkpoint {step} are damaged or gone: bring {place} "
+                f"back from a copy ({_first_line(error)})"
+            ) from error
+
+    @cached_property
+    def _once(self) -> "Checkpoints":
+        folder = self.folder.with_name(_FROZEN)
+        return Checkpoints(folder, keep=None, read_only=self._read_only)
 
     def _read_together(self, step: int, abstract: Any) -> Any:
         """What Orbax reads; damage that one of several processes meets is damage for all."""
@@ -180,6 +221,24 @@ class Checkpoints:
                 raise _hindered(step, hindrance(trouble) or "another process was hindered")
             raise trouble or UserError("another process could not read it")
         return restored
+
+    def shapes(self, step: int) -> TrainState:
+        """Names, shapes and types of the arrays in a checkpoint; none of them is read.
+
+        Raises:
+            Damaged: it does not say.
+        """
+        try:
+            parts = self._manager.item_metadata(step)["state"].tree
+            known = {name: parts[name] for name in TrainState._fields if name in parts}
+            shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), known)
+            missing = {"step": (), "params": (), "opt_state": (), "ema": {}}
+            state = TrainState(**missing | shapes)
+            only_meta = ocp.args.Composite(meta=ocp.args.JsonRestore())
+            name = _name_once(self._manager.restore(step, args=only_meta)["meta"]["digest"])
+        except Exception as error:
+            raise Damaged(f"checkpoint {step} is damaged: {_first_line(error)}") from error
+        return state._replace(frozen=self._once.shapes(name).params) if name else state
 
     def steps(self) -> list[int]:
         """The steps that have a checkpoint, rising."""
@@ -199,6 +258,8 @@ class Checkpoints:
             self.wait()
         finally:
             self._manager.close()
+            if "_once" in vars(self):
+                self._once.close()
 
     def _set_aside(self, steps: list[int]) -> None:
         self._move_out(steps, "damaged")
@@ -319,7 +380,14 @@ def _sha256(content: Mapping[str, Any]) -> str:
 
 def _parts(state: Any) -> dict[str, Any]:
     """The parts that hold arrays: what is empty may come and go between versions."""
-    return {name: part for name, part in state._asdict().items() if jax.tree.leaves(part)}
+    known = state._asdict()
+    return {name: x for name, x in known.items() if jax.tree.leaves(x) and name != _FROZEN}
+
+
+def _name_once(digests: Mapping[str, int]) -> int:
+    """What frozen parameters of these digests are stored as; 0 where there are none."""
+    frozen = {name: x for name, x in digests.items() if name.startswith(f"{_FROZEN}/")}
+    return 1 + int(_sha256(frozen)[:7], 16) if frozen else 0
 
 
 def _wanted(parts: dict[str, Any]) -> Any:

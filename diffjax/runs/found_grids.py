@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from itertools import pairwise
 from pathlib import Path as Folder
 from typing import TYPE_CHECKING, Any
@@ -151,7 +150,7 @@ def prepare(
     path, half = model.wired.path, len(request) // 2
     searched_on = request.only(np.arange(half))
     fine = replace(recipe, grid=grid_search.candidates, num_steps=num_candidates)
-    walk = partial(grid_search.measure_jumps, teacher=teacher)
+    walk = grid_search.JumpCosts(teacher)
     costs = np.zeros((num_candidates, num_candidates + 1))
     for some in searched_on.batches(batch_size):
         jumps = model.walk(walk, fine, some, fine.grid(path, num_candidates))

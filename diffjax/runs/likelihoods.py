@@ -20,7 +20,7 @@ from diffjax.likelihood import ode as ode_module
 from diffjax.likelihood.dequantise import Dequantised
 from diffjax.objectives.base import Objective
 from diffjax.process.paths import Path
-from diffjax.process.precond import Predict, denoiser
+from diffjax.process.precond import Meaning, Predict
 from diffjax.runs.load import Run
 from diffjax.runs.model import full_batch
 from diffjax.spec import check_arguments, choose
@@ -226,11 +226,17 @@ def check_likelihood(objective: Objective, method: str) -> None:
         UserError: see above.
     """
     choose(METHODS, method, "method")
-    if objective.starts_at_source:
+    if objective.traits.starts_at_source:
         raise UserError(
             "a run that goes from one image to another has no density at its start: no likelihood"
         )
-    if method != "ode" and not objective.independent_noise:
+    if not objective.traits.meaning.serves(Meaning.POSTERIOR_MEAN):
+        raise UserError(
+            f"{type(objective).__name__} trains a model of {objective.traits.meaning}, and a "
+            "likelihood needs the posterior mean at each time: take a run of another objective, "
+            "such as objective=flow"
+        )
+    if method != "ode" and not objective.traits.independent_noise:
         raise UserError(
             "of training on images paired with their noise, or with noise in between, no bound is "
             "known for the sampler: take the method ode"
@@ -267,7 +273,7 @@ def measurer(
         estimate: Estimate, discrete: bool, batches: Iterable[Batch]
     ) -> tuple[np.ndarray, np.ndarray, int]:
         def of_batch(params: Any, x: Array, cond: Any, keys: Array) -> tuple[Array, ...]:
-            predict = denoiser(wired.apply, params, wired.path, wired.precond)
+            predict = wired.predict(params)
             both = jax.vmap(jax.random.split)(keys)
             noisy = spread(both[:, 0], x)
             result = estimate(predict, wired.path, noisy.x, both[:, 1], cond)
@@ -302,7 +308,7 @@ def fitted(run: Run, params: Any, dataset: DataSet, key: Array, num_steps: int) 
     cond = wired.condition.of_batch(batch)
 
     def log_density(x: Array, keys: Array, cond: Any) -> Array:
-        predict = denoiser(wired.apply, params, wired.path, wired.precond)
+        predict = wired.predict(params)
         return bound.variational_bound(predict, wired.path, x, keys, cond, num_times=4).log_p
 
     learned, _ = dequantise.fit_dequantiser(

@@ -16,6 +16,7 @@ from diffjax.data import DataSet
 from diffjax.errors import UserError
 from diffjax.host.run_files import metrics_arrays, read_metrics
 from diffjax.runs import workdirs
+from diffjax.runs.averages import is_reconstructed, read_reconstructed
 from diffjax.runs.checkpoints import Checkpoints, Damaged
 from diffjax.runs.model import Model, Request
 from diffjax.runs.recipes import Guided, recipe_of
@@ -25,8 +26,10 @@ from diffjax.sampling.guidance import Against, Rule
 from diffjax.sampling.sample import Recipe
 from diffjax.sampling.solvers import Solver
 from diffjax.spec import check_arguments
+from diffjax.training.averages import Averages
 from diffjax.training.sharding import AXES, make_mesh
-from diffjax.training.state import LIVE, TrainState, ema_name
+from diffjax.training.state import LIVE, TrainState
+from diffjax.training.subset import merged
 
 _LARGEST = 2**31 - 1  # without 64-bit numbers JAX takes the seeds 1 and 2³² + 1 for one
 
@@ -48,11 +51,15 @@ class Saved:
     known: dict[str, Any] = field(repr=False)
 
     def weights(self, name: str) -> Any:
-        """Live or averaged parameters by name; read once.
+        """Live or averaged parameters by name, or an average made after training; read once.
 
         Raises:
             UserError: the run keeps no average of that name, or it is damaged.
         """
+        if name not in self.known and is_reconstructed(name, [*self.abstract.ema]):
+            workdir, params = self.folder.parent, self.abstract.params
+            average = read_reconstructed(workdir, name, self.step, params)
+            self.known[name] = merged(average, self._read(self.abstract.only(None)).frozen)
         if name not in self.known:
             self.known[name] = self._read(self.abstract.only(name)).weights(name)
         return self.known[name]
@@ -117,7 +124,7 @@ class Run:
         return self.setup.wired.recipe
 
     def weights(self, name: str | None = None) -> Any:
-        """Parameters by name (`live`, `ema-0.999`); by default those of `config.weights`.
+        """Parameters by name (`live`, `ema-0.999`, `power-0.07`); by default `config.weights`.
 
         Raises:
             UserError: the run keeps none of that name.
@@ -154,7 +161,7 @@ class Run:
             UserError: there are no such weights, or their model is for other images or another
                 path.
         """
-        own = [LIVE, *map(ema_name, self.config.ema_decays)]
+        own = [LIVE, *Averages.of(self.config).names]
         if name in own:
             return self, name
         folder, _, average = name.partition(":")
@@ -333,7 +340,8 @@ def load(
         workdir: the run's folder.
         mesh: from `diffjax.training.sharding.make_mesh`; by default all devices split the batch.
             A network that is too large for one is split by `make_mesh(data=1, fsdp=-1)`.
-        weights: `live` or the name of an average, in the place of `config.weights`.
+        weights: `live` or the name of an average, in the place of `config.weights`; also of one
+            that `experiments.average` made.
         allowed_packages: whose callables the saved config may name.
 
     Raises:
@@ -354,7 +362,9 @@ def load(
         setup = set_up(
             config, description["image_shape"], description["condition"], mesh=mesh or make_mesh()
         )
-    wanted = setup.abstract.only(weights or config.weights)
+    name = weights or config.weights
+    post_hoc = is_reconstructed(name, [*setup.abstract.ema])
+    wanted = setup.abstract.only(None if post_hoc else name)
     if weights:
         with config.unlocked():
             config.weights = weights
@@ -366,6 +376,7 @@ def load(
     if restored is None:
         raise UserError(f"{workdir} has no checkpoint yet: train it first")
     state, meta = restored
-    known = {config.weights: state.weights(config.weights)}
+    known = {} if post_hoc else {name: state.weights(name)}
     saved = Saved(folder, meta["step"], setup.abstract, known)
+    saved.weights(name)
     return Run(setup, saved, workdir)

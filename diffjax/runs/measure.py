@@ -37,8 +37,9 @@ from diffjax.runs.recipes import Guided, named_recipe
 from diffjax.runs.setup import Setup
 from diffjax.settings import NumSamples
 from diffjax.spec import build, check_arguments, choose
+from diffjax.training.averages import Averages
 from diffjax.training.sharding import local_rows
-from diffjax.training.state import LIVE, ema_name
+from diffjax.training.state import LIVE
 from diffjax.wiring import Wired, check_recipe
 
 _NEIGHBOUR_ROWS = 10
@@ -382,12 +383,12 @@ def samples_asked_of(wired: Wired, dataset: Callable[[], DataSet], labels: np.nd
     if not _of_test_images(wired):
         return Asked(labels, wired.condition.parse(labels), None)
     batch = all_examples(dataset().test, len(labels))
-    source = batch.get("source") if wired.objective.starts_at_source else None
+    source = batch.get("source") if wired.objective.traits.starts_at_source else None
     return Asked(batch["label"], wired.condition.of_batch(batch), source)
 
 
 def _of_test_images(wired: Wired) -> bool:
-    return wired.objective.starts_at_source or wired.condition.in_turn(1) is None
+    return wired.objective.traits.starts_at_source or wired.condition.in_turn(1) is None
 
 
 def own_extractors(config: ConfigDict) -> tuple[Extractor, ...]:
@@ -412,7 +413,7 @@ def check_evaluation(setup: Setup, dataset: DataSet) -> None:
     config, settings = setup.config, setup.config.evaluation
     for name in settings.get("grids", ()):  # None has been found for this run yet.
         choose(choices.GRIDS, name, "grid")
-    kept = [LIVE, *map(ema_name, config.ema_decays)]
+    kept = [LIVE, *Averages.of(config).names]
     for name in settings.get("weights", ()):
         if name not in kept:
             raise UserError(f"config.evaluation.weights: no {name!r}; {nearest(name, kept)}")
@@ -450,7 +451,7 @@ def _check_counts(setup: Setup, dataset: DataSet) -> None:
             f"{dataset.name} has {num_real} images that samples could be compared with, and "
             f"distances need {FEWEST_IMAGES}: add some"
         )
-    if setup.wired.objective.starts_at_source and num_test < FEWEST_IMAGES:
+    if setup.wired.objective.traits.starts_at_source and num_test < FEWEST_IMAGES:
         raise UserError(
             f"this run makes images from test images, and {dataset.name} has {num_test}: "
             f"its evaluation needs {FEWEST_IMAGES}"

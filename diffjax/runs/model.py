@@ -3,14 +3,14 @@
 import inspect
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from functools import cache, cached_property, partial
+from functools import cached_property, partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jax.sharding import Mesh, Sharding
+from jax.sharding import Mesh
 
 from diffjax.compiling import jit
 from diffjax.errors import UserError
@@ -18,7 +18,7 @@ from diffjax.host.processes import to_host
 from diffjax.process.precond import Predict
 from diffjax.sampling.grids import Power
 from diffjax.sampling.guidance import guide
-from diffjax.sampling.parallel import Parallel, sample_in_parallel
+from diffjax.sampling.parallel import InParallel, Parallel
 from diffjax.sampling.sample import (
     Recipe,
     Trace,
@@ -289,7 +289,7 @@ class Model:
     def in_parallel(
         self, recipe: Recipe, request: Request, window: int, tolerance: float
     ) -> Parallel:
-        """The samples that `sample` draws, in fewer rounds (`sample_in_parallel`); in one batch.
+        """The samples that `sample` draws, in fewer rounds (`InParallel`); in one batch.
 
         The steps of a window are spread over the mesh where they divide.
 
@@ -300,7 +300,7 @@ class Model:
         place = batch_sharding(self.mesh) if window % rows == 0 else None
         # Steps that are spread take the devices that the network would spread a batch over.
         model = self if place is None else replace(self, programs=self.programs.unplaced)
-        walk = _windowed(window, tolerance, place)
+        walk = InParallel(window, tolerance, place)
         found = model.walk(walk, recipe, request, recipe.times(self.wired.path))
         self.check_finite(found.x, recipe, request)
         return found
@@ -345,7 +345,7 @@ class Model:
         images = wired.batch_shapes(batch_size)["image"]
         cond = wired.condition.abstract(batch_size)
         keys = jax.eval_shape(lambda: sample_keys(0, jnp.arange(batch_size)))
-        source = images if wired.objective.starts_at_source else None
+        source = images if wired.objective.traits.starts_at_source else None
         times = jax.eval_shape(lambda: padded(recipe.times(wired.path)))
         return self.programs.draw.lower(
             plan,
@@ -421,12 +421,6 @@ def _rows(request: Request) -> _Rows:
     return _Rows(sample_keys(request.seed, request.rows), request.condition, request.source)
 
 
-@cache
-def _windowed(window: int, tolerance: float, place: Sharding | None) -> Walk:
-    """Equal for equal arguments, so that equal requests are compiled once."""
-    return partial(sample_in_parallel, window=window, tolerance=tolerance, place=place)
-
-
 def full_batch(batch_size: int, mesh: Mesh) -> int:
     """A batch size, rounded up to what the mesh divides."""
     rows = mesh.shape["data"] * mesh.shape["fsdp"]
@@ -441,7 +435,7 @@ def sample_keys(seed: int | Array, rows: np.ndarray | Array) -> Array:
 def _check_source(request: Request, wired: Wired) -> None:
     """Refuses a source that the model has no use for, and none where it starts from one."""
     source, name = request.source, type(wired.objective).__name__
-    if not wired.objective.starts_at_source:
+    if not wired.objective.traits.starts_at_source:
         if source is not None:
             raise UserError(f"{name} makes samples from noise: leave source= out")
         return

@@ -10,8 +10,9 @@ from diffjax.errors import UserError
 from diffjax.host.files import write_json
 from diffjax.objectives.base import Progress
 from diffjax.runs.load import Run, load
+from diffjax.runs.teacher import find_teacher
 from diffjax.studies import probes
-from diffjax.training.state import teacher
+from diffjax.training.state import LIVE
 
 
 def probe_run(
@@ -53,14 +54,14 @@ def probe_run(
 
 
 def _probed(run: Run) -> probes.Probed:
-    wired, state = run.setup.wired, run.state
+    wired, state, frozen = run.setup.wired, run.state, find_teacher(run.setup)
     return probes.Probed(
         objective=wired.objective,
         apply=wired.apply,
-        predict=run.model().predict() if not wired.objective.needs_source else None,  # pyright: ignore[reportArgumentType]
-        params=state.params,
-        ema_params=teacher(state, run.config.ema_decays),
-        progress=Progress(state.step, state.memory),
+        predict=run.model().predict() if not wired.objective.traits.needs_source else None,  # pyright: ignore[reportArgumentType]
+        params=state.weights(LIVE),
+        teacher_params=frozen()[0] if frozen else state.weights(run.setup.teacher),
+        progress=Progress(state.step, state.memory, run.config.num_steps),
         condition=wired.condition,
         label_dropout=wired.label_dropout,
     )

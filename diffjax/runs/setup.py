@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import jax
@@ -14,14 +14,16 @@ from diffjax.data import DataSet
 from diffjax.data.augment import Augment, Augmentation
 from diffjax.errors import UserError, nearest
 from diffjax.models.attention import REVERSE_ONLY, resolve
+from diffjax.optimizers.base import Optimizer
 from diffjax.runs.model import Programs
 from diffjax.settings import check_complete, check_names, check_settings
 from diffjax.spec import build
 from diffjax.training import sharding
 from diffjax.training.accumulation import check_parts
+from diffjax.training.averages import Averages
 from diffjax.training.nonfinite import NonFinite
-from diffjax.training.optimizer import Optimizer
-from diffjax.training.state import LIVE, TrainState, ema_name, init_state
+from diffjax.training.state import LIVE, TrainState, init_state, is_kept, teacher_name
+from diffjax.training.subset import split
 from diffjax.wiring import Wired, build_objective, wire
 
 
@@ -37,6 +39,7 @@ class Setup:
         abstract: the training state as `ShapeDtypeStruct` with shardings.
         nonfinite: what becomes of a step that is not finite.
         init: `key -> a fresh state`, made in place on the mesh; compiled once.
+        begin: `params -> a state at step 0` with these parameters, which it donates.
         attention: which implementation `config.model.attention` stands for on this mesh; None for
             a network without such a choice.
     """
@@ -48,6 +51,7 @@ class Setup:
     abstract: TrainState
     nonfinite: NonFinite
     init: Callable[[jax.Array], TrainState]
+    begin: Callable[[Any], TrainState]
     attention: str | None = None
 
     @cached_property
@@ -59,6 +63,11 @@ class Setup:
     def shardings(self) -> TrainState:
         """Where each array of the state lives."""
         return jax.tree.map(lambda leaf: leaf.sharding, self.abstract)
+
+    @property
+    def teacher(self) -> str:
+        """The name of the run's own weights that the objective learns from, as `teacher_of`."""
+        return teacher_of(self.config)
 
     @property
     def accumulation_steps(self) -> int:
@@ -93,6 +102,7 @@ def set_up(
         mesh = sharding.make_mesh(**config.mesh)
         sharding.check_batch(config.batch_size, mesh)
     check_weights(config)
+    teacher_of(config)
     optimizer = build(config.optimizer, Optimizer, "config.optimizer", num_steps=config.num_steps)
     # Configs of before there were these choices have none.
     nonfinite = build(config.get("nonfinite", NonFinite()), NonFinite, "config.nonfinite")
@@ -109,7 +119,9 @@ def set_up(
 
     def begin(params: Any) -> TrainState:
         memory = wired.objective.init_memory()
-        return init_state(params, optimizer, config.ema_decays, memory, nonfinite.init())
+        trained, frozen = split(params, config.get("trainable", ""))
+        state = init_state(trained, optimizer, Averages.of(config), memory, nonfinite.init())
+        return state._replace(frozen=frozen)
 
     shapes = jax.eval_shape(begin, wired.params_shape)
     places = sharding.state_shardings(shapes, mesh, rules)
@@ -118,12 +130,10 @@ def set_up(
         shapes,
         places,
     )
-    init = jax.jit(
-        lambda key: begin(wired.init(key)),
-        out_shardings=places,
-        compiler_options=_quick_compilation(mesh),
-    )
-    return Setup(config, wired, optimizer, mesh, abstract, nonfinite, init, attention)
+    placed = partial(jax.jit, out_shardings=places, compiler_options=_quick_compilation(mesh))
+    init = placed(lambda key: begin(wired.init(key)))
+    at = placed(begin, donate_argnums=0)
+    return Setup(config, wired, optimizer, mesh, abstract, nonfinite, init, at, attention)
 
 
 def _quick_compilation(mesh: Mesh) -> dict[str, Any]:
@@ -145,7 +155,7 @@ def attention_of(config: ConfigDict, mesh: Mesh) -> str | None:
     if not isinstance(config.model, ConfigDict) or "attention" not in config.model:
         return None
     platform, dtype = mesh.devices.flat[0].platform, config.model.get("dtype", "float32")
-    forward_mode = build_objective(config).forward_mode
+    forward_mode = build_objective(config).traits.forward_mode
     return resolve(config.model.attention, platform, dtype, mesh.shape["sequence"], forward_mode)
 
 
@@ -179,6 +189,17 @@ def check_mesh(wired: Wired, mesh: Mesh) -> None:
     check = getattr(wired.network, "check_mesh", None)
     if check is not None:
         check(wired.input_shape, dict(mesh.shape))
+
+
+def teacher_of(config: ConfigDict) -> str:
+    """The name of the run's own weights that the objective learns from; `live` for a frozen one.
+
+    Raises:
+        UserError: an average that is not kept.
+    """
+    # Configs of before there was a choice have none.
+    named = config.get("teacher", "ema")
+    return teacher_name(named, Averages.of(config)) if is_kept(named) else LIVE
 
 
 def accumulation_steps(config: ConfigDict) -> int:
@@ -236,8 +257,8 @@ def check_pairs(setup: Setup, dataset: DataSet) -> None:
                 f"batches have no {', '.join(missing)}: add them with GivenSource (docs/data.md)"
             )
     for needed, source, part in (
-        (objective.needs_source, dataset.train, "training"),
-        (objective.starts_at_source, dataset.test, "test"),
+        (objective.traits.needs_source, dataset.train, "training"),
+        (objective.traits.starts_at_source, dataset.test, "test"),
     ):
         if needed and len(source) and "source" not in source.gather([0]):
             raise UserError(
@@ -248,7 +269,7 @@ def check_pairs(setup: Setup, dataset: DataSet) -> None:
 
 def check_weights(config: ConfigDict) -> None:
     """Refuses to evaluate an average that the config does not keep."""
-    kept = [LIVE, *map(ema_name, config.ema_decays)]
+    kept = [LIVE, *Averages.of(config).names]
     if config.weights not in kept:
         suggestion = nearest(config.weights, kept)
         raise UserError(f"config.weights={config.weights!r} is none of the run's; {suggestion}")

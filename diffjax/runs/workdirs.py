@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import jax
 from ml_collections import ConfigDict
 
 import diffjax
@@ -25,6 +26,7 @@ from diffjax.host.files import clear_unfinished, write_whole
 from diffjax.host.processes import in_first, is_first
 from diffjax.host.run_files import read_json, read_metrics
 from diffjax.host.storage import make_writable
+from diffjax.runs.changes import Changes, differences, refusal
 from diffjax.runs.checkpoints import config_kept
 from diffjax.runs.setup import Setup
 from diffjax.spec import TARGET, as_spec, build, defaults, from_json, to_json
@@ -35,31 +37,24 @@ METRICS, EVALUATION, REPORT = "metrics.jsonl", "evaluation.json", "report.html"
 SKIPPED = "skipped.jsonl"
 _FOLDERS = ("checkpoints", "samples", "tensorboard")
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
-# Settings beside the specs that came later, and what runs of before had in their place.
-_ADDED: Mapping[str, Any] = {
-    "wrappers": [],
-    "nonfinite": {TARGET: "diffjax.training.nonfinite:NonFinite"},
-    "accumulation_steps": 1,
-    "sample_images": 64,
-    "evaluation.extractors": [],
-    "evaluation.likelihood": [],
-    "evaluation.grids": [],
-    "evaluation.guidance_scales": [],
-    "evaluation.weights": [],
-    "evaluation.seeds": [],
-    "evaluation.labels": "data",  # Which changes nothing that is trained.
-}
+# What `record` puts into run.json for good.
+_KEPT = ("init_from", "teacher", "changes")
 _PLACE = ("mesh", "sharding_rules")
 _DATA_PLACE = "path"
 
 
-def claim(workdir: Path, config: ConfigDict) -> None:
+def claim(workdir: Path, config: ConfigDict, *, extended: bool = False) -> None:
     """Makes the folder this config's, or finds that it is; it must be `locked`.
+
+    Args:
+        workdir: the run's folder.
+        config: resolved.
+        extended: leave a config that differs as it is: `diffjax.runs.extension` replaces it.
 
     Raises:
         UserError: it holds another run, which is left as it is, or can't be written to.
     """
-    in_first(lambda: _claim(workdir, config))
+    in_first(lambda: _claim(workdir, config, extended))
 
 
 def check_claim(workdir: Path, config: ConfigDict) -> None:
@@ -68,23 +63,39 @@ def check_claim(workdir: Path, config: ConfigDict) -> None:
     Raises:
         UserError: it holds a run with another config, or one without any.
     """
+    _check_same(workdir, saved_config(workdir), config)
+
+
+def saved_config(workdir: Path) -> dict[str, Any] | None:
+    """The config of a run, from a checkpoint if its file is damaged or gone; nothing is written."""
     try:
         saved = read_json(workdir / CONFIG)
     except UserError:
         saved = None  # `claim` mends it from a checkpoint, if it can.
-    _check_same(workdir, saved or config_kept(workdir / "checkpoints"), config)
+    return saved or config_kept(workdir / "checkpoints")
+
+
+def changes(saved: Mapping[str, Any], config: ConfigDict) -> Changes:
+    """What a config has changed against a saved one, but for where it is computed."""
+    here = json.loads(to_json(config))
+    return differences(_without_place(_with_defaults(saved, here)), _without_place(here))
+
+
+def checkpoint_steps(workdir: Path) -> list[int]:
+    """The steps of the checkpoints in a run's folder, in no order; none is opened."""
+    folders = (workdir / "checkpoints").glob("*")
+    return [int(folder.name) for folder in folders if folder.name.isdecimal()]
 
 
 def _check_same(workdir: Path, saved: Mapping[str, Any] | None, config: ConfigDict) -> None:
     """Refuses a folder whose saved config is another, or missing."""
     if saved is not None:
-        here = json.loads(to_json(config))
-        then = _completed(upgrade(saved), here)
-        differences = differing_keys(_without_place(then), _without_place(here))
-        if differences:
+        if found := changes(upgrade(saved), config):
+            listed = [f"{key}: {there} there, {here} here" for key, (there, here) in found.items()]
+            extend = "" if refusal(found) else ", or --extend this run"
             raise UserError(
-                f"{workdir} holds a run with another config ({'; '.join(differences[:3])}"
-                f"{'; …' if len(differences) > 3 else ''}): choose another --workdir"
+                f"{workdir} holds a run with another config ({'; '.join(listed[:3])}"
+                f"{'; …' if len(listed) > 3 else ''}): choose another --workdir{extend}"
             )
     elif (workdir / "checkpoints").exists() or (workdir / METRICS).exists():
         raise UserError(
@@ -93,9 +104,10 @@ def _check_same(workdir: Path, saved: Mapping[str, Any] | None, config: ConfigDi
         )
 
 
-def _claim(workdir: Path, config: ConfigDict) -> None:
-    saved = _saved_config(workdir)
-    _check_same(workdir, saved, config)
+def _claim(workdir: Path, config: ConfigDict, extended: bool) -> None:
+    saved = _mended_config(workdir)
+    if not extended:
+        _check_same(workdir, saved, config)
     if saved is None:
         write_whole(workdir / CONFIG, to_json(config))
     # What can't be written shows now, not after an hour.
@@ -105,7 +117,7 @@ def _claim(workdir: Path, config: ConfigDict) -> None:
         clear_unfinished(workdir / name)
 
 
-def _saved_config(workdir: Path) -> dict[str, Any] | None:
+def _mended_config(workdir: Path) -> dict[str, Any] | None:
     """The config in a run's folder; one that is damaged or gone is mended from a checkpoint.
 
     Raises:
@@ -177,19 +189,8 @@ def check_kept(workdir: Path, steps: Sequence[int], config: ConfigDict) -> None:
         )
 
 
-def _completed(saved: Mapping[str, Any], here: Mapping[str, Any]) -> dict[str, Any]:
-    """A saved config with the settings of today that there were none of yet, as they were then."""
-    completed = dict(saved)
-    for key, value in _ADDED.items():
-        group, _, name = key.rpartition(".")
-        inner, today = (each.get(group, {}) if group else each for each in (completed, here))
-        if name in today and name not in inner:
-            completed |= {group: {**inner, name: value}} if group else {name: value}
-    return _with_defaults(completed, here)
-
-
 def _with_defaults(saved: Any, here: Any) -> Any:
-    """What specs say today and did not say then has its default: what a new argument has to keep.
+    """Adds the arguments that specs have since a config was saved, with their defaults.
 
     Only what this config names is looked up: the saved one may be a stranger's.
     """
@@ -203,21 +204,15 @@ def _with_defaults(saved: Any, here: Any) -> Any:
     return added | {name: _with_defaults(value, here.get(name)) for name, value in saved.items()}
 
 
-def differing_keys(saved: Mapping[str, Any], here: Mapping[str, Any], prefix: str = "") -> list:
+def differing_keys(saved: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
     """What differs between two configs, each as `key: there, here`.
 
     Example:
         >>> differing_keys({"a": 1, "b": {"c": 2}}, {"a": 1, "b": {"c": 3}})
         ['b.c: 2 there, 3 here']
     """
-    found = []
-    for key in dict.fromkeys([*saved, *here]):
-        there, mine = saved.get(key, "absent"), here.get(key, "absent")
-        if isinstance(there, Mapping) and isinstance(mine, Mapping):
-            found += differing_keys(there, mine, f"{prefix}{key}.")
-        elif there != mine:
-            found.append(f"{prefix}{key}: {there} there, {mine} here")
-    return found
+    found = differences(saved, here)
+    return [f"{key}: {there} there, {mine} here" for key, (there, mine) in found.items()]
 
 
 def record_run(
@@ -248,6 +243,7 @@ def record_run(
         "host": f"{os.cpu_count()} cores, {platform.machine()}, {platform.system()}",
         "mesh": dict(setup.mesh.shape),
         "num_params": setup.wired.num_params,
+        "num_trained_params": sum(leaf.size for leaf in jax.tree.leaves(setup.abstract.params)),
         "data": {
             "name": dataset.name,
             "image_shape": list(dataset.image_shape),
@@ -263,6 +259,7 @@ def record_run(
         "train_seconds": before.get("train_seconds", 0.0),
         "train_flops_per_step": before.get("train_flops_per_step"),
     }
+    content |= {name: before[name] for name in _KEPT if name in before}
     if ensemble or "ensemble" in before:
         content["ensemble"] = ensemble or before["ensemble"]
     if is_first():

@@ -1,111 +1,107 @@
-"""Adams–Bashforth solvers: the velocity is a polynomial through the last few evaluations.
+"""Adams–Bashforth solvers: a polynomial through the last few evaluations, integrated exactly.
 
-They differ in how the flow `dx/dt = a'·x0 + s'·eps` is written before the polynomial is put in:
+They differ in how the flow `dx/dt = ȧ·x0 + ṡ·eps` is written before the polynomial is inserted:
 
-    in time      dx     = (a'·x0 + s'·eps) dt       through velocities, in t        ab
-    in the noise d(x/a) = eps dσ,  σ = s/a          through eps, in σ               lms
-                                                    through eps, in log σ           deis
-                                                    through eps, in time            plms
-    in the data  d(x/s) = x0 e^λ dλ, λ = log(a/s)   through x0, in λ                exp_ab
+    in time      dx     = v dt              through velocities, in t        ab
+    in the noise d(x/a) = eps dσ            through eps, in σ               lms
+                                            through eps, in log σ           deis
+                                            through eps, in time            plms
+    in the data  d(x/s) = x0 e^ℓ dℓ         through x0, in ℓ                exp_ab
 
-One evaluation a step. A step of order p looks back at p - 1 earlier evaluations. The first ones,
-which have fewer, are of lower order, as in the papers and in all other code: started inside the
-path a solver is of order 2 at most, which is what it declares, whatever p is (docs/solvers.md).
-Evaluations in pure noise (`a = 0`), from where log-SNR has infinitely far to go, are not looked
-back at.
+One evaluation per step. A step of order p uses p - 1 earlier evaluations. The first steps, which
+have fewer, are of lower order, as in the papers and in all other code. Started inside the path, a
+solver has order 2 at most, and this is the order that it declares, whatever p is
+(docs/solvers.md). Evaluations in pure noise (`a = 0`), from where ℓ is infinitely far away, are not
+used later.
 """
 
 from collections.abc import Callable
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from diffjax.kinds import Interval, NotNegative, Positive
-from diffjax.process.paths import Pair, Path, coeffs
+from diffjax import kinds
+from diffjax.kinds import NotNegative, Positive
+from diffjax.process.paths import Pair
 from diffjax.sampling import solvers
-from diffjax.sampling.solvers import Denoise, Solver, same_for_equal
-from diffjax.shapes import OneNumber, Samples
+from diffjax.sampling.solvers import (
+    Denoise,
+    End,
+    Interval,
+    Solver,
+    same_for_equal,
+    sigma_ratio,
+    velocity_of,
+)
+from diffjax.shapes import Samples
 
-UpToFour = Annotated[int, Interval("[1, 4]")]
+UpToFour = Annotated[int, kinds.Interval("[1, 4]")]
 _NODES, _WEIGHTS = (part.astype(np.float32) for part in np.polynomial.legendre.leggauss(8))
-
-
-class Ends(NamedTuple):
-    """The path at both ends of a step, `[]` each."""
-
-    t: Array
-    a: Array
-    s: Array
-    t_next: Array
-    a_next: Array
-    s_next: Array
+Ends = tuple[End, End]
+"""The beginning and the end of an interval."""
+First = Callable[[Interval, Ends, Pair, Array], Array]
+"""`(interval, its ends, prediction, x[B, …]) -> x'`: the step of order 1."""
 
 
 class Form(NamedTuple):
     """A way to write the flow, `x' = first-order step + ∫ (F(u) - F(now)) weight(u) du`.
 
     Attributes:
-        value: what the polynomial goes through, from the coefficients and the prediction.
-        node: the variable u at the beginning of a step, and at its end.
-        weight: of the integral.
+        value: F, which the polynomial goes through, from the interval and the prediction.
+        node: the variable u at one end, `[]`.
+        weight: that of the integral, at given `u[m]`.
     """
 
-    value: Callable[[Any, Pair], Array]
-    node: Callable[[Ends], tuple[Array, Array]]
+    value: Callable[[Interval, Pair], Array]
+    node: Callable[[End], Array]
     weight: Callable[[Ends, Array], Array]
 
 
-def _log_sigma(e: Ends) -> tuple[Array, Array]:
-    return jnp.log(e.s) - jnp.log(e.a), jnp.log(e.s_next) - jnp.log(e.a_next)
+def _eps(interval: Interval, pair: Pair) -> Array:
+    del interval
+    return pair.eps
 
 
-_TIME = Form(
-    lambda c, pair: c.da * pair.x0 + c.ds * pair.eps,
-    lambda e: (e.t, e.t_next),
-    lambda e, u: jnp.ones_like(u),
-)
-_SIGMA = Form(
-    lambda c, pair: pair.eps,
-    lambda e: (e.s / e.a, e.s_next / e.a_next),
-    lambda e, u: jnp.broadcast_to(e.a_next, u.shape),
-)
-_LOG_SIGMA = Form(
-    lambda c, pair: pair.eps,
-    _log_sigma,
-    lambda e, u: e.a_next * jnp.exp(u),
-)
-_TIME_OF_EPS = Form(
-    lambda c, pair: pair.eps,
-    lambda e: (e.t, e.t_next),
-    lambda e, u: jnp.broadcast_to((e.s_next - e.s * e.a_next / e.a) / (e.t_next - e.t), u.shape),
-)
+def _velocity(interval: Interval, pair: Pair) -> Array:
+    return velocity_of(interval.coeffs, pair)
 
 
-def _log_snr_form(eta: float) -> Form:
-    def weight(e: Ends, u: Array) -> Array:
-        to_end = jnp.log(e.a_next) - jnp.log(e.s_next) - u  # λ' - u
-        return (1.0 + eta) * e.a_next * jnp.exp(-(1.0 + eta) * to_end)
+def _plms_weight(ends: Ends, u: Array) -> Array:
+    begin, end = ends
+    return jnp.broadcast_to((end.s - begin.s * end.a / begin.a) / (end.t - begin.t), u.shape)
 
-    def node(e: Ends) -> tuple[Array, Array]:
-        begin, end = _log_sigma(e)
-        return -begin, -end
 
-    return Form(lambda c, pair: pair.x0, node, weight)
+_TIME = Form(_velocity, lambda end: end.t, lambda ends, u: jnp.ones_like(u))
+_SIGMA = Form(_eps, lambda end: end.s / end.a, lambda ends, u: jnp.broadcast_to(ends[1].a, u.shape))
+_LOG_SIGMA = Form(_eps, lambda end: -end.half_log_snr, lambda ends, u: ends[1].a * jnp.exp(u))
+_TIME_OF_EPS = Form(_eps, lambda end: end.t, _plms_weight)
+
+
+def _half_log_snr_form(eta: float) -> Form:
+    def weight(ends: Ends, u: Array) -> Array:
+        _, end = ends
+        to_end = end.half_log_snr - u
+        return (1.0 + eta) * end.a * jnp.exp(-(1.0 + eta) * to_end)
+
+    return Form(lambda interval, pair: pair.x0, lambda end: end.half_log_snr, weight)
 
 
 @same_for_equal
 def ab(order: Positive[int] = 2) -> Solver:
     """Adams–Bashforth on the velocity in the path's own time; order 1 is Euler's step.
 
-    For unequal steps; on equal ones order 2 has the weights 3/2 and -1/2. Hairer, Nørsett & Wanner
-    1993, "Solving ordinary differential equations I", section III.5.
+    For steps of any lengths; on equal ones order 2 has the weights 3/2 and -1/2. Hairer, Nørsett &
+    Wanner 1993, "Solving ordinary differential equations I", section III.5.
+
+    Args:
+        order: of a step that has its history, 2 to 4; it uses `order - 1` earlier evaluations.
     """
 
-    def first(e: Ends, pair: Pair, x: Array, value: Array, keys: Array) -> Array:
-        del pair, keys
-        return x + (e.t_next - e.t) * value
+    def first(interval: Interval, ends: Ends, pair: Pair, x: Array) -> Array:
+        del ends
+        return x + interval.dt * _velocity(interval, pair)
 
     return _solver(_TIME, first, order)
 
@@ -116,6 +112,9 @@ def lms(order: Positive[int] = 4) -> Solver:
 
     k-diffusion's LMS, by Katherine Crowson, and the `ρAB` of DEIS, Zhang & Chen 2023
     (arXiv:2204.13902).
+
+    Args:
+        order: of a step that has its history; k-diffusion's default is 4.
     """
     return _solver(_SIGMA, _ddim, order)
 
@@ -125,31 +124,38 @@ def deis(order: Positive[int] = 3) -> Solver:
     """DEIS: eps as a polynomial in `log σ`, integrated exactly; order 1 is DDIM.
 
     Zhang & Chen 2023 (arXiv:2204.13902), equation 15, with log σ for their t, as in diffusers.
+
+    Args:
+        order: of a step that has its history; 3 is the paper's choice.
     """
     return _solver(_LOG_SIGMA, _ddim, order)
 
 
 @same_for_equal
 def plms(order: UpToFour = 4) -> Solver:
-    """PLMS: eps as a polynomial in the path's time, its mean over the step carried by DDIM's.
+    """PLMS: eps as a polynomial in the path's time; DDIM's step with its mean over the step.
 
-    `x' = (a'/a)·x + (s' - s·a'/a)·ē`. On equal steps ē has the published weights 55/24, -59/24,
-    37/24 and -9/24, the newest first; here they follow the nodes, so that unequal steps keep the
-    order, which is 2: a mean over time leaves out that σ does not run evenly. Where it does (EDM's
-    path) a step is of order 4. The first steps are of lower order and one evaluation each; the
-    paper's first three are Runge–Kutta's. Order 1 is DDIM. Liu et al. 2022 (arXiv:2202.09778),
-    algorithm 2.
+        x' = (a'/a)·x + (s' - s·a'/a)·ē
+
+    On equal steps the mean ē has the published weights 55/24, -59/24, 37/24 and -9/24, the newest
+    first. Here they depend on the times, so that unequal steps keep the order. It is 2, because a
+    mean over time ignores that σ is not linear in time. Where it is (EDM's path) a step has order
+    4. The first steps have a lower order and one evaluation each; the paper's first three are
+    Runge–Kutta's. Liu et al. 2022 (arXiv:2202.09778), algorithm 2.
+
+    Args:
+        order: the number of evaluations that a step uses, 1 to 4; 4 in the paper, 1 is DDIM.
     """
     return _solver(_TIME_OF_EPS, _ddim, order)
 
 
 @same_for_equal
 def exp_ab(order: UpToFour = 3, eta: NotNegative[float] = 0.0) -> Solver:
-    """Exponential Adams–Bashforth: x0 as a polynomial in log-SNR, integrated exactly.
+    """Exponential Adams–Bashforth: x0 as a polynomial in the half-log-SNR, integrated exactly.
 
-    Order 1 is DDIM, order 3 what DPM-Solver++(3M) sets out to be. With `eta` above 0 noise is
-    added as fast as that takes to lose its memory by `e^{-eta·λ}`; then it is SA-Solver's predictor
-    (Xue et al. 2023, arXiv:2309.05019, equation 14, `τ² = eta`), at order 1 DDPM for `eta = 1`.
+    Order 1 is DDIM, and order 3 is the exact form of DPM-Solver++(3M). With `eta` above 0 fresh
+    noise replaces the old one at the rate `e^{-eta·ℓ}`. Then it is SA-Solver's predictor (Xue et
+    al. 2023, arXiv:2309.05019, equation 14, `τ² = eta`); at order 1 with `eta = 1` it is DDPM.
     Calvo & Palencia 2006, "A class of explicit multistep exponential integrators".
 
     Args:
@@ -157,65 +163,56 @@ def exp_ab(order: UpToFour = 3, eta: NotNegative[float] = 0.0) -> Solver:
         eta: 0 is the ODE, 1 adds noise as fast as DDPM.
     """
 
-    def first(e: Ends, pair: Pair, x: Array, value: Array, keys: Array) -> Array:
+    def first(interval: Interval, ends: Ends, pair: Pair, x: Array) -> Array:
         if not eta:
-            return _ddim(e, pair, x, value, keys)
-        return noisy_step(e, pair.x0, x, keys, eta)
+            return _ddim(interval, ends, pair, x)
+        z = solvers.normal(interval.keys, x.shape[1:])
+        return noisy_step(ends, pair.x0, x, z, eta)
 
-    return _solver(_log_snr_form(eta), first, order)._replace(fresh_noise=bool(eta))
-
-
-def ends_of(path: Path, t: Array, t_next: Array) -> Ends:
-    """The path at both ends of a step."""
-    return Ends(t, path.alpha(t), path.sigma(t), t_next, path.alpha(t_next), path.sigma(t_next))
+    return _solver(_half_log_snr_form(eta), first, order)._replace(fresh_noise=bool(eta))
 
 
-def noisy_step(e: Ends, x0: Array, x: Array, keys: Array, eta: float) -> Array:
-    """`x' = (s'/s)·q^η·x + a'·(1 - q^{1+η})·x0 + s'·√(1 - q^{2η})·z` with `q = σ'/σ`.
+def noisy_step(ends: Ends, x0: Array, x: Array, z: Array, eta: float) -> Array:
+    """`x' = (s'/s)·q^η·x + a'·(1 - q^{1+η})·x0 + s'·√(1 - q^{2η})·z`.
 
     The exact solution, for constant x0, of the SDE that adds noise `eta` times as fast as DDPM.
     """
-    q = (e.a * e.s_next) / (e.s * e.a_next)
-    z = solvers.normal(keys, x.shape[1:])
-    kept = e.s_next / e.s * q**eta * x + e.a_next * (1.0 - q ** (1.0 + eta)) * x0
-    return kept + e.s_next * jnp.sqrt(1.0 - q ** (2.0 * eta)) * z
+    begin, end = ends
+    q = sigma_ratio(begin, end)
+    kept = end.s / begin.s * q**eta * x + end.a * (1.0 - q ** (1.0 + eta)) * x0
+    return kept + end.s * jnp.sqrt(1.0 - q ** (2.0 * eta)) * z
 
 
-def _ddim(e: Ends, pair: Pair, x: Array, value: Array, keys: Array) -> Array:
-    del x, value, keys
-    return e.a_next * pair.x0 + e.s_next * pair.eps
+def _ddim(interval: Interval, ends: Ends, pair: Pair, x: Array) -> Array:
+    del interval, x
+    return ends[1].mix(pair)
 
 
-def _solver(form: Form, first: Callable[..., Array], order: int) -> Solver:
+def _solver(form: Form, first: First, order: int) -> Solver:
     def init(x: Array) -> tuple[Array, Array]:
         return jnp.full(order - 1, jnp.inf), jnp.zeros((order - 1, *x.shape), x.dtype)
 
     def step(
-        denoise: Denoise,
-        path: Path,
-        memory: tuple[Array, Array],
-        x: Samples,
-        t: OneNumber,
-        t_next: OneNumber,
-        keys: Array,
+        denoise: Denoise, interval: Interval, memory: tuple[Array, Array], x: Samples
     ) -> tuple[Samples, tuple[Array, Array]]:
-        e = ends_of(path, t, t_next)
-        pair = denoise(x, t)
-        value = form.value(coeffs(path, t[None], x.ndim), pair)
+        ends = interval.begin, interval.end
+        pair = denoise(x, interval.t)
+        value = form.value(interval, pair)
         nodes, values = memory
-        begin, end = form.node(e)
-        weights = _weights(form, e, begin, end, nodes)
-        x_next = first(e, pair, x, value, keys)
+        begin, end = (form.node(each) for each in ends)
+        weights = _weights(form, ends, (begin, end), nodes)
+        x_next = first(interval, ends, pair, x)
         x_next = x_next + jnp.tensordot(weights.astype(x.dtype), values - value[None], axes=1)
         nodes = jnp.concatenate([begin[None], nodes])[: order - 1]
         return x_next, (nodes, jnp.concatenate([value[None], values])[: order - 1])
 
-    # A first step of order 1 is once wrong by h², whatever comes after it.
+    # The error of a first step of order 1 is h², once, whatever follows.
     return Solver(init, step, nfe=1, order=min(order, 2))
 
 
-def _weights(form: Form, e: Ends, begin: Array, end: Array, past: Array) -> Array:
+def _weights(form: Form, ends: Ends, bounds: tuple[Array, Array], past: Array) -> Array:
     """`∫ L_j(u) weight(u) du` of each earlier node's Lagrange polynomial; 0 for infinite nodes."""
+    begin, end = bounds
     known = jnp.isfinite(past) & jnp.isfinite(begin)
     middle, half = 0.5 * (begin + end), 0.5 * (end - begin)
     u = jnp.where(jnp.isfinite(begin), middle + half * _NODES, end)
@@ -223,7 +220,7 @@ def _weights(form: Form, e: Ends, begin: Array, end: Array, past: Array) -> Arra
     used = jnp.concatenate([jnp.ones(1, bool), known])
 
     def one(j: int) -> Array:
-        product = form.weight(e, u)
+        product = form.weight(ends, u)
         for m in range(len(past) + 1):
             if m != j:
                 gap = jnp.where(used[m] & used[j], nodes[j] - nodes[m], 1.0)

@@ -1,4 +1,4 @@
-"""Adaptive solvers, by diffrax: steps as long as the error allows, whatever the grid."""
+"""Adaptive solvers, by diffrax: the length of a step depends on its error, not on the grid."""
 
 from typing import Any
 
@@ -11,51 +11,52 @@ from diffjax.errors import UserError
 from diffjax.kinds import Positive
 from diffjax.process.paths import Path
 from diffjax.sampling import sde
-from diffjax.sampling.solvers import Denoise, Solver, same_for_equal, velocity
-from diffjax.shapes import OneNumber, Samples
+from diffjax.sampling.solvers import (
+    Denoise,
+    Interval,
+    Solver,
+    coeffs_at,
+    same_for_equal,
+    velocity,
+)
+from diffjax.shapes import Samples
 
 
 @same_for_equal
 def adaptive(tolerance: Positive[float] = 1e-4, max_steps: Positive[int] = 4096) -> Solver:
     """Dormand and Prince's pair of orders 5 and 4 on the velocity, in the path's own time.
 
-    From the grid's first time to `t_min`; how many steps the grid has plays no part. The batch
-    shares its steps and the sample that is worst off decides, so that each is within tolerance, but
-    moves within it when the others change. A batch that would need more than `max_steps` gets NaN.
+    From the grid's first time to `t_min`; the number of steps of the grid is not used. All samples
+    of a batch have the same steps, which the sample with the largest error determines. So each is
+    within the tolerance, and varies within it when the others change. A batch that needs more than
+    `max_steps` returns NaN.
     Dormand & Prince 1980, "A family of embedded Runge–Kutta formulae"; Chen et al. 2018
     (arXiv:1806.07366).
 
     Args:
-        tolerance: relative and absolute, per step, of a sample's root mean square; below about 1e-6
-            it can't be met in float32.
-        max_steps: accepted and rejected ones.
-
+        tolerance: relative and absolute, per step, of a sample's root mean square; typically 1e-3
+            to 1e-5. Below about 1e-6 it can't be reached in float32.
+        max_steps: the largest number of steps, rejected ones included.
     """
 
     def step(
-        denoise: Denoise,
-        path: Path,
-        memory: Array,
-        x: Samples,
-        t: OneNumber,
-        t_next: OneNumber,
-        keys: Array,
+        denoise: Denoise, interval: Interval, memory: Array, x: Samples
     ) -> tuple[Samples, Array]:
-        del keys
+        path, t, dt = interval.path, interval.t, interval.dt
         diffrax = import_diffrax()
         with implicit_promotion():
             solution = diffrax.diffeqsolve(
                 diffrax.ODETerm(lambda t, x, _: velocity(denoise, path, x, t)),
                 diffrax.Dopri5(),
                 t0=t,
-                t1=t_next,
-                dt0=0.05 * (t_next - t),
+                t1=interval.t_next,
+                dt0=0.05 * dt,
                 y0=x,
                 stepsize_controller=_controller(diffrax, tolerance),
                 max_steps=max_steps,
                 throw=False,
             )
-        # Seven stages, of which the last is the next step's first; that too when it is rejected.
+        # Seven stages, the last of which is the first of the next step, also after a rejection.
         return _end(diffrax, solution), memory + 6 * solution.stats["num_steps"] + 1
 
     return Solver(_no_calls, step, nfe=None, order=5, route=_in_one)
@@ -69,40 +70,34 @@ def adaptive_sde(
 ) -> Solver:
     """The reverse SDE by diffrax's ShARK, a pair for noise that does not depend on x.
 
-    Steps and their sharing are as in `adaptive`. Each sample has a Brownian path of its own, of
-    which every attempt at a step sees the same. Foster et al. 2023 (arXiv:2305.17216);
+    The steps are chosen as in `adaptive`. Each sample has its own Brownian path, which is the same
+    for a repeated step. Foster et al. 2023 (arXiv:2305.17216);
     Jolicoeur-Martineau et al. 2021 (arXiv:2105.14080) for the idea.
 
     Args:
         diffusion: as in `sde.euler_maruyama`.
-        tolerance: as in `adaptive`.
-        max_steps: accepted and rejected ones.
-
+        tolerance: as in `adaptive`; typically 1e-2.
+        max_steps: the largest number of steps, rejected ones included.
     """
 
     def step(
-        denoise: Denoise,
-        path: Path,
-        memory: Array,
-        x: Samples,
-        t: OneNumber,
-        t_next: OneNumber,
-        keys: Array,
+        denoise: Denoise, interval: Interval, memory: Array, x: Samples
     ) -> tuple[Samples, Array]:
         import lineax  # of diffrax's own dependencies
 
         diffrax = import_diffrax()
-        # Diffrax's Brownian motion runs forward: time is what has passed since t.
-        span = t - t_next
+        path, t = interval.path, interval.t
+        # Diffrax's Brownian motion runs forward: its time is the time since t.
+        span = t - interval.t_next
 
         def drift(passed: Array, x: Array, _: Any) -> Array:
             return -sde.drift(denoise, path, diffusion, x, t - passed)
 
         def spread(passed: Array, x: Array, _: Any) -> Any:
-            w = sde.rate(path, diffusion, t - passed, x.ndim)
+            w = diffusion(coeffs_at(path, t - passed))
             return lineax.DiagonalLinearOperator(jnp.sqrt(w) * jnp.ones_like(x))
 
-        motion = _brownian(diffrax, span, x, keys)
+        motion = _brownian(diffrax, span, x, interval.keys)
         with implicit_promotion():
             solution = diffrax.diffeqsolve(
                 diffrax.MultiTerm(diffrax.ODETerm(drift), diffrax.ControlTerm(spread, motion)),
@@ -121,7 +116,7 @@ def adaptive_sde(
 
 
 def import_diffrax() -> Any:
-    """The library, or an error that says how to have it.
+    """The library, or an error that names the command that installs it.
 
     Raises:
         UserError: it is not installed.
@@ -130,13 +125,13 @@ def import_diffrax() -> Any:
         import diffrax  # an extra: only adaptive steps need it
     except ImportError as error:
         raise UserError(
-            "adaptive steps need diffrax: pip install 'diffjax[adaptive]', or take a fixed number"
+            "adaptive steps need diffrax: pip install 'diffjax[adaptive]', or use a fixed number"
         ) from error
     return diffrax
 
 
 def largest_root_mean_square(x: Array) -> Array:
-    """Of the samples `[B, …]`, so that each is within tolerance."""
+    """The largest root mean square of the samples `[B, …]`: each is within the tolerance then."""
     return jnp.sqrt(jnp.max(jnp.mean(jnp.square(x.reshape(len(x), -1)), axis=1)))
 
 
@@ -155,7 +150,7 @@ def _no_calls(x: Array) -> Array:
 
 
 def _in_one(path: Path, times: Array) -> Array:
-    import_diffrax()  # so that it is missed before anything is compiled
+    import_diffrax()  # an error before anything is compiled, if it is missing
     return jnp.stack([times[0], jnp.asarray(path.t_min, times.dtype), times[-1]])
 
 

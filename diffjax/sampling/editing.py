@@ -4,7 +4,7 @@ None of it trains anything; all of it takes any solver, grid and guidance.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import jax
 import jax.numpy as jnp
@@ -13,26 +13,27 @@ from jaxtyping import Float
 
 from diffjax.errors import UserError
 from diffjax.process.paths import Pair, Path, coeffs
-from diffjax.process.precond import Predict, time_of
+from diffjax.process.precond import Meaning, Predict, time_of
 from diffjax.sampling import solvers
 from diffjax.sampling.guidance import moved
 from diffjax.sampling.sample import integrate
-from diffjax.sampling.solvers import Denoise, Solver
-from diffjax.shapes import OneNumber, Samples, WalkTimes
+from diffjax.sampling.solvers import Denoise, Interval, Solver
+from diffjax.shapes import Samples, WalkTimes
 
 
 def later_times(times: WalkTimes, strength: float) -> Float[Array, " left"]:
-    """The part of a grid that SDEdit walks: the last `strength` of its steps.
+    """The part of a grid that SDEdit walks: a share `strength` of its steps, the last ones.
 
-    Start at `x = a·x0 + s·noise` with `a` and `s` at the first of them. Meng et al. 2022
+    Start from `x = a·x0 + s·noise` with `a` and `s` at the first of them. Meng et al. 2022
     (arXiv:2108.01073).
 
     Args:
         times: `[n+1]` from a grid, ending in 0.
-        strength: from above 0 (hardly anything changes) to 1 (nothing of the image is left).
+        strength: from above 0 (hardly anything changes) to 1 (nothing of the image is left);
+            typically 0.3 to 0.8.
 
     Raises:
-        UserError: no step is left, or there are not as many.
+        UserError: no step is left, or `strength` is above 1.
 
     Example:
         >>> later_times(jnp.array([1.0, 0.75, 0.5, 0.25, 0.0]), 0.5).tolist()
@@ -50,15 +51,15 @@ def later_times(times: WalkTimes, strength: float) -> Float[Array, " left"]:
 def invert(
     denoise: Denoise, solver: Solver, path: Path, times: WalkTimes, x0: Samples
 ) -> tuple[Samples, Samples]:
-    """The noise that the flow makes of images, and the images that it makes of that noise.
+    """The noise that the flow maps images to, and the images that it maps this noise to.
 
-    The grid, its last step before 0 moved to `t_min`, is walked up to `t_noise` and down again by a
-    deterministic solver; how far the second image is from the first says how exact that was. Song
-    et al. 2021 (arXiv:2010.02502), section 5.4.
+    A deterministic solver walks the grid, with its last time before 0 moved to `t_min`, up to
+    `t_noise` and down again. The difference of the two images measures the error of the inversion.
+    Song et al. 2021 (arXiv:2010.02502), section 5.4.
 
     Args:
         denoise: the model.
-        solver: without fresh noise, and not one of flow maps, which lead to the data alone.
+        solver: without fresh noise, and not one for flow maps, which only lead to the data.
         path: the path it was trained on.
         times: `[n+1]` from a grid, ending in 0.
         x0: `[B, …]` images.
@@ -67,12 +68,12 @@ def invert(
         `x` at `t_noise`, and the images again, `[B, …]` each.
 
     Raises:
-        UserError: another solver.
+        UserError: the solver adds noise, or is for flow maps.
     """
-    if solver.fresh_noise or solver.jumps:
+    if solver.fresh_noise or solver.needs is not Meaning.POSTERIOR_MEAN:
         raise UserError(
-            "inversion walks the flow up and down again: take a solver that adds no noise and "
-            "evaluates one time at once, as ddim or heun"
+            "inversion walks the flow up and down again: use a solver that adds no noise and "
+            "evaluates one time at once, such as ddim or heun"
         )
     keys = jax.random.split(jax.random.key(0), len(x0))  # of solvers that use none
     start = jnp.asarray(path.t_min)
@@ -83,33 +84,28 @@ def invert(
 
 
 def keep_known(solver: Solver, image: Samples, mask: Array) -> Solver:
-    """A solver that puts the known part of an image back after each step, with noise to match.
+    """A solver that replaces the known part of an image after each step, with matching noise.
+
+        x' ← mask·(a'·image + s'·z) + (1 - mask)·x'
 
     Lugmayr et al. 2022 (RePaint, arXiv:2201.09865), equation 8; `restart.resampled` around it is
-    the paper's resampling. The last step, to clean data, is not the solver's: put the known part
-    back once more.
+    the paper's resampling. The last step, to clean data, is not one of the solver's: replace the
+    known part once more after it.
 
     Args:
         solver: any.
-        image: `[B, …]`, whose known part stays.
-        mask: 1 where it is known, 0 where it is made; broadcasts against `image`.
+        image: `[B, …]`, with the known part.
+        mask: 1 where it is known, 0 where it is generated; broadcasts against `image`.
     """
     mask = jnp.broadcast_to(mask, image.shape)
 
     def step(
-        denoise: Denoise,
-        path: Path,
-        memory: object,
-        x: Samples,
-        t: OneNumber,
-        t_next: OneNumber,
-        keys: Array,
+        denoise: Denoise, interval: Interval, memory: object, x: Samples
     ) -> tuple[Samples, object]:
-        both = jax.vmap(jax.random.split)(keys)
-        own, fresh = both[:, 0], both[:, 1]
-        x, memory = solver.step(denoise, path, memory, x, t, t_next, own)
-        z = solvers.normal(fresh, image.shape[1:])
-        known = path.alpha(t_next) * image + path.sigma(t_next) * z
+        both = jax.vmap(jax.random.split)(interval.keys)
+        x, memory = solver.step(denoise, replace(interval, keys=both[:, 0]), memory, x)
+        z = solvers.normal(both[:, 1], image.shape[1:])
+        known = interval.end.mix(Pair(image, z))
         return mask * known + (1.0 - mask) * x, memory
 
     return solver._replace(step=step, fresh_noise=True)
@@ -123,7 +119,7 @@ class Observed:
         apply: `A`, `[B, …] -> [B, …]`, linear.
         y: what was observed, `[B, …]`, or one for all samples.
         gain: κ, with `A·Aᵀ = κ·I` in the basis: 1 for a mask, `1/k²` for means over `k × k` pixels.
-        std: of the noise in `y`.
+        std: the standard deviation of the noise in `y`.
         basis: an orthonormal change of what was observed, and back, after which `A·Aᵀ` is diagonal.
     """
 
@@ -137,15 +133,15 @@ class Observed:
 def blurred(
     image: Float[Array, " batch height width channels"], width: float, std: float = 0.02
 ) -> Observed:
-    """Images seen through a Gaussian blur that goes round at the edges.
+    """Images observed through a Gaussian blur that is periodic at the edges.
 
     `A` is diagonal in the Fourier basis, with the transform of the Gaussian, `exp(-½·width²·ω²)`.
 
     Args:
-        image: `[B, H, W, C]`; what is seen of it is in `y`, without the noise.
+        image: `[B, H, W, C]`; `y` is this image blurred, without noise.
         width: the Gaussian's standard deviation, in pixels.
-        std: of the noise that `y` is taken to have; not 0, since the blur leaves nothing of the
-            highest frequencies.
+        std: the standard deviation that the noise in `y` is assumed to have; not 0, since the blur
+            removes the highest frequencies.
 
     Example:
         >>> seen = blurred(jnp.ones((1, 8, 8, 1)), width=1.0)
@@ -170,7 +166,7 @@ def blurred(
 
 
 def pseudoinverse_guidance(predict: Predict, path: Path, seen: Observed) -> Predict:
-    """ΠGDM: x0 and eps as they are given that `A·x0 + noise = y`.
+    """ΠGDM: the prediction given that `A·x0 + noise = y`.
 
     `∇ log p(y | x) ≈ Jᵀ·Aᵀ·(y - A·x0)/(r²·κ + std²)` with J the derivative of x0 with respect to x
     and `r² = s²/(a² + s²)`: exact where the data are standard normal. It costs a derivative through
@@ -198,10 +194,18 @@ def pseudoinverse_guidance(predict: Predict, path: Path, seen: Observed) -> Pred
 
 
 def posterior_sampling(predict: Predict, path: Path, seen: Observed, scale: float = 1.0) -> Predict:
-    """DPS: moves x0 down the gradient of the distance `|y - A·x0|`, `scale` times the noise's size.
+    """DPS: moves x0 down the gradient of the distance `|y - A·x0|`.
 
-    `score += -scale/s·∇|y - A·x0|`, whatever the operator. Chung et al. 2023 (arXiv:2209.14687),
-    algorithm 1, with its step size in units of the noise.
+        score ← score - scale/s·∇|y - A·x0|
+
+    for any operator. Chung et al. 2023 (arXiv:2209.14687), algorithm 1, with its step size in units
+    of the noise.
+
+    Args:
+        predict: the model, guided or not.
+        path: the path it was trained on.
+        seen: the observation.
+        scale: the step size; typically 0.3 to 1.
     """
 
     def guided(x: Array, t: Array, cond: Array | None) -> Pair:

@@ -1,7 +1,7 @@
-"""Samplers as files that JAX alone can run: portable over platforms, batch sizes and versions.
+"""Samplers as files that JAX alone can run, on any platform and for any batch size.
 
-Such a file holds the program with its weights as StableHLO, by `jax.export`, whose promise is that
-it runs with later versions of JAX for at least half a year, and on any of its platforms.
+Such a file contains the program and its weights as StableHLO, by `jax.export`, which guarantees
+that later versions of JAX run it for at least half a year, on any of its platforms.
 """
 
 from collections.abc import Callable, Sequence
@@ -36,11 +36,11 @@ def serialise(
             arrays in `condition.shapes`.
         source: a third argument, `[b, H, W, C]`: what each image is made from.
         noise: the first argument is standard normal noise `[b, H, W, C]` and no seed.
-        platforms: where it is to run, as JAX names them.
+        platforms: the platforms that can run it, by their names in JAX.
 
     Raises:
-        UserError: `flatbuffers` is missing; an unknown platform; something in the sampler that is
-            tied to this machine, to this platform, or to a batch size.
+        UserError: `flatbuffers` is missing; a platform is unknown; a part of the sampler depends on
+            this machine, this platform, or a batch size.
 
     Example:
         >>> from diffjax.conditions import Classes
@@ -73,7 +73,7 @@ def serialise(
     try:
         exported = export.export(jax.jit(call), platforms=platforms)(*arguments)
         return bytes(exported.serialize())
-    # What can't be exported is refused by JAX in as many types as there are reasons.
+    # JAX raises these types for what it can't export.
     except (TypeError, ValueError, NotImplementedError) as error:
         said = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(
@@ -82,7 +82,7 @@ def serialise(
 
 
 def check_size(params: Any) -> None:
-    """Refuses weights that one file can't hold, before anything is traced.
+    """Refuses weights that are too large for one file, before anything is traced.
 
     Raises:
         UserError: they are larger than 2 GB.

@@ -1,14 +1,17 @@
 """Grids found for a given model: the n steps that bring its solver nearest to an accurate teacher.
 
-A one-step solver at `x_i`, on the teacher's way, jumps to the later candidate `t_j` and misses the
-teacher's `x_j` by `e_ij`. The flow carries that to the end, where it is `J_j·e_ij` to first order.
-A jump costs the size of this. The costs of n jumps from noise to data bound the error at the end
-(the triangle inequality), and dynamic programming finds the n jumps with the least sum. Watson et
-al. 2021 (arXiv:2106.03802) do so with the terms of a variational bound, Chen et al. 2024 (GITS,
-arXiv:2405.11326) with `|e_ij|` and a factor per step in place of `J_j`.
+A one-step solver at `x_i`, on the teacher's trajectory, jumps to the later candidate `t_j` and
+misses the teacher's `x_j` by `e_ij`. The flow carries this error to the end, where it is `J_j·e_ij`
+to first order; its size is the cost of the jump. The sum of the costs of n jumps from noise to data
+is a bound on the error at the end (the triangle inequality), and dynamic programming finds the n
+jumps with the smallest sum. Watson et al. 2021 (arXiv:2106.03802) use the terms of a variational
+bound as costs, Chen et al. 2024 (GITS, arXiv:2405.11326) `|e_ij|` and a factor per step instead of
+`J_j`.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -19,7 +22,7 @@ from jax import Array
 from diffjax.errors import UserError
 from diffjax.process.paths import Path, log_snr, time_of_log_snr
 from diffjax.sampling.sample import trace
-from diffjax.sampling.solvers import Denoise, Solver, normal
+from diffjax.sampling.solvers import Denoise, Interval, Solver, normal
 from diffjax.shapes import Keys, Samples, WalkTimes
 
 _FARTHEST_LOG_SNR = 14.0
@@ -27,10 +30,11 @@ _MOST_ROUNDS = 10
 
 
 def candidates(path: Path, n: int) -> WalkTimes:
-    """A fine grid for any path, by its noise alone: `[n+1]` times, falling, the last 0.
+    """A fine grid for any path: `[n+1]` times, falling, the last 0.
 
-    Equal steps in the mean of two measures, each scaled to [0, 1]: the angle `atan2(s, a)`, which
-    is fine where signal and noise are alike, and log-SNR, which is fine at both ends.
+    Equal steps in the mean of two measures of the noise, each scaled to [0, 1]: the angle
+    `atan2(s, a)`, which resolves the middle, where signal and noise have the same size, and
+    log-SNR, which resolves both ends.
 
     Example:
         >>> from diffjax.process.paths import Linear
@@ -44,12 +48,14 @@ def candidates(path: Path, n: int) -> WalkTimes:
     position = 0.5 * (values - first) / (last - first)
     position += 0.5 * (angle[0] - angle) / (angle[0] - angle[-1])
     inner = np.interp(np.linspace(0.0, 1.0, n), position, values)
-    times = time_of_log_snr(path, jnp.asarray(inner, jnp.float32))
-    return jnp.append(times.at[0].set(path.t_noise), 0.0)
+    # In NumPy: JAX would compile each operation for each n.
+    times = np.append(time_of_log_snr(path, inner.astype(np.float32)), np.float32(0.0))
+    times[0] = path.t_noise
+    return jax.device_put(times)
 
 
 class Jumps(NamedTuple):
-    """What it costs to jump from one candidate to another.
+    """The costs of jumps from one candidate to another.
 
     Attributes:
         times: `[M+1]`, the candidates, falling, the last 0.
@@ -60,63 +66,75 @@ class Jumps(NamedTuple):
     costs: Array
 
 
-def measure_jumps(
-    denoise: Denoise,
-    solver: Solver,
-    path: Path,
-    times: WalkTimes,
-    keys: Keys,
-    x: Samples,
-    *,
-    teacher: Solver,
-    probes: int = 1,
-) -> Jumps:
-    """The error that each jump leaves at the end, to first order: mean over samples, per number.
+@dataclass(frozen=True)
+class JumpCosts:
+    """A walk that measures the error of each jump at the end, to first order, as `Jumps`.
 
-    `cost_ij` is the mean over samples of `|J_j·e_ij|/√d`, with `e_ij` a step of the solver from
-    the teacher's `x_i` minus the teacher's `x_j`, and `J_j` the derivative of the teacher's end by
-    `x_j`. It is had without bias from `|v·w| = |w|·√(2/π)`, which holds in the mean over normal
-    `v`: one pass backwards through the teacher gives `J_jᵀ·v` at all j. The last jump takes the
-    predicted x0: `cost_iM` is that of `x0(x_i, t_i) - x_end`.
+    `cost_ij` is the mean over samples of `|J_j·e_ij|/√d`. Here `e_ij` is a step of the solver from
+    the teacher's `x_i` minus the teacher's `x_j`, and `J_j` is the derivative of the teacher's end
+    with respect to `x_j`. The estimate is unbiased, because `E|v·w| = |w|·√(2/π)` for normal `v`:
+    one pass backwards through the teacher computes `J_jᵀ·v` at all j. The last jump returns the
+    predicted x0: `cost_iM` is the error of `x0(x_i, t_i)`.
 
-    The network sees up to `M·B` images at a time. Solvers that look back step as they do from a
-    standing start.
+    Called as `sample` is, with the candidates `times[M+1]`, ending in 0. The solver must not add
+    noise, and a multistep solver steps as it does without a history. The network sees up to `M·B`
+    images at a time.
 
-    Args:
-        denoise: the model.
-        solver: whose steps are judged; without fresh noise.
-        path: the path the model was trained on.
-        times: `[M+1]`, the candidates, ending in 0.
-        keys: `[B]`, one for each sample.
-        x: `[B, …]`, noise at `times[0]`.
-        teacher: an accurate solver that does not look back, for the steps between candidates.
-        probes: normal vectors a sample.
+    Attributes:
+        teacher: an accurate solver without memory, for the steps between candidates, such as `rk4`.
+        probes: the number of normal vectors per sample.
     """
-    walked = trace(denoise, teacher, path, times, keys, x)
-    xs, end = walked.x[:-1], walked.x[-1]
-    # Keys of their own: the teacher's steps fold in small numbers.
-    own = jax.vmap(lambda key: jax.random.split(jax.random.fold_in(key, 2**31), probes))(keys)
-    v = jax.vmap(lambda keys: normal(keys, x.shape[1:]), in_axes=1)(own)
-    back = jax.vmap(lambda v: _carried_back(denoise, teacher, path, times, keys, xs, v))(v)
 
-    def row(_: None, here: tuple) -> tuple[None, Array]:
-        x, t = here
-        jump = jax.vmap(lambda u: solver.step(denoise, path, solver.init(x), x, t, u, keys)[0])
-        missed = (jump(times[:-1]) - xs)[None]
-        products = jnp.sum(back * missed, axis=tuple(range(3, back.ndim)))
-        return None, jnp.mean(jnp.abs(products), axis=(0, 2))
+    teacher: Solver
+    probes: int = 1
 
-    _, inner = jax.lax.scan(row, None, (xs, times[:-1]))
-    inner *= jnp.sqrt(0.5 * jnp.pi / x[0].size)
-    squares = jnp.mean((walked.x0 - end[None]) ** 2, axis=tuple(range(2, xs.ndim)))
-    last = jnp.mean(jnp.sqrt(squares), 1)
-    costs = jnp.concatenate([inner, last[:, None]], axis=1)
-    later = jnp.arange(len(times))[None] > jnp.arange(len(times) - 1)[:, None]
-    return Jumps(times, jnp.where(later & jnp.isfinite(costs), costs, jnp.inf))
+    def __call__(
+        self,
+        denoise: Denoise,
+        solver: Solver,
+        path: Path,
+        times: WalkTimes,
+        keys: Keys,
+        x: Samples,
+    ) -> Jumps:
+        def step(solver: Solver, x: Array, t: Array, t_next: Array) -> Array:
+            interval = Interval(path, t, t_next, keys)
+            return solver.step(denoise, interval, solver.init(x), x)[0]
+
+        def clean(x: Array) -> Array:
+            return denoise(x, times[-2]).x0
+
+        walked = trace(denoise, self.teacher, path, times, keys, x)
+        xs, end = walked.x[:-1], walked.x[-1]
+        # Keys of their own: the teacher's steps fold in small numbers.
+        own = jax.vmap(lambda key: jax.random.split(jax.random.fold_in(key, 2**31), self.probes))(
+            keys
+        )
+        v = jax.vmap(lambda keys: normal(keys, x.shape[1:]), in_axes=1)(own)
+        carry = partial(_carried_back, partial(step, self.teacher), clean, times, xs)
+        back = jax.vmap(carry)(v)
+
+        def row(_: None, here: tuple) -> tuple[None, Array]:
+            x, t = here
+            missed = (jax.vmap(lambda u: step(solver, x, t, u))(times[:-1]) - xs)[None]
+            products = jnp.sum(back * missed, axis=tuple(range(3, back.ndim)))
+            return None, jnp.mean(jnp.abs(products), axis=(0, 2))
+
+        _, inner = jax.lax.scan(row, None, (xs, times[:-1]))
+        inner *= jnp.sqrt(0.5 * jnp.pi / x[0].size)
+        squares = jnp.mean((walked.x0 - end[None]) ** 2, axis=tuple(range(2, xs.ndim)))
+        last = jnp.mean(jnp.sqrt(squares), 1)
+        costs = jnp.concatenate([inner, last[:, None]], axis=1)
+        later = jnp.arange(len(times))[None] > jnp.arange(len(times) - 1)[:, None]
+        return Jumps(times, jnp.where(later & jnp.isfinite(costs), costs, jnp.inf))
 
 
 def _carried_back(
-    denoise: Denoise, teacher: Solver, path: Path, times: Array, keys: Array, xs: Array, v: Array
+    step: Callable[[Array, Array, Array], Array],
+    clean: Callable[[Array], Array],
+    times: Array,
+    xs: Array,
+    v: Array,
 ) -> Array:
     """`J_jᵀ·v`, `[M, B, …]`: the end's derivative at each `x_j`, for `v[B, …]` at the end."""
 
@@ -125,32 +143,28 @@ def _carried_back(
 
     def body(v: Array, interval: tuple) -> tuple[Array, Array]:
         x, t, t_next = interval
-
-        def step(x: Array) -> Array:
-            return teacher.step(denoise, path, teacher.init(x), x, t, t_next, keys)[0]
-
-        v = pulled(step, x, v)
+        v = pulled(lambda x: step(x, t, t_next), x, v)
         return v, v
 
-    last = pulled(lambda x: denoise(x, times[-2]).x0, xs[-1], v)
+    last = pulled(clean, xs[-1], v)
     _, earlier = jax.lax.scan(body, last, (xs[:-1], times[:-2], times[1:-1]), reverse=True)
     return jnp.concatenate([earlier, last[None]])
 
 
 def cheapest(costs: np.ndarray | Array, n: int) -> list[int]:
-    """The n jumps from the first candidate to the end with the least sum of costs.
+    """The n jumps from the first candidate to the end with the smallest sum of costs.
 
     `V_k(i) = min_j (cost_ij + V_(k-1)(j))`, as in Watson et al. 2021 (arXiv:2106.03802), section 3.
 
     Args:
         costs: `[M, M+1]`, from i to j.
-        n: how many.
+        n: the number of jumps.
 
     Returns:
-        The n candidates that are jumped from, the first of them 0.
+        The n candidates that the jumps start from; the first is 0.
 
     Raises:
-        UserError: there are fewer candidates than jumps, or no way has a finite cost.
+        UserError: there are fewer candidates than jumps, or no n jumps have a finite cost.
 
     Example:
         >>> cheapest(np.array([[np.inf, 1.0, 5.0], [np.inf, np.inf, 2.0]]), 2)
@@ -165,7 +179,7 @@ def cheapest(costs: np.ndarray | Array, n: int) -> list[int]:
         value = np.append(np.min(totals, axis=1), np.inf)
     if not np.isfinite(value[0]):
         raise UserError(
-            f"no grid of {n} steps has a finite error on {len(costs)} candidates: take at least "
+            f"no grid of {n} steps has a finite error on {len(costs)} candidates: use at least "
             f"{n} candidates, and a solver and a teacher that can walk this path"
         )
     chosen = [0]
@@ -177,15 +191,15 @@ def cheapest(costs: np.ndarray | Array, n: int) -> list[int]:
 def refined(
     end_error: Callable[[Sequence[int]], float], chosen: Sequence[int], num_candidates: int
 ) -> list[int]:
-    """Moves the inner times one by one to neighbouring candidates while that lowers an error.
+    """Moves the inner times one by one to neighbouring candidates while this reduces an error.
 
-    The sum of costs is a bound: it knows neither that errors cancel, nor that a solver that looks
-    back has more to go by than one step. What is lowered here can be the error itself.
+    The sum of costs is a bound: errors can cancel, and a multistep solver uses more than one
+    evaluation in a step. The error that is reduced here can be the one at the end itself.
 
     Args:
-        end_error: of a grid, by its candidates.
-        chosen: where to begin, as from `cheapest`.
-        num_candidates: how many there are.
+        end_error: the error of a grid, given by its candidates.
+        chosen: the first grid, such as that of `cheapest`.
+        num_candidates: the number of candidates.
 
     Example:
         >>> refined(lambda grid: (grid[1] - 7) ** 2, [0, 3], 9)
@@ -209,11 +223,11 @@ def refined(
 
 
 def summed(costs: np.ndarray | Array, chosen: Sequence[int]) -> float:
-    """The sum of a grid's costs: what its error at the end is at most, to first order.
+    """The sum of a grid's costs: to first order, a bound on its error at the end.
 
     Args:
         costs: `[M, M+1]`, from i to j.
-        chosen: the candidates that are jumped from.
+        chosen: the candidates that the jumps start from.
     """
     costs = np.asarray(costs, np.float64)
     return float(sum(costs[i, j] for i, j in zip(chosen, [*chosen[1:], len(costs)], strict=True)))

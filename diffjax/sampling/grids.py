@@ -1,4 +1,4 @@
-"""The times at which a solver stops on its way from noise to data."""
+"""Grids: the times of the steps from noise to data."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,8 +24,10 @@ Grid = Callable[[Path, int], Array]
 class Power:
     """`t_i = t_noise·(1 - i/n)^exponent`: 1 is uniform in time, 2 quadratic.
 
-    Larger exponents spend more steps near the data. Song et al. 2021 (arXiv:2010.02502),
-    appendix D.2, has both.
+    Song et al. 2021 (arXiv:2010.02502), appendix D.2, has both.
+
+    Attributes:
+        exponent: larger values have more steps near the data; typically 1 to 3.
 
     Example:
         >>> from diffjax.process.paths import Linear
@@ -47,6 +49,10 @@ class UniformLogSNR:
 
     Where the path ends in pure noise (log-SNR of minus infinity), the first step goes to
     `lowest`. Lu et al. 2022 (arXiv:2206.00927), section 5.1.
+
+    Attributes:
+        lowest: the log-SNR at the end of the first step, if that is above the path's; -14 is a
+            noise-to-signal ratio of 1,100.
     """
 
     lowest: Scalar = -14.0
@@ -64,8 +70,12 @@ class Karras:
     """Equal steps in `σ^(1/rho)`, where `σ = s/a` is the noise per unit of signal; then clean data.
 
     `σ_i = (σ_0^(1/ρ) + i/(n-1)·(σ_(n-1)^(1/ρ) - σ_0^(1/ρ)))^ρ` from `t_noise` to `t_min`. Where the
-    path ends in pure noise (σ infinite), the first step goes on from `highest`. Karras et al. 2022
+    path ends in pure noise (σ infinite), the grid continues from `highest`. Karras et al. 2022
     (arXiv:2206.00364), equation 5.
+
+    Attributes:
+        rho: larger values have more steps near the data; 7 in the paper, 5 to 10 are good.
+        highest: the largest σ after the first time; 80 in the paper.
 
     Example:
         >>> from diffjax.process.schedules import EDM
@@ -89,8 +99,13 @@ class Karras:
 class Shifted:
     """Another grid's times moved towards noise: `u' = shift·u/(1 + (shift - 1)·u)`.
 
-    With `u = t/t_noise`. Large images need it, whose noise hides less: SD3 and Flux sample so, with
-    `shift = √(pixels/pixels trained on)`. Esser et al. 2024 (arXiv:2403.03206), equation 23.
+    With `u = t/t_noise`. For large images, of which the same noise leaves more visible: used by SD3
+    and Flux, with `shift = √(pixels/pixels trained on)`. Esser et al. 2024 (arXiv:2403.03206),
+    equation 23.
+
+    Attributes:
+        grid: the other grid.
+        shift: above 1 towards noise; 3 in SD3, 1 changes nothing.
 
     Example:
         >>> from diffjax.process.paths import Linear
@@ -108,9 +123,13 @@ class Shifted:
 
 @dataclass(frozen=True)
 class Beta:
-    """Quantiles of a beta distribution of time: more steps at both ends. Lee et al. 2024.
+    """Quantiles of a beta distribution of time: more steps at both ends.
 
-    arXiv:2407.12173, section 4, with their 0.6 and 0.6.
+    Lee et al. 2024 (arXiv:2407.12173), section 4.
+
+    Attributes:
+        a: the first parameter, 0.6 in the paper; smaller values have more steps near the data.
+        b: the second one, 0.6 in the paper; smaller values have more steps near the noise.
 
     Example:
         >>> from diffjax.process.paths import Linear
@@ -130,7 +149,7 @@ class Beta:
 class Cosine:
     """`t_i = t_noise·(1 + cos(π·i/n))/2`: smaller steps at both ends.
 
-    The ends of Chebyshev's intervals, mapped onto the path's time.
+    The extrema of a Chebyshev polynomial, scaled to the path's time.
 
     Example:
         >>> from diffjax.process.paths import Linear
@@ -145,10 +164,13 @@ class Cosine:
 
 @dataclass(frozen=True)
 class Trailing:
-    """Every `T/n`-th of the steps that a table was trained with, from the last one on.
+    """Every `T/n`-th of the steps of a table, from the last one on.
 
-    `t_i = round(T·(1 - i/n))/T·t_noise`. What diffusers calls "trailing"; its "leading" never
-    starts in pure noise, and is not offered. Lin et al. 2024 (arXiv:2305.08891), table 2.
+    `t_i = round(T·(1 - i/n))/T·t_noise`: "trailing" in diffusers. Its "leading" never starts from
+    pure noise, and is not available. Lin et al. 2024 (arXiv:2305.08891), table 2.
+
+    Attributes:
+        num_train_steps: T, the steps of the table; 1,000 for DDPM.
 
     Example:
         >>> from diffjax.process.beta_tables import LinearBetas
@@ -165,9 +187,12 @@ class Trailing:
 
 @dataclass(frozen=True)
 class Linspace:
-    """Steps of a table from its last to its first, `n` of them, both among them.
+    """`n` evenly spaced steps of a table, from its last to its first.
 
-    `t_i = (1 + round((T - 1)·(1 - i/(n-1))))/T·t_noise`. What diffusers calls "linspace".
+    `t_i = (1 + round((T - 1)·(1 - i/(n-1))))/T·t_noise`: "linspace" in diffusers.
+
+    Attributes:
+        num_train_steps: T, the steps of the table; 1,000 for DDPM.
 
     Example:
         >>> from diffjax.process.beta_tables import LinearBetas
@@ -184,10 +209,13 @@ class Linspace:
 
 @dataclass(frozen=True)
 class Sigmas:
-    """A list of noise levels `σ = s/a`, falling; for other numbers of steps, between them.
+    """A list of noise levels `σ = s/a`, interpolated for other numbers of steps.
 
-    `log σ` is interpolated linearly in the position, as its authors do. The first step begins at
+    `log σ` is interpolated linearly in the position, as in the paper. The first step begins at
     `t_noise`, whatever its σ. Sabour et al. 2024 (Align Your Steps, arXiv:2404.14507).
+
+    Attributes:
+        sigmas: falling; the paper lists ten for each of its models.
 
     Example:
         >>> from diffjax.process.schedules import EDM
@@ -206,7 +234,11 @@ class Sigmas:
 
 @dataclass(frozen=True)
 class Times:
-    """The times themselves, falling, without the last one, which is 0."""
+    """A given list of times, for one number of steps.
+
+    Attributes:
+        times: falling, the first `t_noise`, without the last one, which is 0.
+    """
 
     times: tuple[Positive[float], ...]
 

@@ -1,7 +1,7 @@
-"""Guidance turns a predictor into another one.
+"""Guidance: a predictor made of two predictions.
 
-A rule joins two predictions for the same `x`, `on` and `off`, into one. Rules nest: some of them
-only change what another rule says. `on` is the model's own; where `off` comes from is a choice of
+A rule combines two predictions for the same `x`, `on` and `off`, into one. Rules nest: some of them
+change the result of another rule. `on` is the model's own; where `off` comes from is a choice of
 its own (`Against`): without the condition, with another one, by other weights, with its attention
 off.
 """
@@ -49,7 +49,7 @@ class Models(NamedTuple):
 
 
 class Against:
-    """Where the second prediction comes from; a subclass is a frozen dataclass.
+    """The source of the second prediction; a subclass is a frozen dataclass.
 
     Attributes:
         weights: names other weights, that have to be at hand as `Models.weaker`; "" is none.
@@ -184,9 +184,10 @@ def _with_both(models: Models, x: Array, t: Array, cond: Any, other: Any) -> tup
 
 @dataclass(frozen=True)
 class ClassifierFree:
-    """`off + scale·(on - off)`: 1 is plain conditional prediction, 0 unconditional.
+    """Classifier-free guidance, `off + scale·(on - off)`.
 
-    Ho & Salimans 2022 (arXiv:2207.12598), with `scale = 1 + w`.
+    Scale 1 is the conditional prediction, 0 the unconditional one; typically 1.5 to 7.5. Ho &
+    Salimans 2022 (arXiv:2207.12598), with `scale = 1 + w`.
     """
 
     def __call__(self, x: Samples, c: Coeffs, on: Pair, off: Pair, scale: Scalar) -> Pair:
@@ -198,10 +199,11 @@ class ClassifierFree:
 
 @dataclass(frozen=True)
 class PlusPlus:
-    """CFG++: x0 as guided, `off + scale·(on - off)`, and the noise of `off`.
+    """CFG++: the guided x0, `off + scale·(on - off)`, with the noise of `off`.
 
-    Its scale is between 0 and 1. The two don't mix to x, so it is for solvers alone that re-noise
-    the prediction: DDIM and DDPM. Chung et al. 2024 (arXiv:2406.08070), algorithm 2.
+    Its scale is between 0 and 1; typically 0.2 to 0.8. The pair does not mix to x, so it is only
+    for solvers that re-noise the prediction: DDIM and DDPM. Chung et al. 2024 (arXiv:2406.08070),
+    algorithm 2.
     """
 
     def __call__(self, x: Samples, c: Coeffs, on: Pair, off: Pair, scale: Scalar) -> Pair:
@@ -212,9 +214,9 @@ class PlusPlus:
 class ZeroStar:
     """CFG-Zero*: `p·off + scale·(on - p·off)` with `p = <on, off>/|off|²`, each a velocity.
 
-    `p`, for each image, makes up for a network that is not trained to the end. The paper's other
-    half, no movement in the first steps, is left out. Fan et al. 2025 (arXiv:2503.18886),
-    algorithm 1.
+    `p`, one number per image, corrects the velocity of a network that is not fully trained. The
+    other part of the paper, no movement in the first steps, is not included. Fan et al. 2025
+    (arXiv:2503.18886), algorithm 1.
     """
 
     def __call__(self, x: Samples, c: Coeffs, on: Pair, off: Pair, scale: Scalar) -> Pair:
@@ -226,11 +228,17 @@ class ZeroStar:
 
 @dataclass(frozen=True)
 class Projected:
-    """APG: of the difference `on - off` in x0, the part along `on` counts only `parallel` times.
+    """APG: reduces the part of the difference `on - off` in x0 that is parallel to `on`.
 
-    `x0 = on + (scale - 1)·(orthogonal + parallel·along)`, and the difference is no longer than
-    `longest` (root mean square over an image's numbers). Large scales then saturate less. The
-    paper's momentum over steps is left out. Sadat et al. 2025 (arXiv:2410.02416), algorithm 1.
+        x0 = on + (scale - 1)·(orthogonal + parallel·along)
+
+    Large scales then saturate less. The paper's momentum over steps is not included. Sadat et al.
+    2025 (arXiv:2410.02416), algorithm 1.
+
+    Attributes:
+        parallel: the factor of the parallel part, from 0 to 1; 0 in the paper, 1 is
+            classifier-free guidance.
+        longest: the largest root mean square of the difference over an image; infinity is no limit.
     """
 
     parallel: float = 0.0
@@ -248,8 +256,14 @@ class Projected:
 class Limited:
     """Another rule where log-SNR is between `low` and `high`, and `on` elsewhere.
 
-    The defaults are the paper's interval of noise levels for ImageNet, `σ` from 0.28 to 2.9. Both
-    predictions are still made at every step. Kynkäänniemi et al. 2024 (arXiv:2404.07724).
+    Both predictions are evaluated at every step all the same. Kynkäänniemi et al. 2024
+    (arXiv:2404.07724).
+
+    Attributes:
+        rule: the other rule.
+        low: the lowest log-SNR with guidance, the most noise. The defaults are the paper's interval
+            of noise levels for ImageNet, `σ` from 0.28 to 2.9.
+        high: the highest log-SNR with guidance.
     """
 
     rule: Rule = ClassifierFree()
@@ -265,10 +279,16 @@ class Limited:
 
 @dataclass(frozen=True)
 class Rescaled:
-    """Another rule's x0, brought back to the standard deviation of `on`.
+    """Another rule's x0, scaled towards the standard deviation of `on`.
 
-    `x0·(share·std(on)/std(x0) + 1 - share)`, deviations over one image each. Lin et al. 2024
-    (arXiv:2305.08891), equations 15 and 16, on x0.
+        x0·(share·std(on)/std(x0) + 1 - share)
+
+    with standard deviations over one image. Lin et al. 2024 (arXiv:2305.08891), equations 15 and
+    16, on x0.
+
+    Attributes:
+        rule: the other rule.
+        share: from 0, which changes nothing, to 1; 0.7 in the paper.
     """
 
     rule: Rule = ClassifierFree()
@@ -283,7 +303,7 @@ class Rescaled:
 
 @dataclass(frozen=True)
 class Clipped:
-    """Another rule's x0, cut off at -1 and 1: static thresholding. Ho et al. 2020."""
+    """Another rule's x0, clipped to [-1, 1]: static thresholding. Ho et al. 2020."""
 
     rule: Rule = ClassifierFree()
 
@@ -293,10 +313,14 @@ class Clipped:
 
 @dataclass(frozen=True)
 class Thresholded:
-    """Another rule's x0, cut off at its own quantile and divided by it, where that is above 1.
+    """Another rule's x0, clipped at a quantile and divided by it, where this is above 1.
 
     Dynamic thresholding, for images in [-1, 1]. Saharia et al. 2022 (arXiv:2205.11487),
     section 2.3.
+
+    Attributes:
+        rule: the other rule.
+        quantile: that of the absolute values of an image; 0.995 in the paper.
     """
 
     rule: Rule = ClassifierFree()
@@ -318,13 +342,13 @@ def guide(
 ) -> Predict:
     """A predictor with a rule around it.
 
-    It costs two evaluations; without a scale there is one, which the rule sees as both.
+    It takes two evaluations; without a scale one, which the rule sees as both.
 
     Args:
         models: a predictor and its variants.
         path: the one that it was trained on.
-        rule: what to make of both predictions.
-        scale: how far to go; None is off.
+        rule: combines both predictions.
+        scale: the strength of guidance; None is off.
         against: where the second prediction comes from.
     """
 
@@ -341,7 +365,7 @@ def guide(
 
 
 def mixes(rule: Rule) -> bool:
-    """Whether what a rule says of pairs that mix to x is such a pair; found by trying.
+    """Whether a rule's result mixes to x if both predictions do, `a·x0 + s·eps = x`; by trial.
 
     Example:
         >>> mixes(ClassifierFree()), mixes(Clipped(PlusPlus()))
@@ -389,9 +413,9 @@ def classifier_guidance(
 
 
 def moved(x: Samples, c: Coeffs, x0: Samples, score: Samples) -> Pair:
-    """The pair after an addition to the score: `eps` less `s` times it, `x0` to match."""
+    """The pair after an addition to the score: `eps` minus `s` times it, and the matching `x0`."""
     eps = (x - c.a * x0) / c.s - c.s * score
-    # In pure noise x says nothing of x0, and neither can a score.
+    # In pure noise x0 can't be computed from x, so it stays.
     safe = jnp.where(c.a > 1e-6, c.a, 1.0)
     return Pair(jnp.where(c.a > 1e-6, (x - c.s * eps) / safe, x0), eps)
 
@@ -405,5 +429,5 @@ def _dot(x: Array, y: Array) -> Array:
 
 
 def _with_x0(x: Array, c: Coeffs, x0: Array) -> Pair:
-    """The pair of this x0 that mixes to x."""
+    """The pair with this x0 that mixes to x."""
     return Pair(x0, (x - c.a * x0) / c.s)

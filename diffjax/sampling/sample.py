@@ -14,10 +14,10 @@ from jaxtyping import Float, Int
 from diffjax.compiling import once
 from diffjax.kinds import NumSteps
 from diffjax.process.paths import Pair, Path
-from diffjax.process.precond import Predict
+from diffjax.process.precond import Meaning, Predict
 from diffjax.sampling.grids import Grid
 from diffjax.sampling.guidance import Against, ClassifierFree, NullCondition, Rule
-from diffjax.sampling.solvers import Denoise, Solver, normal
+from diffjax.sampling.solvers import Denoise, Interval, Solver, normal
 from diffjax.shapes import Keys, OneNumber, Samples, WalkTimes
 
 
@@ -25,14 +25,14 @@ from diffjax.shapes import Keys, OneNumber, Samples, WalkTimes
 def integrate(
     denoise: Denoise, solver: Solver, path: Path, times: WalkTimes, keys: Keys, x: Samples
 ) -> Samples:
-    """Walks along all the given times, in either direction.
+    """Walks from the first of the times to the last, in either direction.
 
     Args:
         denoise: the model.
-        solver: how to step.
+        solver: takes the steps.
         path: the path it was trained on.
         times: `[n+1]`, all within `[t_min, t_noise]`.
-        keys: `[B]`, one for each sample; each step folds in its number.
+        keys: `[B]`, one for each sample; each step folds its number into them.
         x: `[B, …]` at `times[0]`.
 
     Returns:
@@ -40,19 +40,18 @@ def integrate(
     """
 
     def body(state: tuple, i: Array) -> tuple[tuple, None]:
-        return _step(denoise, solver, path, times, keys, i, state), None
+        x, memory = state
+        return solver.step(denoise, interval_of(path, times, i, keys), memory, x), None
 
     (x, _), _ = jax.lax.scan(body, (x, solver.init(x)), jnp.arange(len(times) - 1))
     return x
 
 
-def _step(
-    denoise: Denoise, solver: Solver, path: Path, times: Array, keys: Array, i: Array, state: tuple
-) -> tuple[Array, Any]:
-    x, memory = state
+def interval_of(path: Path, times: WalkTimes, i: Array, keys: Keys) -> Interval:
+    """The i-th interval of a walk, with keys that belong to this step alone."""
     times = jnp.asarray(times)
     step_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, i)
-    return solver.step(denoise, path, memory, x, times[i], times[i + 1], step_keys)
+    return Interval(path, times[i], times[i + 1], step_keys)
 
 
 @once(1)
@@ -61,13 +60,13 @@ def sample(
 ) -> Samples:
     """Walks a grid that ends in clean data.
 
-    The last interval ends where `a = 1` and `s = 0`. There the step of every solver that is exact
-    for a constant prediction is x0 itself, so that is what it takes: no noise is left over, and no
-    network is asked at `t = 0`.
+    The last interval ends where `a = 1` and `s = 0`. Every solver that is exact for a constant
+    prediction returns x0 there, so the last step is x0: no noise is left, and the network is never
+    evaluated at `t = 0`.
 
     Args:
         denoise: the model.
-        solver: how to take all but the last step.
+        solver: takes all but the last step.
         path: the path it was trained on.
         times: `[n+1]` from a grid, ending in 0.
         keys: `[B]`, one for each sample.
@@ -81,8 +80,9 @@ def sample(
 
 
 def last_step(denoise: Denoise, solver: Solver, x: Samples, t: OneNumber) -> Samples:
-    """What a solver takes `x[B, …]` at `t[]` for when it is clean."""
-    return denoise(x, jnp.stack([t, jnp.zeros_like(t)]) if solver.jumps else t).x0
+    """The step from `x[B, …]` at `t[]` to clean data: the predicted x0."""
+    to_the_end = solver.needs is Meaning.AVERAGE_VELOCITY
+    return denoise(x, jnp.stack([t, jnp.zeros_like(t)]) if to_the_end else t).x0
 
 
 @once(1)
@@ -91,7 +91,7 @@ def sample_padded(
 ) -> Samples:
     """As `sample`, for times that end in any number of zeros (`padded`).
 
-    The number of steps is not part of the program then. Forward mode alone differentiates it.
+    So one program serves many numbers of steps. Only forward mode differentiates it.
     """
     return _walk_padded(denoise, solver, path, times, keys, x)[0]
 
@@ -100,7 +100,7 @@ def sample_padded(
 def count_padded(
     denoise: Denoise, solver: Solver, path: Path, times: WalkTimes, keys: Keys, x: Samples
 ) -> Int[Array, ""]:
-    """How often `sample_padded` asks the denoiser, `[]`, of a solver that counts."""
+    """The number of evaluations of `sample_padded`, `[]`, for a solver that counts its own."""
     return _walk_padded(denoise, solver, path, times, keys, x)[1] + 1
 
 
@@ -110,14 +110,15 @@ def _walk_padded(
     last = jnp.count_nonzero(times) - 1
 
     def body(i: Array, state: tuple) -> tuple:
-        return _step(denoise, solver, path, times, keys, i, state)
+        x, memory = state
+        return solver.step(denoise, interval_of(path, times, i, keys), memory, x)
 
     x, memory = jax.lax.fori_loop(0, last, body, (x, solver.init(x)))
     return last_step(denoise, solver, x, times[last]), memory
 
 
 def padded(times: WalkTimes) -> Float[Array, " padded"]:
-    """Times with zeros behind them, up to a length of 65, 129, 257 …
+    """Times followed by zeros, up to a length of 65, 129, 257 …
 
     Example:
         >>> padded(jnp.array([1.0, 0.5, 0.0])).shape
@@ -128,7 +129,7 @@ def padded(times: WalkTimes) -> Float[Array, " padded"]:
 
 
 class Trace(NamedTuple):
-    """What happened on the way from noise to data.
+    """A walk from noise to data, with all states on the way.
 
     Attributes:
         times: `[n+1]`.
@@ -145,11 +146,12 @@ class Trace(NamedTuple):
 def trace(
     denoise: Denoise, solver: Solver, path: Path, times: WalkTimes, keys: Keys, x: Samples
 ) -> Trace:
-    """As `sample`, with all that lies between; one more evaluation a step, for x0."""
+    """As `sample`, with all states on the way; one more evaluation per step, for x0."""
 
     def body(state: tuple, i: Array) -> tuple[tuple, tuple[Array, Array]]:
-        passed = state[0], last_step(denoise, solver, state[0], times[i])
-        return _step(denoise, solver, path, times, keys, i, state), passed
+        x, memory = state
+        passed = x, last_step(denoise, solver, x, times[i])
+        return solver.step(denoise, interval_of(path, times, i, keys), memory, x), passed
 
     (end, _), (xs, x0s) = jax.lax.scan(body, (x, solver.init(x)), jnp.arange(len(times) - 2))
     last = last_step(denoise, solver, end, times[-2])
@@ -160,15 +162,15 @@ def trace(
 
 @dataclass(frozen=True)
 class Recipe:
-    """All that has to be said about how samples were drawn, but for the seed.
+    """How samples are drawn: everything but the seed.
 
     Attributes:
-        solver: how to step.
-        grid: where to step.
-        num_steps: intervals of the grid.
-        guidance_scale: 1 is off.
-        guidance: what to make of the two predictions.
-        against: where the second of them comes from.
+        solver: takes the steps.
+        grid: the times.
+        num_steps: the number of intervals of the grid; typically 10 to 50, and 1,000 for DDPM.
+        guidance_scale: 1 is no guidance; typically 1.5 to 7.5.
+        guidance: how the two predictions are combined.
+        against: where the second prediction comes from.
     """
 
     solver: Solver
@@ -179,12 +181,12 @@ class Recipe:
     against: Against = NullCondition()
 
     def times(self, path: Path) -> WalkTimes:
-        """The times that are walked, ending in 0: the grid's, along the solver's route."""
+        """The times of the walk, ending in 0: those of the grid, along the solver's route."""
         return self.solver.route(path, self.grid(path, self.num_steps))
 
     @property
     def nfe(self) -> int | None:
-        """Network evaluations per sample, guidance counted; None where the model decides.
+        """Network evaluations per sample, with guidance; None where it depends on the model.
 
         Example:
             >>> from diffjax.sampling.grids import Power
@@ -214,14 +216,14 @@ def draw(
     start: Callable[[Array], Array] | None = None,
     walk: Callable[..., Any] = sample,
 ) -> Any:
-    """Draws one batch of samples from noise, or from where `start` says.
+    """Draws one batch of samples, from noise or from another start.
 
     Sample i depends on `keys[i]` and row i of the condition alone.
 
     Args:
         predict: the model, guided or not.
         path: the path it was trained on.
-        solver: how to step.
+        solver: takes the steps.
         times: `[n+1]`, ending in 0, from a grid along the solver's route (`Recipe.times`).
         keys: `[B]`, one for each sample.
         cond: the condition, B rows, or None for the null condition.
@@ -230,7 +232,7 @@ def draw(
         walk: `sample`, or `trace` to have all that lies between.
 
     Returns:
-        What `walk` gives: samples `[B, H, W, C]`.
+        The result of `walk`: samples `[B, H, W, C]`.
     """
     both = jax.vmap(jax.random.split)(keys)
     noise = normal(both[:, 0], shape)

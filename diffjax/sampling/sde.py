@@ -1,8 +1,11 @@
 """Solvers of the reverse SDE, with any diffusion coefficient.
 
-The flow's velocity v and any `w(t) ≥ 0` give an SDE with the same marginals. Backwards it is
+For the flow's velocity v and any `w(t) ≥ 0` there is an SDE with the marginals of the flow. In
+reverse time it is
 
     dx = (v + ½·w·eps/s) dt + √w dW̄,    since the score is -eps/s.
+
+Larger w removes more of the errors of earlier steps, and needs more steps itself.
 
 Ma et al. 2024 (SiT, arXiv:2401.08740), section 2.4; Song et al. 2021 (arXiv:2011.13456).
 """
@@ -15,19 +18,30 @@ from jax import Array
 from jax.tree_util import register_dataclass
 
 from diffjax.kinds import NotNegative
-from diffjax.process.paths import Coeffs, Path, Scalar, coeffs
+from diffjax.process.paths import Coeffs, Path, Scalar
 from diffjax.sampling import solvers
-from diffjax.sampling.solvers import Denoise, Solver, same_for_equal
+from diffjax.sampling.solvers import (
+    Denoise,
+    Interval,
+    Solver,
+    coeffs_at,
+    no_memory,
+    same_for_equal,
+)
 from diffjax.shapes import OneNumber, Samples
 
 Diffusion = Callable[[Coeffs], Array]
-"""`coefficients -> w`, of their shape: the variance of fresh noise per time."""
+"""`coefficients -> w`, of their shape: the variance of fresh noise per unit of time."""
 
 
 @register_dataclass
 @dataclass(frozen=True)
 class NoiseScale:
-    """`w = scale·s`: none at clean data. SiT's default."""
+    """`w = scale·s`, which is 0 at clean data. SiT's default.
+
+    Attributes:
+        scale: typically 0.5 to 2; 0 is the probability flow.
+    """
 
     scale: NotNegative[Scalar] = 1.0
 
@@ -38,7 +52,11 @@ class NoiseScale:
 @register_dataclass
 @dataclass(frozen=True)
 class ConstantRate:
-    """`w = scale`."""
+    """`w = scale`, at all times.
+
+    Attributes:
+        scale: typically 0.5 to 2 where time runs from 0 to 1.
+    """
 
     scale: NotNegative[Scalar] = 1.0
 
@@ -49,9 +67,12 @@ class ConstantRate:
 @register_dataclass
 @dataclass(frozen=True)
 class ForwardRate:
-    """`w = scale·g²` with `g² = 2·s·(s' - s·a'/a)`, the rate of the forward SDE.
+    """`w = scale·g²` with `g² = 2·s·(ṡ - s·ȧ/a)`, the rate of the forward SDE.
 
-    With `scale = 1` it is Anderson's reversal. Infinite in pure noise (`a = 0`).
+    Infinite in pure noise (`a = 0`).
+
+    Attributes:
+        scale: 1 is Anderson's reversal of the forward SDE, 0 the probability flow.
     """
 
     scale: NotNegative[Scalar] = 1.0
@@ -62,26 +83,25 @@ class ForwardRate:
 
 @same_for_equal
 def euler_maruyama(diffusion: Diffusion = NoiseScale()) -> Solver:
-    """Euler–Maruyama on the reverse SDE: drift and noise as at the beginning of the step.
+    """Euler–Maruyama on the reverse SDE, with drift and noise of the beginning of the step.
+
+        x' = x + (t' - t)·(v + ½·w·eps/s) + √(w·(t - t'))·z
 
     Ma et al. 2024 (arXiv:2401.08740), section 2.4.
+
+    Args:
+        diffusion: w, any function of the coefficients.
     """
 
     def step(
-        denoise: Denoise,
-        path: Path,
-        memory: tuple,
-        x: Samples,
-        t: OneNumber,
-        t_next: OneNumber,
-        keys: Array,
+        denoise: Denoise, interval: Interval, memory: tuple, x: Samples
     ) -> tuple[Samples, tuple]:
-        z = solvers.normal(keys, x.shape[1:])
-        w = rate(path, diffusion, t, x.ndim)
-        change = (t_next - t) * drift(denoise, path, diffusion, x, t)
-        return x + change + jnp.sqrt(w * (t - t_next)) * z, memory
+        t, dt = interval.t, interval.dt
+        z = solvers.normal(interval.keys, x.shape[1:])
+        change = dt * drift(denoise, interval.path, diffusion, x, t)
+        return x + change + jnp.sqrt(diffusion(interval.coeffs) * -dt) * z, memory
 
-    return Solver(lambda x: (), step, nfe=1, order=1, fresh_noise=True)
+    return Solver(no_memory, step, nfe=1, order=1, fresh_noise=True)
 
 
 @same_for_equal
@@ -89,34 +109,26 @@ def stochastic_heun(diffusion: Diffusion = NoiseScale()) -> Solver:
     """Fresh noise, then Heun's step along the drift of the reverse SDE.
 
     SiT's `Heun`, Ma et al. 2024 (arXiv:2401.08740).
+
+    Args:
+        diffusion: w, any function of the coefficients.
     """
 
     def step(
-        denoise: Denoise,
-        path: Path,
-        memory: tuple,
-        x: Samples,
-        t: OneNumber,
-        t_next: OneNumber,
-        keys: Array,
+        denoise: Denoise, interval: Interval, memory: tuple, x: Samples
     ) -> tuple[Samples, tuple]:
-        dt = t_next - t
-        w = rate(path, diffusion, t, x.ndim)
-        x = x + jnp.sqrt(-dt * w) * solvers.normal(keys, x.shape[1:])
-        first = drift(denoise, path, diffusion, x, t)
-        second = drift(denoise, path, diffusion, x + dt * first, t_next)
+        path, dt = interval.path, interval.dt
+        z = solvers.normal(interval.keys, x.shape[1:])
+        x = x + jnp.sqrt(-dt * diffusion(interval.coeffs)) * z
+        first = drift(denoise, path, diffusion, x, interval.t)
+        second = drift(denoise, path, diffusion, x + dt * first, interval.t_next)
         return x + 0.5 * dt * (first + second), memory
 
-    return Solver(lambda x: (), step, nfe=2, order=1, fresh_noise=True)
+    return Solver(no_memory, step, nfe=2, order=1, fresh_noise=True)
 
 
-def rate(path: Path, diffusion: Diffusion, t: Array, ndim: int) -> Array:
-    """`w` at `t[]`, to broadcast against `ndim` axes."""
-    return diffusion(coeffs(path, t[None], ndim))
-
-
-def drift(denoise: Denoise, path: Path, diffusion: Diffusion, x: Array, t: Array) -> Array:
-    """`v + ½·w·eps/s` of the reverse SDE, `[B, …]`."""
-    c = coeffs(path, t[None], x.ndim)
+def drift(denoise: Denoise, path: Path, diffusion: Diffusion, x: Samples, t: OneNumber) -> Samples:
+    """The drift `v + ½·w·eps/s` of the reverse SDE at `x[B, …]` and `t[]`, by one evaluation."""
+    c = coeffs_at(path, t)
     pair = denoise(x, t)
     return c.da * pair.x0 + (c.ds + 0.5 * diffusion(c) / c.s) * pair.eps

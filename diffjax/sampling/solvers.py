@@ -1,40 +1,122 @@
-"""Solvers walk from noise to data; they see `(x0, eps)` and never how it was predicted.
+"""Solvers: how a walk from noise to data takes one step.
 
-A solver is a pair of functions. It asks the denoiser itself and says how often per step, so cost
-is counted, not guessed.
+A solver uses predictions `(x0, eps)` alone, so it works for every target, network and guidance. It
+evaluates the denoiser itself and declares how many evaluations a step has.
+
+Between two times of a grid it sees an `Interval`. In the docstrings of the solvers
+
+    a, s     the path's coefficients at the beginning of the step; a', s' those at its end
+    ȧ, ṡ     their time derivatives, a' and s' in all other rooms
+    v        ȧ·x0 + ṡ·eps, the velocity of the probability flow
+    σ        s/a, the noise-to-signal ratio
+    ℓ        log(a/s), the half-log-SNR: DPM-Solver's λ. Here λ = log(a²/s²) = 2ℓ is the log-SNR
+    h        ℓ' - ℓ, above 0 on the way to the data
+    q        σ'/σ = e^{-h}
+    z        fresh standard normal noise
 """
 
 import functools
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, NamedTuple, ParamSpec, Protocol
 
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.tree_util import register_dataclass
 
 from diffjax.errors import UserError
 from diffjax.kinds import Probability
-from diffjax.process.paths import Pair, Path, coeffs
+from diffjax.process.paths import Coeffs, Pair, Path
+from diffjax.process.precond import Meaning
 from diffjax.shapes import Keys, OneNumber, Samples
 
 Denoise = Callable[[Array, Array], Pair]
 """`(x[B, …], t[]) -> Pair`: a `Predict` with its conditioning bound; of a flow map with `t[2]`."""
 
 
+@register_dataclass
+@dataclass(frozen=True)
+class End:
+    """One end of an interval, with the path's coefficients there.
+
+    Attributes:
+        t: the time, `[]`.
+        a: the scale of the signal, `[]`.
+        s: the scale of the noise, `[]`.
+    """
+
+    t: OneNumber
+    a: OneNumber
+    s: OneNumber
+
+    @property
+    def half_log_snr(self) -> OneNumber:
+        """`ℓ = log(a/s)`, half of the log-SNR λ; minus infinity in pure noise."""
+        return jnp.log(self.a) - jnp.log(self.s)
+
+    def mix(self, pair: Pair) -> Samples:
+        """`a·x0 + s·eps`: a prediction at the noise level of this end, `[B, …]`."""
+        return self.a * pair.x0 + self.s * pair.eps
+
+
+@register_dataclass
+@dataclass(frozen=True)
+class Interval:
+    """One interval of a grid, which a solver crosses in one step.
+
+    Coefficients are computed when they are read; read each end once.
+
+    Attributes:
+        path: the path that the model was trained on.
+        t: the time at its beginning, `[]`.
+        t_next: the time at its end, `[]`; below `t` on the way to the data.
+        keys: `[B]`, one for each sample, for the noise of this step alone.
+
+    Example:
+        >>> from diffjax.process.paths import Linear
+        >>> interval = Interval(Linear(), jnp.array(0.75), jnp.array(0.5), jnp.zeros(0))
+        >>> interval.end.a.item(), round(interval.begin.half_log_snr.item(), 4)
+        (0.5, -1.0986)
+    """
+
+    path: Path
+    t: OneNumber
+    t_next: OneNumber
+    keys: Array
+
+    @property
+    def dt(self) -> OneNumber:
+        """`t' - t`, below 0 on the way to the data."""
+        return self.t_next - self.t
+
+    @property
+    def begin(self) -> End:
+        """The coefficients at `t`."""
+        return _end(self.path, self.t)
+
+    @property
+    def end(self) -> End:
+        """The coefficients at `t'`."""
+        return _end(self.path, self.t_next)
+
+    @property
+    def coeffs(self) -> Coeffs:
+        """The coefficients at `t` with their time derivatives, `[]` each."""
+        return coeffs_at(self.path, self.t)
+
+
+def _end(path: Path, t: OneNumber) -> End:
+    return End(t, path.alpha(t), path.sigma(t))
+
+
 class Step(Protocol):
-    """One interval of the grid."""
+    """One step of a solver, over one interval of the grid."""
 
     def __call__(
-        self,
-        denoise: Denoise,
-        path: Path,
-        memory: Any,
-        x: Samples,
-        t: OneNumber,
-        t_next: OneNumber,
-        keys: Array,
+        self, denoise: Denoise, interval: Interval, memory: Any, x: Samples
     ) -> tuple[Samples, Any]:
-        """From `x[B, …]` at `t[]` to `t_next[]`; `keys[B]` are for this step alone."""
+        """From `x[B, …]` at the beginning of the interval to its end, with the new memory."""
         ...
 
 
@@ -44,22 +126,24 @@ def _all_times(path: Path, times: Array) -> Array:
 
 
 class Solver(NamedTuple):
-    """A way to take the steps.
+    """A solver: its step, and what a user of it has to know.
 
     Attributes:
-        init: `x -> memory`, what multistep solvers carry along; `()` for the others.
+        init: `x -> memory`, which a multistep solver carries along; `()` for the others.
         step: one interval.
-        nfe: calls of the denoiser per step; None where that depends on the model, and the memory
-            is their number so far.
-        order: its error falls as `n^-order` from anywhere inside the path on, first steps with
-            nothing to look back at included; the weak order of those with fresh noise.
+        nfe: evaluations of the denoiser per step; None where that depends on the model, and the
+            memory is their number so far.
+        order: its error falls as `n^-order` from anywhere inside the path on, first steps without
+            earlier evaluations included; the weak order of solvers with fresh noise.
         fresh_noise: whether it adds noise on the way, for which eps has to be independent of x0.
         learned_variance: whether it needs a network that predicts the variance of a step as well.
         renoises: whether `x` enters a step through the prediction alone.
-        jumps: whether it asks a flow map, about the whole of each interval.
-        route: the times that it walks, from those of a grid; where they rise the denoiser is not
-            asked.
-        steps: how many falling intervals its route has before the last one, of so many of a grid.
+        needs: what the model's prediction has to be; with `AVERAGE_VELOCITY`, the model is
+            evaluated on the two times of each interval.
+        route: the times that it walks, from those of a grid; where they rise, noise is added and
+            the denoiser is not evaluated.
+        steps: the number of falling intervals of its route before the last one, from that of a
+            grid.
     """
 
     init: Callable[[Array], Any]
@@ -69,7 +153,7 @@ class Solver(NamedTuple):
     fresh_noise: bool = False
     learned_variance: bool = False
     renoises: bool = False
-    jumps: bool = False
+    needs: Meaning = Meaning.POSTERIOR_MEAN
     route: Callable[[Path, Array], Array] = _all_times
     steps: Callable[[int], int] = int
 
@@ -78,167 +162,168 @@ P = ParamSpec("P")
 
 
 def same_for_equal(make: Callable[P, Solver]) -> Callable[P, Solver]:
-    """Makes equal arguments give the same solver, so that its compiled programs are found again."""
+    """Returns the same solver for equal arguments, so that its compiled programs are reused."""
     kept = functools.cache(make)
 
     @functools.wraps(make)
     def solver(*args: P.args, **kwargs: P.kwargs) -> Solver:
         try:
             hash((*args, *kwargs.values()))
-        except TypeError:  # an array, say
+        except TypeError:  # an array, for example
             return make(*args, **kwargs)
         return kept(*args, **kwargs)
 
     return solver
 
 
-def _no_memory(x: Array) -> tuple[()]:
+def no_memory(x: Array) -> tuple[()]:
+    """The memory of a solver that uses no earlier evaluations."""
     del x
     return ()
 
 
 @same_for_equal
 def ddim(eta: Probability[float] = 0.0) -> Solver:
-    """DDIM: re-noise the predicted x0 to the next level, with `eta` of the noise fresh.
+    """DDIM: noises the predicted x0 to the next level, with a share of the noise fresh.
 
-    `x' = a'·x0 + √(s'² - ρ²)·eps + ρ·z` with `ρ = eta·s'·√(1 - SNR/SNR')`: the posterior's
-    deviation at `eta = 1`, where it is DDPM's ancestral step with the smaller variance;
-    deterministic at `eta = 0`, where it is Euler's step in `s/a`. Song et al. 2021
-    (arXiv:2010.02502), equation 12.
+        x' = a'·x0 + √(s'² - ρ²)·eps + ρ·z,    ρ = eta·s'·√(1 - q²)
+
+    Deterministic at `eta = 0`, where it is Euler's step in σ. At `eta = 1` ρ is the standard
+    deviation of the posterior, and it is DDPM's ancestral step with the smaller variance. Song et
+    al. 2021 (arXiv:2010.02502), equation 12.
+
+    Args:
+        eta: the share of fresh noise, from 0 to 1; 0 is usual with few steps.
     """
     return _renoised(eta, lambda pair: 0.0)
 
 
 @same_for_equal
 def ddpm(share: Probability[float] = 0.0) -> Solver:
-    """DDPM's ancestral sampling: the mean of `q(x' | x, x0)` with x0 as predicted, and noise.
+    """DDPM's ancestral sampling: the posterior `q(x' | x, x0)` with the predicted x0.
 
-    The noise's variance is `small^(1 - share)·large^share`: the posterior's own, `s'²·(1 - q²)`
-    with `q = σ'/σ`, at 0, and that of the forward step, `s²·(1 - q²)`, at 1. Ho et al. 2020
+    The variance of the noise is `small^(1 - share)·large^share`. At 0 it is that of the posterior,
+    `small = s'²·(1 - q²)`, and at 1 that of the forward step, `large = s²·(1 - q²)`. Ho et al. 2020
     (arXiv:2006.11239), equations 6 and 7 and section 3.2.
+
+    Args:
+        share: from 0 to 1. With a thousand steps it hardly matters; with few steps 0 is better.
     """
     return _renoised(1.0, lambda pair: share)
 
 
 @same_for_equal
 def ddpm_learned() -> Solver:
-    """DDPM's ancestral sampling with the variance that the network learned, as `ddpm`'s share.
+    """DDPM's ancestral sampling with the variance that the network predicts, as `ddpm`'s share.
 
     For runs with the wrapper `learned_variance`. Nichol & Dhariwal 2021 (arXiv:2102.09672),
     equation 15.
+
+    Raises:
+        UserError: at the first step, if the model predicts no variance.
     """
 
     def share(pair: Pair) -> Array:
         if pair.share is None:
-            raise UserError("this model predicts no variance: take the solver ddpm")
+            raise UserError("this model predicts no variance: use the solver ddpm")
         return pair.share
 
     return _renoised(1.0, share)._replace(learned_variance=True)
 
 
 def _renoised(eta: float, share: Callable[[Pair], Array | float]) -> Solver:
-    """DDIM's step, whose fresh noise is `(s/s')^share` times as large."""
+    """DDIM's step, with fresh noise that is `(s/s')^share` times as large."""
 
-    def step(
-        denoise: Denoise,
-        path: Path,
-        memory: Any,
-        x: Samples,
-        t: OneNumber,
-        t_next: OneNumber,
-        keys: Array,
-    ) -> tuple[Samples, Any]:
-        here, there = (coeffs(path, time[None], x.ndim) for time in (t, t_next))
-        pair = denoise(x, t)
-        ratio = (here.a * there.s) / (here.s * there.a)
-        gone = eta**2 * jnp.maximum(1.0 - ratio**2, 0.0)  # of the variance s'²
-        mean = there.a * pair.x0 + there.s * jnp.sqrt(1.0 - gone) * pair.eps
+    def step(denoise: Denoise, interval: Interval, memory: Any, x: Samples) -> tuple[Samples, Any]:
+        begin, end = interval.begin, interval.end
+        pair = denoise(x, interval.t)
+        # The share of the variance s'² that is fresh.
+        gone = eta**2 * jnp.maximum(1.0 - sigma_ratio(begin, end) ** 2, 0.0)
+        mean = end.a * pair.x0 + end.s * jnp.sqrt(1.0 - gone) * pair.eps
         if not eta:
             return mean, memory
-        fresh = there.s * jnp.sqrt(gone) * (here.s / there.s) ** share(pair)
-        return mean + fresh * normal(keys, x.shape[1:]), memory
+        fresh = end.s * jnp.sqrt(gone) * (begin.s / end.s) ** share(pair)
+        return mean + fresh * normal(interval.keys, x.shape[1:]), memory
 
-    return Solver(_no_memory, step, nfe=1, order=1, fresh_noise=bool(eta), renoises=True)
+    return Solver(no_memory, step, nfe=1, order=1, fresh_noise=bool(eta), renoises=True)
 
 
 @same_for_equal
 def flow_map() -> Solver:
-    """Where a model of the flow map says that the flow goes: any number of steps, one too.
+    """Follows a model of the flow map, in any number of steps, one included.
 
-    `x' = x + (t' - t)·u(x, t, t')` with the average velocity u: exact for the exact u, whatever the
-    steps. For runs with the wrapper `mean_flow`. Geng et al. 2025 (arXiv:2505.13447), equation 12.
+        x' = x + (t' - t)·u(x, t, t')
+
+    with the average velocity u over the interval. It is exact for the exact u, whatever the steps.
+    For runs with `loss=mean_flow`. Geng et al. 2025 (arXiv:2505.13447), equation 12.
     """
 
-    def step(
-        denoise: Denoise,
-        path: Path,
-        memory: Any,
-        x: Samples,
-        t: OneNumber,
-        t_next: OneNumber,
-        keys: Array,
-    ) -> tuple[Samples, Any]:
-        del keys
-        pair = denoise(x, jnp.stack([t, t_next]))
-        there = coeffs(path, t_next[None], x.ndim)
-        return there.a * pair.x0 + there.s * pair.eps, memory
+    def step(denoise: Denoise, interval: Interval, memory: Any, x: Samples) -> tuple[Samples, Any]:
+        # The prediction is that of the chord, which passes through x'.
+        pair = denoise(x, jnp.stack([interval.t, interval.t_next]))
+        return interval.end.mix(pair), memory
 
-    return Solver(_no_memory, step, nfe=1, order=1, renoises=True, jumps=True)
+    return Solver(no_memory, step, nfe=1, order=1, renoises=True, needs=Meaning.AVERAGE_VELOCITY)
 
 
 @same_for_equal
 def euler() -> Solver:
-    """Euler's step along the velocity `a'·x0 + s'·eps` in the path's own time."""
+    """Euler's step `x' = x + (t' - t)·v` along the velocity, in the path's own time."""
 
-    def step(
-        denoise: Denoise,
-        path: Path,
-        memory: Any,
-        x: Samples,
-        t: OneNumber,
-        t_next: OneNumber,
-        keys: Array,
-    ) -> tuple[Samples, Any]:
-        del keys
-        return x + (t_next - t) * velocity(denoise, path, x, t), memory
+    def step(denoise: Denoise, interval: Interval, memory: Any, x: Samples) -> tuple[Samples, Any]:
+        return x + interval.dt * velocity(denoise, interval.path, x, interval.t), memory
 
-    return Solver(_no_memory, step, nfe=1, order=1)
+    return Solver(no_memory, step, nfe=1, order=1)
 
 
 @same_for_equal
 def heun() -> Solver:
     """Heun's second-order step: the mean of the velocities at both ends.
 
+        x' = x + ½·(t' - t)·(v(x, t) + v(x + (t' - t)·v(x, t), t'))
+
     Karras et al. 2022 (arXiv:2206.00364), algorithm 1, in the path's own time.
     """
 
-    def step(
-        denoise: Denoise,
-        path: Path,
-        memory: Any,
-        x: Samples,
-        t: OneNumber,
-        t_next: OneNumber,
-        keys: Array,
-    ) -> tuple[Samples, Any]:
-        del keys
-        first = velocity(denoise, path, x, t)
-        second = velocity(denoise, path, x + (t_next - t) * first, t_next)
-        return x + 0.5 * (t_next - t) * (first + second), memory
+    def step(denoise: Denoise, interval: Interval, memory: Any, x: Samples) -> tuple[Samples, Any]:
+        path, dt = interval.path, interval.dt
+        first = velocity(denoise, path, x, interval.t)
+        second = velocity(denoise, path, x + dt * first, interval.t_next)
+        return x + 0.5 * dt * (first + second), memory
 
-    return Solver(_no_memory, step, nfe=2, order=2)
+    return Solver(no_memory, step, nfe=2, order=2)
+
+
+def sigma_ratio(begin: End, end: End) -> OneNumber:
+    """`q = σ'/σ = (a·s')/(s·a')`, `[]`; 0 from pure noise."""
+    return (begin.a * end.s) / (begin.s * end.a)
+
+
+def coeffs_at(path: Path, t: OneNumber) -> Coeffs:
+    """A path and its time derivatives at one time `t[]`, `[]` each.
+
+    `process.paths.coeffs` is the same for a batch of times.
+    """
+    t = jnp.asarray(t)
+    a, da = jax.jvp(path.alpha, (t,), (jnp.ones_like(t),))
+    s, ds = jax.jvp(path.sigma, (t,), (jnp.ones_like(t),))
+    return Coeffs(t, a, s, da, ds)
+
+
+def velocity_of(c: Coeffs, pair: Pair) -> Samples:
+    """The velocity of the probability flow that a prediction means, `ȧ·x0 + ṡ·eps`, `[B, …]`."""
+    return c.da * pair.x0 + c.ds * pair.eps
 
 
 def velocity(denoise: Denoise, path: Path, x: Samples, t: OneNumber) -> Samples:
-    """The velocity of the probability flow, `a'·x0 + s'·eps`, `[B, …]`."""
-    c = coeffs(path, t[None], x.ndim)
-    pair = denoise(x, t)
-    return c.da * pair.x0 + c.ds * pair.eps
+    """The velocity of the probability flow at `x[B, …]` and `t[]`, by one evaluation."""
+    c = coeffs_at(path, t)
+    return velocity_of(c, denoise(x, t))
 
 
 def normal(keys: Keys, shape: tuple[int, ...]) -> Samples:
     """Standard normal noise, `[B, *shape]`, each row from its own key.
 
-    So a sample's noise depends on its own key alone, not on the batch that it is drawn in.
+    So the noise of a sample depends on its own key alone, not on the other samples of its batch.
     """
     return jax.vmap(lambda key: jax.random.normal(key, shape))(keys)

@@ -14,7 +14,7 @@ from diffjax.oracle.analytic import Gaussian
 from diffjax.process.paths import Pair, Path, Scalar
 from diffjax.process.targets import Target, undecodable
 from diffjax.sampling.grids import Power
-from diffjax.sampling.solvers import Solver
+from diffjax.sampling.solvers import Interval, Solver
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ def unwalkable(path: Path, solver: Solver, num_steps: int = 8) -> str | None:
     # A Python loop instead of `lax.scan`, so that the first bad step is known, and compiled
     # operations are shared by all paths and solvers.
     for t, t_next in pairwise(times[:-1]):
-        x, memory = solver.step(denoise, path, memory, x, t, t_next, keys)
+        x, memory = solver.step(denoise, Interval(path, t, t_next, keys), memory, x)
         if not np.isfinite(x).all():
             return _failed(path, t, f"the step from t={t:.4g} to t={t_next:.4g}")
     if not np.isfinite(denoise(x, times[-2]).x0).all():

@@ -11,7 +11,7 @@ from diffjax.conditions import Condition
 from diffjax.objectives.base import Objective, Progress
 from diffjax.objectives.wrappers import Contrastive, Dispersive
 from diffjax.process import targets
-from diffjax.process.precond import Apply, Predict
+from diffjax.process.precond import Apply, Meaning, Predict
 from diffjax.studies.effective_weights import weight_curve
 from diffjax.studies.gradient_noise import LossOf, noise_by_log_snr
 from diffjax.studies.validation import as_json, loss_by_log_snr
@@ -23,6 +23,7 @@ _PAIRED = (
     "it was trained on images paired with their noise, or with noise in between; here each image "
     "is mixed with independent noise"
 )
+_NO_MEAN = "it predicts the end of the flow, not the posterior mean"
 _JOINED = "its loss couples the examples of a batch, so a single example has no gradient"
 
 
@@ -34,7 +35,7 @@ class Probed(NamedTuple):
         apply: the network.
         predict: the model's prediction with the weights for sampling.
         params: live parameters, at which gradients are computed.
-        ema_params: the average of the first decay of the config, or `params` without averages.
+        teacher_params: those that the objective learns from.
         progress: the training progress.
         condition: the kind of condition of the examples.
         label_dropout: probability with which training replaces a condition by the null condition.
@@ -44,7 +45,7 @@ class Probed(NamedTuple):
     apply: Apply
     predict: Predict
     params: Any
-    ema_params: Any
+    teacher_params: Any
     progress: Progress
     condition: Condition
     label_dropout: float
@@ -74,10 +75,16 @@ def probe(
     Raises:
         UserError: the model's predictions or gradients are not finite.
     """
-    own = not model.objective.needs_source and model.objective.independent_noise
+    traits = model.objective.traits
+    own = not traits.needs_source and traits.independent_noise
+    denoises = traits.meaning.serves(Meaning.POSTERIOR_MEAN)
     loss_key, noise_key = jax.random.split(jax.random.key(seed))
     return {
-        "loss_by_log_snr": _loss(model, images, cond, loss_key) if own else _left_out(_PAIRED),
+        "loss_by_log_snr": (
+            _left_out(_PAIRED if denoises else _NO_MEAN)
+            if not (own and denoises)
+            else _loss(model, images, cond, loss_key)
+        ),
         "effective_weight": effective_weight(model.objective),
         "gradient_noise": (
             _left_out(reason)
@@ -145,7 +152,7 @@ def _loss_of(model: Probed, images: np.ndarray, cond: Any) -> LossOf:
             "cond": model.condition.drop(drop_key, own, model.label_dropout),
         }
         loss, metrics = model.objective(
-            model.apply, params, model.ema_params, loss_key, batch, model.progress
+            model.apply, params, model.teacher_params, loss_key, batch, model.progress
         )
         return loss[0], metrics["log_snr"][0]
 
@@ -154,7 +161,7 @@ def _loss_of(model: Probed, images: np.ndarray, cond: Any) -> LossOf:
 
 def _no_gradient_each(objective: Objective) -> str | None:
     """The reason why an objective has no loss of a single example; None if it has one."""
-    if objective.needs_source or not objective.independent_noise:
+    if objective.traits.needs_source or not objective.traits.independent_noise:
         return _PAIRED
     part: Any = objective
     while part is not None:

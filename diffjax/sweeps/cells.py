@@ -125,6 +125,6 @@ def finished(cell: Cell, workdir: Path) -> bool:
         return False
     config = resolved(cell)
     evaluated = (read_json(workdir / workdirs.EVALUATION) or {}).get("step")
-    saved = read_json(workdir / workdirs.CONFIG) or {}
-    same = upgrade(saved) == json.loads(to_json(config))
-    return same and evaluated == config.num_steps and (workdir / PROBES).exists()
+    same = upgrade(read_json(workdir / workdirs.CONFIG) or {}) == json.loads(to_json(config))
+    probed = (read_json(workdir / PROBES) or {}).get("step")
+    return same and evaluated == probed == config.num_steps

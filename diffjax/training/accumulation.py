@@ -148,7 +148,7 @@ def compares_outputs(objective: Objective) -> bool:
         def apply(params: Any, x: Array, *_: Any, hidden: bool = False, **how: Any) -> Any:
             del params, how
             moved = x[..., :1] + jnp.resize(said, (len(x),))[:, None, None, None]
-            output = jnp.repeat(moved, objective.outputs, axis=-1)
+            output = jnp.repeat(moved, objective.traits.outputs, axis=-1)
             return (output, output) if hidden else output
 
         key = jax.random.key(0)

@@ -1,6 +1,6 @@
 """The one training step, for every objective, network and mesh."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -11,16 +11,19 @@ from jax import Array
 from diffjax.compiling import implicit_promotion
 from diffjax.conditions import Condition
 from diffjax.objectives.base import Objective, Progress
+from diffjax.optimizers.base import Optimizer
 from diffjax.process.precond import Apply
 from diffjax.training.accumulation import loss_and_gradient
+from diffjax.training.averages import Averages
 from diffjax.training.nonfinite import NonFinite
-from diffjax.training.optimizer import Optimizer
-from diffjax.training.state import TrainState, teacher, update_ema
+from diffjax.training.state import LIVE, TrainState
+from diffjax.training.subset import merged
 
 LOG_SNR_EDGES = (-8.0, -6.0, -4.0, -2.0, 0.0, 2.0, 4.0, 6.0, 8.0)
 """Edges of the log-SNR bins in which the loss is logged; the outer bins are open."""
 
-TrainStep = Callable[[TrainState, Array, Mapping[str, Array]], tuple[TrainState, dict[str, Array]]]
+TrainStep = Callable[..., tuple[TrainState, dict[str, Array]]]
+"""`(state, key, batch[, frozen_teacher]) -> (state, metrics)`."""
 
 
 def make_train_step(
@@ -28,22 +31,27 @@ def make_train_step(
     objective: Objective,
     optimizer: Optimizer,
     *,
-    ema_decays: Sequence[float],
+    num_steps: int,
+    averages: Averages,
     label_dropout: float,
     condition: Condition,
+    teacher: str = LIVE,
     nonfinite: NonFinite = NonFinite(),
     accumulation_steps: int = 1,
 ) -> TrainStep:
-    """The step as a pure function `(state, key, batch) -> (state, metrics)`.
+    """The step as a pure function `(state, key, batch[, frozen_teacher]) -> (state, metrics)`.
 
     Args:
         apply: the network.
         objective: the loss per example.
         optimizer: what turns gradients into updates.
-        ema_decays: of the averages that are kept; objectives see that of the first decay.
+        num_steps: of the whole training, which objectives know.
+        averages: those that are kept.
         label_dropout: share of conditions replaced by the null condition, for classifier-free
             guidance.
         condition: the kind of condition of the examples.
+        teacher: the name of the weights that the objective learns from (`teacher_name`), where the
+            step is called without a frozen teacher.
         nonfinite: what becomes of a step whose loss, gradient or update is not finite.
         accumulation_steps: parts of the batch that the network is asked about one after the other;
             1 adds nothing to the program.
@@ -55,25 +63,27 @@ def make_train_step(
     """
 
     def train_step(
-        state: TrainState, key: Array, batch: Mapping[str, Array]
+        state: TrainState, key: Array, batch: Mapping[str, Array], frozen_teacher: Any = None
     ) -> tuple[TrainState, dict[str, Array]]:
         drop_key, loss_key = jax.random.split(jax.random.fold_in(key, state.step))
         cond = condition.drop(drop_key, condition.of_batch(batch), label_dropout)
         seen_batch = {**batch, "cond": cond}
-        progress = Progress(state.step, state.memory)
-        ema_params = teacher(state, ema_decays)
+        progress = Progress(state.step, state.memory, num_steps)
+        teacher_params = state.weights(teacher) if frozen_teacher is None else frozen_teacher
+        point = optimizer.gradient_point(state.opt_state, state.params)
 
         def losses_of(apply: Apply, params: Any) -> tuple[Array, dict[str, Array]]:
-            return objective(apply, params, ema_params, loss_key, seen_batch, progress)
+            whole = merged(params, state.frozen)
+            return objective(apply, whole, teacher_params, loss_key, seen_batch, progress)
 
         (loss, (losses, seen)), gradient = loss_and_gradient(
-            losses_of, apply, state.params, accumulation_steps
+            losses_of, apply, point, accumulation_steps
         )
         memory = objective.update_memory(state.memory, seen)
         with implicit_promotion():
             updates, opt_state = optimizer.transform.update(gradient, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        ema = update_ema(state.ema, params, ema_decays, state.step)
+        ema = averages.update(state.ema, params, state.step)
         bin_loss, bin_count = by_log_snr(losses, seen["log_snr"])
         metrics = {
             "loss": loss,
@@ -86,6 +96,7 @@ def make_train_step(
                 optimizer.schedule(nonfinite.updates_made(state))
             )
         new = TrainState(state.step + 1, params, opt_state, ema, memory, state.skipped)
+        new = new._replace(frozen=state.frozen)
         new = nonfinite.settle(state, new, (loss, gradient, updates))
         return new, metrics | nonfinite.metrics(new)
 

@@ -17,11 +17,13 @@ from diffjax.conditions import Unconditional
 from diffjax.data import colours
 from diffjax.evaluation.distances import frechet_distance, statistics
 from diffjax.objectives.denoising import Denoising
+from diffjax.optimizers.adam import adamw
+from diffjax.optimizers.schedules import Cosine
 from diffjax.process import paths, precond, targets, times, weights
 from diffjax.process.precond import denoiser
 from diffjax.sampling import grids, solvers
 from diffjax.sampling.sample import sample
-from diffjax.training.optimizer import adamw
+from diffjax.training.averages import Averages
 from diffjax.training.state import init_state
 from diffjax.training.step import make_train_step
 from tests.support.compiling import FAST
@@ -54,12 +56,13 @@ def init(key):
 
 def train_and_sample(images, seed):
     """One run: its samples, `[SAMPLES, 3]`."""
-    optimizer = adamw(STEPS, learning_rate=1e-2, warmup_steps=20, final_fraction=0.02)
+    optimizer = adamw(STEPS, learning_rate=1e-2, warmup_steps=20, schedule=Cosine(0.02))
     step = make_train_step(
         network,
         OBJECTIVE,
         optimizer,
-        ema_decays=(0.98,),
+        num_steps=STEPS,
+        averages=Averages((0.98,)),
         label_dropout=0.0,
         condition=Unconditional(),
     )
@@ -70,7 +73,9 @@ def train_and_sample(images, seed):
         batch = {"image": images[rows], "label": jnp.zeros(BATCH, jnp.int32)}
         return step(state, step_key, batch)[0], None
 
-    state, _ = jax.lax.scan(body, init_state(init(init_key), optimizer, (0.98,)), jnp.arange(STEPS))
+    state, _ = jax.lax.scan(
+        body, init_state(init(init_key), optimizer, Averages((0.98,))), jnp.arange(STEPS)
+    )
     predict = denoiser(network, state.ema["ema-0.98"], PATH, PRECOND)
     noise = jax.random.normal(noise_key, (SAMPLES, 1, 1, 3))
     keys = jax.random.split(noise_key, SAMPLES)

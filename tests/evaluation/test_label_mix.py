@@ -21,7 +21,7 @@ from diffjax.runs import measure
 from diffjax.runs.measure import Wanted, check_evaluation
 from experiments import cli, evaluate
 
-OLD_RUN = Path(__file__).parents[1] / "runs" / "old_runs" / "cbc9a73"
+OLD_RUN = Path(__file__).parents[1] / "runs" / "old_runs" / "0.1.0"
 DARK, LIGHT = 60.0, 200.0
 
 

@@ -24,7 +24,7 @@ SHAPE = (8, 8, 1)
 def interpolant():
     """Noise in between, `γ² = t(1 - t)`, on a path that ends at t = 0.9, where `γ` is 0.3."""
     config = config_files.load("configs/digits.py:objective=interpolant")
-    config.objective.gamma = choices.copy(choices.BRIDGES["brownian"].gamma)
+    config.objective.gamma = choices.copy(choices.LOSSES["interpolant_brownian"].gamma)
     config.path.t_noise = 0.9
     config.model.update(hidden_size=16, depth=1, num_heads=2)
     return wire(config, SHAPE, of_classes(10))

@@ -15,6 +15,7 @@ from diffjax import choices, config_files
 from diffjax.conditions import of_classes
 from diffjax.evaluation.image_statistics import Batches
 from diffjax.loop import loop
+from diffjax.process.precond import Meaning
 from diffjax.runs import measure
 from diffjax.wiring import wire
 from experiments import cli, evaluate, sample, train
@@ -231,7 +232,7 @@ def test_every_config_of_mean_flow_fits_together():
     for name, model in MEAN_FLOW.items():
         config = config_files.load(f"{CONFIGS}/{name}.py:model={model}")
         wired = wire(config, *SHAPES[name.removesuffix("_mean_flow")])
-        assert wired.objective.flow_map, name
+        assert wired.objective.traits.meaning is Meaning.AVERAGE_VELOCITY, name
         assert wired.recipe.nfe == 1, name
 
 
@@ -287,5 +288,5 @@ def test_configs_fit_together_with_unlike_objectives_and_networks(name, model, o
 def test_objectives_fit_into_the_digits_config(objective):
     config = shallow(config_files.load(f"{CONFIGS}/digits.py:objective={objective}"))
     wired = wire(config, *SHAPES["digits"])
-    if not wired.objective.flow_map:
+    if wired.objective.traits.meaning is not Meaning.AVERAGE_VELOCITY:
         assert jax.jit(wired.objective.effective_weight)(np.zeros(1, np.float32)) > 0

@@ -33,6 +33,7 @@ from diffjax.reports.run_page import write_report
 from diffjax.runs import workdirs
 from diffjax.spec import build, from_json, to_json
 from experiments import (
+    average,
     cli,
     edit,
     evaluate,
@@ -55,7 +56,7 @@ from tests.support import junk
 from tests.support.one_process import Here
 
 DIGITS = "configs/digits.py"
-RUN = Path(__file__).parents[1] / "runs" / "old_runs" / "59e12e0"
+RUN = Path(__file__).parents[1] / "runs" / "old_runs" / "0.1.0"
 FEW = {
     "num_samples": 4, "num_images": 4, "num_pairs": 4, "num_steps": 2, "batch_size": 4,
     "num_candidates": 3,
@@ -113,7 +114,8 @@ def settings_of(path: str) -> list[str]:
 
 
 def axes() -> st.SearchStrategy[str]:
-    tables = {**choices.AXES, "objective": choices.OBJECTIVES, "model": ("dit", "unet", "net")}
+    own = {"objective": choices.OBJECTIVES, "model": ("dit", "unet", "net")}
+    tables = {**choices.AXES, **choices.TRAINING_AXES, **own}
     pairs_of = st.sampled_from(sorted(tables)).flatmap(
         lambda axis: st.tuples(st.just(axis) | TEXTS, st.sampled_from(sorted(tables[axis])) | TEXTS)
     )
@@ -165,7 +167,19 @@ def test_configs_are_refused_or_built(fuzz):
     fuzz(st.tuples(st.sampled_from(numbers), values), check, short=20)
 
 
-ON_A_RUN = [sample, evaluate, edit, export, find_grid, likelihood, probe, reflow, report, validate]
+ON_A_RUN = [
+    average,
+    sample,
+    evaluate,
+    edit,
+    export,
+    find_grid,
+    likelihood,
+    probe,
+    reflow,
+    report,
+    validate,
+]
 # Processes that nobody starts are waited for.
 WAITED_FOR = ("distributed", "coordinator", "num_processes", "process_index")
 

@@ -16,11 +16,12 @@ from diffjax.conditions import Classes
 from diffjax.config_upgrade import upgrade
 from diffjax.data import Coarse, digits, image_folder, pairs, translation
 from diffjax.errors import UserError
+from diffjax.objectives.base import Traits
 from diffjax.runs import workdirs
 from diffjax.spec import build, from_json, spec, to_json
 from experiments import cli, edit, evaluate, find_grid, likelihood, probe, sample, validate
 
-OLD_RUN = Path(__file__).parents[1] / "runs" / "old_runs" / "cbc9a73"
+OLD_RUN = Path(__file__).parents[1] / "runs" / "old_runs" / "0.1.0"
 
 
 def pictures(folder, shade=0):
@@ -121,7 +122,8 @@ def test_sources_of_samples_are_found_as_well():
     run: Any = SimpleNamespace(
         setup=SimpleNamespace(
             wired=SimpleNamespace(
-                objective=SimpleNamespace(starts_at_source=True), condition=Classes(10)
+                objective=SimpleNamespace(traits=Traits(starts_at_source=True)),
+                condition=Classes(10),
             )
         ),
         dataset=lambda path: asked.append(path) or translation(digits(), Coarse(2)),

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 ROOT = Path(__file__).parents[2]
-RUN = ROOT / "tests" / "runs" / "old_runs" / "cbc9a73"
+RUN = ROOT / "tests" / "runs" / "old_runs" / "0.1.0"
 PAGES = tuple(
     page for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))) if page.exists()
 )

@@ -15,6 +15,8 @@ from diffjax.errors import UserError
 from diffjax.kinds import Decay, Interval, Limit, complaint
 from diffjax.models import DiT, UNet
 from diffjax.objectives.denoising import Denoising
+from diffjax.optimizers import adam
+from diffjax.optimizers.schedules import Cosine
 from diffjax.process import paths, targets, times, weights
 from diffjax.process.paths import Path
 from diffjax.process.weights import Weight
@@ -23,24 +25,23 @@ from diffjax.sampling.sample import Recipe
 from diffjax.sampling.solvers import Solver, heun
 from diffjax.settings import check_settings
 from diffjax.spec import build, spec
-from diffjax.training import optimizer
 from diffjax.training.nonfinite import NonFinite
 
 # Every part that has a name, and those that every config has; with what training hands to them.
 ROWS = {
     f"{table}-{name}": row
     for table, rows in {**choices.AXES, "solver": choices.SOLVERS, "grid": choices.GRIDS,
-                        "guidance": choices.GUIDANCE, "wrapper": choices.WRAPPERS}.items()
+                        "guidance": choices.GUIDANCE, "wrapper": choices.WRAPPERS,
+                        **choices.TRAINING_AXES}.items()
     for name, row in rows.items()
-    if table != "bridge"
+    if table != "loss"
 } | {
-    "optimizer": spec(optimizer.adamw),
     "augment": spec(Augment),
     "nonfinite": spec(NonFinite),
     "dit": spec(DiT),
     "unet": spec(UNet),
 }  # fmt: skip
-RUNTIME = {"optimizer": {"num_steps": 10}, "dit": {"num_classes": 3}, "unet": {"num_classes": 3}}
+RUNTIME = {"dit": {"num_classes": 3}, "unet": {"num_classes": 3}}
 
 
 def numbers_in(config, place=()):
@@ -65,6 +66,8 @@ def with_value(config, place, value):
 def test_every_part_takes_its_defaults_and_no_number_is_nan_or_text(name):
     row = ROWS[name]
     around = {"objective": None} if name.startswith("wrapper-") else {}
+    if name.startswith("optimizer-"):
+        around = {"num_steps": 10}
     runtime = RUNTIME.get(name, around)
     build(row, **runtime)
     for place in numbers_in(row):
@@ -74,7 +77,7 @@ def test_every_part_takes_its_defaults_and_no_number_is_nan_or_text(name):
 
 
 def optimizer_of(**settings):
-    return build(spec(optimizer.adamw, **settings), num_steps=10)
+    return build(spec(adam.adamw, **settings), num_steps=10)
 
 
 @pytest.mark.parametrize(
@@ -88,7 +91,7 @@ def optimizer_of(**settings):
         (lambda: optimizer_of(clip_norm=-1.0), "clip_norm=-1.0 must be above 0"),
         (lambda: optimizer_of(learning_rate=-1e-3), "learning_rate=-0.001 must be at least 0"),
         (lambda: optimizer_of(learning_rate=math.inf), "learning_rate=inf must be finite"),
-        (lambda: optimizer_of(final_fraction=-1.0), "final_fraction=-1.0 must be at least 0"),
+        (lambda: build(spec(Cosine, final_fraction=-1.0)), "final_fraction=-1.0 must be"),
         (lambda: optimizer_of(warmup_steps=2.5), "warmup_steps=2.5 must be a whole number"),
         (lambda: build(spec(paths.Linear, t_min=-0.1)), "t_min=-0.1 must be at least 0"),
         (lambda: build(spec(paths.Linear, t_noise=1.5)), "t_noise=1.5 must be above 0 and at most"),
@@ -124,6 +127,9 @@ def test_ends_of_a_path_that_do_not_go_together_are_refused():
         ({"label_dropout": math.nan}, "config.label_dropout=nan must be at least 0 and at most 1"),
         ({"ema_decays": 0.999}, r"config.ema_decays=0.999 must be a list, as \(0.999,\)"),
         ({"ema_decays": (0.9, 1.0)}, r"config.ema_decays\[1\]=1.0 must be at least 0 and below 1"),
+        ({"ema_lengths": (0.05, 0.3)}, r"config.ema_lengths\[1\]=0.3 must be above 0 and at most"),
+        ({"ema_lengths": (0.0,)}, r"config.ema_lengths\[0\]=0.0 must be above 0"),
+        ({"snapshot_every_steps": 0}, "config.snapshot_every_steps=0 must be at least 1"),
         ({"wrappers": 1e9}, r"config.wrappers=1000000000.0 must be a list"),
         ({"batch_size": 0}, "config.batch_size=0 must be at least 1"),
         ({"num_steps": 2.5}, "config.num_steps=2.5 must be a whole number"),

@@ -398,8 +398,8 @@ def test_a_summand_is_the_divergence_between_two_steps_of_the_sampler():
         (t_next, t), (_, weight) = time.levels(path).at(jnp.array([3.5 / 8, 4.5 / 8]))
         eps = (x_t - path.alpha(t) * x0) / path.sigma(t)
         pair = Pair(x0 + 0 * x_t, eps)
-        step = solvers.ddpm().step
-        end = step(lambda *_: pair, path, (), x_t, t, t_next, keys)[0][0, 0]
+        interval = solvers.Interval(path, t, t_next, keys)
+        end = solvers.ddpm().step(lambda *_: pair, interval, (), x_t)[0][0, 0]
         return end, t_next, t, weight
 
     keys = keys_for(x_t)

@@ -45,7 +45,10 @@ def small(arguments: str = "", **changes):
 
 
 REFUSED = [
-    ({"evaluation/solvers": ("flow_map",)}, "flow_map on uniform: this solver asks a model of the"),
+    (
+        {"evaluation/solvers": ("flow_map",)},
+        "flow_map on uniform: this solver needs a model of the average",
+    ),
     (
         {"evaluation/solvers": ("ddpm_learned",)},
         "ddpm_learned on uniform: this solver takes the va",

@@ -27,9 +27,10 @@ from diffjax.host.interrupts import Interrupted, stop_signals
 from diffjax.host.lock import LOCK, locked
 from diffjax.loop.logging import ProgressBar
 from diffjax.loop.pending_metrics import MetricsWindow, NonFiniteLoss
+from diffjax.optimizers.base import Optimizer
 from diffjax.runs.checkpoints import Checkpoints, hindrance
+from diffjax.training.averages import Averages
 from diffjax.training.nonfinite import NonFinite
-from diffjax.training.optimizer import Optimizer
 from diffjax.training.state import TrainState, init_state
 from diffjax.training.step import by_log_snr, make_train_step
 from experiments import cli
@@ -106,7 +107,7 @@ def save_without_room(workdir: Path, store: Checkpoints, state: TrainState) -> N
 
 def test_what_cannot_be_written_costs_no_older_checkpoint(tmp_path):
     """Files may not grow beyond a limit: the system then refuses a write as on a full disk."""
-    state = init_state({"w": jnp.zeros(1)}, sgd(), ())
+    state = init_state({"w": jnp.zeros(1)}, sgd(), Averages(()))
     good = state._replace(params={"w": jnp.asarray(noise((300_000,)))}, step=jnp.array(2))
     later = good._replace(params={"w": jnp.asarray(noise((300_000,), seed=1))}, step=jnp.array(4))
     store = Checkpoints(tmp_path / "checkpoints")
@@ -281,7 +282,7 @@ def step_with(nonfinite: NonFinite):
     objective: Any = Parabola()
     network: Any = None  # this loss asks none
     return make_train_step(
-        network, objective, sgd(), ema_decays=(0.5,), label_dropout=0.0,
+        network, objective, sgd(), num_steps=10, averages=Averages((0.5,)), label_dropout=0.0,
         condition=Unconditional(), nonfinite=nonfinite,
     )  # fmt: skip
 
@@ -296,7 +297,9 @@ def batch_at(step: int, bad=()) -> dict[str, jax.Array]:
 
 
 def begin(nonfinite: NonFinite) -> TrainState:
-    return init_state({"w": jnp.array(3.0)}, sgd(), (0.5,), jnp.array(0), nonfinite.init())
+    return init_state(
+        {"w": jnp.array(3.0)}, sgd(), Averages((0.5,)), jnp.array(0), nonfinite.init()
+    )
 
 
 def test_steps_left_out_change_nothing_else():

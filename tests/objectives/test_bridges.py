@@ -35,12 +35,13 @@ from diffjax.objectives.wrappers import Uncertainty
 from diffjax.process import precond, targets, times, weights
 from diffjax.process.bridges import Brownian, BrownianBridge, NoBridge, SineSquared
 from diffjax.process.paths import Cosine, Linear, Pair, coeffs, log_snr, mix
-from diffjax.process.precond import denoiser
+from diffjax.process.precond import Meaning, denoiser
 from diffjax.process.targets import decode, encode
 from diffjax.sampling import solvers
 from diffjax.sampling.grids import Power
 from diffjax.sampling.guidance import Models, guide
 from diffjax.sampling.sample import draw, integrate
+from diffjax.sampling.solvers import Interval
 from diffjax.wiring import wire
 from experiments import cli, reflow, sample, train
 from tests.support.any_path import numbered
@@ -226,7 +227,7 @@ def test_without_bridge_noise_from_noise_it_is_flow_matching():
     (x_t, target), (x_t_of_flow, target_of_flow) = program(t, jax.random.key(3), ends(64))
     np.testing.assert_allclose(x_t, x_t_of_flow, atol=1e-6)
     np.testing.assert_allclose(target, target_of_flow, atol=1e-6)
-    assert not interpolant.starts_at_source
+    assert not interpolant.traits.starts_at_source
 
 
 @jax.jit
@@ -283,7 +284,7 @@ def after_a_step(path, x_t, t, u, x0, x1, keys):
     """DDPM's step from `x_t` with `x1` taken off, given both ends; and log-SNR along the path."""
     y_t = jnp.broadcast_to(x_t - t * x1, (len(keys), 1))
     pair = Pair(jnp.full_like(y_t, x0), (y_t - (1 - t) * x0) / path.sigma(t))
-    y_u, _ = solvers.ddpm().step(lambda x, t: pair, path, (), y_t, t, u, keys)
+    y_u, _ = solvers.ddpm().step(lambda x, t: pair, Interval(path, t, u, keys), (), y_t)
     return y_u, log_snr(path, jnp.linspace(path.t_min, path.t_noise, 99))
 
 
@@ -338,7 +339,8 @@ def gradients_of_a_source_bridge(path, clock, batch):
 @pytest.mark.parametrize("path", BRIDGES.values(), ids=BRIDGES)
 def test_a_source_bridges_minimum_is_the_posterior_given_the_source(path):
     loss = objective(SourceBridge, path, targets.Clean())
-    assert (loss.inputs, loss.needs_source, loss.starts_at_source) == (2, True, True)
+    traits = loss.traits
+    assert (traits.inputs, traits.needs_source, traits.starts_at_source) == (2, True, True)
     right, wrong = (
         gradients_of_a_source_bridge(path, np.float32(clock), joint(100_000))
         for clock in (1.0, 0.9)
@@ -454,24 +456,24 @@ def test_a_batch_without_sources_is_refused_by_name(kind, options):
     batch = {name: value for name, value in ends(2).items() if name != "source"}
     with pytest.raises(UserError, match="only image, label"):
         jax.eval_shape(loss.noised, np.full(2, 0.5, np.float32), jax.random.key(0), batch)
-    assert loss.needs_source
+    assert loss.traits.needs_source
 
 
 def test_a_wrapper_asks_for_what_the_objective_that_it_wraps_asks_for():
     wrapped, source = Uncertainty(objective(SourceBridge, BrownianBridge(0.8))), ends(2)["source"]
-    assert (wrapped.inputs, wrapped.outputs) == (2, 1)
-    assert wrapped.needs_source
-    assert wrapped.starts_at_source
-    assert wrapped.independent_noise
-    assert not wrapped.learned_variance
-    assert not wrapped.flow_map
-    assert not wrapped.forward_mode
+    assert (wrapped.traits.inputs, wrapped.traits.outputs) == (2, 1)
+    assert wrapped.traits.needs_source
+    assert wrapped.traits.starts_at_source
+    assert wrapped.traits.independent_noise
+    assert not wrapped.traits.learned_variance
+    assert wrapped.traits.meaning is Meaning.POSTERIOR_MEAN
+    assert not wrapped.traits.forward_mode
     assert type(wrapped.precond_for(source)) is type(wrapped.objective.precond_for(source))
     deviation = 0.8 * np.sqrt(0.9999 * 0.0001)
     np.testing.assert_allclose(wrapped.start(source, None), deviation * source, rtol=1e-3)
     interpolant = Uncertainty(objective(Interpolant, gamma=NoBridge()))
-    assert not interpolant.needs_source
-    assert not interpolant.independent_noise
+    assert not interpolant.traits.needs_source
+    assert not interpolant.traits.independent_noise
 
 
 def test_a_bridge_is_not_asked_without_its_source():

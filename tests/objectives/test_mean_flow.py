@@ -24,6 +24,7 @@ from diffjax.process import paths, targets, times, uniforms, weights
 from diffjax.process.paths import coeffs
 from diffjax.process.precond import (
     LogSNRLabel,
+    Meaning,
     Precond,
     TimeLabel,
     denoiser,
@@ -51,6 +52,13 @@ def flow_matching(path=PATHS["linear"], label=None, **parts):
     density = parts.pop("times", times.LogitNormal(-0.4))
     precond = Precond(targets.Velocity(), label or TimeLabel(1.0))
     return Denoising(path, precond, weights.Constant(), density, **parts)
+
+
+def mean_flow(path=PATHS["linear"], label=None, **parts):
+    density = parts.pop("times", times.LogitNormal(-0.4))
+    precond = Precond(targets.Velocity(), label or TimeLabel(1.0))
+    weight = parts.pop("weight", weights.Constant())
+    return MeanFlow(path, precond, weight, density, **parts)
 
 
 def batch_in_numpy(*shape, seed=0):
@@ -135,8 +143,8 @@ def test_a_network_is_told_both_times(path, label):
 verify = partial(verify_objective, num_batches=16, batch_size=512, limit=0.2)
 
 
-BY_TIME = MeanFlow(flow_matching(), between=0.7, power=0.0)
-BY_LOG_SNR = MeanFlow(flow_matching(PATHS["cosine"], LogSNRLabel()), between=0.7, power=0.0)
+BY_TIME = mean_flow(between=0.7, power=0.0)
+BY_LOG_SNR = mean_flow(PATHS["cosine"], LogSNRLabel(), between=0.7, power=0.0)
 WEIGHED = replace(BY_TIME, power=1.0)
 
 
@@ -194,8 +202,8 @@ def loss_and_what_it_is_of(objective, batch):
     loss, metrics = objective(smooth_network, 1.3, 1.3, key, batch, Progress(jnp.zeros(())))
     time_key, key = jax.random.split(key)
     t, t_to = objective.intervals(time_key, len(batch["image"]))
-    noised = objective.objective.noised(t, key, batch)
-    log_snr = objective.objective.metrics(noised)["log_snr"]
+    noised = objective.noised(t, key, batch)
+    log_snr = objective.metrics(noised)["log_snr"]
     return loss, metrics["log_snr"], (t, t_to, noised.x_t, *noised.pair[:2], log_snr)
 
 
@@ -208,7 +216,7 @@ def in_64_bits(objective):
 
 @pytest.mark.parametrize("power", [0.0, 0.5, 1.0])
 def test_the_loss_is_the_formula_with_a_numerical_derivative(power):
-    objective = MeanFlow(flow_matching(), between=0.5, power=power, floor=0.02)
+    objective = mean_flow(between=0.5, power=power, floor=0.02)
     loss, log_snr, parts = in_64_bits(objective)
     t, t_to, x_t, x0, eps, expected_log_snr = parts
     assert (t > t_to).any()
@@ -227,7 +235,7 @@ def test_the_loss_is_the_formula_with_a_numerical_derivative(power):
 
 
 def test_over_no_time_it_is_flow_matching():
-    objective = MeanFlow(flow_matching(), between=0.0, power=0.0)
+    objective = mean_flow(between=0.0, power=0.0)
     loss, _, parts = in_64_bits(objective)
     t, t_to, x_t, x0, eps, _ = parts
     np.testing.assert_array_equal(t, t_to)
@@ -237,7 +245,7 @@ def test_over_no_time_it_is_flow_matching():
 
 def test_a_weight_counts_the_error_of_an_average_velocity():
     plain, weighted = (
-        MeanFlow(replace(flow_matching(), weight=weight), between=0.5, power=0.0)
+        mean_flow(weight=weight, between=0.5, power=0.0)
         for weight in (weights.Constant(), weights.SNR())
     )
     by_one, _, parts = in_64_bits(plain)
@@ -248,13 +256,13 @@ def test_a_weight_counts_the_error_of_an_average_velocity():
 
 
 def test_no_gradient_goes_through_the_target():
-    objective = MeanFlow(flow_matching(), between=1.0, power=0.0, omega=0.5, kappa=0.3)
+    objective = mean_flow(between=1.0, power=0.0, omega=0.5, kappa=0.3)
 
     @jax.jit
     def slopes(key, batch):
         time_key, data_key = jax.random.split(key)
         t, t_to = objective.intervals(time_key, 32)
-        noised = objective.objective.noised(t, data_key, batch)
+        noised = objective.noised(t, data_key, batch)
         velocity = objective.velocity(smooth_network, 1.3, objective.precond, noised, t)
 
         def average(params, x, t):
@@ -287,7 +295,7 @@ def test_no_gradient_goes_through_the_target():
     ],
 )
 def test_both_times_are_of_the_density_and_in_order(draws):
-    objective = MeanFlow(flow_matching(times=times.Uniform(), uniforms=draws), between=0.25)
+    objective = mean_flow(times=times.Uniform(), uniforms=draws, between=0.25)
     intervals = jax.jit(objective.intervals, static_argnums=1)
     t, t_to = (np.asarray(each) for each in intervals(jax.random.key(0), 40_000))
     apart = t > t_to
@@ -300,7 +308,7 @@ def test_both_times_are_of_the_density_and_in_order(draws):
 
 
 def test_guidance_is_the_papers_mix_below_its_time():
-    objective = MeanFlow(flow_matching(), omega=0.2, kappa=0.7, guided_below=0.5)
+    objective = mean_flow(omega=0.2, kappa=0.7, guided_below=0.5)
     batch = {"image": batch_in_numpy(6, 2), "cond": np.arange(6) % 3}
     t = np.linspace(0.1, 0.9, 6).astype(np.float32)
     weak, strong, spans = 3.0, np.array([5.0, -1.0, 2.0], np.float32), []
@@ -312,7 +320,7 @@ def test_guidance_is_the_papers_mix_below_its_time():
 
     @jax.jit
     def program(t, batch):
-        noised = objective.objective.noised(t, jax.random.key(0), batch)
+        noised = objective.noised(t, jax.random.key(0), batch)
         return noised.pair[:2], objective.velocity(apply, None, objective.precond, noised, t), spans
 
     (x0, eps), found, asked = jax.device_get(program(t, batch))
@@ -326,7 +334,11 @@ def test_guidance_is_the_papers_mix_below_its_time():
     ("axes", "solver", "message"),
     [
         ({"objective": "mean_flow", "target": "v"}, "ddim", "take target=velocity"),
-        ({"objective": "flow"}, "flow_map", "train with wrappers=mean_flow"),
+        (
+            {"objective": "flow"},
+            "flow_map",
+            "needs a model of the average velocity, and Denoising .* heun",
+        ),
     ],
 )
 def test_what_it_is_not_for_is_refused(axes, solver, message):
@@ -351,7 +363,7 @@ def test_attention_without_a_derivative_is_not_chosen():
 
 @pytest.mark.parametrize("solver", ["flow_map", pytest.param("heun", marks=pytest.mark.thorough)])
 def test_a_wired_network_samples_by_jumps_and_by_steps(solver):
-    config = config_for(objective="mean_flow", wrappers="mean_flow+uncertainty")
+    config = config_for(objective="mean_flow", wrappers="uncertainty")
     config.sampling.solver = choices.copy(choices.SOLVERS[solver])
     wired = wire(config, (8, 8, 1), of_classes(3))
 
@@ -384,7 +396,9 @@ def apply_net(params, x, noise_label, cond, *, train=False, key=None) -> Any:
 
 def trained(objective):
     """Parameters after 2,000 steps on two points, -0.8 and 0.8."""
-    labels = jnp.zeros((1, 2)) if objective.flow_map else jnp.zeros(1)
+    labels = (
+        jnp.zeros((1, 2)) if objective.traits.meaning is Meaning.AVERAGE_VELOCITY else jnp.zeros(1)
+    )
     params = Net().init(jax.random.key(0), jnp.zeros((1, 1)), labels)
     optimizer = optax.adam(5e-3)
 
@@ -410,8 +424,8 @@ def test_one_step_of_a_trained_network_ends_on_the_data():
     """One step of flow matching ends between the points, at their mean."""
     x, ones = jax.random.normal(jax.random.key(2), (500, 1)), jnp.ones(500)
     flow = flow_matching(times=times.Uniform())
-    mean_flow = MeanFlow(flow, between=0.5, power=0.0)
-    jump = flow_map(apply_net, trained(mean_flow), flow.path, flow.precond)
+    average = mean_flow(times=times.Uniform(), between=0.5, power=0.0)
+    jump = flow_map(apply_net, trained(average), flow.path, flow.precond)
     step = denoiser(apply_net, trained(flow), flow.path, flow.precond)
     ends = jump(x, jnp.stack([ones, 0.0 * ones], axis=1), None).x0
     assert float(jnp.mean(jnp.abs(jnp.abs(ends) - 0.8) < 0.3)) > 0.85

@@ -447,7 +447,7 @@ def trained(objective: Objective, apply: Any, draw: Any, num_steps: int) -> jax.
 INDEPENDENT = [
     name
     for name, parts in choices.OBJECTIVES.items()
-    if (parts["coupling"], parts["bridge"]) == ("independent", "none") and name != "mean_flow"
+    if (parts["coupling"], parts["loss"]) == ("independent", "denoising")
 ]
 
 
@@ -494,7 +494,9 @@ def assert_training_reaches_the_truth(name):
         output = BEST[axes["target"]](c, x_t, x0, eps)
         output += size * jnp.tensordot(params["theta"], features, 1)
         # A variance is not what is looked at here.
-        output = jnp.concatenate([output, *[jnp.zeros_like(x)] * (objective.outputs - 1)], axis=-1)
+        output = jnp.concatenate(
+            [output, *[jnp.zeros_like(x)] * (objective.traits.outputs - 1)], axis=-1
+        )
         return (output, output) if hidden else output
 
     theta = trained(objective, apply, MIXTURE.draw, 300)

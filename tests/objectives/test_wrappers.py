@@ -181,7 +181,7 @@ class Known(Objective):
 
     log_mean: Any
 
-    def __call__(self, apply, params, ema_params, key, batch, progress):
+    def __call__(self, apply, params, teacher_params, key, batch, progress):
         level_key, loss_key = jax.random.split(key)
         log_snr = jax.random.uniform(level_key, (BATCH,), minval=-25.0, maxval=25.0)
         loss = jnp.exp(self.log_mean(log_snr)) * jax.random.exponential(loss_key, (BATCH,))
@@ -309,7 +309,7 @@ def test_activations_that_are_all_alike_disperse_to_nothing():
 def test_wrappers_share_what_they_wrap(wrapped):
     assert wrapped.path is FLOW.path
     assert wrapped.precond is FLOW.precond
-    assert wrapped.outputs == 1
+    assert wrapped.traits.outputs == 1
     at = np.array([0.5], np.float32)
     found, expected = jax.jit(lambda at: (wrapped.effective_weight(at), FLOW.effective_weight(at)))(
         at

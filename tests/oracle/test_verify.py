@@ -38,7 +38,7 @@ class TwoOutputs(Denoising):
     def init_memory(self):
         return jnp.ones(3)
 
-    def __call__(self, apply, params, ema_params, key, batch, progress):
+    def __call__(self, apply, params, teacher_params, key, batch, progress):
         time_key, key = jax.random.split(key)
         t = self.times.quantile(self.uniforms(time_key, len(batch["image"])), self.path)
         noised = self.noised(t, key, batch)
@@ -179,7 +179,7 @@ class Scalar(Objective):
 
     path, precond = FLOW.path, FLOW.precond
 
-    def __call__(self, apply, params, ema_params, key, batch, progress):
+    def __call__(self, apply, params, teacher_params, key, batch, progress):
         return jnp.zeros(()), {}
 
 

@@ -24,6 +24,7 @@ from diffjax.process.schedules import EDM
 from diffjax.sampling import adams, dpm_solver, runge_kutta, solvers, unipc
 from diffjax.sampling.grids import Karras, Linspace, Trailing
 from diffjax.sampling.sample import sample
+from diffjax.sampling.solvers import Interval
 
 diffusers = pytest.importorskip("diffusers")
 torch = pytest.importorskip("torch")
@@ -66,7 +67,7 @@ def step(solver, path, memory, x, ends, noise):
     t, t_next = jnp.asarray(ends, jnp.float32)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(solvers, "normal", lambda keys, shape: jnp.asarray(noise))
-        return solver.step(denoiser(path), path, memory, x, t, t_next, jnp.zeros(()))
+        return solver.step(denoiser(path), Interval(path, t, t_next, jnp.zeros(())), memory, x)
 
 
 @pytest.fixture(autouse=True)
@@ -400,10 +401,13 @@ def test_the_third_order_sde_step_against_its_integral():
             with pytest.MonkeyPatch.context() as patch:
                 patch.setattr(solvers, "normal", lambda keys, shape: jnp.zeros((1, 1)))
                 square = Pair(jnp.full((1, 1), levels[i] ** 2), jnp.zeros((1, 1)))
+                ends = jnp.asarray(times[i]), jnp.asarray(times[i + 1])
                 x, memory = solver.step(
-                    lambda x, t, square=square: square, path, memory, jnp.full((1, 1), 0.7),
-                    jnp.asarray(times[i]), jnp.asarray(times[i + 1]), jnp.zeros(()),
-                )  # fmt: skip
+                    lambda x, t, square=square: square,
+                    Interval(path, *ends, jnp.zeros(())),
+                    memory,
+                    jnp.full((1, 1), 0.7),
+                )
         return float(x[0, 0])
 
     scheduler = dpm(solver_order=3, algorithm_type="sde-dpmsolver++")

@@ -106,10 +106,10 @@ def test_every_named_objective_is_what_its_axes_say(name):
 def divides_by_alpha(after=1.0):
     """Steps in x/a, which is infinite in pure noise; below `after` it stays where it is."""
 
-    def step(denoise, path, memory, x, t, t_next, keys):
-        pair = denoise(x, t)
-        moved = x / path.alpha(t) * path.alpha(t_next) + 0.0 * pair.eps
-        return jnp.where(t <= after, moved, x), memory
+    def step(denoise, interval, memory, x):
+        pair = denoise(x, interval.t)
+        moved = x / interval.begin.a * interval.end.a + 0.0 * pair.eps
+        return jnp.where(interval.t <= after, moved, x), memory
 
     return Solver(lambda x: (), step, nfe=1, order=1)
 
@@ -120,8 +120,8 @@ def test_a_solver_that_fails_is_refused_with_the_time():
     assert "from t=1 to t=0.75" in reason
     assert "alpha=0 and sigma=1" in reason
 
-    def late(denoise, path, memory, x, t, t_next, keys):
-        return jnp.where(t_next < 0.6, jnp.nan, x), memory
+    def late(denoise, interval, memory, x):
+        return jnp.where(interval.t_next < 0.6, jnp.nan, x), memory
 
     late_solver = Solver(lambda x: (), late, nfe=1, order=1)
     assert "from t=0.75 to t=0.5" in str(unwalkable(paths.Linear(), late_solver, num_steps=4))

@@ -43,7 +43,7 @@ CONFIG = {
         "attention": "auto",
     },
     "optimizer": {
-        "_target_": "diffjax.training.optimizer:adamw",
+        "_target_": "diffjax.optimizers.adam:adamw",
         "learning_rate": 0.001,
         "warmup_steps": 200,
     },

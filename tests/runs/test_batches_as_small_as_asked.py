@@ -21,7 +21,7 @@ from diffjax.sampling import solvers
 from diffjax.studies.validation import loss_by_log_snr
 from experiments import cli, evaluate
 
-OLD_RUN = Path(__file__).parent / "old_runs" / "cbc9a73"
+OLD_RUN = Path(__file__).parent / "old_runs" / "0.1.0"
 
 
 @pytest.fixture(scope="module")

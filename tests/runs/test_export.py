@@ -36,7 +36,7 @@ def run_of(arguments: str = "") -> Run:
 
 
 def exported(run: Run, **how: Any) -> export.Exported:
-    source = run.setup.wired.objective.starts_at_source
+    source = run.setup.wired.objective.traits.starts_at_source
     noise, platforms = how.get("noise", False), how.pop("platforms", PLATFORMS)
     sampler = portable_sampler(portable_model(run), run.recipe, **how)
     code = serialise(
@@ -62,7 +62,7 @@ def test_a_file_draws_what_the_run_does(arguments):
         labels = np.arange(n, dtype=np.int32) * 3 % 10
         rng = np.random.default_rng(0)
         source = rng.uniform(-1, 1, (n, *SHAPE)).astype(np.float32)
-        sources = (source,) if run.setup.wired.objective.starts_at_source else ()
+        sources = (source,) if run.setup.wired.objective.traits.starts_at_source else ()
         expected = run.sample(labels, seed=seed, source=sources[0] if sources else None)
         assert expected.std() > 0.1
         images = sampler.call(np.uint32(seed), labels, *sources)

@@ -16,7 +16,7 @@ from diffjax.runs.measure import Wanted
 from diffjax.spec import TARGET, build
 from tests.support.tiny_run import tiny_config
 
-OLD_RUN = Path(__file__).parent / "old_runs" / "cbc9a73"
+OLD_RUN = Path(__file__).parent / "old_runs" / "0.1.0"
 
 
 @pytest.fixture(scope="module")

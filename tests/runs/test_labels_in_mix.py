@@ -9,11 +9,12 @@ from ml_collections import ConfigDict
 
 from diffjax.data import ArraySource, DataSet, digits
 from diffjax.errors import UserError
+from diffjax.objectives.base import Traits
 from diffjax.runs.measure import labels_in_mix
 from diffjax.runs.model import Model
 from experiments import cli, find_grid, reflow
 
-OLD_RUN = Path(__file__).parent / "old_runs" / "cbc9a73"
+OLD_RUN = Path(__file__).parent / "old_runs" / "0.1.0"
 
 
 def run_on(counts, mix="data", num_classes=None):
@@ -23,9 +24,7 @@ def run_on(counts, mix="data", num_classes=None):
     source = ArraySource(images, labels)
     classes = len(counts) if num_classes is None else num_classes
     data = DataSet("some", source, source, (8, 8, 1), classes, tuple("abcdefg"[: len(counts)]))
-    wired = SimpleNamespace(
-        condition=data.condition, objective=SimpleNamespace(starts_at_source=False)
-    )
+    wired = SimpleNamespace(condition=data.condition, objective=SimpleNamespace(traits=Traits()))
     config = ConfigDict({"evaluation": {"labels": mix}})
     return SimpleNamespace(
         config=config, setup=SimpleNamespace(wired=wired), dataset=lambda path: data

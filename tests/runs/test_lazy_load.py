@@ -14,7 +14,7 @@ import diffjax
 from diffjax.errors import UserError
 from diffjax.runs.checkpoints import Checkpoints
 
-OLD_RUN = Path(__file__).parent / "old_runs" / "cbc9a73"
+OLD_RUN = Path(__file__).parent / "old_runs" / "0.1.0"
 
 
 @pytest.fixture(scope="module")

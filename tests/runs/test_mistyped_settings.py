@@ -16,7 +16,7 @@ from diffjax.runs.setup import set_up
 from diffjax.settings import Evaluation, Expected, Mesh, Settings
 from experiments import cli
 
-OLD_RUN = Path(__file__).parent / "old_runs" / "cbc9a73"
+OLD_RUN = Path(__file__).parent / "old_runs" / "0.1.0"
 
 
 @pytest.mark.parametrize(

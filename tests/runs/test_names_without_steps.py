@@ -9,7 +9,7 @@ from diffjax.errors import UserError
 from diffjax.runs.measure import Wanted, asked_recipes
 from experiments import cli, evaluate
 
-OLD_RUN = Path(__file__).parent / "old_runs" / "cbc9a73"
+OLD_RUN = Path(__file__).parent / "old_runs" / "0.1.0"
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from diffjax.runs.measure import Asked, drawer
 from diffjax.sampling.guidance import OtherWeights
 from tests.support.compilations import COMPILED, TRACED, compilations
 
-OLD_RUN = Path(__file__).parent / "old_runs" / "cbc9a73"
+OLD_RUN = Path(__file__).parent / "old_runs" / "0.1.0"
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from diffjax.data import ArraySource, DataSet, eval_batches
 from diffjax.likelihood.dequantise import Dequantised
 from diffjax.runs import likelihoods
 
-OLD_RUN = Path(__file__).parent / "old_runs" / "cbc9a73"
+OLD_RUN = Path(__file__).parent / "old_runs" / "0.1.0"
 Found = namedtuple("Found", "log_p standard_error nfe")
 
 

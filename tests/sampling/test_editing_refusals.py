@@ -24,7 +24,7 @@ def predict(x, t):
 @pytest.mark.parametrize("name", [*sorted(ADDS_NOISE), "flow_map"])
 def test_inversion_by_a_solver_that_does_not_lead_back_is_refused(name):
     solver, times = lookup.solver_called(name), Power()(Linear(), 4)
-    with pytest.raises(UserError, match="take a solver that adds no noise"):
+    with pytest.raises(UserError, match="use a solver that adds no noise"):
         editing.invert(predict, solver, Linear(), times, jnp.ones((1, 2)))
 
 

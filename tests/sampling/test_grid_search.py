@@ -18,6 +18,7 @@ from diffjax.process.paths import Cosine, Linear, LinearBeta
 from diffjax.runs.found_grids import grid_file, read_grid
 from diffjax.sampling import grid_search, runge_kutta, solvers
 from diffjax.sampling.sample import sample_padded
+from diffjax.sampling.solvers import Interval
 from diffjax.spec import build
 from diffjax.studies.convergence import mixture_of_four
 from experiments import cli, evaluate, find_grid
@@ -44,9 +45,8 @@ def program(solver, path, teacher):
 
     @partial(jax.jit, static_argnames="probes")
     def costs(data, times, keys, x, probes):
-        return grid_search.measure_jumps(
-            bound(data, path), solver, path, times, keys, x, teacher=teacher, probes=probes
-        )
+        walk = grid_search.JumpCosts(teacher, probes)
+        return walk(bound(data, path), solver, path, times, keys, x)
 
     return costs
 
@@ -96,7 +96,7 @@ def test_costs_are_the_errors_that_arrive():
         """Errors at the end after a step, and of the prediction where the step begins."""
         denoise = bound(data, path)
         here, end = (data.flow(path, x, path.t_noise, time) for time in (t, 0.0))
-        stepped, _ = DDIM.step(denoise, path, (), here, t, t_next, jnp.zeros(n))
+        stepped, _ = DDIM.step(denoise, Interval(path, t, t_next, jnp.zeros(n)), (), here)
         ends = data.flow(path, stepped, t_next, 0.0), denoise(here, t).x0
         return [jnp.mean(jnp.sqrt(jnp.mean((one - end) ** 2, axis=1))) for one in ends]
 

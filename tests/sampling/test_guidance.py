@@ -31,6 +31,7 @@ from diffjax.sampling.guidance import (
     guide,
     mixes,
 )
+from diffjax.sampling.solvers import Interval
 from diffjax.spec import build
 from experiments import cli, sample, train
 
@@ -190,7 +191,7 @@ def test_cfg_plus_plus_is_cfg_whose_scale_follows_the_step(path, share):
         def denoise(x, t):
             return guided(x, jnp.full(len(x), t), labels)
 
-        return solvers.ddim().step(denoise, path, (), x, t, t_next, jnp.zeros(3))[0]
+        return solvers.ddim().step(denoise, Interval(path, t, t_next, jnp.zeros(3)), (), x)[0]
 
     a, s, a_next, s_next = (float(of(u)) for u in (t, t_next) for of in (path.alpha, path.sigma))
     scale = share * a_next / (a_next - s_next * a / s)

@@ -13,6 +13,7 @@ import pytest
 from diffjax import choices
 from diffjax.oracle import analytic
 from diffjax.sampling import adams, dpm_solver, unipc
+from diffjax.sampling.solvers import Interval
 from diffjax.spec import build
 
 ROWS = {
@@ -71,10 +72,10 @@ def slopes(solver, path_name, *walks):
 
         def body(i, state):
             x, memory = state
+            interval = Interval(path, times[i], times[i + 1], jnp.zeros(len(x)))
             return solver.step(
-                lambda x, t: predict(x, jnp.full(len(x), t), None),
-                path, memory, x, times[i], times[i + 1], jnp.zeros(len(x)),
-            )  # fmt: skip
+                lambda x, t: predict(x, jnp.full(len(x), t), None), interval, memory, x
+            )
 
         return jax.lax.fori_loop(0, n, body, (x, solver.init(x)))[0]
 

@@ -1,6 +1,6 @@
 """Parallel in time: the same samples in fewer rounds."""
 
-from functools import cache, partial
+from functools import cache
 from typing import Any
 
 import jax
@@ -12,7 +12,7 @@ from diffjax.errors import UserError
 from diffjax.process.paths import Cosine, Linear
 from diffjax.sampling import runge_kutta, solvers, unipc
 from diffjax.sampling.grids import Power
-from diffjax.sampling.parallel import sample_in_parallel
+from diffjax.sampling.parallel import InParallel
 from diffjax.sampling.sample import draw, sample
 from diffjax.studies.convergence import mixture_of_four
 from tests.support.numbered_paths import numbered
@@ -30,7 +30,7 @@ def program(solver, **how: Any):
     @jax.jit
     def run(number, times, keys, tolerance):
         path = path_of(number)
-        walk: Any = partial(sample_in_parallel, tolerance=tolerance, **how) if how else sample
+        walk: Any = InParallel(tolerance=tolerance, **how) if how else sample
         return draw(DATA.predict(path), path, solver, times, keys, None, (2,), walk=walk)
 
     return run
@@ -80,5 +80,5 @@ def test_the_window_is_spread_over_devices():
 
 
 def test_a_solver_that_looks_back_is_refused():
-    with pytest.raises(UserError, match="looks back at earlier steps"):
+    with pytest.raises(UserError, match="uses earlier evaluations"):
         drawn(unipc.unipc(), window=4)

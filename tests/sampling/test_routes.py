@@ -11,6 +11,7 @@ from diffjax.errors import UserError
 from diffjax.sampling import adaptive, grids, restart, runge_kutta, solvers
 from diffjax.sampling.sample import Recipe, integrate
 from diffjax.spec import build
+from tests.support.compilations import compilations
 from tests.support.normals import Normals
 
 PATHS = {name: build(choices.PATHS[name]) for name in ("linear", "edm")}
@@ -58,8 +59,17 @@ def test_restart_walks_its_interval_again():
     assert times[-1] == 0.0
     inside = times[5:9] / (1 - times[5:9])
     np.testing.assert_allclose(inside[1:] / inside[:-1], inside[1] / inside[0], rtol=1e-3)
-    with pytest.raises(UserError, match="give low < high"):
+    with pytest.raises(UserError, match="set low < high"):
         restart.restart(solvers.ddim(), low=2.0)
+
+
+def test_restart_compiles_nothing_for_another_number_of_steps():
+    path, solver = PATHS["linear"], restart.restart(solvers.ddim())
+    grid = {n: jax.device_put(np.append(np.linspace(1, 0.01, n), 0).astype("f")) for n in (6, 7)}
+    solver.route(path, grid[6])
+    with compilations() as programs:
+        solver.route(path, grid[7])
+    assert not programs
 
 
 def test_restart_shrinks_the_error_that_was_there():

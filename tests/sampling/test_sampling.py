@@ -13,7 +13,7 @@ from diffjax.conditions import Classes
 from diffjax.oracle import analytic
 from diffjax.process import paths
 from diffjax.process.paths import Pair
-from diffjax.process.precond import Precond, TimeLabel, denoiser
+from diffjax.process.precond import Meaning, Precond, TimeLabel, denoiser
 from diffjax.process.targets import Clean
 from diffjax.sampling import grids, solvers
 from diffjax.sampling.guidance import Models, guide
@@ -28,6 +28,7 @@ from diffjax.sampling.sample import (
     trace,
 )
 from diffjax.sampling.sample import _walk_padded as walk_padded
+from diffjax.sampling.solvers import Interval
 from diffjax.spec import build
 from tests.support.normals import Normals
 from tests.support.numbered_paths import numbered
@@ -50,6 +51,19 @@ def bound(predict):
 def predicting(path):
     """The best denoiser of `NORMAL`, as a model."""
     return lambda x, t, cond: NORMAL.pair(path, x, t[:, None])
+
+
+def ending(path):
+    """The end of the flow of `NORMAL`, as a consistency model."""
+
+    def predict(x, t, cond):
+        a, s = path.alpha(t)[:, None], path.sigma(t)[:, None]
+        mean, variance = NORMAL.mean[None], NORMAL.variance[None]
+        deviation = jnp.sqrt(a**2 * variance + s**2)
+        end = mean + (x - a * mean) / deviation * np.sqrt(variance)
+        return Pair(end, (x - a * end) / s)
+
+    return predict
 
 
 # What every solver promises of its samples
@@ -78,7 +92,11 @@ def walker(solver, names, n):
     @jax.jit
     def walk(number, is_point, times, keys):
         path = among(number)
-        exact = GAUSSIAN.predict(path) if solver.jumps else predicting(path)
+        exact = {
+            Meaning.POSTERIOR_MEAN: predicting(path),
+            Meaning.AVERAGE_VELOCITY: GAUSSIAN.predict(path),
+            Meaning.END_OF_FLOW: ending(path),
+        }[solver.needs]
 
         def predict(x, t, cond):
             jax.debug.callback(lambda: asked.append(len(x)))
@@ -166,8 +184,8 @@ def assert_keys_and_ends(name, run, keys, names):
 
 # One of each kind: fresh noise or none, a cost or a route of its own, one or several steps back.
 WALKED = (
-    "ddim", "ddpm_learned", "flow_map", "heun", "edm_heun_churn", "dpmpp_2m_sde", "unipc", "sa",
-    "euler_maruyama", "restart", "adaptive", "adaptive_sde",
+    "ddim", "ddpm_learned", "flow_map", "consistency", "heun", "edm_heun_churn", "dpmpp_2m_sde",
+    "unipc", "sa", "euler_maruyama", "restart", "adaptive", "adaptive_sde",
 )  # fmt: skip
 
 
@@ -200,7 +218,7 @@ def test_a_step_asks_the_model_as_often_as_is_declared():
             return Pair(x, x, x)
 
         def step(x, t, t_next, keys):
-            return solver.step(denoise, path, solver.init(x), x, t, t_next, keys)
+            return solver.step(denoise, Interval(path, t, t_next, keys), solver.init(x), x)
 
         jax.eval_shape(step, x, np.float32(0.5), np.float32(0.4), keys)
         return len(asked)
@@ -280,7 +298,7 @@ def test_guidance_doubles_the_declared_evaluations_which_are_those_made(scale):
 
 
 def test_what_a_solver_counts_is_counted_with_the_last_prediction():
-    def step(denoise, path, memory, x, t, t_next, keys):
+    def step(denoise, interval, memory, x):
         return x, memory + 3
 
     counting = solvers.Solver(lambda x: jnp.zeros((), jnp.int32), step, nfe=None, order=1)
@@ -327,9 +345,10 @@ def test_the_ancestral_step_draws_from_the_posterior():
 
     n = 100_000
     denoise = lambda x, t: Pair(jnp.full_like(x, x0), (x - a * x0) / s)  # noqa: E731
-    step = jax.jit(partial(solvers.ddpm().step, denoise, path, ()))
+    step = jax.jit(partial(solvers.ddpm().step, denoise))
     keys = jax.random.split(jax.random.key(0), n)
-    draws, _ = step(jnp.full((n, 1), x), jnp.float32(t), jnp.float32(t_next), keys)
+    interval = Interval(path, jnp.float32(t), jnp.float32(t_next), keys)
+    draws, _ = step(interval, (), jnp.full((n, 1), x))
     draws = np.asarray(draws, np.float64)
     assert draws.mean() == pytest.approx(mean, abs=5 * np.sqrt(variance / n))
     assert draws.var() == pytest.approx(variance, rel=5 * np.sqrt(2 / n))
@@ -351,9 +370,8 @@ def test_the_variance_is_between_the_posteriors_and_the_forward_steps():
         def drawn(solver, learned):
             predict = denoiser(apply, (), path, how, learned_variance=learned)
             x = jnp.zeros((n, 1))
-            return solver.step(
-                bound(predict), path, (), x, jnp.float32(t), jnp.float32(t_next), keys
-            )[0].var()
+            interval = Interval(path, jnp.float32(t), jnp.float32(t_next), keys)
+            return solver.step(bound(predict), interval, (), x)[0].var()
 
         return {
             "learned": drawn(solvers.ddpm_learned(), True),

@@ -13,6 +13,7 @@ import scipy.stats
 from diffjax import choices
 from diffjax.process.paths import Pair, time_of_log_snr
 from diffjax.sampling import adams, dpm_solver, runge_kutta, sde, solvers, unipc
+from diffjax.sampling.solvers import Interval
 from diffjax.spec import build
 from tests.support.any_path import numbered
 from tests.support.normals import Normals
@@ -28,11 +29,12 @@ SMOOTH = [name for name in PATHS if "table" not in name]
 # One program for them all, of which the path is an argument.
 NUMBERED = numbered({name: PATHS[name] for name in SMOOTH})
 
-# Every row of the table is measured, but for: the flow map, which is exact; restart, which adds
+# Every row of the table is measured, but for: the flow map and consistency,
+# which are exact; restart, which adds
 # its noise where times rise; the churn of EDM's, which adds more noise the more steps there are;
 # the adaptive ones, whose steps are their own; and SA of order 3, which its first steps alone hold
 # at the 2 that it declares: so few steps show more.
-OTHERS = {"flow_map", "restart", "edm_heun_churn", "adaptive", "adaptive_sde", "sa"}
+OTHERS = {"flow_map", "consistency", "restart", "edm_heun_churn", "adaptive", "adaptive_sde", "sa"}
 ROWS = {name: build(spec) for name, spec in choices.SOLVERS.items() if name not in OTHERS}
 # What else the arguments of a solver make of it; of order 1 they are DDIM and Euler, step by step.
 VARIANTS = {
@@ -175,10 +177,8 @@ def slopes_on(paths, solver):
             x, memory = state
             begin = exact[jnp.minimum(i, EXACT - 1)]
             x = jnp.where(i < EXACT, begin, x)
-            x, memory = solver.step(
-                partial(of_the_mixture, path),
-                path, memory, x, times[i], times[i + 1], jnp.zeros_like(x),
-            )  # fmt: skip
+            interval = Interval(path, times[i], times[i + 1], jnp.zeros_like(x))
+            x, memory = solver.step(partial(of_the_mixture, path), interval, memory, x)
             if isinstance(memory, unipc._Memory):
                 memory = memory._replace(x=jnp.where(i < EXACT - 1, begin, memory.x))
             return x, memory
@@ -207,7 +207,7 @@ def affine_walk(solver, rows):
             x, memory = state
             # One row is each step's: it has its noise, and no other.
             noise = jnp.where(jnp.arange(rows) == i + 2, 1.0, 0.0)[:, None] * jnp.ones_like(x)
-            return solver.step(denoise, path, memory, x, times[i], times[i + 1], noise)
+            return solver.step(denoise, Interval(path, times[i], times[i + 1], noise), memory, x)
 
         with noise_is_given():
             x, _ = jax.lax.fori_loop(0, n, body, (x, solver.init(x)))
@@ -315,7 +315,7 @@ def test_fresh_noise_is_what_random_numbers_make():
         denoise = lambda x, t: NORMAL.pair(path, x, jnp.ravel(t)[0])._replace(share=0.5)  # noqa: E731
         with noise_is_given():
             return {
-                name: solver.step(denoise, path, solver.init(x), x, *times, noise)[0]
+                name: solver.step(denoise, Interval(path, *times, noise), solver.init(x), x)[0]
                 for name, solver in rows.items()
             }
 
@@ -347,7 +347,7 @@ def test_one_step_of_the_lowest_order_is_a_known_one():
         denoise = partial(of_the_mixture, path)
         with noise_is_given():
             return {
-                name: [s.step(denoise, path, s.init(x), x, t, t_next, z)[0] for s in pair]
+                name: [s.step(denoise, Interval(path, t, t_next, z), s.init(x), x)[0] for s in pair]
                 for name, pair in pairs.items()
             }
 
@@ -385,7 +385,8 @@ def test_steps_that_agree_and_steps_that_do_not():
         def along(solver):
             def body(memory, at):
                 x, t, t_next = at
-                end, memory = solver.step(denoise, path, memory, x, t, t_next, jnp.zeros(2))
+                interval = Interval(path, t, t_next, jnp.zeros(2))
+                end, memory = solver.step(denoise, interval, memory, x)
                 return memory, end
 
             return jax.lax.scan(body, solver.init(exact[0]), (exact, times[:-1], times[1:]))[1]
@@ -411,9 +412,8 @@ def test_the_weights_of_plms_are_the_published_ones(order):
         def body(memory, i):
             eps = jnp.full((1, 1), i == said, jnp.float32)
             pair = Pair(-times[i] / (1.0 - times[i]) * eps, eps)  # of x = 0
-            end, memory = solver.step(
-                lambda x, t: pair, path, memory, zero, times[i], times[i + 1], jnp.zeros(1)
-            )
+            interval = Interval(path, times[i], times[i + 1], jnp.zeros(1))
+            end, memory = solver.step(lambda x, t: pair, interval, memory, zero)
             return memory, end
 
         return jax.lax.scan(body, solver.init(zero), jnp.arange(5))[1][-1, 0, 0]

@@ -35,12 +35,13 @@ from diffjax.evaluation.extractors import clip, dinov2, features, inception
 from diffjax.host.watchdog import Watchdog
 from diffjax.loop.profile import Profile
 from diffjax.models.layers import HIDDEN
+from diffjax.optimizers.adam import adamw
 from diffjax.process import paths, weights
 from diffjax.runs import likelihoods, load, measure, workdirs
 from diffjax.sampling import solvers
 from diffjax.sampling.sample import Recipe
 from diffjax.spec import TARGET, build, from_json, spec, to_json
-from diffjax.training import nonfinite, optimizer
+from diffjax.training import nonfinite
 from experiments import (
     benchmark,
     cli,
@@ -64,7 +65,7 @@ from experiments import solvers as solvers_page
 from tests.support.one_process import Here
 
 ROOT = Path(__file__).parents[2]
-RUN = ROOT / "tests" / "runs" / "old_runs" / "59e12e0"
+RUN = ROOT / "tests" / "runs" / "old_runs" / "0.1.0"
 
 
 class WorkBegins(Exception):
@@ -163,7 +164,7 @@ def _rows() -> list[ConfigDict]:
     others = [
         data.digits, data.image_folder, data.mnist, data.fashion_mnist, data.latents, data.pairs,
         data.translation, data.colours, data.tfds_images, data.idx_images, data.Augment,
-        data.Coarse, optimizer.adamw, nonfinite.NonFinite, Recipe, features.pixel_features,
+        data.Coarse, adamw, nonfinite.NonFinite, Recipe, features.pixel_features,
         features.classifier_features, inception.inception_features, clip.clip_features,
         dinov2.dinov2_features,
     ]  # fmt: skip
@@ -401,7 +402,7 @@ def damaged_run(rng: Random, where: Path) -> None:
 def call_spec(rng: Random, where: Path) -> None:
     """A description of a call, and the call."""
     del where
-    target = rng.choice((paths.Cosine, solvers.ddpm, data.image_folder, optimizer.adamw, Recipe))
+    target = rng.choice((paths.Cosine, solvers.ddpm, data.image_folder, adamw, Recipe))
     names = ("t_min", "share", "path", "image_size", "b2", "num_steps", "junk")
     build(spec(target, **{rng.choice(names): value(rng)}))
 

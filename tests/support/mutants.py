@@ -34,10 +34,12 @@ ROOMS = {
     "diffjax/process/*.py": "tests/process",
     "diffjax/objectives/*.py": "tests/objectives",
     "diffjax/sampling/*.py": "tests/sampling",
+    "diffjax/likelihood/*.py": "tests/likelihood",
+    "diffjax/oracle/*.py": "tests/oracle",
     "diffjax/training/step.py": "tests/training",
     "diffjax/training/accumulation.py": "tests/training",
     "diffjax/evaluation/distances.py": "tests/evaluation",
-    "diffjax/comparison/verdicts.py": "tests/evaluation",
+    "diffjax/comparison/verdicts.py": "tests/comparison",
 }
 _SWAPS = {
     "BinaryOperator": ("Add_Sub", "Sub_Add", "Mul_Div", "Div_Mul", "Mul_Add", "Add_Mul", "Pow_Mul"),
@@ -218,6 +220,7 @@ def main() -> None:
     left = [mutant for mutant in drawn if mutant not in done]
     # As conftest.py would have them, without asking XLA each time.
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     os.environ["XLA_FLAGS"] = (
         "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0 "

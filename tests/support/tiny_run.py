@@ -20,13 +20,13 @@ from diffjax.host.run_files import read_metrics
 from diffjax.loop import loop, recorder
 from diffjax.models.dit import DiT
 from diffjax.models.unet import UNet
+from diffjax.optimizers.adam import adamw
 from diffjax.runs import workdirs
 from diffjax.runs.checkpoints import Checkpoints
 from diffjax.runs.load import Run
 from diffjax.runs.setup import Setup
 from diffjax.sampling.sample import Recipe
 from diffjax.spec import spec
-from diffjax.training import optimizer
 from tests.support.tiny_network import Tiny
 
 COMMAND = "the command"
@@ -57,8 +57,11 @@ def tiny_config(arguments: str = "", /, **changes: Any) -> ConfigDict:
             "data": spec(digits),
             "augment": spec(Augment),
             "label_dropout": 0.1,
-            "optimizer": spec(optimizer.adamw, warmup_steps=2),
+            "init_from": "",
+            "trainable": "",
+            "optimizer": spec(adamw, warmup_steps=2),
             "ema_decays": (0.9, 0.99),
+            "ema_lengths": (),
             "mesh": {"data": -1, "fsdp": 1, "tensor": 1, "sequence": 1},
             "sampling": spec(
                 Recipe,
@@ -69,6 +72,7 @@ def tiny_config(arguments: str = "", /, **changes: Any) -> ConfigDict:
             ),
             "weights": "ema-0.99",
             "log_every_steps": 2,
+            "snapshot_every_steps": 2,
             "sample_every_steps": 4,
             "checkpoint_every_steps": 2,
             "checkpoints_to_keep": 5,

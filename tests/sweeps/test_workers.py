@@ -397,7 +397,9 @@ def test_a_cell_of_another_config_is_not_finished(file, tmp_path):
     (workdir / "report.html").write_text("")
     write_json(workdir / STATUS, {"state": "done"})
     assert not finished(cell, workdir)
-    (workdir / "probes.json").write_text("{}")
+    (workdir / "probes.json").write_text('{"step": 30}')
+    assert not finished(cell, workdir), "the run was made longer since"
+    (workdir / "probes.json").write_text('{"step": 60}')
     assert finished(cell, workdir)
     file.write_text(file.read_text().replace('"config.batch_size": 16', '"config.batch_size": 17'))
     assert not finished(cells_of(file)[0], workdir)

@@ -18,12 +18,12 @@ from diffjax.data import digits
 from diffjax.errors import UserError
 from diffjax.loop import loop
 from diffjax.objectives.denoising import Denoising
+from diffjax.optimizers.base import Optimizer
 from diffjax.runs.setup import set_up
 from diffjax.spec import spec
 from diffjax.training import sharding
 from diffjax.training.accumulation import check_parts, compares_outputs, loss_and_gradient
 from diffjax.training.nonfinite import NonFinite
-from diffjax.training.optimizer import Optimizer
 from diffjax.wiring import build_objective
 from tests.support.tiny_network import Plain
 from tests.support.tiny_run import assert_same, tiny_config
@@ -94,7 +94,7 @@ def assert_equal(one: tuple, other: tuple) -> None:
 ARGUMENTS = ["uniforms=antithetic,coupling=ot,wrappers=second_moment"]
 MORE = [
     "objective=ddpm,uniforms=low_discrepancy",
-    "bridge=brownian",
+    "loss=interpolant_brownian",
     "wrappers=adaptive+uncertainty",
     "wrappers=contrastive",
     "objective=iddpm",
@@ -249,7 +249,7 @@ MORE_FOUND_OUT = [
     *(f"wrappers={name}" for name in choices.WRAPPERS if name != "learned_variance"),
     *(f"coupling={name}" for name in choices.COUPLINGS),
     "objective=iddpm",
-    "bridge=brownian",
+    "loss=interpolant_brownian",
 ]
 
 

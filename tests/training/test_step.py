@@ -9,9 +9,10 @@ import optax
 import pytest
 
 from diffjax.conditions import Classes
+from diffjax.optimizers.base import Optimizer
+from diffjax.training.averages import Averages
 from diffjax.training.nonfinite import NonFinite
-from diffjax.training.optimizer import Optimizer
-from diffjax.training.state import init_state
+from diffjax.training.state import init_state, teacher_name
 from diffjax.training.step import by_log_snr, make_train_step
 
 NULL, DROPPED, BATCH = 7, 0.4, 8
@@ -27,7 +28,7 @@ class Linear:
 
     def __call__(self, apply, params, teacher, key, batch, progress):
         slope = batch["image"] + 0.1 * batch["cond"] + 0.01 * jax.random.uniform(key, (BATCH,))
-        slope += 0.3 * teacher["w"] + 0.02 * progress.step + 0.05 * progress.memory
+        slope += 0.3 * teacher["w"] + 0.1 * progress.fraction + 0.05 * progress.memory
         return params["w"] * slope, {"log_snr": 4.0 * batch["image"]}
 
     def update_memory(self, memory, seen):
@@ -49,12 +50,14 @@ def test_three_steps_are_those_of_the_definition(decays):
         network,
         objective,
         descent(),
-        ema_decays=decays,
+        num_steps=5,
+        averages=Averages(decays),
         label_dropout=DROPPED,
         condition=Classes(NULL),
+        teacher=teacher_name("ema", Averages(decays)),
     )
     batch = {"image": jnp.asarray(IMAGES), "label": jnp.asarray(LABELS)}
-    state = init_state({"w": jnp.array(2.0)}, descent(), decays, jnp.array(0.5))
+    state = init_state({"w": jnp.array(2.0)}, descent(), Averages(decays), jnp.array(0.5))
     key, jitted = jax.random.key(3), jax.jit(step)
     w, velocity, memory, averages = 2.0, 0.0, 0.5, dict.fromkeys(decays, 2.0)
     for k in range(3):
@@ -107,10 +110,12 @@ def test_parts_and_steps_left_out_are_passed_on():
     network: Any = apply
     nonfinite = NonFinite(2)
     step = make_train_step(
-        network, objective, descent(), ema_decays=(), label_dropout=0.0, condition=Classes(NULL),
-        nonfinite=nonfinite, accumulation_steps=2,
+        network, objective, descent(), num_steps=5, averages=Averages(()), label_dropout=0.0,
+        condition=Classes(NULL), nonfinite=nonfinite, accumulation_steps=2,
     )  # fmt: skip
-    state = init_state({"w": jnp.array(2.0)}, descent(), (), jnp.array(0.5), nonfinite.init())
+    state = init_state(
+        {"w": jnp.array(2.0)}, descent(), Averages(()), jnp.array(0.5), nonfinite.init()
+    )
     batch = {"image": jnp.asarray(IMAGES), "label": jnp.asarray(LABELS)}
     jitted = jax.jit(step)
     good, metrics = jitted(state, jax.random.key(0), batch)

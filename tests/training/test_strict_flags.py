@@ -25,6 +25,7 @@ from diffjax.process.targets import Noise
 from diffjax.runs.setup import set_up
 from diffjax.spec import spec
 from diffjax.studies.validation import _one_bin
+from diffjax.training.averages import Averages
 from diffjax.training.nonfinite import NonFinite
 from diffjax.training.step import make_train_step
 from tests.support.tiny_network import Plain
@@ -43,15 +44,16 @@ def trace(arguments="", **changes):
     """Initialisation and one step: forwards, backwards, the update and the averages."""
     config = tiny_config(arguments, **changes)
     config.unlock()
-    # Networks are seen in test_both_networks_train; this one shows no activations.
-    if "model=" not in arguments and "dispersive" not in arguments:
+    # Networks are seen in test_both_networks_train; this one has no activations, and one time.
+    if not any(other in arguments for other in ("model=", "dispersive", "mean_flow")):
         config.model = spec(Plain)
     setup = set_up(config, SHAPE, of_classes(10))
     step = make_train_step(
         setup.wired.apply,
         setup.wired.objective,
         setup.optimizer,
-        ema_decays=config.ema_decays,
+        num_steps=config.num_steps,
+        averages=Averages.of(config),
         label_dropout=0.1,
         condition=setup.wired.condition,
         nonfinite=NonFinite(skip_in_a_row=2),
@@ -71,16 +73,18 @@ def test_both_networks_train(model):
     trace(f"model={model}")
 
 
-QUICK = "objective=edm2", "wrappers=dispersive", "uniforms=stratified"
+QUICK = "objective=edm2", "wrappers=dispersive", "uniforms=stratified", "optimizer=muon"
 ARGUMENTS = [
     *(f"objective={name}" for name in choices.OBJECTIVES),
-    *(f"wrappers={name}" for name in (*choices.WRAPPERS, "mean_flow+uncertainty")),
+    *(f"wrappers={name}" for name in choices.WRAPPERS),
+    "objective=mean_flow,wrappers=uncertainty",
     *(
         # Of noise and score nothing can be decoded where flow matching's path is pure noise.
         f"{'objective=v,' if axis in ('path', 'target') else ''}{axis}={name}"
         for axis, table in choices.AXES.items()
         for name in table
     ),
+    *(f"{axis}={name}" for axis, table in choices.TRAINING_AXES.items() for name in table),
 ]
 
 
@@ -90,6 +94,11 @@ ARGUMENTS = [
 )
 def test_objectives_and_their_parts_train(arguments):
     trace(arguments)
+
+
+@pytest.mark.thorough
+def test_power_function_averages_are_kept():
+    trace("model=tiny", ema_lengths=(0.05, 0.1))
 
 
 @pytest.mark.thorough

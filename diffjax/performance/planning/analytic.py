@@ -77,7 +77,9 @@ def kept_bytes(setup: Setup) -> int:
     wired, objective = setup.wired, setup.wired.objective
 
     def backward(params: Any, key: Any, batch: Any) -> Any:
-        progress = Progress(jnp.zeros((), jnp.int32), objective.init_memory())
+        progress = Progress(
+            jnp.zeros((), jnp.int32), objective.init_memory(), setup.config.num_steps
+        )
 
         def loss(params: Any) -> jax.Array:
             seen = with_condition(batch, wired.condition)

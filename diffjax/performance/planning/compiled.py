@@ -28,6 +28,7 @@ from diffjax.runs.setup import Setup, set_up
 from diffjax.spec import build
 from diffjax.training.accumulation import check_parts
 from diffjax.training.sharding import check_batch, make_mesh, replicated
+from diffjax.training.state import LIVE
 
 PROGRAMS = ("training", "sampling")
 _UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40, "": 1}
@@ -265,7 +266,7 @@ def used_bytes(message: str) -> int | None:
 
 def _compile(setup: Setup, program: str) -> Any:
     if program == "sampling":
-        model = Model(setup.programs, setup.abstract.params)
+        model = Model(setup.programs, setup.abstract.weights(LIVE))
         return model.lower(setup.wired.recipe, setup.config.batch_size).compile()
     key = jax.eval_shape(lambda: jax.random.key(0))
     key = jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=replicated(setup.mesh))
@@ -297,11 +298,11 @@ def bytes_per_device(tree: Any) -> int:
 def state_memory(setup: Setup, program: str) -> dict[str, int]:
     """Bytes of a program's arguments on one device, by kind (parameters, optimizer, …)."""
     if program == "sampling":
-        return {"parameters": bytes_per_device(setup.abstract.params)}
+        return {"parameters": bytes_per_device(setup.abstract.weights(LIVE))}
     state, rows = setup.abstract, setup.mesh.shape["data"] * setup.mesh.shape["fsdp"]
     batch = setup.wired.batch_shapes(setup.config.batch_size)
     return {
-        "parameters": bytes_per_device(state.params),
+        "parameters": bytes_per_device(state.weights(LIVE)),
         "optimizer": bytes_per_device(state.opt_state),
         "averages": bytes_per_device(state.ema),
         "batch": sum(leaf.size * leaf.dtype.itemsize for leaf in batch.values()) // rows,
@@ -329,7 +330,7 @@ def _memory(setup: Setup, program: str, analysis: Any, kept: int) -> dict[str, i
 
 def stacked_shapes(setup: Setup) -> list[tuple[int, ...]]:
     """Unsharded shapes of the parameters that stack all blocks and are split over devices."""
-    leaves = jax.tree_util.tree_leaves_with_path(setup.abstract.params)
+    leaves = jax.tree_util.tree_leaves_with_path(setup.abstract.weights(LIVE))
     return [
         leaf.shape
         for path, leaf in leaves

@@ -76,13 +76,15 @@ def minimum_wire_bytes(setup: Setup, program: str) -> float:
     passes, parts = 2.0 * setup.accumulation_steps, setup.accumulation_steps
     if program == "sampling":
         passes = float(setup.wired.recipe.nfe or 0)
-    for leaf in jax.tree.leaves(setup.abstract.params):
+    state = setup.abstract
+    trained = len(jax.tree.leaves(state.params))
+    for i, leaf in enumerate(jax.tree.leaves((state.params, state.frozen))):
         split, over_rows = _splits(leaf.sharding)
         held = leaf.size * itemsize / (split // over_rows)
         gathered = held * (over_rows - 1) / over_rows
         copies = rows // over_rows
         reduced = parts * gathered + 2 * held / over_rows * (copies - 1) / copies
-        total += passes * gathered + (reduced if program == "training" else 0.0)
+        total += passes * gathered + (reduced if program == "training" and i < trained else 0.0)
     return total
 
 

@@ -11,6 +11,7 @@ from diffjax.performance.planning.compiled import Needs
 from diffjax.performance.planning.roofline import device_hours, estimate
 from diffjax.performance.planning.search import Row
 from diffjax.performance.planning.topologies import GIB, topology_called
+from diffjax.training.averages import Averages
 
 _BYTES_PER_PARAMETER = 4
 
@@ -40,7 +41,8 @@ def derived(config: ConfigDict, needs: Needs) -> dict[str, Any]:
             "run_seconds": roofline.seconds * config.num_steps,
             "device_hours": device_hours(roofline.seconds, config.num_steps, chips),
         }
-    ideal = needs.num_params * _BYTES_PER_PARAMETER * (3 + len(config.ema_decays)) / chips
+    copies = 3 + len(Averages.of(config).names)
+    ideal = needs.num_params * _BYTES_PER_PARAMETER * copies / chips
     return {
         "chip": asdict(topology.chip),
         "usable_bytes": topology.usable_bytes,

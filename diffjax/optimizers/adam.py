@@ -1,0 +1,75 @@
+"""AdamW and Adam: a step along the mean gradient over its root mean square."""
+
+import optax
+
+from diffjax.kinds import Decay, Limit, NotNegative, Positive
+from diffjax.optimizers.base import Optimizer, clip_by_norm
+from diffjax.optimizers.schedules import Constant, Schedule, warmed_up
+
+
+def adamw(
+    num_steps: int,
+    learning_rate: NotNegative[float] = 1e-3,
+    warmup_steps: NotNegative[int] = 100,
+    schedule: Schedule = Constant(),
+    b1: Decay[float] = 0.9,
+    b2: Decay[float] = 0.999,
+    eps: Positive[float] = 1e-8,
+    weight_decay: NotNegative[float] = 0.0,
+    clip_norm: Limit[float] = 1.0,
+) -> Optimizer:
+    """Adam whose weight decay is apart from the gradient (Loshchilov & Hutter 2019).
+
+        m ← b1·m + (1 − b1)·g           v ← b2·v + (1 − b2)·g²
+        w ← w − rate·(m̂/(√v̂ + eps) + weight_decay·w)
+
+    with m̂ = m/(1 − b1ⁿ) and v̂ = v/(1 − b2ⁿ) in the n-th step. arXiv:1711.05101.
+
+    Args:
+        num_steps: training steps, the schedule's length.
+        learning_rate: its peak, at least 0; 1e-4 for large networks, 1e-3 for small ones.
+        warmup_steps: the n-th of them has n/warmup_steps of the peak; 0 is none. 100 to 10,000.
+        schedule: of the rate after the warm-up.
+        b1: decay of the first moment, from 0 to below 1; 0.9.
+        b2: decay of the second moment, from 0 to below 1; 0.95 to 0.999, less where gradients
+            change fast.
+        eps: added to the root of the second moment, above 0; 1e-8.
+        weight_decay: per step, times the learning rate; at least 0. Diffusion models have none, or
+            0.01.
+        clip_norm: largest global norm of the gradient, above 0; `inf` clips nothing.
+
+    Example:
+        >>> float(adamw(1_000, learning_rate=2e-4, warmup_steps=4).schedule(1))
+        9.999...e-05
+    """
+    rate = warmed_up(schedule, learning_rate, warmup_steps, num_steps)
+    step = optax.adamw(rate, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay)
+    return Optimizer(optax.chain(clip_by_norm(clip_norm), step), rate)
+
+
+def adam(
+    num_steps: int,
+    learning_rate: NotNegative[float] = 1e-3,
+    warmup_steps: NotNegative[int] = 100,
+    schedule: Schedule = Constant(),
+    b1: Decay[float] = 0.9,
+    b2: Decay[float] = 0.999,
+    eps: Positive[float] = 1e-8,
+    clip_norm: Limit[float] = 1.0,
+) -> Optimizer:
+    """Adam (Kingma & Ba 2015, arXiv:1412.6980): `adamw` without weight decay.
+
+        w ← w − rate·m̂/(√v̂ + eps)
+
+    Args:
+        num_steps: training steps, the schedule's length.
+        learning_rate: its peak, at least 0; the paper's is 1e-3.
+        warmup_steps: the n-th of them has n/warmup_steps of the peak; 0, as in the paper, is none.
+        schedule: of the rate after the warm-up.
+        b1: decay of the first moment, from 0 to below 1.
+        b2: decay of the second moment, from 0 to below 1; EDM2 takes 0.99.
+        eps: added to the root of the second moment, above 0.
+        clip_norm: largest global norm of the gradient, above 0; `inf` clips nothing.
+    """
+    rate = warmed_up(schedule, learning_rate, warmup_steps, num_steps)
+    return Optimizer(optax.chain(clip_by_norm(clip_norm), optax.adam(rate, b1, b2, eps)), rate)

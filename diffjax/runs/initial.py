@@ -1,0 +1,208 @@
+"""Weights that a fresh run begins with: another run's, or those of a published file."""
+
+import difflib
+import hashlib
+from collections.abc import Callable, Mapping
+from contextlib import closing
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from diffjax.errors import UserError, nearest
+from diffjax.host.processes import to_host
+from diffjax.host.run_files import read_json
+from diffjax.pretrained.torch_files import read_state_dict
+from diffjax.runs.checkpoints import Checkpoints, Damaged
+from diffjax.training.sharding import replicated
+from diffjax.training.state import TrainState
+
+Initial = Callable[[], tuple[Any, dict[str, Any]]]
+"""`() -> (params, source)` reads weights that were found and that fit: arrays in the network's
+shardings, and where they come from as plain data: `folder`, `weights` and `step` of a run, `file`
+of a published file, and `sha256` of the weights."""
+
+
+def find(named: str, like: Any, setting: str = "config.init_from") -> Initial:
+    """Finds the weights of that name, and compares their names and shapes with the network's.
+
+        config.init_from = "runs/digits"              # the weights that this run is evaluated with
+        config.init_from = "runs/digits:live"         # or an average: "runs/digits:ema-0.999"
+        config.init_from = "weights.safetensors"      # or a file of torch.save
+
+    The arrays of a run are not read yet. Of a file, each tensor has the path of its parameter as
+    name, joined by `.` or `/`, as `block_0.attention.qkv.kernel`.
+
+    Args:
+        named: the folder of a run, `FOLDER:weights`, or a file of torch or safetensors.
+        like: the network's parameters as `ShapeDtypeStruct` with shardings.
+        setting: the setting that names them, for errors.
+
+    Raises:
+        UserError: there is nothing of that name, it is damaged, or a parameter is missing, left
+            over or of another shape.
+    """
+    folder, colon, weights = named.rpartition(":")
+    if Path(named).is_file():
+        return _of_file(Path(named), like, setting)
+    if _is_run(Path(named)):
+        return _of_run(Path(named), "", like, setting)
+    if colon and _is_run(Path(folder)):
+        return _of_run(Path(folder), weights, like, setting)
+    raise UserError(
+        f"{setting}={named!r} is neither a file nor the folder of a run: give one, or "
+        "FOLDER:weights, as runs/digits:ema-0.999"
+    )
+
+
+def _is_run(folder: Path) -> bool:
+    return (folder / "config.json").is_file() and (folder / "checkpoints").is_dir()
+
+
+def _of_run(folder: Path, weights: str, like: Any, setting: str) -> Initial:
+    """Weights of the newest whole checkpoint, read into their shardings and nothing else."""
+    config = read_json(folder / "config.json") or {}
+    weights = weights or str(config.get("weights"))
+    with closing(Checkpoints(folder / "checkpoints", read_only=True)) as checkpoints:
+        shapes = _newest_shapes(checkpoints, setting)
+    try:
+        found = shapes.weights(weights)
+    except UserError as error:
+        raise UserError(f"{setting}={folder}: {error}") from None
+    check_same(f"{setting}={folder}", found, like)
+    wanted = placed(shapes, like).only(weights)
+
+    def read() -> tuple[Any, dict[str, Any]]:
+        with closing(Checkpoints(folder / "checkpoints", read_only=True)) as checkpoints:
+            restored = checkpoints.restore(wanted, set_damaged_aside=False)
+        if restored is None:
+            raise UserError(f"{setting}={folder}: its checkpoints are gone")
+        state, meta = restored
+        params = jax.tree.map(lambda x, y: x.astype(y.dtype), state.weights(weights), like)
+        source = {"folder": str(folder), "weights": weights, "step": meta["step"]}
+        return params, source | {"sha256": weights_sha256(params)}
+
+    return read
+
+
+def _newest_shapes(checkpoints: Checkpoints, setting: str) -> TrainState:
+    """The shapes in the newest checkpoint that can say them."""
+    damage = None
+    for step in reversed(checkpoints.steps()):
+        try:
+            return checkpoints.shapes(step)
+        except Damaged as error:
+            damage = error
+    raise UserError(f"{setting}: {damage or f'{checkpoints.folder} has no checkpoint yet'}")
+
+
+def placed(shapes: TrainState, like: Any) -> TrainState:
+    """A state's shapes with the shardings of the network's parameters of the same names."""
+    where = {name: leaf.sharding for name, leaf in by_path(like).items()}
+    mesh = next(iter(where.values())).mesh
+
+    def place(path: tuple, leaf: Any) -> jax.ShapeDtypeStruct:
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        place = where.get(name, replicated(mesh))
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)
+
+    there = partial(jax.tree_util.tree_map_with_path, place)
+    averages = {name: there(average) for name, average in shapes.ema.items()}
+    return shapes._replace(
+        step=there(shapes.step),
+        params=there(shapes.params),
+        ema=averages,
+        frozen=there(shapes.frozen),
+    )
+
+
+def _of_file(path: Path, like: Any, setting: str) -> Initial:
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{setting}={path} can't be read: {error.strerror}") from error
+    arrays = {
+        name.replace(".", "/"): array
+        for name, array in read_state_dict(str(path), content).rest().items()
+    }
+    check_same(f"{setting}={path}", arrays, like)
+
+    def lay_out(path: tuple, leaf: jax.ShapeDtypeStruct) -> jax.Array:
+        array = arrays[jax.tree_util.keystr(path, simple=True, separator="/")].astype(leaf.dtype)
+        return jax.make_array_from_callback(leaf.shape, leaf.sharding, lambda part: array[part])
+
+    def read() -> tuple[Any, dict[str, Any]]:
+        params = jax.tree_util.tree_map_with_path(lay_out, like)
+        return params, {"file": str(path), "sha256": weights_sha256(params)}
+
+    return read
+
+
+def check_same(where: str, found: Any, like: Any) -> None:
+    """Refuses weights whose names and shapes are not those of a network.
+
+    Args:
+        where: what to call them, with the setting that names them.
+        found: a tree of arrays or shapes.
+        like: the network's.
+
+    Raises:
+        UserError: the first parameter that is missing, left over or of another shape.
+
+    Example:
+        >>> check_same("config.init_from=old", {"w": np.zeros(3)}, {"w": np.zeros(2)})
+        Traceback (most recent call last):
+        ...
+        diffjax.errors.UserError: config.init_from=old: w is [3] there and [2] in this network
+    """
+    there, here = by_path(found), by_path(like)
+    for name in sorted({*there, *here}):
+        if name not in there:
+            raise UserError(
+                f"{where} has no parameter {name} {_shape(here[name])}, which this "
+                f"network has{_near(name, there)}"
+            )
+        if name not in here:
+            raise UserError(
+                f"{where} has a parameter {name} {_shape(there[name])}, which this "
+                f"network has not{_near(name, here)}"
+            )
+        if there[name].shape != here[name].shape:
+            raise UserError(
+                f"{where}: {name} is {_shape(there[name])} there and "
+                f"{_shape(here[name])} in this network"
+            )
+
+
+def _near(name: str, known: Mapping[str, Any]) -> str:
+    close = difflib.get_close_matches(name, known, n=1)
+    return f"; {nearest(name, close)}" if close else ""
+
+
+def _shape(leaf: Any) -> str:
+    return str(list(leaf.shape))
+
+
+def by_path(tree: Any) -> dict[str, Any]:
+    """The leaves of a tree by their paths, as `block_0/attention/qkv/kernel`."""
+    leaves: Mapping = dict(jax.tree_util.tree_leaves_with_path(tree))
+    name = partial(jax.tree_util.keystr, simple=True, separator="/")
+    return {name(path): leaf for path, leaf in leaves.items()}
+
+
+def weights_sha256(params: Any) -> str:
+    """A SHA-256 of names, types, shapes and values; it does not depend on the mesh.
+
+    Example:
+        >>> one = weights_sha256({"w": np.zeros(2)})
+        >>> one == weights_sha256({"w": np.zeros(2)}), one == weights_sha256({"v": np.zeros(2)})
+        (True, False)
+    """
+    known = hashlib.sha256()
+    for name, leaf in sorted(by_path(params).items()):
+        array = np.ascontiguousarray(to_host(leaf))
+        known.update(f"{name} {array.dtype} {array.shape} ".encode())
+        known.update(array.tobytes())
+    return known.hexdigest()

@@ -1,0 +1,52 @@
+"""A frozen teacher: the weights of another run, or of a file, that an objective learns from."""
+
+from pathlib import Path
+from typing import Any
+
+from diffjax.errors import UserError
+from diffjax.host.run_files import read_json
+from diffjax.runs import workdirs
+from diffjax.runs.initial import Initial, find
+from diffjax.runs.setup import Setup
+from diffjax.training.state import LIVE, is_kept
+
+
+def find_teacher(setup: Setup) -> Initial | None:
+    """Finds the frozen teacher that `config.teacher` names, and compares its shapes.
+
+        config.teacher = "runs/digits"              # the weights that this run is evaluated with
+        config.teacher = "runs/digits:ema-0.999"    # or an average
+        config.teacher = "weights.safetensors"      # or a file of torch.save
+
+    Returns:
+        What reads it; None where the teacher is one of the run's own weights.
+
+    Raises:
+        UserError: there is no such run or file, or its parameters are not those of this network.
+    """
+    named = setup.config.get("teacher", "ema")
+    return None if is_kept(named) else find(named, setup.abstract.weights(LIVE), "config.teacher")
+
+
+def read_teacher(setup: Setup, workdir: Path) -> Any:
+    """The parameters of the frozen teacher; None where the teacher is one of the run's own weights.
+
+    The name of the weights goes into `run.json`; of a frozen teacher its folder or file, and its
+    SHA-256.
+
+    Raises:
+        UserError: as `find_teacher`, or the teacher has changed since this run began.
+    """
+    found = find_teacher(setup)
+    if found is None:
+        workdirs.record(workdir, teacher={"weights": setup.teacher})
+        return None
+    params, source = found()
+    known = (read_json(workdir / workdirs.RUN) or {}).get("teacher", {})
+    if known and known.get("sha256") != source["sha256"]:
+        raise UserError(
+            f"config.teacher={setup.config.teacher} has other weights than when this run began: "
+            "bring the old ones back, or train in another --workdir"
+        )
+    workdirs.record(workdir, teacher=source)
+    return params

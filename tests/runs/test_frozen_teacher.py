@@ -1,0 +1,88 @@
+"""A teacher that is another run: read before step 1, not part of the state, named by its hash."""
+
+import json
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.tree_util import register_dataclass
+
+from diffjax.errors import UserError
+from diffjax.loop import loop
+from diffjax.objectives.denoising import Denoising, pixel_mean
+from diffjax.runs import workdirs
+from diffjax.runs.initial import weights_sha256
+from diffjax.runs.setup import set_up
+from diffjax.runs.teacher import find_teacher, read_teacher
+from diffjax.spec import spec
+from tests.support.tiny_network import Plain
+from tests.support.tiny_run import loaded, trained_config, without_pictures
+
+
+@register_dataclass
+@dataclass(frozen=True)
+class Follow(Denoising):
+    """The squared difference of the network from its teacher."""
+
+    def __call__(self, apply, params, teacher_params, key, batch, progress):
+        t = self.times.quantile(self.uniforms(key, len(batch["image"])), self.path)
+        noised = self.noised(t, key, batch)
+        own, teachers = (self.ask(apply, each, noised) for each in (params, teacher_params))
+        error = jnp.square(own - jax.lax.stop_gradient(teachers))
+        return pixel_mean(error), self.metrics(noised)
+
+
+def config_of(teacher, **changes):
+    config = trained_config(num_steps=2, log_every_steps=1, **changes)
+    config.unlock()
+    config.teacher = str(teacher)
+    config.objective = spec(
+        Follow, **{name: part for name, part in config.objective.items() if name != "_target_"}
+    )
+    return config.lock()
+
+
+def losses_of(workdir):
+    lines = (workdir / "metrics.jsonl").read_text().splitlines()
+    return [record["loss"] for record in map(json.loads, lines) if "loss" in record]
+
+
+def test_a_run_learns_from_another_and_names_it_by_its_hash(trained_run, tmp_path, monkeypatch):
+    """One that begins with the teacher's weights has nothing to learn, up to rounding."""
+    without_pictures(monkeypatch)
+    teacher = f"{trained_run}:ema-0.9"
+    weights = loaded(trained_run).weights("ema-0.9")
+    same, other = tmp_path / "same", tmp_path / "other"
+    loop.train(config_of(teacher, init_from=teacher), same)
+    loop.train(config_of(teacher), other)
+    assert losses_of(same)[0] < 1e-6 * losses_of(other)[0]
+
+    noted = json.loads((same / "run.json").read_text())["teacher"]
+    sha256 = weights_sha256(weights)
+    assert noted == {"folder": str(trained_run), "weights": "ema-0.9", "step": 6, "sha256": sha256}
+
+
+def test_the_state_is_that_of_a_run_without_a_frozen_teacher(trained_run):
+    with_one, without = (set_up(config_of(name), (8, 8, 1), 10) for name in (trained_run, "live"))
+    assert with_one.abstract == without.abstract
+    assert find_teacher(without) is None
+
+
+def test_a_teacher_of_another_shape_is_refused_before_anything_is_written(trained_run, tmp_path):
+    config = config_of(trained_run, model=spec(Plain))
+    with pytest.raises(UserError, match=r"config.teacher=.* has no parameter Dense_0/bias \[16\]"):
+        loop.train(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_teacher_that_is_not_there_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"config.teacher='nowhere' is neither a file"):
+        loop.train(config_of("nowhere"), tmp_path / "run")
+
+
+def test_a_teacher_that_changed_since_the_run_began_is_refused(trained_run, tmp_path):
+    setup = set_up(config_of(trained_run), (8, 8, 1), 10)
+    workdirs.record(tmp_path, teacher={"folder": str(trained_run), "sha256": "of before"})
+    with pytest.raises(UserError, match="has other weights than when this run began"):
+        read_teacher(setup, tmp_path)
