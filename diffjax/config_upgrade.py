@@ -7,7 +7,6 @@ from diffjax.spec import TARGET
 
 RENAMED: Mapping[str, str] = {
     "diffjax.sampling.guidance:NullLabel": "diffjax.sampling.guidance:NullCondition",
-    "diffjax.sampling.guidance:OtherLabel": "diffjax.sampling.guidance:OtherCondition",
 }
 """Callables that a config may name, `module:name`, from their names since 0.1.0 to today's."""
 

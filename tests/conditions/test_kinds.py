@@ -161,7 +161,8 @@ def test_dropping_is_compiled_with_a_rate_that_is_traced():
 @pytest.mark.parametrize("condition", KINDS, ids=lambda kind: type(kind).__name__)
 def test_a_guided_sampler_of_any_kind_is_exported_for_batches_of_any_size(condition):
     def predict(x, t, cond):
-        size = sum(jnp.sum(leaf.reshape(leaf.shape[0], -1), 1) for leaf in jax.tree.leaves(cond))
+        rows = [jnp.sum(leaf.reshape(leaf.shape[0], -1), 1) for leaf in jax.tree.leaves(cond)]
+        size = sum(rows, start=jnp.zeros(()))
         return Pair(x + size[:, None, None, None], x)
 
     guided = guide(Models(predict, condition), Linear(), scale=2.0)
