@@ -239,11 +239,13 @@ GUIDANCE: Table = MappingProxyType(
         "thresholded": spec(guidance.Thresholded),
     }
 )
-# The second prediction, from which guidance leads away; some take an argument, as label:3.
+# The second prediction, from which guidance leads away; some take an argument: label:3 and
+# prompt:TEXT are what the model's condition parses.
 AGAINST: Table = MappingProxyType(
     {
-        "null": spec(guidance.NullLabel),
-        "label": spec(guidance.OtherLabel),
+        "null": spec(guidance.NullCondition),
+        "label": spec(guidance.OtherCondition),
+        "prompt": spec(guidance.OtherCondition),
         "weights": spec(guidance.OtherWeights),
         "attention": spec(guidance.WithoutAttention),
     }

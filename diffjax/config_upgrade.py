@@ -5,7 +5,9 @@ from typing import Any
 
 from diffjax.spec import TARGET
 
-RENAMED: Mapping[str, str] = {}
+RENAMED: Mapping[str, str] = {
+    "diffjax.sampling.guidance:NullLabel": "diffjax.sampling.guidance:NullCondition",
+}
 """Callables that a config may name, `module:name`, from their names since 0.1.0 to today's."""
 
 

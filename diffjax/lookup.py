@@ -167,18 +167,16 @@ def against_called(text: str) -> ConfigDict:
         UserError: the name is unknown, or its argument is not valid.
 
     Example:
-        >>> against_called("label:3").label, against_called("weights:ema-0.99").weights
-        (3, 'ema-0.99')
+        >>> against_called("label:3").text, against_called("weights:ema-0.99").weights
+        ('3', 'ema-0.99')
     """
     name, colon, value = text.partition(":")
     row = choices.copy(choose(choices.AGAINST, name, "against"))
     takes = [key for key in row if key != TARGET]
     if colon and not takes:
         raise UserError(f"against={text}: {name!r} takes nothing after a colon")
-    if colon and isinstance(row[takes[0]], int) and not value.isdigit():
-        raise UserError(f"against={text}: {name!r} takes a number after the colon")
     if colon:
-        row[takes[0]] = type(row[takes[0]])(value)
+        row[takes[0]] = value
     return row
 
 

@@ -21,6 +21,7 @@ TARGET = "_target_"
 # The modules of diffjax that a saved config may name: the parts of an experiment. The others write
 # files, download or start programs.
 _VOCABULARY = (
+    "conditions",
     "data",
     "evaluation.extractors",
     "models",
@@ -65,19 +66,21 @@ def spec(target: Callable[..., Any], /, **overrides: Any) -> ConfigDict:
     for name in overrides:
         _check_known(location, name, parameters)
     fields = {
-        name: overrides[name] if name in overrides else _as_spec(parameter.default)
+        name: overrides[name] if name in overrides else as_spec(parameter.default)
         for name, parameter in parameters.items()
         if name in overrides or parameter.default is not inspect.Parameter.empty
     }
     return ConfigDict({TARGET: location, **fields})
 
 
-def _as_spec(default: Any) -> Any:
-    """The spec of a default that is a dataclass; other defaults are returned."""
+def as_spec(default: Any) -> Any:
+    """The spec of a dataclass, or of those in a dict; anything else is returned as it is."""
+    if isinstance(default, dict):
+        return {name: as_spec(value) for name, value in default.items()}
     if not dataclasses.is_dataclass(default) or isinstance(default, type):
         return default
     fields = {field.name: getattr(default, field.name) for field in dataclasses.fields(default)}
-    return spec(type(default), **{name: _as_spec(value) for name, value in fields.items()})
+    return spec(type(default), **{name: as_spec(value) for name, value in fields.items()})
 
 
 def defaults(location: str) -> dict[str, Any]:

@@ -13,10 +13,11 @@ from jax import Array
 from ml_collections import ConfigDict
 
 from diffjax import choices, lookup
+from diffjax.conditions import Condition
 from diffjax.errors import UserError
 from diffjax.kinds import complaint
 from diffjax.models.layers import HIDDEN, attention_layers, attention_off
-from diffjax.objectives.base import Objective, Progress, Traits
+from diffjax.objectives.base import Objective, Progress, Traits, with_condition
 from diffjax.process.paths import Pair, Path
 from diffjax.process.precond import Apply, Meaning, Precond, Predict, denoiser, flow_map
 from diffjax.process.targets import undecodable
@@ -37,8 +38,8 @@ class Wired(NamedTuple):
         apply: the network as a function of parameters and inputs.
         recipe: the sampling recipe of the run's own samples.
         image_shape: `(H, W, C)` of the data.
-        num_classes: the number of classes; 0 is unconditional.
-        label_dropout: the fraction of labels that training replaces by the null label.
+        condition: the kind of condition of its samples.
+        label_dropout: the fraction of conditions that training replaces by the null condition.
         params_shape: the shapes of the parameters, a tree of `ShapeDtypeStruct`.
     """
 
@@ -49,13 +50,13 @@ class Wired(NamedTuple):
     apply: Apply
     recipe: Recipe
     image_shape: tuple[int, int, int]
-    num_classes: int
+    condition: Condition
     label_dropout: float
     params_shape: Any
 
     def init(self, key: Array) -> Any:
         """Initial parameters, of the network and of the objective."""
-        return _init(self.network, self.objective, self.image_shape, key)
+        return _init(self.network, self.objective, self.image_shape, self.condition, key)
 
     @property
     def input_shape(self) -> tuple[int, int, int]:
@@ -63,7 +64,7 @@ class Wired(NamedTuple):
         return _input_shape(self.objective, self.image_shape)
 
     def predict(self, params: Any, source: Array | None = None) -> Predict:
-        """The denoiser with given parameters, `(x, t, labels) -> (x0, eps)`.
+        """The denoiser with given parameters, `(x, t, cond) -> (x0, eps)`.
 
         Args:
             params: live or averaged parameters.
@@ -77,45 +78,33 @@ class Wired(NamedTuple):
             return flow_map(*model)
         return denoiser(*model, learned_variance=self.objective.traits.learned_variance)
 
-    def models(self, params: Any, source: Array | None, weaker: Predict | None) -> Models:
+    def models(
+        self, params: Any, source: Array | None, weaker: Predict | None, other: Any = None
+    ) -> Models:
         """The model and its variants, for guidance.
 
         Args:
             params: live or averaged parameters.
             source: the source images `[B, …]` of objectives that need them.
             weaker: the model of autoguidance, if there is one.
+            other: one row of the condition that guidance leads away from, if there is one.
         """
         predict = self.predict(params, source)
 
         def without_attention(layers: str) -> Predict:
-            def perturbed(x: Array, t: Array, cond: Array | None) -> Pair:
+            def perturbed(x: Array, t: Array, cond: Any) -> Pair:
                 with attention_off(layers):
                     return predict(x, t, cond)
 
             return perturbed
 
-        return Models(predict, self.num_classes, weaker, without_attention)
+        return Models(predict, self.condition, weaker, without_attention, other)
 
     def batch_shapes(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
         """The shapes of a training batch, as `ShapeDtypeStruct`s."""
         images = jax.ShapeDtypeStruct((batch_size, *self.image_shape), jnp.float32)
-        batch = {"image": images, "label": jax.ShapeDtypeStruct((batch_size,), jnp.int32)}
+        batch = {"image": images, **self.condition.shapes(batch_size)}
         return {**batch, "source": images} if self.objective.traits.needs_source else batch
-
-    def check_condition(self, condition: Any) -> None:
-        """Refuses numbers that are neither labels nor the null label, `num_classes`.
-
-        A network's table of labels returns NaN for them.
-
-        Raises:
-            UserError: the first of them.
-        """
-        null = self.num_classes
-        wrong = [label for label in np.unique(condition).tolist() if not 0 <= label <= null]
-        if null and wrong:
-            raise UserError(
-                f"there is no label {wrong[0]}: this run has {null}, from 0 to {null - 1}"
-            )
 
     @property
     def num_params(self) -> int:
@@ -123,7 +112,7 @@ class Wired(NamedTuple):
         return sum(leaf.size for leaf in jax.tree.leaves(self.params_shape))
 
 
-def wire(config: ConfigDict, image_shape: tuple[int, int, int], num_classes: int) -> Wired:
+def wire(config: ConfigDict, image_shape: tuple[int, int, int], condition: Condition) -> Wired:
     """Builds all parts of a config and checks that they fit together.
 
     Nothing is compiled or trained: shapes are checked by abstract evaluation.
@@ -131,7 +120,7 @@ def wire(config: ConfigDict, image_shape: tuple[int, int, int], num_classes: int
     Args:
         config: the config of an experiment.
         image_shape: `(H, W, C)` of the data.
-        num_classes: the number of classes of the data; 0 is unconditional.
+        condition: the kind of condition that the data have.
 
     Raises:
         UserError: a name is unknown, the target can't be decoded on the path, a size does not
@@ -139,7 +128,7 @@ def wire(config: ConfigDict, image_shape: tuple[int, int, int], num_classes: int
     """
     objective = build_objective(config)
     path, precond = objective.path, objective.precond
-    runtime = {"num_classes": num_classes, **_outputs(objective, image_shape)}
+    runtime = {**condition.network_arguments(), **_outputs(objective, image_shape)}
     network = build(config.model, nn.Module, "config.model", **runtime)
     recipe = build(config.sampling, Recipe, "config.sampling")
 
@@ -147,13 +136,15 @@ def wire(config: ConfigDict, image_shape: tuple[int, int, int], num_classes: int
         params: Any,
         x: Array,
         noise_label: Array,
-        cond: Array | None,
+        cond: Any,
         *,
         train: bool = False,
         key: Array | None = None,
         hidden: bool = False,
     ) -> Any:
         rngs = None if key is None else {"dropout": key}
+        if cond is None:
+            cond = condition.null(x.shape[0])
         inputs = ({"params": params}, x, noise_label, cond)
         if not hidden:
             return network.apply(*inputs, train=train, rngs=rngs)
@@ -167,7 +158,8 @@ def wire(config: ConfigDict, image_shape: tuple[int, int, int], num_classes: int
         return output, sown[collection][name][0]
 
     params = jax.eval_shape(
-        partial(_init, network, objective, image_shape), jax.eval_shape(lambda: jax.random.key(0))
+        partial(_init, network, objective, image_shape, condition),
+        jax.eval_shape(lambda: jax.random.key(0)),
     )
     wired = Wired(
         path=path,
@@ -177,7 +169,7 @@ def wire(config: ConfigDict, image_shape: tuple[int, int, int], num_classes: int
         apply=apply,
         recipe=recipe,
         image_shape=image_shape,
-        num_classes=num_classes,
+        condition=condition,
         label_dropout=config.label_dropout,
         params_shape=params,
     )
@@ -303,9 +295,9 @@ def check_guidance(recipe: Recipe, wired: Wired) -> None:
     """Checks that guidance fits the model and the solver.
 
     Raises:
-        UserError: predictions are not posterior means; guidance needs a null label, a class or an
-            attention layer that the network does not have, or a solver that puts the predicted
-            noise back.
+        UserError: predictions are not posterior means; guidance needs a null condition, another
+            condition or an attention layer that the network does not have, or a solver that puts
+            the predicted noise back.
     """
     scale, against = recipe.guidance_scale, recipe.against
     if scale == 1.0:
@@ -316,13 +308,14 @@ def check_guidance(recipe: Recipe, wired: Wired) -> None:
             f"{type(wired.objective).__name__} trains a model of {wired.objective.traits.meaning}: "
             "use guidance_scale=1"
         )
-    if against.needs_null_label and not (wired.num_classes and wired.label_dropout):
-        why = "is trained with label_dropout=0" if wired.num_classes else "has no labels"
+    droppable = wired.condition.can_be_dropped
+    if against.needs_null and not (droppable and wired.label_dropout):
+        why = "is trained with label_dropout=0" if droppable else "has no condition"
         raise UserError(
-            f"guidance_scale={scale:g} needs a null label, but this network {why}; use "
+            f"guidance_scale={scale:g} needs a null condition, but this network {why}; use "
             "guidance_scale=1"
         )
-    reason = against.unfit(wired.num_classes, attention_layers(wired.params_shape))
+    reason = against.unfit(wired.condition, attention_layers(wired.params_shape))
     if reason:
         raise UserError(f"guidance against {type(against).__name__}: {reason}")
     if not recipe.solver.renoises and not mixes(recipe.guidance):
@@ -342,10 +335,17 @@ def _solvers_that(suit: Callable[[Solver], bool]) -> str:
 
 
 def _init(
-    network: nn.Module, objective: Objective, image_shape: tuple[int, ...], key: Array
+    network: nn.Module,
+    objective: Objective,
+    image_shape: tuple[int, ...],
+    condition: Condition,
+    key: Array,
 ) -> dict[str, Any]:
     """The network's initial parameters, and the objective's under their own names."""
-    params = network.init(key, *_example_inputs(objective, image_shape))["params"]
+    two_times = objective.traits.meaning is Meaning.AVERAGE_VELOCITY
+    noise_label = jnp.zeros((1, 2) if two_times else 1)
+    x = jnp.zeros((1, *_input_shape(objective, image_shape)))
+    params = network.init(key, x, noise_label, condition.example(1))["params"]
     return {**params, **objective.init_params(jax.random.fold_in(key, 1))}
 
 
@@ -362,15 +362,6 @@ def _input_shape(objective: Objective, image_shape: tuple[int, ...]) -> tuple[in
     return height, width, objective.traits.inputs * channels
 
 
-def _example_inputs(
-    objective: Objective, image_shape: tuple[int, ...]
-) -> tuple[Array, Array, Array]:
-    two_times = objective.traits.meaning is Meaning.AVERAGE_VELOCITY
-    noise_label = jnp.zeros((1, 2) if two_times else 1)
-    x = jnp.zeros((1, *_input_shape(objective, image_shape)))
-    return x, noise_label, jnp.zeros(1, jnp.int32)
-
-
 def _check_loss(wired: Wired, batch_size: int, num_steps: int) -> None:
     """Traces the loss once, so that shapes that do not fit fail here and not in the first step."""
     params = wired.params_shape
@@ -378,7 +369,7 @@ def _check_loss(wired: Wired, batch_size: int, num_steps: int) -> None:
     progress = Progress(jnp.zeros((), jnp.int32), memory, num_steps)
     loss, _ = jax.eval_shape(
         lambda params, key, batch: wired.objective(
-            wired.apply, params, params, key, batch, progress
+            wired.apply, params, params, key, with_condition(batch, wired.condition), progress
         ),
         params,
         jax.eval_shape(lambda: jax.random.key(0)),

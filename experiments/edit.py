@@ -23,7 +23,7 @@ from jax import Array
 
 import diffjax
 from diffjax import choices
-from diffjax.data import all_images
+from diffjax.data import all_examples
 from diffjax.errors import UserError
 from diffjax.process.paths import Path
 from diffjax.reports.pictures import save_png
@@ -75,7 +75,7 @@ class Edit(NamedTuple):
     Attributes:
         model: of a run that makes samples from noise.
         recipe: solver, grid and guidance.
-        request: as many samples as there are images, with their labels.
+        request: as many samples as there are images, with their conditions.
         images: `[n, H, W, C]`.
     """
 
@@ -115,8 +115,9 @@ def main(args: SimpleNamespace) -> None:
         run, args.solver, args.grid, args.num_steps, Guided(args.guidance_scale)
     ).recipe
     check_recipe(recipe, run.setup.wired)
-    images, labels = all_images(run.dataset(args.data_path).test, args.num_images)
-    request = Request(labels, args.seed)
+    batch = all_examples(run.dataset(args.data_path).test, args.num_images)
+    images = batch["image"]
+    request = Request(run.setup.wired.condition.of_batch(batch), args.seed)
     edit = Edit(run.model(args.weights), recipe, request, jnp.asarray(images))
     seen, made = task(args, edit)
     if not np.isfinite(made).all():

@@ -21,7 +21,7 @@ from diffjax import choices
 from diffjax.config_files import check_size
 from diffjax.errors import UserError
 from diffjax.evaluation.extractors.features import Extractor
-from diffjax.evaluation.extractors.named import EXTRACTORS, extractor_called
+from diffjax.evaluation.extractors.named import extractor_called
 from diffjax.evaluation.tables import quality_table
 from diffjax.host.interrupts import stop_signals
 from diffjax.host.processes import in_first, is_first, translate_lost_processes
@@ -173,9 +173,8 @@ Solvers:
 {cli.describe_solvers()}
 Grids: {", ".join(choices.GRIDS)}; found, by experiments.find_grid
 Guidance: {", ".join(choices.GUIDANCE)}; joined by +, the innermost first
-Against: null (no label), label:3, weights:ema-0.99 or weights:RUN_FOLDER, attention or
-  attention:LAYERS (a pattern of names, such as block_2)
-Extractors: {", ".join(EXTRACTORS)}"""
+Against: null (no condition), label:3, prompt:TEXT, weights:ema-0.99 or weights:RUN_FOLDER,
+  attention or attention:LAYERS (a pattern of names, such as block_2)"""
 
 if __name__ == "__main__":
     sys.exit(cli.run(main, FLAGS, usage=USAGE))

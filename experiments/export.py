@@ -68,7 +68,12 @@ def main(args: SimpleNamespace) -> None:
     model = portable_model(run, args.weights).map(in_type(args.weights_dtype))
     sampler = portable_sampler(model, recipe, noise=noise)
     content = serialise(
-        sampler, wired.image_shape, source=source, noise=noise, platforms=args.platforms
+        sampler,
+        wired.image_shape,
+        wired.condition,
+        source=source,
+        noise=noise,
+        platforms=args.platforms,
     )
     try:
         out.write_bytes(content)
@@ -86,7 +91,12 @@ def main(args: SimpleNamespace) -> None:
     }
     shape = ", ".join(map(str, wired.image_shape))
     first = f"noise float32[b, {shape}]" if noise else "seed uint32[]"
-    arguments = f"{first}, labels int32[b]" + (f", source float32[b, {shape}]" if source else "")
+    arrays = wired.condition.arrays(wired.condition.abstract(1)).items()
+    rows = [
+        f"{name} {leaf.dtype}[{', '.join(['b', *map(str, leaf.shape[1:])])}]"
+        for name, leaf in arrays
+    ]
+    arguments = ", ".join([first, *rows, *([f"source float32[b, {shape}]"] if source else [])])
     print(", ".join(f"{name}={value}" for name, value in how.items()))
     print(f"call({arguments}) -> float32[b, {shape}] on {', '.join(args.platforms)}")
     print(f"{len(content):,} bytes in {out}")

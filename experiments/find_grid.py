@@ -23,13 +23,12 @@ from diffjax.evaluation.tables import measure as written
 from diffjax.host.files import write_json
 from diffjax.runs.found_grids import FOUND, Search, grid_file, prepare
 from diffjax.runs.load import Run
-from diffjax.runs.measure import labels_in_mix
+from diffjax.runs.measure import labels_in_mix, samples_asked_of
 from diffjax.runs.model import Request
 from diffjax.runs.recipes import Guided, named_recipe
 from diffjax.spec import build, choose
 from experiments import cli
 from experiments.evaluate import parse_steps
-from experiments.sample import sources
 
 FLAGS = flags.FlagValues()
 flags.DEFINE_string("workdir", None, "folder of the run", flag_values=FLAGS)
@@ -71,12 +70,13 @@ def main(args: SimpleNamespace) -> None:
     teacher = build(choose(choices.SOLVERS, args.teacher, "teacher"))
     labels = labels_in_mix(run, args.num_samples, args.labels, args.data_path)
     # As many again to try what was found, with the same labels.
-    labels, source = sources(run, None, np.concatenate([labels, labels]), args.data_path)
+    labels, wired = np.concatenate([labels, labels]), run.setup.wired
+    asked = samples_asked_of(wired, lambda: run.dataset(args.data_path), labels)
     search = prepare(
         run.model(args.weights),
         named.recipe,
         teacher,
-        Request(labels, args.seed, source),
+        Request(asked.condition, args.seed, asked.source),
         num_candidates=args.num_candidates,
         batch_size=args.batch_size,
     )
@@ -89,7 +89,7 @@ def main(args: SimpleNamespace) -> None:
         "guidance": repr(named.recipe.guidance),
         "against": repr(named.recipe.against),
         "seed": args.seed,
-        "num_samples": len(labels) // 2,
+        "num_samples": len(asked.labels) // 2,
         "teacher": args.teacher,
         "num_candidates": args.num_candidates,
     }

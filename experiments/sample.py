@@ -29,7 +29,6 @@ from diffjax.reports.pictures import (
     save_film,
     save_png,
 )
-from diffjax.runs.labels import balanced_labels, labels_called
 from diffjax.runs.load import Run
 from diffjax.runs.measure import samples_asked_of
 from diffjax.runs.model import Model, Request
@@ -40,7 +39,12 @@ from experiments import cli, hanging, processes
 FLAGS = flags.FlagValues()
 flags.DEFINE_string("workdir", None, "folder of the run", flag_values=FLAGS)
 flags.DEFINE_integer("num_samples", 64, "number of samples", lower_bound=1, flag_values=FLAGS)
-flags.DEFINE_list("labels", None, "labels by number or name, repeated in turn", flag_values=FLAGS)
+flags.DEFINE_list(
+    "labels",
+    None,
+    "what the run's condition parses: labels by number or name, prompts; in turn",
+    flag_values=FLAGS,
+)
 flags.DEFINE_integer("seed", 0, "seed of the noise", flag_values=FLAGS)
 flags.DEFINE_string("solver", None, "name of the solver", flag_values=FLAGS)
 flags.DEFINE_string("grid", None, "name of the time grid", flag_values=FLAGS)
@@ -82,7 +86,7 @@ def main(args: SimpleNamespace) -> None:
     guided = Guided(args.guidance_scale, args.guidance, args.against)
     named = named_recipe(run, args.solver, args.grid, args.num_steps, guided)
     recipe = named.recipe
-    labels = parse_labels(args.labels, run, args.num_samples)
+    condition, source = wanted(run, args.labels, args.num_samples, args.data_path)
     out = Path(args.out or Path(args.workdir) / "samples" / f"seed_{args.seed}.png")
     if args.film is not None and Path(args.film).suffix != ".png":
         raise UserError(f"--film={args.film} should end in .png; the GIF is written next to it")
@@ -90,10 +94,11 @@ def main(args: SimpleNamespace) -> None:
         raise UserError(f"--out={out} should end in .png; arrays are written next to it as .npz")
     in_first(lambda: make_writable(out.parent))  # Fails before the work, if it does.
 
-    labels, source = sources(run, args.labels, labels, args.data_path)
-    model, request = run.model(args.weights), Request(labels, args.seed, source)
+    model, request = run.model(args.weights), Request(condition, args.seed, source)
     images, cost = draw_images(args, model, recipe, request)
-    arrays = {"images": images, "labels": labels} | ({} if source is None else {"source": source})
+    kind = run.setup.wired.condition
+    arrays = {"images": images, **kind.arrays(request.condition)}
+    arrays |= {} if source is None else {"source": source}
     how = {
         "step": run.step,
         "weights": args.weights or run.config.weights,
@@ -106,16 +111,16 @@ def main(args: SimpleNamespace) -> None:
         "against": repr(recipe.against),
         "seed": args.seed,
     }
-    filmed = request.only(np.arange(min(len(labels), _FILMED)))
+    filmed = request.only(np.arange(min(len(request), _FILMED)))
     traced: Any = None if args.film is None else model.trace(recipe, filmed)
     if not is_first():
         return
     try:
         write_npz(out.with_suffix(".npz"), **arrays, **how)
         if source is None:
-            num_labels = len(args.labels or run.label_names)
-            columns = columns_by_class(len(images), num_labels)
-            save_png(out, images, columns, names_of_columns(labels, columns, run.label_names))
+            titles = kind.titles(request.condition)
+            columns = columns_by_class(len(images), len(args.labels or set(titles or ())))
+            save_png(out, images, columns, names_of_columns(titles, columns))
         else:
             both = np.stack([source, images], axis=1)
             save_png(out, both.reshape(-1, *images.shape[1:]), columns=_PAIRS_IN_A_ROW * 2)
@@ -144,26 +149,24 @@ def draw_images(
     return images, {"nfe": model.nfe(recipe, next(request.batches(n)))}
 
 
-def sources(
-    run: Run, given: list[str] | None, labels: np.ndarray, data_path: str | None
-) -> tuple[np.ndarray, np.ndarray | None]:
-    """Labels and source images: test images for a run from images to images, else None."""
+def wanted(
+    run: Run, given: list[str] | None, n: int, data_path: str | None
+) -> tuple[Any, np.ndarray | None]:
+    """The condition and the sources of n samples: what `--labels` parses to, in turn, or else all
+    labels in turn, or those of test images.
+    """
     wired = run.setup.wired
-    if not wired.objective.traits.starts_at_source:
-        return labels, None
-    if given:
+    condition = wired.condition
+    if given and wired.objective.traits.starts_at_source:
         raise UserError(
             "this run starts at test images, which have their own labels: leave out --labels"
         )
-    return samples_asked_of(wired, run.dataset(data_path), labels)
-
-
-def parse_labels(given: list[str] | None, run: Run, n: int) -> np.ndarray:
-    """Parses labels by number or name, repeated until there are `n`."""
-    num_classes = run.setup.wired.num_classes
-    if not given:
-        return balanced_labels(n, num_classes)
-    return np.resize(labels_called(given, num_classes, run.label_names), n)
+    if given:
+        return condition.take(condition.parse(given), np.arange(n) % len(given)), None
+    labels = condition.in_turn(n)
+    labels = np.zeros(n, np.int32) if labels is None else labels
+    asked = samples_asked_of(wired, lambda: run.dataset(data_path), labels)
+    return asked.condition, asked.source
 
 
 USAGE = f"""{__doc__}
@@ -171,8 +174,8 @@ Solvers:
 {cli.describe_solvers()}
 Grids: {", ".join(choices.GRIDS)}; found, by experiments.find_grid
 Guidance: {", ".join(choices.GUIDANCE)}; joined by +, the innermost first
-Against: null (no label), label:3, weights:ema-0.99 or weights:RUN_FOLDER, attention or
-  attention:LAYERS (a pattern of names, such as block_2)"""
+Against: null (no condition), label:3, prompt:TEXT, weights:ema-0.99 or weights:RUN_FOLDER,
+  attention or attention:LAYERS (a pattern of names, such as block_2)"""
 
 if __name__ == "__main__":
     sys.exit(cli.run(main, FLAGS, usage=USAGE))

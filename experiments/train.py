@@ -170,7 +170,7 @@ def describe(setup: Setup, dataset: DataSet, workdir: Path, *, extend: bool | st
     shape = "x".join(map(str, dataset.image_shape))
     rows = {
         "data": f"{dataset.name}: {len(dataset.train):,} images of {shape}, "
-        f"{dataset.num_classes or 'no'} classes; {len(dataset.test):,} for testing; "
+        f"{dataset.condition.describe()}; {len(dataset.test):,} for testing; "
         f"{'all' if num_read == num_images else f'{num_read:,}'} were read",
         "network": f"{type(wired.network).__name__}, {wired.num_params:,} parameters{trains}",
         "path": repr(wired.path),

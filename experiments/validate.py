@@ -14,12 +14,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import jax
-import numpy as np
 from absl import flags
 
 import diffjax
 from diffjax import choices
-from diffjax.data import DataSet, all_images
+from diffjax.data import DataSet, all_examples
 from diffjax.errors import UserError
 from diffjax.host.files import write_json
 from diffjax.process.precond import Meaning
@@ -55,7 +54,8 @@ def main(args: SimpleNamespace) -> None:
         raise UserError(f"--out={args.out} should end in .png")
     allowed = ("diffjax", *args.allowed_packages)
     runs, dataset = load_runs(args.workdirs, args.weights, args.data_path, allowed)
-    images, labels = all_images(dataset.test, args.num_images)
+    batch = all_examples(dataset.test, args.num_images)
+    images = batch["image"]
     losses = {}
     for name, run in runs.items():
         print(f"{name}: {len(images)} images", file=sys.stderr)
@@ -63,7 +63,7 @@ def main(args: SimpleNamespace) -> None:
             run.model(args.weights).predict(),
             run.setup.wired.path,
             images,
-            labels if run.setup.wired.num_classes else np.zeros_like(labels),
+            run.setup.wired.condition.of_batch(batch),
             jax.random.key(args.seed),
             spaces=spaces,
             space_path=space_path,

@@ -2,10 +2,18 @@
 
 from diffjax.data.augment import Augment
 from diffjax.data.folder import image_folder
+from diffjax.data.given import GivenSource
 from diffjax.data.idx import fashion_mnist, idx_images, mnist
 from diffjax.data.latents import LatentSource, latents
 from diffjax.data.pairs import Coarse, PairSource, TranslatedSource, pairs, translation
-from diffjax.data.pipeline import all_images, batches, eval_batches, to_float, to_uint8
+from diffjax.data.pipeline import (
+    all_examples,
+    all_images,
+    batches,
+    eval_batches,
+    to_float,
+    to_uint8,
+)
 from diffjax.data.sources import ArraySource, Batch, DataSet, Example, Source, digits
 from diffjax.data.tfds import tfds_images
 from diffjax.data.toys import colours, colours_distance
@@ -17,10 +25,12 @@ __all__ = [
     "Coarse",
     "DataSet",
     "Example",
+    "GivenSource",
     "LatentSource",
     "PairSource",
     "Source",
     "TranslatedSource",
+    "all_examples",
     "all_images",
     "batches",
     "colours",

@@ -155,11 +155,15 @@ def all_images(source: Source, limit_images: int = 0) -> tuple[np.ndarray, np.nd
     Raises:
         UserError: the source is empty, or an image is damaged.
     """
-    parts = list(eval_batches(source, batch_size=1024, limit_images=limit_images))
-    return (
-        np.concatenate([part["image"] for part in parts]),
-        np.concatenate([part["label"] for part in parts]),
-    )
+    batch = all_examples(source, limit_images)
+    return batch["image"], batch["label"]
+
+
+def all_examples(source: Source, limit_images: int = 0) -> Batch:
+    """All examples of a source as one batch; arguments and errors as in `all_images`."""
+    parts: Any = list(eval_batches(source, batch_size=1024, limit_images=limit_images))
+    whole: Any = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    return whole
 
 
 def _as_float(batch: Batch) -> Batch:
@@ -168,10 +172,11 @@ def _as_float(batch: Batch) -> Batch:
 
 
 def _with_images(batch: Batch, change: Callable[..., np.ndarray], *arguments: Any) -> Batch:
-    """The batch with changed images; the sources of pairs are changed in the same way."""
-    changed: Batch = {**batch, "image": change(batch["image"], *arguments)}
-    if "source" in batch:
-        changed["source"] = change(batch["source"], *arguments)
+    """The batch with changed images; sources and other images are changed in the same way."""
+    whole: Any = batch
+    changed: Any = {
+        name: change(rows, *arguments) if rows.ndim == 4 else rows for name, rows in whole.items()
+    }
     return changed
 
 

@@ -7,6 +7,7 @@ from typing import Annotated, Any, NotRequired, Protocol, TypedDict
 
 import numpy as np
 
+from diffjax.conditions import Condition, of_classes
 from diffjax.data.randomness import permutation
 from diffjax.errors import UserError
 from diffjax.kinds import Interval
@@ -138,6 +139,7 @@ class DataSet:
             samples of them are neither clipped nor rounded.
         autoencoder: the name or hash of the autoencoder of latents; "none" for images.
         mixture: the exact distribution of the real images, if it is known.
+        given: the kind of condition of the images; by default their classes.
     """
 
     name: str
@@ -151,6 +153,12 @@ class DataSet:
     bounded: bool = True
     autoencoder: str = "none"
     mixture: GaussianMixture | None = field(default=None, repr=False)
+    given: Condition | None = field(default=None, repr=False)
+
+    @property
+    def condition(self) -> Condition:
+        """The kind of condition that the images have."""
+        return self.given or of_classes(self.num_classes, self.label_names)
 
     @property
     def reference(self) -> Source:

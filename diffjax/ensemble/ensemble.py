@@ -128,7 +128,7 @@ def train_together(
     commands = commands or [""] * len(configs)
     _check(configs, folders, commands)
     dataset: DataSet = build(configs[0].data, DataSet, "config.data")
-    setups = [set_up(config, dataset.image_shape, dataset.num_classes) for config in configs]
+    setups = [set_up(config, dataset.image_shape, dataset.condition) for config in configs]
     for setup in setups:
         check_pairs(setup, dataset)
         check_evaluation(setup, dataset)

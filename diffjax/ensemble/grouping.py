@@ -10,6 +10,7 @@ import numpy as np
 from jax import Array
 from ml_collections import ConfigDict
 
+from diffjax.conditions import Classes
 from diffjax.objectives.base import Objective
 from diffjax.optimizers.base import Optimizer
 from diffjax.runs.workdirs import differing_keys
@@ -34,7 +35,7 @@ class Parts(NamedTuple):
     Attributes:
         objective: the objective that computes the loss.
         optimizer: the optimizer's spec as plain data.
-        label_dropout: probability of replacing a label by the null label, in [0, 1); 0.1 is
+        label_dropout: probability of replacing a condition by the null condition, in [0, 1); 0.1 is
             typical.
     """
 
@@ -231,7 +232,7 @@ def _check_traceable(config: ConfigDict, numbers: Numbers) -> None:
         state = init_state(params, optimizer, averages, objective.init_memory(), nonfinite.init())
         step = make_train_step(
             apply, objective, optimizer, num_steps=config.num_steps, averages=averages,
-            label_dropout=dropout, null_label=0, nonfinite=nonfinite,
+            label_dropout=dropout, condition=Classes(1), nonfinite=nonfinite,
             teacher=teacher_name(teacher, averages),
         )  # fmt: skip
         return step(state, key, batch)

@@ -186,7 +186,7 @@ def member_step(members: Members) -> Callable:
             num_steps=config.num_steps,
             averages=Averages.of(config),
             label_dropout=dropout,
-            null_label=setup.wired.num_classes,
+            condition=setup.wired.condition,
             teacher=setup.teacher,
             nonfinite=setup.nonfinite,
             accumulation_steps=setup.accumulation_steps,

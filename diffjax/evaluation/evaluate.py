@@ -32,8 +32,8 @@ class NamedRecipe:
     seed: int = 0
 
 
-Draw = Callable[[NamedRecipe, np.ndarray], tuple[np.ndarray | Batches, int]]
-"""`(recipe, labels[n]) -> images[n, H, W, C], network evaluations per sample`."""
+Draw = Callable[[NamedRecipe], tuple[np.ndarray | Batches, int]]
+"""`recipe -> images[n, H, W, C], network evaluations per sample`."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def evaluate(
 ) -> Evaluation:
     """Computes all metrics for the main recipe, and accuracy and two distances for the others.
 
-    All recipes have the same labels, and those with one seed start from the same noise.
+    All recipes have the same conditions, and those with one seed start from the same noise.
 
     Args:
         draw: draws samples of a recipe, and returns them with the evaluations per sample.
@@ -70,8 +70,8 @@ def evaluate(
         references: the real data with extractors. The metrics of the first are those of the
             evaluation; those of the others are for the main recipe only, under `extractors`, by
             name.
-        labels: `[n]`, one for each sample.
-        conditional: whether the model is conditioned on labels; if not, there is no accuracy.
+        labels: `[n]`, the class that each sample is to show.
+        conditional: whether the samples are to show classes; if not, there is no accuracy.
         others: further recipes; repeated ones are skipped.
         report: called with each finished row.
     """
@@ -124,7 +124,7 @@ def _measure(
 ) -> tuple[np.ndarray, dict[str, Any], list[dict[str, Any]]]:
     """Draws samples; returns the first of them, the table row, and the metrics by extractor."""
     began = time.perf_counter()
-    drawn, nfe = draw(named, labels)
+    drawn, nfe = draw(named)
     seconds = [time.perf_counter() - began]
     batches = drawn if isinstance(drawn, Batches) else Batches.of(drawn)
     first, samples = Batches(batches.num_images, _timed(batches, seconds)).peek()

@@ -16,7 +16,7 @@ Each term of the sum is KL(q(x_s | x_t, x) ‖ q(x_s | x_t, x0(x_t, t))). Kingma
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -29,7 +29,7 @@ from diffjax.process.paths import Coeffs, Pair, Path, coeffs, log_snr, mix, time
 from diffjax.process.precond import Predict
 from diffjax.sampling.grids import Grid, UniformLogSNR
 from diffjax.sampling.solvers import normal
-from diffjax.shapes import Keys, Labels, PerSample, Samples
+from diffjax.shapes import Keys, PerSample, Samples
 
 
 class Bound(NamedTuple):
@@ -166,7 +166,7 @@ def variational_bound(
     path: Path,
     x: Samples,
     keys: Keys,
-    labels: Labels | None = None,
+    cond: Any = None,
     *,
     time: Time = ContinuousTime(),
     num_times: int = 64,
@@ -184,7 +184,7 @@ def variational_bound(
         path: the path on which it was trained.
         x: `[B, …]`, clean data in the model's units.
         keys: `[B]`, one for each sample.
-        labels: `[B]`, or None for an unconditional model.
+        cond: the condition, B rows, or None for the null condition.
         time: `ContinuousTime(…)` or `DiscreteTime(…)`.
         num_times: the number of network evaluations per sample; even, because errors are computed
             from pairs.
@@ -222,7 +222,7 @@ def variational_bound(
         c = coeffs(path, t, x.ndim)
         eps = normal(jax.vmap(jax.random.fold_in, (0, None))(noise_keys, i), x.shape[1:])
         pair = Pair(x, eps)
-        return None, weight * _x0_error(c, pair, predict(mix(c, pair), t, labels))
+        return None, weight * _x0_error(c, pair, predict(mix(c, pair), t, cond))
 
     _, terms = jax.lax.scan(one_time, None, (jnp.arange(num_times), ts, weights))
     diffusion = jnp.mean(terms, axis=0)

@@ -13,7 +13,7 @@ tight if `q` is proportional to the model's density within the bin. Theis et al.
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -154,9 +154,9 @@ def _log_logistic(z: Array) -> Array:
 
 
 def fit_dequantiser(
-    log_density: Callable[[Array, Array, Array | None], Array],
+    log_density: Callable[[Array, Array, Any], Array],
     images: Array,
-    labels: Array | None,
+    cond: Any,
     key: Array,
     *,
     num_steps: int = 500,
@@ -169,11 +169,11 @@ def fit_dequantiser(
     With Adam and a cosine decay of the learning rate to 0, as one compiled program.
 
     Args:
-        log_density: `(x[B,H,W,C], keys[B], labels[B] or None) -> [B]`, nats, differentiable in x.
+        log_density: `(x[B,H,W,C], keys[B], cond or None) -> [B]`, nats, differentiable in x.
             Any lower bound on `log p` can be used, such as `variational_bound(…).log_p` with few
             times.
         images: `[N, H, W, C]`, training images of grey levels.
-        labels: `[N]`, or None.
+        cond: the condition, N rows, or None.
         key: for the choice of batches and for the noise.
         num_steps: the number of updates.
         batch_size: the number of images in each batch.
@@ -195,7 +195,7 @@ def fit_dequantiser(
         density = log_density(
             spread.x,
             jax.random.split(density_key, batch_size),
-            None if labels is None else labels[rows],
+            jax.tree.map(lambda leaf: leaf[rows], cond),
         )
         return jnp.mean(discrete_log_p(density, spread, levels))
 

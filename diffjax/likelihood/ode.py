@@ -15,7 +15,7 @@ clean data by the noise `s/a` that is left at `t_min`, a bias of `½·(s/a)²·�
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +27,7 @@ from diffjax.process.paths import Path, coeffs
 from diffjax.process.precond import Predict
 from diffjax.sampling.adaptive import import_diffrax
 from diffjax.sampling.grids import Grid, Power
-from diffjax.shapes import Keys, Labels, OneKey, OneNumber, Samples
+from diffjax.shapes import Keys, OneKey, OneNumber, Samples
 
 # The number of tangents that go through the network at the same time.
 _TANGENTS_AT_ONCE = 64
@@ -242,14 +242,14 @@ def ode_log_likelihood(
     path: Path,
     x: Samples,
     keys: Keys,
-    labels: Labels | None = None,
+    cond: Any = None,
     *,
     integrate: Integrate = FixedSteps(),
     trace: Trace = Hutchinson(),
 ) -> LogLikelihood:
     """The log-density of data under the probability-flow ODE, in nats.
 
-    Element i depends on `x[i]`, `keys[i]` and `labels[i]` alone (with `Adaptive`, up to the
+    Element i depends on `x[i]`, `keys[i]` and row i of `cond` alone (with `Adaptive`, up to the
     tolerance). The function is pure: it works under `jax.jit` and with arrays that are sharded over
     a mesh.
 
@@ -259,7 +259,7 @@ def ode_log_likelihood(
         x: `[B, …]`, clean data in the model's units; dequantise images first
             (`diffjax.likelihood.dequantise`).
         keys: `[B]`, one for each sample's probes.
-        labels: `[B]`, or None for an unconditional model.
+        cond: the condition, B rows, or None for the null condition.
         integrate: the ODE solver, `FixedSteps(…)` or `Adaptive(…)`.
         trace: the computation of the divergence, `Hutchinson(…)` or `ExactTrace()`.
 
@@ -284,7 +284,7 @@ def ode_log_likelihood(
 
     def velocity(x: Array, t: Array) -> Array:
         c = coeffs(path, t[None], x.ndim)
-        pair = predict(x, jnp.full(len(x), t), labels)
+        pair = predict(x, jnp.full(len(x), t), cond)
         return c.da * pair.x0 + c.ds * pair.eps
 
     def field(t: Array, state: State) -> State:

@@ -150,7 +150,7 @@ def prepared(config: ConfigDict) -> tuple[Setup, DataSet]:
     check_complete(config)
     check_settings(config)
     dataset: DataSet = build(config.data, DataSet, "config.data")
-    setup = set_up(config, dataset.image_shape, dataset.num_classes)
+    setup = set_up(config, dataset.image_shape, dataset.condition)
     check_pairs(setup, dataset)
     check_evaluation(setup, dataset)
     find_teacher(setup)
@@ -210,7 +210,7 @@ def evaluate_once(
     # One made beside the training, by experiments.evaluate, is of an earlier step.
     evaluated = (read_json(workdir / workdirs.EVALUATION) or {}).get("step")
     if evaluated != setup.config.num_steps:
-        run = Run(setup, state, workdir, dataset.label_names)
+        run = Run(setup, state, workdir)
         measure(run, dataset, should_stop=should_stop, begun=begun)
 
 
@@ -395,7 +395,7 @@ def train_step_of(setup: Setup, optimizer: Optimizer | None = None) -> TrainStep
         num_steps=setup.config.num_steps,
         averages=Averages.of(setup.config),
         label_dropout=setup.config.label_dropout,
-        null_label=setup.wired.num_classes,
+        condition=setup.wired.condition,
         teacher=setup.teacher,
         nonfinite=setup.nonfinite,
         accumulation_steps=setup.accumulation_steps,

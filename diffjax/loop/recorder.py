@@ -6,6 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from diffjax.data import DataSet
 from diffjax.host.processes import is_first
 from diffjax.loop.logging import JSONLWriter, ProgressBar, TensorBoardWriter, Writer, join
@@ -19,7 +21,6 @@ from diffjax.reports.pictures import (
 from diffjax.runs import workdirs
 from diffjax.runs.averages import Snapshot, snapshots_of
 from diffjax.runs.checkpoints import Checkpoints, not_finite
-from diffjax.runs.labels import balanced_labels
 from diffjax.runs.load import Run
 from diffjax.runs.measure import samples_asked_of
 from diffjax.runs.model import Request
@@ -166,10 +167,13 @@ def grid_drawer(setup: Setup, dataset: DataSet, workdir: Path) -> Callable[[Trai
     num_images = config.get("sample_images", _SAMPLE_IMAGES)
     num_classes = min(dataset.num_classes, most_classes(num_images))
     columns = columns_by_class(num_images, num_classes)
-    labels = balanced_labels(max(num_images // columns, 1) * columns, num_classes)
-    labels, source = samples_asked_of(setup.wired, dataset, labels)
-    names = names_of_columns(labels, columns, dataset.label_names)
-    request = Request(labels, config.seed, source)
+    num_images, condition = max(num_images // columns, 1) * columns, setup.wired.condition
+    labels = condition.in_turn(num_images, num_classes)
+    if labels is None:
+        labels = np.zeros(num_images, np.int32)
+    asked = samples_asked_of(setup.wired, lambda: dataset, labels)
+    names = names_of_columns(condition.titles(asked.condition), columns)
+    request = Request(asked.condition, config.seed, asked.source)
     run = Run(setup, setup.abstract, workdir)
     run.model().weaker(run.recipe)  # Another run that it names is read, or refused, before step 1.
 

@@ -11,8 +11,10 @@ import numpy as np
 from jax.nn import initializers
 from jaxtyping import Bool, Float
 
+from diffjax.conditions import TokenStates
 from diffjax.errors import UserError
 from diffjax.kinds import Decay, NotNegative, Positive
+from diffjax.models.context import CrossAttention, beside, parts_of
 from diffjax.models.layers import (
     HIDDEN,
     STACKED,
@@ -23,7 +25,7 @@ from diffjax.models.layers import (
 )
 from diffjax.models.placement import BATCH, constrain, of_whole_groups
 from diffjax.models.remat import rematerialised
-from diffjax.shapes import Array, Images, Labels, NoiseLabels, OneKey, Tokens
+from diffjax.shapes import Array, Images, NoiseLabels, OneKey, Tokens
 
 _WIDTHS = {
     "S": {"hidden_size": 384, "depth": 12, "num_heads": 6},
@@ -119,8 +121,10 @@ class DiTBlock(nn.Module):
         x ← x + g₁ · attention(norm(x)·(1 + s₁) + b₁)
         x ← x + g₂ · mlp(norm(x)·(1 + s₂) + b₂)        (b₁, s₁, g₁, b₂, s₂, g₂) = W SiLU(c)
 
-    Call with tokens `[B, T, D]`, conditioning `[B, D]`, a key if there is dropout, and, for stacked
-    blocks, the one-hot `place [depth]` of this block; returns `[B, T, D]`.
+    With token states as `context`, cross-attention comes between the two: `x ← x + cross(norm(x))`.
+
+    Call with tokens `[B, T, D]`, conditioning `[B, D]`, a key if there is dropout, for stacked
+    blocks the one-hot `place [depth]` of this block, and the context; returns `[B, T, D]`.
     """
 
     num_heads: int
@@ -136,6 +140,7 @@ class DiTBlock(nn.Module):
         c: Float[Array, " batch width"],
         key: OneKey | None = None,
         place: Bool[Array, " depth"] | None = None,
+        context: TokenStates | None = None,
     ) -> Tokens:
         dtype = compute_type(self.dtype)
         width = x.shape[-1]
@@ -150,6 +155,9 @@ class DiTBlock(nn.Module):
         h = _modulate(_norm(x, dtype), shift_1, scale_1)
         h = SelfAttention(self.num_heads, self.attention, self.dtype, name="attention")(h, place)
         x = x + gate_1[:, None] * drop(h, rng=key_1)
+        if context is not None:
+            cross = CrossAttention(self.num_heads, self.dtype, name="cross_attention")
+            x = x + cross(_norm(x, dtype), context)
 
         h = _modulate(_norm(x, dtype), shift_2, scale_2)
         h = MLP(int(width * self.mlp_ratio), self.dtype, name="mlp")(h)
@@ -181,12 +189,16 @@ class DiT(nn.Module):
     in the time of one block; `stacked` and `unstacked` convert parameters between the two layouts.
 
     Call with `x [B,H,W,C]`, `noise_label [B]` (floats, of the order 0 … 1000; `[B, 2]` for two
-    labels, see `Conditioning`), `cond [B] int32` (`num_classes` is the null label, which is also
-    used for None), and `train=True` with `rngs={"dropout": key}` if there is dropout; returns
-    `[B,H,W,C]` float32.
+    labels, see `Conditioning`), a condition, and `train=True` with `rngs={"dropout": key}` if there
+    is dropout; returns `[B,H,W,C]` float32.
+
+    The condition is labels `[B] int32` (`num_classes` is the null label, which is also used for
+    None); token states (`diffjax.conditions.TokenStates`), to which each block attends, and whose
+    pooled vector is added to the conditioning; images `[B,H,W,C]`, which are concatenated with `x`
+    in the channels; or a dict of these.
 
     Attributes:
-        num_classes: the number of classes; 0 is unconditional.
+        num_classes: the number of classes; 0 is without labels.
         patch_size: the side of a patch in pixels; divides height and width. 2, 4 or 8 in the paper.
         hidden_size: the width of the tokens; a multiple of 4 and of `num_heads`. 384 (S) to 1152
             (XL) in the paper.
@@ -237,7 +249,7 @@ class DiT(nn.Module):
         self,
         x: Images,
         noise_label: NoiseLabels,
-        cond: Labels | None = None,
+        cond: Any = None,
         train: bool = False,
     ) -> Float[Array, " batch height width out"]:
         _, height, width, channels = x.shape
@@ -245,10 +257,21 @@ class DiT(nn.Module):
         dtype, p = compute_type(self.dtype), self.patch_size
         xavier = initializers.xavier_uniform()
 
+        labels, tokens, images = parts_of(cond)
         c = Conditioning(self.num_classes, self.hidden_size, dtype=self.dtype, name="conditioning")(
-            noise_label, cond
+            noise_label, labels
         )
-        patches = patchify(x, p)
+        if tokens is not None and tokens.pooled.shape[-1]:
+            # Without a bias, so that the null condition, a vector of zeros, adds nothing.
+            pooled = nn.Dense(
+                self.hidden_size,
+                use_bias=False,
+                dtype=dtype,
+                kernel_init=initializers.zeros,
+                name="pooled",
+            )
+            c = c + pooled(tokens.pooled)
+        patches = patchify(beside(x, images), p)
         h = Dense(self.hidden_size, dtype=dtype, kernel_init=xavier, name="patch_embedding")(
             patches
         )
@@ -257,7 +280,7 @@ class DiT(nn.Module):
         keys = None
         if train and self.dropout:
             keys = jax.random.split(self.make_rng("dropout"), self.depth)
-        h, hidden = (self._scanned if self.scan else self._unrolled)(h, c, keys)
+        h, hidden = (self._scanned if self.scan else self._unrolled)(h, c, keys, tokens)
         self.sow(*HIDDEN, hidden)
 
         final = nn.Dense(
@@ -275,17 +298,17 @@ class DiT(nn.Module):
         return unpatchify(h, p, height, width).astype(jnp.float32)
 
     def _unrolled(
-        self, h: jax.Array, c: jax.Array, keys: jax.Array | None
+        self, h: jax.Array, c: jax.Array, keys: jax.Array | None, context: TokenStates | None
     ) -> tuple[jax.Array, jax.Array]:
         """The tokens after all blocks, and after a quarter of them."""
         hidden = h
         for i in range(self.depth):
-            h = self._block(f"block_{i}")(h, c, None if keys is None else keys[i])
+            h = self._block(f"block_{i}")(h, c, None if keys is None else keys[i], None, context)
             hidden = h if i == self._quarter else hidden
         return h, hidden
 
     def _scanned(
-        self, h: jax.Array, c: jax.Array, keys: jax.Array | None
+        self, h: jax.Array, c: jax.Array, keys: jax.Array | None, context: TokenStates | None
     ) -> tuple[jax.Array, jax.Array]:
         """The same as `_unrolled`, as a loop over one block."""
         # Carried through the loop only if it is needed: it is as large as the tokens.
@@ -297,14 +320,15 @@ class DiT(nn.Module):
             c: jax.Array,
             key: jax.Array | None,
             place: jax.Array,
+            context: TokenStates | None,
         ) -> tuple[tuple[jax.Array, jax.Array | None], None]:
             h, hidden = carry
-            h = block(h, c, key, place)
+            h = block(h, c, key, place, context)
             if hidden is not None:
                 hidden = jnp.where(place[self._quarter], h, hidden)
             return (h, hidden), None
 
-        per_block: Any = (nn.broadcast, 0, 0)
+        per_block: Any = (nn.broadcast, 0, 0, nn.broadcast)
         loop = nn.scan(
             body,
             variable_axes={"params": 0},
@@ -313,7 +337,9 @@ class DiT(nn.Module):
             length=self.depth,
         )
         places = jnp.eye(self.depth, dtype=bool)
-        (h, hidden), _ = loop(self._block(STACKED), (h, h if sown else None), c, keys, places)
+        (h, hidden), _ = loop(
+            self._block(STACKED), (h, h if sown else None), c, keys, places, context
+        )
         return h, h if hidden is None else hidden
 
     @property

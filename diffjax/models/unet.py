@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -11,10 +12,11 @@ from jaxtyping import Float
 
 from diffjax.errors import UserError
 from diffjax.kinds import Decay, NotNegative, Positive
+from diffjax.models.context import beside, parts_of
 from diffjax.models.layers import HIDDEN, Conditioning, Dense, SelfAttention, compute_type
 from diffjax.models.placement import BATCH, constrain
 from diffjax.models.remat import rematerialised
-from diffjax.shapes import Array, Images, Labels, NoiseLabels
+from diffjax.shapes import Array, Images, NoiseLabels
 
 SIZES: dict[str, dict] = {
     "DDPM-CIFAR10": {
@@ -203,12 +205,12 @@ class UNet(nn.Module):
     of the middle is sown (`HIDDEN`).
 
     Call with `x [B,H,W,C]`, `noise_label [B]` (floats, of the order 0 … 1000; `[B, 2]` for two
-    labels, see `Conditioning`), `cond [B] int32` (`num_classes` is the null label, which is also
-    used for None), and `train=True` with `rngs={"dropout": key}` if there is dropout; returns
-    `[B,H,W,C]` float32.
+    labels, see `Conditioning`), a condition: labels `[B] int32` (`num_classes` is the null label,
+    which is also used for None), images `[B,H,W,C]` beside `x` in the channels, or a dict of both,
+    and `train=True` with `rngs={"dropout": key}` if there is dropout; returns `[B,H,W,C]` float32.
 
     Attributes:
-        num_classes: the number of classes; 0 is unconditional.
+        num_classes: the number of classes; 0 is without labels.
         channels: the number of channels of the first level; 128 (DDPM) to 256.
         channel_multipliers: one factor per level.
         num_res_blocks: the number of residual blocks per level on the way down; typically 2 or 3.
@@ -264,11 +266,14 @@ class UNet(nn.Module):
         self,
         x: Images,
         noise_label: NoiseLabels,
-        cond: Labels | None = None,
+        cond: Any = None,
         train: bool = False,
     ) -> Float[Array, " batch height width out"]:
         self._check(*x.shape[1:3])
         dtype = compute_type(self.dtype)
+        labels, tokens, images = parts_of(cond)
+        if tokens is not None:
+            raise UserError("UNet attends to no tokens: take DiT for this condition")
         c = Conditioning(
             self.num_classes,
             4 * self.channels,
@@ -278,7 +283,7 @@ class UNet(nn.Module):
             # As large as the embedded time, as in ADM; smaller embeddings are learned late.
             label_init=initializers.normal(1.0),
             name="conditioning",
-        )(noise_label, cond)
+        )(noise_label, labels)
 
         residual_block = rematerialised(ResidualBlock, self.remat, static_argnums=(3,))
         attention_block = rematerialised(AttentionBlock, self.remat)
@@ -307,7 +312,7 @@ class UNet(nn.Module):
             return _conv(_doubled(h), h.shape[-1], dtype, name)
 
         last = len(self.channel_multipliers) - 1
-        h = _conv(x, self.channels, dtype, "conv_in")
+        h = _conv(beside(x, images), self.channels, dtype, "conv_in")
         skips = [h]
         for level in range(last + 1):
             for i in range(self.num_res_blocks):

@@ -7,12 +7,18 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from jax import Array
 
+from diffjax.conditions import Condition
 from diffjax.errors import UserError
 from diffjax.process.paths import Path
 from diffjax.process.precond import Apply, Meaning, Precond
 from diffjax.shapes import AnyShape, OneKey, OneNumber, PerSample, Samples
 
-Batch = Mapping[str, Array]
+Batch = Mapping[str, Any]
+
+
+def with_condition(batch: Batch, condition: Condition) -> Batch:
+    """A batch of a data set as objectives see it: with the condition of its examples as `cond`."""
+    return {**batch, "cond": condition.of_batch(batch)}
 
 
 def check_others(batch: Batch, what: str) -> None:
@@ -120,7 +126,8 @@ class Objective:
             params: live, those that the loss is differentiated by.
             teacher_params: the weights of `config.teacher`: an average, or live.
             key: of this step.
-            batch: `image` `[B, …]`, `label` `[B]`, and `source` where it is needed.
+            batch: `image` `[B, …]`, `cond`, the condition of the examples (a tree of arrays with B
+                rows), and `source` where it is needed.
             progress: how far training is.
         """
         raise NotImplementedError

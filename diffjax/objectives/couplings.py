@@ -128,7 +128,8 @@ class Given(Coupling):
         if "source" not in batch:
             raise UserError(
                 f"the coupling Given needs a source for each image, but the data set has only "
-                f"{', '.join(batch)}; take a data set of pairs, or coupling=independent"
+                f"{', '.join(name for name in batch if name != 'cond')}; take a data set of pairs, "
+                "or coupling=independent"
             )
         return Pair(batch["image"], batch["source"])
 

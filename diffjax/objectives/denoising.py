@@ -29,7 +29,7 @@ class Noised(NamedTuple):
         k: the target's coefficients there.
         pair: clean data and noise, `[B, …]` each.
         x_t: their mix.
-        cond: labels, `[B]`.
+        cond: the condition, B rows.
         key: for dropout.
         source: what the network sees beside `x_t`, `[B, …]`, if anything.
     """
@@ -38,7 +38,7 @@ class Noised(NamedTuple):
     k: Mix
     pair: Pair
     x_t: Array
-    cond: Array
+    cond: Any
     key: Array
     source: Array | None = None
 
@@ -79,7 +79,7 @@ class Noising(Objective):
         c = coeffs(self.path, t, x0.ndim)
         pair = self.coupling(coupling_key, batch, jax.random.normal(noise_key, x0.shape))
         k = self.precond.target(c)
-        return Noised(c, k, pair, mix(c, pair), batch["label"], dropout_key)
+        return Noised(c, k, pair, mix(c, pair), batch["cond"], dropout_key)
 
     def metrics(self, noised: Noised) -> dict[str, PerSample]:
         """What is logged of each example."""

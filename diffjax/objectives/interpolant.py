@@ -99,7 +99,7 @@ class SourceBridge(Denoising):
         if "source" not in batch:
             raise UserError(
                 f"SourceBridge needs a source for each image, but the data set has only "
-                f"{', '.join(batch)}; take a data set of pairs"
+                f"{', '.join(name for name in batch if name != 'cond')}; take a data set of pairs"
             )
         return super().noised(t, key, batch)._replace(source=batch["source"])
 

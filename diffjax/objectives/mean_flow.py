@@ -38,11 +38,11 @@ class MeanFlow(Noising):
     Both times are drawn from the density `times` and put in order. Derivatives in time are of
     the noise label too: give it the scale 1 (`noise_label=time_unit`), not 1,000.
 
-    With guidance, v is replaced by `omega·v + kappa·v(x_t | label) + (1 - omega - kappa)·v(x_t)`,
+    With guidance, v is replaced by `omega·v + kappa·v(x_t | cond) + (1 - omega - kappa)·v(x_t)`,
     the last two by the network itself, at times below `guided_below`: u then is the average
-    velocity of a flow guided with the scale `omega/(1 - kappa)`, in one evaluation. Labels have to
-    be dropped in training. (The authors' code gives examples whose label is dropped the plain v;
-    here they have the same mean.)
+    velocity of a flow guided with the scale `omega/(1 - kappa)`, in one evaluation. Conditions
+    have to be dropped in training. (The authors' code gives examples whose condition is dropped the
+    plain v; here they have the same mean.)
 
     Geng et al. 2025 (arXiv:2505.13447), algorithm 1 and equation 21.
 
@@ -52,7 +52,7 @@ class MeanFlow(Noising):
             nearly the same loss. The paper uses 0.5 to 1.
         floor: added to the denominator of the adaptive weight; 1e-3 to 1e-2.
         omega: the share of the data's velocity in the guided one; 1 without guidance.
-        kappa: share of the network's velocity with the label.
+        kappa: share of the network's velocity with the condition.
         guided_below: largest time at which there is guidance.
     """
 

@@ -215,7 +215,7 @@ def verify_objective(
         data_key, loss_key = jax.random.split(key)
         batch = {
             "image": data.draw(data_key, batch_size),
-            "label": jnp.zeros(batch_size, jnp.int32),
+            "cond": jnp.zeros(batch_size, jnp.int32),
         }
         live = {**params, "deviations": deviations}
         loss, _ = objective(network, live, params, loss_key, batch, progress)

@@ -16,9 +16,9 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
+from diffjax.conditions import Condition
 from diffjax.errors import UserError
 from diffjax.loop.loop import compile_train_step, train_flops
-from diffjax.runs.labels import balanced_labels
 from diffjax.runs.model import Model, Request
 from diffjax.runs.setup import Setup, countable, set_up
 from diffjax.training.flops import flops_if_countable
@@ -163,7 +163,7 @@ class Scaled:
 
 
 def set_up_on(
-    config: ConfigDict, image_shape: tuple[int, int, int], num_classes: int, num_devices: int
+    config: ConfigDict, image_shape: tuple[int, int, int], condition: Condition, num_devices: int
 ) -> Setup:
     """A run on the first `num_devices` devices, laid out as the config's mesh says.
 
@@ -174,7 +174,7 @@ def set_up_on(
         raise UserError(f"there are {len(jax.devices())} devices, not {num_devices}")
     mesh = make_mesh(**config.mesh, devices=jax.devices()[:num_devices])
     check_batch(config.batch_size, mesh)
-    return set_up(config, image_shape, num_classes, mesh)
+    return set_up(config, image_shape, condition, mesh)
 
 
 def measure_scaled(name: str, setup: Setup, *, steps: int, rounds: int) -> Scaled:
@@ -217,9 +217,9 @@ def sampling(setup: Setup, params: Any, num_samples: int) -> Program:
     """A program that samples one batch with the config's own recipe."""
     wired, model = setup.wired, Model(setup.programs, params)
     recipe = wired.recipe
-    labels = balanced_labels(num_samples, wired.num_classes)
+    cond = _some_condition(wired.condition, num_samples)
     images = np.zeros((num_samples, *wired.image_shape), np.float32)
-    request = Request(labels, source=images if wired.objective.traits.starts_at_source else None)
+    request = Request(cond, source=images if wired.objective.traits.starts_at_source else None)
 
     def run() -> np.ndarray:
         return model.sample(recipe, request, batch_size=num_samples)
@@ -228,7 +228,7 @@ def sampling(setup: Setup, params: Any, num_samples: int) -> Program:
         run()
     x = np.zeros((num_samples, *wired.input_shape), np.float32)
     apply = countable(setup).wired.apply
-    flops = flops_if_countable(apply, params, x, np.zeros(num_samples, np.float32), labels)
+    flops = flops_if_countable(apply, params, x, np.zeros(num_samples, np.float32), cond)
     return Program(
         name="sampling",
         run=run,
@@ -248,8 +248,12 @@ def noise_batch(setup: Setup) -> dict[str, jax.Array]:
         name: rng.uniform(-1, 1, rows.shape).astype(rows.dtype)
         for name, rows in wired.batch_shapes(config.batch_size).items()
     }
-    batch["label"] = balanced_labels(config.batch_size, wired.num_classes)
     return jax.device_put(batch, batch_sharding(setup.mesh))
+
+
+def _some_condition(condition: Condition, n: int) -> Any:
+    listed = condition.in_turn(n)
+    return condition.example(n) if listed is None else listed
 
 
 def matrix_peak(mesh: Mesh, dtype: str) -> Callable[[], float]:

@@ -29,15 +29,17 @@ class Apply(Protocol):
         params: Any,
         x: Array,
         noise_label: Array,
-        cond: Array | None,
+        cond: Any,
         *,
         train: bool = False,
         key: Array | None = None,
     ) -> Array: ...
 
 
-Predict = Callable[[Array, Array, Array | None], Pair]
-"""`(x[B, …], t[B], cond[B] or None) -> Pair`: a trained model as samplers evaluate it.
+Predict = Callable[[Array, Array, Any], Pair]
+"""`(x[B, …], t[B], cond) -> Pair`: a trained model as samplers evaluate it.
+
+The condition is a tree of arrays with B rows, or None for the null condition.
 
 A model of the flow map also takes `t[B, 2]`: the time of `x`, and the time to step to.
 """

@@ -90,22 +90,18 @@ def most_classes(num_images: int) -> int:
     return max(1, math.ceil(math.sqrt(num_images)) * 5 // 4)
 
 
-def names_of_columns(
-    labels: np.ndarray, columns: int, label_names: Sequence[str]
-) -> tuple[str, ...]:
-    """The class name of each column; empty if columns mix classes, or classes have no names.
+def names_of_columns(titles: Sequence[str] | None, columns: int) -> tuple[str, ...]:
+    """The title of each column; empty if images of a column differ in it, or there are none.
 
     Example:
-        >>> names_of_columns(np.array([0, 1, 0, 1, 0]), 2, ("cat", "dog"))
+        >>> names_of_columns(["cat", "dog", "cat", "dog", "cat"], 2)
         ('cat', 'dog')
-        >>> names_of_columns(np.array([0, 1, 0, 1, 0]), 3, ("cat", "dog"))
+        >>> names_of_columns(["cat", "dog", "cat", "dog", "cat"], 3)
         ()
     """
-    first = labels[:columns]
-    of_one_class = np.array_equal(np.resize(first, len(labels)), labels)
-    if not label_names or len(first) < columns or not of_one_class:
-        return ()
-    return tuple(label_names[int(label)] for label in first)
+    titles = titles or ()
+    alike = all(title == titles[i % columns] for i, title in enumerate(titles))
+    return tuple(titles[:columns]) if len(titles) >= columns and alike else ()
 
 
 def save_png(

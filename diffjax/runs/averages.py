@@ -154,8 +154,7 @@ def reconstruct(
         raise UserError(
             f"{workdir} has no snapshots of averages: train with --config.ema_lengths=0.05,0.1"
         )
-    shape, num_classes = description["image_shape"], description["num_classes"]
-    setup = set_up(config, shape, num_classes, mesh=make_mesh())
+    setup = set_up(config, description["image_shape"], description["condition"], mesh=make_mesh())
     with closing(snapshots_of(workdir, read_only=True)) as snapshots:
         step = _chosen(workdir, snapshots.steps(), step)
         steps = [each for each in snapshots.steps() if each <= step]

@@ -12,7 +12,7 @@ import numpy as np
 from jax import Array
 
 from diffjax.compiling import jit
-from diffjax.data import Batch, DataSet, all_images, eval_batches
+from diffjax.data import Batch, DataSet, all_examples, eval_batches
 from diffjax.errors import UserError
 from diffjax.kinds import AtLeastOne, Interval, NotNegative
 from diffjax.likelihood import bound, dequantise
@@ -27,7 +27,7 @@ from diffjax.spec import check_arguments, choose
 from diffjax.training.sharding import batch_sharding, replicated
 
 Estimate = Callable[[Predict, Path, Array, Array, Array], Any]
-"""`(predict, path, x, keys, labels) ->` something with `log_p`, `standard_error` and `nfe`."""
+"""`(predict, path, x, keys, cond) ->` something with `log_p`, `standard_error` and `nfe`."""
 Spread = Callable[[Array, Array], Dequantised]
 """`(keys, x) -> Dequantised`."""
 Several = Annotated[int, Interval("[2, inf)")]
@@ -64,9 +64,9 @@ def ode(
     how = choose(traces, trace, "trace")
 
     def estimate(integrate: ode_module.Integrate) -> Estimate:
-        def run(predict: Predict, path: Path, x: Array, keys: Array, labels: Array) -> Any:
+        def run(predict: Predict, path: Path, x: Array, keys: Array, cond: Any) -> Any:
             return ode_module.ode_log_likelihood(
-                predict, path, x, keys, labels, integrate=integrate, trace=how
+                predict, path, x, keys, cond, integrate=integrate, trace=how
             )
 
         return run
@@ -101,9 +101,9 @@ def _bound(when: bound.Time, num_times: int, dequantisation: str) -> Method:
     discrete = dequantisation == "none"
     decoder = bound.DiscreteDecoder() if discrete else bound.gaussian_decoder
 
-    def estimate(predict: Predict, path: Path, x: Array, keys: Array, labels: Array) -> Any:
+    def estimate(predict: Predict, path: Path, x: Array, keys: Array, cond: Any) -> Any:
         return bound.variational_bound(
-            predict, path, x, keys, labels, time=when, num_times=num_times, decoder=decoder
+            predict, path, x, keys, cond, time=when, num_times=num_times, decoder=decoder
         )
 
     return Method(estimate, discrete=discrete)
@@ -208,7 +208,8 @@ def _bits(
     if made.coarser is None:
         return result
     few = slice(0, batch_size)
-    part = Batch(image=first["image"][few], label=first["label"][few])
+    whole: Any = first
+    part: Any = {name: rows[few] for name, rows in whole.items()}
     coarse, _, _ = measure(made.coarser, made.discrete, [part])
     shift = dequantise.bits_per_dim(log_p[few] - coarse, dimensions)
     return result | {"coarser_steps_change": float(np.mean(shift))}
@@ -271,11 +272,11 @@ def measurer(
     def measure(
         estimate: Estimate, discrete: bool, batches: Iterable[Batch]
     ) -> tuple[np.ndarray, np.ndarray, int]:
-        def of_batch(params: Any, x: Array, labels: Array, keys: Array) -> tuple[Array, ...]:
+        def of_batch(params: Any, x: Array, cond: Any, keys: Array) -> tuple[Array, ...]:
             predict = wired.predict(params)
             both = jax.vmap(jax.random.split)(keys)
             noisy = spread(both[:, 0], x)
-            result = estimate(predict, wired.path, noisy.x, both[:, 1], labels)
+            result = estimate(predict, wired.path, noisy.x, both[:, 1], cond)
             log_p = result.log_p if discrete else dequantise.discrete_log_p(result.log_p, noisy)
             return log_p, result.standard_error, result.nfe
 
@@ -284,10 +285,11 @@ def measurer(
         parts = []
         for number, batch in enumerate(batches):
             # The last batch is filled up, so that every batch has the shape that was compiled.
-            n, here = len(batch["label"]), np.arange(batch_size)
+            n, here = len(batch["image"]), np.arange(batch_size)
             keys = jax.vmap(jax.random.fold_in, (None, 0))(key, number * batch_size + here)
             padded = np.minimum(here, n - 1)
-            arrays = (batch["image"][padded], batch["label"][padded], keys)
+            cond = wired.condition.take(wired.condition.of_batch(batch), padded)
+            arrays = (batch["image"][padded], cond, keys)
             beat()
             log_p, errors, nfe = compiled(
                 params, *(jax.device_put(array, place) for array in arrays)
@@ -302,16 +304,17 @@ def measurer(
 def fitted(run: Run, params: Any, dataset: DataSet, key: Array, num_steps: int) -> Spread:
     """A dequantiser learned on training images, by the bound in continuous time."""
     wired = run.setup.wired
-    images, labels = all_images(dataset.train, limit_images=10_000)
+    batch = all_examples(dataset.train, limit_images=10_000)
+    cond = wired.condition.of_batch(batch)
 
-    def log_density(x: Array, keys: Array, labels: Array | None) -> Array:
+    def log_density(x: Array, keys: Array, cond: Any) -> Array:
         predict = wired.predict(params)
-        return bound.variational_bound(predict, wired.path, x, keys, labels, num_times=4).log_p
+        return bound.variational_bound(predict, wired.path, x, keys, cond, num_times=4).log_p
 
     learned, _ = dequantise.fit_dequantiser(
         log_density,
-        jax.numpy.asarray(images),
-        jax.numpy.asarray(labels),
+        jax.numpy.asarray(batch["image"]),
+        jax.tree.map(jax.numpy.asarray, cond),
         key,
         num_steps=num_steps,
     )

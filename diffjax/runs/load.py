@@ -1,12 +1,13 @@
 """A trained model, ready for any solver or metric."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import cache, cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -17,7 +18,6 @@ from diffjax.host.run_files import metrics_arrays, read_metrics
 from diffjax.runs import workdirs
 from diffjax.runs.averages import is_reconstructed, read_reconstructed
 from diffjax.runs.checkpoints import Checkpoints, Damaged
-from diffjax.runs.labels import balanced_labels, labels_called
 from diffjax.runs.model import Model, Request
 from diffjax.runs.recipes import Guided, recipe_of
 from diffjax.runs.setup import Setup, set_up
@@ -95,14 +95,12 @@ class Run:
         setup: its parts; `run.setup.wired.path` and so on.
         arrays: its state, in memory or in a checkpoint.
         workdir: where it lives.
-        label_names: what the labels mean.
         others: `(folder, weights) -> Run`: other runs that guidance leads away from, read once.
     """
 
     setup: Setup
     arrays: TrainState | Saved
     workdir: Path
-    label_names: tuple[str, ...] = ()
     others: Callable[[str, str | None], "Run"] = field(default_factory=lambda: _reader())
 
     @property
@@ -177,7 +175,7 @@ class Run:
         for what, here, there in (
             ("path", wired.path, theirs.path),
             ("image shape", wired.image_shape, theirs.image_shape),
-            ("number of classes", wired.num_classes, theirs.num_classes),
+            ("condition", wired.condition, theirs.condition),
         ):
             if here != there:
                 raise UserError(
@@ -187,7 +185,7 @@ class Run:
 
     def sample(
         self,
-        labels: int | Sequence[int | str] | np.ndarray,
+        labels: Any,
         *,
         source: np.ndarray | None = None,
         seed: int = 0,
@@ -200,17 +198,18 @@ class Run:
         weights: str | None = None,
         batch_size: int = 256,
     ) -> np.ndarray:
-        """Draws one image a label; what is not given is as in the run's config.
+        """Draws one image for each row of a condition; what is not given is as in the run's config.
 
             run.sample(16, solver="dpmpp_2m", grid="karras", guidance="cfg+limited")
 
-        Image i depends on the seed, on i, on its label and its source alone. Parts are given by the
-        names that the flags of `experiments.sample` take (rows of `diffjax.choices`), or as values,
-        as `diffjax.sampling.solvers.heun()`.
+        Image i depends on the seed, on i, its condition and its source alone. Parts are given by
+        the names that the flags of `experiments.sample` take (rows of `diffjax.choices`), or as
+        values, as `diffjax.sampling.solvers.heun()`.
 
         Args:
-            labels: how many samples, whose labels then are 0, 1, … in turn; or `[n]` labels by
-                number or name (`labels_called`).
+            labels: how many samples, whose labels then are 0, 1, … in turn; or a list of what the
+                run's condition parses, such as labels by number or name; or the arrays of a
+                condition with one row for each sample.
             source: `[n, H, W, C]` in [-1, 1], what each is made from; for runs between two sets.
             seed: of the noise, a whole number of less than 2³¹ in size.
             solver: how to step.
@@ -218,7 +217,8 @@ class Run:
             num_steps: intervals of the grid, from 1.
             guidance_scale: 1 is off.
             guidance: what to make of two predictions, as "cfg+limited".
-            against: where the second of them comes from, as "label:3" or "weights:ema-0.99".
+            against: where the second of them comes from, as "label:3", "prompt:TEXT" or
+                "weights:ema-0.99".
             weights: `live` or the name of an average.
             batch_size: images at a time.
 
@@ -237,18 +237,33 @@ class Run:
             Run.sample, source=source, solver=solver, grid=grid, guidance_scale=guidance_scale,
             guidance=guidance, against=against, weights=weights,
         )  # fmt: skip
-        numbers = self._labels(labels)
+        cond = self.conditions(labels)
         recipe = recipe_of(self, solver, grid, num_steps, Guided(guidance_scale, guidance, against))
-        request = Request(numbers, seed, source)
+        request = Request(cond, seed, source)
         return self.model(weights).sample(recipe, request, batch_size=batch_size)
 
-    def _labels(self, given: int | Sequence[int | str] | np.ndarray) -> np.ndarray:
-        num_classes = self.setup.wired.num_classes
-        if np.ndim(given):
-            each = given.tolist() if isinstance(given, np.ndarray) else given
-            return labels_called(each, num_classes, self.label_names)  # pyright: ignore[reportArgumentType]
-        check_whole("the number of samples", given, 1)
-        return balanced_labels(int(given), num_classes)  # pyright: ignore[reportArgumentType]
+    def conditions(self, given: Any) -> Any:
+        """The condition of samples: a number of them in turn, a list to parse, or ready arrays.
+
+        Raises:
+            UserError: the condition parses none of it, or can't be listed in turn.
+        """
+        condition = self.setup.wired.condition
+        if hasattr(given, "shape") and np.ndim(given) == 1:
+            given = np.asarray(given).tolist()
+        if isinstance(given, list | tuple) and not hasattr(given, "_fields"):
+            return condition.parse(given)
+        if np.ndim(jax.tree.leaves(given)[0]):
+            return given
+        number: Any = given
+        check_whole("the number of samples", number, 1)
+        listed = condition.in_turn(int(number))
+        if listed is None:
+            raise UserError(
+                f"this run is conditioned on {condition.describe()}, of which there is no list: "
+                "give what each sample is to show"
+            )
+        return listed
 
     def dataset(self, path: str | None = None) -> DataSet:
         """The images that it was trained on.
@@ -279,7 +294,7 @@ class Run:
             f"Run({str(self.workdir)!r}, step {self.step:,} of {self.config.num_steps:,}: "
             f"{type(wired.network).__name__} of {wired.num_params:,} parameters, "
             f"images of {'×'.join(map(str, wired.image_shape))}, "
-            f"{wired.num_classes or 'no'} classes, weights {self.config.weights})"
+            f"{wired.condition.describe()}, weights {self.config.weights})"
         )
 
 
@@ -345,7 +360,7 @@ def load(
     config, description = workdirs.read(workdir, allowed_packages)
     with workdirs.version_told(workdir):
         setup = set_up(
-            config, description["image_shape"], description["num_classes"], mesh=mesh or make_mesh()
+            config, description["image_shape"], description["condition"], mesh=mesh or make_mesh()
         )
     name = weights or config.weights
     post_hoc = is_reconstructed(name, [*setup.abstract.ema])
@@ -364,4 +379,4 @@ def load(
     known = {} if post_hoc else {name: state.weights(name)}
     saved = Saved(folder, meta["step"], setup.abstract, known)
     saved.weights(name)
-    return Run(setup, saved, workdir, tuple(description["label_names"]))
+    return Run(setup, saved, workdir)

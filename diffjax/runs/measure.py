@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import count, product
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from diffjax import choices
 from diffjax.comparison.results import LIKELIHOOD
-from diffjax.data import DataSet, eval_batches
+from diffjax.data import DataSet, all_examples
 from diffjax.errors import UserError, nearest
 from diffjax.evaluation import cached_arrays, metrics, neighbours
 from diffjax.evaluation.distances import FEWEST_IMAGES
@@ -30,7 +30,6 @@ from diffjax.kinds import AtLeastOne, NumSteps
 from diffjax.reports.pictures import save_png
 from diffjax.runs import workdirs
 from diffjax.runs.found_grids import FOUND
-from diffjax.runs.labels import labels_called
 from diffjax.runs.likelihoods import check_likelihood, measure_likelihood
 from diffjax.runs.load import Run
 from diffjax.runs.model import Request
@@ -152,12 +151,12 @@ def measure(
     num_samples = wanted.num_samples or settings.num_samples
     shares = label_shares(mix, run.setup.wired, dataset, references[0].class_counts)
     labels = proportional_labels(num_samples, shares)
-    labels, source = samples_asked_of(run.setup.wired, dataset, labels)
+    asked = samples_asked_of(run.setup.wired, lambda: dataset, labels)
     result = evaluate(
-        drawer(run, [main, *others], source, before_samples, wanted.batch_size),
+        drawer(run, [main, *others], asked, before_samples, wanted.batch_size),
         main,
         references,
-        labels=labels,
+        labels=asked.labels,
         conditional=dataset.num_classes > 0,
         others=others,
         report=report,
@@ -230,7 +229,7 @@ def asked_recipes(run: Run, wanted: Wanted) -> tuple[NamedRecipe, list[NamedReci
 def drawer(
     run: Run,
     recipes: Sequence[NamedRecipe],
-    source: np.ndarray | None,
+    asked: "Asked",
     begun: Callable[[int], Any] = lambda number: None,
     batch_size: int | None = None,
 ) -> Draw:
@@ -239,7 +238,7 @@ def drawer(
     Args:
         run: the model.
         recipes: whose weights are wanted.
-        source: `[n, H, W, C]`, what each sample is made from; None where that is noise.
+        asked: their conditions and sources.
         begun: called before each batch; what it raises ends the drawing.
         batch_size: samples at a time, `config.evaluation.batch_size` by default; fewer where fewer
             are drawn.
@@ -252,13 +251,14 @@ def drawer(
     for each in recipes:
         models[each.weights].weaker(each.recipe)  # Refused before the first is drawn.
 
-    def draw(named: NamedRecipe, labels: np.ndarray) -> tuple[Batches, int]:
+    def draw(named: NamedRecipe) -> tuple[Batches, int]:
         model = models[named.weights]
-        request = Request(labels, noise_seed(run.config.seed, named.seed), source)
-        at_once = min(most, len(labels))
+        seed = noise_seed(run.config.seed, named.seed)
+        request = Request(asked.condition, seed, asked.source)
+        at_once = min(most, len(request))
         images = model.batches(named.recipe, request, at_once, begun)
         nfe = model.nfe(named.recipe, next(request.batches(at_once)))
-        return Batches(len(labels), images), nfe
+        return Batches(len(request), images), nfe
 
     return draw
 
@@ -315,7 +315,7 @@ def labels_in_mix(
         UserError: no such label, or data that are not there.
     """
     mix, wired = mix or own_mix(run.config), run.setup.wired
-    if not wired.num_classes and mix in ("data", "balanced"):
+    if not wired.condition.can_be_dropped and mix in ("data", "balanced"):
         return np.zeros(n, np.int32)
     dataset = run.dataset(data_path)
     return proportional_labels(n, label_shares(mix, wired, dataset, class_counts(dataset)))
@@ -338,14 +338,15 @@ def label_shares(
     classes = max(dataset.num_classes, 1)
     balanced = np.ones(classes, int)
     known = {"data": balanced if class_counts is None else class_counts, "balanced": balanced}
-    if wired.objective.traits.starts_at_source and mix != "data":
+    if _of_test_images(wired) and mix != "data":
         raise UserError(
-            f"evaluation.labels={mix}: this run starts at test images, which have their own labels"
+            f"evaluation.labels={mix}: the samples of this run belong to test images, which have "
+            "their own labels"
         )
     if mix in known:
         return known[mix]
     try:
-        labels = labels_called(mix.split(","), dataset.num_classes, dataset.label_names)
+        labels = wired.condition.parse(mix.split(","))
     except UserError as error:
         raise UserError(
             f"evaluation.labels={mix} is neither data nor balanced, and {error}"
@@ -353,21 +354,41 @@ def label_shares(
     return np.bincount(labels, minlength=classes)
 
 
-def samples_asked_of(
-    wired: Wired, dataset: DataSet, labels: np.ndarray
-) -> tuple[np.ndarray, np.ndarray | None]:
-    """The labels and sources of the samples that a run is judged by.
+class Asked(NamedTuple):
+    """The n samples that a run is judged by.
 
-    Where samples start from noise they are the labels given. Where they start at a source, they
-    are those of as many test images, evenly spaced, and each of them at most once.
+    Attributes:
+        labels: `[n]`, the class that each is to show; zeros without classes.
+        condition: their condition, n rows.
+        source: `[n, H, W, C]`, what each is made from; None where that is noise.
     """
-    if not wired.objective.traits.starts_at_source:
-        return labels, None
-    parts = list(eval_batches(dataset.test, batch_size=1024, limit_images=len(labels)))
-    return (
-        np.concatenate([part["label"] for part in parts]),
-        np.concatenate([part["source"] for part in parts if "source" in part]),
-    )
+
+    labels: np.ndarray
+    condition: Any
+    source: np.ndarray | None
+
+
+def samples_asked_of(wired: Wired, dataset: Callable[[], DataSet], labels: np.ndarray) -> Asked:
+    """The samples that a run is judged by, as many as there are labels.
+
+    Samples of labels from noise have the labels given. Where they start at a source, or their
+    conditions can't be listed, sources and conditions are those of as many test images, evenly
+    spaced, and each of them at most once.
+
+    Args:
+        wired: the model.
+        dataset: returns the data; called where test images are needed.
+        labels: `[n]`.
+    """
+    if not _of_test_images(wired):
+        return Asked(labels, wired.condition.parse(labels), None)
+    batch = all_examples(dataset().test, len(labels))
+    source = batch.get("source") if wired.objective.traits.starts_at_source else None
+    return Asked(batch["label"], wired.condition.of_batch(batch), source)
+
+
+def _of_test_images(wired: Wired) -> bool:
+    return wired.objective.traits.starts_at_source or wired.condition.in_turn(1) is None
 
 
 def own_extractors(config: ConfigDict) -> tuple[Extractor, ...]:

@@ -43,8 +43,8 @@ class Request:
 
     Attributes:
         condition: what each sample is to show: a tree of arrays whose first axis has one row for
-            each of the n samples. Today that is the labels, int32 `[n]`; `num_classes` is the null
-            label.
+            each of the n samples, as the model's `Condition` knows it; labels, int32 `[n]`, of a
+            model of classes.
         seed: of the noise.
         source: `[n, H, W, C]` in [-1, 1], what each sample is made from; None where that is noise.
         rows: `[n]`, the samples' numbers, 0, 1, … by default. Sample i depends on the seed, its
@@ -137,6 +137,7 @@ class _Weights(NamedTuple):
     params: Any
     weaker: Any
     scale: Array | None
+    other: Any
 
 
 class _Rows(NamedTuple):
@@ -341,15 +342,18 @@ class Model:
         def split(leaf: Any) -> jax.ShapeDtypeStruct:
             return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=batch_sharding(self.mesh))
 
-        batch = wired.batch_shapes(batch_size)
+        images = wired.batch_shapes(batch_size)["image"]
+        cond = wired.condition.abstract(batch_size)
         keys = jax.eval_shape(lambda: sample_keys(0, jnp.arange(batch_size)))
-        source = batch["image"] if wired.objective.traits.starts_at_source else None
+        source = images if wired.objective.traits.starts_at_source else None
         times = jax.eval_shape(lambda: padded(recipe.times(wired.path)))
         return self.programs.draw.lower(
             plan,
-            weights._replace(scale=jax.tree.map(shared, weights.scale)),
+            weights._replace(
+                scale=jax.tree.map(shared, weights.scale), other=jax.tree.map(shared, weights.other)
+            ),
             shared(times),
-            jax.tree.map(split, _Rows(keys, batch["label"], source)),
+            jax.tree.map(split, _Rows(keys, cond, source)),
         )
 
     def check_finite(self, images: np.ndarray, recipe: Recipe, request: Request) -> None:
@@ -376,15 +380,18 @@ class Model:
         """What is compiled for a recipe, and the numbers that it is called with."""
         weaker = self.weaker(recipe)
         scale = None if recipe.calls == 1 else jnp.float32(recipe.guidance_scale)
-        same = replace(recipe, num_steps=1, grid=Power(), guidance_scale=1.0)
+        against, other = recipe.against, None
+        if recipe.calls > 1:
+            against, other = against.parsed(self.wired.condition)
+        same = replace(recipe, num_steps=1, grid=Power(), guidance_scale=1.0, against=against)
         if weaker is None:
-            return _Plan(walk, same, None, self.change), _Weights(self.params, None, scale)
+            return _Plan(walk, same, None, self.change), _Weights(self.params, None, scale, other)
         plan = _Plan(walk, same, weaker.programs, self.change)
-        return plan, _Weights(self.params, weaker.params, scale)
+        return plan, _Weights(self.params, weaker.params, scale, other)
 
     def _check(self, recipe: Recipe, request: Request) -> None:
         check_recipe(recipe, self.wired)
-        self.wired.check_condition(request.condition)
+        self.wired.condition.check(request.condition)
         _check_source(request, self.wired)
 
 
@@ -404,7 +411,7 @@ def _draw(wired: Wired, plan: _Plan, weights: _Weights, times: Array, rows: _Row
 
 def _guided(wired: Wired, plan: _Plan, weights: _Weights, source: Array | None) -> Predict:
     weaker = plan.weaker and plan.weaker.wired.predict(weights.weaker, source)
-    models = wired.models(weights.params, source, weaker)
+    models = wired.models(weights.params, source, weaker, weights.other)
     recipe = plan.recipe
     predict = guide(models, wired.path, recipe.guidance, weights.scale, recipe.against)
     return predict if plan.change is None else plan.change(predict)

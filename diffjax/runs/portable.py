@@ -2,7 +2,9 @@
 
 from collections.abc import Callable
 from functools import cache
+from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jax import Array
 
@@ -30,7 +32,7 @@ def portable_model(run: Run, weights: str | None = None) -> Model:
 
 
 def portable_sampler(model: Model, recipe: Recipe, *, noise: bool = False) -> Callable[..., Array]:
-    """`(seed, labels[b]) -> [b, H, W, C]`: what `run.sample` draws, with its weights inside.
+    """`(seed, condition of b rows) -> [b, H, W, C]`: what `run.sample` draws, weights inside.
 
     Args:
         model: a `portable_model`.
@@ -52,7 +54,7 @@ def portable_sampler(model: Model, recipe: Recipe, *, noise: bool = False) -> Ca
     check_recipe(recipe, wired)
     check_size([each.params for each in (model, weaker) if each is not None])
 
-    def sampler(start: Array, labels: Array, source: Array | None = None) -> Array:
+    def sampler(start: Array, cond: Any, source: Array | None = None) -> Array:
         # Layers cast NumPy's arrays before they are traced, and the file would hold what they made.
         predict = model.map(jnp.asarray).guided(recipe, source)
         return draw(
@@ -60,8 +62,8 @@ def portable_sampler(model: Model, recipe: Recipe, *, noise: bool = False) -> Ca
             wired.path,
             recipe.solver,
             recipe.times(wired.path),
-            sample_keys(0 if noise else start, jnp.arange(labels.shape[0])),
-            labels,
+            sample_keys(0 if noise else start, jnp.arange(jax.tree.leaves(cond)[0].shape[0])),
+            cond,
             wired.image_shape,
             start=lambda drawn: wired.objective.start(start if noise else drawn, source),
         )
@@ -76,4 +78,4 @@ def _portable(run: Run) -> Wired:
         return wired
     with config.unlocked():
         config.model.attention = "xla"
-    return wire(config, wired.image_shape, wired.num_classes)
+    return wire(config, wired.image_shape, wired.condition)

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from diffjax.comparison.results import PROBES
-from diffjax.data import DataSet, all_images
+from diffjax.data import DataSet, all_examples
 from diffjax.errors import UserError
 from diffjax.host.files import write_json
 from diffjax.objectives.base import Progress
@@ -40,9 +40,10 @@ def probe_run(
     """
     run = load(workdir, allowed_packages=tuple(allowed_packages))
     dataset = run.dataset(data_path)
-    images, labels = all_images(dataset.test, num_images)
+    batch = all_examples(dataset.test, num_images)
+    images, cond = batch["image"], run.setup.wired.condition.of_batch(batch)
     content = _provenance(run, dataset, len(images), seed) | probes.probe(
-        _probed(run), images, labels, seed=seed
+        _probed(run), images, cond, seed=seed
     )
     path = Path(workdir) / PROBES
     try:
@@ -61,7 +62,7 @@ def _probed(run: Run) -> probes.Probed:
         params=state.weights(LIVE),
         teacher_params=frozen()[0] if frozen else state.weights(run.setup.teacher),
         progress=Progress(state.step, state.memory, run.config.num_steps),
-        num_classes=wired.num_classes,
+        condition=wired.condition,
         label_dropout=wired.label_dropout,
     )
 

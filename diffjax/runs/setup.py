@@ -9,6 +9,7 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from diffjax.conditions import Condition
 from diffjax.data import DataSet
 from diffjax.data.augment import Augment, Augmentation
 from diffjax.errors import UserError, nearest
@@ -77,7 +78,7 @@ class Setup:
 def set_up(
     config: ConfigDict,
     image_shape: tuple[int, int, int],
-    num_classes: int,
+    condition: Condition,
     mesh: Mesh | None = None,
 ) -> Setup:
     """Wires a config and lays its state out over the devices; nothing is compiled.
@@ -85,7 +86,7 @@ def set_up(
     Args:
         config: resolved.
         image_shape: `(H, W, C)` of the data.
-        num_classes: of the data; 0 is unconditional.
+        condition: the kind of condition that the data have.
         mesh: other devices than the config's, to load a run that was trained elsewhere.
 
     Raises:
@@ -95,7 +96,7 @@ def set_up(
         check_names(config)
     check_complete(config)
     check_settings(config)
-    check_expected(config, image_shape=image_shape, num_classes=num_classes)
+    check_expected(config, image_shape=image_shape, **condition.network_arguments())
     own_mesh = mesh is None
     if mesh is None:
         mesh = sharding.make_mesh(**config.mesh)
@@ -107,7 +108,7 @@ def set_up(
     nonfinite = build(config.get("nonfinite", NonFinite()), NonFinite, "config.nonfinite")
     build(config.get("augment", Augment()), Augmentation, "config.augment")
     attention = attention_of(config, mesh)
-    wired = wire(with_attention(config, attention), image_shape, num_classes)
+    wired = wire(with_attention(config, attention), image_shape, condition)
     check_mesh(wired, mesh)
     # Configs of before there was a choice have none.
     rules = sharding.check_rules(config.get("sharding_rules") or sharding.RULES)
@@ -176,7 +177,7 @@ def countable(setup: Setup) -> Setup:
         return setup
     wired = setup.wired
     plain = with_attention(setup.config, "xla")
-    return set_up(plain, wired.image_shape, wired.num_classes, setup.mesh)
+    return set_up(plain, wired.image_shape, wired.condition, setup.mesh)
 
 
 def check_mesh(wired: Wired, mesh: Mesh) -> None:
@@ -237,7 +238,7 @@ def tuple_or_number(value: Any) -> Any:
 
 
 def check_pairs(setup: Setup, dataset: DataSet) -> None:
-    """Refuses a data set without the sources that the objective needs, or of unexpected size.
+    """Refuses a data set without the sources or conditions that training needs, or of another size.
 
     Raises:
         UserError: training needs one for each image, or sampling starts from one; the config
@@ -246,7 +247,15 @@ def check_pairs(setup: Setup, dataset: DataSet) -> None:
     in_all = len(dataset.train) + len(dataset.test)
     if setup.config.get("expected", {}).get("num_images") != in_all:
         check_expected(setup.config, num_images=len(dataset.train))
-    objective = setup.wired.objective
+    objective, condition = setup.wired.objective, setup.wired.condition
+    if dataset.given is not None and len(dataset.train):
+        there = dataset.train.gather([0])
+        missing = [name for name in condition.shapes(1) if name not in there]
+        if missing:
+            raise UserError(
+                f"{dataset.name} has the condition {condition.describe()}, and its "
+                f"batches have no {', '.join(missing)}: add them with GivenSource (docs/data.md)"
+            )
     for needed, source, part in (
         (objective.traits.needs_source, dataset.train, "training"),
         (objective.traits.starts_at_source, dataset.test, "test"),

@@ -16,6 +16,7 @@ import jax
 from ml_collections import ConfigDict
 
 import diffjax
+from diffjax.conditions import Condition, of_classes
 from diffjax.config_upgrade import upgrade
 from diffjax.data import DataSet
 from diffjax.data.fingerprints import fingerprints
@@ -28,7 +29,7 @@ from diffjax.host.storage import make_writable
 from diffjax.runs.changes import Changes, differences, refusal
 from diffjax.runs.checkpoints import config_kept
 from diffjax.runs.setup import Setup
-from diffjax.spec import TARGET, build, defaults, from_json, to_json
+from diffjax.spec import TARGET, as_spec, build, defaults, from_json, to_json
 
 _LOG = logging.getLogger("diffjax")
 CONFIG, RUN = "config.json", "run.json"
@@ -248,6 +249,7 @@ def record_run(
             "image_shape": list(dataset.image_shape),
             "num_classes": dataset.num_classes,
             "label_names": list(dataset.label_names),
+            **({} if dataset.given is None else {"condition": _spec_of(dataset.given)}),
             "num_train_images": len(dataset.train),
             "num_test_images": len(dataset.test),
             "train_sha256": dataset.train.fingerprint(),
@@ -360,7 +362,16 @@ def read(
     if not _describes_data(data):
         raise UserError(f"{workdir / RUN} does not describe images: restore it")
     config = from_json(text, allowed_packages, upgrade)
-    return config, {**data, "image_shape": tuple(data["image_shape"])}
+    if "condition" in data:
+        condition = build(from_json(json.dumps(data["condition"]), allowed_packages), Condition)
+    else:
+        condition = of_classes(data["num_classes"], data["label_names"])
+    return config, {**data, "image_shape": tuple(data["image_shape"]), "condition": condition}
+
+
+def _spec_of(condition: Condition) -> dict[str, Any]:
+    """A condition as the spec that `build` makes it from again, as plain JSON."""
+    return json.loads(to_json(as_spec(condition)))
 
 
 @contextmanager

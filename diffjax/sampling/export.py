@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, export
 
+from diffjax.conditions import Condition
 from diffjax.errors import UserError, nearest
 
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -20,6 +21,7 @@ _MOST_BYTES = 2**31 - 2**26
 def serialise(
     sampler: Callable[..., Array],
     image_shape: tuple[int, ...],
+    condition: Condition,
     *,
     source: bool = False,
     noise: bool = False,
@@ -28,8 +30,10 @@ def serialise(
     """A sampler as the bytes that `jax.export.deserialize` reads, for batches of any size.
 
     Args:
-        sampler: `(seed, labels[b]) -> [b, H, W, C]`, its weights inside, as NumPy arrays.
+        sampler: `(seed, condition of b rows) -> [b, H, W, C]`, its weights inside, as NumPy arrays.
         image_shape: `(H, W, C)`.
+        condition: the kind of its condition. One that is no single array becomes a dict of the
+            arrays in `condition.shapes`.
         source: a third argument, `[b, H, W, C]`: what each image is made from.
         noise: the first argument is standard normal noise `[b, H, W, C]` and no seed.
         platforms: the platforms that can run it, by their names in JAX.
@@ -39,7 +43,8 @@ def serialise(
             this machine, this platform, or a batch size.
 
     Example:
-        >>> code = serialise(lambda noise, labels: 2 * noise, (4, 4, 1), noise=True)
+        >>> from diffjax.conditions import Classes
+        >>> code = serialise(lambda noise, cond: 2 * noise, (4, 4, 1), Classes(3), noise=True)
         >>> twice = export.deserialize(bytearray(code))
         >>> twice.platforms, twice.call(jnp.ones((3, 4, 4, 1)), jnp.zeros(3, jnp.int32)).shape
         (('cpu', 'cuda', 'tpu'), (3, 4, 4, 1))
@@ -57,10 +62,16 @@ def serialise(
     (b,) = export.symbolic_shape("b")
     images = jax.ShapeDtypeStruct((b, *image_shape), jnp.float32)
     seed = jax.ShapeDtypeStruct((), jnp.uint32)
-    labels = jax.ShapeDtypeStruct((b,), jnp.int32)
-    arguments = (images if noise else seed, labels, *([images] if source else []))
+    cond, call = condition.abstract(b), sampler
+    if not isinstance(cond, jax.ShapeDtypeStruct):  # JAX alone knows arrays and dicts of them.
+        cond = condition.shapes(b)
+
+        def call(first: Array, arrays: Any, *source: Array) -> Array:
+            return sampler(first, condition.of_batch(arrays), *source)
+
+    arguments = (images if noise else seed, cond, *([images] if source else []))
     try:
-        exported = export.export(jax.jit(sampler), platforms=platforms)(*arguments)
+        exported = export.export(jax.jit(call), platforms=platforms)(*arguments)
         return bytes(exported.serialize())
     # JAX raises these types for what it can't export.
     except (TypeError, ValueError, NotImplementedError) as error:

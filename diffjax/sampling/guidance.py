@@ -2,24 +2,27 @@
 
 A rule combines two predictions for the same `x`, `on` and `off`, into one. Rules nest: some of them
 change the result of another rule. `on` is the model's own; where `off` comes from is a choice of
-its own (`Against`): without label, with another label, by other weights, with its attention off.
+its own (`Against`): without the condition, with another one, by other weights, with its attention
+off.
 """
 
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Annotated, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
 from diffjax.compiling import once
+from diffjax.conditions import Condition, Unconditional
+from diffjax.errors import UserError
 from diffjax.kinds import Interval, Limit, Probability
 from diffjax.process.paths import Coeffs, Pair, Path, Scalar, coeffs, log_snr_of
 from diffjax.process.precond import Predict, time_of
 from diffjax.process.targets import Mix, decode
-from diffjax.shapes import Intervals, Labels, PerSample, Samples
+from diffjax.shapes import Intervals, PerSample, Samples
 
 Rule = Callable[[Array, Coeffs, Pair, Pair, Scalar], Pair]
 """`(x[B, …], coefficients, on, off, scale) -> Pair`."""
@@ -31,16 +34,18 @@ class Models(NamedTuple):
 
     Attributes:
         predict: the model.
-        null_label: the label that means "none".
+        condition: the kind of its condition, which knows the null condition.
         weaker: the model with the weights that `Against.weights` names.
         without_attention: `pattern -> model` whose self-attention layers of matching names look at
             nothing but each token itself.
+        other: the condition that `OtherCondition` leads away from, one row.
     """
 
     predict: Predict
-    null_label: int = 0
+    condition: Condition = Unconditional()
     weaker: Predict | None = None
     without_attention: Callable[[str], Predict] | None = None
+    other: Any = None
 
 
 class Against:
@@ -48,56 +53,80 @@ class Against:
 
     Attributes:
         weights: names other weights, that have to be at hand as `Models.weaker`; "" is none.
-        needs_null_label: whether the model has to have seen the null label.
+        needs_null: whether the model has to have seen the null condition in training.
     """
 
     weights: str = ""
-    needs_null_label: bool = False
+    needs_null: bool = False
 
     def __call__(
-        self, models: Models, x: Samples, t: PerSample | Intervals, cond: Labels | None
+        self, models: Models, x: Samples, t: PerSample | Intervals, cond: Any
     ) -> tuple[Pair, Pair]:
         """`on` and `off` for `x[B, …]` at `t[B]`: two evaluations."""
         raise NotImplementedError
 
-    def unfit(self, num_classes: int, layers: Sequence[str]) -> str | None:
-        """Why it can't be had of a model with so many classes and these attention layers."""
-        del num_classes, layers
+    def parsed(self, condition: Condition) -> "tuple[Against, Any]":
+        """What a program is compiled for, and the condition that it leads away from, one row.
+
+        Another row compiles nothing. None where it leads away from no condition of its own.
+        """
+        del condition
+        return self, None
+
+    def unfit(self, condition: Condition, layers: Sequence[str]) -> str | None:
+        """Why a model of this condition, with these attention layers, can't be guided so."""
+        del condition, layers
         return None
 
 
 @dataclass(frozen=True)
-class NullLabel(Against):
-    """The model without the label. Both go through the network as one batch of `2B`."""
+class NullCondition(Against):
+    """The model without the condition (`Condition.nulled`). Both are evaluated as one batch."""
 
-    needs_null_label = True
+    needs_null = True
 
     def __call__(
-        self, models: Models, x: Samples, t: PerSample | Intervals, cond: Labels | None
+        self, models: Models, x: Samples, t: PerSample | Intervals, cond: Any
     ) -> tuple[Pair, Pair]:
-        return _with_labels(models, x, t, cond, models.null_label)
+        return _with_both(models, x, t, cond, models.condition.nulled(cond))
 
 
 @dataclass(frozen=True)
-class OtherLabel(Against):
-    """The model with a label to keep away from, a negative one."""
+class OtherCondition(Against):
+    """The model with a condition to keep away from: another label, or a negative prompt.
 
-    label: int = 0
+    Attributes:
+        text: what the condition parses, such as a label by number or name.
+    """
+
+    text: str = "0"
 
     def __call__(
-        self, models: Models, x: Samples, t: PerSample | Intervals, cond: Labels | None
+        self, models: Models, x: Samples, t: PerSample | Intervals, cond: Any
     ) -> tuple[Pair, Pair]:
-        return _with_labels(models, x, t, cond, self.label)
+        n = x.shape[0]
+        other = models.condition.parse([self.text]) if models.other is None else models.other
+        return _with_both(
+            models, x, t, cond, jax.tree.map(lambda row: jnp.repeat(row, n, axis=0), other)
+        )
 
-    def unfit(self, num_classes: int, layers: Sequence[str]) -> str | None:
-        if 0 <= self.label < num_classes:
-            return None
-        return f"there is no label {self.label}: this model has {num_classes}, from 0 on"
+    def parsed(self, condition: Condition) -> tuple[Against, Any]:
+        return OtherCondition(), condition.parse([self.text])
+
+    def unfit(self, condition: Condition, layers: Sequence[str]) -> str | None:
+        del layers
+        if not condition.can_be_dropped:
+            return "this model has no condition"
+        try:
+            condition.parse([self.text])
+        except UserError as error:
+            return str(error)
+        return None
 
 
 @dataclass(frozen=True)
 class OtherWeights(Against):
-    """A weaker model with the same label: less trained, smaller or averaged over less.
+    """A weaker model with the same condition: less trained, smaller or averaged over less.
 
     Autoguidance, Karras et al. 2024 (arXiv:2406.02507).
 
@@ -108,7 +137,7 @@ class OtherWeights(Against):
     weights: str = "live"
 
     def __call__(
-        self, models: Models, x: Samples, t: PerSample | Intervals, cond: Labels | None
+        self, models: Models, x: Samples, t: PerSample | Intervals, cond: Any
     ) -> tuple[Pair, Pair]:
         assert models.weaker is not None
         return models.predict(x, t, cond), models.weaker(x, t, cond)
@@ -127,12 +156,13 @@ class WithoutAttention(Against):
     layers: str = ""
 
     def __call__(
-        self, models: Models, x: Samples, t: PerSample | Intervals, cond: Labels | None
+        self, models: Models, x: Samples, t: PerSample | Intervals, cond: Any
     ) -> tuple[Pair, Pair]:
         assert models.without_attention is not None
         return models.predict(x, t, cond), models.without_attention(self.layers)(x, t, cond)
 
-    def unfit(self, num_classes: int, layers: Sequence[str]) -> str | None:
+    def unfit(self, condition: Condition, layers: Sequence[str]) -> str | None:
+        del condition
         try:
             if any(re.search(self.layers, name) for name in layers):
                 return None
@@ -142,14 +172,11 @@ class WithoutAttention(Against):
         return f"no attention layer matches {self.layers!r}; there are {there}"
 
 
-def _with_labels(
-    models: Models, x: Array, t: Array, cond: Array | None, other: int
-) -> tuple[Pair, Pair]:
-    assert cond is not None
+def _with_both(models: Models, x: Array, t: Array, cond: Any, other: Any) -> tuple[Pair, Pair]:
     both = models.predict(
         jnp.concatenate([x, x]),
         jnp.concatenate([t, t]),
-        jnp.concatenate([cond, jnp.full_like(cond, other)]),
+        jax.tree.map(lambda on, off: jnp.concatenate([on, off]), cond, other),
     )
     n = x.shape[0]
     return jax.tree.map(lambda p: p[:n], both), jax.tree.map(lambda p: p[n:], both)
@@ -311,7 +338,7 @@ def guide(
     path: Path,
     rule: Rule = ClassifierFree(),
     scale: Scalar | None = None,
-    against: Against = NullLabel(),
+    against: Against = NullCondition(),
 ) -> Predict:
     """A predictor with a rule around it.
 
@@ -325,7 +352,7 @@ def guide(
         against: where the second prediction comes from.
     """
 
-    def guided(x: Array, t: Array, cond: Array | None) -> Pair:
+    def guided(x: Array, t: Array, cond: Any) -> Pair:
         c = coeffs(path, time_of(t), x.ndim)
         if scale is None:
             on = off = models.predict(x, t, cond)
@@ -362,21 +389,21 @@ def _mixed(rule: Rule) -> Array:
 def classifier_guidance(
     predict: Predict,
     path: Path,
-    log_probability: Callable[[Array, Array, Array | None], Array],
+    log_probability: Callable[[Array, Array, Any], Array],
     scale: Scalar = 1.0,
 ) -> Predict:
-    """A predictor moved up the gradient of a classifier: `score + scale·∇ log p(label | x)`.
+    """A predictor moved up the gradient of a classifier: `score + scale·∇ log p(cond | x)`.
 
     Dhariwal & Nichol 2021 (arXiv:2105.05233), algorithm 1.
 
     Args:
         predict: the model, unconditional or not.
         path: the one that it was trained on.
-        log_probability: `(x[B, …], t[B], labels[B]) -> [B]`, of a classifier of noisy images.
+        log_probability: `(x[B, …], t[B], cond) -> [B]`, of a classifier of noisy images.
         scale: 1 is Bayes' rule.
     """
 
-    def guided(x: Array, t: Array, cond: Array | None) -> Pair:
+    def guided(x: Array, t: Array, cond: Any) -> Pair:
         c = coeffs(path, time_of(t), x.ndim)
         pair = predict(x, t, cond)
         slope = jax.grad(lambda x: jnp.sum(log_probability(x, t, cond)))(x)

@@ -16,9 +16,9 @@ from diffjax.kinds import NumSteps
 from diffjax.process.paths import Pair, Path
 from diffjax.process.precond import Meaning, Predict
 from diffjax.sampling.grids import Grid
-from diffjax.sampling.guidance import Against, ClassifierFree, NullLabel, Rule
+from diffjax.sampling.guidance import Against, ClassifierFree, NullCondition, Rule
 from diffjax.sampling.solvers import Denoise, Interval, Solver, normal
-from diffjax.shapes import Keys, Labels, OneNumber, Samples, WalkTimes
+from diffjax.shapes import Keys, OneNumber, Samples, WalkTimes
 
 
 @once(1)
@@ -178,7 +178,7 @@ class Recipe:
     num_steps: NumSteps = 18
     guidance_scale: float = 1.0
     guidance: Rule = ClassifierFree()
-    against: Against = NullLabel()
+    against: Against = NullCondition()
 
     def times(self, path: Path) -> WalkTimes:
         """The times of the walk, ending in 0: those of the grid, along the solver's route."""
@@ -210,7 +210,7 @@ def draw(
     solver: Solver,
     times: WalkTimes,
     keys: Keys,
-    labels: Labels | None,
+    cond: Any,
     shape: tuple[int, ...],
     *,
     start: Callable[[Array], Array] | None = None,
@@ -218,7 +218,7 @@ def draw(
 ) -> Any:
     """Draws one batch of samples, from noise or from another start.
 
-    Sample i depends on `keys[i]` and its own condition alone.
+    Sample i depends on `keys[i]` and row i of the condition alone.
 
     Args:
         predict: the model, guided or not.
@@ -226,7 +226,7 @@ def draw(
         solver: takes the steps.
         times: `[n+1]`, ending in 0, from a grid along the solver's route (`Recipe.times`).
         keys: `[B]`, one for each sample.
-        labels: `[B]`, or None for an unconditional model.
+        cond: the condition, B rows, or None for the null condition.
         shape: of one sample, `(H, W, C)`.
         start: standard normal noise `[B, H, W, C]` to `x` at `times[0]`; by default `s` times it.
         walk: `sample`, or `trace` to have all that lies between.
@@ -237,11 +237,11 @@ def draw(
     both = jax.vmap(jax.random.split)(keys)
     noise = normal(both[:, 0], shape)
     x = path.sigma(times[0]) * noise if start is None else start(noise)
-    return walk(with_labels(predict, labels), solver, path, times, both[:, 1], x)
+    return walk(with_condition(predict, cond), solver, path, times, both[:, 1], x)
 
 
-def with_labels(predict: Predict, labels: Labels | None) -> Denoise:
-    """A model with its labels `[B]` bound, as solvers call it: `(x[B, …], t[]) -> Pair`.
+def with_condition(predict: Predict, cond: Any) -> Denoise:
+    """A model with its condition (B rows) bound, as solvers call it: `(x[B, …], t[]) -> Pair`.
 
     If `predict` is a `jax.tree_util.Partial` of a function and its numbers, so is this, and the
     walks of this module are compiled once for all calls alike. With a closure they are traced at
@@ -251,12 +251,12 @@ def with_labels(predict: Predict, labels: Labels | None) -> Denoise:
         >>> from diffjax.oracle.analytic import Gaussian
         >>> from diffjax.process.paths import Linear
         >>> data = Gaussian(jnp.ones(1), jnp.eye(1))
-        >>> denoise = with_labels(data.predict(Linear()), None)
+        >>> denoise = with_condition(data.predict(Linear()), None)
         >>> jax.jit(denoise)(jnp.ones((3, 1)), jnp.array(0.5)).x0.shape
         (3, 1)
     """
-    return Partial(_with_labels, predict, labels)
+    return Partial(_with_condition, predict, cond)
 
 
-def _with_labels(predict: Predict, labels: Array | None, x: Array, t: Array) -> Pair:
-    return predict(x, jnp.broadcast_to(t, (x.shape[0], *t.shape)), labels)
+def _with_condition(predict: Predict, cond: Any, x: Array, t: Array) -> Pair:
+    return predict(x, jnp.broadcast_to(t, (x.shape[0], *t.shape)), cond)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from diffjax.conditions import Condition
 from diffjax.objectives.base import Objective, Progress
 from diffjax.objectives.wrappers import Contrastive, Dispersive
 from diffjax.process import targets
@@ -36,8 +37,8 @@ class Probed(NamedTuple):
         params: live parameters, at which gradients are computed.
         teacher_params: those that the objective learns from.
         progress: the training progress.
-        num_classes: number of classes; 0 for an unconditional model.
-        label_dropout: probability with which training replaces a label by the null label.
+        condition: the kind of condition of the examples.
+        label_dropout: probability with which training replaces a condition by the null condition.
     """
 
     objective: Objective
@@ -46,14 +47,14 @@ class Probed(NamedTuple):
     params: Any
     teacher_params: Any
     progress: Progress
-    num_classes: int
+    condition: Condition
     label_dropout: float
 
 
 def probe(
     model: Probed,
     images: np.ndarray,
-    labels: np.ndarray,
+    cond: Any,
     *,
     seed: int = 0,
     num_batches: int = 16,
@@ -66,7 +67,7 @@ def probe(
     Args:
         model: the trained model.
         images: held-out images, `[N, H, W, C]` in [-1, 1].
-        labels: `[N]`.
+        cond: their condition, N rows.
         seed: seed of noise, log-SNRs and examples; use equal seeds to compare models.
         num_batches: small batches per bin for the gradient noise; 16 is typical.
         batch_size: examples in each of them; 16 is typical.
@@ -78,7 +79,6 @@ def probe(
     own = not traits.needs_source and traits.independent_noise
     denoises = traits.meaning.serves(Meaning.POSTERIOR_MEAN)
     loss_key, noise_key = jax.random.split(jax.random.key(seed))
-    cond = labels if model.num_classes else np.zeros_like(labels)
     return {
         "loss_by_log_snr": (
             _left_out(_PAIRED if denoises else _NO_MEAN)
@@ -89,7 +89,7 @@ def probe(
         "gradient_noise": (
             _left_out(reason)
             if (reason := _no_gradient_each(model.objective))
-            else _noise(model, images, labels, noise_key, num_batches, batch_size)
+            else _noise(model, images, cond, noise_key, num_batches, batch_size)
         ),
     }
 
@@ -109,7 +109,7 @@ def effective_weight(objective: Objective) -> dict[str, Any]:
     }
 
 
-def _loss(model: Probed, images: np.ndarray, cond: np.ndarray, key: Array) -> dict[str, Any]:
+def _loss(model: Probed, images: np.ndarray, cond: Any, key: Array) -> dict[str, Any]:
     losses = loss_by_log_snr(
         model.predict, model.objective.path, images, cond, key,
         spaces=SPACES,
@@ -120,13 +120,13 @@ def _loss(model: Probed, images: np.ndarray, cond: np.ndarray, key: Array) -> di
 def _noise(
     model: Probed,
     images: np.ndarray,
-    labels: np.ndarray,
+    cond: Any,
     key: Array,
     num_batches: int,
     batch_size: int,
 ) -> dict[str, Any]:
     found = noise_by_log_snr(
-        _loss_of(model, images, labels),
+        _loss_of(model, images, cond),
         model.params, key, num_batches=num_batches, batch_size=batch_size,
     )  # fmt: skip
     return {
@@ -139,16 +139,18 @@ def _noise(
     }
 
 
-def _loss_of(model: Probed, images: np.ndarray, labels: np.ndarray) -> LossOf:
+def _loss_of(model: Probed, images: np.ndarray, cond: Any) -> LossOf:
     """The training loss of one random example, with an image drawn from the held-out ones."""
-    all_images, all_labels = jnp.asarray(images), jnp.asarray(labels)
+    all_images, all_cond = jnp.asarray(images), jax.tree.map(jnp.asarray, cond)
 
     def loss_of(params: Any, key: Array) -> tuple[Array, Array]:
-        image_key, label_key, loss_key = jax.random.split(key, 3)
+        image_key, drop_key, loss_key = jax.random.split(key, 3)
         row = jax.random.randint(image_key, (1,), 0, len(images))
-        dropped = jax.random.bernoulli(label_key, model.label_dropout, (1,))
-        label = jnp.where(dropped, model.num_classes, all_labels[row])
-        batch = {"image": all_images[row], "label": label}
+        own = model.condition.take(all_cond, row)
+        batch = {
+            "image": all_images[row],
+            "cond": model.condition.drop(drop_key, own, model.label_dropout),
+        }
         loss, metrics = model.objective(
             model.apply, params, model.teacher_params, loss_key, batch, model.progress
         )

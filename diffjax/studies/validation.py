@@ -91,7 +91,7 @@ def loss_by_log_snr(
     predict: Predict,
     path: Path,
     images: np.ndarray,
-    labels: np.ndarray,
+    cond: Any,
     key: Array,
     *,
     spaces: Mapping[str, Target],
@@ -108,10 +108,10 @@ def loss_by_log_snr(
     than the errors themselves.
 
     Args:
-        predict: the model's prediction; conditional models use the labels.
+        predict: the model's prediction; it is evaluated with the condition.
         path: the path on which it was trained.
         images: `[N, H, W, C]` in [-1, 1], N at least 2.
-        labels: `[N]`.
+        cond: the condition of the images, N rows.
         key: random key of noise and log-SNRs.
         spaces: targets by name; errors are reported in their spaces.
         edges: edges of the bins of log-SNR, ascending.
@@ -146,10 +146,12 @@ def loss_by_log_snr(
     for start in range(0, len(images), batch_size):
         # The last batch is padded, so that every batch has the shape that was compiled.
         rows = np.arange(start, start + batch_size)
-        x0, cond = (np.take(part, rows, axis=0, mode="clip") for part in (images, labels))
+        x0, own = jax.tree.map(
+            lambda part, rows=rows: np.take(part, rows, axis=0, mode="clip"), (images, cond)
+        )
         here = slice(start, min(start + batch_size, len(images)))
         for index in np.flatnonzero(covered):
-            batch = one_bin(x0, cond, rows, index, *bounds[index : index + 2].astype(np.float32))
+            batch = one_bin(x0, own, rows, index, *bounds[index : index + 2].astype(np.float32))
             for name, part in batch.items():
                 errors[name][here, index] = np.asarray(part)[: here.stop - start]
     for name, part in errors.items():
@@ -161,7 +163,7 @@ def loss_by_log_snr(
 def _one_bin(
     predict: Predict, path: Path, spaces: Mapping[str, Target], space_path: Path, key: Array
 ) -> Callable[..., dict[str, Array]]:
-    """`(x0[B, …], labels[B], rows[B], bin, low, high) -> errors[B]` by space, compiled once."""
+    """`(x0[B, …], cond, rows[B], bin, low, high) -> errors[B]` by space, compiled once."""
 
     def draw(row: Array, index: Array, shape: tuple[int, ...]) -> tuple[Array, Array]:
         own = jax.random.fold_in(jax.random.fold_in(key, row), index)
@@ -170,7 +172,7 @@ def _one_bin(
 
     @jit
     def one_bin(
-        x0: Array, cond: Array, rows: Array, index: Array, low: Array, high: Array
+        x0: Array, cond: Any, rows: Array, index: Array, low: Array, high: Array
     ) -> dict[str, Array]:
         u, eps = jax.vmap(lambda row: draw(row, index, x0.shape[1:]))(rows)
         level = low + u * (high - low)

@@ -77,7 +77,7 @@ def _asked_about(apply: Apply, i: Array, parts: int) -> Apply:
         params: Any,
         x: Array,
         noise_label: Array,
-        cond: Array | None,
+        cond: Any,
         *,
         key: Array | None = None,
         **how: Any,
@@ -154,7 +154,7 @@ def compares_outputs(objective: Objective) -> bool:
         key = jax.random.key(0)
         params = objective.init_params(key)
         images = jax.random.uniform(key, (4, 8, 8, 1), minval=-1.0)
-        batch = {"image": images, "label": jnp.zeros(4, jnp.int32), "source": images[::-1]}
+        batch = {"image": images, "cond": jnp.zeros(4, jnp.int32), "source": images[::-1]}
         progress = Progress(jnp.zeros((), jnp.int32), objective.init_memory())
         return objective(apply, params, params, key, batch, progress)[0]
 

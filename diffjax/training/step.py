@@ -9,6 +9,7 @@ import optax
 from jax import Array
 
 from diffjax.compiling import implicit_promotion
+from diffjax.conditions import Condition
 from diffjax.objectives.base import Objective, Progress
 from diffjax.optimizers.base import Optimizer
 from diffjax.process.precond import Apply
@@ -33,7 +34,7 @@ def make_train_step(
     num_steps: int,
     averages: Averages,
     label_dropout: float,
-    null_label: int,
+    condition: Condition,
     teacher: str = LIVE,
     nonfinite: NonFinite = NonFinite(),
     accumulation_steps: int = 1,
@@ -46,8 +47,9 @@ def make_train_step(
         optimizer: what turns gradients into updates.
         num_steps: of the whole training, which objectives know.
         averages: those that are kept.
-        label_dropout: share of labels replaced by the null label, for classifier-free guidance.
-        null_label: the label that means "none".
+        label_dropout: share of conditions replaced by the null condition, for classifier-free
+            guidance.
+        condition: the kind of condition of the examples.
         teacher: the name of the weights that the objective learns from (`teacher_name`), where the
             step is called without a frozen teacher.
         nonfinite: what becomes of a step whose loss, gradient or update is not finite.
@@ -63,16 +65,16 @@ def make_train_step(
     def train_step(
         state: TrainState, key: Array, batch: Mapping[str, Array], frozen_teacher: Any = None
     ) -> tuple[TrainState, dict[str, Array]]:
-        label_key, loss_key = jax.random.split(jax.random.fold_in(key, state.step))
-        dropped = jax.random.bernoulli(label_key, label_dropout, batch["label"].shape)
-        batch = {**batch, "label": jnp.where(dropped, null_label, batch["label"])}
+        drop_key, loss_key = jax.random.split(jax.random.fold_in(key, state.step))
+        cond = condition.drop(drop_key, condition.of_batch(batch), label_dropout)
+        seen_batch = {**batch, "cond": cond}
         progress = Progress(state.step, state.memory, num_steps)
         teacher_params = state.weights(teacher) if frozen_teacher is None else frozen_teacher
         point = optimizer.gradient_point(state.opt_state, state.params)
 
         def losses_of(apply: Apply, params: Any) -> tuple[Array, dict[str, Array]]:
             whole = merged(params, state.frozen)
-            return objective(apply, whole, teacher_params, loss_key, batch, progress)
+            return objective(apply, whole, teacher_params, loss_key, seen_batch, progress)
 
         (loss, (losses, seen)), gradient = loss_and_gradient(
             losses_of, apply, point, accumulation_steps

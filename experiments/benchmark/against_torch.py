@@ -132,7 +132,7 @@ def _theirs(case: Case, *, compiled: bool, steps: int, num_samples: int) -> Roun
     torch.set_float32_matmul_precision("high")  # TF32 on GPUs, as XLA multiplies
     setup, network = twin(case)
     config, recipe = setup.config, setup.wired.recipe
-    shape, num_classes = setup.wired.image_shape, setup.wired.num_classes
+    shape, arguments = setup.wired.image_shape, setup.wired.condition.network_arguments()
     dtype = getattr(torch, config.model.dtype)
     lower = torch.autocast(device, dtype, enabled=dtype != torch.float32)
     update_average = torch.optim.swa_utils.get_ema_multi_avg_fn(0.999)
@@ -140,6 +140,7 @@ def _theirs(case: Case, *, compiled: bool, steps: int, num_samples: int) -> Roun
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4, fused=device == "cuda")
     call, call_average = map(torch.compile, (network, average)) if compiled else (network, average)
     x0 = torch.rand(config.batch_size, *shape) * 2 - 1
+    num_classes = arguments["num_classes"]
     label = torch.arange(config.batch_size) % max(num_classes, 1)
 
     def train() -> None:
@@ -212,8 +213,8 @@ def twin(case: Case) -> tuple[Any, Any]:
         )
     if setup.wired.recipe.nfe is None:
         raise UserError("--against=torch: the config's solver must have a fixed number of steps")
-    shape, num_classes = setup.wired.image_shape, setup.wired.num_classes
-    network = getattr(torch_networks, name)(shape, num_classes, **settings)
+    shape, arguments = setup.wired.image_shape, setup.wired.condition.network_arguments()
+    network = getattr(torch_networks, name)(shape, arguments["num_classes"], **settings)
     if sum(p.numel() for p in network.parameters()) != setup.wired.num_params:
         raise UserError(f"--against=torch: the twin of {config.model[TARGET]} is another network")
     return setup, network

@@ -16,6 +16,7 @@ import jax
 from ml_collections import ConfigDict
 
 from diffjax import config_files
+from diffjax.conditions import Condition, of_classes
 from diffjax.errors import UserError
 from diffjax.loop.loop import compile_train_step
 from diffjax.performance.loop_time import Split, measure_split
@@ -65,13 +66,13 @@ class Case:
         config_files.override(config, {name: value for name, _, value in pairs})
         return config
 
-    def data(self, config: ConfigDict) -> tuple[tuple[int, int, int], int]:
+    def data(self, config: ConfigDict) -> tuple[tuple[int, int, int], Condition]:
         """Image shape and number of classes, from `config.expected` or else from the data."""
         if "expected" in config:
             height, width, channels = config.expected.image_shape
-            return (height, width, channels), config.expected.num_classes
+            return (height, width, channels), of_classes(config.expected.num_classes)
         dataset = build(config.data)
-        return dataset.image_shape, dataset.num_classes
+        return dataset.image_shape, dataset.condition
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ def check_cases(cases: Sequence[Case], split: bool, against: str | None) -> None
         set_up(config, *case.data(config))
         if split:
             dataset = build(config.data)
-            set_up(config, dataset.image_shape, dataset.num_classes)
+            set_up(config, dataset.image_shape, dataset.condition)
     if against:
         torch_device()
         for case in cases:

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from diffjax.comparison.verdicts import differences
+from diffjax.conditions import Unconditional
 from diffjax.data import colours
 from diffjax.evaluation.distances import frechet_distance, statistics
 from diffjax.objectives.denoising import Denoising
@@ -63,7 +64,7 @@ def train_and_sample(images, seed):
         num_steps=STEPS,
         averages=Averages((0.98,)),
         label_dropout=0.0,
-        null_label=0,
+        condition=Unconditional(),
     )
     init_key, step_key, data_key, noise_key = jax.random.split(jax.random.key(seed), 4)
 

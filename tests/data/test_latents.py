@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from diffjax import config_files
+from diffjax.conditions import of_classes
 from diffjax.data import all_images, batches, latents
 from diffjax.data.fingerprints import fingerprints
 from diffjax.errors import UserError
@@ -162,7 +163,7 @@ def small(arguments=""):
 def test_data_that_a_config_expects_are_taken(tmp_path, latent_arrays):
     config = small()
     data = latents(latent_folder(tmp_path, latent_arrays), num_classes=4)
-    setup = set_up(config, data.image_shape, data.num_classes)
+    setup = set_up(config, data.image_shape, data.condition)
     check_pairs(setup, data)
     config.expected.num_images = len(data.train)
     check_pairs(replace(setup, config=config), data)
@@ -173,10 +174,10 @@ def test_data_that_differ_are_refused_in_one_line(tmp_path, latent_arrays):
     data = latents(latent_folder(tmp_path, latent_arrays), num_classes=4)
     for shape, classes, word in (((8, 8, 2), 4, "image_shape"), ((4, 4, 2), 3, "num_classes")):
         with pytest.raises(UserError, match=rf"--config\.expected\.{word}"):
-            set_up(config, shape, classes)
+            set_up(config, shape, of_classes(classes))
     config.expected.num_images = 41
     with pytest.raises(UserError, match="num_images=39"):
-        check_pairs(set_up(config, data.image_shape, data.num_classes), data)
+        check_pairs(set_up(config, data.image_shape, data.condition), data)
 
 
 def test_lists_of_a_saved_config_are_the_same_as_tuples():
@@ -200,7 +201,7 @@ def test_configs_of_data_that_are_not_at_hand_fit_together(name, objective):
     config = config_files.load(f"configs/{name}.py:objective={objective},model=DiT-S/8")
     config.model.depth = 1
     expected = config.get("expected", {"image_shape": (32, 32, 3), "num_classes": 10})
-    setup = set_up(config, tuple(expected["image_shape"]), expected["num_classes"])
+    setup = set_up(config, tuple(expected["image_shape"]), of_classes(expected["num_classes"]))
     assert setup.wired.num_params > 1e5
 
 
@@ -214,5 +215,5 @@ def test_configs_of_data_that_are_not_at_hand_fit_together(name, objective):
 )
 def test_the_models_have_the_published_numbers_of_parameters(size, parameters):
     config = config_files.load(f"configs/imagenet256.py:model={size}")
-    setup = set_up(config, config.expected.image_shape, config.expected.num_classes)
+    setup = set_up(config, config.expected.image_shape, of_classes(config.expected.num_classes))
     assert setup.wired.num_params == pytest.approx(parameters, rel=0.02)

@@ -54,7 +54,7 @@ def configs(arguments: str = PARTS, unlike=UNLIKE) -> list:
 
 def setups_of(each, mesh) -> list:
     data = digits()
-    return [set_up(config, data.image_shape, data.num_classes, mesh=mesh) for config in each]
+    return [set_up(config, data.image_shape, data.condition, mesh=mesh) for config in each]
 
 
 def like_one(each, mesh) -> list:

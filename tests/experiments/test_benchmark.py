@@ -12,6 +12,7 @@ import scipy.stats  # noqa: F401  first, since it asks after torch, which tests 
 from jax.sharding import PartitionSpec
 
 from diffjax import choices, config_files
+from diffjax.conditions import of_classes
 from diffjax.errors import UserError
 from diffjax.loop.loop import train_flops
 from diffjax.models import DiT, dit
@@ -145,7 +146,9 @@ def test_a_kernel_of_attention_costs_what_its_matrix_products_do():
     for kind in ("xla", "splash"):
         config = toy_config()
         config.model.update(attention=kind, patch_size=1)
-        counts.append(train_flops(set_up(config, (16, 8, 1), 10)))  # 128 tokens for splash
+        counts.append(
+            train_flops(set_up(config, (16, 8, 1), of_classes(10)))
+        )  # 128 tokens for splash
     assert counts[0] is not None
     assert counts[0] == counts[1]
 
@@ -190,7 +193,9 @@ def test_measuring_ends_in_rates_that_belong_together(monkeypatch):
     monkeypatch.setattr(throughput, "_PEAK_SECONDS", 0.01)
     config = toy_config()
     config.model = spec(Plain)
-    measured: Any = measure("toy", set_up(config, (8, 8, 1), 10), steps=1, num_samples=8, rounds=1)
+    measured: Any = measure(
+        "toy", set_up(config, (8, 8, 1), of_classes(10)), steps=1, num_samples=8, rounds=1
+    )
     training, sampling = measured
     assert (training.program, training.nfe, training.batch_size) == ("training", None, 8)
     # Two steps with guidance, which doubles their evaluations.

@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from configs import image_folder as image_folder_config
+from diffjax.conditions import Classes
 from diffjax.data import ArraySource, Coarse, DataSet, translation
 from diffjax.data.folder import image_folder
 from diffjax.errors import UserError
@@ -106,7 +107,7 @@ def prepared(folder: Path) -> tuple[Setup, DataSet]:
     config.model = spec(Tiny)
     config.sampling.guidance_scale = 1.0
     data = image_folder(str(folder), image_size=16)
-    return set_up(config, data.image_shape, data.num_classes), data
+    return set_up(config, data.image_shape, data.condition), data
 
 
 def test_a_dry_run_says_what_suits_the_folder(folder, tmp_path):
@@ -174,7 +175,7 @@ def test_a_plan_of_a_folder_looks_at_the_folder(tmp_path):
     for name in ("cat", "dog"):
         folder_of(tmp_path / name, [(12, 9)] * 5)
     config.data.update(path=str(tmp_path), image_size=16)
-    assert expected_data(config) == ((16, 16, 3), 2)
+    assert expected_data(config) == ((16, 16, 3), Classes(2, ("cat", "dog")))
     config.data.path = str(tmp_path / "nowhere")
     with pytest.raises(UserError, match=f"no folder {tmp_path / 'nowhere'}"):
         expected_data(config)

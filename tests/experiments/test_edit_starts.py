@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from diffjax import choices, config_files
+from diffjax.conditions import of_classes
 from diffjax.errors import UserError
 from diffjax.process.paths import Pair
 from diffjax.runs.model import Model, Programs, Request
@@ -26,7 +27,7 @@ def interpolant():
     config.objective.gamma = choices.copy(choices.LOSSES["interpolant_brownian"].gamma)
     config.path.t_noise = 0.9
     config.model.update(hidden_size=16, depth=1, num_heads=2)
-    return wire(config, SHAPE, 10)
+    return wire(config, SHAPE, of_classes(10))
 
 
 def edit_of(wired, num_steps, images=None):

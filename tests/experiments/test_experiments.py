@@ -12,6 +12,7 @@ from PIL import Image
 
 import diffjax
 from diffjax import choices, config_files
+from diffjax.conditions import of_classes
 from diffjax.evaluation.image_statistics import Batches
 from diffjax.loop import loop
 from diffjax.process.precond import Meaning
@@ -140,7 +141,7 @@ def test_each_training_seed_is_evaluated_from_noise_of_its_own(workdir):
         config = run.config.copy_and_resolve_references()
         config.seed = training_seed
         own = replace(run, setup=replace(run.setup, config=config))
-        drawn, _ = measure.drawer(own, [main], None)(main, labels)
+        drawn, _ = measure.drawer(own, [main], measure.Asked(labels, labels, None))(main)
         assert isinstance(drawn, Batches)
         (images,) = drawn.batches
         # In batches of another size, whose products are rounded otherwise.
@@ -201,16 +202,16 @@ def test_help_is_short_and_lists_the_choices(script, capsys):
 
 
 SHAPES = {
-    "digits": ((8, 8, 1), 10),
-    "digits_reflow": ((8, 8, 1), 10),
-    "digits_translation": ((8, 8, 1), 10),
-    "fashion_mnist": ((28, 28, 1), 10),
-    "colours": ((1, 1, 3), 0),
-    "mnist": ((28, 28, 1), 10),
-    "cifar10": ((32, 32, 3), 10),
-    "image_folder": ((64, 64, 3), 3),
-    "imagenet64": ((64, 64, 3), 1000),
-    "imagenet256": ((32, 32, 4), 1000),
+    "digits": ((8, 8, 1), of_classes(10)),
+    "digits_reflow": ((8, 8, 1), of_classes(10)),
+    "digits_translation": ((8, 8, 1), of_classes(10)),
+    "fashion_mnist": ((28, 28, 1), of_classes(10)),
+    "colours": ((1, 1, 3), of_classes(0)),
+    "mnist": ((28, 28, 1), of_classes(10)),
+    "cifar10": ((32, 32, 3), of_classes(10)),
+    "image_folder": ((64, 64, 3), of_classes(3)),
+    "imagenet64": ((64, 64, 3), of_classes(1000)),
+    "imagenet256": ((32, 32, 4), of_classes(1000)),
 }
 
 

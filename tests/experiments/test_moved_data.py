@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 import diffjax
+from diffjax.conditions import Classes
 from diffjax.config_upgrade import upgrade
 from diffjax.data import Coarse, digits, image_folder, pairs, translation
 from diffjax.errors import UserError
@@ -120,15 +121,17 @@ def test_sources_of_samples_are_found_as_well():
     asked = []
     run: Any = SimpleNamespace(
         setup=SimpleNamespace(
-            wired=SimpleNamespace(objective=SimpleNamespace(traits=Traits(starts_at_source=True)))
+            wired=SimpleNamespace(
+                objective=SimpleNamespace(traits=Traits(starts_at_source=True)),
+                condition=Classes(10),
+            )
         ),
         dataset=lambda path: asked.append(path) or translation(digits(), Coarse(2)),
     )
-    labels, source = sample.sources(run, None, np.zeros(3, np.int32), "here")
+    labels, source = sample.wanted(run, None, 3, "here")
     assert asked == ["here"]
     assert len(labels) == len(source) == 3  # type: ignore
     assert "data_path" in find_grid.FLAGS
-    assert find_grid.sources is sample.sources
 
 
 def test_training_on_notes_the_new_path_once_the_data_are_known(moved):

@@ -53,7 +53,7 @@ REFUSED = [
         {"evaluation/solvers": ("ddpm_learned",)},
         "ddpm_learned on uniform: this solver takes the va",
     ),
-    ({"evaluation/guidance_scales": (2.0,), "label_dropout": 0.0}, "=2 needs a null label"),
+    ({"evaluation/guidance_scales": (2.0,), "label_dropout": 0.0}, "=2 needs a null condition"),
     ({"evaluation/guidance_scales": (math.nan,)}, r"guidance_scales\[0\]=nan must be finite"),
     ({"evaluation/guidance_scales": (1, "abc")}, r"guidance_scales\[1\]='abc' must be a number"),
     ({"evaluation/batch_size": 0}, "config.evaluation.batch_size=0 must be at least 1"),

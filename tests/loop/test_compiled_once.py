@@ -8,14 +8,14 @@ import numpy as np
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from diffjax.conditions import of_classes
 from diffjax.data import digits
 from diffjax.ensemble import members
 from diffjax.evaluation.evaluate import NamedRecipe
 from diffjax.loop.recorder import grid_drawer
 from diffjax.runs.checkpoints import Checkpoints
-from diffjax.runs.labels import balanced_labels
 from diffjax.runs.load import Run
-from diffjax.runs.measure import drawer
+from diffjax.runs.measure import drawer, samples_asked_of
 from diffjax.runs.setup import set_up
 from diffjax.training import sharding
 from tests.support.compilations import compilations
@@ -54,7 +54,7 @@ def test_a_large_array_is_written_by_all_devices_that_have_it(tmp_path):
 
 
 def test_a_second_state_of_a_setup_compiles_nothing():
-    setup = set_up(tiny_config("model=tiny"), (8, 8, 1), 10)
+    setup = set_up(tiny_config("model=tiny"), (8, 8, 1), of_classes(10))
     first, key = setup.init(jax.random.key(0)), jax.random.key(1)
     with compilations() as programs:
         second = setup.init(key)
@@ -64,16 +64,17 @@ def test_a_second_state_of_a_setup_compiles_nothing():
 
 
 def test_pictures_evaluation_and_samples_of_a_run_share_one_program(tmp_path):
-    setup = set_up(tiny_config("model=tiny", sample_images=20), (8, 8, 1), 10)
+    setup = set_up(tiny_config("model=tiny", sample_images=20), (8, 8, 1), of_classes(10))
     states = [setup.init(jax.random.key(i)) for i in range(2)]
     draw_picture = grid_drawer(setup, digits(), tmp_path)
     draw_picture(states[0])
     assert (tmp_path / "samples" / "step_00000000.png").exists()
     run = Run(setup, states[1], tmp_path)
     named = NamedRecipe("heun", "uniform", run.recipe, weights=run.config.weights)
+    asked = samples_asked_of(setup.wired, digits, np.arange(20) % 10)
     with compilations() as programs:
         draw_picture(states[1])
-        drawn: Any = drawer(run, [named], None)(named, balanced_labels(20, 10))[0]
+        drawn: Any = drawer(run, [named], asked)(named)[0]
         evaluated = np.concatenate(list(drawn.batches))
         np.testing.assert_array_equal(run.sample(20), evaluated)
         assert np.abs(run.sample(20, weights="live", seed=1) - evaluated).max() > 0.01
@@ -81,7 +82,7 @@ def test_pictures_evaluation_and_samples_of_a_run_share_one_program(tmp_path):
 
 
 def test_stacking_and_unstacking_again_compiles_nothing():
-    setup = set_up(tiny_config("model=tiny"), (8, 8, 1), 10)
+    setup = set_up(tiny_config("model=tiny"), (8, 8, 1), of_classes(10))
     states = [setup.init(jax.random.key(i)) for i in range(2)]
     all_of_them, one = members.members_of([setup] * 2), np.int32(1)
 

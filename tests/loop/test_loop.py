@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from diffjax.conditions import of_classes
 from diffjax.data import digits
 from diffjax.errors import UserError
 from diffjax.host.prefetch import prefetched
@@ -107,7 +108,7 @@ def test_the_loop_reads_nothing_from_the_devices_between_its_lines(tmp_path):
     config = tiny_config("model=tiny", num_steps=100, log_every_steps=4)
     with config.unlocked():
         config.sample_every_steps = config.checkpoint_every_steps = 1000
-    setup, read = set_up(config, (8, 8, 1), 10), []
+    setup, read = set_up(config, (8, 8, 1), of_classes(10)), []
     checkpoints: Any = SimpleNamespace(steps=lambda: [])
     recorder = Recorder(setup, digits(), {"step": 0}, checkpoints, tmp_path, bar=False)
     made = []

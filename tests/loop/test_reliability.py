@@ -20,6 +20,7 @@ import optax
 import pytest
 from absl import flags
 
+from diffjax.conditions import Unconditional
 from diffjax.errors import UserError
 from diffjax.host import files, storage
 from diffjax.host.interrupts import Interrupted, stop_signals
@@ -282,7 +283,7 @@ def step_with(nonfinite: NonFinite):
     network: Any = None  # this loss asks none
     return make_train_step(
         network, objective, sgd(), num_steps=10, averages=Averages((0.5,)), label_dropout=0.0,
-        null_label=0, nonfinite=nonfinite,
+        condition=Unconditional(), nonfinite=nonfinite,
     )  # fmt: skip
 
 

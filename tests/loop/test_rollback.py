@@ -89,7 +89,7 @@ def config_with(tmp_path, row: int, **changes):
 def run_steps_of(config, workdir, should_stop=lambda: False):
     """Training without its evaluation."""
     data = digits_with_one(config.data.row)
-    setup = set_up(config, data.image_shape, data.num_classes)
+    setup = set_up(config, data.image_shape, data.condition)
     for folder in ("", "samples"):
         (workdir / folder).mkdir(parents=True, exist_ok=True)
     store = Checkpoints(workdir / "checkpoints", keep=9)
@@ -172,7 +172,7 @@ def test_a_run_that_breaks_wherever_it_goes_back_to_ends(tmp_path):
         run_steps_of(config, workdir)
     assert len(Rollbacks.read(workdir).made) == 2
     data = digits_with_one()
-    setup = set_up(config, data.image_shape, data.num_classes)
+    setup = set_up(config, data.image_shape, data.condition)
     store = Checkpoints(workdir / "checkpoints", read_only=True)
     for step in store.steps():
         state, _ = store.read(step, setup.abstract)

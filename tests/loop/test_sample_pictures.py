@@ -23,7 +23,7 @@ def drawn(monkeypatch, folder, num_classes: int, **settings) -> tuple[list[int],
     config.update(settings)
     if not num_classes:
         config.sampling.guidance_scale = 1.0
-    setup = set_up(config, (8, 8, 1), num_classes)
+    setup = set_up(config, (8, 8, 1), data.condition)
     asked = []
 
     def sample(model, recipe, request, batch_size):

@@ -13,6 +13,7 @@ from jax.tree_util import register_dataclass
 
 import diffjax
 from diffjax import choices, config_files
+from diffjax.conditions import of_classes
 from diffjax.data import (
     Augment,
     Coarse,
@@ -86,6 +87,7 @@ def ends(n, seed=0):
         "image": M0 + np.sqrt(C0) * a,
         "source": M1 + np.sqrt(C1) * b,
         "label": np.zeros(n, np.int32),
+        "cond": np.zeros(n, np.int32),
     }
 
 
@@ -393,7 +395,7 @@ def test_reflow_makes_paths_straight_and_one_step_exact():
     pairs = {
         "image": M0 + np.float32(np.sqrt(C0)) * noise,
         "source": noise,
-        "label": np.zeros(len(noise), np.int32),
+        "cond": np.zeros(len(noise), np.int32),
     }
 
     apply = network(lambda x, t: reflow_velocity(x, t[:, None]))
@@ -600,9 +602,9 @@ def test_fresh_noise_is_refused_where_noise_is_not_independent(name, refused):
     config.sampling.solver = choices.copy(choices.SOLVERS["dpmpp_2m_sde"])
     if refused:
         with pytest.raises(UserError, match="does not suit it; take one of ddim, euler"):
-            wire(config, (8, 8, 1), 10)
+            wire(config, (8, 8, 1), of_classes(10))
     else:
-        assert wire(config, (8, 8, 1), 10).recipe.solver.fresh_noise
+        assert wire(config, (8, 8, 1), of_classes(10)).recipe.solver.fresh_noise
 
 
 # Whole runs.

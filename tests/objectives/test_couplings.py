@@ -15,7 +15,7 @@ from diffjax.process.paths import Pair
 
 
 def batch_of(x):
-    return {"image": x, "label": jnp.arange(len(x))}
+    return {"image": x, "cond": jnp.arange(len(x))}
 
 
 def cost(pair):
@@ -133,7 +133,7 @@ def test_coupled_noise_is_still_normal(coupling):
 
 def test_given_takes_the_source_of_the_data():
     x, source, noise = normals(5, 3, 4, 2)
-    batch = {"image": x, "label": np.arange(4)}
+    batch = {"image": x, "label": np.arange(4), "cond": np.arange(4)}
     pair = couplings.Given()(jax.random.key(0), {**batch, "source": source}, noise)
     np.testing.assert_array_equal(pair.eps, source)
     np.testing.assert_array_equal(pair.x0, x)

@@ -11,6 +11,7 @@ from jax.tree_util import register_dataclass
 
 from configs import digits
 from diffjax import choices, lookup
+from diffjax.conditions import Classes
 from diffjax.errors import UserError
 from diffjax.objectives.denoising import Denoising
 from diffjax.objectives.wrappers import Uncertainty
@@ -22,7 +23,7 @@ from diffjax.sampling.solvers import Interval
 from diffjax.spec import build, spec
 from diffjax.wiring import build_objective, check_recipe, traits_of, wire
 
-SHAPE, CLASSES = (8, 8, 1), 10
+SHAPE, CLASSES = (8, 8, 1), Classes(10)
 
 
 @register_dataclass

@@ -183,7 +183,7 @@ def with_outputs(mean_part, fraction):
 
 
 def batch(image):
-    return {"image": image, "label": np.zeros(len(image), np.int32)}
+    return {"image": image, "cond": np.zeros(len(image), np.int32)}
 
 
 def test_the_bound_trains_the_variance_alone():

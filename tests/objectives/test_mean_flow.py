@@ -12,6 +12,7 @@ import pytest
 from flax import linen as nn
 
 from diffjax import choices
+from diffjax.conditions import of_classes
 from diffjax.errors import UserError
 from diffjax.models.attention import resolve
 from diffjax.objectives.base import Progress
@@ -209,7 +210,7 @@ def loss_and_what_it_is_of(objective, batch):
 def in_64_bits(objective):
     """By one program for all of these objectives."""
     with jax.enable_x64(True):
-        batch = {"image": 0.5 * np.float64(batch_in_numpy(64, 2)), "label": np.arange(64) % 3}
+        batch = {"image": 0.5 * np.float64(batch_in_numpy(64, 2)), "cond": np.arange(64) % 3}
         return jax.device_get(loss_and_what_it_is_of(objective, batch))
 
 
@@ -280,7 +281,7 @@ def test_no_gradient_goes_through_the_target():
 
         return [jax.grad(of)(1.3) for of in (mean_loss, mean_square)]
 
-    batch = {"image": 0.5 * batch_in_numpy(32, 2), "label": np.arange(32) % 3}
+    batch = {"image": 0.5 * batch_in_numpy(32, 2), "cond": np.arange(32) % 3}
     found, expected = map(float, slopes(jax.random.key(5), batch))
     assert found == pytest.approx(expected, rel=1e-5)
 
@@ -308,7 +309,7 @@ def test_both_times_are_of_the_density_and_in_order(draws):
 
 def test_guidance_is_the_papers_mix_below_its_time():
     objective = mean_flow(omega=0.2, kappa=0.7, guided_below=0.5)
-    batch = {"image": batch_in_numpy(6, 2), "label": np.arange(6) % 3}
+    batch = {"image": batch_in_numpy(6, 2), "cond": np.arange(6) % 3}
     t = np.linspace(0.1, 0.9, 6).astype(np.float32)
     weak, strong, spans = 3.0, np.array([5.0, -1.0, 2.0], np.float32), []
 
@@ -325,7 +326,7 @@ def test_guidance_is_the_papers_mix_below_its_time():
     (x0, eps), found, asked = jax.device_get(program(t, batch))
     assert len(asked) == 2
     np.testing.assert_array_equal(asked, 0.0)
-    guided = 0.2 * (eps - x0) + 0.7 * strong[batch["label"]][:, None] + 0.1 * weak
+    guided = 0.2 * (eps - x0) + 0.7 * strong[batch["cond"]][:, None] + 0.1 * weak
     np.testing.assert_allclose(found, np.where(t[:, None] <= 0.5, guided, eps - x0), rtol=1e-5)
 
 
@@ -344,7 +345,7 @@ def test_what_it_is_not_for_is_refused(axes, solver, message):
     config = config_for(**axes)
     config.sampling.solver = choices.copy(choices.SOLVERS[solver])
     with pytest.raises(UserError, match=message):
-        wire(config, (8, 8, 1), 0)
+        wire(config, (8, 8, 1), of_classes(0))
 
 
 def test_it_has_no_effective_weight():
@@ -364,7 +365,7 @@ def test_attention_without_a_derivative_is_not_chosen():
 def test_a_wired_network_samples_by_jumps_and_by_steps(solver):
     config = config_for(objective="mean_flow", wrappers="uncertainty")
     config.sampling.solver = choices.copy(choices.SOLVERS[solver])
-    wired = wire(config, (8, 8, 1), 3)
+    wired = wire(config, (8, 8, 1), of_classes(3))
 
     @jax.jit
     def walked(keys):
@@ -405,7 +406,7 @@ def trained(objective):
         params, opt = state
         data_key, loss_key = jax.random.split(key)
         image = jnp.where(jax.random.bernoulli(data_key, 0.5, (256, 1)), 0.8, -0.8)
-        batch = {"image": image, "label": jnp.zeros(256, jnp.int32)}
+        batch = {"image": image, "cond": jnp.zeros(256, jnp.int32)}
 
         def mean_loss(params):
             progress = Progress(jnp.zeros(()))

@@ -15,6 +15,7 @@ import scipy.stats
 from ml_collections import ConfigDict
 
 from diffjax import choices, lookup
+from diffjax.conditions import of_classes
 from diffjax.errors import UserError
 from diffjax.models.dit import DiT
 from diffjax.objectives.base import Objective, Progress
@@ -268,7 +269,7 @@ def test_legality_of_each_cross_is_known_before_compiling():
 def test_an_illegal_cross_is_refused_with_those_that_are_legal(path_name, target_name, why):
     legal = [name for name in TARGETS if (path_name, name) not in ILLEGAL]
     with pytest.raises(UserError, match=f"{why}.*a target of {', '.join(legal)}$"):
-        wire(config_for(path=path_name, target=target_name), (8, 8, 1), 0)
+        wire(config_for(path=path_name, target=target_name), (8, 8, 1), of_classes(0))
 
 
 def test_samples_start_at_the_size_that_noise_has_at_the_end():
@@ -315,6 +316,7 @@ def test_a_random_cross_gives_finite_losses_and_gradients(seed):
     batch = {
         "image": rng.uniform(-1.0, 1.0, (16, 2, 2, 1)).astype(np.float32),
         "label": rng.integers(0, 3, 16, np.int32),
+        "cond": np.zeros(16, np.int32),
         "source": rng.standard_normal((16, 2, 2, 1), np.float32),
     }
 
@@ -387,7 +389,7 @@ KINDS = ("edm2", "vdm_plus", "dispersive", "interpolant")
     ],
 )
 def test_a_named_objective_can_be_wired(name):
-    wired = wire(config_for(objective=name), (8, 8, 1), 3)
+    wired = wire(config_for(objective=name), (8, 8, 1), of_classes(3))
     assert wired.num_params > 0
 
 
@@ -419,7 +421,7 @@ def trained(objective: Objective, apply: Any, draw: Any, num_steps: int) -> jax.
         number, key = inputs
         data_key, loss_key = jax.random.split(key)
         image = draw(data_key, 256)
-        batch = {"image": image, "label": jnp.zeros(len(image), jnp.int32)}
+        batch = {"image": image, "cond": jnp.zeros(len(image), jnp.int32)}
 
         def mean_loss(params):
             progress = Progress(number, memory)

@@ -32,7 +32,7 @@ def network(params, x, noise_label, cond, *, train=False, key=None, hidden=False
 
 def batch(key):
     image = 0.5 * jax.random.normal(key, (BATCH, 2))
-    return {"image": image, "label": jnp.zeros(BATCH, jnp.int32)}
+    return {"image": image, "cond": jnp.zeros(BATCH, jnp.int32)}
 
 
 def _mean_losses(objective, memory):
@@ -325,7 +325,7 @@ def test_the_effective_weight_is_what_the_loss_pays():
     @jax.jit
     def program(t, levels):
         images = jnp.zeros((len(t), 1))
-        noised = FLOW.noised(t, jax.random.key(0), {"image": images, "label": images})
+        noised = FLOW.noised(t, jax.random.key(0), {"image": images, "cond": images})
         # Where the noise is wrong by 1 and x_t is what it is, x0 is wrong by -s/a.
         wrong = Pair(noised.pair.x0 - noised.c.s / noised.c.a, noised.pair.eps + 1.0)
         density = jnp.exp(FLOW.times.log_density(t, FLOW.path))

@@ -9,6 +9,7 @@ import optax
 import pytest
 
 from diffjax import choices
+from diffjax.conditions import Classes, Unconditional
 from diffjax.errors import UserError
 from diffjax.lookup import set_axes
 from diffjax.optimizers.adam import adam, adamw
@@ -160,7 +161,7 @@ def test_a_run_of_schedule_free_keeps_the_average_as_its_weights_and_averages_of
             num_steps=12,
             averages=averages,
             label_dropout=0.0,
-            null_label=0,
+            condition=Unconditional(),
         )
     )
     state = init_state({"w": jnp.asarray(START, jnp.float32)}, optimizer, averages)
@@ -175,7 +176,7 @@ def test_a_run_of_schedule_free_keeps_the_average_as_its_weights_and_averages_of
 
 @pytest.mark.parametrize("model", ["dit", "unet"])
 def test_muon_takes_the_matrices_inside_of_a_network(model):
-    shapes = wire(tiny_config(f"model={model}"), (8, 8, 1), 10).params_shape
+    shapes = wire(tiny_config(f"model={model}"), (8, 8, 1), Classes(10)).params_shape
     found = jax.tree_util.tree_leaves_with_path(matrices(shapes), is_leaf=is_axes)
     names = {jax.tree_util.keystr(p, simple=True, separator="/"): leaf for p, leaf in found}
     assert len(names) == len(jax.tree.leaves(shapes))

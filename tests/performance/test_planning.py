@@ -12,6 +12,7 @@ from jax import lax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from diffjax import config_files
+from diffjax.conditions import of_classes
 from diffjax.errors import UserError
 from diffjax.models.remat import REMAT
 from diffjax.performance.hlo import counts, parser, products
@@ -452,7 +453,7 @@ def test_traffic_is_near_that_of_gathered_parameters(planned):
 
 
 def test_the_least_traffic_of_parameters_all_split_over_all_devices():
-    setup = compiled.set_up(tiny(), (8, 8, 4), 1_000, make_mesh(data=1, fsdp=8))
+    setup = compiled.set_up(tiny(), (8, 8, 4), of_classes(1_000), make_mesh(data=1, fsdp=8))
     leaves = jax.tree.leaves(setup.abstract.params)
     split = sum(leaf.size for leaf in leaves if "fsdp" in str(leaf.sharding.spec))
     kept = sum(leaf.size for leaf in leaves) - split
@@ -850,7 +851,9 @@ def test_the_state_is_spread_over_all_chips_to_the_last_byte(chips):
     """
     config = config_files.load("configs/imagenet256.py:model=DiT-XL/2")
     devices = [Absent(i, "tpu") for i in range(chips)]
-    setup = compiled.set_up(config, (32, 32, 4), 1_000, make_mesh(**config.mesh, devices=devices))
+    setup = compiled.set_up(
+        config, (32, 32, 4), of_classes(1_000), make_mesh(**config.mesh, devices=devices)
+    )
     state = compiled.state_memory(setup, "training")
     held = state["parameters"] + state["optimizer"] + state["averages"] - 8
     assert held == pytest.approx(16 * setup.wired.num_params / chips, rel=2e-4 * chips / 16 + 1e-6)

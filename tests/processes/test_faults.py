@@ -64,7 +64,7 @@ def truth(trainer, tmp_path_factory):
     config = config_files.load(str(trainer.config)).lock()
     data = digits()
     mesh = make_mesh(devices=jax.devices()[:1])
-    setup = set_up(config, data.image_shape, data.num_classes, mesh=mesh)
+    setup = set_up(config, data.image_shape, data.condition, mesh=mesh)
     return Truth(left_by(workdir, setup), setup, seconds)
 
 

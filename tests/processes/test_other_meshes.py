@@ -91,7 +91,7 @@ def trainer(tmp_path_factory):
 def setup(trainer):
     config = config_files.load(str(trainer.config)).lock()
     data = digits()
-    return set_up(config, data.image_shape, data.num_classes, make_mesh(devices=jax.devices()[:1]))
+    return set_up(config, data.image_shape, data.condition, make_mesh(devices=jax.devices()[:1]))
 
 
 @pytest.fixture(scope="module")

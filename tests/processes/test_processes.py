@@ -60,7 +60,7 @@ def setup(trainer):
     config = config_files.load(str(trainer.config)).lock()
     data = digits()
     mesh = make_mesh(devices=jax.devices()[:1])
-    return set_up(config, data.image_shape, data.num_classes, mesh=mesh)
+    return set_up(config, data.image_shape, data.condition, mesh=mesh)
 
 
 @pytest.fixture(scope="module")

@@ -43,7 +43,7 @@ def test_two_processes_begin_freeze_and_extend_as_one_does(trainer, tmp_path):
     config = config_files.load(str(trainer.config))
     config.trainable = "final_conv/*"
     data, mesh = digits(), make_mesh(devices=jax.devices()[:1])
-    setup = set_up(config.lock(), data.image_shape, data.num_classes, mesh=mesh)
+    setup = set_up(config.lock(), data.image_shape, data.condition, mesh=mesh)
     alone, pair = (state_of(tmp_path / name, setup, 4) for name in ("alone", "pair"))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=RTOL, atol=ATOL), alone, pair)
     jax.tree.map(np.testing.assert_array_equal, alone.frozen, pair.frozen)

@@ -31,7 +31,7 @@ def one(tmp_path_factory):
     trainer = Trainer(tmp_path_factory.mktemp("outputs"), text, pictures=False)
     config = config_files.load(str(trainer.config)).lock()
     data = digits()
-    setup = set_up(config, data.image_shape, data.num_classes, make_mesh(devices=jax.devices()[:1]))
+    setup = set_up(config, data.image_shape, data.condition, make_mesh(devices=jax.devices()[:1]))
     workdir = tmp_path_factory.mktemp("alone") / "run"
     status, said = trainer.run(workdir)
     assert status == 0, said

@@ -111,7 +111,7 @@ def wandering(tmp_path_factory):
     folder = tmp_path_factory.mktemp("averages") / "run"
     config = trained_config(ema_lengths=LENGTHS, snapshot_every_steps=EVERY)
     data = digits()
-    run = of_noise(set_up(config, data.image_shape, data.num_classes))
+    run = of_noise(set_up(config, data.image_shape, data.condition))
     leave(run, folder)
     averages, rng = Averages.of(config), np.random.default_rng(3)
     leaves, treedef = jax.tree.flatten(run.state.params)

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from jax import export
 
+from diffjax.conditions import of_classes
 from diffjax.errors import UserError
 from diffjax.runs.load import Run
 from diffjax.runs.model import Request
@@ -31,14 +32,16 @@ PAGE = Path(__file__).parents[2] / "docs" / "export.md"
 
 @cache
 def run_of(arguments: str = "") -> Run:
-    return of_noise(set_up(tiny_config(arguments), SHAPE, 10))
+    return of_noise(set_up(tiny_config(arguments), SHAPE, of_classes(10)))
 
 
 def exported(run: Run, **how: Any) -> export.Exported:
     source = run.setup.wired.objective.traits.starts_at_source
     noise, platforms = how.get("noise", False), how.pop("platforms", PLATFORMS)
     sampler = portable_sampler(portable_model(run), run.recipe, **how)
-    code = serialise(sampler, SHAPE, source=source, noise=noise, platforms=platforms)
+    code = serialise(
+        sampler, SHAPE, of_classes(10), source=source, noise=noise, platforms=platforms
+    )
     return export.deserialize(bytearray(code))
 
 
@@ -79,7 +82,7 @@ def test_live_weights_and_another_solver():
     run = replace(run, arrays=run.state._replace(params=run.state.ema["ema-0.9"]))
     recipe = replace(run.recipe, solver=solvers.ddpm(), num_steps=3, guidance_scale=1.0)
     sampler = portable_sampler(portable_model(run, "live"), recipe)
-    code = serialise(sampler, SHAPE, platforms=["cpu"])
+    code = serialise(sampler, SHAPE, of_classes(10), platforms=["cpu"])
     labels = np.arange(3, dtype=np.int32)
     expected = run.sample(
         labels, seed=1, weights="live", solver=solvers.ddpm(), num_steps=3, guidance_scale=1.0
@@ -96,10 +99,14 @@ def test_weights_in_half_the_bytes(arguments):
     run = run_of(arguments)
     model, round_ = portable_model(run), program.in_type("bfloat16")
     rounded = jax.tree.map(lambda x: round_(x).astype(np.float32), run.state.ema)
-    code = serialise(portable_sampler(model.map(round_), run.recipe), SHAPE, platforms=["cpu"])
+    code = serialise(
+        portable_sampler(model.map(round_), run.recipe), SHAPE, of_classes(10), platforms=["cpu"]
+    )
     if not arguments:  # so many weights that the rest of the file does not matter
         num_params = run.setup.wired.num_params
-        whole = serialise(portable_sampler(model, run.recipe), SHAPE, platforms=["cpu"])
+        whole = serialise(
+            portable_sampler(model, run.recipe), SHAPE, of_classes(10), platforms=["cpu"]
+        )
         assert len(whole) - len(code) == pytest.approx(2 * num_params, rel=0.1)
     labels = np.arange(4, dtype=np.int32)
     images = export.deserialize(bytearray(code)).call(np.uint32(5), labels)
@@ -163,10 +170,10 @@ def test_what_a_file_cannot_hold():
         return jax.pure_callback(lambda x: x, jax.ShapeDtypeStruct(noise.shape, noise.dtype), noise)
 
     with pytest.raises(UserError, match="can't be exported to cpu, cuda, tpu: "):
-        serialise(host, SHAPE, noise=True)
+        serialise(host, SHAPE, of_classes(10), noise=True)
 
 
 def test_without_flatbuffers(monkeypatch):
     monkeypatch.setitem(sys.modules, "flatbuffers", None)
     with pytest.raises(UserError, match=r"pip install 'diffjax\[export\]'"):
-        serialise(lambda noise, labels: noise, SHAPE, noise=True)
+        serialise(lambda noise, labels: noise, SHAPE, of_classes(10), noise=True)

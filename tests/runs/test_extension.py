@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 
+from diffjax.conditions import Classes
 from diffjax.errors import UserError
 from diffjax.loop import loop
 from diffjax.optimizers.schedules import Cosine
@@ -161,7 +162,7 @@ def test_a_checkpoint_of_before_a_restart_begins_its_schedule(saved_at, kept, st
     config = trained_config()
     with config.unlocked():
         config.nonfinite = spec(NonFinite, skip_in_a_row=9)
-    setup = set_up(config, (8, 8, 1), 10)
+    setup = set_up(config, (8, 8, 1), Classes(10))
     state = setup.init(jax.random.key(0))
     skipped = np.array([0, saved_at - 5], np.int32)
     counted = jax.tree.map(lambda x: x + 5 if x.ndim == 0 else x, state.opt_state)
@@ -197,7 +198,7 @@ def test_a_second_extension_keeps_the_restart_of_the_first(copy):
 )
 def test_what_a_run_keeps_is_refused_in_one_line(trained_run, changes, says):
     config = trained_config(**{"num_steps": 12, **changes})
-    setup = set_up(config, (8, 8, 1), 10)
+    setup = set_up(config, (8, 8, 1), Classes(10))
     with pytest.raises(UserError, match=says) as refused:
         planned(trained_run, setup, True)
     assert "\n" not in str(refused.value)
@@ -208,7 +209,7 @@ def test_an_optimizer_with_other_arrays_is_refused(trained_run):
     with config.unlocked():
         config.optimizer = {"_target_": "tests.runs.test_extension:descent"}
     with pytest.raises(UserError, match=r"the state of config\.optimizer has other arrays"):
-        planned(trained_run, set_up(config, (8, 8, 1), 10), True)
+        planned(trained_run, set_up(config, (8, 8, 1), Classes(10)), True)
 
 
 def descent(num_steps: int):

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import pytest
 from jax.tree_util import register_dataclass
 
+from diffjax.conditions import Classes
 from diffjax.errors import UserError
 from diffjax.loop import loop
 from diffjax.objectives.denoising import Denoising, pixel_mean
@@ -64,7 +65,9 @@ def test_a_run_learns_from_another_and_names_it_by_its_hash(trained_run, tmp_pat
 
 
 def test_the_state_is_that_of_a_run_without_a_frozen_teacher(trained_run):
-    with_one, without = (set_up(config_of(name), (8, 8, 1), 10) for name in (trained_run, "live"))
+    with_one, without = (
+        set_up(config_of(name), (8, 8, 1), Classes(10)) for name in (trained_run, "live")
+    )
     assert with_one.abstract == without.abstract
     assert find_teacher(without) is None
 
@@ -82,7 +85,7 @@ def test_a_teacher_that_is_not_there_is_refused(tmp_path):
 
 
 def test_a_teacher_that_changed_since_the_run_began_is_refused(trained_run, tmp_path):
-    setup = set_up(config_of(trained_run), (8, 8, 1), 10)
+    setup = set_up(config_of(trained_run), (8, 8, 1), Classes(10))
     workdirs.record(tmp_path, teacher={"folder": str(trained_run), "sha256": "of before"})
     with pytest.raises(UserError, match="has other weights than when this run began"):
         read_teacher(setup, tmp_path)

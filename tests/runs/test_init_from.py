@@ -9,6 +9,7 @@ import jax
 import numpy as np
 import pytest
 
+from diffjax.conditions import Classes
 from diffjax.errors import UserError
 from diffjax.loop import loop
 from diffjax.runs.checkpoints import Checkpoints
@@ -43,7 +44,7 @@ def files_of(folder):
 
 @pytest.fixture
 def tiny_setup():
-    return set_up(trained_config(), (8, 8, 1), 10)
+    return set_up(trained_config(), (8, 8, 1), Classes(10))
 
 
 @pytest.fixture
@@ -60,7 +61,7 @@ def test_live_and_all_averages_begin_with_the_weights_and_all_else_is_fresh(
     config = trained_config(init_from=f"{source}:ema-0.9", num_steps=2)
     workdir = tmp_path / "run"
     loop.train(config, workdir)
-    setup = set_up(config, (8, 8, 1), 10)
+    setup = set_up(config, (8, 8, 1), Classes(10))
     first = checkpoint(workdir, 0, setup)
     for name in (LIVE, "ema-0.9", "ema-0.99"):
         jax.tree.map(np.testing.assert_array_equal, first.weights(name), weights)
@@ -165,7 +166,7 @@ def test_weights_are_read_into_the_shardings_of_a_mesh(trained_run, tmp_path):
     config = trained_config()
     with config.unlocked():
         config.mesh.update(data=1, fsdp=4, tensor=2)
-    setup = set_up(config, (8, 8, 1), 10)
+    setup = set_up(config, (8, 8, 1), Classes(10))
     weights = loaded(trained_run).weights(LIVE)
     arrays = {name: np.asarray(leaf) for name, leaf in by_path(weights).items()}
     path = safetensors(tmp_path / "published.safetensors", arrays)

@@ -24,7 +24,7 @@ def run_on(counts, mix="data", num_classes=None):
     source = ArraySource(images, labels)
     classes = len(counts) if num_classes is None else num_classes
     data = DataSet("some", source, source, (8, 8, 1), classes, tuple("abcdefg"[: len(counts)]))
-    wired = SimpleNamespace(num_classes=classes, objective=SimpleNamespace(traits=Traits()))
+    wired = SimpleNamespace(condition=data.condition, objective=SimpleNamespace(traits=Traits()))
     config = ConfigDict({"evaluation": {"labels": mix}})
     return SimpleNamespace(
         config=config, setup=SimpleNamespace(wired=wired), dataset=lambda path: data

@@ -6,6 +6,7 @@ import pytest
 from jax.sharding import Mesh
 
 import diffjax
+from diffjax.conditions import of_classes
 from diffjax.errors import UserError
 from diffjax.runs.setup import set_up
 from diffjax.training.sharding import make_mesh
@@ -17,7 +18,7 @@ pytestmark = pytest.mark.skipif(jax.device_count() < 8, reason="needs eight devi
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory):
     folder = tmp_path_factory.mktemp("mesh") / "run"
-    leave(of_noise(set_up(tiny_config(), (8, 8, 1), 10)), folder)
+    leave(of_noise(set_up(tiny_config(), (8, 8, 1), of_classes(10))), folder)
     return folder
 
 

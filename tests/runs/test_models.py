@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from diffjax.conditions import of_classes
 from diffjax.errors import UserError
 from diffjax.process.paths import Pair
 from diffjax.runs.model import Model, Request
@@ -19,7 +20,7 @@ SHAPE = (8, 8, 1)
 
 @pytest.fixture(scope="module")
 def run():
-    return of_noise(set_up(tiny_config("model=tiny"), SHAPE, 10))
+    return of_noise(set_up(tiny_config("model=tiny"), SHAPE, of_classes(10)))
 
 
 @pytest.fixture(scope="module")

@@ -61,7 +61,7 @@ def test_the_command_that_made_it_goes_on_today(folder, tmp_path, caplog, monkey
     assert not (workdir / "checkpoints_damaged").exists()
 
     data = build(config.data)
-    setup = set_up(config, data.image_shape, data.num_classes)
+    setup = set_up(config, data.image_shape, data.condition)
     store = Checkpoints(workdir / "checkpoints", read_only=True)
     state, start = loop.restore_or_init(setup, store, data)
     store.close()

@@ -10,10 +10,11 @@ import pytest
 
 import diffjax
 from diffjax import choices, lookup
+from diffjax.conditions import Classes
+from diffjax.conditions.classes import labels_called
 from diffjax.data import colours, digits
 from diffjax.errors import UserError
 from diffjax.host.run_files import read_metrics
-from diffjax.runs.labels import balanced_labels, labels_called
 from diffjax.runs.model import Request
 from diffjax.sampling import grids, guidance, solvers
 from diffjax.spec import build
@@ -50,14 +51,14 @@ def test_parts_have_the_names_of_the_flags(run):
     assert recipe.solver is lookup.solver_called("dpmpp_2m")
     assert recipe.grid == grids.Karras()
     assert recipe.guidance == build(lookup.guidance_called("cfg+limited"))
-    assert recipe.against == guidance.OtherLabel(3)
+    assert recipe.against == guidance.OtherCondition("3")
     assert (recipe.num_steps, recipe.guidance_scale, request.seed, size) == (7, 3.0, 0, 256)
-    np.testing.assert_array_equal(request.condition, balanced_labels(16, 10))
+    np.testing.assert_array_equal(request.condition, np.arange(16) % 10)
     values = {
         "solver": solvers.heun(),
         "grid": grids.Cosine(),
         "guidance": guidance.Clipped(),
-        "against": guidance.NullLabel(),
+        "against": guidance.NullCondition(),
     }
     recipe = handed(run, [1], **values)[0]
     assert {name: getattr(recipe, name) for name in values} == values
@@ -122,9 +123,10 @@ def test_one_rule_for_labels():
 
 def test_flags_and_python_have_the_same_labels(run):
     names = ("10", "3", "7", *"abcdefg")
-    odd = dataclasses.replace(run, label_names=names)
+    wired = run.setup.wired._replace(condition=Classes(10, names))
+    odd = dataclasses.replace(run, setup=dataclasses.replace(run.setup, wired=wired))
     texts = ["7", "a", "0", "10"]
-    flagged = sample.parse_labels(texts, odd, 4)
+    flagged, _ = sample.wanted(odd, texts, 4, None)
     assert flagged.tolist() == handed(odd, texts)[1].condition.tolist() == [2, 3, 0, 0]
     mixed = handed(odd, ["7", 7, np.int32(1)])[1].condition
     assert mixed.tolist() == [2, 7, 1]

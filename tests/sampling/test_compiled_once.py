@@ -14,7 +14,7 @@ from diffjax.oracle.analytic import Gaussian
 from diffjax.process import times
 from diffjax.process.paths import Linear, Pair, Scalar, time_of_log_snr
 from diffjax.sampling import editing, grids, guidance, sample, solvers, unipc
-from diffjax.sampling.sample import with_labels
+from diffjax.sampling.sample import with_condition
 from diffjax.spec import build
 
 traced: list[str] = []
@@ -97,7 +97,7 @@ def test_a_solver_of_equal_options_is_the_same():
 def test_an_exact_model_is_a_value():
     data = Gaussian(jnp.zeros(2), jnp.eye(2))
     for labels in (None, jnp.zeros(3, jnp.int32)):
-        denoise = with_labels(data.predict(Linear()), labels)
+        denoise = with_condition(data.predict(Linear()), labels)
         leaves = jax.tree.leaves(denoise)
         assert all(isinstance(leaf, jax.Array | float) for leaf in leaves)
         assert jax.eval_shape(denoise, X, jnp.array(0.5)).x0.shape == X.shape

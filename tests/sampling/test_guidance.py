@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from diffjax import choices, lookup
+from diffjax.conditions import Classes
 from diffjax.errors import UserError
 from diffjax.models import DiT
 from diffjax.models.layers import attention_layers, attention_off
@@ -19,7 +20,7 @@ from diffjax.sampling.guidance import (
     Clipped,
     Limited,
     Models,
-    OtherLabel,
+    OtherCondition,
     OtherWeights,
     PlusPlus,
     Projected,
@@ -72,7 +73,7 @@ def test_guided_scores_are_those_of_the_sharpened_density():
 
     @jax.jit
     def eps(scale):
-        guided = guide(Models(predict, null_label=9), path, scale=scale)
+        guided = guide(Models(predict, Classes(9)), path, scale=scale)
         return guided(x, jnp.full(len(x), t), jnp.zeros(len(x), jnp.int32)).eps
 
     a, s = np.cos(0.5 * np.pi * t), np.sin(0.5 * np.pi * t)
@@ -154,7 +155,7 @@ def test_no_scale_costs_one_evaluation(scale, rows):
         return Pair(x, 5.0 * x)
 
     x = np.full((3, 2), 7.0, np.float32)
-    guided = jax.jit(guide(Models(predict, 1), PATH, Clipped(), scale))
+    guided = jax.jit(guide(Models(predict, Classes(1)), PATH, Clipped(), scale))
     pair = guided(x, TIMES, np.zeros(3, np.int32))
     assert seen == [rows]
     np.testing.assert_array_equal(pair.x0, np.ones((3, 2)))
@@ -184,7 +185,7 @@ def test_cfg_plus_plus_is_cfg_whose_scale_follows_the_step(path, share):
 
     @partial(jax.jit, static_argnums=0)
     def step(rule, scale):
-        guided = guide(Models(predict, null_label=9), path, rule, scale)
+        guided = guide(Models(predict, Classes(9)), path, rule, scale)
         labels = jnp.zeros(len(x), jnp.int32)
 
         def denoise(x, t):
@@ -211,7 +212,7 @@ def test_a_weaker_model_and_another_label_are_where_off_comes_from():
     against = OtherWeights("ema-0.9")
     guided = guide(Models(predict, weaker=lambda *given: off), PATH, scale=3.0, against=against)
     assert_pairs(guided(x, TIMES, labels), expected)
-    guided = guide(Models(predict), PATH, scale=3.0, against=OtherLabel(7))
+    guided = guide(Models(predict, Classes(9)), PATH, scale=3.0, against=OtherCondition("7"))
     assert_pairs(guided(x, TIMES, labels), expected)
     assert seen == [[0, 1, 2], [0, 1, 2, 7, 7, 7]]
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 
 from configs import digits
+from diffjax.conditions import of_classes
 from diffjax.errors import UserError
 from diffjax.sampling.grids import Power
 from diffjax.spec import spec
@@ -17,7 +18,7 @@ from tests.support.tiny_network import Tiny
 def wired():
     config = digits.get_config()
     config.model, config.sampling.guidance_scale = spec(Tiny), 1.0
-    return wire(config, (8, 8, 1), 0)
+    return wire(config, (8, 8, 1), of_classes(0))
 
 
 @pytest.mark.parametrize(
@@ -38,5 +39,5 @@ def test_a_recipe_that_cannot_be_walked_is_refused(wired, changes, said):
 
 def test_advice_names_what_every_program_has(wired):
     """`experiments.sample` has no --config, nor has `run.sample`."""
-    with pytest.raises(UserError, match=r"has no labels; use guidance_scale=1$"):
+    with pytest.raises(UserError, match=r"has no condition; use guidance_scale=1$"):
         check_recipe(replace(wired.recipe, guidance_scale=2.0), wired)

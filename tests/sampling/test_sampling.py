@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from diffjax import choices
+from diffjax.conditions import Classes
 from diffjax.oracle import analytic
 from diffjax.process import paths
 from diffjax.process.paths import Pair
@@ -281,7 +282,7 @@ def guided_calls(name, scale, walk):
     @jax.jit
     def run(keys, labels):
         guided = guide(
-            Models(predict, null_label=1), path, scale=None if scale == 1.0 else jnp.float32(scale)
+            Models(predict, Classes(1)), path, scale=None if scale == 1.0 else jnp.float32(scale)
         )
         return draw(guided, path, recipe.solver, times, keys, labels, (2,), walk=walk)
 
@@ -394,7 +395,7 @@ def test_padding_changes_no_sample_and_a_trace_is_of_the_same_samples(name):
 
     @jax.jit
     def walks(keys):
-        walk = partial(draw, predict, path, solver, keys=keys, labels=None, shape=(2,))
+        walk = partial(draw, predict, path, solver, keys=keys, cond=None, shape=(2,))
         traced = walk(times=times, walk=trace)
         x0 = jax.vmap(lambda x, t: bound(predict)(x, t).x0)(traced.x[:-1], times[:-1])
         return walk(times=times), walk(times=padded(times), walk=sample_padded), traced, x0

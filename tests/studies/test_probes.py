@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from diffjax import config_files
+from diffjax.conditions import of_classes
 from diffjax.data import all_images, digits
 from diffjax.objectives.base import Progress
 from diffjax.spec import spec
@@ -29,11 +30,11 @@ def model_of(objective):
         config.model.update(hidden_size=16, depth=1, num_heads=2)
     else:
         config.model = spec(Plain)
-    wired = wire(config.lock(), (8, 8, 1), 10)
+    wired = wire(config.lock(), (8, 8, 1), of_classes(10))
     params = jax.jit(wired.init)(jax.random.key(0))
     return probes.Probed(
         wired.objective, wired.apply, wired.predict(params), params, params,
-        Progress(jnp.int32(0), wired.objective.init_memory()), wired.num_classes, 0.1,
+        Progress(jnp.int32(0), wired.objective.init_memory()), wired.condition, 0.1,
     )  # fmt: skip
 
 

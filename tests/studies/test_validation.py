@@ -14,6 +14,7 @@ import pytest
 
 import diffjax
 from diffjax import config_files
+from diffjax.conditions import of_classes
 from diffjax.errors import UserError
 from diffjax.oracle.analytic import Gaussian
 from diffjax.process import paths, schedules, targets
@@ -214,7 +215,7 @@ def workdirs(tmp_path, monkeypatch):
         config.model.update(hidden_size=16, depth=1, num_heads=2)
         if folder.parent.name == "other_data":
             config.data.split_seed = 1
-        wired = wire(config, (8, 8, 1), 10)
+        wired = wire(config, (8, 8, 1), of_classes(10))
         programs = Programs(wired, make_mesh())
         setup: Any = SimpleNamespace(wired=wired, config=config, programs=programs)
         return UntrainedRun(setup, cast(Any, None), folder)

@@ -8,9 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from diffjax.conditions import of_classes
 from diffjax.data import digits
 from diffjax.loop.loop import device_batches
-from diffjax.objectives.base import Progress
+from diffjax.objectives.base import Progress, with_condition
 from diffjax.process.paths import coeffs, time_of_log_snr
 from diffjax.runs.setup import set_up
 from diffjax.spec import spec
@@ -41,7 +42,9 @@ def setups():
     for config in configs.values():
         config.unlock()
         config.model = spec(Plain)
-    return {name: set_up(config, (8, 8, 1), 10, mesh) for name, config in configs.items()}
+    return {
+        name: set_up(config, (8, 8, 1), of_classes(10), mesh) for name, config in configs.items()
+    }
 
 
 def equal(one, other):
@@ -71,7 +74,7 @@ def test_arms_of_one_seed_see_the_same_images_in_the_same_order(setups):
 
 def noise_of(setup, batch, key):
     """What the objective mixes into the images, from what it asks a network that says nothing."""
-    objective = setup.wired.objective
+    objective, batch = setup.wired.objective, with_condition(batch, setup.wired.condition)
 
     @jax.jit
     def found(key, batch):

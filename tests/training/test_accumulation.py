@@ -13,6 +13,7 @@ from jax.tree_util import register_dataclass
 from ml_collections import ConfigDict
 
 from diffjax import choices
+from diffjax.conditions import of_classes
 from diffjax.data import digits
 from diffjax.errors import UserError
 from diffjax.loop import loop
@@ -58,7 +59,7 @@ class Steps:
 
     def __init__(self, config: ConfigDict, mesh: Any = None):
         mesh = mesh or sharding.make_mesh(devices=jax.devices()[:1])
-        self.setup = set_up(config, digits().image_shape, digits().num_classes, mesh)
+        self.setup = set_up(config, digits().image_shape, digits().condition, mesh)
         self.state = self.setup.init(jax.random.key(0))
         step = jax.jit(loop.train_step_of(self.setup), out_shardings=(self.setup.shardings, None))
         self.key = jax.random.key(1)
@@ -190,7 +191,7 @@ def test_without_accumulation_the_program_is_what_it_was():
     """The same operations whether the setting is 1 or absent, as in older configs; no loop more."""
 
     def program(config: ConfigDict) -> str:
-        setup = set_up(config, (8, 8, 1), 10)
+        setup = set_up(config, (8, 8, 1), of_classes(10))
         key = jax.eval_shape(lambda: jax.random.key(0))
         batch = setup.wired.batch_shapes(BATCH)
         return str(jax.make_jaxpr(loop.train_step_of(setup))(setup.abstract, key, batch))
@@ -289,4 +290,4 @@ def test_what_compares_outputs_is_refused():
 )  # fmt: skip
 def test_parts_that_are_none_are_said_in_one_line(parts, said):
     with pytest.raises(UserError, match=said):
-        set_up(tiny(parts=parts), (8, 8, 1), 10)
+        set_up(tiny(parts=parts), (8, 8, 1), of_classes(10))

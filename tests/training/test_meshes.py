@@ -9,6 +9,7 @@ import optax
 import pytest
 
 from diffjax import config_files
+from diffjax.conditions import of_classes
 from diffjax.loop import loop
 from diffjax.runs.setup import set_up
 from diffjax.training import sharding
@@ -30,7 +31,7 @@ def gradients(arguments, network, rules=None, **mesh):
     config.model.update(network)
     config.mesh.update(mesh)
     one = None if mesh else sharding.make_mesh(devices=jax.devices()[:1])
-    setup = set_up(config, (8, 8, 1), 10, one)
+    setup = set_up(config, (8, 8, 1), of_classes(10), one)
     rng = np.random.default_rng(2)
 
     state = jax.tree.map(

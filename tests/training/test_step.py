@@ -8,6 +8,7 @@ import numpy as np
 import optax
 import pytest
 
+from diffjax.conditions import Classes
 from diffjax.optimizers.base import Optimizer
 from diffjax.training.averages import Averages
 from diffjax.training.nonfinite import NonFinite
@@ -26,7 +27,7 @@ class Linear:
     """
 
     def __call__(self, apply, params, teacher, key, batch, progress):
-        slope = batch["image"] + 0.1 * batch["label"] + 0.01 * jax.random.uniform(key, (BATCH,))
+        slope = batch["image"] + 0.1 * batch["cond"] + 0.01 * jax.random.uniform(key, (BATCH,))
         slope += 0.3 * teacher["w"] + 0.1 * progress.fraction + 0.05 * progress.memory
         return params["w"] * slope, {"log_snr": 4.0 * batch["image"]}
 
@@ -52,7 +53,7 @@ def test_three_steps_are_those_of_the_definition(decays):
         num_steps=5,
         averages=Averages(decays),
         label_dropout=DROPPED,
-        null_label=NULL,
+        condition=Classes(NULL),
         teacher=teacher_name("ema", Averages(decays)),
     )
     batch = {"image": jnp.asarray(IMAGES), "label": jnp.asarray(LABELS)}
@@ -110,7 +111,7 @@ def test_parts_and_steps_left_out_are_passed_on():
     nonfinite = NonFinite(2)
     step = make_train_step(
         network, objective, descent(), num_steps=5, averages=Averages(()), label_dropout=0.0,
-        null_label=NULL, nonfinite=nonfinite, accumulation_steps=2,
+        condition=Classes(NULL), nonfinite=nonfinite, accumulation_steps=2,
     )  # fmt: skip
     state = init_state(
         {"w": jnp.array(2.0)}, descent(), Averages(()), jnp.array(0.5), nonfinite.init()

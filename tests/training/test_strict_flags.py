@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from diffjax import choices
+from diffjax.conditions import of_classes
 from diffjax.evaluation import neighbours
 from diffjax.evaluation.extractors import clip, dinov2
 from diffjax.evaluation.extractors.classifier import Classifier
@@ -46,7 +47,7 @@ def trace(arguments="", **changes):
     # Networks are seen in test_both_networks_train; this one has no activations, and one time.
     if not any(other in arguments for other in ("model=", "dispersive", "mean_flow")):
         config.model = spec(Plain)
-    setup = set_up(config, SHAPE, 10)
+    setup = set_up(config, SHAPE, of_classes(10))
     step = make_train_step(
         setup.wired.apply,
         setup.wired.objective,
@@ -54,7 +55,7 @@ def trace(arguments="", **changes):
         num_steps=config.num_steps,
         averages=Averages.of(config),
         label_dropout=0.1,
-        null_label=10,
+        condition=setup.wired.condition,
         nonfinite=NonFinite(skip_in_a_row=2),
         accumulation_steps=setup.accumulation_steps,
     )

@@ -11,6 +11,7 @@ import optax
 import pytest
 
 import diffjax
+from diffjax.conditions import Classes
 from diffjax.data import batches, digits
 from diffjax.ensemble.ensemble import train_together
 from diffjax.errors import UserError
@@ -36,7 +37,7 @@ HEAD = "final_conv/*"
 
 
 def prepared(config):
-    return set_up(config, (8, 8, 1), 10)
+    return set_up(config, (8, 8, 1), Classes(10))
 
 
 def stepped(setup, num_steps=5):
@@ -117,7 +118,7 @@ def test_it_is_what_optax_makes_of_zero_updates_for_the_rest(
     def step(n, params, averages, opt_state, batch):
         label_key, key = jax.random.split(jax.random.fold_in(jax.random.key(1), n))
         dropped = jax.random.bernoulli(label_key, 0.1, batch["label"].shape)
-        batch = {**batch, "label": jnp.where(dropped, 10, batch["label"])}
+        batch = {**batch, "cond": jnp.where(dropped, 10, batch["label"])}
 
         def loss(params):
             each, _ = wired.objective(

@@ -8,6 +8,7 @@ import numpy as np
 import optax
 import pytest
 
+from diffjax.conditions import Unconditional
 from diffjax.errors import UserError
 from diffjax.optimizers.base import Optimizer
 from diffjax.training.averages import Averages
@@ -55,7 +56,7 @@ def test_the_teacher_is_the_average_of_the_name_or_the_first_of_the_users_decays
     step = jax.jit(
         make_train_step(
             None, objective, still(), num_steps=2, averages=Averages(decays), label_dropout=0.0,  # pyright: ignore[reportArgumentType]
-            null_label=0, teacher=teacher_name(name, Averages(decays)),
+            condition=Unconditional(), teacher=teacher_name(name, Averages(decays)),
         )
     )  # fmt: skip
     state = init_state({"w": jnp.array(LIVE)}, still(), Averages(decays))

@@ -22,6 +22,7 @@ from ml_collections import ConfigDict
 
 import diffjax
 from diffjax import choices, lookup
+from diffjax.conditions import of_classes
 from diffjax.data import digits
 from diffjax.errors import UserError
 from diffjax.host import lock, processes
@@ -171,7 +172,7 @@ DAMAGES = [damage_truncated, damage_emptied, damage_metadata, damage_what_is_bes
 @pytest.fixture(scope="module")
 def setup():
     """What `trained_run` was trained by."""
-    return set_up(trained_config(), (8, 8, 1), 10)
+    return set_up(trained_config(), (8, 8, 1), of_classes(10))
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
@@ -391,7 +392,7 @@ def test_changed_data_are_refused(trained_run, tmp_path):
     images = data.train.images.copy()  # type: ignore
     images[5, 3, 3, 0] ^= 1
     changed = replace(data, train=replace(data.train, images=images))  # type: ignore
-    setup = set_up(trained_config(), data.image_shape, data.num_classes)
+    setup = set_up(trained_config(), data.image_shape, data.condition)
     store = Checkpoints(trained_run / "checkpoints", read_only=True)
     state, start = loop.restore_or_init(setup, store, data)
     assert int(state.step) == start["step"] == 6
@@ -447,7 +448,7 @@ def test_eight_devices_compute_what_one_does():
     config, data = tiny_config(**blocks), digits()
 
     def run(mesh):
-        setup = set_up(config, data.image_shape, data.num_classes, mesh=mesh)
+        setup = set_up(config, data.image_shape, data.condition, mesh=mesh)
         train_state = setup.init(jax.random.key(0))
         key = jax.random.key(1)
         step = loop.compile_train_step(setup, key)
@@ -474,7 +475,7 @@ def test_eight_devices_compute_what_one_does():
 )
 def test_a_mesh_that_does_not_divide_the_network_is_refused(axes, message):
     with pytest.raises(UserError, match=message):
-        set_up(tiny_config(), (8, 8, 1), 10, mesh=sharding.make_mesh(**axes))
+        set_up(tiny_config(), (8, 8, 1), of_classes(10), mesh=sharding.make_mesh(**axes))
 
 
 class OnSlice(NamedTuple):
@@ -511,14 +512,16 @@ def test_a_config_has_its_own_rules():
         config.sharding_rules = (("up/kernel$", (None, ("fsdp", "data"))),)
     config = ConfigDict(json.loads(to_json(config)))  # As a folder keeps it.
     mesh = sharding.make_mesh(data=2, fsdp=4)
-    params = set_up(config, (8, 8, 1), 10, mesh=mesh).shardings.params
+    params = set_up(config, (8, 8, 1), of_classes(10), mesh=mesh).shardings.params
     assert params["blocks"]["mlp"]["up"]["kernel"].spec == P(None, None, ("fsdp", "data"))
     assert params["blocks"]["mlp"]["down"]["kernel"].is_fully_replicated
 
 
 def test_every_part_of_the_state_is_split_alike_and_stacks_are_split_within_a_block():
     config = tiny_config(**{"model.scan": True, "model.depth": 4})
-    abstract = set_up(config, (8, 8, 1), 10, mesh=sharding.make_mesh(data=1, fsdp=4, tensor=2))
+    abstract = set_up(
+        config, (8, 8, 1), of_classes(10), mesh=sharding.make_mesh(data=1, fsdp=4, tensor=2)
+    )
     abstract = abstract.abstract
     specs = jax.tree.map(lambda leaf: leaf.sharding.spec, abstract)
     assert specs.params["blocks"]["attention"]["qkv"]["kernel"] == P(None, "fsdp", "tensor")
@@ -534,7 +537,7 @@ def test_every_part_of_the_state_is_split_alike_and_stacks_are_split_within_a_bl
 
 def test_parameters_are_really_split():
     mesh = sharding.make_mesh(data=1, fsdp=8)
-    setup = set_up(trained_config(), (8, 8, 1), 10, mesh=mesh)
+    setup = set_up(trained_config(), (8, 8, 1), of_classes(10), mesh=mesh)
     train_state = setup.init(jax.random.key(0))
     held = sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(train_state))
     whole = sum(leaf.nbytes for leaf in jax.tree.leaves(train_state))
@@ -543,7 +546,7 @@ def test_parameters_are_really_split():
 
 def test_a_checkpoint_restores_onto_another_mesh(trained_run):
     mesh = sharding.make_mesh(data=2, fsdp=2, tensor=2)
-    setup = set_up(trained_config(), (8, 8, 1), 10, mesh=mesh)
+    setup = set_up(trained_config(), (8, 8, 1), of_classes(10), mesh=mesh)
     store = Checkpoints(trained_run / "checkpoints", read_only=True)
     restored = store.restore(setup.abstract)
     store.close()
@@ -658,7 +661,7 @@ def test_a_state_that_is_not_finite_is_not_saved(tmp_path, rollbacks, monkeypatc
         ("", {"model.num_heads": 3}, "heads"),
         ("", {"batch_size": 12}, "8 or 16 would"),
         ("", {"mesh.fsdp": 3}, "does not fit 8 device"),
-        ("", {"label_dropout": 0.0}, "guidance_scale=2 needs a null label"),
+        ("", {"label_dropout": 0.0}, "guidance_scale=2 needs a null condition"),
         ("", {"weights": "ema-0.5"}, "none of the run's"),
         ("", {"log_every_steps": 0}, "log_every_steps=0 must be at least 1"),
         ("", {"evaluation.num_steps": (2, 0)}, r"num_steps\[1\]=0 must be at least 1"),
@@ -685,7 +688,9 @@ def test_every_choice_of_every_axis_wires(axis):
         given = {"model": network, "path": "cosine", "target": "f", axis: name}
         if name == "mean_flow":  # a mean velocity, of which no other target is known
             given["target"] = "velocity"
-        wired = wire(tiny_config(",".join(f"{k}={v}" for k, v in given.items())), (8, 8, 1), 10)
+        wired = wire(
+            tiny_config(",".join(f"{k}={v}" for k, v in given.items())), (8, 8, 1), of_classes(10)
+        )
         assert wired.num_params > 0
 
 
@@ -744,5 +749,5 @@ def test_a_run_from_before_an_argument_came_goes_on(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(saved))
     workdirs.claim(tmp_path, config)
     config = tiny_config(**{"sampling.against": lookup.against_called("label:3")})
-    with pytest.raises(UserError, match=r"sampling\.against.*NullLabel there"):
+    with pytest.raises(UserError, match=r"sampling\.against.*NullCondition there"):
         workdirs.claim(tmp_path, config)

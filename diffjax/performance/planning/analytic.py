@@ -8,7 +8,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from diffjax.loop.loop import train_step_of
-from diffjax.objectives.base import Progress
+from diffjax.objectives.base import Progress, with_condition
 from diffjax.performance.hlo.counts import Collective
 from diffjax.performance.planning.compiled import Needs, described, set_up_on, state_memory
 from diffjax.performance.planning.gpus import absent_mesh
@@ -82,7 +82,8 @@ def kept_bytes(setup: Setup) -> int:
         )
 
         def loss(params: Any) -> jax.Array:
-            return jnp.mean(objective(wired.apply, params, params, key, batch, progress)[0])
+            seen = with_condition(batch, wired.condition)
+            return jnp.mean(objective(wired.apply, params, params, key, seen, progress)[0])
 
         return jax.vjp(loss, params)[1]
 

@@ -12,6 +12,7 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from diffjax.conditions import Condition, of_classes
 from diffjax.data import DataSet
 from diffjax.errors import UserError
 from diffjax.loop.loop import compile_train_step
@@ -108,15 +109,15 @@ def needs_from(fields: Mapping[str, Any]) -> Needs:
     return Needs(**{**fields, **texts, "collectives": exchanges})
 
 
-def expected_data(config: ConfigDict) -> tuple[tuple[int, int, int], int]:
-    """Image shape and number of classes from `config.expected`, or else from the data set itself.
+def expected_data(config: ConfigDict) -> tuple[tuple[int, int, int], Condition]:
+    """Image shape and kind of condition from `config.expected`, or else from the data set itself.
 
     Raises:
         UserError: `config.expected` is not a valid image shape, or the data set can't be loaded.
     """
     if "expected" not in config:
         dataset: DataSet = build(config.data)
-        return dataset.image_shape, dataset.num_classes
+        return dataset.image_shape, dataset.condition
     shape = config.expected.image_shape
     if len(shape) != 3 or not all(isinstance(size, int) and size > 0 for size in shape):
         raise UserError(
@@ -124,7 +125,7 @@ def expected_data(config: ConfigDict) -> tuple[tuple[int, int, int], int]:
             "least 1"
         )
     height, width, channels = shape
-    return (height, width, channels), config.expected.num_classes
+    return (height, width, channels), of_classes(config.expected.num_classes)
 
 
 def compile_for(config: ConfigDict, topology: Topology, program: str = "training") -> Needs:

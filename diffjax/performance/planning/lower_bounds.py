@@ -25,7 +25,7 @@ def model_flops(setup: Setup, program: str) -> float:
     if "attention" in config.model:
         config.model.attention = "xla"  # FLOPs inside fused kernels can't be counted.
     wired = setup.wired
-    plain = set_up(config, wired.image_shape, wired.num_classes, setup.mesh)
+    plain = set_up(config, wired.image_shape, wired.condition, setup.mesh)
     key = jax.eval_shape(lambda: jax.random.key(0))
     if program == "sampling":
         return forward_flops(plain)
@@ -42,10 +42,10 @@ def forward_flops(setup: Setup) -> float:
     wired, batch_size = setup.wired, setup.config.batch_size
     shape = (batch_size, *wired.image_shape)
     x, t = jax.ShapeDtypeStruct(shape, "float32"), jax.ShapeDtypeStruct((batch_size,), "float32")
-    labels = jax.ShapeDtypeStruct((batch_size,), "int32")
+    cond = wired.condition.abstract(batch_size)
     once = matrix_flops(
-        lambda params, x, t, labels: wired.predict(params)(x, t, labels),
-        wired.params_shape, x, t, labels,
+        lambda params, x, t, cond: wired.predict(params)(x, t, cond),
+        wired.params_shape, x, t, cond,
     )  # fmt: skip
     if wired.recipe.nfe is None:
         raise UserError(

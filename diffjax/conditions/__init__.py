@@ -1,0 +1,14 @@
+"""Conditions: what samples are conditioned on, as arrays and as values that know these arrays.
+
+The condition of n examples is a tree of arrays with the batch axis first. A `Condition` is a frozen
+dataclass that knows such trees: their shapes, their null, how they are read and written.
+"""
+
+from diffjax.conditions.base import Condition as Condition
+from diffjax.conditions.classes import Classes as Classes
+from diffjax.conditions.classes import Unconditional as Unconditional
+from diffjax.conditions.classes import of_classes as of_classes
+from diffjax.conditions.images import Images as Images
+from diffjax.conditions.several import Several as Several
+from diffjax.conditions.tokens import Tokens as Tokens
+from diffjax.conditions.tokens import TokenStates as TokenStates

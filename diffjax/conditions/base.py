@@ -1,0 +1,133 @@
+"""What a kind of condition offers, so that nothing else needs to know its arrays."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from diffjax.errors import UserError
+from diffjax.shapes import OneKey
+
+Shapes = dict[str, jax.ShapeDtypeStruct]
+
+
+class Condition:
+    """A kind of condition; a subclass is a frozen dataclass.
+
+    Below, `cond` is the condition of n examples: any tree of arrays with n rows each.
+
+    Attributes:
+        can_be_dropped: whether there is anything that training can replace by the null condition.
+    """
+
+    can_be_dropped: ClassVar[bool] = True
+
+    def network_arguments(self) -> dict[str, Any]:
+        """The arguments of the network that depend on the condition."""
+        return {"num_classes": 0}
+
+    def shapes(self, n: Any) -> Shapes:
+        """The arrays that a batch of n examples has for this condition, by name."""
+        raise NotImplementedError
+
+    def of_batch(self, batch: Mapping[str, Any]) -> Any:
+        """The condition of a batch's examples, from its arrays in `shapes`."""
+        raise NotImplementedError
+
+    def null(self, n: Any) -> Any:
+        """The condition of n examples that means "no condition"."""
+        raise NotImplementedError
+
+    def nulled(self, cond: Any) -> Any:
+        """What guidance leads away from: the condition without all that training can drop of it."""
+        return self.null(jax.tree.leaves(cond)[0].shape[0])
+
+    def abstract(self, n: Any) -> Any:
+        """The condition of n examples as `ShapeDtypeStruct`s; n may be a symbolic dimension."""
+        return self.of_batch(self.shapes(n))
+
+    def example(self, n: int) -> Any:
+        """Some condition of n examples, for shapes: all zeros."""
+        return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), self.abstract(n))
+
+    def drop(self, key: OneKey, cond: Any, rate: Any) -> Any:
+        """Replaces the condition of random examples by the null condition, for guidance.
+
+        Each example is dropped independently and as a whole. Ho & Salimans 2022
+        (arXiv:2207.12598), algorithm 1.
+
+        Args:
+            key: a random key.
+            cond: of n examples.
+            rate: the probability, in [0, 1]; 0.1 is typical.
+        """
+        n = jax.tree.leaves(cond)[0].shape[0]
+        dropped = jax.random.bernoulli(key, rate, (n,))
+
+        def chosen(null: Array, given: Array) -> Array:
+            return jnp.where(jnp.reshape(dropped, (n,) + (1,) * (given.ndim - 1)), null, given)
+
+        return jax.tree.map(chosen, self.nulled(cond), cond)
+
+    def take(self, cond: Any, rows: Any) -> Any:
+        """The condition of the examples at `rows`, an integer array of any length."""
+        return jax.tree.map(lambda leaf: leaf[rows], cond)
+
+    def parse(self, given: Sequence[Any] | np.ndarray) -> Any:
+        """The condition that texts (or numbers) describe, one row for each of them.
+
+        Raises:
+            UserError: the first that describes none.
+        """
+        raise UserError(
+            f"a condition of the kind {type(self).__name__} can't be read from texts, such as "
+            f"{given[0]!r}: give its arrays"
+        )
+
+    def in_turn(self, n: int, most: int | None = None) -> Any:
+        """n conditions that show all there are in turn; None where they can't be listed.
+
+        Args:
+            n: how many.
+            most: no more different ones than that.
+        """
+        del n, most
+        return None
+
+    def titles(self, cond: Any) -> list[str] | None:
+        """A short text for each example, for pictures; None where there is none."""
+        del cond
+        return None
+
+    def arrays(self, cond: Any) -> dict[str, Any]:
+        """The arrays of a condition by name, as files of samples have them."""
+        leaves, _ = jax.tree.flatten_with_path(cond)
+        return {f"condition{jax.tree_util.keystr(path)}": leaf for path, leaf in leaves}
+
+    def check(self, cond: Any) -> None:
+        """Refuses arrays that are not such a condition.
+
+        Raises:
+            UserError: the first that differs, with the shape that is needed.
+        """
+        leaves = jax.tree.leaves(cond)
+        n = len(leaves[0]) if leaves and np.ndim(leaves[0]) else 0
+        needed = self.abstract(n)
+        if jax.tree.structure(cond) != jax.tree.structure(needed):
+            raise UserError(
+                f"this model is conditioned on {self.describe()}; its condition is a "
+                f"{jax.tree.structure(needed)}, not a {jax.tree.structure(cond)}"
+            )
+        for leaf, right in zip(leaves, jax.tree.leaves(needed), strict=True):
+            if np.shape(leaf) != right.shape:
+                raise UserError(
+                    f"this model is conditioned on {self.describe()}: {n} samples need an array "
+                    f"of shape {right.shape}, not {np.shape(leaf)}"
+                )
+
+    def describe(self) -> str:
+        """What it is, in a few words, for reports and errors."""
+        raise NotImplementedError

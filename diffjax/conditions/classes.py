@@ -1,0 +1,168 @@
+"""No condition, and class labels."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from diffjax.conditions.base import Condition, Shapes
+from diffjax.errors import UserError, nearest
+from diffjax.kinds import Positive
+
+
+@dataclass(frozen=True)
+class Unconditional(Condition):
+    """No condition: `[n]` zeros, which networks ignore; they only say how many examples there are.
+
+    Example:
+        >>> Unconditional().in_turn(3).tolist()
+        [0, 0, 0]
+    """
+
+    can_be_dropped: ClassVar[bool] = False
+
+    def shapes(self, n: Any) -> Shapes:
+        del n
+        return {}
+
+    def of_batch(self, batch: Mapping[str, Any]) -> Any:
+        # Not from the batch: the labels of a data set without classes have no meaning.
+        return self.null(len(batch["image"]))
+
+    def null(self, n: Any) -> Any:
+        return jnp.zeros(n, jnp.int32)
+
+    def abstract(self, n: Any) -> Any:
+        return jax.ShapeDtypeStruct((n,), jnp.int32)
+
+    def drop(self, key: Any, cond: Any, rate: Any) -> Any:
+        del key, rate
+        return cond
+
+    def parse(self, given: Sequence[Any] | np.ndarray) -> np.ndarray:
+        return labels_called(given, 0)
+
+    def in_turn(self, n: int, most: int | None = None) -> np.ndarray:
+        del most
+        return np.zeros(n, np.int32)
+
+    def arrays(self, cond: Any) -> dict[str, Any]:
+        return {"labels": cond}
+
+    def describe(self) -> str:
+        return "no classes"
+
+
+@dataclass(frozen=True)
+class Classes(Condition):
+    """Class labels, int32 `[n]`, from 0; `num_classes` is the null label.
+
+    Attributes:
+        num_classes: the number of classes.
+        names: one name per class; empty where they have none.
+
+    Example:
+        >>> cats = Classes(2, ("cat", "dog"))
+        >>> cats.parse(["dog", "0"]).tolist(), cats.null(2).tolist()
+        ([1, 0], [2, 2])
+    """
+
+    num_classes: Positive[int]
+    names: tuple[str, ...] = ()
+
+    def network_arguments(self) -> dict[str, Any]:
+        return {"num_classes": self.num_classes}
+
+    def shapes(self, n: Any) -> Shapes:
+        return {"label": jax.ShapeDtypeStruct((n,), jnp.int32)}
+
+    def of_batch(self, batch: Mapping[str, Any]) -> Any:
+        return batch["label"]
+
+    def null(self, n: Any) -> Any:
+        return jnp.full(n, self.num_classes, jnp.int32)
+
+    def parse(self, given: Sequence[Any] | np.ndarray) -> np.ndarray:
+        return labels_called(given, self.num_classes, self.names)
+
+    def in_turn(self, n: int, most: int | None = None) -> np.ndarray:
+        return np.arange(n, dtype=np.int32) % min(self.num_classes, most or self.num_classes)
+
+    def titles(self, cond: Any) -> list[str] | None:
+        if not self.names:
+            return None
+        return [[*self.names, ""][label] for label in np.asarray(cond).tolist()]
+
+    def arrays(self, cond: Any) -> dict[str, Any]:
+        return {"labels": cond}
+
+    def check(self, cond: Any) -> None:
+        """Refuses numbers that are neither labels nor the null label.
+
+        A network's table of labels returns NaN for them.
+
+        Raises:
+            UserError: the first of them.
+        """
+        super().check(cond)
+        null = self.num_classes
+        wrong = [label for label in np.unique(cond).tolist() if not 0 <= label <= null]
+        if wrong:
+            raise UserError(
+                f"there is no label {wrong[0]}: this run has {null}, from 0 to {null - 1}"
+            )
+
+    def describe(self) -> str:
+        return f"{self.num_classes} classes"
+
+
+def of_classes(num_classes: int, names: Sequence[str] = ()) -> Condition:
+    """`Classes`, or `Unconditional` for none.
+
+    Example:
+        >>> of_classes(0)
+        Unconditional()
+    """
+    return Classes(num_classes, tuple(names)) if num_classes else Unconditional()
+
+
+def labels_called(
+    given: Iterable[int | str], num_classes: int, names: Sequence[str] = ()
+) -> np.ndarray:
+    """Labels by number or name, int32 `[n]`.
+
+    A number is the label of that number, from 0. A text is the label of the class with that name;
+    where no class has it, and it is made of digits, of that number.
+
+    Args:
+        given: numbers, or texts as a command line has them.
+        num_classes: 0 is unconditional, of which 0 alone is a label.
+        names: of the classes.
+
+    Raises:
+        UserError: the first that is no label.
+
+    Example:
+        >>> labels_called([0, "0", "7"], 3, ["10", "3", "7"]).tolist()
+        [0, 0, 2]
+    """
+    known = {name: i for i, name in enumerate(names)}
+    classes = max(num_classes, 1)
+
+    def number(label: int | str) -> int:
+        found: Any = label
+        if isinstance(label, str):
+            found = known.get(label, int(label) if label.isdecimal() else None)
+        if found in range(classes):  # NumPy's whole numbers are, 2.5 is not.
+            return int(found)
+        there = f"this run has {classes}, from 0 to {classes - 1}"
+        if num_classes == 0:
+            there = "this run has no classes: give the number of samples alone"
+        elif isinstance(label, str) and known:
+            there = nearest(label, known)
+        raise UserError(f"no label is called {label!r}; {there}")
+
+    return np.array([number(label) for label in given], np.int32)

@@ -1,0 +1,117 @@
+"""What a network makes of its condition: labels, token states, images in further channels."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.nn import initializers
+from jaxtyping import Float
+
+from diffjax.conditions import TokenStates
+from diffjax.errors import UserError
+from diffjax.models.layers import Dense, compute_type
+from diffjax.models.placement import BATCH, constrain
+from diffjax.shapes import Array, Images, Tokens
+
+
+class Parts(NamedTuple):
+    """The parts of a condition by what a network does with them.
+
+    Attributes:
+        labels: int `[B]`, added to the conditioning vector through a table; None without classes.
+        tokens: attended to; None without.
+        images: `[B, H, W, C]` each, concatenated with the input in the channels.
+    """
+
+    labels: jax.Array | None = None
+    tokens: TokenStates | None = None
+    images: tuple[jax.Array, ...] = ()
+
+
+def parts_of(cond: Any) -> Parts:
+    """The parts of a condition: labels, token states, images, or a dict of these.
+
+    Raises:
+        UserError: two parts of labels or of tokens, or arrays of another shape.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> parts = parts_of({"digit": jnp.array([3]), "coarse": jnp.zeros((1, 8, 8, 1))})
+        >>> parts.labels.tolist(), len(parts.images), parts.tokens
+        ([3], 1, None)
+    """
+    found = Parts()
+    for part in cond.values() if isinstance(cond, Mapping) else [cond]:
+        if part is None:
+            continue
+        if isinstance(part, TokenStates) and found.tokens is None:
+            found = found._replace(tokens=part)
+        elif not isinstance(part, tuple) and part.ndim == 1 and found.labels is None:
+            found = found._replace(labels=part)
+        elif not isinstance(part, tuple) and part.ndim == 4:
+            found = found._replace(images=(*found.images, part))
+        else:
+            raise UserError(
+                "a network takes one part of labels [B], one of token states and images "
+                f"[B, H, W, C]; this condition has {jax.tree.map(jnp.shape, cond)}"
+            )
+    return found
+
+
+def beside(x: Images, images: tuple[jax.Array, ...]) -> Float[Array, " batch height width both"]:
+    """The images with others beside them, in further channels.
+
+    Raises:
+        UserError: another height or width.
+    """
+    for image in images:
+        if image.shape[:3] != x.shape[:3]:
+            raise UserError(
+                f"the condition's images of {image.shape[1]}x{image.shape[2]} pixels are to lie "
+                f"beside images of {x.shape[1]}x{x.shape[2]}: resize them"
+            )
+    return jnp.concatenate([x, *images], axis=-1) if images else x
+
+
+class CrossAttention(nn.Module):
+    """Attention of the tokens of an image `[B, T, D]` to those of the condition.
+
+    Beside the condition's tokens there is a learned null token, so an example without any token
+    attends to that alone. The output layer is initially 0: a network begins as without the layer.
+    Chen et al. 2023 (arXiv:2310.00426).
+
+    Attributes:
+        num_heads: the number of heads; divides the width D.
+        dtype: the compute type.
+    """
+
+    num_heads: int
+    dtype: str = "float32"
+
+    @nn.compact
+    def __call__(self, x: Tokens, context: TokenStates) -> Tokens:
+        dtype = compute_type(self.dtype)
+        batch, length, width = x.shape
+        states, mask = context.states.astype(dtype), context.mask
+        null = self.param("null", initializers.normal(0.02), (1, states.shape[-1]), jnp.float32)
+        null = jnp.broadcast_to(null.astype(dtype), (batch, 1, states.shape[-1]))
+        states = jnp.concatenate([null, states], axis=1)
+        mask = jnp.concatenate([jnp.ones((batch, 1), bool), mask], axis=1)
+        xavier = initializers.xavier_uniform()
+        q = Dense(width, dtype=dtype, kernel_init=xavier, name="q")(x)
+        kv = Dense(2 * width, dtype=dtype, kernel_init=xavier, name="kv")(states)
+        q, k, v = (
+            constrain(
+                part.reshape(batch, -1, self.num_heads, width // self.num_heads),
+                BATCH, None, "tensor", None,
+            )
+            for part in (q, *jnp.split(kv, 2, axis=-1))
+        )  # fmt: skip
+        out = jax.nn.dot_product_attention(
+            q, k, v, mask=mask[:, None, None, :], implementation="xla"
+        )
+        return Dense(width, dtype=dtype, kernel_init=initializers.zeros, name="out")(
+            out.reshape(batch, length, width)
+        )

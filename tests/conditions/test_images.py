@@ -1,0 +1,124 @@
+"""Images in further channels, alone and with labels, through both networks."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from diffjax.conditions import Classes, Images, Several, TokenStates
+from diffjax.data import ArraySource, Augment, DataSet, GivenSource, batches, digits
+from diffjax.errors import UserError
+from diffjax.loop.loop import train_step_of
+from diffjax.models import DiT, UNet
+from diffjax.models.context import parts_of
+from diffjax.runs.model import Model, Request
+from diffjax.runs.setup import set_up
+from diffjax.training.sharding import make_mesh
+from tests.support.tiny_run import tiny_config
+
+BOTH = Several({"digit": Classes(10), "coarse": Images((8, 8, 1))})
+DIT = DiT(num_classes=10, patch_size=4, hidden_size=16, depth=1, num_heads=2)
+UNET = UNet(num_classes=10, channels=8, channel_multipliers=(1,), num_res_blocks=1,
+            attention_resolutions=(), head_channels=8)  # fmt: skip
+
+
+def halved(images):
+    """Each square of four pixels by its mean, in the size of the image."""
+    small = images.reshape(-1, 4, 2, 4, 2, 1).mean((2, 4))
+    return small.repeat(2, axis=1).repeat(2, axis=2).astype(np.uint8)
+
+
+def super_resolution() -> DataSet:
+    data = digits()
+
+    def source(plain: ArraySource) -> GivenSource:
+        return GivenSource(plain, {"given_image": halved(plain.images)})
+
+    return DataSet(
+        "fine", source(data.train), source(data.test), data.image_shape, 10, data.label_names,
+        given=BOTH,
+    )  # fmt: skip
+
+
+def random_params(network, cond):
+    x = jnp.zeros((2, 8, 8, 1))
+    shapes = jax.eval_shape(network.init, jax.random.key(0), x, jnp.zeros(2), cond)["params"]
+    leaves, tree = jax.tree.flatten(shapes)
+    rng = np.random.default_rng(0)
+    return tree.unflatten([0.1 * rng.normal(size=leaf.shape).astype("f") for leaf in leaves])
+
+
+@pytest.mark.parametrize("network", [DIT, UNET], ids=["dit", "unet"])
+def test_a_network_sees_labels_and_the_image_beside_its_input(network):
+    rng = np.random.default_rng(1)
+    cond = {"digit": np.array([3, 4]), "coarse": rng.normal(size=(2, 8, 8, 1)).astype("f")}
+    params = random_params(network, cond)
+    x = rng.normal(size=(2, 8, 8, 1)).astype("f")
+    apply = jax.jit(lambda cond: network.apply({"params": params}, x, jnp.ones(2), cond))
+    plain = apply(cond)
+    assert plain.shape == (2, 8, 8, 1)
+    for changed in (
+        {"digit": np.array([5, 4])},
+        {"coarse": cond["coarse"] * [[[[2.0]]], [[[1.0]]]]},
+    ):
+        moved = np.abs(apply(cond | changed) - plain).max((1, 2, 3))
+        assert moved[0] > 1e-4
+        assert moved[1] < 1e-6
+
+
+def test_batches_hold_both_parts_and_augmentation_moves_them_alike():
+    data = super_resolution()
+    shift = Augment(flip_probability=1.0)
+    batch = next(batches(data.train, batch_size=4, seed=0, augment=shift))
+    assert batch["given_image"].dtype == np.float32  # type: ignore[typeddict-item]
+    fine = batch["image"].reshape(-1, 4, 2, 4, 2, 1).mean((2, 4))
+    coarse = batch["given_image"][:, ::2, ::2]  # type: ignore[typeddict-item]
+    np.testing.assert_allclose(coarse, fine, atol=2 / 127.5)
+
+
+def test_training_and_guided_sampling_with_several_parts():
+    data = super_resolution()
+    config = tiny_config(batch_size=8)
+    setup = set_up(config, data.image_shape, data.condition, make_mesh(devices=jax.devices()[:1]))
+    stream, used = batches(data.train, batch_size=8, seed=0), setup.wired.batch_shapes(8)
+    assert set(used) == {"image", "label", "given_image"}
+    batch = next(stream)
+    state, metrics = jax.jit(train_step_of(setup))(
+        setup.init(jax.random.key(0)), jax.random.key(1), {name: batch[name] for name in used}
+    )
+    assert np.isfinite(metrics["loss"])
+    request = Request(BOTH.of_batch(batch))
+    images = Model(setup.programs, state.params).sample(setup.wired.recipe, request)
+    assert images.shape == (8, 8, 8, 1)
+    assert np.isfinite(images).all()
+
+
+def test_what_a_network_can_not_take_is_refused():
+    tokens = TokenStates(jnp.zeros((2, 3, 4)), jnp.ones((2, 3), bool), jnp.zeros((2, 0)))
+    x = jnp.zeros((2, 8, 8, 1))
+    with pytest.raises(UserError, match="UNet attends to no tokens: take DiT"):
+        jax.eval_shape(UNET.init, jax.random.key(0), x, jnp.zeros(2), tokens)
+    with pytest.raises(UserError, match="4x4 pixels are to lie beside images of 8x8"):
+        jax.eval_shape(DIT.init, jax.random.key(0), x, jnp.zeros(2), jnp.zeros((2, 4, 4, 1)))
+    with pytest.raises(UserError, match="one part of labels"):
+        parts_of({"one": jnp.array([1]), "other": jnp.array([2])})
+
+
+@pytest.mark.parametrize("scan", [False, True])
+def test_stacked_blocks_attend_to_the_same_tokens(scan):
+    """With weights that are the same in each block, both layouts compute the same."""
+    from diffjax.models.dit import stacked
+
+    rng = np.random.default_rng(2)
+    tokens = TokenStates(
+        rng.normal(size=(2, 3, 4)).astype("f"), np.array([[1, 1, 0], [0, 0, 0]], bool),
+        rng.normal(size=(2, 5)).astype("f"),
+    )  # fmt: skip
+    plain = DiT(num_classes=0, patch_size=4, hidden_size=16, depth=2, num_heads=2)
+    params = random_params(plain, tokens)
+    x = rng.normal(size=(2, 8, 8, 1)).astype("f")
+    expected = plain.apply({"params": params}, x, jnp.ones(2), tokens)
+    network = plain.clone(scan=scan)
+    own = stacked(params) if scan else params
+    found = network.apply({"params": own}, x, jnp.ones(2), tokens)
+    np.testing.assert_allclose(found, expected, atol=1e-5)

@@ -1,0 +1,136 @@
+"""A text-like condition with masks and a pooled vector: training, the exact mean, guidance."""
+
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from diffjax import lookup
+from diffjax.data import batches
+from diffjax.errors import UserError
+from diffjax.evaluation.extractors.features import pixel_features
+from diffjax.loop import loop
+from diffjax.loop.loop import train_step_of
+from diffjax.models.dit import DiT
+from diffjax.runs.measure import Wanted, measure
+from diffjax.runs.model import Model, Request
+from diffjax.runs.setup import check_pairs, set_up
+from diffjax.sampling.guidance import OtherCondition
+from diffjax.spec import build, spec
+from diffjax.training.sharding import make_mesh
+from tests.support.phrases import DEVIATION, Phrases, mean_of, phrases
+from tests.support.tiny_run import loaded, tiny_config
+
+KIND = Phrases()
+TEXTS = ["dark", "light light", "very light left", "left left left"]
+
+
+def config_of(num_steps, **changes):
+    config = tiny_config("objective=flow")
+    config.unlock()
+    config.data = spec(phrases)
+    config.model = spec(DiT, patch_size=1, hidden_size=32, depth=1, num_heads=2)
+    config.optimizer.warmup_steps, config.optimizer.learning_rate = 20, 3e-3
+    config.num_steps, config.batch_size, config.ema_decays = num_steps, 256, (0.99,)
+    config.evaluation.extractor = spec(pixel_features, size=1)
+    config.update_from_flattened_dict(changes)
+    return config.lock()
+
+
+@pytest.fixture(scope="module")
+def model() -> Model:
+    """A network that is trained on phrases for 500 steps of 256."""
+    config, data = config_of(500), phrases()
+    mesh = make_mesh(devices=jax.devices()[:1])
+    setup = set_up(config, data.image_shape, data.condition, mesh)
+    state, step = setup.init(jax.random.key(0)), jax.jit(train_step_of(setup))
+    stream = batches(data.train, batch_size=config.batch_size, seed=0)
+    used = setup.wired.batch_shapes(config.batch_size)
+    for _ in range(config.num_steps):
+        batch = next(stream)
+        state, _ = step(state, jax.random.key(1), {name: batch[name] for name in used})
+    return Model(setup.programs, state.ema["ema-0.99"])
+
+
+def test_the_exact_conditional_mean_is_recovered(model):
+    """`E[x0 | x_t, phrase] = m + a·v/(a²·v + s²)·(x_t - a·m)` of `N(m, v)`, `v = 0.15²`."""
+    rng, n = np.random.default_rng(3), 200
+    test = phrases().test.gather(np.arange(n))
+    cond = KIND.of_batch(test)
+    m, t = mean_of(cond), rng.uniform(0.3, 1.0, n).astype("f")
+    a, s = 1 - t, t  # the linear path
+    x_t = a * (m + DEVIATION * rng.normal(size=n)) + s * rng.normal(size=n)
+    exact = m + a * DEVIATION**2 / (a**2 * DEVIATION**2 + s**2) * (x_t - a * m)
+    predict = jax.jit(model.predict())
+    found = predict(jnp.asarray(x_t, jnp.float32)[:, None, None, None], jnp.asarray(t), cond).x0
+    error = np.sqrt(np.mean((np.ravel(found) - exact) ** 2))
+    without = np.std(m)  # what is missed by a network that does not see the phrase, in pure noise
+    assert without > 0.2
+    assert error < 0.05
+
+
+def test_the_null_condition_has_the_mean_of_all_data(model):
+    data = phrases()
+    everything = np.mean(mean_of(KIND.of_batch(data.train.gather(np.arange(len(data.train))))))
+    x = np.random.default_rng(0).normal(size=(64, 1, 1, 1)).astype("f")
+    found = model.predict()(x, jnp.ones(64), KIND.null(64)).x0
+    assert abs(np.mean(found) - everything) < 0.05
+    np.testing.assert_array_equal(found, model.predict()(x, jnp.ones(64), None).x0)
+
+
+def test_masked_states_have_no_influence_and_the_order_of_words_has_none(model):
+    cond = KIND.parse(["very dark", "light"])
+    x = np.random.default_rng(0).normal(size=(2, 1, 1, 1)).astype("f")
+    predict = jax.jit(model.predict())
+    plain = predict(x, jnp.full(2, 0.7), cond).x0
+    other = np.where(cond.mask[..., None], cond.states, 1e3).astype("f")
+    np.testing.assert_array_equal(
+        predict(x, jnp.full(2, 0.7), cond._replace(states=other)).x0, plain
+    )
+    turned = KIND.parse(["dark very", "light"])
+    np.testing.assert_allclose(predict(x, jnp.full(2, 0.7), turned).x0, plain, atol=1e-5)
+
+
+def test_samples_have_the_mean_of_their_phrase_and_leave_a_negative_one(model):
+    """Away from a phrase of another mean, the mean of guided samples moves on along the line."""
+    each = 64
+    cond = KIND.take(KIND.parse(TEXTS), np.repeat(np.arange(len(TEXTS)), each))
+    request, mean = Request(cond, seed=2), mean_of(KIND.parse(TEXTS))
+    recipe = replace(model.wired.recipe, num_steps=8, guidance_scale=1.0)
+    plain = model.sample(recipe, request).reshape(len(TEXTS), each)
+    np.testing.assert_allclose(plain.mean(1), mean, atol=0.08)
+    assert np.all(np.abs(plain.std(1) - DEVIATION) < 0.08)
+    for text in ("dark dark", "light"):
+        away = replace(recipe, guidance_scale=2.0, against=OtherCondition(text))
+        guided = model.sample(away, request).reshape(len(TEXTS), each).mean(1)
+        negative = mean_of(KIND.parse([text]))[0]
+        apart = np.abs(mean - negative) > 0.15
+        further = (guided - plain.mean(1)) * np.sign(mean - negative)
+        assert np.all(further[apart] > 0.03)
+    null = replace(recipe, guidance_scale=2.0, against=build(lookup.against_called("null")))
+    assert np.isfinite(model.sample(null, request)).all()
+
+
+def test_a_run_of_phrases_trains_shows_loads_samples_and_is_evaluated(tmp_path):
+    loop.train(config_of(4, batch_size=16), tmp_path)
+    assert list((tmp_path / "samples").glob("*.png"))
+    run = loaded(tmp_path)
+    assert run.setup.wired.condition == KIND
+    found = measure(run, phrases(), Wanted(num_samples=12, solvers=(), num_steps=()))
+    assert (found["num_samples"], found["accuracy"]) == (12, None)
+    away = run.sample(["very dark", "light"], against="prompt:left", num_steps=2)
+    plain = run.sample(KIND.parse(["very dark", "light"]), num_steps=2)
+    assert away.shape == plain.shape == (2, 1, 1, 1)
+    with pytest.raises(UserError, match=r"up to 3 tokens .*: give what each sample"):
+        run.sample(3)
+
+
+def test_data_without_the_arrays_of_their_condition_are_refused():
+    data = phrases()
+    bare = replace(data, train=data.train.images)  # type: ignore[attr-defined]
+    setup = set_up(config_of(4), data.image_shape, data.condition)
+    check_pairs(setup, data)
+    with pytest.raises(UserError, match="have no tokens_states, tokens_mask, tokens_pooled: add"):
+        check_pairs(setup, bare)
