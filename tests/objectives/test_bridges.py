@@ -13,6 +13,7 @@ from jax.tree_util import register_dataclass
 
 import diffjax
 from diffjax import choices, config_files
+from diffjax.compiling import once
 from diffjax.conditions import of_classes
 from diffjax.data import (
     Augment,
@@ -135,7 +136,7 @@ DEVIATIONS = (
 )
 
 
-@jax.jit
+@once()
 def gradients_of_an_interpolant(path, drawn, best, factor, batch):
     """With one bridge noise in the loss, the exact velocity of another, and a factor of that."""
     loss = objective(Interpolant, path, coupling=couplings.Translation(), gamma=drawn)
@@ -279,7 +280,7 @@ def test_sampling_starts_with_the_distribution_that_training_ends_with(name, fro
     np.testing.assert_allclose(np.std(start), np.std(x_t), rtol=0.01)
 
 
-@jax.jit
+@once()
 def after_a_step(path, x_t, t, u, x0, x1, keys):
     """DDPM's step from `x_t` with `x1` taken off, given both ends; and log-SNR along the path."""
     y_t = jnp.broadcast_to(x_t - t * x1, (len(keys), 1))
@@ -330,7 +331,7 @@ def bridge_of_the_joint(x_and_source, t, path):
 BRIDGES = numbered({"brownian": BrownianBridge(0.8), "linear": Linear(t_noise=0.99)})
 
 
-@jax.jit
+@once()
 def gradients_of_a_source_bridge(path, clock, batch):
     loss = objective(SourceBridge, path, targets.Clean())
     return gradients(loss, batch, lambda x, t: bridge_of_the_joint(x, clock * t, path))

@@ -10,6 +10,7 @@ import scipy.stats
 from jax.tree_util import register_dataclass
 
 from diffjax import choices
+from diffjax.compiling import once
 from diffjax.objectives.base import Progress
 from diffjax.objectives.denoising import Denoising
 from diffjax.objectives.learned_variance import (
@@ -101,7 +102,7 @@ PATHS = numbered(
 )
 
 
-@jax.jit
+@once()
 def scales(path, t):
     return coeffs(path, t, ndim=1)[1:3]
 
@@ -242,7 +243,7 @@ def test_nothing_is_lost_where_mean_and_variance_are_right(name):
     assert bound(1.0).max() > 1e-5
 
 
-@jax.jit
+@once()
 def slopes_of_bound(objective, variance, output):
     """By the second output, where the first is the best denoiser of normal data, `[100]`."""
 

@@ -12,6 +12,7 @@ import pytest
 from flax import linen as nn
 
 from diffjax import choices
+from diffjax.compiling import once
 from diffjax.conditions import of_classes
 from diffjax.errors import UserError
 from diffjax.models.attention import resolve
@@ -65,7 +66,7 @@ def batch_in_numpy(*shape, seed=0):
     return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
 
 
-@jax.jit
+@once()
 def pair_of_an_average_velocity(path, x, u, t, t_to):
     here, there = (coeffs(path, time, 2) for time in (t, t_to))
     return here, there, decode(here, chord(path, t, t_to, 2), u, x)
@@ -196,7 +197,7 @@ def smooth_network(params, x, noise_label, cond, *, train=False, key=None):
     return jnp.sin(params * x + 2.0 * t) * jnp.exp(-span) + 0.3 * x * t
 
 
-@jax.jit
+@once()
 def loss_and_what_it_is_of(objective, batch):
     key = jax.random.key(3)
     loss, metrics = objective(smooth_network, 1.3, 1.3, key, batch, Progress(jnp.zeros(())))

@@ -15,6 +15,7 @@ import scipy.stats
 from ml_collections import ConfigDict
 
 from diffjax import choices, lookup
+from diffjax.compiling import once
 from diffjax.conditions import of_classes
 from diffjax.errors import UserError
 from diffjax.models.dit import DiT
@@ -341,7 +342,7 @@ def test_a_random_cross_gives_finite_losses_and_gradients(seed):
     assert np.isfinite(gradient).all()
 
 
-@jax.jit
+@once()
 def costs_of_an_error(path: AnyPath, t: jax.Array) -> jax.Array:
     """What the same wrong x0 costs, by each target and weight, `[T, W, N]`."""
     c, costs = coeffs(path, t, ndim=1), []

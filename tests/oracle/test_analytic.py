@@ -15,6 +15,7 @@ import pytest
 import scipy.stats
 from jax.tree_util import register_dataclass
 
+from diffjax.compiling import once
 from diffjax.oracle.analytic import FiniteData, Gaussian, GaussianMixture, gaussian_flow
 from diffjax.process import paths
 from tests.support.any_path import numbered
@@ -86,7 +87,7 @@ def _on_host(program):
 
 
 @_on_host
-@jax.jit
+@once()
 def ask(data, path, x, t):
     pair = data.predict(path)(x, t, None)
     return Answers(
@@ -99,19 +100,19 @@ def ask(data, path, x, t):
 
 
 @_on_host
-@jax.jit
+@once()
 def flow(data, path, x, t_from, t_to):
     return data.flow(path, x, t_from, t_to)
 
 
 @_on_host
-@jax.jit
+@once()
 def average_velocity(data, path, x, t_from, t_to):
     return data.average_velocity(path, x, t_from, t_to)
 
 
 @_on_host
-@jax.jit
+@once()
 def scales(path, t):
     return paths.coeffs(path, t, ndim=1)
 
@@ -183,7 +184,7 @@ def test_moments_are_the_integrals_over_the_data(name, path):
 
 
 @_on_host
-@jax.jit
+@once()
 def derivatives_of_the_density(data, path, x, t):
     """`∇ log p`, `∂ log p/∂t`, `∇² log p` and the velocity's divergence."""
 
@@ -255,7 +256,7 @@ def test_finite_data_are_the_limit_of_narrow_mixtures(path):
         np.testing.assert_allclose(left, right, rtol=2e-5, atol=2e-6)
 
 
-@jax.jit
+@once()
 def responsibilities(data, path, x, t):
     return data.responsibilities(path, x, t)
 
@@ -323,7 +324,7 @@ def test_a_flow_takes_one_time_for_all_or_one_for_each():
     np.testing.assert_allclose(data.flow(path, x, 0.8, 0.1), each, rtol=1e-12, atol=1e-12)
 
 
-@jax.jit
+@once()
 def flow_of_a_gaussian(data, path, x, t_from, t_to):
     return gaussian_flow(data.mean, data.covariance, path, x, t_from, t_to)
 
@@ -372,7 +373,7 @@ def test_the_average_velocity_is_the_mean_along_the_flow(name):
 
 
 @_on_host
-@jax.jit
+@once()
 def average_velocity_and_change(data, path, x, t, r, v):
     def average(x, t):
         return data.average_velocity(path, x, t, r)

@@ -10,6 +10,7 @@ import pytest
 import scipy.stats
 
 from diffjax import choices
+from diffjax.compiling import once
 from diffjax.process import times
 from diffjax.process.paths import log_snr
 from diffjax.spec import build
@@ -142,7 +143,7 @@ def test_cos_map_is_equation_21_of_sd3():
     np.testing.assert_allclose(t, published, atol=1e-6)
 
 
-@jax.jit
+@once()
 def log_snrs(path, t):
     return log_snr(path, t), log_snr(path, jnp.asarray(path.t_noise))
 

@@ -7,6 +7,7 @@ import pytest
 import scipy.stats
 
 from diffjax import choices
+from diffjax.compiling import once
 from diffjax.objectives.denoising import Denoising
 from diffjax.process import paths, shifts, times, weights
 from diffjax.process.paths import coeffs, log_snr
@@ -83,10 +84,10 @@ def test_a_constant_in_another_space_is_its_plain_loss(space):
     np.testing.assert_allclose(WEIGHTS[f"constant_{space}"](c, there), 1.0, rtol=1e-5)
 
 
-log_snrs = jax.jit(log_snr)
+log_snrs = once()(log_snr)
 
 
-@jax.jit
+@once()
 def bounds(path, t):
     c = coeffs(path, t, ndim=1)
     both = weights.ELBO(), weights.Sigmoid(bias=1.5)

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from diffjax import choices
+from diffjax.compiling import once
 from diffjax.oracle import analytic
 from diffjax.sampling import adams, dpm_solver, unipc
 from diffjax.sampling.solvers import Interval
@@ -57,7 +58,7 @@ def exact(path_name, start):
     return x, jax.device_get(_flow(mixture(), path, x, start))
 
 
-@jax.jit
+@once()
 def _flow(data, path, x, start):
     return data.flow(path, x, start, 0.1)
 

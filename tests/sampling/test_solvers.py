@@ -11,6 +11,7 @@ import scipy.optimize
 import scipy.stats
 
 from diffjax import choices
+from diffjax.compiling import once
 from diffjax.process.paths import Pair, time_of_log_snr
 from diffjax.sampling import adams, dpm_solver, runge_kutta, sde, solvers, unipc
 from diffjax.sampling.solvers import Interval
@@ -124,7 +125,7 @@ def noise_is_given():
         yield
 
 
-@jax.jit
+@once()
 def _ends(path):
     return time_of_log_snr(path, jnp.array([-1.6, 2.4]))
 
@@ -140,7 +141,7 @@ def levels(name, n):
     return np.linspace(*ends(name), n + 1)
 
 
-@jax.jit
+@once()
 def _scales(path, times):
     return path.alpha(times), path.sigma(times)
 
@@ -171,7 +172,7 @@ def slope(errors):
 def slopes_on(paths, solver):
     """Of the errors at the end: one program for all counts of steps, and for paths of one kind."""
 
-    @jax.jit
+    @once()
     def walk(path, times, n, exact):
         def body(i, state):
             x, memory = state
@@ -198,7 +199,7 @@ def slopes_on(paths, solver):
 def affine_walk(solver, rows):
     """A walk of normal data, of which each row after the second has the noise of one step alone."""
 
-    @jax.jit
+    @once()
     def walk(path, times, n, x):
         def denoise(x, t):
             return NORMAL.pair(path, x, t)._replace(share=0.5)
