@@ -30,7 +30,9 @@ DDPM = denoising(paths.LinearBeta(), targets.Noise())
 class TwoOutputs(Denoising):
     """A second output, further parameters and a memory, none of which the first output feels."""
 
-    outputs = 2
+    @property
+    def traits(self):
+        return replace(super().traits, outputs=2)
 
     def init_params(self, key):
         return {"log_scale": jax.random.normal(key)}

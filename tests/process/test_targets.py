@@ -24,7 +24,14 @@ from diffjax import choices
 from diffjax.errors import UserError
 from diffjax.process import paths, schedules, targets
 from diffjax.process.paths import Coeffs, Pair, coeffs, mix
-from diffjax.process.precond import LogSNRLabel, Precond, TimeLabel, UnitVariance, denoiser
+from diffjax.process.precond import (
+    LogSNRLabel,
+    Precond,
+    TimeLabel,
+    UnitVariance,
+    denoiser,
+    interval_inputs,
+)
 from diffjax.spec import build
 from tests.support.crosses import ILLEGAL
 
@@ -335,3 +342,14 @@ def test_coefficients_broadcast_in_one_place(dims, shape):
     c = coeffs(paths.Linear(), jnp.array([0.25, 0.5]), ndim=dims)
     assert {each.shape for each in c} == {shape}
     assert isinstance(c, Coeffs)
+
+
+def test_a_network_of_two_times_sees_the_label_and_its_difference():
+    t, t_to = np.array([0.5, 0.9, 0.75], np.float32), np.array([0.25, 0.15, 0.75], np.float32)
+    x = np.ones((3, 2, 2, 1), np.float32)
+    shown, labels = interval_inputs(
+        paths.Linear(), Precond(targets.Velocity(), TimeLabel()), x, t, t_to
+    )
+    np.testing.assert_array_equal(shown, x)
+    expected = [[500.0, 250.0], [900.0, 750.0], [750.0, 0.0]]
+    np.testing.assert_allclose(labels, expected, rtol=1e-6)

@@ -426,6 +426,12 @@ def assert_falls(times, n):
         assert (np.diff(t) < (0 if n < 1000 else 1e-6)).all(), name
 
 
+def test_trailing_steps_are_those_of_a_table_of_a_thousand():
+    """A third of 1,000 steps is no whole number of them: 1000, 667, 333."""
+    times = grids.Trailing()(paths.Linear(), 3)
+    np.testing.assert_allclose(times, [1.0, 0.667, 0.333, 0.0], rtol=1e-6)
+
+
 # The two lists of noise levels are one class.
 @pytest.mark.parametrize(
     "grid",
