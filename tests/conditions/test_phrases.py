@@ -14,6 +14,7 @@ from diffjax.evaluation.extractors.features import pixel_features
 from diffjax.loop import loop
 from diffjax.loop.loop import train_step_of
 from diffjax.models.dit import DiT
+from diffjax.runs.averages import reconstruct
 from diffjax.runs.measure import Wanted, measure
 from diffjax.runs.model import Model, Request
 from diffjax.runs.setup import check_pairs, set_up
@@ -125,6 +126,21 @@ def test_a_run_of_phrases_trains_shows_loads_samples_and_is_evaluated(tmp_path):
     assert away.shape == plain.shape == (2, 1, 1, 1)
     with pytest.raises(UserError, match=r"up to 3 tokens .*: give what each sample"):
         run.sample(3)
+
+
+@pytest.mark.thorough
+def test_a_run_of_phrases_begins_with_another_learns_from_it_averages_and_goes_on(tmp_path):
+    """Each of these reads a run, and builds its parts with the kind of condition that it has."""
+    first, second = tmp_path / "first", tmp_path / "second"
+    kept = {"ema_lengths": (0.1,), "snapshot_every_steps": 2, "batch_size": 16}
+    loop.train(config_of(4, **kept), first)
+    made = reconstruct(first, 0.15, allowed_packages=("diffjax", "tests"))
+    sampled = loaded(first).sample(["dark"], weights=made.name, num_steps=2)
+    assert np.isfinite(sampled).all()
+    another = {"teacher": f"{first}:ema-0.99", "init_from": str(first), "batch_size": 16}
+    loop.train(config_of(2, **another), second)
+    loop.train(config_of(3, **another), second, extend="continue")
+    assert loaded(second).step == 3
 
 
 def test_data_without_the_arrays_of_their_condition_are_refused():
