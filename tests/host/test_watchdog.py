@@ -75,8 +75,8 @@ def test_a_data_source_that_hangs_ends_the_run(tmp_path):
     trainer.close()
     for (waiting, workdir), (status, said) in zip(folders.items(), ended, strict=True):
         assert status == STATUS == 75, said
-        assert "nothing has happened for" in said
-        assert "ending with status 75; the same command goes on" in said
+        assert "no progress for" in said
+        assert "ending with status 75; the same command resumes" in said
         stacks = (workdir / STACKS).read_text()
         for text in (stacks, said):
             assert "in gather" in text, "where it hangs"
