@@ -110,7 +110,7 @@ def set_up(
     attention = attention_of(config, mesh)
     wired = wire(with_attention(config, attention), image_shape, condition)
     check_mesh(wired, mesh)
-    # Configs of before there was a choice have none.
+    # A config made by hand may leave it out.
     rules = sharding.check_rules(config.get("sharding_rules") or sharding.RULES)
     wired = wired._replace(apply=sharding.on_mesh(wired.apply, mesh, rules))
     if own_mesh:
@@ -197,14 +197,14 @@ def teacher_of(config: ConfigDict) -> str:
     Raises:
         UserError: an average that is not kept.
     """
-    # Configs of before there was a choice have none.
+    # A config made by hand may leave it out.
     named = config.get("teacher", "ema")
     return teacher_name(named, Averages.of(config)) if is_kept(named) else LIVE
 
 
 def accumulation_steps(config: ConfigDict) -> int:
     """Parts of a batch that the network is asked about one after the other."""
-    # Configs of before there was a choice have none.
+    # A config made by hand may leave it out.
     return config.get("accumulation_steps", 1)
 
 

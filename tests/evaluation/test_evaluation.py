@@ -350,8 +350,10 @@ class TestClassifier:
         trained = classifier.load("digits")
         metadata = {k: v for k, v in trained.metadata.items() if k != "network"}
         data = classifier.encode(trained.network, trained.params, metadata)
+        # The shipped file's own bytes differ: Python 3.11.4 changed the headers of zip files.
+        assert data == classifier.encode(trained.network, trained.params, metadata)
         again = classifier.decode("again", data)
-        assert again.sha256 == trained.sha256
+        jax.tree.map(np.testing.assert_array_equal, again.params, trained.params)
         assert again.network == trained.network
         assert again.metadata == trained.metadata
 
