@@ -28,7 +28,7 @@ def adamw(
     Args:
         num_steps: training steps, the schedule's length.
         learning_rate: its peak, at least 0; 1e-4 for large networks, 1e-3 for small ones.
-        warmup_steps: the n-th of them has n/warmup_steps of the peak; 0 has no warm-up. 100 to 10,000.
+        warmup_steps: the n-th of them has n/warmup_steps of the peak; 0 for none. 100 to 10,000.
         schedule: of the rate after the warm-up.
         b1: decay of the first moment, from 0 to below 1; 0.9.
         b2: decay of the second moment, from 0 to below 1; 0.95 to 0.999, less where gradients
@@ -64,7 +64,7 @@ def adam(
     Args:
         num_steps: training steps, the schedule's length.
         learning_rate: its peak, at least 0; the paper's is 1e-3.
-        warmup_steps: the n-th of them has n/warmup_steps of the peak; 0, as in the paper, has none.
+        warmup_steps: the n-th of them has n/warmup_steps of the peak; 0, as in the paper, for none.
         schedule: of the rate after the warm-up.
         b1: decay of the first moment, from 0 to below 1.
         b2: decay of the second moment, from 0 to below 1; EDM2 takes 0.99.

@@ -26,7 +26,7 @@ def lion(
     Args:
         num_steps: training steps, the schedule's length.
         learning_rate: its peak, at least 0; a third to a tenth of AdamW's.
-        warmup_steps: the n-th of them has n/warmup_steps of the peak; 0 has no warm-up.
+        warmup_steps: the n-th of them has n/warmup_steps of the peak; 0 for none.
         schedule: of the rate after the warm-up.
         b1: share of the moment in the step's direction, from 0 to below 1.
         b2: decay of the moment, from 0 to below 1.

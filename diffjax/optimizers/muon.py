@@ -52,7 +52,7 @@ def muon(
         num_steps: training steps, the schedule's length.
         learning_rate: Muon's peak, at least 0; 0.02, and ten times less for small data. It is the
             one that is logged, and does not compare with AdamW's.
-        warmup_steps: the n-th of them has n/warmup_steps of the peak, of both rates; 0 has no warm-up.
+        warmup_steps: the n-th of them has n/warmup_steps of the peak, of both rates; 0 for none.
         schedule: of both rates after the warm-up.
         momentum: decay of the mean gradient, from 0 to below 1.
         weight_decay: of Muon's matrices, per step, times its rate; 0 to 0.1.

@@ -36,7 +36,7 @@ def schedule_free_adamw(
         num_steps: training steps; of no use to a constant rate.
         learning_rate: its peak, at least 0; one to ten times AdamW's.
         warmup_steps: the n-th of them has n/warmup_steps of the peak, and little weight in the
-            average; 0 has no warm-up. 5 % of a run.
+            average; 0 for none. 5 % of a run.
         schedule: of the rate after the warm-up; a constant one is what the method is for.
         b1: share of the average in the point of the gradient, above 0 and below 1; 0.9 to 0.98.
         b2: decay of the second moment, from 0 to below 1.
