@@ -22,7 +22,8 @@ def set_axes(
 ) -> dict[str, str]:
     """Sets the parts of a config that its arguments choose, and completes its name.
 
-    Sets `config.path`, `.precond`, `.objective`, `.wrappers`, `.model` and `.optimizer`. Choices
+    Sets `config.path`, `.precond`, `.objective`, `.wrappers`, `.model` and `.optimizer`, and the
+    codec of a config of latents. Choices
     that are not defaults are appended to `config.name`: each choice has its own run folder.
 
     Args:
@@ -46,7 +47,7 @@ def set_axes(
         >>> config.name, config.precond.target["_target_"]
         ('toy-ddpm-v', 'diffjax.process.targets:V')
     """
-    axes = ("objective", *choices.AXES, "wrappers", "model", *choices.TRAINING_AXES)
+    axes = ("objective", *choices.AXES, "wrappers", "model", *choices.TRAINING_AXES, "codec")
     chosen = parse_arguments(arguments, *axes)
     names: Mapping[str, str] = choose(
         choices.OBJECTIVES, chosen.get("objective", objective), "objective"
@@ -67,6 +68,10 @@ def set_axes(
         for name in joined(chosen.get("wrappers", names["wrappers"]))
     )
     config.model = choices.copy(choose(models, chosen.get("model", model), "model"))
+    if "codec" in chosen:
+        if "codec" not in config.get("data", {}):
+            raise UserError(f"codec={chosen['codec']}: the data of {config.name} are no latents")
+        config.data.codec = choices.copy(choose(choices.CODECS, chosen["codec"], "codec"))
     own = config.get("optimizer") or choices.copy(choices.OPTIMIZERS["adamw"])
     config.optimizer = optimizer_chosen(own, chosen)
     defaults = {"objective": objective, "model": model, **names, **_names_of(own)}

@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, cached_property
+from pathlib import Path
 from typing import Any, ClassVar
 
 import jax
@@ -11,10 +12,13 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from diffjax.compiling import jit
+from diffjax.host.files import write_json
 from diffjax.shapes import Images, Latents
 
 Shape = tuple[int, int, int]
 """`(H, W, C)` of an image, or `(h, w, c)` of its latent."""
+RECORD = "codec.json"
+"""The file beside latents that records what encoded them."""
 _PIXELS_AT_ONCE = 2**20  # 256 channels of so many pixels take 1 GiB in float32
 
 
@@ -76,6 +80,10 @@ class Codec:
     def facts(self) -> dict[str, str]:
         """What provenance states of it."""
         return {"codec": self.name, "codec_sha256": self.sha256}
+
+    def record(self, folder: str | Path) -> None:
+        """Writes the name and hash into `codec.json`, beside latents that it encoded."""
+        write_json(Path(folder) / RECORD, {"name": self.name, "sha256": self.sha256})
 
     def encoder(self, place: NamedSharding | None = None) -> Callable[[Any], np.ndarray]:
         """`images -> latents`, float32, compiled; as many images at a time as memory allows.

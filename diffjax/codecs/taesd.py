@@ -107,7 +107,8 @@ class TAESD(Codec):
         like = jax.ShapeDtypeStruct(shape, jnp.float32)
         expected: Any = jax.eval_shape(network.init, jax.random.key(0), like)
         found = {}
-        for ours, leaf in traverse_util.flatten_dict(expected["params"], sep="/").items():
+        leaves: Any = traverse_util.flatten_dict(expected["params"], sep="/")
+        for ours, leaf in leaves.items():
             theirs, change = _published(ours)
             found[ours] = change(state.take(theirs)).astype(np.float32)
             if found[ours].shape != leaf.shape:

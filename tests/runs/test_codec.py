@@ -3,6 +3,7 @@
 import json
 import re
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from jax import export
 from PIL import Image
 
 from diffjax.codecs import Scaled, SpaceToDepth
-from diffjax.data import ArraySource, all_images, digits, latents, record_codec
+from diffjax.data import ArraySource, DataSet, all_images, digits, latents
 from diffjax.data.pairs import Coarse, translation
 from diffjax.errors import UserError
 from diffjax.evaluation.extractors.features import classifier_features, pixel_features
@@ -36,18 +37,18 @@ def folder(tmp_path_factory):
     images, labels = all_images(digits().train)
     np.save(folder / "latents.npy", CODEC.encoder()(images[:300]))
     np.save(folder / "labels.npy", labels[:300])
-    record_codec(folder, CODEC)
+    CODEC.record(folder)
     return folder
 
 
-def of_pixels(data):
+def of_pixels(data: Any) -> DataSet:
     """The images of a data set of latents, of the same rows."""
-    plain, splits = digits(), {"train": data.train, "test": data.test}
-    sources = {
-        part: ArraySource(plain.train.images[source.rows], plain.train.labels[source.rows])
-        for part, source in splits.items()
-    }
-    return replace(plain, **sources)
+    plain: Any = digits()
+
+    def images_of(source: Any) -> ArraySource:
+        return ArraySource(plain.train.images[source.rows], plain.train.labels[source.rows])
+
+    return replace(plain, train=images_of(data.train), test=images_of(data.test))
 
 
 def config_of(folder, **changes):
@@ -118,7 +119,7 @@ def test_the_evaluation_is_that_of_images_decoded_by_hand(workdir):
 
 def test_distances_of_latents_are_those_of_their_images(folder):
     """Of half of the training images from all of them, and of test images from them."""
-    data = latents(str(folder), num_classes=10, test_fraction=0.1, scale=SCALE, codec=CODEC)
+    data: Any = latents(str(folder), num_classes=10, test_fraction=0.1, scale=SCALE, codec=CODEC)
     images, _ = all_images(digits().train)
     first, found = images[data.train.rows[::2]], []
     for part in (data, of_pixels(data)):
