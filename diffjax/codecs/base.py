@@ -12,6 +12,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from diffjax.compiling import jit
+from diffjax.errors import UserError
 from diffjax.host.files import write_json
 from diffjax.shapes import Images, Latents
 
@@ -98,7 +99,7 @@ class Codec:
         """
 
         def encoded(images: Any) -> np.ndarray:
-            shape: Any = images.shape[1:]
+            shape = _shape_of(images)
             at_once = _at_once(shape)
             return self._in_batches("encode", images, self.latent_shape(shape), at_once, place)
 
@@ -108,7 +109,7 @@ class Codec:
         """`latents -> images`, as `encoder`."""
 
         def decoded(latents: Any) -> np.ndarray:
-            shape = self.image_shape(latents.shape[1:])
+            shape = self.image_shape(_shape_of(latents))
             return self._in_batches("decode", latents, shape, _at_once(shape), place)
 
         return decoded
@@ -204,6 +205,18 @@ def scale_of(codec: Codec, latent_shape: Shape) -> tuple[int, int]:
     """
     (height, width, _), (rows, columns, _) = codec.image_shape(latent_shape), latent_shape
     return height // rows, width // columns
+
+
+def _shape_of(x: Any) -> Shape:
+    """The shape of each row.
+
+    Raises:
+        UserError: they are not `[H, W, C]`.
+    """
+    if np.ndim(x) != 4:
+        raise UserError(f"a codec takes arrays [N, H, W, C], not {list(np.shape(x))}")
+    _, height, width, channels = np.shape(x)
+    return height, width, channels
 
 
 def _at_once(image_shape: Shape) -> int:

@@ -68,6 +68,8 @@ def test_shapes_that_do_not_divide_are_refused():
         SpaceToDepth(2).latent_shape((9, 8, 1))
     with pytest.raises(UserError, match=r"\[4, 4, 3\] has 3"):
         SpaceToDepth(2).image_shape((4, 4, 3))
+    with pytest.raises(UserError, match=r"arrays \[N, H, W, C\], not \[8, 8, 1\]"):
+        SpaceToDepth(2).encoder()(np.zeros((8, 8, 1)))
     with pytest.raises(UserError, match="overlap=8 must be less than tile=8"):
         Tiled(SpaceToDepth(2), tile=8, overlap=8)
 

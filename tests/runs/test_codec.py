@@ -12,7 +12,7 @@ from PIL import Image
 
 from diffjax.codecs import Scaled, SpaceToDepth
 from diffjax.data import ArraySource, DataSet, all_images, digits, latents
-from diffjax.data.pairs import Coarse, translation
+from diffjax.data.pairs import Coarse, pairs, translation
 from diffjax.errors import UserError
 from diffjax.evaluation.extractors.features import classifier_features, pixel_features
 from diffjax.evaluation.metrics import compare, reference
@@ -179,6 +179,13 @@ def test_an_exported_sampler_decodes(run):
     np.testing.assert_allclose(images, run.sample(labels, seed=2), rtol=1e-5, atol=1e-3)
 
 
+def test_pairs_of_latents_keep_the_codec(folder, tmp_path):
+    rows = np.zeros((4, 4, 4, 4), np.float32)
+    np.savez(tmp_path / "pairs.npz", image=rows, source=rows, label=np.arange(4))
+    data = latents(str(folder), num_classes=10, codec=CODEC)
+    assert pairs(data, str(tmp_path / "pairs.npz")).codec == data.codec
+
+
 def run_program(program, workdir, *argv):
     argv = [f"--workdir={workdir}", "--allowed_packages=tests", *argv]
     assert cli.run(program.main, program.FLAGS, usage="", argv=argv) == 0
@@ -190,9 +197,9 @@ def test_the_command_line_shows_decoded_images_and_pairs_of_latents(workdir, tmp
     run_program(sample, workdir, "--num_samples=4", f"--out={out}", f"--film={tmp_path}/film.png")
     assert np.load(out.with_suffix(".npz"))["images"].shape == (4, 8, 8, 1)
     assert Image.open(tmp_path / "film.png").mode == "L"
-    pairs = tmp_path / "pairs.npz"
-    run_program(reflow, workdir, "--num_pairs=4", f"--out={pairs}")
-    assert np.load(pairs)["image"].shape == np.load(pairs)["source"].shape == (4, 4, 4, 4)
+    drawn = tmp_path / "pairs.npz"
+    run_program(reflow, workdir, "--num_pairs=4", f"--out={drawn}")
+    assert np.load(drawn)["image"].shape == np.load(drawn)["source"].shape == (4, 4, 4, 4)
     edited = tmp_path / "edited.png"
     how = ["--num_images=2", "--num_steps=2", f"--out={edited}"]
     run_program(edit, workdir, "--task=inpaint", "--method=replace", *how)
