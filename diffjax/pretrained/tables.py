@@ -5,8 +5,8 @@
         Row(("q.weight", "k.weight", "v.weight"), "qkv/kernel", merge(3, dense)),
     )
 
-A name in braces stands for one part of a name, a number as a rule, and has the same value on both
-sides. Rows are applied to the parameters that a network has: a row for registers is unused where
+A name in braces stands for a number, as `{block:s}` for any text without "." and "/", and has the same
+value on both sides. Rows are applied to the parameters that a network has: a row for registers is unused where
 there are none.
 """
 
@@ -168,10 +168,11 @@ def _applied(table: Table, paths: Mapping[str, Any]) -> list[_Applied]:
 def _matcher(pattern: str) -> re.Pattern[str]:
     known: set[str] = set()
     parts = []
-    for text, name, _, _ in string.Formatter().parse(pattern):
+    for text, name, kind, _ in string.Formatter().parse(pattern):
         parts.append(re.escape(text))
         if name is not None:
-            parts.append(f"(?P={name})" if name in known else f"(?P<{name}>[^./]+)")
+            one = "[^./]+" if kind == "s" else "[0-9]+"
+            parts.append(f"(?P={name})" if name in known else f"(?P<{name}>{one})")
             known.add(name)
     return re.compile("".join(parts))
 

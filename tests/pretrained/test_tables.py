@@ -190,4 +190,5 @@ def test_a_table_with_a_hole_is_a_fault_of_the_table():
 
 def test_names_are_counted():
     assert count("blocks.{i}.fc.bias", whole()) == 5
-    assert count("{a}.{a}.{b}", ["x.x.y", "x.y.y"]) == 1
+    assert count("{a}.{a}.{b}", ["1.1.12", "1.2.2", "1.1.x"]) == 1
+    assert count("{a:s}.{b}", ["in.1", "in.x", "in.put.1"]) == 1

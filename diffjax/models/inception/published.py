@@ -24,9 +24,9 @@ _UNIT = (
 )
 
 TABLE = (
-    *(Row(f"{{layer}}.{theirs}", f"{{layer}}/{ours}", how) for theirs, ours, how in _UNIT),
+    *(Row(f"{{layer:s}}.{theirs}", f"{{layer:s}}/{ours}", how) for theirs, ours, how in _UNIT),
     *(
-        Row(f"{{block}}.{{branch}}.{theirs}", f"{{block}}/{{branch}}/{ours}", how)
+        Row(f"{{block:s}}.{{branch:s}}.{theirs}", f"{{block:s}}/{{branch:s}}/{ours}", how)
         for theirs, ours, how in _UNIT
     ),
     Row("fc.weight", "fc/kernel", dense),
