@@ -33,7 +33,7 @@ from diffjax.runs.load import Run
 from diffjax.runs.measure import samples_asked_of
 from diffjax.runs.model import Model, Request
 from diffjax.runs.recipes import Guided, named_recipe
-from diffjax.sampling.sample import Recipe
+from diffjax.sampling.sample import Recipe, Trace
 from experiments import cli, hanging, processes
 
 FLAGS = flags.FlagValues()
@@ -98,6 +98,7 @@ def main(args: SimpleNamespace) -> None:
     images, cost = draw_images(args, model, recipe, request)
     kind = run.setup.wired.condition
     arrays = {"images": images, **kind.arrays(request.condition)}
+    source = None if source is None else model.decoded(source)
     arrays |= {} if source is None else {"source": source}
     how = {
         "step": run.step,
@@ -112,7 +113,7 @@ def main(args: SimpleNamespace) -> None:
         "seed": args.seed,
     }
     filmed = request.only(np.arange(min(len(request), _FILMED)))
-    traced: Any = None if args.film is None else model.trace(recipe, filmed)
+    traced: Any = None if args.film is None else decoded_trace(model, recipe, filmed)
     if not is_first():
         return
     try:
@@ -147,6 +148,13 @@ def draw_images(
             return np.asarray(found.x), {**cost, "rounds": int(found.rounds)}
         images = np.concatenate([*model.batches(recipe, request, n, begun)])
     return images, {"nfe": model.nfe(recipe, next(request.batches(n)))}
+
+
+def decoded_trace(model: Model, recipe: Recipe, request: Request) -> Trace:
+    """The images on the way from noise to samples."""
+    trace = model.trace(recipe, request)
+    x, x0 = (np.stack([*map(model.decoded, each)]) for each in (trace.x, trace.x0))
+    return trace._replace(x=x, x0=x0)
 
 
 def wanted(

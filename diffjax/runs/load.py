@@ -176,6 +176,7 @@ class Run:
             ("path", wired.path, theirs.path),
             ("image shape", wired.image_shape, theirs.image_shape),
             ("condition", wired.condition, theirs.condition),
+            ("codec", self.setup.codec.facts, other.setup.codec.facts),
         ):
             if here != there:
                 raise UserError(
@@ -211,6 +212,7 @@ class Run:
                 run's condition parses, such as labels by number or name; or the arrays of a
                 condition with one row for each sample.
             source: `[n, H, W, C]` in [-1, 1], what each is made from; for runs between two sets.
+                Images, also where a codec encodes them.
             seed: of the noise, a whole number of less than 2³¹ in size.
             solver: how to step.
             grid: where to step; "found" by `experiments.find_grid`.
@@ -223,7 +225,7 @@ class Run:
             batch_size: images at a time.
 
         Returns:
-            `[n, H, W, C]` float32, nominally in [-1, 1].
+            `[n, H, W, C]` float32, nominally in [-1, 1]: decoded images.
 
         Raises:
             UserError: no such label, name or weights; a number out of range; what this model can't
@@ -239,8 +241,9 @@ class Run:
         )  # fmt: skip
         cond = self.conditions(labels)
         recipe = recipe_of(self, solver, grid, num_steps, Guided(guidance_scale, guidance, against))
-        request = Request(cond, seed, source)
-        return self.model(weights).sample(recipe, request, batch_size=batch_size)
+        model = self.model(weights)
+        request = Request(cond, seed, None if source is None else model.encoded(source))
+        return model.sample(recipe, request, batch_size=batch_size)
 
     def conditions(self, given: Any) -> Any:
         """The condition of samples: a number of them in turn, a list to parse, or ready arrays.
@@ -360,7 +363,11 @@ def load(
     config, description = workdirs.read(workdir, allowed_packages)
     with workdirs.version_told(workdir):
         setup = set_up(
-            config, description["image_shape"], description["condition"], mesh=mesh or make_mesh()
+            config,
+            description["image_shape"],
+            description["condition"],
+            mesh=mesh or make_mesh(),
+            codec=description["codec"],
         )
     name = weights or config.weights
     post_hoc = is_reconstructed(name, [*setup.abstract.ema])
