@@ -12,6 +12,9 @@ from diffjax.errors import UserError
 from diffjax.shapes import OneKey
 
 Shapes = dict[str, jax.ShapeDtypeStruct]
+Rate = Any
+"""The probability with which training drops a condition, perhaps traced; of `Several` also a dict
+of such probabilities by part."""
 
 
 class Condition:
@@ -53,7 +56,23 @@ class Condition:
         """Some condition of n examples, for shapes: all zeros."""
         return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), self.abstract(n))
 
-    def drop(self, key: OneKey, cond: Any, rate: Any) -> Any:
+    def check_dropout(self, rate: Rate) -> None:
+        """Refuses rates of parts that there are not.
+
+        Raises:
+            UserError: rates by part, of a condition without parts.
+        """
+        if isinstance(rate, Mapping):
+            raise UserError(
+                f"condition_dropout={dict(rate)} has a rate for each part, and this condition "
+                f"({self.describe()}) has no parts: give one number"
+            )
+
+    def null_is_trained(self, rate: Rate) -> bool:
+        """Whether training at this rate of dropping shows the network the null condition."""
+        return self.can_be_dropped and rate > 0
+
+    def drop(self, key: OneKey, cond: Any, rate: Rate) -> Any:
         """Replaces the condition of random examples by the null condition, for guidance.
 
         Each example is dropped independently and as a whole. Ho & Salimans 2022
