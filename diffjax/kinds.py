@@ -139,7 +139,7 @@ def _group_complaint(name: str, value: Any, declared: Any) -> str | None:
 
 def _mapping_complaint(name: str, value: Any, inner: Any) -> str | None:
     if not hasattr(value, "keys"):
-        return _must(name, value, "be a group of values by name")
+        return _class_complaint(name, value, Mapping)
     found = (complaint(f"{name}.{key}", value[key], inner) for key in value)
     return next(filter(None, found), None)
 

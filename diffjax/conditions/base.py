@@ -106,6 +106,19 @@ class Condition:
             f"{given[0]!r}: give its arrays"
         )
 
+    def of(self, given: Any) -> Any:
+        """The condition that a user gives: a list of what `parse` takes, or ready arrays.
+
+        Raises:
+            UserError: `parse` can't read it, or the arrays are not such a condition.
+        """
+        if isinstance(given, list | tuple) and not hasattr(given, "_fields"):
+            return self.parse(given) if len(given) else jax.tree.map(np.asarray, self.null(0))
+        self.check(given)
+        return jax.tree.map(
+            lambda leaf, right: np.asarray(leaf, right.dtype), given, self.abstract(len_of(given))
+        )
+
     def in_turn(self, n: int, most: int | None = None) -> Any:
         """n conditions that show all there are in turn; None where they can't be listed.
 
@@ -132,21 +145,47 @@ class Condition:
         Raises:
             UserError: the first that differs, with the shape that is needed.
         """
+        n, this = len_of(cond), f"this model is conditioned on {self.describe()}"
         leaves = jax.tree.leaves(cond)
-        n = len(leaves[0]) if leaves and np.ndim(leaves[0]) else 0
+        n = n if all(map(np.ndim, leaves)) else 1
         needed = self.abstract(n)
         if jax.tree.structure(cond) != jax.tree.structure(needed):
             raise UserError(
-                f"this model is conditioned on {self.describe()}; its condition is a "
-                f"{jax.tree.structure(needed)}, not a {jax.tree.structure(cond)}"
+                f"{this}; its condition has the shapes {_shapes_of(self.abstract(n or 1))}, not "
+                f"{_shapes_of(cond)}"
             )
         for leaf, right in zip(leaves, jax.tree.leaves(needed), strict=True):
             if np.shape(leaf) != right.shape:
                 raise UserError(
-                    f"this model is conditioned on {self.describe()}: {n} samples need an array "
-                    f"of shape {right.shape}, not {np.shape(leaf)}"
+                    f"{this}: {n} samples need an array of shape {right.shape}, not "
+                    f"{np.shape(leaf)}"
                 )
+            kind = np.asarray(leaf).dtype
+            if not np.can_cast(kind, right.dtype, "same_kind"):
+                raise UserError(f"{this}: an array is of {kind}, and should be of {right.dtype}")
+            if not np.isfinite(leaf).all():
+                raise UserError(f"{this}: an array has values that are not finite")
 
     def describe(self) -> str:
         """What it is, in a few words, for reports and errors."""
         raise NotImplementedError
+
+
+def len_of(cond: Any) -> int:
+    """The number of examples in a condition; 0 of what is none."""
+    leaves = jax.tree.leaves(cond)
+    return len(leaves[0]) if leaves and np.ndim(leaves[0]) else 0
+
+
+def _shapes_of(tree: Any) -> str:
+    """The shapes of a tree's arrays in its own structure, as `{'digit': (2,)}`."""
+    shapes = [" ".join(str(np.shape(leaf)).split()) for leaf in jax.tree.leaves(tree)]
+    written = repr(jax.tree.structure(tree).unflatten([_Written(text) for text in shapes]))
+    return " ".join(written.split()) if shapes else repr(tree)
+
+
+class _Written(str):
+    """A text whose `repr` has no quotes."""
+
+    def __repr__(self) -> str:
+        return str(self)
