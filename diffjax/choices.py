@@ -249,7 +249,8 @@ GUIDANCE: Table = MappingProxyType(
     }
 )
 # The second prediction, from which guidance leads away; some take an argument: label:3 and
-# prompt:TEXT are what the model's condition parses.
+# prompt:TEXT are what the model's condition parses. Weights may have a condition of their own, as
+# weights:runs/small+null.
 AGAINST: Table = MappingProxyType(
     {
         "null": spec(guidance.NullCondition),

@@ -56,7 +56,7 @@ def trace(arguments="", **changes):
         setup.optimizer,
         num_steps=config.num_steps,
         averages=Averages.of(config),
-        label_dropout=0.1,
+        condition_dropout=0.1,
         condition=setup.wired.condition,
         nonfinite=NonFinite(skip_in_a_row=2),
         accumulation_steps=setup.accumulation_steps,
