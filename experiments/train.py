@@ -28,7 +28,8 @@ from diffjax.errors import UserError
 from diffjax.evaluation.tables import measure, percent
 from diffjax.host.processes import is_first
 from diffjax.host.run_files import read_json
-from diffjax.loop.loop import initial_weights, prepared, train
+from diffjax.loop.begin import initial_weights
+from diffjax.loop.loop import prepared, train
 from diffjax.loop.profile import Profile
 from diffjax.runs import workdirs
 from diffjax.runs.extension import planned

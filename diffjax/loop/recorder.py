@@ -12,6 +12,7 @@ from diffjax.data import DataSet
 from diffjax.host.processes import is_first
 from diffjax.loop.logging import JSONLWriter, ProgressBar, TensorBoardWriter, Writer, join
 from diffjax.loop.pending_metrics import MetricsWindow
+from diffjax.loop.training import Training
 from diffjax.reports.pictures import (
     columns_by_class,
     most_classes,
@@ -36,26 +37,15 @@ class Recorder:
     """What a run leaves in its folder while it trains: lines, pictures and checkpoints.
 
     Args:
-        setup: of the run.
-        dataset: what it trains on.
+        training: the run.
         start: the meta of the checkpoint that it goes on from.
-        checkpoints: where states go.
-        workdir: where the rest goes.
         bar: whether the terminal shows how far it is.
     """
 
-    def __init__(
-        self,
-        setup: Setup,
-        dataset: DataSet,
-        start: Mapping[str, Any],
-        checkpoints: Checkpoints,
-        workdir: Path,
-        *,
-        bar: bool = True,
-    ):
+    def __init__(self, training: Training, start: Mapping[str, Any], *, bar: bool = True):
+        setup, dataset, workdir = training.setup, training.dataset, training.workdir
         self._config = config = setup.config
-        self._checkpoints = checkpoints
+        self._checkpoints = checkpoints = training.checkpoints
         self._draw_grid = grid_drawer(setup, dataset, workdir)
         self._writer = join(open_writers(workdir, config.num_steps, start["step"], bar=bar))
         skip_in_a_row = setup.nonfinite.skip_in_a_row
