@@ -249,8 +249,17 @@ Configs (--config=configs/NAME.py): {", ".join(cli.config_names())}
 Arguments after the colon, comma-separated:
   objective=  {", ".join(choices.OBJECTIVES)}
   model=      dit, unet; configs may offer more
-{cli.describe_tables({**choices.AXES, "wrappers": choices.WRAPPERS, **choices.TRAINING_AXES})}
-Wrappers are joined by +, the innermost first.
+{
+    cli.describe_tables(
+        {
+            **choices.AXES,
+            "wrappers": choices.WRAPPERS,
+            **choices.TRAINING_AXES,
+            "evaluators": choices.EVALUATORS,
+        }
+    )
+}
+Wrappers are joined by +, the innermost first, and so are evaluators.
 Solvers, for experiments.sample and experiments.evaluate (their --help describes them):
   {", ".join(choices.SOLVERS)}"""
 

@@ -3,10 +3,9 @@
 import logging
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack, closing
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +30,7 @@ from diffjax.host.storage import make_writable, translate_storage_errors
 from diffjax.host.watchdog import Watchdog, watched
 from diffjax.loop.begin import initial_weights, restore_or_init
 from diffjax.loop.compiled_step import train_flops
+from diffjax.loop.evaluations import Evaluations, check_evaluators
 from diffjax.loop.loop import evaluate_once, page
 from diffjax.loop.pending_metrics import NonFiniteLoss
 from diffjax.loop.recorder import Recorder
@@ -48,7 +48,6 @@ from diffjax.runs.workdirs import (
     record_run,
 )
 from diffjax.spec import build
-from diffjax.training.state import TrainState
 
 __all__ = ["MembersFailed", "apart", "groups", "train_together"]
 
@@ -140,6 +139,7 @@ def train_together(
     for setup in setups:
         check_pairs(setup, dataset)
         check_evaluation(setup, dataset)
+        check_evaluators(setup, dataset)
     for setup, folder in zip(setups, folders, strict=True):
         initial_weights(setup, folder)
 
@@ -262,6 +262,11 @@ def _train(group: Sequence[Member], begun: Callable[[int], None]) -> None:
     recorders = [
         Recorder(member.training, member.start, bar=i == 0) for i, member in enumerate(group)
     ]
+    evaluations = [Evaluations(member.training, start_step) for member in group]
+
+    def going() -> list[tuple[int, Member, Recorder]]:
+        each = enumerate(zip(group, recorders, strict=True))
+        return [(i, member, recorder) for i, (member, recorder) in each if not member.failure]
 
     began = time.perf_counter()
     try:
@@ -271,43 +276,45 @@ def _train(group: Sequence[Member], begun: Callable[[int], None]) -> None:
         with prefetched(member_batches(members, training.dataset, start_step)) as stream:
             for step in range(start_step + 1, num_steps + 1):
                 begun(step)
+                try:
+                    for i, member, recorder in going():
+                        if evaluations[i].due(step - 1):
+                            state = state_of(states, i)
+                            with _failing(member), recorder.aside(state):
+                                evaluations[i].make(state, recorder.writer, begun)
+                except Interrupted:
+                    for i, member, recorder in going():
+                        with _failing(member):
+                            recorder.save(state_of(states, i))
+                    raise
                 states, metrics = take_step(states, next(stream))
                 stop = training.should_stop() and step < num_steps
-                for i, (member, recorder) in enumerate(zip(group, recorders, strict=True)):
-                    if not member.failure:
-                        state = partial(state_of, states, i)
-                        _record(member, recorder, step, metrics_of(metrics, i), state, stop)
-                if all(member.failure for member in group):
+                for i, member, recorder in going():
+                    with _failing(member):
+                        recorder.add(step, metrics_of(metrics, i))
+                        if recorder.due(step, stop):
+                            recorder.keep(step, state_of(states, i), stop)
+                if not going():
                     return
                 if stop:
-                    folders = ", ".join(
-                        str(member.workdir) for member in group if not member.failure
-                    )
+                    folders = ", ".join(str(member.workdir) for _, member, _ in going())
                     raise Interrupted(
                         f"stopped at step {step} of {num_steps} and saved in {folders}; "
                         "run the same command to resume"
                     )
     finally:
-        for recorder in recorders:
-            recorder.close()
+        for each in (*recorders, *evaluations):
+            each.close()
         _share_seconds(group, train_seconds=time.perf_counter() - began)
     for i, member in enumerate(group):
         member.state = state_of(states, i)
 
 
-def _record(
-    member: Member,
-    recorder: Recorder,
-    step: int,
-    metrics: Mapping[str, Any],
-    state: Callable[[], TrainState],
-    stop: bool,
-) -> None:
-    """Records one member's metrics and state; marks it as failed if its loss is not finite."""
+@contextmanager
+def _failing(member: Member) -> Iterator[None]:
+    """Marks a member as failed if its loss is not finite; the others go on."""
     try:
-        recorder.add(step, metrics)
-        if recorder.due(step, stop):
-            recorder.keep(step, state(), stop)
+        yield
     except NonFiniteLoss as error:
         member.failure = str(error)
         _LOG.warning("%s stopped training: %s", member.workdir, error)

@@ -21,9 +21,11 @@ from diffjax.host.watchdog import Watchdog, watched
 from diffjax.loop.begin import Begin, initial_weights, restore_or_init
 from diffjax.loop.compiled_step import compile_train_step, train_flops
 from diffjax.loop.device_batches import device_batches
+from diffjax.loop.evaluations import Evaluations, check_evaluators
+from diffjax.loop.logging import join
 from diffjax.loop.pending_metrics import NonFiniteLoss
 from diffjax.loop.profile import Profile, profiled
-from diffjax.loop.recorder import Recorder
+from diffjax.loop.recorder import Recorder, open_writers
 from diffjax.loop.rollback import Rollbacks, roll_back
 from diffjax.loop.training import Training, checkpoints_of
 from diffjax.runs import workdirs
@@ -122,6 +124,7 @@ def prepared(config: ConfigDict) -> tuple[Setup, DataSet]:
     setup = set_up(config, dataset.image_shape, dataset.condition)
     check_pairs(setup, dataset)
     check_evaluation(setup, dataset)
+    check_evaluators(setup, dataset)
     find_teacher(setup)
     return setup, dataset
 
@@ -129,7 +132,7 @@ def prepared(config: ConfigDict) -> tuple[Setup, DataSet]:
 def train_and_evaluate(training: Training, begin: Begin = Begin()) -> TrainState:
     """The loop: all steps that a run lacks, then the evaluation of the last one.
 
-    It never waits for the devices, but where the recorder does.
+    It never waits for the devices, but where recorder and evaluators do.
 
     Returns:
         The state after the last step.
@@ -181,6 +184,8 @@ def train_and_evaluate(training: Training, begin: Begin = Begin()) -> TrainState
                     recorder = Recorder(training, start)
                     stack.enter_context(workdirs.timed(workdir, "train_seconds"))
                     stack.enter_context(closing(recorder))
+                    evaluations = Evaluations(training, start["step"])
+                    stack.enter_context(closing(evaluations))
                     # A folder that can't hold a checkpoint shows now, not after an hour.
                     recorder.save(state)
                     train_step = stack.enter_context(
@@ -189,6 +194,10 @@ def train_and_evaluate(training: Training, begin: Begin = Begin()) -> TrainState
 
                     for step in range(start["step"] + 1, config.num_steps + 1):
                         begun(step)
+                        # Those of the step before, so that none are lost where a run stops there.
+                        if evaluations.due(step - 1):
+                            with recorder.aside(state):
+                                evaluations.make(state, recorder.writer, begun)
                         try:
                             batch = next(batches)
                         except UserError:
@@ -223,11 +232,15 @@ def train_and_evaluate(training: Training, begin: Begin = Begin()) -> TrainState
 
 
 def evaluate_once(training: Training, state: TrainState, begun: Any = lambda batch: None) -> None:
-    """The evaluation of the last step, unless there is one."""
+    """The evaluators' metrics and the evaluation of the last step, unless they are there."""
+    workdir, last = training.workdir, training.setup.config.num_steps
+    with closing(Evaluations(training, last)) as evaluations:
+        if evaluations.due(last):
+            with closing(join(open_writers(workdir, last, last, bar=False))) as writer:
+                evaluations.make(state, writer, begun)
     # One made beside the training, by experiments.evaluate, is of an earlier step.
-    evaluated = (read_json(training.workdir / workdirs.EVALUATION) or {}).get("step")
-    if evaluated != training.setup.config.num_steps:
-        run = Run(training.setup, state, training.workdir)
+    if (read_json(workdir / workdirs.EVALUATION) or {}).get("step") != last:
+        run = Run(training.setup, state, workdir)
         measure(run, training.dataset, should_stop=training.should_stop, begun=begun)
 
 

@@ -1,14 +1,19 @@
 """What one training works on and with, in one value."""
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from diffjax.data import DataSet
 from diffjax.host.watchdog import Watchdog
 from diffjax.loop.profile import Profile
 from diffjax.runs.checkpoints import Checkpoints
+from diffjax.runs.evaluators import Evaluator, evaluators_of
 from diffjax.runs.setup import Setup
+from diffjax.spec import to_json
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,6 +39,17 @@ class Training:
     watchdog: Watchdog = Watchdog()
     profile: Profile = Profile()
     command: str = ""
+
+    @cached_property
+    def evaluators(self) -> dict[str, Evaluator]:
+        """The evaluators of the config by name; one object for the whole training."""
+        return evaluators_of(self.setup.config)
+
+    @cached_property
+    def meta(self) -> dict[str, Any]:
+        """What is stored beside each state."""
+        config = json.loads(to_json(self.setup.config))
+        return {"config": config, "data_sha256": self.dataset.train.fingerprint()}
 
 
 def checkpoints_of(setup: Setup, workdir: Path) -> Checkpoints:

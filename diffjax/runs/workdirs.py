@@ -39,7 +39,7 @@ SKIPPED = "skipped.jsonl"
 _FOLDERS = ("checkpoints", "samples", "tensorboard")
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 # What `record` puts into run.json for good.
-_KEPT = ("init_from", "teacher", "changes")
+_KEPT = ("init_from", "teacher", "changes", "best")
 _PLACE = ("mesh", "sharding_rules")
 _DATA_PLACE = "path"
 
