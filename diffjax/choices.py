@@ -278,6 +278,14 @@ SCHEDULES: Table = MappingProxyType(
         "inverse_sqrt": spec(rates.InverseSqrt),
     }
 )
+# Metrics during training; several are joined by "+". The rows are locations, `module:class`: these
+# classes load runs, and so import this module.
+EVALUATORS: Mapping[str, str] = MappingProxyType(
+    {
+        "samples": "diffjax.runs.evaluators:Samples",
+        "validation": "diffjax.runs.evaluators:Validation",
+    }
+)
 # Schedules that come with an optimizer; with others a config keeps its own.
 SCHEDULES_OF_OPTIMIZERS: Mapping[str, str] = MappingProxyType({"schedule_free": "constant"})
 # Small networks for images of 8×8 and of 28×28 pixels.

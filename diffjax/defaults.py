@@ -75,6 +75,7 @@ def experiment(
         guidance=lookup.guidance_called("cfg"),
         against=lookup.against_called("null"),
     )
+    config.best_by = ""  # the best checkpoint is kept by this metric, as "samples/accuracy"
     config.log_every_steps = 100
     config.snapshot_every_steps = 1_000  # of the averages in ema_lengths
     config.sample_every_steps = 1_000

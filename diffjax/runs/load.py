@@ -32,6 +32,8 @@ from diffjax.training.sharding import AXES, make_mesh
 from diffjax.training.state import LIVE, TrainState
 from diffjax.training.subset import merged
 
+BEST = "best"
+"""The folder of a run's best checkpoint by `config.best_by`, and its name for `load`."""
 _LARGEST = 2**31 - 1  # without 64-bit numbers JAX takes the seeds 1 and 2³² + 1 for one
 
 
@@ -348,6 +350,7 @@ def load(
     workdir: str | Path,
     mesh: Mesh | None = None,
     *,
+    step: int | str | None = None,
     weights: str | None = None,
     allowed_packages: tuple[str, ...] = ("diffjax",),
 ) -> Run:
@@ -364,16 +367,22 @@ def load(
         workdir: the run's folder.
         mesh: from `diffjax.training.sharding.make_mesh`; by default all devices split the batch.
             A network that is too large for one is split by `make_mesh(data=1, fsdp=-1)`.
+        step: of another checkpoint, or "best": the one that is best by `config.best_by`.
         weights: `live` or the name of an average, in the place of `config.weights`; also of one
             that `experiments.average` made.
         allowed_packages: whose callables the saved config may name.
 
     Raises:
-        UserError: no run there, no checkpoint that can be read, no such weights, or a mesh with
-            other axes.
+        UserError: no run there, no such checkpoint or none that can be read, no such weights, or a
+            mesh with other axes.
     """
     check_arguments(
-        load, workdir=workdir, mesh=mesh, weights=weights, allowed_packages=allowed_packages
+        load,
+        workdir=workdir,
+        mesh=mesh,
+        step=step,
+        weights=weights,
+        allowed_packages=allowed_packages,
     )
     if mesh is not None and mesh.axis_names != AXES:
         raise UserError(
@@ -396,15 +405,33 @@ def load(
     if weights:
         with config.unlocked():
             config.weights = weights
-    folder = workdir / "checkpoints"
-    if not folder.is_dir():
-        raise UserError(f"{workdir} has no checkpoint yet: train it first")
-    with closing(Checkpoints(folder, read_only=True)) as kept, workdirs.version_told(workdir):
-        restored = kept.restore(wanted, set_damaged_aside=False)
-    if restored is None:
-        raise UserError(f"{workdir} has no checkpoint yet: train it first")
-    state, meta = restored
+    with workdirs.version_told(workdir):
+        folder, state, meta = _restored(workdir, step, wanted)
     known = {} if post_hoc else {name: state.weights(name)}
     saved = Saved(folder, meta["step"], setup.abstract, known)
     saved.weights(name)
     return Run(setup, saved, workdir)
+
+
+def _restored(
+    workdir: Path, step: int | str | None, wanted: TrainState
+) -> tuple[Path, TrainState, dict[str, Any]]:
+    """The folder, the state and the meta of a checkpoint: a chosen one, the best or the newest."""
+    if isinstance(step, str) and step != BEST:
+        raise UserError(f"step={step!r}: it is the number of a step, or {BEST!r}")
+    folder = workdir / (BEST if step == BEST else "checkpoints")
+    if folder.is_dir():
+        with closing(Checkpoints(folder, read_only=True)) as kept:
+            if isinstance(step, int):
+                if step not in kept.steps():
+                    there = ", ".join(map(str, kept.steps())) or "none"
+                    raise UserError(
+                        f"{workdir} has no checkpoint of step {step}: there are {there}"
+                    )
+                return folder, *kept.read(step, wanted)
+            restored = kept.restore(wanted, set_damaged_aside=False)
+        if restored is not None:
+            return folder, *restored
+    if step == BEST:
+        raise UserError(f"{workdir} has no best checkpoint: train it with config.best_by")
+    raise UserError(f"{workdir} has no checkpoint yet: train it first")
