@@ -248,7 +248,8 @@ GUIDANCE: Table = MappingProxyType(
     }
 )
 # The second prediction, from which guidance leads away; some take an argument: label:3 and
-# prompt:TEXT are what the model's condition parses.
+# prompt:TEXT are what the model's condition parses. Weights may have a condition of their own, as
+# weights:runs/small+null.
 AGAINST: Table = MappingProxyType(
     {
         "null": spec(guidance.NullCondition),
@@ -274,6 +275,14 @@ SCHEDULES: Table = MappingProxyType(
         "constant": spec(rates.Constant),
         "cosine": spec(rates.Cosine),
         "inverse_sqrt": spec(rates.InverseSqrt),
+    }
+)
+# Metrics during training; several are joined by "+". The rows are locations, `module:class`: these
+# classes load runs, and so import this module.
+EVALUATORS: Mapping[str, str] = MappingProxyType(
+    {
+        "samples": "diffjax.runs.evaluators:Samples",
+        "validation": "diffjax.runs.evaluators:Validation",
     }
 )
 # Schedules that come with an optimizer; with others a config keeps its own.

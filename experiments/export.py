@@ -27,6 +27,7 @@ from experiments import cli
 
 FLAGS = flags.FlagValues()
 flags.DEFINE_string("workdir", None, "folder of the run", flag_values=FLAGS)
+cli.define_step(FLAGS)
 flags.DEFINE_string("out", None, "the file to write", flag_values=FLAGS)
 flags.DEFINE_enum(
     "input", "seed", ["seed", "noise"], "input of the sampler besides the labels",
@@ -59,7 +60,7 @@ def main(args: SimpleNamespace) -> None:
     if not args.platforms:
         raise UserError(f"--platforms= is empty: choose from {','.join(PLATFORMS)}")
     allowed = ("diffjax", *args.allowed_packages)
-    run = diffjax.load(args.workdir, weights=args.weights, allowed_packages=allowed)
+    run = diffjax.load(args.workdir, step=args.step, weights=args.weights, allowed_packages=allowed)
     guided = Guided(args.guidance_scale, args.guidance, args.against)
     named = named_recipe(run, args.solver, args.grid, args.num_steps, guided)
     recipe, wired = named.recipe, run.setup.wired

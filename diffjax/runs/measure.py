@@ -138,16 +138,7 @@ def measure(
             )
         beat()
 
-    references = [
-        metrics.reference(
-            dataset,
-            _telling(beat, extractor),
-            folder=cached_arrays.FOLDER,
-            sharding=local_rows(),
-            shared=jax.process_count() > 1,
-        )
-        for extractor in wanted.extractors or own
-    ]
+    references = [reference_of(dataset, extractor, beat) for extractor in wanted.extractors or own]
     num_samples = wanted.num_samples or settings.num_samples
     shares = label_shares(mix, run.setup.wired, dataset, references[0].class_counts)
     labels = proportional_labels(num_samples, shares)
@@ -285,7 +276,20 @@ def add_likelihood(workdir: Path, result: Mapping[str, Any]) -> None:
     write_json(path, (read_json(path) or {}) | {name: result})
 
 
-def _telling(beat: Callable[[], None], extractor: Extractor) -> Extractor:
+def reference_of(
+    dataset: DataSet, extractor: Extractor, beat: Callable[[], None]
+) -> metrics.Reference:
+    """The real images that a run's samples are compared with; `beat` is called at each batch."""
+    return metrics.reference(
+        dataset,
+        telling(beat, extractor),
+        folder=cached_arrays.FOLDER,
+        sharding=local_rows(),
+        shared=jax.process_count() > 1,
+    )
+
+
+def telling(beat: Callable[[], None], extractor: Extractor) -> Extractor:
     """The same extractor, which tells of each batch: a reference alone may take an hour."""
 
     def prepare(images: np.ndarray) -> np.ndarray:

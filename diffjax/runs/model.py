@@ -48,6 +48,8 @@ class Request:
             model of classes.
         seed: of the noise.
         source: `[n, h, w, c]`, what each sample is made from, encoded; None where that is noise.
+        negative: what guidance leads each sample away from, n rows as `condition`; for recipes
+            against `NegativeCondition`.
         rows: `[n]`, the samples' numbers, 0, 1, … by default. Sample i depends on the seed, its
             number, its condition and its source, and not on the other samples.
 
@@ -61,10 +63,12 @@ class Request:
     seed: int = 0
     source: np.ndarray | None = None
     rows: np.ndarray = None  # pyright: ignore[reportAssignmentType]
+    negative: Any = None
 
     def __post_init__(self):
         condition = jax.tree.map(np.asarray, self.condition)
         object.__setattr__(self, "condition", condition)
+        object.__setattr__(self, "negative", jax.tree.map(np.asarray, self.negative))
         if self.source is not None:
             object.__setattr__(self, "source", np.asarray(self.source, np.float32))
         if self.rows is None:
@@ -76,8 +80,9 @@ class Request:
     def only(self, places: np.ndarray) -> "Request":
         """The samples at these places, `[m]`, with the numbers that they have here."""
         source = None if self.source is None else self.source[places]
-        condition = jax.tree.map(lambda leaf: leaf[places], self.condition)
-        return Request(condition, self.seed, source, self.rows[places])
+        both = (self.condition, self.negative)
+        condition, negative = jax.tree.map(lambda leaf: leaf[places], both)
+        return Request(condition, self.seed, source, self.rows[places], negative)
 
     def batches(self, n: int) -> Iterator["Request"]:
         """All samples, n at a time; the last batch may have fewer."""
@@ -160,6 +165,7 @@ class _Rows(NamedTuple):
     keys: Array
     condition: Any
     source: Any
+    negative: Any = None
 
 
 def _no_others(name: str) -> "Model":
@@ -236,7 +242,16 @@ class Model:
             UserError: there are no such weights, or their model does not suit this one.
         """
         name = recipe.against.weights if recipe.calls > 1 else ""
-        return self.find(name) if name else None
+        if not name:
+            return None
+        weaker = self.find(name)
+        null_is_trained = weaker.wired.condition.null_is_trained(weaker.wired.condition_dropout)
+        if recipe.against.needs_null and not null_is_trained:
+            raise UserError(
+                f"guidance against {name} without the condition: it has none to leave out, or "
+                "was trained with condition_dropout=0"
+            )
+        return weaker
 
     def predict(self, source: Array | None = None) -> Predict:
         """The network as a function, without guidance.
@@ -440,10 +455,14 @@ class Model:
     def _check(self, recipe: Recipe, request: Request) -> None:
         check_recipe(recipe, self.wired)
         self.wired.condition.check(request.condition)
+        if request.negative is not None:
+            self.wired.condition.check(request.negative)
         _check_source(request, self.wired)
 
 
 def _draw(wired: Wired, plan: _Plan, weights: _Weights, times: Array, rows: _Rows) -> Any:
+    if rows.negative is not None:
+        weights = weights._replace(other=rows.negative)
     return draw(
         _guided(wired, plan, weights, rows.source),
         wired.path,
@@ -466,7 +485,8 @@ def _guided(wired: Wired, plan: _Plan, weights: _Weights, source: Array | None) 
 
 
 def _rows(request: Request) -> _Rows:
-    return _Rows(sample_keys(request.seed, request.rows), request.condition, request.source)
+    keys = sample_keys(request.seed, request.rows)
+    return _Rows(keys, request.condition, request.source, request.negative)
 
 
 def full_batch(batch_size: int, mesh: Mesh) -> int:

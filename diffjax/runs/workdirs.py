@@ -6,6 +6,7 @@ import logging
 import os
 import platform
 import subprocess
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -39,7 +40,7 @@ SKIPPED = "skipped.jsonl"
 _FOLDERS = ("checkpoints", "samples", "tensorboard")
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 # What `record` puts into run.json for good.
-_KEPT = ("init_from", "teacher", "changes")
+_KEPT = ("init_from", "teacher", "changes", "best")
 _PLACE = ("mesh", "sharding_rules")
 _DATA_PLACE = "path"
 
@@ -334,6 +335,16 @@ def add_seconds(workdir: Path, **seconds: float) -> None:
             for name, value in seconds.items()
         },
     )
+
+
+@contextmanager
+def timed(workdir: Path, name: str) -> Iterator[None]:
+    """Adds the seconds of the block to a time in `run.json`, as `add_seconds`."""
+    began = time.perf_counter()
+    try:
+        yield
+    finally:
+        add_seconds(workdir, **{name: time.perf_counter() - began})
 
 
 def record(workdir: Path, **facts: Any) -> None:
