@@ -168,12 +168,9 @@ def describe(setup: Setup, dataset: DataSet, workdir: Path, *, extend: bool | st
     epochs = config.num_steps * config.batch_size / len(dataset.train)
     num_trained = sum(leaf.size for leaf in jax.tree.leaves(setup.abstract.params))
     trains = f", {num_trained:,} trained" if num_trained < wired.num_params else ""
-    shape, latent = (
-        "x".join(map(str, each)) for each in (dataset.picture_shape, dataset.image_shape)
-    )
-    encoded = "" if dataset.codec.pixels else f" as latents of {latent} ({dataset.codec.name})"
+    images = dataset.codec.describe(dataset.image_shape)
     rows = {
-        "data": f"{dataset.name}: {len(dataset.train):,} images of {shape}{encoded}, "
+        "data": f"{dataset.name}: {len(dataset.train):,} {images}, "
         f"{dataset.condition.describe()}; {len(dataset.test):,} for testing; "
         f"{'all' if num_read == num_images else f'{num_read:,}'} were read",
         "network": f"{type(wired.network).__name__}, {wired.num_params:,} parameters{trains}",

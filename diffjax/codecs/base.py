@@ -82,6 +82,20 @@ class Codec:
         """What provenance states of it."""
         return {"codec": self.name, "codec_sha256": self.sha256}
 
+    def describe(self, latent_shape: Shape) -> str:
+        """The images of latents of a shape, in a few words.
+
+        Example:
+            >>> from diffjax.codecs import SpaceToDepth
+            >>> Identity().describe((8, 8, 1)), SpaceToDepth(2).describe((4, 4, 4))
+            ('images of 8x8x1', 'images of 8x8x1 as latents of 4x4x4 (space_to_depth:2)')
+        """
+        images, latents = (
+            "x".join(map(str, shape)) for shape in (self.image_shape(latent_shape), latent_shape)
+        )
+        encoded = "" if self.pixels else f" as latents of {latents} ({self.name})"
+        return f"images of {images}{encoded}"
+
     def record(self, folder: str | Path) -> None:
         """Writes the name and hash into `codec.json`, beside latents that it encoded."""
         write_json(Path(folder) / RECORD, {"name": self.name, "sha256": self.sha256})

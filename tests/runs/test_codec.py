@@ -80,7 +80,7 @@ def run(folder):
 
 def test_samples_are_decoded_latents(run):
     assert run.setup.codec == Scaled(CODEC, SCALE)
-    assert run.setup.wired.image_shape == (4, 4, 4)
+    assert "images of 8x8x1 as latents of 4x4x4 (space_to_depth:2)" in repr(run)
     request = Request(np.arange(5), seed=3)
     found = run.model().sample_latents(run.recipe, request)
     squares = found.reshape(5, 4, 4, 2, 2, 1).transpose(0, 1, 3, 2, 4, 5) / SCALE
