@@ -19,7 +19,7 @@ from absl import flags
 import diffjax
 from diffjax import choices
 from diffjax.errors import UserError
-from diffjax.evaluation.tables import measure as written
+from diffjax.evaluation.tables import three_digits as written
 from diffjax.host.files import write_json
 from diffjax.runs.found_grids import FOUND, Search, grid_file, prepare
 from diffjax.runs.load import Run

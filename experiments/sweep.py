@@ -34,9 +34,9 @@ from diffjax.host.interrupts import Interrupted, stop_signals
 from diffjax.host.run_files import read_json
 from diffjax.reports.sweep_page import write_sweep_report
 from diffjax.reports.sweep_text import quality_markdown, verdict_markdown
-from diffjax.sweeps.cells import finished, planned, together, train_cells
+from diffjax.sweeps.cells import finished, grouped_cells, plan_cells, train_cells
 from diffjax.sweeps.engines import ENGINES, parse_options
-from diffjax.sweeps.live import Live, read_plan, rows, table
+from diffjax.sweeps.live import Live, progress_table, read_plan, rows
 from diffjax.sweeps.run import run_workers
 from diffjax.sweeps.sweep import STEPS, Cell, Cost, Sweep
 from diffjax.sweeps.worker import in_subprocess, units, work
@@ -90,7 +90,7 @@ def main(args: SimpleNamespace) -> int:
         cli.require(args, "sweep")
     workdir = Path(args.workdir or Path("runs") / "sweeps" / Path(args.sweep).stem)
     if args.status:
-        print(table(rows(workdir)))
+        print(progress_table(rows(workdir)))
         return 0
     cli.require(args, "sweep")
     sweep = config_files.returned_by(args.sweep, "get_sweep", Sweep)
@@ -135,7 +135,7 @@ def main(args: SimpleNamespace) -> int:
 def checked(
     sweep: Sweep, most: int
 ) -> tuple[list[Cell], dict[str, Cost], dict[str, str], list[list[str]]]:
-    """The results of `planned` and `together`, computed in a subprocess.
+    """The results of `plan_cells` and `grouped_cells`, computed in a subprocess.
 
     Building networks occupies the accelerator until the process ends, and trainings need it.
     """
@@ -143,8 +143,8 @@ def checked(
     # Only the parent process handles Ctrl-C.
     ignored = (signal.SIGINT, signal.SIG_IGN)
     with ProcessPoolExecutor(1, spawn, signal.signal, ignored) as pool:
-        cells, costs, left_out = pool.submit(planned, sweep).result()
-        return cells, costs, left_out, pool.submit(together, cells, most).result()
+        cells, costs, left_out = pool.submit(plan_cells, sweep).result()
+        return cells, costs, left_out, pool.submit(grouped_cells, cells, most).result()
 
 
 def overrides(texts: Sequence[str], sweep: Sweep) -> dict[str, str]:

@@ -22,7 +22,7 @@ from diffjax.data.sources import (
 )
 from diffjax.errors import UserError
 from diffjax.host.files import place_of
-from diffjax.kinds import AtLeastOne, Interval, NotNegative
+from diffjax.kinds import AtLeastOne, NotNegative, Range
 
 _SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 # Below Pillow's own limit, which only warns; a file of a few kilobytes can decode to gigapixels.
@@ -40,7 +40,7 @@ BACKGROUND = "white"
 def image_folder(
     path: str = "data/images",
     image_size: AtLeastOne[int] = 64,
-    channels: Annotated[int, Interval("[1, 3]")] = 3,
+    channels: Annotated[int, Range("[1, 3]")] = 3,
     test_fraction: TestFraction = 0.1,
     split_seed: SplitSeed = 0,
     max_damaged: NotNegative[int] = 0,

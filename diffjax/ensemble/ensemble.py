@@ -14,7 +14,7 @@ import jax
 from ml_collections import ConfigDict
 
 from diffjax.data import DataSet
-from diffjax.ensemble.grouping import apart, groups
+from diffjax.ensemble.grouping import incompatibility
 from diffjax.ensemble.members import (
     compile_steps,
     member_batches,
@@ -52,8 +52,6 @@ from diffjax.runs.workdirs import (
 )
 from diffjax.spec import build
 from diffjax.training.state import TrainState
-
-__all__ = ["MembersFailed", "apart", "groups", "train_together"]
 
 _LOG = logging.getLogger("diffjax")
 
@@ -110,7 +108,7 @@ def train_together(
     step, members at different steps train separately.
 
     Args:
-        configs: resolved configs; `apart` explains in what they may differ.
+        configs: resolved configs; `incompatibility` explains in what they may differ.
         workdirs: one folder for each member.
         commands: for each member, the command that repeats it, for its report.
         watchdog: time limits of a hang, as in `train`; stacks are written to the first folder.
@@ -170,7 +168,7 @@ def _check(configs: Sequence[ConfigDict], folders: Sequence[Path], commands: Seq
         raise UserError("two members of an ensemble have the same folder: use a folder for each")
     if jax.process_count() > 1:
         raise UserError("an ensemble trains in one process: use experiments.train on several hosts")
-    reason = apart(configs)
+    reason = incompatibility(configs)
     if reason:
         raise UserError(
             f"these configs can't train as one program ({reason}): train them separately"

@@ -37,7 +37,7 @@ Draw = Callable[[NamedRecipe], tuple[np.ndarray | Batches, int]]
 
 
 @dataclass(frozen=True)
-class Evaluation:
+class EvaluationResult:
     """The result of `evaluate`.
 
     Attributes:
@@ -59,7 +59,7 @@ def evaluate(
     conditional: bool,
     others: Sequence[NamedRecipe] = (),
     report: Callable[[Mapping[str, Any]], None] = lambda row: None,
-) -> Evaluation:
+) -> EvaluationResult:
     """Computes all metrics for the main recipe, and accuracy and two distances for the others.
 
     All recipes have the same conditions, and those with one seed start from the same noise.
@@ -111,7 +111,7 @@ def evaluate(
         "seconds": time.perf_counter() - began,
         "by_nfe": rows,
     }
-    return Evaluation(summary, samples)
+    return EvaluationResult(summary, samples)
 
 
 def _measure(

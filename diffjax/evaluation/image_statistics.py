@@ -60,7 +60,7 @@ class Batches:
 
 
 @dataclass(frozen=True)
-class Images:
+class ImageSet:
     """Images that are read on demand, so that they are never all in memory.
 
     Attributes:
@@ -72,20 +72,20 @@ class Images:
     take: Callable[[np.ndarray], np.ndarray]
 
     @classmethod
-    def of(cls, images: "np.ndarray | Images") -> "Images":
-        """Wraps an array; `Images` are returned unchanged.
+    def of(cls, images: "np.ndarray | ImageSet") -> "ImageSet":
+        """Wraps an array; an `ImageSet` is returned unchanged.
 
         Example:
-            >>> images = Images.of(np.zeros((1500, 8, 8, 1)))
+            >>> images = ImageSet.of(np.zeros((1500, 8, 8, 1)))
             >>> len(images), [len(batch) for batch in images.batches().batches]
             (1500, [1024, 476])
         """
-        if isinstance(images, Images):
+        if isinstance(images, ImageSet):
             return images
         return cls(images.shape, lambda rows: images[rows])
 
     @classmethod
-    def in_source(cls, source: Source, image_shape: tuple[int, ...], most: int) -> "Images":
+    def in_source(cls, source: Source, image_shape: tuple[int, ...], most: int) -> "ImageSet":
         """The images of a source; at most `most` of them, evenly spaced."""
         num = min(len(source), most)
         places = np.arange(num) * len(source) // max(num, 1)

@@ -11,7 +11,7 @@ from diffjax.evaluation.extrapolation import extrapolated_distance, fewest_sampl
 from diffjax.evaluation.image_statistics import CollectedStatistics
 from diffjax.evaluation.manifolds import manifold_scores
 from diffjax.evaluation.mixtures import mode_weights, sliced_wasserstein_to
-from diffjax.evaluation.neighbours import copied, memorisation, nearest
+from diffjax.evaluation.neighbours import copied, memorisation, nearest_neighbours
 from diffjax.evaluation.reference import Reference, thin
 from diffjax.evaluation.scores import inception_score
 
@@ -157,7 +157,7 @@ def neighbour_numbers(
     """
     some = thin(collected.images, reference.max_neighbour_images, reference.seed)
     train = reference.train_images
-    indices, distances = nearest(some, train, k=2)
+    indices, distances = nearest_neighbours(some, train, k=2)
     test_distances = reference.test_neighbours[1]
     by_cell = data_copying(
         some, train, reference.some_test_images, num_cells=_NUM_CELLS, seed=reference.seed

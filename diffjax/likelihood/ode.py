@@ -49,7 +49,7 @@ class LogLikelihood(NamedTuple):
     nfe: Array
 
 
-class Trace(Protocol):
+class TraceEstimator(Protocol):
     """A way to compute a divergence, the trace of a Jacobian `J`, from products `zᵀ·J·z`."""
 
     def probes(self, key: OneKey, shape: tuple[int, ...]) -> Float[Array, " probes *event"]:
@@ -114,7 +114,7 @@ class Integrate(Protocol):
         ...
 
 
-class Method(NamedTuple):
+class OneStepMethod(NamedTuple):
     """An explicit one-step method for ODEs.
 
     Attributes:
@@ -147,9 +147,9 @@ def _rk4(field: Field, t: Array, h: Array, y: State) -> State:
     return _ahead(y, (h / 6, k1), (h / 3, k2), (h / 3, k3), (h / 6, k4))
 
 
-HEUN = Method(_heun, nfe=2)
+HEUN = OneStepMethod(_heun, nfe=2)
 """Heun's method, of second order."""
-RK4 = Method(_rk4, nfe=4)
+RK4 = OneStepMethod(_rk4, nfe=4)
 """The classical Runge-Kutta method, of fourth order."""
 
 
@@ -178,7 +178,7 @@ class FixedSteps:
     """
 
     num_steps: int = 32
-    method: Method = RK4
+    method: OneStepMethod = RK4
     grid: Grid = field(default_factory=lambda: Power(exponent=2.0))
 
     def __call__(self, field: Field, path: Path, state: State) -> tuple[State, Array]:
@@ -245,7 +245,7 @@ def ode_log_likelihood(
     cond: Any = None,
     *,
     integrate: Integrate = FixedSteps(),
-    trace: Trace = Hutchinson(),
+    trace: TraceEstimator = Hutchinson(),
 ) -> LogLikelihood:
     """The log-density of data under the probability-flow ODE, in nats.
 

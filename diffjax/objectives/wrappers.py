@@ -9,7 +9,7 @@ from jax import Array
 from jax.tree_util import register_dataclass
 from jaxtyping import Float
 
-from diffjax.kinds import Decay, Interval, NotNegative, Positive
+from diffjax.kinds import Decay, NotNegative, Positive, Range
 from diffjax.objectives.base import Batch, Objective, Progress, Traits, check_others
 from diffjax.objectives.denoising import Denoising
 from diffjax.process.paths import Path, Scalar
@@ -160,7 +160,7 @@ class Adaptive(Wrapper):
 
     objective: Denoising
     power: Positive[Scalar] = 2.0
-    uniform_share: Annotated[Scalar, Interval("(0, 1]")] = 0.1
+    uniform_share: Annotated[Scalar, Range("(0, 1]")] = 0.1
     decay: Decay[Scalar] = 0.98
     num_bins: Positive[int] = field(default=32, metadata={"static": True})
 
@@ -224,7 +224,7 @@ class Contrastive(Wrapper):
     """
 
     objective: Denoising
-    scale: Annotated[Scalar, Interval("[0, 1)")] = 0.05
+    scale: Annotated[Scalar, Range("[0, 1)")] = 0.05
 
     def __call__(
         self,

@@ -14,7 +14,7 @@ from jax import Array
 from diffjax.compiling import jit
 from diffjax.data import Batch, DataSet, all_examples, eval_batches
 from diffjax.errors import UserError
-from diffjax.kinds import AtLeastOne, Interval, NotNegative
+from diffjax.kinds import AtLeastOne, NotNegative, Range
 from diffjax.likelihood import bound, dequantise
 from diffjax.likelihood import ode as ode_module
 from diffjax.likelihood.dequantise import Dequantised
@@ -30,7 +30,7 @@ Estimate = Callable[[Predict, Path, Array, Array, Array], Any]
 """`(predict, path, x, keys, cond) ->` something with `log_p`, `standard_error` and `nfe`."""
 Spread = Callable[[Array, Array], Dequantised]
 """`(keys, x) -> Dequantised`."""
-Several = Annotated[int, Interval("[2, inf)")]
+Several = Annotated[int, Range("[2, inf)")]
 
 
 class Method(NamedTuple):
@@ -52,7 +52,7 @@ def ode(
     trace: str = "hutchinson",
     num_probes: AtLeastOne[int] = 2,
     num_steps: Several | None = None,
-    tolerance: Annotated[float, Interval("[1e-6, inf)")] | None = None,
+    tolerance: Annotated[float, Range("[1e-6, inf)")] | None = None,
 ) -> Method:
     """The probability-flow ODE."""
     if dequantisation == "none":
@@ -204,7 +204,7 @@ def _bits(
             f"{(~np.isfinite(log_p)).sum()} of {len(log_p)} likelihoods are not finite: "
             "take more steps or a larger tolerance"
         )
-    result = summary(log_p, errors, dimensions) | {"nfe": nfe}
+    result = bits_summary(log_p, errors, dimensions) | {"nfe": nfe}
     if made.coarser is None:
         return result
     few = slice(0, batch_size)
@@ -321,7 +321,7 @@ def fitted(run: Run, params: Any, dataset: DataSet, key: Array, num_steps: int) 
     return lambda keys, x: dequantise.variational(learned, keys, x)
 
 
-def summary(log_p: np.ndarray, errors: np.ndarray, d: int) -> dict[str, Any]:
+def bits_summary(log_p: np.ndarray, errors: np.ndarray, d: int) -> dict[str, Any]:
     """The mean over images in bits per dimension, and how far it may be off.
 
     `standard_error` is that of the mean over images, the estimates' own noise included;

@@ -18,7 +18,7 @@ from diffjax.evaluation import cached_arrays, metrics, neighbours
 from diffjax.evaluation.distances import FEWEST_IMAGES
 from diffjax.evaluation.evaluate import Draw, NamedRecipe, evaluate
 from diffjax.evaluation.extractors.features import Extractor, check_images
-from diffjax.evaluation.image_statistics import Batches, Images
+from diffjax.evaluation.image_statistics import Batches, ImageSet
 from diffjax.evaluation.label_mix import proportional_labels
 from diffjax.evaluation.reference import class_counts
 from diffjax.host.files import write_json
@@ -466,11 +466,11 @@ def _first(given: Sequence[Any] | None) -> Any:
     return None if given is None else given[0]
 
 
-def _save_neighbours(run: Run, train_images: Images, samples: np.ndarray) -> None:
+def _save_neighbours(run: Run, train_images: ImageSet, samples: np.ndarray) -> None:
     """One row a sample: itself, then its nearest training images."""
     samples = samples[:_NEIGHBOUR_ROWS]
     k = min(5, len(train_images))
-    indices, _ = neighbours.nearest(samples, train_images, k=k)
+    indices, _ = neighbours.nearest_neighbours(samples, train_images, k=k)
     near = train_images.take(indices.ravel()).reshape(*indices.shape, *samples.shape[1:])
     rows = np.concatenate([samples[:, None], near], axis=1)
     path = run.workdir / "samples" / "neighbours.png"

@@ -12,7 +12,7 @@ from diffjax.errors import UserError
 from diffjax.host.processes import to_host
 from diffjax.runs.load import Run
 from diffjax.runs.model import Model, Programs, sample_keys
-from diffjax.sampling.export import check_size
+from diffjax.sampling.export import check_export_size
 from diffjax.sampling.sample import Recipe, draw
 from diffjax.wiring import Wired, check_recipe, wire
 
@@ -52,7 +52,7 @@ def portable_sampler(model: Model, recipe: Recipe, *, noise: bool = False) -> Ca
         )
     wired, weaker = model.wired, model.weaker(recipe)
     check_recipe(recipe, wired)
-    check_size([each.params for each in (model, weaker) if each is not None])
+    check_export_size([each.params for each in (model, weaker) if each is not None])
 
     def sampler(start: Array, cond: Any, source: Array | None = None) -> Array:
         # Layers cast NumPy's arrays before they are traced, and the file would hold what they made.

@@ -13,7 +13,7 @@ from jax import Array
 from matplotlib.figure import Figure
 
 from diffjax.errors import UserError
-from diffjax.evaluation.tables import measure
+from diffjax.evaluation.tables import three_digits
 from diffjax.oracle.analytic import GaussianMixture
 from diffjax.process.paths import Pair, Path, coeffs, mix
 from diffjax.sampling.grids import Grid
@@ -145,7 +145,7 @@ def convergence_table(found: Mapping[str, Convergence], budgets: Sequence[int]) 
     lines = [heads, ["---"] * len(heads)]
     for name, one in found.items():
         kind = f"{one.solver.order}{' (weak)' if one.solver.fresh_noise else ''}"
-        errors = [measure(one.error_at(budget)) for budget in budgets]
+        errors = [three_digits(one.error_at(budget)) for budget in budgets]
         lines.append([f"`{name}`", kind, str(one.solver.nfe), *errors])
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 

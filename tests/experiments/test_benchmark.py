@@ -22,8 +22,8 @@ from diffjax.performance.throughput import (
     Measured,
     Scaled,
     compiling,
-    measure,
     measure_scaled,
+    measure_throughput,
     set_up_on,
 )
 from diffjax.runs.setup import set_up
@@ -193,7 +193,7 @@ def test_measuring_ends_in_rates_that_belong_together(monkeypatch):
     monkeypatch.setattr(throughput, "_PEAK_SECONDS", 0.01)
     config = toy_config()
     config.model = spec(Plain)
-    measured: Any = measure(
+    measured: Any = measure_throughput(
         "toy", set_up(config, (8, 8, 1), of_classes(10)), steps=1, num_samples=8, rounds=1
     )
     training, sampling = measured

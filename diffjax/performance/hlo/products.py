@@ -18,7 +18,7 @@ _CONVOLUTIONS = {
 }
 
 
-def matrix_flops(module: Module) -> int:
+def compiled_matrix_flops(module: Module) -> int:
     """FLOPs of all matrix products and convolutions that one device executes.
 
     A multiply-add counts as two FLOPs. In a convolution, only products of a kernel element with an
