@@ -120,7 +120,7 @@ def _measure(
     references: Sequence[Reference],
     labels: np.ndarray,
     conditional: bool,
-    in_depth: bool,
+    all_metrics: bool,
 ) -> tuple[np.ndarray, dict[str, Any], list[dict[str, Any]]]:
     """Draws samples; returns the first of them, the table row, and the metrics by extractor."""
     began = time.perf_counter()
@@ -129,7 +129,7 @@ def _measure(
     batches = drawn if isinstance(drawn, Batches) else Batches.of(drawn)
     first, samples = Batches(batches.num_images, _timed(batches, seconds)).peek()
     condition = labels if conditional else None
-    found = metrics.compare_each(samples, condition, references, in_depth=in_depth)
+    found = metrics.compare_each(samples, condition, references, all_metrics=all_metrics)
     full = found[0]
     row = {
         **_how(named),

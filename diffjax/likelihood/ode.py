@@ -192,7 +192,7 @@ class FixedSteps:
 
 
 @dataclass(frozen=True)
-class Adaptive:
+class AdaptiveSteps:
     """Adaptive steps, by diffrax: Tsitouras' pair of methods of order 4 and 5.
 
     All samples of a batch have the same steps, which the sample with the largest error determines.
@@ -249,9 +249,9 @@ def ode_log_likelihood(
 ) -> LogLikelihood:
     """The log-density of data under the probability-flow ODE, in nats.
 
-    Element i depends on `x[i]`, `keys[i]` and row i of `cond` alone (with `Adaptive`, up to the
-    tolerance). The function is pure: it works under `jax.jit` and with arrays that are sharded over
-    a mesh.
+    Element i depends on `x[i]`, `keys[i]` and row i of `cond` alone (with `AdaptiveSteps`, up to
+    the tolerance). The function is pure: it works under `jax.jit` and with arrays that are sharded
+    over a mesh.
 
     Args:
         predict: the model; its prediction for one sample must not depend on the others.
@@ -260,14 +260,14 @@ def ode_log_likelihood(
             (`diffjax.likelihood.dequantise`).
         keys: `[B]`, one for each sample's probes.
         cond: the condition, B rows, or None for the null condition.
-        integrate: the ODE solver, `FixedSteps(…)` or `Adaptive(…)`.
+        integrate: the ODE solver, `FixedSteps(…)` or `AdaptiveSteps(…)`.
         trace: the computation of the divergence, `Hutchinson(…)` or `ExactTrace()`.
 
     Returns:
         A `LogLikelihood`.
 
     Raises:
-        UserError: `Adaptive` is used and diffrax is not installed.
+        UserError: `AdaptiveSteps` is used and diffrax is not installed.
 
     Example:
         >>> from diffjax.process.paths import Linear, Pair, coeffs

@@ -33,7 +33,7 @@ DEVIATIONS: tuple[tuple[str, Deviation], ...] = (
 )
 
 
-class Data(Protocol):
+class KnownData(Protocol):
     """Data with a known best denoiser, such as those of `diffjax.oracle.analytic`."""
 
     def draw(self, key: Array, n: int) -> Array:
@@ -148,7 +148,7 @@ class Verification:
 
 def verify_objective(
     objective: Objective,
-    data: Data | None = None,
+    data: KnownData | None = None,
     *,
     key: Array | None = None,
     num_batches: int = 64,
@@ -260,12 +260,12 @@ class _Network:
     path: Path
     precond: Precond
     outputs: int
-    data: Data
+    data: KnownData
     mean_square: Array  # of the data
     rising: bool  # whether the noise label grows with time
 
     @classmethod
-    def of(cls, objective: Objective, data: Data, key: Array) -> "_Network":
+    def of(cls, objective: Objective, data: KnownData, key: Array) -> "_Network":
         path, precond = objective.path, objective.precond
 
         @jax.jit

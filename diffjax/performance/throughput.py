@@ -162,7 +162,7 @@ class Scaled:
     batch_seconds: tuple[float, ...]
 
 
-def set_up_on(
+def set_up_on_devices(
     config: ConfigDict, image_shape: tuple[int, int, int], condition: Condition, num_devices: int
 ) -> Setup:
     """A run on the first `num_devices` devices, laid out as the config's mesh says.

@@ -194,7 +194,7 @@ def denoiser(
     return predict
 
 
-def flow_map(apply: Apply, params: Any, path: Path, precond: Precond) -> Predict:
+def flow_map_predictor(apply: Apply, params: Any, path: Path, precond: Precond) -> Predict:
     """The flow map of a network of average velocities, for samplers: `(x, t, cond) -> (x0, eps)`.
 
     For times `t[B]` it returns the pair of the velocity at `t`, as a denoiser does. For pairs of

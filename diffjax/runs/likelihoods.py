@@ -75,8 +75,8 @@ def ode(
         raise UserError("num_steps fixes the steps and tolerance adapts them: give one of them")
     if tolerance is not None:
         return Method(
-            estimate(ode_module.Adaptive(tolerance)),
-            coarser=estimate(ode_module.Adaptive(10 * tolerance)),
+            estimate(ode_module.AdaptiveSteps(tolerance)),
+            coarser=estimate(ode_module.AdaptiveSteps(10 * tolerance)),
         )
     steps = num_steps or ode_module.FixedSteps().num_steps
     return Method(

@@ -26,7 +26,7 @@ from diffjax.performance.throughput import (
     measure_scaled,
     measure_throughput,
     noise_batch,
-    set_up_on,
+    set_up_on_devices,
     timed,
 )
 from diffjax.runs.setup import set_up
@@ -126,7 +126,7 @@ def measure_devices(case: Case, num_devices: int, sizes: dict[str, int]) -> Scal
     jax.config.update("jax_num_cpu_devices", num_devices)
     jax.config.update("jax_enable_compilation_cache", False)
     config = case.config()
-    setup = set_up_on(config, *case.data(config), num_devices)
+    setup = set_up_on_devices(config, *case.data(config), num_devices)
     return measure_scaled(case.name, setup, **sizes)
 
 

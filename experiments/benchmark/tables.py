@@ -66,7 +66,7 @@ def against_table(pairs: Sequence[Pair], other: str) -> str:
     return table(headings, rows)
 
 
-def split_table(splits: Sequence[LoopTime]) -> str:
+def loop_time_table(splits: Sequence[LoopTime]) -> str:
     """A table of the training loop and its parts, with one row per config."""
     headings = [
         "loop", "batch", "compute ms", "loop ms", "loop over compute", "host ms", "input batches/s",

@@ -587,7 +587,7 @@ class TestCompare:
     @pytest.mark.thorough
     def test_in_short_it_is_accuracy_and_two_distances(self, digits_reference, real):
         images, labels = real
-        short = compare(images, labels, digits_reference, in_depth=False)
+        short = compare(images, labels, digits_reference, all_metrics=False)
         whole = compare(images, labels, digits_reference)
         assert short == {key: whole[key] for key in short}
         assert "precision" not in short
@@ -658,7 +658,7 @@ class TestCompare:
         lost = compare(good[good[:, 0, 0, :2].max(1) > 0], None, known)
         assert lost["mode_weights"]["value"] == pytest.approx(0.25, abs=0.02)
         assert lost["sliced_wasserstein"]["value"] > 5 * distance["value"]
-        assert "mode_weights" not in compare(good, None, known, in_depth=False)
+        assert "mode_weights" not in compare(good, None, known, all_metrics=False)
 
     def test_splits_and_samples_are_thinned_where_asked(self, real):
         found = compare(

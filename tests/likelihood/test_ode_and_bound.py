@@ -35,7 +35,7 @@ from diffjax.likelihood.dequantise import (
 from diffjax.likelihood.ode import (
     HEUN,
     RK4,
-    Adaptive,
+    AdaptiveSteps,
     ExactTrace,
     FixedSteps,
     Hutchinson,
@@ -235,7 +235,7 @@ def test_adaptive_steps_meet_their_tolerance_and_count_their_evaluations():
 
     @jax.jit
     def estimate(tolerance, x, keys):
-        how = Adaptive(tolerance, max_steps=256)
+        how = AdaptiveSteps(tolerance, max_steps=256)
         return ode_log_likelihood(counted, path, x, keys, integrate=how, trace=ExactTrace())
 
     found = {}
@@ -261,7 +261,7 @@ def test_without_diffrax_one_line_says_what_to_install(monkeypatch):
     with pytest.raises(UserError, match=r"pip install 'diffjax\[adaptive\]'"):
         ode_log_likelihood(
             lambda x, t, cond: Pair(x, x), PATHS["linear"], x, keys_for(x),
-            integrate=Adaptive(), trace=ExactTrace(),
+            integrate=AdaptiveSteps(), trace=ExactTrace(),
         )  # fmt: skip
 
 

@@ -29,7 +29,7 @@ from diffjax.process.precond import (
     Precond,
     TimeLabel,
     denoiser,
-    flow_map,
+    flow_map_predictor,
     interval_inputs,
 )
 from diffjax.process.targets import chord, decode
@@ -123,7 +123,7 @@ def said_and_expected(path, label):
         assert noise_label.shape == (len(x), 2)
         return jnp.broadcast_to(noise_label @ params, x.shape[::-1]).T
 
-    predict = flow_map(apply, jnp.array([1.0, -2.0]), path, precond)
+    predict = flow_map_predictor(apply, jnp.array([1.0, -2.0]), path, precond)
     x, t, t_to = jnp.ones((3, 2)), jnp.array([0.2, 0.5, 0.9]), jnp.array([0.1, 0.5, 0.3])
     at, to = (jnp.ravel(label(coeffs(path, time, 1))) for time in (t, t_to))
     u = jnp.broadcast_to((at - 2.0 * (at - to))[:, None], x.shape)
@@ -426,7 +426,7 @@ def test_one_step_of_a_trained_network_ends_on_the_data():
     x, ones = jax.random.normal(jax.random.key(2), (500, 1)), jnp.ones(500)
     flow = flow_matching(times=times.Uniform())
     average = mean_flow(times=times.Uniform(), between=0.5, power=0.0)
-    jump = flow_map(apply_net, trained(average), flow.path, flow.precond)
+    jump = flow_map_predictor(apply_net, trained(average), flow.path, flow.precond)
     step = denoiser(apply_net, trained(flow), flow.path, flow.precond)
     ends = jump(x, jnp.stack([ones, 0.0 * ones], axis=1), None).x0
     assert float(jnp.mean(jnp.abs(jnp.abs(ends) - 0.8) < 0.3)) > 0.85

@@ -11,7 +11,7 @@ import pytest
 from diffjax.conditions import of_classes
 from diffjax.data import digits
 from diffjax.loop.loop import device_batches
-from diffjax.objectives.base import Progress, with_condition
+from diffjax.objectives.base import Progress, conditioned_batch
 from diffjax.process.paths import coeffs, time_of_log_snr
 from diffjax.runs.setup import set_up
 from diffjax.spec import spec
@@ -74,7 +74,7 @@ def test_arms_of_one_seed_see_the_same_images_in_the_same_order(setups):
 
 def noise_of(setup, batch, key):
     """What the objective mixes into the images, from what it asks a network that says nothing."""
-    objective, batch = setup.wired.objective, with_condition(batch, setup.wired.condition)
+    objective, batch = setup.wired.objective, conditioned_batch(batch, setup.wired.condition)
 
     @jax.jit
     def found(key, batch):

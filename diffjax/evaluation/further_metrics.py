@@ -22,7 +22,7 @@ _NUM_CELLS = 5
 _NUM_DIRECTIONS = 100
 
 
-def in_depth_numbers(
+def further_metrics(
     collected: CollectedStatistics, reference: Reference, provenance: dict[str, Any]
 ) -> dict[str, Any]:
     """All metrics on features by name, with floors and provenance; None if not available.
@@ -145,7 +145,7 @@ def _inception_score(
     }
 
 
-def neighbour_numbers(
+def memorisation_metrics(
     collected: CollectedStatistics, reference: Reference, provenance: dict[str, Any]
 ) -> dict[str, Any]:
     """Metrics of memorisation, computed on pixels, so they do not depend on the extractor.
