@@ -5,6 +5,7 @@ import re
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
@@ -32,8 +33,22 @@ def resolved(cell: Cell) -> ConfigDict:
     return config_files.lock(config, config_files.override(config, cell.overrides))
 
 
-def plan_cells(sweep: Sweep) -> tuple[list[Cell], dict[str, Cost], dict[str, str]]:
-    """Builds all cells; returns the matched valid cells, their costs, and the reasons of the rest.
+class Planned(NamedTuple):
+    """The cells of a sweep.
+
+    Attributes:
+        cells: the valid ones, with matched costs.
+        costs: their costs by name.
+        left_out: the reason why a cell is not valid, by its name.
+    """
+
+    cells: list[Cell]
+    costs: dict[str, Cost]
+    left_out: dict[str, str]
+
+
+def plan_cells(sweep: Sweep) -> Planned:
+    """Builds all cells of a sweep.
 
     Nothing is trained or written. Cells that differ only in their seed are built once.
     """
@@ -49,7 +64,7 @@ def plan_cells(sweep: Sweep) -> tuple[list[Cell], dict[str, Cost], dict[str, str
             costs[cell.name] = built[arm]
         except UserError as error:
             reasons[cell.name] = str(error)
-    return sweep.matched_cells(costs), costs, reasons
+    return Planned(sweep.matched_cells(costs), costs, reasons)
 
 
 def grouped_cells(cells: Sequence[Cell], most: int) -> list[list[str]]:
