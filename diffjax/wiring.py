@@ -138,18 +138,18 @@ def wire(config: ConfigDict, image_shape: tuple[int, int, int], condition: Condi
         noise_label: Array,
         cond: Any,
         *,
-        train: bool = False,
         key: Array | None = None,
         hidden: bool = False,
     ) -> Any:
         rngs = None if key is None else {"dropout": key}
+        how: Any = {"train": key is not None, "rngs": rngs}
         if cond is None:
             cond = condition.null(x.shape[0])
         inputs = ({"params": params}, x, noise_label, cond)
         if not hidden:
-            return network.apply(*inputs, train=train, rngs=rngs)
+            return network.apply(*inputs, **how)
         collection, name = HIDDEN
-        output, sown = network.apply(*inputs, train=train, rngs=rngs, mutable=[collection])
+        output, sown = network.apply(*inputs, **how, mutable=[collection])
         if name not in sown.get(collection, {}):
             raise UserError(
                 f"{type(objective).__name__} compares features inside the network, and "

@@ -94,7 +94,7 @@ class MeanFlow(Noising):
 
         def average(x_t: Array, t: Array) -> Array:
             inputs = interval_inputs(self.path, precond, x_t, t, t_to)
-            return apply(params, *inputs, noised.cond, train=True, key=noised.key)
+            return apply(params, *inputs, noised.cond, key=noised.key)
 
         velocity = self.velocity(apply, params, precond, noised, t)
         u, change = jax.jvp(average, (noised.x_t, t), (velocity, jnp.ones_like(t)))

@@ -289,11 +289,10 @@ class _Network:
         noise_label: Array,
         cond: Array | None,
         *,
-        train: bool = False,
         key: Array | None = None,
         hidden: bool = False,
     ) -> Any:
-        del train, key
+        del key
         t = self._time_of(noise_label if noise_label.ndim == 1 else noise_label[:, 0])
         c = coeffs(self.path, t, x.ndim)
         x_t = x / self.precond.input_scale(c)

@@ -63,26 +63,15 @@ def ode(
     }
     how = choose(traces, trace, "trace")
 
-    def estimate(integrate: ode_module.Integrate) -> Estimate:
-        def run(predict: Predict, path: Path, x: Array, keys: Array, cond: Any) -> Any:
-            return ode_module.ode_log_likelihood(
-                predict, path, x, keys, cond, integrate=integrate, trace=how
-            )
-
-        return run
-
     if num_steps is not None and tolerance is not None:
         raise UserError("num_steps fixes the steps and tolerance adapts them: give one of them")
     if tolerance is not None:
-        return Method(
-            estimate(ode_module.AdaptiveSteps(tolerance)),
-            coarser=estimate(ode_module.AdaptiveSteps(10 * tolerance)),
-        )
-    steps = num_steps or ode_module.FixedSteps().num_steps
-    return Method(
-        estimate(ode_module.FixedSteps(steps)),
-        coarser=estimate(ode_module.FixedSteps(steps // 2)),
-    )
+        fine, coarse = (ode_module.AdaptiveSteps(one) for one in (tolerance, 10 * tolerance))
+    else:
+        steps = num_steps or ode_module.FixedSteps().num_steps
+        fine, coarse = (ode_module.FixedSteps(one) for one in (steps, steps // 2))
+    fine, coarse = (ode_module.OdeLogLikelihood(each, how) for each in (fine, coarse))
+    return Method(fine, coarser=coarse)
 
 
 def vlb(dequantisation: str = "none", num_times: Several = 64) -> Method:
@@ -100,13 +89,7 @@ def discrete_vlb(
 def _bound(when: bound.Time, num_times: int, dequantisation: str) -> Method:
     discrete = dequantisation == "none"
     decoder = bound.DiscreteDecoder() if discrete else bound.gaussian_decoder
-
-    def estimate(predict: Predict, path: Path, x: Array, keys: Array, cond: Any) -> Any:
-        return bound.variational_bound(
-            predict, path, x, keys, cond, time=when, num_times=num_times, decoder=decoder
-        )
-
-    return Method(estimate, discrete=discrete)
+    return Method(bound.VariationalBound(when, num_times, decoder), discrete=discrete)
 
 
 METHODS = {"ode": ode, "vlb": vlb, "discrete_vlb": discrete_vlb}
@@ -305,19 +288,15 @@ def fitted(run: Run, params: Any, dataset: DataSet, key: Array, num_steps: int) 
     """A dequantiser learned on training images, by the bound in continuous time."""
     wired = run.setup.wired
     batch = all_examples(dataset.train, limit_images=10_000)
-    cond = wired.condition.of_batch(batch)
+    conditions = jax.tree.map(jax.numpy.asarray, wired.condition.of_batch(batch))
+    estimate = bound.VariationalBound(num_times=4)
 
-    def log_density(x: Array, keys: Array, cond: Any) -> Array:
-        predict = wired.predict(params)
-        return bound.variational_bound(predict, wired.path, x, keys, cond, num_times=4).log_p
+    def log_density(x: Array, keys: Array, rows: Array) -> Array:
+        cond = jax.tree.map(lambda leaf: leaf[rows], conditions)
+        return estimate(wired.predict(params), wired.path, x, keys, cond).log_p
 
-    learned, _ = dequantise.fit_dequantiser(
-        log_density,
-        jax.numpy.asarray(batch["image"]),
-        jax.tree.map(jax.numpy.asarray, cond),
-        key,
-        num_steps=num_steps,
-    )
+    images = jax.numpy.asarray(batch["image"])
+    learned, _ = dequantise.fit_dequantiser(log_density, images, key, num_steps=num_steps)
     return lambda keys, x: dequantise.variational(learned, keys, x)
 
 

@@ -13,7 +13,7 @@ from diffjax.host.processes import to_host
 from diffjax.runs.load import Run
 from diffjax.runs.model import Model, Programs, sample_keys
 from diffjax.sampling.export import check_export_size
-from diffjax.sampling.sample import Recipe, draw
+from diffjax.sampling.sample import Recipe, sample, starting_noise, with_condition
 from diffjax.wiring import Wired, check_recipe, wire
 
 
@@ -57,16 +57,11 @@ def portable_sampler(model: Model, recipe: Recipe, *, noise: bool = False) -> Ca
     def sampler(start: Array, cond: Any, source: Array | None = None) -> Array:
         # Layers cast NumPy's arrays before they are traced, and the file would hold what they made.
         predict = model.map(jnp.asarray).guided(recipe, source)
-        return draw(
-            predict,
-            wired.path,
-            recipe.solver,
-            recipe.times(wired.path),
-            sample_keys(0 if noise else start, jnp.arange(jax.tree.leaves(cond)[0].shape[0])),
-            cond,
-            wired.image_shape,
-            start=lambda drawn: wired.objective.start(start if noise else drawn, source),
-        )
+        rows = jnp.arange(jax.tree.leaves(cond)[0].shape[0])
+        drawn, keys = starting_noise(sample_keys(0 if noise else start, rows), wired.image_shape)
+        x = wired.objective.start(start if noise else drawn, source)
+        times = recipe.times(wired.path)
+        return sample(with_condition(predict, cond), recipe.solver, wired.path, times, keys, x)
 
     return sampler
 

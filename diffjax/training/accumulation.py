@@ -71,9 +71,9 @@ def _mean_of(losses_of: Losses, apply: Apply) -> Callable[[Any], tuple[Array, An
 
 
 def _on_part(apply: Apply, i: Array, parts: int) -> Apply:
-    """The network, asked about part i alone; zeros stand for what it says of the other rows."""
+    """The network evaluated on part i alone, with zeros as its output for the other rows."""
 
-    def ask(
+    def evaluate(
         params: Any,
         x: Array,
         noise_label: Array,
@@ -87,7 +87,7 @@ def _on_part(apply: Apply, i: Array, parts: int) -> Apply:
         output = apply(params, *inputs, key=own_key, **how)
         return jax.tree.map(lambda rows: _among_zeros(rows, i, parts), output)
 
-    return ask
+    return evaluate
 
 
 def _rows(x: Array, i: Array, parts: int) -> Array:

@@ -35,9 +35,9 @@ PRECOND = precond.Precond(targets.Velocity(), precond.TimeLabel())
 OBJECTIVE = Denoising(PATH, PRECOND, weights.Constant(), times.Uniform())
 
 
-def network(params, x, noise_label, cond, *, train=False, key=None):
+def network(params, x, noise_label, cond, *, key=None):
     """Two hidden layers over a pixel and its time, which are plain arrays for speed."""
-    del cond, train, key
+    del cond, key
     t = noise_label[:, None] / 1000.0
     h = jnp.concatenate([x.reshape(len(x), 3), t, jnp.sin(6.0 * t), jnp.cos(6.0 * t)], axis=-1)
     for kernel, bias in params[:-1]:

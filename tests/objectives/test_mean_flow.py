@@ -119,7 +119,7 @@ def said_and_expected(path, label):
     """Of a network that says what its labels say, what is predicted, and what should be."""
     precond = Precond(targets.Velocity(), label)
 
-    def apply(params, x, noise_label, cond, *, train=False, key=None):
+    def apply(params, x, noise_label, cond, *, key=None):
         assert noise_label.shape == (len(x), 2)
         return jnp.broadcast_to(noise_label @ params, x.shape[::-1]).T
 
@@ -192,7 +192,7 @@ def test_a_slip_in_the_identity_is_seen(slip, monkeypatch):
     assert not verify(BY_TIME, GAUSSIAN).passed
 
 
-def smooth_network(params, x, noise_label, cond, *, train=False, key=None):
+def smooth_network(params, x, noise_label, cond, *, key=None):
     t, span = noise_label[:, :1], noise_label[:, 1:]
     return jnp.sin(params * x + 2.0 * t) * jnp.exp(-span) + 0.3 * x * t
 
@@ -372,8 +372,9 @@ def test_a_wired_network_samples_by_jumps_and_by_steps(solver):
     def walked(keys):
         params = wired.init(jax.random.key(0))
         times = wired.recipe.times(wired.path)
-        inputs = (wired.predict(params), wired.path, wired.recipe.solver, times, keys)
-        return sample.draw(*inputs, jnp.arange(2), (8, 8, 1), walk=sample.trace).x
+        denoise = sample.with_condition(wired.predict(params), jnp.arange(2))
+        noise, keys = sample.starting_noise(keys, (8, 8, 1))
+        return sample.trace(denoise, wired.recipe.solver, wired.path, times, keys, noise).x
 
     # A fresh network says 0: noise moves nowhere, and the last step is the same.
     x = np.asarray(walked(jax.random.split(jax.random.key(1), 2)))
@@ -391,7 +392,7 @@ class Net(nn.Module):
         return nn.Dense(1)(h)
 
 
-def apply_net(params, x, noise_label, cond, *, train=False, key=None) -> Any:
+def apply_net(params, x, noise_label, cond, *, key=None) -> Any:
     return Net().apply(params, x, noise_label)
 
 

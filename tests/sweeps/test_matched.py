@@ -80,8 +80,8 @@ def noise_of(setup, batch, key):
     def found(key, batch):
         asked = []
 
-        def apply(params, x, noise_label, cond, *, train=False, key=None):
-            del params, noise_label, cond, train, key
+        def apply(params, x, noise_label, cond, *, key=None):
+            del params, noise_label, cond, key
             asked.append(x)
             return 0.0 * x
 
