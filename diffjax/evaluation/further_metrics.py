@@ -13,9 +13,8 @@ from diffjax.evaluation.manifolds import manifold_scores
 from diffjax.evaluation.mixtures import mode_weights, sliced_wasserstein_to
 from diffjax.evaluation.neighbours import copied, memorisation, nearest_neighbours
 from diffjax.evaluation.reference import Reference, thin
-from diffjax.evaluation.scores import inception_score
+from diffjax.evaluation.scores import NUM_SPLITS, inception_score
 
-NUM_SPLITS = 10  # of Salimans et al.
 _K = 5  # of Naeem et al.
 _MOST_ON_MANIFOLDS = 10_000  # as in Naeem et al.; the cost grows with the square
 _NUM_CELLS = 5
@@ -131,7 +130,7 @@ def _inception_score(
         return None
     test_logits, floor = thin(reference.test_logits, collected.num_images, reference.seed), None
     if len(test_logits) >= NUM_SPLITS:
-        floor = inception_score(test_logits, num_splits=NUM_SPLITS, seed=reference.seed).value
+        floor = inception_score(test_logits, seed=reference.seed).value
     return {
         "value": collected.score.value,
         "standard_deviation": collected.score.standard_deviation,

@@ -16,7 +16,6 @@ from diffjax.evaluation.distances import (
 )
 from diffjax.evaluation.extractors.features import check_images
 from diffjax.evaluation.further_metrics import (
-    NUM_SPLITS,
     counts,
     further_metrics,
     memorisation_metrics,
@@ -104,7 +103,6 @@ def compare_each(
         [real.extractor for real in references],
         seed=first.seed,
         most_images=most_images if all_metrics else 0,
-        num_splits=NUM_SPLITS,
         sharding=first.sharding,
         shared=first.shared,
     )

@@ -15,7 +15,6 @@ from ml_collections import ConfigDict
 
 from diffjax.compiling import jit
 from diffjax.data import Augment, DataSet, batches
-from diffjax.data.fingerprints import fingerprints
 from diffjax.errors import UserError
 from diffjax.host.interrupts import Interrupted, stop_signals
 from diffjax.host.lock import locked
@@ -285,7 +284,7 @@ def restore_or_init(
         init_key, _ = jax.random.split(jax.random.key(setup.config.seed))
         return setup.init(init_key), {"step": 0, "schedule_start": 0}
     state, meta = restored
-    if meta["data_sha256"] not in fingerprints(dataset.train):
+    if meta["data_sha256"] != dataset.train.fingerprint():
         raise UserError(
             f"the training images of {dataset.name} changed since this run began: bring the old "
             "ones back, or start again in another --workdir"
@@ -438,7 +437,7 @@ def device_batches(
     """Global batches from `start_step` on; each process reads its own rows of them."""
     config = setup.config
     place = batch_sharding(setup.mesh)
-    index, parts = part_of_batch(place, config.batch_size)
+    part = part_of_batch(place, config.batch_size)
     used = setup.wired.batch_shapes(config.batch_size)
     for order, first, last in rollbacks.stretches(start_step, config.num_steps):
         stream = batches(
@@ -447,8 +446,7 @@ def device_batches(
             seed=seed_of(config.seed, order),
             start_step=first,
             augment=build(config.get("augment", Augment())),
-            process_index=index,
-            process_count=parts,
+            part=part,
         )
         for batch in islice(stream, last - first):
             yield {

@@ -156,8 +156,7 @@ def measure(
         drawer(run, [main, *others], samples, before_samples, wanted.batch_size),
         main,
         references,
-        labels=samples.labels,
-        conditional=dataset.num_classes > 0,
+        labels=samples.labels if dataset.num_classes else None,
         others=others,
         report=report,
     )

@@ -132,7 +132,7 @@ class TestSee:
 
             images = Batches(200 * num_batches, made())
             tracemalloc.start()
-            found = collect(images, extractor, most_features=50, most_images=50, num_splits=2)
+            found = collect(images, extractor, most_features=50, most_images=50)
             _, most = tracemalloc.get_traced_memory()
             tracemalloc.stop()
             assert found.statistics.n == 200 * num_batches
