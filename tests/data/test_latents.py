@@ -32,6 +32,7 @@ def latent_folder(folder, arrays):
 
 def test_latents_of_a_folder_and_of_an_archive_are_the_arrays(tmp_path, latent_arrays):
     folder = latent_folder(tmp_path, latent_arrays)
+    np.savez(tmp_path / "both.npz", **latent_arrays)
     for path in (folder, str(tmp_path / "both.npz")):
         data = latents(path, num_classes=4, scale=0.5, test_fraction=0.1)
         assert (data.image_shape, data.num_classes) == ((4, 4, 2), 4)
