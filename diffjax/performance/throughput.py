@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 
 from diffjax.conditions import Condition
 from diffjax.errors import UserError
-from diffjax.loop.loop import compile_train_step, train_flops
+from diffjax.loop.compiled_step import compile_train_step, train_flops
 from diffjax.runs.model import Model, Request
 from diffjax.runs.setup import Setup, countable, set_up
 from diffjax.training.flops import flops_if_countable
@@ -34,7 +34,7 @@ class Program:
     """A compiled program to measure; it was run once before.
 
     Attributes:
-        name: `training` or `sampling`.
+        name: `training_program` or `sampling_program`.
         run: processes `repeats` batches and waits until they are done.
         repeats: batches per call of `run`.
         batch_size: images per batch.
@@ -58,7 +58,7 @@ class Measured:
 
     Attributes:
         config: name of the config.
-        program: `training` or `sampling`.
+        program: `training_program` or `sampling_program`.
         device: number, kind and platform of the devices.
         dtype: dtype in which the network computes.
         num_params: number of parameters.
