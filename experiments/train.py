@@ -25,7 +25,7 @@ from diffjax import choices
 from diffjax.data import DataSet
 from diffjax.data.fingerprints import evenly
 from diffjax.errors import UserError
-from diffjax.evaluation.tables import measure, percent
+from diffjax.evaluation.tables import percent, three_digits
 from diffjax.host.processes import is_first
 from diffjax.host.run_files import read_json
 from diffjax.loop.begin import initial_weights
@@ -234,7 +234,8 @@ def headline(workdir: Path) -> str:
         recognised = "" if accuracy is None else f"{percent(accuracy)} recognised as their label, "
         return (
             f"{result['num_samples']:,} samples: {recognised}"
-            f"Fréchet distance {measure(distance['value'])} (floor {measure(distance['floor'])}), "
+            f"Fréchet distance {three_digits(distance['value'])} "
+            f"(floor {three_digits(distance['floor'])}), "
             f"{result['sampling']['nfe']} network evaluations per sample"
         )
     except (LookupError, TypeError, ValueError) as error:

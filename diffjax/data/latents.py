@@ -87,10 +87,6 @@ class LatentSource(Source):
                 digest.update(np.ascontiguousarray(self.latents[row]).data)
         return digest.hexdigest()
 
-    def earlier_fingerprint(self) -> str:
-        """The fingerprint of earlier versions, which did not read the latents."""
-        return self._described().hexdigest()
-
     def _described(self) -> Any:
         digest = hashlib.sha256(f"{self.stamp} {self.scale!r}\n".encode())
         digest.update(np.ascontiguousarray(self.labels, "<i4").data)

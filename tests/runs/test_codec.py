@@ -127,7 +127,7 @@ def test_distances_of_latents_are_those_of_their_images(folder):
         np.testing.assert_array_equal(
             real.train_images.take(np.arange(5)), images[data.train.rows[:5]]
         )
-        found.append(compare(first, None, real, in_depth=False))
+        found.append(compare(first, None, real, all_metrics=False))
     for name in ("frechet_distance", "kernel_distance"):
         for key in ("value", "floor"):
             assert found[0][name][key] == pytest.approx(found[1][name][key], rel=1e-6, abs=1e-9)
