@@ -10,7 +10,7 @@ from diffjax import choices
 from diffjax.errors import UserError
 from diffjax.process import precond
 from diffjax.sampling.solvers import Solver
-from diffjax.spec import TARGET, build, choose, parse_arguments, spec
+from diffjax.spec import TARGET, build, choose, parse_arguments, spec, spec_at
 
 
 def set_axes(
@@ -23,8 +23,9 @@ def set_axes(
 ) -> dict[str, str]:
     """Sets the parts of a config that its arguments choose, and completes its name.
 
-    Sets `config.path`, `.precond`, `.objective`, `.wrappers`, `.model` and `.optimizer`. Choices
-    that are not defaults are appended to `config.name`: each choice has its own run folder.
+    Sets `config.path`, `.precond`, `.objective`, `.wrappers`, `.model`, `.optimizer` and
+    `.evaluators`. Choices that are not defaults are appended to `config.name`: each choice has its
+    own run folder. Evaluators are not, because they change nothing of what is trained.
 
     Args:
         config: a config with at least a `name`; `optimizer` is its own, AdamW if it has none.
@@ -48,7 +49,7 @@ def set_axes(
         ('toy-ddpm-v', 'diffjax.process.targets:V')
     """
     axes = ("objective", *choices.AXES, "wrappers", "model", *choices.TRAINING_AXES)
-    chosen = parse_arguments(arguments, *axes)
+    chosen = parse_arguments(arguments, *axes, "evaluators")
     names: Mapping[str, str] = choose(
         choices.OBJECTIVES, chosen.get("objective", objective), "objective"
     )
@@ -70,6 +71,12 @@ def set_axes(
     config.model = choices.copy(choose(models, chosen.get("model", model), "model"))
     own = config.get("optimizer") or choices.copy(choices.OPTIMIZERS["adamw"])
     config.optimizer = optimizer_chosen(own, chosen)
+    config.evaluators = ConfigDict(
+        {
+            name: spec_at(choose(choices.EVALUATORS, name, "evaluator"))
+            for name in joined(chosen.get("evaluators", ""))
+        }
+    )
     defaults = {"objective": objective, "model": model, **names, **_names_of(own)}
     # With "/", the name DiT-S/2 would make a subfolder.
     suffix = [
@@ -131,13 +138,13 @@ def _names_of(optimizer: ConfigDict) -> dict[str, str]:
 
 
 def joined(names: str) -> list[str]:
-    """Splits names of wrappers that are joined by "+", the innermost first.
+    """Splits names that are joined by "+"; of wrappers, the innermost is first.
 
     Example:
-        >>> joined("adaptive+uncertainty"), joined("none")
-        (['adaptive', 'uncertainty'], [])
+        >>> joined("adaptive+uncertainty"), joined("none"), joined("")
+        (['adaptive', 'uncertainty'], [], [])
     """
-    return [name for name in names.split("+") if name != "none"]
+    return [name for name in names.split("+") if name not in ("none", "")]
 
 
 def guidance_called(names: str) -> ConfigDict:

@@ -14,7 +14,7 @@ from diffjax.errors import UserError, nearest
 from diffjax.kinds import AtLeastOne, Decay, Interval, NumSteps, Probability, complaint
 
 Spec = Any
-"""The spec of a part, which `diffjax.spec.build` checks and builds."""
+"""The spec of a part, or several by name, which `diffjax.spec.build` checks and builds."""
 Seed = Annotated[int, Interval("[0, 4294967295]")]
 """Of JAX's 32 bits: 2³² would be 0 again."""
 NumSamples = Annotated[int, Interval("[3, inf)")]
@@ -95,6 +95,8 @@ class Settings(TypedDict):
     checkpoints_to_keep: AtLeastOne[int]
     checkpoints_kept_every_steps: AtLeastOne[int]
     evaluation: Evaluation
+    evaluators: NotRequired[Spec]
+    best_by: NotRequired[str]
 
 
 def check_settings(config: ConfigDict) -> None:

@@ -35,11 +35,12 @@ from diffjax.runs.load import Run
 from diffjax.runs.measure import conditions_to_show
 from diffjax.runs.model import Model, Request
 from diffjax.runs.recipes import Guided, named_recipe
-from diffjax.sampling.sample import Recipe
+from diffjax.sampling.sample import Recipe, Trace
 from experiments import cli, hanging, processes
 
 FLAGS = flags.FlagValues()
 flags.DEFINE_string("workdir", None, "folder of the run", flag_values=FLAGS)
+cli.define_step(FLAGS)
 flags.DEFINE_integer("num_samples", 64, "number of samples", lower_bound=1, flag_values=FLAGS)
 flags.DEFINE_list(
     "labels",
@@ -84,7 +85,7 @@ def main(args: SimpleNamespace) -> None:
     """Draws samples, saves them, and prints their recipe."""
     cli.require(args, "workdir")
     allowed = ("diffjax", *args.allowed_packages)
-    run = diffjax.load(args.workdir, weights=args.weights, allowed_packages=allowed)
+    run = diffjax.load(args.workdir, step=args.step, weights=args.weights, allowed_packages=allowed)
     guided = Guided(args.guidance_scale, args.guidance, args.against)
     named = named_recipe(run, args.solver, args.grid, args.num_steps, guided)
     recipe = named.recipe
@@ -100,6 +101,7 @@ def main(args: SimpleNamespace) -> None:
     images, cost = draw_images(args, model, recipe, request)
     kind = run.setup.wired.condition
     arrays = {"images": images, **kind.arrays(request.condition)}
+    source = None if source is None else model.decoded(source)
     arrays |= {} if source is None else {"source": source}
     how = {
         "step": run.step,
@@ -114,7 +116,7 @@ def main(args: SimpleNamespace) -> None:
         "seed": args.seed,
     }
     filmed = request.only(np.arange(min(len(request), _FILMED)))
-    traced: Any = None if args.film is None else model.trace(recipe, filmed)
+    traced: Any = None if args.film is None else decoded_trace(model, recipe, filmed)
     if not is_first():
         return
     try:
@@ -122,7 +124,7 @@ def main(args: SimpleNamespace) -> None:
         titles = kind.titles(request.condition) or texts
         columns = columns_by_class(len(images), len(set(titles or ())))
         beside = kind.pictures(request.condition) if source is None else source
-        if beside is not None:
+        if beside is not None and beside.shape == images.shape:
             columns = _PAIRS_IN_A_ROW
         save_png(out, images, columns, captions(titles, columns), beside)
         if args.film is not None:
@@ -148,6 +150,13 @@ def draw_images(
             return np.asarray(found.x), {**cost, "rounds": int(found.rounds)}
         images = np.concatenate([*model.batches(recipe, request, n, begun)])
     return images, {"nfe": model.nfe(recipe, next(request.batches(n)))}
+
+
+def decoded_trace(model: Model, recipe: Recipe, request: Request) -> Trace:
+    """The images on the way from noise to samples."""
+    trace = model.trace(recipe, request)
+    x, x0 = (np.stack([*map(model.decoded, each)]) for each in (trace.x, trace.x0))
+    return trace._replace(x=x, x0=x0)
 
 
 def wanted(

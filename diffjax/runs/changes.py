@@ -15,6 +15,8 @@ _MAY_CHANGE = (
     "weights",
     "sampling",
     "evaluation",
+    "evaluators",
+    "best_by",
     "log_every_steps",
     "snapshot_every_steps",
     "sample_every_steps",

@@ -32,6 +32,8 @@ from diffjax.training.sharding import AXES, make_mesh
 from diffjax.training.state import LIVE, TrainState
 from diffjax.training.subset import merged
 
+BEST = "best"
+"""The folder of a run's best checkpoint by `config.best_by`, and its name for `load`."""
 _LARGEST = 2**31 - 1  # without 64-bit numbers JAX takes the seeds 1 and 2³² + 1 for one
 
 
@@ -177,6 +179,7 @@ class Run:
             ("path", wired.path, theirs.path),
             ("image shape", wired.image_shape, theirs.image_shape),
             ("condition", wired.condition, theirs.condition),
+            ("codec", self.setup.codec.facts, other.setup.codec.facts),
         ):
             if here != there:
                 raise UserError(
@@ -213,6 +216,7 @@ class Run:
                 sample), or its arrays with one row for each sample. A number n is n samples that
                 show all labels in turn.
             source: `[n, H, W, C]` in [-1, 1], what each is made from; for runs between two sets.
+                Images, also where a codec encodes them.
             seed: of the noise, a whole number of less than 2³¹ in size.
             solver: how to step.
             grid: where to step; "found" by `experiments.find_grid`.
@@ -227,7 +231,7 @@ class Run:
             batch_size: images at a time.
 
         Returns:
-            `[n, H, W, C]` float32, nominally in [-1, 1].
+            `[n, H, W, C]` float32, nominally in [-1, 1]: decoded images.
 
         Raises:
             UserError: no such condition, name or weights; a number out of range; what this model
@@ -245,8 +249,10 @@ class Run:
         if against is not None and not isinstance(against, str | Against):
             negative, against = self._negative(against, len_of(cond)), NegativeCondition()
         recipe = recipe_of(self, solver, grid, num_steps, Guided(guidance_scale, guidance, against))
+        model = self.model(weights)
+        source = None if source is None else model.encoded(source)
         request = Request(cond, seed, source, negative=negative)
-        return self.model(weights).sample(recipe, request, batch_size=batch_size)
+        return model.sample(recipe, request, batch_size=batch_size)
 
     def conditions(self, given: Any) -> Any:
         """The condition of samples: a number of them in turn, a list to parse, or ready arrays.
@@ -344,6 +350,7 @@ def load(
     workdir: str | Path,
     mesh: Mesh | None = None,
     *,
+    step: int | str | None = None,
     weights: str | None = None,
     allowed_packages: tuple[str, ...] = ("diffjax",),
 ) -> Run:
@@ -360,16 +367,22 @@ def load(
         workdir: the run's folder.
         mesh: from `diffjax.training.sharding.make_mesh`; by default all devices split the batch.
             A network that is too large for one is split by `make_mesh(data=1, fsdp=-1)`.
+        step: of another checkpoint, or "best": the one that is best by `config.best_by`.
         weights: `live` or the name of an average, in the place of `config.weights`; also of one
             that `experiments.average` made.
         allowed_packages: whose callables the saved config may name.
 
     Raises:
-        UserError: no run there, no checkpoint that can be read, no such weights, or a mesh with
-            other axes.
+        UserError: no run there, no such checkpoint or none that can be read, no such weights, or a
+            mesh with other axes.
     """
     check_arguments(
-        load, workdir=workdir, mesh=mesh, weights=weights, allowed_packages=allowed_packages
+        load,
+        workdir=workdir,
+        mesh=mesh,
+        step=step,
+        weights=weights,
+        allowed_packages=allowed_packages,
     )
     if mesh is not None and mesh.axis_names != AXES:
         raise UserError(
@@ -380,7 +393,11 @@ def load(
     config, description = workdirs.read(workdir, allowed_packages)
     with workdirs.version_told(workdir):
         setup = set_up(
-            config, description["image_shape"], description["condition"], mesh=mesh or make_mesh()
+            config,
+            description["image_shape"],
+            description["condition"],
+            mesh=mesh or make_mesh(),
+            codec=description["codec"],
         )
     name = weights or config.weights
     post_hoc = is_reconstructed(name, [*setup.abstract.ema])
@@ -388,15 +405,33 @@ def load(
     if weights:
         with config.unlocked():
             config.weights = weights
-    folder = workdir / "checkpoints"
-    if not folder.is_dir():
-        raise UserError(f"{workdir} has no checkpoint yet: train it first")
-    with closing(Checkpoints(folder, read_only=True)) as kept, workdirs.version_told(workdir):
-        restored = kept.restore(wanted, set_damaged_aside=False)
-    if restored is None:
-        raise UserError(f"{workdir} has no checkpoint yet: train it first")
-    state, meta = restored
+    with workdirs.version_told(workdir):
+        folder, state, meta = _restored(workdir, step, wanted)
     known = {} if post_hoc else {name: state.weights(name)}
     saved = Saved(folder, meta["step"], setup.abstract, known)
     saved.weights(name)
     return Run(setup, saved, workdir)
+
+
+def _restored(
+    workdir: Path, step: int | str | None, wanted: TrainState
+) -> tuple[Path, TrainState, dict[str, Any]]:
+    """The folder, the state and the meta of a checkpoint: a chosen one, the best or the newest."""
+    if isinstance(step, str) and step != BEST:
+        raise UserError(f"step={step!r}: it is the number of a step, or {BEST!r}")
+    folder = workdir / (BEST if step == BEST else "checkpoints")
+    if folder.is_dir():
+        with closing(Checkpoints(folder, read_only=True)) as kept:
+            if isinstance(step, int):
+                if step not in kept.steps():
+                    there = ", ".join(map(str, kept.steps())) or "none"
+                    raise UserError(
+                        f"{workdir} has no checkpoint of step {step}: there are {there}"
+                    )
+                return folder, *kept.read(step, wanted)
+            restored = kept.restore(wanted, set_damaged_aside=False)
+        if restored is not None:
+            return folder, *restored
+    if step == BEST:
+        raise UserError(f"{workdir} has no best checkpoint: train it with config.best_by")
+    raise UserError(f"{workdir} has no checkpoint yet: train it first")

@@ -12,6 +12,7 @@ import numpy as np
 from jax import Array
 from jax.sharding import Mesh
 
+from diffjax.codecs import Codec, Identity
 from diffjax.compiling import jit
 from diffjax.errors import UserError
 from diffjax.host.processes import to_host
@@ -29,7 +30,7 @@ from diffjax.sampling.sample import (
     trace,
 )
 from diffjax.sampling.solvers import normal
-from diffjax.training.sharding import batch_sharding, replicated, spread
+from diffjax.training.sharding import batch_sharding, local_rows, replicated, spread
 from diffjax.wiring import Wired, check_recipe
 
 Walk = Callable[..., Any]
@@ -46,7 +47,7 @@ class Request:
             each of the n samples, as the model's `Condition` knows it; labels, int32 `[n]`, of a
             model of classes.
         seed: of the noise.
-        source: `[n, H, W, C]` in [-1, 1], what each sample is made from; None where that is noise.
+        source: `[n, h, w, c]`, what each sample is made from, encoded; None where that is noise.
         negative: what guidance leads each sample away from, n rows as `condition`; for recipes
             against `NegativeCondition`.
         rows: `[n]`, the samples' numbers, 0, 1, … by default. Sample i depends on the seed, its
@@ -109,10 +110,22 @@ class Programs:
     Attributes:
         wired: the parts.
         mesh: the devices.
+        codec: what decodes samples.
     """
 
     wired: Wired
     mesh: Mesh
+    codec: Codec = Identity()
+
+    @cached_property
+    def decoder(self) -> Callable[[Any], np.ndarray]:
+        """`latents -> images` (`Codec.decoder`), on this process's devices of the mesh."""
+        return self.codec.decoder(local_rows(self.mesh.local_devices))
+
+    @cached_property
+    def encoder(self) -> Callable[[Any], np.ndarray]:
+        """`images -> latents`, as `decoder`."""
+        return self.codec.encoder(local_rows(self.mesh.local_devices))
 
     @cached_property
     def draw(self) -> Any:
@@ -124,7 +137,8 @@ class Programs:
     @cached_property
     def unplaced(self) -> "Programs":
         """The same, with activations of the network that lie wherever the compiler puts them."""
-        return Programs(self.wired._replace(apply=inspect.unwrap(self.wired.apply)), self.mesh)
+        wired = self.wired._replace(apply=inspect.unwrap(self.wired.apply))
+        return Programs(wired, self.mesh, self.codec)
 
 
 class _Plan(NamedTuple):
@@ -196,6 +210,19 @@ class Model:
         """The devices."""
         return self.programs.mesh
 
+    @property
+    def codec(self) -> Codec:
+        """What decodes samples."""
+        return self.programs.codec
+
+    def decoded(self, latents: np.ndarray) -> np.ndarray:
+        """The images `[n, H, W, C]` of latents `[n, h, w, c]`."""
+        return self.programs.decoder(latents)
+
+    def encoded(self, images: np.ndarray) -> np.ndarray:
+        """The latents `[n, h, w, c]` of images `[n, H, W, C]` in [-1, 1]."""
+        return self.programs.encoder(images)
+
     def map(self, f: Callable[[Any], Any]) -> "Model":
         """The same with `f(array)` for each array of the weights, also of a weaker model's."""
         params = jax.tree.map(f, self.params)
@@ -247,14 +274,24 @@ class Model:
             batch_size: samples at a time; rounded up to what the mesh divides.
 
         Returns:
-            `[n, H, W, C]` float32, nominally in [-1, 1]; not checked for what is not finite.
+            `[n, H, W, C]` float32, nominally in [-1, 1]: decoded images; not checked for what is
+            not finite.
 
         Raises:
             UserError: a recipe that the model can't be sampled by, no such label, a source that is
                 missing or of another shape.
         """
-        parts = [images for _, images in self._batches(recipe, request, batch_size)]
-        return np.concatenate(parts or [np.zeros((0, *self.wired.image_shape), np.float32)])
+        parts = self._batches(recipe, request, batch_size)
+        nothing = np.zeros((0, *self.wired.image_shape), np.float32)
+        return np.concatenate([self.decoded(x) for x in (nothing, *(x for _, x in parts))])
+
+    def sample_latents(
+        self, recipe: Recipe, request: Request, *, batch_size: int = 256
+    ) -> np.ndarray:
+        """As `sample`, but the samples as the network has them, `[n, h, w, c]`, not decoded."""
+        nothing = np.zeros((0, *self.wired.image_shape), np.float32)
+        parts = self._batches(recipe, request, batch_size)
+        return np.concatenate([nothing, *(latents for _, latents in parts)])
 
     def batches(
         self,
@@ -275,9 +312,20 @@ class Model:
         Raises:
             UserError: as `sample` and `check_finite`.
         """
-        for some, images in self._batches(recipe, request, batch_size, begun):
-            self.check_finite(images, recipe, some)
-            yield images
+        for latents in self.latent_batches(recipe, request, batch_size, begun):
+            yield self.decoded(latents)
+
+    def latent_batches(
+        self,
+        recipe: Recipe,
+        request: Request,
+        batch_size: int = 256,
+        begun: Callable[[int], Any] = lambda number: None,
+    ) -> Iterator[np.ndarray]:
+        """As `batches`, but the samples as the network has them, not decoded."""
+        for some, latents in self._batches(recipe, request, batch_size, begun):
+            self.check_finite(latents, recipe, some)
+            yield latents
 
     def _batches(
         self,
@@ -298,7 +346,7 @@ class Model:
             yield some, to_host(images)[: len(some)]
 
     def trace(self, recipe: Recipe, request: Request) -> Trace:
-        """What lies between noise and the samples that `sample` draws; all in one batch."""
+        """What lies between noise and the latents that `sample_latents` draws; in one batch."""
         return self.walk(trace, recipe, request, recipe.times(self.wired.path))
 
     def in_parallel(
@@ -318,7 +366,7 @@ class Model:
         walk = InParallel(window, tolerance, place)
         found = model.walk(walk, recipe, request, recipe.times(self.wired.path))
         self.check_finite(found.x, recipe, request)
-        return found
+        return found._replace(x=self.decoded(found.x))
 
     def nfe(self, recipe: Recipe, request: Request) -> int:
         """Network evaluations per sample: what the recipe declares, or else counted.

@@ -9,7 +9,7 @@ from diffjax.conditions import Classes, Images, Several, TokenStates
 from diffjax.config_files import override
 from diffjax.data import ArraySource, Augment, DataSet, GivenSource, batches, digits
 from diffjax.errors import UserError
-from diffjax.loop.loop import train_step_of
+from diffjax.loop.compiled_step import train_step_of
 from diffjax.models import DiT, UNet
 from diffjax.models.context import parts_of
 from diffjax.runs.model import Model, Request

@@ -330,7 +330,7 @@ def test_a_member_that_is_not_finite_spoils_no_other(ensemble_run, tmp_path, mon
     evaluated: list[Path] = []
     paged: list[Path] = []
     without_pictures(monkeypatch)
-    monkeypatch.setattr(ensemble, "evaluate_once", lambda *given: evaluated.append(given[3]))
+    monkeypatch.setattr(ensemble, "evaluate_once", lambda run, *_: evaluated.append(run.workdir))
     monkeypatch.setattr(ensemble, "page", paged.append)
     folders = [tmp_path / name for name in "xab"]
     clip = {"optimizer.clip_norm": 1e30}
