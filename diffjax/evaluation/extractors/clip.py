@@ -67,8 +67,9 @@ def clip_features(
             "clip_features needs weights: the path of the pytorch_model.bin of "
             f"openai/clip-vit-large-patch14-336, or its URL {_PUBLISHED.address}"
         )
-    network = FAMILY.size("vitl14_336")
-    _, params = FAMILY.read(find_weights(weights, sha256), network)
+    architecture = FAMILY.size("vitl14_336")
+    network = architecture.network
+    _, params = FAMILY.read(find_weights(weights, sha256), architecture)
 
     @jax.jit
     def encode(params: Any, levels: jax.Array) -> tuple[jax.Array, None]:

@@ -60,14 +60,15 @@ def dinov2_features(
     Raises:
         UserError: no such model or file, another hash, weights of another network.
     """
-    network = FAMILY.size(model)
+    architecture = FAMILY.size(model)
+    network = architecture.network
     if not weights:
         raise UserError(
             f"dinov2_features needs weights: the path of dinov2_{model}_pretrain.pth, or its "
             f"URL {url(model)}"
         )
     sha256 = (sha256 or SIZES[model].sha256).lower()
-    _, params = FAMILY.read(find_weights(weights, sha256), network)
+    _, params = FAMILY.read(find_weights(weights, sha256), architecture)
 
     @jax.jit
     def evaluate(params: Any, levels: jax.Array) -> tuple[jax.Array, None]:

@@ -4,16 +4,12 @@ Weights of queries, keys and values are one matrix, in this order, as here. `mas
 patches in training and is left out.
 """
 
-from collections.abc import Mapping
+import math
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-
-from diffjax.models.dinov2.network import dinov2
+from diffjax.models.dinov2.network import PATCH, dinov2
 from diffjax.models.dinov2.sizes import SIZES
-from diffjax.models.vit import ViT
-from diffjax.pretrained.family import Family
+from diffjax.pretrained.family import Family, ImageShape, Shapes
 from diffjax.pretrained.tables import Row, count
 from diffjax.pretrained.transforms import conv, dense, squeeze
 
@@ -39,19 +35,15 @@ TABLE = (
 )
 
 
-def _recognise(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
-    return {
+def _recognise(shapes: Shapes) -> tuple[dict[str, Any], ImageShape]:
+    grid = math.isqrt(shapes["pos_embed"][1] - 1)
+    settings = {
         "width": shapes["cls_token"][-1],
         "depth": count("blocks.{i}.norm1.weight", shapes),
         "num_registers": shapes.get("register_tokens", (1, 0, 0))[1],
+        "grid": grid,
     }
+    return settings, (PATCH * grid, PATCH * grid, 3)
 
 
-def _inputs(network: ViT) -> tuple[jax.ShapeDtypeStruct]:
-    side = network.grid * network.patch
-    return (jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32),)
-
-
-FAMILY = Family(
-    "DINOv2", dinov2, SIZES, lambda _: TABLE, _recognise, _inputs, unused=("mask_token",)
-)
+FAMILY = Family("DINOv2", dinov2, SIZES, lambda _: TABLE, _recognise, unused=("mask_token",))

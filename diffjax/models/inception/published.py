@@ -3,15 +3,11 @@
 Its logits have a bias that the Inception score leaves out, and so does this table.
 """
 
-from collections.abc import Mapping
 from typing import Any
-
-import jax
-import jax.numpy as jnp
 
 from diffjax.models.inception.network import SIZE, InceptionV3
 from diffjax.models.inception.sizes import SIZES
-from diffjax.pretrained.family import Family
+from diffjax.pretrained.family import Family, ImageShape, Shapes
 from diffjax.pretrained.tables import Row
 from diffjax.pretrained.transforms import conv, dense, keep
 
@@ -33,13 +29,9 @@ TABLE = (
 )
 
 
-def _recognise(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+def _recognise(shapes: Shapes) -> tuple[dict[str, Any], ImageShape]:
     del shapes  # There is one size.
-    return {}
-
-
-def _inputs(network: InceptionV3) -> tuple[jax.ShapeDtypeStruct]:
-    return (jax.ShapeDtypeStruct((1, SIZE, SIZE, 3), jnp.float32),)
+    return {}, (SIZE, SIZE, 3)
 
 
 FAMILY = Family(
@@ -48,6 +40,5 @@ FAMILY = Family(
     SIZES,
     lambda _: TABLE,
     _recognise,
-    _inputs,
     unused=("fc.bias", "*.num_batches_tracked", "AuxLogits.*"),
 )
