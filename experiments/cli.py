@@ -66,6 +66,23 @@ def define_config(flag_values: flags.FlagValues) -> None:
     )
 
 
+class _Step(flags.ArgumentParser):
+    """A step, as a number or by the name of the best checkpoint."""
+
+    def parse(self, argument: Any) -> int | str:
+        """The value as `diffjax.load` takes it."""
+        text = str(argument)
+        if text != "best" and not (text.isascii() and text.isdigit()):
+            raise ValueError("it is the number of a step that has a checkpoint, or best")
+        return text if text == "best" else int(text)
+
+
+def define_step(flag_values: flags.FlagValues) -> None:
+    """Defines `--step=400` and `--step=best`: which checkpoint of a run."""
+    help = "a step that has a checkpoint, or best, by config.best_by; the newest by default"
+    flags.DEFINE_flag(flags.Flag(_Step(), None, "step", None, help), flag_values)
+
+
 def run(
     main: Callable[[SimpleNamespace], int | None],
     flag_values: flags.FlagValues,

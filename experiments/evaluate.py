@@ -33,6 +33,7 @@ from experiments import cli, hanging, processes
 
 FLAGS = flags.FlagValues()
 flags.DEFINE_string("workdir", None, "folder of the run", flag_values=FLAGS)
+cli.define_step(FLAGS)
 flags.DEFINE_list("solvers", None, "comma-separated names", flag_values=FLAGS)
 flags.DEFINE_list("grids", None, "comma-separated names", flag_values=FLAGS)
 flags.DEFINE_list("num_steps", None, "comma-separated numbers of steps", flag_values=FLAGS)
@@ -86,7 +87,7 @@ def main(args: SimpleNamespace) -> None:
     scales, seeds = numbers(args, "guidance_scale", float), numbers(args, "seed", int)
     extractors = chosen_extractors(args)
     first, allowed = (args.weights or [None])[0], ("diffjax", *args.allowed_packages)
-    run = diffjax.load(args.workdir, weights=first, allowed_packages=allowed)
+    run = diffjax.load(args.workdir, step=args.step, weights=first, allowed_packages=allowed)
     in_first(lambda: make_writable(run.workdir))  # Fails before the work, if it does.
     with (
         translate_lost_processes(),

@@ -28,7 +28,8 @@ from diffjax.errors import UserError
 from diffjax.evaluation.tables import measure, percent
 from diffjax.host.processes import is_first
 from diffjax.host.run_files import read_json
-from diffjax.loop.loop import initial_weights, prepared, train
+from diffjax.loop.begin import initial_weights
+from diffjax.loop.loop import prepared, train
 from diffjax.loop.profile import Profile
 from diffjax.runs import workdirs
 from diffjax.runs.extension import planned
@@ -248,8 +249,17 @@ Configs (--config=configs/NAME.py): {", ".join(cli.config_names())}
 Arguments after the colon, comma-separated:
   objective=  {", ".join(choices.OBJECTIVES)}
   model=      dit, unet; configs may offer more
-{cli.describe_tables({**choices.AXES, "wrappers": choices.WRAPPERS, **choices.TRAINING_AXES})}
-Wrappers are joined by +, the innermost first.
+{
+    cli.describe_tables(
+        {
+            **choices.AXES,
+            "wrappers": choices.WRAPPERS,
+            **choices.TRAINING_AXES,
+            "evaluators": choices.EVALUATORS,
+        }
+    )
+}
+Wrappers are joined by +, the innermost first, and so are evaluators.
 Solvers, for experiments.sample and experiments.evaluate (their --help describes them):
   {", ".join(choices.SOLVERS)}"""
 

@@ -21,7 +21,6 @@ from diffjax import choices
 from diffjax.data import DataSet, all_examples
 from diffjax.errors import UserError
 from diffjax.host.files import write_json
-from diffjax.process.precond import Meaning
 from diffjax.runs.load import Run
 from diffjax.spec import build, choose
 from diffjax.studies import validation
@@ -101,17 +100,8 @@ def load_runs(
         if workdir in runs:
             raise UserError(f"--workdirs has {workdir} twice")
         run = diffjax.load(workdir, weights=weights, allowed_packages=allowed)
-        traits = run.setup.wired.objective.traits
-        if not traits.meaning.serves(Meaning.POSTERIOR_MEAN):
-            raise UserError(
-                f"{workdir} has a model of {traits.meaning}; errors by log-SNR are those of the "
-                "posterior mean"
-            )
-        if traits.needs_source or not traits.independent_noise:
-            raise UserError(
-                f"{workdir} was trained on images paired with their noise, or with noise in "
-                "between; here each image is mixed with independent noise"
-            )
+        if reason := validation.unfit(run.setup.wired.objective.traits):
+            raise UserError(f"{workdir} {reason}")
         own = run.dataset(data_path)
         dataset = dataset or own
         if own.test.fingerprint() != dataset.test.fingerprint():

@@ -11,13 +11,13 @@ from diffjax.comparison.results import RunFiles, SweepFiles
 from diffjax.comparison.side_by_side import all_numbers, own_recipes
 from diffjax.comparison.verdicts import finite, mean_interval
 from diffjax.errors import UserError
-from diffjax.evaluation.tables import METRICS, is_number, range_of
+from diffjax.evaluation.tables import HIGHER_IS_BETTER, METRICS, is_number, range_of
 
 RECIPE = ("solver", "grid", "num_steps", "guidance_scale", "weights")
 _TARGET = "_target_"
 _ERRORS = (0.0, np.inf)  # range of squared errors
 _FACTS = (
-    "extractor", "extractor_sha256", "resize", "autoencoder", "value_range", "rounding",
+    "extractor", "extractor_sha256", "resize", "codec", "codec_sha256", "value_range", "rounding",
     "reference", "reference_sha256", "labels", "num_samples", "num_reference_images",
 )  # fmt: skip
 
@@ -159,7 +159,7 @@ def pareto_front(rows: Sequence[Mapping[str, Any]], metric: str) -> list[Mapping
         >>> [row["nfe"] for row in pareto_front(rows, "accuracy")]
         [9, 18]
     """
-    sign = -1.0 if METRICS[metric].higher_is_better else 1.0
+    sign = -1.0 if metric in HIGHER_IS_BETTER else 1.0
     known = [row for row in rows if is_number(row["nfe"]) and metric in row]
     known.sort(key=lambda row: (row["nfe"], sign * row[metric]["mean"]))
     front: list[Mapping[str, Any]] = []

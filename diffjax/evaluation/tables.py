@@ -25,6 +25,10 @@ LABELS = {
     "mode_weights": "weight in wrong modes",
     "bits_per_dim": "bits per dimension",
 }
+# Metrics whose higher values are better; of the others, lower ones are.
+HIGHER_IS_BETTER = frozenset(
+    {"accuracy", "precision", "recall", "density", "coverage", "inception_score"}
+)
 # Ranges of metrics; the others, such as unbiased estimates near 0, are unbounded.
 RANGES = {
     "frechet_distance": (0.0, math.inf),
@@ -137,13 +141,11 @@ class Metric(NamedTuple):
         label: its name on axes and columns.
         write: formats a value.
         is_share: whether it is a share of 1, shown in per cent.
-        higher_is_better: whether higher values are better; else lower ones are.
     """
 
     label: str
     write: Callable[[Any], str]
     is_share: bool = False
-    higher_is_better: bool = False
 
 
 class Column(NamedTuple):
@@ -165,7 +167,7 @@ class Column(NamedTuple):
 METRICS = {
     "frechet_distance": Metric("Fréchet distance", measure),
     "kernel_distance": Metric("kernel distance", measure),
-    "accuracy": Metric("accuracy", percent, is_share=True, higher_is_better=True),
+    "accuracy": Metric("accuracy", percent, is_share=True),
 }
 COLUMNS = (
     Column("solver", "solver"),

@@ -1,7 +1,7 @@
 """What a run leaves in its folder while it trains: lines, pictures and checkpoints."""
 
-import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,9 +9,11 @@ from typing import Any
 import numpy as np
 
 from diffjax.data import DataSet
+from diffjax.host.interrupts import Interrupted
 from diffjax.host.processes import is_first
 from diffjax.loop.logging import JSONLWriter, ProgressBar, TensorBoardWriter, Writer, join
 from diffjax.loop.pending_metrics import MetricsWindow
+from diffjax.loop.training import Training
 from diffjax.reports.pictures import (
     columns_by_class,
     most_classes,
@@ -25,7 +27,6 @@ from diffjax.runs.load import Run
 from diffjax.runs.measure import samples_asked_of
 from diffjax.runs.model import Request
 from diffjax.runs.setup import Setup
-from diffjax.spec import to_json
 from diffjax.training.averages import power_name
 from diffjax.training.state import TrainState
 
@@ -36,28 +37,20 @@ class Recorder:
     """What a run leaves in its folder while it trains: lines, pictures and checkpoints.
 
     Args:
-        setup: of the run.
-        dataset: what it trains on.
+        training: the run.
         start: the meta of the checkpoint that it goes on from.
-        checkpoints: where states go.
-        workdir: where the rest goes.
         bar: whether the terminal shows how far it is.
+
+    Attributes:
+        writer: where lines go.
     """
 
-    def __init__(
-        self,
-        setup: Setup,
-        dataset: DataSet,
-        start: Mapping[str, Any],
-        checkpoints: Checkpoints,
-        workdir: Path,
-        *,
-        bar: bool = True,
-    ):
+    def __init__(self, training: Training, start: Mapping[str, Any], *, bar: bool = True):
+        setup, dataset, workdir = training.setup, training.dataset, training.workdir
         self._config = config = setup.config
-        self._checkpoints = checkpoints
+        self._checkpoints = checkpoints = training.checkpoints
         self._draw_grid = grid_drawer(setup, dataset, workdir)
-        self._writer = join(open_writers(workdir, config.num_steps, start["step"], bar=bar))
+        self.writer = join(open_writers(workdir, config.num_steps, start["step"], bar=bar))
         skip_in_a_row = setup.nonfinite.skip_in_a_row
         # Lines of steps that are made again are dropped here as in the metrics.
         kept = skip_in_a_row and is_first()
@@ -65,14 +58,11 @@ class Recorder:
         self._left_out = join(left_out)
         self._snapshots = snapshots_of(workdir) if config.ema_lengths else None
         # The stream's position is a function of the step, so the step is all there is to keep.
-        self._meta = {
-            "config": json.loads(to_json(config)),
-            "data_sha256": dataset.train.fingerprint(),
-        }
+        self._meta = {**training.meta}
         if start.get("schedule_start"):
             self._meta["schedule_start"] = start["schedule_start"]
         self._window = MetricsWindow(
-            self._writer,
+            self.writer,
             config.batch_size,
             start["step"],
             checkpoints.steps,
@@ -111,6 +101,22 @@ class Recorder:
             self.save(state)
             self._window.restart_clock()
 
+    @contextmanager
+    def aside(self, state: TrainState) -> Iterator[None]:
+        """A block that measures a state: one that is finite, and that is saved at a stop.
+
+        Raises:
+            NonFiniteLoss: as `save`.
+        """
+        self._check_finite(state)
+        try:
+            yield
+        except Interrupted:
+            self.save(state)
+            raise
+        finally:
+            self._window.restart_clock()
+
     def save(self, state: TrainState) -> None:
         """Starts to save a state.
 
@@ -124,7 +130,7 @@ class Recorder:
 
     def close(self) -> None:
         """Finishes the lines, and waits for the snapshots."""
-        join([self._writer, self._left_out]).close()
+        join([self.writer, self._left_out]).close()
         if self._snapshots:
             self._snapshots.close()
 

@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 
 from diffjax.conditions import Condition
 from diffjax.errors import UserError
-from diffjax.loop.loop import compile_train_step, train_flops
+from diffjax.loop.compiled_step import compile_train_step, train_flops
 from diffjax.runs.model import Model, Request
 from diffjax.runs.setup import Setup, countable, set_up
 from diffjax.training.flops import flops_if_countable

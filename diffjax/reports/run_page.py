@@ -52,6 +52,7 @@ _SHOWN_ELSEWHERE = (
     "compile_seconds",
     "init_from",
     "changes",
+    "best",
 )
 
 
@@ -113,6 +114,7 @@ def _content(workdir: Path) -> dict[str, Any]:
         "grids": _sample_grids(workdir / "samples"),
         "loss_curve": Markup(plots.loss_curve(records)),
         "loss_by_log_snr": Markup(plots.loss_by_log_snr(records)),
+        "metric_curves": _metric_curves(run, records),
         "evaluation": evaluation,
         "evaluated_with": _evaluated_with(evaluation),
         "quality": _quality(evaluation),
@@ -129,6 +131,33 @@ def _content(workdir: Path) -> dict[str, Any]:
         "run": _flat({k: v for k, v in run.items() if k not in _SHOWN_ELSEWHERE}),
         "versions": _flat(run.get("versions")),
     }
+
+
+def _metric_curves(
+    run: Mapping[str, Any], records: Sequence[Mapping[str, Any]]
+) -> list[tuple[str, Any]]:
+    """Title and figure of each metric that evaluators measured."""
+    best = run.get("best") or {}
+    drawn = {
+        name: plots.metric_curve(
+            records, name, best.get("step") if name == best.get("metric") else None
+        )
+        for name in plots.metric_names(records)
+    }
+    return [(plots.metric_title(name), Markup(svg)) for name, svg in drawn.items() if svg]
+
+
+def _best(best: Mapping[str, Any] | None) -> str:
+    """Which checkpoint is the best.
+
+    Example:
+        >>> _best({"metric": "samples/frechet_distance", "step": 1200, "value": 1.234})
+        'step 1,200, Fréchet distance (samples) 1.23'
+    """
+    if not best:
+        return ""
+    title = plots.metric_title(best["metric"])
+    return f"step {number(best['step'])}, {title} {measure(best['value'])}"
 
 
 def _verdict(config: Mapping[str, Any], evaluation: Mapping[str, Any], step: int | None) -> str:
@@ -182,6 +211,7 @@ def _settings(
         ("Steps", trained + number(config.get("num_steps")), config.get("num_steps")),
         ("Batch", f"{number(config.get('batch_size'))} images", config.get("batch_size")),
         ("Seed", str(config.get("seed")), config.get("seed")),
+        ("Best checkpoint", _best(run.get("best")), run.get("best")),
         ("Begins with", _beginning(run.get("init_from") or {}), run.get("init_from")),
         ("Device", str(run.get("device")), run.get("device")),
         ("Host", str(run.get("host")), run.get("host")),

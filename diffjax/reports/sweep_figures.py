@@ -11,7 +11,14 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from diffjax.comparison.summary import family
-from diffjax.evaluation.tables import METRICS, Metric, duration, is_number, measure
+from diffjax.evaluation.tables import (
+    HIGHER_IS_BETTER,
+    METRICS,
+    Metric,
+    duration,
+    is_number,
+    measure,
+)
 from diffjax.reports.sweep_axes import Figure as Figure
 from diffjax.reports.sweep_axes import axis, layout, log_range, log_ticks
 
@@ -61,7 +68,7 @@ def quality(
         frame["xaxis"] |= log_ticks(sorted({row["nfe"] for row in known}))
         if metric.is_share:
             frame["yaxis"] = {**axis(metric.label), "tickformat": ".1%"}
-        frame["meta"] = {"front": "higher" if metric.higher_is_better else "lower"}
+        frame["meta"] = {"front": "higher" if name in HIGHER_IS_BETTER else "lower"}
         figures[name] = {"data": traces, "layout": frame}
     return figures
 

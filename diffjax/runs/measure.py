@@ -30,7 +30,7 @@ from diffjax.kinds import AtLeastOne, NumSteps
 from diffjax.reports.pictures import save_png
 from diffjax.runs import workdirs
 from diffjax.runs.found_grids import FOUND
-from diffjax.runs.likelihoods import check_likelihood, measure_likelihood
+from diffjax.runs.likelihoods import check_levels, check_likelihood, measure_likelihood
 from diffjax.runs.load import Run
 from diffjax.runs.model import Request
 from diffjax.runs.recipes import Guided, named_recipe
@@ -138,16 +138,7 @@ def measure(
             )
         beat()
 
-    references = [
-        metrics.reference(
-            dataset,
-            _telling(beat, extractor),
-            folder=cached_arrays.FOLDER,
-            sharding=local_rows(),
-            shared=jax.process_count() > 1,
-        )
-        for extractor in wanted.extractors or own
-    ]
+    references = [reference_of(dataset, extractor, beat) for extractor in wanted.extractors or own]
     num_samples = wanted.num_samples or settings.num_samples
     shares = label_shares(mix, run.setup.wired, dataset, references[0].class_counts)
     labels = proportional_labels(num_samples, shares)
@@ -285,7 +276,20 @@ def add_likelihood(workdir: Path, result: Mapping[str, Any]) -> None:
     write_json(path, (read_json(path) or {}) | {name: result})
 
 
-def _telling(beat: Callable[[], None], extractor: Extractor) -> Extractor:
+def reference_of(
+    dataset: DataSet, extractor: Extractor, beat: Callable[[], None]
+) -> metrics.Reference:
+    """The real images that a run's samples are compared with; `beat` is called at each batch."""
+    return metrics.reference(
+        dataset,
+        telling(beat, extractor),
+        folder=cached_arrays.FOLDER,
+        sharding=local_rows(),
+        shared=jax.process_count() > 1,
+    )
+
+
+def telling(beat: Callable[[], None], extractor: Extractor) -> Extractor:
     """The same extractor, which tells of each batch: a reference alone may take an hour."""
 
     def prepare(images: np.ndarray) -> np.ndarray:
@@ -360,7 +364,7 @@ class Asked(NamedTuple):
     Attributes:
         labels: `[n]`, the class that each is to show; zeros without classes.
         condition: their condition, n rows.
-        source: `[n, H, W, C]`, what each is made from; None where that is noise.
+        source: `[n, h, w, c]`, what each is made from; None where that is noise.
     """
 
     labels: np.ndarray
@@ -421,9 +425,11 @@ def check_evaluation(setup: Setup, dataset: DataSet) -> None:
     _check_recipes([main, *others], setup.wired)
     label_shares(own_mix(config), setup.wired, dataset)
     for extractor in own_extractors(config):
-        _check_extractor(extractor, dataset.image_shape)
+        _check_extractor(extractor, dataset.picture_shape)
     for method in settings.get("likelihood", ()):
         check_likelihood(setup.wired.objective, method)
+        check_levels(dataset)
+    _ = setup.codec.params  # Read, or refused.
     _check_counts(setup, dataset)
 
 

@@ -14,7 +14,8 @@ from diffjax.config_upgrade import upgrade
 from diffjax.ensemble.ensemble import MembersFailed, groups, train_together
 from diffjax.errors import UserError
 from diffjax.host.run_files import read_json
-from diffjax.loop.loop import prepared, train, train_flops
+from diffjax.loop.compiled_step import train_flops
+from diffjax.loop.loop import prepared, train
 from diffjax.runs import workdirs
 from diffjax.runs.probe import probe_run
 from diffjax.spec import TARGET, to_json

@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 from diffjax import config_files
 from diffjax.conditions import Condition, of_classes
 from diffjax.errors import UserError
-from diffjax.loop.loop import compile_train_step
+from diffjax.loop.compiled_step import compile_train_step
 from diffjax.performance.loop_time import Split, measure_split
 from diffjax.performance.throughput import (
     Measured,

@@ -42,7 +42,7 @@ UNLIKE: list[dict[str, Any]] = [
         "optimizer.b1": 0.8,
         "optimizer.weight_decay": 0.1,
         "objective.times.mean": 0.7,
-        "label_dropout": 0.3,
+        "condition_dropout": 0.3,
     },
 ]
 PARTS = "path=cosine,target=v,weight=min_snr,times=logit_normal"
@@ -185,7 +185,7 @@ def test_members_stand_on_devices_of_their_own():
 
 
 def test_members_of_one_seed_share_their_batch():
-    setups = setups_of(configs(TINY, [{}, {"label_dropout": 0.5}]), sharding.make_mesh())
+    setups = setups_of(configs(TINY, [{}, {"condition_dropout": 0.5}]), sharding.make_mesh())
     batch = next(members.member_batches(members.members_of(setups), digits(), 0))
     assert batch["image"].shape == (1, 16, 8, 8, 1)
     # Of three, two of which share a seed, there are two batches; each is that of the run alone.
@@ -330,7 +330,7 @@ def test_a_member_that_is_not_finite_spoils_no_other(ensemble_run, tmp_path, mon
     evaluated: list[Path] = []
     paged: list[Path] = []
     without_pictures(monkeypatch)
-    monkeypatch.setattr(ensemble, "evaluate_once", lambda *given: evaluated.append(given[3]))
+    monkeypatch.setattr(ensemble, "evaluate_once", lambda run, *_: evaluated.append(run.workdir))
     monkeypatch.setattr(ensemble, "page", paged.append)
     folders = [tmp_path / name for name in "xab"]
     clip = {"optimizer.clip_norm": 1e30}

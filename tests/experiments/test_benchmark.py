@@ -14,7 +14,7 @@ from jax.sharding import PartitionSpec
 from diffjax import choices, config_files
 from diffjax.conditions import of_classes
 from diffjax.errors import UserError
-from diffjax.loop.loop import train_flops
+from diffjax.loop.compiled_step import train_flops
 from diffjax.models import DiT, dit
 from diffjax.models.attention import attention
 from diffjax.performance import throughput

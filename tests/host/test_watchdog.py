@@ -62,9 +62,9 @@ def get_config():""",
 def test_a_data_source_that_hangs_ends_the_run(tmp_path):
     """One that trains, and one that evaluates, beside each other."""
     trainer = Trainer(tmp_path, HANGING)
-    folders = {"run_steps": tmp_path / "trains", "evaluate_once": tmp_path / "evaluates"}
+    folders = {"train_and_evaluate": tmp_path / "trains", "evaluate_once": tmp_path / "evaluates"}
     flags = {
-        "run_steps": [],
+        "train_and_evaluate": [],
         "evaluate_once": ["--config.data.part=test", "--config.data.after=0"],
     }
     argvs = [

@@ -10,7 +10,7 @@ import pytest
 
 from diffjax.conditions import of_classes
 from diffjax.data import digits
-from diffjax.loop.loop import device_batches
+from diffjax.loop.device_batches import device_batches
 from diffjax.objectives.base import Progress, with_condition
 from diffjax.process.paths import coeffs, time_of_log_snr
 from diffjax.runs.setup import set_up

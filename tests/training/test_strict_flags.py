@@ -22,11 +22,11 @@ from diffjax.models.dinov2.network import dinov2
 from diffjax.models.dit import DiT
 from diffjax.models.inception.network import InceptionV3
 from diffjax.oracle.analytic import Gaussian
-from diffjax.process.paths import Cosine, Linear
+from diffjax.process.paths import Linear
 from diffjax.process.targets import Noise
 from diffjax.runs.setup import set_up
 from diffjax.spec import spec
-from diffjax.studies.validation import _one_bin
+from diffjax.studies.validation import LossByLogSNR
 from diffjax.training.averages import Averages
 from diffjax.training.nonfinite import NonFinite
 from diffjax.training.step import make_train_step
@@ -56,7 +56,7 @@ def trace(arguments="", **changes):
         setup.optimizer,
         num_steps=config.num_steps,
         averages=Averages.of(config),
-        label_dropout=0.1,
+        condition_dropout=0.1,
         condition=setup.wired.condition,
         nonfinite=NonFinite(skip_in_a_row=2),
         accumulation_steps=setup.accumulation_steps,
@@ -156,7 +156,7 @@ def test_neighbours():
 
 def test_the_loss_by_log_snr():
     predict = Gaussian(jnp.zeros(4), jnp.eye(4)).predict(Linear())
-    one_bin = _one_bin(predict, Linear(), {"noise": Noise()}, Cosine(), jax.random.key(0))
+    loss = LossByLogSNR(lambda _: predict, Linear(), jax.random.key(0), {"noise": Noise()})
     rows, x0 = np.arange(3), np.ones((3, 2, 2, 1), np.float32)
     low, high = np.float32(-1.0), np.float32(1.0)
-    jax.eval_shape(one_bin, x0, rows, rows, 1, low, high)
+    jax.eval_shape(loss._one_bin, None, x0, rows, rows, 1, low, high)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from diffjax.loop.loop import train_step_of
+from diffjax.loop.compiled_step import train_step_of
 from diffjax.objectives.base import Progress, with_condition
 from diffjax.performance.hlo.counts import Collective
 from diffjax.performance.planning.compiled import Needs, described, set_up_on, state_memory

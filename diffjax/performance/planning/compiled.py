@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from diffjax.conditions import Condition, of_classes
 from diffjax.data import DataSet
 from diffjax.errors import UserError
-from diffjax.loop.loop import compile_train_step
+from diffjax.loop.compiled_step import compile_train_step
 from diffjax.models.layers import STACKED
 from diffjax.performance.hlo import counts, products
 from diffjax.performance.hlo.parser import parse
