@@ -19,7 +19,7 @@ from diffjax.evaluation.extractors.clip import clip_features
 from diffjax.evaluation.extractors.named import extractor_called
 from diffjax.models.clip.network import clip_vision
 from diffjax.models.clip.published import FAMILY
-from diffjax.pretrained.family import Architecture, Size
+from diffjax.pretrained.family import Size
 
 TINY = {"hidden_size": 32, "intermediate_size": 128, "num_hidden_layers": 2} | {
     "num_attention_heads": 4, "projection_dim": 24, "patch_size": 14, "image_size": 56,
@@ -97,7 +97,7 @@ class TestNetwork:
         theirs, network = transformers_network(sizes), clip_vision(**settings(sizes))
         size = sizes["image_size"]
         pixels = np.random.default_rng(0).normal(size=(2, size, size, 3)).astype(np.float32)
-        params = FAMILY.to_ours(state_of(theirs), Architecture(network, (size, size, 3)), "theirs")
+        params = FAMILY.to_ours(state_of(theirs), network, "theirs")
         found = np.asarray(jax.jit(network.apply)({"params": params}, jnp.asarray(pixels)))
         assert error(found, embeddings(theirs, pixels)) < most
         np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1.0, rtol=1e-5)
@@ -107,9 +107,7 @@ class TestNetwork:
 
     def test_the_half_that_reads_text_is_left_out(self):
         both = transformers_network(TINY, whole=True)
-        params = FAMILY.to_ours(
-            state_of(both), Architecture(clip_vision(**settings(TINY)), (56, 56, 3)), "both"
-        )
+        params = FAMILY.to_ours(state_of(both), clip_vision(**settings(TINY)), "both")
         assert params["projection"]["kernel"].shape == (32, 24)
 
 
@@ -126,7 +124,7 @@ class TestExtractor:
             safetensors = pytest.importorskip("safetensors.torch")
             safetensors.save_file(theirs.state_dict(), path, {"format": "pt"})
         sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
-        tiny = {"vitl14_336": Size(settings(sizes), (336, 336, 3), 0)}
+        tiny = {"vitl14_336": Size(settings(sizes), 0)}
         monkeypatch.setattr(clip, "FAMILY", replace(FAMILY, sizes=tiny))
         extractor = clip_features(str(path), sha256, batch_size_images=2)
         images = levels(3, 40, 40)

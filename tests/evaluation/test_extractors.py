@@ -28,7 +28,6 @@ from diffjax.models.dinov2.network import dinov2 as dinov2_network
 from diffjax.models.dinov2.network import resize_positions
 from diffjax.models.dinov2.published import FAMILY as DINOV2
 from diffjax.models.inception.published import FAMILY as INCEPTION
-from diffjax.pretrained.family import Architecture
 from tests.support.peers import name_operators
 
 pytestmark = pytest.mark.parity
@@ -193,7 +192,7 @@ def fid_extractor(fid):
 
 class TestInception:
     def test_every_layer_is_as_in_torch(self, fid):
-        (network, _), params = INCEPTION.read(fid.path)
+        network, params = INCEPTION.read(fid.path)
         images = inception.resize(jnp.asarray(to_float(IMAGES)))
         layers = jax.jit(network.apply)({"params": params}, images)
         assert set(layers._fields) == set(fid.expected)
@@ -322,7 +321,7 @@ def authors_positions(learnt, *, registers):
 class TestDinov2:
     @pytest.mark.parametrize(("model", "channels"), [("vits14", 1), ("vits14_reg4", 3)])
     def test_features_are_as_in_torch(self, model, channels, tmp_path):
-        images, w, variant = levels(3, 40, channels), Weights(0), DINOV2.size(model).network
+        images, w, variant = levels(3, 40, channels), Weights(0), DINOV2.size(model)
         registers = variant.num_registers > 0
         with torch.inference_mode():
             pixels = np.stack([pillow(image) for image in images])
@@ -355,7 +354,7 @@ class TestDinov2:
         pixels = torch.randn(3, 3, 70, 70, generator=torch.Generator().manual_seed(0))
         with torch.inference_mode():
             expected = theirs(pixels).last_hidden_state[:, 0].numpy()
-        params = DINOV2.to_ours(state, Architecture(network, (70, 70, 3)), "transformers")
+        params = DINOV2.to_ours(state, network, "transformers")
         found = network.apply({"params": params}, jnp.asarray(pixels.permute(0, 2, 3, 1).numpy()))
         assert error(np.asarray(found)[:, 0], expected) < 1e-4
 

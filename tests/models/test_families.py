@@ -9,7 +9,6 @@ import pytest
 
 import diffjax.models
 from diffjax.errors import UserError
-from diffjax.pretrained.family import Architecture
 from diffjax.pretrained.files import write_safetensors
 
 FOLDERS = sorted(path.parent.name for path in Path(diffjax.models.__path__[0]).glob("*/sizes.py"))
@@ -17,39 +16,28 @@ FAMILIES = {
     name: importlib.import_module(f"diffjax.models.{name}.published").FAMILY for name in FOLDERS
 }
 SMALL = {
-    "clip": (
-        {"width": 8, "depth": 2, "num_heads": 2, "num_features": 5, "grid": 2},
-        (28, 28, 3),
-    ),
-    "dinov2": (
-        {"width": 8, "depth": 2, "num_heads": 2, "num_registers": 3, "grid": 2},
-        (28, 28, 3),
-    ),
-    "inception": ({}, (299, 299, 3)),
+    "clip": {"width": 8, "depth": 2, "num_heads": 2, "num_features": 5, "grid": 2},
+    "dinov2": {"width": 8, "depth": 2, "num_heads": 2, "num_registers": 3, "grid": 2},
+    "inception": {},
 }
 
 
-def small(name):
-    settings, image_shape = SMALL[name]
-    return Architecture(FAMILIES[name].network(**settings), image_shape)
-
-
-def drawn(family, architecture, seed=0):
+def drawn(family, network, seed=0):
     """All parameters, none as it is initialised."""
     rng = np.random.default_rng(seed)
     return jax.tree.map(
-        lambda leaf: rng.random(leaf.shape, np.float32) - 0.5, family.shapes(architecture)
+        lambda leaf: rng.random(leaf.shape, np.float32) - 0.5, family.shapes(network)
     )
 
 
 @pytest.mark.parametrize("name", FOLDERS)
 def test_there_and_back_parameters_are_the_same(name, tmp_path):
     family = FAMILIES[name]
-    architecture = small(name)
-    params = drawn(family, architecture)
+    network = family.network(**SMALL[name])
+    params = drawn(family, network)
     path = tmp_path / "w.safetensors"
-    write_safetensors(path, family.to_theirs(params, architecture))
-    _, found = family.read(path, architecture)
+    write_safetensors(path, family.to_theirs(params, network))
+    _, found = family.read(path, network)
     jax.tree.map(np.testing.assert_array_equal, found, params)
 
 
@@ -63,21 +51,22 @@ def test_there_and_back_parameters_are_the_same(name, tmp_path):
 )
 def test_sizes_have_as_many_parameters_as_published_and_are_recognised(name, size):
     family = FAMILIES[name]
-    architecture = family.size(size)
-    shapes = family.shapes(architecture)
+    network = family.size(size)
+    shapes = family.shapes(network)
     assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == family.sizes[size].num_parameters
     nothing = jax.tree.map(lambda leaf: np.broadcast_to(np.float32(0), leaf.shape), shapes)
-    state = family.to_theirs(nothing, architecture)
-    assert repr(family.of_state(state, "x")) == repr(architecture)
+    state = family.to_theirs(nothing, network)
+    assert repr(family.network_of(state, "x")) == repr(network)
 
 
 def test_what_is_not_recognised():
     dinov2 = FAMILIES["dinov2"]
-    state = dinov2.to_theirs(drawn(dinov2, small("dinov2")), small("dinov2"))
+    network = dinov2.network(**SMALL["dinov2"])
+    state = dinov2.to_theirs(drawn(dinov2, network), network)
     with pytest.raises(UserError, match="x is of no published size of DINOv2: it has width=8, dep"):
-        dinov2.of_state(state, "x")
-    with pytest.raises(UserError, match="x is not of the family CLIP: it lacks 'vision_model"):
-        FAMILIES["clip"].of_state(state, "x")
+        dinov2.network_of(state, "x")
+    with pytest.raises(UserError, match="x is not of the family CLIP: no tensor 'vision_model"):
+        FAMILIES["clip"].network_of(state, "x")
     with pytest.raises(UserError, match="no DINOv2 network is called 'vitl'; did you mean"):
         dinov2.size("vitl")
     with pytest.raises(
@@ -88,8 +77,9 @@ def test_what_is_not_recognised():
 
 def test_halves_of_clip_that_read_texts_are_left_out():
     clip = FAMILIES["clip"]
-    state = clip.to_theirs(drawn(clip, small("clip")), small("clip"))
+    network = clip.network(**SMALL["clip"])
+    state = clip.to_theirs(drawn(clip, network), network)
     more = {"text_model.x": np.zeros(1), "logit_scale": np.zeros(())}
-    clip.to_ours(state | more, small("clip"), "x")
+    clip.to_ours(state | more, network, "x")
     with pytest.raises(UserError, match="it has more too many"):
-        clip.to_ours(state | {"more": np.zeros(1)}, small("clip"), "x")
+        clip.to_ours(state | {"more": np.zeros(1)}, network, "x")

@@ -14,7 +14,6 @@ from diffjax.models.clip.published import FAMILY as CLIP
 from diffjax.models.dinov2.network import dinov2, resize_positions
 from diffjax.models.dinov2.published import FAMILY as DINOV2
 from diffjax.models.inception import network as inception
-from diffjax.pretrained.family import Architecture
 
 WIDTH, HEADS = 8, 2
 
@@ -107,7 +106,7 @@ def test_dinov2_is_its_formula(registers):
     w = Drawn()
     expected = dino_network(w, PIXELS, 2, registers)
     network = dinov2(WIDTH, 2, HEADS, registers, grid=2)
-    params = DINOV2.to_ours(w, Architecture(network, (28, 28, 3)), "w.pth")
+    params = DINOV2.to_ours(w, network, "w.pth")
     found = jax.jit(network.apply)({"params": params}, jnp.asarray(PIXELS, jnp.float32))
     np.testing.assert_allclose(np.asarray(found)[:, 0], expected, rtol=2e-4, atol=2e-5)
 
@@ -116,7 +115,7 @@ def test_clip_is_its_formula():
     w = Drawn()
     expected = clip_network(w, PIXELS, 2, 5)
     network = clip_vision(WIDTH, 2, HEADS, 5, grid=2)
-    params = CLIP.to_ours(w, Architecture(network, (28, 28, 3)), "w.bin")
+    params = CLIP.to_ours(w, network, "w.bin")
     found = jax.jit(network.apply)({"params": params}, jnp.asarray(PIXELS, jnp.float32))
     np.testing.assert_allclose(np.asarray(found), expected, rtol=2e-4, atol=2e-5)
 

@@ -67,9 +67,8 @@ def clip_features(
             "clip_features needs weights: the path of the pytorch_model.bin of "
             f"openai/clip-vit-large-patch14-336, or its URL {_PUBLISHED.address}"
         )
-    architecture = FAMILY.size("vitl14_336")
-    network = architecture.network
-    _, params = FAMILY.read(find_weights(weights, sha256), architecture)
+    network = FAMILY.size("vitl14_336")
+    _, params = FAMILY.read(find_weights(weights, sha256), network)
 
     @jax.jit
     def encode(params: Any, levels: jax.Array) -> tuple[jax.Array, None]:

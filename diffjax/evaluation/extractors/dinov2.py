@@ -60,15 +60,14 @@ def dinov2_features(
     Raises:
         UserError: no such model or file, another hash, weights of another network.
     """
-    architecture = FAMILY.size(model)
-    network = architecture.network
+    network = FAMILY.size(model)
     if not weights:
         raise UserError(
             f"dinov2_features needs weights: the path of dinov2_{model}_pretrain.pth, or its "
             f"URL {url(model)}"
         )
     sha256 = (sha256 or SIZES[model].sha256).lower()
-    _, params = FAMILY.read(find_weights(weights, sha256), architecture)
+    _, params = FAMILY.read(find_weights(weights, sha256), network)
 
     @jax.jit
     def evaluate(params: Any, levels: jax.Array) -> tuple[jax.Array, None]:

@@ -5,11 +5,15 @@ out. Embeddings of patches have no bias, and the name `pre_layrnorm` is theirs.
 """
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
-from diffjax.models.clip.network import clip_vision
+import jax
+import jax.numpy as jnp
+
+from diffjax.models.clip.network import ClipVision, clip_vision
 from diffjax.models.clip.sizes import SIZES
-from diffjax.pretrained.family import Family, ImageShape, Shapes
+from diffjax.pretrained.family import Family
 from diffjax.pretrained.tables import Row, count
 from diffjax.pretrained.transforms import conv, dense, merge
 
@@ -43,18 +47,20 @@ TABLE = (
 )
 
 
-def _recognise(shapes: Shapes) -> tuple[dict[str, Any], ImageShape]:
+def _recognise(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
     num_positions, width = shapes[f"{_EMBEDDINGS}.position_embedding.weight"]
-    grid = math.isqrt(num_positions - 1)
-    patch = shapes[f"{_EMBEDDINGS}.patch_embedding.weight"][-1]
-    settings = {
+    return {
         "width": width,
         "depth": count(f"{_LAYER}.layer_norm1.weight", shapes),
         "num_features": shapes["visual_projection.weight"][0],
-        "grid": grid,
-        "patch": patch,
+        "grid": math.isqrt(num_positions - 1),
+        "patch": shapes[f"{_EMBEDDINGS}.patch_embedding.weight"][-1],
     }
-    return settings, (grid * patch, grid * patch, 3)
+
+
+def _inputs(network: ClipVision) -> tuple[jax.ShapeDtypeStruct]:
+    side = network.vit.grid * network.vit.patch
+    return (jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32),)
 
 
 FAMILY = Family(
@@ -63,6 +69,7 @@ FAMILY = Family(
     SIZES,
     lambda _: TABLE,
     _recognise,
+    _inputs,
     unused=(
         "text_model.*",
         "text_projection.*",

@@ -7,22 +7,18 @@ from diffjax.pretrained.family import Size
 SIZES: Mapping[str, Size] = {
     "vitb32": Size(
         {"width": 768, "depth": 12, "num_heads": 12, "num_features": 512, "grid": 7, "patch": 32},
-        (224, 224, 3),
         87_849_216,
     ),
     "vitb16": Size(
         {"width": 768, "depth": 12, "num_heads": 12, "num_features": 512, "grid": 14, "patch": 16},
-        (224, 224, 3),
         86_192_640,
     ),
     "vitl14": Size(
         {"width": 1024, "depth": 24, "num_heads": 16, "num_features": 768, "grid": 16, "patch": 14},
-        (224, 224, 3),
         303_966_208,
     ),
     "vitl14_336": Size(
         {"width": 1024, "depth": 24, "num_heads": 16, "num_features": 768, "grid": 24, "patch": 14},
-        (336, 336, 3),
         304_293_888,
         "https://huggingface.co/openai/clip-vit-large-patch14-336/resolve/main/pytorch_model.bin",
         "c6032c2e0caae3dc2d4fba35535fa6307dbb49df59c7e182b1bc4b3329b81801",

@@ -4,12 +4,16 @@ Weights of queries, keys and values are one matrix, in this order, as here. `mas
 patches in training and is left out.
 """
 
-import math
+from collections.abc import Mapping
 from typing import Any
 
-from diffjax.models.dinov2.network import PATCH, dinov2
+import jax
+import jax.numpy as jnp
+
+from diffjax.models.dinov2.network import dinov2
 from diffjax.models.dinov2.sizes import SIZES
-from diffjax.pretrained.family import Family, ImageShape, Shapes
+from diffjax.models.vit import ViT
+from diffjax.pretrained.family import Family
 from diffjax.pretrained.tables import Row, count
 from diffjax.pretrained.transforms import conv, dense, squeeze
 
@@ -35,15 +39,19 @@ TABLE = (
 )
 
 
-def _recognise(shapes: Shapes) -> tuple[dict[str, Any], ImageShape]:
-    grid = math.isqrt(shapes["pos_embed"][1] - 1)
-    settings = {
+def _recognise(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+    return {
         "width": shapes["cls_token"][-1],
         "depth": count("blocks.{i}.norm1.weight", shapes),
         "num_registers": shapes.get("register_tokens", (1, 0, 0))[1],
-        "grid": grid,
     }
-    return settings, (PATCH * grid, PATCH * grid, 3)
 
 
-FAMILY = Family("DINOv2", dinov2, SIZES, lambda _: TABLE, _recognise, unused=("mask_token",))
+def _inputs(network: ViT) -> tuple[jax.ShapeDtypeStruct]:
+    side = network.grid * network.patch
+    return (jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32),)
+
+
+FAMILY = Family(
+    "DINOv2", dinov2, SIZES, lambda _: TABLE, _recognise, _inputs, unused=("mask_token",)
+)

@@ -48,6 +48,6 @@ _ROWS = (
 )
 
 SIZES: Mapping[str, Size] = {
-    name: Size(settings, (518, 518, 3), num_parameters, url(name), sha256)
+    name: Size(settings, num_parameters, url(name), sha256)
     for name, settings, num_parameters, sha256 in _ROWS
 }

@@ -3,11 +3,15 @@
 Its logits have a bias that the Inception score leaves out, and so does this table.
 """
 
+from collections.abc import Mapping
 from typing import Any
+
+import jax
+import jax.numpy as jnp
 
 from diffjax.models.inception.network import SIZE, InceptionV3
 from diffjax.models.inception.sizes import SIZES
-from diffjax.pretrained.family import Family, ImageShape, Shapes
+from diffjax.pretrained.family import Family
 from diffjax.pretrained.tables import Row
 from diffjax.pretrained.transforms import conv, dense, keep
 
@@ -29,9 +33,13 @@ TABLE = (
 )
 
 
-def _recognise(shapes: Shapes) -> tuple[dict[str, Any], ImageShape]:
+def _recognise(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
     del shapes  # There is one size.
-    return {}, (SIZE, SIZE, 3)
+    return {}
+
+
+def _inputs(network: InceptionV3) -> tuple[jax.ShapeDtypeStruct]:
+    return (jax.ShapeDtypeStruct((1, SIZE, SIZE, 3), jnp.float32),)
 
 
 FAMILY = Family(
@@ -40,5 +48,6 @@ FAMILY = Family(
     SIZES,
     lambda _: TABLE,
     _recognise,
+    _inputs,
     unused=("fc.bias", "*.num_batches_tracked", "AuxLogits.*"),
 )

@@ -11,7 +11,6 @@ from diffjax.pretrained.family import Size
 SIZES: Mapping[str, Size] = {
     "2015-12-05": Size(
         {},
-        (299, 299, 3),
         23_884_384,
         "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/"
         "pt_inception-2015-12-05-6726825d.pth",
