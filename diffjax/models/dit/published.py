@@ -1,13 +1,12 @@
-"""The layout of the authors' files, and of SiT's (facebookresearch/DiT, willisma/SiT).
+"""The layout of the authors' files (facebookresearch/DiT).
 
 Queries, keys and values are thirds of one matrix, modulations are shift, scale and gate, and the
 numbers of an output patch are ordered by row, column and channel, all as here. Files hold the fixed
 positions too, which depend on the size of the images. Twice the channels come out: the predicted
 noise, and the learned variance.
 
-The authors' sampling guides three of four channels. They call the network at whole timesteps 0 to
-999, SiT at times from 0 (noise) to 1 (data) without a scale, and SiT drops the second half of the
-channels.
+The authors' sampling guides three of four channels, and evaluates the network at whole timesteps 0
+to 999.
 """
 
 import math
