@@ -13,7 +13,7 @@ because JAX may trace their numbers. A number without a range has to be finite.
 import inspect
 import math
 import numbers
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import NoneType, UnionType
 from typing import Annotated, Any, NotRequired, TypeVar, Union, get_args, get_origin, is_typeddict
@@ -96,13 +96,18 @@ def complaint(name: str, value: Any, declared: Any, interval: Interval = FINITE)
         return complaint(name, value, inner[0], interval)
     if origin in (Union, UnionType):
         found = [complaint(name, value, each, interval) for each in inner]
-        return None if None in found else found[0]
+        if None in found:
+            return None
+        # Of a group the value inside that is wrong, and not that it is no number.
+        return next((each for each in found if not each.startswith(f"{name}=")), found[0])
     if is_typeddict(declared):
         return _group_complaint(name, value, declared)
     if declared in (int, float):
         return _number_complaint(name, value, declared, interval)
     if origin is Callable:
         return _callable_complaint(name, value, *inner)
+    if origin is Mapping:
+        return _mapping_complaint(name, value, inner[1])
     if origin in (tuple, list, Sequence):
         return _list_complaint(name, value, inner, origin)
     return _class_complaint(name, value, origin or declared)
@@ -129,6 +134,13 @@ def _group_complaint(name: str, value: Any, declared: Any) -> str | None:
         return _must(name, value, "be a group of settings")
     fields = inspect.get_annotations(declared)
     found = (complaint(f"{name}.{key}", value[key], fields[key]) for key in value if key in fields)
+    return next(filter(None, found), None)
+
+
+def _mapping_complaint(name: str, value: Any, inner: Any) -> str | None:
+    if not hasattr(value, "keys"):
+        return _class_complaint(name, value, Mapping)
+    found = (complaint(f"{name}.{key}", value[key], inner) for key in value)
     return next(filter(None, found), None)
 
 

@@ -1,6 +1,7 @@
 """From names to specs: looks up the named choices of `diffjax.choices`, for configs and flags."""
 
 import functools
+import re
 from collections.abc import Mapping
 
 from ml_collections import ConfigDict
@@ -170,16 +171,26 @@ def guidance_called(names: str) -> ConfigDict:
 def against_called(text: str) -> ConfigDict:
     """The spec of guidance's second prediction, from a name and, after a colon, its argument.
 
+    After weights and a `+` comes the condition that they have, if it is another one.
+
     Raises:
         UserError: the name is unknown, or its argument is not valid.
 
     Example:
         >>> against_called("label:3").text, against_called("weights:ema-0.99").weights
         ('3', 'ema-0.99')
+        >>> both = against_called("weights:runs/small+prompt:a+b")
+        >>> both.weights, both.condition.text
+        ('runs/small', 'a+b')
     """
+    joined = re.fullmatch(r"(weights:.*?)\+((?:null|label|prompt)(?::.*)?)", text, re.DOTALL)
+    if joined:
+        row = against_called(joined[1])
+        row.condition = against_called(joined[2])
+        return row
     name, colon, value = text.partition(":")
     row = choices.copy(choose(choices.AGAINST, name, "against"))
-    takes = [key for key in row if key != TARGET]
+    takes = [key for key in row if key != TARGET and isinstance(row[key], str)]
     if colon and not takes:
         raise UserError(f"against={text}: {name!r} takes nothing after a colon")
     if colon:

@@ -5,6 +5,7 @@ network, path, optimizer, …) declare the types and ranges of their own numbers
 """
 
 import inspect
+from collections.abc import Mapping
 from typing import Annotated, Any, NotRequired, TypedDict, is_typeddict
 
 from ml_collections import ConfigDict
@@ -74,7 +75,7 @@ class Settings(TypedDict):
     objective: Spec
     wrappers: NotRequired[tuple[Spec, ...]]
     model: Spec
-    label_dropout: Probability[float]
+    condition_dropout: Probability[float] | Mapping[str, Probability[float]]
     init_from: str
     trainable: str
     optimizer: Spec
@@ -107,10 +108,10 @@ def check_settings(config: ConfigDict) -> None:
         UserError: a setting has another type or is out of its range; the first one is named.
 
     Example:
-        >>> check_settings(ConfigDict({"label_dropout": 1.5}))
+        >>> check_settings(ConfigDict({"condition_dropout": 1.5}))
         Traceback (most recent call last):
         ...
-        diffjax.errors.UserError: config.label_dropout=1.5 must be at least 0 and at most 1
+        diffjax.errors.UserError: config.condition_dropout=1.5 must be at least 0 and at most 1
     """
     wrong = complaint("config", config, Settings)
     if wrong:

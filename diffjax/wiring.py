@@ -13,7 +13,7 @@ from jax import Array
 from ml_collections import ConfigDict
 
 from diffjax import choices, lookup
-from diffjax.conditions import Condition
+from diffjax.conditions import Condition, Rate
 from diffjax.errors import UserError
 from diffjax.kinds import complaint
 from diffjax.models.layers import HIDDEN, attention_layers, attention_off
@@ -39,7 +39,8 @@ class Wired(NamedTuple):
         recipe: the sampling recipe of the run's own samples.
         image_shape: `(H, W, C)` of the data.
         condition: the kind of condition of its samples.
-        label_dropout: the fraction of conditions that training replaces by the null condition.
+        condition_dropout: the probability with which training replaces a condition by the null
+            condition; of several parts perhaps a dict of probabilities by part.
         params_shape: the shapes of the parameters, a tree of `ShapeDtypeStruct`.
     """
 
@@ -51,7 +52,7 @@ class Wired(NamedTuple):
     recipe: Recipe
     image_shape: tuple[int, int, int]
     condition: Condition
-    label_dropout: float
+    condition_dropout: Rate
     params_shape: Any
 
     def init(self, key: Array) -> Any:
@@ -170,12 +171,24 @@ def wire(config: ConfigDict, image_shape: tuple[int, int, int], condition: Condi
         recipe=recipe,
         image_shape=image_shape,
         condition=condition,
-        label_dropout=config.label_dropout,
+        condition_dropout=dropout_of(config),
         params_shape=params,
     )
+    condition.check_dropout(wired.condition_dropout)
     check_recipe(recipe, wired)
     _check_loss(wired, min(2, config.get("batch_size", 2)), config.get("num_steps", 1))
     return wired
+
+
+def dropout_of(config: ConfigDict) -> Rate:
+    """`config.condition_dropout`: a number, or a dict of numbers by part of the condition.
+
+    Example:
+        >>> dropout_of(ConfigDict({"condition_dropout": {"text": 0.1}}))
+        {'text': 0.1}
+    """
+    rate = config.condition_dropout
+    return rate.to_dict() if isinstance(rate, ConfigDict) else rate
 
 
 def build_objective(config: ConfigDict) -> Objective:
@@ -308,9 +321,14 @@ def check_guidance(recipe: Recipe, wired: Wired) -> None:
             f"{type(wired.objective).__name__} trains a model of {wired.objective.traits.meaning}: "
             "use guidance_scale=1"
         )
-    droppable = wired.condition.can_be_dropped
-    if against.needs_null and not (droppable and wired.label_dropout):
-        why = "is trained with label_dropout=0" if droppable else "has no condition"
+    rate = wired.condition_dropout
+    if against.needs_null and not wired.condition.null_is_trained(rate):
+        why = "has no condition"
+        if wired.condition.can_be_dropped:
+            written = (
+                f"{rate}, which never drops all parts" if isinstance(rate, dict) else f"{rate:g}"
+            )
+            why = f"is trained with condition_dropout={written}"
         raise UserError(
             f"guidance_scale={scale:g} needs a null condition, but this network {why}; use "
             "guidance_scale=1"

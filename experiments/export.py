@@ -64,7 +64,8 @@ def main(args: SimpleNamespace) -> None:
     guided = Guided(args.guidance_scale, args.guidance, args.against)
     named = named_recipe(run, args.solver, args.grid, args.num_steps, guided)
     recipe, wired = named.recipe, run.setup.wired
-    noise, source = args.input == "noise", wired.objective.traits.starts_at_source
+    noise, picture_shape = args.input == "noise", run.setup.codec.image_shape(wired.image_shape)
+    source = picture_shape if wired.objective.traits.starts_at_source else None
     # In the file alone: layers cast their weights to the type that they compute in.
     model = portable_model(run, args.weights).map(in_type(args.weights_dtype))
     sampler = portable_sampler(model, recipe, noise=noise)
@@ -90,8 +91,8 @@ def main(args: SimpleNamespace) -> None:
         "nfe": recipe.nfe or "adaptive",
         "guidance_scale": recipe.guidance_scale,
     }
-    shape = ", ".join(map(str, wired.image_shape))
-    first = f"noise float32[b, {shape}]" if noise else "seed uint32[]"
+    latent, shape = (", ".join(map(str, each)) for each in (wired.image_shape, picture_shape))
+    first = f"noise float32[b, {latent}]" if noise else "seed uint32[]"
     arrays = wired.condition.arrays(wired.condition.abstract(1)).items()
     rows = [
         f"{name} {leaf.dtype}[{', '.join(['b', *map(str, leaf.shape[1:])])}]"

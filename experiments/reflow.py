@@ -71,7 +71,8 @@ def main(args: SimpleNamespace) -> None:
     asked = samples_asked_of(wired, lambda: run.dataset(args.data_path), labels)
     request, model = Request(asked.condition, args.seed), run.model(args.weights)
     with watched(hanging.watchdog(args), Path(args.workdir), what="batch") as begun:
-        images = np.concatenate([*model.batches(recipe, request, args.batch_size, begun)])
+        parts = model.latent_batches(recipe, request, args.batch_size, begun)
+        images = np.concatenate([*parts])  # Latents, where the run has a codec.
     noise = request.noise(wired.image_shape)
     how = {
         "step": run.step,

@@ -17,6 +17,8 @@ from absl import flags
 
 import diffjax
 from diffjax import choices
+from diffjax.conditions.base import len_of
+from diffjax.conditions.files import read
 from diffjax.errors import UserError
 from diffjax.host.files import write_npz
 from diffjax.host.processes import in_first, is_first
@@ -33,7 +35,7 @@ from diffjax.runs.load import Run
 from diffjax.runs.measure import samples_asked_of
 from diffjax.runs.model import Model, Request
 from diffjax.runs.recipes import Guided, named_recipe
-from diffjax.sampling.sample import Recipe
+from diffjax.sampling.sample import Recipe, Trace
 from experiments import cli, hanging, processes
 
 FLAGS = flags.FlagValues()
@@ -43,7 +45,7 @@ flags.DEFINE_integer("num_samples", 64, "number of samples", lower_bound=1, flag
 flags.DEFINE_list(
     "labels",
     None,
-    "what the run's condition parses: labels by number or name, prompts; in turn",
+    "what the run's condition parses: labels, prompts, parts as class=3;prompt=TEXT; or @FILE",
     flag_values=FLAGS,
 )
 flags.DEFINE_integer("seed", 0, "seed of the noise", flag_values=FLAGS)
@@ -99,6 +101,7 @@ def main(args: SimpleNamespace) -> None:
     images, cost = draw_images(args, model, recipe, request)
     kind = run.setup.wired.condition
     arrays = {"images": images, **kind.arrays(request.condition)}
+    source = None if source is None else model.decoded(source)
     arrays |= {} if source is None else {"source": source}
     how = {
         "step": run.step,
@@ -113,7 +116,7 @@ def main(args: SimpleNamespace) -> None:
         "seed": args.seed,
     }
     filmed = request.only(np.arange(min(len(request), _FILMED)))
-    traced: Any = None if args.film is None else model.trace(recipe, filmed)
+    traced: Any = None if args.film is None else decoded_trace(model, recipe, filmed)
     if not is_first():
         return
     try:
@@ -150,6 +153,13 @@ def draw_images(
     return images, {"nfe": model.nfe(recipe, next(request.batches(n)))}
 
 
+def decoded_trace(model: Model, recipe: Recipe, request: Request) -> Trace:
+    """The images on the way from noise to samples."""
+    trace = model.trace(recipe, request)
+    x, x0 = (np.stack([*map(model.decoded, each)]) for each in (trace.x, trace.x0))
+    return trace._replace(x=x, x0=x0)
+
+
 def wanted(
     run: Run, given: list[str] | None, n: int, data_path: str | None
 ) -> tuple[Any, np.ndarray | None]:
@@ -158,12 +168,13 @@ def wanted(
     """
     wired = run.setup.wired
     condition = wired.condition
-    if given and wired.objective.traits.starts_at_source:
+    if given is not None and wired.objective.traits.starts_at_source:
         raise UserError(
             "this run starts at test images, which have their own labels: leave out --labels"
         )
-    if given:
-        return condition.take(condition.parse(given), np.arange(n) % len(given)), None
+    if given is not None:
+        cond = read(condition, given)
+        return condition.take(cond, np.arange(n) % len_of(cond)), None
     labels = condition.in_turn(n)
     labels = np.zeros(n, np.int32) if labels is None else labels
     asked = samples_asked_of(wired, lambda: run.dataset(data_path), labels)
@@ -174,6 +185,8 @@ USAGE = f"""{__doc__}
 Solvers:
 {cli.describe_solvers()}
 Grids: {", ".join(choices.GRIDS)}; found, by experiments.find_grid
+Labels: a list, whose entries are shown in turn, or --labels=@FILE with a text in each line or, as
+  .npz, with the arrays of the condition; a text with commas stands in double quotes
 Guidance: {", ".join(choices.GUIDANCE)}; joined by +, the innermost first
 Against: null (no condition), label:3, prompt:TEXT, weights:ema-0.99 or weights:RUN_FOLDER,
   attention or attention:LAYERS (a pattern of names, such as block_2)"""

@@ -17,7 +17,7 @@ RECIPE = ("solver", "grid", "num_steps", "guidance_scale", "weights")
 _TARGET = "_target_"
 _ERRORS = (0.0, np.inf)  # range of squared errors
 _FACTS = (
-    "extractor", "extractor_sha256", "resize", "autoencoder", "value_range", "rounding",
+    "extractor", "extractor_sha256", "resize", "codec", "codec_sha256", "value_range", "rounding",
     "reference", "reference_sha256", "labels", "num_samples", "num_reference_images",
 )  # fmt: skip
 

@@ -160,11 +160,16 @@ def translation(dataset: DataSet, change: Callable[[np.ndarray], np.ndarray]) ->
         dataset: the images.
         change: from images to their sources, such as `Coarse()`.
 
+    Raises:
+        UserError: the data are latents.
+
     Example:
         >>> from diffjax.data import digits
         >>> sorted(translation(digits(), Coarse()).test.gather([0]))
         ['image', 'label', 'source']
     """
+    if not dataset.codec.pixels:
+        raise UserError(f"{change!r} changes pixels, and {dataset.name} are latents")
     return DataSet(
         name=f"{dataset.name} from {change!r}",
         train=TranslatedSource(dataset.train, change),
@@ -215,6 +220,7 @@ def pairs(dataset: DataSet, path: str = "") -> DataSet:
         label_names=dataset.label_names,
         notes=dataset.notes,
         real=dataset.train,
+        codec=dataset.codec,
     )
 
 

@@ -135,7 +135,8 @@ def train_together(
     commands = commands or [""] * len(configs)
     _check(configs, folders, commands)
     dataset: DataSet = build(configs[0].data, DataSet, "config.data")
-    setups = [set_up(config, dataset.image_shape, dataset.condition) for config in configs]
+    shapes, codec = (dataset.image_shape, dataset.condition), dataset.codec
+    setups = [set_up(config, *shapes, codec=codec) for config in configs]
     for setup in setups:
         check_pairs(setup, dataset)
         check_evaluation(setup, dataset)

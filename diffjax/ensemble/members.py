@@ -185,7 +185,7 @@ def member_step(members: Members) -> Callable:
             optimizer,
             num_steps=config.num_steps,
             averages=Averages.of(config),
-            label_dropout=dropout,
+            condition_dropout=dropout,
             condition=setup.wired.condition,
             teacher=setup.teacher,
             nonfinite=setup.nonfinite,

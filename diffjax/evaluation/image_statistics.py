@@ -85,15 +85,21 @@ class Images:
         return cls(images.shape, lambda rows: images[rows])
 
     @classmethod
-    def in_source(cls, source: Source, image_shape: tuple[int, ...], most: int) -> "Images":
-        """The images of a source; at most `most` of them, evenly spaced."""
+    def in_source(
+        cls,
+        source: Source,
+        image_shape: tuple[int, ...],
+        most: int,
+        decode: Callable[[np.ndarray], np.ndarray] = lambda images: images,
+    ) -> "Images":
+        """The images of a source, decoded; at most `most` of them, evenly spaced."""
         num = min(len(source), most)
         places = np.arange(num) * len(source) // max(num, 1)
 
         def take(rows: np.ndarray) -> np.ndarray:
             if not len(rows):
                 return np.zeros((0, *image_shape), np.float32)
-            return batch_at(source, places[rows])["image"]
+            return decode(batch_at(source, places[rows])["image"])
 
         return cls((num, *image_shape), take)
 

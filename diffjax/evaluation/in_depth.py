@@ -165,11 +165,18 @@ def neighbour_numbers(
     how = {
         "num_cells": _NUM_CELLS,
         "seed": reference.seed,
-        "space": "pixels" if reference.bounded else "values",
+        "space": "pixels" if reference.codec.bounded else "values",
         **counts(len(some), len(test_distances), len(train)),
     }
     # There are no features: only the provenance of the images is shared.
-    shared = ("autoencoder", "value_range", "rounding", "reference", "reference_sha256", "labels")
+    shared = (
+        *reference.codec.facts,
+        "value_range",
+        "rounding",
+        "reference",
+        "reference_sha256",
+        "labels",
+    )
     stated = {key: provenance[key] for key in shared}
     tested = len(test_distances) > 0
     memory = {"closer_than_test": None, "distance_ratio": None, "copied_floor": None}
@@ -197,9 +204,8 @@ def _of_mixture(
         return {}
     # Equally many exact draws are what a perfect generator produces.
     real = np.asarray(mixture.draw(jax.random.key(reference.seed), len(images)))
-    stated = {
-        key: provenance[key] for key in ("autoencoder", "value_range", "rounding", "labels", "seed")
-    }
+    shared = (*reference.codec.facts, "value_range", "rounding", "labels", "seed")
+    stated = {key: provenance[key] for key in shared}
     stated |= counts(len(images), len(real), 0) | {
         "reference": f"{reference.name}, its true distribution"
     }

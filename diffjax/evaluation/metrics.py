@@ -57,7 +57,7 @@ def compare_each(
     """Computes all metrics of a set of samples with respect to one data set, for all extractors.
 
     Samples are first clipped to [-1, 1] and rounded to 256 levels, as in an image file, because the
-    real images have the same levels. Data that are not images (`DataSet.bounded` is False) are not
+    real images have the same levels. Samples that are not images (`Codec.bounded` is False) are not
     changed.
 
     Args:
@@ -121,15 +121,15 @@ def compare_each(
 
 def _provenance(reference: Reference, num_features: int, round_to_uint8: bool) -> dict[str, Any]:
     """The part of the provenance that all metrics share."""
-    extractor, rounded = reference.extractor, round_to_uint8 and reference.bounded
+    extractor, rounded = reference.extractor, round_to_uint8 and reference.codec.bounded
     return {
         "extractor": extractor.name,
         "extractor_sha256": extractor.sha256,
         "num_features": num_features,
         "resize": "none",
         **extractor.provenance,
-        "autoencoder": reference.autoencoder,
-        "value_range": "[-1,1]" if reference.bounded else "any",
+        **reference.codec.facts,
+        "value_range": "[-1,1]" if reference.codec.bounded else "any",
         "rounding": "uint8" if rounded else "none",
         "reference": f"{reference.name}/train",
         "reference_sha256": reference.train_sha256,
@@ -180,10 +180,10 @@ def _as_image_files(samples: Batches, reference: Reference, round_to_uint8: bool
     def read() -> Iterator[np.ndarray]:
         for batch in samples.batches:
             check_images(batch, shape, whose)
-            if reference.bounded:
+            if reference.codec.bounded:
                 batch = np.clip(batch, -1.0, 1.0)
             batch = batch.astype(np.float32)
-            rounded = round_to_uint8 and reference.bounded
+            rounded = round_to_uint8 and reference.codec.bounded
             yield to_float(to_uint8(batch)) if rounded else batch
 
     return Batches(samples.num_images, read())

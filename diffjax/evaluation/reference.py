@@ -1,6 +1,7 @@
 """The real images that samples are compared with, and their features, extracted once."""
 
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -9,7 +10,8 @@ import jax
 import numpy as np
 
 import diffjax
-from diffjax.data import DataSet, Source, eval_batches
+from diffjax.codecs import Codec, Identity
+from diffjax.data import DataSet, Source, eval_batches, to_float, to_uint8
 from diffjax.evaluation.cached_arrays import Arrays, cached
 from diffjax.evaluation.copying import inauthentic
 from diffjax.evaluation.distances import (
@@ -59,8 +61,7 @@ class Reference:
         max_neighbour_images: number of samples that are compared with their nearest train images.
         seed: seed of every random choice of images.
         sharding: sharding of a batch of images, so that each device processes its rows.
-        bounded: whether values are those of 8-bit images in [-1, 1].
-        autoencoder: name of the autoencoder of latent data; "none" for pixels.
+        codec: what the images were decoded by.
         test_sha256: fingerprint of the test split.
         mixture: the true distribution of the real images, if it is known; else None.
         shared: whether all processes of a run compare the same samples at the same time; each then
@@ -84,8 +85,7 @@ class Reference:
     max_neighbour_images: int
     seed: int
     sharding: jax.sharding.Sharding | None = None
-    bounded: bool = True
-    autoencoder: str = "none"
+    codec: Codec = Identity()
     test_sha256: str = ""
     mixture: GaussianMixture | None = None
     shared: bool = False
@@ -99,7 +99,7 @@ def reference(
     max_neighbour_images: int = 1000,
     seed: int = 0,
     folder: str | None = None,
-    sharding: jax.sharding.Sharding | None = None,
+    sharding: jax.sharding.NamedSharding | None = None,
     shared: bool = False,
 ) -> Reference:
     """Extracts the features and floors of a data set once, for any number of `compare` calls.
@@ -108,8 +108,8 @@ def reference(
     at most `max_images` test features. `Reference` lists what is kept.
 
     Args:
-        dataset: samples are compared with its real training images. Floors come from its test
-            split; if that is small or empty, some floors are None.
+        dataset: samples are compared with its real training images, decoded by its codec. Floors
+            come from its test split; if that is small or empty, some floors are None.
         extractor: map from images to features.
         max_images: largest number of images used of each split, evenly spaced.
         max_neighbour_images: largest number of test images whose nearest train images are found.
@@ -123,8 +123,9 @@ def reference(
         UserError: images of a shape that the extractor does not accept, or fewer than 3 for
             training.
     """
+    decode, shape = _decoder(dataset.codec, sharding), dataset.picture_shape
     train_images, test_images = (
-        Images.in_source(source, dataset.image_shape, max_images)
+        Images.in_source(source, shape, max_images, decode)
         for source in (dataset.reference, dataset.test)
     )
     (train_crc32, class_counts), (test_crc32, _) = (
@@ -142,6 +143,7 @@ def reference(
         "test_sha256": test_sha256,
         # Fingerprints hash only a part of large data, but the arrays depend on every pixel.
         "images_crc32": [train_crc32, test_crc32],
+        **dataset.codec.facts,
         "max_images": max_images,
         "max_neighbour_images": max_neighbour_images,
         "max_features": MOST_FEATURES,
@@ -174,12 +176,21 @@ def reference(
         max_neighbour_images=max_neighbour_images,
         seed=seed,
         sharding=sharding,
-        bounded=dataset.bounded,
-        autoencoder=dataset.autoencoder,
+        codec=dataset.codec,
         test_sha256=test_sha256,
         mixture=dataset.mixture,
         shared=shared,
     )
+
+
+def _decoder(
+    codec: Codec, sharding: jax.sharding.NamedSharding | None
+) -> Callable[[np.ndarray], np.ndarray]:
+    """`latents -> images`, with the values of image files where the codec has such images."""
+    if codec.pixels:  # They are those of image files already.
+        return codec.decoder(sharding)
+    decode = codec.decoder(sharding)
+    return (lambda latents: to_float(to_uint8(decode(latents)))) if codec.bounded else decode
 
 
 def thin(images: np.ndarray, most: int, seed: int) -> np.ndarray:

@@ -23,7 +23,7 @@ def train_step_of(setup: Setup, optimizer: Optimizer | None = None) -> TrainStep
         optimizer or setup.optimizer,
         num_steps=setup.config.num_steps,
         averages=Averages.of(setup.config),
-        label_dropout=setup.config.label_dropout,
+        condition_dropout=setup.wired.condition_dropout,
         condition=setup.wired.condition,
         teacher=setup.teacher,
         nonfinite=setup.nonfinite,

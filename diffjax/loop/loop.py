@@ -121,7 +121,7 @@ def prepared(config: ConfigDict) -> tuple[Setup, DataSet]:
     check_complete(config)
     check_settings(config)
     dataset: DataSet = build(config.data, DataSet, "config.data")
-    setup = set_up(config, dataset.image_shape, dataset.condition)
+    setup = set_up(config, dataset.image_shape, dataset.condition, codec=dataset.codec)
     check_pairs(setup, dataset)
     check_evaluation(setup, dataset)
     check_evaluators(setup, dataset)

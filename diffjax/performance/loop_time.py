@@ -78,7 +78,7 @@ def measure_split(
     with config.unlocked():
         for key in ("num_steps", "sample_every_steps", "checkpoint_every_steps"):
             config[key] = _NEVER
-    setup = set_up(config, dataset.image_shape, dataset.condition)
+    setup = set_up(config, dataset.image_shape, dataset.condition, codec=dataset.codec)
     key, batch = jax.random.key(config.seed), noise_batch(setup)
     train_step = compile_train_step(setup, key)
     state, metrics = train_step(setup.init(key), key, batch)

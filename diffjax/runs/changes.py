@@ -35,7 +35,7 @@ _KEEPS: Mapping[str, str] = {
     "precond": "what it learns",
     "objective": "what it learns",
     "wrappers": "what it learns",
-    "label_dropout": "what it learns",
+    "condition_dropout": "what it learns",
     "teacher": "what it learns from",
     "ema_decays": "its averages, which began with it",
     "ema_lengths": "its averages, which began with it",

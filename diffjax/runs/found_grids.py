@@ -156,13 +156,13 @@ def prepare(
         jumps = model.walk(walk, fine, some, fine.grid(path, num_candidates))
         costs += np.asarray(jumps.costs, np.float64) * (len(some) / half)
     at_once = min(256, half)
-    ends = model.sample(replace(fine, solver=teacher), request, batch_size=at_once)
+    ends = model.sample_latents(replace(fine, solver=teacher), request, batch_size=at_once)
 
     def distances(grid: Grid, n: int, held_out: bool) -> float:
         tried = replace(recipe, grid=grid, num_steps=n)
         some = request if held_out else searched_on
-        images = model.sample(tried, some, batch_size=at_once)
-        wrong = np.sqrt(np.mean((images - ends[: len(some)]) ** 2, axis=(1, 2, 3)))
+        found = model.sample_latents(tried, some, batch_size=at_once)
+        wrong = np.sqrt(np.mean((found - ends[: len(some)]) ** 2, axis=(1, 2, 3)))
         return float(np.mean(wrong[half:] if held_out else wrong))
 
     # The first is what the path says, to the last bit.

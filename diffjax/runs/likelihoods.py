@@ -159,8 +159,7 @@ def measure_likelihood(
     spread = choose(spreads, dequantisation, "dequantisation")
     made = make(**options)
     check_likelihood(run.setup.wired.objective, method)
-    if not dataset.bounded:
-        raise UserError(f"{dataset.name} holds no 8-bit images: they have no bits per dimension")
+    check_levels(dataset)
     params = run.weights(weights)
     estimate_key, fit_key = jax.random.split(jax.random.key(seed))
     began, numbers = time.perf_counter(), count(1)
@@ -213,6 +212,19 @@ def _bits(
     coarse, _, _ = measure(made.coarser, made.discrete, [part])
     shift = dequantise.bits_per_dim(log_p[few] - coarse, dimensions)
     return result | {"coarser_steps_change": float(np.mean(shift))}
+
+
+def check_levels(dataset: DataSet) -> None:
+    """Refuses data that are no pixels: bits per dimension are those of 8-bit images.
+
+    Raises:
+        UserError: they are latents.
+    """
+    if not dataset.codec.pixels:
+        raise UserError(
+            f"{dataset.name} holds no 8-bit images but latents (codec {dataset.codec.name}), which "
+            "have no bits per dimension"
+        )
 
 
 def check_likelihood(objective: Objective, method: str) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from diffjax.conditions.base import len_of
 from diffjax.data import DataSet
 from diffjax.errors import UserError
 from diffjax.host.run_files import metrics_arrays, read_metrics
@@ -22,7 +23,7 @@ from diffjax.runs.model import Model, Request
 from diffjax.runs.recipes import Guided, recipe_of
 from diffjax.runs.setup import Setup, set_up
 from diffjax.sampling.grids import Grid
-from diffjax.sampling.guidance import Against, Rule
+from diffjax.sampling.guidance import Against, NegativeCondition, Rule
 from diffjax.sampling.sample import Recipe
 from diffjax.sampling.solvers import Solver
 from diffjax.spec import check_arguments
@@ -178,6 +179,7 @@ class Run:
             ("path", wired.path, theirs.path),
             ("image shape", wired.image_shape, theirs.image_shape),
             ("condition", wired.condition, theirs.condition),
+            ("codec", self.setup.codec.facts, other.setup.codec.facts),
         ):
             if here != there:
                 raise UserError(
@@ -187,7 +189,7 @@ class Run:
 
     def sample(
         self,
-        labels: Any,
+        condition: Any,
         *,
         source: np.ndarray | None = None,
         seed: int = 0,
@@ -196,7 +198,7 @@ class Run:
         num_steps: int | None = None,
         guidance_scale: float | None = None,
         guidance: str | Rule | None = None,
-        against: str | Against | None = None,
+        against: Any = None,
         weights: str | None = None,
         batch_size: int = 256,
     ) -> np.ndarray:
@@ -209,27 +211,31 @@ class Run:
         values, as `diffjax.sampling.solvers.heun()`.
 
         Args:
-            labels: how many samples, whose labels then are 0, 1, … in turn; or a list of what the
-                run's condition parses, such as labels by number or name; or the arrays of a
-                condition with one row for each sample.
+            condition: what each sample is to show: a list of what the run's condition parses
+                (labels by number or name, prompts; of several parts a dict or text for each
+                sample), or its arrays with one row for each sample. A number n is n samples that
+                show all labels in turn.
             source: `[n, H, W, C]` in [-1, 1], what each is made from; for runs between two sets.
+                Images, also where a codec encodes them.
             seed: of the noise, a whole number of less than 2³¹ in size.
             solver: how to step.
             grid: where to step; "found" by `experiments.find_grid`.
             num_steps: intervals of the grid, from 1.
             guidance_scale: 1 is off.
             guidance: what to make of two predictions, as "cfg+limited".
-            against: where the second of them comes from, as "label:3", "prompt:TEXT" or
-                "weights:ema-0.99".
+            against: where the second of them comes from: a text, as "label:3", "prompt:TEXT" or
+                "weights:ema-0.99", a value of `diffjax.sampling.guidance`; or a negative
+                condition, a list or arrays as `condition`, with one row for all samples or one for
+                each.
             weights: `live` or the name of an average.
             batch_size: images at a time.
 
         Returns:
-            `[n, H, W, C]` float32, nominally in [-1, 1].
+            `[n, H, W, C]` float32, nominally in [-1, 1]: decoded images.
 
         Raises:
-            UserError: no such label, name or weights; a number out of range; what this model can't
-                be sampled by (`check_recipe`).
+            UserError: no such condition, name or weights; a number out of range; what this model
+                can't be sampled by (`check_recipe`).
         """
         check_whole("seed", seed, -_LARGEST)
         check_whole("batch_size", batch_size, 1)
@@ -237,12 +243,16 @@ class Run:
             check_whole("num_steps", num_steps, 1)
         check_arguments(
             Run.sample, source=source, solver=solver, grid=grid, guidance_scale=guidance_scale,
-            guidance=guidance, against=against, weights=weights,
+            guidance=guidance, weights=weights,
         )  # fmt: skip
-        cond = self.conditions(labels)
+        cond, negative = self.conditions(condition), None
+        if against is not None and not isinstance(against, str | Against):
+            negative, against = self._negative(against, len_of(cond)), NegativeCondition()
         recipe = recipe_of(self, solver, grid, num_steps, Guided(guidance_scale, guidance, against))
-        request = Request(cond, seed, source)
-        return self.model(weights).sample(recipe, request, batch_size=batch_size)
+        model = self.model(weights)
+        source = None if source is None else model.encoded(source)
+        request = Request(cond, seed, source, negative=negative)
+        return model.sample(recipe, request, batch_size=batch_size)
 
     def conditions(self, given: Any) -> Any:
         """The condition of samples: a number of them in turn, a list to parse, or ready arrays.
@@ -251,12 +261,10 @@ class Run:
             UserError: the condition parses none of it, or can't be listed in turn.
         """
         condition = self.setup.wired.condition
-        if hasattr(given, "shape") and np.ndim(given) == 1:
-            given = np.asarray(given).tolist()
-        if isinstance(given, list | tuple) and not hasattr(given, "_fields"):
-            return condition.parse(given)
-        if np.ndim(jax.tree.leaves(given)[0]):
-            return given
+        if isinstance(given, str):
+            raise UserError(f"condition={given!r} is one text: for one sample give [{given!r}]")
+        if not isinstance(given, int | float | np.number | bool):
+            return condition.of(given)
         number: Any = given
         check_whole("the number of samples", number, 1)
         listed = condition.in_turn(int(number))
@@ -266,6 +274,22 @@ class Run:
                 "give what each sample is to show"
             )
         return listed
+
+    def _negative(self, given: Any, n: int) -> Any:
+        """The negative condition of n samples, of which one row is for all of them."""
+        if isinstance(given, int | float | np.number | bool):
+            raise UserError(
+                f"against={given!r}: a label is written as 'label:{given}' or [{given}]"
+            )
+        try:
+            cond = self.setup.wired.condition.of(given)
+        except UserError as error:
+            raise UserError(f"against=, a negative condition: {error}") from None
+        if len_of(cond) not in (1, n):
+            raise UserError(
+                f"against= has {len_of(cond)} rows: give one for all samples, or {n}, one for each"
+            )
+        return cond if len_of(cond) == n else jax.tree.map(lambda row: row.repeat(n, 0), cond)
 
     def dataset(self, path: str | None = None) -> DataSet:
         """The images that it was trained on.
@@ -333,7 +357,7 @@ def load(
     """Loads the weights of a run's newest whole checkpoint onto the devices that are there.
 
         run = diffjax.load("runs/digits")
-        images = run.sample(labels=[0, 1, 2], guidance_scale=2.0)
+        images = run.sample([0, 1, 2], guidance_scale=2.0)
 
     Other weights and the optimizer's state (`run.state`) are read, and verified, when they are
     wanted. The data set is not needed, and nothing in the folder is changed. It does not matter on
@@ -369,7 +393,11 @@ def load(
     config, description = workdirs.read(workdir, allowed_packages)
     with workdirs.version_told(workdir):
         setup = set_up(
-            config, description["image_shape"], description["condition"], mesh=mesh or make_mesh()
+            config,
+            description["image_shape"],
+            description["condition"],
+            mesh=mesh or make_mesh(),
+            codec=description["codec"],
         )
     name = weights or config.weights
     post_hoc = is_reconstructed(name, [*setup.abstract.ema])

@@ -30,7 +30,7 @@ from diffjax.kinds import AtLeastOne, NumSteps
 from diffjax.reports.pictures import save_png
 from diffjax.runs import workdirs
 from diffjax.runs.found_grids import FOUND
-from diffjax.runs.likelihoods import check_likelihood, measure_likelihood
+from diffjax.runs.likelihoods import check_levels, check_likelihood, measure_likelihood
 from diffjax.runs.load import Run
 from diffjax.runs.model import Request
 from diffjax.runs.recipes import Guided, named_recipe
@@ -364,7 +364,7 @@ class Asked(NamedTuple):
     Attributes:
         labels: `[n]`, the class that each is to show; zeros without classes.
         condition: their condition, n rows.
-        source: `[n, H, W, C]`, what each is made from; None where that is noise.
+        source: `[n, h, w, c]`, what each is made from; None where that is noise.
     """
 
     labels: np.ndarray
@@ -425,9 +425,11 @@ def check_evaluation(setup: Setup, dataset: DataSet) -> None:
     _check_recipes([main, *others], setup.wired)
     label_shares(own_mix(config), setup.wired, dataset)
     for extractor in own_extractors(config):
-        _check_extractor(extractor, dataset.image_shape)
+        _check_extractor(extractor, dataset.picture_shape)
     for method in settings.get("likelihood", ()):
         check_likelihood(setup.wired.objective, method)
+        check_levels(dataset)
+    _ = setup.codec.params  # Read, or refused.
     _check_counts(setup, dataset)
 
 

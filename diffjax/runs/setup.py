@@ -9,6 +9,7 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from diffjax.codecs import Codec, Identity
 from diffjax.conditions import Condition
 from diffjax.data import DataSet
 from diffjax.data.augment import Augment, Augmentation
@@ -42,6 +43,7 @@ class Setup:
         begin: `params -> a state at step 0` with these parameters, which it donates.
         attention: which implementation `config.model.attention` stands for on this mesh; None for
             a network without such a choice.
+        codec: of the data: what decodes samples.
     """
 
     config: ConfigDict
@@ -53,11 +55,12 @@ class Setup:
     init: Callable[[jax.Array], TrainState]
     begin: Callable[[Any], TrainState]
     attention: str | None = None
+    codec: Codec = Identity()
 
     @cached_property
     def programs(self) -> Programs:
         """What samples are drawn with, compiled once for pictures, evaluation and `run.sample`."""
-        return Programs(self.wired, self.mesh)
+        return Programs(self.wired, self.mesh, self.codec)
 
     @property
     def shardings(self) -> TrainState:
@@ -80,6 +83,7 @@ def set_up(
     image_shape: tuple[int, int, int],
     condition: Condition,
     mesh: Mesh | None = None,
+    codec: Codec = Identity(),
 ) -> Setup:
     """Wires a config and lays its state out over the devices; nothing is compiled.
 
@@ -88,6 +92,7 @@ def set_up(
         image_shape: `(H, W, C)` of the data.
         condition: the kind of condition that the data have.
         mesh: other devices than the config's, to load a run that was trained elsewhere.
+        codec: of the data.
 
     Raises:
         UserError: whatever does not fit.
@@ -133,7 +138,7 @@ def set_up(
     placed = partial(jax.jit, out_shardings=places, compiler_options=_quick_compilation(mesh))
     init = placed(lambda key: begin(wired.init(key)))
     at = placed(begin, donate_argnums=0)
-    return Setup(config, wired, optimizer, mesh, abstract, nonfinite, init, at, attention)
+    return Setup(config, wired, optimizer, mesh, abstract, nonfinite, init, at, attention, codec)
 
 
 def _quick_compilation(mesh: Mesh) -> dict[str, Any]:

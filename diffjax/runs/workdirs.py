@@ -17,6 +17,7 @@ import jax
 from ml_collections import ConfigDict
 
 import diffjax
+from diffjax.codecs import Codec, Identity
 from diffjax.conditions import Condition, of_classes
 from diffjax.config_upgrade import upgrade
 from diffjax.data import DataSet
@@ -251,6 +252,7 @@ def record_run(
             "num_classes": dataset.num_classes,
             "label_names": list(dataset.label_names),
             **({} if dataset.given is None else {"condition": _spec_of(dataset.given)}),
+            "codec": _spec_of(dataset.codec),
             "num_train_images": len(dataset.train),
             "num_test_images": len(dataset.test),
             "train_sha256": dataset.train.fingerprint(),
@@ -377,12 +379,16 @@ def read(
         condition = build(from_json(json.dumps(data["condition"]), allowed_packages), Condition)
     else:
         condition = of_classes(data["num_classes"], data["label_names"])
-    return config, {**data, "image_shape": tuple(data["image_shape"]), "condition": condition}
+    codec: Codec = Identity()
+    if "codec" in data:
+        codec = build(from_json(json.dumps(data["codec"]), allowed_packages), Codec)
+    found = {"image_shape": tuple(data["image_shape"]), "condition": condition, "codec": codec}
+    return config, {**data, **found}
 
 
-def _spec_of(condition: Condition) -> dict[str, Any]:
-    """A condition as the spec that `build` makes it from again, as plain JSON."""
-    return json.loads(to_json(as_spec(condition)))
+def _spec_of(part: Condition | Codec) -> dict[str, Any]:
+    """A part of the data as the spec that `build` makes it from again, as plain JSON."""
+    return json.loads(to_json(as_spec(part)))
 
 
 @contextmanager

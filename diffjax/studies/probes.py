@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from diffjax.conditions import Condition
+from diffjax.conditions import Condition, Rate
 from diffjax.objectives.base import Objective, Progress
 from diffjax.objectives.wrappers import Contrastive, Dispersive
 from diffjax.process import targets
@@ -38,7 +38,7 @@ class Probed(NamedTuple):
         teacher_params: those that the objective learns from.
         progress: the training progress.
         condition: the kind of condition of the examples.
-        label_dropout: probability with which training replaces a condition by the null condition.
+        condition_dropout: probability of replacing a condition by the null condition in training.
     """
 
     objective: Objective
@@ -48,7 +48,7 @@ class Probed(NamedTuple):
     teacher_params: Any
     progress: Progress
     condition: Condition
-    label_dropout: float
+    condition_dropout: Rate
 
 
 def probe(
@@ -149,7 +149,7 @@ def _loss_of(model: Probed, images: np.ndarray, cond: Any) -> LossOf:
         own = model.condition.take(all_cond, row)
         batch = {
             "image": all_images[row],
-            "cond": model.condition.drop(drop_key, own, model.label_dropout),
+            "cond": model.condition.drop(drop_key, own, model.condition_dropout),
         }
         loss, metrics = model.objective(
             model.apply, params, model.teacher_params, loss_key, batch, model.progress

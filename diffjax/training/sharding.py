@@ -207,9 +207,9 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
 
 
-def local_rows() -> NamedSharding | None:
-    """Rows of a batch over the devices of this process alone; None where there is one."""
-    devices = jax.local_devices()
+def local_rows(devices: Sequence[jax.Device] | None = None) -> NamedSharding | None:
+    """Rows of a batch over devices of this process, by default all; None where there is one."""
+    devices = jax.local_devices() if devices is None else devices
     if len(devices) == 1:
         return None
     return NamedSharding(Mesh(np.asarray(devices), ("rows",)), PartitionSpec("rows"))

@@ -63,7 +63,7 @@ def train_and_sample(images, seed):
         optimizer,
         num_steps=STEPS,
         averages=Averages((0.98,)),
-        label_dropout=0.0,
+        condition_dropout=0.0,
         condition=Unconditional(),
     )
     init_key, step_key, data_key, noise_key = jax.random.split(jax.random.key(seed), 4)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from diffjax.conditions import Classes, Images, Several, TokenStates
+from diffjax.config_files import override
 from diffjax.data import ArraySource, Augment, DataSet, GivenSource, batches, digits
 from diffjax.errors import UserError
 from diffjax.loop.compiled_step import train_step_of
@@ -91,6 +92,24 @@ def test_training_and_guided_sampling_with_several_parts():
     images = Model(setup.programs, state.params).sample(setup.wired.recipe, request)
     assert images.shape == (8, 8, 8, 1)
     assert np.isfinite(images).all()
+
+
+def test_guidance_needs_rates_that_drop_all_parts():
+    data, rates = super_resolution(), {"digit": 0.1}
+    config = tiny_config()
+    override(config.unlock(), {"config.condition_dropout": str(rates)})
+    with pytest.raises(
+        UserError, match=r"condition_dropout=\{'digit': 0.1\}, which never drops all"
+    ):
+        set_up(config, data.image_shape, data.condition)
+    kept = Several(BOTH.parts, kept=("coarse",))
+    assert set_up(config, data.image_shape, kept).wired.condition_dropout == rates
+    override(config, {"config.condition_dropout.digit": "0.2"})
+    assert config.condition_dropout.digit == 0.2
+    with pytest.raises(UserError, match="seed expects int"):
+        override(config, {"config.seed": "{'a': 1}"})
+    with pytest.raises(UserError, match="expects numbers by name, like"):
+        override(config, {"config.optimizer.learning_rate": "{3}"})
 
 
 def test_what_a_network_can_not_take_is_refused():

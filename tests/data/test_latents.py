@@ -143,13 +143,13 @@ def test_train_latents_as_samples_have_distance_0_and_it_is_said_how(tmp_path, l
     """They reach far beyond [-1, 1], and lie on no levels of 8 bits."""
     latent_arrays["latents"] = latent_arrays["latents"] * np.float16(3.0)
     path = latent_folder(tmp_path, latent_arrays)
-    data = latents(path, num_classes=4, test_fraction=0.1, autoencoder="vae 1f2e")
+    data = latents(path, num_classes=4, test_fraction=0.1)
     found = compare(all_images(data.train)[0], None, reference(data, pixel_features(size=2)))
     assert found["frechet_distance"]["value"] == pytest.approx(0.0, abs=1e-6)
     assert found["neighbours"]["copied"] == 1.0
     for stated in (found["frechet_distance"]["provenance"], found["neighbours"]["provenance"]):
         assert (stated["value_range"], stated["rounding"]) == ("any", "none")
-        assert stated["autoencoder"] == "vae 1f2e"
+        assert stated["codec"] == "not stated"
         assert stated["reference_sha256"] == data.train.fingerprint()
 
 

@@ -42,7 +42,7 @@ UNLIKE: list[dict[str, Any]] = [
         "optimizer.b1": 0.8,
         "optimizer.weight_decay": 0.1,
         "objective.times.mean": 0.7,
-        "label_dropout": 0.3,
+        "condition_dropout": 0.3,
     },
 ]
 PARTS = "path=cosine,target=v,weight=min_snr,times=logit_normal"
@@ -185,7 +185,7 @@ def test_members_stand_on_devices_of_their_own():
 
 
 def test_members_of_one_seed_share_their_batch():
-    setups = setups_of(configs(TINY, [{}, {"label_dropout": 0.5}]), sharding.make_mesh())
+    setups = setups_of(configs(TINY, [{}, {"condition_dropout": 0.5}]), sharding.make_mesh())
     batch = next(members.member_batches(members.members_of(setups), digits(), 0))
     assert batch["image"].shape == (1, 16, 8, 8, 1)
     # Of three, two of which share a seed, there are two batches; each is that of the run alone.

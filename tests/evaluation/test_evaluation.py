@@ -493,7 +493,7 @@ class TestCompare:
         near = found["neighbours"]["provenance"]
         assert near["reference_sha256"] == dataset.train.fingerprint()
         assert near["test_sha256"] == dataset.test.fingerprint()
-        assert (plain["autoencoder"], plain["resize"]) == ("none", "none")
+        assert (plain["codec"], plain["resize"]) == ("none", "none")
 
     @pytest.mark.thorough
     def test_worse_samples_are_further_away(self, digits_reference, real):

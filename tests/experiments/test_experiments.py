@@ -145,7 +145,7 @@ def test_each_training_seed_is_evaluated_from_noise_of_its_own(workdir):
         assert isinstance(drawn, Batches)
         (images,) = drawn.batches
         # In batches of another size, whose products are rounded otherwise.
-        again = run.sample(labels=labels, seed=seed)
+        again = run.sample(labels, seed=seed)
         np.testing.assert_allclose(images, again, rtol=1e-4, atol=1e-5)
     found = json.loads((workdir / "evaluation.json").read_text())
     assert found["sampling"]["noise_seed"] == found["sampling"]["seed"]  # of training seed 0

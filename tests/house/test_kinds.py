@@ -122,9 +122,10 @@ def test_ends_of_a_path_that_do_not_go_together_are_refused():
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"label_dropout": 1.5}, "config.label_dropout=1.5 must be at least 0 and at most 1"),
-        ({"label_dropout": -0.1}, "config.label_dropout=-0.1 must be at least 0 and at most 1"),
-        ({"label_dropout": math.nan}, "config.label_dropout=nan must be at least 0 and at most 1"),
+        ({"condition_dropout": 1.5}, "condition_dropout=1.5 must be at least 0 and at most 1"),
+        ({"condition_dropout": -0.1}, "condition_dropout=-0.1 must be at least 0 and at most 1"),
+        ({"condition_dropout": math.nan}, "condition_dropout=nan must be at least 0 and at most 1"),
+        ({"condition_dropout": {"text": 1.5}}, "condition_dropout.text=1.5 must be at le"),
         ({"ema_decays": 0.999}, r"config.ema_decays=0.999 must be a list, as \(0.999,\)"),
         ({"ema_decays": (0.9, 1.0)}, r"config.ema_decays\[1\]=1.0 must be at least 0 and below 1"),
         ({"ema_lengths": (0.05, 0.3)}, r"config.ema_lengths\[1\]=0.3 must be above 0 and at most"),

@@ -82,7 +82,7 @@ def config_with(tmp_path, row: int, **changes):
     file.write_text(CONFIG)
     config = config_files.load(str(file))
     config.model, config.data = spec(Poisoned), spec(digits_with_one, row=row)
-    config.label_dropout = 0.0
+    config.condition_dropout = 0.0
     config.mesh.data, config.mesh.fsdp = 1, 8  # of eight devices
     config.update_from_flattened_dict(changes)
     return config.lock()

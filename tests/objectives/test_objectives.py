@@ -218,7 +218,7 @@ def assert_smallest_at_the_truth(result: Found, path_name: str) -> None:
 
 def config_for(**axes: str) -> ConfigDict:
     """A tiny experiment, its axes named as on the command line."""
-    config = ConfigDict({"name": "tiny", "label_dropout": 0.0})
+    config = ConfigDict({"name": "tiny", "condition_dropout": 0.0})
     model = spec(DiT, patch_size=4, hidden_size=8, depth=1, num_heads=1)
     arguments = ",".join(f"{axis}={choice}" for axis, choice in axes.items())
     lookup.set_axes(config, arguments, {"dit": model}, model="dit")

@@ -48,7 +48,7 @@ CONFIG = {
         "warmup_steps": 200,
     },
     "ema_decays": [0.99, 0.999],
-    "label_dropout": 0.1,
+    "condition_dropout": 0.1,
 }
 RUN = {
     "command": ["python", "-m", "experiments.train", "--config=configs/digits.py:model=dit"],

@@ -36,7 +36,7 @@ def run_of(arguments: str = "") -> Run:
 
 
 def exported(run: Run, **how: Any) -> export.Exported:
-    source = run.setup.wired.objective.traits.starts_at_source
+    source = SHAPE if run.setup.wired.objective.traits.starts_at_source else None
     noise, platforms = how.get("noise", False), how.pop("platforms", PLATFORMS)
     sampler = portable_sampler(portable_model(run), run.recipe, **how)
     code = serialise(

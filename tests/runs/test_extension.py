@@ -193,7 +193,10 @@ def test_a_second_extension_keeps_the_restart_of_the_first(copy):
         ({"seed": 1}, "seed: 0 there, 1 here; a run keeps its seed"),
         ({"batch_size": 8}, "batch_size: 16 there, 8 here; a run keeps its batches"),
         ({"ema_decays": (0.99,)}, "ema_decays: .* a run keeps its averages"),
-        ({"label_dropout": 0.5}, "label_dropout: 0.1 there, 0.5 here; a run keeps what it learns"),
+        (
+            {"condition_dropout": 0.5},
+            "condition_dropout: 0.1 there, 0.5 here; a run keeps what it learns",
+        ),
         ({"path.t_min": 0.01}, "path.t_min: .* a run keeps what it learns"),
         ({"augment.max_shift_pixels": 1}, "augment.max_shift_pixels: .* a run keeps its data"),
         ({"init_from": "elsewhere"}, "init_from: .* a run keeps the weights that it began with"),

@@ -93,18 +93,18 @@ def test_every_row_of_the_tables_is_a_name(run, table):
         ({"seed": 2**32}, "seed=4294967296: it is a whole number from -2147483647 to 2147483647"),
         ({"seed": 1.0}, r"seed=1\.0: it is a whole number"),
         ({"guidance_scale": float("nan")}, "guidance_scale=nan must be finite"),
-        ({"labels": 0}, "the number of samples=0: it is a whole number from 1"),
-        ({"labels": [3, 99]}, "no label is called 99; this run has 10, from 0 to 9"),
-        ({"labels": [-1]}, "no label is called -1"),
-        ({"labels": [10]}, "no label is called 10"),
-        ({"labels": [0.5]}, r"no label is called 0\.5"),
-        ({"labels": ["12"]}, "no label is called '12'"),
-        ({"labels": "3"}, "it is a whole number from 1"),
+        ({"condition": 0}, "the number of samples=0: it is a whole number from 1"),
+        ({"condition": [3, 99]}, "no label is called 99; this run has 10, from 0 to 9"),
+        ({"condition": [-1]}, "no label is called -1"),
+        ({"condition": [10]}, "no label is called 10"),
+        ({"condition": [0.5]}, r"no label is called 0\.5"),
+        ({"condition": ["12"]}, "no label is called '12'"),
+        ({"condition": "3"}, r"condition='3' is one text: for one sample give \['3'\]"),
     ],
 )
 def test_what_is_none_is_refused_in_one_line(run, how, said):
     with pytest.raises(UserError, match=said) as caught:
-        run.sample(how.pop("labels", [1]), **how)
+        run.sample(how.pop("condition", [1]), **how)
     assert "\n" not in str(caught.value)
 
 

@@ -14,11 +14,13 @@ import pytest
 from diffjax import choices
 from diffjax.conditions import of_classes
 from diffjax.evaluation import neighbours
-from diffjax.evaluation.extractors import clip, dinov2
 from diffjax.evaluation.extractors.classifier import Classifier
-from diffjax.evaluation.extractors.inception import InceptionV3, resize
+from diffjax.evaluation.extractors.inception import resize
 from diffjax.models.attention import IMPLEMENTATIONS, REVERSE_ONLY
+from diffjax.models.clip.network import clip_vision
+from diffjax.models.dinov2.network import dinov2
 from diffjax.models.dit import DiT
+from diffjax.models.inception.network import InceptionV3
 from diffjax.oracle.analytic import Gaussian
 from diffjax.process.paths import Linear
 from diffjax.process.targets import Noise
@@ -54,7 +56,7 @@ def trace(arguments="", **changes):
         setup.optimizer,
         num_steps=config.num_steps,
         averages=Averages.of(config),
-        label_dropout=0.1,
+        condition_dropout=0.1,
         condition=setup.wired.condition,
         nonfinite=NonFinite(skip_in_a_row=2),
         accumulation_steps=setup.accumulation_steps,
@@ -131,8 +133,8 @@ def test_bfloat16(scan):
 def test_feature_networks():
     networks = [
         (InceptionV3(), lambda x: resize(x)),
-        (dinov2.Dinov2(8, 1, 2, 4), lambda x: jnp.ones((2, 28, 28, 3))),
-        (clip.Clip(8, 1, 2, 8, 14), lambda x: jnp.ones((2, 28, 28, 3))),
+        (dinov2(8, 1, 2, 4), lambda x: jnp.ones((2, 28, 28, 3))),
+        (clip_vision(8, 1, 2, 8, grid=2), lambda x: jnp.ones((2, 28, 28, 3))),
         (Classifier(10, (8, 8), (2, 2), 16), lambda x: x[..., :1]),
     ]
     for network, prepared in networks:
