@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -104,8 +105,10 @@ def loaded(workdir: Path) -> Run:
     return diffjax.load(workdir, allowed_packages=("diffjax", "tests"))
 
 
-def once_a_session(factory: pytest.TempPathFactory, name: str) -> Path:
-    """The folder of `trained_config()`'s run, trained by whichever worker asks for it first."""
+def once_a_session(
+    factory: pytest.TempPathFactory, name: str, train: Callable[[Path], object]
+) -> Path:
+    """The folder of a run, trained by whichever worker needs it first, for all workers."""
     top = factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
         top = top.parent  # which all workers of a session have, and no other session
@@ -113,7 +116,7 @@ def once_a_session(factory: pytest.TempPathFactory, name: str) -> Path:
     with open(top / f"{name}.lock", "w") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
         if not done.exists():
-            loop.train(trained_config(), folder, command=COMMAND)
+            train(folder)
             done.touch()
     return folder
 
