@@ -22,7 +22,7 @@ from diffjax.sampling.guidance import OtherCondition
 from diffjax.spec import build, spec
 from diffjax.training.sharding import make_mesh
 from tests.support.phrases import DEVIATION, Phrases, mean_of, phrases
-from tests.support.tiny_run import loaded, tiny_config
+from tests.support.tiny_run import loaded, on_one_device, tiny_config
 
 KIND = Phrases()
 TEXTS = ["dark", "light light", "very light left", "left left left"]
@@ -120,7 +120,8 @@ def test_samples_have_the_mean_of_their_phrase_and_leave_a_negative_one(model):
     assert np.isfinite(model.sample(null, request)).all()
 
 
-def test_a_run_of_phrases_trains_shows_loads_samples_and_is_evaluated(tmp_path):
+def test_a_run_of_phrases_trains_shows_loads_samples_and_is_evaluated(tmp_path, monkeypatch):
+    on_one_device(monkeypatch)
     loop.train(config_of(4, batch_size=16), tmp_path)
     assert list((tmp_path / "samples").glob("*.png"))
     run = loaded(tmp_path)

@@ -6,7 +6,7 @@ import pytest
 
 import diffjax
 from experiments import cli, train
-from tests.support.tiny_run import once_a_session
+from tests.support.tiny_run import on_one_device, once_a_session
 from tests.support.whole_checkpoints import whole_checkpoints
 
 CONFIG = """
@@ -42,7 +42,8 @@ def trained(config_file, tmp_path_factory):
 
     def by_hand(folder):
         argv = [f"--config={config_file}", f"--workdir={folder}"]
-        with whole_checkpoints():
+        with whole_checkpoints(), pytest.MonkeyPatch.context() as patch:
+            on_one_device(patch)
             assert cli.run(train.main, train.FLAGS, usage=train.USAGE, argv=argv) == 0
 
     return once_a_session(tmp_path_factory, "digits", by_hand)

@@ -28,6 +28,7 @@ from diffjax.runs.load import Run
 from diffjax.runs.setup import Setup
 from diffjax.sampling.sample import Recipe
 from diffjax.spec import spec
+from diffjax.training import sharding
 from tests.support.tiny_network import Tiny
 
 COMMAND = "the command"
@@ -140,6 +141,12 @@ def leave(run: Run, workdir: Path) -> None:
     workdirs.record_run(workdir, run.setup, digits(), "")
     with closing(Checkpoints(workdir / "checkpoints", 1, 1)) as store:
         store.save(0, run.state, {})
+
+
+def on_one_device(patch: pytest.MonkeyPatch) -> None:
+    """Trainings take one device, whose programs XLA need not split: `trained_run` has all eight."""
+    make_mesh = sharding.make_mesh
+    patch.setattr(sharding, "make_mesh", lambda **_: make_mesh(devices=jax.devices()[:1]))
 
 
 def without_pictures(patch: pytest.MonkeyPatch) -> None:
