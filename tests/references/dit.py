@@ -1,7 +1,7 @@
 """Outputs of the authors' DiT for drawn parameters, stored as arrays.
 
 git clone https://github.com/facebookresearch/DiT /tmp/DiT
-python -m tests.references.dit /tmp/DiT       # needs torch and timm; writes dit.npz beside this file
+python -m tests.references.dit /tmp/DiT  # needs torch and timm; writes dit.npz
 """
 
 import sys
