@@ -84,7 +84,7 @@ def loss_curve(records: Sequence[Mapping[str, Any]]) -> str:
     return _svg("loss", draw)
 
 
-def loss_by_log_snr(records: Sequence[Mapping[str, Any]]) -> str:
+def plot_loss_by_log_snr(records: Sequence[Mapping[str, Any]]) -> str:
     """Plots the smoothed loss against the training step, with one curve for each bin of log-SNR.
 
     Args:
