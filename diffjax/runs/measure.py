@@ -412,8 +412,8 @@ def conditions_to_show(
     listed = wired.condition.in_turn(n, most)
     if listed is not None and not wired.objective.traits.starts_at_source:
         return listed, None
-    shown = wanted_samples(wired, dataset, np.zeros(n, np.int32))
-    return shown.condition, shown.source
+    samples = wanted_samples(wired, dataset, np.zeros(n, np.int32))
+    return samples.condition, samples.source
 
 
 def own_extractors(config: ConfigDict) -> tuple[Extractor, ...]:
