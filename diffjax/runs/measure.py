@@ -108,8 +108,8 @@ def measure(
         dataset: what it was trained on.
         wanted: which samples, and what they are measured on.
         should_stop: called before each batch of samples; whether to end there.
-        begun: told of each batch that is drawn, that features are made of or whose likelihood is
-            measured, by its number.
+        begun: called with the number of each batch that is drawn, that features are made of or
+            whose likelihood is measured.
         report: called with each row of the table as it is done.
 
     Returns:

@@ -74,7 +74,7 @@ class Setup:
 
     @property
     def accumulation_steps(self) -> int:
-        """Parts of a batch that the network is asked about one after the other."""
+        """Parts of a batch that the network is evaluated on one after the other."""
         return accumulation_steps(self.config)
 
 
@@ -143,7 +143,7 @@ def set_up(
 
 def _quick_compilation(mesh: Mesh) -> dict[str, Any]:
     """Options for a program that runs once: on a CPU, optimising it takes three times as long
-    as everything else about it, and gives the same bits.
+    as everything else about it, and computes the same bits.
     """
     on_cpu = mesh.devices.flat[0].platform == "cpu"
     return {"xla_backend_optimization_level": 0} if on_cpu else {}
@@ -208,7 +208,7 @@ def teacher_of(config: ConfigDict) -> str:
 
 
 def accumulation_steps(config: ConfigDict) -> int:
-    """Parts of a batch that the network is asked about one after the other."""
+    """Parts of a batch that the network is evaluated on one after the other."""
     # A config made by hand may leave it out.
     return config.get("accumulation_steps", 1)
 
