@@ -2,8 +2,8 @@
 
 An objective sees its whole batch in every part: times, noise, couplings and dropped labels are
 drawn for all of it, from keys that know nothing of parts. Only the network is evaluated on some
-rows at a time, and only their losses count. So what an objective draws does not depend on how many parts
-there are; what the network draws by itself (dropout) has a key of its own in each part.
+rows at a time, and only their losses count. So what an objective draws does not depend on the
+number of parts; what the network draws by itself (dropout) has a key of its own in each part.
 """
 
 from collections.abc import Callable
