@@ -11,15 +11,15 @@ from typing import Annotated, Any, NotRequired, TypedDict, is_typeddict
 from ml_collections import ConfigDict
 
 from diffjax.errors import UserError, nearest
-from diffjax.kinds import AtLeastOne, Decay, Interval, NumSteps, Probability, complaint
+from diffjax.kinds import AtLeastOne, Decay, NumSteps, Probability, Range, complaint
 
 Spec = Any
 """The spec of a part, or several by name, which `diffjax.spec.build` checks and builds."""
-Seed = Annotated[int, Interval("[0, 4294967295]")]
+Seed = Annotated[int, Range("[0, 4294967295]")]
 """Of JAX's 32 bits: 2³² would be 0 again."""
-NumSamples = Annotated[int, Interval("[3, inf)")]
+NumSamples = Annotated[int, Range("[3, inf)")]
 """A covariance needs three."""
-Length = Annotated[float, Interval("(0, 0.2886]")]
+Length = Annotated[float, Range("(0, 0.2886]")]
 """The relative width of a power-function average (`diffjax.training.averages`)."""
 ShardingRule = tuple[str, tuple[str | tuple[str, ...] | None, ...]]
 

@@ -17,9 +17,9 @@ from diffjax.conditions import Condition, Rate
 from diffjax.errors import UserError
 from diffjax.kinds import complaint
 from diffjax.models.layers import HIDDEN, attention_layers, attention_off
-from diffjax.objectives.base import Objective, Progress, Traits, with_condition
+from diffjax.objectives.base import Objective, Progress, Traits, conditioned_batch
 from diffjax.process.paths import Pair, Path
-from diffjax.process.precond import Apply, Meaning, Precond, Predict, denoiser, flow_map
+from diffjax.process.precond import Apply, Meaning, Precond, Predict, denoiser, flow_map_predictor
 from diffjax.process.targets import undecodable
 from diffjax.sampling.guidance import Models, mixes
 from diffjax.sampling.sample import Recipe
@@ -76,7 +76,7 @@ class Wired(NamedTuple):
         """
         model = (self.apply, params, self.path, self.objective.precond_for(source))
         if self.objective.traits.meaning is Meaning.AVERAGE_VELOCITY:
-            return flow_map(*model)
+            return flow_map_predictor(*model)
         return denoiser(*model, learned_variance=self.objective.traits.learned_variance)
 
     def models(
@@ -139,18 +139,18 @@ def wire(config: ConfigDict, image_shape: tuple[int, int, int], condition: Condi
         noise_label: Array,
         cond: Any,
         *,
-        train: bool = False,
         key: Array | None = None,
         hidden: bool = False,
     ) -> Any:
         rngs = None if key is None else {"dropout": key}
+        how: Any = {"train": key is not None, "rngs": rngs}
         if cond is None:
             cond = condition.null(x.shape[0])
         inputs = ({"params": params}, x, noise_label, cond)
         if not hidden:
-            return network.apply(*inputs, train=train, rngs=rngs)
+            return network.apply(*inputs, **how)
         collection, name = HIDDEN
-        output, sown = network.apply(*inputs, train=train, rngs=rngs, mutable=[collection])
+        output, sown = network.apply(*inputs, **how, mutable=[collection])
         if name not in sown.get(collection, {}):
             raise UserError(
                 f"{type(objective).__name__} compares features inside the network, and "
@@ -387,7 +387,7 @@ def _check_loss(wired: Wired, batch_size: int, num_steps: int) -> None:
     progress = Progress(jnp.zeros((), jnp.int32), memory, num_steps)
     loss, _ = jax.eval_shape(
         lambda params, key, batch: wired.objective(
-            wired.apply, params, params, key, with_condition(batch, wired.condition), progress
+            wired.apply, params, params, key, conditioned_batch(batch, wired.condition), progress
         ),
         params,
         jax.eval_shape(lambda: jax.random.key(0)),

@@ -19,7 +19,7 @@ from diffjax.errors import UserError
 from diffjax.host.files import write_npz
 from diffjax.host.storage import make_writable
 from diffjax.host.watchdog import watched
-from diffjax.runs.measure import labels_in_mix, samples_asked_of
+from diffjax.runs.measure import labels_in_mix, wanted_samples
 from diffjax.runs.model import Request
 from diffjax.runs.recipes import Guided, named_recipe
 from experiments import cli, hanging
@@ -68,8 +68,8 @@ def main(args: SimpleNamespace) -> None:
         )
 
     labels = labels_in_mix(run, args.num_pairs, args.labels, args.data_path)
-    asked = samples_asked_of(wired, lambda: run.dataset(args.data_path), labels)
-    request, model = Request(asked.condition, args.seed), run.model(args.weights)
+    samples = wanted_samples(wired, lambda: run.dataset(args.data_path), labels)
+    request, model = Request(samples.condition, args.seed), run.model(args.weights)
     with watched(hanging.watchdog(args), Path(args.workdir), what="batch") as begun:
         parts = model.latent_batches(recipe, request, args.batch_size, begun)
         images = np.concatenate([*parts])  # Latents, where the run has a codec.
@@ -84,7 +84,7 @@ def main(args: SimpleNamespace) -> None:
         "seed": args.seed,
     }
     try:
-        write_npz(out, image=images, source=noise, label=asked.labels, **how)
+        write_npz(out, image=images, source=noise, label=samples.labels, **how)
     except OSError as error:
         raise UserError(f"can't write {out}: {error.strerror}") from error
     print(", ".join(f"{name}={value}" for name, value in how.items()))

@@ -32,7 +32,7 @@ from diffjax.reports.pictures import (
     save_png,
 )
 from diffjax.runs.load import Run
-from diffjax.runs.measure import samples_asked_of
+from diffjax.runs.measure import wanted_samples
 from diffjax.runs.model import Model, Request
 from diffjax.runs.recipes import Guided, named_recipe
 from diffjax.sampling.sample import Recipe, Trace
@@ -177,8 +177,8 @@ def wanted(
         return condition.take(cond, np.arange(n) % len_of(cond)), None
     labels = condition.in_turn(n)
     labels = np.zeros(n, np.int32) if labels is None else labels
-    asked = samples_asked_of(wired, lambda: run.dataset(data_path), labels)
-    return asked.condition, asked.source
+    samples = wanted_samples(wired, lambda: run.dataset(data_path), labels)
+    return samples.condition, samples.source
 
 
 USAGE = f"""{__doc__}

@@ -25,7 +25,7 @@ from diffjax import choices
 from diffjax.data import DataSet
 from diffjax.data.fingerprints import evenly
 from diffjax.errors import UserError
-from diffjax.evaluation.tables import measure, percent
+from diffjax.evaluation.tables import percent, three_digits
 from diffjax.host.processes import is_first
 from diffjax.host.run_files import read_json
 from diffjax.loop.begin import initial_weights
@@ -168,9 +168,9 @@ def describe(setup: Setup, dataset: DataSet, workdir: Path, *, extend: bool | st
     epochs = config.num_steps * config.batch_size / len(dataset.train)
     num_trained = sum(leaf.size for leaf in jax.tree.leaves(setup.abstract.params))
     trains = f", {num_trained:,} trained" if num_trained < wired.num_params else ""
-    shape = "x".join(map(str, dataset.image_shape))
+    images = dataset.codec.describe(dataset.image_shape)
     rows = {
-        "data": f"{dataset.name}: {len(dataset.train):,} images of {shape}, "
+        "data": f"{dataset.name}: {len(dataset.train):,} {images}, "
         f"{dataset.condition.describe()}; {len(dataset.test):,} for testing; "
         f"{'all' if num_read == num_images else f'{num_read:,}'} were read",
         "network": f"{type(wired.network).__name__}, {wired.num_params:,} parameters{trains}",
@@ -234,7 +234,8 @@ def headline(workdir: Path) -> str:
         recognised = "" if accuracy is None else f"{percent(accuracy)} recognised as their label, "
         return (
             f"{result['num_samples']:,} samples: {recognised}"
-            f"Fréchet distance {measure(distance['value'])} (floor {measure(distance['floor'])}), "
+            f"Fréchet distance {three_digits(distance['value'])} "
+            f"(floor {three_digits(distance['floor'])}), "
             f"{result['sampling']['nfe']} network evaluations per sample"
         )
     except (LookupError, TypeError, ValueError) as error:

@@ -79,7 +79,7 @@ def main(args: SimpleNamespace) -> None:
             "seed": args.seed,
             "space_path": args.space_path,
         }
-        _write(run, provenance | validation.as_json(losses[name]))
+        _write(run, provenance | validation.losses_as_json(losses[name]))
     print(f"validation.json in {', '.join(runs)}")
     if args.out is not None:
         _save(Path(args.out), losses)
@@ -126,7 +126,7 @@ def _write(run: Run, content: dict[str, Any]) -> None:
 def _save(out: Path, losses: dict[str, ValidationLoss]) -> None:
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_bytes(validation.plot(losses))
+        out.write_bytes(validation.plot_losses(losses))
     except OSError as error:
         raise UserError(f"can't write {out}: {error.strerror}") from error
     print(f"plot in {out}")

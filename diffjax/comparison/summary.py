@@ -5,10 +5,10 @@ from typing import Any
 
 import numpy as np
 
-from diffjax.comparison.arms import Comparison, compare
+from diffjax.comparison.arms import Comparison, compare_arms
 from diffjax.comparison.provenance import check_comparable
 from diffjax.comparison.results import RunFiles, SweepFiles
-from diffjax.comparison.side_by_side import all_numbers, own_recipes
+from diffjax.comparison.side_by_side import metric_rows, own_recipes
 from diffjax.comparison.verdicts import finite, mean_interval
 from diffjax.errors import UserError
 from diffjax.evaluation.tables import HIGHER_IS_BETTER, METRICS, is_number, range_of
@@ -36,7 +36,7 @@ def numbers(files: SweepFiles) -> dict[str, Any]:
         **_verdict(files, results),
         "quality": [] if incomparable else quality(files),
         "own_recipes": own_recipes(files),
-        "numbers": all_numbers(files),
+        "numbers": metric_rows(files),
         "cost": cost(files, results),
         "probes": {arm: probed(files.of(arm)) for arm in files.arms},
         "config_differences": config_differences({a: files.of(a)[0].config for a in files.arms}),
@@ -84,11 +84,11 @@ def compared(files: SweepFiles, results: Mapping[str, Mapping[str, Any]]) -> Com
     """Compares the arms, paired by training seed.
 
     Raises:
-        UserError: as in `compare`.
+        UserError: as in `compare_arms`.
     """
     # A run without a known seed is not paired.
     seeds = {run.name: run.name if run.seed is None else run.seed for run in files.runs}
-    return compare(results, {run.name: run.arm for run in files.runs}, seeds=seeds)
+    return compare_arms(results, {run.name: run.arm for run in files.runs}, seeds=seeds)
 
 
 def _plain_row(row: Mapping[str, Any], way: Any = "") -> dict[str, Any]:

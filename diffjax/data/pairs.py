@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 
 from diffjax.data.archives import read_npz
-from diffjax.data.fingerprints import earlier_fingerprint
 from diffjax.data.sources import Batch, DataSet, Example, Source, check_channels_last
 from diffjax.errors import UserError
 from diffjax.kinds import AtLeastOne
@@ -141,14 +140,8 @@ class TranslatedSource(Source):
 
     def fingerprint(self) -> str:
         """SHA-256 of the images' fingerprint and the `repr` of the change."""
-        return self._changed(self.images.fingerprint())
-
-    def earlier_fingerprint(self) -> str:
-        """The fingerprint with that of the images as earlier versions computed it."""
-        return self._changed(earlier_fingerprint(self.images))
-
-    def _changed(self, images: str) -> str:
-        return hashlib.sha256(f"{images} {self.change!r}".encode()).hexdigest()
+        stated = f"{self.images.fingerprint()} {self.change!r}"
+        return hashlib.sha256(stated.encode()).hexdigest()
 
 
 def translation(dataset: DataSet, change: Callable[[np.ndarray], np.ndarray]) -> DataSet:

@@ -11,13 +11,13 @@ from diffjax.codecs import Codec, Identity
 from diffjax.conditions import Condition, of_classes
 from diffjax.data.randomness import permutation
 from diffjax.errors import UserError
-from diffjax.kinds import Interval
+from diffjax.kinds import Range
 from diffjax.oracle.analytic import GaussianMixture
 
 _TIES_KEY = 2**64 - 1  # of which classes have the odd test images; no label gets there
-TestFraction = Annotated[float, Interval("[0, 1)")]
+TestFraction = Annotated[float, Range("[0, 1)")]
 """Share of all images that is kept for testing."""
-SplitSeed = Annotated[int, Interval("[0, 18446744073709551616)")]
+SplitSeed = Annotated[int, Range("[0, 18446744073709551616)")]
 """Of the 64 bits that a permutation takes."""
 
 

@@ -13,7 +13,7 @@ import jax
 from ml_collections import ConfigDict
 
 from diffjax.data import DataSet
-from diffjax.ensemble.grouping import apart, groups
+from diffjax.ensemble.grouping import incompatibility
 from diffjax.ensemble.members import (
     compile_steps,
     member_batches,
@@ -48,8 +48,6 @@ from diffjax.runs.workdirs import (
     record_run,
 )
 from diffjax.spec import build
-
-__all__ = ["MembersFailed", "apart", "groups", "train_together"]
 
 _LOG = logging.getLogger("diffjax")
 
@@ -117,7 +115,7 @@ def train_together(
     step, members at different steps train separately.
 
     Args:
-        configs: resolved configs; `apart` explains in what they may differ.
+        configs: resolved configs; `incompatibility` explains in what they may differ.
         workdirs: one folder for each member.
         commands: for each member, the command that repeats it, for its report.
         watchdog: time limits of a hang, as in `train`; stacks are written to the first folder.
@@ -184,7 +182,7 @@ def _check(configs: Sequence[ConfigDict], folders: Sequence[Path], commands: Seq
         raise UserError("two members of an ensemble have the same folder: use a folder for each")
     if jax.process_count() > 1:
         raise UserError("an ensemble trains in one process: use experiments.train on several hosts")
-    reason = apart(configs)
+    reason = incompatibility(configs)
     if reason:
         raise UserError(
             f"these configs can't train as one program ({reason}): train them separately"

@@ -29,7 +29,7 @@ _NUMBERED = (*_PARTS, "optimizer", "condition_dropout")
 """Config keys that may differ in real numbers."""
 
 
-class Parts(NamedTuple):
+class VaryingParts(NamedTuple):
     """The parts of a training step that may differ between members.
 
     Attributes:
@@ -56,14 +56,14 @@ class Numbers(NamedTuple):
     Attributes:
         values: differing values of all M members, `[M, …]` float32 each, by the name of the leaf.
         shared: all leaves of the first member by name.
-        treedef: the tree structure that restores `Parts` from leaves.
+        treedef: the tree structure that restores `VaryingParts` from leaves.
     """
 
     values: dict[str, np.ndarray]
     shared: dict[str, Any]
     treedef: Any
 
-    def parts(self, values: Mapping[str, Array]) -> Parts:
+    def parts(self, values: Mapping[str, Array]) -> VaryingParts:
         """Builds the parts of one member from its own values."""
         return jax.tree.unflatten(self.treedef, [*{**self.shared, **values}.values()])
 
@@ -72,7 +72,7 @@ class Apart(Exception):
     """Some configs can't train as one program; the message is the reason."""
 
 
-def apart(configs: Sequence[ConfigDict]) -> str | None:
+def incompatibility(configs: Sequence[ConfigDict]) -> str | None:
     """The reason why configs can't train as one program; None if they can.
 
     They may differ in seeds, in real numbers of the optimizer and of the objective with its path,
@@ -89,9 +89,9 @@ def apart(configs: Sequence[ConfigDict]) -> str | None:
         >>> from configs import digits
         >>> one, other, larger = (digits.get_config() for _ in range(3))
         >>> other.optimizer.learning_rate, larger.batch_size = 1e-4, 64
-        >>> apart([one, other]) is None
+        >>> incompatibility([one, other]) is None
         True
-        >>> apart([one, larger])
+        >>> incompatibility([one, larger])
         'batch_size: 128 there, 64 here'
     """
     try:
@@ -101,7 +101,7 @@ def apart(configs: Sequence[ConfigDict]) -> str | None:
     return None
 
 
-def groups(configs: Mapping[str, ConfigDict], most: int) -> list[tuple[str, ...]]:
+def ensemble_groups(configs: Mapping[str, ConfigDict], most: int) -> list[tuple[str, ...]]:
     """Groups the names of configs that can train as one program.
 
     Each config joins the first group that it fits and that is not full; the order is kept.
@@ -115,13 +115,13 @@ def groups(configs: Mapping[str, ConfigDict], most: int) -> list[tuple[str, ...]
         >>> configs = {name: digits.get_config() for name in "abcd"}
         >>> configs["b"].batch_size = 64
         >>> configs["c"].seed = 1
-        >>> groups(configs, most=2)
+        >>> ensemble_groups(configs, most=2)
         [('a', 'c'), ('b',), ('d',)]
     """
     found: list[list[str]] = []
     for name, config in configs.items():
         for group in found:
-            if len(group) < most and apart([configs[group[0]], config]) is None:
+            if len(group) < most and incompatibility([configs[group[0]], config]) is None:
                 group.append(name)
                 break
         else:
@@ -187,8 +187,8 @@ def _without_numbers(tree: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _parts(config: ConfigDict) -> Parts:
-    return Parts(build_objective(config), config.optimizer.to_dict(), dropout_of(config))
+def _parts(config: ConfigDict) -> VaryingParts:
+    return VaryingParts(build_objective(config), config.optimizer.to_dict(), dropout_of(config))
 
 
 def _all_same(leaves: Sequence[Any]) -> bool:

@@ -15,13 +15,17 @@ from diffjax.evaluation.distances import (
     statistics,
 )
 from diffjax.evaluation.extractors.features import check_images
+from diffjax.evaluation.further_metrics import (
+    counts,
+    further_metrics,
+    memorisation_metrics,
+)
 from diffjax.evaluation.image_statistics import (
     MOST_FEATURES,
     Batches,
     CollectedStatistics,
     collect_each,
 )
-from diffjax.evaluation.in_depth import NUM_SPLITS, counts, in_depth_numbers, neighbour_numbers
 from diffjax.evaluation.label_mix import label_mix, proportional_labels
 from diffjax.evaluation.reference import Reference as Reference
 from diffjax.evaluation.reference import reference as reference
@@ -52,7 +56,7 @@ def compare_each(
     references: Sequence[Reference],
     *,
     round_to_uint8: bool = True,
-    in_depth: bool = True,
+    all_metrics: bool = True,
 ) -> list[dict[str, Any]]:
     """Computes all metrics of a set of samples with respect to one data set, for all extractors.
 
@@ -68,7 +72,7 @@ def compare_each(
         references: from `reference(dataset, extractor)`; each is compared on its extractor's
             features.
         round_to_uint8: False keeps the samples' own levels (images are still clipped).
-        in_depth: False computes only accuracy, Fréchet distance and kernel distance.
+        all_metrics: False computes only accuracy, Fréchet distance and kernel distance.
 
     Returns:
         For each reference a dict of plain JSON. `accuracy` in [0, 1] (None without labels or a
@@ -98,8 +102,7 @@ def compare_each(
         _as_image_files(samples, first, round_to_uint8),
         [real.extractor for real in references],
         seed=first.seed,
-        most_images=most_images if in_depth else 0,
-        num_splits=NUM_SPLITS,
+        most_images=most_images if all_metrics else 0,
         sharding=first.sharding,
         shared=first.shared,
     )
@@ -112,9 +115,11 @@ def compare_each(
             "labels": mix
         }
         numbers = _in_short(collected, labels, real, provenance)
-        if in_depth:
-            of_pixels = of_pixels or {"neighbours": neighbour_numbers(collected, real, provenance)}
-            numbers |= in_depth_numbers(collected, real, provenance) | of_pixels
+        if all_metrics:
+            of_pixels = of_pixels or {
+                "neighbours": memorisation_metrics(collected, real, provenance)
+            }
+            numbers |= further_metrics(collected, real, provenance) | of_pixels
         found.append(numbers)
     return found
 

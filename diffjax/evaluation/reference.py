@@ -24,12 +24,12 @@ from diffjax.evaluation.distances import (
 from diffjax.evaluation.extractors.features import Extractor
 from diffjax.evaluation.image_statistics import (
     MOST_FEATURES,
-    Images,
+    ImageSet,
     collect,
     read_at_once,
     thinned_rows,
 )
-from diffjax.evaluation.neighbours import nearest
+from diffjax.evaluation.neighbours import nearest_neighbours
 from diffjax.oracle.analytic import GaussianMixture
 
 _FORMAT = 3  # of what is stored of a data set
@@ -54,7 +54,7 @@ class Reference:
         test_logits: `[M, K]` float32; None if the extractor has no logits.
         some_test_images: `[L, H, W, C]` float32, the test images that `test_neighbours` is for.
         test_neighbours: indices `[L, 2]` and distances `[L, 2]` of their nearest train images, from
-            `nearest`.
+            `nearest_neighbours`.
         inauthentic_floor: share of them that are `inauthentic`; None without test images.
         kernel_floor: kernel distance between the test and the train split; None for fewer than 3
             test images.
@@ -70,7 +70,7 @@ class Reference:
 
     name: str
     extractor: Extractor
-    train_images: Images
+    train_images: ImageSet
     class_counts: np.ndarray
     train_features: np.ndarray
     train_statistics: Statistics
@@ -125,7 +125,7 @@ def reference(
     """
     decode, shape = _decoder(dataset.codec, sharding), dataset.picture_shape
     train_images, test_images = (
-        Images.in_source(source, shape, max_images, decode)
+        ImageSet.in_source(source, shape, max_images, decode)
         for source in (dataset.reference, dataset.test)
     )
     (train_crc32, class_counts), (test_crc32, _) = (
@@ -220,8 +220,8 @@ def _read_through(source: Source, dataset: DataSet, most: int) -> tuple[int, np.
 
 
 def _extracted(
-    train_images: Images,
-    test_images: Images,
+    train_images: ImageSet,
+    test_images: ImageSet,
     some_test_images: np.ndarray,
     extractor: Extractor,
     seed: int,
@@ -230,12 +230,12 @@ def _extracted(
     """Computes the expensive arrays of a data set: features, statistics, neighbours, floors."""
     train = collect(train_images.batches(), extractor, seed=seed, most_images=0, sharding=sharding)
     # Without test images, one train image determines the width of the empty features.
-    some = test_images if len(test_images) else Images.of(train_images.take(np.arange(1)))
+    some = test_images if len(test_images) else ImageSet.of(train_images.take(np.arange(1)))
     fitting = extractor.by(len(some))
     found = [fitting.extract(batch, sharding) for batch in some.batches().batches]
     features, logits = zip(*found, strict=True)
     test_features = np.concatenate(features)[: len(test_images)]
-    indices, distances = nearest(some_test_images, train_images, k=2)
+    indices, distances = nearest_neighbours(some_test_images, train_images, k=2)
     floor: Any = (np.nan, np.nan, len(test_images), len(train.features))
     if len(test_images) >= FEWEST_IMAGES:
         floor = kernel_distance(test_features, train.features, seed=seed)

@@ -122,11 +122,11 @@ def duration(seconds: Any) -> str:
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
 
 
-def measure(value: Any) -> str:
+def three_digits(value: Any) -> str:
     """Formats a measured number with three significant digits, including trailing zeros.
 
     Example:
-        >>> [measure(x) for x in (1.3, 0.0041, 512.4, None)]
+        >>> [three_digits(x) for x in (1.3, 0.0041, 512.4, None)]
         ['1.30', '0.00410', '512', '–']
     """
     if not is_number(value) or abs(value) >= 100:
@@ -165,8 +165,8 @@ class Column(NamedTuple):
 
 
 METRICS = {
-    "frechet_distance": Metric("Fréchet distance", measure),
-    "kernel_distance": Metric("kernel distance", measure),
+    "frechet_distance": Metric("Fréchet distance", three_digits),
+    "kernel_distance": Metric("kernel distance", three_digits),
     "accuracy": Metric("accuracy", percent, is_share=True),
 }
 COLUMNS = (
@@ -181,7 +181,7 @@ COLUMNS = (
         Column(name, METRICS[name].label, METRICS[name].write)
         for name in ("accuracy", "frechet_distance", "kernel_distance")
     ),
-    Column("seconds", "seconds", measure),
+    Column("seconds", "seconds", three_digits),
 )
 
 

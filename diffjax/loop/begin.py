@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 import jax
 
 from diffjax.data import DataSet
-from diffjax.data.fingerprints import fingerprints
 from diffjax.errors import UserError
 from diffjax.runs import workdirs
 from diffjax.runs.checkpoints import Checkpoints
@@ -79,7 +78,7 @@ def restore_or_init(
         init_key, _ = jax.random.split(jax.random.key(setup.config.seed))
         return setup.init(init_key), {"step": 0, "schedule_start": 0}
     state, meta = restored
-    if meta["data_sha256"] not in fingerprints(dataset.train):
+    if meta["data_sha256"] != dataset.train.fingerprint():
         raise UserError(
             f"the training images of {dataset.name} changed since this run began: bring the old "
             "ones back, or start again in another --workdir"

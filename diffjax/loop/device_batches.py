@@ -19,7 +19,7 @@ def device_batches(
     """Global batches from `start_step` on; each process reads its own rows of them."""
     config = setup.config
     place = batch_sharding(setup.mesh)
-    index, parts = part_of_batch(place, config.batch_size)
+    part = part_of_batch(place, config.batch_size)
     used = setup.wired.batch_shapes(config.batch_size)
     for order, first, last in rollbacks.stretches(start_step, config.num_steps):
         stream = batches(
@@ -28,8 +28,7 @@ def device_batches(
             seed=seed_of(config.seed, order),
             start_step=first,
             augment=build(config.get("augment", Augment())),
-            process_index=index,
-            process_count=parts,
+            part=part,
         )
         for batch in islice(stream, last - first):
             yield {

@@ -24,7 +24,7 @@ from diffjax.runs import workdirs
 from diffjax.runs.averages import Snapshot, snapshots_of
 from diffjax.runs.checkpoints import Checkpoints, not_finite
 from diffjax.runs.load import Run
-from diffjax.runs.measure import samples_asked_of
+from diffjax.runs.measure import wanted_samples
 from diffjax.runs.model import Request
 from diffjax.runs.setup import Setup
 from diffjax.training.averages import power_name
@@ -177,9 +177,9 @@ def grid_drawer(setup: Setup, dataset: DataSet, workdir: Path) -> Callable[[Trai
     labels = condition.in_turn(num_images, num_classes)
     if labels is None:
         labels = np.zeros(num_images, np.int32)
-    asked = samples_asked_of(setup.wired, lambda: dataset, labels)
-    names = names_of_columns(condition.titles(asked.condition), columns)
-    request = Request(asked.condition, config.seed, asked.source)
+    samples = wanted_samples(setup.wired, lambda: dataset, labels)
+    names = names_of_columns(condition.titles(samples.condition), columns)
+    request = Request(samples.condition, config.seed, samples.source)
     run = Run(setup, setup.abstract, workdir)
     run.model().weaker(run.recipe)  # Another run that it names is read, or refused, before step 1.
 

@@ -109,12 +109,12 @@ class Denoising(Noising):
         time_key, key = jax.random.split(key)
         t = self.times.quantile(self.uniforms(time_key, len(batch["image"])), self.path)
         noised = self.noised(t, key, batch)
-        return self.loss(noised, self.ask(apply, params, noised)), self.metrics(noised)
+        return self.loss(noised, self.evaluate(apply, params, noised)), self.metrics(noised)
 
-    def ask(self, apply: Apply, params: Any, noised: Noised, **options: Any) -> Any:
+    def evaluate(self, apply: Apply, params: Any, noised: Noised, **options: Any) -> Any:
         """The network's output in training mode."""
         inputs = self.precond_for(noised.source).inputs(noised.c, noised.x_t)
-        return apply(params, *inputs, noised.cond, train=True, key=noised.key, **options)
+        return apply(params, *inputs, noised.cond, key=noised.key, **options)
 
     def loss(self, noised: Noised, output: Samples) -> PerSample:
         """The weighted squared error of an output, `[B]`."""

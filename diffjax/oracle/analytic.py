@@ -332,12 +332,12 @@ def _posterior(infer: Infer, path: Path, x: Array, t: Array) -> Posterior:
     return infer(coeffs(path, t, ndim=2), _flat(x))
 
 
-def _predict(data: "flow_maps.Data", path: Path) -> Predict:
+def _predict(data: "flow_maps.KnownFlow", path: Path) -> Predict:
     return Partial(_best_pair, data, path, data.infer())
 
 
 def _best_pair(
-    data: "flow_maps.Data", path: Path, infer: Infer, x: Array, t: Array, cond: Array | None
+    data: "flow_maps.KnownFlow", path: Path, infer: Infer, x: Array, t: Array, cond: Array | None
 ) -> Pair:
     del cond
     if t.ndim == 2:

@@ -28,7 +28,7 @@ _INPUT_WARM, _INPUT_BATCHES = 8, 40
 
 
 @dataclass(frozen=True)
-class Split:
+class LoopTime:
     """Seconds per step of the parts of a training loop, one number for each round.
 
     The parts are measured separately and in turn.
@@ -62,9 +62,9 @@ class Split:
         return statistics.median(compute / made for compute, made in pairs)
 
 
-def measure_split(
+def measure_loop_time(
     name: str, config: ConfigDict, dataset: DataSet, *, steps: int, rounds: int
-) -> Split:
+) -> LoopTime:
     """Measures compute, loop, host and input of a config in turn.
 
     Args:
@@ -126,4 +126,4 @@ def measure_split(
         checkpoints.close()
     counts = (steps, steps, _HOST_STEPS, _INPUT_BATCHES)
     each = (tuple(second / n for second in row) for row, n in zip(seconds, counts, strict=True))
-    return Split(name, config.batch_size, *each)
+    return LoopTime(name, config.batch_size, *each)

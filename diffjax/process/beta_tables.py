@@ -20,12 +20,12 @@ import jax.numpy as jnp
 from jax import Array
 from jax.tree_util import register_dataclass
 
-from diffjax.kinds import Interval, NotNegative, Positive, UnitTime
+from diffjax.kinds import NotNegative, Positive, Range, UnitTime
 from diffjax.process.paths import Scalar
 from diffjax.shapes import AnyShape
 
 T = TypeVar("T")
-Beta = Annotated[T, Interval("(0, 1)")]
+Beta = Annotated[T, Range("(0, 1)")]
 
 
 @register_dataclass

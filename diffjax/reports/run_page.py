@@ -23,12 +23,12 @@ from diffjax.evaluation.tables import (
     duration,
     is_number,
     label,
-    measure,
     number,
     percent,
     quality_cells,
     quality_table,
     sorted_rows,
+    three_digits,
 )
 from diffjax.host.files import write_whole
 from diffjax.host.run_files import read_json, read_metrics
@@ -113,7 +113,7 @@ def _content(workdir: Path) -> dict[str, Any]:
         "settings": _settings(config, run, records),
         "grids": _sample_grids(workdir / "samples"),
         "loss_curve": Markup(plots.loss_curve(records)),
-        "loss_by_log_snr": Markup(plots.loss_by_log_snr(records)),
+        "loss_by_log_snr": Markup(plots.plot_loss_by_log_snr(records)),
         "metric_curves": _metric_curves(run, records),
         "evaluation": evaluation,
         "evaluated_with": _evaluated_with(evaluation),
@@ -157,7 +157,7 @@ def _best(best: Mapping[str, Any] | None) -> str:
     if not best:
         return ""
     title = plots.metric_title(best["metric"])
-    return f"step {number(best['step'])}, {title} {measure(best['value'])}"
+    return f"step {number(best['step'])}, {title} {three_digits(best['value'])}"
 
 
 def _verdict(config: Mapping[str, Any], evaluation: Mapping[str, Any], step: int | None) -> str:
@@ -175,8 +175,8 @@ def _verdict(config: Mapping[str, Any], evaluation: Mapping[str, Any], step: int
     distance = evaluation.get("frechet_distance")
     if isinstance(distance, Mapping):
         floor = _floor(evaluation, "frechet_distance")
-        floor = "" if floor is None else f" (floor {measure(floor)})"
-        parts.append(f"Fréchet distance {measure(distance.get('value'))}{floor}")
+        floor = "" if floor is None else f" (floor {three_digits(floor)})"
+        parts.append(f"Fréchet distance {three_digits(distance.get('value'))}{floor}")
     verdict = "; ".join(parts) or "Evaluated, without accuracy or Fréchet distance"
     nfe = (evaluation.get("sampling") or {}).get("nfe")
     if is_number(nfe):
@@ -384,7 +384,7 @@ def _numbers(evaluation: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _with_error(entry: Mapping[str, Any], key: str, error: str) -> str:
-    text = measure(entry.get(key))
+    text = three_digits(entry.get(key))
     return f"{text} ± {entry[error]:#.2g}" if is_number(entry.get(error)) else text
 
 

@@ -20,18 +20,18 @@ from diffjax.evaluation.image_statistics import Batches
 from diffjax.evaluation.label_mix import proportional_labels
 from diffjax.evaluation.reference import Reference
 from diffjax.evaluation.tables import HIGHER_IS_BETTER
-from diffjax.kinds import AtLeastOne, Interval
+from diffjax.kinds import AtLeastOne, Range
 from diffjax.runs.load import Run
 from diffjax.runs.measure import (
     Wanted,
-    asked_recipes,
     label_shares,
     noise_seed,
     own_extractors,
     own_mix,
     reference_of,
-    samples_asked_of,
     telling,
+    wanted_recipes,
+    wanted_samples,
 )
 from diffjax.runs.model import Request
 from diffjax.settings import NumSamples, Seed
@@ -42,7 +42,7 @@ from diffjax.training.state import LIVE
 
 Begun = Callable[[int], Any]
 _IN_SHORT = ("frechet_distance", "kernel_distance", "accuracy")
-_IN_DEPTH = (
+_FURTHER = (
     "frechet_distance_at_infinity",
     "precision",
     "recall",
@@ -147,7 +147,7 @@ class Samples:
             UserError: the first of them.
         """
         for name in self.metrics:
-            choose(dict.fromkeys((*_IN_SHORT, *_IN_DEPTH)), name, "metric of samples")
+            choose(dict.fromkeys((*_IN_SHORT, *_FURTHER)), name, "metric of samples")
         _check_weights(run, self.weights)
         if "accuracy" in self.metrics:
             extractor = own_extractors(run.config)[0]
@@ -163,15 +163,17 @@ class Samples:
         wired, settings = run.setup.wired, run.config.evaluation
         shares = label_shares(own_mix(run.config), wired, dataset, real.class_counts)
         labels = proportional_labels(self.num_samples, shares)
-        asked = samples_asked_of(wired, lambda: dataset, labels)
-        named, _ = asked_recipes(run, Wanted(weights=[self.weights or run.config.weights]))
-        request = Request(asked.condition, noise_seed(run.config.seed, named.seed), asked.source)
+        samples = wanted_samples(wired, lambda: dataset, labels)
+        named, _ = wanted_recipes(run, Wanted(weights=[self.weights or run.config.weights]))
+        request = Request(
+            samples.condition, noise_seed(run.config.seed, named.seed), samples.source
+        )
         images = run.model(named.weights).batches(named.recipe, request, settings.batch_size, begun)
         found = metrics.compare(
             Batches(len(request), images),
-            asked.labels if dataset.num_classes else None,
+            samples.labels if dataset.num_classes else None,
             real,
-            in_depth=any(name in _IN_DEPTH for name in self.metrics),
+            all_metrics=any(name in _FURTHER for name in self.metrics),
         )
         return {name: _value(found[name]) for name in self.metrics}
 
@@ -209,7 +211,7 @@ class Validation:
     """
 
     every_steps: AtLeastOne[int] = 1_000
-    num_images: Annotated[int, Interval("[2, inf)")] = 500
+    num_images: Annotated[int, Range("[2, inf)")] = 500
     space: str = "noise"
     weights: str = ""
     seed: Seed = 0

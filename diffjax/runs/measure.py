@@ -18,7 +18,7 @@ from diffjax.evaluation import cached_arrays, metrics, neighbours
 from diffjax.evaluation.distances import FEWEST_IMAGES
 from diffjax.evaluation.evaluate import Draw, NamedRecipe, evaluate
 from diffjax.evaluation.extractors.features import Extractor, check_images
-from diffjax.evaluation.image_statistics import Batches, Images
+from diffjax.evaluation.image_statistics import Batches, ImageSet
 from diffjax.evaluation.label_mix import proportional_labels
 from diffjax.evaluation.reference import class_counts
 from diffjax.host.files import write_json
@@ -120,7 +120,7 @@ def measure(
         Interrupted: `should_stop` returned True; nothing is written.
     """
     settings = run.config.evaluation
-    main, others = asked_recipes(run, wanted)
+    main, others = wanted_recipes(run, wanted)
     _check_recipes([main, *others], run.setup.wired)  # The last as well, before the first is drawn.
     mix = wanted.labels or own_mix(run.config)
     label_shares(mix, run.setup.wired, dataset)
@@ -142,13 +142,12 @@ def measure(
     num_samples = wanted.num_samples or settings.num_samples
     shares = label_shares(mix, run.setup.wired, dataset, references[0].class_counts)
     labels = proportional_labels(num_samples, shares)
-    asked = samples_asked_of(run.setup.wired, lambda: dataset, labels)
+    samples = wanted_samples(run.setup.wired, lambda: dataset, labels)
     result = evaluate(
-        drawer(run, [main, *others], asked, before_samples, wanted.batch_size),
+        drawer(run, [main, *others], samples, before_samples, wanted.batch_size),
         main,
         references,
-        labels=asked.labels,
-        conditional=dataset.num_classes > 0,
+        labels=samples.labels if dataset.num_classes else None,
         others=others,
         report=report,
     )
@@ -172,7 +171,7 @@ def measure(
     return summary
 
 
-def asked_recipes(run: Run, wanted: Wanted) -> tuple[NamedRecipe, list[NamedRecipe]]:
+def wanted_recipes(run: Run, wanted: Wanted) -> tuple[NamedRecipe, list[NamedRecipe]]:
     """The run's own recipe, and all others that are wanted, some of them perhaps twice.
 
     Raises:
@@ -188,7 +187,7 @@ def asked_recipes(run: Run, wanted: Wanted) -> tuple[NamedRecipe, list[NamedReci
         seed=settings.seed if wanted.seeds is None else wanted.seeds[0],
     )
 
-    def asked(name: str) -> Sequence[Any]:
+    def listed(name: str) -> Sequence[Any]:
         given = getattr(wanted, name)
         # Runs of before there was a list have none.
         return (settings.get(name) if given is None else given) or (None,)
@@ -200,12 +199,12 @@ def asked_recipes(run: Run, wanted: Wanted) -> tuple[NamedRecipe, list[NamedReci
     # Where there are no steps, these are not looked up by name below.
     for name in solvers:
         choose(choices.SOLVERS, name, "solver")
-    for name in asked("grids"):
+    for name in listed("grids"):
         if name not in (None, FOUND):
             choose(choices.GRIDS, name, "grid")
     # What an arm is judged by has its choices too: the run's own solver and steps come first.
-    drawn = [(None, None, None), *product(solvers, asked("grids"), steps)]
-    crossed = product(drawn, asked("guidance_scales"), asked("weights"), asked("seeds"))
+    drawn = [(None, None, None), *product(solvers, listed("grids"), steps)]
+    crossed = product(drawn, listed("guidance_scales"), listed("weights"), listed("seeds"))
     others = [
         replace(
             named_recipe(run, solver, grid, num_steps, Guided(scale, *how)),
@@ -220,7 +219,7 @@ def asked_recipes(run: Run, wanted: Wanted) -> tuple[NamedRecipe, list[NamedReci
 def drawer(
     run: Run,
     recipes: Sequence[NamedRecipe],
-    asked: "Asked",
+    samples: "WantedSamples",
     begun: Callable[[int], Any] = lambda number: None,
     batch_size: int | None = None,
 ) -> Draw:
@@ -229,7 +228,7 @@ def drawer(
     Args:
         run: the model.
         recipes: whose weights are wanted.
-        asked: their conditions and sources.
+        samples: their conditions and sources.
         begun: called before each batch; what it raises ends the drawing.
         batch_size: samples at a time, `config.evaluation.batch_size` by default; fewer where fewer
             are drawn.
@@ -245,7 +244,7 @@ def drawer(
     def draw(named: NamedRecipe) -> tuple[Batches, int]:
         model = models[named.weights]
         seed = noise_seed(run.config.seed, named.seed)
-        request = Request(asked.condition, seed, asked.source)
+        request = Request(samples.condition, seed, samples.source)
         at_once = min(most, len(request))
         images = model.batches(named.recipe, request, at_once, begun)
         nfe = model.nfe(named.recipe, next(request.batches(at_once)))
@@ -358,7 +357,7 @@ def label_shares(
     return np.bincount(labels, minlength=classes)
 
 
-class Asked(NamedTuple):
+class WantedSamples(NamedTuple):
     """The n samples that a run is judged by.
 
     Attributes:
@@ -372,7 +371,9 @@ class Asked(NamedTuple):
     source: np.ndarray | None
 
 
-def samples_asked_of(wired: Wired, dataset: Callable[[], DataSet], labels: np.ndarray) -> Asked:
+def wanted_samples(
+    wired: Wired, dataset: Callable[[], DataSet], labels: np.ndarray
+) -> WantedSamples:
     """The samples that a run is judged by, as many as there are labels.
 
     Samples of labels from noise have the labels given. Where they start at a source, or their
@@ -385,10 +386,10 @@ def samples_asked_of(wired: Wired, dataset: Callable[[], DataSet], labels: np.nd
         labels: `[n]`.
     """
     if not _of_test_images(wired):
-        return Asked(labels, wired.condition.parse(labels), None)
+        return WantedSamples(labels, wired.condition.parse(labels), None)
     batch = all_examples(dataset().test, len(labels))
     source = batch.get("source") if wired.objective.traits.starts_at_source else None
-    return Asked(batch["label"], wired.condition.of_batch(batch), source)
+    return WantedSamples(batch["label"], wired.condition.of_batch(batch), source)
 
 
 def _of_test_images(wired: Wired) -> bool:
@@ -421,7 +422,7 @@ def check_evaluation(setup: Setup, dataset: DataSet) -> None:
     for name in settings.get("weights", ()):
         if name not in kept:
             raise UserError(f"config.evaluation.weights: no {name!r}; {nearest(name, kept)}")
-    main, others = asked_recipes(Run(setup, setup.abstract, Path()), Wanted())
+    main, others = wanted_recipes(Run(setup, setup.abstract, Path()), Wanted())
     _check_recipes([main, *others], setup.wired)
     label_shares(own_mix(config), setup.wired, dataset)
     for extractor in own_extractors(config):
@@ -472,11 +473,11 @@ def _first(given: Sequence[Any] | None) -> Any:
     return None if given is None else given[0]
 
 
-def _save_neighbours(run: Run, train_images: Images, samples: np.ndarray) -> None:
+def _save_neighbours(run: Run, train_images: ImageSet, samples: np.ndarray) -> None:
     """One row a sample: itself, then its nearest training images."""
     samples = samples[:_NEIGHBOUR_ROWS]
     k = min(5, len(train_images))
-    indices, _ = neighbours.nearest(samples, train_images, k=k)
+    indices, _ = neighbours.nearest_neighbours(samples, train_images, k=k)
     near = train_images.take(indices.ravel()).reshape(*indices.shape, *samples.shape[1:])
     rows = np.concatenate([samples[:, None], near], axis=1)
     path = run.workdir / "samples" / "neighbours.png"

@@ -24,12 +24,12 @@ from diffjax.sampling.sample import (
     Recipe,
     Trace,
     count_padded,
-    draw,
     padded,
     sample_padded,
+    starting_noise,
     trace,
+    with_condition,
 )
-from diffjax.sampling.solvers import normal
 from diffjax.training.sharding import batch_sharding, local_rows, replicated, spread
 from diffjax.wiring import Wired, check_recipe
 
@@ -91,8 +91,7 @@ class Request:
 
     def noise(self, shape: tuple[int, ...]) -> np.ndarray:
         """The standard normal noise that each sample is made from, `[n, *shape]` float32."""
-        keys = jax.vmap(jax.random.split)(sample_keys(self.seed, self.rows))
-        return np.asarray(normal(keys[:, 0], shape))
+        return np.asarray(starting_noise(sample_keys(self.seed, self.rows), shape)[0])
 
     def filled(self, n: int) -> "Request":
         """As many as n samples: the last one again, under the numbers that come next."""
@@ -463,17 +462,10 @@ class Model:
 def _draw(wired: Wired, plan: _Plan, weights: _Weights, times: Array, rows: _Rows) -> Any:
     if rows.negative is not None:
         weights = weights._replace(other=rows.negative)
-    return draw(
-        _guided(wired, plan, weights, rows.source),
-        wired.path,
-        plan.recipe.solver,
-        times,
-        rows.keys,
-        rows.condition,
-        wired.image_shape,
-        start=partial(wired.objective.start, source=rows.source),
-        walk=plan.walk,
-    )
+    denoise = with_condition(_guided(wired, plan, weights, rows.source), rows.condition)
+    noise, keys = starting_noise(rows.keys, wired.image_shape)
+    x = wired.objective.start(noise, rows.source)
+    return plan.walk(denoise, plan.recipe.solver, wired.path, times, keys, x)
 
 
 def _guided(wired: Wired, plan: _Plan, weights: _Weights, source: Array | None) -> Predict:

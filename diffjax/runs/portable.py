@@ -12,8 +12,8 @@ from diffjax.errors import UserError
 from diffjax.host.processes import to_host
 from diffjax.runs.load import Run
 from diffjax.runs.model import Model, Programs, sample_keys
-from diffjax.sampling.export import check_size
-from diffjax.sampling.sample import Recipe, draw
+from diffjax.sampling.export import check_export_size
+from diffjax.sampling.sample import Recipe, sample, starting_noise, with_condition
 from diffjax.wiring import Wired, check_recipe, wire
 
 
@@ -55,7 +55,9 @@ def portable_sampler(model: Model, recipe: Recipe, *, noise: bool = False) -> Ca
     wired, weaker = model.wired, model.weaker(recipe)
     check_recipe(recipe, wired)
     codec = model.codec
-    check_size([codec.params, *(each.params for each in (model, weaker) if each is not None)])
+    check_export_size(
+        [codec.params, *(each.params for each in (model, weaker) if each is not None)]
+    )
 
     def sampler(start: Array, cond: Any, source: Array | None = None) -> Array:
         # Layers cast NumPy's arrays before they are traced, and the file would hold what they made.
@@ -63,17 +65,11 @@ def portable_sampler(model: Model, recipe: Recipe, *, noise: bool = False) -> Ca
         if source is not None:
             source = codec.encode(params, source)
         predict = model.map(jnp.asarray).guided(recipe, source)
-        latents = draw(
-            predict,
-            wired.path,
-            recipe.solver,
-            recipe.times(wired.path),
-            sample_keys(0 if noise else start, jnp.arange(jax.tree.leaves(cond)[0].shape[0])),
-            cond,
-            wired.image_shape,
-            start=lambda drawn: wired.objective.start(start if noise else drawn, source),
-        )
-        return codec.decode(params, latents)
+        rows = jnp.arange(jax.tree.leaves(cond)[0].shape[0])
+        drawn, keys = starting_noise(sample_keys(0 if noise else start, rows), wired.image_shape)
+        x = wired.objective.start(start if noise else drawn, source)
+        walk = (recipe.solver, wired.path, recipe.times(wired.path), keys, x)
+        return codec.decode(params, sample(with_condition(predict, cond), *walk))
 
     return sampler
 

@@ -21,7 +21,6 @@ from diffjax.codecs import Codec, Identity
 from diffjax.conditions import Condition, of_classes
 from diffjax.config_upgrade import upgrade
 from diffjax.data import DataSet
-from diffjax.data.fingerprints import fingerprints
 from diffjax.errors import UserError
 from diffjax.evaluation.tables import is_number
 from diffjax.host.files import clear_unfinished, write_whole
@@ -306,7 +305,7 @@ def data_of(workdir: Path, data: ConfigDict, path: str | None = None) -> DataSet
     known = (read_json(workdir / RUN) or {}).get("data", {})
     for part, source in (("train", dataset.train), ("test", dataset.test)):
         sha256 = known.get(f"{part}_sha256")
-        if sha256 is not None and sha256 not in fingerprints(source):
+        if sha256 is not None and sha256 != source.fingerprint():
             there = dataset.name if place is None else place[_DATA_PLACE]
             raise UserError(
                 f"the {part}ing images of {there} are not those of {workdir}: bring the old ones "

@@ -86,7 +86,7 @@ def serialise(
         ) from error
 
 
-def check_size(params: Any) -> None:
+def check_export_size(params: Any) -> None:
     """Refuses weights that are too large for one file, before anything is traced.
 
     Raises:

@@ -18,7 +18,7 @@ from jax import Array
 from diffjax.compiling import once
 from diffjax.conditions import Condition, Unconditional
 from diffjax.errors import UserError
-from diffjax.kinds import Interval, Limit, Probability
+from diffjax.kinds import Limit, Probability, Range
 from diffjax.process.paths import Coeffs, Pair, Path, Scalar, coeffs, log_snr_of
 from diffjax.process.precond import Predict, time_of
 from diffjax.process.targets import Mix, decode
@@ -26,7 +26,7 @@ from diffjax.shapes import Intervals, PerSample, Samples
 
 Rule = Callable[[Array, Coeffs, Pair, Pair, Scalar], Pair]
 """`(x[B, …], coefficients, on, off, scale) -> Pair`."""
-LogSNR = Annotated[float, Interval("[-inf, inf]")]
+LogSNR = Annotated[float, Range("[-inf, inf]")]
 
 
 class Models(NamedTuple):

@@ -14,7 +14,7 @@ from diffjax.process import targets
 from diffjax.process.precond import Apply, Meaning, Predict
 from diffjax.studies.effective_weights import weight_curve
 from diffjax.studies.gradient_noise import LossOf, noise_by_log_snr
-from diffjax.studies.validation import as_json, loss_by_log_snr
+from diffjax.studies.validation import loss_by_log_snr, losses_as_json
 
 SPACES = {"noise": targets.Noise(), "clean": targets.Clean(), "v": targets.V()}
 """Spaces in which the loss is measured: squared errors of the noise, of clean data and of v."""
@@ -114,7 +114,7 @@ def _loss(model: Probed, images: np.ndarray, cond: Any, key: Array) -> dict[str,
         model.predict, model.objective.path, images, cond, key,
         spaces=SPACES,
     )  # fmt: skip
-    return {**as_json(losses), "space_path": "cosine"}
+    return {**losses_as_json(losses), "space_path": "cosine"}
 
 
 def _noise(

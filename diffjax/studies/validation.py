@@ -23,7 +23,7 @@ from matplotlib.figure import Figure
 
 from diffjax.compiling import jit
 from diffjax.errors import UserError
-from diffjax.evaluation.tables import MISSING, measure
+from diffjax.evaluation.tables import MISSING, three_digits
 from diffjax.host.processes import to_host
 from diffjax.objectives.base import Traits
 from diffjax.process.paths import Cosine, Pair, Path, coeffs, log_snr, mix, time_of_log_snr
@@ -37,7 +37,7 @@ _VARIANCE_PRESERVING = Cosine()
 _STYLE = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
 
 
-class Estimate(NamedTuple):
+class MeanError(NamedTuple):
     """A mean over images and its standard error."""
 
     mean: float
@@ -62,12 +62,12 @@ class ValidationLoss:
         """Which bins the path covers, bool `[K]`."""
         return np.any(np.isfinite(next(iter(self.errors.values()))), axis=0)
 
-    def by_bin(self, space: str) -> list[Estimate | None]:
+    def by_bin(self, space: str) -> list[MeanError | None]:
         """The mean error in each bin; None for bins that the path does not cover."""
         columns = zip(self.errors[space].T, self.covered, strict=True)
         return [_estimate(column) if inside else None for column, inside in columns]
 
-    def total(self, space: str, bins: np.ndarray | None = None) -> Estimate:
+    def total(self, space: str, bins: np.ndarray | None = None) -> MeanError:
         """The mean error over log-SNR, with equal weight for each unit of log-SNR.
 
         In the space of the noise, this is the integrand of the variational bound (Kingma et al.
@@ -241,11 +241,11 @@ def _covered(path: Path, edges: np.ndarray) -> np.ndarray:
     return (edges[:-1] >= low - slack) & (edges[1:] <= high + slack)
 
 
-def _estimate(values: np.ndarray) -> Estimate:
-    return Estimate(float(np.mean(values)), float(np.std(values, ddof=1)) / math.sqrt(len(values)))
+def _estimate(values: np.ndarray) -> MeanError:
+    return MeanError(float(np.mean(values)), float(np.std(values, ddof=1)) / math.sqrt(len(values)))
 
 
-def as_json(loss: ValidationLoss) -> dict[str, Any]:
+def losses_as_json(loss: ValidationLoss) -> dict[str, Any]:
     """The losses as plain data for a run's folder: bins, and for each space errors and total."""
     return {
         "log_snr_edges": loss.edges.tolist(),
@@ -299,7 +299,7 @@ def interval(edges: np.ndarray, bins: np.ndarray) -> str:
     return f"{edges[:-1][bins][0]:g} … {edges[1:][bins][-1]:g}" if bins.any() else MISSING
 
 
-def plot(losses: Mapping[str, ValidationLoss]) -> bytes:
+def plot_losses(losses: Mapping[str, ValidationLoss]) -> bytes:
     """Plots the errors of several models by log-SNR as a PNG, with one panel for each space.
 
     Each line is a model; its band is ± two standard errors.
@@ -326,7 +326,7 @@ def plot(losses: Mapping[str, ValidationLoss]) -> bytes:
     return buffer.getvalue()
 
 
-def _written(estimate: Estimate | None) -> str:
+def _written(estimate: MeanError | None) -> str:
     if estimate is None:
         return MISSING
-    return f"{measure(estimate.mean)} ± {measure(estimate.standard_error)}"
+    return f"{three_digits(estimate.mean)} ± {three_digits(estimate.standard_error)}"

@@ -49,7 +49,7 @@ def loss_and_gradient(losses_of: Losses, apply: Apply, params: Any, parts: int =
 
     def add_part(total: Any, i: Array) -> tuple[Any, Any]:
         def part_of_mean(params: Any) -> tuple[Array, Any]:
-            seen = losses_of(_asked_about(apply, i, parts), params)
+            seen = losses_of(_on_part(apply, i, parts), params)
             losses, metrics = jax.tree.map(lambda rows: _rows(rows, i, parts), seen)
             return jnp.mean(losses) / parts, (losses, metrics)
 
@@ -70,10 +70,10 @@ def _mean_of(losses_of: Losses, apply: Apply) -> Callable[[Any], tuple[Array, An
     return mean_loss
 
 
-def _asked_about(apply: Apply, i: Array, parts: int) -> Apply:
-    """The network, asked about part i alone; zeros stand for what it says of the other rows."""
+def _on_part(apply: Apply, i: Array, parts: int) -> Apply:
+    """The network evaluated on part i alone, with zeros as its output for the other rows."""
 
-    def ask(
+    def evaluate(
         params: Any,
         x: Array,
         noise_label: Array,
@@ -87,7 +87,7 @@ def _asked_about(apply: Apply, i: Array, parts: int) -> Apply:
         output = apply(params, *inputs, key=own_key, **how)
         return jax.tree.map(lambda rows: _among_zeros(rows, i, parts), output)
 
-    return ask
+    return evaluate
 
 
 def _rows(x: Array, i: Array, parts: int) -> Array:

@@ -17,7 +17,8 @@ import pytest
 from diffjax import choices
 from diffjax.data import digits
 from diffjax.ensemble import ensemble, members
-from diffjax.ensemble.ensemble import MembersFailed, apart, train_together
+from diffjax.ensemble.ensemble import MembersFailed, train_together
+from diffjax.ensemble.grouping import incompatibility
 from diffjax.errors import UserError
 from diffjax.host.interrupts import Interrupted
 from diffjax.host.watchdog import Watchdog
@@ -423,7 +424,7 @@ def test_an_ensemble_that_stands_still_says_where(tmp_path, monkeypatch):
     ],
 )
 def test_what_keeps_configs_apart(changes, reason):
-    assert reason in (apart([tiny_config(PARTS), tiny_config(PARTS, **changes)]) or "")
+    assert reason in (incompatibility([tiny_config(PARTS), tiny_config(PARTS, **changes)]) or "")
 
 
 def test_refusals_write_nothing(tmp_path):
@@ -439,4 +440,4 @@ def test_refusals_write_nothing(tmp_path):
 
 def test_parameters_split_over_devices_are_no_members():
     config = tiny_config(**{"mesh.fsdp": 8})
-    assert "mesh.fsdp" in (apart([config, config]) or "")
+    assert "mesh.fsdp" in (incompatibility([config, config]) or "")

@@ -22,9 +22,9 @@ from diffjax.performance.throughput import (
     Measured,
     Scaled,
     compiling,
-    measure,
     measure_scaled,
-    set_up_on,
+    measure_throughput,
+    set_up_on_devices,
 )
 from diffjax.runs.setup import set_up
 from diffjax.spec import spec
@@ -193,7 +193,7 @@ def test_measuring_ends_in_rates_that_belong_together(monkeypatch):
     monkeypatch.setattr(throughput, "_PEAK_SECONDS", 0.01)
     config = toy_config()
     config.model = spec(Plain)
-    measured: Any = measure(
+    measured: Any = measure_throughput(
         "toy", set_up(config, (8, 8, 1), of_classes(10)), steps=1, num_samples=8, rounds=1
     )
     training, sampling = measured
@@ -215,7 +215,9 @@ def test_measuring_ends_in_rates_that_belong_together(monkeypatch):
 
 @pytest.mark.thorough
 def test_training_is_timed_on_some_of_the_devices():
-    row = measure_scaled("toy", set_up_on(toy_config(), (8, 8, 1), 10, 2), steps=1, rounds=2)
+    row = measure_scaled(
+        "toy", set_up_on_devices(toy_config(), (8, 8, 1), 10, 2), steps=1, rounds=2
+    )
     assert (row.num_devices, len(row.batch_seconds)) == (2, 2)
 
 
@@ -223,9 +225,9 @@ def test_devices_that_training_can_not_be_timed_on_are_refused():
     config = toy_config()
     config.batch_size = 9
     with pytest.raises(UserError, match="batch_size=9 does not divide"):
-        set_up_on(config, (8, 8, 1), 10, 2)
+        set_up_on_devices(config, (8, 8, 1), 10, 2)
     with pytest.raises(UserError, match="there are 8 devices, not 16"):
-        set_up_on(toy_config(), (8, 8, 1), 10, 16)
+        set_up_on_devices(toy_config(), (8, 8, 1), 10, 16)
 
 
 def test_the_table_of_devices_compares_round_by_round():

@@ -98,7 +98,7 @@ def test_programs_on_a_run_notice_a_batch_that_does_not_come(copy_of_run, monkey
     clock = SimpleNamespace(monotonic=lambda: 1e6 if still else 0.0)
     monkeypatch.setattr(watchdog, "time", clock)
     monkeypatch.setattr(model, "sample_keys", stands_still)
-    monkeypatch.setattr(bound, "variational_bound", stands_still)
+    monkeypatch.setattr(bound.VariationalBound, "__call__", stands_still)
     programs = (
         (evaluate, ["--num_samples=20"]),
         (sample, ["--num_samples=20"]),

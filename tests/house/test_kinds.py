@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from diffjax import choices
 from diffjax.data import Augment
 from diffjax.errors import UserError
-from diffjax.kinds import Decay, Interval, Limit, complaint
+from diffjax.kinds import Decay, Limit, Range, complaint
 from diffjax.models import DiT, UNet
 from diffjax.objectives.denoising import Denoising
 from diffjax.optimizers import adam
@@ -197,11 +197,11 @@ def test_own_parts_may_say_less():
 
 @given(st.floats(), st.sampled_from(["[0, 1]", "[0, 1)", "(0, inf)", "(0, inf]", "(-inf, inf)"]))
 def test_an_interval_holds_what_mathematics_says(number, text):
-    low, high = Interval(text).ends
+    low, high = Range(text).ends
     expected = (low < number < high) or (
         (number == low and text[0] == "[") or (number == high and text[-1] == "]")
     )
-    assert (number in Interval(text)) == expected
+    assert (number in Range(text)) == expected
 
 
 def test_arrays_are_not_looked_into():

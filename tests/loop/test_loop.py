@@ -18,7 +18,7 @@ from diffjax.host.run_files import read_metrics
 from diffjax.loop import loop
 from diffjax.loop.profile import Profile, profiled
 from diffjax.loop.training import Training, checkpoints_of
-from diffjax.performance.loop_time import Split, measure_split
+from diffjax.performance.loop_time import LoopTime, measure_loop_time
 from diffjax.runs.setup import set_up
 from experiments import cli, train
 from experiments.train import parse_steps
@@ -143,14 +143,14 @@ def test_the_loop_reads_nothing_from_the_devices_between_its_lines(tmp_path, mon
 
 
 def test_the_parts_of_the_loop_are_measured():
-    split = measure_split("tiny", tiny_config("model=tiny"), digits(), steps=2, rounds=2)
+    split = measure_loop_time("tiny", tiny_config("model=tiny"), digits(), steps=2, rounds=2)
     parts = (split.compute, split.loop, split.host, split.input)
     assert all(len(part) == 2 and min(part) > 0 for part in parts)
     assert max(split.host) < min(split.compute)
 
 
 def test_shares_are_medians_of_what_was_measured_side_by_side():
-    split = Split("a", 8, (1.0, 2.0, 4.0), (1.5, 2.2, 4.0), (0.1,) * 3, (0.5, 0.5, 0.25))
+    split = LoopTime("a", 8, (1.0, 2.0, 4.0), (1.5, 2.2, 4.0), (0.1,) * 3, (0.5, 0.5, 0.25))
     assert split.loop_overhead == pytest.approx(0.1)
     assert split.input_speed == pytest.approx(4.0)
 

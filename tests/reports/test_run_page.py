@@ -400,7 +400,7 @@ def test_a_damaged_picture_is_named(workdir):
 @pytest.mark.parametrize("records", [[], [{"step": 1}], [{"step": 1, "loss": float("nan")}]])
 def test_nothing_to_draw_draws_nothing(records):
     assert plots.loss_curve(records) == ""
-    assert plots.loss_by_log_snr(records) == ""
+    assert plots.plot_loss_by_log_snr(records) == ""
     assert plots.quality_against_nfe(records) == ""
 
 

@@ -21,7 +21,7 @@ from diffjax.runs.model import Request
 from diffjax.runs.portable import portable_model, portable_sampler
 from diffjax.runs.setup import set_up
 from diffjax.sampling import solvers
-from diffjax.sampling.export import PLATFORMS, check_size, serialise
+from diffjax.sampling.export import PLATFORMS, check_export_size, serialise
 from experiments import cli
 from experiments import export as program
 from tests.support.tiny_run import leave, of_noise, tiny_config
@@ -164,7 +164,7 @@ def test_mistakes_are_one_line(workdir, flags, said, capsys, tmp_path, monkeypat
 
 def test_what_a_file_cannot_hold():
     with pytest.raises(UserError, match=r"the weights are 3\.0 GB"):
-        check_size({"w": jax.ShapeDtypeStruct((3 * 2**28,), np.float32)})
+        check_export_size({"w": jax.ShapeDtypeStruct((3 * 2**28,), np.float32)})
 
     def host(noise, labels):
         return jax.pure_callback(lambda x: x, jax.ShapeDtypeStruct(noise.shape, noise.dtype), noise)

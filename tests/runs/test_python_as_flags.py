@@ -160,7 +160,7 @@ def test_what_is_shown_is_one_short_line(run):
         assert "\n" not in repr(shown)
     assert repr(data.train) == "ArraySource(1,438 images)"
     text = repr(run)
-    for part in ("0.1.0", "step 2 of 2", "DiT", "8×8×1", "10 classes", run.config.weights):
+    for part in ("0.1.0", "step 2 of 2", "DiT", "8x8x1", "10 classes", run.config.weights):
         assert part in text
     assert f"{run.setup.wired.num_params:,} parameters" in text
 

@@ -121,13 +121,13 @@ def test_each_part_is_every_so_manieth_row(parts):
 
     def apply(params, x, noise_label, cond, *, key=None, **how):
         assert key is None
-        assert how == {"train": True}
+        assert how == {"hidden": True}
         asked.append(len(x))
         scale = (noise_label + cond)[:, None]
         return params["w"] * x * scale + params["b"][None], (2.0 * x,)
 
     def losses_of(apply, params):
-        said, (twice,) = apply(params, x, level, cond, train=True)
+        said, (twice,) = apply(params, x, level, cond, hidden=True)
         losses = jnp.sum((said - goal) ** 2 + 0.0 * twice, axis=1)
         return losses, {"log_snr": level, "pairs": jnp.asarray(x), "said": said}
 

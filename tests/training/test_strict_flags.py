@@ -149,7 +149,7 @@ def test_feature_networks():
 
 def test_neighbours():
     images = np.linspace(-1, 1, 6 * 4, dtype=np.float32).reshape(6, 2, 2, 1)
-    indices, distances = neighbours.nearest(images[:2], images, k=2)
+    indices, distances = neighbours.nearest_neighbours(images[:2], images, k=2)
     assert indices[:, 0].tolist() == [0, 1]
     np.testing.assert_allclose(distances[:, 0], 0.0)
 

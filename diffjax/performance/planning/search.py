@@ -64,7 +64,7 @@ def meshes(
     ]
 
 
-def candidates(
+def candidate_plans(
     config: ConfigDict, topology: Topology, over: Sequence[str] = AXES
 ) -> Iterator[tuple[str, ConfigDict]]:
     """Generates all combinations of mesh, rematerialisation policy and scan.
