@@ -174,8 +174,7 @@ Solvers:
 {cli.describe_solvers()}
 Grids: {", ".join(choices.GRIDS)}; found, by experiments.find_grid
 Guidance: {", ".join(choices.GUIDANCE)}; joined by +, the innermost first
-Against: null (no condition), label:3, prompt:TEXT, weights:ema-0.99 or weights:RUN_FOLDER,
-  attention or attention:LAYERS (a pattern of names, such as block_2)"""
+Against: null, label:3, prompt:TEXT, weights:ema-0.99 or FOLDER, also with +null, attention:block_2"""
 
 if __name__ == "__main__":
     sys.exit(cli.run(main, FLAGS, usage=USAGE))

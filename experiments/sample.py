@@ -18,7 +18,6 @@ from absl import flags
 import diffjax
 from diffjax import choices
 from diffjax.conditions.base import len_of
-from diffjax.conditions.files import read
 from diffjax.errors import UserError
 from diffjax.host.files import write_npz
 from diffjax.host.processes import in_first, is_first
@@ -31,6 +30,7 @@ from diffjax.reports.pictures import (
     save_film,
     save_png,
 )
+from diffjax.runs.condition_files import read
 from diffjax.runs.load import Run
 from diffjax.runs.measure import conditions_to_show
 from diffjax.runs.model import Model, Request
@@ -183,11 +183,9 @@ USAGE = f"""{__doc__}
 Solvers:
 {cli.describe_solvers()}
 Grids: {", ".join(choices.GRIDS)}; found, by experiments.find_grid
-Labels: a list, whose entries are shown in turn, or --labels=@FILE with a text in each line or, as
-  .npz, with the arrays of the condition; a text with commas stands in double quotes
+Labels: 3,7; a prompt; digit=3;text=PROMPT; @FILE with a text in each line or, as .npz, with arrays
 Guidance: {", ".join(choices.GUIDANCE)}; joined by +, the innermost first
-Against: null (no condition), label:3, prompt:TEXT, weights:ema-0.99 or weights:RUN_FOLDER,
-  attention or attention:LAYERS (a pattern of names, such as block_2)"""
+Against: null, label:3, prompt:TEXT, weights:ema-0.99 or FOLDER, also with +null, attention:block_2"""
 
 if __name__ == "__main__":
     sys.exit(cli.run(main, FLAGS, usage=USAGE))
