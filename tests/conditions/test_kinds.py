@@ -243,12 +243,13 @@ def test_a_guided_sampler_of_any_kind_is_exported_for_batches_of_any_size(condit
         return Pair(x + size[:, None, None, None], x)
 
     guided = guide(Models(predict, condition), Linear(), scale=2.0)
+    half = jax.jit(lambda noise, cond: guided(noise, jnp.full(noise.shape[0], 0.5), cond).x0)
     code = serialise(
-        lambda noise, cond: guided(noise, jnp.full(noise.shape[0], 0.5), cond).x0,
+        half,
         (4, 4, 1), condition, noise=True, platforms=["cpu"],
     )  # fmt: skip
     for n in (1, 3):
         noise, cond = np.zeros((n, 4, 4, 1), np.float32), some(condition, n)
         given = cond if isinstance(condition, Classes | Images) else ones(condition.shapes(n))
         found = export.deserialize(bytearray(code)).call(noise, given)
-        np.testing.assert_allclose(found, guided(noise, jnp.full(n, 0.5), cond).x0, atol=1e-5)
+        np.testing.assert_allclose(found, half(noise, cond), atol=1e-5)
