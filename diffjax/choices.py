@@ -10,7 +10,7 @@ from types import MappingProxyType
 
 from ml_collections import ConfigDict
 
-from diffjax.codecs import Identity, SpaceToDepth, taesd
+from diffjax.codecs import SpaceToDepth, taesd
 from diffjax.models import DiT, UNet
 from diffjax.objectives import couplings, interpolant, learned_variance, mean_flow, wrappers
 from diffjax.objectives.denoising import Denoising
@@ -45,10 +45,9 @@ from diffjax.spec import spec
 
 Table = Mapping[str, ConfigDict]
 
-# What encoded latents, and decodes them: config.data.codec of a data set of latents.
+# What encoded a data set of latents, and decodes them.
 CODECS: Table = MappingProxyType(
     {
-        "none": spec(Identity),
         "space_to_depth": spec(SpaceToDepth),
         "taef2": spec(taesd.TAESD),
     }

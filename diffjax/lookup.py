@@ -23,9 +23,10 @@ def set_axes(
 ) -> dict[str, str]:
     """Sets the parts of a config that its arguments choose, and completes its name.
 
-    Sets `config.path`, `.precond`, `.objective`, `.wrappers`, `.model`, `.optimizer` and
-    `.evaluators`. Choices that are not defaults are appended to `config.name`: each choice has its
-    own run folder. Evaluators are not, because they change nothing of what is trained.
+    Sets `config.path`, `.precond`, `.objective`, `.wrappers`, `.model`, `.optimizer`,
+    `.evaluators`, and the codec of a config of latents. Choices that are not defaults are appended
+    to `config.name`: each choice has its own run folder. Evaluators are not, because they change
+    nothing of what is trained.
 
     Args:
         config: a config with at least a `name`; `optimizer` is its own, AdamW if it has none.
@@ -48,7 +49,7 @@ def set_axes(
         >>> config.name, config.precond.target["_target_"]
         ('toy-ddpm-v', 'diffjax.process.targets:V')
     """
-    axes = ("objective", *choices.AXES, "wrappers", "model", *choices.TRAINING_AXES)
+    axes = ("objective", *choices.AXES, "wrappers", "model", *choices.TRAINING_AXES, "codec")
     chosen = parse_arguments(arguments, *axes, "evaluators")
     names: Mapping[str, str] = choose(
         choices.OBJECTIVES, chosen.get("objective", objective), "objective"
@@ -69,6 +70,10 @@ def set_axes(
         for name in joined(chosen.get("wrappers", names["wrappers"]))
     )
     config.model = choices.copy(choose(models, chosen.get("model", model), "model"))
+    if "codec" in chosen:
+        if "codec" not in config.get("data", {}):
+            raise UserError(f"codec={chosen['codec']}: the data of {config.name} are no latents")
+        config.data.codec = choices.copy(choose(choices.CODECS, chosen["codec"], "codec"))
     own = config.get("optimizer") or choices.copy(choices.OPTIMIZERS["adamw"])
     config.optimizer = optimizer_chosen(own, chosen)
     config.evaluators = ConfigDict(

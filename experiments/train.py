@@ -168,9 +168,9 @@ def describe(setup: Setup, dataset: DataSet, workdir: Path, *, extend: bool | st
     epochs = config.num_steps * config.batch_size / len(dataset.train)
     num_trained = sum(leaf.size for leaf in jax.tree.leaves(setup.abstract.params))
     trains = f", {num_trained:,} trained" if num_trained < wired.num_params else ""
-    shape = "x".join(map(str, dataset.image_shape))
+    images = dataset.codec.describe(dataset.image_shape)
     rows = {
-        "data": f"{dataset.name}: {len(dataset.train):,} images of {shape}, "
+        "data": f"{dataset.name}: {len(dataset.train):,} {images}, "
         f"{dataset.condition.describe()}; {len(dataset.test):,} for testing; "
         f"{'all' if num_read == num_images else f'{num_read:,}'} were read",
         "network": f"{type(wired.network).__name__}, {wired.num_params:,} parameters{trains}",

@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, cached_property
+from pathlib import Path
 from typing import Any, ClassVar
 
 import jax
@@ -11,10 +12,14 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from diffjax.compiling import jit
+from diffjax.errors import UserError
+from diffjax.host.files import write_json
 from diffjax.shapes import Images, Latents
 
 Shape = tuple[int, int, int]
 """`(H, W, C)` of an image, or `(h, w, c)` of its latent."""
+RECORD = "codec.json"
+"""The file beside latents that records what encoded them."""
 _PIXELS_AT_ONCE = 2**20  # 256 channels of so many pixels take 1 GiB in float32
 
 
@@ -77,6 +82,24 @@ class Codec:
         """What provenance states of it."""
         return {"codec": self.name, "codec_sha256": self.sha256}
 
+    def describe(self, latent_shape: Shape) -> str:
+        """The images of latents of a shape, in a few words.
+
+        Example:
+            >>> from diffjax.codecs import SpaceToDepth
+            >>> Identity().describe((8, 8, 1)), SpaceToDepth(2).describe((4, 4, 4))
+            ('images of 8x8x1', 'images of 8x8x1 as latents of 4x4x4 (space_to_depth:2)')
+        """
+        images, latents = (
+            "x".join(map(str, shape)) for shape in (self.image_shape(latent_shape), latent_shape)
+        )
+        encoded = "" if self.pixels else f" as latents of {latents} ({self.name})"
+        return f"images of {images}{encoded}"
+
+    def record(self, folder: str | Path) -> None:
+        """Writes the name and hash into `codec.json`, beside latents that it encoded."""
+        write_json(Path(folder) / RECORD, {"name": self.name, "sha256": self.sha256})
+
     def encoder(self, place: NamedSharding | None = None) -> Callable[[Any], np.ndarray]:
         """`images -> latents`, float32, compiled; as many images at a time as memory allows.
 
@@ -90,7 +113,7 @@ class Codec:
         """
 
         def encoded(images: Any) -> np.ndarray:
-            shape: Any = images.shape[1:]
+            shape = _shape_of(images)
             at_once = _at_once(shape)
             return self._in_batches("encode", images, self.latent_shape(shape), at_once, place)
 
@@ -100,7 +123,7 @@ class Codec:
         """`latents -> images`, as `encoder`."""
 
         def decoded(latents: Any) -> np.ndarray:
-            shape = self.image_shape(latents.shape[1:])
+            shape = self.image_shape(_shape_of(latents))
             return self._in_batches("decode", latents, shape, _at_once(shape), place)
 
         return decoded
@@ -196,6 +219,18 @@ def scale_of(codec: Codec, latent_shape: Shape) -> tuple[int, int]:
     """
     (height, width, _), (rows, columns, _) = codec.image_shape(latent_shape), latent_shape
     return height // rows, width // columns
+
+
+def _shape_of(x: Any) -> Shape:
+    """The shape of each row.
+
+    Raises:
+        UserError: they are not `[H, W, C]`.
+    """
+    if np.ndim(x) != 4:
+        raise UserError(f"a codec takes arrays [N, H, W, C], not {list(np.shape(x))}")
+    _, height, width, channels = np.shape(x)
+    return height, width, channels
 
 
 def _at_once(image_shape: Shape) -> int:

@@ -4,7 +4,7 @@ from diffjax.data.augment import Augment
 from diffjax.data.folder import image_folder
 from diffjax.data.given import GivenSource
 from diffjax.data.idx import fashion_mnist, idx_images, mnist
-from diffjax.data.latents import LatentSource, latents, record_codec
+from diffjax.data.latents import LatentSource, latents
 from diffjax.data.pairs import Coarse, PairSource, TranslatedSource, pairs, translation
 from diffjax.data.pipeline import (
     all_examples,
@@ -43,7 +43,6 @@ __all__ = [
     "latents",
     "mnist",
     "pairs",
-    "record_codec",
     "tfds_images",
     "to_float",
     "to_uint8",

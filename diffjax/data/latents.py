@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from diffjax.codecs import Codec, Scaled, Unstated
+from diffjax.codecs.base import RECORD
 from diffjax.data.archives import read_npz
 from diffjax.data.fingerprints import evenly
 from diffjax.data.sources import (
@@ -23,7 +24,7 @@ from diffjax.data.sources import (
     stratified_split,
 )
 from diffjax.errors import UserError
-from diffjax.host.files import place_of, write_json
+from diffjax.host.files import place_of
 from diffjax.host.run_files import read_json
 from diffjax.kinds import NotNegative, Positive
 
@@ -106,7 +107,7 @@ def latents(
 
     A folder has `latents.npy`, float16 or float32 `[N,H,W,C]`, of which only the rows of a batch
     are read, `labels.npy`, integers `[N]`, if there are classes, and `codec.json`, if it is known
-    what encoded them (`record_codec`). An `.npz` file has the same, `codec` as the text of that
+    what encoded them (`Codec.record`). An `.npz` file has the same, `codec` as the text of that
     file, and is read into memory as a whole.
 
     Args:
@@ -171,18 +172,6 @@ def latents(
     return data
 
 
-def record_codec(folder: str | Path, codec: Codec) -> None:
-    """Writes `codec.json` beside the latents of a folder: the name and hash of what encoded them.
-
-    Args:
-        folder: that has, or will have, `latents.npy`.
-        codec: what encoded them, without a scale.
-    """
-    write_json(
-        place_of(str(folder)) / f"{_CODEC}.json", {"name": codec.name, "sha256": codec.sha256}
-    )
-
-
 def _recorded_codec(found: Any, path: str) -> dict[str, str] | None:
     """What is recorded of the codec beside latents; None where nothing is."""
     if found is None:
@@ -240,6 +229,6 @@ def _read(path: Path, with_labels: bool) -> tuple[dict[str, Any], str]:
         raise UserError(f"can't read arrays in {path}: {reason}") from None
     array = arrays[_LATENTS]
     size = files[_LATENTS].stat().st_size
-    if (recorded := read_json(path / f"{_CODEC}.json")) is not None:
+    if (recorded := read_json(path / RECORD)) is not None:
         arrays[_CODEC] = recorded
     return arrays, f"{size} {array.shape} {array.dtype}"

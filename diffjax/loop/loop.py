@@ -236,7 +236,7 @@ def evaluate_once(training: Training, state: TrainState, begun: Any = lambda bat
     workdir, last = training.workdir, training.setup.config.num_steps
     with closing(Evaluations(training, last)) as evaluations:
         if evaluations.due(last):
-            with closing(join(open_writers(workdir, last, last, bar=False))) as writer:
+            with closing(join(open_writers(workdir, last, last))) as writer:
                 evaluations.make(state, writer, begun)
     # One made beside the training, by experiments.evaluate, is of an earlier step.
     if (read_json(workdir / workdirs.EVALUATION) or {}).get("step") != last:

@@ -135,7 +135,7 @@ def metric_curve(records: Sequence[Mapping[str, Any]], name: str, best: int | No
 
     def draw(axes: Axes) -> None:
         axes.plot(steps, values, color=_SERIES[0], marker="o", markersize=3)
-        if best in steps:
+        if best is not None and best in steps:
             value = values[list(steps).index(best)]
             axes.plot([best], [value], "o", color=_SERIES[1], label=f"best: step {best:,}")
             axes.legend()

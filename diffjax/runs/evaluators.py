@@ -123,6 +123,10 @@ class Samples:
         num_samples: how many; 1,000 to 10,000 are typical. Values of other numbers can't be
             compared: the Fréchet distance falls with it.
         weights: `live` or an average; "" is `config.weights`.
+
+    Example:
+        >>> Samples(("frechet_distance", "recall"), every_steps=5_000).higher_is_better
+        ('recall',)
     """
 
     metrics: tuple[str, ...] = ("frechet_distance",)
@@ -200,6 +204,10 @@ class Validation:
             the loss is the integrand of the variational bound.
         weights: `live` or an average; "" is `config.weights`.
         seed: seed of noise and log-SNRs.
+
+    Example:
+        >>> Validation(every_steps=500, space="v").metrics
+        ('loss',)
     """
 
     every_steps: AtLeastOne[int] = 1_000

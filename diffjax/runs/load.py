@@ -319,7 +319,7 @@ class Run:
         return (
             f"Run({str(self.workdir)!r}, step {self.step:,} of {self.config.num_steps:,}: "
             f"{type(wired.network).__name__} of {wired.num_params:,} parameters, "
-            f"images of {'×'.join(map(str, wired.image_shape))}, "
+            f"{self.setup.codec.describe(wired.image_shape)}, "
             f"{wired.condition.describe()}, weights {self.config.weights})"
         )
 

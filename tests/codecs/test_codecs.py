@@ -8,8 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from diffjax import choices, config_files
 from diffjax.codecs import Codec, Identity, Scaled, SpaceToDepth, Tiled, Unstated, base
 from diffjax.errors import UserError
+from diffjax.spec import build
 from diffjax.training.sharding import local_rows
 
 RANDOM = np.random.default_rng(0)
@@ -66,6 +68,8 @@ def test_shapes_that_do_not_divide_are_refused():
         SpaceToDepth(2).latent_shape((9, 8, 1))
     with pytest.raises(UserError, match=r"\[4, 4, 3\] has 3"):
         SpaceToDepth(2).image_shape((4, 4, 3))
+    with pytest.raises(UserError, match=r"arrays \[N, H, W, C\], not \[8, 8, 1\]"):
+        SpaceToDepth(2).encoder()(np.zeros((8, 8, 1)))
     with pytest.raises(UserError, match="overlap=8 must be less than tile=8"):
         Tiled(SpaceToDepth(2), tile=8, overlap=8)
 
@@ -83,9 +87,8 @@ def test_tiles_of_more_overlap_than_a_result_depends_on_are_the_whole(size):
     latents = normal(2, *size, 1)
     whole = Smooth().decoder()(latents)
     padded = np.pad(latents[..., 0], [(0, 0), (1, 1), (1, 1)])
-    means = sum(
-        padded[:, i : i + size[0], j : j + size[1]] for i in range(3) for j in range(3)
-    ) / 9  # fmt: skip
+    windows = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), axis=(1, 2))
+    means = windows.mean(axis=(3, 4))
     np.testing.assert_allclose(whole[..., 0], means.repeat(2, axis=1).repeat(2, axis=2), atol=1e-6)
     tiled = Tiled(Smooth(), tile=6, overlap=4)
     np.testing.assert_allclose(tiled.decoder()(latents), whole, atol=1e-6)
@@ -148,6 +151,26 @@ def test_scaled_latents_decode_to_the_same_images():
     np.testing.assert_array_equal(latents, SpaceToDepth(2).encoder()(images) / 4)
     np.testing.assert_array_equal(scaled.decoder()(latents), images)
     assert scaled.facts == SpaceToDepth(2).facts
+
+
+@pytest.mark.parametrize("name", choices.CODECS)
+def test_shapes_of_latents_and_of_images_belong_together(name):
+    codec = build(choices.CODECS[name], Codec)
+    shape = codec.latent_shape((32, 64, 3))
+    assert codec.image_shape(shape) == (32, 64, 3)
+    rows, columns = base.scale_of(codec, shape)
+    assert (rows * shape[0], columns * shape[1]) == (32, 64)
+    assert len(codec.sha256) == 64
+
+
+def test_an_axis_of_a_config_of_latents_names_its_codec():
+    config = config_files.load("configs/imagenet256.py:model=DiT-S/8,codec=taef2")
+    assert config.data.codec == choices.CODECS["taef2"]
+    assert config.name.endswith("-taef2")
+    with pytest.raises(UserError, match="codec=taef2: the data of digits are no latents"):
+        config_files.load("configs/digits.py:codec=taef2")
+    with pytest.raises(UserError, match="no codec is called 'taef3'"):
+        config_files.load("configs/imagenet256.py:codec=taef3")
 
 
 def test_what_defines_a_codec_is_in_its_hash():

@@ -12,9 +12,8 @@ from sklearn.datasets import load_sample_image
 from diffjax.codecs import Tiled
 from diffjax.codecs.taesd import TAESD
 from diffjax.errors import UserError
-from diffjax.models.taesd.network import Decoder, Encoder
-from diffjax.models.taesd.sizes import SIZES
-from diffjax.pretrained.torch_files import read_state_dict
+from diffjax.models.taesd.published import DECODER, ENCODER
+from diffjax.pretrained.files import read_state_dict
 
 
 def weights_folder() -> Path:
@@ -75,8 +74,8 @@ def run(layers: list, x: np.ndarray, state: Any) -> np.ndarray:
     return x
 
 
-ENCODER = ["conv", "block", *(["down", *["block"] * 3] * 3), "conv"]
-DECODER = ["clamp", "conv", "relu", *([*["block"] * 3, "up", "conv"] * 3), "block", "conv"]
+ENCODER_LAYERS = ["conv", "block", *(["down", *["block"] * 3] * 3), "conv"]
+DECODER_LAYERS = ["clamp", "conv", "relu", *([*["block"] * 3, "up", "conv"] * 3), "block", "conv"]
 
 
 def test_the_number_of_parameters_is_the_published_one():
@@ -84,15 +83,25 @@ def test_the_number_of_parameters_is_the_published_one():
 
     Each channel of a latent has 9·64 weights in both, and a bias in the encoder alone.
     """
-    expected = {"taesd": (1_222_532, 1_222_531)}
-    expected["taef1"] = (1_222_532 + 12 * (9 * 64 + 1), 1_222_531 + 12 * 9 * 64)
-    for size, numbers in expected.items():
-        for network, channels, number in zip(
-            (Encoder, Decoder), (3, SIZES[size]["latent_channels"]), numbers, strict=True
-        ):
-            x = jax.ShapeDtypeStruct((1, 8, 8, channels), np.float32)
-            params = jax.eval_shape(network(**SIZES[size]).init, jax.random.key(0), x)["params"]
-            assert sum(leaf.size for leaf in jax.tree.leaves(params)) == number
+    more = 1_222_532 + 12 * (9 * 64 + 1), 1_222_531 + 12 * 9 * 64
+    for size, numbers in {"taesd": (1_222_532, 1_222_531), "taef1": more}.items():
+        for family, number in zip((ENCODER, DECODER), numbers, strict=True):
+            assert family.sizes[size].num_parameters == number
+    for family in (ENCODER, DECODER):
+        for size in ("taesd", "taef2"):
+            leaves = jax.tree.leaves(family.shapes(family.size(size)))
+            assert sum(leaf.size for leaf in leaves) == family.sizes[size].num_parameters
+
+
+def test_published_files_are_recognised_and_written_again():
+    rng = np.random.default_rng(0)
+    for family in (ENCODER, DECODER):
+        network = family.size("taef2")
+        params = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape), family.shapes(network))
+        state = family.to_theirs(params, network)
+        assert family.network_of(state, "it") == network
+        back = family.to_ours(state, network, "it")
+        jax.tree.map(lambda one, other: np.testing.assert_allclose(one, other, 1e-6), back, params)
 
 
 @pytest.mark.parity
@@ -106,26 +115,26 @@ def test_taef2_computes_what_its_layers_in_numpy_do():
     states = {}
     for part in ("encoder", "decoder"):
         file = folder / f"taef2_{part}.pth"
-        read = read_state_dict(str(file), file.read_bytes()).rest()
-        states[part] = {name: array.astype(np.float64) for name, array in read.items()}
+        read = read_state_dict(file)
+        states[part] = {name: np.asarray(array, np.float64) for name, array in read.items()}
     for image, latent, again in zip(images, latents, decoded, strict=True):
         x = (image.transpose(2, 0, 1).astype(np.float64) + 1) / 2
         np.testing.assert_allclose(
-            latent.transpose(2, 0, 1), run(ENCODER, x, states["encoder"]), atol=1e-4
+            latent.transpose(2, 0, 1), run(ENCODER_LAYERS, x, states["encoder"]), atol=1e-4
         )
-        y = run(DECODER, latent.transpose(2, 0, 1).astype(np.float64), states["decoder"])
+        y = run(DECODER_LAYERS, latent.transpose(2, 0, 1).astype(np.float64), states["decoder"])
         np.testing.assert_allclose(again.transpose(2, 0, 1), 2 * np.clip(y, 0, 1) - 1, atol=1e-4)
 
 
 @pytest.mark.parity
 def test_taef2_reconstructs_a_photograph_and_large_tiles_hardly_differ():
-    """By more than 32 dB, as published pictures; tiles differ by what they normalise over."""
+    """By more than 28 dB; tiles of most of it differ less, by what they normalise over."""
     codec = TAESD(str(weights_folder()))
-    image = load_sample_image("flower.jpg")[None, :416].astype(np.float32) / 127.5 - 1
+    image = load_sample_image("flower.jpg")[None, 80:336, 160:416].astype(np.float32) / 127.5 - 1
     latents = codec.encoder()(image)
     made = codec.decoder()(latents)
-    assert psnr(made, image) > 32
-    assert psnr(Tiled(codec, tile=48, overlap=16).decoder()(latents), made) > 34
+    assert psnr(made, image) > 28
+    assert psnr(Tiled(codec, tile=28, overlap=12).decoder()(latents), made) > 30
 
 
 def psnr(one: np.ndarray, other: np.ndarray) -> float:
@@ -147,7 +156,7 @@ def test_weights_are_read_when_they_are_needed_and_checked(tmp_path):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: TAESD(size="taesd2"), "no TAESD of size 'taesd2'"),
+        (lambda: TAESD(size="taesd2"), "no TAESD encoder network is called 'taesd2'"),
         (lambda: TAESD().latent_shape((12, 8, 3)), "multiples of 8, not 12x8 with 3"),
         (lambda: TAESD().latent_shape((8, 8, 1)), "8x8 with 1 channels"),
         (lambda: TAESD().image_shape((4, 4, 16)), "latents of 32 channels, not 16"),

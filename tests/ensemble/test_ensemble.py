@@ -6,7 +6,7 @@ import os
 import shutil
 import signal
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -324,6 +324,46 @@ def test_unlike_steps_go_on_from_the_newest_common_one(ensemble_run, folders, mo
         assert_same(arrays_of(here), arrays_of(there), rtol=0, atol=0)
         assert logged(here) == logged(there)
         assert len((here / "metrics.jsonl").read_text().splitlines()) == 3
+
+
+@dataclass(frozen=True)
+class Seeded:
+    """A number of the run and its step; Ctrl-C comes once, amid step 4 of the first member."""
+
+    every_steps: int = 2
+    signal_once: str = ""
+    metrics = ("number",)
+    higher_is_better = ()
+
+    def __call__(self, run, dataset, begun):
+        once = Path(self.signal_once)
+        if (run.step, run.config.seed) == (4, 0) and once.exists():
+            once.unlink()
+            os.kill(os.getpid(), signal.SIGINT)
+        begun(1)
+        return {"number": 10 * run.config.seed + run.step}
+
+
+@pytest.mark.thorough
+def test_members_have_evaluators_also_after_a_stop_amid_one(ensemble_run, tmp_path, monkeypatch):
+    without_pictures(monkeypatch)
+    once = tmp_path / "once"
+    once.touch()
+    members, folders = configs(TINY, RUNS), [tmp_path / name for name in "ab"]
+    for config in members:
+        with config.unlocked():
+            config.evaluators = {"known": spec(Seeded, signal_once=str(once))}
+            config.best_by = "known/number"
+    with pytest.raises(Interrupted, match="stopped while evaluating step 4 of 6"):
+        train_together(members, folders)
+    assert [max(int(p.name) for p in (f / "checkpoints").iterdir()) for f in folders] == [4, 4]
+    train_together(members, folders)
+    for seed, (here, there) in enumerate(zip(folders, ensemble_run, strict=True)):
+        assert_same(arrays_of(here), arrays_of(there), rtol=0, atol=0)
+        found = [(r["step"], r["eval/known/number"]) for r in logged(here) if len(r) == 2]
+        assert found == [(2, 10 * seed + 2), (4, 10 * seed + 4)]
+        best = json.loads((here / "run.json").read_text())["best"]
+        assert (best["step"], best["value"]) == (2, 10 * seed + 2)
 
 
 @pytest.mark.thorough

@@ -59,18 +59,26 @@ def config_of(best_by: str = "known/value", evaluators: Any = None, **changes: A
     return config.lock()
 
 
+def leave_out_the_rest(patch):
+    """Neither pictures nor the evaluation at the end."""
+    patch.setattr(recorder, "grid_drawer", lambda *_: lambda state: None)
+    patch.setattr(loop, "measure", lambda *_, **__: None)
+    patch.setattr(loop, "page", lambda workdir: workdir / "report.html")
+
+
 @pytest.fixture
 def _alone(monkeypatch):
-    """Neither pictures nor the evaluation at the end."""
-    monkeypatch.setattr(recorder, "grid_drawer", lambda *_: lambda state: None)
-    monkeypatch.setattr(loop, "measure", lambda *_, **__: None)
-    monkeypatch.setattr(loop, "page", lambda workdir: workdir / "report.html")
+    leave_out_the_rest(monkeypatch)
+
+
+def best_of(workdir) -> dict[str, Any]:
+    return (read_json(workdir / "run.json") or {})["best"]
 
 
 @pytest.fixture(scope="module")
 def measured_run(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
-        _alone.__wrapped__(patch)
+        leave_out_the_rest(patch)
         workdir = tmp_path_factory.mktemp("measured") / "run"
         loop.train(config_of(), workdir)
     return workdir
@@ -85,8 +93,7 @@ def values_of(workdir, metric: str = "value") -> dict[int, float]:
 
 def test_each_value_is_a_line_and_the_best_checkpoint_is_kept(measured_run):
     np.testing.assert_equal(values_of(measured_run), VALUES)
-    best = {"metric": "known/value", "step": 4, "value": 2.5}
-    assert read_json(measured_run / "run.json")["best"] == best
+    assert best_of(measured_run) == {"metric": "known/value", "step": 4, "value": 2.5}
     run = diffjax.load(measured_run, step="best", allowed_packages=PACKAGES)
     assert run.step == 4
     kernel = np.asarray(run.weights("live")["final_conv"]["kernel"])
@@ -122,7 +129,7 @@ def test_a_killed_run_neither_doubles_nor_loses_values(measured_run, tmp_path):
     shutil.rmtree(copy / "checkpoints" / "6")
     loop.train(config_of(), copy)
     assert json.dumps(logged(copy)) == json.dumps(logged(measured_run))
-    assert read_json(copy / "run.json")["best"]["step"] == 4
+    assert best_of(copy)["step"] == 4
     assert diffjax.load(copy, step="best", allowed_packages=PACKAGES).step == 4
 
 
@@ -149,7 +156,7 @@ def test_a_stop_amid_an_evaluator_saves_and_goes_on_there(measured_run, tmp_path
     assert_same(arrays_of(tmp_path), arrays_of(measured_run), rtol=0, atol=0)
     means = values_of(tmp_path, "mean")
     best = max((step for step in means if step != 5), key=means.get)
-    assert read_json(tmp_path / "run.json")["best"]["step"] == best
+    assert best_of(tmp_path)["step"] == best
 
 
 def test_without_evaluators_a_run_is_what_it_was(trained_run, measured_run):
@@ -161,7 +168,7 @@ def test_metrics_of_samples_are_those_of_the_evaluation(trained_run):
     begun: list[int] = []
     evaluator, run = Samples(names, num_samples=20), loaded(trained_run)
     found = evaluator(run, run.dataset(), begun.append)
-    there = read_json(trained_run / "evaluation.json")
+    there = read_json(trained_run / "evaluation.json") or {}
     distances = {name: there[name]["value"] for name in names if name != "accuracy"}
     assert found == {**distances, "accuracy": there["accuracy"]}
     assert begun, "the watchdog hears of each batch"

@@ -3,6 +3,7 @@
 import json
 import re
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,8 +11,8 @@ from jax import export
 from PIL import Image
 
 from diffjax.codecs import Scaled, SpaceToDepth
-from diffjax.data import ArraySource, all_images, digits, latents, record_codec
-from diffjax.data.pairs import Coarse, translation
+from diffjax.data import ArraySource, DataSet, all_images, digits, latents
+from diffjax.data.pairs import Coarse, pairs, translation
 from diffjax.errors import UserError
 from diffjax.evaluation.extractors.features import classifier_features, pixel_features
 from diffjax.evaluation.metrics import compare, reference
@@ -36,18 +37,18 @@ def folder(tmp_path_factory):
     images, labels = all_images(digits().train)
     np.save(folder / "latents.npy", CODEC.encoder()(images[:300]))
     np.save(folder / "labels.npy", labels[:300])
-    record_codec(folder, CODEC)
+    CODEC.record(folder)
     return folder
 
 
-def of_pixels(data):
+def of_pixels(data: Any) -> DataSet:
     """The images of a data set of latents, of the same rows."""
-    plain, splits = digits(), {"train": data.train, "test": data.test}
-    sources = {
-        part: ArraySource(plain.train.images[source.rows], plain.train.labels[source.rows])
-        for part, source in splits.items()
-    }
-    return replace(plain, **sources)
+    plain: Any = digits()
+
+    def images_of(source: Any) -> ArraySource:
+        return ArraySource(plain.train.images[source.rows], plain.train.labels[source.rows])
+
+    return replace(plain, train=images_of(data.train), test=images_of(data.test))
 
 
 def config_of(folder, **changes):
@@ -79,7 +80,7 @@ def run(folder):
 
 def test_samples_are_decoded_latents(run):
     assert run.setup.codec == Scaled(CODEC, SCALE)
-    assert run.setup.wired.image_shape == (4, 4, 4)
+    assert "images of 8x8x1 as latents of 4x4x4 (space_to_depth:2)" in repr(run)
     request = Request(np.arange(5), seed=3)
     found = run.model().sample_latents(run.recipe, request)
     squares = found.reshape(5, 4, 4, 2, 2, 1).transpose(0, 1, 3, 2, 4, 5) / SCALE
@@ -118,7 +119,7 @@ def test_the_evaluation_is_that_of_images_decoded_by_hand(workdir):
 
 def test_distances_of_latents_are_those_of_their_images(folder):
     """Of half of the training images from all of them, and of test images from them."""
-    data = latents(str(folder), num_classes=10, test_fraction=0.1, scale=SCALE, codec=CODEC)
+    data: Any = latents(str(folder), num_classes=10, test_fraction=0.1, scale=SCALE, codec=CODEC)
     images, _ = all_images(digits().train)
     first, found = images[data.train.rows[::2]], []
     for part in (data, of_pixels(data)):
@@ -178,6 +179,13 @@ def test_an_exported_sampler_decodes(run):
     np.testing.assert_allclose(images, run.sample(labels, seed=2), rtol=1e-5, atol=1e-3)
 
 
+def test_pairs_of_latents_keep_the_codec(folder, tmp_path):
+    rows = np.zeros((4, 4, 4, 4), np.float32)
+    np.savez(tmp_path / "pairs.npz", image=rows, source=rows, label=np.arange(4))
+    data = latents(str(folder), num_classes=10, codec=CODEC)
+    assert pairs(data, str(tmp_path / "pairs.npz")).codec == data.codec
+
+
 def run_program(program, workdir, *argv):
     argv = [f"--workdir={workdir}", "--allowed_packages=tests", *argv]
     assert cli.run(program.main, program.FLAGS, usage="", argv=argv) == 0
@@ -189,9 +197,9 @@ def test_the_command_line_shows_decoded_images_and_pairs_of_latents(workdir, tmp
     run_program(sample, workdir, "--num_samples=4", f"--out={out}", f"--film={tmp_path}/film.png")
     assert np.load(out.with_suffix(".npz"))["images"].shape == (4, 8, 8, 1)
     assert Image.open(tmp_path / "film.png").mode == "L"
-    pairs = tmp_path / "pairs.npz"
-    run_program(reflow, workdir, "--num_pairs=4", f"--out={pairs}")
-    assert np.load(pairs)["image"].shape == np.load(pairs)["source"].shape == (4, 4, 4, 4)
+    drawn = tmp_path / "pairs.npz"
+    run_program(reflow, workdir, "--num_pairs=4", f"--out={drawn}")
+    assert np.load(drawn)["image"].shape == np.load(drawn)["source"].shape == (4, 4, 4, 4)
     edited = tmp_path / "edited.png"
     how = ["--num_images=2", "--num_steps=2", f"--out={edited}"]
     run_program(edit, workdir, "--task=inpaint", "--method=replace", *how)

@@ -1,32 +1,51 @@
-"""The names of `NAME_encoder.pth` and `NAME_decoder.pth`: places in `torch.nn.Sequential`s."""
+"""The layout of `NAME_encoder.pth` and `NAME_decoder.pth`: places in `torch.nn.Sequential`s."""
 
-from collections.abc import Callable
+from collections.abc import Mapping
+from typing import Any
 
-import numpy as np
+import jax
+import jax.numpy as jnp
 
-TAEF2_ENCODER = "10a4e1021e89d7551eaf161352da8dbd0b1aa83872ae28b150c1df1ce2f147b6"
-TAEF2_DECODER = "0a44a31e1ae59eb9dbf9359d24942fd3ef5928162c1800d97a28c61d51be0ab5"
-ADDRESS = "https://github.com/madebyollin/taesd/raw/main"
+from diffjax.models.taesd.network import SCALE, Decoder, Encoder
+from diffjax.models.taesd.sizes import DECODERS, ENCODERS
+from diffjax.pretrained.family import Family
+from diffjax.pretrained.tables import Row
+from diffjax.pretrained.transforms import conv
 
-
-def conv(weights: np.ndarray) -> np.ndarray:
-    """`[out, in, height, width]` there, `[height, width, in, out]` here."""
-    return weights.transpose(2, 3, 1, 0)
-
-
-def keep(array: np.ndarray) -> np.ndarray:
-    """The same there and here."""
-    return array
-
-
-TABLE: tuple[tuple[str, str, Callable[[np.ndarray], np.ndarray]], ...] = (
-    ("{i}.weight", "layer_{i}/kernel", conv),
-    ("{i}.bias", "layer_{i}/bias", keep),
-    ("{i}.conv.{j}.weight", "layer_{i}/conv_{j}/kernel", conv),
-    ("{i}.conv.{j}.bias", "layer_{i}/conv_{j}/bias", keep),
-    ("{i}.pool.0.weight", "layer_{i}/pool_in/kernel", conv),
-    ("{i}.pool.1.weight", "layer_{i}/norm/scale", keep),
-    ("{i}.pool.1.bias", "layer_{i}/norm/bias", keep),
-    ("{i}.pool.3.weight", "layer_{i}/pool_out/kernel", conv),
+TABLE = (
+    Row("{i}.weight", "layer_{i}/kernel", conv),
+    Row("{i}.bias", "layer_{i}/bias"),
+    Row("{i}.conv.{j}.weight", "layer_{i}/conv_{j}/kernel", conv),
+    Row("{i}.conv.{j}.bias", "layer_{i}/conv_{j}/bias"),
+    Row("{i}.pool.0.weight", "layer_{i}/pool_in/kernel", conv),
+    Row("{i}.pool.1.weight", "layer_{i}/norm/scale"),
+    Row("{i}.pool.1.bias", "layer_{i}/norm/bias"),
+    Row("{i}.pool.3.weight", "layer_{i}/pool_out/kernel", conv),
 )
-"""Their names, ours, and what becomes of the array."""
+
+
+def _encoder_of(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+    return {
+        "latent_channels": shapes["14.weight"][0],
+        **({"pooled": True} if "11.pool.0.weight" in shapes else {}),
+    }
+
+
+def _decoder_of(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+    return {
+        "latent_channels": shapes["1.weight"][1],
+        **({"pooled": True} if "3.pool.0.weight" in shapes else {}),
+    }
+
+
+def _image(network: Encoder) -> tuple[jax.ShapeDtypeStruct]:
+    del network
+    return (jax.ShapeDtypeStruct((1, SCALE, SCALE, 3), jnp.float32),)
+
+
+def _latent(network: Decoder) -> tuple[jax.ShapeDtypeStruct]:
+    return (jax.ShapeDtypeStruct((1, 1, 1, network.latent_channels), jnp.float32),)
+
+
+ENCODER = Family("TAESD encoder", Encoder, ENCODERS, lambda _: TABLE, _encoder_of, _image)
+DECODER = Family("TAESD decoder", Decoder, DECODERS, lambda _: TABLE, _decoder_of, _latent)
