@@ -28,7 +28,7 @@ from diffjax.training.sharding import SPREAD
 
 # For pods: bfloat16, one block compiled for all, and no more kept for the gradient than products.
 POD = {"dtype": "bfloat16", "scan": True, "remat": "products"}
-MODELS = {name: spec(DiT, **{**size, **POD}) for name, size in dit.SIZES.items()}
+MODELS = {name: spec(DiT, **{**size.settings, **POD}) for name, size in dit.SIZES.items()}
 
 
 def get_config(arguments: str = "") -> ConfigDict:

@@ -6,6 +6,7 @@ from typing import Any
 from diffjax.spec import TARGET
 
 RENAMED: Mapping[str, str] = {
+    "diffjax.models.dit:DiT": "diffjax.models.dit.network:DiT",
     "diffjax.sampling.guidance:NullLabel": "diffjax.sampling.guidance:NullCondition",
     "label_dropout": "condition_dropout",
 }

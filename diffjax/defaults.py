@@ -55,9 +55,7 @@ def experiment(
     traits = traits_of(config)
     solver = traits.solver
     by_ode = traits.meaning.serves(Meaning.POSTERIOR_MEAN)
-    config.condition_dropout = (
-        0.1  # replaced by the null condition; also {"part": rate, "all": rate}
-    )
+    config.condition_dropout = 0.1  # the share made null, for guidance; or {"part": share, …}
     config.init_from = ""  # weights to begin with: a run, FOLDER:ema-0.999 or a file; "" is fresh
     config.trainable = ""  # patterns of parameters' paths, as "*attention*"; "" is all
     config.nonfinite = spec(NonFinite)

@@ -99,7 +99,8 @@ def complaint(name: str, value: Any, declared: Any, allowed: Range = FINITE) -> 
         if None in found:
             return None
         # Of a group the value inside that is wrong, and not that it is no number.
-        return next((each for each in found if not each.startswith(f"{name}=")), found[0])
+        inside = [each for each in found if each and not each.startswith(f"{name}=")]
+        return next(iter(inside), found[0])
     if is_typeddict(declared):
         return _group_complaint(name, value, declared)
     if declared in (int, float):

@@ -84,7 +84,9 @@ def main(args: SimpleNamespace) -> None:
         "seed": args.seed,
     }
     try:
-        write_npz(out, image=images, source=noise, label=samples.labels, **how)
+        given = wired.condition.arrays(samples.condition)  # Without labels, which are there anyway.
+        given = {name: rows for name, rows in given.items() if name not in ("label", "labels")}
+        write_npz(out, image=images, source=noise, label=samples.labels, **given, **how)
     except OSError as error:
         raise UserError(f"can't write {out}: {error.strerror}") from error
     print(", ".join(f"{name}={value}" for name, value in how.items()))

@@ -25,14 +25,14 @@ from diffjax.host.processes import in_first, is_first
 from diffjax.host.storage import make_writable
 from diffjax.host.watchdog import watched
 from diffjax.reports.pictures import (
+    captions,
     columns_by_class,
     film_gif,
-    names_of_columns,
     save_film,
     save_png,
 )
 from diffjax.runs.load import Run
-from diffjax.runs.measure import wanted_samples
+from diffjax.runs.measure import conditions_to_show
 from diffjax.runs.model import Model, Request
 from diffjax.runs.recipes import Guided, named_recipe
 from diffjax.sampling.sample import Recipe, Trace
@@ -89,7 +89,7 @@ def main(args: SimpleNamespace) -> None:
     guided = Guided(args.guidance_scale, args.guidance, args.against)
     named = named_recipe(run, args.solver, args.grid, args.num_steps, guided)
     recipe = named.recipe
-    condition, source = wanted(run, args.labels, args.num_samples, args.data_path)
+    condition, source, texts = wanted(run, args.labels, args.num_samples, args.data_path)
     out = Path(args.out or Path(args.workdir) / "samples" / f"seed_{args.seed}.png")
     if args.film is not None and Path(args.film).suffix != ".png":
         raise UserError(f"--film={args.film} should end in .png; the GIF is written next to it")
@@ -121,13 +121,12 @@ def main(args: SimpleNamespace) -> None:
         return
     try:
         write_npz(out.with_suffix(".npz"), **arrays, **how)
-        if source is None:
-            titles = kind.titles(request.condition)
-            columns = columns_by_class(len(images), len(args.labels or set(titles or ())))
-            save_png(out, images, columns, names_of_columns(titles, columns))
-        else:
-            both = np.stack([source, images], axis=1)
-            save_png(out, both.reshape(-1, *images.shape[1:]), columns=_PAIRS_IN_A_ROW * 2)
+        titles = kind.titles(request.condition) or texts
+        columns = columns_by_class(len(images), len(set(titles or ())))
+        beside = kind.pictures(request.condition) if source is None else source
+        if beside is not None and beside.shape == images.shape:
+            columns = _PAIRS_IN_A_ROW
+        save_png(out, images, columns, captions(titles, columns), beside)
         if args.film is not None:
             save_film(args.film, traced)
     except OSError as error:
@@ -162,9 +161,9 @@ def decoded_trace(model: Model, recipe: Recipe, request: Request) -> Trace:
 
 def wanted(
     run: Run, given: list[str] | None, n: int, data_path: str | None
-) -> tuple[Any, np.ndarray | None]:
+) -> tuple[Any, np.ndarray | None, list[str] | None]:
     """The condition and the sources of n samples: what `--labels` parses to, in turn, or else all
-    labels in turn, or those of test images.
+    labels in turn, or those of test images; and the texts of `--labels`, where it has them.
     """
     wired = run.setup.wired
     condition = wired.condition
@@ -174,11 +173,10 @@ def wanted(
         )
     if given is not None:
         cond = read(condition, given)
-        return condition.take(cond, np.arange(n) % len_of(cond)), None
-    labels = condition.in_turn(n)
-    labels = np.zeros(n, np.int32) if labels is None else labels
-    samples = wanted_samples(wired, lambda: run.dataset(data_path), labels)
-    return samples.condition, samples.source
+        rows = np.arange(n) % len_of(cond)
+        texts = None if given[0].startswith("@") else [given[row] for row in rows]
+        return condition.take(cond, rows), None, texts
+    return *conditions_to_show(wired, lambda: run.dataset(data_path), n), None
 
 
 USAGE = f"""{__doc__}

@@ -13,9 +13,13 @@ def trained_run(_references, tmp_path_factory) -> Path:
     It is there to be read: whoever changes it takes `copy_of_run`.
     """
     # The tests that take no run need not wait for what a training imports.
-    from tests.support.tiny_run import once_a_session
+    from diffjax.loop import loop
+    from tests.support.tiny_run import COMMAND, once_a_session, trained_config
 
-    return once_a_session(tmp_path_factory, "trained_run")
+    def train(folder: Path) -> None:
+        loop.train(trained_config(), folder, command=COMMAND)
+
+    return once_a_session(tmp_path_factory, "trained_run", train)
 
 
 @pytest.fixture

@@ -37,7 +37,7 @@ class Condition:
         raise NotImplementedError
 
     def of_batch(self, batch: Mapping[str, Any]) -> Any:
-        """The condition of a batch's examples, from its arrays in `shapes`."""
+        """The condition of a batch's examples: its arrays in `shapes`, arranged, not changed."""
         raise NotImplementedError
 
     def null(self, n: Any) -> Any:
@@ -129,15 +129,28 @@ class Condition:
         del n, most
         return None
 
+    def of_labels(self, labels: np.ndarray) -> Any:
+        """The condition of examples of these classes; None where a label does not say what it is.
+
+        Evaluations then draw the conditions of test images.
+        """
+        del labels
+        return None
+
+    def pictures(self, cond: Any) -> np.ndarray | None:
+        """Images `[n, H, W, C]` in [-1, 1] that show a condition beside its samples, or None."""
+        del cond
+        return None
+
     def titles(self, cond: Any) -> list[str] | None:
         """A short text for each example, for pictures; None where there is none."""
         del cond
         return None
 
     def arrays(self, cond: Any) -> dict[str, Any]:
-        """The arrays of a condition by name, as files of samples have them."""
-        leaves, _ = jax.tree.flatten_with_path(cond)
-        return {f"condition{jax.tree_util.keystr(path)}": leaf for path, leaf in leaves}
+        """The arrays of a condition by name, as files of samples have them; those of a batch."""
+        names = jax.tree.leaves(self.of_batch({name: name for name in self.shapes(1)}))
+        return dict(zip(names, jax.tree.leaves(cond), strict=True))
 
     def check(self, cond: Any) -> None:
         """Refuses arrays that are not such a condition.

@@ -52,6 +52,9 @@ class Unconditional(Condition):
         del most
         return np.zeros(n, np.int32)
 
+    def of_labels(self, labels: np.ndarray) -> np.ndarray:
+        return np.zeros(len(labels), np.int32)
+
     def arrays(self, cond: Any) -> dict[str, Any]:
         return {"labels": cond}
 
@@ -97,6 +100,9 @@ class Classes(Condition):
 
     def in_turn(self, n: int, most: int | None = None) -> np.ndarray:
         return np.arange(n, dtype=np.int32) % min(self.num_classes, most or self.num_classes)
+
+    def of_labels(self, labels: np.ndarray) -> np.ndarray:
+        return np.asarray(labels, np.int32)
 
     def titles(self, cond: Any) -> list[str] | None:
         if not self.names:

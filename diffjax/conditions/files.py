@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from diffjax.conditions.base import Condition
@@ -15,7 +16,7 @@ def read(condition: Condition, given: Sequence[str]) -> Any:
     """The condition that a command line has: texts that it parses, or `@FILE`.
 
     A file has a text in each line, for prompts with commas, or is an `.npz` of arrays with the
-    names in `condition.shapes`, one row for each sample.
+    names in `condition.arrays`, one row for each sample, such as a file of samples.
 
     Args:
         condition: the kind of condition.
@@ -49,12 +50,12 @@ def read(condition: Condition, given: Sequence[str]) -> Any:
 
 
 def _arrays(condition: Condition, path: Path) -> Any:
-    names = list(condition.shapes(1))
+    abstract = condition.abstract(1)
+    names = list(condition.arrays(abstract))
     with np.load(path) as file:
-        missing = [name for name in names if name not in file]
-        if missing or not names:
+        if any(name not in file for name in names):
             raise UserError(
                 f"{path} has {', '.join(file) or 'nothing'}; a condition of {condition.describe()} "
-                f"has the arrays {', '.join(names) or '(none)'}"
+                f"has the arrays {', '.join(names)}"
             )
-        return condition.of_batch({name: file[name] for name in names})
+        return jax.tree.structure(abstract).unflatten([file[name] for name in names])

@@ -72,8 +72,8 @@ class Images(Condition):
             found.append(image)
         return self.of(np.stack(found))
 
-    def arrays(self, cond: Any) -> dict[str, Any]:
-        return {self.name: cond}
+    def pictures(self, cond: Any) -> np.ndarray:
+        return np.asarray(cond)
 
     def describe(self) -> str:
         return f"images of {'×'.join(map(str, self.shape))}"

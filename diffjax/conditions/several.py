@@ -79,7 +79,9 @@ class Several(Condition):
 
     def network_arguments(self) -> dict[str, Any]:
         each = [part.network_arguments() for part in self.parts.values()]
-        return {"num_classes": max(arguments["num_classes"] for arguments in each)}
+        classes = max(arguments.get("num_classes", 0) for arguments in each)
+        together = {name: value for arguments in each for name, value in arguments.items()}
+        return together | {"num_classes": classes}
 
     def shapes(self, n: Any) -> Shapes:
         return {name: rows for p in self.parts.values() for name, rows in p.shapes(n).items()}
@@ -164,6 +166,10 @@ class Several(Condition):
                 f"is missing in {_short(given)}, and this network never goes without it"
             )
 
+    def pictures(self, cond: Any) -> np.ndarray | None:
+        each = (part.pictures(cond[name]) for name, part in self.parts.items())
+        return next((images for images in each if images is not None), None)
+
     def titles(self, cond: Any) -> list[str] | None:
         each = [part.titles(cond[name]) for name, part in self.parts.items()]
         shown = [titles for titles in each if titles is not None]
@@ -173,13 +179,6 @@ class Several(Condition):
         super().check(cond)
         for name, part in self.parts.items():
             part.check(cond[name])
-
-    def arrays(self, cond: Any) -> dict[str, Any]:
-        return {
-            array: rows
-            for name, part in self.parts.items()
-            for array, rows in part.arrays(cond[name]).items()
-        }
 
     def describe(self) -> str:
         return ", ".join(f"{name}: {part.describe()}" for name, part in self.parts.items())

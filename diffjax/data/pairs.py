@@ -4,10 +4,12 @@ import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from diffjax.data.archives import read_npz
+from diffjax.data.given import GivenSource
 from diffjax.data.sources import Batch, DataSet, Example, Source, check_channels_last
 from diffjax.errors import UserError
 from diffjax.kinds import AtLeastOne
@@ -171,6 +173,7 @@ def translation(dataset: DataSet, change: Callable[[np.ndarray], np.ndarray]) ->
         num_classes=dataset.num_classes,
         label_names=dataset.label_names,
         notes=dataset.notes,
+        given=dataset.given,
     )
 
 
@@ -181,7 +184,8 @@ def pairs(dataset: DataSet, path: str = "") -> DataSet:
         dataset: the real images: its test split is kept, and its training split becomes `real`,
             with which samples are compared.
         path: an `.npz` file with `image` and `source`, uint8 or float32 `[N,H,W,C]`, and int
-            `label` `[N]`, as `python -m experiments.reflow` writes it.
+            `label` `[N]`, as `python -m experiments.reflow` writes it; with the arrays of the data
+            set's condition, if that is not its classes.
 
     Raises:
         UserError: the file is missing or damaged, or its pairs do not fit the images.
@@ -206,15 +210,30 @@ def pairs(dataset: DataSet, path: str = "") -> DataSet:
         )
     return DataSet(
         name=f"{dataset.name} pairs",
-        train=train,
+        train=_with_given(train, dataset, arrays, path),
         test=dataset.test,
         image_shape=dataset.image_shape,
         num_classes=dataset.num_classes,
         label_names=dataset.label_names,
         notes=dataset.notes,
         real=dataset.train,
+        given=dataset.given,
         codec=dataset.codec,
     )
+
+
+def _with_given(train: Source, dataset: DataSet, arrays: dict[str, Any], path: str) -> Source:
+    """Pairs with the arrays of a condition that is not classes."""
+    if dataset.given is None:
+        return train
+    names = [name for name in dataset.given.shapes(1) if name != "label"]
+    missing = [name for name in names if name not in arrays]
+    if missing:
+        raise UserError(
+            f"{path} lacks {', '.join(missing)}, and {dataset.name} is conditioned on "
+            f"{dataset.given.describe()}"
+        )
+    return GivenSource(train, {name: arrays[name] for name in names})
 
 
 def _read(path: Path) -> dict[str, np.ndarray]:

@@ -6,8 +6,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from diffjax.data import DataSet
 from diffjax.host.interrupts import Interrupted
 from diffjax.host.processes import is_first
@@ -15,16 +13,16 @@ from diffjax.loop.logging import JSONLWriter, ProgressBar, TensorBoardWriter, Wr
 from diffjax.loop.pending_metrics import MetricsWindow
 from diffjax.loop.training import Training
 from diffjax.reports.pictures import (
+    captions,
     columns_by_class,
     most_classes,
-    names_of_columns,
     save_png,
 )
 from diffjax.runs import workdirs
 from diffjax.runs.averages import Snapshot, snapshots_of
 from diffjax.runs.checkpoints import Checkpoints, not_finite
 from diffjax.runs.load import Run
-from diffjax.runs.measure import wanted_samples
+from diffjax.runs.measure import conditions_to_show
 from diffjax.runs.model import Request
 from diffjax.runs.setup import Setup
 from diffjax.training.averages import power_name
@@ -174,12 +172,10 @@ def grid_drawer(setup: Setup, dataset: DataSet, workdir: Path) -> Callable[[Trai
     num_classes = min(dataset.num_classes, most_classes(num_images))
     columns = columns_by_class(num_images, num_classes)
     num_images, condition = max(num_images // columns, 1) * columns, setup.wired.condition
-    labels = condition.in_turn(num_images, num_classes)
-    if labels is None:
-        labels = np.zeros(num_images, np.int32)
-    samples = wanted_samples(setup.wired, lambda: dataset, labels)
-    names = names_of_columns(condition.titles(samples.condition), columns)
-    request = Request(samples.condition, config.seed, samples.source)
+    cond, source = conditions_to_show(setup.wired, lambda: dataset, num_images, num_classes)
+    request = Request(cond, config.seed, source)
+    names = captions(condition.titles(request.condition), columns)
+    beside = condition.pictures(request.condition)
     run = Run(setup, setup.abstract, workdir)
     run.model().weaker(run.recipe)  # Another run that it names is read, or refused, before step 1.
 
@@ -188,6 +184,6 @@ def grid_drawer(setup: Setup, dataset: DataSet, workdir: Path) -> Callable[[Trai
         images = model.sample(run.recipe, request, batch_size=len(request))
         if is_first():
             path = workdir / "samples" / f"step_{int(state.step):08d}.png"
-            save_png(path, images, columns=columns, names=names)
+            save_png(path, images, columns, names, beside)
 
     return draw_grid

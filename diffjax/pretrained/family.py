@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from diffjax.errors import UserError, nearest
@@ -31,6 +32,30 @@ class Size:
 
 
 @dataclass(frozen=True)
+class Denoiser:
+    """A network of a family whose published tensors depend on the shape of its images too.
+
+    Attributes:
+        network: the module, called with images, noise labels and class labels.
+        image_shape: `(H, W, C)` of its images.
+    """
+
+    network: Any
+    image_shape: tuple[int, int, int]
+
+    def init(self, key: jax.Array, *inputs: Any) -> Any:
+        """Initialises the network."""
+        return self.network.init(key, *inputs)
+
+    @property
+    def inputs(self) -> tuple[jax.ShapeDtypeStruct, ...]:
+        """The arguments of its call: images, noise labels, class labels."""
+        shapes = ((1, *self.image_shape), (1,), (1,))
+        kinds = (jnp.float32, jnp.float32, jnp.int32)
+        return tuple(map(jax.ShapeDtypeStruct, shapes, kinds))
+
+
+@dataclass(frozen=True)
 class Family:
     """A published network: one folder in `diffjax/models/` with three files.
 
@@ -39,7 +64,7 @@ class Family:
 
     Attributes:
         name: for errors.
-        network: the module: `network(**settings)`.
+        network: `network(**settings)` is the module, or a `Denoiser`.
         sizes: the published sizes by name.
         table: the rows for a network; constant unless the order of its tensors depends on it.
         recognise: shapes of published tensors by name -> the settings that follow from them. It may

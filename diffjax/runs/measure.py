@@ -343,8 +343,8 @@ def label_shares(
     known = {"data": balanced if class_counts is None else class_counts, "balanced": balanced}
     if _of_test_images(wired) and mix != "data":
         raise UserError(
-            f"evaluation.labels={mix}: the samples of this run belong to test images, which have "
-            "their own labels"
+            f"evaluation.labels={mix}: the samples of this run have the conditions of test images, "
+            "so leave it at data"
         )
     if mix in known:
         return known[mix]
@@ -376,9 +376,9 @@ def wanted_samples(
 ) -> WantedSamples:
     """The samples that a run is judged by, as many as there are labels.
 
-    Samples of labels from noise have the labels given. Where they start at a source, or their
-    conditions can't be listed, sources and conditions are those of as many test images, evenly
-    spaced, and each of them at most once.
+    Samples of labels from noise have the labels given. Where they start at a source, or a label
+    does not say what their condition is, sources and conditions are those of as many test images,
+    evenly spaced, and each of them at most once.
 
     Args:
         wired: the model.
@@ -386,14 +386,34 @@ def wanted_samples(
         labels: `[n]`.
     """
     if not _of_test_images(wired):
-        return WantedSamples(labels, wired.condition.parse(labels), None)
+        return WantedSamples(labels, wired.condition.of_labels(labels), None)
     batch = all_examples(dataset().test, len(labels))
     source = batch.get("source") if wired.objective.traits.starts_at_source else None
     return WantedSamples(batch["label"], wired.condition.of_batch(batch), source)
 
 
 def _of_test_images(wired: Wired) -> bool:
-    return wired.objective.traits.starts_at_source or wired.condition.in_turn(1) is None
+    from_noise = not wired.objective.traits.starts_at_source
+    return not from_noise or wired.condition.of_labels(np.zeros(1, np.int32)) is None
+
+
+def conditions_to_show(
+    wired: Wired, dataset: Callable[[], DataSet], n: int, most: int | None = None
+) -> tuple[Any, np.ndarray | None]:
+    """The condition and the sources of samples for a picture: all there are in turn, where they can
+    be listed, or those of test images.
+
+    Args:
+        wired: the model.
+        dataset: returns the data; called where test images are needed.
+        n: how many; fewer where there are fewer test images.
+        most: no more different conditions than that.
+    """
+    listed = wired.condition.in_turn(n, most)
+    if listed is not None and not wired.objective.traits.starts_at_source:
+        return listed, None
+    shown = wanted_samples(wired, dataset, np.zeros(n, np.int32))
+    return shown.condition, shown.source
 
 
 def own_extractors(config: ConfigDict) -> tuple[Extractor, ...]:

@@ -20,7 +20,7 @@ from experiments import cli
 from experiments.benchmark.cases import Case
 
 Rounds = Mapping[str, Callable[[], float]]
-_NETWORKS = {"diffjax.models.dit:DiT": "DiT", "diffjax.models.unet:UNet": "UNet"}
+_NETWORKS = {"diffjax.models.dit.network:DiT": "DiT", "diffjax.models.unet:UNet": "UNet"}
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ import pytest
 
 import diffjax
 from experiments import cli, train
+from tests.support.tiny_run import on_one_device, once_a_session
 from tests.support.whole_checkpoints import whole_checkpoints
 
 CONFIG = """
@@ -38,11 +39,14 @@ def config_file(tmp_path_factory):
 @pytest.fixture(scope="session")
 def trained(config_file, tmp_path_factory):
     """The folder of the run, which is for reading alone."""
-    folder = tmp_path_factory.mktemp("trained") / "digits"
-    argv = [f"--config={config_file}", f"--workdir={folder}"]
-    with whole_checkpoints():
-        assert cli.run(train.main, train.FLAGS, usage=train.USAGE, argv=argv) == 0
-    return folder
+
+    def by_hand(folder):
+        argv = [f"--config={config_file}", f"--workdir={folder}"]
+        with whole_checkpoints(), pytest.MonkeyPatch.context() as patch:
+            on_one_device(patch)
+            assert cli.run(train.main, train.FLAGS, usage=train.USAGE, argv=argv) == 0
+
+    return once_a_session(tmp_path_factory, "digits", by_hand)
 
 
 @pytest.fixture

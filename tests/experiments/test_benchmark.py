@@ -173,7 +173,7 @@ def test_a_kernel_that_no_trace_shows_is_refused():
     ("size", "published"), [("S/4", 1.41), pytest.param("B/2", 23.01, marks=pytest.mark.thorough)]
 )
 def test_published_networks_cost_what_was_published(size, published):
-    network = DiT(num_classes=1000, **dit.SIZES[f"DiT-{size}"])
+    network = DiT(num_classes=1000, **dit.SIZES[f"DiT-{size}"].settings)
     inputs = (array(1, 32, 32, 4), array(1), jax.ShapeDtypeStruct((1,), jnp.int32))
     params = jax.eval_shape(network.init, jax.random.key(0), *inputs)
     assert matrix_flops(network.apply, params, *inputs) / 2e9 == pytest.approx(published, rel=0.005)

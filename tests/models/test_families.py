@@ -9,17 +9,23 @@ import pytest
 
 import diffjax.models
 from diffjax.errors import UserError
+from diffjax.pretrained.family import Family
 from diffjax.pretrained.files import write_safetensors
 
 FOLDERS = sorted(path.parent.name for path in Path(diffjax.models.__path__[0]).glob("*/sizes.py"))
 FAMILIES = {
-    name: importlib.import_module(f"diffjax.models.{name}.published").FAMILY for name in FOLDERS
+    family.name: family
+    for name in FOLDERS
+    for family in vars(importlib.import_module(f"diffjax.models.{name}.published")).values()
+    if isinstance(family, Family)
 }
 SMALL = {
-    "clip": {"width": 8, "depth": 2, "num_heads": 2, "num_features": 5, "grid": 2},
-    "dinov2": {"width": 8, "depth": 2, "num_heads": 2, "num_registers": 3, "grid": 2},
-    "inception": {},
+    "CLIP": {"width": 8, "depth": 2, "num_heads": 2, "num_features": 5, "grid": 2},
+    "DINOv2": {"width": 8, "depth": 2, "num_heads": 2, "num_registers": 3, "grid": 2},
+    "DiT": {"image_shape": (8, 8, 3), "hidden_size": 16, "depth": 2, "num_heads": 2},
+    "SiT": {"image_shape": (8, 8, 3), "hidden_size": 16, "depth": 2, "num_heads": 2},
 }
+"""Settings of a small one where the default is large, or has no default."""
 
 
 def drawn(family, network, seed=0):
@@ -30,10 +36,10 @@ def drawn(family, network, seed=0):
     )
 
 
-@pytest.mark.parametrize("name", FOLDERS)
+@pytest.mark.parametrize("name", FAMILIES)
 def test_there_and_back_parameters_are_the_same(name, tmp_path):
     family = FAMILIES[name]
-    network = family.network(**SMALL[name])
+    network = family.network(**SMALL.get(name, {}))
     params = drawn(family, network)
     path = tmp_path / "w.safetensors"
     write_safetensors(path, family.to_theirs(params, network))
@@ -45,7 +51,7 @@ def test_there_and_back_parameters_are_the_same(name, tmp_path):
     ("name", "size"),
     [
         pytest.param(name, size, marks=[] if i == 0 else pytest.mark.thorough)
-        for name in FOLDERS
+        for name in FAMILIES
         for i, size in enumerate(FAMILIES[name].sizes)
     ],
 )
@@ -60,13 +66,13 @@ def test_sizes_have_as_many_parameters_as_published_and_are_recognised(name, siz
 
 
 def test_what_is_not_recognised():
-    dinov2 = FAMILIES["dinov2"]
-    network = dinov2.network(**SMALL["dinov2"])
+    dinov2 = FAMILIES["DINOv2"]
+    network = dinov2.network(**SMALL["DINOv2"])
     state = dinov2.to_theirs(drawn(dinov2, network), network)
     with pytest.raises(UserError, match="x is of no published size of DINOv2: it has width=8, dep"):
         dinov2.network_of(state, "x")
     with pytest.raises(UserError, match="x is not of the family CLIP: no tensor 'vision_model"):
-        FAMILIES["clip"].network_of(state, "x")
+        FAMILIES["CLIP"].network_of(state, "x")
     with pytest.raises(UserError, match="no DINOv2 network is called 'vitl'; did you mean"):
         dinov2.size("vitl")
     with pytest.raises(
@@ -76,8 +82,8 @@ def test_what_is_not_recognised():
 
 
 def test_halves_of_clip_that_read_texts_are_left_out():
-    clip = FAMILIES["clip"]
-    network = clip.network(**SMALL["clip"])
+    clip = FAMILIES["CLIP"]
+    network = clip.network(**SMALL["CLIP"])
     state = clip.to_theirs(drawn(clip, network), network)
     more = {"text_model.x": np.zeros(1), "logit_scale": np.zeros(())}
     clip.to_ours(state | more, network, "x")

@@ -35,7 +35,7 @@ CONFIG = {
         "times": {"_target_": "diffjax.process.times:LogitNormal", "mean": 0.0, "std": 1.0},
     },
     "model": {
-        "_target_": "diffjax.models.dit:DiT",
+        "_target_": "diffjax.models.dit.network:DiT",
         "patch_size": 2,
         "hidden_size": 128,
         "depth": 4,

@@ -21,6 +21,7 @@ from tests.support.tiny_run import (
     arrays_of,
     assert_same,
     logged,
+    on_one_device,
     trained_config,
     without_pictures,
 )
@@ -31,6 +32,7 @@ COSINE = {"optimizer.schedule": spec(Cosine), "optimizer.warmup_steps": 2}
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     without_pictures(monkeypatch)
+    on_one_device(monkeypatch)
 
 
 def changes_of(workdir):
@@ -50,7 +52,7 @@ def cosine(n, length, warmup=2, peak=1e-3):
 
 def test_ten_steps_made_twenty_are_twenty(tmp_path, caplog):
     """Bit for bit: losses, parameters, averages, moments."""
-    short, long = trained_config(num_steps=10), trained_config(num_steps=20)
+    short, long = (trained_config(num_steps=n, checkpoint_every_steps=5) for n in (10, 20))
     loop.train(short, tmp_path / "extended")
     with pytest.raises(UserError, match=r"num_steps: 10 there, 20 here\).*, or --extend this run"):
         loop.train(long, tmp_path / "extended")
@@ -82,6 +84,7 @@ def annealed(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("annealed") / "run"
     with pytest.MonkeyPatch.context() as patch:
         without_pictures(patch)
+        on_one_device(patch)
         loop.train(trained_config(log_every_steps=1, **COSINE), workdir)
     return workdir
 

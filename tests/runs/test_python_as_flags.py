@@ -126,7 +126,7 @@ def test_flags_and_python_have_the_same_labels(run):
     wired = run.setup.wired._replace(condition=Classes(10, names))
     odd = dataclasses.replace(run, setup=dataclasses.replace(run.setup, wired=wired))
     texts = ["7", "a", "0", "10"]
-    flagged, _ = sample.wanted(odd, texts, 4, None)
+    flagged, *_ = sample.wanted(odd, texts, 4, None)
     assert flagged.tolist() == handed(odd, texts)[1].condition.tolist() == [2, 3, 0, 0]
     mixed = handed(odd, ["7", 7, np.int32(1)])[1].condition
     assert mixed.tolist() == [2, 7, 1]

@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from diffjax.runs.load import Run
 from diffjax.runs.setup import Setup
 from diffjax.sampling.sample import Recipe
 from diffjax.spec import spec
+from diffjax.training import sharding
 from tests.support.tiny_network import Tiny
 
 COMMAND = "the command"
@@ -104,8 +106,10 @@ def loaded(workdir: Path) -> Run:
     return diffjax.load(workdir, allowed_packages=("diffjax", "tests"))
 
 
-def once_a_session(factory: pytest.TempPathFactory, name: str) -> Path:
-    """The folder of `trained_config()`'s run, trained by whichever worker asks for it first."""
+def once_a_session(
+    factory: pytest.TempPathFactory, name: str, train: Callable[[Path], object]
+) -> Path:
+    """The folder of a run, trained by whichever worker needs it first, for all workers."""
     top = factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
         top = top.parent  # which all workers of a session have, and no other session
@@ -113,7 +117,7 @@ def once_a_session(factory: pytest.TempPathFactory, name: str) -> Path:
     with open(top / f"{name}.lock", "w") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
         if not done.exists():
-            loop.train(trained_config(), folder, command=COMMAND)
+            train(folder)
             done.touch()
     return folder
 
@@ -137,6 +141,12 @@ def leave(run: Run, workdir: Path) -> None:
     workdirs.record_run(workdir, run.setup, digits(), "")
     with closing(Checkpoints(workdir / "checkpoints", 1, 1)) as store:
         store.save(0, run.state, {})
+
+
+def on_one_device(patch: pytest.MonkeyPatch) -> None:
+    """Trainings take one device, whose programs XLA need not split: `trained_run` has all eight."""
+    make_mesh = sharding.make_mesh
+    patch.setattr(sharding, "make_mesh", lambda **_: make_mesh(devices=jax.devices()[:1]))
 
 
 def without_pictures(patch: pytest.MonkeyPatch) -> None:

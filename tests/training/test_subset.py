@@ -22,6 +22,7 @@ from diffjax.runs.averages import reconstruct
 from diffjax.runs.checkpoints import Checkpoints
 from diffjax.runs.initial import by_path
 from diffjax.runs.setup import set_up
+from diffjax.training.sharding import make_mesh
 from diffjax.training.state import LIVE
 from diffjax.training.subset import merged, split
 from tests.support.tiny_run import (
@@ -37,8 +38,8 @@ from tests.support.tiny_run import (
 HEAD = "final_conv/*"
 
 
-def prepared(config):
-    return set_up(config, (8, 8, 1), Classes(10))
+def prepared(config, mesh=None):
+    return set_up(config, (8, 8, 1), Classes(10), mesh)
 
 
 def stepped(setup, num_steps=5):
@@ -103,7 +104,7 @@ def test_it_is_what_optax_makes_of_zero_updates_for_the_rest(
     config = tiny_config(arguments, trainable=trainable, accumulation_steps=accumulation_steps)
     with config.unlocked():
         config.model.update({"dropout": 0.0} if "dropout" in config.model else {})
-    setup = prepared(config)
+    setup = prepared(config, make_mesh(devices=jax.devices()[:1]))
     first, last = stepped(setup)
     wired = setup.wired
     params = first.weights(LIVE)
