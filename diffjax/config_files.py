@@ -89,7 +89,7 @@ class Setting:
         """The text of a flag as a value of this setting's type.
 
         Raises:
-            UserError: it is none.
+            UserError: the text is not a value of that type.
         """
         if self.kind is float and text.lstrip().startswith("{"):
             return self._group(text)

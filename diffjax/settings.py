@@ -28,18 +28,18 @@ class Evaluation(TypedDict):
     """The settings of evaluation: metrics, samples and recipes."""
 
     extractor: Spec
-    extractors: NotRequired[tuple[Spec, ...]]
+    extractors: tuple[Spec, ...]
     num_samples: NumSamples
-    labels: NotRequired[str]
+    labels: str
     batch_size: AtLeastOne[int]
     solvers: tuple[str, ...]
-    grids: NotRequired[tuple[str, ...]]
+    grids: tuple[str, ...]
     num_steps: tuple[NumSteps, ...]
-    guidance_scales: NotRequired[tuple[float, ...]]
-    weights: NotRequired[tuple[str, ...]]
-    seeds: NotRequired[tuple[Seed, ...]]
+    guidance_scales: tuple[float, ...]
+    weights: tuple[str, ...]
+    seeds: tuple[Seed, ...]
     seed: Seed
-    likelihood: NotRequired[tuple[str, ...]]
+    likelihood: tuple[str, ...]
 
 
 class Mesh(TypedDict, total=False):
@@ -66,20 +66,20 @@ class Settings(TypedDict):
     seed: Seed
     num_steps: AtLeastOne[int]
     batch_size: AtLeastOne[int]
-    accumulation_steps: NotRequired[AtLeastOne[int]]
+    accumulation_steps: AtLeastOne[int]
     data: Spec
     expected: NotRequired[Expected]
-    augment: NotRequired[Spec]
+    augment: Spec
     path: Spec
     precond: Spec
     objective: Spec
-    wrappers: NotRequired[tuple[Spec, ...]]
+    wrappers: tuple[Spec, ...]
     model: Spec
     condition_dropout: Probability[float] | Mapping[str, Probability[float]]
     init_from: str
     trainable: str
     optimizer: Spec
-    nonfinite: NotRequired[Spec]
+    nonfinite: Spec
     ema_decays: tuple[Decay[float], ...]
     ema_lengths: tuple[Length, ...]
     weights: str
@@ -90,7 +90,7 @@ class Settings(TypedDict):
     log_every_steps: AtLeastOne[int]
     snapshot_every_steps: AtLeastOne[int]
     sample_every_steps: AtLeastOne[int]
-    sample_images: NotRequired[AtLeastOne[int]]
+    sample_images: AtLeastOne[int]
     checkpoint_every_steps: AtLeastOne[int]
     checkpoints_to_keep: AtLeastOne[int]
     checkpoints_kept_every_steps: AtLeastOne[int]
@@ -102,7 +102,7 @@ class Settings(TypedDict):
 def check_settings(config: ConfigDict) -> None:
     """Checks the types and ranges of a config's settings.
 
-    Settings that the config lacks, as older configs do, are not checked.
+    Settings that the config lacks are left to `check_complete`.
 
     Raises:
         UserError: a setting has another type or is out of its range; the first one is named.

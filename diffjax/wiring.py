@@ -283,7 +283,7 @@ def check_recipe(recipe: Recipe, wired: Wired) -> None:
         if wrong:
             raise UserError(wrong)
     if not np.isfinite(recipe.times(wired.path)).all():
-        raise UserError(f"{recipe.grid} gives times that are not finite on {wired.path}")
+        raise UserError(f"{recipe.grid} has times that are not finite on {wired.path}")
     check_guidance(recipe, wired)
     solver, traits, name = recipe.solver, wired.objective.traits, type(wired.objective).__name__
     if not _fits(solver, traits):
@@ -338,7 +338,7 @@ def check_guidance(recipe: Recipe, wired: Wired) -> None:
         raise UserError(f"guidance against {type(against).__name__}: {reason}")
     if not recipe.solver.renoises and not mixes(recipe.guidance):
         raise UserError(
-            f"{type(recipe.guidance).__name__} gives x0 and noise that do not mix to x, which "
+            f"{type(recipe.guidance).__name__} returns x0 and noise that do not mix to x, which "
             "makes sense to solvers alone that put the noise back: take one of "
             f"{_solvers_that(lambda other: other.renoises)}"
         )
@@ -395,6 +395,6 @@ def _check_loss(wired: Wired, batch_size: int, num_steps: int) -> None:
     )
     if loss.shape != (batch_size,):
         raise UserError(
-            f"the objective gives a loss of shape {loss.shape} for {batch_size} example(s), not "
+            f"the objective returns a loss of shape {loss.shape} for {batch_size} example(s), not "
             f"({batch_size},)"
         )

@@ -17,7 +17,6 @@ from typing import Any
 from absl import flags
 
 import diffjax
-from diffjax import choices
 from diffjax.config_files import check_size
 from diffjax.errors import UserError
 from diffjax.evaluation.extractors.features import Extractor
@@ -29,7 +28,7 @@ from diffjax.host.storage import make_writable
 from diffjax.host.watchdog import watched
 from diffjax.reports.run_page import write_report
 from diffjax.runs.measure import Wanted, measure
-from experiments import cli, hanging, processes
+from experiments import cli, shared_flags
 
 FLAGS = flags.FlagValues()
 flags.DEFINE_string("workdir", None, "folder of the run", flag_values=FLAGS)
@@ -73,8 +72,8 @@ flags.DEFINE_list(
     "allowed_packages", [], "your packages that the saved config may name", flag_values=FLAGS
 )
 
-processes.define(FLAGS)
-hanging.define(FLAGS)
+shared_flags.define_processes(FLAGS)
+shared_flags.define_watchdog(FLAGS)
 
 
 def main(args: SimpleNamespace) -> None:
@@ -92,7 +91,7 @@ def main(args: SimpleNamespace) -> None:
     with (
         translate_lost_processes(),
         stop_signals() as should_stop,
-        watched(hanging.watchdog(args), Path(args.workdir), what="batch") as begun,
+        watched(shared_flags.watchdog(args), Path(args.workdir), what="batch") as begun,
     ):
         result = measure(
             run,
@@ -170,12 +169,8 @@ def parse_steps(text: str) -> int:
 
 
 USAGE = f"""{__doc__}
-Solvers:
-{cli.describe_solvers()}
-Grids: {", ".join(choices.GRIDS)}; found, by experiments.find_grid
-Guidance: {", ".join(choices.GUIDANCE)}; joined by +, the innermost first
-Against: null (no condition), label:3, prompt:TEXT, weights:ema-0.99 or weights:RUN_FOLDER,
-  attention or attention:LAYERS (a pattern of names, such as block_2)"""
+{cli.describe_sampling()}
+{cli.AGAINST}"""
 
 if __name__ == "__main__":
     sys.exit(cli.run(main, FLAGS, usage=USAGE))

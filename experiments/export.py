@@ -18,7 +18,6 @@ import jax.numpy as jnp
 from absl import flags
 
 import diffjax
-from diffjax import choices
 from diffjax.errors import UserError
 from diffjax.runs.portable import portable_model, portable_sampler
 from diffjax.runs.recipes import Guided, named_recipe
@@ -110,10 +109,7 @@ def in_type(dtype: str) -> Callable[[Any], Any]:
 
 
 USAGE = f"""{__doc__}
-Solvers:
-{cli.describe_solvers()}
-Grids: {", ".join(choices.GRIDS)}; found, by experiments.find_grid
-Guidance: {", ".join(choices.GUIDANCE)}; joined by +, the innermost first"""
+{cli.describe_sampling()}"""
 
 if __name__ == "__main__":
     sys.exit(cli.run(main, FLAGS, usage=USAGE))

@@ -22,7 +22,7 @@ from diffjax.host.watchdog import watched
 from diffjax.runs.measure import labels_in_mix, wanted_samples
 from diffjax.runs.model import Request
 from diffjax.runs.recipes import Guided, named_recipe
-from experiments import cli, hanging
+from experiments import cli, shared_flags
 
 FLAGS = flags.FlagValues()
 flags.DEFINE_string("workdir", None, "folder of the run", flag_values=FLAGS)
@@ -43,7 +43,7 @@ flags.DEFINE_string("data_path", None, "where the data lie now, if moved", flag_
 flags.DEFINE_list(
     "allowed_packages", [], "your packages that the saved config may name", flag_values=FLAGS
 )
-hanging.define(FLAGS)
+shared_flags.define_watchdog(FLAGS)
 
 
 def main(args: SimpleNamespace) -> None:
@@ -70,7 +70,7 @@ def main(args: SimpleNamespace) -> None:
     labels = labels_in_mix(run, args.num_pairs, args.labels, args.data_path)
     samples = wanted_samples(wired, lambda: run.dataset(args.data_path), labels)
     request, model = Request(samples.condition, args.seed), run.model(args.weights)
-    with watched(hanging.watchdog(args), Path(args.workdir), what="batch") as begun:
+    with watched(shared_flags.watchdog(args), Path(args.workdir), what="batch") as begun:
         parts = model.latent_batches(recipe, request, args.batch_size, begun)
         images = np.concatenate([*parts])  # Latents, where the run has a codec.
     noise = request.noise(wired.image_shape)

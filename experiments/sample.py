@@ -16,7 +16,6 @@ import numpy as np
 from absl import flags
 
 import diffjax
-from diffjax import choices
 from diffjax.conditions.base import len_of
 from diffjax.conditions.files import read
 from diffjax.errors import UserError
@@ -36,7 +35,7 @@ from diffjax.runs.measure import conditions_to_show
 from diffjax.runs.model import Model, Request
 from diffjax.runs.recipes import Guided, named_recipe
 from diffjax.sampling.sample import Recipe, Trace
-from experiments import cli, hanging, processes
+from experiments import cli, shared_flags
 
 FLAGS = flags.FlagValues()
 flags.DEFINE_string("workdir", None, "folder of the run", flag_values=FLAGS)
@@ -74,8 +73,8 @@ flags.DEFINE_string(
     "out", None, "picture, with an .npz (WORKDIR/samples/seed_N.png)",
     flag_values=FLAGS,
 )  # fmt: skip
-processes.define(FLAGS)
-hanging.define(FLAGS)
+shared_flags.define_processes(FLAGS)
+shared_flags.define_watchdog(FLAGS)
 
 _PAIRS_IN_A_ROW = 5
 _FILMED = 6
@@ -142,7 +141,7 @@ def draw_images(
 ) -> tuple[np.ndarray, dict[str, float]]:
     """Draws samples; returns them with their cost: evaluations per sample, or sequential rounds."""
     n = args.batch_size
-    with watched(hanging.watchdog(args), Path(args.workdir), what="batch") as begun:
+    with watched(shared_flags.watchdog(args), Path(args.workdir), what="batch") as begun:
         if args.parallel:
             begun(1)
             found = model.in_parallel(recipe, request, args.parallel, args.tolerance)
@@ -180,14 +179,10 @@ def wanted(
 
 
 USAGE = f"""{__doc__}
-Solvers:
-{cli.describe_solvers()}
-Grids: {", ".join(choices.GRIDS)}; found, by experiments.find_grid
 Labels: a list, whose entries are shown in turn, or --labels=@FILE with a text in each line or, as
   .npz, with the arrays of the condition; a text with commas stands in double quotes
-Guidance: {", ".join(choices.GUIDANCE)}; joined by +, the innermost first
-Against: null (no condition), label:3, prompt:TEXT, weights:ema-0.99 or weights:RUN_FOLDER,
-  attention or attention:LAYERS (a pattern of names, such as block_2)"""
+{cli.describe_sampling()}
+{cli.AGAINST}"""
 
 if __name__ == "__main__":
     sys.exit(cli.run(main, FLAGS, usage=USAGE))

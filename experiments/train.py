@@ -35,7 +35,7 @@ from diffjax.runs import workdirs
 from diffjax.runs.extension import planned
 from diffjax.runs.setup import Setup
 from diffjax.spec import build, to_json
-from experiments import cli, hanging, processes
+from experiments import cli, shared_flags
 
 
 class Extend(flags.ArgumentParser):
@@ -72,8 +72,8 @@ flags.DEFINE_flag(
     ),
     FLAGS,
 )  # fmt: skip
-processes.define(FLAGS)
-hanging.define(FLAGS)
+shared_flags.define_processes(FLAGS)
+shared_flags.define_watchdog(FLAGS)
 
 _EPOCHS, _FEWEST_STEPS = 2_000, 2_000
 
@@ -93,7 +93,7 @@ def main(args: SimpleNamespace) -> None:
     if args.compilation_cache is not None:
         cli.keep_compiled_programs(args.compilation_cache)
     command = shlex.join(["python", "-m", "experiments.train", *sys.argv[1:]])
-    watchdog = hanging.watchdog(args)
+    watchdog = shared_flags.watchdog(args)
     try:
         page = train(
             config, workdir, command, extend=args.extend, watchdog=watchdog, profile=profile

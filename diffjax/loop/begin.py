@@ -43,7 +43,7 @@ def initial_weights(setup: Setup, workdir: Path) -> Initial | None:
     Raises:
         UserError: there are no such weights, or they are of another network.
     """
-    named = setup.config.get("init_from", "")
+    named = setup.config.init_from
     begun = workdirs.checkpoint_steps(workdir)
     return find(named, setup.abstract.weights(LIVE)) if named and not begun else None
 
@@ -71,7 +71,7 @@ def restore_or_init(
     """
     restored = checkpoints.restore(setup.abstract)
     if restored is None:
-        if named := setup.config.get("init_from", ""):
+        if named := setup.config.init_from:
             params, source = (initial or find(named, setup.abstract.weights(LIVE)))()
             _LOG.info("beginning with the weights of %s", named)
             return setup.begin(params), {"step": 0, "schedule_start": 0, "init_from": source}

@@ -6,7 +6,7 @@ from itertools import islice
 import jax
 from jax import Array
 
-from diffjax.data import Augment, DataSet, batches
+from diffjax.data import DataSet, batches
 from diffjax.loop.rollback import Rollbacks, seed_of
 from diffjax.runs.setup import Setup
 from diffjax.spec import build
@@ -27,7 +27,7 @@ def device_batches(
             batch_size=config.batch_size,
             seed=seed_of(config.seed, order),
             start_step=first,
-            augment=build(config.get("augment", Augment())),
+            augment=build(config.augment),
             part=part,
         )
         for batch in islice(stream, last - first):

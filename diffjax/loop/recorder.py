@@ -28,8 +28,6 @@ from diffjax.runs.setup import Setup
 from diffjax.training.averages import power_name
 from diffjax.training.state import TrainState
 
-_SAMPLE_IMAGES = 64  # of configs from before there was a choice
-
 
 class Recorder:
     """What a run leaves in its folder while it trains: lines, pictures and checkpoints.
@@ -168,7 +166,7 @@ def open_writers(
 def grid_drawer(setup: Setup, dataset: DataSet, workdir: Path) -> Callable[[TrainState], Any]:
     """A function that draws the run's picture: always the same noise and labels."""
     config = setup.config
-    num_images = config.get("sample_images", _SAMPLE_IMAGES)
+    num_images = config.sample_images
     num_classes = min(dataset.num_classes, most_classes(num_images))
     columns = columns_by_class(num_images, num_classes)
     num_images, condition = max(num_images // columns, 1) * columns, setup.wired.condition

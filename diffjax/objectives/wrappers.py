@@ -238,9 +238,7 @@ class Contrastive(Wrapper):
         check_others(batch, "Contrastive")
         del teacher_params, progress
         objective = self.objective
-        time_key, key = jax.random.split(key)
-        u = objective.uniforms(time_key, len(batch["image"]))
-        noised = objective.noised(objective.times.quantile(u, self.path), key, batch)
+        noised = objective.at_random_times(key, batch)
         output = objective.evaluate(apply, params, noised)
         # Another image and another noise, at the time of the evaluation.
         other = noised._replace(pair=jax.tree.map(lambda x: jnp.roll(x, 1, axis=0), noised.pair))
@@ -280,9 +278,7 @@ class Dispersive(Wrapper):
         check_others(batch, "Dispersive")
         del teacher_params, progress
         objective = self.objective
-        time_key, key = jax.random.split(key)
-        u = objective.uniforms(time_key, len(batch["image"]))
-        noised = objective.noised(objective.times.quantile(u, self.path), key, batch)
+        noised = objective.at_random_times(key, batch)
         output, hidden = objective.evaluate(apply, params, noised, hidden=True)
         loss = objective.loss(noised, output) + self.scale * self.dispersion(hidden)
         return loss, objective.metrics(noised)

@@ -34,18 +34,21 @@ _DTYPES: Mapping[str, Any] = {
 }
 
 
-def read_state_dict(path: str | Path) -> dict[str, Tensor]:
-    """Reads the names, shapes and types of the tensors in a file; their numbers when they are used.
+def read_state_dict(path: str | Path, part: str = "") -> dict[str, Tensor]:
+    """Reads names, shapes and types of the tensors in a file; their numbers when they are used.
 
     The format is recognised by the content: safetensors, or a file of `torch.save` (both formats).
     No code of a file is run. A file must not be changed while its tensors are in use.
 
     Args:
         path: of the file; `~` is the home folder.
+        part: of a file of torch with several, such as `ema` and `model`, the one that is read; by
+            default the first of `ema`, `model` and `state_dict` that is there.
 
     Raises:
-        UserError: there is no such file, it has another format, is damaged, or contains anything
-            but tensors. Damage within the numbers of a tensor is noticed when it is read.
+        UserError: there is no such file or part, the file has another format, is damaged, or
+            contains anything but tensors. Damage within the numbers of a tensor is noticed when it
+            is read.
     """
     place = place_of(str(path))
     try:
@@ -54,8 +57,11 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     except OSError as error:
         raise UserError(f"can't read weights from {path}: {error.strerror}") from error
     # A safetensors file begins with eight bytes for the length of its header, which is JSON.
-    reader = _read_safetensors if start[8:9] == b"{" else read_torch
-    return reader(str(place))
+    if start[8:9] != b"{":
+        return read_torch(str(place), part)
+    if part:
+        raise UserError(f"{path} has no part {part!r}: a file of safetensors has none")
+    return _read_safetensors(str(place))
 
 
 def write_safetensors(

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
-from diffjax.errors import UserError
+from diffjax.errors import UserError, nearest
 from diffjax.pretrained.tensors import Tensor
 
 _DTYPES: Mapping[str, Any] = {
@@ -40,6 +40,8 @@ _OLD_MAGIC, _OLD_VERSION = 0x1950A86A20F9469CFC6C, 1001
 # Tensors may share a storage, and each becomes a copy. All copies together are limited to this
 # multiple of the file's size.
 _MOST_COPIES = 4
+# The parts of what trainings store that are wanted, the first of them that is there.
+_PARTS = ("ema", "model", "state_dict")
 _DAMAGED = (
     pickle.UnpicklingError,
     zipfile.BadZipFile,
@@ -56,11 +58,11 @@ _DAMAGED = (
 )
 
 
-def read_torch(path: str) -> dict[str, Tensor]:
+def read_torch(path: str, part: str = "") -> dict[str, Tensor]:
     """Reads the tensors of a file of `torch.save`, in both of its formats; see `read_state_dict`.
 
     Raises:
-        UserError: the file has another format, is damaged, or contains anything but tensors.
+        UserError: the file has another format, is damaged, lacks the part, or contains no tensors.
     """
 
     def damaged(error: BaseException) -> UserError:
@@ -85,7 +87,7 @@ def read_torch(path: str) -> dict[str, Tensor]:
                 f"it contains a {type(tree).__name__}, not a dict of tensors"
             )
         tensors, left = {}, _MOST_COPIES * size
-        for key, view in tree.items():
+        for key, view in _part(tree, part).items():
             if not isinstance(key, str) or not isinstance(view, _View):
                 raise pickle.UnpicklingError(f"{key!r} is a {type(view).__name__}, not a tensor")
             shape, dtype = _checked(view), np.dtype(_DTYPES[view.storage.kind])
@@ -98,6 +100,19 @@ def read_torch(path: str) -> dict[str, Tensor]:
         return tensors
     except _DAMAGED as error:
         raise damaged(error) from error
+
+
+def _part(tree: Mapping[Any, Any], part: str) -> Mapping[Any, Any]:
+    """One part of what a training stored, such as `{"model": …, "ema": …, "opt": …, "args": …}`."""
+    parts = {
+        name: inner
+        for name, inner in tree.items()
+        if isinstance(inner, dict) and any(isinstance(value, _View) for value in inner.values())
+    }
+    chosen = part or next((name for name in _PARTS if name in parts), "")
+    if chosen and chosen not in parts:
+        raise pickle.UnpicklingError(f"it has no part {chosen!r}; {nearest(chosen, parts)}")
+    return parts[chosen] if chosen else tree
 
 
 class _Storage(NamedTuple):
@@ -158,7 +173,7 @@ def _admitted() -> dict[str, Any]:
 
     class Tree(dict):
         def __setstate__(self, state: Any) -> None:
-            """Ignores torch's notes about module versions."""
+            """Ignores attributes: module versions, settings."""
 
     def tensor(storage: Any, offset: Any, size: Any, stride: Any, *rest: Any) -> _View:
         return _View(storage, offset, size, stride)
@@ -167,6 +182,7 @@ def _admitted() -> dict[str, Any]:
         return data
 
     return {
+        "argparse.Namespace": Tree,  # settings of a training, which are left out
         "collections.OrderedDict": Tree,
         "torch._utils._rebuild_tensor_v2": tensor,
         "torch._utils._rebuild_parameter": parameter,
@@ -255,6 +271,9 @@ def _checked(view: _View) -> tuple[int, ...]:
 
 
 def _array(view: _View, buffer: np.ndarray) -> np.ndarray:
-    """Copies a tensor from its storage."""
+    """A tensor of its storage: the storage itself, read-only, if it is all of it; else a copy."""
     strides = [step * buffer.itemsize for step in view.stride]
-    return np.lib.stride_tricks.as_strided(buffer[view.offset :], tuple(view.size), strides).copy()
+    array = np.lib.stride_tricks.as_strided(
+        buffer[view.offset :], tuple(view.size), strides, writeable=False
+    )
+    return array if array.size == buffer.size and array.flags.c_contiguous else array.copy()

@@ -120,7 +120,7 @@ def measure_likelihood(
         batch_size: images at a time.
         dequantiser_steps: updates that fit a variational dequantiser.
         seed: of probes, times and noise.
-        begun: told of each batch of images, by its number; a fit of a dequantiser is one.
+        begun: called with the number of each batch of images; a fit of a dequantiser is one.
 
     Returns:
         Plain JSON: `bits_per_dim`, its errors, and how it came about.

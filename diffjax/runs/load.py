@@ -328,7 +328,7 @@ def check_whole(what: str, value: Any, least: int) -> None:
     """Refuses what is no whole number of `least` to 2³¹ − 1, as the flags do.
 
     Raises:
-        UserError: it is none.
+        UserError: it is not.
 
     Example:
         >>> check_whole("num_steps", 2.5, 1)

@@ -108,8 +108,8 @@ def measure(
         dataset: what it was trained on.
         wanted: which samples, and what they are measured on.
         should_stop: called before each batch of samples; whether to end there.
-        begun: told of each batch that is drawn, that features are made of or whose likelihood is
-            measured, by its number.
+        begun: called with the number of each batch that is drawn, that features are made of or
+            whose likelihood is measured.
         report: called with each row of the table as it is done.
 
     Returns:
@@ -153,7 +153,7 @@ def measure(
     )
     summary = {"step": run.step, "weights": main.weights, **result.summary}
     summary["sampling"]["noise_seed"] = noise_seed(run.config.seed, main.seed)
-    for method in settings.get("likelihood", ()):
+    for method in settings.likelihood:
         found = measure_likelihood(
             run,
             dataset,
@@ -189,8 +189,7 @@ def wanted_recipes(run: Run, wanted: Wanted) -> tuple[NamedRecipe, list[NamedRec
 
     def listed(name: str) -> Sequence[Any]:
         given = getattr(wanted, name)
-        # Runs of before there was a list have none.
-        return (settings.get(name) if given is None else given) or (None,)
+        return (settings[name] if given is None else given) or (None,)
 
     solvers, steps = (
         settings[name] if getattr(wanted, name) is None else getattr(wanted, name)
@@ -300,7 +299,7 @@ def telling(beat: Callable[[], None], extractor: Extractor) -> Extractor:
 
 def own_mix(config: ConfigDict) -> str:
     """The label mix that a config asks for; older ones have no such setting."""
-    return config.evaluation.get("labels", "data")
+    return config.evaluation.labels
 
 
 def labels_in_mix(
@@ -412,8 +411,8 @@ def conditions_to_show(
     listed = wired.condition.in_turn(n, most)
     if listed is not None and not wired.objective.traits.starts_at_source:
         return listed, None
-    shown = wanted_samples(wired, dataset, np.zeros(n, np.int32))
-    return shown.condition, shown.source
+    samples = wanted_samples(wired, dataset, np.zeros(n, np.int32))
+    return samples.condition, samples.source
 
 
 def own_extractors(config: ConfigDict) -> tuple[Extractor, ...]:
@@ -423,7 +422,7 @@ def own_extractors(config: ConfigDict) -> tuple[Extractor, ...]:
         UserError: one that can't be had.
     """
     parts = {"config.evaluation.extractor": config.evaluation.extractor}
-    for i, part in enumerate(config.evaluation.get("extractors", ())):
+    for i, part in enumerate(config.evaluation.extractors):
         parts[f"config.evaluation.extractors[{i}]"] = part
     return tuple(build(part, Extractor, name) for name, part in parts.items())
 
@@ -436,10 +435,10 @@ def check_evaluation(setup: Setup, dataset: DataSet) -> None:
             extractor for other images, too few images, bits per dimension of what has none.
     """
     config, settings = setup.config, setup.config.evaluation
-    for name in settings.get("grids", ()):  # None has been found for this run yet.
+    for name in settings.grids:  # None has been found for this run yet.
         choose(choices.GRIDS, name, "grid")
     kept = [LIVE, *Averages.of(config).names]
-    for name in settings.get("weights", ()):
+    for name in settings.weights:
         if name not in kept:
             raise UserError(f"config.evaluation.weights: no {name!r}; {nearest(name, kept)}")
     main, others = wanted_recipes(Run(setup, setup.abstract, Path()), Wanted())
@@ -447,7 +446,7 @@ def check_evaluation(setup: Setup, dataset: DataSet) -> None:
     label_shares(own_mix(config), setup.wired, dataset)
     for extractor in own_extractors(config):
         _check_extractor(extractor, dataset.picture_shape)
-    for method in settings.get("likelihood", ()):
+    for method in settings.likelihood:
         check_likelihood(setup.wired.objective, method)
         check_levels(dataset)
     _ = setup.codec.params  # Read, or refused.
@@ -483,7 +482,7 @@ def _check_counts(setup: Setup, dataset: DataSet) -> None:
             f"this run makes images from test images, and {dataset.name} has {num_test}: "
             f"its evaluation needs {FEWEST_IMAGES}"
         )
-    if setup.config.evaluation.get("likelihood") and not num_test:
+    if setup.config.evaluation.likelihood and not num_test:
         raise UserError(
             f"config.evaluation.likelihood is that of test images, and {dataset.name} has none"
         )

@@ -408,7 +408,8 @@ class Model:
         cond = wired.condition.abstract(batch_size)
         keys = jax.eval_shape(lambda: sample_keys(0, jnp.arange(batch_size)))
         source = images if wired.objective.traits.starts_at_source else None
-        times = jax.eval_shape(lambda: padded(recipe.times(wired.path)))
+        # Of numbers, because the length of a route depends on them.
+        times = jax.eval_shape(padded, recipe.times(wired.path))
         return self.programs.draw.lower(
             plan,
             weights._replace(

@@ -54,7 +54,7 @@ def portable_sampler(model: Model, recipe: Recipe, *, noise: bool = False) -> Ca
         )
     wired, weaker = model.wired, model.weaker(recipe)
     check_recipe(recipe, wired)
-    codec = model.codec
+    codec, times = model.codec, recipe.times(wired.path)
     check_export_size(
         [codec.params, *(each.params for each in (model, weaker) if each is not None)]
     )
@@ -68,7 +68,7 @@ def portable_sampler(model: Model, recipe: Recipe, *, noise: bool = False) -> Ca
         rows = jnp.arange(jax.tree.leaves(cond)[0].shape[0])
         drawn, keys = starting_noise(sample_keys(0 if noise else start, rows), wired.image_shape)
         x = wired.objective.start(start if noise else drawn, source)
-        walk = (recipe.solver, wired.path, recipe.times(wired.path), keys, x)
+        walk = (recipe.solver, wired.path, times, keys, x)
         return codec.decode(params, sample(with_condition(predict, cond), *walk))
 
     return sampler

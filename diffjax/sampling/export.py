@@ -80,9 +80,9 @@ def serialise(
         return bytes(exported.serialize())
     # JAX raises these types for what it can't export.
     except (TypeError, ValueError, NotImplementedError) as error:
-        said = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(
-            f"this sampler can't be exported to {', '.join(platforms)}: {said[:200]}"
+            f"this sampler can't be exported to {', '.join(platforms)}: {reason[:200]}"
         ) from error
 
 

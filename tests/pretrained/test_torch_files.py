@@ -1,5 +1,6 @@
 """Files of torch.save, written by torch and by hand, and the files of weights around them."""
 
+import argparse
 import contextlib
 import functools
 import hashlib
@@ -106,6 +107,26 @@ class TestReading:
         torch.save(module.state_dict(), file, _use_new_zipfile_serialization=new)
         found = read_bytes(file.getvalue())
         np.testing.assert_array_equal(found["0.weight"], module[0].weight.detach().numpy())
+
+    @pytest.mark.parity
+    @pytest.mark.parametrize("new", [True, False])
+    def test_of_what_a_training_stored_the_averages_are_read(self, new):
+        torch = pytest.importorskip("torch")
+        module = torch.nn.Linear(2, 2)
+        optimizer = torch.optim.AdamW(module.parameters())
+        module(torch.ones(2)).sum().backward()
+        optimizer.step()
+        ema = {name: value + 1 for name, value in module.state_dict().items()}
+        stored = {"model": module.state_dict(), "ema": ema, "opt": optimizer.state_dict()}
+        stored["args"] = argparse.Namespace(epochs=3, name="x")
+        file = io.BytesIO()
+        torch.save(stored, file, _use_new_zipfile_serialization=new)
+        for part, expected in (("", ema), ("ema", ema), ("model", module.state_dict())):
+            found = read_bytes(file.getvalue(), part=part)
+            assert found.keys() == expected.keys()
+            np.testing.assert_array_equal(found["weight"], expected["weight"].numpy())
+        with pytest.raises(UserError, match="it has no part 'emma'; did you mean 'ema'"):
+            read_bytes(file.getvalue(), part="emma")
 
     def test_a_file_made_by_hand(self):
         found = read_bytes(torch_zip(tensor(stride=(1, 2)), STORAGE))

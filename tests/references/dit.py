@@ -1,7 +1,11 @@
-"""Outputs of the authors' DiT for drawn parameters, stored as arrays.
+"""Outputs of the authors' DiT and SiT for drawn parameters, stored as arrays.
 
-git clone https://github.com/facebookresearch/DiT /tmp/DiT
-python -m tests.references.dit /tmp/DiT  # needs torch and timm; writes dit.npz
+    git clone https://github.com/facebookresearch/DiT /tmp/DiT
+    git clone https://github.com/willisma/SiT /tmp/SiT
+    python -m tests.references.dit DiT /tmp/DiT     # writes DiT.npz beside this file
+    python -m tests.references.dit SiT /tmp/SiT
+
+It needs torch and timm.
 """
 
 import sys
