@@ -21,7 +21,7 @@ from diffjax.spec import spec
 MODELS = {
     "unet": spec(UNet, **unet.SIZES["DDPM-CIFAR10"]),
     "unet-64": spec(UNet),  # 64, 128, 128 channels: small enough to benchmark on a CPU
-    **{name: spec(DiT, **size) for name, size in dit.SIZES.items()},
+    **{name: spec(DiT, **size.settings) for name, size in dit.SIZES.items()},
 }
 
 

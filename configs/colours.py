@@ -29,7 +29,7 @@ def get_config(arguments: str = "") -> ConfigDict:
     )
     config.num_steps = 1_200
     config.batch_size = 256
-    config.label_dropout = 0.0
+    config.condition_dropout = 0.0
     config.ema_decays = (0.99,)
     config.weights = "ema-0.99"
     config.sampling.guidance_scale = 1.0

@@ -28,7 +28,7 @@ def get_config(arguments: str = "") -> ConfigDict:
         optimizer=spec(adamw, learning_rate=2e-3, schedule=spec(Cosine, final_fraction=0.02)),
     )
     config.num_steps = 2_400
-    config.label_dropout = 0.0  # the pairs hold the teacher's guidance already
+    config.condition_dropout = 0.0  # the pairs hold the teacher's guidance already
     config.ema_decays = (0.99, 0.999)
     config.sampling.solver = choices.copy(choices.SOLVERS["euler"])
     config.sampling.num_steps = 2

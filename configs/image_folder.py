@@ -27,8 +27,8 @@ MODELS = {
         attention_resolutions=(16,),
         head_channels=64,
     ),
-    "dit": spec(DiT, **dit.SIZES["DiT-S/2"]),
-    **{name: spec(DiT, **size) for name, size in dit.SIZES.items()},
+    "dit": spec(DiT, **dit.SIZES["DiT-S/2"].settings),
+    **{name: spec(DiT, **size.settings) for name, size in dit.SIZES.items()},
 }
 
 

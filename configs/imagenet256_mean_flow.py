@@ -22,7 +22,7 @@ from diffjax.spec import spec
 from diffjax.training.sharding import SPREAD
 
 POD = {"dtype": "bfloat16", "scan": True, "remat": "products"}
-MODELS = {name: spec(DiT, **{**size, **POD}) for name, size in dit.SIZES.items()}
+MODELS = {name: spec(DiT, **{**size.settings, **POD}) for name, size in dit.SIZES.items()}
 
 
 def get_config(arguments: str = "") -> ConfigDict:

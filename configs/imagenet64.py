@@ -27,7 +27,10 @@ MODELS = {
         head_channels=64,
         dtype="bfloat16",
     ),
-    **{name: spec(DiT, **{**size, "dtype": "bfloat16"}) for name, size in dit.SIZES.items()},
+    **{
+        name: spec(DiT, **{**size.settings, "dtype": "bfloat16"})
+        for name, size in dit.SIZES.items()
+    },
 }
 
 

@@ -10,6 +10,7 @@ from types import MappingProxyType
 
 from ml_collections import ConfigDict
 
+from diffjax.codecs import SpaceToDepth, taesd
 from diffjax.models import DiT, UNet
 from diffjax.objectives import couplings, interpolant, learned_variance, mean_flow, wrappers
 from diffjax.objectives.denoising import Denoising
@@ -44,6 +45,13 @@ from diffjax.spec import spec
 
 Table = Mapping[str, ConfigDict]
 
+# What encoded a data set of latents, and decodes them.
+CODECS: Table = MappingProxyType(
+    {
+        "space_to_depth": spec(SpaceToDepth),
+        "taef2": spec(taesd.TAESD),
+    }
+)
 # The path from data to noise: x_t = a(t)·x0 + s(t)·eps.
 PATHS: Table = MappingProxyType(
     {
@@ -240,7 +248,8 @@ GUIDANCE: Table = MappingProxyType(
     }
 )
 # The second prediction, from which guidance leads away; some take an argument: label:3 and
-# prompt:TEXT are what the model's condition parses.
+# prompt:TEXT are what the model's condition parses. Weights may have a condition of their own, as
+# weights:runs/small+null.
 AGAINST: Table = MappingProxyType(
     {
         "null": spec(guidance.NullCondition),
@@ -266,6 +275,14 @@ SCHEDULES: Table = MappingProxyType(
         "constant": spec(rates.Constant),
         "cosine": spec(rates.Cosine),
         "inverse_sqrt": spec(rates.InverseSqrt),
+    }
+)
+# Metrics during training; several are joined by "+". The rows are locations, `module:class`: these
+# classes load runs, and so import this module.
+EVALUATORS: Mapping[str, str] = MappingProxyType(
+    {
+        "samples": "diffjax.runs.evaluators:Samples",
+        "validation": "diffjax.runs.evaluators:Validation",
     }
 )
 # Schedules that come with an optimizer; with others a config keeps its own.

@@ -21,7 +21,7 @@ _CPU = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_REDUCE"}
 def jit(function: Callable[..., Any], mesh: Mesh | None = None, **how: Any) -> Any:
     """`jax.jit(function, **how)`, on CPUs with convolutions and products by XLA itself.
 
-    An XLA that has no such option is not asked. As every program with compiler options, it can't be
+    An XLA that has no such option does without. As every program with compiler options, it can't be
     called within another one.
 
     Args:

@@ -89,8 +89,10 @@ class Setting:
         """The text of a flag as a value of this setting's type.
 
         Raises:
-            UserError: it is none.
+            UserError: the text is not a value of that type.
         """
+        if self.kind is float and text.lstrip().startswith("{"):
+            return self._group(text)
         try:
             value = _PARSERS.get(self.kind, _literal)(text, self.default)
         except (TypeError, ValueError, OverflowError):
@@ -108,9 +110,23 @@ class Setting:
             UserError: the config does not take a value of that type.
         """
         try:
-            self.group[self.key] = value
+            if isinstance(value, ConfigDict):
+                with self.group.ignore_type():
+                    self.group[self.key] = value
+            else:
+                self.group[self.key] = value
         except (TypeError, ValueError, OverflowError) as error:
             raise UserError(f"{self.name}: {error}") from error
+
+    def _group(self, text: str) -> ConfigDict:
+        """Numbers by name in the place of one number, as `{"text": 0.1}`."""
+        try:
+            value = ast.literal_eval(text)
+            return ConfigDict({str(key): float(number) for key, number in value.items()})
+        except (*_NO_LITERAL, TypeError, AttributeError):
+            raise UserError(
+                f"{self.name} expects numbers by name, like {{'text': 0.1}}, got {text!r}"
+            ) from None
 
 
 def check_size(name: str, value: Any) -> None:

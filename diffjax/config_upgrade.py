@@ -6,17 +6,20 @@ from typing import Any
 from diffjax.spec import TARGET
 
 RENAMED: Mapping[str, str] = {
+    "diffjax.models.dit:DiT": "diffjax.models.dit.network:DiT",
     "diffjax.sampling.guidance:NullLabel": "diffjax.sampling.guidance:NullCondition",
+    "label_dropout": "condition_dropout",
 }
-"""Callables that a config may name, `module:name`, from their names since 0.1.0 to today's."""
+"""Callables that a config may name, `module:name`, and settings, from their names since 0.1.0 to
+today's."""
 
 
 def upgrade(config: Mapping[str, Any], renamed: Mapping[str, str] = RENAMED) -> dict[str, Any]:
-    """Replaces the names of callables that have moved; everything else stays.
+    """Replaces the names of callables and of settings that have others now; all else stays.
 
     Every reader of a saved config calls it, so nothing else has to know how configs once looked.
-    A version that renames or moves a callable adds its line; a run that was saved before becomes
-    a folder of `tests/runs/old_runs`.
+    A version that renames a setting, or renames or moves a callable, adds its line; a run that was
+    saved before becomes a folder of `tests/runs/old_runs`.
 
     Args:
         config: the content of a `config.json`.
@@ -34,4 +37,4 @@ def upgrade(config: Mapping[str, Any], renamed: Mapping[str, str] = RENAMED) -> 
             return [upgraded("", each) for each in value]
         return renamed.get(value, value) if name == TARGET and isinstance(value, str) else value
 
-    return {name: upgraded(name, value) for name, value in config.items()}
+    return {renamed.get(name, name): upgraded(name, value) for name, value in config.items()}

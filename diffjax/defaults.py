@@ -55,7 +55,7 @@ def experiment(
     traits = traits_of(config)
     solver = traits.solver
     by_ode = traits.meaning.serves(Meaning.POSTERIOR_MEAN)
-    config.label_dropout = 0.1  # fraction of labels replaced by null, for classifier-free guidance
+    config.condition_dropout = 0.1  # the share made null, for guidance; or {"part": share, …}
     config.init_from = ""  # weights to begin with: a run, FOLDER:ema-0.999 or a file; "" is fresh
     config.trainable = ""  # patterns of parameters' paths, as "*attention*"; "" is all
     config.nonfinite = spec(NonFinite)
@@ -73,6 +73,7 @@ def experiment(
         guidance=lookup.guidance_called("cfg"),
         against=lookup.against_called("null"),
     )
+    config.best_by = ""  # the best checkpoint is kept by this metric, as "samples/accuracy"
     config.log_every_steps = 100
     config.snapshot_every_steps = 1_000  # of the averages in ema_lengths
     config.sample_every_steps = 1_000

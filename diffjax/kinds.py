@@ -13,7 +13,7 @@ because JAX may trace their numbers. A number without a range has to be finite.
 import inspect
 import math
 import numbers
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import NoneType, UnionType
 from typing import Annotated, Any, NotRequired, TypeVar, Union, get_args, get_origin, is_typeddict
@@ -24,13 +24,13 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Interval:
+class Range:
     """A range of numbers in mathematical notation: `"[0, 1)"` is at least 0 and below 1.
 
     Example:
-        >>> 1.0 in Interval("[0, 1)"), float("nan") in Interval("[0, inf]")
+        >>> 1.0 in Range("[0, 1)"), float("nan") in Range("[0, inf]")
         (False, False)
-        >>> str(Interval("[0, 1)"))
+        >>> str(Range("[0, 1)"))
         'at least 0 and below 1'
     """
 
@@ -55,28 +55,28 @@ class Interval:
         return " and ".join(words) or "finite"
 
 
-FINITE = Interval("(-inf, inf)")
-Probability = Annotated[T, Interval("[0, 1]")]
-Decay = Annotated[T, Interval("[0, 1)")]
-Positive = Annotated[T, Interval("(0, inf)")]
-AtLeastOne = Annotated[T, Interval("[1, inf)")]
-NotNegative = Annotated[T, Interval("[0, inf)")]
-NumSteps = Annotated[int, Interval("[1, 1000000]")]
+FINITE = Range("(-inf, inf)")
+Probability = Annotated[T, Range("[0, 1]")]
+Decay = Annotated[T, Range("[0, 1)")]
+Positive = Annotated[T, Range("(0, inf)")]
+AtLeastOne = Annotated[T, Range("[1, inf)")]
+NotNegative = Annotated[T, Range("[0, inf)")]
+NumSteps = Annotated[int, Range("[1, 1000000]")]
 """Steps from noise to data; more are a slip of the hand, and their times alone fill the memory."""
-Limit = Annotated[T, Interval("(0, inf]")]
+Limit = Annotated[T, Range("(0, inf]")]
 """Above 0; infinity means that there is no limit."""
-UnitTime = Annotated[T, Interval("(0, 1]")]
+UnitTime = Annotated[T, Range("(0, 1]")]
 """A time above 0 and at most 1, for paths whose time runs from 0 to 1."""
 
 
-def complaint(name: str, value: Any, declared: Any, interval: Interval = FINITE) -> str | None:
+def complaint(name: str, value: Any, declared: Any, allowed: Range = FINITE) -> str | None:
     """Why a value does not match an annotation, in one line; None if it matches.
 
     Args:
         name: the name of the value in the message.
         value: any value.
         declared: an annotation; every value matches an annotation of an unsupported form.
-        interval: the range of numbers, if the annotation has none.
+        allowed: the range of numbers, if the annotation has none.
 
     Example:
         >>> complaint("b2", 2.0, Decay[float])
@@ -90,25 +90,31 @@ def complaint(name: str, value: Any, declared: Any, interval: Interval = FINITE)
     """
     origin, inner = get_origin(declared), get_args(declared)
     if origin is Annotated:
-        marks = [mark for mark in inner[1:] if isinstance(mark, Interval)]
+        marks = [mark for mark in inner[1:] if isinstance(mark, Range)]
         return complaint(name, value, inner[0], *marks[:1])
     if origin is NotRequired:
-        return complaint(name, value, inner[0], interval)
+        return complaint(name, value, inner[0], allowed)
     if origin in (Union, UnionType):
-        found = [complaint(name, value, each, interval) for each in inner]
-        return None if None in found else found[0]
+        found = [complaint(name, value, each, allowed) for each in inner]
+        if None in found:
+            return None
+        # Of a group the value inside that is wrong, and not that it is no number.
+        inside = [each for each in found if each and not each.startswith(f"{name}=")]
+        return next(iter(inside), found[0])
     if is_typeddict(declared):
         return _group_complaint(name, value, declared)
     if declared in (int, float):
-        return _number_complaint(name, value, declared, interval)
+        return _number_complaint(name, value, declared, allowed)
     if origin is Callable:
         return _callable_complaint(name, value, *inner)
+    if origin is Mapping:
+        return _mapping_complaint(name, value, inner[1])
     if origin in (tuple, list, Sequence):
         return _list_complaint(name, value, inner, origin)
     return _class_complaint(name, value, origin or declared)
 
 
-def _number_complaint(name: str, value: Any, kind: Any, interval: Interval) -> str | None:
+def _number_complaint(name: str, value: Any, kind: Any, allowed: Range) -> str | None:
     if isinstance(value, jax.Array):  # Traced, perhaps.
         return None
     wanted, words = (numbers.Integral, "whole ") if kind is int else (numbers.Real, "")
@@ -119,9 +125,9 @@ def _number_complaint(name: str, value: Any, kind: Any, interval: Interval) -> s
         kind(number)
     except OverflowError:  # A whole number with more digits than a float can have.
         return f"{name} must be finite, and has more digits than a number can have"
-    if number in (math.inf, -math.inf) and number not in interval:
+    if number in (math.inf, -math.inf) and number not in allowed:
         return _must(name, number, "be finite")
-    return None if number in interval else _must(name, number, f"be {interval}")
+    return None if number in allowed else _must(name, number, f"be {allowed}")
 
 
 def _group_complaint(name: str, value: Any, declared: Any) -> str | None:
@@ -129,6 +135,13 @@ def _group_complaint(name: str, value: Any, declared: Any) -> str | None:
         return _must(name, value, "be a group of settings")
     fields = inspect.get_annotations(declared)
     found = (complaint(f"{name}.{key}", value[key], fields[key]) for key in value if key in fields)
+    return next(filter(None, found), None)
+
+
+def _mapping_complaint(name: str, value: Any, inner: Any) -> str | None:
+    if not hasattr(value, "keys"):
+        return _class_complaint(name, value, Mapping)
+    found = (complaint(f"{name}.{key}", value[key], inner) for key in value)
     return next(filter(None, found), None)
 
 

@@ -1,6 +1,7 @@
 """From names to specs: looks up the named choices of `diffjax.choices`, for configs and flags."""
 
 import functools
+import re
 from collections.abc import Mapping
 
 from ml_collections import ConfigDict
@@ -9,7 +10,7 @@ from diffjax import choices
 from diffjax.errors import UserError
 from diffjax.process import precond
 from diffjax.sampling.solvers import Solver
-from diffjax.spec import TARGET, build, choose, parse_arguments, spec
+from diffjax.spec import TARGET, build, choose, parse_arguments, spec, spec_at
 
 
 def set_axes(
@@ -22,8 +23,10 @@ def set_axes(
 ) -> dict[str, str]:
     """Sets the parts of a config that its arguments choose, and completes its name.
 
-    Sets `config.path`, `.precond`, `.objective`, `.wrappers`, `.model` and `.optimizer`. Choices
-    that are not defaults are appended to `config.name`: each choice has its own run folder.
+    Sets `config.path`, `.precond`, `.objective`, `.wrappers`, `.model`, `.optimizer`,
+    `.evaluators`, and the codec of a config of latents. Choices that are not defaults are appended
+    to `config.name`: each choice has its own run folder. Evaluators are not, because they change
+    nothing of what is trained.
 
     Args:
         config: a config with at least a `name`; `optimizer` is its own, AdamW if it has none.
@@ -46,8 +49,8 @@ def set_axes(
         >>> config.name, config.precond.target["_target_"]
         ('toy-ddpm-v', 'diffjax.process.targets:V')
     """
-    axes = ("objective", *choices.AXES, "wrappers", "model", *choices.TRAINING_AXES)
-    chosen = parse_arguments(arguments, *axes)
+    axes = ("objective", *choices.AXES, "wrappers", "model", *choices.TRAINING_AXES, "codec")
+    chosen = parse_arguments(arguments, *axes, "evaluators")
     names: Mapping[str, str] = choose(
         choices.OBJECTIVES, chosen.get("objective", objective), "objective"
     )
@@ -67,8 +70,18 @@ def set_axes(
         for name in joined(chosen.get("wrappers", names["wrappers"]))
     )
     config.model = choices.copy(choose(models, chosen.get("model", model), "model"))
+    if "codec" in chosen:
+        if "codec" not in config.get("data", {}):
+            raise UserError(f"codec={chosen['codec']}: the data of {config.name} are no latents")
+        config.data.codec = choices.copy(choose(choices.CODECS, chosen["codec"], "codec"))
     own = config.get("optimizer") or choices.copy(choices.OPTIMIZERS["adamw"])
     config.optimizer = optimizer_chosen(own, chosen)
+    config.evaluators = ConfigDict(
+        {
+            name: spec_at(choose(choices.EVALUATORS, name, "evaluator"))
+            for name in joined(chosen.get("evaluators", ""))
+        }
+    )
     defaults = {"objective": objective, "model": model, **names, **_names_of(own)}
     # With "/", the name DiT-S/2 would make a subfolder.
     suffix = [
@@ -130,13 +143,13 @@ def _names_of(optimizer: ConfigDict) -> dict[str, str]:
 
 
 def joined(names: str) -> list[str]:
-    """Splits names of wrappers that are joined by "+", the innermost first.
+    """Splits names that are joined by "+"; of wrappers, the innermost is first.
 
     Example:
-        >>> joined("adaptive+uncertainty"), joined("none")
-        (['adaptive', 'uncertainty'], [])
+        >>> joined("adaptive+uncertainty"), joined("none"), joined("")
+        (['adaptive', 'uncertainty'], [], [])
     """
-    return [name for name in names.split("+") if name != "none"]
+    return [name for name in names.split("+") if name not in ("none", "")]
 
 
 def guidance_called(names: str) -> ConfigDict:
@@ -163,16 +176,26 @@ def guidance_called(names: str) -> ConfigDict:
 def against_called(text: str) -> ConfigDict:
     """The spec of guidance's second prediction, from a name and, after a colon, its argument.
 
+    After weights and a `+` comes the condition that they have, if it is another one.
+
     Raises:
         UserError: the name is unknown, or its argument is not valid.
 
     Example:
         >>> against_called("label:3").text, against_called("weights:ema-0.99").weights
         ('3', 'ema-0.99')
+        >>> both = against_called("weights:runs/small+prompt:a+b")
+        >>> both.weights, both.condition.text
+        ('runs/small', 'a+b')
     """
+    joined = re.fullmatch(r"(weights:.*?)\+((?:null|label|prompt)(?::.*)?)", text, re.DOTALL)
+    if joined:
+        row = against_called(joined[1])
+        row.condition = against_called(joined[2])
+        return row
     name, colon, value = text.partition(":")
     row = choices.copy(choose(choices.AGAINST, name, "against"))
-    takes = [key for key in row if key != TARGET]
+    takes = [key for key in row if key != TARGET and isinstance(row[key], str)]
     if colon and not takes:
         raise UserError(f"against={text}: {name!r} takes nothing after a colon")
     if colon:

@@ -5,20 +5,21 @@ network, path, optimizer, …) declare the types and ranges of their own numbers
 """
 
 import inspect
+from collections.abc import Mapping
 from typing import Annotated, Any, NotRequired, TypedDict, is_typeddict
 
 from ml_collections import ConfigDict
 
 from diffjax.errors import UserError, nearest
-from diffjax.kinds import AtLeastOne, Decay, Interval, NumSteps, Probability, complaint
+from diffjax.kinds import AtLeastOne, Decay, NumSteps, Probability, Range, complaint
 
 Spec = Any
-"""The spec of a part, which `diffjax.spec.build` checks and builds."""
-Seed = Annotated[int, Interval("[0, 4294967295]")]
+"""The spec of a part, or several by name, which `diffjax.spec.build` checks and builds."""
+Seed = Annotated[int, Range("[0, 4294967295]")]
 """Of JAX's 32 bits: 2³² would be 0 again."""
-NumSamples = Annotated[int, Interval("[3, inf)")]
+NumSamples = Annotated[int, Range("[3, inf)")]
 """A covariance needs three."""
-Length = Annotated[float, Interval("(0, 0.2886]")]
+Length = Annotated[float, Range("(0, 0.2886]")]
 """The relative width of a power-function average (`diffjax.training.averages`)."""
 ShardingRule = tuple[str, tuple[str | tuple[str, ...] | None, ...]]
 
@@ -27,18 +28,18 @@ class Evaluation(TypedDict):
     """The settings of evaluation: metrics, samples and recipes."""
 
     extractor: Spec
-    extractors: NotRequired[tuple[Spec, ...]]
+    extractors: tuple[Spec, ...]
     num_samples: NumSamples
-    labels: NotRequired[str]
+    labels: str
     batch_size: AtLeastOne[int]
     solvers: tuple[str, ...]
-    grids: NotRequired[tuple[str, ...]]
+    grids: tuple[str, ...]
     num_steps: tuple[NumSteps, ...]
-    guidance_scales: NotRequired[tuple[float, ...]]
-    weights: NotRequired[tuple[str, ...]]
-    seeds: NotRequired[tuple[Seed, ...]]
+    guidance_scales: tuple[float, ...]
+    weights: tuple[str, ...]
+    seeds: tuple[Seed, ...]
     seed: Seed
-    likelihood: NotRequired[tuple[str, ...]]
+    likelihood: tuple[str, ...]
 
 
 class Mesh(TypedDict, total=False):
@@ -65,20 +66,20 @@ class Settings(TypedDict):
     seed: Seed
     num_steps: AtLeastOne[int]
     batch_size: AtLeastOne[int]
-    accumulation_steps: NotRequired[AtLeastOne[int]]
+    accumulation_steps: AtLeastOne[int]
     data: Spec
     expected: NotRequired[Expected]
-    augment: NotRequired[Spec]
+    augment: Spec
     path: Spec
     precond: Spec
     objective: Spec
-    wrappers: NotRequired[tuple[Spec, ...]]
+    wrappers: tuple[Spec, ...]
     model: Spec
-    label_dropout: Probability[float]
+    condition_dropout: Probability[float] | Mapping[str, Probability[float]]
     init_from: str
     trainable: str
     optimizer: Spec
-    nonfinite: NotRequired[Spec]
+    nonfinite: Spec
     ema_decays: tuple[Decay[float], ...]
     ema_lengths: tuple[Length, ...]
     weights: str
@@ -89,26 +90,28 @@ class Settings(TypedDict):
     log_every_steps: AtLeastOne[int]
     snapshot_every_steps: AtLeastOne[int]
     sample_every_steps: AtLeastOne[int]
-    sample_images: NotRequired[AtLeastOne[int]]
+    sample_images: AtLeastOne[int]
     checkpoint_every_steps: AtLeastOne[int]
     checkpoints_to_keep: AtLeastOne[int]
     checkpoints_kept_every_steps: AtLeastOne[int]
     evaluation: Evaluation
+    evaluators: NotRequired[Spec]
+    best_by: NotRequired[str]
 
 
 def check_settings(config: ConfigDict) -> None:
     """Checks the types and ranges of a config's settings.
 
-    Settings that the config lacks, as older configs do, are not checked.
+    Settings that the config lacks are left to `check_complete`.
 
     Raises:
         UserError: a setting has another type or is out of its range; the first one is named.
 
     Example:
-        >>> check_settings(ConfigDict({"label_dropout": 1.5}))
+        >>> check_settings(ConfigDict({"condition_dropout": 1.5}))
         Traceback (most recent call last):
         ...
-        diffjax.errors.UserError: config.label_dropout=1.5 must be at least 0 and at most 1
+        diffjax.errors.UserError: config.condition_dropout=1.5 must be at least 0 and at most 1
     """
     wrong = complaint("config", config, Settings)
     if wrong:

@@ -29,6 +29,8 @@ Intervals = Float[Array, " batch 2"]
 """`[B, 2]`: from which time, and to which."""
 Images = Float[Array, " batch height width channels"]
 """`[B, H, W, C]`."""
+Latents = Float[Array, " batch rows columns features"]
+"""`[B, h, w, c]`: what a codec makes of images."""
 Tokens = Float[Array, " batch tokens width"]
 """`[B, T, D]`."""
 Queries = Float[Array, " batch queries heads width"]

@@ -21,6 +21,7 @@ TARGET = "_target_"
 # The modules of diffjax that a saved config may name: the parts of an experiment. The others write
 # files, download or start programs.
 _VOCABULARY = (
+    "codecs",
     "conditions",
     "data",
     "evaluation.extractors",
@@ -28,6 +29,7 @@ _VOCABULARY = (
     "objectives",
     "optimizers",
     "process",
+    "runs.evaluators",
     "sampling",
     "training.nonfinite",
 )
@@ -90,7 +92,17 @@ def defaults(location: str) -> dict[str, Any]:
         >>> defaults("diffjax.process.paths:Cosine")["t_noise"]
         0.999
     """
-    return _plain(spec(_locate(location)))
+    return _plain(spec_at(location))
+
+
+def spec_at(location: str) -> ConfigDict:
+    """The spec of a callable by its location, `module:name`, with the values of all its defaults.
+
+    Example:
+        >>> spec_at("diffjax.process.paths:Cosine").t_noise
+        0.999
+    """
+    return spec(_locate(location))
 
 
 def build(config: Any, declared: Any = Any, name: str = "", /, **runtime: Any) -> Any:
@@ -249,7 +261,8 @@ def from_json(
 
     A saved config names callables that `build` imports. Only those of `allowed_packages` are
     accepted, so an untrusted run folder can't run other code. In diffjax itself, only the parts of
-    an experiment are accepted: data, networks, objectives, paths, samplers and extractors.
+    an experiment are accepted: data, networks, objectives, paths, samplers,
+    extractors and evaluators.
 
     Args:
         text: the JSON text.

@@ -13,13 +13,13 @@ from jax import Array
 from ml_collections import ConfigDict
 
 from diffjax import choices, lookup
-from diffjax.conditions import Condition
+from diffjax.conditions import Condition, Rate
 from diffjax.errors import UserError
 from diffjax.kinds import complaint
 from diffjax.models.layers import HIDDEN, attention_layers, attention_off
-from diffjax.objectives.base import Objective, Progress, Traits, with_condition
+from diffjax.objectives.base import Objective, Progress, Traits, conditioned_batch
 from diffjax.process.paths import Pair, Path
-from diffjax.process.precond import Apply, Meaning, Precond, Predict, denoiser, flow_map
+from diffjax.process.precond import Apply, Meaning, Precond, Predict, denoiser, flow_map_predictor
 from diffjax.process.targets import undecodable
 from diffjax.sampling.guidance import Models, mixes
 from diffjax.sampling.sample import Recipe
@@ -39,7 +39,8 @@ class Wired(NamedTuple):
         recipe: the sampling recipe of the run's own samples.
         image_shape: `(H, W, C)` of the data.
         condition: the kind of condition of its samples.
-        label_dropout: the fraction of conditions that training replaces by the null condition.
+        condition_dropout: the probability with which training replaces a condition by the null
+            condition; of several parts perhaps a dict of probabilities by part.
         params_shape: the shapes of the parameters, a tree of `ShapeDtypeStruct`.
     """
 
@@ -51,7 +52,7 @@ class Wired(NamedTuple):
     recipe: Recipe
     image_shape: tuple[int, int, int]
     condition: Condition
-    label_dropout: float
+    condition_dropout: Rate
     params_shape: Any
 
     def init(self, key: Array) -> Any:
@@ -75,7 +76,7 @@ class Wired(NamedTuple):
         """
         model = (self.apply, params, self.path, self.objective.precond_for(source))
         if self.objective.traits.meaning is Meaning.AVERAGE_VELOCITY:
-            return flow_map(*model)
+            return flow_map_predictor(*model)
         return denoiser(*model, learned_variance=self.objective.traits.learned_variance)
 
     def models(
@@ -138,18 +139,18 @@ def wire(config: ConfigDict, image_shape: tuple[int, int, int], condition: Condi
         noise_label: Array,
         cond: Any,
         *,
-        train: bool = False,
         key: Array | None = None,
         hidden: bool = False,
     ) -> Any:
         rngs = None if key is None else {"dropout": key}
+        how: Any = {"train": key is not None, "rngs": rngs}
         if cond is None:
             cond = condition.null(x.shape[0])
         inputs = ({"params": params}, x, noise_label, cond)
         if not hidden:
-            return network.apply(*inputs, train=train, rngs=rngs)
+            return network.apply(*inputs, **how)
         collection, name = HIDDEN
-        output, sown = network.apply(*inputs, train=train, rngs=rngs, mutable=[collection])
+        output, sown = network.apply(*inputs, **how, mutable=[collection])
         if name not in sown.get(collection, {}):
             raise UserError(
                 f"{type(objective).__name__} compares features inside the network, and "
@@ -170,12 +171,24 @@ def wire(config: ConfigDict, image_shape: tuple[int, int, int], condition: Condi
         recipe=recipe,
         image_shape=image_shape,
         condition=condition,
-        label_dropout=config.label_dropout,
+        condition_dropout=dropout_of(config),
         params_shape=params,
     )
+    condition.check_dropout(wired.condition_dropout)
     check_recipe(recipe, wired)
     _check_loss(wired, min(2, config.get("batch_size", 2)), config.get("num_steps", 1))
     return wired
+
+
+def dropout_of(config: ConfigDict) -> Rate:
+    """`config.condition_dropout`: a number, or a dict of numbers by part of the condition.
+
+    Example:
+        >>> dropout_of(ConfigDict({"condition_dropout": {"text": 0.1}}))
+        {'text': 0.1}
+    """
+    rate = config.condition_dropout
+    return rate.to_dict() if isinstance(rate, ConfigDict) else rate
 
 
 def build_objective(config: ConfigDict) -> Objective:
@@ -270,7 +283,7 @@ def check_recipe(recipe: Recipe, wired: Wired) -> None:
         if wrong:
             raise UserError(wrong)
     if not np.isfinite(recipe.times(wired.path)).all():
-        raise UserError(f"{recipe.grid} gives times that are not finite on {wired.path}")
+        raise UserError(f"{recipe.grid} has times that are not finite on {wired.path}")
     check_guidance(recipe, wired)
     solver, traits, name = recipe.solver, wired.objective.traits, type(wired.objective).__name__
     if not _fits(solver, traits):
@@ -308,9 +321,14 @@ def check_guidance(recipe: Recipe, wired: Wired) -> None:
             f"{type(wired.objective).__name__} trains a model of {wired.objective.traits.meaning}: "
             "use guidance_scale=1"
         )
-    droppable = wired.condition.can_be_dropped
-    if against.needs_null and not (droppable and wired.label_dropout):
-        why = "is trained with label_dropout=0" if droppable else "has no condition"
+    rate = wired.condition_dropout
+    if against.needs_null and not wired.condition.null_is_trained(rate):
+        why = "has no condition"
+        if wired.condition.can_be_dropped:
+            written = (
+                f"{rate}, which never drops all parts" if isinstance(rate, dict) else f"{rate:g}"
+            )
+            why = f"is trained with condition_dropout={written}"
         raise UserError(
             f"guidance_scale={scale:g} needs a null condition, but this network {why}; use "
             "guidance_scale=1"
@@ -320,7 +338,7 @@ def check_guidance(recipe: Recipe, wired: Wired) -> None:
         raise UserError(f"guidance against {type(against).__name__}: {reason}")
     if not recipe.solver.renoises and not mixes(recipe.guidance):
         raise UserError(
-            f"{type(recipe.guidance).__name__} gives x0 and noise that do not mix to x, which "
+            f"{type(recipe.guidance).__name__} returns x0 and noise that do not mix to x, which "
             "makes sense to solvers alone that put the noise back: take one of "
             f"{_solvers_that(lambda other: other.renoises)}"
         )
@@ -369,7 +387,7 @@ def _check_loss(wired: Wired, batch_size: int, num_steps: int) -> None:
     progress = Progress(jnp.zeros((), jnp.int32), memory, num_steps)
     loss, _ = jax.eval_shape(
         lambda params, key, batch: wired.objective(
-            wired.apply, params, params, key, with_condition(batch, wired.condition), progress
+            wired.apply, params, params, key, conditioned_batch(batch, wired.condition), progress
         ),
         params,
         jax.eval_shape(lambda: jax.random.key(0)),
@@ -377,6 +395,6 @@ def _check_loss(wired: Wired, batch_size: int, num_steps: int) -> None:
     )
     if loss.shape != (batch_size,):
         raise UserError(
-            f"the objective gives a loss of shape {loss.shape} for {batch_size} example(s), not "
+            f"the objective returns a loss of shape {loss.shape} for {batch_size} example(s), not "
             f"({batch_size},)"
         )

@@ -44,7 +44,7 @@ from diffjax import choices, config_files
 from diffjax.errors import UserError
 from diffjax.host.files import place_of
 from diffjax.spec import TARGET, build
-from experiments import processes
+from experiments import shared_flags
 
 # M_MMAP_MAX, M_TRIM_THRESHOLD, M_ARENA_MAX of glibc's malloc.h: use one heap only, which never
 # shrinks.
@@ -64,6 +64,23 @@ def define_config(flag_values: flags.FlagValues) -> None:
         "setting in it is also a flag: --config.num_steps=100",
         flag_values=flag_values,
     )
+
+
+class _Step(flags.ArgumentParser):
+    """A step, as a number or by the name of the best checkpoint."""
+
+    def parse(self, argument: Any) -> int | str:
+        """The value as `diffjax.load` takes it."""
+        text = str(argument)
+        if text != "best" and not (text.isascii() and text.isdigit()):
+            raise ValueError("it is the number of a step that has a checkpoint, or best")
+        return text if text == "best" else int(text)
+
+
+def define_step(flag_values: flags.FlagValues) -> None:
+    """Defines `--step=400` and `--step=best`: which checkpoint of a run."""
+    help = "a step that has a checkpoint, or best, by config.best_by; the newest by default"
+    flags.DEFINE_flag(flags.Flag(_Step(), None, "step", None, help), flag_values)
 
 
 def run(
@@ -103,13 +120,13 @@ def run(
     keep_freed_memory()
     try:
         args = _parse(flag_values, argv)
-        processes.join(args)
+        shared_flags.join_processes(args)
         with _without_closed_loop_tracebacks():
             return main(args) or 0
     except UserError as error:
         _print_last_line("error: " + " ".join(str(error).split()))
         status = getattr(error, "status", 2)
-        processes.leave(status)
+        shared_flags.leave_processes(status)
         return status
     except KeyboardInterrupt as interrupt:
         _print_last_line(str(interrupt) or "interrupted")
@@ -123,7 +140,7 @@ def run(
         if not jax.distributed.is_initialized():
             raise
         traceback.print_exc()
-        processes.leave(1)
+        shared_flags.leave_processes(1)
         raise
 
 
@@ -200,6 +217,19 @@ def config_names() -> list[str]:
 def describe_tables(tables: Mapping[str, Iterable[str]]) -> str:
     """Formats axes and their choices as lines of `--help`."""
     return "\n".join(f"  {axis + '=':<11} {', '.join(names)}" for axis, names in tables.items())
+
+
+def describe_sampling() -> str:
+    """What may be chosen of sampling, as lines of `--help`."""
+    return f"""Solvers:
+{describe_solvers()}
+Grids: {", ".join(choices.GRIDS)}; found, by experiments.find_grid
+Guidance: {", ".join(choices.GUIDANCE)}; joined by +, the innermost first"""
+
+
+AGAINST = """\
+Against: null (no condition), label:3, prompt:TEXT, weights:ema-0.99 or weights:RUN_FOLDER,
+  attention or attention:LAYERS (a pattern of names, such as block_2)"""
 
 
 def describe_solvers() -> str:

@@ -76,7 +76,7 @@ class Edit(NamedTuple):
         model: of a run that makes samples from noise.
         recipe: solver, grid and guidance.
         request: as many samples as there are images, with their conditions.
-        images: `[n, H, W, C]`.
+        images: `[n, H, W, C]`; latents, of a run that has a codec.
     """
 
     model: Model
@@ -125,9 +125,10 @@ def main(args: SimpleNamespace) -> None:
             f"the result of --task={args.task} is not finite: this solver can't integrate these "
             "times; use --solver=ddim, or --solver=rk4 with more steps"
         )
-    rows = np.stack([images, np.asarray(seen), np.asarray(made)], axis=1)
+    shown = [edit.model.decoded(np.asarray(each)) for each in (images, seen, made)]
+    rows = np.stack(shown, axis=1)
     try:
-        save_png(out, rows.reshape(-1, *images.shape[1:]), columns=15)
+        save_png(out, rows.reshape(-1, *rows.shape[2:]), columns=15)
     except OSError as error:
         raise UserError(f"can't write {out}: {error.strerror}") from error
     change = float(np.sqrt(np.mean((rows[:, 2] - rows[:, 0]) ** 2)))
@@ -173,8 +174,18 @@ def _complete(args: SimpleNamespace, edit: Edit, mask: Array) -> tuple[Array, Ar
     return seen, seen + (1.0 - mask) * edit.draw(solver=solver)
 
 
+def _check_pixels(args: SimpleNamespace, edit: Edit) -> None:
+    """Refuses a task on latents whose observation is one of pixels."""
+    if not edit.model.codec.pixels:
+        raise UserError(
+            f"--task={args.task} observes pixels, and this run has latents (codec "
+            f"{edit.model.codec.name}): take vary, inpaint, outpaint or invert"
+        )
+
+
 def upscale(args: SimpleNamespace, edit: Edit) -> tuple[Array, Array]:
     """Generates images from their means over squares of pixels."""
+    _check_pixels(args, edit)
     k = args.factor
     batch, height, width, channels = edit.images.shape
     if height % k or width % k:
@@ -191,6 +202,7 @@ def upscale(args: SimpleNamespace, edit: Edit) -> tuple[Array, Array]:
 
 def deblur(args: SimpleNamespace, edit: Edit) -> tuple[Array, Array]:
     """Generates images from their Gaussian blur."""
+    _check_pixels(args, edit)
     if args.blur <= 0:
         raise UserError(f"--blur={args.blur:g} must be above 0: it is a width in pixels")
     seen = editing.blurred(edit.images, args.blur)
@@ -199,6 +211,7 @@ def deblur(args: SimpleNamespace, edit: Edit) -> tuple[Array, Array]:
 
 def colour(args: SimpleNamespace, edit: Edit) -> tuple[Array, Array]:
     """Generates colours of images from their grey values."""
+    _check_pixels(args, edit)
     channels = edit.images.shape[-1]
     if channels == 1:
         raise UserError("--task=colour needs a run on colour images; this run has one channel")

@@ -17,7 +17,6 @@ from typing import Any
 from absl import flags
 
 import diffjax
-from diffjax import choices
 from diffjax.config_files import check_size
 from diffjax.errors import UserError
 from diffjax.evaluation.extractors.features import Extractor
@@ -29,10 +28,11 @@ from diffjax.host.storage import make_writable
 from diffjax.host.watchdog import watched
 from diffjax.reports.run_page import write_report
 from diffjax.runs.measure import Wanted, measure
-from experiments import cli, hanging, processes
+from experiments import cli, shared_flags
 
 FLAGS = flags.FlagValues()
 flags.DEFINE_string("workdir", None, "folder of the run", flag_values=FLAGS)
+cli.define_step(FLAGS)
 flags.DEFINE_list("solvers", None, "comma-separated names", flag_values=FLAGS)
 flags.DEFINE_list("grids", None, "comma-separated names", flag_values=FLAGS)
 flags.DEFINE_list("num_steps", None, "comma-separated numbers of steps", flag_values=FLAGS)
@@ -72,8 +72,8 @@ flags.DEFINE_list(
     "allowed_packages", [], "your packages that the saved config may name", flag_values=FLAGS
 )
 
-processes.define(FLAGS)
-hanging.define(FLAGS)
+shared_flags.define_processes(FLAGS)
+shared_flags.define_watchdog(FLAGS)
 
 
 def main(args: SimpleNamespace) -> None:
@@ -86,12 +86,12 @@ def main(args: SimpleNamespace) -> None:
     scales, seeds = numbers(args, "guidance_scale", float), numbers(args, "seed", int)
     extractors = chosen_extractors(args)
     first, allowed = (args.weights or [None])[0], ("diffjax", *args.allowed_packages)
-    run = diffjax.load(args.workdir, weights=first, allowed_packages=allowed)
+    run = diffjax.load(args.workdir, step=args.step, weights=first, allowed_packages=allowed)
     in_first(lambda: make_writable(run.workdir))  # Fails before the work, if it does.
     with (
         translate_lost_processes(),
         stop_signals() as should_stop,
-        watched(hanging.watchdog(args), Path(args.workdir), what="batch") as begun,
+        watched(shared_flags.watchdog(args), Path(args.workdir), what="batch") as begun,
     ):
         result = measure(
             run,
@@ -169,12 +169,8 @@ def parse_steps(text: str) -> int:
 
 
 USAGE = f"""{__doc__}
-Solvers:
-{cli.describe_solvers()}
-Grids: {", ".join(choices.GRIDS)}; found, by experiments.find_grid
-Guidance: {", ".join(choices.GUIDANCE)}; joined by +, the innermost first
-Against: null (no condition), label:3, prompt:TEXT, weights:ema-0.99 or weights:RUN_FOLDER,
-  attention or attention:LAYERS (a pattern of names, such as block_2)"""
+{cli.describe_sampling()}
+{cli.AGAINST}"""
 
 if __name__ == "__main__":
     sys.exit(cli.run(main, FLAGS, usage=USAGE))

@@ -18,7 +18,6 @@ import jax.numpy as jnp
 from absl import flags
 
 import diffjax
-from diffjax import choices
 from diffjax.errors import UserError
 from diffjax.runs.portable import portable_model, portable_sampler
 from diffjax.runs.recipes import Guided, named_recipe
@@ -27,6 +26,7 @@ from experiments import cli
 
 FLAGS = flags.FlagValues()
 flags.DEFINE_string("workdir", None, "folder of the run", flag_values=FLAGS)
+cli.define_step(FLAGS)
 flags.DEFINE_string("out", None, "the file to write", flag_values=FLAGS)
 flags.DEFINE_enum(
     "input", "seed", ["seed", "noise"], "input of the sampler besides the labels",
@@ -59,11 +59,12 @@ def main(args: SimpleNamespace) -> None:
     if not args.platforms:
         raise UserError(f"--platforms= is empty: choose from {','.join(PLATFORMS)}")
     allowed = ("diffjax", *args.allowed_packages)
-    run = diffjax.load(args.workdir, weights=args.weights, allowed_packages=allowed)
+    run = diffjax.load(args.workdir, step=args.step, weights=args.weights, allowed_packages=allowed)
     guided = Guided(args.guidance_scale, args.guidance, args.against)
     named = named_recipe(run, args.solver, args.grid, args.num_steps, guided)
     recipe, wired = named.recipe, run.setup.wired
-    noise, source = args.input == "noise", wired.objective.traits.starts_at_source
+    noise, picture_shape = args.input == "noise", run.setup.codec.image_shape(wired.image_shape)
+    source = picture_shape if wired.objective.traits.starts_at_source else None
     # In the file alone: layers cast their weights to the type that they compute in.
     model = portable_model(run, args.weights).map(in_type(args.weights_dtype))
     sampler = portable_sampler(model, recipe, noise=noise)
@@ -89,8 +90,8 @@ def main(args: SimpleNamespace) -> None:
         "nfe": recipe.nfe or "adaptive",
         "guidance_scale": recipe.guidance_scale,
     }
-    shape = ", ".join(map(str, wired.image_shape))
-    first = f"noise float32[b, {shape}]" if noise else "seed uint32[]"
+    latent, shape = (", ".join(map(str, each)) for each in (wired.image_shape, picture_shape))
+    first = f"noise float32[b, {latent}]" if noise else "seed uint32[]"
     arrays = wired.condition.arrays(wired.condition.abstract(1)).items()
     rows = [
         f"{name} {leaf.dtype}[{', '.join(['b', *map(str, leaf.shape[1:])])}]"
@@ -108,10 +109,7 @@ def in_type(dtype: str) -> Callable[[Any], Any]:
 
 
 USAGE = f"""{__doc__}
-Solvers:
-{cli.describe_solvers()}
-Grids: {", ".join(choices.GRIDS)}; found, by experiments.find_grid
-Guidance: {", ".join(choices.GUIDANCE)}; joined by +, the innermost first"""
+{cli.describe_sampling()}"""
 
 if __name__ == "__main__":
     sys.exit(cli.run(main, FLAGS, usage=USAGE))

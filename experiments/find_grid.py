@@ -19,11 +19,11 @@ from absl import flags
 import diffjax
 from diffjax import choices
 from diffjax.errors import UserError
-from diffjax.evaluation.tables import measure as written
+from diffjax.evaluation.tables import three_digits as written
 from diffjax.host.files import write_json
 from diffjax.runs.found_grids import FOUND, Search, grid_file, prepare
 from diffjax.runs.load import Run
-from diffjax.runs.measure import labels_in_mix, samples_asked_of
+from diffjax.runs.measure import labels_in_mix, wanted_samples
 from diffjax.runs.model import Request
 from diffjax.runs.recipes import Guided, named_recipe
 from diffjax.spec import build, choose
@@ -71,12 +71,12 @@ def main(args: SimpleNamespace) -> None:
     labels = labels_in_mix(run, args.num_samples, args.labels, args.data_path)
     # As many again to try what was found, with the same labels.
     labels, wired = np.concatenate([labels, labels]), run.setup.wired
-    asked = samples_asked_of(wired, lambda: run.dataset(args.data_path), labels)
+    samples = wanted_samples(wired, lambda: run.dataset(args.data_path), labels)
     search = prepare(
         run.model(args.weights),
         named.recipe,
         teacher,
-        Request(asked.condition, args.seed, asked.source),
+        Request(samples.condition, args.seed, samples.source),
         num_candidates=args.num_candidates,
         batch_size=args.batch_size,
     )
@@ -89,7 +89,7 @@ def main(args: SimpleNamespace) -> None:
         "guidance": repr(named.recipe.guidance),
         "against": repr(named.recipe.against),
         "seed": args.seed,
-        "num_samples": len(asked.labels) // 2,
+        "num_samples": len(samples.labels) // 2,
         "teacher": args.teacher,
         "num_candidates": args.num_candidates,
     }

@@ -23,7 +23,7 @@ from diffjax.host.watchdog import watched
 from diffjax.runs.likelihoods import METHODS, Method, measure_likelihood
 from diffjax.runs.measure import add_likelihood
 from diffjax.spec import choose
-from experiments import cli, hanging
+from experiments import cli, shared_flags
 
 FLAGS = flags.FlagValues()
 flags.DEFINE_string("workdir", None, "folder of the run", flag_values=FLAGS)
@@ -64,7 +64,7 @@ flags.DEFINE_string("data_path", None, "new path of the data, if moved", flag_va
 flags.DEFINE_list(
     "allowed_packages", [], "your packages that the saved config may name", flag_values=FLAGS
 )
-hanging.define(FLAGS)
+shared_flags.define_watchdog(FLAGS)
 
 
 def main(args: Any) -> None:
@@ -74,7 +74,7 @@ def main(args: Any) -> None:
     allowed = ("diffjax", *args.allowed_packages)
     run = diffjax.load(args.workdir, weights=args.weights, allowed_packages=allowed)
     in_first(lambda: make_writable(run.workdir))  # Fails before the work, if it does.
-    with watched(hanging.watchdog(args), Path(args.workdir), what="batch") as begun:
+    with watched(shared_flags.watchdog(args), Path(args.workdir), what="batch") as begun:
         result = measure_likelihood(
             run,
             run.dataset(args.data_path),

@@ -30,7 +30,7 @@ from diffjax.performance.planning import gpus, search
 from diffjax.performance.planning.analytic import model_of
 from diffjax.performance.planning.compiled import PROGRAMS, Needs, expected_data, needs_from
 from diffjax.performance.planning.page import write_page
-from diffjax.performance.planning.tables import as_json, details, summary
+from diffjax.performance.planning.tables import details, plan_summary, plans_as_json
 from diffjax.performance.planning.topologies import CHIPS, SHAPES, Topology, topology_called
 from diffjax.reports.run_page import write_report
 from diffjax.spec import TARGET, to_json
@@ -148,7 +148,7 @@ def conclude(args: SimpleNamespace, rows: Sequence[tuple[str, ConfigDict, Needs]
     """Prints the tables and writes the files."""
     chosen = search.largest if args.largest_batch else search.best if args.search else _last
     best = chosen(rows)
-    text = summary(rows)
+    text = plan_summary(rows)
     if best is not None:
         text = f"{details(best[1], best[2])}\n\n{text}"
     if args.search and best is not None:
@@ -156,7 +156,7 @@ def conclude(args: SimpleNamespace, rows: Sequence[tuple[str, ConfigDict, Needs]
     if args.largest_batch:
         text += f"\n\n{search.about_largest(rows, topology_called(args.topology[0]))}"
     print(text)
-    contents = {"config": json.loads(to_json(args.config)), **as_json(rows, best)}
+    contents = {"config": json.loads(to_json(args.config)), **plans_as_json(rows, best)}
     if args.json is not None:
         cli.save(args.json, json.dumps(contents, indent=2) + "\n")
     if args.workdir is not None:
@@ -186,7 +186,8 @@ def _planned(
         # Rematerialisation changes nothing without a backward pass.
         over = [axis for axis in args.search_over if not (args.sampling and axis == "remat")]
         yield from _those_that_can_be(
-            search.candidates(args.config, topologies[0], over), lambda c: plan(c, topologies[0])
+            search.candidate_plans(args.config, topologies[0], over),
+            lambda c: plan(c, topologies[0]),
         )
     elif args.largest_batch:
         tried = search.largest_batch(args.config, topologies[0], lambda c: plan(c, topologies[0]))

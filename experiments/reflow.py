@@ -19,10 +19,10 @@ from diffjax.errors import UserError
 from diffjax.host.files import write_npz
 from diffjax.host.storage import make_writable
 from diffjax.host.watchdog import watched
-from diffjax.runs.measure import labels_in_mix, samples_asked_of
+from diffjax.runs.measure import labels_in_mix, wanted_samples
 from diffjax.runs.model import Request
 from diffjax.runs.recipes import Guided, named_recipe
-from experiments import cli, hanging
+from experiments import cli, shared_flags
 
 FLAGS = flags.FlagValues()
 flags.DEFINE_string("workdir", None, "folder of the run", flag_values=FLAGS)
@@ -43,7 +43,7 @@ flags.DEFINE_string("data_path", None, "where the data lie now, if moved", flag_
 flags.DEFINE_list(
     "allowed_packages", [], "your packages that the saved config may name", flag_values=FLAGS
 )
-hanging.define(FLAGS)
+shared_flags.define_watchdog(FLAGS)
 
 
 def main(args: SimpleNamespace) -> None:
@@ -68,10 +68,11 @@ def main(args: SimpleNamespace) -> None:
         )
 
     labels = labels_in_mix(run, args.num_pairs, args.labels, args.data_path)
-    asked = samples_asked_of(wired, lambda: run.dataset(args.data_path), labels)
-    request, model = Request(asked.condition, args.seed), run.model(args.weights)
-    with watched(hanging.watchdog(args), Path(args.workdir), what="batch") as begun:
-        images = np.concatenate([*model.batches(recipe, request, args.batch_size, begun)])
+    samples = wanted_samples(wired, lambda: run.dataset(args.data_path), labels)
+    request, model = Request(samples.condition, args.seed), run.model(args.weights)
+    with watched(shared_flags.watchdog(args), Path(args.workdir), what="batch") as begun:
+        parts = model.latent_batches(recipe, request, args.batch_size, begun)
+        images = np.concatenate([*parts])  # Latents, where the run has a codec.
     noise = request.noise(wired.image_shape)
     how = {
         "step": run.step,
@@ -83,7 +84,9 @@ def main(args: SimpleNamespace) -> None:
         "seed": args.seed,
     }
     try:
-        write_npz(out, image=images, source=noise, label=asked.labels, **how)
+        given = wired.condition.arrays(samples.condition)  # Without labels, which are there anyway.
+        given = {name: rows for name, rows in given.items() if name not in ("label", "labels")}
+        write_npz(out, image=images, source=noise, label=samples.labels, **given, **how)
     except OSError as error:
         raise UserError(f"can't write {out}: {error.strerror}") from error
     print(", ".join(f"{name}={value}" for name, value in how.items()))

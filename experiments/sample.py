@@ -16,33 +16,35 @@ import numpy as np
 from absl import flags
 
 import diffjax
-from diffjax import choices
+from diffjax.conditions.base import len_of
+from diffjax.conditions.files import read
 from diffjax.errors import UserError
 from diffjax.host.files import write_npz
 from diffjax.host.processes import in_first, is_first
 from diffjax.host.storage import make_writable
 from diffjax.host.watchdog import watched
 from diffjax.reports.pictures import (
+    captions,
     columns_by_class,
     film_gif,
-    names_of_columns,
     save_film,
     save_png,
 )
 from diffjax.runs.load import Run
-from diffjax.runs.measure import samples_asked_of
+from diffjax.runs.measure import conditions_to_show
 from diffjax.runs.model import Model, Request
 from diffjax.runs.recipes import Guided, named_recipe
-from diffjax.sampling.sample import Recipe
-from experiments import cli, hanging, processes
+from diffjax.sampling.sample import Recipe, Trace
+from experiments import cli, shared_flags
 
 FLAGS = flags.FlagValues()
 flags.DEFINE_string("workdir", None, "folder of the run", flag_values=FLAGS)
+cli.define_step(FLAGS)
 flags.DEFINE_integer("num_samples", 64, "number of samples", lower_bound=1, flag_values=FLAGS)
 flags.DEFINE_list(
     "labels",
     None,
-    "what the run's condition parses: labels by number or name, prompts; in turn",
+    "what the run's condition parses: labels, prompts, parts as class=3;prompt=TEXT; or @FILE",
     flag_values=FLAGS,
 )
 flags.DEFINE_integer("seed", 0, "seed of the noise", flag_values=FLAGS)
@@ -71,8 +73,8 @@ flags.DEFINE_string(
     "out", None, "picture, with an .npz (WORKDIR/samples/seed_N.png)",
     flag_values=FLAGS,
 )  # fmt: skip
-processes.define(FLAGS)
-hanging.define(FLAGS)
+shared_flags.define_processes(FLAGS)
+shared_flags.define_watchdog(FLAGS)
 
 _PAIRS_IN_A_ROW = 5
 _FILMED = 6
@@ -82,11 +84,11 @@ def main(args: SimpleNamespace) -> None:
     """Draws samples, saves them, and prints their recipe."""
     cli.require(args, "workdir")
     allowed = ("diffjax", *args.allowed_packages)
-    run = diffjax.load(args.workdir, weights=args.weights, allowed_packages=allowed)
+    run = diffjax.load(args.workdir, step=args.step, weights=args.weights, allowed_packages=allowed)
     guided = Guided(args.guidance_scale, args.guidance, args.against)
     named = named_recipe(run, args.solver, args.grid, args.num_steps, guided)
     recipe = named.recipe
-    condition, source = wanted(run, args.labels, args.num_samples, args.data_path)
+    condition, source, texts = wanted(run, args.labels, args.num_samples, args.data_path)
     out = Path(args.out or Path(args.workdir) / "samples" / f"seed_{args.seed}.png")
     if args.film is not None and Path(args.film).suffix != ".png":
         raise UserError(f"--film={args.film} should end in .png; the GIF is written next to it")
@@ -98,6 +100,7 @@ def main(args: SimpleNamespace) -> None:
     images, cost = draw_images(args, model, recipe, request)
     kind = run.setup.wired.condition
     arrays = {"images": images, **kind.arrays(request.condition)}
+    source = None if source is None else model.decoded(source)
     arrays |= {} if source is None else {"source": source}
     how = {
         "step": run.step,
@@ -112,18 +115,17 @@ def main(args: SimpleNamespace) -> None:
         "seed": args.seed,
     }
     filmed = request.only(np.arange(min(len(request), _FILMED)))
-    traced: Any = None if args.film is None else model.trace(recipe, filmed)
+    traced: Any = None if args.film is None else decoded_trace(model, recipe, filmed)
     if not is_first():
         return
     try:
         write_npz(out.with_suffix(".npz"), **arrays, **how)
-        if source is None:
-            titles = kind.titles(request.condition)
-            columns = columns_by_class(len(images), len(args.labels or set(titles or ())))
-            save_png(out, images, columns, names_of_columns(titles, columns))
-        else:
-            both = np.stack([source, images], axis=1)
-            save_png(out, both.reshape(-1, *images.shape[1:]), columns=_PAIRS_IN_A_ROW * 2)
+        titles = kind.titles(request.condition) or texts
+        columns = columns_by_class(len(images), len(set(titles or ())))
+        beside = kind.pictures(request.condition) if source is None else source
+        if beside is not None and beside.shape == images.shape:
+            columns = _PAIRS_IN_A_ROW
+        save_png(out, images, columns, captions(titles, columns), beside)
         if args.film is not None:
             save_film(args.film, traced)
     except OSError as error:
@@ -139,7 +141,7 @@ def draw_images(
 ) -> tuple[np.ndarray, dict[str, float]]:
     """Draws samples; returns them with their cost: evaluations per sample, or sequential rounds."""
     n = args.batch_size
-    with watched(hanging.watchdog(args), Path(args.workdir), what="batch") as begun:
+    with watched(shared_flags.watchdog(args), Path(args.workdir), what="batch") as begun:
         if args.parallel:
             begun(1)
             found = model.in_parallel(recipe, request, args.parallel, args.tolerance)
@@ -149,33 +151,38 @@ def draw_images(
     return images, {"nfe": model.nfe(recipe, next(request.batches(n)))}
 
 
+def decoded_trace(model: Model, recipe: Recipe, request: Request) -> Trace:
+    """The images on the way from noise to samples."""
+    trace = model.trace(recipe, request)
+    x, x0 = (np.stack([*map(model.decoded, each)]) for each in (trace.x, trace.x0))
+    return trace._replace(x=x, x0=x0)
+
+
 def wanted(
     run: Run, given: list[str] | None, n: int, data_path: str | None
-) -> tuple[Any, np.ndarray | None]:
+) -> tuple[Any, np.ndarray | None, list[str] | None]:
     """The condition and the sources of n samples: what `--labels` parses to, in turn, or else all
-    labels in turn, or those of test images.
+    labels in turn, or those of test images; and the texts of `--labels`, where it has them.
     """
     wired = run.setup.wired
     condition = wired.condition
-    if given and wired.objective.traits.starts_at_source:
+    if given is not None and wired.objective.traits.starts_at_source:
         raise UserError(
             "this run starts at test images, which have their own labels: leave out --labels"
         )
-    if given:
-        return condition.take(condition.parse(given), np.arange(n) % len(given)), None
-    labels = condition.in_turn(n)
-    labels = np.zeros(n, np.int32) if labels is None else labels
-    asked = samples_asked_of(wired, lambda: run.dataset(data_path), labels)
-    return asked.condition, asked.source
+    if given is not None:
+        cond = read(condition, given)
+        rows = np.arange(n) % len_of(cond)
+        texts = None if given[0].startswith("@") else [given[row] for row in rows]
+        return condition.take(cond, rows), None, texts
+    return *conditions_to_show(wired, lambda: run.dataset(data_path), n), None
 
 
 USAGE = f"""{__doc__}
-Solvers:
-{cli.describe_solvers()}
-Grids: {", ".join(choices.GRIDS)}; found, by experiments.find_grid
-Guidance: {", ".join(choices.GUIDANCE)}; joined by +, the innermost first
-Against: null (no condition), label:3, prompt:TEXT, weights:ema-0.99 or weights:RUN_FOLDER,
-  attention or attention:LAYERS (a pattern of names, such as block_2)"""
+Labels: a list, whose entries are shown in turn, or --labels=@FILE with a text in each line or, as
+  .npz, with the arrays of the condition; a text with commas stands in double quotes
+{cli.describe_sampling()}
+{cli.AGAINST}"""
 
 if __name__ == "__main__":
     sys.exit(cli.run(main, FLAGS, usage=USAGE))

@@ -34,11 +34,11 @@ from diffjax.host.interrupts import Interrupted, stop_signals
 from diffjax.host.run_files import read_json
 from diffjax.reports.sweep_page import write_sweep_report
 from diffjax.reports.sweep_text import quality_markdown, verdict_markdown
-from diffjax.sweeps.cells import finished, planned, together, train_cells
-from diffjax.sweeps.engines import ENGINES, parse_options
-from diffjax.sweeps.live import Live, read_plan, rows, table
+from diffjax.sweeps.cells import Planned, finished, grouped_cells, plan_cells, train_cells
+from diffjax.sweeps.engines import ENGINES, Job, parse_options
+from diffjax.sweeps.live import Live, progress_table, read_plan, rows
 from diffjax.sweeps.run import run_workers
-from diffjax.sweeps.sweep import STEPS, Cell, Cost, Sweep
+from diffjax.sweeps.sweep import STEPS, Cell, Sweep
 from diffjax.sweeps.worker import in_subprocess, units, work
 from experiments import cli
 
@@ -90,7 +90,7 @@ def main(args: SimpleNamespace) -> int:
         cli.require(args, "sweep")
     workdir = Path(args.workdir or Path("runs") / "sweeps" / Path(args.sweep).stem)
     if args.status:
-        print(table(rows(workdir)))
+        print(progress_table(rows(workdir)))
         return 0
     cli.require(args, "sweep")
     sweep = config_files.returned_by(args.sweep, "get_sweep", Sweep)
@@ -108,8 +108,9 @@ def main(args: SimpleNamespace) -> int:
     for engine, given in options.items():
         if given and engine != args.engine:
             raise UserError(f"--{engine} needs --engine={engine}, not --engine={args.engine}")
-    cells, costs, left_out, ensembles = checked(sweep, args.ensemble)
-    for name, reason in left_out.items():
+    planned, ensembles = checked(sweep, args.ensemble)
+    cells = planned.cells
+    for name, reason in planned.left_out.items():
         print(f"left out: {name}: {reason}", file=sys.stderr)
     if args.dry_run or not cells:
         print("\n".join(f"{cell.name}: {shlex.join(cell.flags())}" for cell in cells))
@@ -117,13 +118,13 @@ def main(args: SimpleNamespace) -> int:
 
     workdir.mkdir(parents=True, exist_ok=True)
     command = sweep_command(args.sweep, workdir, shared)
-    write_json(workdir / SWEEP, plan(command, args.sweep, sweep, cells, costs, left_out, ensembles))
+    write_json(workdir / SWEEP, plan(command, args.sweep, sweep, planned, ensembles))
+    words, given = worker_command(args.sweep, workdir), options.get(args.engine, {})
+    job = Job(words, args.workers, workdir / "workers", given)
     with stop_signals() as should_stop:
         run_workers(
             ENGINES[args.engine],
-            options.get(args.engine, {}),
-            args.workers,
-            worker_command(args.sweep, workdir),
+            job,
             units(cells, ensembles),
             workdir,
             Live(workdir),
@@ -132,10 +133,8 @@ def main(args: SimpleNamespace) -> int:
     return conclude(sweep, cells, workdir)
 
 
-def checked(
-    sweep: Sweep, most: int
-) -> tuple[list[Cell], dict[str, Cost], dict[str, str], list[list[str]]]:
-    """The results of `planned` and `together`, computed in a subprocess.
+def checked(sweep: Sweep, most: int) -> tuple[Planned, list[list[str]]]:
+    """The results of `plan_cells` and `grouped_cells`, computed in a subprocess.
 
     Building networks occupies the accelerator until the process ends, and trainings need it.
     """
@@ -143,8 +142,8 @@ def checked(
     # Only the parent process handles Ctrl-C.
     ignored = (signal.SIGINT, signal.SIG_IGN)
     with ProcessPoolExecutor(1, spawn, signal.signal, ignored) as pool:
-        cells, costs, left_out = pool.submit(planned, sweep).result()
-        return cells, costs, left_out, pool.submit(together, cells, most).result()
+        planned = pool.submit(plan_cells, sweep).result()
+        return planned, pool.submit(grouped_cells, planned.cells, most).result()
 
 
 def overrides(texts: Sequence[str], sweep: Sweep) -> dict[str, str]:
@@ -173,15 +172,10 @@ def sweep_command(file: str, workdir: Path, shared: Mapping[str, str]) -> str:
 
 
 def plan(
-    command: str,
-    file: str,
-    sweep: Sweep,
-    cells: Sequence[Cell],
-    costs: Mapping[str, Cost],
-    left_out: Mapping[str, str],
-    ensembles: Sequence[Sequence[str]],
+    command: str, file: str, sweep: Sweep, planned: Planned, ensembles: Sequence[Sequence[str]]
 ) -> dict[str, Any]:
     """The content of `sweep.json`."""
+    costs = planned.costs
     return {
         "name": Path(file).stem,
         "question": sweep.question,
@@ -201,9 +195,9 @@ def plan(
                 "flops_per_step": costs[cell.name].flops_per_step,
                 "num_steps": int(cell.overrides.get(STEPS, costs[cell.name].num_steps)),
             }
-            for cell in cells
+            for cell in planned.cells
         ],
-        "left_out": [{"name": name, "reason": reason} for name, reason in left_out.items()],
+        "left_out": [{"name": name, "reason": reason} for name, reason in planned.left_out.items()],
         "ensembles": [list(names) for names in ensembles],
     }
 

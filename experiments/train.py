@@ -25,16 +25,17 @@ from diffjax import choices
 from diffjax.data import DataSet
 from diffjax.data.fingerprints import evenly
 from diffjax.errors import UserError
-from diffjax.evaluation.tables import measure, percent
+from diffjax.evaluation.tables import percent, three_digits
 from diffjax.host.processes import is_first
 from diffjax.host.run_files import read_json
-from diffjax.loop.loop import initial_weights, prepared, train
+from diffjax.loop.begin import initial_weights
+from diffjax.loop.loop import prepared, train
 from diffjax.loop.profile import Profile
 from diffjax.runs import workdirs
 from diffjax.runs.extension import planned
 from diffjax.runs.setup import Setup
 from diffjax.spec import build, to_json
-from experiments import cli, hanging, processes
+from experiments import cli, shared_flags
 
 
 class Extend(flags.ArgumentParser):
@@ -71,8 +72,8 @@ flags.DEFINE_flag(
     ),
     FLAGS,
 )  # fmt: skip
-processes.define(FLAGS)
-hanging.define(FLAGS)
+shared_flags.define_processes(FLAGS)
+shared_flags.define_watchdog(FLAGS)
 
 _EPOCHS, _FEWEST_STEPS = 2_000, 2_000
 
@@ -92,7 +93,7 @@ def main(args: SimpleNamespace) -> None:
     if args.compilation_cache is not None:
         cli.keep_compiled_programs(args.compilation_cache)
     command = shlex.join(["python", "-m", "experiments.train", *sys.argv[1:]])
-    watchdog = hanging.watchdog(args)
+    watchdog = shared_flags.watchdog(args)
     try:
         page = train(
             config, workdir, command, extend=args.extend, watchdog=watchdog, profile=profile
@@ -167,9 +168,9 @@ def describe(setup: Setup, dataset: DataSet, workdir: Path, *, extend: bool | st
     epochs = config.num_steps * config.batch_size / len(dataset.train)
     num_trained = sum(leaf.size for leaf in jax.tree.leaves(setup.abstract.params))
     trains = f", {num_trained:,} trained" if num_trained < wired.num_params else ""
-    shape = "x".join(map(str, dataset.image_shape))
+    images = dataset.codec.describe(dataset.image_shape)
     rows = {
-        "data": f"{dataset.name}: {len(dataset.train):,} images of {shape}, "
+        "data": f"{dataset.name}: {len(dataset.train):,} {images}, "
         f"{dataset.condition.describe()}; {len(dataset.test):,} for testing; "
         f"{'all' if num_read == num_images else f'{num_read:,}'} were read",
         "network": f"{type(wired.network).__name__}, {wired.num_params:,} parameters{trains}",
@@ -233,7 +234,8 @@ def headline(workdir: Path) -> str:
         recognised = "" if accuracy is None else f"{percent(accuracy)} recognised as their label, "
         return (
             f"{result['num_samples']:,} samples: {recognised}"
-            f"Fréchet distance {measure(distance['value'])} (floor {measure(distance['floor'])}), "
+            f"Fréchet distance {three_digits(distance['value'])} "
+            f"(floor {three_digits(distance['floor'])}), "
             f"{result['sampling']['nfe']} network evaluations per sample"
         )
     except (LookupError, TypeError, ValueError) as error:
@@ -248,8 +250,17 @@ Configs (--config=configs/NAME.py): {", ".join(cli.config_names())}
 Arguments after the colon, comma-separated:
   objective=  {", ".join(choices.OBJECTIVES)}
   model=      dit, unet; configs may offer more
-{cli.describe_tables({**choices.AXES, "wrappers": choices.WRAPPERS, **choices.TRAINING_AXES})}
-Wrappers are joined by +, the innermost first.
+{
+    cli.describe_tables(
+        {
+            **choices.AXES,
+            "wrappers": choices.WRAPPERS,
+            **choices.TRAINING_AXES,
+            "evaluators": choices.EVALUATORS,
+        }
+    )
+}
+Wrappers are joined by +, the innermost first, and so are evaluators.
 Solvers, for experiments.sample and experiments.evaluate (their --help describes them):
   {", ".join(choices.SOLVERS)}"""
 

@@ -21,7 +21,6 @@ from diffjax import choices
 from diffjax.data import DataSet, all_examples
 from diffjax.errors import UserError
 from diffjax.host.files import write_json
-from diffjax.process.precond import Meaning
 from diffjax.runs.load import Run
 from diffjax.spec import build, choose
 from diffjax.studies import validation
@@ -80,7 +79,7 @@ def main(args: SimpleNamespace) -> None:
             "seed": args.seed,
             "space_path": args.space_path,
         }
-        _write(run, provenance | validation.as_json(losses[name]))
+        _write(run, provenance | validation.losses_as_json(losses[name]))
     print(f"validation.json in {', '.join(runs)}")
     if args.out is not None:
         _save(Path(args.out), losses)
@@ -101,17 +100,8 @@ def load_runs(
         if workdir in runs:
             raise UserError(f"--workdirs has {workdir} twice")
         run = diffjax.load(workdir, weights=weights, allowed_packages=allowed)
-        traits = run.setup.wired.objective.traits
-        if not traits.meaning.serves(Meaning.POSTERIOR_MEAN):
-            raise UserError(
-                f"{workdir} has a model of {traits.meaning}; errors by log-SNR are those of the "
-                "posterior mean"
-            )
-        if traits.needs_source or not traits.independent_noise:
-            raise UserError(
-                f"{workdir} was trained on images paired with their noise, or with noise in "
-                "between; here each image is mixed with independent noise"
-            )
+        if reason := validation.unfit(run.setup.wired.objective.traits):
+            raise UserError(f"{workdir} {reason}")
         own = run.dataset(data_path)
         dataset = dataset or own
         if own.test.fingerprint() != dataset.test.fingerprint():
@@ -136,7 +126,7 @@ def _write(run: Run, content: dict[str, Any]) -> None:
 def _save(out: Path, losses: dict[str, ValidationLoss]) -> None:
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_bytes(validation.plot(losses))
+        out.write_bytes(validation.plot_losses(losses))
     except OSError as error:
         raise UserError(f"can't write {out}: {error.strerror}") from error
     print(f"plot in {out}")

@@ -1,4 +1,4 @@
-"""Does the ranking of objectives hang on guidance and average, when each gets its best?
+"""Does the ranking of objectives depend on guidance and average, when each gets its best?
 
     python -m experiments.sweep --sweep=configs/sweeps/digits_choices.py --workers=2
 

@@ -8,11 +8,11 @@ import numpy as np
 
 from diffjax.comparison.provenance import check_comparable
 from diffjax.comparison.verdicts import (
+    ConfidenceInterval,
     Difference,
-    Interval,
     bootstrap_interval,
-    differences,
     mean_interval,
+    paired_differences,
     verdict_of,
 )
 from diffjax.errors import UserError
@@ -36,7 +36,7 @@ class Way(NamedTuple):
         return f"{self.solver}, NFE {self.nfe}"
 
 
-class Setting(NamedTuple):
+class SamplingSetting(NamedTuple):
     """The sampling setting that is selected separately for each arm and way.
 
     Attributes:
@@ -54,7 +54,7 @@ class Choice(NamedTuple):
     """A setting with the number of steps that the way's NFE allows; guidance halves it."""
 
     num_steps: int
-    setting: Setting
+    setting: SamplingSetting
 
     def __str__(self):
         grid, scale, weights = self.setting
@@ -69,7 +69,7 @@ class Drawn(NamedTuple):
 
 
 # By solver and setting, then by NFE per sample.
-Table = Mapping[tuple[str, Setting], Mapping[int, Drawn]]
+Table = Mapping[tuple[str, SamplingSetting], Mapping[int, Drawn]]
 
 
 class Standing(NamedTuple):
@@ -91,13 +91,13 @@ class Standing(NamedTuple):
     training_seeds: tuple[Hashable, ...]
     missing: int
     noise: float | None
-    interval: Interval
-    bootstrap: Interval
+    interval: ConfidenceInterval
+    bootstrap: ConfidenceInterval
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """The result of `compare`.
+    """The result of `compare_arms`.
 
     Attributes:
         metric: name of the compared metric; lower is better.
@@ -135,7 +135,7 @@ class Comparison:
             for arm in ranked
             if self.counts[arm][0] == self.counts[arm][1] and not standings[arm].missing
         }
-        pairs = differences(whole, self.level)
+        pairs = paired_differences(whole, self.level)
         leader = next(iter(whole), "")
         rows = []
         for arm in ranked:
@@ -182,11 +182,11 @@ class Comparison:
         return "no two seeds in common: no verdict"
 
 
-def _negative(interval: Interval) -> Interval:
-    return Interval(-interval.mean, -interval.high, -interval.low)
+def _negative(interval: ConfidenceInterval) -> ConfidenceInterval:
+    return ConfidenceInterval(-interval.mean, -interval.high, -interval.low)
 
 
-def compare(
+def compare_arms(
     results: Results,
     arms: Mapping[str, str],
     metric: str = "frechet_distance",
@@ -263,11 +263,11 @@ def compare(
 
 def _table(result: Mapping[str, Any], metric: str) -> Table:
     """The metric of a run, by solver, setting and NFE."""
-    found: dict[tuple[str, Setting], dict[int, Drawn]] = {}
+    found: dict[tuple[str, SamplingSetting], dict[int, Drawn]] = {}
     for row in result["by_nfe"]:
         # Older rows do not state weights and seeds: they have the run's own.
         weights = row.get("weights", result.get("weights", ""))
-        setting = Setting(row["grid"], float(row.get("guidance_scale", 1.0)), weights)
+        setting = SamplingSetting(row["grid"], float(row.get("guidance_scale", 1.0)), weights)
         seed = row.get("seed", result.get("sampling", {}).get("seed", 0))
         at = found.setdefault((row["solver"], setting), {})
         value = row.get(metric)
@@ -291,7 +291,7 @@ def _with_its_own(table: Table, result: Mapping[str, Any]) -> Table:
     """The part of a run's table with the grid, guidance scale and weights of its own config."""
     sampling = result.get("sampling", {})
     grid, scale = sampling.get("grid_name"), sampling.get("guidance_scale")
-    own = Setting(grid, scale, result.get("weights", ""))
+    own = SamplingSetting(grid, scale, result.get("weights", ""))
     return {key: by_nfe for key, by_nfe in table.items() if key[1] == own}
 
 

@@ -8,7 +8,7 @@ from diffjax.errors import UserError
 # Facts about a metric's floor; its value does not depend on them.
 _OF_THE_FLOOR = ("num_floor_images",)
 # Facts that older evaluations do not state, and their values at that time.
-_BEFORE = {"autoencoder": "none", "resize": "none", "labels": "balanced"}
+_BEFORE = {"codec": "none", "codec_sha256": "", "resize": "none", "labels": "balanced"}
 
 
 def check_comparable(evaluations: Mapping[str, Mapping[str, Any]], number: str) -> None:

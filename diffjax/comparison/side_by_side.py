@@ -7,7 +7,7 @@ from diffjax.comparison.provenance import check_comparable
 from diffjax.comparison.results import RunFiles, SweepFiles
 from diffjax.comparison.verdicts import finite, mean_interval
 from diffjax.errors import UserError
-from diffjax.evaluation.tables import LABELS, is_number, label, measure, percent, range_of
+from diffjax.evaluation.tables import LABELS, is_number, label, percent, range_of, three_digits
 
 _SHARES = ("accuracy", "copied", "inauthentic")
 _OF_NEIGHBOURS = ("closer_than_test", "copied", "inauthentic", "data_copying")
@@ -36,7 +36,7 @@ def entries(run: RunFiles) -> dict[str, Mapping[str, Any]]:
     return {name: entry for name, entry in found.items() if is_number(entry.get("value"))}
 
 
-def all_numbers(files: SweepFiles) -> list[dict[str, Any]]:
+def metric_rows(files: SweepFiles) -> list[dict[str, Any]]:
     """One row for each metric that any run has.
 
     Returns:
@@ -80,11 +80,11 @@ def own_recipes(files: SweepFiles) -> dict[str, str]:
     return found
 
 
-def table(rows: Sequence[Mapping[str, Any]], arms: Sequence[str]) -> list[list[str]]:
+def metric_table(rows: Sequence[Mapping[str, Any]], arms: Sequence[str]) -> list[list[str]]:
     """Formats rows as text: the label, a cell for each arm, the floor."""
     lines = []
     for row in rows:
-        write = percent if row["is_share"] else measure
+        write = percent if row["is_share"] else three_digits
         cells = [_cell(row["arms"][arm], write) for arm in arms]
         if row["incomparable"]:
             cells = ["not compared" for _ in arms]

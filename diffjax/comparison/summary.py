@@ -5,19 +5,19 @@ from typing import Any
 
 import numpy as np
 
-from diffjax.comparison.arms import Comparison, compare
+from diffjax.comparison.arms import Comparison, compare_arms
 from diffjax.comparison.provenance import check_comparable
 from diffjax.comparison.results import RunFiles, SweepFiles
-from diffjax.comparison.side_by_side import all_numbers, own_recipes
+from diffjax.comparison.side_by_side import metric_rows, own_recipes
 from diffjax.comparison.verdicts import finite, mean_interval
 from diffjax.errors import UserError
-from diffjax.evaluation.tables import METRICS, is_number, range_of
+from diffjax.evaluation.tables import HIGHER_IS_BETTER, METRICS, is_number, range_of
 
 RECIPE = ("solver", "grid", "num_steps", "guidance_scale", "weights")
 _TARGET = "_target_"
 _ERRORS = (0.0, np.inf)  # range of squared errors
 _FACTS = (
-    "extractor", "extractor_sha256", "resize", "autoencoder", "value_range", "rounding",
+    "extractor", "extractor_sha256", "resize", "codec", "codec_sha256", "value_range", "rounding",
     "reference", "reference_sha256", "labels", "num_samples", "num_reference_images",
 )  # fmt: skip
 
@@ -36,7 +36,7 @@ def numbers(files: SweepFiles) -> dict[str, Any]:
         **_verdict(files, results),
         "quality": [] if incomparable else quality(files),
         "own_recipes": own_recipes(files),
-        "numbers": all_numbers(files),
+        "numbers": metric_rows(files),
         "cost": cost(files, results),
         "probes": {arm: probed(files.of(arm)) for arm in files.arms},
         "config_differences": config_differences({a: files.of(a)[0].config for a in files.arms}),
@@ -84,11 +84,11 @@ def compared(files: SweepFiles, results: Mapping[str, Mapping[str, Any]]) -> Com
     """Compares the arms, paired by training seed.
 
     Raises:
-        UserError: as in `compare`.
+        UserError: as in `compare_arms`.
     """
     # A run without a known seed is not paired.
     seeds = {run.name: run.name if run.seed is None else run.seed for run in files.runs}
-    return compare(results, {run.name: run.arm for run in files.runs}, seeds=seeds)
+    return compare_arms(results, {run.name: run.arm for run in files.runs}, seeds=seeds)
 
 
 def _plain_row(row: Mapping[str, Any], way: Any = "") -> dict[str, Any]:
@@ -159,7 +159,7 @@ def pareto_front(rows: Sequence[Mapping[str, Any]], metric: str) -> list[Mapping
         >>> [row["nfe"] for row in pareto_front(rows, "accuracy")]
         [9, 18]
     """
-    sign = -1.0 if METRICS[metric].higher_is_better else 1.0
+    sign = -1.0 if metric in HIGHER_IS_BETTER else 1.0
     known = [row for row in rows if is_number(row["nfe"]) and metric in row]
     known.sort(key=lambda row: (row["nfe"], sign * row[metric]["mean"]))
     front: list[Mapping[str, Any]] = []

@@ -11,7 +11,7 @@ import scipy.special
 _MOST_SEEDS = 1_000
 
 
-class Interval(NamedTuple):
+class ConfidenceInterval(NamedTuple):
     """A mean with the ends of its confidence interval."""
 
     mean: float
@@ -30,7 +30,7 @@ class Difference(NamedTuple):
             measured ones; None if more than 1,000.
     """
 
-    interval: Interval
+    interval: ConfidenceInterval
     p: float
     decided: bool
     seeds: int | None
@@ -41,7 +41,7 @@ def mean_interval(
     level: float = 0.95,
     *,
     bounds: tuple[float, float] = (-np.inf, np.inf),
-) -> Interval:
+) -> ConfidenceInterval:
     """The mean of a few values with Student's interval; verdicts use this interval.
 
     Args:
@@ -58,11 +58,11 @@ def mean_interval(
     """
     mean, n = float(np.mean(values)), len(values)
     if n < 2:
-        return Interval(mean, -np.inf, np.inf)
+        return ConfidenceInterval(mean, -np.inf, np.inf)
     half = float(
         scipy.special.stdtrit(n - 1, 0.5 + 0.5 * level) * np.std(values, ddof=1) / np.sqrt(n)
     )
-    return Interval(mean, max(mean - half, bounds[0]), min(mean + half, bounds[1]))
+    return ConfidenceInterval(mean, max(mean - half, bounds[0]), min(mean + half, bounds[1]))
 
 
 def bootstrap_interval(
@@ -71,7 +71,7 @@ def bootstrap_interval(
     *,
     num_resamples: int = 2_000,
     seed: int = 0,
-) -> Interval:
+) -> ConfidenceInterval:
     """The mean of a table of values with a percentile bootstrap interval.
 
     Rows (training seeds) and columns (noise seeds) are resampled independently with replacement
@@ -92,13 +92,13 @@ def bootstrap_interval(
     table = np.asarray(values, float)
     mean, (rows, columns) = float(table.mean()), table.shape
     if rows < 2:
-        return Interval(mean, -np.inf, np.inf)
+        return ConfidenceInterval(mean, -np.inf, np.inf)
     rng = np.random.default_rng(seed)
     row = rng.integers(rows, size=(num_resamples, rows, 1))
     column = rng.integers(columns, size=(num_resamples, 1, columns))
     means = table[row, column].mean((1, 2))
     low, high = np.quantile(means, [0.5 - 0.5 * level, 0.5 + 0.5 * level])
-    return Interval(mean, float(low), float(high))
+    return ConfidenceInterval(mean, float(low), float(high))
 
 
 def finite(value: float) -> float | None:
@@ -106,7 +106,7 @@ def finite(value: float) -> float | None:
     return float(value) if np.isfinite(value) else None
 
 
-def differences(
+def paired_differences(
     arms: Mapping[str, Sequence[float] | Mapping[Any, float]], level: float = 0.95
 ) -> dict[tuple[str, str], Difference]:
     """Tests every pair of arms by their paired differences over seeds.
@@ -124,7 +124,7 @@ def differences(
         that share fewer than two seeds are left out.
 
     Example:
-        >>> found = differences({"a": [0.50, 0.61, 0.55], "b": [0.91, 1.00, 0.95]})
+        >>> found = paired_differences({"a": [0.50, 0.61, 0.55], "b": [0.91, 1.00, 0.95]})
         >>> found["a", "b"].decided, round(found["a", "b"].interval.mean, 2)
         (True, -0.4)
     """
@@ -161,7 +161,7 @@ def verdict_of(found: Difference) -> str:
     """Describes the difference from the arm with the lowest mean in words.
 
     Example:
-        >>> pairs = differences({"a": [0.50, 0.61, 0.55], "b": [0.56, 0.58, 0.60]})
+        >>> pairs = paired_differences({"a": [0.50, 0.61, 0.55], "b": [0.56, 0.58, 0.60]})
         >>> verdict_of(pairs["a", "b"])
         'inconclusive; if the true difference is this one, 29 seeds have a power of 80 %'
     """

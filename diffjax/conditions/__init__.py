@@ -5,6 +5,7 @@ dataclass that knows such trees: their shapes, their null, how they are read and
 """
 
 from diffjax.conditions.base import Condition as Condition
+from diffjax.conditions.base import Rate as Rate
 from diffjax.conditions.classes import Classes as Classes
 from diffjax.conditions.classes import Unconditional as Unconditional
 from diffjax.conditions.classes import of_classes as of_classes

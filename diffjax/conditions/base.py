@@ -12,6 +12,9 @@ from diffjax.errors import UserError
 from diffjax.shapes import OneKey
 
 Shapes = dict[str, jax.ShapeDtypeStruct]
+Rate = Any
+"""The probability with which training drops a condition, perhaps traced; of `Several` also a dict
+of such probabilities by part."""
 
 
 class Condition:
@@ -34,7 +37,7 @@ class Condition:
         raise NotImplementedError
 
     def of_batch(self, batch: Mapping[str, Any]) -> Any:
-        """The condition of a batch's examples, from its arrays in `shapes`."""
+        """The condition of a batch's examples: its arrays in `shapes`, arranged, not changed."""
         raise NotImplementedError
 
     def null(self, n: Any) -> Any:
@@ -53,7 +56,23 @@ class Condition:
         """Some condition of n examples, for shapes: all zeros."""
         return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), self.abstract(n))
 
-    def drop(self, key: OneKey, cond: Any, rate: Any) -> Any:
+    def check_dropout(self, rate: Rate) -> None:
+        """Refuses rates of parts that there are not.
+
+        Raises:
+            UserError: rates by part, of a condition without parts.
+        """
+        if isinstance(rate, Mapping):
+            raise UserError(
+                f"condition_dropout={dict(rate)} has a rate for each part, and this condition "
+                f"({self.describe()}) has no parts: give one number"
+            )
+
+    def null_is_trained(self, rate: Rate) -> bool:
+        """Whether training at this rate of dropping shows the network the null condition."""
+        return self.can_be_dropped and rate > 0
+
+    def drop(self, key: OneKey, cond: Any, rate: Rate) -> Any:
         """Replaces the condition of random examples by the null condition, for guidance.
 
         Each example is dropped independently and as a whole. Ho & Salimans 2022
@@ -87,6 +106,19 @@ class Condition:
             f"{given[0]!r}: give its arrays"
         )
 
+    def of(self, given: Any) -> Any:
+        """The condition that a user gives: a list of what `parse` takes, or ready arrays.
+
+        Raises:
+            UserError: `parse` can't read it, or the arrays are not such a condition.
+        """
+        if isinstance(given, list | tuple) and not hasattr(given, "_fields"):
+            return self.parse(given) if len(given) else jax.tree.map(np.asarray, self.null(0))
+        self.check(given)
+        return jax.tree.map(
+            lambda leaf, right: np.asarray(leaf, right.dtype), given, self.abstract(len_of(given))
+        )
+
     def in_turn(self, n: int, most: int | None = None) -> Any:
         """n conditions that show all there are in turn; None where they can't be listed.
 
@@ -97,15 +129,28 @@ class Condition:
         del n, most
         return None
 
+    def of_labels(self, labels: np.ndarray) -> Any:
+        """The condition of examples of these classes; None where a label does not say what it is.
+
+        Evaluations then draw the conditions of test images.
+        """
+        del labels
+        return None
+
+    def pictures(self, cond: Any) -> np.ndarray | None:
+        """Images `[n, H, W, C]` in [-1, 1] that show a condition beside its samples, or None."""
+        del cond
+        return None
+
     def titles(self, cond: Any) -> list[str] | None:
         """A short text for each example, for pictures; None where there is none."""
         del cond
         return None
 
     def arrays(self, cond: Any) -> dict[str, Any]:
-        """The arrays of a condition by name, as files of samples have them."""
-        leaves, _ = jax.tree.flatten_with_path(cond)
-        return {f"condition{jax.tree_util.keystr(path)}": leaf for path, leaf in leaves}
+        """The arrays of a condition by name, as files of samples have them; those of a batch."""
+        names = jax.tree.leaves(self.of_batch({name: name for name in self.shapes(1)}))
+        return dict(zip(names, jax.tree.leaves(cond), strict=True))
 
     def check(self, cond: Any) -> None:
         """Refuses arrays that are not such a condition.
@@ -113,21 +158,47 @@ class Condition:
         Raises:
             UserError: the first that differs, with the shape that is needed.
         """
+        n, this = len_of(cond), f"this model is conditioned on {self.describe()}"
         leaves = jax.tree.leaves(cond)
-        n = len(leaves[0]) if leaves and np.ndim(leaves[0]) else 0
+        n = n if all(map(np.ndim, leaves)) else 1
         needed = self.abstract(n)
         if jax.tree.structure(cond) != jax.tree.structure(needed):
             raise UserError(
-                f"this model is conditioned on {self.describe()}; its condition is a "
-                f"{jax.tree.structure(needed)}, not a {jax.tree.structure(cond)}"
+                f"{this}; its condition has the shapes {_shapes_of(self.abstract(n or 1))}, not "
+                f"{_shapes_of(cond)}"
             )
         for leaf, right in zip(leaves, jax.tree.leaves(needed), strict=True):
             if np.shape(leaf) != right.shape:
                 raise UserError(
-                    f"this model is conditioned on {self.describe()}: {n} samples need an array "
-                    f"of shape {right.shape}, not {np.shape(leaf)}"
+                    f"{this}: {n} samples need an array of shape {right.shape}, not "
+                    f"{np.shape(leaf)}"
                 )
+            kind = np.asarray(leaf).dtype
+            if not np.can_cast(kind, right.dtype, "same_kind"):
+                raise UserError(f"{this}: an array is of {kind}, and should be of {right.dtype}")
+            if not np.isfinite(leaf).all():
+                raise UserError(f"{this}: an array has values that are not finite")
 
     def describe(self) -> str:
         """What it is, in a few words, for reports and errors."""
         raise NotImplementedError
+
+
+def len_of(cond: Any) -> int:
+    """The number of examples in a condition; 0 of what is none."""
+    leaves = jax.tree.leaves(cond)
+    return len(leaves[0]) if leaves and np.ndim(leaves[0]) else 0
+
+
+def _shapes_of(tree: Any) -> str:
+    """The shapes of a tree's arrays in its own structure, as `{'digit': (2,)}`."""
+    shapes = [" ".join(str(np.shape(leaf)).split()) for leaf in jax.tree.leaves(tree)]
+    written = repr(jax.tree.structure(tree).unflatten([_Written(text) for text in shapes]))
+    return " ".join(written.split()) if shapes else repr(tree)
+
+
+class _Written(str):
+    """A text whose `repr` has no quotes."""
+
+    def __repr__(self) -> str:
+        return str(self)

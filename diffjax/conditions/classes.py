@@ -45,9 +45,15 @@ class Unconditional(Condition):
     def parse(self, given: Sequence[Any] | np.ndarray) -> np.ndarray:
         return labels_called(given, 0)
 
+    def of(self, given: Any) -> Any:
+        return super().of(_listed(given))
+
     def in_turn(self, n: int, most: int | None = None) -> np.ndarray:
         del most
         return np.zeros(n, np.int32)
+
+    def of_labels(self, labels: np.ndarray) -> np.ndarray:
+        return np.zeros(len(labels), np.int32)
 
     def arrays(self, cond: Any) -> dict[str, Any]:
         return {"labels": cond}
@@ -88,8 +94,15 @@ class Classes(Condition):
     def parse(self, given: Sequence[Any] | np.ndarray) -> np.ndarray:
         return labels_called(given, self.num_classes, self.names)
 
+    def of(self, given: Any) -> Any:
+        """As `Condition.of`; an array `[n]` is a list of labels."""
+        return super().of(_listed(given))
+
     def in_turn(self, n: int, most: int | None = None) -> np.ndarray:
         return np.arange(n, dtype=np.int32) % min(self.num_classes, most or self.num_classes)
+
+    def of_labels(self, labels: np.ndarray) -> np.ndarray:
+        return np.asarray(labels, np.int32)
 
     def titles(self, cond: Any) -> list[str] | None:
         if not self.names:
@@ -117,6 +130,12 @@ class Classes(Condition):
 
     def describe(self) -> str:
         return f"{self.num_classes} classes"
+
+
+def _listed(given: Any) -> Any:
+    """An array `[n]` as a list of labels."""
+    is_array = hasattr(given, "shape") and np.ndim(given) == 1
+    return np.asarray(given).tolist() if is_array else given
 
 
 def of_classes(num_classes: int, names: Sequence[str] = ()) -> Condition:

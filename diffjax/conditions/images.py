@@ -1,14 +1,17 @@
 """Images that the network sees beside the noisy one, in further channels."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
+from PIL import Image
 
 from diffjax.conditions.base import Condition, Shapes
+from diffjax.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -40,8 +43,37 @@ class Images(Condition):
     def null(self, n: Any) -> Array:
         return self.example(n)
 
-    def arrays(self, cond: Any) -> dict[str, Any]:
-        return {self.name: cond}
+    def of(self, given: Any) -> Any:
+        """As `Condition.of`; images of uint8, from 0 to 255, are also taken."""
+        if getattr(given, "dtype", None) == np.uint8:
+            given = np.asarray(given, np.float32) / 127.5 - 1.0
+        return super().of(given)
+
+    def parse(self, given: Sequence[Any] | np.ndarray) -> np.ndarray:
+        """Image files by their paths, in the size that is needed.
+
+        Raises:
+            UserError: the first that is no image, or has another size.
+        """
+        height, width, channels = self.shape
+        modes = {1: "L", 3: "RGB", 4: "RGBA"}
+        if channels not in modes:
+            raise UserError(f"no file has images of {channels} channels: give their arrays")
+        found = []
+        for path in given:
+            try:
+                with Image.open(path) as file:
+                    image = np.asarray(file.convert(modes[channels])).reshape(*file.size[::-1], -1)
+            except (OSError, TypeError, ValueError, AttributeError) as error:
+                raise UserError(f"{path!r} is no image file that can be read: {error}") from error
+            if image.shape != self.shape:
+                size = f"{image.shape[0]}x{image.shape[1]}"
+                raise UserError(f"{path} has {size} pixels, and {height}x{width} are needed")
+            found.append(image)
+        return self.of(np.stack(found))
+
+    def pictures(self, cond: Any) -> np.ndarray:
+        return np.asarray(cond)
 
     def describe(self) -> str:
         return f"images of {'×'.join(map(str, self.shape))}"

@@ -1,21 +1,29 @@
 """Several conditions together, each part by its name."""
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import jax
+import numpy as np
 
-from diffjax.conditions.base import Condition, Shapes
+from diffjax.conditions.base import Condition, Rate, Shapes, len_of
 from diffjax.errors import UserError, nearest
 from diffjax.shapes import OneKey
+
+ALL = "all"
+"""In rates by part: that of dropping all parts together."""
 
 
 @dataclass(frozen=True)
 class Several(Condition):
     """Parts that are conditions themselves; the arrays are a dict with the parts' names.
 
-    Each part is dropped independently of the others, and the null condition has all of them null.
+    Training drops each part independently of the others, at one rate or, with a dict, each at its
+    own: `{"text": 0.05, "coarse": 0.05, "all": 0.05}`, where "all" is the rate of dropping all of
+    them together (InstructPix2Pix, Brooks et al. 2023, arXiv:2211.09800, has 0.05 for each), and a
+    part without a rate is not dropped alone. The null condition has all parts null.
     Parts that are always kept, such as the coarse image of super-resolution, are never dropped, and
     guidance leads away from the same condition with the other parts null.
 
@@ -38,14 +46,42 @@ class Several(Condition):
         for name in self.kept:
             if name not in self.parts:
                 raise UserError(f"kept={self.kept}: no part {name!r}; {nearest(name, self.parts)}")
+        if ALL in self.parts:
+            raise UserError(f"no part of a condition can be called {ALL!r}: that means all parts")
 
     @property
     def can_be_dropped(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return any(p.can_be_dropped for name, p in self.parts.items() if name not in self.kept)
+        return bool(self._dropped)
+
+    @property
+    def _dropped(self) -> list[str]:
+        """The names of parts that training can drop."""
+        return [n for n, part in self.parts.items() if part.can_be_dropped and n not in self.kept]
+
+    def check_dropout(self, rate: Rate) -> None:
+        """Refuses rates of parts that there are not, or that are never dropped.
+
+        Raises:
+            UserError: the first of them.
+        """
+        for name in rate if isinstance(rate, Mapping) else ():
+            if name in self.parts and name not in self._dropped:
+                raise UserError(f"condition_dropout: the part {name!r} is never dropped")
+            if name not in (*self.parts, ALL):
+                known = nearest(name, [*self._dropped, ALL])
+                raise UserError(f"condition_dropout: there is no part {name!r}; {known}")
+
+    def null_is_trained(self, rate: Rate) -> bool:
+        if not isinstance(rate, Mapping):
+            return super().null_is_trained(rate)
+        apart = all(rate.get(name, 0) > 0 for name in self._dropped)
+        return self.can_be_dropped and (apart or rate.get(ALL, 0) > 0)
 
     def network_arguments(self) -> dict[str, Any]:
         each = [part.network_arguments() for part in self.parts.values()]
-        return {"num_classes": max(arguments["num_classes"] for arguments in each)}
+        classes = max(arguments.get("num_classes", 0) for arguments in each)
+        together = {name: value for arguments in each for name, value in arguments.items()}
+        return together | {"num_classes": classes}
 
     def shapes(self, n: Any) -> Shapes:
         return {name: rows for p in self.parts.values() for name, rows in p.shapes(n).items()}
@@ -65,24 +101,113 @@ class Several(Condition):
             for name, part in self.parts.items()
         }
 
-    def drop(self, key: OneKey, cond: Any, rate: Any) -> dict[str, Any]:
-        keys = dict(zip(self.parts, jax.random.split(key, len(self.parts)), strict=True))
-        return {
-            name: cond[name] if name in self.kept else part.drop(keys[name], cond[name], rate)
-            for name, part in self.parts.items()
+    def drop(self, key: OneKey, cond: Any, rate: Rate) -> dict[str, Any]:
+        rates = rate if isinstance(rate, Mapping) else dict.fromkeys(self._dropped, rate)
+        *keys, together = jax.random.split(key, len(self.parts) + 1)
+        parts = {
+            name: part.drop(part_key, cond[name], rates[name]) if name in rates else cond[name]
+            for part_key, (name, part) in zip(keys, self.parts.items(), strict=True)
         }
+        return super().drop(together, parts, rates[ALL]) if ALL in rates else parts
+
+    def of(self, given: Any) -> Any:
+        """As `Condition.of`; a dict has for each part what its own `of` takes.
+
+        Parts that training can drop may be missing; they are null.
+
+        Raises:
+            UserError: there is no such part, one is missing, or they have unlike numbers of rows.
+        """
+        if not isinstance(given, Mapping):
+            return super().of(given)
+        self._check_names(given)
+        if not given:
+            raise UserError("an empty dict has no part of the condition: give one of them")
+        found = {name: self.parts[name].of(rows) for name, rows in given.items()}
+        n = max(map(len_of, found.values()))
+        missing = {name: part.null(n) for name, part in self.parts.items() if name not in found}
+        return super().of(missing | found)
+
+    def parse(self, given: Sequence[Any] | np.ndarray) -> dict[str, Any]:
+        """Rows such as `"digit=3;prompt=a red apple"`, or dicts as `{"digit": 3}`, part by part.
+
+        Each part parses its own texts. A text with a semicolon stands in double quotes. Parts that
+        training can drop may be missing in a row; they are null there.
+
+        Raises:
+            UserError: the first row that has another form, an unknown part, or a part too few.
+        """
+        rows = [row if isinstance(row, Mapping) else _fields(str(row), self.parts) for row in given]
+        for row in rows:
+            self._check_names(row)
+        return {name: self._column(name, rows) for name in self.parts}
+
+    def _column(self, name: str, rows: Sequence[Mapping[str, Any]]) -> Any:
+        """One part of all rows, null where it is missing."""
+        part = self.parts[name]
+        there = [name in row for row in rows]
+        null = part.null(1)
+        if not any(there):
+            return jax.tree.map(np.asarray, part.null(len(rows)))
+        parsed = part.parse([row[name] for row in rows if name in row])
+        both = jax.tree.map(lambda *leaves: np.concatenate(leaves), null, parsed)
+        return part.take(both, np.where(there, np.cumsum(there), 0))
+
+    def _check_names(self, given: Mapping[str, Any]) -> None:
+        for name in given:
+            if name not in self.parts:
+                raise UserError(
+                    f"no part of the condition is called {name!r}; {nearest(name, self.parts)}"
+                )
+        missing = [n for n in self.parts if n not in given and n not in self._dropped]
+        if missing:
+            raise UserError(
+                f"the part {missing[0]!r} of the condition ({self.parts[missing[0]].describe()}) "
+                f"is missing in {_short(given)}, and this network never goes without it"
+            )
+
+    def pictures(self, cond: Any) -> np.ndarray | None:
+        each = (part.pictures(cond[name]) for name, part in self.parts.items())
+        return next((images for images in each if images is not None), None)
+
+    def titles(self, cond: Any) -> list[str] | None:
+        each = [part.titles(cond[name]) for name, part in self.parts.items()]
+        shown = [titles for titles in each if titles is not None]
+        return [", ".join(filter(None, row)) for row in zip(*shown, strict=True)] or None
 
     def check(self, cond: Any) -> None:
         super().check(cond)
         for name, part in self.parts.items():
             part.check(cond[name])
 
-    def arrays(self, cond: Any) -> dict[str, Any]:
-        return {
-            array: rows
-            for name, part in self.parts.items()
-            for array, rows in part.arrays(cond[name]).items()
-        }
-
     def describe(self) -> str:
         return ", ".join(f"{name}: {part.describe()}" for name, part in self.parts.items())
+
+
+_FIELD = re.compile(r'\s*([^=;"]+?)\s*=\s*(?:"([^"]*)"|([^;"]*?|[^;"][^;]*?))\s*(?:;|$)')
+
+
+def _fields(row: str, parts: Mapping[str, Condition]) -> dict[str, str]:
+    """The texts of a row by part.
+
+    Example:
+        >>> _fields('digit=3; prompt="red; ripe"', {})
+        {'digit': '3', 'prompt': 'red; ripe'}
+    """
+    found, place = {}, 0
+    while place < len(row):
+        field = _FIELD.match(row, place)
+        if field is None or field[1] in found:
+            form = ";".join(f"{name}=…" for name in parts)
+            raise UserError(
+                f"{row!r} is to name the parts of the condition, each once: {form}; a text with a "
+                "semicolon in double quotes"
+            )
+        found[field[1]] = field[3] if field[2] is None else field[2]
+        place = field.end()
+    return found
+
+
+def _short(given: Mapping[str, Any]) -> str:
+    """The parts that are there, for an error."""
+    return ", ".join(map(str, given)) or "an empty one"

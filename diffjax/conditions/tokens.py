@@ -64,9 +64,6 @@ class Tokens(Condition):
     def null(self, n: Any) -> TokenStates:
         return self.example(n)  # All zeros: no token.
 
-    def arrays(self, cond: Any) -> dict[str, Any]:
-        return {f"{self.name}_{part}": rows for part, rows in cond._asdict().items()}
-
     def describe(self) -> str:
         pooled = f" and a pooled vector of {self.pooled_width}" if self.pooled_width else ""
         return f"up to {self.length} tokens of width {self.width}{pooled}"

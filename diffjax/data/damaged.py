@@ -3,7 +3,6 @@
 import logging
 from dataclasses import dataclass, field
 
-from diffjax.data.fingerprints import earlier_fingerprint
 from diffjax.data.sources import Example, Source
 from diffjax.errors import UserError
 
@@ -66,7 +65,3 @@ class PassingOver(Source):
     def fingerprint(self) -> str:
         """The fingerprint of the inner source."""
         return self.source.fingerprint()
-
-    def earlier_fingerprint(self) -> str:
-        """The fingerprint of the inner source."""
-        return earlier_fingerprint(self.source)

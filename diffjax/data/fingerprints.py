@@ -1,37 +1,15 @@
 """Fingerprints of data that are too large to be hashed as a whole: hashes of samples."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from diffjax.data.sources import Source
 from diffjax.errors import UserError
 
 _MOST = 256  # files or rows that are sampled
 _PART_BYTES, _MOST_PARTS = 4096, 2 * _MOST  # of all files together
-
-
-def fingerprints(source: Source) -> Iterator[str]:
-    """The fingerprint of a source, then the one that earlier versions computed for it.
-
-    Each is computed when the iterator reaches it, because a million files take a while.
-
-    Example:
-        >>> from diffjax.data import digits
-        >>> len(list(fingerprints(digits().train)))
-        1
-    """
-    yield source.fingerprint()
-    earlier = getattr(source, "earlier_fingerprint", None)
-    if earlier is not None:
-        yield earlier()
-
-
-def earlier_fingerprint(source: Source) -> str:
-    """The fingerprint that earlier versions computed, for the inner source of another one."""
-    return list(fingerprints(source))[-1]
 
 
 def evenly(count: int, most: int = _MOST) -> np.ndarray:

@@ -5,7 +5,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, BinaryIO, cast
+from typing import Annotated, BinaryIO, cast
 
 import numpy as np
 from PIL import Image, ImageColor, ImageFile, ImageOps, TiffImagePlugin
@@ -22,7 +22,7 @@ from diffjax.data.sources import (
 )
 from diffjax.errors import UserError
 from diffjax.host.files import place_of
-from diffjax.kinds import AtLeastOne, Interval, NotNegative
+from diffjax.kinds import AtLeastOne, NotNegative, Range
 
 _SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 # Below Pillow's own limit, which only warns; a file of a few kilobytes can decode to gigapixels.
@@ -40,7 +40,7 @@ BACKGROUND = "white"
 def image_folder(
     path: str = "data/images",
     image_size: AtLeastOne[int] = 64,
-    channels: Annotated[int, Interval("[1, 3]")] = 3,
+    channels: Annotated[int, Range("[1, 3]")] = 3,
     test_fraction: TestFraction = 0.1,
     split_seed: SplitSeed = 0,
     max_damaged: NotNegative[int] = 0,
@@ -234,18 +234,8 @@ class FolderSource(Source):
 
         It also depends on how images are resized. The sample is that of `hash_parts`.
         """
-        digest = self._listed()
-        hash_parts(digest, [self.root / self.files[row] for row in evenly(len(self.files))])
-        return digest.hexdigest()
-
-    def earlier_fingerprint(self) -> str:
-        """The fingerprint of earlier versions, which did not read the files."""
-        return self._listed().hexdigest()
-
-    def _listed(self) -> Any:
-        # The default is left out, for the sake of fingerprints older than this setting.
-        background = "" if self.background == BACKGROUND else f" {self.background}"
-        digest = hashlib.sha256(f"{self.image_size} {self.channels}{background}\n".encode())
+        settings = f"{self.image_size} {self.channels} {self.background}\n"
+        digest = hashlib.sha256(settings.encode())
         for name, label in zip(self.files, self.labels, strict=True):
             file = self.root / name
             try:
@@ -253,7 +243,8 @@ class FolderSource(Source):
             except OSError as error:
                 raise UserError(f"can't read {file}: {error.strerror}") from None
             digest.update(line.encode(errors="surrogateescape"))
-        return digest
+        hash_parts(digest, [self.root / self.files[row] for row in evenly(len(self.files))])
+        return digest.hexdigest()
 
 
 def check_colour(colour: str) -> None:

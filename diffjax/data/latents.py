@@ -1,6 +1,7 @@
-"""Data sets of latents: arrays that an autoencoder computed from images, read on demand."""
+"""Data sets of latents: arrays that a codec computed from images, read on demand."""
 
 import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from diffjax.codecs import Codec, Scaled, Unstated
+from diffjax.codecs.base import RECORD
 from diffjax.data.archives import read_npz
 from diffjax.data.fingerprints import evenly
 from diffjax.data.sources import (
@@ -22,9 +25,10 @@ from diffjax.data.sources import (
 )
 from diffjax.errors import UserError
 from diffjax.host.files import place_of
+from diffjax.host.run_files import read_json
 from diffjax.kinds import NotNegative, Positive
 
-_LATENTS, _LABELS = "latents", "labels"
+_LATENTS, _LABELS, _CODEC = "latents", "labels", "codec"
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -83,10 +87,6 @@ class LatentSource(Source):
                 digest.update(np.ascontiguousarray(self.latents[row]).data)
         return digest.hexdigest()
 
-    def earlier_fingerprint(self) -> str:
-        """The fingerprint of earlier versions, which did not read the latents."""
-        return self._described().hexdigest()
-
     def _described(self) -> Any:
         digest = hashlib.sha256(f"{self.stamp} {self.scale!r}\n".encode())
         digest.update(np.ascontiguousarray(self.labels, "<i4").data)
@@ -101,29 +101,31 @@ def latents(
     test_fraction: TestFraction = 0.01,
     split_seed: SplitSeed = 0,
     name: str = "latents",
-    autoencoder: str = "not stated",
+    codec: Codec | None = None,
 ) -> DataSet:
     """A data set of latents of one shape, from a folder or an `.npz` file.
 
     A folder has `latents.npy`, float16 or float32 `[N,H,W,C]`, of which only the rows of a batch
-    are read, and `labels.npy`, integers `[N]`, if there are classes. An `.npz` file has the same
-    two arrays and is read into memory as a whole.
+    are read, `labels.npy`, integers `[N]`, if there are classes, and `codec.json`, if it is known
+    what encoded them (`Codec.record`). An `.npz` file has the same, `codec` as the text of that
+    file, and is read into memory as a whole.
 
     Args:
         path: the folder or the file.
         num_classes: the number of classes; 0 without labels.
         scale: the factor of the latents, which brings their standard deviation to about 1: 0.18215
-            for the autoencoders of Stable Diffusion 1 and 2.
+            for the autoencoders of Stable Diffusion 1 and 2. Samples are divided by it before they
+            are decoded.
         test_fraction: the fraction of latents for testing, in each class as near to it as whole
             latents allow. With 0 there are none, and no metrics that need test images.
         split_seed: the seed of the split.
         name: the name in reports.
-        autoencoder: the name or hash of the autoencoder. It is stored with each distance, and
-            distances for different autoencoders are not compared.
+        codec: what encoded them; pictures and distances are then of decoded images. With None they
+            are of the latents as they are.
 
     Raises:
-        UserError: the files are missing, or their arrays have other names, types or shapes, such as
-            channels before the pixels (`check_channels_last`).
+        UserError: the files are missing; their arrays have other names, types or shapes, such as
+            channels before the pixels (`check_channels_last`); or another codec encoded them.
     """
     if not path:
         raise UserError(
@@ -155,20 +157,55 @@ def latents(
         LatentSource(array, labels, rows, scale, stamp)
         for rows in stratified_split(labels, test_fraction, split_seed)
     )
-    names = tuple(map(str, range(num_classes)))
-    return DataSet(
+    recorded = _recorded_codec(arrays.get(_CODEC), path)
+    data = DataSet(
         name,
         train,
         test,
         (height, width, channels),
         num_classes,
-        names,
-        bounded=False,
-        autoencoder=autoencoder,
+        label_names=tuple(map(str, range(num_classes))),
+        notes=_check_codec(codec, recorded, path),
+        codec=Unstated() if codec is None else Scaled(codec, scale),
     )
+    _ = data.picture_shape  # Refuses latents of a shape that the codec does not have.
+    return data
 
 
-def _read(path: Path, with_labels: bool) -> tuple[dict[str, np.ndarray], str]:
+def _recorded_codec(found: Any, path: str) -> dict[str, str] | None:
+    """What is recorded of the codec beside latents; None where nothing is."""
+    if found is None:
+        return None
+    try:
+        facts = json.loads(str(found)) if isinstance(found, np.ndarray) else found
+        return {key: str(facts[key]) for key in ("name", "sha256")}
+    except (KeyError, TypeError, ValueError):
+        raise UserError(
+            f"the codec of the latents in {path} is no JSON with name and sha256: encode them "
+            "again, or remove it"
+        ) from None
+
+
+def _check_codec(
+    codec: Codec | None, recorded: dict[str, str] | None, path: str
+) -> tuple[str, ...]:
+    """Refuses a codec that did not encode the latents; returns notes on what is not known."""
+    if codec is None:
+        known = "" if recorded is None else f" ({recorded['name']} encoded them)"
+        return (
+            f"latents in {path} have no data.codec{known}: pictures and metrics are of latents",
+        )
+    if recorded is None:
+        return (f"nothing states what encoded the latents in {path}; {codec.name} decodes them",)
+    if recorded["sha256"] != codec.sha256:
+        raise UserError(
+            f"{recorded['name']} ({recorded['sha256'][:12]}) encoded the latents in {path}, not "
+            f"data.codec {codec.name} ({codec.sha256[:12]}): take the codec that encoded them"
+        )
+    return ()
+
+
+def _read(path: Path, with_labels: bool) -> tuple[dict[str, Any], str]:
     """The arrays by name, and the stamp of a `LatentSource`."""
     names = [_LATENTS, _LABELS] if with_labels else [_LATENTS]
     if path.suffix == ".npz":
@@ -176,10 +213,11 @@ def _read(path: Path, with_labels: bool) -> tuple[dict[str, np.ndarray], str]:
         if missing := [name for name in names if name not in arrays]:
             raise UserError(f"{path} has no array {missing[0]!r}, only {', '.join(arrays)}")
         digest = hashlib.sha256(np.ascontiguousarray(arrays[_LATENTS]).data).hexdigest()
+        names += [_CODEC] if _CODEC in arrays else []
         return {name: arrays[name] for name in names}, digest
     files = {name: path / f"{name}.npy" for name in names}
     try:
-        arrays: dict[str, np.ndarray] = {
+        arrays: dict[str, Any] = {
             # Mapped, so that a header with a wrong size takes no memory; objects are refused.
             name: np.lib.format.open_memmap(file, mode="r")
             for name, file in files.items()
@@ -191,4 +229,6 @@ def _read(path: Path, with_labels: bool) -> tuple[dict[str, np.ndarray], str]:
         raise UserError(f"can't read arrays in {path}: {reason}") from None
     array = arrays[_LATENTS]
     size = files[_LATENTS].stat().st_size
+    if (recorded := read_json(path / RECORD)) is not None:
+        arrays[_CODEC] = recorded
     return arrays, f"{size} {array.shape} {array.dtype}"

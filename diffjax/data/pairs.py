@@ -4,11 +4,12 @@ import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from diffjax.data.archives import read_npz
-from diffjax.data.fingerprints import earlier_fingerprint
+from diffjax.data.given import GivenSource
 from diffjax.data.sources import Batch, DataSet, Example, Source, check_channels_last
 from diffjax.errors import UserError
 from diffjax.kinds import AtLeastOne
@@ -141,14 +142,8 @@ class TranslatedSource(Source):
 
     def fingerprint(self) -> str:
         """SHA-256 of the images' fingerprint and the `repr` of the change."""
-        return self._changed(self.images.fingerprint())
-
-    def earlier_fingerprint(self) -> str:
-        """The fingerprint with that of the images as earlier versions computed it."""
-        return self._changed(earlier_fingerprint(self.images))
-
-    def _changed(self, images: str) -> str:
-        return hashlib.sha256(f"{images} {self.change!r}".encode()).hexdigest()
+        stated = f"{self.images.fingerprint()} {self.change!r}"
+        return hashlib.sha256(stated.encode()).hexdigest()
 
 
 def translation(dataset: DataSet, change: Callable[[np.ndarray], np.ndarray]) -> DataSet:
@@ -160,11 +155,16 @@ def translation(dataset: DataSet, change: Callable[[np.ndarray], np.ndarray]) ->
         dataset: the images.
         change: from images to their sources, such as `Coarse()`.
 
+    Raises:
+        UserError: the data are latents.
+
     Example:
         >>> from diffjax.data import digits
         >>> sorted(translation(digits(), Coarse()).test.gather([0]))
         ['image', 'label', 'source']
     """
+    if not dataset.codec.pixels:
+        raise UserError(f"{change!r} changes pixels, and {dataset.name} are latents")
     return DataSet(
         name=f"{dataset.name} from {change!r}",
         train=TranslatedSource(dataset.train, change),
@@ -173,6 +173,7 @@ def translation(dataset: DataSet, change: Callable[[np.ndarray], np.ndarray]) ->
         num_classes=dataset.num_classes,
         label_names=dataset.label_names,
         notes=dataset.notes,
+        given=dataset.given,
     )
 
 
@@ -183,7 +184,8 @@ def pairs(dataset: DataSet, path: str = "") -> DataSet:
         dataset: the real images: its test split is kept, and its training split becomes `real`,
             with which samples are compared.
         path: an `.npz` file with `image` and `source`, uint8 or float32 `[N,H,W,C]`, and int
-            `label` `[N]`, as `python -m experiments.reflow` writes it.
+            `label` `[N]`, as `python -m experiments.reflow` writes it; with the arrays of the data
+            set's condition, if that is not its classes.
 
     Raises:
         UserError: the file is missing or damaged, or its pairs do not fit the images.
@@ -208,14 +210,30 @@ def pairs(dataset: DataSet, path: str = "") -> DataSet:
         )
     return DataSet(
         name=f"{dataset.name} pairs",
-        train=train,
+        train=_with_given(train, dataset, arrays, path),
         test=dataset.test,
         image_shape=dataset.image_shape,
         num_classes=dataset.num_classes,
         label_names=dataset.label_names,
         notes=dataset.notes,
         real=dataset.train,
+        given=dataset.given,
+        codec=dataset.codec,
     )
+
+
+def _with_given(train: Source, dataset: DataSet, arrays: dict[str, Any], path: str) -> Source:
+    """Pairs with the arrays of a condition that is not classes."""
+    if dataset.given is None:
+        return train
+    names = [name for name in dataset.given.shapes(1) if name != "label"]
+    missing = [name for name in names if name not in arrays]
+    if missing:
+        raise UserError(
+            f"{path} lacks {', '.join(missing)}, and {dataset.name} is conditioned on "
+            f"{dataset.given.describe()}"
+        )
+    return GivenSource(train, {name: arrays[name] for name in names})
 
 
 def _read(path: Path) -> dict[str, np.ndarray]:

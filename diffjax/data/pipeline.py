@@ -12,6 +12,8 @@ from diffjax.data.sources import Batch, Source
 from diffjax.errors import UserError
 
 _END_STEP = 2**62
+# Threads that prepare a batch each, and batches that are kept ready.
+_READING = (2, 4)
 # The second half of a key, larger than all epochs, which are the second halves for permutations.
 _AUGMENT_KEY = 2**64 - 1
 
@@ -23,15 +25,12 @@ def batches(
     seed: int,
     start_step: int = 0,
     augment: Augmentation | None = None,
-    process_index: int = 0,
-    process_count: int = 1,
-    num_threads: int = 2,
-    prefetch_batches: int = 4,
+    part: tuple[int, int] = (0, 1),
 ) -> Iterator[Batch]:
     """The endless stream of training batches, starting at any step.
 
     The stream is a sequence of epochs, each a new permutation of all images. Step k takes the
-    images kB … (k+1)B − 1 of the stream, and process p of P takes the p-th of P equal parts of
+    images kB … (k+1)B − 1 of the stream, and part p of P is the p-th of P equal parts of
     them. So the global batch of step k depends on the source, the seed, B and k alone: not on P,
     and not on the step at which the stream started. Starting at a late step is as fast as at 0. A
     source smaller than a batch is repeated.
@@ -42,11 +41,7 @@ def batches(
         seed: the seed of the order and the augmentations, 0 … 2⁶⁴ − 1.
         start_step: the first step to yield.
         augment: an augmentation (`diffjax.data.augment`).
-        process_index: p, from 0.
-        process_count: P.
-        num_threads: how many batches are prepared in parallel, each by one thread. Use more where
-            images are decoded from files; with 0 the caller's thread prepares them.
-        prefetch_batches: how many batches are kept ready; more threads than that are not started.
+        part: `(p, P)`: part p, from 0, of P, for one of several processes.
 
     Returns:
         An iterator over `{"image": float32 [B/P,H,W,C] in [-1,1], "label": int32 [B/P]}`; pairs
@@ -65,37 +60,36 @@ def batches(
     # Grain takes half a second to import, and only training needs it.
     import grain
 
-    _check(len(source), batch_size, seed, start_step, process_index, process_count)
-    local_size = batch_size // process_count
+    index, count = part
+    _check(len(source), batch_size, seed, start_step, part)
+    local_size = batch_size // count
 
     @functools.lru_cache(maxsize=2)
     def order(epoch: int) -> np.ndarray:
         return permutation((seed, epoch), len(source))
 
     def batch_at(step: int) -> Batch:
-        first = step * batch_size + process_index * local_size
+        first = step * batch_size + index * local_size
         batch = source.gather(_rows(first, local_size, len(source), order))
         if augment is not None:
             random = uniforms((seed, _AUGMENT_KEY), first, (local_size, UNIFORMS_PER_IMAGE))
             batch = _with_images(batch, augment, random)
         return _as_float(batch)
 
-    options = grain.ReadOptions(
-        num_threads=min(num_threads, prefetch_batches), prefetch_buffer_size=prefetch_batches
-    )
     steps = grain.MapDataset.range(start_step, _END_STEP)
-    return iter(steps.map(batch_at).to_iter_dataset(options))
+    return iter(steps.map(batch_at).to_iter_dataset(grain.ReadOptions(*_READING)))
 
 
 def _check(
-    num_images: int, batch_size: int, seed: int, start_step: int, index: int, count: int
+    num_images: int, batch_size: int, seed: int, start_step: int, part: tuple[int, int]
 ) -> None:
+    index, count = part
     if not num_images:
         raise UserError("there are no training images")
     if batch_size < 1 or count < 1 or batch_size % count:
-        raise UserError(f"batch_size={batch_size} does not divide by {count} processes")
+        raise UserError(f"batch_size={batch_size} does not divide into {count} parts")
     if not 0 <= index < count:
-        raise UserError(f"process_index={index} is not one of {count} processes")
+        raise UserError(f"part={part}: {index} is not one of {count} parts, counted from 0")
     if not 0 <= seed < 2**64:
         raise UserError(f"seed={seed} is not between 0 and 2**64 - 1")
     if not 0 <= start_step < _END_STEP:

@@ -7,16 +7,17 @@ from typing import Annotated, Any, NotRequired, Protocol, TypedDict
 
 import numpy as np
 
+from diffjax.codecs import Codec, Identity
 from diffjax.conditions import Condition, of_classes
 from diffjax.data.randomness import permutation
 from diffjax.errors import UserError
-from diffjax.kinds import Interval
+from diffjax.kinds import Range
 from diffjax.oracle.analytic import GaussianMixture
 
 _TIES_KEY = 2**64 - 1  # of which classes have the odd test images; no label gets there
-TestFraction = Annotated[float, Interval("[0, 1)")]
+TestFraction = Annotated[float, Range("[0, 1)")]
 """Share of all images that is kept for testing."""
-SplitSeed = Annotated[int, Interval("[0, 18446744073709551616)")]
+SplitSeed = Annotated[int, Range("[0, 18446744073709551616)")]
 """Of the 64 bits that a permutation takes."""
 
 
@@ -130,14 +131,12 @@ class DataSet:
         name: the name in reports.
         train: the images to train on.
         test: the images for evaluation; no image is in both.
-        image_shape: (height, width, channels), in pixels.
+        image_shape: (height, width, channels) of what a model is trained on: images or latents.
         num_classes: labels are 0 … num_classes − 1; 0 means that the images have no labels.
         label_names: one name per class.
         real: the real training images, if `train` has generated ones.
         notes: remarks on the data, which are printed before training.
-        bounded: whether the values are those of 8-bit images, in [-1, 1]. Latents are not bounded:
-            samples of them are neither clipped nor rounded.
-        autoencoder: the name or hash of the autoencoder of latents; "none" for images.
+        codec: what decodes them to pictures; `Identity` for images.
         mixture: the exact distribution of the real images, if it is known.
         given: the kind of condition of the images; by default their classes.
     """
@@ -150,8 +149,7 @@ class DataSet:
     label_names: tuple[str, ...]
     real: Source | None = None
     notes: tuple[str, ...] = ()
-    bounded: bool = True
-    autoencoder: str = "none"
+    codec: Codec = Identity()
     mixture: GaussianMixture | None = field(default=None, repr=False)
     given: Condition | None = field(default=None, repr=False)
 
@@ -159,6 +157,15 @@ class DataSet:
     def condition(self) -> Condition:
         """The kind of condition that the images have."""
         return self.given or of_classes(self.num_classes, self.label_names)
+
+    @property
+    def picture_shape(self) -> tuple[int, int, int]:
+        """(height, width, channels) of decoded images.
+
+        Raises:
+            UserError: these are no latents of the codec.
+        """
+        return self.codec.image_shape(self.image_shape)
 
     @property
     def reference(self) -> Source:

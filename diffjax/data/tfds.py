@@ -203,16 +203,8 @@ class TfdsSource(Source):
 
         It also depends on how images are resized. The sample is that of `hash_parts`.
         """
-        digest = self._listed()
-        hash_parts(digest, [self.files[row][0] for row in evenly(len(self.files))])
-        return digest.hexdigest()
-
-    def earlier_fingerprint(self) -> str:
-        """The fingerprint of earlier versions, which did not read the files."""
-        return self._listed().hexdigest()
-
-    def _listed(self) -> Any:
         digest = hashlib.sha256(f"{self.image_size} {self.image_shape[2]}\n".encode())
         for file, skip, take in self.files:
             digest.update(f"{file.name}\t{file.stat().st_size}\t{skip}\t{take}\n".encode())
-        return digest
+        hash_parts(digest, [self.files[row][0] for row in evenly(len(self.files))])
+        return digest.hexdigest()

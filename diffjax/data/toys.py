@@ -7,7 +7,7 @@ import numpy as np
 
 from diffjax.data.sources import ArraySource, DataSet, Source
 from diffjax.errors import UserError
-from diffjax.kinds import Interval, NotNegative
+from diffjax.kinds import NotNegative, Range
 from diffjax.oracle.analytic import GaussianMixture
 
 _CORNER, _DEVIATION = 0.3, 0.1
@@ -15,9 +15,9 @@ _CORNERS = _CORNER * (2.0 * np.indices((2, 2, 2)).reshape(3, -1).T - 1.0)
 
 
 def colours(
-    blur: Annotated[float, Interval("[0, 0.25]")] = 0.0,
-    along: Annotated[int, Interval("[0, 1]")] = 0,
-    num_images: Annotated[int, Interval("[8, 10000000]")] = 8_192,
+    blur: Annotated[float, Range("[0, 0.25]")] = 0.0,
+    along: Annotated[int, Range("[0, 1]")] = 0,
+    num_images: Annotated[int, Range("[8, 10000000]")] = 8_192,
     seed: NotNegative[int] = 0,
 ) -> DataSet:
     """A data set of single pixels `[1, 1, 3]`: eight Gaussians around the corners of a cube.

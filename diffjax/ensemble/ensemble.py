@@ -3,10 +3,9 @@
 import logging
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ import jax
 from ml_collections import ConfigDict
 
 from diffjax.data import DataSet
-from diffjax.ensemble.grouping import apart, groups
+from diffjax.ensemble.grouping import incompatibility
 from diffjax.ensemble.members import (
     compile_steps,
     member_batches,
@@ -29,15 +28,13 @@ from diffjax.host.lock import locked
 from diffjax.host.prefetch import prefetched
 from diffjax.host.storage import make_writable, translate_storage_errors
 from diffjax.host.watchdog import Watchdog, watched
-from diffjax.loop.loop import (
-    evaluate_once,
-    initial_weights,
-    page,
-    restore_or_init,
-    train_flops,
-)
+from diffjax.loop.begin import initial_weights, restore_or_init
+from diffjax.loop.compiled_step import train_flops
+from diffjax.loop.evaluations import Evaluations, check_evaluators
+from diffjax.loop.loop import evaluate_once, page
 from diffjax.loop.pending_metrics import NonFiniteLoss
 from diffjax.loop.recorder import Recorder
+from diffjax.loop.training import Training, checkpoints_of
 from diffjax.runs.checkpoints import Checkpoints
 from diffjax.runs.extension import restart_step
 from diffjax.runs.measure import check_evaluation
@@ -51,9 +48,6 @@ from diffjax.runs.workdirs import (
     record_run,
 )
 from diffjax.spec import build
-from diffjax.training.state import TrainState
-
-__all__ = ["MembersFailed", "apart", "groups", "train_together"]
 
 _LOG = logging.getLogger("diffjax")
 
@@ -75,20 +69,31 @@ class Member:
     """One run of an ensemble and its progress.
 
     Attributes:
-        setup: the parts that its config describes.
-        workdir: its folder.
-        checkpoints: its checkpoints.
+        training: what it trains on and with.
         state: its training state; None while the state is part of the stacked states.
         start: metadata of the checkpoint that `state` was restored from.
         failure: why it stopped training; "" if it did not fail.
     """
 
-    setup: Setup
-    workdir: Path
-    checkpoints: Checkpoints
+    training: Training
     state: Any = None
     start: Mapping[str, Any] = field(default_factory=dict)
     failure: str = ""
+
+    @property
+    def setup(self) -> Setup:
+        """The parts that its config describes."""
+        return self.training.setup
+
+    @property
+    def workdir(self) -> Path:
+        """Its folder."""
+        return self.training.workdir
+
+    @property
+    def checkpoints(self) -> Checkpoints:
+        """Its checkpoints."""
+        return self.training.checkpoints
 
     @property
     def step(self) -> int:
@@ -110,7 +115,7 @@ def train_together(
     step, members at different steps train separately.
 
     Args:
-        configs: resolved configs; `apart` explains in what they may differ.
+        configs: resolved configs; `incompatibility` explains in what they may differ.
         workdirs: one folder for each member.
         commands: for each member, the command that repeats it, for its report.
         watchdog: time limits of a hang, as in `train`; stacks are written to the first folder.
@@ -128,10 +133,12 @@ def train_together(
     commands = commands or [""] * len(configs)
     _check(configs, folders, commands)
     dataset: DataSet = build(configs[0].data, DataSet, "config.data")
-    setups = [set_up(config, dataset.image_shape, dataset.condition) for config in configs]
+    shapes, codec = (dataset.image_shape, dataset.condition), dataset.codec
+    setups = [set_up(config, *shapes, codec=codec) for config in configs]
     for setup in setups:
         check_pairs(setup, dataset)
         check_evaluation(setup, dataset)
+        check_evaluators(setup, dataset)
     for setup, folder in zip(setups, folders, strict=True):
         initial_weights(setup, folder)
 
@@ -141,19 +148,24 @@ def train_together(
             stack.enter_context(locked(folder))
         stack.enter_context(translate_storage_errors(Path(os.path.commonpath(folders))))
         should_stop = stack.enter_context(stop_signals())
-        members = [_open(stack, *each) for each in zip(setups, folders, strict=True)]
+        members = []
+        for setup, folder, command in zip(setups, folders, commands, strict=True):
+            claim(folder, setup.config)
+            checkpoints = stack.enter_context(closing(checkpoints_of(setup, folder)))
+            training = Training(setup, dataset, folder, checkpoints, should_stop, command=command)
+            members.append(Member(training))
         with watched(watchdog, folders[0], what="checkpoint"):
-            _resume(members, dataset)
+            _resume(members)
         names = [folder.name for folder in folders]
-        for index, (member, command) in enumerate(zip(members, commands, strict=True)):
+        for index, member in enumerate(members):
             ensemble = {"members": len(members), "index": index, "names": names}
-            record_run(member.workdir, member.setup, dataset, command, ensemble)
+            record_run(member.workdir, member.setup, dataset, member.training.command, ensemble)
         _LOG.info("training %d members as one program", len(members))
         for group in _groups_by_step(members):
             with watched(watchdog, folders[0]) as begun:
-                _train(group, dataset, should_stop, begun)
+                _train(group, begun)
         with watched(watchdog, folders[0], what="batch of the evaluations") as begun:
-            pages = [_finish(member, dataset, should_stop, begun) for member in members]
+            pages = [_finish(member, begun) for member in members]
     failures = {member.workdir: member.failure for member in members if member.failure}
     if failures:
         raise MembersFailed(failures)
@@ -170,28 +182,19 @@ def _check(configs: Sequence[ConfigDict], folders: Sequence[Path], commands: Seq
         raise UserError("two members of an ensemble have the same folder: use a folder for each")
     if jax.process_count() > 1:
         raise UserError("an ensemble trains in one process: use experiments.train on several hosts")
-    reason = apart(configs)
+    reason = incompatibility(configs)
     if reason:
         raise UserError(
             f"these configs can't train as one program ({reason}): train them separately"
         )
 
 
-def _open(stack: ExitStack, setup: Setup, workdir: Path) -> Member:
-    config = setup.config
-    claim(workdir, config)
-    checkpoints = Checkpoints(
-        workdir / "checkpoints", config.checkpoints_to_keep, config.checkpoints_kept_every_steps
-    )
-    stack.callback(checkpoints.close)
-    return Member(setup, workdir, checkpoints)
-
-
-def _resume(members: Sequence[Member], dataset: DataSet) -> None:
+def _resume(members: Sequence[Member]) -> None:
     """Restores the newest state of each member; unfinished members get a common step."""
     for member in members:
         check_kept(member.workdir, member.checkpoints.steps(), member.setup.config)
-        member.state, member.start = restore_or_init(member.setup, member.checkpoints, dataset)
+        given = (member.setup, member.checkpoints, member.training.dataset)
+        member.state, member.start = restore_or_init(*given)
         if restart_step(member.workdir) >= 0:
             raise UserError(
                 f"the schedule of {member.workdir} started anew on the way: train it by itself"
@@ -242,14 +245,10 @@ def _groups_by_step(members: Sequence[Member]) -> list[list[Member]]:
     return [[member for member in members if member.step == step] for step in steps]
 
 
-def _train(
-    group: Sequence[Member],
-    dataset: DataSet,
-    should_stop: Callable[[], bool],
-    begun: Callable[[int], None],
-) -> None:
+def _train(group: Sequence[Member], begun: Callable[[int], None]) -> None:
     """The loop of `diffjax.loop.loop` for members that resume from the same step."""
-    start_step, num_steps = group[0].step, group[0].setup.config.num_steps
+    training, start_step = group[0].training, group[0].step
+    num_steps = training.setup.config.num_steps
     members = members_of([member.setup for member in group])
     began = time.perf_counter()
     states = stack(members, [member.state for member in group])
@@ -260,63 +259,61 @@ def _train(
         for member in group:
             record(member.workdir, train_flops_per_step=flops)
     recorders = [
-        Recorder(
-            member.setup, dataset, member.start, member.checkpoints, member.workdir, bar=i == 0
-        )
-        for i, member in enumerate(group)
+        Recorder(member.training, member.start, bar=i == 0) for i, member in enumerate(group)
     ]
+    evaluations = [Evaluations(member.training, start_step) for member in group]
+
+    def going() -> list[tuple[int, Member, Recorder]]:
+        each = enumerate(zip(group, recorders, strict=True))
+        return [(i, member, recorder) for i, (member, recorder) in each if not member.failure]
 
     began = time.perf_counter()
     try:
         for member, recorder in zip(group, recorders, strict=True):
             recorder.save(member.state)
             member.state = None  # It is part of the stacked states; frees the memory.
-        with prefetched(member_batches(members, dataset, start_step)) as stream:
+        with prefetched(member_batches(members, training.dataset, start_step)) as stream:
             for step in range(start_step + 1, num_steps + 1):
                 begun(step)
+                try:
+                    for i, member, recorder in going():
+                        if evaluations[i].due(step - 1):
+                            state = state_of(states, i)
+                            with _failing(member), recorder.aside(state):
+                                evaluations[i].make(state, recorder.writer, begun)
+                except Interrupted:
+                    for i, member, recorder in going():
+                        with _failing(member):
+                            recorder.save(state_of(states, i))
+                    raise
                 states, metrics = take_step(states, next(stream))
-                stop = should_stop() and step < num_steps
-                for i, (member, recorder) in enumerate(zip(group, recorders, strict=True)):
-                    if not member.failure:
-                        _record(
-                            member,
-                            recorder,
-                            step,
-                            metrics_of(metrics, i),
-                            partial(state_of, states, i),
-                            stop,
-                        )
-                if all(member.failure for member in group):
+                stop = training.should_stop() and step < num_steps
+                for i, member, recorder in going():
+                    with _failing(member):
+                        recorder.add(step, metrics_of(metrics, i))
+                        if recorder.due(step, stop):
+                            recorder.keep(step, state_of(states, i), stop)
+                if not going():
                     return
                 if stop:
-                    folders = ", ".join(
-                        str(member.workdir) for member in group if not member.failure
-                    )
+                    folders = ", ".join(str(member.workdir) for _, member, _ in going())
                     raise Interrupted(
                         f"stopped at step {step} of {num_steps} and saved in {folders}; "
                         "run the same command to resume"
                     )
     finally:
-        for recorder in recorders:
-            recorder.close()
+        for each in (*recorders, *evaluations):
+            each.close()
         _share_seconds(group, train_seconds=time.perf_counter() - began)
     for i, member in enumerate(group):
         member.state = state_of(states, i)
 
 
-def _record(
-    member: Member,
-    recorder: Recorder,
-    step: int,
-    metrics: Mapping[str, Any],
-    state: Callable[[], TrainState],
-    stop: bool,
-) -> None:
-    """Records one member's metrics and state; marks it as failed if its loss is not finite."""
+@contextmanager
+def _failing(member: Member) -> Iterator[None]:
+    """Marks a member as failed if its loss is not finite; the others go on."""
     try:
-        recorder.add(step, metrics)
-        if recorder.due(step, stop):
-            recorder.keep(step, state(), stop)
+        yield
     except NonFiniteLoss as error:
         member.failure = str(error)
         _LOG.warning("%s stopped training: %s", member.workdir, error)
@@ -328,17 +325,12 @@ def _share_seconds(group: Sequence[Member], **seconds: float) -> None:
         add_seconds(member.workdir, **{name: s / len(group) for name, s in seconds.items()})
 
 
-def _finish(
-    member: Member,
-    dataset: DataSet,
-    should_stop: Callable[[], bool],
-    begun: Callable[[int], None],
-) -> Path:
+def _finish(member: Member, begun: Callable[[int], None]) -> Path:
     """Evaluates a trained member and writes its report; returns the path of the report."""
     if not member.failure:
         member.checkpoints.wait()  # The evaluated state must be on disk.
         try:
-            evaluate_once(member.setup, dataset, member.state, member.workdir, should_stop, begun)
+            evaluate_once(member.training, member.state, begun)
             return page(member.workdir)
         except UserError as error:
             member.failure = str(error)

@@ -10,7 +10,7 @@ import numpy as np
 from jax import Array
 from ml_collections import ConfigDict
 
-from diffjax.conditions import Classes
+from diffjax.conditions import Unconditional
 from diffjax.objectives.base import Objective
 from diffjax.optimizers.base import Optimizer
 from diffjax.runs.workdirs import differing_keys
@@ -19,33 +19,33 @@ from diffjax.training.averages import Averages
 from diffjax.training.nonfinite import NonFinite
 from diffjax.training.state import init_state, is_kept, teacher_name
 from diffjax.training.step import make_train_step
-from diffjax.wiring import build_objective
+from diffjax.wiring import build_objective, dropout_of
 
 _PLAIN = ("seed", "name", "sampling", "evaluation", "weights")
 """Config keys that may differ freely: the training step does not depend on them, except on `seed`,
 which is an argument of the step."""
 _PARTS = ("path", "precond", "objective", "wrappers")
-_NUMBERED = (*_PARTS, "optimizer", "label_dropout")
+_NUMBERED = (*_PARTS, "optimizer", "condition_dropout")
 """Config keys that may differ in real numbers."""
 
 
-class Parts(NamedTuple):
+class VaryingParts(NamedTuple):
     """The parts of a training step that may differ between members.
 
     Attributes:
         objective: the objective that computes the loss.
         optimizer: the optimizer's spec as plain data.
-        label_dropout: probability of replacing a condition by the null condition, in [0, 1); 0.1 is
-            typical.
+        condition_dropout: probability of replacing a condition by the null condition, in [0, 1);
+            0.1 is typical. A dict has one for each part.
     """
 
     objective: Objective
     optimizer: Mapping[str, Any]
-    label_dropout: Any
+    condition_dropout: Any
 
     def built(self, num_steps: int) -> tuple[Objective, Optimizer, Any]:
-        """Returns objective, optimizer and label dropout, with the optimizer built."""
-        return self.objective, build(self.optimizer, num_steps=num_steps), self.label_dropout
+        """Returns objective, optimizer and condition dropout, with the optimizer built."""
+        return self.objective, build(self.optimizer, num_steps=num_steps), self.condition_dropout
 
 
 class Numbers(NamedTuple):
@@ -56,14 +56,14 @@ class Numbers(NamedTuple):
     Attributes:
         values: differing values of all M members, `[M, …]` float32 each, by the name of the leaf.
         shared: all leaves of the first member by name.
-        treedef: the tree structure that restores `Parts` from leaves.
+        treedef: the tree structure that restores `VaryingParts` from leaves.
     """
 
     values: dict[str, np.ndarray]
     shared: dict[str, Any]
     treedef: Any
 
-    def parts(self, values: Mapping[str, Array]) -> Parts:
+    def parts(self, values: Mapping[str, Array]) -> VaryingParts:
         """Builds the parts of one member from its own values."""
         return jax.tree.unflatten(self.treedef, [*{**self.shared, **values}.values()])
 
@@ -72,11 +72,11 @@ class Apart(Exception):
     """Some configs can't train as one program; the message is the reason."""
 
 
-def apart(configs: Sequence[ConfigDict]) -> str | None:
+def incompatibility(configs: Sequence[ConfigDict]) -> str | None:
     """The reason why configs can't train as one program; None if they can.
 
     They may differ in seeds, in real numbers of the optimizer and of the objective with its path,
-    weight, times and wrappers, in the label dropout, and in settings that only matter after
+    weight, times and wrappers, in the condition dropout, and in settings that only matter after
     training.
 
     Args:
@@ -89,9 +89,9 @@ def apart(configs: Sequence[ConfigDict]) -> str | None:
         >>> from configs import digits
         >>> one, other, larger = (digits.get_config() for _ in range(3))
         >>> other.optimizer.learning_rate, larger.batch_size = 1e-4, 64
-        >>> apart([one, other]) is None
+        >>> incompatibility([one, other]) is None
         True
-        >>> apart([one, larger])
+        >>> incompatibility([one, larger])
         'batch_size: 128 there, 64 here'
     """
     try:
@@ -101,7 +101,7 @@ def apart(configs: Sequence[ConfigDict]) -> str | None:
     return None
 
 
-def groups(configs: Mapping[str, ConfigDict], most: int) -> list[tuple[str, ...]]:
+def ensemble_groups(configs: Mapping[str, ConfigDict], most: int) -> list[tuple[str, ...]]:
     """Groups the names of configs that can train as one program.
 
     Each config joins the first group that it fits and that is not full; the order is kept.
@@ -115,13 +115,13 @@ def groups(configs: Mapping[str, ConfigDict], most: int) -> list[tuple[str, ...]
         >>> configs = {name: digits.get_config() for name in "abcd"}
         >>> configs["b"].batch_size = 64
         >>> configs["c"].seed = 1
-        >>> groups(configs, most=2)
+        >>> ensemble_groups(configs, most=2)
         [('a', 'c'), ('b',), ('d',)]
     """
     found: list[list[str]] = []
     for name, config in configs.items():
         for group in found:
-            if len(group) < most and apart([configs[group[0]], config]) is None:
+            if len(group) < most and incompatibility([configs[group[0]], config]) is None:
                 group.append(name)
                 break
         else:
@@ -187,8 +187,8 @@ def _without_numbers(tree: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _parts(config: ConfigDict) -> Parts:
-    return Parts(build_objective(config), config.optimizer.to_dict(), config.label_dropout)
+def _parts(config: ConfigDict) -> VaryingParts:
+    return VaryingParts(build_objective(config), config.optimizer.to_dict(), dropout_of(config))
 
 
 def _all_same(leaves: Sequence[Any]) -> bool:
@@ -232,15 +232,14 @@ def _check_traceable(config: ConfigDict, numbers: Numbers) -> None:
         state = init_state(params, optimizer, averages, objective.init_memory(), nonfinite.init())
         step = make_train_step(
             apply, objective, optimizer, num_steps=config.num_steps, averages=averages,
-            label_dropout=dropout, condition=Classes(1), nonfinite=nonfinite,
+            condition_dropout=dropout, condition=Unconditional(), nonfinite=nonfinite,
             teacher=teacher_name(teacher, averages),
         )  # fmt: skip
         return step(state, key, batch)
 
     values = {name: value[0] for name, value in numbers.values.items()}
     image = jax.ShapeDtypeStruct((2, 8, 8, 1), jnp.float32)
-    label = jax.ShapeDtypeStruct((2,), jnp.int32)
-    batch = {"image": image, "label": label, "source": image}
+    batch = {"image": image, "source": image}
     try:
         jax.eval_shape(probe, values, jax.eval_shape(lambda: jax.random.key(0)), batch)
     except TypeError as error:  # JAX's errors about concrete values are all of this type.

@@ -13,7 +13,7 @@ from jax import Array
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from diffjax.compiling import jit
-from diffjax.data import Augment, DataSet, batches
+from diffjax.data import DataSet, batches
 from diffjax.ensemble.grouping import Numbers, numbers_of
 from diffjax.runs.setup import Setup
 from diffjax.spec import build
@@ -120,7 +120,7 @@ def member_batches(
             batch_size=config.batch_size,
             seed=seed,
             start_step=start_step,
-            augment=build(config.get("augment", Augment())),
+            augment=build(config.augment),
         )
         for seed in members.seeds
     ]
@@ -185,7 +185,7 @@ def member_step(members: Members) -> Callable:
             optimizer,
             num_steps=config.num_steps,
             averages=Averages.of(config),
-            label_dropout=dropout,
+            condition_dropout=dropout,
             condition=setup.wired.condition,
             teacher=setup.teacher,
             nonfinite=setup.nonfinite,

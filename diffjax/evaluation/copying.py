@@ -8,8 +8,8 @@ import numpy as np
 
 from diffjax.errors import UserError
 from diffjax.evaluation.distances import squared_distances
-from diffjax.evaluation.image_statistics import Images
-from diffjax.evaluation.neighbours import nearest
+from diffjax.evaluation.image_statistics import ImageSet
+from diffjax.evaluation.neighbours import nearest_neighbours
 
 _FEWEST_IN_CELL = 20
 _CLUSTERED_IMAGES = 5000
@@ -34,7 +34,7 @@ class DataCopying(NamedTuple):
 
 def data_copying(
     samples: np.ndarray,
-    train: np.ndarray | Images,
+    train: np.ndarray | ImageSet,
     test: np.ndarray,
     *,
     num_cells: int = 5,
@@ -54,7 +54,7 @@ def data_copying(
     Args:
         samples: `[M, ...]`, pixels or features.
         train: `[N, ...]`; k-means uses at most 5000 of them (`clustered_rows`), evenly spaced. With
-            `Images`, only those and one batch are in memory.
+            `ImageSet`, only those and one batch are in memory.
         test: `[L, ...]`, held-out images; without any, the value is None.
         num_cells: number of clusters of k-means; 5 is typical.
         seed: seed of the initial centres.
@@ -73,7 +73,7 @@ def data_copying(
         raise UserError(f"data_copying(num_cells={num_cells}): at least 1 is needed")
     if not len(test):
         return DataCopying(None, 0.0)
-    train = Images.of(train)
+    train = ImageSet.of(train)
     some = _flat(train.take(clustered_rows(train.shape)))
     samples, test = _flat(samples), _flat(test)
     if not samples.shape[1] == some.shape[1] == test.shape[1]:
@@ -115,7 +115,7 @@ def _within_cells(
     sets: Sequence[tuple[np.ndarray, np.ndarray]],
     cells: Sequence[int],
     centres: np.ndarray,
-    train: Images,
+    train: ImageSet,
 ) -> list[np.ndarray]:
     """Squared distances to the nearest training image of the same cell, for each set of images.
 
@@ -134,7 +134,7 @@ def _within_cells(
     return best
 
 
-def inauthentic(indices: np.ndarray, distances: np.ndarray, train: np.ndarray | Images) -> float:
+def inauthentic(indices: np.ndarray, distances: np.ndarray, train: np.ndarray | ImageSet) -> float:
     """Share of samples that are closer to a training image than any other training image is.
 
         mean_j 1[|y_j - x_i| < min_{l≠i} |x_i - x_l|],    x_i the training image nearest to y_j
@@ -145,7 +145,8 @@ def inauthentic(indices: np.ndarray, distances: np.ndarray, train: np.ndarray | 
     dimension.
 
     Args:
-        indices: `[M, k]`, from `nearest(samples, train, k=k)`; only the first column is used.
+        indices: `[M, k]`, from `nearest_neighbours(samples, train, k=k)`; only the first column
+            is used.
         distances: `[M, k]`, likewise.
         train: `[N, ...]`, at least 2.
 
@@ -154,13 +155,13 @@ def inauthentic(indices: np.ndarray, distances: np.ndarray, train: np.ndarray | 
 
     Example:
         >>> train = np.array([[0.0], [1.0], [2.0]])
-        >>> inauthentic(*nearest(np.array([[0.1], [9.0]]), train), train)
+        >>> inauthentic(*nearest_neighbours(np.array([[0.1], [9.0]]), train), train)
         0.5
     """
-    train = Images.of(train)
+    train = ImageSet.of(train)
     copied, of_sample = np.unique(indices[:, 0], return_inverse=True)
     # The nearest image of a training image is itself, or a copy of it, at distance 0.
-    apart = nearest(train.take(copied), train, k=2)[1][:, 1]
+    apart = nearest_neighbours(train.take(copied), train, k=2)[1][:, 1]
     closer = (distances[:, 0] < apart[of_sample]) | (distances[:, 0] == 0.0)
     return float(closer.mean())
 
@@ -175,8 +176,8 @@ def _flat(images: np.ndarray) -> np.ndarray:
 def _nearest(images: np.ndarray, others: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Index and squared distance of the nearest of the others, computed without JAX.
 
-    `nearest` would compile for each of many small sets of different sizes, which would take most
-    of the time.
+    `nearest_neighbours` would compile for each of many small sets of different sizes, which would
+    take most of the time.
     """
     blocks = squared_distances(images, others, _BLOCK_SIZE)
     found = [(block.argmin(1), block.min(1)) for _, block in blocks]

@@ -37,7 +37,7 @@ Draw = Callable[[NamedRecipe], tuple[np.ndarray | Batches, int]]
 
 
 @dataclass(frozen=True)
-class Evaluation:
+class EvaluationResult:
     """The result of `evaluate`.
 
     Attributes:
@@ -55,11 +55,10 @@ def evaluate(
     main: NamedRecipe,
     references: Sequence[Reference],
     *,
-    labels: np.ndarray,
-    conditional: bool,
+    labels: np.ndarray | None,
     others: Sequence[NamedRecipe] = (),
     report: Callable[[Mapping[str, Any]], None] = lambda row: None,
-) -> Evaluation:
+) -> EvaluationResult:
     """Computes all metrics for the main recipe, and accuracy and two distances for the others.
 
     All recipes have the same conditions, and those with one seed start from the same noise.
@@ -70,13 +69,13 @@ def evaluate(
         references: the real data with extractors. The metrics of the first are those of the
             evaluation; those of the others are for the main recipe only, under `extractors`, by
             name.
-        labels: `[n]`, the class that each sample is to show.
-        conditional: whether the samples are to show classes; if not, there is no accuracy.
+        labels: `[n]`, the class on which each sample is conditioned; None for samples without
+            classes, which have no accuracy.
         others: further recipes; repeated ones are skipped.
         report: called with each finished row.
     """
     began = time.perf_counter()
-    samples, row, found = _measure(draw, main, references, labels, conditional, True)
+    samples, row, found = _measure(draw, main, references, labels, all_metrics=True)
     full = found[0]
     report(row)
     rows = [row]
@@ -84,7 +83,7 @@ def evaluate(
     for other in others:
         if _how(other) not in known:
             known.append(_how(other))
-            _, another, _ = _measure(draw, other, references[:1], labels, conditional, False)
+            _, another, _ = _measure(draw, other, references[:1], labels, all_metrics=False)
             report(another)
             rows.append(another)
     rows.sort(key=lambda row: (row["solver"], row["grid"], row["nfe"], row["seed"]))
@@ -102,7 +101,6 @@ def evaluate(
     }
     summary = {
         "sampling": sampling,
-        "num_samples": len(labels),
         **full,
         "extractors": {
             real.extractor.name: {**numbers, "neighbours": None}  # of pixels: they are above
@@ -111,16 +109,16 @@ def evaluate(
         "seconds": time.perf_counter() - began,
         "by_nfe": rows,
     }
-    return Evaluation(summary, samples)
+    return EvaluationResult(summary, samples)
 
 
 def _measure(
     draw: Draw,
     named: NamedRecipe,
     references: Sequence[Reference],
-    labels: np.ndarray,
-    conditional: bool,
-    in_depth: bool,
+    labels: np.ndarray | None,
+    *,
+    all_metrics: bool,
 ) -> tuple[np.ndarray, dict[str, Any], list[dict[str, Any]]]:
     """Draws samples; returns the first of them, the table row, and the metrics by extractor."""
     began = time.perf_counter()
@@ -128,8 +126,7 @@ def _measure(
     seconds = [time.perf_counter() - began]
     batches = drawn if isinstance(drawn, Batches) else Batches.of(drawn)
     first, samples = Batches(batches.num_images, _timed(batches, seconds)).peek()
-    condition = labels if conditional else None
-    found = metrics.compare_each(samples, condition, references, in_depth=in_depth)
+    found = metrics.compare_each(samples, labels, references, all_metrics=all_metrics)
     full = found[0]
     row = {
         **_how(named),

@@ -17,7 +17,7 @@ from diffjax.errors import UserError
 from diffjax.evaluation.distances import Statistics
 from diffjax.evaluation.extractors.features import Extractor, check_images
 from diffjax.evaluation.moments import Moments
-from diffjax.evaluation.scores import InceptionScore, ScoreSums
+from diffjax.evaluation.scores import NUM_SPLITS, InceptionScore, ScoreSums
 
 MOST_FEATURES = 10_000
 _BATCH_SIZE_IMAGES = 1024
@@ -60,7 +60,7 @@ class Batches:
 
 
 @dataclass(frozen=True)
-class Images:
+class ImageSet:
     """Images that are read on demand, so that they are never all in memory.
 
     Attributes:
@@ -72,28 +72,34 @@ class Images:
     take: Callable[[np.ndarray], np.ndarray]
 
     @classmethod
-    def of(cls, images: "np.ndarray | Images") -> "Images":
-        """Wraps an array; `Images` are returned unchanged.
+    def of(cls, images: "np.ndarray | ImageSet") -> "ImageSet":
+        """Wraps an array; an `ImageSet` is returned unchanged.
 
         Example:
-            >>> images = Images.of(np.zeros((1500, 8, 8, 1)))
+            >>> images = ImageSet.of(np.zeros((1500, 8, 8, 1)))
             >>> len(images), [len(batch) for batch in images.batches().batches]
             (1500, [1024, 476])
         """
-        if isinstance(images, Images):
+        if isinstance(images, ImageSet):
             return images
         return cls(images.shape, lambda rows: images[rows])
 
     @classmethod
-    def in_source(cls, source: Source, image_shape: tuple[int, ...], most: int) -> "Images":
-        """The images of a source; at most `most` of them, evenly spaced."""
+    def in_source(
+        cls,
+        source: Source,
+        image_shape: tuple[int, ...],
+        most: int,
+        decode: Callable[[np.ndarray], np.ndarray] = lambda images: images,
+    ) -> "ImageSet":
+        """The images of a source, decoded; at most `most` of them, evenly spaced."""
         num = min(len(source), most)
         places = np.arange(num) * len(source) // max(num, 1)
 
         def take(rows: np.ndarray) -> np.ndarray:
             if not len(rows):
                 return np.zeros((0, *image_shape), np.float32)
-            return batch_at(source, places[rows])["image"]
+            return decode(batch_at(source, places[rows])["image"])
 
         return cls((num, *image_shape), take)
 
@@ -154,7 +160,6 @@ def collect_each(
     seed: int = 0,
     most_features: int = MOST_FEATURES,
     most_images: int = 1000,
-    num_splits: int = 10,
     sharding: jax.sharding.Sharding | None = None,
     shared: bool = False,
 ) -> list[CollectedStatistics]:
@@ -166,7 +171,6 @@ def collect_each(
         seed: seed of the random choice of kept rows and of the splits of the Inception score.
         most_features: largest number of images whose features are kept.
         most_images: largest number of images that are kept.
-        num_splits: number of splits of the Inception score; 10 is standard.
         sharding: sharding of a batch, so that each device processes its rows.
         shared: whether all processes of a run have the same images; each then processes a part.
 
@@ -175,9 +179,7 @@ def collect_each(
             does not accept.
     """
     n, num_seen, kept = images.num_images, 0, []
-    collectors = [
-        _Collector(extractor, n, seed, most_features, num_splits) for extractor in extractors
-    ]
+    collectors = [_Collector(extractor, n, seed, most_features) for extractor in extractors]
     rows = thinned_rows(n, most_images, seed)
     for batch in images.batches:
         for collector in collectors:
@@ -192,10 +194,8 @@ def collect_each(
 class _Collector:
     """Accumulates the statistics of the batches so far for one extractor."""
 
-    def __init__(
-        self, extractor: Extractor, n: int, seed: int, most_features: int, num_splits: int
-    ):
-        self.extractor, self.n, self.seed, self.num_splits = extractor, n, seed, num_splits
+    def __init__(self, extractor: Extractor, n: int, seed: int, most_features: int):
+        self.extractor, self.n, self.seed = extractor, n, seed
         self.rows = thinned_rows(n, most_features, seed)
         self.moments: Moments | None = None
         self.score: ScoreSums | None = None
@@ -215,8 +215,8 @@ class _Collector:
         if logits is None:
             return
         self.predicted.append(logits.argmax(1).astype(np.int32))
-        if self.n >= self.num_splits:
-            none = partial(ScoreSums.none, self.n, logits.shape[1], self.num_splits, self.seed)
+        if self.n >= NUM_SPLITS:
+            none = partial(ScoreSums.none, self.n, logits.shape[1], NUM_SPLITS, self.seed)
             self.score = (self.score or none()).add(start, logits)
 
     def collected(self, images: np.ndarray) -> CollectedStatistics:

@@ -15,13 +15,17 @@ from diffjax.evaluation.distances import (
     statistics,
 )
 from diffjax.evaluation.extractors.features import check_images
+from diffjax.evaluation.further_metrics import (
+    counts,
+    further_metrics,
+    memorisation_metrics,
+)
 from diffjax.evaluation.image_statistics import (
     MOST_FEATURES,
     Batches,
     CollectedStatistics,
     collect_each,
 )
-from diffjax.evaluation.in_depth import NUM_SPLITS, counts, in_depth_numbers, neighbour_numbers
 from diffjax.evaluation.label_mix import label_mix, proportional_labels
 from diffjax.evaluation.reference import Reference as Reference
 from diffjax.evaluation.reference import reference as reference
@@ -52,12 +56,12 @@ def compare_each(
     references: Sequence[Reference],
     *,
     round_to_uint8: bool = True,
-    in_depth: bool = True,
+    all_metrics: bool = True,
 ) -> list[dict[str, Any]]:
     """Computes all metrics of a set of samples with respect to one data set, for all extractors.
 
     Samples are first clipped to [-1, 1] and rounded to 256 levels, as in an image file, because the
-    real images have the same levels. Data that are not images (`DataSet.bounded` is False) are not
+    real images have the same levels. Samples that are not images (`Codec.bounded` is False) are not
     changed.
 
     Args:
@@ -68,7 +72,7 @@ def compare_each(
         references: from `reference(dataset, extractor)`; each is compared on its extractor's
             features.
         round_to_uint8: False keeps the samples' own levels (images are still clipped).
-        in_depth: False computes only accuracy, Fréchet distance and kernel distance.
+        all_metrics: False computes only accuracy, Fréchet distance and kernel distance.
 
     Returns:
         For each reference a dict of plain JSON. `accuracy` in [0, 1] (None without labels or a
@@ -98,8 +102,7 @@ def compare_each(
         _as_image_files(samples, first, round_to_uint8),
         [real.extractor for real in references],
         seed=first.seed,
-        most_images=most_images if in_depth else 0,
-        num_splits=NUM_SPLITS,
+        most_images=most_images if all_metrics else 0,
         sharding=first.sharding,
         shared=first.shared,
     )
@@ -112,24 +115,26 @@ def compare_each(
             "labels": mix
         }
         numbers = _in_short(collected, labels, real, provenance)
-        if in_depth:
-            of_pixels = of_pixels or {"neighbours": neighbour_numbers(collected, real, provenance)}
-            numbers |= in_depth_numbers(collected, real, provenance) | of_pixels
+        if all_metrics:
+            of_pixels = of_pixels or {
+                "neighbours": memorisation_metrics(collected, real, provenance)
+            }
+            numbers |= further_metrics(collected, real, provenance) | of_pixels
         found.append(numbers)
     return found
 
 
 def _provenance(reference: Reference, num_features: int, round_to_uint8: bool) -> dict[str, Any]:
     """The part of the provenance that all metrics share."""
-    extractor, rounded = reference.extractor, round_to_uint8 and reference.bounded
+    extractor, rounded = reference.extractor, round_to_uint8 and reference.codec.bounded
     return {
         "extractor": extractor.name,
         "extractor_sha256": extractor.sha256,
         "num_features": num_features,
         "resize": "none",
         **extractor.provenance,
-        "autoencoder": reference.autoencoder,
-        "value_range": "[-1,1]" if reference.bounded else "any",
+        **reference.codec.facts,
+        "value_range": "[-1,1]" if reference.codec.bounded else "any",
         "rounding": "uint8" if rounded else "none",
         "reference": f"{reference.name}/train",
         "reference_sha256": reference.train_sha256,
@@ -180,10 +185,10 @@ def _as_image_files(samples: Batches, reference: Reference, round_to_uint8: bool
     def read() -> Iterator[np.ndarray]:
         for batch in samples.batches:
             check_images(batch, shape, whose)
-            if reference.bounded:
+            if reference.codec.bounded:
                 batch = np.clip(batch, -1.0, 1.0)
             batch = batch.astype(np.float32)
-            rounded = round_to_uint8 and reference.bounded
+            rounded = round_to_uint8 and reference.codec.bounded
             yield to_float(to_uint8(batch)) if rounded else batch
 
     return Batches(samples.num_images, read())

@@ -10,15 +10,15 @@ import numpy as np
 from jaxtyping import Float, Float32, Int32
 
 from diffjax.errors import UserError
-from diffjax.evaluation.image_statistics import Images
+from diffjax.evaluation.image_statistics import ImageSet
 
 # Yoon et al. 2023 call a sample memorised below this ratio of its two nearest distances.
 COPY_RATIO = 1.0 / 3.0
 
 
-def nearest(
+def nearest_neighbours(
     samples: np.ndarray,
-    references: np.ndarray | Images,
+    references: np.ndarray | ImageSet,
     *,
     k: int = 1,
     batch_size_images: int = 250,
@@ -32,7 +32,7 @@ def nearest(
 
     Args:
         samples: `[N, ...]`, pixels or features.
-        references: `[M, ...]`, the same shape after the first axis. With `Images`, only one batch
+        references: `[M, ...]`, the same shape after the first axis. With `ImageSet`, only one batch
             is in memory.
         k: number of neighbours, at most M.
         batch_size_images: samples in one matrix product with a batch of references.
@@ -45,11 +45,12 @@ def nearest(
         UserError: shapes that do not fit, fewer than k references, or numbers that are not finite.
 
     Example:
-        >>> indices, distances = nearest(np.array([[0.75]]), np.array([[0.0], [1.0]]), k=2)
+        >>> real = np.array([[0.0], [1.0]])
+        >>> indices, distances = nearest_neighbours(np.array([[0.75]]), real, k=2)
         >>> indices.tolist(), distances.tolist()
         ([[1, 0]], [[0.25, 0.75]])
     """
-    references = Images.of(references)
+    references = ImageSet.of(references)
     if samples.shape[1:] != references.shape[1:]:
         raise UserError(
             f"samples {list(samples.shape)} and references {list(references.shape)} differ in shape"
@@ -117,8 +118,8 @@ def memorisation(sample_distances: np.ndarray, test_distances: np.ndarray) -> Me
     """Compares the distances to the training set of samples and of held-out real images.
 
     Args:
-        sample_distances: `[N, 2]`, from `nearest(samples, train, k=2)`.
-        test_distances: `[M, 2]`, from `nearest(test, train, k=2)`.
+        sample_distances: `[N, 2]`, from `nearest_neighbours(samples, train, k=2)`.
+        test_distances: `[M, 2]`, from `nearest_neighbours(test, train, k=2)`.
 
     Raises:
         UserError: either is empty or does not have two columns.
@@ -148,7 +149,7 @@ def copied(distances: Float[np.ndarray, " samples 2"]) -> float:
     """Share of near-copies among samples, from their two nearest distances (see `Memorisation`).
 
     Args:
-        distances: `[N, 2]`, from `nearest(samples, train, k=2)`.
+        distances: `[N, 2]`, from `nearest_neighbours(samples, train, k=2)`.
     """
     # An exact copy of a training image that occurs twice has distances 0 and 0: a copy too.
     first, second = distances[:, 0], distances[:, 1]

@@ -1,6 +1,7 @@
 """The real images that samples are compared with, and their features, extracted once."""
 
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -9,7 +10,8 @@ import jax
 import numpy as np
 
 import diffjax
-from diffjax.data import DataSet, Source, eval_batches
+from diffjax.codecs import Codec, Identity
+from diffjax.data import DataSet, Source, eval_batches, to_float, to_uint8
 from diffjax.evaluation.cached_arrays import Arrays, cached
 from diffjax.evaluation.copying import inauthentic
 from diffjax.evaluation.distances import (
@@ -22,12 +24,12 @@ from diffjax.evaluation.distances import (
 from diffjax.evaluation.extractors.features import Extractor
 from diffjax.evaluation.image_statistics import (
     MOST_FEATURES,
-    Images,
+    ImageSet,
     collect,
     read_at_once,
     thinned_rows,
 )
-from diffjax.evaluation.neighbours import nearest
+from diffjax.evaluation.neighbours import nearest_neighbours
 from diffjax.oracle.analytic import GaussianMixture
 
 _FORMAT = 3  # of what is stored of a data set
@@ -52,15 +54,14 @@ class Reference:
         test_logits: `[M, K]` float32; None if the extractor has no logits.
         some_test_images: `[L, H, W, C]` float32, the test images that `test_neighbours` is for.
         test_neighbours: indices `[L, 2]` and distances `[L, 2]` of their nearest train images, from
-            `nearest`.
+            `nearest_neighbours`.
         inauthentic_floor: share of them that are `inauthentic`; None without test images.
         kernel_floor: kernel distance between the test and the train split; None for fewer than 3
             test images.
         max_neighbour_images: number of samples that are compared with their nearest train images.
         seed: seed of every random choice of images.
         sharding: sharding of a batch of images, so that each device processes its rows.
-        bounded: whether values are those of 8-bit images in [-1, 1].
-        autoencoder: name of the autoencoder of latent data; "none" for pixels.
+        codec: what the images were decoded by.
         test_sha256: fingerprint of the test split.
         mixture: the true distribution of the real images, if it is known; else None.
         shared: whether all processes of a run compare the same samples at the same time; each then
@@ -69,7 +70,7 @@ class Reference:
 
     name: str
     extractor: Extractor
-    train_images: Images
+    train_images: ImageSet
     class_counts: np.ndarray
     train_features: np.ndarray
     train_statistics: Statistics
@@ -84,8 +85,7 @@ class Reference:
     max_neighbour_images: int
     seed: int
     sharding: jax.sharding.Sharding | None = None
-    bounded: bool = True
-    autoencoder: str = "none"
+    codec: Codec = Identity()
     test_sha256: str = ""
     mixture: GaussianMixture | None = None
     shared: bool = False
@@ -99,7 +99,7 @@ def reference(
     max_neighbour_images: int = 1000,
     seed: int = 0,
     folder: str | None = None,
-    sharding: jax.sharding.Sharding | None = None,
+    sharding: jax.sharding.NamedSharding | None = None,
     shared: bool = False,
 ) -> Reference:
     """Extracts the features and floors of a data set once, for any number of `compare` calls.
@@ -108,8 +108,8 @@ def reference(
     at most `max_images` test features. `Reference` lists what is kept.
 
     Args:
-        dataset: samples are compared with its real training images. Floors come from its test
-            split; if that is small or empty, some floors are None.
+        dataset: samples are compared with its real training images, decoded by its codec. Floors
+            come from its test split; if that is small or empty, some floors are None.
         extractor: map from images to features.
         max_images: largest number of images used of each split, evenly spaced.
         max_neighbour_images: largest number of test images whose nearest train images are found.
@@ -123,8 +123,9 @@ def reference(
         UserError: images of a shape that the extractor does not accept, or fewer than 3 for
             training.
     """
+    decode, shape = _decoder(dataset.codec, sharding), dataset.picture_shape
     train_images, test_images = (
-        Images.in_source(source, dataset.image_shape, max_images)
+        ImageSet.in_source(source, shape, max_images, decode)
         for source in (dataset.reference, dataset.test)
     )
     (train_crc32, class_counts), (test_crc32, _) = (
@@ -142,6 +143,7 @@ def reference(
         "test_sha256": test_sha256,
         # Fingerprints hash only a part of large data, but the arrays depend on every pixel.
         "images_crc32": [train_crc32, test_crc32],
+        **dataset.codec.facts,
         "max_images": max_images,
         "max_neighbour_images": max_neighbour_images,
         "max_features": MOST_FEATURES,
@@ -174,12 +176,21 @@ def reference(
         max_neighbour_images=max_neighbour_images,
         seed=seed,
         sharding=sharding,
-        bounded=dataset.bounded,
-        autoencoder=dataset.autoencoder,
+        codec=dataset.codec,
         test_sha256=test_sha256,
         mixture=dataset.mixture,
         shared=shared,
     )
+
+
+def _decoder(
+    codec: Codec, sharding: jax.sharding.NamedSharding | None
+) -> Callable[[np.ndarray], np.ndarray]:
+    """`latents -> images`, with the values of image files where the codec has such images."""
+    if codec.pixels:  # They are those of image files already.
+        return codec.decoder(sharding)
+    decode = codec.decoder(sharding)
+    return (lambda latents: to_float(to_uint8(decode(latents)))) if codec.bounded else decode
 
 
 def thin(images: np.ndarray, most: int, seed: int) -> np.ndarray:
@@ -209,8 +220,8 @@ def _read_through(source: Source, dataset: DataSet, most: int) -> tuple[int, np.
 
 
 def _extracted(
-    train_images: Images,
-    test_images: Images,
+    train_images: ImageSet,
+    test_images: ImageSet,
     some_test_images: np.ndarray,
     extractor: Extractor,
     seed: int,
@@ -219,12 +230,12 @@ def _extracted(
     """Computes the expensive arrays of a data set: features, statistics, neighbours, floors."""
     train = collect(train_images.batches(), extractor, seed=seed, most_images=0, sharding=sharding)
     # Without test images, one train image determines the width of the empty features.
-    some = test_images if len(test_images) else Images.of(train_images.take(np.arange(1)))
+    some = test_images if len(test_images) else ImageSet.of(train_images.take(np.arange(1)))
     fitting = extractor.by(len(some))
     found = [fitting.extract(batch, sharding) for batch in some.batches().batches]
     features, logits = zip(*found, strict=True)
     test_features = np.concatenate(features)[: len(test_images)]
-    indices, distances = nearest(some_test_images, train_images, k=2)
+    indices, distances = nearest_neighbours(some_test_images, train_images, k=2)
     floor: Any = (np.nan, np.nan, len(test_images), len(train.features))
     if len(test_images) >= FEWEST_IMAGES:
         floor = kernel_distance(test_features, train.features, seed=seed)

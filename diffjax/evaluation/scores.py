@@ -9,6 +9,9 @@ from scipy.special import entr, log_softmax, logsumexp, softmax
 from diffjax.errors import UserError
 from diffjax.evaluation.distances import checked
 
+NUM_SPLITS = 10
+"""Parts of the samples, as in Salimans et al. 2016."""
+
 
 class InceptionScore(NamedTuple):
     """The Inception score: its mean, in [1, number of classes], and deviation over the splits."""
@@ -17,7 +20,9 @@ class InceptionScore(NamedTuple):
     standard_deviation: float
 
 
-def inception_score(logits: np.ndarray, *, num_splits: int = 10, seed: int = 0) -> InceptionScore:
+def inception_score(
+    logits: np.ndarray, *, num_splits: int = NUM_SPLITS, seed: int = 0
+) -> InceptionScore:
     """Inception score: confidence of a classifier and diversity of classes (Salimans et al. 2016).
 
         IS = exp( mean_i KL(p(y | x_i) || p(y)) ),    p(y) = mean_i p(y | x_i)

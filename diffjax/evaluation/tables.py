@@ -25,6 +25,10 @@ LABELS = {
     "mode_weights": "weight in wrong modes",
     "bits_per_dim": "bits per dimension",
 }
+# Metrics whose higher values are better; of the others, lower ones are.
+HIGHER_IS_BETTER = frozenset(
+    {"accuracy", "precision", "recall", "density", "coverage", "inception_score"}
+)
 # Ranges of metrics; the others, such as unbiased estimates near 0, are unbounded.
 RANGES = {
     "frechet_distance": (0.0, math.inf),
@@ -118,11 +122,11 @@ def duration(seconds: Any) -> str:
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
 
 
-def measure(value: Any) -> str:
+def three_digits(value: Any) -> str:
     """Formats a measured number with three significant digits, including trailing zeros.
 
     Example:
-        >>> [measure(x) for x in (1.3, 0.0041, 512.4, None)]
+        >>> [three_digits(x) for x in (1.3, 0.0041, 512.4, None)]
         ['1.30', '0.00410', '512', '–']
     """
     if not is_number(value) or abs(value) >= 100:
@@ -137,13 +141,11 @@ class Metric(NamedTuple):
         label: its name on axes and columns.
         write: formats a value.
         is_share: whether it is a share of 1, shown in per cent.
-        higher_is_better: whether higher values are better; else lower ones are.
     """
 
     label: str
     write: Callable[[Any], str]
     is_share: bool = False
-    higher_is_better: bool = False
 
 
 class Column(NamedTuple):
@@ -163,9 +165,9 @@ class Column(NamedTuple):
 
 
 METRICS = {
-    "frechet_distance": Metric("Fréchet distance", measure),
-    "kernel_distance": Metric("kernel distance", measure),
-    "accuracy": Metric("accuracy", percent, is_share=True, higher_is_better=True),
+    "frechet_distance": Metric("Fréchet distance", three_digits),
+    "kernel_distance": Metric("kernel distance", three_digits),
+    "accuracy": Metric("accuracy", percent, is_share=True),
 }
 COLUMNS = (
     Column("solver", "solver"),
@@ -179,7 +181,7 @@ COLUMNS = (
         Column(name, METRICS[name].label, METRICS[name].write)
         for name in ("accuracy", "frechet_distance", "kernel_distance")
     ),
-    Column("seconds", "seconds", measure),
+    Column("seconds", "seconds", three_digits),
 )
 
 

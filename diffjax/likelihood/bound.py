@@ -161,41 +161,21 @@ class DiscreteDecoder:
         return jnp.sum(log_p, axis=tuple(range(1, x_t.ndim)))
 
 
-def variational_bound(
-    predict: Predict,
-    path: Path,
-    x: Samples,
-    keys: Keys,
-    cond: Any = None,
-    *,
-    time: Time = ContinuousTime(),
-    num_times: int = 64,
-    decoder: Decoder = gaussian_decoder,
-) -> Bound:
+@dataclass(frozen=True)
+class VariationalBound:
     """The variational lower bound (ELBO) of a diffusion model on `log p(x)`, in nats.
 
     The noise levels of each sample are stratified: one is sampled in each of `num_times` equal
     parts of the range. With `DiscreteTime` of `num_times` steps, each step is evaluated once. The
     standard error is computed from pairs of neighbouring strata, and is rather too large than too
-    small. The function is pure and differentiable, like `ode_log_likelihood`.
+    small. Calls are pure and differentiable, like those of `OdeLogLikelihood`.
 
-    Args:
-        predict: the model.
-        path: the path on which it was trained.
-        x: `[B, …]`, clean data in the model's units.
-        keys: `[B]`, one for each sample.
-        cond: the condition, B rows, or None for the null condition.
+    Attributes:
         time: `ContinuousTime(…)` or `DiscreteTime(…)`.
         num_times: the number of network evaluations per sample; even, because errors are computed
             from pairs.
         decoder: `gaussian_decoder` for continuous or dequantised data, `DiscreteDecoder()` for
             8-bit images.
-
-    Returns:
-        A `Bound`, with the three terms.
-
-    Raises:
-        UserError: `num_times` is odd or below 2.
 
     Example:
         >>> from diffjax.process.paths import Linear, Pair, coeffs
@@ -204,43 +184,67 @@ def variational_bound(
         ...     return Pair(c.a * x / (c.a**2 + c.s**2), c.s * x / (c.a**2 + c.s**2))
         >>> keys = jax.random.split(jax.random.key(0), 512)
         >>> x = jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, 1), (2,)))(keys)
-        >>> bound = variational_bound(standard_normal, Linear(), x, keys)
+        >>> bound = VariationalBound()(standard_normal, Linear(), x, keys)
         >>> bool(abs(bound.log_p.mean() + 2.838) < 0.2)  # minus the entropy, log 2πe = 2.838
         True
     """
-    if num_times < 2 or num_times % 2:
-        raise UserError(f"num_times={num_times} must be even and at least 2: errors need pairs")
-    levels = time.levels(path)
-    key_of = jax.vmap(lambda key: jax.random.split(key, 3))(keys)
-    stratum_keys, noise_keys, decoder_keys = key_of[:, 0], key_of[:, 1], key_of[:, 2]
-    jitter = jax.vmap(lambda key: jax.random.uniform(key, (num_times,)))(stratum_keys).T
-    u = (jnp.arange(num_times, dtype=jitter.dtype)[:, None] + jitter) / num_times
-    ts, weights = levels.at(u)
 
-    def one_time(_: None, inputs: tuple[Array, Array, Array]) -> tuple[None, Array]:
-        i, t, weight = inputs
-        c = coeffs(path, t, x.ndim)
-        eps = normal(jax.vmap(jax.random.fold_in, (0, None))(noise_keys, i), x.shape[1:])
-        pair = Pair(x, eps)
-        return None, weight * _x0_error(c, pair, predict(mix(c, pair), t, cond))
+    time: Time = ContinuousTime()
+    num_times: int = 64
+    decoder: Decoder = gaussian_decoder
 
-    _, terms = jax.lax.scan(one_time, None, (jnp.arange(num_times), ts, weights))
-    diffusion = jnp.mean(terms, axis=0)
-    standard_error = jnp.sqrt(jnp.sum(jnp.square(terms[0::2] - terms[1::2]), axis=0)) / num_times
+    def __call__(
+        self, predict: Predict, path: Path, x: Samples, keys: Keys, cond: Any = None
+    ) -> Bound:
+        """Estimates the bound of each of the data, with its three terms.
 
-    end = coeffs(path, levels.last[None], x.ndim)
-    axes = tuple(range(1, x.ndim))
-    prior = 0.5 * jnp.sum(jnp.square(end.a / end.s * x), axis=axes)
-    start = coeffs(path, jnp.full(len(x), path.t_min), x.ndim)
-    reconstruction = decoder(start, Pair(x, normal(decoder_keys, x.shape[1:])))
-    return Bound(
-        log_p=reconstruction - prior - diffusion,
-        standard_error=standard_error,
-        nfe=jnp.asarray(num_times),
-        prior=prior,
-        diffusion=diffusion,
-        reconstruction=reconstruction,
-    )
+        Args:
+            predict: the model.
+            path: the path on which it was trained.
+            x: `[B, …]`, clean data in the model's units.
+            keys: `[B]`, one for each sample.
+            cond: the condition, B rows, or None for the null condition.
+
+        Raises:
+            UserError: `num_times` is odd or below 2.
+        """
+        if self.num_times < 2 or self.num_times % 2:
+            raise UserError(
+                f"num_times={self.num_times} must be even and at least 2: errors need pairs"
+            )
+        levels = self.time.levels(path)
+        key_of = jax.vmap(lambda key: jax.random.split(key, 3))(keys)
+        stratum_keys, noise_keys, decoder_keys = key_of[:, 0], key_of[:, 1], key_of[:, 2]
+        jitter = jax.vmap(lambda key: jax.random.uniform(key, (self.num_times,)))(stratum_keys).T
+        u = (jnp.arange(self.num_times, dtype=jitter.dtype)[:, None] + jitter) / self.num_times
+        ts, weights = levels.at(u)
+
+        def one_time(_: None, inputs: tuple[Array, Array, Array]) -> tuple[None, Array]:
+            i, t, weight = inputs
+            c = coeffs(path, t, x.ndim)
+            eps = normal(jax.vmap(jax.random.fold_in, (0, None))(noise_keys, i), x.shape[1:])
+            pair = Pair(x, eps)
+            return None, weight * _x0_error(c, pair, predict(mix(c, pair), t, cond))
+
+        _, terms = jax.lax.scan(one_time, None, (jnp.arange(self.num_times), ts, weights))
+        diffusion = jnp.mean(terms, axis=0)
+        standard_error = (
+            jnp.sqrt(jnp.sum(jnp.square(terms[0::2] - terms[1::2]), axis=0)) / self.num_times
+        )
+
+        end = coeffs(path, levels.last[None], x.ndim)
+        axes = tuple(range(1, x.ndim))
+        prior = 0.5 * jnp.sum(jnp.square(end.a / end.s * x), axis=axes)
+        start = coeffs(path, jnp.full(len(x), path.t_min), x.ndim)
+        reconstruction = self.decoder(start, Pair(x, normal(decoder_keys, x.shape[1:])))
+        return Bound(
+            log_p=reconstruction - prior - diffusion,
+            standard_error=standard_error,
+            nfe=jnp.asarray(self.num_times),
+            prior=prior,
+            diffusion=diffusion,
+            reconstruction=reconstruction,
+        )
 
 
 def _x0_error(c: Coeffs, truth: Pair, guess: Pair) -> PerSample:

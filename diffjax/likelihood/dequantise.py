@@ -13,7 +13,7 @@ tight if `q` is proportional to the model's density within the bin. Theis et al.
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +23,7 @@ from diffjax.compiling import implicit_promotion
 from diffjax.shapes import AnyShape, Keys, Samples
 
 LEVELS = 256
+_BATCH_SIZE = 64
 Params = dict[str, Array]
 
 
@@ -154,29 +155,26 @@ def _log_logistic(z: Array) -> Array:
 
 
 def fit_dequantiser(
-    log_density: Callable[[Array, Array, Any], Array],
+    log_density: Callable[[Array, Array, Array], Array],
     images: Array,
-    cond: Any,
     key: Array,
     *,
     num_steps: int = 500,
-    batch_size: int = 64,
     learning_rate: float = 0.02,
     levels: int = LEVELS,
 ) -> tuple[Params, Array]:
     """Fits the parameters of `variational`: maximises the bound for a model that stays fixed.
 
-    With Adam and a cosine decay of the learning rate to 0, as one compiled program.
+    With Adam, batches of 64 images and a cosine decay of the learning rate to 0, as one compiled
+    program.
 
     Args:
-        log_density: `(x[B,H,W,C], keys[B], cond or None) -> [B]`, nats, differentiable in x.
-            Any lower bound on `log p` can be used, such as `variational_bound(…).log_p` with few
-            times.
+        log_density: `(x[B,H,W,C], keys[B], rows[B]) -> [B]`, nats, differentiable in x, where
+            `rows` are the images' numbers, to look up their conditions. Any lower bound on `log p`
+            can be used, such as `VariationalBound(…)` with few times.
         images: `[N, H, W, C]`, training images of grey levels.
-        cond: the condition, N rows, or None.
         key: for the choice of batches and for the noise.
         num_steps: the number of updates.
-        batch_size: the number of images in each batch.
         learning_rate: the initial learning rate of Adam.
         levels: the number of grey levels.
 
@@ -190,13 +188,9 @@ def fit_dequantiser(
 
     def bound(params: Params, key: Array) -> Array:
         rows_key, noise_key, density_key = jax.random.split(key, 3)
-        rows = jax.random.choice(rows_key, len(images), (batch_size,))
-        spread = variational(params, jax.random.split(noise_key, batch_size), images[rows])
-        density = log_density(
-            spread.x,
-            jax.random.split(density_key, batch_size),
-            jax.tree.map(lambda leaf: leaf[rows], cond),
-        )
+        rows = jax.random.choice(rows_key, len(images), (_BATCH_SIZE,))
+        spread = variational(params, jax.random.split(noise_key, _BATCH_SIZE), images[rows])
+        density = log_density(spread.x, jax.random.split(density_key, _BATCH_SIZE), rows)
         return jnp.mean(discrete_log_p(density, spread, levels))
 
     def step(state: tuple, key: Array) -> tuple[tuple, Array]:

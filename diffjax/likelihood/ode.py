@@ -49,7 +49,7 @@ class LogLikelihood(NamedTuple):
     nfe: Array
 
 
-class Trace(Protocol):
+class TraceEstimator(Protocol):
     """A way to compute a divergence, the trace of a Jacobian `J`, from products `zᵀ·J·z`."""
 
     def probes(self, key: OneKey, shape: tuple[int, ...]) -> Float[Array, " probes *event"]:
@@ -114,7 +114,7 @@ class Integrate(Protocol):
         ...
 
 
-class Method(NamedTuple):
+class OneStepMethod(NamedTuple):
     """An explicit one-step method for ODEs.
 
     Attributes:
@@ -147,9 +147,9 @@ def _rk4(field: Field, t: Array, h: Array, y: State) -> State:
     return _ahead(y, (h / 6, k1), (h / 3, k2), (h / 3, k3), (h / 6, k4))
 
 
-HEUN = Method(_heun, nfe=2)
+HEUN = OneStepMethod(_heun, nfe=2)
 """Heun's method, of second order."""
-RK4 = Method(_rk4, nfe=4)
+RK4 = OneStepMethod(_rk4, nfe=4)
 """The classical Runge-Kutta method, of fourth order."""
 
 
@@ -178,7 +178,7 @@ class FixedSteps:
     """
 
     num_steps: int = 32
-    method: Method = RK4
+    method: OneStepMethod = RK4
     grid: Grid = field(default_factory=lambda: Power(exponent=2.0))
 
     def __call__(self, field: Field, path: Path, state: State) -> tuple[State, Array]:
@@ -192,7 +192,7 @@ class FixedSteps:
 
 
 @dataclass(frozen=True)
-class Adaptive:
+class AdaptiveSteps:
     """Adaptive steps, by diffrax: Tsitouras' pair of methods of order 4 and 5.
 
     All samples of a batch have the same steps, which the sample with the largest error determines.
@@ -237,37 +237,17 @@ def _largest_root_mean_square(state: State) -> Array:
     return jnp.sqrt(jnp.max(jnp.stack(squares)))
 
 
-def ode_log_likelihood(
-    predict: Predict,
-    path: Path,
-    x: Samples,
-    keys: Keys,
-    cond: Any = None,
-    *,
-    integrate: Integrate = FixedSteps(),
-    trace: Trace = Hutchinson(),
-) -> LogLikelihood:
+@dataclass(frozen=True)
+class OdeLogLikelihood:
     """The log-density of data under the probability-flow ODE, in nats.
 
-    Element i depends on `x[i]`, `keys[i]` and row i of `cond` alone (with `Adaptive`, up to the
-    tolerance). The function is pure: it works under `jax.jit` and with arrays that are sharded over
-    a mesh.
+    Element i of the result depends on `x[i]`, `keys[i]` and row i of `cond` alone (with
+    `AdaptiveSteps`, up to the tolerance). Calls are pure: they work under `jax.jit` and with arrays
+    that are sharded over a mesh.
 
-    Args:
-        predict: the model; its prediction for one sample must not depend on the others.
-        path: the path on which it was trained.
-        x: `[B, …]`, clean data in the model's units; dequantise images first
-            (`diffjax.likelihood.dequantise`).
-        keys: `[B]`, one for each sample's probes.
-        cond: the condition, B rows, or None for the null condition.
-        integrate: the ODE solver, `FixedSteps(…)` or `Adaptive(…)`.
+    Attributes:
+        integrate: the ODE solver, `FixedSteps(…)` or `AdaptiveSteps(…)`.
         trace: the computation of the divergence, `Hutchinson(…)` or `ExactTrace()`.
-
-    Returns:
-        A `LogLikelihood`.
-
-    Raises:
-        UserError: `Adaptive` is used and diffrax is not installed.
 
     Example:
         >>> from diffjax.process.paths import Linear, Pair, coeffs
@@ -275,30 +255,50 @@ def ode_log_likelihood(
         ...     c = coeffs(Linear(), t, x.ndim)
         ...     return Pair(c.a * x / (c.a**2 + c.s**2), c.s * x / (c.a**2 + c.s**2))
         >>> x, keys = jnp.zeros((1, 2)), jax.random.split(jax.random.key(0), 1)
-        >>> result = ode_log_likelihood(standard_normal, Linear(), x, keys)
+        >>> result = OdeLogLikelihood()(standard_normal, Linear(), x, keys)
         >>> round(result.log_p.item(), 3), result.nfe.item()  # -log 2π = -1.838
         (-1.838, 128)
     """
-    axes = tuple(range(1, x.ndim))
-    probes = jax.vmap(lambda key: trace.probes(key, x.shape[1:]), out_axes=1)(keys)
 
-    def velocity(x: Array, t: Array) -> Array:
-        c = coeffs(path, t[None], x.ndim)
-        pair = predict(x, jnp.full(len(x), t), cond)
-        return c.da * pair.x0 + c.ds * pair.eps
+    integrate: Integrate = FixedSteps()
+    trace: TraceEstimator = Hutchinson()
 
-    def field(t: Array, state: State) -> State:
-        # Samples are independent, so one tangent of the whole batch is one for each sample.
-        v, push = jax.linearize(lambda x: velocity(x, t), state[0])
-        products = jax.lax.map(
-            lambda z: jnp.sum(z * push(z), axis=axes), probes, batch_size=_TANGENTS_AT_ONCE
-        )
-        return v, products.T
+    def __call__(
+        self, predict: Predict, path: Path, x: Samples, keys: Keys, cond: Any = None
+    ) -> LogLikelihood:
+        """Computes the log-density of each of the data.
 
-    t_min, t_noise = jnp.asarray(path.t_min), jnp.asarray(path.t_noise)
-    start = (path.alpha(t_min) * x, jnp.zeros((len(x), len(probes))))
-    (noise, products), nfe = integrate(field, path, start)
-    divergence, error = jax.vmap(trace.total)(products)
-    prior = jnp.sum(jax.scipy.stats.norm.logpdf(noise, scale=path.sigma(t_noise)), axis=axes)
-    d = math.prod(x.shape[1:])
-    return LogLikelihood(prior + divergence + d * jnp.log(path.alpha(t_min)), error, nfe)
+        Args:
+            predict: the model; its prediction for one sample must not depend on the others.
+            path: the path on which it was trained.
+            x: `[B, …]`, clean data in the model's units; dequantise images first
+                (`diffjax.likelihood.dequantise`).
+            keys: `[B]`, one for each sample's probes.
+            cond: the condition, B rows, or None for the null condition.
+
+        Raises:
+            UserError: `AdaptiveSteps` is used and diffrax is not installed.
+        """
+        axes = tuple(range(1, x.ndim))
+        probes = jax.vmap(lambda key: self.trace.probes(key, x.shape[1:]), out_axes=1)(keys)
+
+        def velocity(x: Array, t: Array) -> Array:
+            c = coeffs(path, t[None], x.ndim)
+            pair = predict(x, jnp.full(len(x), t), cond)
+            return c.da * pair.x0 + c.ds * pair.eps
+
+        def field(t: Array, state: State) -> State:
+            # Samples are independent, so one tangent of the whole batch is one for each sample.
+            v, push = jax.linearize(lambda x: velocity(x, t), state[0])
+            products = jax.lax.map(
+                lambda z: jnp.sum(z * push(z), axis=axes), probes, batch_size=_TANGENTS_AT_ONCE
+            )
+            return v, products.T
+
+        t_min, t_noise = jnp.asarray(path.t_min), jnp.asarray(path.t_noise)
+        start = (path.alpha(t_min) * x, jnp.zeros((len(x), len(probes))))
+        (noise, products), nfe = self.integrate(field, path, start)
+        divergence, error = jax.vmap(self.trace.total)(products)
+        prior = jnp.sum(jax.scipy.stats.norm.logpdf(noise, scale=path.sigma(t_noise)), axis=axes)
+        d = math.prod(x.shape[1:])
+        return LogLikelihood(prior + divergence + d * jnp.log(path.alpha(t_min)), error, nfe)

@@ -5,7 +5,8 @@ A writer takes a step and a flat dictionary of numbers:
     {"loss": 0.31, "learning_rate": 1e-3, "images_per_second": 900.0, "loss_by_log_snr/-4": 0.2}
 
 `loss_by_log_snr/<lo>` is the mean loss of the images whose log-SNR fell in the bin that begins at
-`<lo>` (`-inf`, `-8`, `-6`, … ) and ends where the next one begins; an empty bin is absent.
+`<lo>` (`-inf`, `-8`, `-6`, … ) and ends where the next one begins; an empty bin is absent. The
+metrics of evaluators are lines of their own: `{"eval/samples/frechet_distance": 1.3}`.
 """
 
 import json
@@ -204,6 +205,10 @@ class ProgressBar:
             self._show(step, scalars)
 
     def _show(self, step: int, scalars: Mapping[str, SupportsFloat]) -> None:
+        if any(name.startswith("eval/") for name in scalars):
+            text = f"step {step}/{self._total_steps}, {_headline(scalars)}"
+            self._bar.write(text, file=self._stream)
+            return
         if not self._bar.disable:
             self._bar.set_postfix_str(_headline(scalars), refresh=False)
             self._bar.update(step - self._bar.n)
@@ -232,6 +237,9 @@ def _headline(scalars: Mapping[str, SupportsFloat]) -> str:
         parts.append(f"loss {float(scalars['loss']):.4f}")
     if "images_per_second" in scalars:
         parts.append(f"{float(scalars['images_per_second']):,.0f} images/s")
+    for name, value in scalars.items():
+        if name.startswith("eval/"):
+            parts.append(f"{name.removeprefix('eval/')} {float(value):.4g}")
     return ", ".join(parts)
 
 

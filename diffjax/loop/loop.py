@@ -2,20 +2,14 @@
 
 import logging
 import math
-import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing
-from itertools import islice
+from contextlib import ExitStack, closing
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
-from jax import Array
 from ml_collections import ConfigDict
 
-from diffjax.compiling import jit
-from diffjax.data import Augment, DataSet, batches
-from diffjax.data.fingerprints import fingerprints
+from diffjax.data import DataSet
 from diffjax.errors import UserError
 from diffjax.host.interrupts import Interrupted, stop_signals
 from diffjax.host.lock import locked
@@ -24,54 +18,27 @@ from diffjax.host.processes import in_first, is_first, translate_lost_processes
 from diffjax.host.run_files import read_json
 from diffjax.host.storage import make_writable, translate_storage_errors
 from diffjax.host.watchdog import Watchdog, watched
+from diffjax.loop.begin import Begin, initial_weights, restore_or_init
+from diffjax.loop.compiled_step import compile_train_step, train_flops
+from diffjax.loop.device_batches import device_batches
+from diffjax.loop.evaluations import Evaluations, check_evaluators
+from diffjax.loop.logging import join
 from diffjax.loop.pending_metrics import NonFiniteLoss
 from diffjax.loop.profile import Profile, profiled
-from diffjax.loop.recorder import Recorder
-from diffjax.loop.rollback import Rollbacks, roll_back, seed_of
-from diffjax.optimizers.base import Optimizer
+from diffjax.loop.recorder import Recorder, open_writers
+from diffjax.loop.rollback import Rollbacks, roll_back
+from diffjax.loop.training import Training, checkpoints_of
 from diffjax.runs import workdirs
-from diffjax.runs.checkpoints import Checkpoints
-from diffjax.runs.extension import (
-    Extension,
-    planned,
-    restart_step,
-    restarts_at,
-    scheduled,
-)
-from diffjax.runs.initial import Initial, find
+from diffjax.runs.extension import planned, restart_step, scheduled
 from diffjax.runs.load import Run
 from diffjax.runs.measure import check_evaluation, measure
-from diffjax.runs.setup import Setup, check_pairs, countable, set_up
+from diffjax.runs.setup import Setup, check_pairs, set_up
 from diffjax.runs.teacher import find_teacher, read_teacher
 from diffjax.settings import check_complete, check_settings
 from diffjax.spec import build, check_arguments
-from diffjax.training.averages import Averages
-from diffjax.training.flops import flops_if_countable
-from diffjax.training.sharding import batch_sharding, part_of_batch, replicated
-from diffjax.training.state import LIVE, TrainState
-from diffjax.training.step import TrainStep, make_train_step
+from diffjax.training.state import TrainState
 
 _LOG = logging.getLogger("diffjax")
-
-
-class Begin(NamedTuple):
-    """What a run begins with beside what lies in its folder; see `restore_or_init`.
-
-    Attributes:
-        initial: the weights of `config.init_from`, of a run that has not begun.
-        extension: what changes in a run that has.
-    """
-
-    initial: Initial | None = None
-    extension: Extension | None = None
-
-
-def page(workdir: Path) -> Path:
-    """Writes the run's page, and says where it is."""
-    # Here, because it loads Matplotlib, which takes seconds that a first step need not wait for.
-    from diffjax.reports.run_page import write_report
-
-    return write_report(workdir)
 
 
 def train(
@@ -131,8 +98,12 @@ def train(
         _LOG.info("attention: %s", setup.attention or "the network's own")
         for note in dataset.notes:
             _LOG.warning("%s", note)
-        begin = Begin(initial, extension)
-        run_all(setup, dataset, workdir, command, should_stop, watchdog, profile, begin)
+        with closing(checkpoints_of(setup, workdir)) as checkpoints:
+            training = Training(
+                setup, dataset, workdir, checkpoints, should_stop, watchdog, profile, command
+            )
+            in_first(lambda: workdirs.check_kept(workdir, checkpoints.steps(), config))
+            train_and_evaluate(training, Begin(initial, extension))
         return page(workdir) if is_first() else workdir / workdirs.REPORT
 
 
@@ -150,308 +121,132 @@ def prepared(config: ConfigDict) -> tuple[Setup, DataSet]:
     check_complete(config)
     check_settings(config)
     dataset: DataSet = build(config.data, DataSet, "config.data")
-    setup = set_up(config, dataset.image_shape, dataset.condition)
+    setup = set_up(config, dataset.image_shape, dataset.condition, codec=dataset.codec)
     check_pairs(setup, dataset)
     check_evaluation(setup, dataset)
+    check_evaluators(setup, dataset)
     find_teacher(setup)
     return setup, dataset
 
 
-def run_all(
-    setup: Setup,
-    dataset: DataSet,
-    workdir: Path,
-    command: str,
-    should_stop: Callable[[], bool],
-    watchdog: Watchdog = Watchdog(),
-    profile: Profile = Profile(),
-    begin: Begin | None = None,
-) -> None:
-    """Everything that is missing: steps, then the evaluation of the last one."""
-    config = setup.config
-    checkpoints = Checkpoints(
-        workdir / "checkpoints", config.checkpoints_to_keep, config.checkpoints_kept_every_steps
-    )
-    with closing(checkpoints):
-        in_first(lambda: workdirs.check_kept(workdir, checkpoints.steps(), config))
-        with watched(watchdog, workdir, what="checkpoint"):
-            begin = begin or Begin()
-            restarts = begin.extension is not None and begin.extension.restart
-            restart = math.inf if restarts else restart_step(workdir)
-            state, start = restore_or_init(setup, checkpoints, dataset, begin.initial, restart)
-        if begin.extension is not None:
-            begin.extension.record(workdir, setup, state, start["schedule_start"])
-        if "init_from" in start:
-            workdirs.record(workdir, init_from=start["init_from"])
-        workdirs.record_run(workdir, setup, dataset, command)
-        if start["step"] < config.num_steps:
-            with watched(watchdog, workdir) as begun:
-                state = run_and_roll_back(
-                    setup, dataset, (state, start), checkpoints, workdir, should_stop, begun,
-                    profile,
-                )  # fmt: skip
-        else:
-            _LOG.info("%s is finished: %d of %d steps", workdir, start["step"], config.num_steps)
-        with watched(watchdog, workdir, what="checkpoint"):
-            checkpoints.wait()  # An evaluation is of something that is on disk.
-        with watched(watchdog, workdir, what="batch of the evaluation") as begun:
-            evaluate_once(setup, dataset, state, workdir, should_stop, begun)
+def train_and_evaluate(training: Training, begin: Begin = Begin()) -> TrainState:
+    """The loop: all steps that a run lacks, then the evaluation of the last one.
 
+    It never waits for the devices, but where recorder and evaluators do.
 
-def evaluate_once(
-    setup: Setup,
-    dataset: DataSet,
-    state: TrainState,
-    workdir: Path,
-    should_stop: Callable[[], bool],
-    begun: Callable[[int], Any] = lambda batch: None,
-) -> None:
-    """The evaluation of the last step, unless there is one."""
-    # One made beside the training, by experiments.evaluate, is of an earlier step.
-    evaluated = (read_json(workdir / workdirs.EVALUATION) or {}).get("step")
-    if evaluated != setup.config.num_steps:
-        run = Run(setup, state, workdir)
-        measure(run, dataset, should_stop=should_stop, begun=begun)
-
-
-def run_and_roll_back(
-    setup: Setup,
-    dataset: DataSet,
-    begin: tuple[TrainState, Mapping[str, Any]],
-    checkpoints: Checkpoints,
-    workdir: Path,
-    should_stop: Callable[[], bool],
-    begun: Callable[[int], None],
-    profile: Profile = Profile(),
-) -> TrainState:
-    """Runs all steps; a loss that is not finite leads back to a checkpoint as often as it may."""
-    rollbacks = Rollbacks.read(workdir)
-    while True:
-        try:
-            return run_steps(
-                setup, dataset, *begin, checkpoints, workdir, should_stop, begun, rollbacks,
-                profile,
-            )  # fmt: skip
-        except NonFiniteLoss as error:
-            trouble = error.with_traceback(None)  # whose frames hold the broken state
-        rollbacks = roll_back(workdir, checkpoints, trouble, setup.nonfinite.rollbacks)
-        restart = restart_step(workdir)
-        begin = restore_or_init(setup, checkpoints, dataset, restart=restart)
-
-
-def initial_weights(setup: Setup, workdir: Path) -> Initial | None:
-    """The weights of `config.init_from`; None if there are none, or the run has begun already.
+    Returns:
+        The state after the last step.
 
     Raises:
-        UserError: there are no such weights, or they are of another network.
+        UserError: the data changed since the run began; a batch can't be read, and what there is
+            was saved.
+        NonFiniteLoss: the run may not be rolled back, or not any more.
+        Interrupted: `training.should_stop` returned True; the state was saved.
     """
-    named = setup.config.get("init_from", "")
-    begun = workdirs.checkpoint_steps(workdir)
-    return find(named, setup.abstract.weights(LIVE)) if named and not begun else None
+    setup, dataset, workdir = training.setup, training.dataset, training.workdir
+    checkpoints, watchdog, config = training.checkpoints, training.watchdog, setup.config
 
-
-def restore_or_init(
-    setup: Setup,
-    checkpoints: Checkpoints,
-    dataset: DataSet,
-    initial: Initial | None = None,
-    restart: float = -math.inf,
-) -> tuple[TrainState, Mapping[str, Any]]:
-    """The state that a run goes on from, and what is known of it: its step, or a checkpoint's meta.
-
-    Args:
-        setup: of the run.
-        checkpoints: of the run.
-        dataset: what it trains on.
-        initial: from `initial_weights`, checked before anything was written.
-        restart: the step up to which a checkpoint's schedule is to start anew.
-
-    Raises:
-        UserError: the data are not those that the run began with; as `initial_weights`.
-    """
-    # What a state begins as; the first of these that holds:
+    # The state that a run begins with or goes on from (`restore_or_init`); the first that holds:
     # 1. resumed: there is a whole checkpoint. Nothing else is read, also not `config.init_from`.
-    #    It may be extended: with more steps or another learning rate, which `Extension` has checked
-    #    and notes in run.json. The state stays as it is, but that the schedule's count may restart.
     # 2. initialised: `config.init_from` names weights. Live parameters and all averages are
     #    these; the optimizer's state is fresh and the step is 0.
     # 3. fresh: parameters are drawn by the seed.
-    restored = checkpoints.restore(setup.abstract)
-    if restored is None:
-        if named := setup.config.get("init_from", ""):
-            params, source = (initial or find(named, setup.abstract.weights(LIVE)))()
-            _LOG.info("beginning with the weights of %s", named)
-            return setup.begin(params), {"step": 0, "schedule_start": 0, "init_from": source}
-        init_key, _ = jax.random.split(jax.random.key(setup.config.seed))
-        return setup.init(init_key), {"step": 0, "schedule_start": 0}
-    state, meta = restored
-    if meta["data_sha256"] not in fingerprints(dataset.train):
-        raise UserError(
-            f"the training images of {dataset.name} changed since this run began: bring the old "
-            "ones back, or start again in another --workdir"
-        )
-    _LOG.info("resuming at step %d of %d", meta["step"], setup.config.num_steps)
-    state, schedule_start = restarts_at(restart, setup, state, meta)
-    return state, {**meta, "schedule_start": schedule_start}
+    # A resumed run may be
+    # - extended: with more steps or another learning rate, which `Extension` has checked and
+    #   notes in run.json. The state stays as it is, but that the schedule's count may restart;
+    # - rolled back, below: resumed from an earlier checkpoint, and on from there with batches and
+    #   noise in another order.
+    with watched(watchdog, workdir, what="checkpoint"):
+        restart = math.inf if begin.restarts else restart_step(workdir)
+        state, start = restore_or_init(setup, checkpoints, dataset, begin.initial, restart)
+    if begin.extension is not None:
+        begin.extension.record(workdir, setup, state, start["schedule_start"])
+    if "init_from" in start:
+        workdirs.record(workdir, init_from=start["init_from"])
+    workdirs.record_run(workdir, setup, dataset, training.command)
+    if start["step"] >= config.num_steps:
+        _LOG.info("%s is finished: %d of %d steps", workdir, start["step"], config.num_steps)
 
-
-def run_steps(
-    setup: Setup,
-    dataset: DataSet,
-    state: TrainState,
-    start: Mapping[str, Any],
-    checkpoints: Checkpoints,
-    workdir: Path,
-    should_stop: Callable[[], bool],
-    begun: Callable[[int], None] = lambda step: None,
-    rollbacks: Rollbacks = Rollbacks(),
-    profile: Profile = Profile(),
-) -> TrainState:
-    """Makes the steps from the one where `start`, a checkpoint's meta, is to `num_steps`.
-
-    `begun` is told of each step; `rollbacks` say with which data and noise it is made.
-    """
-    start_step, config = start["step"], setup.config
     _, step_key = jax.random.split(jax.random.key(config.seed))
+    with watched(watchdog, workdir) as begun:
+        while start["step"] < config.num_steps:
+            rollbacks = Rollbacks.read(workdir)
+            try:
+                with ExitStack() as stack:
+                    made = device_batches(setup, dataset, start["step"], rollbacks)
+                    batches = stack.enter_context(prefetched(made))
+                    schedule = config.optimizer, config.num_steps, start["schedule_start"]
+                    with workdirs.timed(workdir, "compile_seconds"):
+                        optimizer, teacher = scheduled(*schedule), read_teacher(setup, workdir)
+                        train_step = compile_train_step(setup, step_key, optimizer, teacher)
+                    if start["step"] == 0:
+                        workdirs.record(workdir, train_flops_per_step=train_flops(setup))
+                    recorder = Recorder(training, start)
+                    stack.enter_context(workdirs.timed(workdir, "train_seconds"))
+                    stack.enter_context(closing(recorder))
+                    evaluations = Evaluations(training, start["step"])
+                    stack.enter_context(closing(evaluations))
+                    # A folder that can't hold a checkpoint shows now, not after an hour.
+                    recorder.save(state)
+                    train_step = stack.enter_context(
+                        profiled(training.profile, workdir, train_step, start["step"])
+                    )
 
-    def key_of(step: int) -> Array:
-        order = rollbacks.order(step)
-        return jax.random.fold_in(step_key, order) if order else step_key
+                    for step in range(start["step"] + 1, config.num_steps + 1):
+                        begun(step)
+                        # Those of the step before, so that none are lost where a run stops there.
+                        if evaluations.due(step - 1):
+                            with recorder.aside(state):
+                                evaluations.make(state, recorder.writer, begun)
+                        try:
+                            batch = next(batches)
+                        except UserError:
+                            # Of several processes the others know nothing of it, and saving takes
+                            # all of them.
+                            if jax.process_count() == 1:
+                                recorder.save(state)
+                            raise
+                        state, metrics = train_step(state, rollbacks.key(step_key, step), batch)
+                        stop = training.should_stop() and step < config.num_steps
+                        recorder.add(step, metrics)
+                        if recorder.due(step, stop):
+                            recorder.keep(step, state, stop)
+                        if stop:
+                            raise Interrupted(
+                                f"stopped at step {step} of {config.num_steps} and saved in "
+                                f"{workdir}; the same command goes on from there"
+                            )
+                break
+            except NonFiniteLoss as error:
+                trouble = error.with_traceback(None)
+            state = metrics = None  # The broken state makes room for a good one.
+            roll_back(workdir, checkpoints, trouble, setup.nonfinite.rollbacks)
+            restart = restart_step(workdir)
+            state, start = restore_or_init(setup, checkpoints, dataset, restart=restart)
 
-    with prefetched(device_batches(setup, dataset, start_step, rollbacks)) as stream:
-        began = time.perf_counter()
-        schedule = config.optimizer, config.num_steps, start["schedule_start"]
-        teacher = read_teacher(setup, workdir)
-        train_step = compile_train_step(setup, step_key, scheduled(*schedule), teacher)
-        workdirs.add_seconds(workdir, compile_seconds=time.perf_counter() - began)
-        if start_step == 0:
-            workdirs.record(workdir, train_flops_per_step=train_flops(setup))
-        recorder = Recorder(setup, dataset, start, checkpoints, workdir)
-
-        began = time.perf_counter()
-        try:
-            # A folder that can't hold a checkpoint shows now, not after an hour.
-            recorder.save(state)
-            with profiled(profile, workdir, train_step, start_step) as train_step:
-                steps = range(start_step + 1, config.num_steps + 1)
-                state, step = take_steps(
-                    train_step, state, steps, stream, recorder, key_of, should_stop, begun
-                )
-            if step < config.num_steps:
-                raise Interrupted(
-                    f"stopped at step {step} of {config.num_steps} and saved in {workdir}; "
-                    "the same command goes on from there"
-                )
-        finally:
-            recorder.close()
-            workdirs.add_seconds(workdir, train_seconds=time.perf_counter() - began)
+    with watched(watchdog, workdir, what="checkpoint"):
+        checkpoints.wait()  # An evaluation is of something that is on disk.
+    with watched(watchdog, workdir, what="batch of the evaluation") as begun:
+        evaluate_once(training, state, begun)
     return state
 
 
-def take_steps(
-    train_step: Callable,
-    state: TrainState,
-    steps: range,
-    stream: Iterator[Any],
-    recorder: Recorder,
-    key_of: Callable[[int], Array],
-    should_stop: Callable[[], bool] = lambda: False,
-    begun: Callable[[int], None] = lambda step: None,
-) -> tuple[TrainState, int]:
-    """The loop itself. It never waits for the devices, but where the recorder does.
-
-    Returns:
-        The state and the last step that was made, which is one of `steps` if it should stop there.
-
-    Raises:
-        UserError: the next batch can't be had; what there is is saved first.
-    """
-    step = steps.start
-    for step in steps:
-        begun(step)
-        try:
-            batch = next(stream)
-        except UserError:
-            # Of several processes the others know nothing of it, and saving takes all of them.
-            if jax.process_count() == 1:
-                recorder.save(state)
-            raise
-        state, metrics = train_step(state, key_of(step), batch)
-        stop = should_stop() and step < steps[-1]
-        recorder.add(step, metrics)
-        if recorder.due(step, stop):
-            recorder.keep(step, state, stop)
-        if stop:
-            break
-    return state, step
+def evaluate_once(training: Training, state: TrainState, begun: Any = lambda batch: None) -> None:
+    """The evaluators' metrics and the evaluation of the last step, unless they are there."""
+    workdir, last = training.workdir, training.setup.config.num_steps
+    with closing(Evaluations(training, last)) as evaluations:
+        if evaluations.due(last):
+            with closing(join(open_writers(workdir, last, last))) as writer:
+                evaluations.make(state, writer, begun)
+    # One made beside the training, by experiments.evaluate, is of an earlier step.
+    if (read_json(workdir / workdirs.EVALUATION) or {}).get("step") != last:
+        run = Run(training.setup, state, workdir)
+        measure(run, training.dataset, should_stop=training.should_stop, begun=begun)
 
 
-def train_step_of(setup: Setup, optimizer: Optimizer | None = None) -> TrainStep:
-    """The pure train step of a run; its optimizer may be one whose schedule began later."""
-    return make_train_step(
-        setup.wired.apply,
-        setup.wired.objective,
-        optimizer or setup.optimizer,
-        num_steps=setup.config.num_steps,
-        averages=Averages.of(setup.config),
-        label_dropout=setup.config.label_dropout,
-        condition=setup.wired.condition,
-        teacher=setup.teacher,
-        nonfinite=setup.nonfinite,
-        accumulation_steps=setup.accumulation_steps,
-    )
+def page(workdir: Path) -> Path:
+    """Writes the run's page, and says where it is."""
+    # Here, because it loads Matplotlib, which takes seconds that a first step need not wait for.
+    from diffjax.reports.run_page import write_report
 
-
-def compile_train_step(
-    setup: Setup, key: Array, optimizer: Optimizer | None = None, frozen_teacher: Any = None
-) -> Callable:
-    """The train step for this mesh, compiled before the clock starts; it donates its state."""
-    config, wired = setup.config, setup.wired
-    place = batch_sharding(setup.mesh)
-    batch = jax.tree.map(
-        lambda rows: jax.ShapeDtypeStruct(rows.shape, rows.dtype, sharding=place),
-        wired.batch_shapes(config.batch_size),
-    )
-    jitted = jit(
-        train_step_of(setup, optimizer),
-        mesh=setup.mesh,
-        donate_argnums=0,
-        out_shardings=(setup.shardings, replicated(setup.mesh)),
-    )
-    if frozen_teacher is None:
-        return jitted.lower(setup.abstract, key, batch).compile()
-    compiled = jitted.lower(setup.abstract, key, batch, frozen_teacher).compile()
-    return lambda state, key, batch: compiled(state, key, batch, frozen_teacher)
-
-
-def train_flops(setup: Setup) -> float | None:
-    """Counted operations of one training step, as `matrix_flops`; None if they can't be counted."""
-    setup = countable(setup)
-    key = jax.eval_shape(lambda: jax.random.key(0))
-    batch = setup.wired.batch_shapes(setup.config.batch_size)
-    return flops_if_countable(train_step_of(setup), setup.abstract, key, batch)
-
-
-def device_batches(
-    setup: Setup, dataset: DataSet, start_step: int, rollbacks: Rollbacks = Rollbacks()
-) -> Iterator[dict[str, Array]]:
-    """Global batches from `start_step` on; each process reads its own rows of them."""
-    config = setup.config
-    place = batch_sharding(setup.mesh)
-    index, parts = part_of_batch(place, config.batch_size)
-    used = setup.wired.batch_shapes(config.batch_size)
-    for order, first, last in rollbacks.stretches(start_step, config.num_steps):
-        stream = batches(
-            dataset.train,
-            batch_size=config.batch_size,
-            seed=seed_of(config.seed, order),
-            start_step=first,
-            augment=build(config.get("augment", Augment())),
-            process_index=index,
-            process_count=parts,
-        )
-        for batch in islice(stream, last - first):
-            yield {
-                name: jax.make_array_from_process_local_data(place, batch[name], shape.shape)
-                for name, shape in used.items()
-            }
+    return write_report(workdir)

@@ -1,63 +1,52 @@
 """What a run leaves in its folder while it trains: lines, pictures and checkpoints."""
 
-import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from diffjax.data import DataSet
+from diffjax.host.interrupts import Interrupted
 from diffjax.host.processes import is_first
 from diffjax.loop.logging import JSONLWriter, ProgressBar, TensorBoardWriter, Writer, join
 from diffjax.loop.pending_metrics import MetricsWindow
+from diffjax.loop.training import Training
 from diffjax.reports.pictures import (
+    captions,
     columns_by_class,
     most_classes,
-    names_of_columns,
     save_png,
 )
 from diffjax.runs import workdirs
 from diffjax.runs.averages import Snapshot, snapshots_of
 from diffjax.runs.checkpoints import Checkpoints, not_finite
 from diffjax.runs.load import Run
-from diffjax.runs.measure import samples_asked_of
+from diffjax.runs.measure import conditions_to_show
 from diffjax.runs.model import Request
 from diffjax.runs.setup import Setup
-from diffjax.spec import to_json
 from diffjax.training.averages import power_name
 from diffjax.training.state import TrainState
-
-_SAMPLE_IMAGES = 64  # of configs from before there was a choice
 
 
 class Recorder:
     """What a run leaves in its folder while it trains: lines, pictures and checkpoints.
 
     Args:
-        setup: of the run.
-        dataset: what it trains on.
+        training: the run.
         start: the meta of the checkpoint that it goes on from.
-        checkpoints: where states go.
-        workdir: where the rest goes.
         bar: whether the terminal shows how far it is.
+
+    Attributes:
+        writer: where lines go.
     """
 
-    def __init__(
-        self,
-        setup: Setup,
-        dataset: DataSet,
-        start: Mapping[str, Any],
-        checkpoints: Checkpoints,
-        workdir: Path,
-        *,
-        bar: bool = True,
-    ):
+    def __init__(self, training: Training, start: Mapping[str, Any], *, bar: bool = True):
+        setup, dataset, workdir = training.setup, training.dataset, training.workdir
         self._config = config = setup.config
-        self._checkpoints = checkpoints
+        self._checkpoints = checkpoints = training.checkpoints
         self._draw_grid = grid_drawer(setup, dataset, workdir)
-        self._writer = join(open_writers(workdir, config.num_steps, start["step"], bar=bar))
+        self.writer = join(open_writers(workdir, config.num_steps, start["step"], bar=bar))
         skip_in_a_row = setup.nonfinite.skip_in_a_row
         # Lines of steps that are made again are dropped here as in the metrics.
         kept = skip_in_a_row and is_first()
@@ -65,14 +54,11 @@ class Recorder:
         self._left_out = join(left_out)
         self._snapshots = snapshots_of(workdir) if config.ema_lengths else None
         # The stream's position is a function of the step, so the step is all there is to keep.
-        self._meta = {
-            "config": json.loads(to_json(config)),
-            "data_sha256": dataset.train.fingerprint(),
-        }
+        self._meta = {**training.meta}
         if start.get("schedule_start"):
             self._meta["schedule_start"] = start["schedule_start"]
         self._window = MetricsWindow(
-            self._writer,
+            self.writer,
             config.batch_size,
             start["step"],
             checkpoints.steps,
@@ -111,6 +97,22 @@ class Recorder:
             self.save(state)
             self._window.restart_clock()
 
+    @contextmanager
+    def aside(self, state: TrainState) -> Iterator[None]:
+        """A block that measures a state: one that is finite, and that is saved at a stop.
+
+        Raises:
+            NonFiniteLoss: as `save`.
+        """
+        self._check_finite(state)
+        try:
+            yield
+        except Interrupted:
+            self.save(state)
+            raise
+        finally:
+            self._window.restart_clock()
+
     def save(self, state: TrainState) -> None:
         """Starts to save a state.
 
@@ -124,7 +126,7 @@ class Recorder:
 
     def close(self) -> None:
         """Finishes the lines, and waits for the snapshots."""
-        join([self._writer, self._left_out]).close()
+        join([self.writer, self._left_out]).close()
         if self._snapshots:
             self._snapshots.close()
 
@@ -164,16 +166,14 @@ def open_writers(
 def grid_drawer(setup: Setup, dataset: DataSet, workdir: Path) -> Callable[[TrainState], Any]:
     """A function that draws the run's picture: always the same noise and labels."""
     config = setup.config
-    num_images = config.get("sample_images", _SAMPLE_IMAGES)
+    num_images = config.sample_images
     num_classes = min(dataset.num_classes, most_classes(num_images))
     columns = columns_by_class(num_images, num_classes)
     num_images, condition = max(num_images // columns, 1) * columns, setup.wired.condition
-    labels = condition.in_turn(num_images, num_classes)
-    if labels is None:
-        labels = np.zeros(num_images, np.int32)
-    asked = samples_asked_of(setup.wired, lambda: dataset, labels)
-    names = names_of_columns(condition.titles(asked.condition), columns)
-    request = Request(asked.condition, config.seed, asked.source)
+    cond, source = conditions_to_show(setup.wired, lambda: dataset, num_images, num_classes)
+    request = Request(cond, config.seed, source)
+    names = captions(condition.titles(request.condition), columns)
+    beside = condition.pictures(request.condition)
     run = Run(setup, setup.abstract, workdir)
     run.model().weaker(run.recipe)  # Another run that it names is read, or refused, before step 1.
 
@@ -182,6 +182,6 @@ def grid_drawer(setup: Setup, dataset: DataSet, workdir: Path) -> Callable[[Trai
         images = model.sample(run.recipe, request, batch_size=len(request))
         if is_first():
             path = workdir / "samples" / f"step_{int(state.step):08d}.png"
-            save_png(path, images, columns=columns, names=names)
+            save_png(path, images, columns, names, beside)
 
     return draw_grid

@@ -9,6 +9,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import jax
+from jax import Array
+
 from diffjax.errors import UserError
 from diffjax.host.files import write_whole
 from diffjax.host.processes import in_first
@@ -60,6 +63,11 @@ class Rollbacks:
     def order(self, step: int) -> int:
         """In which order step `step`, from 1, is made."""
         return max((n for n, one in enumerate(self.made, 1) if one["to"] < step), default=0)
+
+    def key(self, key: Array, step: int) -> Array:
+        """The random key of step `step`: the run's own, or in another order one folded from it."""
+        order = self.order(step)
+        return jax.random.fold_in(key, order) if order else key
 
     def stretches(self, start_step: int, num_steps: int) -> Iterator[tuple[int, int, int]]:
         """`(order, step before the first, last step)` of the steps that are left."""

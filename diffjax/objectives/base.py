@@ -16,7 +16,7 @@ from diffjax.shapes import AnyShape, OneKey, OneNumber, PerSample, Samples
 Batch = Mapping[str, Any]
 
 
-def with_condition(batch: Batch, condition: Condition) -> Batch:
+def conditioned_batch(batch: Batch, condition: Condition) -> Batch:
     """A batch of a data set as objectives see it: with the condition of its examples as `cond`."""
     return {**batch, "cond": condition.of_batch(batch)}
 

@@ -81,6 +81,12 @@ class Noising(Objective):
         k = self.precond.target(c)
         return Noised(c, k, pair, mix(c, pair), batch["cond"], dropout_key)
 
+    def at_random_times(self, key: OneKey, batch: Batch) -> Noised:
+        """The batch with noise at times from `times`, one for each example."""
+        time_key, key = jax.random.split(key)
+        t = self.times.quantile(self.uniforms(time_key, len(batch["image"])), self.path)
+        return self.noised(t, key, batch)
+
     def metrics(self, noised: Noised) -> dict[str, PerSample]:
         """What is logged of each example."""
         return {"log_snr": jnp.ravel(log_snr_of(noised.c))}
@@ -106,15 +112,13 @@ class Denoising(Noising):
         progress: Progress,
     ) -> tuple[PerSample, dict[str, Array]]:
         del teacher_params, progress
-        time_key, key = jax.random.split(key)
-        t = self.times.quantile(self.uniforms(time_key, len(batch["image"])), self.path)
-        noised = self.noised(t, key, batch)
-        return self.loss(noised, self.ask(apply, params, noised)), self.metrics(noised)
+        noised = self.at_random_times(key, batch)
+        return self.loss(noised, self.evaluate(apply, params, noised)), self.metrics(noised)
 
-    def ask(self, apply: Apply, params: Any, noised: Noised, **options: Any) -> Any:
+    def evaluate(self, apply: Apply, params: Any, noised: Noised, **options: Any) -> Any:
         """The network's output in training mode."""
         inputs = self.precond_for(noised.source).inputs(noised.c, noised.x_t)
-        return apply(params, *inputs, noised.cond, train=True, key=noised.key, **options)
+        return apply(params, *inputs, noised.cond, key=noised.key, **options)
 
     def loss(self, noised: Noised, output: Samples) -> PerSample:
         """The weighted squared error of an output, `[B]`."""

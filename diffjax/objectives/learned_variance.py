@@ -73,10 +73,8 @@ class LearnedVariance(Wrapper):
     ) -> tuple[PerSample, dict[str, Array]]:
         del teacher_params, progress
         objective = self.objective
-        time_key, key = jax.random.split(key)
-        u = objective.uniforms(time_key, len(batch["image"]))
-        noised = objective.noised(objective.times.quantile(u, self.path), key, batch)
-        output, fraction = jnp.split(objective.ask(apply, params, noised), 2, axis=-1)
+        noised = objective.at_random_times(key, batch)
+        output, fraction = jnp.split(objective.evaluate(apply, params, noised), 2, axis=-1)
         x0, x_t = noised.pair.x0, noised.x_t
         predicted = decode(noised.c, noised.k, jax.lax.stop_gradient(output), x_t).x0
 

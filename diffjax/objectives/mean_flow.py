@@ -10,7 +10,7 @@ from jax.tree_util import register_dataclass
 from jaxtyping import Float
 
 from diffjax.errors import UserError
-from diffjax.kinds import Interval, NotNegative, Positive, Probability
+from diffjax.kinds import NotNegative, Positive, Probability, Range
 from diffjax.objectives.base import Batch, Progress, Traits
 from diffjax.objectives.denoising import Noised, Noising
 from diffjax.process.paths import Scalar
@@ -60,7 +60,7 @@ class MeanFlow(Noising):
     power: NotNegative[Scalar] = 1.0
     floor: Positive[Scalar] = 0.01
     omega: Positive[float] = field(default=1.0, metadata={"static": True})
-    kappa: Annotated[float, Interval("[0, 1)")] = field(default=0.0, metadata={"static": True})
+    kappa: Annotated[float, Range("[0, 1)")] = field(default=0.0, metadata={"static": True})
     guided_below: NotNegative[Scalar] = 1.0
 
     @property
@@ -94,7 +94,7 @@ class MeanFlow(Noising):
 
         def average(x_t: Array, t: Array) -> Array:
             inputs = interval_inputs(self.path, precond, x_t, t, t_to)
-            return apply(params, *inputs, noised.cond, train=True, key=noised.key)
+            return apply(params, *inputs, noised.cond, key=noised.key)
 
         velocity = self.velocity(apply, params, precond, noised, t)
         u, change = jax.jvp(average, (noised.x_t, t), (velocity, jnp.ones_like(t)))

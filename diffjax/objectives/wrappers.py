@@ -9,7 +9,7 @@ from jax import Array
 from jax.tree_util import register_dataclass
 from jaxtyping import Float
 
-from diffjax.kinds import Decay, Interval, NotNegative, Positive
+from diffjax.kinds import Decay, NotNegative, Positive, Range
 from diffjax.objectives.base import Batch, Objective, Progress, Traits, check_others
 from diffjax.objectives.denoising import Denoising
 from diffjax.process.paths import Path, Scalar
@@ -130,7 +130,7 @@ class Importance(Wrapper):
         time_key, key = jax.random.split(key)
         t = self.proposal.quantile(objective.uniforms(time_key, len(batch["image"])), path)
         noised = objective.noised(t, key, batch)
-        loss = objective.loss(noised, objective.ask(apply, params, noised))
+        loss = objective.loss(noised, objective.evaluate(apply, params, noised))
         log_ratio = objective.times.log_density(t, path) - self.proposal.log_density(t, path)
         return jnp.exp(log_ratio) * loss, objective.metrics(noised)
 
@@ -160,7 +160,7 @@ class Adaptive(Wrapper):
 
     objective: Denoising
     power: Positive[Scalar] = 2.0
-    uniform_share: Annotated[Scalar, Interval("(0, 1]")] = 0.1
+    uniform_share: Annotated[Scalar, Range("(0, 1]")] = 0.1
     decay: Decay[Scalar] = 0.98
     num_bins: Positive[int] = field(default=32, metadata={"static": True})
 
@@ -182,7 +182,7 @@ class Adaptive(Wrapper):
         density = self.density(progress.memory)
         u = self._quantile(density, objective.uniforms(time_key, len(batch["image"])))
         noised = objective.noised(objective.times.quantile(u, self.path), key, batch)
-        loss = objective.loss(noised, objective.ask(apply, params, noised))
+        loss = objective.loss(noised, objective.evaluate(apply, params, noised))
         bins = self._bin(u)
         metrics = {**objective.metrics(noised), "time_bin": bins, "unweighted_loss": loss}
         return loss / density[bins], metrics
@@ -224,7 +224,7 @@ class Contrastive(Wrapper):
     """
 
     objective: Denoising
-    scale: Annotated[Scalar, Interval("[0, 1)")] = 0.05
+    scale: Annotated[Scalar, Range("[0, 1)")] = 0.05
 
     def __call__(
         self,
@@ -238,10 +238,8 @@ class Contrastive(Wrapper):
         check_others(batch, "Contrastive")
         del teacher_params, progress
         objective = self.objective
-        time_key, key = jax.random.split(key)
-        u = objective.uniforms(time_key, len(batch["image"]))
-        noised = objective.noised(objective.times.quantile(u, self.path), key, batch)
-        output = objective.ask(apply, params, noised)
+        noised = objective.at_random_times(key, batch)
+        output = objective.evaluate(apply, params, noised)
         # Another image and another noise, at the time of the evaluation.
         other = noised._replace(pair=jax.tree.map(lambda x: jnp.roll(x, 1, axis=0), noised.pair))
         loss = objective.loss(noised, output) - self.scale * objective.loss(other, output)
@@ -280,10 +278,8 @@ class Dispersive(Wrapper):
         check_others(batch, "Dispersive")
         del teacher_params, progress
         objective = self.objective
-        time_key, key = jax.random.split(key)
-        u = objective.uniforms(time_key, len(batch["image"]))
-        noised = objective.noised(objective.times.quantile(u, self.path), key, batch)
-        output, hidden = objective.ask(apply, params, noised, hidden=True)
+        noised = objective.at_random_times(key, batch)
+        output, hidden = objective.evaluate(apply, params, noised, hidden=True)
         loss = objective.loss(noised, output) + self.scale * self.dispersion(hidden)
         return loss, objective.metrics(noised)
 

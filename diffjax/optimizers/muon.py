@@ -98,7 +98,7 @@ def matrices(params: Any, by_adamw: tuple[str, ...] = BY_ADAMW) -> Any:
 
     Args:
         params: arrays, or their shapes.
-        by_adamw: patterns in the paths of kernels that are none.
+        by_adamw: patterns in the paths of kernels that AdamW updates.
 
     Returns:
         A tree like `params` of `MuonDimensionNumbers`, and None for what is AdamW's.

@@ -6,7 +6,7 @@ import jax
 import optax
 from optax.contrib import schedule_free, schedule_free_eval_params
 
-from diffjax.kinds import Decay, Interval, Limit, NotNegative, Positive
+from diffjax.kinds import Decay, Limit, NotNegative, Positive, Range
 from diffjax.optimizers.base import Optimizer, clip_by_norm
 from diffjax.optimizers.schedules import Constant, Schedule, warmed_up
 
@@ -16,7 +16,7 @@ def schedule_free_adamw(
     learning_rate: NotNegative[float] = 2.5e-3,
     warmup_steps: NotNegative[int] = 100,
     schedule: Schedule = Constant(),
-    b1: Annotated[float, Interval("(0, 1)")] = 0.9,
+    b1: Annotated[float, Range("(0, 1)")] = 0.9,
     b2: Decay[float] = 0.999,
     eps: Positive[float] = 1e-8,
     weight_decay: NotNegative[float] = 0.0,

@@ -49,9 +49,43 @@ Infer = Callable[[Coeffs, Array], Posterior]
 """`(coefficients, x[B, d]) -> Posterior`."""
 
 
+class _Known:
+    """What follows from the posterior: the denoiser, the score, the density and the flow."""
+
+    def infer(self) -> Infer:
+        """The posterior `(Coeffs, x[B, d]) -> Posterior`."""
+        raise NotImplementedError
+
+    def predict(self, path: Path) -> Predict:
+        """The best denoiser `(x[B, …], t[B], cond) -> Pair`; for `t[B, 2]` the flow map."""
+        return _predict(self, path)
+
+    def score(self, path: Path, x: Samples, t: PerSample) -> Samples:
+        """The score `∇ log p_t(x)`, of the shape of `x`."""
+        return _posterior(self.infer(), path, x, t).score.reshape(x.shape)
+
+    def velocity(self, path: Path, x: Samples, t: PerSample) -> Samples:
+        """The velocity `E[a'·x0 + s'·eps | x_t = x]`, of the shape of `x`."""
+        return _velocity(self.infer(), path, x, t)
+
+    def log_density(self, path: Path, x: Samples, t: PerSample) -> PerSample:
+        """The log-density `log p_t(x)` in nats, `[B]`; of single points at `t > 0` alone."""
+        return _posterior(self.infer(), path, x, t).log_density
+
+    def flow(self, path: Path, x: Samples, t_from: TimeOrTimes, t_to: TimeOrTimes) -> Samples:
+        """Solves the probability-flow ODE from `x` at `t_from` to `t_to`, each `[]` or `[B]`."""
+        return flow_maps.integrated(self, path, x, t_from, t_to)
+
+    def average_velocity(
+        self, path: Path, x: Samples, t_from: TimeOrTimes, t_to: TimeOrTimes
+    ) -> Samples:
+        """The average velocity `(flow - x)/(t_to - t_from)`; for equal times the velocity."""
+        return flow_maps.average_velocity(self, path, x, t_from, t_to)
+
+
 @register_dataclass
 @dataclass(frozen=True)
-class GaussianMixture:
+class GaussianMixture(_Known):
     """A mixture of `K` Gaussians, `p(x0) = Σ w_i N(m_i, C_i)`.
 
         E[x0 | x] = Σ r_i·(m_i + a·C_i·S_i⁻¹·(x - a·m_i)),    r_i ∝ w_i·N(x; a·m_i, S_i)
@@ -92,18 +126,6 @@ class GaussianMixture:
         """The posterior `(Coeffs, x[B, d]) -> Posterior`; the covariances are decomposed here."""
         return Partial(_infer_from_components, self._components())
 
-    def predict(self, path: Path) -> Predict:
-        """The best denoiser `(x[B, …], t[B], cond) -> Pair`; for `t[B, 2]` the flow map."""
-        return _predict(self, path)
-
-    def score(self, path: Path, x: Samples, t: PerSample) -> Samples:
-        """The score `∇ log p_t(x)`, of the shape of `x`."""
-        return _posterior(self.infer(), path, x, t).score.reshape(x.shape)
-
-    def velocity(self, path: Path, x: Samples, t: PerSample) -> Samples:
-        """The velocity `E[a'·x0 + s'·eps | x_t = x]`, of the shape of `x`."""
-        return _velocity(self.infer(), path, x, t)
-
     def responsibilities(
         self, path: Path, x: Samples, t: PerSample
     ) -> Float[Array, " batch components"]:
@@ -130,20 +152,6 @@ class GaussianMixture:
         within = jnp.einsum("kie,bke,kje->bij", components.vectors, left, components.vectors)
         return within + between
 
-    def log_density(self, path: Path, x: Samples, t: PerSample) -> PerSample:
-        """The log-density `log p_t(x)` in nats, `[B]`."""
-        return _posterior(self.infer(), path, x, t).log_density
-
-    def flow(self, path: Path, x: Samples, t_from: TimeOrTimes, t_to: TimeOrTimes) -> Samples:
-        """Solves the probability-flow ODE from `x` at `t_from` to `t_to`, each `[]` or `[B]`."""
-        return flow_maps.integrated(self, path, x, t_from, t_to)
-
-    def average_velocity(
-        self, path: Path, x: Samples, t_from: TimeOrTimes, t_to: TimeOrTimes
-    ) -> Samples:
-        """The average velocity `(flow - x)/(t_to - t_from)`; for equal times the velocity."""
-        return flow_maps.average_velocity(self, path, x, t_from, t_to)
-
     def _components(self) -> "_Components":
         variances, vectors = jnp.linalg.eigh(self.covariances)
         # Rounding may turn a variance of 0 into a small negative one.
@@ -154,7 +162,7 @@ class GaussianMixture:
 
 @register_dataclass
 @dataclass(frozen=True)
-class Gaussian:
+class Gaussian(_Known):
     """A Gaussian `N(m, C)`, with everything in closed form, also the flow (`gaussian_flow`).
 
         E[x0 | x] = m + a·C·S⁻¹·(x - a·m),    Cov[x0 | x] = s²·C·S⁻¹,    S = a²·C + s²·I
@@ -181,38 +189,16 @@ class Gaussian:
         """The posterior `(Coeffs, x[B, d]) -> Posterior`; the covariance is decomposed here."""
         return self._alone().infer()
 
-    def predict(self, path: Path) -> Predict:
-        """The best denoiser `(x[B, …], t[B], cond) -> Pair`; for `t[B, 2]` the flow map."""
-        return _predict(self, path)
-
-    def score(self, path: Path, x: Samples, t: PerSample) -> Samples:
-        """The score `∇ log p_t(x)`, of the shape of `x`."""
-        return self._alone().score(path, x, t)
-
-    def velocity(self, path: Path, x: Samples, t: PerSample) -> Samples:
-        """The velocity `E[a'·x0 + s'·eps | x_t = x]`, of the shape of `x`."""
-        return self._alone().velocity(path, x, t)
-
     def posterior_covariance(
         self, path: Path, x: Samples, t: PerSample
     ) -> Float[Array, " batch d d"]:
         """The posterior covariance `Cov[x0 | x_t = x]`, `[B, d, d]`; the same at every `x`."""
         return self._alone().posterior_covariance(path, x, t)
 
-    def log_density(self, path: Path, x: Samples, t: PerSample) -> PerSample:
-        """The log-density `log p_t(x)` in nats, `[B]`."""
-        return self._alone().log_density(path, x, t)
-
     def flow(self, path: Path, x: Samples, t_from: TimeOrTimes, t_to: TimeOrTimes) -> Samples:
         """Solves the probability-flow ODE from `x` at `t_from` to `t_to`, each `[]` or `[B]`."""
         moved = gaussian_flow(self.mean.ravel(), self.covariance, path, _flat(x), t_from, t_to)
         return moved.reshape(x.shape)
-
-    def average_velocity(
-        self, path: Path, x: Samples, t_from: TimeOrTimes, t_to: TimeOrTimes
-    ) -> Samples:
-        """The average velocity `(flow - x)/(t_to - t_from)`; for equal times the velocity."""
-        return flow_maps.average_velocity(self, path, x, t_from, t_to)
 
     def _alone(self) -> GaussianMixture:
         return GaussianMixture(jnp.ones(1), self.mean[None], self.covariance[None])
@@ -220,7 +206,7 @@ class Gaussian:
 
 @register_dataclass
 @dataclass(frozen=True)
-class FiniteData:
+class FiniteData(_Known):
     """The uniform distribution over `N` points, such as the images of a training set.
 
         E[x0 | x] = Σ r_i·x_i,    r = softmax(-|x - a·x_i|² / 2s²)
@@ -251,18 +237,6 @@ class FiniteData:
         """The posterior `(Coeffs, x[B, d]) -> Posterior`."""
         return Partial(_infer_from_points, _flat(self.points))
 
-    def predict(self, path: Path) -> Predict:
-        """The best denoiser `(x[B, …], t[B], cond) -> Pair`; for `t[B, 2]` the flow map."""
-        return _predict(self, path)
-
-    def score(self, path: Path, x: Samples, t: PerSample) -> Samples:
-        """The score `∇ log p_t(x)`, of the shape of `x`."""
-        return _posterior(self.infer(), path, x, t).score.reshape(x.shape)
-
-    def velocity(self, path: Path, x: Samples, t: PerSample) -> Samples:
-        """The velocity `E[a'·x0 + s'·eps | x_t = x]`, of the shape of `x`."""
-        return _velocity(self.infer(), path, x, t)
-
     def posterior_covariance(
         self, path: Path, x: Samples, t: PerSample
     ) -> Float[Array, " batch d d"]:
@@ -275,20 +249,6 @@ class FiniteData:
             return (share[:, None] * centred).T @ centred
 
         return jax.lax.map(one, shares)  # one after the other: [B, N, d] may not fit in memory
-
-    def log_density(self, path: Path, x: Samples, t: PerSample) -> PerSample:
-        """The log-density `log p_t(x)` in nats, `[B]`, at `t > 0`."""
-        return _posterior(self.infer(), path, x, t).log_density
-
-    def flow(self, path: Path, x: Samples, t_from: TimeOrTimes, t_to: TimeOrTimes) -> Samples:
-        """Solves the probability-flow ODE from `x` at `t_from` to `t_to`, each `[]` or `[B]`."""
-        return flow_maps.integrated(self, path, x, t_from, t_to)
-
-    def average_velocity(
-        self, path: Path, x: Samples, t_from: TimeOrTimes, t_to: TimeOrTimes
-    ) -> Samples:
-        """The average velocity `(flow - x)/(t_to - t_from)`; for equal times the velocity."""
-        return flow_maps.average_velocity(self, path, x, t_from, t_to)
 
 
 def gaussian_flow(
@@ -332,12 +292,12 @@ def _posterior(infer: Infer, path: Path, x: Array, t: Array) -> Posterior:
     return infer(coeffs(path, t, ndim=2), _flat(x))
 
 
-def _predict(data: "flow_maps.Data", path: Path) -> Predict:
+def _predict(data: "flow_maps.KnownFlow", path: Path) -> Predict:
     return Partial(_best_pair, data, path, data.infer())
 
 
 def _best_pair(
-    data: "flow_maps.Data", path: Path, infer: Infer, x: Array, t: Array, cond: Array | None
+    data: "flow_maps.KnownFlow", path: Path, infer: Infer, x: Array, t: Array, cond: Array | None
 ) -> Pair:
     del cond
     if t.ndim == 2:

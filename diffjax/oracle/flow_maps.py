@@ -28,7 +28,7 @@ _MOST_STEPS = 10_000
 _SMALLEST_ANGLE = 1e-7  # from here to θ = 0 is one step, with an error of the order of its square
 
 
-class Data(Protocol):
+class KnownFlow(Protocol):
     """Data with a known denoiser, as `diffjax.oracle.analytic` has them."""
 
     def infer(self) -> Callable[[Coeffs, Array], Any]:
@@ -45,7 +45,7 @@ class Data(Protocol):
 
 
 def integrated(
-    data: Data, path: Path, x: Samples, t_from: TimeOrTimes, t_to: TimeOrTimes
+    data: KnownFlow, path: Path, x: Samples, t_from: TimeOrTimes, t_to: TimeOrTimes
 ) -> Samples:
     """Integrates the probability-flow ODE from `x[B, …]` at `t_from` to `t_to`, each `[]` or `[B]`.
 
@@ -63,7 +63,7 @@ def integrated(
 
 
 def average_velocity(
-    data: Data, path: Path, x: Samples, t_from: TimeOrTimes, t_to: TimeOrTimes
+    data: KnownFlow, path: Path, x: Samples, t_from: TimeOrTimes, t_to: TimeOrTimes
 ) -> Samples:
     """The average velocity `(flow - x)/(t_to - t_from)`; the velocity where the times are equal.
 
@@ -84,12 +84,12 @@ def _times(t: TimeOrTimes, x: Array) -> Array:
     return jnp.broadcast_to(jnp.asarray(t, jnp.float64), len(x))
 
 
-def _in_float64(data: Data) -> Any:
+def _in_float64(data: KnownFlow) -> Any:
     return jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64), data)
 
 
 @once()
-def _rotate(data: Data, y: Array, angle_from: Array, angle_to: Array) -> Array:
+def _rotate(data: KnownFlow, y: Array, angle_from: Array, angle_to: Array) -> Array:
     """Integrates the ODE of `y[B, d]` from one angle to another, each `[B]`."""
     infer = data.infer()
 

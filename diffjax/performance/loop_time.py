@@ -13,8 +13,10 @@ from ml_collections import ConfigDict
 
 from diffjax.data import DataSet
 from diffjax.host.prefetch import prefetched
-from diffjax.loop.loop import compile_train_step, device_batches, take_steps
+from diffjax.loop.compiled_step import compile_train_step
+from diffjax.loop.device_batches import device_batches
 from diffjax.loop.recorder import Recorder
+from diffjax.loop.training import Training
 from diffjax.performance.throughput import noise_batch, timed
 from diffjax.runs.checkpoints import Checkpoints
 from diffjax.runs.setup import set_up
@@ -26,7 +28,7 @@ _INPUT_WARM, _INPUT_BATCHES = 8, 40
 
 
 @dataclass(frozen=True)
-class Split:
+class LoopTime:
     """Seconds per step of the parts of a training loop, one number for each round.
 
     The parts are measured separately and in turn.
@@ -60,9 +62,9 @@ class Split:
         return statistics.median(compute / made for compute, made in pairs)
 
 
-def measure_split(
+def measure_loop_time(
     name: str, config: ConfigDict, dataset: DataSet, *, steps: int, rounds: int
-) -> Split:
+) -> LoopTime:
     """Measures compute, loop, host and input of a config in turn.
 
     Args:
@@ -76,7 +78,7 @@ def measure_split(
     with config.unlocked():
         for key in ("num_steps", "sample_every_steps", "checkpoint_every_steps"):
             config[key] = _NEVER
-    setup = set_up(config, dataset.image_shape, dataset.condition)
+    setup = set_up(config, dataset.image_shape, dataset.condition, codec=dataset.codec)
     key, batch = jax.random.key(config.seed), noise_batch(setup)
     train_step = compile_train_step(setup, key)
     state, metrics = train_step(setup.init(key), key, batch)
@@ -91,8 +93,12 @@ def measure_split(
 
     def take(train_step: Callable, stream: Any, number: int) -> None:
         nonlocal state, done
-        each = range(done + 1, done + number + 1)
-        state, done = take_steps(train_step, state, each, stream, recorder, lambda _: key)
+        for _ in range(number):  # as in `train_and_evaluate`
+            done += 1
+            state, metrics = train_step(state, key, next(stream))
+            recorder.add(done, metrics)
+            if recorder.due(done, stop=False):
+                recorder.keep(done, state, stop=False)
         jax.block_until_ready(state)
 
     def instant(state: Any, *_: Any) -> Any:
@@ -107,7 +113,8 @@ def measure_split(
     with tempfile.TemporaryDirectory() as folder:
         workdir = Path(folder)
         checkpoints = Checkpoints(workdir / "checkpoints", 1, _NEVER)
-        recorder = Recorder(setup, dataset, {"step": 0}, checkpoints, workdir, bar=False)
+        training = Training(setup, dataset, workdir, checkpoints)
+        recorder = Recorder(training, {"step": 0}, bar=False)
         with prefetched(device_batches(setup, dataset, 0)) as stream:
             take(train_step, stream, steps)
             for _ in range(rounds):
@@ -119,4 +126,4 @@ def measure_split(
         checkpoints.close()
     counts = (steps, steps, _HOST_STEPS, _INPUT_BATCHES)
     each = (tuple(second / n for second in row) for row, n in zip(seconds, counts, strict=True))
-    return Split(name, config.batch_size, *each)
+    return LoopTime(name, config.batch_size, *each)

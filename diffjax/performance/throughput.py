@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 
 from diffjax.conditions import Condition
 from diffjax.errors import UserError
-from diffjax.loop.loop import compile_train_step, train_flops
+from diffjax.loop.compiled_step import compile_train_step, train_flops
 from diffjax.runs.model import Model, Request
 from diffjax.runs.setup import Setup, countable, set_up
 from diffjax.training.flops import flops_if_countable
@@ -34,7 +34,7 @@ class Program:
     """A compiled program to measure; it was run once before.
 
     Attributes:
-        name: `training` or `sampling`.
+        name: `training_program` or `sampling_program`.
         run: processes `repeats` batches and waits until they are done.
         repeats: batches per call of `run`.
         batch_size: images per batch.
@@ -58,7 +58,7 @@ class Measured:
 
     Attributes:
         config: name of the config.
-        program: `training` or `sampling`.
+        program: `training_program` or `sampling_program`.
         device: number, kind and platform of the devices.
         dtype: dtype in which the network computes.
         num_params: number of parameters.
@@ -91,7 +91,7 @@ class Measured:
     peak_gflops_per_second: tuple[float, ...]
 
 
-def measure(
+def measure_throughput(
     name: str, setup: Setup, *, steps: int, num_samples: int, rounds: int
 ) -> list[Measured]:
     """Measures training and sampling, in turn with the matrix product that they are compared with.
@@ -107,7 +107,7 @@ def measure(
     state = setup.init(jax.random.key(config.seed))
     # Copied, because training donates its state.
     params = jax.tree.map(jnp.copy, state.weights(config.weights))
-    programs = [training(setup, state, steps), sampling(setup, params, num_samples)]
+    programs = [training_program(setup, state, steps), sampling_program(setup, params, num_samples)]
     host_bytes, device_bytes = peak_memory(setup.mesh)  # Before the matrix products use memory.
     dtype = config.model.get("dtype", "float32")
     peak = matrix_peak(setup.mesh, dtype)
@@ -134,7 +134,7 @@ def measure(
             nfe=program.nfe,
             images_per_second=program.batch_size / statistics.median(times),
             gflops_per_second=rate(program.flops, times),
-            share_of_peak=share(program.flops, times, reference),
+            share_of_peak=share_of_peak(program.flops, times, reference),
             compile_seconds=program.compile_seconds,
             peak_host_bytes=host_bytes,
             peak_device_bytes=device_bytes,
@@ -162,7 +162,7 @@ class Scaled:
     batch_seconds: tuple[float, ...]
 
 
-def set_up_on(
+def set_up_on_devices(
     config: ConfigDict, image_shape: tuple[int, int, int], condition: Condition, num_devices: int
 ) -> Setup:
     """A run on the first `num_devices` devices, laid out as the config's mesh says.
@@ -183,12 +183,12 @@ def measure_scaled(name: str, setup: Setup, *, steps: int, rounds: int) -> Scale
     Raises:
         UserError: there are fewer devices, or the mesh or the batch does not fit them.
     """
-    program = training(setup, setup.init(jax.random.key(setup.config.seed)), steps)
+    program = training_program(setup, setup.init(jax.random.key(setup.config.seed)), steps)
     seconds = tuple(timed(program.run) / steps for _ in range(rounds))
     return Scaled(name, setup.mesh.size, setup.config.batch_size, seconds)
 
 
-def training(setup: Setup, state: TrainState, steps: int) -> Program:
+def training_program(setup: Setup, state: TrainState, steps: int) -> Program:
     """A program of `steps` training steps on one batch of noise; it is the training loop's step."""
     config = setup.config
     key, batch = jax.random.key(config.seed), noise_batch(setup)
@@ -213,7 +213,7 @@ def training(setup: Setup, state: TrainState, steps: int) -> Program:
     )
 
 
-def sampling(setup: Setup, params: Any, num_samples: int) -> Program:
+def sampling_program(setup: Setup, params: Any, num_samples: int) -> Program:
     """A program that samples one batch with the config's own recipe."""
     wired, model = setup.wired, Model(setup.programs, params)
     recipe = wired.recipe
@@ -325,11 +325,13 @@ def rate(flops: float | None, seconds: Sequence[float]) -> float | None:
     return None if flops is None else flops / statistics.median(seconds) / 1e9
 
 
-def share(flops: float | None, seconds: Sequence[float], peaks: Sequence[float]) -> float | None:
+def share_of_peak(
+    flops: float | None, seconds: Sequence[float], peaks: Sequence[float]
+) -> float | None:
     """Median over the rounds of the achieved FLOP/s divided by the peak of the same round.
 
     Example:
-        >>> share(100.0, [1.0, 2.0, 1.0], [200.0, 100.0, 400.0])
+        >>> share_of_peak(100.0, [1.0, 2.0, 1.0], [200.0, 100.0, 400.0])
         0.5
     """
     if flops is None:

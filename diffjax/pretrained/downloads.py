@@ -1,4 +1,4 @@
-"""Reads weight files from a path or a URL; downloads are cached, and hashes always verified."""
+"""Finds files of weights by a path or a URL; downloads are cached, and hashes always verified."""
 
 import hashlib
 import os
@@ -15,8 +15,8 @@ CACHE = "~/.cache/diffjax"
 _SECONDS_TO_WAIT = 60.0
 
 
-def read_weights(location: str, sha256: str, cache: str = CACHE) -> bytes:
-    """Reads the bytes of a file and verifies its hash.
+def find_weights(location: str, sha256: str, cache: str = CACHE) -> Path:
+    """Finds a file, downloads it if need be, and verifies its hash.
 
     Args:
         location: a path, or a URL (`https://…`) that is downloaded to `cache` unless it is there
@@ -30,11 +30,11 @@ def read_weights(location: str, sha256: str, cache: str = CACHE) -> bytes:
     fetched = "://" in location
     path = _fetched(location, sha256, place_of(cache)) if fetched else place_of(location)
     try:
-        data = path.read_bytes()
+        found = _sha256(path)
     except OSError as error:
         raise UserError(f"can't read the weights {location}: {error.strerror}") from error
-    _check(hashlib.sha256(data).hexdigest(), sha256, str(path))
-    return data
+    _check(found, sha256, str(path))
+    return path
 
 
 def _fetched(address: str, sha256: str, folder: Path) -> Path:
@@ -55,8 +55,7 @@ def _fetched(address: str, sha256: str, folder: Path) -> Path:
                 urllib.request.urlopen(address, timeout=_SECONDS_TO_WAIT) as source,
             ):
                 shutil.copyfileobj(source, file)
-            with open(scratch, "rb") as file:
-                _check(hashlib.file_digest(file, "sha256").hexdigest(), sha256, address)
+            _check(_sha256(Path(scratch)), sha256, address)
             os.replace(scratch, path)
         finally:
             Path(scratch).unlink(missing_ok=True)
@@ -65,6 +64,11 @@ def _fetched(address: str, sha256: str, folder: Path) -> Path:
             raise
         raise UserError(f"can't download {address}: {error}") from error
     return path
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _check(found: str, sha256: str, name: str) -> None:

@@ -20,17 +20,30 @@ import jax.numpy as jnp
 from jax import Array
 from jax.tree_util import register_dataclass
 
-from diffjax.kinds import Interval, NotNegative, Positive, UnitTime
+from diffjax.kinds import NotNegative, Positive, Range, UnitTime
 from diffjax.process.paths import Scalar
 from diffjax.shapes import AnyShape
 
 T = TypeVar("T")
-Beta = Annotated[T, Interval("(0, 1)")]
+Beta = Annotated[T, Range("(0, 1)")]
+
+
+class _Table:
+    """A path by the logarithm of its ᾱ at any time."""
+
+    def _log_alpha_bar(self, t: Array) -> Array:
+        raise NotImplementedError
+
+    def alpha(self, t: AnyShape) -> AnyShape:
+        return jnp.exp(0.5 * self._log_alpha_bar(t))
+
+    def sigma(self, t: AnyShape) -> AnyShape:
+        return jnp.sqrt(-jnp.expm1(self._log_alpha_bar(t)))
 
 
 @register_dataclass
 @dataclass(frozen=True)
-class LinearBetas:
+class LinearBetas(_Table):
     """DDPM's table: `β_k` increases linearly from `beta_start` to `beta_end`.
 
         β_k = beta_start + (beta_end - beta_start)·(k - 1)/(T - 1),    k = 1 … T
@@ -58,12 +71,6 @@ class LinearBetas:
     t_min: NotNegative[Scalar] = 1e-3
     t_noise: UnitTime[Scalar] = 1.0
 
-    def alpha(self, t: AnyShape) -> AnyShape:
-        return jnp.exp(0.5 * self._log_alpha_bar(t))
-
-    def sigma(self, t: AnyShape) -> AnyShape:
-        return jnp.sqrt(-jnp.expm1(self._log_alpha_bar(t)))
-
     def _log_alpha_bar(self, t: Array) -> Array:
         betas = jnp.linspace(self.beta_start, self.beta_end, self.num_steps)
         return _interpolate(jnp.log1p(-betas), t)
@@ -71,7 +78,7 @@ class LinearBetas:
 
 @register_dataclass
 @dataclass(frozen=True)
-class ScaledLinearBetas:
+class ScaledLinearBetas(_Table):
     """Stable Diffusion's table: `√β_k` increases linearly ("scaled linear").
 
         √β_k = √beta_start + (√beta_end - √beta_start)·(k - 1)/(T - 1),    k = 1 … T
@@ -92,12 +99,6 @@ class ScaledLinearBetas:
     t_min: NotNegative[Scalar] = 1e-3
     t_noise: UnitTime[Scalar] = 1.0
 
-    def alpha(self, t: AnyShape) -> AnyShape:
-        return jnp.exp(0.5 * self._log_alpha_bar(t))
-
-    def sigma(self, t: AnyShape) -> AnyShape:
-        return jnp.sqrt(-jnp.expm1(self._log_alpha_bar(t)))
-
     def _log_alpha_bar(self, t: Array) -> Array:
         first, last = jnp.sqrt(self.beta_start), jnp.sqrt(self.beta_end)
         return _interpolate(jnp.log1p(-(jnp.linspace(first, last, self.num_steps) ** 2)), t)
@@ -105,7 +106,7 @@ class ScaledLinearBetas:
 
 @register_dataclass
 @dataclass(frozen=True)
-class CosineBetas:
+class CosineBetas(_Table):
     """Improved DDPM's cosine table, with each `β_k` clipped to at most `max_beta`.
 
         ᾱ_k ∝ cos²(π/2·(k/T + offset)/(1 + offset)),    β_k = min(1 - ᾱ_k/ᾱ_{k-1}, max_beta)
@@ -128,12 +129,6 @@ class CosineBetas:
     max_beta: Beta[Scalar] = 0.999
     t_min: NotNegative[Scalar] = 1e-3
     t_noise: UnitTime[Scalar] = 0.999
-
-    def alpha(self, t: AnyShape) -> AnyShape:
-        return jnp.exp(0.5 * self._log_alpha_bar(t))
-
-    def sigma(self, t: AnyShape) -> AnyShape:
-        return jnp.sqrt(-jnp.expm1(self._log_alpha_bar(t)))
 
     def _log_alpha_bar(self, t: Array) -> Array:
         steps = jnp.arange(self.num_steps) / self.num_steps

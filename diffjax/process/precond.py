@@ -19,6 +19,8 @@ from diffjax.shapes import Intervals, PerSample, Samples
 class Apply(Protocol):
     """A network as a function of its parameters and inputs.
 
+    In training there is a `key`, for dropout; without one the network is deterministic.
+
     The output has the shape of `x`. Where an objective needs more outputs (a variance), they are
     further channels. With `hidden=True`, a network that supports it returns the pair of the output
     and the activations `[B, …]` of a middle layer.
@@ -31,7 +33,6 @@ class Apply(Protocol):
         noise_label: Array,
         cond: Any,
         *,
-        train: bool = False,
         key: Array | None = None,
     ) -> Array: ...
 
@@ -194,7 +195,7 @@ def denoiser(
     return predict
 
 
-def flow_map(apply: Apply, params: Any, path: Path, precond: Precond) -> Predict:
+def flow_map_predictor(apply: Apply, params: Any, path: Path, precond: Precond) -> Predict:
     """The flow map of a network of average velocities, for samplers: `(x, t, cond) -> (x0, eps)`.
 
     For times `t[B]` it returns the pair of the velocity at `t`, as a denoiser does. For pairs of

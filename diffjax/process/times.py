@@ -18,7 +18,7 @@ from jax import Array
 from jax.scipy.special import betainc, betaln, logit, ndtr, ndtri
 from jax.tree_util import Partial, register_dataclass
 
-from diffjax.kinds import Interval, Positive, UnitTime
+from diffjax.kinds import Positive, Range, UnitTime
 from diffjax.process.bisection import bisect
 from diffjax.process.paths import Path, Scalar, log_snr, time_of_log_snr
 from diffjax.shapes import AnyShape
@@ -122,7 +122,7 @@ class Mode:
             From -1 to 2/(π - 2) = 1.75, where `v` is monotone in `u`. SD3 reports 1.29.
     """
 
-    scale: Annotated[Scalar, Interval("[-1, 1.7519]")] = 1.29
+    scale: Annotated[Scalar, Range("[-1, 1.7519]")] = 1.29
 
     def quantile(self, u: AnyShape, path: Path) -> AnyShape:
         # The paper's t falls with its u; with u for 1 - u it rises, as a quantile does.

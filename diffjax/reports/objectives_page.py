@@ -50,14 +50,16 @@ def write_objectives_page(folder: str | Path) -> Path:
             curves[name] = effective_weights.weight_curve(named_objective(name))
         except NotImplementedError as reason:
             without[name] = str(reason)
-    rows = effective_weights.table(curves, {name: _parts(name) for name in curves})
+    rows = effective_weights.effective_weights_table(
+        curves, {name: _parts(name) for name in curves}
+    )
     found = legality(
         *(
             {name: build(row) for name, row in table.items()}
             for table in (choices.PATHS, choices.TARGETS, choices.SOLVERS)
         )
     )
-    png = effective_weights.plot(curves)
+    png = effective_weights.plot_effective_weights(curves)
     content = {
         "picture": base64.b64encode(png).decode("ascii"),
         "headings": effective_weights.COLUMNS,

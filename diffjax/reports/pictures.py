@@ -90,22 +90,26 @@ def most_classes(num_images: int) -> int:
     return max(1, math.ceil(math.sqrt(num_images)) * 5 // 4)
 
 
-def names_of_columns(titles: Sequence[str] | None, columns: int) -> tuple[str, ...]:
-    """The title of each column; empty if images of a column differ in it, or there are none.
+def captions(titles: Sequence[str] | None, columns: int) -> tuple[str, ...]:
+    """The title of each column, or of each image if those of a column differ in it.
 
     Example:
-        >>> names_of_columns(["cat", "dog", "cat", "dog", "cat"], 2)
+        >>> captions(["cat", "dog", "cat", "dog", "cat"], 2)
         ('cat', 'dog')
-        >>> names_of_columns(["cat", "dog", "cat", "dog", "cat"], 3)
-        ()
+        >>> captions(["cat", "dog", "cat"], 3), captions(None, 3)
+        (('cat', 'dog', 'cat'), ())
     """
-    titles = titles or ()
+    titles = tuple(titles or ())
     alike = all(title == titles[i % columns] for i, title in enumerate(titles))
-    return tuple(titles[:columns]) if len(titles) >= columns and alike else ()
+    return titles[:columns] if len(titles) >= columns and alike else titles
 
 
 def save_png(
-    path: str | Path, images: Any, columns: int | None = None, names: Sequence[str] = ()
+    path: str | Path,
+    images: Any,
+    columns: int | None = None,
+    names: Sequence[str] = (),
+    beside: Any = None,
 ) -> Path:
     """Writes images as one PNG in the layout of `image_grid`, atomically.
 
@@ -113,22 +117,44 @@ def save_png(
         path: of the file; its folder is created if it does not exist.
         images: as in `image_grid`.
         columns: images per row; None makes the grid square.
-        names: names of the columns, written above them in a band of 16 pixels.
+        names: of the columns, or of the images, written above them in a band of 16 pixels.
+        beside: images of the same shape, each of which is shown to the left of its own.
 
     Returns:
         `path`.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    grid = image_grid(images, columns or columns_by_class(len(images), 0))
+    columns = columns or columns_by_class(len(images), 0)
+    images, each = np.asarray(images), 1
+    if beside is not None and np.shape(beside) == images.shape:
+        images = np.stack([beside, images], axis=1).reshape(-1, *images.shape[1:])
+        each = 2
+    grid = image_grid(images, each * columns)
     if names:
-        band = _band(names, grid.shape[1])[..., None].repeat(grid.shape[2], axis=2)
-        grid = np.concatenate([band, grid])
+        grid = _with_bands(grid, names, columns)
     picture = Image.fromarray(grid[..., 0] if grid.shape[-1] == 1 else grid)
     file = io.BytesIO()
     picture.save(file, format="PNG", optimize=True)
     write_whole(path, file.getvalue())
     return path
+
+
+def _with_bands(grid: np.ndarray, names: Sequence[str], columns: int) -> np.ndarray:
+    """A grid with the names above its columns, or above the images of each row."""
+    rows = math.ceil(len(names) / columns)
+    parts = []
+    for row, below in enumerate(np.array_split(grid, _row_starts(grid, rows))):
+        here = [*names[row * columns : (row + 1) * columns], *[""] * columns][:columns]
+        band = _band(here, grid.shape[1])[..., None].repeat(grid.shape[2], axis=2)
+        parts += [band, below]
+    return np.concatenate(parts)
+
+
+def _row_starts(grid: np.ndarray, rows: int) -> list[int]:
+    """Where all rows but the first begin in a grid of so many."""
+    pitch = (len(grid) + _GAP_PIXELS) // rows
+    return [row * pitch for row in range(1, rows)]
 
 
 def _band(names: Sequence[str], width: int) -> np.ndarray:

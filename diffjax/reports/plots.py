@@ -25,9 +25,9 @@ from matplotlib.ticker import (
 )
 from scipy.signal import savgol_filter
 
-from diffjax.evaluation.tables import METRICS
+from diffjax.evaluation.tables import METRICS, label
 
-LOG_SNR_PREFIX = "loss_by_log_snr/"
+LOG_SNR_PREFIX, EVAL_PREFIX = "loss_by_log_snr/", "eval/"
 
 _INK, _FAINT = "#1f2430", "#8b93a1"
 _SERIES = ("#2f6fde", "#d9622b", "#1c9463", "#a44fc4", "#b8860b", "#cf3f6f")
@@ -84,7 +84,7 @@ def loss_curve(records: Sequence[Mapping[str, Any]]) -> str:
     return _svg("loss", draw)
 
 
-def loss_by_log_snr(records: Sequence[Mapping[str, Any]]) -> str:
+def plot_loss_by_log_snr(records: Sequence[Mapping[str, Any]]) -> str:
     """Plots the smoothed loss against the training step, with one curve for each bin of log-SNR.
 
     Args:
@@ -114,6 +114,51 @@ def loss_by_log_snr(records: Sequence[Mapping[str, Any]]) -> str:
         _dress(axes, "training step", "loss", log_y=any((loss > 0).any() for _, loss in curves))
 
     return _svg("loss_by_log_snr", draw)
+
+
+def metric_curve(records: Sequence[Mapping[str, Any]], name: str, best: int | None = None) -> str:
+    """Plots a metric that evaluators measured against the training step.
+
+    Args:
+        records: metrics with `step` and `eval/NAME`; other records are ignored.
+        name: of the metric, `EVALUATOR/METRIC`.
+        best: the step of the best checkpoint, which is marked.
+
+    Returns:
+        an `<svg>` element, or "" if there is no finite value to draw.
+    """
+    steps, values = _series(records, f"{EVAL_PREFIX}{name}")
+    finite = np.isfinite(values)
+    if not finite.any():
+        return ""
+    steps, values = steps[finite], values[finite]
+
+    def draw(axes: Axes) -> None:
+        axes.plot(steps, values, color=_SERIES[0], marker="o", markersize=3)
+        if best is not None and best in steps:
+            value = values[list(steps).index(best)]
+            axes.plot([best], [value], "o", color=_SERIES[1], label=f"best: step {best:,}")
+            axes.legend()
+        _dress(axes, "training step", metric_title(name), log_y=False)
+
+    return _svg(f"eval-{name.replace('/', '-')}", draw)
+
+
+def metric_title(name: str) -> str:
+    """The title of an evaluator's metric.
+
+    Example:
+        >>> metric_title("samples/frechet_distance"), metric_title("validation/loss")
+        ('Fréchet distance (samples)', 'loss (validation)')
+    """
+    evaluator, _, metric = name.partition("/")
+    return f"{label(metric)} ({evaluator})"
+
+
+def metric_names(records: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The metrics of evaluators, `EVALUATOR/METRIC`, that occur in `records`, in their order."""
+    keys = dict.fromkeys(key for record in records for key in record)
+    return [key.removeprefix(EVAL_PREFIX) for key in keys if key.startswith(EVAL_PREFIX)]
 
 
 def log_snr_edges(records: Sequence[Mapping[str, Any]]) -> list[str]:

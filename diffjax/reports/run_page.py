@@ -23,12 +23,12 @@ from diffjax.evaluation.tables import (
     duration,
     is_number,
     label,
-    measure,
     number,
     percent,
     quality_cells,
     quality_table,
     sorted_rows,
+    three_digits,
 )
 from diffjax.host.files import write_whole
 from diffjax.host.run_files import read_json, read_metrics
@@ -52,6 +52,7 @@ _SHOWN_ELSEWHERE = (
     "compile_seconds",
     "init_from",
     "changes",
+    "best",
 )
 
 
@@ -112,7 +113,8 @@ def _content(workdir: Path) -> dict[str, Any]:
         "settings": _settings(config, run, records),
         "grids": _sample_grids(workdir / "samples"),
         "loss_curve": Markup(plots.loss_curve(records)),
-        "loss_by_log_snr": Markup(plots.loss_by_log_snr(records)),
+        "loss_by_log_snr": Markup(plots.plot_loss_by_log_snr(records)),
+        "metric_curves": _metric_curves(run, records),
         "evaluation": evaluation,
         "evaluated_with": _evaluated_with(evaluation),
         "quality": _quality(evaluation),
@@ -131,6 +133,33 @@ def _content(workdir: Path) -> dict[str, Any]:
     }
 
 
+def _metric_curves(
+    run: Mapping[str, Any], records: Sequence[Mapping[str, Any]]
+) -> list[tuple[str, Any]]:
+    """Title and figure of each metric that evaluators measured."""
+    best = run.get("best") or {}
+    drawn = {
+        name: plots.metric_curve(
+            records, name, best.get("step") if name == best.get("metric") else None
+        )
+        for name in plots.metric_names(records)
+    }
+    return [(plots.metric_title(name), Markup(svg)) for name, svg in drawn.items() if svg]
+
+
+def _best(best: Mapping[str, Any] | None) -> str:
+    """Which checkpoint is the best.
+
+    Example:
+        >>> _best({"metric": "samples/frechet_distance", "step": 1200, "value": 1.234})
+        'step 1,200, Fréchet distance (samples) 1.23'
+    """
+    if not best:
+        return ""
+    title = plots.metric_title(best["metric"])
+    return f"step {number(best['step'])}, {title} {three_digits(best['value'])}"
+
+
 def _verdict(config: Mapping[str, Any], evaluation: Mapping[str, Any], step: int | None) -> str:
     """One sentence on the quality of the samples, and on the progress of training."""
     num_steps = config.get("num_steps")
@@ -146,8 +175,8 @@ def _verdict(config: Mapping[str, Any], evaluation: Mapping[str, Any], step: int
     distance = evaluation.get("frechet_distance")
     if isinstance(distance, Mapping):
         floor = _floor(evaluation, "frechet_distance")
-        floor = "" if floor is None else f" (floor {measure(floor)})"
-        parts.append(f"Fréchet distance {measure(distance.get('value'))}{floor}")
+        floor = "" if floor is None else f" (floor {three_digits(floor)})"
+        parts.append(f"Fréchet distance {three_digits(distance.get('value'))}{floor}")
     verdict = "; ".join(parts) or "Evaluated, without accuracy or Fréchet distance"
     nfe = (evaluation.get("sampling") or {}).get("nfe")
     if is_number(nfe):
@@ -182,6 +211,7 @@ def _settings(
         ("Steps", trained + number(config.get("num_steps")), config.get("num_steps")),
         ("Batch", f"{number(config.get('batch_size'))} images", config.get("batch_size")),
         ("Seed", str(config.get("seed")), config.get("seed")),
+        ("Best checkpoint", _best(run.get("best")), run.get("best")),
         ("Begins with", _beginning(run.get("init_from") or {}), run.get("init_from")),
         ("Device", str(run.get("device")), run.get("device")),
         ("Host", str(run.get("host")), run.get("host")),
@@ -354,7 +384,7 @@ def _numbers(evaluation: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _with_error(entry: Mapping[str, Any], key: str, error: str) -> str:
-    text = measure(entry.get(key))
+    text = three_digits(entry.get(key))
     return f"{text} ± {entry[error]:#.2g}" if is_number(entry.get(error)) else text
 
 

@@ -11,7 +11,14 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from diffjax.comparison.summary import family
-from diffjax.evaluation.tables import METRICS, Metric, duration, is_number, measure
+from diffjax.evaluation.tables import (
+    HIGHER_IS_BETTER,
+    METRICS,
+    Metric,
+    duration,
+    is_number,
+    three_digits,
+)
 from diffjax.reports.sweep_axes import Figure as Figure
 from diffjax.reports.sweep_axes import axis, layout, log_range, log_ticks
 
@@ -29,7 +36,7 @@ def style(arm: int) -> tuple[int, int]:
     return arm % len(COLORS), (arm + arm // len(COLORS)) % len(SYMBOLS)
 
 
-def quality(
+def quality_figures(
     rows: Sequence[Mapping[str, Any]], arms: Sequence[str], families: Sequence[tuple[Any, ...]]
 ) -> dict[str, Figure]:
     """Figures of each metric against NFE, with a line for each arm and family of recipes.
@@ -61,7 +68,7 @@ def quality(
         frame["xaxis"] |= log_ticks(sorted({row["nfe"] for row in known}))
         if metric.is_share:
             frame["yaxis"] = {**axis(metric.label), "tickformat": ".1%"}
-        frame["meta"] = {"front": "higher" if metric.higher_is_better else "lower"}
+        frame["meta"] = {"front": "higher" if name in HIGHER_IS_BETTER else "lower"}
         figures[name] = {"data": traces, "layout": frame}
     return figures
 
@@ -89,7 +96,7 @@ def hidden_families(
     return [index for index, one in enumerate(families) if one != kept]
 
 
-def cost(rows: Sequence[Mapping[str, Any]], arms: Sequence[str], key: str) -> Figure | None:
+def cost_figure(rows: Sequence[Mapping[str, Any]], arms: Sequence[str], key: str) -> Figure | None:
     """Figure of the Fréchet distance of each run's own recipe against its training cost.
 
     Args:
@@ -113,7 +120,7 @@ def cost(rows: Sequence[Mapping[str, Any]], arms: Sequence[str], key: str) -> Fi
                 "y": [row[metric] for row in own],
                 "customdata": [
                     f"<b>{html.escape(str(row['run']))}</b><br>{_amount(row[key], key)}<br>"
-                    f"Fréchet distance {measure(row[metric])}"
+                    f"Fréchet distance {three_digits(row[metric])}"
                     for row in own
                 ],
                 "hovertemplate": "%{customdata}<extra></extra>",
@@ -180,7 +187,7 @@ def weights(probes: Mapping[str, Mapping[str, Any]], arms: Sequence[str]) -> Fig
                 arm,
                 curve["log_snr"],
                 known,
-                lambda one: f"weight {measure(one['mean'])}",
+                lambda one: f"weight {three_digits(one['mean'])}",
                 mode="lines",
             )
         )
@@ -337,10 +344,10 @@ def _of_row(one: Mapping[str, Any], row: Mapping[str, Any], metric: Metric) -> s
 
 
 def _written(one: Mapping[str, Any]) -> str:
-    text = measure(one["mean"])
+    text = three_digits(one["mean"])
     if one["low"] is None and one["high"] is None:
         return text
-    low, high = (measure(one[key]) if one[key] is not None else "∞" for key in ("low", "high"))
+    low, high = (three_digits(one[key]) if one[key] is not None else "∞" for key in ("low", "high"))
     return f"{text} ({low} to {high})"
 
 

@@ -17,10 +17,10 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from diffjax.comparison.results import CONFIG, SweepFiles, read_sweep
-from diffjax.comparison.side_by_side import table
+from diffjax.comparison.side_by_side import metric_table
 from diffjax.comparison.summary import family, numbers
 from diffjax.errors import UserError
-from diffjax.evaluation.tables import METRICS, is_number, measure, number
+from diffjax.evaluation.tables import METRICS, is_number, number, three_digits
 from diffjax.host.files import write_whole
 from diffjax.reports import sweep_figures
 from diffjax.reports.run_page import embedded_image
@@ -75,7 +75,7 @@ def _page(files: SweepFiles, content: Mapping[str, Any], commands: Mapping[str, 
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters |= {"number": number, "measure": measure, "amount": _amount}
+    environment.filters |= {"number": number, "measure": three_digits, "amount": _amount}
     arms, rows = files.arms, content["quality"]
     families = list(dict.fromkeys(family(row) for row in rows))
     figures = _figures(content, arms, families)
@@ -86,7 +86,7 @@ def _page(files: SweepFiles, content: Mapping[str, Any], commands: Mapping[str, 
         families=_named(families),
         hidden=sweep_figures.hidden_families(rows, families),
         figures=figures,
-        number_lines=table(content["numbers"], arms),
+        number_lines=metric_table(content["numbers"], arms),
         answer=answer(content["verdict_rows"]),
         whiskers=_whiskers(content["verdict_rows"]),
         drawn_by=recipes_sentence(content["own_recipes"]),
@@ -122,9 +122,9 @@ def _figures(
     content: Mapping[str, Any], arms: Sequence[str], families: Sequence[tuple[Any, ...]]
 ) -> dict[str, sweep_figures.Figure]:
     probes = content["probes"]
-    figures = sweep_figures.quality(content["quality"], arms, families)
+    figures = sweep_figures.quality_figures(content["quality"], arms, families)
     others = {
-        **{key: sweep_figures.cost(content["cost"], arms, key) for key in _COSTS},
+        **{key: sweep_figures.cost_figure(content["cost"], arms, key) for key in _COSTS},
         "weights": sweep_figures.weights(probes, arms),
         **sweep_figures.losses(probes, arms),
         "noise": sweep_figures.noise(probes, arms),

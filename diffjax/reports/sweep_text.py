@@ -9,9 +9,9 @@ from typing import Any
 
 from diffjax.comparison.arms import Comparison, Standing
 from diffjax.comparison.results import SweepFiles
-from diffjax.comparison.side_by_side import entries, table
+from diffjax.comparison.side_by_side import entries, metric_table
 from diffjax.comparison.summary import RECIPE
-from diffjax.evaluation.tables import METRICS, MISSING, measure, number
+from diffjax.evaluation.tables import METRICS, MISSING, number, three_digits
 
 COLUMNS = (
     "arm", "run", "seed", *RECIPE, "sampling_seed", "own_recipe", "nfe", *METRICS, "seconds",
@@ -89,7 +89,11 @@ def written(one: Mapping[str, Any] | None, key: str = "") -> str:
     mean, low, high = (one.get(f"{key}{name}") for name in ("mean", "low", "high"))
     if mean is None:
         return MISSING
-    return measure(mean) if low is None else f"{measure(mean)} ({measure(low)} to {measure(high)})"
+    return (
+        three_digits(mean)
+        if low is None
+        else f"{three_digits(mean)} ({three_digits(low)} to {three_digits(high)})"
+    )
 
 
 def common_and_own(recipes: Iterable[str]) -> tuple[str, dict[str, str]]:
@@ -143,7 +147,7 @@ def verdict_markdown(rows: Iterable[Mapping[str, Any]]) -> str:
             row["arm"],
             written(row),
             written(row, "bootstrap_") if row["bootstrap_low"] is not None else MISSING,
-            measure(row["noise"]),
+            three_digits(row["noise"]),
             written(row, "gap_"),
             row["verdict"],
             row["recipe"],
@@ -205,7 +209,7 @@ def _numbers(content: Mapping[str, Any]) -> list[str]:
     reasons = dict.fromkeys(row["incomparable"] for row in rows if row["incomparable"])
     return [
         _safe(f"Drawn by {recipes_sentence(recipes)}."),
-        _table(["", *arms, "floor"], table(rows, arms)),
+        _table(["", *arms, "floor"], metric_table(rows, arms)),
         *(_safe(f"Not compared: {reason}.") for reason in reasons),
     ]
 
@@ -223,7 +227,7 @@ def _cost(rows: Sequence[Mapping[str, Any]]) -> str:
         [
             row["run"],
             *(number(row[key]) for key in ("train_steps", "train_flops", "train_seconds")),
-            measure(row["frechet_distance"]),
+            three_digits(row["frechet_distance"]),
         ]
         for row in rows
     ]

@@ -16,7 +16,7 @@ from diffjax.host.run_files import read_json
 from diffjax.process.paths import Path
 from diffjax.runs.model import Model, Request
 from diffjax.sampling import grid_search
-from diffjax.sampling.grids import Grid, Times
+from diffjax.sampling.grids import Grid, ListedTimes
 from diffjax.sampling.sample import Recipe
 from diffjax.sampling.solvers import Solver
 from diffjax.spec import spec
@@ -43,7 +43,7 @@ def grid_file(workdir: str | Folder, solver: str, num_steps: int) -> Folder:
     return Folder(workdir) / "grids" / f"{solver}_{num_steps}.json"
 
 
-def read_grid(workdir: str, solver: str, num_steps: int, path: Path) -> Times:
+def read_grid(workdir: str, solver: str, num_steps: int, path: Path) -> ListedTimes:
     """The grid found for a run, from its folder.
 
     Raises:
@@ -61,7 +61,7 @@ def read_grid(workdir: str, solver: str, num_steps: int, path: Path) -> Times:
     if wrong:
         raise UserError(f"{file}: {wrong}; make it again: {again}")
     # The first is what the path says, to the last bit.
-    return Times((float(path.t_noise), *content["times"][1:-1]))
+    return ListedTimes((float(path.t_noise), *content["times"][1:-1]))
 
 
 def _what_is_wrong(content: Mapping[str, Any], num_steps: int, path: Path) -> str | None:
@@ -100,7 +100,7 @@ class Search:
     costs: np.ndarray
     distances: Callable[[Grid, int, bool], float]
 
-    def find(self, n: int) -> Times:
+    def find(self, n: int) -> ListedTimes:
         """The grid of n steps: of least summed cost, then moved to where the error is least.
 
         Raises:
@@ -114,12 +114,12 @@ class Search:
         chosen = grid_search.cheapest(self.costs, n)
         return self._grid(grid_search.refined(end_error, chosen, len(self.costs)))
 
-    def predicted(self, grid: Times) -> float:
+    def predicted(self, grid: ListedTimes) -> float:
         """The sum of a grid's costs; its times are among the candidates."""
         return grid_search.summed(self.costs, [self.times.index(t) for t in grid.times])
 
-    def _grid(self, chosen: Sequence[int]) -> Times:
-        return Times(tuple(self.times[i] for i in chosen))
+    def _grid(self, chosen: Sequence[int]) -> ListedTimes:
+        return ListedTimes(tuple(self.times[i] for i in chosen))
 
 
 def prepare(
@@ -149,24 +149,24 @@ def prepare(
     _check_solvers(recipe.solver, teacher)
     path, half = model.wired.path, len(request) // 2
     searched_on = request.only(np.arange(half))
-    fine = replace(recipe, grid=grid_search.candidates, num_steps=num_candidates)
+    fine = replace(recipe, grid=grid_search.candidate_times, num_steps=num_candidates)
     walk = grid_search.JumpCosts(teacher)
     costs = np.zeros((num_candidates, num_candidates + 1))
     for some in searched_on.batches(batch_size):
         jumps = model.walk(walk, fine, some, fine.grid(path, num_candidates))
         costs += np.asarray(jumps.costs, np.float64) * (len(some) / half)
     at_once = min(256, half)
-    ends = model.sample(replace(fine, solver=teacher), request, batch_size=at_once)
+    ends = model.sample_latents(replace(fine, solver=teacher), request, batch_size=at_once)
 
     def distances(grid: Grid, n: int, held_out: bool) -> float:
         tried = replace(recipe, grid=grid, num_steps=n)
         some = request if held_out else searched_on
-        images = model.sample(tried, some, batch_size=at_once)
-        wrong = np.sqrt(np.mean((images - ends[: len(some)]) ** 2, axis=(1, 2, 3)))
+        found = model.sample_latents(tried, some, batch_size=at_once)
+        wrong = np.sqrt(np.mean((found - ends[: len(some)]) ** 2, axis=(1, 2, 3)))
         return float(np.mean(wrong[half:] if held_out else wrong))
 
     # The first is what the path says, to the last bit.
-    inner = grid_search.candidates(path, num_candidates)[1:-1].tolist()
+    inner = grid_search.candidate_times(path, num_candidates)[1:-1].tolist()
     return Search(recipe, (float(path.t_noise), *inner), costs, distances)
 
 

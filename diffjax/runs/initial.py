@@ -14,7 +14,7 @@ import numpy as np
 from diffjax.errors import UserError, nearest
 from diffjax.host.processes import to_host
 from diffjax.host.run_files import read_json
-from diffjax.pretrained.torch_files import read_state_dict
+from diffjax.pretrained.files import read_state_dict
 from diffjax.runs.checkpoints import Checkpoints, Damaged
 from diffjax.training.sharding import replicated
 from diffjax.training.state import TrainState
@@ -119,18 +119,12 @@ def placed(shapes: TrainState, like: Any) -> TrainState:
 
 
 def _of_file(path: Path, like: Any, setting: str) -> Initial:
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{setting}={path} can't be read: {error.strerror}") from error
-    arrays = {
-        name.replace(".", "/"): array
-        for name, array in read_state_dict(str(path), content).rest().items()
-    }
+    arrays = {name.replace(".", "/"): tensor for name, tensor in read_state_dict(path).items()}
     check_same(f"{setting}={path}", arrays, like)
 
     def lay_out(path: tuple, leaf: jax.ShapeDtypeStruct) -> jax.Array:
-        array = arrays[jax.tree_util.keystr(path, simple=True, separator="/")].astype(leaf.dtype)
+        tensor = arrays[jax.tree_util.keystr(path, simple=True, separator="/")]
+        array = np.asarray(tensor, leaf.dtype)
         return jax.make_array_from_callback(leaf.shape, leaf.sharding, lambda part: array[part])
 
     def read() -> tuple[Any, dict[str, Any]]:

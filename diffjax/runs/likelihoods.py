@@ -14,7 +14,7 @@ from jax import Array
 from diffjax.compiling import jit
 from diffjax.data import Batch, DataSet, all_examples, eval_batches
 from diffjax.errors import UserError
-from diffjax.kinds import AtLeastOne, Interval, NotNegative
+from diffjax.kinds import AtLeastOne, NotNegative, Range
 from diffjax.likelihood import bound, dequantise
 from diffjax.likelihood import ode as ode_module
 from diffjax.likelihood.dequantise import Dequantised
@@ -30,7 +30,7 @@ Estimate = Callable[[Predict, Path, Array, Array, Array], Any]
 """`(predict, path, x, keys, cond) ->` something with `log_p`, `standard_error` and `nfe`."""
 Spread = Callable[[Array, Array], Dequantised]
 """`(keys, x) -> Dequantised`."""
-Several = Annotated[int, Interval("[2, inf)")]
+Several = Annotated[int, Range("[2, inf)")]
 
 
 class Method(NamedTuple):
@@ -52,7 +52,7 @@ def ode(
     trace: str = "hutchinson",
     num_probes: AtLeastOne[int] = 2,
     num_steps: Several | None = None,
-    tolerance: Annotated[float, Interval("[1e-6, inf)")] | None = None,
+    tolerance: Annotated[float, Range("[1e-6, inf)")] | None = None,
 ) -> Method:
     """The probability-flow ODE."""
     if dequantisation == "none":
@@ -63,26 +63,15 @@ def ode(
     }
     how = choose(traces, trace, "trace")
 
-    def estimate(integrate: ode_module.Integrate) -> Estimate:
-        def run(predict: Predict, path: Path, x: Array, keys: Array, cond: Any) -> Any:
-            return ode_module.ode_log_likelihood(
-                predict, path, x, keys, cond, integrate=integrate, trace=how
-            )
-
-        return run
-
     if num_steps is not None and tolerance is not None:
         raise UserError("num_steps fixes the steps and tolerance adapts them: give one of them")
     if tolerance is not None:
-        return Method(
-            estimate(ode_module.Adaptive(tolerance)),
-            coarser=estimate(ode_module.Adaptive(10 * tolerance)),
-        )
-    steps = num_steps or ode_module.FixedSteps().num_steps
-    return Method(
-        estimate(ode_module.FixedSteps(steps)),
-        coarser=estimate(ode_module.FixedSteps(steps // 2)),
-    )
+        fine, coarse = (ode_module.AdaptiveSteps(one) for one in (tolerance, 10 * tolerance))
+    else:
+        steps = num_steps or ode_module.FixedSteps().num_steps
+        fine, coarse = (ode_module.FixedSteps(one) for one in (steps, steps // 2))
+    fine, coarse = (ode_module.OdeLogLikelihood(each, how) for each in (fine, coarse))
+    return Method(fine, coarser=coarse)
 
 
 def vlb(dequantisation: str = "none", num_times: Several = 64) -> Method:
@@ -100,13 +89,7 @@ def discrete_vlb(
 def _bound(when: bound.Time, num_times: int, dequantisation: str) -> Method:
     discrete = dequantisation == "none"
     decoder = bound.DiscreteDecoder() if discrete else bound.gaussian_decoder
-
-    def estimate(predict: Predict, path: Path, x: Array, keys: Array, cond: Any) -> Any:
-        return bound.variational_bound(
-            predict, path, x, keys, cond, time=when, num_times=num_times, decoder=decoder
-        )
-
-    return Method(estimate, discrete=discrete)
+    return Method(bound.VariationalBound(when, num_times, decoder), discrete=discrete)
 
 
 METHODS = {"ode": ode, "vlb": vlb, "discrete_vlb": discrete_vlb}
@@ -137,7 +120,7 @@ def measure_likelihood(
         batch_size: images at a time.
         dequantiser_steps: updates that fit a variational dequantiser.
         seed: of probes, times and noise.
-        begun: told of each batch of images, by its number; a fit of a dequantiser is one.
+        begun: called with the number of each batch of images; a fit of a dequantiser is one.
 
     Returns:
         Plain JSON: `bits_per_dim`, its errors, and how it came about.
@@ -159,8 +142,7 @@ def measure_likelihood(
     spread = choose(spreads, dequantisation, "dequantisation")
     made = make(**options)
     check_likelihood(run.setup.wired.objective, method)
-    if not dataset.bounded:
-        raise UserError(f"{dataset.name} holds no 8-bit images: they have no bits per dimension")
+    check_levels(dataset)
     params = run.weights(weights)
     estimate_key, fit_key = jax.random.split(jax.random.key(seed))
     began, numbers = time.perf_counter(), count(1)
@@ -204,7 +186,7 @@ def _bits(
             f"{(~np.isfinite(log_p)).sum()} of {len(log_p)} likelihoods are not finite: "
             "take more steps or a larger tolerance"
         )
-    result = summary(log_p, errors, dimensions) | {"nfe": nfe}
+    result = bits_summary(log_p, errors, dimensions) | {"nfe": nfe}
     if made.coarser is None:
         return result
     few = slice(0, batch_size)
@@ -213,6 +195,19 @@ def _bits(
     coarse, _, _ = measure(made.coarser, made.discrete, [part])
     shift = dequantise.bits_per_dim(log_p[few] - coarse, dimensions)
     return result | {"coarser_steps_change": float(np.mean(shift))}
+
+
+def check_levels(dataset: DataSet) -> None:
+    """Refuses data that are no pixels: bits per dimension are those of 8-bit images.
+
+    Raises:
+        UserError: they are latents.
+    """
+    if not dataset.codec.pixels:
+        raise UserError(
+            f"{dataset.name} holds no 8-bit images but latents (codec {dataset.codec.name}), which "
+            "have no bits per dimension"
+        )
 
 
 def check_likelihood(objective: Objective, method: str) -> None:
@@ -305,23 +300,19 @@ def fitted(run: Run, params: Any, dataset: DataSet, key: Array, num_steps: int) 
     """A dequantiser learned on training images, by the bound in continuous time."""
     wired = run.setup.wired
     batch = all_examples(dataset.train, limit_images=10_000)
-    cond = wired.condition.of_batch(batch)
+    conditions = jax.tree.map(jax.numpy.asarray, wired.condition.of_batch(batch))
+    estimate = bound.VariationalBound(num_times=4)
 
-    def log_density(x: Array, keys: Array, cond: Any) -> Array:
-        predict = wired.predict(params)
-        return bound.variational_bound(predict, wired.path, x, keys, cond, num_times=4).log_p
+    def log_density(x: Array, keys: Array, rows: Array) -> Array:
+        cond = jax.tree.map(lambda leaf: leaf[rows], conditions)
+        return estimate(wired.predict(params), wired.path, x, keys, cond).log_p
 
-    learned, _ = dequantise.fit_dequantiser(
-        log_density,
-        jax.numpy.asarray(batch["image"]),
-        jax.tree.map(jax.numpy.asarray, cond),
-        key,
-        num_steps=num_steps,
-    )
+    images = jax.numpy.asarray(batch["image"])
+    learned, _ = dequantise.fit_dequantiser(log_density, images, key, num_steps=num_steps)
     return lambda keys, x: dequantise.variational(learned, keys, x)
 
 
-def summary(log_p: np.ndarray, errors: np.ndarray, d: int) -> dict[str, Any]:
+def bits_summary(log_p: np.ndarray, errors: np.ndarray, d: int) -> dict[str, Any]:
     """The mean over images in bits per dimension, and how far it may be off.
 
     `standard_error` is that of the mean over images, the estimates' own noise included;

@@ -12,6 +12,7 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from diffjax.conditions.base import len_of
 from diffjax.data import DataSet
 from diffjax.errors import UserError
 from diffjax.host.run_files import metrics_arrays, read_metrics
@@ -22,7 +23,7 @@ from diffjax.runs.model import Model, Request
 from diffjax.runs.recipes import Guided, recipe_of
 from diffjax.runs.setup import Setup, set_up
 from diffjax.sampling.grids import Grid
-from diffjax.sampling.guidance import Against, Rule
+from diffjax.sampling.guidance import Against, NegativeCondition, Rule
 from diffjax.sampling.sample import Recipe
 from diffjax.sampling.solvers import Solver
 from diffjax.spec import check_arguments
@@ -31,6 +32,8 @@ from diffjax.training.sharding import AXES, make_mesh
 from diffjax.training.state import LIVE, TrainState
 from diffjax.training.subset import merged
 
+BEST = "best"
+"""The folder of a run's best checkpoint by `config.best_by`, and its name for `load`."""
 _LARGEST = 2**31 - 1  # without 64-bit numbers JAX takes the seeds 1 and 2³² + 1 for one
 
 
@@ -176,6 +179,7 @@ class Run:
             ("path", wired.path, theirs.path),
             ("image shape", wired.image_shape, theirs.image_shape),
             ("condition", wired.condition, theirs.condition),
+            ("codec", self.setup.codec.facts, other.setup.codec.facts),
         ):
             if here != there:
                 raise UserError(
@@ -185,7 +189,7 @@ class Run:
 
     def sample(
         self,
-        labels: Any,
+        condition: Any,
         *,
         source: np.ndarray | None = None,
         seed: int = 0,
@@ -194,7 +198,7 @@ class Run:
         num_steps: int | None = None,
         guidance_scale: float | None = None,
         guidance: str | Rule | None = None,
-        against: str | Against | None = None,
+        against: Any = None,
         weights: str | None = None,
         batch_size: int = 256,
     ) -> np.ndarray:
@@ -207,27 +211,31 @@ class Run:
         values, as `diffjax.sampling.solvers.heun()`.
 
         Args:
-            labels: how many samples, whose labels then are 0, 1, … in turn; or a list of what the
-                run's condition parses, such as labels by number or name; or the arrays of a
-                condition with one row for each sample.
+            condition: what each sample is to show: a list of what the run's condition parses
+                (labels by number or name, prompts; of several parts a dict or text for each
+                sample), or its arrays with one row for each sample. A number n is n samples that
+                show all labels in turn.
             source: `[n, H, W, C]` in [-1, 1], what each is made from; for runs between two sets.
+                Images, also where a codec encodes them.
             seed: of the noise, a whole number of less than 2³¹ in size.
             solver: how to step.
             grid: where to step; "found" by `experiments.find_grid`.
             num_steps: intervals of the grid, from 1.
             guidance_scale: 1 is off.
             guidance: what to make of two predictions, as "cfg+limited".
-            against: where the second of them comes from, as "label:3", "prompt:TEXT" or
-                "weights:ema-0.99".
+            against: where the second of them comes from: a text, as "label:3", "prompt:TEXT" or
+                "weights:ema-0.99", a value of `diffjax.sampling.guidance`; or a negative
+                condition, a list or arrays as `condition`, with one row for all samples or one for
+                each.
             weights: `live` or the name of an average.
             batch_size: images at a time.
 
         Returns:
-            `[n, H, W, C]` float32, nominally in [-1, 1].
+            `[n, H, W, C]` float32, nominally in [-1, 1]: decoded images.
 
         Raises:
-            UserError: no such label, name or weights; a number out of range; what this model can't
-                be sampled by (`check_recipe`).
+            UserError: no such condition, name or weights; a number out of range; what this model
+                can't be sampled by (`check_recipe`).
         """
         check_whole("seed", seed, -_LARGEST)
         check_whole("batch_size", batch_size, 1)
@@ -235,12 +243,16 @@ class Run:
             check_whole("num_steps", num_steps, 1)
         check_arguments(
             Run.sample, source=source, solver=solver, grid=grid, guidance_scale=guidance_scale,
-            guidance=guidance, against=against, weights=weights,
+            guidance=guidance, weights=weights,
         )  # fmt: skip
-        cond = self.conditions(labels)
+        cond, negative = self.conditions(condition), None
+        if against is not None and not isinstance(against, str | Against):
+            negative, against = self._negative(against, len_of(cond)), NegativeCondition()
         recipe = recipe_of(self, solver, grid, num_steps, Guided(guidance_scale, guidance, against))
-        request = Request(cond, seed, source)
-        return self.model(weights).sample(recipe, request, batch_size=batch_size)
+        model = self.model(weights)
+        source = None if source is None else model.encoded(source)
+        request = Request(cond, seed, source, negative=negative)
+        return model.sample(recipe, request, batch_size=batch_size)
 
     def conditions(self, given: Any) -> Any:
         """The condition of samples: a number of them in turn, a list to parse, or ready arrays.
@@ -249,12 +261,10 @@ class Run:
             UserError: the condition parses none of it, or can't be listed in turn.
         """
         condition = self.setup.wired.condition
-        if hasattr(given, "shape") and np.ndim(given) == 1:
-            given = np.asarray(given).tolist()
-        if isinstance(given, list | tuple) and not hasattr(given, "_fields"):
-            return condition.parse(given)
-        if np.ndim(jax.tree.leaves(given)[0]):
-            return given
+        if isinstance(given, str):
+            raise UserError(f"condition={given!r} is one text: for one sample give [{given!r}]")
+        if not isinstance(given, int | float | np.number | bool):
+            return condition.of(given)
         number: Any = given
         check_whole("the number of samples", number, 1)
         listed = condition.in_turn(int(number))
@@ -264,6 +274,22 @@ class Run:
                 "give what each sample is to show"
             )
         return listed
+
+    def _negative(self, given: Any, n: int) -> Any:
+        """The negative condition of n samples, of which one row is for all of them."""
+        if isinstance(given, int | float | np.number | bool):
+            raise UserError(
+                f"against={given!r}: a label is written as 'label:{given}' or [{given}]"
+            )
+        try:
+            cond = self.setup.wired.condition.of(given)
+        except UserError as error:
+            raise UserError(f"against=, a negative condition: {error}") from None
+        if len_of(cond) not in (1, n):
+            raise UserError(
+                f"against= has {len_of(cond)} rows: give one for all samples, or {n}, one for each"
+            )
+        return cond if len_of(cond) == n else jax.tree.map(lambda row: row.repeat(n, 0), cond)
 
     def dataset(self, path: str | None = None) -> DataSet:
         """The images that it was trained on.
@@ -293,7 +319,7 @@ class Run:
         return (
             f"Run({str(self.workdir)!r}, step {self.step:,} of {self.config.num_steps:,}: "
             f"{type(wired.network).__name__} of {wired.num_params:,} parameters, "
-            f"images of {'×'.join(map(str, wired.image_shape))}, "
+            f"{self.setup.codec.describe(wired.image_shape)}, "
             f"{wired.condition.describe()}, weights {self.config.weights})"
         )
 
@@ -302,7 +328,7 @@ def check_whole(what: str, value: Any, least: int) -> None:
     """Refuses what is no whole number of `least` to 2³¹ − 1, as the flags do.
 
     Raises:
-        UserError: it is none.
+        UserError: it is not.
 
     Example:
         >>> check_whole("num_steps", 2.5, 1)
@@ -324,13 +350,14 @@ def load(
     workdir: str | Path,
     mesh: Mesh | None = None,
     *,
+    step: int | str | None = None,
     weights: str | None = None,
     allowed_packages: tuple[str, ...] = ("diffjax",),
 ) -> Run:
     """Loads the weights of a run's newest whole checkpoint onto the devices that are there.
 
         run = diffjax.load("runs/digits")
-        images = run.sample(labels=[0, 1, 2], guidance_scale=2.0)
+        images = run.sample([0, 1, 2], guidance_scale=2.0)
 
     Other weights and the optimizer's state (`run.state`) are read, and verified, when they are
     wanted. The data set is not needed, and nothing in the folder is changed. It does not matter on
@@ -340,16 +367,22 @@ def load(
         workdir: the run's folder.
         mesh: from `diffjax.training.sharding.make_mesh`; by default all devices split the batch.
             A network that is too large for one is split by `make_mesh(data=1, fsdp=-1)`.
+        step: of another checkpoint, or "best": the one that is best by `config.best_by`.
         weights: `live` or the name of an average, in the place of `config.weights`; also of one
             that `experiments.average` made.
         allowed_packages: whose callables the saved config may name.
 
     Raises:
-        UserError: no run there, no checkpoint that can be read, no such weights, or a mesh with
-            other axes.
+        UserError: no run there, no such checkpoint or none that can be read, no such weights, or a
+            mesh with other axes.
     """
     check_arguments(
-        load, workdir=workdir, mesh=mesh, weights=weights, allowed_packages=allowed_packages
+        load,
+        workdir=workdir,
+        mesh=mesh,
+        step=step,
+        weights=weights,
+        allowed_packages=allowed_packages,
     )
     if mesh is not None and mesh.axis_names != AXES:
         raise UserError(
@@ -360,7 +393,11 @@ def load(
     config, description = workdirs.read(workdir, allowed_packages)
     with workdirs.version_told(workdir):
         setup = set_up(
-            config, description["image_shape"], description["condition"], mesh=mesh or make_mesh()
+            config,
+            description["image_shape"],
+            description["condition"],
+            mesh=mesh or make_mesh(),
+            codec=description["codec"],
         )
     name = weights or config.weights
     post_hoc = is_reconstructed(name, [*setup.abstract.ema])
@@ -368,15 +405,33 @@ def load(
     if weights:
         with config.unlocked():
             config.weights = weights
-    folder = workdir / "checkpoints"
-    if not folder.is_dir():
-        raise UserError(f"{workdir} has no checkpoint yet: train it first")
-    with closing(Checkpoints(folder, read_only=True)) as kept, workdirs.version_told(workdir):
-        restored = kept.restore(wanted, set_damaged_aside=False)
-    if restored is None:
-        raise UserError(f"{workdir} has no checkpoint yet: train it first")
-    state, meta = restored
+    with workdirs.version_told(workdir):
+        folder, state, meta = _restored(workdir, step, wanted)
     known = {} if post_hoc else {name: state.weights(name)}
     saved = Saved(folder, meta["step"], setup.abstract, known)
     saved.weights(name)
     return Run(setup, saved, workdir)
+
+
+def _restored(
+    workdir: Path, step: int | str | None, wanted: TrainState
+) -> tuple[Path, TrainState, dict[str, Any]]:
+    """The folder, the state and the meta of a checkpoint: a chosen one, the best or the newest."""
+    if isinstance(step, str) and step != BEST:
+        raise UserError(f"step={step!r}: it is the number of a step, or {BEST!r}")
+    folder = workdir / (BEST if step == BEST else "checkpoints")
+    if folder.is_dir():
+        with closing(Checkpoints(folder, read_only=True)) as kept:
+            if isinstance(step, int):
+                if step not in kept.steps():
+                    there = ", ".join(map(str, kept.steps())) or "none"
+                    raise UserError(
+                        f"{workdir} has no checkpoint of step {step}: there are {there}"
+                    )
+                return folder, *kept.read(step, wanted)
+            restored = kept.restore(wanted, set_damaged_aside=False)
+        if restored is not None:
+            return folder, *restored
+    if step == BEST:
+        raise UserError(f"{workdir} has no best checkpoint: train it with config.best_by")
+    raise UserError(f"{workdir} has no checkpoint yet: train it first")

@@ -18,7 +18,7 @@ from diffjax.evaluation import cached_arrays, metrics, neighbours
 from diffjax.evaluation.distances import FEWEST_IMAGES
 from diffjax.evaluation.evaluate import Draw, NamedRecipe, evaluate
 from diffjax.evaluation.extractors.features import Extractor, check_images
-from diffjax.evaluation.image_statistics import Batches, Images
+from diffjax.evaluation.image_statistics import Batches, ImageSet
 from diffjax.evaluation.label_mix import proportional_labels
 from diffjax.evaluation.reference import class_counts
 from diffjax.host.files import write_json
@@ -30,7 +30,7 @@ from diffjax.kinds import AtLeastOne, NumSteps
 from diffjax.reports.pictures import save_png
 from diffjax.runs import workdirs
 from diffjax.runs.found_grids import FOUND
-from diffjax.runs.likelihoods import check_likelihood, measure_likelihood
+from diffjax.runs.likelihoods import check_levels, check_likelihood, measure_likelihood
 from diffjax.runs.load import Run
 from diffjax.runs.model import Request
 from diffjax.runs.recipes import Guided, named_recipe
@@ -108,8 +108,8 @@ def measure(
         dataset: what it was trained on.
         wanted: which samples, and what they are measured on.
         should_stop: called before each batch of samples; whether to end there.
-        begun: told of each batch that is drawn, that features are made of or whose likelihood is
-            measured, by its number.
+        begun: called with the number of each batch that is drawn, that features are made of or
+            whose likelihood is measured.
         report: called with each row of the table as it is done.
 
     Returns:
@@ -120,7 +120,7 @@ def measure(
         Interrupted: `should_stop` returned True; nothing is written.
     """
     settings = run.config.evaluation
-    main, others = asked_recipes(run, wanted)
+    main, others = wanted_recipes(run, wanted)
     _check_recipes([main, *others], run.setup.wired)  # The last as well, before the first is drawn.
     mix = wanted.labels or own_mix(run.config)
     label_shares(mix, run.setup.wired, dataset)
@@ -138,32 +138,22 @@ def measure(
             )
         beat()
 
-    references = [
-        metrics.reference(
-            dataset,
-            _telling(beat, extractor),
-            folder=cached_arrays.FOLDER,
-            sharding=local_rows(),
-            shared=jax.process_count() > 1,
-        )
-        for extractor in wanted.extractors or own
-    ]
+    references = [reference_of(dataset, extractor, beat) for extractor in wanted.extractors or own]
     num_samples = wanted.num_samples or settings.num_samples
     shares = label_shares(mix, run.setup.wired, dataset, references[0].class_counts)
     labels = proportional_labels(num_samples, shares)
-    asked = samples_asked_of(run.setup.wired, lambda: dataset, labels)
+    samples = wanted_samples(run.setup.wired, lambda: dataset, labels)
     result = evaluate(
-        drawer(run, [main, *others], asked, before_samples, wanted.batch_size),
+        drawer(run, [main, *others], samples, before_samples, wanted.batch_size),
         main,
         references,
-        labels=asked.labels,
-        conditional=dataset.num_classes > 0,
+        labels=samples.labels if dataset.num_classes else None,
         others=others,
         report=report,
     )
     summary = {"step": run.step, "weights": main.weights, **result.summary}
     summary["sampling"]["noise_seed"] = noise_seed(run.config.seed, main.seed)
-    for method in settings.get("likelihood", ()):
+    for method in settings.likelihood:
         found = measure_likelihood(
             run,
             dataset,
@@ -181,7 +171,7 @@ def measure(
     return summary
 
 
-def asked_recipes(run: Run, wanted: Wanted) -> tuple[NamedRecipe, list[NamedRecipe]]:
+def wanted_recipes(run: Run, wanted: Wanted) -> tuple[NamedRecipe, list[NamedRecipe]]:
     """The run's own recipe, and all others that are wanted, some of them perhaps twice.
 
     Raises:
@@ -197,10 +187,9 @@ def asked_recipes(run: Run, wanted: Wanted) -> tuple[NamedRecipe, list[NamedReci
         seed=settings.seed if wanted.seeds is None else wanted.seeds[0],
     )
 
-    def asked(name: str) -> Sequence[Any]:
+    def listed(name: str) -> Sequence[Any]:
         given = getattr(wanted, name)
-        # Runs of before there was a list have none.
-        return (settings.get(name) if given is None else given) or (None,)
+        return (settings[name] if given is None else given) or (None,)
 
     solvers, steps = (
         settings[name] if getattr(wanted, name) is None else getattr(wanted, name)
@@ -209,12 +198,12 @@ def asked_recipes(run: Run, wanted: Wanted) -> tuple[NamedRecipe, list[NamedReci
     # Where there are no steps, these are not looked up by name below.
     for name in solvers:
         choose(choices.SOLVERS, name, "solver")
-    for name in asked("grids"):
+    for name in listed("grids"):
         if name not in (None, FOUND):
             choose(choices.GRIDS, name, "grid")
     # What an arm is judged by has its choices too: the run's own solver and steps come first.
-    drawn = [(None, None, None), *product(solvers, asked("grids"), steps)]
-    crossed = product(drawn, asked("guidance_scales"), asked("weights"), asked("seeds"))
+    drawn = [(None, None, None), *product(solvers, listed("grids"), steps)]
+    crossed = product(drawn, listed("guidance_scales"), listed("weights"), listed("seeds"))
     others = [
         replace(
             named_recipe(run, solver, grid, num_steps, Guided(scale, *how)),
@@ -229,7 +218,7 @@ def asked_recipes(run: Run, wanted: Wanted) -> tuple[NamedRecipe, list[NamedReci
 def drawer(
     run: Run,
     recipes: Sequence[NamedRecipe],
-    asked: "Asked",
+    samples: "WantedSamples",
     begun: Callable[[int], Any] = lambda number: None,
     batch_size: int | None = None,
 ) -> Draw:
@@ -238,7 +227,7 @@ def drawer(
     Args:
         run: the model.
         recipes: whose weights are wanted.
-        asked: their conditions and sources.
+        samples: their conditions and sources.
         begun: called before each batch; what it raises ends the drawing.
         batch_size: samples at a time, `config.evaluation.batch_size` by default; fewer where fewer
             are drawn.
@@ -254,7 +243,7 @@ def drawer(
     def draw(named: NamedRecipe) -> tuple[Batches, int]:
         model = models[named.weights]
         seed = noise_seed(run.config.seed, named.seed)
-        request = Request(asked.condition, seed, asked.source)
+        request = Request(samples.condition, seed, samples.source)
         at_once = min(most, len(request))
         images = model.batches(named.recipe, request, at_once, begun)
         nfe = model.nfe(named.recipe, next(request.batches(at_once)))
@@ -285,7 +274,20 @@ def add_likelihood(workdir: Path, result: Mapping[str, Any]) -> None:
     write_json(path, (read_json(path) or {}) | {name: result})
 
 
-def _telling(beat: Callable[[], None], extractor: Extractor) -> Extractor:
+def reference_of(
+    dataset: DataSet, extractor: Extractor, beat: Callable[[], None]
+) -> metrics.Reference:
+    """The real images that a run's samples are compared with; `beat` is called at each batch."""
+    return metrics.reference(
+        dataset,
+        telling(beat, extractor),
+        folder=cached_arrays.FOLDER,
+        sharding=local_rows(),
+        shared=jax.process_count() > 1,
+    )
+
+
+def telling(beat: Callable[[], None], extractor: Extractor) -> Extractor:
     """The same extractor, which tells of each batch: a reference alone may take an hour."""
 
     def prepare(images: np.ndarray) -> np.ndarray:
@@ -297,7 +299,7 @@ def _telling(beat: Callable[[], None], extractor: Extractor) -> Extractor:
 
 def own_mix(config: ConfigDict) -> str:
     """The label mix that a config asks for; older ones have no such setting."""
-    return config.evaluation.get("labels", "data")
+    return config.evaluation.labels
 
 
 def labels_in_mix(
@@ -340,8 +342,8 @@ def label_shares(
     known = {"data": balanced if class_counts is None else class_counts, "balanced": balanced}
     if _of_test_images(wired) and mix != "data":
         raise UserError(
-            f"evaluation.labels={mix}: the samples of this run belong to test images, which have "
-            "their own labels"
+            f"evaluation.labels={mix}: the samples of this run have the conditions of test images, "
+            "so leave it at data"
         )
     if mix in known:
         return known[mix]
@@ -354,13 +356,13 @@ def label_shares(
     return np.bincount(labels, minlength=classes)
 
 
-class Asked(NamedTuple):
+class WantedSamples(NamedTuple):
     """The n samples that a run is judged by.
 
     Attributes:
         labels: `[n]`, the class that each is to show; zeros without classes.
         condition: their condition, n rows.
-        source: `[n, H, W, C]`, what each is made from; None where that is noise.
+        source: `[n, h, w, c]`, what each is made from; None where that is noise.
     """
 
     labels: np.ndarray
@@ -368,12 +370,14 @@ class Asked(NamedTuple):
     source: np.ndarray | None
 
 
-def samples_asked_of(wired: Wired, dataset: Callable[[], DataSet], labels: np.ndarray) -> Asked:
+def wanted_samples(
+    wired: Wired, dataset: Callable[[], DataSet], labels: np.ndarray
+) -> WantedSamples:
     """The samples that a run is judged by, as many as there are labels.
 
-    Samples of labels from noise have the labels given. Where they start at a source, or their
-    conditions can't be listed, sources and conditions are those of as many test images, evenly
-    spaced, and each of them at most once.
+    Samples of labels from noise have the labels given. Where they start at a source, or a label
+    does not say what their condition is, sources and conditions are those of as many test images,
+    evenly spaced, and each of them at most once.
 
     Args:
         wired: the model.
@@ -381,14 +385,34 @@ def samples_asked_of(wired: Wired, dataset: Callable[[], DataSet], labels: np.nd
         labels: `[n]`.
     """
     if not _of_test_images(wired):
-        return Asked(labels, wired.condition.parse(labels), None)
+        return WantedSamples(labels, wired.condition.of_labels(labels), None)
     batch = all_examples(dataset().test, len(labels))
     source = batch.get("source") if wired.objective.traits.starts_at_source else None
-    return Asked(batch["label"], wired.condition.of_batch(batch), source)
+    return WantedSamples(batch["label"], wired.condition.of_batch(batch), source)
 
 
 def _of_test_images(wired: Wired) -> bool:
-    return wired.objective.traits.starts_at_source or wired.condition.in_turn(1) is None
+    from_noise = not wired.objective.traits.starts_at_source
+    return not from_noise or wired.condition.of_labels(np.zeros(1, np.int32)) is None
+
+
+def conditions_to_show(
+    wired: Wired, dataset: Callable[[], DataSet], n: int, most: int | None = None
+) -> tuple[Any, np.ndarray | None]:
+    """The condition and the sources of samples for a picture: all there are in turn, where they can
+    be listed, or those of test images.
+
+    Args:
+        wired: the model.
+        dataset: returns the data; called where test images are needed.
+        n: how many; fewer where there are fewer test images.
+        most: no more different conditions than that.
+    """
+    listed = wired.condition.in_turn(n, most)
+    if listed is not None and not wired.objective.traits.starts_at_source:
+        return listed, None
+    samples = wanted_samples(wired, dataset, np.zeros(n, np.int32))
+    return samples.condition, samples.source
 
 
 def own_extractors(config: ConfigDict) -> tuple[Extractor, ...]:
@@ -398,7 +422,7 @@ def own_extractors(config: ConfigDict) -> tuple[Extractor, ...]:
         UserError: one that can't be had.
     """
     parts = {"config.evaluation.extractor": config.evaluation.extractor}
-    for i, part in enumerate(config.evaluation.get("extractors", ())):
+    for i, part in enumerate(config.evaluation.extractors):
         parts[f"config.evaluation.extractors[{i}]"] = part
     return tuple(build(part, Extractor, name) for name, part in parts.items())
 
@@ -411,19 +435,21 @@ def check_evaluation(setup: Setup, dataset: DataSet) -> None:
             extractor for other images, too few images, bits per dimension of what has none.
     """
     config, settings = setup.config, setup.config.evaluation
-    for name in settings.get("grids", ()):  # None has been found for this run yet.
+    for name in settings.grids:  # None has been found for this run yet.
         choose(choices.GRIDS, name, "grid")
     kept = [LIVE, *Averages.of(config).names]
-    for name in settings.get("weights", ()):
+    for name in settings.weights:
         if name not in kept:
             raise UserError(f"config.evaluation.weights: no {name!r}; {nearest(name, kept)}")
-    main, others = asked_recipes(Run(setup, setup.abstract, Path()), Wanted())
+    main, others = wanted_recipes(Run(setup, setup.abstract, Path()), Wanted())
     _check_recipes([main, *others], setup.wired)
     label_shares(own_mix(config), setup.wired, dataset)
     for extractor in own_extractors(config):
-        _check_extractor(extractor, dataset.image_shape)
-    for method in settings.get("likelihood", ()):
+        _check_extractor(extractor, dataset.picture_shape)
+    for method in settings.likelihood:
         check_likelihood(setup.wired.objective, method)
+        check_levels(dataset)
+    _ = setup.codec.params  # Read, or refused.
     _check_counts(setup, dataset)
 
 
@@ -456,7 +482,7 @@ def _check_counts(setup: Setup, dataset: DataSet) -> None:
             f"this run makes images from test images, and {dataset.name} has {num_test}: "
             f"its evaluation needs {FEWEST_IMAGES}"
         )
-    if setup.config.evaluation.get("likelihood") and not num_test:
+    if setup.config.evaluation.likelihood and not num_test:
         raise UserError(
             f"config.evaluation.likelihood is that of test images, and {dataset.name} has none"
         )
@@ -466,11 +492,11 @@ def _first(given: Sequence[Any] | None) -> Any:
     return None if given is None else given[0]
 
 
-def _save_neighbours(run: Run, train_images: Images, samples: np.ndarray) -> None:
+def _save_neighbours(run: Run, train_images: ImageSet, samples: np.ndarray) -> None:
     """One row a sample: itself, then its nearest training images."""
     samples = samples[:_NEIGHBOUR_ROWS]
     k = min(5, len(train_images))
-    indices, _ = neighbours.nearest(samples, train_images, k=k)
+    indices, _ = neighbours.nearest_neighbours(samples, train_images, k=k)
     near = train_images.take(indices.ravel()).reshape(*indices.shape, *samples.shape[1:])
     rows = np.concatenate([samples[:, None], near], axis=1)
     path = run.workdir / "samples" / "neighbours.png"

@@ -12,6 +12,7 @@ import numpy as np
 from jax import Array
 from jax.sharding import Mesh
 
+from diffjax.codecs import Codec, Identity
 from diffjax.compiling import jit
 from diffjax.errors import UserError
 from diffjax.host.processes import to_host
@@ -23,13 +24,13 @@ from diffjax.sampling.sample import (
     Recipe,
     Trace,
     count_padded,
-    draw,
     padded,
     sample_padded,
+    starting_noise,
     trace,
+    with_condition,
 )
-from diffjax.sampling.solvers import normal
-from diffjax.training.sharding import batch_sharding, replicated, spread
+from diffjax.training.sharding import batch_sharding, local_rows, replicated, spread
 from diffjax.wiring import Wired, check_recipe
 
 Walk = Callable[..., Any]
@@ -46,7 +47,9 @@ class Request:
             each of the n samples, as the model's `Condition` knows it; labels, int32 `[n]`, of a
             model of classes.
         seed: of the noise.
-        source: `[n, H, W, C]` in [-1, 1], what each sample is made from; None where that is noise.
+        source: `[n, h, w, c]`, what each sample is made from, encoded; None where that is noise.
+        negative: what guidance leads each sample away from, n rows as `condition`; for recipes
+            against `NegativeCondition`.
         rows: `[n]`, the samples' numbers, 0, 1, … by default. Sample i depends on the seed, its
             number, its condition and its source, and not on the other samples.
 
@@ -60,10 +63,12 @@ class Request:
     seed: int = 0
     source: np.ndarray | None = None
     rows: np.ndarray = None  # pyright: ignore[reportAssignmentType]
+    negative: Any = None
 
     def __post_init__(self):
         condition = jax.tree.map(np.asarray, self.condition)
         object.__setattr__(self, "condition", condition)
+        object.__setattr__(self, "negative", jax.tree.map(np.asarray, self.negative))
         if self.source is not None:
             object.__setattr__(self, "source", np.asarray(self.source, np.float32))
         if self.rows is None:
@@ -75,8 +80,9 @@ class Request:
     def only(self, places: np.ndarray) -> "Request":
         """The samples at these places, `[m]`, with the numbers that they have here."""
         source = None if self.source is None else self.source[places]
-        condition = jax.tree.map(lambda leaf: leaf[places], self.condition)
-        return Request(condition, self.seed, source, self.rows[places])
+        both = (self.condition, self.negative)
+        condition, negative = jax.tree.map(lambda leaf: leaf[places], both)
+        return Request(condition, self.seed, source, self.rows[places], negative)
 
     def batches(self, n: int) -> Iterator["Request"]:
         """All samples, n at a time; the last batch may have fewer."""
@@ -85,8 +91,7 @@ class Request:
 
     def noise(self, shape: tuple[int, ...]) -> np.ndarray:
         """The standard normal noise that each sample is made from, `[n, *shape]` float32."""
-        keys = jax.vmap(jax.random.split)(sample_keys(self.seed, self.rows))
-        return np.asarray(normal(keys[:, 0], shape))
+        return np.asarray(starting_noise(sample_keys(self.seed, self.rows), shape)[0])
 
     def filled(self, n: int) -> "Request":
         """As many as n samples: the last one again, under the numbers that come next."""
@@ -104,10 +109,22 @@ class Programs:
     Attributes:
         wired: the parts.
         mesh: the devices.
+        codec: what decodes samples.
     """
 
     wired: Wired
     mesh: Mesh
+    codec: Codec = Identity()
+
+    @cached_property
+    def decoder(self) -> Callable[[Any], np.ndarray]:
+        """`latents -> images` (`Codec.decoder`), on this process's devices of the mesh."""
+        return self.codec.decoder(local_rows(self.mesh.local_devices))
+
+    @cached_property
+    def encoder(self) -> Callable[[Any], np.ndarray]:
+        """`images -> latents`, as `decoder`."""
+        return self.codec.encoder(local_rows(self.mesh.local_devices))
 
     @cached_property
     def draw(self) -> Any:
@@ -119,7 +136,8 @@ class Programs:
     @cached_property
     def unplaced(self) -> "Programs":
         """The same, with activations of the network that lie wherever the compiler puts them."""
-        return Programs(self.wired._replace(apply=inspect.unwrap(self.wired.apply)), self.mesh)
+        wired = self.wired._replace(apply=inspect.unwrap(self.wired.apply))
+        return Programs(wired, self.mesh, self.codec)
 
 
 class _Plan(NamedTuple):
@@ -146,6 +164,7 @@ class _Rows(NamedTuple):
     keys: Array
     condition: Any
     source: Any
+    negative: Any = None
 
 
 def _no_others(name: str) -> "Model":
@@ -190,6 +209,19 @@ class Model:
         """The devices."""
         return self.programs.mesh
 
+    @property
+    def codec(self) -> Codec:
+        """What decodes samples."""
+        return self.programs.codec
+
+    def decoded(self, latents: np.ndarray) -> np.ndarray:
+        """The images `[n, H, W, C]` of latents `[n, h, w, c]`."""
+        return self.programs.decoder(latents)
+
+    def encoded(self, images: np.ndarray) -> np.ndarray:
+        """The latents `[n, h, w, c]` of images `[n, H, W, C]` in [-1, 1]."""
+        return self.programs.encoder(images)
+
     def map(self, f: Callable[[Any], Any]) -> "Model":
         """The same with `f(array)` for each array of the weights, also of a weaker model's."""
         params = jax.tree.map(f, self.params)
@@ -209,7 +241,16 @@ class Model:
             UserError: there are no such weights, or their model does not suit this one.
         """
         name = recipe.against.weights if recipe.calls > 1 else ""
-        return self.find(name) if name else None
+        if not name:
+            return None
+        weaker = self.find(name)
+        null_is_trained = weaker.wired.condition.null_is_trained(weaker.wired.condition_dropout)
+        if recipe.against.needs_null and not null_is_trained:
+            raise UserError(
+                f"guidance against {name} without the condition: it has none to leave out, or "
+                "was trained with condition_dropout=0"
+            )
+        return weaker
 
     def predict(self, source: Array | None = None) -> Predict:
         """The network as a function, without guidance.
@@ -232,14 +273,24 @@ class Model:
             batch_size: samples at a time; rounded up to what the mesh divides.
 
         Returns:
-            `[n, H, W, C]` float32, nominally in [-1, 1]; not checked for what is not finite.
+            `[n, H, W, C]` float32, nominally in [-1, 1]: decoded images; not checked for what is
+            not finite.
 
         Raises:
             UserError: a recipe that the model can't be sampled by, no such label, a source that is
                 missing or of another shape.
         """
-        parts = [images for _, images in self._batches(recipe, request, batch_size)]
-        return np.concatenate(parts or [np.zeros((0, *self.wired.image_shape), np.float32)])
+        parts = self._batches(recipe, request, batch_size)
+        nothing = np.zeros((0, *self.wired.image_shape), np.float32)
+        return np.concatenate([self.decoded(x) for x in (nothing, *(x for _, x in parts))])
+
+    def sample_latents(
+        self, recipe: Recipe, request: Request, *, batch_size: int = 256
+    ) -> np.ndarray:
+        """As `sample`, but the samples as the network has them, `[n, h, w, c]`, not decoded."""
+        nothing = np.zeros((0, *self.wired.image_shape), np.float32)
+        parts = self._batches(recipe, request, batch_size)
+        return np.concatenate([nothing, *(latents for _, latents in parts)])
 
     def batches(
         self,
@@ -260,9 +311,20 @@ class Model:
         Raises:
             UserError: as `sample` and `check_finite`.
         """
-        for some, images in self._batches(recipe, request, batch_size, begun):
-            self.check_finite(images, recipe, some)
-            yield images
+        for latents in self.latent_batches(recipe, request, batch_size, begun):
+            yield self.decoded(latents)
+
+    def latent_batches(
+        self,
+        recipe: Recipe,
+        request: Request,
+        batch_size: int = 256,
+        begun: Callable[[int], Any] = lambda number: None,
+    ) -> Iterator[np.ndarray]:
+        """As `batches`, but the samples as the network has them, not decoded."""
+        for some, latents in self._batches(recipe, request, batch_size, begun):
+            self.check_finite(latents, recipe, some)
+            yield latents
 
     def _batches(
         self,
@@ -283,7 +345,7 @@ class Model:
             yield some, to_host(images)[: len(some)]
 
     def trace(self, recipe: Recipe, request: Request) -> Trace:
-        """What lies between noise and the samples that `sample` draws; all in one batch."""
+        """What lies between noise and the latents that `sample_latents` draws; in one batch."""
         return self.walk(trace, recipe, request, recipe.times(self.wired.path))
 
     def in_parallel(
@@ -303,7 +365,7 @@ class Model:
         walk = InParallel(window, tolerance, place)
         found = model.walk(walk, recipe, request, recipe.times(self.wired.path))
         self.check_finite(found.x, recipe, request)
-        return found
+        return found._replace(x=self.decoded(found.x))
 
     def nfe(self, recipe: Recipe, request: Request) -> int:
         """Network evaluations per sample: what the recipe declares, or else counted.
@@ -346,7 +408,8 @@ class Model:
         cond = wired.condition.abstract(batch_size)
         keys = jax.eval_shape(lambda: sample_keys(0, jnp.arange(batch_size)))
         source = images if wired.objective.traits.starts_at_source else None
-        times = jax.eval_shape(lambda: padded(recipe.times(wired.path)))
+        # Of numbers, because the length of a route depends on them.
+        times = jax.eval_shape(padded, recipe.times(wired.path))
         return self.programs.draw.lower(
             plan,
             weights._replace(
@@ -392,21 +455,18 @@ class Model:
     def _check(self, recipe: Recipe, request: Request) -> None:
         check_recipe(recipe, self.wired)
         self.wired.condition.check(request.condition)
+        if request.negative is not None:
+            self.wired.condition.check(request.negative)
         _check_source(request, self.wired)
 
 
 def _draw(wired: Wired, plan: _Plan, weights: _Weights, times: Array, rows: _Rows) -> Any:
-    return draw(
-        _guided(wired, plan, weights, rows.source),
-        wired.path,
-        plan.recipe.solver,
-        times,
-        rows.keys,
-        rows.condition,
-        wired.image_shape,
-        start=partial(wired.objective.start, source=rows.source),
-        walk=plan.walk,
-    )
+    if rows.negative is not None:
+        weights = weights._replace(other=rows.negative)
+    denoise = with_condition(_guided(wired, plan, weights, rows.source), rows.condition)
+    noise, keys = starting_noise(rows.keys, wired.image_shape)
+    x = wired.objective.start(noise, rows.source)
+    return plan.walk(denoise, plan.recipe.solver, wired.path, times, keys, x)
 
 
 def _guided(wired: Wired, plan: _Plan, weights: _Weights, source: Array | None) -> Predict:
@@ -418,7 +478,8 @@ def _guided(wired: Wired, plan: _Plan, weights: _Weights, source: Array | None) 
 
 
 def _rows(request: Request) -> _Rows:
-    return _Rows(sample_keys(request.seed, request.rows), request.condition, request.source)
+    keys = sample_keys(request.seed, request.rows)
+    return _Rows(keys, request.condition, request.source, request.negative)
 
 
 def full_batch(batch_size: int, mesh: Mesh) -> int:

@@ -12,8 +12,8 @@ from diffjax.errors import UserError
 from diffjax.host.processes import to_host
 from diffjax.runs.load import Run
 from diffjax.runs.model import Model, Programs, sample_keys
-from diffjax.sampling.export import check_size
-from diffjax.sampling.sample import Recipe, draw
+from diffjax.sampling.export import check_export_size
+from diffjax.sampling.sample import Recipe, sample, starting_noise, with_condition
 from diffjax.wiring import Wired, check_recipe, wire
 
 
@@ -26,7 +26,7 @@ def portable_model(run: Run, weights: str | None = None) -> Model:
         run: a trained model.
         weights: `live` or the name of an average; by default those of the config.
     """
-    programs = Programs(_portable(run), run.setup.mesh)
+    programs = Programs(_portable(run), run.setup.mesh, run.setup.codec)
     find = cache(lambda name: portable_model(*run.called(name)))
     return Model(programs, to_host(run.weights(weights)), find)
 
@@ -34,13 +34,15 @@ def portable_model(run: Run, weights: str | None = None) -> Model:
 def portable_sampler(model: Model, recipe: Recipe, *, noise: bool = False) -> Callable[..., Array]:
     """`(seed, condition of b rows) -> [b, H, W, C]`: what `run.sample` draws, weights inside.
 
+    The codec is inside too.
+
     Args:
         model: a `portable_model`.
         recipe: how to draw.
-        noise: the first argument is standard normal noise `[b, H, W, C]`, and no seed.
+        noise: the first argument is standard normal noise of the latents' shape, and no seed.
 
     Returns:
-        The function; for runs between two sets it takes a third argument, the sources.
+        The function; for runs between two sets it takes a third argument, the source images.
 
     Raises:
         UserError: weights that are too large for a file; noise for a solver that adds more of it.
@@ -52,21 +54,22 @@ def portable_sampler(model: Model, recipe: Recipe, *, noise: bool = False) -> Ca
         )
     wired, weaker = model.wired, model.weaker(recipe)
     check_recipe(recipe, wired)
-    check_size([each.params for each in (model, weaker) if each is not None])
+    codec, times = model.codec, recipe.times(wired.path)
+    check_export_size(
+        [codec.params, *(each.params for each in (model, weaker) if each is not None)]
+    )
 
     def sampler(start: Array, cond: Any, source: Array | None = None) -> Array:
         # Layers cast NumPy's arrays before they are traced, and the file would hold what they made.
+        params = jax.tree.map(jnp.asarray, codec.params)
+        if source is not None:
+            source = codec.encode(params, source)
         predict = model.map(jnp.asarray).guided(recipe, source)
-        return draw(
-            predict,
-            wired.path,
-            recipe.solver,
-            recipe.times(wired.path),
-            sample_keys(0 if noise else start, jnp.arange(jax.tree.leaves(cond)[0].shape[0])),
-            cond,
-            wired.image_shape,
-            start=lambda drawn: wired.objective.start(start if noise else drawn, source),
-        )
+        rows = jnp.arange(jax.tree.leaves(cond)[0].shape[0])
+        drawn, keys = starting_noise(sample_keys(0 if noise else start, rows), wired.image_shape)
+        x = wired.objective.start(start if noise else drawn, source)
+        walk = (recipe.solver, wired.path, times, keys, x)
+        return codec.decode(params, sample(with_condition(predict, cond), *walk))
 
     return sampler
 

@@ -63,7 +63,7 @@ def _probed(run: Run) -> probes.Probed:
         teacher_params=frozen()[0] if frozen else state.weights(run.setup.teacher),
         progress=Progress(state.step, state.memory, run.config.num_steps),
         condition=wired.condition,
-        label_dropout=wired.label_dropout,
+        condition_dropout=wired.condition_dropout,
     )
 
 

@@ -9,9 +9,10 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from diffjax.codecs import Codec, Identity
 from diffjax.conditions import Condition
 from diffjax.data import DataSet
-from diffjax.data.augment import Augment, Augmentation
+from diffjax.data.augment import Augmentation
 from diffjax.errors import UserError, nearest
 from diffjax.models.attention import REVERSE_ONLY, resolve
 from diffjax.optimizers.base import Optimizer
@@ -42,6 +43,7 @@ class Setup:
         begin: `params -> a state at step 0` with these parameters, which it donates.
         attention: which implementation `config.model.attention` stands for on this mesh; None for
             a network without such a choice.
+        codec: of the data: what decodes samples.
     """
 
     config: ConfigDict
@@ -53,11 +55,12 @@ class Setup:
     init: Callable[[jax.Array], TrainState]
     begin: Callable[[Any], TrainState]
     attention: str | None = None
+    codec: Codec = Identity()
 
     @cached_property
     def programs(self) -> Programs:
         """What samples are drawn with, compiled once for pictures, evaluation and `run.sample`."""
-        return Programs(self.wired, self.mesh)
+        return Programs(self.wired, self.mesh, self.codec)
 
     @property
     def shardings(self) -> TrainState:
@@ -71,8 +74,8 @@ class Setup:
 
     @property
     def accumulation_steps(self) -> int:
-        """Parts of a batch that the network is asked about one after the other."""
-        return accumulation_steps(self.config)
+        """Parts of a batch that the network is evaluated on one after the other."""
+        return self.config.accumulation_steps
 
 
 def set_up(
@@ -80,6 +83,7 @@ def set_up(
     image_shape: tuple[int, int, int],
     condition: Condition,
     mesh: Mesh | None = None,
+    codec: Codec = Identity(),
 ) -> Setup:
     """Wires a config and lays its state out over the devices; nothing is compiled.
 
@@ -88,6 +92,7 @@ def set_up(
         image_shape: `(H, W, C)` of the data.
         condition: the kind of condition that the data have.
         mesh: other devices than the config's, to load a run that was trained elsewhere.
+        codec: of the data.
 
     Raises:
         UserError: whatever does not fit.
@@ -104,9 +109,8 @@ def set_up(
     check_weights(config)
     teacher_of(config)
     optimizer = build(config.optimizer, Optimizer, "config.optimizer", num_steps=config.num_steps)
-    # Configs of before there were these choices have none.
-    nonfinite = build(config.get("nonfinite", NonFinite()), NonFinite, "config.nonfinite")
-    build(config.get("augment", Augment()), Augmentation, "config.augment")
+    nonfinite = build(config.nonfinite, NonFinite, "config.nonfinite")
+    build(config.augment, Augmentation, "config.augment")
     attention = attention_of(config, mesh)
     wired = wire(with_attention(config, attention), image_shape, condition)
     check_mesh(wired, mesh)
@@ -115,11 +119,11 @@ def set_up(
     wired = wired._replace(apply=sharding.on_mesh(wired.apply, mesh, rules))
     if own_mesh:
         rows = mesh.shape["data"] * mesh.shape["fsdp"]
-        check_parts(wired.objective, accumulation_steps(config), config.batch_size, rows)
+        check_parts(wired.objective, config.accumulation_steps, config.batch_size, rows)
 
     def begin(params: Any) -> TrainState:
         memory = wired.objective.init_memory()
-        trained, frozen = split(params, config.get("trainable", ""))
+        trained, frozen = split(params, config.trainable)
         state = init_state(trained, optimizer, Averages.of(config), memory, nonfinite.init())
         return state._replace(frozen=frozen)
 
@@ -133,12 +137,12 @@ def set_up(
     placed = partial(jax.jit, out_shardings=places, compiler_options=_quick_compilation(mesh))
     init = placed(lambda key: begin(wired.init(key)))
     at = placed(begin, donate_argnums=0)
-    return Setup(config, wired, optimizer, mesh, abstract, nonfinite, init, at, attention)
+    return Setup(config, wired, optimizer, mesh, abstract, nonfinite, init, at, attention, codec)
 
 
 def _quick_compilation(mesh: Mesh) -> dict[str, Any]:
     """Options for a program that runs once: on a CPU, optimising it takes three times as long
-    as everything else about it, and gives the same bits.
+    as everything else about it, and computes the same bits.
     """
     on_cpu = mesh.devices.flat[0].platform == "cpu"
     return {"xla_backend_optimization_level": 0} if on_cpu else {}
@@ -200,12 +204,6 @@ def teacher_of(config: ConfigDict) -> str:
     # A config made by hand may leave it out.
     named = config.get("teacher", "ema")
     return teacher_name(named, Averages.of(config)) if is_kept(named) else LIVE
-
-
-def accumulation_steps(config: ConfigDict) -> int:
-    """Parts of a batch that the network is asked about one after the other."""
-    # A config made by hand may leave it out.
-    return config.get("accumulation_steps", 1)
 
 
 def check_expected(config: ConfigDict, **found: Any) -> None:

@@ -6,6 +6,7 @@ import logging
 import os
 import platform
 import subprocess
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -16,10 +17,10 @@ import jax
 from ml_collections import ConfigDict
 
 import diffjax
+from diffjax.codecs import Codec, Identity
 from diffjax.conditions import Condition, of_classes
 from diffjax.config_upgrade import upgrade
 from diffjax.data import DataSet
-from diffjax.data.fingerprints import fingerprints
 from diffjax.errors import UserError
 from diffjax.evaluation.tables import is_number
 from diffjax.host.files import clear_unfinished, write_whole
@@ -38,7 +39,7 @@ SKIPPED = "skipped.jsonl"
 _FOLDERS = ("checkpoints", "samples", "tensorboard")
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 # What `record` puts into run.json for good.
-_KEPT = ("init_from", "teacher", "changes")
+_KEPT = ("init_from", "teacher", "changes", "best")
 _PLACE = ("mesh", "sharding_rules")
 _DATA_PLACE = "path"
 
@@ -250,6 +251,7 @@ def record_run(
             "num_classes": dataset.num_classes,
             "label_names": list(dataset.label_names),
             **({} if dataset.given is None else {"condition": _spec_of(dataset.given)}),
+            "codec": _spec_of(dataset.codec),
             "num_train_images": len(dataset.train),
             "num_test_images": len(dataset.test),
             "train_sha256": dataset.train.fingerprint(),
@@ -303,7 +305,7 @@ def data_of(workdir: Path, data: ConfigDict, path: str | None = None) -> DataSet
     known = (read_json(workdir / RUN) or {}).get("data", {})
     for part, source in (("train", dataset.train), ("test", dataset.test)):
         sha256 = known.get(f"{part}_sha256")
-        if sha256 is not None and sha256 not in fingerprints(source):
+        if sha256 is not None and sha256 != source.fingerprint():
             there = dataset.name if place is None else place[_DATA_PLACE]
             raise UserError(
                 f"the {part}ing images of {there} are not those of {workdir}: bring the old ones "
@@ -332,6 +334,16 @@ def add_seconds(workdir: Path, **seconds: float) -> None:
             for name, value in seconds.items()
         },
     )
+
+
+@contextmanager
+def timed(workdir: Path, name: str) -> Iterator[None]:
+    """Adds the seconds of the block to a time in `run.json`, as `add_seconds`."""
+    began = time.perf_counter()
+    try:
+        yield
+    finally:
+        add_seconds(workdir, **{name: time.perf_counter() - began})
 
 
 def record(workdir: Path, **facts: Any) -> None:
@@ -366,12 +378,16 @@ def read(
         condition = build(from_json(json.dumps(data["condition"]), allowed_packages), Condition)
     else:
         condition = of_classes(data["num_classes"], data["label_names"])
-    return config, {**data, "image_shape": tuple(data["image_shape"]), "condition": condition}
+    codec: Codec = Identity()
+    if "codec" in data:
+        codec = build(from_json(json.dumps(data["codec"]), allowed_packages), Codec)
+    found = {"image_shape": tuple(data["image_shape"]), "condition": condition, "codec": codec}
+    return config, {**data, **found}
 
 
-def _spec_of(condition: Condition) -> dict[str, Any]:
-    """A condition as the spec that `build` makes it from again, as plain JSON."""
-    return json.loads(to_json(as_spec(condition)))
+def _spec_of(part: Condition | Codec) -> dict[str, Any]:
+    """A part of the data as the spec that `build` makes it from again, as plain JSON."""
+    return json.loads(to_json(as_spec(part)))
 
 
 @contextmanager

@@ -37,7 +37,7 @@ from diffjax.sampling.solvers import (
 )
 from diffjax.shapes import Samples
 
-UpToFour = Annotated[int, kinds.Interval("[1, 4]")]
+UpToFour = Annotated[int, kinds.Range("[1, 4]")]
 _NODES, _WEIGHTS = (part.astype(np.float32) for part in np.polynomial.legendre.leggauss(8))
 Ends = tuple[End, End]
 """The beginning and the end of an interval."""

@@ -27,7 +27,7 @@ from diffjax.shapes import Samples
 
 @same_for_equal
 def dpmpp_multistep(
-    order: Annotated[int, kinds.Interval("[2, 3]")] = 2, eta: NotNegative[float] = 0.0
+    order: Annotated[int, kinds.Range("[2, 3]")] = 2, eta: NotNegative[float] = 0.0
 ) -> Solver:
     """DPM-Solver++ 2M and 3M, and with `eta` above 0 their SDE forms.
 

@@ -23,7 +23,7 @@ def serialise(
     image_shape: tuple[int, ...],
     condition: Condition,
     *,
-    source: bool = False,
+    source: tuple[int, ...] | None = None,
     noise: bool = False,
     platforms: Sequence[str] = PLATFORMS,
 ) -> bytes:
@@ -31,10 +31,11 @@ def serialise(
 
     Args:
         sampler: `(seed, condition of b rows) -> [b, H, W, C]`, its weights inside, as NumPy arrays.
-        image_shape: `(H, W, C)`.
+        image_shape: `(H, W, C)` of the noise.
         condition: the kind of its condition. One that is no single array becomes a dict of the
             arrays in `condition.shapes`.
-        source: a third argument, `[b, H, W, C]`: what each image is made from.
+        source: the shape of each row of a third argument, what an image is made from, if there
+            is one.
         noise: the first argument is standard normal noise `[b, H, W, C]` and no seed.
         platforms: the platforms that can run it, by their names in JAX.
 
@@ -60,7 +61,10 @@ def serialise(
             "exporting needs flatbuffers: pip install 'diffjax[export]', or flatbuffers itself"
         ) from error
     (b,) = export.symbolic_shape("b")
-    images = jax.ShapeDtypeStruct((b, *image_shape), jnp.float32)
+
+    def rows(shape: tuple[int, ...]) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((b, *shape), jnp.float32)
+
     seed = jax.ShapeDtypeStruct((), jnp.uint32)
     cond, call = condition.abstract(b), sampler
     if not isinstance(cond, jax.ShapeDtypeStruct):  # JAX alone knows arrays and dicts of them.
@@ -69,19 +73,20 @@ def serialise(
         def call(first: Array, arrays: Any, *source: Array) -> Array:
             return sampler(first, condition.of_batch(arrays), *source)
 
-    arguments = (images if noise else seed, cond, *([images] if source else []))
+    first, sources = rows(image_shape) if noise else seed, [] if source is None else [rows(source)]
+    arguments = (first, cond, *sources)
     try:
         exported = export.export(jax.jit(call), platforms=platforms)(*arguments)
         return bytes(exported.serialize())
     # JAX raises these types for what it can't export.
     except (TypeError, ValueError, NotImplementedError) as error:
-        said = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(
-            f"this sampler can't be exported to {', '.join(platforms)}: {said[:200]}"
+            f"this sampler can't be exported to {', '.join(platforms)}: {reason[:200]}"
         ) from error
 
 
-def check_size(params: Any) -> None:
+def check_export_size(params: Any) -> None:
     """Refuses weights that are too large for one file, before anything is traced.
 
     Raises:

@@ -29,7 +29,7 @@ _FARTHEST_LOG_SNR = 14.0
 _MOST_ROUNDS = 10
 
 
-def candidates(path: Path, n: int) -> WalkTimes:
+def candidate_times(path: Path, n: int) -> WalkTimes:
     """A fine grid for any path: `[n+1]` times, falling, the last 0.
 
     Equal steps in the mean of two measures of the noise, each scaled to [0, 1]: the angle
@@ -38,7 +38,7 @@ def candidates(path: Path, n: int) -> WalkTimes:
 
     Example:
         >>> from diffjax.process.paths import Linear
-        >>> [round(t, 3) for t in candidates(Linear(), 5).tolist()]
+        >>> [round(t, 3) for t in candidate_times(Linear(), 5).tolist()]
         [1.0, 0.842, 0.502, 0.162, 0.001, 0.0]
     """
     ends = log_snr(path, jnp.stack([jnp.asarray(path.t_noise), jnp.asarray(path.t_min)]))

@@ -233,7 +233,7 @@ class Sigmas:
 
 
 @dataclass(frozen=True)
-class Times:
+class ListedTimes:
     """A given list of times, for one number of steps.
 
     Attributes:

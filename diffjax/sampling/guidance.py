@@ -8,8 +8,8 @@ off.
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Annotated, Any, NamedTuple
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,7 @@ from jax import Array
 from diffjax.compiling import once
 from diffjax.conditions import Condition, Unconditional
 from diffjax.errors import UserError
-from diffjax.kinds import Interval, Limit, Probability
+from diffjax.kinds import Limit, Probability, Range
 from diffjax.process.paths import Coeffs, Pair, Path, Scalar, coeffs, log_snr_of
 from diffjax.process.precond import Predict, time_of
 from diffjax.process.targets import Mix, decode
@@ -26,7 +26,7 @@ from diffjax.shapes import Intervals, PerSample, Samples
 
 Rule = Callable[[Array, Coeffs, Pair, Pair, Scalar], Pair]
 """`(x[B, …], coefficients, on, off, scale) -> Pair`."""
-LogSNR = Annotated[float, Interval("[-inf, inf]")]
+LogSNR = Annotated[float, Range("[-inf, inf]")]
 
 
 class Models(NamedTuple):
@@ -38,7 +38,8 @@ class Models(NamedTuple):
         weaker: the model with the weights that `Against.weights` names.
         without_attention: `pattern -> model` whose self-attention layers of matching names look at
             nothing but each token itself.
-        other: the condition that `OtherCondition` leads away from, one row.
+        other: the condition that `OtherCondition` leads away from, one row, or that
+            `NegativeCondition` does, one row for each sample.
     """
 
     predict: Predict
@@ -52,7 +53,7 @@ class Against:
     """The source of the second prediction; a subclass is a frozen dataclass.
 
     Attributes:
-        weights: names other weights, that have to be at hand as `Models.weaker`; "" is none.
+        weights: names other weights, that have to be at hand as `Models.weaker`; "" for none.
         needs_null: whether the model has to have seen the null condition in training.
     """
 
@@ -63,6 +64,10 @@ class Against:
         self, models: Models, x: Samples, t: PerSample | Intervals, cond: Any
     ) -> tuple[Pair, Pair]:
         """`on` and `off` for `x[B, …]` at `t[B]`: two evaluations."""
+        return _with_both(models, x, t, cond, self.other(models, cond))
+
+    def other(self, models: Models, cond: Any) -> Any:
+        """The condition of the second prediction, rows as those of `cond`."""
         raise NotImplementedError
 
     def parsed(self, condition: Condition) -> "tuple[Against, Any]":
@@ -83,12 +88,10 @@ class Against:
 class NullCondition(Against):
     """The model without the condition (`Condition.nulled`). Both are evaluated as one batch."""
 
-    needs_null = True
+    needs_null: ClassVar[bool] = True
 
-    def __call__(
-        self, models: Models, x: Samples, t: PerSample | Intervals, cond: Any
-    ) -> tuple[Pair, Pair]:
-        return _with_both(models, x, t, cond, models.condition.nulled(cond))
+    def other(self, models: Models, cond: Any) -> Any:
+        return models.condition.nulled(cond)
 
 
 @dataclass(frozen=True)
@@ -101,14 +104,10 @@ class OtherCondition(Against):
 
     text: str = "0"
 
-    def __call__(
-        self, models: Models, x: Samples, t: PerSample | Intervals, cond: Any
-    ) -> tuple[Pair, Pair]:
-        n = x.shape[0]
+    def other(self, models: Models, cond: Any) -> Any:
+        n = jax.tree.leaves(cond)[0].shape[0]
         other = models.condition.parse([self.text]) if models.other is None else models.other
-        return _with_both(
-            models, x, t, cond, jax.tree.map(lambda row: jnp.repeat(row, n, axis=0), other)
-        )
+        return jax.tree.map(lambda row: jnp.repeat(row, n, axis=0), other)
 
     def parsed(self, condition: Condition) -> tuple[Against, Any]:
         return OtherCondition(), condition.parse([self.text])
@@ -125,22 +124,58 @@ class OtherCondition(Against):
 
 
 @dataclass(frozen=True)
+class NegativeCondition(Against):
+    """The model with the negative condition that each sample has (`Request.negative`)."""
+
+    def other(self, models: Models, cond: Any) -> Any:
+        del cond
+        if models.other is None:
+            raise UserError(
+                "guidance away from negative conditions needs one for each sample: Run.sample and "
+                "Request take them"
+            )
+        return models.other
+
+    def unfit(self, condition: Condition, layers: Sequence[str]) -> str | None:
+        del layers
+        return None if condition.can_be_dropped else "this model has no condition"
+
+
+@dataclass(frozen=True)
 class OtherWeights(Against):
-    """A weaker model with the same condition: less trained, smaller or averaged over less.
+    """A weaker model: less trained, smaller or averaged over less.
 
     Autoguidance, Karras et al. 2024 (arXiv:2406.02507).
 
     Attributes:
         weights: an average of the same run (`ema-0.99`), a run's folder, or `FOLDER:average`.
+        condition: what the weaker model is conditioned on: None is the same condition as the
+            model's, as in the paper; `NullCondition()` is classifier-free guidance by a smaller
+            network, as in EDM2 (arXiv:2312.02696).
     """
 
     weights: str = "live"
+    condition: Against | None = None
+
+    @property
+    def needs_null(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.condition is not None and self.condition.needs_null
 
     def __call__(
         self, models: Models, x: Samples, t: PerSample | Intervals, cond: Any
     ) -> tuple[Pair, Pair]:
         assert models.weaker is not None
-        return models.predict(x, t, cond), models.weaker(x, t, cond)
+        other = cond if self.condition is None else self.condition.other(models, cond)
+        return models.predict(x, t, cond), models.weaker(x, t, other)
+
+    def parsed(self, condition: Condition) -> tuple[Against, Any]:
+        if self.condition is None:
+            return self, None
+        inner, row = self.condition.parsed(condition)
+        return replace(self, condition=inner), row
+
+    def unfit(self, condition: Condition, layers: Sequence[str]) -> str | None:
+        return None if self.condition is None else self.condition.unfit(condition, layers)
 
 
 @dataclass(frozen=True)

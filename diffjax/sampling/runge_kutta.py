@@ -19,7 +19,7 @@ from diffjax.sampling.solvers import (
 )
 from diffjax.shapes import OneNumber, Samples
 
-Churn = Annotated[float, kinds.Interval("[0, 0.4143]")]
+Churn = Annotated[float, kinds.Range("[0, 0.4143]")]
 
 
 @same_for_equal

@@ -1,7 +1,6 @@
 """The walk itself: one `lax.scan` over the grid, and the last step onto clean data."""
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -204,40 +203,40 @@ class Recipe:
         return 1 if self.guidance_scale == 1.0 else 2
 
 
-def draw(
-    predict: Predict,
-    path: Path,
-    solver: Solver,
-    times: WalkTimes,
-    keys: Keys,
-    cond: Any,
-    shape: tuple[int, ...],
-    *,
-    start: Callable[[Array], Array] | None = None,
-    walk: Callable[..., Any] = sample,
-) -> Any:
-    """Draws one batch of samples, from noise or from another start.
+def starting_noise(keys: Keys, shape: tuple[int, ...]) -> tuple[Samples, Keys]:
+    """Standard normal noise `[B, *shape]`, and the keys `[B]` of the walk that starts from it.
 
-    Sample i depends on `keys[i]` and row i of the condition alone.
-
-    Args:
-        predict: the model, guided or not.
-        path: the path it was trained on.
-        solver: takes the steps.
-        times: `[n+1]`, ending in 0, from a grid along the solver's route (`Recipe.times`).
-        keys: `[B]`, one for each sample.
-        cond: the condition, B rows, or None for the null condition.
-        shape: of one sample, `(H, W, C)`.
-        start: standard normal noise `[B, H, W, C]` to `x` at `times[0]`; by default `s` times it.
-        walk: `sample`, or `trace` to have all that lies between.
-
-    Returns:
-        The result of `walk`: samples `[B, H, W, C]`.
+    Noise i depends on `keys[i]` alone.
     """
     both = jax.vmap(jax.random.split)(keys)
-    noise = normal(both[:, 0], shape)
-    x = path.sigma(times[0]) * noise if start is None else start(noise)
-    return walk(with_condition(predict, cond), solver, path, times, both[:, 1], x)
+    return normal(both[:, 0], shape), both[:, 1]
+
+
+def draw(
+    denoise: Denoise,
+    solver: Solver,
+    path: Path,
+    times: WalkTimes,
+    keys: Keys,
+    shape: tuple[int, ...],
+) -> Samples:
+    """Draws one batch of samples, as `sample` does, from noise of `s(times[0])`.
+
+    Sample i depends on `keys[i]` and on row i of the condition that the model is bound to alone.
+
+    Args:
+        denoise: the model, guided or not, with its condition (`with_condition`).
+        solver: takes the steps.
+        path: the path it was trained on.
+        times: `[n+1]`, ending in 0, from a grid along the solver's route (`Recipe.times`).
+        keys: `[B]`, one for each sample.
+        shape: of one sample, `(H, W, C)`.
+
+    Returns:
+        Clean samples, `[B, H, W, C]`.
+    """
+    noise, keys = starting_noise(keys, shape)
+    return sample(denoise, solver, path, times, keys, path.sigma(times[0]) * noise)
 
 
 def with_condition(predict: Predict, cond: Any) -> Denoise:

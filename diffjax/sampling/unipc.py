@@ -53,7 +53,7 @@ class _Rule(NamedTuple):
 
 @same_for_equal
 def unipc(
-    order: Annotated[int, kinds.Interval("[1, 3]")] = 2,
+    order: Annotated[int, kinds.Range("[1, 3]")] = 2,
     scale: Scale = BH2(),
     corrector: bool = True,
 ) -> Solver:

@@ -13,13 +13,15 @@ from jax import Array
 from matplotlib.figure import Figure
 
 from diffjax.errors import UserError
-from diffjax.evaluation.tables import measure
+from diffjax.evaluation.tables import three_digits
 from diffjax.oracle.analytic import GaussianMixture
 from diffjax.process.paths import Pair, Path, coeffs, mix
 from diffjax.sampling.grids import Grid
 from diffjax.sampling.sample import Recipe, sample
 from diffjax.sampling.solvers import Solver
 
+# For the moments of stochastic solvers; the standard error of a variance of 1 is √(2/n) = 0.4 %.
+_NUM_DRAWS = 100_000
 _MARKERS = "os^vD<>ph*XPd8+x"
 _STYLE = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
 
@@ -62,7 +64,6 @@ def convergence(
     grid: Grid,
     budgets: Sequence[int],
     num_samples: int = 256,
-    num_draws: int = 100_000,
 ) -> dict[str, Convergence]:
     """Samples with each solver and each budget of evaluations, and measures the error.
 
@@ -73,8 +74,6 @@ def convergence(
         grid: the time grid.
         budgets: network evaluations per sample; each solver takes as many steps as fit.
         num_samples: number of trajectories for deterministic solvers; 256 is typical.
-        num_draws: number of samples for the mean and covariance of stochastic solvers. The
-            standard error of a variance of 1 is `√(2/num_draws)`.
 
     Example:
         >>> from diffjax.process.paths import Linear
@@ -97,9 +96,9 @@ def convergence(
     x = path.sigma(jnp.asarray(path.t_noise)) * noise
     exact = data.flow(path, x, path.t_noise, 0.0)
     # Starts from the exact distribution, so that only the solver contributes to the error.
-    start = coeffs(path, jnp.full(num_draws, path.t_noise), 2)
-    eps = jax.random.normal(jax.random.key(3), (num_draws, 2))
-    many = Pair(data.draw(jax.random.key(2), num_draws), eps)
+    start = coeffs(path, jnp.full(_NUM_DRAWS, path.t_noise), 2)
+    eps = jax.random.normal(jax.random.key(3), (_NUM_DRAWS, 2))
+    many = Pair(data.draw(jax.random.key(2), _NUM_DRAWS), eps)
     moments = _moments(data)
 
     def ends(solver: Solver, num_steps: int, x: Array) -> Array:
@@ -145,7 +144,7 @@ def convergence_table(found: Mapping[str, Convergence], budgets: Sequence[int]) 
     lines = [heads, ["---"] * len(heads)]
     for name, one in found.items():
         kind = f"{one.solver.order}{' (weak)' if one.solver.fresh_noise else ''}"
-        errors = [measure(one.error_at(budget)) for budget in budgets]
+        errors = [three_digits(one.error_at(budget)) for budget in budgets]
         lines.append([f"`{name}`", kind, str(one.solver.nfe), *errors])
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 

@@ -113,7 +113,7 @@ def weight_curve(objective: Objective, *, sigma_data: float = 0.5) -> WeightCurv
     return WeightCurve(levels, weight / total, share / total)
 
 
-def table(
+def effective_weights_table(
     curves: Mapping[str, WeightCurve], parts: Mapping[str, Mapping[str, str]]
 ) -> list[list[str]]:
     """Formats the rows of a table with `COLUMNS`, one row for each curve.
@@ -178,7 +178,7 @@ def group_equal(curves: Mapping[str, WeightCurve]) -> list[list[str]]:
     return groups
 
 
-def plot(curves: Mapping[str, WeightCurve]) -> bytes:
+def plot_effective_weights(curves: Mapping[str, WeightCurve]) -> bytes:
     """Plots all curves as a PNG with common axes, one panel for each different curve."""
     groups = group_equal(curves)
     columns = 4

@@ -24,7 +24,7 @@ LossOf = Callable[[Any, Array], tuple[Array, Array]]
 """`(params, key) -> loss, log_snr` of one random example, scalars."""
 
 
-class NoiseScale(NamedTuple):
+class GradientNoiseScale(NamedTuple):
     """The gradient noise scale with its interval and its two estimators.
 
     Attributes:
@@ -47,7 +47,7 @@ class NoiseScale(NamedTuple):
 
 def noise_scale(
     gradients: np.ndarray | Array, examples_each: int, level: float = 0.95
-) -> NoiseScale:
+) -> GradientNoiseScale:
     """Estimates the simple noise scale `B = tr Σ/|G|²` from mean gradients of small batches.
 
     For K batches with m examples each, with mean gradients `g_k`,
@@ -86,7 +86,7 @@ def noise_scale(
     spread = np.sqrt((count - 1) / count * np.sum((inverse - np.mean(inverse)) ** 2))
     half = scipy.special.stdtrit(count - 1, 0.5 + 0.5 * level) * spread
     scale, low, high = (_inverse(square / trace + shift) for shift in (0.0, half, -half))
-    return NoiseScale(scale, low, high, float(trace), float(square), count * examples_each)
+    return GradientNoiseScale(scale, low, high, float(trace), float(square), count * examples_each)
 
 
 def _moments(whole: Any, own: Any, count: int, examples_each: int) -> tuple[Any, Any]:
@@ -110,7 +110,7 @@ class NoiseByLogSNR:
     """
 
     edges: tuple[float, ...]
-    bins: tuple[NoiseScale | None, ...]
+    bins: tuple[GradientNoiseScale | None, ...]
     share: tuple[float, ...]
 
 

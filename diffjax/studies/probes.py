@@ -7,14 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from diffjax.conditions import Condition
+from diffjax.conditions import Condition, Rate
 from diffjax.objectives.base import Objective, Progress
 from diffjax.objectives.wrappers import Contrastive, Dispersive
 from diffjax.process import targets
 from diffjax.process.precond import Apply, Meaning, Predict
 from diffjax.studies.effective_weights import weight_curve
 from diffjax.studies.gradient_noise import LossOf, noise_by_log_snr
-from diffjax.studies.validation import as_json, loss_by_log_snr
+from diffjax.studies.validation import loss_by_log_snr, losses_as_json
 
 SPACES = {"noise": targets.Noise(), "clean": targets.Clean(), "v": targets.V()}
 """Spaces in which the loss is measured: squared errors of the noise, of clean data and of v."""
@@ -38,7 +38,7 @@ class Probed(NamedTuple):
         teacher_params: those that the objective learns from.
         progress: the training progress.
         condition: the kind of condition of the examples.
-        label_dropout: probability with which training replaces a condition by the null condition.
+        condition_dropout: probability of replacing a condition by the null condition in training.
     """
 
     objective: Objective
@@ -48,7 +48,7 @@ class Probed(NamedTuple):
     teacher_params: Any
     progress: Progress
     condition: Condition
-    label_dropout: float
+    condition_dropout: Rate
 
 
 def probe(
@@ -114,7 +114,7 @@ def _loss(model: Probed, images: np.ndarray, cond: Any, key: Array) -> dict[str,
         model.predict, model.objective.path, images, cond, key,
         spaces=SPACES,
     )  # fmt: skip
-    return {**as_json(losses), "space_path": "cosine"}
+    return {**losses_as_json(losses), "space_path": "cosine"}
 
 
 def _noise(
@@ -149,7 +149,7 @@ def _loss_of(model: Probed, images: np.ndarray, cond: Any) -> LossOf:
         own = model.condition.take(all_cond, row)
         batch = {
             "image": all_images[row],
-            "cond": model.condition.drop(drop_key, own, model.label_dropout),
+            "cond": model.condition.drop(drop_key, own, model.condition_dropout),
         }
         loss, metrics = model.objective(
             model.apply, params, model.teacher_params, loss_key, batch, model.progress

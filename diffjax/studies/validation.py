@@ -10,6 +10,7 @@ import io
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -22,9 +23,11 @@ from matplotlib.figure import Figure
 
 from diffjax.compiling import jit
 from diffjax.errors import UserError
-from diffjax.evaluation.tables import MISSING, measure
+from diffjax.evaluation.tables import MISSING, three_digits
+from diffjax.host.processes import to_host
+from diffjax.objectives.base import Traits
 from diffjax.process.paths import Cosine, Pair, Path, coeffs, log_snr, mix, time_of_log_snr
-from diffjax.process.precond import Predict
+from diffjax.process.precond import Meaning, Predict
 from diffjax.process.targets import Target
 from diffjax.process.weights import x0_factor
 
@@ -34,7 +37,7 @@ _VARIANCE_PRESERVING = Cosine()
 _STYLE = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
 
 
-class Estimate(NamedTuple):
+class MeanError(NamedTuple):
     """A mean over images and its standard error."""
 
     mean: float
@@ -59,12 +62,12 @@ class ValidationLoss:
         """Which bins the path covers, bool `[K]`."""
         return np.any(np.isfinite(next(iter(self.errors.values()))), axis=0)
 
-    def by_bin(self, space: str) -> list[Estimate | None]:
+    def by_bin(self, space: str) -> list[MeanError | None]:
         """The mean error in each bin; None for bins that the path does not cover."""
         columns = zip(self.errors[space].T, self.covered, strict=True)
         return [_estimate(column) if inside else None for column, inside in columns]
 
-    def total(self, space: str, bins: np.ndarray | None = None) -> Estimate:
+    def total(self, space: str, bins: np.ndarray | None = None) -> MeanError:
         """The mean error over log-SNR, with equal weight for each unit of log-SNR.
 
         In the space of the noise, this is the integrand of the variational bound (Kingma et al.
@@ -87,19 +90,9 @@ class ValidationLoss:
         return _estimate(self.errors[space][:, bins] @ (widths / np.sum(widths)))
 
 
-def loss_by_log_snr(
-    predict: Predict,
-    path: Path,
-    images: np.ndarray,
-    cond: Any,
-    key: Array,
-    *,
-    spaces: Mapping[str, Target],
-    edges: Sequence[float] = EDGES,
-    space_path: Path = _VARIANCE_PRESERVING,
-    batch_size: int = 128,
-) -> ValidationLoss:
-    """Measures the error of a model on held-out images, at log-SNRs from every bin.
+@dataclass(frozen=True, eq=False)
+class LossByLogSNR:
+    """The error of a model on held-out images, at log-SNRs from every bin; compiled once.
 
         error = (D_space/s)²·mean_pixels (x0_predicted - x0)²
 
@@ -107,24 +100,115 @@ def loss_by_log_snr(
     all models are evaluated on the same inputs, and their differences have smaller standard errors
     than the errors themselves.
 
-    Args:
-        predict: the model's prediction; it is evaluated with the condition.
-        path: the path on which it was trained.
-        images: `[N, H, W, C]` in [-1, 1], N at least 2.
-        cond: the condition of the images, N rows.
+    Attributes:
+        model: `weights -> Predict`; the prediction is evaluated with the condition.
+        path: the path on which the model was trained.
         key: random key of noise and log-SNRs.
         spaces: targets by name; errors are reported in their spaces.
         edges: edges of the bins of log-SNR, ascending.
         space_path: the path that defines the targets' coefficients at each log-SNR, the same for
             all models. Errors of noise and clean data do not depend on it; those of v and the
             velocity depend on its scale and time.
-        batch_size: largest number of images in a batch; 128 is typical.
+    """
 
-    Raises:
-        UserError: no bin is within the log-SNRs of both paths, or an error is not finite.
+    model: Callable[[Any], Predict]
+    path: Path
+    key: Array
+    spaces: Mapping[str, Target]
+    edges: Sequence[float] = EDGES
+    space_path: Path = _VARIANCE_PRESERVING
+
+    def __call__(
+        self,
+        weights: Any,
+        images: np.ndarray,
+        cond: Any,
+        *,
+        batch_size: int = 128,
+        begun: Callable[[int], Any] = lambda batch: None,
+    ) -> ValidationLoss:
+        """Measures the error with these weights.
+
+        Args:
+            weights: what `model` takes.
+            images: `[N, H, W, C]` in [-1, 1], N at least 2.
+            cond: the condition of the images, N rows.
+            batch_size: largest number of images in a batch; 128 is typical.
+            begun: called with the number of each batch, from 1; what it raises ends it all.
+
+        Raises:
+            UserError: no bin is within the log-SNRs of both paths, or an error is not finite.
+        """
+        bounds = np.asarray(self.edges, np.float64)
+        covered = _covered(self.path, bounds) & _covered(self.space_path, bounds)
+        if not covered.any():
+            raise UserError(
+                f"no bin between log-SNR {bounds[0]:g} and {bounds[-1]:g} is within the path's "
+                "range"
+            )
+        errors = {name: np.full((len(images), len(covered)), np.nan) for name in self.spaces}
+        batch_size = min(batch_size, max(len(images), 1))
+        for number, start in enumerate(range(0, len(images), batch_size), start=1):
+            begun(number)
+            # The last batch is padded, so that every batch has the shape that was compiled.
+            rows = np.arange(start, start + batch_size)
+            x0, own = jax.tree.map(
+                lambda part, rows=rows: np.take(part, rows, axis=0, mode="clip"), (images, cond)
+            )
+            here = slice(start, min(start + batch_size, len(images)))
+            for index in np.flatnonzero(covered):
+                ends = bounds[index : index + 2].astype(np.float32)
+                batch = to_host(self._one_bin(weights, x0, own, rows, index, *ends))
+                for name, part in batch.items():
+                    errors[name][here, index] = part[: here.stop - start]
+        for name, part in errors.items():
+            if not np.isfinite(part[:, covered]).all():
+                raise UserError(
+                    f"the model's {name} error is not finite: has its training diverged?"
+                )
+        return ValidationLoss(bounds, errors)
+
+    @cached_property
+    def _one_bin(self) -> Callable[..., dict[str, Array]]:
+        """`(weights, x0[B, …], cond, rows[B], bin, low, high) -> errors[B]` by space."""
+
+        def draw(row: Array, index: Array, shape: tuple[int, ...]) -> tuple[Array, Array]:
+            own = jax.random.fold_in(jax.random.fold_in(self.key, row), index)
+            level_key, noise_key = jax.random.split(own)
+            return jax.random.uniform(level_key), jax.random.normal(noise_key, shape)
+
+        @jit
+        def one_bin(
+            weights: Any, x0: Array, cond: Any, rows: Array, index: Array, low: Array, high: Array
+        ) -> dict[str, Array]:
+            u, eps = jax.vmap(lambda row: draw(row, index, x0.shape[1:]))(rows)
+            level = low + u * (high - low)
+            t = time_of_log_snr(self.path, level)
+            x_t = mix(coeffs(self.path, t, x0.ndim), Pair(x0, eps))
+            wrong = jnp.square(self.model(weights)(x_t, t, cond).x0 - x0)
+            error = jnp.mean(wrong, axis=tuple(range(1, x0.ndim)))
+            there = coeffs(self.space_path, time_of_log_snr(self.space_path, level), ndim=1)
+            factors = {name: x0_factor(there, space(there)) for name, space in self.spaces.items()}
+            return {name: error / factor for name, factor in factors.items()}
+
+        return one_bin
+
+
+def loss_by_log_snr(
+    predict: Predict,
+    path: Path,
+    images: np.ndarray,
+    cond: Any,
+    key: Array,
+    *,
+    batch_size: int = 128,
+    **how: Any,
+) -> ValidationLoss:
+    """Measures the error of one model, as `LossByLogSNR`, whose other arguments `how` has.
 
     Example:
-        >>> from diffjax.process import analytic, paths, targets
+        >>> from diffjax.oracle import analytic
+        >>> from diffjax.process import paths, targets
         >>> data = analytic.Gaussian(jnp.zeros(4), 0.25 * jnp.eye(4))
         >>> loss = loss_by_log_snr(
         ...     data.predict(paths.Linear()), paths.Linear(), data.draw(jax.random.key(0), 9000),
@@ -134,56 +218,20 @@ def loss_by_log_snr(
         >>> round(loss.by_bin("clean")[0].mean, 2)  # 0.25/(1 + 0.25) at log-SNR 0
         0.2
     """
-    bounds = np.asarray(edges, np.float64)
-    covered = _covered(path, bounds) & _covered(space_path, bounds)
-    if not covered.any():
-        raise UserError(
-            f"no bin between log-SNR {edges[0]:g} and {edges[-1]:g} is within the path's range"
+    measured = LossByLogSNR(lambda _: predict, path, key, **how)
+    return measured(None, images, cond, batch_size=batch_size)
+
+
+def unfit(traits: Traits) -> str:
+    """Why errors by log-SNR of an objective's model can't be measured; "" if they can."""
+    if not traits.meaning.serves(Meaning.POSTERIOR_MEAN):
+        return f"has a model of {traits.meaning}; errors by log-SNR are those of the posterior mean"
+    if traits.needs_source or not traits.independent_noise:
+        return (
+            "was trained on images paired with their noise, or with noise in between; here each "
+            "image is mixed with independent noise"
         )
-    one_bin = _one_bin(predict, path, spaces, space_path, key)
-    errors = {name: np.full((len(images), len(covered)), np.nan) for name in spaces}
-    batch_size = min(batch_size, max(len(images), 1))
-    for start in range(0, len(images), batch_size):
-        # The last batch is padded, so that every batch has the shape that was compiled.
-        rows = np.arange(start, start + batch_size)
-        x0, own = jax.tree.map(
-            lambda part, rows=rows: np.take(part, rows, axis=0, mode="clip"), (images, cond)
-        )
-        here = slice(start, min(start + batch_size, len(images)))
-        for index in np.flatnonzero(covered):
-            batch = one_bin(x0, own, rows, index, *bounds[index : index + 2].astype(np.float32))
-            for name, part in batch.items():
-                errors[name][here, index] = np.asarray(part)[: here.stop - start]
-    for name, part in errors.items():
-        if not np.isfinite(part[:, covered]).all():
-            raise UserError(f"the model's {name} error is not finite: has its training diverged?")
-    return ValidationLoss(bounds, errors)
-
-
-def _one_bin(
-    predict: Predict, path: Path, spaces: Mapping[str, Target], space_path: Path, key: Array
-) -> Callable[..., dict[str, Array]]:
-    """`(x0[B, …], cond, rows[B], bin, low, high) -> errors[B]` by space, compiled once."""
-
-    def draw(row: Array, index: Array, shape: tuple[int, ...]) -> tuple[Array, Array]:
-        own = jax.random.fold_in(jax.random.fold_in(key, row), index)
-        level_key, noise_key = jax.random.split(own)
-        return jax.random.uniform(level_key), jax.random.normal(noise_key, shape)
-
-    @jit
-    def one_bin(
-        x0: Array, cond: Any, rows: Array, index: Array, low: Array, high: Array
-    ) -> dict[str, Array]:
-        u, eps = jax.vmap(lambda row: draw(row, index, x0.shape[1:]))(rows)
-        level = low + u * (high - low)
-        t = time_of_log_snr(path, level)
-        x_t = mix(coeffs(path, t, x0.ndim), Pair(x0, eps))
-        wrong = jnp.square(predict(x_t, t, cond).x0 - x0)
-        error = jnp.mean(wrong, axis=tuple(range(1, x0.ndim)))
-        there = coeffs(space_path, time_of_log_snr(space_path, level), ndim=1)
-        return {name: error / x0_factor(there, space(there)) for name, space in spaces.items()}
-
-    return one_bin
+    return ""
 
 
 def _covered(path: Path, edges: np.ndarray) -> np.ndarray:
@@ -193,11 +241,11 @@ def _covered(path: Path, edges: np.ndarray) -> np.ndarray:
     return (edges[:-1] >= low - slack) & (edges[1:] <= high + slack)
 
 
-def _estimate(values: np.ndarray) -> Estimate:
-    return Estimate(float(np.mean(values)), float(np.std(values, ddof=1)) / math.sqrt(len(values)))
+def _estimate(values: np.ndarray) -> MeanError:
+    return MeanError(float(np.mean(values)), float(np.std(values, ddof=1)) / math.sqrt(len(values)))
 
 
-def as_json(loss: ValidationLoss) -> dict[str, Any]:
+def losses_as_json(loss: ValidationLoss) -> dict[str, Any]:
     """The losses as plain data for a run's folder: bins, and for each space errors and total."""
     return {
         "log_snr_edges": loss.edges.tolist(),
@@ -251,7 +299,7 @@ def interval(edges: np.ndarray, bins: np.ndarray) -> str:
     return f"{edges[:-1][bins][0]:g} … {edges[1:][bins][-1]:g}" if bins.any() else MISSING
 
 
-def plot(losses: Mapping[str, ValidationLoss]) -> bytes:
+def plot_losses(losses: Mapping[str, ValidationLoss]) -> bytes:
     """Plots the errors of several models by log-SNR as a PNG, with one panel for each space.
 
     Each line is a model; its band is ± two standard errors.
@@ -278,7 +326,7 @@ def plot(losses: Mapping[str, ValidationLoss]) -> bytes:
     return buffer.getvalue()
 
 
-def _written(estimate: Estimate | None) -> str:
+def _written(estimate: MeanError | None) -> str:
     if estimate is None:
         return MISSING
-    return f"{measure(estimate.mean)} ± {measure(estimate.standard_error)}"
+    return f"{three_digits(estimate.mean)} ± {three_digits(estimate.standard_error)}"

@@ -5,16 +5,19 @@ import re
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
 from diffjax import config_files
 from diffjax.comparison.results import PROBES, STATUS
 from diffjax.config_upgrade import upgrade
-from diffjax.ensemble.ensemble import MembersFailed, groups, train_together
+from diffjax.ensemble.ensemble import MembersFailed, train_together
+from diffjax.ensemble.grouping import ensemble_groups
 from diffjax.errors import UserError
 from diffjax.host.run_files import read_json
-from diffjax.loop.loop import prepared, train, train_flops
+from diffjax.loop.compiled_step import train_flops
+from diffjax.loop.loop import prepared, train
 from diffjax.runs import workdirs
 from diffjax.runs.probe import probe_run
 from diffjax.spec import TARGET, to_json
@@ -31,8 +34,22 @@ def resolved(cell: Cell) -> ConfigDict:
     return config_files.lock(config, config_files.override(config, cell.overrides))
 
 
-def planned(sweep: Sweep) -> tuple[list[Cell], dict[str, Cost], dict[str, str]]:
-    """Builds all cells; returns the matched valid cells, their costs, and the reasons of the rest.
+class Planned(NamedTuple):
+    """The cells of a sweep.
+
+    Attributes:
+        cells: the valid ones, with matched costs.
+        costs: their costs by name.
+        left_out: the reason why a cell is not valid, by its name.
+    """
+
+    cells: list[Cell]
+    costs: dict[str, Cost]
+    left_out: dict[str, str]
+
+
+def plan_cells(sweep: Sweep) -> Planned:
+    """Builds all cells of a sweep.
 
     Nothing is trained or written. Cells that differ only in their seed are built once.
     """
@@ -44,22 +61,22 @@ def planned(sweep: Sweep) -> tuple[list[Cell], dict[str, Cost], dict[str, str]]:
             config = resolved(cell)
             arm = to_json(ConfigDict({**config.to_dict(), "seed": None}))
             if arm not in built:
-                built[arm] = cost(config, counted=sweep.matched == "flops")
+                built[arm] = training_cost(config, counted=sweep.matched == "flops")
             costs[cell.name] = built[arm]
         except UserError as error:
             reasons[cell.name] = str(error)
-    return sweep.matched_cells(costs), costs, reasons
+    return Planned(sweep.matched_cells(costs), costs, reasons)
 
 
-def together(cells: Sequence[Cell], most: int) -> list[list[str]]:
+def grouped_cells(cells: Sequence[Cell], most: int) -> list[list[str]]:
     """Groups the names of cells that can train as one program, with at most `most` per group."""
     if most == 1:
         return [[cell.name] for cell in cells]
     configs = {cell.name: resolved(cell) for cell in cells}
-    return [list(names) for names in groups(configs, most)]
+    return [list(names) for names in ensemble_groups(configs, most)]
 
 
-def cost(config: ConfigDict, counted: bool = False) -> Cost:
+def training_cost(config: ConfigDict, counted: bool = False) -> Cost:
     """Builds a config, checks that its parts fit together, and returns the cost of its training.
 
     Args:

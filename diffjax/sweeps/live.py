@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from diffjax.comparison.results import STATUS, SWEEP, cells_of
 from diffjax.errors import UserError
-from diffjax.evaluation.tables import measure
+from diffjax.evaluation.tables import three_digits
 from diffjax.host.run_files import read_json
 from diffjax.runs import workdirs
 from diffjax.sweeps.worker import busy
@@ -69,7 +69,7 @@ def rows(folder: Path) -> list[Row]:
     ]
 
 
-def table(cells: Sequence[Row], height: int | None = None) -> str:
+def progress_table(cells: Sequence[Row], height: int | None = None) -> str:
     """Formats the status of cells as aligned columns, with a last line of counts by state.
 
     Args:
@@ -87,7 +87,7 @@ def table(cells: Sequence[Row], height: int | None = None) -> str:
                 row.state,
                 f"{row.step:,}/{'?' if row.num_steps is None else f'{row.num_steps:,}'}",
                 "" if row.loss is None else f"{row.loss:.4g}",
-                "" if row.distance is None else measure(row.distance),
+                "" if row.distance is None else three_digits(row.distance),
                 tqdm.format_interval(round(row.seconds)) if row.seconds else "",
             )
         )
@@ -133,7 +133,7 @@ class Live:
 
     def _redraw(self, cells: Sequence[Row]) -> None:
         width, height = shutil.get_terminal_size()
-        lines = [line[: width - 1] for line in table(cells, height - 1).splitlines()]
+        lines = [line[: width - 1] for line in progress_table(cells, height - 1).splitlines()]
         # Moves the cursor to the start of the last table and erases it.
         up = f"\x1b[{self._drawn}F\x1b[J" if self._drawn else ""
         self._stream.write(up + "\n".join(lines) + "\n")
@@ -156,7 +156,7 @@ def _line(row: Row) -> str:
     if row.state in ("running", "stopped") and row.step:
         parts.append(f"step {row.step} of {row.num_steps or '?'}")
     if row.state == "done" and row.distance is not None:
-        parts.append(f"Fréchet distance {measure(row.distance)}")
+        parts.append(f"Fréchet distance {three_digits(row.distance)}")
     if row.state in ("done", "failed"):
         parts.append(tqdm.format_interval(round(row.seconds)))
     return ", ".join(parts) + (f": {row.error}" if row.error else "")

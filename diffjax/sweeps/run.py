@@ -1,9 +1,9 @@
 """Starts workers until all cells of a sweep are done or have failed."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from diffjax.comparison.results import STATUS
 from diffjax.errors import UserError
@@ -21,9 +21,7 @@ _ROUNDS_WITHOUT_PROGRESS = 3
 
 def run_workers(
     engine: Callable[[Job, Pulse], None],
-    options: Mapping[str, Any],
-    workers: int,
-    command: Sequence[str],
+    job: Job,
     todo: Sequence[Unit],
     folder: Path,
     live: Live,
@@ -34,10 +32,8 @@ def run_workers(
     It also waits for cells that workers of other commands are training.
 
     Args:
-        engine: starts copies of the command; one of `ENGINES`.
-        options: options of the engine.
-        workers: largest number of workers at the same time.
-        command: the words of the command that starts a worker.
+        engine: starts copies of the job's command; one of `ENGINES`.
+        job: the command of a worker; at most `job.copies` of them run at the same time.
         todo: all units of the sweep.
         folder: the sweep's folder.
         live: the display of the progress.
@@ -47,8 +43,7 @@ def run_workers(
         UserError: workers ended repeatedly without any progress.
         Interrupted: a signal was received; the workers have saved.
     """
-    output = folder / "workers"
-    output.mkdir(exist_ok=True)
+    job.folder.mkdir(exist_ok=True)
     pending = [cell for unit in todo for cell in unit if not finished(cell, folder / cell.name)]
     # A failure counts only after the status changed: an old one is that of an earlier command.
     old = {cell.name: read_json(folder / cell.name / STATUS) for cell in pending}
@@ -74,10 +69,10 @@ def run_workers(
             if without_progress == _ROUNDS_WITHOUT_PROGRESS:
                 raise UserError(
                     f"workers ended without progress on {len(units)} of {len(todo)} cells; their "
-                    f"output is in {output}"
+                    f"output is in {job.folder}"
                 )
             before = state
-            engine(Job(command, min(workers, len(free)), output, options), pulse)
+            engine(replace(job, copies=min(job.copies, len(free))), pulse)
         else:
             pulse()
             time.sleep(_WAIT_SECONDS)

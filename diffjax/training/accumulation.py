@@ -1,9 +1,9 @@
 """The gradient of a batch whose activations are in memory a part at a time.
 
 An objective sees its whole batch in every part: times, noise, couplings and dropped labels are
-drawn for all of it, from keys that know nothing of parts. Only the network is asked about some rows
-at a time, and only their losses count. So what an objective draws does not depend on how many parts
-there are; what the network draws by itself (dropout) has a key of its own in each part.
+drawn for all of it, from keys that know nothing of parts. Only the network is evaluated on some
+rows at a time, and only their losses count. So what an objective draws does not depend on the
+number of parts; what the network draws by itself (dropout) has a key of its own in each part.
 """
 
 from collections.abc import Callable
@@ -29,7 +29,7 @@ def loss_and_gradient(losses_of: Losses, apply: Apply, params: Any, parts: int =
     Part i are the rows i, i + parts, i + 2·parts, …, so that each device has rows of each part.
 
     Args:
-        losses_of: an objective on its batch. The loss of an example may hang on the whole batch's
+        losses_of: an objective on its batch. The loss of an example may depend on the whole batch's
             data and draws, but only on what the network says of that example.
         apply: the network.
         params: what the gradient is taken to.
@@ -49,7 +49,7 @@ def loss_and_gradient(losses_of: Losses, apply: Apply, params: Any, parts: int =
 
     def add_part(total: Any, i: Array) -> tuple[Any, Any]:
         def part_of_mean(params: Any) -> tuple[Array, Any]:
-            seen = losses_of(_asked_about(apply, i, parts), params)
+            seen = losses_of(_on_part(apply, i, parts), params)
             losses, metrics = jax.tree.map(lambda rows: _rows(rows, i, parts), seen)
             return jnp.mean(losses) / parts, (losses, metrics)
 
@@ -70,10 +70,10 @@ def _mean_of(losses_of: Losses, apply: Apply) -> Callable[[Any], tuple[Array, An
     return mean_loss
 
 
-def _asked_about(apply: Apply, i: Array, parts: int) -> Apply:
-    """The network, asked about part i alone; zeros stand for what it says of the other rows."""
+def _on_part(apply: Apply, i: Array, parts: int) -> Apply:
+    """The network evaluated on part i alone, with zeros as its output for the other rows."""
 
-    def ask(
+    def evaluate(
         params: Any,
         x: Array,
         noise_label: Array,
@@ -87,7 +87,7 @@ def _asked_about(apply: Apply, i: Array, parts: int) -> Apply:
         output = apply(params, *inputs, key=own_key, **how)
         return jax.tree.map(lambda rows: _among_zeros(rows, i, parts), output)
 
-    return ask
+    return evaluate
 
 
 def _rows(x: Array, i: Array, parts: int) -> Array:
@@ -138,16 +138,16 @@ def check_parts(objective: Objective, parts: int, batch_size: int, device_rows: 
 
 
 def compares_outputs(objective: Objective) -> bool:
-    """Whether an example's loss hangs on what the network says of another one.
+    """Whether an example's loss depends on the network's output for another one.
 
     Found out by moving what a network of no parameters says of one example of four.
     """
-    said = jnp.zeros(4)
+    outputs = jnp.zeros(4)
 
-    def losses(said: Array) -> Array:
+    def losses(outputs: Array) -> Array:
         def apply(params: Any, x: Array, *_: Any, hidden: bool = False, **how: Any) -> Any:
             del params, how
-            moved = x[..., :1] + jnp.resize(said, (len(x),))[:, None, None, None]
+            moved = x[..., :1] + jnp.resize(outputs, (len(x),))[:, None, None, None]
             output = jnp.repeat(moved, objective.traits.outputs, axis=-1)
             return (output, output) if hidden else output
 
@@ -158,5 +158,7 @@ def compares_outputs(objective: Objective) -> bool:
         progress = Progress(jnp.zeros((), jnp.int32), objective.init_memory())
         return objective(apply, params, params, key, batch, progress)[0]
 
-    _, change = jax.jit(lambda said, by: jax.jvp(losses, (said,), (by,)))(said, said.at[0].set(1.0))
+    _, change = jax.jit(lambda outputs, by: jax.jvp(losses, (outputs,), (by,)))(
+        outputs, outputs.at[0].set(1.0)
+    )
     return bool(jnp.any(change[1:] != 0.0))

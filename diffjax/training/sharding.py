@@ -32,8 +32,8 @@ RULES: tuple[Rule, ...] = (
     (r"(bias|scale)$", ("fsdp",)),
 )
 """`(pattern, axes)`: the first pattern found in a parameter's path names the axes of its last
-dimensions; what no rule matches is replicated. A first axis of stacked blocks is none of them, so
-that each block is gathered by itself. `config.sharding_rules` may have others."""
+dimensions; what no rule matches is replicated. A first axis of stacked blocks is not one of them,
+so that each block is gathered by itself. `config.sharding_rules` may have others."""
 
 SPREAD: tuple[Rule, ...] = (
     (r"(qkv|up)/kernel$", ("fsdp", ("tensor", "data"))),
@@ -45,7 +45,7 @@ SPREAD: tuple[Rule, ...] = (
 costs a gather and a reduction a step of the part that a device has along `fsdp`."""
 
 GROUP = 16
-"""The most devices of `fsdp` where nothing else is asked for. XLA for TPUs gathers parts of whole
+"""The most devices of `fsdp` where nothing else is set. XLA for TPUs gathers parts of whole
 tiles of eight rows, and scatters their gradients, in a ring; others it adds up whole, at twice the
 traffic; and the widths of networks are multiples of 8 x 16."""
 
@@ -156,7 +156,7 @@ def by_slice(devices: Sequence[Any], data: int) -> list[Any]:
 def on_mesh(apply: Callable[..., Any], mesh: Mesh, rules: Sequence[Rule]) -> Callable[..., Any]:
     """A network that is traced in the context of a mesh, for `diffjax.models.placement`.
 
-    `inspect.unwrap` gives the network back, for programs on another mesh.
+    `inspect.unwrap` returns the network, for programs on another mesh.
     """
     if mesh.size == 1:
         return apply
@@ -207,9 +207,9 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
 
 
-def local_rows() -> NamedSharding | None:
-    """Rows of a batch over the devices of this process alone; None where there is one."""
-    devices = jax.local_devices()
+def local_rows(devices: Sequence[jax.Device] | None = None) -> NamedSharding | None:
+    """Rows of a batch over devices of this process, by default all; None where there is one."""
+    devices = jax.local_devices() if devices is None else devices
     if len(devices) == 1:
         return None
     return NamedSharding(Mesh(np.asarray(devices), ("rows",)), PartitionSpec("rows"))
@@ -285,7 +285,7 @@ def check_rules(rules: Sequence[Rule]) -> tuple[Rule, ...]:
     """Rules as a config has them, which has lists where tuples were.
 
     Raises:
-        UserError: a pattern is none, or an axis unknown.
+        UserError: a pattern is not a regular expression, or an axis is unknown.
 
     Example:
         >>> check_rules([["kernel$", ["fsdp", ["tensor", "sequence"]]]])

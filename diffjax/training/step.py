@@ -9,7 +9,7 @@ import optax
 from jax import Array
 
 from diffjax.compiling import implicit_promotion
-from diffjax.conditions import Condition
+from diffjax.conditions import Condition, Rate
 from diffjax.objectives.base import Objective, Progress
 from diffjax.optimizers.base import Optimizer
 from diffjax.process.precond import Apply
@@ -33,7 +33,7 @@ def make_train_step(
     *,
     num_steps: int,
     averages: Averages,
-    label_dropout: float,
+    condition_dropout: Rate,
     condition: Condition,
     teacher: str = LIVE,
     nonfinite: NonFinite = NonFinite(),
@@ -47,8 +47,8 @@ def make_train_step(
         optimizer: what turns gradients into updates.
         num_steps: of the whole training, which objectives know.
         averages: those that are kept.
-        label_dropout: share of conditions replaced by the null condition, for classifier-free
-            guidance.
+        condition_dropout: the probability with which a condition is replaced by the null condition,
+            for classifier-free guidance; a dict of them by part where there are several.
         condition: the kind of condition of the examples.
         teacher: the name of the weights that the objective learns from (`teacher_name`), where the
             step is called without a frozen teacher.
@@ -66,7 +66,7 @@ def make_train_step(
         state: TrainState, key: Array, batch: Mapping[str, Array], frozen_teacher: Any = None
     ) -> tuple[TrainState, dict[str, Array]]:
         drop_key, loss_key = jax.random.split(jax.random.fold_in(key, state.step))
-        cond = condition.drop(drop_key, condition.of_batch(batch), label_dropout)
+        cond = condition.drop(drop_key, condition.of_batch(batch), condition_dropout)
         seen_batch = {**batch, "cond": cond}
         progress = Progress(state.step, state.memory, num_steps)
         teacher_params = state.weights(teacher) if frozen_teacher is None else frozen_teacher

@@ -44,8 +44,8 @@ from experiments.benchmark.checks import check_cases, check_devices
 from experiments.benchmark.tables import (
     against_table,
     headline,
+    loop_time_table,
     scaling_table,
-    split_table,
     startup_tables,
     throughput_table,
 )
@@ -162,7 +162,7 @@ def main(args: SimpleNamespace) -> None:
     if args.split:
         _tell("measuring the training loop")
         splits = [in_new_process(measure_loop, case, rounds) for case in cases]
-        tables.append(split_table(splits))
+        tables.append(loop_time_table(splits))
         numbers["split"] = [asdict(split) for split in splits]
     if args.startup:
         _tell("measuring imports and starts")

@@ -13,14 +13,14 @@ import jax
 import jax.numpy as jnp
 
 from diffjax.errors import UserError
-from diffjax.performance.throughput import sampling, timed, training
+from diffjax.performance.throughput import sampling_program, timed, training_program
 from diffjax.runs.setup import set_up
 from diffjax.spec import TARGET
 from experiments import cli
 from experiments.benchmark.cases import Case
 
 Rounds = Mapping[str, Callable[[], float]]
-_NETWORKS = {"diffjax.models.dit:DiT": "DiT", "diffjax.models.unet:UNet": "UNet"}
+_NETWORKS = {"diffjax.models.dit.network:DiT": "DiT", "diffjax.models.unet:UNet": "UNet"}
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ def _ours(case: Case, *, steps: int, num_samples: int) -> Rounds:
     setup = set_up(config, *case.data(config))
     state = setup.init(jax.random.key(config.seed))
     params = jax.tree.map(jnp.copy, state.weights(config.weights))
-    programs = (training(setup, state, steps), sampling(setup, params, num_samples))
+    programs = (training_program(setup, state, steps), sampling_program(setup, params, num_samples))
     return {p.name: lambda p=p: timed(p.run) / p.repeats for p in programs}
 
 

@@ -18,15 +18,15 @@ from ml_collections import ConfigDict
 from diffjax import config_files
 from diffjax.conditions import Condition, of_classes
 from diffjax.errors import UserError
-from diffjax.loop.loop import compile_train_step
-from diffjax.performance.loop_time import Split, measure_split
+from diffjax.loop.compiled_step import compile_train_step
+from diffjax.performance.loop_time import LoopTime, measure_loop_time
 from diffjax.performance.throughput import (
     Measured,
     Scaled,
-    measure,
     measure_scaled,
+    measure_throughput,
     noise_batch,
-    set_up_on,
+    set_up_on_devices,
     timed,
 )
 from diffjax.runs.setup import set_up
@@ -111,14 +111,14 @@ def measure_case(case: Case, sizes: dict[str, int]) -> list[Measured]:
     """Measures training and sampling."""
     jax.config.update("jax_enable_compilation_cache", False)
     config = case.config()
-    return measure(case.name, set_up(config, *case.data(config)), **sizes)
+    return measure_throughput(case.name, set_up(config, *case.data(config)), **sizes)
 
 
-def measure_loop(case: Case, sizes: dict[str, int]) -> Split:
+def measure_loop(case: Case, sizes: dict[str, int]) -> LoopTime:
     """Measures the training loop and its parts on the config's real data."""
     jax.config.update("jax_enable_compilation_cache", False)
     config = case.config()
-    return measure_split(case.name, config, build(config.data), **sizes)
+    return measure_loop_time(case.name, config, build(config.data), **sizes)
 
 
 def measure_devices(case: Case, num_devices: int, sizes: dict[str, int]) -> Scaled:
@@ -126,7 +126,7 @@ def measure_devices(case: Case, num_devices: int, sizes: dict[str, int]) -> Scal
     jax.config.update("jax_num_cpu_devices", num_devices)
     jax.config.update("jax_enable_compilation_cache", False)
     config = case.config()
-    setup = set_up_on(config, *case.data(config), num_devices)
+    setup = set_up_on_devices(config, *case.data(config), num_devices)
     return measure_scaled(case.name, setup, **sizes)
 
 

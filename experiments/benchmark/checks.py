@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import jax
 
 from diffjax.errors import UserError
-from diffjax.performance.throughput import set_up_on
+from diffjax.performance.throughput import set_up_on_devices
 from diffjax.runs.setup import set_up
 from diffjax.spec import build
 from experiments.benchmark.against_torch import torch_device, twin
@@ -53,6 +53,6 @@ def check_devices(cases: Sequence[Case], counts: Sequence[int]) -> None:
         for case in cases:
             config = case.config()
             try:
-                set_up_on(config, *case.data(config), number)
+                set_up_on_devices(config, *case.data(config), number)
             except UserError as error:
                 raise UserError(f"--devices={number}, {case.name}: {error}") from None

@@ -4,9 +4,9 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from diffjax.evaluation.tables import measure as digits
 from diffjax.evaluation.tables import number, percent, table
-from diffjax.performance.loop_time import Split
+from diffjax.evaluation.tables import three_digits as digits
+from diffjax.performance.loop_time import LoopTime
 from diffjax.performance.throughput import Measured, Scaled
 from experiments.benchmark.against_torch import Pair
 from experiments.benchmark.cases import Start
@@ -66,7 +66,7 @@ def against_table(pairs: Sequence[Pair], other: str) -> str:
     return table(headings, rows)
 
 
-def split_table(splits: Sequence[Split]) -> str:
+def loop_time_table(splits: Sequence[LoopTime]) -> str:
     """A table of the training loop and its parts, with one row per config."""
     headings = [
         "loop", "batch", "compute ms", "loop ms", "loop over compute", "host ms", "input batches/s",

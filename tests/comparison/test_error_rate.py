@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffjax.comparison.verdicts import differences
+from diffjax.comparison.verdicts import paired_differences
 from diffjax.conditions import Unconditional
 from diffjax.data import colours
 from diffjax.evaluation.distances import frechet_distance, statistics
@@ -35,9 +35,9 @@ PRECOND = precond.Precond(targets.Velocity(), precond.TimeLabel())
 OBJECTIVE = Denoising(PATH, PRECOND, weights.Constant(), times.Uniform())
 
 
-def network(params, x, noise_label, cond, *, train=False, key=None):
+def network(params, x, noise_label, cond, *, key=None):
     """Two hidden layers over a pixel and its time, which are plain arrays for speed."""
-    del cond, train, key
+    del cond, key
     t = noise_label[:, None] / 1000.0
     h = jnp.concatenate([x.reshape(len(x), 3), t, jnp.sin(6.0 * t), jnp.cos(6.0 * t)], axis=-1)
     for kernel, bias in params[:-1]:
@@ -63,7 +63,7 @@ def train_and_sample(images, seed):
         optimizer,
         num_steps=STEPS,
         averages=Averages((0.98,)),
-        label_dropout=0.0,
+        condition_dropout=0.0,
         condition=Unconditional(),
     )
     init_key, step_key, data_key, noise_key = jax.random.split(jax.random.key(seed), 4)
@@ -104,7 +104,7 @@ def test_trained_comparisons_are_wrong_no_more_often_than_stated():
         found = [frechet_distance(*statistics(one)[:2], *real[:2]) for one in samples]
         distances[arm] = np.reshape(found, (REPETITIONS, SEEDS))
     verdicts = [
-        differences({arm: found[i].tolist() for arm, found in distances.items()})
+        paired_differences({arm: found[i].tolist() for arm, found in distances.items()})
         for i in range(REPETITIONS)
     ]
     common_and_own = np.mean([pair_of(found, "even", "even too").decided for found in verdicts])

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from diffjax.comparison.arms import compare
+from diffjax.comparison.arms import compare_arms
 from diffjax.comparison.results import read_sweep
-from diffjax.comparison.side_by_side import all_numbers
+from diffjax.comparison.side_by_side import metric_rows
 from diffjax.comparison.summary import numbers
-from diffjax.comparison.verdicts import differences, mean_interval, verdict_of
+from diffjax.comparison.verdicts import mean_interval, paired_differences, verdict_of
 from diffjax.evaluation.tables import LABELS, METRICS, range_of
 from diffjax.reports.sweep_page import answer
 
@@ -81,16 +81,16 @@ def test_an_arm_leads_where_one_other_is_decided_to_be_worse():
         for arm, each in values.items()
         for seed, value in enumerate(each)
     }
-    rows = compare(results, {name: name[0] for name in results}).verdict_rows()
+    rows = compare_arms(results, {name: name[0] for name in results}).verdict_rows()
     assert [row["verdict"].partition(";")[0] for row in rows] == ["leads", "inconclusive", "worse"]
     # What separates others only says nothing of the first.
     without_c = {name: result for name, result in results.items() if name[0] != "c"}
-    rows = compare(without_c, {name: name[0] for name in without_c}).verdict_rows()
+    rows = compare_arms(without_c, {name: name[0] for name in without_c}).verdict_rows()
     assert not any("leads" in row["verdict"] for row in rows)
 
 
 def test_a_number_of_seeds_is_said_with_its_condition_and_is_no_promise():
-    found = differences({"a": [0.40, 0.60], "b": [0.50, 1.10]})["a", "b"]
+    found = paired_differences({"a": [0.40, 0.60], "b": [0.50, 1.10]})["a", "b"]
     assert found.seeds is not None
     words = verdict_of(found)
     assert "settle" not in words
@@ -102,7 +102,7 @@ def test_a_number_of_seeds_is_said_with_its_condition_and_is_no_promise():
     limit = scipy.stats.t.isf(0.025, found.seeds - 1)
     effect = 1.5 / np.sqrt(2.0)  # the mean over the deviation of 0.10 and 0.50
     assert scipy.stats.nct.sf(limit, found.seeds - 1, effect * np.sqrt(found.seeds)) >= 0.8
-    same = differences({"a": [1.0, 2.0], "b": [1.0, 2.0]})["a", "b"]
+    same = paired_differences({"a": [1.0, 2.0], "b": [1.0, 2.0]})["a", "b"]
     assert verdict_of(same).endswith("1,000 are too few")
 
 
@@ -112,7 +112,7 @@ def test_intervals_stay_where_the_numbers_can_be(pages):
     plain = scipy.stats.t.interval(0.95, 1, 0.90, 0.05)
     assert plain[0] == pytest.approx(0.265, abs=1e-3)
     assert plain[1] == pytest.approx(1.535, abs=1e-3)
-    rows = {row["name"]: row["arms"] for row in all_numbers(files)}
+    rows = {row["name"]: row["arms"] for row in metric_rows(files)}
     assert rows["recall"]["a"]["low"] == pytest.approx(plain[0])
     assert rows["recall"]["a"]["high"] == 1.0
     assert (rows["recall"]["b"]["low"], rows["recall"]["b"]["high"]) == (0.0, 1.0)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from diffjax.comparison.arms import Way, compare
+from diffjax.comparison.arms import Way, compare_arms
 from diffjax.reports.sweep_text import quality_markdown
 
 ROW = {"solver": "heun", "grid": "uniform", "num_steps": 2, "nfe": 3}
@@ -15,7 +15,7 @@ def cell(metric, *values):
         name: {"weights": "live", "by_nfe": [{**ROW, "frechet_distance": value, metric: value}]}
         for name, value in zip(names, values, strict=True)
     }
-    found = compare(results, dict.fromkeys(names, "a"), metric=metric)
+    found = compare_arms(results, dict.fromkeys(names, "a"), metric=metric)
     assert list(found.standings) == [Way("heun", 3)]
     return quality_markdown(found).splitlines()[2].split(" | ")[2].removesuffix(" |")
 

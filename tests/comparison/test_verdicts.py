@@ -9,9 +9,9 @@ import scipy.stats
 
 from diffjax.comparison.verdicts import (
     bootstrap_interval,
-    differences,
     finite,
     mean_interval,
+    paired_differences,
     verdict_of,
 )
 
@@ -50,7 +50,7 @@ def test_differences_are_students_paired_test_by_holms_rule():
     arms = {
         name: list(mean + rng.normal(size=6)) for name, mean in zip("abc", (1, 3, 4), strict=True)
     }
-    found = differences(arms, level=0.9)
+    found = paired_differences(arms, level=0.9)
     tests = {
         pair: scipy.stats.ttest_rel(arms[pair[0]], arms[pair[1]])
         for pair in (("a", "b"), ("a", "c"), ("b", "c"))
@@ -81,7 +81,7 @@ def power(n, effect, p):
 
 def test_a_correction_never_reverses_the_order_of_two_pairs_nor_passes_1():
     even = {"a": [1.0, 2.0, 3.5], "b": [2.0, 1.0, 3.6], "c": [1.5, 3.5, 1.8]}
-    assert [one.p for one in differences(even).values()] == [1.0, 1.0, 1.0]
+    assert [one.p for one in paired_differences(even).values()] == [1.0, 1.0, 1.0]
 
 
 def test_a_thousand_seeds_are_the_most():
@@ -89,7 +89,7 @@ def test_a_thousand_seeds_are_the_most():
 
     def seeds(effect):
         a = [effect - np.sqrt(0.5), effect + np.sqrt(0.5)]
-        return differences({"a": [0.0, 0.0], "b": a})["a", "b"].seeds
+        return paired_differences({"a": [0.0, 0.0], "b": a})["a", "b"].seeds
 
     for n, enough, too_few in ((5, 5, 6), (1000, 1000, None), (1001, None, None)):
         least: Any = scipy.optimize.brentq(lambda x, n=n: power(n, x, 0.05) - 0.8, 1e-3, 9.0)
@@ -99,7 +99,7 @@ def test_a_thousand_seeds_are_the_most():
 
 
 def test_differences_without_spread_are_certain():
-    found = differences({"a": [1.0, 2.0, 4.0], "b": [2.0, 3.0, 5.0], "c": [2.0, 3.0, 5.0]})
+    found = paired_differences({"a": [1.0, 2.0, 4.0], "b": [2.0, 3.0, 5.0], "c": [2.0, 3.0, 5.0]})
     assert found["a", "b"][1:] == (0.0, True, 2)
     assert found["b", "c"][1:] == (1.0, False, None)
 
@@ -155,7 +155,7 @@ def test_a_bootstrap_interval_is_of_the_mean_and_follows_its_seed():
 )
 def test_equal_arms_are_called_unlike_no_more_often_than_stated(arms, n):
     wrong = [
-        any(pair.decided for pair in differences(found).values())
+        any(pair.decided for pair in paired_differences(found).values())
         for found in repeated([1.0] * arms, n)
     ]
     assert np.mean(wrong) <= 0.05 + 3 * np.sqrt(0.05 * 0.95 / len(wrong))
@@ -164,10 +164,10 @@ def test_equal_arms_are_called_unlike_no_more_often_than_stated(arms, n):
 def test_a_true_ranking_is_found_and_seeds_that_are_said_to_settle_it_do():
     """Steps of twice the noise: the first seeds say how many it takes, and with those it shows."""
     means = [1.0, 1.2, 1.4]
-    few = [differences(found)["0", "1"].seeds for found in repeated(means, 8)]
+    few = [paired_differences(found)["0", "1"].seeds for found in repeated(means, 8)]
     n = int(np.median([seeds for seeds in few if seeds]))
     found = list(repeated(means, n))
-    seen = [differences(each)["0", "1"].decided for each in found]
+    seen = [paired_differences(each)["0", "1"].decided for each in found]
     assert 0.75 < np.mean(seen) < 0.99  # a power of 0.8 is what was asked for, Holm gives some more
     order = [min(each, key=lambda name: float(np.mean(each[name]))) for each in found]
     assert np.mean([name == "0" for name in order]) > 0.95
@@ -175,27 +175,27 @@ def test_a_true_ranking_is_found_and_seeds_that_are_said_to_settle_it_do():
 
 def test_the_verdict_is_said_in_words():
     even = {"a": [1.0, 1.1, 0.9], "b": [1.05, 1.0, 1.0], "c": [3.0, 3.1, 2.9]}
-    found = differences(even)
+    found = paired_differences(even)
     number = found["a", "b"].seeds
     unless = "inconclusive; if the true difference is this one, "
     assert verdict_of(found["a", "b"]) == f"{unless}{number} seeds have a power of 80 %"
     assert verdict_of(found["a", "c"]) == "worse"
-    same = differences({"a": [1.0, 2.0], "b": [1.0, 2.0]})
+    same = paired_differences({"a": [1.0, 2.0], "b": [1.0, 2.0]})
     assert verdict_of(same["a", "b"]) == f"{unless}1,000 are too few"
 
 
 @pytest.mark.parametrize("arms", [{"a": [1.0], "b": [2.0]}, {"a": [1.0, 2.0], "b": [1.0]}])
 def test_pairs_without_two_common_seeds_have_no_difference(arms):
-    assert differences(arms) == {}
+    assert paired_differences(arms) == {}
 
 
 def test_pairs_are_made_by_seed_whatever_the_order():
     """Arm c shares two seeds with the others, and d none."""
     a, b = {0: 1.0, 1: 5.0, 2: 9.0}, {2: 9.5, 0: 1.4, 1: 5.6}
-    found = differences({"a": a, "b": b, "c": {7: 20.0, 2: 10.0, 1: 6.1}})
+    found = paired_differences({"a": a, "b": b, "c": {7: 20.0, 2: 10.0, 1: 6.1}})
     assert set(found) == {("a", "b"), ("a", "c"), ("b", "c")}
     assert found["a", "b"].interval.mean == pytest.approx(-0.5)
     assert found["a", "c"].interval.mean == pytest.approx(-1.05)
-    fewer = differences({"a": {0: 1.0, 1: 1.1, 2: 1.0}, "b": {0: 1.2, 1: 1.4}})
+    fewer = paired_differences({"a": {0: 1.0, 1: 1.1, 2: 1.0}, "b": {0: 1.2, 1: 1.4}})
     assert set(fewer) == {("a", "b")}, "ranked by means, not by sums"
-    assert ("b", "d") not in differences({"b": b, "d": {7: 1.0, 8: 2.0}, "a": a})
+    assert ("b", "d") not in paired_differences({"b": b, "d": {7: 1.0, 8: 2.0}, "a": a})

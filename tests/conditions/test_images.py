@@ -7,9 +7,10 @@ import pytest
 
 from diffjax import choices
 from diffjax.conditions import Classes, Images, Several, TokenStates
+from diffjax.config_files import override
 from diffjax.data import ArraySource, Augment, DataSet, GivenSource, batches, digits
 from diffjax.errors import UserError
-from diffjax.loop.loop import train_step_of
+from diffjax.loop.compiled_step import train_step_of
 from diffjax.models import DiT, UNet
 from diffjax.models.context import parts_of
 from diffjax.runs.model import Model, Request
@@ -95,6 +96,24 @@ def test_training_and_guided_sampling_with_several_parts():
     assert np.isfinite(images).all()
 
 
+def test_guidance_needs_rates_that_drop_all_parts():
+    data, rates = super_resolution(), {"digit": 0.1}
+    config = tiny_config()
+    override(config.unlock(), {"config.condition_dropout": str(rates)})
+    with pytest.raises(
+        UserError, match=r"condition_dropout=\{'digit': 0.1\}, which never drops all"
+    ):
+        set_up(config, data.image_shape, data.condition)
+    kept = Several(BOTH.parts, kept=("coarse",))
+    assert set_up(config, data.image_shape, kept).wired.condition_dropout == rates
+    override(config, {"config.condition_dropout.digit": "0.2"})
+    assert config.condition_dropout.digit == 0.2
+    with pytest.raises(UserError, match="seed expects int"):
+        override(config, {"config.seed": "{'a': 1}"})
+    with pytest.raises(UserError, match="expects numbers by name, like"):
+        override(config, {"config.optimizer.learning_rate": "{3}"})
+
+
 def test_what_a_network_can_not_take_is_refused():
     tokens = TokenStates(jnp.zeros((2, 3, 4)), jnp.ones((2, 3), bool), jnp.zeros((2, 0)))
     x = jnp.zeros((2, 8, 8, 1))
@@ -109,7 +128,7 @@ def test_what_a_network_can_not_take_is_refused():
 @pytest.mark.parametrize("scan", [False, True])
 def test_stacked_blocks_attend_to_the_same_tokens(scan):
     """With weights that are the same in each block, both layouts compute the same."""
-    from diffjax.models.dit import stacked
+    from diffjax.models.dit.network import stacked
 
     rng = np.random.default_rng(2)
     tokens = TokenStates(

@@ -64,6 +64,51 @@ def test_parts_are_dropped_independently():
         assert abs((one & other).mean() - 0.25) < 4 * np.sqrt(0.25 * 0.75 / N)
 
 
+def test_parts_have_rates_of_their_own_and_one_for_all_together():
+    """Of independent events, `P(text null) = 1 - (1 - 0.3)(1 - 0.2)` and `P(digit null) = 0.2`."""
+    rates = {"text": 0.3, "all": 0.2}
+    dropped = SEVERAL.drop(jax.random.key(1), some(SEVERAL), rates)
+    coarse, digit, text, *_ = is_null(SEVERAL, dropped)
+    np.testing.assert_array_equal(coarse, digit)
+    assert not (digit & ~text).any()
+    for found, expected in ((digit, 0.2), (text, 1 - 0.7 * 0.8)):
+        assert abs(found.mean() - expected) < 4 * np.sqrt(expected * (1 - expected) / N)
+    condition = Several(SEVERAL.parts, kept=("coarse",))
+    coarse, *others = is_null(condition, condition.drop(jax.random.key(0), dropped, {"all": 1.0}))
+    assert not coarse.all()
+    assert np.all(others)
+
+
+@pytest.mark.parametrize(
+    ("condition", "rate", "trained"),
+    [
+        (Classes(3), 0.1, True),
+        (Classes(3), 0.0, False),
+        (Unconditional(), 0.1, False),
+        (SEVERAL, 0.1, True),
+        (SEVERAL, {"digit": 0.1, "text": 0.1}, False),
+        (SEVERAL, {"digit": 0.1, "text": 0.1, "coarse": 0.2}, True),
+        (SEVERAL, {"all": 0.1}, True),
+        (Several(SEVERAL.parts, kept=("coarse", "digit")), {"text": 0.1}, True),
+    ],
+)
+def test_whether_the_null_condition_is_trained(condition, rate, trained):
+    assert condition.null_is_trained(rate) == trained
+
+
+@pytest.mark.parametrize(
+    ("condition", "said"),
+    [
+        (Classes(3), "has a rate for each part, and this condition .3 classes. has no parts"),
+        (SEVERAL, "there is no part 'txet'; did you mean 'text'"),
+        (Several({"txet": Classes(3)}, kept=("txet",)), "the part 'txet' is never dropped"),
+    ],
+)
+def test_rates_of_parts_that_there_are_not(condition, said):
+    with pytest.raises(UserError, match=said):
+        condition.check_dropout({"txet": 0.1})
+
+
 def test_parts_that_are_kept_are_neither_dropped_nor_led_away_from():
     condition = Several(SEVERAL.parts, kept=("coarse",))
     for cond in (
@@ -76,6 +121,8 @@ def test_parts_that_are_kept_are_neither_dropped_nor_led_away_from():
     assert not Several({"coarse": Images((4, 4, 1))}, kept=("coarse",)).can_be_dropped
     with pytest.raises(UserError, match="no part 'corse'; did you mean 'coarse'"):
         Several(SEVERAL.parts, kept=("corse",))
+    with pytest.raises(UserError, match="no part of a condition can be called 'all'"):
+        Several({"all": Classes(3)})
 
 
 def test_guidance_leads_away_from_the_null_condition_in_one_batch():
@@ -105,7 +152,11 @@ def test_names_of_arrays_are_those_of_the_parts():
     assert set(SEVERAL.shapes(2)) == {
         "label", "tokens_states", "tokens_mask", "tokens_pooled", "given_image",
     }  # fmt: skip
-    assert set(SEVERAL.arrays(some(SEVERAL, 2))) == {*SEVERAL.shapes(2), "labels"} - {"label"}
+    found = SEVERAL.arrays(some(SEVERAL, 2))
+    assert {name: rows.shape for name, rows in found.items()} == {
+        name: rows.shape for name, rows in SEVERAL.shapes(2).items()
+    }
+    assert set(Classes(3).arrays(np.arange(3))) == {"labels"}
     assert SEVERAL.network_arguments() == {"num_classes": 10}
     assert Unconditional().shapes(3) == {}
 

@@ -13,7 +13,7 @@ from diffjax.data import batches
 from diffjax.errors import UserError
 from diffjax.evaluation.extractors.features import pixel_features
 from diffjax.loop import loop
-from diffjax.loop.loop import train_step_of
+from diffjax.loop.compiled_step import train_step_of
 from diffjax.models.dit import DiT
 from diffjax.runs.averages import reconstruct
 from diffjax.runs.model import Model, Request

@@ -6,7 +6,7 @@ import os
 import shutil
 import signal
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,8 @@ import pytest
 from diffjax import choices
 from diffjax.data import digits
 from diffjax.ensemble import ensemble, members
-from diffjax.ensemble.ensemble import MembersFailed, apart, train_together
+from diffjax.ensemble.ensemble import MembersFailed, train_together
+from diffjax.ensemble.grouping import incompatibility
 from diffjax.errors import UserError
 from diffjax.host.interrupts import Interrupted
 from diffjax.host.watchdog import Watchdog
@@ -42,7 +43,7 @@ UNLIKE: list[dict[str, Any]] = [
         "optimizer.b1": 0.8,
         "optimizer.weight_decay": 0.1,
         "objective.times.mean": 0.7,
-        "label_dropout": 0.3,
+        "condition_dropout": 0.3,
     },
 ]
 PARTS = "path=cosine,target=v,weight=min_snr,times=logit_normal"
@@ -185,7 +186,7 @@ def test_members_stand_on_devices_of_their_own():
 
 
 def test_members_of_one_seed_share_their_batch():
-    setups = setups_of(configs(TINY, [{}, {"label_dropout": 0.5}]), sharding.make_mesh())
+    setups = setups_of(configs(TINY, [{}, {"condition_dropout": 0.5}]), sharding.make_mesh())
     batch = next(members.member_batches(members.members_of(setups), digits(), 0))
     assert batch["image"].shape == (1, 16, 8, 8, 1)
     # Of three, two of which share a seed, there are two batches; each is that of the run alone.
@@ -325,12 +326,52 @@ def test_unlike_steps_go_on_from_the_newest_common_one(ensemble_run, folders, mo
         assert len((here / "metrics.jsonl").read_text().splitlines()) == 3
 
 
+@dataclass(frozen=True)
+class Seeded:
+    """A number of the run and its step; Ctrl-C comes once, amid step 4 of the first member."""
+
+    every_steps: int = 2
+    signal_once: str = ""
+    metrics = ("number",)
+    higher_is_better = ()
+
+    def __call__(self, run, dataset, begun):
+        once = Path(self.signal_once)
+        if (run.step, run.config.seed) == (4, 0) and once.exists():
+            once.unlink()
+            os.kill(os.getpid(), signal.SIGINT)
+        begun(1)
+        return {"number": 10 * run.config.seed + run.step}
+
+
+@pytest.mark.thorough
+def test_members_have_evaluators_also_after_a_stop_amid_one(ensemble_run, tmp_path, monkeypatch):
+    without_pictures(monkeypatch)
+    once = tmp_path / "once"
+    once.touch()
+    members, folders = configs(TINY, RUNS), [tmp_path / name for name in "ab"]
+    for config in members:
+        with config.unlocked():
+            config.evaluators = {"known": spec(Seeded, signal_once=str(once))}
+            config.best_by = "known/number"
+    with pytest.raises(Interrupted, match="stopped while evaluating step 4 of 6"):
+        train_together(members, folders)
+    assert [max(int(p.name) for p in (f / "checkpoints").iterdir()) for f in folders] == [4, 4]
+    train_together(members, folders)
+    for seed, (here, there) in enumerate(zip(folders, ensemble_run, strict=True)):
+        assert_same(arrays_of(here), arrays_of(there), rtol=0, atol=0)
+        found = [(r["step"], r["eval/known/number"]) for r in logged(here) if len(r) == 2]
+        assert found == [(2, 10 * seed + 2), (4, 10 * seed + 4)]
+        best = json.loads((here / "run.json").read_text())["best"]
+        assert (best["step"], best["value"]) == (2, 10 * seed + 2)
+
+
 @pytest.mark.thorough
 def test_a_member_that_is_not_finite_spoils_no_other(ensemble_run, tmp_path, monkeypatch):
     evaluated: list[Path] = []
     paged: list[Path] = []
     without_pictures(monkeypatch)
-    monkeypatch.setattr(ensemble, "evaluate_once", lambda *given: evaluated.append(given[3]))
+    monkeypatch.setattr(ensemble, "evaluate_once", lambda run, *_: evaluated.append(run.workdir))
     monkeypatch.setattr(ensemble, "page", paged.append)
     folders = [tmp_path / name for name in "xab"]
     clip = {"optimizer.clip_norm": 1e30}
@@ -383,7 +424,7 @@ def test_an_ensemble_that_stands_still_says_where(tmp_path, monkeypatch):
     ],
 )
 def test_what_keeps_configs_apart(changes, reason):
-    assert reason in (apart([tiny_config(PARTS), tiny_config(PARTS, **changes)]) or "")
+    assert reason in (incompatibility([tiny_config(PARTS), tiny_config(PARTS, **changes)]) or "")
 
 
 def test_refusals_write_nothing(tmp_path):
@@ -399,4 +440,4 @@ def test_refusals_write_nothing(tmp_path):
 
 def test_parameters_split_over_devices_are_no_members():
     config = tiny_config(**{"mesh.fsdp": 8})
-    assert "mesh.fsdp" in (apart([config, config]) or "")
+    assert "mesh.fsdp" in (incompatibility([config, config]) or "")

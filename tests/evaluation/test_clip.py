@@ -1,10 +1,10 @@
 """CLIP's image network against transformers, with random weights, and what is read around it.
 
-A small network in NumPy is in test_pretrained.py.
+A small network in NumPy is in tests/models/test_feature_networks.py.
 """
 
 import hashlib
-import io
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -15,9 +15,11 @@ from PIL import Image
 from diffjax.data import to_float
 from diffjax.errors import UserError
 from diffjax.evaluation.extractors import clip
-from diffjax.evaluation.extractors.clip import Clip, clip_features
+from diffjax.evaluation.extractors.clip import clip_features
 from diffjax.evaluation.extractors.named import extractor_called
-from diffjax.pretrained.torch_files import StateDict, read_state_dict
+from diffjax.models.clip.network import clip_vision
+from diffjax.models.clip.published import FAMILY
+from diffjax.pretrained.family import Size
 
 TINY = {"hidden_size": 32, "intermediate_size": 128, "num_hidden_layers": 2} | {
     "num_attention_heads": 4, "projection_dim": 24, "patch_size": 14, "image_size": 56,
@@ -58,7 +60,7 @@ def embeddings(network, pixels):
 
 
 def state_of(network):
-    return StateDict("theirs", {key: value.numpy() for key, value in network.state_dict().items()})
+    return {key: value.numpy() for key, value in network.state_dict().items()}
 
 
 def error(found, expected):
@@ -67,14 +69,16 @@ def error(found, expected):
     return np.linalg.norm(found - expected) / np.linalg.norm(expected - expected.mean(0))
 
 
-def ours(sizes):
-    return Clip(
-        sizes["hidden_size"],
-        sizes["num_hidden_layers"],
-        sizes["num_attention_heads"],
-        sizes["projection_dim"],
-        sizes["patch_size"],
-    )
+def settings(sizes):
+    """The settings of the same network here."""
+    return {
+        "width": sizes["hidden_size"],
+        "depth": sizes["num_hidden_layers"],
+        "num_heads": sizes["num_attention_heads"],
+        "num_features": sizes["projection_dim"],
+        "grid": sizes["image_size"] // sizes["patch_size"],
+        "patch": sizes["patch_size"],
+    }
 
 
 def levels(num, height, width, channels=3):
@@ -90,38 +94,21 @@ class TestNetwork:
         ("sizes", "most"), [(TINY, 1e-5), pytest.param(REAL, 1e-4, marks=pytest.mark.thorough)]
     )
     def test_embeddings_are_as_in_transformers(self, sizes, most):
-        theirs, network = transformers_network(sizes), ours(sizes)
+        theirs, network = transformers_network(sizes), clip_vision(**settings(sizes))
         size = sizes["image_size"]
         pixels = np.random.default_rng(0).normal(size=(2, size, size, 3)).astype(np.float32)
-        params = clip.convert(state_of(theirs), network, size)
+        params = FAMILY.to_ours(state_of(theirs), network, "theirs")
         found = np.asarray(jax.jit(network.apply)({"params": params}, jnp.asarray(pixels)))
         assert error(found, embeddings(theirs, pixels)) < most
         np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1.0, rtol=1e-5)
 
-    def test_the_published_size_is_the_default(self):
-        assert ours(REAL) == Clip()
+    def test_the_published_size_is_that_of_its_config(self):
+        assert settings(REAL) == FAMILY.sizes["vitl14_336"].settings
 
     def test_the_half_that_reads_text_is_left_out(self):
         both = transformers_network(TINY, whole=True)
-        params = clip.convert(state_of(both), ours(TINY), TINY["image_size"])
+        params = FAMILY.to_ours(state_of(both), clip_vision(**settings(TINY)), "both")
         assert params["projection"]["kernel"].shape == (32, 24)
-
-    @pytest.mark.parametrize(
-        ("change", "message"),
-        [
-            ({"visual_projection.weight": None}, "has no weights 'visual_projection.weight'"),
-            ({"more": np.zeros(1)}, "1 weights too many, such as 'more'"),
-            (
-                {"visual_projection.weight": np.zeros((7, 32))},
-                r"projection.kernel is \(32, 7\) and should be \(32, 24\)",
-            ),
-        ],
-    )
-    def test_weights_of_another_network_are_refused(self, change, message):
-        arrays = {k: v.numpy() for k, v in transformers_network(TINY).state_dict().items()}
-        arrays = {k: v for k, v in (arrays | change).items() if v is not None}
-        with pytest.raises(UserError, match=message):
-            clip.convert(StateDict("x.bin", arrays), ours(TINY), TINY["image_size"])
 
 
 class TestExtractor:
@@ -137,7 +124,8 @@ class TestExtractor:
             safetensors = pytest.importorskip("safetensors.torch")
             safetensors.save_file(theirs.state_dict(), path, {"format": "pt"})
         sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
-        monkeypatch.setattr(clip, "Clip", lambda: ours(sizes))
+        tiny = {"vitl14_336": Size(settings(sizes), 0)}
+        monkeypatch.setattr(clip, "FAMILY", replace(FAMILY, sizes=tiny))
         extractor = clip_features(str(path), sha256, batch_size_images=2)
         images = levels(3, 40, 40)
         pixels = np.stack([pillow(image) for image in images]) / 255.0
@@ -178,42 +166,3 @@ def pillow(image):
     picture = picture.crop((left, top, left + side, top + side))
     resized = np.asarray(picture.resize((336, 336), Image.Resampling.BICUBIC))
     return resized.reshape(336, 336, -1)
-
-
-class TestSafetensors:
-    @pytest.mark.parity
-    def test_every_tensor_is_as_safetensors_reads_it(self):
-        torch = pytest.importorskip("torch")
-        safetensors = pytest.importorskip("safetensors.torch")
-        tensors = {
-            "plain": torch.randn(3, 4),
-            "brain": torch.randn(5).bfloat16(),
-            "half": torch.randn(2, 1).half(),
-            "long": torch.tensor([2**40, -1]),
-            "scalar": torch.tensor(2.5),
-            "empty": torch.zeros(0, 3),
-            "yes": torch.tensor([True, False]),
-        }
-        found = read_state_dict("x", safetensors.save(tensors, {"made": "here"}))
-        for key, tensor in tensors.items():
-            array = found.take(key)
-            assert array.shape == tuple(tensor.shape)
-            np.testing.assert_array_equal(array.astype(np.float64), tensor.double().numpy())
-        found.check_empty()
-
-    @pytest.mark.parametrize(
-        ("header", "message"),
-        [
-            (b'{"w": {"dtype": "F32", "shape": [9], "data_offsets": [0, 36]}}', "beyond the file"),
-            (b'{"w": {"dtype": "F32", "shape": [2], "data_offsets": [-4, 4]}}', "beyond the file"),
-            (b'{"w": {"dtype": "F32", "shape": [3], "data_offsets": [0, 16]}}', "reshape"),
-            (b'{"w": {"dtype": "F7", "shape": [4], "data_offsets": [0, 16]}}', "F7"),
-            (b'{"w": 3}', "subscriptable"),
-            (b'{"w": ', "Expecting value"),
-        ],
-    )
-    def test_damaged_ones_are_refused_in_one_line(self, header, message):
-        file = io.BytesIO()
-        file.write(len(header).to_bytes(8, "little") + header + bytes(16))
-        with pytest.raises(UserError, match=f"can't read weights from x: .*{message}"):
-            read_state_dict("x", file.getvalue())

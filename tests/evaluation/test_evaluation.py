@@ -30,7 +30,7 @@ from diffjax.evaluation.metrics import (
     thin,
     wilson_interval,
 )
-from diffjax.evaluation.neighbours import memorisation, nearest
+from diffjax.evaluation.neighbours import memorisation, nearest_neighbours
 from experiments import train_classifier
 
 
@@ -204,7 +204,9 @@ class TestNeighbours:
         rng = np.random.default_rng(0)
         samples = rng.normal(size=(11, 4, 3)).astype(np.float32)
         references = rng.normal(size=(40, 4, 3)).astype(np.float32)
-        indices, distances = nearest(samples, references, k=5, batch_size_images=batch_size_images)
+        indices, distances = nearest_neighbours(
+            samples, references, k=5, batch_size_images=batch_size_images
+        )
         search = NearestNeighbors(n_neighbors=5, algorithm="brute").fit(references.reshape(40, -1))
         exact_distances, exact_indices = search.kneighbors(samples.reshape(11, -1))
         np.testing.assert_array_equal(indices, exact_indices)
@@ -212,24 +214,26 @@ class TestNeighbours:
 
     def test_a_copy_is_at_distance_zero_however_large_the_pixels(self):
         references = 1000 + np.random.default_rng(0).normal(size=(30, 50)).astype(np.float32)
-        indices, distances = nearest(references[7:9], references)
+        indices, distances = nearest_neighbours(references[7:9], references)
         assert indices.tolist() == [[7], [8]]
         assert distances.tolist() == [[0.0], [0.0]]
 
     def test_impossible_requests_are_refused(self):
         with pytest.raises(UserError, match="3 nearest of 2"):
-            nearest(np.zeros((1, 2)), np.zeros((2, 2)), k=3)
+            nearest_neighbours(np.zeros((1, 2)), np.zeros((2, 2)), k=3)
         with pytest.raises(UserError, match="differ in shape"):
-            nearest(np.zeros((1, 3)), np.zeros((2, 2)))
+            nearest_neighbours(np.zeros((1, 3)), np.zeros((2, 2)))
         with pytest.raises(UserError, match="1 of 2 samples are not finite"):
-            nearest(np.array([[0.0], [np.nan]]), np.zeros((2, 1)))
+            nearest_neighbours(np.array([[0.0], [np.nan]]), np.zeros((2, 1)))
 
 
 class TestMemorisation:
     def test_a_perfect_generator_is_as_far_from_train_as_test_is(self):
         rng = np.random.default_rng(0)
         train, test, samples = rng.normal(size=(3, 1500, 5))
-        found = memorisation(nearest(samples, train, k=2)[1], nearest(test, train, k=2)[1])
+        found = memorisation(
+            nearest_neighbours(samples, train, k=2)[1], nearest_neighbours(test, train, k=2)[1]
+        )
         # The Mann-Whitney statistic's deviation for two samples of 1500 is √(3001/12)/1500 ≈ 0.01.
         assert found.closer_than_test == pytest.approx(0.5, abs=0.04)
         assert found.distance_ratio == pytest.approx(1.0, abs=0.05)
@@ -248,7 +252,9 @@ class TestMemorisation:
         copies = train[:100] + 0.01 * rng.normal(size=(100, 20)).astype(np.float32)
         # Half copies, half fresh: the share shows, where a median would not.
         samples = np.concatenate([copies, rng.normal(size=(100, 20)).astype(np.float32)])
-        found = memorisation(nearest(samples, train, k=2)[1], nearest(test, train, k=2)[1])
+        found = memorisation(
+            nearest_neighbours(samples, train, k=2)[1], nearest_neighbours(test, train, k=2)[1]
+        )
         assert found.copied == 0.5
         assert found.copied_floor == 0.0
         assert found.closer_than_test > 0.7
@@ -493,7 +499,7 @@ class TestCompare:
         near = found["neighbours"]["provenance"]
         assert near["reference_sha256"] == dataset.train.fingerprint()
         assert near["test_sha256"] == dataset.test.fingerprint()
-        assert (plain["autoencoder"], plain["resize"]) == ("none", "none")
+        assert (plain["codec"], plain["resize"]) == ("none", "none")
 
     @pytest.mark.thorough
     def test_worse_samples_are_further_away(self, digits_reference, real):
@@ -581,7 +587,7 @@ class TestCompare:
     @pytest.mark.thorough
     def test_in_short_it_is_accuracy_and_two_distances(self, digits_reference, real):
         images, labels = real
-        short = compare(images, labels, digits_reference, in_depth=False)
+        short = compare(images, labels, digits_reference, all_metrics=False)
         whole = compare(images, labels, digits_reference)
         assert short == {key: whole[key] for key in short}
         assert "precision" not in short
@@ -652,7 +658,7 @@ class TestCompare:
         lost = compare(good[good[:, 0, 0, :2].max(1) > 0], None, known)
         assert lost["mode_weights"]["value"] == pytest.approx(0.25, abs=0.02)
         assert lost["sliced_wasserstein"]["value"] > 5 * distance["value"]
-        assert "mode_weights" not in compare(good, None, known, in_depth=False)
+        assert "mode_weights" not in compare(good, None, known, all_metrics=False)
 
     def test_splits_and_samples_are_thinned_where_asked(self, real):
         found = compare(

@@ -1,7 +1,8 @@
 """The networks of FID and DINOv2 against torch, with random weights read from a file of torch.
 
 Without torch (`pip install -e '.[parity]'`) these tests are skipped. Those against pytorch-fid and
-transformers run where these are installed. What needs no torch is in test_pretrained.py.
+transformers run where these are installed. What needs no torch is in
+tests/models/test_feature_networks.py and test_named_extractors.py.
 """
 
 import hashlib
@@ -20,10 +21,13 @@ from PIL import Image
 from diffjax.data import ArraySource, DataSet, to_float
 from diffjax.errors import UserError
 from diffjax.evaluation.extractors import dinov2, inception
-from diffjax.evaluation.extractors.dinov2 import Dinov2, dinov2_features
-from diffjax.evaluation.extractors.inception import InceptionV3, inception_features
+from diffjax.evaluation.extractors.dinov2 import dinov2_features
+from diffjax.evaluation.extractors.inception import inception_features
 from diffjax.evaluation.metrics import compare, reference
-from diffjax.pretrained.torch_files import StateDict, read_state_dict
+from diffjax.models.dinov2.network import dinov2 as dinov2_network
+from diffjax.models.dinov2.network import resize_positions
+from diffjax.models.dinov2.published import FAMILY as DINOV2
+from diffjax.models.inception.published import FAMILY as INCEPTION
 from tests.support.peers import name_operators
 
 pytestmark = pytest.mark.parity
@@ -188,9 +192,9 @@ def fid_extractor(fid):
 
 class TestInception:
     def test_every_layer_is_as_in_torch(self, fid):
-        params = inception.convert(read_state_dict("w.pth", Path(fid.path).read_bytes()))
+        network, params = INCEPTION.read(fid.path)
         images = inception.resize(jnp.asarray(to_float(IMAGES)))
-        layers = jax.jit(InceptionV3().apply)({"params": params}, images)
+        layers = jax.jit(network.apply)({"params": params}, images)
         assert set(layers._fields) == set(fid.expected)
         for name, found in zip(layers._fields, layers, strict=True):
             assert error(np.asarray(found), fid.expected[name]) < 1e-4
@@ -242,14 +246,14 @@ class TestInception:
     @pytest.mark.parametrize(
         ("change", "message"),
         [
-            (lambda w: w.pop("fc.weight"), "has no weights 'fc.weight'"),
+            (lambda w: w.pop("fc.weight"), "it lacks fc.weight"),
             (
                 lambda w: w.update({"fc.weight": torch.zeros(1000, 2048)}),
-                r"fc.kernel is \(2048, 1000\) and should be \(2048, 1008\)",
+                r"fc.weight is \[1000, 2048\], not \[1008, 2048\]",
             ),
             (
                 lambda w: w.update({"Mixed_5b.branch1x1.bn.weight": torch.zeros(3)}),
-                r"the shapes of Mixed_5b.branch1x1.\* do not fit",
+                r"Mixed_5b.branch1x1.bn.weight is \[3\], not \[64\]",
             ),
         ],
     )
@@ -317,7 +321,7 @@ def authors_positions(learnt, *, registers):
 class TestDinov2:
     @pytest.mark.parametrize(("model", "channels"), [("vits14", 1), ("vits14_reg4", 3)])
     def test_features_are_as_in_torch(self, model, channels, tmp_path):
-        images, w, variant = levels(3, 40, channels), Weights(0), dinov2.VARIANTS[model]
+        images, w, variant = levels(3, 40, channels), Weights(0), DINOV2.size(model)
         registers = variant.num_registers > 0
         with torch.inference_mode():
             pixels = np.stack([pillow(image) for image in images])
@@ -340,19 +344,19 @@ class TestDinov2:
         learnt = torch.randn(1, 1 + 37**2, 5)
         expected = authors_positions(learnt, registers=registers)[0, 1:].reshape(16, 16, 5)
         grid = learnt[0, 1:].reshape(37, 37, 5).numpy()
-        found = dinov2.resize_positions(grid, 16, like_registers=registers)
+        found = resize_positions(jnp.asarray(grid), 16, like_registers=registers)
         np.testing.assert_allclose(found, expected.numpy(), atol=2e-5)
 
     @pytest.mark.parametrize("registers", [0, 4])
     def test_features_are_as_in_transformers(self, registers):
         theirs = transformers_network(registers)
-        state, network = hub_names(theirs.state_dict()), Dinov2(32, 2, 4, registers)
+        state, network = hub_names(theirs.state_dict()), dinov2_network(32, 2, 4, registers, grid=5)
         pixels = torch.randn(3, 3, 70, 70, generator=torch.Generator().manual_seed(0))
         with torch.inference_mode():
             expected = theirs(pixels).last_hidden_state[:, 0].numpy()
-        params = dinov2.convert(state, network, grid=5)
+        params = DINOV2.to_ours(state, network, "transformers")
         found = network.apply({"params": params}, jnp.asarray(pixels.permute(0, 2, 3, 1).numpy()))
-        assert error(np.asarray(found), expected) < 1e-4
+        assert error(np.asarray(found)[:, 0], expected) < 1e-4
 
 
 def transformers_network(registers):
@@ -400,7 +404,7 @@ def hub_names(theirs):
     for name in [name for name in arrays if "attention.q_proj" in name]:
         parts = [arrays.pop(name.replace("q_proj", f"{part}_proj")) for part in "qkv"]
         arrays[name.replace("attention.q_proj", "attn.qkv")] = np.concatenate(parts)
-    return StateDict("transformers", arrays)
+    return arrays
 
 
 def pillow(image):

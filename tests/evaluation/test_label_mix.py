@@ -142,12 +142,12 @@ def test_unlike_labels_are_not_compared_and_old_ones_were_balanced(evaluated):
 def test_samples_without_a_condition_have_the_mix_that_was_learned(unbalanced):
     real = reference(unbalanced, pixel_features(2))
     assert real.class_counts.tolist() == [900, 100]
-    found = compare(pictures(np.zeros(20, int), 5) / 127.5 - 1.0, None, real, in_depth=False)
+    found = compare(pictures(np.zeros(20, int), 5) / 127.5 - 1.0, None, real, all_metrics=False)
     assert found["frechet_distance"]["provenance"]["labels"] == "data"
     even = replace(unbalanced, num_classes=0, label_names=())
     real = reference(even, pixel_features(2))
     assert real.class_counts.tolist() == [1000]
-    found = compare(pictures(np.zeros(20, int), 5) / 127.5 - 1.0, None, real, in_depth=False)
+    found = compare(pictures(np.zeros(20, int), 5) / 127.5 - 1.0, None, real, all_metrics=False)
     assert found["frechet_distance"]["provenance"]["labels"] == "balanced"
 
 

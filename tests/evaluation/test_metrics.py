@@ -21,7 +21,7 @@ from diffjax.evaluation.distances import (
 from diffjax.evaluation.extrapolation import extrapolated_distance, fewest_samples
 from diffjax.evaluation.manifolds import manifold_scores
 from diffjax.evaluation.mixtures import mode_weights, sliced_wasserstein, sliced_wasserstein_to
-from diffjax.evaluation.neighbours import nearest
+from diffjax.evaluation.neighbours import nearest_neighbours
 from diffjax.evaluation.scores import inception_score
 from diffjax.oracle.analytic import GaussianMixture
 from diffjax.process.paths import Linear
@@ -236,7 +236,7 @@ class TestCopying:
         planted = int(share * 600)
         fresh[:planted] = train[:planted] + 0.01
         assert float(data_copying(fresh, train, test).value or 0) < -2
-        indices, distances = nearest(fresh, train)
+        indices, distances = nearest_neighbours(fresh, train)
         rest = inauthentic(indices[planted:], distances[planted:], train) if share < 1 else 0.0
         assert rest < 0.5
         found = inauthentic(indices, distances, train)
@@ -244,7 +244,9 @@ class TestCopying:
 
     def test_of_fresh_samples_on_a_line_two_thirds_are_inauthentic(self):
         train, fresh = np.random.default_rng(0).uniform(size=(2, 3000, 1))
-        assert inauthentic(*nearest(fresh, train), train) == pytest.approx(2 / 3, abs=0.03)
+        assert inauthentic(*nearest_neighbours(fresh, train), train) == pytest.approx(
+            2 / 3, abs=0.03
+        )
 
     def test_copies_in_one_cell_and_distance_in_another_are_told_apart(self):
         train, test, fresh = self.draws()
@@ -267,7 +269,7 @@ class TestCopying:
         train = np.array([[0.0], [1], [3], [3]])
         samples = np.array([[-0.9], [-1.1], [1.9], [3.0], [3.1]])
         # 0.9 < 1; 1.1 > 1; 0.9 < 1; a copy; 0.1 > 0, the distance of the two at 3.
-        assert inauthentic(*nearest(samples, train), train) == pytest.approx(3 / 5)
+        assert inauthentic(*nearest_neighbours(samples, train), train) == pytest.approx(3 / 5)
 
     def test_too_few_samples_for_any_cell_are_no_number(self):
         train, test, fresh = self.draws()

@@ -132,7 +132,7 @@ class TestSee:
 
             images = Batches(200 * num_batches, made())
             tracemalloc.start()
-            found = collect(images, extractor, most_features=50, most_images=50, num_splits=2)
+            found = collect(images, extractor, most_features=50, most_images=50)
             _, most = tracemalloc.get_traced_memory()
             tracemalloc.stop()
             assert found.statistics.n == 200 * num_batches
@@ -189,15 +189,15 @@ def small():
 
 class TestCompareBatches:
     @pytest.mark.parametrize(
-        "in_depth",
+        "all_metrics",
         [pytest.param(True, id="whole", marks=pytest.mark.thorough), False],
     )
-    def test_numbers_are_those_of_the_array(self, digits_reference, in_depth):
+    def test_numbers_are_those_of_the_array(self, digits_reference, all_metrics):
         samples = random_images(900)
         labels = np.arange(900) % 10
-        whole = compare(samples, labels, digits_reference, in_depth=in_depth)
+        whole = compare(samples, labels, digits_reference, all_metrics=all_metrics)
         batches = Batches(900, iter(in_parts(samples, 1, 300, 250)))
-        found = compare(batches, labels, digits_reference, in_depth=in_depth)
+        found = compare(batches, labels, digits_reference, all_metrics=all_metrics)
         assert flat(found) == pytest.approx(flat(whole), rel=1e-5)
         assert flat(whole)["frechet_distance.value"] == pytest.approx(
             frechet_distance(

@@ -12,9 +12,9 @@ from diffjax.data import ArraySource, DataSet, Source, all_images
 from diffjax.evaluation import image_statistics
 from diffjax.evaluation.copying import clustered_rows, data_copying, inauthentic
 from diffjax.evaluation.extractors.features import pixel_features
-from diffjax.evaluation.image_statistics import Images
+from diffjax.evaluation.image_statistics import ImageSet
 from diffjax.evaluation.metrics import compare, reference
-from diffjax.evaluation.neighbours import nearest
+from diffjax.evaluation.neighbours import nearest_neighbours
 
 SHAPE = (8, 8, 3)
 
@@ -47,7 +47,7 @@ def made(num_train, num_test):
 
 
 def images_of(source, most=60_000):
-    return Images.in_source(source, SHAPE, most)
+    return ImageSet.in_source(source, SHAPE, most)
 
 
 def peak_bytes(num_train, num_test):
@@ -110,7 +110,7 @@ def test_the_nearest_of_several_batches_are_those_of_a_search_among_all(num, k):
     rng = np.random.default_rng(num)
     references, samples = rng.normal(size=(num, 6)), rng.normal(size=(40, 6))
     samples[0] = references[-1]  # a copy of the last, alone in a batch of its own where num is 1025
-    indices, distances = nearest(samples, references, k=k, batch_size_images=16)
+    indices, distances = nearest_neighbours(samples, references, k=k, batch_size_images=16)
     between = scipy.spatial.distance.cdist(samples, references)
     np.testing.assert_array_equal(indices, np.argsort(between, axis=1)[:, :k])
     np.testing.assert_allclose(distances, np.sort(between, axis=1)[:, :k], rtol=1e-5, atol=1e-6)
@@ -130,9 +130,9 @@ def test_copies_are_looked_for_in_all_batches():
     assert found.tested_share == 1.0
     # As many batches as there are cells and more: each training image counts in its own cell.
     in_cells = data_copying(samples, train, test, num_cells=3)
-    small = replace(Images.of(train))
+    small = replace(ImageSet.of(train))
     assert data_copying(samples, small, test, num_cells=3) == in_cells
-    indices, distances = nearest(samples, train, k=2)
+    indices, distances = nearest_neighbours(samples, train, k=2)
     apart = np.sort(scipy.spatial.distance.cdist(train[indices[:, 0]], train), axis=1)[:, 1]
     assert inauthentic(indices, distances, train) == np.mean(distances[:, 0] < apart)
 

@@ -14,7 +14,7 @@ from jax.sharding import PartitionSpec
 from diffjax import choices, config_files
 from diffjax.conditions import of_classes
 from diffjax.errors import UserError
-from diffjax.loop.loop import train_flops
+from diffjax.loop.compiled_step import train_flops
 from diffjax.models import DiT, dit
 from diffjax.models.attention import attention
 from diffjax.performance import throughput
@@ -22,9 +22,9 @@ from diffjax.performance.throughput import (
     Measured,
     Scaled,
     compiling,
-    measure,
     measure_scaled,
-    set_up_on,
+    measure_throughput,
+    set_up_on_devices,
 )
 from diffjax.runs.setup import set_up
 from diffjax.spec import spec
@@ -173,7 +173,7 @@ def test_a_kernel_that_no_trace_shows_is_refused():
     ("size", "published"), [("S/4", 1.41), pytest.param("B/2", 23.01, marks=pytest.mark.thorough)]
 )
 def test_published_networks_cost_what_was_published(size, published):
-    network = DiT(num_classes=1000, **dit.SIZES[f"DiT-{size}"])
+    network = DiT(num_classes=1000, **dit.SIZES[f"DiT-{size}"].settings)
     inputs = (array(1, 32, 32, 4), array(1), jax.ShapeDtypeStruct((1,), jnp.int32))
     params = jax.eval_shape(network.init, jax.random.key(0), *inputs)
     assert matrix_flops(network.apply, params, *inputs) / 2e9 == pytest.approx(published, rel=0.005)
@@ -193,7 +193,7 @@ def test_measuring_ends_in_rates_that_belong_together(monkeypatch):
     monkeypatch.setattr(throughput, "_PEAK_SECONDS", 0.01)
     config = toy_config()
     config.model = spec(Plain)
-    measured: Any = measure(
+    measured: Any = measure_throughput(
         "toy", set_up(config, (8, 8, 1), of_classes(10)), steps=1, num_samples=8, rounds=1
     )
     training, sampling = measured
@@ -215,7 +215,9 @@ def test_measuring_ends_in_rates_that_belong_together(monkeypatch):
 
 @pytest.mark.thorough
 def test_training_is_timed_on_some_of_the_devices():
-    row = measure_scaled("toy", set_up_on(toy_config(), (8, 8, 1), 10, 2), steps=1, rounds=2)
+    row = measure_scaled(
+        "toy", set_up_on_devices(toy_config(), (8, 8, 1), 10, 2), steps=1, rounds=2
+    )
     assert (row.num_devices, len(row.batch_seconds)) == (2, 2)
 
 
@@ -223,9 +225,9 @@ def test_devices_that_training_can_not_be_timed_on_are_refused():
     config = toy_config()
     config.batch_size = 9
     with pytest.raises(UserError, match="batch_size=9 does not divide"):
-        set_up_on(config, (8, 8, 1), 10, 2)
+        set_up_on_devices(config, (8, 8, 1), 10, 2)
     with pytest.raises(UserError, match="there are 8 devices, not 16"):
-        set_up_on(toy_config(), (8, 8, 1), 10, 16)
+        set_up_on_devices(toy_config(), (8, 8, 1), 10, 16)
 
 
 def test_the_table_of_devices_compares_round_by_round():

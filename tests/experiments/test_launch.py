@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import jax
 import pytest
 
-from experiments import processes, train
+from experiments import shared_flags, train
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "experiments" / "launch"
@@ -98,7 +98,9 @@ def test_the_one_task_of_a_node_drives_all_its_gpus(monkeypatch, flags, variable
     given = {}
     monkeypatch.setattr(jax.distributed, "initialize", lambda *args, **how: given.update(how))
     plain = dict.fromkeys(("coordinator", "num_processes", "process_index"))
-    processes.join(SimpleNamespace(**{**plain, "heartbeat_timeout_seconds": 100, **flags}))
+    shared_flags.join_processes(
+        SimpleNamespace(**{**plain, "heartbeat_timeout_seconds": 100, **flags})
+    )
     assert given["local_device_ids"] == devices
 
 

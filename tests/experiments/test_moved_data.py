@@ -128,7 +128,7 @@ def test_sources_of_samples_are_found_as_well():
         ),
         dataset=lambda path: asked.append(path) or translation(digits(), Coarse(2)),
     )
-    labels, source = sample.wanted(run, None, 3, "here")
+    labels, source, _ = sample.wanted(run, None, 3, "here")
     assert asked == ["here"]
     assert len(labels) == len(source) == 3  # type: ignore
     assert "data_path" in find_grid.FLAGS

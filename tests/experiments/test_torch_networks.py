@@ -80,5 +80,5 @@ def test_a_network_without_a_twin_is_refused():
     case = replace(SMALL, overrides=(*SMALL.overrides, "config.model.dropout=0.1"))
     here, there = multiprocessing.Pipe()
     against_torch._serve(there, against_torch._theirs, case, {**SIZES, "compiled": False})
-    with pytest.raises(UserError, match=r"no twin of diffjax.models.dit:DiT as configured"):
+    with pytest.raises(UserError, match=r"no twin of diffjax.models.dit.network:DiT as configured"):
         against_torch._answer(here)

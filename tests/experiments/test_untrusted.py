@@ -51,7 +51,7 @@ PROGRAMS = sorted((ROOT / "experiments").rglob("*.py"))
         "diffjax.loop.loop:train",
         "diffjax.host.watchdog:_report",
         "diffjax.runs.load:load",
-        "diffjax.pretrained.downloads:read_weights",
+        "diffjax.pretrained.downloads:find_weights",
         "diffjax.reports.plots:save_png",
         "diffjax.reports.run_page:write_report",
         "diffjax.spec:build",

@@ -62,9 +62,9 @@ def get_config():""",
 def test_a_data_source_that_hangs_ends_the_run(tmp_path):
     """One that trains, and one that evaluates, beside each other."""
     trainer = Trainer(tmp_path, HANGING)
-    folders = {"run_steps": tmp_path / "trains", "evaluate_once": tmp_path / "evaluates"}
+    folders = {"train_and_evaluate": tmp_path / "trains", "evaluate_once": tmp_path / "evaluates"}
     flags = {
-        "run_steps": [],
+        "train_and_evaluate": [],
         "evaluate_once": ["--config.data.part=test", "--config.data.after=0"],
     }
     argvs = [
@@ -97,7 +97,7 @@ def test_programs_on_a_run_notice_a_batch_that_does_not_come(copy_of_run, monkey
     clock = SimpleNamespace(monotonic=lambda: 1e6 if still else 0.0)
     monkeypatch.setattr(watchdog, "time", clock)
     monkeypatch.setattr(model, "sample_keys", stands_still)
-    monkeypatch.setattr(bound, "variational_bound", stands_still)
+    monkeypatch.setattr(bound.VariationalBound, "__call__", stands_still)
     programs = (
         (evaluate, ["--num_samples=20"]),
         (sample, ["--num_samples=20"]),

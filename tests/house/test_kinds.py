@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from diffjax import choices
 from diffjax.data import Augment
 from diffjax.errors import UserError
-from diffjax.kinds import Decay, Interval, Limit, complaint
+from diffjax.kinds import Decay, Limit, Range, complaint
 from diffjax.models import DiT, UNet
 from diffjax.objectives.denoising import Denoising
 from diffjax.optimizers import adam
@@ -122,9 +122,10 @@ def test_ends_of_a_path_that_do_not_go_together_are_refused():
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"label_dropout": 1.5}, "config.label_dropout=1.5 must be at least 0 and at most 1"),
-        ({"label_dropout": -0.1}, "config.label_dropout=-0.1 must be at least 0 and at most 1"),
-        ({"label_dropout": math.nan}, "config.label_dropout=nan must be at least 0 and at most 1"),
+        ({"condition_dropout": 1.5}, "condition_dropout=1.5 must be at least 0 and at most 1"),
+        ({"condition_dropout": -0.1}, "condition_dropout=-0.1 must be at least 0 and at most 1"),
+        ({"condition_dropout": math.nan}, "condition_dropout=nan must be at least 0 and at most 1"),
+        ({"condition_dropout": {"text": 1.5}}, "condition_dropout.text=1.5 must be at le"),
         ({"ema_decays": 0.999}, r"config.ema_decays=0.999 must be a list, as \(0.999,\)"),
         ({"ema_decays": (0.9, 1.0)}, r"config.ema_decays\[1\]=1.0 must be at least 0 and below 1"),
         ({"ema_lengths": (0.05, 0.3)}, r"config.ema_lengths\[1\]=0.3 must be above 0 and at most"),
@@ -196,11 +197,11 @@ def test_own_parts_may_say_less():
 
 @given(st.floats(), st.sampled_from(["[0, 1]", "[0, 1)", "(0, inf)", "(0, inf]", "(-inf, inf)"]))
 def test_an_interval_holds_what_mathematics_says(number, text):
-    low, high = Interval(text).ends
+    low, high = Range(text).ends
     expected = (low < number < high) or (
         (number == low and text[0] == "[") or (number == high and text[-1] == "]")
     )
-    assert (number in Interval(text)) == expected
+    assert (number in Range(text)) == expected
 
 
 def test_arrays_are_not_looked_into():

@@ -4,7 +4,7 @@ import itertools
 import math
 import sys
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache
 from typing import Any
 
 import jax
@@ -20,7 +20,7 @@ from diffjax.likelihood.bound import (
     ContinuousTime,
     DiscreteDecoder,
     DiscreteTime,
-    variational_bound,
+    VariationalBound,
 )
 from diffjax.likelihood.dequantise import (
     bin_width,
@@ -35,11 +35,11 @@ from diffjax.likelihood.dequantise import (
 from diffjax.likelihood.ode import (
     HEUN,
     RK4,
-    Adaptive,
+    AdaptiveSteps,
     ExactTrace,
     FixedSteps,
     Hutchinson,
-    ode_log_likelihood,
+    OdeLogLikelihood,
 )
 from diffjax.oracle.analytic import GaussianMixture
 from diffjax.process import paths, targets
@@ -124,24 +124,24 @@ def keys_for(x, seed=1):
 
 
 @cache
-def compiled(method, predict=None, path=None, **options):
+def compiled(method, predict=None, path=None):
     """One program for all data of a shape and all paths, unless a model or a path is given."""
 
     @jax.jit
     def run(data, number, x, keys):
         on = path or path_of(number)
-        return method(predict or data.predict(on), on, x, keys, **options)
+        return method(predict or data.predict(on), on, x, keys)
 
     return run
 
 
 def ode(data, name, x, keys, predict=None, path=None, **options):
-    program = compiled(ode_log_likelihood, predict, path, **options)
+    program = compiled(OdeLogLikelihood(**options), predict, path)
     return jax.device_get(program(data, NUMBERS.get(name, 0), x, keys))
 
 
 def bound(data, name, x, keys, predict=None, path=None, **options):
-    program = compiled(variational_bound, predict, path, **options)
+    program = compiled(VariationalBound(**options), predict, path)
     return jax.device_get(program(data, NUMBERS.get(name, 0), x, keys))
 
 
@@ -214,8 +214,8 @@ def test_the_steps_have_their_order(method, order):
     @jax.jit
     def estimates(x, keys):
         steps = [FixedSteps(n, method, grids.Power()) for n in counts]
-        walk = partial(ode_log_likelihood, GAUSSIAN.predict(path), path, x, keys)
-        return [walk(integrate=integrate, trace=ExactTrace()) for integrate in steps]
+        inputs = (GAUSSIAN.predict(path), path, x, keys)
+        return [OdeLogLikelihood(integrate, ExactTrace())(*inputs) for integrate in steps]
 
     exact, errors = density_at_t_min(GAUSSIAN, path, x), []
     for n, result in zip(counts, estimates(x, keys_for(x)), strict=True):
@@ -235,8 +235,8 @@ def test_adaptive_steps_meet_their_tolerance_and_count_their_evaluations():
 
     @jax.jit
     def estimate(tolerance, x, keys):
-        how = Adaptive(tolerance, max_steps=256)
-        return ode_log_likelihood(counted, path, x, keys, integrate=how, trace=ExactTrace())
+        how = AdaptiveSteps(tolerance, max_steps=256)
+        return OdeLogLikelihood(how, ExactTrace())(counted, path, x, keys)
 
     found = {}
     for tolerance in (1e-3, 1e-5):
@@ -259,10 +259,9 @@ def test_without_diffrax_one_line_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "diffrax", None)
     x = np.zeros((1, 3), "f")
     with pytest.raises(UserError, match=r"pip install 'diffjax\[adaptive\]'"):
-        ode_log_likelihood(
-            lambda x, t, cond: Pair(x, x), PATHS["linear"], x, keys_for(x),
-            integrate=Adaptive(), trace=ExactTrace(),
-        )  # fmt: skip
+        OdeLogLikelihood(AdaptiveSteps(), ExactTrace())(
+            lambda x, t, cond: Pair(x, x), PATHS["linear"], x, keys_for(x)
+        )
 
 
 @pytest.mark.thorough
@@ -270,7 +269,7 @@ def test_a_target_changes_no_likelihood():
     target = targets.V()
     path, x = PATHS["cosine"], drawn(MIXTURE, 8, 0)
 
-    def network(params, x, noise_label, cond, *, train=False, key=None):
+    def network(params, x, noise_label, cond, *, key=None):
         c = coeffs(path, noise_label, x.ndim)
         return targets.encode(target(c), MIXTURE.predict(path)(x, noise_label, cond))
 
@@ -418,7 +417,7 @@ def test_the_errors_that_the_bound_states_are_those_it_makes():
     made = np.std(result.log_p)
     assert 0.9 * made < stated < 1.6 * made
     with pytest.raises(UserError, match="num_times=3 must be even"):
-        variational_bound(MIXTURE.predict(path), path, x, keys_for(x), num_times=3)
+        VariationalBound(num_times=3)(MIXTURE.predict(path), path, x, keys_for(x))
 
 
 def test_grey_levels_bound_their_own_probability():
@@ -493,13 +492,12 @@ def test_dequantisation_bounds_the_probability_and_a_learned_one_tightens_it(gre
 
         return [bound(spread) for spread in both]
 
-    def surrogate(x, keys, labels):
-        return variational_bound(predict, PATHS["linear"], x, keys, labels, num_times=2).log_p
+    def surrogate(x, keys, rows):
+        return VariationalBound(num_times=2)(predict, PATHS["linear"], x, keys).log_p
 
     fitted, history = fit_dequantiser(
-        surrogate, x[:1024], None, jax.random.key(0), num_steps=150, learning_rate=0.15,
-        levels=levels,
-    )  # fmt: skip
+        surrogate, x[:1024], jax.random.key(0), num_steps=150, learning_rate=0.15, levels=levels
+    )
     assert history.shape == (150,)
     held_out, exact = x[2048:], log_p[2048:]
     gaps = []
@@ -539,8 +537,8 @@ def test_bits_are_those_of_a_code():
 
 
 CALLS = {
-    "ode": partial(ode_log_likelihood, integrate=FixedSteps(8, HEUN)),
-    "bound": partial(variational_bound, num_times=8),
+    "ode": OdeLogLikelihood(FixedSteps(8, HEUN)),
+    "bound": VariationalBound(num_times=8),
 }
 
 

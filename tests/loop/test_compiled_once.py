@@ -15,7 +15,7 @@ from diffjax.evaluation.evaluate import NamedRecipe
 from diffjax.loop.recorder import grid_drawer
 from diffjax.runs.checkpoints import Checkpoints
 from diffjax.runs.load import Run
-from diffjax.runs.measure import drawer, samples_asked_of
+from diffjax.runs.measure import drawer, wanted_samples
 from diffjax.runs.setup import set_up
 from diffjax.training import sharding
 from tests.support.compilations import compilations
@@ -71,7 +71,7 @@ def test_pictures_evaluation_and_samples_of_a_run_share_one_program(tmp_path):
     assert (tmp_path / "samples" / "step_00000000.png").exists()
     run = Run(setup, states[1], tmp_path)
     named = NamedRecipe("heun", "uniform", run.recipe, weights=run.config.weights)
-    asked = samples_asked_of(setup.wired, digits, np.arange(20) % 10)
+    asked = wanted_samples(setup.wired, digits, np.arange(20) % 10)
     with compilations() as programs:
         draw_picture(states[1])
         drawn: Any = drawer(run, [named], asked)(named)[0]

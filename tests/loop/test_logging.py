@@ -184,6 +184,15 @@ def test_without_a_terminal_a_plain_line_comes_every_interval_and_at_the_end():
     ]
 
 
+@pytest.mark.parametrize("stream", [io.StringIO(), _Terminal()])
+def test_each_metric_of_an_evaluator_is_a_line_at_once(stream):
+    bar = ProgressBar(100, stream=stream, clock=lambda: 0.0)
+    bar.write(40, {"eval/samples/frechet_distance": 1.25, "eval/samples/accuracy": 0.5})
+    bar.close()
+    line = "step 40/100, samples/frechet_distance 1.25, samples/accuracy 0.5\n"
+    assert line in stream.getvalue()
+
+
 def test_metrics_without_a_loss_are_fine_everywhere(tmp_path):
     bar = ProgressBar(2, stream=io.StringIO(), interval_seconds=0.0)
     writer = join([bar, JSONLWriter(tmp_path / "metrics.jsonl")])

@@ -3,7 +3,7 @@
 import gzip
 import json
 import threading
-from types import SimpleNamespace
+from contextlib import closing
 from typing import Any
 
 import numpy as np
@@ -12,15 +12,17 @@ import pytest
 from diffjax.conditions import of_classes
 from diffjax.data import digits
 from diffjax.errors import UserError
+from diffjax.host.interrupts import Interrupted
 from diffjax.host.prefetch import prefetched
-from diffjax.loop.loop import take_steps
+from diffjax.host.run_files import read_metrics
+from diffjax.loop import loop
 from diffjax.loop.profile import Profile, profiled
-from diffjax.loop.recorder import Recorder
-from diffjax.performance.loop_time import Split, measure_split
+from diffjax.loop.training import Training, checkpoints_of
+from diffjax.performance.loop_time import LoopTime, measure_loop_time
 from diffjax.runs.setup import set_up
 from experiments import cli, train
 from experiments.train import parse_steps
-from tests.support.tiny_run import tiny_config
+from tests.support.tiny_run import tiny_config, without_pictures
 from tests.support.trainer import Trainer
 
 
@@ -100,57 +102,55 @@ class Noted:
         return np.ones(self.shape, dtype)
 
 
-def test_the_loop_reads_nothing_from_the_devices_between_its_lines(tmp_path):
+def looped(monkeypatch, workdir, step, should_stop) -> int:
+    """The loop around a plain step, with batches 0, 1, …; returns where it stopped."""
+    config = tiny_config("model=tiny", num_steps=100, log_every_steps=4)
+    with config.unlocked():
+        config.sample_every_steps = config.checkpoint_every_steps = 1000
+    without_pictures(monkeypatch)
+    monkeypatch.setattr(loop, "compile_train_step", lambda *_: step)
+    monkeypatch.setattr(loop, "device_batches", lambda *_: Counting())
+    setup = set_up(config, (8, 8, 1), of_classes(10))
+    with closing(checkpoints_of(setup, workdir)) as checkpoints:
+        training = Training(setup, digits(), workdir, checkpoints, should_stop)
+        with pytest.raises(Interrupted, match=r"stopped at step \d+ of 100 and saved") as stopped:
+            loop.train_and_evaluate(training)
+    return int(str(stopped.value).split()[3])
+
+
+def test_the_loop_reads_nothing_from_the_devices_between_its_lines(tmp_path, monkeypatch):
     """Lines at steps 4 and 8: at the second, the steps before the first are read, and no others.
 
     JAX's own guard of transfers sees none on a CPU, whose arrays the host reads in place.
     """
-    config = tiny_config("model=tiny", num_steps=100, log_every_steps=4)
-    with config.unlocked():
-        config.sample_every_steps = config.checkpoint_every_steps = 1000
-    setup, read = set_up(config, (8, 8, 1), of_classes(10)), []
-    checkpoints: Any = SimpleNamespace(steps=lambda: [])
-    recorder = Recorder(setup, digits(), {"step": 0}, checkpoints, tmp_path, bar=False)
-    made = []
+    read, batches, seen = [], [], []
 
     def step(state, key, batch):
-        made.append(batch)
+        batches.append(batch)
         shapes = {"loss": (), "grad_norm": (), "learning_rate": (), "bin_loss": (10,)}
-        metrics = {name: Noted(len(made), read, shape) for name, shape in shapes.items()}
-        return state, metrics | {"bin_count": Noted(len(made), read, (10,))}
+        metrics = {name: Noted(len(batches), read, shape) for name, shape in shapes.items()}
+        return state, metrics | {"bin_count": Noted(len(batches), read, (10,))}
 
-    state: Any = Noted(-1, read)
-    no_key: Any = lambda step: None  # noqa: E731
-    with prefetched(Counting()) as stream:
-        take_steps(step, state, range(1, 8), stream, recorder, no_key)
-        assert (made, read) == (list(range(7)), [])
-        take_steps(step, state, range(8, 12), stream, recorder, no_key)
-    assert sorted(set(read)) == [1, 2, 3, 4]
-    recorder.close()
-    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 1
+    def should_stop():
+        seen.append(sorted(set(read)))
+        return len(batches) == 11
 
-
-def test_the_loop_stops_where_it_should():
-    recorder: Any = SimpleNamespace(add=lambda *_: None, due=lambda *_: False)
-    zero: Any = 0
-    key_of: Any = lambda step: 100 * step  # noqa: E731
-    begun: list[int] = []
-    state, step = take_steps(
-        lambda state, key, batch: (state + key + batch, {}), zero, range(1, 10), iter(range(10)),
-        recorder, key_of, lambda: len(begun) == 3, begun.append,
-    )  # fmt: skip
-    assert (state, step, begun) == (600 + 3, 3, [1, 2, 3])
+    assert looped(monkeypatch, tmp_path, step, should_stop) == 11
+    assert batches == list(range(11))
+    assert seen == [[]] * 8 + [[1, 2, 3, 4]] * 3
+    lines = read_metrics(tmp_path)
+    assert [line["step"] for line in lines] == [4, 8], "the second by the checkpoint of the stop"
 
 
 def test_the_parts_of_the_loop_are_measured():
-    split = measure_split("tiny", tiny_config("model=tiny"), digits(), steps=2, rounds=2)
+    split = measure_loop_time("tiny", tiny_config("model=tiny"), digits(), steps=2, rounds=2)
     parts = (split.compute, split.loop, split.host, split.input)
     assert all(len(part) == 2 and min(part) > 0 for part in parts)
     assert max(split.host) < min(split.compute)
 
 
 def test_shares_are_medians_of_what_was_measured_side_by_side():
-    split = Split("a", 8, (1.0, 2.0, 4.0), (1.5, 2.2, 4.0), (0.1,) * 3, (0.5, 0.5, 0.25))
+    split = LoopTime("a", 8, (1.0, 2.0, 4.0), (1.5, 2.2, 4.0), (0.1,) * 3, (0.5, 0.5, 0.25))
     assert split.loop_overhead == pytest.approx(0.1)
     assert split.input_speed == pytest.approx(4.0)
 

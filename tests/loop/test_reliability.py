@@ -282,7 +282,7 @@ def step_with(nonfinite: NonFinite):
     objective: Any = Parabola()
     network: Any = None  # this loss asks none
     return make_train_step(
-        network, objective, sgd(), num_steps=10, averages=Averages((0.5,)), label_dropout=0.0,
+        network, objective, sgd(), num_steps=10, averages=Averages((0.5,)), condition_dropout=0.0,
         condition=Unconditional(), nonfinite=nonfinite,
     )  # fmt: skip
 

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+from contextlib import closing
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +19,7 @@ from diffjax.host.run_files import read_metrics
 from diffjax.loop import loop
 from diffjax.loop.pending_metrics import NonFiniteLoss
 from diffjax.loop.rollback import ROLLBACKS, Rollbacks, seed_of
+from diffjax.loop.training import Training
 from diffjax.runs.checkpoints import Checkpoints
 from diffjax.runs.setup import set_up
 from diffjax.spec import spec
@@ -80,7 +82,7 @@ def config_with(tmp_path, row: int, **changes):
     file.write_text(CONFIG)
     config = config_files.load(str(file))
     config.model, config.data = spec(Poisoned), spec(digits_with_one, row=row)
-    config.label_dropout = 0.0
+    config.condition_dropout = 0.0
     config.mesh.data, config.mesh.fsdp = 1, 8  # of eight devices
     config.update_from_flattened_dict(changes)
     return config.lock()
@@ -92,16 +94,9 @@ def run_steps_of(config, workdir, should_stop=lambda: False):
     setup = set_up(config, data.image_shape, data.condition)
     for folder in ("", "samples"):
         (workdir / folder).mkdir(parents=True, exist_ok=True)
-    store = Checkpoints(workdir / "checkpoints", keep=9)
-    try:
-        begin = loop.restore_or_init(setup, store, data)
-        return jax.device_get(
-            loop.run_and_roll_back(
-                setup, data, begin, store, workdir, should_stop, lambda step: None
-            )
-        )
-    finally:
-        store.close()
+    with closing(Checkpoints(workdir / "checkpoints", keep=9)) as store:
+        training = Training(setup, data, workdir, store, should_stop)
+        return jax.device_get(loop.train_and_evaluate(training))
 
 
 @pytest.mark.faults

@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 
 from diffjax.errors import UserError
-from diffjax.models import DiT, UNet, attention, blockwise, dit, layers, placement, remat, unet
+from diffjax.models import DiT, UNet, attention, blockwise, layers, placement, remat, unet
+from diffjax.models.dit import network as dit
+from diffjax.models.dit.sizes import SIZES
 from diffjax.training.flops import matrix_flops
 
 BATCH, CLASSES = 3, 10
@@ -486,7 +488,7 @@ def test_what_is_not_kept_is_computed_again():
     ],
 )
 def test_dit_sizes_are_the_published_ones(name, published_millions):
-    size = dit.SIZES[name]
+    size = SIZES[name].settings
     _, params = shapes(DiT(1000, **size), (32, 32, 4))
     width, patch = size["hidden_size"], size["patch_size"] ** 2 * 4
 
@@ -509,7 +511,7 @@ def test_dit_sizes_are_the_published_ones(name, published_millions):
 def test_dit_xl_has_the_reference_count_to_the_last_parameter():
     # 675,129,632 is what the public reference code counts; it includes the fixed positions (16x16
     # tokens) and a second set of output channels for the learned variance.
-    _, params = shapes(DiT(1000, **dit.SIZES["DiT-XL/2"]), (32, 32, 4))
+    _, params = shapes(DiT(1000, **SIZES["DiT-XL/2"].settings), (32, 32, 4))
     positions, learned_variance = 256 * 1152, 16 * (1152 + 1)
     assert count(params) + positions + learned_variance == 675_129_632
 

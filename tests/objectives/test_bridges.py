@@ -41,7 +41,8 @@ from diffjax.process.targets import decode, encode
 from diffjax.sampling import solvers
 from diffjax.sampling.grids import Power
 from diffjax.sampling.guidance import Models, guide
-from diffjax.sampling.sample import draw, integrate
+from diffjax.sampling.sample import integrate, starting_noise, with_condition
+from diffjax.sampling.sample import sample as sampled_by
 from diffjax.sampling.solvers import Interval
 from diffjax.wiring import wire
 from experiments import cli, reflow, sample, train
@@ -110,7 +111,7 @@ def network(answer) -> Any:
 def gradients(objective, batch, best):
     """Gradients of the losses at a prediction, along some deviations, `[B, K]`."""
 
-    def apply(params, x, noise_label, cond, *, train=False, key=None):
+    def apply(params, x, noise_label, cond, *, key=None):
         truth = best(x, noise_label)
         return truth + sum(
             p * d(x[..., :1], noise_label) for p, d in zip(params, DEVIATIONS, strict=True)
@@ -370,12 +371,10 @@ def test_a_source_bridge_draws_from_the_images_of_the_source(solver, guidance_sc
         predict = guide(
             Models(denoiser(apply, (), path, loss.precond_for(source))), path, scale=guidance_scale
         )
-        labels = jnp.zeros(n, jnp.int32)
+        denoise = with_condition(predict, jnp.zeros(n, jnp.int32))
+        noise, keys = starting_noise(keys, (1,))
         grid = Power()(path, 150)
-        return draw(
-            predict, path, solver, grid, keys, labels, (1,),
-            start=lambda noise: loss.start(noise, source),
-        )  # fmt: skip
+        return sampled_by(denoise, solver, path, grid, keys, loss.start(noise, source))
 
     x = np.asarray(sampled(jax.random.split(jax.random.key(0), n)))
     for part, value in ((x[::2], 1.0), (x[1::2], -2.0)):
@@ -419,20 +418,14 @@ def test_reflow_makes_paths_straight_and_one_step_exact():
 
         @jax.jit
         def program(keys):
-            starts = []
-
-            def start(noise):
-                starts.append(noise)
-                return loss.start(noise, None)
-
-            predict = denoiser(apply, (), path, loss.precond)
-            grid = Power()(path, 1)
-            x = draw(predict, path, solvers.euler(), grid, keys, None, (1,), start=start)
-            return starts, x
+            denoise = with_condition(denoiser(apply, (), path, loss.precond), None)
+            noise, keys = starting_noise(keys, (1,))
+            x, grid = loss.start(noise, None), Power()(path, 1)
+            return noise, sampled_by(denoise, solvers.euler(), path, grid, keys, x)
 
         return program(jax.random.split(jax.random.key(1), 1000))
 
-    (noise,), x = one_step(apply)
+    noise, x = one_step(apply)
     np.testing.assert_allclose(x, M0 + np.sqrt(C0) * noise, atol=1e-5)
 
     # Before reflow the velocity of the same flow ends at the mean of the data in one step.

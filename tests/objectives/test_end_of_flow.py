@@ -18,7 +18,7 @@ from diffjax.objectives.wrappers import Uncertainty
 from diffjax.process.precond import Meaning
 from diffjax.runs.likelihoods import check_likelihood
 from diffjax.sampling.consistency import consistency
-from diffjax.sampling.sample import draw
+from diffjax.sampling.sample import starting_noise, with_condition
 from diffjax.sampling.solvers import Interval
 from diffjax.spec import build, spec
 from diffjax.wiring import build_objective, check_recipe, traits_of, wire
@@ -125,15 +125,14 @@ def test_it_samples_by_jumps_to_the_end_and_fresh_noise(num_steps):
     times = replace(wired().recipe, num_steps=num_steps).times(path)
     keys = jax.random.split(jax.random.key(0), 4)
 
-    def walk(denoise, solver, path, times, keys, x):
-        for i in range(len(times) - 2):
-            x, _ = solver.step(denoise, Interval(path, times[i], times[i + 1], keys), (), x)
-            levels.append(float(jnp.std(x - path.alpha(times[i + 1]) * end)))
-        return denoise(x, jnp.asarray(times[-2])).x0
-
-    levels = []
-    found = draw(model, path, wired().recipe.solver, times, keys, None, SHAPE, walk=walk)
-    np.testing.assert_allclose(found, end, atol=1e-4)
+    levels, denoise = [], with_condition(model, None)
+    noise, keys = starting_noise(keys, SHAPE)
+    x = path.sigma(times[0]) * noise
+    for i in range(len(times) - 2):
+        interval = Interval(path, times[i], times[i + 1], keys)
+        x, _ = wired().recipe.solver.step(denoise, interval, (), x)
+        levels.append(float(jnp.std(x - path.alpha(times[i + 1]) * end)))
+    np.testing.assert_allclose(denoise(x, jnp.asarray(times[-2])).x0, end, atol=1e-4)
     assert len(evaluated) == num_steps
     # In between there is noise of the path's own level, fresh each time.
     np.testing.assert_allclose(levels, path.sigma(times[1:-1]), rtol=0.15)

@@ -176,7 +176,7 @@ def test_far_tails_have_gradients():
 def with_outputs(mean_part, fraction):
     """A network of two outputs, from what the target should be and what the variance gets."""
 
-    def apply(params, x, noise_label, cond, *, train=False, key=None):
+    def apply(params, x, noise_label, cond, *, key=None):
         return jnp.concatenate([mean_part(x, noise_label) + params[0], fraction + params[1]
                                 + jnp.zeros_like(x)], axis=-1)  # fmt: skip
 
@@ -247,7 +247,7 @@ def test_nothing_is_lost_where_mean_and_variance_are_right(name):
 def slopes_of_bound(objective, variance, output):
     """By the second output, where the first is the best denoiser of normal data, `[100]`."""
 
-    def apply(output, x, label, cond, *, train=False, key=None):
+    def apply(output, x, label, cond, *, key=None):
         best = variance / (variance + jnp.square(label[:, None])) * x
         return jnp.concatenate([best, output + jnp.zeros_like(x)], axis=-1)
 

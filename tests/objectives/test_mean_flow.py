@@ -29,7 +29,7 @@ from diffjax.process.precond import (
     Precond,
     TimeLabel,
     denoiser,
-    flow_map,
+    flow_map_predictor,
     interval_inputs,
 )
 from diffjax.process.targets import chord, decode
@@ -119,11 +119,11 @@ def said_and_expected(path, label):
     """Of a network that says what its labels say, what is predicted, and what should be."""
     precond = Precond(targets.Velocity(), label)
 
-    def apply(params, x, noise_label, cond, *, train=False, key=None):
+    def apply(params, x, noise_label, cond, *, key=None):
         assert noise_label.shape == (len(x), 2)
         return jnp.broadcast_to(noise_label @ params, x.shape[::-1]).T
 
-    predict = flow_map(apply, jnp.array([1.0, -2.0]), path, precond)
+    predict = flow_map_predictor(apply, jnp.array([1.0, -2.0]), path, precond)
     x, t, t_to = jnp.ones((3, 2)), jnp.array([0.2, 0.5, 0.9]), jnp.array([0.1, 0.5, 0.3])
     at, to = (jnp.ravel(label(coeffs(path, time, 1))) for time in (t, t_to))
     u = jnp.broadcast_to((at - 2.0 * (at - to))[:, None], x.shape)
@@ -192,7 +192,7 @@ def test_a_slip_in_the_identity_is_seen(slip, monkeypatch):
     assert not verify(BY_TIME, GAUSSIAN).passed
 
 
-def smooth_network(params, x, noise_label, cond, *, train=False, key=None):
+def smooth_network(params, x, noise_label, cond, *, key=None):
     t, span = noise_label[:, :1], noise_label[:, 1:]
     return jnp.sin(params * x + 2.0 * t) * jnp.exp(-span) + 0.3 * x * t
 
@@ -372,8 +372,9 @@ def test_a_wired_network_samples_by_jumps_and_by_steps(solver):
     def walked(keys):
         params = wired.init(jax.random.key(0))
         times = wired.recipe.times(wired.path)
-        inputs = (wired.predict(params), wired.path, wired.recipe.solver, times, keys)
-        return sample.draw(*inputs, jnp.arange(2), (8, 8, 1), walk=sample.trace).x
+        denoise = sample.with_condition(wired.predict(params), jnp.arange(2))
+        noise, keys = sample.starting_noise(keys, (8, 8, 1))
+        return sample.trace(denoise, wired.recipe.solver, wired.path, times, keys, noise).x
 
     # A fresh network says 0: noise moves nowhere, and the last step is the same.
     x = np.asarray(walked(jax.random.split(jax.random.key(1), 2)))
@@ -391,7 +392,7 @@ class Net(nn.Module):
         return nn.Dense(1)(h)
 
 
-def apply_net(params, x, noise_label, cond, *, train=False, key=None) -> Any:
+def apply_net(params, x, noise_label, cond, *, key=None) -> Any:
     return Net().apply(params, x, noise_label)
 
 
@@ -426,7 +427,7 @@ def test_one_step_of_a_trained_network_ends_on_the_data():
     x, ones = jax.random.normal(jax.random.key(2), (500, 1)), jnp.ones(500)
     flow = flow_matching(times=times.Uniform())
     average = mean_flow(times=times.Uniform(), between=0.5, power=0.0)
-    jump = flow_map(apply_net, trained(average), flow.path, flow.precond)
+    jump = flow_map_predictor(apply_net, trained(average), flow.path, flow.precond)
     step = denoiser(apply_net, trained(flow), flow.path, flow.precond)
     ends = jump(x, jnp.stack([ones, 0.0 * ones], axis=1), None).x0
     assert float(jnp.mean(jnp.abs(jnp.abs(ends) - 0.8) < 0.3)) > 0.85

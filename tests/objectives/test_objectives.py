@@ -218,7 +218,7 @@ def assert_smallest_at_the_truth(result: Found, path_name: str) -> None:
 
 def config_for(**axes: str) -> ConfigDict:
     """A tiny experiment, its axes named as on the command line."""
-    config = ConfigDict({"name": "tiny", "label_dropout": 0.0})
+    config = ConfigDict({"name": "tiny", "condition_dropout": 0.0})
     model = spec(DiT, patch_size=4, hidden_size=8, depth=1, num_heads=1)
     arguments = ",".join(f"{axis}={choice}" for axis, choice in axes.items())
     lookup.set_axes(config, arguments, {"dit": model}, model="dit")
@@ -321,10 +321,10 @@ def test_a_random_cross_gives_finite_losses_and_gradients(seed):
         "source": rng.standard_normal((16, 2, 2, 1), np.float32),
     }
 
-    def apply(params, x, noise_label, cond, *, train=False, key=None):
+    def apply(params, x, noise_label, cond, *, key=None):
         assert x.shape == batch["image"].shape
         assert noise_label.shape == cond.shape == (16,)
-        assert train
+        assert key is not None
         return params[0] * x + params[1] * jnp.tanh(0.01 * noise_label)[:, None, None, None]
 
     @jax.jit
@@ -484,7 +484,7 @@ def assert_training_reaches_the_truth(name):
     path, precond = objective.path, objective.precond
     predict = MIXTURE.predict(path)
 
-    def apply(params, x, noise_label, cond, *, train=False, key=None, hidden=False):
+    def apply(params, x, noise_label, cond, *, key=None, hidden=False):
         t = TIME_OF_LABEL[axes["noise_label"]](path, noise_label)
         c = coeffs(path, t, x.ndim)
         x_t = x / precond.input_scale(c)
@@ -512,7 +512,7 @@ def test_training_with_optimal_transport_reaches_the_monotone_map():
     """
     mean, deviation = 0.3, 0.4
 
-    def apply(params, x, noise_label, cond, *, train=False, key=None):
+    def apply(params, x, noise_label, cond, *, key=None):
         t = (noise_label / 1000.0)[:, None]
         eps = (x - (1.0 - t) * mean) / ((1.0 - t) * deviation + t)
         features = jnp.stack([jnp.ones_like(x), x, jnp.tanh(2.0 * x)])

@@ -23,7 +23,7 @@ FLOW = Denoising(
 BATCH, REPEATS = 256, 200
 
 
-def network(params, x, noise_label, cond, *, train=False, key=None, hidden=False) -> Any:
+def network(params, x, noise_label, cond, *, key=None, hidden=False) -> Any:
     """Right nowhere, and most wrong around t = 0.3."""
     bump = jnp.exp(-0.5 * jnp.square((noise_label - 0.3) / 0.05))
     output = 0.2 * x - 1.5 * params * bump[:, None]

@@ -168,7 +168,7 @@ def test_a_run_of_schedule_free_keeps_the_average_as_its_weights_and_averages_of
             optimizer,
             num_steps=12,
             averages=averages,
-            label_dropout=0.0,
+            condition_dropout=0.0,
             condition=Unconditional(),
         )
     )

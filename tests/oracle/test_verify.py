@@ -44,7 +44,7 @@ class TwoOutputs(Denoising):
         time_key, key = jax.random.split(key)
         t = self.times.quantile(self.uniforms(time_key, len(batch["image"])), self.path)
         noised = self.noised(t, key, batch)
-        first, second = jnp.split(self.ask(apply, params, noised), 2, axis=-1)
+        first, second = jnp.split(self.evaluate(apply, params, noised), 2, axis=-1)
         loss = jnp.exp(-params["log_scale"]) * self.loss(noised, first) + params["log_scale"]
         return progress.memory.sum() * loss + pixel_mean(second**2), self.metrics(noised)
 
@@ -95,9 +95,9 @@ class Rescaled(Denoising):
 class WrongLabel(Denoising):
     """The network is told a time 5 % too early."""
 
-    def ask(self, apply, params, noised, **options):
+    def evaluate(self, apply, params, noised, **options):
         x_t, label = self.precond.inputs(noised.c, noised.x_t)
-        return apply(params, x_t, 0.95 * label, noised.cond, train=True, key=noised.key)
+        return apply(params, x_t, 0.95 * label, noised.cond, key=noised.key)
 
 
 @register_dataclass
@@ -105,8 +105,8 @@ class WrongLabel(Denoising):
 class Deaf(Denoising):
     """No gradient reaches the network."""
 
-    def ask(self, apply, params, noised, **options):
-        return jax.lax.stop_gradient(super().ask(apply, params, noised))
+    def evaluate(self, apply, params, noised, **options):
+        return jax.lax.stop_gradient(super().evaluate(apply, params, noised))
 
 
 def turned(kind, like):

@@ -37,7 +37,7 @@ def test_what_can_not_be_is_one_line(arguments, said, run_plan):
 def test_a_search_on_several_slices_keeps_groups_within_them(run_plan, monkeypatch):
     monkeypatch.setattr(plan, "model_of", lambda *asked: fake(8, peak=2**31))
     two = topologies.topology_called("2xv5e:2x2")
-    tried = [config.mesh for _, config in search.candidates(tiny(), two, ("mesh",))]
+    tried = [config.mesh for _, config in search.candidate_plans(tiny(), two, ("mesh",))]
     assert {(mesh.data, mesh.fsdp) for mesh in tried} >= {(2, 4), (4, 2), (8, 1)}
     assert all(mesh.data % 2 == 0 for mesh in tried)
     status, output = run_plan("--topology=2xv5e:1x1", "--search", "--search_over=mesh")

@@ -16,7 +16,7 @@ from diffjax.conditions import of_classes
 from diffjax.errors import UserError
 from diffjax.models.remat import REMAT
 from diffjax.performance.hlo import counts, parser, products
-from diffjax.performance.hlo.residuals import kept_bytes
+from diffjax.performance.hlo.residuals import residual_bytes
 from diffjax.performance.planning import compiled, search, tables, topologies
 from diffjax.performance.planning.analytic import model_of
 from diffjax.performance.planning.gpus import Absent, absent_mesh
@@ -96,7 +96,7 @@ PRODUCT = 2 * 16 * 24 * 24
 )
 def test_matrix_flops_of_compiled_programs(function, arguments, flops):
     module = compiled_module(function, *arguments)
-    assert products.matrix_flops(module) == flops
+    assert products.compiled_matrix_flops(module) == flops
     assert module.unknown_loops == ()
 
 
@@ -106,7 +106,7 @@ def test_the_gradient_of_a_strided_convolution_costs_what_the_trace_says():
 
     arguments = array(2, 9, 9, 4), array(3, 3, 4, 6)
     gradient = jax.grad(loss, (0, 1))
-    counted = products.matrix_flops(compiled_module(gradient, *arguments))
+    counted = products.compiled_matrix_flops(compiled_module(gradient, *arguments))
     # The trace counts the padding of the transposed one as image; there, 9 x 9 of outputs meet
     # 3 x 3 of kernel, of which strides and edges leave 4 x 4 x 3 x 3 true products.
     assert counted == 3 * 2 * 2 * 16 * 6 * 9 * 4
@@ -123,7 +123,7 @@ ENTRY %main (a: f32[16,8,32], b: f32[16,32,4]) -> f32[16,8,4] {
 dim_labels=0bf_0io->0bf
 }
 """
-    assert products.matrix_flops(parser.parse(text)) == 16 * 2 * 8 * 32 * 4
+    assert products.compiled_matrix_flops(parser.parse(text)) == 16 * 2 * 8 * 32 * 4
 
 
 LIBRARY_CALLS = {
@@ -167,7 +167,7 @@ ENTRY %main (a: {first}, b: {second}) -> {made} {{
 }}
 """
     module = parser.parse(text)
-    assert products.matrix_flops(module) == flops
+    assert products.compiled_matrix_flops(module) == flops
     arrays = [
         array for i in module.computations["main"].instructions.values() for array in i.arrays
     ]
@@ -195,7 +195,7 @@ custom_call_target="tpu_custom_call", frontend_attributes={kernel_metadata={
     names = list(module.computations["main"].instructions)
     assert names[-1] == "out"
     assert 'op_name="look"' in module.computations["main"].instructions[names[2]].attributes
-    assert products.matrix_flops(module) == (2 + 5) * 2 * (2 * 6 * 256 * 128 * 64)
+    assert products.compiled_matrix_flops(module) == (2 + 5) * 2 * (2 * 6 * 256 * 128 * 64)
 
 
 def test_room_and_other_names_are_no_traffic():
@@ -255,7 +255,7 @@ def test_turns_of_a_loop_follow_from_its_counter(start, step, limit, way, turns)
     text = text.replace("LIMIT", str(limit)).replace("WAY", way)
     module = parser.parse(text)
     assert module.executions["body"] == len(turns)
-    assert products.matrix_flops(module) == len(turns) * 2 * 4**3
+    assert products.compiled_matrix_flops(module) == len(turns) * 2 * 4**3
 
 
 def test_a_loop_without_a_known_end_is_reported_and_takes_the_given_turns():
@@ -264,8 +264,8 @@ def test_a_loop_without_a_known_end_is_reported_and_takes_the_given_turns():
 
     text = text_of(walk, array(8, 8), array(dtype=jnp.int32))
     assert len(parser.parse(text).unknown_loops) == 1
-    assert products.matrix_flops(parser.parse(text)) == 2 * 8**3
-    assert products.matrix_flops(parser.parse(text, unknown_trips=9)) == 9 * 2 * 8**3
+    assert products.compiled_matrix_flops(parser.parse(text)) == 2 * 8**3
+    assert products.compiled_matrix_flops(parser.parse(text, unknown_trips=9)) == 9 * 2 * 8**3
 
 
 def mesh_of(shape, names):
@@ -288,7 +288,7 @@ def test_collectives_in_a_loop_count_each_turn():
     (gather,) = counts.collectives(module)
     assert (gather.kind, gather.devices, gather.count) == ("all-gather", 4, 5)
     assert gather.wire_bytes == 5 * 24 * 24 * 4 * 3 / 4
-    assert products.matrix_flops(module) == 5 * PRODUCT / 4
+    assert products.compiled_matrix_flops(module) == 5 * PRODUCT / 4
 
 
 def test_an_all_reduce_over_some_of_the_devices():
@@ -510,13 +510,13 @@ def test_the_largest_batch_is_found(per_image, first):
 
 def test_a_search_tries_every_way_of_what_it_varies():
     topology = topologies.topology_called("v5e:2x4")
-    everything = [label for label, _ in search.candidates(tiny(), topology)]
+    everything = [label for label, _ in search.candidate_plans(tiny(), topology)]
     assert len(set(everything)) == len(everything) == 4 * len(REMAT) * 2
     assert sum("tensor=2" in label for label in everything) == len(REMAT) * 2
-    some = dict(search.candidates(tiny(), topology, ("remat",)))
+    some = dict(search.candidate_plans(tiny(), topology, ("remat",)))
     assert [config.model.remat for config in some.values()] == list(REMAT)
     assert {config.mesh.fsdp for config in some.values()} == {8}
-    for _, config in search.candidates(tiny(), topology, ("mesh",)):
+    for _, config in search.candidate_plans(tiny(), topology, ("mesh",)):
         compiled.set_up_on(config, absent_mesh(config, topology))  # none is refused
 
 
@@ -549,7 +549,7 @@ def test_a_bound_is_the_longest_part(planned):
 def test_text_and_page_say_the_same(planned, tmp_path):
     config, needs = planned
     rows = [("v5e:2x4", config, needs), ("again", config, dataclasses.replace(needs, fits=False))]
-    text = tables.details(config, needs) + tables.summary(rows)
+    text = tables.details(config, needs) + tables.plan_summary(rows)
     write_page(tmp_path / "plan.html", "tiny", rows, rows[0], "python -m experiments.plan")
     page = (tmp_path / "plan.html").read_text()
     for kind, size, share in tables.memory_rows(needs, tables.derived(config, needs)):
@@ -557,7 +557,7 @@ def test_text_and_page_say_the_same(planned, tmp_path):
         assert size in text
     assert page.count("<svg") == 1  # No curve of one number of chips.
     assert "http" not in re.sub(r"http://www.w3.org\S*", "", page)
-    assert json.loads(json.dumps(tables.as_json(rows, rows[0])))["best"] == "v5e:2x4"
+    assert json.loads(json.dumps(tables.plans_as_json(rows, rows[0])))["best"] == "v5e:2x4"
 
 
 def test_a_plan_that_does_not_fit_is_drawn_like_the_others():
@@ -799,11 +799,11 @@ frontend_attributes={{_xla_megascale_transfer_type="{transfer}"}}
 
 def test_what_is_kept_for_the_gradient_is_the_loops_activations():
     gradient = jax.grad(lambda ws, x: jnp.sum(chain(x, ws)))
-    kept = kept_bytes(compiled_module(gradient, WS, array(4096, 24)))
+    kept = residual_bytes(compiled_module(gradient, WS, array(4096, 24)))
     # Each of five layers keeps some of its input, its tanh and that one's derivative; weights, in
     # whatever order they are read, are small beside that.
     assert 4 * 4096 * 24 * 4 <= kept <= 3.1 * 5 * 4096 * 24 * 4
-    assert kept_bytes(compiled_module(chain, X, WS)) == 0
+    assert residual_bytes(compiled_module(chain, X, WS)) == 0
 
 
 @pytest.mark.thorough
@@ -829,7 +829,7 @@ def test_a_loop_of_its_own_turns_as_often_as_said_and_an_inner_one_once():
         return lax.fori_loop(0, steps, turn, x)
 
     module = parser.parse(text_of(walk, array(8, 8), array(dtype=jnp.int32)), unknown_trips=9)
-    assert products.matrix_flops(module) == 9 * 2 * 2 * 8**3
+    assert products.compiled_matrix_flops(module) == 9 * 2 * 2 * 8**3
     assert len(module.unknown_loops) == 1
 
 

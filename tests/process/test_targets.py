@@ -313,7 +313,7 @@ def test_samplers_see_one_pair_whatever_was_trained(path_name):
         for target in TARGETS.values():
             precond = Precond(target, LogSNRLabel(), UnitVariance())
 
-            def apply(params, x, noise_label, cond, *, train=False, key=None, target=target):
+            def apply(params, x, noise_label, cond, *, key=None, target=target):
                 asked.append((x, noise_label))
                 output = targets.encode(target(c), pair)
                 return jnp.concatenate([output, 7.0 * jnp.ones_like(output)], axis=-1)

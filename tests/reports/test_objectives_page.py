@@ -77,7 +77,7 @@ def test_objectives_that_weigh_alike_share_a_panel(curves):
     assert ["flow", "otcfm", "contrastive"] in groups
     assert ["edm"] in groups
     assert ["ddpm"] in groups
-    assert effective_weights.plot(curves).startswith(b"\x89PNG")
+    assert effective_weights.plot_effective_weights(curves).startswith(b"\x89PNG")
 
 
 def test_the_csv_has_the_weight_and_nothing_beyond_the_path(curves):

@@ -69,13 +69,13 @@ def test_three_classes_are_no_tower():
 def test_columns_are_named_where_each_is_of_one_class():
     names = ("ant", "bee", "cat", "dog")
     titles = names * 5
-    assert pictures.names_of_columns(titles, 4) == names
-    assert pictures.names_of_columns(titles, 8) == names * 2
-    assert pictures.names_of_columns(titles, 5) == ()
-    assert pictures.names_of_columns(titles, 6) == ()
-    assert pictures.names_of_columns(["cat"] * 20, 3) == ("cat",) * 3
-    assert pictures.names_of_columns(None, 3) == ()
-    assert pictures.names_of_columns(titles[:3], 4) == ()  # of test images there may be few
+    assert pictures.captions(titles, 4) == names
+    assert pictures.captions(titles, 8) == names * 2
+    assert pictures.captions(titles, 5) == tuple(titles)
+    assert pictures.captions(titles, 6) == tuple(titles)
+    assert pictures.captions(["cat"] * 20, 3) == ("cat",) * 3
+    assert pictures.captions(None, 3) == ()
+    assert pictures.captions(titles[:3], 4) == tuple(titles[:3])  # of test images there may be few
 
 
 @pytest.mark.parametrize("channels", [1, 2, 3])
@@ -91,6 +91,28 @@ def test_names_stand_above_their_columns_and_change_no_pixel_below(tmp_path, cha
     assert ink[2 * pitch :].any()
     where = np.flatnonzero(ink[:pitch])
     assert abs(where.mean() - (pitch - 2) / 2) < 3  # in the middle
+
+
+def test_names_of_images_stand_above_each_row_and_others_beside_their_own(tmp_path):
+    images = np.random.default_rng(0).uniform(-1, 1, (5, 8, 8, 1))
+    plain = read(pictures.save_png(tmp_path / "a.png", images, 3))
+    named = read(pictures.save_png(tmp_path / "b.png", images, 3, ["a", "", "b", "", "c"]))
+    pitch = (len(plain) + 2) // 2
+    np.testing.assert_array_equal(named[16 : 16 + pitch], plain[:pitch])
+    np.testing.assert_array_equal(named[32 + pitch :], plain[pitch:])
+    for band, written in ((named[:16], (0, 2)), (named[16 + pitch : 32 + pitch], (1,))):
+        ink = columns_with_ink(band)
+        for column in range(3):
+            assert ink[column * pitch : (column + 1) * pitch].any() == (column in written)
+    both = read(pictures.save_png(tmp_path / "c.png", images, 3, (), -images))
+    np.testing.assert_array_equal(both[:, 50:98], plain[:, :48])
+    np.testing.assert_array_equal(
+        both[:98, :48], read(pictures.save_png(tmp_path / "d.png", -images, 3))[:98, :48]
+    )
+    other = np.zeros((5, 4, 4, 1))  # of another shape they are left out
+    np.testing.assert_array_equal(
+        read(pictures.save_png(tmp_path / "e.png", images, 3, (), other)), plain
+    )
 
 
 def test_names_too_long_stay_in_their_columns(tmp_path):

@@ -35,7 +35,7 @@ CONFIG = {
         "times": {"_target_": "diffjax.process.times:LogitNormal", "mean": 0.0, "std": 1.0},
     },
     "model": {
-        "_target_": "diffjax.models.dit:DiT",
+        "_target_": "diffjax.models.dit.network:DiT",
         "patch_size": 2,
         "hidden_size": 128,
         "depth": 4,
@@ -48,7 +48,7 @@ CONFIG = {
         "warmup_steps": 200,
     },
     "ema_decays": [0.99, 0.999],
-    "label_dropout": 0.1,
+    "condition_dropout": 0.1,
 }
 RUN = {
     "command": ["python", "-m", "experiments.train", "--config=configs/digits.py:model=dit"],
@@ -400,7 +400,7 @@ def test_a_damaged_picture_is_named(workdir):
 @pytest.mark.parametrize("records", [[], [{"step": 1}], [{"step": 1, "loss": float("nan")}]])
 def test_nothing_to_draw_draws_nothing(records):
     assert plots.loss_curve(records) == ""
-    assert plots.loss_by_log_snr(records) == ""
+    assert plots.plot_loss_by_log_snr(records) == ""
     assert plots.quality_against_nfe(records) == ""
 
 

@@ -16,7 +16,7 @@ from diffjax.evaluation.image_statistics import Batches, collect
 from diffjax.process import paths, targets
 from diffjax.process.paths import Pair
 from diffjax.runs import measure
-from diffjax.runs.measure import Asked, Wanted, drawer
+from diffjax.runs.measure import Wanted, WantedSamples, drawer
 from diffjax.sampling import solvers
 from diffjax.studies.validation import loss_by_log_snr
 from experiments import cli, evaluate
@@ -63,7 +63,7 @@ def test_a_batch_of_an_evaluation_is_no_larger_than_its_samples(
     named = NamedRecipe("euler", "uniform", one)
     labels = np.arange(num_samples) % 10
     batches = []
-    draw = drawer(run, [named], Asked(labels, labels, None), batches.append, batch_size)
+    draw = drawer(run, [named], WantedSamples(labels, labels, None), batches.append, batch_size)
     drawn, _ = draw(named)
     assert isinstance(drawn, Batches)
     images = np.concatenate(list(drawn.batches))

@@ -21,7 +21,8 @@ from diffjax.runs.model import Request
 from diffjax.runs.portable import portable_model, portable_sampler
 from diffjax.runs.setup import set_up
 from diffjax.sampling import solvers
-from diffjax.sampling.export import PLATFORMS, check_size, serialise
+from diffjax.sampling.export import PLATFORMS, check_export_size, serialise
+from diffjax.sampling.restart import restart
 from experiments import cli
 from experiments import export as program
 from tests.support.tiny_run import leave, of_noise, tiny_config
@@ -36,7 +37,7 @@ def run_of(arguments: str = "") -> Run:
 
 
 def exported(run: Run, **how: Any) -> export.Exported:
-    source = run.setup.wired.objective.traits.starts_at_source
+    source = SHAPE if run.setup.wired.objective.traits.starts_at_source else None
     noise, platforms = how.get("noise", False), how.pop("platforms", PLATFORMS)
     sampler = portable_sampler(portable_model(run), run.recipe, **how)
     code = serialise(
@@ -77,18 +78,19 @@ def test_noise_in_place_of_a_seed():
     np.testing.assert_allclose(images, run.sample(labels, seed=7), atol=2e-5)
 
 
-def test_live_weights_and_another_solver():
-    run = run_of("model=tiny")
+def test_live_weights_and_a_solver_whose_route_goes_back_up():
+    run, again = run_of("model=tiny"), restart(solvers.ddpm())
     run = replace(run, arrays=run.state._replace(params=run.state.ema["ema-0.9"]))
-    recipe = replace(run.recipe, solver=solvers.ddpm(), num_steps=3, guidance_scale=1.0)
+    recipe = replace(run.recipe, solver=again, num_steps=3, guidance_scale=1.0)
     sampler = portable_sampler(portable_model(run, "live"), recipe)
     code = serialise(sampler, SHAPE, of_classes(10), platforms=["cpu"])
     labels = np.arange(3, dtype=np.int32)
     expected = run.sample(
-        labels, seed=1, weights="live", solver=solvers.ddpm(), num_steps=3, guidance_scale=1.0
+        labels, seed=1, weights="live", solver=again, num_steps=3, guidance_scale=1.0
     )
     images = export.deserialize(bytearray(code)).call(np.uint32(1), labels)
-    np.testing.assert_allclose(images, expected, atol=2e-5)
+    np.testing.assert_allclose(images, expected, rtol=2e-6, atol=2e-5)
+    assert run.model("live").lower(recipe, 8).as_text()  # what plans compile
 
 
 @pytest.mark.parametrize(
@@ -164,7 +166,7 @@ def test_mistakes_are_one_line(workdir, flags, said, capsys, tmp_path, monkeypat
 
 def test_what_a_file_cannot_hold():
     with pytest.raises(UserError, match=r"the weights are 3\.0 GB"):
-        check_size({"w": jax.ShapeDtypeStruct((3 * 2**28,), np.float32)})
+        check_export_size({"w": jax.ShapeDtypeStruct((3 * 2**28,), np.float32)})
 
     def host(noise, labels):
         return jax.pure_callback(lambda x: x, jax.ShapeDtypeStruct(noise.shape, noise.dtype), noise)

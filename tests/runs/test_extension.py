@@ -139,18 +139,22 @@ def test_a_restart_that_is_interrupted_goes_on_as_it_began(copy, tmp_path, monke
     class Killed(Exception):
         pass
 
-    take_steps = loop.take_steps
+    def killing(*parts):
+        steps = [Killed, *[compile_train_step(*parts)] * stop_after]
 
-    def killed(train_step, state, steps, stream, recorder, *rest, **how):
-        if stop_after:
-            part = range(steps.start, steps.start + stop_after)
-            take_steps(train_step, state, part, stream, recorder, *rest, **how)
-        raise Killed
+        def step(*arguments):
+            one = steps.pop()
+            if one is Killed:
+                raise Killed
+            return one(*arguments)
 
-    monkeypatch.setattr(loop, "take_steps", killed)
-    with pytest.raises(Killed):
-        loop.train(longer(), copy, extend="restart")
-    monkeypatch.setattr(loop, "take_steps", take_steps)
+        return step
+
+    compile_train_step = loop.compile_train_step
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "compile_train_step", killing)
+        with pytest.raises(Killed):
+            loop.train(longer(), copy, extend="restart")
     loop.train(longer(), copy)
     assert logged(copy) == logged(straight)
     assert_same(arrays_of(copy), arrays_of(straight), rtol=0, atol=0)
@@ -192,7 +196,10 @@ def test_a_second_extension_keeps_the_restart_of_the_first(copy):
         ({"seed": 1}, "seed: 0 there, 1 here; a run keeps its seed"),
         ({"batch_size": 8}, "batch_size: 16 there, 8 here; a run keeps its batches"),
         ({"ema_decays": (0.99,)}, "ema_decays: .* a run keeps its averages"),
-        ({"label_dropout": 0.5}, "label_dropout: 0.1 there, 0.5 here; a run keeps what it learns"),
+        (
+            {"condition_dropout": 0.5},
+            "condition_dropout: 0.1 there, 0.5 here; a run keeps what it learns",
+        ),
         ({"path.t_min": 0.01}, "path.t_min: .* a run keeps what it learns"),
         ({"augment.max_shift_pixels": 1}, "augment.max_shift_pixels: .* a run keeps its data"),
         ({"init_from": "elsewhere"}, "init_from: .* a run keeps the weights that it began with"),
@@ -234,7 +241,7 @@ def test_another_evaluation_is_made_where_no_step_is_left(copy_of_run, monkeypat
     old = (copy_of_run / "evaluation.json").read_text()
     calls = []
 
-    def evaluated(setup, *_):
+    def evaluated(*_):
         calls.append((copy_of_run / "evaluation.json").exists())
 
     monkeypatch.setattr(loop, "evaluate_once", evaluated)

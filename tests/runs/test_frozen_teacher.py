@@ -29,7 +29,7 @@ class Follow(Denoising):
     def __call__(self, apply, params, teacher_params, key, batch, progress):
         t = self.times.quantile(self.uniforms(key, len(batch["image"])), self.path)
         noised = self.noised(t, key, batch)
-        own, teachers = (self.ask(apply, each, noised) for each in (params, teacher_params))
+        own, teachers = (self.evaluate(apply, each, noised) for each in (params, teacher_params))
         error = jnp.square(own - jax.lax.stop_gradient(teachers))
         return pixel_mean(error), self.metrics(noised)
 

@@ -47,7 +47,7 @@ def test_loading(how, said):
         (lambda run: run.sample(1, solver=3), "solver=3 must be text"),
         (lambda run: run.sample(1, grid=3), "grid=3 must be text"),
         (lambda run: run.sample(1, guidance=3), "guidance=3 must be text"),
-        (lambda run: run.sample(1, against={}), "against={} must be text"),
+        (lambda run: run.sample(1, against={}), "against=, a negative condition: .* not {}"),
         (lambda run: run.sample(1, weights=3), "weights=3 must be text"),
         (lambda run: run.sample(1, guidance_scale="2"), "guidance_scale='2' must be a number"),
         (lambda run: run.sample(1, num_steps=10**7), r"num_steps=10000000 must be .* 1000000"),

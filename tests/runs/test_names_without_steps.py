@@ -6,7 +6,7 @@ import pytest
 
 import diffjax
 from diffjax.errors import UserError
-from diffjax.runs.measure import Wanted, asked_recipes
+from diffjax.runs.measure import Wanted, wanted_recipes
 from experiments import cli, evaluate
 
 OLD_RUN = Path(__file__).parent / "old_runs" / "0.1.0"
@@ -27,12 +27,12 @@ def run():
 )
 def test_a_misspelt_name_is_refused(run, how, said):
     with pytest.raises(UserError, match=said):
-        asked_recipes(run, Wanted(**how))
+        wanted_recipes(run, Wanted(**how))
 
 
 def test_names_that_are_right_add_no_row(run):
     wanted = Wanted(solvers=["ddim"], num_steps=[], grids=["karras", "found"])
-    _, others = asked_recipes(run, wanted)
+    _, others = wanted_recipes(run, wanted)
     assert len(others) == 1
 
 

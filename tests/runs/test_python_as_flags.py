@@ -93,18 +93,18 @@ def test_every_row_of_the_tables_is_a_name(run, table):
         ({"seed": 2**32}, "seed=4294967296: it is a whole number from -2147483647 to 2147483647"),
         ({"seed": 1.0}, r"seed=1\.0: it is a whole number"),
         ({"guidance_scale": float("nan")}, "guidance_scale=nan must be finite"),
-        ({"labels": 0}, "the number of samples=0: it is a whole number from 1"),
-        ({"labels": [3, 99]}, "no label is called 99; this run has 10, from 0 to 9"),
-        ({"labels": [-1]}, "no label is called -1"),
-        ({"labels": [10]}, "no label is called 10"),
-        ({"labels": [0.5]}, r"no label is called 0\.5"),
-        ({"labels": ["12"]}, "no label is called '12'"),
-        ({"labels": "3"}, "it is a whole number from 1"),
+        ({"condition": 0}, "the number of samples=0: it is a whole number from 1"),
+        ({"condition": [3, 99]}, "no label is called 99; this run has 10, from 0 to 9"),
+        ({"condition": [-1]}, "no label is called -1"),
+        ({"condition": [10]}, "no label is called 10"),
+        ({"condition": [0.5]}, r"no label is called 0\.5"),
+        ({"condition": ["12"]}, "no label is called '12'"),
+        ({"condition": "3"}, r"condition='3' is one text: for one sample give \['3'\]"),
     ],
 )
 def test_what_is_none_is_refused_in_one_line(run, how, said):
     with pytest.raises(UserError, match=said) as caught:
-        run.sample(how.pop("labels", [1]), **how)
+        run.sample(how.pop("condition", [1]), **how)
     assert "\n" not in str(caught.value)
 
 
@@ -126,7 +126,7 @@ def test_flags_and_python_have_the_same_labels(run):
     wired = run.setup.wired._replace(condition=Classes(10, names))
     odd = dataclasses.replace(run, setup=dataclasses.replace(run.setup, wired=wired))
     texts = ["7", "a", "0", "10"]
-    flagged, _ = sample.wanted(odd, texts, 4, None)
+    flagged, *_ = sample.wanted(odd, texts, 4, None)
     assert flagged.tolist() == handed(odd, texts)[1].condition.tolist() == [2, 3, 0, 0]
     mixed = handed(odd, ["7", 7, np.int32(1)])[1].condition
     assert mixed.tolist() == [2, 7, 1]
@@ -160,7 +160,7 @@ def test_what_is_shown_is_one_short_line(run):
         assert "\n" not in repr(shown)
     assert repr(data.train) == "ArraySource(1,438 images)"
     text = repr(run)
-    for part in ("0.1.0", "step 2 of 2", "DiT", "8×8×1", "10 classes", run.config.weights):
+    for part in ("0.1.0", "step 2 of 2", "DiT", "8x8x1", "10 classes", run.config.weights):
         assert part in text
     assert f"{run.setup.wired.num_params:,} parameters" in text
 

@@ -9,7 +9,7 @@ import pytest
 
 import diffjax
 from diffjax.evaluation.evaluate import NamedRecipe
-from diffjax.runs.measure import Asked, drawer
+from diffjax.runs.measure import WantedSamples, drawer
 from diffjax.sampling.guidance import OtherWeights
 from tests.support.compilations import COMPILED, TRACED, compilations
 
@@ -70,7 +70,7 @@ def test_each_recipe_of_an_evaluation_has_the_weaker_model_that_it_names(run):
     off = NamedRecipe("", "", own, weights=run.config.weights)
     on = replace(off, recipe=replace(own, guidance_scale=2.0))
     labels = np.arange(4)
-    draw = drawer(run, [off, on], Asked(labels, labels, None))
+    draw = drawer(run, [off, on], WantedSamples(labels, labels, None))
     found: list[Any] = [draw(each)[0] for each in (off, on)]
     plain, guided = (np.concatenate(list(each.batches)) for each in found)
     how = {"num_steps": 1, "guidance_scale": 1.0}

@@ -12,7 +12,7 @@ from diffjax.process.paths import Cosine, Linear
 from diffjax.sampling import editing, runge_kutta, solvers
 from diffjax.sampling.grids import Power
 from diffjax.sampling.restart import resampled
-from diffjax.sampling.sample import Recipe, draw, sample_padded
+from diffjax.sampling.sample import Recipe, draw, sample_padded, starting_noise, with_condition
 from experiments import cli, edit, train
 from tests.support.normals import Normals
 
@@ -28,7 +28,8 @@ def standard(path):
 def drawn(predict, path, solver, n=8_000, num_steps=60):
     keys = jax.random.split(jax.random.key(0), n)
     times = Recipe(solver, Power(), num_steps).times(path)
-    walk = jax.jit(lambda keys: draw(predict, path, solver, times, keys, None, (2,)))
+    denoise = with_condition(predict, None)
+    walk = jax.jit(lambda keys: draw(denoise, solver, path, times, keys, (2,)))
     return np.asarray(walk(keys), np.float64)
 
 
@@ -40,7 +41,7 @@ def test_pseudoinverse_guidance_draws_from_the_posterior():
     def walk(std, times):
         seen = editing.Observed(lambda x: MASK[None] * x, jnp.array([1.2, 0.0]), std=std)
         predict = editing.pseudoinverse_guidance(standard(path), path, seen)
-        return draw(predict, path, solvers.heun(), times, keys, None, (2,))
+        return draw(with_condition(predict, None), solvers.heun(), path, times, keys, (2,))
 
     for std in (0.0, 0.5):
         samples = np.asarray(walk(std, Power()(path, 60)), np.float64)
@@ -93,8 +94,9 @@ def test_the_known_part_stays_and_the_rest_follows_it():
     @jax.jit
     def walk(times):
         """Where no time rises, that is `kept` itself."""
-        keys = jax.random.split(jax.random.key(0), n)
-        return draw(twins.predict(path), path, again, times, keys, None, (2,), walk=sample_padded)
+        noise, keys = starting_noise(jax.random.split(jax.random.key(0), n), (2,))
+        denoise, x = with_condition(twins.predict(path), None), path.sigma(times[0]) * noise
+        return sample_padded(denoise, again, path, times, keys, x)
 
     ends = [
         np.asarray(walk(np.pad(t, (0, len(often) - len(t)))), np.float64) for t in (once, often)
@@ -140,7 +142,8 @@ def test_deblurring_draws_from_the_posterior():
 
     n, times = 4_000, Power()(path, 40)
     guided = editing.pseudoinverse_guidance(predict, path, seen)
-    walk = jax.jit(lambda k: draw(guided, path, solvers.heun(), times, k, None, (4, 4, 1)))
+    denoise = with_condition(guided, None)
+    walk = jax.jit(lambda k: draw(denoise, solvers.heun(), path, times, k, (4, 4, 1)))
     samples = np.asarray(walk(jax.random.split(jax.random.key(0), n))).reshape(n, 16)
     precision = np.eye(16) + blur.T @ blur / noisy**2
     mean = np.linalg.solve(precision, blur.T @ np.ravel(seen.y) / noisy**2)

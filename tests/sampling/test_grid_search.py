@@ -52,7 +52,7 @@ def program(solver, path, teacher):
 
 
 def jumps(data, path, num_candidates, num_samples, solver, teacher=HEUN):
-    times = grid_search.candidates(path, num_candidates)
+    times = grid_search.candidate_times(path, num_candidates)
     keys = jax.random.split(jax.random.key(1), num_samples)
     return program(solver, path, teacher)(data, times, keys, noise(path, num_samples, 0), probes=4)
 
@@ -60,7 +60,7 @@ def jumps(data, path, num_candidates, num_samples, solver, teacher=HEUN):
 def test_candidates_fall_from_noise_to_data():
     for name in ("linear", "cosine", "edm"):
         path = PATHS[name]
-        times = np.asarray(grid_search.candidates(path, 64), np.float64)
+        times = np.asarray(grid_search.candidate_times(path, 64), np.float64)
         assert times.shape == (65,), name
         assert times[0] == pytest.approx(float(path.t_noise), rel=1e-7), name
         assert times[-1] == 0.0, name

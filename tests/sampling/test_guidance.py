@@ -303,7 +303,7 @@ def test_a_run_is_guided_against_whatever_is_named(tmp_path, capsys):
         f"--against=weights:{tmp_path / 'flow'}": "its path is Linear",
         "--against=attention:block_7": "no attention layer matches 'block_7'; there are block_0",
         "--against=attention:[": "'[' is no regular expression",
-        "--guidance=cfg_pp --solver=heun": "PlusPlus gives x0 and noise that do not mix to x",
+        "--guidance=cfg_pp --solver=heun": "PlusPlus returns x0 and noise that do not mix to x",
         f"--workdir={tmp_path / 'flow'} --solver=ddpm_learned": "take the solver ddpm, or train",
     }.items():
         capsys.readouterr()

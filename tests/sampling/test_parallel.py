@@ -13,7 +13,7 @@ from diffjax.process.paths import Cosine, Linear
 from diffjax.sampling import runge_kutta, solvers, unipc
 from diffjax.sampling.grids import Power
 from diffjax.sampling.parallel import InParallel
-from diffjax.sampling.sample import draw, sample
+from diffjax.sampling.sample import sample, starting_noise, with_condition
 from diffjax.studies.convergence import mixture_of_four
 from tests.support.numbered_paths import numbered
 
@@ -31,7 +31,9 @@ def program(solver, **how: Any):
     def run(number, times, keys, tolerance):
         path = path_of(number)
         walk: Any = InParallel(tolerance=tolerance, **how) if how else sample
-        return draw(DATA.predict(path), path, solver, times, keys, None, (2,), walk=walk)
+        denoise = with_condition(DATA.predict(path), None)
+        noise, keys = starting_noise(keys, (2,))
+        return walk(denoise, solver, path, times, keys, path.sigma(times[0]) * noise)
 
     return run
 

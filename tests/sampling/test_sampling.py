@@ -25,7 +25,9 @@ from diffjax.sampling.sample import (
     padded,
     sample,
     sample_padded,
+    starting_noise,
     trace,
+    with_condition,
 )
 from diffjax.sampling.sample import _walk_padded as walk_padded
 from diffjax.sampling.solvers import Interval
@@ -106,7 +108,9 @@ def walker(solver, names, n):
             pair = jax.tree.map(partial(jnp.where, is_point), point, exact(x, t, cond))
             return pair._replace(share=jnp.full_like(x, 0.3))  # as DDPM's learned variance asks
 
-        return draw(predict, path, solver, times, keys, None, (2,), walk=start_and_end)
+        noise, keys = starting_noise(keys, (2,))
+        x = path.sigma(times[0]) * noise
+        return start_and_end(with_condition(predict, None), solver, path, times, keys, x)
 
     keys = jax.random.split(jax.random.key(0), n)
 
@@ -284,7 +288,9 @@ def guided_calls(name, scale, walk):
         guided = guide(
             Models(predict, Classes(1)), path, scale=None if scale == 1.0 else jnp.float32(scale)
         )
-        return draw(guided, path, recipe.solver, times, keys, labels, (2,), walk=walk)
+        noise, keys = starting_noise(keys, (2,))
+        x = path.sigma(times[0]) * noise
+        return walk(with_condition(guided, labels), recipe.solver, path, times, keys, x)
 
     result = run(keys, jnp.zeros(3, jnp.int32))
     jax.effects_barrier()
@@ -363,7 +369,7 @@ def test_the_variance_is_between_the_posteriors_and_the_forward_steps():
 
     @jax.jit
     def variances(share, keys):
-        def apply(params, x, noise_label, cond, *, train=False, key=None):
+        def apply(params, x, noise_label, cond, *, key=None):
             says = jnp.broadcast_to(2.0 * share - 1.0, x.shape)
             return jnp.concatenate([jnp.zeros_like(x), says], axis=-1)
 
@@ -395,10 +401,12 @@ def test_padding_changes_no_sample_and_a_trace_is_of_the_same_samples(name):
 
     @jax.jit
     def walks(keys):
-        walk = partial(draw, predict, path, solver, keys=keys, cond=None, shape=(2,))
-        traced = walk(times=times, walk=trace)
+        noise, keys = starting_noise(keys, (2,))
+        start = (keys, path.sigma(times[0]) * noise)
+        walk = (bound(predict), solver, path)
+        traced = trace(*walk, times, *start)
         x0 = jax.vmap(lambda x, t: bound(predict)(x, t).x0)(traced.x[:-1], times[:-1])
-        return walk(times=times), walk(times=padded(times), walk=sample_padded), traced, x0
+        return sample(*walk, times, *start), sample_padded(*walk, padded(times), *start), traced, x0
 
     plain, with_zeros, traced, x0 = walks(jax.random.split(jax.random.key(0), 3))
     np.testing.assert_allclose(with_zeros, plain, atol=1e-6)
@@ -470,7 +478,7 @@ def test_another_guidance_scale_does_not_recompile():
         traced.append(1)
         labels = jnp.zeros(len(keys), jnp.int32)
         predict = guide(Models(predicting(path)), path, scale=scale)
-        return draw(predict, path, solvers.euler(), times, keys, labels, (2,))
+        return draw(with_condition(predict, labels), solvers.euler(), path, times, keys, (2,))
 
     keys = jax.random.split(jax.random.key(0), 2)
     for scale in (1.5, 2.0, 4.0):

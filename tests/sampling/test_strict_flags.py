@@ -17,7 +17,7 @@ from diffjax.lookup import against_called, guidance_called, solver_called
 from diffjax.oracle import analytic
 from diffjax.process.paths import Linear, Pair, coeffs
 from diffjax.sampling.guidance import Models, guide
-from diffjax.sampling.sample import Recipe, draw
+from diffjax.sampling.sample import Recipe, draw, with_condition
 from diffjax.spec import build
 
 
@@ -44,7 +44,8 @@ def trace(path="linear", solver="heun", grid="uniform", rule="cfg", against="nul
 
     def samples(key):
         keys, labels = jax.random.split(key, 2), jnp.array([3, 4])
-        return draw(guided, path, recipe.solver, recipe.times(path), keys, labels, (4, 4, 1))
+        denoise = with_condition(guided, labels)
+        return draw(denoise, recipe.solver, path, recipe.times(path), keys, (4, 4, 1))
 
     found = jax.eval_shape(samples, jax.random.key(0))
     assert (found.shape, found.dtype) == ((2, 4, 4, 1), jnp.float32)
@@ -81,7 +82,12 @@ def test_solvers_that_go_back_up():
     assert len(times) > 5
     jax.eval_shape(
         lambda keys: draw(
-            partial(predict, path), path, solver, times, keys, jnp.zeros(2, jnp.int32), (4, 4, 1)
+            with_condition(partial(predict, path), jnp.zeros(2, jnp.int32)),
+            solver,
+            path,
+            times,
+            keys,
+            (4, 4, 1),
         ),
         jax.random.split(jax.random.key(0), 2),
     )

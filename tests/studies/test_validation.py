@@ -172,7 +172,7 @@ def test_where_a_path_does_not_reach_nothing_is_asked_or_counted(oracle):
     assert len({len(line) for line in table}) == 1
     assert "–" in table[1]
     assert "mean of -3 … 2" in table[-1]
-    written = json.loads(json.dumps(validation.as_json(loss)))
+    written = json.loads(json.dumps(validation.losses_as_json(loss)))
     assert written["spaces"]["clean"]["by_log_snr"][0] is None
     assert written["covered"] == [False, True, True]
     with pytest.raises(UserError, match="within the path's range"):

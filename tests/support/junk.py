@@ -103,7 +103,7 @@ def without_work() -> Iterator[None]:
             "diffjax.evaluation.metrics.reference",
             "diffjax.studies.probes.probe",
             "diffjax.runs.likelihoods.fitted",
-            "diffjax.loop.loop.run_all",
+            "diffjax.loop.loop.train_and_evaluate",
             "experiments.objectives.write_objectives_page",
             "experiments.plan.in_own_process",
             "experiments.solvers.convergence.convergence",

@@ -58,7 +58,7 @@ def tiny_config(arguments: str = "", /, **changes: Any) -> ConfigDict:
             "batch_size": 16,
             "data": spec(digits),
             "augment": spec(Augment),
-            "label_dropout": 0.1,
+            "condition_dropout": 0.1,
             "init_from": "",
             "trainable": "",
             "optimizer": spec(adamw, warmup_steps=2),

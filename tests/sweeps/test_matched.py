@@ -10,12 +10,12 @@ import pytest
 
 from diffjax.conditions import of_classes
 from diffjax.data import digits
-from diffjax.loop.loop import device_batches
-from diffjax.objectives.base import Progress, with_condition
+from diffjax.loop.device_batches import device_batches
+from diffjax.objectives.base import Progress, conditioned_batch
 from diffjax.process.paths import coeffs, time_of_log_snr
 from diffjax.runs.setup import set_up
 from diffjax.spec import spec
-from diffjax.sweeps.cells import planned, resolved
+from diffjax.sweeps.cells import plan_cells, resolved
 from diffjax.sweeps.sweep import Sweep
 from diffjax.training.sharding import make_mesh
 from experiments import cli, sweep
@@ -74,14 +74,14 @@ def test_arms_of_one_seed_see_the_same_images_in_the_same_order(setups):
 
 def noise_of(setup, batch, key):
     """What the objective mixes into the images, from what it asks a network that says nothing."""
-    objective, batch = setup.wired.objective, with_condition(batch, setup.wired.condition)
+    objective, batch = setup.wired.objective, conditioned_batch(batch, setup.wired.condition)
 
     @jax.jit
     def found(key, batch):
         asked = []
 
-        def apply(params, x, noise_label, cond, *, train=False, key=None):
-            del params, noise_label, cond, train, key
+        def apply(params, x, noise_label, cond, *, key=None):
+            del params, noise_label, cond, key
             asked.append(x)
             return 0.0 * x
 
@@ -104,7 +104,7 @@ def test_arms_of_one_seed_are_trained_with_the_same_noise(setups):
 def test_a_derivative_through_the_network_is_charged():
     """Mean flow takes a JVP beside the prediction, and is trained as much fewer steps."""
     found = Sweep("configs/digits.py", {"objective": ("flow", "mean_flow")}, TINY, matched="flops")
-    cells, costs, reasons = planned(found)
+    cells, costs, reasons = plan_cells(found)
     assert not reasons
     charged = {name: cost.flops_per_step or 0.0 for name, cost in costs.items()}
     ratio = charged["mean_flow"] / charged["flow"]

@@ -11,7 +11,7 @@ import pytest
 from diffjax import config_files
 from diffjax.errors import UserError
 from diffjax.sweeps import cells as cells_module
-from diffjax.sweeps.cells import cost, resolved
+from diffjax.sweeps.cells import resolved, training_cost
 from diffjax.sweeps.sweep import Cost, Sweep
 from experiments import cli, sweep
 from tests.support import tiny_config_file
@@ -151,18 +151,18 @@ def test_the_cells_of_the_sweeps_here_fit_together(path, tmp_path):
     data = {"config.data.path": fashion_files(tmp_path)} if "fashion" in found.config else {}
     for cell in cells[:1] if path.stem in LIKE_OTHERS else cells:
         fitting = replace(cell, overrides={**cell.overrides, **data})
-        assert cost(resolved(fitting)).num_steps > 0, cell.name
+        assert training_cost(resolved(fitting)).num_steps > 0, cell.name
 
 
 def test_what_differs_in_its_seed_alone_is_built_once(monkeypatch, tmp_path):
     def counting(config, counted):
         built.append(config)
-        return cost(config, counted)
+        return training_cost(config, counted)
 
     built = []
-    monkeypatch.setattr(cells_module, "cost", counting)
+    monkeypatch.setattr(cells_module, "training_cost", counting)
     axes = {"config.batch_size": (8, 16), "config.seed": (0, 1, 2)}
-    cells, costs, _ = cells_module.planned(Sweep(str(tiny_config_file.write(tmp_path)), axes))
+    cells, costs, _ = cells_module.plan_cells(Sweep(str(tiny_config_file.write(tmp_path)), axes))
     assert len(cells) == 6
     assert len(built) == 2
     for cell in cells:

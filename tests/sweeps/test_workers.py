@@ -23,7 +23,7 @@ from diffjax.host.files import write_json
 from diffjax.host.run_files import read_json, read_metrics
 from diffjax.spec import to_json
 from diffjax.sweeps.cells import finished, resolved
-from diffjax.sweeps.live import Live, read_plan, rows, table
+from diffjax.sweeps.live import Live, progress_table, read_plan, rows
 from diffjax.sweeps.sweep import Sweep
 from diffjax.sweeps.worker import busy, listed, taken, units, work
 from experiments import cli, sweep, train
@@ -280,7 +280,7 @@ def test_what_somebody_left_out_of_the_files_ends_no_table(tmp_path, capsys):
         del cell["num_steps"], cell["folder"]
     write_json(folder / "sweep.json", plan)
     write_json(folder / "a" / "evaluation.json", {"step": 3})
-    assert [row.split()[:2] for row in table(rows(folder)).splitlines()[1:3]] == [
+    assert [row.split()[:2] for row in progress_table(rows(folder)).splitlines()[1:3]] == [
         ["a", "done"], ["b", "stopped"],
     ]  # fmt: skip
     write_json(folder / "sweep.json", {"cells": [{"num_steps": 1}]})
@@ -290,7 +290,7 @@ def test_what_somebody_left_out_of_the_files_ends_no_table(tmp_path, capsys):
 
 def test_a_low_terminal_shows_what_runs_first(tmp_path):
     folder = begun(tmp_path, *[(f"c{i}", "done") for i in range(9)], ("f", "failed"))
-    lines = table(rows(folder), height=6).splitlines()
+    lines = progress_table(rows(folder), height=6).splitlines()
     assert len(lines) == 6
     assert [line.split()[0] for line in lines[1:4]] == ["c0", "c1", "f"]
     assert lines[-2:] == ["… 7 more", "1 failed, 9 done"]

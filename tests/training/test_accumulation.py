@@ -17,6 +17,7 @@ from diffjax.conditions import of_classes
 from diffjax.data import digits
 from diffjax.errors import UserError
 from diffjax.loop import loop
+from diffjax.loop.compiled_step import train_step_of
 from diffjax.objectives.denoising import Denoising
 from diffjax.optimizers.base import Optimizer
 from diffjax.runs.setup import set_up
@@ -61,7 +62,7 @@ class Steps:
         mesh = mesh or sharding.make_mesh(devices=jax.devices()[:1])
         self.setup = set_up(config, digits().image_shape, digits().condition, mesh)
         self.state = self.setup.init(jax.random.key(0))
-        step = jax.jit(loop.train_step_of(self.setup), out_shardings=(self.setup.shardings, None))
+        step = jax.jit(train_step_of(self.setup), out_shardings=(self.setup.shardings, None))
         self.key = jax.random.key(1)
         self.compiled = step.lower(self.state, self.key, next(self.batches())).compile()
 
@@ -120,13 +121,13 @@ def test_each_part_is_every_so_manieth_row(parts):
 
     def apply(params, x, noise_label, cond, *, key=None, **how):
         assert key is None
-        assert how == {"train": True}
+        assert how == {"hidden": True}
         asked.append(len(x))
         scale = (noise_label + cond)[:, None]
         return params["w"] * x * scale + params["b"][None], (2.0 * x,)
 
     def losses_of(apply, params):
-        said, (twice,) = apply(params, x, level, cond, train=True)
+        said, (twice,) = apply(params, x, level, cond, hidden=True)
         losses = jnp.sum((said - goal) ** 2 + 0.0 * twice, axis=1)
         return losses, {"log_snr": level, "pairs": jnp.asarray(x), "said": said}
 
@@ -194,7 +195,7 @@ def test_without_accumulation_the_program_is_what_it_was():
         setup = set_up(config, (8, 8, 1), of_classes(10))
         key = jax.eval_shape(lambda: jax.random.key(0))
         batch = setup.wired.batch_shapes(BATCH)
-        return str(jax.make_jaxpr(loop.train_step_of(setup))(setup.abstract, key, batch))
+        return str(jax.make_jaxpr(train_step_of(setup))(setup.abstract, key, batch))
 
     absent, one, two = (program(tiny(parts=parts)) for parts in (None, 1, 2))
     assert absent == one

@@ -10,7 +10,7 @@ import pytest
 
 from diffjax import config_files
 from diffjax.conditions import of_classes
-from diffjax.loop import loop
+from diffjax.loop.compiled_step import train_step_of
 from diffjax.runs.setup import set_up
 from diffjax.training import sharding
 
@@ -48,7 +48,7 @@ def gradients(arguments, network, rules=None, **mesh):
     batch = {"image": image, "label": (np.arange(32) % 10).astype(np.int32)}
     batch = jax.device_put(batch, sharding.batch_sharding(setup.mesh))
     places = setup.shardings, sharding.replicated(setup.mesh)
-    step = jax.jit(loop.train_step_of(setup), out_shardings=places)
+    step = jax.jit(train_step_of(setup), out_shardings=places)
     new, _ = step(state, jax.random.key(1), batch)
     found = jax.tree_util.tree_leaves_with_path(optax.tree.get(new.opt_state, "mu"))
     return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in found}

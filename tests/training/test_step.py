@@ -52,7 +52,7 @@ def test_three_steps_are_those_of_the_definition(decays):
         descent(),
         num_steps=5,
         averages=Averages(decays),
-        label_dropout=DROPPED,
+        condition_dropout=DROPPED,
         condition=Classes(NULL),
         teacher=teacher_name("ema", Averages(decays)),
     )
@@ -110,7 +110,7 @@ def test_parts_and_steps_left_out_are_passed_on():
     network: Any = apply
     nonfinite = NonFinite(2)
     step = make_train_step(
-        network, objective, descent(), num_steps=5, averages=Averages(()), label_dropout=0.0,
+        network, objective, descent(), num_steps=5, averages=Averages(()), condition_dropout=0.0,
         condition=Classes(NULL), nonfinite=nonfinite, accumulation_steps=2,
     )  # fmt: skip
     state = init_state(

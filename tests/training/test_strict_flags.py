@@ -14,17 +14,19 @@ import pytest
 from diffjax import choices
 from diffjax.conditions import of_classes
 from diffjax.evaluation import neighbours
-from diffjax.evaluation.extractors import clip, dinov2
 from diffjax.evaluation.extractors.classifier import Classifier
-from diffjax.evaluation.extractors.inception import InceptionV3, resize
+from diffjax.evaluation.extractors.inception import resize
 from diffjax.models.attention import IMPLEMENTATIONS, REVERSE_ONLY
+from diffjax.models.clip.network import clip_vision
+from diffjax.models.dinov2.network import dinov2
 from diffjax.models.dit import DiT
+from diffjax.models.inception.network import InceptionV3
 from diffjax.oracle.analytic import Gaussian
-from diffjax.process.paths import Cosine, Linear
+from diffjax.process.paths import Linear
 from diffjax.process.targets import Noise
 from diffjax.runs.setup import set_up
 from diffjax.spec import spec
-from diffjax.studies.validation import _one_bin
+from diffjax.studies.validation import LossByLogSNR
 from diffjax.training.averages import Averages
 from diffjax.training.nonfinite import NonFinite
 from diffjax.training.step import make_train_step
@@ -54,7 +56,7 @@ def trace(arguments="", **changes):
         setup.optimizer,
         num_steps=config.num_steps,
         averages=Averages.of(config),
-        label_dropout=0.1,
+        condition_dropout=0.1,
         condition=setup.wired.condition,
         nonfinite=NonFinite(skip_in_a_row=2),
         accumulation_steps=setup.accumulation_steps,
@@ -131,8 +133,8 @@ def test_bfloat16(scan):
 def test_feature_networks():
     networks = [
         (InceptionV3(), lambda x: resize(x)),
-        (dinov2.Dinov2(8, 1, 2, 4), lambda x: jnp.ones((2, 28, 28, 3))),
-        (clip.Clip(8, 1, 2, 8, 14), lambda x: jnp.ones((2, 28, 28, 3))),
+        (dinov2(8, 1, 2, 4), lambda x: jnp.ones((2, 28, 28, 3))),
+        (clip_vision(8, 1, 2, 8, grid=2), lambda x: jnp.ones((2, 28, 28, 3))),
         (Classifier(10, (8, 8), (2, 2), 16), lambda x: x[..., :1]),
     ]
     for network, prepared in networks:
@@ -147,14 +149,14 @@ def test_feature_networks():
 
 def test_neighbours():
     images = np.linspace(-1, 1, 6 * 4, dtype=np.float32).reshape(6, 2, 2, 1)
-    indices, distances = neighbours.nearest(images[:2], images, k=2)
+    indices, distances = neighbours.nearest_neighbours(images[:2], images, k=2)
     assert indices[:, 0].tolist() == [0, 1]
     np.testing.assert_allclose(distances[:, 0], 0.0)
 
 
 def test_the_loss_by_log_snr():
     predict = Gaussian(jnp.zeros(4), jnp.eye(4)).predict(Linear())
-    one_bin = _one_bin(predict, Linear(), {"noise": Noise()}, Cosine(), jax.random.key(0))
+    loss = LossByLogSNR(lambda _: predict, Linear(), jax.random.key(0), {"noise": Noise()})
     rows, x0 = np.arange(3), np.ones((3, 2, 2, 1), np.float32)
     low, high = np.float32(-1.0), np.float32(1.0)
-    jax.eval_shape(one_bin, x0, rows, rows, 1, low, high)
+    jax.eval_shape(loss._one_bin, None, x0, rows, rows, 1, low, high)

@@ -16,6 +16,7 @@ from diffjax.data import batches, digits
 from diffjax.ensemble.ensemble import train_together
 from diffjax.errors import UserError
 from diffjax.loop import loop
+from diffjax.loop.compiled_step import train_step_of
 from diffjax.objectives.base import Progress
 from diffjax.runs.averages import reconstruct
 from diffjax.runs.checkpoints import Checkpoints
@@ -45,7 +46,7 @@ def stepped(setup, num_steps=5):
     """The state after some steps, and the one it began with, on the host."""
     state = setup.init(jax.random.key(0))
     first = jax.device_get(state)
-    step = jax.jit(loop.train_step_of(setup))
+    step = jax.jit(train_step_of(setup))
     for batch in list_of_batches(setup, num_steps):
         state, _ = step(state, jax.random.key(1), batch)
     return first, jax.device_get(state)
@@ -88,7 +89,7 @@ def test_a_pattern_of_all_is_the_program_without_one(pattern):
         setup = prepared(trained_config(trainable=trainable))
         key = jax.eval_shape(lambda: jax.random.key(0))
         batch = setup.wired.batch_shapes(16)
-        programs.append(str(jax.make_jaxpr(loop.train_step_of(setup))(setup.abstract, key, batch)))
+        programs.append(str(jax.make_jaxpr(train_step_of(setup))(setup.abstract, key, batch)))
     assert programs[0] == programs[1]
 
 
@@ -291,7 +292,7 @@ def test_it_is_split_over_a_mesh_as_it_is_without_patterns(tuned):
     assert not state.frozen["embed"]["embedding"].sharding.is_fully_replicated
     assert_same(state.weights(LIVE), loaded(tuned).weights(LIVE), rtol=0, atol=0)
     assert set(by_path(setup.abstract.weights(LIVE))) == set(by_path(whole.abstract.params))
-    state, metrics = jax.jit(loop.train_step_of(setup))(
+    state, metrics = jax.jit(train_step_of(setup))(
         state, jax.random.key(0), list_of_batches(setup, 1)[0]
     )
     assert np.isfinite(metrics["loss"])

@@ -55,7 +55,7 @@ def test_the_teacher_is_the_average_of_the_name_or_the_first_of_the_users_decays
     objective: Any = Teacher()
     step = jax.jit(
         make_train_step(
-            None, objective, still(), num_steps=2, averages=Averages(decays), label_dropout=0.0,  # pyright: ignore[reportArgumentType]
+            None, objective, still(), num_steps=2, averages=Averages(decays), condition_dropout=0.0,  # pyright: ignore[reportArgumentType]
             condition=Unconditional(), teacher=teacher_name(name, Averages(decays)),
         )
     )  # fmt: skip

@@ -11,7 +11,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import traverse_util
 
 from diffjax.compiling import jit
 from diffjax.errors import UserError
@@ -235,29 +234,6 @@ def as_rgb(images: Any) -> jax.Array:
     if channels not in (1, 3):
         raise UserError(f"images have {channels} channels; this extractor accepts 1 or 3")
     return jnp.broadcast_to(images, (*images.shape[:-1], 3))
-
-
-def check_shapes(params: Any, expected: Any, name: str) -> None:
-    """Checks that parameters have the names and shapes of a network.
-
-    Args:
-        params: nested dicts of arrays.
-        expected: nested dicts of values with the expected shapes.
-        name: name of the file of the parameters, for the message.
-
-    Raises:
-        UserError: a name or shape differs; the message contains the first.
-    """
-    found, wanted = (
-        traverse_util.flatten_dict(jax.tree.map(lambda leaf: leaf.shape, tree), sep=".")
-        for tree in (params, expected)
-    )
-    for key in sorted(wanted.keys() | found.keys()):
-        shape, right = found.get(key), wanted.get(key)
-        if shape != right:
-            raise UserError(
-                f"{name} belongs to another network: {key} is {shape} and should be {right}"
-            )
 
 
 def check_images(images: np.ndarray, shape: tuple[int, ...] | None, whose: str) -> None:

@@ -6,9 +6,10 @@ from ml_collections import ConfigDict
 
 from diffjax.errors import UserError
 from diffjax.evaluation.extractors.clip import clip_features
-from diffjax.evaluation.extractors.dinov2 import VARIANTS, dinov2_features
+from diffjax.evaluation.extractors.dinov2 import dinov2_features
 from diffjax.evaluation.extractors.features import Extractor, classifier_features, pixel_features
 from diffjax.evaluation.extractors.inception import inception_features
+from diffjax.models.dinov2.sizes import SIZES
 from diffjax.spec import build, choose, spec
 
 EXTRACTORS: Mapping[str, ConfigDict] = {
@@ -18,7 +19,7 @@ EXTRACTORS: Mapping[str, ConfigDict] = {
     "inception": spec(inception_features),
     "inception_spatial": spec(inception_features, layer="spatial"),
     "clip": spec(clip_features),
-    **{f"dinov2_{model}": spec(dinov2_features, model=model) for model in VARIANTS},
+    **{f"dinov2_{model}": spec(dinov2_features, model=model) for model in SIZES},
 }
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from diffjax.performance.hlo.groups import groups, slices_of
+from diffjax.performance.hlo.groups import device_groups, slices_of
 from diffjax.performance.hlo.parser import Array, Computation, Instruction, Module
 from diffjax.performance.hlo.products import library_call
 
@@ -83,7 +83,7 @@ def collectives(module: Module, slice_size: int = 0) -> list[Collective]:
             continue
         if kind == "all-reduce" and _is_scattered(module, computation, instruction):
             kind = "reduce-scatter"
-        together = groups(instruction)
+        together = device_groups(instruction)
         devices = _group_size(kind, together)
         slices = max((slices_of(one, slice_size) for one in together if slice_size), default=1)
         moved = times * _whole_bytes(computation, instruction, kind)

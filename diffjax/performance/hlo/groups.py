@@ -12,12 +12,12 @@ _IOTA = re.compile(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?
 _LISTS = re.compile(r"replica_groups=\{(\{[\d,{} ]*\})\}")
 
 
-def groups(instruction: Instruction) -> list[list[int]]:
+def device_groups(instruction: Instruction) -> list[list[int]]:
     """Device numbers of each group of a collective; for a permute, of each pair.
 
     Example:
         >>> one = Instruction("r", "all-reduce", (), (), "", ", replica_groups=[2,2]<=[2,2]T(1,0)")
-        >>> groups(one)
+        >>> device_groups(one)
         [[0, 2], [1, 3]]
     """
     text = instruction.attributes

@@ -3,6 +3,7 @@
 import math
 import re
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from diffjax.performance.hlo.parser import Computation, Instruction, Module
 
@@ -18,7 +19,7 @@ _CONVOLUTIONS = {
 }
 
 
-def matrix_flops(module: Module) -> int:
+def compiled_matrix_flops(module: Module) -> int:
     """FLOPs of all matrix products and convolutions that one device executes.
 
     A multiply-add counts as two FLOPs. In a convolution, only products of a kernel element with an
@@ -91,42 +92,50 @@ def _convolution(
         raise ValueError(f"{instruction.name} is a convolution without dim_labels")
     in_, of, out = labels.groups()
     flops = 2 * kernel[of.index("i")] * output[out.index("b")] * output[out.index("f")]
-    window = _window(instruction.attributes)
-    for axis in range(len(out) - 2):
+    windows = _windows(instruction.attributes)
+    for axis, window in zip(range(len(out) - 2), windows, strict=True):
         digit = str(axis)
         sizes = image[in_.index(digit)], kernel[of.index(digit)], output[out.index(digit)]
-        flops *= _places(*sizes, *(window[name][axis] for name in window))
+        flops *= _places(*sizes, window)
     return flops
 
 
-def _places(
-    size: int, kernel: int, output: int, stride: int, low: int, lhs_dilate: int, rhs_dilate: int
-) -> int:
+class _Window(NamedTuple):
+    """How a convolution moves along one dimension: HLO's stride, lower padding and dilations."""
+
+    stride: int
+    low: int
+    lhs_dilate: int
+    rhs_dilate: int
+
+
+def _places(size: int, kernel: int, output: int, window: _Window) -> int:
     """Number of pairs of an output and a kernel element that multiply a real input element."""
     found = 0
     for k in range(kernel):
-        first = k * rhs_dilate - low
-        # Elements of the input lie at multiples of lhs_dilate.
+        first = k * window.rhs_dilate - window.low
+        # Elements of the input lie at multiples of its dilation.
         found += sum(
-            place % lhs_dilate == 0 and 0 <= place < size * lhs_dilate
-            for place in range(first, first + output * stride, stride)
+            place % window.lhs_dilate == 0 and 0 <= place < size * window.lhs_dilate
+            for place in range(first, first + output * window.stride, window.stride)
         )
     return found
 
 
-def _window(attributes: str) -> dict[str, list[int]]:
-    """Stride, lower padding and dilations of each spatial dimension of a convolution."""
+def _windows(attributes: str) -> list[_Window]:
+    """The window of each spatial dimension of a convolution."""
     text = re.search(r"window=\{([^}]*)\}", attributes)
     fields = dict(_WINDOW.findall(text[1])) if text else {}
     dims = len(fields["size"].split("x")) if "size" in fields else 0
     ones = "x".join(["1"] * dims)
     pads = fields.get("pad", "x".join(["0_0"] * dims))
-    return {
-        "stride": _sizes(fields.get("stride", ones)),
-        "low": [int(pad.split("_")[0]) for pad in pads.split("x") if pad],
-        "lhs_dilate": _sizes(fields.get("lhs_dilate", ones)),
-        "rhs_dilate": _sizes(fields.get("rhs_dilate", ones)),
-    }
+    columns = (
+        _sizes(fields.get("stride", ones)),
+        [int(pad.split("_")[0]) for pad in pads.split("x") if pad],
+        _sizes(fields.get("lhs_dilate", ones)),
+        _sizes(fields.get("rhs_dilate", ones)),
+    )
+    return [_Window(*row) for row in zip(*columns, strict=True)]
 
 
 def _sizes(text: str) -> list[int]:

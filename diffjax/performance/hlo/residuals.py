@@ -10,7 +10,7 @@ _SAME = ("bitcast", "copy", "copy-start", "copy-done", "get-tuple-element", "opt
 _NOT_MADE = ("constant", "iota", "parameter", "tuple")
 
 
-def kept_bytes(module: Module) -> int:
+def residual_bytes(module: Module) -> int:
     """Bytes in main memory that the forward pass makes and the backward pass reads.
 
     JAX names each instruction after its origin, which identifies the backward pass. Results of

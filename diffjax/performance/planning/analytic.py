@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from diffjax.loop.loop import train_step_of
-from diffjax.objectives.base import Progress, with_condition
+from diffjax.loop.compiled_step import train_step_of
+from diffjax.objectives.base import Progress, conditioned_batch
 from diffjax.performance.hlo.counts import Collective
 from diffjax.performance.planning.compiled import Needs, described, set_up_on, state_memory
 from diffjax.performance.planning.gpus import absent_mesh
@@ -46,7 +46,7 @@ def model_of(config: ConfigDict, topology: Topology, program: str = "training") 
     memory, flops = state_memory(setup, program), about["model_flops"]
     if program == "training":
         memory["gradients"] = memory["parameters"]
-        memory["activations"] = kept_bytes(setup)
+        memory["activations"] = activation_bytes(setup)
         flops = _executed(setup) / mesh.size
     traffic = about["minimum_wire_bytes"]
     slow = minimum_slow_bytes(setup, topology.num_slices) if program == "training" else 0.0
@@ -69,7 +69,7 @@ def _executed(setup: Setup) -> float:
     return matrix_flops(train_step_of(setup), setup.abstract, key, batch)
 
 
-def kept_bytes(setup: Setup) -> int:
+def activation_bytes(setup: Setup) -> int:
     """Bytes of the activations that one device saves for the backward pass, without parameters.
 
     A compiler may save fewer, because it recomputes what is cheap.
@@ -82,7 +82,7 @@ def kept_bytes(setup: Setup) -> int:
         )
 
         def loss(params: Any) -> jax.Array:
-            seen = with_condition(batch, wired.condition)
+            seen = conditioned_batch(batch, wired.condition)
             return jnp.mean(objective(wired.apply, params, params, key, seen, progress)[0])
 
         return jax.vjp(loss, params)[1]

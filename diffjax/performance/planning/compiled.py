@@ -15,11 +15,11 @@ from ml_collections import ConfigDict
 from diffjax.conditions import Condition, of_classes
 from diffjax.data import DataSet
 from diffjax.errors import UserError
-from diffjax.loop.loop import compile_train_step
+from diffjax.loop.compiled_step import compile_train_step
 from diffjax.models.layers import STACKED
 from diffjax.performance.hlo import counts, products
 from diffjax.performance.hlo.parser import parse
-from diffjax.performance.hlo.residuals import kept_bytes
+from diffjax.performance.hlo.residuals import residual_bytes
 from diffjax.performance.planning.gpus import gpu_mesh
 from diffjax.performance.planning.lower_bounds import minimum_wire_bytes, model_flops
 from diffjax.performance.planning.topologies import MEGACORE, Topology
@@ -213,7 +213,7 @@ def needs_on(
     # network evaluation comes after the loop.
     steps = setup.wired.recipe.num_steps - 1 if program == "sampling" else None
     module = parse(text, unknown_trips=steps)
-    kept = kept_bytes(module) if program == "training" else 0
+    kept = residual_bytes(module) if program == "training" else 0
     memory = _memory(setup, program, executable.memory_analysis(), kept)
     slice_size = topology.slice_size if topology.num_slices > 1 else 0
     return Needs(
@@ -223,7 +223,7 @@ def needs_on(
         fits=sum(memory.values()) <= topology.usable_bytes,
         memory=memory,
         peak_bytes=sum(memory.values()),
-        flops=products.matrix_flops(module),
+        flops=products.compiled_matrix_flops(module),
         collectives=tuple(counts.collectives(module, slice_size)),
         memory_traffic_bytes=counts.memory_bytes(module),
         whole_stacks=tuple(map(_text, counts.whole_stacks(module, stacked_shapes(setup)))),

@@ -6,7 +6,7 @@ from jax.sharding import NamedSharding
 from ml_collections import ConfigDict
 
 from diffjax.errors import UserError
-from diffjax.loop.loop import train_step_of
+from diffjax.loop.compiled_step import train_step_of
 from diffjax.runs.setup import Setup, set_up
 from diffjax.training.flops import matrix_flops
 

@@ -64,7 +64,7 @@ def meshes(
     ]
 
 
-def candidates(
+def candidate_plans(
     config: ConfigDict, topology: Topology, over: Sequence[str] = AXES
 ) -> Iterator[tuple[str, ConfigDict]]:
     """Generates all combinations of mesh, rematerialisation policy and scan.
@@ -209,7 +209,7 @@ def about_largest(rows: Sequence[Row], topology: Topology) -> str:
 def _rows(config: ConfigDict, topology: Topology) -> int:
     """The number that must divide the batch size: data-parallel devices × accumulation steps."""
     sizes = _filled(config, topology)
-    return sizes["data"] * sizes["fsdp"] * config.get("accumulation_steps", 1)
+    return sizes["data"] * sizes["fsdp"] * config.accumulation_steps
 
 
 def what_would_fit(config: ConfigDict, needs: Needs) -> str:

@@ -6,7 +6,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from diffjax.evaluation.tables import MISSING, duration, measure, number, percent, table
+from diffjax.evaluation.tables import MISSING, duration, number, percent, table, three_digits
 from diffjax.performance.planning.compiled import Needs
 from diffjax.performance.planning.roofline import device_hours, estimate
 from diffjax.performance.planning.search import Row
@@ -16,7 +16,7 @@ from diffjax.training.averages import Averages
 _BYTES_PER_PARAMETER = 4
 
 
-def as_json(rows: Sequence[Row], best: Row | None) -> dict[str, Any]:
+def plans_as_json(rows: Sequence[Row], best: Row | None) -> dict[str, Any]:
     """All numbers of all plans as plain values for JSON, with the label of the best plan."""
     return {
         "plans": [
@@ -98,24 +98,24 @@ def work_rows(needs: Needs, about: Mapping[str, Any]) -> list[list[str]]:
     """Rows of the work table: kind of work, its amount, and its ratio to the lower bound."""
     traffic = needs.memory_traffic_bytes
     rows = [
-        ["matrix TFLOP", measure(needs.flops / 1e12), f"{about['flops_over_model']:.4f}"],
+        ["matrix TFLOP", three_digits(needs.flops / 1e12), f"{about['flops_over_model']:.4f}"],
         [
             "GB from other chips",
-            measure(needs.wire_bytes / 1e9),
+            three_digits(needs.wire_bytes / 1e9),
             MISSING if about["wire_over_minimum"] is None else f"{about['wire_over_minimum']:.3f}",
         ],
-        ["GB from and to memory", MISSING if traffic is None else measure(traffic / 1e9), ""],
+        ["GB from and to memory", MISSING if traffic is None else three_digits(traffic / 1e9), ""],
     ]
     if about["state_over_ideal"] is not None:
         ratio = f"{about['state_over_ideal']:.4f}"
-        rows.append(["GB of state", measure(needs.state_bytes / 1e9), ratio])
+        rows.append(["GB of state", three_digits(needs.state_bytes / 1e9), ratio])
     return rows
 
 
 def wire_rows(needs: Needs) -> list[list[str]]:
     """Rows of the traffic table: kind, participating devices, count, and MB received."""
     return [
-        [one.kind, str(one.devices), number(one.count or None), measure(one.wire_bytes / 1e6)]
+        [one.kind, str(one.devices), number(one.count or None), three_digits(one.wire_bytes / 1e6)]
         for one in needs.collectives
     ] or [["none", "", "", ""]]
 
@@ -123,7 +123,7 @@ def wire_rows(needs: Needs) -> list[list[str]]:
 def time_rows(about: Mapping[str, Any]) -> list[list[str]]:
     """Rows of the time table: the roofline parts in ms, then the cost of the whole run."""
     rows = [
-        [part, measure(1e3 * seconds), "longest" if part == about["bound_by"] else ""]
+        [part, three_digits(1e3 * seconds), "longest" if part == about["bound_by"] else ""]
         for part, seconds in about["seconds_by_part"].items()
     ]
     rows.append(["images per second", number(about["images_per_second"]), "at most"])
@@ -149,7 +149,7 @@ def _notes(needs: Needs) -> list[str]:
     return notes
 
 
-def summary(rows: Sequence[Row]) -> str:
+def plan_summary(rows: Sequence[Row]) -> str:
     """A table with one line for each plan."""
     lines = []
     for label, config, needs in rows:
@@ -161,15 +161,15 @@ def summary(rows: Sequence[Row]) -> str:
                 str(needs.batch_size),
                 _gib(needs.state_bytes),
                 _gib(needs.peak_bytes) + ("" if needs.fits else " (too much)"),
-                measure(needs.flops / 1e12),
+                three_digits(needs.flops / 1e12),
                 f"{about['flops_over_model']:.4f}",
-                measure(needs.wire_bytes / 1e9),
+                three_digits(needs.wire_bytes / 1e9),
                 MISSING if wire is None else f"{wire:.2f}",
-                measure(1e3 * about["seconds"]),
+                three_digits(1e3 * about["seconds"]),
                 about["bound_by"],
                 number(about["images_per_second"]),
                 number(about.get("device_hours")),
-                measure(needs.seconds) if needs.compiled else "analytic",
+                three_digits(needs.seconds) if needs.compiled else "analytic",
             ]
         )
     headings = [

@@ -11,18 +11,17 @@ from diffjax.evaluation.extrapolation import extrapolated_distance, fewest_sampl
 from diffjax.evaluation.image_statistics import CollectedStatistics
 from diffjax.evaluation.manifolds import manifold_scores
 from diffjax.evaluation.mixtures import mode_weights, sliced_wasserstein_to
-from diffjax.evaluation.neighbours import copied, memorisation, nearest
+from diffjax.evaluation.neighbours import copied, memorisation, nearest_neighbours
 from diffjax.evaluation.reference import Reference, thin
-from diffjax.evaluation.scores import inception_score
+from diffjax.evaluation.scores import NUM_SPLITS, inception_score
 
-NUM_SPLITS = 10  # of Salimans et al.
 _K = 5  # of Naeem et al.
 _MOST_ON_MANIFOLDS = 10_000  # as in Naeem et al.; the cost grows with the square
 _NUM_CELLS = 5
 _NUM_DIRECTIONS = 100
 
 
-def in_depth_numbers(
+def further_metrics(
     collected: CollectedStatistics, reference: Reference, provenance: dict[str, Any]
 ) -> dict[str, Any]:
     """All metrics on features by name, with floors and provenance; None if not available.
@@ -131,7 +130,7 @@ def _inception_score(
         return None
     test_logits, floor = thin(reference.test_logits, collected.num_images, reference.seed), None
     if len(test_logits) >= NUM_SPLITS:
-        floor = inception_score(test_logits, num_splits=NUM_SPLITS, seed=reference.seed).value
+        floor = inception_score(test_logits, seed=reference.seed).value
     return {
         "value": collected.score.value,
         "standard_deviation": collected.score.standard_deviation,
@@ -145,7 +144,7 @@ def _inception_score(
     }
 
 
-def neighbour_numbers(
+def memorisation_metrics(
     collected: CollectedStatistics, reference: Reference, provenance: dict[str, Any]
 ) -> dict[str, Any]:
     """Metrics of memorisation, computed on pixels, so they do not depend on the extractor.
@@ -157,7 +156,7 @@ def neighbour_numbers(
     """
     some = thin(collected.images, reference.max_neighbour_images, reference.seed)
     train = reference.train_images
-    indices, distances = nearest(some, train, k=2)
+    indices, distances = nearest_neighbours(some, train, k=2)
     test_distances = reference.test_neighbours[1]
     by_cell = data_copying(
         some, train, reference.some_test_images, num_cells=_NUM_CELLS, seed=reference.seed
@@ -165,11 +164,18 @@ def neighbour_numbers(
     how = {
         "num_cells": _NUM_CELLS,
         "seed": reference.seed,
-        "space": "pixels" if reference.bounded else "values",
+        "space": "pixels" if reference.codec.bounded else "values",
         **counts(len(some), len(test_distances), len(train)),
     }
     # There are no features: only the provenance of the images is shared.
-    shared = ("autoencoder", "value_range", "rounding", "reference", "reference_sha256", "labels")
+    shared = (
+        *reference.codec.facts,
+        "value_range",
+        "rounding",
+        "reference",
+        "reference_sha256",
+        "labels",
+    )
     stated = {key: provenance[key] for key in shared}
     tested = len(test_distances) > 0
     memory = {"closer_than_test": None, "distance_ratio": None, "copied_floor": None}
@@ -197,9 +203,8 @@ def _of_mixture(
         return {}
     # Equally many exact draws are what a perfect generator produces.
     real = np.asarray(mixture.draw(jax.random.key(reference.seed), len(images)))
-    stated = {
-        key: provenance[key] for key in ("autoencoder", "value_range", "rounding", "labels", "seed")
-    }
+    shared = (*reference.codec.facts, "value_range", "rounding", "labels", "seed")
+    stated = {key: provenance[key] for key in shared}
     stated |= counts(len(images), len(real), 0) | {
         "reference": f"{reference.name}, its true distribution"
     }

@@ -1,27 +1,19 @@
-"""Pretrained networks as features, without torch: in NumPy, by their names, and what is refused.
+"""Published networks of features against their formulas in NumPy.
 
-Against torch, with the published sizes: test_extractors.py and test_clip.py.
+Against torch, with the published sizes: tests/evaluation/test_extractors.py and test_clip.py.
 """
-
-from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from PIL import Image
 from scipy.special import erf, expit, softmax
 
-from diffjax.data import to_float
-from diffjax.errors import UserError
-from diffjax.evaluation.extractors import clip, dinov2, inception
-from diffjax.evaluation.extractors.clip import Clip
-from diffjax.evaluation.extractors.dinov2 import Dinov2, dinov2_features
-from diffjax.evaluation.extractors.inception import inception_features
-from diffjax.evaluation.extractors.named import EXTRACTORS, extractor_called
-from diffjax.pretrained.torch_files import StateDict
-from diffjax.spec import build, spec
-from experiments.evaluate import chosen_extractors
+from diffjax.models.clip.network import clip_vision
+from diffjax.models.clip.published import FAMILY as CLIP
+from diffjax.models.dinov2.network import dinov2, resize_positions
+from diffjax.models.dinov2.published import FAMILY as DINOV2
+from diffjax.models.inception import network as inception
 
 WIDTH, HEADS = 8, 2
 
@@ -113,47 +105,31 @@ PIXELS = np.random.default_rng(1).normal(size=(3, 28, 28, 3))
 def test_dinov2_is_its_formula(registers):
     w = Drawn()
     expected = dino_network(w, PIXELS, 2, registers)
-    network = Dinov2(WIDTH, 2, HEADS, registers)
-    params = dinov2.convert(StateDict("w.pth", dict(w)), network, grid=2)
+    network = dinov2(WIDTH, 2, HEADS, registers, grid=2)
+    params = DINOV2.to_ours(w, network, "w.pth")
     found = jax.jit(network.apply)({"params": params}, jnp.asarray(PIXELS, jnp.float32))
-    np.testing.assert_allclose(np.asarray(found), expected, rtol=2e-4, atol=2e-5)
+    np.testing.assert_allclose(np.asarray(found)[:, 0], expected, rtol=2e-4, atol=2e-5)
 
 
 def test_clip_is_its_formula():
     w = Drawn()
     expected = clip_network(w, PIXELS, 2, 5)
-    network = Clip(WIDTH, 2, HEADS, 5)
-    params = clip.convert(StateDict("w.bin", dict(w)), network, 28)
+    network = clip_vision(WIDTH, 2, HEADS, 5, grid=2)
+    params = CLIP.to_ours(w, network, "w.bin")
     found = jax.jit(network.apply)({"params": params}, jnp.asarray(PIXELS, jnp.float32))
     np.testing.assert_allclose(np.asarray(found), expected, rtol=2e-4, atol=2e-5)
-    arrays = {**w, "text_model.x": np.zeros(1), "logit_scale": np.zeros(())}
-    clip.convert(StateDict("w.bin", arrays), network, 28)  # the half that reads text is left out
-    del arrays["visual_projection.weight"]
-    with pytest.raises(UserError, match=r"has no weights 'visual_projection\.weight'"):
-        clip.convert(StateDict("w.bin", arrays), network, 28)
-    for change, message in (
-        ({"more": np.zeros(1)}, "1 weights too many, such as 'more'"),
-        (
-            {"visual_projection.weight": np.zeros((7, WIDTH))},
-            r"projection.kernel is \(8, 7\) and should be \(8, 5\)",
-        ),
-    ):
-        with pytest.raises(UserError, match=message):
-            clip.convert(StateDict("w.bin", {**w, **change}), network, 28)
 
 
 def test_positions_of_the_right_number_stay():
     grid = np.random.default_rng(0).normal(size=(37, 37, 2)).astype(np.float32)
     for registers in (False, True):
-        np.testing.assert_array_equal(
-            dinov2.resize_positions(grid, 37, like_registers=registers), grid
-        )
+        np.testing.assert_array_equal(resize_positions(grid, 37, like_registers=registers), grid)
 
 
 def test_positions_of_networks_with_registers_go_whole_grid_on_whole_grid():
     """A plane stays one away from the edges, at `37/16 (i + 1/2) - 1/2`."""
     y, x = np.mgrid[:37, :37]
-    found = dinov2.resize_positions(np.stack([y, 2 * x - y], -1), 16, like_registers=True)
+    found = resize_positions(np.stack([y, 2 * x - y], -1), 16, like_registers=True)
     places = 37 / 16 * (np.arange(16) + 0.5) - 0.5
     y, x = np.meshgrid(places, places, indexing="ij")
     expected = np.stack([y, 2 * x - y], -1)
@@ -170,21 +146,19 @@ def test_positions_of_an_impulse_are_keys_cubic():
         1.25 * d**3 - 2.25 * d**2 + 1,
         np.where(d < 2, -0.75 * (d**3 - 5 * d**2 + 8 * d - 4), 0.0),
     )
-    found = dinov2.resize_positions(grid, 16, like_registers=False)[..., 0]
+    found = resize_positions(jnp.asarray(grid), 16, like_registers=False)[..., 0]
     np.testing.assert_allclose(found, np.outer(cubic, cubic), atol=1e-6)
 
 
 class TestInceptionsParts:
     def test_a_unit_is_convolution_and_batch_normalisation(self):
-        """Folded into one, held against both by hand, at each of the ways to pad."""
+        """Compared with both by hand, at each of the ways to pad."""
         rng = np.random.default_rng(0)
         kernel = rng.normal(size=(4, 3, 3, 3))
         mean, bias, gamma = rng.normal(size=(3, 4))
         variance = rng.uniform(0.5, 2.0, 4)
-        arrays = {"x.conv.weight": kernel, "x.bn.weight": gamma, "x.bn.bias": bias}
-        arrays |= {"x.bn.running_mean": mean, "x.bn.running_var": variance}
+        norm = {"scale": gamma, "bias": bias, "mean": mean, "variance": variance}
         images = rng.normal(size=(2, 7, 7, 3))
-        folded = inception._folded(StateDict("w.pth", arrays), "x.")
         for stride, padding in ((1, "SAME"), (1, "VALID"), (2, "VALID")):
             edge = int(padding == "SAME")
             padded = np.pad(images, ((0, 0), (edge, edge), (edge, edge), (0, 0)))
@@ -193,7 +167,8 @@ class TestInceptionsParts:
             plain = np.einsum("bijchw,dchw->bijd", windows, kernel)
             expected = gamma * (plain - mean) / np.sqrt(variance + 1e-3) + bias
             unit = inception._Unit(4, (3, 3), stride, padding)
-            params = {"conv": folded}
+            params = {"conv": {"kernel": kernel.transpose(2, 3, 1, 0)}, "norm": norm}
+            params = jax.tree.map(np.float32, params)
             found = unit.apply({"params": params}, jnp.asarray(images, jnp.float32))
             np.testing.assert_allclose(found, np.maximum(expected, 0.0), atol=1e-4)
 
@@ -205,15 +180,6 @@ class TestInceptionsParts:
                 around = x[0, max(i - 1, 0) : i + 2, max(j - 1, 0) : j + 2]
                 np.testing.assert_allclose(found[0, i, j], of(around, axis=(0, 1)), rtol=1e-5)
 
-    @pytest.mark.parametrize("size", [32, 400])
-    def test_the_resize_is_bilinear_between_centres_of_pixels(self, size):
-        image = np.random.default_rng(0).normal(size=(size, size))
-        places = np.clip((np.arange(299) + 0.5) * size / 299 - 0.5, 0, size - 1)
-        rows = np.stack([np.interp(places, np.arange(size), row) for row in image])
-        expected = np.stack([np.interp(places, np.arange(size), row) for row in rows.T], 1)
-        found = inception.resize(jnp.asarray(image[None, :, :, None], jnp.float32))
-        np.testing.assert_allclose(found[0, :, :, 0], expected, atol=2e-4)
-
     @pytest.mark.thorough
     def test_layers_are_as_wide_as_published(self):
         image = jax.ShapeDtypeStruct((2, 299, 299, 3), jnp.float32)
@@ -221,62 +187,3 @@ class TestInceptionsParts:
             inception.InceptionV3().init_with_output, jax.random.key(0), image
         )
         assert [layer.shape for layer in layers] == [(2, n) for n in (2048, 2023, 768, 1008)]
-
-
-@pytest.mark.parametrize("channels", [1, 3])
-def test_colours_and_grey_are_resized_by_pillow(channels):
-    images = np.random.default_rng(0).integers(0, 256, (2, 40, 40, channels)).astype(np.uint8)
-    expected = []
-    for image in images:
-        mode = image[..., 0] if channels == 1 else image
-        resized = Image.fromarray(mode).resize((224, 224), Image.Resampling.BICUBIC)
-        expected.append(np.broadcast_to(np.asarray(resized).reshape(224, 224, -1), (224, 224, 3)))
-    np.testing.assert_array_equal(dinov2.resize(to_float(images)), expected)
-
-
-def test_what_is_missing_is_said():
-    with pytest.raises(UserError, match=r"needs weights: .*https://"):
-        build(spec(inception_features))
-    with pytest.raises(UserError, match="no layer 'pol'; did you mean 'pool'"):
-        inception_features("x.pth", layer="pol")
-    with pytest.raises(UserError, match=r"dinov2_vitl14_pretrain.pth, or its URL https://"):
-        build(spec(dinov2_features))
-    with pytest.raises(UserError, match="'vitl'; did you mean 'vitl14'"):
-        dinov2_features("x.pth", model="vitl")
-
-
-class TestNames:
-    def test_each_can_be_named_on_the_command_line(self):
-        assert extractor_called("digits").name == "classifier:digits"
-        for name in set(EXTRACTORS) - {"pixels", "digits", "fashion_mnist"}:
-            with pytest.raises(UserError, match="needs weights"):
-                extractor_called(name)
-
-    def test_weights_reach_the_file(self, tmp_path):
-        with pytest.raises(UserError, match=r"no\.pth: No such file"):
-            extractor_called("dinov2_vits14", weights=str(tmp_path / "no.pth"))
-
-    @pytest.mark.parametrize(
-        ("name", "weights", "message"),
-        [
-            ("pixels", "x.pth", "pixels has no setting weights"),
-            ("inseption", None, "did you mean 'inception'"),
-            (None, "x.pth", "need --extractor=NAME"),
-        ],
-    )
-    def test_wrong_flags(self, name, weights, message):
-        args = SimpleNamespace(
-            extractor=name and [name],
-            extractor_weights=weights and [weights],
-            extractor_sha256=None,
-        )
-        with pytest.raises(UserError, match=message):
-            chosen_extractors(args)
-
-    def test_of_several_each_has_its_own_file_or_all_have_one(self, tmp_path):
-        for weights, missing in ((["a.pth"], "a"), (["a.pth", "b.pth"], "a"), (["", "b.pth"], "b")):
-            names = ["pixels" if not weights[0] else "inception", "inception_spatial"]
-            files = [str(tmp_path / name) if name else "" for name in weights]
-            args = SimpleNamespace(extractor=names, extractor_weights=files, extractor_sha256=None)
-            with pytest.raises(UserError, match=rf"{missing}\.pth: No such file"):
-                chosen_extractors(args)

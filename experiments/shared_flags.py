@@ -1,4 +1,4 @@
-"""Flags for a run of several processes; functions to join and to leave it."""
+"""Flags that several programs share: of the watchdog, and of a run of several processes."""
 
 import logging
 import os
@@ -12,13 +12,37 @@ import jax
 from absl import flags
 
 from diffjax.errors import UserError
+from diffjax.host.watchdog import Watchdog
 
 # Long enough for a machine that swaps or a network with short failures.
 _HEARTBEAT_SECONDS = 100
 _NAMES = ("coordinator", "num_processes", "process_index", "distributed")
 
 
-def define(flag_values: flags.FlagValues) -> None:
+def define_watchdog(flag_values: flags.FlagValues) -> None:
+    """Defines the flags of the watchdog."""
+    flags.DEFINE_float(
+        "hang_seconds", Watchdog.seconds,
+        "seconds without a step that are a hang; 0 is off",
+        lower_bound=0.0, flag_values=flag_values,
+    )  # fmt: skip
+    flags.DEFINE_float(
+        "hang_times", Watchdog.times,
+        "a hang is at least this many mean step times",
+        lower_bound=0.0, flag_values=flag_values,
+    )  # fmt: skip
+    flags.DEFINE_bool(
+        "hang_exits", Watchdog.exits, "end a hanging run (status 75)",
+        flag_values=flag_values,
+    )  # fmt: skip
+
+
+def watchdog(args: SimpleNamespace) -> Watchdog:
+    """Builds the watchdog from the values of its flags."""
+    return Watchdog(args.hang_seconds, args.hang_times, args.hang_exits)
+
+
+def define_processes(flag_values: flags.FlagValues) -> None:
     """Defines the flags of a run of several processes."""
     flags.DEFINE_string(
         "coordinator", None, "HOST:PORT of process 0, of several",
@@ -45,7 +69,7 @@ def define(flag_values: flags.FlagValues) -> None:
     )
 
 
-def join(args: SimpleNamespace) -> None:
+def join_processes(args: SimpleNamespace) -> None:
     """Joins the other processes, if the flags describe a run of several.
 
     Raises:
@@ -105,7 +129,7 @@ def _gpus_of_the_node() -> range | None:
     return range(count) if count > 1 else None
 
 
-def leave(status: int) -> None:
+def leave_processes(status: int) -> None:
     """Ends a failed process immediately, because the others would wait for it.
 
     In a run of one process it does nothing. Successful processes do not call it: they wait for

@@ -27,21 +27,6 @@ from diffjax.models.placement import BATCH, constrain, of_whole_groups
 from diffjax.models.remat import rematerialised
 from diffjax.shapes import Array, Images, NoiseLabels, OneKey, Tokens
 
-_WIDTHS = {
-    "S": {"hidden_size": 384, "depth": 12, "num_heads": 6},
-    "B": {"hidden_size": 768, "depth": 12, "num_heads": 12},
-    "L": {"hidden_size": 1024, "depth": 24, "num_heads": 16},
-    "XL": {"hidden_size": 1152, "depth": 28, "num_heads": 16},
-}
-
-SIZES: dict[str, dict] = {
-    f"DiT-{name}/{patch_size}": {"patch_size": patch_size, **widths}
-    for name, widths in _WIDTHS.items()
-    for patch_size in (2, 4, 8)
-}
-"""The published sizes (Peebles & Xie 2022, table 1): `DiT(num_classes=10, **SIZES["DiT-S/2"])`."""
-
-
 TOKENS = (BATCH, "sequence", None)
 """The sharding of tokens `[B, T, D]` between layers: whole vectors, as layer norms need them."""
 

@@ -1,0 +1,57 @@
+"""Latents of another codec, brought to a standard deviation of about 1."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from diffjax.codecs.base import Codec, Shape
+from diffjax.kinds import Positive
+from diffjax.shapes import Images, Latents
+
+
+@dataclass(frozen=True)
+class Scaled(Codec):
+    """The latents of a codec times a factor: `encode(x) = scale · codec.encode(x)`.
+
+    The images are those of the codec, so its name and hash stand for both.
+
+    Args:
+        codec: any codec.
+        scale: the factor; 0.18215 for the autoencoders of Stable Diffusion 1 and 2.
+
+    Example:
+        >>> import numpy as np
+        >>> from diffjax.codecs import SpaceToDepth
+        >>> Scaled(SpaceToDepth(2), 0.5).encode((), np.ones((1, 2, 2, 1))).ravel().tolist()
+        [0.5, 0.5, 0.5, 0.5]
+    """
+
+    codec: Codec
+    scale: Positive[float] = 1.0
+
+    @property
+    def name(self) -> str:
+        return self.codec.name
+
+    @property
+    def sha256(self) -> str:
+        return self.codec.sha256
+
+    @property
+    def bounded(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.codec.bounded
+
+    @property
+    def params(self) -> Any:
+        return self.codec.params
+
+    def latent_shape(self, image_shape: Shape) -> Shape:
+        return self.codec.latent_shape(image_shape)
+
+    def image_shape(self, latent_shape: Shape) -> Shape:
+        return self.codec.image_shape(latent_shape)
+
+    def encode(self, params: Any, images: Images) -> Latents:
+        return self.scale * self.codec.encode(params, images)
+
+    def decode(self, params: Any, latents: Latents) -> Images:
+        return self.codec.decode(params, latents / self.scale)

@@ -1,0 +1,157 @@
+"""Encoding and decoding in overlapping tiles, for images that are too large for memory."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from diffjax.codecs.base import Codec, Shape, scale_of
+from diffjax.errors import UserError
+from diffjax.kinds import AtLeastOne, NotNegative
+from diffjax.shapes import Images, Latents
+
+
+@dataclass(frozen=True)
+class Tiled(Codec):
+    """Another codec on tiles of the latent, one after the other, blended where they overlap.
+
+    Neighbouring tiles share `overlap` elements. Next to a cut, an element lacks what lies beyond
+    it; so the quarter of the overlap at the cut is left out, and the half in the middle is blended
+    linearly. **Where no element of the result depends on elements farther away than `overlap // 4`,
+    the result is that of the whole image.** Where each depends on all (group normalisation,
+    attention) it is close to it, and the name in the provenance says so.
+
+    Args:
+        codec: any codec.
+        tile: rows and columns of a tile, in elements of the latent; 64 is typical. Smaller latents
+            are decoded as a whole.
+        overlap: of neighbouring tiles, in the same unit; 16 is typical, and less than `tile`.
+
+    Raises:
+        UserError: tiles that overlap as a whole.
+
+    Example:
+        >>> from diffjax.codecs import SpaceToDepth
+        >>> codec = Tiled(SpaceToDepth(2), tile=4, overlap=2)
+        >>> images = np.random.default_rng(0).normal(size=(1, 14, 20, 3)).astype(np.float32)
+        >>> bool(np.allclose(codec.encoder()(images), SpaceToDepth(2).encoder()(images)))
+        True
+    """
+
+    codec: Codec
+    tile: AtLeastOne[int] = 64
+    overlap: NotNegative[int] = 16
+
+    def __post_init__(self) -> None:
+        if self.overlap >= self.tile:
+            raise UserError(f"overlap={self.overlap} must be less than tile={self.tile}")
+
+    @property
+    def name(self) -> str:
+        return f"{self.codec.name}, tiles of {self.tile} with {self.overlap} shared"
+
+    @property
+    def sha256(self) -> str:
+        return self.codec.sha256
+
+    @property
+    def bounded(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.codec.bounded
+
+    @property
+    def params(self) -> Any:
+        return self.codec.params
+
+    def latent_shape(self, image_shape: Shape) -> Shape:
+        return self.codec.latent_shape(image_shape)
+
+    def image_shape(self, latent_shape: Shape) -> Shape:
+        return self.codec.image_shape(latent_shape)
+
+    def encode(self, params: Any, images: Images) -> Latents:
+        _, height, width, channels = images.shape
+        shape = self.latent_shape((height, width, channels))
+        scale = scale_of(self.codec, shape)
+        return self._blended(
+            lambda tile: self.codec.encode(params, tile), images, shape, scale, (1, 1)
+        )
+
+    def decode(self, params: Any, latents: Latents) -> Images:
+        shape: Any = latents.shape[1:]
+        scale = scale_of(self.codec, shape)
+        return self._blended(
+            lambda tile: self.codec.decode(params, tile), latents, shape, (1, 1), scale
+        )
+
+    def _blended(
+        self,
+        function: Callable[[Array], Array],
+        x: Any,
+        latent_shape: Shape,
+        scale_in: tuple[int, int],
+        scale_out: tuple[int, int],
+    ) -> Array:
+        """`function` of all tiles of `x`, blended; sizes are those of the latent, times a scale."""
+        starts = [_cut(n, self.tile, self.overlap) for n in latent_shape[:2]]
+        tile = [min(n, self.tile) for n in latent_shape[:2]]
+        vertical, horizontal = (
+            jnp.asarray(_weights(first, n, self.tile, self.overlap, k), x.dtype)
+            for first, n, k in zip(starts, latent_shape[:2], scale_out, strict=True)
+        )
+        rows, columns = map(jnp.asarray, starts)
+
+        def corner(i: Array, j: Array, scale: tuple[int, int]) -> list[Any]:
+            return [0, rows[i] * scale[0], columns[j] * scale[1], 0]
+
+        def piece(i: Array, j: Array) -> Array:
+            size = (len(x), tile[0] * scale_in[0], tile[1] * scale_in[1], x.shape[-1])
+            return function(jax.lax.dynamic_slice(x, corner(i, j, scale_in), size))
+
+        def add(total: Array, place: Array) -> tuple[Array, None]:
+            i, j = place
+            weight = vertical[i][:, None] * horizontal[j][None, :]
+            new = weight[None, :, :, None] * piece(i, j)
+            first = corner(i, j, scale_out)
+            new += jax.lax.dynamic_slice(total, first, new.shape)
+            return jax.lax.dynamic_update_slice(total, new, first), None
+
+        channels = jax.eval_shape(piece, jnp.int32(0), jnp.int32(0)).shape[-1]
+        height, width = (n * k for n, k in zip(latent_shape[:2], scale_out, strict=True))
+        places = np.stack(np.meshgrid(*map(np.arange, (len(rows), len(columns)))), -1)
+        begin = jnp.zeros((len(x), height, width, channels), x.dtype)
+        return jax.lax.scan(add, begin, jnp.asarray(places.reshape(-1, 2)))[0]
+
+
+def _cut(n: int, tile: int, overlap: int) -> np.ndarray:
+    """Where tiles of a line of n elements start; the last ends with the line.
+
+    Example:
+        >>> _cut(10, 4, 1).tolist(), _cut(11, 4, 1).tolist(), _cut(3, 4, 1).tolist()
+        ([0, 3, 6], [0, 3, 6, 7], [0])
+    """
+    last = max(n - tile, 0)
+    return np.append(np.arange(0, last, tile - overlap), last)
+
+
+def _weights(starts: np.ndarray, n: int, tile: int, overlap: int, scale: int) -> np.ndarray:
+    """What each tile counts for at each of its elements, `[tiles, tile·scale]`; they sum to 1.
+
+    Example:
+        >>> _weights(np.array([0, 4]), 12, 8, 4, 1)
+        array([[1.  , 1.  , 1.  , 1.  , 1.  , 0.75, 0.25, 0.  ],
+               [0.  , 0.25, 0.75, 1.  , 1.  , 1.  , 1.  , 1.  ]])
+    """
+    size, margin = min(n, tile) * scale, overlap // 4 * scale
+    ramp = max(overlap * scale - 2 * margin, 1)
+    rising = np.clip((np.arange(size) + 0.5 - margin) / ramp, 0.0, 1.0)
+    raw = np.ones((len(starts), size))
+    raw[starts > 0] *= rising
+    raw[starts + min(n, tile) < n] *= rising[::-1]
+    total = np.zeros(n * scale)
+    where = starts[:, None] * scale + np.arange(size)
+    np.add.at(total, where, raw)
+    return raw / total[where]

@@ -1,0 +1,61 @@
+"""Conditions in files: texts, one for each sample, or arrays."""
+
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from diffjax.conditions.base import Condition
+from diffjax.errors import UserError
+
+
+def read(condition: Condition, given: Sequence[str]) -> Any:
+    """The condition that a command line has: texts that it parses, or `@FILE`.
+
+    A file has a text in each line, for prompts with commas, or is an `.npz` of arrays with the
+    names in `condition.arrays`, one row for each sample, such as a file of samples.
+
+    Args:
+        condition: the kind of condition.
+        given: the texts, or a single one that begins with `@`.
+
+    Raises:
+        UserError: there is no such file, or it has no such condition.
+
+    Example:
+        >>> from diffjax.conditions import Classes
+        >>> read(Classes(3), ["0", "2"]).tolist()
+        [0, 2]
+    """
+    if not given:
+        raise UserError("an empty list describes no sample: give one entry for each")
+    if not given[0].startswith("@"):
+        return condition.parse(given)
+    if len(given) > 1:
+        raise UserError(f"{given[0]} is a file with all conditions: give it alone")
+    path = Path(given[0][1:])
+    try:
+        if path.suffix == ".npz":
+            return condition.of(_arrays(condition, path))
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        raise UserError(f"can't read conditions from {path}: {error}") from error
+    lines = [line for line in lines if line.strip()]
+    if not lines:
+        raise UserError(f"{path} is empty: it has a text for each sample")
+    return condition.parse(lines)
+
+
+def _arrays(condition: Condition, path: Path) -> Any:
+    abstract = condition.abstract(1)
+    names = list(condition.arrays(abstract))
+    with np.load(path) as file:
+        if any(name not in file for name in names):
+            raise UserError(
+                f"{path} has {', '.join(file) or 'nothing'}; a condition of {condition.describe()} "
+                f"has the arrays {', '.join(names)}"
+            )
+        return jax.tree.structure(abstract).unflatten([file[name] for name in names])

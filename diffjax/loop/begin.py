@@ -1,0 +1,88 @@
+"""The state that a run begins with or goes on from."""
+
+import logging
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+
+from diffjax.data import DataSet
+from diffjax.errors import UserError
+from diffjax.runs import workdirs
+from diffjax.runs.checkpoints import Checkpoints
+from diffjax.runs.extension import Extension, restarts_at
+from diffjax.runs.initial import Initial, find
+from diffjax.runs.setup import Setup
+from diffjax.training.state import LIVE, TrainState
+
+_LOG = logging.getLogger("diffjax")
+
+
+class Begin(NamedTuple):
+    """What a run begins with beside what lies in its folder; see `restore_or_init`.
+
+    Attributes:
+        initial: the weights of `config.init_from`, of a run that has not begun.
+        extension: what changes in a run that has.
+    """
+
+    initial: Initial | None = None
+    extension: Extension | None = None
+
+    @property
+    def restarts(self) -> bool:
+        """Whether the schedule of the learning rate starts anew where the run goes on."""
+        return self.extension is not None and self.extension.restart
+
+
+def initial_weights(setup: Setup, workdir: Path) -> Initial | None:
+    """The weights of `config.init_from`; None if there are none, or the run has begun already.
+
+    Raises:
+        UserError: there are no such weights, or they are of another network.
+    """
+    named = setup.config.init_from
+    begun = workdirs.checkpoint_steps(workdir)
+    return find(named, setup.abstract.weights(LIVE)) if named and not begun else None
+
+
+def restore_or_init(
+    setup: Setup,
+    checkpoints: Checkpoints,
+    dataset: DataSet,
+    initial: Initial | None = None,
+    restart: float = -math.inf,
+) -> tuple[TrainState, Mapping[str, Any]]:
+    """The state that a run goes on from, and what is known of it: its step, or a checkpoint's meta.
+
+    It is resumed, else initialised, else fresh, as `diffjax.loop.loop.train_and_evaluate` explains.
+
+    Args:
+        setup: of the run.
+        checkpoints: of the run.
+        dataset: what it trains on.
+        initial: from `initial_weights`, checked before anything was written.
+        restart: the step up to which a checkpoint's schedule is to start anew.
+
+    Raises:
+        UserError: the data are not those that the run began with; as `initial_weights`.
+    """
+    restored = checkpoints.restore(setup.abstract)
+    if restored is None:
+        if named := setup.config.init_from:
+            params, source = (initial or find(named, setup.abstract.weights(LIVE)))()
+            _LOG.info("beginning with the weights of %s", named)
+            return setup.begin(params), {"step": 0, "schedule_start": 0, "init_from": source}
+        init_key, _ = jax.random.split(jax.random.key(setup.config.seed))
+        return setup.init(init_key), {"step": 0, "schedule_start": 0}
+    state, meta = restored
+    if meta["data_sha256"] != dataset.train.fingerprint():
+        raise UserError(
+            f"the training images of {dataset.name} changed since this run began: bring the old "
+            "ones back, or start again in another --workdir"
+        )
+    _LOG.info("resuming at step %d of %d", meta["step"], setup.config.num_steps)
+    state, schedule_start = restarts_at(restart, setup, state, meta)
+    return state, {**meta, "schedule_start": schedule_start}

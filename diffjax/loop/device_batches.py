@@ -1,0 +1,37 @@
+"""The batches of a run on its devices, from any step on and after rollbacks."""
+
+from collections.abc import Iterator
+from itertools import islice
+
+import jax
+from jax import Array
+
+from diffjax.data import DataSet, batches
+from diffjax.loop.rollback import Rollbacks, seed_of
+from diffjax.runs.setup import Setup
+from diffjax.spec import build
+from diffjax.training.sharding import batch_sharding, part_of_batch
+
+
+def device_batches(
+    setup: Setup, dataset: DataSet, start_step: int, rollbacks: Rollbacks = Rollbacks()
+) -> Iterator[dict[str, Array]]:
+    """Global batches from `start_step` on; each process reads its own rows of them."""
+    config = setup.config
+    place = batch_sharding(setup.mesh)
+    part = part_of_batch(place, config.batch_size)
+    used = setup.wired.batch_shapes(config.batch_size)
+    for order, first, last in rollbacks.stretches(start_step, config.num_steps):
+        stream = batches(
+            dataset.train,
+            batch_size=config.batch_size,
+            seed=seed_of(config.seed, order),
+            start_step=first,
+            augment=build(config.augment),
+            part=part,
+        )
+        for batch in islice(stream, last - first):
+            yield {
+                name: jax.make_array_from_process_local_data(place, batch[name], shape.shape)
+                for name, shape in used.items()
+            }

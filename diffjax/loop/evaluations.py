@@ -1,0 +1,164 @@
+"""The evaluators of a run while it trains: when each has its turn, its lines, the best checkpoint.
+
+A value is a line of `metrics.jsonl`, `{"step": 400, "eval/samples/frechet_distance": 1.3}`. So
+those of steps that are made again are dropped as all lines are, and a run that stopped amid the
+evaluators of a step goes on with those that have no line.
+"""
+
+import logging
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from diffjax.data import DataSet
+from diffjax.errors import UserError, nearest
+from diffjax.host.interrupts import Interrupted
+from diffjax.host.run_files import read_json, read_metrics
+from diffjax.loop.logging import Writer
+from diffjax.loop.training import Training
+from diffjax.runs import workdirs
+from diffjax.runs.checkpoints import Checkpoints
+from diffjax.runs.evaluators import evaluators_of
+from diffjax.runs.load import BEST, Run
+from diffjax.runs.setup import Setup
+from diffjax.training.state import TrainState
+
+_LOG = logging.getLogger("diffjax")
+
+
+def check_evaluators(setup: Setup, dataset: DataSet) -> None:
+    """Refuses evaluators that could not measure this run, before step 1.
+
+    Raises:
+        UserError: what one of them needs is not there, or none yields the metric of
+            `config.best_by`.
+    """
+    run, evaluators = Run(setup, setup.abstract, Path()), evaluators_of(setup.config)
+    for name, evaluator in evaluators.items():
+        check = getattr(evaluator, "check", None)
+        if check is not None:
+            try:
+                check(run, dataset)
+            except UserError as error:
+                raise UserError(f"config.evaluators.{name}: {error}") from None
+    known = [f"{name}/{metric}" for name, each in evaluators.items() for metric in each.metrics]
+    best_by = setup.config.get("best_by", "")
+    if best_by and best_by not in known:
+        hint = nearest(best_by, known) if known else "there is none, as evaluators=samples"
+        raise UserError(f"config.best_by: no evaluator yields {best_by!r}; {hint}")
+
+
+class Evaluations:
+    """The evaluators of a run that trains, from one step on.
+
+    The best state by `config.best_by` is stored in the folder `best`, beside the checkpoints that
+    are kept by their age.
+
+    Args:
+        training: the run.
+        start_step: where it goes on. What was stored as best at later steps is moved aside.
+    """
+
+    def __init__(self, training: Training, start_step: int):
+        self._training = training
+        self._config = training.setup.config
+        self._values: dict[int, dict[str, float]] = {}
+        self._best: Checkpoints | None = None
+        if training.evaluators:
+            for record in read_metrics(training.workdir / workdirs.METRICS):
+                values = {key: value for key, value in record.items() if key.startswith("eval/")}
+                if values and record["step"] <= start_step:
+                    self._values.setdefault(record["step"], {}).update(values)
+        name, _, metric = self._best_by.partition("/")
+        if metric:
+            self._sign = -1.0 if metric in training.evaluators[name].higher_is_better else 1.0
+            self._best = Checkpoints(training.workdir / BEST, keep=1)
+            self._best.leave([step for step in self._best.steps() if step > start_step])
+            self._record_best()
+
+    @property
+    def _best_by(self) -> str:
+        return self._config.get("best_by", "")
+
+    def due(self, step: int) -> list[str]:
+        """The names of the evaluators whose turn it is after a step, and that have no line yet."""
+        last, known = self._config.num_steps, self._values.get(step, {})
+        return [
+            name
+            for name, evaluator in self._training.evaluators.items()
+            if step > 0
+            and (step % evaluator.every_steps == 0 or step == last)
+            and not all(f"eval/{name}/{metric}" in known for metric in evaluator.metrics)
+        ]
+
+    def make(self, state: TrainState, writer: Writer, begun: Callable[[int], Any]) -> None:
+        """Measures the state of a step by the evaluators that are due.
+
+        What can't be measured, as samples that are not finite, is NaN and a warning.
+
+        Args:
+            state: after the step.
+            writer: where the values go.
+            begun: called at each batch with the number of the step.
+
+        Raises:
+            Interrupted: the training should stop. Evaluators that were done have their lines.
+        """
+        step, training = int(state.step), self._training
+        run = Run(training.setup, state, training.workdir)
+
+        def beat(_: int) -> None:
+            if training.should_stop():
+                raise Interrupted(
+                    f"stopped while evaluating step {step} of {self._config.num_steps} and saved "
+                    f"in {training.workdir}; the same command goes on from there"
+                )
+            begun(step)
+
+        for name in self.due(step):
+            evaluator, why = training.evaluators[name], "too few images, or none of that kind"
+            found = dict.fromkeys(evaluator.metrics, math.nan)
+            try:
+                found |= evaluator(run, training.dataset, beat)
+            except UserError as error:
+                if type(error) is not UserError:  # a full disk, a lost process
+                    raise
+                why = str(error)
+            values = {f"{name}/{metric}": float(found[metric]) for metric in evaluator.metrics}
+            for metric in [metric for metric, value in values.items() if math.isnan(value)]:
+                _LOG.warning("step %d: no %s: %s", step, metric, why)
+            if self._best_by in values:
+                self._keep_if_best(state, values[self._best_by])
+            lines = {f"eval/{metric}": value for metric, value in values.items()}
+            self._values.setdefault(step, {}).update(lines)
+            writer.write(step, lines)
+            self._record_best()
+
+    def close(self) -> None:
+        """Waits until the best state is stored."""
+        if self._best is not None:
+            self._best.close()
+
+    def best(self) -> dict[str, Any] | None:
+        """Which state is stored as the best: `metric`, `step` and `value`; None if none is."""
+        key = f"eval/{self._best_by}"
+        steps = self._best.steps() if self._best is not None else []
+        known = [step for step in steps if key in self._values.get(step, {})]
+        if not known:
+            return None
+        step = known[-1]
+        return {"metric": self._best_by, "step": step, "value": self._values[step][key]}
+
+    def _keep_if_best(self, state: TrainState, value: float) -> None:
+        """Stores a state that is better; before its line, so that a line is of a stored one."""
+        best = self.best()
+        worse = best is not None and not self._sign * value < self._sign * best["value"]
+        if self._best is not None and math.isfinite(value) and not worse:
+            self._best.save(int(state.step), state, self._training.meta)
+            self._best.wait()
+
+    def _record_best(self) -> None:
+        known = (read_json(self._training.workdir / workdirs.RUN) or {}).get("best")
+        if self._best is not None and self.best() != known:
+            workdirs.record(self._training.workdir, best=self.best())

@@ -1,0 +1,84 @@
+"""The encoder and the decoder of TAESD: convolutions of 64 channels, eight pixels to an element.
+
+    github.com/madebyollin/taesd, `taesd.py`
+
+Layers are numbered by their places in the published sequences, activations among them.
+"""
+
+from collections.abc import Iterable
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from diffjax.shapes import Array, Images, Latents
+
+WIDTH, SCALE = 64, 8
+_GROUPS, _CLAMP = 4, 3.0
+
+
+def _conv(features: int, name: str, stride: int = 1, bias: bool = True) -> nn.Conv:
+    # Strided ones are padded on both sides, unlike "SAME".
+    padding = ((1, 1), (1, 1))
+    return nn.Conv(features, (3, 3), stride, padding, use_bias=bias, name=name)
+
+
+class Block(nn.Module):
+    """A residual block, `relu(conv(x) + x)`, of three convolutions.
+
+    With `pooled`, `x + pool(x)` takes the place of `x`, where `pool` normalises four groups of 256
+    channels over all positions: each pixel then depends on the whole image.
+    """
+
+    pooled: bool = False
+
+    @nn.compact
+    def __call__(self, x: Images) -> Array:
+        if self.pooled:
+            h = nn.Conv(4 * WIDTH, (1, 1), use_bias=False, name="pool_in")(x)
+            norm = nn.GroupNorm(_GROUPS, epsilon=1e-5, use_fast_variance=False, name="norm")
+            x = x + nn.Conv(WIDTH, (1, 1), use_bias=False, name="pool_out")(nn.relu(norm(h)))
+        h = nn.relu(_conv(WIDTH, "conv_0")(x))
+        h = nn.relu(_conv(WIDTH, "conv_2")(h))
+        return nn.relu(_conv(WIDTH, "conv_4")(h) + x)
+
+
+class Encoder(nn.Module):
+    """`[B, H, W, 3]` in [0, 1] -> `[B, H/8, W/8, latent_channels]`, of about [-3, 3].
+
+    Attributes:
+        latent_channels: 4, 16 or 32, as the autoencoder that it stands for.
+        pooled: whether the blocks of the coarsest level normalise over all positions.
+    """
+
+    latent_channels: int = 4
+    pooled: bool = False
+
+    @nn.compact
+    def __call__(self, x: Images) -> Latents:
+        x = Block(name="layer_1")(_conv(WIDTH, "layer_0")(x))
+        for place in (2, 6, 10):
+            x = _conv(WIDTH, f"layer_{place}", stride=2, bias=False)(x)
+            x = _blocks(x, range(place + 1, place + 4), self.pooled and place == 10)
+        return _conv(self.latent_channels, "layer_14")(x)
+
+
+class Decoder(nn.Module):
+    """`[B, h, w, latent_channels]` -> `[B, 8h, 8w, 3]`, of about [0, 1]; as `Encoder`."""
+
+    latent_channels: int = 4
+    pooled: bool = False
+
+    @nn.compact
+    def __call__(self, x: Latents) -> Images:
+        x = nn.relu(_conv(WIDTH, "layer_1")(_CLAMP * jnp.tanh(x / _CLAMP)))
+        for place in (3, 8, 13):
+            x = _blocks(x, range(place, place + 3), self.pooled and place == 3)
+            x = jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)
+            x = _conv(WIDTH, f"layer_{place + 4}", bias=False)(x)
+        return _conv(3, "layer_19")(Block(name="layer_18")(x))
+
+
+def _blocks(x: Array, places: Iterable[int], pooled: bool) -> Array:
+    for place in places:
+        x = Block(pooled, name=f"layer_{place}")(x)
+    return x

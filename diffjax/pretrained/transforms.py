@@ -1,0 +1,191 @@
+"""Changes of layout between a published tensor and a parameter here, each with its inverse.
+
+A `Transform` maps tuples of arrays to tuples of arrays, because several tensors may become one
+parameter and the reverse. Their layout is PyTorch's: weights of dense layers are `[out, in]`, those
+of convolutions `[out, in, height, width]`.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+Arrays = tuple[np.ndarray, ...]
+
+
+@dataclass(frozen=True)
+class Transform:
+    """A change of layout that loses nothing.
+
+    Attributes:
+        to_ours: their tensors -> our parameters. It may raise `ValueError` with a reason, where
+            tensors contradict each other.
+        to_theirs: the inverse.
+    """
+
+    to_ours: Callable[[Arrays], Arrays]
+    to_theirs: Callable[[Arrays], Arrays]
+
+
+def each(
+    to_ours: Callable[[np.ndarray], np.ndarray], to_theirs: Callable[[np.ndarray], np.ndarray]
+) -> Transform:
+    """Changes each array by itself."""
+    return Transform(
+        lambda arrays: tuple(to_ours(array) for array in arrays),
+        lambda arrays: tuple(to_theirs(array) for array in arrays),
+    )
+
+
+keep = each(lambda array: array, lambda array: array)
+"""The same array: biases, norms, embeddings."""
+
+dense = each(lambda array: array.T, lambda array: array.T)
+"""A dense layer's weights: `[out, in]` there, `[in, out]` here."""
+
+conv = each(
+    lambda array: array.transpose(*range(2, array.ndim), 1, 0),
+    lambda array: array.transpose(array.ndim - 1, array.ndim - 2, *range(array.ndim - 2)),
+)
+"""A convolution's weights: `[out, in, *window]` there, `[*window, in, out]` here."""
+
+
+def squeeze(*axes: int) -> Transform:
+    """Axes of length 1 that are there and not here.
+
+    Args:
+        *axes: their numbers in the published tensor.
+
+    Example:
+        >>> squeeze(0).to_ours((np.zeros((1, 4, 8)),))[0].shape
+        (4, 8)
+    """
+    return each(lambda array: np.squeeze(array, axes), lambda array: np.expand_dims(array, axes))
+
+
+def reshape(ours: Sequence[int], theirs: Sequence[int]) -> Transform:
+    """The same numbers in the same order, in another shape; one size of each may be -1.
+
+    Example:
+        >>> reshape(ours=(-1,), theirs=(-1, 2)).to_theirs((np.zeros(6),))[0].shape
+        (3, 2)
+    """
+    return each(lambda array: array.reshape(ours), lambda array: array.reshape(theirs))
+
+
+def merge(parts: int | Sequence[int], of: Transform = keep, axis: int = -1) -> Transform:
+    """Several tensors there, one parameter here, such as the weights of queries, keys and values.
+
+    Args:
+        parts: the number of equal parts, or the sizes of unequal ones.
+        of: the change of each tensor before they are joined.
+        axis: along which they are joined here; the last axis is that of a layer's outputs.
+
+    Example:
+        >>> merge(3, dense).to_ours((np.zeros((8, 4)),) * 3)[0].shape
+        (4, 24)
+    """
+    return Transform(
+        lambda arrays: (np.concatenate(of.to_ours(arrays), axis),),
+        lambda arrays: of.to_theirs(_parts(arrays[0], parts, axis)),
+    )
+
+
+def split(parts: int | Sequence[int], of: Transform = keep, axis: int = -1) -> Transform:
+    """One tensor there, several parameters here: the inverse of `merge`.
+
+    Args:
+        parts: the number of equal parts, or the sizes of unequal ones.
+        of: the change of the whole tensor before it is split.
+        axis: along which it is split here; the last axis is that of a layer's outputs.
+
+    Example:
+        >>> [part.shape for part in split((1, 3), dense).to_ours((np.zeros((4, 2)),))]
+        [(2, 1), (2, 3)]
+    """
+    return Transform(
+        lambda arrays: _parts(of.to_ours(arrays)[0], parts, axis),
+        lambda arrays: of.to_theirs((np.concatenate(arrays, axis),)),
+    )
+
+
+def permute(
+    theirs: Sequence[int], order: Sequence[int], of: Transform = keep, axis: int = -1
+) -> Transform:
+    """Entries of one axis in another order: the axis is several axes in one, in another order here.
+
+    Queries, keys and values of each of H heads, `[H, 3, C]` there and `[3, H, C]` here, are
+    `permute((H, 3, -1), (1, 0, 2), dense)`.
+
+    Args:
+        theirs: sizes of the axes in one, in the published order; one of them may be -1.
+        order: the published numbers of the axes, in the order here.
+        of: a change of the tensor before.
+        axis: the axis here; the last axis is that of a layer's outputs.
+
+    Example:
+        >>> permute((2, 3), (1, 0)).to_ours((np.arange(6),))[0]
+        array([0, 3, 1, 4, 2, 5])
+    """
+    back = tuple(int(place) for place in np.argsort(order))
+
+    def change(array: np.ndarray, sizes: Sequence[int], order: Sequence[int]) -> np.ndarray:
+        last = np.moveaxis(array, axis, -1)
+        parts = last.reshape(*last.shape[:-1], *sizes)
+        before = range(last.ndim - 1)
+        parts = parts.transpose(*before, *(last.ndim - 1 + place for place in order))
+        return np.moveaxis(parts.reshape(last.shape), -1, axis)
+
+    def to_theirs(array: np.ndarray) -> np.ndarray:
+        return change(array, [theirs[place] for place in order], back)
+
+    return then(of, each(lambda array: change(array, theirs, order), to_theirs))
+
+
+def copies(count: int, of: Transform = keep) -> Transform:
+    """`count` equal tensors there, one parameter here; to ours, tensors that differ are refused.
+
+    Example:
+        >>> len(copies(3).to_theirs((np.zeros(2),)))
+        3
+    """
+
+    def to_ours(arrays: Arrays) -> Arrays:
+        if any(not np.array_equal(array, arrays[0], equal_nan=True) for array in arrays[1:]):
+            raise ValueError("differ, and one parameter stands for all of them here")
+        return of.to_ours(arrays[:1])
+
+    return Transform(to_ours, lambda arrays: of.to_theirs(arrays) * count)
+
+
+def constant(value: Callable[[], np.ndarray], tolerance: float = 1e-5) -> Transform:
+    """A tensor there that is computed here, such as fixed position embeddings.
+
+    Args:
+        value: computes the tensor.
+        tolerance: largest difference of a published number.
+
+    Example:
+        >>> constant(lambda: np.arange(2)).to_theirs(())
+        (array([0, 1]),)
+    """
+
+    def to_ours(arrays: Arrays) -> Arrays:
+        if not np.allclose(arrays[0], value(), 0.0, tolerance):
+            raise ValueError("has other numbers than those which are computed here")
+        return ()
+
+    return Transform(to_ours, lambda _: (value(),))
+
+
+def then(first: Transform, second: Transform) -> Transform:
+    """Two changes, `first` on their side and `second` on ours."""
+    return Transform(
+        lambda arrays: second.to_ours(first.to_ours(arrays)),
+        lambda arrays: first.to_theirs(second.to_theirs(arrays)),
+    )
+
+
+def _parts(array: np.ndarray, parts: int | Sequence[int], axis: int) -> Arrays:
+    ends = parts if isinstance(parts, int) else np.cumsum(parts)[:-1]
+    return tuple(np.split(array, ends, axis))

@@ -1,0 +1,231 @@
+"""Metrics during training: lines, best checkpoint, stops and resumes, and what is refused."""
+
+import json
+import math
+import shutil
+from contextlib import closing
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+import diffjax
+from configs import digits as digits_config
+from diffjax import config_files
+from diffjax.data import all_examples, digits
+from diffjax.errors import UserError
+from diffjax.evaluation.extractors.features import pixel_features
+from diffjax.host.interrupts import Interrupted
+from diffjax.host.run_files import read_json
+from diffjax.loop import loop, recorder
+from diffjax.loop.evaluations import check_evaluators
+from diffjax.loop.training import Training, checkpoints_of
+from diffjax.process.targets import Noise
+from diffjax.reports.run_page import write_report
+from diffjax.runs.evaluators import Samples, Validation
+from diffjax.runs.setup import set_up
+from diffjax.spec import spec
+from diffjax.studies.validation import loss_by_log_snr
+from experiments import cli
+from tests.support.tiny_run import arrays_of, assert_same, loaded, logged, trained_config
+
+VALUES = {1: 5.0, 2: 3.0, 3: 4.0, 4: 2.5, 5: math.nan, 6: 3.5}
+PACKAGES = ("diffjax", "tests")
+
+
+@dataclass(frozen=True)
+class Known:
+    """A number that is known for each step, and the mean of the live weights of the last layer."""
+
+    every_steps: int = 1
+    metrics = ("value", "mean")
+    higher_is_better = ("mean",)
+
+    def __call__(self, run, dataset, begun):
+        begun(1)
+        kernel = np.asarray(run.weights("live")["final_conv"]["kernel"])
+        if math.isnan(VALUES[run.step]):
+            raise UserError("5 of 20 samples are not finite")
+        return {"value": VALUES[run.step], "mean": kernel.mean()}
+
+
+def config_of(best_by: str = "known/value", evaluators: Any = None, **changes: Any):
+    config = trained_config(checkpoint_every_steps=3, **changes)
+    with config.unlocked():
+        config.evaluators = evaluators or {"known": spec(Known)}
+        config.best_by = best_by
+    return config.lock()
+
+
+def leave_out_the_rest(patch):
+    """Neither pictures nor the evaluation at the end."""
+    patch.setattr(recorder, "grid_drawer", lambda *_: lambda state: None)
+    patch.setattr(loop, "measure", lambda *_, **__: None)
+    patch.setattr(loop, "page", lambda workdir: workdir / "report.html")
+
+
+@pytest.fixture
+def _alone(monkeypatch):
+    leave_out_the_rest(monkeypatch)
+
+
+def best_of(workdir) -> dict[str, Any]:
+    return (read_json(workdir / "run.json") or {})["best"]
+
+
+@pytest.fixture(scope="module")
+def measured_run(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        leave_out_the_rest(patch)
+        workdir = tmp_path_factory.mktemp("measured") / "run"
+        loop.train(config_of(), workdir)
+    return workdir
+
+
+def values_of(workdir, metric: str = "value") -> dict[int, float]:
+    key = f"eval/known/{metric}"
+    steps = [record["step"] for record in logged(workdir) if key in record]
+    assert len(set(steps)) == len(steps), "no step twice"
+    return {record["step"]: record[key] for record in logged(workdir) if key in record}
+
+
+def test_each_value_is_a_line_and_the_best_checkpoint_is_kept(measured_run):
+    np.testing.assert_equal(values_of(measured_run), VALUES)
+    assert best_of(measured_run) == {"metric": "known/value", "step": 4, "value": 2.5}
+    run = diffjax.load(measured_run, step="best", allowed_packages=PACKAGES)
+    assert run.step == 4
+    kernel = np.asarray(run.weights("live")["final_conv"]["kernel"])
+    assert kernel.mean() == pytest.approx(values_of(measured_run, "mean")[4], rel=1e-6)
+    page = write_report(measured_run).read_text()
+    assert "step 4, value (known) 2.50" in page
+    for metric in ("value", "mean"):
+        assert page.count(f"{metric} (known) against training step") == 1
+    assert "best: step 4" in page
+
+
+def test_checkpoints_by_their_step(measured_run):
+    assert diffjax.load(measured_run, step=3, allowed_packages=PACKAGES).step == 3
+    with pytest.raises(UserError, match="no checkpoint of step 4: there are 0, 3, 6"):
+        diffjax.load(measured_run, step=4, allowed_packages=PACKAGES)
+    with pytest.raises(UserError, match="step='first': it is the number of a step, or 'best'"):
+        diffjax.load(measured_run, step="first", allowed_packages=PACKAGES)
+    parsed = [cli._Step().parse(text) for text in ("best", "400")]
+    assert parsed == ["best", 400]
+    with pytest.raises(ValueError, match="or best"):
+        cli._Step().parse("newest")
+
+
+def test_a_run_without_a_best_checkpoint_says_what_keeps_one(trained_run):
+    with pytest.raises(UserError, match=r"no best checkpoint: train it with config\.best_by"):
+        diffjax.load(trained_run, step="best", allowed_packages=PACKAGES)
+
+
+@pytest.mark.usefixtures("_alone")
+def test_a_killed_run_neither_doubles_nor_loses_values(measured_run, tmp_path):
+    """As if killed after the value of step 6, before its checkpoint was on disk."""
+    copy = shutil.copytree(measured_run, tmp_path / "run")
+    shutil.rmtree(copy / "checkpoints" / "6")
+    loop.train(config_of(), copy)
+    assert json.dumps(logged(copy)) == json.dumps(logged(measured_run))
+    assert best_of(copy)["step"] == 4
+    assert diffjax.load(copy, step="best", allowed_packages=PACKAGES).step == 4
+
+
+@pytest.mark.usefixtures("_alone")
+@pytest.mark.parametrize(("stop_at", "step"), [(8, 4), (12, 6)])
+def test_a_stop_amid_an_evaluator_saves_and_goes_on_there(measured_run, tmp_path, stop_at, step):
+    """`should_stop` is called after each step and before each batch of an evaluator."""
+    config, calls = config_of("known/mean"), []
+    setup = set_up(config, (8, 8, 1), digits().condition)
+
+    def should_stop():
+        calls.append(1)
+        return len(calls) == stop_at
+
+    loop.workdirs.claim(tmp_path, config)
+    with closing(checkpoints_of(setup, tmp_path)) as checkpoints:
+        training = Training(setup, digits(), tmp_path, checkpoints, should_stop)
+        with pytest.raises(Interrupted, match=f"stopped while evaluating step {step} of 6 and"):
+            loop.train_and_evaluate(training)
+        assert max(checkpoints.steps()) == step
+    assert max(values_of(tmp_path)) == step - 1
+    loop.train(config, tmp_path)
+    assert json.dumps(logged(tmp_path)) == json.dumps(logged(measured_run))
+    assert_same(arrays_of(tmp_path), arrays_of(measured_run), rtol=0, atol=0)
+    means = values_of(tmp_path, "mean")
+    best = max((step for step in means if step != 5), key=means.get)
+    assert best_of(tmp_path)["step"] == best
+
+
+def test_without_evaluators_a_run_is_what_it_was(trained_run, measured_run):
+    assert_same(arrays_of(measured_run), arrays_of(trained_run), rtol=0, atol=0)
+
+
+def test_metrics_of_samples_are_those_of_the_evaluation(trained_run):
+    names = ("frechet_distance", "accuracy", "kernel_distance")
+    begun: list[int] = []
+    evaluator, run = Samples(names, num_samples=20), loaded(trained_run)
+    found = evaluator(run, run.dataset(), begun.append)
+    there = read_json(trained_run / "evaluation.json") or {}
+    distances = {name: there[name]["value"] for name in names if name != "accuracy"}
+    assert found == {**distances, "accuracy": there["accuracy"]}
+    assert begun, "the watchdog hears of each batch"
+    assert evaluator.higher_is_better == ("accuracy",)
+
+
+def test_the_validation_loss_is_that_of_the_comparison(trained_run):
+    run = loaded(trained_run)
+    batch = all_examples(run.dataset().test, 8)
+    there = loss_by_log_snr(
+        run.model().predict(), run.setup.wired.path, batch["image"],
+        run.setup.wired.condition.of_batch(batch), jax.random.key(0), spaces={"noise": Noise()},
+    )  # fmt: skip
+    found = Validation(num_images=8)(run, run.dataset(), lambda batch: None)
+    assert found == {"loss": pytest.approx(there.total("noise").mean, rel=1e-5)}
+
+
+@pytest.mark.parametrize(
+    ("best_by", "evaluators", "said"),
+    [
+        ("known/valeu", {"known": spec(Known)}, "no evaluator yields 'known/valeu'; did you mean"),
+        ("value", {"known": spec(Known)}, "no evaluator yields 'value'; "),
+        ("", {"a": 3}, r"config.evaluators.a=3 is not an evaluator: it has no every_steps"),
+        ("", {"a": spec(Samples, metrics=("fid",))}, "no metric of samples is called 'fid'"),
+        ("", {"a": spec(Samples, weights="ema-0.9999")}, "weights: no 'ema-0.9999'; did you mean"),
+        ("", {"a": spec(Samples, every_steps=0)}, "every_steps=0 must be at least 1"),
+        ("", {"a": spec(Validation, space="nosie")}, "'nosie'; did you mean 'noise'"),
+    ],
+)
+def test_what_an_evaluator_can_not_have_is_refused_before_step_1(best_by, evaluators, said):
+    setup = set_up(trained_config(), (8, 8, 1), digits().condition)
+    setup = replace(setup, config=config_of(best_by, evaluators))
+    with pytest.raises(UserError, match=said):
+        check_evaluators(setup, digits())
+
+
+def test_no_accuracy_without_a_classifier_and_no_best_without_evaluators():
+    setup = set_up(trained_config(), (8, 8, 1), digits().condition)
+    config = config_of("", {"a": spec(Samples, metrics=("accuracy",))})
+    with config.unlocked():
+        config.evaluation.extractor = spec(pixel_features)
+    with pytest.raises(UserError, match=r"evaluators\.a: there is no accuracy of digits by pixels"):
+        check_evaluators(replace(setup, config=config), digits())
+    config = trained_config(best_by="samples/accuracy")
+    with pytest.raises(UserError, match="there is none, as evaluators=samples"):
+        check_evaluators(replace(setup, config=config), digits())
+
+
+def test_evaluators_are_an_axis_of_configs_and_their_numbers_are_flags():
+    config = digits_config.get_config("evaluators=samples+validation")
+    assert (config.name, list(config.evaluators)) == ("digits", ["samples", "validation"])
+    flags = {
+        "config.evaluators.samples.every_steps": "500",
+        "config.evaluators.samples.metrics": "frechet_distance,accuracy",
+    }
+    config_files.override(config, flags)
+    assert config.evaluators.samples.metrics == ("frechet_distance", "accuracy")
+    with pytest.raises(UserError, match="no evaluator is called 'sample'; did you mean 'samples'"):
+        digits_config.get_config("evaluators=sample")
+    assert digits_config.get_config().evaluators.to_dict() == {}

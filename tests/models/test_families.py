@@ -1,0 +1,91 @@
+"""Families of published networks: sizes, exact round trips, and sizes that files show."""
+
+import importlib
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+import diffjax.models
+from diffjax.errors import UserError
+from diffjax.pretrained.family import Family
+from diffjax.pretrained.files import write_safetensors
+
+FOLDERS = sorted(path.parent.name for path in Path(diffjax.models.__path__[0]).glob("*/sizes.py"))
+FAMILIES = {
+    family.name: family
+    for name in FOLDERS
+    for family in vars(importlib.import_module(f"diffjax.models.{name}.published")).values()
+    if isinstance(family, Family)
+}
+SMALL = {
+    "CLIP": {"width": 8, "depth": 2, "num_heads": 2, "num_features": 5, "grid": 2},
+    "DINOv2": {"width": 8, "depth": 2, "num_heads": 2, "num_registers": 3, "grid": 2},
+    "DiT": {"image_shape": (8, 8, 3), "hidden_size": 16, "depth": 2, "num_heads": 2},
+    "SiT": {"image_shape": (8, 8, 3), "hidden_size": 16, "depth": 2, "num_heads": 2},
+}
+"""Settings of a small one where the default is large, or has no default."""
+
+
+def drawn(family, network, seed=0):
+    """All parameters, none as it is initialised."""
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(
+        lambda leaf: rng.random(leaf.shape, np.float32) - 0.5, family.shapes(network)
+    )
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_there_and_back_parameters_are_the_same(name, tmp_path):
+    family = FAMILIES[name]
+    network = family.network(**SMALL.get(name, {}))
+    params = drawn(family, network)
+    path = tmp_path / "w.safetensors"
+    write_safetensors(path, family.to_theirs(params, network))
+    _, found = family.read(path, network)
+    jax.tree.map(np.testing.assert_array_equal, found, params)
+
+
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [
+        pytest.param(name, size, marks=[] if i == 0 else pytest.mark.thorough)
+        for name in FAMILIES
+        for i, size in enumerate(FAMILIES[name].sizes)
+    ],
+)
+def test_sizes_have_as_many_parameters_as_published_and_are_recognised(name, size):
+    family = FAMILIES[name]
+    network = family.size(size)
+    shapes = family.shapes(network)
+    assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == family.sizes[size].num_parameters
+    nothing = jax.tree.map(lambda leaf: np.broadcast_to(np.float32(0), leaf.shape), shapes)
+    state = family.to_theirs(nothing, network)
+    assert repr(family.network_of(state, "x")) == repr(network)
+
+
+def test_what_is_not_recognised():
+    dinov2 = FAMILIES["DINOv2"]
+    network = dinov2.network(**SMALL["DINOv2"])
+    state = dinov2.to_theirs(drawn(dinov2, network), network)
+    with pytest.raises(UserError, match="x is of no published size of DINOv2: it has width=8, dep"):
+        dinov2.network_of(state, "x")
+    with pytest.raises(UserError, match="x is not of the family CLIP: no tensor 'vision_model"):
+        FAMILIES["CLIP"].network_of(state, "x")
+    with pytest.raises(UserError, match="no DINOv2 network is called 'vitl'; did you mean"):
+        dinov2.size("vitl")
+    with pytest.raises(
+        UserError, match=r"x is of another network: it lacks .* and .* more; it has"
+    ):
+        dinov2.to_ours(state, dinov2.size("vits14"), "x")
+
+
+def test_halves_of_clip_that_read_texts_are_left_out():
+    clip = FAMILIES["CLIP"]
+    network = clip.network(**SMALL["CLIP"])
+    state = clip.to_theirs(drawn(clip, network), network)
+    more = {"text_model.x": np.zeros(1), "logit_scale": np.zeros(())}
+    clip.to_ours(state | more, network, "x")
+    with pytest.raises(UserError, match="it has more too many"):
+        clip.to_ours(state | {"more": np.zeros(1)}, network, "x")
