@@ -22,6 +22,7 @@ from diffjax.pretrained.transforms import (
     reshape,
     split,
     squeeze,
+    stack,
     then,
 )
 
@@ -54,6 +55,7 @@ def expected(**shapes):
         (permute((2, 3, -1), (1, 0, 2), dense), [(12, 5)], [(5, 12)]),
         (permute((-1, 3), (1, 0), axis=0), [(12, 5)], [(12, 5)]),
         (copies(3, dense), [(2, 3)] * 3, [(3, 2)]),
+        (stack(dense), [(2, 3)] * 4, [(4, 3, 2)]),
         (then(squeeze(2, 3), dense), [(6, 5, 1, 1)], [(5, 6)]),
     ],
 )
