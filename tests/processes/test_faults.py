@@ -46,9 +46,7 @@ class Truth(NamedTuple):
 @pytest.fixture(scope="module")
 def trainer(request, tmp_path_factory):
     whole = request.config.getoption("--trials") > 1
-    trainer = Trainer(tmp_path_factory.mktemp("outputs"), xla_flags="", pictures=whole)
-    yield trainer
-    trainer.close()
+    return Trainer(tmp_path_factory.mktemp("outputs"), xla_flags="", pictures=whole)
 
 
 @pytest.fixture(scope="module")
