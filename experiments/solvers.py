@@ -85,7 +85,7 @@ def cost_table(batch_size: int, path: ProcessPath, named: Mapping[str, Solver]) 
     """Formats each solver's own share of the time as a Markdown table."""
     shape = (batch_size, 32, 32, 4)
     network = DiT(num_classes=0, **SIZES["DiT-S/2"].settings)
-    params = network.init(jax.random.key(0), jnp.zeros(shape), jnp.zeros(batch_size))
+    params = jax.jit(network.init)(jax.random.key(0), jnp.zeros(shape), jnp.zeros(batch_size))
     fixed = {name: solver for name, solver in named.items() if solver.nfe is not None}
     shares = solver_costs(lambda x, t: network.apply(params, x, t), path, fixed, shape)  # pyright: ignore[reportArgumentType]
     rows = [f"| `{name}` | {100 * share:.1g} % |\n" for name, share in shares.items()]

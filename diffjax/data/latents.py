@@ -178,8 +178,9 @@ def _recorded_codec(found: Any, path: str) -> dict[str, str] | None:
         return None
     try:
         facts = json.loads(str(found)) if isinstance(found, np.ndarray) else found
-        return {key: str(facts[key]) for key in ("name", "sha256")}
-    except (KeyError, TypeError, ValueError):
+        # A file is untrusted, and errors are one line.
+        return {key: " ".join(str(facts[key]).split())[:80] for key in ("name", "sha256")}
+    except (KeyError, TypeError, ValueError, RecursionError):
         raise UserError(
             f"the codec of the latents in {path} is no JSON with name and sha256: encode them "
             "again, or remove it"

@@ -1,14 +1,16 @@
 """A numerical check of an objective: is the exact denoiser a minimum of its mean loss?"""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.tree_util import register_dataclass
 
+from diffjax.compiling import once
 from diffjax.errors import UserError
 from diffjax.objectives.base import Objective, Progress
 from diffjax.oracle.analytic import GaussianMixture
@@ -207,12 +209,30 @@ def verify_objective(
         "deviations": jnp.zeros(len(DEVIATIONS)),
         **objective.init_params(params_key),
     }
+    keys = jax.random.split(batch_key, num_batches)
+    found = _derivatives(objective, network, params, keys, batch_size)
+    gradients, curvatures = (np.asarray(each, np.float64) for each in found)
+    return Verification(
+        names=tuple(name for name, _ in DEVIATIONS),
+        gradient=gradients.mean(axis=0),
+        error=gradients.std(axis=0, ddof=1) / np.sqrt(num_batches),
+        curvature=curvatures.mean(axis=0),
+        num_examples=num_batches * batch_size,
+        limit=limit,
+    )
+
+
+@once(4)
+def _derivatives(
+    objective: Objective, network: "_Network", params: Any, keys: Array, batch_size: int
+) -> tuple[Array, Array]:
+    """Gradients and curvatures along the deviations, `[num_batches, K]` each."""
     progress = Progress(jnp.zeros((), jnp.int32), objective.init_memory())
 
     def mean_loss(deviations: Array, key: Array) -> Array:
         data_key, loss_key = jax.random.split(key)
         batch = {
-            "image": data.draw(data_key, batch_size),
+            "image": network.data.draw(data_key, batch_size),
             "cond": jnp.zeros(batch_size, jnp.int32),
         }
         live = {**params, "deviations": deviations}
@@ -228,35 +248,21 @@ def verify_objective(
         found = jax.grad(mean_loss)(deviations, key)
         return found, found
 
-    @jax.jit
-    def derivatives(keys: Array) -> tuple[Array, Array]:
-        """Gradients and curvatures, `[num_batches, K]` each."""
+    def one(key: Array) -> tuple[Array, Array]:
+        hessian, found = jax.jacfwd(gradient, has_aux=True)(params["deviations"], key)
+        return found, jnp.diag(hessian)
 
-        def one(key: Array) -> tuple[Array, Array]:
-            hessian, found = jax.jacfwd(gradient, has_aux=True)(params["deviations"], key)
-            return found, jnp.diag(hessian)
-
-        return jax.lax.map(one, keys)
-
-    found = derivatives(jax.random.split(batch_key, num_batches))
-    gradients, curvatures = (np.asarray(each, np.float64) for each in found)
-    return Verification(
-        names=tuple(name for name, _ in DEVIATIONS),
-        gradient=gradients.mean(axis=0),
-        error=gradients.std(axis=0, ddof=1) / np.sqrt(num_batches),
-        curvature=curvatures.mean(axis=0),
-        num_examples=num_batches * batch_size,
-        limit=limit,
-    )
+    return jax.lax.map(one, keys)
 
 
+@register_dataclass
 @dataclass(frozen=True)
 class _Network:
     """The best prediction plus deviations, with the signature of a network."""
 
     path: Path
     precond: Precond
-    outputs: int
+    outputs: int = field(metadata={"static": True})
     data: KnownData
     mean_square: Array  # of the data
     rising: bool  # whether the noise label grows with time

@@ -6,14 +6,15 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import jax
 import jax.numpy as jnp
 import matplotlib as mpl
 import numpy as np
+from jax import Array
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
+from diffjax.compiling import once
 from diffjax.evaluation.tables import percent
 from diffjax.objectives.base import Objective
 from diffjax.process.paths import log_snr
@@ -101,16 +102,22 @@ def weight_curve(objective: Objective, *, sigma_data: float = 0.5) -> WeightCurv
         2.4
     """
     path = objective.path
-    # The path is a closure, not an argument: JAX treats paths with equally many numbers as equal.
-    ends = jax.jit(lambda t: log_snr(path, t))(jnp.stack([path.t_noise, path.t_min]))
+    ends = _log_snr(path, jnp.stack([path.t_noise, path.t_min]))
     low, high = np.clip(np.asarray(ends, np.float64), -LIMIT, LIMIT)
     # Midpoints of cells, because at the ends some densities of time are 0 times infinity.
     levels = low + (np.arange(_NUM_POINTS) + 0.5) * (high - low) / _NUM_POINTS
-    effective_weight = jax.jit(objective.effective_weight)
-    weight = np.asarray(effective_weight(jnp.asarray(levels, jnp.float32)), np.float64)
+    weight = np.asarray(_weight(objective, jnp.asarray(levels, jnp.float32)), np.float64)
     share = weight / (1.0 + np.exp(-levels) / sigma_data**2)
     total = np.sum(share) * (levels[1] - levels[0])
     return WeightCurve(levels, weight / total, share / total)
+
+
+_log_snr = once()(log_snr)
+
+
+@once()
+def _weight(objective: Objective, levels: Array) -> Array:
+    return objective.effective_weight(levels)
 
 
 def effective_weights_table(
