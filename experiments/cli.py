@@ -228,8 +228,7 @@ Guidance: {", ".join(choices.GUIDANCE)}; joined by +, the innermost first"""
 
 
 AGAINST = """\
-Against: null (no condition), label:3, prompt:TEXT, weights:ema-0.99 or weights:RUN_FOLDER,
-  attention or attention:LAYERS (a pattern of names, such as block_2)"""
+Against: null, label:3, prompt:TEXT, weights:ema-0.99, weights:FOLDER+null, attention:LAYERS"""
 
 
 def describe_solvers() -> str:

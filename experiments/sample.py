@@ -17,7 +17,6 @@ from absl import flags
 
 import diffjax
 from diffjax.conditions.base import len_of
-from diffjax.conditions.files import read
 from diffjax.errors import UserError
 from diffjax.host.files import write_npz
 from diffjax.host.processes import in_first, is_first
@@ -30,6 +29,7 @@ from diffjax.reports.pictures import (
     save_film,
     save_png,
 )
+from diffjax.runs.condition_files import read
 from diffjax.runs.load import Run
 from diffjax.runs.measure import conditions_to_show
 from diffjax.runs.model import Model, Request
@@ -179,8 +179,7 @@ def wanted(
 
 
 USAGE = f"""{__doc__}
-Labels: a list, whose entries are shown in turn, or --labels=@FILE with a text in each line or, as
-  .npz, with the arrays of the condition; a text with commas stands in double quotes
+Labels: 3,7; a prompt; digit=3;text=PROMPT; @FILE with a text in each line or, as .npz, with arrays
 {cli.describe_sampling()}
 {cli.AGAINST}"""
 

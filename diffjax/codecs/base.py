@@ -35,7 +35,7 @@ class Codec:
     Attributes:
         name: its name in the provenance of every metric, such as `"taef2"`.
         sha256: hex digest of what defines it: the hashes of its weights, or the text of its
-            definition (`digest`). Latents of a codec with another hash are refused.
+            definition (`sha256_of`). Latents of a codec with another hash are refused.
         bounded: whether images lie in [-1, 1] and are files of 8 bits; then evaluation clips and
             rounds them. False for values that are no images.
         pixels: whether latents are the pixels themselves, so that they have 256 levels.
@@ -199,11 +199,11 @@ class Unstated(_Unchanged):
     sha256: ClassVar[str] = ""
 
 
-def digest(definition: str) -> str:
+def sha256_of(definition: str) -> str:
     """SHA-256 of the text that defines a codec.
 
     Example:
-        >>> digest("space_to_depth block=2")[:12]
+        >>> sha256_of("space_to_depth block=2")[:12]
         '18f261e7ce9d'
     """
     return hashlib.sha256(definition.encode()).hexdigest()

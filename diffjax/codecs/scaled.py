@@ -9,7 +9,7 @@ from diffjax.shapes import Images, Latents
 
 
 @dataclass(frozen=True)
-class Scaled(Codec):
+class ScaledLatents(Codec):
     """The latents of a codec times a factor: `encode(x) = scale · codec.encode(x)`.
 
     The images are those of the codec, so its name and hash stand for both.
@@ -21,7 +21,7 @@ class Scaled(Codec):
     Example:
         >>> import numpy as np
         >>> from diffjax.codecs import SpaceToDepth
-        >>> Scaled(SpaceToDepth(2), 0.5).encode((), np.ones((1, 2, 2, 1))).ravel().tolist()
+        >>> ScaledLatents(SpaceToDepth(2), 0.5).encode((), np.ones((1, 2, 2, 1))).ravel().tolist()
         [0.5, 0.5, 0.5, 0.5]
     """
 

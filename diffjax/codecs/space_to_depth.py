@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from diffjax.codecs.base import Codec, Shape, digest
+from diffjax.codecs.base import Codec, Shape, sha256_of
 from diffjax.errors import UserError
 from diffjax.kinds import AtLeastOne
 from diffjax.shapes import Images, Latents
@@ -38,7 +38,7 @@ class SpaceToDepth(Codec):
 
     @property
     def sha256(self) -> str:
-        return digest(f"space_to_depth block={self.block}")
+        return sha256_of(f"space_to_depth block={self.block}")
 
     def latent_shape(self, image_shape: Shape) -> Shape:
         height, width, channels = image_shape

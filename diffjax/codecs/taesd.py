@@ -6,7 +6,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from diffjax.codecs.base import Codec, Shape, digest
+from diffjax.codecs.base import Codec, Shape, sha256_of
 from diffjax.errors import UserError
 from diffjax.models.taesd.network import SCALE
 from diffjax.models.taesd.published import DECODER, ENCODER
@@ -53,7 +53,7 @@ class TAESD(Codec):
 
     @property
     def sha256(self) -> str:
-        return digest(f"taesd {self.encoder_sha256.lower()} {self.decoder_sha256.lower()}")
+        return sha256_of(f"taesd {self.encoder_sha256.lower()} {self.decoder_sha256.lower()}")
 
     @cached_property
     def params(self) -> Any:  # pyright: ignore[reportIncompatibleVariableOverride]

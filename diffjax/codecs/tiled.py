@@ -108,7 +108,7 @@ class Tiled(Codec):
             return [0, rows[i] * scale[0], columns[j] * scale[1], 0]
 
         def piece(i: Array, j: Array) -> Array:
-            size = (len(x), tile[0] * scale_in[0], tile[1] * scale_in[1], x.shape[-1])
+            size = (x.shape[0], tile[0] * scale_in[0], tile[1] * scale_in[1], x.shape[-1])
             return function(jax.lax.dynamic_slice(x, corner(i, j, scale_in), size))
 
         def add(total: Array, place: Array) -> tuple[Array, None]:
@@ -122,7 +122,7 @@ class Tiled(Codec):
         channels = jax.eval_shape(piece, jnp.int32(0), jnp.int32(0)).shape[-1]
         height, width = (n * k for n, k in zip(latent_shape[:2], scale_out, strict=True))
         places = np.stack(np.meshgrid(*map(np.arange, (len(rows), len(columns)))), -1)
-        begin = jnp.zeros((len(x), height, width, channels), x.dtype)
+        begin = jnp.zeros((x.shape[0], height, width, channels), x.dtype)
         return jax.lax.scan(add, begin, jnp.asarray(places.reshape(-1, 2)))[0]
 
 

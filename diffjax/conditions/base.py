@@ -48,6 +48,16 @@ class Condition:
         """What guidance leads away from: the condition without all that training can drop of it."""
         return self.null(jax.tree.leaves(cond)[0].shape[0])
 
+    @property
+    def negative(self) -> "Condition":
+        """The kind of a condition that guidance leads away from: without what samples keep."""
+        return self
+
+    def replaced(self, cond: Any, negative: Any) -> Any:
+        """A condition with a negative one in its place, but for what samples keep."""
+        del cond
+        return negative
+
     def abstract(self, n: Any) -> Any:
         """The condition of n examples as `ShapeDtypeStruct`s; n may be a symbolic dimension."""
         return self.of_batch(self.shapes(n))

@@ -101,6 +101,14 @@ class Several(Condition):
             for name, part in self.parts.items()
         }
 
+    @property
+    def negative(self) -> "Several":
+        """The parts that are not kept: samples keep their own of these."""
+        return Several({name: part for name, part in self.parts.items() if name not in self.kept})
+
+    def replaced(self, cond: Any, negative: Any) -> dict[str, Any]:
+        return {**cond, **negative}
+
     def drop(self, key: OneKey, cond: Any, rate: Rate) -> dict[str, Any]:
         rates = rate if isinstance(rate, Mapping) else dict.fromkeys(self._dropped, rate)
         *keys, together = jax.random.split(key, len(self.parts) + 1)

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from diffjax.codecs import Codec, Scaled, Unstated
+from diffjax.codecs import Codec, ScaledLatents, Unstated
 from diffjax.codecs.base import RECORD
 from diffjax.data.archives import read_npz
 from diffjax.data.fingerprints import evenly
@@ -166,7 +166,7 @@ def latents(
         num_classes,
         label_names=tuple(map(str, range(num_classes))),
         notes=_check_codec(codec, recorded, path),
-        codec=Unstated() if codec is None else Scaled(codec, scale),
+        codec=Unstated() if codec is None else ScaledLatents(codec, scale),
     )
     _ = data.picture_shape  # Refuses latents of a shape that the codec does not have.
     return data

@@ -282,7 +282,7 @@ class Run:
                 f"against={given!r}: a label is written as 'label:{given}' or [{given}]"
             )
         try:
-            cond = self.setup.wired.condition.of(given)
+            cond = self.setup.wired.condition.negative.of(given)
         except UserError as error:
             raise UserError(f"against=, a negative condition: {error}") from None
         if len_of(cond) not in (1, n):

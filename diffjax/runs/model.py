@@ -48,8 +48,8 @@ class Request:
             model of classes.
         seed: of the noise.
         source: `[n, h, w, c]`, what each sample is made from, encoded; None where that is noise.
-        negative: what guidance leads each sample away from, n rows as `condition`; for recipes
-            against `NegativeCondition`.
+        negative: what guidance leads each sample away from, n rows as `condition`, without parts
+            that are kept; for recipes against `NegativeCondition`.
         rows: `[n]`, the samples' numbers, 0, 1, … by default. Sample i depends on the seed, its
             number, its condition and its source, and not on the other samples.
 
@@ -456,7 +456,7 @@ class Model:
         check_recipe(recipe, self.wired)
         self.wired.condition.check(request.condition)
         if request.negative is not None:
-            self.wired.condition.check(request.negative)
+            self.wired.condition.negative.check(request.negative)
         _check_source(request, self.wired)
 
 

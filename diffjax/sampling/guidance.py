@@ -106,18 +106,22 @@ class OtherCondition(Against):
 
     def other(self, models: Models, cond: Any) -> Any:
         n = jax.tree.leaves(cond)[0].shape[0]
-        other = models.condition.parse([self.text]) if models.other is None else models.other
-        return jax.tree.map(lambda row: jnp.repeat(row, n, axis=0), other)
+        row = self._row(models.condition) if models.other is None else models.other
+        other = jax.tree.map(lambda row: jnp.repeat(row, n, axis=0), row)
+        return models.condition.replaced(cond, other)
+
+    def _row(self, condition: Condition) -> Any:
+        return condition.negative.parse([self.text])
 
     def parsed(self, condition: Condition) -> tuple[Against, Any]:
-        return OtherCondition(), condition.parse([self.text])
+        return OtherCondition(), self._row(condition)
 
     def unfit(self, condition: Condition, layers: Sequence[str]) -> str | None:
         del layers
         if not condition.can_be_dropped:
             return "this model has no condition"
         try:
-            condition.parse([self.text])
+            self._row(condition)
         except UserError as error:
             return str(error)
         return None
@@ -128,13 +132,12 @@ class NegativeCondition(Against):
     """The model with the negative condition that each sample has (`Request.negative`)."""
 
     def other(self, models: Models, cond: Any) -> Any:
-        del cond
         if models.other is None:
             raise UserError(
                 "guidance away from negative conditions needs one for each sample: Run.sample and "
                 "Request take them"
             )
-        return models.other
+        return models.condition.replaced(cond, models.other)
 
     def unfit(self, condition: Condition, layers: Sequence[str]) -> str | None:
         del layers

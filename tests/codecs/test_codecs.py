@@ -7,9 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax import export
 
 from diffjax import choices, config_files
-from diffjax.codecs import Codec, Identity, Scaled, SpaceToDepth, Tiled, Unstated, base
+from diffjax.codecs import Codec, Identity, ScaledLatents, SpaceToDepth, Tiled, Unstated, base
 from diffjax.errors import UserError
 from diffjax.spec import build
 from diffjax.training.sharding import local_rows
@@ -22,7 +23,7 @@ class Smooth(Codec):
     """Means over 3x3 elements, with twice as many pixels; zeros beyond the edges."""
 
     name = "smooth"
-    sha256 = base.digest("smooth")
+    sha256 = base.sha256_of("smooth")
 
     @property
     def params(self) -> Any:
@@ -144,9 +145,18 @@ def test_batches_are_as_small_as_memory_asks_and_change_nothing(spread, monkeypa
     assert Smooth().decoder()(latents[:0]).shape == (0, 16, 16, 1)
 
 
+def test_a_codec_is_exported_for_a_batch_of_any_size():
+    (b,) = export.symbolic_shape("b")
+    codec = Tiled(Smooth(), tile=3, overlap=1)
+    like = jax.ShapeDtypeStruct((b, 4, 5, 1), np.float32)
+    exported = export.export(jax.jit(lambda x: codec.decode(jnp.asarray(codec.params), x)))(like)
+    latents = normal(3, 4, 5, 1)
+    np.testing.assert_allclose(exported.call(latents), codec.decoder()(latents), atol=1e-6)
+
+
 def test_scaled_latents_decode_to_the_same_images():
     images = normal(2, 4, 4, 1)
-    scaled = Scaled(SpaceToDepth(2), 0.25)
+    scaled = ScaledLatents(SpaceToDepth(2), 0.25)
     latents = scaled.encoder()(images)
     np.testing.assert_array_equal(latents, SpaceToDepth(2).encoder()(images) / 4)
     np.testing.assert_array_equal(scaled.decoder()(latents), images)

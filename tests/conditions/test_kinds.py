@@ -10,7 +10,7 @@ from diffjax.conditions import Classes, Images, Several, Tokens, TokenStates, Un
 from diffjax.errors import UserError
 from diffjax.process.paths import Linear, Pair
 from diffjax.sampling.export import serialise
-from diffjax.sampling.guidance import Models, guide
+from diffjax.sampling.guidance import Models, NegativeCondition, OtherCondition, guide
 from tests.support.phrases import Phrases
 
 N = 500
@@ -139,6 +139,32 @@ def test_guidance_leads_away_from_the_null_condition_in_one_batch():
     np.testing.assert_array_equal(both["digit"], [1, 1, 10, 10])
     np.testing.assert_array_equal(both["coarse"], np.ones((4, 4, 4, 1)))
     assert both["text"].mask.tolist() == [[True] * 3] * 2 + [[False] * 3] * 2
+
+
+def test_a_negative_condition_leaves_the_parts_that_are_kept():
+    condition, seen = Several(SEVERAL.parts, kept=("coarse", "text")), []
+
+    def predict(x, t, cond):
+        seen.append(cond)
+        return Pair(x, x)
+
+    cond = some(condition, 2)
+    for against, other in (
+        (OtherCondition("digit=7"), None),
+        (NegativeCondition(), {"digit": np.array([7, 7])}),
+    ):
+        guided = guide(
+            Models(predict, condition, other=other), Linear(), scale=2.0, against=against
+        )
+        guided(jnp.ones((2, 4, 4, 1)), jnp.full(2, 0.5), cond)
+        np.testing.assert_array_equal(seen[-1]["digit"], [1, 1, 7, 7])
+        for name in ("coarse", "text"):
+            for both, own in zip(
+                jax.tree.leaves(seen[-1][name]), jax.tree.leaves(cond[name]), strict=True
+            ):
+                np.testing.assert_array_equal(both, np.concatenate([own, own]))
+    with pytest.raises(UserError, match="no part of the condition is called 'coarse'"):
+        condition.negative.of({"coarse": cond["coarse"]})
 
 
 def test_rows_are_taken_of_every_leaf():

@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
 from diffjax import choices
 from diffjax.data import digits
@@ -425,6 +426,17 @@ def test_an_ensemble_that_stands_still_says_where(tmp_path, monkeypatch):
 )
 def test_what_keeps_configs_apart(changes, reason):
     assert reason in (incompatibility([tiny_config(PARTS), tiny_config(PARTS, **changes)]) or "")
+
+
+def test_members_may_differ_in_the_dropout_of_each_part():
+    def config(**rates):
+        config = tiny_config(PARTS).unlock()
+        with config.ignore_type():
+            config.condition_dropout = ConfigDict(rates)
+        return config
+
+    assert incompatibility([config(text=0.1, all=0.1), config(text=0.2, all=0.1)]) is None
+    assert "condition_dropout.all" in (incompatibility([config(), config(all=0.1)]) or "")
 
 
 def test_refusals_write_nothing(tmp_path):

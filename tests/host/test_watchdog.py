@@ -72,7 +72,6 @@ def test_a_data_source_that_hangs_ends_the_run(tmp_path):
         for waiting, folder in folders.items()
     ]
     ended = trainer.start("train", argvs)
-    trainer.close()
     for (waiting, workdir), (status, said) in zip(folders.items(), ended, strict=True):
         assert status == STATUS == 75, said
         assert "no progress for" in said

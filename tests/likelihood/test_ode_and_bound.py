@@ -15,6 +15,7 @@ import scipy.special
 import scipy.stats
 from jax.tree_util import register_dataclass
 
+from diffjax.compiling import once
 from diffjax.errors import UserError
 from diffjax.likelihood.bound import (
     ContinuousTime,
@@ -127,7 +128,7 @@ def keys_for(x, seed=1):
 def compiled(method, predict=None, path=None):
     """One program for all data of a shape and all paths, unless a model or a path is given."""
 
-    @jax.jit
+    @once()
     def run(data, number, x, keys):
         on = path or path_of(number)
         return method(predict or data.predict(on), on, x, keys)

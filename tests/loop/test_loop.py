@@ -198,7 +198,6 @@ def test_a_training_leaves_a_trace_and_its_programs(tmp_path):
     flags = ["--profile_steps=2:3", f"--compilation_cache={tmp_path}/cache"]
     arguments = [*trainer.arguments(tmp_path / "run"), *flags]
     ((status, said),) = trainer.start("train", [arguments])
-    trainer.close()
     assert status == 0, said
     assert "trace of steps 2 to 3 in" in said
     assert len(list((tmp_path / "run" / "profile").rglob("*.xplane.pb"))) == 1

@@ -36,7 +36,13 @@ def drawn(family, network, seed=0):
     )
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.thorough if name == "Inception" else [])  # it is large
+        for name in FAMILIES
+    ],
+)
 def test_there_and_back_parameters_are_the_same(name, tmp_path):
     family = FAMILIES[name]
     network = family.network(**SMALL.get(name, {}))

@@ -107,7 +107,7 @@ def scales(path, t):
     return coeffs(path, t, ndim=1)[1:3]
 
 
-reverse_step_of = jax.jit(lambda path, *at: reverse_step(path, *at))
+reverse_step_of = once()(reverse_step)
 
 
 @pytest.mark.parametrize("name", PATHS)

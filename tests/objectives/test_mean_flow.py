@@ -93,7 +93,7 @@ def test_a_short_chord_loses_no_digits():
     np.testing.assert_allclose(k_e, (np.sin(first) - np.sin(second)) / span, rtol=3e-6)
 
 
-@partial(jax.jit, static_argnames="num_steps")
+@once(2)
 def sampled_and_carried(path, x, num_steps):
     predict = MIXTURE.predict(path)
 
@@ -114,7 +114,7 @@ def test_with_the_exact_flow_map_any_number_of_steps_ends_where_the_flow_does(pa
     np.testing.assert_allclose(end, carried, atol=1e-4)
 
 
-@partial(jax.jit, static_argnames="label")
+@once(1)
 def said_and_expected(path, label):
     """Of a network that says what its labels say, what is predicted, and what should be."""
     precond = Precond(targets.Velocity(), label)

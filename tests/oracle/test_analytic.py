@@ -5,7 +5,6 @@ compilation serves every path.
 """
 
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -118,14 +117,14 @@ def scales(path, t):
 
 
 @_on_host
-@partial(jax.jit, static_argnums=1)
+@once(1)
 def inner_times(path, n):
     """Times at equal steps in log-SNR, as far as any data of unit size matter."""
     return paths.time_of_log_snr(path, jnp.linspace(5.0, -5.0, n)).astype(jnp.result_type(float))
 
 
 @_on_host
-@partial(jax.jit, static_argnums=2)
+@once(2)
 def draw(data, key, n):
     return data.draw(key, n)
 

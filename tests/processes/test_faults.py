@@ -58,9 +58,7 @@ class Truth(NamedTuple):
 def trainer(request, tmp_path_factory):
     whole = request.config.getoption("--trials") > 1
     folder = tmp_path_factory.mktemp("outputs")
-    trainer = Trainer(folder, WITH_EVALUATOR, xla_flags="", pictures=whole)
-    yield trainer
-    trainer.close()
+    return Trainer(folder, WITH_EVALUATOR, xla_flags="", pictures=whole)
 
 
 @pytest.fixture(scope="module")

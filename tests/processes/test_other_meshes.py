@@ -82,9 +82,7 @@ LAYOUTS = (
 
 @pytest.fixture(scope="module")
 def trainer(tmp_path_factory):
-    trainer = Trainer(tmp_path_factory.mktemp("outputs"), SPLITTABLE, pictures=False)
-    yield trainer
-    trainer.close()
+    return Trainer(tmp_path_factory.mktemp("outputs"), SPLITTABLE, pictures=False)
 
 
 @pytest.fixture(scope="module")

@@ -34,17 +34,13 @@ PAUSE = 0.5  # s; a signal at the second of eight steps comes before the last
 
 @pytest.fixture(scope="module")
 def trainer(tmp_path_factory):
-    trainer = Trainer(tmp_path_factory.mktemp("outputs"))
-    yield trainer
-    trainer.close()
+    return Trainer(tmp_path_factory.mktemp("outputs"))
 
 
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory):
     """Trainings that neither draw nor evaluate."""
-    trainer = Trainer(tmp_path_factory.mktemp("plain"), pictures=False)
-    yield trainer
-    trainer.close()
+    return Trainer(tmp_path_factory.mktemp("plain"), pictures=False)
 
 
 @pytest.fixture(scope="module")

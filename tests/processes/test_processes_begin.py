@@ -18,9 +18,7 @@ from tests.support.trainer import Trainer
 
 @pytest.fixture(scope="module")
 def trainer(tmp_path_factory):
-    trainer = Trainer(tmp_path_factory.mktemp("outputs"), TWO_STEPS, pictures=False)
-    yield trainer
-    trainer.close()
+    return Trainer(tmp_path_factory.mktemp("outputs"), TWO_STEPS, pictures=False)
 
 
 @pytest.mark.process

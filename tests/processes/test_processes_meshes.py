@@ -35,8 +35,7 @@ def one(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("alone") / "run"
     status, said = trainer.run(workdir)
     assert status == 0, said
-    yield trainer, setup, state_of(workdir, setup, 2)
-    trainer.close()
+    return trainer, setup, state_of(workdir, setup, 2)
 
 
 @pytest.mark.process

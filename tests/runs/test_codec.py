@@ -10,7 +10,7 @@ import pytest
 from jax import export
 from PIL import Image
 
-from diffjax.codecs import Scaled, SpaceToDepth
+from diffjax.codecs import ScaledLatents, SpaceToDepth
 from diffjax.data import ArraySource, DataSet, all_images, digits, latents
 from diffjax.data.pairs import Coarse, pairs, translation
 from diffjax.errors import UserError
@@ -79,7 +79,7 @@ def run(folder):
 
 
 def test_samples_are_decoded_latents(run):
-    assert run.setup.codec == Scaled(CODEC, SCALE)
+    assert run.setup.codec == ScaledLatents(CODEC, SCALE)
     assert "images of 8x8x1 as latents of 4x4x4 (space_to_depth:2)" in repr(run)
     request = Request(np.arange(5), seed=3)
     found = run.model().sample_latents(run.recipe, request)
@@ -103,7 +103,7 @@ def test_pictures_are_of_decoded_images(workdir):
 def test_the_evaluation_is_that_of_images_decoded_by_hand(workdir):
     found = json.loads((workdir / "evaluation.json").read_text())
     run = loaded(workdir)
-    assert run.setup.codec == Scaled(CODEC, SCALE)
+    assert run.setup.codec == ScaledLatents(CODEC, SCALE)
     by_hand = of_pixels(run.dataset())
     labels = labels_in_mix(run, 12)
     images = run.sample(labels, seed=noise_seed(run.config.seed, 0))

@@ -9,12 +9,10 @@ from configs import digits as digits_config
 from diffjax.data import digits
 from diffjax.errors import UserError
 from diffjax.host.watchdog import Watchdog
-from diffjax.loop.loop import prepared
 from diffjax.loop.profile import Profile
 from diffjax.runs.likelihoods import measure_likelihood
 from diffjax.runs.measure import Wanted
 from diffjax.spec import TARGET, build
-from tests.support.tiny_run import tiny_config
 
 OLD_RUN = Path(__file__).parent / "old_runs" / "0.1.0"
 
@@ -162,9 +160,3 @@ def test_a_setting_that_is_missing_is_named_before_the_first_step(tmp_path, plac
     with pytest.raises(UserError, match=rf"there is no config\.{place}"):
         diffjax.train(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
-
-
-def test_a_small_config_of_before_there_were_all_settings_is_whole():
-    config = tiny_config("model=tiny").unlock()
-    del config.augment
-    assert prepared(config)[0].config.name == "tiny-tiny"

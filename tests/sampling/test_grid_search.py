@@ -2,7 +2,7 @@
 
 import itertools
 import json
-from functools import cache, partial
+from functools import cache
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +12,7 @@ import pytest
 import diffjax
 from configs import digits
 from diffjax import choices
+from diffjax.compiling import once
 from diffjax.errors import UserError
 from diffjax.oracle import analytic
 from diffjax.process.paths import Cosine, Linear, LinearBeta
@@ -43,7 +44,7 @@ def noise(path, n, seed):
 def program(solver, path, teacher):
     """The costs of jumps, compiled once for as many candidates and samples."""
 
-    @partial(jax.jit, static_argnames="probes")
+    @once(4)
     def costs(data, times, keys, x, probes):
         walk = grid_search.JumpCosts(teacher, probes)
         return walk(bound(data, path), solver, path, times, keys, x)

@@ -329,7 +329,7 @@ def call_run(rng: Random, where: Path) -> None:
     del where
     run = diffjax.load(RUN)
     calls: dict[str, tuple[str, ...]] = {
-        "sample": ("labels", "source", "seed", "solver", "grid", "num_steps", "guidance_scale",
+        "sample": ("condition", "source", "seed", "solver", "grid", "num_steps", "guidance_scale",
                    "guidance", "against", "weights", "batch_size"),
         "weights": ("name",),
         "model": ("weights",),
@@ -337,7 +337,7 @@ def call_run(rng: Random, where: Path) -> None:
         "metrics": (),
     }  # fmt: skip
     name = rng.choice(("sample", "sample", "sample", "sample", *calls))
-    given = {"labels": 4} if name == "sample" else {}
+    given = {"condition": 4} if name == "sample" else {}
     for argument in rng.sample(calls[name], min(len(calls[name]), rng.choice((1, 1, 2)))):
         given[argument] = value(rng)
     getattr(run, name)(**given)

@@ -29,6 +29,7 @@ from diffjax.runs.setup import Setup
 from diffjax.sampling.sample import Recipe
 from diffjax.spec import spec
 from diffjax.training import sharding
+from diffjax.training.nonfinite import NonFinite
 from tests.support.tiny_network import Tiny
 
 COMMAND = "the command"
@@ -56,6 +57,7 @@ def tiny_config(arguments: str = "", /, **changes: Any) -> ConfigDict:
             "seed": 0,
             "num_steps": 6,
             "batch_size": 16,
+            "accumulation_steps": 1,
             "data": spec(digits),
             "augment": spec(Augment),
             "condition_dropout": 0.1,
@@ -73,19 +75,28 @@ def tiny_config(arguments: str = "", /, **changes: Any) -> ConfigDict:
                 guidance_scale=2.0,
             ),
             "weights": "ema-0.99",
+            "nonfinite": spec(NonFinite),
             "log_every_steps": 2,
             "snapshot_every_steps": 2,
             "sample_every_steps": 4,
+            "sample_images": 64,
             "checkpoint_every_steps": 2,
             "checkpoints_to_keep": 5,
             "checkpoints_kept_every_steps": 100,
             "evaluation": {
                 "extractor": spec(classifier_features, name="digits"),
+                "extractors": (),
                 "num_samples": 20,
+                "labels": "data",
                 "batch_size": 24,
                 "solvers": ("ddim",),
+                "grids": (),
                 "num_steps": (2,),
+                "guidance_scales": (),
+                "weights": (),
+                "seeds": (),
                 "seed": 0,
+                "likelihood": (),
             },
         }
     )

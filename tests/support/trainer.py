@@ -11,7 +11,6 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 ROOT = Path(__file__).parents[2]
 STEPS = 8
@@ -108,6 +107,17 @@ def may_drop() -> bool:
     return done.returncode == 0
 
 
+@functools.cache
+def server_of(xla_flags: str) -> subprocess.Popen:
+    """The process that forks, one for all files that a worker tests; it ends with the worker."""
+    as_anyone = AS_ANYONE if may_drop() else ()
+    return subprocess.Popen(
+        [*as_anyone, sys.executable, "-c", SERVER],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT,
+        env={**ENVIRONMENT, "XLA_FLAGS": xla_flags},
+    )  # fmt: skip
+
+
 class Trainer:
     """Starts the executables again and again, compiled quickly as the tests are (conftest.py).
 
@@ -127,12 +137,7 @@ class Trainer:
         self.pictures = pictures
         self.config = outputs / "tiny.py"
         self.config.write_text(config)
-        as_anyone = AS_ANYONE if may_drop() else ()
-        self.server = subprocess.Popen(
-            [*as_anyone, sys.executable, "-c", SERVER],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT,
-            env={**ENVIRONMENT, "XLA_FLAGS": xla_flags},
-        )  # fmt: skip
+        self.xla_flags = xla_flags
 
     def run(self, workdir: Path, disturb=lambda pid: None, pause: float = 0) -> tuple[int, str]:
         """The exit status (minus the signal that ended it) and what was said.
@@ -180,22 +185,19 @@ class Trainer:
             {**every, "argv": list(argv), "output": str(output)}
             for argv, output in zip(argvs, outputs, strict=True)
         ]
-        self._tell(orders)
-        disturb(self._hear())
+        server = server_of(self.xla_flags)
+        assert server.stdin
+        assert server.stdout
+        try:
+            server.stdin.write(json.dumps(orders) + "\n")
+            server.stdin.flush()
+            disturb(json.loads(server.stdout.readline()))
+            statuses = json.loads(server.stdout.readline())
+        except BaseException:
+            server_of.cache_clear()  # What this one still says is no answer to another order.
+            raise
         said = (path.read_text() if path.exists() else "" for path in outputs)
-        return list(zip(self._hear(), said, strict=True))
+        return list(zip(statuses, said, strict=True))
 
     def arguments(self, workdir: Path) -> list[str]:
         return [f"--config={self.config}", f"--workdir={workdir}"]
-
-    def close(self) -> None:
-        self.server.communicate()
-
-    def _tell(self, orders: Any) -> None:
-        assert self.server.stdin
-        self.server.stdin.write(json.dumps(orders) + "\n")
-        self.server.stdin.flush()
-
-    def _hear(self) -> Any:
-        assert self.server.stdout
-        return json.loads(self.server.stdout.readline())

@@ -22,7 +22,7 @@ def _conv(features: int, name: str, stride: int = 1, bias: bool = True) -> nn.Co
     return nn.Conv(features, (3, 3), stride, padding, use_bias=bias, name=name)
 
 
-class Block(nn.Module):
+class ConvBlock(nn.Module):
     """A residual block, `relu(conv(x) + x)`, of three convolutions.
 
     With `pooled`, `x + pool(x)` takes the place of `x`, where `pool` normalises four groups of 256
@@ -42,7 +42,7 @@ class Block(nn.Module):
         return nn.relu(_conv(WIDTH, "conv_4")(h) + x)
 
 
-class Encoder(nn.Module):
+class TAESDEncoder(nn.Module):
     """`[B, H, W, 3]` in [0, 1] -> `[B, H/8, W/8, latent_channels]`, of about [-3, 3].
 
     Attributes:
@@ -55,15 +55,15 @@ class Encoder(nn.Module):
 
     @nn.compact
     def __call__(self, x: Images) -> Latents:
-        x = Block(name="layer_1")(_conv(WIDTH, "layer_0")(x))
+        x = ConvBlock(name="layer_1")(_conv(WIDTH, "layer_0")(x))
         for place in (2, 6, 10):
             x = _conv(WIDTH, f"layer_{place}", stride=2, bias=False)(x)
             x = _blocks(x, range(place + 1, place + 4), self.pooled and place == 10)
         return _conv(self.latent_channels, "layer_14")(x)
 
 
-class Decoder(nn.Module):
-    """`[B, h, w, latent_channels]` -> `[B, 8h, 8w, 3]`, of about [0, 1]; as `Encoder`."""
+class TAESDDecoder(nn.Module):
+    """`[B, h, w, latent_channels]` -> `[B, 8h, 8w, 3]`, of about [0, 1]; as `TAESDEncoder`."""
 
     latent_channels: int = 4
     pooled: bool = False
@@ -75,10 +75,10 @@ class Decoder(nn.Module):
             x = _blocks(x, range(place, place + 3), self.pooled and place == 3)
             x = jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)
             x = _conv(WIDTH, f"layer_{place + 4}", bias=False)(x)
-        return _conv(3, "layer_19")(Block(name="layer_18")(x))
+        return _conv(3, "layer_19")(ConvBlock(name="layer_18")(x))
 
 
 def _blocks(x: Array, places: Iterable[int], pooled: bool) -> Array:
     for place in places:
-        x = Block(pooled, name=f"layer_{place}")(x)
+        x = ConvBlock(pooled, name=f"layer_{place}")(x)
     return x

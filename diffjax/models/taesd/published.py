@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from diffjax.models.taesd.network import SCALE, Decoder, Encoder
+from diffjax.models.taesd.network import SCALE, TAESDDecoder, TAESDEncoder
 from diffjax.models.taesd.sizes import DECODERS, ENCODERS
 from diffjax.pretrained.family import Family
 from diffjax.pretrained.tables import Row
@@ -38,14 +38,14 @@ def _decoder_of(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
     }
 
 
-def _image(network: Encoder) -> tuple[jax.ShapeDtypeStruct]:
+def _image(network: TAESDEncoder) -> tuple[jax.ShapeDtypeStruct]:
     del network
     return (jax.ShapeDtypeStruct((1, SCALE, SCALE, 3), jnp.float32),)
 
 
-def _latent(network: Decoder) -> tuple[jax.ShapeDtypeStruct]:
+def _latent(network: TAESDDecoder) -> tuple[jax.ShapeDtypeStruct]:
     return (jax.ShapeDtypeStruct((1, 1, 1, network.latent_channels), jnp.float32),)
 
 
-ENCODER = Family("TAESD encoder", Encoder, ENCODERS, lambda _: TABLE, _encoder_of, _image)
-DECODER = Family("TAESD decoder", Decoder, DECODERS, lambda _: TABLE, _decoder_of, _latent)
+ENCODER = Family("TAESD encoder", TAESDEncoder, ENCODERS, lambda _: TABLE, _encoder_of, _image)
+DECODER = Family("TAESD decoder", TAESDDecoder, DECODERS, lambda _: TABLE, _decoder_of, _latent)

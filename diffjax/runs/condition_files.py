@@ -1,14 +1,13 @@
 """Conditions in files: texts, one for each sample, or arrays."""
 
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 
-from diffjax.conditions.base import Condition
+from diffjax.conditions import Condition
+from diffjax.data.archives import read_npz
 from diffjax.errors import UserError
 
 
@@ -37,11 +36,11 @@ def read(condition: Condition, given: Sequence[str]) -> Any:
     if len(given) > 1:
         raise UserError(f"{given[0]} is a file with all conditions: give it alone")
     path = Path(given[0][1:])
+    if path.suffix == ".npz":
+        return condition.of(_arrays(condition, path))
     try:
-        if path.suffix == ".npz":
-            return condition.of(_arrays(condition, path))
         lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError) as error:
         raise UserError(f"can't read conditions from {path}: {error}") from error
     lines = [line for line in lines if line.strip()]
     if not lines:
@@ -52,10 +51,10 @@ def read(condition: Condition, given: Sequence[str]) -> Any:
 def _arrays(condition: Condition, path: Path) -> Any:
     abstract = condition.abstract(1)
     names = list(condition.arrays(abstract))
-    with np.load(path) as file:
-        if any(name not in file for name in names):
-            raise UserError(
-                f"{path} has {', '.join(file) or 'nothing'}; a condition of {condition.describe()} "
-                f"has the arrays {', '.join(names)}"
-            )
-        return jax.tree.structure(abstract).unflatten([file[name] for name in names])
+    file = read_npz(path, str(path))
+    if any(name not in file for name in names):
+        raise UserError(
+            f"{path} has {', '.join(file) or 'nothing'}; a condition of {condition.describe()} "
+            f"has the arrays {', '.join(names)}"
+        )
+    return jax.tree.structure(abstract).unflatten([file[name] for name in names])
