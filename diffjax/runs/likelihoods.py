@@ -24,6 +24,7 @@ from diffjax.process.precond import Meaning, Predict
 from diffjax.runs.load import Run
 from diffjax.runs.model import full_batch
 from diffjax.spec import check_arguments, choose
+from diffjax.training import sharding
 from diffjax.training.sharding import batch_sharding, replicated
 
 Estimate = Callable[[Predict, Path, Array, Array, Array], Any]
@@ -284,11 +285,9 @@ def measurer(
             keys = jax.vmap(jax.random.fold_in, (None, 0))(key, number * batch_size + here)
             padded = np.minimum(here, n - 1)
             cond = wired.condition.take(wired.condition.of_batch(batch), padded)
-            arrays = (batch["image"][padded], cond, keys)
+            arrays = sharding.spread((batch["image"][padded], cond, keys), place)
             beat()
-            log_p, errors, nfe = compiled(
-                params, *(jax.device_put(array, place) for array in arrays)
-            )
+            log_p, errors, nfe = compiled(params, *arrays)
             parts.append((np.asarray(log_p)[:n], np.asarray(errors)[:n], int(nfe)))
         log_p, errors, nfe = zip(*parts, strict=True)
         return np.concatenate(log_p), np.concatenate(errors), max(nfe)
