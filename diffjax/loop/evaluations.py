@@ -11,9 +11,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jax
+import numpy as np
+
 from diffjax.data import DataSet
 from diffjax.errors import UserError, nearest
 from diffjax.host.interrupts import Interrupted
+from diffjax.host.processes import of_first
 from diffjax.host.run_files import read_json, read_metrics
 from diffjax.loop.logging import Writer
 from diffjax.loop.training import Training
@@ -111,8 +115,9 @@ class Evaluations:
         step, training = int(state.step), self._training
         run = Run(training.setup, state, training.workdir)
 
-        def beat(_: int) -> None:
-            if training.should_stop():
+        def beat(number: int) -> None:
+            # Processes agree on a stop by how often each calls `should_stop`.
+            if (number > 0 or jax.process_count() == 1) and training.should_stop():
                 raise Interrupted(
                     f"stopped while evaluating step {step} of {self._config.num_steps} and saved "
                     f"in {training.workdir}; the same command goes on from there"
@@ -128,7 +133,10 @@ class Evaluations:
                 if type(error) is not UserError:  # a full disk, a lost process
                     raise
                 why = str(error)
-            values = {f"{name}/{metric}": float(found[metric]) for metric in evaluator.metrics}
+            # Every process stores the best state or none does.
+            numbers = of_first(np.array([found[metric] for metric in evaluator.metrics], float))
+            metrics = [f"{name}/{metric}" for metric in evaluator.metrics]
+            values = dict(zip(metrics, numbers.tolist(), strict=True))
             for metric in [metric for metric, value in values.items() if math.isnan(value)]:
                 _LOG.warning("step %d: no %s: %s", step, metric, why)
             if self._best_by in values:

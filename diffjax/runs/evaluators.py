@@ -23,14 +23,12 @@ from diffjax.evaluation.tables import HIGHER_IS_BETTER
 from diffjax.kinds import AtLeastOne, Range
 from diffjax.runs.load import Run
 from diffjax.runs.measure import (
-    Wanted,
     label_shares,
     noise_seed,
-    own_extractors,
+    own_extractor,
     own_mix,
     reference_of,
     telling,
-    wanted_recipes,
     wanted_samples,
 )
 from diffjax.runs.model import Request
@@ -42,6 +40,7 @@ from diffjax.training.state import LIVE
 
 Begun = Callable[[int], Any]
 _IN_SHORT = ("frechet_distance", "kernel_distance", "accuracy")
+_OF_MIXTURE = ("sliced_wasserstein", "mode_weights")
 _FURTHER = (
     "frechet_distance_at_infinity",
     "precision",
@@ -50,8 +49,7 @@ _FURTHER = (
     "coverage",
     "inception_score",
     "cmmd",
-    "sliced_wasserstein",
-    "mode_weights",
+    *_OF_MIXTURE,
 )
 
 
@@ -84,7 +82,8 @@ class Evaluator(Protocol):
             run: at one step, with its arrays in memory.
             dataset: what it trains on.
             begun: to be called with a number before each batch, so that a long measurement is no
-                hang, and ends where training should stop: by what `begun` raises.
+                hang, and ends where training should stop: by what `begun` raises. Above 0 for
+                batches that every process has, 0 for others.
 
         Returns:
             The value of each of `metrics`; NaN for one that can't be measured.
@@ -149,13 +148,23 @@ class Samples:
         for name in self.metrics:
             choose(dict.fromkeys((*_IN_SHORT, *_FURTHER)), name, "metric of samples")
         _check_weights(run, self.weights)
-        if "accuracy" in self.metrics:
-            extractor = own_extractors(run.config)[0]
-            if not dataset.num_classes or extractor.test_accuracy is None:
-                raise UserError(
-                    f"there is no accuracy of {dataset.name} by {extractor.name}: that takes "
-                    "classes and a classifier of these"
-                )
+        of_mixture = [name for name in self.metrics if name in _OF_MIXTURE]
+        if of_mixture and dataset.mixture is None:
+            raise UserError(
+                f"there is no {of_mixture[0]} of {dataset.name}: that takes data whose true "
+                "distribution is known"
+            )
+        if not {"accuracy", "cmmd"} & set(self.metrics):
+            return  # An extractor may be a large file.
+        extractor = own_extractor(run.config)
+        classes = dataset.num_classes and extractor.test_accuracy is not None
+        if "accuracy" in self.metrics and not classes:
+            raise UserError(
+                f"there is no accuracy of {dataset.name} by {extractor.name}: that takes "
+                "classes and a classifier of these"
+            )
+        if "cmmd" in self.metrics and not extractor.for_cmmd:
+            raise UserError(f"there is no cmmd by {extractor.name}: that takes features of CLIP")
 
     def __call__(self, run: Run, dataset: DataSet, begun: Begun) -> dict[str, float]:
         """Draws samples and compares them with the real images."""
@@ -164,11 +173,10 @@ class Samples:
         shares = label_shares(own_mix(run.config), wired, dataset, real.class_counts)
         labels = proportional_labels(self.num_samples, shares)
         samples = wanted_samples(wired, lambda: dataset, labels)
-        named, _ = wanted_recipes(run, Wanted(weights=[self.weights or run.config.weights]))
-        request = Request(
-            samples.condition, noise_seed(run.config.seed, named.seed), samples.source
-        )
-        images = run.model(named.weights).batches(named.recipe, request, settings.batch_size, begun)
+        seed = noise_seed(run.config.seed, settings.seed)
+        request = Request(samples.condition, seed, samples.source)
+        model = run.model(self.weights or None)
+        images = model.batches(run.recipe, request, settings.batch_size, begun)
         found = metrics.compare(
             Batches(len(request), images),
             samples.labels if dataset.num_classes else None,
@@ -180,7 +188,7 @@ class Samples:
     def _reference(self, run: Run, dataset: DataSet, begun: Begun) -> Reference:
         """The real images and their features, made at the first call."""
         if not self._known or self._known[0] is not dataset:
-            extractor = own_extractors(run.config)[0]
+            extractor = own_extractor(run.config)
             self._known[:] = (
                 dataset, extractor, reference_of(dataset, extractor, lambda: begun(0))
             )  # fmt: skip

@@ -421,10 +421,20 @@ def own_extractors(config: ConfigDict) -> tuple[Extractor, ...]:
     Raises:
         UserError: one that can't be had.
     """
-    parts = {"config.evaluation.extractor": config.evaluation.extractor}
-    for i, part in enumerate(config.evaluation.extractors):
-        parts[f"config.evaluation.extractors[{i}]"] = part
-    return tuple(build(part, Extractor, name) for name, part in parts.items())
+    further = (
+        build(part, Extractor, f"config.evaluation.extractors[{i}]")
+        for i, part in enumerate(config.evaluation.extractors)
+    )
+    return own_extractor(config), *further
+
+
+def own_extractor(config: ConfigDict) -> Extractor:
+    """What a config's metrics are measured on, the main one of `own_extractors`.
+
+    Raises:
+        UserError: it can't be had.
+    """
+    return build(config.evaluation.extractor, Extractor, "config.evaluation.extractor")
 
 
 def check_evaluation(setup: Setup, dataset: DataSet) -> None:
@@ -477,10 +487,10 @@ def _check_counts(setup: Setup, dataset: DataSet) -> None:
             f"{dataset.name} has {num_real} images that samples could be compared with, and "
             f"distances need {FEWEST_IMAGES}: add some"
         )
-    if setup.wired.objective.traits.starts_at_source and num_test < FEWEST_IMAGES:
+    if _of_test_images(setup.wired) and num_test < FEWEST_IMAGES:
         raise UserError(
-            f"this run makes images from test images, and {dataset.name} has {num_test}: "
-            f"its evaluation needs {FEWEST_IMAGES}"
+            f"samples of this run have the sources or conditions of test images, and "
+            f"{dataset.name} has {num_test}: its evaluation needs {FEWEST_IMAGES}"
         )
     if setup.config.evaluation.likelihood and not num_test:
         raise UserError(
