@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 
 from diffjax.codecs import Codec, Identity
 from diffjax.compiling import jit
+from diffjax.conditions.base import len_of
 from diffjax.errors import UserError
 from diffjax.host.processes import to_host
 from diffjax.process.precond import Predict
@@ -457,6 +458,11 @@ class Model:
         self.wired.condition.check(request.condition)
         if request.negative is not None:
             self.wired.condition.negative.check(request.negative)
+            if len_of(request.negative) != len(request):
+                raise UserError(
+                    f"negative= has {len_of(request.negative)} rows: {len(request)} samples need "
+                    "one for each"
+                )
         _check_source(request, self.wired)
 
 

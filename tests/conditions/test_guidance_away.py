@@ -98,6 +98,13 @@ def test_guidance_doubles_the_evaluations_whatever_it_leads_away_from(run, again
     assert replace(recipe, guidance_scale=1.0).nfe == 7
 
 
+def test_negative_conditions_are_as_many_as_samples(run):
+    request = Request(np.arange(4, dtype=np.int32), negative=np.zeros(3, np.int32))
+    recipe = replace(run.recipe, guidance_scale=3.0, against=NegativeCondition())
+    with pytest.raises(UserError, match="negative= has 3 rows: 4 samples need one for each"):
+        run.model().sample(recipe, request)
+
+
 def test_negative_conditions_stay_with_their_samples_in_every_batch(run):
     negative = np.array([0, 1, 2, 3, 4], np.int32)
     labels = np.array([5, 6, 7, 8, 9], np.int32)
