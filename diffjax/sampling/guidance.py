@@ -54,7 +54,8 @@ class Against:
 
     Attributes:
         weights: names other weights, that have to be at hand as `Models.weaker`; "" for none.
-        needs_null: whether the model has to have seen the null condition in training.
+        needs_null: whether the model of the second prediction has to have seen the null condition
+            in training.
     """
 
     weights: str = ""

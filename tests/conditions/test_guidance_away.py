@@ -79,6 +79,21 @@ def test_weaker_weights_have_the_same_condition_or_one_of_their_own(run, against
     np.testing.assert_allclose(found, expected, atol=1e-4)
 
 
+def test_the_null_condition_of_other_weights_is_that_which_their_own_model_was_trained_with(run):
+    """A model without dropout of the condition may be guided by one with it, as in EDM2."""
+    wired, programs = run.setup.wired, run.setup.programs
+    never = replace(programs, wired=wired._replace(condition_dropout=0.0))
+    against = build(lookup.against_called("weights:small+null"))
+    recipe = replace(run.recipe, num_steps=2, guidance_scale=3.0, against=against)
+    model = replace(run.model(), programs=never, find=lambda name: run.model("ema-0.9"))
+    found = model.sample(recipe, Request(LABELS))
+    other = replace(run.model(), find=model.find).sample(recipe, Request(LABELS))
+    np.testing.assert_allclose(found, other, atol=1e-5)
+    model = replace(run.model(), find=lambda name: replace(run.model(), programs=never))
+    with pytest.raises(UserError, match="trained with condition_dropout=0"):
+        model.sample(recipe, Request(LABELS))
+
+
 @pytest.mark.parametrize(("low", "inside"), [(-np.inf, True), (-2.0, False)])
 def test_an_interval_limits_guidance_away_from_any_condition(run, low, inside):
     """In pure noise log-SNR is -inf, which is in an interval without a lower end alone."""
