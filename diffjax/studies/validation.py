@@ -226,6 +226,11 @@ def unfit(traits: Traits) -> str:
     """Why errors by log-SNR of an objective's model can't be measured; "" if they can."""
     if not traits.meaning.serves(Meaning.POSTERIOR_MEAN):
         return f"has a model of {traits.meaning}; errors by log-SNR are those of the posterior mean"
+    return paired(traits)
+
+
+def paired(traits: Traits) -> str:
+    """Why an image and its noise can't be drawn independently of each other; "" if they can."""
     if traits.needs_source or not traits.independent_noise:
         return (
             "was trained on images paired with their noise, or with noise in between; here each "
