@@ -36,6 +36,7 @@ from diffjax.settings import NumSamples, Seed
 from diffjax.spec import build, choose
 from diffjax.studies import validation
 from diffjax.training.averages import Averages
+from diffjax.training.sharding import batch_sharding
 from diffjax.training.state import LIVE
 
 Begun = Callable[[int], Any]
@@ -250,7 +251,13 @@ class Validation:
         if not self._known or self._known[0] is not wired:
             space = build(choose(choices.TARGETS, self.space, "target"))
             key = jax.random.key(self.seed)
-            loss = validation.LossByLogSNR(wired.predict, wired.path, key, {self.space: space})
+            loss = validation.LossByLogSNR(
+                wired.predict,
+                wired.path,
+                key,
+                {self.space: space},
+                place=batch_sharding(run.setup.mesh),
+            )
             self._known[:] = wired, loss
         batch = all_examples(dataset.test, self.num_images)
         cond = wired.condition.of_batch(batch)

@@ -212,13 +212,14 @@ def test_metrics_of_samples_are_those_of_the_evaluation(trained_run):
 
 
 def test_the_validation_loss_is_that_of_the_comparison(trained_run):
+    """Nine images, which eight devices don't divide."""
     run = loaded(trained_run)
-    batch = all_examples(run.dataset().test, 8)
+    batch = all_examples(run.dataset().test, 9)
     there = loss_by_log_snr(
         run.model().predict(), run.setup.wired.path, batch["image"],
         run.setup.wired.condition.of_batch(batch), jax.random.key(0), spaces={"noise": Noise()},
     )  # fmt: skip
-    found = Validation(num_images=8)(run, run.dataset(), lambda batch: None)
+    found = Validation(num_images=9)(run, run.dataset(), lambda batch: None)
     assert found == {"loss": pytest.approx(there.total("noise").mean, rel=1e-5)}
 
 
