@@ -108,10 +108,11 @@ class Family:
         """
         try:
             found = self.recognise({name: tuple(x.shape) for name, x in state.items()})
-        except (LookupError, ValueError) as error:
-            raise UserError(
-                f"{source} is not of the family {self.name}: no tensor {error}"
-            ) from error
+        except (ArithmeticError, LookupError, ValueError) as error:
+            why = "tensors of its names have other axes"
+            if isinstance(error, KeyError):
+                why = f"no tensor {error}"
+            raise UserError(f"{source} is not of the family {self.name}: {why}") from error
         for size in self.sizes.values():
             if all(size.settings.get(name, value) == value for name, value in found.items()):
                 return self.network(**{**size.settings, **found})
