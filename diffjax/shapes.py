@@ -1,8 +1,8 @@
 """The shapes of arrays, as signatures state them.
 
-A name in a shape stands for one size throughout a signature: `x: Samples, t: PerSample` are of one
+A name in a shape is one size throughout a signature: `x: Samples, t: PerSample` are of one
 batch, and `t: AnyShape` comes back as `AnyShape` of that shape. The tests check it at each call
-(`tests/support/shapes.py`); elsewhere they say no more than `jax.Array`.
+(`tests/support/shapes.py`); elsewhere they mean `jax.Array` and no more.
 """
 
 from typing import TYPE_CHECKING

@@ -130,7 +130,7 @@ class Several(Condition):
             return super().of(given)
         self._check_names(given)
         if not given:
-            raise UserError("an empty dict has no part of the condition: give one of them")
+            raise UserError("an empty dict has no part of the condition: name at least one")
         found = {name: self.parts[name].of(rows) for name, rows in given.items()}
         n = max(map(len_of, found.values()))
         missing = {name: part.null(n) for name, part in self.parts.items() if name not in found}

@@ -152,7 +152,7 @@ def copies(count: int, of: Transform = keep) -> Transform:
 
     def to_ours(arrays: Arrays) -> Arrays:
         if any(not np.array_equal(array, arrays[0], equal_nan=True) for array in arrays[1:]):
-            raise ValueError("differ, and one parameter stands for all of them here")
+            raise ValueError("differ, and here one parameter replaces all of them")
         return of.to_ours(arrays[:1])
 
     return Transform(to_ours, lambda arrays: of.to_theirs(arrays) * count)

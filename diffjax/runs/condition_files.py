@@ -34,7 +34,7 @@ def read(condition: Condition, given: Sequence[str]) -> Any:
     if not given[0].startswith("@"):
         return condition.parse(given)
     if len(given) > 1:
-        raise UserError(f"{given[0]} is a file with all conditions: give it alone")
+        raise UserError(f"{given[0]} is a file with all conditions: pass it alone")
     path = Path(given[0][1:])
     if path.suffix == ".npz":
         return condition.of(_arrays(condition, path))

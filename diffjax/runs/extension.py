@@ -1,4 +1,4 @@
-"""A run that goes on with another config in the same folder: longer, most often."""
+"""Continues a run in its folder with a changed config, for example with more steps."""
 
 import logging
 import math
@@ -46,7 +46,7 @@ class Extension(NamedTuple):
     num_steps: int
 
     def record(self, workdir: Path, setup: Setup, state: TrainState, schedule_start: int) -> None:
-        """Makes the config of the folder the new one, and notes and says what changes.
+        """Writes the new config to the folder, and records and logs the changes.
 
         Args:
             workdir: the run's folder.
@@ -104,7 +104,7 @@ def lines(step: int, changes: Changes, restart: bool, rates: Sequence[float]) ->
 
 
 def planned(workdir: Path, setup: Setup, how: bool | str) -> Extension | None:
-    """What changes in the run of a folder with this config; None if nothing does.
+    """The changes of a folder's run with this config; None if there are none.
 
     Args:
         workdir: its folder, which stays as it is.
@@ -115,7 +115,7 @@ def planned(workdir: Path, setup: Setup, how: bool | str) -> Extension | None:
 
     Raises:
         UserError: a change that a run can't go on with, fewer steps than it has made, or a schedule
-            that depends on `num_steps` where `how` does not say what becomes of it.
+            that depends on `num_steps` where `how` is neither "continue" nor "restart".
     """
     if how not in (True, False, "continue", "restart"):
         raise UserError(f"extend={how!r}: it is True, 'continue' or 'restart'")

@@ -1,4 +1,4 @@
-"""Grids found for a run: how they are found, and where they lie in its folder."""
+"""Finds sampling grids optimised for a run, and stores them in its folder."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -47,7 +47,7 @@ def read_grid(workdir: str, solver: str, num_steps: int, path: Path) -> ListedTi
     """The grid found for a run, from its folder.
 
     Raises:
-        UserError: there is none yet, or it is none for this path and this number of steps.
+        UserError: none was found yet, or the file does not fit this path and number of steps.
     """
     file = grid_file(workdir, solver, num_steps)
     content = read_json(file)
@@ -65,7 +65,7 @@ def read_grid(workdir: str, solver: str, num_steps: int, path: Path) -> ListedTi
 
 
 def _what_is_wrong(content: Mapping[str, Any], num_steps: int, path: Path) -> str | None:
-    """What makes a saved grid none for this path and this number of steps, if anything."""
+    """The reason why a saved grid does not fit this path and number of steps, if there is one."""
     times, name = content.get("times"), type(path).__name__
     if not isinstance(times, list) or any(type(t) not in (int, float) for t in times):
         return "its times are no list of numbers"

@@ -125,7 +125,7 @@ def test_an_empty_list_is_no_sample():
             TokenStates(np.zeros((2, 3, 4)), np.zeros((2, 3)), np.zeros((2, 0))),
             "an array is of float64, and should be of bool",
         ),
-        (Tokens(3, 4), ["dark"], "Tokens can't be read from texts, such as 'dark': give"),
+        (Tokens(3, 4), ["dark"], "Tokens can't be read from texts, such as 'dark': pass"),
     ],
 )  # fmt: skip
 def test_what_is_no_condition_is_refused(condition, given, said):

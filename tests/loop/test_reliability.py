@@ -429,7 +429,7 @@ def test_a_loss_that_is_not_finite_is_seen_before_its_window_ends():
     said = "gradient is not finite in step 2, whose loss is largest at log-SNR [-6, -4)"
     with pytest.raises(NonFiniteLoss, match=re.escape(said) + "; .* is step 2") as caught:
         window.flush()
-    assert caught.value.said == f"the {said}"
+    assert caught.value.cause == f"the {said}"
 
 
 def test_too_many_in_a_row_stop_the_run(caplog):

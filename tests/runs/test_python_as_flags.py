@@ -117,7 +117,7 @@ def test_one_rule_for_labels():
     with pytest.raises(UserError, match="no label is called 'cta'; did you mean 'cat'"):
         labels_called(["cta"], 2, ("dog", "cat"))
     assert labels_called([0], 0).tolist() == [0]
-    with pytest.raises(UserError, match="this run has no classes: give the number of samples"):
+    with pytest.raises(UserError, match="this run has no classes: pass the number of samples"):
         labels_called([1], 0)
 
 
