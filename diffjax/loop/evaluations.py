@@ -45,11 +45,7 @@ def check_evaluators(setup: Setup, dataset: DataSet) -> None:
     known = [f"{name}/{metric}" for name, each in evaluators.items() for metric in each.metrics]
     best_by = setup.config.get("best_by", "")
     if best_by and best_by not in known:
-        hint = (
-            nearest(best_by, known)
-            if known
-            else "there are no evaluators; evaluators=samples adds some"
-        )
+        hint = nearest(best_by, known) if known else "there are none; try evaluators=samples"
         raise UserError(f"config.best_by: no evaluator returns {best_by!r}; {hint}")
 
 
@@ -124,7 +120,7 @@ class Evaluations:
         for name in self.due(step):
             evaluator, why = (
                 training.evaluators[name],
-                "there are too few images, or none of that kind",
+                "too few images, or none of that kind",
             )
             found = dict.fromkeys(evaluator.metrics, math.nan)
             try:
@@ -149,7 +145,7 @@ class Evaluations:
             self._best.close()
 
     def best(self) -> dict[str, Any] | None:
-        """The `metric`, `step` and `value` of the state stored as the best; None before the first."""
+        """The `metric`, `step` and `value` of the best state; None before the first."""
         key = f"eval/{self._best_by}"
         steps = self._best.steps() if self._best is not None else []
         known = [step for step in steps if key in self._values.get(step, {})]

@@ -176,9 +176,7 @@ def grid_drawer(setup: Setup, dataset: DataSet, workdir: Path) -> Callable[[Trai
     names = captions(condition.titles(request.condition), columns)
     beside = condition.pictures(request.condition)
     run = Run(setup, setup.abstract, workdir)
-    run.model().weaker(
-        run.recipe
-    )  # Another run that guidance needs is read, or refused, before step 1.
+    run.model().weaker(run.recipe)  # Reads, or refuses, another run of guidance before step 1.
 
     def draw_grid(state: TrainState) -> None:
         model = replace(run, arrays=state).model()

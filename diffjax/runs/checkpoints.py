@@ -245,7 +245,7 @@ class Checkpoints:
         return sorted(self._manager.all_steps())
 
     def leave(self, steps: list[int]) -> None:
-        """Moves these checkpoints to the folder `checkpoints_left`, so that none is resumed from."""
+        """Moves checkpoints that no run should resume from to the folder `checkpoints_left`."""
         self._move_out(steps, "left")
 
     def wait(self) -> None:

@@ -141,7 +141,7 @@ class Programs:
 
 
 class _Plan(NamedTuple):
-    """The static values that a program is compiled for; steps, grid and scale are not among them."""
+    """The static values that a program is compiled for, without steps, grid and scale."""
 
     walk: Walk
     recipe: Recipe

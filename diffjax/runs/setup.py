@@ -270,6 +270,4 @@ def check_weights(config: ConfigDict) -> None:
     kept = [LIVE, *Averages.of(config).names]
     if config.weights not in kept:
         suggestion = nearest(config.weights, kept)
-        raise UserError(
-            f"config.weights={config.weights!r}: the run keeps no such weights; {suggestion}"
-        )
+        raise UserError(f"config.weights={config.weights!r} are not kept by the run; {suggestion}")

@@ -301,9 +301,7 @@ def data_of(workdir: Path, data: ConfigDict, path: str | None = None) -> DataSet
     except UserError as error:
         if place is None or path is not None:
             raise
-        raise UserError(
-            f"{error}; if the data have moved, name their path by --data_path"
-        ) from error
+        raise UserError(f"{error}; if the data have moved, set --data_path") from error
     known = (read_json(workdir / RUN) or {}).get("data", {})
     for part, source in (("train", dataset.train), ("test", dataset.test)):
         sha256 = known.get(f"{part}_sha256")
@@ -311,7 +309,7 @@ def data_of(workdir: Path, data: ConfigDict, path: str | None = None) -> DataSet
             there = dataset.name if place is None else place[_DATA_PLACE]
             raise UserError(
                 f"the {part}ing images of {there} are not those of {workdir}: bring the old ones "
-                "back, or name their path by --data_path"
+                "back, or set --data_path to their folder"
             )
     return dataset
 

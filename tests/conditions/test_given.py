@@ -83,7 +83,7 @@ def test_a_file_has_a_text_in_each_line_or_arrays(tmp_path):
         read(Images((2, 2, 1)), [f"@{arrays}"])
     with pytest.raises(UserError, match=r"can't read conditions from .*: .*No such file"):
         read(BOTH, ["@nowhere.txt"])
-    with pytest.raises(UserError, match=r"@a\.txt is a file with all conditions: give it alone"):
+    with pytest.raises(UserError, match=r"@a\.txt is a file with all conditions: pass it alone"):
         read(BOTH, ["@a.txt", "digit=3"])
     lines.write_text("\n")
     with pytest.raises(UserError, match=r"prompts\.txt is empty"):

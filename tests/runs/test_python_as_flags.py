@@ -86,7 +86,7 @@ def test_every_row_of_the_tables_is_a_name(run, table):
         ({"against": "lable:3"}, "no against is called 'lable'; did you mean 'label'"),
         ({"weights": "life"}, "no weights 'life'; did you mean 'live'"),
         ({"grid": "found"}, "no grid has been found yet"),
-        ({"grid": "found", "solver": solvers.heun()}, "give that name"),
+        ({"grid": "found", "solver": solvers.heun()}, "use that name"),
         ({"num_steps": 2.5}, "num_steps=2.5: it is a whole number from 1"),
         ({"num_steps": 0}, "num_steps=0: it is a whole number from 1"),
         ({"batch_size": 0}, "batch_size=0: it is a whole number from 1"),
@@ -99,7 +99,7 @@ def test_every_row_of_the_tables_is_a_name(run, table):
         ({"condition": [10]}, "no label is called 10"),
         ({"condition": [0.5]}, r"no label is called 0\.5"),
         ({"condition": ["12"]}, "no label is called '12'"),
-        ({"condition": "3"}, r"condition='3' is one text: for one sample give \['3'\]"),
+        ({"condition": "3"}, r"condition='3' is one text: for one sample pass \['3'\]"),
     ],
 )
 def test_what_is_none_is_refused_in_one_line(run, how, said):

@@ -650,7 +650,7 @@ def test_a_state_that_is_not_finite_is_not_saved(tmp_path, rollbacks, monkeypatc
         ("", {"batch_size": 12}, "8 or 16 would"),
         ("", {"mesh.fsdp": 3}, "does not fit 8 device"),
         ("", {"condition_dropout": 0.0}, "guidance_scale=2 needs a null condition"),
-        ("", {"weights": "ema-0.5"}, "none of the run's"),
+        ("", {"weights": "ema-0.5"}, "are not kept by the run"),
         ("", {"log_every_steps": 0}, "log_every_steps=0 must be at least 1"),
         ("", {"evaluation.num_steps": (2, 0)}, r"num_steps\[1\]=0 must be at least 1"),
         ("", {"evaluation.num_samples": 2}, "at least 3"),
