@@ -45,7 +45,11 @@ def initial_weights(setup: Setup, workdir: Path) -> Initial | None:
     """
     named = setup.config.init_from
     begun = workdirs.checkpoint_steps(workdir)
-    return find(named, setup.abstract.weights(LIVE)) if named and not begun else None
+    return _find(named, setup) if named and not begun else None
+
+
+def _find(named: str, setup: Setup) -> Initial:
+    return find(named, setup.abstract.weights(LIVE), denoiser=setup.denoiser)
 
 
 def restore_or_init(
@@ -72,7 +76,7 @@ def restore_or_init(
     restored = checkpoints.restore(setup.abstract)
     if restored is None:
         if named := setup.config.init_from:
-            params, source = (initial or find(named, setup.abstract.weights(LIVE)))()
+            params, source = (initial or _find(named, setup))()
             _LOG.info("beginning with the weights of %s", named)
             return setup.begin(params), {"step": 0, "schedule_start": 0, "init_from": source}
         init_key, _ = jax.random.split(jax.random.key(setup.config.seed))

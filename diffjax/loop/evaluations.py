@@ -57,7 +57,8 @@ class Evaluations:
 
     Args:
         training: the run.
-        start_step: the step at which it resumes. Best states of later steps are moved aside.
+        start_step: the step at which it resumes. Best states without a line up to this step are
+            moved aside.
     """
 
     def __init__(self, training: Training, start_step: int):
@@ -74,7 +75,9 @@ class Evaluations:
         if metric:
             self._sign = -1.0 if metric in training.evaluators[name].higher_is_better else 1.0
             self._best = Checkpoints(training.workdir / BEST, keep=1)
-            self._best.leave([step for step in self._best.steps() if step > start_step])
+            # Of a step that is made again, or measured again: a kill came before its line.
+            key, stored = f"eval/{self._best_by}", self._best.steps()
+            self._best.leave([step for step in stored if key not in self._values.get(step, {})])
             self._record_best()
 
     @property

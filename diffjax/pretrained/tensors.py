@@ -13,7 +13,7 @@ class Tensor:
 
     Attributes:
         shape: its shape in the file.
-        dtype: its type in the file, a type of NumPy or `ml_dtypes`.
+        dtype: its type in the file, a type of NumPy, or bfloat16.
         read: reads the numbers; each call reads them again.
 
     Example:

@@ -109,6 +109,19 @@ def split(parts: int | Sequence[int], of: Transform = keep, axis: int = -1) -> T
     )
 
 
+def stack(of: Transform = keep) -> Transform:
+    """A tensor of each block there, one parameter here with a first axis for the blocks.
+
+    Example:
+        >>> stack(dense).to_ours((np.zeros((2, 3)),) * 5)[0].shape
+        (5, 3, 2)
+    """
+    return Transform(
+        lambda arrays: (np.stack(of.to_ours(arrays)),),
+        lambda arrays: of.to_theirs(tuple(arrays[0])),
+    )
+
+
 def permute(
     theirs: Sequence[int], order: Sequence[int], of: Transform = keep, axis: int = -1
 ) -> Transform:

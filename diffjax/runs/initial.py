@@ -14,6 +14,8 @@ import numpy as np
 from diffjax.errors import UserError, nearest
 from diffjax.host.processes import to_host
 from diffjax.host.run_files import read_json
+from diffjax.models.families import DENOISERS
+from diffjax.pretrained.family import Denoiser
 from diffjax.pretrained.files import read_state_dict
 from diffjax.runs.checkpoints import Checkpoints, Damaged
 from diffjax.training.sharding import replicated
@@ -25,7 +27,12 @@ shardings, and where they come from as plain data: `folder`, `weights` and `step
 of a published file, and `sha256` of the weights."""
 
 
-def find(named: str, like: Any, setting: str = "config.init_from") -> Initial:
+def find(
+    named: str,
+    like: Any,
+    setting: str = "config.init_from",
+    denoiser: Denoiser | None = None,
+) -> Initial:
     """Finds the weights of that name, and compares their names and shapes with the network's.
 
         config.init_from = "runs/digits"              # the weights that this run is evaluated with
@@ -33,12 +40,14 @@ def find(named: str, like: Any, setting: str = "config.init_from") -> Initial:
         config.init_from = "weights.safetensors"      # or a file of torch.save
 
     The arrays of a run are not read yet. Of a file, each tensor has the path of its parameter as
-    name, joined by `.` or `/`, as `block_0.attention.qkv.kernel`.
+    name, joined by `.` or `/`, as `block_0.attention.qkv.kernel`; or all have the names of the
+    authors' files, if the network is of a family (`diffjax.models.families`).
 
     Args:
         named: the folder of a run, `FOLDER:weights`, or a file of torch or safetensors.
         like: the network's parameters as `ShapeDtypeStruct` with shardings.
         setting: the setting that names them, for errors.
+        denoiser: the network, whose family knows the authors' names.
 
     Raises:
         UserError: there is nothing of that name, it is damaged, or a parameter is missing, left
@@ -46,7 +55,7 @@ def find(named: str, like: Any, setting: str = "config.init_from") -> Initial:
     """
     folder, colon, weights = named.rpartition(":")
     if Path(named).is_file():
-        return _of_file(Path(named), like, setting)
+        return _of_file(Path(named), like, setting, denoiser)
     if _is_run(Path(named)):
         return _of_run(Path(named), "", like, setting)
     if colon and _is_run(Path(folder)):
@@ -118,9 +127,13 @@ def placed(shapes: TrainState, like: Any) -> TrainState:
     )
 
 
-def _of_file(path: Path, like: Any, setting: str) -> Initial:
-    arrays = {name.replace(".", "/"): tensor for name, tensor in read_state_dict(path).items()}
-    check_same(f"{setting}={path}", arrays, like)
+def _of_file(path: Path, like: Any, setting: str, denoiser: Denoiser | None) -> Initial:
+    where, state = f"{setting}={path}", read_state_dict(path)
+    arrays: Mapping[str, Any] = {name.replace(".", "/"): x for name, x in state.items()}
+    family = denoiser and DENOISERS.get(type(denoiser.network))
+    if family and arrays.keys().isdisjoint(by_path(like)):
+        arrays = by_path(family.to_ours(state, denoiser, where))
+    check_same(where, arrays, like)
 
     def lay_out(path: tuple, leaf: jax.ShapeDtypeStruct) -> jax.Array:
         tensor = arrays[jax.tree_util.keystr(path, simple=True, separator="/")]

@@ -16,6 +16,7 @@ from diffjax.data.augment import Augmentation
 from diffjax.errors import UserError, nearest
 from diffjax.models.attention import REVERSE_ONLY, resolve
 from diffjax.optimizers.base import Optimizer
+from diffjax.pretrained.family import Denoiser
 from diffjax.runs.model import Programs
 from diffjax.settings import check_complete, check_names, check_settings
 from diffjax.spec import build
@@ -61,6 +62,11 @@ class Setup:
     def programs(self) -> Programs:
         """What samples are drawn with, compiled once for pictures, evaluation and `run.sample`."""
         return Programs(self.wired, self.mesh, self.codec)
+
+    @property
+    def denoiser(self) -> Denoiser:
+        """The network and the shape of its input, for the names of published weights."""
+        return Denoiser(self.wired.network, self.wired.input_shape)
 
     @property
     def shardings(self) -> TrainState:

@@ -25,7 +25,9 @@ def find_teacher(setup: Setup) -> Initial | None:
         UserError: there is no such run or file, or its parameters are not those of this network.
     """
     named = setup.config.get("teacher", "ema")
-    return None if is_kept(named) else find(named, setup.abstract.weights(LIVE), "config.teacher")
+    if is_kept(named):
+        return None
+    return find(named, setup.abstract.weights(LIVE), "config.teacher", setup.denoiser)
 
 
 def read_teacher(setup: Setup, workdir: Path) -> Any:

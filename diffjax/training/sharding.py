@@ -207,7 +207,7 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
 
 
-def local_rows(devices: Sequence[jax.Device] | None = None) -> NamedSharding | None:
+def local_rows(devices: Sequence[Any] | None = None) -> NamedSharding | None:
     """Rows of a batch over devices of this process, by default all; None where there is one."""
     devices = jax.local_devices() if devices is None else devices
     if len(devices) == 1:

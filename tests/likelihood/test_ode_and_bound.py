@@ -129,7 +129,7 @@ def compiled(method, predict=None, path=None):
     """One program for all data of a shape and all paths, unless a model or a path is given."""
 
     @once()
-    def run(data, number, x, keys):
+    def run(data, number, x, keys) -> Any:
         on = path or path_of(number)
         return method(predict or data.predict(on), on, x, keys)
 

@@ -134,7 +134,9 @@ def test_a_killed_run_neither_doubles_nor_loses_values(measured_run, tmp_path):
 
 
 @pytest.mark.usefixtures("_alone")
-@pytest.mark.parametrize(("stop_at", "step"), [(8, 4), (12, 6)])
+@pytest.mark.parametrize(
+    ("stop_at", "step"), [(8, 4), pytest.param(12, 6, marks=pytest.mark.thorough)]
+)
 def test_a_stop_amid_an_evaluator_saves_and_goes_on_there(measured_run, tmp_path, stop_at, step):
     """`should_stop` is called after each step and before each batch of an evaluator."""
     config, calls = config_of("known/mean"), []

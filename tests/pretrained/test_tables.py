@@ -1,7 +1,7 @@
 """Tables of foreign names: exact round trips, and what is refused in one line."""
 
 import jax
-import ml_dtypes
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import traverse_util
@@ -22,6 +22,7 @@ from diffjax.pretrained.transforms import (
     reshape,
     split,
     squeeze,
+    stack,
     then,
 )
 
@@ -54,6 +55,7 @@ def expected(**shapes):
         (permute((2, 3, -1), (1, 0, 2), dense), [(12, 5)], [(5, 12)]),
         (permute((-1, 3), (1, 0), axis=0), [(12, 5)], [(12, 5)]),
         (copies(3, dense), [(2, 3)] * 3, [(3, 2)]),
+        (stack(dense), [(2, 3)] * 4, [(4, 3, 2)]),
         (then(squeeze(2, 3), dense), [(6, 5, 1, 1)], [(5, 6)]),
     ],
 )
@@ -165,7 +167,7 @@ def test_what_does_not_fit_is_named_in_one_line(gone, more, message):
 
 
 def test_unused_tensors_are_left_out_and_numbers_become_float32():
-    state = whole() | {"text.a": np.zeros(1), "t1": np.ones(2, ml_dtypes.bfloat16)}
+    state = whole() | {"text.a": np.zeros(1), "t1": np.ones(2, jnp.bfloat16)}
     found = to_ours(state, TABLE, EXPECTED, "x", unused=("text.*",))
     assert found["time"].dtype == np.float32
     assert sorted(found) == [*(f"block_{i}" for i in range(5)), "time"]

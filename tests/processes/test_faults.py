@@ -26,13 +26,24 @@ import pytest
 
 from diffjax import config_files
 from diffjax.data import digits
-from diffjax.host.run_files import read_metrics
+from diffjax.host.run_files import read_json, read_metrics
 from diffjax.runs.checkpoints import Checkpoints
 from diffjax.runs.setup import set_up
 from diffjax.training.sharding import make_mesh
-from tests.support.trainer import STEPS, Trainer, may_drop
+from tests.support.trainer import CONFIG, STEPS, Trainer, may_drop
 
 pytestmark = pytest.mark.faults
+
+# Measured at other steps than those that are saved, and stopped between both.
+WITH_EVALUATOR = CONFIG.replace(
+    "    return config",
+    """    config.evaluators = {"validation": spec(Validation, every_steps=3, num_images=8)}
+    config.best_by = "validation/loss"
+    return config""",
+).replace(
+    "from diffjax import choices",
+    "from diffjax import choices\nfrom diffjax.runs.evaluators import Validation",
+)
 
 
 class Truth(NamedTuple):
@@ -46,7 +57,8 @@ class Truth(NamedTuple):
 @pytest.fixture(scope="module")
 def trainer(request, tmp_path_factory):
     whole = request.config.getoption("--trials") > 1
-    return Trainer(tmp_path_factory.mktemp("outputs"), xla_flags="", pictures=whole)
+    folder = tmp_path_factory.mktemp("outputs")
+    return Trainer(folder, WITH_EVALUATOR, xla_flags="", pictures=whole)
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +75,9 @@ def truth(trainer, tmp_path_factory):
     data = digits()
     mesh = make_mesh(devices=jax.devices()[:1])
     setup = set_up(config, data.image_shape, data.condition, mesh=mesh)
-    return Truth(left_by(workdir, setup), setup, seconds)
+    content = left_by(workdir, setup)
+    assert content["best"]["step"] in (3, 6, STEPS)
+    return Truth(content, setup, seconds)
 
 
 @pytest.fixture(scope="module")
@@ -106,6 +120,8 @@ def left_by(workdir: Path, setup: Any) -> dict[str, Any]:
             {name: value for name, value in record.items() if name != "images_per_second"}
             for record in read_metrics(workdir / "metrics.jsonl")
         ],
+        "best": (read_json(workdir / "run.json") or {}).get("best"),
+        "best steps": sorted(path.name for path in (workdir / "best").glob("[0-9]*")),
         "pictures": {path.name: path.read_bytes() for path in pictures},
         "evaluation": evaluation.exists() and without_seconds(json.loads(evaluation.read_text())),
         "page": page.exists(),

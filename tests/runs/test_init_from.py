@@ -12,9 +12,13 @@ import pytest
 from diffjax.conditions import Classes
 from diffjax.errors import UserError
 from diffjax.loop import loop
+from diffjax.models.dit.network import DiT
+from diffjax.models.dit.published import FAMILY as DIT
+from diffjax.pretrained.files import read_state_dict, write_safetensors
 from diffjax.runs.checkpoints import Checkpoints
 from diffjax.runs.initial import by_path, find, weights_sha256
 from diffjax.runs.setup import set_up
+from diffjax.spec import spec
 from diffjax.training.state import LIVE
 from tests.support.tiny_run import loaded, trained_config, without_pictures
 
@@ -107,6 +111,32 @@ def test_a_file_with_the_networks_own_names_and_shapes(trained_run, tmp_path, li
     assert source == {"file": str(path), "sha256": weights_sha256(weights)}
     # Equal weights are equal wherever they come from.
     assert find(f"{trained_run}:live", like)()[1]["sha256"] == source["sha256"]
+
+
+@pytest.mark.parametrize("scan", [False, True])
+def test_a_file_with_the_names_of_the_authors(tmp_path, scan):
+    """Of DiT, with blocks one by one or stacked; a network of another width is refused."""
+
+    def set_up_dit(width):
+        config = trained_config()
+        config.model = spec(DiT, hidden_size=width, depth=2, num_heads=2, scan=scan)
+        setup = set_up(config, (8, 8, 1), Classes(10))
+        return setup, setup.abstract.weights(LIVE)
+
+    setup, like = set_up_dit(16)
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(lambda leaf: rng.random(leaf.shape, np.float32), like)
+    path = tmp_path / "published.safetensors"
+    write_safetensors(path, DIT.to_theirs(params, setup.denoiser))
+    assert "blocks.1.attn.qkv.weight" in read_state_dict(path)
+    found, source = find(str(path), like, denoiser=setup.denoiser)()
+    jax.tree.map(np.testing.assert_array_equal, found, params)
+    assert source == {"file": str(path), "sha256": weights_sha256(params)}
+    setup, like = set_up_dit(24)
+    with pytest.raises(
+        UserError, match=r"^config.init_from=.* is of another network: pos_embed is"
+    ):
+        find(str(path), like, denoiser=setup.denoiser)
 
 
 @pytest.mark.parametrize(

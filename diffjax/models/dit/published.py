@@ -10,25 +10,28 @@ to 999.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from diffjax.models.dit.network import DiT, positions_2d
 from diffjax.models.dit.sizes import SIZES
+from diffjax.models.layers import STACKED
 from diffjax.pretrained.family import Denoiser, Family
 from diffjax.pretrained.tables import Row, Table, count
-from diffjax.pretrained.transforms import constant, conv, dense, reshape, then
+from diffjax.pretrained.transforms import constant, conv, dense, keep, reshape, stack, then
 
 _LAYERS = (
     ("t_embedder.mlp.0", "conditioning/hidden"),
     ("t_embedder.mlp.2", "conditioning/out"),
-    ("blocks.{i}.adaLN_modulation.1", "block_{i}/modulation"),
-    ("blocks.{i}.attn.qkv", "block_{i}/attention/qkv"),
-    ("blocks.{i}.attn.proj", "block_{i}/attention/out"),
-    ("blocks.{i}.mlp.fc1", "block_{i}/mlp/up"),
-    ("blocks.{i}.mlp.fc2", "block_{i}/mlp/down"),
     ("final_layer.adaLN_modulation.1", "final_modulation"),
     ("final_layer.linear", "final_out"),
+)
+_LAYERS_OF_A_BLOCK = (
+    ("adaLN_modulation.1", "modulation"),
+    ("attn.qkv", "attention/qkv"),
+    ("attn.proj", "attention/out"),
+    ("mlp.fc1", "mlp/up"),
+    ("mlp.fc2", "mlp/down"),
 )
 
 
@@ -47,7 +50,18 @@ def _table(denoiser: Denoiser) -> Table:
         Row("y_embedder.embedding_table.weight", "conditioning/label/embedding"),
         *(Row(f"{theirs}.weight", f"{ours}/kernel", dense) for theirs, ours in _LAYERS),
         *(Row(f"{theirs}.bias", f"{ours}/bias") for theirs, ours in _LAYERS),
+        *_blocks(denoiser.network),
     )
+
+
+def _blocks(network: DiT) -> Iterator[Row]:
+    for theirs, ours in _LAYERS_OF_A_BLOCK:
+        for kind, name, how in (("weight", "kernel", dense), ("bias", "bias", keep)):
+            if network.scan:
+                each = tuple(f"blocks.{i}.{theirs}.{kind}" for i in range(network.depth))
+                yield Row(each, f"{STACKED}/{ours}/{name}", stack(how))
+            else:
+                yield Row(f"blocks.{{i}}.{theirs}.{kind}", f"block_{{i}}/{ours}/{name}", how)
 
 
 def dit(
