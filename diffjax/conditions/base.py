@@ -1,4 +1,4 @@
-"""What a kind of condition offers, so that nothing else needs to know its arrays."""
+"""The interface of conditions, by which the rest of the library uses their arrays."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
@@ -45,7 +45,7 @@ class Condition:
         raise NotImplementedError
 
     def nulled(self, cond: Any) -> Any:
-        """What guidance leads away from: the condition without all that training can drop of it."""
+        """The condition with all parts null that training can drop, for guidance."""
         return self.null(jax.tree.leaves(cond)[0].shape[0])
 
     @property
@@ -54,7 +54,7 @@ class Condition:
         return self
 
     def replaced(self, cond: Any, negative: Any) -> Any:
-        """A condition with a negative one in its place, but for what samples keep."""
+        """The negative condition, with the parts that are never dropped from `cond`."""
         del cond
         return negative
 
@@ -190,7 +190,7 @@ class Condition:
                 raise UserError(f"{this}: an array has values that are not finite")
 
     def describe(self) -> str:
-        """What it is, in a few words, for reports and errors."""
+        """A short description for reports and errors."""
         raise NotImplementedError
 
 

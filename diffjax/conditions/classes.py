@@ -68,7 +68,7 @@ class Classes(Condition):
 
     Attributes:
         num_classes: the number of classes.
-        names: one name per class; empty where they have none.
+        names: one name per class; empty if they have no names.
 
     Example:
         >>> cats = Classes(2, ("cat", "dog"))
@@ -139,7 +139,7 @@ def _listed(given: Any) -> Any:
 
 
 def of_classes(num_classes: int, names: Sequence[str] = ()) -> Condition:
-    """`Classes`, or `Unconditional` for none.
+    """`Classes`, or `Unconditional` if the number of classes is 0.
 
     Example:
         >>> of_classes(0)

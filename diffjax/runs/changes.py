@@ -63,7 +63,7 @@ def differences(saved: Mapping[str, Any], here: Mapping[str, Any], prefix: str =
 
 
 def refusal(changes: Changes) -> str | None:
-    """Why a run can't go on with these changes; None if it can.
+    """The reason why a run can't continue with these changes; None if it can.
 
     Example:
         >>> refusal({"num_steps": (10, 20)})

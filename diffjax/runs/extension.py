@@ -31,10 +31,10 @@ _JUDGED_BY = ("evaluation", "sampling", "weights")
 
 
 class Extension(NamedTuple):
-    """What changes in a run.
+    """The changes of a run that continues with another config.
 
     Attributes:
-        changes: by the names of the settings, the values before and after.
+        changes: old and new value of each changed setting, by its name.
         restart: whether the count of the schedule starts anew.
         before: the optimizer before, as a spec.
         num_steps: before.
@@ -88,7 +88,7 @@ def _write(workdir: Path, config: ConfigDict, entries: list[dict[str, Any]]) -> 
 
 
 def lines(step: int, changes: Changes, restart: bool, rates: Sequence[float]) -> list[str]:
-    """What changes after a step, a line each.
+    """The changes after a step as text, one line each.
 
     Example:
         >>> lines(1200, {"num_steps": (1200, 2400)}, False, (0.0, 0.001))
@@ -109,13 +109,13 @@ def planned(workdir: Path, setup: Setup, how: bool | str) -> Extension | None:
     Args:
         workdir: its folder, which stays as it is.
         setup: of the new config.
-        how: `True`, or what becomes of a schedule that depends on `num_steps`: "continue", with the
+        how: `True`, or the new schedule if it depends on `num_steps`: "continue", with the
             schedule of the new length from the step where it stands, or "restart", with a schedule
             over the steps that are left, warm-up included. `False` changes nothing.
 
     Raises:
-        UserError: a change that a run can't go on with, fewer steps than it has made, or a schedule
-            that depends on `num_steps` where `how` is neither "continue" nor "restart".
+        UserError: a change with which a run can't continue, fewer steps than it has made, or a
+            schedule that depends on `num_steps` where `how` is neither "continue" nor "restart".
     """
     if how not in (True, False, "continue", "restart"):
         raise UserError(f"extend={how!r}: it is True, 'continue' or 'restart'")
@@ -195,7 +195,7 @@ def restarted(state: TrainState) -> TrainState:
 
 
 def read_changes(workdir: Path) -> list[dict[str, Any]]:
-    """What was changed in a run on the way, as `Extension.record` notes it.
+    """All earlier changes of a run, as `Extension.record` wrote them.
 
     Raises:
         UserError: the file is damaged.
@@ -219,7 +219,7 @@ def restart_step(workdir: Path) -> float:
 def restarts_at(
     restart: float, setup: Setup, state: TrainState, meta: Any
 ) -> tuple[TrainState, int]:
-    """A restored state with the schedule where it belongs, and the updates made as that began.
+    """Resets the schedule of a restored state if it restarts; also returns the update it began at.
 
     Args:
         restart: the step of the last restart. Checkpoints up to it were saved before.

@@ -33,7 +33,7 @@ def find(
     setting: str = "config.init_from",
     denoiser: Denoiser | None = None,
 ) -> Initial:
-    """Finds the weights of that name, and compares their names and shapes with the network's.
+    """Finds weights by name, and compares their names and shapes with those of the network.
 
         config.init_from = "runs/digits"              # the weights that this run is evaluated with
         config.init_from = "runs/digits:live"         # or an average: "runs/digits:ema-0.999"

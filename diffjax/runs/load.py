@@ -1,4 +1,4 @@
-"""A trained model, ready for any solver or metric."""
+"""Loads a trained run from its folder, for any solver or metric."""
 
 from collections.abc import Callable
 from contextlib import closing
@@ -39,7 +39,7 @@ _LARGEST = 2**31 - 1  # without 64-bit numbers JAX takes the seeds 1 and 2³² +
 
 @dataclass(frozen=True, eq=False)
 class Saved:
-    """A checkpoint whose arrays are read, and verified, when they are wanted.
+    """A checkpoint whose arrays are read and verified at their first use.
 
     Attributes:
         folder: of the run's checkpoints.
@@ -92,7 +92,7 @@ class Saved:
 
 @dataclass(frozen=True, repr=False)
 class Run:
-    """A run at one step.
+    """A trained run at one of its steps.
 
     Attributes:
         setup: its parts; `run.setup.wired.path` and so on.

@@ -1,4 +1,4 @@
-"""The evaluation of a run: from its weights to `evaluation.json`."""
+"""Evaluates a run: draws samples, measures them and writes `evaluation.json`."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -172,7 +172,7 @@ def measure(
 
 
 def wanted_recipes(run: Run, wanted: Wanted) -> tuple[NamedRecipe, list[NamedRecipe]]:
-    """The run's own recipe, and all others that are wanted, some of them perhaps twice.
+    """The run's own recipe, and all other wanted recipes; some may occur twice.
 
     Raises:
         UserError: an unknown solver, grid or guidance, or an empty list of what there must be.
@@ -429,7 +429,7 @@ def own_extractors(config: ConfigDict) -> tuple[Extractor, ...]:
 
 
 def check_evaluation(setup: Setup, dataset: DataSet) -> None:
-    """Refuses an evaluation that could not run, before there is anything to evaluate.
+    """Refuses an evaluation that could not run, before the first training step.
 
     Raises:
         UserError: an unknown solver, grid or label, a recipe that does not suit the model, an
