@@ -29,7 +29,7 @@ def run():
 
 
 def handed(run, *labels, **how):
-    """The recipe, request and batch size that `sample` hands to the model."""
+    """The recipe, request and batch size that `sample` passes to the model."""
     calls = []
 
     def drawn(recipe, request, batch_size):
@@ -153,7 +153,7 @@ def test_completion_knows_what_there_is():
 
 
 def test_what_is_shown_is_one_short_line(run):
-    """Each said a quarter of a million characters."""
+    """Each would print a quarter of a million characters."""
     data, mixed = digits(), colours()
     for shown in (run, data, data.train, data.test, mixed, mixed.train, run.arrays):
         assert len(repr(shown)) < 250
