@@ -30,7 +30,7 @@ Intervals = Float[Array, " batch 2"]
 Images = Float[Array, " batch height width channels"]
 """`[B, H, W, C]`."""
 Latents = Float[Array, " batch rows columns features"]
-"""`[B, h, w, c]`: what a codec makes of images."""
+"""`[B, h, w, c]`: latents of images, encoded by a codec."""
 Tokens = Float[Array, " batch tokens width"]
 """`[B, T, D]`."""
 Queries = Float[Array, " batch queries heads width"]

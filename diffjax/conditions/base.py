@@ -50,7 +50,7 @@ class Condition:
 
     @property
     def negative(self) -> "Condition":
-        """The kind of a condition that guidance leads away from: without what samples keep."""
+        """The kind of negative conditions: this one without the parts that are never dropped."""
         return self
 
     def replaced(self, cond: Any, negative: Any) -> Any:

@@ -26,7 +26,7 @@ from diffjax.training.state import TrainState
 
 _LOG = logging.getLogger("diffjax")
 CHANGES = "changes"
-"""The list in `run.json`; `Extension.record` has what is in each of it."""
+"""The key of the list in `run.json`; `Extension.record` writes its entries."""
 _JUDGED_BY = ("evaluation", "sampling", "weights")
 
 

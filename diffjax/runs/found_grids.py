@@ -60,7 +60,7 @@ def read_grid(workdir: str, solver: str, num_steps: int, path: Path) -> ListedTi
     wrong = _what_is_wrong(content, num_steps, path)
     if wrong:
         raise UserError(f"{file}: {wrong}; make it again: {again}")
-    # The first is what the path says, to the last bit.
+    # The first time is exactly the path's, without rounding.
     return ListedTimes((float(path.t_noise), *content["times"][1:-1]))
 
 
@@ -165,7 +165,7 @@ def prepare(
         wrong = np.sqrt(np.mean((found - ends[: len(some)]) ** 2, axis=(1, 2, 3)))
         return float(np.mean(wrong[half:] if held_out else wrong))
 
-    # The first is what the path says, to the last bit.
+    # The first time is exactly the path's, without rounding.
     inner = grid_search.candidate_times(path, num_candidates)[1:-1].tolist()
     return Search(recipe, (float(path.t_noise), *inner), costs, distances)
 

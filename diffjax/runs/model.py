@@ -128,7 +128,7 @@ class Programs:
 
     @cached_property
     def draw(self) -> Any:
-        """`(plan, weights, times, rows) ->` what the plan's walk returns."""
+        """`(plan, weights, times, rows) ->` the result of the plan's walk."""
         everywhere = replicated(self.mesh)
         compiled = partial(_draw, self.wired)
         return jit(compiled, self.mesh, static_argnums=0, out_shardings=everywhere)
@@ -368,9 +368,9 @@ class Model:
         return found._replace(x=self.decoded(found.x))
 
     def nfe(self, recipe: Recipe, request: Request) -> int:
-        """Network evaluations per sample: what the recipe declares, or else counted.
+        """Network evaluations per sample, declared by the recipe or counted.
 
-        Solvers that choose their own steps are counted for this request as one batch.
+        For solvers that choose their own steps they are counted, with this request as one batch.
         """
         if recipe.nfe is not None:
             return recipe.nfe
@@ -483,7 +483,7 @@ def _rows(request: Request) -> _Rows:
 
 
 def full_batch(batch_size: int, mesh: Mesh) -> int:
-    """A batch size, rounded up to what the mesh divides."""
+    """A batch size, rounded up to a multiple of the mesh's data-parallel devices."""
     rows = mesh.shape["data"] * mesh.shape["fsdp"]
     return -(-batch_size // rows) * rows
 

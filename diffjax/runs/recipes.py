@@ -15,7 +15,7 @@ from diffjax.sampling.sample import Recipe
 from diffjax.sampling.solvers import Solver
 from diffjax.spec import TARGET, build, choose
 
-if TYPE_CHECKING:  # A run draws its samples by what is here.
+if TYPE_CHECKING:  # `runs.load` imports this module.
     from diffjax.runs.load import Run
 
 

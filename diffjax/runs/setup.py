@@ -213,7 +213,7 @@ def teacher_of(config: ConfigDict) -> str:
 
 
 def check_expected(config: ConfigDict, **found: Any) -> None:
-    """Refuses data that differ from what a config was written, and planned, for.
+    """Refuses data that differ from `config.expected`, for which a config was written and planned.
 
     Args:
         config: resolved; its `expected` may have `image_shape`, `num_classes` and `num_images`.
