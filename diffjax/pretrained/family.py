@@ -21,7 +21,7 @@ class Size:
     Attributes:
         settings: the settings of the network.
         num_parameters: the number of its parameters here.
-        address: the URL of its published file; "" where there is none.
+        address: the URL of its published file; "" if it has no such file.
         sha256: hex digest of that file.
     """
 

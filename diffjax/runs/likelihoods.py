@@ -35,12 +35,13 @@ Several = Annotated[int, Range("[2, inf)")]
 
 
 class Method(NamedTuple):
-    """A way to a likelihood.
+    """One method to estimate likelihoods.
 
     Attributes:
         estimate: of `log p`, or of `log P` where `discrete`.
-        coarser: the same with larger steps, to see what they do; None if there is no such error.
-        discrete: the estimate is of grey levels as they are.
+        coarser: the same estimate with larger steps, to measure the error of the steps; None if
+            the method has no such error.
+        discrete: whether the estimate is of grey levels, without dequantisation.
     """
 
     estimate: Estimate
@@ -178,7 +179,7 @@ def measure_likelihood(
 def _bits(
     made: Method, measure: Callable, batches: Callable[[], Iterator[Batch]], batch_size: int
 ) -> dict[str, Any]:
-    """The numbers of these images, and what larger steps change in the first of them."""
+    """The estimates of these images, and how larger steps change those of the first images."""
     first = next(batches())
     dimensions = math.prod(first["image"].shape[1:])
     log_p, errors, nfe = measure(made.estimate, made.discrete, batches())
@@ -199,7 +200,7 @@ def _bits(
 
 
 def check_levels(dataset: DataSet) -> None:
-    """Refuses data that are no pixels: bits per dimension are those of 8-bit images.
+    """Refuses data that are not pixels: bits per dimension are defined for 8-bit images.
 
     Raises:
         UserError: they are latents.
@@ -212,7 +213,7 @@ def check_levels(dataset: DataSet) -> None:
 
 
 def check_likelihood(objective: Objective, method: str) -> None:
-    """Refuses what has no likelihood, before there is anything to measure.
+    """Refuses models without a likelihood, before anything is measured.
 
     Args:
         objective: that the network is trained by.

@@ -134,7 +134,7 @@ def test_negative_conditions_stay_with_their_samples_in_every_batch(run):
 @pytest.mark.parametrize(
     ("against", "said"),
     [
-        ([1, 2], "against= has 2 rows: give one for all samples, or 3, one for each"),
+        ([1, 2], "against= has 2 rows: pass one for all samples, or 3, one for each"),
         ([11], "against=, a negative condition: no label is called 11"),
         ([], "against= has 0 rows"),
         (3, r"against=3: a label is written as 'label:3' or \[3\]"),

@@ -226,8 +226,8 @@ def test_the_validation_loss_is_that_of_the_comparison(trained_run):
 @pytest.mark.parametrize(
     ("best_by", "evaluators", "said"),
     [
-        ("known/valeu", {"known": spec(Known)}, "no evaluator yields 'known/valeu'; did you mean"),
-        ("value", {"known": spec(Known)}, "no evaluator yields 'value'; "),
+        ("known/valeu", {"known": spec(Known)}, "no evaluator returns 'known/valeu'; did you mean"),
+        ("value", {"known": spec(Known)}, "no evaluator returns 'value'; "),
         ("", {"a": 3}, r"config.evaluators.a=3 is not an evaluator: it has no every_steps"),
         ("", {"a": spec(Samples, metrics=("fid",))}, "no metric of samples is called 'fid'"),
         ("", {"a": spec(Samples, metrics=("mode_weights",))}, "no mode_weights of digits: that"),
@@ -252,7 +252,7 @@ def test_no_accuracy_without_a_classifier_and_no_best_without_evaluators():
     with pytest.raises(UserError, match=r"evaluators\.a: there is no accuracy of digits by pixels"):
         check_evaluators(replace(setup, config=config), digits())
     config = trained_config(best_by="samples/accuracy")
-    with pytest.raises(UserError, match="there is none, as evaluators=samples"):
+    with pytest.raises(UserError, match="there are none; try evaluators=samples"):
         check_evaluators(replace(setup, config=config), digits())
 
 

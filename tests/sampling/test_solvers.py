@@ -403,7 +403,7 @@ def test_steps_that_agree_and_steps_that_do_not():
 
 @pytest.mark.parametrize("order", [2, 4])
 def test_the_weights_of_plms_are_the_published_ones(order):
-    """Where one evaluation says 1 and the others 0, a step shows its weight."""
+    """If one evaluation returns 1 and the others 0, a step shows its weight."""
     path, times = PATHS["linear"], np.linspace(0.9, 0.4, 6)
     solver, zero = adams.plms(order), jnp.zeros((1, 1))
     span = times[5] - times[4] * (1.0 - times[5]) / (1.0 - times[4])  # s' - s·a'/a
