@@ -230,7 +230,11 @@ def test_the_validation_loss_is_that_of_the_comparison(trained_run):
         ("value", {"known": spec(Known)}, "no evaluator returns 'value'; "),
         ("", {"a": 3}, r"config.evaluators.a=3 is not an evaluator: it has no every_steps"),
         ("", {"a": spec(Samples, metrics=("fid",))}, "no metric of samples is called 'fid'"),
-        ("", {"a": spec(Samples, metrics=("mode_weights",))}, "no mode_weights of digits: it needs"),
+        (
+            "",
+            {"a": spec(Samples, metrics=("mode_weights",))},
+            "no mode_weights of digits: it needs",
+        ),
         ("", {"a": spec(Samples, metrics=("cmmd",))}, "no cmmd by classifier:digits: it needs"),
         ("", {"a": spec(Samples, weights="ema-0.9999")}, "weights: no 'ema-0.9999'; did you mean"),
         ("", {"a": spec(Samples, every_steps=0)}, "every_steps=0 must be at least 1"),
