@@ -233,7 +233,7 @@ def test_the_validation_loss_is_that_of_the_comparison(trained_run):
         (
             "",
             {"a": spec(Samples, metrics=("mode_weights",))},
-            "no mode_weights of digits: it needs",
+            "no mode_weights of digits: it",
         ),
         ("", {"a": spec(Samples, metrics=("cmmd",))}, "no cmmd by classifier:digits: it needs"),
         ("", {"a": spec(Samples, weights="ema-0.9999")}, "weights: no 'ema-0.9999'; did you mean"),
