@@ -433,7 +433,7 @@ def own_extractor(config: ConfigDict) -> Extractor:
     """What a config's metrics are measured on, the main one of `own_extractors`.
 
     Raises:
-        UserError: it can't be had.
+        UserError: it can't be loaded.
     """
     return build(config.evaluation.extractor, Extractor, "config.evaluation.extractor")
 

@@ -22,7 +22,7 @@ class NonFinite:
     the next noise: parameters, moments, averages and memory stay. How many were left out, in a row
     and in all, is part of the state, so that a resumed run stops where an undisturbed one does.
 
-    A run is rolled back to its newest checkpoint, and goes on from there with other data and noise
+    A run is rolled back to its newest checkpoint, and continues from there with other data and noise
     (`training.rollback`); if it breaks again before the next one, to the checkpoint before.
 
     Args:
