@@ -27,7 +27,7 @@ shardings, and where they come from as plain data: `folder`, `weights` and `step
 of a published file, and `sha256` of the weights."""
 
 
-def find(
+def find_initial_weights(
     named: str,
     like: Any,
     setting: str = "config.init_from",
