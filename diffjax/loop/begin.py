@@ -33,7 +33,7 @@ class Begin(NamedTuple):
 
     @property
     def restarts(self) -> bool:
-        """Whether the schedule of the learning rate starts anew where the run goes on."""
+        """Whether the schedule of the learning rate starts anew where the run resumes."""
         return self.extension is not None and self.extension.restart
 
 

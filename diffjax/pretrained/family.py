@@ -116,8 +116,8 @@ class Family:
         for size in self.sizes.values():
             if all(size.settings.get(name, value) == value for name, value in found.items()):
                 return self.network(**{**size.settings, **found})
-        said = ", ".join(f"{name}={value}" for name, value in found.items())
-        raise UserError(f"{source} is of no published size of {self.name}: it has {said}")
+        sizes = ", ".join(f"{name}={value}" for name, value in found.items())
+        raise UserError(f"{source} is of no published size of {self.name}: it has {sizes}")
 
     def shapes(self, network: Any) -> Any:
         """The parameters of a network as `jax.ShapeDtypeStruct`, without computing them."""

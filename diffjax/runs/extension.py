@@ -51,7 +51,7 @@ class Extension(NamedTuple):
         Args:
             workdir: the run's folder.
             setup: the new one.
-            state: where the run goes on.
+            state: the state from which the run continues.
             schedule_start: updates that had been made when the schedule of the new config began.
         """
         step, updates = int(state.step), int(setup.nonfinite.updates_made(state))

@@ -430,10 +430,10 @@ def own_extractors(config: ConfigDict) -> tuple[Extractor, ...]:
 
 
 def own_extractor(config: ConfigDict) -> Extractor:
-    """What a config's metrics are measured on, the main one of `own_extractors`.
+    """The extractor whose features a config's metrics compare, the main one of `own_extractors`.
 
     Raises:
-        UserError: it can't be had.
+        UserError: it can't be loaded.
     """
     return build(config.evaluation.extractor, Extractor, "config.evaluation.extractor")
 
