@@ -166,6 +166,17 @@ def test_weights_of_another_network_are_refused_before_anything_is_written(
     assert files_of(tmp_path) == before
 
 
+def test_weights_of_whole_numbers_are_refused(trained_run, tmp_path, like):
+    weights = {
+        name: np.asarray(x) for name, x in by_path(loaded(trained_run).weights(LIVE)).items()
+    }
+    weights["conv_in/bias"] = weights["conv_in/bias"].astype(np.int8)
+    path = tmp_path / "quantised.safetensors"
+    write_safetensors(path, weights)
+    with pytest.raises(UserError, match="conv_in/bias has the type int8, and weights are floats"):
+        find(str(path), like)
+
+
 def test_a_run_of_another_network_is_refused_by_the_first_parameter_that_differs(
     trained_run, tmp_path
 ):
