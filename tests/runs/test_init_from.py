@@ -174,7 +174,7 @@ def test_weights_of_whole_numbers_are_refused(trained_run, tmp_path, like):
     path = tmp_path / "quantised.safetensors"
     write_safetensors(path, weights)
     with pytest.raises(UserError, match="conv_in/bias has the type int8, and weights are floats"):
-        find(str(path), like)
+        find_initial_weights(str(path), like)
 
 
 def test_a_run_of_another_network_is_refused_by_the_first_parameter_that_differs(
