@@ -87,12 +87,13 @@ class AutoencoderKL(Codec):
 
     def encode(self, params: Any, images: Images) -> Latents:
         scale, shift = SCALINGS[self.size]
-        posterior = self._network.apply({"params": params}, images, method="encode")
+        posterior: Any = self._network.apply({"params": params}, images, method="encode")
         return scale * (posterior.mean - shift)
 
     def decode(self, params: Any, latents: Latents) -> Images:
         scale, shift = SCALINGS[self.size]
-        images = self._network.apply({"params": params}, latents / scale + shift, method="decode")
+        z = latents / scale + shift
+        images: Any = self._network.apply({"params": params}, z, method="decode")
         return jnp.clip(images, -1, 1)
 
     @property

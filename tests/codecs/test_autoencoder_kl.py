@@ -1,6 +1,7 @@
 """AutoencoderKL as a codec: the scale of its latents, its hash, and what it refuses."""
 
 import hashlib
+from typing import Any
 
 import jax
 import numpy as np
@@ -18,7 +19,9 @@ SMALL = Network(16, quant_convs=False, channels=(8, 8), num_res_blocks=1, num_gr
 class Small(AutoencoderKL):
     """The codec with a small network."""
 
-    _network = SMALL
+    @property
+    def _network(self):
+        return SMALL
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +37,7 @@ def test_latents_are_shifted_and_scaled_means(params, tmp_path):
     codec = Small(str(path), "flux", hashlib.sha256(path.read_bytes()).hexdigest())
     images = np.random.default_rng(1).uniform(-1, 1, (3, 4, 6, 3)).astype(np.float32)
     latents = codec.encoder()(images)
-    posterior = SMALL.apply({"params": params}, images, method="encode")
+    posterior: Any = SMALL.apply({"params": params}, images, method="encode")
     assert latents.shape == (3, *codec.latent_shape((4, 6, 3))) == (3, 2, 3, 16)
     np.testing.assert_allclose(latents, 0.3611 * (posterior.mean - 0.1159), atol=1e-6)
     decoded = SMALL.apply({"params": params}, posterior.mean, method="decode")

@@ -189,7 +189,7 @@ def without_prefix(state: Mapping[str, Any]) -> Mapping[str, Any]:
     return state
 
 
-def read(path: str | Path, network: AutoencoderKL | None = None) -> tuple[AutoencoderKL, Any]:
+def read(path: str | Path, network: Any = None) -> tuple[Any, Any]:
     """Reads a published file of any of the layouts; see `Family.read`.
 
     Args:
