@@ -322,7 +322,9 @@ def check_guidance(recipe: Recipe, wired: Wired) -> None:
             "use guidance_scale=1"
         )
     rate = wired.condition_dropout
-    if against.needs_null and not wired.condition.null_is_trained(rate):
+    # Other weights are of another model, perhaps, which `Model.weaker` checks.
+    needs_null = against.needs_null and not against.weights
+    if needs_null and not wired.condition.null_is_trained(rate):
         why = "has no condition"
         if wired.condition.can_be_dropped:
             written = (

@@ -1,4 +1,4 @@
-"""Weights that a fresh run begins with: another run's, or those of a published file."""
+"""Initial weights of a fresh run: another run's, or those of a published file."""
 
 import difflib
 import hashlib
@@ -33,7 +33,7 @@ def find(
     setting: str = "config.init_from",
     denoiser: Denoiser | None = None,
 ) -> Initial:
-    """Finds the weights of that name, and compares their names and shapes with the network's.
+    """Finds weights by name, and compares their names and shapes with those of the network.
 
         config.init_from = "runs/digits"              # the weights that this run is evaluated with
         config.init_from = "runs/digits:live"         # or an average: "runs/digits:ema-0.999"
@@ -61,7 +61,7 @@ def find(
     if colon and _is_run(Path(folder)):
         return _of_run(Path(folder), weights, like, setting)
     raise UserError(
-        f"{setting}={named!r} is neither a file nor the folder of a run: give one, or "
+        f"{setting}={named!r} is neither a file nor the folder of a run: name one, or "
         "FOLDER:weights, as runs/digits:ema-0.999"
     )
 
@@ -97,7 +97,7 @@ def _of_run(folder: Path, weights: str, like: Any, setting: str) -> Initial:
 
 
 def _newest_shapes(checkpoints: Checkpoints, setting: str) -> TrainState:
-    """The shapes in the newest checkpoint that can say them."""
+    """The shapes in the newest checkpoint whose metadata can be read."""
     damage = None
     for step in reversed(checkpoints.steps()):
         try:

@@ -12,7 +12,7 @@ from diffjax.training.state import LIVE, is_kept
 
 
 def find_teacher(setup: Setup) -> Initial | None:
-    """Finds the frozen teacher that `config.teacher` names, and compares its shapes.
+    """Finds the frozen teacher of `config.teacher`, and compares its shapes with the network's.
 
         config.teacher = "runs/digits"              # the weights that this run is evaluated with
         config.teacher = "runs/digits:ema-0.999"    # or an average

@@ -53,8 +53,9 @@ class Against:
     """The source of the second prediction; a subclass is a frozen dataclass.
 
     Attributes:
-        weights: names other weights, that have to be at hand as `Models.weaker`; "" for none.
-        needs_null: whether the model has to have seen the null condition in training.
+        weights: names other weights, which `Models.weaker` must have; "" for none.
+        needs_null: whether the model of the second prediction has to have seen the null condition
+            in training.
     """
 
     weights: str = ""

@@ -188,7 +188,7 @@ def _failed_since(workdir: Path, since: datetime) -> bool:
 
 
 def _own_error(workdir: Path, name: str) -> str:
-    """The error that `experiments.sweep` printed for a cell; "" if there is none."""
+    """The error that `experiments.sweep` printed for a cell; "" if it printed no error."""
     start = f"error: {name}: "
     found = [line for line in _output_lines(workdir) if line.startswith(start)]
     return found[-1].removeprefix(start) if found else ""

@@ -92,7 +92,7 @@ def train_and_sample(images, seed):
 
 @pytest.mark.thorough
 def test_trained_comparisons_are_wrong_no_more_often_than_stated():
-    """Arms that are equal by construction are told apart in at most 5 % of comparisons of all
+    """Arms that are equal by construction are called different in at most 5 % of comparisons of all
     three; the arm that is worse in truth is last, and often enough decided by three seeds.
     """
     real = statistics(images_of(colours().real).reshape(-1, 3))

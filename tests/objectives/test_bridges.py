@@ -649,7 +649,7 @@ def test_reflow_from_run_to_run(tmp_path, capsys):
     assert run(sample, f"--workdir={student}", "--num_samples=4") == 0
     assert run(reflow, f"--workdir={student}", "--out=x.txt") == 2
     assert "should end in .npz" in capsys.readouterr().err
-    # Pairs of digits can't be had from digits alone.
+    # A data set of digits has no pairs.
     assert run(train, "--config=configs/digits.py:objective=reflow", "--dry_run") == 2
     assert "needs a source for each training image" in capsys.readouterr().err
 

@@ -32,7 +32,7 @@ SCALE = 0.5
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Latents of 300 digits, written as docs/data.md says."""
+    """Latents of 300 digits, written as in docs/data.md."""
     folder = tmp_path_factory.mktemp("latents")
     images, labels = all_images(digits().train)
     np.save(folder / "latents.npy", CODEC.encoder()(images[:300]))

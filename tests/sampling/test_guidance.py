@@ -296,8 +296,8 @@ def test_a_run_is_guided_against_whatever_is_named(tmp_path, capsys):
     learned, _ = images("--solver=ddpm_learned")
     assert np.abs(learned - plain).max() > 1e-3
     for wrong, message in {
-        "--against=label:10": "there is no label 10: this model has 10",
-        "--against=label:x": "takes a number after the colon",
+        "--against=label:10": "no label is called '10'",
+        "--against=label:x": "no label is called 'x'",
         "--against=null:3": "takes nothing after a colon",
         "--against=weights:ema-0.5": "neither of this run's (live, ema-0.99, ema-0.999) nor",
         f"--against=weights:{tmp_path / 'flow'}": "its path is Linear",

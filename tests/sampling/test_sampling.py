@@ -162,7 +162,7 @@ def assert_exact(solver, path_name, start, end):
 
 
 def assert_keys_and_ends(name, run, keys, names):
-    """Of samples in five steps; gives these and their beginnings."""
+    """Samples in five steps; returns these and their initial noise."""
     solver, path = SOLVERS[name], PATHS[names[0]]
     times = even_times(solver, path, 5)
     start, end, made = run(names[0], times)
@@ -272,7 +272,7 @@ def test_on_every_path_samples_keep_their_keys_and_end_without_noise():
 
 
 def guided_calls(name, scale, walk):
-    """Rows that a guided model is asked about, of one sample, and what the walk gives."""
+    """The number of rows on which a guided model is evaluated for one sample, and the samples."""
     path, rows_seen = paths.Linear(), []
 
     def predict(x, t, cond):

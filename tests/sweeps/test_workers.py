@@ -52,7 +52,7 @@ def worked(folder, run, todo=UNITS, since=None, **options):
 
 
 def failing(*names, ran=None):
-    """A runner for which these cells fail, and which notes what it was asked for."""
+    """A runner for which these cells fail, and which records its calls."""
 
     def run(unit, locks, should_stop, folder):
         if ran is not None:
@@ -122,7 +122,7 @@ def test_of_a_unit_of_several_cells_only_those_fail_that_did(tmp_path):
     together = tuple(CELLS[:3])
     worked(tmp_path, on(tmp_path, failing(CELLS[1].name)), [together])
     assert [status(tmp_path, cell)["state"] for cell in together] == ["done", "failed", "done"]
-    # What is done of it is not asked for again.
+    # Its finished cells are not trained again.
     ran = []
     worked(tmp_path, on(tmp_path, failing(ran=ran)), [together])
     assert ran == [CELLS[1].name]
@@ -483,7 +483,7 @@ def test_a_sweep_whose_workers_are_killed_ends_as_one_that_was_left_alone(file, 
     # Sums of features round by the number of cores, of which a worker has its share.
     assert here[1] == pytest.approx(alone[1], rel=1e-6)
     for cell in cells:
-        # Each run says how to make it without the sweep.
+        # Each run has the command that makes it without the sweep.
         run, seen = json.loads((folder / cell.name / "run.json").read_text()), []
         argv = shlex.split(run["command"])
         assert argv[:3] == ["python", "-m", "experiments.train"]
