@@ -1,5 +1,6 @@
 """AutoencoderKL against diffusers: stored outputs, and the library itself where it is installed."""
 
+import functools
 from typing import Any
 
 import jax
@@ -9,15 +10,22 @@ import pytest
 
 from diffjax.models.autoencoder_kl.network import AutoencoderKL, Posterior
 from diffjax.models.autoencoder_kl.published import FAMILY, LDM, OLD_DIFFUSERS, read
+from diffjax.models.unet import GroupNorm
 from diffjax.pretrained.files import write_safetensors
 from tests.references import autoencoder_kl as reference
 
 NETWORK = AutoencoderKL(**reference.SETTINGS)
 
 
+@functools.cache
+def shapes_of(network):
+    return FAMILY.shapes(network)
+
+
+@functools.cache
 def drawn_params(network):
     """The parameters that the reference drew by the names of diffusers."""
-    nothing = jax.tree.map(lambda leaf: np.zeros(leaf.shape), FAMILY.shapes(network))
+    nothing = jax.tree.map(lambda leaf: np.zeros(leaf.shape), shapes_of(network))
     shapes = {name: x.shape for name, x in FAMILY.to_theirs(nothing, network).items()}
     return FAMILY.to_ours(reference.parameters(shapes), network, "theirs")
 
@@ -45,6 +53,32 @@ def test_outputs_are_those_of_diffusers():
         assert_close(images, stored["images"])
 
 
+@pytest.mark.thorough
+def test_half_precision_is_close():
+    """To 2e-2 in bfloat16, with outputs in float32."""
+    params = drawn_params(NETWORK)
+    half = NETWORK.clone(dtype="bfloat16")
+    with np.load(reference.FILE, allow_pickle=False) as stored:
+        posterior = apply(half, params, jnp.asarray(reference.IMAGES), "encode")
+        images = apply(half, params, jnp.asarray(reference.LATENTS), "decode")
+        for found, name in ((posterior.mean, "mean"), (images, "images")):
+            assert found.dtype == jnp.float32
+            error = np.linalg.norm(found - stored[name]) / np.linalg.norm(stored[name])
+            assert error < 2e-2, name
+
+
+def test_norms_of_two_passes_are_exact_where_the_mean_is_large():
+    """Of 3000 + N(0, 1) in float32; a difference of squares has no correct digit there."""
+    x = (3000 + np.random.default_rng(0).normal(size=(1, 8, 8, 4))).astype(np.float32)
+    groups = x.astype(np.float64).reshape(1, 64, 2, 2)
+    center = groups - groups.mean((1, 3), keepdims=True)
+    expected = center / np.sqrt((center**2).mean((1, 3), keepdims=True) + 1e-6)
+    params = {"scale": jnp.ones(4), "bias": jnp.zeros(4)}
+    norm = GroupNorm(2, jnp.dtype("float32"), 1e-6, two_pass=True)
+    found = norm.apply({"params": params}, x)
+    np.testing.assert_allclose(found, expected.reshape(x.shape), atol=1e-3)
+
+
 def test_samples_of_the_posterior_have_its_moments():
     """Over 40,000 samples: mean and deviation to five standard errors; exp(-6/2) is 0.0498."""
     posterior = Posterior(jnp.full((1, 200, 200, 1), 2.0), jnp.full((1, 200, 200, 1), -6.0))
@@ -59,9 +93,11 @@ def test_samples_of_the_posterior_have_its_moments():
 def test_files_of_all_layouts_are_read_alone_and_within_whole_models(layout, prefix, tmp_path):
     network = AutoencoderKL(channels=(32, 64), num_res_blocks=1)
     rng = np.random.default_rng(0)
-    params = jax.tree.map(lambda x: rng.random(x.shape, np.float32), FAMILY.shapes(network))
+    params = jax.tree.map(lambda x: rng.random(x.shape, np.float32), shapes_of(network))
     state = {prefix + name: x for name, x in layout.to_theirs(params, network).items()}
     others = {"model.diffusion_model.out.2.bias": np.zeros(4, np.float32)} if prefix else {}
+    if layout is LDM:
+        others[f"{prefix}loss.logvar"] = np.zeros((), np.float32)
     write_safetensors(tmp_path / "w.safetensors", state | others)
     found, back = read(tmp_path / "w.safetensors")
     assert found == network
@@ -70,8 +106,7 @@ def test_files_of_all_layouts_are_read_alone_and_within_whole_models(layout, pre
 
 def test_layouts_differ_as_published():
     """Levels of the decoder are numbered from both ends; attention is convolutions in LDM."""
-    shapes = FAMILY.shapes(NETWORK)
-    nothing = jax.tree.map(lambda x: np.zeros(x.shape, np.float32), shapes)
+    nothing = jax.tree.map(lambda x: np.zeros(x.shape, np.float32), shapes_of(NETWORK))
     states = [family.to_theirs(nothing, NETWORK) for family in (FAMILY, OLD_DIFFUSERS, LDM)]
     for state, first, query, shape in zip(
         states,

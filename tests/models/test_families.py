@@ -19,6 +19,8 @@ FAMILIES = {
     for family in vars(importlib.import_module(f"diffjax.models.{name}.published")).values()
     if isinstance(family, Family)
 }
+LAYOUTS = [name for name in FAMILIES if " of " in name]
+"""Further layouts of a network, whose first layout is in the default tests. Inception is large."""
 SMALL = {
     **{
         name: {"channels": (8, 16), "num_res_blocks": 2, "num_groups": 4}
@@ -44,7 +46,7 @@ def drawn(family, network, seed=0):
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param(name, marks=pytest.mark.thorough if name == "Inception" else [])  # it is large
+        pytest.param(name, marks=pytest.mark.thorough if name in ("Inception", *LAYOUTS) else [])
         for name in FAMILIES
     ],
 )
@@ -61,7 +63,9 @@ def test_there_and_back_parameters_are_the_same(name, tmp_path):
 @pytest.mark.parametrize(
     ("name", "size"),
     [
-        pytest.param(name, size, marks=[] if i == 0 else pytest.mark.thorough)
+        pytest.param(
+            name, size, marks=[] if i == 0 and name not in LAYOUTS else pytest.mark.thorough
+        )
         for name in FAMILIES
         for i, size in enumerate(FAMILIES[name].sizes)
     ],
