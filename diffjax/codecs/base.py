@@ -82,6 +82,11 @@ class Codec:
         """The name and hash, for the provenance of metrics."""
         return {"codec": self.name, "codec_sha256": self.sha256}
 
+    @property
+    def latents(self) -> str:
+        """What its latents are: equal texts where networks of one work on those of the other."""
+        return f"{self.name} {self.sha256[:12]}".strip()
+
     def describe(self, latent_shape: Shape) -> str:
         """The images of latents of a shape, in a few words.
 

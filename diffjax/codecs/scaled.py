@@ -41,6 +41,10 @@ class ScaledLatents(Codec):
         return self.codec.bounded
 
     @property
+    def latents(self) -> str:
+        return f"{self.scale:g} times {self.codec.latents}"
+
+    @property
     def params(self) -> Any:
         return self.codec.params
 

@@ -63,6 +63,10 @@ class Tiled(Codec):
         return self.codec.bounded
 
     @property
+    def latents(self) -> str:
+        return self.codec.latents
+
+    @property
     def params(self) -> Any:
         return self.codec.params
 

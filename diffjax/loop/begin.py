@@ -13,7 +13,7 @@ from diffjax.errors import UserError
 from diffjax.runs import workdirs
 from diffjax.runs.checkpoints import Checkpoints
 from diffjax.runs.extension import Extension, restarts_at
-from diffjax.runs.initial import Initial, find
+from diffjax.runs.initial import Initial, find_initial_weights
 from diffjax.runs.setup import Setup
 from diffjax.training.state import LIVE, TrainState
 
@@ -49,7 +49,7 @@ def initial_weights(setup: Setup, workdir: Path) -> Initial | None:
 
 
 def _find(named: str, setup: Setup) -> Initial:
-    return find(named, setup.abstract.weights(LIVE), denoiser=setup.denoiser)
+    return find_initial_weights(named, setup.abstract.weights(LIVE), denoiser=setup.denoiser)
 
 
 def restore_or_init(

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from diffjax.errors import UserError, nearest
@@ -27,7 +28,7 @@ shardings, and where they come from as plain data: `folder`, `weights` and `step
 of a published file, and `sha256` of the weights."""
 
 
-def find(
+def find_initial_weights(
     named: str,
     like: Any,
     setting: str = "config.init_from",
@@ -134,6 +135,9 @@ def _of_file(path: Path, like: Any, setting: str, denoiser: Denoiser | None) -> 
     if family and arrays.keys().isdisjoint(by_path(like)):
         arrays = by_path(family.to_ours(state, denoiser, where))
     check_same(where, arrays, like)
+    for name, array in arrays.items():
+        if not jnp.issubdtype(array.dtype, jnp.floating):  # quantised, for example
+            raise UserError(f"{where}: {name} has the type {array.dtype}, and weights are floats")
 
     def lay_out(path: tuple, leaf: jax.ShapeDtypeStruct) -> jax.Array:
         tensor = arrays[jax.tree_util.keystr(path, simple=True, separator="/")]

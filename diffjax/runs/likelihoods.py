@@ -136,8 +136,8 @@ def measure_likelihood(
     )  # fmt: skip
     make = choose(METHODS, method, "method")
     for name in options or {}:
-        choose(defaults_of(make), name, f"option of {method}")
-    options = defaults_of(make) | dict(options or {})
+        choose(method_options(make), name, f"option of {method}")
+    options = method_options(make) | dict(options or {})
     check_arguments(make, **options)
     spreads = {"none": _as_they_are, "uniform": dequantise.uniform, "variational": None}
     dequantisation = options["dequantisation"]
@@ -240,11 +240,11 @@ def check_likelihood(objective: Objective, method: str) -> None:
         )
 
 
-def defaults_of(make: Callable[..., Method]) -> dict[str, Any]:
+def method_options(make: Callable[..., Method]) -> dict[str, Any]:
     """The options of a method.
 
     Example:
-        >>> defaults_of(vlb)
+        >>> method_options(vlb)
         {'dequantisation': 'none', 'num_times': 64}
     """
     return {name: p.default for name, p in inspect.signature(make).parameters.items()}

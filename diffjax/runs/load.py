@@ -179,7 +179,7 @@ class Run:
             ("path", wired.path, theirs.path),
             ("image shape", wired.image_shape, theirs.image_shape),
             ("condition", wired.condition, theirs.condition),
-            ("codec", self.setup.codec.facts, other.setup.codec.facts),
+            ("codec", self.setup.codec.latents, other.setup.codec.latents),
         ):
             if here != there:
                 raise UserError(

@@ -117,7 +117,7 @@ def set_up(
     optimizer = build(config.optimizer, Optimizer, "config.optimizer", num_steps=config.num_steps)
     nonfinite = build(config.nonfinite, NonFinite, "config.nonfinite")
     build(config.augment, Augmentation, "config.augment")
-    attention = attention_of(config, mesh)
+    attention = attention_for_mesh(config, mesh)
     wired = wire(with_attention(config, attention), image_shape, condition)
     check_mesh(wired, mesh)
     # A config made by hand may leave it out.
@@ -154,7 +154,7 @@ def _quick_compilation(mesh: Mesh) -> dict[str, Any]:
     return {"xla_backend_optimization_level": 0} if on_cpu else {}
 
 
-def attention_of(config: ConfigDict, mesh: Mesh) -> str | None:
+def attention_for_mesh(config: ConfigDict, mesh: Mesh) -> str | None:
     """The implementation of attention for a config's choice on a mesh.
 
     It is the mesh that decides, not the machine: a program may be compiled elsewhere than it runs.

@@ -6,7 +6,7 @@ from typing import Any
 from diffjax.errors import UserError
 from diffjax.host.run_files import read_json
 from diffjax.runs import workdirs
-from diffjax.runs.initial import Initial, find
+from diffjax.runs.initial import Initial, find_initial_weights
 from diffjax.runs.setup import Setup
 from diffjax.training.state import LIVE, is_kept
 
@@ -27,7 +27,9 @@ def find_teacher(setup: Setup) -> Initial | None:
     named = setup.config.get("teacher", "ema")
     if is_kept(named):
         return None
-    return find(named, setup.abstract.weights(LIVE), "config.teacher", setup.denoiser)
+    return find_initial_weights(
+        named, setup.abstract.weights(LIVE), "config.teacher", setup.denoiser
+    )
 
 
 def read_teacher(setup: Setup, workdir: Path) -> Any:

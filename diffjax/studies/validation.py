@@ -294,7 +294,7 @@ def loss_table(losses: Mapping[str, ValidationLoss], space: str) -> str:
     for index, (low, high) in enumerate(pairwise(edges)):
         lines.append([f"{low:g} … {high:g}", *(_written(column[index]) for column in columns)])
     totals = [loss.total(space, common) for loss in losses.values()]
-    lines.append([f"mean of {interval(edges, common)}", *map(_written, totals)])
+    lines.append([f"mean of {log_snr_range(edges, common)}", *map(_written, totals)])
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
     return "\n".join(
         "  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True))
@@ -302,11 +302,11 @@ def loss_table(losses: Mapping[str, ValidationLoss], space: str) -> str:
     )
 
 
-def interval(edges: np.ndarray, bins: np.ndarray) -> str:
+def log_snr_range(edges: np.ndarray, bins: np.ndarray) -> str:
     """The range of adjacent bins as text.
 
     Example:
-        >>> interval(np.array([-2.0, -1.0, 0.0, 1.0]), np.array([False, True, True]))
+        >>> log_snr_range(np.array([-2.0, -1.0, 0.0, 1.0]), np.array([False, True, True]))
         '-1 … 1'
     """
     return f"{edges[:-1][bins][0]:g} … {edges[1:][bins][-1]:g}" if bins.any() else MISSING

@@ -22,7 +22,7 @@ from diffjax.errors import UserError
 from diffjax.host.files import write_json
 from diffjax.host.run_files import read_json, read_metrics
 from diffjax.spec import to_json
-from diffjax.sweeps.cells import finished, resolved
+from diffjax.sweeps.cells import is_finished, resolved
 from diffjax.sweeps.live import Live, progress_table, read_plan, rows
 from diffjax.sweeps.sweep import Sweep
 from diffjax.sweeps.worker import busy, listed, taken, units, work
@@ -396,13 +396,13 @@ def test_a_cell_of_another_config_is_not_finished(file, tmp_path):
     (workdir / "evaluation.json").write_text('{"step": 60}')
     (workdir / "report.html").write_text("")
     write_json(workdir / STATUS, {"state": "done"})
-    assert not finished(cell, workdir)
+    assert not is_finished(cell, workdir)
     (workdir / "probes.json").write_text('{"step": 30}')
-    assert not finished(cell, workdir), "the run was made longer since"
+    assert not is_finished(cell, workdir), "the run was made longer since"
     (workdir / "probes.json").write_text('{"step": 60}')
-    assert finished(cell, workdir)
+    assert is_finished(cell, workdir)
     file.write_text(file.read_text().replace('"config.batch_size": 16', '"config.batch_size": 17'))
-    assert not finished(cells_of(file)[0], workdir)
+    assert not is_finished(cells_of(file)[0], workdir)
 
 
 @pytest.mark.parametrize(

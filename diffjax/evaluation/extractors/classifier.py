@@ -124,7 +124,7 @@ def load(name: str) -> TrainedClassifier:
 
 
 def decode(name: str, data: bytes, expected_sha256: str | None = None) -> TrainedClassifier:
-    """Decodes a classifier from the bytes of an `.npz` that `encode` wrote.
+    """Decodes a classifier from the bytes of an `.npz` that `classifier_to_npz` wrote.
 
     Args:
         name: for messages and provenance.
@@ -160,7 +160,7 @@ def decode(name: str, data: bytes, expected_sha256: str | None = None) -> Traine
     return TrainedClassifier(name, sha256, network, params, metadata)
 
 
-def encode(network: Classifier, params: Any, metadata: Mapping[str, Any]) -> bytes:
+def classifier_to_npz(network: Classifier, params: Any, metadata: Mapping[str, Any]) -> bytes:
     """Encodes a classifier as the bytes of an `.npz`: float16 parameters and metadata as JSON.
 
     Equal arguments yield equal bytes, so the hash identifies the weights.
