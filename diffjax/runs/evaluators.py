@@ -42,6 +42,7 @@ from diffjax.training.state import LIVE
 
 Begun = Callable[[int], Any]
 _IN_SHORT = ("frechet_distance", "kernel_distance", "accuracy")
+_OF_KNOWN_DATA = ("sliced_wasserstein", "mode_weights")
 _FURTHER = (
     "frechet_distance_at_infinity",
     "precision",
@@ -50,8 +51,7 @@ _FURTHER = (
     "coverage",
     "inception_score",
     "cmmd",
-    "sliced_wasserstein",
-    "mode_weights",
+    *_OF_KNOWN_DATA,
 )
 
 
@@ -146,16 +146,27 @@ class Samples:
         Raises:
             UserError: the first of them.
         """
+        if not self.metrics:
+            raise UserError("metrics is empty: name one, like frechet_distance")
         for name in self.metrics:
             choose(dict.fromkeys((*_IN_SHORT, *_FURTHER)), name, "metric of samples")
         _check_weights(run, self.weights)
+        if dataset.mixture is None and (exact := set(self.metrics) & set(_OF_KNOWN_DATA)):
+            raise UserError(
+                f"there is no {min(exact)} of {dataset.name}: that takes data whose distribution "
+                "is known, as configs/colours.py"
+            )
+        if not {"accuracy", "cmmd"} & set(self.metrics):
+            return
+        extractor = own_extractors(run.config)[0]
         if "accuracy" in self.metrics:
-            extractor = own_extractors(run.config)[0]
             if not dataset.num_classes or extractor.test_accuracy is None:
                 raise UserError(
                     f"there is no accuracy of {dataset.name} by {extractor.name}: that takes "
                     "classes and a classifier of these"
                 )
+        if "cmmd" in self.metrics and not extractor.for_cmmd:
+            raise UserError(f"there is no cmmd on features of {extractor.name}: that takes CLIP's")
 
     def __call__(self, run: Run, dataset: DataSet, begun: Begun) -> dict[str, float]:
         """Draws samples and compares them with the real images."""

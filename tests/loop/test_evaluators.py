@@ -193,6 +193,9 @@ def test_the_validation_loss_is_that_of_the_comparison(trained_run):
         ("value", {"known": spec(Known)}, "no evaluator yields 'value'; "),
         ("", {"a": 3}, r"config.evaluators.a=3 is not an evaluator: it has no every_steps"),
         ("", {"a": spec(Samples, metrics=("fid",))}, "no metric of samples is called 'fid'"),
+        ("", {"a": spec(Samples, metrics=())}, "metrics is empty: name one"),
+        ("", {"a": spec(Samples, metrics=("mode_weights",))}, "no mode_weights of digits: that"),
+        ("", {"a": spec(Samples, metrics=("cmmd",))}, "no cmmd on features of .*: that takes CLIP"),
         ("", {"a": spec(Samples, weights="ema-0.9999")}, "weights: no 'ema-0.9999'; did you mean"),
         ("", {"a": spec(Samples, every_steps=0)}, "every_steps=0 must be at least 1"),
         ("", {"a": spec(Validation, space="nosie")}, "'nosie'; did you mean 'noise'"),
@@ -213,7 +216,7 @@ def test_no_accuracy_without_a_classifier_and_no_best_without_evaluators():
     with pytest.raises(UserError, match=r"evaluators\.a: there is no accuracy of digits by pixels"):
         check_evaluators(replace(setup, config=config), digits())
     config = trained_config(best_by="samples/accuracy")
-    with pytest.raises(UserError, match="there is none, as evaluators=samples"):
+    with pytest.raises(UserError, match="there are no evaluators: choose some, as :evaluators=samples"):
         check_evaluators(replace(setup, config=config), digits())
 
 
