@@ -45,7 +45,7 @@ def check_evaluators(setup: Setup, dataset: DataSet) -> None:
     known = [f"{name}/{metric}" for name, each in evaluators.items() for metric in each.metrics]
     best_by = setup.config.get("best_by", "")
     if best_by and best_by not in known:
-        hint = nearest(best_by, known) if known else "there are no evaluators: choose some, as :evaluators=samples"
+        hint = nearest(best_by, known) if known else "choose evaluators, as :evaluators=samples"
         raise UserError(f"config.best_by: no evaluator yields {best_by!r}; {hint}")
 
 

@@ -159,12 +159,12 @@ class Samples:
         if not {"accuracy", "cmmd"} & set(self.metrics):
             return
         extractor = own_extractors(run.config)[0]
-        if "accuracy" in self.metrics:
-            if not dataset.num_classes or extractor.test_accuracy is None:
-                raise UserError(
-                    f"there is no accuracy of {dataset.name} by {extractor.name}: that takes "
-                    "classes and a classifier of these"
-                )
+        classifies = dataset.num_classes and extractor.test_accuracy is not None
+        if "accuracy" in self.metrics and not classifies:
+            raise UserError(
+                f"there is no accuracy of {dataset.name} by {extractor.name}: that takes "
+                "classes and a classifier of these"
+            )
         if "cmmd" in self.metrics and not extractor.for_cmmd:
             raise UserError(f"there is no cmmd on features of {extractor.name}: that takes CLIP's")
 
