@@ -4,7 +4,7 @@
     python -m experiments.train --config=configs/cifar10.py:objective=ddpm,model=unet
     python -m experiments.train --config=configs/cifar10.py:model=DiT-S/2
 
-The set must have been prepared once on a machine that can download it; `docs/data.md` says how.
+The set must have been prepared once on a machine that can download it; `docs/data.md` explains how.
 Not yet run. Its Fréchet distance is on averaged pixels and can't be compared with published FIDs;
 `experiments.evaluate --extractor=inception` measures those (docs/evaluation.md).
 """

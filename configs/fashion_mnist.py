@@ -4,9 +4,9 @@ r"""Fashion-MNIST (28x28 grey, ten kinds of clothing).
     python -m experiments.train --config=configs/fashion_mnist.py:model=unet,objective=ddpm \
         --config.data.path=FOLDER
 
-FOLDER holds the four idx files; `docs/data.md` says where to get them. The first takes 22 min on
-two cores of an Intel Xeon that did other work as well, and gives 86.6 % accuracy and a Fréchet
-distance of 7.3 (floor 0.85) at 34 network evaluations per sample.
+FOLDER holds the four idx files; `docs/data.md` explains where to get them. The first takes 22 min
+on two cores of an Intel Xeon beside other work, and reaches 86.6 % accuracy and a Fréchet distance
+of 7.3 (floor 0.85) at 34 network evaluations per sample.
 """
 
 from ml_collections import ConfigDict

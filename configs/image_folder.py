@@ -3,9 +3,10 @@
     python -m experiments.train --config=configs/image_folder.py --config.data.path=FOLDER
 
 Images are cropped to a square and resized to `--config.data.image_size`; the number of steps is for
-some thousands of them. `--dry_run` says what size and how many steps suit a folder, and reads some
-of its images. The network `dit` is `DiT-S/2`. The Fréchet distance is on averaged pixels, which
-tell little: `experiments.evaluate --extractor=inception` measures others (docs/evaluation.md).
+some thousands of them. `--dry_run` reports which size and number of steps suit a folder, and reads
+some of its images. The network `dit` is `DiT-S/2`. The Fréchet distance is on averaged pixels,
+which is a weak measure: `experiments.evaluate --extractor=inception` has others
+(docs/evaluation.md).
 Without subfolders there are no labels to guide with: add `--config.sampling.guidance_scale=1`.
 """
 

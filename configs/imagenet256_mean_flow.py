@@ -3,7 +3,7 @@ r"""ImageNet at 256x256 in one evaluation: mean flow on latents of 32x32x4; for 
     python -m experiments.plan --config=configs/imagenet256_mean_flow.py --topology=v5e:4x4
     python -m experiments.train --config=configs/imagenet256_mean_flow.py --config.data.path=FOLDER
 
-FOLDER is that of configs/imagenet256.py. Not yet run: no such machine was at hand.
+FOLDER is that of configs/imagenet256.py. Not yet run: no such machine was available.
 
 Published, FID-50K: 3.43 with one evaluation and 2.93 with two, by DiT-XL/2 in 240 epochs (Geng et
 al. 2025, arXiv:2505.13447). Guidance is in the objective (`omega`, `kappa`), so none is added when

@@ -3,7 +3,7 @@
     python -m experiments.train --config=configs/imagenet64.py
     python -m experiments.train --config=configs/imagenet64.py:objective=edm,model=unet
 
-The set must have been prepared once on a machine that can download it; `docs/data.md` says how.
+The set must have been prepared once on a machine that can download it; `docs/data.md` explains how.
 Not yet run. Published, FID-50K: 1.36 for EDM at 511 evaluations with churn (Karras et al. 2022,
 arXiv:2206.00364), on ADM's network, which is like this one but for its scale-and-shift norms.
 """

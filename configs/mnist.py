@@ -2,8 +2,8 @@
 
     python -m experiments.train --config=configs/mnist.py
 
-The set must have been prepared once on a machine that can download it; `docs/data.md` says how.
-Not yet run: no such set was at hand.
+The set must have been prepared once on a machine that can download it; `docs/data.md` explains how.
+Not yet run: the data set was not available.
 """
 
 from ml_collections import ConfigDict

@@ -28,5 +28,5 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    """What there is, for completion by a key: also what was not imported yet."""
+    """All public names, for tab completion: also those that are not imported yet."""
     return sorted({*globals(), *__all__})

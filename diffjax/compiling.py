@@ -12,9 +12,9 @@ from jax.sharding import Mesh
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-# XLA:CPU hands convolutions, matrix products and sums to a library (YNN). Gradients of convolutions
-# take two to eight times as long there as by XLA itself, products within a network a tenth longer
-# (docs/performance.md); its sums are fast.
+# XLA:CPU calls a library (YNN) for convolutions, matrix products and sums. There gradients of
+# convolutions take two to eight times as long as by XLA itself, products within a network a tenth
+# longer (docs/performance.md); its sums are fast.
 _CPU = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_REDUCE"}
 
 

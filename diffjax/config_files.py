@@ -67,7 +67,7 @@ def returned_by(path: str, name: str, kind: type[T], *arguments: str) -> T:
     except TypeError:
         given = f"the arguments {arguments[0]!r}" if arguments else "no arguments after a colon"
         raise UserError(
-            f"{path} has {name}{inspect.signature(function)}, but --config gives {given}"
+            f"{path} has {name}{inspect.signature(function)}, but --config passes {given}"
         ) from None
     result = _as_written(path, lambda: function(*arguments))
     if not isinstance(result, kind):
@@ -203,7 +203,7 @@ def lock(config: ConfigDict, known: Mapping[str, Setting]) -> ConfigDict:
         try:
             setting.group[setting.key]
         except RequiredValueError:
-            raise UserError(f"{setting.name} has no default; give --{setting.name}=...") from None
+            raise UserError(f"{setting.name} has no default; set --{setting.name}=...") from None
     for setting in known.values():
         setting.group.lock()
     return config.lock()
@@ -229,7 +229,7 @@ def _execute(path: Path) -> ModuleType:
 
 
 def _as_written(path: str, action: Callable[[], Any]) -> Any:
-    """Runs code of a config file; a bug in it becomes one line that says where."""
+    """Runs code of a config file; a bug in it becomes one line with its place."""
     try:
         return action()
     except UserError:

@@ -6,7 +6,7 @@ from typing import Any
 
 
 class UserError(ValueError):
-    """A mistake that the user can mend: one line that says what, where and what to do.
+    """A mistake that the user can mend: one line with what is wrong, where, and what to do.
 
     The executables turn it into that line on stderr and exit status 2; in a notebook it is an
     ordinary exception.

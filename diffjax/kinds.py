@@ -62,7 +62,7 @@ Positive = Annotated[T, Range("(0, inf)")]
 AtLeastOne = Annotated[T, Range("[1, inf)")]
 NotNegative = Annotated[T, Range("[0, inf)")]
 NumSteps = Annotated[int, Range("[1, 1000000]")]
-"""Steps from noise to data; more are a slip of the hand, and their times alone fill the memory."""
+"""Steps from noise to data; more are a typing error, and their times alone fill the memory."""
 Limit = Annotated[T, Range("(0, inf]")]
 """Above 0; infinity means that there is no limit."""
 UnitTime = Annotated[T, Range("(0, 1]")]
@@ -204,7 +204,7 @@ def _differ(one: Any, other: Any) -> bool:
 
 
 def _without_shape(kind: Any) -> Any:
-    """`jax.Array` where an annotation says the shape of an array too (`diffjax.shapes`)."""
+    """`jax.Array` where an annotation has the shape of an array too (`diffjax.shapes`)."""
     kinds = get_args(kind) or (kind,)
     return jax.Array if any(hasattr(each, "array_type") for each in kinds) else kind
 

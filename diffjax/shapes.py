@@ -1,8 +1,8 @@
 """The shapes of arrays, as signatures state them.
 
-A name in a shape stands for one size throughout a signature: `x: Samples, t: PerSample` are of one
+A name in a shape is one size throughout a signature: `x: Samples, t: PerSample` are of one
 batch, and `t: AnyShape` comes back as `AnyShape` of that shape. The tests check it at each call
-(`tests/support/shapes.py`); elsewhere they say no more than `jax.Array`.
+(`tests/support/shapes.py`); elsewhere they mean `jax.Array` and no more.
 """
 
 from typing import TYPE_CHECKING
@@ -30,7 +30,7 @@ Intervals = Float[Array, " batch 2"]
 Images = Float[Array, " batch height width channels"]
 """`[B, H, W, C]`."""
 Latents = Float[Array, " batch rows columns features"]
-"""`[B, h, w, c]`: what a codec makes of images."""
+"""`[B, h, w, c]`: latents of images, encoded by a codec."""
 Tokens = Float[Array, " batch tokens width"]
 """`[B, T, D]`."""
 Queries = Float[Array, " batch queries heads width"]

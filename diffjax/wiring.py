@@ -21,7 +21,7 @@ from diffjax.objectives.base import Objective, Progress, Traits, conditioned_bat
 from diffjax.process.paths import Pair, Path
 from diffjax.process.precond import Apply, Meaning, Precond, Predict, denoiser, flow_map_predictor
 from diffjax.process.targets import undecodable
-from diffjax.sampling.guidance import Models, mixes
+from diffjax.sampling.guidance import GuidanceModels, mixes
 from diffjax.sampling.sample import Recipe
 from diffjax.sampling.solvers import Solver
 from diffjax.spec import build
@@ -81,7 +81,7 @@ class Wired(NamedTuple):
 
     def models(
         self, params: Any, source: Array | None, weaker: Predict | None, other: Any = None
-    ) -> Models:
+    ) -> GuidanceModels:
         """The model and its variants, for guidance.
 
         Args:
@@ -99,7 +99,7 @@ class Wired(NamedTuple):
 
             return perturbed
 
-        return Models(predict, self.condition, weaker, without_attention, other)
+        return GuidanceModels(predict, self.condition, weaker, without_attention, other)
 
     def batch_shapes(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
         """The shapes of a training batch, as `ShapeDtypeStruct`s."""
@@ -322,7 +322,9 @@ def check_guidance(recipe: Recipe, wired: Wired) -> None:
             "use guidance_scale=1"
         )
     rate = wired.condition_dropout
-    if against.needs_null and not wired.condition.null_is_trained(rate):
+    # Other weights are of another model, perhaps, which `Model.weaker` checks.
+    needs_null = against.needs_null and not against.weights
+    if needs_null and not wired.condition.null_is_trained(rate):
         why = "has no condition"
         if wired.condition.can_be_dropped:
             written = (

@@ -4,7 +4,7 @@ r"""Make the average of a run's weights over another length, after training.
   python -m experiments.sample --workdir=runs/digits --weights=power-0.07
 
 The run has to be trained with --config.ema_lengths=0.05,0.1, which stores snapshots of these
-averages. docs/training.md says what a length is.
+averages. docs/training.md explains lengths.
 """
 
 import sys
@@ -29,7 +29,7 @@ flags.DEFINE_list(
 
 
 def main(args: SimpleNamespace) -> None:
-    """Makes the average, and says how it is called."""
+    """Makes the average and prints its name."""
     cli.require(args, "workdir")
     cli.require(args, "length")
     allowed = ("diffjax", *args.allowed_packages)

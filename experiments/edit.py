@@ -95,7 +95,7 @@ class Edit(NamedTuple):
         return (model or self.model).walk(sample, recipe, self.request, times)
 
     def draw_given(self, method: str, seen: editing.Observed) -> Array:
-        """Samples given what was seen of them."""
+        """Samples conditioned on the observation."""
         how, path = choose(METHODS, method, "method"), self.model.wired.path
         return self.draw(self.model.through(lambda predict: how(predict, path, seen)))
 

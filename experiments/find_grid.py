@@ -69,7 +69,7 @@ def main(args: SimpleNamespace) -> None:
         raise UserError(f"{max(steps)} steps need at least as many candidates: --num_candidates")
     teacher = build(choose(choices.SOLVERS, args.teacher, "teacher"))
     labels = labels_in_mix(run, args.num_samples, args.labels, args.data_path)
-    # As many again to try what was found, with the same labels.
+    # As many again to test the found grids, with the same labels.
     labels, wired = np.concatenate([labels, labels]), run.setup.wired
     samples = wanted_samples(wired, lambda: run.dataset(args.data_path), labels)
     search = prepare(

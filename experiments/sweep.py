@@ -27,14 +27,14 @@ from absl import flags
 
 from diffjax import config_files
 from diffjax.comparison.results import STATUS, SWEEP, read_sweep
-from diffjax.comparison.summary import compared, numbers
+from diffjax.comparison.summary import compare_sweep, numbers
 from diffjax.errors import UserError, nearest
 from diffjax.host.files import write_json
 from diffjax.host.interrupts import Interrupted, stop_signals
 from diffjax.host.run_files import read_json
 from diffjax.reports.sweep_page import write_sweep_report
 from diffjax.reports.sweep_text import quality_markdown, verdict_markdown
-from diffjax.sweeps.cells import Planned, finished, grouped_cells, plan_cells, train_cells
+from diffjax.sweeps.cells import Planned, grouped_cells, is_finished, plan_cells, train_cells
 from diffjax.sweeps.engines import ENGINES, Job, parse_options
 from diffjax.sweeps.live import Live, progress_table, read_plan, rows
 from diffjax.sweeps.run import run_workers
@@ -273,7 +273,7 @@ def named(cells: Sequence[Cell], names: Sequence[str]) -> list[Cell]:
 
 def conclude(sweep: Sweep, cells: Sequence[Cell], workdir: Path) -> int:
     """Prints the findings and the failed cells, and writes the report; returns the exit status."""
-    failed = [cell for cell in cells if not finished(cell, workdir / cell.name)]
+    failed = [cell for cell in cells if not is_finished(cell, workdir / cell.name)]
     for cell in failed:
         error = (read_json(workdir / cell.name / STATUS) or {}).get("error", "")
         print(f"failed: {cell.name}: {error}; see its output.txt", file=sys.stderr)
@@ -292,7 +292,7 @@ def findings(sweep: Sweep, workdir: Path) -> str:
     ]
     if any(row["mean"] is not None for row in content["verdict_rows"]):
         results = {run.name: run.evaluation for run in files.runs}
-        parts.append(quality_markdown(compared(files, results)))
+        parts.append(quality_markdown(compare_sweep(files, results)))
     return "\n\n".join(part.strip() for part in parts if part) + "\n"
 
 

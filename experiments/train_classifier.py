@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from diffjax.data import DataSet, all_images, digits, fashion_mnist
 from diffjax.errors import UserError, nearest
-from diffjax.evaluation.extractors.classifier import Classifier, decode, encode
+from diffjax.evaluation.extractors.classifier import Classifier, classifier_to_npz, decode
 from experiments import cli
 
 FLAGS = flags.FlagValues()
@@ -248,10 +248,10 @@ def main(args: SimpleNamespace) -> None:
         "command": f"python -m experiments.train_classifier --dataset={name} --seed={args.seed}",
     }
     # Measured with the parameters of the file, which are float16.
-    stored = decode(name, encode(network, params, metadata)).params
+    stored = decode(name, classifier_to_npz(network, params, metadata)).params
     metadata["test_accuracy"] = accuracy(network, stored, test_images, test_labels)
     in_float32 = accuracy(network, params, test_images, test_labels)
-    data = encode(network, params, metadata)
+    data = classifier_to_npz(network, params, metadata)
     out = Path(args.out or f"{name}.npz")
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_bytes(data)

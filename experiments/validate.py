@@ -25,6 +25,7 @@ from diffjax.runs.load import Run
 from diffjax.spec import build, choose
 from diffjax.studies import validation
 from diffjax.studies.validation import ValidationLoss
+from diffjax.training.sharding import batch_sharding
 from experiments import cli
 
 FLAGS = flags.FlagValues()
@@ -58,8 +59,9 @@ def main(args: SimpleNamespace) -> None:
     losses = {}
     for name, run in runs.items():
         print(f"{name}: {len(images)} images", file=sys.stderr)
+        model = run.model(args.weights)
         losses[name] = validation.loss_by_log_snr(
-            run.model(args.weights).predict(),
+            model.predict(),
             run.setup.wired.path,
             images,
             run.setup.wired.condition.of_batch(batch),
@@ -67,6 +69,7 @@ def main(args: SimpleNamespace) -> None:
             spaces=spaces,
             space_path=space_path,
             batch_size=args.batch_size,
+            place=batch_sharding(model.mesh),
         )
     print("\n\n".join(validation.loss_table(losses, space) for space in spaces))
     for name, run in runs.items():

@@ -7,9 +7,9 @@ and without guidance and with either of two averages, at about 17 and 34 evaluat
 chooses guidance and average of each arm, another one reports.
 
 31 minutes on two cores of an Intel Xeon beside other work. All three arms choose guidance 1.5 and
-the shorter average: Fréchet distance sd3 2.81 (2.15 to 3.46), v 3.49 and flow 3.59, which six seeds
-would tell from it. The order is that without guidance, 2.76, 3.61 and 3.97 at 17 evaluations; after
-400 steps all are still coarse.
+the shorter average: Fréchet distance sd3 2.81 (2.15 to 3.46), v 3.49 and flow 3.59, from which six
+seeds would separate it. The order is the same without guidance, 2.76, 3.61 and 3.97 at 17
+evaluations; after 400 steps all samples are still coarse.
 """
 
 from diffjax.sweeps.sweep import Sweep

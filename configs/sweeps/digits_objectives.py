@@ -5,8 +5,8 @@
 Six objectives, three training seeds each, the same DiT and as many counted operations of training,
 sampled without guidance, each on the grid that its path comes with. 23 to 25 minutes on two cores
 of an Intel Xeon (44 of processor time). Fréchet distance at 17 evaluations, mean of three seeds:
-sd3 0.587, v 0.785 and flow 0.895 (can't be told from sd3 by three seeds), edm 1.19, min_snr 5.71,
-ddpm 6.36; after 800 steps the last two still draw noise.
+sd3 0.587, v 0.785 and flow 0.895 (not significantly different from sd3 with three seeds), edm
+1.19, min_snr 5.71, ddpm 6.36; after 800 steps the last two still draw noise.
 """
 
 from diffjax.sweeps.sweep import Sweep

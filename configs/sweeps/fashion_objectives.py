@@ -4,7 +4,7 @@ r"""Which objective makes the best clothes for equal training? Images of 28x28, 
         --override=config.data.path=FOLDER
 
 Four objectives, three training seeds each. FOLDER holds Fashion-MNIST's idx files (docs/data.md).
-Stopped by whatever it was, the same command goes on: 58 minutes in two pieces, on two cores of an
+After any stop the same command resumes it: 58 minutes in two pieces, on two cores of an
 Intel Xeon beside other work. Fréchet distance at 17 evaluations, mean of three seeds after 500
 steps (floor 0.85): sd3 35.2, v 41.0, flow 41.6, edm 64.8, all three worse than the first.
 """

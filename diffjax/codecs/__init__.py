@@ -1,4 +1,4 @@
-"""Codecs: what turns images into the latents that a model is trained on, and latents into images.
+"""Codecs: maps from images to the latents that a model is trained on, and back.
 
 A `Codec` is a frozen dataclass on the data set, `Identity` for images as they are. Networks,
 objectives and solvers see latents alone; pictures and evaluation see decoded images alone.

@@ -1,4 +1,4 @@
-"""What a codec offers, and the two that change nothing."""
+"""The interface of a codec, and the codecs that change nothing."""
 
 import hashlib
 from collections.abc import Callable
@@ -19,7 +19,7 @@ from diffjax.shapes import Images, Latents
 Shape = tuple[int, int, int]
 """`(H, W, C)` of an image, or `(h, w, c)` of its latent."""
 RECORD = "codec.json"
-"""The file beside latents that records what encoded them."""
+"""The file beside latents that records the codec that encoded them."""
 _PIXELS_AT_ONCE = 2**20  # 256 channels of so many pixels take 1 GiB in float32
 
 
@@ -37,7 +37,7 @@ class Codec:
         sha256: hex digest of what defines it: the hashes of its weights, or the text of its
             definition (`sha256_of`). Latents of a codec with another hash are refused.
         bounded: whether images lie in [-1, 1] and are files of 8 bits; then evaluation clips and
-            rounds them. False for values that are no images.
+            rounds them. False for values that are not images.
         pixels: whether latents are the pixels themselves, so that they have 256 levels.
     """
 
@@ -79,8 +79,13 @@ class Codec:
 
     @property
     def facts(self) -> dict[str, str]:
-        """What provenance states of it."""
+        """The name and hash, for the provenance of metrics."""
         return {"codec": self.name, "codec_sha256": self.sha256}
+
+    @property
+    def latents(self) -> str:
+        """What its latents are: equal texts where networks of one work on those of the other."""
+        return f"{self.name} {self.sha256[:12]}".strip()
 
     def describe(self, latent_shape: Shape) -> str:
         """The images of latents of a shape, in a few words.
@@ -192,7 +197,7 @@ class Identity(_Unchanged):
 
 @dataclass(frozen=True)
 class Unstated(_Unchanged):
-    """Latents that nothing is known to decode: they are shown and compared as they are."""
+    """Latents whose codec is unknown: they are shown and compared without decoding."""
 
     bounded: ClassVar[bool] = False
     name: ClassVar[str] = "not stated"
@@ -210,7 +215,7 @@ def sha256_of(definition: str) -> str:
 
 
 def scale_of(codec: Codec, latent_shape: Shape) -> tuple[int, int]:
-    """How many pixels one element of a latent is high and wide.
+    """Height and width, in pixels, of one element of a latent.
 
     Example:
         >>> from diffjax.codecs import SpaceToDepth

@@ -12,7 +12,7 @@ from diffjax.shapes import Images, Latents
 class ScaledLatents(Codec):
     """The latents of a codec times a factor: `encode(x) = scale · codec.encode(x)`.
 
-    The images are those of the codec, so its name and hash stand for both.
+    The images are those of the codec, so this has its name and hash.
 
     Args:
         codec: any codec.
@@ -39,6 +39,10 @@ class ScaledLatents(Codec):
     @property
     def bounded(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
         return self.codec.bounded
+
+    @property
+    def latents(self) -> str:
+        return f"{self.scale:g} times {self.codec.latents}"
 
     @property
     def params(self) -> Any:

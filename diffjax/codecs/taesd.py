@@ -19,7 +19,7 @@ from diffjax.shapes import Images, Latents
 class TAESD(Codec):
     """A tiny autoencoder, whose latents are close to those that it was distilled from.
 
-    Each element stands for 8×8 pixels. By default it is TAEF2, of FLUX.2: 32 channels of a standard
+    Each element encodes 8×8 pixels. By default it is TAEF2, of FLUX.2: 32 channels of a standard
     deviation of about 0.8, and 1.3 M parameters each way; a photograph of a flower comes back at
     32.5 dB of PSNR. Its coarsest blocks normalise over the whole image, so that tiles (`Tiled`)
     change it: by 26 dB with tiles of 32 elements, by 36 dB with 48 of 52×80.

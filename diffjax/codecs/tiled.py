@@ -23,7 +23,7 @@ class Tiled(Codec):
     it; so the quarter of the overlap at the cut is left out, and the half in the middle is blended
     linearly. **Where no element of the result depends on elements farther away than `overlap // 4`,
     the result is that of the whole image.** Where each depends on all (group normalisation,
-    attention) it is close to it, and the name in the provenance says so.
+    attention) it is close to it, and the name in the provenance includes the tiles.
 
     Args:
         codec: any codec.
@@ -61,6 +61,10 @@ class Tiled(Codec):
     @property
     def bounded(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
         return self.codec.bounded
+
+    @property
+    def latents(self) -> str:
+        return self.codec.latents
 
     @property
     def params(self) -> Any:

@@ -301,7 +301,7 @@ def _standing(
     reported: Sequence[int],
     bounds: tuple[float, float],
 ) -> Standing | None:
-    """The result of an arm at one way, from the values of its runs; None if there are none."""
+    """The result of an arm at one way, from the values of its runs; None without values."""
     found = {seed: run for seed, run in runs.items() if run}
     if not found:
         return None

@@ -69,7 +69,7 @@ class RunFiles:
 
     @property
     def grid(self) -> Path | None:
-        """Path of the last picture of samples; None if there is none."""
+        """Path of the last picture of samples; None before the first."""
         found = [
             path
             for path in (self.folder / "samples").glob("step_*.png")

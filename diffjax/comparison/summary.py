@@ -49,7 +49,7 @@ def numbers(files: SweepFiles) -> dict[str, Any]:
 def _verdict(files: SweepFiles, results: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """The verdict by Fréchet distance for each arm, and the rule of the comparison."""
     try:
-        found = compared(files, results)
+        found = compare_sweep(files, results)
     except UserError as error:
         rows = [{"arm": arm, "verdict": "not evaluated", "seeds": 0} for arm in files.arms]
         return {"rule": f"{error}.", "verdict_rows": [_plain_row(row) for row in rows]}
@@ -80,7 +80,7 @@ def _whose_noise(files: SweepFiles, results: Mapping[str, Mapping[str, Any]]) ->
     )
 
 
-def compared(files: SweepFiles, results: Mapping[str, Mapping[str, Any]]) -> Comparison:
+def compare_sweep(files: SweepFiles, results: Mapping[str, Mapping[str, Any]]) -> Comparison:
     """Compares the arms, paired by training seed.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Conditions: what samples are conditioned on, as arrays and as values that know these arrays.
+"""Conditions: kinds of inputs that samples are conditioned on, such as classes or token states.
 
 The condition of n examples is a tree of arrays with the batch axis first. A `Condition` is a frozen
 dataclass that knows such trees: their shapes, their null, how they are read and written.

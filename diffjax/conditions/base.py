@@ -1,4 +1,4 @@
-"""What a kind of condition offers, so that nothing else needs to know its arrays."""
+"""The interface of conditions, by which the rest of the library uses their arrays."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
@@ -45,16 +45,16 @@ class Condition:
         raise NotImplementedError
 
     def nulled(self, cond: Any) -> Any:
-        """What guidance leads away from: the condition without all that training can drop of it."""
+        """The condition with all parts null that training can drop, for guidance."""
         return self.null(jax.tree.leaves(cond)[0].shape[0])
 
     @property
     def negative(self) -> "Condition":
-        """The kind of a condition that guidance leads away from: without what samples keep."""
+        """The kind of negative conditions: this one without the parts that are never dropped."""
         return self
 
     def replaced(self, cond: Any, negative: Any) -> Any:
-        """A condition with a negative one in its place, but for what samples keep."""
+        """The negative condition, with the parts that are never dropped from `cond`."""
         del cond
         return negative
 
@@ -67,7 +67,7 @@ class Condition:
         return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), self.abstract(n))
 
     def check_dropout(self, rate: Rate) -> None:
-        """Refuses rates of parts that there are not.
+        """Refuses rates for parts that the condition does not have.
 
         Raises:
             UserError: rates by part, of a condition without parts.
@@ -75,7 +75,7 @@ class Condition:
         if isinstance(rate, Mapping):
             raise UserError(
                 f"condition_dropout={dict(rate)} has a rate for each part, and this condition "
-                f"({self.describe()}) has no parts: give one number"
+                f"({self.describe()}) has no parts: set one number"
             )
 
     def null_is_trained(self, rate: Rate) -> bool:
@@ -109,15 +109,15 @@ class Condition:
         """The condition that texts (or numbers) describe, one row for each of them.
 
         Raises:
-            UserError: the first that describes none.
+            UserError: a text does not describe a condition.
         """
         raise UserError(
             f"a condition of the kind {type(self).__name__} can't be read from texts, such as "
-            f"{given[0]!r}: give its arrays"
+            f"{given[0]!r}: pass its arrays"
         )
 
     def of(self, given: Any) -> Any:
-        """The condition that a user gives: a list of what `parse` takes, or ready arrays.
+        """Converts a user's condition: a list for `parse`, or arrays that are a condition already.
 
         Raises:
             UserError: `parse` can't read it, or the arrays are not such a condition.
@@ -130,19 +130,19 @@ class Condition:
         )
 
     def in_turn(self, n: int, most: int | None = None) -> Any:
-        """n conditions that show all there are in turn; None where they can't be listed.
+        """n conditions that cycle through all possible ones; None if these can't be listed.
 
         Args:
             n: how many.
-            most: no more different ones than that.
+            most: the largest number of different ones.
         """
         del n, most
         return None
 
     def of_labels(self, labels: np.ndarray) -> Any:
-        """The condition of examples of these classes; None where a label does not say what it is.
+        """The condition of examples of these classes; None if a class does not determine it.
 
-        Evaluations then draw the conditions of test images.
+        Evaluations then take the conditions of test images.
         """
         del labels
         return None
@@ -153,12 +153,12 @@ class Condition:
         return None
 
     def titles(self, cond: Any) -> list[str] | None:
-        """A short text for each example, for pictures; None where there is none."""
+        """A short text for each example, for pictures; None if there are no such texts."""
         del cond
         return None
 
     def arrays(self, cond: Any) -> dict[str, Any]:
-        """The arrays of a condition by name, as files of samples have them; those of a batch."""
+        """The arrays of a condition by their names in a batch, for files of samples."""
         names = jax.tree.leaves(self.of_batch({name: name for name in self.shapes(1)}))
         return dict(zip(names, jax.tree.leaves(cond), strict=True))
 
@@ -190,12 +190,12 @@ class Condition:
                 raise UserError(f"{this}: an array has values that are not finite")
 
     def describe(self) -> str:
-        """What it is, in a few words, for reports and errors."""
+        """A short description for reports and errors."""
         raise NotImplementedError
 
 
 def len_of(cond: Any) -> int:
-    """The number of examples in a condition; 0 of what is none."""
+    """The number of examples in a condition; 0 for a tree without rows."""
     leaves = jax.tree.leaves(cond)
     return len(leaves[0]) if leaves and np.ndim(leaves[0]) else 0
 

@@ -15,7 +15,7 @@ from diffjax.kinds import Positive
 
 @dataclass(frozen=True)
 class Unconditional(Condition):
-    """No condition: `[n]` zeros, which networks ignore; they only say how many examples there are.
+    """No condition: `[n]` zeros, which networks ignore; their length is the number of examples.
 
     Example:
         >>> Unconditional().in_turn(3).tolist()
@@ -68,7 +68,7 @@ class Classes(Condition):
 
     Attributes:
         num_classes: the number of classes.
-        names: one name per class; empty where they have none.
+        names: one name per class; empty if they have no names.
 
     Example:
         >>> cats = Classes(2, ("cat", "dog"))
@@ -139,7 +139,7 @@ def _listed(given: Any) -> Any:
 
 
 def of_classes(num_classes: int, names: Sequence[str] = ()) -> Condition:
-    """`Classes`, or `Unconditional` for none.
+    """`Classes`, or `Unconditional` if the number of classes is 0.
 
     Example:
         >>> of_classes(0)
@@ -179,7 +179,7 @@ def labels_called(
             return int(found)
         there = f"this run has {classes}, from 0 to {classes - 1}"
         if num_classes == 0:
-            there = "this run has no classes: give the number of samples alone"
+            there = "this run has no classes: pass the number of samples alone"
         elif isinstance(label, str) and known:
             there = nearest(label, known)
         raise UserError(f"no label is called {label!r}; {there}")

@@ -58,7 +58,7 @@ class Images(Condition):
         height, width, channels = self.shape
         modes = {1: "L", 3: "RGB", 4: "RGBA"}
         if channels not in modes:
-            raise UserError(f"no file has images of {channels} channels: give their arrays")
+            raise UserError(f"no file has images of {channels} channels: pass their arrays")
         found = []
         for path in given:
             try:

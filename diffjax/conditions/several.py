@@ -59,7 +59,7 @@ class Several(Condition):
         return [n for n, part in self.parts.items() if part.can_be_dropped and n not in self.kept]
 
     def check_dropout(self, rate: Rate) -> None:
-        """Refuses rates of parts that there are not, or that are never dropped.
+        """Refuses rates of unknown parts, or of parts that are never dropped.
 
         Raises:
             UserError: the first of them.
@@ -103,7 +103,7 @@ class Several(Condition):
 
     @property
     def negative(self) -> "Several":
-        """The parts that are not kept: samples keep their own of these."""
+        """The condition without the kept parts, which a negative condition does not have."""
         return Several({name: part for name, part in self.parts.items() if name not in self.kept})
 
     def replaced(self, cond: Any, negative: Any) -> dict[str, Any]:
@@ -119,7 +119,7 @@ class Several(Condition):
         return super().drop(together, parts, rates[ALL]) if ALL in rates else parts
 
     def of(self, given: Any) -> Any:
-        """As `Condition.of`; a dict has for each part what its own `of` takes.
+        """As `Condition.of`; a dict has an argument of `of` for each part.
 
         Parts that training can drop may be missing; they are null.
 
@@ -130,7 +130,7 @@ class Several(Condition):
             return super().of(given)
         self._check_names(given)
         if not given:
-            raise UserError("an empty dict has no part of the condition: give one of them")
+            raise UserError("an empty dict has no part of the condition: name at least one")
         found = {name: self.parts[name].of(rows) for name, rows in given.items()}
         n = max(map(len_of, found.values()))
         missing = {name: part.null(n) for name, part in self.parts.items() if name not in found}

@@ -17,7 +17,7 @@ class TokenStates(NamedTuple):
 
     Attributes:
         states: `[B, L, D]` float32, one vector per token.
-        mask: `[B, L]` bool, true where there is a token; what the others hold has no influence.
+        mask: `[B, L]` bool, true where there is a token; other states have no influence.
         pooled: `[B, P]` float32, one vector for the whole sequence; P may be 0.
     """
 

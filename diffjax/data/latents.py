@@ -190,7 +190,7 @@ def _recorded_codec(found: Any, path: str) -> dict[str, str] | None:
 def _check_codec(
     codec: Codec | None, recorded: dict[str, str] | None, path: str
 ) -> tuple[str, ...]:
-    """Refuses a codec that did not encode the latents; returns notes on what is not known."""
+    """Refuses a codec that did not encode the latents; returns notes about unknown facts."""
     if codec is None:
         known = "" if recorded is None else f" ({recorded['name']} encoded them)"
         return (

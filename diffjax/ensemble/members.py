@@ -93,7 +93,7 @@ def _row(places: tuple) -> Callable:
     return jax.jit(lambda leaves, i: [leaf[i] for leaf in leaves], out_shardings=list(places))
 
 
-class Of:
+class MemberRow:
     """A member's row of an array on the devices; it is copied to the host when it is read."""
 
     def __init__(self, rows: Array, index: int):
@@ -106,7 +106,7 @@ class Of:
 
 def metrics_of(metrics: Mapping[str, Array], index: int) -> dict[str, Any]:
     """The metrics of one member; they are not copied to the host until they are read."""
-    return {name: Of(rows, index) for name, rows in metrics.items()}
+    return {name: MemberRow(rows, index) for name, rows in metrics.items()}
 
 
 def member_batches(

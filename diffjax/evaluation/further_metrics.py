@@ -40,7 +40,9 @@ def further_metrics(
     }
 
 
-def counts(num_samples: int, num_floor_images: int, num_reference_images: int) -> dict[str, int]:
+def image_counts(
+    num_samples: int, num_floor_images: int, num_reference_images: int
+) -> dict[str, int]:
     """The part of a metric's provenance that contains the numbers of images."""
     return {
         "num_samples": num_samples,
@@ -68,7 +70,9 @@ def _at_infinity(
         "floor": floor and floor.value,
         "floor_standard_error": floor and floor.standard_error,
         "provenance": provenance
-        | counts(len(features), len(test_features) if floor else 0, reference.train_statistics.n)
+        | image_counts(
+            len(features), len(test_features) if floor else 0, reference.train_statistics.n
+        )
         | {
             "definition": "arXiv:1911.07023",
             "sizes_of_parts": list(found.sizes),
@@ -90,7 +94,7 @@ def _manifolds(
 
     n, found = against_as_many(features, _MOST_ON_MANIFOLDS)
     num_floor, floor = against_as_many(reference.test_features, n)
-    stated = provenance | counts(n, num_floor, n)
+    stated = provenance | image_counts(n, num_floor, n)
     papers = {"precision": "1904.06991", "recall": "1904.06991"}
     papers |= {"density": "2002.09797", "coverage": "2002.09797"}
     return {
@@ -117,7 +121,7 @@ def _cmmd(
         "value": gaussian_kernel_distance(features, train),
         "floor": gaussian_kernel_distance(test_features, train) if len(test_features) else None,
         "provenance": provenance
-        | counts(len(features), len(test_features), len(train))
+        | image_counts(len(features), len(test_features), len(train))
         | {"definition": "arXiv:2401.09603"},
     }
 
@@ -136,7 +140,7 @@ def _inception_score(
         "standard_deviation": collected.score.standard_deviation,
         "floor": floor,
         "provenance": provenance
-        | counts(collected.num_images, len(test_logits), 0)
+        | image_counts(collected.num_images, len(test_logits), 0)
         | {
             "definition": "arXiv:1606.03498",
             "num_splits": NUM_SPLITS,
@@ -165,7 +169,7 @@ def memorisation_metrics(
         "num_cells": _NUM_CELLS,
         "seed": reference.seed,
         "space": "pixels" if reference.codec.bounded else "values",
-        **counts(len(some), len(test_distances), len(train)),
+        **image_counts(len(some), len(test_distances), len(train)),
     }
     # There are no features: only the provenance of the images is shared.
     shared = (
@@ -205,7 +209,7 @@ def _of_mixture(
     real = np.asarray(mixture.draw(jax.random.key(reference.seed), len(images)))
     shared = (*reference.codec.facts, "value_range", "rounding", "labels", "seed")
     stated = {key: provenance[key] for key in shared}
-    stated |= counts(len(images), len(real), 0) | {
+    stated |= image_counts(len(images), len(real), 0) | {
         "reference": f"{reference.name}, its true distribution"
     }
     distance, floor = (

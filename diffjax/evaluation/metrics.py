@@ -16,8 +16,8 @@ from diffjax.evaluation.distances import (
 )
 from diffjax.evaluation.extractors.features import check_images
 from diffjax.evaluation.further_metrics import (
-    counts,
     further_metrics,
+    image_counts,
     memorisation_metrics,
 )
 from diffjax.evaluation.image_statistics import (
@@ -153,7 +153,7 @@ def _in_short(
     kernel = kernel_distance(collected.features, reference.train_features, seed=reference.seed)
     # The Fréchet distance falls with the number of images, so its floor uses equally many.
     test_features = thin(reference.test_features, n, reference.seed)
-    frechet_counts = counts(n, len(test_features), reference.train_statistics.n)
+    frechet_counts = image_counts(n, len(test_features), reference.train_statistics.n)
     floor = reference.kernel_floor
     return {
         "num_samples": n,
@@ -172,7 +172,7 @@ def _in_short(
             "floor": floor and floor.value,
             "floor_standard_error": floor and floor.standard_error,
             "provenance": provenance
-            | counts(kernel.num_1, floor.num_1 if floor else 0, kernel.num_2)
+            | image_counts(kernel.num_1, floor.num_1 if floor else 0, kernel.num_2)
             | {"definition": "arXiv:1801.01401"},
         },
     }
@@ -225,7 +225,7 @@ def _accuracy(
     return {
         "accuracy": num_right / n,
         "accuracy_interval": list(wilson_interval(num_right, n)),
-        "accuracy_provenance": provenance | counts(n, 0, 0),
+        "accuracy_provenance": provenance | image_counts(n, 0, 0),
     }
 
 

@@ -65,6 +65,20 @@ def all_agree(fine: bool) -> bool:
     return bool(np.all(multihost_utils.process_allgather(np.asarray(fine))))
 
 
+def of_first(numbers: np.ndarray) -> np.ndarray:
+    """The float64 numbers of process 0, `[n]`, in every process, for decisions that all make alike.
+
+    Example:
+        >>> of_first(np.array([0.1, np.nan]))
+        array([0.1, nan])
+    """
+    if jax.process_count() == 1:
+        return numbers
+    # As integers of 32 bits: JAX would round float64 to float32.
+    bits = np.ascontiguousarray(numbers, np.float64).view(np.uint32)
+    return np.asarray(multihost_utils.broadcast_one_to_all(bits)).view(np.float64)
+
+
 def to_host(tree: Any) -> Any:
     """Copies a tree of device arrays to NumPy, gathering shards that other processes hold.
 

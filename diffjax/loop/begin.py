@@ -1,4 +1,4 @@
-"""The state that a run begins with or goes on from."""
+"""The state that a run starts from: resumed, initialised from weights, or fresh."""
 
 import logging
 import math
@@ -13,7 +13,7 @@ from diffjax.errors import UserError
 from diffjax.runs import workdirs
 from diffjax.runs.checkpoints import Checkpoints
 from diffjax.runs.extension import Extension, restarts_at
-from diffjax.runs.initial import Initial, find
+from diffjax.runs.initial import Initial, find_initial_weights
 from diffjax.runs.setup import Setup
 from diffjax.training.state import LIVE, TrainState
 
@@ -21,11 +21,11 @@ _LOG = logging.getLogger("diffjax")
 
 
 class Begin(NamedTuple):
-    """What a run begins with beside what lies in its folder; see `restore_or_init`.
+    """What a run starts from besides the files in its folder; see `restore_or_init`.
 
     Attributes:
-        initial: the weights of `config.init_from`, of a run that has not begun.
-        extension: what changes in a run that has.
+        initial: the weights of `config.init_from`, for a run that has not begun.
+        extension: the changes of a run that has begun.
     """
 
     initial: Initial | None = None
@@ -33,12 +33,12 @@ class Begin(NamedTuple):
 
     @property
     def restarts(self) -> bool:
-        """Whether the schedule of the learning rate starts anew where the run goes on."""
+        """Whether the schedule of the learning rate starts anew where the run resumes."""
         return self.extension is not None and self.extension.restart
 
 
 def initial_weights(setup: Setup, workdir: Path) -> Initial | None:
-    """The weights of `config.init_from`; None if there are none, or the run has begun already.
+    """The weights of `config.init_from`; None if it names none, or the run has begun already.
 
     Raises:
         UserError: there are no such weights, or they are of another network.
@@ -49,7 +49,7 @@ def initial_weights(setup: Setup, workdir: Path) -> Initial | None:
 
 
 def _find(named: str, setup: Setup) -> Initial:
-    return find(named, setup.abstract.weights(LIVE), denoiser=setup.denoiser)
+    return find_initial_weights(named, setup.abstract.weights(LIVE), denoiser=setup.denoiser)
 
 
 def restore_or_init(
@@ -59,7 +59,7 @@ def restore_or_init(
     initial: Initial | None = None,
     restart: float = -math.inf,
 ) -> tuple[TrainState, Mapping[str, Any]]:
-    """The state that a run goes on from, and what is known of it: its step, or a checkpoint's meta.
+    """The state that a run starts from, and its meta: at least the step.
 
     It is resumed, else initialised, else fresh, as `diffjax.loop.loop.train_and_evaluate` explains.
 
@@ -68,7 +68,7 @@ def restore_or_init(
         checkpoints: of the run.
         dataset: what it trains on.
         initial: from `initial_weights`, checked before anything was written.
-        restart: the step up to which a checkpoint's schedule is to start anew.
+        restart: the schedule of a checkpoint up to this step starts anew.
 
     Raises:
         UserError: the data are not those that the run began with; as `initial_weights`.

@@ -1,8 +1,8 @@
-"""The evaluators of a run while it trains: when each has its turn, its lines, the best checkpoint.
+"""Calls the evaluators of a run while it trains, writes their metrics, keeps the best checkpoint.
 
-A value is a line of `metrics.jsonl`, `{"step": 400, "eval/samples/frechet_distance": 1.3}`. So
-those of steps that are made again are dropped as all lines are, and a run that stopped amid the
-evaluators of a step goes on with those that have no line.
+A value is a line of `metrics.jsonl`, `{"step": 400, "eval/samples/frechet_distance": 1.3}`. If
+steps are repeated, their values are dropped as all lines are. A run that stopped between two
+evaluators of a step resumes with those that have no line yet.
 """
 
 import logging
@@ -11,9 +11,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jax
+import numpy as np
+
 from diffjax.data import DataSet
 from diffjax.errors import UserError, nearest
 from diffjax.host.interrupts import Interrupted
+from diffjax.host.processes import of_first
 from diffjax.host.run_files import read_json, read_metrics
 from diffjax.loop.logging import Writer
 from diffjax.loop.training import Training
@@ -31,7 +35,7 @@ def check_evaluators(setup: Setup, dataset: DataSet) -> None:
     """Refuses evaluators that could not measure this run, before step 1.
 
     Raises:
-        UserError: what one of them needs is not there, or none yields the metric of
+        UserError: one of them can't measure this run, or none returns the metric of
             `config.best_by`.
     """
     run, evaluators = Run(setup, setup.abstract, Path()), evaluators_of(setup.config)
@@ -45,20 +49,20 @@ def check_evaluators(setup: Setup, dataset: DataSet) -> None:
     known = [f"{name}/{metric}" for name, each in evaluators.items() for metric in each.metrics]
     best_by = setup.config.get("best_by", "")
     if best_by and best_by not in known:
-        hint = nearest(best_by, known) if known else "choose evaluators, as :evaluators=samples"
-        raise UserError(f"config.best_by: no evaluator yields {best_by!r}; {hint}")
+        hint = nearest(best_by, known) if known else "there are none; try evaluators=samples"
+        raise UserError(f"config.best_by: no evaluator returns {best_by!r}; {hint}")
 
 
 class Evaluations:
     """The evaluators of a run that trains, from one step on.
 
-    The best state by `config.best_by` is stored in the folder `best`, beside the checkpoints that
-    are kept by their age.
+    The best state by `config.best_by` is stored in the folder `best`, beside the latest
+    checkpoints.
 
     Args:
         training: the run.
-        start_step: where it goes on. What is stored as best, but has no line up to there, is moved
-            aside.
+        start_step: the step at which it resumes. Best states without a line up to this step are
+            moved aside.
     """
 
     def __init__(self, training: Training, start_step: int):
@@ -85,7 +89,7 @@ class Evaluations:
         return self._config.get("best_by", "")
 
     def due(self, step: int) -> list[str]:
-        """The names of the evaluators whose turn it is after a step, and that have no line yet."""
+        """The names of the evaluators that are due after a step and have no line of it yet."""
         last, known = self._config.num_steps, self._values.get(step, {})
         return [
             name
@@ -98,21 +102,23 @@ class Evaluations:
     def make(self, state: TrainState, writer: Writer, begun: Callable[[int], Any]) -> None:
         """Measures the state of a step by the evaluators that are due.
 
-        What can't be measured, as samples that are not finite, is NaN and a warning.
+        A metric that can't be measured, for example because samples are not finite, is NaN, with a
+        warning.
 
         Args:
             state: after the step.
-            writer: where the values go.
+            writer: receives the values.
             begun: called at each batch with the number of the step.
 
         Raises:
-            Interrupted: the training should stop. Evaluators that were done have their lines.
+            Interrupted: the training should stop. Evaluators that have ended have their lines.
         """
         step, training = int(state.step), self._training
         run = Run(training.setup, state, training.workdir)
 
-        def beat(_: int) -> None:
-            if training.should_stop():
+        def beat(number: int) -> None:
+            # Processes agree on a stop by how often each calls `should_stop`.
+            if (number > 0 or jax.process_count() == 1) and training.should_stop():
                 raise Interrupted(
                     f"stopped while evaluating step {step} of {self._config.num_steps} and saved "
                     f"in {training.workdir}; the same command goes on from there"
@@ -120,7 +126,10 @@ class Evaluations:
             begun(step)
 
         for name in self.due(step):
-            evaluator, why = training.evaluators[name], "too few images, or none of that kind"
+            evaluator, why = (
+                training.evaluators[name],
+                "too few images, or none of that kind",
+            )
             found = dict.fromkeys(evaluator.metrics, math.nan)
             try:
                 found |= evaluator(run, training.dataset, beat)
@@ -128,7 +137,10 @@ class Evaluations:
                 if type(error) is not UserError:  # a full disk, a lost process
                     raise
                 why = str(error)
-            values = {f"{name}/{metric}": float(found[metric]) for metric in evaluator.metrics}
+            # Every process stores the best state or none does.
+            numbers = of_first(np.array([found[metric] for metric in evaluator.metrics], float))
+            metrics = [f"{name}/{metric}" for metric in evaluator.metrics]
+            values = dict(zip(metrics, numbers.tolist(), strict=True))
             for metric in [metric for metric, value in values.items() if math.isnan(value)]:
                 _LOG.warning("step %d: no %s: %s", step, metric, why)
             if self._best_by in values:
@@ -144,7 +156,7 @@ class Evaluations:
             self._best.close()
 
     def best(self) -> dict[str, Any] | None:
-        """Which state is stored as the best: `metric`, `step` and `value`; None if none is."""
+        """The `metric`, `step` and `value` of the best state; None before the first."""
         key = f"eval/{self._best_by}"
         steps = self._best.steps() if self._best is not None else []
         known = [step for step in steps if key in self._values.get(step, {})]
@@ -154,7 +166,7 @@ class Evaluations:
         return {"metric": self._best_by, "step": step, "value": self._values[step][key]}
 
     def _keep_if_best(self, state: TrainState, value: float) -> None:
-        """Stores a state that is better; before its line, so that a line is of a stored one."""
+        """Stores a state that is better, before its line: each line then has its state on disk."""
         best = self.best()
         worse = best is not None and not self._sign * value < self._sign * best["value"]
         if self._best is not None and math.isfinite(value) and not worse:

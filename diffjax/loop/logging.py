@@ -62,7 +62,7 @@ class Writer(Protocol):
         ...
 
     def close(self) -> None:
-        """Finishes what is under way; nothing may be written afterwards."""
+        """Writes everything that is pending; nothing may be written afterwards."""
         ...
 
 

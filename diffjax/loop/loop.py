@@ -50,19 +50,21 @@ def train(
     watchdog: Watchdog = Watchdog(),
     profile: Profile = Profile(),
 ) -> Path:
-    """Trains what a config describes, evaluates it, and writes the run's page.
+    """Trains the model of a config, evaluates it, and writes the run's page.
 
-    Running it again with the same config goes on where it stopped; a finished run is left as it
-    is, but for an evaluation or page that is missing.
+    Called again with the same config, it resumes where it stopped. Of a finished run it only adds
+    an evaluation or page that is missing.
 
     Args:
-        config: resolved, as a config file's `get_config` gives it.
+        config: resolved, as a config file's `get_config` returns it.
         workdir: the run's folder.
         command: how to make the run again, for its page.
-        extend: go on with a run of another config, as one of more steps, if what differs changes no
-            shape, no data and no loss; "continue" or "restart" where the learning rate depends on
-            the number of steps (`diffjax.runs.extension.planned`).
-        watchdog: when steps that don't come are a hang, which ends the process with status 75.
+        extend: continue the run in this folder although its config differs, for example has more
+            steps; what differs may change no shape, no data and no loss. "continue" or "restart"
+            where the learning rate depends on the number of steps
+            (`diffjax.runs.extension.planned`).
+        watchdog: after how long without a step the run counts as hanging; the process then ends
+            with status 75.
         profile: which steps leave a trace in the folder's `profile`.
 
     Returns:
@@ -80,7 +82,7 @@ def train(
     )
     workdir = Path(workdir)
 
-    # What there is to train, and whether it can be trained at all; nothing is written yet.
+    # All checks come before the first write.
     setup, dataset = prepared(config)
     profile.check(config.num_steps)
     initial = initial_weights(setup, workdir)
@@ -108,9 +110,9 @@ def train(
 
 
 def prepared(config: ConfigDict) -> tuple[Setup, DataSet]:
-    """A config's parts and data, with all checked that training and evaluating it needs.
+    """A config's parts and data, after all checks that training and evaluation need.
 
-    Nothing is compiled but small programs, and nothing is written.
+    It compiles small programs alone and writes nothing.
 
     Args:
         config: resolved.
@@ -130,32 +132,32 @@ def prepared(config: ConfigDict) -> tuple[Setup, DataSet]:
 
 
 def train_and_evaluate(training: Training, begin: Begin = Begin()) -> TrainState:
-    """The loop: all steps that a run lacks, then the evaluation of the last one.
+    """The loop: all steps that a run still needs, then the evaluation of the last one.
 
-    It never waits for the devices, but where recorder and evaluators do.
+    It waits for the devices only where the recorder and the evaluators do.
 
     Returns:
         The state after the last step.
 
     Raises:
-        UserError: the data changed since the run began; a batch can't be read, and what there is
+        UserError: the data changed since the run began; or a batch can't be read, after the state
             was saved.
-        NonFiniteLoss: the run may not be rolled back, or not any more.
+        NonFiniteLoss: the run may not be rolled back, or was rolled back as often as allowed.
         Interrupted: `training.should_stop` returned True; the state was saved.
     """
     setup, dataset, workdir = training.setup, training.dataset, training.workdir
     checkpoints, watchdog, config = training.checkpoints, training.watchdog, setup.config
 
-    # The state that a run begins with or goes on from (`restore_or_init`); the first that holds:
-    # 1. resumed: there is a whole checkpoint. Nothing else is read, also not `config.init_from`.
-    # 2. initialised: `config.init_from` names weights. Live parameters and all averages are
-    #    these; the optimizer's state is fresh and the step is 0.
-    # 3. fresh: parameters are drawn by the seed.
+    # The state that a run starts from (`restore_or_init`) is the first of these that exists:
+    # 1. resumed: a whole checkpoint. Nothing else is read, not even `config.init_from`.
+    # 2. initialised: the weights that `config.init_from` names, for live parameters and all
+    #    averages; the optimizer's state is fresh and the step is 0.
+    # 3. fresh: parameters drawn from the seed.
     # A resumed run may be
     # - extended: with more steps or another learning rate, which `Extension` has checked and
-    #   notes in run.json. The state stays as it is, but that the schedule's count may restart;
-    # - rolled back, below: resumed from an earlier checkpoint, and on from there with batches and
-    #   noise in another order.
+    #   records in run.json. The state stays the same; only the schedule's count may restart;
+    # - rolled back, below: resumed from an earlier checkpoint, with batches and noise in another
+    #   order from there on.
     with watched(watchdog, workdir, what="checkpoint"):
         restart = math.inf if begin.restarts else restart_step(workdir)
         state, start = restore_or_init(setup, checkpoints, dataset, begin.initial, restart)
@@ -186,7 +188,7 @@ def train_and_evaluate(training: Training, begin: Begin = Begin()) -> TrainState
                     stack.enter_context(closing(recorder))
                     evaluations = Evaluations(training, start["step"])
                     stack.enter_context(closing(evaluations))
-                    # A folder that can't hold a checkpoint shows now, not after an hour.
+                    # A folder that can't hold a checkpoint fails now, not after an hour.
                     recorder.save(state)
                     train_step = stack.enter_context(
                         profiled(training.profile, workdir, train_step, start["step"])
@@ -194,15 +196,14 @@ def train_and_evaluate(training: Training, begin: Begin = Begin()) -> TrainState
 
                     for step in range(start["step"] + 1, config.num_steps + 1):
                         begun(step)
-                        # Those of the step before, so that none are lost where a run stops there.
+                        # Metrics of the step before, so that a run that stopped there has them too.
                         if evaluations.due(step - 1):
                             with recorder.aside(state):
                                 evaluations.make(state, recorder.writer, begun)
                         try:
                             batch = next(batches)
                         except UserError:
-                            # Of several processes the others know nothing of it, and saving takes
-                            # all of them.
+                            # Saving takes all processes, and the others do not know of the error.
                             if jax.process_count() == 1:
                                 recorder.save(state)
                             raise
@@ -225,28 +226,28 @@ def train_and_evaluate(training: Training, begin: Begin = Begin()) -> TrainState
             state, start = restore_or_init(setup, checkpoints, dataset, restart=restart)
 
     with watched(watchdog, workdir, what="checkpoint"):
-        checkpoints.wait()  # An evaluation is of something that is on disk.
+        checkpoints.wait()  # Only a state that is on disk is evaluated.
     with watched(watchdog, workdir, what="batch of the evaluation") as begun:
         evaluate_once(training, state, begun)
     return state
 
 
 def evaluate_once(training: Training, state: TrainState, begun: Any = lambda batch: None) -> None:
-    """The evaluators' metrics and the evaluation of the last step, unless they are there."""
+    """Measures the last step by evaluators and evaluation, unless that was done before."""
     workdir, last = training.workdir, training.setup.config.num_steps
     with closing(Evaluations(training, last)) as evaluations:
         if evaluations.due(last):
             with closing(join(open_writers(workdir, last, last))) as writer:
                 evaluations.make(state, writer, begun)
-    # One made beside the training, by experiments.evaluate, is of an earlier step.
+    # `experiments.evaluate`, run while this trains, may have evaluated an earlier step.
     if (read_json(workdir / workdirs.EVALUATION) or {}).get("step") != last:
         run = Run(training.setup, state, workdir)
         measure(run, training.dataset, should_stop=training.should_stop, begun=begun)
 
 
 def page(workdir: Path) -> Path:
-    """Writes the run's page, and says where it is."""
-    # Here, because it loads Matplotlib, which takes seconds that a first step need not wait for.
+    """Writes the run's page and returns its path."""
+    # Imported here: Matplotlib takes seconds to load, and the first step should not wait for it.
     from diffjax.reports.run_page import write_report
 
     return write_report(workdir)

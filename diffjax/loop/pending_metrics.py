@@ -16,17 +16,17 @@ _LOG = logging.getLogger("diffjax")
 
 
 class NonFiniteLoss(UserError):
-    """The loss stopped being a number.
+    """The loss or the gradient is infinite or NaN.
 
     Args:
-        message: for who runs it.
-        said: what is not finite, and at which log-SNR.
-        step: where.
+        message: the whole message, for the user.
+        cause: its first part: what is not finite, and at which log-SNR.
+        step: the step at which it happened.
     """
 
-    def __init__(self, message: str, said: str = "", step: int = 0):
+    def __init__(self, message: str, cause: str = "", step: int = 0):
         super().__init__(message)
-        self.said = said
+        self.cause = cause
         self.step = step
 
 
@@ -37,12 +37,12 @@ class MetricsWindow:
     done, so reading does not wait, and no more than two windows of steps are ever queued.
 
     Args:
-        writer: where the averages go.
-        batch_size: images a step.
+        writer: receives the averages.
+        batch_size: images per step.
         step: the step before the first one.
-        checkpoint_steps: says which checkpoints there are, for the message of a failure.
-        skip_in_a_row: how many steps in a row may have been left out as not finite.
-        left_out: where the metrics of each of those go.
+        checkpoint_steps: returns the steps that have a checkpoint, for the message of a failure.
+        skip_in_a_row: how many steps in a row may be left out because they are not finite.
+        left_out: receives the metrics of each step that was left out.
     """
 
     def __init__(
@@ -67,13 +67,14 @@ class MetricsWindow:
         self.restart_clock()
 
     def restore(self, unlogged: Sequence[Mapping[str, Any]]) -> None:
-        """Takes back what `unlogged` gave, before the first step."""
+        """Restores what `unlogged` returned, before the first step."""
         self._open = [{name: np.asarray(v) for name, v in metrics.items()} for metrics in unlogged]
         self._step -= len(self._open)
 
     def unlogged(self) -> list[dict[str, Any]]:
-        """The steps of the open window as plain numbers, to be saved: a line that a stop falls
-        into is then the same after it. `flush` comes first.
+        """The metrics of the open window as plain numbers, to be saved with a checkpoint.
+
+        So a log line is the same if the run stops between its steps. Call `flush` first.
         """
         return [{name: np.asarray(v).tolist() for name, v in m.items()} for m in self._open]
 
@@ -101,14 +102,14 @@ class MetricsWindow:
         self._clock = time.perf_counter()
         self._steps_since_clock = 0
 
-    def failure(self, said: str, step: int, row: str = "") -> NonFiniteLoss:
+    def failure(self, cause: str, step: int, row: str = "") -> NonFiniteLoss:
         """The error of a run that can't go on after this step."""
         saved = max(self._checkpoint_steps(), default=None)
         kept = f"the last good checkpoint is step {saved}" if saved is not None else "nothing saved"
         return NonFiniteLoss(
-            f"{said}{row}; {kept}. "
+            f"{cause}{row}; {kept}. "
             "Lower --config.optimizer.learning_rate or clip_norm, in another --workdir",
-            said,
+            cause,
             step,
         )
 
@@ -144,14 +145,14 @@ class MetricsWindow:
         in_a_row = int(metrics.get("skipped_in_a_row", 0))
         if in_a_row == 0 and np.isfinite(metrics["loss"]) and np.isfinite(metrics["grad_norm"]):
             return
-        said = _not_finite(metrics["bin_loss"], metrics["bin_count"], step)
+        cause = _not_finite(metrics["bin_loss"], metrics["bin_count"], step)
         if 0 < in_a_row <= self._skip_in_a_row:
             total = int(metrics["skipped"])
             self._left_out.write(step, summarise([metrics]))
-            _LOG.warning("%s: left out, %d in a row, %d in all", said, in_a_row, total)
+            _LOG.warning("%s: left out, %d in a row, %d in all", cause, in_a_row, total)
             return
         self._writer.write(step, summarise([metrics]))
-        raise self.failure(said, step, f", {in_a_row} steps in a row" if in_a_row else "")
+        raise self.failure(cause, step, f", {in_a_row} steps in a row" if in_a_row else "")
 
 
 def _not_finite(losses: np.ndarray, counts: np.ndarray, step: int) -> str:

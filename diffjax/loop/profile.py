@@ -26,7 +26,7 @@ class Profile:
         last: the last of them.
 
     Raises:
-        UserError: they are none.
+        UserError: they are not a range of steps.
 
     Example:
         >>> Profile(10, 13).first
@@ -60,11 +60,11 @@ class Profile:
 def profiled(
     profile: Profile, workdir: Path, train_step: Callable, step: int
 ) -> Iterator[Callable]:
-    """A train step that leaves a trace in `workdir/profile` when its turn comes.
+    """A train step that writes a trace of the chosen steps to `workdir/profile`.
 
-    The trace begins before the first chosen step and ends when the last is done, for which this
-    waits, once; in between are all that the loop does. The first of several processes writes.
-    TensorBoard's profile plugin reads it, and so does Perfetto.
+    The trace begins before the first chosen step and ends when the last one is done; this waits for
+    it once. The trace has all that the loop does in between. The first of several processes writes
+    it. TensorBoard's profile plugin and Perfetto read it.
 
     Args:
         profile: which steps.

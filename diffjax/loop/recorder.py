@@ -1,4 +1,4 @@
-"""What a run leaves in its folder while it trains: lines, pictures and checkpoints."""
+"""Writes a run's metrics, pictures, snapshots and checkpoints while it trains."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -30,15 +30,15 @@ from diffjax.training.state import TrainState
 
 
 class Recorder:
-    """What a run leaves in its folder while it trains: lines, pictures and checkpoints.
+    """Writes a run's metrics, pictures, snapshots and checkpoints while it trains.
 
     Args:
         training: the run.
-        start: the meta of the checkpoint that it goes on from.
-        bar: whether the terminal shows how far it is.
+        start: the meta of the checkpoint that it resumes from.
+        bar: whether the terminal shows a progress bar.
 
     Attributes:
-        writer: where lines go.
+        writer: receives the metrics.
     """
 
     def __init__(self, training: Training, start: Mapping[str, Any], *, bar: bool = True):
@@ -48,7 +48,7 @@ class Recorder:
         self._draw_grid = grid_drawer(setup, dataset, workdir)
         self.writer = join(open_writers(workdir, config.num_steps, start["step"], bar=bar))
         skip_in_a_row = setup.nonfinite.skip_in_a_row
-        # Lines of steps that are made again are dropped here as in the metrics.
+        # Lines of steps that will be repeated are dropped here, as in the metrics.
         kept = skip_in_a_row and is_first()
         left_out = [JSONLWriter(workdir / workdirs.SKIPPED, start["step"])] if kept else []
         self._left_out = join(left_out)
@@ -71,7 +71,7 @@ class Recorder:
         """Takes the metrics of a step, still on the devices.
 
         Raises:
-            NonFiniteLoss: in an earlier window, as `keep` in this one.
+            NonFiniteLoss: a loss of an earlier window was not finite; `keep` checks this window.
         """
         self._window.add(metrics)
         if self._every(self._config.log_every_steps, step):
@@ -85,7 +85,7 @@ class Recorder:
         return stop or any(self._every(steps, step) for steps in every)
 
     def keep(self, step: int, state: TrainState, stop: bool) -> None:
-        """The picture, the snapshot and the checkpoint of a step, if it is time for them."""
+        """Writes the picture, the snapshot and the checkpoint of a step, those that are due."""
         if self._every(self._config.sample_every_steps, step):
             self._window.flush()
             self._draw_grid(state)
@@ -99,7 +99,7 @@ class Recorder:
 
     @contextmanager
     def aside(self, state: TrainState) -> Iterator[None]:
-        """A block that measures a state: one that is finite, and that is saved at a stop.
+        """A context in which a finite state is measured; if training is stopped there, it is saved.
 
         Raises:
             NonFiniteLoss: as `save`.
@@ -117,15 +117,16 @@ class Recorder:
         """Starts to save a state.
 
         Raises:
-            NonFiniteLoss: the loss was not finite up to here, or the state is not: an update can
-                be infinite where loss and gradient are none, and the next loss comes too late.
+            NonFiniteLoss: a loss was not finite so far, or the state is not finite. An update can
+                be infinite although loss and gradient are finite, and the next loss would show it
+                only after the state was saved.
         """
         self._check_finite(state)
         meta = {**self._meta, "unlogged": self._window.unlogged()}
         self._checkpoints.save(int(state.step), state, meta)
 
     def close(self) -> None:
-        """Finishes the lines, and waits for the snapshots."""
+        """Closes the writers and waits for the snapshots."""
         join([self.writer, self._left_out]).close()
         if self._snapshots:
             self._snapshots.close()
@@ -133,7 +134,7 @@ class Recorder:
     def _save_snapshot(self, snapshots: Checkpoints, state: TrainState) -> None:
         """Starts to store the averages from which others are reconstructed (`runs.averages`).
 
-        A run that was killed makes some steps again; a snapshot of theirs that exists stays.
+        A run that was killed repeats some steps; a snapshot that exists already stays.
         """
         self._check_finite(state)
         names = map(power_name, self._config.ema_lengths)
@@ -153,7 +154,7 @@ class Recorder:
 def open_writers(
     workdir: Path, num_steps: int, start_step: int, *, bar: bool = True
 ) -> list[Writer]:
-    """Where metrics go; only the first of several processes writes."""
+    """The writers of metrics; only the first of several processes writes."""
     if not is_first():
         return []
     files: list[Writer] = [
@@ -175,7 +176,7 @@ def grid_drawer(setup: Setup, dataset: DataSet, workdir: Path) -> Callable[[Trai
     names = captions(condition.titles(request.condition), columns)
     beside = condition.pictures(request.condition)
     run = Run(setup, setup.abstract, workdir)
-    run.model().weaker(run.recipe)  # Another run that it names is read, or refused, before step 1.
+    run.model().weaker(run.recipe)  # Reads, or refuses, another run of guidance before step 1.
 
     def draw_grid(state: TrainState) -> None:
         model = replace(run, arrays=state).model()

@@ -1,4 +1,4 @@
-"""Back to a good checkpoint when the loss stops being a number, and on from there otherwise."""
+"""Rolls a run back to a good checkpoint when its loss is not finite, and continues otherwise."""
 
 import json
 import logging
@@ -28,14 +28,15 @@ _STRIDE = 0x9E3779B97F4A7C15
 
 @dataclass(frozen=True)
 class Rollbacks:
-    """The times that a run was rolled back, in their order.
+    """All rollbacks of a run, in time order.
 
-    The n-th of them, from 1, goes on from checkpoint `to` in order n: with data and noise of
-    another seed, so that what broke the run is not met again. Order 0 is the run's own. Which
-    order a step has is a matter of this list alone, so a run that stops and goes on meets the same.
+    After rollback n (from 1) the run continues from checkpoint `to` in order n: with data and noise
+    of another seed, so that it does not meet the same batch again. Order 0 is the run's own. The
+    order of a step depends on this list alone, so a run that stops and resumes repeats it.
 
     Attributes:
-        made: `{"step": where it broke, "to": the checkpoint, "said": …, "when": …}`.
+        made: one dict for each: `step` (that was not finite), `to` (the step of the checkpoint),
+            `cause` and `when`.
 
     Example:
         >>> twice = Rollbacks(({"to": 4}, {"to": 2}))
@@ -47,7 +48,7 @@ class Rollbacks:
 
     @classmethod
     def read(cls, workdir: Path) -> "Rollbacks":
-        """Those that the run's folder tells of.
+        """The rollbacks recorded in a run's folder.
 
         Raises:
             UserError: its file is damaged.
@@ -61,7 +62,7 @@ class Rollbacks:
         return cls(tuple(made))
 
     def order(self, step: int) -> int:
-        """In which order step `step`, from 1, is made."""
+        """The order of data and noise at step `step`, counted from 1."""
         return max((n for n, one in enumerate(self.made, 1) if one["to"] < step), default=0)
 
     def key(self, key: Array, step: int) -> Array:
@@ -70,7 +71,7 @@ class Rollbacks:
         return jax.random.fold_in(key, order) if order else key
 
     def stretches(self, start_step: int, num_steps: int) -> Iterator[tuple[int, int, int]]:
-        """`(order, step before the first, last step)` of the steps that are left."""
+        """Splits the steps that are left by order: `(order, step before the first, last step)`."""
         borders = sorted({one["to"] for one in self.made if start_step < one["to"] < num_steps})
         for first, last in zip([start_step, *borders], [*borders, num_steps], strict=True):
             yield self.order(first + 1), first, last
@@ -99,33 +100,33 @@ def seed_of(seed: int, order: int) -> int:
 def roll_back(
     workdir: Path, checkpoints: Checkpoints, error: NonFiniteLoss, allowed: int
 ) -> Rollbacks:
-    """Makes the newest good checkpoint the newest one, and notes down why.
+    """Goes back to the newest good checkpoint, sets later ones aside and records why.
 
     Raises:
-        NonFiniteLoss: that one, if the run may not be rolled back, or not any more.
+        NonFiniteLoss: `error`, if no (further) rollback is allowed.
     """
     before = Rollbacks.read(workdir)
     number = len(before.made) + 1
     if number > allowed:
         if allowed:
             raise NonFiniteLoss(
-                f"{error}; rolled back {allowed} time(s) already", error.said, error.step
+                f"{error}; rolled back {allowed} time(s) already", error.cause, error.step
             )
         raise error
     checkpoints.wait()
     to = before.target(checkpoints.steps())
     checkpoints.leave([step for step in checkpoints.steps() if step > to])
-    if (workdir / SNAPSHOTS).is_dir():  # Those of the steps that are made in another order now.
+    if (workdir / SNAPSHOTS).is_dir():  # Steps after `to` will be made in another order.
         with closing(snapshots_of(workdir)) as snapshots:
             snapshots.leave([step for step in snapshots.steps() if step > to])
     now = datetime.now(UTC).isoformat(timespec="seconds")
-    one = {"step": error.step, "to": to, "said": error.said, "when": now}
+    one = {"step": error.step, "to": to, "cause": error.cause, "when": now}
     after = Rollbacks((*before.made, one))
     text = json.dumps({"rollbacks": after.made}, indent=2) + "\n"
     in_first(lambda: write_whole(workdir / ROLLBACKS, text))
     _LOG.warning(
         "%s: back to step %d, and on from there in another order (%d of at most %d)",
-        error.said,
+        error.cause,
         to,
         number,
         allowed,

@@ -1,4 +1,4 @@
-"""What one training works on and with, in one value."""
+"""The parts, data, folder and settings of one training, in one value."""
 
 import json
 from collections.abc import Callable
@@ -18,17 +18,17 @@ from diffjax.spec import to_json
 
 @dataclass(frozen=True, eq=False)
 class Training:
-    """What one training works on and with.
+    """The parts, data, folder and settings of one training.
 
     Attributes:
         setup: the parts of the run.
         dataset: what it trains on.
         workdir: the run's folder.
         checkpoints: where its states are stored.
-        should_stop: called once a step; whether to save and end there.
-        watchdog: when steps that don't come are a hang.
+        should_stop: called once a step; if it returns True, the run saves and ends there.
+        watchdog: after how long without a step the run counts as hanging.
         profile: which steps leave a trace.
-        command: how to make the run again, for its page.
+        command: the command that repeats the run, for its page.
     """
 
     setup: Setup
@@ -47,7 +47,7 @@ class Training:
 
     @cached_property
     def meta(self) -> dict[str, Any]:
-        """What is stored beside each state."""
+        """Plain data stored beside each state: the config and the fingerprint of the data."""
         config = json.loads(to_json(self.setup.config))
         return {"config": config, "data_sha256": self.dataset.train.fingerprint()}
 

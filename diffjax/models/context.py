@@ -17,7 +17,7 @@ from diffjax.shapes import Array, Images, Tokens
 
 
 class Parts(NamedTuple):
-    """The parts of a condition by what a network does with them.
+    """The parts of a condition, grouped by their use in a network.
 
     Attributes:
         labels: int `[B]`, added to the conditioning vector through a table; None without classes.

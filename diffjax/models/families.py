@@ -1,4 +1,4 @@
-"""Families of denoisers by their network: what a file of published weights belongs to."""
+"""Families of denoisers by their network, to find the family of a file of published weights."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -105,7 +105,7 @@ class SourceBridge(Denoising):
 
     def precond_for(self, source: Samples | None) -> Precond:
         if source is None:
-            raise UserError("this model goes from one image to another: give it source=images")
+            raise UserError("this model goes from one image to another: pass source=images")
         parts = self.precond
         return _SeesSource(parts.target, parts.noise_label, parts.input_scale, source=source)
 

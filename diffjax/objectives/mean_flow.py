@@ -31,12 +31,12 @@ class MeanFlow(Noising):
     The network predicts u. The right side is the target, without gradient, with the derivative of
     the network itself (one `jax.jvp`) and the conditional velocity for v. The loss of an example is
     `|Δ|²/(|Δ|² + floor)^power` with a constant denominator and `|Δ|²` summed over the image. A
-    power above 0 gives less weight to targets far from their mean, and moves the minimum off the
+    power above 0 puts less weight on targets far from their mean, and moves the minimum off the
     average velocity where the noise of the targets is skewed.
     With `r = t` it is flow matching. Ordinary solvers use `r = t`, the solver `flow_map` all r.
 
     Both times are drawn from the density `times` and put in order. Derivatives in time are of
-    the noise label too: give it the scale 1 (`noise_label=time_unit`), not 1,000.
+    the noise label too: set its scale to 1 (`noise_label=time_unit`), not 1,000.
 
     With guidance, v is replaced by `omega·v + kappa·v(x_t | cond) + (1 - omega - kappa)·v(x_t)`,
     the last two by the network itself, at times below `guided_below`: u then is the average

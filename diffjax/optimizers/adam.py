@@ -18,7 +18,7 @@ def adamw(
     weight_decay: NotNegative[float] = 0.0,
     clip_norm: Limit[float] = 1.0,
 ) -> Optimizer:
-    """Adam whose weight decay is apart from the gradient (Loshchilov & Hutter 2019).
+    """AdamW: Adam with decoupled weight decay (Loshchilov & Hutter 2019).
 
         m ← b1·m + (1 − b1)·g           v ← b2·v + (1 − b2)·g²
         w ← w − rate·(m̂/(√v̂ + eps) + weight_decay·w)
@@ -27,16 +27,15 @@ def adamw(
 
     Args:
         num_steps: training steps, the schedule's length.
-        learning_rate: its peak, at least 0; 1e-4 for large networks, 1e-3 for small ones.
-        warmup_steps: the n-th of them has n/warmup_steps of the peak; 0 for none. 100 to 10,000.
+        learning_rate: its peak, at least 0; by default 1e-3. DiT is trained with 1e-4.
+        warmup_steps: the n-th of them has n/warmup_steps of the peak; by default 100, 0 for none.
         schedule: of the rate after the warm-up.
-        b1: decay of the first moment, from 0 to below 1; 0.9.
-        b2: decay of the second moment, from 0 to below 1; 0.95 to 0.999, less where gradients
-            change fast.
-        eps: added to the root of the second moment, above 0; 1e-8.
-        weight_decay: per step, times the learning rate; at least 0. Diffusion models have none, or
-            0.01.
-        clip_norm: largest global norm of the gradient, above 0; `inf` clips nothing.
+        b1: decay of the first moment, from 0 to below 1; by default 0.9.
+        b2: decay of the second moment, from 0 to below 1; by default 0.999. Lower values adapt
+            faster when gradients change.
+        eps: added to the root of the second moment, above 0; by default 1e-8.
+        weight_decay: per step, times the learning rate; at least 0, and by default 0, as for DiT.
+        clip_norm: largest global norm of the gradient, above 0; by default 1. `inf` clips nothing.
 
     Example:
         >>> float(adamw(1_000, learning_rate=2e-4, warmup_steps=4).schedule(1))

@@ -1,4 +1,4 @@
-"""What an optimizer is: an Optax transformation, its rate, and where the gradient is taken."""
+"""The type of optimizers: an Optax transformation, its rate, and where the gradient is taken."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -18,7 +18,7 @@ def at_params(opt_state: Any, params: Any) -> Any:
 
 
 class Optimizer(NamedTuple):
-    """How gradients move the parameters.
+    """An update rule: a transformation of gradients, with its learning rate.
 
     Parameters are always those to sample from: averages are of them, and `live` names them. An
     optimizer that takes gradients elsewhere (schedule-free) computes that point from its state.

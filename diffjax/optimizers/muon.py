@@ -1,4 +1,4 @@
-"""Muon: a step whose matrices have all singular values alike, with AdamW for what is no matrix."""
+"""Muon: updates of matrices with nearly equal singular values; AdamW for other parameters."""
 
 import re
 from collections.abc import Hashable
@@ -50,8 +50,8 @@ def muon(
 
     Args:
         num_steps: training steps, the schedule's length.
-        learning_rate: Muon's peak, at least 0; 0.02, and ten times less for small data. It is the
-            one that is logged, and does not compare with AdamW's.
+        learning_rate: Muon's peak, at least 0; by default the authors' 0.02. It is the rate that is
+            logged, and can't be compared with AdamW's.
         warmup_steps: the n-th of them has n/warmup_steps of the peak, of both rates; 0 for none.
         schedule: of both rates after the warm-up.
         momentum: decay of the mean gradient, from 0 to below 1.

@@ -1,4 +1,4 @@
-"""Learning rates by step: a linear warm-up, and what follows it."""
+"""Learning rates by step: a linear warm-up, then constant, cosine or inverse square root."""
 
 import math
 from collections.abc import Callable
@@ -65,8 +65,8 @@ class Cosine:
         rate(n) = peak·(f + (1 − f)·(1 + cos(π·n/N))/2),  N = num_steps − warmup_steps
 
     Args:
-        final_fraction: f, the share of the peak that is left at the end, from 0 to 1; 0 to 0.1 is
-            usual.
+        final_fraction: f, the share of the peak that is left at the end, from 0 to 1; by
+            default 0.
 
     Example:
         >>> rate = Cosine(final_fraction=0.1)(2.0, 0, 100)
@@ -92,7 +92,8 @@ class InverseSqrt:
     images, and takes power-function averages (`config.ema_lengths`).
 
     Args:
-        constant_steps: r; what is less than the warm-up, as 0, is the end of the warm-up.
+        constant_steps: r; values below `warmup_steps`, such as the default 0, mean the end of the
+            warm-up.
 
     Example:
         >>> rate = InverseSqrt()(1.0, 100, 10_000)

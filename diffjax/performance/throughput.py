@@ -165,7 +165,7 @@ class Scaled:
 def set_up_on_devices(
     config: ConfigDict, image_shape: tuple[int, int, int], condition: Condition, num_devices: int
 ) -> Setup:
-    """A run on the first `num_devices` devices, laid out as the config's mesh says.
+    """A run on the first `num_devices` devices, laid out by the config's mesh.
 
     Raises:
         UserError: there are fewer devices, or the mesh or the batch does not fit them.

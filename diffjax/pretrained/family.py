@@ -21,7 +21,7 @@ class Size:
     Attributes:
         settings: the settings of the network.
         num_parameters: the number of its parameters here.
-        address: the URL of its published file; "" where there is none.
+        address: the URL of its published file; "" if it has no such file.
         sha256: hex digest of that file.
     """
 
@@ -108,15 +108,16 @@ class Family:
         """
         try:
             found = self.recognise({name: tuple(x.shape) for name, x in state.items()})
-        except (LookupError, ValueError) as error:
-            raise UserError(
-                f"{source} is not of the family {self.name}: no tensor {error}"
-            ) from error
+        except (ArithmeticError, LookupError, ValueError) as error:
+            why = "tensors of its names have other axes"
+            if isinstance(error, KeyError):
+                why = f"no tensor {error}"
+            raise UserError(f"{source} is not of the family {self.name}: {why}") from error
         for size in self.sizes.values():
             if all(size.settings.get(name, value) == value for name, value in found.items()):
                 return self.network(**{**size.settings, **found})
-        said = ", ".join(f"{name}={value}" for name, value in found.items())
-        raise UserError(f"{source} is of no published size of {self.name}: it has {said}")
+        sizes = ", ".join(f"{name}={value}" for name, value in found.items())
+        raise UserError(f"{source} is of no published size of {self.name}: it has {sizes}")
 
     def shapes(self, network: Any) -> Any:
         """The parameters of a network as `jax.ShapeDtypeStruct`, without computing them."""

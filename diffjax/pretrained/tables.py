@@ -5,9 +5,9 @@
         Row(("q.weight", "k.weight", "v.weight"), "qkv/kernel", merge(3, dense)),
     )
 
-A name in braces stands for a number, as `{block:s}` for any text without "." and "/", and has the
+A name in braces is a number, one as `{block:s}` any text without "." and "/", and has the
 same value on both sides. Rows are applied to the parameters that a network has: a row for registers
-is unused where there are none.
+is not used for a network without them.
 """
 
 import difflib

@@ -107,7 +107,7 @@ def read_torch(path: str, part: str = "") -> dict[str, Tensor]:
 
 
 def _part(tree: Mapping[Any, Any], part: str) -> Mapping[Any, Any]:
-    """One part of what a training stored, such as `{"model": …, "ema": …, "opt": …, "args": …}`."""
+    """One part of a training checkpoint, such as `{"model": …, "ema": …, "opt": …, "args": …}`."""
     parts = {
         name: inner
         for name, inner in tree.items()

@@ -51,7 +51,7 @@ conv = each(
 
 
 def squeeze(*axes: int) -> Transform:
-    """Axes of length 1 that are there and not here.
+    """Removes axes of length 1 that only the published tensor has.
 
     Args:
         *axes: their numbers in the published tensor.
@@ -74,7 +74,7 @@ def reshape(ours: Sequence[int], theirs: Sequence[int]) -> Transform:
 
 
 def merge(parts: int | Sequence[int], of: Transform = keep, axis: int = -1) -> Transform:
-    """Several tensors there, one parameter here, such as the weights of queries, keys and values.
+    """Joins several published tensors to one parameter, such as those of queries, keys and values.
 
     Args:
         parts: the number of equal parts, or the sizes of unequal ones.
@@ -92,7 +92,7 @@ def merge(parts: int | Sequence[int], of: Transform = keep, axis: int = -1) -> T
 
 
 def split(parts: int | Sequence[int], of: Transform = keep, axis: int = -1) -> Transform:
-    """One tensor there, several parameters here: the inverse of `merge`.
+    """Splits one published tensor into several parameters: the inverse of `merge`.
 
     Args:
         parts: the number of equal parts, or the sizes of unequal ones.
@@ -110,7 +110,7 @@ def split(parts: int | Sequence[int], of: Transform = keep, axis: int = -1) -> T
 
 
 def stack(of: Transform = keep) -> Transform:
-    """A tensor of each block there, one parameter here with a first axis for the blocks.
+    """Stacks the published tensors of all blocks to one parameter, with a first axis of blocks.
 
     Example:
         >>> stack(dense).to_ours((np.zeros((2, 3)),) * 5)[0].shape
@@ -156,7 +156,7 @@ def permute(
 
 
 def copies(count: int, of: Transform = keep) -> Transform:
-    """`count` equal tensors there, one parameter here; to ours, tensors that differ are refused.
+    """`count` equal published tensors are one parameter; tensors that differ are refused.
 
     Example:
         >>> len(copies(3).to_theirs((np.zeros(2),)))
@@ -165,14 +165,14 @@ def copies(count: int, of: Transform = keep) -> Transform:
 
     def to_ours(arrays: Arrays) -> Arrays:
         if any(not np.array_equal(array, arrays[0], equal_nan=True) for array in arrays[1:]):
-            raise ValueError("differ, and one parameter stands for all of them here")
+            raise ValueError("differ, and here one parameter replaces all of them")
         return of.to_ours(arrays[:1])
 
     return Transform(to_ours, lambda arrays: of.to_theirs(arrays) * count)
 
 
 def constant(value: Callable[[], np.ndarray], tolerance: float = 1e-5) -> Transform:
-    """A tensor there that is computed here, such as fixed position embeddings.
+    """A published tensor that the network computes, such as fixed position embeddings.
 
     Args:
         value: computes the tensor.
@@ -192,7 +192,7 @@ def constant(value: Callable[[], np.ndarray], tolerance: float = 1e-5) -> Transf
 
 
 def then(first: Transform, second: Transform) -> Transform:
-    """Two changes, `first` on their side and `second` on ours."""
+    """Two transforms in a row: `first` from the published tensors, `second` to the parameters."""
     return Transform(
         lambda arrays: second.to_ours(first.to_ours(arrays)),
         lambda arrays: first.to_theirs(second.to_theirs(arrays)),

@@ -77,7 +77,7 @@ class LogSNRLabel:
     Attributes:
         scale: EDM's `c_noise = ¼·log σ` is `-λ/8`, a scale of -1/8. The default is 200 times that,
             for sinusoidal embeddings that are made for labels from 0 to 1,000.
-        limit: the largest log-SNR, by absolute value, that the network can tell apart. At 20 the
+        limit: the largest log-SNR, by absolute value, that the network can distinguish. At 20 the
             noise is e^-10 = 4.5e-5 of the signal, or the signal that of the noise.
     """
 

@@ -210,7 +210,7 @@ def undecodable(path: Path, target: Target, smallest: float = 5e-4) -> str | Non
 
 @once()
 def _sine(path: Path, target: Target) -> tuple[Coeffs, Array]:
-    """Between what is predicted and what is known, at times along a path, and the path there."""
+    """Between predicted and known values, at times along a path, and the path there."""
 
     @jax.jit  # also where path or target are no trees of numbers: half a second of every start
     def known() -> tuple[Coeffs, Array]:

@@ -35,7 +35,7 @@ def image_grid(images: Any, columns: int) -> np.ndarray:
         channels, C is 1 and W is doubled.
 
     Raises:
-        UserError: the images have another shape, or there are none.
+        UserError: the images have another shape, or the array is empty.
 
     Example:
         >>> image_grid(np.zeros((5, 8, 8, 1), np.float32), columns=3).shape

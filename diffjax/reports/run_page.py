@@ -266,7 +266,7 @@ def _listed(value: Any) -> str:
 
 
 def _find(tree: Any, key: str) -> Any:
-    """The value of `key` at the lowest depth in a tree; None if there is none."""
+    """The value of `key` at the lowest depth in a tree; None if it is absent."""
     level = [tree]
     while level:
         nodes = [node for node in level if isinstance(node, Mapping)]

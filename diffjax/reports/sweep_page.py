@@ -24,7 +24,7 @@ from diffjax.evaluation.tables import METRICS, is_number, number, three_digits
 from diffjax.host.files import write_whole
 from diffjax.reports import sweep_figures
 from diffjax.reports.run_page import embedded_image
-from diffjax.reports.sweep_text import as_csv, as_markdown, common_and_own, recipes_sentence
+from diffjax.reports.sweep_text import as_csv, as_markdown, common_recipe, recipes_sentence
 
 HTML, MARKDOWN, CSV, JSON = "report.html", "report.md", "report.csv", "report.json"
 _PLOTLY = "plotly/plotly-basic.min.js"
@@ -90,7 +90,7 @@ def _page(files: SweepFiles, content: Mapping[str, Any], commands: Mapping[str, 
         answer=answer(content["verdict_rows"]),
         whiskers=_whiskers(content["verdict_rows"]),
         drawn_by=recipes_sentence(content["own_recipes"]),
-        recipes=common_and_own(row["recipe"] for row in content["verdict_rows"]),
+        recipes=common_recipe(row["recipe"] for row in content["verdict_rows"]),
         metrics=[name for name in METRICS if any(name in row for row in rows)],
         metric_labels={name: metric.label for name, metric in METRICS.items()},
         missing=_missing(content, arms),

@@ -96,11 +96,11 @@ def written(one: Mapping[str, Any] | None, key: str = "") -> str:
     )
 
 
-def common_and_own(recipes: Iterable[str]) -> tuple[str, dict[str, str]]:
+def common_recipe(recipes: Iterable[str]) -> tuple[str, dict[str, str]]:
     """Splits recipes into their common part and the remaining part of each.
 
     Example:
-        >>> common_and_own(["heun, NFE 17; uniform grid", "heun, NFE 17; karras grid", ""])
+        >>> common_recipe(["heun, NFE 17; uniform grid", "heun, NFE 17; karras grid", ""])
         ('heun, NFE 17', {'heun, NFE 17; uniform grid': 'uniform grid', \
 'heun, NFE 17; karras grid': 'karras grid'})
     """
@@ -126,7 +126,7 @@ def recipes_sentence(recipes: Mapping[str, str]) -> str:
         >>> recipes_sentence({"flow": "heun, uniform grid", "edm": "heun, karras grid"})
         'heun; uniform grid: flow; karras grid: edm'
     """
-    common, rest = common_and_own(recipes.values())
+    common, rest = common_recipe(recipes.values())
     arms: dict[str, list[str]] = {}
     for arm, recipe in recipes.items():
         if recipe and rest[recipe]:

@@ -131,7 +131,7 @@ def reconstruct(
     *,
     allowed_packages: tuple[str, ...] = ("diffjax",),
 ) -> Reconstructed:
-    """Makes the average of a length, in float64 on the host, and leaves it in the run's folder.
+    """Computes the average of a length, in float64 on the host, and stores it in the run's folder.
 
         reconstruct("runs/digits", 0.07)
         images = diffjax.load("runs/digits", weights="power-0.07").sample(16)
@@ -213,7 +213,7 @@ def _store(workdir: Path, step: int, name: str, average: Any, meta: dict[str, An
 
 
 def is_reconstructed(name: str, kept: Sequence[str]) -> bool:
-    """Whether weights of that name are made after training: of no average that the run keeps.
+    """Whether a name is that of an average made after training, not one that the run keeps.
 
     Example:
         >>> is_reconstructed("power-0.07", ["power-0.05"]), is_reconstructed("ema-0.9", [])
@@ -232,10 +232,10 @@ def read_reconstructed(workdir: Path, name: str, step: int, params: Any) -> Any:
         params: what is to be read, as `ShapeDtypeStruct` with shardings.
 
     Raises:
-        UserError: there is none of that length and step, or it is damaged.
+        UserError: no average of that length and step was made, or its file is damaged.
     """
     match = _NAME.fullmatch(name)
-    assert match is not None, "`is_reconstructed` says so"
+    assert match is not None, "checked by `is_reconstructed`"
     plain, at = match[1], int(match[2] or step)
     folder = workdir / AVERAGES / f"{plain}@{at}"
     made = f"python -m experiments.average --workdir={workdir} --length={plain[len('power-') :]}"

@@ -1,4 +1,4 @@
-"""Differences between two configs of one run, and which of them a run may have on the way."""
+"""Differences between two configs of one run, and which of them a resumed run may have."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -46,7 +46,7 @@ _KEEPS: Mapping[str, str] = {
 
 
 def differences(saved: Mapping[str, Any], here: Mapping[str, Any], prefix: str = "") -> Changes:
-    """What differs between two configs; "absent" stands for what one of them lacks.
+    """The differences of two configs; a value that one of them lacks is "absent".
 
     Example:
         >>> differences({"a": 1, "b": {"c": 2}}, {"a": 1, "b": {"c": 3}})
@@ -63,7 +63,7 @@ def differences(saved: Mapping[str, Any], here: Mapping[str, Any], prefix: str =
 
 
 def refusal(changes: Changes) -> str | None:
-    """Why a run can't go on with these changes; None if it can.
+    """The reason why a run can't continue with these changes; None if it can.
 
     Example:
         >>> refusal({"num_steps": (10, 20)})

@@ -1,4 +1,4 @@
-"""Checkpoints by Orbax, with a check of our own that what comes back is what was saved.
+"""Checkpoints by Orbax, with digests that verify each array when it is read.
 
 Orbax does not notice flipped bits in array data, so each checkpoint carries one 32-bit digest per
 array. It is computed on the device, does not depend on the mesh, and changes with any single bit.
@@ -27,11 +27,11 @@ _UNREAD = ocp.PLACEHOLDER  # which is `...`
 
 
 class Hindered(UserError):
-    """A checkpoint could not be read, and may be whole."""
+    """A checkpoint could not be read, for a cause outside of its files; it may be whole."""
 
 
 class Damaged(UserError):
-    """What was read of a checkpoint is not what was saved."""
+    """The content of a checkpoint differs from what was saved."""
 
 
 class _Once(NamedTuple):
@@ -41,14 +41,14 @@ class _Once(NamedTuple):
 class Checkpoints:
     """The checkpoints of one run.
 
-    Frozen parameters, which are the same in all of them, are stored once, in the folder `frozen`
-    beside this one. A checkpoint has their digests and finds them by these.
+    Frozen parameters are the same in all checkpoints. They are stored once, in the folder `frozen`
+    beside this one, under a name made of their digests, which each checkpoint has.
 
     Args:
-        folder: made if need be.
-        keep: how many of the newest stay; None keeps all.
-        keep_every_steps: those at multiples of this stay as well.
-        read_only: change nothing: another process may be writing here.
+        folder: created if it does not exist.
+        keep: the number of newest checkpoints that are kept; None keeps all.
+        keep_every_steps: checkpoints at multiples of this are kept as well.
+        read_only: change nothing, because another process may be writing here.
     """
 
     def __init__(
@@ -61,14 +61,14 @@ class Checkpoints:
     ):
         self.folder = folder.absolute()
         options = (
-            # Orbax's own `read_only` warns three times that it does what it was asked for.
+            # With Orbax's own `read_only` each use logs three warnings.
             ocp.CheckpointManagerOptions(create=False)
             if read_only
             else ocp.CheckpointManagerOptions(
                 max_to_keep=keep,
                 keep_period=keep_every_steps,
                 create=True,
-                # What a killed process was writing would fill the disk, one kill after another.
+                # Unfinished files of killed processes would fill the disk over time.
                 cleanup_tmp_directories=True,
             )
         )
@@ -77,12 +77,12 @@ class Checkpoints:
         self._manager = ocp.CheckpointManager(self.folder, options=options, item_handlers=handlers)
 
     def save(self, step: int, state: Any, meta: Mapping[str, Any]) -> None:
-        """Starts to save; the arrays are copied before it returns, the rest happens behind.
+        """Starts to save: it copies the arrays before it returns, and writes in the background.
 
         Args:
-            step: names the checkpoint; one that exists already is left alone.
+            step: names the checkpoint; one that exists already is not written again.
             state: a NamedTuple of trees of arrays.
-            meta: plain data to go with it.
+            meta: plain data to store with it.
         """
         if step in self._manager.all_steps():
             return
@@ -90,7 +90,7 @@ class Checkpoints:
         content["meta_sha256"] = _sha256(content)
         if name := _name_once(content["digest"]):
             self._once.save(name, _Once(getattr(state, _FROZEN)), {})
-            self._once.wait()  # A checkpoint is of use only with what it finds there.
+            self._once.wait()  # A checkpoint without its frozen parameters is of no use.
         self._manager.save(
             step,
             args=ocp.args.Composite(
@@ -101,21 +101,21 @@ class Checkpoints:
     def restore(
         self, abstract: Any, *, set_damaged_aside: bool = True, newest: int | None = None
     ) -> tuple[Any, dict[str, Any]] | None:
-        """The newest checkpoint that is whole, on whatever mesh `abstract` asks for.
+        """Reads the newest undamaged checkpoint, onto the mesh of `abstract`.
 
-        A damaged one is passed over with a warning.
+        Damaged ones are skipped with a warning.
 
         Args:
             abstract: as in `read`.
             set_damaged_aside: move damaged ones to a folder beside this one; none is deleted.
-            newest: leave later steps out of account.
+            newest: ignore checkpoints of later steps.
 
         Returns:
             State and meta, or None if there is no checkpoint at all.
 
         Raises:
             UserError: there are checkpoints and none of them can be read.
-            Hindered: one could not be read for a reason that says nothing of the file.
+            Hindered: one could not be read for a cause outside of its files, such as memory.
         """
         damaged = []
         for step in reversed(self.steps()):
@@ -138,36 +138,36 @@ class Checkpoints:
         return None
 
     def read(self, step: int, abstract: Any) -> tuple[Any, dict[str, Any]]:
-        """One checkpoint, or some of its arrays, verified by their digests; nothing is set aside.
+        """Reads one checkpoint, or some of its arrays, and verifies their digests.
 
         Args:
             step: names the checkpoint.
-            abstract: the state with `ShapeDtypeStruct` of shardings for arrays; with `...` for
-                those that are not read, which are None in what comes back.
+            abstract: the state with a `ShapeDtypeStruct` with sharding for each array, or `...`
+                for arrays that are not read: they are None in the result.
 
         Returns:
             State and meta.
 
         Raises:
-            Damaged: it is not what was saved.
-            Hindered: it could not be read for a reason that says nothing of the file.
+            Damaged: its content differs from what was saved.
+            Hindered: it could not be read for a cause outside of its files, such as memory.
         """
         try:
             return self._read(step, abstract)
         except Hindered:
             raise
-        except Exception as error:  # Whatever else the reader trips over is in the file.
+        except Exception as error:  # All other errors are due to the file.
             if processes.is_loss(error):
                 raise
-            _hindrance_told(step, error)
+            _raise_if_hindered(step, error)
             raise Damaged(f"checkpoint {step} is damaged: {_first_line(error)}") from error
 
     def _read(self, step: int, abstract: Any) -> tuple[Any, dict[str, Any]]:
         restored = self._read_together(step, abstract)
         meta = restored.meta
-        # Checkpoints of before there was this sum have none.
+        # Old checkpoints have no such sum.
         if meta.pop("meta_sha256", None) not in (None, _sha256(meta)):
-            raise UserError("what is kept beside the arrays differs from what was saved")
+            raise UserError("the data beside the arrays differ from what was saved")
         parts = jax.tree.map(lambda x: None if x is _UNREAD else x, restored.state)
         if _FROZEN in getattr(abstract, "_fields", ()):
             parts[_FROZEN] = self._read_once(step, getattr(abstract, _FROZEN), meta)
@@ -209,12 +209,12 @@ class Checkpoints:
         return Checkpoints(folder, keep=None, read_only=self._read_only)
 
     def _read_together(self, step: int, abstract: Any) -> Any:
-        """What Orbax reads; damage that one of several processes meets is damage for all."""
+        """Reads by Orbax; an error of one process is an error of all."""
         arguments = ocp.args.Composite(state=_wanted(_parts(abstract)), meta=ocp.args.JsonRestore())
         restored, trouble = None, None
         try:
             restored = self._manager.restore(step, args=arguments)
-        except Exception as error:  # It is said below, once the others know.
+        except Exception as error:  # Raised below, after all processes have learned of it.
             trouble = error
         if not processes.all_agree(trouble is None):
             if not processes.all_agree(trouble is None or not hindrance(trouble)):
@@ -226,7 +226,7 @@ class Checkpoints:
         """Names, shapes and types of the arrays in a checkpoint; none of them is read.
 
         Raises:
-            Damaged: it does not say.
+            Damaged: its metadata can't be read.
         """
         try:
             parts = self._manager.item_metadata(step)["state"].tree
@@ -241,19 +241,19 @@ class Checkpoints:
         return state._replace(frozen=self._once.shapes(name).params) if name else state
 
     def steps(self) -> list[int]:
-        """The steps that have a checkpoint, rising."""
+        """The steps that have a checkpoint, in increasing order."""
         return sorted(self._manager.all_steps())
 
     def leave(self, steps: list[int]) -> None:
-        """Moves checkpoints that are not to be gone on from beside the others; none is deleted."""
+        """Moves checkpoints that no run should resume from to the folder `checkpoints_left`."""
         self._move_out(steps, "left")
 
     def wait(self) -> None:
-        """Waits until what was begun is on disk."""
+        """Waits until all saves are on disk."""
         self._manager.wait_until_finished()
 
     def close(self) -> None:
-        """Waits as `wait`, and ends."""
+        """Waits until all saves are on disk, and releases the folder."""
         try:
             self.wait()
         finally:
@@ -282,9 +282,9 @@ class Checkpoints:
 
 
 def hindrance(error: BaseException | None) -> str | None:
-    """What keeps a file from being read that may be whole; None where the file is at fault.
+    """The cause outside of a file for which it can't be read; None if the file itself is damaged.
 
-    An input/output error is none: a sector that is lost stays lost.
+    An input/output error counts as damage: a sector that is lost stays lost.
 
     Example:
         >>> hindrance(PermissionError(13, "Permission denied")), hindrance(ValueError("torn"))
@@ -298,20 +298,20 @@ def hindrance(error: BaseException | None) -> str | None:
     return storage.cause(error, storage.READING)
 
 
-def _hindrance_told(step: int, error: Exception) -> None:
-    if said := hindrance(error):
-        raise _hindered(step, said) from error
+def _raise_if_hindered(step: int, error: Exception) -> None:
+    if cause := hindrance(error):
+        raise _hindered(step, cause) from error
 
 
-def _hindered(step: int, said: str) -> Hindered:
+def _hindered(step: int, cause: str) -> Hindered:
     return Hindered(
-        f"checkpoint {step} can't be read now: {said}; nothing was set aside: mend that, and the "
+        f"checkpoint {step} can't be read now: {cause}; nothing was set aside: mend that, and the "
         "same command goes on"
     )
 
 
 def config_kept(folder: Path) -> dict[str, Any] | None:
-    """The config that the newest checkpoint which has one, undamaged, was saved with."""
+    """The config in the newest checkpoint whose meta is undamaged."""
     steps = sorted(int(each.name) for each in folder.glob("*") if each.name.isdecimal())
     for step in reversed(steps):
         try:
@@ -339,7 +339,7 @@ def digest(tree: Any) -> dict[str, int]:
 
 
 def not_finite(tree: Any) -> list[str]:
-    """The arrays, by their paths, that hold infinity or NaN; it is looked for on the devices.
+    """The paths of arrays that contain infinity or NaN; computed on the devices.
 
     Example:
         >>> not_finite({"a": jnp.array([1.0, jnp.inf]), "b": jnp.array([1, 2])})
@@ -379,27 +379,27 @@ def _sha256(content: Mapping[str, Any]) -> str:
 
 
 def _parts(state: Any) -> dict[str, Any]:
-    """The parts that hold arrays: what is empty may come and go between versions."""
+    """The parts that have arrays; empty ones may differ between versions."""
     known = state._asdict()
     return {name: x for name, x in known.items() if jax.tree.leaves(x) and name != _FROZEN}
 
 
 def _name_once(digests: Mapping[str, int]) -> int:
-    """What frozen parameters of these digests are stored as; 0 where there are none."""
+    """The name under which frozen parameters are stored; 0 if nothing is frozen."""
     frozen = {name: x for name, x in digests.items() if name.startswith(f"{_FROZEN}/")}
     return 1 + int(_sha256(frozen)[:7], 16) if frozen else 0
 
 
 def _wanted(parts: dict[str, Any]) -> Any:
-    """What Orbax is asked for: all arrays, or those that are not `...`."""
+    """The request to Orbax: all arrays except those that are `...`."""
     how = ocp.checkpoint_utils.construct_restore_args(parts)
     return ocp.args.PyTreeRestore(parts, restore_args=how)
 
 
 def _handler() -> ocp.PyTreeCheckpointHandler:
-    """Of a small array, which lies on many devices, one of them writes all.
+    """A handler with which one device writes all of a small array that lies on many devices.
 
-    By itself Orbax has each write a part, whatever the size, and compiles a program for each part.
+    By default each device writes a part of any array, and Orbax compiles a program for each part.
     """
     arrays = ocp.type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=2**20)
     placeholders = ocp.type_handlers.get_type_handler(type(_UNREAD))

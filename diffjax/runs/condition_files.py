@@ -12,7 +12,7 @@ from diffjax.errors import UserError
 
 
 def read(condition: Condition, given: Sequence[str]) -> Any:
-    """The condition that a command line has: texts that it parses, or `@FILE`.
+    """The condition of a command-line flag: texts to parse, or `@FILE`.
 
     A file has a text in each line, for prompts with commas, or is an `.npz` of arrays with the
     names in `condition.arrays`, one row for each sample, such as a file of samples.
@@ -34,7 +34,7 @@ def read(condition: Condition, given: Sequence[str]) -> Any:
     if not given[0].startswith("@"):
         return condition.parse(given)
     if len(given) > 1:
-        raise UserError(f"{given[0]} is a file with all conditions: give it alone")
+        raise UserError(f"{given[0]} is a file with all conditions: pass it alone")
     path = Path(given[0][1:])
     if path.suffix == ".npz":
         return condition.of(_arrays(condition, path))

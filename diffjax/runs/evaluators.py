@@ -23,14 +23,12 @@ from diffjax.evaluation.tables import HIGHER_IS_BETTER
 from diffjax.kinds import AtLeastOne, Range
 from diffjax.runs.load import Run
 from diffjax.runs.measure import (
-    Wanted,
     label_shares,
     noise_seed,
-    own_extractors,
+    own_extractor,
     own_mix,
     reference_of,
     telling,
-    wanted_recipes,
     wanted_samples,
 )
 from diffjax.runs.model import Request
@@ -38,11 +36,12 @@ from diffjax.settings import NumSamples, Seed
 from diffjax.spec import build, choose
 from diffjax.studies import validation
 from diffjax.training.averages import Averages
+from diffjax.training.sharding import batch_sharding
 from diffjax.training.state import LIVE
 
 Begun = Callable[[int], Any]
 _IN_SHORT = ("frechet_distance", "kernel_distance", "accuracy")
-_OF_KNOWN_DATA = ("sliced_wasserstein", "mode_weights")
+_OF_MIXTURE = ("sliced_wasserstein", "mode_weights")
 _FURTHER = (
     "frechet_distance_at_infinity",
     "precision",
@@ -51,7 +50,7 @@ _FURTHER = (
     "coverage",
     "inception_score",
     "cmmd",
-    *_OF_KNOWN_DATA,
+    *_OF_MIXTURE,
 )
 
 
@@ -83,8 +82,9 @@ class Evaluator(Protocol):
         Args:
             run: at one step, with its arrays in memory.
             dataset: what it trains on.
-            begun: to be called with a number before each batch, so that a long measurement is no
-                hang, and ends where training should stop: by what `begun` raises.
+            begun: call it with a number before each batch: the watchdog then sees that a long
+                measurement does not hang, and if training should stop, it raises an error that
+                ends the measurement. Above 0 for batches that every process has, 0 for others.
 
         Returns:
             The value of each of `metrics`; NaN for one that can't be measured.
@@ -93,7 +93,7 @@ class Evaluator(Protocol):
 
 
 def evaluators_of(config: ConfigDict) -> dict[str, Evaluator]:
-    """The evaluators of a config by name; a config made by hand may have none.
+    """The evaluators of a config by name; a config without the setting has no evaluators.
 
     Raises:
         UserError: one can't be built, or is not an evaluator.
@@ -117,11 +117,12 @@ class Samples:
     `config.evaluation`).
 
     Args:
-        metrics: any of the metrics of docs/evaluation.md. Those but Fréchet distance, kernel
-            distance and accuracy take longer, by the nearest neighbours among real images.
-        every_steps: the steps from one measurement to the next; 1,000 to 10,000 are typical.
-        num_samples: how many; 1,000 to 10,000 are typical. Values of other numbers can't be
-            compared: the Fréchet distance falls with it.
+        metrics: any of the metrics of docs/evaluation.md. All but the Fréchet distance, the kernel
+            distance and the accuracy take longer, because they search for nearest neighbours among
+            real images.
+        every_steps: the steps from one measurement to the next; by default 1,000.
+        num_samples: the number of samples; by default 1,000. Compare values of equal numbers only:
+            the Fréchet distance falls as it grows.
         weights: `live` or an average; "" is `config.weights`.
 
     Example:
@@ -141,7 +142,7 @@ class Samples:
         return tuple(name for name in self.metrics if name in HIGHER_IS_BETTER)
 
     def check(self, run: Run, dataset: DataSet) -> None:
-        """Refuses metrics that do not exist or can't be had, and weights that are not kept.
+        """Refuses metrics that do not exist or can't be computed, and weights that are not kept.
 
         Raises:
             UserError: the first of them.
@@ -151,22 +152,23 @@ class Samples:
         for name in self.metrics:
             choose(dict.fromkeys((*_IN_SHORT, *_FURTHER)), name, "metric of samples")
         _check_weights(run, self.weights)
-        if dataset.mixture is None and (exact := set(self.metrics) & set(_OF_KNOWN_DATA)):
+        of_mixture = [name for name in self.metrics if name in _OF_MIXTURE]
+        if of_mixture and dataset.mixture is None:
             raise UserError(
-                f"there is no {min(exact)} of {dataset.name}: that takes data whose distribution "
-                "is known, as configs/colours.py"
+                f"there is no {of_mixture[0]} of {dataset.name}: it needs data whose true "
+                "distribution is known"
             )
         if not {"accuracy", "cmmd"} & set(self.metrics):
-            return
-        extractor = own_extractors(run.config)[0]
-        classifies = dataset.num_classes and extractor.test_accuracy is not None
-        if "accuracy" in self.metrics and not classifies:
+            return  # An extractor may be a large file.
+        extractor = own_extractor(run.config)
+        classes = dataset.num_classes and extractor.test_accuracy is not None
+        if "accuracy" in self.metrics and not classes:
             raise UserError(
-                f"there is no accuracy of {dataset.name} by {extractor.name}: that takes "
+                f"there is no accuracy of {dataset.name} by {extractor.name}: it needs "
                 "classes and a classifier of these"
             )
         if "cmmd" in self.metrics and not extractor.for_cmmd:
-            raise UserError(f"there is no cmmd on features of {extractor.name}: that takes CLIP's")
+            raise UserError(f"there is no cmmd by {extractor.name}: it needs features of CLIP")
 
     def __call__(self, run: Run, dataset: DataSet, begun: Begun) -> dict[str, float]:
         """Draws samples and compares them with the real images."""
@@ -175,11 +177,10 @@ class Samples:
         shares = label_shares(own_mix(run.config), wired, dataset, real.class_counts)
         labels = proportional_labels(self.num_samples, shares)
         samples = wanted_samples(wired, lambda: dataset, labels)
-        named, _ = wanted_recipes(run, Wanted(weights=[self.weights or run.config.weights]))
-        request = Request(
-            samples.condition, noise_seed(run.config.seed, named.seed), samples.source
-        )
-        images = run.model(named.weights).batches(named.recipe, request, settings.batch_size, begun)
+        seed = noise_seed(run.config.seed, settings.seed)
+        request = Request(samples.condition, seed, samples.source)
+        model = run.model(self.weights or None)
+        images = model.batches(run.recipe, request, settings.batch_size, begun)
         found = metrics.compare(
             Batches(len(request), images),
             samples.labels if dataset.num_classes else None,
@@ -191,7 +192,7 @@ class Samples:
     def _reference(self, run: Run, dataset: DataSet, begun: Begun) -> Reference:
         """The real images and their features, made at the first call."""
         if not self._known or self._known[0] is not dataset:
-            extractor = own_extractors(run.config)[0]
+            extractor = own_extractor(run.config)
             self._known[:] = (
                 dataset, extractor, reference_of(dataset, extractor, lambda: begun(0))
             )  # fmt: skip
@@ -209,10 +210,10 @@ class Validation:
     It needs no samples. The same images, noise and log-SNRs are used at each step.
 
     Args:
-        every_steps: the steps from one measurement to the next; 1,000 is typical.
-        num_images: how many test images, evenly spaced; 500 is typical.
-        space: the target in whose space the error is (`choices.TARGETS`); in that of the noise,
-            the loss is the integrand of the variational bound.
+        every_steps: the steps from one measurement to the next; by default 1,000.
+        num_images: the number of test images, evenly spaced; by default 500, at least 2.
+        space: the target whose error is measured (`choices.TARGETS`); for `noise`, the default, the
+            loss is the integrand of the variational bound.
         weights: `live` or an average; "" is `config.weights`.
         seed: seed of noise and log-SNRs.
 
@@ -253,7 +254,13 @@ class Validation:
         if not self._known or self._known[0] is not wired:
             space = build(choose(choices.TARGETS, self.space, "target"))
             key = jax.random.key(self.seed)
-            loss = validation.LossByLogSNR(wired.predict, wired.path, key, {self.space: space})
+            loss = validation.LossByLogSNR(
+                wired.predict,
+                wired.path,
+                key,
+                {self.space: space},
+                place=batch_sharding(run.setup.mesh),
+            )
             self._known[:] = wired, loss
         batch = all_examples(dataset.test, self.num_images)
         cond = wired.condition.of_batch(batch)
@@ -268,6 +275,6 @@ def _check_weights(run: Run, name: str) -> None:
 
 
 def _value(found: Any) -> float:
-    """The number of a metric, which has its provenance beside it; NaN where there is none."""
+    """The number of a metric, without its provenance; NaN if it could not be computed."""
     value = found["value"] if isinstance(found, Mapping) else found
     return float("nan") if value is None else float(value)

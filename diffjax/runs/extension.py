@@ -1,4 +1,4 @@
-"""A run that goes on with another config in the same folder: longer, most often."""
+"""Continues a run in its folder with a changed config, for example with more steps."""
 
 import logging
 import math
@@ -26,15 +26,15 @@ from diffjax.training.state import TrainState
 
 _LOG = logging.getLogger("diffjax")
 CHANGES = "changes"
-"""The list in `run.json`; `Extension.record` has what is in each of it."""
+"""The key of the list in `run.json`; `Extension.record` writes its entries."""
 _JUDGED_BY = ("evaluation", "sampling", "weights")
 
 
 class Extension(NamedTuple):
-    """What changes in a run.
+    """The changes of a run that continues with another config.
 
     Attributes:
-        changes: by the names of the settings, the values before and after.
+        changes: old and new value of each changed setting, by its name.
         restart: whether the count of the schedule starts anew.
         before: the optimizer before, as a spec.
         num_steps: before.
@@ -46,12 +46,12 @@ class Extension(NamedTuple):
     num_steps: int
 
     def record(self, workdir: Path, setup: Setup, state: TrainState, schedule_start: int) -> None:
-        """Makes the config of the folder the new one, and notes and says what changes.
+        """Writes the new config to the folder, and records and logs the changes.
 
         Args:
             workdir: the run's folder.
             setup: the new one.
-            state: where the run goes on.
+            state: the state from which the run continues.
             schedule_start: updates that had been made when the schedule of the new config began.
         """
         step, updates = int(state.step), int(setup.nonfinite.updates_made(state))
@@ -88,7 +88,7 @@ def _write(workdir: Path, config: ConfigDict, entries: list[dict[str, Any]]) -> 
 
 
 def lines(step: int, changes: Changes, restart: bool, rates: Sequence[float]) -> list[str]:
-    """What changes after a step, a line each.
+    """The changes after a step as text, one line each.
 
     Example:
         >>> lines(1200, {"num_steps": (1200, 2400)}, False, (0.0, 0.001))
@@ -104,18 +104,18 @@ def lines(step: int, changes: Changes, restart: bool, rates: Sequence[float]) ->
 
 
 def planned(workdir: Path, setup: Setup, how: bool | str) -> Extension | None:
-    """What changes in the run of a folder with this config; None if nothing does.
+    """The changes of a folder's run with this config; None if there are none.
 
     Args:
         workdir: its folder, which stays as it is.
         setup: of the new config.
-        how: `True`, or what becomes of a schedule that depends on `num_steps`: "continue", with the
+        how: `True`, or the new schedule if it depends on `num_steps`: "continue", with the
             schedule of the new length from the step where it stands, or "restart", with a schedule
             over the steps that are left, warm-up included. `False` changes nothing.
 
     Raises:
-        UserError: a change that a run can't go on with, fewer steps than it has made, or a schedule
-            that depends on `num_steps` where `how` does not say what becomes of it.
+        UserError: a change with which a run can't continue, fewer steps than it has made, or a
+            schedule that depends on `num_steps` where `how` is neither "continue" nor "restart".
     """
     if how not in (True, False, "continue", "restart"):
         raise UserError(f"extend={how!r}: it is True, 'continue' or 'restart'")
@@ -195,7 +195,7 @@ def restarted(state: TrainState) -> TrainState:
 
 
 def read_changes(workdir: Path) -> list[dict[str, Any]]:
-    """What was changed in a run on the way, as `Extension.record` notes it.
+    """All earlier changes of a run, as `Extension.record` wrote them.
 
     Raises:
         UserError: the file is damaged.
@@ -219,7 +219,7 @@ def restart_step(workdir: Path) -> float:
 def restarts_at(
     restart: float, setup: Setup, state: TrainState, meta: Any
 ) -> tuple[TrainState, int]:
-    """A restored state with the schedule where it belongs, and the updates made as that began.
+    """Resets the schedule of a restored state if it restarts; also returns the update it began at.
 
     Args:
         restart: the step of the last restart. Checkpoints up to it were saved before.

@@ -1,4 +1,4 @@
-"""Grids found for a run: how they are found, and where they lie in its folder."""
+"""Finds sampling grids optimised for a run, and stores them in its folder."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -28,13 +28,13 @@ FOUND = "found"
 
 
 def grids_for(run: "Run", solver: str, num_steps: int) -> choices.Table:
-    """The grids that have names, and among them the one found for this run."""
+    """The named grids, with `found`: the one found for this run, solver and number of steps."""
     place = {"workdir": str(run.workdir), "solver": solver, "num_steps": num_steps}
     return {**choices.GRIDS, FOUND: spec(read_grid, **place, path=run.config.path)}
 
 
 def grid_file(workdir: str | Folder, solver: str, num_steps: int) -> Folder:
-    """Where a run keeps the grid found for a solver and a number of steps.
+    """The file of the grid found for a run, a solver and a number of steps.
 
     Example:
         >>> grid_file("runs/digits", "ddim", 5).as_posix()
@@ -47,7 +47,7 @@ def read_grid(workdir: str, solver: str, num_steps: int, path: Path) -> ListedTi
     """The grid found for a run, from its folder.
 
     Raises:
-        UserError: there is none yet, or it is none for this path and this number of steps.
+        UserError: none was found yet, or the file does not fit this path and number of steps.
     """
     file = grid_file(workdir, solver, num_steps)
     content = read_json(file)
@@ -60,12 +60,12 @@ def read_grid(workdir: str, solver: str, num_steps: int, path: Path) -> ListedTi
     wrong = _what_is_wrong(content, num_steps, path)
     if wrong:
         raise UserError(f"{file}: {wrong}; make it again: {again}")
-    # The first is what the path says, to the last bit.
+    # The first time is exactly the path's, without rounding.
     return ListedTimes((float(path.t_noise), *content["times"][1:-1]))
 
 
 def _what_is_wrong(content: Mapping[str, Any], num_steps: int, path: Path) -> str | None:
-    """What makes a saved grid none for this path and this number of steps, if anything."""
+    """The reason why a saved grid does not fit this path and number of steps, if there is one."""
     times, name = content.get("times"), type(path).__name__
     if not isinstance(times, list) or any(type(t) not in (int, float) for t in times):
         return "its times are no list of numbers"
@@ -85,7 +85,7 @@ def _what_is_wrong(content: Mapping[str, Any], num_steps: int, path: Path) -> st
 
 @dataclass(frozen=True)
 class Search:
-    """What every search with one model and solver needs, whatever the number of steps.
+    """The measured costs of one model and solver, for searches with any number of steps.
 
     Attributes:
         recipe: solver and guidance; its grid and number of steps play no part.
@@ -101,10 +101,10 @@ class Search:
     distances: Callable[[Grid, int, bool], float]
 
     def find(self, n: int) -> ListedTimes:
-        """The grid of n steps: of least summed cost, then moved to where the error is least.
+        """Finds the grid of n steps with the least summed cost, then refines it to the least error.
 
         Raises:
-            UserError: there are fewer candidates, or no way along them has a finite error.
+            UserError: there are fewer candidates, or every grid of them has an infinite error.
         """
 
         def end_error(chosen: Sequence[int]) -> float:
@@ -131,9 +131,9 @@ def prepare(
     num_candidates: int = 64,
     batch_size: int = 16,
 ) -> Search:
-    """Walks the teacher and measures all jumps.
+    """Samples with the teacher and measures the error of every jump between two candidate times.
 
-    The first half of the samples is what grids are found on, the other half what they are tried on.
+    Grids are found on the first half of the samples and tested on the other half.
 
     Args:
         model: whose samples they are.
@@ -165,7 +165,7 @@ def prepare(
         wrong = np.sqrt(np.mean((found - ends[: len(some)]) ** 2, axis=(1, 2, 3)))
         return float(np.mean(wrong[half:] if held_out else wrong))
 
-    # The first is what the path says, to the last bit.
+    # The first time is exactly the path's, without rounding.
     inner = grid_search.candidate_times(path, num_candidates)[1:-1].tolist()
     return Search(recipe, (float(path.t_noise), *inner), costs, distances)
 

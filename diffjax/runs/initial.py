@@ -1,4 +1,4 @@
-"""Weights that a fresh run begins with: another run's, or those of a published file."""
+"""Initial weights of a fresh run: another run's, or those of a published file."""
 
 import difflib
 import hashlib
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from diffjax.errors import UserError, nearest
@@ -27,13 +28,13 @@ shardings, and where they come from as plain data: `folder`, `weights` and `step
 of a published file, and `sha256` of the weights."""
 
 
-def find(
+def find_initial_weights(
     named: str,
     like: Any,
     setting: str = "config.init_from",
     denoiser: Denoiser | None = None,
 ) -> Initial:
-    """Finds the weights of that name, and compares their names and shapes with the network's.
+    """Finds weights by name, and compares their names and shapes with those of the network.
 
         config.init_from = "runs/digits"              # the weights that this run is evaluated with
         config.init_from = "runs/digits:live"         # or an average: "runs/digits:ema-0.999"
@@ -61,7 +62,7 @@ def find(
     if colon and _is_run(Path(folder)):
         return _of_run(Path(folder), weights, like, setting)
     raise UserError(
-        f"{setting}={named!r} is neither a file nor the folder of a run: give one, or "
+        f"{setting}={named!r} is neither a file nor the folder of a run: name one, or "
         "FOLDER:weights, as runs/digits:ema-0.999"
     )
 
@@ -97,7 +98,7 @@ def _of_run(folder: Path, weights: str, like: Any, setting: str) -> Initial:
 
 
 def _newest_shapes(checkpoints: Checkpoints, setting: str) -> TrainState:
-    """The shapes in the newest checkpoint that can say them."""
+    """The shapes in the newest checkpoint whose metadata can be read."""
     damage = None
     for step in reversed(checkpoints.steps()):
         try:
@@ -134,6 +135,9 @@ def _of_file(path: Path, like: Any, setting: str, denoiser: Denoiser | None) -> 
     if family and arrays.keys().isdisjoint(by_path(like)):
         arrays = by_path(family.to_ours(state, denoiser, where))
     check_same(where, arrays, like)
+    for name, array in arrays.items():
+        if not jnp.issubdtype(array.dtype, jnp.floating):  # quantised, for example
+            raise UserError(f"{where}: {name} has the type {array.dtype}, and weights are floats")
 
     def lay_out(path: tuple, leaf: jax.ShapeDtypeStruct) -> jax.Array:
         tensor = arrays[jax.tree_util.keystr(path, simple=True, separator="/")]

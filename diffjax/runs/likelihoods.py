@@ -24,6 +24,7 @@ from diffjax.process.precond import Meaning, Predict
 from diffjax.runs.load import Run
 from diffjax.runs.model import full_batch
 from diffjax.spec import check_arguments, choose
+from diffjax.training import sharding
 from diffjax.training.sharding import batch_sharding, replicated
 
 Estimate = Callable[[Predict, Path, Array, Array, Array], Any]
@@ -34,12 +35,13 @@ Several = Annotated[int, Range("[2, inf)")]
 
 
 class Method(NamedTuple):
-    """A way to a likelihood.
+    """One method to estimate likelihoods.
 
     Attributes:
         estimate: of `log p`, or of `log P` where `discrete`.
-        coarser: the same with larger steps, to see what they do; None if there is no such error.
-        discrete: the estimate is of grey levels as they are.
+        coarser: the same estimate with larger steps, to measure the error of the steps; None if
+            the method has no such error.
+        discrete: whether the estimate is of grey levels, without dequantisation.
     """
 
     estimate: Estimate
@@ -134,8 +136,8 @@ def measure_likelihood(
     )  # fmt: skip
     make = choose(METHODS, method, "method")
     for name in options or {}:
-        choose(defaults_of(make), name, f"option of {method}")
-    options = defaults_of(make) | dict(options or {})
+        choose(method_options(make), name, f"option of {method}")
+    options = method_options(make) | dict(options or {})
     check_arguments(make, **options)
     spreads = {"none": _as_they_are, "uniform": dequantise.uniform, "variational": None}
     dequantisation = options["dequantisation"]
@@ -177,7 +179,7 @@ def measure_likelihood(
 def _bits(
     made: Method, measure: Callable, batches: Callable[[], Iterator[Batch]], batch_size: int
 ) -> dict[str, Any]:
-    """The numbers of these images, and what larger steps change in the first of them."""
+    """The estimates of these images, and how larger steps change those of the first images."""
     first = next(batches())
     dimensions = math.prod(first["image"].shape[1:])
     log_p, errors, nfe = measure(made.estimate, made.discrete, batches())
@@ -198,7 +200,7 @@ def _bits(
 
 
 def check_levels(dataset: DataSet) -> None:
-    """Refuses data that are no pixels: bits per dimension are those of 8-bit images.
+    """Refuses data that are not pixels: bits per dimension are defined for 8-bit images.
 
     Raises:
         UserError: they are latents.
@@ -211,7 +213,7 @@ def check_levels(dataset: DataSet) -> None:
 
 
 def check_likelihood(objective: Objective, method: str) -> None:
-    """Refuses what has no likelihood, before there is anything to measure.
+    """Refuses models without a likelihood, before anything is measured.
 
     Args:
         objective: that the network is trained by.
@@ -238,11 +240,11 @@ def check_likelihood(objective: Objective, method: str) -> None:
         )
 
 
-def defaults_of(make: Callable[..., Method]) -> dict[str, Any]:
+def method_options(make: Callable[..., Method]) -> dict[str, Any]:
     """The options of a method.
 
     Example:
-        >>> defaults_of(vlb)
+        >>> method_options(vlb)
         {'dequantisation': 'none', 'num_times': 64}
     """
     return {name: p.default for name, p in inspect.signature(make).parameters.items()}
@@ -284,11 +286,9 @@ def measurer(
             keys = jax.vmap(jax.random.fold_in, (None, 0))(key, number * batch_size + here)
             padded = np.minimum(here, n - 1)
             cond = wired.condition.take(wired.condition.of_batch(batch), padded)
-            arrays = (batch["image"][padded], cond, keys)
+            arrays = sharding.spread((batch["image"][padded], cond, keys), place)
             beat()
-            log_p, errors, nfe = compiled(
-                params, *(jax.device_put(array, place) for array in arrays)
-            )
+            log_p, errors, nfe = compiled(params, *arrays)
             parts.append((np.asarray(log_p)[:n], np.asarray(errors)[:n], int(nfe)))
         log_p, errors, nfe = zip(*parts, strict=True)
         return np.concatenate(log_p), np.concatenate(errors), max(nfe)

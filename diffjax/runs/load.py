@@ -1,4 +1,4 @@
-"""A trained model, ready for any solver or metric."""
+"""Loads a trained run from its folder, for any solver or metric."""
 
 from collections.abc import Callable
 from contextlib import closing
@@ -39,7 +39,7 @@ _LARGEST = 2**31 - 1  # without 64-bit numbers JAX takes the seeds 1 and 2³² +
 
 @dataclass(frozen=True, eq=False)
 class Saved:
-    """A checkpoint whose arrays are read, and verified, when they are wanted.
+    """A checkpoint whose arrays are read and verified at their first use.
 
     Attributes:
         folder: of the run's checkpoints.
@@ -92,7 +92,7 @@ class Saved:
 
 @dataclass(frozen=True, repr=False)
 class Run:
-    """A run at one step.
+    """A trained run at one of its steps.
 
     Attributes:
         setup: its parts; `run.setup.wired.path` and so on.
@@ -123,7 +123,7 @@ class Run:
 
     @property
     def recipe(self) -> Recipe:
-        """How the run draws its own samples; change it with `dataclasses.replace`."""
+        """Solver, grid, steps and guidance of the config; change it with `dataclasses.replace`."""
         return self.setup.wired.recipe
 
     def weights(self, name: str | None = None) -> Any:
@@ -136,7 +136,7 @@ class Run:
         return self.arrays.weights(name or self.config.weights)
 
     def model(self, weights: str | None = None) -> Model:
-        """What draws samples with weights of that name, as `weights`; one object for each name.
+        """The model with the weights of that name, as in `weights`; one object for each name.
 
         Raises:
             UserError: the run keeps none of that name.
@@ -179,7 +179,7 @@ class Run:
             ("path", wired.path, theirs.path),
             ("image shape", wired.image_shape, theirs.image_shape),
             ("condition", wired.condition, theirs.condition),
-            ("codec", self.setup.codec.facts, other.setup.codec.facts),
+            ("codec", self.setup.codec.latents, other.setup.codec.latents),
         ):
             if here != there:
                 raise UserError(
@@ -202,28 +202,28 @@ class Run:
         weights: str | None = None,
         batch_size: int = 256,
     ) -> np.ndarray:
-        """Draws one image for each row of a condition; what is not given is as in the run's config.
+        """Draws one image for each row of a condition; None keeps a setting of the run's config.
 
             run.sample(16, solver="dpmpp_2m", grid="karras", guidance="cfg+limited")
 
-        Image i depends on the seed, on i, its condition and its source alone. Parts are given by
-        the names that the flags of `experiments.sample` take (rows of `diffjax.choices`), or as
-        values, as `diffjax.sampling.solvers.heun()`.
+        Image i depends on the seed, on i, its condition and its source alone. Name
+        solver, grid and guidance as the flags of `experiments.sample` do (rows of
+        `diffjax.choices`), or pass values, as `diffjax.sampling.solvers.heun()`.
 
         Args:
             condition: what each sample is to show: a list of what the run's condition parses
-                (labels by number or name, prompts; of several parts a dict or text for each
-                sample), or its arrays with one row for each sample. A number n is n samples that
-                show all labels in turn.
+                (labels by number or name, prompts; for several parts a dict or text for each
+                sample), or its arrays with one row for each sample. A number n is n samples
+                whose labels cycle through all classes.
             source: `[n, H, W, C]` in [-1, 1], what each is made from; for runs between two sets.
                 Images, also where a codec encodes them.
             seed: of the noise, a whole number of less than 2³¹ in size.
-            solver: how to step.
-            grid: where to step; "found" by `experiments.find_grid`.
+            solver: the rule of a step.
+            grid: the times of the steps; "found" is the grid that `experiments.find_grid` found.
             num_steps: intervals of the grid, from 1.
             guidance_scale: 1 is off.
-            guidance: what to make of two predictions, as "cfg+limited".
-            against: where the second of them comes from: a text, as "label:3", "prompt:TEXT" or
+            guidance: how two predictions are combined, as "cfg+limited".
+            against: the source of the second of them: a text, as "label:3", "prompt:TEXT" or
                 "weights:ema-0.99", a value of `diffjax.sampling.guidance`; or a negative
                 condition, a list or arrays as `condition`, with one row for all samples or one for
                 each.
@@ -234,8 +234,8 @@ class Run:
             `[n, H, W, C]` float32, nominally in [-1, 1]: decoded images.
 
         Raises:
-            UserError: no such condition, name or weights; a number out of range; what this model
-                can't be sampled by (`check_recipe`).
+            UserError: no such condition, name or weights; a number out of range; a recipe that
+                does not suit this model (`check_recipe`).
         """
         check_whole("seed", seed, -_LARGEST)
         check_whole("batch_size", batch_size, 1)
@@ -255,14 +255,14 @@ class Run:
         return model.sample(recipe, request, batch_size=batch_size)
 
     def conditions(self, given: Any) -> Any:
-        """The condition of samples: a number of them in turn, a list to parse, or ready arrays.
+        """The condition of samples from their number, a list to parse, or its arrays.
 
         Raises:
             UserError: the condition parses none of it, or can't be listed in turn.
         """
         condition = self.setup.wired.condition
         if isinstance(given, str):
-            raise UserError(f"condition={given!r} is one text: for one sample give [{given!r}]")
+            raise UserError(f"condition={given!r} is one text: for one sample pass [{given!r}]")
         if not isinstance(given, int | float | np.number | bool):
             return condition.of(given)
         number: Any = given
@@ -270,8 +270,8 @@ class Run:
         listed = condition.in_turn(int(number))
         if listed is None:
             raise UserError(
-                f"this run is conditioned on {condition.describe()}, of which there is no list: "
-                "give what each sample is to show"
+                f"this run is conditioned on {condition.describe()}, which can't be listed: "
+                "pass the condition of each sample"
             )
         return listed
 
@@ -287,12 +287,12 @@ class Run:
             raise UserError(f"against=, a negative condition: {error}") from None
         if len_of(cond) not in (1, n):
             raise UserError(
-                f"against= has {len_of(cond)} rows: give one for all samples, or {n}, one for each"
+                f"against= has {len_of(cond)} rows: pass one for all samples, or {n}, one for each"
             )
         return cond if len_of(cond) == n else jax.tree.map(lambda row: row.repeat(n, 0), cond)
 
     def dataset(self, path: str | None = None) -> DataSet:
-        """The images that it was trained on.
+        """The data set that the run was trained on.
 
         Args:
             path: where they lie now, if they have moved.
@@ -304,7 +304,7 @@ class Run:
         return workdirs.data_of(self.workdir, self.config.data, path)
 
     def metrics(self) -> dict[str, np.ndarray]:
-        """What training logged: `step` and each number by its name, `[records]`; NaN for none.
+        """The metrics that training logged: `step` and each by name, `[records]`; NaN if missing.
 
             metrics = run.metrics()
             plt.plot(metrics["step"], metrics["loss"])
@@ -325,7 +325,7 @@ class Run:
 
 
 def check_whole(what: str, value: Any, least: int) -> None:
-    """Refuses what is no whole number of `least` to 2³¹ − 1, as the flags do.
+    """Refuses a value that is not a whole number from `least` to 2³¹ − 1, as the flags do.
 
     Raises:
         UserError: it is not.

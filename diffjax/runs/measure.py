@@ -1,4 +1,4 @@
-"""The evaluation of a run: from its weights to `evaluation.json`."""
+"""Evaluates a run: draws samples, measures them and writes `evaluation.json`."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -48,24 +48,24 @@ _LIKELIHOOD_BATCH = 128  # with gradients, it takes more memory than sampling do
 
 @dataclass(frozen=True)
 class Wanted:
-    """What is evaluated; what is None is as in the run's config. All lists are crossed.
+    """The samples to evaluate; None keeps the setting of the run's config. All lists are crossed.
 
     Attributes:
         solvers: names.
-        grids: names; with none the run's own.
+        grids: names; None is the run's own.
         num_steps: intervals of the grid.
-        num_samples: how many.
+        num_samples: the number of samples.
         labels: "data", in the proportions of the real images; "balanced"; or numbers or names of
-            classes, comma-separated, in turn. A class of the name "data" goes by its number.
+            classes, comma-separated, in turn. A class that is called "data" is named by its number.
         batch_size: samples at a time, and images of a likelihood; it changes no number but for
             rounding, only memory and time.
         guidance_scales: 1 is off.
         guidance: names of its parts, joined by "+".
-        against: where its second prediction comes from.
+        against: the source of its second prediction.
         seeds: of the noise.
         weights: `live`, or names of averages.
-        extractors: what the distances are measured on. All rows are on the first; the others'
-            numbers, of the run's own recipe, are under `extractors`.
+        extractors: the networks whose features distances compare. All rows are by the first;
+            numbers by the others, of the run's own recipe, are under `extractors`.
 
     Raises:
         UserError: one of another kind, or a number out of range.
@@ -100,20 +100,20 @@ def measure(
     """Evaluates a run and writes `evaluation.json` and `samples/neighbours.png` into its folder.
 
     The run's own recipe is measured in full, with the first guidance scale, seed and weights that
-    are wanted. Each training seed has noise of its own (`noise_seed`). Bits per dimension that
-    `config.evaluation.likelihood` asks for are added to `likelihood.json`.
+    are wanted. Each training seed has noise of its own (`noise_seed`). Bits per dimension, by the
+    methods in `config.evaluation.likelihood`, are added to `likelihood.json`.
 
     Args:
         run: the model.
         dataset: what it was trained on.
-        wanted: which samples, and what they are measured on.
-        should_stop: called before each batch of samples; whether to end there.
-        begun: called with the number of each batch that is drawn, that features are made of or
-            whose likelihood is measured.
+        wanted: the samples and the extractors.
+        should_stop: called before each batch of samples; if it returns True, this ends there.
+        begun: called with the number of each batch before it is drawn, its features are computed
+            or its likelihood is measured.
         report: called with each row of the table as it is done.
 
     Returns:
-        What was written into `evaluation.json`.
+        The content of `evaluation.json`.
 
     Raises:
         UserError: an unknown solver, grid or average, images that the extractor can't take.
@@ -172,7 +172,7 @@ def measure(
 
 
 def wanted_recipes(run: Run, wanted: Wanted) -> tuple[NamedRecipe, list[NamedRecipe]]:
-    """The run's own recipe, and all others that are wanted, some of them perhaps twice.
+    """The run's own recipe, and all other wanted recipes; some may occur twice.
 
     Raises:
         UserError: an unknown solver, grid or guidance, or an empty list of what there must be.
@@ -222,7 +222,7 @@ def drawer(
     begun: Callable[[int], Any] = lambda number: None,
     batch_size: int | None = None,
 ) -> Draw:
-    """What draws samples of these recipes.
+    """Returns a function that draws the samples of a recipe, and counts its evaluations.
 
     Args:
         run: the model.
@@ -253,12 +253,12 @@ def drawer(
 
 
 def noise_seed(training_seed: int, seed: int) -> int:
-    """The seed of the noise, where an evaluation of a run says `seed`.
+    """The seed of the noise for an evaluation with `seed`: `seed + 1000·training_seed`, modulo 2³².
 
-    `seed + 1000·training_seed`, modulo 2³²: runs of one training seed start from the same noise,
-    those of another from other noise. If all started from the same, what that noise makes of one
-    arm and not of another would be in all differences between them alike, and no number of training
-    seeds would show that it is chance.
+    Runs of one training seed start from the same noise, those of different training seeds from
+    different noise. With one noise for all runs, the effect of that noise on the difference of two
+    arms would be the same for all training seeds, and no number of them would show that it is
+    chance.
 
     Example:
         >>> noise_seed(0, 3), noise_seed(2, 3)
@@ -288,7 +288,7 @@ def reference_of(
 
 
 def telling(beat: Callable[[], None], extractor: Extractor) -> Extractor:
-    """The same extractor, which tells of each batch: a reference alone may take an hour."""
+    """The same extractor, which calls `beat` before each batch: a reference may take an hour."""
 
     def prepare(images: np.ndarray) -> np.ndarray:
         beat()
@@ -298,14 +298,14 @@ def telling(beat: Callable[[], None], extractor: Extractor) -> Extractor:
 
 
 def own_mix(config: ConfigDict) -> str:
-    """The label mix that a config asks for; older ones have no such setting."""
+    """The label mix of a config."""
     return config.evaluation.labels
 
 
 def labels_in_mix(
     run: Run, n: int, mix: str | None = None, data_path: str | None = None
 ) -> np.ndarray:
-    """Labels as often as an evaluation of a run draws them, int32 `[n]`.
+    """Labels in the proportions in which an evaluation of a run draws them, int32 `[n]`.
 
     Args:
         run: the model.
@@ -332,7 +332,7 @@ def label_shares(
         mix: as in `Wanted.labels`.
         wired: the model.
         dataset: whose classes they are.
-        class_counts: of the real images; None asks no more than whether there is such a mix.
+        class_counts: of the real images; None if the call only checks that the mix exists.
 
     Raises:
         UserError: no such label, or a model whose samples have the labels of what they are made of.
@@ -357,7 +357,7 @@ def label_shares(
 
 
 class WantedSamples(NamedTuple):
-    """The n samples that a run is judged by.
+    """Labels, condition and sources of the n samples that a run is evaluated by.
 
     Attributes:
         labels: `[n]`, the class that each is to show; zeros without classes.
@@ -373,11 +373,11 @@ class WantedSamples(NamedTuple):
 def wanted_samples(
     wired: Wired, dataset: Callable[[], DataSet], labels: np.ndarray
 ) -> WantedSamples:
-    """The samples that a run is judged by, as many as there are labels.
+    """The condition and sources of the samples that a run is evaluated by, one for each label.
 
-    Samples of labels from noise have the labels given. Where they start at a source, or a label
-    does not say what their condition is, sources and conditions are those of as many test images,
-    evenly spaced, and each of them at most once.
+    Samples that start from noise and are conditioned on classes have the given labels. If they
+    start at a source, or a label does not determine their condition, sources and conditions are
+    those of as many test images, evenly spaced, each of them at most once.
 
     Args:
         wired: the model.
@@ -399,14 +399,15 @@ def _of_test_images(wired: Wired) -> bool:
 def conditions_to_show(
     wired: Wired, dataset: Callable[[], DataSet], n: int, most: int | None = None
 ) -> tuple[Any, np.ndarray | None]:
-    """The condition and the sources of samples for a picture: all there are in turn, where they can
-    be listed, or those of test images.
+    """The condition and the sources of samples for a picture.
+
+    They cycle through all conditions if these can be listed, else they are those of test images.
 
     Args:
         wired: the model.
         dataset: returns the data; called where test images are needed.
         n: how many; fewer where there are fewer test images.
-        most: no more different conditions than that.
+        most: the largest number of different conditions.
     """
     listed = wired.condition.in_turn(n, most)
     if listed is not None and not wired.objective.traits.starts_at_source:
@@ -416,19 +417,29 @@ def conditions_to_show(
 
 
 def own_extractors(config: ConfigDict) -> tuple[Extractor, ...]:
-    """What a config's distances are measured on, the main one first.
+    """The extractors whose features a config's distances compare, the main one first.
 
     Raises:
-        UserError: one that can't be had.
+        UserError: one of them can't be loaded.
     """
-    parts = {"config.evaluation.extractor": config.evaluation.extractor}
-    for i, part in enumerate(config.evaluation.extractors):
-        parts[f"config.evaluation.extractors[{i}]"] = part
-    return tuple(build(part, Extractor, name) for name, part in parts.items())
+    further = (
+        build(part, Extractor, f"config.evaluation.extractors[{i}]")
+        for i, part in enumerate(config.evaluation.extractors)
+    )
+    return own_extractor(config), *further
+
+
+def own_extractor(config: ConfigDict) -> Extractor:
+    """The extractor whose features a config's metrics compare, the main one of `own_extractors`.
+
+    Raises:
+        UserError: it can't be loaded.
+    """
+    return build(config.evaluation.extractor, Extractor, "config.evaluation.extractor")
 
 
 def check_evaluation(setup: Setup, dataset: DataSet) -> None:
-    """Refuses an evaluation that could not run, before there is anything to evaluate.
+    """Refuses an evaluation that could not run, before the first training step.
 
     Raises:
         UserError: an unknown solver, grid or label, a recipe that does not suit the model, an
@@ -477,10 +488,10 @@ def _check_counts(setup: Setup, dataset: DataSet) -> None:
             f"{dataset.name} has {num_real} images that samples could be compared with, and "
             f"distances need {FEWEST_IMAGES}: add some"
         )
-    if setup.wired.objective.traits.starts_at_source and num_test < FEWEST_IMAGES:
+    if _of_test_images(setup.wired) and num_test < FEWEST_IMAGES:
         raise UserError(
-            f"this run makes images from test images, and {dataset.name} has {num_test}: "
-            f"its evaluation needs {FEWEST_IMAGES}"
+            f"samples of this run have the sources or conditions of test images, and "
+            f"{dataset.name} has {num_test}: its evaluation needs {FEWEST_IMAGES}"
         )
     if setup.config.evaluation.likelihood and not num_test:
         raise UserError(

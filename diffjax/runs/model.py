@@ -1,4 +1,4 @@
-"""One route from weights to samples: what is wanted is a `Request`, what draws it is a `Model`."""
+"""The one route from weights to samples: a `Model` draws the samples of a `Request`."""
 
 import inspect
 from collections.abc import Callable, Iterator
@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 
 from diffjax.codecs import Codec, Identity
 from diffjax.compiling import jit
+from diffjax.conditions.base import len_of
 from diffjax.errors import UserError
 from diffjax.host.processes import to_host
 from diffjax.process.precond import Predict
@@ -40,7 +41,7 @@ Walk = Callable[..., Any]
 
 @dataclass(frozen=True, eq=False)
 class Request:
-    """Samples that are wanted, whatever the model and the recipe.
+    """The samples to draw: condition, seed and source; independent of model and recipe.
 
     Attributes:
         condition: what each sample is to show: a tree of arrays whose first axis has one row for
@@ -128,7 +129,7 @@ class Programs:
 
     @cached_property
     def draw(self) -> Any:
-        """`(plan, weights, times, rows) ->` what the plan's walk returns."""
+        """`(plan, weights, times, rows) ->` the result of the plan's walk."""
         everywhere = replicated(self.mesh)
         compiled = partial(_draw, self.wired)
         return jit(compiled, self.mesh, static_argnums=0, out_shardings=everywhere)
@@ -141,7 +142,7 @@ class Programs:
 
 
 class _Plan(NamedTuple):
-    """What a program is compiled for; number of steps, grid and scale are none of it."""
+    """The static values that a program is compiled for, without steps, grid and scale."""
 
     walk: Walk
     recipe: Recipe
@@ -228,7 +229,7 @@ class Model:
         return replace(self, params=params, find=lambda name: self.find(name).map(f))
 
     def through(self, change: Callable[[Predict], Predict]) -> "Model":
-        """The same, which draws with `change(guided predictor)`, as editing does.
+        """The same model with `change(guided predictor)` as its predictor, as editing needs.
 
         Each function compiles programs of its own.
         """
@@ -260,7 +261,7 @@ class Model:
         return self.wired.predict(self.params, source)
 
     def guided(self, recipe: Recipe, source: Array | None = None) -> Predict:
-        """The function that a recipe draws with: `predict`, guided and changed."""
+        """The predictor that a recipe samples with: `predict`, guided and changed."""
         plan, weights = self._plan(recipe)
         return _guided(self.wired, plan, weights, source)
 
@@ -345,7 +346,7 @@ class Model:
             yield some, to_host(images)[: len(some)]
 
     def trace(self, recipe: Recipe, request: Request) -> Trace:
-        """What lies between noise and the latents that `sample_latents` draws; in one batch."""
+        """The states from noise to the latents that `sample_latents` returns, in one batch."""
         return self.walk(trace, recipe, request, recipe.times(self.wired.path))
 
     def in_parallel(
@@ -368,9 +369,9 @@ class Model:
         return found._replace(x=self.decoded(found.x))
 
     def nfe(self, recipe: Recipe, request: Request) -> int:
-        """Network evaluations per sample: what the recipe declares, or else counted.
+        """Network evaluations per sample, declared by the recipe or counted.
 
-        Solvers that choose their own steps are counted for this request as one batch.
+        For solvers that choose their own steps they are counted, with this request as one batch.
         """
         if recipe.nfe is not None:
             return recipe.nfe
@@ -457,6 +458,11 @@ class Model:
         self.wired.condition.check(request.condition)
         if request.negative is not None:
             self.wired.condition.negative.check(request.negative)
+            if len_of(request.negative) != len(request):
+                raise UserError(
+                    f"negative= has {len_of(request.negative)} rows: {len(request)} samples need "
+                    "one for each"
+                )
         _check_source(request, self.wired)
 
 
@@ -483,7 +489,7 @@ def _rows(request: Request) -> _Rows:
 
 
 def full_batch(batch_size: int, mesh: Mesh) -> int:
-    """A batch size, rounded up to what the mesh divides."""
+    """A batch size, rounded up to a multiple of the mesh's data-parallel devices."""
     rows = mesh.shape["data"] * mesh.shape["fsdp"]
     return -(-batch_size // rows) * rows
 
@@ -501,7 +507,7 @@ def _check_source(request: Request, wired: Wired) -> None:
             raise UserError(f"{name} makes samples from noise: leave source= out")
         return
     if source is None:
-        raise UserError(f"this run goes from one image to another ({name}): give it source=images")
+        raise UserError(f"this run goes from one image to another ({name}): pass source=images")
     needed = (len(request), *wired.image_shape)
     if source.shape != needed:
         raise UserError(

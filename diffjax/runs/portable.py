@@ -75,10 +75,10 @@ def portable_sampler(model: Model, recipe: Recipe, *, noise: bool = False) -> Ca
 
 
 def _portable(run: Run) -> Wired:
-    """The parts of a run, with attention that XLA compiles for every platform."""
+    """The parts of a run on no mesh, with attention that XLA compiles for every platform."""
     wired, config = run.setup.wired, run.config.copy_and_resolve_references()
     if "attention" not in config.model:
-        return wired
+        return run.setup.programs.unplaced.wired
     with config.unlocked():
         config.model.attention = "xla"
     return wire(config, wired.image_shape, wired.condition)

@@ -15,12 +15,12 @@ from diffjax.sampling.sample import Recipe
 from diffjax.sampling.solvers import Solver
 from diffjax.spec import TARGET, build, choose
 
-if TYPE_CHECKING:  # A run draws its samples by what is here.
+if TYPE_CHECKING:  # `runs.load` imports this module.
     from diffjax.runs.load import Run
 
 
 class Guided(NamedTuple):
-    """What of a recipe's guidance is to be another, by name or as a value."""
+    """Changes of a recipe's guidance, by name or as values; None keeps the recipe's own."""
 
     scale: float | None = None
     rule: str | Rule | None = None
@@ -80,7 +80,7 @@ def _grid_called(run: "Run", solver: str | Solver | None, grid: str, num_steps: 
     if isinstance(solver, str):
         known = grids_for(run, solver, num_steps or run.recipe.num_steps)
     elif grid == FOUND:
-        raise UserError(f"grid={FOUND!r} was found for a solver that has a name: give that name")
+        raise UserError(f"grid={FOUND!r} was found for a solver that has a name: use that name")
     else:
         known = choices.GRIDS
     return build(choose(known, grid, "grid"))

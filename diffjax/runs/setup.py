@@ -1,4 +1,4 @@
-"""Everything that a run needs before its first step, and that loading it needs again."""
+"""The parts of a run, wired and laid out over devices, for training and for loading."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -39,10 +39,10 @@ class Setup:
         optimizer: the update rule.
         mesh: the devices.
         abstract: the training state as `ShapeDtypeStruct` with shardings.
-        nonfinite: what becomes of a step that is not finite.
+        nonfinite: how a step that is not finite is handled.
         init: `key -> a fresh state`, made in place on the mesh; compiled once.
         begin: `params -> a state at step 0` with these parameters, which it donates.
-        attention: which implementation `config.model.attention` stands for on this mesh; None for
+        attention: the implementation of `config.model.attention` on this mesh; None for
             a network without such a choice.
         codec: of the data: what decodes samples.
     """
@@ -117,7 +117,7 @@ def set_up(
     optimizer = build(config.optimizer, Optimizer, "config.optimizer", num_steps=config.num_steps)
     nonfinite = build(config.nonfinite, NonFinite, "config.nonfinite")
     build(config.augment, Augmentation, "config.augment")
-    attention = attention_of(config, mesh)
+    attention = attention_for_mesh(config, mesh)
     wired = wire(with_attention(config, attention), image_shape, condition)
     check_mesh(wired, mesh)
     # A config made by hand may leave it out.
@@ -154,8 +154,8 @@ def _quick_compilation(mesh: Mesh) -> dict[str, Any]:
     return {"xla_backend_optimization_level": 0} if on_cpu else {}
 
 
-def attention_of(config: ConfigDict, mesh: Mesh) -> str | None:
-    """The implementation of attention that a config's choice stands for on a mesh.
+def attention_for_mesh(config: ConfigDict, mesh: Mesh) -> str | None:
+    """The implementation of attention for a config's choice on a mesh.
 
     It is the mesh that decides, not the machine: a program may be compiled elsewhere than it runs.
 
@@ -191,7 +191,7 @@ def countable(setup: Setup) -> Setup:
 
 
 def check_mesh(wired: Wired, mesh: Mesh) -> None:
-    """Refuses a mesh that splits what the network can't split, where the network can say.
+    """Refuses a mesh that the network can't be split over, if the network can check that.
 
     Raises:
         UserError: it does not divide, with what would.
@@ -213,10 +213,10 @@ def teacher_of(config: ConfigDict) -> str:
 
 
 def check_expected(config: ConfigDict, **found: Any) -> None:
-    """Refuses data that differ from what a config was written, and planned, for.
+    """Refuses data that differ from `config.expected`, for which a config was written and planned.
 
     Args:
-        config: resolved; `expected` in it may say `image_shape`, `num_classes` and `num_images`.
+        config: resolved; its `expected` may have `image_shape`, `num_classes` and `num_images`.
         **found: any of these.
 
     Raises:
@@ -276,4 +276,4 @@ def check_weights(config: ConfigDict) -> None:
     kept = [LIVE, *Averages.of(config).names]
     if config.weights not in kept:
         suggestion = nearest(config.weights, kept)
-        raise UserError(f"config.weights={config.weights!r} is none of the run's; {suggestion}")
+        raise UserError(f"config.weights={config.weights!r} are not kept by the run; {suggestion}")

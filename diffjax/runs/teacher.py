@@ -6,13 +6,13 @@ from typing import Any
 from diffjax.errors import UserError
 from diffjax.host.run_files import read_json
 from diffjax.runs import workdirs
-from diffjax.runs.initial import Initial, find
+from diffjax.runs.initial import Initial, find_initial_weights
 from diffjax.runs.setup import Setup
 from diffjax.training.state import LIVE, is_kept
 
 
 def find_teacher(setup: Setup) -> Initial | None:
-    """Finds the frozen teacher that `config.teacher` names, and compares its shapes.
+    """Finds the frozen teacher of `config.teacher`, and compares its shapes with the network's.
 
         config.teacher = "runs/digits"              # the weights that this run is evaluated with
         config.teacher = "runs/digits:ema-0.999"    # or an average
@@ -27,7 +27,9 @@ def find_teacher(setup: Setup) -> Initial | None:
     named = setup.config.get("teacher", "ema")
     if is_kept(named):
         return None
-    return find(named, setup.abstract.weights(LIVE), "config.teacher", setup.denoiser)
+    return find_initial_weights(
+        named, setup.abstract.weights(LIVE), "config.teacher", setup.denoiser
+    )
 
 
 def read_teacher(setup: Setup, workdir: Path) -> Any:

@@ -1,4 +1,4 @@
-"""What lies in a run's folder, and whose folder it is."""
+"""The files of a run's folder, and the check that a folder belongs to a config."""
 
 import importlib.metadata
 import json
@@ -45,7 +45,7 @@ _DATA_PLACE = "path"
 
 
 def claim(workdir: Path, config: ConfigDict, *, extended: bool = False) -> None:
-    """Makes the folder this config's, or finds that it is; it must be `locked`.
+    """Claims a folder for a config, or checks that it is this config's; it must be `locked`.
 
     Args:
         workdir: the run's folder.
@@ -53,7 +53,7 @@ def claim(workdir: Path, config: ConfigDict, *, extended: bool = False) -> None:
         extended: leave a config that differs as it is: `diffjax.runs.extension` replaces it.
 
     Raises:
-        UserError: it holds another run, which is left as it is, or can't be written to.
+        UserError: it has another run, which stays unchanged, or it can't be written to.
     """
     in_first(lambda: _claim(workdir, config, extended))
 
@@ -77,7 +77,7 @@ def saved_config(workdir: Path) -> dict[str, Any] | None:
 
 
 def changes(saved: Mapping[str, Any], config: ConfigDict) -> Changes:
-    """What a config has changed against a saved one, but for where it is computed."""
+    """Differences of a config from a saved one, except where it is computed."""
     here = json.loads(to_json(config))
     return differences(_without_place(_with_defaults(saved, here)), _without_place(here))
 
@@ -111,7 +111,7 @@ def _claim(workdir: Path, config: ConfigDict, extended: bool) -> None:
         _check_same(workdir, saved, config)
     if saved is None:
         write_whole(workdir / CONFIG, to_json(config))
-    # What can't be written shows now, not after an hour.
+    # A folder that can't be written to fails now, not after an hour.
     for name in _FOLDERS:
         make_writable(workdir / name)
     for name in ("", *_FOLDERS):
@@ -144,9 +144,9 @@ def _mended_config(workdir: Path) -> dict[str, Any] | None:
 
 
 def _without_place(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A config without where it is computed and where its data lie, which may change on the way.
+    """A config without its devices and the paths of its data, which may change when it resumes.
 
-    That they are the same data is found by their fingerprint.
+    Fingerprints show whether the data are the same.
     """
     kept = {key: value for key, value in config.items() if key not in _PLACE}
     if isinstance(kept.get("data"), Mapping):
@@ -168,21 +168,21 @@ def _with_paths_of(other: Any, data: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_kept(workdir: Path, steps: Sequence[int], config: ConfigDict) -> None:
-    """Refuses to begin anew where a run was further than its first checkpoint.
+    """Refuses to start from step 0 if a run has lost all of its checkpoints.
 
     Args:
         workdir: the run's folder.
-        steps: of the checkpoints that there are.
+        steps: the steps that have a checkpoint.
         config: of the run.
 
     Raises:
-        UserError: there are none, and its metrics say that there were.
+        UserError: there are no checkpoints, although its metrics go beyond the first one.
     """
     if steps:
         return
     metrics = workdir / METRICS
     made = max((record["step"] for record in read_metrics(metrics)), default=0)
-    # The second one is not begun before the first is on disk.
+    # Saving the second checkpoint begins only when the first is on disk.
     if made > config.checkpoint_every_steps:
         raise UserError(
             f"{workdir / 'checkpoints'} is empty, and {metrics} has steps up to {made}: bring the "
@@ -206,7 +206,7 @@ def _with_defaults(saved: Any, here: Any) -> Any:
 
 
 def differing_keys(saved: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
-    """What differs between two configs, each as `key: there, here`.
+    """The differences of two configs, each as `key: there, here`.
 
     Example:
         >>> differing_keys({"a": "", "b": {"c": 2}}, {"a": "x", "b": {"c": 3}})
@@ -229,7 +229,7 @@ def record_run(
     command: str,
     ensemble: Mapping[str, Any] | None = None,
 ) -> None:
-    """Writes where and with what the run runs; times that are there already are kept.
+    """Writes the run's machine, versions, data and command to `run.json`; keeps earlier times.
 
     Args:
         workdir: the run's folder.
@@ -276,7 +276,7 @@ def record_run(
 
 
 def _keep_paths(workdir: Path, config: ConfigDict) -> None:
-    """Notes in a run's config where its data lie now: they were found to be the same."""
+    """Writes the new paths of a run's data, whose fingerprints agree, to its config."""
     saved, here = upgrade(read_json(workdir / CONFIG) or {}), json.loads(to_json(config))
     if isinstance(saved.get("data"), Mapping):
         moved = saved | {"data": {**saved["data"], **_with_paths_of(here["data"], saved["data"])}}
@@ -285,7 +285,7 @@ def _keep_paths(workdir: Path, config: ConfigDict) -> None:
 
 
 def data_of(workdir: Path, data: ConfigDict, path: str | None = None) -> DataSet:
-    """The data set that a run was trained on, wherever it lies now.
+    """The data set that a run was trained on, from its path or a new one.
 
     Args:
         workdir: the run's folder, which has the fingerprints of its images.
@@ -307,7 +307,7 @@ def data_of(workdir: Path, data: ConfigDict, path: str | None = None) -> DataSet
     except UserError as error:
         if place is None or path is not None:
             raise
-        raise UserError(f"{error}; if the data have moved, --data_path says where to") from error
+        raise UserError(f"{error}; if the data have moved, set --data_path") from error
     known = (read_json(workdir / RUN) or {}).get("data", {})
     for part, source in (("train", dataset.train), ("test", dataset.test)):
         sha256 = known.get(f"{part}_sha256")
@@ -315,7 +315,7 @@ def data_of(workdir: Path, data: ConfigDict, path: str | None = None) -> DataSet
             there = dataset.name if place is None else place[_DATA_PLACE]
             raise UserError(
                 f"the {part}ing images of {there} are not those of {workdir}: bring the old ones "
-                "back, or say where they lie: --data_path"
+                "back, or set --data_path to their folder"
             )
     return dataset
 
@@ -335,7 +335,7 @@ def add_seconds(workdir: Path, **seconds: float) -> None:
     record(
         workdir,
         **{
-            # Somebody's hand may have been in the file.
+            # Somebody may have edited the file.
             name: value + (before[name] if is_number(before[name]) else 0.0)
             for name, value in seconds.items()
         },
@@ -353,7 +353,7 @@ def timed(workdir: Path, name: str) -> Iterator[None]:
 
 
 def record(workdir: Path, **facts: Any) -> None:
-    """Puts facts into `run.json`."""
+    """Adds facts to `run.json`."""
     if is_first():
         content = {**(read_json(workdir / RUN) or {}), **facts}
         write_whole(workdir / RUN, json.dumps(content, indent=2) + "\n")
@@ -398,7 +398,7 @@ def _spec_of(part: Condition | Codec) -> dict[str, Any]:
 
 @contextmanager
 def version_told(workdir: Path) -> Iterator[None]:
-    """Adds to what is said of a run that can't be read which version wrote it, if another one did.
+    """Adds to errors of reading a run the version that wrote it, if that is not this one.
 
     Raises:
         UserError: the one that was raised inside, with the version.

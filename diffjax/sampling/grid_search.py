@@ -197,7 +197,7 @@ def refined(
     evaluation in a step. The error that is reduced here can be the one at the end itself.
 
     Args:
-        end_error: the error of a grid, given by its candidates.
+        end_error: the error of a grid as a function of its candidates.
         chosen: the first grid, such as that of `cheapest`.
         num_candidates: the number of candidates.
 

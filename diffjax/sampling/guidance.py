@@ -29,7 +29,7 @@ Rule = Callable[[Array, Coeffs, Pair, Pair, Scalar], Pair]
 LogSNR = Annotated[float, Range("[-inf, inf]")]
 
 
-class Models(NamedTuple):
+class GuidanceModels(NamedTuple):
     """A model and its variants, of which guidance makes use.
 
     Attributes:
@@ -53,20 +53,21 @@ class Against:
     """The source of the second prediction; a subclass is a frozen dataclass.
 
     Attributes:
-        weights: names other weights, that have to be at hand as `Models.weaker`; "" for none.
-        needs_null: whether the model has to have seen the null condition in training.
+        weights: names other weights, which `GuidanceModels.weaker` must have; "" for none.
+        needs_null: whether the model of the second prediction has to have seen the null condition
+            in training.
     """
 
     weights: str = ""
     needs_null: bool = False
 
     def __call__(
-        self, models: Models, x: Samples, t: PerSample | Intervals, cond: Any
+        self, models: GuidanceModels, x: Samples, t: PerSample | Intervals, cond: Any
     ) -> tuple[Pair, Pair]:
         """`on` and `off` for `x[B, …]` at `t[B]`: two evaluations."""
         return _with_both(models, x, t, cond, self.other(models, cond))
 
-    def other(self, models: Models, cond: Any) -> Any:
+    def other(self, models: GuidanceModels, cond: Any) -> Any:
         """The condition of the second prediction, rows as those of `cond`."""
         raise NotImplementedError
 
@@ -90,7 +91,7 @@ class NullCondition(Against):
 
     needs_null: ClassVar[bool] = True
 
-    def other(self, models: Models, cond: Any) -> Any:
+    def other(self, models: GuidanceModels, cond: Any) -> Any:
         return models.condition.nulled(cond)
 
 
@@ -104,7 +105,7 @@ class OtherCondition(Against):
 
     text: str = "0"
 
-    def other(self, models: Models, cond: Any) -> Any:
+    def other(self, models: GuidanceModels, cond: Any) -> Any:
         n = jax.tree.leaves(cond)[0].shape[0]
         row = self._row(models.condition) if models.other is None else models.other
         other = jax.tree.map(lambda row: jnp.repeat(row, n, axis=0), row)
@@ -131,7 +132,7 @@ class OtherCondition(Against):
 class NegativeCondition(Against):
     """The model with the negative condition that each sample has (`Request.negative`)."""
 
-    def other(self, models: Models, cond: Any) -> Any:
+    def other(self, models: GuidanceModels, cond: Any) -> Any:
         if models.other is None:
             raise UserError(
                 "guidance away from negative conditions needs one for each sample: Run.sample and "
@@ -165,7 +166,7 @@ class OtherWeights(Against):
         return self.condition is not None and self.condition.needs_null
 
     def __call__(
-        self, models: Models, x: Samples, t: PerSample | Intervals, cond: Any
+        self, models: GuidanceModels, x: Samples, t: PerSample | Intervals, cond: Any
     ) -> tuple[Pair, Pair]:
         assert models.weaker is not None
         other = cond if self.condition is None else self.condition.other(models, cond)
@@ -194,7 +195,7 @@ class WithoutAttention(Against):
     layers: str = ""
 
     def __call__(
-        self, models: Models, x: Samples, t: PerSample | Intervals, cond: Any
+        self, models: GuidanceModels, x: Samples, t: PerSample | Intervals, cond: Any
     ) -> tuple[Pair, Pair]:
         assert models.without_attention is not None
         return models.predict(x, t, cond), models.without_attention(self.layers)(x, t, cond)
@@ -210,7 +211,9 @@ class WithoutAttention(Against):
         return f"no attention layer matches {self.layers!r}; there are {there}"
 
 
-def _with_both(models: Models, x: Array, t: Array, cond: Any, other: Any) -> tuple[Pair, Pair]:
+def _with_both(
+    models: GuidanceModels, x: Array, t: Array, cond: Any, other: Any
+) -> tuple[Pair, Pair]:
     both = models.predict(
         jnp.concatenate([x, x]),
         jnp.concatenate([t, t]),
@@ -372,7 +375,7 @@ class Thresholded:
 
 
 def guide(
-    models: Models,
+    models: GuidanceModels,
     path: Path,
     rule: Rule = ClassifierFree(),
     scale: Scalar | None = None,

@@ -126,7 +126,7 @@ def _all_times(path: Path, times: Array) -> Array:
 
 
 class Solver(NamedTuple):
-    """A solver: its step, and what a user of it has to know.
+    """A solver: its step, its order and its cost.
 
     Attributes:
         init: `x -> memory`, which a multistep solver carries along; `()` for the others.

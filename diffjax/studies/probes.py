@@ -11,19 +11,14 @@ from diffjax.conditions import Condition, Rate
 from diffjax.objectives.base import Objective, Progress
 from diffjax.objectives.wrappers import Contrastive, Dispersive
 from diffjax.process import targets
-from diffjax.process.precond import Apply, Meaning, Predict
+from diffjax.process.precond import Apply, Predict
 from diffjax.studies.effective_weights import weight_curve
 from diffjax.studies.gradient_noise import LossOf, noise_by_log_snr
-from diffjax.studies.validation import loss_by_log_snr, losses_as_json
+from diffjax.studies.validation import loss_by_log_snr, losses_as_json, paired, unfit
 
 SPACES = {"noise": targets.Noise(), "clean": targets.Clean(), "v": targets.V()}
 """Spaces in which the loss is measured: squared errors of the noise, of clean data and of v."""
 _CURVE_STEP = 0.25
-_PAIRED = (
-    "it was trained on images paired with their noise, or with noise in between; here each image "
-    "is mixed with independent noise"
-)
-_NO_MEAN = "it predicts the end of the flow, not the posterior mean"
 _JOINED = "its loss couples the examples of a batch, so a single example has no gradient"
 
 
@@ -75,14 +70,11 @@ def probe(
     Raises:
         UserError: the model's predictions or gradients are not finite.
     """
-    traits = model.objective.traits
-    own = not traits.needs_source and traits.independent_noise
-    denoises = traits.meaning.serves(Meaning.POSTERIOR_MEAN)
     loss_key, noise_key = jax.random.split(jax.random.key(seed))
     return {
         "loss_by_log_snr": (
-            _left_out(_PAIRED if denoises else _NO_MEAN)
-            if not (own and denoises)
+            _left_out(f"it {reason}")
+            if (reason := unfit(model.objective.traits))
             else _loss(model, images, cond, loss_key)
         ),
         "effective_weight": effective_weight(model.objective),
@@ -161,8 +153,8 @@ def _loss_of(model: Probed, images: np.ndarray, cond: Any) -> LossOf:
 
 def _no_gradient_each(objective: Objective) -> str | None:
     """The reason why an objective has no loss of a single example; None if it has one."""
-    if objective.traits.needs_source or not objective.traits.independent_noise:
-        return _PAIRED
+    if reason := paired(objective.traits):
+        return f"it {reason}"
     part: Any = objective
     while part is not None:
         if isinstance(part, Contrastive | Dispersive):

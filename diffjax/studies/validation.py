@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import matplotlib as mpl
 import numpy as np
 from jax import Array
+from jax.sharding import NamedSharding
 from matplotlib.figure import Figure
 
 from diffjax.compiling import jit
@@ -30,6 +31,7 @@ from diffjax.process.paths import Cosine, Pair, Path, coeffs, log_snr, mix, time
 from diffjax.process.precond import Meaning, Predict
 from diffjax.process.targets import Target
 from diffjax.process.weights import x0_factor
+from diffjax.training.sharding import spread
 
 EDGES = tuple(float(edge) for edge in range(-10, 11))
 """Edges of bins of log-SNR, of width 1, from almost pure noise to less than a grey level of it."""
@@ -109,6 +111,7 @@ class LossByLogSNR:
         space_path: the path that defines the targets' coefficients at each log-SNR, the same for
             all models. Errors of noise and clean data do not depend on it; those of v and the
             velocity depend on its scale and time.
+        place: how a batch lies on the devices that have the weights, by rows; None for one device.
     """
 
     model: Callable[[Any], Predict]
@@ -117,6 +120,7 @@ class LossByLogSNR:
     spaces: Mapping[str, Target]
     edges: Sequence[float] = EDGES
     space_path: Path = _VARIANCE_PRESERVING
+    place: NamedSharding | None = None
 
     def __call__(
         self,
@@ -147,14 +151,18 @@ class LossByLogSNR:
                 "range"
             )
         errors = {name: np.full((len(images), len(covered)), np.nan) for name in self.spaces}
-        batch_size = min(batch_size, max(len(images), 1))
+        devices = 1 if self.place is None else self.place.num_devices
+        batch_size = -(-min(batch_size, max(len(images), 1)) // devices) * devices
         for number, start in enumerate(range(0, len(images), batch_size), start=1):
             begun(number)
             # The last batch is padded, so that every batch has the shape that was compiled.
             rows = np.arange(start, start + batch_size)
-            x0, own = jax.tree.map(
-                lambda part, rows=rows: np.take(part, rows, axis=0, mode="clip"), (images, cond)
+            x0, own, rows = jax.tree.map(
+                lambda part, rows=rows: np.take(part, rows, axis=0, mode="clip"),
+                (images, cond, np.arange(len(images))),
             )
+            if self.place is not None:
+                x0, own, rows = spread((x0, own, rows), self.place)
             here = slice(start, min(start + batch_size, len(images)))
             for index in np.flatnonzero(covered):
                 ends = bounds[index : index + 2].astype(np.float32)
@@ -226,6 +234,11 @@ def unfit(traits: Traits) -> str:
     """Why errors by log-SNR of an objective's model can't be measured; "" if they can."""
     if not traits.meaning.serves(Meaning.POSTERIOR_MEAN):
         return f"has a model of {traits.meaning}; errors by log-SNR are those of the posterior mean"
+    return paired(traits)
+
+
+def paired(traits: Traits) -> str:
+    """Why an image and its noise can't be drawn independently of each other; "" if they can."""
     if traits.needs_source or not traits.independent_noise:
         return (
             "was trained on images paired with their noise, or with noise in between; here each "
@@ -281,7 +294,7 @@ def loss_table(losses: Mapping[str, ValidationLoss], space: str) -> str:
     for index, (low, high) in enumerate(pairwise(edges)):
         lines.append([f"{low:g} … {high:g}", *(_written(column[index]) for column in columns)])
     totals = [loss.total(space, common) for loss in losses.values()]
-    lines.append([f"mean of {interval(edges, common)}", *map(_written, totals)])
+    lines.append([f"mean of {log_snr_range(edges, common)}", *map(_written, totals)])
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
     return "\n".join(
         "  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True))
@@ -289,11 +302,11 @@ def loss_table(losses: Mapping[str, ValidationLoss], space: str) -> str:
     )
 
 
-def interval(edges: np.ndarray, bins: np.ndarray) -> str:
+def log_snr_range(edges: np.ndarray, bins: np.ndarray) -> str:
     """The range of adjacent bins as text.
 
     Example:
-        >>> interval(np.array([-2.0, -1.0, 0.0, 1.0]), np.array([False, True, True]))
+        >>> log_snr_range(np.array([-2.0, -1.0, 0.0, 1.0]), np.array([False, True, True]))
         '-1 … 1'
     """
     return f"{edges[:-1][bins][0]:g} … {edges[1:][bins][-1]:g}" if bins.any() else MISSING

@@ -132,7 +132,7 @@ def train_command(cell: Cell, workdir: Path) -> str:
     return shlex.join(words)
 
 
-def finished(cell: Cell, workdir: Path) -> bool:
+def is_finished(cell: Cell, workdir: Path) -> bool:
     """Whether a cell is trained and evaluated with the config that its sweep has now.
 
     A folder with another config is not finished; training there reports the difference.

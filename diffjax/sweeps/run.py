@@ -9,7 +9,7 @@ from diffjax.comparison.results import STATUS
 from diffjax.errors import UserError
 from diffjax.host.interrupts import Interrupted
 from diffjax.host.run_files import read_json
-from diffjax.sweeps.cells import finished
+from diffjax.sweeps.cells import is_finished
 from diffjax.sweeps.engines import Job, Pulse
 from diffjax.sweeps.live import Live, rows
 from diffjax.sweeps.worker import Unit, busy
@@ -44,7 +44,7 @@ def run_workers(
         Interrupted: a signal was received; the workers have saved.
     """
     job.folder.mkdir(exist_ok=True)
-    pending = [cell for unit in todo for cell in unit if not finished(cell, folder / cell.name)]
+    pending = [cell for unit in todo for cell in unit if not is_finished(cell, folder / cell.name)]
     # A failure counts only after the status changed: an old one is that of an earlier command.
     old = {cell.name: read_json(folder / cell.name / STATUS) for cell in pending}
 

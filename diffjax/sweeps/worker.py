@@ -25,7 +25,7 @@ from diffjax.errors import UserError
 from diffjax.host.files import write_json
 from diffjax.host.lock import LOCK
 from diffjax.host.run_files import read_json
-from diffjax.sweeps.cells import finished
+from diffjax.sweeps.cells import is_finished
 from diffjax.sweeps.sweep import Cell
 
 OUTPUT = "output.txt"
@@ -52,7 +52,7 @@ def work(
     *,
     since: datetime,
     should_stop: Callable[[], bool] = lambda: False,
-    is_finished: Callable[[Cell, Path], bool] = finished,
+    is_finished: Callable[[Cell, Path], bool] = is_finished,
 ) -> None:
     """Trains units in order until all others are finished or claimed, or it should stop.
 
@@ -188,7 +188,7 @@ def _failed_since(workdir: Path, since: datetime) -> bool:
 
 
 def _own_error(workdir: Path, name: str) -> str:
-    """The error that `experiments.sweep` printed for a cell; "" if there is none."""
+    """The error that `experiments.sweep` printed for a cell; "" if it printed no error."""
     start = f"error: {name}: "
     found = [line for line in _output_lines(workdir) if line.startswith(start)]
     return found[-1].removeprefix(start) if found else ""

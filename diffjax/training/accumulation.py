@@ -30,10 +30,10 @@ def loss_and_gradient(losses_of: Losses, apply: Apply, params: Any, parts: int =
 
     Args:
         losses_of: an objective on its batch. The loss of an example may depend on the whole batch's
-            data and draws, but only on what the network says of that example.
+            data and draws, but only on the network's output for that example.
         apply: the network.
-        params: what the gradient is taken to.
-        parts: that divide the batch; 1 adds nothing to the program.
+        params: the gradient is with respect to these.
+        parts: their number must divide the batch; 1 adds nothing to the program.
 
     Example:
         >>> x = jnp.arange(4.0)
@@ -131,16 +131,17 @@ def check_parts(objective: Objective, parts: int, batch_size: int, device_rows: 
         )
     if compares_outputs(objective):
         raise UserError(
-            f"config.accumulation_steps={parts}: {type(objective).__name__} compares what the "
-            "network says of one example with what it says of others, and these are never there "
-            "at once; use 1, or leave that part of the objective out"
+            f"config.accumulation_steps={parts}: {type(objective).__name__} compares the "
+            "network's outputs for different examples, and these are computed one after the other; "
+            "use 1, or leave that part of the objective out"
         )
 
 
 def compares_outputs(objective: Objective) -> bool:
     """Whether an example's loss depends on the network's output for another one.
 
-    Found out by moving what a network of no parameters says of one example of four.
+    It is tested by a derivative: the output for one of four examples changes, and the losses of
+    the others must not.
     """
     outputs = jnp.zeros(4)
 

@@ -101,7 +101,7 @@ def _while(eqn: JaxprEqn) -> int:
     if flops := _inside(eqn):
         raise UserError(
             f"a while_loop with a matrix product ({flops:,} operations a turn) can't be counted: "
-            "nothing says how often it turns; use lax.scan"
+            "its number of iterations is unknown; use lax.scan"
         )
     return 0
 

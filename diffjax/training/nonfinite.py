@@ -22,8 +22,8 @@ class NonFinite:
     the next noise: parameters, moments, averages and memory stay. How many were left out, in a row
     and in all, is part of the state, so that a resumed run stops where an undisturbed one does.
 
-    A run is rolled back to its newest checkpoint, and goes on from there with other data and noise
-    (`training.rollback`); if it breaks again before the next one, to the checkpoint before.
+    A run is rolled back to its newest checkpoint, and continues from there with other data and
+    noise (`loop.rollback`). If that fails before the next checkpoint, it goes back one more.
 
     Args:
         skip_in_a_row: 0 leaves out none, and adds nothing to the program.

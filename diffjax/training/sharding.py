@@ -68,7 +68,7 @@ def make_mesh(
             as divides one slice, up to `GROUP`.
         tensor: devices to an image's channels and heads; -1 is what is left.
         sequence: devices to an image's tokens; -1 is what is left.
-        devices: all where there are none given.
+        devices: all by default.
 
     Raises:
         UserError: the axes do not multiply to the number of devices, or `data` not to the slices.
@@ -189,7 +189,7 @@ def as_used(params: Any, mesh: Mesh, rules: Sequence[Rule]) -> Any:
         stacked = STACKED in jax.tree_util.keystr(path, simple=True, separator="/").split("/")
         gone = ("data", "fsdp") if broken and not stacked else ("data",)
         left = PartitionSpec(*(_without(axes, gone) for axes in place.spec))
-        if left == place.spec:  # A constraint that says nothing new still pins what XLA may choose.
+        if left == place.spec:  # A constraint that adds nothing still fixes what XLA may choose.
             return leaf
         return jax.lax.with_sharding_constraint(leaf, NamedSharding(mesh, left))
 

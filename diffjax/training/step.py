@@ -45,7 +45,7 @@ def make_train_step(
         apply: the network.
         objective: the loss per example.
         optimizer: what turns gradients into updates.
-        num_steps: of the whole training, which objectives know.
+        num_steps: of the whole training; objectives receive it in `Progress`.
         averages: those that are kept.
         condition_dropout: the probability with which a condition is replaced by the null condition,
             for classifier-free guidance; a dict of them by part where there are several.
@@ -53,8 +53,8 @@ def make_train_step(
         teacher: the name of the weights that the objective learns from (`teacher_name`), where the
             step is called without a frozen teacher.
         nonfinite: what becomes of a step whose loss, gradient or update is not finite.
-        accumulation_steps: parts of the batch that the network is asked about one after the other;
-            1 adds nothing to the program.
+        accumulation_steps: parts of the batch on which the network is evaluated one after the
+            other; 1 adds nothing to the program.
 
     Returns:
         A function to be jitted by the caller. `key` is the run's and the same in every step; the

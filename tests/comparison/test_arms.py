@@ -134,7 +134,7 @@ def test_arms_with_missing_runs_are_shown_and_not_judged():
     verdicts = {r["arm"]: r["verdict"] for r in found.verdict_rows()}
     assert verdicts["c"] == "incomplete: 1 of 2 seeds evaluated"
     assert verdicts["a"] == "leads"
-    # A number that is none is no number.
+    # A run without a value does not count.
     results["b-1"]["by_nfe"][0]["frechet_distance"] = None
     rows = compare_arms(results, arms).verdict_rows()
     assert [(r["arm"], r["verdict"], r["seeds"]) for r in rows] == [
@@ -149,7 +149,7 @@ def test_arms_with_missing_runs_are_shown_and_not_judged():
 
 
 def test_arms_are_paired_by_training_seed():
-    """The order of runs says nothing, and seeds that nothing shares are no pairs."""
+    """The order of runs has no effect, and a seed that only one arm has makes no pair."""
     results, arms = swept({"a": (0.5, 1.5, 2.5), "b": (0.6, 1.6, 2.61)})
     seeds = {name: int(name[-1]) for name in arms}
     backwards = dict(reversed(arms.items()))

@@ -35,7 +35,7 @@ def evaluation(distance, recall):
 
 @pytest.fixture
 def pages(tmp_path):
-    """Writes runs and reads what their page says."""
+    """Writes runs and reads the text of their page."""
 
     def write(arms):
         folders = []
@@ -83,7 +83,7 @@ def test_an_arm_leads_where_one_other_is_decided_to_be_worse():
     }
     rows = compare_arms(results, {name: name[0] for name in results}).verdict_rows()
     assert [row["verdict"].partition(";")[0] for row in rows] == ["leads", "inconclusive", "worse"]
-    # What separates others only says nothing of the first.
+    # A difference between other arms does not concern the first.
     without_c = {name: result for name, result in results.items() if name[0] != "c"}
     rows = compare_arms(without_c, {name: name[0] for name in without_c}).verdict_rows()
     assert not any("leads" in row["verdict"] for row in rows)

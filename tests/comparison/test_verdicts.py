@@ -162,13 +162,13 @@ def test_equal_arms_are_called_unlike_no_more_often_than_stated(arms, n):
 
 
 def test_a_true_ranking_is_found_and_seeds_that_are_said_to_settle_it_do():
-    """Steps of twice the noise: the first seeds say how many it takes, and with those it shows."""
+    """Steps of twice the noise: the first seeds predict how many are needed, which suffice."""
     means = [1.0, 1.2, 1.4]
     few = [paired_differences(found)["0", "1"].seeds for found in repeated(means, 8)]
     n = int(np.median([seeds for seeds in few if seeds]))
     found = list(repeated(means, n))
     seen = [paired_differences(each)["0", "1"].decided for each in found]
-    assert 0.75 < np.mean(seen) < 0.99  # a power of 0.8 is what was asked for, Holm gives some more
+    assert 0.75 < np.mean(seen) < 0.99  # the power was set to 0.8; Holm adds some
     order = [min(each, key=lambda name: float(np.mean(each[name]))) for each in found]
     assert np.mean([name == "0" for name in order]) > 0.95
 

@@ -83,7 +83,7 @@ def test_a_file_has_a_text_in_each_line_or_arrays(tmp_path):
         read(Images((2, 2, 1)), [f"@{arrays}"])
     with pytest.raises(UserError, match=r"can't read conditions from .*: .*No such file"):
         read(BOTH, ["@nowhere.txt"])
-    with pytest.raises(UserError, match=r"@a\.txt is a file with all conditions: give it alone"):
+    with pytest.raises(UserError, match=r"@a\.txt is a file with all conditions: pass it alone"):
         read(BOTH, ["@a.txt", "digit=3"])
     lines.write_text("\n")
     with pytest.raises(UserError, match=r"prompts\.txt is empty"):
@@ -125,7 +125,7 @@ def test_an_empty_list_is_no_sample():
             TokenStates(np.zeros((2, 3, 4)), np.zeros((2, 3)), np.zeros((2, 0))),
             "an array is of float64, and should be of bool",
         ),
-        (Tokens(3, 4), ["dark"], "Tokens can't be read from texts, such as 'dark': give"),
+        (Tokens(3, 4), ["dark"], "Tokens can't be read from texts, such as 'dark': pass"),
     ],
 )  # fmt: skip
 def test_what_is_no_condition_is_refused(condition, given, said):

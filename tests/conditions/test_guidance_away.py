@@ -79,6 +79,21 @@ def test_weaker_weights_have_the_same_condition_or_one_of_their_own(run, against
     np.testing.assert_allclose(found, expected, atol=1e-4)
 
 
+def test_the_null_condition_of_other_weights_is_that_which_their_own_model_was_trained_with(run):
+    """A model without dropout of the condition may be guided by one with it, as in EDM2."""
+    wired, programs = run.setup.wired, run.setup.programs
+    never = replace(programs, wired=wired._replace(condition_dropout=0.0))
+    against = build(lookup.against_called("weights:small+null"))
+    recipe = replace(run.recipe, num_steps=2, guidance_scale=3.0, against=against)
+    model = replace(run.model(), programs=never, find=lambda name: run.model("ema-0.9"))
+    found = model.sample(recipe, Request(LABELS))
+    other = replace(run.model(), find=model.find).sample(recipe, Request(LABELS))
+    np.testing.assert_allclose(found, other, atol=1e-5)
+    model = replace(run.model(), find=lambda name: replace(run.model(), programs=never))
+    with pytest.raises(UserError, match="trained with condition_dropout=0"):
+        model.sample(recipe, Request(LABELS))
+
+
 @pytest.mark.parametrize(("low", "inside"), [(-np.inf, True), (-2.0, False)])
 def test_an_interval_limits_guidance_away_from_any_condition(run, low, inside):
     """In pure noise log-SNR is -inf, which is in an interval without a lower end alone."""
@@ -98,6 +113,13 @@ def test_guidance_doubles_the_evaluations_whatever_it_leads_away_from(run, again
     assert replace(recipe, guidance_scale=1.0).nfe == 7
 
 
+def test_negative_conditions_are_as_many_as_samples(run):
+    request = Request(np.arange(4, dtype=np.int32), negative=np.zeros(3, np.int32))
+    recipe = replace(run.recipe, guidance_scale=3.0, against=NegativeCondition())
+    with pytest.raises(UserError, match="negative= has 3 rows: 4 samples need one for each"):
+        run.model().sample(recipe, request)
+
+
 def test_negative_conditions_stay_with_their_samples_in_every_batch(run):
     negative = np.array([0, 1, 2, 3, 4], np.int32)
     labels = np.array([5, 6, 7, 8, 9], np.int32)
@@ -112,7 +134,7 @@ def test_negative_conditions_stay_with_their_samples_in_every_batch(run):
 @pytest.mark.parametrize(
     ("against", "said"),
     [
-        ([1, 2], "against= has 2 rows: give one for all samples, or 3, one for each"),
+        ([1, 2], "against= has 2 rows: pass one for all samples, or 3, one for each"),
         ([11], "against=, a negative condition: no label is called 11"),
         ([], "against= has 0 rows"),
         (3, r"against=3: a label is written as 'label:3' or \[3\]"),

@@ -128,7 +128,7 @@ def test_what_a_network_can_not_take_is_refused():
 @pytest.mark.parametrize("scan", [False, True])
 def test_stacked_blocks_attend_to_the_same_tokens(scan):
     """With weights that are the same in each block, both layouts compute the same."""
-    from diffjax.models.dit.network import stacked
+    from diffjax.models.dit.network import stack_blocks
 
     rng = np.random.default_rng(2)
     tokens = TokenStates(
@@ -140,6 +140,6 @@ def test_stacked_blocks_attend_to_the_same_tokens(scan):
     x = rng.normal(size=(2, 8, 8, 1)).astype("f")
     expected = jax.jit(plain.apply)({"params": params}, x, jnp.ones(2), tokens)
     network = plain.clone(scan=scan)
-    own = stacked(params) if scan else params
+    own = stack_blocks(params) if scan else params
     found = jax.jit(network.apply)({"params": own}, x, jnp.ones(2), tokens)
     np.testing.assert_allclose(found, expected, atol=1e-5)

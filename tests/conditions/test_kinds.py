@@ -10,7 +10,7 @@ from diffjax.conditions import Classes, Images, Several, Tokens, TokenStates, Un
 from diffjax.errors import UserError
 from diffjax.process.paths import Linear, Pair
 from diffjax.sampling.export import serialise
-from diffjax.sampling.guidance import Models, NegativeCondition, OtherCondition, guide
+from diffjax.sampling.guidance import GuidanceModels, NegativeCondition, OtherCondition, guide
 from tests.support.phrases import Phrases
 
 N = 500
@@ -133,7 +133,7 @@ def test_guidance_leads_away_from_the_null_condition_in_one_batch():
         seen.append(cond)
         return Pair(x, x)
 
-    guided = guide(Models(predict, condition), Linear(), scale=2.0)
+    guided = guide(GuidanceModels(predict, condition), Linear(), scale=2.0)
     guided(jnp.ones((2, 4, 4, 1)), jnp.full(2, 0.5), some(condition, 2))
     (both,) = seen
     np.testing.assert_array_equal(both["digit"], [1, 1, 10, 10])
@@ -154,7 +154,7 @@ def test_a_negative_condition_leaves_the_parts_that_are_kept():
         (NegativeCondition(), {"digit": np.array([7, 7])}),
     ):
         guided = guide(
-            Models(predict, condition, other=other), Linear(), scale=2.0, against=against
+            GuidanceModels(predict, condition, other=other), Linear(), scale=2.0, against=against
         )
         guided(jnp.ones((2, 4, 4, 1)), jnp.full(2, 0.5), cond)
         np.testing.assert_array_equal(seen[-1]["digit"], [1, 1, 7, 7])
@@ -242,7 +242,7 @@ def test_a_guided_sampler_of_any_kind_is_exported_for_batches_of_any_size(condit
         size = sum(rows, start=jnp.zeros(()))
         return Pair(x + size[:, None, None, None], x)
 
-    guided = guide(Models(predict, condition), Linear(), scale=2.0)
+    guided = guide(GuidanceModels(predict, condition), Linear(), scale=2.0)
     half = jax.jit(lambda noise, cond: guided(noise, jnp.full(noise.shape[0], 0.5), cond).x0)
     code = serialise(
         half,

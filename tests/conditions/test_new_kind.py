@@ -125,6 +125,11 @@ def test_it_is_trained_shown_evaluated_and_reported(workdir):
         measure(loaded(workdir), directions(), Wanted(num_samples=12, labels="balanced"))
 
 
+def test_conditions_of_test_images_need_some():
+    with pytest.raises(UserError, match="conditions of test images, and directions has 2: its"):
+        loop.prepared(config_of(**{"data.num_images": 8}))
+
+
 def test_it_is_sampled_by_number_texts_arrays_and_away_from_others(workdir):
     run, how = loaded(workdir), {"num_steps": 2, "guidance_scale": 2.0}
     listed = run.sample(5, **how)

@@ -132,7 +132,7 @@ def test_a_run_of_phrases_trains_shows_loads_samples_and_is_evaluated(tmp_path, 
     away = run.sample(texts, against=against)
     assert away.shape == (2, 1, 1, 1)
     np.testing.assert_array_equal(run.sample(KIND.parse(texts), against=against), away)
-    with pytest.raises(UserError, match=r"up to 3 tokens .*: give what each sample"):
+    with pytest.raises(UserError, match=r"up to 3 tokens .*: pass the condition of each sample"):
         run.sample(3)
 
 

@@ -45,7 +45,7 @@ from diffjax.evaluation.distances import frechet_distance, statistics
 
 
 def numbered(num_images: int) -> ArraySource:
-    """Images that say which they are: two pixels hold the row, and so does the label."""
+    """Images that contain their row number, in two pixels and in the label."""
     rows = np.arange(num_images)
     images = np.stack([rows // 256, rows % 256], axis=-1).astype(np.uint8)
     return ArraySource(images.reshape(num_images, 1, 2, 1), rows.astype(np.int32))
@@ -71,7 +71,7 @@ def gathered(source, rows=None):
 
 
 def message(call, *args, **kwargs) -> str:
-    """The one line that a `UserError` says."""
+    """The one line of a `UserError`."""
     with pytest.raises(UserError) as caught:
         call(*args, **kwargs)
     assert "\n" not in str(caught.value)
@@ -79,7 +79,7 @@ def message(call, *args, **kwargs) -> str:
 
 
 def outcome(call):
-    """What `call` returns and "", or None and what its `UserError` says."""
+    """The result of `call` and "", or None and the message of its `UserError`."""
     try:
         return call(), ""
     except UserError as error:
@@ -745,7 +745,7 @@ def test_no_image_starts_a_program(folder, tmp_path_factory, monkeypatch):
         image.load()
     (programs / "trace").unlink()
     assert f"can't read image {file}: cannot identify" in message(data.train.__getitem__, 0)
-    with file.open("rb") as stream:  # as TFDS hands it over
+    with file.open("rb") as stream:  # as TFDS passes it
         assert "cannot identify" in message(read_image, stream, "x")
     assert not (programs / "trace").exists()
 

@@ -1,4 +1,4 @@
-"""Splits of few pictures a class: the share that is asked for over all, none of a class's last."""
+"""Splits with few pictures per class: the wanted share of all, never a class's last picture."""
 
 import numpy as np
 import pytest
@@ -32,7 +32,7 @@ def test_largest_remainders_by_hand():
 
 
 def test_no_class_loses_its_last_picture():
-    """What such classes don't give, another gives one of: its own share, and one more."""
+    """Classes of one picture have none for testing; a larger class then has one more."""
     assert numbers([1] * 10 + [10], 0.5).tolist() == [0] * 10 + [6]
     assert numbers([2, 2, 2], 0.9).tolist() == [1, 1, 1]
     assert numbers([1, 1, 1, 1, 30], 0.1)[:4].tolist() == [0] * 4

@@ -1,4 +1,4 @@
-"""What a picture file says of itself: its depth, and what of it is transparent."""
+"""Properties of an image file: its depth, and its transparent pixels."""
 
 import struct
 import zlib

@@ -355,9 +355,9 @@ class TestClassifier:
     def test_a_file_survives_writing_and_reading(self):
         trained = classifier.load("digits")
         metadata = {k: v for k, v in trained.metadata.items() if k != "network"}
-        data = classifier.encode(trained.network, trained.params, metadata)
+        data = classifier.classifier_to_npz(trained.network, trained.params, metadata)
         # The shipped file's own bytes differ: Python 3.11.4 changed the headers of zip files.
-        assert data == classifier.encode(trained.network, trained.params, metadata)
+        assert data == classifier.classifier_to_npz(trained.network, trained.params, metadata)
         again = classifier.decode("again", data)
         jax.tree.map(np.testing.assert_array_equal, again.params, trained.params)
         assert again.network == trained.network

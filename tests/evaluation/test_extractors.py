@@ -215,7 +215,7 @@ class TestInception:
         # In stead of the network, which takes seconds an image: as many logits, and few features.
         stand_in = replace(fid_extractor, apply=of_first_pixels)
         found = compare(to_float(IMAGES), labels, reference(data, stand_in))
-        assert found["accuracy"] is None  # logits of ImageNet say nothing about these labels
+        assert found["accuracy"] is None  # logits of ImageNet's classes do not predict these labels
         said = found["frechet_distance"]["provenance"]
         assert json.loads(json.dumps(said)) == said
         assert said["extractor"] == "inception:pool"

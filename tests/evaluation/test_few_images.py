@@ -29,7 +29,7 @@ def numbers(num_test: int) -> dict:
 
 def test_what_few_test_images_cannot_give_is_null_and_the_rest_as_with_many():
     many = numbers(24)
-    # Fewest test images that a floor can be had of: a mean and a covariance, a jackknife, one.
+    # Fewest test images that a floor needs: for mean and covariance, a jackknife, one.
     needed = {"frechet_distance": 2, "kernel_distance": 3}
     of_neighbours = ("closer_than_test", "distance_ratio", "copied_floor", "inauthentic_floor")
     for num_test in (0, 1, 2, 3):

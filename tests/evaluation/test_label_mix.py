@@ -1,4 +1,4 @@
-"""Classes are drawn as often as the real images have them, unless something else is asked for."""
+"""Classes are drawn in the proportions of the real images, unless another mix is set."""
 
 import functools
 import json

@@ -173,7 +173,7 @@ def flat(tree):
 
 @pytest.fixture
 def small():
-    """A set, and an extractor that counts what it is asked."""
+    """A set, and an extractor that counts its calls."""
     images = np.random.default_rng(0).integers(0, 256, (2, 60, 8, 8, 1)).astype(np.uint8)
     train, test = (ArraySource(part, np.zeros(60, np.int32)) for part in images)
     calls = []

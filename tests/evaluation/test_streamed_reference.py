@@ -20,7 +20,7 @@ SHAPE = (8, 8, 3)
 
 
 class Made(Source):
-    """Images that are made when they are asked for, as a folder's are decoded."""
+    """Images that are made when they are read, as a folder's are decoded."""
 
     def __init__(self, num_images, first=0):
         self.num_images, self.first = num_images, first

@@ -62,7 +62,7 @@ def loaded(trained):
 
 @pytest.fixture
 def loaded_once(trained, loaded, monkeypatch):
-    """The folder of the run, which no program reads again: for what is said once it is read."""
+    """The folder of the run, read once for all programs: for errors that come after it was read."""
 
     def load(workdir, **how):
         del how

@@ -329,7 +329,7 @@ def checked_here(monkeypatch):
 
 
 def refused(arguments, message, capsys):
-    """Whether the benchmark says so in its last line, and measures nothing."""
+    """Whether the benchmark reports it in its last line, and measures nothing."""
     assert cli.run(benchmark.main, benchmark.FLAGS, usage="", argv=arguments.split()) == 2
     out, err = capsys.readouterr()
     assert out == ""
@@ -384,7 +384,7 @@ def test_what_a_later_part_refuses_is_refused_first(
 
 @pytest.mark.process
 def test_what_a_process_of_its_own_refuses_is_refused_first(capsys):
-    """It begins with as many devices as are asked for; the rest it finds out as the test above."""
+    """It starts with the number of devices in the flag; the rest is as in the test above."""
     refused("--configs=digits --devices=1,3", THREE_ROWS, capsys)
 
 

@@ -193,7 +193,7 @@ def test_a_mistake_is_one_line_that_says_what_is_right(capsys, argv, message):
         ("import json\n\njson.loads('[')\n", "configs/new.py:3: JSONDecodeError: Expecting value"),
         ("import no_such_module\n", "configs/new.py:1: ModuleNotFoundError: No module named"),
         ("\ndef get_config(:\n", "configs/new.py:2: SyntaxError: invalid syntax"),
-        ("def get_config(a):\n    return {}\n", "has get_config(a), but --config gives no arg"),
+        ("def get_config(a):\n    return {}\n", "has get_config(a), but --config passes no arg"),
         (
             "from diffjax.errors import UserError\n\nraise UserError('two\\n  lines')\n",
             "error: two lines",
@@ -209,7 +209,7 @@ def test_a_config_that_takes_no_choices(capsys, configs):
     (configs / "plain.py").write_text(
         "from ml_collections import ConfigDict\ndef get_config():\n    return ConfigDict()\n"
     )
-    assert "gives the arguments 'a=b'" in refuse(capsys, "--config=configs/plain.py:a=b")
+    assert "passes the arguments 'a=b'" in refuse(capsys, "--config=configs/plain.py:a=b")
 
 
 def test_a_required_placeholder_is_asked_for_by_name(capsys, configs):

@@ -1,4 +1,4 @@
-"""What a dry run says of a folder of pictures, and that it refuses what training would refuse."""
+"""What a dry run reports about a folder of pictures; it refuses what training would refuse."""
 
 from pathlib import Path
 
@@ -160,7 +160,7 @@ def test_a_dry_run_refuses_another_runs_folder_as_training_does(folder, tmp_path
 @pytest.mark.parametrize(
     ("steps", "says"), [("x", "the first and the last step"), ("2000:9999", "ends with step 1200")]
 )
-def test_a_dry_run_refuses_steps_to_profile_that_there_are_none_of(steps, says, capsys):
+def test_a_dry_run_refuses_to_profile_steps_beyond_the_run(steps, says, capsys):
     argv = ["--config=configs/digits.py", "--dry_run", f"--profile_steps={steps}"]
     assert cli.run(train.main, train.FLAGS, usage=train.USAGE, argv=argv) == 2
     assert says in capsys.readouterr().err

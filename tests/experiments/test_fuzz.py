@@ -65,7 +65,7 @@ FEW = {
 
 @pytest.fixture
 def fuzz(request):
-    """`fuzz(strategy, check, short)`: short examples, or as many as `--trials` says."""
+    """`fuzz(strategy, check, short)`: short examples, or as many as `--trials`."""
     trials = request.config.getoption("--trials")
 
     def run(strategy: st.SearchStrategy, check: Callable[[Any], None], short: int = 30) -> None:
@@ -189,14 +189,14 @@ def name_of(program: Any) -> str:
 
 
 def of_the_folder(program: Any, folder: Path) -> tuple[str, list[str]]:
-    """The flag that says which run, and names of all others."""
+    """The flag that names the run, and the names of all others."""
     flag = "workdirs" if program is validate else "workdir"
     return f"--{flag}={folder}", [n for n in program.FLAGS if n not in (flag, *WAITED_FOR)]
 
 
 @pytest.mark.parametrize("program", ON_A_RUN, ids=name_of)
 def test_command_lines_of_programs_without_a_run(fuzz, program, tmp_path, monkeypatch):
-    """In a folder that holds no run: what is wrong is said all the same, in one line."""
+    """In a folder without a run: the mistake is still reported in one line."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "run").mkdir()
     workdir, names = of_the_folder(program, tmp_path / "run")
@@ -208,7 +208,7 @@ def test_command_lines_of_programs_without_a_run(fuzz, program, tmp_path, monkey
 @pytest.mark.thorough
 @pytest.mark.parametrize("program", [sample, export, report, validate], ids=name_of)
 def test_junk_flags_on_a_run(fuzz, program, tmp_path, monkeypatch):
-    """With a trained run there: one line, or what was asked for."""
+    """In the folder of a trained run: an error in one line, or the result."""
     monkeypatch.chdir(tmp_path)
     shutil.copytree(RUN, tmp_path / "run")
     workdir, names = of_the_folder(program, tmp_path / "run")

@@ -80,7 +80,7 @@ ONE_A_NODE = {"SLURM_STEP_TASKS_PER_NODE": "1(x2)", "SLURM_TASKS_PER_NODE": "1(x
         (ONE_A_NODE | {"CUDA_VISIBLE_DEVICES": "", "SLURM_GPUS_ON_NODE": "8"}, None),
         (ONE_A_NODE | {"SLURM_GPUS_ON_NODE": "1"}, None),
         (ONE_A_NODE, None),
-        # A task a GPU, also where the job was asked for otherwise than its step.
+        # One task for each GPU, also if the job requests another number than its step.
         ({"SLURM_STEP_TASKS_PER_NODE": "8(x2)", "SLURM_NTASKS_PER_NODE": "8"} | EIGHT, None),
         ({"SLURM_STEP_TASKS_PER_NODE": "8", "SLURM_NTASKS_PER_NODE": "1"} | EIGHT, None),
         ({"SLURM_STEP_TASKS_PER_NODE": "1,2"} | EIGHT, None),

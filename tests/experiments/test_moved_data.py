@@ -81,7 +81,7 @@ def test_each_command_asks_for_the_flag_and_knows_the_data(script, loaded, capsy
         return line
 
     assert f"no folder {moved.parent / 'there'}" in said()
-    assert "if the data have moved, --data_path says where to" in said()
+    assert "if the data have moved, set --data_path" in said()
     other = said(f"--data_path={moved.parent / 'other'}")
     assert f"training images of {moved.parent / 'other'} are not those of {moved}" in other
 

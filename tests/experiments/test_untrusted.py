@@ -254,7 +254,7 @@ def test_a_header_that_lies(entry, said):
 
 
 def test_an_archive_that_unpacks_to_gigabytes_is_refused():
-    """Its directory alone says so: 3 GB in 3 MB are not unpacked first."""
+    """Its directory shows it: 3 GB in 3 MB are refused before they are unpacked."""
     data = bytearray(archive_of(npy((10,), content=b"0" * 10)))
     directory = data.rindex(b"PK\x01\x02")
     data[directory + 24 : directory + 28] = struct.pack("<I", 3 * 2**30)

@@ -22,7 +22,7 @@ def test_imports_keep_the_contracts():
 
 
 def test_no_prints_flags_or_environment_in_the_library():
-    """Also where ruff sees none: a print that is handed on, an environment by another way."""
+    """Also if ruff does not see it: `print` as an argument, the environment by another way."""
     found = [
         f"{path.relative_to(ROOT)}:{node.lineno}"
         for path in sorted((ROOT / "diffjax").rglob("*.py"))

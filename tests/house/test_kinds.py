@@ -27,7 +27,7 @@ from diffjax.settings import check_settings
 from diffjax.spec import build, spec
 from diffjax.training.nonfinite import NonFinite
 
-# Every part that has a name, and those that every config has; with what training hands to them.
+# Every part that has a name, and those of every config, with the arguments of training.
 ROWS = {
     f"{table}-{name}": row
     for table, rows in {**choices.AXES, "solver": choices.SOLVERS, "grid": choices.GRIDS,

@@ -42,7 +42,7 @@ def test_a_name_stands_for_one_size_in_arguments_and_result():
         kept(TABLE, TABLE[0], 2)
     with pytest.raises(TypeCheckError, match="return value"):
         kept(TABLE, TABLE[:, 0], 1)
-    kept(TABLE, TABLE[:, 0], np.int64(2))  # hints that say no shape are not checked
+    kept(TABLE, TABLE[:, 0], np.int64(2))  # hints without a shape are not checked
 
 
 def test_ranks_are_not_promoted():

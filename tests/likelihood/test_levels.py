@@ -3,11 +3,12 @@
 import jax
 import numpy as np
 import pytest
+import scipy.stats
 
 from diffjax.data import to_float
-from diffjax.likelihood.bound import ContinuousTime, DiscreteTime
+from diffjax.likelihood.bound import ContinuousTime, DiscreteTime, gaussian_decoder
 from diffjax.likelihood.dequantise import bin_width, level_centres
-from diffjax.process.paths import Cosine, Linear
+from diffjax.process.paths import Coeffs, Cosine, Linear, Pair
 
 
 def test_grey_levels_are_those_of_8_bit_images():
@@ -30,3 +31,11 @@ def test_weights_of_the_steps_sum_to_half_of_the_lost_signal():
     times, weights = jax.jit(lambda u: DiscreteTime(8).levels(path).at(u))(u)
     assert float(weights.mean()) == pytest.approx(0.5 * (81 - 1 / 81), rel=1e-4)
     assert float(times[-1]) == pytest.approx(0.9)
+
+
+def test_the_gaussian_decoder_is_the_entropy_of_the_noise_that_is_left():
+    """`x_t/a - x ~ N(0, (s/a)²·I)`, of which minus the entropy is the mean log-density."""
+    c = Coeffs(*(np.full((1, 1, 1, 1), value, "f") for value in (0.3, 0.5, 0.2, -1.0, 1.0)))
+    pair = Pair(np.zeros((1, 2, 3, 1), "f"), np.zeros((1, 2, 3, 1), "f"))
+    found = gaussian_decoder(c, pair)
+    np.testing.assert_allclose(found, [-6 * scipy.stats.norm(0, 0.2 / 0.5).entropy()], rtol=1e-5)

@@ -174,7 +174,7 @@ def test_the_ode_gives_the_density_of_the_map_it_follows(name):
     result = ode(GAUSSIAN, name, x, keys_for(x), integrate=STEPS, trace=ExactTrace())
     np.testing.assert_allclose(result.log_p, expected, atol=1e-3)
     assert (result.standard_error == 0).all()
-    # What the two ends cost against the density of clean data is as small as the pages say.
+    # The error of the two ends against the density of clean data is that of docs/likelihood.md.
     assert np.abs(expected - log_density(GAUSSIAN, x)).max() < 0.05
 
 
@@ -365,7 +365,7 @@ def test_the_mean_is_minus_the_entropy_within_the_stated_error(method):
 @register_dataclass
 @dataclass(frozen=True)
 class Shrunk:
-    """The mixture's best denoiser, which says so much of x0."""
+    """The mixture's best denoiser with its x0 multiplied by `share`."""
 
     share: float
 

@@ -31,7 +31,7 @@ def threads() -> list[str]:
 
 
 class Counting:
-    """0, 1, 2, … and who asked for them; the fifth is an error, if there is one."""
+    """0, 1, 2, … and the thread that took each; the fifth is an error, if there is one."""
 
     def __init__(self, error: Exception | None = None):
         self.made, self.by, self.error = 0, set(), error

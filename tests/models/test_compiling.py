@@ -1,4 +1,4 @@
-"""What is asked of XLA changes how a program is computed, not what."""
+"""XLA's options change how a program is computed, not its result."""
 
 import jax
 import jax.numpy as jnp
@@ -60,7 +60,7 @@ def test_a_kernels_gradient_is_summed_without_transposed_copies():
     np.testing.assert_allclose(ours(*_inputs()), plain(*_inputs()), rtol=1e-4)
 
 
-def test_nothing_is_asked_of_another_platform_or_of_an_xla_that_does_not_know_it(asked):
+def test_other_platforms_and_an_xla_without_the_options_get_none(asked):
     assert compiling._options("gpu") is None
     asked.setattr(compiling, "_CPU", {"xla_cpu_no_such_option": "true"})
     assert compiling._options("cpu") is None

@@ -79,6 +79,9 @@ def test_what_is_not_recognised():
         dinov2.network_of(state, "x")
     with pytest.raises(UserError, match="x is not of the family CLIP: no tensor 'vision_model"):
         FAMILIES["CLIP"].network_of(state, "x")
+    positions = "vision_model.embeddings.position_embedding.weight"
+    with pytest.raises(UserError, match="x is not of the family CLIP: tensors of its names have"):
+        FAMILIES["CLIP"].network_of({positions: np.zeros((1, 50, 768))}, "x")
     with pytest.raises(UserError, match="no DINOv2 network is called 'vitl'; did you mean"):
         dinov2.size("vitl")
     with pytest.raises(

@@ -19,7 +19,7 @@ WIDTH, HEADS = 8, 2
 
 
 class Drawn(dict):
-    """Weights of torch by their names, drawn when they are first asked for."""
+    """Weights of torch by their names, drawn at their first use."""
 
     rng = np.random.default_rng(0)
 

@@ -566,8 +566,8 @@ def test_stacked_blocks_are_the_same_function():
 
         if not net.scan:
             return jax.value_and_grad(loss, has_aux=True)(params)
-        values, gradient = jax.value_and_grad(loss, has_aux=True)(dit.stacked(params))
-        return values, dit.unstacked(gradient)
+        values, gradient = jax.value_and_grad(loss, has_aux=True)(dit.stack_blocks(params))
+        return values, dit.unstack_blocks(gradient)
 
     same = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-4)
     jax.tree.map(same, all_of(loop, params), all_of(net, params))
@@ -575,7 +575,7 @@ def test_stacked_blocks_are_the_same_function():
 
 def test_fresh_stacked_blocks_have_the_layout_of_stacked_ones_and_differ():
     net, loop = small_dit(), small_dit(scan=True)
-    assert shapes(loop, (8, 8, 2))[1] == jax.eval_shape(dit.stacked, shapes(net, (8, 8, 2))[1])
+    assert shapes(loop, (8, 8, 2))[1] == jax.eval_shape(dit.stack_blocks, shapes(net, (8, 8, 2))[1])
 
     @jax.jit
     def kernel_of(key):
@@ -598,12 +598,12 @@ def test_fresh_stacked_blocks_have_the_layout_of_stacked_ones_and_differ():
 def test_attention_is_switched_off_by_number_in_stacked_blocks_too(pattern):
     net, loop = small_dit(depth=3), small_dit(depth=3, scan=True)
     params = awake(net)
-    stack = jax.eval_shape(dit.stacked, params)
+    stack = jax.eval_shape(dit.stack_blocks, params)
     assert layers.attention_layers(stack) == layers.attention_layers(params)
 
     @jax.jit
     def both(params):
-        stack = dit.stacked(params)
+        stack = dit.stack_blocks(params)
         return [
             each.apply({"params": p}, X, NOISE, COND) for each, p in ((net, params), (loop, stack))
         ]

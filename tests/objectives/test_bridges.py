@@ -40,7 +40,7 @@ from diffjax.process.precond import Meaning, denoiser
 from diffjax.process.targets import decode, encode
 from diffjax.sampling import solvers
 from diffjax.sampling.grids import Power
-from diffjax.sampling.guidance import Models, guide
+from diffjax.sampling.guidance import GuidanceModels, guide
 from diffjax.sampling.sample import integrate, starting_noise, with_condition
 from diffjax.sampling.sample import sample as sampled_by
 from diffjax.sampling.solvers import Interval
@@ -369,7 +369,9 @@ def test_a_source_bridge_draws_from_the_images_of_the_source(solver, guidance_sc
     @jax.jit
     def sampled(keys):
         predict = guide(
-            Models(denoiser(apply, (), path, loss.precond_for(source))), path, scale=guidance_scale
+            GuidanceModels(denoiser(apply, (), path, loss.precond_for(source))),
+            path,
+            scale=guidance_scale,
         )
         denoise = with_condition(predict, jnp.zeros(n, jnp.int32))
         noise, keys = starting_noise(keys, (1,))
@@ -649,7 +651,7 @@ def test_reflow_from_run_to_run(tmp_path, capsys):
     assert run(sample, f"--workdir={student}", "--num_samples=4") == 0
     assert run(reflow, f"--workdir={student}", "--out=x.txt") == 2
     assert "should end in .npz" in capsys.readouterr().err
-    # Pairs of digits can't be had from digits alone.
+    # A data set of digits has no pairs.
     assert run(train, "--config=configs/digits.py:objective=reflow", "--dry_run") == 2
     assert "needs a source for each training image" in capsys.readouterr().err
 

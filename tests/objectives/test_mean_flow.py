@@ -116,7 +116,7 @@ def test_with_the_exact_flow_map_any_number_of_steps_ends_where_the_flow_does(pa
 
 @once(1)
 def said_and_expected(path, label):
-    """Of a network that says what its labels say, what is predicted, and what should be."""
+    """The prediction of a network that returns its labels, and the prediction expected of it."""
     precond = Precond(targets.Velocity(), label)
 
     def apply(params, x, noise_label, cond, *, key=None):
@@ -376,7 +376,7 @@ def test_a_wired_network_samples_by_jumps_and_by_steps(solver):
         noise, keys = sample.starting_noise(keys, (8, 8, 1))
         return sample.trace(denoise, wired.recipe.solver, wired.path, times, keys, noise).x
 
-    # A fresh network says 0: noise moves nowhere, and the last step is the same.
+    # A fresh network returns 0: noise moves nowhere, and the last step is the same.
     x = np.asarray(walked(jax.random.split(jax.random.key(1), 2)))
     np.testing.assert_allclose(x, np.broadcast_to(x[0], x.shape), atol=1e-5)
 

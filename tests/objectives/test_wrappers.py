@@ -1,4 +1,4 @@
-"""What wraps an objective: unbiased where it says so, and against loops and closed forms."""
+"""Wrappers of objectives: unbiased if they claim it, and equal to loops and closed forms."""
 
 from dataclasses import dataclass, replace
 from typing import Any
@@ -141,7 +141,7 @@ def test_adaptive_follows_the_loss_and_lowers_the_variance(plain, power):
     np.testing.assert_allclose(density, expected, rtol=0.12)
     losses = mean_losses_of_adaptive(memory, float(power))
     assert_same_mean(losses, plain)
-    # That only times drawn by the second moment have the least variance is what iDDPM says.
+    # That only times drawn by the second moment have the least variance is iDDPM's claim.
     assert losses.var() < plain.var()
 
 

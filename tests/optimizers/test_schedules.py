@@ -1,4 +1,4 @@
-"""The warm-up of the learning rate: as long as it is said to be, and without a dead step."""
+"""The warm-up of the learning rate: as long as it is set, and without a step of rate 0."""
 
 import jax.numpy as jnp
 import numpy as np

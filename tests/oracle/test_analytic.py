@@ -70,7 +70,7 @@ def in_float64(request):
 
 
 class Answers(NamedTuple):
-    """All that data say of `x` at a time, but for the flow."""
+    """All exact values at `x` and one time, except for the flow."""
 
     x0: Any
     eps: Any

@@ -1,4 +1,4 @@
-"""`verify_objective` passes right objectives, and says what is wrong with others."""
+"""`verify_objective` passes right objectives, and reports what is wrong with others."""
 
 from dataclasses import dataclass, replace
 
@@ -93,7 +93,7 @@ class Rescaled(Denoising):
 @register_dataclass
 @dataclass(frozen=True)
 class WrongLabel(Denoising):
-    """The network is told a time 5 % too early."""
+    """The network receives a time 5 % too early."""
 
     def evaluate(self, apply, params, noised, **options):
         x_t, label = self.precond.inputs(noised.c, noised.x_t)

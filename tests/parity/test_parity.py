@@ -160,7 +160,7 @@ def sa(order):
 
 
 class PNDM(diffusers.PNDMScheduler):
-    """As if the second evaluation of its first step said what the first did."""
+    """As if the second evaluation of its first step returned the same as the first."""
 
     def set_timesteps(self, n):
         super().set_timesteps(n)
@@ -379,7 +379,7 @@ def test_two_singlesteps_of_diffusers_are_one_step_of_ours():
         now = scheduler.step(torch.tensor(eps), step, now).prev_sample
         xs.append(now.numpy())
     ours = trajectory(dpm_solver.dpmpp_2s(), path, [*times[::2], 0.0], jnp.asarray(NOISE[-1]))
-    # The last but one of diffusers' calls is of first order, whatever it is asked for.
+    # The last but one of diffusers' calls is of first order, whatever order is set.
     np.testing.assert_allclose(ours[:-2], xs[:-2:2], atol=2e-5)
 
 

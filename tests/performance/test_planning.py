@@ -127,7 +127,7 @@ dim_labels=0bf_0io->0bf
 
 
 LIBRARY_CALLS = {
-    # [2, 8, 32] and [2, 32, 4], batched: as cuBLAS is asked for it.
+    # [2, 8, 32] and [2, 32, 4], batched: as cuBLAS is called.
     ("f32[2,8,4]", "f32[2,8,32]", "f32[2,32,4]"): (
         'custom_call_target="__cublas$lt$matmul", backend_config={"gemm_backend_config":'
         '{"dot_dimension_numbers":{"lhs_contracting_dimensions":["2"],'
@@ -619,7 +619,7 @@ def test_a_config_that_expects_nothing_and_has_no_data_is_refused(monkeypatch, c
 
 
 def planner(monkeypatch, capsys, *common):
-    """Runs the program with flags in common, and gives its status and what it said."""
+    """Runs the program with common flags, and returns its status and its output."""
     monkeypatch.setattr(cli, "_set_up_logging", lambda: None)
     monkeypatch.setattr(cli, "_keep_compiled_programs", lambda: None)
 

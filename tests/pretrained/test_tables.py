@@ -155,7 +155,7 @@ def whole():
         ([], {"t1": np.ones(3)}, r"x is of another network: t1 is \[3\], not \[2\]$"),
         ([], {"blocks.0.fc.weight": np.ones((2, 3))}, r"weight is \[2, 3\], not \[3, 2\]"),
         ([], {"t1": np.ones(2, np.int32)}, "t1 has the type int32$"),
-        ([], {"t2": np.zeros(2)}, "^x: t1, t2 differ, and one parameter"),
+        ([], {"t2": np.zeros(2)}, "^x: t1, t2 differ, and here one parameter"),
         ([], {"positions": np.zeros(3)}, "^x: positions has other numbers"),
     ],
 )

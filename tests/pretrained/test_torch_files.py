@@ -246,7 +246,7 @@ class TestRefusing:
             read_bytes(shared(string.ascii_lowercase))
 
     def test_a_zip_whose_entries_overlap(self):
-        """Its directory says of a small entry that it is as large as the file."""
+        """Its directory has a small entry whose stated size is that of the file."""
         data = bytearray(torch_zip(tensor(), [*STORAGE, ("1", bytes(1000))]))
         entry = data.rindex(b"PK\x01\x02", 0, data.rindex(b"PK\x01\x02"))
         data[entry + 20 : entry + 28] = (len(data) - 100).to_bytes(4, "little") * 2

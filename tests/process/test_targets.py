@@ -1,4 +1,4 @@
-"""Targets: one network output means one (x0, eps), and as many digits of it as can be had.
+"""Targets: one network output means one (x0, eps), and it is as precise as float32 allows.
 
 How much an error of the prediction, in units of the target's size, is magnified at worst (measured
 here, over the whole domain of each path as it is by default):
@@ -149,7 +149,7 @@ def test_how_ill_conditioned_each_target_is(path_name):
 
 @every_path
 def test_velocity_is_the_derivative_of_x_t(path_name):
-    """That of a and s is held against central differences in test_paths.py."""
+    """Derivatives of a and s are compared with central differences in test_paths.py."""
     c, _, by_jvp = everywhere()[path_name]
     velocity = targets.encode(targets.Velocity()(c), PAIR)
     scale = np.hypot(c.da, c.ds)

@@ -13,6 +13,7 @@ from diffjax import choices
 from diffjax.compiling import once
 from diffjax.process import times
 from diffjax.process.paths import log_snr
+from diffjax.process.precond import time_of
 from diffjax.spec import build
 from tests.support.any_path import numbered
 
@@ -243,3 +244,17 @@ def test_spread_numbers_lower_the_variance_of_a_mean_and_keep_it(name):
     # The variance of 1,000 normal means is known to 4.5 %.
     assert plain.var() == pytest.approx(independent, rel=0.2)
     assert spread.var() == pytest.approx(expected, rel=0.2)
+
+
+def test_logit_normal_is_that_of_sd3_by_default():
+    """`logit(v) ~ N(0, 1)`: one standard deviation above the median is `v = sigmoid(1)`."""
+    path = build(choices.PATHS["linear"])
+    found = times.LogitNormal().quantile(jnp.asarray(scipy.stats.norm.cdf([0.0, 1.0])), path)
+    v = (found - path.t_min) / (path.t_noise - path.t_min)
+    np.testing.assert_allclose(v, [0.5, 1 / (1 + np.exp(-1.0))], rtol=1e-5)
+
+
+def test_the_time_of_an_image_is_the_first_of_two():
+    pairs = np.array([[0.9, 0.1], [0.5, 0.2]], "f")
+    np.testing.assert_array_equal(time_of(pairs), pairs[:, 0])
+    np.testing.assert_array_equal(time_of(pairs[:, 1]), pairs[:, 1])

@@ -334,7 +334,7 @@ def test_nothing_is_lost(seed, trainer, truth, tally, workdir):
         assert status in (0, *STATUSES.get(kind, (-signal.SIGKILL,))), said
         if status == 2:
             assert re.fullmatch(ONE_LINE, said.rstrip().rpartition("\n")[2]), said
-        # Where Python itself takes a Ctrl-C, before the run or after it, it may say so.
+        # Before and after the run Python itself handles a Ctrl-C, and may print that.
         assert kind == "SIGINT" or "Traceback" not in said, said
         if damage is not None:
             row["damaged"] += hurt(rng, workdir / "checkpoints", damage)

@@ -25,16 +25,25 @@ from diffjax.runs.setup import set_up
 from diffjax.training.sharding import batch_sharding, make_mesh, part_of_batch
 from experiments import shared_flags
 from tests.processes.test_faults import left_by
-from tests.support.trainer import STEPS, Trainer
+from tests.support.trainer import CONFIG, STEPS, Trainer
 
 # Sums in another order: eight steps of Adam, whose first ones divide by a root near 0.
 RTOL, ATOL = 2e-3, 2e-5
 PAUSE = 0.5  # s; a signal at the second of eight steps comes before the last
 
 
+MEASURED = CONFIG.replace(
+    "    return config",
+    """    config.evaluators = {"loss": spec(Validation, every_steps=3, num_images=9)}
+    config.best_by = "loss/loss"
+    config.evaluation.likelihood = ("vlb",)
+    return config""",
+).replace("\ndef", "\nfrom diffjax.runs.evaluators import Validation\n\ndef")
+
+
 @pytest.fixture(scope="module")
 def trainer(tmp_path_factory):
-    return Trainer(tmp_path_factory.mktemp("outputs"))
+    return Trainer(tmp_path_factory.mktemp("outputs"), MEASURED)
 
 
 @pytest.fixture(scope="module")
@@ -138,7 +147,15 @@ def pair(trainer, tmp_path_factory):
 
 @pytest.mark.process
 def test_a_pair_evaluates_as_one_process_does(pair, alone, setup):
+    """With an evaluator, the best checkpoint by it, and bits per dimension."""
     assert_same_run(pair, alone, setup)
+    bits, best = (
+        [json.loads((at / name).read_text())[key] for at in (pair, alone)]
+        for name, key in (("likelihood.json", "vlb-none"), ("run.json", "best"))
+    )
+    assert bits[0]["bits_per_dim"] == pytest.approx(bits[1]["bits_per_dim"], rel=1e-3)
+    assert best[0]["step"] == best[1]["step"]
+    assert (pair / "best" / str(best[0]["step"])).is_dir()
 
 
 def end_by_a_kill(trainer, workdir: Path, number: int, which: int) -> None:

@@ -1,4 +1,4 @@
-"""What the page about objectives says, held against closed forms and solvers that must fail."""
+"""The page about objectives, compared with closed forms and with solvers that must fail."""
 
 import csv
 import io
@@ -138,7 +138,7 @@ def found():
 def test_a_triple_is_legal_where_both_of_its_pairs_are():
     legal = {triple[:3]: triple[3] is None for triple in found().triples()}
     assert legal == {
-        ("linear", "noise", "heun"): False,  # says nothing at t = 1
+        ("linear", "noise", "heun"): False,  # predicts nothing at t = 1
         ("linear", "clean", "heun"): True,
         ("linear", "noise", "bad<b>"): False,
         ("linear", "clean", "bad<b>"): False,

@@ -49,7 +49,7 @@ def test_what_is_no_picture_is_refused(shape):
 @pytest.mark.parametrize("num_images", [36, 64])
 @pytest.mark.parametrize("num_classes", [0, *range(1, 21), 100, 1000])
 def test_pictures_of_samples_are_nearly_square(num_images, num_classes):
-    """The rule that is asked for: near square, 36 to 64 of them, each column of one class."""
+    """The rule: nearly square, 36 to 64 of them, each column of one class."""
     fitting = min(num_classes, pictures.most_classes(num_images))
     columns = pictures.columns_by_class(num_images, fitting)
     rows = num_images // columns

@@ -288,7 +288,7 @@ def test_a_number_has_its_error_its_counts_and_what_it_alone_was_measured_with(s
     assert "kernel distance 0.00410 ± 0.00060 0.00120 1,000 1,437 –" in words
     assert "recall 0.841 0.980 500 500 359 arXiv:1904.06991 · k 5" in words
     assert "density" not in words
-    # What all share is said once.
+    # What all have in common is printed once.
     assert words.count("9f" * 32) == words.count("extractor classifier:digits") == 1
 
 

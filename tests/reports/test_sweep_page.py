@@ -529,7 +529,7 @@ def test_arms_of_unlike_seeds_are_paired_by_those_they_share(sweep):
     found = {r["arm"]: (r["verdict"], r["seeds"]) for r in rows}
     assert found["edm"] == ("leads", 3)
     assert found["flow"][1] == 2
-    # Seeds 1 and 2 of the others say more than nothing.
+    # Seeds 1 and 2 of the others are used too.
     assert found["flow"][0].startswith(("worse", "inconclusive"))
     assert found["ddpm"][0].startswith(("worse", "inconclusive"))
 

@@ -73,7 +73,7 @@ def test_a_stored_average_is_reconstructed_by_itself_alone(wanted):
 
 @pytest.mark.parametrize("length", [0.03, 0.07, 0.15, 0.25])
 def test_no_combination_of_sum_one_is_much_nearer_than_the_one_that_is_taken(length):
-    """The error is what it says, by integration; random ones around it are farther away."""
+    """The error equals that by integration; random combinations nearby have larger errors."""
     profiles, wanted = stored(), Profile(length, STEPS)
     x, error = coefficients(profiles, wanted)
     assert x.sum() == pytest.approx(1.0, abs=1e-12)

@@ -10,7 +10,7 @@ import pytest
 from jax import export
 from PIL import Image
 
-from diffjax.codecs import ScaledLatents, SpaceToDepth
+from diffjax.codecs import ScaledLatents, SpaceToDepth, Tiled
 from diffjax.data import ArraySource, DataSet, all_images, digits, latents
 from diffjax.data.pairs import Coarse, pairs, translation
 from diffjax.errors import UserError
@@ -32,7 +32,7 @@ SCALE = 0.5
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Latents of 300 digits, written as docs/data.md says."""
+    """Latents of 300 digits, written as in docs/data.md."""
     folder = tmp_path_factory.mktemp("latents")
     images, labels = all_images(digits().train)
     np.save(folder / "latents.npy", CODEC.encoder()(images[:300]))
@@ -88,6 +88,24 @@ def test_samples_are_decoded_latents(run):
     np.testing.assert_allclose(images, squares.reshape(5, 8, 8, 1), rtol=1e-5)
     (batch,) = run.model().batches(run.recipe, request)
     np.testing.assert_array_equal(batch, images)
+
+
+@pytest.mark.parametrize(
+    ("codec", "said"),
+    [
+        (Tiled(ScaledLatents(CODEC, SCALE), tile=2, overlap=0), None),
+        (ScaledLatents(CODEC, 1.0), "its codec is 1 times space_to_depth:2 .*this run's is 0.5 ti"),
+    ],
+)
+def test_a_run_is_guided_by_runs_on_latents_of_the_same_scale_alone(run, tmp_path, codec, said):
+    (tmp_path / "config.json").write_text("{}")
+    other = replace(run, setup=replace(run.setup, codec=codec))
+    guided = replace(run, others=lambda folder, weights: other)
+    if said is None:
+        assert guided.called(str(tmp_path))[0] is other
+        return
+    with pytest.raises(UserError, match=said):
+        guided.called(str(tmp_path))
 
 
 @pytest.mark.thorough

@@ -23,6 +23,7 @@ from diffjax.runs.setup import set_up
 from diffjax.sampling import solvers
 from diffjax.sampling.export import PLATFORMS, check_export_size, serialise
 from diffjax.sampling.restart import restart
+from diffjax.training.sharding import SPREAD
 from experiments import cli
 from experiments import export as program
 from tests.support.tiny_run import leave, of_noise, tiny_config
@@ -68,6 +69,13 @@ def test_a_file_draws_what_the_run_does(arguments):
         assert expected.std() > 0.1
         images = sampler.call(np.uint32(seed), labels, *sources)
         np.testing.assert_allclose(images, expected, atol=2e-5)
+
+
+def test_a_run_whose_state_is_spread_over_devices_leaves_a_file_for_one():
+    config = tiny_config("model=tiny", sharding_rules=SPREAD)
+    run = of_noise(set_up(config, SHAPE, of_classes(10)))
+    assert run.setup.mesh.size > 1
+    assert exported(run, platforms=["cpu"]).nr_devices == 1
 
 
 def test_noise_in_place_of_a_seed():

@@ -132,7 +132,7 @@ def test_a_restart_is_the_schedules_alone(copy):
 
 @pytest.mark.parametrize("stop_after", [0, pytest.param(3, marks=pytest.mark.thorough)])
 def test_a_restart_that_is_interrupted_goes_on_as_it_began(copy, tmp_path, monkeypatch, stop_after):
-    """Also before the first checkpoint after it, with the count of before."""
+    """Also if it is killed before its next checkpoint, with the same count of updates."""
     straight = shutil.copytree(copy, tmp_path / "straight")
     loop.train(longer(), straight, extend="restart")
 

@@ -16,7 +16,7 @@ from diffjax.models.dit.network import DiT
 from diffjax.models.dit.published import FAMILY as DIT
 from diffjax.pretrained.files import read_state_dict, write_safetensors
 from diffjax.runs.checkpoints import Checkpoints
-from diffjax.runs.initial import by_path, find, weights_sha256
+from diffjax.runs.initial import by_path, find_initial_weights, weights_sha256
 from diffjax.runs.setup import set_up
 from diffjax.spec import spec
 from diffjax.training.state import LIVE
@@ -94,7 +94,7 @@ def test_the_page_says_what_a_run_began_with(copy_of_run):
 
 
 def test_a_folder_alone_means_the_weights_that_it_is_evaluated_with(trained_run, like):
-    params, source = find(str(trained_run), like)()
+    params, source = find_initial_weights(str(trained_run), like)()
     assert source["weights"] == "ema-0.99"
     jax.tree.map(np.testing.assert_array_equal, params, loaded(trained_run).weights())
 
@@ -106,11 +106,11 @@ def test_a_file_with_the_networks_own_names_and_shapes(trained_run, tmp_path, li
         name.replace("/", joined): np.asarray(leaf) for name, leaf in by_path(weights).items()
     }
     path = safetensors(tmp_path / "published.safetensors", arrays)
-    params, source = find(str(path), like)()
+    params, source = find_initial_weights(str(path), like)()
     jax.tree.map(np.testing.assert_array_equal, params, weights)
     assert source == {"file": str(path), "sha256": weights_sha256(weights)}
     # Equal weights are equal wherever they come from.
-    assert find(f"{trained_run}:live", like)()[1]["sha256"] == source["sha256"]
+    assert find_initial_weights(f"{trained_run}:live", like)()[1]["sha256"] == source["sha256"]
 
 
 @pytest.mark.parametrize("scan", [False, True])
@@ -129,14 +129,14 @@ def test_a_file_with_the_names_of_the_authors(tmp_path, scan):
     path = tmp_path / "published.safetensors"
     write_safetensors(path, DIT.to_theirs(params, setup.denoiser))
     assert "blocks.1.attn.qkv.weight" in read_state_dict(path)
-    found, source = find(str(path), like, denoiser=setup.denoiser)()
+    found, source = find_initial_weights(str(path), like, denoiser=setup.denoiser)()
     jax.tree.map(np.testing.assert_array_equal, found, params)
     assert source == {"file": str(path), "sha256": weights_sha256(params)}
     setup, like = set_up_dit(24)
     with pytest.raises(
         UserError, match=r"^config.init_from=.* is of another network: pos_embed is"
     ):
-        find(str(path), like, denoiser=setup.denoiser)
+        find_initial_weights(str(path), like, denoiser=setup.denoiser)
 
 
 @pytest.mark.parametrize(
@@ -166,6 +166,17 @@ def test_weights_of_another_network_are_refused_before_anything_is_written(
     assert files_of(tmp_path) == before
 
 
+def test_weights_of_whole_numbers_are_refused(trained_run, tmp_path, like):
+    weights = {
+        name: np.asarray(x) for name, x in by_path(loaded(trained_run).weights(LIVE)).items()
+    }
+    weights["conv_in/bias"] = weights["conv_in/bias"].astype(np.int8)
+    path = tmp_path / "quantised.safetensors"
+    write_safetensors(path, weights)
+    with pytest.raises(UserError, match="conv_in/bias has the type int8, and weights are floats"):
+        find_initial_weights(str(path), like)
+
+
 def test_a_run_of_another_network_is_refused_by_the_first_parameter_that_differs(
     trained_run, tmp_path
 ):
@@ -188,7 +199,7 @@ def test_a_run_of_another_network_is_refused_by_the_first_parameter_that_differs
 )
 def test_weights_that_there_are_not_are_refused(trained_run, like, named, says):
     with pytest.raises(UserError, match=says):
-        find(named.format(run=trained_run), like)
+        find_initial_weights(named.format(run=trained_run), like)
 
 
 def test_weights_are_read_into_the_shardings_of_a_mesh(trained_run, tmp_path):
@@ -203,7 +214,7 @@ def test_weights_are_read_into_the_shardings_of_a_mesh(trained_run, tmp_path):
     like = setup.abstract.weights(LIVE)
     digests = set()
     for named in (f"{trained_run}:live", str(path)):
-        params, source = find(named, like)()
+        params, source = find_initial_weights(named, like)()
         digests.add(source["sha256"])
         state = setup.begin(params)
         assert jax.tree.map(lambda leaf: leaf.sharding, state) == setup.shardings

@@ -73,7 +73,7 @@ def test_the_command_that_made_it_goes_on_today(folder, tmp_path, caplog, monkey
 
 
 def as_commanded(command: str):
-    """The config that a command gives today."""
+    """The config of a command in this version."""
     flags = [word.split("=", 1) for word in shlex.split(command) if word.startswith("--")]
     overrides = {name[2:]: text for name, text in flags if name.startswith("--config.")}
     return resolved(Cell("", {}, dict(flags)["--config"], overrides, arm=""))

@@ -29,7 +29,7 @@ def run():
 
 
 def handed(run, *labels, **how):
-    """The recipe, request and batch size that `sample` hands to the model."""
+    """The recipe, request and batch size that `sample` passes to the model."""
     calls = []
 
     def drawn(recipe, request, batch_size):
@@ -86,7 +86,7 @@ def test_every_row_of_the_tables_is_a_name(run, table):
         ({"against": "lable:3"}, "no against is called 'lable'; did you mean 'label'"),
         ({"weights": "life"}, "no weights 'life'; did you mean 'live'"),
         ({"grid": "found"}, "no grid has been found yet"),
-        ({"grid": "found", "solver": solvers.heun()}, "give that name"),
+        ({"grid": "found", "solver": solvers.heun()}, "use that name"),
         ({"num_steps": 2.5}, "num_steps=2.5: it is a whole number from 1"),
         ({"num_steps": 0}, "num_steps=0: it is a whole number from 1"),
         ({"batch_size": 0}, "batch_size=0: it is a whole number from 1"),
@@ -99,7 +99,7 @@ def test_every_row_of_the_tables_is_a_name(run, table):
         ({"condition": [10]}, "no label is called 10"),
         ({"condition": [0.5]}, r"no label is called 0\.5"),
         ({"condition": ["12"]}, "no label is called '12'"),
-        ({"condition": "3"}, r"condition='3' is one text: for one sample give \['3'\]"),
+        ({"condition": "3"}, r"condition='3' is one text: for one sample pass \['3'\]"),
     ],
 )
 def test_what_is_none_is_refused_in_one_line(run, how, said):
@@ -117,7 +117,7 @@ def test_one_rule_for_labels():
     with pytest.raises(UserError, match="no label is called 'cta'; did you mean 'cat'"):
         labels_called(["cta"], 2, ("dog", "cat"))
     assert labels_called([0], 0).tolist() == [0]
-    with pytest.raises(UserError, match="this run has no classes: give the number of samples"):
+    with pytest.raises(UserError, match="this run has no classes: pass the number of samples"):
         labels_called([1], 0)
 
 
@@ -153,7 +153,7 @@ def test_completion_knows_what_there_is():
 
 
 def test_what_is_shown_is_one_short_line(run):
-    """Each said a quarter of a million characters."""
+    """Each would print a quarter of a million characters."""
     data, mixed = digits(), colours()
     for shown in (run, data, data.train, data.test, mixed, mixed.train, run.arrays):
         assert len(repr(shown)) < 250

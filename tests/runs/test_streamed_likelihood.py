@@ -82,7 +82,7 @@ def test_a_measurement_reads_no_more_than_a_batch(run, monkeypatch):
 
     monkeypatch.setattr(likelihoods, "measurer", measurer)
     found = likelihoods.measure_likelihood(run, data, "ode", batch_size=12, num_images=38)
-    # A mesh of eight devices takes 16 at once; the larger steps are tried on the 12 asked for.
+    # A mesh of eight devices takes 16 at once; the larger steps are tried on the 12 requested.
     assert calls == [[16, 16, 6], [12]]
     assert max(Counted.read) == 16
     assert found["num_images"] == 38

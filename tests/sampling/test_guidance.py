@@ -18,8 +18,8 @@ from diffjax.sampling import solvers
 from diffjax.sampling.guidance import (
     ClassifierFree,
     Clipped,
+    GuidanceModels,
     Limited,
-    Models,
     OtherCondition,
     OtherWeights,
     PlusPlus,
@@ -73,7 +73,7 @@ def test_guided_scores_are_those_of_the_sharpened_density():
 
     @jax.jit
     def eps(scale):
-        guided = guide(Models(predict, Classes(9)), path, scale=scale)
+        guided = guide(GuidanceModels(predict, Classes(9)), path, scale=scale)
         return guided(x, jnp.full(len(x), t), jnp.zeros(len(x), jnp.int32)).eps
 
     a, s = np.cos(0.5 * np.pi * t), np.sin(0.5 * np.pi * t)
@@ -155,7 +155,7 @@ def test_no_scale_costs_one_evaluation(scale, rows):
         return Pair(x, 5.0 * x)
 
     x = np.full((3, 2), 7.0, np.float32)
-    guided = jax.jit(guide(Models(predict, Classes(1)), PATH, Clipped(), scale))
+    guided = jax.jit(guide(GuidanceModels(predict, Classes(1)), PATH, Clipped(), scale))
     pair = guided(x, TIMES, np.zeros(3, np.int32))
     assert seen == [rows]
     np.testing.assert_array_equal(pair.x0, np.ones((3, 2)))
@@ -185,7 +185,7 @@ def test_cfg_plus_plus_is_cfg_whose_scale_follows_the_step(path, share):
 
     @partial(jax.jit, static_argnums=0)
     def step(rule, scale):
-        guided = guide(Models(predict, Classes(9)), path, rule, scale)
+        guided = guide(GuidanceModels(predict, Classes(9)), path, rule, scale)
         labels = jnp.zeros(len(x), jnp.int32)
 
         def denoise(x, t):
@@ -210,9 +210,13 @@ def test_a_weaker_model_and_another_label_are_where_off_comes_from():
 
     expected = ClassifierFree()(x, c, on, off, 3.0)
     against = OtherWeights("ema-0.9")
-    guided = guide(Models(predict, weaker=lambda *given: off), PATH, scale=3.0, against=against)
+    guided = guide(
+        GuidanceModels(predict, weaker=lambda *given: off), PATH, scale=3.0, against=against
+    )
     assert_pairs(guided(x, TIMES, labels), expected)
-    guided = guide(Models(predict, Classes(9)), PATH, scale=3.0, against=OtherCondition("7"))
+    guided = guide(
+        GuidanceModels(predict, Classes(9)), PATH, scale=3.0, against=OtherCondition("7")
+    )
     assert_pairs(guided(x, TIMES, labels), expected)
     assert seen == [[0, 1, 2], [0, 1, 2, 7, 7, 7]]
 
@@ -296,8 +300,8 @@ def test_a_run_is_guided_against_whatever_is_named(tmp_path, capsys):
     learned, _ = images("--solver=ddpm_learned")
     assert np.abs(learned - plain).max() > 1e-3
     for wrong, message in {
-        "--against=label:10": "there is no label 10: this model has 10",
-        "--against=label:x": "takes a number after the colon",
+        "--against=label:10": "no label is called '10'",
+        "--against=label:x": "no label is called 'x'",
         "--against=null:3": "takes nothing after a colon",
         "--against=weights:ema-0.5": "neither of this run's (live, ema-0.99, ema-0.999) nor",
         f"--against=weights:{tmp_path / 'flow'}": "its path is Linear",

@@ -1,4 +1,4 @@
-"""A recipe in Python is checked as one on a command line, and told what there is everywhere."""
+"""A recipe in Python is checked like one on a command line, with the same hints."""
 
 import math
 from dataclasses import replace

@@ -16,7 +16,7 @@ from diffjax.process.paths import Pair
 from diffjax.process.precond import Meaning, Precond, TimeLabel, denoiser
 from diffjax.process.targets import Clean
 from diffjax.sampling import grids, solvers
-from diffjax.sampling.guidance import Models, guide
+from diffjax.sampling.guidance import GuidanceModels, guide
 from diffjax.sampling.sample import (
     Recipe,
     count_padded,
@@ -162,7 +162,7 @@ def assert_exact(solver, path_name, start, end):
 
 
 def assert_keys_and_ends(name, run, keys, names):
-    """Of samples in five steps; gives these and their beginnings."""
+    """Samples in five steps; returns these and their initial noise."""
     solver, path = SOLVERS[name], PATHS[names[0]]
     times = even_times(solver, path, 5)
     start, end, made = run(names[0], times)
@@ -272,7 +272,7 @@ def test_on_every_path_samples_keep_their_keys_and_end_without_noise():
 
 
 def guided_calls(name, scale, walk):
-    """Rows that a guided model is asked about, of one sample, and what the walk gives."""
+    """The number of rows on which a guided model is evaluated for one sample, and the samples."""
     path, rows_seen = paths.Linear(), []
 
     def predict(x, t, cond):
@@ -286,7 +286,9 @@ def guided_calls(name, scale, walk):
     @jax.jit
     def run(keys, labels):
         guided = guide(
-            Models(predict, Classes(1)), path, scale=None if scale == 1.0 else jnp.float32(scale)
+            GuidanceModels(predict, Classes(1)),
+            path,
+            scale=None if scale == 1.0 else jnp.float32(scale),
         )
         noise, keys = starting_noise(keys, (2,))
         x = path.sigma(times[0]) * noise
@@ -477,7 +479,7 @@ def test_another_guidance_scale_does_not_recompile():
     def run(keys, scale):
         traced.append(1)
         labels = jnp.zeros(len(keys), jnp.int32)
-        predict = guide(Models(predicting(path)), path, scale=scale)
+        predict = guide(GuidanceModels(predicting(path)), path, scale=scale)
         return draw(with_condition(predict, labels), solvers.euler(), path, times, keys, (2,))
 
     keys = jax.random.split(jax.random.key(0), 2)

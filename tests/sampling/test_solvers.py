@@ -403,7 +403,7 @@ def test_steps_that_agree_and_steps_that_do_not():
 
 @pytest.mark.parametrize("order", [2, 4])
 def test_the_weights_of_plms_are_the_published_ones(order):
-    """Where one evaluation says 1 and the others 0, a step shows its weight."""
+    """If one evaluation returns 1 and the others 0, a step shows its weight."""
     path, times = PATHS["linear"], np.linspace(0.9, 0.4, 6)
     solver, zero = adams.plms(order), jnp.zeros((1, 1))
     span = times[5] - times[4] * (1.0 - times[5]) / (1.0 - times[4])  # s' - s·a'/a
@@ -425,3 +425,34 @@ def test_the_weights_of_plms_are_the_published_ones(order):
     ]
     published = {2: [1.5, -0.5], 4: np.array([55.0, -59.0, 37.0, -9.0]) / 24.0}
     np.testing.assert_allclose(weights, published[order], rtol=1e-4)
+
+
+@pytest.mark.parametrize("order", [1, 2, 3])
+def test_noise_of_any_eta_keeps_the_level_of_noise(order):
+    """Data are one point, 0: `x ~ N(0, s²)` at each time, so a step is `c·x + d·z` with
+    `c²·s² + d² = s'²`.
+    """
+    solver = solvers.ddim(0.4) if order == 1 else dpm_solver.dpmpp_multistep(order, 0.4)
+    path = build(choices.PATHS["cosine"])
+    keys = jax.random.split(jax.random.key(0), 1)
+    interval = Interval(path, jnp.array(0.7), jnp.array(0.4), keys)
+
+    def denoise(x, t):
+        return Pair(jnp.zeros_like(x), x / interval.begin.s)
+
+    def step(x):
+        return solver.step(denoise, interval, solver.init(x), x)[0].ravel()
+
+    x = jnp.ones((1, 2, 2, 1))
+    z = solvers.normal(keys, x.shape[1:]).ravel()
+    c, d = (step(x) - step(-x)) / 2, (step(x) + step(-x)) / 2 / z
+    level = (c * interval.begin.s) ** 2 + d**2
+    np.testing.assert_allclose(level, interval.end.s**2, rtol=1e-5)
+    assert np.all(np.abs(d) > 0.01)
+
+
+def test_the_forward_rate_is_that_of_ddpm():
+    """On a path with `a² + s² = 1`, the forward SDE is `dx = -½·β·x·dt + √β·dw`: `ȧ = -½·β·a`."""
+    path = build(choices.PATHS["cosine"])
+    c = Interval(path, jnp.array(0.3), jnp.array(0.2), jnp.zeros(0)).coeffs
+    np.testing.assert_allclose(sde.ForwardRate(0.5)(c), 0.5 * -2.0 * c.da / c.a, rtol=1e-5)

@@ -16,7 +16,7 @@ from diffjax.conditions import Classes
 from diffjax.lookup import against_called, guidance_called, solver_called
 from diffjax.oracle import analytic
 from diffjax.process.paths import Linear, Pair, coeffs
-from diffjax.sampling.guidance import Models, guide
+from diffjax.sampling.guidance import GuidanceModels, guide
 from diffjax.sampling.sample import Recipe, draw, with_condition
 from diffjax.spec import build
 
@@ -38,7 +38,7 @@ def predict(path, x, t, cond):
 def trace(path="linear", solver="heun", grid="uniform", rule="cfg", against="null"):
     path = build(choices.PATHS[path])
     model = partial(predict, path)
-    models = Models(model, Classes(10), model, lambda layers: model)
+    models = GuidanceModels(model, Classes(10), model, lambda layers: model)
     guided = guide(models, path, build(guidance_called(rule)), 2.0, build(against_called(against)))
     recipe = Recipe(solver_called(solver), build(choices.GRIDS[grid]), 4)
 

@@ -1,4 +1,4 @@
-"""The gradient noise scale, held against linear regression on Gaussian data."""
+"""The gradient noise scale, compared with linear regression on Gaussian data."""
 
 import jax
 import jax.numpy as jnp
@@ -69,7 +69,7 @@ def test_two_batches_are_refused():
 
 
 def test_each_bin_has_the_scale_of_its_own_examples():
-    """The mean gradient is δ times e^(λ/2); x and the noise do not hang on λ, so B falls with λ."""
+    """The mean gradient is δ times e^(λ/2); x and the noise don't depend on λ, so B falls."""
 
     def loss_of(params, key):
         level_key, x_key, noise_key = jax.random.split(key, 3)

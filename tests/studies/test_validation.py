@@ -1,4 +1,4 @@
-"""The common currency, held against closed forms for Gaussian data."""
+"""The validation loss, compared with closed forms for Gaussian data."""
 
 import json
 from dataclasses import dataclass

@@ -422,7 +422,7 @@ def saved(rng: Random, where: Path) -> None:
 
 @dataclass(frozen=True)
 class Program:
-    """An executable, and the flags without which it says no more than that they are missing."""
+    """An executable, and the flags that it requires."""
 
     module: Any
     needs: Callable[[Path], dict[str, str]]
@@ -553,7 +553,7 @@ def attempt(name: str) -> Failure | None:
         except WorkBegins:
             return None
         except UserError as error:
-            # An empty line says nothing.
+            # An empty line reports nothing.
             return None if str(error).strip() else Failure(name, "empty", traceback.format_exc())
         except Exception as error:
             frames = traceback.extract_tb(error.__traceback__)

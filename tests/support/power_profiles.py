@@ -1,4 +1,4 @@
-"""The weights that a power-function average gives to each step, in double precision."""
+"""The weights of all steps in a power-function average, in double precision."""
 
 import numpy as np
 

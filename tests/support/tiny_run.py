@@ -33,7 +33,7 @@ from diffjax.training.nonfinite import NonFinite
 from tests.support.tiny_network import Tiny
 
 COMMAND = "the command"
-"""What `trained_run` says it was made by."""
+"""The command in the record of `trained_run`."""
 
 MODELS = {
     "dit": spec(DiT, patch_size=4, hidden_size=16, depth=1, num_heads=2, dropout=0.1),
@@ -50,7 +50,7 @@ MODELS = {
 
 
 def tiny_config(arguments: str = "", /, **changes: Any) -> ConfigDict:
-    """Six steps on the digits, with an evaluation of twenty images; a DiT unless told otherwise."""
+    """Six steps on the digits, with an evaluation of twenty images; a DiT by default."""
     config = ConfigDict(
         {
             "name": "tiny",

@@ -62,7 +62,7 @@ for line in sys.stdin:
         pid = os.fork()
         if pid == 0:
             status = 70
-            # XLA looks at these when its devices are first asked for.
+            # XLA reads these at the first use of its devices.
             devices = f"--xla_force_host_platform_device_count={order['devices']}"
             os.environ["XLA_FLAGS"] = f"{xla_flags} {devices}"
             try:
@@ -140,7 +140,7 @@ class Trainer:
         self.xla_flags = xla_flags
 
     def run(self, workdir: Path, disturb=lambda pid: None, pause: float = 0) -> tuple[int, str]:
-        """The exit status (minus the signal that ended it) and what was said.
+        """The exit status (minus the signal that ended it) and the output.
 
         A run that should be stopped by a signal pauses for so many seconds after each step: its
         steps are over within milliseconds, and of several processes JAX looks for SIGTERM once a
@@ -194,7 +194,7 @@ class Trainer:
             disturb(json.loads(server.stdout.readline()))
             statuses = json.loads(server.stdout.readline())
         except BaseException:
-            server_of.cache_clear()  # What this one still says is no answer to another order.
+            server_of.cache_clear()  # Further output of this one is no answer to another command.
             raise
         said = (path.read_text() if path.exists() else "" for path in outputs)
         return list(zip(statuses, said, strict=True))

@@ -51,7 +51,7 @@ def engine_of(name):
     return ENGINES[name]
 
 
-# Writes a file of its own, says that it was asked to stop, and ends by itself unless it is to wait.
+# Writes a file of its own, reports the signal to stop, and ends by itself unless it is to wait.
 COPY = """
 import json, os, signal, sys, time
 def stop(number, frame):

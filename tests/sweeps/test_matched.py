@@ -73,7 +73,7 @@ def test_arms_of_one_seed_see_the_same_images_in_the_same_order(setups):
 
 
 def noise_of(setup, batch, key):
-    """What the objective mixes into the images, from what it asks a network that says nothing."""
+    """The noise that the objective adds to images, from the inputs of a network that returns 0."""
     objective, batch = setup.wired.objective, conditioned_batch(batch, setup.wired.condition)
 
     @jax.jit

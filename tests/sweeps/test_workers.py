@@ -22,7 +22,7 @@ from diffjax.errors import UserError
 from diffjax.host.files import write_json
 from diffjax.host.run_files import read_json, read_metrics
 from diffjax.spec import to_json
-from diffjax.sweeps.cells import finished, resolved
+from diffjax.sweeps.cells import is_finished, resolved
 from diffjax.sweeps.live import Live, progress_table, read_plan, rows
 from diffjax.sweeps.sweep import Sweep
 from diffjax.sweeps.worker import busy, listed, taken, units, work
@@ -52,7 +52,7 @@ def worked(folder, run, todo=UNITS, since=None, **options):
 
 
 def failing(*names, ran=None):
-    """A runner for which these cells fail, and which notes what it was asked for."""
+    """A runner for which these cells fail, and which records its calls."""
 
     def run(unit, locks, should_stop, folder):
         if ran is not None:
@@ -122,7 +122,7 @@ def test_of_a_unit_of_several_cells_only_those_fail_that_did(tmp_path):
     together = tuple(CELLS[:3])
     worked(tmp_path, on(tmp_path, failing(CELLS[1].name)), [together])
     assert [status(tmp_path, cell)["state"] for cell in together] == ["done", "failed", "done"]
-    # What is done of it is not asked for again.
+    # Its finished cells are not trained again.
     ran = []
     worked(tmp_path, on(tmp_path, failing(ran=ran)), [together])
     assert ran == [CELLS[1].name]
@@ -396,13 +396,13 @@ def test_a_cell_of_another_config_is_not_finished(file, tmp_path):
     (workdir / "evaluation.json").write_text('{"step": 60}')
     (workdir / "report.html").write_text("")
     write_json(workdir / STATUS, {"state": "done"})
-    assert not finished(cell, workdir)
+    assert not is_finished(cell, workdir)
     (workdir / "probes.json").write_text('{"step": 30}')
-    assert not finished(cell, workdir), "the run was made longer since"
+    assert not is_finished(cell, workdir), "the run was made longer since"
     (workdir / "probes.json").write_text('{"step": 60}')
-    assert finished(cell, workdir)
+    assert is_finished(cell, workdir)
     file.write_text(file.read_text().replace('"config.batch_size": 16', '"config.batch_size": 17'))
-    assert not finished(cells_of(file)[0], workdir)
+    assert not is_finished(cells_of(file)[0], workdir)
 
 
 @pytest.mark.parametrize(
@@ -483,7 +483,7 @@ def test_a_sweep_whose_workers_are_killed_ends_as_one_that_was_left_alone(file, 
     # Sums of features round by the number of cores, of which a worker has its share.
     assert here[1] == pytest.approx(alone[1], rel=1e-6)
     for cell in cells:
-        # Each run says how to make it without the sweep.
+        # Each run has the command that makes it without the sweep.
         run, seen = json.loads((folder / cell.name / "run.json").read_text()), []
         argv = shlex.split(run["command"])
         assert argv[:3] == ["python", "-m", "experiments.train"]

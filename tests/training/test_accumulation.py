@@ -235,7 +235,7 @@ def test_each_part_has_dropout_of_its_own():
 @register_dataclass
 @dataclass(frozen=True)
 class Rolled(Denoising):
-    """Somebody's objective that looks at the next example's output, and does not say so."""
+    """Somebody's objective that looks at the next example's output, without declaring it."""
 
     def loss(self, noised, output):
         return super().loss(noised, output) + jnp.mean(jnp.roll(output, 1, axis=0), (1, 2, 3)) ** 2

@@ -368,7 +368,7 @@ def test_no_flipped_bit_goes_unnoticed(setup, trained_run, tmp_path):
 @pytest.mark.parametrize("damage", ["cut", "gone"])
 def test_a_damaged_config_is_mended_from_a_checkpoint(copy_of_run, damage, caplog):
     before = (copy_of_run / "config.json").read_text()
-    damage_what_is_beside(copy_of_run / "checkpoints" / "6")  # It has no say.
+    damage_what_is_beside(copy_of_run / "checkpoints" / "6")  # It is not read.
     if damage == "cut":
         (copy_of_run / "config.json").write_text(before[:100])
     else:
@@ -650,7 +650,7 @@ def test_a_state_that_is_not_finite_is_not_saved(tmp_path, rollbacks, monkeypatc
         ("", {"batch_size": 12}, "8 or 16 would"),
         ("", {"mesh.fsdp": 3}, "does not fit 8 device"),
         ("", {"condition_dropout": 0.0}, "guidance_scale=2 needs a null condition"),
-        ("", {"weights": "ema-0.5"}, "none of the run's"),
+        ("", {"weights": "ema-0.5"}, "are not kept by the run"),
         ("", {"log_every_steps": 0}, "log_every_steps=0 must be at least 1"),
         ("", {"evaluation.num_steps": (2, 0)}, r"num_steps\[1\]=0 must be at least 1"),
         ("", {"evaluation.num_samples": 2}, "at least 3"),
@@ -672,7 +672,7 @@ def test_every_choice_of_every_axis_wires(axis):
     """Each choice once, on the flow objective with a target that every path allows."""
     table = {**choices.AXES, "wrappers": choices.WRAPPERS}[axis]
     for name in table:
-        network = "dit" if axis in ("loss", "wrappers") else "tiny"  # asked for more than a noise
+        network = "dit" if axis in ("loss", "wrappers") else "tiny"  # which needs more than a noise
         given = {"model": network, "path": "cosine", "target": "f", axis: name}
         if name == "mean_flow":  # a mean velocity, of which no other target is known
             given["target"] = "velocity"

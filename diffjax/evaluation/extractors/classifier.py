@@ -66,7 +66,7 @@ class Classifier(nn.Module):
 
 
 @dataclass(frozen=True)
-class Trained:
+class TrainedClassifier:
     """A trained classifier, read from a file.
 
     Attributes:
@@ -96,7 +96,7 @@ class Trained:
         return float(self.metadata["test_accuracy"])
 
 
-def load(name: str) -> Trained:
+def load(name: str) -> TrainedClassifier:
     """Reads a shipped classifier by name, or one of your own by the path of its `.npz`.
 
     The sha256 of a shipped file is verified. A file of your own is not, but its sha256 is part of
@@ -123,8 +123,8 @@ def load(name: str) -> Trained:
     return decode(name, file.read_bytes(), expected_sha256=SHIPPED[name])
 
 
-def decode(name: str, data: bytes, expected_sha256: str | None = None) -> Trained:
-    """Decodes a classifier from the bytes of an `.npz` that `encode` wrote.
+def decode(name: str, data: bytes, expected_sha256: str | None = None) -> TrainedClassifier:
+    """Decodes a classifier from the bytes of an `.npz` that `classifier_to_npz` wrote.
 
     Args:
         name: for messages and provenance.
@@ -157,10 +157,10 @@ def decode(name: str, data: bytes, expected_sha256: str | None = None) -> Traine
     params = traverse_util.unflatten_dict(
         {key: np.asarray(value, np.float32) for key, value in arrays.items()}, sep="/"
     )
-    return Trained(name, sha256, network, params, metadata)
+    return TrainedClassifier(name, sha256, network, params, metadata)
 
 
-def encode(network: Classifier, params: Any, metadata: Mapping[str, Any]) -> bytes:
+def classifier_to_npz(network: Classifier, params: Any, metadata: Mapping[str, Any]) -> bytes:
     """Encodes a classifier as the bytes of an `.npz`: float16 parameters and metadata as JSON.
 
     Equal arguments yield equal bytes, so the hash identifies the weights.
@@ -168,7 +168,7 @@ def encode(network: Classifier, params: Any, metadata: Mapping[str, Any]) -> byt
     Args:
         network: the module; its settings become part of the metadata.
         params: its parameters.
-        metadata: plain JSON values; see `Trained.metadata`.
+        metadata: plain JSON values; see `TrainedClassifier.metadata`.
     """
     settings = {
         "num_classes": network.num_classes,

@@ -171,7 +171,8 @@ class DiT(nn.Module):
     `depth` blocks that are modulated by noise label and class, and become patches again. Gates and
     output are initially zero, so an untrained network returns exactly 0. The tokens after a quarter
     of the blocks are sown (`HIDDEN`). Stacked blocks (`scan`) compute the same function and compile
-    in the time of one block; `stacked` and `unstacked` convert parameters between the two layouts.
+    in the time of one block; `stack_blocks` and `unstack_blocks` convert parameters between the two
+    layouts.
 
     Call with `x [B,H,W,C]`, `noise_label [B]` (floats, of the order 0 … 1000; `[B, 2]` for two
     labels, see `Conditioning`), a condition, and `train=True` with `rngs={"dropout": key}` if there
@@ -376,12 +377,12 @@ class DiT(nn.Module):
             )
 
 
-def stacked(params: dict[str, Any]) -> dict[str, Any]:
+def stack_blocks(params: dict[str, Any]) -> dict[str, Any]:
     """Converts the parameters of a `DiT` to those of the same network with `scan=True`.
 
     Example:
         >>> import jax.numpy as jnp
-        >>> stacked({"block_0": {"w": jnp.zeros(2)}, "block_1": {"w": jnp.ones(2)}, "end": 1})
+        >>> stack_blocks({"block_0": {"w": jnp.zeros(2)}, "block_1": {"w": jnp.ones(2)}, "end": 1})
         {'end': 1, 'blocks': {'w': Array([[0., 0.], [1., 1.]], dtype=float32)}}
     """
     names = [f"block_{i}" for i in range(sum(name.startswith("block_") for name in params))]
@@ -389,12 +390,12 @@ def stacked(params: dict[str, Any]) -> dict[str, Any]:
     return {**{k: v for k, v in params.items() if k not in names}, STACKED: blocks}
 
 
-def unstacked(params: dict[str, Any]) -> dict[str, Any]:
-    """Converts the parameters of a `DiT` with `scan=True` to those without: inverts `stacked`.
+def unstack_blocks(params: dict[str, Any]) -> dict[str, Any]:
+    """Converts the parameters of a `DiT` with `scan=True` to those without: inverts `stack_blocks`.
 
     Example:
         >>> import jax.numpy as jnp
-        >>> list(unstacked({"blocks": {"w": jnp.zeros((2, 3))}}))
+        >>> list(unstack_blocks({"blocks": {"w": jnp.zeros((2, 3))}}))
         ['block_0', 'block_1']
     """
     depth = jax.tree.leaves(params[STACKED])[0].shape[0]

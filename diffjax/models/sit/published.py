@@ -1,9 +1,9 @@
 """The layout of the authors' files (willisma/SiT): that of DiT.
 
-Nothing in a file tells SiT from DiT. Time is 0 for noise and 1 for data, and is embedded without a
-scale; the network predicts the velocity `data - noise`. So with the path `Linear`, where time is 1
-for noise and the velocity is `noise - data`, the noise label is `1 - t` and the prediction has the
-other sign.
+A file does not show whether it is of SiT or of DiT. Time is 0 for noise and 1 for data, and is
+embedded without a scale; the network predicts the velocity `data - noise`. So with the path
+`Linear`, where time is 1 for noise and the velocity is `noise - data`, the noise label is `1 - t`
+and the prediction has the other sign.
 """
 
 from dataclasses import replace

@@ -46,7 +46,7 @@ class TAESDEncoder(nn.Module):
     """`[B, H, W, 3]` in [0, 1] -> `[B, H/8, W/8, latent_channels]`, of about [-3, 3].
 
     Attributes:
-        latent_channels: 4, 16 or 32, as the autoencoder that it stands for.
+        latent_channels: 4, 16 or 32, as the autoencoder that it approximates.
         pooled: whether the blocks of the coarsest level normalise over all positions.
     """
 
