@@ -81,6 +81,10 @@ def read_torch(path: str, part: str = "") -> dict[str, Tensor]:
     try:
         with open(path, "rb") as file:
             start, size = file.read(4), os.fstat(file.fileno()).st_size
+        if start != _ZIP and start[:1] != pickle.PROTO:
+            raise pickle.UnpicklingError("it is neither a file of safetensors nor of torch.save")
+        if start == _ZIP and not zipfile.is_zipfile(path):
+            raise zipfile.BadZipFile("its end is missing: copy or download it again")
         tree, buffer = (_read_zip if start == _ZIP else _read_old)(path, size)
         if not isinstance(tree, dict):
             raise pickle.UnpicklingError(

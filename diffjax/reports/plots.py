@@ -105,8 +105,10 @@ def plot_loss_by_log_snr(records: Sequence[Mapping[str, Any]]) -> str:
             finite = np.isfinite(losses)
             color = to_hex(_NOISY_TO_CLEAN(index / max(len(edges) - 1, 1)))
             upper = edges[index + 1] if index + 1 < len(edges) else "∞"
-            axes.plot(
-                *_thin(steps[finite], _smooth(losses[finite])),
+            _line(
+                axes,
+                steps[finite],
+                _smooth(losses[finite]),
                 color=color,
                 label=f"{edges[index]} … {upper}".replace("-inf", "−∞").replace("-", "−"),
             )
@@ -286,7 +288,12 @@ def _raw_and_smooth(
 ) -> None:
     axes.plot(*_thin(steps, values), color=color, alpha=0.3, linewidth=0.8, label=label)
     finite = np.isfinite(values)
-    axes.plot(*_thin(steps[finite], _smooth(values[finite])), color=color, label="smoothed")
+    _line(axes, steps[finite], _smooth(values[finite]), color=color, label="smoothed")
+
+
+def _line(axes: Axes, steps: np.ndarray, values: np.ndarray, **style: Any) -> None:
+    # A line through one point is invisible.
+    axes.plot(*_thin(steps, values), marker="o" if len(steps) == 1 else "", **style)
 
 
 def _smooth(values: np.ndarray) -> np.ndarray:

@@ -193,6 +193,7 @@ def _settings(
     """Rows of the two tables of settings (parts, sizes): kind, name, hyper-parameters."""
     parts = (
         ("Data", config.get("data")),
+        ("Codec", _find(config, "codec")),
         ("Objective", config.get("objective")),
         ("Path", config.get("path")),
         ("Target", _find(config, "target")),
@@ -200,6 +201,7 @@ def _settings(
         ("Times", _find(config, "times")),
         ("Network", config.get("model")),
         ("Optimizer", config.get("optimizer")),
+        ("Schedule", _find(config, "schedule")),
     )
     rows = [(what, *_describe(part)) for what, part in parts if part is not None]
     trained = f"{records[-1]['step']:,} of " if records else ""

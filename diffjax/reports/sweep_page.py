@@ -153,7 +153,7 @@ inconclusive with these seeds.'
     """
     known = [row for row in rows if row["mean"] is not None]
     if not known:
-        return "Nothing is evaluated yet."
+        return "No run has a Fréchet distance to compare yet."
     unfit = ("incomplete", "not evaluated", "no value")
     incomplete = [row for row in rows if row["verdict"].startswith(unfit)]
     best = ("leads", "lowest mean")

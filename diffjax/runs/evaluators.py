@@ -147,6 +147,8 @@ class Samples:
         Raises:
             UserError: the first of them.
         """
+        if not self.metrics:
+            raise UserError("metrics is empty: name one, like frechet_distance")
         for name in self.metrics:
             choose(dict.fromkeys((*_IN_SHORT, *_FURTHER)), name, "metric of samples")
         _check_weights(run, self.weights)

@@ -92,7 +92,7 @@ def _check_same(workdir: Path, saved: Mapping[str, Any] | None, config: ConfigDi
     """Refuses a folder whose saved config is another, or missing."""
     if saved is not None:
         if found := changes(upgrade(saved), config):
-            listed = [f"{key}: {there} there, {here} here" for key, (there, here) in found.items()]
+            listed = _listed(found)
             extend = "" if refusal(found) else ", or --extend this run"
             raise UserError(
                 f"{workdir} holds a run with another config ({'; '.join(listed[:3])}"
@@ -209,11 +209,17 @@ def differing_keys(saved: Mapping[str, Any], here: Mapping[str, Any]) -> list[st
     """The differences of two configs, each as `key: there, here`.
 
     Example:
-        >>> differing_keys({"a": 1, "b": {"c": 2}}, {"a": 1, "b": {"c": 3}})
-        ['b.c: 2 there, 3 here']
+        >>> differing_keys({"a": "", "b": {"c": 2}}, {"a": "x", "b": {"c": 3}})
+        ["a: '' there, x here", 'b.c: 2 there, 3 here']
     """
-    found = differences(saved, here)
-    return [f"{key}: {there} there, {mine} here" for key, (there, mine) in found.items()]
+    return _listed(differences(saved, here))
+
+
+def _listed(found: Mapping[str, tuple[Any, Any]]) -> list[str]:
+    texts = {
+        key: ["''" if value == "" else str(value) for value in two] for key, two in found.items()
+    }
+    return [f"{key}: {there} there, {here} here" for key, (there, here) in texts.items()]
 
 
 def record_run(

@@ -229,6 +229,7 @@ def test_the_validation_loss_is_that_of_the_comparison(trained_run):
         ("known/valeu", {"known": spec(Known)}, "no evaluator returns 'known/valeu'; did you mean"),
         ("value", {"known": spec(Known)}, "no evaluator returns 'value'; "),
         ("", {"a": 3}, r"config.evaluators.a=3 is not an evaluator: it has no every_steps"),
+        ("", {"a": spec(Samples, metrics=())}, "metrics is empty: name one"),
         ("", {"a": spec(Samples, metrics=("fid",))}, "no metric of samples is called 'fid'"),
         (
             "",

@@ -135,6 +135,18 @@ class TestReading:
     def test_no_damaged_file_is_read_or_ends_in_a_traceback(self):
         check_damage(torch_zip(tensor(), STORAGE))
 
+    @pytest.mark.parametrize(
+        ("data", "said"),
+        [
+            (b"version https://git-lfs.github.com/spec/v1", "neither a file of safetensors nor"),
+            (b"\x89PNG\r\n\x1a\n", "neither a file of safetensors nor of torch.save"),
+            (torch_zip(tensor(), STORAGE)[:-30], "its end is missing: copy or download it again"),
+        ],
+    )
+    def test_another_file_and_one_cut_short_are_named_so(self, data, said):
+        with pytest.raises(UserError, match=said):
+            read_bytes(data)
+
     @pytest.mark.parity
     @pytest.mark.parametrize("new", [True, False])
     def test_nor_is_one_that_torch_wrote(self, new):

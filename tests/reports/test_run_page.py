@@ -404,6 +404,14 @@ def test_nothing_to_draw_draws_nothing(records):
     assert plots.quality_against_nfe(records) == ""
 
 
+def test_a_loss_of_one_line_is_a_visible_point():
+    one = [{"step": 5, "loss": 2.0, "loss_by_log_snr/0": 2.0}]
+    two = [*one, {"step": 10, "loss": 1.0, "loss_by_log_snr/0": 1.0}]
+    circle = re.compile(r'<path id="[\w-]+" d="M 0 3\s+C ')
+    for plot in (plots.loss_curve, plots.plot_loss_by_log_snr):
+        assert [bool(circle.search(plot(rows))) for rows in (one, two)] == [True, False]
+
+
 def test_a_curve_passes_through_its_points():
     rows = [{"solver": "heun", "nfe": n, "frechet_distance": v} for n, v in [(2, 9.0), (8, 3.0)]]
     svg = plots.quality_against_nfe(rows, floor=3.0)

@@ -608,7 +608,7 @@ def test_an_empty_sweep_says_what_to_run(sweep):
             picture.unlink()
     page = write_sweep_report([sweep])
     text = Reader(page.read_text()).text
-    assert "Nothing is evaluated yet" in text
+    assert "No run has a Fréchet distance to compare yet" in text
     assert f"python -m experiments.probe --workdir={sweep}/flow-seed=0" in text
     assert f"python -m experiments.evaluate --workdir={sweep}/flow-seed=0" in text
     assert "FLOPs are unknown" in text
