@@ -83,7 +83,7 @@ class Settings(TypedDict):
     ema_decays: tuple[Decay[float], ...]
     ema_lengths: tuple[Length, ...]
     weights: str
-    teacher: NotRequired[str]
+    teacher: str
     mesh: Mesh
     sharding_rules: NotRequired[tuple[ShardingRule, ...] | None]
     sampling: Spec
@@ -95,8 +95,8 @@ class Settings(TypedDict):
     checkpoints_to_keep: AtLeastOne[int]
     checkpoints_kept_every_steps: AtLeastOne[int]
     evaluation: Evaluation
-    evaluators: NotRequired[Spec]
-    best_by: NotRequired[str]
+    evaluators: Spec
+    best_by: str
 
 
 def check_settings(config: ConfigDict) -> None:

@@ -213,7 +213,7 @@ def _check_traceable(config: ConfigDict, numbers: Numbers) -> None:
     Raises:
         Apart: the structure of the computation depends on one of the numbers.
     """
-    teacher = config.get("teacher", "ema")
+    teacher = config.teacher
     if not is_kept(teacher):
         raise Apart(
             f"config.teacher={teacher}: members that learn from a frozen teacher train apart"

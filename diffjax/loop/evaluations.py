@@ -47,7 +47,7 @@ def check_evaluators(setup: Setup, dataset: DataSet) -> None:
             except UserError as error:
                 raise UserError(f"config.evaluators.{name}: {error}") from None
     known = [f"{name}/{metric}" for name, each in evaluators.items() for metric in each.metrics]
-    best_by = setup.config.get("best_by", "")
+    best_by = setup.config.best_by
     if best_by and best_by not in known:
         hint = nearest(best_by, known) if known else "there are none; try evaluators=samples"
         raise UserError(f"config.best_by: no evaluator returns {best_by!r}; {hint}")
@@ -86,7 +86,7 @@ class Evaluations:
 
     @property
     def _best_by(self) -> str:
-        return self._config.get("best_by", "")
+        return self._config.best_by
 
     def due(self, step: int) -> list[str]:
         """The names of the evaluators that are due after a step and have no line of it yet."""

@@ -93,12 +93,12 @@ class Evaluator(Protocol):
 
 
 def evaluators_of(config: ConfigDict) -> dict[str, Evaluator]:
-    """The evaluators of a config by name; a config without the setting has no evaluators.
+    """The evaluators of a config by name.
 
     Raises:
         UserError: one can't be built, or is not an evaluator.
     """
-    built = build(config.get("evaluators", {}), dict, "config.evaluators")
+    built = build(config.evaluators, dict, "config.evaluators")
     for name, each in built.items():
         needed = ("every_steps", "metrics", "higher_is_better", "__call__")
         missing = [part for part in needed if not hasattr(each, part)]

@@ -208,7 +208,7 @@ def teacher_of(config: ConfigDict) -> str:
         UserError: an average that is not kept.
     """
     # A config made by hand may leave it out.
-    named = config.get("teacher", "ema")
+    named = config.teacher
     return teacher_name(named, Averages.of(config)) if is_kept(named) else LIVE
 
 

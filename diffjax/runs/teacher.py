@@ -24,7 +24,7 @@ def find_teacher(setup: Setup) -> Initial | None:
     Raises:
         UserError: there is no such run or file, or its parameters are not those of this network.
     """
-    named = setup.config.get("teacher", "ema")
+    named = setup.config.teacher
     if is_kept(named):
         return None
     return find_initial_weights(
