@@ -13,28 +13,39 @@ RENAMED: Mapping[str, str] = {
 """Callables that a config may name, `module:name`, and settings, from their names since 0.1.0 to
 today's."""
 
+ADDED: Mapping[str, Any] = {"best_by": "", "evaluators": {}, "teacher": "ema"}
+"""Settings that configs have since 0.1.0, with the values by which a run is what it was before."""
 
-def upgrade(config: Mapping[str, Any], renamed: Mapping[str, str] = RENAMED) -> dict[str, Any]:
-    """Replaces the names of callables and of settings that have others now; all else stays.
+
+def upgrade(
+    config: Mapping[str, Any],
+    renamed: Mapping[str, str] = RENAMED,
+    added: Mapping[str, Any] = ADDED,
+) -> dict[str, Any]:
+    """Replaces the names of callables and of settings that have others now, and adds new settings.
 
     Every reader of a saved config calls it, so nothing else has to know how configs once looked.
-    A version that renames a setting, or renames or moves a callable, adds its line; a run that was
-    saved before becomes a folder of `tests/runs/old_runs`.
+    A version that adds or renames a setting, or renames or moves a callable, adds its line; a run
+    that was saved before becomes a folder of `tests/runs/old_runs`.
 
     Args:
         config: the content of a `config.json`.
         renamed: new names by old ones.
+        added: settings that a config may lack.
 
     Example:
-        >>> upgrade({"data": {"_target_": "toys:dots"}}, {"toys:dots": "data.toys:points"})
-        {'data': {'_target_': 'data.toys:points'}}
+        >>> upgrade({"data": {"_target_": "toys:dots"}}, {"toys:dots": "toys:points"}, {"seed": 0})
+        {'seed': 0, 'data': {'_target_': 'toys:points'}}
     """
+    return {**added, **_renamed(config, renamed)}
 
-    def upgraded(name: str, value: Any) -> Any:
+
+def _renamed(config: Mapping[str, Any], renamed: Mapping[str, str]) -> dict[str, Any]:
+    def changed(name: str, value: Any) -> Any:
         if isinstance(value, Mapping):
-            return upgrade(value, renamed)
+            return _renamed(value, renamed)
         if isinstance(value, list):
-            return [upgraded("", each) for each in value]
+            return [changed("", each) for each in value]
         return renamed.get(value, value) if name == TARGET and isinstance(value, str) else value
 
-    return {renamed.get(name, name): upgraded(name, value) for name, value in config.items()}
+    return {renamed.get(name, name): changed(name, value) for name, value in config.items()}

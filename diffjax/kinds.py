@@ -130,8 +130,13 @@ def _number_complaint(name: str, value: Any, kind: Any, allowed: Range) -> str |
     return None if number in allowed else _must(name, number, f"be {allowed}")
 
 
+def _has_keys(value: Any) -> bool:
+    """Whether it is a dict or a ConfigDict, and not the class of one."""
+    return hasattr(value, "keys") and not isinstance(value, type)
+
+
 def _group_complaint(name: str, value: Any, declared: Any) -> str | None:
-    if not hasattr(value, "keys"):
+    if not _has_keys(value):
         return _must(name, value, "be a group of settings")
     fields = inspect.get_annotations(declared)
     found = (complaint(f"{name}.{key}", value[key], fields[key]) for key in value if key in fields)
@@ -139,7 +144,7 @@ def _group_complaint(name: str, value: Any, declared: Any) -> str | None:
 
 
 def _mapping_complaint(name: str, value: Any, inner: Any) -> str | None:
-    if not hasattr(value, "keys"):
+    if not _has_keys(value):
         return _class_complaint(name, value, Mapping)
     found = (complaint(f"{name}.{key}", value[key], inner) for key in value)
     return next(filter(None, found), None)

@@ -74,6 +74,7 @@ def set_axes(
         if "codec" not in config.get("data", {}):
             raise UserError(f"codec={chosen['codec']}: the data of {config.name} are no latents")
         config.data.codec = choices.copy(choose(choices.CODECS, chosen["codec"], "codec"))
+        config.data.scale = 1.0  # a config's scale is that of latents without a codec
     own = config.get("optimizer") or choices.copy(choices.OPTIMIZERS["adamw"])
     config.optimizer = optimizer_chosen(own, chosen)
     config.evaluators = ConfigDict(

@@ -145,11 +145,11 @@ def erase(key: jax.Array, images: jax.Array | np.ndarray, max_pixels: int) -> ja
     chosen_key, side_key, place_key, grey_key = jax.random.split(key, 4)
     chosen = jax.random.bernoulli(chosen_key, shape=(batch, 1))
     sides = jax.random.randint(side_key, (batch, 2), 1, max_pixels + 1)
-    corners = jax.random.uniform(place_key, (batch, 2)) * (jnp.array([height, width]) - sides + 1)
+    corners = jax.random.uniform(place_key, (batch, 2)) * (jnp.array([[height, width]]) - sides + 1)
     corners = corners.astype(jnp.int32)
 
     def inside(length, axis):
-        place = jnp.arange(length) - corners[:, axis, None]
+        place = jnp.arange(length)[None] - corners[:, axis, None]
         return (place >= 0) & (place < sides[:, axis, None])
 
     rows, columns = inside(height, 0) & chosen, inside(width, 1)

@@ -16,7 +16,7 @@ class ScaledLatents(Codec):
 
     Args:
         codec: any codec.
-        scale: the factor; 0.18215 for the autoencoders of Stable Diffusion 1 and 2.
+        scale: the factor, such as 1 over the standard deviation of the codec's latents.
 
     Example:
         >>> import numpy as np

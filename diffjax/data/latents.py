@@ -114,8 +114,8 @@ def latents(
         path: the folder or the file.
         num_classes: the number of classes; 0 without labels.
         scale: the factor of the latents, which brings their standard deviation to about 1: 0.18215
-            for the autoencoders of Stable Diffusion 1 and 2. Samples are divided by it before they
-            are decoded.
+            for unscaled latents of Stable Diffusion 1 and 2, 1 for those of a codec that scales
+            them (`codecs.autoencoder_kl`). Samples are divided by it before they are decoded.
         test_fraction: the fraction of latents for testing, in each class as near to it as whole
             latents allow. With 0 there are none, and no metrics that need test images.
         split_seed: the seed of the split.

@@ -176,6 +176,7 @@ def test_shapes_of_latents_and_of_images_belong_together(name):
 def test_an_axis_of_a_config_of_latents_names_its_codec():
     config = config_files.load("configs/imagenet256.py:model=DiT-S/8,codec=taef2")
     assert config.data.codec == choices.CODECS["taef2"]
+    assert config.data.scale == 1  # not the 0.18215 of this config's latents without a codec
     assert config.name.endswith("-taef2")
     with pytest.raises(UserError, match="codec=taef2: the data of digits are no latents"):
         config_files.load("configs/digits.py:codec=taef2")

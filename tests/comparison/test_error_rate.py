@@ -41,9 +41,9 @@ def network(params, x, noise_label, cond, *, key=None):
     t = noise_label[:, None] / 1000.0
     h = jnp.concatenate([x.reshape(len(x), 3), t, jnp.sin(6.0 * t), jnp.cos(6.0 * t)], axis=-1)
     for kernel, bias in params[:-1]:
-        h = jax.nn.silu(h @ kernel + bias)
+        h = jax.nn.silu(h @ kernel + bias[None])
     kernel, bias = params[-1]
-    return (h @ kernel + bias).reshape(x.shape)
+    return (h @ kernel + bias[None]).reshape(x.shape)
 
 
 def init(key):

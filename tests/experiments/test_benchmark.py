@@ -216,7 +216,7 @@ def test_measuring_ends_in_rates_that_belong_together(monkeypatch):
 @pytest.mark.thorough
 def test_training_is_timed_on_some_of_the_devices():
     row = measure_scaled(
-        "toy", set_up_on_devices(toy_config(), (8, 8, 1), 10, 2), steps=1, rounds=2
+        "toy", set_up_on_devices(toy_config(), (8, 8, 1), of_classes(10), 2), steps=1, rounds=2
     )
     assert (row.num_devices, len(row.batch_seconds)) == (2, 2)
 
@@ -225,9 +225,9 @@ def test_devices_that_training_can_not_be_timed_on_are_refused():
     config = toy_config()
     config.batch_size = 9
     with pytest.raises(UserError, match="batch_size=9 does not divide"):
-        set_up_on_devices(config, (8, 8, 1), 10, 2)
+        set_up_on_devices(config, (8, 8, 1), of_classes(10), 2)
     with pytest.raises(UserError, match="there are 8 devices, not 16"):
-        set_up_on_devices(toy_config(), (8, 8, 1), 10, 16)
+        set_up_on_devices(toy_config(), (8, 8, 1), of_classes(10), 16)
 
 
 def test_the_table_of_devices_compares_round_by_round():

@@ -19,7 +19,14 @@ FAMILIES = {
     for family in vars(importlib.import_module(f"diffjax.models.{name}.published")).values()
     if isinstance(family, Family)
 }
+LAYOUTS = [name for name in FAMILIES if " of " in name]
+"""Further layouts of a network, whose first layout is in the default tests. Inception is large."""
 SMALL = {
+    **{
+        name: {"channels": (8, 16), "num_res_blocks": 2, "num_groups": 4}
+        for name in FAMILIES
+        if name.startswith("AutoencoderKL")
+    },
     "CLIP": {"width": 8, "depth": 2, "num_heads": 2, "num_features": 5, "grid": 2},
     "DINOv2": {"width": 8, "depth": 2, "num_heads": 2, "num_registers": 3, "grid": 2},
     "DiT": {"image_shape": (8, 8, 3), "hidden_size": 16, "depth": 2, "num_heads": 2},
@@ -39,7 +46,7 @@ def drawn(family, network, seed=0):
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param(name, marks=pytest.mark.thorough if name == "Inception" else [])  # it is large
+        pytest.param(name, marks=pytest.mark.thorough if name in ("Inception", *LAYOUTS) else [])
         for name in FAMILIES
     ],
 )
@@ -56,7 +63,9 @@ def test_there_and_back_parameters_are_the_same(name, tmp_path):
 @pytest.mark.parametrize(
     ("name", "size"),
     [
-        pytest.param(name, size, marks=[] if i == 0 else pytest.mark.thorough)
+        pytest.param(
+            name, size, marks=[] if i == 0 and name not in LAYOUTS else pytest.mark.thorough
+        )
         for name in FAMILIES
         for i, size in enumerate(FAMILIES[name].sizes)
     ],

@@ -178,6 +178,8 @@ def test_the_exact_average_velocity_of_a_mixture_is_a_minimum_but_for_the_adapti
 def test_a_slip_in_the_identity_is_seen(slip, monkeypatch):
     """That it passes without one is seen above."""
     jvp = jax.jvp
+    # A size of its own compiles a program of its own, with the slip in it.
+    batch_size = 500 + ["clock", "sign", "span"].index(slip)
 
     def wrong(average, primals, tangents):
         if len(primals) != 2 or average.__name__ != "average":
@@ -189,7 +191,7 @@ def test_a_slip_in_the_identity_is_seen(slip, monkeypatch):
         return u, -change if slip == "sign" else 1.2 * change
 
     monkeypatch.setattr(jax, "jvp", wrong)
-    assert not verify(BY_TIME, GAUSSIAN).passed
+    assert not verify(BY_TIME, GAUSSIAN, batch_size=batch_size).passed
 
 
 def smooth_network(params, x, noise_label, cond, *, key=None):

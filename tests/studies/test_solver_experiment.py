@@ -5,6 +5,7 @@ from functools import partial
 import pytest
 
 from diffjax import choices
+from diffjax.pretrained.family import Size
 from diffjax.studies import convergence
 from experiments import cli, solvers
 
@@ -18,9 +19,10 @@ def small(monkeypatch):
     few = {name: choices.SOLVERS[name] for name in ("ddim", "heun", "ddpm", "adaptive")}
     monkeypatch.setattr(choices, "SOLVERS", few)
     monkeypatch.setattr(solvers, "BUDGETS", (5, 9))
-    few_samples = partial(convergence.convergence, num_samples=16, num_draws=5_000)
+    few_samples = partial(convergence.convergence, num_samples=16)
+    monkeypatch.setattr(convergence, "_NUM_DRAWS", 5_000)
     monkeypatch.setattr(convergence, "convergence", few_samples)
-    tiny = {"patch_size": 8, "hidden_size": 8, "depth": 1, "num_heads": 1}
+    tiny = Size({"patch_size": 8, "hidden_size": 8, "depth": 1, "num_heads": 1}, 0)
     monkeypatch.setattr(solvers, "SIZES", {"DiT-S/2": tiny})
 
 

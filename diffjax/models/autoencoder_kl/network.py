@@ -1,0 +1,229 @@
+"""The encoder and the decoder of latent diffusion: residual blocks, and attention in the middle."""
+
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Float
+
+from diffjax.models.layers import Dense, SelfAttention, compute_type
+from diffjax.models.unet import GroupNorm
+from diffjax.shapes import Array, Images, Latents, OneKey
+
+_EPSILON = 1e-6
+_LOG_VARIANCES = -30.0, 20.0
+_BOTH = ((1, 1), (1, 1))
+_END = ((0, 1), (0, 1))
+
+
+class Posterior(NamedTuple):
+    """The distribution of the latents of images: independent normal distributions.
+
+        q(z | x) = N(mean, exp(log_variance))
+
+    Attributes:
+        mean: `[B, h, w, c]`.
+        log_variance: `[B, h, w, c]`, within [-30, 20].
+    """
+
+    mean: Latents
+    log_variance: Latents
+
+    def sample(self, key: OneKey) -> Latents:
+        """One sample of each latent, `mean + exp(log_variance / 2)·eps`.
+
+        Example:
+            >>> posterior = Posterior(jnp.ones((1, 2, 2, 4)), jnp.full((1, 2, 2, 4), -30.0))
+            >>> bool(jnp.allclose(posterior.sample(jax.random.key(0)), 1.0, atol=1e-5))
+            True
+        """
+        eps = jax.random.normal(key, self.mean.shape, self.mean.dtype)
+        return self.mean + jnp.exp(self.log_variance / 2) * eps
+
+
+def _conv(x: Array, features: int, dtype: jnp.dtype, name: str) -> Array:
+    return nn.Conv(features, (3, 3), padding=_BOTH, dtype=dtype, name=name)(x)
+
+
+def _norm(x: Array, num_groups: int, dtype: jnp.dtype, name: str) -> Array:
+    # Published decoders have activations whose mean is large beside their deviations.
+    return GroupNorm(num_groups, dtype, _EPSILON, two_pass=True, name=name)(x)
+
+
+class ResidualBlock(nn.Module):
+    """`skip(x) + conv₂(SiLU(norm₂(conv₁(SiLU(norm₁(x))))))`, where `skip` changes the channels."""
+
+    features: int
+    num_groups: int
+    dtype: str
+
+    @nn.compact
+    def __call__(self, x: Images) -> Float[Array, " batch height width {self.features}"]:
+        dtype = compute_type(self.dtype)
+        h = x
+        for n in (1, 2):
+            h = nn.silu(_norm(h, self.num_groups, dtype, f"norm_{n}"))
+            h = _conv(h, self.features, dtype, f"conv_{n}")
+        if x.shape[-1] != self.features:
+            x = Dense(self.features, dtype=dtype, name="skip")(x)
+        return x + h
+
+
+class AttentionBlock(nn.Module):
+    """Self-attention of all positions of a map with one head, and a skip."""
+
+    num_groups: int
+    dtype: str
+    attention: str
+
+    @nn.compact
+    def __call__(self, x: Images) -> Images:
+        batch, height, width, channels = x.shape
+        h = _norm(x, self.num_groups, compute_type(self.dtype), "norm")
+        h = h.reshape(batch, height * width, channels)
+        h = SelfAttention(1, self.attention, self.dtype, name="attention")(h)
+        return x + h.reshape(x.shape)
+
+
+class _Coder(nn.Module):
+    """What the encoder and the decoder share; the attributes are those of `AutoencoderKL`."""
+
+    channels: tuple[int, ...]
+    num_res_blocks: int
+    out_channels: int
+    num_groups: int
+    dtype: str
+    attention: str
+
+    def conv(self, x: Array, features: int, name: str) -> Array:
+        return _conv(x, features, compute_type(self.dtype), name)
+
+    def block(self, x: Array, level: int, name: str) -> Array:
+        return ResidualBlock(self.channels[level], self.num_groups, self.dtype, name=name)(x)
+
+    def middle(self, x: Array) -> Array:
+        x = self.block(x, -1, "middle_0")
+        x = AttentionBlock(self.num_groups, self.dtype, self.attention, name="middle_attention")(x)
+        return self.block(x, -1, "middle_1")
+
+    def final(self, x: Array) -> Array:
+        x = nn.silu(_norm(x, self.num_groups, compute_type(self.dtype), "final_norm"))
+        return self.conv(x, self.out_channels, "final_conv").astype(jnp.float32)
+
+
+class Encoder(_Coder):
+    """`[B, H, W, C]` -> `[B, H/s, W/s, out_channels]`, where `s` is 2 to the levels less 1."""
+
+    @nn.compact
+    def __call__(self, x: Images) -> Latents:
+        x = self.conv(x, self.channels[0], "conv_in")
+        for level, features in enumerate(self.channels):
+            for i in range(self.num_res_blocks):
+                x = self.block(x, level, f"down_{level}_{i}")
+            if level < len(self.channels) - 1:
+                # The published ones pad below and on the right alone.
+                x = nn.Conv(
+                    features,
+                    (3, 3),
+                    2,
+                    _END,
+                    dtype=compute_type(self.dtype),
+                    name=f"down_{level}_resample",
+                )(x)
+        return self.final(self.middle(x))
+
+
+class Decoder(_Coder):
+    """`[B, h, w, c]` -> `[B, s·h, s·w, out_channels]`; levels have `num_res_blocks + 1` blocks."""
+
+    @nn.compact
+    def __call__(self, x: Latents) -> Images:
+        x = self.middle(self.conv(x, self.channels[-1], "conv_in"))
+        for level in reversed(range(len(self.channels))):
+            for i in range(self.num_res_blocks + 1):
+                x = self.block(x, level, f"up_{level}_{i}")
+            if level > 0:
+                x = x.repeat(2, axis=1).repeat(2, axis=2)
+                x = self.conv(x, self.channels[level], f"up_{level}_resample")
+        return self.final(x)
+
+
+class AutoencoderKL(nn.Module):
+    """The autoencoder of latent diffusion, and of Stable Diffusion and FLUX.1 with it.
+
+        q(z | x) = encode(x)        [B, H, W, C] in [-1, 1] -> Posterior of [B, H/s, W/s, c]
+        x = decode(z)               [B, h, w, c] -> [B, s·h, s·w, C]
+
+    Level i has `channels[i]` channels on maps of 1 / 2^i of the image's sides, so
+    `s = 2^(levels − 1)`. The name is that of its loss: the KL divergence of the posterior from
+    N(0, 1), by a small weight. Latents are neither shifted nor scaled here;
+    `diffjax.codecs.autoencoder_kl` does that.
+
+    A call with images returns `decode` of the mean of their posterior. The methods are evaluated by
+    `network.apply(variables, images, method="encode")`.
+
+    Attributes:
+        latent_channels: the number of channels of a latent: 4 (Stable Diffusion 1, 2, XL), 16
+            (Stable Diffusion 3, FLUX.1).
+        quant_convs: whether an affine map of the channels follows the encoder, and one precedes the
+            decoder; from the vector-quantised autoencoder that this one came from.
+        channels: the number of channels of each level.
+        num_res_blocks: the number of residual blocks of each level of the encoder.
+        num_groups: the number of groups of each group norm; divides all channels.
+        image_channels: the number of channels of images.
+        dtype: the compute type, `"float32"` or `"bfloat16"`; parameters and outputs are float32.
+        attention: `"auto"` or a name in `diffjax.models.attention.IMPLEMENTATIONS`; "chunked" for
+            large images.
+
+    Example:
+        >>> net = AutoencoderKL(channels=(8, 16), num_res_blocks=1, num_groups=4)
+        >>> images = jnp.zeros((1, 8, 12, 3))
+        >>> out, variables = jax.eval_shape(net.init_with_output, jax.random.key(0), images)
+        >>> posterior = jax.eval_shape(lambda x: net.apply(x, images, method="encode"), variables)
+        >>> out.shape, posterior.mean.shape
+        ((1, 8, 12, 3), (1, 4, 6, 4))
+
+    References:
+        Rombach et al., "High-Resolution Image Synthesis with Latent Diffusion Models", 2022,
+        arXiv:2112.10752
+    """
+
+    latent_channels: int = 4
+    quant_convs: bool = True
+    channels: tuple[int, ...] = (128, 256, 512, 512)
+    num_res_blocks: int = 2
+    num_groups: int = 32
+    image_channels: int = 3
+    dtype: str = "float32"
+    attention: str = "auto"
+
+    def setup(self) -> None:
+        how = self.num_groups, self.dtype, self.attention
+        levels, moments = (self.channels, self.num_res_blocks), 2 * self.latent_channels
+        self.encoder = Encoder(*levels, moments, *how)
+        self.decoder = Decoder(*levels, self.image_channels, *how)
+        if self.quant_convs:
+            self.quant_conv = Dense(moments)
+            self.post_quant_conv = Dense(self.latent_channels)
+
+    @property
+    def scale(self) -> int:
+        """How many pixels one element of a latent is high and wide."""
+        return 2 ** (len(self.channels) - 1)
+
+    def encode(self, images: Images) -> Posterior:
+        """The posterior of the latents of images."""
+        moments = self.encoder(images)
+        if self.quant_convs:
+            moments = self.quant_conv(moments)
+        mean, log_variance = jnp.split(moments, 2, axis=-1)
+        return Posterior(mean, jnp.clip(log_variance, *_LOG_VARIANCES))
+
+    def decode(self, latents: Latents) -> Images:
+        """The images of latents."""
+        return self.decoder(self.post_quant_conv(latents) if self.quant_convs else latents)
+
+    def __call__(self, images: Images) -> Images:
+        """The images that are decoded from the mean of the posterior."""
+        return self.decode(self.encode(images).mean)

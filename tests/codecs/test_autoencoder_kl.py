@@ -1,0 +1,73 @@
+"""AutoencoderKL as a codec: the scale of its latents, its hash, and what it refuses."""
+
+import hashlib
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from diffjax.codecs.autoencoder_kl import AutoencoderKL
+from diffjax.errors import UserError
+from diffjax.models.autoencoder_kl.network import AutoencoderKL as Network
+from diffjax.models.autoencoder_kl.published import LDM
+from diffjax.pretrained.files import write_safetensors
+
+SMALL = Network(16, quant_convs=False, channels=(8,), num_res_blocks=1, num_groups=2)
+
+
+class Small(AutoencoderKL):
+    """The codec with a small network."""
+
+    @property
+    def _network(self):
+        return SMALL
+
+
+@pytest.fixture(scope="module")
+def params():
+    rng = np.random.default_rng(0)
+    return jax.tree.map(lambda x: rng.normal(0, 0.1, x.shape).astype(np.float32), LDM.shapes(SMALL))
+
+
+def test_latents_are_shifted_and_scaled_means(params, tmp_path):
+    """FLUX.1: 0.3611·(mean − 0.1159), and images from a file in the layout of its authors."""
+    path = tmp_path / "ae.safetensors"
+    write_safetensors(path, LDM.to_theirs(params, SMALL))
+    codec = Small(str(path), "flux", hashlib.sha256(path.read_bytes()).hexdigest())
+    images = np.random.default_rng(1).uniform(-1, 1, (3, 4, 6, 3)).astype(np.float32)
+    latents = codec.encoder()(images)
+
+    @jax.jit
+    def apply(params, images):
+        posterior: Any = SMALL.apply({"params": params}, images, method="encode")
+        return posterior.mean, SMALL.apply({"params": params}, posterior.mean, method="decode")
+
+    mean, decoded = apply(params, images)
+    assert latents.shape == (3, *codec.latent_shape((4, 6, 3))) == (3, 4, 6, 16)
+    np.testing.assert_allclose(latents, 0.3611 * (mean - 0.1159), atol=1e-6)
+    assert np.abs(decoded).max() < 1  # else clipping would hide it
+    np.testing.assert_allclose(codec.decoder()(latents), decoded, atol=1e-5)
+
+
+def test_hashes_are_of_the_file_and_of_the_scale():
+    one, other = AutoencoderKL("a", "sd-vae", "12ab"), AutoencoderKL("b", "sd-vae", "12AB")
+    assert one.sha256 == other.sha256
+    assert one.sha256 != AutoencoderKL("a", "sdxl", "12ab").sha256
+    assert one.sha256 != AutoencoderKL("a", "sd-vae", "34cd").sha256
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: AutoencoderKL(size="sd-xl"), "no AutoencoderKL network is called 'sd-xl'; did"),
+        (lambda: AutoencoderKL().latent_shape((12, 8, 3)), "multiples of 8, not 12x8 with 3"),
+        (lambda: AutoencoderKL().latent_shape((8, 8, 1)), "3 channels .*, not 8x8 with 1"),
+        (lambda: AutoencoderKL().image_shape((4, 4, 16)), "latents of 4 channels, not 16"),
+        (lambda: AutoencoderKL("w.pt").params, "set path to their file and file_sha256"),
+        (lambda: AutoencoderKL("no.pt", "flux", "12").params, "can't read the weights no.pt"),
+    ],
+)
+def test_what_is_refused(call, message):
+    with pytest.raises(UserError, match=message):
+        call()
