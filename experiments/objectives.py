@@ -21,6 +21,7 @@ flags.DEFINE_string("out", None, "folder to write into", flag_values=FLAGS)
 def main(args: SimpleNamespace) -> None:
     """Writes the page and prints its path."""
     cli.require(args, "out")
+    print("computing the effective weights of all objectives: a minute or more", flush=True)
     print(f"open {write_objectives_page(args.out)}")
 
 

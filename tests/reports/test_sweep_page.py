@@ -391,7 +391,7 @@ def test_samples_are_of_one_seed_and_the_last_step(page, finished):
     expected = (finished.parent / "edm-seed=0" / "samples" / "step_00001200.png").read_bytes()
     assert base64.b64encode(expected).decode() in page
     assert page.count("data:image/png") == 3
-    assert "all from the same noise and the same labels" in page
+    assert "all from the same noise and the same conditions" in page
 
 
 def test_the_page_loads_nothing(page):
