@@ -79,7 +79,7 @@ class _Step(flags.ArgumentParser):
 
 def define_step(flag_values: flags.FlagValues) -> None:
     """Defines `--step=400` and `--step=best`: which checkpoint of a run."""
-    help = "a step that has a checkpoint, or best, by config.best_by; the newest by default"
+    help = "of a checkpoint, or best (config.best_by); by default the newest"
     flags.DEFINE_flag(flags.Flag(_Step(), None, "step", None, help), flag_values)
 
 

@@ -44,7 +44,7 @@ flags.DEFINE_integer("num_samples", 64, "number of samples", lower_bound=1, flag
 flags.DEFINE_list(
     "labels",
     None,
-    "what the run's condition parses: labels, prompts, parts as class=3;prompt=TEXT; or @FILE",
+    "labels, prompts, part=TEXT;…, or @FILE, as above",
     flag_values=FLAGS,
 )
 flags.DEFINE_integer("seed", 0, "seed of the noise", flag_values=FLAGS)

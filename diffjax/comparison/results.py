@@ -187,7 +187,8 @@ def _read(folder: Path, name: str, arm: str, cell: Mapping[str, Any]) -> RunFile
             damage.append(str(error))
             return {}
 
-    config, evaluation = upgrade(content(CONFIG)), content(EVALUATION)
+    saved, evaluation = content(CONFIG), content(EVALUATION)
+    config = upgrade(saved) if saved else {}
     step, end = evaluation.get("step", 0), config.get("num_steps", 0)
     if is_number(step) and is_number(end) and 0 < step < end:  # evaluated before the end
         damage.append(f"{folder / EVALUATION} is of step {step} of {end}: not compared")
