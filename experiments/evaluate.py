@@ -48,7 +48,7 @@ flags.DEFINE_string("against", None, "weaker model of the guidance", flag_values
 flags.DEFINE_list(
     "seed",
     None,
-    "comma-separated seeds of the noise; each training seed has its own noise",
+    "comma-separated seeds; each training seed has noise of its own",
     flag_values=FLAGS,
 )
 flags.DEFINE_list(

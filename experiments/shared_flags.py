@@ -23,12 +23,12 @@ def define_watchdog(flag_values: flags.FlagValues) -> None:
     """Defines the flags of the watchdog."""
     flags.DEFINE_float(
         "hang_seconds", Watchdog.seconds,
-        "a run hangs after this many seconds without a step; 0 is off",
+        "a run hangs after so long without a step; 0 is off",
         lower_bound=0.0, flag_values=flag_values,
     )  # fmt: skip
     flags.DEFINE_float(
         "hang_times", Watchdog.times,
-        "and not before this many mean step times have passed",
+        "and not before so many mean step times",
         lower_bound=0.0, flag_values=flag_values,
     )  # fmt: skip
     flags.DEFINE_bool(
