@@ -161,10 +161,10 @@ def quality_markdown(comparison: Comparison) -> str:
     """Formats means over training seeds as Markdown: a row per solver and NFE, a column per arm.
 
     Example:
-        >>> from diffjax.comparison.arms import compare
+        >>> from diffjax.comparison.arms import compare_arms
         >>> row = {"solver": "ddim", "grid": "uniform", "num_steps": 9, "nfe": 9}
         >>> result = {"weights": "live", "by_nfe": [{**row, "frechet_distance": 0.5}]}
-        >>> print(quality_markdown(compare({"run": result}, {"run": "flow"})))
+        >>> print(quality_markdown(compare_arms({"run": result}, {"run": "flow"})))
         | solver | NFE | flow |
         | --- | --- | --- |
         | ddim | 9 | 0.500 |
