@@ -16,11 +16,9 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import matplotlib as mpl
 import numpy as np
 from jax import Array
 from jax.sharding import NamedSharding
-from matplotlib.figure import Figure
 
 from diffjax.compiling import jit
 from diffjax.errors import UserError
@@ -318,6 +316,10 @@ def plot_losses(losses: Mapping[str, ValidationLoss]) -> bytes:
     Each line is a model; its band is ± two standard errors.
     """
     spaces = list(next(iter(losses.values())).errors)
+    # Here, because it takes a second, and training evaluates losses without plotting them.
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
     with mpl.rc_context(_STYLE):  # pyright: ignore[reportArgumentType]
         figure = Figure(figsize=(1.0 + 4.0 * len(spaces), 3.6), layout="constrained")
         panels = figure.subplots(1, len(spaces), squeeze=False)[0]
