@@ -160,6 +160,38 @@ class Codec:
         return np.concatenate(parts)
 
 
+class Around(Codec):
+    """A codec around another one, `codec`: all but what a subclass changes is that of the other."""
+
+    codec: Codec
+
+    @property
+    def name(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.codec.name
+
+    @property
+    def sha256(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.codec.sha256
+
+    @property
+    def bounded(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.codec.bounded
+
+    @property
+    def latents(self) -> str:
+        return self.codec.latents
+
+    @property
+    def params(self) -> Any:
+        return self.codec.params
+
+    def latent_shape(self, image_shape: Shape) -> Shape:
+        return self.codec.latent_shape(image_shape)
+
+    def image_shape(self, latent_shape: Shape) -> Shape:
+        return self.codec.image_shape(latent_shape)
+
+
 class _Unchanged(Codec):
     """Latents that are the images."""
 

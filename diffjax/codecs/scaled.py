@@ -3,13 +3,13 @@
 from dataclasses import dataclass
 from typing import Any
 
-from diffjax.codecs.base import Codec, Shape
+from diffjax.codecs.base import Around, Codec
 from diffjax.kinds import Positive
 from diffjax.shapes import Images, Latents
 
 
 @dataclass(frozen=True)
-class ScaledLatents(Codec):
+class ScaledLatents(Around):
     """The latents of a codec times a factor: `encode(x) = scale · codec.encode(x)`.
 
     The images are those of the codec, so this has its name and hash.
@@ -29,30 +29,8 @@ class ScaledLatents(Codec):
     scale: Positive[float] = 1.0
 
     @property
-    def name(self) -> str:
-        return self.codec.name
-
-    @property
-    def sha256(self) -> str:
-        return self.codec.sha256
-
-    @property
-    def bounded(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return self.codec.bounded
-
-    @property
     def latents(self) -> str:
         return f"{self.scale:g} times {self.codec.latents}"
-
-    @property
-    def params(self) -> Any:
-        return self.codec.params
-
-    def latent_shape(self, image_shape: Shape) -> Shape:
-        return self.codec.latent_shape(image_shape)
-
-    def image_shape(self, latent_shape: Shape) -> Shape:
-        return self.codec.image_shape(latent_shape)
 
     def encode(self, params: Any, images: Images) -> Latents:
         return self.scale * self.codec.encode(params, images)

@@ -9,14 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from diffjax.codecs.base import Codec, Shape, scale_of
+from diffjax.codecs.base import Around, Codec, Shape, scale_of
 from diffjax.errors import UserError
 from diffjax.kinds import AtLeastOne, NotNegative
 from diffjax.shapes import Images, Latents
 
 
 @dataclass(frozen=True)
-class Tiled(Codec):
+class Tiled(Around):
     """Another codec on tiles of the latent, one after the other, blended where they overlap.
 
     Neighbouring tiles share `overlap` elements. Next to a cut, an element lacks what lies beyond
@@ -53,28 +53,6 @@ class Tiled(Codec):
     @property
     def name(self) -> str:
         return f"{self.codec.name}, tiles of {self.tile} with {self.overlap} shared"
-
-    @property
-    def sha256(self) -> str:
-        return self.codec.sha256
-
-    @property
-    def bounded(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return self.codec.bounded
-
-    @property
-    def latents(self) -> str:
-        return self.codec.latents
-
-    @property
-    def params(self) -> Any:
-        return self.codec.params
-
-    def latent_shape(self, image_shape: Shape) -> Shape:
-        return self.codec.latent_shape(image_shape)
-
-    def image_shape(self, latent_shape: Shape) -> Shape:
-        return self.codec.image_shape(latent_shape)
 
     def encode(self, params: Any, images: Images) -> Latents:
         _, height, width, channels = images.shape

@@ -49,7 +49,11 @@ def check_evaluators(setup: Setup, dataset: DataSet) -> None:
     known = [f"{name}/{metric}" for name, each in evaluators.items() for metric in each.metrics]
     best_by = setup.config.best_by
     if best_by and best_by not in known:
-        hint = nearest(best_by, known) if known else "there are none; try evaluators=samples"
+        hint = (
+            nearest(best_by, known)
+            if known
+            else "this run has no evaluators: try evaluators=samples"
+        )
         raise UserError(f"config.best_by: no evaluator returns {best_by!r}; {hint}")
 
 

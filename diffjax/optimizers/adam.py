@@ -70,5 +70,4 @@ def adam(
         eps: added to the root of the second moment, above 0.
         clip_norm: largest global norm of the gradient, above 0; `inf` clips nothing.
     """
-    rate = warmed_up(schedule, learning_rate, warmup_steps, num_steps)
-    return Optimizer(optax.chain(clip_by_norm(clip_norm), optax.adam(rate, b1, b2, eps)), rate)
+    return adamw(num_steps, learning_rate, warmup_steps, schedule, b1, b2, eps, 0.0, clip_norm)

@@ -104,7 +104,7 @@ def lines(step: int, changes: Changes, restart: bool, rates: Sequence[float]) ->
 
 
 def planned(workdir: Path, setup: Setup, how: bool | str) -> Extension | None:
-    """The changes of a folder's run with this config; None if there are none.
+    """The changes of a folder's run with this config; None if nothing differs.
 
     Args:
         workdir: its folder, which stays as it is.

@@ -257,7 +257,7 @@ def test_no_accuracy_without_a_classifier_and_no_best_without_evaluators():
     with pytest.raises(UserError, match=r"evaluators\.a: there is no accuracy of digits by pixels"):
         check_evaluators(replace(setup, config=config), digits())
     config = trained_config(best_by="samples/accuracy")
-    with pytest.raises(UserError, match="there are none; try evaluators=samples"):
+    with pytest.raises(UserError, match="this run has no evaluators: try evaluators=samples"):
         check_evaluators(replace(setup, config=config), digits())
 
 
