@@ -140,7 +140,7 @@ def test_each_training_seed_is_evaluated_from_noise_of_its_own(workdir):
     for training_seed, seed in ((0, 1), (2, 2001)):
         config = run.config.copy_and_resolve_references()
         config.seed = training_seed
-        own = replace(run, setup=replace(run.setup, config=config))
+        own = replace(run, parts=replace(run.parts, config=config))
         drawn, _ = measure.drawer(own, [main], measure.WantedSamples(labels, labels, None))(main)
         assert isinstance(drawn, Batches)
         (images,) = drawn.batches

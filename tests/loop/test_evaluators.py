@@ -179,7 +179,8 @@ def test_a_stop_amid_an_evaluator_saves_and_goes_on_there(measured_run, tmp_path
 def test_several_processes_ask_for_a_stop_at_batches_that_all_of_them_have(monkeypatch, tmp_path):
     """Features of real images may be in the cache of one process alone."""
     config, calls = config_of("", {"counted": spec(Counted)}), []
-    setup = replace(set_up(trained_config(), (8, 8, 1), digits().condition), config=config)
+    setup = set_up(trained_config(), (8, 8, 1), digits().condition)
+    setup = replace(setup, parts=replace(setup.parts, config=config))
 
     def should_stop():
         calls.append(1)
@@ -216,8 +217,8 @@ def test_the_validation_loss_is_that_of_the_comparison(trained_run):
     run = loaded(trained_run)
     batch = all_examples(run.dataset().test, 9)
     there = loss_by_log_snr(
-        run.model().predict(), run.setup.wired.path, batch["image"],
-        run.setup.wired.condition.of_batch(batch), jax.random.key(0), spaces={"noise": Noise()},
+        run.model().predict(), run.parts.wired.path, batch["image"],
+        run.parts.wired.condition.of_batch(batch), jax.random.key(0), spaces={"noise": Noise()},
     )  # fmt: skip
     found = Validation(num_images=9)(run, run.dataset(), lambda batch: None)
     assert found == {"loss": pytest.approx(there.total("noise").mean, rel=1e-5)}
@@ -244,9 +245,9 @@ def test_the_validation_loss_is_that_of_the_comparison(trained_run):
 )
 def test_what_an_evaluator_can_not_have_is_refused_before_step_1(best_by, evaluators, said):
     setup = set_up(trained_config(), (8, 8, 1), digits().condition)
-    setup = replace(setup, config=config_of(best_by, evaluators))
+    parts = replace(setup.parts, config=config_of(best_by, evaluators))
     with pytest.raises(UserError, match=said):
-        check_evaluators(setup, digits())
+        check_evaluators(parts, digits())
 
 
 def test_no_accuracy_without_a_classifier_and_no_best_without_evaluators():
@@ -255,10 +256,10 @@ def test_no_accuracy_without_a_classifier_and_no_best_without_evaluators():
     with config.unlocked():
         config.evaluation.extractor = spec(pixel_features)
     with pytest.raises(UserError, match=r"evaluators\.a: there is no accuracy of digits by pixels"):
-        check_evaluators(replace(setup, config=config), digits())
+        check_evaluators(replace(setup.parts, config=config), digits())
     config = trained_config(best_by="samples/accuracy")
     with pytest.raises(UserError, match="this run has no evaluators: try evaluators=samples"):
-        check_evaluators(replace(setup, config=config), digits())
+        check_evaluators(replace(setup.parts, config=config), digits())
 
 
 def test_evaluators_are_an_axis_of_configs_and_their_numbers_are_flags():

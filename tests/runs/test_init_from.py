@@ -127,16 +127,16 @@ def test_a_file_with_the_names_of_the_authors(tmp_path, scan):
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda leaf: rng.random(leaf.shape, np.float32), like)
     path = tmp_path / "published.safetensors"
-    write_safetensors(path, DIT.to_theirs(params, setup.denoiser))
+    write_safetensors(path, DIT.to_theirs(params, setup.parts.denoiser))
     assert "blocks.1.attn.qkv.weight" in read_state_dict(path)
-    found, source = find_initial_weights(str(path), like, denoiser=setup.denoiser)()
+    found, source = find_initial_weights(str(path), like, denoiser=setup.parts.denoiser)()
     jax.tree.map(np.testing.assert_array_equal, found, params)
     assert source == {"file": str(path), "sha256": weights_sha256(params)}
     setup, like = set_up_dit(24)
     with pytest.raises(
         UserError, match=r"^config.init_from=.* is of another network: pos_embed is"
     ):
-        find_initial_weights(str(path), like, denoiser=setup.denoiser)
+        find_initial_weights(str(path), like, denoiser=setup.parts.denoiser)
 
 
 @pytest.mark.parametrize(

@@ -81,12 +81,12 @@ def work_begins(*args: Any, **kwargs: Any) -> Any:
 @contextlib.contextmanager
 def without_work() -> Iterator[None]:
     """Within it, what takes time stops with `WorkBegins` once its arguments were checked."""
-    set_up, known = load.set_up, {}
+    build_parts, known = load.build_parts, {}
 
     def cached(config: ConfigDict, *args: Any, **how: Any) -> Any:
         key = (to_json(config), args, tuple(sorted(how.items())))
         if key not in known:
-            known[key] = set_up(config, *args, **how)
+            known[key] = build_parts(config, *args, **how)
         return known[key]
 
     def checks_alone(function: Callable, *args: Any) -> Any:
@@ -97,7 +97,7 @@ def without_work() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         for module in ("runs.model", "runs.likelihoods", "studies.validation"):
             patch.setattr(f"diffjax.{module}.jit", lambda *args, **how: work_begins)
-        patch.setattr(load, "set_up", cached)
+        patch.setattr(load, "build_parts", cached)
         for place in (
             "jax.export.export",
             "diffjax.evaluation.metrics.reference",

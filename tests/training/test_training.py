@@ -563,10 +563,10 @@ def test_steps_grids_seeds_and_scales_do_not_compile_again(trained_run):
 
     def apply(*inputs, **how):
         traced.append(1)
-        return run.setup.wired.apply(*inputs, **how)
+        return run.parts.wired.apply(*inputs, **how)
 
-    wired = run.setup.wired._replace(apply=apply)
-    model, first = Model(Programs(wired, run.setup.mesh), run.weights()), 0
+    wired = run.parts.wired._replace(apply=apply)
+    model, first = Model(Programs(wired, run.parts.mesh), run.weights()), 0
     for recipe, seed in (
         (run.recipe, 0),
         (replace(run.recipe, num_steps=7), 1),
