@@ -130,3 +130,13 @@ def test_the_number_of_pictures_is_a_setting_that_is_checked_at_the_start():
     config.sample_images = 0
     with pytest.raises(UserError, match=r"config\.sample_images=0 must be at least 1"):
         set_up(config, (8, 8, 1), of_classes(10))
+
+
+def test_a_small_grey_picture_is_shown_beside_its_image_at_its_size(tmp_path):
+    small = np.array([[0, 90], [160, 250]], np.uint8).reshape(1, 2, 2, 1)
+    image = np.random.default_rng(0).integers(0, 256, (1, 64, 48, 3), np.uint8)
+    seen = read(pictures.save_png(tmp_path / "a.png", image, columns=1, beside=small))
+    assert seen.shape == (64, 2 * 48 + 2, 3)
+    assert np.array_equal(seen[:, 50:], image[0])
+    large = small[0].repeat(32, axis=0).repeat(24, axis=1)
+    assert np.array_equal(seen[:, :48], large.repeat(3, axis=-1))
