@@ -109,10 +109,6 @@ def test_names_of_images_stand_above_each_row_and_others_beside_their_own(tmp_pa
     np.testing.assert_array_equal(
         both[:98, :48], read(pictures.save_png(tmp_path / "d.png", -images, 3))[:98, :48]
     )
-    other = np.zeros((5, 4, 4, 1))  # of another shape they are left out
-    np.testing.assert_array_equal(
-        read(pictures.save_png(tmp_path / "e.png", images, 3, (), other)), plain
-    )
 
 
 def test_names_too_long_stay_in_their_columns(tmp_path):
