@@ -10,8 +10,7 @@ from diffjax.errors import UserError
 from diffjax.host.files import write_json
 from diffjax.objectives.base import Progress
 from diffjax.runs.load import Run, load
-from diffjax.runs.setup import teacher_of
-from diffjax.runs.teacher import find_teacher
+from diffjax.runs.teacher import find_teacher, teacher_of
 from diffjax.studies import probes
 from diffjax.training.state import LIVE
 
@@ -61,7 +60,7 @@ def _probed(run: Run) -> probes.Probed:
         apply=wired.apply,
         predict=run.model().predict() if not wired.objective.traits.needs_source else None,  # pyright: ignore[reportArgumentType]
         params=state.weights(LIVE),
-        teacher_params=frozen()[0] if frozen else state.weights(teacher_of(run.config)),
+        teacher_params=frozen()[0] if frozen else state.weights(teacher_of(run.parts)),
         progress=Progress(state.step, state.memory, run.config.num_steps),
         condition=wired.condition,
         condition_dropout=wired.condition_dropout,

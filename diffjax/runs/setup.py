@@ -17,13 +17,14 @@ from diffjax.errors import UserError, nearest
 from diffjax.models.attention import REVERSE_ONLY
 from diffjax.optimizers.base import Optimizer
 from diffjax.runs.parts import Parts, build_parts
+from diffjax.runs.teacher import teacher_of
 from diffjax.settings import check_complete, check_names, check_settings
 from diffjax.spec import build
 from diffjax.training import sharding
 from diffjax.training.accumulation import check_parts
 from diffjax.training.averages import Averages
 from diffjax.training.nonfinite import NonFinite
-from diffjax.training.state import LIVE, TrainState, init_state, is_kept, teacher_name
+from diffjax.training.state import LIVE, TrainState, init_state
 from diffjax.training.subset import split
 from diffjax.wiring import Wired
 
@@ -96,7 +97,7 @@ class Setup:
     @property
     def teacher(self) -> str:
         """The name of the run's own weights that the objective learns from, as `teacher_of`."""
-        return teacher_of(self.config)
+        return teacher_of(self.parts)
 
     @property
     def accumulation_steps(self) -> int:
@@ -147,13 +148,12 @@ def set_up(
         mesh = sharding.make_mesh(**config.mesh)
         sharding.check_batch(config.batch_size, mesh)
     check_weights(config)
-    teacher_of(config)
     build(config.augment, Augmentation, "config.augment")
     setup = Setup.of(build_parts(config, image_shape, condition, mesh, codec))
     if own_mesh:
         rows = mesh.shape["data"] * mesh.shape["fsdp"]
         check_parts(setup.wired.objective, config.accumulation_steps, config.batch_size, rows)
-    _ = setup.abstract
+    _ = setup.abstract, setup.teacher
     return setup
 
 
@@ -168,17 +168,6 @@ def countable(setup: Setup) -> Setup:
     plain = ConfigDict(parts.config.to_dict())
     plain.model.attention = "xla"
     return Setup.of(build_parts(plain, parts.wired.image_shape, parts.wired.condition, parts.mesh))
-
-
-def teacher_of(config: ConfigDict) -> str:
-    """The name of the run's own weights that the objective learns from; `live` for a frozen one.
-
-    Raises:
-        UserError: an average that is not kept.
-    """
-    # A config made by hand may leave it out.
-    named = config.teacher
-    return teacher_name(named, Averages.of(config)) if is_kept(named) else LIVE
 
 
 def check_expected(config: ConfigDict, **found: Any) -> None:

@@ -8,8 +8,24 @@ from diffjax.host.run_files import read_json
 from diffjax.runs import workdirs
 from diffjax.runs.initial import Initial, find_initial_weights
 from diffjax.runs.parts import Parts
-from diffjax.runs.setup import teacher_of
-from diffjax.training.state import LIVE, is_kept
+from diffjax.training.averages import Averages
+from diffjax.training.state import FIRST_AVERAGE, LIVE, is_kept, teacher_name
+
+
+def teacher_of(parts: Parts) -> str:
+    """The name of the run's own weights that the objective learns from; `live` for a frozen one.
+
+    Raises:
+        UserError: an average that is not kept, or an objective without a teacher.
+    """
+    named = parts.config.teacher
+    name = teacher_name(named, Averages.of(parts.config)) if is_kept(named) else LIVE
+    if named != FIRST_AVERAGE and not parts.wired.objective.traits.has_teacher:
+        raise UserError(
+            f"config.teacher={named!r}: this objective learns from no teacher; leave it at "
+            f"{FIRST_AVERAGE!r}"
+        )
+    return name
 
 
 def find_teacher(parts: Parts) -> Initial | None:
@@ -44,7 +60,7 @@ def read_teacher(parts: Parts, workdir: Path) -> Any:
     """
     found = find_teacher(parts)
     if found is None:
-        workdirs.record(workdir, teacher={"weights": teacher_of(parts.config)})
+        workdirs.record(workdir, teacher={"weights": teacher_of(parts)})
         return None
     params, source = found()
     known = (read_json(workdir / workdirs.RUN) or {}).get("teacher", {})
