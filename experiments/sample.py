@@ -123,7 +123,7 @@ def main(args: SimpleNamespace) -> None:
         titles = kind.titles(request.condition) or texts
         columns = columns_by_class(len(images), len(set(titles or ())))
         beside = kind.pictures(request.condition) if source is None else source
-        if beside is not None and beside.shape == images.shape:
+        if beside is not None:
             columns = _PAIRS_IN_A_ROW
         save_png(out, images, columns, captions(titles, columns), beside)
         if args.film is not None:

@@ -24,7 +24,14 @@ from diffjax.training import sharding
 from diffjax.training.accumulation import check_parts
 from diffjax.training.averages import Averages
 from diffjax.training.nonfinite import NonFinite
-from diffjax.training.state import LIVE, TrainState, init_state, is_kept, teacher_name
+from diffjax.training.state import (
+    FIRST_AVERAGE,
+    LIVE,
+    TrainState,
+    init_state,
+    is_kept,
+    teacher_name,
+)
 from diffjax.training.subset import split
 from diffjax.wiring import Wired, build_objective, wire
 
@@ -205,11 +212,17 @@ def teacher_of(config: ConfigDict) -> str:
     """The name of the run's own weights that the objective learns from; `live` for a frozen one.
 
     Raises:
-        UserError: an average that is not kept.
+        UserError: an average that is not kept, or an objective without a teacher.
     """
     # A config made by hand may leave it out.
     named = config.teacher
-    return teacher_name(named, Averages.of(config)) if is_kept(named) else LIVE
+    name = teacher_name(named, Averages.of(config)) if is_kept(named) else LIVE
+    if named != FIRST_AVERAGE and not build_objective(config).traits.has_teacher:
+        raise UserError(
+            f"config.teacher={named!r}: this objective learns from no teacher; leave it at "
+            f"{FIRST_AVERAGE!r}"
+        )
+    return name
 
 
 def check_expected(config: ConfigDict, **found: Any) -> None:

@@ -1,7 +1,7 @@
 """A teacher that is another run: read before step 1, not part of the state, named by its hash."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +25,10 @@ from tests.support.tiny_run import on_one_device, trained_config, without_pictur
 @dataclass(frozen=True)
 class Follow(Denoising):
     """The squared difference of the network from its teacher."""
+
+    @property
+    def traits(self):
+        return replace(super().traits, has_teacher=True)
 
     def __call__(self, apply, params, teacher_params, key, batch, progress):
         t = self.times.quantile(self.uniforms(key, len(batch["image"])), self.path)
@@ -92,3 +96,9 @@ def test_a_teacher_that_changed_since_the_run_began_is_refused(trained_run, tmp_
     workdirs.record(tmp_path, teacher={"folder": str(trained_run), "sha256": "of before"})
     with pytest.raises(UserError, match="has other weights than when this run began"):
         read_teacher(setup, tmp_path)
+
+
+@pytest.mark.parametrize("teacher", ["runs/digits", "live", "ema-0.9"])
+def test_a_teacher_without_a_pupil_is_refused(teacher):
+    with pytest.raises(UserError, match="this objective learns from no teacher; leave it at 'ema'"):
+        set_up(trained_config(teacher=teacher), (8, 8, 1), Classes(10))
