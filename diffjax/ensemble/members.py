@@ -16,7 +16,6 @@ from diffjax.compiling import jit
 from diffjax.data import DataSet, batches
 from diffjax.ensemble.grouping import Numbers, numbers_of
 from diffjax.runs.setup import Setup
-from diffjax.spec import build
 from diffjax.training.averages import Averages
 from diffjax.training.state import TrainState
 from diffjax.training.step import make_train_step
@@ -120,7 +119,7 @@ def member_batches(
             batch_size=config.batch_size,
             seed=seed,
             start_step=start_step,
-            augment=build(config.augment),
+            augment=members.setups[0].augment,
         )
         for seed in members.seeds
     ]

@@ -9,7 +9,6 @@ from jax import Array
 from diffjax.data import DataSet, batches
 from diffjax.loop.rollback import Rollbacks, seed_of
 from diffjax.runs.setup import Setup
-from diffjax.spec import build
 from diffjax.training.sharding import batch_sharding, part_of_batch
 
 
@@ -27,7 +26,7 @@ def device_batches(
             batch_size=config.batch_size,
             seed=seed_of(config.seed, order),
             start_step=first,
-            augment=build(config.augment),
+            augment=setup.augment,
             part=part,
         )
         for batch in islice(stream, last - first):
