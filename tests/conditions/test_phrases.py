@@ -121,6 +121,7 @@ def test_samples_have_the_mean_of_their_phrase_and_leave_a_negative_one(model):
     assert np.isfinite(model.sample(null, request)).all()
 
 
+@pytest.mark.thorough
 def test_a_run_of_phrases_trains_shows_loads_samples_and_is_evaluated(tmp_path, monkeypatch):
     on_one_device(monkeypatch)
     loop.train(config_of(4, batch_size=16), tmp_path)

@@ -190,10 +190,10 @@ def test_digits_are_hardly_unbalanced_and_change_by_two_in_a_hundred():
     assert np.abs(found - 100).max() == 3
 
 
-def test_what_is_no_label_is_refused_before_anything_is_drawn(evaluated, unbalanced, monkeypatch):
+def test_what_is_no_label_is_refused_before_anything_is_drawn(evaluated, old_run, monkeypatch):
     with pytest.raises(UserError, match=r"labels=ligth is neither data nor balanced.*'light'"):
         evaluated(labels="ligth")
-    run = diffjax.load(OLD_RUN)
+    run = old_run
     config = run.config.copy_and_resolve_references()
     with config.unlocked():
         config.evaluation.labels = "0,99"

@@ -18,7 +18,7 @@ from diffjax.runs.setup import set_up
 from diffjax.runs.teacher import find_teacher, read_teacher
 from diffjax.spec import spec
 from tests.support.tiny_network import Plain
-from tests.support.tiny_run import loaded, trained_config, without_pictures
+from tests.support.tiny_run import on_one_device, trained_config, without_pictures
 
 
 @register_dataclass
@@ -53,11 +53,14 @@ def losses_of(workdir):
     return [record["loss"] for record in map(json.loads, lines) if "loss" in record]
 
 
-def test_a_run_learns_from_another_and_names_it_by_its_hash(trained_run, tmp_path, monkeypatch):
+def test_a_run_learns_from_another_and_names_it_by_its_hash(
+    trained_run, loaded_run, tmp_path, monkeypatch
+):
     """One that begins with the teacher's weights has nothing to learn, up to rounding."""
     without_pictures(monkeypatch)
+    on_one_device(monkeypatch)
     teacher = f"{trained_run}:ema-0.9"
-    weights = loaded(trained_run).weights("ema-0.9")
+    weights = loaded_run.weights("ema-0.9")
     same, other = tmp_path / "same", tmp_path / "other"
     loop.train(config_of(teacher, init_from=teacher), same)
     loop.train(config_of(teacher), other)

@@ -9,6 +9,7 @@ training and evaluating are not what is tried here, so they are replaced by a st
 
 import argparse
 import contextlib
+import functools
 import io
 import shutil
 import signal
@@ -39,6 +40,7 @@ from diffjax.models.layers import HIDDEN
 from diffjax.optimizers.adam import adamw
 from diffjax.process import paths, weights
 from diffjax.runs import likelihoods, measure, workdirs
+from diffjax.runs.load import Run
 from diffjax.sampling import solvers
 from diffjax.sampling.sample import Recipe
 from diffjax.spec import TARGET, build, from_json, spec, to_json
@@ -325,10 +327,15 @@ def call_load(rng: Random, where: Path) -> None:
     diffjax.load(**given)
 
 
+@functools.cache
+def _loaded() -> Run:
+    return diffjax.load(RUN)
+
+
 def call_run(rng: Random, where: Path) -> None:
     """What a loaded run offers."""
     del where
-    run = diffjax.load(RUN)
+    run = _loaded()
     calls: dict[str, tuple[str, ...]] = {
         "sample": ("condition", "source", "seed", "solver", "grid", "num_steps", "guidance_scale",
                    "guidance", "against", "weights", "batch_size"),
@@ -347,7 +354,7 @@ def call_run(rng: Random, where: Path) -> None:
 def wanted(rng: Random, where: Path) -> None:
     """An evaluation of a loaded run."""
     del where
-    run = diffjax.load(RUN)
+    run = _loaded()
     fields = sorted(measure.Wanted.__dataclass_fields__)
     asked = measure.Wanted(**{name: value(rng) for name in rng.sample(fields, rng.choice((1, 2)))})
     measure.measure(run, run.dataset(), asked)
@@ -356,7 +363,7 @@ def wanted(rng: Random, where: Path) -> None:
 def call_likelihood(rng: Random, where: Path) -> None:
     """Bits per dimension of a loaded run."""
     del where
-    run = diffjax.load(RUN)
+    run = _loaded()
     given: dict[str, Any] = {"method": rng.choice((*likelihoods.METHODS, value(rng)))}
     options = ("dequantisation", "trace", "num_probes", "num_steps", "tolerance", "num_times")
     given["options"] = rng.choice(
