@@ -28,7 +28,7 @@ from diffjax.process.precond import LogSNRLabel, Precond
 from diffjax.process.targets import undecodable
 from diffjax.sampling.sample import Recipe
 from diffjax.spec import build, spec
-from diffjax.wiring import wire
+from diffjax.wiring import check_wired, wire
 from tests.support.any_path import AnyPath, numbered
 from tests.support.crosses import ILLEGAL
 
@@ -269,8 +269,9 @@ def test_legality_of_each_cross_is_known_before_compiling():
 )
 def test_an_illegal_cross_is_refused_with_those_that_are_legal(path_name, target_name, why):
     legal = [name for name in TARGETS if (path_name, name) not in ILLEGAL]
+    wired = wire(config_for(path=path_name, target=target_name), (8, 8, 1), of_classes(0))
     with pytest.raises(UserError, match=f"{why}.*a target of {', '.join(legal)}$"):
-        wire(config_for(path=path_name, target=target_name), (8, 8, 1), of_classes(0))
+        check_wired(wired, 16, 6)
 
 
 def test_samples_start_at_the_size_that_noise_has_at_the_end():
