@@ -13,8 +13,10 @@ from diffjax.conditions import Classes
 from diffjax.errors import UserError
 from diffjax.loop import loop
 from diffjax.models.dit.network import DiT
+from diffjax.models.dit.published import DIFFUSERS
 from diffjax.models.dit.published import FAMILY as DIT
 from diffjax.pretrained.files import read_state_dict, write_safetensors
+from diffjax.pretrained.folders import write_folder
 from diffjax.runs.checkpoints import Checkpoints
 from diffjax.runs.initial import by_path, find_initial_weights, weights_sha256
 from diffjax.runs.setup import Setup, set_up
@@ -114,7 +116,7 @@ def test_a_file_with_the_networks_own_names_and_shapes(
 
 @pytest.mark.parametrize("scan", [False, True])
 def test_a_file_with_the_names_of_the_authors(tmp_path, scan):
-    """Of DiT, with blocks one by one or stacked; a network of another width is refused."""
+    """Of DiT, and of diffusers' DiT; a network of another width is refused."""
 
     def set_up_dit(width):
         config = trained_config()
@@ -131,6 +133,11 @@ def test_a_file_with_the_names_of_the_authors(tmp_path, scan):
     found, source = find_initial_weights(str(path), like, denoiser=setup.parts.denoiser)()
     jax.tree.map(np.testing.assert_array_equal, found, params)
     assert source == {"file": str(path), "sha256": weights_sha256(params)}
+    folder = tmp_path / "diffusers"
+    write_folder(folder, DIFFUSERS.to_theirs(params, setup.denoiser), {})
+    found, source = find_initial_weights(str(folder), like, denoiser=setup.denoiser)()
+    jax.tree.map(np.testing.assert_array_equal, found, params)
+    assert source == {"file": str(folder), "sha256": weights_sha256(params)}
     setup, like = set_up_dit(24)
     with pytest.raises(
         UserError, match=r"^config.init_from=.* is of another network: pos_embed is"
