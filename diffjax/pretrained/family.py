@@ -56,6 +56,31 @@ class Denoiser:
 
 
 @dataclass(frozen=True)
+class Published:
+    """How a published network was trained, and how its authors sample it.
+
+    All are names that `diffjax.choices` has.
+
+    Attributes:
+        objective: the choices on the axes of the objective, as `objective=dit`.
+        solver: takes the steps.
+        grid: the times.
+        num_steps: the number of steps.
+        guidance_scale: the scale.
+        guidance: the rule.
+        codec: what encoded the latents that it was trained on; "" for pixels.
+    """
+
+    objective: str
+    solver: str
+    grid: str
+    num_steps: int
+    guidance_scale: float
+    guidance: str = "cfg"
+    codec: str = ""
+
+
+@dataclass(frozen=True)
 class Family:
     """A published network: one folder in `diffjax/models/` with three files.
 
@@ -71,6 +96,7 @@ class Family:
             raise `KeyError` for tensors of another family.
         inputs: a network -> the arguments of its call, as `jax.ShapeDtypeStruct`.
         unused: patterns of the names of tensors that are left out, such as `text_model.*`.
+        published: a network -> how it was trained, of a family of denoisers.
     """
 
     name: str
@@ -80,6 +106,7 @@ class Family:
     recognise: Callable[[Mapping[str, tuple[int, ...]]], Mapping[str, Any]]
     inputs: Callable[[Any], Sequence[jax.ShapeDtypeStruct]]
     unused: tuple[str, ...] = ()
+    published: Callable[[Any], Published] | None = None
 
     def size(self, name: str) -> Any:
         """The network of a published size.
@@ -93,7 +120,7 @@ class Family:
             )
         return self.network(**self.sizes[name].settings)
 
-    def network_of(self, state: Mapping[str, Any], source: str) -> Any:
+    def network_of(self, state: Mapping[str, Any], source: str, **settings: Any) -> Any:
         """The network that published tensors belong to, recognised by their shapes.
 
         Settings without a trace in the shapes, such as the number of heads, are those of the
@@ -102,6 +129,7 @@ class Family:
         Args:
             state: arrays or tensors of a file, by name.
             source: name of the file, for errors.
+            **settings: further ones, such as the number of heads of a network of no published size.
 
         Raises:
             UserError: the tensors are of another family, or of no published size.
@@ -115,9 +143,15 @@ class Family:
             raise UserError(f"{source} is not of the family {self.name}: {why}") from error
         for size in self.sizes.values():
             if all(size.settings.get(name, value) == value for name, value in found.items()):
-                return self.network(**{**size.settings, **found})
+                return self.network(**{**size.settings, **found, **settings})
+        untraced = {name for size in self.sizes.values() for name in size.settings} - found.keys()
+        if untraced <= settings.keys():
+            return self.network(**{**found, **settings})
         sizes = ", ".join(f"{name}={value}" for name, value in found.items())
-        raise UserError(f"{source} is of no published size of {self.name}: it has {sizes}")
+        raise UserError(
+            f"{source} is of no published size of {self.name}: it has {sizes}; to read it, add "
+            f"{', '.join(sorted(untraced))}"
+        )
 
     def shapes(self, network: Any) -> Any:
         """The parameters of a network as `jax.ShapeDtypeStruct`, without computing them."""

@@ -139,16 +139,28 @@ def _of_file(path: Path, like: Any, setting: str, denoiser: Denoiser | None) -> 
         if not jnp.issubdtype(array.dtype, jnp.floating):  # quantised, for example
             raise UserError(f"{where}: {name} has the type {array.dtype}, and weights are floats")
 
-    def lay_out(path: tuple, leaf: jax.ShapeDtypeStruct) -> jax.Array:
-        tensor = arrays[jax.tree_util.keystr(path, simple=True, separator="/")]
-        array = np.asarray(tensor, leaf.dtype)
-        return jax.make_array_from_callback(leaf.shape, leaf.sharding, lambda part: array[part])
-
     def read() -> tuple[Any, dict[str, Any]]:
-        params = jax.tree_util.tree_map_with_path(lay_out, like)
+        params = placed_weights(arrays, like)
         return params, {"file": str(path), "sha256": weights_sha256(params)}
 
     return read
+
+
+def placed_weights(arrays: Any, like: Any) -> Any:
+    """Weights that were read, on the devices of a network's parameters.
+
+    Args:
+        arrays: a tree of arrays, or a mapping of tensors by path, as `block_0/mlp/up/kernel`.
+        like: the network's parameters as `ShapeDtypeStruct` with shardings.
+    """
+    known = by_path(arrays)
+
+    def lay_out(path: tuple, leaf: jax.ShapeDtypeStruct) -> jax.Array:
+        tensor = known[jax.tree_util.keystr(path, simple=True, separator="/")]
+        array = np.asarray(tensor, leaf.dtype)
+        return jax.make_array_from_callback(leaf.shape, leaf.sharding, lambda part: array[part])
+
+    return jax.tree_util.tree_map_with_path(lay_out, like)
 
 
 def check_same(where: str, found: Any, like: Any) -> None:

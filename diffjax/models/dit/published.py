@@ -6,7 +6,8 @@ positions too, which depend on the size of the images. Twice the channels come o
 noise, and the learned variance.
 
 The authors' sampling guides three of four channels, and evaluates the network at whole timesteps 0
-to 999.
+to 999. Their `sample.py` decodes by `sd-vae-ft-mse`; they trained on latents of `sd-vae-ft-ema`,
+whose encoder is the same.
 """
 
 import math
@@ -16,7 +17,7 @@ from typing import Any
 from diffjax.models.dit.network import DiT, positions_2d
 from diffjax.models.dit.sizes import SIZES
 from diffjax.models.layers import STACKED
-from diffjax.pretrained.family import Denoiser, Family
+from diffjax.pretrained.family import Denoiser, Family, Published
 from diffjax.pretrained.tables import Row, Table, count
 from diffjax.pretrained.transforms import constant, conv, dense, keep, reshape, stack, then
 
@@ -87,4 +88,25 @@ def _recognise(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
     }
 
 
-FAMILY = Family("DiT", dit, SIZES, _table, _recognise, lambda denoiser: denoiser.inputs)
+def _published(denoiser: Denoiser) -> Published:
+    learned = denoiser.network.out_channels == 2 * denoiser.image_shape[-1]
+    return Published(
+        objective="objective=dit" if learned else "objective=dit,wrappers=none",
+        solver="ddpm_learned" if learned else "ddpm_large",
+        grid="linspace",
+        num_steps=250,
+        guidance_scale=4.0,
+        guidance="cfg+first_channels",
+        codec="sd-vae-ft-mse",
+    )
+
+
+FAMILY = Family(
+    "DiT",
+    dit,
+    SIZES,
+    _table,
+    _recognise,
+    lambda denoiser: denoiser.inputs,
+    published=_published,
+)
