@@ -11,6 +11,7 @@ import numpy as np
 
 from diffjax.codecs import Codec, ScaledLatents, Unstated
 from diffjax.codecs.base import RECORD
+from diffjax.data import imagenet
 from diffjax.data.archives import read_npz
 from diffjax.data.fingerprints import evenly
 from diffjax.data.sources import (
@@ -23,7 +24,7 @@ from diffjax.data.sources import (
     check_channels_last,
     stratified_split,
 )
-from diffjax.errors import UserError
+from diffjax.errors import UserError, nearest
 from diffjax.host.files import place_of
 from diffjax.host.run_files import read_json
 from diffjax.kinds import NotNegative, Positive
@@ -102,6 +103,7 @@ def latents(
     split_seed: SplitSeed = 0,
     name: str = "latents",
     codec: Codec | None = None,
+    label_names: str = "",
 ) -> DataSet:
     """A data set of latents of one shape, from a folder or an `.npz` file.
 
@@ -122,6 +124,7 @@ def latents(
         name: the name in reports.
         codec: what encoded them; pictures and distances are then of decoded images. With None they
             are of the latents as they are.
+        label_names: of the classes: `imagenet`, or "" for their numbers.
 
     Raises:
         UserError: the files are missing; their arrays have other names, types or shapes, such as
@@ -164,12 +167,24 @@ def latents(
         test,
         (height, width, channels),
         num_classes,
-        label_names=tuple(map(str, range(num_classes))),
+        label_names=_label_names(label_names, num_classes),
         notes=_check_codec(codec, recorded, path),
         codec=Unstated() if codec is None else ScaledLatents(codec, scale),
     )
     _ = data.picture_shape  # Refuses latents of a shape that the codec does not have.
     return data
+
+
+def _label_names(called: str, num_classes: int) -> tuple[str, ...]:
+    tables = {"": lambda: tuple(map(str, range(num_classes))), "imagenet": imagenet.label_names}
+    if called not in tables:
+        raise UserError(f"data.label_names={called!r}; {nearest(called, tables)}")
+    names = tables[called]()
+    if len(names) != num_classes:
+        raise UserError(
+            f"data.label_names={called!r} are of {len(names)} classes, and there are {num_classes}"
+        )
+    return names
 
 
 def _recorded_codec(found: Any, path: str) -> dict[str, str] | None:

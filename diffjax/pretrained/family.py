@@ -80,6 +80,11 @@ class Published:
     codec: str = ""
 
 
+def _as_they_are(state: Mapping[str, Any], network: Any) -> Mapping[str, Any]:
+    del network
+    return state
+
+
 @dataclass(frozen=True)
 class Family:
     """A published network: one folder in `diffjax/models/` with three files.
@@ -97,6 +102,8 @@ class Family:
         inputs: a network -> the arguments of its call, as `jax.ShapeDtypeStruct`.
         unused: patterns of the names of tensors that are left out, such as `text_model.*`.
         published: a network -> how it was trained, of a family of denoisers.
+        without_variance: tensors, a network -> the tensors without the outputs of a learned
+            variance, where the network has none; by default they are as they are.
     """
 
     name: str
@@ -107,6 +114,7 @@ class Family:
     inputs: Callable[[Any], Sequence[jax.ShapeDtypeStruct]]
     unused: tuple[str, ...] = ()
     published: Callable[[Any], Published] | None = None
+    without_variance: Callable[[Mapping[str, Any], Any], Mapping[str, Any]] = _as_they_are
 
     def size(self, name: str) -> Any:
         """The network of a published size.

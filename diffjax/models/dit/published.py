@@ -14,11 +14,14 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import numpy as np
+
 from diffjax.models.dit.network import DiT, positions_2d
 from diffjax.models.dit.sizes import SIZES
 from diffjax.models.layers import STACKED
 from diffjax.pretrained.family import Denoiser, Family, Published
 from diffjax.pretrained.tables import Row, Table, count
+from diffjax.pretrained.tensors import Tensor
 from diffjax.pretrained.transforms import constant, conv, dense, keep, reshape, stack, then
 
 _LAYERS = (
@@ -88,6 +91,27 @@ def _recognise(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
     }
 
 
+def _without_variance(state: Mapping[str, Any], denoiser: Denoiser) -> Mapping[str, Any]:
+    """Tensors of a network with twice the channels, without the second half of them."""
+    network, channels = denoiser.network, denoiser.image_shape[-1]
+    pixels = network.patch_size**2
+    names = [f"final_layer.linear.{kind}" for kind in ("weight", "bias")]
+    twice = all(name in state and state[name].shape[0] == 2 * pixels * channels for name in names)
+    if not twice or network.out_channels not in (0, channels):
+        return state
+
+    def first(tensor: Any) -> Tensor:
+        rest = tensor.shape[1:]
+
+        def read() -> np.ndarray:
+            numbers = np.asarray(tensor).reshape(pixels, 2, channels, *rest)
+            return numbers[:, 0].reshape(-1, *rest)
+
+        return Tensor((pixels * channels, *rest), tensor.dtype, read)
+
+    return {**state, **{name: first(state[name]) for name in names}}
+
+
 def _published(denoiser: Denoiser) -> Published:
     learned = denoiser.network.out_channels == 2 * denoiser.image_shape[-1]
     return Published(
@@ -109,4 +133,5 @@ FAMILY = Family(
     _recognise,
     lambda denoiser: denoiser.inputs,
     published=_published,
+    without_variance=_without_variance,
 )
