@@ -3,11 +3,12 @@
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import jax.numpy as jnp
 
-from diffjax.codecs.base import Codec, Shape, sha256_of
+from diffjax.codecs.base import Codec, Posterior, Shape, sha256_of
+from diffjax.codecs.scaled import row
 from diffjax.errors import UserError
 from diffjax.host.run_files import read_json
 from diffjax.models.autoencoder_kl import network
@@ -46,6 +47,7 @@ class AutoencoderKL(Codec):
         arXiv:2112.10752
     """
 
+    stochastic: ClassVar[bool] = True
     path: str = ""
     size: str = "sd-vae"
     file_sha256: str = ""
@@ -64,10 +66,9 @@ class AutoencoderKL(Codec):
     @cached_property
     def params(self) -> Any:  # pyright: ignore[reportIncompatibleVariableOverride]
         if not (self.path and self.file_sha256):
-            where = f", perhaps downloaded from {self.path}," if self.path else ""
             raise UserError(
-                f"the codec {self.name} needs its weights: set path to their file{where} and "
-                "file_sha256 to its SHA-256"
+                f"the codec {self.name} needs its weights: set path to their file and file_sha256 "
+                "to its SHA-256"
             )
         return read(find_weights(self.path, self.file_sha256), self._network)[1]
 
@@ -89,12 +90,14 @@ class AutoencoderKL(Codec):
         return height * scale, width * scale, self._network.image_channels
 
     def encode(self, params: Any, images: Images) -> Latents:
-        scale, shift = SCALINGS[self.size]
+        return self.posterior(params, images).mean
+
+    def posterior(self, params: Any, images: Images) -> Posterior:
         posterior: Any = self._network.apply({"params": params}, images, method="encode")
-        return scale * (posterior.mean - shift)
+        return posterior.scaled(*map(row, SCALINGS[self.size]))
 
     def decode(self, params: Any, latents: Latents) -> Images:
-        scale, shift = SCALINGS[self.size]
+        scale, shift = map(row, SCALINGS[self.size])
         z = latents / scale + shift
         images: Any = self._network.apply({"params": params}, z, method="decode")
         return jnp.clip(images, -1, 1)

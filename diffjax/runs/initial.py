@@ -16,7 +16,7 @@ from diffjax.errors import UserError, nearest
 from diffjax.host.processes import to_host
 from diffjax.host.run_files import read_json
 from diffjax.models.families import DENOISERS
-from diffjax.pretrained.family import Denoiser, Family
+from diffjax.pretrained.family import Denoiser
 from diffjax.pretrained.files import read_state_dict
 from diffjax.runs.checkpoints import Checkpoints, Damaged
 from diffjax.training.sharding import replicated
@@ -25,7 +25,7 @@ from diffjax.training.state import TrainState
 Initial = Callable[[], tuple[Any, dict[str, Any]]]
 """`() -> (params, source)` reads weights that were found and that fit: arrays in the network's
 shardings, and where they come from as plain data: `folder`, `weights` and `step` of a run, `file`
-of a published file with its `family` and what it was `trained_with`, and `sha256` of the weights."""
+of a published file, with its `family` and what is `left_out`, and `sha256` of the weights."""
 
 
 def find_initial_weights(
@@ -136,7 +136,8 @@ def _of_file(path: Path, like: Any, setting: str, denoiser: Denoiser | None) -> 
     if denoiser and family and arrays.keys().isdisjoint(by_path(like)):
         fitting = family.without_variance(state, denoiser)
         arrays = by_path(family.to_ours(fitting, denoiser, where))
-        facts |= _of_family(family, denoiser, left_out=fitting is not state)
+        facts["family"] = family.name
+        facts |= {} if fitting is state else {"left_out": "learned variance"}
     check_same(where, arrays, like)
     for name, array in arrays.items():
         if not jnp.issubdtype(array.dtype, jnp.floating):  # quantised, for example
@@ -147,14 +148,6 @@ def _of_file(path: Path, like: Any, setting: str, denoiser: Denoiser | None) -> 
         return params, {**facts, "sha256": weights_sha256(params)}
 
     return read
-
-
-def _of_family(family: Family, denoiser: Denoiser, *, left_out: bool) -> dict[str, str]:
-    """How the network of a published file was trained, and what of it this one has not."""
-    facts = {"family": family.name}
-    if family.published is not None:
-        facts["trained_with"] = family.published(denoiser).objective
-    return facts | ({"left_out": "learned variance"} if left_out else {})
 
 
 def placed_weights(arrays: Any, like: Any) -> Any:

@@ -25,7 +25,7 @@ from diffjax.pretrained.family import Denoiser, Family, Published
 from diffjax.pretrained.files import read_state_dict
 from diffjax.runs.initial import placed_weights
 from diffjax.runs.load import Run
-from diffjax.runs.setup import set_up
+from diffjax.runs.parts import build_parts
 from diffjax.spec import as_spec, build, check_arguments, choose, spec
 from diffjax.training.sharding import make_mesh
 from diffjax.training.state import LIVE, TrainState
@@ -57,12 +57,13 @@ class Weights:
             raise UserError(f"{self.file} has no weights {name!r}: a published file has live ones")
         return self.params
 
-    def whole(self) -> TrainState:
+    def read(self, abstract: TrainState) -> TrainState:
         """Refuses: a published file has no optimizer's state.
 
         Raises:
             UserError: always.
         """
+        del abstract
         raise UserError(
             f"{self.file} has weights alone, no state of a training: begin one with "
             f"--config.init_from={self.file}"
@@ -89,7 +90,7 @@ class Pretrained(Run):
     @cached_property
     def facts(self) -> dict[str, Any]:
         """What its samples depend on beside the arguments of `sample`."""
-        wired, codec = self.setup.wired, self.setup.codec
+        wired, codec = self.parts.wired, self.parts.codec
         return {
             "file": str(self.workdir),
             "file_sha256": sha256_of_file(self.workdir),
@@ -110,10 +111,10 @@ class Pretrained(Run):
         return "\n".join(f"{name}: {value}" for name, value in self.facts.items())
 
     def __repr__(self) -> str:
-        wired = self.setup.wired
+        wired = self.parts.wired
         return (
             f"Pretrained({str(self.workdir)!r}: {self.config.name} of "
-            f"{wired.num_params:,} parameters, {self.setup.codec.describe(wired.image_shape)}, "
+            f"{wired.num_params:,} parameters, {self.parts.codec.describe(wired.image_shape)}, "
             f"{wired.condition.describe()})"
         )
 
@@ -170,12 +171,11 @@ def from_pretrained(
     _ = decoder.image_shape(denoiser.image_shape), decoder.params  # Refused, if they do not fit.
     condition = _condition(denoiser.network.num_classes)
     config.data.codec = None if isinstance(decoder, Unstated) else as_spec(decoder)
-    setup = set_up(
-        config.lock(), denoiser.image_shape, condition, mesh=mesh or make_mesh(), codec=decoder
-    )
-    arrays = known.to_ours(state, setup.denoiser, str(path))
-    params = placed_weights(arrays, setup.abstract.weights(LIVE))
-    return Pretrained(setup, Weights(path, params), path, family=known.name, published=published)
+    mesh = mesh or make_mesh()
+    parts = build_parts(config.lock(), denoiser.image_shape, condition, mesh, decoder)
+    arrays = known.to_ours(state, parts.denoiser, str(path))
+    params = placed_weights(arrays, parts.abstract.weights(LIVE))
+    return Pretrained(parts, Weights(path, params), path, family=known.name, published=published)
 
 
 def _recognised(

@@ -64,7 +64,7 @@ def test_samples_are_those_of_the_authors_sampler(model):
     """DDIM on every 111th step of DDPM's table, and Euler's steps in equal times."""
     name = {"DiT": "ddim", "SiT": "euler"}[model.family]
     recipe = replace(model.recipe, solver=lookup.solver_called(name), num_steps=theirs.NUM_STEPS)
-    times = recipe.times(model.setup.wired.path)
+    times = recipe.times(model.parts.wired.path)
     found = model.model().walk(from_their_noise, recipe, Request(theirs.LABELS), times)
     assert_close(found, stored(model.family)[name], 1e-4)
 
@@ -73,7 +73,7 @@ def test_samples_are_those_of_the_authors_sampler(model):
 def test_guided_predictions_are_those_of_the_authors_code(model):
     """`forward_with_cfg`: three of four channels guided, and the variance that of the labels."""
     t = {"DiT": 322 / 1000, "SiT": 1 - 0.321}[model.family]
-    labels, wired = jnp.asarray(theirs.LABELS), model.setup.wired
+    labels, wired = jnp.asarray(theirs.LABELS), model.parts.wired
     x, times = jnp.asarray(theirs.NOISE), jnp.full(len(theirs.NOISE), t, jnp.float32)
     pair = jax.jit(model.model().guided(model.recipe))(x, times, labels)
     expected = stored(model.family)["guided"]
@@ -97,13 +97,13 @@ def test_ddpm_with_learned_variances_is_that_of_the_authors(model, monkeypatch):
         return last_step(denoise, solver, x, times[-2])
 
     recipe = replace(model.recipe, num_steps=theirs.NUM_STEPS)  # solver and grid are its own
-    times = recipe.times(model.setup.wired.path)
+    times = recipe.times(model.parts.wired.path)
     found = model.model().walk(walk, recipe, Request(theirs.LABELS), times)
     assert_close(found, stored("DiT")["ddpm"], 1e-4)
 
 
 def test_the_recipe_and_what_numbers_depend_on_are_those_of_the_publication(model):
-    wired, family = model.setup.wired, model.family
+    wired, family = model.parts.wired, model.family
     assert model.recipe.guidance == FirstChannels(ClassifierFree(), channels=3)
     assert model.recipe.guidance_scale == 4.0
     assert model.recipe.nfe == {"DiT": 2 * 250, "SiT": 2 * (2 * 124 + 1)}[family]
