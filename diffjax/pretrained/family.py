@@ -1,5 +1,6 @@
 """A family of published networks: its sizes, and the names of its tensors elsewhere."""
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffjax.errors import UserError, nearest
-from diffjax.pretrained.files import read_state_dict
-from diffjax.pretrained.tables import Table, to_ours, to_theirs
+from diffjax.pretrained.folders import read_published
+from diffjax.pretrained.tables import Place, Table, check, to_ours, to_theirs
 
 
 @dataclass(frozen=True)
@@ -224,22 +225,43 @@ class Family:
 
     def shapes(self, network: Any) -> Any:
         """The parameters of a network as `jax.ShapeDtypeStruct`, without computing them."""
-        return jax.eval_shape(network.init, jax.random.key(0), *self.inputs(network))["params"]
+        return _shapes(network, tuple(self.inputs(network)))
 
-    def to_ours(self, state: Mapping[str, Any], network: Any, source: str) -> Any:
+    def to_ours(
+        self,
+        state: Mapping[str, Any],
+        network: Any,
+        source: str,
+        place: Place = lambda path, array: array,
+    ) -> Any:
         """Converts published tensors to parameters; see `diffjax.pretrained.tables.to_ours`."""
-        return to_ours(state, self.table(network), self.shapes(network), source, self.unused)
+        expected = self.shapes(network)
+        return to_ours(state, self.table(network), expected, source, self.unused, place)
+
+    def check(self, state: Mapping[str, Any], network: Any, source: str) -> None:
+        """Compares names, shapes and types of published tensors with those of a network.
+
+        Raises:
+            UserError: they differ.
+        """
+        check(state, self.table(network), self.shapes(network), source, self.unused)
 
     def to_theirs(self, params: Any, network: Any) -> dict[str, np.ndarray]:
         """Converts parameters to published tensors, all but the unused ones."""
         return to_theirs(params, self.table(network))
 
-    def read(self, path: str | Path, network: Any = None) -> tuple[Any, Any]:
-        """Reads a published file.
+    def read(
+        self,
+        path: str | Path,
+        network: Any = None,
+        place: Place = lambda path, array: array,
+    ) -> tuple[Any, Any]:
+        """Reads a published file, or a folder of diffusers.
 
         Args:
-            path: of the file, of torch or safetensors.
-            network: the network; by default it is recognised by the shapes.
+            path: of the file, of torch or safetensors, or of the folder.
+            network: the network; by default it is recognised by the shapes and `config.json`.
+            place: where each parameter goes; see `diffjax.pretrained.tables.to_ours`.
 
         Returns:
             The network and its parameters.
@@ -247,7 +269,12 @@ class Family:
         Raises:
             UserError: the file can't be read, or is of another network.
         """
-        state = read_state_dict(path)
+        state, config, source = read_published(path)
         if network is None:
-            network = self.network_of(state, str(path))
-        return network, self.to_ours(state, network, str(path))
+            network = self.network_of(state, str(source), config)
+        return network, self.to_ours(state, network, str(source), place)
+
+
+@functools.lru_cache(8)  # To trace a network of 28 blocks takes half a second.
+def _shapes(network: Any, inputs: tuple[jax.ShapeDtypeStruct, ...]) -> Any:
+    return jax.eval_shape(network.init, jax.random.key(0), *inputs)["params"]

@@ -19,18 +19,15 @@ from diffjax.data.imagenet import label_names
 from diffjax.defaults import experiment
 from diffjax.errors import UserError, nearest
 from diffjax.evaluation.extractors.features import pixel_features
-from diffjax.models.families import DENOISERS
-from diffjax.pretrained.downloads import sha256_of_file
+from diffjax.models.families import LAYOUTS, Found, find_published, networks_of
 from diffjax.pretrained.family import Denoiser, Family, Published
-from diffjax.pretrained.files import read_state_dict
-from diffjax.runs.initial import placed_weights
+from diffjax.pretrained.placing import placed_like
+from diffjax.runs.initial import weights_sha256
 from diffjax.runs.load import Run
 from diffjax.runs.parts import build_parts
 from diffjax.spec import as_spec, build, check_arguments, choose, spec
 from diffjax.training.sharding import make_mesh
 from diffjax.training.state import LIVE, TrainState
-
-_FAMILIES: Mapping[str, Family] = {family.name: family for family in DENOISERS.values()}
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,7 +90,7 @@ class Pretrained(Run):
         wired, codec = self.parts.wired, self.parts.codec
         return {
             "file": str(self.workdir),
-            "file_sha256": sha256_of_file(self.workdir),
+            "sha256": weights_sha256(self.weights()),
             "family": self.family,
             "num_params": wired.num_params,
             "objective": type(wired.objective).__name__,
@@ -137,10 +134,11 @@ def from_pretrained(
     (`Published`); arguments of `sample` change the latter. No code of a file is run.
 
     Args:
-        path: of a file of torch or safetensors. Of a checkpoint with several, averages are read.
+        path: of a file of torch or safetensors, or of a folder or a pipeline of diffusers. Of a
+            checkpoint with several sets of weights, averages are read.
         codec: what decodes samples: a name in `diffjax.choices.CODECS`; a file of an
             AutoencoderKL, or a folder of diffusers, here or beside the network's file; or a value.
-            With None samples are latents.
+            With None it is that of the pipeline, or else samples are latents.
         family: `DiT` or `SiT`, whose tensors are the same; by default the one that the name of the
             file has.
         mesh: from `diffjax.training.sharding.make_mesh`; by default all devices split the batch.
@@ -156,16 +154,15 @@ def from_pretrained(
         Interpolant Transformers", 2024, arXiv:2401.08740
     """
     check_arguments(from_pretrained, path=path, codec=codec, family=family, mesh=mesh)
-    known_settings = {name: None for network in DENOISERS for name in _names_of_settings(network)}
+    known = {name: None for network in LAYOUTS for name in _names_of_settings(network)}
     for name in settings:
-        choose(known_settings, name, "setting of a network")
+        choose(known, name, "setting of a network")
     path = Path(path)
-    state = read_state_dict(path)
-    known, denoiser = _recognised(state, path, family, settings)
-    published = known.published(denoiser) if known.published else None
-    if published is None:
-        raise UserError(f"{path} is of {known.name}, which is no network of noisy images")
-    name = _name(known, denoiser)
+    found = _found(path, family, settings)
+    denoiser, layout = found.network, found.family
+    if layout.published is None:
+        raise UserError(f"{path} has a network of {layout.name}, which draws no samples")
+    published, name = layout.published(denoiser), _name(layout, denoiser)
     config = _config(denoiser, published, name)
     decoder = _codec(codec, path, published)
     _ = decoder.image_shape(denoiser.image_shape), decoder.params  # Refused, if they do not fit.
@@ -173,44 +170,28 @@ def from_pretrained(
     config.data.codec = None if isinstance(decoder, Unstated) else as_spec(decoder)
     mesh = mesh or make_mesh()
     parts = build_parts(config.lock(), denoiser.image_shape, condition, mesh, decoder)
-    arrays = known.to_ours(state, parts.denoiser, str(path))
-    params = placed_weights(arrays, parts.abstract.weights(LIVE))
-    return Pretrained(parts, Weights(path, params), path, family=known.name, published=published)
+    found = found._replace(network=parts.denoiser)  # whose blocks are stacked
+    params = found.params(placed_like(parts.abstract.weights(LIVE)))
+    return Pretrained(parts, Weights(path, params), path, family=layout.name, published=published)
 
 
-def _recognised(
-    state: Mapping[str, Any], path: Path, named: str | None, settings: Mapping[str, Any]
-) -> tuple[Family, Denoiser]:
-    """The family that tensors belong to, and the network.
+def _found(path: Path, family: str | None, settings: Mapping[str, Any]) -> Found:
+    """The network that a file has; DiT and SiT are told apart by its name.
 
     Raises:
-        UserError: none, or several that the file's name does not tell apart.
+        UserError: it has none that is known, or the name does not tell.
     """
-    if named is not None:
-        family = choose(_FAMILIES, named, "family")
-        return family, family.network_of(state, str(path), **settings)
-    found, errors = {}, []
-    for family in _FAMILIES.values():
-        try:
-            found[family.name] = family.network_of(state, str(path), **settings)
-        except UserError as error:
-            errors.append(str(error))
-    if not found:
-        raise UserError(errors[0] if len({*errors}) == 1 else _no_family(path, errors))
-    fitting = [name for name in found if name.lower() in path.name.lower()]
-    if len(found) > 1 and len(fitting) != 1:
-        names = " and ".join(found)
+    found = find_published(path, network=family or "", **settings)
+    fitting = networks_of(found.state)
+    if family is not None or len(fitting) == 1:
+        return found
+    named = [name for name in fitting if name.lower() in path.name.lower()]
+    if len(named) != 1:
+        choices = " or ".join(f"family={name!r}" for name in fitting)
         raise UserError(
-            f"{path} has the tensors of {names}, which are the same: pass family={min(found)!r} or "
-            f"{max(found)!r}"
+            f"{path} has the tensors of {' and '.join(fitting)}, which are the same: pass {choices}"
         )
-    name = fitting[0] if len(found) > 1 else next(iter(found))
-    return _FAMILIES[name], found[name]
-
-
-def _no_family(path: Path, errors: list[str]) -> str:
-    reasons = "; ".join(error.removeprefix(f"{path} ") for error in errors)
-    return f"{path} is of no known family ({', '.join(_FAMILIES)}): {reasons}"
+    return find_published(path, network=named[0], **settings)
 
 
 def _name(family: Family, denoiser: Denoiser) -> str:
@@ -268,7 +249,7 @@ def _codec(given: str | Path | Codec | None, path: Path, published: Published) -
         UserError: there is none of that name or path.
     """
     if given is None:
-        return Unstated()
+        return autoencoder_at(path / "vae") if (path / "vae").is_dir() else Unstated()
     if isinstance(given, Codec):
         return given
     size = choices.CODECS[published.codec].size if published.codec else "sd-vae"

@@ -15,7 +15,7 @@ from diffjax.conditions import Classes
 from diffjax.errors import UserError
 from diffjax.models.dit.published import FAMILY as DIT
 from diffjax.models.sit.published import FAMILY as SIT
-from diffjax.pretrained.files import write_safetensors
+from diffjax.pretrained.files import read_state_dict, write_safetensors
 from diffjax.runs.model import Request
 from diffjax.sampling import solvers
 from diffjax.sampling.guidance import ClassifierFree, FirstChannels
@@ -148,12 +148,30 @@ def test_what_can_not_be_read_ends_in_one_line(tmp_path):
         return str(error.value)
 
     shutil.copy(path, tmp_path / "model.safetensors")
-    assert "pass family='DiT' or 'SiT'" in refused(tmp_path / "model.safetensors")
+    assert "pass family='DiT' or family='SiT'" in refused(tmp_path / "model.safetensors")
     write_safetensors(tmp_path / "x.safetensors", {"a": np.ones(3, np.float32)})
-    assert "is of no known family (DiT, SiT)" in refused(tmp_path / "x.safetensors")
-    assert "did you mean 'DiT'" in refused(family="DIT")
+    assert "has the tensors of no network that is known (DiT, SiT" in refused(
+        tmp_path / "x.safetensors"
+    )
+    assert "did you mean 'DiT'" in refused(family="DiTs")
     assert "did you mean 'num_heads'" in refused(num_head=2)
     assert "did you mean 'sd-vae-ft-ema'" in refused(codec="sd-vae-ft-em")
     assert "pass the path of its file" in refused(codec="sd-vae-ft-ema")
     assert "latents of 9 channels" in refused(codec=SpaceToDepth(3))
     assert "No such file" in refused(tmp_path / "none.pt")
+
+
+@pytest.mark.parity
+def test_of_a_checkpoint_of_their_training_the_averages_are_read(tmp_path):
+    import argparse
+
+    import torch
+
+    state = read_state_dict(write(tmp_path, "DiT"))
+    model = {name: torch.tensor(np.asarray(tensor)) for name, tensor in state.items()}
+    ema = {name: 2 * tensor for name, tensor in model.items()} | {"pos_embed": model["pos_embed"]}
+    path = tmp_path / "0400000.pt"
+    torch.save({"model": model, "ema": ema, "opt": {}, "args": argparse.Namespace(lr=1e-4)}, path)
+    found = diffjax.from_pretrained(path, family="DiT", num_heads=2)
+    bias = np.asarray(found.params["final_out"]["bias"])
+    np.testing.assert_array_equal(bias, ema["final_layer.linear.bias"].numpy())
