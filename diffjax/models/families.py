@@ -71,13 +71,19 @@ class Found(NamedTuple):
         return self.family.to_ours(self.state, self.network, self.source, place)
 
 
-def find_published(path: str | Path, part: str = "", network: str = "") -> Found:
+def networks_of(state: Mapping[str, Any]) -> list[str]:
+    """The names of the networks that have a layout with names and axes of published tensors."""
+    return [kind.__name__ for kind, layouts in LAYOUTS.items() if layout_of(state, layouts)]
+
+
+def find_published(path: str | Path, part: str = "", network: str = "", **settings: Any) -> Found:
     """Recognises the network and the layout of a published file or folder.
 
     Args:
         path: of a file of torch or safetensors, a folder of diffusers, or a pipeline of it.
         part: of a file of torch with several, such as `ema`; see `read_state_dict`.
         network: the name of the network's class, where several have the names: `SiT`.
+        **settings: further ones of the network, such as the number of heads of no published size.
 
     Raises:
         UserError: nothing can be read there, or it is of none of these networks.
@@ -90,7 +96,7 @@ def find_published(path: str | Path, part: str = "", network: str = "") -> Found
         for layouts in [known[network]] if network else known.values():
             if name := layout_of(state, layouts):
                 family = layouts[name]
-                found = family.network_of(state, str(place), config)
+                found = family.network_of(state, str(place), config, **settings)
                 return Found(found, name, family, state, str(place))
     names = ", ".join(list(whole)[:3]) or "none at all"
     raise UserError(
