@@ -56,6 +56,48 @@ class Denoiser:
 
 
 @dataclass(frozen=True)
+class Config:
+    """How `config.json` of a folder of diffusers describes a network, in both directions.
+
+    Attributes:
+        class_name: the name of the class there, the entry `_class_name`.
+        fixed: entries that have one value in all networks of the family.
+        to_ours: the other entries -> settings of the network. It may raise `KeyError`.
+        to_theirs: a network -> the other entries. It may raise `UserError` for one that can't be
+            described.
+    """
+
+    class_name: str
+    fixed: Mapping[str, Any]
+    to_ours: Callable[[Mapping[str, Any]], Mapping[str, Any]]
+    to_theirs: Callable[[Any], Mapping[str, Any]]
+
+    def settings(self, entries: Mapping[str, Any], source: str) -> Mapping[str, Any]:
+        """The settings of the network that a `config.json` describes.
+
+        Raises:
+            UserError: an entry is missing, of another class, or of a value that no network here
+                has.
+        """
+        for name, value in {"_class_name": self.class_name, **self.fixed}.items():
+            if entries.get(name, value) != value:
+                raise UserError(
+                    f"{source}: config.json has {name}={entries[name]!r}, and only {value!r} is "
+                    "known"
+                )
+        try:
+            return self.to_ours(entries)
+        except (ArithmeticError, TypeError, ValueError) as error:
+            raise UserError(f"{source}: config.json can't be used: {error}") from error
+        except KeyError as error:
+            raise UserError(f"{source}: config.json lacks {error}") from error
+
+    def entries(self, network: Any) -> dict[str, Any]:
+        """The `config.json` of a network."""
+        return {"_class_name": self.class_name, **self.fixed, **self.to_theirs(network)}
+
+
+@dataclass(frozen=True)
 class Family:
     """A published network: one folder in `diffjax/models/` with three files.
 
@@ -71,6 +113,7 @@ class Family:
             raise `KeyError` for tensors of another family.
         inputs: a network -> the arguments of its call, as `jax.ShapeDtypeStruct`.
         unused: patterns of the names of tensors that are left out, such as `text_model.*`.
+        config: how folders of diffusers describe the network; None for a layout without.
     """
 
     name: str
@@ -80,6 +123,7 @@ class Family:
     recognise: Callable[[Mapping[str, tuple[int, ...]]], Mapping[str, Any]]
     inputs: Callable[[Any], Sequence[jax.ShapeDtypeStruct]]
     unused: tuple[str, ...] = ()
+    config: Config | None = None
 
     def size(self, name: str) -> Any:
         """The network of a published size.
@@ -93,18 +137,22 @@ class Family:
             )
         return self.network(**self.sizes[name].settings)
 
-    def network_of(self, state: Mapping[str, Any], source: str) -> Any:
+    def network_of(
+        self, state: Mapping[str, Any], source: str, config: Mapping[str, Any] | None = None
+    ) -> Any:
         """The network that published tensors belong to, recognised by their shapes.
 
-        Settings without a trace in the shapes, such as the number of heads, are those of the
-        published size with the same shapes.
+        Settings without a trace in the shapes, such as the number of heads, are those of
+        `config.json`, or else those of the published size with the same shapes.
 
         Args:
             state: arrays or tensors of a file, by name.
             source: name of the file, for errors.
+            config: the entries of `config.json`, if there is one.
 
         Raises:
-            UserError: the tensors are of another family, or of no published size.
+            UserError: the tensors are of another family, of no published size, or contradict
+                `config.json`.
         """
         try:
             found = self.recognise({name: tuple(x.shape) for name, x in state.items()})
@@ -113,6 +161,15 @@ class Family:
             if isinstance(error, KeyError):
                 why = f"no tensor {error}"
             raise UserError(f"{source} is not of the family {self.name}: {why}") from error
+        if config and self.config:
+            given = self.config.settings(config, source)
+            for name, value in found.items():
+                if given.get(name, value) != value:
+                    raise UserError(
+                        f"{source}: config.json has {name}={given[name]}, but its tensors are of "
+                        f"{name}={value}"
+                    )
+            return self.network(**{**given, **found})
         for size in self.sizes.values():
             if all(size.settings.get(name, value) == value for name, value in found.items()):
                 return self.network(**{**size.settings, **found})

@@ -109,16 +109,26 @@ def split(parts: int | Sequence[int], of: Transform = keep, axis: int = -1) -> T
     )
 
 
-def stack(of: Transform = keep) -> Transform:
+def stack(of: Transform = keep, parts: int = 1) -> Transform:
     """Stacks the published tensors of all blocks to one parameter, with a first axis of blocks.
+
+    Args:
+        of: the change of the tensors of one block to one parameter.
+        parts: the number of tensors of each block; those of a block follow each other.
 
     Example:
         >>> stack(dense).to_ours((np.zeros((2, 3)),) * 5)[0].shape
         (5, 3, 2)
+        >>> stack(merge(3, dense), 3).to_ours((np.zeros((2, 3)),) * 15)[0].shape
+        (5, 3, 6)
     """
+
+    def to_ours(arrays: Arrays) -> Arrays:
+        blocks = (arrays[i : i + parts] for i in range(0, len(arrays), parts))
+        return (np.stack([array for block in blocks for array in of.to_ours(block)]),)
+
     return Transform(
-        lambda arrays: (np.stack(of.to_ours(arrays)),),
-        lambda arrays: of.to_theirs(tuple(arrays[0])),
+        to_ours, lambda arrays: tuple(x for block in arrays[0] for x in of.to_theirs((block,)))
     )
 
 

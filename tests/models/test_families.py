@@ -32,6 +32,7 @@ SMALL = {
     "CLIP": {"width": 8, "depth": 2, "num_heads": 2, "num_features": 5, "grid": 2},
     "DINOv2": {"width": 8, "depth": 2, "num_heads": 2, "num_registers": 3, "grid": 2},
     "DiT": {"image_shape": (8, 8, 3), "hidden_size": 16, "depth": 2, "num_heads": 2},
+    "DiT of diffusers": {"side": 8, "hidden_size": 16, "depth": 2, "num_heads": 2},
     "EDM2": {
         "image_shape": (8, 8, 3),
         "channels": 8,
