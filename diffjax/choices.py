@@ -15,7 +15,7 @@ from diffjax.models import DiT, UNet
 from diffjax.models.autoencoder_kl.sizes import WEIGHTS as AUTOENCODERS
 from diffjax.objectives import couplings, interpolant, learned_variance, mean_flow, wrappers
 from diffjax.objectives.denoising import Denoising
-from diffjax.optimizers import adam, lion, muon, schedule_free
+from diffjax.optimizers import adam, lion, muon, normalised, schedule_free
 from diffjax.optimizers import schedules as rates
 from diffjax.process import (
     beta_tables,
@@ -184,6 +184,7 @@ WRAPPERS: Table = MappingProxyType(
     {
         "learned_variance": spec(learned_variance.LearnedVariance),
         "uncertainty": spec(wrappers.Uncertainty),
+        "uncertainty_fourier": spec(wrappers.FourierUncertainty),
         "second_moment": spec(wrappers.Adaptive, power=2.0),
         "adaptive": spec(wrappers.Adaptive, power=1.0),
         "importance": spec(wrappers.Importance, proposal=spec(times.LogitNormal)),
@@ -280,6 +281,7 @@ OPTIMIZERS: Table = MappingProxyType(
     {
         "adamw": spec(adam.adamw),
         "adam": spec(adam.adam),
+        "normalised_adam": spec(normalised.normalised_adam),
         "muon": spec(muon.muon),
         "lion": spec(lion.lion),
         "schedule_free": spec(schedule_free.schedule_free_adamw),

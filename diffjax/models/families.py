@@ -11,6 +11,8 @@ from diffjax.models.autoencoder_kl.published import LDM, OLD_DIFFUSERS, without_
 from diffjax.models.dit.network import DiT
 from diffjax.models.dit.published import DIFFUSERS as DIT_OF_DIFFUSERS
 from diffjax.models.dit.published import FAMILY as DIT
+from diffjax.models.edm2.network import EDM2
+from diffjax.models.edm2.published import FAMILY as EDM2_FAMILY
 from diffjax.models.sit.network import SiT
 from diffjax.models.sit.published import FAMILY as SIT
 from diffjax.pretrained.family import Family
@@ -22,6 +24,7 @@ AUTHORS, DIFFUSERS = "authors", "diffusers"
 LAYOUTS: Mapping[type[Any], Mapping[str, Family]] = {
     DiT: {AUTHORS: DIT, DIFFUSERS: DIT_OF_DIFFUSERS},
     SiT: {AUTHORS: SIT},
+    EDM2: {AUTHORS: EDM2_FAMILY},
     AutoencoderKL: {AUTHORS: LDM, DIFFUSERS: AUTOENCODER_KL, "old diffusers": OLD_DIFFUSERS},
 }
 """By the class of the network. A file of SiT is taken for one of DiT, whose names it has."""
