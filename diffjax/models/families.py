@@ -3,10 +3,18 @@
 from collections.abc import Mapping
 from typing import Any
 
+from diffjax.models.adm.network import ADM, ADMUpsampler
+from diffjax.models.adm.published import FAMILY as ADM_FAMILY
+from diffjax.models.adm.published import UPSAMPLER
 from diffjax.models.dit.network import DiT
 from diffjax.models.dit.published import FAMILY as DIT
 from diffjax.models.sit.network import SiT
 from diffjax.models.sit.published import FAMILY as SIT
 from diffjax.pretrained.family import Family
 
-DENOISERS: Mapping[type[Any], Family] = {DiT: DIT, SiT: SIT}
+DENOISERS: Mapping[type[Any], Family] = {
+    ADM: ADM_FAMILY,
+    ADMUpsampler: UPSAMPLER,
+    DiT: DIT,
+    SiT: SIT,
+}
