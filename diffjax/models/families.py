@@ -5,6 +5,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from diffjax.errors import UserError, nearest
+from diffjax.models.adm.network import ADM, ADMUpsampler
+from diffjax.models.adm.published import FAMILY as ADM_FAMILY
+from diffjax.models.adm.published import UPSAMPLER
 from diffjax.models.autoencoder_kl.network import AutoencoderKL
 from diffjax.models.autoencoder_kl.published import FAMILY as AUTOENCODER_KL
 from diffjax.models.autoencoder_kl.published import LDM, OLD_DIFFUSERS, without_prefix
@@ -24,6 +27,8 @@ AUTHORS, DIFFUSERS = "authors", "diffusers"
 LAYOUTS: Mapping[type[Any], Mapping[str, Family]] = {
     DiT: {AUTHORS: DIT, DIFFUSERS: DIT_OF_DIFFUSERS},
     SiT: {AUTHORS: SIT},
+    ADM: {AUTHORS: ADM_FAMILY},
+    ADMUpsampler: {AUTHORS: UPSAMPLER},
     EDM2: {AUTHORS: EDM2_FAMILY},
     AutoencoderKL: {AUTHORS: LDM, DIFFUSERS: AUTOENCODER_KL, "old diffusers": OLD_DIFFUSERS},
 }
