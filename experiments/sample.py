@@ -5,6 +5,11 @@ r"""Draw samples from a trained run: a picture and an array.
 
 Flags that are not set have the values of the run's config. Equal seeds make equal pictures. A run
 between two sets of images starts at its test images, and shows each next to its result.
+
+A published network is sampled as its authors do, unless flags change that:
+
+  python -m experiments.sample --workdir=DiT-XL-2-256x256.pt --codec=sd-vae-ft-ema \
+      --labels='golden retriever,otter' --num_samples=8
 """
 
 import sys
@@ -22,6 +27,7 @@ from diffjax.host.files import write_npz
 from diffjax.host.processes import in_first, is_first
 from diffjax.host.storage import make_writable
 from diffjax.host.watchdog import watched
+from diffjax.pretrained.folders import is_folder
 from diffjax.reports.pictures import (
     captions,
     columns_by_class,
@@ -34,11 +40,14 @@ from diffjax.runs.load import Run
 from diffjax.runs.measure import conditions_to_show
 from diffjax.runs.model import Model, Request
 from diffjax.runs.recipes import Guided, named_recipe
+from diffjax.runs.workdirs import RUN
 from diffjax.sampling.sample import Recipe, Trace
 from experiments import cli, shared_flags
 
 FLAGS = flags.FlagValues()
-flags.DEFINE_string("workdir", None, "folder of the run", flag_values=FLAGS)
+flags.DEFINE_string("workdir", None, "folder of the run, or a published file", flag_values=FLAGS)
+flags.DEFINE_string("codec", None, "what decodes a published network's", flag_values=FLAGS)
+flags.DEFINE_string("family", None, "of a published file: DiT or SiT", flag_values=FLAGS)
 cli.define_step(FLAGS)
 flags.DEFINE_integer("num_samples", 64, "number of samples", lower_bound=1, flag_values=FLAGS)
 flags.DEFINE_list(
@@ -83,13 +92,13 @@ _FILMED = 6
 def main(args: SimpleNamespace) -> None:
     """Draws samples, saves them, and prints their recipe."""
     cli.require(args, "workdir")
-    allowed = ("diffjax", *args.allowed_packages)
-    run = diffjax.load(args.workdir, step=args.step, weights=args.weights, allowed_packages=allowed)
+    run = _run(args)
     guided = Guided(args.guidance_scale, args.guidance, args.against)
     named = named_recipe(run, args.solver, args.grid, args.num_steps, guided)
     recipe = named.recipe
     condition, source, texts = wanted(run, args.labels, args.num_samples, args.data_path)
-    out = Path(args.out or Path(args.workdir) / "samples" / f"seed_{args.seed}.png")
+    folder = run.workdir.with_suffix("") if run.workdir.is_file() else run.workdir
+    out = Path(args.out or folder / "samples" / f"seed_{args.seed}.png")
     if args.film is not None and Path(args.film).suffix != ".png":
         raise UserError(f"--film={args.film} should end in .png; the GIF is written next to it")
     if out.suffix != ".png":
@@ -97,7 +106,7 @@ def main(args: SimpleNamespace) -> None:
     in_first(lambda: make_writable(out.parent))  # Fails before the work, if it does.
 
     model, request = run.model(args.weights), Request(condition, args.seed, source)
-    images, cost = draw_images(args, model, recipe, request)
+    images, cost = draw_images(args, model, recipe, request, out.parent)
     kind = run.parts.wired.condition
     arrays = {"images": images, **kind.arrays(request.condition)}
     source = None if source is None else model.decoded(source)
@@ -136,12 +145,26 @@ def main(args: SimpleNamespace) -> None:
         print(f"film of {min(len(images), _FILMED)} in {args.film} and {film_gif(args.film)}")
 
 
+def _run(args: SimpleNamespace) -> Run:
+    """The run of `--workdir`, or the published network there."""
+    place = Path(args.workdir)
+    if place.is_file() or (is_folder(place) and not (place / RUN).exists()):
+        if args.step is not None:
+            raise UserError(f"--step={args.step}: a published file has one set of weights")
+        return diffjax.from_pretrained(place, codec=args.codec, family=args.family)
+    for name in ("codec", "family"):
+        if getattr(args, name) is not None:
+            raise UserError(f"--{name} is for published files: a run has its own, leave it out")
+    allowed = ("diffjax", *args.allowed_packages)
+    return diffjax.load(place, step=args.step, weights=args.weights, allowed_packages=allowed)
+
+
 def draw_images(
-    args: SimpleNamespace, model: Model, recipe: Recipe, request: Request
+    args: SimpleNamespace, model: Model, recipe: Recipe, request: Request, folder: Path
 ) -> tuple[np.ndarray, dict[str, float]]:
     """Draws samples; returns them with their cost: evaluations per sample, or sequential rounds."""
     n = args.batch_size
-    with watched(shared_flags.watchdog(args), Path(args.workdir), what="batch") as begun:
+    with watched(shared_flags.watchdog(args), folder, what="batch") as begun:
         if args.parallel:
             begun(1)
             found = model.in_parallel(recipe, request, args.parallel, args.tolerance)

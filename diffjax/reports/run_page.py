@@ -197,9 +197,11 @@ def _settings(
         ("Objective", config.get("objective")),
         ("Path", config.get("path")),
         ("Target", _find(config, "target")),
+        ("Noise label", _find(config, "noise_label")),
         ("Weight", _find(config, "weight")),
         ("Times", _find(config, "times")),
         ("Network", config.get("model")),
+        ("Guidance", _find(config.get("sampling"), "guidance")),
         ("Optimizer", config.get("optimizer")),
         ("Schedule", _find(config, "schedule")),
     )
@@ -239,13 +241,15 @@ def _beginning(source: Mapping[str, Any]) -> str:
     Example:
         >>> _beginning({"folder": "runs/a", "weights": "live", "step": 1200, "sha256": "0123abcd"})
         'runs/a, weights live, step 1,200, SHA-256 0123abcd'
+        >>> _beginning({"file": "a.pt", "left_out": "learned variance", "sha256": "0123abcd"})
+        'a.pt, without learned variance, SHA-256 0123abcd'
     """
     step = f"step {number(source['step'])}" if "step" in source else ""
     weights = f"weights {source['weights']}" if "weights" in source else ""
     place = source.get("folder") or source.get("file") or ""
-    return ", ".join(
-        filter(None, (place, weights, step, f"SHA-256 {source.get('sha256', '')[:8]}"))
-    )
+    without = f"without {source['left_out']}" if "left_out" in source else ""
+    sha256 = f"SHA-256 {source.get('sha256', '')[:8]}"
+    return ", ".join(filter(None, (place, weights, without, step, sha256)))
 
 
 def _describe(part: Any) -> tuple[str, str]:

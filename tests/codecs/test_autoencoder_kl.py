@@ -7,11 +7,15 @@ import jax
 import numpy as np
 import pytest
 
-from diffjax.codecs.autoencoder_kl import AutoencoderKL
+from diffjax.codecs.autoencoder_kl import AutoencoderKL, autoencoder_at
 from diffjax.errors import UserError
 from diffjax.models.autoencoder_kl.network import AutoencoderKL as Network
-from diffjax.models.autoencoder_kl.published import LDM
+from diffjax.models.autoencoder_kl.published import FAMILY, LDM
+from diffjax.models.autoencoder_kl.sizes import SIZES
+from diffjax.pretrained.downloads import sha256_of_file
+from diffjax.pretrained.family import Size
 from diffjax.pretrained.files import write_safetensors
+from diffjax.pretrained.folders import write_folder
 
 SMALL = Network(16, quant_convs=False, channels=(8,), num_res_blocks=1, num_groups=2)
 
@@ -71,3 +75,29 @@ def test_hashes_are_of_the_file_and_of_the_scale():
 def test_what_is_refused(call, message):
     with pytest.raises(UserError, match=message):
         call()
+
+
+def small_folder(place, scale, monkeypatch):
+    """A folder of diffusers with a small autoencoder in the place of SDXL's."""
+    settings = {"channels": (8, 8, 8, 8), "num_res_blocks": 1, "num_groups": 4}
+    monkeypatch.setitem(SIZES, "sdxl", Size({**SIZES["sdxl"].settings, **settings}, 0))
+    network = FAMILY.size("sdxl")
+    params = jax.tree.map(lambda leaf: np.ones(leaf.shape, np.float32), FAMILY.shapes(network))
+    config = {"_class_name": "AutoencoderKL", "scaling_factor": scale}
+    write_folder(place, FAMILY.to_theirs(params, network), config)
+
+
+def test_a_folder_of_diffusers_has_its_scale_and_a_file_that_of_the_size(tmp_path, monkeypatch):
+    small_folder(tmp_path / "vae", 0.13025, monkeypatch)
+    file = tmp_path / "vae" / "diffusion_pytorch_model.safetensors"
+    codec = autoencoder_at(tmp_path)  # a pipeline, of which it is a part
+    assert codec == AutoencoderKL(str(file), "sdxl", sha256_of_file(file))
+    assert autoencoder_at(file, "sdxl") == codec
+    with pytest.raises(UserError, match="is of another network"):
+        autoencoder_at(file, "flux")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match=r"it has no config\.json"):
+        autoencoder_at(tmp_path / "empty")
+    small_folder(tmp_path / "vae", 0.5, monkeypatch)
+    with pytest.raises(UserError, match=r"no autoencoder here has Scaling\(scale=0.5, shift=0.0\)"):
+        autoencoder_at(tmp_path / "vae")

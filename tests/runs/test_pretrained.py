@@ -1,5 +1,6 @@
 """Published networks as runs: recognised, with the recipe and the samples of their authors."""
 
+import re
 import shutil
 from dataclasses import replace
 
@@ -14,12 +15,15 @@ from diffjax.codecs import SpaceToDepth
 from diffjax.conditions import Classes
 from diffjax.errors import UserError
 from diffjax.models.dit.published import FAMILY as DIT
+from diffjax.models.dit.sizes import SIZES as DIT_SIZES
 from diffjax.models.sit.published import FAMILY as SIT
+from diffjax.pretrained.family import Size
 from diffjax.pretrained.files import read_state_dict, write_safetensors
 from diffjax.runs.model import Request
 from diffjax.sampling import solvers
 from diffjax.sampling.guidance import ClassifierFree, FirstChannels
 from diffjax.sampling.sample import interval_of, last_step, sample_padded
+from experiments import cli, sample
 from tests.references import dit_sampling as theirs
 from tests.references.dit import drawn
 
@@ -175,3 +179,18 @@ def test_of_a_checkpoint_of_their_training_the_averages_are_read(tmp_path):
     found = diffjax.from_pretrained(path, family="DiT", num_heads=2)
     bias = np.asarray(found.params["final_out"]["bias"])
     np.testing.assert_array_equal(bias, ema["final_layer.linear.bias"].numpy())
+
+
+@pytest.mark.thorough
+def test_a_published_file_is_sampled_on_the_command_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(DIT_SIZES, "DiT-tiny", Size(theirs.SETTINGS, 0))
+    path = write(tmp_path, "DiT")
+    argv = [f"--workdir={path}", "--num_samples=3", "--num_steps=2", "--labels=1,4"]
+    assert cli.run(sample.main, sample.FLAGS, usage="", argv=argv) == 0
+    assert "solver=ddpm_learned, grid=linspace, num_steps=2" in capsys.readouterr().out
+    with np.load(tmp_path / "DiT-small" / "samples" / "seed_0.npz") as saved:
+        assert saved["images"].shape == (3, theirs.SIDE, theirs.SIDE, theirs.CHANNELS)
+        assert saved["labels"].tolist() == [1, 4, 1]
+    for more, said in (("--labels=5", "there is no label|no label is called"), ("--step=3", "one")):
+        assert cli.run(sample.main, sample.FLAGS, usage="", argv=[*argv, more]) == 2
+        assert re.search(said, capsys.readouterr().err)
