@@ -5,7 +5,7 @@ import math
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -18,17 +18,34 @@ from jaxtyping import Bool, Float
 
 from diffjax.errors import UserError, nearest
 from diffjax.models.attention import attention
+from diffjax.models.norms import norm
 from diffjax.models.placement import BATCH, constrain, one_device
 from diffjax.models.remat import ATTENTION
+from diffjax.models.rotary import Rotation, rotate
 from diffjax.shapes import Array, Labels, NoiseLabels, PerSample, Tokens
 
 HIDDEN = ("intermediates", "hidden")
 """The collection and name under which a network sows activations of a middle layer."""
 
 STACKED = "blocks"
-"""The name of the parameters of stacked blocks, whose first axis is the number of the block."""
+"""The name of the parameters of stacked blocks, whose first axis is the number of the block. Those
+of a stack that begins with block 4 are `blocks_4`."""
+
+_STACK = re.compile(rf"{STACKED}(?:_([0-9]+))?")
 
 COMPUTE_TYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+
+
+def is_stacked(path: str) -> bool:
+    """Whether a parameter, by its path, is one of stacked blocks.
+
+    Example:
+        >>> is_stacked("blocks/mlp/up/kernel"), is_stacked("blocks_4/mlp/up/kernel")
+        (True, True)
+        >>> is_stacked("block_4/mlp/up/kernel")
+        False
+    """
+    return any(_STACK.fullmatch(name) for name in path.split("/"))
 
 
 def compute_type(name: str) -> jnp.dtype:
@@ -110,8 +127,30 @@ Dense = functools.partial(nn.Dense, dot_general=rows_as_one)
 """`flax.linen.Dense` with the product `rows_as_one`; the same function and parameters."""
 
 
+class Embeddings(NamedTuple):
+    """The embedded noise labels and class of each example, `[B, features]` each.
+
+    Attributes:
+        times: one for each noise label.
+        label: of the class; None without classes.
+    """
+
+    times: tuple[jax.Array, ...]
+    label: jax.Array | None
+
+    @property
+    def time(self) -> jax.Array:
+        """The sum of the embedded noise labels."""
+        return functools.reduce(jnp.add, self.times)
+
+    @property
+    def vector(self) -> jax.Array:
+        """The conditioning vector: the sum of all."""
+        return constrain(self.time if self.label is None else self.time + self.label, BATCH, None)
+
+
 class Conditioning(nn.Module):
-    """The conditioning vector of an example, from its noise label and its class.
+    """Embeds the noise label and the class of an example; their sum is its conditioning vector.
 
         c = W₂ SiLU(W₁ frequencies(noise_label)) + E[cond]
 
@@ -120,15 +159,20 @@ class Conditioning(nn.Module):
     ignored. A label outside of the table returns NaN, not another row. With several noise labels,
     each further one adds a term like the first, with its own weights.
 
-    Call with `noise_label [B]` or `[B, n]` and `cond [B] int32 | None`; returns `[B, features]`.
+    Call with `noise_label [B]` or `[B, n]` and `cond [B] int32 | None`; returns `Embeddings`, whose
+    `vector` is `c`.
 
     Attributes:
         num_classes: the number of classes; 0 is unconditional.
-        features: the width of the vector.
+        features: the width of the vectors.
         num_frequencies: the width of the sinusoidal embedding; 256 in DiT.
         dtype: the compute type.
         kernel_init: the initializer of both dense layers.
         label_init: the initializer of `E`.
+        max_period: the longest period of the sinusoidal embedding, over 2π; 10 for labels from 0 to
+            1 in DDT.
+        layers: whether the two dense layers are there. Without them an embedded noise label is
+            `frequencies(noise_label)`, of the width `features`.
     """
 
     num_classes: int
@@ -137,31 +181,35 @@ class Conditioning(nn.Module):
     dtype: str = "float32"
     kernel_init: Initializer = initializers.normal(0.02)
     label_init: Initializer = initializers.normal(0.02)
+    max_period: float = 10_000.0
+    layers: bool = True
 
     @nn.compact
-    def __call__(
-        self, noise_label: NoiseLabels, cond: Labels | None
-    ) -> Float[Array, " batch {self.features}"]:
+    def __call__(self, noise_label: NoiseLabels, cond: Labels | None) -> Embeddings:
         dtype = compute_type(self.dtype)
         labels = noise_label.reshape(noise_label.shape[0], -1)
-        h = self._embedded(labels[:, 0], "")
-        for i in range(1, labels.shape[1]):
-            h = h + self._embedded(labels[:, i], f"_{i}")
-        if self.num_classes:
-            if cond is None:
-                cond = jnp.full(noise_label.shape[0], self.num_classes, jnp.int32)
-            h = h + nn.Embed(
-                self.num_classes + 1,
-                self.features,
-                dtype=dtype,
-                embedding_init=self.label_init,
-                name="label",
-            )(cond)
-        return constrain(h, BATCH, None)
+        times = tuple(
+            self._embedded(labels[:, i], f"_{i}" if i else "") for i in range(labels.shape[1])
+        )
+        if not self.num_classes:
+            return Embeddings(times, None)
+        if cond is None:
+            cond = jnp.full(noise_label.shape[0], self.num_classes, jnp.int32)
+        table = nn.Embed(
+            self.num_classes + 1,
+            self.features,
+            dtype=dtype,
+            embedding_init=self.label_init,
+            name="label",
+        )
+        return Embeddings(times, table(cond))
 
     def _embedded(self, noise_label: jax.Array, suffix: str) -> jax.Array:
-        how = {"dtype": compute_type(self.dtype), "kernel_init": self.kernel_init}
-        h = frequency_embedding(noise_label, self.num_frequencies)
+        dtype = compute_type(self.dtype)
+        if not self.layers:
+            return frequency_embedding(noise_label, self.features, self.max_period).astype(dtype)
+        how = {"dtype": dtype, "kernel_init": self.kernel_init}
+        h = frequency_embedding(noise_label, self.num_frequencies, self.max_period)
         # Not split by width: with such a split XLA returned wrong gradients for the layers below.
         h = nn.Dense(self.features, **how, name=f"hidden{suffix}")(h)
         h = nn.silu(constrain(h, BATCH, None))
@@ -171,7 +219,8 @@ class Conditioning(nn.Module):
 class SelfAttention(nn.Module):
     """Multi-head self-attention over tokens `[B, T, D]`, with dense layers before and after it.
 
-    In stacked blocks, `place [depth]` is one-hot: true at the number of this block.
+    In stacked blocks, `place [depth]` is one-hot: true at the number of this block. With `rotation`
+    queries and keys are rotated by the tokens' positions (`diffjax.models.rotary`).
 
     Attributes:
         num_heads: the number of heads; divides the width D.
@@ -179,6 +228,10 @@ class SelfAttention(nn.Module):
         dtype: the compute type.
         kernel_init: the initializer of the layer for queries, keys and values.
         out_init: the initializer of the output layer.
+        qkv_bias: whether the layer for queries, keys and values has a bias.
+        qk_norm: whether the queries and keys of a head are normalised to a mean square of 1, and
+            multiplied by a learned vector, the same for all heads (Dehghani et al. 2023,
+            arXiv:2302.05442, with RMS norms).
 
     Raises:
         UserError: the heads do not divide the width.
@@ -189,14 +242,27 @@ class SelfAttention(nn.Module):
     dtype: str = "float32"
     kernel_init: Initializer = initializers.xavier_uniform()
     out_init: Initializer = initializers.xavier_uniform()
+    qkv_bias: bool = True
+    qk_norm: bool = False
 
     @nn.compact
-    def __call__(self, x: Tokens, place: Bool[Array, " depth"] | None = None) -> Tokens:
+    def __call__(
+        self,
+        x: Tokens,
+        place: Bool[Array, " depth"] | None = None,
+        rotation: Rotation | None = None,
+    ) -> Tokens:
         dtype = compute_type(self.dtype)
         batch, length, width = x.shape
         if self.num_heads < 1 or width % self.num_heads:
             raise UserError(f"attention: {self.num_heads} heads do not divide a width of {width}")
-        qkv = Dense(3 * width, dtype=dtype, kernel_init=self.kernel_init, name="qkv")(x)
+        qkv = Dense(
+            3 * width,
+            use_bias=self.qkv_bias,
+            dtype=dtype,
+            kernel_init=self.kernel_init,
+            name="qkv",
+        )(x)
         heads = (batch, length, self.num_heads, width // self.num_heads)
         # Each device gets whole heads, for any split of the columns of q, k and v. The gradient of
         # `split` is one concatenation; that of three slices is three padded arrays and their sum.
@@ -204,6 +270,10 @@ class SelfAttention(nn.Module):
             constrain(part.reshape(heads), BATCH, "sequence", "tensor", None)
             for part in jnp.split(qkv, 3, axis=-1)
         )
+        if self.qk_norm:
+            q, k = norm("rms", dtype, name="q_norm")(q), norm("rms", dtype, name="k_norm")(k)
+        if rotation is not None:
+            q, k = rotate(q, rotation), rotate(k, rotation)
         out = checkpoint_name(self.look(q, k, v, place), ATTENTION).reshape(batch, length, width)
         return Dense(width, dtype=dtype, kernel_init=self.out_init, name="out")(out)
 
@@ -254,7 +324,7 @@ def attention_layers(params: Any) -> list[str]:
         return []
     found = []
     for name, inner in params.items():
-        if name == STACKED:
+        if _STACK.fullmatch(name):
             depth = jax.tree.leaves(inner)[0].shape[0]
             paths = [f"{name}/{path}" for path in attention_layers(inner)]
             found += [_in_stack(path, i) for i in range(depth) for path in paths]
@@ -267,4 +337,9 @@ def attention_layers(params: Any) -> list[str]:
 
 def _in_stack(path: str, number: int) -> str:
     """The path of a layer in one of the stacked blocks, as if the blocks were not stacked."""
-    return re.sub(rf"(^|/){STACKED}/", rf"\g<1>block_{number}/", path)
+
+    def unstacked(name: str) -> str:
+        stack = _STACK.fullmatch(name)
+        return name if stack is None else f"block_{int(stack[1] or 0) + number}"
+
+    return "/".join(map(unstacked, path.split("/")))

@@ -296,7 +296,7 @@ class UNet(nn.Module):
             # As large as the embedded time, as in ADM; smaller embeddings are learned late.
             label_init=initializers.normal(1.0),
             name="conditioning",
-        )(noise_label, labels)
+        )(noise_label, labels).vector
 
         residual_block = rematerialised(ResidualBlock, self.remat, static_argnums=(3,))
         attention_block = rematerialised(AttentionBlock, self.remat)

@@ -13,7 +13,8 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from diffjax.models.dit.network import DiT, positions_2d
+from diffjax.models.dit.network import DiT
+from diffjax.models.dit.patches import positions_2d
 from diffjax.models.dit.sizes import SIZES
 from diffjax.models.layers import STACKED
 from diffjax.pretrained.family import Denoiser, Family
