@@ -169,6 +169,7 @@ class Conditioning(nn.Module):
         dtype: the compute type.
         kernel_init: the initializer of both dense layers.
         label_init: the initializer of `E`.
+        null_row: whether the null label has a row of `E`. Without one it adds nothing.
         max_period: the longest period of the sinusoidal embedding, over 2π; 10 for labels from 0 to
             1 in DDT.
         layers: whether the two dense layers are there. Without them an embedded noise label is
@@ -181,6 +182,7 @@ class Conditioning(nn.Module):
     dtype: str = "float32"
     kernel_init: Initializer = initializers.normal(0.02)
     label_init: Initializer = initializers.normal(0.02)
+    null_row: bool = True
     max_period: float = 10_000.0
     layers: bool = True
 
@@ -196,13 +198,17 @@ class Conditioning(nn.Module):
         if cond is None:
             cond = jnp.full(noise_label.shape[0], self.num_classes, jnp.int32)
         table = nn.Embed(
-            self.num_classes + 1,
+            self.num_classes + self.null_row,
             self.features,
             dtype=dtype,
             embedding_init=self.label_init,
             name="label",
         )
-        return Embeddings(times, table(cond))
+        if self.null_row:
+            return Embeddings(times, table(cond))
+        null = cond == self.num_classes
+        found = table(jnp.where(null, 0, cond))
+        return Embeddings(times, jnp.where(null[:, None], jnp.zeros_like(found), found))
 
     def _embedded(self, noise_label: jax.Array, suffix: str) -> jax.Array:
         dtype = compute_type(self.dtype)

@@ -109,17 +109,42 @@ def split(parts: int | Sequence[int], of: Transform = keep, axis: int = -1) -> T
     )
 
 
-def stack(of: Transform = keep) -> Transform:
-    """Stacks the published tensors of all blocks to one parameter, with a first axis of blocks.
+def stack(of: Transform = keep, per_block: int = 1) -> Transform:
+    """Stacks the published tensors of all blocks to parameters with a first axis of blocks.
+
+    Args:
+        of: the change of the tensors of one block.
+        per_block: the number of published tensors of one block.
 
     Example:
         >>> stack(dense).to_ours((np.zeros((2, 3)),) * 5)[0].shape
         (5, 3, 2)
     """
-    return Transform(
-        lambda arrays: (np.stack(of.to_ours(arrays)),),
-        lambda arrays: of.to_theirs(tuple(arrays[0])),
-    )
+
+    def to_ours(arrays: Arrays) -> Arrays:
+        starts = range(0, len(arrays), per_block)
+        blocks = [of.to_ours(arrays[i : i + per_block]) for i in starts]
+        return tuple(np.stack(same) for same in zip(*blocks, strict=True))
+
+    def to_theirs(arrays: Arrays) -> Arrays:
+        return tuple(x for block in zip(*arrays, strict=True) for x in of.to_theirs(block))
+
+    return Transform(to_ours, to_theirs)
+
+
+def reorder(order: Sequence[int] | np.ndarray, axis: int = -1) -> Transform:
+    """Entries of one axis in another order, by their published numbers.
+
+    Args:
+        order: entry i here is entry `order[i]` there.
+        axis: the axis; the last axis is that of a layer's outputs.
+
+    Example:
+        >>> reorder([2, 0, 1]).to_ours((np.arange(3),))[0]
+        array([2, 0, 1])
+    """
+    back = np.argsort(order)
+    return each(lambda x: np.take(x, order, axis), lambda x: np.take(x, back, axis))
 
 
 def permute(

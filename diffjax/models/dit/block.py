@@ -72,7 +72,7 @@ class DiTBlock(nn.Module):
     dtype: str = "float32"
     attention: str = "auto"
     norm: str = "layer"
-    norm_epsilon: float = 1e-6
+    norm_eps: float = 1e-6
     mlp: str = "gelu"
     mlp_bias: bool = True
     qkv_bias: bool = True
@@ -121,7 +121,7 @@ class DiTBlock(nn.Module):
         return constrain(x + gated(drop(mlp(h), rng=key_2), gate_2), *TOKENS)
 
     def _norm(self, x: Tokens, affine: bool, name: str) -> Tokens:
-        return norm(self.norm, compute_type(self.dtype), self.norm_epsilon, affine, name)(x)
+        return norm(self.norm, compute_type(self.dtype), self.norm_eps, affine, name)(x)
 
 
 def modulation_of(

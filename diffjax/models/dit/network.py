@@ -71,7 +71,7 @@ class DiT(nn.Module):
         remat: a name in `diffjax.models.remat.REMAT`: which activations a block keeps.
         norm: a name in `diffjax.models.norms.NORMS`, of the norms of the blocks.
         final_norm: that of the norm after them; "" is the same.
-        norm_epsilon: the `ε` of all norms; 1e-6, or 1e-5 in U-ViT.
+        norm_eps: the `ε` of all norms; 1e-6, or 1e-5 in U-ViT.
         mlp: a name in `diffjax.models.mlps.MLPS`.
         mlp_bias: whether the MLPs have biases.
         qkv_bias: whether queries, keys and values have biases.
@@ -79,6 +79,8 @@ class DiT(nn.Module):
         positions: absolute positions, a name in `POSITIONS`.
         rotary: whether queries and keys are rotated by row and column (`diffjax.models.rotary`).
         rotary_span: rows and columns are counted 0, 1, 2, …, or from 0 to this; 16 in DDT.
+        null_row: whether the null label has an embedding of its own, or none. Published networks
+            that were trained with the class alone have none, and can't be guided by it.
         max_period: the longest period of the embedding of noise labels, over 2π.
         bottleneck: the width between the two dense layers that embed a patch; 0 is one layer.
         num_registers: learned tokens before the patches, which belong to none of them (Darcet et
@@ -128,7 +130,7 @@ class DiT(nn.Module):
     remat: str = "none"
     norm: str = "layer"
     final_norm: str = ""
-    norm_epsilon: Positive[float] = 1e-6
+    norm_eps: Positive[float] = 1e-6
     mlp: str = "gelu"
     mlp_bias: bool = True
     qkv_bias: bool = True
@@ -136,6 +138,7 @@ class DiT(nn.Module):
     positions: str = "fixed"
     rotary: bool = False
     rotary_span: NotNegative[float] = 0.0
+    null_row: bool = True
     max_period: Positive[float] = 10_000.0
     bottleneck: NotNegative[int] = 0
     num_registers: NotNegative[int] = 0
@@ -163,6 +166,7 @@ class DiT(nn.Module):
             self.num_classes,
             self.hidden_size,
             dtype=self.dtype,
+            null_row=self.null_row,
             max_period=self.max_period,
             layers=self._modulated,
             name="conditioning",
@@ -176,7 +180,7 @@ class DiT(nn.Module):
         keys = None
         if train and self.dropout:
             keys = jax.random.split(self.make_rng("dropout"), self.depth)
-        skips: list[Tokens] = []
+        skips: list[jax.Array] = []
         for stage in self.stages:
             if stage.start == self.encoder_depth and self.encoder_depth:
                 c = embedded.time[:, None] + h[:, count:]
@@ -195,7 +199,7 @@ class DiT(nn.Module):
         h = h[:, count:] if count else h
 
         kind = self.final_norm or self.norm
-        h = norm(kind, dtype, self.norm_epsilon, not self._modulated, "final_norm")(h)
+        h = norm(kind, dtype, self.norm_eps, not self._modulated, "final_norm")(h)
         if c is not None:
             final = nn.Dense(
                 2 * self.hidden_size,
@@ -264,7 +268,7 @@ class DiT(nn.Module):
             h = h + self._learned(name.replace("embedding", "positions"), grid[0] * grid[1])
         return constrain(h, *TOKENS)
 
-    def _tokens_before(self, embedded: Embeddings) -> list[Tokens]:
+    def _tokens_before(self, embedded: Embeddings) -> list[jax.Array]:
         """The tokens before the patches in the first block, `[B, n, D]` each."""
         before = []
         if not self._modulated:
@@ -295,7 +299,7 @@ class DiT(nn.Module):
         h: Tokens,
         given: Given,
         keys: jax.Array | None,
-        skips: list[Tokens],
+        skips: list[jax.Array],
     ) -> tuple[Tokens, Tokens | None]:
         """The tokens after a stage, and after the block that is sown, if it is in this stage."""
         hidden = None
@@ -314,7 +318,7 @@ class DiT(nn.Module):
         h: Tokens,
         given: Given,
         keys: jax.Array | None,
-        skips: list[Tokens],
+        skips: list[jax.Array],
     ) -> tuple[Tokens, Tokens | None]:
         """The same as `_unrolled`, as a loop over one block."""
         # Carried through the loop only if it is needed: it is as large as the tokens.
@@ -369,7 +373,7 @@ class DiT(nn.Module):
             dtype=self.dtype,
             attention=self.attention,
             norm=self.norm,
-            norm_epsilon=self.norm_epsilon,
+            norm_eps=self.norm_eps,
             mlp=self.mlp,
             mlp_bias=self.mlp_bias,
             qkv_bias=self.qkv_bias,
@@ -446,7 +450,7 @@ class DiT(nn.Module):
             )
 
 
-def _after(before: list[Tokens], h: Tokens) -> tuple[Tokens, int]:
+def _after(before: list[jax.Array], h: jax.Array) -> tuple[jax.Array, int]:
     """Tokens after others, and the number of those."""
     if not before:
         return h, 0

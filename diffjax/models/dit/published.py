@@ -10,59 +10,27 @@ to 999.
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
+from diffjax.models.dit import tables
 from diffjax.models.dit.network import DiT
-from diffjax.models.dit.patches import positions_2d
 from diffjax.models.dit.sizes import SIZES
-from diffjax.models.layers import STACKED
 from diffjax.pretrained.family import Denoiser, Family
 from diffjax.pretrained.tables import Row, Table, count
-from diffjax.pretrained.transforms import constant, conv, dense, keep, reshape, stack, then
-
-_LAYERS = (
-    ("t_embedder.mlp.0", "conditioning/hidden"),
-    ("t_embedder.mlp.2", "conditioning/out"),
-    ("final_layer.adaLN_modulation.1", "final_modulation"),
-    ("final_layer.linear", "final_out"),
-)
-_LAYERS_OF_A_BLOCK = (
-    ("adaLN_modulation.1", "modulation"),
-    ("attn.qkv", "attention/qkv"),
-    ("attn.proj", "attention/out"),
-    ("mlp.fc1", "mlp/up"),
-    ("mlp.fc2", "mlp/down"),
-)
 
 
 def _table(denoiser: Denoiser) -> Table:
-    height, width, _ = denoiser.image_shape
-    size, patch = denoiser.network.hidden_size, denoiser.network.patch_size
-    patches = then(conv, reshape(ours=(-1, size), theirs=(patch, patch, -1, size)))
+    network = denoiser.network
+    patches = tables.patches_by_conv(network.hidden_size, network.patch_size)
     return (
-        Row(
-            "pos_embed",
-            (),
-            constant(lambda: positions_2d(height // patch, width // patch, size)[None]),
-        ),
+        tables.fixed_positions(denoiser),
         Row("x_embedder.proj.weight", "patch_embedding/kernel", patches),
         Row("x_embedder.proj.bias", "patch_embedding/bias"),
-        Row("y_embedder.embedding_table.weight", "conditioning/label/embedding"),
-        *(Row(f"{theirs}.weight", f"{ours}/kernel", dense) for theirs, ours in _LAYERS),
-        *(Row(f"{theirs}.bias", f"{ours}/bias") for theirs, ours in _LAYERS),
-        *_blocks(denoiser.network),
+        *tables.conditioning(),
+        *tables.final_layers(),
+        *tables.blocks(network, (*tables.dit_block(network), *tables.gelu_mlp())),
     )
-
-
-def _blocks(network: DiT) -> Iterator[Row]:
-    for theirs, ours in _LAYERS_OF_A_BLOCK:
-        for kind, name, how in (("weight", "kernel", dense), ("bias", "bias", keep)):
-            if network.scan:
-                each = tuple(f"blocks.{i}.{theirs}.{kind}" for i in range(network.depth))
-                yield Row(each, f"{STACKED}/{ours}/{name}", stack(how))
-            else:
-                yield Row(f"blocks.{{i}}.{theirs}.{kind}", f"block_{{i}}/{ours}/{name}", how)
 
 
 def dit(
@@ -75,7 +43,8 @@ def dit(
     return Denoiser(DiT(num_classes, out_channels=out_channels, **settings), image_shape)
 
 
-def _recognise(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+def recognise(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+    """The settings of a network with DiT's names that follow from the shapes of its tensors."""
     hidden_size, channels, patch, _ = shapes["x_embedder.proj.weight"]
     side = patch * math.isqrt(shapes["pos_embed"][1])
     return {
@@ -88,4 +57,4 @@ def _recognise(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
     }
 
 
-FAMILY = Family("DiT", dit, SIZES, _table, _recognise, lambda denoiser: denoiser.inputs)
+FAMILY = Family("DiT", dit, SIZES, _table, recognise, lambda denoiser: denoiser.inputs)
