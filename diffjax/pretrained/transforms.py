@@ -144,7 +144,12 @@ def reorder(order: Sequence[int] | np.ndarray, axis: int = -1) -> Transform:
         array([2, 0, 1])
     """
     back = np.argsort(order)
-    return each(lambda x: np.take(x, order, axis), lambda x: np.take(x, back, axis))
+
+    def taken(array: np.ndarray, order: Sequence[int] | np.ndarray) -> np.ndarray:
+        # One number that stands for a whole axis stays one: shapes are compared without memory.
+        return np.take(array, order, axis) if array.strides[axis] else array
+
+    return each(lambda array: taken(array, order), lambda array: taken(array, back))
 
 
 def permute(

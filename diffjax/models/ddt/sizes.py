@@ -10,7 +10,7 @@ from diffjax.models.dit.sizes import WIDTHS
 from diffjax.pretrained.family import Size
 
 _ENCODERS = {"B": 8, "L": 20, "XL": 22}
-_NUM_PARAMETERS = {"B": 0, "L": 0, "XL": 0}
+_NUM_PARAMETERS = {"B": 130_262_800, "L": 457_648_144, "XL": 674_646_352}
 
 SIZES: Mapping[str, Size] = {
     f"DDT-{name}/2": Size(
