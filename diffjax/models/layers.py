@@ -264,7 +264,7 @@ class Conditioning(nn.Module):
         self, noise_label: jax.Array, suffix: str, early: jax.Array | None = None
     ) -> jax.Array:
         h = self.frequencies(self, noise_label, self.num_frequencies, suffix)
-        h = h if early is None else h + early
+        h = h if early is None else h + early.astype(h.dtype)
         # Not split by width: with such a split XLA returned wrong gradients for the layers below.
         h = self._dense(self.features, f"hidden{suffix}")(h)
         h = nn.silu(constrain(h, BATCH, None))

@@ -174,6 +174,7 @@ _FIRST = re.compile(r"model\.enc\.([0-9]+)x\1_block0\.conv0\.weight")
 
 def _recognise_song(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
     found = _recognise(shapes)
+    _check_last(f"model.dec.{_side(found['image_shape'][0])}_aux_conv.weight", shapes)
     embedding = RANDOM if "model.map_noise.freqs" in shapes else POSITIONAL
     smallest = _side(found["image_shape"][0], 1)
     length = shapes[f"model.enc.{smallest}_down.conv0.resample_filter"][-1]
@@ -197,9 +198,14 @@ def _recognise_song(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
 
 def _recognise_dhariwal(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
     augment_dim = shapes.get("model.map_augment.weight", (0, 0))[1]
-    if "model.out_conv.weight" not in shapes:
-        raise KeyError("model.out_conv.weight")
+    _check_last("model.out_conv.weight", shapes)
     return _recognise(shapes) | {"embedding": replace(LATE, augment_dim=augment_dim)}
+
+
+def _check_last(name: str, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Refuses tensors without the last layer of a class."""
+    if name not in shapes:
+        raise KeyError(name)
 
 
 def song_unet(
