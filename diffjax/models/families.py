@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from diffjax.errors import UserError, nearest
-from diffjax.models.adm.network import ADM, ADMUpsampler
+from diffjax.models.adm.network import ADM, ADMClassifier, ADMUpsampler
+from diffjax.models.adm.published import CLASSIFIER, UPSAMPLER
 from diffjax.models.adm.published import FAMILY as ADM_FAMILY
-from diffjax.models.adm.published import UPSAMPLER
 from diffjax.models.autoencoder_kl.network import AutoencoderKL
 from diffjax.models.autoencoder_kl.published import FAMILY as AUTOENCODER_KL
 from diffjax.models.autoencoder_kl.published import LDM, OLD_DIFFUSERS, without_prefix
@@ -16,6 +16,9 @@ from diffjax.models.ddt.published import FAMILY as DDT_FAMILY
 from diffjax.models.dit.network import DiT
 from diffjax.models.dit.published import DIFFUSERS as DIT_OF_DIFFUSERS
 from diffjax.models.dit.published import FAMILY as DIT_FAMILY
+from diffjax.models.edm.network import DhariwalUNet, SongUNet
+from diffjax.models.edm.published import DHARIWAL
+from diffjax.models.edm.published import FAMILY as SONG
 from diffjax.models.edm2.network import EDM2
 from diffjax.models.edm2.published import FAMILY as EDM2_FAMILY
 from diffjax.models.jit.network import JiT
@@ -41,6 +44,9 @@ LAYOUTS: Mapping[type[Any], Mapping[str, Family]] = {
     UViT: {AUTHORS: UVIT_FAMILY},
     ADM: {AUTHORS: ADM_FAMILY},
     ADMUpsampler: {AUTHORS: UPSAMPLER},
+    ADMClassifier: {AUTHORS: CLASSIFIER},
+    SongUNet: {AUTHORS: SONG},
+    DhariwalUNet: {AUTHORS: DHARIWAL},
     EDM2: {AUTHORS: EDM2_FAMILY},
     AutoencoderKL: {AUTHORS: LDM, DIFFUSERS: AUTOENCODER_KL, "old diffusers": OLD_DIFFUSERS},
 }

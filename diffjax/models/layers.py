@@ -308,7 +308,7 @@ class Conditioning(nn.Module):
             h = self.frequencies(self, noise_label, self.features, suffix)
             return h.astype(compute_type(self.dtype))
         h = self.frequencies(self, noise_label, self.num_frequencies, suffix)
-        h = h if early is None else h + early
+        h = h if early is None else h + early.astype(h.dtype)
         # Not split by width: with such a split XLA returned wrong gradients for the layers below.
         h = self._dense(self.features, f"hidden{suffix}")(h)
         h = nn.silu(constrain(h, BATCH, None))
