@@ -1,11 +1,14 @@
 """Trainings of one config share what is built of it, where building it is no subject of a test."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from diffjax.loop import loop
+from diffjax.runs import averages, load
+from diffjax.runs.setup import set_up
 from diffjax.spec import to_json
 from diffjax.training import sharding
 
@@ -18,6 +21,7 @@ def shared_parts(patch: pytest.MonkeyPatch) -> None:
     """A second training of an equal config, on as many devices, traces and compiles nothing.
 
     It takes half the time. The step is the same program, so that results are the same bit for bit.
+    Nor is anything traced where a second run of that config is loaded.
     """
 
     def prepared(config):
@@ -38,6 +42,13 @@ def shared_parts(patch: pytest.MonkeyPatch) -> None:
     def flops(setup):
         return _once(("flops", id(setup)), lambda: (_flops(setup), setup))[0]
 
+    def setup_of_saved(config, image_shape, condition, mesh, **how):
+        name = to_json(config), tuple(image_shape), repr(condition), mesh, repr(how)
+        made = _once(("setup", *name), lambda: set_up(config, image_shape, condition, mesh, **how))
+        return replace(made, config=config)  # which `load` changes
+
+    patch.setattr(load, "set_up", setup_of_saved)
+    patch.setattr(averages, "set_up", setup_of_saved)
     patch.setattr(loop, "prepared", prepared)
     patch.setattr(loop, "scheduled", scheduled)
     patch.setattr(loop, "compile_train_step", step)
