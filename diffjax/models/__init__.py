@@ -7,4 +7,5 @@ label), and returns float32 of the shape of `x`.
 """
 
 from diffjax.models.dit import DiT as DiT
+from diffjax.models.edm2 import EDM2 as EDM2
 from diffjax.models.unet import UNet as UNet

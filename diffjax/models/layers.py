@@ -47,16 +47,19 @@ def compute_type(name: str) -> jnp.dtype:
 
 
 def frequency_embedding(
-    noise_label: PerSample, features: int, max_period: float = 10_000.0
+    noise_label: PerSample, features: int, max_period: float = 10_000.0, endpoint: bool = False
 ) -> Float[Array, " batch {features}"]:
     """The sinusoidal embedding of a scalar: cosines and sines at geometrically spaced frequencies.
 
         [cos(ω_i t), sin(ω_i t)]        ω_i = max_period^(−i / n),  i = 0 … n−1,  n = features / 2
 
+    With `endpoint`, `ω_i = max_period^(−i / (n − 1))`: the lowest frequency is 1 / max_period.
+
     Args:
         noise_label: `[B]`, of the order 0 … 1000; smaller ranges hardly change the embedding.
         features: the width of the embedding, an even number; typically 128 or 256.
         max_period: the longest period is about 2π times this; typically 10,000.
+        endpoint: whether the longest period is exactly 2π times this.
 
     Returns:
         `[B, features]` float32, for labels of any type.
@@ -75,7 +78,8 @@ def frequency_embedding(
     if features % 2:
         raise UserError(f"frequency embedding: {features} features is odd; use {features + 1}")
     half = features // 2
-    frequencies = jnp.exp(-math.log(max_period) / half * jnp.arange(half, dtype=jnp.float32))
+    rate = -math.log(max_period) / (half - endpoint)
+    frequencies = jnp.exp(rate * jnp.arange(half, dtype=jnp.float32))
     angles = noise_label.astype(jnp.float32)[:, None] * frequencies[None]
     return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
 
@@ -126,6 +130,7 @@ class Conditioning(nn.Module):
         num_classes: the number of classes; 0 is unconditional.
         features: the width of the vector.
         num_frequencies: the width of the sinusoidal embedding; 256 in DiT.
+        frequency_endpoint: whether the lowest frequency is 1 / 10,000; see `frequency_embedding`.
         dtype: the compute type.
         kernel_init: the initializer of both dense layers.
         label_init: the initializer of `E`.
@@ -134,6 +139,7 @@ class Conditioning(nn.Module):
     num_classes: int
     features: int
     num_frequencies: int = 256
+    frequency_endpoint: bool = False
     dtype: str = "float32"
     kernel_init: Initializer = initializers.normal(0.02)
     label_init: Initializer = initializers.normal(0.02)
@@ -161,7 +167,7 @@ class Conditioning(nn.Module):
 
     def _embedded(self, noise_label: jax.Array, suffix: str) -> jax.Array:
         how = {"dtype": compute_type(self.dtype), "kernel_init": self.kernel_init}
-        h = frequency_embedding(noise_label, self.num_frequencies)
+        h = frequency_embedding(noise_label, self.num_frequencies, endpoint=self.frequency_endpoint)
         # Not split by width: with such a split XLA returned wrong gradients for the layers below.
         h = nn.Dense(self.features, **how, name=f"hidden{suffix}")(h)
         h = nn.silu(constrain(h, BATCH, None))

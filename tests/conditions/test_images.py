@@ -91,7 +91,7 @@ def test_training_and_guided_sampling_with_several_parts():
     )
     assert np.isfinite(metrics["loss"])
     request = Request(BOTH.of_batch(batch))
-    images = Model(setup.programs, state.params).sample(setup.wired.recipe, request)
+    images = Model(setup.parts.programs, state.params).sample(setup.wired.recipe, request)
     assert images.shape == (8, 8, 8, 1)
     assert np.isfinite(images).all()
 

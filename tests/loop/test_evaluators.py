@@ -26,7 +26,7 @@ from diffjax.loop.training import Training, checkpoints_of
 from diffjax.process.targets import Noise
 from diffjax.reports.run_page import write_report
 from diffjax.runs.evaluators import Samples, Validation
-from diffjax.runs.setup import set_up
+from diffjax.runs.setup import Setup, set_up
 from diffjax.spec import spec
 from diffjax.studies.validation import loss_by_log_snr
 from experiments import cli
@@ -183,7 +183,7 @@ def test_several_processes_ask_for_a_stop_at_batches_that_all_of_them_have(
 ):
     """Features of real images may be in the cache of one process alone."""
     config, calls = config_of("", {"counted": spec(Counted)}), []
-    setup = replace(loaded_run.setup, config=config)
+    setup = Setup.of(replace(loaded_run.parts, config=config))
 
     def should_stop():
         calls.append(1)
@@ -220,8 +220,8 @@ def test_the_validation_loss_is_that_of_the_comparison(loaded_run):
     run = loaded_run
     batch = all_examples(run.dataset().test, 9)
     there = loss_by_log_snr(
-        run.model().predict(), run.setup.wired.path, batch["image"],
-        run.setup.wired.condition.of_batch(batch), jax.random.key(0), spaces={"noise": Noise()},
+        run.model().predict(), run.parts.wired.path, batch["image"],
+        run.parts.wired.condition.of_batch(batch), jax.random.key(0), spaces={"noise": Noise()},
     )  # fmt: skip
     found = Validation(num_images=9)(run, run.dataset(), lambda batch: None)
     assert found == {"loss": pytest.approx(there.total("noise").mean, rel=1e-5)}
@@ -249,21 +249,20 @@ def test_the_validation_loss_is_that_of_the_comparison(loaded_run):
 def test_what_an_evaluator_can_not_have_is_refused_before_step_1(
     loaded_run, best_by, evaluators, said
 ):
-    setup = replace(loaded_run.setup, config=config_of(best_by, evaluators))
+    parts = replace(loaded_run.parts, config=config_of(best_by, evaluators))
     with pytest.raises(UserError, match=said):
-        check_evaluators(setup, digits())
+        check_evaluators(parts, digits())
 
 
 def test_no_accuracy_without_a_classifier_and_no_best_without_evaluators(loaded_run):
-    setup = loaded_run.setup
     config = config_of("", {"a": spec(Samples, metrics=("accuracy",))})
     with config.unlocked():
         config.evaluation.extractor = spec(pixel_features)
     with pytest.raises(UserError, match=r"evaluators\.a: there is no accuracy of digits by pixels"):
-        check_evaluators(replace(setup, config=config), digits())
+        check_evaluators(replace(loaded_run.parts, config=config), digits())
     config = trained_config(best_by="samples/accuracy")
     with pytest.raises(UserError, match="this run has no evaluators: try evaluators=samples"):
-        check_evaluators(replace(setup, config=config), digits())
+        check_evaluators(replace(loaded_run.parts, config=config), digits())
 
 
 def test_evaluators_are_an_axis_of_configs_and_their_numbers_are_flags():

@@ -76,7 +76,7 @@ def test_the_state_is_that_of_a_run_without_a_frozen_teacher(trained_run):
         set_up(config_of(name), (8, 8, 1), Classes(10)) for name in (trained_run, "live")
     )
     assert with_one.abstract == without.abstract
-    assert find_teacher(without) is None
+    assert find_teacher(without.parts) is None
 
 
 def test_a_teacher_of_another_shape_is_refused_before_anything_is_written(trained_run, tmp_path):
@@ -95,7 +95,7 @@ def test_a_teacher_that_changed_since_the_run_began_is_refused(trained_run, tmp_
     setup = set_up(config_of(trained_run), (8, 8, 1), Classes(10))
     workdirs.record(tmp_path, teacher={"folder": str(trained_run), "sha256": "of before"})
     with pytest.raises(UserError, match="has other weights than when this run began"):
-        read_teacher(setup, tmp_path)
+        read_teacher(setup.parts, tmp_path)
 
 
 @pytest.mark.parametrize("teacher", ["runs/digits", "live", "ema-0.9"])

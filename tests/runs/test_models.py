@@ -98,7 +98,7 @@ def test_a_changed_predictor_is_what_samples_are_drawn_with(run, recipe):
 
 def test_guidance_away_from_weights_needs_somebody_who_has_them(run, recipe):
     away = replace(recipe, against=OtherWeights("live"))
-    alone = Model(run.setup.programs, run.weights())
+    alone = Model(run.parts.programs, run.weights())
     with pytest.raises(UserError, match=r"against other weights \(live\) needs a run"):
         alone.sample(away, REQUEST)
     alone.sample(replace(away, guidance_scale=1.0), REQUEST)

@@ -202,7 +202,7 @@ class UntrainedRun(Run):
     def weights(self, name=None):
         if name not in (None, self.config.weights, "live"):
             raise UserError(f"no weights are called {name!r}; did you mean 'live'?")
-        shapes = jax.eval_shape(self.setup.wired.init, jax.random.key(0))
+        shapes = jax.eval_shape(self.parts.wired.init, jax.random.key(0))
         return jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
 
 
@@ -220,8 +220,8 @@ def workdirs(tmp_path, monkeypatch):
             config.data.split_seed = 1
         wired = wire(config, (8, 8, 1), of_classes(10))
         programs = Programs(wired, make_mesh(devices=jax.devices()[:1]))
-        setup: Any = SimpleNamespace(wired=wired, config=config, programs=programs)
-        return UntrainedRun(setup, cast(Any, None), folder)
+        parts: Any = SimpleNamespace(wired=wired, config=config, programs=programs)
+        return UntrainedRun(parts, cast(Any, None), folder)
 
     monkeypatch.setattr(diffjax, "load", load)
     folders = [tmp_path / "flow", tmp_path / "vdm", tmp_path / "other_data" / "flow"]

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from diffjax.loop import loop
-from diffjax.runs import averages, load
-from diffjax.runs.setup import set_up
+from diffjax.runs import workdirs
+from diffjax.runs.parts import build_parts
 from diffjax.spec import to_json
 from diffjax.training import sharding
 
@@ -42,13 +42,12 @@ def shared_parts(patch: pytest.MonkeyPatch) -> None:
     def flops(setup):
         return _once(("flops", id(setup)), lambda: (_flops(setup), setup))[0]
 
-    def setup_of_saved(config, image_shape, condition, mesh, **how):
-        name = to_json(config), tuple(image_shape), repr(condition), mesh, repr(how)
-        made = _once(("setup", *name), lambda: set_up(config, image_shape, condition, mesh, **how))
+    def parts_of_saved(config, *of_data):
+        name = "saved", to_json(config), repr(of_data)
+        made = _once(name, lambda: build_parts(config, *of_data))
         return replace(made, config=config)  # which `load` changes
 
-    patch.setattr(load, "set_up", setup_of_saved)
-    patch.setattr(averages, "set_up", setup_of_saved)
+    patch.setattr(workdirs, "build_parts", parts_of_saved)
     patch.setattr(loop, "prepared", prepared)
     patch.setattr(loop, "scheduled", scheduled)
     patch.setattr(loop, "compile_train_step", step)

@@ -35,7 +35,7 @@ from diffjax.runs import checkpoints as checkpoints_module
 from diffjax.runs import workdirs
 from diffjax.runs.checkpoints import Checkpoints, digest
 from diffjax.runs.model import Model, Programs, Request
-from diffjax.runs.setup import set_up
+from diffjax.runs.setup import Setup, set_up
 from diffjax.sampling import grids, solvers
 from diffjax.spec import spec, to_json
 from diffjax.training import sharding
@@ -180,7 +180,7 @@ DAMAGES = [damage_truncated, damage_emptied, damage_metadata, damage_what_is_bes
 @pytest.fixture(scope="module")
 def setup(loaded_run):
     """What `trained_run` was trained by."""
-    return loaded_run.setup
+    return Setup.of(loaded_run.parts)
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
@@ -570,10 +570,10 @@ def test_steps_grids_seeds_and_scales_do_not_compile_again(loaded_run):
 
     def apply(*inputs, **how):
         traced.append(1)
-        return run.setup.wired.apply(*inputs, **how)
+        return run.parts.wired.apply(*inputs, **how)
 
-    wired = run.setup.wired._replace(apply=apply)
-    model, first = Model(Programs(wired, run.setup.mesh), run.weights()), 0
+    wired = run.parts.wired._replace(apply=apply)
+    model, first = Model(Programs(wired, run.parts.mesh), run.weights()), 0
     for recipe, seed in (
         (run.recipe, 0),
         (replace(run.recipe, num_steps=7), 1),

@@ -89,11 +89,11 @@ def positions_2d(height: int, width: int, features: int) -> np.ndarray:
     return np.concatenate(waves, axis=-1).astype(np.float32)
 
 
-def _norm(x: jax.Array, dtype: jnp.dtype) -> jax.Array:
+def _norm(x: jax.Array, dtype: jnp.dtype, epsilon: float = 1e-6) -> jax.Array:
     """Layer norm without parameters; the modulation after it is the affine map."""
     # Flax promotes half precision implicitly, which a user's flags may refuse.
     with jax.numpy_dtype_promotion("standard"):
-        return nn.LayerNorm(epsilon=1e-6, use_bias=False, use_scale=False, dtype=dtype)(x)
+        return nn.LayerNorm(epsilon=epsilon, use_bias=False, use_scale=False, dtype=dtype)(x)
 
 
 def _modulate(x: jax.Array, shift: jax.Array, scale: jax.Array) -> jax.Array:
@@ -117,6 +117,7 @@ class DiTBlock(nn.Module):
     dropout: float
     dtype: str
     attention: str
+    mlp_norm_eps: float = 1e-6
 
     @nn.compact
     def __call__(
@@ -144,7 +145,7 @@ class DiTBlock(nn.Module):
             cross = CrossAttention(self.num_heads, self.dtype, name="cross_attention")
             x = x + cross(_norm(x, dtype), context)
 
-        h = _modulate(_norm(x, dtype), shift_2, scale_2)
+        h = _modulate(_norm(x, dtype, self.mlp_norm_eps), shift_2, scale_2)
         h = MLP(int(width * self.mlp_ratio), self.dtype, name="mlp")(h)
         return constrain(x + gate_2[:, None] * drop(h, rng=key_2), *TOKENS)
 
@@ -200,6 +201,9 @@ class DiT(nn.Module):
             `depth`, and the program is a loop over one block. Otherwise each block is `block_i` and
             is compiled separately.
         remat: a name in `diffjax.models.remat.REMAT`: which activations a block keeps.
+        frequency_endpoint: whether the lowest of the 128 frequencies of the noise label is
+            1 / 10,000, as in diffusers, or one step above it, as in the paper.
+        mlp_norm_eps: epsilon of the norm before each MLP; 1e-6 in the paper, 1e-5 in diffusers.
 
     Raises:
         UserError: the patch does not divide the image, the heads do not divide the width, or the
@@ -229,6 +233,8 @@ class DiT(nn.Module):
     out_channels: NotNegative[int] = 0
     scan: bool = False
     remat: str = "none"
+    frequency_endpoint: bool = False
+    mlp_norm_eps: Positive[float] = 1e-6
 
     @nn.compact
     def __call__(
@@ -244,9 +250,14 @@ class DiT(nn.Module):
         xavier = initializers.xavier_uniform()
 
         labels, tokens, images = parts_of(cond)
-        c = Conditioning(self.num_classes, self.hidden_size, dtype=self.dtype, name="conditioning")(
-            noise_label, labels
+        conditioning = Conditioning(
+            self.num_classes,
+            self.hidden_size,
+            frequency_endpoint=self.frequency_endpoint,
+            dtype=self.dtype,
+            name="conditioning",
         )
+        c = conditioning(noise_label, labels)
         if tokens is not None and tokens.pooled.shape[-1]:
             # Without a bias, so that the null condition, a vector of zeros, adds nothing.
             pooled = nn.Dense(
@@ -337,7 +348,13 @@ class DiT(nn.Module):
         # that can't happen, and the barrier would cost memory.
         block = rematerialised(DiTBlock, self.remat, prevent_cse=not self.scan)
         return block(
-            self.num_heads, self.mlp_ratio, self.dropout, self.dtype, self.attention, name=name
+            self.num_heads,
+            self.mlp_ratio,
+            self.dropout,
+            self.dtype,
+            self.attention,
+            self.mlp_norm_eps,
+            name=name,
         )
 
     def check_mesh(self, input_shape: tuple[int, int, int], sizes: Mapping[str, int]) -> None:
