@@ -24,7 +24,9 @@ def shared_parts(patch: pytest.MonkeyPatch) -> None:
     Nor is anything traced where a second run of that config is loaded.
     """
 
-    def prepared(config):
+    def prepared(config, dataset=None):
+        if dataset is not None:
+            return _prepared(config, dataset)
         name = "parts", to_json(config), sharding.make_mesh().size
         return _once(name, lambda: _prepared(config))
 
@@ -42,9 +44,9 @@ def shared_parts(patch: pytest.MonkeyPatch) -> None:
     def flops(setup):
         return _once(("flops", id(setup)), lambda: (_flops(setup), setup))[0]
 
-    def parts_of_saved(config, *of_data):
-        name = "saved", to_json(config), repr(of_data)
-        made = _once(name, lambda: build_parts(config, *of_data))
+    def parts_of_saved(config, image_shape, condition, mesh, codec):
+        name = "saved", to_json(config), repr((image_shape, condition, codec)), mesh
+        made = _once(name, lambda: build_parts(config, image_shape, condition, mesh, codec))
         return replace(made, config=config)  # which `load` changes
 
     patch.setattr(workdirs, "build_parts", parts_of_saved)
