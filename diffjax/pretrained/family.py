@@ -31,6 +31,12 @@ class Size:
     address: str = ""
     sha256: str = ""
 
+    @property
+    def of_network(self) -> dict[str, Any]:
+        """The settings of the module alone, for a config: without those that the data decide."""
+        of_data = "image_shape", "num_classes"
+        return {name: value for name, value in self.settings.items() if name not in of_data}
+
 
 @dataclass(frozen=True)
 class Denoiser:

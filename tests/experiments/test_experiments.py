@@ -213,6 +213,7 @@ SHAPES = {
     "image_folder": ((64, 64, 3), of_classes(3)),
     "imagenet64": ((64, 64, 3), of_classes(1000)),
     "imagenet256": ((32, 32, 4), of_classes(1000)),
+    "imagenet256_jit": ((256, 256, 3), of_classes(1000)),
 }
 
 
@@ -280,6 +281,9 @@ UNLIKE = [
     ("colours", "dit", "iddpm"),
     ("imagenet64", "unet", "iddpm"),
     ("imagenet256", "DiT-S/4", "edm2"),
+    ("imagenet256", "LightningDiT-B/2", "sd3"),
+    ("imagenet256", "DDT-B/2", "flow"),
+    ("imagenet256", "U-ViT-S/2", "ddpm_table"),
 ]
 
 
