@@ -211,6 +211,7 @@ SHAPES = {
     "image_folder": ((64, 64, 3), of_classes(3)),
     "imagenet64": ((64, 64, 3), of_classes(1000)),
     "imagenet256": ((32, 32, 4), of_classes(1000)),
+    "imagenet512": ((64, 64, 4), of_classes(1000)),
 }
 
 
