@@ -174,7 +174,7 @@ def copies(count: int, of: Transform = keep) -> Transform:
     """
 
     def to_ours(arrays: Arrays) -> Arrays:
-        if any(not np.array_equal(array, arrays[0], equal_nan=True) for array in arrays[1:]):
+        if not all(_equal(array, arrays[0]) for array in arrays[1:]):
             raise ValueError("differ, and here one parameter replaces all of them")
         return of.to_ours(arrays[:1])
 
@@ -207,6 +207,11 @@ def then(first: Transform, second: Transform) -> Transform:
         lambda arrays: second.to_ours(first.to_ours(arrays)),
         lambda arrays: first.to_theirs(second.to_theirs(arrays)),
     )
+
+
+def _equal(one: np.ndarray, other: np.ndarray) -> bool:
+    # The first comparison is several times as fast, and suffices without NaN.
+    return np.array_equal(one, other) or np.array_equal(one, other, equal_nan=True)
 
 
 def _parts(array: np.ndarray, parts: int | Sequence[int], axis: int) -> Arrays:

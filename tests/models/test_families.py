@@ -21,9 +21,17 @@ FAMILIES = {
 }
 LAYOUTS = [name for name in FAMILIES if " of " in name]
 """Further layouts of a network, whose first layout is in the default tests."""
-LARGE = "EDM2", "Inception"
-"""Networks that take seconds to trace."""
+LARGE = [name for name in FAMILIES if name.startswith(("ADM", "EDM", "DDPM", "Inception"))]
+_U_NET = {
+    "image_shape": (8, 12, 3),
+    "channels": 8,
+    "channel_multipliers": (1, 2),
+    "num_res_blocks": 1,
+    "attention_resolutions": (4,),
+    "head_channels": 4,
+}
 SMALL = {
+    **dict.fromkeys(("ADM", "ADM upsampler", "ADM classifier"), _U_NET),
     **{
         name: {"channels": (8, 16), "num_res_blocks": 2, "num_groups": 4}
         for name in FAMILIES
@@ -77,7 +85,7 @@ def test_there_and_back_parameters_are_the_same(name, tmp_path):
         pytest.param(
             name,
             size,
-            marks=[] if i == 0 and name not in ("EDM2", *LAYOUTS) else pytest.mark.thorough,
+            marks=[] if i == 0 and name not in (*LARGE, *LAYOUTS) else pytest.mark.thorough,
         )
         for name in FAMILIES
         for i, size in enumerate(FAMILIES[name].sizes)
