@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from diffjax.data import tfds_images
 from diffjax.defaults import experiment
 from diffjax.evaluation.extractors.features import pixel_features
-from diffjax.models import ADM, DiT, UNet, adm, dit
+from diffjax.models import ADM, EDM2, DiT, UNet, adm, dit, edm2
 from diffjax.models.edm import DhariwalUNet
 from diffjax.optimizers.adam import adamw
 from diffjax.spec import spec
@@ -35,13 +35,17 @@ MODELS = {
         name: spec(DiT, **{**size.settings, "dtype": "bfloat16"})
         for name, size in dit.SIZES.items()
     },
+    **{
+        name: spec(EDM2, **{**size.settings, "dtype": "bfloat16"})
+        for name, size in edm2.SIZES.items()
+    },
 }
 
 
 def get_config(arguments: str = "") -> ConfigDict:
     """Axes: objective, path, target, weight, times, model, optimizer, schedule.
 
-    Models: unet, ADM-64, EDM, DiT-S/2 … DiT-XL/8.
+    Models: unet, ADM-64, EDM, DiT-S/2 … DiT-XL/8, EDM2-XXS … EDM2-XXL.
     """
     config = experiment(
         "imagenet64",

@@ -11,7 +11,7 @@ from types import MappingProxyType
 from ml_collections import ConfigDict
 
 from diffjax.codecs import SpaceToDepth, autoencoder_kl, taesd
-from diffjax.models import DiT, UNet
+from diffjax.models import EDM2, DiT, UNet
 from diffjax.models.autoencoder_kl.sizes import WEIGHTS as AUTOENCODERS
 from diffjax.objectives import couplings, interpolant, learned_variance, mean_flow, wrappers
 from diffjax.objectives.denoising import Denoising
@@ -320,6 +320,14 @@ MODELS_8X8: Table = MappingProxyType(
             attention_resolutions=(4,),
             head_channels=32,
         ),
+        "edm2": spec(
+            EDM2,
+            channels=32,
+            channel_multipliers=(1, 2),
+            num_res_blocks=1,
+            attention_levels=(1,),
+            head_channels=32,
+        ),
     }
 )
 MODELS_28X28: Table = MappingProxyType(
@@ -331,6 +339,14 @@ MODELS_28X28: Table = MappingProxyType(
             channel_multipliers=(1, 2, 2),
             num_res_blocks=1,
             attention_resolutions=(7,),
+            head_channels=32,
+        ),
+        "edm2": spec(
+            EDM2,
+            channels=32,
+            channel_multipliers=(1, 2, 2),
+            num_res_blocks=1,
+            attention_levels=(2,),
             head_channels=32,
         ),
     }
@@ -415,7 +431,11 @@ OBJECTIVES: Mapping[str, Mapping[str, str]] = MappingProxyType(
             "edm": _EDM,
             # EDM2: |net(c_in·x_t, λ) - F|²/e^u(λ) + u(λ) with a learned u, log σ ~ N(-0.4, 1).
             # Karras et al. 2024 (arXiv:2312.02696), equation 21.
-            "edm2": {**_EDM, "times": "log_normal_edm2", "wrappers": "uncertainty"},
+            "edm2": {
+                **_EDM,
+                "times": "log_normal_edm2",
+                "wrappers": "uncertainty_fourier",
+            },
             # Simple diffusion: |net(x_t, t) - (a·eps - s·x0)|² on the cosine path, with log-SNR
             # shifted for the resolution. Hoogeboom et al. 2023 (arXiv:2301.11093).
             "simple": {"path": "cosine_shifted", "target": "v"},

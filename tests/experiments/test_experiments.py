@@ -214,6 +214,7 @@ SHAPES = {
     "imagenet64": ((64, 64, 3), of_classes(1000)),
     "imagenet256": ((32, 32, 4), of_classes(1000)),
     "imagenet256_jit": ((256, 256, 3), of_classes(1000)),
+    "imagenet512": ((64, 64, 4), of_classes(1000)),
 }
 
 
