@@ -7,8 +7,8 @@ r"""ImageNet at 256x256 as latents of 32x32x4: DiT, and SiT as flow matching; fo
         --config.data.path=FOLDER
 
 FOLDER holds latents.npy, [1281167,32,32,4] of Stable Diffusion's autoencoder, and labels.npy;
-docs/data.md has more. Pictures and distances are of the latents; with a codec, as
-`:codec=taef2` for latents that it encoded, they are of decoded images.
+docs/data.md has more. Pictures and distances are of the latents. `:latents=FOLDER`, written by
+experiments.encode_latents, also names what encoded them, and they are of decoded images.
 Not yet run: no such machine was available.
 
 Published, FID-50K at 250 steps: DiT-XL/2 9.62 without guidance and 2.27 with 1.5 (7 M steps of 256

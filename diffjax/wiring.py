@@ -10,12 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 from jax import Array
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from diffjax import choices, lookup
 from diffjax.conditions import Condition, Rate
 from diffjax.errors import UserError
 from diffjax.kinds import complaint
+from diffjax.models import attention
 from diffjax.models.layers import HIDDEN, attention_layers, attention_off
 from diffjax.objectives.base import Objective, Progress, Traits, conditioned_batch
 from diffjax.process.paths import Pair, Path
@@ -113,7 +115,12 @@ class Wired(NamedTuple):
         return sum(leaf.size for leaf in jax.tree.leaves(self.params_shape))
 
 
-def wire(config: ConfigDict, image_shape: tuple[int, int, int], condition: Condition) -> Wired:
+def wire(
+    config: ConfigDict,
+    image_shape: tuple[int, int, int],
+    condition: Condition,
+    mesh: Mesh | None = None,
+) -> Wired:
     """Builds all parts of a config and checks that they fit together.
 
     Nothing is compiled or trained: shapes are checked by abstract evaluation.
@@ -122,6 +129,8 @@ def wire(config: ConfigDict, image_shape: tuple[int, int, int], condition: Condi
         config: the config of an experiment.
         image_shape: `(H, W, C)` of the data.
         condition: the kind of condition that the data have.
+        mesh: the devices, which decide how attention is computed where the config has "auto"; by
+            default it is those on which the network is evaluated.
 
     Raises:
         UserError: a name is unknown, the target can't be decoded on the path, a size does not
@@ -130,6 +139,8 @@ def wire(config: ConfigDict, image_shape: tuple[int, int, int], condition: Condi
     objective = build_objective(config)
     path, precond = objective.path, objective.precond
     runtime = {**condition.network_arguments(), **_outputs(objective, image_shape)}
+    if mesh is not None:
+        runtime |= _attention(config, mesh, objective.traits.forward_mode)
     network = build(config.model, nn.Module, "config.model", **runtime)
     recipe = build(config.sampling, Recipe, "config.sampling")
 
@@ -375,6 +386,18 @@ def _outputs(objective: Objective, image_shape: tuple[int, ...]) -> dict[str, in
     if traits.outputs == traits.inputs == 1:
         return {}
     return {"out_channels": traits.outputs * image_shape[-1]}
+
+
+def _attention(config: ConfigDict, mesh: Mesh, forward_mode: bool) -> dict[str, str]:
+    """The network's argument `attention` on a mesh; none for a network without that choice.
+
+    It is the mesh that decides, not the machine: a program may be compiled elsewhere than it runs.
+    """
+    if not isinstance(config.model, ConfigDict) or "attention" not in config.model:
+        return {}
+    platform, dtype = mesh.devices.flat[0].platform, config.model.get("dtype", "float32")
+    named, tokens = config.model.attention, mesh.shape["sequence"]
+    return {"attention": attention.resolve(named, platform, dtype, tokens, forward_mode)}
 
 
 def _input_shape(objective: Objective, image_shape: tuple[int, ...]) -> tuple[int, int, int]:

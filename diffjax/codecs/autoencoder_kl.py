@@ -2,11 +2,12 @@
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 import jax.numpy as jnp
 
-from diffjax.codecs.base import Codec, Shape, sha256_of
+from diffjax.codecs.base import Codec, Posterior, Shape, sha256_of
+from diffjax.codecs.scaled import row
 from diffjax.errors import UserError
 from diffjax.models.autoencoder_kl import network
 from diffjax.models.autoencoder_kl.published import FAMILY, read
@@ -44,6 +45,7 @@ class AutoencoderKL(Codec):
         arXiv:2112.10752
     """
 
+    stochastic: ClassVar[bool] = True
     path: str = ""
     size: str = "sd-vae"
     file_sha256: str = ""
@@ -86,12 +88,14 @@ class AutoencoderKL(Codec):
         return height * scale, width * scale, self._network.image_channels
 
     def encode(self, params: Any, images: Images) -> Latents:
-        scale, shift = SCALINGS[self.size]
+        return self.posterior(params, images).mean
+
+    def posterior(self, params: Any, images: Images) -> Posterior:
         posterior: Any = self._network.apply({"params": params}, images, method="encode")
-        return scale * (posterior.mean - shift)
+        return posterior.scaled(*map(row, SCALINGS[self.size]))
 
     def decode(self, params: Any, latents: Latents) -> Images:
-        scale, shift = SCALINGS[self.size]
+        scale, shift = map(row, SCALINGS[self.size])
         z = latents / scale + shift
         images: Any = self._network.apply({"params": params}, z, method="decode")
         return jnp.clip(images, -1, 1)

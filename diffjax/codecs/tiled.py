@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from diffjax.codecs.base import Around, Codec, Shape, scale_of
+from diffjax.codecs.base import Around, Codec, Posterior, Shape, scale_of
 from diffjax.errors import UserError
 from diffjax.kinds import AtLeastOne, NotNegative
 from diffjax.shapes import Images, Latents
@@ -61,6 +61,17 @@ class Tiled(Around):
         return self._blended(
             lambda tile: self.codec.encode(params, tile), images, shape, scale, (1, 1)
         )
+
+    def posterior(self, params: Any, images: Images) -> Posterior:
+        """Means and log-variances, blended each."""
+        _, height, width, channels = images.shape
+        shape = self.latent_shape((height, width, channels))
+
+        def moments(tile: Array) -> Array:
+            return jnp.concatenate(self.codec.posterior(params, tile), -1)
+
+        blended = self._blended(moments, images, shape, scale_of(self.codec, shape), (1, 1))
+        return Posterior(*jnp.split(blended, 2, -1))
 
     def decode(self, params: Any, latents: Latents) -> Images:
         shape: Any = latents.shape[1:]

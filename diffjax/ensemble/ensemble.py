@@ -136,11 +136,11 @@ def train_together(
     shapes, codec = (dataset.image_shape, dataset.condition), dataset.codec
     setups = [set_up(config, *shapes, codec=codec) for config in configs]
     for setup in setups:
-        check_pairs(setup, dataset)
-        check_evaluation(setup, dataset)
-        check_evaluators(setup, dataset)
+        check_pairs(setup.parts, dataset)
+        check_evaluation(setup.parts, dataset)
+        check_evaluators(setup.parts, dataset)
     for setup, folder in zip(setups, folders, strict=True):
-        initial_weights(setup, folder)
+        initial_weights(setup.parts, folder)
 
     with ExitStack() as stack:
         for folder in folders:
@@ -159,7 +159,9 @@ def train_together(
         names = [folder.name for folder in folders]
         for index, member in enumerate(members):
             ensemble = {"members": len(members), "index": index, "names": names}
-            record_run(member.workdir, member.setup, dataset, member.training.command, ensemble)
+            record_run(
+                member.workdir, member.setup.parts, dataset, member.training.command, ensemble
+            )
         _LOG.info("training %d members as one program", len(members))
         for group in _groups_by_step(members):
             with watched(watchdog, folders[0]) as begun:

@@ -7,9 +7,11 @@ import jax
 from jax import Array
 
 from diffjax.data import DataSet, batches
+from diffjax.data.latents import LOG_VARIANCE
 from diffjax.loop.rollback import Rollbacks, seed_of
 from diffjax.runs.setup import Setup
 from diffjax.spec import build
+from diffjax.training.posterior import drawn, posterior_key
 from diffjax.training.sharding import batch_sharding, part_of_batch
 
 
@@ -21,6 +23,7 @@ def device_batches(
     place = batch_sharding(setup.mesh)
     part = part_of_batch(place, config.batch_size)
     used = setup.wired.batch_shapes(config.batch_size)
+    used[LOG_VARIANCE] = used["image"]
     for order, first, last in rollbacks.stretches(start_step, config.num_steps):
         stream = batches(
             dataset.train,
@@ -30,8 +33,11 @@ def device_batches(
             augment=build(config.augment),
             part=part,
         )
-        for batch in islice(stream, last - first):
-            yield {
+        key = posterior_key(config.seed)
+        for step, batch in enumerate(islice(stream, last - first), first):
+            placed = {
                 name: jax.make_array_from_process_local_data(place, batch[name], shape.shape)
                 for name, shape in used.items()
+                if name in batch or name != LOG_VARIANCE
             }
+            yield drawn(placed, rollbacks.key(key, step + 1), step)

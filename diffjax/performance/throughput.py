@@ -215,7 +215,7 @@ def training_program(setup: Setup, state: TrainState, steps: int) -> Program:
 
 def sampling_program(setup: Setup, params: Any, num_samples: int) -> Program:
     """A program that samples one batch with the config's own recipe."""
-    wired, model = setup.wired, Model(setup.programs, params)
+    wired, model = setup.wired, Model(setup.parts.programs, params)
     recipe = wired.recipe
     cond = _some_condition(wired.condition, num_samples)
     images = np.zeros((num_samples, *wired.image_shape), np.float32)

@@ -18,6 +18,7 @@ import safetensors.numpy
 
 from diffjax.errors import UserError
 from diffjax.host.files import place_of
+from diffjax.pretrained.persistent_pickles import is_persistent_pickle, read_persistent_pickle
 from diffjax.pretrained.tensors import MappedFile, Tensor
 from diffjax.pretrained.torch_files import read_torch
 
@@ -38,13 +39,15 @@ _DTYPES: Mapping[str, Any] = {
 def read_state_dict(path: str | Path, part: str = "") -> dict[str, Tensor]:
     """Reads names, shapes and types of the tensors in a file; their numbers when they are used.
 
-    The format is recognised by the content: safetensors, or a file of `torch.save` (both formats).
-    No code of a file is run. A file must not be changed while its tensors are in use.
+    The format is recognised by the content: safetensors, a file of `torch.save` (both formats), or
+    a pickle of NVIDIA's (`diffjax.pretrained.persistent_pickles`). No code of a file is run. A file
+    must not be changed while its tensors are in use.
 
     Args:
         path: of the file; `~` is the home folder.
         part: of a file of torch with several, such as `ema` and `model`, the one that is read; by
-            default the first of `ema`, `model` and `state_dict` that is there.
+            default the first of `ema`, `model` and `state_dict` that is there. Of a pickle of
+            NVIDIA's, the network, by default `ema`.
 
     Raises:
         UserError: there is no such file or part, the file has another format, is damaged, or
@@ -61,6 +64,8 @@ def read_state_dict(path: str | Path, part: str = "") -> dict[str, Tensor]:
         raise UserError(f"can't read weights from {path}: {error.strerror}") from error
     # A safetensors file begins with eight bytes for the length of its header, which is JSON.
     if start[8:9] != b"{":
+        if is_persistent_pickle(place):
+            return dict(read_persistent_pickle(place, part or "ema").tensors)
         return read_torch(str(place), part)
     if part:
         raise UserError(f"{path} has no part {part!r}: a file of safetensors has none")

@@ -20,12 +20,14 @@ from diffjax.runs import workdirs
 from diffjax.runs.averages import is_reconstructed, read_reconstructed
 from diffjax.runs.checkpoints import Checkpoints, Damaged
 from diffjax.runs.model import Model, Request
+from diffjax.runs.parts import Parts, build_parts
 from diffjax.runs.recipes import Guided, recipe_of
-from diffjax.runs.setup import Setup, set_up
+from diffjax.runs.setup import Setup, check_weights
 from diffjax.sampling.grids import Grid
 from diffjax.sampling.guidance import Against, NegativeCondition, Rule
 from diffjax.sampling.sample import Recipe
 from diffjax.sampling.solvers import Solver
+from diffjax.settings import check_complete, check_settings
 from diffjax.spec import check_arguments
 from diffjax.training.averages import Averages
 from diffjax.training.sharding import AXES, make_mesh
@@ -44,7 +46,7 @@ class Saved:
     Attributes:
         folder: of the run's checkpoints.
         step: which of them.
-        abstract: the whole state as `ShapeDtypeStruct` with shardings.
+        abstract: its weights as `ShapeDtypeStruct` with shardings (`Parts.abstract`).
         known: weights by name, as far as they were read.
     """
 
@@ -62,20 +64,17 @@ class Saved:
         if name not in self.known and is_reconstructed(name, [*self.abstract.ema]):
             workdir, params = self.folder.parent, self.abstract.params
             average = read_reconstructed(workdir, name, self.step, params)
-            self.known[name] = merged(average, self._read(self.abstract.only(None)).frozen)
+            self.known[name] = merged(average, self.read(self.abstract.only(None)).frozen)
         if name not in self.known:
-            self.known[name] = self._read(self.abstract.only(name)).weights(name)
+            self.known[name] = self.read(self.abstract.only(name)).weights(name)
         return self.known[name]
 
-    def whole(self) -> TrainState:
-        """The state with everything that training needs; read at each call.
+    def read(self, abstract: TrainState) -> TrainState:
+        """The arrays of a state that are not `...`; read at each call.
 
         Raises:
             UserError: some of it is damaged.
         """
-        return self._read(self.abstract)
-
-    def _read(self, abstract: TrainState) -> TrainState:
         with closing(Checkpoints(self.folder, read_only=True)) as checkpoints:
             if self.step not in checkpoints.steps():
                 raise UserError(
@@ -95,13 +94,13 @@ class Run:
     """A trained run at one of its steps.
 
     Attributes:
-        setup: its parts; `run.setup.wired.path` and so on.
+        parts: those of its config; `run.parts.wired.path` and so on.
         arrays: its state, in memory or in a checkpoint.
         workdir: where it lives.
         others: `(folder, weights) -> Run`: other runs that guidance leads away from, read once.
     """
 
-    setup: Setup
+    parts: Parts
     arrays: TrainState | Saved
     workdir: Path
     others: Callable[[str, str | None], "Run"] = field(default_factory=lambda: _reader())
@@ -109,7 +108,7 @@ class Run:
     @property
     def config(self) -> ConfigDict:
         """The resolved config."""
-        return self.setup.config
+        return self.parts.config
 
     @property
     def step(self) -> int:
@@ -119,12 +118,14 @@ class Run:
     @cached_property
     def state(self) -> TrainState:
         """All arrays, the optimizer's among them: several times the memory that sampling needs."""
-        return self.arrays if isinstance(self.arrays, TrainState) else self.arrays.whole()
+        if isinstance(self.arrays, TrainState):
+            return self.arrays
+        return self.arrays.read(Setup.of(self.parts).abstract)
 
     @property
     def recipe(self) -> Recipe:
         """Solver, grid, steps and guidance of the config; change it with `dataclasses.replace`."""
-        return self.setup.wired.recipe
+        return self.parts.wired.recipe
 
     def weights(self, name: str | None = None) -> Any:
         """Parameters by name (`live`, `ema-0.999`, `power-0.07`); by default `config.weights`.
@@ -146,7 +147,7 @@ class Run:
 
     @cached_property
     def _models(self) -> Callable[[str], Model]:
-        programs = self.setup.programs
+        programs = self.parts.programs
         return cache(lambda name: Model(programs, self.weights(name), find=self._find))
 
     def _find(self, name: str) -> Model:
@@ -174,12 +175,12 @@ class Run:
                 "the folder of a run"
             )
         other = self.others(folder, average or None)
-        wired, theirs = self.setup.wired, other.setup.wired
+        wired, theirs = self.parts.wired, other.parts.wired
         for what, here, there in (
             ("path", wired.path, theirs.path),
             ("image shape", wired.image_shape, theirs.image_shape),
             ("condition", wired.condition, theirs.condition),
-            ("codec", self.setup.codec.latents, other.setup.codec.latents),
+            ("codec", self.parts.codec.latents, other.parts.codec.latents),
         ):
             if here != there:
                 raise UserError(
@@ -260,7 +261,7 @@ class Run:
         Raises:
             UserError: the condition parses none of it, or can't be listed in turn.
         """
-        condition = self.setup.wired.condition
+        condition = self.parts.wired.condition
         if isinstance(given, str):
             raise UserError(f"condition={given!r} is one text: for one sample pass [{given!r}]")
         if not isinstance(given, int | float | np.number | bool):
@@ -282,7 +283,7 @@ class Run:
                 f"against={given!r}: a label is written as 'label:{given}' or [{given}]"
             )
         try:
-            cond = self.setup.wired.condition.negative.of(given)
+            cond = self.parts.wired.condition.negative.of(given)
         except UserError as error:
             raise UserError(f"against=, a negative condition: {error}") from None
         if len_of(cond) not in (1, n):
@@ -315,11 +316,11 @@ class Run:
         return metrics_arrays(read_metrics(self.workdir))
 
     def __repr__(self) -> str:
-        wired = self.setup.wired
+        wired = self.parts.wired
         return (
             f"Run({str(self.workdir)!r}, step {self.step:,} of {self.config.num_steps:,}: "
             f"{type(wired.network).__name__} of {wired.num_params:,} parameters, "
-            f"{self.setup.codec.describe(wired.image_shape)}, "
+            f"{self.parts.codec.describe(wired.image_shape)}, "
             f"{wired.condition.describe()}, weights {self.config.weights})"
         )
 
@@ -392,25 +393,28 @@ def load(
     workdir = Path(workdir)
     config, description = workdirs.read(workdir, allowed_packages)
     with workdirs.version_told(workdir):
-        setup = set_up(
+        check_complete(config)
+        check_settings(config)
+        check_weights(config)
+        parts = build_parts(
             config,
             description["image_shape"],
             description["condition"],
-            mesh=mesh or make_mesh(),
-            codec=description["codec"],
+            mesh or make_mesh(),
+            description["codec"],
         )
     name = weights or config.weights
-    post_hoc = is_reconstructed(name, [*setup.abstract.ema])
-    wanted = setup.abstract.only(None if post_hoc else name)
+    post_hoc = is_reconstructed(name, [*parts.abstract.ema])
+    wanted = parts.abstract.only(None if post_hoc else name)
     if weights:
         with config.unlocked():
             config.weights = weights
     with workdirs.version_told(workdir):
         folder, state, meta = _restored(workdir, step, wanted)
     known = {} if post_hoc else {name: state.weights(name)}
-    saved = Saved(folder, meta["step"], setup.abstract, known)
+    saved = Saved(folder, meta["step"], parts.abstract, known)
     saved.weights(name)
-    return Run(setup, saved, workdir)
+    return Run(parts, saved, workdir)
 
 
 def _restored(

@@ -29,7 +29,7 @@ from diffjax.host.run_files import read_json, read_metrics
 from diffjax.host.storage import make_writable
 from diffjax.runs.changes import Changes, differences, refusal
 from diffjax.runs.checkpoints import config_kept
-from diffjax.runs.setup import Setup
+from diffjax.runs.parts import Parts
 from diffjax.spec import TARGET, as_spec, build, defaults, from_json, to_json
 
 _LOG = logging.getLogger("diffjax")
@@ -224,7 +224,7 @@ def _listed(found: Mapping[str, tuple[Any, Any]]) -> list[str]:
 
 def record_run(
     workdir: Path,
-    setup: Setup,
+    parts: Parts,
     dataset: DataSet,
     command: str,
     ensemble: Mapping[str, Any] | None = None,
@@ -233,24 +233,24 @@ def record_run(
 
     Args:
         workdir: the run's folder.
-        setup: of the run.
+        parts: of the run.
         dataset: what it trains on.
         command: how to make the run again.
         ensemble: with which others it trains in one program, if it does.
     """
     before = read_json(workdir / RUN) or {}
-    device = setup.mesh.devices.flat[0]
+    device = parts.mesh.devices.flat[0]
     content = {
         "started": before.get("started", datetime.now(UTC).isoformat(timespec="seconds")),
         "command": command,
         "versions": {"diffjax": diffjax.__version__, "python": platform.python_version()}
         | {name: _version(name) for name in _PACKAGES},
         "git_revision": git_revision(Path(__file__).parent),
-        "device": f"{setup.mesh.size} x {device.device_kind} ({device.platform})",
+        "device": f"{parts.mesh.size} x {device.device_kind} ({device.platform})",
         "host": f"{os.cpu_count()} cores, {platform.machine()}, {platform.system()}",
-        "mesh": dict(setup.mesh.shape),
-        "num_params": setup.wired.num_params,
-        "num_trained_params": sum(leaf.size for leaf in jax.tree.leaves(setup.abstract.params)),
+        "mesh": dict(parts.mesh.shape),
+        "num_params": parts.wired.num_params,
+        "num_trained_params": sum(leaf.size for leaf in jax.tree.leaves(parts.abstract.params)),
         "data": {
             "name": dataset.name,
             "image_shape": list(dataset.image_shape),
@@ -272,7 +272,7 @@ def record_run(
         content["ensemble"] = ensemble or before["ensemble"]
     if is_first():
         write_whole(workdir / RUN, json.dumps(content, indent=2) + "\n")
-        _keep_paths(workdir, setup.config)
+        _keep_paths(workdir, parts.config)
 
 
 def _keep_paths(workdir: Path, config: ConfigDict) -> None:

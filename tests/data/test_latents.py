@@ -158,9 +158,9 @@ def test_data_that_a_config_expects_are_taken(tmp_path, latent_arrays):
     config = small()
     data = latents(latent_folder(tmp_path, latent_arrays), num_classes=4)
     setup = set_up(config, data.image_shape, data.condition)
-    check_pairs(setup, data)
+    check_pairs(setup.parts, data)
     config.expected.num_images = len(data.train)
-    check_pairs(replace(setup, config=config), data)
+    check_pairs(replace(setup.parts, config=config), data)
 
 
 def test_data_that_differ_are_refused_in_one_line(tmp_path, latent_arrays):
@@ -171,7 +171,7 @@ def test_data_that_differ_are_refused_in_one_line(tmp_path, latent_arrays):
             set_up(config, shape, of_classes(classes))
     config.expected.num_images = 41
     with pytest.raises(UserError, match="num_images=39"):
-        check_pairs(set_up(config, data.image_shape, data.condition), data)
+        check_pairs(set_up(config, data.image_shape, data.condition).parts, data)
 
 
 def test_lists_of_a_saved_config_are_the_same_as_tuples():

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import diffjax
 from diffjax import choices, config_files
 from diffjax.conditions import of_classes
 from diffjax.evaluation.image_statistics import Batches
@@ -132,22 +131,22 @@ def test_lists_of_settings_are_crossed_and_each_is_what_it_is_alone(workdir):
     assert alone["frechet_distance"] == rows["ema-0.99", 1, 2.0]
 
 
-def test_each_training_seed_is_evaluated_from_noise_of_its_own(workdir):
+def test_each_training_seed_is_evaluated_from_noise_of_its_own(trained, loaded):
     """So that differences between arms, over training seeds, are over noise as well."""
-    run = diffjax.load(workdir)
+    run = loaded
     main, _ = measure.wanted_recipes(run, measure.Wanted(seeds=[1]))
     labels = np.arange(4, dtype=np.int32)
     for training_seed, seed in ((0, 1), (2, 2001)):
         config = run.config.copy_and_resolve_references()
         config.seed = training_seed
-        own = replace(run, setup=replace(run.setup, config=config))
+        own = replace(run, parts=replace(run.parts, config=config))
         drawn, _ = measure.drawer(own, [main], measure.WantedSamples(labels, labels, None))(main)
         assert isinstance(drawn, Batches)
         (images,) = drawn.batches
         # In batches of another size, whose products are rounded otherwise.
         again = run.sample(labels, seed=seed)
         np.testing.assert_allclose(images, again, rtol=1e-4, atol=1e-5)
-    found = json.loads((workdir / "evaluation.json").read_text())
+    found = json.loads((trained / "evaluation.json").read_text())
     assert found["sampling"]["noise_seed"] == found["sampling"]["seed"]  # of training seed 0
 
 

@@ -265,7 +265,7 @@ def told_of(failures: list[junk.Failure]) -> str:
 
 def test_what_a_hand_can_type_ends_in_one_line(request):
     trials, seed = (request.config.getoption(name) for name in ("--trials", "--base_seed"))
-    failures = junk.attempts(seed, max(trials, 55))
+    failures = junk.attempts(seed, max(trials, 40))
     assert not failures, told_of(failures)
 
 

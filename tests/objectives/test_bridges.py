@@ -633,7 +633,7 @@ def test_reflow_from_run_to_run(tmp_path, capsys):
     assert abs(noise.mean()) < 0.15
     assert abs(noise.std() - 1) < 0.1
     # The file's noise really is what the sampler starts from: walk from it by hand.
-    wired = loaded.setup.wired
+    wired = loaded.parts.wired
     predict = loaded.model().predict()
     x = integrate(
         lambda x, t: predict(x, jnp.full(len(x), t), jnp.asarray(labels)),

@@ -9,6 +9,7 @@ training and evaluating are not what is tried here, so they are replaced by a st
 
 import argparse
 import contextlib
+import functools
 import io
 import shutil
 import signal
@@ -81,12 +82,12 @@ def work_begins(*args: Any, **kwargs: Any) -> Any:
 @contextlib.contextmanager
 def without_work() -> Iterator[None]:
     """Within it, what takes time stops with `WorkBegins` once its arguments were checked."""
-    set_up, known = load.set_up, {}
+    build_parts, known = load.build_parts, {}
 
     def cached(config: ConfigDict, *args: Any, **how: Any) -> Any:
         key = (to_json(config), args, tuple(sorted(how.items())))
         if key not in known:
-            known[key] = set_up(config, *args, **how)
+            known[key] = build_parts(config, *args, **how)
         return known[key]
 
     def checks_alone(function: Callable, *args: Any) -> Any:
@@ -97,7 +98,7 @@ def without_work() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         for module in ("runs.model", "runs.likelihoods", "studies.validation"):
             patch.setattr(f"diffjax.{module}.jit", lambda *args, **how: work_begins)
-        patch.setattr(load, "set_up", cached)
+        patch.setattr(load, "build_parts", cached)
         for place in (
             "jax.export.export",
             "diffjax.evaluation.metrics.reference",
@@ -324,10 +325,15 @@ def call_load(rng: Random, where: Path) -> None:
     diffjax.load(**given)
 
 
+@functools.cache
+def _loaded() -> load.Run:
+    return diffjax.load(RUN)
+
+
 def call_run(rng: Random, where: Path) -> None:
     """What a loaded run offers."""
     del where
-    run = diffjax.load(RUN)
+    run = _loaded()
     calls: dict[str, tuple[str, ...]] = {
         "sample": ("condition", "source", "seed", "solver", "grid", "num_steps", "guidance_scale",
                    "guidance", "against", "weights", "batch_size"),
@@ -346,7 +352,7 @@ def call_run(rng: Random, where: Path) -> None:
 def wanted(rng: Random, where: Path) -> None:
     """An evaluation of a loaded run."""
     del where
-    run = diffjax.load(RUN)
+    run = _loaded()
     fields = sorted(measure.Wanted.__dataclass_fields__)
     asked = measure.Wanted(**{name: value(rng) for name in rng.sample(fields, rng.choice((1, 2)))})
     measure.measure(run, run.dataset(), asked)
@@ -355,7 +361,7 @@ def wanted(rng: Random, where: Path) -> None:
 def call_likelihood(rng: Random, where: Path) -> None:
     """Bits per dimension of a loaded run."""
     del where
-    run = diffjax.load(RUN)
+    run = _loaded()
     given: dict[str, Any] = {"method": rng.choice((*likelihoods.METHODS, value(rng)))}
     options = ("dequantisation", "trace", "num_probes", "num_steps", "tolerance", "num_times")
     given["options"] = rng.choice(

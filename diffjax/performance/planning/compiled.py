@@ -266,7 +266,7 @@ def used_bytes(message: str) -> int | None:
 
 def _compile(setup: Setup, program: str) -> Any:
     if program == "sampling":
-        model = Model(setup.programs, setup.abstract.weights(LIVE))
+        model = Model(setup.parts.programs, setup.abstract.weights(LIVE))
         return model.lower(setup.wired.recipe, setup.config.batch_size).compile()
     key = jax.eval_shape(lambda: jax.random.key(0))
     key = jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=replicated(setup.mesh))
