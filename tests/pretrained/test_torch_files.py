@@ -195,7 +195,7 @@ def old_format(tree=None, keys=("0",), numel=4, head=(0x1950A86A20F9469CFC6C, 10
         (old_format(pickle.dumps({"w": 1}, 2), ()), "'w' is a int, not a tensor"),
         (old_format(keys=("7",)), "its list of storages is not that of its tensors"),
         (old_format(keys=()), "its list of storages is not that of its tensors"),
-        (old_format(head=(3, 1001)), "torch.save did not write it"),
+        (old_format(head=(3, 1001)), "it contains a int, not a dict"),
         (old_format(head=(0x1950A86A20F9469CFC6C, 1002)), "torch.save did not write it"),
         (old_format(system=False), "its numbers are big-endian"),
     ],

@@ -134,8 +134,8 @@ def test_a_file_with_the_names_of_the_authors(tmp_path, scan):
     jax.tree.map(np.testing.assert_array_equal, found, params)
     assert source == {"file": str(path), "sha256": weights_sha256(params)}
     folder = tmp_path / "diffusers"
-    write_folder(folder, DIFFUSERS.to_theirs(params, setup.denoiser), {})
-    found, source = find_initial_weights(str(folder), like, denoiser=setup.denoiser)()
+    write_folder(folder, DIFFUSERS.to_theirs(params, setup.parts.denoiser), {})
+    found, source = find_initial_weights(str(folder), like, denoiser=setup.parts.denoiser)()
     jax.tree.map(np.testing.assert_array_equal, found, params)
     assert source == {"file": str(folder), "sha256": weights_sha256(params)}
     setup, like = set_up_dit(24)
