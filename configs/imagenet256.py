@@ -6,6 +6,13 @@ r"""ImageNet at 256x256 as latents of 32x32x4: DiT, and SiT as flow matching; fo
     python -m experiments.train --config=configs/imagenet256.py:objective=iddpm,model=DiT-XL/2 \
         --config.data.path=FOLDER
 
+Published weights go on by the objective of their paper, or by any other one:
+
+    python -m experiments.train --config=configs/imagenet256.py:objective=dit,model=DiT-XL/2 \
+        --config.data.path=FOLDER --config.init_from=DiT-XL-2-256x256.pt
+    python -m experiments.train --config=configs/imagenet256.py:objective=sit,model=SiT-XL/2 \
+        --config.data.path=FOLDER --config.init_from=SiT-XL-2-256x256.pt
+
 FOLDER holds latents.npy, [1281167,32,32,4] of Stable Diffusion's autoencoder, and labels.npy;
 docs/data.md has more. Pictures and distances are of the latents. `:latents=FOLDER`, written by
 experiments.encode_latents, also names what encoded them, and they are of decoded images.
@@ -22,6 +29,8 @@ from diffjax.data import latents
 from diffjax.defaults import experiment
 from diffjax.evaluation.extractors.features import pixel_features
 from diffjax.models import DiT, dit
+from diffjax.models.sit.network import SiT
+from diffjax.models.sit.sizes import SIZES as SIT_SIZES
 from diffjax.optimizers.adam import adamw
 from diffjax.spec import spec
 from diffjax.training.sharding import SPREAD
@@ -29,17 +38,21 @@ from diffjax.training.sharding import SPREAD
 # For pods: bfloat16, one block compiled for all, and no more kept for the gradient than products.
 POD = {"dtype": "bfloat16", "scan": True, "remat": "products"}
 MODELS = {name: spec(DiT, **{**size.settings, **POD}) for name, size in dit.SIZES.items()}
+# As published, with twice the channels, of which the second half is not used.
+MODELS |= {
+    name: spec(SiT, **{**size.settings, **POD}, out_channels=8) for name, size in SIT_SIZES.items()
+}
 
 
 def get_config(arguments: str = "") -> ConfigDict:
     """Axes: objective, path, target, weight, times, model, optimizer, schedule, codec.
 
-    Models: DiT-S/2 … DiT-XL/8.
+    Models: DiT-S/2 … DiT-XL/8, SiT-S/2 … SiT-XL/2.
     """
     config = experiment(
         "imagenet256",
         arguments,
-        data=spec(latents, scale=0.18215, name="ImageNet latents"),
+        data=spec(latents, scale=0.18215, name="ImageNet latents", label_names="imagenet"),
         extractor=spec(pixel_features, size=8),
         models=MODELS,
         model="DiT-XL/2",

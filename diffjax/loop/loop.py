@@ -29,12 +29,12 @@ from diffjax.loop.recorder import Recorder, open_writers
 from diffjax.loop.rollback import Rollbacks, roll_back
 from diffjax.loop.training import Training, checkpoints_of
 from diffjax.runs import workdirs
+from diffjax.runs.checks import check_config, check_expected, check_pairs
 from diffjax.runs.extension import planned, restart_step, scheduled
 from diffjax.runs.load import Run
 from diffjax.runs.measure import check_evaluation, measure
-from diffjax.runs.setup import Setup, check_pairs, set_up
+from diffjax.runs.setup import Setup, set_up
 from diffjax.runs.teacher import find_teacher, read_teacher
-from diffjax.settings import check_complete, check_settings
 from diffjax.spec import build, check_arguments
 from diffjax.training.state import TrainState
 
@@ -109,26 +109,27 @@ def train(
         return page(workdir) if is_first() else workdir / workdirs.REPORT
 
 
-def prepared(config: ConfigDict) -> tuple[Setup, DataSet]:
+def prepared(config: ConfigDict, dataset: DataSet | None = None) -> tuple[Setup, DataSet]:
     """A config's parts and data, after all checks that training and evaluation need.
 
     It compiles small programs alone and writes nothing.
 
     Args:
         config: resolved.
+        dataset: that of the config, if it is built already.
 
     Raises:
         UserError: the first thing that does not fit.
     """
-    check_complete(config)
-    check_settings(config)
-    dataset: DataSet = build(config.data, DataSet, "config.data")
-    setup = set_up(config, dataset.image_shape, dataset.condition, codec=dataset.codec)
-    check_pairs(setup.parts, dataset)
-    check_evaluation(setup.parts, dataset)
-    check_evaluators(setup.parts, dataset)
+    check_config(config)
+    data = dataset or build(config.data, DataSet, "config.data")
+    check_expected(config, data)
+    setup = set_up(config, data.image_shape, data.condition, codec=data.codec)
+    check_pairs(setup.parts, data)
+    check_evaluation(setup.parts, data)
+    check_evaluators(setup.parts, data)
     find_teacher(setup.parts)
-    return setup, dataset
+    return setup, data
 
 
 def train_and_evaluate(training: Training, begin: Begin = Begin()) -> TrainState:

@@ -5,12 +5,17 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from diffjax.errors import UserError, nearest
+from diffjax.models.adm.network import ADM, ADMUpsampler
+from diffjax.models.adm.published import FAMILY as ADM_FAMILY
+from diffjax.models.adm.published import UPSAMPLER
 from diffjax.models.autoencoder_kl.network import AutoencoderKL
 from diffjax.models.autoencoder_kl.published import FAMILY as AUTOENCODER_KL
 from diffjax.models.autoencoder_kl.published import LDM, OLD_DIFFUSERS, without_prefix
 from diffjax.models.dit.network import DiT
 from diffjax.models.dit.published import DIFFUSERS as DIT_OF_DIFFUSERS
 from diffjax.models.dit.published import FAMILY as DIT
+from diffjax.models.edm2.network import EDM2
+from diffjax.models.edm2.published import FAMILY as EDM2_FAMILY
 from diffjax.models.sit.network import SiT
 from diffjax.models.sit.published import FAMILY as SIT
 from diffjax.pretrained.family import Family
@@ -22,6 +27,9 @@ AUTHORS, DIFFUSERS = "authors", "diffusers"
 LAYOUTS: Mapping[type[Any], Mapping[str, Family]] = {
     DiT: {AUTHORS: DIT, DIFFUSERS: DIT_OF_DIFFUSERS},
     SiT: {AUTHORS: SIT},
+    ADM: {AUTHORS: ADM_FAMILY},
+    ADMUpsampler: {AUTHORS: UPSAMPLER},
+    EDM2: {AUTHORS: EDM2_FAMILY},
     AutoencoderKL: {AUTHORS: LDM, DIFFUSERS: AUTOENCODER_KL, "old diffusers": OLD_DIFFUSERS},
 }
 """By the class of the network. A file of SiT is taken for one of DiT, whose names it has."""
@@ -71,13 +79,19 @@ class Found(NamedTuple):
         return self.family.to_ours(self.state, self.network, self.source, place)
 
 
-def find_published(path: str | Path, part: str = "", network: str = "") -> Found:
+def networks_of(state: Mapping[str, Any]) -> list[str]:
+    """The names of the networks that have a layout with names and axes of published tensors."""
+    return [kind.__name__ for kind, layouts in LAYOUTS.items() if layout_of(state, layouts)]
+
+
+def find_published(path: str | Path, part: str = "", network: str = "", **settings: Any) -> Found:
     """Recognises the network and the layout of a published file or folder.
 
     Args:
         path: of a file of torch or safetensors, a folder of diffusers, or a pipeline of it.
         part: of a file of torch with several, such as `ema`; see `read_state_dict`.
         network: the name of the network's class, where several have the names: `SiT`.
+        **settings: further ones of the network, such as the number of heads of no published size.
 
     Raises:
         UserError: nothing can be read there, or it is of none of these networks.
@@ -90,7 +104,7 @@ def find_published(path: str | Path, part: str = "", network: str = "") -> Found
         for layouts in [known[network]] if network else known.values():
             if name := layout_of(state, layouts):
                 family = layouts[name]
-                found = family.network_of(state, str(place), config)
+                found = family.network_of(state, str(place), config, **settings)
                 return Found(found, name, family, state, str(place))
     names = ", ".join(list(whole)[:3]) or "none at all"
     raise UserError(

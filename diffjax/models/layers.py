@@ -5,6 +5,7 @@ import math
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import flax.linen as nn
@@ -17,6 +18,7 @@ from jax.nn.initializers import Initializer
 from jaxtyping import Bool, Float
 
 from diffjax.errors import UserError, nearest
+from diffjax.kinds import Positive
 from diffjax.models.attention import attention
 from diffjax.models.placement import BATCH, constrain, one_device
 from diffjax.models.remat import ATTENTION
@@ -114,6 +116,65 @@ Dense = functools.partial(nn.Dense, dot_general=rows_as_one)
 """`flax.linen.Dense` with the product `rows_as_one`; the same function and parameters."""
 
 
+@dataclass(frozen=True)
+class Sinusoids:
+    """Cosines and sines of a noise label at geometrically spaced frequencies.
+
+    See `frequency_embedding`.
+
+    Attributes:
+        endpoint: whether the lowest frequency is 1 / 10,000, as in DDPM, or the one above it, as in
+            ADM and DiT.
+        sine_first: whether the sines come first, as in DDPM.
+    """
+
+    endpoint: bool = False
+    sine_first: bool = False
+
+    def __call__(
+        self, module: nn.Module, noise_label: PerSample, features: int, suffix: str = ""
+    ) -> Float[Array, " batch {features}"]:
+        """The embedding; `module` gets no parameters."""
+        del module, suffix
+        waves = frequency_embedding(noise_label, features, endpoint=self.endpoint)
+        return jnp.roll(waves, features // 2, axis=-1) if self.sine_first else waves
+
+
+COSINES_FIRST = Sinusoids()
+"""The embedding of noise labels in DiT and ADM."""
+
+
+@dataclass(frozen=True)
+class Fourier:
+    """Sines and cosines of a noise label at random frequencies, which are not trained.
+
+        [sin(2π f_i t), cos(2π f_i t)]        f_i ~ scale·N(0, 1)
+
+    The frequencies are parameters without a gradient, so only weight decay would change them.
+
+    Attributes:
+        scale: the deviation of the frequencies; 16 in NCSN++, for `t = log(σ)` of the order 1.
+
+    References:
+        Tancik et al., "Fourier Features Let Networks Learn High Frequency Functions in Low
+        Dimensional Domains", 2020, arXiv:2006.10739
+        Song et al., "Score-Based Generative Modeling through Stochastic Differential Equations",
+        2021, arXiv:2011.13456
+    """
+
+    scale: Positive[float] = 16.0
+
+    def __call__(
+        self, module: nn.Module, noise_label: PerSample, features: int, suffix: str = ""
+    ) -> Float[Array, " batch {features}"]:
+        """The embedding, with the parameter `frequencies` of `module`."""
+        init = initializers.normal(self.scale)
+        frequencies = module.param(f"frequencies{suffix}", init, (features // 2,), jnp.float32)
+        turns = 2 * math.pi * jax.lax.stop_gradient(frequencies)
+        angles = noise_label.astype(jnp.float32)[:, None] * turns[None]
+        return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
+
+
 class Conditioning(nn.Module):
     """The conditioning vector of an example, from its noise label and its class.
 
@@ -124,13 +185,21 @@ class Conditioning(nn.Module):
     ignored. A label outside of the table returns NaN, not another row. With several noise labels,
     each further one adds a term like the first, with its own weights.
 
-    Call with `noise_label [B]` or `[B, n]` and `cond [B] int32 | None`; returns `[B, features]`.
+    Labels of augmentation are a vector of numbers `a` an example, 0 where an image is as it was;
+    the frequencies become `frequencies(noise_label) + A a`, without a bias.
+
+    Call with `noise_label [B]` or `[B, n]`, `cond [B] int32 | None` and
+    `augment_labels [B, augment_dim] | None`; returns `[B, features]`.
 
     Attributes:
         num_classes: the number of classes; 0 is unconditional.
         features: the width of the vector.
         num_frequencies: the width of the sinusoidal embedding; 256 in DiT.
-        frequency_endpoint: whether the lowest frequency is 1 / 10,000; see `frequency_embedding`.
+        frequencies: the embedding of the noise label, `Sinusoids` or `Fourier`.
+        null_row: whether the null label has a row of `E`. Without one it adds nothing, as in EDM.
+        early_labels: whether the labels are added to the frequencies, as in DDPM++, and not to the
+            vector: `frequencies(noise_label) + √num_classes·E[cond] + b`.
+        augment_dim: the number of labels of augmentation; 0 is without. EDM has 9 for small images.
         dtype: the compute type.
         kernel_init: the initializer of both dense layers.
         label_init: the initializer of `E`.
@@ -139,39 +208,87 @@ class Conditioning(nn.Module):
     num_classes: int
     features: int
     num_frequencies: int = 256
-    frequency_endpoint: bool = False
+    frequencies: Sinusoids | Fourier = COSINES_FIRST
+    null_row: bool = True
+    early_labels: bool = False
+    augment_dim: int = 0
     dtype: str = "float32"
     kernel_init: Initializer = initializers.normal(0.02)
     label_init: Initializer = initializers.normal(0.02)
 
     @nn.compact
     def __call__(
-        self, noise_label: NoiseLabels, cond: Labels | None
+        self,
+        noise_label: NoiseLabels,
+        cond: Labels | None,
+        augment_labels: Float[Array, " batch {self.augment_dim}"] | None = None,
     ) -> Float[Array, " batch {self.features}"]:
-        dtype = compute_type(self.dtype)
         labels = noise_label.reshape(noise_label.shape[0], -1)
-        h = self._embedded(labels[:, 0], "")
-        for i in range(1, labels.shape[1]):
-            h = h + self._embedded(labels[:, i], f"_{i}")
+        of_classes = None
         if self.num_classes:
             if cond is None:
                 cond = jnp.full(noise_label.shape[0], self.num_classes, jnp.int32)
-            h = h + nn.Embed(
-                self.num_classes + 1,
-                self.features,
-                dtype=dtype,
-                embedding_init=self.label_init,
-                name="label",
-            )(cond)
+            of_classes = self._of_classes(cond)
+        early = of_classes if self.early_labels else None
+        if self.augment_dim:
+            if augment_labels is None:
+                augment_labels = jnp.zeros((noise_label.shape[0], self.augment_dim))
+            added = self._dense(self.num_frequencies, "augmentation", False)(augment_labels)
+            early = added if early is None else early + added
+        h = self._embedded(labels[:, 0], "", early)
+        for i in range(1, labels.shape[1]):
+            h = h + self._embedded(labels[:, i], f"_{i}")
+        if of_classes is not None and not self.early_labels:
+            h = h + of_classes
         return constrain(h, BATCH, None)
 
-    def _embedded(self, noise_label: jax.Array, suffix: str) -> jax.Array:
-        how = {"dtype": compute_type(self.dtype), "kernel_init": self.kernel_init}
-        h = frequency_embedding(noise_label, self.num_frequencies, endpoint=self.frequency_endpoint)
+    def _of_classes(self, cond: jax.Array) -> jax.Array:
+        table = nn.Embed(
+            self.num_classes + self.null_row,
+            self.num_frequencies if self.early_labels else self.features,
+            dtype=compute_type(self.dtype),
+            embedding_init=self.label_init,
+            name="label",
+        )
+        if self.null_row:
+            found = table(cond)
+        else:
+            null = cond == self.num_classes
+            found = jnp.where(null[:, None], 0.0, table(jnp.where(null, 0, cond)))
+        if not self.early_labels:
+            return found
+        bias = self.param("label_bias", initializers.zeros, (self.num_frequencies,))
+        return math.sqrt(self.num_classes) * found + bias.astype(found.dtype)[None]
+
+    def _embedded(
+        self, noise_label: jax.Array, suffix: str, early: jax.Array | None = None
+    ) -> jax.Array:
+        h = self.frequencies(self, noise_label, self.num_frequencies, suffix)
+        h = h if early is None else h + early
         # Not split by width: with such a split XLA returned wrong gradients for the layers below.
-        h = nn.Dense(self.features, **how, name=f"hidden{suffix}")(h)
+        h = self._dense(self.features, f"hidden{suffix}")(h)
         h = nn.silu(constrain(h, BATCH, None))
-        return nn.Dense(self.features, **how, name=f"out{suffix}")(h)
+        return self._dense(self.features, f"out{suffix}")(h)
+
+    def _dense(self, features: int, name: str, use_bias: bool = True) -> nn.Dense:
+        return nn.Dense(
+            features,
+            use_bias=use_bias,
+            dtype=compute_type(self.dtype),
+            kernel_init=self.kernel_init,
+            name=name,
+        )
+
+
+QKV_ORDERS: Mapping[str, tuple[int, int, int]] = {
+    "parts": (0, 1, 2),
+    "heads": (1, 0, 2),
+    "channels": (1, 2, 0),
+}
+"""Orders of the axes (part, head, channel) of the columns for queries, keys and values, the last
+axis fastest: `parts` is all queries, then all keys, then all values (DiT, and ADM at 64 pixels);
+`heads` is these three head by head (ADM at other sizes); `channels` is these three channel by
+channel (EDM and EDM2)."""
 
 
 class SelfAttention(nn.Module):
@@ -179,15 +296,19 @@ class SelfAttention(nn.Module):
 
     In stacked blocks, `place [depth]` is one-hot: true at the number of this block.
 
+    One dense layer returns queries, keys and values. The order of its columns is the same function
+    with other places of the weights, and published networks differ in it.
+
     Attributes:
         num_heads: the number of heads; divides the width D.
         attention: `"auto"` or a name in `diffjax.models.attention.IMPLEMENTATIONS`.
         dtype: the compute type.
         kernel_init: the initializer of the layer for queries, keys and values.
         out_init: the initializer of the output layer.
+        qkv_order: the order of the columns, a name in `QKV_ORDERS`.
 
     Raises:
-        UserError: the heads do not divide the width.
+        UserError: the heads do not divide the width, or the order is unknown.
     """
 
     num_heads: int
@@ -195,6 +316,7 @@ class SelfAttention(nn.Module):
     dtype: str = "float32"
     kernel_init: Initializer = initializers.xavier_uniform()
     out_init: Initializer = initializers.xavier_uniform()
+    qkv_order: str = "parts"
 
     @nn.compact
     def __call__(self, x: Tokens, place: Bool[Array, " depth"] | None = None) -> Tokens:
@@ -202,8 +324,18 @@ class SelfAttention(nn.Module):
         batch, length, width = x.shape
         if self.num_heads < 1 or width % self.num_heads:
             raise UserError(f"attention: {self.num_heads} heads do not divide a width of {width}")
+        if self.qkv_order not in QKV_ORDERS:
+            raise UserError(
+                f"qkv_order: no order {self.qkv_order!r}; {nearest(self.qkv_order, QKV_ORDERS)}"
+            )
         qkv = Dense(3 * width, dtype=dtype, kernel_init=self.kernel_init, name="qkv")(x)
         heads = (batch, length, self.num_heads, width // self.num_heads)
+        order = QKV_ORDERS[self.qkv_order]
+        if order != (0, 1, 2):
+            sizes = 3, self.num_heads, width // self.num_heads
+            columns = qkv.reshape(batch, length, *(sizes[axis] for axis in order))
+            there = (0, 1, *(2 + order.index(axis) for axis in range(3)))
+            qkv = columns.transpose(there).reshape(batch, length, 3 * width)
         # Each device gets whole heads, for any split of the columns of q, k and v. The gradient of
         # `split` is one concatenation; that of three slices is three padded arrays and their sum.
         q, k, v = (

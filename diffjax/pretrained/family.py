@@ -31,6 +31,12 @@ class Size:
     address: str = ""
     sha256: str = ""
 
+    @property
+    def of_network(self) -> dict[str, Any]:
+        """The settings of the module alone, for a config: without those that the data decide."""
+        of_data = "image_shape", "num_classes"
+        return {name: value for name, value in self.settings.items() if name not in of_data}
+
 
 @dataclass(frozen=True)
 class Denoiser:
@@ -102,6 +108,36 @@ class Config:
 
 
 @dataclass(frozen=True)
+class Published:
+    """How a published network was trained, and how its authors sample it.
+
+    All are names that `diffjax.choices` has.
+
+    Attributes:
+        objective: the choices on the axes of the objective, as `objective=dit`.
+        solver: takes the steps.
+        grid: the times.
+        num_steps: the number of steps.
+        guidance_scale: the scale.
+        guidance: the rule.
+        codec: what encoded the latents that it was trained on; "" for pixels.
+    """
+
+    objective: str
+    solver: str
+    grid: str
+    num_steps: int
+    guidance_scale: float
+    guidance: str = "cfg"
+    codec: str = ""
+
+
+def _as_they_are(state: Mapping[str, Any], network: Any) -> Mapping[str, Any]:
+    del network
+    return state
+
+
+@dataclass(frozen=True)
 class Family:
     """A published network: one folder in `diffjax/models/` with three files.
 
@@ -118,6 +154,9 @@ class Family:
         inputs: a network -> the arguments of its call, as `jax.ShapeDtypeStruct`.
         unused: patterns of the names of tensors that are left out, such as `text_model.*`.
         config: how folders of diffusers describe the network; None for a layout without.
+        published: a network -> how it was trained, of a family of denoisers.
+        without_variance: tensors, a network -> the tensors without the outputs of a learned
+            variance, where the network has none; by default they are as they are.
     """
 
     name: str
@@ -128,6 +167,8 @@ class Family:
     inputs: Callable[[Any], Sequence[jax.ShapeDtypeStruct]]
     unused: tuple[str, ...] = ()
     config: Config | None = None
+    published: Callable[[Any], Published] | None = None
+    without_variance: Callable[[Mapping[str, Any], Any], Mapping[str, Any]] = _as_they_are
 
     def size(self, name: str) -> Any:
         """The network of a published size.
@@ -142,7 +183,11 @@ class Family:
         return self.network(**self.sizes[name].settings)
 
     def network_of(
-        self, state: Mapping[str, Any], source: str, config: Mapping[str, Any] | None = None
+        self,
+        state: Mapping[str, Any],
+        source: str,
+        config: Mapping[str, Any] | None = None,
+        **settings: Any,
     ) -> Any:
         """The network that published tensors belong to, recognised by their shapes.
 
@@ -153,6 +198,7 @@ class Family:
             state: arrays or tensors of a file, by name.
             source: name of the file, for errors.
             config: the entries of `config.json`, if there is one.
+            **settings: further ones, such as the number of heads of a network of no published size.
 
         Raises:
             UserError: the tensors are of another family, of no published size, or contradict
@@ -173,12 +219,18 @@ class Family:
                         f"{source}: config.json has {name}={given[name]}, but its tensors are of "
                         f"{name}={value}"
                     )
-            return self.network(**{**given, **found})
+            return self.network(**{**given, **found, **settings})
         for size in self.sizes.values():
             if all(size.settings.get(name, value) == value for name, value in found.items()):
-                return self.network(**{**size.settings, **found})
+                return self.network(**{**size.settings, **found, **settings})
+        untraced = {name for size in self.sizes.values() for name in size.settings} - found.keys()
+        if untraced <= settings.keys():
+            return self.network(**{**found, **settings})
         sizes = ", ".join(f"{name}={value}" for name, value in found.items())
-        raise UserError(f"{source} is of no published size of {self.name}: it has {sizes}")
+        raise UserError(
+            f"{source} is of no published size of {self.name}: it has {sizes}; to read it, add "
+            f"{', '.join(sorted(untraced))}"
+        )
 
     def shapes(self, network: Any) -> Any:
         """The parameters of a network as `jax.ShapeDtypeStruct`, without computing them."""

@@ -24,10 +24,9 @@ from diffjax.errors import UserError
 from diffjax.kinds import complaint
 from diffjax.runs import workdirs
 from diffjax.runs.checkpoints import Checkpoints, Damaged
-from diffjax.runs.parts import Parts, build_parts
+from diffjax.runs.parts import Parts
 from diffjax.settings import Length
 from diffjax.training.averages import Averages, gamma_of, power_name
-from diffjax.training.sharding import make_mesh
 
 SNAPSHOTS, AVERAGES = "snapshots", "averages"
 _NAME = re.compile(r"(power-[0-9.e+-]+)(?:@([0-9]+))?")
@@ -148,14 +147,12 @@ def reconstruct(
     workdir = Path(workdir)
     if wrong := complaint("length", length, Length):
         raise UserError(wrong)
-    config, description = workdirs.read(workdir, allowed_packages)
-    averages = Averages.of(config)
+    parts = workdirs.read_parts(workdir, allowed_packages)
+    averages = Averages.of(parts.config)
     if not averages.lengths or not (workdir / SNAPSHOTS).is_dir():
         raise UserError(
             f"{workdir} has no snapshots of averages: train with --config.ema_lengths=0.05,0.1"
         )
-    shapes = description["image_shape"], description["condition"]
-    parts = build_parts(config, *shapes, make_mesh())
     with closing(snapshots_of(workdir, read_only=True)) as snapshots:
         step = _chosen(workdir, snapshots.steps(), step)
         steps = [each for each in snapshots.steps() if each <= step]

@@ -27,7 +27,7 @@ from diffjax.training.state import TrainState
 Initial = Callable[[], tuple[Any, dict[str, Any]]]
 """`() -> (params, source)` reads weights that were found and that fit: arrays in the network's
 shardings, and where they come from as plain data: `folder`, `weights` and `step` of a run, `file`
-of a published file, and `sha256` of the weights."""
+of a published file and what of it is `left_out`, and `sha256` of the weights."""
 
 
 def find_initial_weights(
@@ -136,14 +136,16 @@ def placed(shapes: TrainState, like: Any) -> TrainState:
 
 def _of_file(path: Path, like: Any, setting: str, denoiser: Denoiser | None) -> Initial:
     where, state, here = f"{setting}={path}", read_weights(path).state, by_path(like)
-    place = placed_like(like)
+    place, facts = placed_like(like), {"file": str(path)}
     arrays = {name.replace(".", "/"): tensor for name, tensor in state.items()}
     layouts = LAYOUTS.get(type(denoiser.network)) if denoiser else None
     if denoiser and layouts and arrays.keys().isdisjoint(here):
         family = layouts[layout_of(state, layouts) or AUTHORS]
-        family.check(state, denoiser, where)
+        fitting = family.without_variance(state, denoiser)
+        facts |= {} if fitting is state else {"left_out": "learned variance"}
+        family.check(fitting, denoiser, where)
         check_same(where, family.shapes(denoiser), like)
-        weights = partial(family.to_ours, state, denoiser, where, place)
+        weights = partial(family.to_ours, fitting, denoiser, where, place)
     else:
         check_same(where, arrays, like)
         for name, array in arrays.items():
@@ -158,7 +160,7 @@ def _of_file(path: Path, like: Any, setting: str, denoiser: Denoiser | None) -> 
 
     def read() -> tuple[Any, dict[str, Any]]:
         params = weights()
-        return params, {"file": str(path), "sha256": weights_sha256(params)}
+        return params, {**facts, "sha256": weights_sha256(params)}
 
     return read
 

@@ -5,7 +5,7 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from functools import cache, cached_property, lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import numpy as np
@@ -20,23 +20,39 @@ from diffjax.runs import workdirs
 from diffjax.runs.averages import is_reconstructed, read_reconstructed
 from diffjax.runs.checkpoints import Checkpoints, Damaged
 from diffjax.runs.model import Model, Request
-from diffjax.runs.parts import Parts, build_parts
+from diffjax.runs.parts import Parts
 from diffjax.runs.recipes import Guided, recipe_of
-from diffjax.runs.setup import Setup, check_weights
+from diffjax.runs.setup import Setup
 from diffjax.sampling.grids import Grid
 from diffjax.sampling.guidance import Against, NegativeCondition, Rule
 from diffjax.sampling.sample import Recipe
 from diffjax.sampling.solvers import Solver
-from diffjax.settings import check_complete, check_settings
 from diffjax.spec import check_arguments
 from diffjax.training.averages import Averages
-from diffjax.training.sharding import AXES, make_mesh
+from diffjax.training.sharding import AXES
 from diffjax.training.state import LIVE, TrainState
 from diffjax.training.subset import merged
 
 BEST = "best"
 """The folder of a run's best checkpoint by `config.best_by`, and its name for `load`."""
 _LARGEST = 2**31 - 1  # without 64-bit numbers JAX takes the seeds 1 and 2³² + 1 for one
+
+
+class Arrays(Protocol):
+    """A run's arrays where they are read when they are wanted."""
+
+    @property
+    def step(self) -> int:
+        """Training steps made."""
+        ...
+
+    def weights(self, name: str) -> Any:
+        """Parameters by name: `live`, or that of an average."""
+        ...
+
+    def read(self, abstract: TrainState) -> TrainState:
+        """The arrays of a state that are not `...`."""
+        ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,13 +111,13 @@ class Run:
 
     Attributes:
         parts: those of its config; `run.parts.wired.path` and so on.
-        arrays: its state, in memory or in a checkpoint.
+        arrays: its state in memory, or what reads it, as `Saved` from a checkpoint.
         workdir: where it lives.
         others: `(folder, weights) -> Run`: other runs that guidance leads away from, read once.
     """
 
     parts: Parts
-    arrays: TrainState | Saved
+    arrays: TrainState | Arrays
     workdir: Path
     others: Callable[[str, str | None], "Run"] = field(default_factory=lambda: _reader())
 
@@ -391,29 +407,17 @@ def load(
             "diffjax.training.sharding.make_mesh makes one"
         )
     workdir = Path(workdir)
-    config, description = workdirs.read(workdir, allowed_packages)
+    parts = workdirs.read_parts(workdir, allowed_packages, mesh)
+    name = weights or parts.config.weights
+    kept = name in (LIVE, *parts.abstract.ema)
     with workdirs.version_told(workdir):
-        check_complete(config)
-        check_settings(config)
-        check_weights(config)
-        parts = build_parts(
-            config,
-            description["image_shape"],
-            description["condition"],
-            mesh or make_mesh(),
-            description["codec"],
-        )
-    name = weights or config.weights
-    post_hoc = is_reconstructed(name, [*parts.abstract.ema])
-    wanted = parts.abstract.only(None if post_hoc else name)
-    if weights:
-        with config.unlocked():
-            config.weights = weights
-    with workdirs.version_told(workdir):
+        wanted = parts.abstract.only(name if kept else None)
         folder, state, meta = _restored(workdir, step, wanted)
-    known = {} if post_hoc else {name: state.weights(name)}
+    known = {name: state.weights(name)} if kept else {}
     saved = Saved(folder, meta["step"], parts.abstract, known)
-    saved.weights(name)
+    saved.weights(name)  # One that was made after training is read, any other one is refused.
+    with parts.config.unlocked():
+        parts.config.weights = name
     return Run(parts, saved, workdir)
 
 

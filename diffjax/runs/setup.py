@@ -11,22 +11,19 @@ from ml_collections import ConfigDict
 
 from diffjax.codecs import Codec, Identity
 from diffjax.conditions import Condition
-from diffjax.data import DataSet
 from diffjax.data.augment import Augmentation
-from diffjax.errors import UserError, nearest
 from diffjax.models.attention import REVERSE_ONLY
 from diffjax.optimizers.base import Optimizer
 from diffjax.runs.parts import Parts, build_parts
 from diffjax.runs.teacher import teacher_of
-from diffjax.settings import check_complete, check_names, check_settings
 from diffjax.spec import build
-from diffjax.training import sharding
 from diffjax.training.accumulation import check_parts
 from diffjax.training.averages import Averages
 from diffjax.training.nonfinite import NonFinite
-from diffjax.training.state import LIVE, TrainState, init_state
+from diffjax.training.sharding import check_batch, make_mesh
+from diffjax.training.state import TrainState, init_state
 from diffjax.training.subset import split
-from diffjax.wiring import Wired
+from diffjax.wiring import Wired, check_wired
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,11 +34,13 @@ class Setup:
         parts: what sampling and evaluation need too.
         optimizer: the update rule.
         nonfinite: how a step that is not finite is handled.
+        augment: how images of a batch are changed.
     """
 
     parts: Parts
     optimizer: Optimizer
     nonfinite: NonFinite
+    augment: Augmentation
 
     @classmethod
     def of(cls, parts: Parts) -> "Setup":
@@ -51,9 +50,14 @@ class Setup:
             UserError: a value of another kind or out of its range.
         """
         config = parts.config
-        how = {"num_steps": config.num_steps}
-        optimizer = build(config.optimizer, Optimizer, "config.optimizer", **how)
-        return cls(parts, optimizer, build(config.nonfinite, NonFinite, "config.nonfinite"))
+        return cls(
+            parts,
+            optimizer=build(
+                config.optimizer, Optimizer, "config.optimizer", num_steps=config.num_steps
+            ),
+            nonfinite=build(config.nonfinite, NonFinite, "config.nonfinite"),
+            augment=build(config.augment, Augmentation, "config.augment"),
+        )
 
     @property
     def config(self) -> ConfigDict:
@@ -129,32 +133,34 @@ def set_up(
     """Builds the parts of a config and what training them needs; nothing is compiled.
 
     Args:
-        config: resolved.
+        config: resolved, with settings that `check_config` let pass.
         image_shape: `(H, W, C)` of the data.
         condition: the kind of condition that the data have.
-        mesh: other devices than the config's.
+        mesh: the devices; by default those of `config.mesh`.
         codec: of the data.
 
     Raises:
-        UserError: whatever does not fit.
+        UserError: parts that do not fit together, or that can't be trained on this mesh
+            (`check_setup`).
     """
-    if mesh is None:
-        check_names(config)
-    check_complete(config)
-    check_settings(config)
-    check_expected(config, image_shape=image_shape, **condition.network_arguments())
-    own_mesh = mesh is None
-    if mesh is None:
-        mesh = sharding.make_mesh(**config.mesh)
-        sharding.check_batch(config.batch_size, mesh)
-    check_weights(config)
-    build(config.augment, Augmentation, "config.augment")
+    mesh = mesh or make_mesh(**config.mesh)
     setup = Setup.of(build_parts(config, image_shape, condition, mesh, codec))
-    if own_mesh:
-        rows = mesh.shape["data"] * mesh.shape["fsdp"]
-        check_parts(setup.wired.objective, config.accumulation_steps, config.batch_size, rows)
-    _ = setup.abstract, setup.teacher
+    check_setup(setup)
     return setup
+
+
+def check_setup(setup: Setup) -> None:
+    """Refuses what can't be trained, whatever the data: all that a config and its mesh show.
+
+    Raises:
+        UserError: the first thing that does not fit.
+    """
+    config, mesh = setup.config, setup.mesh
+    check_wired(setup.wired, config.batch_size, config.num_steps)
+    check_batch(config.batch_size, mesh)
+    rows = mesh.shape["data"] * mesh.shape["fsdp"]
+    check_parts(setup.wired.objective, config.accumulation_steps, config.batch_size, rows)
+    _ = setup.teacher, setup.abstract  # An average that is not kept; patterns that match nothing.
 
 
 def countable(setup: Setup) -> Setup:
@@ -168,70 +174,3 @@ def countable(setup: Setup) -> Setup:
     plain = ConfigDict(parts.config.to_dict())
     plain.model.attention = "xla"
     return Setup.of(build_parts(plain, parts.wired.image_shape, parts.wired.condition, parts.mesh))
-
-
-def check_expected(config: ConfigDict, **found: Any) -> None:
-    """Refuses data that differ from `config.expected`, for which a config was written and planned.
-
-    Args:
-        config: resolved; its `expected` may have `image_shape`, `num_classes` and `num_images`.
-        **found: any of these.
-
-    Raises:
-        UserError: the first that differs.
-    """
-    for name, value in found.items():
-        expected = config.get("expected", {}).get(name, value)
-        if tuple_or_number(expected) != tuple_or_number(value):
-            raise UserError(
-                f"the data have {name}={value}, and this config is for {expected}: take its data, "
-                f"or set --config.expected.{name}"
-            )
-
-
-def tuple_or_number(value: Any) -> Any:
-    """A list, as JSON has it, as a tuple.
-
-    Example:
-        >>> tuple_or_number([8, 8, 1]), tuple_or_number(3)
-        ((8, 8, 1), 3)
-    """
-    return tuple(value) if isinstance(value, list | tuple) else value
-
-
-def check_pairs(parts: Parts, dataset: DataSet) -> None:
-    """Refuses a data set without the sources or conditions that training needs, or of another size.
-
-    Raises:
-        UserError: training needs one for each image, or sampling starts from one; the config
-            expects another number of images, for training or in all.
-    """
-    in_all = len(dataset.train) + len(dataset.test)
-    if parts.config.get("expected", {}).get("num_images") != in_all:
-        check_expected(parts.config, num_images=len(dataset.train))
-    objective, condition = parts.wired.objective, parts.wired.condition
-    if dataset.given is not None and len(dataset.train):
-        there = dataset.train.gather([0])
-        missing = [name for name in condition.shapes(1) if name not in there]
-        if missing:
-            raise UserError(
-                f"{dataset.name} has the condition {condition.describe()}, and its "
-                f"batches have no {', '.join(missing)}: add them with GivenSource (docs/data.md)"
-            )
-    for needed, source, part in (
-        (objective.traits.needs_source, dataset.train, "training"),
-        (objective.traits.starts_at_source, dataset.test, "test"),
-    ):
-        if needed and len(source) and "source" not in source.gather([0]):
-            raise UserError(
-                f"this objective needs a source for each {part} image, and {dataset.name} has "
-                "none: take a data set of pairs (docs/bridges.md), or another objective"
-            )
-
-
-def check_weights(config: ConfigDict) -> None:
-    """Refuses to evaluate an average that the config does not keep."""
-    kept = [LIVE, *Averages.of(config).names]
-    if config.weights not in kept:
-        suggestion = nearest(config.weights, kept)
-        raise UserError(f"config.weights={config.weights!r} are not kept by the run; {suggestion}")

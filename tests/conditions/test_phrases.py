@@ -16,8 +16,9 @@ from diffjax.loop import loop
 from diffjax.loop.compiled_step import train_step_of
 from diffjax.models.dit import DiT
 from diffjax.runs.averages import reconstruct
+from diffjax.runs.checks import check_pairs
 from diffjax.runs.model import Model, Request
-from diffjax.runs.setup import check_pairs, set_up
+from diffjax.runs.setup import set_up
 from diffjax.sampling.guidance import OtherCondition
 from diffjax.spec import build, spec
 from diffjax.training.sharding import make_mesh

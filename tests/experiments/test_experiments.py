@@ -16,7 +16,7 @@ from diffjax.evaluation.image_statistics import Batches
 from diffjax.loop import loop
 from diffjax.process.precond import Meaning
 from diffjax.runs import measure
-from diffjax.wiring import wire
+from diffjax.wiring import check_wired, wire
 from experiments import cli, evaluate, sample, train
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -218,19 +218,26 @@ SHAPES = {
 MEAN_FLOW = {"digits_mean_flow": "unet", "imagenet256_mean_flow": "DiT-S/4"}
 
 
+def fitting(config, *shapes):
+    """The parts of a config, which fit together."""
+    wired = wire(config, *shapes)
+    check_wired(wired, config.batch_size, config.num_steps)
+    return wired
+
+
 @pytest.mark.parametrize(
     "name", [pytest.param("digits_reflow", marks=pytest.mark.thorough), "digits_translation"]
 )
 def test_every_config_of_pairs_fits_together(name):
     config = config_files.load(f"{CONFIGS}/{name}.py")
-    assert "source" in wire(config, *SHAPES["digits"]).batch_shapes(2)
+    assert "source" in fitting(config, *SHAPES["digits"]).batch_shapes(2)
 
 
 @pytest.mark.thorough
 def test_every_config_of_mean_flow_fits_together():
     for name, model in MEAN_FLOW.items():
         config = config_files.load(f"{CONFIGS}/{name}.py:model={model}")
-        wired = wire(config, *SHAPES[name.removesuffix("_mean_flow")])
+        wired = fitting(config, *SHAPES[name.removesuffix("_mean_flow")])
         assert wired.objective.traits.meaning is Meaning.AVERAGE_VELOCITY, name
         assert wired.recipe.nfe == 1, name
 
@@ -262,7 +269,7 @@ DEFAULT = ("colours", "imagenet64", "imagenet256")
 )
 def test_every_config_fits_together(name):
     """As it is but for its depth, shape-checked without data."""
-    assert wire(shallow(config_files.load(f"{CONFIGS}/{name}.py")), *SHAPES[name]).num_params > 0
+    assert fitting(shallow(config_files.load(f"{CONFIGS}/{name}.py")), *SHAPES[name]).num_params > 0
 
 
 # What differs in kind: small images, one pixel, large images, latents with published sizes.
@@ -278,7 +285,7 @@ UNLIKE = [
 @pytest.mark.parametrize(("name", "model", "objective"), UNLIKE)
 def test_configs_fit_together_with_unlike_objectives_and_networks(name, model, objective):
     config = config_files.load(f"{CONFIGS}/{name}.py:model={model},objective={objective}")
-    assert wire(config, *SHAPES[name]).num_params > 0
+    assert fitting(config, *SHAPES[name]).num_params > 0
 
 
 # One that learns a variance, and those of pairs. The others are cells of the sweep of every
@@ -286,6 +293,6 @@ def test_configs_fit_together_with_unlike_objectives_and_networks(name, model, o
 @pytest.mark.parametrize("objective", ["iddpm", "reflow", "translation", "bridge"])
 def test_objectives_fit_into_the_digits_config(objective):
     config = shallow(config_files.load(f"{CONFIGS}/digits.py:objective={objective}"))
-    wired = wire(config, *SHAPES["digits"])
+    wired = fitting(config, *SHAPES["digits"])
     if wired.objective.traits.meaning is not Meaning.AVERAGE_VELOCITY:
         assert jax.jit(wired.objective.effective_weight)(np.zeros(1, np.float32)) > 0

@@ -404,7 +404,7 @@ def test_files_of_a_run_folder(fuzz, tmp_path):
 
     def check_run(tree):
         (tmp_path / "run.json").write_text(json.dumps(tree))
-        read_or_refused(lambda: workdirs.read(tmp_path))
+        read_or_refused(lambda: workdirs.read_parts(tmp_path))
 
     fuzz(with_another_value(run), check_run)
 

@@ -5,10 +5,9 @@ import pytest
 from PIL import Image
 
 from configs import digits
-from diffjax.conditions import of_classes
 from diffjax.errors import UserError
 from diffjax.reports import pictures
-from diffjax.runs.setup import set_up
+from diffjax.runs.checks import check_config
 
 
 def read(path) -> np.ndarray:
@@ -125,7 +124,7 @@ def test_the_number_of_pictures_is_a_setting_that_is_checked_at_the_start():
     assert config.sample_images == 64
     config.sample_images = 0
     with pytest.raises(UserError, match=r"config\.sample_images=0 must be at least 1"):
-        set_up(config, (8, 8, 1), of_classes(10))
+        check_config(config)
 
 
 def test_a_small_grey_picture_is_shown_beside_its_image_at_its_size(tmp_path):

@@ -4,6 +4,7 @@ import json
 import logging
 import shutil
 import struct
+from dataclasses import replace
 
 import jax
 import numpy as np
@@ -143,6 +144,28 @@ def test_a_file_with_the_names_of_the_authors(tmp_path, scan):
         UserError, match=r"^config.init_from=.* is of another network: pos_embed is"
     ):
         find_initial_weights(str(path), like, denoiser=setup.parts.denoiser)
+
+
+def test_a_learned_variance_is_left_out_where_the_network_has_none(tmp_path):
+    """The first channels of each pixel of the output, by NumPy, and it is recorded."""
+    config = trained_config()
+    config.model = spec(DiT, hidden_size=16, depth=1, num_heads=2, scan=True)
+    parts = set_up(config, (8, 8, 3), Classes(10)).parts
+    denoiser, like = parts.denoiser, parts.abstract.weights(LIVE)
+    twice = replace(denoiser, network=denoiser.network.clone(out_channels=6))
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(lambda leaf: rng.random(leaf.shape, np.float32), DIT.shapes(twice))
+    path = tmp_path / "published.safetensors"
+    write_safetensors(path, DIT.to_theirs(params, twice))
+    found, source = find_initial_weights(str(path), like, denoiser=denoiser)()
+    assert source["left_out"] == "learned variance"
+    for name, leaf in params["final_out"].items():
+        pixels = leaf.reshape(*leaf.shape[:-1], 4, 6)[..., :3]  # patches of 2x2
+        expected = pixels.reshape(*leaf.shape[:-1], 12)
+        np.testing.assert_array_equal(found["final_out"][name], expected)
+    np.testing.assert_array_equal(
+        found["patch_embedding"]["kernel"], params["patch_embedding"]["kernel"]
+    )
 
 
 @pytest.mark.parametrize(

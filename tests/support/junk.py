@@ -31,6 +31,7 @@ from ml_collections import ConfigDict, config_dict
 import diffjax
 from configs import digits
 from diffjax import choices, config_files, data
+from diffjax.config_upgrade import upgrade
 from diffjax.errors import UserError
 from diffjax.evaluation.extractors import clip, dinov2, features, inception
 from diffjax.host.watchdog import Watchdog
@@ -38,7 +39,8 @@ from diffjax.loop.profile import Profile
 from diffjax.models.layers import HIDDEN
 from diffjax.optimizers.adam import adamw
 from diffjax.process import paths, weights
-from diffjax.runs import likelihoods, load, measure, workdirs
+from diffjax.runs import likelihoods, measure, workdirs
+from diffjax.runs.load import Run
 from diffjax.sampling import solvers
 from diffjax.sampling.sample import Recipe
 from diffjax.spec import TARGET, build, from_json, spec, to_json
@@ -82,7 +84,7 @@ def work_begins(*args: Any, **kwargs: Any) -> Any:
 @contextlib.contextmanager
 def without_work() -> Iterator[None]:
     """Within it, what takes time stops with `WorkBegins` once its arguments were checked."""
-    build_parts, known = load.build_parts, {}
+    build_parts, known = workdirs.build_parts, {}
 
     def cached(config: ConfigDict, *args: Any, **how: Any) -> Any:
         key = (to_json(config), args, tuple(sorted(how.items())))
@@ -98,7 +100,7 @@ def without_work() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         for module in ("runs.model", "runs.likelihoods", "studies.validation"):
             patch.setattr(f"diffjax.{module}.jit", lambda *args, **how: work_begins)
-        patch.setattr(load, "build_parts", cached)
+        patch.setattr(workdirs, "build_parts", cached)
         for place in (
             "jax.export.export",
             "diffjax.evaluation.metrics.reference",
@@ -326,7 +328,7 @@ def call_load(rng: Random, where: Path) -> None:
 
 
 @functools.cache
-def _loaded() -> load.Run:
+def _loaded() -> Run:
     return diffjax.load(RUN)
 
 
@@ -396,9 +398,7 @@ def _json(config: ConfigDict) -> bool:
 def damaged_run(rng: Random, where: Path) -> None:
     """A run whose saved config was changed by hand."""
     shutil.copytree(RUN, where / "run", symlinks=True)
-    config, _ = workdirs.read(RUN)
-    text = to_json(config)
-    config = from_json(text)
+    config = from_json((RUN / "config.json").read_text(), upgrade=upgrade)
     config = changed(rng, ConfigDict(config.to_dict()))
     if _json(config):
         (where / "run" / "config.json").write_text(to_json(config))

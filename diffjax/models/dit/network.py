@@ -21,6 +21,7 @@ from diffjax.models.layers import (
     Conditioning,
     Dense,
     SelfAttention,
+    Sinusoids,
     compute_type,
 )
 from diffjax.models.placement import BATCH, constrain, of_whole_groups
@@ -253,7 +254,7 @@ class DiT(nn.Module):
         conditioning = Conditioning(
             self.num_classes,
             self.hidden_size,
-            frequency_endpoint=self.frequency_endpoint,
+            frequencies=Sinusoids(endpoint=self.frequency_endpoint),
             dtype=self.dtype,
             name="conditioning",
         )

@@ -6,7 +6,8 @@ variance.
 
 - The authors' queries, keys and values are thirds of one matrix, as here. Files hold the fixed
   positions too, which depend on the size of the images. Their sampling guides three of four
-  channels, and evaluates the network at whole timesteps 0 to 999.
+  channels, and evaluates the network at whole timesteps 0 to 999. They trained on latents of
+  `sd-vae-ft-ema`; `sample.py` decodes by `sd-vae-ft-mse`, whose encoder is the same.
 - diffusers (`DiTTransformer2DModel`) repeats the embeddings of timestep and class in each block,
   and splits queries, keys and values. It is another function: the frequencies of timesteps end at
   1 / 10,000, and the epsilon of the norms before the MLPs is 1e-5. Its sampling guides all
@@ -18,12 +19,15 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+
 from diffjax.errors import UserError
 from diffjax.models.dit.network import DiT, positions_2d
 from diffjax.models.dit.sizes import SIZES
 from diffjax.models.layers import STACKED
-from diffjax.pretrained.family import Config, Denoiser, Family
+from diffjax.pretrained.family import Config, Denoiser, Family, Published
 from diffjax.pretrained.tables import Row, Table, count
+from diffjax.pretrained.tensors import Tensor
 from diffjax.pretrained.transforms import (
     Transform,
     constant,
@@ -119,7 +123,50 @@ def _recognise(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
     }
 
 
-FAMILY = Family("DiT", dit, SIZES, _table, _recognise, lambda denoiser: denoiser.inputs)
+def _without_variance(state: Mapping[str, Any], denoiser: Denoiser) -> Mapping[str, Any]:
+    """Tensors of a network with twice the channels, without the second half of them."""
+    network, channels = denoiser.network, denoiser.image_shape[-1]
+    pixels = network.patch_size**2
+    names = [f"final_layer.linear.{kind}" for kind in ("weight", "bias")]
+    twice = all(name in state and state[name].shape[0] == 2 * pixels * channels for name in names)
+    if not twice or network.out_channels not in (0, channels):
+        return state
+
+    def first(tensor: Any) -> Tensor:
+        rest = tensor.shape[1:]
+
+        def read() -> np.ndarray:
+            numbers = np.asarray(tensor).reshape(pixels, 2, channels, *rest)
+            return numbers[:, 0].reshape(-1, *rest)
+
+        return Tensor((pixels * channels, *rest), tensor.dtype, read)
+
+    return {**state, **{name: first(state[name]) for name in names}}
+
+
+def _published(denoiser: Denoiser) -> Published:
+    learned = denoiser.network.out_channels == 2 * denoiser.image_shape[-1]
+    return Published(
+        objective="objective=dit" if learned else "objective=dit,wrappers=none",
+        solver="ddpm_learned" if learned else "ddpm_large",
+        grid="linspace",
+        num_steps=250,
+        guidance_scale=4.0,
+        guidance="cfg+first_channels",
+        codec="sd-vae-ft-mse",
+    )
+
+
+FAMILY = Family(
+    "DiT",
+    dit,
+    SIZES,
+    _table,
+    _recognise,
+    lambda denoiser: denoiser.inputs,
+    published=_published,
+    without_variance=_without_variance,
+)
 
 _EMBEDDINGS_OF_DIFFUSERS = (
     ("timestep_embedder.linear_1.weight", "conditioning/hidden/kernel", dense),
@@ -244,6 +291,13 @@ _FIXED = {
     "upcast_attention": False,
 }
 
+
+def _published_by_diffusers(denoiser: Denoiser) -> Published:
+    """Its pipeline guides all channels; its grid, "leading", has no equal here."""
+    own = _published(denoiser)
+    return replace(own, solver="ddim", num_steps=50, guidance="cfg", codec="sd-vae-ft-ema")
+
+
 DIFFUSERS = replace(
     FAMILY,
     name="DiT of diffusers",
@@ -251,5 +305,6 @@ DIFFUSERS = replace(
     table=_table_of_diffusers,
     recognise=_recognise_diffusers,
     config=Config("DiTTransformer2DModel", _FIXED, _settings, _config),
+    published=_published_by_diffusers,
 )
 """The layout of `DiTTransformer2DModel`, and its function."""
