@@ -23,7 +23,10 @@ flags.DEFINE_string("from", None, "file, folder or run; runs/x:ema-0.999", flag_
 flags.DEFINE_string("to", None, f"layout: {', '.join(convert.TARGETS)}", flag_values=FLAGS)
 flags.DEFINE_string("out", None, "folder to write, new or empty", flag_values=FLAGS)
 flags.DEFINE_string(
-    "network", "", "class of the network, where a file has the names of several: SiT",
+    "family", None, "DiT or SiT, where the name of a file does not tell", flag_values=FLAGS
+)
+flags.DEFINE_integer(
+    "num_heads", None, "attention heads of a network of no published size", lower_bound=1,
     flag_values=FLAGS,
 )  # fmt: skip
 flags.DEFINE_string(
@@ -43,7 +46,8 @@ def main(args: SimpleNamespace) -> None:
         vars(args)["from"],
         args.to,
         args.out,
-        network=args.network,
+        family=args.family,
+        settings={} if args.num_heads is None else {"num_heads": args.num_heads},
         part=args.part,
         allowed_packages=("diffjax", *args.allowed_packages),
     )

@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -10,13 +11,14 @@ import jax
 from diffjax.errors import UserError, nearest
 from diffjax.host.files import place_of
 from diffjax.host.processes import to_host
-from diffjax.models.families import AUTHORS, DIFFUSERS, LAYOUTS, find_published
+from diffjax.models.families import AUTHORS, DIFFUSERS, LAYOUTS
 from diffjax.pretrained.family import Denoiser, Family
 from diffjax.pretrained.files import write_safetensors
 from diffjax.pretrained.folders import CONFIG, read_weights, write_folder
 from diffjax.runs.initial import by_path, check_same, is_run
 from diffjax.runs.load import load
 from diffjax.runs.own_folders import is_own, read_own, write_own
+from diffjax.runs.pretrained import recognised
 
 OWN = "diffjax"
 TARGETS = (DIFFUSERS, AUTHORS, OWN)
@@ -48,8 +50,9 @@ def convert(
     to: str,
     out: str | Path,
     *,
-    network: str = "",
+    family: str | None = None,
     part: str = "",
+    settings: Mapping[str, Any] = MappingProxyType({}),
     allowed_packages: tuple[str, ...] = ("diffjax",),
 ) -> list[str]:
     """Writes the weights of a file, a folder or a run in another layout; numbers stay as they are.
@@ -65,7 +68,8 @@ def convert(
             this function wrote, or a run, `runs/x`, or `runs/x:ema-0.999`.
         to: the layout, one of `TARGETS`.
         out: a folder, which must not have files; the one above it must exist.
-        network: the class of the network, where a file has the names of several: `SiT`.
+        family: `DiT` or `SiT`, whose tensors are the same, where the name of a file does not tell.
+        settings: of the network, such as `num_heads` of one of no published size.
         part: of a file of torch with several, such as `model`; by default the averages.
         allowed_packages: whose callables the config of a run may name.
 
@@ -86,7 +90,7 @@ def convert(
         raise UserError(f"{out} has files already: name a new folder")
     if not place.absolute().parent.is_dir():
         raise UserError(f"can't write {out}: there is no folder {place.absolute().parent}")
-    given = _given(source, network, part, allowed_packages)
+    given = _of_folder(source, allowed_packages) or _of_file(source, family, settings, part)
     module = _module(given.network)
     count = sum(leaf.size for leaf in jax.tree.leaves(given.params))
     lines = [f"{type(module).__name__}, {count:,} parameters, of {given.origin}"]
@@ -95,12 +99,12 @@ def convert(
     if to == OWN:
         write_own(place, given.network, given.params)
     else:
-        family = _layout(module, to)
-        state, entries = _theirs(family, given, to)
-        lines += _unlike(family, given, state, entries)
+        layout = _layout(module, to)
+        state, entries = _theirs(layout, given, to)
+        lines += _unlike(layout, given, state, entries)
         if to == DIFFUSERS:
             write_folder(place, state, entries)
-            lines += _unknown(entries, family)
+            lines += _unknown(entries, layout)
         else:
             place.mkdir(exist_ok=True)
             write_safetensors(place / "weights.safetensors", state)
@@ -108,18 +112,23 @@ def convert(
     return [*lines, f"{to}: {names} in {out}"]
 
 
-def _given(source: str, network: str, part: str, allowed_packages: tuple[str, ...]) -> Given:
+def _of_folder(source: str, allowed_packages: tuple[str, ...]) -> Given | None:
+    """The weights of a run or of a folder of this library; None if it is neither."""
     place = place_of(source)
     folder, colon, weights = source.rpartition(":")
     if is_run(place):
         return _of_run(place, None, allowed_packages)
     if colon and not place.exists() and is_run(place_of(folder)):
         return _of_run(place_of(folder), weights, allowed_packages)
-    if is_own(place):
-        return _of_own(place, allowed_packages)
-    found = find_published(place, part, network)
-    origin = f"{found.source} (layout: {found.layout})"
+    return _of_own(place, allowed_packages) if is_own(place) else None
+
+
+def _of_file(source: str, family: str | None, settings: Mapping[str, Any], part: str) -> Given:
+    """The weights of a file, or of a folder of diffusers."""
+    place = place_of(source)
+    found = recognised(place, family, settings, part)
     config = read_weights(place).config if place.is_dir() else {}
+    origin = f"{found.source} (layout: {found.layout})"
     return Given(found.network, found.params(), origin, config)
 
 

@@ -15,6 +15,7 @@ from diffjax.models.autoencoder_kl.published import LDM
 from diffjax.models.dit.network import DiT
 from diffjax.models.dit.published import DIFFUSERS, FAMILY
 from diffjax.models.families import find_published
+from diffjax.models.sit.network import SiT
 from diffjax.pretrained.family import Denoiser
 from diffjax.pretrained.files import read_state_dict, write_safetensors
 from diffjax.pretrained.folders import write_folder
@@ -124,6 +125,29 @@ def test_an_autoencoder_of_ldm_becomes_a_folder_of_diffusers(tmp_path, prefix):
     assert json.loads((tmp_path / "again" / "config.json").read_text())["scaling_factor"] == 0.13
 
 
+def authors_file(tmp_path):
+    network = FAMILY.network((8, 8, 3), 5, hidden_size=16, depth=1, num_heads=2)
+    state = FAMILY.to_theirs(drawn(FAMILY, network), network)
+    write_safetensors(tmp_path / "w.safetensors", state)
+    return tmp_path / "w.safetensors"
+
+
+def test_a_file_of_dit_or_sit_of_no_published_size(tmp_path):
+    """Neither the family nor the number of heads is in the file."""
+    source, settings = str(authors_file(tmp_path)), {"num_heads": 2}
+    lines = convert(source, "diffusers", tmp_path / "a", family="DiT", settings=settings)
+    assert "with frequency_endpoint=True instead of False" in lines[1]
+    assert json.loads((tmp_path / "a" / "config.json").read_text())["norm_eps"] == 1e-6
+    convert(source, "diffjax", tmp_path / "b", family="SiT", settings=settings)
+    assert type(read_own(tmp_path / "b")[0].network) is SiT
+    with pytest.raises(UserError, match="SiT has no layout 'diffusers' here; it has authors, diff"):
+        convert(str(tmp_path / "b"), "diffusers", tmp_path / "c")
+    convert(str(tmp_path / "b"), "authors", tmp_path / "d")
+    same(
+        dict(read_state_dict(tmp_path / "d" / "weights.safetensors")), dict(read_state_dict(source))
+    )
+
+
 def two_times(tmp_path):
     """A DiT with a second noise label, which no layout but ours has."""
     module = DiT(5, hidden_size=16, depth=1, num_heads=2)
@@ -191,10 +215,16 @@ SPEC = '{"network": {"_target_": "%s"}}'
         (other_tensors, ["--to=authors"], r"no network that is known .*; its names: a, b, c, …"),
         (
             other_tensors,
-            ["--to=authors", "--network=SIT"],
+            ["--to=authors", "--family=SIT"],
             "no published network is called 'SIT'",
         ),
         (other_tensors, ["--to=authors", "--part=ema"], "has no part 'ema'"),
+        (
+            authors_file,
+            ["--to=diffusers", "--num_heads=2"],
+            "which are the same: pass family='DiT' or",
+        ),
+        (authors_file, ["--to=diffusers", "--family=DiT"], "no published size .*, add num_heads"),
         (two_times, ["--to=diffusers"], "layout 'diffusers' has no place for .*hidden_1/bias"),
         (
             wide_mlp,
