@@ -7,6 +7,7 @@ file can't run code.
 
 import functools
 import io
+import logging
 import math
 import mmap
 import os
@@ -23,6 +24,7 @@ import numpy as np
 from diffjax.errors import UserError, nearest
 from diffjax.pretrained.tensors import MappedFile, Tensor
 
+_LOG = logging.getLogger("diffjax")
 _DTYPES: Mapping[str, Any] = {
     "DoubleStorage": np.float64,
     "FloatStorage": np.float32,
@@ -117,6 +119,8 @@ def _part(tree: Mapping[Any, Any], part: str) -> Mapping[Any, Any]:
     chosen = part or next((name for name in _PARTS if name in parts), "")
     if chosen and chosen not in parts:
         raise pickle.UnpicklingError(f"it has no part {chosen!r}; {nearest(chosen, parts)}")
+    if chosen and not part and len(parts) > 1:
+        _LOG.info("of the parts %s of the file, %s is read", ", ".join(parts), chosen)
     return parts[chosen] if chosen else tree
 
 
