@@ -11,6 +11,9 @@ from diffjax.models.adm.published import FAMILY as ADM_FAMILY
 from diffjax.models.autoencoder_kl.network import AutoencoderKL
 from diffjax.models.autoencoder_kl.published import FAMILY as AUTOENCODER_KL
 from diffjax.models.autoencoder_kl.published import LDM, OLD_DIFFUSERS, without_prefix
+from diffjax.models.ddpm.network import DDPMUNet
+from diffjax.models.ddpm.published import FAMILY as DDPM
+from diffjax.models.ddpm.published import OLD as OLD_DDPM
 from diffjax.models.dit.network import DiT
 from diffjax.models.dit.published import DIFFUSERS as DIT_OF_DIFFUSERS
 from diffjax.models.dit.published import FAMILY as DIT
@@ -35,6 +38,7 @@ LAYOUTS: Mapping[type[Any], Mapping[str, Family]] = {
     ADMClassifier: {AUTHORS: CLASSIFIER},
     SongUNet: {AUTHORS: SONG},
     DhariwalUNet: {AUTHORS: DHARIWAL},
+    DDPMUNet: {DIFFUSERS: DDPM, "old diffusers": OLD_DDPM},
     EDM2: {AUTHORS: EDM2_FAMILY},
     AutoencoderKL: {AUTHORS: LDM, DIFFUSERS: AUTOENCODER_KL, "old diffusers": OLD_DIFFUSERS},
 }
