@@ -3,8 +3,8 @@ r"""CIFAR-10 (32x32 colour) through TFDS, for a GPU or a TPU.
     python -m experiments.train --config=configs/cifar10.py
     python -m experiments.train --config=configs/cifar10.py:objective=ddpm,model=unet
     python -m experiments.train --config=configs/cifar10.py:model=DiT-S/2
-    python -m experiments.train --config=configs/cifar10.py:objective=edm,model=DDPM++ \
-        --config.precond.noise_label.scale=-0.125
+    python -m experiments.train \
+        --config=configs/cifar10.py:objective=edm,noise_label=log_sigma,model=DDPM++
 
 The set must have been prepared once on a machine that can download it; `docs/data.md` explains how.
 Not yet run. Its Fréchet distance is on averaged pixels and can't be compared with published FIDs;

@@ -43,6 +43,7 @@ SMALL = {
         for name in ("DDPM", "DDPM of old diffusers")
     },
     "DINOv2": {"width": 8, "depth": 2, "num_heads": 2, "num_registers": 3, "grid": 2},
+    "DDT": {"hidden_size": 16, "depth": 2, "num_heads": 2, "encoder_depth": 1},
     "DiT": {"image_shape": (8, 8, 3), "hidden_size": 16, "depth": 2, "num_heads": 2},
     "DiT of diffusers": {"side": 8, "hidden_size": 16, "depth": 2, "num_heads": 2},
     "EDM2": {
@@ -53,7 +54,10 @@ SMALL = {
         "attention_levels": (1,),
         "head_channels": 8,
     },
+    "JiT": {"hidden_size": 16, "depth": 2, "num_heads": 2, "class_tokens_from": 1},
+    "LightningDiT": {"hidden_size": 16, "depth": 2, "num_heads": 2},
     "SiT": {"image_shape": (8, 8, 3), "hidden_size": 16, "depth": 2, "num_heads": 2},
+    "U-ViT": {"hidden_size": 16, "depth": 3, "num_heads": 2},
 }
 """Settings of a small one where the default is large, or has no default."""
 

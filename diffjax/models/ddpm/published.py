@@ -15,7 +15,7 @@ from diffjax.errors import UserError
 from diffjax.models.ddpm.network import DDPMUNet
 from diffjax.models.ddpm.sizes import SIZES
 from diffjax.models.unet import num_groups
-from diffjax.pretrained.family import Config, Denoiser, Family
+from diffjax.pretrained.family import Config, Denoiser, Family, Published
 from diffjax.pretrained.tables import Row, Table, count
 from diffjax.pretrained.transforms import Transform, conv, dense, merge, squeeze, then
 
@@ -219,6 +219,19 @@ def _config(denoiser: Denoiser) -> dict[str, Any]:
     }
 
 
+def _published(denoiser: Denoiser) -> Published:
+    """All 1,000 steps, with the larger variance."""
+    del denoiser
+    return Published(
+        objective="objective=ddpm_table,noise_label=step",
+        solver="ddpm_large",
+        grid="linspace",
+        num_steps=1000,
+        guidance_scale=1.0,
+        condition_dropout=0.0,
+    )
+
+
 FAMILY = Family(
     "DDPM",
     ddpm,
@@ -227,5 +240,6 @@ FAMILY = Family(
     _recognise,
     lambda denoiser: denoiser.inputs,
     config=Config("UNet2DModel", _FIXED, _settings, _config),
+    published=_published,
 )
 OLD = replace(FAMILY, name="DDPM of old diffusers", table=_old_table)
