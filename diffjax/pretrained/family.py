@@ -215,8 +215,8 @@ class Family:
             for name, value in found.items():
                 if given.get(name, value) != value:
                     raise UserError(
-                        f"{source}: {self.config.where} has {name}={given[name]}, but its tensors are "
-                        f"of {name}={value}"
+                        f"{source}: {self.config.where} has {name}={given[name]}, but its tensors "
+                        f"are of {name}={value}"
                     )
             return self.network(**{**given, **found, **settings})
         for size in self.sizes.values():
