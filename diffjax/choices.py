@@ -103,6 +103,9 @@ WEIGHTS: Table = MappingProxyType(
         "constant_clean": spec(weights.ConstantIn, space=spec(targets.Clean)),
         "constant_v": spec(weights.ConstantIn, space=spec(targets.V)),
         "constant_velocity": spec(weights.ConstantIn, space=spec(targets.Velocity)),
+        "constant_velocity_jit": spec(
+            weights.ConstantIn, space=spec(targets.Velocity), largest=400.0
+        ),
         "constant_score": spec(weights.ConstantIn, space=spec(targets.Score)),
         "constant_f": spec(weights.ConstantIn, space=spec(targets.F)),
         "snr": spec(weights.SNR),
@@ -125,6 +128,7 @@ TIMES: Table = MappingProxyType(
         "discrete": spec(times.DiscreteUniform),
         "logit_normal": spec(times.LogitNormal),
         "logit_normal_mean_flow": spec(times.LogitNormal, mean=-0.4),
+        "logit_normal_jit": spec(times.LogitNormal, mean=0.8, std=0.8),
         "mode": spec(times.Mode),
         "cos_map": spec(times.CosMap),
         "log_normal": spec(times.LogNormal),
@@ -471,6 +475,15 @@ OBJECTIVES: Mapping[str, Mapping[str, str]] = MappingProxyType(
                 "path": "linear",
                 "target": "velocity_to_data",
                 "noise_label": "time_to_data",
+            },
+            # JiT: |net(x_t, t) - x0|²·min(1/t², 400), the error of the velocity where t is above
+            # 0.05, logit(t) ~ N(0.8, 0.8²). Li & He 2025 (arXiv:2511.13720), section 3 and table 9.
+            "jit": {
+                "path": "linear",
+                "target": "clean",
+                "weight": "constant_velocity_jit",
+                "times": "logit_normal_jit",
+                "noise_label": "time_unit",
             },
             # OT-CFM: |net(x_t, t) - (eps - x0)|², noise paired with images by optimal transport
             # within the batch. Tong et al. 2024 (arXiv:2302.00482), section 3.3.

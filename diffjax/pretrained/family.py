@@ -233,7 +233,8 @@ class Family:
 
     def shapes(self, network: Any) -> Any:
         """The parameters of a network as `jax.ShapeDtypeStruct`, without computing them."""
-        return _shapes(network, tuple(self.inputs(network)))
+        leaves, structure = jax.tree.flatten(tuple(self.inputs(network)))
+        return _shapes(network, tuple(leaves), structure)
 
     def to_ours(
         self,
@@ -284,5 +285,6 @@ class Family:
 
 
 @functools.lru_cache(8)  # To trace a network of 28 blocks takes half a second.
-def _shapes(network: Any, inputs: tuple[jax.ShapeDtypeStruct, ...]) -> Any:
+def _shapes(network: Any, leaves: tuple[jax.ShapeDtypeStruct, ...], structure: Any) -> Any:
+    inputs = jax.tree.unflatten(structure, leaves)
     return jax.eval_shape(network.init, jax.random.key(0), *inputs)["params"]

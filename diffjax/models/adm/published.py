@@ -189,28 +189,30 @@ def _ratio(features: int, channels: int) -> float:
     return features / channels if features % channels else features // channels
 
 
-def _outputs(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
-    return {
+def _recognise_adm(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+    return _recognise(shapes, SIZES, 1)
+
+
+def _recognise_upsampler(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+    return _recognise(shapes, UPSAMPLERS, 2)
+
+
+def _recognise(
+    shapes: Mapping[str, tuple[int, ...]], sizes: Mapping[str, Size], images: int
+) -> dict[str, Any]:
+    """The settings of a denoiser whose input is one image, or two of them beside each other."""
+    channels = shapes["input_blocks.0.0.weight"][1]
+    if channels != 3 * images:
+        raise KeyError(f"input_blocks.0.0.weight of {3 * images} channels")
+    return _common(shapes, sizes) | {
         "num_classes": shapes.get("label_emb.weight", (0,))[0],
         "out_channels": shapes["out.2.bias"][0],
     }
 
 
-FAMILY = Family(
-    "ADM",
-    adm,
-    SIZES,
-    _table,
-    lambda shapes: _common(shapes, SIZES) | _outputs(shapes),
-    lambda denoiser: denoiser.inputs,
-)
+FAMILY = Family("ADM", adm, SIZES, _table, _recognise_adm, lambda denoiser: denoiser.inputs)
 UPSAMPLER = Family(
-    "ADM upsampler",
-    upsampler,
-    UPSAMPLERS,
-    _table,
-    lambda shapes: _common(shapes, UPSAMPLERS) | _outputs(shapes),
-    _inputs_of_upsampler,
+    "ADM upsampler", upsampler, UPSAMPLERS, _table, _recognise_upsampler, _inputs_of_upsampler
 )
 CLASSIFIER = Family(
     "ADM classifier",
