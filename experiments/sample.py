@@ -39,7 +39,7 @@ from diffjax.runs.condition_files import read
 from diffjax.runs.load import Run
 from diffjax.runs.measure import conditions_to_show
 from diffjax.runs.model import Model, Request
-from diffjax.runs.recipes import Guided, named_recipe
+from diffjax.runs.recipes import Chosen, named_recipe
 from diffjax.runs.workdirs import RUN
 from diffjax.sampling.sample import Recipe, Trace
 from experiments import cli, shared_flags
@@ -93,8 +93,8 @@ def main(args: SimpleNamespace) -> None:
     """Draws samples, saves them, and prints their recipe."""
     cli.require(args, "workdir")
     run = _run(args)
-    guided = Guided(args.guidance_scale, args.guidance, args.against)
-    named = named_recipe(run, args.solver, args.grid, args.num_steps, guided)
+    how = (args.solver, args.grid, args.num_steps, args.guidance_scale, args.guidance, args.against)
+    named = named_recipe(run, Chosen(*how))
     recipe = named.recipe
     condition, source, texts = wanted(run, args.labels, args.num_samples, args.data_path)
     folder = run.workdir.with_suffix("") if run.workdir.is_file() else run.workdir

@@ -110,12 +110,12 @@ def split(parts: int | Sequence[int], of: Transform = keep, axis: int = -1) -> T
     )
 
 
-def stack(of: Transform = keep, parts: int = 1) -> Transform:
-    """Stacks the published tensors of all blocks to one parameter, with a first axis of blocks.
+def stack(of: Transform = keep, per_block: int = 1) -> Transform:
+    """Stacks the published tensors of all blocks to parameters with a first axis of blocks.
 
     Args:
-        of: the change of the tensors of one block to one parameter.
-        parts: the number of tensors of each block; those of a block follow each other.
+        of: the change of the tensors of one block.
+        per_block: the number of published tensors of one block; they follow each other.
 
     Example:
         >>> stack(dense).to_ours((np.zeros((2, 3)),) * 5)[0].shape
@@ -125,14 +125,34 @@ def stack(of: Transform = keep, parts: int = 1) -> Transform:
     """
 
     def to_ours(arrays: Arrays) -> Arrays:
-        blocks = (arrays[i : i + parts] for i in range(0, len(arrays), parts))
-        each = [array for block in blocks for array in of.to_ours(block)]
-        stacked = _aligned((len(each), *each[0].shape), each[0].dtype)
-        return (np.stack(each, out=stacked),)
+        starts = range(0, len(arrays), per_block)
+        blocks = [of.to_ours(arrays[i : i + per_block]) for i in starts]
+        return tuple(_stacked(same) for same in zip(*blocks, strict=True))
 
-    return Transform(
-        to_ours, lambda arrays: tuple(x for block in arrays[0] for x in of.to_theirs((block,)))
-    )
+    def to_theirs(arrays: Arrays) -> Arrays:
+        return tuple(x for block in zip(*arrays, strict=True) for x in of.to_theirs(block))
+
+    return Transform(to_ours, to_theirs)
+
+
+def reorder(order: Sequence[int] | np.ndarray, axis: int = -1) -> Transform:
+    """Entries of one axis in another order, by their published numbers.
+
+    Args:
+        order: entry i here is entry `order[i]` there.
+        axis: the axis; the last axis is that of a layer's outputs.
+
+    Example:
+        >>> reorder([2, 0, 1]).to_ours((np.arange(3),))[0]
+        array([2, 0, 1])
+    """
+    back = np.argsort(order)
+
+    def taken(array: np.ndarray, order: Sequence[int] | np.ndarray) -> np.ndarray:
+        # One number that stands for a whole axis stays one: shapes are compared without memory.
+        return np.take(array, order, axis) if array.strides[axis] else array
+
+    return each(lambda array: taken(array, order), lambda array: taken(array, back))
 
 
 def permute(
@@ -215,6 +235,10 @@ def then(first: Transform, second: Transform) -> Transform:
 def _equal(one: np.ndarray, other: np.ndarray) -> bool:
     # The first comparison is several times as fast, and suffices without NaN.
     return np.array_equal(one, other) or np.array_equal(one, other, equal_nan=True)
+
+
+def _stacked(arrays: Arrays) -> np.ndarray:
+    return np.stack(arrays, out=_aligned((len(arrays), *arrays[0].shape), arrays[0].dtype))
 
 
 def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
