@@ -6,7 +6,8 @@ from collections.abc import Mapping
 
 from ml_collections import ConfigDict
 
-from diffjax import choices
+from diffjax import choices, config_files
+from diffjax.codecs import Codec
 from diffjax.data.latents import latents_in
 from diffjax.errors import UserError
 from diffjax.process import precond
@@ -217,3 +218,21 @@ def solver_called(name: str) -> Solver:
         UserError: the name is unknown; the nearest known one is in the message.
     """
     return build(choose(choices.SOLVERS, name, "solver"))
+
+
+def codec_called(text: str) -> Codec:
+    """The codec that a name and settings describe.
+
+    Raises:
+        UserError: no codec has this name, or it has no such setting.
+
+    Example:
+        >>> codec_called("space_to_depth:block=4")
+        SpaceToDepth(block=4)
+    """
+    name, _, settings = text.partition(":")
+    config = ConfigDict({"codec": choices.copy(choose(choices.CODECS, name, "codec"))})
+    known = [key for key in config.codec if key != TARGET]
+    chosen = parse_arguments(settings, *known)
+    config_files.override(config, {f"config.codec.{key}": x for key, x in chosen.items()})
+    return build(config.codec, Codec, "codec")

@@ -20,10 +20,8 @@ from typing import Any
 
 import jax
 from absl import flags
-from ml_collections import ConfigDict
 
-from diffjax import choices, config_files
-from diffjax.codecs import Codec
+from diffjax import choices
 from diffjax.data import DataSet
 from diffjax.data.encoding import FACTS, KINDS, Stored, encode
 from diffjax.errors import UserError
@@ -31,7 +29,8 @@ from diffjax.host.lock import locked
 from diffjax.host.processes import in_first, is_first
 from diffjax.host.run_files import read_json
 from diffjax.host.storage import make_writable
-from diffjax.spec import TARGET, build, choose, parse_arguments
+from diffjax.lookup import codec_called
+from diffjax.spec import build
 from diffjax.training.sharding import local_rows
 from experiments import cli, shared_flags
 
@@ -89,24 +88,6 @@ def main(args: SimpleNamespace) -> None:
     if is_first():
         print(summary(out, new))
         print(f"train on them by --config=configs/{args.config_name}.py:latents={out}")
-
-
-def codec_called(text: str) -> Codec:
-    """The codec that a name and settings describe.
-
-    Raises:
-        UserError: no codec has this name, or it has no such setting.
-
-    Example:
-        >>> codec_called("space_to_depth:block=4")
-        SpaceToDepth(block=4)
-    """
-    name, _, settings = text.partition(":")
-    config = ConfigDict({"codec": choices.copy(choose(choices.CODECS, name, "codec"))})
-    known = [key for key in config.codec if key != TARGET]
-    chosen = parse_arguments(settings, *known)
-    config_files.override(config, {f"config.codec.{key}": x for key, x in chosen.items()})
-    return build(config.codec, Codec, "codec")
 
 
 def summary(folder: Path, new: bool) -> str:

@@ -25,7 +25,7 @@ from diffjax.pretrained.placing import placed_like
 from diffjax.runs.initial import weights_sha256
 from diffjax.runs.load import Run
 from diffjax.runs.parts import build_parts
-from diffjax.spec import as_spec, build, check_arguments, choose, spec
+from diffjax.spec import as_spec, check_arguments, choose, spec
 from diffjax.training.sharding import make_mesh
 from diffjax.training.state import LIVE, TrainState
 
@@ -136,10 +136,10 @@ def from_pretrained(
     Args:
         path: of a file of torch or safetensors, or of a folder or a pipeline of diffusers. Of a
             checkpoint with several sets of weights, averages are read.
-        codec: what decodes samples: a name in `diffjax.choices.CODECS`; a file of an
-            AutoencoderKL, or a folder of diffusers, here or beside the network's file; or a value.
-            With None it is that of the pipeline, or else samples are latents, or images of a
-            network of pixels.
+        codec: what decodes samples: a name in `diffjax.choices.CODECS`, perhaps with settings
+            (`taef2:path=FOLDER`); a file of an AutoencoderKL, or a folder of diffusers, here or
+            beside the network's file; or a value. With None it is that of the pipeline, or else
+            samples are latents, or images of a network of pixels.
         family: `DiT` or `SiT`, whose tensors are the same; by default the one that the name of the
             file has.
         mesh: from `diffjax.training.sharding.make_mesh`; by default all devices split the batch.
@@ -270,15 +270,16 @@ def _codec(given: str | Path | Codec | None, path: Path, published: Published) -
     for place in (Path(given), path.parent / given):
         if place.exists():
             return autoencoder_at(place, size)
-    if str(given) not in choices.CODECS:
+    called = str(given)
+    if called.partition(":")[0] not in choices.CODECS:
         raise UserError(
-            f"codec={str(given)!r} is neither a file or folder nor the name of a codec; "
-            f"{nearest(given, choices.CODECS)}"
+            f"codec={called!r} is neither a file or folder nor the name of a codec; "
+            f"{nearest(called, choices.CODECS)}"
         )
-    codec = build(choices.CODECS[str(given)], Codec)
+    codec = lookup.codec_called(called)
     if isinstance(codec, AutoencoderKL) and not codec.file_sha256:
         raise UserError(
-            f"codec={str(given)!r} is not downloaded, because its hash is not known here: pass the "
+            f"codec={called!r} is not downloaded, because its hash is not known here: pass the "
             f"path of its file{f', from {codec.path}' if codec.path else ''}"
         )
     return codec
