@@ -14,12 +14,21 @@ from ml_collections import ConfigDict
 from diffjax.data import tfds_images
 from diffjax.defaults import experiment
 from diffjax.evaluation.extractors.features import pixel_features
-from diffjax.models import DiT, UNet, dit, unet
+from diffjax.models import DiT, UNet, dit
 from diffjax.optimizers.adam import adamw
 from diffjax.spec import spec
 
 MODELS = {
-    "unet": spec(UNet, **unet.SIZES["DDPM-CIFAR10"]),
+    "unet": spec(
+        UNet,
+        channels=128,
+        channel_multipliers=(1, 2, 2, 2),
+        num_res_blocks=2,
+        attention_resolutions=(16,),
+        head_channels=256,
+        scale_shift=False,
+        dropout=0.1,
+    ),
     "unet-64": spec(UNet),  # 64, 128, 128 channels: small enough to benchmark on a CPU
     **{name: spec(DiT, **size.settings) for name, size in dit.SIZES.items()},
 }

@@ -12,9 +12,10 @@ from ml_collections import ConfigDict
 
 from diffjax.codecs import SpaceToDepth, autoencoder_kl, taesd
 from diffjax.models import DiT, UNet
+from diffjax.models.autoencoder_kl.sizes import WEIGHTS as AUTOENCODERS
 from diffjax.objectives import couplings, interpolant, learned_variance, mean_flow, wrappers
 from diffjax.objectives.denoising import Denoising
-from diffjax.optimizers import adam, lion, muon, schedule_free
+from diffjax.optimizers import adam, lion, muon, normalised, schedule_free
 from diffjax.optimizers import schedules as rates
 from diffjax.process import (
     beta_tables,
@@ -51,6 +52,15 @@ CODECS: Table = MappingProxyType(
         "space_to_depth": spec(SpaceToDepth),
         "taef2": spec(taesd.TAESD),
         "autoencoder_kl": spec(autoencoder_kl.AutoencoderKL),
+        **{
+            name: spec(
+                autoencoder_kl.AutoencoderKL,
+                path=weights.address,
+                size=weights.size,
+                file_sha256=weights.sha256,
+            )
+            for name, weights in AUTOENCODERS.items()
+        },
     }
 )
 # The path from data to noise: x_t = a(t)·x0 + s(t)·eps.
@@ -80,6 +90,7 @@ TARGETS: Table = MappingProxyType(
         "clean": spec(targets.Clean),
         "v": spec(targets.V),
         "velocity": spec(targets.Velocity),
+        "velocity_to_data": spec(targets.VelocityToData),
         "score": spec(targets.Score),
         "f": spec(targets.F),
     }
@@ -160,6 +171,8 @@ NOISE_LABELS: Table = MappingProxyType(
     {
         "time": spec(precond.TimeLabel),
         "time_unit": spec(precond.TimeLabel, scale=1.0),
+        "time_to_data": spec(precond.TimeLabel, scale=-1.0, offset=1.0),
+        "step": spec(precond.TimeLabel, offset=-1.0),
         "log_snr": spec(precond.LogSNRLabel),
     }
 )
@@ -175,6 +188,7 @@ WRAPPERS: Table = MappingProxyType(
     {
         "learned_variance": spec(learned_variance.LearnedVariance),
         "uncertainty": spec(wrappers.Uncertainty),
+        "uncertainty_fourier": spec(wrappers.FourierUncertainty),
         "second_moment": spec(wrappers.Adaptive, power=2.0),
         "adaptive": spec(wrappers.Adaptive, power=1.0),
         "importance": spec(wrappers.Importance, proposal=spec(times.LogitNormal)),
@@ -247,6 +261,9 @@ GUIDANCE: Table = MappingProxyType(
         "zero_star": spec(guidance.ZeroStar),
         "projected": spec(guidance.Projected),
         "limited": spec(guidance.Limited),
+        # Where t on the linear path is below 0.9: log-SNR 2·log((1 - t)/t).
+        "limited_jit": spec(guidance.Limited, low=-4.394, high=float("inf")),
+        "first_channels": spec(guidance.FirstChannels),
         "rescaled": spec(guidance.Rescaled),
         "clipped": spec(guidance.Clipped),
         "thresholded": spec(guidance.Thresholded),
@@ -270,6 +287,7 @@ OPTIMIZERS: Table = MappingProxyType(
     {
         "adamw": spec(adam.adamw),
         "adam": spec(adam.adam),
+        "normalised_adam": spec(normalised.normalised_adam),
         "muon": spec(muon.muon),
         "lion": spec(lion.lion),
         "schedule_free": spec(schedule_free.schedule_free_adamw),
@@ -364,6 +382,15 @@ OBJECTIVES: Mapping[str, Mapping[str, str]] = MappingProxyType(
                 "times": "discrete",
                 "wrappers": "learned_variance",
             },
+            # DiT: |net(x_t, t) - eps|² + 0.001·T·KL_t on DDPM's table, whose steps count from 0 in
+            # the network. Peebles & Xie 2022 (arXiv:2212.09748), section 3.1.
+            "dit": {
+                "path": "ddpm_table",
+                "target": "noise",
+                "times": "discrete",
+                "noise_label": "step",
+                "wrappers": "learned_variance",
+            },
             # v-prediction: |net(x_t, t) - (a·eps - s·x0)|² on the cosine path. Salimans & Ho 2022
             # (arXiv:2202.00512), section 4.
             "v": {"path": "cosine", "target": "v"},
@@ -431,7 +458,14 @@ OBJECTIVES: Mapping[str, Mapping[str, str]] = MappingProxyType(
                 "target": "clean",
                 "weight": "constant_velocity_jit",
                 "times": "logit_normal_jit",
-                "noise_label": "time_unit",
+                "noise_label": "time_to_data",
+            },
+            # SiT: |net(x_t, 1 - t) - (x0 - eps)|², x_t = (1 - t)·x0 + t·eps, the flow of a network
+            # whose time runs from noise to data. Ma et al. 2024 (arXiv:2401.08740), section 3.
+            "sit": {
+                "path": "linear",
+                "target": "velocity_to_data",
+                "noise_label": "time_to_data",
             },
             # OT-CFM: |net(x_t, t) - (eps - x0)|², noise paired with images by optimal transport
             # within the batch. Tong et al. 2024 (arXiv:2302.00482), section 3.3.

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from ml_collections import ConfigDict
 
 from diffjax import choices
+from diffjax.data.latents import latents_in
 from diffjax.errors import UserError
 from diffjax.process import precond
 from diffjax.sampling.solvers import Solver
@@ -24,9 +25,10 @@ def set_axes(
     """Sets the parts of a config that its arguments choose, and completes its name.
 
     Sets `config.path`, `.precond`, `.objective`, `.wrappers`, `.model`, `.optimizer`,
-    `.evaluators`, and the codec of a config of latents. Choices that are not defaults are appended
-    to `config.name`: each choice has its own run folder. Evaluators are not, because they change
-    nothing of what is trained.
+    `.evaluators`, and the codec of a config of latents; `latents=FOLDER` takes the latents in a
+    folder (`experiments.encode_latents`) in the place of the config's images. Choices that are not
+    defaults are appended to `config.name`: each choice has its own run folder. Evaluators are not,
+    because they change nothing of what is trained.
 
     Args:
         config: a config with at least a `name`; `optimizer` is its own, AdamW if it has none.
@@ -49,7 +51,8 @@ def set_axes(
         >>> config.name, config.precond.target["_target_"]
         ('toy-ddpm-v', 'diffjax.process.targets:V')
     """
-    axes = ("objective", *choices.AXES, "wrappers", "model", *choices.TRAINING_AXES, "codec")
+    axes = ("objective", *choices.AXES, "wrappers", "model", *choices.TRAINING_AXES)
+    axes += ("latents", "codec")
     chosen = parse_arguments(arguments, *axes, "evaluators")
     names: Mapping[str, str] = choose(
         choices.OBJECTIVES, chosen.get("objective", objective), "objective"
@@ -70,6 +73,8 @@ def set_axes(
         for name in joined(chosen.get("wrappers", names["wrappers"]))
     )
     config.model = choices.copy(choose(models, chosen.get("model", model), "model"))
+    if "latents" in chosen:
+        config.data = latents_in(chosen["latents"])
     if "codec" in chosen:
         if "codec" not in config.get("data", {}):
             raise UserError(f"codec={chosen['codec']}: the data of {config.name} are no latents")

@@ -70,7 +70,7 @@ def main(args: SimpleNamespace) -> None:
     teacher = build(choose(choices.SOLVERS, args.teacher, "teacher"))
     labels = labels_in_mix(run, args.num_samples, args.labels, args.data_path)
     # As many again to test the found grids, with the same labels.
-    labels, wired = np.concatenate([labels, labels]), run.setup.wired
+    labels, wired = np.concatenate([labels, labels]), run.parts.wired
     samples = wanted_samples(wired, lambda: run.dataset(args.data_path), labels)
     search = prepare(
         run.model(args.weights),
@@ -82,7 +82,7 @@ def main(args: SimpleNamespace) -> None:
     )
     how = {
         "solver": named.solver,
-        "path": type(run.setup.wired.path).__name__,
+        "path": type(run.parts.wired.path).__name__,
         "step": run.step,
         "weights": args.weights or run.config.weights,
         "guidance_scale": named.recipe.guidance_scale,

@@ -54,7 +54,7 @@ def main(args: SimpleNamespace) -> None:
         raise UserError(f"--out={out} should end in .npz")
     allowed = ("diffjax", *args.allowed_packages)
     run = diffjax.load(args.workdir, weights=args.weights, allowed_packages=allowed)
-    wired = run.setup.wired
+    wired = run.parts.wired
     if wired.objective.traits.starts_at_source:
         raise UserError(f"{args.workdir} makes images from images; reflow pairs start from noise")
     make_writable(out.parent)  # Fails before the work, if it does.

@@ -98,7 +98,7 @@ def main(args: SimpleNamespace) -> None:
 
     model, request = run.model(args.weights), Request(condition, args.seed, source)
     images, cost = draw_images(args, model, recipe, request)
-    kind = run.setup.wired.condition
+    kind = run.parts.wired.condition
     arrays = {"images": images, **kind.arrays(request.condition)}
     source = None if source is None else model.decoded(source)
     arrays |= {} if source is None else {"source": source}
@@ -123,7 +123,7 @@ def main(args: SimpleNamespace) -> None:
         titles = kind.titles(request.condition) or texts
         columns = columns_by_class(len(images), len(set(titles or ())))
         beside = kind.pictures(request.condition) if source is None else source
-        if beside is not None and beside.shape == images.shape:
+        if beside is not None:
             columns = _PAIRS_IN_A_ROW
         save_png(out, images, columns, captions(titles, columns), beside)
         if args.film is not None:
@@ -164,7 +164,7 @@ def wanted(
     """The condition and the sources of n samples: what `--labels` parses to, in turn, or else all
     labels in turn, or those of test images; and the texts of `--labels`, where it has them.
     """
-    wired = run.setup.wired
+    wired = run.parts.wired
     condition = wired.condition
     if given is not None and wired.objective.traits.starts_at_source:
         raise UserError(

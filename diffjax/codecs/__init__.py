@@ -6,6 +6,7 @@ objectives and solvers see latents alone; pictures and evaluation see decoded im
 
 from diffjax.codecs.base import Codec as Codec
 from diffjax.codecs.base import Identity as Identity
+from diffjax.codecs.base import Posterior as Posterior
 from diffjax.codecs.base import Unstated as Unstated
 from diffjax.codecs.scaled import ScaledLatents as ScaledLatents
 from diffjax.codecs.space_to_depth import SpaceToDepth as SpaceToDepth

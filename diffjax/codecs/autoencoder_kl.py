@@ -2,16 +2,19 @@
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from pathlib import Path
+from typing import Any, ClassVar
 
 import jax.numpy as jnp
 
-from diffjax.codecs.base import Codec, Shape, sha256_of
+from diffjax.codecs.base import Codec, Posterior, Shape, sha256_of
+from diffjax.codecs.scaled import row
 from diffjax.errors import UserError
+from diffjax.host.run_files import read_json
 from diffjax.models.autoencoder_kl import network
 from diffjax.models.autoencoder_kl.published import FAMILY, read
-from diffjax.models.autoencoder_kl.sizes import SCALINGS
-from diffjax.pretrained.downloads import find_weights
+from diffjax.models.autoencoder_kl.sizes import SCALINGS, Scaling
+from diffjax.pretrained.downloads import find_weights, sha256_of_file
 from diffjax.shapes import Images, Latents
 
 
@@ -44,6 +47,7 @@ class AutoencoderKL(Codec):
         arXiv:2112.10752
     """
 
+    stochastic: ClassVar[bool] = True
     path: str = ""
     size: str = "sd-vae"
     file_sha256: str = ""
@@ -86,12 +90,14 @@ class AutoencoderKL(Codec):
         return height * scale, width * scale, self._network.image_channels
 
     def encode(self, params: Any, images: Images) -> Latents:
-        scale, shift = SCALINGS[self.size]
+        return self.posterior(params, images).mean
+
+    def posterior(self, params: Any, images: Images) -> Posterior:
         posterior: Any = self._network.apply({"params": params}, images, method="encode")
-        return scale * (posterior.mean - shift)
+        return posterior.scaled(*map(row, SCALINGS[self.size]))
 
     def decode(self, params: Any, latents: Latents) -> Images:
-        scale, shift = SCALINGS[self.size]
+        scale, shift = map(row, SCALINGS[self.size])
         z = latents / scale + shift
         images: Any = self._network.apply({"params": params}, z, method="decode")
         return jnp.clip(images, -1, 1)
@@ -99,3 +105,44 @@ class AutoencoderKL(Codec):
     @property
     def _network(self) -> network.AutoencoderKL:
         return FAMILY.size(self.size)
+
+
+def autoencoder_at(path: str | Path, size: str = "sd-vae") -> AutoencoderKL:
+    """The codec whose weights are at a path, with the hash that they have.
+
+    Args:
+        path: of a file of weights, or of a folder of diffusers, whose `config.json` has the scale
+            of the latents; of a folder with a folder `vae`, of that.
+        size: of a file, which doesn't show the scale of its latents.
+
+    Raises:
+        UserError: there are no such files, they can't be read, or no size has such a scale.
+    """
+    place = Path(path)
+    if place.is_dir():
+        place = place / "vae" if (place / "vae").is_dir() else place
+        size = _size_of(place)
+        place = next((place / name for name in _FILES if (place / name).is_file()), place)
+    try:
+        codec = AutoencoderKL(str(place), size, sha256_of_file(place))
+    except OSError as error:
+        raise UserError(f"can't read an autoencoder from {place}: {error.strerror}") from error
+    _ = codec.params  # Read, or refused.
+    return codec
+
+
+_FILES = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
+_SCALE_OF_OLD_FOLDERS = 0.18215  # which have none in `config.json`
+
+
+def _size_of(folder: Path) -> str:
+    """The size with the scale that the folder's `config.json` has."""
+    config = read_json(folder / "config.json")
+    if config is None:
+        raise UserError(f"{folder} is no folder of an autoencoder: it has no config.json")
+    scale = config.get("scaling_factor", _SCALE_OF_OLD_FOLDERS), config.get("shift_factor") or 0.0
+    for size, scaling in SCALINGS.items():
+        if scaling == scale:
+            return size
+    known = ", ".join(f"{size} {scaling.scale:g}" for size, scaling in SCALINGS.items())
+    raise UserError(f"{folder}: no autoencoder here has {Scaling(*scale)}; known: {known}")

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
@@ -10,11 +11,14 @@ from typing import Any, ClassVar
 import jax
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
+from ml_collections import ConfigDict
 
 from diffjax.compiling import jit
 from diffjax.errors import UserError
-from diffjax.host.files import write_json
-from diffjax.shapes import Images, Latents
+from diffjax.host.files import write_whole
+from diffjax.models.autoencoder_kl.network import Posterior
+from diffjax.shapes import Array, Images, Latents
+from diffjax.spec import as_spec, to_json
 
 Shape = tuple[int, int, int]
 """`(H, W, C)` of an image, or `(h, w, c)` of its latent."""
@@ -39,10 +43,12 @@ class Codec:
         bounded: whether images lie in [-1, 1] and are files of 8 bits; then evaluation clips and
             rounds them. False for values that are not images.
         pixels: whether latents are the pixels themselves, so that they have 256 levels.
+        stochastic: whether it has a `posterior`, of which `encode` returns the mean.
     """
 
     bounded: ClassVar[bool] = True
     pixels: ClassVar[bool] = False
+    stochastic: ClassVar[bool] = False
     name: Any
     sha256: Any
 
@@ -77,6 +83,34 @@ class Codec:
     def decode(self, params: Any, latents: Latents) -> Images:
         raise NotImplementedError
 
+    def encode_local(self, params: Any, images: Images) -> Array:
+        """The part of `encode` that `Tiled` evaluates in tiles: by default all of it.
+
+            encode(x) = encode_whole(encode_local(x)),    decode(z) = decode_local(decode_whole(z))
+
+        A codec that normalises over a whole image does so in `encode_whole` and `decode_whole`, at
+        the resolution of a latent.
+        """
+        return self.encode(params, images)
+
+    def encode_whole(self, params: Any, x: Array) -> Latents:
+        """The rest of `encode`, of the whole image."""
+        del params
+        return x
+
+    def decode_whole(self, params: Any, latents: Latents) -> Array:
+        """The first part of `decode`, of the whole latent."""
+        del params
+        return latents
+
+    def decode_local(self, params: Any, x: Array) -> Images:
+        """The part of `decode` that `Tiled` evaluates in tiles."""
+        return self.decode(params, x)
+
+    def posterior(self, params: Any, images: Images) -> Posterior:
+        """The distribution of the latents of images, of a `stochastic` codec."""
+        raise NotImplementedError
+
     @property
     def facts(self) -> dict[str, str]:
         """The name and hash, for the provenance of metrics."""
@@ -102,8 +136,11 @@ class Codec:
         return f"images of {images}{encoded}"
 
     def record(self, folder: str | Path) -> None:
-        """Writes the name and hash into `codec.json`, beside latents that it encoded."""
-        write_json(Path(folder) / RECORD, {"name": self.name, "sha256": self.sha256})
+        """Writes the name, hash and settings into `codec.json`, beside latents that it encoded."""
+        facts = {"name": self.name, "sha256": self.sha256}
+        with suppress(UserError):  # A class that can't be imported by name.
+            facts["spec"] = as_spec(self)
+        write_whole(Path(folder) / RECORD, to_json(ConfigDict(facts)))
 
     def encoder(self, place: NamedSharding | None = None) -> Callable[[Any], np.ndarray]:
         """`images -> latents`, float32, compiled; as many images at a time as memory allows.
@@ -119,7 +156,7 @@ class Codec:
 
         def encoded(images: Any) -> np.ndarray:
             shape = _shape_of(images)
-            at_once = _at_once(shape)
+            at_once = images_at_once(shape)
             return self._in_batches("encode", images, self.latent_shape(shape), at_once, place)
 
         return encoded
@@ -129,12 +166,12 @@ class Codec:
 
         def decoded(latents: Any) -> np.ndarray:
             shape = self.image_shape(_shape_of(latents))
-            return self._in_batches("decode", latents, shape, _at_once(shape), place)
+            return self._in_batches("decode", latents, shape, images_at_once(shape), place)
 
         return decoded
 
     @cached_property
-    def _params_on(self) -> Callable[[NamedSharding | None], Any]:
+    def params_on(self) -> Callable[[NamedSharding | None], Any]:
         """The weights on the devices of a batch, copied there once."""
 
         def copied(place: NamedSharding | None) -> Any:
@@ -155,7 +192,7 @@ class Codec:
             batch = np.asarray(x[first : first + size], np.float32)
             filled = batch[np.minimum(np.arange(size), len(batch) - 1)]
             placed = jax.device_put(filled, place)
-            parts.append(np.asarray(_program(which)(self, self._params_on(place), placed)))
+            parts.append(np.asarray(_program(which)(self, self.params_on(place), placed)))
             parts[-1] = parts[-1][: len(batch)]
         return np.concatenate(parts)
 
@@ -176,6 +213,10 @@ class Around(Codec):
     @property
     def bounded(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
         return self.codec.bounded
+
+    @property
+    def stochastic(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.codec.stochastic
 
     @property
     def latents(self) -> str:
@@ -270,8 +311,8 @@ def _shape_of(x: Any) -> Shape:
     return height, width, channels
 
 
-def _at_once(image_shape: Shape) -> int:
-    """Images that are encoded or decoded together."""
+def images_at_once(image_shape: Shape) -> int:
+    """Images that are encoded or decoded together: about a million pixels."""
     height, width, _ = image_shape
     return max(_PIXELS_AT_ONCE // (height * width), 1)
 

@@ -53,6 +53,14 @@ class GivenSource(Source):
         batch |= {name: array[rows] for name, array in self.arrays.items()}
         return batch
 
+    def draw(self, rows: Sequence[int] | np.ndarray, uniforms: np.ndarray) -> Batch:
+        batch: Any = self.images.draw(rows, uniforms)
+        return batch | {name: array[rows] for name, array in self.arrays.items()}
+
+    @property
+    def pixels(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.images.pixels
+
     def fingerprint(self) -> str:
         """SHA-256 of the images' fingerprint and of the arrays."""
         digest = hashlib.sha256(self.images.fingerprint().encode())

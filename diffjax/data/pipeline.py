@@ -16,6 +16,7 @@ _END_STEP = 2**62
 _READING = (2, 4)
 # The second half of a key, larger than all epochs, which are the second halves for permutations.
 _AUGMENT_KEY = 2**64 - 1
+_DRAW_KEY = 2**64 - 2
 
 
 def batches(
@@ -45,7 +46,7 @@ def batches(
 
     Returns:
         An iterator over `{"image": float32 [B/P,H,W,C] in [-1,1], "label": int32 [B/P]}`; pairs
-        also have `"source": float32 [B/P,H,W,C]`.
+        also have `"source": float32 [B/P,H,W,C]`, and moments of latents `"log_variance"`.
 
     Raises:
         UserError: the source is empty, or the numbers do not fit together; a damaged image when it
@@ -70,8 +71,9 @@ def batches(
 
     def batch_at(step: int) -> Batch:
         first = step * batch_size + index * local_size
-        batch = source.gather(_rows(first, local_size, len(source), order))
-        if augment is not None:
+        chosen = uniforms((seed, _DRAW_KEY), first, (local_size, UNIFORMS_PER_IMAGE))[:, 0]
+        batch = source.draw(_rows(first, local_size, len(source), order), chosen)
+        if augment is not None and source.pixels:
             random = uniforms((seed, _AUGMENT_KEY), first, (local_size, UNIFORMS_PER_IMAGE))
             batch = _with_images(batch, augment, random)
         return _as_float(batch)

@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any, NotRequired, Protocol, TypedDict
+from typing import Annotated, Any, ClassVar, NotRequired, Protocol, TypedDict
 
 import numpy as np
 
@@ -52,6 +52,9 @@ class Source(Protocol):
         (2, 8, 8, 1)
     """
 
+    pixels: ClassVar[bool] = True
+    """Whether images are pixels, which augmentation may change; latents are none."""
+
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> Example: ...
@@ -72,6 +75,16 @@ class Source(Protocol):
         }
         sources = [example["source"] for example in examples if "source" in example]
         return {**batch, "source": np.stack(sources)} if sources else batch
+
+    def draw(self, rows: Sequence[int] | np.ndarray, uniforms: np.ndarray) -> Batch:
+        """The batch for training; where a source has several versions of an image, one of them.
+
+        Args:
+            rows: as of `gather`, which is the default.
+            uniforms: a random number in [0, 1) for each row.
+        """
+        del uniforms
+        return self.gather(rows)
 
 
 @dataclass(frozen=True, eq=False, repr=False)

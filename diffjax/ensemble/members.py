@@ -14,10 +14,11 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from diffjax.compiling import jit
 from diffjax.data import DataSet, batches
+from diffjax.data.latents import LOG_VARIANCE
 from diffjax.ensemble.grouping import Numbers, numbers_of
 from diffjax.runs.setup import Setup
-from diffjax.spec import build
 from diffjax.training.averages import Averages
+from diffjax.training.posterior import drawn, posterior_key
 from diffjax.training.state import TrainState
 from diffjax.training.step import make_train_step
 
@@ -120,16 +121,20 @@ def member_batches(
             batch_size=config.batch_size,
             seed=seed,
             start_step=start_step,
-            augment=build(config.augment),
+            augment=members.setups[0].augment,
         )
         for seed in members.seeds
     ]
     place = members.place(MEMBER if members.batches_split else None, DATA)
-    used = members.setups[0].wired.batch_shapes(config.batch_size)
-    for each in zip(*streams, strict=True):
-        yield {
-            name: jax.device_put(np.stack([batch[name] for batch in each]), place) for name in used
+    used = [*members.setups[0].wired.batch_shapes(config.batch_size), LOG_VARIANCE]
+    keys = jnp.stack([posterior_key(seed) for seed in members.seeds])
+    for step, each in enumerate(zip(*streams, strict=True), start_step):
+        placed = {
+            name: jax.device_put(np.stack([batch[name] for batch in each]), place)
+            for name in used
+            if name in each[0] or name != LOG_VARIANCE
         }
+        yield drawn(placed, keys, step)
 
 
 def compile_steps(members: Members, states: TrainState, mapped: Mapped | None = None) -> Callable:

@@ -19,8 +19,8 @@ _LOG = logging.getLogger("diffjax")
 
 
 @contextmanager
-def locked(workdir: Path) -> Iterator[None]:
-    """Locks a run's folder inside the block; in a run of several processes, the first one does.
+def locked(workdir: Path, what: str = "trained", flag: str = "--workdir") -> Iterator[None]:
+    """Locks a folder inside the block; in a run of several processes, the first one does.
 
     The lock is `flock` on `lock.json`, and the file contains the process that holds it. The system
     releases the lock when that process ends for any reason; the file stays, but it is not the lock
@@ -29,6 +29,8 @@ def locked(workdir: Path) -> Iterator[None]:
 
     Args:
         workdir: a folder that exists.
+        what: is done there, for errors.
+        flag: that names it, for errors.
 
     Raises:
         UserError: another process holds the lock (with its number, host and start time), or the
@@ -53,26 +55,26 @@ def locked(workdir: Path) -> Iterator[None]:
                 handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
             except OSError as error:
                 raise UserError(
-                    f"{path} can't be opened: {error.strerror}; choose another --workdir"
+                    f"{path} can't be opened: {error.strerror}; choose another {flag}"
                 ) from error
             held.callback(os.close, handle)
-            _take(handle, path)
+            _take(handle, path, f"{what} by", flag)
 
         in_first(take)
         yield
 
 
-def _take(handle: int, path: Path) -> None:
+def _take(handle: int, path: Path, what: str, flag: str) -> None:
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
             raise UserError(
-                f"{path.parent} is being trained by {_holder(path)}: wait for it, stop it, or "
-                "choose another --workdir"
+                f"{path.parent} is being {what} {_holder(path)}: wait for it, stop it, or "
+                f"choose another {flag}"
             ) from None
         _LOG.warning(
-            "%s can't be locked (%s): make sure that no other process trains in this folder",
+            "%s can't be locked (%s): make sure that no other process writes in this folder",
             path,
             error.strerror,
         )

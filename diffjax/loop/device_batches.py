@@ -7,9 +7,10 @@ import jax
 from jax import Array
 
 from diffjax.data import DataSet, batches
+from diffjax.data.latents import LOG_VARIANCE
 from diffjax.loop.rollback import Rollbacks, seed_of
 from diffjax.runs.setup import Setup
-from diffjax.spec import build
+from diffjax.training.posterior import drawn, posterior_key
 from diffjax.training.sharding import batch_sharding, part_of_batch
 
 
@@ -21,17 +22,21 @@ def device_batches(
     place = batch_sharding(setup.mesh)
     part = part_of_batch(place, config.batch_size)
     used = setup.wired.batch_shapes(config.batch_size)
+    used[LOG_VARIANCE] = used["image"]
     for order, first, last in rollbacks.stretches(start_step, config.num_steps):
         stream = batches(
             dataset.train,
             batch_size=config.batch_size,
             seed=seed_of(config.seed, order),
             start_step=first,
-            augment=build(config.augment),
+            augment=setup.augment,
             part=part,
         )
-        for batch in islice(stream, last - first):
-            yield {
+        key = posterior_key(config.seed)
+        for step, batch in enumerate(islice(stream, last - first), first):
+            placed = {
                 name: jax.make_array_from_process_local_data(place, batch[name], shape.shape)
                 for name, shape in used.items()
+                if name in batch or name != LOG_VARIANCE
             }
+            yield drawn(placed, rollbacks.key(key, step + 1), step)

@@ -109,21 +109,22 @@ def split(parts: int | Sequence[int], of: Transform = keep, axis: int = -1) -> T
     )
 
 
-def stack(of: Transform = keep, per_block: int = 1) -> Transform:
+def stack(of: Transform = keep, parts: int = 1) -> Transform:
     """Stacks the published tensors of all blocks to parameters with a first axis of blocks.
 
     Args:
-        of: the change of the tensors of one block.
-        per_block: the number of published tensors of one block.
+        of: the change of the tensors of one block to its parameters.
+        parts: the number of tensors of each block; those of a block follow each other.
 
     Example:
         >>> stack(dense).to_ours((np.zeros((2, 3)),) * 5)[0].shape
         (5, 3, 2)
+        >>> stack(merge(3, dense), 3).to_ours((np.zeros((2, 3)),) * 15)[0].shape
+        (5, 3, 6)
     """
 
     def to_ours(arrays: Arrays) -> Arrays:
-        starts = range(0, len(arrays), per_block)
-        blocks = [of.to_ours(arrays[i : i + per_block]) for i in starts]
+        blocks = [of.to_ours(arrays[i : i + parts]) for i in range(0, len(arrays), parts)]
         return tuple(np.stack(same) for same in zip(*blocks, strict=True))
 
     def to_theirs(arrays: Arrays) -> Arrays:
@@ -194,7 +195,7 @@ def copies(count: int, of: Transform = keep) -> Transform:
     """
 
     def to_ours(arrays: Arrays) -> Arrays:
-        if any(not np.array_equal(array, arrays[0], equal_nan=True) for array in arrays[1:]):
+        if not all(_equal(array, arrays[0]) for array in arrays[1:]):
             raise ValueError("differ, and here one parameter replaces all of them")
         return of.to_ours(arrays[:1])
 
@@ -227,6 +228,11 @@ def then(first: Transform, second: Transform) -> Transform:
         lambda arrays: second.to_ours(first.to_ours(arrays)),
         lambda arrays: first.to_theirs(second.to_theirs(arrays)),
     )
+
+
+def _equal(one: np.ndarray, other: np.ndarray) -> bool:
+    # The first comparison is several times as fast, and suffices without NaN.
+    return np.array_equal(one, other) or np.array_equal(one, other, equal_nan=True)
 
 
 def _parts(array: np.ndarray, parts: int | Sequence[int], axis: int) -> Arrays:

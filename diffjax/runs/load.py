@@ -5,7 +5,7 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from functools import cache, cached_property, lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import numpy as np
@@ -20,21 +20,39 @@ from diffjax.runs import workdirs
 from diffjax.runs.averages import is_reconstructed, read_reconstructed
 from diffjax.runs.checkpoints import Checkpoints, Damaged
 from diffjax.runs.model import Model, Request
+from diffjax.runs.parts import Parts
 from diffjax.runs.recipes import Guided, recipe_of
-from diffjax.runs.setup import Setup, set_up
+from diffjax.runs.setup import Setup
 from diffjax.sampling.grids import Grid
 from diffjax.sampling.guidance import Against, NegativeCondition, Rule
 from diffjax.sampling.sample import Recipe
 from diffjax.sampling.solvers import Solver
 from diffjax.spec import check_arguments
 from diffjax.training.averages import Averages
-from diffjax.training.sharding import AXES, make_mesh
+from diffjax.training.sharding import AXES
 from diffjax.training.state import LIVE, TrainState
 from diffjax.training.subset import merged
 
 BEST = "best"
 """The folder of a run's best checkpoint by `config.best_by`, and its name for `load`."""
 _LARGEST = 2**31 - 1  # without 64-bit numbers JAX takes the seeds 1 and 2³² + 1 for one
+
+
+class Arrays(Protocol):
+    """A run's arrays where they are read when they are wanted."""
+
+    @property
+    def step(self) -> int:
+        """Training steps made."""
+        ...
+
+    def weights(self, name: str) -> Any:
+        """Parameters by name: `live`, or that of an average."""
+        ...
+
+    def read(self, abstract: TrainState) -> TrainState:
+        """The arrays of a state that are not `...`."""
+        ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,7 +62,7 @@ class Saved:
     Attributes:
         folder: of the run's checkpoints.
         step: which of them.
-        abstract: the whole state as `ShapeDtypeStruct` with shardings.
+        abstract: its weights as `ShapeDtypeStruct` with shardings (`Parts.abstract`).
         known: weights by name, as far as they were read.
     """
 
@@ -62,20 +80,17 @@ class Saved:
         if name not in self.known and is_reconstructed(name, [*self.abstract.ema]):
             workdir, params = self.folder.parent, self.abstract.params
             average = read_reconstructed(workdir, name, self.step, params)
-            self.known[name] = merged(average, self._read(self.abstract.only(None)).frozen)
+            self.known[name] = merged(average, self.read(self.abstract.only(None)).frozen)
         if name not in self.known:
-            self.known[name] = self._read(self.abstract.only(name)).weights(name)
+            self.known[name] = self.read(self.abstract.only(name)).weights(name)
         return self.known[name]
 
-    def whole(self) -> TrainState:
-        """The state with everything that training needs; read at each call.
+    def read(self, abstract: TrainState) -> TrainState:
+        """The arrays of a state that are not `...`; read at each call.
 
         Raises:
             UserError: some of it is damaged.
         """
-        return self._read(self.abstract)
-
-    def _read(self, abstract: TrainState) -> TrainState:
         with closing(Checkpoints(self.folder, read_only=True)) as checkpoints:
             if self.step not in checkpoints.steps():
                 raise UserError(
@@ -95,21 +110,21 @@ class Run:
     """A trained run at one of its steps.
 
     Attributes:
-        setup: its parts; `run.setup.wired.path` and so on.
-        arrays: its state, in memory or in a checkpoint.
+        parts: those of its config; `run.parts.wired.path` and so on.
+        arrays: its state in memory, or what reads it, as `Saved` from a checkpoint.
         workdir: where it lives.
         others: `(folder, weights) -> Run`: other runs that guidance leads away from, read once.
     """
 
-    setup: Setup
-    arrays: TrainState | Saved
+    parts: Parts
+    arrays: TrainState | Arrays
     workdir: Path
     others: Callable[[str, str | None], "Run"] = field(default_factory=lambda: _reader())
 
     @property
     def config(self) -> ConfigDict:
         """The resolved config."""
-        return self.setup.config
+        return self.parts.config
 
     @property
     def step(self) -> int:
@@ -119,12 +134,14 @@ class Run:
     @cached_property
     def state(self) -> TrainState:
         """All arrays, the optimizer's among them: several times the memory that sampling needs."""
-        return self.arrays if isinstance(self.arrays, TrainState) else self.arrays.whole()
+        if isinstance(self.arrays, TrainState):
+            return self.arrays
+        return self.arrays.read(Setup.of(self.parts).abstract)
 
     @property
     def recipe(self) -> Recipe:
         """Solver, grid, steps and guidance of the config; change it with `dataclasses.replace`."""
-        return self.setup.wired.recipe
+        return self.parts.wired.recipe
 
     def weights(self, name: str | None = None) -> Any:
         """Parameters by name (`live`, `ema-0.999`, `power-0.07`); by default `config.weights`.
@@ -146,7 +163,7 @@ class Run:
 
     @cached_property
     def _models(self) -> Callable[[str], Model]:
-        programs = self.setup.programs
+        programs = self.parts.programs
         return cache(lambda name: Model(programs, self.weights(name), find=self._find))
 
     def _find(self, name: str) -> Model:
@@ -174,12 +191,12 @@ class Run:
                 "the folder of a run"
             )
         other = self.others(folder, average or None)
-        wired, theirs = self.setup.wired, other.setup.wired
+        wired, theirs = self.parts.wired, other.parts.wired
         for what, here, there in (
             ("path", wired.path, theirs.path),
             ("image shape", wired.image_shape, theirs.image_shape),
             ("condition", wired.condition, theirs.condition),
-            ("codec", self.setup.codec.latents, other.setup.codec.latents),
+            ("codec", self.parts.codec.latents, other.parts.codec.latents),
         ):
             if here != there:
                 raise UserError(
@@ -260,7 +277,7 @@ class Run:
         Raises:
             UserError: the condition parses none of it, or can't be listed in turn.
         """
-        condition = self.setup.wired.condition
+        condition = self.parts.wired.condition
         if isinstance(given, str):
             raise UserError(f"condition={given!r} is one text: for one sample pass [{given!r}]")
         if not isinstance(given, int | float | np.number | bool):
@@ -282,7 +299,7 @@ class Run:
                 f"against={given!r}: a label is written as 'label:{given}' or [{given}]"
             )
         try:
-            cond = self.setup.wired.condition.negative.of(given)
+            cond = self.parts.wired.condition.negative.of(given)
         except UserError as error:
             raise UserError(f"against=, a negative condition: {error}") from None
         if len_of(cond) not in (1, n):
@@ -315,11 +332,11 @@ class Run:
         return metrics_arrays(read_metrics(self.workdir))
 
     def __repr__(self) -> str:
-        wired = self.setup.wired
+        wired = self.parts.wired
         return (
             f"Run({str(self.workdir)!r}, step {self.step:,} of {self.config.num_steps:,}: "
             f"{type(wired.network).__name__} of {wired.num_params:,} parameters, "
-            f"{self.setup.codec.describe(wired.image_shape)}, "
+            f"{self.parts.codec.describe(wired.image_shape)}, "
             f"{wired.condition.describe()}, weights {self.config.weights})"
         )
 
@@ -390,27 +407,18 @@ def load(
             "diffjax.training.sharding.make_mesh makes one"
         )
     workdir = Path(workdir)
-    config, description = workdirs.read(workdir, allowed_packages)
+    parts = workdirs.read_parts(workdir, allowed_packages, mesh)
+    name = weights or parts.config.weights
+    kept = name in (LIVE, *parts.abstract.ema)
     with workdirs.version_told(workdir):
-        setup = set_up(
-            config,
-            description["image_shape"],
-            description["condition"],
-            mesh=mesh or make_mesh(),
-            codec=description["codec"],
-        )
-    name = weights or config.weights
-    post_hoc = is_reconstructed(name, [*setup.abstract.ema])
-    wanted = setup.abstract.only(None if post_hoc else name)
-    if weights:
-        with config.unlocked():
-            config.weights = weights
-    with workdirs.version_told(workdir):
+        wanted = parts.abstract.only(name if kept else None)
         folder, state, meta = _restored(workdir, step, wanted)
-    known = {} if post_hoc else {name: state.weights(name)}
-    saved = Saved(folder, meta["step"], setup.abstract, known)
-    saved.weights(name)
-    return Run(setup, saved, workdir)
+    known = {name: state.weights(name)} if kept else {}
+    saved = Saved(folder, meta["step"], parts.abstract, known)
+    saved.weights(name)  # One that was made after training is read, any other one is refused.
+    with parts.config.unlocked():
+        parts.config.weights = name
+    return Run(parts, saved, workdir)
 
 
 def _restored(

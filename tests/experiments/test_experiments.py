@@ -10,14 +10,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import diffjax
 from diffjax import choices, config_files
 from diffjax.conditions import of_classes
 from diffjax.evaluation.image_statistics import Batches
 from diffjax.loop import loop
 from diffjax.process.precond import Meaning
 from diffjax.runs import measure
-from diffjax.wiring import wire
+from diffjax.wiring import check_wired, wire
 from experiments import cli, evaluate, sample, train
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -132,22 +131,22 @@ def test_lists_of_settings_are_crossed_and_each_is_what_it_is_alone(workdir):
     assert alone["frechet_distance"] == rows["ema-0.99", 1, 2.0]
 
 
-def test_each_training_seed_is_evaluated_from_noise_of_its_own(workdir):
+def test_each_training_seed_is_evaluated_from_noise_of_its_own(trained, loaded):
     """So that differences between arms, over training seeds, are over noise as well."""
-    run = diffjax.load(workdir)
+    run = loaded
     main, _ = measure.wanted_recipes(run, measure.Wanted(seeds=[1]))
     labels = np.arange(4, dtype=np.int32)
     for training_seed, seed in ((0, 1), (2, 2001)):
         config = run.config.copy_and_resolve_references()
         config.seed = training_seed
-        own = replace(run, setup=replace(run.setup, config=config))
+        own = replace(run, parts=replace(run.parts, config=config))
         drawn, _ = measure.drawer(own, [main], measure.WantedSamples(labels, labels, None))(main)
         assert isinstance(drawn, Batches)
         (images,) = drawn.batches
         # In batches of another size, whose products are rounded otherwise.
         again = run.sample(labels, seed=seed)
         np.testing.assert_allclose(images, again, rtol=1e-4, atol=1e-5)
-    found = json.loads((workdir / "evaluation.json").read_text())
+    found = json.loads((trained / "evaluation.json").read_text())
     assert found["sampling"]["noise_seed"] == found["sampling"]["seed"]  # of training seed 0
 
 
@@ -220,19 +219,26 @@ SHAPES = {
 MEAN_FLOW = {"digits_mean_flow": "unet", "imagenet256_mean_flow": "DiT-S/4"}
 
 
+def fitting(config, *shapes):
+    """The parts of a config, which fit together."""
+    wired = wire(config, *shapes)
+    check_wired(wired, config.batch_size, config.num_steps)
+    return wired
+
+
 @pytest.mark.parametrize(
     "name", [pytest.param("digits_reflow", marks=pytest.mark.thorough), "digits_translation"]
 )
 def test_every_config_of_pairs_fits_together(name):
     config = config_files.load(f"{CONFIGS}/{name}.py")
-    assert "source" in wire(config, *SHAPES["digits"]).batch_shapes(2)
+    assert "source" in fitting(config, *SHAPES["digits"]).batch_shapes(2)
 
 
 @pytest.mark.thorough
 def test_every_config_of_mean_flow_fits_together():
     for name, model in MEAN_FLOW.items():
         config = config_files.load(f"{CONFIGS}/{name}.py:model={model}")
-        wired = wire(config, *SHAPES[name.removesuffix("_mean_flow")])
+        wired = fitting(config, *SHAPES[name.removesuffix("_mean_flow")])
         assert wired.objective.traits.meaning is Meaning.AVERAGE_VELOCITY, name
         assert wired.recipe.nfe == 1, name
 
@@ -264,7 +270,7 @@ DEFAULT = ("colours", "imagenet64", "imagenet256")
 )
 def test_every_config_fits_together(name):
     """As it is but for its depth, shape-checked without data."""
-    assert wire(shallow(config_files.load(f"{CONFIGS}/{name}.py")), *SHAPES[name]).num_params > 0
+    assert fitting(shallow(config_files.load(f"{CONFIGS}/{name}.py")), *SHAPES[name]).num_params > 0
 
 
 # What differs in kind: small images, one pixel, large images, latents with published sizes.
@@ -283,7 +289,7 @@ UNLIKE = [
 @pytest.mark.parametrize(("name", "model", "objective"), UNLIKE)
 def test_configs_fit_together_with_unlike_objectives_and_networks(name, model, objective):
     config = config_files.load(f"{CONFIGS}/{name}.py:model={model},objective={objective}")
-    assert wire(config, *SHAPES[name]).num_params > 0
+    assert fitting(config, *SHAPES[name]).num_params > 0
 
 
 # One that learns a variance, and those of pairs. The others are cells of the sweep of every
@@ -291,6 +297,6 @@ def test_configs_fit_together_with_unlike_objectives_and_networks(name, model, o
 @pytest.mark.parametrize("objective", ["iddpm", "reflow", "translation", "bridge"])
 def test_objectives_fit_into_the_digits_config(objective):
     config = shallow(config_files.load(f"{CONFIGS}/digits.py:objective={objective}"))
-    wired = wire(config, *SHAPES["digits"])
+    wired = fitting(config, *SHAPES["digits"])
     if wired.objective.traits.meaning is not Meaning.AVERAGE_VELOCITY:
         assert jax.jit(wired.objective.effective_weight)(np.zeros(1, np.float32)) > 0

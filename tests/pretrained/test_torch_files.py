@@ -12,6 +12,7 @@ import string
 import threading
 import zipfile
 from collections import OrderedDict
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -169,6 +170,40 @@ def check_damage(data):
             read_bytes(bytes(changed))
 
 
+def old_format(tree=None, keys=("0",), numel=4, head=(0x1950A86A20F9469CFC6C, 1001), system=True):
+    """The format before torch 1.6, with a pickle of one's own."""
+    system = {"little_endian": system, "protocol_version": 1001, "type_sizes": {}}
+    parts = [pickle.dumps(part, 2) for part in (*head, system)]
+    parts += [tensor() if tree is None else tree, pickle.dumps(list(keys), 2)]
+    return b"".join(parts) + numel.to_bytes(8, "little") + STORAGE[0][1]
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (old_format()[:-1], "it ends within storage 0"),
+        (old_format()[:200], "not enough data in stream"),
+        (old_format(numel=2**62), "storage 0 has another size than its tensors"),
+        (old_format(tensor(numel=2**30)), "storage 0 has another size than its tensors"),
+        (old_format(tensor(size=(5,), stride=(1,))), "a tensor reaches beyond its storage"),
+        (old_format(tensor(kind="ComplexFloatStorage")), "it names torch.ComplexFloatStorage"),
+        (old_format(pickle.dumps(Path, 2)), "it names pathlib.Path, but only tensors are allowed"),
+        (old_format(pickle.dumps([1], 2), ()), "it contains a list, not a dict of tensors"),
+        (old_format(pickle.dumps({"w": 1}, 2), ()), "'w' is a int, not a tensor"),
+        (old_format(keys=("7",)), "its list of storages is not that of its tensors"),
+        (old_format(keys=()), "its list of storages is not that of its tensors"),
+        (old_format(head=(3, 1001)), "torch.save did not write it"),
+        (old_format(head=(0x1950A86A20F9469CFC6C, 1002)), "torch.save did not write it"),
+        (old_format(system=False), "its numbers are big-endian"),
+    ],
+)
+def test_a_damaged_file_of_the_old_format_ends_in_one_line(data, said):
+    assert read_bytes(old_format())["w"].tolist() == [[0, 1], [2, 3]]
+    with pytest.raises(UserError, match=f"can't read weights from .*x.pth: .*({said})") as caught:
+        read_bytes(data)
+    assert "\n" not in str(caught.value)
+
+
 class Call:
     """Pickles as a call, which unpickling would make."""
 
@@ -252,6 +287,17 @@ class TestRefusing:
         data[entry + 20 : entry + 28] = (len(data) - 100).to_bytes(4, "little") * 2
         with pytest.raises(UserError, match="its entries overlap"):
             read_bytes(bytes(data))
+
+    def test_a_zip_with_two_entries_of_one_name(self):
+        with pytest.warns(UserWarning, match="Duplicate name"):
+            data = torch_zip(tensor(), [*STORAGE, ("0", bytes(16))])
+        with pytest.raises(UserError, match="two of its entries have one name"):
+            read_bytes(data)
+
+    def test_a_zip_whose_numbers_are_damaged(self):
+        data = torch_zip(tensor(), STORAGE).replace(STORAGE[0][1], bytes(16))
+        with pytest.raises(UserError, match="the numbers of storage 0 are damaged"):
+            read_bytes(data)
 
     def test_a_packed_zip(self):
         bomb = torch_zip(tensor(), [("0", bytes(10**6))], zipfile.ZIP_DEFLATED)

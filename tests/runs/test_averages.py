@@ -115,6 +115,7 @@ def wandering(tmp_path_factory):
     leave(run, folder)
     averages, rng = Averages.of(config), np.random.default_rng(3)
     leaves, treedef = jax.tree.flatten(run.state.params)
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, run.state.params)
     path = [1.0 + np.cumsum(0.1 * rng.normal(size=(STEPS, *leaf.shape)), axis=0) for leaf in leaves]
     # A random walk and a slow drift, in one.
     current = averages.init(run.state.params)
@@ -122,7 +123,7 @@ def wandering(tmp_path_factory):
     with closing(snapshots_of(folder)) as snapshots:
         for n in range(STEPS):
             here = [jnp.asarray(rows[n], jnp.float32) for rows in path]
-            params = jax.device_put(jax.tree.unflatten(treedef, here), run.setup.shardings.params)
+            params = jax.device_put(jax.tree.unflatten(treedef, here), shardings)
             current = update(current, params, jnp.array(n))
             if (n + 1) % EVERY == 0:
                 kept = {power_name(length): current[power_name(length)] for length in LENGTHS}

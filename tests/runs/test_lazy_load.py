@@ -18,8 +18,8 @@ OLD_RUN = Path(__file__).parent / "old_runs" / "0.1.0"
 
 
 @pytest.fixture(scope="module")
-def run():
-    return diffjax.load(OLD_RUN)
+def run(old_run):
+    return old_run
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +58,7 @@ def test_the_arrays_in_memory_are_those_of_the_chosen_weights():
     before = {id(x) for x in jax.live_arrays()}
     run = diffjax.load(OLD_RUN)
     held = sum(x.nbytes for x in jax.live_arrays() if id(x) not in before)
-    assert held == 4 * run.setup.wired.num_params
+    assert held == 4 * run.parts.wired.num_params
     assert run.weights() is run.weights(), "read once"
     state = run.state
     assert sum(x.nbytes for x in jax.tree.leaves(state)) > 5 * held

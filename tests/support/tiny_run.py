@@ -145,14 +145,14 @@ def of_noise(setup: Setup, workdir: Path = Path("nowhere")) -> Run:
         return jax.device_put(moved.astype(leaf.dtype), leaf.sharding)
 
     state = state._replace(ema=jax.tree.map(noisy, state.ema))
-    return Run(setup, state, workdir, tuple("0123456789"))
+    return Run(setup.parts, state, workdir, tuple("0123456789"))
 
 
 def leave(run: Run, workdir: Path) -> None:
     """Makes the folder that training would have made, at step 0."""
     workdir.mkdir()
     workdirs.claim(workdir, run.config)
-    workdirs.record_run(workdir, run.setup, digits(), "")
+    workdirs.record_run(workdir, run.parts, digits(), "")
     with closing(Checkpoints(workdir / "checkpoints", 1, 1)) as store:
         store.save(0, run.state, {})
 

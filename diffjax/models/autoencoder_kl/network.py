@@ -9,7 +9,7 @@ from jaxtyping import Float
 
 from diffjax.models.layers import Dense, SelfAttention, compute_type
 from diffjax.models.unet import GroupNorm
-from diffjax.shapes import Array, Images, Latents, OneKey
+from diffjax.shapes import Array, Images, Keys, Latents, OneKey
 
 _EPSILON = 1e-6
 _LOG_VARIANCES = -30.0, 20.0
@@ -40,6 +40,17 @@ class Posterior(NamedTuple):
         """
         eps = jax.random.normal(key, self.mean.shape, self.mean.dtype)
         return self.mean + jnp.exp(self.log_variance / 2) * eps
+
+    def samples(self, keys: Keys) -> Latents:
+        """One sample of each latent, by a key of its own, whatever else is in the batch."""
+        shape, dtype = self.mean.shape[1:], self.mean.dtype
+        eps = jax.vmap(lambda key: jax.random.normal(key, shape, dtype))(keys)
+        return self.mean + jnp.exp(self.log_variance / 2) * eps
+
+    def scaled(self, scale: Array, shift: Array) -> "Posterior":
+        """The distribution of `scale · (z − shift)`; both are broadcast to the mean."""
+        more = 2 * jnp.log(jnp.abs(scale))
+        return Posterior(scale * (self.mean - shift), self.log_variance + more)
 
 
 def _conv(x: Array, features: int, dtype: jnp.dtype, name: str) -> Array:

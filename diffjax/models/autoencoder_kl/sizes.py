@@ -12,21 +12,56 @@ _4 = {"latent_channels": 4, "quant_convs": True}
 _16 = {"latent_channels": 16, "quant_convs": False}
 _HUB = "https://huggingface.co"
 
+
+def _on_hub(name: str) -> str:
+    return f"{_HUB}/stabilityai/{name}/resolve/main/diffusion_pytorch_model.safetensors"
+
+
 SIZES: Mapping[str, Size] = {
     "sd-vae": Size(
         _4,
         83_653_863,
-        f"{_HUB}/stabilityai/sd-vae-ft-ema/resolve/main/diffusion_pytorch_model.safetensors",
+        _on_hub("sd-vae-ft-ema"),
     ),
     "sdxl": Size(
         _4,
         83_653_863,
-        f"{_HUB}/stabilityai/sdxl-vae/resolve/main/diffusion_pytorch_model.safetensors",
+        _on_hub("sdxl-vae"),
     ),
     "sd3": Size(_16, 83_819_683),
     "flux": Size(_16, 83_819_683),
 }
 """`sd-vae` is of Stable Diffusion 1 and 2, of DiT and SiT; `flux` is of FLUX.1."""
+
+
+class Weights(NamedTuple):
+    """A published file of weights.
+
+    Attributes:
+        size: the name of the network's size and of the scale of its latents.
+        address: the URL of the file.
+        sha256: hex digest of the file; "" if it is not known here.
+    """
+
+    size: str
+    address: str
+    sha256: str = ""
+
+
+WEIGHTS: Mapping[str, Weights] = {
+    "sd-vae-ft-ema": Weights("sd-vae", _on_hub("sd-vae-ft-ema")),
+    "sd-vae-ft-mse": Weights(
+        "sd-vae",
+        _on_hub("sd-vae-ft-mse"),
+        "a1d993488569e928462932c8c38a0760b874d166399b14414135bd9c42df5815",
+    ),
+    "sdxl-vae": Weights(
+        "sdxl",
+        _on_hub("sdxl-vae"),
+        "1598f3d24932bcfe6634e8b618ea1e30ab1d57f5aad13a6d2de446d2199f2341",
+    ),
+}
+"""Published files by their own names. The decoders of the two `sd-vae` differ, not the encoders."""
 
 
 class Scaling(NamedTuple):

@@ -17,7 +17,7 @@ from diffjax.models.context import beside, parts_of
 from diffjax.models.dit.block import TOKENS, DiTBlock, Given, Own, modulate, modulation_of
 from diffjax.models.dit.patches import patchify, positions_2d, unpatchify
 from diffjax.models.dit.stages import Stage, stages_of
-from diffjax.models.layers import HIDDEN, Conditioning, Dense, Embeddings, compute_type
+from diffjax.models.layers import HIDDEN, Conditioning, Dense, Embeddings, Sinusoids, compute_type
 from diffjax.models.norms import norm
 from diffjax.models.placement import constrain
 from diffjax.models.remat import rematerialised
@@ -69,9 +69,12 @@ class DiT(nn.Module):
             `depth`, and the program is a loop over one block. Otherwise each block is `block_i` and
             is compiled separately. A network with several `stages` has a stack for each.
         remat: a name in `diffjax.models.remat.REMAT`: which activations a block keeps.
+        frequency_endpoint: whether the lowest of the 128 frequencies of the noise label is
+            1 / 10,000, as in diffusers, or one step above it, as in the paper.
+        mlp_norm_eps: epsilon of the norm before each MLP; 1e-6 in the paper, 1e-5 in diffusers.
         norm: a name in `diffjax.models.norms.NORMS`, of the norms of the blocks.
         final_norm: that of the norm after them; "" is the same.
-        norm_eps: the `ε` of all norms; 1e-6, or 1e-5 in U-ViT.
+        norm_eps: epsilon of the other norms; 1e-6, or 1e-5 in U-ViT.
         mlp: a name in `diffjax.models.mlps.MLPS`.
         mlp_bias: whether the MLPs have biases.
         qkv_bias: whether queries, keys and values have biases.
@@ -128,6 +131,8 @@ class DiT(nn.Module):
     out_channels: NotNegative[int] = 0
     scan: bool = False
     remat: str = "none"
+    frequency_endpoint: bool = False
+    mlp_norm_eps: Positive[float] = 1e-6
     norm: str = "layer"
     final_norm: str = ""
     norm_eps: Positive[float] = 1e-6
@@ -166,8 +171,9 @@ class DiT(nn.Module):
             self.num_classes,
             self.hidden_size,
             dtype=self.dtype,
+            num_frequencies=256 if self._modulated else self.hidden_size,
+            frequencies=Sinusoids(self.frequency_endpoint, max_period=self.max_period),
             null_row=self.null_row,
-            max_period=self.max_period,
             layers=self._modulated,
             name="conditioning",
         )(noise_label, labels)
@@ -374,6 +380,7 @@ class DiT(nn.Module):
             attention=self.attention,
             norm=self.norm,
             norm_eps=self.norm_eps,
+            mlp_norm_eps=self.mlp_norm_eps,
             mlp=self.mlp,
             mlp_bias=self.mlp_bias,
             qkv_bias=self.qkv_bias,

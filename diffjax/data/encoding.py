@@ -1,0 +1,532 @@
+"""Writes the latents of a data set once, shard by shard, so that a stop loses at most one shard.
+
+    FOLDER/latents.npy            [N, h, w, c]: means or samples; training images first
+    FOLDER/log_variances.npy      [N, h, w, c], of moments
+    FOLDER/latents_flipped.npy    the same of the mirrored images, with flips; and their variances
+    FOLDER/labels.npy, …          what else the data have for each image, such as token states
+    FOLDER/codec.json             the name, hash and settings of the codec
+    FOLDER/latents.json           the data, what is stored, and the statistics of each channel
+
+Until all is there, the arrays lie in `FOLDER/unfinished`, with a record of each finished shard.
+"""
+
+import json
+import logging
+import math
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding
+
+from diffjax.codecs import Codec
+from diffjax.codecs.base import images_at_once
+from diffjax.compiling import jit
+from diffjax.data.pipeline import batch_at
+from diffjax.data.sources import DataSet, Source
+from diffjax.errors import UserError, nearest
+from diffjax.host.files import clear_unfinished, write_json
+from diffjax.host.processes import all_agree, in_first
+from diffjax.host.run_files import read_json
+from diffjax.host.storage import StorageError, cause, make_writable
+
+FACTS, UNFINISHED = "latents.json", "unfinished"
+LATENTS, LOG_VARIANCES, LABELS, FLIPPED = "latents", "log_variances", "labels", "_flipped"
+_ENCODING, _SHARDS = "encoding.json", "shards"
+_FORMAT = 1
+_OF_WRITING = ("shard_images",)  # Changes nothing of what is written.
+# Threads that read a batch each, and batches that are kept ready.
+_READING = (4, 8)
+_LOG = logging.getLogger("diffjax")
+
+
+def _means(codec: Codec, params: Any, images: Any, keys: Any) -> dict[str, Any]:
+    del keys
+    return {LATENTS: codec.encode(params, images)}
+
+
+def _samples(codec: Codec, params: Any, images: Any, keys: Any) -> dict[str, Any]:
+    return {LATENTS: codec.posterior(params, images).samples(keys)}
+
+
+def _moments(codec: Codec, params: Any, images: Any, keys: Any) -> dict[str, Any]:
+    del keys
+    posterior = codec.posterior(params, images)
+    return {LATENTS: posterior.mean, LOG_VARIANCES: posterior.log_variance}
+
+
+KINDS: Mapping[str, Callable[..., dict[str, Any]]] = {
+    "means": _means,
+    "samples": _samples,
+    "moments": _moments,
+}
+"""What can be stored of a posterior. A codec without one has "means" alone, its latents."""
+
+
+@dataclass(frozen=True)
+class Stored:
+    """What is stored of each image.
+
+    Attributes:
+        kind: a name of `KINDS`: the mean of the posterior, one sample of it, or mean and logarithm
+            of the variance, so that training draws another sample each time.
+        flips: whether latents of the mirrored images are stored too; training takes one of the two
+            at random. Mirrored latents are not the latents of mirrored images.
+        dtype: "float16" or "float32". float16 rounds by 0.05 %, which is little beside the
+            posterior's deviation, and halves the file.
+        seed: of samples.
+        shard_images: images of a shard, which is encoded again if it was not finished.
+    """
+
+    kind: str = "means"
+    flips: bool = False
+    dtype: str = "float16"
+    seed: int = 0
+    shard_images: int = 4_096
+
+    def check(self, codec: Codec) -> None:
+        """Refuses what a codec can't do.
+
+        Raises:
+            UserError: no such kind or type; the codec has no posterior.
+        """
+        if self.kind not in KINDS:
+            raise UserError(
+                f"no kind of latents is called {self.kind!r}; {nearest(self.kind, KINDS)}"
+            )
+        if self.dtype not in ("float16", "float32"):
+            raise UserError(f"latents are float16 or float32, not {self.dtype!r}")
+        if self.kind != "means" and not codec.stochastic:
+            raise UserError(
+                f"{codec.name} has no posterior to store {self.kind} of: its latents are the "
+                "kind means"
+            )
+
+
+def encode(
+    dataset: DataSet,
+    codec: Codec,
+    folder: str | Path,
+    stored: Stored = Stored(),
+    *,
+    batch_size: int = 0,
+    place: NamedSharding | None = None,
+    part: tuple[int, int] = (0, 1),
+) -> bool:
+    """Writes the latents of a data set's images, for `diffjax.data.latents`.
+
+    Called again with the same arguments it goes on after the last finished shard. Memory holds some
+    batches, however large the data set is. With several processes, process p of P encodes every
+    P-th shard; on a restart there may be another number of them.
+
+    Args:
+        dataset: of images.
+        codec: what encodes them.
+        folder: where to write; it may be new, or hold a part of the same latents.
+        stored: what is stored of each image.
+        batch_size: images that are encoded together; 0 for about a million pixels on each device.
+        place: how a batch lies on devices of this process, by rows; None for one device.
+        part: `(p, P)`: this process, from 0, of how many.
+
+    Returns:
+        Whether there was anything left to do.
+
+    Raises:
+        UserError: the data are latents or pairs, the codec does not fit, or the folder holds other
+            latents; a damaged image when it is read.
+        StorageError: the folder can't be written any more; finished shards are kept.
+
+    Example:
+        >>> import tempfile
+        >>> from diffjax.codecs import SpaceToDepth
+        >>> from diffjax.data import digits, latents
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     _ = encode(digits(), SpaceToDepth(2), folder)
+        ...     data = latents(folder, codec=SpaceToDepth(2))
+        ...     len(data.train), data.image_shape, data.num_classes
+        (1438, (4, 4, 4), 10)
+    """
+    folder = Path(folder)
+    facts = _facts(dataset, codec, stored)
+    finished = read_json(folder / FACTS)
+    if finished is not None:
+        _check_same(finished, {k: x for k, x in facts.items() if k not in _OF_WRITING}, folder)
+        shutil.rmtree(folder / UNFINISHED, ignore_errors=True)
+        return False
+    job = _Job(dataset, codec, folder, stored, facts["latent_shape"], batch_size, place)
+    in_first(lambda: job.begin(facts))
+    try:
+        job.write(part)
+    except OSError as error:
+        reason = cause(error)
+        if reason is None:
+            raise
+        raise StorageError(
+            f"{folder} can't be written any more: {reason}; the finished shards are kept: make "
+            "room, and run the same command to go on"
+        ) from error
+    all_agree(True)  # All processes have written their shards.
+    in_first(lambda: job.finish(facts))
+    return True
+
+
+@dataclass(frozen=True, eq=False)
+class _Job:
+    """The latents of one data set in one folder; the attributes are arguments of `encode`."""
+
+    dataset: DataSet
+    codec: Codec
+    folder: Path
+    stored: Stored
+    latent_shape: Sequence[int]
+    batch_size: int
+    place: NamedSharding | None
+
+    @property
+    def work(self) -> Path:
+        return self.folder / UNFINISHED
+
+    @property
+    def rows(self) -> tuple[int, int]:
+        """The numbers of training and of test images."""
+        return len(self.dataset.train), len(self.dataset.test)
+
+    def begin(self, facts: Mapping[str, Any]) -> None:
+        """Makes the empty arrays, or finds those of an unfinished encoding.
+
+        Raises:
+            UserError: the folder holds something else, or has no room.
+        """
+        make_writable(self.folder)
+        begun = read_json(self.work / _ENCODING)
+        if begun is None and (self.folder / f"{LATENTS}.npy").exists():
+            raise UserError(
+                f"{self.folder} has a {LATENTS}.npy of another origin: choose another folder"
+            )
+        _check_same(begun, facts, self.folder)
+        clear_unfinished(self.folder)
+        (self.work / _SHARDS).mkdir(parents=True, exist_ok=True)
+        clear_unfinished(self.work / _SHARDS)
+        arrays = {
+            name: like
+            for name, like in self.arrays().items()
+            # Those that were moved already lie in the folder itself.
+            if not self._file(name).exists() and not (self.folder / f"{name}.npy").exists()
+        }
+        size = sum(math.prod(like.shape) * like.dtype.itemsize for like in arrays.values())
+        free = shutil.disk_usage(self.folder).free
+        if size > free:
+            raise UserError(
+                f"the latents take {size / 1e9:.1f} GB, and {self.folder} has room for "
+                f"{free / 1e9:.1f} GB: choose another folder"
+            )
+        for record in (self.work / _SHARDS).glob("*.json") if arrays else ():
+            record.unlink()  # An array is missing, so nothing counts as finished.
+        write_json(self.work / _ENCODING, facts)
+        for name, like in arrays.items():
+            scratch = self.work / f"{name}.new"
+            np.lib.format.open_memmap(scratch, "w+", like.dtype, like.shape).flush()
+            os.replace(scratch, self._file(name))
+
+    def arrays(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """All arrays by name."""
+        number = sum(self.rows)
+        latents = jax.ShapeDtypeStruct((number, *self.latent_shape), np.dtype(self.stored.dtype))
+        names = [LATENTS, LOG_VARIANCES] if self.stored.kind == "moments" else [LATENTS]
+        names += [f"{name}{FLIPPED}" for name in names if self.stored.flips]
+        source = next(each for each in (self.dataset.train, self.dataset.test) if len(each))
+        given = _given(batch_at(source, np.arange(1)))
+        return dict.fromkeys(names, latents) | {
+            name: jax.ShapeDtypeStruct((number, *rows.shape[1:]), rows.dtype)
+            for name, rows in given.items()
+        }
+
+    def shards(self) -> list[range]:
+        """The rows of each shard; none has both training and test images."""
+        num_train, num_test = self.rows
+        size = self.stored.shard_images
+        return [
+            range(first, min(first + size, end))
+            for begin, end in ((0, num_train), (num_train, num_train + num_test))
+            for first in range(begin, end, size)
+        ]
+
+    def write(self, part: tuple[int, int]) -> None:
+        """Encodes the shards of this process that are not finished."""
+        shards = self.shards()
+        mine = [i for i in range(part[0], len(shards), part[1]) if not self._shard(i).exists()]
+        found, total = len(shards) - len(mine), sum(self.rows)
+        if found and part[1] == 1:
+            _LOG.info("going on: %d of %d shards are there", found, len(shards))
+        size = self._batch_size()
+        pieces = [
+            (i, shards[i][first : first + size])
+            for i in mine
+            for first in range(0, len(shards[i]), size)
+        ]
+        if not pieces:
+            return
+        with ExitStack() as stack:
+            files = {
+                name: stack.enter_context(self._file(name).open("r+b")) for name in self.arrays()
+            }
+            sums, begun, done = _Sums.zero(self.latent_shape[-1]), time.monotonic(), 0
+            for (i, rows), batch in zip(pieces, self._encoded(pieces, size), strict=True):
+                self._put(files, rows, batch)
+                sums = sums.plus(batch)
+                done += len(rows)
+                if rows[-1] != shards[i][-1]:
+                    continue
+                for file in files.values():
+                    file.flush()
+                    os.fsync(file.fileno())  # The record must not be there before the latents.
+                trained = shards[i].start < self.rows[0]
+                write_json(self._shard(i), asdict(sums) if trained else {})
+                sums = _Sums.zero(self.latent_shape[-1])
+                speed = done / (time.monotonic() - begun)
+                left = sum(len(shards[j]) for j in mine) - done
+                _LOG.info(
+                    "shard %d of %d: images to %s of %s, %.3g a second, %s left",
+                    i + 1, len(shards), f"{shards[i].stop:,}", f"{total:,}", speed,
+                    _duration(left / speed),
+                )  # fmt: skip
+
+    def finish(self, facts: Mapping[str, Any]) -> None:
+        """Moves the arrays to their place and writes the records; the last one is `FACTS`."""
+        num_shards = len(self.shards())
+        records = [read_json(self._shard(i)) for i in range(num_shards)]
+        missing = [i + 1 for i, record in enumerate(records) if record is None]
+        if missing:
+            raise UserError(
+                f"{len(missing)} of {num_shards} shards in {self.folder} are not finished, such as "
+                f"{missing[0]}: run the same command again"
+            )
+        sums = _Sums.zero(self.latent_shape[-1])
+        for record in records:
+            sums = sums.and_(_Sums(**record)) if record else sums
+        for name in self.arrays():
+            if self._file(name).exists():
+                os.replace(self._file(name), self.folder / f"{name}.npy")
+        self.codec.record(self.folder)
+        kept = {name: x for name, x in facts.items() if name not in _OF_WRITING}
+        write_json(self.folder / FACTS, {**kept, "statistics": sums.statistics()})
+        shutil.rmtree(self.work, ignore_errors=True)
+
+    def _batch_size(self) -> int:
+        devices = 1 if self.place is None else self.place.num_devices
+        wanted = self.batch_size or images_at_once(self.dataset.image_shape) * devices
+        return -(-min(wanted, self.stored.shard_images) // devices) * devices
+
+    def _encoded(
+        self, pieces: Sequence[tuple[int, Sequence[int]]], size: int
+    ) -> Iterator[dict[str, np.ndarray]]:
+        """The arrays of each piece; the next one is computed meanwhile."""
+        # Grain takes half a second to import.
+        import grain
+
+        def read(i: int) -> Any:
+            return self._read(np.asarray(pieces[i][1]))
+
+        reading = grain.MapDataset.range(len(pieces)).map(read)
+        before: Any = None
+        for (_, rows), batch in zip(
+            pieces, reading.to_iter_dataset(grain.ReadOptions(*_READING)), strict=True
+        ):
+            now = len(rows), _given(batch), self._on_device(batch["image"], rows, size)
+            if before is not None:
+                yield self._on_host(*before)
+            before = now
+        if before is not None:
+            yield self._on_host(*before)
+
+    def _read(self, rows: np.ndarray) -> Any:
+        num_train = self.rows[0]
+        of_train = rows[0] < num_train
+        source: Source = self.dataset.train if of_train else self.dataset.test
+        return batch_at(source, rows if of_train else rows - num_train)
+
+    def _on_device(self, images: np.ndarray, rows: Sequence[int], size: int) -> dict[str, Any]:
+        filled = np.minimum(np.arange(size), len(images) - 1)  # All batches have one shape.
+        where = np.asarray(rows)[filled].astype(np.int32)
+        both = [("", images)] + [(FLIPPED, images[:, :, ::-1])] * self.stored.flips
+        params = self.codec.params_on(self.place)
+        encoded = {}
+        for flipped, (suffix, some) in enumerate(both):
+            placed = jax.device_put((some[filled], where), self.place)
+            numbers = jnp.uint32(self.stored.seed), jnp.uint32(flipped)
+            made = _program()(self.codec, self.stored.kind, params, *placed, *numbers)
+            encoded |= {f"{name}{suffix}": rows for name, rows in made.items()}
+        return encoded
+
+    def _on_host(self, count: int, given: Mapping[str, Any], made: Any) -> dict[str, np.ndarray]:
+        with np.errstate(over="ignore"):  # Infinities are refused, with the image.
+            encoded = {
+                name: np.asarray(rows)[:count].astype(self.stored.dtype)
+                for name, rows in made.items()
+            }
+        return {**given, **encoded}
+
+    def _put(self, files: Mapping[str, Any], rows: Sequence[int], batch: Mapping[str, Any]) -> None:
+        """Writes a batch to its place in the files.
+
+        Raises:
+            UserError: a latent is not finite.
+        """
+        for name, file in files.items():
+            array = np.ascontiguousarray(batch[name])
+            if name.startswith((LATENTS, LOG_VARIANCES)):
+                finite = np.isfinite(array).reshape(len(array), -1).all(1)
+                if not finite.all():
+                    raise UserError(
+                        f"the latent of image {rows[int(np.argmin(finite))]} is not finite in "
+                        f"{self.stored.dtype}"
+                        + ("; float32 may hold it" if self.stored.dtype == "float16" else "")
+                    )
+            begin = np.lib.format.open_memmap(self._file(name), mode="r").offset
+            file.seek(begin + rows[0] * (array.nbytes // len(array)))
+            file.write(array.data)
+
+    def _file(self, name: str) -> Path:
+        return self.work / f"{name}.npy"
+
+    def _shard(self, i: int) -> Path:
+        return self.work / _SHARDS / f"{i:06d}.json"
+
+
+@dataclass(frozen=True)
+class _Sums:
+    """Sums over latents of each channel, for their mean and variance.
+
+    Attributes:
+        count: elements of a channel.
+        sum: of each channel.
+        square: sums of squares, where latents are drawn the expected ones.
+    """
+
+    count: int
+    sum: list[float]
+    square: list[float]
+
+    @classmethod
+    def zero(cls, channels: int) -> "_Sums":
+        return cls(0, [0.0] * channels, [0.0] * channels)
+
+    def and_(self, other: "_Sums") -> "_Sums":
+        return _Sums(
+            self.count + other.count,
+            [x + y for x, y in zip(self.sum, other.sum, strict=True)],
+            [x + y for x, y in zip(self.square, other.square, strict=True)],
+        )
+
+    def plus(self, batch: Mapping[str, np.ndarray]) -> "_Sums":
+        """With the latents of a batch, of both orientations."""
+        new = self
+        for suffix in ("", FLIPPED):
+            if f"{LATENTS}{suffix}" not in batch:
+                continue
+            z = batch[f"{LATENTS}{suffix}"].astype(np.float64)
+            square = np.square(z)
+            if f"{LOG_VARIANCES}{suffix}" in batch:
+                square = square + np.exp(batch[f"{LOG_VARIANCES}{suffix}"].astype(np.float64))
+            axes = (0, 1, 2)
+            one = _Sums(math.prod(z.shape[:3]), z.sum(axes).tolist(), square.sum(axes).tolist())
+            new = new.and_(one)
+        return new
+
+    def statistics(self) -> dict[str, Any]:
+        """Mean and standard deviation of each channel, and the deviation of all elements."""
+        if not self.count:
+            return {}
+        mean, square = np.array(self.sum) / self.count, np.array(self.square) / self.count
+        return {
+            "mean": mean.tolist(),
+            "std": np.sqrt(np.maximum(square - mean**2, 0.0)).tolist(),
+            "scalar_std": float(np.sqrt(max(square.mean() - mean.mean() ** 2, 0.0))),
+        }
+
+
+def _facts(dataset: DataSet, codec: Codec, stored: Stored) -> dict[str, Any]:
+    """What the folder records, and what a second call is compared with.
+
+    Raises:
+        UserError: these data can't be encoded by this codec.
+    """
+    stored.check(codec)
+    if not dataset.codec.pixels:
+        raise UserError(f"{dataset.name} are latents already, not images")
+    shape = codec.latent_shape(dataset.image_shape)
+    if not len(dataset.train) + len(dataset.test):
+        raise UserError(f"{dataset.name} has no images")
+    for source in (dataset.train, dataset.test):
+        if len(source) and "source" in source.gather([0]):
+            raise UserError(f"{dataset.name} has pairs of images; latents of pairs are not stored")
+    _ = codec.params  # Read, or refused.
+    return {
+        "format": _FORMAT,
+        "data": dataset.name,
+        "train_sha256": dataset.train.fingerprint(),
+        "test_sha256": dataset.test.fingerprint(),
+        "num_train": len(dataset.train),
+        "num_test": len(dataset.test),
+        "num_classes": dataset.num_classes,
+        "label_names": list(dataset.label_names),
+        "codec": codec.name,
+        "codec_sha256": codec.sha256,
+        "latent_shape": list(shape),
+        **asdict(stored),
+    }
+
+
+def _check_same(found: Mapping[str, Any] | None, facts: Mapping[str, Any], folder: Path) -> None:
+    """Refuses a folder of other latents.
+
+    Raises:
+        UserError: with the first thing that differs.
+    """
+    # As JSON, which has no tuples.
+    for name, value in json.loads(json.dumps(facts)).items():
+        if found is not None and found.get(name) != value:
+            there, here = (" ".join(str(x).split())[:70] for x in (found.get(name), value))
+            raise UserError(
+                f"{folder} holds latents of {name}={there}, not {here}: choose another folder"
+            )
+
+
+def _given(batch: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """What a batch has besides images, by the names of files."""
+    return {
+        LABELS if name == "label" else name: rows for name, rows in batch.items() if name != "image"
+    }
+
+
+@cache
+def _program() -> Any:
+    def encoded(
+        codec: Codec, kind: str, params: Any, images: Any, rows: Any, seed: Any, flipped: Any
+    ) -> dict[str, Any]:
+        key = jax.random.fold_in(jax.random.key(seed), flipped)
+        keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(rows)
+        return KINDS[kind](codec, params, images, keys)
+
+    return jit(encoded, static_argnums=(0, 1))
+
+
+def _duration(seconds: float) -> str:
+    """A duration in words.
+
+    Example:
+        >>> _duration(50), _duration(600), _duration(10_000)
+        ('50 s', '10 min', '2.8 h')
+    """
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7_200 else f"{seconds / 3_600:.1f} h"

@@ -1,0 +1,144 @@
+r"""Encode the images of a data set once, to train on their latents.
+
+  python -m experiments.encode_latents --config=configs/image_folder.py --config.data.path=IMAGES \
+      --codec=taef2:path=WEIGHTS --out=latents
+  python -m experiments.train --config=configs/image_folder.py:latents=latents
+
+  python -m experiments.encode_latents --config=configs/image_folder.py --config.data.path=IMAGES \
+      --codec=autoencoder_kl:path=vae.safetensors,size=sd-vae,file_sha256=HASH --store=moments \
+      --flips --out=latents
+
+Of the config the data alone matter. The same command goes on after a stop: what is encoded again is
+one shard. Several processes, on one machine or on many, share the work. docs/data.md describes the
+files.
+"""
+
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import jax
+from absl import flags
+from ml_collections import ConfigDict
+
+from diffjax import choices, config_files
+from diffjax.codecs import Codec
+from diffjax.data import DataSet
+from diffjax.data.encoding import FACTS, KINDS, Stored, encode
+from diffjax.errors import UserError
+from diffjax.host.lock import locked
+from diffjax.host.processes import in_first, is_first
+from diffjax.host.run_files import read_json
+from diffjax.host.storage import make_writable
+from diffjax.spec import TARGET, build, choose, parse_arguments
+from diffjax.training.sharding import local_rows
+from experiments import cli, shared_flags
+
+FLAGS = flags.FlagValues()
+cli.define_config(FLAGS)
+flags.DEFINE_string(
+    "codec", None, "what encodes them, with its settings: NAME:setting=value,…", flag_values=FLAGS
+)
+flags.DEFINE_string("out", None, "folder to write", flag_values=FLAGS)
+flags.DEFINE_enum(
+    "store", "means", list(KINDS), "of the posterior: its means, one sample of it, or its moments, "
+    "of which training draws another sample each time", flag_values=FLAGS,
+)  # fmt: skip
+flags.DEFINE_bool(
+    "flips", False, "encode mirrored images too; training takes either at random",
+    flag_values=FLAGS,
+)  # fmt: skip
+flags.DEFINE_enum(
+    "dtype", "float16", ["float16", "float32"], "type of the files", flag_values=FLAGS
+)
+flags.DEFINE_integer("seed", 0, "seed of samples", lower_bound=0, flag_values=FLAGS)
+flags.DEFINE_integer(
+    "shard_images", Stored.shard_images, "images of a shard", lower_bound=1, flag_values=FLAGS
+)
+flags.DEFINE_integer(
+    "batch_size", 0, "images that are encoded together; 0 for a million pixels on each device",
+    lower_bound=0, flag_values=FLAGS,
+)  # fmt: skip
+shared_flags.define_processes(FLAGS)
+
+
+def main(args: SimpleNamespace) -> None:
+    """Encodes a data set, and prints what was written and how to train on it."""
+    for name in ("codec", "out"):
+        cli.require(args, name)
+    codec, out = codec_called(args.codec), Path(args.out)
+    dataset: DataSet = build(args.config.data, DataSet, "config.data")
+    stored = Stored(args.store, args.flips, args.dtype, args.seed, args.shard_images)
+    in_first(lambda: make_writable(out))
+    part = jax.process_index(), jax.process_count()
+    shape = codec.latent_shape(dataset.image_shape)
+    if is_first():
+        number = len(dataset.train) + len(dataset.test)
+        print(f"{dataset.name}: {number:,} {codec.describe(shape)}, {stored.kind}, in {out}")
+    with locked(out, "written", "--out"):
+        new = encode(
+            dataset,
+            codec,
+            out,
+            stored,
+            batch_size=args.batch_size,
+            place=local_rows(),
+            part=part,
+        )
+    if is_first():
+        print(summary(out, new))
+        print(f"train on them by --config=configs/{args.config_name}.py:latents={out}")
+
+
+def codec_called(text: str) -> Codec:
+    """The codec that a name and settings describe.
+
+    Raises:
+        UserError: no codec has this name, or it has no such setting.
+
+    Example:
+        >>> codec_called("space_to_depth:block=4")
+        SpaceToDepth(block=4)
+    """
+    name, _, settings = text.partition(":")
+    config = ConfigDict({"codec": choices.copy(choose(choices.CODECS, name, "codec"))})
+    known = [key for key in config.codec if key != TARGET]
+    chosen = parse_arguments(settings, *known)
+    config_files.override(config, {f"config.codec.{key}": x for key, x in chosen.items()})
+    return build(config.codec, Codec, "codec")
+
+
+def summary(folder: Path, new: bool) -> str:
+    """What a folder of latents holds, with its statistics.
+
+    Raises:
+        UserError: its record is damaged.
+    """
+    facts: Any = read_json(folder / FACTS) or {}
+    try:
+        size = sum(file.stat().st_size for file in folder.glob("*.npy"))
+        latents = "x".join(map(str, facts["latent_shape"]))
+        lines = [
+            f"{'wrote' if new else 'complete already:'} {facts['num_train']:,} training and "
+            f"{facts['num_test']:,} test images as {facts['kind']} of {latents}, {facts['dtype']}"
+            f"{', both orientations' if facts['flips'] else ''}: {size / 1e6:,.1f} MB in {folder}"
+        ]
+        found = facts["statistics"]
+        if found:
+            lines += [
+                f"standard deviation {found['scalar_std']:.4g}; of each channel "
+                + ", ".join(f"{x:.3g}" for x in found["std"]),
+                "mean of each channel " + ", ".join(f"{x:.3g}" for x in found["mean"]),
+            ]
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{folder / FACTS} is damaged ({error}): encode again elsewhere") from error
+    return "\n".join(lines)
+
+
+USAGE = f"""{__doc__}
+Configs (--config=configs/NAME.py): {", ".join(cli.config_names())}
+Codecs: {", ".join(choices.CODECS)}"""
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main, FLAGS, usage=USAGE))
