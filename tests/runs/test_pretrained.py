@@ -8,14 +8,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
 import diffjax
-from diffjax import lookup
+from diffjax import choices, lookup
 from diffjax.codecs import SpaceToDepth
 from diffjax.conditions import Classes
 from diffjax.errors import UserError
 from diffjax.models.dit.published import FAMILY as DIT
 from diffjax.models.dit.sizes import SIZES as DIT_SIZES
+from diffjax.models.families import LAYOUTS
 from diffjax.models.sit.published import FAMILY as SIT
 from diffjax.pretrained.family import Size
 from diffjax.pretrained.files import read_state_dict, write_safetensors
@@ -24,6 +26,8 @@ from diffjax.sampling import solvers
 from diffjax.sampling.guidance import ClassifierFree, FirstChannels
 from diffjax.sampling.sample import interval_of, last_step, sample_padded
 from experiments import cli, sample
+from tests.models.test_families import SMALL
+from tests.models.test_families import drawn as drawn_params
 from tests.references import dit_sampling as theirs
 from tests.references.dit import drawn
 
@@ -194,3 +198,41 @@ def test_a_published_file_is_sampled_on_the_command_line(tmp_path, monkeypatch, 
     for more, said in (("--labels=5", "there is no label|no label is called"), ("--step=3", "one")):
         assert cli.run(sample.main, sample.FLAGS, usage="", argv=[*argv, more]) == 2
         assert re.search(said, capsys.readouterr().err)
+
+
+PUBLISHED = {
+    family.name: (kind.__name__, family)
+    for kind, layouts in LAYOUTS.items()
+    for family in layouts.values()
+    if family.published is not None
+}
+
+
+def test_every_record_has_names_that_there_are():
+    for _, family in PUBLISHED.values():
+        record = family.published(family.size(next(iter(family.sizes))))
+        config = ConfigDict({"name": family.name})
+        lookup.set_axes(config, record.objective, {"": ConfigDict()}, model="")
+        lookup.guidance_called(record.guidance)
+        assert record.solver in choices.SOLVERS, family.name
+        assert record.grid in choices.GRIDS, family.name
+        assert record.codec in ("", *choices.CODECS), family.name
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_every_family_with_a_record_draws_samples(name, tmp_path, monkeypatch):
+    """Of a small size, as if it were published."""
+    kind, family = PUBLISHED[name]
+    settings = SMALL.get(name, {})
+    height, *others = settings.get("image_shape", (8,))
+    square = {"image_shape": (height, height, *others[1:])} if others else {}
+    monkeypatch.setitem(family.sizes, "small", Size({**settings, **square}, 0))
+    network = family.size("small")
+    path = tmp_path / "small.safetensors"
+    write_safetensors(path, family.to_theirs(drawn_params(family, network), network))
+    found = diffjax.from_pretrained(path, family=kind)
+    samples = found.sample(2, num_steps=2)
+    assert found.family == name
+    assert len(samples) == 2
+    assert np.isfinite(samples).all()

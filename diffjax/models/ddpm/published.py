@@ -7,7 +7,7 @@ The networks predict the noise on DDPM's table of 1,000 steps; noise labels are 
 999.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -142,6 +142,16 @@ def _recognise(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
     }
 
 
+def _recogniser(query: str) -> Callable[[Mapping[str, tuple[int, ...]]], dict[str, Any]]:
+    """Recognises the layout in which the queries of attention have this name."""
+
+    def recognise(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+        _ = shapes[f"mid_block.attentions.0.{query}.weight"]
+        return _recognise(shapes)
+
+    return recognise
+
+
 def _multipliers(channels: int, widths: Iterable[int]) -> tuple[float, ...]:
     """The widths of levels in units of the first; whole numbers where they are."""
     return tuple(w / channels if w % channels else w // channels for w in widths)
@@ -237,9 +247,11 @@ FAMILY = Family(
     ddpm,
     SIZES,
     _table,
-    _recognise,
+    _recogniser("to_q"),
     lambda denoiser: denoiser.inputs,
     config=Config("UNet2DModel", _FIXED, _settings, _config),
     published=_published,
 )
-OLD = replace(FAMILY, name="DDPM of old diffusers", table=_old_table)
+OLD = replace(
+    FAMILY, name="DDPM of old diffusers", table=_old_table, recognise=_recogniser("query")
+)
