@@ -3,6 +3,7 @@
 import re
 import shutil
 from dataclasses import replace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -200,7 +201,7 @@ def test_a_published_file_is_sampled_on_the_command_line(tmp_path, monkeypatch, 
         assert re.search(said, capsys.readouterr().err)
 
 
-PUBLISHED = {
+PUBLISHED: dict[str, Any] = {
     family.name: (kind.__name__, family)
     for kind, layouts in LAYOUTS.items()
     for family in layouts.values()
