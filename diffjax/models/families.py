@@ -18,6 +18,9 @@ from diffjax.models.edm2.network import EDM2
 from diffjax.models.edm2.published import FAMILY as EDM2_FAMILY
 from diffjax.models.sit.network import SiT
 from diffjax.models.sit.published import FAMILY as SIT
+from diffjax.models.taesd.network import TAESD
+from diffjax.models.taesd.published import DIFFUSERS as TAESD_OF_DIFFUSERS
+from diffjax.models.taesd.published import FAMILY as TAESD_FAMILY
 from diffjax.pretrained.family import Family
 from diffjax.pretrained.folders import read_weights
 from diffjax.pretrained.tables import Place
@@ -30,6 +33,7 @@ LAYOUTS: Mapping[type[Any], Mapping[str, Family]] = {
     ADM: {AUTHORS: ADM_FAMILY},
     ADMUpsampler: {AUTHORS: UPSAMPLER},
     EDM2: {AUTHORS: EDM2_FAMILY},
+    TAESD: {"pair of files": TAESD_FAMILY, DIFFUSERS: TAESD_OF_DIFFUSERS},
     AutoencoderKL: {AUTHORS: LDM, DIFFUSERS: AUTOENCODER_KL, "old diffusers": OLD_DIFFUSERS},
 }
 """By the class of the network. A file of SiT is taken for one of DiT, whose names it has."""

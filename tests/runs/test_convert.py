@@ -16,9 +16,13 @@ from diffjax.models.dit.network import DiT
 from diffjax.models.dit.published import DIFFUSERS, FAMILY
 from diffjax.models.families import find_published
 from diffjax.models.sit.network import SiT
-from diffjax.pretrained.family import Denoiser
+from diffjax.models.taesd.network import TAESD
+from diffjax.models.taesd.published import DIFFUSERS as TAESD_OF_DIFFUSERS
+from diffjax.models.taesd.published import FAMILY as TAESD_FAMILY
+from diffjax.pretrained.family import Denoiser, Family
 from diffjax.pretrained.files import read_state_dict, write_safetensors
 from diffjax.pretrained.folders import write_folder
+from diffjax.pretrained.torch_writer import write_torch
 from diffjax.runs.convert import convert
 from diffjax.runs.initial import by_path
 from diffjax.runs.own_folders import read_own, write_own
@@ -43,6 +47,11 @@ def own(params, tmp_path_factory):
     folder = tmp_path_factory.mktemp("own") / "dit"
     write_own(folder, DIT, params)
     return folder
+
+
+def entries_of(family: Family, network: Any) -> dict[str, Any]:
+    assert family.config
+    return family.config.entries(network)
 
 
 def same(one, other):
@@ -124,6 +133,28 @@ def test_an_autoencoder_of_ldm_becomes_a_folder_of_diffusers(tmp_path, prefix):
     lines = convert(str(tmp_path / "vae"), "diffusers", tmp_path / "again")
     assert lines[1].startswith("unknown: shift_factor (None), which")
     assert json.loads((tmp_path / "again" / "config.json").read_text())["scaling_factor"] == 0.13
+
+
+def test_an_encoder_and_a_decoder_become_one_folder_of_diffusers(tmp_path):
+    network = TAESD()
+    weights = drawn(TAESD_FAMILY, network)
+    state = TAESD_FAMILY.to_theirs(weights, network)
+    for part in ("encoder", "decoder"):
+        names = [name for name in state if name.startswith(part)]
+        own_file = {name.removeprefix(f"{part}."): state[name] for name in names}
+        (tmp_path / "pair").mkdir(exist_ok=True)
+        write_torch(tmp_path / "pair" / f"taesd_{part}.pth", own_file)
+    convert(str(tmp_path / "pair"), "diffusers", tmp_path / "theirs")
+    found = find_published(tmp_path / "theirs")
+    assert (found.network, found.layout) == (network, "diffusers")
+    same(found.params(), weights)
+    pooled = TAESD(latent_channels=32, pooled=True)
+    with pytest.raises(UserError, match="AutoencoderTiny has no blocks that normalise"):
+        entries_of(TAESD_OF_DIFFUSERS, pooled)
+    (tmp_path / "pair" / "b_encoder.pth").touch()
+    (tmp_path / "pair" / "b_decoder.pth").touch()
+    with pytest.raises(UserError, match="several pairs of an encoder and a decoder: b_enc"):
+        find_published(tmp_path / "pair")
 
 
 def authors_file(tmp_path):
@@ -269,7 +300,7 @@ class TestInDiffusers:
     @pytest.mark.parametrize("most_shard_bytes", [10**10, 30_000])
     def test_a_dit(self, diffusers, params, tmp_path, most_shard_bytes):
         torch = pytest.importorskip("torch")
-        entries: Any = DIFFUSERS.config and DIFFUSERS.config.entries(DIT)
+        entries = entries_of(DIFFUSERS, DIT)
         state = DIFFUSERS.to_theirs(params, DIT)
         write_folder(tmp_path / "dit", state, entries, most_shard_bytes)
         assert (len(list((tmp_path / "dit").iterdir())) > 4) == (most_shard_bytes < 10**10)
@@ -294,7 +325,7 @@ class TestInDiffusers:
         torch = pytest.importorskip("torch")
         network = AutoencoderKL(**reference.SETTINGS)
         weights = drawn(AUTOENCODER_KL, network)
-        entries: Any = AUTOENCODER_KL.config and AUTOENCODER_KL.config.entries(network)
+        entries = entries_of(AUTOENCODER_KL, network)
         write_folder(tmp_path / "vae", AUTOENCODER_KL.to_theirs(weights, network), entries)
         peer = diffusers.AutoencoderKL.from_pretrained(tmp_path / "vae")
         with torch.inference_mode():
@@ -305,5 +336,25 @@ class TestInDiffusers:
         assert error < 1e-5 * np.linalg.norm(theirs)
         peer.save_pretrained(tmp_path / "theirs")
         found, back = AUTOENCODER_KL.read(tmp_path / "theirs")
+        assert found == network
+        same(back, weights)
+
+    def test_a_tiny_autoencoder(self, diffusers, tmp_path):
+        torch = pytest.importorskip("torch")
+        network = TAESD(latent_channels=16)
+        weights = jax.tree.map(lambda x: x / 10, drawn(TAESD_OF_DIFFUSERS, network))
+        entries = entries_of(TAESD_OF_DIFFUSERS, network)
+        write_folder(tmp_path / "vae", TAESD_OF_DIFFUSERS.to_theirs(weights, network), entries)
+        peer = diffusers.AutoencoderTiny.from_pretrained(tmp_path / "vae")
+        images = np.random.default_rng(0).uniform(-1, 1, (2, 16, 24, 3)).astype(np.float32)
+        with torch.inference_mode():
+            latents = peer.encode(torch.tensor(images.transpose(0, 3, 1, 2))).latents
+            theirs = peer.decode(latents).sample.numpy()
+        ours: Any = network.apply({"params": weights}, (images + 1) / 2)
+        error = np.linalg.norm(np.asarray(2 * ours - 1).transpose(0, 3, 1, 2) - theirs)
+        assert theirs.std() > 0.01
+        assert error < 1e-5 * np.linalg.norm(theirs)
+        peer.save_pretrained(tmp_path / "theirs")
+        found, back = TAESD_OF_DIFFUSERS.read(tmp_path / "theirs")
         assert found == network
         same(back, weights)
