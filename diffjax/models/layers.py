@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -20,17 +20,34 @@ from jaxtyping import Bool, Float
 from diffjax.errors import UserError, nearest
 from diffjax.kinds import Positive
 from diffjax.models.attention import attention
+from diffjax.models.norms import norm
 from diffjax.models.placement import BATCH, constrain, one_device
 from diffjax.models.remat import ATTENTION
+from diffjax.models.rotary import Rotation, rotate
 from diffjax.shapes import Array, Labels, NoiseLabels, PerSample, Tokens
 
 HIDDEN = ("intermediates", "hidden")
 """The collection and name under which a network sows activations of a middle layer."""
 
 STACKED = "blocks"
-"""The name of the parameters of stacked blocks, whose first axis is the number of the block."""
+"""The name of the parameters of stacked blocks, whose first axis is the number of the block. Those
+of a stack that begins with block 4 are `blocks_4`."""
+
+_STACK = re.compile(rf"{STACKED}(?:_([0-9]+))?")
 
 COMPUTE_TYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+
+
+def is_stacked(path: str) -> bool:
+    """Whether a parameter, by its path, is one of stacked blocks.
+
+    Example:
+        >>> is_stacked("blocks/mlp/up/kernel"), is_stacked("blocks_4/mlp/up/kernel")
+        (True, True)
+        >>> is_stacked("block_4/mlp/up/kernel")
+        False
+    """
+    return any(_STACK.fullmatch(name) for name in path.split("/"))
 
 
 def compute_type(name: str) -> jnp.dtype:
@@ -126,17 +143,19 @@ class Sinusoids:
         endpoint: whether the lowest frequency is 1 / 10,000, as in DDPM, or the one above it, as in
             ADM and DiT.
         sine_first: whether the sines come first, as in DDPM.
+        max_period: the longest period, over 2π; 10 for labels from 0 to 1 in DDT.
     """
 
     endpoint: bool = False
     sine_first: bool = False
+    max_period: Positive[float] = 10_000.0
 
     def __call__(
         self, module: nn.Module, noise_label: PerSample, features: int, suffix: str = ""
     ) -> Float[Array, " batch {features}"]:
         """The embedding; `module` gets no parameters."""
         del module, suffix
-        waves = frequency_embedding(noise_label, features, endpoint=self.endpoint)
+        waves = frequency_embedding(noise_label, features, self.max_period, self.endpoint)
         return jnp.roll(waves, features // 2, axis=-1) if self.sine_first else waves
 
 
@@ -175,8 +194,30 @@ class Fourier:
         return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
 
 
+class Embeddings(NamedTuple):
+    """The embedded noise labels and class of each example, `[B, features]` each.
+
+    Attributes:
+        times: one for each noise label.
+        label: of the class; None without classes.
+    """
+
+    times: tuple[jax.Array, ...]
+    label: jax.Array | None
+
+    @property
+    def time(self) -> jax.Array:
+        """The sum of the embedded noise labels."""
+        return functools.reduce(jnp.add, self.times)
+
+    @property
+    def vector(self) -> jax.Array:
+        """The conditioning vector: the sum of all."""
+        return constrain(self.time if self.label is None else self.time + self.label, BATCH, None)
+
+
 class Conditioning(nn.Module):
-    """The conditioning vector of an example, from its noise label and its class.
+    """Embeds the noise label and the class of an example; their sum is its conditioning vector.
 
         c = W₂ SiLU(W₁ frequencies(noise_label)) + E[cond]
 
@@ -189,11 +230,11 @@ class Conditioning(nn.Module):
     the frequencies become `frequencies(noise_label) + A a`, without a bias.
 
     Call with `noise_label [B]` or `[B, n]`, `cond [B] int32 | None` and
-    `augment_labels [B, augment_dim] | None`; returns `[B, features]`.
+    `augment_labels [B, augment_dim] | None`; returns `Embeddings`, whose `vector` is `c`.
 
     Attributes:
         num_classes: the number of classes; 0 is unconditional.
-        features: the width of the vector.
+        features: the width of the vectors.
         num_frequencies: the width of the sinusoidal embedding; 256 in DiT.
         frequencies: the embedding of the noise label, `Sinusoids` or `Fourier`.
         null_row: whether the null label has a row of `E`. Without one it adds nothing, as in EDM.
@@ -203,6 +244,8 @@ class Conditioning(nn.Module):
         dtype: the compute type.
         kernel_init: the initializer of both dense layers.
         label_init: the initializer of `E`.
+        layers: whether the two dense layers are there. Without them an embedded noise label is
+            `frequencies(noise_label)`, of the width `features`.
     """
 
     num_classes: int
@@ -215,6 +258,7 @@ class Conditioning(nn.Module):
     dtype: str = "float32"
     kernel_init: Initializer = initializers.normal(0.02)
     label_init: Initializer = initializers.normal(0.02)
+    layers: bool = True
 
     @nn.compact
     def __call__(
@@ -222,7 +266,7 @@ class Conditioning(nn.Module):
         noise_label: NoiseLabels,
         cond: Labels | None,
         augment_labels: Float[Array, " batch {self.augment_dim}"] | None = None,
-    ) -> Float[Array, " batch {self.features}"]:
+    ) -> Embeddings:
         labels = noise_label.reshape(noise_label.shape[0], -1)
         of_classes = None
         if self.num_classes:
@@ -235,12 +279,9 @@ class Conditioning(nn.Module):
                 augment_labels = jnp.zeros((noise_label.shape[0], self.augment_dim))
             added = self._dense(self.num_frequencies, "augmentation", False)(augment_labels)
             early = added if early is None else early + added
-        h = self._embedded(labels[:, 0], "", early)
-        for i in range(1, labels.shape[1]):
-            h = h + self._embedded(labels[:, i], f"_{i}")
-        if of_classes is not None and not self.early_labels:
-            h = h + of_classes
-        return constrain(h, BATCH, None)
+        times = [self._embedded(labels[:, 0], "", early)]
+        times += [self._embedded(labels[:, i], f"_{i}") for i in range(1, labels.shape[1])]
+        return Embeddings(tuple(times), None if self.early_labels else of_classes)
 
     def _of_classes(self, cond: jax.Array) -> jax.Array:
         table = nn.Embed(
@@ -263,8 +304,11 @@ class Conditioning(nn.Module):
     def _embedded(
         self, noise_label: jax.Array, suffix: str, early: jax.Array | None = None
     ) -> jax.Array:
+        if not self.layers:
+            h = self.frequencies(self, noise_label, self.features, suffix)
+            return h.astype(compute_type(self.dtype))
         h = self.frequencies(self, noise_label, self.num_frequencies, suffix)
-        h = h if early is None else h + early
+        h = h if early is None else h + early.astype(h.dtype)
         # Not split by width: with such a split XLA returned wrong gradients for the layers below.
         h = self._dense(self.features, f"hidden{suffix}")(h)
         h = nn.silu(constrain(h, BATCH, None))
@@ -294,7 +338,8 @@ channel (EDM and EDM2)."""
 class SelfAttention(nn.Module):
     """Multi-head self-attention over tokens `[B, T, D]`, with dense layers before and after it.
 
-    In stacked blocks, `place [depth]` is one-hot: true at the number of this block.
+    In stacked blocks, `place [depth]` is one-hot: true at the number of this block. With `rotation`
+    queries and keys are rotated by the tokens' positions (`diffjax.models.rotary`).
 
     One dense layer returns queries, keys and values. The order of its columns is the same function
     with other places of the weights, and published networks differ in it.
@@ -306,6 +351,10 @@ class SelfAttention(nn.Module):
         kernel_init: the initializer of the layer for queries, keys and values.
         out_init: the initializer of the output layer.
         qkv_order: the order of the columns, a name in `QKV_ORDERS`.
+        qkv_bias: whether the layer for queries, keys and values has a bias.
+        qk_norm: whether the queries and keys of a head are normalised to a mean square of 1, and
+            multiplied by a learned vector, the same for all heads (Dehghani et al. 2023,
+            arXiv:2302.05442, with RMS norms).
 
     Raises:
         UserError: the heads do not divide the width, or the order is unknown.
@@ -317,9 +366,16 @@ class SelfAttention(nn.Module):
     kernel_init: Initializer = initializers.xavier_uniform()
     out_init: Initializer = initializers.xavier_uniform()
     qkv_order: str = "parts"
+    qkv_bias: bool = True
+    qk_norm: bool = False
 
     @nn.compact
-    def __call__(self, x: Tokens, place: Bool[Array, " depth"] | None = None) -> Tokens:
+    def __call__(
+        self,
+        x: Tokens,
+        place: Bool[Array, " depth"] | None = None,
+        rotation: Rotation | None = None,
+    ) -> Tokens:
         dtype = compute_type(self.dtype)
         batch, length, width = x.shape
         if self.num_heads < 1 or width % self.num_heads:
@@ -328,7 +384,13 @@ class SelfAttention(nn.Module):
             raise UserError(
                 f"qkv_order: no order {self.qkv_order!r}; {nearest(self.qkv_order, QKV_ORDERS)}"
             )
-        qkv = Dense(3 * width, dtype=dtype, kernel_init=self.kernel_init, name="qkv")(x)
+        qkv = Dense(
+            3 * width,
+            use_bias=self.qkv_bias,
+            dtype=dtype,
+            kernel_init=self.kernel_init,
+            name="qkv",
+        )(x)
         heads = (batch, length, self.num_heads, width // self.num_heads)
         order = QKV_ORDERS[self.qkv_order]
         if order != (0, 1, 2):
@@ -342,6 +404,10 @@ class SelfAttention(nn.Module):
             constrain(part.reshape(heads), BATCH, "sequence", "tensor", None)
             for part in jnp.split(qkv, 3, axis=-1)
         )
+        if self.qk_norm:
+            q, k = norm("rms", dtype, name="q_norm")(q), norm("rms", dtype, name="k_norm")(k)
+        if rotation is not None:
+            q, k = rotate(q, rotation), rotate(k, rotation)
         out = checkpoint_name(self.look(q, k, v, place), ATTENTION).reshape(batch, length, width)
         return Dense(width, dtype=dtype, kernel_init=self.out_init, name="out")(out)
 
@@ -392,7 +458,7 @@ def attention_layers(params: Any) -> list[str]:
         return []
     found = []
     for name, inner in params.items():
-        if name == STACKED:
+        if _STACK.fullmatch(name):
             depth = jax.tree.leaves(inner)[0].shape[0]
             paths = [f"{name}/{path}" for path in attention_layers(inner)]
             found += [_in_stack(path, i) for i in range(depth) for path in paths]
@@ -405,4 +471,9 @@ def attention_layers(params: Any) -> list[str]:
 
 def _in_stack(path: str, number: int) -> str:
     """The path of a layer in one of the stacked blocks, as if the blocks were not stacked."""
-    return re.sub(rf"(^|/){STACKED}/", rf"\g<1>block_{number}/", path)
+
+    def unstacked(name: str) -> str:
+        stack = _STACK.fullmatch(name)
+        return name if stack is None else f"block_{int(stack[1] or 0) + number}"
+
+    return "/".join(map(unstacked, path.split("/")))

@@ -390,7 +390,7 @@ class UNet(nn.Module):
             # As large as the embedded time, as in ADM; smaller embeddings are learned late.
             label_init=initializers.normal(1.0),
             name="conditioning",
-        )(noise_label, labels, augment_labels)
+        )(noise_label, labels, augment_labels).vector
 
     def _down(self, x: jax.Array, c: jax.Array, train: bool) -> tuple[jax.Array, list[jax.Array]]:
         """The map after the way down, and all maps for the way up."""

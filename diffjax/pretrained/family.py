@@ -64,7 +64,7 @@ class Denoiser:
 
 @dataclass(frozen=True)
 class Config:
-    """How `config.json` of a folder of diffusers describes a network, in both directions.
+    """How the settings beside published tensors describe a network, in both directions.
 
     Attributes:
         class_name: the name of the class there, the entry `_class_name`.
@@ -72,6 +72,7 @@ class Config:
         to_ours: the other entries -> settings of the network. It may raise `KeyError`.
         to_theirs: a network -> the other entries. It may raise `UserError` for one that can't be
             described.
+        where: where they are, for errors; a pickle of NVIDIA's has settings too.
         beside: entries that the network does not depend on but its users do, with the values that
             diffusers takes where they are missing, such as the scale of latents.
     """
@@ -80,6 +81,7 @@ class Config:
     fixed: Mapping[str, Any]
     to_ours: Callable[[Mapping[str, Any]], Mapping[str, Any]]
     to_theirs: Callable[[Any], Mapping[str, Any]]
+    where: str = "config.json"
     beside: Mapping[str, Any] = field(default_factory=dict)
 
     def settings(self, entries: Mapping[str, Any], source: str) -> Mapping[str, Any]:
@@ -92,15 +94,15 @@ class Config:
         for name, value in {"_class_name": self.class_name, **self.fixed}.items():
             if entries.get(name, value) != value:
                 raise UserError(
-                    f"{source}: config.json has {name}={entries[name]!r}, and only {value!r} is "
+                    f"{source}: {self.where} has {name}={entries[name]!r}, and only {value!r} is "
                     "known"
                 )
         try:
             return self.to_ours(entries)
         except (ArithmeticError, TypeError, ValueError) as error:
-            raise UserError(f"{source}: config.json can't be used: {error}") from error
+            raise UserError(f"{source}: {self.where} can't be used: {error}") from error
         except KeyError as error:
-            raise UserError(f"{source}: config.json lacks {error}") from error
+            raise UserError(f"{source}: {self.where} lacks {error}") from error
 
     def entries(self, network: Any) -> dict[str, Any]:
         """The `config.json` of a network."""
@@ -121,6 +123,8 @@ class Published:
         guidance_scale: the scale.
         guidance: the rule.
         codec: what encoded the latents that it was trained on; "" for pixels.
+        condition_dropout: the rate at which labels were replaced by the null label in training; 0
+            if they never were, so that the network can't be guided by a null label.
     """
 
     objective: str
@@ -130,6 +134,7 @@ class Published:
     guidance_scale: float
     guidance: str = "cfg"
     codec: str = ""
+    condition_dropout: float = 0.1
 
 
 def _as_they_are(state: Mapping[str, Any], network: Any) -> Mapping[str, Any]:
@@ -216,8 +221,8 @@ class Family:
             for name, value in found.items():
                 if given.get(name, value) != value:
                     raise UserError(
-                        f"{source}: config.json has {name}={given[name]}, but its tensors are of "
-                        f"{name}={value}"
+                        f"{source}: {self.config.where} has {name}={given[name]}, but its tensors "
+                        f"are of {name}={value}"
                     )
             return self.network(**{**given, **found, **settings})
         for size in self.sizes.values():
@@ -234,7 +239,8 @@ class Family:
 
     def shapes(self, network: Any) -> Any:
         """The parameters of a network as `jax.ShapeDtypeStruct`, without computing them."""
-        return _shapes(network, tuple(self.inputs(network)))
+        leaves, structure = jax.tree.flatten(tuple(self.inputs(network)))
+        return _shapes(network, tuple(leaves), structure)
 
     def to_ours(
         self,
@@ -285,5 +291,6 @@ class Family:
 
 
 @functools.lru_cache(8)  # To trace a network of 28 blocks takes half a second.
-def _shapes(network: Any, inputs: tuple[jax.ShapeDtypeStruct, ...]) -> Any:
+def _shapes(network: Any, leaves: tuple[jax.ShapeDtypeStruct, ...], structure: Any) -> Any:
+    inputs = jax.tree.unflatten(structure, leaves)
     return jax.eval_shape(network.init, jax.random.key(0), *inputs)["params"]

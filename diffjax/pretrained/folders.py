@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 from diffjax.errors import UserError
 from diffjax.host.files import place_of, write_json
 from diffjax.pretrained.files import read_state_dict, write_safetensors
+from diffjax.pretrained.persistent_pickles import is_persistent_pickle, read_persistent_pickle
 from diffjax.pretrained.tensors import Tensor
 
 CONFIG, PIPELINE = "config.json", "model_index.json"
@@ -34,7 +35,8 @@ class Contents(NamedTuple):
 
     Attributes:
         state: the tensors by name, which are read when they are used.
-        config: the entries of `config.json`; empty for a file.
+        config: the entries of `config.json`, or the settings in a pickle of NVIDIA's; empty for
+            other files.
         place: the file, or the folder of the network within a pipeline.
     """
 
@@ -63,6 +65,9 @@ def read_weights(path: str | Path, part: str = "") -> Contents:
     """
     place = place_of(str(path))
     if not place.is_dir():
+        if is_persistent_pickle(place):
+            network = read_persistent_pickle(place, part or "ema")
+            return Contents(network.tensors, network.settings, place)
         return Contents(read_state_dict(place, part), {}, place)
     if not (place / CONFIG).exists() and (place / PIPELINE).exists():
         place = _denoiser_of(place)

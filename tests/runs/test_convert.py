@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from jax.sharding import SingleDeviceSharding
 
 from diffjax.errors import UserError
 from diffjax.models.autoencoder_kl.network import AutoencoderKL
@@ -24,7 +25,7 @@ from diffjax.pretrained.files import read_state_dict, write_safetensors
 from diffjax.pretrained.folders import write_folder
 from diffjax.pretrained.torch_writer import write_torch
 from diffjax.runs.convert import convert
-from diffjax.runs.initial import by_path
+from diffjax.runs.initial import by_path, find_initial_weights
 from diffjax.runs.own_folders import read_own, write_own
 from experiments import cli
 from experiments import convert as experiment
@@ -95,6 +96,12 @@ def test_stacked_blocks_are_written_one_by_one(tmp_path):
     assert len(convert(str(tmp_path / "own"), "diffusers", tmp_path / "theirs")) == 2
     found = DIFFUSERS.read(tmp_path / "theirs", stacked)[1]
     same(found, weights)
+
+
+def test_a_run_begins_with_a_folder_of_this_library(own, params):
+    device = SingleDeviceSharding(jax.devices()[0])
+    like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), params)
+    same(find_initial_weights(str(own), like, denoiser=DIT)()[0], params)
 
 
 def test_a_run_is_written_with_the_weights_that_are_named(trained_run, tmp_path):
