@@ -15,21 +15,21 @@ from diffjax.models.autoencoder_kl.published import FAMILY as AUTOENCODER_KL
 from diffjax.models.autoencoder_kl.published import LDM
 from diffjax.models.dit.network import DiT
 from diffjax.models.dit.published import DIFFUSERS, FAMILY
-from diffjax.models.families import find_published
+from diffjax.models.families import LAYOUTS, find_published
 from diffjax.models.sit.network import SiT
 from diffjax.models.taesd.network import TAESD
 from diffjax.models.taesd.published import DIFFUSERS as TAESD_OF_DIFFUSERS
 from diffjax.models.taesd.published import FAMILY as TAESD_FAMILY
 from diffjax.pretrained.family import Denoiser, Family
 from diffjax.pretrained.files import read_state_dict, write_safetensors
-from diffjax.pretrained.folders import write_folder
+from diffjax.pretrained.folders import read_weights, write_folder
 from diffjax.pretrained.torch_writer import write_torch
-from diffjax.runs.convert import convert
+from diffjax.runs.convert import TARGETS, convert
 from diffjax.runs.initial import by_path, find_initial_weights
 from diffjax.runs.own_folders import read_own, write_own
 from experiments import cli
 from experiments import convert as experiment
-from tests.models.test_families import drawn
+from tests.models.test_families import SMALL, drawn
 from tests.references import autoencoder_kl as reference
 
 SETTINGS: Any = {"side": 8, "channels": 3, "num_classes": 5, "out_channels": 6, "num_heads": 2}
@@ -83,7 +83,7 @@ def test_what_the_authors_code_computes_otherwise_is_said(own, params, tmp_path)
     lines = convert(str(own), "authors", tmp_path / "theirs")
     assert lines[1] == (
         "unlike: whoever reads this layout evaluates the network with frequency_endpoint=False "
-        "instead of True, mlp_norm_eps=1e-06 instead of 1e-05"
+        "instead of True, mlp_norm_eps=0.0 instead of 1e-05"
     )
     state = read_state_dict(tmp_path / "theirs" / "weights.pt")
     same(FAMILY.to_ours(state, DIT, "x"), params)
@@ -96,6 +96,30 @@ def test_stacked_blocks_are_written_one_by_one(tmp_path):
     assert len(convert(str(tmp_path / "own"), "diffusers", tmp_path / "theirs")) == 2
     found = DIFFUSERS.read(tmp_path / "theirs", stacked)[1]
     same(found, weights)
+
+
+EACH_LAYOUT = [
+    (name, family)
+    for layouts in LAYOUTS.values()
+    for name, family in layouts.items()
+    if name in TARGETS
+]
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize(
+    ("to", "family"), EACH_LAYOUT, ids=[f"{family.name}-{to}" for to, family in EACH_LAYOUT]
+)
+def test_each_network_is_written_in_each_of_its_layouts(to, family, tmp_path):
+    wide = {"channels": 128} if family.name == "DDPM" else {}  # diffusers has 32 groups
+    network = family.network(**SMALL.get(family.name, {}) | wide)
+    weights = drawn(family, network)
+    write_own(tmp_path / "own", network, weights)
+    assert repr(read_own(tmp_path / "own")[0]) == repr(network)
+    lines = convert(str(tmp_path / "own"), to, tmp_path / "theirs")
+    assert not [line for line in lines if line.startswith("unlike")]
+    state = read_weights(tmp_path / "theirs" / ("weights.pt" if to == "authors" else "")).state
+    same(family.to_ours(state, network, "x"), weights)
 
 
 def test_a_run_begins_with_a_folder_of_this_library(own, params):
@@ -175,7 +199,7 @@ def test_a_file_of_dit_or_sit_of_no_published_size(tmp_path):
     """Neither the family nor the number of heads is in the file."""
     source, settings = str(authors_file(tmp_path)), {"num_heads": 2}
     lines = convert(source, "diffusers", tmp_path / "a", family="DiT", settings=settings)
-    assert "with frequency_endpoint=True instead of False" in lines[1]
+    assert lines[1].endswith("with frequency_endpoint=True instead of False")
     assert json.loads((tmp_path / "a" / "config.json").read_text())["norm_eps"] == 1e-6
     convert(source, "diffjax", tmp_path / "b", family="SiT", settings=settings)
     assert type(read_own(tmp_path / "b")[0].network) is SiT

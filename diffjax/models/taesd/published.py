@@ -134,6 +134,6 @@ DIFFUSERS = Family(
         _FIXED,
         lambda config: {"latent_channels": int(config["latent_channels"])},
         _config,
-        {"scaling_factor": 1.0, "shift_factor": 0.0},
+        beside={"scaling_factor": 1.0, "shift_factor": 0.0},
     ),
 )
