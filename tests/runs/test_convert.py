@@ -2,6 +2,7 @@
 
 import json
 import re
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -120,6 +121,19 @@ def test_each_network_is_written_in_each_of_its_layouts(to, family, tmp_path):
     assert not [line for line in lines if line.startswith("unlike")]
     state = read_weights(tmp_path / "theirs" / ("weights.pt" if to == "authors" else "")).state
     same(family.to_ours(state, network, "x"), weights)
+
+
+def test_the_page_has_a_row_of_each_layout():
+    table = (Path(__file__).parents[2] / "docs" / "pretrained.md").read_text()
+    rows = {
+        name: line.split("|")[2:4]
+        for line in table.splitlines()
+        for name in re.findall(r"`(\w+)`", line.split("|")[1] if line.startswith("|") else "")
+    }
+    for network, layouts in LAYOUTS.items():
+        cells = dict(zip(("authors", "diffusers"), rows[network.__name__], strict=True))
+        for to, cell in cells.items():
+            assert (to in layouts) == (cell.strip() != "–" and "not written" not in cell), network
 
 
 def test_a_run_begins_with_a_folder_of_this_library(own, params):
