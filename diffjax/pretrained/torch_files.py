@@ -45,7 +45,7 @@ _OLD_MAGIC, _OLD_VERSION = 0x1950A86A20F9469CFC6C, 1001
 # multiple of the file's size.
 _MOST_COPIES = 4
 # The parts of what trainings store that are wanted, the first of them that is there.
-_PARTS = ("ema", "model", "state_dict")
+_PARTS = ("ema", "model_ema1", "model", "state_dict")
 _DAMAGED = (
     pickle.UnpicklingError,
     zipfile.BadZipFile,
