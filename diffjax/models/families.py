@@ -30,6 +30,9 @@ from diffjax.models.lightningdit.network import LightningDiT
 from diffjax.models.lightningdit.published import FAMILY as LIGHTNINGDIT_FAMILY
 from diffjax.models.sit.network import SiT
 from diffjax.models.sit.published import FAMILY as SIT_FAMILY
+from diffjax.models.taesd.network import TAESD
+from diffjax.models.taesd.published import DIFFUSERS as TAESD_OF_DIFFUSERS
+from diffjax.models.taesd.published import FAMILY as TAESD_FAMILY
 from diffjax.models.uvit.network import UViT
 from diffjax.models.uvit.published import FAMILY as UVIT_FAMILY
 from diffjax.pretrained.family import Family
@@ -52,6 +55,7 @@ LAYOUTS: Mapping[type[Any], Mapping[str, Family]] = {
     DhariwalUNet: {AUTHORS: DHARIWAL},
     DDPMUNet: {DIFFUSERS: DDPM, "old diffusers": OLD_DDPM},
     EDM2: {AUTHORS: EDM2_FAMILY},
+    TAESD: {"pair of files": TAESD_FAMILY, DIFFUSERS: TAESD_OF_DIFFUSERS},
     AutoencoderKL: {AUTHORS: LDM, DIFFUSERS: AUTOENCODER_KL, "old diffusers": OLD_DIFFUSERS},
 }
 """By the class of the network. A file of SiT is taken for one of DiT, whose names it has."""

@@ -6,7 +6,8 @@
     model_index.json
 
 Shards are files `*-00001-of-00002.safetensors`, with an index, `*.safetensors.index.json`, of the
-tensors in each of them.
+tensors in each of them. A folder without `config.json` may have an encoder and a decoder in two
+files, `NAME_encoder.pth` and `NAME_decoder.pth`.
 """
 
 import json
@@ -45,10 +46,11 @@ class Contents(NamedTuple):
 
 
 def read_weights(path: str | Path, part: str = "") -> Contents:
-    """Reads a file of weights, a folder of diffusers, or the denoiser of a pipeline.
+    """Reads a file of weights, a folder, or the denoiser of a pipeline.
 
     Args:
-        path: of a file of torch or safetensors, or of a folder; `~` is the home folder.
+        path: of a file of torch or safetensors, or of a folder of diffusers or with an encoder and
+            a decoder; `~` is the home folder.
         part: of a file of torch with several, such as `ema`; see `read_state_dict`.
 
     Raises:
@@ -69,6 +71,8 @@ def read_weights(path: str | Path, part: str = "") -> Contents:
         return Contents(read_state_dict(place, part), {}, place)
     if not (place / CONFIG).exists() and (place / PIPELINE).exists():
         place = _denoiser_of(place)
+    if not (place / CONFIG).exists() and (pair := _pair(place)):
+        return Contents(pair, {}, place)
     config = read_object(place / CONFIG)
     return Contents(_read_weights(place, part), config, place)
 
@@ -136,6 +140,23 @@ def _denoiser_of(pipeline: Path) -> Path:
         f"{pipeline} is a pipeline without a folder {' or '.join(_DENOISERS)}: name one of its "
         f"folders, {', '.join(path.name for path in sorted(pipeline.iterdir()) if path.is_dir())}"
     )
+
+
+def _pair(folder: Path) -> dict[str, Tensor]:
+    """The tensors of `NAME_encoder.pth` and `NAME_decoder.pth`; none without such a pair."""
+    pairs = []
+    for file in sorted(folder.glob("*_encoder.*")):
+        other = file.with_name(file.name.replace("_encoder.", "_decoder."))
+        if other.is_file():
+            pairs.append({"encoder": file, "decoder": other})
+    if len(pairs) > 1:
+        names = ", ".join(pair["encoder"].name for pair in pairs)
+        raise UserError(f"{folder} has several pairs of an encoder and a decoder: {names}")
+    return {
+        f"{part}.{name}": tensor
+        for part, file in (pairs[0].items() if pairs else ())
+        for name, tensor in read_state_dict(file).items()
+    }
 
 
 def _read_weights(folder: Path, part: str) -> dict[str, Tensor]:

@@ -30,7 +30,8 @@ FORMATS: Mapping[str, tuple[str, Callable[[Path, Mapping[str, Any]], None]]] = {
 }
 """How a file of the authors' layout may be written: the end of its name, and what writes it."""
 _WITHOUT_EFFECT = frozenset({"parent", "name", "dtype", "attention", "scan", "remat", "dropout"})
-_KEPT_BY_SIZE = frozenset({"num_heads", "num_groups"})
+_NOT_SHOWN = frozenset({"num_heads", "num_groups", "head_channels", "attention_resolutions"})
+"""Settings that tensors do not show, and that whoever reads them knows from the published size."""
 
 
 class Given(NamedTuple):
@@ -192,10 +193,13 @@ def _unlike(
     shown = family.recognise({name: tuple(x.shape) for name, x in state.items()})
     settings = family.config.settings(entries, given.origin) if family.config and entries else {}
     module = _module(given.network)
-    by_size = {name: getattr(module, name) for name in _KEPT_BY_SIZE if hasattr(module, name)}
-    there = family.network(**{**by_size, **settings, **shown})
+    of_sizes = {name for size in family.sizes.values() for name in size.settings} | _NOT_SHOWN
+    known = {name: getattr(module, name) for name in of_sizes if hasattr(module, name)}
+    if "image_shape" in of_sizes and isinstance(given.network, Denoiser):
+        known["image_shape"] = given.network.image_shape
+    there = family.network(**{**(settings or known), **shown})
     family.check(state, there, f"the layout of {given.origin} for {family.name}")
-    hidden = _WITHOUT_EFFECT | shown.keys() | (frozenset() if settings else _KEPT_BY_SIZE)
+    hidden = _WITHOUT_EFFECT | shown.keys() | (set() if settings else known.keys())
     unlike = [
         f"{field.name}={theirs} instead of {ours}"
         for field in dataclasses.fields(_module(there))

@@ -3,12 +3,16 @@
 import json
 import os
 
+import jax
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding, SingleDeviceSharding
+from jax.sharding import PartitionSpec as P
 
 from diffjax.errors import UserError
 from diffjax.pretrained import tensors
 from diffjax.pretrained.folders import read_weights, write_folder
+from diffjax.pretrained.placing import placed_like
 from diffjax.pretrained.tables import Row, to_ours
 
 STATE = {f"layer.{i}": np.full((4, 3), i, np.float32) for i in range(5)}
@@ -172,3 +176,19 @@ def test_two_files_of_which_none_has_the_usual_name(tmp_path):
 def test_a_folder_that_can_not_be_written(tmp_path):
     with pytest.raises(UserError, match=r"can't write weights to .*nowhere/x: No such file"):
         write_folder(tmp_path / "nowhere" / "x", STATE, CONFIG)
+
+
+def test_each_device_has_its_part_and_none_is_the_memory_of_the_file(tmp_path):
+    """Of eight devices; a parameter that needs no change would otherwise be a view of the file."""
+    write_folder(tmp_path, {"w": np.arange(48, dtype=np.float32).reshape(16, 3)}, CONFIG)
+    tensor = np.asarray(read_weights(tmp_path).state["w"])
+    mesh = jax.make_mesh((8,), ("fsdp",))
+    split, whole = NamedSharding(mesh, P("fsdp")), SingleDeviceSharding(jax.devices()[0])
+    for sharding, rows in ((split, 2), (whole, 16)):
+        like = {"w": jax.ShapeDtypeStruct((16, 3), np.float32, sharding=sharding)}
+        placed = placed_like(like)("w", tensor)
+        assert placed.sharding == sharding
+        assert {shard.data.shape for shard in placed.addressable_shards} == {(rows, 3)}
+        np.testing.assert_array_equal(placed, tensor)
+        for shard in placed.addressable_shards:
+            assert not np.shares_memory(np.asarray(shard.data), tensor)

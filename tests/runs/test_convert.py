@@ -2,11 +2,13 @@
 
 import json
 import re
+from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 import pytest
+from jax.sharding import SingleDeviceSharding
 
 from diffjax.errors import UserError
 from diffjax.models.autoencoder_kl.network import AutoencoderKL
@@ -14,17 +16,21 @@ from diffjax.models.autoencoder_kl.published import FAMILY as AUTOENCODER_KL
 from diffjax.models.autoencoder_kl.published import LDM
 from diffjax.models.dit.network import DiT
 from diffjax.models.dit.published import DIFFUSERS, FAMILY
-from diffjax.models.families import find_published
+from diffjax.models.families import LAYOUTS, find_published
 from diffjax.models.sit.network import SiT
-from diffjax.pretrained.family import Denoiser
+from diffjax.models.taesd.network import TAESD
+from diffjax.models.taesd.published import DIFFUSERS as TAESD_OF_DIFFUSERS
+from diffjax.models.taesd.published import FAMILY as TAESD_FAMILY
+from diffjax.pretrained.family import Denoiser, Family
 from diffjax.pretrained.files import read_state_dict, write_safetensors
-from diffjax.pretrained.folders import write_folder
-from diffjax.runs.convert import convert
-from diffjax.runs.initial import by_path
+from diffjax.pretrained.folders import read_weights, write_folder
+from diffjax.pretrained.torch_writer import write_torch
+from diffjax.runs.convert import TARGETS, convert
+from diffjax.runs.initial import by_path, find_initial_weights
 from diffjax.runs.own_folders import read_own, write_own
 from experiments import cli
 from experiments import convert as experiment
-from tests.models.test_families import drawn
+from tests.models.test_families import SMALL, drawn
 from tests.references import autoencoder_kl as reference
 
 SETTINGS: Any = {"side": 8, "channels": 3, "num_classes": 5, "out_channels": 6, "num_heads": 2}
@@ -43,6 +49,11 @@ def own(params, tmp_path_factory):
     folder = tmp_path_factory.mktemp("own") / "dit"
     write_own(folder, DIT, params)
     return folder
+
+
+def entries_of(family: Family, network: Any) -> dict[str, Any]:
+    assert family.config
+    return family.config.entries(network)
 
 
 def same(one, other):
@@ -73,7 +84,7 @@ def test_what_the_authors_code_computes_otherwise_is_said(own, params, tmp_path)
     lines = convert(str(own), "authors", tmp_path / "theirs")
     assert lines[1] == (
         "unlike: whoever reads this layout evaluates the network with frequency_endpoint=False "
-        "instead of True, mlp_norm_eps=1e-06 instead of 1e-05"
+        "instead of True, mlp_norm_eps=0.0 instead of 1e-05"
     )
     state = read_state_dict(tmp_path / "theirs" / "weights.pt")
     same(FAMILY.to_ours(state, DIT, "x"), params)
@@ -86,6 +97,49 @@ def test_stacked_blocks_are_written_one_by_one(tmp_path):
     assert len(convert(str(tmp_path / "own"), "diffusers", tmp_path / "theirs")) == 2
     found = DIFFUSERS.read(tmp_path / "theirs", stacked)[1]
     same(found, weights)
+
+
+EACH_LAYOUT = [
+    (name, family)
+    for layouts in LAYOUTS.values()
+    for name, family in layouts.items()
+    if name in TARGETS
+]
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize(
+    ("to", "family"), EACH_LAYOUT, ids=[f"{family.name}-{to}" for to, family in EACH_LAYOUT]
+)
+def test_each_network_is_written_in_each_of_its_layouts(to, family, tmp_path):
+    wide = {"channels": 128} if family.name == "DDPM" else {}  # diffusers has 32 groups
+    network = family.network(**SMALL.get(family.name, {}) | wide)
+    weights = drawn(family, network)
+    write_own(tmp_path / "own", network, weights)
+    assert repr(read_own(tmp_path / "own")[0]) == repr(network)
+    lines = convert(str(tmp_path / "own"), to, tmp_path / "theirs")
+    assert not [line for line in lines if line.startswith("unlike")]
+    state = read_weights(tmp_path / "theirs" / ("weights.pt" if to == "authors" else "")).state
+    same(family.to_ours(state, network, "x"), weights)
+
+
+def test_the_page_has_a_row_of_each_layout():
+    table = (Path(__file__).parents[2] / "docs" / "pretrained.md").read_text()
+    rows = {
+        name: line.split("|")[2:4]
+        for line in table.splitlines()
+        for name in re.findall(r"`(\w+)`", line.split("|")[1] if line.startswith("|") else "")
+    }
+    for network, layouts in LAYOUTS.items():
+        cells = dict(zip(("authors", "diffusers"), rows[network.__name__], strict=True))
+        for to, cell in cells.items():
+            assert (to in layouts) == (cell.strip() != "–" and "not written" not in cell), network
+
+
+def test_a_run_begins_with_a_folder_of_this_library(own, params):
+    device = SingleDeviceSharding(jax.devices()[0])
+    like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), params)
+    same(find_initial_weights(str(own), like, denoiser=DIT)()[0], params)
 
 
 def test_a_run_is_written_with_the_weights_that_are_named(trained_run, tmp_path):
@@ -126,6 +180,28 @@ def test_an_autoencoder_of_ldm_becomes_a_folder_of_diffusers(tmp_path, prefix):
     assert json.loads((tmp_path / "again" / "config.json").read_text())["scaling_factor"] == 0.13
 
 
+def test_an_encoder_and_a_decoder_become_one_folder_of_diffusers(tmp_path):
+    network = TAESD()
+    weights = drawn(TAESD_FAMILY, network)
+    state = TAESD_FAMILY.to_theirs(weights, network)
+    for part in ("encoder", "decoder"):
+        names = [name for name in state if name.startswith(part)]
+        own_file = {name.removeprefix(f"{part}."): state[name] for name in names}
+        (tmp_path / "pair").mkdir(exist_ok=True)
+        write_torch(tmp_path / "pair" / f"taesd_{part}.pth", own_file)
+    convert(str(tmp_path / "pair"), "diffusers", tmp_path / "theirs")
+    found = find_published(tmp_path / "theirs")
+    assert (found.network, found.layout) == (network, "diffusers")
+    same(found.params(), weights)
+    pooled = TAESD(latent_channels=32, pooled=True)
+    with pytest.raises(UserError, match="AutoencoderTiny has no blocks that normalise"):
+        entries_of(TAESD_OF_DIFFUSERS, pooled)
+    (tmp_path / "pair" / "b_encoder.pth").touch()
+    (tmp_path / "pair" / "b_decoder.pth").touch()
+    with pytest.raises(UserError, match="several pairs of an encoder and a decoder: b_enc"):
+        find_published(tmp_path / "pair")
+
+
 def authors_file(tmp_path):
     network = FAMILY.network((8, 8, 3), 5, hidden_size=16, depth=1, num_heads=2)
     state = FAMILY.to_theirs(drawn(FAMILY, network), network)
@@ -137,7 +213,7 @@ def test_a_file_of_dit_or_sit_of_no_published_size(tmp_path):
     """Neither the family nor the number of heads is in the file."""
     source, settings = str(authors_file(tmp_path)), {"num_heads": 2}
     lines = convert(source, "diffusers", tmp_path / "a", family="DiT", settings=settings)
-    assert "with frequency_endpoint=True instead of False" in lines[1]
+    assert lines[1].endswith("with frequency_endpoint=True instead of False")
     assert json.loads((tmp_path / "a" / "config.json").read_text())["norm_eps"] == 1e-6
     convert(source, "diffjax", tmp_path / "b", family="SiT", settings=settings)
     assert type(read_own(tmp_path / "b")[0].network) is SiT
@@ -269,7 +345,7 @@ class TestInDiffusers:
     @pytest.mark.parametrize("most_shard_bytes", [10**10, 30_000])
     def test_a_dit(self, diffusers, params, tmp_path, most_shard_bytes):
         torch = pytest.importorskip("torch")
-        entries: Any = DIFFUSERS.config and DIFFUSERS.config.entries(DIT)
+        entries = entries_of(DIFFUSERS, DIT)
         state = DIFFUSERS.to_theirs(params, DIT)
         write_folder(tmp_path / "dit", state, entries, most_shard_bytes)
         assert (len(list((tmp_path / "dit").iterdir())) > 4) == (most_shard_bytes < 10**10)
@@ -294,7 +370,7 @@ class TestInDiffusers:
         torch = pytest.importorskip("torch")
         network = AutoencoderKL(**reference.SETTINGS)
         weights = drawn(AUTOENCODER_KL, network)
-        entries: Any = AUTOENCODER_KL.config and AUTOENCODER_KL.config.entries(network)
+        entries = entries_of(AUTOENCODER_KL, network)
         write_folder(tmp_path / "vae", AUTOENCODER_KL.to_theirs(weights, network), entries)
         peer = diffusers.AutoencoderKL.from_pretrained(tmp_path / "vae")
         with torch.inference_mode():
@@ -305,5 +381,25 @@ class TestInDiffusers:
         assert error < 1e-5 * np.linalg.norm(theirs)
         peer.save_pretrained(tmp_path / "theirs")
         found, back = AUTOENCODER_KL.read(tmp_path / "theirs")
+        assert found == network
+        same(back, weights)
+
+    def test_a_tiny_autoencoder(self, diffusers, tmp_path):
+        torch = pytest.importorskip("torch")
+        network = TAESD(latent_channels=16)
+        weights = jax.tree.map(lambda x: x / 10, drawn(TAESD_OF_DIFFUSERS, network))
+        entries = entries_of(TAESD_OF_DIFFUSERS, network)
+        write_folder(tmp_path / "vae", TAESD_OF_DIFFUSERS.to_theirs(weights, network), entries)
+        peer = diffusers.AutoencoderTiny.from_pretrained(tmp_path / "vae")
+        images = np.random.default_rng(0).uniform(-1, 1, (2, 16, 24, 3)).astype(np.float32)
+        with torch.inference_mode():
+            latents = peer.encode(torch.tensor(images.transpose(0, 3, 1, 2))).latents
+            theirs = peer.decode(latents).sample.numpy()
+        ours: Any = network.apply({"params": weights}, (images + 1) / 2)
+        error = np.linalg.norm(np.asarray(2 * ours - 1).transpose(0, 3, 1, 2) - theirs)
+        assert theirs.std() > 0.01
+        assert error < 1e-5 * np.linalg.norm(theirs)
+        peer.save_pretrained(tmp_path / "theirs")
+        found, back = TAESD_OF_DIFFUSERS.read(tmp_path / "theirs")
         assert found == network
         same(back, weights)

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 import flax.linen as nn
 import jax.numpy as jnp
 
-from diffjax.shapes import Array, Images
+from diffjax.shapes import Array, Images, Latents
 
 WIDTH, SCALE = 64, 8
 _GROUPS, _CLAMP = 4, 3.0
@@ -91,6 +91,33 @@ class TAESDDecoder(nn.Module):
                 x = _blocks(x, range(place + 1, min(place + 4, 19)))
             x = _conv(3, "layer_19")(x)
         return x
+
+
+class TAESD(nn.Module):
+    """An encoder with its decoder; the attributes are those of `TAESDEncoder`.
+
+    A call with images `[B, H, W, 3]` in [0, 1] decodes what it encodes. The methods are evaluated
+    by `network.apply(variables, images, method="encode")`.
+    """
+
+    latent_channels: int = 4
+    pooled: bool = False
+
+    def setup(self) -> None:
+        self.encoder = TAESDEncoder(self.latent_channels, self.pooled)
+        self.decoder = TAESDDecoder(self.latent_channels, self.pooled)
+
+    def encode(self, x: Images) -> Latents:
+        """The latents of images."""
+        return self.encoder(x)
+
+    def decode(self, x: Latents) -> Images:
+        """The images of latents."""
+        return self.decoder(x)
+
+    def __call__(self, x: Images) -> Images:
+        """The images that are decoded from the latents of images."""
+        return self.decode(self.encode(x))
 
 
 def _blocks(x: Array, places: Iterable[int], pooled: bool = False) -> Array:

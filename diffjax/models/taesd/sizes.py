@@ -37,3 +37,8 @@ DECODERS: Mapping[str, Size] = {
         "0a44a31e1ae59eb9dbf9359d24942fd3ef5928162c1800d97a28c61d51be0ab5",
     ),
 }
+BOTH: Mapping[str, Size] = {
+    name: Size(size.settings, size.num_parameters + DECODERS[name].num_parameters)
+    for name, size in ENCODERS.items()
+}
+"""An encoder with its decoder, of two files."""
