@@ -21,7 +21,8 @@ FAMILIES = {
 }
 LAYOUTS = [name for name in FAMILIES if " of " in name]
 """Further layouts of a network, whose first layout is in the default tests."""
-LARGE = [name for name in FAMILIES if name.startswith(("ADM", "EDM", "DDPM", "Inception"))]
+_LARGE = ("ADM", "DDPM", "DDT", "EDM", "Inception", "JiT", "LightningDiT", "U-ViT")
+LARGE = [name for name in FAMILIES if name.startswith(_LARGE)]
 _U_NET = {
     "image_shape": (8, 12, 3),
     "channels": 8,

@@ -340,11 +340,12 @@ class DiT(nn.Module):
                 hidden = jnp.where(own.place[self._quarter - stage.start], h, hidden)
             return (h, hidden), h if self._leaves_skips(stage) else None
 
+        given_and_own: Any = (nn.broadcast, 0)
         loop = nn.scan(
             body,
             variable_axes={"params": 0},
             split_rngs={"params": True},
-            in_axes=(nn.broadcast, 0),
+            in_axes=given_and_own,
             length=stage.stop - stage.start,
         )
         places = jnp.eye(stage.stop - stage.start, dtype=bool)
