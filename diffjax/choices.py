@@ -5,13 +5,14 @@ add a choice, add a row; nothing else in the library depends on the names. The e
 paper of each choice are in the docstring of the class or function that its row names.
 """
 
+import math
 from collections.abc import Mapping
 from types import MappingProxyType
 
 from ml_collections import ConfigDict
 
 from diffjax.codecs import SpaceToDepth, autoencoder_kl, taesd
-from diffjax.models import DiT, UNet
+from diffjax.models import EDM2, DiT, UNet
 from diffjax.models.autoencoder_kl.sizes import WEIGHTS as AUTOENCODERS
 from diffjax.objectives import couplings, interpolant, learned_variance, mean_flow, wrappers
 from diffjax.objectives.denoising import Denoising
@@ -92,6 +93,7 @@ TARGETS: Table = MappingProxyType(
         "velocity": spec(targets.Velocity),
         "velocity_to_data": spec(targets.VelocityToData),
         "score": spec(targets.Score),
+        "scaled_score": spec(targets.ScaledScore),
         "f": spec(targets.F),
     }
 )
@@ -174,6 +176,8 @@ NOISE_LABELS: Table = MappingProxyType(
         "time_to_data": spec(precond.TimeLabel, scale=-1.0, offset=1.0),
         "step": spec(precond.TimeLabel, offset=-1.0),
         "log_snr": spec(precond.LogSNRLabel),
+        "log_sigma": spec(precond.LogSNRLabel, scale=-0.125),
+        "log_half_sigma": spec(precond.LogSNRLabel, scale=-0.5, offset=-math.log(2.0)),
     }
 )
 # The factor of the noisy image as the first input of the network.
@@ -322,6 +326,14 @@ MODELS_8X8: Table = MappingProxyType(
             attention_resolutions=(4,),
             head_channels=32,
         ),
+        "edm2": spec(
+            EDM2,
+            channels=32,
+            channel_multipliers=(1, 2),
+            num_res_blocks=1,
+            attention_levels=(1,),
+            head_channels=32,
+        ),
     }
 )
 MODELS_28X28: Table = MappingProxyType(
@@ -333,6 +345,14 @@ MODELS_28X28: Table = MappingProxyType(
             channel_multipliers=(1, 2, 2),
             num_res_blocks=1,
             attention_resolutions=(7,),
+            head_channels=32,
+        ),
+        "edm2": spec(
+            EDM2,
+            channels=32,
+            channel_multipliers=(1, 2, 2),
+            num_res_blocks=1,
+            attention_levels=(2,),
             head_channels=32,
         ),
     }
@@ -417,7 +437,11 @@ OBJECTIVES: Mapping[str, Mapping[str, str]] = MappingProxyType(
             "edm": _EDM,
             # EDM2: |net(c_in·x_t, λ) - F|²/e^u(λ) + u(λ) with a learned u, log σ ~ N(-0.4, 1).
             # Karras et al. 2024 (arXiv:2312.02696), equation 21.
-            "edm2": {**_EDM, "times": "log_normal_edm2", "wrappers": "uncertainty"},
+            "edm2": {
+                **_EDM,
+                "times": "log_normal_edm2",
+                "wrappers": "uncertainty_fourier",
+            },
             # Simple diffusion: |net(x_t, t) - (a·eps - s·x0)|² on the cosine path, with log-SNR
             # shifted for the resolution. Hoogeboom et al. 2023 (arXiv:2301.11093).
             "simple": {"path": "cosine_shifted", "target": "v"},
@@ -451,20 +475,20 @@ OBJECTIVES: Mapping[str, Mapping[str, str]] = MappingProxyType(
             # SD3's rectified flow: |net(x_t, t) - (eps - x0)|², logit(t) ~ N(0, 1). Esser et al.
             # 2024 (arXiv:2403.03206), section 3.1.
             "sd3": {"path": "linear", "target": "velocity", "times": "logit_normal"},
-            # JiT: |net(x_t, t) - x0|²·min(1/t², 400), the error of the velocity where t is above
+            # SiT: |net(x_t, 1 - t) - (x0 - eps)|², x_t = (1 - t)·x0 + t·eps, the flow of a network
+            # whose time runs from noise to data. Ma et al. 2024 (arXiv:2401.08740), section 3.
+            "sit": {
+                "path": "linear",
+                "target": "velocity_to_data",
+                "noise_label": "time_to_data",
+            },
+            # JiT: |net(x_t, 1 - t) - x0|²·min(1/t², 400), the error of the velocity where t is above
             # 0.05, logit(t) ~ N(0.8, 0.8²). Li & He 2025 (arXiv:2511.13720), section 3 and table 9.
             "jit": {
                 "path": "linear",
                 "target": "clean",
                 "weight": "constant_velocity_jit",
                 "times": "logit_normal_jit",
-                "noise_label": "time_to_data",
-            },
-            # SiT: |net(x_t, 1 - t) - (x0 - eps)|², x_t = (1 - t)·x0 + t·eps, the flow of a network
-            # whose time runs from noise to data. Ma et al. 2024 (arXiv:2401.08740), section 3.
-            "sit": {
-                "path": "linear",
-                "target": "velocity_to_data",
                 "noise_label": "time_to_data",
             },
             # OT-CFM: |net(x_t, t) - (eps - x0)|², noise paired with images by optimal transport

@@ -25,7 +25,7 @@ from diffjax.runs.found_grids import FOUND, Search, grid_file, prepare
 from diffjax.runs.load import Run
 from diffjax.runs.measure import labels_in_mix, wanted_samples
 from diffjax.runs.model import Request
-from diffjax.runs.recipes import Guided, named_recipe
+from diffjax.runs.recipes import Chosen, named_recipe
 from diffjax.spec import build, choose
 from experiments import cli
 from experiments.evaluate import parse_steps
@@ -61,8 +61,13 @@ def main(args: SimpleNamespace) -> None:
     cli.require(args, "workdir")
     allowed = ("diffjax", *args.allowed_packages)
     run = diffjax.load(args.workdir, weights=args.weights, allowed_packages=allowed)
-    guided = Guided(args.guidance_scale, args.guidance, args.against)
-    named = named_recipe(run, args.solver, guided=guided)
+    chosen = Chosen(
+        args.solver,
+        guidance_scale=args.guidance_scale,
+        guidance=args.guidance,
+        against=args.against,
+    )
+    named = named_recipe(run, chosen)
     given = args.num_steps or [str(run.recipe.num_steps)]
     steps = [parse_steps(text) for text in given]
     if max(steps) > args.num_candidates:

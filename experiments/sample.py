@@ -33,7 +33,7 @@ from diffjax.runs.condition_files import read
 from diffjax.runs.load import Run
 from diffjax.runs.measure import conditions_to_show
 from diffjax.runs.model import Model, Request
-from diffjax.runs.recipes import Guided, named_recipe
+from diffjax.runs.recipes import Chosen, named_recipe
 from diffjax.sampling.sample import Recipe, Trace
 from experiments import cli, shared_flags
 
@@ -85,8 +85,8 @@ def main(args: SimpleNamespace) -> None:
     cli.require(args, "workdir")
     allowed = ("diffjax", *args.allowed_packages)
     run = diffjax.load(args.workdir, step=args.step, weights=args.weights, allowed_packages=allowed)
-    guided = Guided(args.guidance_scale, args.guidance, args.against)
-    named = named_recipe(run, args.solver, args.grid, args.num_steps, guided)
+    how = (args.solver, args.grid, args.num_steps, args.guidance_scale, args.guidance, args.against)
+    named = named_recipe(run, Chosen(*how))
     recipe = named.recipe
     condition, source, texts = wanted(run, args.labels, args.num_samples, args.data_path)
     out = Path(args.out or Path(args.workdir) / "samples" / f"seed_{args.seed}.png")

@@ -13,7 +13,7 @@ from diffjax.errors import UserError
 from diffjax.host.run_files import read_json
 from diffjax.models.autoencoder_kl import network
 from diffjax.models.autoencoder_kl.published import FAMILY, read
-from diffjax.models.autoencoder_kl.sizes import SCALINGS, Scaling
+from diffjax.models.autoencoder_kl.sizes import RESCALED, SCALINGS, Scaling
 from diffjax.pretrained.downloads import find_weights, sha256_of_file
 from diffjax.shapes import Images, Latents
 
@@ -34,7 +34,8 @@ class AutoencoderKL(Codec):
     Args:
         path: path or URL of a file of weights, of torch or safetensors, in the layout of diffusers
             or of LDM; a file of a whole model has them too.
-        size: `sd-vae` (Stable Diffusion 1 and 2, DiT, SiT), `sdxl`, `sd3` or `flux`.
+        size: `sd-vae` (Stable Diffusion 1 and 2, DiT, SiT), `sdxl`, `sd3`, `flux`, or `edm2`: the
+            weights of `sd-vae` with EDM2's scale of each channel, to a standard deviation of 0.5.
         file_sha256: hex digest of the file.
 
     Example:
@@ -113,7 +114,8 @@ def autoencoder_at(path: str | Path, size: str = "sd-vae") -> AutoencoderKL:
     Args:
         path: of a file of weights, or of a folder of diffusers, whose `config.json` has the scale
             of the latents; of a folder with a folder `vae`, of that.
-        size: of a file, which doesn't show the scale of its latents.
+        size: of a file, which doesn't show the scale of its latents; of a folder, if it has the
+            weights of this size (`RESCALED`).
 
     Raises:
         UserError: there are no such files, they can't be read, or no size has such a scale.
@@ -121,7 +123,8 @@ def autoencoder_at(path: str | Path, size: str = "sd-vae") -> AutoencoderKL:
     place = Path(path)
     if place.is_dir():
         place = place / "vae" if (place / "vae").is_dir() else place
-        size = _size_of(place)
+        found = _size_of(place)
+        size = size if RESCALED.get(size) == found else found
         place = next((place / name for name in _FILES if (place / name).is_file()), place)
     try:
         codec = AutoencoderKL(str(place), size, sha256_of_file(place))
@@ -144,5 +147,6 @@ def _size_of(folder: Path) -> str:
     for size, scaling in SCALINGS.items():
         if scaling == scale:
             return size
-    known = ", ".join(f"{size} {scaling.scale:g}" for size, scaling in SCALINGS.items())
+    own = {size: scaling for size, scaling in SCALINGS.items() if size not in RESCALED}
+    known = ", ".join(f"{size} {scaling.scale:g}" for size, scaling in own.items())
     raise UserError(f"{folder}: no autoencoder here has {Scaling(*scale)}; known: {known}")

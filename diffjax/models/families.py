@@ -5,42 +5,52 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from diffjax.errors import UserError, nearest
-from diffjax.models.adm.network import ADM, ADMUpsampler
+from diffjax.models.adm.network import ADM, ADMClassifier, ADMUpsampler
+from diffjax.models.adm.published import CLASSIFIER, UPSAMPLER
 from diffjax.models.adm.published import FAMILY as ADM_FAMILY
-from diffjax.models.adm.published import UPSAMPLER
 from diffjax.models.autoencoder_kl.network import AutoencoderKL
 from diffjax.models.autoencoder_kl.published import FAMILY as AUTOENCODER_KL
 from diffjax.models.autoencoder_kl.published import LDM, OLD_DIFFUSERS, without_prefix
+from diffjax.models.ddpm.network import DDPMUNet
+from diffjax.models.ddpm.published import FAMILY as DDPM
+from diffjax.models.ddpm.published import OLD as OLD_DDPM
 from diffjax.models.ddt.network import DDT
 from diffjax.models.ddt.published import FAMILY as DDT_FAMILY
 from diffjax.models.dit.network import DiT
 from diffjax.models.dit.published import DIFFUSERS as DIT_OF_DIFFUSERS
-from diffjax.models.dit.published import FAMILY as DIT
+from diffjax.models.dit.published import FAMILY as DIT_FAMILY
+from diffjax.models.edm.network import DhariwalUNet, SongUNet
+from diffjax.models.edm.published import DHARIWAL
+from diffjax.models.edm.published import FAMILY as SONG
 from diffjax.models.edm2.network import EDM2
 from diffjax.models.edm2.published import FAMILY as EDM2_FAMILY
 from diffjax.models.jit.network import JiT
 from diffjax.models.jit.published import FAMILY as JIT_FAMILY
 from diffjax.models.lightningdit.network import LightningDiT
-from diffjax.models.lightningdit.published import FAMILY as LIGHTNINGDIT
+from diffjax.models.lightningdit.published import FAMILY as LIGHTNINGDIT_FAMILY
 from diffjax.models.sit.network import SiT
-from diffjax.models.sit.published import FAMILY as SIT
+from diffjax.models.sit.published import FAMILY as SIT_FAMILY
 from diffjax.models.uvit.network import UViT
 from diffjax.models.uvit.published import FAMILY as UVIT_FAMILY
 from diffjax.pretrained.family import Family
-from diffjax.pretrained.folders import read_published
+from diffjax.pretrained.folders import read_weights
 from diffjax.pretrained.tables import Place
 
 AUTHORS, DIFFUSERS = "authors", "diffusers"
 
 LAYOUTS: Mapping[type[Any], Mapping[str, Family]] = {
-    DiT: {AUTHORS: DIT, DIFFUSERS: DIT_OF_DIFFUSERS},
-    SiT: {AUTHORS: SIT},
-    LightningDiT: {AUTHORS: LIGHTNINGDIT},
+    DiT: {AUTHORS: DIT_FAMILY, DIFFUSERS: DIT_OF_DIFFUSERS},
+    SiT: {AUTHORS: SIT_FAMILY},
+    LightningDiT: {AUTHORS: LIGHTNINGDIT_FAMILY},
     JiT: {AUTHORS: JIT_FAMILY},
     DDT: {AUTHORS: DDT_FAMILY},
     UViT: {AUTHORS: UVIT_FAMILY},
     ADM: {AUTHORS: ADM_FAMILY},
     ADMUpsampler: {AUTHORS: UPSAMPLER},
+    ADMClassifier: {AUTHORS: CLASSIFIER},
+    SongUNet: {AUTHORS: SONG},
+    DhariwalUNet: {AUTHORS: DHARIWAL},
+    DDPMUNet: {DIFFUSERS: DDPM, "old diffusers": OLD_DDPM},
     EDM2: {AUTHORS: EDM2_FAMILY},
     AutoencoderKL: {AUTHORS: LDM, DIFFUSERS: AUTOENCODER_KL, "old diffusers": OLD_DIFFUSERS},
 }
@@ -111,7 +121,7 @@ def find_published(path: str | Path, part: str = "", network: str = "", **settin
     known = {kind.__name__: layouts for kind, layouts in LAYOUTS.items()}
     if network and network not in known:
         raise UserError(f"no published network is called {network!r}; {nearest(network, known)}")
-    whole, config, place = read_published(path, part)
+    whole, config, place = read_weights(path, part)
     for state in (whole, without_prefix(whole)):
         for layouts in [known[network]] if network else known.values():
             if name := layout_of(state, layouts):

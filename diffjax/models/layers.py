@@ -143,12 +143,12 @@ class Sinusoids:
         endpoint: whether the lowest frequency is 1 / 10,000, as in DDPM, or the one above it, as in
             ADM and DiT.
         sine_first: whether the sines come first, as in DDPM.
-        max_period: the longest period over 2π; 10 in DDT, whose noise labels are from 0 to 1.
+        max_period: the longest period, over 2π; 10 for labels from 0 to 1 in DDT.
     """
 
     endpoint: bool = False
     sine_first: bool = False
-    max_period: float = 10_000.0
+    max_period: Positive[float] = 10_000.0
 
     def __call__(
         self, module: nn.Module, noise_label: PerSample, features: int, suffix: str = ""
@@ -234,7 +234,7 @@ class Conditioning(nn.Module):
 
     Attributes:
         num_classes: the number of classes; 0 is unconditional.
-        features: the width of the vector.
+        features: the width of the vectors.
         num_frequencies: the width of the sinusoidal embedding; 256 in DiT.
         frequencies: the embedding of the noise label, `Sinusoids` or `Fourier`.
         null_row: whether the null label has a row of `E`. Without one it adds nothing, as in EDM.
@@ -245,7 +245,7 @@ class Conditioning(nn.Module):
         kernel_init: the initializer of both dense layers.
         label_init: the initializer of `E`.
         layers: whether the two dense layers are there. Without them an embedded noise label is
-            `frequencies(noise_label)`, of the width `num_frequencies`.
+            `frequencies(noise_label)`, of the width `features`.
     """
 
     num_classes: int
@@ -304,10 +304,11 @@ class Conditioning(nn.Module):
     def _embedded(
         self, noise_label: jax.Array, suffix: str, early: jax.Array | None = None
     ) -> jax.Array:
-        h = self.frequencies(self, noise_label, self.num_frequencies, suffix)
-        h = h if early is None else h + early
         if not self.layers:
+            h = self.frequencies(self, noise_label, self.features, suffix)
             return h.astype(compute_type(self.dtype))
+        h = self.frequencies(self, noise_label, self.num_frequencies, suffix)
+        h = h if early is None else h + early.astype(h.dtype)
         # Not split by width: with such a split XLA returned wrong gradients for the layers below.
         h = self._dense(self.features, f"hidden{suffix}")(h)
         h = nn.silu(constrain(h, BATCH, None))

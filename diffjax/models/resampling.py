@@ -46,7 +46,7 @@ def halved(x: jax.Array, taps: Sequence[float] = BOX, *, padded: bool = True) ->
         size = x.shape[axis] if padded else x.shape[axis] - 2 * pad
         wide = _padded(x, axis, pad, pad) if padded else x
         x = _summed(
-            jax.lax.slice_in_dim(wide, k, k + size, 2, axis) * weight
+            jax.lax.slice_in_dim(wide, k, k + size - 1, 2, axis) * weight
             for k, weight in enumerate(_normalised(taps))
         )
     return x

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffjax.errors import UserError, nearest
-from diffjax.pretrained.folders import read_published
+from diffjax.pretrained.folders import read_weights
 from diffjax.pretrained.tables import Place, Table, check, to_ours, to_theirs
 
 
@@ -64,7 +64,7 @@ class Denoiser:
 
 @dataclass(frozen=True)
 class Config:
-    """How `config.json` of a folder of diffusers describes a network, in both directions.
+    """How the settings beside published tensors describe a network, in both directions.
 
     Attributes:
         class_name: the name of the class there, the entry `_class_name`.
@@ -72,12 +72,17 @@ class Config:
         to_ours: the other entries -> settings of the network. It may raise `KeyError`.
         to_theirs: a network -> the other entries. It may raise `UserError` for one that can't be
             described.
+        where: where they are, for errors; a pickle of NVIDIA's has settings too.
+        beside: entries that the network does not depend on but its users do, with the values that
+            diffusers takes where they are missing, such as the scale of latents.
     """
 
     class_name: str
     fixed: Mapping[str, Any]
     to_ours: Callable[[Mapping[str, Any]], Mapping[str, Any]]
     to_theirs: Callable[[Any], Mapping[str, Any]]
+    where: str = "config.json"
+    beside: Mapping[str, Any] = field(default_factory=dict)
 
     def settings(self, entries: Mapping[str, Any], source: str) -> Mapping[str, Any]:
         """The settings of the network that a `config.json` describes.
@@ -89,15 +94,15 @@ class Config:
         for name, value in {"_class_name": self.class_name, **self.fixed}.items():
             if entries.get(name, value) != value:
                 raise UserError(
-                    f"{source}: config.json has {name}={entries[name]!r}, and only {value!r} is "
+                    f"{source}: {self.where} has {name}={entries[name]!r}, and only {value!r} is "
                     "known"
                 )
         try:
             return self.to_ours(entries)
         except (ArithmeticError, TypeError, ValueError) as error:
-            raise UserError(f"{source}: config.json can't be used: {error}") from error
+            raise UserError(f"{source}: {self.where} can't be used: {error}") from error
         except KeyError as error:
-            raise UserError(f"{source}: config.json lacks {error}") from error
+            raise UserError(f"{source}: {self.where} lacks {error}") from error
 
     def entries(self, network: Any) -> dict[str, Any]:
         """The `config.json` of a network."""
@@ -118,6 +123,8 @@ class Published:
         guidance_scale: the scale.
         guidance: the rule.
         codec: what encoded the latents that it was trained on; "" for pixels.
+        condition_dropout: the rate at which labels were replaced by the null label in training; 0
+            if they never were, so that the network can't be guided by a null label.
     """
 
     objective: str
@@ -127,6 +134,7 @@ class Published:
     guidance_scale: float
     guidance: str = "cfg"
     codec: str = ""
+    condition_dropout: float = 0.1
 
 
 def _as_they_are(state: Mapping[str, Any], network: Any) -> Mapping[str, Any]:
@@ -213,8 +221,8 @@ class Family:
             for name, value in found.items():
                 if given.get(name, value) != value:
                     raise UserError(
-                        f"{source}: config.json has {name}={given[name]}, but its tensors are of "
-                        f"{name}={value}"
+                        f"{source}: {self.config.where} has {name}={given[name]}, but its tensors "
+                        f"are of {name}={value}"
                     )
             return self.network(**{**given, **found, **settings})
         for size in self.sizes.values():
@@ -231,7 +239,8 @@ class Family:
 
     def shapes(self, network: Any) -> Any:
         """The parameters of a network as `jax.ShapeDtypeStruct`, without computing them."""
-        return _shapes(network, tuple(self.inputs(network)))
+        leaves, structure = jax.tree.flatten(tuple(self.inputs(network)))
+        return _shapes(network, tuple(leaves), structure)
 
     def to_ours(
         self,
@@ -275,12 +284,13 @@ class Family:
         Raises:
             UserError: the file can't be read, or is of another network.
         """
-        state, config, source = read_published(path)
+        state, config, source = read_weights(path)
         if network is None:
             network = self.network_of(state, str(source), config)
         return network, self.to_ours(state, network, str(source), place)
 
 
 @functools.lru_cache(8)  # To trace a network of 28 blocks takes half a second.
-def _shapes(network: Any, inputs: tuple[jax.ShapeDtypeStruct, ...]) -> Any:
+def _shapes(network: Any, leaves: tuple[jax.ShapeDtypeStruct, ...], structure: Any) -> Any:
+    inputs = jax.tree.unflatten(structure, leaves)
     return jax.eval_shape(network.init, jax.random.key(0), *inputs)["params"]

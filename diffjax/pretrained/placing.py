@@ -30,10 +30,18 @@ def placed_like(like: Any) -> Place:
             # Transposed arrays are copied to a device faster than NumPy copies them. Those that
             # need no change may become the memory of a device, and that may not be a file's.
             piece = array[index].astype(leaf.dtype, copy=False)
-            return piece.copy() if piece.flags.c_contiguous else piece
+            return piece.copy() if piece.flags.c_contiguous and _is_view(piece) else piece
 
         placed = jax.make_array_from_callback(leaf.shape, leaf.sharding, part)
         # The file's pages and this array are not to be in memory longer than need be.
         return jax.block_until_ready(placed)
 
     return place
+
+
+def _is_view(array: np.ndarray) -> bool:
+    """Whether the memory of an array belongs to something else than arrays, such as a file."""
+    owner: Any = array
+    while isinstance(owner, np.ndarray) and owner.base is not None:
+        owner = owner.base
+    return not isinstance(owner, np.ndarray)

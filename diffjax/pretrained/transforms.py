@@ -5,6 +5,7 @@ parameter and the reverse. Their layout is PyTorch's: weights of dense layers ar
 of convolutions `[out, in, height, width]`.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -109,12 +110,12 @@ def split(parts: int | Sequence[int], of: Transform = keep, axis: int = -1) -> T
     )
 
 
-def stack(of: Transform = keep, parts: int = 1) -> Transform:
+def stack(of: Transform = keep, per_block: int = 1) -> Transform:
     """Stacks the published tensors of all blocks to parameters with a first axis of blocks.
 
     Args:
-        of: the change of the tensors of one block to its parameters.
-        parts: the number of tensors of each block; those of a block follow each other.
+        of: the change of the tensors of one block.
+        per_block: the number of published tensors of one block; they follow each other.
 
     Example:
         >>> stack(dense).to_ours((np.zeros((2, 3)),) * 5)[0].shape
@@ -124,8 +125,9 @@ def stack(of: Transform = keep, parts: int = 1) -> Transform:
     """
 
     def to_ours(arrays: Arrays) -> Arrays:
-        blocks = [of.to_ours(arrays[i : i + parts]) for i in range(0, len(arrays), parts)]
-        return tuple(np.stack(same) for same in zip(*blocks, strict=True))
+        starts = range(0, len(arrays), per_block)
+        blocks = [of.to_ours(arrays[i : i + per_block]) for i in starts]
+        return tuple(_stacked(same) for same in zip(*blocks, strict=True))
 
     def to_theirs(arrays: Arrays) -> Arrays:
         return tuple(x for block in zip(*arrays, strict=True) for x in of.to_theirs(block))
@@ -233,6 +235,18 @@ def then(first: Transform, second: Transform) -> Transform:
 def _equal(one: np.ndarray, other: np.ndarray) -> bool:
     # The first comparison is several times as fast, and suffices without NaN.
     return np.array_equal(one, other) or np.array_equal(one, other, equal_nan=True)
+
+
+def _stacked(arrays: Arrays) -> np.ndarray:
+    return np.stack(arrays, out=_aligned((len(arrays), *arrays[0].shape), arrays[0].dtype))
+
+
+def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """An empty array that JAX's CPU device takes over without a copy: it lies at 64 bytes."""
+    size = math.prod(shape) * dtype.itemsize
+    memory = np.empty(size + 64, np.uint8)
+    start = -memory.ctypes.data % 64
+    return memory[start : start + size].view(dtype).reshape(shape)
 
 
 def _parts(array: np.ndarray, parts: int | Sequence[int], axis: int) -> Arrays:

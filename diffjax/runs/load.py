@@ -7,24 +7,23 @@ from functools import cache, cached_property, lru_cache
 from pathlib import Path
 from typing import Any, Protocol
 
-import jax
 import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from diffjax.conditions.base import len_of
 from diffjax.data import DataSet
 from diffjax.errors import UserError
 from diffjax.host.run_files import metrics_arrays, read_metrics
 from diffjax.runs import workdirs
 from diffjax.runs.averages import is_reconstructed, read_reconstructed
 from diffjax.runs.checkpoints import Checkpoints, Damaged
-from diffjax.runs.model import Model, Request
+from diffjax.runs.drawing import draw_images
+from diffjax.runs.model import Model
 from diffjax.runs.parts import Parts
-from diffjax.runs.recipes import Guided, recipe_of
+from diffjax.runs.recipes import Chosen, with_found_grid
 from diffjax.runs.setup import Setup
 from diffjax.sampling.grids import Grid
-from diffjax.sampling.guidance import Against, NegativeCondition, Rule
+from diffjax.sampling.guidance import Rule
 from diffjax.sampling.sample import Recipe
 from diffjax.sampling.solvers import Solver
 from diffjax.spec import check_arguments
@@ -35,7 +34,6 @@ from diffjax.training.subset import merged
 
 BEST = "best"
 """The folder of a run's best checkpoint by `config.best_by`, and its name for `load`."""
-_LARGEST = 2**31 - 1  # without 64-bit numbers JAX takes the seeds 1 and 2³² + 1 for one
 
 
 class Arrays(Protocol):
@@ -254,59 +252,16 @@ class Run:
             UserError: no such condition, name or weights; a number out of range; a recipe that
                 does not suit this model (`check_recipe`).
         """
-        check_whole("seed", seed, -_LARGEST)
-        check_whole("batch_size", batch_size, 1)
-        if num_steps is not None:
-            check_whole("num_steps", num_steps, 1)
-        check_arguments(
-            Run.sample, source=source, solver=solver, grid=grid, guidance_scale=guidance_scale,
-            guidance=guidance, weights=weights,
-        )  # fmt: skip
-        cond, negative = self.conditions(condition), None
-        if against is not None and not isinstance(against, str | Against):
-            negative, against = self._negative(against, len_of(cond)), NegativeCondition()
-        recipe = recipe_of(self, solver, grid, num_steps, Guided(guidance_scale, guidance, against))
-        model = self.model(weights)
-        source = None if source is None else model.encoded(source)
-        request = Request(cond, seed, source, negative=negative)
-        return model.sample(recipe, request, batch_size=batch_size)
-
-    def conditions(self, given: Any) -> Any:
-        """The condition of samples from their number, a list to parse, or its arrays.
-
-        Raises:
-            UserError: the condition parses none of it, or can't be listed in turn.
-        """
-        condition = self.parts.wired.condition
-        if isinstance(given, str):
-            raise UserError(f"condition={given!r} is one text: for one sample pass [{given!r}]")
-        if not isinstance(given, int | float | np.number | bool):
-            return condition.of(given)
-        number: Any = given
-        check_whole("the number of samples", number, 1)
-        listed = condition.in_turn(int(number))
-        if listed is None:
-            raise UserError(
-                f"this run is conditioned on {condition.describe()}, which can't be listed: "
-                "pass the condition of each sample"
-            )
-        return listed
-
-    def _negative(self, given: Any, n: int) -> Any:
-        """The negative condition of n samples, of which one row is for all of them."""
-        if isinstance(given, int | float | np.number | bool):
-            raise UserError(
-                f"against={given!r}: a label is written as 'label:{given}' or [{given}]"
-            )
-        try:
-            cond = self.parts.wired.condition.negative.of(given)
-        except UserError as error:
-            raise UserError(f"against=, a negative condition: {error}") from None
-        if len_of(cond) not in (1, n):
-            raise UserError(
-                f"against= has {len_of(cond)} rows: pass one for all samples, or {n}, one for each"
-            )
-        return cond if len_of(cond) == n else jax.tree.map(lambda row: row.repeat(n, 0), cond)
+        chosen = Chosen(solver, grid, num_steps, guidance_scale, guidance, against)
+        return draw_images(
+            self.model(weights),
+            self.recipe,
+            condition,
+            with_found_grid(self, chosen),
+            source=source,
+            seed=seed,
+            batch_size=batch_size,
+        )
 
     def dataset(self, path: str | None = None) -> DataSet:
         """The data set that the run was trained on.
@@ -341,26 +296,9 @@ class Run:
         )
 
 
-def check_whole(what: str, value: Any, least: int) -> None:
-    """Refuses a value that is not a whole number from `least` to 2³¹ − 1, as the flags do.
-
-    Raises:
-        UserError: it is not.
-
-    Example:
-        >>> check_whole("num_steps", 2.5, 1)
-        Traceback (most recent call last):
-        ...
-        diffjax.errors.UserError: num_steps=2.5: it is a whole number from 1 to 2147483647
-    """
-    whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
-    if not whole or not least <= value <= _LARGEST:
-        raise UserError(f"{what}={value!r}: it is a whole number from {least} to {_LARGEST}")
-
-
-def _reader() -> Callable[[str, str | None], Run]:
-    """`load`, which returns the last few runs again."""
-    return lru_cache(4)(lambda folder, weights: load(folder, weights=weights))
+def _reader(mesh: Mesh | None = None) -> Callable[[str, str | None], Run]:
+    """`load`, which returns the last few runs again; on the devices of the run that they guide."""
+    return lru_cache(4)(lambda folder, weights: load(folder, mesh, weights=weights))
 
 
 def load(
@@ -418,7 +356,7 @@ def load(
     saved.weights(name)  # One that was made after training is read, any other one is refused.
     with parts.config.unlocked():
         parts.config.weights = name
-    return Run(parts, saved, workdir)
+    return Run(parts, saved, workdir, _reader(mesh))
 
 
 def _restored(

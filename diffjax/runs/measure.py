@@ -34,7 +34,7 @@ from diffjax.runs.likelihoods import check_levels, check_likelihood, measure_lik
 from diffjax.runs.load import Run
 from diffjax.runs.model import Request
 from diffjax.runs.parts import Parts
-from diffjax.runs.recipes import Guided, named_recipe
+from diffjax.runs.recipes import Chosen, named_recipe
 from diffjax.settings import NumSamples
 from diffjax.spec import build, check_arguments, choose
 from diffjax.training.averages import Averages
@@ -182,7 +182,7 @@ def wanted_recipes(run: Run, wanted: Wanted) -> tuple[NamedRecipe, list[NamedRec
         if getattr(wanted, name) is not None and not len(getattr(wanted, name)):
             raise UserError(f"{name} is empty; leave it out for that of the run's config")
     main = replace(
-        named_recipe(run, guided=Guided(_first(wanted.guidance_scales), *how)),
+        named_recipe(run, Chosen(None, None, None, _first(wanted.guidance_scales), *how)),
         weights=_first(wanted.weights) or run.config.weights,
         seed=settings.seed if wanted.seeds is None else wanted.seeds[0],
     )
@@ -206,7 +206,7 @@ def wanted_recipes(run: Run, wanted: Wanted) -> tuple[NamedRecipe, list[NamedRec
     crossed = product(drawn, listed("guidance_scales"), listed("weights"), listed("seeds"))
     others = [
         replace(
-            named_recipe(run, solver, grid, num_steps, Guided(scale, *how)),
+            named_recipe(run, Chosen(solver, grid, num_steps, scale, *how)),
             weights=name or main.weights,
             seed=main.seed if seed is None else seed,
         )

@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from diffjax import choices, lookup
-from diffjax.codecs import Codec, Unstated
+from diffjax.codecs import Codec, Identity, Unstated
 from diffjax.codecs.autoencoder_kl import AutoencoderKL, autoencoder_at
 from diffjax.conditions import Condition
 from diffjax.conditions.classes import of_classes
@@ -138,7 +138,8 @@ def from_pretrained(
             checkpoint with several sets of weights, averages are read.
         codec: what decodes samples: a name in `diffjax.choices.CODECS`; a file of an
             AutoencoderKL, or a folder of diffusers, here or beside the network's file; or a value.
-            With None it is that of the pipeline, or else samples are latents.
+            With None it is that of the pipeline, or else samples are latents, or images of a
+            network of pixels.
         family: `DiT` or `SiT`, whose tensors are the same; by default the one that the name of the
             file has.
         mesh: from `diffjax.training.sharding.make_mesh`; by default all devices split the batch.
@@ -158,7 +159,7 @@ def from_pretrained(
     for name in settings:
         choose(known, name, "setting of a network")
     path = Path(path)
-    found = _found(path, family, settings)
+    found = recognised(path, family, settings)
     denoiser, layout = found.network, found.family
     if layout.published is None:
         raise UserError(f"{path} has a network of {layout.name}, which draws no samples")
@@ -175,13 +176,21 @@ def from_pretrained(
     return Pretrained(parts, Weights(path, params), path, family=layout.name, published=published)
 
 
-def _found(path: Path, family: str | None, settings: Mapping[str, Any]) -> Found:
-    """The network that a file has; DiT and SiT are told apart by its name.
+def recognised(
+    path: Path, family: str | None, settings: Mapping[str, Any], part: str = ""
+) -> Found:
+    """The network that a file or a folder has; DiT and SiT are told apart by its name.
+
+    Args:
+        path: of the file or folder.
+        family: the name of the network's class, where the name of the file does not tell.
+        settings: further ones of the network, such as the number of heads of no published size.
+        part: of a file of torch with several, such as `ema`.
 
     Raises:
         UserError: it has none that is known, or the name does not tell.
     """
-    found = find_published(path, network=family or "", **settings)
+    found = find_published(path, part, network=family or "", **settings)
     fitting = networks_of(found.state)
     if family is not None or len(fitting) == 1:
         return found
@@ -191,7 +200,7 @@ def _found(path: Path, family: str | None, settings: Mapping[str, Any]) -> Found
         raise UserError(
             f"{path} has the tensors of {' and '.join(fitting)}, which are the same: pass {choices}"
         )
-    return find_published(path, network=named[0], **settings)
+    return find_published(path, part, network=named[0], **settings)
 
 
 def _name(family: Family, denoiser: Denoiser) -> str:
@@ -215,20 +224,23 @@ def _names_of_settings(network: Any) -> list[str]:
 def _config(denoiser: Denoiser, published: Published, name: str) -> ConfigDict:
     """The config that such a network would have been trained with here."""
     network = denoiser.network
-    own = _settings(network) | {"scan": True}  # compiled in the time of one block
+    own = _settings(network)
+    if "scan" in own:
+        own["scan"] = True  # compiled in the time of one block
     num_classes = own.pop("num_classes")
     config = experiment(
         name,
         published.objective,
         data=spec(latents, num_classes=num_classes),
         extractor=spec(pixel_features, size=8),
-        models={name: spec(type(network), **own)},
+        models={name: spec(type(network), **{key: as_spec(x) for key, x in own.items()})},
         model=name,
         objective="flow",
     )
     config.name = name
     config.ema_decays = ()
     config.weights = LIVE
+    config.condition_dropout = published.condition_dropout
     config.sampling.solver = choices.copy(choose(choices.SOLVERS, published.solver, "solver"))
     config.sampling.grid = choices.copy(choose(choices.GRIDS, published.grid, "grid"))
     config.sampling.guidance = lookup.guidance_called(published.guidance)
@@ -249,6 +261,8 @@ def _codec(given: str | Path | Codec | None, path: Path, published: Published) -
         UserError: there is none of that name or path.
     """
     if given is None:
+        if not published.codec:
+            return Identity()
         return autoencoder_at(path / "vae") if (path / "vae").is_dir() else Unstated()
     if isinstance(given, Codec):
         return given

@@ -2,6 +2,7 @@
 
 import functools
 import math
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -10,14 +11,17 @@ import numpy as np
 import optax
 import pytest
 
+import diffjax
 from diffjax.errors import UserError
 from diffjax.models import magnitude
 from diffjax.models.edm2.network import MPConditioning
-from diffjax.models.edm2.published import FAMILY, denoiser_of, edm2, read
+from diffjax.models.edm2.published import FAMILY, edm2
 from diffjax.optimizers.normalised import normalised_adam, with_unit_filters
 from diffjax.process.precond import LogSNRLabel, Precond, UnitVariance, denoiser
 from diffjax.process.schedules import EDM
 from diffjax.process.targets import F
+from diffjax.runs.model import Request
+from diffjax.sampling.sample import sample_padded
 from tests.references import edm2 as reference
 from tests.support.persistent_pickles import dumped, module, persistent
 
@@ -174,34 +178,62 @@ THEIRS = {
 
 def test_a_pickle_has_the_network_and_its_settings(tmp_path):
     (tmp_path / "x.pkl").write_bytes(pickled(FAMILY.to_theirs(redrawn(), DENOISER), THEIRS))
-    found, params = read(tmp_path / "x.pkl")
+    found, params = FAMILY.read(tmp_path / "x.pkl")
     assert found.network == NETWORK
     assert found.image_shape == (reference.HEIGHT, reference.HEIGHT, reference.CHANNELS)
     rounded = jax.tree.map(lambda x: np.float32(np.float16(x)), redrawn())
     jax.tree.map(np.testing.assert_array_equal, params, rounded)
     # The same tensors without settings: none of the published sizes is so small.
-    with pytest.raises(UserError, match=r"x\.pkl is of no published size of EDM2: it has"):
-        FAMILY.read(tmp_path / "x.pkl")
+    state = FAMILY.to_theirs(params, found)
+    with pytest.raises(UserError, match="x is of no published size of EDM2: it has image_shape="):
+        FAMILY.network_of(state, "x")
+    other = THEIRS | {"num_blocks": 2}
+    with pytest.raises(UserError, match="x: the pickle has num_res_blocks=2, but its tensors"):
+        FAMILY.network_of(state, "x", other)
+
+
+def test_settings_of_the_authors_are_ours_and_back():
+    config: Any = FAMILY.config
+    assert edm2(**config.settings(THEIRS, "x")) == edm2(
+        (8, 8, 3), reference.NUM_CLASSES, **SETTINGS
+    )
+    default = config.settings({"img_resolution": 64, "img_channels": 4, "label_dim": 1000}, "x")
+    assert edm2(**default) == FAMILY.size("EDM2-S")
+    for changes in ({}, {"clip_act": None, "dropout": 0.2}):
+        entries = config.entries(edm2(**config.settings(THEIRS | changes, "x")))
+        assert entries.items() >= {**reference.THEIRS, **changes}.items()
 
 
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"channel_mult_emb": 2}, r"x has channel_mult_emb=2, which EDM2 does not have here"),
-        ({"unknown": 1}, r"x has unknown=1, which EDM2 does not have here"),
+        ({"channel_mult_emb": 2}, "x: the pickle has channel_mult_emb=2, and only None is known"),
+        ({"unknown": 1}, "x: the pickle can't be used: EDM2 has no unknown here"),
     ],
 )
 def test_settings_without_a_like_are_refused(changes, said):
     with pytest.raises(UserError, match=said):
-        denoiser_of(THEIRS | changes, "x")
+        FAMILY.config.settings(THEIRS | changes, "x")
 
 
-def test_settings_as_the_authors_have_them_by_default():
-    found = denoiser_of({"img_resolution": 64, "img_channels": 3, "label_dim": 0}, "x")
-    assert found == edm2((64, 64, 3), 0)
-    assert denoiser_of(THEIRS | {"clip_act": None}, "x").network.clip == math.inf
-    with pytest.raises(UserError, match="x is not of EDM2: 'img_resolution' is not among"):
-        denoiser_of({}, "x")
+@pytest.mark.thorough
+def test_a_pickle_is_sampled_as_the_authors_do(stored, tmp_path):
+    """Heun's 5 steps from their noise, on their times, with their preconditioning."""
+    (tmp_path / "x.pkl").write_bytes(pickled(FAMILY.to_theirs(redrawn(), DENOISER), THEIRS))
+    model = diffjax.from_pretrained(tmp_path / "x.pkl")
+
+    def from_their_noise(denoise, solver, path, times, keys, x):
+        noise = path.t_noise * jnp.asarray(reference.NOISE)
+        return sample_padded(denoise, solver, path, times, keys, noise)
+
+    recipe = replace(model.recipe, num_steps=reference.NUM_STEPS)
+    assert recipe.nfe == 2 * reference.NUM_STEPS - 1
+    times = recipe.times(model.parts.wired.path)
+    labels = Request(reference.SAMPLED_LABELS)
+    found = model.model().walk(from_their_noise, recipe, labels, times)
+    assert_close(found, stored["samples"], 1e-4)
+    assert model.family == "EDM2"
+    assert model.sample([0, 1], num_steps=2).shape == (2, 8, 8, 3)
 
 
 # Magnitudes.

@@ -21,8 +21,8 @@ FAMILIES = {
 }
 LAYOUTS = [name for name in FAMILIES if " of " in name]
 """Further layouts of a network, whose first layout is in the default tests."""
-_LARGE = ("ADM", "DDPM", "DDT", "EDM", "Inception", "JiT", "LightningDiT", "U-ViT")
-LARGE = [name for name in FAMILIES if name.startswith(_LARGE)]
+_TRANSFORMERS = ["DDT", "JiT", "LightningDiT", "U-ViT"]
+LARGE = ["ADM", "ADM upsampler", "ADM classifier", "DDPM", "EDM", "Inception", *_TRANSFORMERS]
 _U_NET = {
     "image_shape": (8, 12, 3),
     "channels": 8,
@@ -32,18 +32,20 @@ _U_NET = {
     "head_channels": 4,
 }
 SMALL = {
-    **dict.fromkeys(("ADM", "ADM upsampler", "ADM classifier"), _U_NET),
+    **dict.fromkeys(("ADM", "ADM upsampler", "ADM classifier", "EDM", "EDM of ADM"), _U_NET),
     **{
         name: {"channels": (8, 16), "num_res_blocks": 2, "num_groups": 4}
         for name in FAMILIES
         if name.startswith("AutoencoderKL")
     },
     "CLIP": {"width": 8, "depth": 2, "num_heads": 2, "num_features": 5, "grid": 2},
+    **{
+        name: {"side": 8, "channels": 8, "channel_multipliers": (1, 2), "num_res_blocks": 1}
+        for name in ("DDPM", "DDPM of old diffusers")
+    },
     "DINOv2": {"width": 8, "depth": 2, "num_heads": 2, "num_registers": 3, "grid": 2},
     "DDT": {"hidden_size": 16, "depth": 2, "num_heads": 2, "encoder_depth": 1},
     "DiT": {"image_shape": (8, 8, 3), "hidden_size": 16, "depth": 2, "num_heads": 2},
-    "JiT": {"hidden_size": 16, "depth": 2, "num_heads": 2, "class_tokens_from": 1},
-    "LightningDiT": {"hidden_size": 16, "depth": 2, "num_heads": 2},
     "DiT of diffusers": {"side": 8, "hidden_size": 16, "depth": 2, "num_heads": 2},
     "EDM2": {
         "image_shape": (8, 8, 3),
@@ -53,6 +55,8 @@ SMALL = {
         "attention_levels": (1,),
         "head_channels": 8,
     },
+    "JiT": {"hidden_size": 16, "depth": 2, "num_heads": 2, "class_tokens_from": 1},
+    "LightningDiT": {"hidden_size": 16, "depth": 2, "num_heads": 2},
     "SiT": {"image_shape": (8, 8, 3), "hidden_size": 16, "depth": 2, "num_heads": 2},
     "U-ViT": {"hidden_size": 16, "depth": 3, "num_heads": 2},
 }

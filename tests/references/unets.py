@@ -1,7 +1,9 @@
 """Outputs and gradients of published U-Nets for drawn parameters, stored as arrays.
 
     git clone https://github.com/openai/guided-diffusion /tmp/guided-diffusion
+    git clone https://github.com/NVlabs/edm /tmp/edm
     python -m tests.references.unets adm /tmp/guided-diffusion   # writes adm.npz beside this file
+    python -m tests.references.unets edm /tmp/edm                # writes edm.npz
 
 It needs torch. Gradients are those of `sum(out·weights)`; of each parameter's gradient a few drawn
 entries are stored.
@@ -23,6 +25,8 @@ IMAGES = np.random.default_rng(0).normal(size=(3, 8, 12, 3)).astype(np.float32)
 SMALL = np.random.default_rng(1).normal(size=(3, 2, 3, 3)).astype(np.float32)
 TIMESTEPS = np.array([0.0, 17.0, 999.0], np.float32)
 LABELS = np.array([0, 3, NUM_CLASSES - 1], np.int32)
+NULL_LABELS = np.array([0, 3, NUM_CLASSES], np.int32)
+"""The last one is the null label, which ADM has not."""
 
 ADM = {
     "image_size": 8,
@@ -44,6 +48,20 @@ def parameters(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
         scale = np.prod(shape[1:]) ** -0.5 if len(shape) > 1 else 0.3
         state[name] = (scale * random.normal(size=shape)).astype(np.float32)
     return state
+
+
+EDM = {"img_resolution": 8, "in_channels": 3, "out_channels": 3, "num_blocks": 1, "dropout": 0}
+"""Settings of the authors that all networks of EDM here share."""
+SONG = {"model_channels": 16, "channel_mult": [1, 2], "attn_resolutions": [4]}
+NCSNPP = {
+    "embedding_type": "fourier",
+    "channel_mult_noise": 2,
+    "encoder_type": "residual",
+    "resample_filter": [1, 3, 3, 1],
+}
+NOISE = np.array([-1.6, 0.3, 1.1], np.float32)
+"""Of EDM: log(σ)/4."""
+AUGMENT = np.random.default_rng(3).normal(size=(3, 9)).astype(np.float32)
 
 
 def entries(gradients: Mapping[str, np.ndarray]) -> np.ndarray:
@@ -72,8 +90,11 @@ def _evaluated(network: Any, call: Callable[[Any], Any]) -> dict[str, np.ndarray
     """Output, gradient with respect to the images, and entries of those of the parameters."""
     import torch
 
-    shapes = {name: tuple(value.shape) for name, value in network.named_parameters()}
     state = network.state_dict()
+    # Random frequencies are no parameters there; the filters and positions are not drawn.
+    names = [name for name, _ in network.named_parameters()]
+    names += [name for name in state if name.endswith("freqs")]
+    shapes = {name: tuple(state[name].shape) for name in names}
     drawn_state = {name: torch.tensor(value) for name, value in parameters(shapes).items()}
     network.load_state_dict({**state, **drawn_state})
     x: Any = torch.tensor(_first(IMAGES), requires_grad=True)
@@ -120,9 +141,39 @@ def _adm(clone: str) -> dict[str, dict[str, np.ndarray]]:
     return {name: _evaluated(cases[name], calls[name]) for name in cases}
 
 
+def _edm(clone: str) -> dict[str, dict[str, np.ndarray]]:
+    import torch
+
+    sys.path.insert(0, clone)
+    networks = __import__("training.networks").networks
+    labels = torch.tensor(np.eye(NUM_CLASSES + 1, NUM_CLASSES, dtype=np.float32)[NULL_LABELS])
+    augment = torch.tensor(AUGMENT)
+    classes, augmented = {"label_dim": NUM_CLASSES}, {"augment_dim": 9}
+    song = {**EDM, **SONG}
+    cases = {
+        "ddpmpp": networks.SongUNet(**song, **classes, **augmented),
+        "ncsnpp": networks.SongUNet(**song, **NCSNPP, **augmented),
+        "skips": networks.SongUNet(
+            **song, **{**NCSNPP, "encoder_type": "skip", "decoder_type": "skip"}
+        ),
+        "dhariwal": networks.DhariwalUNet(
+            **EDM, model_channels=64, channel_mult=[1, 2], attn_resolutions=[4], **classes
+        ),
+    }
+    return {
+        name: _evaluated(
+            torch.nn.ModuleDict({"model": network}),
+            lambda x, network=network: network(
+                x, torch.tensor(NOISE), labels, augment if network.map_augment else None
+            ),
+        )
+        for name, network in cases.items()
+    }
+
+
 def main(name: str, clone: str) -> None:
     """Evaluates the networks of a repository."""
-    found = {"adm": _adm}[name](clone)
+    found = {"adm": _adm, "edm": _edm}[name](clone)
     arrays = {f"{case}/{key}": x for case, parts in found.items() for key, x in parts.items()}
     np.savez_compressed(FOLDER / f"{name}.npz", **arrays)
 

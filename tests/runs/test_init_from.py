@@ -24,7 +24,7 @@ from diffjax.runs.setup import Setup, set_up
 from diffjax.spec import spec
 from diffjax.training.state import LIVE
 from tests.support.shared_parts import shared_parts
-from tests.support.tiny_run import loaded, trained_config, without_pictures
+from tests.support.tiny_run import loaded, on_one_device, trained_config, without_pictures
 
 
 def checkpoint(workdir, step, setup):
@@ -59,6 +59,7 @@ def test_live_and_all_averages_begin_with_the_weights_and_all_else_is_fresh(
     trained_run, tmp_path, monkeypatch, caplog
 ):
     without_pictures(monkeypatch)
+    on_one_device(monkeypatch)
     shared_parts(monkeypatch)
     source = shutil.copytree(trained_run, tmp_path / "source")
     weights = loaded(source).weights("ema-0.9")

@@ -37,7 +37,7 @@ def handed(run, *labels, **how):
 
     def model(weights):
         run.model(weights)
-        return SimpleNamespace(sample=drawn)
+        return SimpleNamespace(wired=run.parts.wired, sample=drawn)
 
     spy = dataclasses.replace(run)
     object.__setattr__(spy, "model", model)

@@ -13,12 +13,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from diffjax.models.adm.network import ADM, ADMClassifier, ADMUpsampler
 from diffjax.models.adm.sizes import CLASSIFIERS, SIZES, UPSAMPLERS
 from diffjax.models.unet import UNet
-from diffjax.pretrained.family import Denoiser, Family, Size
+from diffjax.pretrained.family import Denoiser, Family, Published, Size
 from diffjax.pretrained.tables import Row, Table, count
+from diffjax.pretrained.tensors import Tensor
 from diffjax.pretrained.transforms import conv, dense, each, squeeze, then
 
 _pixelwise = then(squeeze(2, 3), dense)
@@ -189,11 +191,56 @@ def _ratio(features: int, channels: int) -> float:
     return features / channels if features % channels else features // channels
 
 
-def _outputs(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
-    return {
+def _recognise_adm(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+    return _recognise(shapes, SIZES, 1)
+
+
+def _recognise_upsampler(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+    return _recognise(shapes, UPSAMPLERS, 2)
+
+
+def _recognise(
+    shapes: Mapping[str, tuple[int, ...]], sizes: Mapping[str, Size], images: int
+) -> dict[str, Any]:
+    """The settings of a denoiser whose input is one image, or two of them beside each other."""
+    channels = shapes["input_blocks.0.0.weight"][1]
+    if channels != 3 * images:
+        raise KeyError(f"input_blocks.0.0.weight of {3 * images} channels")
+    return _common(shapes, sizes) | {
         "num_classes": shapes.get("label_emb.weight", (0,))[0],
         "out_channels": shapes["out.2.bias"][0],
     }
+
+
+def _published(denoiser: Denoiser) -> Published:
+    """Without guidance by a classifier; 250 steps as the authors' README has them."""
+    learned = denoiser.network.out_channels == 2 * denoiser.image_shape[-1]
+    cosine = denoiser.image_shape[0] == 64
+    objective = "objective=iddpm,noise_label=step" if cosine else "objective=dit"
+    return Published(
+        objective=objective if learned else f"{objective},wrappers=none",
+        solver="ddpm_learned" if learned else "ddpm_large",
+        grid="linspace",
+        num_steps=250,
+        guidance_scale=1.0,
+        condition_dropout=0.0,
+    )
+
+
+def _without_variance(state: Mapping[str, Any], denoiser: Denoiser) -> Mapping[str, Any]:
+    """Tensors of a network with twice the channels, without the second half of them."""
+    channels, names = denoiser.image_shape[-1], ("out.2.weight", "out.2.bias")
+    twice = all(name in state and state[name].shape[0] == 2 * channels for name in names)
+    if not twice or denoiser.network.out_channels not in (0, channels):
+        return state
+
+    def first(tensor: Any) -> Tensor:
+        def read() -> np.ndarray:
+            return np.asarray(tensor)[:channels]
+
+        return Tensor((channels, *tensor.shape[1:]), tensor.dtype, read)
+
+    return {**state, **{name: first(state[name]) for name in names}}
 
 
 FAMILY = Family(
@@ -201,16 +248,13 @@ FAMILY = Family(
     adm,
     SIZES,
     _table,
-    lambda shapes: _common(shapes, SIZES) | _outputs(shapes),
+    _recognise_adm,
     lambda denoiser: denoiser.inputs,
+    published=_published,
+    without_variance=_without_variance,
 )
 UPSAMPLER = Family(
-    "ADM upsampler",
-    upsampler,
-    UPSAMPLERS,
-    _table,
-    lambda shapes: _common(shapes, UPSAMPLERS) | _outputs(shapes),
-    _inputs_of_upsampler,
+    "ADM upsampler", upsampler, UPSAMPLERS, _table, _recognise_upsampler, _inputs_of_upsampler
 )
 CLASSIFIER = Family(
     "ADM classifier",

@@ -1,6 +1,7 @@
 """The published autoencoders of latent diffusion, and how their latents are scaled.
 
-Networks of `sd-vae` and `sdxl` are equal; their weights and scales are not.
+Networks of `sd-vae` and `sdxl` are equal; their weights and scales are not. Of `sd-vae` and `edm2`
+the weights are equal too.
 """
 
 from collections.abc import Mapping
@@ -11,6 +12,7 @@ from diffjax.pretrained.family import Size
 _4 = {"latent_channels": 4, "quant_convs": True}
 _16 = {"latent_channels": 16, "quant_convs": False}
 _HUB = "https://huggingface.co"
+_MSE = "a1d993488569e928462932c8c38a0760b874d166399b14414135bd9c42df5815"
 
 
 def _on_hub(name: str) -> str:
@@ -30,8 +32,11 @@ SIZES: Mapping[str, Size] = {
     ),
     "sd3": Size(_16, 83_819_683),
     "flux": Size(_16, 83_819_683),
+    "edm2": Size(_4, 83_653_863, _on_hub("sd-vae-ft-mse"), _MSE),
 }
 """`sd-vae` is of Stable Diffusion 1 and 2, of DiT and SiT; `flux` is of FLUX.1."""
+RESCALED: Mapping[str, str] = {"edm2": "sd-vae"}
+"""Sizes whose weights are those of another one; their latents are scaled otherwise."""
 
 
 class Weights(NamedTuple):
@@ -50,11 +55,8 @@ class Weights(NamedTuple):
 
 WEIGHTS: Mapping[str, Weights] = {
     "sd-vae-ft-ema": Weights("sd-vae", _on_hub("sd-vae-ft-ema")),
-    "sd-vae-ft-mse": Weights(
-        "sd-vae",
-        _on_hub("sd-vae-ft-mse"),
-        "a1d993488569e928462932c8c38a0760b874d166399b14414135bd9c42df5815",
-    ),
+    "sd-vae-ft-mse": Weights("sd-vae", _on_hub("sd-vae-ft-mse"), _MSE),
+    "sd-vae-ft-mse-edm2": Weights("edm2", _on_hub("sd-vae-ft-mse"), _MSE),
     "sdxl-vae": Weights(
         "sdxl",
         _on_hub("sdxl-vae"),
@@ -68,12 +70,12 @@ class Scaling(NamedTuple):
     """What models are trained on: `scale·(z − shift)`, of a standard deviation of about 1.
 
     Attributes:
-        scale: the factor.
-        shift: the mean of the latents.
+        scale: the factor; one number, or one for each channel.
+        shift: the mean of the latents, likewise.
     """
 
-    scale: float
-    shift: float = 0.0
+    scale: float | tuple[float, ...]
+    shift: float | tuple[float, ...] = 0.0
 
 
 SCALINGS: Mapping[str, Scaling] = {
@@ -81,5 +83,10 @@ SCALINGS: Mapping[str, Scaling] = {
     "sdxl": Scaling(0.13025),
     "sd3": Scaling(1.5305, 0.0609),
     "flux": Scaling(0.3611, 0.1159),
+    # To a standard deviation of 0.5: NVlabs/edm2, `training/encoders.py`.
+    "edm2": Scaling(
+        (0.5 / 4.17, 0.5 / 4.62, 0.5 / 3.71, 0.5 / 3.28),
+        (5.81, 3.25, 0.12, -2.15),
+    ),
 }
 """The published ones, by the names of `SIZES`."""

@@ -73,11 +73,11 @@ class DiTBlock(nn.Module):
     attention: str = "auto"
     norm: str = "layer"
     norm_eps: float = 1e-6
-    mlp_norm_eps: float = 1e-6
     mlp: str = "gelu"
     mlp_bias: bool = True
     qkv_bias: bool = True
     qk_norm: bool = False
+    mlp_norm_eps: float = 0.0
 
     @nn.compact
     def __call__(self, x: Tokens, given: Given, own: Own) -> Tokens:
@@ -97,7 +97,7 @@ class DiTBlock(nn.Module):
         drop = nn.Dropout(self.dropout, deterministic=own.key is None)
         key_1, key_2 = (None, None) if own.key is None else jax.random.split(own.key)
 
-        h = modulate(self._norm(x, c is None, self.norm_eps, "norm_1"), shift_1, scale_1)
+        h = modulate(self._norm(x, c is None, "norm_1", self.norm_eps), shift_1, scale_1)
         h = SelfAttention(
             self.num_heads,
             self.attention,
@@ -111,9 +111,10 @@ class DiTBlock(nn.Module):
         x = x + gated(drop(h, rng=key_1), gate_1)
         if given.context is not None:
             cross = CrossAttention(self.num_heads, self.dtype, name="cross_attention")
-            x = x + cross(self._norm(x, c is None, self.norm_eps, "cross_norm"), given.context)
+            x = x + cross(self._norm(x, c is None, "cross_norm", self.norm_eps), given.context)
 
-        h = modulate(self._norm(x, c is None, self.mlp_norm_eps, "norm_2"), shift_2, scale_2)
+        epsilon = self.mlp_norm_eps or self.norm_eps
+        h = modulate(self._norm(x, c is None, "norm_2", epsilon), shift_2, scale_2)
         if self.mlp not in MLPS:
             raise UserError(f"mlp: no MLP {self.mlp!r}; {nearest(self.mlp, MLPS)}")
         mlp = MLPS[self.mlp](
@@ -121,7 +122,7 @@ class DiTBlock(nn.Module):
         )
         return constrain(x + gated(drop(mlp(h), rng=key_2), gate_2), *TOKENS)
 
-    def _norm(self, x: Tokens, affine: bool, epsilon: float, name: str) -> Tokens:
+    def _norm(self, x: Tokens, affine: bool, name: str, epsilon: float) -> Tokens:
         return norm(self.norm, compute_type(self.dtype), epsilon, affine, name)(x)
 
 

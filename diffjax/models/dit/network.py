@@ -17,7 +17,14 @@ from diffjax.models.context import beside, parts_of
 from diffjax.models.dit.block import TOKENS, DiTBlock, Given, Own, modulate, modulation_of
 from diffjax.models.dit.patches import patchify, positions_2d, unpatchify
 from diffjax.models.dit.stages import Stage, stages_of
-from diffjax.models.layers import HIDDEN, Conditioning, Dense, Embeddings, Sinusoids, compute_type
+from diffjax.models.layers import (
+    HIDDEN,
+    Conditioning,
+    Dense,
+    Embeddings,
+    Sinusoids,
+    compute_type,
+)
 from diffjax.models.norms import norm
 from diffjax.models.placement import constrain
 from diffjax.models.remat import rematerialised
@@ -69,12 +76,12 @@ class DiT(nn.Module):
             `depth`, and the program is a loop over one block. Otherwise each block is `block_i` and
             is compiled separately. A network with several `stages` has a stack for each.
         remat: a name in `diffjax.models.remat.REMAT`: which activations a block keeps.
-        frequency_endpoint: whether the lowest of the 128 frequencies of the noise label is
-            1 / 10,000, as in diffusers, or one step above it, as in the paper.
-        mlp_norm_eps: epsilon of the norm before each MLP; 1e-6 in the paper, 1e-5 in diffusers.
+        frequency_endpoint: whether the lowest frequency of the noise label is 1 / `max_period`, as
+            in diffusers, or one step above it, as in the paper.
+        mlp_norm_eps: the `ε` of the norm before each MLP; 0 is `norm_eps`. 1e-5 in diffusers.
         norm: a name in `diffjax.models.norms.NORMS`, of the norms of the blocks.
         final_norm: that of the norm after them; "" is the same.
-        norm_eps: epsilon of the other norms; 1e-6, or 1e-5 in U-ViT.
+        norm_eps: the `ε` of all norms; 1e-6, or 1e-5 in U-ViT.
         mlp: a name in `diffjax.models.mlps.MLPS`.
         mlp_bias: whether the MLPs have biases.
         qkv_bias: whether queries, keys and values have biases.
@@ -132,7 +139,7 @@ class DiT(nn.Module):
     scan: bool = False
     remat: str = "none"
     frequency_endpoint: bool = False
-    mlp_norm_eps: Positive[float] = 1e-6
+    mlp_norm_eps: NotNegative[float] = 0.0
     norm: str = "layer"
     final_norm: str = ""
     norm_eps: Positive[float] = 1e-6
@@ -171,7 +178,6 @@ class DiT(nn.Module):
             self.num_classes,
             self.hidden_size,
             dtype=self.dtype,
-            num_frequencies=256 if self._modulated else self.hidden_size,
             frequencies=Sinusoids(self.frequency_endpoint, max_period=self.max_period),
             null_row=self.null_row,
             layers=self._modulated,
@@ -374,6 +380,7 @@ class DiT(nn.Module):
         # that can't happen, and the barrier would cost memory.
         block = rematerialised(DiTBlock, self.remat, prevent_cse=not self.scan)
         return block(
+            mlp_norm_eps=self.mlp_norm_eps,
             num_heads=self.num_heads,
             mlp_ratio=self.mlp_ratio,
             dropout=self.dropout,
@@ -381,7 +388,6 @@ class DiT(nn.Module):
             attention=self.attention,
             norm=self.norm,
             norm_eps=self.norm_eps,
-            mlp_norm_eps=self.mlp_norm_eps,
             mlp=self.mlp,
             mlp_bias=self.mlp_bias,
             qkv_bias=self.qkv_bias,

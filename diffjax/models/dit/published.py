@@ -125,27 +125,34 @@ _EMBEDDINGS_OF_DIFFUSERS = (
     ("timestep_embedder.linear_2.bias", "conditioning/out/bias", keep),
     ("class_embedder.embedding_table.weight", "conditioning/label/embedding", keep),
 )
-_LAYERS_OF_DIFFUSERS = (
-    ("norm1.linear", "modulation"),
-    ("attn1.to_out.0", "attention/out"),
-    ("ff.net.0.proj", "mlp/up"),
-    ("ff.net.2", "mlp/down"),
-)
 _OF_DIFFUSERS = {"frequency_endpoint": True, "mlp_norm_eps": 1e-5}
 """What makes it another function than the authors' network."""
 _LARGEST_SIDE = 4096
 """Of latents; the positions of a side that a damaged file states would fill the memory."""
 
 
+def _block_of_diffusers() -> tuple[Row, ...]:
+    parts = ("weight", "kernel", dense), ("bias", "bias", keep)
+    attention = (
+        Row(
+            tuple(f"attn1.to_{part}.{theirs}" for part in "qkv"),
+            f"attention/qkv/{ours}",
+            merge(3, how),
+        )
+        for theirs, ours, how in parts
+    )
+    return (
+        *tables.layer("norm1.linear", "modulation"),
+        *attention,
+        *tables.layer("attn1.to_out.0", "attention/out"),
+        *tables.layer("ff.net.0.proj", "mlp/up"),
+        *tables.layer("ff.net.2", "mlp/down"),
+    )
+
+
 def _table_of_diffusers(denoiser: Denoiser) -> Table:
     network, block = denoiser.network, "transformer_blocks"
     patches = tables.patches_by_conv(network.hidden_size, network.patch_size)
-    qkv = [f"attn1.to_{part}" for part in "qkv"]
-    rows = (
-        *(row for names in _LAYERS_OF_DIFFUSERS for row in tables.layer(*names)),
-        Row(tuple(f"{x}.weight" for x in qkv), "attention/qkv/kernel", merge(3, dense)),
-        Row(tuple(f"{x}.bias" for x in qkv), "attention/qkv/bias", merge(3)),
-    )
     return (
         Row("pos_embed.proj.weight", "patch_embedding/kernel", patches),
         Row("pos_embed.proj.bias", "patch_embedding/bias"),
@@ -157,7 +164,7 @@ def _table_of_diffusers(denoiser: Denoiser) -> Table:
             )
             for theirs, ours, how in _EMBEDDINGS_OF_DIFFUSERS
         ),
-        *tables.blocks(network, rows, f"{block}.{{}}".format),
+        *tables.blocks(network, _block_of_diffusers(), "transformer_blocks.{}".format),
         *tables.layer("proj_out_1", "final_modulation"),
         *tables.layer("proj_out_2", "final_out"),
     )
@@ -225,7 +232,7 @@ def _config(denoiser: Denoiser) -> dict[str, Any]:
         "attention_head_dim": network.hidden_size // network.num_heads,
         "num_layers": network.depth,
         "dropout": network.dropout,
-        "norm_eps": network.mlp_norm_eps,
+        "norm_eps": network.mlp_norm_eps or network.norm_eps,
     }
 
 

@@ -28,20 +28,13 @@ from diffjax.models.magnitude import (
 )
 from diffjax.models.placement import BATCH, constrain
 from diffjax.models.remat import ATTENTION, rematerialised
+from diffjax.models.resampling import doubled, halved
 from diffjax.models.unet import MAPS
 from diffjax.shapes import Array, Images, Labels, NoiseLabels, Tokens
 
 
 def _same(x: jax.Array) -> jax.Array:
     return x
-
-
-def _halved(x: jax.Array) -> jax.Array:
-    return nn.avg_pool(x, (2, 2), (2, 2))
-
-
-def _doubled(x: jax.Array) -> jax.Array:
-    return x.repeat(2, axis=1).repeat(2, axis=2)
 
 
 class MPConditioning(nn.Module):
@@ -277,7 +270,7 @@ class EDM2(nn.Module):
         skips = [h]
         for level, width in enumerate(widths):
             if level > 0:
-                h = block(h, h.shape[-1], f"down_{level}_resample", resample=_halved)
+                h = block(h, h.shape[-1], f"down_{level}_resample", resample=halved)
                 skips.append(h)
             for i in range(self.num_res_blocks):
                 h = block(h, width, f"down_{level}_{i}", level in self.attention_levels)
@@ -289,7 +282,7 @@ class EDM2(nn.Module):
 
         for level, width in reversed(list(enumerate(widths))):
             if level < len(widths) - 1:
-                h = block(h, h.shape[-1], f"up_{level}_resample", resample=_doubled)
+                h = block(h, h.shape[-1], f"up_{level}_resample", resample=doubled)
             for i in range(self.num_res_blocks + 1):
                 h = mp_concatenate(h, skips.pop(), self.skip_balance)
                 h = block(h, width, f"up_{level}_{i}", level in self.attention_levels)

@@ -9,14 +9,11 @@ learns. Files are pickles (`pretrained.persistent_pickles`), whose settings make
 import math
 import re
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
-from diffjax.errors import UserError
 from diffjax.models.edm2.network import EDM2
 from diffjax.models.edm2.sizes import SIZES
-from diffjax.pretrained.family import Denoiser, Family
-from diffjax.pretrained.persistent_pickles import is_persistent_pickle, read_persistent_pickle
+from diffjax.pretrained.family import Config, Denoiser, Family, Published
 from diffjax.pretrained.tables import Row, Table, count
 from diffjax.pretrained.transforms import conv, dense, permute, squeeze, then
 
@@ -96,8 +93,6 @@ def _recognise(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
     }
 
 
-FAMILY = Family("EDM2", edm2, SIZES, _table, _recognise, lambda denoiser: denoiser.inputs)
-
 _NAMES = {
     "label_dim": "num_classes",
     "model_channels": "channels",
@@ -112,62 +107,67 @@ _NAMES = {
     "clip_act": "clip",
     "logvar_channels": "uncertainty_terms",
 }
-_OF_THE_REST = ("use_fp16", "sigma_data")
+_OF_THE_REST = "use_fp16", "sigma_data"
 """Settings of the preconditioning, which is not in the network."""
 _ONLY = {"channel_mult_noise": None, "channel_mult_emb": None, "resample_filter": [1, 1]}
-"""Settings whose one value here is that of all published networks."""
+"""Settings that have one value in all published networks."""
 
 
-def read(path: str | Path, network: Any = None) -> tuple[Any, Any]:
-    """Reads a published file; see `Family.read`.
-
-    Args:
-        path: of the file: a pickle of the authors, or their tensors by torch or safetensors.
-        network: a `Denoiser`; by default the settings in a pickle, or what the shapes show.
-
-    Returns:
-        The denoiser and its parameters.
-
-    Raises:
-        UserError: the file can't be read, or is of another network.
-    """
-    if network is not None or not is_persistent_pickle(path):
-        return FAMILY.read(path, network)
-    found = read_persistent_pickle(path)
-    denoiser = denoiser_of(found.settings, str(path))
-    return denoiser, FAMILY.to_ours(found.tensors, denoiser, str(path))
-
-
-def denoiser_of(settings: Mapping[str, Any], source: str) -> Denoiser:
-    """The network of the authors' settings, those of `training.networks_edm2.Precond`.
-
-    Args:
-        settings: by their names; what is not there is as they have it by default.
-        source: name of the file, for errors.
-
-    Raises:
-        UserError: the size of the images is not among them, or a setting has no like here.
-
-    Example:
-        >>> their = {"img_resolution": 64, "img_channels": 4, "label_dim": 1000}
-        >>> denoiser_of({**their, "model_channels": 128}, "x.pkl") == FAMILY.size("EDM2-XS")
-        True
-    """
-    rest = {name: value for name, value in settings.items() if name not in _OF_THE_REST}
-    ours = {}
-    try:
-        side, channels = rest.pop("img_resolution"), rest.pop("img_channels")
-        for theirs in _NAMES.keys() & rest.keys():
-            value = rest.pop(theirs)
-            ours[_NAMES[theirs]] = tuple(value) if isinstance(value, list) else value
-        maps = rest.pop("attn_resolutions", [16, 8])
-        levels = range(len(ours.get("channel_multipliers", (1, 2, 3, 4))))
-        attention_levels = tuple(level for level in levels if side >> level in maps)
-    except (KeyError, TypeError) as error:
-        raise UserError(f"{source} is not of EDM2: {error} is not among its settings") from error
-    for name, value in rest.items():
-        if name not in _ONLY or value != _ONLY[name]:
-            raise UserError(f"{source} has {name}={value!r}, which EDM2 does not have here")
-    if ours.get("clip", 256.0) is None:
+def _settings(entries: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of `edm2` for those of the authors' `Precond`."""
+    rest = {name: x for name, x in entries.items() if name not in (*_ONLY, *_OF_THE_REST)}
+    side, channels = rest.pop("img_resolution"), rest.pop("img_channels")
+    maps = rest.pop("attn_resolutions", [16, 8])
+    if unknown := rest.keys() - _NAMES.keys():
+        raise ValueError(f"EDM2 has no {', '.join(sorted(unknown))} here")
+    ours = {_NAMES[name]: x for name, x in rest.items()}
+    if ours.get("clip", 0) is None:
         ours["clip"] = math.inf
-    return edm2((side, side, channels), attention_levels=attention_levels, **ours)
+    widths = [ours.get("channels", 192) * n for n in ours.get("channel_multipliers", (1, 2, 3, 4))]
+    return ours | {
+        "image_shape": (side, side, channels),
+        "channels": math.gcd(*widths),
+        "channel_multipliers": tuple(width // math.gcd(*widths) for width in widths),
+        "attention_levels": tuple(i for i in range(len(widths)) if side >> i in maps),
+    }
+
+
+def _entries(denoiser: Denoiser) -> dict[str, Any]:
+    """The arguments of the authors' `Precond` for a network."""
+    side, _, channels = denoiser.image_shape
+    network = denoiser.network
+    theirs = {name: getattr(network, ours) for name, ours in _NAMES.items()}
+    return theirs | {
+        "img_resolution": side,
+        "img_channels": channels,
+        "attn_resolutions": [side >> level for level in network.attention_levels],
+        "channel_mult": list(network.channel_multipliers),
+        "clip_act": None if math.isinf(network.clip) else network.clip,
+        "sigma_data": 0.5,
+    }
+
+
+def _published(denoiser: Denoiser) -> Published:
+    pixels = denoiser.image_shape[-1] == 3
+    # The wrapper of `edm2` has as many terms as all published networks.
+    usual = denoiser.network.uncertainty_terms == 128
+    return Published(
+        objective="objective=edm2" if usual else "objective=edm2,wrappers=none",
+        solver="heun",
+        grid="karras",
+        num_steps=32,
+        guidance_scale=1.0,
+        codec="" if pixels else "sd-vae-ft-mse-edm2",
+    )
+
+
+FAMILY = Family(
+    "EDM2",
+    edm2,
+    SIZES,
+    _table,
+    _recognise,
+    lambda denoiser: denoiser.inputs,
+    config=Config("Precond", _ONLY, _settings, _entries, where="the pickle"),
+    published=_published,
+)
