@@ -482,7 +482,7 @@ OBJECTIVES: Mapping[str, Mapping[str, str]] = MappingProxyType(
                 "target": "velocity_to_data",
                 "noise_label": "time_to_data",
             },
-            # JiT: |net(x_t, 1 - t) - x0|²·min(1/t², 400), the error of the velocity where t is above
+            # JiT: |net(x_t, 1 - t) - x0|²·min(1/t², 400), the error of the velocity where t is over
             # 0.05, logit(t) ~ N(0.8, 0.8²). Li & He 2025 (arXiv:2511.13720), section 3 and table 9.
             "jit": {
                 "path": "linear",
