@@ -26,7 +26,7 @@ from diffjax.models.layers import (
     compute_type,
 )
 from diffjax.models.norms import norm
-from diffjax.models.placement import constrain
+from diffjax.models.placement import BATCH, constrain
 from diffjax.models.remat import rematerialised
 from diffjax.models.rotary import rotation_2d
 from diffjax.shapes import Array, Images, NoiseLabels, Tokens
@@ -226,7 +226,10 @@ class DiT(nn.Module):
         )
         out = unpatchify(h, p, height, width)
         if self.final_conv:
+            # Of images split by rows and columns XLA returned the kernel's gradient twice.
+            out = constrain(out, BATCH, None, None, None)
             out = nn.Conv(channels, (3, 3), dtype=dtype, name="final_conv")(out)
+            out = constrain(out, BATCH, None, None, None)
         return out.astype(jnp.float32)
 
     @property
