@@ -91,6 +91,30 @@ def test_registers_have_no_order_and_are_class_tokens_without_classes():
 
 
 @pytest.mark.thorough
+@pytest.mark.parametrize("scan", [False, True])
+def test_dropout_of_the_middle_half_leaves_the_other_blocks(scan):
+    net = small(dropout=0.5, dropout_middle=True)
+    params = random_like(shapes(net))
+    closed = {  # Blocks 1 and 2 of 4 add nothing: their gates are 0.
+        name: {**block, "modulation": jax.tree.map(np.zeros_like, block["modulation"])}
+        for name, block in params.items()
+        if name in ("block_1", "block_2")
+    }
+    net = small(dropout=0.5, dropout_middle=True, scan=scan)
+    stacked = [stack_blocks(p, 1, 3) if scan else p for p in (params, params | closed)]
+
+    @jax.jit
+    def both(params):
+        how = {"train": True, "rngs": {"dropout": jax.random.key(0)}}
+        return [net.apply({"params": params}, X, NOISE, COND, **more) for more in ({}, how)]
+
+    still, dropped = both(stacked[1])
+    np.testing.assert_allclose(dropped, still, atol=1e-5)
+    still, dropped = both(stacked[0])
+    assert np.abs(np.asarray(dropped) - np.asarray(still)).max() > 1e-2
+
+
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "settings",
     [ALL, {"depth": 5, "conditioning": "tokens", "long_skips": True, "num_registers": 2}],
