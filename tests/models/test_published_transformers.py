@@ -13,6 +13,7 @@ from diffjax.models.families import networks_of
 from diffjax.models.jit.published import FAMILY as JIT
 from diffjax.models.lightningdit.published import FAMILY as LIGHTNING
 from diffjax.models.uvit.published import FAMILY as UVIT
+from diffjax.training.flops import matrix_flops
 from tests.references import dit, transformers
 
 FAMILIES = {"LightningDiT": LIGHTNING, "JiT": JIT, "DDT": DDT, "UViT": UVIT}
@@ -164,3 +165,23 @@ PAPERS = {
 def test_sizes_have_the_papers_numbers_of_parameters():
     for (family, size), millions in PAPERS.items():
         assert round(FAMILIES[family].sizes[size].num_parameters / 1e6) == millions, size
+
+
+# Billions of multiply-adds of an evaluation: Li & He 2025, tables 7 and 8 (LightningDiT's too).
+GIGA = {
+    ("JiT", "JiT-B/16"): 25, ("JiT", "JiT-L/16"): 88, ("JiT", "JiT-H/16"): 182,
+    ("JiT", "JiT-B/32"): 26, ("LightningDiT", "LightningDiT-XL/1"): 119,
+}  # fmt: skip
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize(("name", "size"), GIGA)
+def test_an_evaluation_costs_what_the_papers_say(name, size):
+    family = FAMILIES[name]
+    denoiser = family.network(**family.sizes[size].settings, scan=True)
+
+    def evaluate(params, *inputs):
+        return denoiser.network.apply({"params": params}, *inputs)
+
+    flops = matrix_flops(evaluate, family.shapes(denoiser), *denoiser.inputs)
+    assert round(flops / 2e9) == GIGA[name, size]
