@@ -265,6 +265,8 @@ GUIDANCE: Table = MappingProxyType(
         "zero_star": spec(guidance.ZeroStar),
         "projected": spec(guidance.Projected),
         "limited": spec(guidance.Limited),
+        # Where t on the linear path is below 0.9: log-SNR 2·log((1 - t)/t).
+        "limited_jit": spec(guidance.Limited, low=-4.394, high=float("inf")),
         "first_channels": spec(guidance.FirstChannels),
         "rescaled": spec(guidance.Rescaled),
         "clipped": spec(guidance.Clipped),
@@ -480,14 +482,14 @@ OBJECTIVES: Mapping[str, Mapping[str, str]] = MappingProxyType(
                 "target": "velocity_to_data",
                 "noise_label": "time_to_data",
             },
-            # JiT: |net(x_t, t) - x0|²·min(1/t², 400), the error of the velocity where t is above
+            # JiT: |net(x_t, 1 - t) - x0|²·min(1/t², 400), the error of the velocity where t is over
             # 0.05, logit(t) ~ N(0.8, 0.8²). Li & He 2025 (arXiv:2511.13720), section 3 and table 9.
             "jit": {
                 "path": "linear",
                 "target": "clean",
                 "weight": "constant_velocity_jit",
                 "times": "logit_normal_jit",
-                "noise_label": "time_unit",
+                "noise_label": "time_to_data",
             },
             # OT-CFM: |net(x_t, t) - (eps - x0)|², noise paired with images by optimal transport
             # within the batch. Tong et al. 2024 (arXiv:2302.00482), section 3.3.

@@ -4,17 +4,16 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float
 
 from diffjax.errors import UserError
-from diffjax.shapes import Array, Queries
+from diffjax.shapes import Queries
 
 
 class Rotation(NamedTuple):
     """Cosines and sines of the angles of each token, `[T, d/2]` for heads of the width d."""
 
-    cos: Float[Array, " tokens pairs"]
-    sin: Float[Array, " tokens pairs"]
+    cos: np.ndarray
+    sin: np.ndarray
 
 
 def rotation_2d(

@@ -256,7 +256,7 @@ def test_every_config_is_tested_and_is_one():
 def shallow(config):
     """The same config with one block of its network, or one at each of two sizes: quick."""
     if "depth" in config.model:
-        config.model.depth = 1
+        config.model.update(depth=1, class_tokens_from=0)
     else:
         levels = config.model.channel_multipliers[:2]
         config.model.update(num_res_blocks=1, channel_multipliers=levels)

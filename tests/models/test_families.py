@@ -21,7 +21,8 @@ FAMILIES = {
 }
 LAYOUTS = [name for name in FAMILIES if " of " in name]
 """Further layouts of a network, whose first layout is in the default tests."""
-LARGE = ["ADM", "ADM upsampler", "ADM classifier", "DDPM", "EDM", "Inception"]
+_TRANSFORMERS = ["DDT", "JiT", "LightningDiT", "U-ViT"]
+LARGE = ["ADM", "ADM upsampler", "ADM classifier", "DDPM", "EDM", "Inception", *_TRANSFORMERS]
 _U_NET = {
     "image_shape": (8, 12, 3),
     "channels": 8,

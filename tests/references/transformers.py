@@ -63,8 +63,7 @@ def projections(gradients: Mapping[str, np.ndarray]) -> np.ndarray:
 
 
 def _without_compiler() -> None:
-    import torch
-
+    torch: Any = __import__("torch")
     # Their decorators would compile each function, and their buffers go to a GPU.
     torch.compile = lambda function, **how: function
     torch.Tensor.cuda = lambda tensor, *args, **how: tensor
@@ -190,12 +189,12 @@ def main(name: str, clone: str) -> None:
         network.y_embedder.eval()  # It would drop labels by its own draw.
     out = evaluated()
     (out * torch.tensor(directions("out", tuple(out.shape))[0])).sum().backward()
-    gradients = {key: value.grad.numpy() for key, value in trained.items()}
+    gradients = {key: np.asarray(value.grad) for key, value in trained.items()}
     np.savez_compressed(
         FOLDER / f"{name}.npz",
         out=still.numpy().transpose(0, 2, 3, 1),
         out_in_training=out.detach().numpy().transpose(0, 2, 3, 1),
-        gradient=x.grad.numpy().transpose(0, 2, 3, 1),
+        gradient=np.asarray(x.grad).transpose(0, 2, 3, 1),
         projections=projections(gradients),
         **{f"fixed/{key}": value.numpy() for key, value in fixed.items()},
     )

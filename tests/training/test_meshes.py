@@ -54,10 +54,24 @@ def gradients(arguments, network, rules=None, **mesh):
     return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in found}
 
 
+OPTIONS = {
+    "norm": "rms",
+    "mlp": "swiglu",
+    "qk_norm": True,
+    "rotary": True,
+    "num_registers": 4,
+    "num_class_tokens": 4,
+    "class_tokens_from": 1,
+    "encoder_depth": 2,
+    "bottleneck": 2,
+}
+SKIPS = {"conditioning": "tokens", "long_skips": True, "positions": "learned", "final_conv": True}
 NETWORKS = {
     "dit": ("model=dit", DIT),
     "stacked": ("model=dit,objective=mean_flow", {**DIT, "depth": 2, "scan": True}),
     "unet": ("model=unet", UNET),
+    "options": ("model=dit", {**DIT, **OPTIONS, "depth": 3, "scan": True}),
+    "skips": ("model=dit", {**DIT, **SKIPS, "depth": 3, "scan": True}),
 }
 THREES = [dict.fromkeys(names, 2) for names in itertools.combinations(sharding.AXES, 3)]
 # Two axes are within three; what is new is an axis of four.
@@ -93,6 +107,7 @@ def test_no_axis_changes_the_gradient_of_a_network_that_is_not_fresh():
 # in odd numbers; how axes meet each other is seen on a DiT.
 CROSS = [("dit", mesh) for mesh in THREES[1:] + FOURS]
 CROSS += [("unet", THREES[0])]
+CROSS += [(name, mesh) for name in ("options", "skips") for mesh in THREES]
 SPREAD = [("stacked", THREES[0]), ("unet", {"data": 2, "fsdp": 4})]
 
 

@@ -26,7 +26,7 @@ from diffjax.models.layers import (
     compute_type,
 )
 from diffjax.models.norms import norm
-from diffjax.models.placement import constrain
+from diffjax.models.placement import BATCH, constrain
 from diffjax.models.remat import rematerialised
 from diffjax.models.rotary import rotation_2d
 from diffjax.shapes import Array, Images, NoiseLabels, Tokens
@@ -107,6 +107,7 @@ class DiT(nn.Module):
         long_skips: whether each block of the second half takes what the block opposite to it
             returned; of an odd number of blocks.
         final_conv: whether the output passes a last convolution of 3x3 pixels.
+        dropout_middle: whether `dropout` is in the middle half of the blocks alone, as in JiT.
 
     Raises:
         UserError: the patch does not divide the image, the heads do not divide the width, the
@@ -160,6 +161,7 @@ class DiT(nn.Module):
     conditioning: str = "modulation"
     long_skips: bool = False
     final_conv: bool = False
+    dropout_middle: bool = False
 
     @nn.compact
     def __call__(
@@ -205,7 +207,8 @@ class DiT(nn.Module):
                 head_width = self.hidden_size // self.num_heads
                 rotation = rotation_2d(*grid, head_width, self.rotary_span, count)
             run = self._scanned if self.scan else self._unrolled
-            h, hidden = run(stage, h, Given(c, context, rotation), keys, skips)
+            own_keys = keys if self._drops(stage) else None
+            h, hidden = run(stage, h, Given(c, context, rotation), own_keys, skips)
             if hidden is not None:
                 self.sow(*HIDDEN, hidden[:, count:] if count else hidden)
         h = h[:, count:] if count else h
@@ -226,18 +229,32 @@ class DiT(nn.Module):
         )
         out = unpatchify(h, p, height, width)
         if self.final_conv:
+            # Of images split by rows and columns XLA returned the kernel's gradient twice.
+            out = constrain(out, BATCH, None, None, None)
             out = nn.Conv(channels, (3, 3), dtype=dtype, name="final_conv")(out)
+            out = constrain(out, BATCH, None, None, None)
         return out.astype(jnp.float32)
 
     @property
     def stages(self) -> list[Stage]:
-        """The stages of the network: where one begins, the tokens or the conditioning change."""
+        """The stages of the network: where one begins, tokens, conditioning or dropout change."""
         starts = [self.encoder_depth]
+        if self.dropout_middle:
+            starts += self._middle
         if self.num_class_tokens:
             starts.append(self.class_tokens_from)
         if self.long_skips:
             starts += [self.depth // 2, self.depth // 2 + 1]
         return stages_of(self.depth, *starts)
+
+    @property
+    def _middle(self) -> list[int]:
+        """The first block of the middle half, and the first one after it."""
+        return [self.depth // 4, self.depth // 4 * 3]
+
+    def _drops(self, stage: Stage) -> bool:
+        first, end = self._middle
+        return not self.dropout_middle or first <= stage.start < end
 
     @property
     def _modulated(self) -> bool:
@@ -346,11 +363,12 @@ class DiT(nn.Module):
                 hidden = jnp.where(own.place[self._quarter - stage.start], h, hidden)
             return (h, hidden), h if self._leaves_skips(stage) else None
 
+        given_and_own: Any = (nn.broadcast, 0)
         loop = nn.scan(
             body,
             variable_axes={"params": 0},
             split_rngs={"params": True},
-            in_axes=(nn.broadcast, 0),
+            in_axes=given_and_own,
             length=stage.stop - stage.start,
         )
         places = jnp.eye(stage.stop - stage.start, dtype=bool)

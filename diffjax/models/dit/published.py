@@ -54,6 +54,11 @@ def dit(
     return Denoiser(DiT(num_classes, out_channels=out_channels, **settings), image_shape)
 
 
+def _recognise(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+    shapes["blocks.0.mlp.fc1.bias"]  # Those of LightningDiT have other MLPs, and lack it.
+    return recognise(shapes)
+
+
 def recognise(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
     """The settings of a network with DiT's names that follow from the shapes of its tensors."""
     hidden_size, channels, patch, _ = shapes["x_embedder.proj.weight"]
@@ -107,7 +112,7 @@ FAMILY = Family(
     dit,
     SIZES,
     _table,
-    recognise,
+    _recognise,
     lambda denoiser: denoiser.inputs,
     published=_published,
     without_variance=_without_variance,

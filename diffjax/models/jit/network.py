@@ -12,8 +12,8 @@ class JiT(DiT):
     through a bottleneck. It has RMS norms, gated MLPs, rotary positions, normalised queries and
     keys, and in-context class tokens from a middle block on. The defaults are those of JiT-B/16.
 
-    Its other settings are those of `DiT`. The authors' code, unlike `dropout` here, drops within
-    the MLPs of H and G, and in the middle half of the blocks alone.
+    Its other settings are those of `DiT`. H and G are trained with `dropout=0.2` in the middle half
+    of the blocks; the authors' code has it within the MLPs, not after them.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -36,3 +36,4 @@ class JiT(DiT):
     bottleneck: NotNegative[int] = 128
     num_class_tokens: NotNegative[int] = 32
     class_tokens_from: NotNegative[int] = 4
+    dropout_middle: bool = True
