@@ -5,11 +5,6 @@ r"""Draw samples from a trained run: a picture and an array.
 
 Flags that are not set have the values of the run's config. Equal seeds make equal pictures. A run
 between two sets of images starts at its test images, and shows each next to its result.
-
-A published network is sampled as its authors do, unless flags change that:
-
-  python -m experiments.sample --workdir=DiT-XL-2-256x256.pt --codec=sd-vae-ft-ema \
-      --labels='golden retriever,otter' --num_samples=8
 """
 
 import sys
@@ -46,7 +41,7 @@ from experiments import cli, shared_flags
 
 FLAGS = flags.FlagValues()
 flags.DEFINE_string("workdir", None, "folder of the run, or a published file", flag_values=FLAGS)
-flags.DEFINE_string("codec", None, "what decodes a published network's", flag_values=FLAGS)
+flags.DEFINE_string("codec", None, "of a published file, as sd-vae-ft-mse", flag_values=FLAGS)
 flags.DEFINE_string("family", None, "of a published file: DiT or SiT", flag_values=FLAGS)
 cli.define_step(FLAGS)
 flags.DEFINE_integer("num_samples", 64, "number of samples", lower_bound=1, flag_values=FLAGS)
@@ -156,7 +151,9 @@ def _run(args: SimpleNamespace) -> Run:
         if getattr(args, name) is not None:
             raise UserError(f"--{name} is for published files: a run has its own, leave it out")
     allowed = ("diffjax", *args.allowed_packages)
-    return diffjax.load(place, step=args.step, weights=args.weights, allowed_packages=allowed)
+    return diffjax.load(
+        args.workdir, step=args.step, weights=args.weights, allowed_packages=allowed
+    )
 
 
 def draw_images(
