@@ -13,12 +13,17 @@ from diffjax.errors import UserError
 from diffjax.models import families, resampling
 from diffjax.models.adm.published import CLASSIFIER, FAMILY, UPSAMPLER
 from diffjax.models.ddpm.published import FAMILY as DDPM
-from diffjax.models.edm.network import NCSNPP, RANDOM, SongUNet
+from diffjax.models.edm.network import NCSNPP, POSITIONAL, RANDOM, SongUNet
 from diffjax.models.edm.published import DHARIWAL
 from diffjax.models.edm.published import FAMILY as SONG
 from diffjax.models.layers import QKV_ORDERS, SelfAttention
 from diffjax.models.unet import Resampling
 from diffjax.pretrained import folders
+from diffjax.pretrained.files import write_safetensors
+from diffjax.process.beta_tables import CosineBetas
+from diffjax.process.paths import coeffs
+from diffjax.runs.pretrained import from_pretrained
+from diffjax.sampling.sample import sample
 from diffjax.training.flops import matrix_flops
 from tests.references import unets as reference
 from tests.support import persistent_pickles as pickles
@@ -41,6 +46,12 @@ EDM = {
     "channel_multipliers": (1, 2),
     "num_res_blocks": 1,
     "attention_resolutions": (4,),
+    "dropout": 0.0,
+}
+DDPM_SETTINGS = {
+    "side": 8,
+    "channel_multipliers": (1, 1.25),
+    "num_res_blocks": 1,
     "dropout": 0.0,
 }
 SKIPS = {"images_in": "skip", "images_out": True, "embedding": replace(RANDOM, augment_dim=0)}
@@ -78,15 +89,20 @@ def stored(name):
         }
 
 
-def network_of(name):
-    """The network of a case, with the parameters that the reference drew by published names."""
-    family, settings, cond = CASES[name]
-    denoiser = family.network(**settings)
+def theirs_of(family, denoiser):
+    """The tensors that the reference drew by their published names."""
     nothing = jax.tree.map(lambda leaf: np.zeros(leaf.shape), family.shapes(denoiser))
     theirs = family.to_theirs(nothing, denoiser)
     filters = {name: array for name, array in theirs.items() if name.endswith("resample_filter")}
     shapes = {name: array.shape for name, array in theirs.items() if name not in filters}
-    params = family.to_ours(reference.parameters(shapes) | filters, denoiser, "theirs")
+    return reference.parameters(shapes) | filters
+
+
+def network_of(name):
+    """The network of a case, with the parameters that the reference drew by published names."""
+    family, settings, cond = CASES[name]
+    denoiser = family.network(**settings)
+    params = family.to_ours(theirs_of(family, denoiser), denoiser, "theirs")
     return denoiser.network, params, jax.tree.map(jnp.asarray, cond)
 
 
@@ -190,6 +206,81 @@ def test_a_pickle_of_edm_is_recognised_and_read(tmp_path):
     jax.tree.map(np.testing.assert_array_equal, read, params)
 
 
+@pytest.mark.thorough
+def test_a_pickle_is_sampled_as_by_its_authors(tmp_path):
+    """By EDM's own sampler, from the same noise: Heun's steps on its grid, and its preconditioning.
+
+    The null label among the labels, as theirs of zeros.
+    """
+    settings = {**EDM, "image_shape": (8, 8, 3), "num_classes": NUM_CLASSES}
+    denoiser = SONG.network(**settings, embedding=replace(POSITIONAL, augment_dim=0))
+    theirs = theirs_of(SONG, denoiser)
+    path = tmp_path / "edm.pkl"
+    path.write_bytes(pickles.dumped({"ema": as_modules(theirs)}))
+    model = from_pretrained(path, dropout=0.0)
+    wired, labels = model.parts.wired, jnp.asarray(reference.NULL_LABELS)
+    assert wired.recipe.num_steps == 18
+    times = wired.recipe.grid(wired.path, 5)
+    predict = wired.predict(model.params)
+
+    def denoise(x, t):
+        return predict(x, jnp.broadcast_to(t, x.shape[:1]), labels)
+
+    def run(x):
+        keys = jax.random.split(jax.random.key(0), len(x))
+        return sample(denoise, wired.recipe.solver, wired.path, times, keys, x)
+
+    found = jax.jit(run)(80.0 * jnp.asarray(reference.NOISE_IMAGES))
+    with np.load(reference.FOLDER / "edm.npz", allow_pickle=False) as arrays:
+        assert error(found, arrays["sampled/out"]) < 1e-5
+
+
+@pytest.mark.thorough
+def test_a_file_of_adm_is_a_run_with_its_recipe(tmp_path, monkeypatch):
+    """Of 64 pixels and a third of the width: the cosine schedule, and no null label."""
+    settings = {**FAMILY.sizes["ADM-64"].settings, "channels": 64}
+    small = {"small": replace(FAMILY.sizes["ADM-64"], settings=settings)}
+    network = {families.AUTHORS: replace(FAMILY, sizes=small)}
+    monkeypatch.setitem(families.LAYOUTS, families.ADM, network)
+    denoiser = FAMILY.network(**settings)
+    path = tmp_path / "64x64_diffusion.safetensors"
+    write_safetensors(path, theirs_of(FAMILY, denoiser))
+    model = from_pretrained(path)
+    wired = model.parts.wired
+    assert wired.network.clone(attention="auto") == denoiser.network
+    assert isinstance(wired.path, CosineBetas)
+    assert wired.objective.traits.learned_variance
+    step = coeffs(wired.path, jnp.array([0.001, 1.0]), 1)  # the first and the last of 1,000
+    np.testing.assert_allclose(wired.precond.noise_label(step), [0.0, 999.0], atol=1e-3)
+    with pytest.raises(UserError, match="is trained with condition_dropout=0"):
+        model.sample([3], guidance_scale=2.0, num_steps=1)
+
+
+@pytest.mark.thorough
+def test_a_folder_of_ddpm_is_sampled(tmp_path):
+    denoiser = DDPM.network(**{**DDPM_SETTINGS, "channels": 128, "channel_multipliers": (1,)})
+    assert DDPM.config is not None
+    entries = DDPM.config.entries(denoiser)
+    folders.write_folder(tmp_path / "ddpm", theirs_of(DDPM, denoiser), entries)
+    model = from_pretrained(tmp_path / "ddpm")
+    images = model.sample(2, num_steps=2)
+    assert images.shape == (2, 8, 8, 3)
+    assert np.isfinite(images).all()
+    assert images.std() > 0.1
+
+
+@pytest.mark.thorough
+def test_tensors_are_of_one_network_alone():
+    """ADM's upsampler differs from ADM in the channels of its input, its classifier in names."""
+    for family, settings in (
+        (FAMILY, ADM), (UPSAMPLER, ADM), (CLASSIFIER, ADM), (SONG, EDM),
+        (DHARIWAL, {**EDM, "channels": 64}), (DDPM, DDPM_SETTINGS),
+    ):  # fmt: skip
+        denoiser = family.network(**settings)
+        state = theirs_of(family, denoiser)
+        assert families.networks_of(state) == [type(denoiser.network).__name__]
+
+
 MULTIPLY_ADDS = {
     "ADM": (("ADM-256",), 1120),
     "ADM-U": (("ADM-64", "ADM-64-to-256"), 742),
@@ -247,14 +338,6 @@ def test_a_filter_of_odd_length_and_an_unknown_name_are_refused():
         network = SongUNet(0, channels=8, channel_multipliers=(1, 2), num_res_blocks=1, **settings)
         with pytest.raises(UserError, match=said):
             jax.eval_shape(network.init, jax.random.key(0), x, t)
-
-
-DDPM_SETTINGS = {
-    "side": 8,
-    "channel_multipliers": (1, 1.25),
-    "num_res_blocks": 1,
-    "dropout": 0.0,
-}
 
 
 @pytest.mark.parity
