@@ -33,7 +33,7 @@ from diffjax.models.sit.published import FAMILY as SIT_FAMILY
 from diffjax.models.uvit.network import UViT
 from diffjax.models.uvit.published import FAMILY as UVIT_FAMILY
 from diffjax.pretrained.family import Family
-from diffjax.pretrained.folders import read_published
+from diffjax.pretrained.folders import read_weights
 from diffjax.pretrained.tables import Place
 
 AUTHORS, DIFFUSERS = "authors", "diffusers"
@@ -121,7 +121,7 @@ def find_published(path: str | Path, part: str = "", network: str = "", **settin
     known = {kind.__name__: layouts for kind, layouts in LAYOUTS.items()}
     if network and network not in known:
         raise UserError(f"no published network is called {network!r}; {nearest(network, known)}")
-    whole, config, place = read_published(path, part)
+    whole, config, place = read_weights(path, part)
     for state in (whole, without_prefix(whole)):
         for layouts in [known[network]] if network else known.values():
             if name := layout_of(state, layouts):

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffjax.errors import UserError, nearest
-from diffjax.pretrained.folders import read_published
+from diffjax.pretrained.folders import read_weights
 from diffjax.pretrained.tables import Place, Table, check, to_ours, to_theirs
 
 
@@ -73,6 +73,8 @@ class Config:
         to_theirs: a network -> the other entries. It may raise `UserError` for one that can't be
             described.
         where: where they are, for errors; a pickle of NVIDIA's has settings too.
+        beside: entries that the network does not depend on but its users do, with the values that
+            diffusers takes where they are missing, such as the scale of latents.
     """
 
     class_name: str
@@ -80,6 +82,7 @@ class Config:
     to_ours: Callable[[Mapping[str, Any]], Mapping[str, Any]]
     to_theirs: Callable[[Any], Mapping[str, Any]]
     where: str = "config.json"
+    beside: Mapping[str, Any] = field(default_factory=dict)
 
     def settings(self, entries: Mapping[str, Any], source: str) -> Mapping[str, Any]:
         """The settings of the network that a `config.json` describes.
@@ -281,7 +284,7 @@ class Family:
         Raises:
             UserError: the file can't be read, or is of another network.
         """
-        state, config, source = read_published(path)
+        state, config, source = read_weights(path)
         if network is None:
             network = self.network_of(state, str(source), config)
         return network, self.to_ours(state, network, str(source), place)
