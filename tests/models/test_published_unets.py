@@ -174,8 +174,8 @@ def test_columns_of_attention_in_any_order_are_one_function():
         )
 
 
-def as_modules(state):
-    """A module of NVIDIA's pickles with the tensors of these names."""
+def as_modules(state, class_name="EDMPrecond", **settings):
+    """A module of NVIDIA's pickles with the tensors of these names, made with these settings."""
     inner, parameters = {}, {}
     for name, array in state.items():
         first, _, rest = name.partition(".")
@@ -184,7 +184,7 @@ def as_modules(state):
         else:
             parameters[first] = np.ascontiguousarray(array)
     modules = {name: as_modules(tensors) for name, tensors in inner.items()}
-    return pickles.module("Any", parameters, modules=modules)
+    return pickles.module(class_name, parameters, modules=modules, **settings)
 
 
 def test_a_pickle_of_edm_is_recognised_and_read(tmp_path):
@@ -198,7 +198,8 @@ def test_a_pickle_of_edm_is_recognised_and_read(tmp_path):
     params = jax.tree.map(
         lambda leaf: random.random(leaf.shape, np.float32), family.shapes(denoiser)
     )
-    tree = {"ema": as_modules(family.to_theirs(params, denoiser)), "loss_fn": None}
+    network = as_modules(family.to_theirs(params, denoiser), dropout=0.13)
+    tree = {"ema": network, "loss_fn": None}
     path = tmp_path / "network-snapshot.pkl"
     path.write_bytes(pickles.dumped(tree))
     found, read = family.read(path)
@@ -216,8 +217,12 @@ def test_a_pickle_is_sampled_as_by_its_authors(tmp_path):
     denoiser = SONG.network(**settings, embedding=replace(POSITIONAL, augment_dim=0))
     theirs = theirs_of(SONG, denoiser)
     path = tmp_path / "edm.pkl"
-    path.write_bytes(pickles.dumped({"ema": as_modules(theirs)}))
-    model = from_pretrained(path, dropout=0.0)
+    path.write_bytes(pickles.dumped({"ema": as_modules(theirs, "VPPrecond")}))
+    with pytest.raises(UserError, match="_class_name='VPPrecond', and only 'EDMPrecond' is known"):
+        from_pretrained(path)
+    path.write_bytes(pickles.dumped({"ema": as_modules(theirs, dropout=0.2)}))
+    model = from_pretrained(path)
+    assert model.parts.wired.network.dropout == 0.2
     wired, labels = model.parts.wired, jnp.asarray(reference.NULL_LABELS)
     assert wired.recipe.num_steps == 18
     times = wired.recipe.grid(wired.path, 5)
