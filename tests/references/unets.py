@@ -123,7 +123,7 @@ def _adm(clone: str) -> dict[str, dict[str, np.ndarray]]:
         "parts": unet.UNetModel(
             **common, out_channels=3, num_heads=2, use_new_attention_order=True
         ),
-        "upsampler": unet.SuperResModel(
+        "upsampling": unet.SuperResModel(
             **common, out_channels=6, num_classes=NUM_CLASSES, num_heads=2
         ),
         "classifier": unet.EncoderUNetModel(
@@ -136,7 +136,7 @@ def _adm(clone: str) -> dict[str, dict[str, np.ndarray]]:
     calls: Mapping[str, Callable[[Any], Any]] = {
         "heads": lambda x: cases["heads"](x, t, labels),
         "parts": lambda x: cases["parts"](x, t),
-        "upsampler": lambda x: cases["upsampler"](
+        "upsampling": lambda x: cases["upsampling"](
             x, t, low_res=torch.tensor(_first(SMALL)), y=labels
         ),
         "classifier": lambda x: cases["classifier"](x, t),
@@ -154,8 +154,8 @@ def _edm(clone: str) -> dict[str, dict[str, np.ndarray]]:
     classes, augmented = {"label_dim": NUM_CLASSES}, {"augment_dim": 9}
     song = {**EDM, **SONG}
     cases = {
-        "ddpmpp": networks.SongUNet(**song, **classes, **augmented),
-        "ncsnpp": networks.SongUNet(**song, **NCSNPP, **augmented),
+        "ddpm++": networks.SongUNet(**song, **classes, **augmented),
+        "ncsn++": networks.SongUNet(**song, **NCSNPP, **augmented),
         "skips": networks.SongUNet(
             **song, **{**NCSNPP, "encoder_type": "skip", "decoder_type": "skip"}
         ),
