@@ -271,6 +271,16 @@ def test_a_file_of_adm_is_a_run_with_its_recipe(tmp_path, monkeypatch):
 
 
 @pytest.mark.thorough
+def test_a_learned_variance_is_left_out_where_the_network_has_none():
+    theirs = theirs_of(FAMILY, FAMILY.network(**WITH_CLASSES))
+    without = FAMILY.network(**{**WITH_CLASSES, "out_channels": 0})
+    fitting = FAMILY.without_variance(theirs, without)
+    FAMILY.check(fitting, without, "x")
+    for name in ("out.2.weight", "out.2.bias"):
+        np.testing.assert_array_equal(fitting[name], theirs[name][:3])
+
+
+@pytest.mark.thorough
 def test_a_folder_of_ddpm_is_sampled(tmp_path):
     denoiser = DDPM.network(**{**DDPM_SETTINGS, "channels": 128, "channel_multipliers": (1,)})
     assert DDPM.config is not None

@@ -181,7 +181,7 @@ def _config(network: AutoencoderKL) -> dict[str, Any]:
 
 _FIXED = {"act_fn": "silu", "mid_block_add_attention": True}
 _SCALING = {"scaling_factor": 0.18215, "shift_factor": None}
-_OF_DIFFUSERS = Config("AutoencoderKL", _FIXED, _settings, _config, _SCALING)
+_OF_DIFFUSERS = Config("AutoencoderKL", _FIXED, _settings, _config, beside=_SCALING)
 
 FAMILY = replace(_family("AutoencoderKL", _DIFFUSERS), config=_OF_DIFFUSERS)
 OLD_DIFFUSERS = replace(
