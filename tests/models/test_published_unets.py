@@ -13,6 +13,7 @@ from diffjax.errors import UserError
 from diffjax.models import families, resampling
 from diffjax.models.adm.published import CLASSIFIER, FAMILY, UPSAMPLER
 from diffjax.models.ddpm.published import FAMILY as DDPM
+from diffjax.models.ddpm.published import OLD as OLD_DDPM
 from diffjax.models.edm.network import NCSNPP, POSITIONAL, RANDOM, SongUNet
 from diffjax.models.edm.published import DHARIWAL
 from diffjax.models.edm.published import FAMILY as SONG
@@ -399,6 +400,20 @@ def test_ddpm_in_a_folder_is_that_of_diffusers(num_classes, tmp_path):
     for name, value in peer.named_parameters():
         if not name.endswith("to_k.bias"):  # zero up to rounding: a softmax ignores constants
             assert error(named[name], value.grad.numpy()) < 1e-5, name
+
+
+@pytest.mark.parity
+def test_old_names_of_ddpm_are_read_by_diffusers_too(tmp_path):
+    diffusers = pytest.importorskip("diffusers", reason="pip install -e '.[parity]'")
+    ours = DDPM.network(**DDPM_SETTINGS)
+    theirs = theirs_of(DDPM, ours)
+    params = DDPM.to_ours(theirs, ours, "theirs")
+    assert DDPM.config is not None
+    folders.write_folder(tmp_path, OLD_DDPM.to_theirs(params, ours), DDPM.config.entries(ours))
+    peer = diffusers.UNet2DModel.from_pretrained(tmp_path)
+    for name, value in peer.state_dict().items():
+        np.testing.assert_array_equal(value.numpy(), theirs[name], name)
+    assert families.find_published(tmp_path).layout == "old diffusers"
 
 
 def test_what_diffusers_would_compute_otherwise_is_refused():
