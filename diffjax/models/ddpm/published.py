@@ -123,12 +123,14 @@ def ddpm(
     return Denoiser(network, (side, side, image_channels))
 
 
-def _recognise(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+def _recognise(shapes: Mapping[str, tuple[int, ...]], queries: str = "to_q") -> dict[str, Any]:
+    """The settings of a network whose layer of queries has this name."""
+    _ = shapes["mid_block.resnets.0.time_emb_proj.bias"]
+    _ = shapes[f"mid_block.attentions.0.{queries}.bias"]
     channels, image_channels, _, _ = shapes["conv_in.weight"]
     levels = count("down_blocks.{i}.resnets.0.conv1.bias", shapes)
     widths = [shapes[f"down_blocks.{i}.resnets.0.conv1.bias"][0] for i in range(levels)]
     out_channels = shapes["conv_out.bias"][0]
-    _ = shapes["mid_block.resnets.0.time_emb_proj.bias"]
     return {
         "image_channels": image_channels,
         "num_classes": shapes.get("class_embedding.weight", (0,))[0],
@@ -140,6 +142,10 @@ def _recognise(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
         ),
         **({} if out_channels == image_channels else {"out_channels": out_channels}),
     }
+
+
+def _recognise_old(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+    return _recognise(shapes, "query")
 
 
 def _multipliers(channels: int, widths: Iterable[int]) -> tuple[float, ...]:
@@ -242,4 +248,4 @@ FAMILY = Family(
     config=Config("UNet2DModel", _FIXED, _settings, _config),
     published=_published,
 )
-OLD = replace(FAMILY, name="DDPM of old diffusers", table=_old_table)
+OLD = replace(FAMILY, name="DDPM of old diffusers", table=_old_table, recognise=_recognise_old)
