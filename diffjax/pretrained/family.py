@@ -97,8 +97,9 @@ class Config:
                     f"{source}: {self.where} has {name}={entries[name]!r}, and only {value!r} is "
                     "known"
                 )
+        others = {name: value for name, value in entries.items() if name != "_class_name"}
         try:
-            return self.to_ours(entries)
+            return self.to_ours(others)
         except (ArithmeticError, TypeError, ValueError) as error:
             raise UserError(f"{source}: {self.where} can't be used: {error}") from error
         except KeyError as error:

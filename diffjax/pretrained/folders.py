@@ -67,7 +67,8 @@ def read_weights(path: str | Path, part: str = "") -> Contents:
     if not place.is_dir():
         if is_persistent_pickle(place):
             network = read_persistent_pickle(place, part or "ema")
-            return Contents(network.tensors, network.settings, place)
+            settings = {"_class_name": network.class_name, **network.settings}
+            return Contents(network.tensors, settings, place)
         return Contents(read_state_dict(place, part), {}, place)
     if not (place / CONFIG).exists() and (place / PIPELINE).exists():
         place = _denoiser_of(place)

@@ -52,10 +52,12 @@ class Network:
     """A network of a file.
 
     Attributes:
+        class_name: its class, such as `Precond`.
         settings: the keyword arguments that it was made with.
         tensors: its parameters and buffers by the paths of their modules, as `unet.out_gain`.
     """
 
+    class_name: str
     settings: Mapping[str, Any]
     tensors: Mapping[str, Tensor]
 
@@ -99,7 +101,8 @@ def read_persistent_pickle(path: str | Path, part: str = "ema") -> Network:
             raise pickle.UnpicklingError(f"it has no network {part!r}; {nearest(part, networks)}")
         network: Persistent = tree[part]
         views = dict(_views(network.state, "", set()))
-        return Network(network.settings, _tensors(views, unpickler.numbers, size))
+        tensors = _tensors(views, unpickler.numbers, size)
+        return Network(network.class_name, network.settings, tensors)
     except torch._DAMAGED as error:
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         raise UserError(f"can't read weights from {path}: {reason}") from error

@@ -161,7 +161,7 @@ def pickled(state, settings):
                 kinds["modules"][name] = built(x)
             else:
                 kinds["buffers" if name in ("freqs", "phases") else "parameters"][name] = x
-        return module("Module", **kinds, **settings)
+        return module("Precond", **kinds, **settings)
 
     return dumped({"ema": built(tree, **settings), "loss_fn": persistent("EDM2Loss", {})})
 

@@ -13,12 +13,18 @@ from diffjax.errors import UserError
 from diffjax.models import families, resampling
 from diffjax.models.adm.published import CLASSIFIER, FAMILY, UPSAMPLER
 from diffjax.models.ddpm.published import FAMILY as DDPM
-from diffjax.models.edm.network import NCSNPP, RANDOM, SongUNet
+from diffjax.models.ddpm.published import OLD as OLD_DDPM
+from diffjax.models.edm.network import NCSNPP, POSITIONAL, RANDOM, SongUNet
 from diffjax.models.edm.published import DHARIWAL
 from diffjax.models.edm.published import FAMILY as SONG
 from diffjax.models.layers import QKV_ORDERS, SelfAttention
 from diffjax.models.unet import Resampling
 from diffjax.pretrained import folders
+from diffjax.pretrained.files import write_safetensors
+from diffjax.process.beta_tables import CosineBetas
+from diffjax.process.paths import coeffs
+from diffjax.runs.pretrained import from_pretrained
+from diffjax.sampling.sample import sample
 from diffjax.training.flops import matrix_flops
 from tests.references import unets as reference
 from tests.support import persistent_pickles as pickles
@@ -43,14 +49,20 @@ EDM = {
     "attention_resolutions": (4,),
     "dropout": 0.0,
 }
+DDPM_SETTINGS = {
+    "side": 8,
+    "channel_multipliers": (1, 1.25),
+    "num_res_blocks": 1,
+    "dropout": 0.0,
+}
 SKIPS = {"images_in": "skip", "images_out": True, "embedding": replace(RANDOM, augment_dim=0)}
 CASES = {
     "adm/heads": (FAMILY, WITH_CLASSES, reference.LABELS),
     "adm/parts": (FAMILY, {**ADM, **ORDER}, None),
-    "adm/upsampler": (UPSAMPLER, {**WITH_CLASSES, "num_heads": 2}, SMALL),
+    "adm/upsampling": (UPSAMPLER, {**WITH_CLASSES, "num_heads": 2}, SMALL),
     "adm/classifier": (CLASSIFIER, WITH_CLASSES, None),
-    "edm/ddpmpp": (SONG, {**EDM, "num_classes": NUM_CLASSES}, reference.NULL_LABELS),
-    "edm/ncsnpp": (SONG, {**EDM, **NCSNPP}, None),
+    "edm/ddpm++": (SONG, {**EDM, "num_classes": NUM_CLASSES}, reference.NULL_LABELS),
+    "edm/ncsn++": (SONG, {**EDM, **NCSNPP}, None),
     "edm/skips": (SONG, {**EDM, **NCSNPP, **SKIPS}, None),
     "edm/dhariwal": (
         DHARIWAL,
@@ -61,8 +73,8 @@ CASES = {
 INPUTS = {
     "adm": (reference.TIMESTEPS, {}),
     "edm": (reference.NOISE, {}),
-    "edm/ddpmpp": (reference.NOISE, {"augment_labels": reference.AUGMENT}),
-    "edm/ncsnpp": (reference.NOISE, {"augment_labels": reference.AUGMENT}),
+    "edm/ddpm++": (reference.NOISE, {"augment_labels": reference.AUGMENT}),
+    "edm/ncsn++": (reference.NOISE, {"augment_labels": reference.AUGMENT}),
 }
 """Noise labels and labels of augmentation, by case or by file."""
 
@@ -78,15 +90,20 @@ def stored(name):
         }
 
 
-def network_of(name):
-    """The network of a case, with the parameters that the reference drew by published names."""
-    family, settings, cond = CASES[name]
-    denoiser = family.network(**settings)
+def theirs_of(family, denoiser):
+    """The tensors that the reference drew by their published names."""
     nothing = jax.tree.map(lambda leaf: np.zeros(leaf.shape), family.shapes(denoiser))
     theirs = family.to_theirs(nothing, denoiser)
     filters = {name: array for name, array in theirs.items() if name.endswith("resample_filter")}
     shapes = {name: array.shape for name, array in theirs.items() if name not in filters}
-    params = family.to_ours(reference.parameters(shapes) | filters, denoiser, "theirs")
+    return reference.parameters(shapes) | filters
+
+
+def network_of(name):
+    """The network of a case, with the parameters that the reference drew by published names."""
+    family, settings, cond = CASES[name]
+    denoiser = family.network(**settings)
+    params = family.to_ours(theirs_of(family, denoiser), denoiser, "theirs")
     return denoiser.network, params, jax.tree.map(jnp.asarray, cond)
 
 
@@ -97,6 +114,15 @@ def inputs_of(name):
 
 def error(found, expected):
     return np.linalg.norm(np.asarray(found) - expected) / np.linalg.norm(expected)
+
+
+def test_outputs_of_ddpmpp_are_those_of_the_authors_code():
+    """The quickest of the cases below, which has labels of augmentation and the null label."""
+    network, params, cond = network_of("edm/ddpm++")
+    times, more = inputs_of("edm/ddpm++")
+    images = jnp.asarray(reference.IMAGES)
+    out = jax.jit(network.apply)({"params": params}, images, times, cond, **more)
+    assert error(out, stored("edm/ddpm++")["out"]) < 1e-5
 
 
 @pytest.mark.thorough
@@ -158,8 +184,8 @@ def test_columns_of_attention_in_any_order_are_one_function():
         )
 
 
-def as_modules(state):
-    """A module of NVIDIA's pickles with the tensors of these names."""
+def as_modules(state, class_name="EDMPrecond", **settings):
+    """A module of NVIDIA's pickles with the tensors of these names, made with these settings."""
     inner, parameters = {}, {}
     for name, array in state.items():
         first, _, rest = name.partition(".")
@@ -168,7 +194,7 @@ def as_modules(state):
         else:
             parameters[first] = np.ascontiguousarray(array)
     modules = {name: as_modules(tensors) for name, tensors in inner.items()}
-    return pickles.module("Any", parameters, modules=modules)
+    return pickles.module(class_name, parameters, modules=modules, **settings)
 
 
 def test_a_pickle_of_edm_is_recognised_and_read(tmp_path):
@@ -182,12 +208,102 @@ def test_a_pickle_of_edm_is_recognised_and_read(tmp_path):
     params = jax.tree.map(
         lambda leaf: random.random(leaf.shape, np.float32), family.shapes(denoiser)
     )
-    tree = {"ema": as_modules(family.to_theirs(params, denoiser)), "loss_fn": None}
+    network = as_modules(family.to_theirs(params, denoiser), dropout=0.13)
+    tree = {"ema": network, "loss_fn": None}
     path = tmp_path / "network-snapshot.pkl"
     path.write_bytes(pickles.dumped(tree))
     found, read = family.read(path)
     assert found == denoiser
     jax.tree.map(np.testing.assert_array_equal, read, params)
+
+
+@pytest.mark.thorough
+def test_a_pickle_is_sampled_as_by_its_authors(tmp_path):
+    """By EDM's own sampler, from the same noise: Heun's steps on its grid, and its preconditioning.
+
+    The null label among the labels, as theirs of zeros.
+    """
+    settings = {**EDM, "image_shape": (8, 8, 3), "num_classes": NUM_CLASSES}
+    denoiser = SONG.network(**settings, embedding=replace(POSITIONAL, augment_dim=0))
+    theirs = theirs_of(SONG, denoiser)
+    path = tmp_path / "edm.pkl"
+    path.write_bytes(pickles.dumped({"ema": as_modules(theirs, "VPPrecond")}))
+    with pytest.raises(UserError, match="_class_name='VPPrecond', and only 'EDMPrecond' is known"):
+        from_pretrained(path)
+    path.write_bytes(pickles.dumped({"ema": as_modules(theirs, dropout=0.2)}))
+    model = from_pretrained(path)
+    assert model.parts.wired.network.dropout == 0.2
+    wired, labels = model.parts.wired, jnp.asarray(reference.NULL_LABELS)
+    assert wired.recipe.num_steps == 18
+    times = wired.recipe.grid(wired.path, 5)
+    predict = wired.predict(model.params)
+
+    def denoise(x, t):
+        return predict(x, jnp.broadcast_to(t, x.shape[:1]), labels)
+
+    def run(x):
+        keys = jax.random.split(jax.random.key(0), len(x))
+        return sample(denoise, wired.recipe.solver, wired.path, times, keys, x)
+
+    found = jax.jit(run)(80.0 * jnp.asarray(reference.NOISE_IMAGES))
+    with np.load(reference.FOLDER / "edm.npz", allow_pickle=False) as arrays:
+        assert error(found, arrays["sampled/out"]) < 1e-5
+
+
+@pytest.mark.thorough
+def test_a_file_of_adm_is_a_run_with_its_recipe(tmp_path, monkeypatch):
+    """Of 64 pixels and a third of the width: the cosine schedule, and no null label."""
+    settings = {**FAMILY.sizes["ADM-64"].settings, "channels": 64}
+    small = {"small": replace(FAMILY.sizes["ADM-64"], settings=settings)}
+    network = {families.AUTHORS: replace(FAMILY, sizes=small)}
+    monkeypatch.setitem(families.LAYOUTS, families.ADM, network)
+    denoiser = FAMILY.network(**settings)
+    path = tmp_path / "64x64_diffusion.safetensors"
+    write_safetensors(path, theirs_of(FAMILY, denoiser))
+    model = from_pretrained(path)
+    wired = model.parts.wired
+    assert wired.network.clone(attention="auto") == denoiser.network
+    assert isinstance(wired.path, CosineBetas)
+    assert wired.objective.traits.learned_variance
+    step = coeffs(wired.path, jnp.array([0.001, 1.0]), 1)  # the first and the last of 1,000
+    np.testing.assert_allclose(wired.precond.noise_label(step), [0.0, 999.0], atol=1e-3)
+    with pytest.raises(UserError, match="is trained with condition_dropout=0"):
+        model.sample([3], guidance_scale=2.0, num_steps=1)
+
+
+@pytest.mark.thorough
+def test_a_learned_variance_is_left_out_where_the_network_has_none():
+    theirs = theirs_of(FAMILY, FAMILY.network(**WITH_CLASSES))
+    without = FAMILY.network(**{**WITH_CLASSES, "out_channels": 0})
+    fitting = FAMILY.without_variance(theirs, without)
+    FAMILY.check(fitting, without, "x")
+    for name in ("out.2.weight", "out.2.bias"):
+        np.testing.assert_array_equal(fitting[name], theirs[name][:3])
+
+
+@pytest.mark.thorough
+def test_a_folder_of_ddpm_is_sampled(tmp_path):
+    denoiser = DDPM.network(**{**DDPM_SETTINGS, "channels": 128, "channel_multipliers": (1,)})
+    assert DDPM.config is not None
+    entries = DDPM.config.entries(denoiser)
+    folders.write_folder(tmp_path / "ddpm", theirs_of(DDPM, denoiser), entries)
+    model = from_pretrained(tmp_path / "ddpm")
+    images = model.sample(2, num_steps=2)
+    assert images.shape == (2, 8, 8, 3)
+    assert np.isfinite(images).all()
+    assert images.std() > 0.1
+
+
+@pytest.mark.thorough
+def test_tensors_are_of_one_network_alone():
+    """ADM's upsampler differs from ADM in the channels of its input, its classifier in names."""
+    for family, settings in (
+        (FAMILY, ADM), (UPSAMPLER, ADM), (CLASSIFIER, ADM), (SONG, EDM),
+        (DHARIWAL, {**EDM, "channels": 64}), (DDPM, DDPM_SETTINGS),
+    ):  # fmt: skip
+        denoiser = family.network(**settings)
+        state = theirs_of(family, denoiser)
+        assert families.networks_of(state) == [type(denoiser.network).__name__]
 
 
 MULTIPLY_ADDS = {
@@ -200,16 +316,15 @@ MULTIPLY_ADDS = {
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize("name", MULTIPLY_ADDS)
-def test_networks_cost_what_was_published(name):
-    names, published = MULTIPLY_ADDS[name]
-    total = 0.0
-    for size in names:
-        family = FAMILY if size in FAMILY.sizes else UPSAMPLER
-        denoiser = family.size(size)
-        variables = {"params": family.shapes(denoiser)}
-        total += matrix_flops(denoiser.network.apply, variables, *family.inputs(denoiser))
-    assert total / 2e9 == pytest.approx(published, rel=2e-3)
+def test_networks_cost_what_was_published():
+    for name, (sizes, published) in MULTIPLY_ADDS.items():
+        total = 0.0
+        for size in sizes:
+            family = FAMILY if size in FAMILY.sizes else UPSAMPLER
+            denoiser = family.size(size)
+            variables = {"params": family.shapes(denoiser)}
+            total += matrix_flops(denoiser.network.apply, variables, *family.inputs(denoiser))
+        assert total / 2e9 == pytest.approx(published, rel=2e-3), name
 
 
 TAPS = {"two": (1, 1), "four": (1, 3, 3, 1), "six": (1, 5, 10, 10, 5, 1), "uneven": (1, 2, 4, 8)}
@@ -249,14 +364,6 @@ def test_a_filter_of_odd_length_and_an_unknown_name_are_refused():
             jax.eval_shape(network.init, jax.random.key(0), x, t)
 
 
-DDPM_SETTINGS = {
-    "side": 8,
-    "channel_multipliers": (1, 1.25),
-    "num_res_blocks": 1,
-    "dropout": 0.0,
-}
-
-
 @pytest.mark.parity
 @pytest.mark.parametrize("num_classes", [0, NUM_CLASSES])
 def test_ddpm_in_a_folder_is_that_of_diffusers(num_classes, tmp_path):
@@ -293,6 +400,20 @@ def test_ddpm_in_a_folder_is_that_of_diffusers(num_classes, tmp_path):
     for name, value in peer.named_parameters():
         if not name.endswith("to_k.bias"):  # zero up to rounding: a softmax ignores constants
             assert error(named[name], value.grad.numpy()) < 1e-5, name
+
+
+@pytest.mark.parity
+def test_old_names_of_ddpm_are_read_by_diffusers_too(tmp_path):
+    diffusers = pytest.importorskip("diffusers", reason="pip install -e '.[parity]'")
+    ours = DDPM.network(**DDPM_SETTINGS)
+    theirs = theirs_of(DDPM, ours)
+    params = DDPM.to_ours(theirs, ours, "theirs")
+    assert DDPM.config is not None
+    folders.write_folder(tmp_path, OLD_DDPM.to_theirs(params, ours), DDPM.config.entries(ours))
+    peer = diffusers.UNet2DModel.from_pretrained(tmp_path)
+    for name, value in peer.state_dict().items():
+        np.testing.assert_array_equal(value.numpy(), theirs[name], name)
+    assert families.find_published(tmp_path).layout == "old diffusers"
 
 
 def test_what_diffusers_would_compute_otherwise_is_refused():

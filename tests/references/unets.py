@@ -59,6 +59,9 @@ NCSNPP = {
     "encoder_type": "residual",
     "resample_filter": [1, 3, 3, 1],
 }
+SAMPLED = {"model_type": "SongUNet", **SONG}
+"""Of EDM's preconditioned network, whose samples are stored."""
+NOISE_IMAGES = np.random.default_rng(4).normal(size=(3, 8, 8, 3)).astype(np.float32)
 NOISE = np.array([-1.6, 0.3, 1.1], np.float32)
 """Of EDM: log(σ)/4."""
 AUGMENT = np.random.default_rng(3).normal(size=(3, 9)).astype(np.float32)
@@ -120,7 +123,7 @@ def _adm(clone: str) -> dict[str, dict[str, np.ndarray]]:
         "parts": unet.UNetModel(
             **common, out_channels=3, num_heads=2, use_new_attention_order=True
         ),
-        "upsampler": unet.SuperResModel(
+        "upsampling": unet.SuperResModel(
             **common, out_channels=6, num_classes=NUM_CLASSES, num_heads=2
         ),
         "classifier": unet.EncoderUNetModel(
@@ -133,7 +136,7 @@ def _adm(clone: str) -> dict[str, dict[str, np.ndarray]]:
     calls: Mapping[str, Callable[[Any], Any]] = {
         "heads": lambda x: cases["heads"](x, t, labels),
         "parts": lambda x: cases["parts"](x, t),
-        "upsampler": lambda x: cases["upsampler"](
+        "upsampling": lambda x: cases["upsampling"](
             x, t, low_res=torch.tensor(_first(SMALL)), y=labels
         ),
         "classifier": lambda x: cases["classifier"](x, t),
@@ -151,8 +154,8 @@ def _edm(clone: str) -> dict[str, dict[str, np.ndarray]]:
     classes, augmented = {"label_dim": NUM_CLASSES}, {"augment_dim": 9}
     song = {**EDM, **SONG}
     cases = {
-        "ddpmpp": networks.SongUNet(**song, **classes, **augmented),
-        "ncsnpp": networks.SongUNet(**song, **NCSNPP, **augmented),
+        "ddpm++": networks.SongUNet(**song, **classes, **augmented),
+        "ncsn++": networks.SongUNet(**song, **NCSNPP, **augmented),
         "skips": networks.SongUNet(
             **song, **{**NCSNPP, "encoder_type": "skip", "decoder_type": "skip"}
         ),
@@ -160,7 +163,7 @@ def _edm(clone: str) -> dict[str, dict[str, np.ndarray]]:
             **EDM, model_channels=64, channel_mult=[1, 2], attn_resolutions=[4], **classes
         ),
     }
-    return {
+    found = {
         name: _evaluated(
             torch.nn.ModuleDict({"model": network}),
             lambda x, network=network: network(
@@ -169,6 +172,14 @@ def _edm(clone: str) -> dict[str, dict[str, np.ndarray]]:
         )
         for name, network in cases.items()
     }
+    precond = networks.EDMPrecond(8, 3, NUM_CLASSES, dropout=0, num_blocks=1, **SAMPLED)
+    shapes = {name: tuple(value.shape) for name, value in precond.named_parameters()}
+    state = {name: torch.tensor(value) for name, value in parameters(shapes).items()}
+    precond.load_state_dict({**precond.state_dict(), **state})
+    sampler, noise = __import__("generate").edm_sampler, torch.tensor(_first(NOISE_IMAGES))
+    with torch.inference_mode():
+        samples = sampler(precond.eval(), noise, labels, num_steps=5).numpy()
+    return {**found, "sampled": {"out": _last(samples).astype(np.float32)}}
 
 
 def main(name: str, clone: str) -> None:

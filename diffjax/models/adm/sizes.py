@@ -35,7 +35,7 @@ SIZES: Mapping[str, Size] = {
     ),
     "ADM-128": _size("128x128_diffusion", 421_529_606, **_128, num_heads=4),
     "ADM-256": _size("256x256_diffusion", 553_838_086, **_256),
-    "ADM-256-unconditional": _size("256x256_diffusion_uncond", 552_814_086, **_256, num_classes=0),
+    "ADM-256-uncond": _size("256x256_diffusion_uncond", 552_814_086, **_256, num_classes=0),
     "ADM-512": _size("512x512_diffusion", 558_997_638, **_512),
 }
 UPSAMPLERS: Mapping[str, Size] = {

@@ -23,11 +23,12 @@ from typing import Any
 
 import numpy as np
 
+from diffjax.errors import UserError
 from diffjax.models.edm.network import LATE, POSITIONAL, RANDOM, DhariwalUNet, SongUNet
 from diffjax.models.edm.sizes import OF_ADM, SIZES
 from diffjax.models.resampling import BOX, SMOOTH
 from diffjax.models.unet import Resampling, UNet
-from diffjax.pretrained.family import Denoiser, Family, Published
+from diffjax.pretrained.family import Config, Denoiser, Family, Published
 from diffjax.pretrained.tables import Row, Table, count
 from diffjax.pretrained.transforms import Transform, constant, conv, dense, squeeze, then
 
@@ -227,6 +228,20 @@ def dhariwal_unet(
     return Denoiser(DhariwalUNet(num_classes, **settings), image_shape)
 
 
+def _settings(entries: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that names and shapes do not show, from the arguments in a pickle."""
+    return {"dropout": float(entries.get("dropout", 0.1))}
+
+
+def _entries(denoiser: Denoiser) -> dict[str, Any]:
+    del denoiser
+    raise UserError("a pickle of EDM holds its authors' code: its tensors alone can be written")
+
+
+_CONFIG = Config("EDMPrecond", {"sigma_data": 0.5}, _settings, _entries, where="the pickle")
+"""Other classes are of the preconditionings VP, VE and iDDPM: their networks predict otherwise."""
+
+
 def _published(denoiser: Denoiser) -> Published:
     """Heun's steps without noise: 35 evaluations of CIFAR-10, 79 of 64 pixels (table 2)."""
     return Published(
@@ -250,6 +265,7 @@ FAMILY = Family(
     _recognise_song,
     lambda denoiser: denoiser.inputs,
     unused=_UNUSED,
+    config=_CONFIG,
     published=_published,
 )
 DHARIWAL = Family(
@@ -260,5 +276,6 @@ DHARIWAL = Family(
     _recognise_dhariwal,
     lambda denoiser: denoiser.inputs,
     unused=_UNUSED,
+    config=_CONFIG,
     published=_published,
 )
