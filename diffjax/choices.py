@@ -106,7 +106,7 @@ WEIGHTS: Table = MappingProxyType(
         "constant_v": spec(weights.ConstantIn, space=spec(targets.V)),
         "constant_velocity": spec(weights.ConstantIn, space=spec(targets.Velocity)),
         "constant_velocity_jit": spec(
-            weights.ConstantIn, space=spec(targets.Velocity), largest=400.0
+            weights.Capped, weight=spec(weights.ConstantIn, space=spec(targets.Velocity))
         ),
         "constant_score": spec(weights.ConstantIn, space=spec(targets.Score)),
         "constant_f": spec(weights.ConstantIn, space=spec(targets.F)),

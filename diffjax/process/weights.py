@@ -11,7 +11,6 @@ and the factor `x0_factor = (s/D)²` carries it to the target that the network p
 prediction `(s/D)² = 1/SNR`. Log-SNR is `λ = log SNR`.
 """
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -20,7 +19,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.tree_util import register_dataclass
 
-from diffjax.kinds import Limit, NotNegative, Positive
+from diffjax.kinds import NotNegative, Positive
 from diffjax.process.paths import Coeffs, Scalar, log_snr_of
 from diffjax.process.targets import Mix, Target, determinant
 
@@ -50,24 +49,40 @@ class Constant:
 @register_dataclass
 @dataclass(frozen=True)
 class ConstantIn:
-    """Weight 1 on another target than the predicted one: `w = min((D_space/D)², largest)`.
+    """Weight 1 on another target than the predicted one: `w = (D_space/D)²`.
 
     The loss equals the unweighted squared error of the target `space`, whatever the network
-    predicts, where the weight is not the largest one.
+    predicts.
 
     Attributes:
         space: the target with the unweighted loss. `Noise` is DDPM's choice, `Velocity` that of
             flow matching, `F` that of EDM.
-        largest: the largest weight. JiT has 400, for `Velocity` from a prediction of x0 on the
-            linear path: `w = 1/max(t, 0.05)²`.
     """
 
     space: Target
-    largest: Limit[Scalar] = math.inf
 
     def __call__(self, c: Coeffs, k: Mix) -> Array:
-        weight = jnp.square(determinant(c, self.space(c)) / determinant(c, k))
-        return jnp.minimum(weight, self.largest)
+        return jnp.square(determinant(c, self.space(c)) / determinant(c, k))
+
+
+@register_dataclass
+@dataclass(frozen=True)
+class Capped:
+    """Another weight, with a largest one for the squared error of x0: `w_x0 ← min(w_x0, largest)`.
+
+    Li & He 2025 (arXiv:2511.13720), who clip the division that makes a velocity of a predicted x0.
+
+    Attributes:
+        weight: the other weight.
+        largest: JiT has 400 for `ConstantIn(Velocity)`, which is `w_x0 = 1/max(t, 0.05)²` on the
+            linear path.
+    """
+
+    weight: Weight
+    largest: Positive[Scalar] = 400.0
+
+    def __call__(self, c: Coeffs, k: Mix) -> Array:
+        return jnp.minimum(self.weight(c, k), self.largest * x0_factor(c, k))
 
 
 @register_dataclass

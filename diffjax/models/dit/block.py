@@ -77,7 +77,7 @@ class DiTBlock(nn.Module):
     mlp_bias: bool = True
     qkv_bias: bool = True
     qk_norm: bool = False
-    mlp_norm_eps: float = 0.0
+    mlp_norm_eps: float = 1e-6
 
     @nn.compact
     def __call__(self, x: Tokens, given: Given, own: Own) -> Tokens:
@@ -113,8 +113,7 @@ class DiTBlock(nn.Module):
             cross = CrossAttention(self.num_heads, self.dtype, name="cross_attention")
             x = x + cross(self._norm(x, c is None, "cross_norm", self.norm_eps), given.context)
 
-        epsilon = self.mlp_norm_eps or self.norm_eps
-        h = modulate(self._norm(x, c is None, "norm_2", epsilon), shift_2, scale_2)
+        h = modulate(self._norm(x, c is None, "norm_2", self.mlp_norm_eps), shift_2, scale_2)
         if self.mlp not in MLPS:
             raise UserError(f"mlp: no MLP {self.mlp!r}; {nearest(self.mlp, MLPS)}")
         mlp = MLPS[self.mlp](

@@ -78,10 +78,10 @@ class DiT(nn.Module):
         remat: a name in `diffjax.models.remat.REMAT`: which activations a block keeps.
         frequency_endpoint: whether the lowest frequency of the noise label is 1 / `max_period`, as
             in diffusers, or one step above it, as in the paper.
-        mlp_norm_eps: the `ε` of the norm before each MLP; 0 is `norm_eps`. 1e-5 in diffusers.
+        mlp_norm_eps: the `ε` of the norm before each MLP; 1e-6, or 1e-5 in diffusers and U-ViT.
         norm: a name in `diffjax.models.norms.NORMS`, of the norms of the blocks.
         final_norm: that of the norm after them; "" is the same.
-        norm_eps: the `ε` of all norms; 1e-6, or 1e-5 in U-ViT.
+        norm_eps: the `ε` of the other norms; 1e-6, or 1e-5 in U-ViT.
         mlp: a name in `diffjax.models.mlps.MLPS`.
         mlp_bias: whether the MLPs have biases.
         qkv_bias: whether queries, keys and values have biases.
@@ -140,7 +140,7 @@ class DiT(nn.Module):
     scan: bool = False
     remat: str = "none"
     frequency_endpoint: bool = False
-    mlp_norm_eps: NotNegative[float] = 0.0
+    mlp_norm_eps: Positive[float] = 1e-6
     norm: str = "layer"
     final_norm: str = ""
     norm_eps: Positive[float] = 1e-6

@@ -235,7 +235,7 @@ def _config(denoiser: Denoiser) -> dict[str, Any]:
         "attention_head_dim": network.hidden_size // network.num_heads,
         "num_layers": network.depth,
         "dropout": network.dropout,
-        "norm_eps": network.mlp_norm_eps or network.norm_eps,
+        "norm_eps": network.mlp_norm_eps,
     }
 
 

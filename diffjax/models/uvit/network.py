@@ -31,6 +31,7 @@ class UViT(DiT):
     depth: Positive[int] = 13
     num_heads: Positive[int] = 8
     norm_eps: Positive[float] = 1e-5
+    mlp_norm_eps: Positive[float] = 1e-5
     mlp: str = "gelu_exact"
     qkv_bias: bool = False
     positions: str = "learned"
