@@ -7,10 +7,12 @@ import jax
 import numpy as np
 import pytest
 
+from diffjax import choices
 from diffjax.codecs.autoencoder_kl import AutoencoderKL
 from diffjax.errors import UserError
 from diffjax.models.autoencoder_kl.network import AutoencoderKL as Network
 from diffjax.models.autoencoder_kl.published import LDM
+from diffjax.models.autoencoder_kl.sizes import SCALINGS
 from diffjax.pretrained.files import write_safetensors
 
 SMALL = Network(16, quant_convs=False, channels=(8,), num_res_blocks=1, num_groups=2)
@@ -71,3 +73,15 @@ def test_hashes_are_of_the_file_and_of_the_scale():
 def test_what_is_refused(call, message):
     with pytest.raises(UserError, match=message):
         call()
+
+
+def test_latents_of_edm2_have_a_deviation_of_a_half_in_each_channel():
+    """Of latents with the mean and the deviation of NVlabs/edm2, `training/encoders.py`."""
+    mean, std = np.array([5.81, 3.25, 0.12, -2.15]), np.array([4.17, 4.62, 3.71, 3.28])
+    scale, shift = map(np.array, SCALINGS["edm2"])
+    np.testing.assert_allclose(scale * (mean - shift), 0.0, atol=1e-12)
+    np.testing.assert_allclose(scale * (mean + std - shift), 0.5, rtol=1e-12)
+    of_size = choices.CODECS["sd-vae-ft-mse-edm2"]
+    other = choices.CODECS["sd-vae-ft-mse"]
+    assert (of_size.path, of_size.file_sha256) == (other.path, other.file_sha256)
+    assert (of_size.size, other.size) == ("edm2", "sd-vae")
