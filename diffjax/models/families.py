@@ -11,6 +11,9 @@ from diffjax.models.adm.published import FAMILY as ADM_FAMILY
 from diffjax.models.autoencoder_kl.network import AutoencoderKL
 from diffjax.models.autoencoder_kl.published import FAMILY as AUTOENCODER_KL
 from diffjax.models.autoencoder_kl.published import LDM, OLD_DIFFUSERS, without_prefix
+from diffjax.models.ddpm.network import DDPMUNet
+from diffjax.models.ddpm.published import FAMILY as DDPM
+from diffjax.models.ddpm.published import OLD as OLD_DDPM
 from diffjax.models.ddt.network import DDT
 from diffjax.models.ddt.published import FAMILY as DDT_FAMILY
 from diffjax.models.dit.network import DiT
@@ -30,7 +33,7 @@ from diffjax.models.sit.published import FAMILY as SIT_FAMILY
 from diffjax.models.uvit.network import UViT
 from diffjax.models.uvit.published import FAMILY as UVIT_FAMILY
 from diffjax.pretrained.family import Family
-from diffjax.pretrained.folders import read_published
+from diffjax.pretrained.folders import read_weights
 from diffjax.pretrained.tables import Place
 
 AUTHORS, DIFFUSERS = "authors", "diffusers"
@@ -47,6 +50,7 @@ LAYOUTS: Mapping[type[Any], Mapping[str, Family]] = {
     ADMClassifier: {AUTHORS: CLASSIFIER},
     SongUNet: {AUTHORS: SONG},
     DhariwalUNet: {AUTHORS: DHARIWAL},
+    DDPMUNet: {DIFFUSERS: DDPM, "old diffusers": OLD_DDPM},
     EDM2: {AUTHORS: EDM2_FAMILY},
     AutoencoderKL: {AUTHORS: LDM, DIFFUSERS: AUTOENCODER_KL, "old diffusers": OLD_DIFFUSERS},
 }
@@ -117,7 +121,7 @@ def find_published(path: str | Path, part: str = "", network: str = "", **settin
     known = {kind.__name__: layouts for kind, layouts in LAYOUTS.items()}
     if network and network not in known:
         raise UserError(f"no published network is called {network!r}; {nearest(network, known)}")
-    whole, config, place = read_published(path, part)
+    whole, config, place = read_weights(path, part)
     for state in (whole, without_prefix(whole)):
         for layouts in [known[network]] if network else known.values():
             if name := layout_of(state, layouts):

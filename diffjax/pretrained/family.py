@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffjax.errors import UserError, nearest
-from diffjax.pretrained.folders import read_published
+from diffjax.pretrained.folders import read_weights
 from diffjax.pretrained.tables import Place, Table, check, to_ours, to_theirs
 
 
@@ -73,6 +73,8 @@ class Config:
         to_theirs: a network -> the other entries. It may raise `UserError` for one that can't be
             described.
         where: where they are, for errors; a pickle of NVIDIA's has settings too.
+        beside: entries that the network does not depend on but its users do, with the values that
+            diffusers takes where they are missing, such as the scale of latents.
     """
 
     class_name: str
@@ -80,6 +82,7 @@ class Config:
     to_ours: Callable[[Mapping[str, Any]], Mapping[str, Any]]
     to_theirs: Callable[[Any], Mapping[str, Any]]
     where: str = "config.json"
+    beside: Mapping[str, Any] = field(default_factory=dict)
 
     def settings(self, entries: Mapping[str, Any], source: str) -> Mapping[str, Any]:
         """The settings of the network that a `config.json` describes.
@@ -120,6 +123,8 @@ class Published:
         guidance_scale: the scale.
         guidance: the rule.
         codec: what encoded the latents that it was trained on; "" for pixels.
+        condition_dropout: the rate at which labels were replaced by the null label in training; 0
+            if they never were, so that the network can't be guided by a null label.
     """
 
     objective: str
@@ -129,6 +134,7 @@ class Published:
     guidance_scale: float
     guidance: str = "cfg"
     codec: str = ""
+    condition_dropout: float = 0.1
 
 
 def _as_they_are(state: Mapping[str, Any], network: Any) -> Mapping[str, Any]:
@@ -278,7 +284,7 @@ class Family:
         Raises:
             UserError: the file can't be read, or is of another network.
         """
-        state, config, source = read_published(path)
+        state, config, source = read_weights(path)
         if network is None:
             network = self.network_of(state, str(source), config)
         return network, self.to_ours(state, network, str(source), place)

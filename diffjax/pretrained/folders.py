@@ -29,8 +29,8 @@ MOST_SHARD_BYTES = 10 * 10**9
 """The largest file that diffusers writes."""
 
 
-class Published(NamedTuple):
-    """Published weights.
+class Contents(NamedTuple):
+    """What a file or a folder of weights has.
 
     Attributes:
         state: the tensors by name, which are read when they are used.
@@ -44,8 +44,8 @@ class Published(NamedTuple):
     place: Path
 
 
-def read_published(path: str | Path, part: str = "") -> Published:
-    """Reads published weights: a file, a folder of diffusers, or the denoiser of a pipeline.
+def read_weights(path: str | Path, part: str = "") -> Contents:
+    """Reads a file of weights, a folder of diffusers, or the denoiser of a pipeline.
 
     Args:
         path: of a file of torch or safetensors, or of a folder; `~` is the home folder.
@@ -58,19 +58,19 @@ def read_published(path: str | Path, part: str = "") -> Published:
         >>> import tempfile, numpy as np
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     write_folder(folder, {"w": np.ones(2, np.float32)}, {"_class_name": "Network"})
-        ...     read_published(folder).config["_class_name"]
+        ...     read_weights(folder).config["_class_name"]
         'Network'
     """
     place = place_of(str(path))
     if not place.is_dir():
         if is_persistent_pickle(place):
             network = read_persistent_pickle(place, part or "ema")
-            return Published(network.tensors, network.settings, place)
-        return Published(read_state_dict(place, part), {}, place)
+            return Contents(network.tensors, network.settings, place)
+        return Contents(read_state_dict(place, part), {}, place)
     if not (place / CONFIG).exists() and (place / PIPELINE).exists():
         place = _denoiser_of(place)
-    config = _read_object(place / CONFIG)
-    return Published(_read_weights(place, part), config, place)
+    config = read_object(place / CONFIG)
+    return Contents(_read_weights(place, part), config, place)
 
 
 def is_folder(path: Path) -> bool:
@@ -128,7 +128,7 @@ def _in_shards(state: Mapping[str, Any], most_bytes: int) -> list[list[str]]:
 
 
 def _denoiser_of(pipeline: Path) -> Path:
-    parts = _read_object(pipeline / PIPELINE)
+    parts = read_object(pipeline / PIPELINE)
     for name in _DENOISERS:
         if name in parts and (pipeline / name).is_dir():
             return pipeline / name
@@ -163,7 +163,7 @@ def _kind_of(file: Path) -> str:
 
 
 def _read_shards(folder: Path, index: Path) -> dict[str, Tensor]:
-    places = _read_object(index).get("weight_map")
+    places = read_object(index).get("weight_map")
     if not isinstance(places, dict) or not all(isinstance(x, str) for x in places.values()):
         raise UserError(f"{index} has no weight_map of names to files")
     state: dict[str, Tensor] = {}
@@ -183,7 +183,7 @@ def _read_shards(folder: Path, index: Path) -> dict[str, Tensor]:
     return state
 
 
-def _read_object(path: Path) -> dict[str, Any]:
+def read_object(path: Path) -> dict[str, Any]:
     """The JSON object in a file."""
     try:
         if not path.is_file():

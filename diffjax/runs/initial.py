@@ -16,9 +16,9 @@ from flax import traverse_util
 from diffjax.errors import UserError, nearest
 from diffjax.host.processes import to_host
 from diffjax.host.run_files import read_json
-from diffjax.models.families import AUTHORS, LAYOUTS, layout_of
+from diffjax.models.families import LAYOUTS, layout_of
 from diffjax.pretrained.family import Denoiser
-from diffjax.pretrained.folders import is_folder, read_published
+from diffjax.pretrained.folders import is_folder, read_weights
 from diffjax.pretrained.placing import placed_like
 from diffjax.runs.checkpoints import Checkpoints, Damaged
 from diffjax.training.sharding import replicated
@@ -60,11 +60,11 @@ def find_initial_weights(
             over or of another shape.
     """
     folder, colon, weights = named.rpartition(":")
-    if _is_run(Path(named)):
+    if is_run(Path(named)):
         return _of_run(Path(named), "", like, setting)
     if Path(named).is_file() or is_folder(Path(named)):
         return _of_file(Path(named), like, setting, denoiser)
-    if colon and _is_run(Path(folder)):
+    if colon and is_run(Path(folder)):
         return _of_run(Path(folder), weights, like, setting)
     raise UserError(
         f"{setting}={named!r} is neither a file nor the folder of a run or of diffusers: name "
@@ -72,7 +72,8 @@ def find_initial_weights(
     )
 
 
-def _is_run(folder: Path) -> bool:
+def is_run(folder: Path) -> bool:
+    """Whether a folder is that of a run."""
     return (folder / "config.json").is_file() and (folder / "checkpoints").is_dir()
 
 
@@ -134,12 +135,12 @@ def placed(shapes: TrainState, like: Any) -> TrainState:
 
 
 def _of_file(path: Path, like: Any, setting: str, denoiser: Denoiser | None) -> Initial:
-    where, state, here = f"{setting}={path}", read_published(path).state, by_path(like)
+    where, state, here = f"{setting}={path}", read_weights(path).state, by_path(like)
     place, facts = placed_like(like), {"file": str(path)}
     arrays = {name.replace(".", "/"): tensor for name, tensor in state.items()}
     layouts = LAYOUTS.get(type(denoiser.network)) if denoiser else None
     if denoiser and layouts and arrays.keys().isdisjoint(here):
-        family = layouts[layout_of(state, layouts) or AUTHORS]
+        family = layouts[layout_of(state, layouts) or next(iter(layouts))]
         fitting = family.without_variance(state, denoiser)
         facts |= {} if fitting is state else {"left_out": "learned variance"}
         family.check(fitting, denoiser, where)

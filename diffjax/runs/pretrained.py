@@ -159,7 +159,7 @@ def from_pretrained(
     for name in settings:
         choose(known, name, "setting of a network")
     path = Path(path)
-    found = _found(path, family, settings)
+    found = recognised(path, family, settings)
     denoiser, layout = found.network, found.family
     if layout.published is None:
         raise UserError(f"{path} has a network of {layout.name}, which draws no samples")
@@ -176,13 +176,21 @@ def from_pretrained(
     return Pretrained(parts, Weights(path, params), path, family=layout.name, published=published)
 
 
-def _found(path: Path, family: str | None, settings: Mapping[str, Any]) -> Found:
-    """The network that a file has; DiT and SiT are told apart by its name.
+def recognised(
+    path: Path, family: str | None, settings: Mapping[str, Any], part: str = ""
+) -> Found:
+    """The network that a file or a folder has; DiT and SiT are told apart by its name.
+
+    Args:
+        path: of the file or folder.
+        family: the name of the network's class, where the name of the file does not tell.
+        settings: further ones of the network, such as the number of heads of no published size.
+        part: of a file of torch with several, such as `ema`.
 
     Raises:
         UserError: it has none that is known, or the name does not tell.
     """
-    found = find_published(path, network=family or "", **settings)
+    found = find_published(path, part, network=family or "", **settings)
     fitting = networks_of(found.state)
     if family is not None or len(fitting) == 1:
         return found
@@ -192,7 +200,7 @@ def _found(path: Path, family: str | None, settings: Mapping[str, Any]) -> Found
         raise UserError(
             f"{path} has the tensors of {' and '.join(fitting)}, which are the same: pass {choices}"
         )
-    return find_published(path, network=named[0], **settings)
+    return find_published(path, part, network=named[0], **settings)
 
 
 def _name(family: Family, denoiser: Denoiser) -> str:
@@ -225,13 +233,14 @@ def _config(denoiser: Denoiser, published: Published, name: str) -> ConfigDict:
         published.objective,
         data=spec(latents, num_classes=num_classes),
         extractor=spec(pixel_features, size=8),
-        models={name: spec(type(network), **own)},
+        models={name: spec(type(network), **{key: as_spec(x) for key, x in own.items()})},
         model=name,
         objective="flow",
     )
     config.name = name
     config.ema_decays = ()
     config.weights = LIVE
+    config.condition_dropout = published.condition_dropout
     config.sampling.solver = choices.copy(choose(choices.SOLVERS, published.solver, "solver"))
     config.sampling.grid = choices.copy(choose(choices.GRIDS, published.grid, "grid"))
     config.sampling.guidance = lookup.guidance_called(published.guidance)

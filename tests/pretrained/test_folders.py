@@ -8,7 +8,7 @@ import pytest
 
 from diffjax.errors import UserError
 from diffjax.pretrained import tensors
-from diffjax.pretrained.folders import read_published, write_folder
+from diffjax.pretrained.folders import read_weights, write_folder
 from diffjax.pretrained.tables import Row, to_ours
 
 STATE = {f"layer.{i}": np.full((4, 3), i, np.float32) for i in range(5)}
@@ -36,7 +36,7 @@ def test_shards_are_read_as_one(folder):
     index = json.loads((folder / INDEX).read_text())
     assert index["metadata"]["total_size"] == 5 * 48
     assert index["weight_map"]["layer.3"] == SECOND
-    state, config, place = read_published(folder)
+    state, config, place = read_weights(folder)
     same(state)
     assert (config, place) == (CONFIG, folder)
 
@@ -44,26 +44,26 @@ def test_shards_are_read_as_one(folder):
 def test_of_a_pipeline_the_denoiser_is_read(folder):
     parts = {"vae": ["diffusers", "X"], "transformer": ["diffusers", "Y"], "id2label": {"0": "cat"}}
     (folder.parent / "model_index.json").write_text(json.dumps(parts))
-    found = read_published(folder.parent)
+    found = read_weights(folder.parent)
     same(found.state)
     assert found.place == folder
     del parts["transformer"]
     (folder.parent / "model_index.json").write_text(json.dumps(parts))
     with pytest.raises(UserError, match="is a pipeline without a folder transformer or unet: name"):
-        read_published(folder.parent)
+        read_weights(folder.parent)
 
 
 def test_one_file_and_one_of_another_precision_beside_it(tmp_path):
     write_folder(tmp_path, STATE, CONFIG)
     halves = tmp_path / "diffusion_pytorch_model.fp16.safetensors"
     halves.write_bytes((tmp_path / "diffusion_pytorch_model.safetensors").read_bytes()[:50])
-    same(read_published(tmp_path).state)
+    same(read_weights(tmp_path).state)
 
 
 def test_pages_that_were_given_back_are_read_again(tmp_path, monkeypatch):
     monkeypatch.setattr(tensors, "_MOST_RESIDENT_BYTES", 0)
     write_folder(tmp_path, STATE, CONFIG)
-    arrays = {name: np.asarray(x) for name, x in read_published(tmp_path).state.items()}
+    arrays = {name: np.asarray(x) for name, x in read_weights(tmp_path).state.items()}
     same(arrays)
 
 
@@ -153,10 +153,10 @@ def no_weights(folder):
 def test_a_damaged_folder_ends_in_one_line(folder, damage, said):
     damage(folder)
     if said is None:  # The one of the usual name is read.
-        same(read_published(folder).state)
+        same(read_weights(folder).state)
         return
     with pytest.raises(UserError, match=said) as caught:
-        read_published(folder)
+        read_weights(folder)
     assert "\n" not in str(caught.value)
 
 
@@ -166,7 +166,7 @@ def test_two_files_of_which_none_has_the_usual_name(tmp_path):
     (tmp_path / "a.safetensors").write_bytes(file.read_bytes())
     file.rename(tmp_path / "b.safetensors")
     with pytest.raises(UserError, match=r"several files of weights: name one of a\.saf.*, b\.s"):
-        read_published(tmp_path)
+        read_weights(tmp_path)
 
 
 def test_a_folder_that_can_not_be_written(tmp_path):
