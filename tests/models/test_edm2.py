@@ -173,6 +173,7 @@ def pickled(state, settings):
     return dumped({"ema": built(tree, **settings), "loss_fn": persistent("EDM2Loss", {})})
 
 
+CONFIG: Any = FAMILY.config
 THEIRS = {
     "img_resolution": reference.HEIGHT,
     "img_channels": reference.CHANNELS,
@@ -200,14 +201,13 @@ def test_a_pickle_has_the_network_and_its_settings(tmp_path):
 
 
 def test_settings_of_the_authors_are_ours_and_back():
-    config: Any = FAMILY.config
-    assert edm2(**config.settings(THEIRS, "x")) == edm2(
+    assert edm2(**CONFIG.settings(THEIRS, "x")) == edm2(
         (8, 8, 3), reference.NUM_CLASSES, **SETTINGS
     )
-    default = config.settings({"img_resolution": 64, "img_channels": 4, "label_dim": 1000}, "x")
+    default = CONFIG.settings({"img_resolution": 64, "img_channels": 4, "label_dim": 1000}, "x")
     assert edm2(**default) == FAMILY.size("EDM2-S")
     for changes in ({}, {"clip_act": None, "dropout": 0.2}):
-        entries = config.entries(edm2(**config.settings(THEIRS | changes, "x")))
+        entries = CONFIG.entries(edm2(**CONFIG.settings(THEIRS | changes, "x")))
         assert entries.items() >= {**reference.THEIRS, **changes}.items()
 
 
@@ -220,7 +220,7 @@ def test_settings_of_the_authors_are_ours_and_back():
 )
 def test_settings_without_a_like_are_refused(changes, said):
     with pytest.raises(UserError, match=said):
-        FAMILY.config.settings(THEIRS | changes, "x")
+        CONFIG.settings(THEIRS | changes, "x")
 
 
 @pytest.mark.thorough
