@@ -67,7 +67,7 @@ PAPERS: dict[str, tuple[str, str]] = {
 HEAD = """# Sizes of published networks
 
 Parameters of every published size, and operations of one evaluation for one image, beside the
-papers' figures as they print them. `python -m tests.support.networks_page` writes this page, and
+figures of the papers. `python -m tests.support.networks_page` writes this page, and
 a test compares it with the networks.
 
 Parameters are in millions. Constants that a network stores are among them. Operations are
