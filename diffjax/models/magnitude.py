@@ -2,7 +2,7 @@
 
 The magnitude of an array is its root mean square over what is normalised: all inputs of a filter,
 or all channels of a pixel. So activations keep their size without group norms, at any depth. Karras
-et al. 2024 (arXiv:2312.02696), section 2 and appendix B.
+et al. 2024 (arXiv:2312.02696), whose equations are cited.
 """
 
 import math
@@ -22,7 +22,7 @@ EPSILON = 1e-4
 
 
 def normalised(x: AnyShape, axes: tuple[int, ...]) -> AnyShape:
-    """Divides by the magnitude over some axes, which is computed in float32 (equation 67).
+    """Divides by the magnitude over some axes, which is computed in float32.
 
         x / (√(mean of x² over the axes) + 1e-4)
 

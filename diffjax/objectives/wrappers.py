@@ -109,8 +109,8 @@ class FourierUncertainty(Uncertainty):
         u(λ) = wᵀ √2·cos(f·c + φ)        c = -λ/8 = ¼·log σ,  |w| = 1
 
     Frequencies and phases are drawn once and are not trained. Published files of EDM2 hold u, which
-    a network `EDM2` reads with its own parameters. Karras et al. 2024 (arXiv:2312.02696), section
-    2.4 and equation 75.
+    a network `EDM2` reads with its own parameters. Karras et al. 2024 (arXiv:2312.02696),
+    equations 21 and 75.
 
     Attributes:
         objective: the loss to balance.

@@ -7,11 +7,12 @@ import jax
 import numpy as np
 import pytest
 
+from diffjax import choices
 from diffjax.codecs.autoencoder_kl import AutoencoderKL, autoencoder_at
 from diffjax.errors import UserError
 from diffjax.models.autoencoder_kl.network import AutoencoderKL as Network
 from diffjax.models.autoencoder_kl.published import FAMILY, LDM
-from diffjax.models.autoencoder_kl.sizes import SIZES
+from diffjax.models.autoencoder_kl.sizes import SCALINGS, SIZES
 from diffjax.pretrained.downloads import sha256_of_file
 from diffjax.pretrained.family import Size
 from diffjax.pretrained.files import write_safetensors
@@ -101,3 +102,15 @@ def test_a_folder_of_diffusers_has_its_scale_and_a_file_that_of_the_size(tmp_pat
     small_folder(tmp_path / "vae", 0.5, monkeypatch)
     with pytest.raises(UserError, match=r"no autoencoder here has Scaling\(scale=0.5, shift=0.0\)"):
         autoencoder_at(tmp_path / "vae")
+
+
+def test_latents_of_edm2_have_a_deviation_of_a_half_in_each_channel():
+    """Of latents with the mean and the deviation of NVlabs/edm2, `training/encoders.py`."""
+    mean, std = np.array([5.81, 3.25, 0.12, -2.15]), np.array([4.17, 4.62, 3.71, 3.28])
+    scale, shift = map(np.array, SCALINGS["edm2"])
+    np.testing.assert_allclose(scale * (mean - shift), 0.0, atol=1e-12)
+    np.testing.assert_allclose(scale * (mean + std - shift), 0.5, rtol=1e-12)
+    of_size = choices.CODECS["sd-vae-ft-mse-edm2"]
+    other = choices.CODECS["sd-vae-ft-mse"]
+    assert (of_size.path, of_size.file_sha256) == (other.path, other.file_sha256)
+    assert (of_size.size, other.size) == ("edm2", "sd-vae")

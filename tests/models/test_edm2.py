@@ -12,6 +12,8 @@ import optax
 import pytest
 
 import diffjax
+from diffjax import config_files
+from diffjax.data import digits
 from diffjax.errors import UserError
 from diffjax.models import magnitude
 from diffjax.models.edm2.network import MPConditioning
@@ -22,7 +24,12 @@ from diffjax.process.schedules import EDM
 from diffjax.process.targets import F
 from diffjax.runs.model import Request
 from diffjax.sampling.sample import sample_padded
+from diffjax.training.averages import Averages
+from diffjax.training.state import init_state
+from diffjax.training.step import make_train_step
+from diffjax.wiring import wire
 from tests.references import edm2 as reference
+from tests.support.compiling import FAST
 from tests.support.persistent_pickles import dumped, module, persistent
 
 SETTINGS = {
@@ -166,6 +173,7 @@ def pickled(state, settings):
     return dumped({"ema": built(tree, **settings), "loss_fn": persistent("EDM2Loss", {})})
 
 
+CONFIG: Any = FAMILY.config
 THEIRS = {
     "img_resolution": reference.HEIGHT,
     "img_channels": reference.CHANNELS,
@@ -193,14 +201,13 @@ def test_a_pickle_has_the_network_and_its_settings(tmp_path):
 
 
 def test_settings_of_the_authors_are_ours_and_back():
-    config: Any = FAMILY.config
-    assert edm2(**config.settings(THEIRS, "x")) == edm2(
+    assert edm2(**CONFIG.settings(THEIRS, "x")) == edm2(
         (8, 8, 3), reference.NUM_CLASSES, **SETTINGS
     )
-    default = config.settings({"img_resolution": 64, "img_channels": 4, "label_dim": 1000}, "x")
+    default = CONFIG.settings({"img_resolution": 64, "img_channels": 4, "label_dim": 1000}, "x")
     assert edm2(**default) == FAMILY.size("EDM2-S")
     for changes in ({}, {"clip_act": None, "dropout": 0.2}):
-        entries = config.entries(edm2(**config.settings(THEIRS | changes, "x")))
+        entries = CONFIG.entries(edm2(**CONFIG.settings(THEIRS | changes, "x")))
         assert entries.items() >= {**reference.THEIRS, **changes}.items()
 
 
@@ -213,7 +220,7 @@ def test_settings_of_the_authors_are_ours_and_back():
 )
 def test_settings_without_a_like_are_refused(changes, said):
     with pytest.raises(UserError, match=said):
-        FAMILY.config.settings(THEIRS | changes, "x")
+        CONFIG.settings(THEIRS | changes, "x")
 
 
 @pytest.mark.thorough
@@ -385,3 +392,38 @@ def test_half_precision_and_dropout():
     assert 0 < np.abs(half - full).max() < 0.05 * np.abs(full).max()
     np.testing.assert_allclose(off, full, rtol=1e-4, atol=1e-5)
     assert np.abs(on - full).max() > 0.01
+
+
+@pytest.mark.thorough
+def test_a_small_one_learns_digits():
+    """Its loss is finite in each step and falls, and filters keep their length."""
+    config = config_files.load(
+        "configs/digits.py:objective=edm2,model=edm2,optimizer=normalised_adam"
+    )
+    data, steps = digits(), 60
+    wired = wire(config, data.image_shape, data.condition)
+    optimizer = normalised_adam(steps, warmup_steps=10)
+    averages = Averages(())
+    step = make_train_step(
+        wired.apply,
+        wired.objective,
+        optimizer,
+        num_steps=steps,
+        averages=averages,
+        condition_dropout=0.1,
+        condition=wired.condition,
+    )
+    train = jax.jit(step, compiler_options=FAST)
+    params = jax.jit(wired.init)(jax.random.key(0))
+    state, rng, losses = init_state(params, optimizer, averages), np.random.default_rng(0), []
+    for _ in range(steps):
+        batch = data.train.gather(rng.integers(len(data.train), size=32))
+        state, metrics = train(state, jax.random.key(1), batch)
+        losses.append(float(metrics["loss"]))
+    assert np.isfinite(losses).all()
+    assert np.mean(losses[-10:]) < 0.7 * np.mean(losses[:10])
+    kernel = np.asarray(state.params["down_0_0"]["conv_1"]["kernel"])
+    lengths = np.sqrt(np.sum(np.square(kernel), axis=(0, 1, 2)))
+    np.testing.assert_allclose(lengths, np.sqrt(kernel[..., 0].size), rtol=3e-4)
+    constants = params["conditioning"]["fourier"], state.params["conditioning"]["fourier"]
+    jax.tree.map(np.testing.assert_array_equal, *constants)

@@ -158,6 +158,7 @@ def _published(denoiser: Denoiser) -> Published:
         num_steps=32,
         guidance_scale=1.0,
         codec="" if pixels else "sd-vae-ft-mse-edm2",
+        condition_dropout=0.0,  # guidance is by another network
     )
 
 
