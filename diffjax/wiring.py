@@ -303,7 +303,7 @@ def check_recipe(recipe: Recipe, wired: Wired) -> None:
         raise UserError(f"{recipe.grid} has times that are not finite on {wired.path}")
     check_guidance(recipe, wired)
     solver, traits, name = recipe.solver, wired.objective.traits, type(wired.objective).__name__
-    if not _fits(solver, traits):
+    if not traits.meaning.serves(solver.needs):
         raise UserError(
             f"this solver needs a model of {solver.needs}, and {name} trains one of "
             f"{traits.meaning}: take the solver {traits.solver}, or train another loss"
@@ -312,7 +312,7 @@ def check_recipe(recipe: Recipe, wired: Wired) -> None:
         raise UserError(
             f"{name} was trained on images paired with their noise, or "
             "with noise in between: a solver that adds fresh noise does not suit it; take one of "
-            f"{_solvers_that(lambda other: _fits(other, traits) and not other.fresh_noise)}"
+            f"{_solvers_that(lambda o: traits.meaning.serves(o.needs) and not o.fresh_noise)}"
         )
     if solver.learned_variance and not traits.learned_variance:
         raise UserError(
@@ -361,10 +361,6 @@ def check_guidance(recipe: Recipe, wired: Wired) -> None:
             "makes sense to solvers alone that put the noise back: take one of "
             f"{_solvers_that(lambda other: other.renoises)}"
         )
-
-
-def _fits(solver: Solver, traits: Traits) -> bool:
-    return traits.meaning.serves(solver.needs)
 
 
 def _solvers_that(suit: Callable[[Solver], bool]) -> str:
