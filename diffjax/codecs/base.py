@@ -17,7 +17,7 @@ from diffjax.compiling import jit
 from diffjax.errors import UserError
 from diffjax.host.files import write_whole
 from diffjax.models.autoencoder_kl.network import Posterior
-from diffjax.shapes import Images, Latents
+from diffjax.shapes import Array, Images, Latents
 from diffjax.spec import as_spec, to_json
 
 Shape = tuple[int, int, int]
@@ -82,6 +82,30 @@ class Codec:
 
     def decode(self, params: Any, latents: Latents) -> Images:
         raise NotImplementedError
+
+    def encode_local(self, params: Any, images: Images) -> Array:
+        """The part of `encode` that `Tiled` evaluates in tiles: by default all of it.
+
+            encode(x) = encode_whole(encode_local(x)),    decode(z) = decode_local(decode_whole(z))
+
+        A codec that normalises over a whole image does so in `encode_whole` and `decode_whole`, at
+        the resolution of a latent.
+        """
+        return self.encode(params, images)
+
+    def encode_whole(self, params: Any, x: Array) -> Latents:
+        """The rest of `encode`, of the whole image."""
+        del params
+        return x
+
+    def decode_whole(self, params: Any, latents: Latents) -> Array:
+        """The first part of `decode`, of the whole latent."""
+        del params
+        return latents
+
+    def decode_local(self, params: Any, x: Array) -> Images:
+        """The part of `decode` that `Tiled` evaluates in tiles."""
+        return self.decode(params, x)
 
     def posterior(self, params: Any, images: Images) -> Posterior:
         """The distribution of the latents of images, of a `stochastic` codec."""

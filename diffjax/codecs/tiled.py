@@ -23,7 +23,8 @@ class Tiled(Around):
     it; so the quarter of the overlap at the cut is left out, and the half in the middle is blended
     linearly. **Where no element of the result depends on elements farther away than `overlap // 4`,
     the result is that of the whole image.** Where each depends on all (group normalisation,
-    attention) it is close to it, and the name in the provenance includes the tiles.
+    attention) it is close to it, unless the codec evaluates that part on the whole
+    (`Codec.encode_whole`, `decode_whole`). The name in the provenance includes the tiles.
 
     Args:
         codec: any codec.
@@ -58,9 +59,10 @@ class Tiled(Around):
         _, height, width, channels = images.shape
         shape = self.latent_shape((height, width, channels))
         scale = scale_of(self.codec, shape)
-        return self._blended(
-            lambda tile: self.codec.encode(params, tile), images, shape, scale, (1, 1)
+        local = self._blended(
+            lambda tile: self.codec.encode_local(params, tile), images, shape, scale, (1, 1)
         )
+        return self.codec.encode_whole(params, local)
 
     def posterior(self, params: Any, images: Images) -> Posterior:
         """Means and log-variances, blended each."""
@@ -76,8 +78,9 @@ class Tiled(Around):
     def decode(self, params: Any, latents: Latents) -> Images:
         shape: Any = latents.shape[1:]
         scale = scale_of(self.codec, shape)
+        whole = self.codec.decode_whole(params, latents)
         return self._blended(
-            lambda tile: self.codec.decode(params, tile), latents, shape, (1, 1), scale
+            lambda tile: self.codec.decode_local(params, tile), whole, shape, (1, 1), scale
         )
 
     def _blended(

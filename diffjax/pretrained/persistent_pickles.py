@@ -61,7 +61,7 @@ class Network:
 
 
 def is_persistent_pickle(path: str | Path) -> bool:
-    """Whether a file begins as a pickle, and not as the older format of `torch.save`.
+    """Whether a file begins as a pickle, and not as safetensors or the older `torch.save`.
 
     Raises:
         UserError: the file can't be read.
@@ -71,7 +71,8 @@ def is_persistent_pickle(path: str | Path) -> bool:
             start = file.read(len(_OLD_START))
     except OSError as error:
         raise UserError(f"can't read weights from {path}: {error.strerror}") from error
-    return start[:1] == pickle.PROTO and start != _OLD_START
+    # The length of a header of safetensors may begin as a pickle does.
+    return start[:1] == pickle.PROTO and start[8:9] != b"{" and start != _OLD_START
 
 
 def read_persistent_pickle(path: str | Path, part: str = "ema") -> Network:

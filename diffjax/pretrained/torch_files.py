@@ -7,12 +7,14 @@ file can't run code.
 
 import functools
 import io
+import logging
 import math
 import mmap
 import os
 import pickle
 import pickletools
 import zipfile
+import zlib
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -20,8 +22,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffjax.errors import UserError, nearest
-from diffjax.pretrained.tensors import Tensor
+from diffjax.pretrained.tensors import MappedFile, Tensor
 
+_LOG = logging.getLogger("diffjax")
 _DTYPES: Mapping[str, Any] = {
     "DoubleStorage": np.float64,
     "FloatStorage": np.float32,
@@ -116,6 +119,8 @@ def _part(tree: Mapping[Any, Any], part: str) -> Mapping[Any, Any]:
     chosen = part or next((name for name in _PARTS if name in parts), "")
     if chosen and chosen not in parts:
         raise pickle.UnpicklingError(f"it has no part {chosen!r}; {nearest(chosen, parts)}")
+    if chosen and not part and len(parts) > 1:
+        _LOG.info("of the parts %s of the file, %s is read", ", ".join(parts), chosen)
     return parts[chosen] if chosen else tree
 
 
@@ -198,6 +203,8 @@ def _read_zip(path: str, size: int) -> tuple[Any, Callable[[str], np.ndarray]]:
     archive = zipfile.ZipFile(path)
     names = archive.namelist()
     pickles = [name for name in names if name.endswith("/data.pkl")]
+    if len(set(names)) < len(names):
+        raise pickle.UnpicklingError("two of its entries have one name")
     if len(pickles) != 1:
         raise pickle.UnpicklingError("it is a zip file, but torch.save did not write it")
     folder = pickles[0].removesuffix("data.pkl")
@@ -213,14 +220,20 @@ def _read_zip(path: str, size: int) -> tuple[Any, Callable[[str], np.ndarray]]:
     content = archive.read(pickles[0])
     unpickler = _Unpickler(io.BytesIO(content), len(content))
     tree = unpickler.load()
+    content, places = MappedFile(path), {}
     for key, storage in unpickler.storages.items():
         entry = archive.getinfo(f"{folder}data/{key}")
         _check_bytes(entry.file_size, storage)
+        archive.open(entry).close()  # Compares the directory with what stands before the numbers.
+        name, extra = content.array(entry.header_offset + 26, "<u2", 2).tolist()
+        places[key] = entry.header_offset + 30 + name + extra, entry
 
-    @functools.lru_cache(maxsize=1)  # Tensors of one storage follow each other.
+    @functools.cache  # Several tensors may have one storage.
     def buffer(key: str) -> np.ndarray:
-        storage = unpickler.storages[key]
-        return np.frombuffer(archive.read(f"{folder}data/{key}"), _DTYPES[storage.kind])
+        storage, (start, entry) = unpickler.storages[key], places[key]
+        if zlib.crc32(content.bytes(start, entry.file_size)) != entry.CRC:
+            raise zipfile.BadZipFile(f"the numbers of storage {key} are damaged")
+        return content.array(start, _DTYPES[storage.kind], storage.size)
 
     return tree, buffer
 
@@ -229,14 +242,17 @@ def _read_old(path: str, size: int) -> tuple[Any, Callable[[str], np.ndarray]]:
     """Reads the older format: five pickles, then the storages, each after its length."""
     with open(path, "rb") as opened:
         data = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
+    content = MappedFile(path)
     if _Unpickler(data, size).load() != _OLD_MAGIC or _Unpickler(data, size).load() != _OLD_VERSION:
         raise pickle.UnpicklingError("torch.save did not write it")
     if not _Unpickler(data, size).load()["little_endian"]:
         raise pickle.UnpicklingError("its numbers are big-endian")
     unpickler = _Unpickler(data, size)
     tree = unpickler.load()
-    places = {}
-    for key in _Unpickler(data, size).load():
+    places, keys = {}, _Unpickler(data, size).load()
+    if set(keys) != unpickler.storages.keys():
+        raise pickle.UnpicklingError("its list of storages is not that of its tensors")
+    for key in keys:
         storage = unpickler.storages[key]
         if int.from_bytes(data.read(8), "little") != storage.size:
             raise pickle.UnpicklingError(f"storage {key} has another size than its tensors")
@@ -247,7 +263,7 @@ def _read_old(path: str, size: int) -> tuple[Any, Callable[[str], np.ndarray]]:
 
     def buffer(key: str) -> np.ndarray:
         storage = unpickler.storages[key]
-        return np.frombuffer(data, _DTYPES[storage.kind], storage.size, places[key])
+        return content.array(places[key], _DTYPES[storage.kind], storage.size)
 
     return tree, buffer
 

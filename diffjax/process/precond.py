@@ -54,17 +54,20 @@ def time_of(t: PerSample | Intervals) -> PerSample:
 @register_dataclass
 @dataclass(frozen=True)
 class TimeLabel:
-    """The noise label `scale·t`, as in DDPM and DiT.
+    """The noise label `scale·t + offset`, as in DDPM and DiT.
 
     Attributes:
         scale: 1,000 for networks with a sinusoidal embedding of the steps 0 … 1,000, as in DDPM
-            and DiT. 1 where the network embeds times from 0 to 1.
+            and DiT. 1 where the network embeds times from 0 to 1. -1, with the offset 1, where its
+            time is 0 for noise and 1 for data, as in SiT.
+        offset: -1 where the 1,000 steps of a table count from 0, as in the published DDPM and DiT.
     """
 
     scale: Scalar = 1000.0
+    offset: Scalar = 0.0
 
     def __call__(self, c: Coeffs) -> Array:
-        return self.scale * c.t
+        return self.scale * c.t + self.offset
 
 
 @register_dataclass

@@ -5,7 +5,7 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from functools import cache, cached_property, lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from jax.sharding import Mesh
@@ -34,6 +34,23 @@ from diffjax.training.subset import merged
 
 BEST = "best"
 """The folder of a run's best checkpoint by `config.best_by`, and its name for `load`."""
+
+
+class Arrays(Protocol):
+    """A run's arrays where they are read when they are wanted."""
+
+    @property
+    def step(self) -> int:
+        """Training steps made."""
+        ...
+
+    def weights(self, name: str) -> Any:
+        """Parameters by name: `live`, or that of an average."""
+        ...
+
+    def read(self, abstract: TrainState) -> TrainState:
+        """The arrays of a state that are not `...`."""
+        ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,13 +109,13 @@ class Run:
 
     Attributes:
         parts: those of its config; `run.parts.wired.path` and so on.
-        arrays: its state, in memory or in a checkpoint.
+        arrays: its state in memory, or what reads it, as `Saved` from a checkpoint.
         workdir: where it lives.
         others: `(folder, weights) -> Run`: other runs that guidance leads away from, read once.
     """
 
     parts: Parts
-    arrays: TrainState | Saved
+    arrays: TrainState | Arrays
     workdir: Path
     others: Callable[[str, str | None], "Run"] = field(default_factory=lambda: _reader())
 

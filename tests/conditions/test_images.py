@@ -127,7 +127,7 @@ def test_what_a_network_can_not_take_is_refused():
 
 def test_stacked_blocks_attend_to_the_same_tokens():
     """With weights that are the same in each block, both layouts compute the same."""
-    from diffjax.models.dit.network import stack_blocks
+    from diffjax.models.dit.stages import stack_blocks
 
     rng = np.random.default_rng(2)
     tokens = TokenStates(

@@ -287,7 +287,8 @@ MIXTURE = GaussianMixture(_SHARES, _MEANS, _COVARIANCES)
 @pytest.fixture(scope="module")
 def of_mixture():
     """4000 samples of `MIXTURE`."""
-    return np.asarray(jax.jit(lambda key: MIXTURE.draw(key, 4000))(jax.random.key(0)))
+    draw = jax.jit(lambda mixture, key: mixture.draw(key, 4000))
+    return np.asarray(draw(MIXTURE, jax.random.key(0)))
 
 
 class TestMixtures:

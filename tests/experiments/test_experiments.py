@@ -15,9 +15,10 @@ from diffjax.conditions import of_classes
 from diffjax.evaluation.image_statistics import Batches
 from diffjax.loop import loop
 from diffjax.process.precond import Meaning
-from diffjax.runs import measure
+from diffjax.runs import measure, workdirs
 from diffjax.wiring import check_wired, wire
 from experiments import cli, evaluate, sample, train
+from tests.support.tiny_run import one_device
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -89,6 +90,7 @@ def test_samples_are_a_picture_and_an_array(loaded_once, tmp_path, capsys):
 
 def test_evaluation_is_a_table_and_a_file(workdir, capsys, monkeypatch):
     monkeypatch.setattr(evaluate, "write_report", lambda folder: f"{folder}/report.html")
+    monkeypatch.setattr(workdirs, "make_mesh", one_device)
     status = run(evaluate, f"--workdir={workdir}", "--solvers=heun", "--num_steps=2",
                  "--weights=live,ema-0.99", "--extractor=pixels")  # fmt: skip
     assert status == 0
@@ -211,6 +213,8 @@ SHAPES = {
     "image_folder": ((64, 64, 3), of_classes(3)),
     "imagenet64": ((64, 64, 3), of_classes(1000)),
     "imagenet256": ((32, 32, 4), of_classes(1000)),
+    "imagenet256_jit": ((256, 256, 3), of_classes(1000)),
+    "imagenet512": ((64, 64, 4), of_classes(1000)),
 }
 
 
@@ -278,6 +282,9 @@ UNLIKE = [
     ("colours", "dit", "iddpm"),
     ("imagenet64", "unet", "iddpm"),
     ("imagenet256", "DiT-S/4", "edm2"),
+    ("imagenet256", "LightningDiT-B/2", "sd3"),
+    ("imagenet256", "DDT-B/2", "flow"),
+    ("imagenet256", "U-ViT-S/2", "ddpm_table"),
 ]
 
 

@@ -14,7 +14,12 @@ from diffjax.models.sit.published import FAMILY as SIT
 from tests.models.test_families import drawn
 from tests.references import dit
 
-SMALL = {"side": 8, "channels": 3, "num_classes": 5, "out_channels": 6, **dit.SETTINGS}
+SMALL: Any = {"side": 8, "channels": 3, "num_classes": 5, "out_channels": 6, **dit.SETTINGS}
+
+
+def config_of(denoiser: Any) -> dict[str, Any]:
+    assert DIFFUSERS.config
+    return DIFFUSERS.config.entries(denoiser)
 
 
 @pytest.mark.parametrize("family", [FAMILY, SIT], ids=lambda family: family.name)
@@ -69,7 +74,7 @@ def test_embeddings_of_diffusers_are_repeated_in_each_block(scan):
 def test_what_config_json_has_and_tensors_contradict():
     """Settings without a trace in the shapes come from it: heads, epsilon, the side of images."""
     denoiser = DIFFUSERS.network(**SMALL)
-    config = DIFFUSERS.config.entries(denoiser)
+    config = config_of(denoiser)
     state = DIFFUSERS.to_theirs(drawn(DIFFUSERS, denoiser), denoiser)
     assert DIFFUSERS.network_of(state, "x", config) == denoiser
     for change, said in (
@@ -86,7 +91,7 @@ def test_what_config_json_has_and_tensors_contradict():
     with pytest.raises(UserError, match=r"x: config\.json lacks 'norm_eps'"):
         DIFFUSERS.network_of(state, "x", {k: v for k, v in config.items() if k != "norm_eps"})
     with pytest.raises(UserError, match="has classes and square images, not 5 classes and 8x12"):
-        DIFFUSERS.config.entries(FAMILY.network((8, 12, 3), 5, **dit.SETTINGS))
+        config_of(FAMILY.network((8, 12, 3), 5, **dit.SETTINGS))
 
 
 def of_block_0(name):
@@ -104,8 +109,7 @@ def test_outputs_and_gradients_are_those_of_diffusers(mlp_norm_eps):
     torch = pytest.importorskip("torch")
     diffusers = pytest.importorskip("diffusers", reason="pip install -e '.[parity]'")
     ours = DIFFUSERS.network(**SMALL, mlp_norm_eps=mlp_norm_eps)
-    entries: Any = DIFFUSERS.config.entries(ours)
-    peer = diffusers.DiTTransformer2DModel.from_config(entries).eval().double()
+    peer = diffusers.DiTTransformer2DModel.from_config(config_of(ours)).eval().double()
     state = dit.drawn({name: tuple(x.shape) for name, x in peer.state_dict().items()})
     state |= {name: state[of_block_0(name)] for name in state}
     peer.load_state_dict({name: torch.tensor(x) for name, x in state.items()})

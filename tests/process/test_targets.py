@@ -132,7 +132,7 @@ def test_how_ill_conditioned_each_target_is(path_name):
     in_x0 = {"noise": np.exp(-last / 2), "score": np.exp(-last / 2)}
     in_eps = {"clean": np.exp(first / 2)}
     if path_name in ("ve", "edm", "brownian_bridge"):
-        in_x0["velocity"] = np.exp(-last / 2)
+        in_x0["velocity"] = in_x0["velocity_to_data"] = np.exp(-last / 2)
     found = np.asarray(worst(everywhere()[path_name][0]))
     for name, (worst_x0, worst_eps) in zip(TARGETS, found, strict=True):
         if (path_name, name) in ILLEGAL:
@@ -234,8 +234,9 @@ def test_f_and_the_scaled_input_have_unit_variance(path_name):
 
 @every_path
 @pytest.mark.parametrize("name", choices.NOISE_LABELS)
-def test_noise_labels_rise_and_are_finite_at_both_ends(path_name, name):
+def test_noise_labels_are_finite_and_rise_or_fall_to_noise(path_name, name):
     label = np.ravel(build(choices.NOISE_LABELS[name])(everywhere()[path_name][0]))
+    label = -label if name == "time_to_data" else label
     assert np.isfinite(label).all()
     assert (np.diff(label) >= 0).all()
     # No two times look alike, but for those beyond the limit of log-SNR.
@@ -245,6 +246,7 @@ def test_noise_labels_rise_and_are_finite_at_both_ends(path_name, name):
 def test_labels_and_scales_are_what_they_say_where_nothing_is_given():
     c = everywhere()["edm"][0]
     np.testing.assert_allclose(TimeLabel()(c), 1000.0 * c.t, rtol=1e-6)
+    np.testing.assert_allclose(TimeLabel(-1.0, 1.0)(c), 1.0 - c.t, rtol=1e-6)
     np.testing.assert_allclose(LogSNRLabel()(c), 50.0 * np.log(c.t), rtol=1e-5, atol=1e-4)
     np.testing.assert_allclose(UnitVariance()(c), (0.25 + c.t**2) ** -0.5, rtol=1e-6)
     # Log-SNR is minus infinity where the signal is gone, and the label stays finite.

@@ -29,6 +29,7 @@ from diffjax.runs.setup import set_up
 from diffjax.training.averages import Averages, gamma_of, power_name
 from experiments import average, cli, evaluate
 from tests.support.power_profiles import weights_of_steps
+from tests.support.shared_parts import shared_parts
 from tests.support.tiny_run import (
     arrays_of,
     assert_same,
@@ -42,6 +43,11 @@ from tests.support.tiny_run import (
 ALLOWED = ("diffjax", "tests")
 LENGTHS = (0.05, 0.1)
 STEPS, EVERY = 60, 6
+
+
+@pytest.fixture(autouse=True)
+def _shared_parts(monkeypatch):
+    shared_parts(monkeypatch)
 
 
 def stored(lengths=LENGTHS, steps=STEPS, every=EVERY):

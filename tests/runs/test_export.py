@@ -26,7 +26,7 @@ from diffjax.sampling.restart import restart
 from diffjax.training.sharding import SPREAD
 from experiments import cli
 from experiments import export as program
-from tests.support.tiny_run import leave, of_noise, tiny_config
+from tests.support.tiny_run import leave, of_noise, one_device, tiny_config
 
 SHAPE = (8, 8, 1)
 PAGE = Path(__file__).parents[2] / "docs" / "export.md"
@@ -34,7 +34,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "export.md"
 
 @cache
 def run_of(arguments: str = "") -> Run:
-    return of_noise(set_up(tiny_config(arguments), SHAPE, of_classes(10)))
+    return of_noise(set_up(tiny_config(arguments), SHAPE, of_classes(10), one_device()))
 
 
 def exported(run: Run, **how: Any) -> export.Exported:

@@ -4,6 +4,7 @@ import json
 import logging
 import shutil
 import struct
+from dataclasses import replace
 
 import jax
 import numpy as np
@@ -13,15 +14,17 @@ from diffjax.conditions import Classes
 from diffjax.errors import UserError
 from diffjax.loop import loop
 from diffjax.models.dit.network import DiT
+from diffjax.models.dit.published import DIFFUSERS
 from diffjax.models.dit.published import FAMILY as DIT
 from diffjax.pretrained.files import read_state_dict, write_safetensors
+from diffjax.pretrained.folders import write_folder
 from diffjax.runs.checkpoints import Checkpoints
 from diffjax.runs.initial import by_path, find_initial_weights, weights_sha256
 from diffjax.runs.setup import Setup, set_up
 from diffjax.spec import spec
 from diffjax.training.state import LIVE
 from tests.support.shared_parts import shared_parts
-from tests.support.tiny_run import loaded, trained_config, without_pictures
+from tests.support.tiny_run import loaded, on_one_device, trained_config, without_pictures
 
 
 def checkpoint(workdir, step, setup):
@@ -56,6 +59,7 @@ def test_live_and_all_averages_begin_with_the_weights_and_all_else_is_fresh(
     trained_run, tmp_path, monkeypatch, caplog
 ):
     without_pictures(monkeypatch)
+    on_one_device(monkeypatch)
     shared_parts(monkeypatch)
     source = shutil.copytree(trained_run, tmp_path / "source")
     weights = loaded(source).weights("ema-0.9")
@@ -114,7 +118,7 @@ def test_a_file_with_the_networks_own_names_and_shapes(
 
 @pytest.mark.parametrize("scan", [False, True])
 def test_a_file_with_the_names_of_the_authors(tmp_path, scan):
-    """Of DiT, with blocks one by one or stacked; a network of another width is refused."""
+    """Of DiT, and of diffusers' DiT; a network of another width is refused."""
 
     def set_up_dit(width):
         config = trained_config()
@@ -131,11 +135,38 @@ def test_a_file_with_the_names_of_the_authors(tmp_path, scan):
     found, source = find_initial_weights(str(path), like, denoiser=setup.parts.denoiser)()
     jax.tree.map(np.testing.assert_array_equal, found, params)
     assert source == {"file": str(path), "sha256": weights_sha256(params)}
+    folder = tmp_path / "diffusers"
+    write_folder(folder, DIFFUSERS.to_theirs(params, setup.parts.denoiser), {})
+    found, source = find_initial_weights(str(folder), like, denoiser=setup.parts.denoiser)()
+    jax.tree.map(np.testing.assert_array_equal, found, params)
+    assert source == {"file": str(folder), "sha256": weights_sha256(params)}
     setup, like = set_up_dit(24)
     with pytest.raises(
         UserError, match=r"^config.init_from=.* is of another network: pos_embed is"
     ):
         find_initial_weights(str(path), like, denoiser=setup.parts.denoiser)
+
+
+def test_a_learned_variance_is_left_out_where_the_network_has_none(tmp_path):
+    """The first channels of each pixel of the output, by NumPy, and it is recorded."""
+    config = trained_config()
+    config.model = spec(DiT, hidden_size=16, depth=1, num_heads=2, scan=True)
+    parts = set_up(config, (8, 8, 3), Classes(10)).parts
+    denoiser, like = parts.denoiser, parts.abstract.weights(LIVE)
+    twice = replace(denoiser, network=denoiser.network.clone(out_channels=6))
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(lambda leaf: rng.random(leaf.shape, np.float32), DIT.shapes(twice))
+    path = tmp_path / "published.safetensors"
+    write_safetensors(path, DIT.to_theirs(params, twice))
+    found, source = find_initial_weights(str(path), like, denoiser=denoiser)()
+    assert source["left_out"] == "learned variance"
+    for name, leaf in params["final_out"].items():
+        pixels = leaf.reshape(*leaf.shape[:-1], 4, 6)[..., :3]  # patches of 2x2
+        expected = pixels.reshape(*leaf.shape[:-1], 12)
+        np.testing.assert_array_equal(found["final_out"][name], expected)
+    np.testing.assert_array_equal(
+        found["patch_embedding"]["kernel"], params["patch_embedding"]["kernel"]
+    )
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 
-import jax
 import numpy as np
 import pytest
 
@@ -13,9 +12,8 @@ from diffjax.runs.model import Model, Request
 from diffjax.runs.setup import set_up
 from diffjax.sampling import adaptive, solvers
 from diffjax.sampling.guidance import OtherWeights
-from diffjax.training.sharding import make_mesh
 from tests.support.compilations import compilations
-from tests.support.tiny_run import of_noise, tiny_config
+from tests.support.tiny_run import of_noise, one_device, tiny_config
 
 SHAPE = (8, 8, 1)
 
@@ -49,8 +47,8 @@ def test_traces_and_parallel_samples_end_where_samples_do(run, recipe, window):
 
 
 def test_evaluations_are_declared_or_counted(recipe):
-    mesh = make_mesh(devices=jax.devices()[:1])
-    model = of_noise(set_up(tiny_config("model=tiny"), SHAPE, of_classes(10), mesh)).model()
+    setup = set_up(tiny_config("model=tiny"), SHAPE, of_classes(10), one_device())
+    model = of_noise(setup).model()
     assert model.nfe(recipe, REQUEST) == recipe.nfe == 2 * 9
     counted = replace(recipe, solver=adaptive.adaptive(1e-1), guidance_scale=1.0)
     assert counted.nfe is None

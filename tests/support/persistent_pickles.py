@@ -51,6 +51,7 @@ def parameter(array: np.ndarray) -> Call:
 
 def tensor(array: np.ndarray, **changes: Any) -> Call:
     """A tensor of a storage that it fills."""
+    array = np.array(array, order="C", copy=None)
     strides = tuple(step // array.itemsize for step in array.strides)
     numbers = {"offset": 0, "size": array.shape, "stride": strides, **changes}
     content = numbers.pop("storage", None)

@@ -1,11 +1,14 @@
 """Trainings of one config share what is built of it, where building it is no subject of a test."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from diffjax.loop import loop
+from diffjax.runs import workdirs
+from diffjax.runs.parts import build_parts
 from diffjax.spec import to_json
 from diffjax.training import sharding
 
@@ -18,9 +21,12 @@ def shared_parts(patch: pytest.MonkeyPatch) -> None:
     """A second training of an equal config, on as many devices, traces and compiles nothing.
 
     It takes half the time. The step is the same program, so that results are the same bit for bit.
+    Nor is anything traced where a second run of that config is loaded.
     """
 
-    def prepared(config):
+    def prepared(config, dataset=None):
+        if dataset is not None:
+            return _prepared(config, dataset)
         name = "parts", to_json(config), sharding.make_mesh().size
         return _once(name, lambda: _prepared(config))
 
@@ -38,6 +44,12 @@ def shared_parts(patch: pytest.MonkeyPatch) -> None:
     def flops(setup):
         return _once(("flops", id(setup)), lambda: (_flops(setup), setup))[0]
 
+    def parts_of_saved(config, image_shape, condition, mesh, codec):
+        name = "saved", to_json(config), repr((image_shape, condition, codec)), mesh
+        made = _once(name, lambda: build_parts(config, image_shape, condition, mesh, codec))
+        return replace(made, config=config)  # which `load` changes
+
+    patch.setattr(workdirs, "build_parts", parts_of_saved)
     patch.setattr(loop, "prepared", prepared)
     patch.setattr(loop, "scheduled", scheduled)
     patch.setattr(loop, "compile_train_step", step)

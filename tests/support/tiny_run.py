@@ -30,6 +30,7 @@ from diffjax.sampling.sample import Recipe
 from diffjax.spec import spec
 from diffjax.training import sharding
 from diffjax.training.nonfinite import NonFinite
+from diffjax.training.sharding import make_mesh
 from tests.support.tiny_network import Tiny
 
 COMMAND = "the command"
@@ -157,10 +158,14 @@ def leave(run: Run, workdir: Path) -> None:
         store.save(0, run.state, {})
 
 
+def one_device() -> jax.sharding.Mesh:
+    """The mesh of what is no test of meshes: XLA takes three times as long to compile for eight."""
+    return make_mesh(devices=jax.devices()[:1])
+
+
 def on_one_device(patch: pytest.MonkeyPatch) -> None:
     """Trainings take one device, whose programs XLA need not split: `trained_run` has all eight."""
-    make_mesh = sharding.make_mesh
-    patch.setattr(sharding, "make_mesh", lambda **_: make_mesh(devices=jax.devices()[:1]))
+    patch.setattr(sharding, "make_mesh", lambda **_: one_device())
 
 
 def without_pictures(patch: pytest.MonkeyPatch) -> None:

@@ -31,6 +31,7 @@ from tests.support.tiny_run import (
     assert_same,
     loaded,
     logged,
+    on_one_device,
     tiny_config,
     trained_config,
     without_pictures,
@@ -191,6 +192,7 @@ def tuned(trained_run, tmp_path_factory):
     config = trained_config(init_from=f"{trained_run}:live", trainable=HEAD)
     with pytest.MonkeyPatch.context() as patch:
         without_pictures(patch)
+        on_one_device(patch)
         shared_parts(patch)
         loop.train(config, workdir)
     return workdir
@@ -218,6 +220,7 @@ def test_the_frozen_are_those_that_it_began_with_and_stored_once(tuned, loaded_r
 
 def test_a_resumed_run_is_the_undisturbed_one(tuned, tmp_path, monkeypatch):
     without_pictures(monkeypatch)
+    on_one_device(monkeypatch)
     shared_parts(monkeypatch)
     copy = shutil.copytree(tuned, tmp_path / "run")
     for step in ("4", "6"):

@@ -50,6 +50,7 @@ from tests.support.tiny_run import (
     assert_same,
     loaded,
     logged,
+    on_one_device,
     tiny_config,
     trained_config,
     without_pictures,
@@ -623,6 +624,7 @@ def test_a_folder_that_cannot_be_written(tmp_path):
 
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, monkeypatch):
     without_pictures(monkeypatch)
+    on_one_device(monkeypatch)
     wild = {"optimizer.learning_rate": 1e30, "optimizer.clip_norm": 1e30}
     config = tiny_config("model=tiny", **wild)
     with pytest.raises(NonFiniteLoss, match=r"not finite in step \d.*last good checkpoint is step"):
@@ -635,6 +637,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, monkeypatch):
 def test_a_state_that_is_not_finite_is_not_saved(tmp_path, rollbacks, monkeypatch):
     """A rate beyond float32: loss and gradient of the first step are finite, its weights not."""
     without_pictures(monkeypatch)
+    on_one_device(monkeypatch)
     every = {"checkpoint_every_steps": 1, "checkpoints_to_keep": 1, "log_every_steps": 1}
     config = tiny_config("model=tiny", **every)
     config.unlock()

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 
 from diffjax.models.autoencoder_kl.network import AutoencoderKL
 from diffjax.models.autoencoder_kl.sizes import SIZES
-from diffjax.pretrained.family import Family
+from diffjax.pretrained.family import Config, Family
 from diffjax.pretrained.files import read_state_dict
 from diffjax.pretrained.tables import Row, Table, count
 from diffjax.pretrained.transforms import Transform, conv, dense, keep, merge, squeeze, then
@@ -152,8 +152,41 @@ def _family(name: str, names: _Layout) -> Family:
     return Family(name, AutoencoderKL, SIZES, table, _recogniser(names), _inputs)
 
 
-FAMILY = _family("AutoencoderKL", _DIFFUSERS)
-OLD_DIFFUSERS = _family("AutoencoderKL of old diffusers", _OLD_DIFFUSERS)
+def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "latent_channels": int(config["latent_channels"]),
+        "quant_convs": bool(config.get("use_quant_conv", True)),
+        "channels": tuple(map(int, config["block_out_channels"])),
+        "num_res_blocks": int(config["layers_per_block"]),
+        "num_groups": int(config["norm_num_groups"]),
+        "image_channels": int(config["in_channels"]),
+    }
+
+
+def _config(network: AutoencoderKL) -> dict[str, Any]:
+    levels = len(network.channels)
+    return {
+        "block_out_channels": list(network.channels),
+        "down_block_types": ["DownEncoderBlock2D"] * levels,
+        "in_channels": network.image_channels,
+        "latent_channels": network.latent_channels,
+        "layers_per_block": network.num_res_blocks,
+        "norm_num_groups": network.num_groups,
+        "out_channels": network.image_channels,
+        "up_block_types": ["UpDecoderBlock2D"] * levels,
+        "use_post_quant_conv": network.quant_convs,
+        "use_quant_conv": network.quant_convs,
+    }
+
+
+_FIXED = {"act_fn": "silu", "mid_block_add_attention": True}
+_SCALING = {"scaling_factor": 0.18215, "shift_factor": None}
+_OF_DIFFUSERS = Config("AutoencoderKL", _FIXED, _settings, _config, _SCALING)
+
+FAMILY = replace(_family("AutoencoderKL", _DIFFUSERS), config=_OF_DIFFUSERS)
+OLD_DIFFUSERS = replace(
+    _family("AutoencoderKL of old diffusers", _OLD_DIFFUSERS), config=_OF_DIFFUSERS
+)
 LDM = replace(
     _family("AutoencoderKL of LDM", _LDM),
     # Of its training: the discriminator, the network of the perceptual distance, averages.

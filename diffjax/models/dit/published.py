@@ -6,7 +6,8 @@ variance.
 
 - The authors' queries, keys and values are thirds of one matrix, as here. Files hold the fixed
   positions too, which depend on the size of the images. Their sampling guides three of four
-  channels, and evaluates the network at whole timesteps 0 to 999.
+  channels, and evaluates the network at whole timesteps 0 to 999. They trained on latents of
+  `sd-vae-ft-ema`; `sample.py` decodes by `sd-vae-ft-mse`, whose encoder is the same.
 - diffusers (`DiTTransformer2DModel`) repeats the embeddings of timestep and class in each block,
   and splits queries, keys and values. It is another function: the frequencies of timesteps end at
   1 / 10,000, and the epsilon of the norms before the MLPs is 1e-5. Its sampling guides all
@@ -14,86 +15,33 @@ variance.
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+
 from diffjax.errors import UserError
-from diffjax.models.dit.network import DiT, positions_2d
+from diffjax.models.dit import tables
+from diffjax.models.dit.network import DiT
 from diffjax.models.dit.sizes import SIZES
-from diffjax.models.layers import STACKED
-from diffjax.pretrained.family import Config, Denoiser, Family
+from diffjax.pretrained.family import Config, Denoiser, Family, Published
 from diffjax.pretrained.tables import Row, Table, count
-from diffjax.pretrained.transforms import (
-    Transform,
-    constant,
-    conv,
-    copies,
-    dense,
-    keep,
-    merge,
-    reshape,
-    stack,
-    then,
-)
-
-_LAYERS = (
-    ("t_embedder.mlp.0", "conditioning/hidden"),
-    ("t_embedder.mlp.2", "conditioning/out"),
-    ("final_layer.adaLN_modulation.1", "final_modulation"),
-    ("final_layer.linear", "final_out"),
-)
-_LAYERS_OF_A_BLOCK = (
-    ("adaLN_modulation.1", "modulation"),
-    ("attn.qkv", "attention/qkv"),
-    ("attn.proj", "attention/out"),
-    ("mlp.fc1", "mlp/up"),
-    ("mlp.fc2", "mlp/down"),
-)
-
-
-_KINDS = (("weight", "kernel", dense), ("bias", "bias", keep))
-"""Their name of the arrays of a dense layer, our name, and the change of layout."""
+from diffjax.pretrained.tensors import Tensor
+from diffjax.pretrained.transforms import copies, dense, keep, merge
 
 
 def _table(denoiser: Denoiser) -> Table:
-    height, width, _ = denoiser.image_shape
-    size, patch = denoiser.network.hidden_size, denoiser.network.patch_size
+    network = denoiser.network
+    patches = tables.patches_by_conv(network.hidden_size, network.patch_size)
     return (
-        Row(
-            "pos_embed",
-            (),
-            constant(lambda: positions_2d(height // patch, width // patch, size)[None]),
-        ),
-        Row("x_embedder.proj.weight", "patch_embedding/kernel", _patches(denoiser.network)),
+        tables.fixed_positions(denoiser),
+        Row("x_embedder.proj.weight", "patch_embedding/kernel", patches),
         Row("x_embedder.proj.bias", "patch_embedding/bias"),
-        Row("y_embedder.embedding_table.weight", "conditioning/label/embedding"),
-        *(row for theirs, ours in _LAYERS for row in _layer(theirs, ours)),
-        *(
-            _of_blocks(denoiser.network, (f"blocks.{{i}}.{theirs}.{kind}",), f"{ours}/{name}", how)
-            for theirs, ours in _LAYERS_OF_A_BLOCK
-            for kind, name, how in _KINDS
-        ),
+        *tables.conditioning(),
+        *tables.final_layers(),
+        *tables.blocks(network, (*tables.dit_block(network), *tables.gelu_mlp())),
     )
-
-
-def _patches(network: DiT) -> Transform:
-    """A convolution of whole patches there, a dense layer here."""
-    size, patch = network.hidden_size, network.patch_size
-    return then(conv, reshape(ours=(-1, size), theirs=(patch, patch, -1, size)))
-
-
-def _layer(theirs: str, ours: str) -> Iterator[Row]:
-    for kind, name, how in _KINDS:
-        yield Row(f"{theirs}.{kind}", f"{ours}/{name}", how)
-
-
-def _of_blocks(network: DiT, theirs: tuple[str, ...], ours: str, how: Transform) -> Row:
-    """The row of one parameter of each block, `{i}` in the published names, stacked or not."""
-    if not network.scan:
-        return Row(theirs, f"block_{{i}}/{ours}", how)
-    each = tuple(name.replace("{i}", str(i)) for i in range(network.depth) for name in theirs)
-    return Row(each, f"{STACKED}/{ours}", stack(how, len(theirs)))
 
 
 def dit(
@@ -106,7 +54,8 @@ def dit(
     return Denoiser(DiT(num_classes, out_channels=out_channels, **settings), image_shape)
 
 
-def _recognise(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+def recognise(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+    """The settings of a network with DiT's names that follow from the shapes of its tensors."""
     hidden_size, channels, patch, _ = shapes["x_embedder.proj.weight"]
     side = patch * math.isqrt(shapes["pos_embed"][1])
     return {
@@ -119,7 +68,50 @@ def _recognise(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
     }
 
 
-FAMILY = Family("DiT", dit, SIZES, _table, _recognise, lambda denoiser: denoiser.inputs)
+def _without_variance(state: Mapping[str, Any], denoiser: Denoiser) -> Mapping[str, Any]:
+    """Tensors of a network with twice the channels, without the second half of them."""
+    network, channels = denoiser.network, denoiser.image_shape[-1]
+    pixels = network.patch_size**2
+    names = [f"final_layer.linear.{kind}" for kind in ("weight", "bias")]
+    twice = all(name in state and state[name].shape[0] == 2 * pixels * channels for name in names)
+    if not twice or network.out_channels not in (0, channels):
+        return state
+
+    def first(tensor: Any) -> Tensor:
+        rest = tensor.shape[1:]
+
+        def read() -> np.ndarray:
+            numbers = np.asarray(tensor).reshape(pixels, 2, channels, *rest)
+            return numbers[:, 0].reshape(-1, *rest)
+
+        return Tensor((pixels * channels, *rest), tensor.dtype, read)
+
+    return {**state, **{name: first(state[name]) for name in names}}
+
+
+def _published(denoiser: Denoiser) -> Published:
+    learned = denoiser.network.out_channels == 2 * denoiser.image_shape[-1]
+    return Published(
+        objective="objective=dit" if learned else "objective=dit,wrappers=none",
+        solver="ddpm_learned" if learned else "ddpm_large",
+        grid="linspace",
+        num_steps=250,
+        guidance_scale=4.0,
+        guidance="cfg+first_channels",
+        codec="sd-vae-ft-mse",
+    )
+
+
+FAMILY = Family(
+    "DiT",
+    dit,
+    SIZES,
+    _table,
+    recognise,
+    lambda denoiser: denoiser.inputs,
+    published=_published,
+    without_variance=_without_variance,
+)
 
 _EMBEDDINGS_OF_DIFFUSERS = (
     ("timestep_embedder.linear_1.weight", "conditioning/hidden/kernel", dense),
@@ -128,23 +120,36 @@ _EMBEDDINGS_OF_DIFFUSERS = (
     ("timestep_embedder.linear_2.bias", "conditioning/out/bias", keep),
     ("class_embedder.embedding_table.weight", "conditioning/label/embedding", keep),
 )
-_LAYERS_OF_DIFFUSERS = (
-    (("norm1.linear",), "modulation"),
-    (("attn1.to_q", "attn1.to_k", "attn1.to_v"), "attention/qkv"),
-    (("attn1.to_out.0",), "attention/out"),
-    (("ff.net.0.proj",), "mlp/up"),
-    (("ff.net.2",), "mlp/down"),
-)
 _OF_DIFFUSERS = {"frequency_endpoint": True, "mlp_norm_eps": 1e-5}
 """What makes it another function than the authors' network."""
 _LARGEST_SIDE = 4096
 """Of latents; the positions of a side that a damaged file states would fill the memory."""
 
 
+def _block_of_diffusers() -> tuple[Row, ...]:
+    parts = ("weight", "kernel", dense), ("bias", "bias", keep)
+    attention = (
+        Row(
+            tuple(f"attn1.to_{part}.{theirs}" for part in "qkv"),
+            f"attention/qkv/{ours}",
+            merge(3, how),
+        )
+        for theirs, ours, how in parts
+    )
+    return (
+        *tables.layer("norm1.linear", "modulation"),
+        *attention,
+        *tables.layer("attn1.to_out.0", "attention/out"),
+        *tables.layer("ff.net.0.proj", "mlp/up"),
+        *tables.layer("ff.net.2", "mlp/down"),
+    )
+
+
 def _table_of_diffusers(denoiser: Denoiser) -> Table:
     network, block = denoiser.network, "transformer_blocks"
+    patches = tables.patches_by_conv(network.hidden_size, network.patch_size)
     return (
-        Row("pos_embed.proj.weight", "patch_embedding/kernel", _patches(network)),
+        Row("pos_embed.proj.weight", "patch_embedding/kernel", patches),
         Row("pos_embed.proj.bias", "patch_embedding/bias"),
         *(
             Row(
@@ -154,18 +159,9 @@ def _table_of_diffusers(denoiser: Denoiser) -> Table:
             )
             for theirs, ours, how in _EMBEDDINGS_OF_DIFFUSERS
         ),
-        *(
-            _of_blocks(
-                network,
-                tuple(f"{block}.{{i}}.{part}.{kind}" for part in theirs),
-                f"{ours}/{name}",
-                merge(3, how) if len(theirs) == 3 else how,
-            )
-            for theirs, ours in _LAYERS_OF_DIFFUSERS
-            for kind, name, how in _KINDS
-        ),
-        *_layer("proj_out_1", "final_modulation"),
-        *_layer("proj_out_2", "final_out"),
+        *tables.blocks(network, _block_of_diffusers(), "transformer_blocks.{}".format),
+        *tables.layer("proj_out_1", "final_modulation"),
+        *tables.layer("proj_out_2", "final_out"),
     )
 
 
@@ -231,7 +227,7 @@ def _config(denoiser: Denoiser) -> dict[str, Any]:
         "attention_head_dim": network.hidden_size // network.num_heads,
         "num_layers": network.depth,
         "dropout": network.dropout,
-        "norm_eps": network.mlp_norm_eps,
+        "norm_eps": network.mlp_norm_eps or network.norm_eps,
     }
 
 
@@ -244,6 +240,13 @@ _FIXED = {
     "upcast_attention": False,
 }
 
+
+def _published_by_diffusers(denoiser: Denoiser) -> Published:
+    """Its pipeline guides all channels; its grid, "leading", has no equal here."""
+    own = _published(denoiser)
+    return replace(own, solver="ddim", num_steps=50, guidance="cfg", codec="sd-vae-ft-ema")
+
+
 DIFFUSERS = replace(
     FAMILY,
     name="DiT of diffusers",
@@ -251,5 +254,6 @@ DIFFUSERS = replace(
     table=_table_of_diffusers,
     recognise=_recognise_diffusers,
     config=Config("DiTTransformer2DModel", _FIXED, _settings, _config),
+    published=_published_by_diffusers,
 )
 """The layout of `DiTTransformer2DModel`, and its function."""

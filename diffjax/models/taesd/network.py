@@ -10,7 +10,7 @@ from collections.abc import Iterable
 import flax.linen as nn
 import jax.numpy as jnp
 
-from diffjax.shapes import Array, Images, Latents
+from diffjax.shapes import Array, Images
 
 WIDTH, SCALE = 64, 8
 _GROUPS, _CLAMP = 4, 3.0
@@ -54,12 +54,20 @@ class TAESDEncoder(nn.Module):
     pooled: bool = False
 
     @nn.compact
-    def __call__(self, x: Images) -> Latents:
-        x = ConvBlock(name="layer_1")(_conv(WIDTH, "layer_0")(x))
-        for place in (2, 6, 10):
-            x = _conv(WIDTH, f"layer_{place}", stride=2, bias=False)(x)
-            x = _blocks(x, range(place + 1, place + 4), self.pooled and place == 10)
-        return _conv(self.latent_channels, "layer_14")(x)
+    def __call__(self, x: Array, part: str = "all") -> Array:
+        """The latents; or `part="local"` of the network, whose elements depend on their
+        surroundings alone, or with its result `part="coarse"`, the rest, at a latent's resolution.
+        """
+        if part != "coarse":
+            x = ConvBlock(name="layer_1")(_conv(WIDTH, "layer_0")(x))
+            for place in (2, 6):
+                x = _conv(WIDTH, f"layer_{place}", stride=2, bias=False)(x)
+                x = _blocks(x, range(place + 1, place + 4))
+            x = _conv(WIDTH, "layer_10", stride=2, bias=False)(x)
+        if part != "local":
+            x = _blocks(x, range(11, 14), self.pooled)
+            x = _conv(self.latent_channels, "layer_14")(x)
+        return x
 
 
 class TAESDDecoder(nn.Module):
@@ -69,16 +77,23 @@ class TAESDDecoder(nn.Module):
     pooled: bool = False
 
     @nn.compact
-    def __call__(self, x: Latents) -> Images:
-        x = nn.relu(_conv(WIDTH, "layer_1")(_CLAMP * jnp.tanh(x / _CLAMP)))
-        for place in (3, 8, 13):
-            x = _blocks(x, range(place, place + 3), self.pooled and place == 3)
-            x = jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)
-            x = _conv(WIDTH, f"layer_{place + 4}", bias=False)(x)
-        return _conv(3, "layer_19")(ConvBlock(name="layer_18")(x))
+    def __call__(self, x: Array, part: str = "all") -> Array:
+        """The images; or `part="coarse"`, at a latent's resolution, or with its result
+        `part="local"`, the rest, as of `TAESDEncoder`.
+        """
+        if part != "local":
+            x = nn.relu(_conv(WIDTH, "layer_1")(_CLAMP * jnp.tanh(x / _CLAMP)))
+            x = _blocks(x, range(3, 6), self.pooled)
+        if part != "coarse":
+            for place in (7, 12, 17):
+                x = jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)
+                x = _conv(WIDTH, f"layer_{place}", bias=False)(x)
+                x = _blocks(x, range(place + 1, min(place + 4, 19)))
+            x = _conv(3, "layer_19")(x)
+        return x
 
 
-def _blocks(x: Array, places: Iterable[int], pooled: bool) -> Array:
+def _blocks(x: Array, places: Iterable[int], pooled: bool = False) -> Array:
     for place in places:
         x = ConvBlock(pooled, name=f"layer_{place}")(x)
     return x

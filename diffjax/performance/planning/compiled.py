@@ -16,7 +16,7 @@ from diffjax.conditions import Condition, of_classes
 from diffjax.data import DataSet
 from diffjax.errors import UserError
 from diffjax.loop.compiled_step import compile_train_step
-from diffjax.models.layers import STACKED
+from diffjax.models.layers import is_stacked
 from diffjax.performance.hlo import counts, products
 from diffjax.performance.hlo.parser import parse
 from diffjax.performance.hlo.residuals import residual_bytes
@@ -331,7 +331,7 @@ def stacked_shapes(setup: Setup) -> list[tuple[int, ...]]:
     return [
         leaf.shape
         for path, leaf in leaves
-        if STACKED in jax.tree_util.keystr(path, simple=True, separator="/").split("/")
+        if is_stacked(jax.tree_util.keystr(path, simple=True, separator="/"))
         and leaf.size != int(np.prod(leaf.sharding.shard_shape(leaf.shape)))
     ]
 
