@@ -410,7 +410,7 @@ def _input_shape(objective: Objective, image_shape: tuple[int, ...]) -> tuple[in
 def _check_loss(wired: Wired, batch_size: int, num_steps: int) -> None:
     """Traces the loss once, so that shapes that do not fit fail here and not in the first step."""
     params = wired.params_shape
-    memory = wired.objective.init_memory()
+    memory, batch = wired.objective.init_memory(), wired.batch_shapes(batch_size)
     progress = Progress(jnp.zeros((), jnp.int32), memory, num_steps)
     loss, _ = jax.eval_shape(
         lambda params, key, batch: wired.objective(
@@ -418,7 +418,7 @@ def _check_loss(wired: Wired, batch_size: int, num_steps: int) -> None:
         ),
         params,
         jax.eval_shape(lambda: jax.random.key(0)),
-        wired.batch_shapes(batch_size),
+        batch,
     )
     if loss.shape != (batch_size,):
         raise UserError(
