@@ -20,9 +20,9 @@ Not yet run: no such machine was available.
 
 Published, FID-50K at 250 steps: DiT-XL/2 9.62 without guidance and 2.27 with 1.5 (7 M steps of 256
 images; Peebles & Xie 2022, arXiv:2212.09748); SiT-XL/2 8.61 (ODE) and 2.06 (SDE, guidance 1.5; 7 M
-steps; Ma et al. 2024, arXiv:2401.08740). At 400 K steps without guidance: 19.5 and 17.2. DiT with
-`objective=flow` is SiT. The noise labels of DDT are from 0 to 1: add noise_label=time_unit. Results
-of LightningDiT are on other latents, and of DDT with alignment to DINOv2.
+steps; Ma et al. 2024, arXiv:2401.08740). At 400 K steps without guidance: 19.5 and 17.2. The noise
+labels of DDT are from 0 to 1, as with objective=sit. Published results of LightningDiT are on other
+latents, and those of DDT are with alignment to DINOv2.
 """
 
 from ml_collections import ConfigDict

@@ -63,9 +63,7 @@ def get_config(arguments: str = "") -> ConfigDict:
     config.sharding_rules = SPREAD
     config.sampling.num_steps = 50  # of Heun
     config.sampling.guidance_scale = 2.9
-    config.sampling.guidance = guidance_called("cfg+limited")
-    # At times below 0.9: log((1 - t)²/t²) is above this.
-    config.sampling.guidance.update(low=-4.394, high=float("inf"))
+    config.sampling.guidance = guidance_called("cfg+limited_jit")
     config.sample_every_steps = 10_000
     config.checkpoint_every_steps = 10_000
     config.evaluation.num_samples = 50_000

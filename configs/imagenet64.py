@@ -5,8 +5,7 @@
 
 The set must have been prepared once on a machine that can download it; `docs/data.md` explains how.
 Not yet run. Published, FID-50K: 1.36 for EDM at 511 evaluations with churn (Karras et al. 2022,
-arXiv:2206.00364), on its version of ADM's network, `model=EDM`, with noise labels of
-`--config.precond.noise_label.scale=-0.125`.
+arXiv:2206.00364), on its version of ADM's network, `model=EDM`, with `noise_label=log_sigma`.
 """
 
 from ml_collections import ConfigDict

@@ -5,6 +5,7 @@ add a choice, add a row; nothing else in the library depends on the names. The e
 paper of each choice are in the docstring of the class or function that its row names.
 """
 
+import math
 from collections.abc import Mapping
 from types import MappingProxyType
 
@@ -92,6 +93,7 @@ TARGETS: Table = MappingProxyType(
         "velocity": spec(targets.Velocity),
         "velocity_to_data": spec(targets.VelocityToData),
         "score": spec(targets.Score),
+        "scaled_score": spec(targets.ScaledScore),
         "f": spec(targets.F),
     }
 )
@@ -174,6 +176,8 @@ NOISE_LABELS: Table = MappingProxyType(
         "time_to_data": spec(precond.TimeLabel, scale=-1.0, offset=1.0),
         "step": spec(precond.TimeLabel, offset=-1.0),
         "log_snr": spec(precond.LogSNRLabel),
+        "log_sigma": spec(precond.LogSNRLabel, scale=-0.125),
+        "log_half_sigma": spec(precond.LogSNRLabel, scale=-0.5, offset=-math.log(2.0)),
     }
 )
 # The factor of the noisy image as the first input of the network.

@@ -159,7 +159,7 @@ def check_names(config: ConfigDict, group: type = Settings, where: str = "config
     for name, value in config.items():
         if name not in known:
             raise UserError(f"there is no setting {where}.{name}; {nearest(name, known)}")
-        if is_typeddict(known[name]) and value is not None:
+        if is_typeddict(known[name]) and hasattr(value, "keys"):
             check_names(value, known[name], f"{where}.{name}")
 
 

@@ -30,6 +30,9 @@ flags.DEFINE_integer(
     flag_values=FLAGS,
 )  # fmt: skip
 flags.DEFINE_string(
+    "format", "torch", f"of the authors' layout: {', '.join(convert.FORMATS)}", flag_values=FLAGS
+)
+flags.DEFINE_string(
     "part", "", "of a file of a training: ema, model, ...; by default its averages",
     flag_values=FLAGS,
 )  # fmt: skip
@@ -49,6 +52,7 @@ def main(args: SimpleNamespace) -> None:
         family=args.family,
         settings={} if args.num_heads is None else {"num_heads": args.num_heads},
         part=args.part,
+        file_format=args.format,
         allowed_packages=("diffjax", *args.allowed_packages),
     )
     print("\n".join(lines))

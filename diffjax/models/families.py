@@ -11,6 +11,9 @@ from diffjax.models.adm.published import FAMILY as ADM_FAMILY
 from diffjax.models.autoencoder_kl.network import AutoencoderKL
 from diffjax.models.autoencoder_kl.published import FAMILY as AUTOENCODER_KL
 from diffjax.models.autoencoder_kl.published import LDM, OLD_DIFFUSERS, without_prefix
+from diffjax.models.ddpm.network import DDPMUNet
+from diffjax.models.ddpm.published import FAMILY as DDPM
+from diffjax.models.ddpm.published import OLD as OLD_DDPM
 from diffjax.models.ddt.network import DDT
 from diffjax.models.ddt.published import FAMILY as DDT_FAMILY
 from diffjax.models.dit.network import DiT
@@ -47,6 +50,7 @@ LAYOUTS: Mapping[type[Any], Mapping[str, Family]] = {
     ADMClassifier: {AUTHORS: CLASSIFIER},
     SongUNet: {AUTHORS: SONG},
     DhariwalUNet: {AUTHORS: DHARIWAL},
+    DDPMUNet: {DIFFUSERS: DDPM, "old diffusers": OLD_DDPM},
     EDM2: {AUTHORS: EDM2_FAMILY},
     AutoencoderKL: {AUTHORS: LDM, DIFFUSERS: AUTOENCODER_KL, "old diffusers": OLD_DIFFUSERS},
 }

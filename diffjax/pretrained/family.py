@@ -123,6 +123,8 @@ class Published:
         guidance_scale: the scale.
         guidance: the rule.
         codec: what encoded the latents that it was trained on; "" for pixels.
+        condition_dropout: the rate at which labels were replaced by the null label in training; 0
+            if they never were, so that the network can't be guided by a null label.
     """
 
     objective: str
@@ -132,6 +134,7 @@ class Published:
     guidance_scale: float
     guidance: str = "cfg"
     codec: str = ""
+    condition_dropout: float = 0.1
 
 
 def _as_they_are(state: Mapping[str, Any], network: Any) -> Mapping[str, Any]:

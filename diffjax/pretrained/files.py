@@ -46,8 +46,8 @@ def read_state_dict(path: str | Path, part: str = "") -> dict[str, Tensor]:
     Args:
         path: of the file; `~` is the home folder.
         part: of a file of torch with several, such as `ema` and `model`, the one that is read; by
-            default the first of `ema`, `model` and `state_dict` that is there. Of a pickle of
-            NVIDIA's, the network, by default `ema`.
+            default the first of `ema`, `model_ema1`, `model` and `state_dict` that is there. Of a
+            pickle of NVIDIA's, the network, by default `ema`.
 
     Raises:
         UserError: there is no such file or part, the file has another format, is damaged, or

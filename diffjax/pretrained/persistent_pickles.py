@@ -188,7 +188,7 @@ def _read_storage(content: Any) -> tuple[Any, np.ndarray]:
         raise pickle.UnpicklingError("a storage holds something else than numbers")
     if int.from_bytes(file.read(8), "little") != storage.size or storage.size < 0:
         raise pickle.UnpicklingError(f"storage {storage.key} has another size than its tensor")
-    dtype, start = np.dtype(torch._DTYPES[storage.kind]), file.tell()
+    dtype, start = np.dtype(torch.STORAGES[storage.kind]), file.tell()
     if size - start != storage.size * dtype.itemsize:
         raise pickle.UnpicklingError(f"it ends within storage {storage.key}")
     return storage, np.frombuffer(content, dtype, storage.size, start)

@@ -25,7 +25,7 @@ from diffjax.errors import UserError, nearest
 from diffjax.pretrained.tensors import MappedFile, Tensor
 
 _LOG = logging.getLogger("diffjax")
-_DTYPES: Mapping[str, Any] = {
+STORAGES: Mapping[str, Any] = {
     "DoubleStorage": np.float64,
     "FloatStorage": np.float32,
     "HalfStorage": np.float16,
@@ -37,6 +37,7 @@ _DTYPES: Mapping[str, Any] = {
     "ByteStorage": np.uint8,
     "BoolStorage": np.bool_,
 }
+"""The types of numbers by torch's names of their storages."""
 _ZIP = b"PK\x03\x04"
 # The start of files that torch wrote before version 1.6 (2020), such as the weights of FID.
 _OLD_MAGIC, _OLD_VERSION = 0x1950A86A20F9469CFC6C, 1001
@@ -44,7 +45,7 @@ _OLD_MAGIC, _OLD_VERSION = 0x1950A86A20F9469CFC6C, 1001
 # multiple of the file's size.
 _MOST_COPIES = 4
 # The parts of what trainings store that are wanted, the first of them that is there.
-_PARTS = ("ema", "model", "state_dict")
+_PARTS = ("ema", "model_ema1", "model", "state_dict")
 _DAMAGED = (
     pickle.UnpicklingError,
     zipfile.BadZipFile,
@@ -97,7 +98,7 @@ def read_torch(path: str, part: str = "") -> dict[str, Tensor]:
         for key, view in _part(tree, part).items():
             if not isinstance(key, str) or not isinstance(view, _View):
                 raise pickle.UnpicklingError(f"{key!r} is a {type(view).__name__}, not a tensor")
-            shape, dtype = _checked(view), np.dtype(_DTYPES[view.storage.kind])
+            shape, dtype = _checked(view), np.dtype(STORAGES[view.storage.kind])
             left -= math.prod(shape) * dtype.itemsize
             if left < 0:
                 raise pickle.UnpicklingError(
@@ -158,7 +159,7 @@ class _Unpickler(pickle.Unpickler):
         return super().load()
 
     def find_class(self, module_name: str, global_name: str, /) -> Any:
-        if module_name == "torch" and global_name in _DTYPES:
+        if module_name == "torch" and global_name in STORAGES:
             return global_name
         found = self._admitted.get(f"{module_name}.{global_name}")
         if found is None:
@@ -169,7 +170,7 @@ class _Unpickler(pickle.Unpickler):
 
     def persistent_load(self, pid: Any, /) -> _Storage:
         _, kind, key, _, size, *view = pid
-        if kind not in _DTYPES or type(key) is not str or type(size) is not int or any(view):
+        if kind not in STORAGES or type(key) is not str or type(size) is not int or any(view):
             raise pickle.UnpicklingError(f"{pid!r:.60} is not a storage of numbers")
         storage = _Storage(key, kind, size)
         if self.storages.setdefault(key, storage) != storage:
@@ -233,7 +234,7 @@ def _read_zip(path: str, size: int) -> tuple[Any, Callable[[str], np.ndarray]]:
         storage, (start, entry) = unpickler.storages[key], places[key]
         if zlib.crc32(content.bytes(start, entry.file_size)) != entry.CRC:
             raise zipfile.BadZipFile(f"the numbers of storage {key} are damaged")
-        return content.array(start, _DTYPES[storage.kind], storage.size)
+        return content.array(start, STORAGES[storage.kind], storage.size)
 
     return tree, buffer
 
@@ -256,20 +257,20 @@ def _read_old(path: str, size: int) -> tuple[Any, Callable[[str], np.ndarray]]:
         storage = unpickler.storages[key]
         if int.from_bytes(data.read(8), "little") != storage.size:
             raise pickle.UnpicklingError(f"storage {key} has another size than its tensors")
-        num_bytes = storage.size * np.dtype(_DTYPES[storage.kind]).itemsize
+        num_bytes = storage.size * np.dtype(STORAGES[storage.kind]).itemsize
         places[key] = data.tell()
         _check_bytes(min(num_bytes, size - data.tell()), storage)
         data.seek(num_bytes, os.SEEK_CUR)
 
     def buffer(key: str) -> np.ndarray:
         storage = unpickler.storages[key]
-        return content.array(places[key], _DTYPES[storage.kind], storage.size)
+        return content.array(places[key], STORAGES[storage.kind], storage.size)
 
     return tree, buffer
 
 
 def _check_bytes(num_bytes: int, storage: _Storage) -> None:
-    if num_bytes != storage.size * np.dtype(_DTYPES[storage.kind]).itemsize:
+    if num_bytes != storage.size * np.dtype(STORAGES[storage.kind]).itemsize:
         raise pickle.UnpicklingError(f"it ends within storage {storage.key}")
 
 

@@ -73,7 +73,7 @@ class TimeLabel:
 @register_dataclass
 @dataclass(frozen=True)
 class LogSNRLabel:
-    """The noise label `scale·clip(λ, -limit, limit)`, of log-SNR: the same on every path.
+    """The noise label `scale·clip(λ, -limit, limit) + offset`, of log-SNR: the same on every path.
 
     Karras et al. 2022 (arXiv:2206.00364), table 1.
 
@@ -82,13 +82,15 @@ class LogSNRLabel:
             for sinusoidal embeddings that are made for labels from 0 to 1,000.
         limit: the largest log-SNR, by absolute value, that the network can distinguish. At 20 the
             noise is e^-10 = 4.5e-5 of the signal, or the signal that of the noise.
+        offset: NCSN++'s `log(σ/2)` is a scale of -1/2 and an offset of -log 2.
     """
 
     scale: Scalar = -25.0
     limit: Positive[Scalar] = 20.0
+    offset: Scalar = 0.0
 
     def __call__(self, c: Coeffs) -> Array:
-        return self.scale * jnp.clip(log_snr_of(c), -self.limit, self.limit)
+        return self.scale * jnp.clip(log_snr_of(c), -self.limit, self.limit) + self.offset
 
 
 @register_dataclass

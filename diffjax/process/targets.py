@@ -110,6 +110,19 @@ class Score:
 
 @register_dataclass
 @dataclass(frozen=True)
+class ScaledScore:
+    """The conditional score times the deviation of the noise, `target = s·∇ log p = -eps`.
+
+    The published NCSN++ of variance exploding paths predicts it. Song et al. 2021
+    (arXiv:2011.13456), equation 7.
+    """
+
+    def __call__(self, c: Coeffs) -> Mix:
+        return Mix(jnp.zeros_like(c.t), -jnp.ones_like(c.t))
+
+
+@register_dataclass
+@dataclass(frozen=True)
 class F:
     """EDM's preconditioned target `F`, which has unit variance on every path.
 

@@ -1,7 +1,7 @@
 """Writes weights in another layout: of diffusers, of a network's authors, or of this library."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -15,6 +15,7 @@ from diffjax.models.families import AUTHORS, DIFFUSERS, LAYOUTS
 from diffjax.pretrained.family import Denoiser, Family
 from diffjax.pretrained.files import write_safetensors
 from diffjax.pretrained.folders import CONFIG, read_weights, write_folder
+from diffjax.pretrained.torch_writer import write_torch
 from diffjax.runs.initial import by_path, check_same, is_run
 from diffjax.runs.load import load
 from diffjax.runs.own_folders import is_own, read_own, write_own
@@ -23,6 +24,11 @@ from diffjax.runs.pretrained import recognised
 OWN = "diffjax"
 TARGETS = (DIFFUSERS, AUTHORS, OWN)
 """The names of the layouts that can be written."""
+FORMATS: Mapping[str, tuple[str, Callable[[Path, Mapping[str, Any]], None]]] = {
+    "torch": ("pt", write_torch),
+    "safetensors": ("safetensors", write_safetensors),
+}
+"""How a file of the authors' layout may be written: the end of its name, and what writes it."""
 _WITHOUT_EFFECT = frozenset({"parent", "name", "dtype", "attention", "scan", "remat", "dropout"})
 _KEPT_BY_SIZE = frozenset({"num_heads", "num_groups"})
 
@@ -53,6 +59,7 @@ def convert(
     family: str | None = None,
     part: str = "",
     settings: Mapping[str, Any] = MappingProxyType({}),
+    file_format: str = "torch",
     allowed_packages: tuple[str, ...] = ("diffjax",),
 ) -> list[str]:
     """Writes the weights of a file, a folder or a run in another layout; numbers stay as they are.
@@ -60,7 +67,7 @@ def convert(
     | `to` | what is written to `out` |
     |---|---|
     | `diffusers` | `config.json` and `diffusion_pytorch_model.safetensors`, or shards of 10 GB |
-    | `authors` | `weights.safetensors`, with the names of the authors' file |
+    | `authors` | `weights.pt` as `torch.save` writes it, or `weights.safetensors` |
     | `diffjax` | `config.json` and `weights.safetensors`, with the names of the parameters here |
 
     Args:
@@ -71,6 +78,7 @@ def convert(
         family: `DiT` or `SiT`, whose tensors are the same, where the name of a file does not tell.
         settings: of the network, such as `num_heads` of one of no published size.
         part: of a file of torch with several, such as `model`; by default the averages.
+        file_format: of the authors' layout, `torch` or `safetensors`.
         allowed_packages: whose callables the config of a run may name.
 
     Returns:
@@ -85,6 +93,8 @@ def convert(
     """
     if to not in TARGETS:
         raise UserError(f"no layout is called {to!r}; {nearest(to, TARGETS)}")
+    if file_format not in FORMATS:
+        raise UserError(f"no format is called {file_format!r}; {nearest(file_format, FORMATS)}")
     place = place_of(str(out))
     if place.exists() and (not place.is_dir() or any(place.iterdir())):
         raise UserError(f"{out} has files already: name a new folder")
@@ -107,7 +117,8 @@ def convert(
             lines += _unknown(entries, layout)
         else:
             place.mkdir(exist_ok=True)
-            write_safetensors(place / "weights.safetensors", state)
+            suffix, write = FORMATS[file_format]
+            write(place / f"weights.{suffix}", state)
     names = ", ".join(sorted(file.name for file in place.iterdir()))
     return [*lines, f"{to}: {names} in {out}"]
 

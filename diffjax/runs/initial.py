@@ -16,7 +16,7 @@ from flax import traverse_util
 from diffjax.errors import UserError, nearest
 from diffjax.host.processes import to_host
 from diffjax.host.run_files import read_json
-from diffjax.models.families import AUTHORS, LAYOUTS, layout_of
+from diffjax.models.families import LAYOUTS, layout_of
 from diffjax.pretrained.family import Denoiser
 from diffjax.pretrained.folders import is_folder, read_weights
 from diffjax.pretrained.placing import placed_like
@@ -140,7 +140,7 @@ def _of_file(path: Path, like: Any, setting: str, denoiser: Denoiser | None) -> 
     arrays = {name.replace(".", "/"): tensor for name, tensor in state.items()}
     layouts = LAYOUTS.get(type(denoiser.network)) if denoiser else None
     if denoiser and layouts and arrays.keys().isdisjoint(here):
-        family = layouts[layout_of(state, layouts) or AUTHORS]
+        family = layouts[layout_of(state, layouts) or next(iter(layouts))]
         fitting = family.without_variance(state, denoiser)
         facts |= {} if fitting is state else {"left_out": "learned variance"}
         family.check(fitting, denoiser, where)

@@ -295,9 +295,9 @@ class Run:
         )
 
 
-def _reader() -> Callable[[str, str | None], Run]:
-    """`load`, which returns the last few runs again."""
-    return lru_cache(4)(lambda folder, weights: load(folder, weights=weights))
+def _reader(mesh: Mesh | None = None) -> Callable[[str, str | None], Run]:
+    """`load`, which returns the last few runs again; on the devices of the run that they guide."""
+    return lru_cache(4)(lambda folder, weights: load(folder, mesh, weights=weights))
 
 
 def load(
@@ -355,7 +355,7 @@ def load(
     saved.weights(name)  # One that was made after training is read, any other one is refused.
     with parts.config.unlocked():
         parts.config.weights = name
-    return Run(parts, saved, workdir)
+    return Run(parts, saved, workdir, _reader(mesh))
 
 
 def _restored(

@@ -233,13 +233,14 @@ def _config(denoiser: Denoiser, published: Published, name: str) -> ConfigDict:
         published.objective,
         data=spec(latents, num_classes=num_classes),
         extractor=spec(pixel_features, size=8),
-        models={name: spec(type(network), **own)},
+        models={name: spec(type(network), **{key: as_spec(x) for key, x in own.items()})},
         model=name,
         objective="flow",
     )
     config.name = name
     config.ema_decays = ()
     config.weights = LIVE
+    config.condition_dropout = published.condition_dropout
     config.sampling.solver = choices.copy(choose(choices.SOLVERS, published.solver, "solver"))
     config.sampling.grid = choices.copy(choose(choices.GRIDS, published.grid, "grid"))
     config.sampling.guidance = lookup.guidance_called(published.guidance)

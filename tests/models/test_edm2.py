@@ -2,6 +2,7 @@
 
 import functools
 import math
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -10,6 +11,7 @@ import numpy as np
 import optax
 import pytest
 
+import diffjax
 from diffjax.errors import UserError
 from diffjax.models import magnitude
 from diffjax.models.edm2.network import MPConditioning
@@ -18,6 +20,8 @@ from diffjax.optimizers.normalised import normalised_adam, with_unit_filters
 from diffjax.process.precond import LogSNRLabel, Precond, UnitVariance, denoiser
 from diffjax.process.schedules import EDM
 from diffjax.process.targets import F
+from diffjax.runs.model import Request
+from diffjax.sampling.sample import sample_padded
 from tests.references import edm2 as reference
 from tests.support.persistent_pickles import dumped, module, persistent
 
@@ -210,6 +214,26 @@ def test_settings_of_the_authors_are_ours_and_back():
 def test_settings_without_a_like_are_refused(changes, said):
     with pytest.raises(UserError, match=said):
         FAMILY.config.settings(THEIRS | changes, "x")
+
+
+@pytest.mark.thorough
+def test_a_pickle_is_sampled_as_the_authors_do(stored, tmp_path):
+    """Heun's 5 steps from their noise, on their times, with their preconditioning."""
+    (tmp_path / "x.pkl").write_bytes(pickled(FAMILY.to_theirs(redrawn(), DENOISER), THEIRS))
+    model = diffjax.from_pretrained(tmp_path / "x.pkl")
+
+    def from_their_noise(denoise, solver, path, times, keys, x):
+        noise = path.t_noise * jnp.asarray(reference.NOISE)
+        return sample_padded(denoise, solver, path, times, keys, noise)
+
+    recipe = replace(model.recipe, num_steps=reference.NUM_STEPS)
+    assert recipe.nfe == 2 * reference.NUM_STEPS - 1
+    times = recipe.times(model.parts.wired.path)
+    labels = Request(reference.SAMPLED_LABELS)
+    found = model.model().walk(from_their_noise, recipe, labels, times)
+    assert_close(found, stored["samples"], 1e-4)
+    assert model.family == "EDM2"
+    assert model.sample([0, 1], num_steps=2).shape == (2, 8, 8, 3)
 
 
 # Magnitudes.

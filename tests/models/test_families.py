@@ -31,13 +31,17 @@ _U_NET = {
     "head_channels": 4,
 }
 SMALL = {
-    **dict.fromkeys(("ADM", "ADM upsampler", "ADM classifier"), _U_NET),
+    **dict.fromkeys(("ADM", "ADM upsampler", "ADM classifier", "EDM", "EDM of ADM"), _U_NET),
     **{
         name: {"channels": (8, 16), "num_res_blocks": 2, "num_groups": 4}
         for name in FAMILIES
         if name.startswith("AutoencoderKL")
     },
     "CLIP": {"width": 8, "depth": 2, "num_heads": 2, "num_features": 5, "grid": 2},
+    **{
+        name: {"side": 8, "channels": 8, "channel_multipliers": (1, 2), "num_res_blocks": 1}
+        for name in ("DDPM", "DDPM of old diffusers")
+    },
     "DINOv2": {"width": 8, "depth": 2, "num_heads": 2, "num_registers": 3, "grid": 2},
     "DDT": {"hidden_size": 16, "depth": 2, "num_heads": 2, "encoder_depth": 1},
     "DiT": {"image_shape": (8, 8, 3), "hidden_size": 16, "depth": 2, "num_heads": 2},

@@ -2,6 +2,7 @@
 
 import functools
 from dataclasses import replace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,13 +10,15 @@ import numpy as np
 import pytest
 
 from diffjax.errors import UserError
-from diffjax.models import resampling
+from diffjax.models import families, resampling
 from diffjax.models.adm.published import CLASSIFIER, FAMILY, UPSAMPLER
+from diffjax.models.ddpm.published import FAMILY as DDPM
 from diffjax.models.edm.network import NCSNPP, RANDOM, SongUNet
 from diffjax.models.edm.published import DHARIWAL
 from diffjax.models.edm.published import FAMILY as SONG
 from diffjax.models.layers import QKV_ORDERS, SelfAttention
 from diffjax.models.unet import Resampling
+from diffjax.pretrained import folders
 from diffjax.training.flops import matrix_flops
 from tests.references import unets as reference
 from tests.support import persistent_pickles as pickles
@@ -244,3 +247,63 @@ def test_a_filter_of_odd_length_and_an_unknown_name_are_refused():
         network = SongUNet(0, channels=8, channel_multipliers=(1, 2), num_res_blocks=1, **settings)
         with pytest.raises(UserError, match=said):
             jax.eval_shape(network.init, jax.random.key(0), x, t)
+
+
+DDPM_SETTINGS = {
+    "side": 8,
+    "channel_multipliers": (1, 1.25),
+    "num_res_blocks": 1,
+    "dropout": 0.0,
+}
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("num_classes", [0, NUM_CLASSES])
+def test_ddpm_in_a_folder_is_that_of_diffusers(num_classes, tmp_path):
+    """Outputs, and gradients with respect to images and parameters, at unlike times."""
+    torch = pytest.importorskip("torch")
+    diffusers = pytest.importorskip("diffusers", reason="pip install -e '.[parity]'")
+    ours = DDPM.network(**DDPM_SETTINGS, num_classes=num_classes)
+    nothing = jax.tree.map(lambda leaf: np.zeros(leaf.shape), DDPM.shapes(ours))
+    shapes = {name: array.shape for name, array in DDPM.to_theirs(nothing, ours).items()}
+    params = DDPM.to_ours(reference.parameters(shapes), ours, "theirs")
+    assert DDPM.config is not None
+    folders.write_folder(tmp_path, DDPM.to_theirs(params, ours), DDPM.config.entries(ours))
+    found = families.find_published(tmp_path)
+    assert (found.network, found.layout) == (ours, "diffusers")
+    peer = diffusers.UNet2DModel.from_pretrained(tmp_path).train().double()
+
+    cond = reference.LABELS if num_classes else None
+    labels = None if cond is None else torch.tensor(cond)
+    x: Any = torch.tensor(reference.IMAGES.transpose(0, 3, 1, 2)).double().requires_grad_()
+    expected = peer(x, torch.tensor(reference.TIMESTEPS), labels).sample
+    factors = reference.weights(reference.IMAGES.shape)
+    (expected * torch.tensor(factors.transpose(0, 3, 1, 2))).sum().backward()
+
+    def total(params, x):
+        times = jnp.asarray(reference.TIMESTEPS)
+        out = ours.network.apply({"params": params}, x, times, cond, train=True)
+        return (out * factors).sum(), out
+
+    gradient = jax.jit(jax.grad(total, (0, 1), has_aux=True))
+    (of_params, of_images), out = gradient(params, jnp.asarray(reference.IMAGES))
+    assert error(out, expected.detach().numpy().transpose(0, 2, 3, 1)) < 1e-5
+    assert error(of_images, x.grad.numpy().transpose(0, 2, 3, 1)) < 1e-5
+    named = DDPM.to_theirs(of_params, ours)
+    for name, value in peer.named_parameters():
+        if not name.endswith("to_k.bias"):  # zero up to rounding: a softmax ignores constants
+            assert error(named[name], value.grad.numpy()) < 1e-5, name
+
+
+def test_what_diffusers_would_compute_otherwise_is_refused():
+    assert DDPM.config is not None
+    with pytest.raises(UserError, match="64 channels have 16 here: take a multiple of 32"):
+        DDPM.config.entries(DDPM.network(8, channels=64))
+    entries = DDPM.config.entries(DDPM.network(8))
+    for change, said in (
+        ({"flip_sin_to_cos": True}, "has flip_sin_to_cos=True, and only False is known"),
+        ({"block_out_channels": [64, 64]}, "64 channels have 16 here"),
+        ({"down_block_types": ["Attention"]}, "config.json lacks 'Attention'"),
+    ):
+        with pytest.raises(UserError, match=said):
+            DDPM.config.settings({**entries, **change}, "x")

@@ -68,6 +68,7 @@ BEST = {
     "v": lambda c, x, x0, eps: c.a * eps - c.s * x0,
     "velocity": lambda c, x, x0, eps: c.da * x0 + c.ds * eps,
     "velocity_to_data": lambda c, x, x0, eps: -c.da * x0 - c.ds * eps,
+    "scaled_score": lambda c, x, x0, eps: -eps,
     "score": lambda c, x, x0, eps: -eps / c.s,
     # (x0 - c_skip·x)/c_out with Karras et al.'s factors for x/a, at the noise level s/a.
     "f": lambda c, x, x0, eps: (

@@ -15,11 +15,14 @@ import zipfile
 from collections import OrderedDict
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from diffjax.errors import UserError
 from diffjax.pretrained.downloads import find_weights
+from diffjax.pretrained.files import read_state_dict
+from diffjax.pretrained.torch_writer import write_torch
 from tests.support.weights import read_bytes
 
 
@@ -205,6 +208,46 @@ def test_a_damaged_file_of_the_old_format_ends_in_one_line(data, said):
     with pytest.raises(UserError, match=f"can't read weights from .*x.pth: .*({said})") as caught:
         read_bytes(data)
     assert "\n" not in str(caught.value)
+
+
+def test_what_is_written_is_read_and_lies_where_torch_lays_it(tmp_path):
+    """At multiples of 64 bytes, as it does for files that are mapped."""
+    arrays = {
+        "plain": np.random.default_rng(0).normal(size=(3, 4)).astype(np.float32),
+        "transposed": np.arange(6.0).reshape(2, 3).T,
+        "brain": np.arange(4, dtype=jnp.bfloat16),
+        "scalar": np.array(2.5, np.float16),
+        "empty": np.zeros((0, 3), np.float32),
+        "yes": np.array([True, False]),
+        "long": np.array([2**40, -1]),
+    }
+    write_torch(tmp_path / "w.pt", arrays)
+    found = read_state_dict(tmp_path / "w.pt")
+    assert found.keys() == arrays.keys()
+    for name, expected in arrays.items():
+        assert (found[name].shape, found[name].dtype) == (expected.shape, expected.dtype)
+        np.testing.assert_array_equal(np.asarray(found[name]), expected)
+    plain = (tmp_path / "w.pt").read_bytes().index(arrays["plain"].tobytes())
+    assert plain % 64 == 0
+    with pytest.raises(UserError, match="w has the type complex64; known: "):
+        write_torch(tmp_path / "w.pt", {"w": np.zeros(2, np.complex64)})
+    with pytest.raises(UserError, match=r"can't write weights to .*nowhere.*: No such file"):
+        write_torch(tmp_path / "nowhere" / "w.pt", arrays)
+    assert [file.name for file in tmp_path.iterdir()] == ["w.pt"]
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("mmap", [False, True])
+def test_torch_reads_what_is_written(tmp_path, mmap):
+    torch = pytest.importorskip("torch")
+    expected = {name: value.detach().clone() for name, value in state(torch).items()}
+    torch.save(expected, tmp_path / "theirs.pt")
+    write_torch(tmp_path / "ours.pt", read_state_dict(tmp_path / "theirs.pt"))
+    found = torch.load(tmp_path / "ours.pt", weights_only=True, mmap=mmap)
+    assert list(found) == list(expected)
+    for name, value in expected.items():
+        assert found[name].dtype == value.dtype
+        assert torch.equal(found[name], value)
 
 
 class Call:

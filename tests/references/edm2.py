@@ -1,9 +1,9 @@
-"""Outputs and gradients of the authors' EDM2 for drawn parameters, stored as arrays.
+"""Outputs, gradients and samples of the authors' EDM2 for drawn parameters, stored as arrays.
 
     git clone https://github.com/NVlabs/edm2 /tmp/edm2
     python -m tests.references.edm2 /tmp/edm2     # writes EDM2.npz beside this file
 
-It needs torch.
+It needs torch, and what their `generate_images.py` imports.
 
 A gradient is stored by its norm and inner products with drawn arrays of its shape (`seen`).
 """
@@ -40,6 +40,8 @@ THEIRS = {
     "logvar_channels": 16,
 }
 RATE, STEPS = 0.01, 3
+NOISE = RNG.normal(size=(3, HEIGHT, HEIGHT, CHANNELS)).astype(np.float32)
+SAMPLED_LABELS, NUM_STEPS = np.array([0, 3, 4], np.int32), 5
 
 
 def parameters(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
@@ -109,6 +111,15 @@ def main(clone: str) -> None:
         loss(torch.tensor(IMAGES.transpose(0, 3, 1, 2)))  # This normalises the weights.
     trained = {name: weight.detach().numpy() for name, weight in network.named_parameters()}
     found["trained"] = seen(trained)
+
+    # With numbers that a file in half precision holds.
+    network.load_state_dict({name: value.half().float() for name, value in state.items()})
+    sampler = __import__("generate_images").edm_sampler
+    labels = torch.nn.functional.one_hot(torch.tensor(SAMPLED_LABELS).long(), NUM_CLASSES)
+    with torch.no_grad():
+        noise = torch.tensor(NOISE.transpose(0, 3, 1, 2))
+        samples = sampler(network.eval(), noise, labels, num_steps=NUM_STEPS)
+    found["samples"] = samples.numpy().transpose(0, 2, 3, 1)
     np.savez_compressed(FOLDER / "EDM2.npz", **found)
 
 

@@ -75,7 +75,7 @@ def test_what_the_authors_code_computes_otherwise_is_said(own, params, tmp_path)
         "unlike: whoever reads this layout evaluates the network with frequency_endpoint=False "
         "instead of True, mlp_norm_eps=1e-06 instead of 1e-05"
     )
-    state = read_state_dict(tmp_path / "theirs" / "weights.safetensors")
+    state = read_state_dict(tmp_path / "theirs" / "weights.pt")
     same(FAMILY.to_ours(state, DIT, "x"), params)
 
 
@@ -114,7 +114,8 @@ def test_an_autoencoder_of_ldm_becomes_a_folder_of_diffusers(tmp_path, prefix):
     assert lines[1].startswith("unknown: scaling_factor (0.18215), shift_factor (None), which")
     config = json.loads((tmp_path / "vae" / "config.json").read_text())
     (tmp_path / "vae" / "config.json").write_text(json.dumps(config | {"scaling_factor": 0.13}))
-    assert len(convert(str(tmp_path / "vae"), "authors", tmp_path / "ldm")) == 2
+    how = {"file_format": "safetensors"}
+    assert len(convert(str(tmp_path / "vae"), "authors", tmp_path / "ldm", **how)) == 2
     found, back = AUTOENCODER_KL.read(tmp_path / "vae")
     assert found == network
     same(back, weights)
@@ -143,9 +144,7 @@ def test_a_file_of_dit_or_sit_of_no_published_size(tmp_path):
     with pytest.raises(UserError, match="SiT has no layout 'diffusers' here; it has authors, diff"):
         convert(str(tmp_path / "b"), "diffusers", tmp_path / "c")
     convert(str(tmp_path / "b"), "authors", tmp_path / "d")
-    same(
-        dict(read_state_dict(tmp_path / "d" / "weights.safetensors")), dict(read_state_dict(source))
-    )
+    same(dict(read_state_dict(tmp_path / "d" / "weights.pt")), dict(read_state_dict(source)))
 
 
 def two_times(tmp_path):
@@ -205,6 +204,7 @@ SPEC = '{"network": {"_target_": "%s"}}'
             "no layout is called 'diffuser'; did you mean",
         ),
         (lambda _: "x", [], "--to is missing"),
+        (lambda _: "x", ["--to=authors", "--format=pt"], "no format is called 'pt'; known: safe"),
         (
             lambda path: path / "nowhere",
             ["--to=authors"],

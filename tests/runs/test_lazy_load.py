@@ -13,6 +13,7 @@ import pytest
 import diffjax
 from diffjax.errors import UserError
 from diffjax.runs.checkpoints import Checkpoints
+from diffjax.training.sharding import make_mesh
 
 OLD_RUN = Path(__file__).parent / "old_runs" / "0.1.0"
 
@@ -116,3 +117,9 @@ def test_nothing_is_said_and_nothing_written(folder, caplog):
     _ = loaded.state
     assert [record.getMessage() for record in caplog.records] == []
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == files
+
+
+def test_a_run_that_guides_another_is_on_its_devices(with_another):
+    mesh = make_mesh(devices=jax.devices()[:1])
+    other, _ = diffjax.load(OLD_RUN, mesh).called(f"{with_another}:live")
+    assert other.parts.mesh == mesh

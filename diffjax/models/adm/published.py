@@ -13,12 +13,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from diffjax.models.adm.network import ADM, ADMClassifier, ADMUpsampler
 from diffjax.models.adm.sizes import CLASSIFIERS, SIZES, UPSAMPLERS
 from diffjax.models.unet import UNet
-from diffjax.pretrained.family import Denoiser, Family, Size
+from diffjax.pretrained.family import Denoiser, Family, Published, Size
 from diffjax.pretrained.tables import Row, Table, count
+from diffjax.pretrained.tensors import Tensor
 from diffjax.pretrained.transforms import conv, dense, each, squeeze, then
 
 _pixelwise = then(squeeze(2, 3), dense)
@@ -210,7 +212,47 @@ def _recognise(
     }
 
 
-FAMILY = Family("ADM", adm, SIZES, _table, _recognise_adm, lambda denoiser: denoiser.inputs)
+def _published(denoiser: Denoiser) -> Published:
+    """Without guidance by a classifier; 250 steps as the authors' README has them."""
+    learned = denoiser.network.out_channels == 2 * denoiser.image_shape[-1]
+    cosine = denoiser.image_shape[0] == 64
+    objective = "objective=iddpm,noise_label=step" if cosine else "objective=dit"
+    return Published(
+        objective=objective if learned else f"{objective},wrappers=none",
+        solver="ddpm_learned" if learned else "ddpm_large",
+        grid="linspace",
+        num_steps=250,
+        guidance_scale=1.0,
+        condition_dropout=0.0,
+    )
+
+
+def _without_variance(state: Mapping[str, Any], denoiser: Denoiser) -> Mapping[str, Any]:
+    """Tensors of a network with twice the channels, without the second half of them."""
+    channels, names = denoiser.image_shape[-1], ("out.2.weight", "out.2.bias")
+    twice = all(name in state and state[name].shape[0] == 2 * channels for name in names)
+    if not twice or denoiser.network.out_channels not in (0, channels):
+        return state
+
+    def first(tensor: Any) -> Tensor:
+        def read() -> np.ndarray:
+            return np.asarray(tensor)[:channels]
+
+        return Tensor((channels, *tensor.shape[1:]), tensor.dtype, read)
+
+    return {**state, **{name: first(state[name]) for name in names}}
+
+
+FAMILY = Family(
+    "ADM",
+    adm,
+    SIZES,
+    _table,
+    _recognise_adm,
+    lambda denoiser: denoiser.inputs,
+    published=_published,
+    without_variance=_without_variance,
+)
 UPSAMPLER = Family(
     "ADM upsampler", upsampler, UPSAMPLERS, _table, _recognise_upsampler, _inputs_of_upsampler
 )

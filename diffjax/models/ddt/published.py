@@ -5,7 +5,7 @@ aligns it with DINOv2. Patches are channel by channel there. Pairs of neighbours
 rotated, in turns by the column and by the row.
 
 Time is 0 for noise and 1 for data, and is embedded without a scale; the network predicts the
-velocity `data - noise`.
+velocity `data - noise`. Their sampling is 250 steps of Euler, guided above time 0.3 alone.
 """
 
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ import numpy as np
 from diffjax.models.ddt.network import DDT
 from diffjax.models.ddt.sizes import SIZES
 from diffjax.models.dit import tables
-from diffjax.pretrained.family import Denoiser, Family
+from diffjax.pretrained.family import Denoiser, Family, Published
 from diffjax.pretrained.tables import Row, Table, count
 from diffjax.pretrained.transforms import dense, permute, then
 
@@ -75,4 +75,25 @@ def _recognise(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
     }
 
 
-FAMILY = Family("DDT", ddt, SIZES, _table, _recognise, lambda denoiser: denoiser.inputs, _UNUSED)
+def _published(denoiser: Denoiser) -> Published:
+    del denoiser
+    return Published(
+        objective="objective=sit,times=logit_normal",
+        solver="euler",
+        grid="uniform",
+        num_steps=250,
+        guidance_scale=2.0,
+        codec="sd-vae-ft-ema",
+    )
+
+
+FAMILY = Family(
+    "DDT",
+    ddt,
+    SIZES,
+    _table,
+    _recognise,
+    lambda denoiser: denoiser.inputs,
+    _UNUSED,
+    published=_published,
+)

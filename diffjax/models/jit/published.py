@@ -15,7 +15,7 @@ from typing import Any
 from diffjax.models.dit import tables
 from diffjax.models.jit.network import JiT
 from diffjax.models.jit.sizes import SIZES
-from diffjax.pretrained.family import Denoiser, Family
+from diffjax.pretrained.family import Denoiser, Family, Published
 from diffjax.pretrained.tables import Row, Table, count
 from diffjax.pretrained.transforms import conv, squeeze, then
 
@@ -69,4 +69,24 @@ def _recognise(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
     }
 
 
-FAMILY = Family("JiT", jit, SIZES, _table, _recognise, lambda denoiser: denoiser.inputs)
+def _published(denoiser: Denoiser) -> Published:
+    del denoiser
+    return Published(
+        objective="objective=jit",
+        solver="heun",
+        grid="uniform",
+        num_steps=50,
+        guidance_scale=2.9,
+        guidance="cfg+limited_jit",
+    )
+
+
+FAMILY = Family(
+    "JiT",
+    jit,
+    SIZES,
+    _table,
+    _recognise,
+    lambda denoiser: denoiser.inputs,
+    published=_published,
+)

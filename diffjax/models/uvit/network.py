@@ -30,6 +30,7 @@ class UViT(DiT):
     hidden_size: Positive[int] = 512
     depth: Positive[int] = 13
     num_heads: Positive[int] = 8
+    mlp_norm_eps: Positive[float] = 1e-5
     norm_eps: Positive[float] = 1e-5
     mlp: str = "gelu_exact"
     qkv_bias: bool = False

@@ -1,8 +1,9 @@
 """The layout of the authors' files (baofff/U-ViT).
 
 The positions of the tokens of class and noise label and those of the patches are one tensor. Blocks
-are `in_blocks`, `mid_block` and `out_blocks`. The authors' time is a number from 0 to 1 times
-999 for images, and a whole number from 0 to 999 for latents; the network predicts the noise.
+are `in_blocks`, `mid_block` and `out_blocks`. The network predicts the noise: of images with noise
+labels from 0 to 999, on the path of DDPM, and of latents with those from 1 to 1,000, on the betas
+of Stable Diffusion. Their sampling is DPM-Solver's, with a scale of guidance that is 1 less.
 """
 
 import math
@@ -12,7 +13,7 @@ from typing import Any
 from diffjax.models.dit import tables
 from diffjax.models.uvit.network import UViT
 from diffjax.models.uvit.sizes import SIZES
-from diffjax.pretrained.family import Denoiser, Family
+from diffjax.pretrained.family import Denoiser, Family, Published
 from diffjax.pretrained.tables import Row, Table, count
 from diffjax.pretrained.transforms import conv, split, squeeze
 
@@ -82,4 +83,24 @@ def _recognise(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
     }
 
 
-FAMILY = Family("U-ViT", uvit, SIZES, _table, _recognise, lambda denoiser: denoiser.inputs)
+def _published(denoiser: Denoiser) -> Published:
+    latents = denoiser.image_shape[-1] != 3
+    return Published(
+        objective="objective=ddpm_table,path=scaled_linear_table" if latents else "objective=ddpm",
+        solver="dpmpp_2m",
+        grid="uniform",
+        num_steps=50,
+        guidance_scale=1.4 if latents else 1.0,
+        codec="sd-vae-ft-ema" if latents else "",
+    )
+
+
+FAMILY = Family(
+    "U-ViT",
+    uvit,
+    SIZES,
+    _table,
+    _recognise,
+    lambda denoiser: denoiser.inputs,
+    published=_published,
+)
