@@ -303,7 +303,7 @@ def check_recipe(recipe: Recipe, wired: Wired) -> None:
         raise UserError(f"{recipe.grid} has times that are not finite on {wired.path}")
     check_guidance(recipe, wired)
     solver, traits, name = recipe.solver, wired.objective.traits, type(wired.objective).__name__
-    if not _fits(solver, traits):
+    if not traits.meaning.serves(solver.needs):
         raise UserError(
             f"this solver needs a model of {solver.needs}, and {name} trains one of "
             f"{traits.meaning}: take the solver {traits.solver}, or train another loss"
@@ -312,7 +312,7 @@ def check_recipe(recipe: Recipe, wired: Wired) -> None:
         raise UserError(
             f"{name} was trained on images paired with their noise, or "
             "with noise in between: a solver that adds fresh noise does not suit it; take one of "
-            f"{_solvers_that(lambda other: _fits(other, traits) and not other.fresh_noise)}"
+            f"{_solvers_that(lambda o: traits.meaning.serves(o.needs) and not o.fresh_noise)}"
         )
     if solver.learned_variance and not traits.learned_variance:
         raise UserError(
@@ -363,10 +363,6 @@ def check_guidance(recipe: Recipe, wired: Wired) -> None:
         )
 
 
-def _fits(solver: Solver, traits: Traits) -> bool:
-    return traits.meaning.serves(solver.needs)
-
-
 def _solvers_that(suit: Callable[[Solver], bool]) -> str:
     return ", ".join(name for name in choices.SOLVERS if suit(lookup.solver_called(name)))
 
@@ -414,7 +410,7 @@ def _input_shape(objective: Objective, image_shape: tuple[int, ...]) -> tuple[in
 def _check_loss(wired: Wired, batch_size: int, num_steps: int) -> None:
     """Traces the loss once, so that shapes that do not fit fail here and not in the first step."""
     params = wired.params_shape
-    memory = wired.objective.init_memory()
+    memory, batch = wired.objective.init_memory(), wired.batch_shapes(batch_size)
     progress = Progress(jnp.zeros((), jnp.int32), memory, num_steps)
     loss, _ = jax.eval_shape(
         lambda params, key, batch: wired.objective(
@@ -422,7 +418,7 @@ def _check_loss(wired: Wired, batch_size: int, num_steps: int) -> None:
         ),
         params,
         jax.eval_shape(lambda: jax.random.key(0)),
-        wired.batch_shapes(batch_size),
+        batch,
     )
     if loss.shape != (batch_size,):
         raise UserError(

@@ -20,7 +20,7 @@ from diffjax.errors import UserError
 from diffjax.host.processes import in_first, is_first
 from diffjax.host.storage import make_writable, translate_storage_errors
 from diffjax.host.watchdog import watched
-from diffjax.runs.likelihoods import METHODS, Method, measure_likelihood
+from diffjax.runs.likelihoods import METHODS, Method, WantedBits, measure_likelihood
 from diffjax.runs.measure import add_likelihood
 from diffjax.spec import choose
 from experiments import cli, shared_flags
@@ -75,9 +75,7 @@ def main(args: Any) -> None:
     run = diffjax.load(args.workdir, weights=args.weights, allowed_packages=allowed)
     in_first(lambda: make_writable(run.workdir))  # Fails before the work, if it does.
     with watched(shared_flags.watchdog(args), Path(args.workdir), what="batch") as begun:
-        result = measure_likelihood(
-            run,
-            run.dataset(args.data_path),
+        wanted = WantedBits(
             args.method,
             given,
             weights=args.weights,
@@ -85,8 +83,8 @@ def main(args: Any) -> None:
             batch_size=args.batch_size,
             dequantiser_steps=args.dequantiser_steps,
             seed=args.seed,
-            begun=begun,
         )
+        result = measure_likelihood(run, run.dataset(args.data_path), wanted, begun)
     if is_first():
         with translate_storage_errors(run.workdir):
             add_likelihood(run.workdir, result)

@@ -26,7 +26,6 @@ from diffjax.pretrained.folders import is_folder
 from diffjax.reports.pictures import (
     captions,
     columns_by_class,
-    film_gif,
     save_film,
     save_png,
 )
@@ -101,7 +100,7 @@ def main(args: SimpleNamespace) -> None:
     in_first(lambda: make_writable(out.parent))  # Fails before the work, if it does.
 
     model, request = run.model(args.weights), Request(condition, args.seed, source)
-    images, cost = draw_images(args, model, recipe, request, out.parent)
+    images, cost = images_and_cost(args, model, recipe, request, out.parent)
     kind = run.parts.wired.condition
     arrays = {"images": images, **kind.arrays(request.condition)}
     source = None if source is None else model.decoded(source)
@@ -131,13 +130,13 @@ def main(args: SimpleNamespace) -> None:
             columns = _PAIRS_IN_A_ROW
         save_png(out, images, columns, captions(titles, columns), beside)
         if args.film is not None:
-            save_film(args.film, traced)
+            gif = save_film(args.film, traced)
     except OSError as error:
         raise UserError(f"can't write {out}: {error.strerror}") from error
     print(", ".join(f"{name}={value}" for name, value in how.items()))
     print(f"{len(images)} samples in {out} and {out.with_suffix('.npz')}")
     if args.film is not None:
-        print(f"film of {min(len(images), _FILMED)} in {args.film} and {film_gif(args.film)}")
+        print(f"film of {min(len(images), _FILMED)} in {args.film} and {gif}")
 
 
 def _run(args: SimpleNamespace) -> Run:
@@ -156,7 +155,7 @@ def _run(args: SimpleNamespace) -> Run:
     )
 
 
-def draw_images(
+def images_and_cost(
     args: SimpleNamespace, model: Model, recipe: Recipe, request: Request, folder: Path
 ) -> tuple[np.ndarray, dict[str, float]]:
     """Draws samples; returns them with their cost: evaluations per sample, or sequential rounds."""

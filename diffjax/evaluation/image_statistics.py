@@ -133,7 +133,7 @@ class CollectedStatistics:
     Attributes:
         num_images: number of images, N.
         statistics: mean and covariance of the features of all images.
-        features: `[min(N, most_features), F]` float32, of the rows that `thinned_rows` draws.
+        features: `[min(N, MOST_FEATURES), F]` float32, of the rows that `thinned_rows` draws.
         images: `[min(N, most_images), H, W, C]`, of rows drawn in the same way.
         predicted: `[N]`, the class with the largest logit; None without logits.
         score: Inception score of all images; None without logits, or if there are fewer images
@@ -158,7 +158,6 @@ def collect_each(
     extractors: Sequence[Extractor],
     *,
     seed: int = 0,
-    most_features: int = MOST_FEATURES,
     most_images: int = 1000,
     sharding: jax.sharding.Sharding | None = None,
     shared: bool = False,
@@ -169,7 +168,6 @@ def collect_each(
         images: images in [-1, 1]; the iterator is consumed.
         extractors: maps from images to features.
         seed: seed of the random choice of kept rows and of the splits of the Inception score.
-        most_features: largest number of images whose features are kept.
         most_images: largest number of images that are kept.
         sharding: sharding of a batch, so that each device processes its rows.
         shared: whether all processes of a run have the same images; each then processes a part.
@@ -179,7 +177,7 @@ def collect_each(
             does not accept.
     """
     n, num_seen, kept = images.num_images, 0, []
-    collectors = [_Collector(extractor, n, seed, most_features) for extractor in extractors]
+    collectors = [_Collector(extractor, n, seed) for extractor in extractors]
     rows = thinned_rows(n, most_images, seed)
     for batch in images.batches:
         for collector in collectors:
@@ -194,9 +192,9 @@ def collect_each(
 class _Collector:
     """Accumulates the statistics of the batches so far for one extractor."""
 
-    def __init__(self, extractor: Extractor, n: int, seed: int, most_features: int):
+    def __init__(self, extractor: Extractor, n: int, seed: int):
         self.extractor, self.n, self.seed = extractor, n, seed
-        self.rows = thinned_rows(n, most_features, seed)
+        self.rows = thinned_rows(n, MOST_FEATURES, seed)
         self.moments: Moments | None = None
         self.score: ScoreSums | None = None
         self.features: list[np.ndarray] = []

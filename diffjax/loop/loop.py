@@ -95,7 +95,7 @@ def train(
         stop_signals() as should_stop,
     ):
         extension = planned(workdir, setup, extend)
-        workdirs.claim(workdir, config, extended=extension is not None)
+        in_first(lambda: workdirs.claim(workdir, config, extended=extension is not None))
         _LOG.info("training %s in %s", config.name, workdir)
         _LOG.info("attention: %s", setup.parts.attention or "the network's own")
         for note in dataset.notes:

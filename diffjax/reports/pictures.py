@@ -200,7 +200,7 @@ def save_film(path: str | Path, trace: Trace) -> Path:
         trace: trajectories of a few samples.
 
     Returns:
-        `path`.
+        The path of the animation.
     """
     x, x0 = np.asarray(trace.x), np.asarray(trace.x0)
     x0 = np.concatenate([x0, x[-1:]])  # at the end both are the sample
@@ -211,12 +211,6 @@ def save_film(path: str | Path, trace: Trace) -> Path:
         grid = image_grid(np.clip(both, -1, 1).reshape(-1, *x.shape[2:]), columns=2)
         frames.append(Image.fromarray(grid[..., 0] if grid.shape[-1] == 1 else grid))
     durations = [80] * (len(frames) - 1) + [1500]
-    frames[0].save(
-        film_gif(path), save_all=True, append_images=frames[1:], duration=durations, loop=0
-    )
-    return path
-
-
-def film_gif(path: str | Path) -> Path:
-    """Path of the animation that belongs to a film strip."""
-    return Path(path).with_suffix(".gif")
+    gif = path.with_suffix(".gif")
+    frames[0].save(gif, save_all=True, append_images=frames[1:], duration=durations, loop=0)
+    return gif

@@ -19,9 +19,9 @@ def check_config(config: ConfigDict) -> None:
     Raises:
         UserError: the first of them.
     """
-    check_names(config)
     check_complete(config)
     check_settings(config)
+    check_names(config)
     kept = [LIVE, *Averages.of(config).names]
     if config.weights not in kept:
         suggestion = nearest(config.weights, kept)

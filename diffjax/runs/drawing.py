@@ -12,14 +12,12 @@ from diffjax.errors import UserError
 from diffjax.runs.model import Model, Request
 from diffjax.runs.recipes import Chosen
 from diffjax.sampling.guidance import Against, NegativeCondition
-from diffjax.sampling.sample import Recipe
 from diffjax.settings import LARGEST, check_whole
 from diffjax.spec import check_arguments
 
 
 def draw_images(
     model: Model,
-    recipe: Recipe,
     condition: Any,
     chosen: Chosen = Chosen(),
     *,
@@ -30,8 +28,7 @@ def draw_images(
     """Draws one image for each row of a condition, as `Run.sample` explains.
 
     Args:
-        model: the network with its weights.
-        recipe: how, as far as `chosen` has nothing else.
+        model: the network with its weights and its own recipe.
         condition: what each sample is to show: a number, a list to parse, or arrays.
         chosen: parts of the recipe; `against` may be a negative condition too.
         source: `[n, H, W, C]` in [-1, 1], what each is made from; for models between two sets.
@@ -55,7 +52,7 @@ def draw_images(
         chosen = replace(chosen, against=NegativeCondition())
     source = None if source is None else model.encoded(source)
     request = Request(cond, seed, source, negative=negative)
-    return model.sample(chosen.of(recipe), request, batch_size=batch_size)
+    return model.sample(chosen.of(model.wired.recipe), request, batch_size=batch_size)
 
 
 def conditions_of(kind: Condition, given: Any) -> Any:

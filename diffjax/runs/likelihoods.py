@@ -4,6 +4,7 @@ import inspect
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from itertools import count
 from typing import Annotated, Any, NamedTuple
 
@@ -22,7 +23,7 @@ from diffjax.objectives.base import Objective
 from diffjax.process.paths import Path
 from diffjax.process.precond import Meaning, Predict
 from diffjax.runs.load import Run
-from diffjax.runs.model import full_batch
+from diffjax.runs.model import Model, full_batch
 from diffjax.spec import check_arguments, choose
 from diffjax.training import sharding
 from diffjax.training.sharding import batch_sharding, replicated
@@ -97,17 +98,39 @@ def _bound(when: bound.Time, num_times: int, dequantisation: str) -> Method:
 METHODS = {"ode": ode, "vlb": vlb, "discrete_vlb": discrete_vlb}
 
 
+@dataclass(frozen=True)
+class WantedBits:
+    """The bits per dimension to measure.
+
+    Attributes:
+        method: a key of `METHODS`.
+        options: of the method.
+        weights: `live` or an average; the run's own by default.
+        num_images: evenly spaced ones of the test set; 0 takes all.
+        batch_size: images at a time.
+        dequantiser_steps: updates that fit a variational dequantiser.
+        seed: of probes, times and noise.
+
+    Raises:
+        UserError: one of another kind, or a number out of range.
+    """
+
+    method: Any = "ode"
+    options: Mapping[str, Any] | None = None
+    weights: str | None = None
+    num_images: NotNegative[int] = 0
+    batch_size: AtLeastOne[int] = 128
+    dequantiser_steps: AtLeastOne[int] = 500
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_arguments(WantedBits, **vars(self))
+
+
 def measure_likelihood(
     run: Run,
     dataset: DataSet,
-    method: str = "ode",
-    options: Mapping[str, Any] | None = None,
-    *,
-    weights: str | None = None,
-    num_images: NotNegative[int] = 0,
-    batch_size: AtLeastOne[int] = 128,
-    dequantiser_steps: AtLeastOne[int] = 500,
-    seed: int = 0,
+    wanted: WantedBits = WantedBits(),
     begun: Callable[[int], Any] = lambda batch: None,
 ) -> dict[str, Any]:
     """Measures bits per dimension of test images.
@@ -115,13 +138,7 @@ def measure_likelihood(
     Args:
         run: the model.
         dataset: whose test images are coded; of 8 bits.
-        method: a key of `METHODS`.
-        options: arguments of the method; what is missing has its default.
-        weights: `live` or an average; the run's own by default.
-        num_images: evenly spaced ones of the test set; 0 takes all.
-        batch_size: images at a time.
-        dequantiser_steps: updates that fit a variational dequantiser.
-        seed: of probes, times and noise.
+        wanted: the method, its options, and how many images.
         begun: called with the number of each batch of images; a fit of a dequantiser is one.
 
     Returns:
@@ -130,23 +147,22 @@ def measure_likelihood(
     Raises:
         UserError: no such method or option, data without bits, a run without a likelihood.
     """
-    check_arguments(
-        measure_likelihood, options=options, weights=weights, num_images=num_images,
-        batch_size=batch_size, dequantiser_steps=dequantiser_steps, seed=seed,
-    )  # fmt: skip
-    make = choose(METHODS, method, "method")
-    for name in options or {}:
+    method, given = wanted.method, wanted.options or {}
+    check_levels(dataset)
+    check_likelihood(run.parts.wired.objective, method)
+    make = METHODS[method]
+    for name in given:
         choose(method_options(make), name, f"option of {method}")
-    options = method_options(make) | dict(options or {})
+    options = method_options(make) | dict(given)
     check_arguments(make, **options)
     spreads = {"none": _as_they_are, "uniform": dequantise.uniform, "variational": None}
     dequantisation = options["dequantisation"]
     spread = choose(spreads, dequantisation, "dequantisation")
     made = make(**options)
-    check_likelihood(run.parts.wired.objective, method)
-    check_levels(dataset)
-    params = run.weights(weights)
-    estimate_key, fit_key = jax.random.split(jax.random.key(seed))
+    model = run.model(wanted.weights)
+    found = min(wanted.num_images or len(dataset.test), len(dataset.test))
+    at_once = full_batch(min(wanted.batch_size, max(found, 1)), model.mesh)
+    estimate_key, fit_key = jax.random.split(jax.random.key(wanted.seed))
     began, numbers = time.perf_counter(), count(1)
 
     def beat() -> None:
@@ -154,24 +170,22 @@ def measure_likelihood(
 
     if spread is None:
         beat()
-        spread = fitted(run, params, dataset, fit_key, dequantiser_steps)
-    found = min(num_images or len(dataset.test), len(dataset.test))
-    at_once = full_batch(min(batch_size, max(found, 1)), run.parts.mesh)
-    measure = measurer(run, params, spread, estimate_key, at_once, beat)
+        spread = fitted(model, dataset, fit_key, wanted.dequantiser_steps)
+    measure = measurer(model, spread, estimate_key, at_once, beat)
 
     def batches() -> Iterator[Batch]:
-        return eval_batches(dataset.test, batch_size=at_once, limit_images=num_images)
+        return eval_batches(dataset.test, batch_size=at_once, limit_images=wanted.num_images)
 
-    return _bits(made, measure, batches, batch_size) | {
+    return _bits(made, measure, batches, wanted.batch_size) | {
         "method": method,
         **options,
-        "dequantiser_steps": dequantiser_steps if spreads[dequantisation] is None else None,
+        "dequantiser_steps": wanted.dequantiser_steps if spreads[dequantisation] is None else None,
         "split": "test",
         "data": dataset.name,
         "test_sha256": dataset.test.fingerprint(),
-        "seed": seed,
+        "seed": wanted.seed,
         "step": run.step,
-        "weights": weights or run.config.weights,
+        "weights": wanted.weights or run.config.weights,
         "seconds": time.perf_counter() - began,
     }
 
@@ -251,8 +265,7 @@ def method_options(make: Callable[..., Method]) -> dict[str, Any]:
 
 
 def measurer(
-    run: Run,
-    params: Any,
+    model: Model,
     spread: Spread,
     key: Array,
     batch_size: int,
@@ -264,7 +277,7 @@ def measurer(
     in memory. Image i depends on the seed and on i, not on the batch or the mesh. `beat` is called
     as each batch begins.
     """
-    wired, mesh = run.parts.wired, run.parts.mesh
+    wired, mesh = model.wired, model.mesh
 
     def measure(
         estimate: Estimate, discrete: bool, batches: Iterable[Batch]
@@ -288,7 +301,7 @@ def measurer(
             cond = wired.condition.take(wired.condition.of_batch(batch), padded)
             arrays = sharding.spread((batch["image"][padded], cond, keys), place)
             beat()
-            log_p, errors, nfe = compiled(params, *arrays)
+            log_p, errors, nfe = compiled(model.params, *arrays)
             parts.append((np.asarray(log_p)[:n], np.asarray(errors)[:n], int(nfe)))
         log_p, errors, nfe = zip(*parts, strict=True)
         return np.concatenate(log_p), np.concatenate(errors), max(nfe)
@@ -296,16 +309,16 @@ def measurer(
     return measure
 
 
-def fitted(run: Run, params: Any, dataset: DataSet, key: Array, num_steps: int) -> Spread:
+def fitted(model: Model, dataset: DataSet, key: Array, num_steps: int) -> Spread:
     """A dequantiser learned on training images, by the bound in continuous time."""
-    wired = run.parts.wired
+    wired, predict = model.wired, model.predict()
     batch = all_examples(dataset.train, limit_images=10_000)
     conditions = jax.tree.map(jax.numpy.asarray, wired.condition.of_batch(batch))
     estimate = bound.VariationalBound(num_times=4)
 
     def log_density(x: Array, keys: Array, rows: Array) -> Array:
         cond = jax.tree.map(lambda leaf: leaf[rows], conditions)
-        return estimate(wired.predict(params), wired.path, x, keys, cond).log_p
+        return estimate(predict, wired.path, x, keys, cond).log_p
 
     images = jax.numpy.asarray(batch["image"])
     learned, _ = dequantise.fit_dequantiser(log_density, images, key, num_steps=num_steps)

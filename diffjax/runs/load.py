@@ -255,7 +255,6 @@ class Run:
         chosen = Chosen(solver, grid, num_steps, guidance_scale, guidance, against)
         return draw_images(
             self.model(weights),
-            self.recipe,
             condition,
             with_found_grid(self, chosen),
             source=source,

@@ -30,7 +30,12 @@ from diffjax.kinds import AtLeastOne, NumSteps
 from diffjax.reports.pictures import save_png
 from diffjax.runs import workdirs
 from diffjax.runs.found_grids import FOUND
-from diffjax.runs.likelihoods import check_levels, check_likelihood, measure_likelihood
+from diffjax.runs.likelihoods import (
+    WantedBits,
+    check_levels,
+    check_likelihood,
+    measure_likelihood,
+)
 from diffjax.runs.load import Run
 from diffjax.runs.model import Request
 from diffjax.runs.parts import Parts
@@ -119,12 +124,12 @@ def measure(
         UserError: an unknown solver, grid or average, images that the extractor can't take.
         Interrupted: `should_stop` returned True; nothing is written.
     """
-    settings = run.config.evaluation
+    wired, settings = run.parts.wired, run.config.evaluation
+    extractors = wanted.extractors or own_extractors(run.config)
     main, others = wanted_recipes(run, wanted)
-    _check_recipes([main, *others], run.parts.wired)  # The last as well, before the first is drawn.
+    _check_recipes([main, *others], wired)  # The last as well, before the first is drawn.
     mix = wanted.labels or own_mix(run.config)
-    label_shares(mix, run.parts.wired, dataset)
-    own = own_extractors(run.config)
+    label_shares(mix, wired, dataset)
     numbers = count(1)
 
     def beat() -> None:
@@ -138,13 +143,14 @@ def measure(
             )
         beat()
 
-    references = [reference_of(dataset, extractor, beat) for extractor in wanted.extractors or own]
+    references = [reference_of(dataset, extractor, beat) for extractor in extractors]
     num_samples = wanted.num_samples or settings.num_samples
-    shares = label_shares(mix, run.parts.wired, dataset, references[0].class_counts)
+    shares = label_shares(mix, wired, dataset, references[0].class_counts)
     labels = proportional_labels(num_samples, shares)
-    samples = wanted_samples(run.parts.wired, lambda: dataset, labels)
+    samples = wanted_samples(wired, lambda: dataset, labels)
+    draw = drawer(run, [main, *others], samples, before_samples, wanted.batch_size)
     result = evaluate(
-        drawer(run, [main, *others], samples, before_samples, wanted.batch_size),
+        draw,
         main,
         references,
         labels=samples.labels if dataset.num_classes else None,
@@ -154,14 +160,9 @@ def measure(
     summary = {"step": run.step, "weights": main.weights, **result.summary}
     summary["sampling"]["noise_seed"] = noise_seed(run.config.seed, main.seed)
     for method in settings.likelihood:
-        found = measure_likelihood(
-            run,
-            dataset,
-            method,
-            num_images=num_samples,
-            batch_size=wanted.batch_size or _LIKELIHOOD_BATCH,
-            begun=lambda _: beat(),
-        )
+        at_once = wanted.batch_size or _LIKELIHOOD_BATCH
+        bits = WantedBits(method, num_images=num_samples, batch_size=at_once)
+        found = measure_likelihood(run, dataset, bits, begun=lambda _: beat())
         if is_first():
             add_likelihood(run.workdir, found)
     if is_first():
@@ -455,13 +456,13 @@ def check_evaluation(parts: Parts, dataset: DataSet) -> None:
     main, others = wanted_recipes(Run(parts, parts.abstract, Path()), Wanted())
     _check_recipes([main, *others], parts.wired)
     label_shares(own_mix(config), parts.wired, dataset)
+    _check_counts(parts, dataset)
     for extractor in own_extractors(config):
         _check_extractor(extractor, dataset.picture_shape)
     for method in settings.likelihood:
-        check_likelihood(parts.wired.objective, method)
         check_levels(dataset)
+        check_likelihood(parts.wired.objective, method)
     _ = parts.codec.params  # Read, or refused.
-    _check_counts(parts, dataset)
 
 
 def _check_recipes(recipes: Sequence[NamedRecipe], wired: Wired) -> None:

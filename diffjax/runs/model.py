@@ -456,6 +456,7 @@ class Model:
     def _check(self, recipe: Recipe, request: Request) -> None:
         check_recipe(recipe, self.wired)
         self.wired.condition.check(request.condition)
+        _check_source(request, self.wired)
         if request.negative is not None:
             self.wired.condition.negative.check(request.negative)
             if len_of(request.negative) != len(request):
@@ -463,7 +464,6 @@ class Model:
                     f"negative= has {len_of(request.negative)} rows: {len(request)} samples need "
                     "one for each"
                 )
-        _check_source(request, self.wired)
 
 
 def _draw(wired: Wired, plan: _Plan, weights: _Weights, times: Array, rows: _Rows) -> Any:

@@ -95,7 +95,8 @@ def build_parts(
     """
     wired = wire(config, image_shape, condition, mesh)
     check_mesh(wired, mesh)
-    apply = sharding.on_mesh(wired.apply, mesh, rules_of(config))
+    rules = rules_of(config)
+    apply = sharding.on_mesh(wired.apply, mesh, rules)
     return Parts(config, wired._replace(apply=apply), mesh, codec)
 
 

@@ -25,7 +25,7 @@ from diffjax.data import DataSet
 from diffjax.errors import UserError
 from diffjax.evaluation.tables import is_number
 from diffjax.host.files import clear_unfinished, write_whole
-from diffjax.host.processes import in_first, is_first
+from diffjax.host.processes import is_first
 from diffjax.host.run_files import read_json, read_metrics
 from diffjax.host.storage import make_writable
 from diffjax.runs.changes import Changes, differences, refusal
@@ -50,6 +50,8 @@ _DATA_PLACE = "path"
 def claim(workdir: Path, config: ConfigDict, *, extended: bool = False) -> None:
     """Claims a folder for a config, or checks that it is this config's; it must be `locked`.
 
+    Of several processes the first calls it.
+
     Args:
         workdir: the run's folder.
         config: resolved.
@@ -58,7 +60,16 @@ def claim(workdir: Path, config: ConfigDict, *, extended: bool = False) -> None:
     Raises:
         UserError: it has another run, which stays unchanged, or it can't be written to.
     """
-    in_first(lambda: _claim(workdir, config, extended))
+    saved = _mended_config(workdir)
+    if not extended:
+        _check_same(workdir, saved, config)
+    if saved is None:
+        write_whole(workdir / CONFIG, to_json(config))
+    # A folder that can't be written to fails now, not after an hour.
+    for name in _FOLDERS:
+        make_writable(workdir / name)
+    for name in ("", *_FOLDERS):
+        clear_unfinished(workdir / name)
 
 
 def check_claim(workdir: Path, config: ConfigDict) -> None:
@@ -106,19 +117,6 @@ def _check_same(workdir: Path, saved: Mapping[str, Any] | None, config: ConfigDi
             f"{workdir} holds a run, but its {CONFIG} is missing: restore it, or choose another "
             "--workdir"
         )
-
-
-def _claim(workdir: Path, config: ConfigDict, extended: bool) -> None:
-    saved = _mended_config(workdir)
-    if not extended:
-        _check_same(workdir, saved, config)
-    if saved is None:
-        write_whole(workdir / CONFIG, to_json(config))
-    # A folder that can't be written to fails now, not after an hour.
-    for name in _FOLDERS:
-        make_writable(workdir / name)
-    for name in ("", *_FOLDERS):
-        clear_unfinished(workdir / name)
 
 
 def _mended_config(workdir: Path) -> dict[str, Any] | None:

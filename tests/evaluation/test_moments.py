@@ -85,9 +85,10 @@ class TestSee:
         np.testing.assert_array_equal(found.predicted, logits.argmax(1))
         assert found.score == pytest.approx(inception_score(logits, seed=3), rel=1e-4)
 
-    def test_features_kept_are_those_of_the_rows_drawn(self):
+    def test_features_kept_are_those_of_the_rows_drawn(self, monkeypatch):
+        monkeypatch.setattr(image_statistics, "MOST_FEATURES", 13)
         images, extractor = random_images(90), pixel_features(size=2)
-        found = collect(Batches(90, in_parts(images, 20, 20)), extractor, most_features=13, seed=1)
+        found = collect(Batches(90, in_parts(images, 20, 20)), extractor, seed=1)
         rows = thinned_rows(90, 13, 1)
         np.testing.assert_array_equal(found.features, extractor.features(images[rows]))
         assert found.predicted is found.score is None
@@ -122,7 +123,8 @@ class TestSee:
         assert [len(part) for part in parts] == [8, 8, 8]
         np.testing.assert_array_equal(np.concatenate(parts)[:22], extractor.features(images))
 
-    def test_memory_does_not_hang_on_how_many_there_are(self):
+    def test_memory_does_not_hang_on_how_many_there_are(self, monkeypatch):
+        monkeypatch.setattr(image_statistics, "MOST_FEATURES", 50)
         extractor = pixel_features(size=2)
 
         def peak(num_batches):
@@ -132,7 +134,7 @@ class TestSee:
 
             images = Batches(200 * num_batches, made())
             tracemalloc.start()
-            found = collect(images, extractor, most_features=50, most_images=50)
+            found = collect(images, extractor, most_images=50)
             _, most = tracemalloc.get_traced_memory()
             tracemalloc.stop()
             assert found.statistics.n == 200 * num_batches

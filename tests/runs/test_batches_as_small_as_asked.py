@@ -87,8 +87,8 @@ def test_the_flag_says_how_many_at_a_time_and_the_likelihood_is_of_as_many_image
     class Enough(Exception):
         pass
 
-    def likelihood(run, dataset, method, **how):
-        found.update(how)
+    def likelihood(run, dataset, bits, begun):
+        found.update(vars(bits))
         raise Enough
 
     run = with_settings(loaded, likelihood=("vlb",))

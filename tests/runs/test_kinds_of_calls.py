@@ -10,7 +10,7 @@ from diffjax.data import digits
 from diffjax.errors import UserError
 from diffjax.host.watchdog import Watchdog
 from diffjax.loop.profile import Profile
-from diffjax.runs.likelihoods import measure_likelihood
+from diffjax.runs.likelihoods import WantedBits, measure_likelihood
 from diffjax.runs.measure import Wanted
 from diffjax.spec import TARGET, build
 
@@ -38,6 +38,10 @@ def test_loading(how, said):
         diffjax.load(**({"workdir": OLD_RUN} | how))
 
 
+def bits(run, *given, **how):
+    return measure_likelihood(run, digits(), WantedBits(*given, **how))
+
+
 @pytest.mark.parametrize(
     ("call", "said"),
     [
@@ -55,16 +59,16 @@ def test_loading(how, said):
         (lambda run: run.dataset(3), "path=3 must be text"),
         (lambda run: run.sample(1, batch_size="4"), "batch_size='4': it is a whole number from 1"),
         (
-            lambda run: measure_likelihood(run, digits(), options={"num_step": 3}),
+            lambda run: bits(run, options={"num_step": 3}),
             "no option of ode is called 'num_step'; did you mean 'num_steps'",
         ),
-        (lambda run: measure_likelihood(run, digits(), options=3), "options=3 must be a Mapping"),
+        (lambda run: bits(run, options=3), "options=3 must be a Mapping"),
         (
-            lambda run: measure_likelihood(run, digits(), "vlb", {"num_times": 0}),
+            lambda run: bits(run, "vlb", {"num_times": 0}),
             "num_times=0 must be at least 2",
         ),
-        (lambda run: measure_likelihood(run, digits(), ["ode"]), r"no method is called \['ode'\]"),
-        (lambda run: measure_likelihood(run, digits(), seed=()), "seed=.. must be a whole number"),
+        (lambda run: bits(run, ["ode"]), r"no method is called \['ode'\]"),
+        (lambda run: bits(run, seed=()), "seed=.. must be a whole number"),
     ],
 )
 def test_what_a_run_offers(run, call, said):

@@ -48,7 +48,7 @@ def test_each_image_has_its_number_and_its_key_whatever_the_batch(run):
     for size in (8, 16, 24):
         Counted.read.clear()
         measure = likelihoods.measurer(
-            run, run.weights(), likelihoods._as_they_are, key, size, lambda: None
+            run.model(), likelihoods._as_they_are, key, size, lambda: None
         )
         found[size] = measure(estimate, True, eval_batches(source, batch_size=size))
         assert max(Counted.read) <= size
@@ -71,7 +71,7 @@ def test_a_measurement_reads_no_more_than_a_batch(run, monkeypatch):
     data = DataSet("black", source, source, (8, 8, 1), 10, tuple("0123456789"))
     calls = []
 
-    def measurer(run, params, spread, key, batch_size, beat):
+    def measurer(model, spread, key, batch_size, beat):
         def measure(estimate, discrete, batches):
             sizes = [len(batch["label"]) for batch in batches]
             calls.append(sizes)
@@ -80,7 +80,9 @@ def test_a_measurement_reads_no_more_than_a_batch(run, monkeypatch):
         return measure
 
     monkeypatch.setattr(likelihoods, "measurer", measurer)
-    found = likelihoods.measure_likelihood(run, data, "ode", batch_size=12, num_images=38)
+    found = likelihoods.measure_likelihood(
+        run, data, likelihoods.WantedBits("ode", batch_size=12, num_images=38)
+    )
     # A mesh of eight devices takes 16 at once; the larger steps are tried on the 12 requested.
     assert calls == [[16, 16, 6], [12]]
     assert max(Counted.read) == 16

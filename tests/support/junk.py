@@ -372,7 +372,7 @@ def call_likelihood(rng: Random, where: Path) -> None:
     for name in ("weights", "num_images", "batch_size", "dequantiser_steps", "seed"):
         if not rng.randrange(4):
             given[name] = value(rng)
-    likelihoods.measure_likelihood(run, run.dataset(), **given)
+    likelihoods.measure_likelihood(run, run.dataset(), likelihoods.WantedBits(**given))
 
 
 def call_build(rng: Random, where: Path) -> None:
