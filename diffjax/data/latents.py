@@ -16,7 +16,6 @@ from diffjax.codecs.scaled import PerChannel, row
 from diffjax.conditions import Condition
 from diffjax.data import imagenet
 from diffjax.data.archives import read_npz
-from diffjax.data.encoding import FACTS, FLIPPED, LABELS, LATENTS, LOG_VARIANCES, UNFINISHED
 from diffjax.data.fingerprints import evenly
 from diffjax.data.given import GivenSource
 from diffjax.data.sources import (
@@ -34,6 +33,9 @@ from diffjax.host.files import place_of
 from diffjax.host.run_files import read_json
 from diffjax.kinds import NotNegative, Positive
 from diffjax.spec import from_json, spec
+
+FACTS, UNFINISHED = "latents.json", "unfinished"
+LATENTS, LOG_VARIANCES, LABELS, FLIPPED = "latents", "log_variances", "labels", "_flipped"
 
 _CODEC = "codec"
 _ALL_LATENTS = tuple(
@@ -164,7 +166,7 @@ def latents(
     A folder has `latents.npy`, float16 or float32 `[N,H,W,C]`, of which only the rows of a batch
     are read, `labels.npy`, integers `[N]`, if there are classes, and `codec.json`, if it is known
     what encoded them (`Codec.record`). `experiments.encode_latents` writes such a folder, with more
-    files (`diffjax.data.encoding`). An `.npz` file has the first two and `codec`, the text of
+    files (`diffjax.runs.encoding`). An `.npz` file has the first two and `codec`, the text of
     `codec.json`; it is read into memory as a whole.
 
     Args:
@@ -255,7 +257,7 @@ def latents_in(folder: str) -> ConfigDict:
         >>> import tempfile
         >>> from diffjax.codecs import SpaceToDepth
         >>> from diffjax.data import digits
-        >>> from diffjax.data.encoding import encode
+        >>> from diffjax.runs.encoding import encode
         >>> with tempfile.TemporaryDirectory() as path:
         ...     _ = encode(digits(), SpaceToDepth(2), path)
         ...     latents_in(path).codec.block

@@ -31,6 +31,7 @@ from jax.sharding import NamedSharding
 from diffjax.codecs import Codec
 from diffjax.codecs.base import images_at_once
 from diffjax.compiling import jit
+from diffjax.data.latents import FACTS, FLIPPED, LABELS, LATENTS, LOG_VARIANCES, UNFINISHED
 from diffjax.data.pipeline import batch_at
 from diffjax.data.sources import DataSet, Source
 from diffjax.errors import UserError, nearest
@@ -39,8 +40,6 @@ from diffjax.host.processes import all_agree, in_first
 from diffjax.host.run_files import read_json
 from diffjax.host.storage import StorageError, cause, make_writable
 
-FACTS, UNFINISHED = "latents.json", "unfinished"
-LATENTS, LOG_VARIANCES, LABELS, FLIPPED = "latents", "log_variances", "labels", "_flipped"
 _ENCODING, _SHARDS = "encoding.json", "shards"
 _FORMAT = 1
 _OF_WRITING = ("shard_images",)  # Changes nothing of what is written.
