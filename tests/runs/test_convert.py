@@ -84,7 +84,7 @@ def test_what_the_authors_code_computes_otherwise_is_said(own, params, tmp_path)
     lines = convert(str(own), "authors", tmp_path / "theirs")
     assert lines[1] == (
         "unlike: whoever reads this layout evaluates the network with frequency_endpoint=False "
-        "instead of True, mlp_norm_eps=0.0 instead of 1e-05"
+        "instead of True, mlp_norm_eps=1e-06 instead of 1e-05"
     )
     state = read_state_dict(tmp_path / "theirs" / "weights.pt")
     same(FAMILY.to_ours(state, DIT, "x"), params)

@@ -127,7 +127,6 @@ _EMBEDDINGS_OF_DIFFUSERS = (
 )
 _OF_DIFFUSERS = {"frequency_endpoint": True, "mlp_norm_eps": 1e-5}
 """What makes it another function than the authors' network."""
-_NORM_EPSILON = 1e-6
 _LARGEST_SIDE = 4096
 """Of latents; the positions of a side that a damaged file states would fill the memory."""
 
@@ -200,7 +199,6 @@ def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
     heads, width = int(config["num_attention_heads"]), int(config["attention_head_dim"])
     channels, out_channels = int(config["in_channels"]), config.get("out_channels")
     side, patch = int(config["sample_size"]), int(config["patch_size"])
-    epsilon = float(config["norm_eps"])
     if not 0 < patch <= side <= _LARGEST_SIDE or side % patch:
         raise ValueError(f"patches of {patch} in images of {side}")
     return {
@@ -213,8 +211,7 @@ def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
         "depth": int(config["num_layers"]),
         "num_heads": heads,
         "dropout": float(config["dropout"]),
-        # That of the other norms is 0 here.
-        "mlp_norm_eps": 0.0 if epsilon == _NORM_EPSILON else epsilon,
+        "mlp_norm_eps": float(config["norm_eps"]),
     }
 
 
