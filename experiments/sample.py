@@ -99,8 +99,9 @@ def main(args: SimpleNamespace) -> None:
         raise UserError(f"--out={out} should end in .png; arrays are written next to it as .npz")
     in_first(lambda: make_writable(out.parent))  # Fails before the work, if it does.
 
+    stacks = run.workdir if (run.workdir / RUN).exists() else out.parent
     model, request = run.model(args.weights), Request(condition, args.seed, source)
-    images, cost = images_and_cost(args, model, recipe, request, out.parent)
+    images, cost = images_and_cost(args, model, recipe, request, stacks)
     kind = run.parts.wired.condition
     arrays = {"images": images, **kind.arrays(request.condition)}
     source = None if source is None else model.decoded(source)

@@ -72,8 +72,10 @@ def batches(
     def batch_at(step: int) -> Batch:
         first = step * batch_size + index * local_size
         chosen = uniforms((seed, _DRAW_KEY), first, (local_size, UNIFORMS_PER_IMAGE))[:, 0]
-        batch = source.draw(_rows(first, local_size, len(source), order), chosen)
-        if augment is not None and source.pixels:
+        rows = _rows(first, local_size, len(source), order)
+        # A source of a user's need not inherit from `Source`.
+        batch = source.draw(rows, chosen) if hasattr(source, "draw") else source.gather(rows)
+        if augment is not None and getattr(source, "pixels", True):
             random = uniforms((seed, _AUGMENT_KEY), first, (local_size, UNIFORMS_PER_IMAGE))
             batch = _with_images(batch, augment, random)
         return _as_float(batch)

@@ -2,6 +2,7 @@
 
 import multiprocessing
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import jax
@@ -81,6 +82,7 @@ def test_both_libraries_are_timed_in_each_round(dtype):
 def test_a_network_without_a_twin_is_refused():
     case = replace(SMALL, overrides=(*SMALL.overrides, "config.model.dropout=0.1"))
     here, there = multiprocessing.Pipe()
-    against_torch._serve(there, against_torch._theirs, case, {**SIZES, "compiled": False})
+    theirs = partial(against_torch._theirs, case=case, compiled=False, **SIZES)
+    against_torch._serve(there, theirs)
     with pytest.raises(UserError, match=r"no twin of diffjax.models.dit.network:DiT as configured"):
         against_torch._answer(here)
