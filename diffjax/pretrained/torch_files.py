@@ -233,7 +233,7 @@ def _read_zip(path: str, size: int) -> tuple[Any, Callable[[str], np.ndarray]]:
     def buffer(key: str) -> np.ndarray:
         storage, (start, entry) = unpickler.storages[key], places[key]
         numbers = content.array(start, np.uint8, entry.file_size)
-        if zlib.crc32(memoryview(numbers)) != entry.CRC:
+        if zlib.crc32(numbers.data) != entry.CRC:
             raise zipfile.BadZipFile(f"the numbers of storage {key} are damaged")
         return numbers.view(STORAGES[storage.kind])
 
