@@ -24,7 +24,7 @@ import numpy as np
 from flax import traverse_util
 
 from diffjax.errors import UserError
-from diffjax.pretrained.transforms import Transform, keep
+from diffjax.pretrained.transforms import Transform, dense, keep
 
 _MOST_NAMED = 3
 
@@ -46,6 +46,44 @@ class Row(NamedTuple):
 
 Table = Sequence[Row]
 Place = Callable[[str, np.ndarray], Any]
+
+
+def layer(theirs: str, ours: str, kernel: Transform = dense) -> tuple[Row, Row]:
+    """The rows of a layer with a kernel and a bias.
+
+    Example:
+        >>> [row.ours for row in layer("fc", "mlp/up")]
+        ['mlp/up/kernel', 'mlp/up/bias']
+    """
+    return Row(f"{theirs}.weight", f"{ours}/kernel", kernel), Row(f"{theirs}.bias", f"{ours}/bias")
+
+
+def norm(theirs: str, ours: str) -> tuple[Row, Row]:
+    """The rows of a norm with a scale and a bias."""
+    return Row(f"{theirs}.weight", f"{ours}/scale"), Row(f"{theirs}.bias", f"{ours}/bias")
+
+
+def within(rows: Iterable[Row], theirs: str, ours: str = "") -> tuple[Row, ...]:
+    """The rows of a part of a network, from those with names within it.
+
+    Example:
+        >>> within(norm("norm1", "norm_1"), "blocks.0", "block_0")[0][:2]
+        (('blocks.0.norm1.weight',), ('block_0/norm_1/scale',))
+    """
+    there, here = f"{theirs}.", f"{ours}/" if ours else ""
+    return tuple(
+        Row(
+            tuple(f"{there}{name}" for name in several(row.theirs)),
+            tuple(f"{here}{name}" for name in several(row.ours)),
+            row.transform,
+        )
+        for row in rows
+    )
+
+
+def several(names: str | tuple[str, ...]) -> tuple[str, ...]:
+    """The names on one side of a row, of which there may be one."""
+    return (names,) if isinstance(names, str) else names
 
 
 def to_ours(
@@ -169,7 +207,7 @@ def _applied(table: Table, paths: Mapping[str, Any]) -> list[_Applied]:
     """
     rows = []
     for theirs, ours, transform in table:
-        theirs, ours = ((x,) if isinstance(x, str) else x for x in (theirs, ours))
+        theirs, ours = several(theirs), several(ours)
         found = [{}]
         if ours:
             matcher = _matcher(ours[0])

@@ -14,7 +14,7 @@ class Later:
         self._name = name
 
     def __getattr__(self, name: str) -> Any:
-        # Whoever collects tests looks at each name of a module for these, and imports nothing by it.
+        # Whoever collects tests looks for these names in every module: that is to import nothing.
         if name.startswith(("_", "pytest")):
             raise AttributeError(name)
         return getattr(import_module(self._name), name)

@@ -19,7 +19,7 @@ from diffjax.models.adm.network import ADM, ADMClassifier, ADMUpsampler
 from diffjax.models.adm.sizes import CLASSIFIERS, SIZES, UPSAMPLERS
 from diffjax.models.unet import UNet
 from diffjax.pretrained.family import Denoiser, Family, Published, Size
-from diffjax.pretrained.tables import Row, Table, count
+from diffjax.pretrained.tables import Row, Table, count, layer, norm, within
 from diffjax.pretrained.tensors import Tensor
 from diffjax.pretrained.transforms import conv, dense, each, squeeze, then
 
@@ -29,54 +29,33 @@ _of_sequence = then(squeeze(2), dense)
 """A dense layer of each pixel of a row of pixels, `[out, in, 1]` there."""
 
 _RESIDUAL = (
-    Row("in_layers.0.weight", "norm_1/scale"),
-    Row("in_layers.0.bias", "norm_1/bias"),
-    Row("in_layers.2.weight", "conv_1/kernel", conv),
-    Row("in_layers.2.bias", "conv_1/bias"),
-    Row("emb_layers.1.weight", "modulation/kernel", dense),
-    Row("emb_layers.1.bias", "modulation/bias"),
-    Row("out_layers.0.weight", "norm_2/scale"),
-    Row("out_layers.0.bias", "norm_2/bias"),
-    Row("out_layers.3.weight", "conv_2/kernel", conv),
-    Row("out_layers.3.bias", "conv_2/bias"),
-    Row("skip_connection.weight", "skip/kernel", _pixelwise),
-    Row("skip_connection.bias", "skip/bias"),
+    *norm("in_layers.0", "norm_1"),
+    *layer("in_layers.2", "conv_1", conv),
+    *layer("emb_layers.1", "modulation"),
+    *norm("out_layers.0", "norm_2"),
+    *layer("out_layers.3", "conv_2", conv),
+    *layer("skip_connection", "skip", _pixelwise),
 )
 _ATTENTION = (
-    Row("norm.weight", "norm/scale"),
-    Row("norm.bias", "norm/bias"),
-    Row("qkv.weight", "attention/qkv/kernel", _of_sequence),
-    Row("qkv.bias", "attention/qkv/bias"),
-    Row("proj_out.weight", "attention/out/kernel", _of_sequence),
-    Row("proj_out.bias", "attention/out/bias"),
+    *norm("norm", "norm"),
+    *layer("qkv", "attention/qkv", _of_sequence),
+    *layer("proj_out", "attention/out", _of_sequence),
 )
 _REST = (
-    Row("time_embed.0.weight", "conditioning/hidden/kernel", dense),
-    Row("time_embed.0.bias", "conditioning/hidden/bias"),
-    Row("time_embed.2.weight", "conditioning/out/kernel", dense),
-    Row("time_embed.2.bias", "conditioning/out/bias"),
+    *layer("time_embed.0", "conditioning/hidden"),
+    *layer("time_embed.2", "conditioning/out"),
     Row("label_emb.weight", "conditioning/label/embedding"),
-    Row("input_blocks.0.0.weight", "conv_in/kernel", conv),
-    Row("input_blocks.0.0.bias", "conv_in/bias"),
-    Row("out.0.weight", "final_norm/scale"),
-    Row("out.0.bias", "final_norm/bias"),
-    Row("out.2.weight", "final_conv/kernel", conv),
-    Row("out.2.bias", "final_conv/bias"),
+    *layer("input_blocks.0.0", "conv_in", conv),
+    *norm("out.0", "final_norm"),
+    *layer("out.2", "final_conv", conv),
     Row(
         "out.2.positional_embedding",
         "pool/positions",
         each(lambda array: array.T[None], lambda array: array[0].T),
     ),
-    Row("out.2.qkv_proj.weight", "pool/qkv/kernel", _of_sequence),
-    Row("out.2.qkv_proj.bias", "pool/qkv/bias"),
-    Row("out.2.c_proj.weight", "pool/out/kernel", _of_sequence),
-    Row("out.2.c_proj.bias", "pool/out/bias"),
+    *layer("out.2.qkv_proj", "pool/qkv", _of_sequence),
+    *layer("out.2.c_proj", "pool/out", _of_sequence),
 )
-
-
-def _within(rows: Table, theirs: str, ours: str) -> Iterator[Row]:
-    for row in rows:
-        yield Row(f"{theirs}.{row.theirs}", f"{ours}/{row.ours}", row.transform)
 
 
 def _places(network: UNet, height: int) -> Iterator[tuple[str, str]]:
@@ -110,7 +89,7 @@ def _table(denoiser: Denoiser) -> Table:
     rows = list(_REST)
     for theirs, ours in _places(denoiser.network, denoiser.image_shape[0]):
         attention = ours.endswith("attention")
-        rows += _within(_ATTENTION if attention else _RESIDUAL, theirs, ours)
+        rows += within(_ATTENTION if attention else _RESIDUAL, theirs, ours)
     return rows
 
 

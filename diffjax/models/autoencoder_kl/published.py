@@ -19,7 +19,7 @@ from diffjax.models.autoencoder_kl.network import AutoencoderKL
 from diffjax.models.autoencoder_kl.sizes import SIZES
 from diffjax.pretrained.family import Config, Family
 from diffjax.pretrained.files import read_state_dict
-from diffjax.pretrained.tables import Row, Table, count
+from diffjax.pretrained.tables import Row, Table, count, layer, norm
 from diffjax.pretrained.transforms import Transform, conv, dense, keep, merge, squeeze, then
 
 PREFIXES = ("first_stage_model.", "vae.")
@@ -79,12 +79,12 @@ _OLD_DIFFUSERS = _DIFFUSERS._replace(
 
 
 def _rows(names: _Layout, network: AutoencoderKL) -> Iterator[Row]:
-    yield from _layer("quant_conv", "quant_conv", _pointwise)
-    yield from _layer("post_quant_conv", "post_quant_conv", _pointwise)
+    yield from layer("quant_conv", "quant_conv", _pointwise)
+    yield from layer("post_quant_conv", "post_quant_conv", _pointwise)
     for part in ("encoder", "decoder"):
-        yield from _layer(f"{part}.conv_in", f"{part}/conv_in", conv)
-        yield from _norm(f"{part}.{names.final_norm}", f"{part}/final_norm")
-        yield from _layer(f"{part}.conv_out", f"{part}/final_conv", conv)
+        yield from layer(f"{part}.conv_in", f"{part}/conv_in", conv)
+        yield from norm(f"{part}.{names.final_norm}", f"{part}/final_norm")
+        yield from layer(f"{part}.conv_out", f"{part}/final_conv", conv)
         first, attention, second = (f"{part}.{name}" for name in names.middle)
         yield from _block(first, f"{part}/middle_0", names.skip)
         yield from _attention(attention, f"{part}/middle_attention", names.attention)
@@ -94,31 +94,23 @@ def _rows(names: _Layout, network: AutoencoderKL) -> Iterator[Row]:
         down, up = names.down.format(**level), names.up.format(**level)
         yield from _block(f"{down}.{names.block}.{{j}}", f"encoder/down_{i}_{{j}}", names.skip)
         yield from _block(f"{up}.{names.block}.{{j}}", f"decoder/up_{i}_{{j}}", names.skip)
-        yield from _layer(f"{down}.{names.downsample}", f"encoder/down_{i}_resample", conv)
-        yield from _layer(f"{up}.{names.upsample}", f"decoder/up_{i}_resample", conv)
+        yield from layer(f"{down}.{names.downsample}", f"encoder/down_{i}_resample", conv)
+        yield from layer(f"{up}.{names.upsample}", f"decoder/up_{i}_resample", conv)
 
 
 def _block(theirs: str, ours: str, skip: str) -> Iterator[Row]:
     for n in (1, 2):
-        yield from _norm(f"{theirs}.norm{n}", f"{ours}/norm_{n}")
-        yield from _layer(f"{theirs}.conv{n}", f"{ours}/conv_{n}", conv)
-    yield from _layer(f"{theirs}.{skip}", f"{ours}/skip", _pointwise)
+        yield from norm(f"{theirs}.norm{n}", f"{ours}/norm_{n}")
+        yield from layer(f"{theirs}.conv{n}", f"{ours}/conv_{n}", conv)
+    yield from layer(f"{theirs}.{skip}", f"{ours}/skip", _pointwise)
 
 
 def _attention(theirs: str, ours: str, names: _Attention) -> Iterator[Row]:
-    yield from _norm(f"{theirs}.{names.norm}", f"{ours}/norm")
+    yield from norm(f"{theirs}.{names.norm}", f"{ours}/norm")
     for kind, name, how in (("weight", "kernel", names.kernel), ("bias", "bias", keep)):
         each = tuple(f"{theirs}.{part}.{kind}" for part in names.qkv)
         yield Row(each, f"{ours}/attention/qkv/{name}", merge(3, how))
-    yield from _layer(f"{theirs}.{names.out}", f"{ours}/attention/out", names.kernel)
-
-
-def _layer(theirs: str, ours: str, kernel: Transform) -> tuple[Row, Row]:
-    return Row(f"{theirs}.weight", f"{ours}/kernel", kernel), Row(f"{theirs}.bias", f"{ours}/bias")
-
-
-def _norm(theirs: str, ours: str) -> tuple[Row, Row]:
-    return Row(f"{theirs}.weight", f"{ours}/scale"), Row(f"{theirs}.bias", f"{ours}/bias")
+    yield from layer(f"{theirs}.{names.out}", f"{ours}/attention/out", names.kernel)
 
 
 def _recogniser(

@@ -16,40 +16,32 @@ from diffjax.models.ddpm.network import DDPMUNet
 from diffjax.models.ddpm.sizes import SIZES
 from diffjax.models.unet import num_groups
 from diffjax.pretrained.family import Config, Denoiser, Family, Published
-from diffjax.pretrained.tables import Row, Table, count
-from diffjax.pretrained.transforms import Transform, conv, dense, merge, squeeze, then
+from diffjax.pretrained.tables import Row, Table, count, layer, norm, within
+from diffjax.pretrained.transforms import conv, dense, merge, squeeze, then
 
 _pixelwise = then(squeeze(2, 3), dense)
 """A dense layer of each pixel, `[out, in, 1, 1]` there."""
 
 
-def _norm(theirs: str, ours: str) -> Table:
-    return (Row(f"{theirs}.weight", f"{ours}/scale"), Row(f"{theirs}.bias", f"{ours}/bias"))
-
-
-def _layer(theirs: str, ours: str, how: Transform = dense) -> Table:
-    return (Row(f"{theirs}.weight", f"{ours}/kernel", how), Row(f"{theirs}.bias", f"{ours}/bias"))
-
-
 _RESIDUAL = (
-    *_norm("norm1", "norm_1"),
-    *_layer("conv1", "conv_1", conv),
-    *_layer("time_emb_proj", "modulation"),
-    *_norm("norm2", "norm_2"),
-    *_layer("conv2", "conv_2", conv),
-    *_layer("conv_shortcut", "skip", _pixelwise),
+    *norm("norm1", "norm_1"),
+    *layer("conv1", "conv_1", conv),
+    *layer("time_emb_proj", "modulation"),
+    *norm("norm2", "norm_2"),
+    *layer("conv2", "conv_2", conv),
+    *layer("conv_shortcut", "skip", _pixelwise),
 )
 _CONVOLUTION = (
     Row("weight", "kernel", conv),
     Row("bias", "bias"),
 )
 _REST = (
-    *_layer("time_embedding.linear_1", "conditioning/hidden"),
-    *_layer("time_embedding.linear_2", "conditioning/out"),
+    *layer("time_embedding.linear_1", "conditioning/hidden"),
+    *layer("time_embedding.linear_2", "conditioning/out"),
     Row("class_embedding.weight", "conditioning/label/embedding"),
-    *_layer("conv_in", "conv_in", conv),
-    *_norm("conv_norm_out", "final_norm"),
-    *_layer("conv_out", "final_conv", conv),
+    *layer("conv_in", "conv_in", conv),
+    *norm("conv_norm_out", "final_norm"),
+    *layer("conv_out", "final_conv", conv),
 )
 
 
@@ -57,25 +49,19 @@ def _attention(queries: str, keys: str, values: str, out: str) -> Table:
     """The rows of an attention block, from the names of its layers."""
     parts = queries, keys, values
     return (
-        *_norm("group_norm", "norm"),
+        *norm("group_norm", "norm"),
         Row(
             tuple(f"{part}.weight" for part in parts),
             "attention/qkv/kernel",
             merge(3, dense),
         ),
         Row(tuple(f"{part}.bias" for part in parts), "attention/qkv/bias", merge(3)),
-        *_layer(out, "attention/out"),
+        *layer(out, "attention/out"),
     )
 
 
 _ATTENTION = _attention("to_q", "to_k", "to_v", "to_out.0")
 _OLD_ATTENTION = _attention("query", "key", "value", "proj_attn")
-
-
-def _within(rows: Table, theirs: str, ours: str) -> Iterator[Row]:
-    for names, path, how in rows:
-        names = (names,) if isinstance(names, str) else names
-        yield Row(tuple(f"{theirs}.{name}" for name in names), f"{ours}/{path}", how)
 
 
 def _places(levels: int, blocks: int) -> Iterator[tuple[str, str, str]]:
@@ -102,7 +88,7 @@ def _table(denoiser: Denoiser, attention: Table = _ATTENTION) -> Table:
     network, rows = denoiser.network, list(_REST)
     kinds = {"residual": _RESIDUAL, "attention": attention, "conv": _CONVOLUTION}
     for kind, theirs, ours in _places(len(network.channel_multipliers), network.num_res_blocks):
-        rows += _within(kinds[kind], theirs, ours)
+        rows += within(kinds[kind], theirs, ours)
     return rows
 
 

@@ -17,10 +17,10 @@ from diffjax.models.ddt.network import DDT
 from diffjax.models.ddt.sizes import SIZES
 from diffjax.models.dit import tables
 from diffjax.pretrained.family import Denoiser, Family, Published
-from diffjax.pretrained.tables import Row, Table, count
+from diffjax.pretrained.tables import Row, Table, count, layer, within
 from diffjax.pretrained.transforms import dense, permute, then
 
-_PREFIX = "ema_denoiser."
+_PREFIX = "ema_denoiser"
 _UNUSED = ("denoiser.*", "diffusion_trainer.*")
 
 
@@ -39,12 +39,12 @@ def _table(denoiser: Denoiser) -> Table:
         *(Row(f"{theirs}.weight", f"{ours}/kernel", patches) for theirs, ours in embeddings),
         *(Row(f"{theirs}.bias", f"{ours}/bias") for theirs, ours in embeddings),
         *tables.conditioning(),
-        *tables.layer("final_layer.adaLN_modulation.0", "final_modulation"),
+        *layer("final_layer.adaLN_modulation.0", "final_modulation"),
         Row("final_layer.linear.weight", "final_out/kernel", then(dense, pixels)),
         Row("final_layer.linear.bias", "final_out/bias", pixels),
         *tables.blocks(network, block),
     )
-    return tables.within(_PREFIX, rows)
+    return within(rows, _PREFIX)
 
 
 def _pairs_in_turns(head_width: int) -> np.ndarray:
@@ -65,7 +65,7 @@ def ddt(
 
 
 def _recognise(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
-    shapes = {name.removeprefix(_PREFIX): shape for name, shape in shapes.items()}
+    shapes = {name.removeprefix(f"{_PREFIX}."): shape for name, shape in shapes.items()}
     hidden_size, numbers = shapes["x_embedder.proj.weight"]
     return {
         "image_shape": (32, 32, numbers // 4),  # All published sizes have patches of 2.

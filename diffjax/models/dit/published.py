@@ -26,7 +26,7 @@ from diffjax.models.dit import tables
 from diffjax.models.dit.network import DiT
 from diffjax.models.dit.sizes import SIZES
 from diffjax.pretrained.family import Config, Denoiser, Family, Published
-from diffjax.pretrained.tables import Row, Table, count
+from diffjax.pretrained.tables import Row, Table, count, layer
 from diffjax.pretrained.tensors import Tensor
 from diffjax.pretrained.transforms import copies, dense, keep, merge
 
@@ -142,11 +142,11 @@ def _block_of_diffusers() -> tuple[Row, ...]:
         for theirs, ours, how in parts
     )
     return (
-        *tables.layer("norm1.linear", "modulation"),
+        *layer("norm1.linear", "modulation"),
         *attention,
-        *tables.layer("attn1.to_out.0", "attention/out"),
-        *tables.layer("ff.net.0.proj", "mlp/up"),
-        *tables.layer("ff.net.2", "mlp/down"),
+        *layer("attn1.to_out.0", "attention/out"),
+        *layer("ff.net.0.proj", "mlp/up"),
+        *layer("ff.net.2", "mlp/down"),
     )
 
 
@@ -165,8 +165,8 @@ def _table_of_diffusers(denoiser: Denoiser) -> Table:
             for theirs, ours, how in _EMBEDDINGS_OF_DIFFUSERS
         ),
         *tables.blocks(network, _block_of_diffusers(), "transformer_blocks.{}".format),
-        *tables.layer("proj_out_1", "final_modulation"),
-        *tables.layer("proj_out_2", "final_out"),
+        *layer("proj_out_1", "final_modulation"),
+        *layer("proj_out_2", "final_out"),
     )
 
 

@@ -8,7 +8,7 @@ import numpy as np
 from diffjax.models.dit.network import DiT
 from diffjax.models.dit.patches import positions_2d
 from diffjax.pretrained.family import Denoiser
-from diffjax.pretrained.tables import Row
+from diffjax.pretrained.tables import Row, layer, several
 from diffjax.pretrained.transforms import (
     Transform,
     constant,
@@ -21,16 +21,6 @@ from diffjax.pretrained.transforms import (
     stack,
     then,
 )
-
-
-def layer(theirs: str, ours: str) -> tuple[Row, Row]:
-    """The rows of a dense layer."""
-    return Row(f"{theirs}.weight", f"{ours}/kernel", dense), Row(f"{theirs}.bias", f"{ours}/bias")
-
-
-def norm(theirs: str, ours: str) -> tuple[Row, Row]:
-    """The rows of a norm with a scale and a bias."""
-    return Row(f"{theirs}.weight", f"{ours}/scale"), Row(f"{theirs}.bias", f"{ours}/bias")
 
 
 def blocks(
@@ -46,7 +36,7 @@ def blocks(
         name_of: the number of a block -> its published name.
     """
     for stage, row in itertools.product(network.stages, rows):
-        names, ours = _several(row.theirs), _several(row.ours)
+        names, ours = several(row.theirs), several(row.ours)
         published = [name_of(i) for i in range(stage.start, stage.stop)]
         if network.scan:
             every = tuple(f"{block}.{name}" for block in published for name in names)
@@ -56,10 +46,6 @@ def blocks(
         for block, own in zip(published, stage.blocks, strict=True):
             there = tuple(f"{block}.{name}" for name in names)
             yield Row(there, tuple(f"{own}/{name}" for name in ours), row.transform)
-
-
-def _several(names: str | tuple[str, ...]) -> tuple[str, ...]:
-    return (names,) if isinstance(names, str) else names
 
 
 def dit_block(
@@ -105,14 +91,6 @@ def fused_swiglu() -> tuple[Row, ...]:
         Row("mlp.w12.weight", tuple(f"{name}/kernel" for name in ours), split(2, dense)),
         Row("mlp.w12.bias", tuple(f"{name}/bias" for name in ours), split(2)),
         *layer("mlp.w3", "mlp/down"),
-    )
-
-
-def within(prefix: str, rows: Iterable[Row]) -> tuple[Row, ...]:
-    """Rows of a part of a published network, whose names there begin with a prefix."""
-    return tuple(
-        row._replace(theirs=tuple(f"{prefix}{name}" for name in _several(row.theirs)))
-        for row in rows
     )
 
 

@@ -29,76 +29,53 @@ from diffjax.models.edm.sizes import OF_ADM, SIZES
 from diffjax.models.resampling import BOX, SMOOTH
 from diffjax.models.unet import Resampling, UNet
 from diffjax.pretrained.family import Config, Denoiser, Family, Published
-from diffjax.pretrained.tables import Row, Table, count
-from diffjax.pretrained.transforms import Transform, constant, conv, dense, squeeze, then
+from diffjax.pretrained.tables import Row, Table, count, layer, norm, within
+from diffjax.pretrained.transforms import constant, conv, dense, squeeze, then
 
 _pixelwise = then(squeeze(2, 3), dense)
 """A dense layer of each pixel, `[out, in, 1, 1]` there."""
 
 _BLOCK = (
-    Row("norm0.weight", "norm_1/scale"),
-    Row("norm0.bias", "norm_1/bias"),
-    Row("conv0.weight", "conv_1/kernel", conv),
-    Row("conv0.bias", "conv_1/bias"),
-    Row("affine.weight", "modulation/kernel", dense),
-    Row("affine.bias", "modulation/bias"),
-    Row("norm1.weight", "norm_2/scale"),
-    Row("norm1.bias", "norm_2/bias"),
-    Row("conv1.weight", "conv_2/kernel", conv),
-    Row("conv1.bias", "conv_2/bias"),
-    Row("skip.weight", "skip/kernel", _pixelwise),
-    Row("skip.bias", "skip/bias"),
+    *norm("norm0", "norm_1"),
+    *layer("conv0", "conv_1", conv),
+    *layer("affine", "modulation"),
+    *norm("norm1", "norm_2"),
+    *layer("conv1", "conv_2", conv),
+    *layer("skip", "skip", _pixelwise),
 )
 _ATTENTION = (
-    Row("norm2.weight", "norm/scale"),
-    Row("norm2.bias", "norm/bias"),
-    Row("qkv.weight", "attention/qkv/kernel", _pixelwise),
-    Row("qkv.bias", "attention/qkv/bias"),
-    Row("proj.weight", "attention/out/kernel", _pixelwise),
-    Row("proj.bias", "attention/out/bias"),
+    *norm("norm2", "norm"),
+    *layer("qkv", "attention/qkv", _pixelwise),
+    *layer("proj", "attention/out", _pixelwise),
 )
 _MAPPING = (
     Row("map_noise.freqs", "conditioning/frequencies"),
     Row("map_augment.weight", "conditioning/augmentation/kernel", dense),
     Row("map_label.weight", "conditioning/label/embedding", dense),
     Row("map_label.bias", "conditioning/label_bias"),
-    Row("map_layer0.weight", "conditioning/hidden/kernel", dense),
-    Row("map_layer0.bias", "conditioning/hidden/bias"),
-    Row("map_layer1.weight", "conditioning/out/kernel", dense),
-    Row("map_layer1.bias", "conditioning/out/bias"),
+    *layer("map_layer0", "conditioning/hidden"),
+    *layer("map_layer1", "conditioning/out"),
 )
 
 
 def _table(denoiser: Denoiser, out_norm: str, out_conv: str) -> Table:
     """The rows of a network; its last two layers have other names in the two classes."""
     network, height = denoiser.network, denoiser.image_shape[0]
-    rows = [*_MAPPING, *_layer(f"enc.{_side(height)}_conv", "conv_in", conv)]
+    rows = [*_MAPPING, *layer(f"enc.{_side(height)}_conv", "conv_in", conv)]
     for theirs, block, attention in _blocks(network, height):
-        rows += _within(_BLOCK, theirs, block)
-        rows += _within(_ATTENTION, theirs, attention)
+        rows += within(_BLOCK, theirs, block)
+        rows += within(_ATTENTION, theirs, attention)
     rows += _images(network, height)
-    rows += _norm(out_norm.format(side=_side(height)), "final_norm")
-    rows += _layer(out_conv.format(side=_side(height)), "final_conv", conv)
+    rows += norm(out_norm.format(side=_side(height)), "final_norm")
+    rows += layer(out_conv.format(side=_side(height)), "final_conv", conv)
     taps = np.asarray(network.resampling.taps, np.float32) / sum(network.resampling.taps)
     known = constant(lambda: np.outer(taps, taps)[None, None])
     rows += [Row(f"{name}.resample_filter", (), known) for name in _filters(network, height)]
-    return [Row(f"model.{row.theirs}", row.ours, row.transform) for row in rows]
+    return within(rows, "model")
 
 
 def _side(height: int, level: int = 0) -> str:
     return f"{height >> level}x{height >> level}"
-
-
-def _within(rows: Table, theirs: str, ours: str) -> list[Row]:
-    return [Row(f"{theirs}.{row.theirs}", f"{ours}/{row.ours}", row.transform) for row in rows]
-
-
-def _layer(theirs: str, ours: str, how: Transform) -> list[Row]:
-    return _within((Row("weight", "kernel", how), Row("bias", "bias")), theirs, ours)
-
-
-def _norm(theirs: str, ours: str) -> list[Row]:
-    return _within((Row("weight", "scale"), Row("bias", "bias")), theirs, ours)
 
 
 def _blocks(network: UNet, height: int) -> Iterator[tuple[str, str, str]]:
@@ -130,9 +107,9 @@ def _images(network: UNet, height: int) -> list[Row]:
     name, how = _OF_IMAGES.get(network.images_in, ("", _pixelwise))
     for level in range(1, len(network.channel_multipliers)):
         side = _side(height, level)
-        rows += _layer(f"enc.{side}_{name}", f"image_{level}", how) if name else []
-        rows += _norm(f"dec.{side}_aux_norm", f"out_{level}_norm")
-        rows += _layer(f"dec.{side}_aux_conv", f"out_{level}_conv", conv)
+        rows += layer(f"enc.{side}_{name}", f"image_{level}", how) if name else []
+        rows += norm(f"dec.{side}_aux_norm", f"out_{level}_norm")
+        rows += layer(f"dec.{side}_aux_conv", f"out_{level}_conv", conv)
     return rows
 
 

@@ -16,10 +16,10 @@ from diffjax.models.dit import tables
 from diffjax.models.jit.network import JiT
 from diffjax.models.jit.sizes import SIZES
 from diffjax.pretrained.family import Denoiser, Family, Published
-from diffjax.pretrained.tables import Row, Table, count
+from diffjax.pretrained.tables import Row, Table, count, within
 from diffjax.pretrained.transforms import conv, squeeze, then
 
-_PREFIX = "net."
+_PREFIX = "net"
 """Of the names in a file: the network is a part of the authors' `Denoiser`."""
 
 
@@ -38,7 +38,7 @@ def _table(denoiser: Denoiser) -> Table:
         *tables.final_layers(),
         *tables.blocks(network, block),
     )
-    return tables.within(_PREFIX, rows)
+    return within(rows, _PREFIX)
 
 
 squeeze_window = squeeze(0, 1)
@@ -55,7 +55,7 @@ def jit(
 
 
 def _recognise(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
-    shapes = {name.removeprefix(_PREFIX): shape for name, shape in shapes.items()}
+    shapes = {name.removeprefix(f"{_PREFIX}."): shape for name, shape in shapes.items()}
     bottleneck, channels, patch, _ = shapes["x_embedder.proj1.weight"]
     side = patch * math.isqrt(shapes["pos_embed"][1])
     return {

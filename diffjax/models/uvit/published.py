@@ -14,7 +14,7 @@ from diffjax.models.dit import tables
 from diffjax.models.uvit.network import UViT
 from diffjax.models.uvit.sizes import SIZES
 from diffjax.pretrained.family import Denoiser, Family, Published
-from diffjax.pretrained.tables import Row, Table, count
+from diffjax.pretrained.tables import Row, Table, count, layer, norm
 from diffjax.pretrained.transforms import conv, split, squeeze
 
 
@@ -40,19 +40,19 @@ def _table(denoiser: Denoiser) -> Table:
         Row("patch_embed.proj.weight", "patch_embedding/kernel", patches),
         Row("patch_embed.proj.bias", "patch_embedding/bias"),
         Row("label_emb.weight", "conditioning/label/embedding"),
-        *tables.norm("norm", "final_norm"),
-        *tables.layer("decoder_pred", "final_out"),
+        *norm("norm", "final_norm"),
+        *layer("decoder_pred", "final_out"),
         Row("final_layer.weight", "final_conv/kernel", conv),
         Row("final_layer.bias", "final_conv/bias"),
         *tables.blocks(
             network,
             (
-                *tables.norm("norm1", "norm_1"),
-                *tables.layer("attn.qkv", "attention/qkv"),
-                *tables.layer("attn.proj", "attention/out"),
-                *tables.norm("norm2", "norm_2"),
+                *norm("norm1", "norm_1"),
+                *layer("attn.qkv", "attention/qkv"),
+                *layer("attn.proj", "attention/out"),
+                *norm("norm2", "norm_2"),
                 *tables.gelu_mlp(),
-                *tables.layer("skip_linear", "skip"),
+                *layer("skip_linear", "skip"),
             ),
             name_of,
         ),
