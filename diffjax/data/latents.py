@@ -177,8 +177,8 @@ def latents(
             for unscaled latents of Stable Diffusion 1 and 2, 1 for those of a codec that scales
             them (`codecs.autoencoder_kl`). Samples are divided by it before they are decoded.
         test_fraction: the fraction of latents for testing, in each class as near to it as whole
-            latents allow. With 0 there are none, and no metrics that need test images. Written by
-            `experiments.encode_latents`, they are split as the images were.
+            latents allow. With 0 the test set is empty, and metrics that need test images are left
+            out. Latents of `experiments.encode_latents` are split as the images were.
         split_seed: the seed of the split.
         name: the name in reports.
         codec: what encoded them; pictures and distances are then of decoded images. With None they
@@ -281,7 +281,7 @@ def _rows(array: np.ndarray, rows: np.ndarray) -> np.ndarray:
 
 
 def _labels(arrays: Mapping[str, Any], path: str, num_classes: int) -> np.ndarray:
-    """int32 `[N]`; zeros where there are none.
+    """int32 `[N]`; zeros for data without labels.
 
     Raises:
         UserError: they have another type, number or range.

@@ -73,9 +73,8 @@ def batches(
         first = step * batch_size + index * local_size
         chosen = uniforms((seed, _DRAW_KEY), first, (local_size, UNIFORMS_PER_IMAGE))[:, 0]
         rows = _rows(first, local_size, len(source), order)
-        # A source of a user's need not inherit from `Source`.
-        batch = source.draw(rows, chosen) if hasattr(source, "draw") else source.gather(rows)
-        if augment is not None and getattr(source, "pixels", True):
+        batch = source.draw(rows, chosen)
+        if augment is not None and source.pixels:
             random = uniforms((seed, _AUGMENT_KEY), first, (local_size, UNIFORMS_PER_IMAGE))
             batch = _with_images(batch, augment, random)
         return _as_float(batch)

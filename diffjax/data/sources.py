@@ -38,7 +38,7 @@ class Batch(TypedDict):
 
 
 class Source(Protocol):
-    """Images and labels by index, in a fixed order. Inherit from it to get `gather`.
+    """Images and labels by index, in a fixed order; inherit from it, as in the example.
 
     Example:
         >>> class Black(Source):
@@ -53,7 +53,7 @@ class Source(Protocol):
     """
 
     pixels: ClassVar[bool] = True
-    """Whether images are pixels, which augmentation may change; latents are none."""
+    """Whether images are pixels, which augmentation may change; False for latents."""
 
     def __len__(self) -> int: ...
 

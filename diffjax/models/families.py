@@ -62,7 +62,7 @@ LAYOUTS: Mapping[type[Any], Mapping[str, Family]] = {
 
 
 def layout_of(state: Mapping[str, Any], layouts: Mapping[str, Family]) -> str | None:
-    """The first layout whose names and axes published tensors have; None if it is none of these.
+    """The first layout whose names and axes published tensors have; None if no layout has them.
 
     Example:
         >>> import numpy as np

@@ -179,7 +179,7 @@ def from_pretrained(
 def recognised(
     path: Path, family: str | None, settings: Mapping[str, Any], part: str = ""
 ) -> Found:
-    """The network that a file or a folder has; DiT and SiT are told apart by its name.
+    """The network that a file or a folder has; DiT and SiT differ by its name alone.
 
     Args:
         path: of the file or folder.
@@ -258,7 +258,7 @@ def _codec(given: str | Path | Codec | None, path: Path, published: Published) -
     """The codec of a name, a path or a value.
 
     Raises:
-        UserError: there is none of that name or path.
+        UserError: nothing has that name or path.
     """
     if given is None:
         if not published.codec:

@@ -28,9 +28,10 @@ HANGING = CONFIG.replace(
     """
 import dataclasses, time
 from diffjax.data import digits as digits_data
+from diffjax.data.sources import Source
 
 @dataclasses.dataclass(frozen=True)
-class Hanging:
+class Hanging(Source):
     source: object
     after: int
     def __len__(self):

@@ -13,6 +13,7 @@ import pytest
 from diffjax import config_files
 from diffjax.data import digits
 from diffjax.data.randomness import permutation
+from diffjax.data.sources import Source
 from diffjax.errors import UserError
 from diffjax.host.interrupts import Interrupted
 from diffjax.host.run_files import read_metrics
@@ -46,7 +47,7 @@ class Poisoned(Tiny):
 
 
 @dataclasses.dataclass(frozen=True)
-class Labelled:
+class Labelled(Source):
     """The digits, of which one alone has the label 9."""
 
     row: int

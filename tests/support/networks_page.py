@@ -93,7 +93,7 @@ class Row(NamedTuple):
 
 
 def rows() -> Iterator[Row]:
-    """Every published size; another layout of the same network is none of its own."""
+    """Every published size; further layouts of a network are left out."""
     for layouts in LAYOUTS.values():
         family = next(iter(layouts.values()))
         for name in family.sizes:
