@@ -126,7 +126,7 @@ def from_pretrained(
 ) -> Pretrained:
     """Reads a published network from its file, as a run that others have trained.
 
-        model = diffjax.from_pretrained("DiT-XL-2-256x256.pt", codec="sd-vae-ft-ema")
+        model = diffjax.from_pretrained("DiT-XL-2-256x256.pt", codec="sd-vae-ft-mse")
         images = model.sample(["golden retriever"] * 4, solver="unipc", num_steps=20)
 
     Family and size are recognised by the names and shapes of the tensors. Path, target, noise
