@@ -60,9 +60,12 @@ class Checkpoints:
         read_only: bool = False,
     ):
         self.folder = folder.absolute()
+        # Several of one run may write at the same time, and the processes of a run wait for each
+        # other by name: with equal names they would take one's barrier for another's.
+        barriers = ocp.options.MultiprocessingOptions(barrier_sync_key_prefix=folder.name)
         options = (
             # With Orbax's own `read_only` each use logs three warnings.
-            ocp.CheckpointManagerOptions(create=False)
+            ocp.CheckpointManagerOptions(create=False, multiprocessing_options=barriers)
             if read_only
             else ocp.CheckpointManagerOptions(
                 max_to_keep=keep,
@@ -70,6 +73,7 @@ class Checkpoints:
                 create=True,
                 # Unfinished files of killed processes would fill the disk over time.
                 cleanup_tmp_directories=True,
+                multiprocessing_options=barriers,
             )
         )
         self._read_only = read_only
