@@ -8,9 +8,9 @@ that `diffjax.process` and `diffjax.sampling` stay free of Flax, Orbax and the r
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from diffjax.exchange.pretrained import from_pretrained as from_pretrained
     from diffjax.loop.loop import train as train
     from diffjax.runs.load import load as load
-    from diffjax.runs.pretrained import from_pretrained as from_pretrained
 
 __version__ = "0.1.0"
 __all__ = ["__version__", "from_pretrained", "load", "train"]
@@ -22,7 +22,7 @@ def __getattr__(name: str) -> Any:
 
         return load
     if name == "from_pretrained":
-        from diffjax.runs.pretrained import from_pretrained
+        from diffjax.exchange.pretrained import from_pretrained
 
         return from_pretrained
     if name == "train":

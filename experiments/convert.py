@@ -15,7 +15,7 @@ from types import SimpleNamespace
 
 from absl import flags
 
-from diffjax.runs import convert
+from diffjax.exchange import convert
 from experiments import cli
 
 FLAGS = flags.FlagValues()

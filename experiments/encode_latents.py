@@ -23,13 +23,13 @@ from absl import flags
 
 from diffjax import choices
 from diffjax.data import DataSet
+from diffjax.data.encoding import FACTS, KINDS, Stored, encode
 from diffjax.errors import UserError
 from diffjax.host.lock import locked
 from diffjax.host.processes import in_first, is_first
 from diffjax.host.run_files import read_json
 from diffjax.host.storage import make_writable
 from diffjax.lookup import codec_called
-from diffjax.runs.encoding import FACTS, KINDS, Stored, encode
 from diffjax.spec import build
 from diffjax.training.sharding import local_rows
 from experiments import cli, shared_flags

@@ -19,7 +19,7 @@ from absl import flags
 
 import diffjax
 from diffjax.errors import UserError
-from diffjax.runs.portable import portable_model, portable_sampler
+from diffjax.exchange.portable import portable_model, portable_sampler
 from diffjax.runs.recipes import Chosen, named_recipe
 from diffjax.sampling.export import PLATFORMS, serialise
 from experiments import cli

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from diffjax.errors import UserError
+from diffjax.exchange.pretrained import from_pretrained
 from diffjax.models import families, resampling
 from diffjax.models.adm.published import CLASSIFIER, FAMILY, UPSAMPLER
 from diffjax.models.ddpm.published import FAMILY as DDPM
@@ -23,7 +24,6 @@ from diffjax.pretrained import folders
 from diffjax.pretrained.files import write_safetensors
 from diffjax.process.beta_tables import CosineBetas
 from diffjax.process.paths import coeffs
-from diffjax.runs.pretrained import from_pretrained
 from diffjax.sampling.sample import sample
 from diffjax.training.flops import matrix_flops
 from tests.references import unets as reference

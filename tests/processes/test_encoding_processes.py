@@ -12,7 +12,7 @@ import pytest
 
 from diffjax.codecs import SpaceToDepth
 from diffjax.data import digits
-from diffjax.runs.encoding import Stored, encode
+from diffjax.data.encoding import Stored, encode
 from tests.support.trainer import ENVIRONMENT, ROOT
 
 HOW = Stored(flips=True, shard_images=20)

@@ -16,10 +16,10 @@ from diffjax.data.pairs import Coarse, pairs, translation
 from diffjax.errors import UserError
 from diffjax.evaluation.extractors.features import classifier_features, pixel_features
 from diffjax.evaluation.metrics import compare, reference
+from diffjax.exchange.portable import portable_model, portable_sampler
 from diffjax.loop import loop
 from diffjax.runs.measure import labels_in_mix, noise_seed
 from diffjax.runs.model import Request
-from diffjax.runs.portable import portable_model, portable_sampler
 from diffjax.runs.setup import set_up
 from diffjax.sampling.export import serialise
 from diffjax.spec import build, spec

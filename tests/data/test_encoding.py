@@ -15,11 +15,11 @@ from diffjax import config_files
 from diffjax.codecs import Codec, Posterior, SpaceToDepth
 from diffjax.conditions.tokens import Tokens
 from diffjax.data import ArraySource, DataSet, GivenSource, all_images, batches, latents
+from diffjax.data import encoding as module
+from diffjax.data.encoding import Stored, encode
 from diffjax.data.latents import LOG_VARIANCE, latents_in
 from diffjax.errors import UserError
 from diffjax.loop.device_batches import device_batches
-from diffjax.runs import encoding as module
-from diffjax.runs.encoding import Stored, encode
 from diffjax.runs.setup import set_up
 from diffjax.training.posterior import drawn, posterior_key
 from diffjax.training.sharding import batch_sharding, local_rows, make_mesh

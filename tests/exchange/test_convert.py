@@ -11,6 +11,8 @@ import pytest
 from jax.sharding import SingleDeviceSharding
 
 from diffjax.errors import UserError
+from diffjax.exchange.convert import TARGETS, convert
+from diffjax.exchange.own_folders import read_own, write_own
 from diffjax.models.autoencoder_kl.network import AutoencoderKL
 from diffjax.models.autoencoder_kl.published import FAMILY as AUTOENCODER_KL
 from diffjax.models.autoencoder_kl.published import LDM
@@ -25,9 +27,7 @@ from diffjax.pretrained.family import Denoiser, Family
 from diffjax.pretrained.files import read_state_dict, write_safetensors
 from diffjax.pretrained.folders import read_weights, write_folder
 from diffjax.pretrained.torch_writer import write_torch
-from diffjax.runs.convert import TARGETS, convert
 from diffjax.runs.initial import by_path, find_initial_weights
-from diffjax.runs.own_folders import read_own, write_own
 from experiments import cli
 from experiments import convert as experiment
 from tests.models.test_families import SMALL, drawn

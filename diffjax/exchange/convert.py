@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 import jax
 
 from diffjax.errors import UserError, nearest
+from diffjax.exchange.own_folders import is_own, read_own, write_own
+from diffjax.exchange.pretrained import recognised
 from diffjax.host.files import place_of
 from diffjax.host.processes import to_host
 from diffjax.models.families import AUTHORS, DIFFUSERS, LAYOUTS
@@ -18,8 +20,6 @@ from diffjax.pretrained.folders import CONFIG, read_weights, write_folder
 from diffjax.pretrained.torch_writer import write_torch
 from diffjax.runs.initial import by_path, check_same, is_run
 from diffjax.runs.load import load
-from diffjax.runs.own_folders import is_own, read_own, write_own
-from diffjax.runs.pretrained import recognised
 
 OWN = "diffjax"
 TARGETS = (DIFFUSERS, AUTHORS, OWN)

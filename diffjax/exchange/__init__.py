@@ -1,0 +1,1 @@
+"""Networks of other code, in and out: published files and folders, and portable programs."""
