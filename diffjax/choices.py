@@ -10,7 +10,7 @@ from types import MappingProxyType
 
 from ml_collections import ConfigDict
 
-from diffjax.codecs import SpaceToDepth, autoencoder_kl, taesd
+from diffjax.codecs import SpaceToDepth, autoencoder_kl, movq, taesd
 from diffjax.models import DiT, UNet
 from diffjax.objectives import couplings, interpolant, learned_variance, mean_flow, wrappers
 from diffjax.objectives.denoising import Denoising
@@ -51,6 +51,7 @@ CODECS: Table = MappingProxyType(
         "space_to_depth": spec(SpaceToDepth),
         "taef2": spec(taesd.TAESD),
         "autoencoder_kl": spec(autoencoder_kl.AutoencoderKL),
+        "movq": spec(movq.MOVQ),
     }
 )
 # The path from data to noise: x_t = a(t)·x0 + s(t)·eps.

@@ -5,10 +5,10 @@
 - LDM (CompVis/latent-diffusion), also the file of FLUX.1, numbers them from the finest one, as
   here; queries, keys and values are convolutions of one pixel. A file of a whole model has the
   autoencoder under a prefix.
+- The authors' file of FLUX.2 is as LDM's, with the affine maps within encoder and decoder.
 """
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,15 +29,19 @@ _pointwise = then(squeeze(2, 3), dense)
 
 
 class _Attention(NamedTuple):
-    """Names of the layers of attention: the norm, those of queries, keys and values, the output."""
+    """Names of the layers of attention.
+
+    They are its norm, plain or spatial, those of queries, keys and values, and the output.
+    """
 
     norm: str
+    spatial_norm: str
     qkv: tuple[str, str, str]
     out: str
     kernel: Transform
 
 
-class _Layout(NamedTuple):
+class Layout(NamedTuple):
     """Names of a layout; `{i}` is a level from the finest one, `{up}` one from the coarsest."""
 
     block: str
@@ -47,40 +51,50 @@ class _Layout(NamedTuple):
     upsample: str
     middle: tuple[str, str, str]
     attention: _Attention
+    level_attention: str
     skip: str
     final_norm: str
+    quant_convs: tuple[str, str] = ("quant_conv", "post_quant_conv")
 
 
-_LDM = _Layout(
+AUTHORS = Layout(
     block="block",
     down="encoder.down.{i}",
     up="decoder.up.{i}",
     downsample="downsample.conv",
     upsample="upsample.conv",
     middle=("mid.block_1", "mid.attn_1", "mid.block_2"),
-    attention=_Attention("norm", ("q", "k", "v"), "proj_out", _pointwise),
+    attention=_Attention("norm", "norm", ("q", "k", "v"), "proj_out", _pointwise),
+    level_attention="attn",
     skip="nin_shortcut",
     final_norm="norm_out",
 )
-_DIFFUSERS = _Layout(
+DIFFUSERS = Layout(
     block="resnets",
     down="encoder.down_blocks.{i}",
     up="decoder.up_blocks.{up}",
     downsample="downsamplers.0.conv",
     upsample="upsamplers.0.conv",
     middle=("mid_block.resnets.0", "mid_block.attentions.0", "mid_block.resnets.1"),
-    attention=_Attention("group_norm", ("to_q", "to_k", "to_v"), "to_out.0", dense),
+    attention=_Attention("group_norm", "spatial_norm", ("to_q", "to_k", "to_v"), "to_out.0", dense),
+    level_attention="attentions",
     skip="conv_shortcut",
     final_norm="conv_norm_out",
 )
-_OLD_DIFFUSERS = _DIFFUSERS._replace(
-    attention=_Attention("group_norm", ("query", "key", "value"), "proj_attn", dense)
+_OLD_DIFFUSERS = DIFFUSERS._replace(
+    attention=_Attention(
+        "group_norm", "spatial_norm", ("query", "key", "value"), "proj_attn", dense
+    )
 )
+_FLUX2 = AUTHORS._replace(quant_convs=("encoder.quant_conv", "decoder.post_quant_conv"))
 
 
-def _rows(names: _Layout, network: AutoencoderKL) -> Iterator[Row]:
-    yield from _layer("quant_conv", "quant_conv", _pointwise)
-    yield from _layer("post_quant_conv", "post_quant_conv", _pointwise)
+def rows(names: Layout, network: Any) -> Iterator[Row]:
+    """The rows of encoder, decoder and what is between, in a layout."""
+    for theirs, ours in zip(names.quant_convs, ("quant_conv", "post_quant_conv"), strict=True):
+        yield from _layer(theirs, ours, _pointwise)
+    yield Row("bn.running_mean", "statistics/mean")
+    yield Row("bn.running_var", "statistics/variance")
     for part in ("encoder", "decoder"):
         yield from _layer(f"{part}.conv_in", f"{part}/conv_in", conv)
         yield from _norm(f"{part}.{names.final_norm}", f"{part}/final_norm")
@@ -94,6 +108,9 @@ def _rows(names: _Layout, network: AutoencoderKL) -> Iterator[Row]:
         down, up = names.down.format(**level), names.up.format(**level)
         yield from _block(f"{down}.{names.block}.{{j}}", f"encoder/down_{i}_{{j}}", names.skip)
         yield from _block(f"{up}.{names.block}.{{j}}", f"decoder/up_{i}_{{j}}", names.skip)
+        for theirs, ours in ((down, f"encoder/down_{i}"), (up, f"decoder/up_{i}")):
+            one = f"{theirs}.{names.level_attention}.{{j}}"
+            yield from _attention(one, f"{ours}_{{j}}_attention", names.attention)
         yield from _layer(f"{down}.{names.downsample}", f"encoder/down_{i}_resample", conv)
         yield from _layer(f"{up}.{names.upsample}", f"decoder/up_{i}_resample", conv)
 
@@ -106,7 +123,8 @@ def _block(theirs: str, ours: str, skip: str) -> Iterator[Row]:
 
 
 def _attention(theirs: str, ours: str, names: _Attention) -> Iterator[Row]:
-    yield from _norm(f"{theirs}.{names.norm}", f"{ours}/norm")
+    yield from _plain_norm(f"{theirs}.{names.norm}", f"{ours}/norm")
+    yield from _spatial_norm(f"{theirs}.{names.spatial_norm}", f"{ours}/norm")
     for kind, name, how in (("weight", "kernel", names.kernel), ("bias", "bias", keep)):
         each = tuple(f"{theirs}.{part}.{kind}" for part in names.qkv)
         yield Row(each, f"{ours}/attention/qkv/{name}", merge(3, how))
@@ -117,62 +135,85 @@ def _layer(theirs: str, ours: str, kernel: Transform) -> tuple[Row, Row]:
     return Row(f"{theirs}.weight", f"{ours}/kernel", kernel), Row(f"{theirs}.bias", f"{ours}/bias")
 
 
-def _norm(theirs: str, ours: str) -> tuple[Row, Row]:
+def _norm(theirs: str, ours: str) -> Iterator[Row]:
+    yield from _plain_norm(theirs, ours)
+    yield from _spatial_norm(theirs, ours)
+
+
+def _spatial_norm(theirs: str, ours: str) -> Iterator[Row]:
+    yield from _plain_norm(f"{theirs}.norm_layer", f"{ours}/norm")
+    yield from _layer(f"{theirs}.conv_y", f"{ours}/scale", _pointwise)
+    yield from _layer(f"{theirs}.conv_b", f"{ours}/shift", _pointwise)
+
+
+def _plain_norm(theirs: str, ours: str) -> tuple[Row, Row]:
     return Row(f"{theirs}.weight", f"{ours}/scale"), Row(f"{theirs}.bias", f"{ours}/bias")
 
 
-def _recogniser(
-    names: _Layout,
-) -> Callable[[Mapping[str, tuple[int, ...]]], Mapping[str, Any]]:
-    def recognise(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
-        # In all files of this layout alone, so that its absence names the layout.
-        _ = shapes[f"encoder.{names.middle[1]}.{names.attention.qkv[0]}.weight"]
-        first = f"{names.down}.{names.block}.{{j}}.conv1.weight"
-        levels = count(first.replace("{j}", "0"), shapes)
-        return {
-            "latent_channels": shapes["decoder.conv_in.weight"][1],
-            "quant_convs": "quant_conv.weight" in shapes,
-            "channels": tuple(shapes[first.format(i=i, j=0)][0] for i in range(levels)),
-            "num_res_blocks": count(first.replace("{i}", "0"), shapes),
-            "image_channels": shapes["encoder.conv_in.weight"][1],
-        }
+def recognised(names: Layout, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+    """The settings of encoder and decoder that follow from the shapes of their tensors.
 
-    return recognise
+    Raises:
+        KeyError: the tensors are in another layout.
+    """
+    # In all files of this layout alone, so that its absence names the layout.
+    _ = shapes[f"encoder.{names.middle[1]}.{names.attention.qkv[0]}.weight"]
+    first = f"{names.down}.{names.block}.{{j}}.conv1.weight"
+    levels = count(first.replace("{j}", "0"), shapes)
+    query = f"{names.down}.{names.level_attention}.0.{names.attention.qkv[0]}.weight"
+    return {
+        "latent_channels": shapes["decoder.conv_in.weight"][1],
+        "channels": tuple(shapes[first.format(i=i, j=0)][0] for i in range(levels)),
+        "num_res_blocks": count(first.replace("{i}", "0"), shapes),
+        "image_channels": shapes["encoder.conv_in.weight"][1],
+        "attention_levels": tuple(i for i in range(levels) if query.format(i=i) in shapes),
+    }
 
 
-def _inputs(network: AutoencoderKL) -> tuple[jax.ShapeDtypeStruct]:
+def inputs(network: Any) -> tuple[jax.ShapeDtypeStruct]:
+    """An image of one element of a latent."""
     shape = (1, network.scale, network.scale, network.image_channels)
     return (jax.ShapeDtypeStruct(shape, jnp.float32),)
 
 
-def _family(name: str, names: _Layout) -> Family:
+def _family(name: str, names: Layout) -> Family:
     def table(network: AutoencoderKL) -> Table:
-        return tuple(_rows(names, network))
+        return tuple(rows(names, network))
 
-    return Family(name, AutoencoderKL, SIZES, table, _recogniser(names), _inputs)
+    def recognise(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+        return {
+            **recognised(names, shapes),
+            "quant_convs": f"{names.quant_convs[0]}.weight" in shapes,
+            "patch_size": 2 if "bn.running_mean" in shapes else 1,
+        }
+
+    return Family(name, AutoencoderKL, SIZES, table, recognise, inputs, unused=_UNUSED)
 
 
-FAMILY = _family("AutoencoderKL", _DIFFUSERS)
+# Of its training: the discriminator, the network of the perceptual distance, averages, counts.
+_UNUSED = ("loss.*", "model_ema.*", "bn.num_batches_tracked")
+FAMILY = _family("AutoencoderKL", DIFFUSERS)
 OLD_DIFFUSERS = _family("AutoencoderKL of old diffusers", _OLD_DIFFUSERS)
-LDM = replace(
-    _family("AutoencoderKL of LDM", _LDM),
-    # Of its training: the discriminator, the network of the perceptual distance, averages.
-    unused=("loss.*", "model_ema.*"),
-)
+LDM = _family("AutoencoderKL of LDM", AUTHORS)
+FLUX2 = _family("AutoencoderKL of FLUX.2", _FLUX2)
+LAYOUTS: Mapping[str, Family] = {
+    "encoder.quant_conv": FLUX2,
+    "encoder.mid.attn_1.q": LDM,
+    "encoder.mid_block.attentions.0.query": OLD_DIFFUSERS,
+    "encoder.mid_block.attentions.0.to_q": FAMILY,
+}
+"""Layouts by a layer that is in their files, and not in those of the next ones."""
 
 
-def layout_of(state: Mapping[str, Any]) -> Family:
-    """The layout that published tensors are in, by their names; `FAMILY` where none is.
+def layout_of(state: Mapping[str, Any], layouts: Mapping[str, Family] = LAYOUTS) -> Family:
+    """The layout that published tensors are in, by their names; the last where none is.
 
     Example:
         >>> layout_of({"encoder.mid.attn_1.q.weight": None}).name
         'AutoencoderKL of LDM'
     """
-    attention = {"mid.attn_1.q": LDM, "mid_block.attentions.0.query": OLD_DIFFUSERS}
-    for name, family in attention.items():
-        if f"encoder.{name}.weight" in state:
-            return family
-    return FAMILY
+    found = (family for layer, family in layouts.items() if f"{layer}.weight" in state)
+    return next(found, [*layouts.values()][-1])
 
 
 def without_prefix(state: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -189,12 +230,15 @@ def without_prefix(state: Mapping[str, Any]) -> Mapping[str, Any]:
     return state
 
 
-def read(path: str | Path, network: Any = None) -> tuple[Any, Any]:
+def read(
+    path: str | Path, network: Any = None, layouts: Mapping[str, Family] = LAYOUTS
+) -> tuple[Any, Any]:
     """Reads a published file of any of the layouts; see `Family.read`.
 
     Args:
         path: of the file, of torch or safetensors.
         network: the network; by default it is recognised by the shapes, with 32 groups.
+        layouts: by a layer of each.
 
     Returns:
         The network and its parameters.
@@ -203,7 +247,7 @@ def read(path: str | Path, network: Any = None) -> tuple[Any, Any]:
         UserError: the file can't be read, or is of another network.
     """
     state = without_prefix(read_state_dict(path))
-    family = layout_of(state)
+    family = layout_of(state, layouts)
     if network is None:
         network = family.network_of(state, str(path))
     return network, family.to_ours(state, network, str(path))
