@@ -27,6 +27,17 @@ SMALL = {
         for name in FAMILIES
         if name.startswith("AutoencoderKL")
     },
+    **{
+        name: {
+            "channels": (8, 16),
+            "num_res_blocks": 1,
+            "num_groups": 4,
+            "attention_levels": (1,),
+            "num_codes": 8,
+        }
+        for name in FAMILIES
+        if name.startswith("MOVQ")
+    },
     "CLIP": {"width": 8, "depth": 2, "num_heads": 2, "num_features": 5, "grid": 2},
     "DINOv2": {"width": 8, "depth": 2, "num_heads": 2, "num_registers": 3, "grid": 2},
     "DiT": {"image_shape": (8, 8, 3), "hidden_size": 16, "depth": 2, "num_heads": 2},
