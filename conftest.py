@@ -80,8 +80,12 @@ def pytest_addoption(parser):
     parser.addoption("--base_seed", default="0", help="of what that file types")
 
 
-# Examples of docstrings that extract features, or sample or evaluate a model: they are `thorough`.
+# Examples of docstrings that extract features, initialise a large network, or sample or evaluate a
+# model: they are `thorough`.
 _LONG_EXAMPLES = {
+    "diffjax/models/autoencoder_kl/network.py",
+    "diffjax/models/sit/network.py",
+    "diffjax/models/unet.py",
     "diffjax/studies/convergence.py",
     "diffjax/evaluation/extractors/features.py",
     "diffjax/studies/legality.py",

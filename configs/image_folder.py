@@ -15,7 +15,8 @@ from ml_collections import ConfigDict
 from diffjax.data import image_folder
 from diffjax.defaults import experiment
 from diffjax.evaluation.extractors.features import pixel_features
-from diffjax.models import DiT, UNet, dit
+from diffjax.models import ADM, DiT, UNet, adm, dit
+from diffjax.models.ddpm import DDPMUNet
 from diffjax.optimizers.adam import adamw
 from diffjax.spec import spec
 
@@ -29,6 +30,12 @@ MODELS = {
         head_channels=64,
     ),
     "dit": spec(DiT, **dit.SIZES["DiT-S/2"].settings),
+    "DDPM-256": spec(
+        DDPMUNet,
+        channel_multipliers=(1, 1, 2, 2, 4, 4),
+        dropout=0.0,
+    ),
+    **{name: spec(ADM, **size.of_network) for name, size in adm.SIZES.items()},
     **{name: spec(DiT, **size.settings) for name, size in dit.SIZES.items()},
 }
 
@@ -36,7 +43,7 @@ MODELS = {
 def get_config(arguments: str = "") -> ConfigDict:
     """Axes: objective, path, target, weight, times, model, optimizer, schedule.
 
-    Models: unet, dit, DiT-S/2 … DiT-XL/8.
+    Models: unet, dit, DDPM-256, ADM-64 … ADM-512, DiT-S/2 … DiT-XL/8.
     """
     config = experiment(
         "image_folder",

@@ -5,7 +5,7 @@
 
 The set must have been prepared once on a machine that can download it; `docs/data.md` explains how.
 Not yet run. Published, FID-50K: 1.36 for EDM at 511 evaluations with churn (Karras et al. 2022,
-arXiv:2206.00364), on ADM's network, which is like this one but for its scale-and-shift norms.
+arXiv:2206.00364), on its version of ADM's network, `model=EDM`, with `noise_label=log_sigma`.
 """
 
 from ml_collections import ConfigDict
@@ -13,7 +13,8 @@ from ml_collections import ConfigDict
 from diffjax.data import tfds_images
 from diffjax.defaults import experiment
 from diffjax.evaluation.extractors.features import pixel_features
-from diffjax.models import DiT, UNet, dit
+from diffjax.models import ADM, EDM2, DiT, UNet, adm, dit, edm2
+from diffjax.models.edm import DhariwalUNet
 from diffjax.optimizers.adam import adamw
 from diffjax.spec import spec
 
@@ -27,9 +28,15 @@ MODELS = {
         head_channels=64,
         dtype="bfloat16",
     ),
+    "ADM-64": spec(ADM, **{**adm.SIZES["ADM-64"].of_network, "dtype": "bfloat16"}),
+    "EDM": spec(DhariwalUNet, dtype="bfloat16"),
     **{
         name: spec(DiT, **{**size.settings, "dtype": "bfloat16"})
         for name, size in dit.SIZES.items()
+    },
+    **{
+        name: spec(EDM2, **{**size.settings, "dtype": "bfloat16"})
+        for name, size in edm2.SIZES.items()
     },
 }
 
@@ -37,7 +44,7 @@ MODELS = {
 def get_config(arguments: str = "") -> ConfigDict:
     """Axes: objective, path, target, weight, times, model, optimizer, schedule.
 
-    Models: unet, DiT-S/2 … DiT-XL/8.
+    Models: unet, ADM-64, EDM, DiT-S/2 … DiT-XL/8, EDM2-XXS … EDM2-XXL.
     """
     config = experiment(
         "imagenet64",

@@ -1,8 +1,8 @@
 """diffjax: diffusion and flow matching as small swappable values.
 
 `train(config, workdir)` runs an experiment, `load(workdir)` brings it back for sampling and
-evaluation. Both are imported on first use, so that `diffjax.process` and `diffjax.sampling` stay
-free of Flax, Orbax and the rest.
+evaluation, `from_pretrained(path)` reads a published network. They are imported on first use, so
+that `diffjax.process` and `diffjax.sampling` stay free of Flax, Orbax and the rest.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from diffjax.loop.loop import train as train
     from diffjax.runs.load import load as load
+    from diffjax.runs.pretrained import from_pretrained as from_pretrained
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "load", "train"]
+__all__ = ["__version__", "from_pretrained", "load", "train"]
 
 
 def __getattr__(name: str) -> Any:
@@ -20,6 +21,10 @@ def __getattr__(name: str) -> Any:
         from diffjax.runs.load import load
 
         return load
+    if name == "from_pretrained":
+        from diffjax.runs.pretrained import from_pretrained
+
+        return from_pretrained
     if name == "train":
         from diffjax.loop.loop import train
 

@@ -5,16 +5,18 @@ add a choice, add a row; nothing else in the library depends on the names. The e
 paper of each choice are in the docstring of the class or function that its row names.
 """
 
+import math
 from collections.abc import Mapping
 from types import MappingProxyType
 
 from ml_collections import ConfigDict
 
 from diffjax.codecs import SpaceToDepth, autoencoder_kl, movq, taesd
-from diffjax.models import DiT, UNet
+from diffjax.models import EDM2, DiT, UNet
+from diffjax.models.autoencoder_kl.sizes import WEIGHTS as AUTOENCODERS
 from diffjax.objectives import couplings, interpolant, learned_variance, mean_flow, wrappers
 from diffjax.objectives.denoising import Denoising
-from diffjax.optimizers import adam, lion, muon, schedule_free
+from diffjax.optimizers import adam, lion, muon, normalised, schedule_free
 from diffjax.optimizers import schedules as rates
 from diffjax.process import (
     beta_tables,
@@ -52,6 +54,15 @@ CODECS: Table = MappingProxyType(
         "taef2": spec(taesd.TAESD),
         "autoencoder_kl": spec(autoencoder_kl.AutoencoderKL),
         "movq": spec(movq.MOVQ),
+        **{
+            name: spec(
+                autoencoder_kl.AutoencoderKL,
+                path=weights.address,
+                size=weights.size,
+                file_sha256=weights.sha256,
+            )
+            for name, weights in AUTOENCODERS.items()
+        },
     }
 )
 # The path from data to noise: x_t = a(t)·x0 + s(t)·eps.
@@ -81,7 +92,9 @@ TARGETS: Table = MappingProxyType(
         "clean": spec(targets.Clean),
         "v": spec(targets.V),
         "velocity": spec(targets.Velocity),
+        "velocity_to_data": spec(targets.VelocityToData),
         "score": spec(targets.Score),
+        "scaled_score": spec(targets.ScaledScore),
         "f": spec(targets.F),
     }
 )
@@ -93,6 +106,9 @@ WEIGHTS: Table = MappingProxyType(
         "constant_clean": spec(weights.ConstantIn, space=spec(targets.Clean)),
         "constant_v": spec(weights.ConstantIn, space=spec(targets.V)),
         "constant_velocity": spec(weights.ConstantIn, space=spec(targets.Velocity)),
+        "constant_velocity_jit": spec(
+            weights.ConstantIn, space=spec(targets.Velocity), largest=400.0
+        ),
         "constant_score": spec(weights.ConstantIn, space=spec(targets.Score)),
         "constant_f": spec(weights.ConstantIn, space=spec(targets.F)),
         "snr": spec(weights.SNR),
@@ -115,6 +131,7 @@ TIMES: Table = MappingProxyType(
         "discrete": spec(times.DiscreteUniform),
         "logit_normal": spec(times.LogitNormal),
         "logit_normal_mean_flow": spec(times.LogitNormal, mean=-0.4),
+        "logit_normal_jit": spec(times.LogitNormal, mean=0.8, std=0.8),
         "mode": spec(times.Mode),
         "cos_map": spec(times.CosMap),
         "log_normal": spec(times.LogNormal),
@@ -157,7 +174,11 @@ NOISE_LABELS: Table = MappingProxyType(
     {
         "time": spec(precond.TimeLabel),
         "time_unit": spec(precond.TimeLabel, scale=1.0),
+        "time_to_data": spec(precond.TimeLabel, scale=-1.0, offset=1.0),
+        "step": spec(precond.TimeLabel, offset=-1.0),
         "log_snr": spec(precond.LogSNRLabel),
+        "log_sigma": spec(precond.LogSNRLabel, scale=-0.125),
+        "log_half_sigma": spec(precond.LogSNRLabel, scale=-0.5, offset=-math.log(2.0)),
     }
 )
 # The factor of the noisy image as the first input of the network.
@@ -172,6 +193,7 @@ WRAPPERS: Table = MappingProxyType(
     {
         "learned_variance": spec(learned_variance.LearnedVariance),
         "uncertainty": spec(wrappers.Uncertainty),
+        "uncertainty_fourier": spec(wrappers.FourierUncertainty),
         "second_moment": spec(wrappers.Adaptive, power=2.0),
         "adaptive": spec(wrappers.Adaptive, power=1.0),
         "importance": spec(wrappers.Importance, proposal=spec(times.LogitNormal)),
@@ -244,6 +266,7 @@ GUIDANCE: Table = MappingProxyType(
         "zero_star": spec(guidance.ZeroStar),
         "projected": spec(guidance.Projected),
         "limited": spec(guidance.Limited),
+        "first_channels": spec(guidance.FirstChannels),
         "rescaled": spec(guidance.Rescaled),
         "clipped": spec(guidance.Clipped),
         "thresholded": spec(guidance.Thresholded),
@@ -267,6 +290,7 @@ OPTIMIZERS: Table = MappingProxyType(
     {
         "adamw": spec(adam.adamw),
         "adam": spec(adam.adam),
+        "normalised_adam": spec(normalised.normalised_adam),
         "muon": spec(muon.muon),
         "lion": spec(lion.lion),
         "schedule_free": spec(schedule_free.schedule_free_adamw),
@@ -301,6 +325,14 @@ MODELS_8X8: Table = MappingProxyType(
             attention_resolutions=(4,),
             head_channels=32,
         ),
+        "edm2": spec(
+            EDM2,
+            channels=32,
+            channel_multipliers=(1, 2),
+            num_res_blocks=1,
+            attention_levels=(1,),
+            head_channels=32,
+        ),
     }
 )
 MODELS_28X28: Table = MappingProxyType(
@@ -312,6 +344,14 @@ MODELS_28X28: Table = MappingProxyType(
             channel_multipliers=(1, 2, 2),
             num_res_blocks=1,
             attention_resolutions=(7,),
+            head_channels=32,
+        ),
+        "edm2": spec(
+            EDM2,
+            channels=32,
+            channel_multipliers=(1, 2, 2),
+            num_res_blocks=1,
+            attention_levels=(2,),
             head_channels=32,
         ),
     }
@@ -361,6 +401,15 @@ OBJECTIVES: Mapping[str, Mapping[str, str]] = MappingProxyType(
                 "times": "discrete",
                 "wrappers": "learned_variance",
             },
+            # DiT: |net(x_t, t) - eps|² + 0.001·T·KL_t on DDPM's table, whose steps count from 0 in
+            # the network. Peebles & Xie 2022 (arXiv:2212.09748), section 3.1.
+            "dit": {
+                "path": "ddpm_table",
+                "target": "noise",
+                "times": "discrete",
+                "noise_label": "step",
+                "wrappers": "learned_variance",
+            },
             # v-prediction: |net(x_t, t) - (a·eps - s·x0)|² on the cosine path. Salimans & Ho 2022
             # (arXiv:2202.00512), section 4.
             "v": {"path": "cosine", "target": "v"},
@@ -387,7 +436,11 @@ OBJECTIVES: Mapping[str, Mapping[str, str]] = MappingProxyType(
             "edm": _EDM,
             # EDM2: |net(c_in·x_t, λ) - F|²/e^u(λ) + u(λ) with a learned u, log σ ~ N(-0.4, 1).
             # Karras et al. 2024 (arXiv:2312.02696), equation 21.
-            "edm2": {**_EDM, "times": "log_normal_edm2", "wrappers": "uncertainty"},
+            "edm2": {
+                **_EDM,
+                "times": "log_normal_edm2",
+                "wrappers": "uncertainty_fourier",
+            },
             # Simple diffusion: |net(x_t, t) - (a·eps - s·x0)|² on the cosine path, with log-SNR
             # shifted for the resolution. Hoogeboom et al. 2023 (arXiv:2301.11093).
             "simple": {"path": "cosine_shifted", "target": "v"},
@@ -421,6 +474,22 @@ OBJECTIVES: Mapping[str, Mapping[str, str]] = MappingProxyType(
             # SD3's rectified flow: |net(x_t, t) - (eps - x0)|², logit(t) ~ N(0, 1). Esser et al.
             # 2024 (arXiv:2403.03206), section 3.1.
             "sd3": {"path": "linear", "target": "velocity", "times": "logit_normal"},
+            # SiT: |net(x_t, 1 - t) - (x0 - eps)|², x_t = (1 - t)·x0 + t·eps, the flow of a network
+            # whose time runs from noise to data. Ma et al. 2024 (arXiv:2401.08740), section 3.
+            "sit": {
+                "path": "linear",
+                "target": "velocity_to_data",
+                "noise_label": "time_to_data",
+            },
+            # JiT: |net(x_t, t) - x0|²·min(1/t², 400), the error of the velocity where t is above
+            # 0.05, logit(t) ~ N(0.8, 0.8²). Li & He 2025 (arXiv:2511.13720), section 3 and table 9.
+            "jit": {
+                "path": "linear",
+                "target": "clean",
+                "weight": "constant_velocity_jit",
+                "times": "logit_normal_jit",
+                "noise_label": "time_unit",
+            },
             # OT-CFM: |net(x_t, t) - (eps - x0)|², noise paired with images by optimal transport
             # within the batch. Tong et al. 2024 (arXiv:2302.00482), section 3.3.
             "otcfm": {"path": "linear", "target": "velocity", "coupling": "ot"},

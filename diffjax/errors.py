@@ -4,6 +4,8 @@ import difflib
 from collections.abc import Iterable
 from typing import Any
 
+_MOST_NAMED = 100
+
 
 class UserError(ValueError):
     """A mistake that the user can mend: one line with what is wrong, where, and what to do.
@@ -30,4 +32,5 @@ def nearest(name: Any, known: Iterable[str]) -> str:
     close = difflib.get_close_matches(str(name), known, n=1)
     if close:
         return f"did you mean {close[0]!r}?"
-    return "known: " + (", ".join(known) or "none")
+    more = f" and {len(known) - _MOST_NAMED} more" if len(known) > _MOST_NAMED else ""
+    return f"known: {', '.join(known[:_MOST_NAMED]) or 'none'}{more}"

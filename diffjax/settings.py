@@ -8,6 +8,7 @@ import inspect
 from collections.abc import Mapping
 from typing import Annotated, Any, NotRequired, TypedDict, is_typeddict
 
+import numpy as np
 from ml_collections import ConfigDict
 
 from diffjax.errors import UserError, nearest
@@ -21,6 +22,8 @@ NumSamples = Annotated[int, Range("[3, inf)")]
 """A covariance needs three."""
 Length = Annotated[float, Range("(0, 0.2886]")]
 """The relative width of a power-function average (`diffjax.training.averages`)."""
+LARGEST = 2**31 - 1
+"""The largest whole number: without 64-bit numbers JAX takes the seeds 1 and 2³² + 1 for one."""
 ShardingRule = tuple[str, tuple[str | tuple[str, ...] | None, ...]]
 
 
@@ -99,6 +102,23 @@ class Settings(TypedDict):
     best_by: str
 
 
+def check_whole(what: str, value: Any, least: int) -> None:
+    """Refuses a value that is not a whole number from `least` to 2³¹ − 1, as the flags do.
+
+    Raises:
+        UserError: it is not.
+
+    Example:
+        >>> check_whole("num_steps", 2.5, 1)
+        Traceback (most recent call last):
+        ...
+        diffjax.errors.UserError: num_steps=2.5: it is a whole number from 1 to 2147483647
+    """
+    whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
+    if not whole or not least <= value <= LARGEST:
+        raise UserError(f"{what}={value!r}: it is a whole number from {least} to {LARGEST}")
+
+
 def check_settings(config: ConfigDict) -> None:
     """Checks the types and ranges of a config's settings.
 
@@ -139,7 +159,7 @@ def check_names(config: ConfigDict, group: type = Settings, where: str = "config
     for name, value in config.items():
         if name not in known:
             raise UserError(f"there is no setting {where}.{name}; {nearest(name, known)}")
-        if is_typeddict(known[name]) and value is not None:
+        if is_typeddict(known[name]) and hasattr(value, "keys"):
             check_names(value, known[name], f"{where}.{name}")
 
 

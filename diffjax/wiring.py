@@ -1,4 +1,4 @@
-"""Wiring: builds the parts of an experiment from its config, with checks that they fit together."""
+"""Wiring: builds the parts of an experiment from its config, and checks that they fit together."""
 
 from collections.abc import Callable
 from dataclasses import fields
@@ -10,12 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 from jax import Array
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from diffjax import choices, lookup
 from diffjax.conditions import Condition, Rate
 from diffjax.errors import UserError
 from diffjax.kinds import complaint
+from diffjax.models import attention
 from diffjax.models.layers import HIDDEN, attention_layers, attention_off
 from diffjax.objectives.base import Objective, Progress, Traits, conditioned_batch
 from diffjax.process.paths import Pair, Path
@@ -113,23 +115,29 @@ class Wired(NamedTuple):
         return sum(leaf.size for leaf in jax.tree.leaves(self.params_shape))
 
 
-def wire(config: ConfigDict, image_shape: tuple[int, int, int], condition: Condition) -> Wired:
-    """Builds all parts of a config and checks that they fit together.
-
-    Nothing is compiled or trained: shapes are checked by abstract evaluation.
+def wire(
+    config: ConfigDict,
+    image_shape: tuple[int, int, int],
+    condition: Condition,
+    mesh: Mesh | None = None,
+) -> Wired:
+    """Builds all parts of a config; nothing is compiled, and `check_wired` checks that they fit.
 
     Args:
         config: the config of an experiment.
         image_shape: `(H, W, C)` of the data.
         condition: the kind of condition that the data have.
+        mesh: the devices, which decide how attention is computed where the config has "auto"; by
+            default it is those on which the network is evaluated.
 
     Raises:
-        UserError: a name is unknown, the target can't be decoded on the path, a size does not
-            divide, or sampling does not fit the model.
+        UserError: a name is unknown, a value is out of its range, or a size does not divide.
     """
     objective = build_objective(config)
     path, precond = objective.path, objective.precond
     runtime = {**condition.network_arguments(), **_outputs(objective, image_shape)}
+    if mesh is not None:
+        runtime |= _attention(config, mesh, objective.traits.forward_mode)
     network = build(config.model, nn.Module, "config.model", **runtime)
     recipe = build(config.sampling, Recipe, "config.sampling")
 
@@ -162,7 +170,7 @@ def wire(config: ConfigDict, image_shape: tuple[int, int, int], condition: Condi
         partial(_init, network, objective, image_shape, condition),
         jax.eval_shape(lambda: jax.random.key(0)),
     )
-    wired = Wired(
+    return Wired(
         path=path,
         precond=precond,
         objective=objective,
@@ -174,10 +182,26 @@ def wire(config: ConfigDict, image_shape: tuple[int, int, int], condition: Condi
         condition_dropout=dropout_of(config),
         params_shape=params,
     )
-    condition.check_dropout(wired.condition_dropout)
-    check_recipe(recipe, wired)
-    _check_loss(wired, min(2, config.get("batch_size", 2)), config.get("num_steps", 1))
-    return wired
+
+
+def check_wired(wired: Wired, batch_size: int, num_steps: int) -> None:
+    """Checks that the parts of a config fit together, for training and for its own recipe.
+
+    Nothing is compiled or trained: shapes are checked by abstract evaluation.
+
+    Args:
+        wired: the parts.
+        batch_size: images a step.
+        num_steps: of the training.
+
+    Raises:
+        UserError: the target can't be decoded on the path, dropout is of parts that the condition
+            does not have, sampling does not suit the model, or the loss does not suit the batch.
+    """
+    check_target(wired.path, wired.precond)
+    wired.condition.check_dropout(wired.condition_dropout)
+    check_recipe(wired.recipe, wired)
+    _check_loss(wired, min(2, batch_size), num_steps)
 
 
 def dropout_of(config: ConfigDict) -> Rate:
@@ -195,7 +219,7 @@ def build_objective(config: ConfigDict) -> Objective:
     """Builds the objective of a config, with its path, preconditioning and wrappers.
 
     Raises:
-        UserError: the target can't be decoded on the path, or wrappers can't be combined.
+        UserError: a value is out of its range, or wrappers can't be combined.
 
     Example:
         >>> config = ConfigDict({"name": "toy"})
@@ -206,9 +230,7 @@ def build_objective(config: ConfigDict) -> Objective:
         Linear(t_min=0.001, t_noise=1.0)
     """
     path = build(config.path, Path, "config.path")
-    precond = build(config.precond, Precond, "config.precond")
-    check_target(path, precond)
-    return _on(config, path, precond)
+    return _on(config, path, build(config.precond, Precond, "config.precond"))
 
 
 def traits_of(config: ConfigDict) -> Traits:
@@ -232,20 +254,15 @@ def _on(config: ConfigDict, path: Path | None, precond: Precond | None) -> Objec
     objective = build(config.objective, Objective, "config.objective", path=path, precond=precond)
     # Configs that are older than wrappers have no list of them.
     for i, wrapper in enumerate(config.get("wrappers", ())):
-        objective = _wrapped(objective, wrapper, f"config.wrappers[{i}]")
+        inner, name = objective, f"config.wrappers[{i}]"
+        objective = build(wrapper, Objective, name, objective=inner)
+        declared = get_type_hints(type(objective)).get("objective", Any)
+        if isinstance(declared, type) and not isinstance(inner, declared):
+            raise UserError(
+                f"{type(objective).__name__} goes around a {declared.__name__} alone, not around "
+                f"{type(inner).__name__}: leave one of them out"
+            )
     return objective
-
-
-def _wrapped(objective: Objective, wrapper: ConfigDict, name: str) -> Objective:
-    """Builds a wrapper; the objective has to be of the class that the wrapper's field declares."""
-    outer: Objective = build(wrapper, Objective, name, objective=objective)
-    declared = get_type_hints(type(outer)).get("objective", Any)
-    if isinstance(declared, type) and not isinstance(objective, declared):
-        raise UserError(
-            f"{type(outer).__name__} goes around a {declared.__name__} alone, not around "
-            f"{type(objective).__name__}: leave one of them out"
-        )
-    return outer
 
 
 def check_target(path: Path, precond: Precond) -> None:
@@ -375,6 +392,18 @@ def _outputs(objective: Objective, image_shape: tuple[int, ...]) -> dict[str, in
     if traits.outputs == traits.inputs == 1:
         return {}
     return {"out_channels": traits.outputs * image_shape[-1]}
+
+
+def _attention(config: ConfigDict, mesh: Mesh, forward_mode: bool) -> dict[str, str]:
+    """The network's argument `attention` on a mesh; none for a network without that choice.
+
+    It is the mesh that decides, not the machine: a program may be compiled elsewhere than it runs.
+    """
+    if not isinstance(config.model, ConfigDict) or "attention" not in config.model:
+        return {}
+    platform, dtype = mesh.devices.flat[0].platform, config.model.get("dtype", "float32")
+    named, tokens = config.model.attention, mesh.shape["sequence"]
+    return {"attention": attention.resolve(named, platform, dtype, tokens, forward_mode)}
 
 
 def _input_shape(objective: Objective, image_shape: tuple[int, ...]) -> tuple[int, int, int]:

@@ -28,7 +28,7 @@ from diffjax.errors import UserError
 from diffjax.process.paths import Path
 from diffjax.reports.pictures import save_png
 from diffjax.runs.model import Model, Request
-from diffjax.runs.recipes import Guided, named_recipe
+from diffjax.runs.recipes import Chosen, named_recipe
 from diffjax.sampling import editing
 from diffjax.sampling.restart import resampled
 from diffjax.sampling.sample import Recipe, sample
@@ -109,15 +109,15 @@ def main(args: SimpleNamespace) -> None:
         raise UserError(f"--out={out} should end in .png")
     allowed = ("diffjax", *args.allowed_packages)
     run = diffjax.load(args.workdir, weights=args.weights, allowed_packages=allowed)
-    if run.setup.wired.objective.traits.starts_at_source:
+    if run.parts.wired.objective.traits.starts_at_source:
         raise UserError(f"{args.workdir} makes images from images; editing starts from noise")
     recipe = named_recipe(
-        run, args.solver, args.grid, args.num_steps, Guided(args.guidance_scale)
+        run, Chosen(args.solver, args.grid, args.num_steps, args.guidance_scale)
     ).recipe
-    check_recipe(recipe, run.setup.wired)
+    check_recipe(recipe, run.parts.wired)
     batch = all_examples(run.dataset(args.data_path).test, args.num_images)
     images = batch["image"]
-    request = Request(run.setup.wired.condition.of_batch(batch), args.seed)
+    request = Request(run.parts.wired.condition.of_batch(batch), args.seed)
     edit = Edit(run.model(args.weights), recipe, request, jnp.asarray(images))
     seen, made = task(args, edit)
     if not np.isfinite(made).all():

@@ -20,7 +20,7 @@ from absl import flags
 import diffjax
 from diffjax.errors import UserError
 from diffjax.runs.portable import portable_model, portable_sampler
-from diffjax.runs.recipes import Guided, named_recipe
+from diffjax.runs.recipes import Chosen, named_recipe
 from diffjax.sampling.export import PLATFORMS, serialise
 from experiments import cli
 
@@ -60,10 +60,10 @@ def main(args: SimpleNamespace) -> None:
         raise UserError(f"--platforms= is empty: choose from {','.join(PLATFORMS)}")
     allowed = ("diffjax", *args.allowed_packages)
     run = diffjax.load(args.workdir, step=args.step, weights=args.weights, allowed_packages=allowed)
-    guided = Guided(args.guidance_scale, args.guidance, args.against)
-    named = named_recipe(run, args.solver, args.grid, args.num_steps, guided)
-    recipe, wired = named.recipe, run.setup.wired
-    noise, picture_shape = args.input == "noise", run.setup.codec.image_shape(wired.image_shape)
+    how = (args.solver, args.grid, args.num_steps, args.guidance_scale, args.guidance, args.against)
+    named = named_recipe(run, Chosen(*how))
+    recipe, wired = named.recipe, run.parts.wired
+    noise, picture_shape = args.input == "noise", run.parts.codec.image_shape(wired.image_shape)
     source = picture_shape if wired.objective.traits.starts_at_source else None
     # In the file alone: layers cast their weights to the type that they compute in.
     model = portable_model(run, args.weights).map(in_type(args.weights_dtype))

@@ -25,7 +25,7 @@ from diffjax.runs.found_grids import FOUND, Search, grid_file, prepare
 from diffjax.runs.load import Run
 from diffjax.runs.measure import labels_in_mix, wanted_samples
 from diffjax.runs.model import Request
-from diffjax.runs.recipes import Guided, named_recipe
+from diffjax.runs.recipes import Chosen, named_recipe
 from diffjax.spec import build, choose
 from experiments import cli
 from experiments.evaluate import parse_steps
@@ -61,8 +61,13 @@ def main(args: SimpleNamespace) -> None:
     cli.require(args, "workdir")
     allowed = ("diffjax", *args.allowed_packages)
     run = diffjax.load(args.workdir, weights=args.weights, allowed_packages=allowed)
-    guided = Guided(args.guidance_scale, args.guidance, args.against)
-    named = named_recipe(run, args.solver, guided=guided)
+    chosen = Chosen(
+        args.solver,
+        guidance_scale=args.guidance_scale,
+        guidance=args.guidance,
+        against=args.against,
+    )
+    named = named_recipe(run, chosen)
     given = args.num_steps or [str(run.recipe.num_steps)]
     steps = [parse_steps(text) for text in given]
     if max(steps) > args.num_candidates:
@@ -70,7 +75,7 @@ def main(args: SimpleNamespace) -> None:
     teacher = build(choose(choices.SOLVERS, args.teacher, "teacher"))
     labels = labels_in_mix(run, args.num_samples, args.labels, args.data_path)
     # As many again to test the found grids, with the same labels.
-    labels, wired = np.concatenate([labels, labels]), run.setup.wired
+    labels, wired = np.concatenate([labels, labels]), run.parts.wired
     samples = wanted_samples(wired, lambda: run.dataset(args.data_path), labels)
     search = prepare(
         run.model(args.weights),
@@ -82,7 +87,7 @@ def main(args: SimpleNamespace) -> None:
     )
     how = {
         "solver": named.solver,
-        "path": type(run.setup.wired.path).__name__,
+        "path": type(run.parts.wired.path).__name__,
         "step": run.step,
         "weights": args.weights or run.config.weights,
         "guidance_scale": named.recipe.guidance_scale,

@@ -21,7 +21,7 @@ from diffjax.host.storage import make_writable
 from diffjax.host.watchdog import watched
 from diffjax.runs.measure import labels_in_mix, wanted_samples
 from diffjax.runs.model import Request
-from diffjax.runs.recipes import Guided, named_recipe
+from diffjax.runs.recipes import Chosen, named_recipe
 from experiments import cli, shared_flags
 
 FLAGS = flags.FlagValues()
@@ -54,12 +54,11 @@ def main(args: SimpleNamespace) -> None:
         raise UserError(f"--out={out} should end in .npz")
     allowed = ("diffjax", *args.allowed_packages)
     run = diffjax.load(args.workdir, weights=args.weights, allowed_packages=allowed)
-    wired = run.setup.wired
+    wired = run.parts.wired
     if wired.objective.traits.starts_at_source:
         raise UserError(f"{args.workdir} makes images from images; reflow pairs start from noise")
     make_writable(out.parent)  # Fails before the work, if it does.
-    guided = Guided(args.guidance_scale)
-    named = named_recipe(run, args.solver, args.grid, args.num_steps, guided)
+    named = named_recipe(run, Chosen(args.solver, args.grid, args.num_steps, args.guidance_scale))
     recipe = named.recipe
     if recipe.solver.fresh_noise:
         raise UserError(

@@ -33,7 +33,7 @@ from diffjax.runs.condition_files import read
 from diffjax.runs.load import Run
 from diffjax.runs.measure import conditions_to_show
 from diffjax.runs.model import Model, Request
-from diffjax.runs.recipes import Guided, named_recipe
+from diffjax.runs.recipes import Chosen, named_recipe
 from diffjax.sampling.sample import Recipe, Trace
 from experiments import cli, shared_flags
 
@@ -85,8 +85,8 @@ def main(args: SimpleNamespace) -> None:
     cli.require(args, "workdir")
     allowed = ("diffjax", *args.allowed_packages)
     run = diffjax.load(args.workdir, step=args.step, weights=args.weights, allowed_packages=allowed)
-    guided = Guided(args.guidance_scale, args.guidance, args.against)
-    named = named_recipe(run, args.solver, args.grid, args.num_steps, guided)
+    how = (args.solver, args.grid, args.num_steps, args.guidance_scale, args.guidance, args.against)
+    named = named_recipe(run, Chosen(*how))
     recipe = named.recipe
     condition, source, texts = wanted(run, args.labels, args.num_samples, args.data_path)
     out = Path(args.out or Path(args.workdir) / "samples" / f"seed_{args.seed}.png")
@@ -98,7 +98,7 @@ def main(args: SimpleNamespace) -> None:
 
     model, request = run.model(args.weights), Request(condition, args.seed, source)
     images, cost = draw_images(args, model, recipe, request)
-    kind = run.setup.wired.condition
+    kind = run.parts.wired.condition
     arrays = {"images": images, **kind.arrays(request.condition)}
     source = None if source is None else model.decoded(source)
     arrays |= {} if source is None else {"source": source}
@@ -123,7 +123,7 @@ def main(args: SimpleNamespace) -> None:
         titles = kind.titles(request.condition) or texts
         columns = columns_by_class(len(images), len(set(titles or ())))
         beside = kind.pictures(request.condition) if source is None else source
-        if beside is not None and beside.shape == images.shape:
+        if beside is not None:
             columns = _PAIRS_IN_A_ROW
         save_png(out, images, columns, captions(titles, columns), beside)
         if args.film is not None:
@@ -164,7 +164,7 @@ def wanted(
     """The condition and the sources of n samples: what `--labels` parses to, in turn, or else all
     labels in turn, or those of test images; and the texts of `--labels`, where it has them.
     """
-    wired = run.setup.wired
+    wired = run.parts.wired
     condition = wired.condition
     if given is not None and wired.objective.traits.starts_at_source:
         raise UserError(

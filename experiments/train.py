@@ -163,7 +163,7 @@ def describe(setup: Setup, dataset: DataSet, workdir: Path, *, extend: bool | st
     extension = planned(workdir, setup, extend)
     if extension is None:
         workdirs.check_claim(workdir, config)
-    initial_weights(setup, workdir)
+    initial_weights(setup.parts, workdir)
     num_read, num_images = read_some(dataset), len(dataset.train) + len(dataset.test)
     epochs = config.num_steps * config.batch_size / len(dataset.train)
     num_trained = sum(leaf.size for leaf in jax.tree.leaves(setup.abstract.params))

@@ -62,9 +62,9 @@ def main(args: SimpleNamespace) -> None:
         model = run.model(args.weights)
         losses[name] = validation.loss_by_log_snr(
             model.predict(),
-            run.setup.wired.path,
+            run.parts.wired.path,
             images,
-            run.setup.wired.condition.of_batch(batch),
+            run.parts.wired.condition.of_batch(batch),
             jax.random.key(args.seed),
             spaces=spaces,
             space_path=space_path,
@@ -103,7 +103,7 @@ def load_runs(
         if workdir in runs:
             raise UserError(f"--workdirs has {workdir} twice")
         run = diffjax.load(workdir, weights=weights, allowed_packages=allowed)
-        if reason := validation.unfit(run.setup.wired.objective.traits):
+        if reason := validation.unfit(run.parts.wired.objective.traits):
             raise UserError(f"{workdir} {reason}")
         own = run.dataset(data_path)
         dataset = dataset or own

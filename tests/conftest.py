@@ -14,12 +14,31 @@ def trained_run(_references, tmp_path_factory) -> Path:
     """
     # The tests that take no run need not wait for what a training imports.
     from diffjax.loop import loop
+    from tests.support.shared_parts import shared_parts
     from tests.support.tiny_run import COMMAND, once_a_session, trained_config
 
     def train(folder: Path) -> None:
-        loop.train(trained_config(), folder, command=COMMAND)
+        with pytest.MonkeyPatch.context() as patch:
+            shared_parts(patch)
+            loop.train(trained_config(), folder, command=COMMAND)
 
     return once_a_session(tmp_path_factory, "trained_run", train)
+
+
+@pytest.fixture(scope="session")
+def loaded_run(trained_run):
+    """`trained_run` loaded once, whose programs all tests of a worker share; to be read."""
+    from tests.support.tiny_run import loaded
+
+    return loaded(trained_run)
+
+
+@pytest.fixture(scope="session")
+def old_run():
+    """The run that an earlier version left, loaded once; to be read."""
+    import diffjax
+
+    return diffjax.load(Path(__file__).parent / "runs" / "old_runs" / "0.1.0")
 
 
 @pytest.fixture

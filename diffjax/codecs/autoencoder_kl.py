@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 import jax.numpy as jnp
@@ -9,8 +10,11 @@ import jax.numpy as jnp
 from diffjax.codecs.base import Posterior
 from diffjax.codecs.one_file import OneFile
 from diffjax.codecs.scaled import row
+from diffjax.errors import UserError
+from diffjax.host.run_files import read_json
 from diffjax.models.autoencoder_kl.published import LAYOUTS
-from diffjax.models.autoencoder_kl.sizes import SCALINGS
+from diffjax.models.autoencoder_kl.sizes import RESCALED, SCALINGS, Scaling
+from diffjax.pretrained.downloads import sha256_of_file
 from diffjax.pretrained.family import Family
 from diffjax.shapes import Images, Latents
 
@@ -34,8 +38,9 @@ class AutoencoderKL(OneFile):
     Args:
         path: path or URL of a file of weights, of torch or safetensors, in the layout of diffusers,
             of LDM or of the authors of FLUX.2; a file of a whole model has them too.
-        size: `sd-vae` (Stable Diffusion 1 and 2, DiT, SiT), `edm2` (its statistics of each channel,
-            with the file sd-vae-ft-mse), `sdxl`, `sd3`, `flux` or `flux2`.
+        size: `sd-vae` (Stable Diffusion 1 and 2, DiT, SiT), `sdxl`, `sd3`, `flux`, `flux2`, or
+            `edm2`: the weights of `sd-vae` with EDM2's scale of each channel, to a standard
+            deviation of 0.5.
         file_sha256: hex digest of the file.
 
     Example:
@@ -56,7 +61,7 @@ class AutoencoderKL(OneFile):
 
     @property
     def stochastic(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return self._network.patch_size == 1
+        return self.size != "flux2"
 
     def encode(self, params: Any, images: Images) -> Latents:
         return self._apply(params, self.posterior(params, images).mean, "pack")
@@ -70,3 +75,50 @@ class AutoencoderKL(OneFile):
         scale, shift = map(row, SCALINGS[self.size])
         z = self._apply(params, latents, "unpack") / scale + shift
         return jnp.clip(self._apply(params, z, "decode"), -1, 1)
+
+
+def autoencoder_at(path: str | Path, size: str = "sd-vae") -> AutoencoderKL:
+    """The codec whose weights are at a path, with the hash that they have.
+
+    Args:
+        path: of a file of weights, or of a folder of diffusers, whose `config.json` has the scale
+            of the latents; of a folder with a folder `vae`, of that.
+        size: of a file, which doesn't show the scale of its latents; of a folder, if it has the
+            weights of this size (`RESCALED`).
+
+    Raises:
+        UserError: there are no such files, they can't be read, or no size has such a scale.
+    """
+    place = Path(path)
+    if place.is_dir():
+        place = place / "vae" if (place / "vae").is_dir() else place
+        found = _size_of(place)
+        size = size if RESCALED.get(size) == found else found
+        place = next((place / name for name in _FILES if (place / name).is_file()), place)
+    try:
+        codec = AutoencoderKL(str(place), size, sha256_of_file(place))
+    except OSError as error:
+        raise UserError(f"can't read an autoencoder from {place}: {error.strerror}") from error
+    _ = codec.params  # Read, or refused.
+    return codec
+
+
+_FILES = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
+_SIZES_OF_CLASSES = {"AutoencoderKLFlux2": "flux2"}  # whose `config.json` has no scale
+_SCALE_OF_OLD_FOLDERS = 0.18215  # which have none in `config.json`
+
+
+def _size_of(folder: Path) -> str:
+    """The size with the scale that the folder's `config.json` has."""
+    config = read_json(folder / "config.json")
+    if config is None:
+        raise UserError(f"{folder} is no folder of an autoencoder: it has no config.json")
+    if size := _SIZES_OF_CLASSES.get(config.get("_class_name", "")):
+        return size
+    scale = config.get("scaling_factor", _SCALE_OF_OLD_FOLDERS), config.get("shift_factor") or 0.0
+    for size, scaling in SCALINGS.items():
+        if scaling == scale:
+            return size
+    own = {size: scaling for size, scaling in SCALINGS.items() if size not in RESCALED}
+    known = ", ".join(f"{size} {scaling.scale:g}" for size, scaling in own.items())
+    raise UserError(f"{folder}: no autoencoder here has {Scaling(*scale)}; known: {known}")

@@ -21,7 +21,7 @@ class OneFile(Codec):
 
     Attributes:
         kind: its name before the size's.
-        layouts: the families of the layouts, by a layer of each.
+        layouts: the families of the layouts, by a tensor of each.
         path: path or URL of the file, of torch or safetensors; a file of a whole model has it too.
         size: a published size of the family.
         file_sha256: hex digest of the file.
@@ -72,7 +72,9 @@ class OneFile(Codec):
 
     @property
     def _network(self) -> Any:
-        return [*self.layouts.values()][-1].size(self.size)
+        families = [*self.layouts.values()]
+        family = next((each for each in families if self.size in each.sizes), families[-1])
+        return family.size(self.size)
 
     def _apply(self, params: Any, x: Any, method: str) -> Any:
         return self._network.apply({"params": params}, x, method=method)

@@ -12,6 +12,9 @@ from diffjax.conditions.base import Condition, Shapes
 from diffjax.errors import UserError, nearest
 from diffjax.kinds import Positive
 
+_BETWEEN = ", "
+"""What separates a class's name from its synonyms."""
+
 
 @dataclass(frozen=True)
 class Unconditional(Condition):
@@ -68,7 +71,8 @@ class Classes(Condition):
 
     Attributes:
         num_classes: the number of classes.
-        names: one name per class; empty if they have no names.
+        names: one name per class, perhaps with synonyms after it ("tabby, tabby cat"); empty if
+            they have no names.
 
     Example:
         >>> cats = Classes(2, ("cat", "dog"))
@@ -107,7 +111,8 @@ class Classes(Condition):
     def titles(self, cond: Any) -> list[str] | None:
         if not self.names:
             return None
-        return [[*self.names, ""][label] for label in np.asarray(cond).tolist()]
+        short = [name.split(_BETWEEN)[0] for name in (*self.names, "")]
+        return [short[label] for label in np.asarray(cond).tolist()]
 
     def arrays(self, cond: Any) -> dict[str, Any]:
         return {"labels": cond}
@@ -153,8 +158,9 @@ def labels_called(
 ) -> np.ndarray:
     """Labels by number or name, int32 `[n]`.
 
-    A number is the label of that number, from 0. A text is the label of the class with that name;
-    where no class has it, and it is made of digits, of that number.
+    A number is the label of that number, from 0. A text is the label of the class with that name,
+    or else with that first name before its synonyms, or else with that synonym; where no class has
+    it, and it is made of digits, of that number.
 
     Args:
         given: numbers, or texts as a command line has them.
@@ -162,19 +168,25 @@ def labels_called(
         names: of the classes.
 
     Raises:
-        UserError: the first that is no label.
+        UserError: the first that is no label, or is the name of several classes.
 
     Example:
         >>> labels_called([0, "0", "7"], 3, ["10", "3", "7"]).tolist()
         [0, 0, 2]
+        >>> labels_called(["cat"], 2, ["tabby, cat", "tiger, big cat"]).tolist()
+        [0]
     """
-    known = {name: i for i, name in enumerate(names)}
+    known = _by_name(names)
     classes = max(num_classes, 1)
 
     def number(label: int | str) -> int:
         found: Any = label
         if isinstance(label, str):
-            found = known.get(label, int(label) if label.isdecimal() else None)
+            called = known.get(label, [])
+            if len(called) > 1:
+                each = ", ".join(f"{i} ({names[i]})" for i in called)
+                raise UserError(f"several labels are called {label!r}: {each}; pass the number")
+            found = called[0] if called else int(label) if label.isdecimal() else None
         if found in range(classes):  # NumPy's whole numbers are, 2.5 is not.
             return int(found)
         there = f"this run has {classes}, from 0 to {classes - 1}"
@@ -185,3 +197,17 @@ def labels_called(
         raise UserError(f"no label is called {label!r}; {there}")
 
     return np.array([number(label) for label in given], np.int32)
+
+
+def _by_name(names: Sequence[str]) -> dict[str, list[int]]:
+    """The labels that each text is a name of: a whole name before a first one, before a synonym."""
+    known: dict[str, list[int]] = {}
+    split = [name.split(_BETWEEN) for name in names]
+    firsts, others = [each[:1] for each in split], [each[1:] for each in split]
+    for texts in ([[name] for name in names], firsts, others):
+        found: dict[str, list[int]] = {}
+        for label, each in enumerate(texts):
+            for text in each:
+                found.setdefault(text, []).append(label)
+        known = found | known
+    return known

@@ -14,6 +14,7 @@ from diffjax.codecs import Codec, ScaledLatents, Unstated
 from diffjax.codecs.base import RECORD
 from diffjax.codecs.scaled import PerChannel, row
 from diffjax.conditions import Condition
+from diffjax.data import imagenet
 from diffjax.data.archives import read_npz
 from diffjax.data.encoding import FACTS, FLIPPED, LABELS, LATENTS, LOG_VARIANCES, UNFINISHED
 from diffjax.data.fingerprints import evenly
@@ -156,6 +157,7 @@ def latents(
     normalisation: str = "none",
     sample: bool = True,
     given: Condition | None = None,
+    label_names: str = "",
 ) -> DataSet:
     """A data set of latents of one shape, from a folder or an `.npz` file.
 
@@ -187,6 +189,7 @@ def latents(
             it takes the means.
         given: the condition of the images, where it is not their classes; its arrays lie in the
             folder, by their names in a batch.
+        label_names: of the classes, where the folder has none: `imagenet`, or "" for their numbers.
 
     Raises:
         UserError: the files are missing; their arrays have other names, types or shapes, such as
@@ -233,7 +236,7 @@ def latents(
         source(test),
         (height, width, channels),
         num_classes,
-        label_names=tuple(facts.get("label_names", map(str, range(num_classes)))),
+        label_names=tuple(facts.get("label_names") or _label_names(label_names, num_classes)),
         notes=_check_codec(codec, recorded, path),
         codec=Unstated() if codec is None else ScaledLatents(codec, factor, shift),
         given=given,
@@ -357,6 +360,18 @@ def _normalisation(
         raise UserError(f"a channel of the latents in {path} is constant: normalisation=none")
     factor = scale / np.asarray(std)
     return shift, tuple(factor.tolist()) if factor.ndim else float(factor)
+
+
+def _label_names(called: str, num_classes: int) -> tuple[str, ...]:
+    tables = {"": lambda: tuple(map(str, range(num_classes))), "imagenet": imagenet.label_names}
+    if called not in tables:
+        raise UserError(f"data.label_names={called!r}; {nearest(called, tables)}")
+    names = tables[called]()
+    if len(names) != num_classes:
+        raise UserError(
+            f"data.label_names={called!r} are of {len(names)} classes, and there are {num_classes}"
+        )
+    return names
 
 
 def _recorded_codec(found: Any, path: str) -> dict[str, str] | None:

@@ -12,7 +12,6 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from diffjax.data import DataSet
 from diffjax.ensemble.grouping import incompatibility
 from diffjax.ensemble.members import (
     compile_steps,
@@ -30,15 +29,14 @@ from diffjax.host.storage import make_writable, translate_storage_errors
 from diffjax.host.watchdog import Watchdog, watched
 from diffjax.loop.begin import initial_weights, restore_or_init
 from diffjax.loop.compiled_step import train_flops
-from diffjax.loop.evaluations import Evaluations, check_evaluators
-from diffjax.loop.loop import evaluate_once, page
+from diffjax.loop.evaluations import Evaluations
+from diffjax.loop.loop import evaluate_once, page, prepared
 from diffjax.loop.pending_metrics import NonFiniteLoss
 from diffjax.loop.recorder import Recorder
 from diffjax.loop.training import Training, checkpoints_of
 from diffjax.runs.checkpoints import Checkpoints
 from diffjax.runs.extension import restart_step
-from diffjax.runs.measure import check_evaluation
-from diffjax.runs.setup import Setup, check_pairs, set_up
+from diffjax.runs.setup import Setup
 from diffjax.runs.workdirs import (
     REPORT,
     add_seconds,
@@ -47,7 +45,6 @@ from diffjax.runs.workdirs import (
     record,
     record_run,
 )
-from diffjax.spec import build
 
 _LOG = logging.getLogger("diffjax")
 
@@ -132,15 +129,10 @@ def train_together(
     folders = [Path(folder) for folder in workdirs]
     commands = commands or [""] * len(configs)
     _check(configs, folders, commands)
-    dataset: DataSet = build(configs[0].data, DataSet, "config.data")
-    shapes, codec = (dataset.image_shape, dataset.condition), dataset.codec
-    setups = [set_up(config, *shapes, codec=codec) for config in configs]
-    for setup in setups:
-        check_pairs(setup, dataset)
-        check_evaluation(setup, dataset)
-        check_evaluators(setup, dataset)
+    first, dataset = prepared(configs[0])
+    setups = [first, *(prepared(config, dataset)[0] for config in configs[1:])]
     for setup, folder in zip(setups, folders, strict=True):
-        initial_weights(setup, folder)
+        initial_weights(setup.parts, folder)
 
     with ExitStack() as stack:
         for folder in folders:
@@ -159,7 +151,9 @@ def train_together(
         names = [folder.name for folder in folders]
         for index, member in enumerate(members):
             ensemble = {"members": len(members), "index": index, "names": names}
-            record_run(member.workdir, member.setup, dataset, member.training.command, ensemble)
+            record_run(
+                member.workdir, member.setup.parts, dataset, member.training.command, ensemble
+            )
         _LOG.info("training %d members as one program", len(members))
         for group in _groups_by_step(members):
             with watched(watchdog, folders[0]) as begun:

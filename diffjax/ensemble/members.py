@@ -17,7 +17,6 @@ from diffjax.data import DataSet, batches
 from diffjax.data.latents import LOG_VARIANCE
 from diffjax.ensemble.grouping import Numbers, numbers_of
 from diffjax.runs.setup import Setup
-from diffjax.spec import build
 from diffjax.training.averages import Averages
 from diffjax.training.posterior import drawn, posterior_key
 from diffjax.training.state import TrainState
@@ -122,7 +121,7 @@ def member_batches(
             batch_size=config.batch_size,
             seed=seed,
             start_step=start_step,
-            augment=build(config.augment),
+            augment=members.setups[0].augment,
         )
         for seed in members.seeds
     ]

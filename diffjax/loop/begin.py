@@ -14,6 +14,7 @@ from diffjax.runs import workdirs
 from diffjax.runs.checkpoints import Checkpoints
 from diffjax.runs.extension import Extension, restarts_at
 from diffjax.runs.initial import Initial, find_initial_weights
+from diffjax.runs.parts import Parts
 from diffjax.runs.setup import Setup
 from diffjax.training.state import LIVE, TrainState
 
@@ -37,19 +38,19 @@ class Begin(NamedTuple):
         return self.extension is not None and self.extension.restart
 
 
-def initial_weights(setup: Setup, workdir: Path) -> Initial | None:
+def initial_weights(parts: Parts, workdir: Path) -> Initial | None:
     """The weights of `config.init_from`; None if it names none, or the run has begun already.
 
     Raises:
         UserError: there are no such weights, or they are of another network.
     """
-    named = setup.config.init_from
+    named = parts.config.init_from
     begun = workdirs.checkpoint_steps(workdir)
-    return _find(named, setup) if named and not begun else None
+    return _find(named, parts) if named and not begun else None
 
 
-def _find(named: str, setup: Setup) -> Initial:
-    return find_initial_weights(named, setup.abstract.weights(LIVE), denoiser=setup.denoiser)
+def _find(named: str, parts: Parts) -> Initial:
+    return find_initial_weights(named, parts.abstract.weights(LIVE), denoiser=parts.denoiser)
 
 
 def restore_or_init(
@@ -76,7 +77,7 @@ def restore_or_init(
     restored = checkpoints.restore(setup.abstract)
     if restored is None:
         if named := setup.config.init_from:
-            params, source = (initial or _find(named, setup))()
+            params, source = (initial or _find(named, setup.parts))()
             _LOG.info("beginning with the weights of %s", named)
             return setup.begin(params), {"step": 0, "schedule_start": 0, "init_from": source}
         init_key, _ = jax.random.split(jax.random.key(setup.config.seed))

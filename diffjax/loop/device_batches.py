@@ -10,7 +10,6 @@ from diffjax.data import DataSet, batches
 from diffjax.data.latents import LOG_VARIANCE
 from diffjax.loop.rollback import Rollbacks, seed_of
 from diffjax.runs.setup import Setup
-from diffjax.spec import build
 from diffjax.training.posterior import drawn, posterior_key
 from diffjax.training.sharding import batch_sharding, part_of_batch
 
@@ -30,7 +29,7 @@ def device_batches(
             batch_size=config.batch_size,
             seed=seed_of(config.seed, order),
             start_step=first,
-            augment=build(config.augment),
+            augment=setup.augment,
             part=part,
         )
         key = posterior_key(config.seed)

@@ -25,20 +25,20 @@ from diffjax.runs import workdirs
 from diffjax.runs.checkpoints import Checkpoints
 from diffjax.runs.evaluators import evaluators_of
 from diffjax.runs.load import BEST, Run
-from diffjax.runs.setup import Setup
+from diffjax.runs.parts import Parts
 from diffjax.training.state import TrainState
 
 _LOG = logging.getLogger("diffjax")
 
 
-def check_evaluators(setup: Setup, dataset: DataSet) -> None:
+def check_evaluators(parts: Parts, dataset: DataSet) -> None:
     """Refuses evaluators that could not measure this run, before step 1.
 
     Raises:
         UserError: one of them can't measure this run, or none returns the metric of
             `config.best_by`.
     """
-    run, evaluators = Run(setup, setup.abstract, Path()), evaluators_of(setup.config)
+    run, evaluators = Run(parts, parts.abstract, Path()), evaluators_of(parts.config)
     for name, evaluator in evaluators.items():
         check = getattr(evaluator, "check", None)
         if check is not None:
@@ -47,7 +47,7 @@ def check_evaluators(setup: Setup, dataset: DataSet) -> None:
             except UserError as error:
                 raise UserError(f"config.evaluators.{name}: {error}") from None
     known = [f"{name}/{metric}" for name, each in evaluators.items() for metric in each.metrics]
-    best_by = setup.config.best_by
+    best_by = parts.config.best_by
     if best_by and best_by not in known:
         hint = (
             nearest(best_by, known)
@@ -118,7 +118,7 @@ class Evaluations:
             Interrupted: the training should stop. Evaluators that have ended have their lines.
         """
         step, training = int(state.step), self._training
-        run = Run(training.setup, state, training.workdir)
+        run = Run(training.setup.parts, state, training.workdir)
 
         def beat(number: int) -> None:
             # Processes agree on a stop by how often each calls `should_stop`.

@@ -29,12 +29,12 @@ from diffjax.loop.recorder import Recorder, open_writers
 from diffjax.loop.rollback import Rollbacks, roll_back
 from diffjax.loop.training import Training, checkpoints_of
 from diffjax.runs import workdirs
+from diffjax.runs.checks import check_config, check_expected, check_pairs
 from diffjax.runs.extension import planned, restart_step, scheduled
 from diffjax.runs.load import Run
 from diffjax.runs.measure import check_evaluation, measure
-from diffjax.runs.setup import Setup, check_pairs, set_up
+from diffjax.runs.setup import Setup, set_up
 from diffjax.runs.teacher import find_teacher, read_teacher
-from diffjax.settings import check_complete, check_settings
 from diffjax.spec import build, check_arguments
 from diffjax.training.state import TrainState
 
@@ -85,7 +85,7 @@ def train(
     # All checks come before the first write.
     setup, dataset = prepared(config)
     profile.check(config.num_steps)
-    initial = initial_weights(setup, workdir)
+    initial = initial_weights(setup.parts, workdir)
 
     in_first(lambda: make_writable(workdir))
     with (
@@ -97,7 +97,7 @@ def train(
         extension = planned(workdir, setup, extend)
         workdirs.claim(workdir, config, extended=extension is not None)
         _LOG.info("training %s in %s", config.name, workdir)
-        _LOG.info("attention: %s", setup.attention or "the network's own")
+        _LOG.info("attention: %s", setup.parts.attention or "the network's own")
         for note in dataset.notes:
             _LOG.warning("%s", note)
         with closing(checkpoints_of(setup, workdir)) as checkpoints:
@@ -109,26 +109,27 @@ def train(
         return page(workdir) if is_first() else workdir / workdirs.REPORT
 
 
-def prepared(config: ConfigDict) -> tuple[Setup, DataSet]:
+def prepared(config: ConfigDict, dataset: DataSet | None = None) -> tuple[Setup, DataSet]:
     """A config's parts and data, after all checks that training and evaluation need.
 
     It compiles small programs alone and writes nothing.
 
     Args:
         config: resolved.
+        dataset: that of the config, if it is built already.
 
     Raises:
         UserError: the first thing that does not fit.
     """
-    check_complete(config)
-    check_settings(config)
-    dataset: DataSet = build(config.data, DataSet, "config.data")
-    setup = set_up(config, dataset.image_shape, dataset.condition, codec=dataset.codec)
-    check_pairs(setup, dataset)
-    check_evaluation(setup, dataset)
-    check_evaluators(setup, dataset)
-    find_teacher(setup)
-    return setup, dataset
+    check_config(config)
+    data = dataset or build(config.data, DataSet, "config.data")
+    check_expected(config, data)
+    setup = set_up(config, data.image_shape, data.condition, codec=data.codec)
+    check_pairs(setup.parts, data)
+    check_evaluation(setup.parts, data)
+    check_evaluators(setup.parts, data)
+    find_teacher(setup.parts)
+    return setup, data
 
 
 def train_and_evaluate(training: Training, begin: Begin = Begin()) -> TrainState:
@@ -165,7 +166,7 @@ def train_and_evaluate(training: Training, begin: Begin = Begin()) -> TrainState
         begin.extension.record(workdir, setup, state, start["schedule_start"])
     if "init_from" in start:
         workdirs.record(workdir, init_from=start["init_from"])
-    workdirs.record_run(workdir, setup, dataset, training.command)
+    workdirs.record_run(workdir, setup.parts, dataset, training.command)
     if start["step"] >= config.num_steps:
         _LOG.info("%s is finished: %d of %d steps", workdir, start["step"], config.num_steps)
 
@@ -179,7 +180,8 @@ def train_and_evaluate(training: Training, begin: Begin = Begin()) -> TrainState
                     batches = stack.enter_context(prefetched(made))
                     schedule = config.optimizer, config.num_steps, start["schedule_start"]
                     with workdirs.timed(workdir, "compile_seconds"):
-                        optimizer, teacher = scheduled(*schedule), read_teacher(setup, workdir)
+                        optimizer = scheduled(*schedule)
+                        teacher = read_teacher(setup.parts, workdir)
                         train_step = compile_train_step(setup, step_key, optimizer, teacher)
                     if start["step"] == 0:
                         workdirs.record(workdir, train_flops_per_step=train_flops(setup))
@@ -241,7 +243,7 @@ def evaluate_once(training: Training, state: TrainState, begun: Any = lambda bat
                 evaluations.make(state, writer, begun)
     # `experiments.evaluate`, run while this trains, may have evaluated an earlier step.
     if (read_json(workdir / workdirs.EVALUATION) or {}).get("step") != last:
-        run = Run(training.setup, state, workdir)
+        run = Run(training.setup.parts, state, workdir)
         measure(run, training.dataset, should_stop=training.should_stop, begun=begun)
 
 

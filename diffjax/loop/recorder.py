@@ -24,7 +24,7 @@ from diffjax.runs.checkpoints import Checkpoints, not_finite
 from diffjax.runs.load import Run
 from diffjax.runs.measure import conditions_to_show
 from diffjax.runs.model import Request
-from diffjax.runs.setup import Setup
+from diffjax.runs.parts import Parts
 from diffjax.training.averages import power_name
 from diffjax.training.state import TrainState
 
@@ -45,7 +45,7 @@ class Recorder:
         setup, dataset, workdir = training.setup, training.dataset, training.workdir
         self._config = config = setup.config
         self._checkpoints = checkpoints = training.checkpoints
-        self._draw_grid = grid_drawer(setup, dataset, workdir)
+        self._draw_grid = grid_drawer(setup.parts, dataset, workdir)
         self.writer = join(open_writers(workdir, config.num_steps, start["step"], bar=bar))
         skip_in_a_row = setup.nonfinite.skip_in_a_row
         # Lines of steps that will be repeated are dropped here, as in the metrics.
@@ -164,18 +164,18 @@ def open_writers(
     return [*files, ProgressBar(num_steps, start_step)] if bar else files
 
 
-def grid_drawer(setup: Setup, dataset: DataSet, workdir: Path) -> Callable[[TrainState], Any]:
+def grid_drawer(parts: Parts, dataset: DataSet, workdir: Path) -> Callable[[TrainState], Any]:
     """A function that draws the run's picture: always the same noise and labels."""
-    config = setup.config
+    config = parts.config
     num_images = config.sample_images
     num_classes = min(dataset.num_classes, most_classes(num_images))
     columns = columns_by_class(num_images, num_classes)
-    num_images, condition = max(num_images // columns, 1) * columns, setup.wired.condition
-    cond, source = conditions_to_show(setup.wired, lambda: dataset, num_images, num_classes)
+    num_images, condition = max(num_images // columns, 1) * columns, parts.wired.condition
+    cond, source = conditions_to_show(parts.wired, lambda: dataset, num_images, num_classes)
     request = Request(cond, config.seed, source)
     names = captions(condition.titles(request.condition), columns)
     beside = condition.pictures(request.condition)
-    run = Run(setup, setup.abstract, workdir)
+    run = Run(parts, parts.abstract, workdir)
     run.model().weaker(run.recipe)  # Reads, or refuses, another run of guidance before step 1.
 
     def draw_grid(state: TrainState) -> None:

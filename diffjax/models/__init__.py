@@ -6,5 +6,7 @@ with `num_classes` as the null label, token states, images, or a dict of these; 
 label), and returns float32 of the shape of `x`.
 """
 
+from diffjax.models.adm import ADM as ADM
 from diffjax.models.dit import DiT as DiT
+from diffjax.models.edm2 import EDM2 as EDM2
 from diffjax.models.unet import UNet as UNet

@@ -1,12 +1,147 @@
-"""Families of denoisers by their network, to find the family of a file of published weights."""
+"""The layouts of published weights by the network that they are of, and which one a file has."""
 
 from collections.abc import Mapping
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
+from diffjax.errors import UserError, nearest
+from diffjax.models.adm.network import ADM, ADMClassifier, ADMUpsampler
+from diffjax.models.adm.published import CLASSIFIER, UPSAMPLER
+from diffjax.models.adm.published import FAMILY as ADM_FAMILY
+from diffjax.models.autoencoder_kl.network import AutoencoderKL, AutoencoderKLFlux2
+from diffjax.models.autoencoder_kl.published import FAMILY as AUTOENCODER_KL
+from diffjax.models.autoencoder_kl.published import (
+    FLUX2,
+    FLUX2_AUTHORS,
+    LDM,
+    OLD_DIFFUSERS,
+    without_prefix,
+)
+from diffjax.models.ddpm.network import DDPMUNet
+from diffjax.models.ddpm.published import FAMILY as DDPM
+from diffjax.models.ddpm.published import OLD as OLD_DDPM
+from diffjax.models.ddt.network import DDT
+from diffjax.models.ddt.published import FAMILY as DDT_FAMILY
 from diffjax.models.dit.network import DiT
-from diffjax.models.dit.published import FAMILY as DIT
+from diffjax.models.dit.published import DIFFUSERS as DIT_OF_DIFFUSERS
+from diffjax.models.dit.published import FAMILY as DIT_FAMILY
+from diffjax.models.edm.network import DhariwalUNet, SongUNet
+from diffjax.models.edm.published import DHARIWAL
+from diffjax.models.edm.published import FAMILY as SONG
+from diffjax.models.edm2.network import EDM2
+from diffjax.models.edm2.published import FAMILY as EDM2_FAMILY
+from diffjax.models.jit.network import JiT
+from diffjax.models.jit.published import FAMILY as JIT_FAMILY
+from diffjax.models.lightningdit.network import LightningDiT
+from diffjax.models.lightningdit.published import FAMILY as LIGHTNINGDIT_FAMILY
+from diffjax.models.movq.network import MOVQ
+from diffjax.models.movq.published import FAMILY as MOVQ_FAMILY
+from diffjax.models.movq.published import KANDINSKY
 from diffjax.models.sit.network import SiT
-from diffjax.models.sit.published import FAMILY as SIT
+from diffjax.models.sit.published import FAMILY as SIT_FAMILY
+from diffjax.models.uvit.network import UViT
+from diffjax.models.uvit.published import FAMILY as UVIT_FAMILY
 from diffjax.pretrained.family import Family
+from diffjax.pretrained.folders import read_weights
+from diffjax.pretrained.tables import Place
 
-DENOISERS: Mapping[type[Any], Family] = {DiT: DIT, SiT: SIT}
+AUTHORS, DIFFUSERS = "authors", "diffusers"
+
+LAYOUTS: Mapping[type[Any], Mapping[str, Family]] = {
+    DiT: {AUTHORS: DIT_FAMILY, DIFFUSERS: DIT_OF_DIFFUSERS},
+    SiT: {AUTHORS: SIT_FAMILY},
+    LightningDiT: {AUTHORS: LIGHTNINGDIT_FAMILY},
+    JiT: {AUTHORS: JIT_FAMILY},
+    DDT: {AUTHORS: DDT_FAMILY},
+    UViT: {AUTHORS: UVIT_FAMILY},
+    ADM: {AUTHORS: ADM_FAMILY},
+    ADMUpsampler: {AUTHORS: UPSAMPLER},
+    ADMClassifier: {AUTHORS: CLASSIFIER},
+    SongUNet: {AUTHORS: SONG},
+    DhariwalUNet: {AUTHORS: DHARIWAL},
+    DDPMUNet: {DIFFUSERS: DDPM, "old diffusers": OLD_DDPM},
+    EDM2: {AUTHORS: EDM2_FAMILY},
+    # Before the one whose names their files have too.
+    AutoencoderKLFlux2: {AUTHORS: FLUX2_AUTHORS, DIFFUSERS: FLUX2},
+    MOVQ: {AUTHORS: KANDINSKY, DIFFUSERS: MOVQ_FAMILY},
+    AutoencoderKL: {AUTHORS: LDM, DIFFUSERS: AUTOENCODER_KL, "old diffusers": OLD_DIFFUSERS},
+}
+"""By the class of the network. A file of SiT is taken for one of DiT, whose names it has."""
+
+
+def layout_of(state: Mapping[str, Any], layouts: Mapping[str, Family]) -> str | None:
+    """The first layout whose names and axes published tensors have; None if it is none of these.
+
+    Example:
+        >>> import numpy as np
+        >>> layout_of({"pos_embed": np.zeros((1, 4, 8))}, LAYOUTS[DiT]) is None
+        True
+    """
+    shapes = {name: tuple(x.shape) for name, x in state.items()}
+    for name, family in layouts.items():
+        try:
+            family.recognise(shapes)
+        except (ArithmeticError, LookupError, ValueError):
+            continue
+        return name
+    return None
+
+
+class Found(NamedTuple):
+    """Published weights whose network and layout were recognised.
+
+    Attributes:
+        network: the network, or a `Denoiser`.
+        layout: the name of the layout, one of those of the network in `LAYOUTS`.
+        family: the layout.
+        state: the tensors by name, which are read when they are used.
+        source: the file or folder, for errors.
+    """
+
+    network: Any
+    layout: str
+    family: Family
+    state: Mapping[str, Any]
+    source: str
+
+    def params(self, place: Place = lambda path, array: array) -> Any:
+        """The parameters; see `diffjax.pretrained.tables.to_ours`.
+
+        Raises:
+            UserError: tensors are missing, unknown, or of another shape or type.
+        """
+        return self.family.to_ours(self.state, self.network, self.source, place)
+
+
+def networks_of(state: Mapping[str, Any]) -> list[str]:
+    """The names of the networks that have a layout with names and axes of published tensors."""
+    return [kind.__name__ for kind, layouts in LAYOUTS.items() if layout_of(state, layouts)]
+
+
+def find_published(path: str | Path, part: str = "", network: str = "", **settings: Any) -> Found:
+    """Recognises the network and the layout of a published file or folder.
+
+    Args:
+        path: of a file of torch or safetensors, a folder of diffusers, or a pipeline of it.
+        part: of a file of torch with several, such as `ema`; see `read_state_dict`.
+        network: the name of the network's class, where several have the names: `SiT`.
+        **settings: further ones of the network, such as the number of heads of no published size.
+
+    Raises:
+        UserError: nothing can be read there, or it is of none of these networks.
+    """
+    known = {kind.__name__: layouts for kind, layouts in LAYOUTS.items()}
+    if network and network not in known:
+        raise UserError(f"no published network is called {network!r}; {nearest(network, known)}")
+    whole, config, place = read_weights(path, part)
+    for state in (whole, without_prefix(whole)):
+        for layouts in [known[network]] if network else known.values():
+            if name := layout_of(state, layouts):
+                family = layouts[name]
+                found = family.network_of(state, str(place), config, **settings)
+                return Found(found, name, family, state, str(place))
+    names = ", ".join(list(whole)[:3]) or "none at all"
+    raise UserError(
+        f"{place} has the tensors of no network that is known ({', '.join(known)}); its names: "
+        f"{names}{', …' if len(whole) > 3 else ''}"
+    )

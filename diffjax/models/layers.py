@@ -5,7 +5,8 @@ import math
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -17,18 +18,36 @@ from jax.nn.initializers import Initializer
 from jaxtyping import Bool, Float
 
 from diffjax.errors import UserError, nearest
+from diffjax.kinds import Positive
 from diffjax.models.attention import attention
+from diffjax.models.norms import norm
 from diffjax.models.placement import BATCH, constrain, one_device
 from diffjax.models.remat import ATTENTION
+from diffjax.models.rotary import Rotation, rotate
 from diffjax.shapes import Array, Labels, NoiseLabels, PerSample, Tokens
 
 HIDDEN = ("intermediates", "hidden")
 """The collection and name under which a network sows activations of a middle layer."""
 
 STACKED = "blocks"
-"""The name of the parameters of stacked blocks, whose first axis is the number of the block."""
+"""The name of the parameters of stacked blocks, whose first axis is the number of the block. Those
+of a stack that begins with block 4 are `blocks_4`."""
+
+_STACK = re.compile(rf"{STACKED}(?:_([0-9]+))?")
 
 COMPUTE_TYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+
+
+def is_stacked(path: str) -> bool:
+    """Whether a parameter, by its path, is one of stacked blocks.
+
+    Example:
+        >>> is_stacked("blocks/mlp/up/kernel"), is_stacked("blocks_4/mlp/up/kernel")
+        (True, True)
+        >>> is_stacked("block_4/mlp/up/kernel")
+        False
+    """
+    return any(_STACK.fullmatch(name) for name in path.split("/"))
 
 
 def compute_type(name: str) -> jnp.dtype:
@@ -47,16 +66,19 @@ def compute_type(name: str) -> jnp.dtype:
 
 
 def frequency_embedding(
-    noise_label: PerSample, features: int, max_period: float = 10_000.0
+    noise_label: PerSample, features: int, max_period: float = 10_000.0, endpoint: bool = False
 ) -> Float[Array, " batch {features}"]:
     """The sinusoidal embedding of a scalar: cosines and sines at geometrically spaced frequencies.
 
         [cos(ω_i t), sin(ω_i t)]        ω_i = max_period^(−i / n),  i = 0 … n−1,  n = features / 2
 
+    With `endpoint`, `ω_i = max_period^(−i / (n − 1))`: the lowest frequency is 1 / max_period.
+
     Args:
         noise_label: `[B]`, of the order 0 … 1000; smaller ranges hardly change the embedding.
         features: the width of the embedding, an even number; typically 128 or 256.
         max_period: the longest period is about 2π times this; typically 10,000.
+        endpoint: whether the longest period is exactly 2π times this.
 
     Returns:
         `[B, features]` float32, for labels of any type.
@@ -75,7 +97,8 @@ def frequency_embedding(
     if features % 2:
         raise UserError(f"frequency embedding: {features} features is odd; use {features + 1}")
     half = features // 2
-    frequencies = jnp.exp(-math.log(max_period) / half * jnp.arange(half, dtype=jnp.float32))
+    rate = -math.log(max_period) / (half - endpoint)
+    frequencies = jnp.exp(rate * jnp.arange(half, dtype=jnp.float32))
     angles = noise_label.astype(jnp.float32)[:, None] * frequencies[None]
     return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
 
@@ -110,8 +133,91 @@ Dense = functools.partial(nn.Dense, dot_general=rows_as_one)
 """`flax.linen.Dense` with the product `rows_as_one`; the same function and parameters."""
 
 
+@dataclass(frozen=True)
+class Sinusoids:
+    """Cosines and sines of a noise label at geometrically spaced frequencies.
+
+    See `frequency_embedding`.
+
+    Attributes:
+        endpoint: whether the lowest frequency is 1 / 10,000, as in DDPM, or the one above it, as in
+            ADM and DiT.
+        sine_first: whether the sines come first, as in DDPM.
+        max_period: the longest period, over 2π; 10 for labels from 0 to 1 in DDT.
+    """
+
+    endpoint: bool = False
+    sine_first: bool = False
+    max_period: Positive[float] = 10_000.0
+
+    def __call__(
+        self, module: nn.Module, noise_label: PerSample, features: int, suffix: str = ""
+    ) -> Float[Array, " batch {features}"]:
+        """The embedding; `module` gets no parameters."""
+        del module, suffix
+        waves = frequency_embedding(noise_label, features, self.max_period, self.endpoint)
+        return jnp.roll(waves, features // 2, axis=-1) if self.sine_first else waves
+
+
+COSINES_FIRST = Sinusoids()
+"""The embedding of noise labels in DiT and ADM."""
+
+
+@dataclass(frozen=True)
+class Fourier:
+    """Sines and cosines of a noise label at random frequencies, which are not trained.
+
+        [sin(2π f_i t), cos(2π f_i t)]        f_i ~ scale·N(0, 1)
+
+    The frequencies are parameters without a gradient, so only weight decay would change them.
+
+    Attributes:
+        scale: the deviation of the frequencies; 16 in NCSN++, for `t = log(σ)` of the order 1.
+
+    References:
+        Tancik et al., "Fourier Features Let Networks Learn High Frequency Functions in Low
+        Dimensional Domains", 2020, arXiv:2006.10739
+        Song et al., "Score-Based Generative Modeling through Stochastic Differential Equations",
+        2021, arXiv:2011.13456
+    """
+
+    scale: Positive[float] = 16.0
+
+    def __call__(
+        self, module: nn.Module, noise_label: PerSample, features: int, suffix: str = ""
+    ) -> Float[Array, " batch {features}"]:
+        """The embedding, with the parameter `frequencies` of `module`."""
+        init = initializers.normal(self.scale)
+        frequencies = module.param(f"frequencies{suffix}", init, (features // 2,), jnp.float32)
+        turns = 2 * math.pi * jax.lax.stop_gradient(frequencies)
+        angles = noise_label.astype(jnp.float32)[:, None] * turns[None]
+        return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
+
+
+class Embeddings(NamedTuple):
+    """The embedded noise labels and class of each example, `[B, features]` each.
+
+    Attributes:
+        times: one for each noise label.
+        label: of the class; None without classes.
+    """
+
+    times: tuple[jax.Array, ...]
+    label: jax.Array | None
+
+    @property
+    def time(self) -> jax.Array:
+        """The sum of the embedded noise labels."""
+        return functools.reduce(jnp.add, self.times)
+
+    @property
+    def vector(self) -> jax.Array:
+        """The conditioning vector: the sum of all."""
+        return constrain(self.time if self.label is None else self.time + self.label, BATCH, None)
+
+
 class Conditioning(nn.Module):
-    """The conditioning vector of an example, from its noise label and its class.
+    """Embeds the noise label and the class of an example; their sum is its conditioning vector.
 
         c = W₂ SiLU(W₁ frequencies(noise_label)) + E[cond]
 
@@ -120,58 +226,123 @@ class Conditioning(nn.Module):
     ignored. A label outside of the table returns NaN, not another row. With several noise labels,
     each further one adds a term like the first, with its own weights.
 
-    Call with `noise_label [B]` or `[B, n]` and `cond [B] int32 | None`; returns `[B, features]`.
+    Labels of augmentation are a vector of numbers `a` an example, 0 where an image is as it was;
+    the frequencies become `frequencies(noise_label) + A a`, without a bias.
+
+    Call with `noise_label [B]` or `[B, n]`, `cond [B] int32 | None` and
+    `augment_labels [B, augment_dim] | None`; returns `Embeddings`, whose `vector` is `c`.
 
     Attributes:
         num_classes: the number of classes; 0 is unconditional.
-        features: the width of the vector.
+        features: the width of the vectors.
         num_frequencies: the width of the sinusoidal embedding; 256 in DiT.
+        frequencies: the embedding of the noise label, `Sinusoids` or `Fourier`.
+        null_row: whether the null label has a row of `E`. Without one it adds nothing, as in EDM.
+        early_labels: whether the labels are added to the frequencies, as in DDPM++, and not to the
+            vector: `frequencies(noise_label) + √num_classes·E[cond] + b`.
+        augment_dim: the number of labels of augmentation; 0 is without. EDM has 9 for small images.
         dtype: the compute type.
         kernel_init: the initializer of both dense layers.
         label_init: the initializer of `E`.
+        layers: whether the two dense layers are there. Without them an embedded noise label is
+            `frequencies(noise_label)`, of the width `features`.
     """
 
     num_classes: int
     features: int
     num_frequencies: int = 256
+    frequencies: Sinusoids | Fourier = COSINES_FIRST
+    null_row: bool = True
+    early_labels: bool = False
+    augment_dim: int = 0
     dtype: str = "float32"
     kernel_init: Initializer = initializers.normal(0.02)
     label_init: Initializer = initializers.normal(0.02)
+    layers: bool = True
 
     @nn.compact
     def __call__(
-        self, noise_label: NoiseLabels, cond: Labels | None
-    ) -> Float[Array, " batch {self.features}"]:
-        dtype = compute_type(self.dtype)
+        self,
+        noise_label: NoiseLabels,
+        cond: Labels | None,
+        augment_labels: Float[Array, " batch {self.augment_dim}"] | None = None,
+    ) -> Embeddings:
         labels = noise_label.reshape(noise_label.shape[0], -1)
-        h = self._embedded(labels[:, 0], "")
-        for i in range(1, labels.shape[1]):
-            h = h + self._embedded(labels[:, i], f"_{i}")
+        of_classes = None
         if self.num_classes:
             if cond is None:
                 cond = jnp.full(noise_label.shape[0], self.num_classes, jnp.int32)
-            h = h + nn.Embed(
-                self.num_classes + 1,
-                self.features,
-                dtype=dtype,
-                embedding_init=self.label_init,
-                name="label",
-            )(cond)
-        return constrain(h, BATCH, None)
+            of_classes = self._of_classes(cond)
+        early = of_classes if self.early_labels else None
+        if self.augment_dim:
+            if augment_labels is None:
+                augment_labels = jnp.zeros((noise_label.shape[0], self.augment_dim))
+            added = self._dense(self.num_frequencies, "augmentation", False)(augment_labels)
+            early = added if early is None else early + added
+        times = [self._embedded(labels[:, 0], "", early)]
+        times += [self._embedded(labels[:, i], f"_{i}") for i in range(1, labels.shape[1])]
+        return Embeddings(tuple(times), None if self.early_labels else of_classes)
 
-    def _embedded(self, noise_label: jax.Array, suffix: str) -> jax.Array:
-        how = {"dtype": compute_type(self.dtype), "kernel_init": self.kernel_init}
-        h = frequency_embedding(noise_label, self.num_frequencies)
+    def _of_classes(self, cond: jax.Array) -> jax.Array:
+        table = nn.Embed(
+            self.num_classes + self.null_row,
+            self.num_frequencies if self.early_labels else self.features,
+            dtype=compute_type(self.dtype),
+            embedding_init=self.label_init,
+            name="label",
+        )
+        if self.null_row:
+            found = table(cond)
+        else:
+            null = cond == self.num_classes
+            found = jnp.where(null[:, None], 0.0, table(jnp.where(null, 0, cond)))
+        if not self.early_labels:
+            return found
+        bias = self.param("label_bias", initializers.zeros, (self.num_frequencies,))
+        return math.sqrt(self.num_classes) * found + bias.astype(found.dtype)[None]
+
+    def _embedded(
+        self, noise_label: jax.Array, suffix: str, early: jax.Array | None = None
+    ) -> jax.Array:
+        if not self.layers:
+            h = self.frequencies(self, noise_label, self.features, suffix)
+            return h.astype(compute_type(self.dtype))
+        h = self.frequencies(self, noise_label, self.num_frequencies, suffix)
+        h = h if early is None else h + early.astype(h.dtype)
         # Not split by width: with such a split XLA returned wrong gradients for the layers below.
-        h = nn.Dense(self.features, **how, name=f"hidden{suffix}")(h)
+        h = self._dense(self.features, f"hidden{suffix}")(h)
         h = nn.silu(constrain(h, BATCH, None))
-        return nn.Dense(self.features, **how, name=f"out{suffix}")(h)
+        return self._dense(self.features, f"out{suffix}")(h)
+
+    def _dense(self, features: int, name: str, use_bias: bool = True) -> nn.Dense:
+        return nn.Dense(
+            features,
+            use_bias=use_bias,
+            dtype=compute_type(self.dtype),
+            kernel_init=self.kernel_init,
+            name=name,
+        )
+
+
+QKV_ORDERS: Mapping[str, tuple[int, int, int]] = {
+    "parts": (0, 1, 2),
+    "heads": (1, 0, 2),
+    "channels": (1, 2, 0),
+}
+"""Orders of the axes (part, head, channel) of the columns for queries, keys and values, the last
+axis fastest: `parts` is all queries, then all keys, then all values (DiT, and ADM at 64 pixels);
+`heads` is these three head by head (ADM at other sizes); `channels` is these three channel by
+channel (EDM and EDM2)."""
 
 
 class SelfAttention(nn.Module):
     """Multi-head self-attention over tokens `[B, T, D]`, with dense layers before and after it.
 
-    In stacked blocks, `place [depth]` is one-hot: true at the number of this block.
+    In stacked blocks, `place [depth]` is one-hot: true at the number of this block. With `rotation`
+    queries and keys are rotated by the tokens' positions (`diffjax.models.rotary`).
+
+    One dense layer returns queries, keys and values. The order of its columns is the same function
+    with other places of the weights, and published networks differ in it.
 
     Attributes:
         num_heads: the number of heads; divides the width D.
@@ -179,9 +350,14 @@ class SelfAttention(nn.Module):
         dtype: the compute type.
         kernel_init: the initializer of the layer for queries, keys and values.
         out_init: the initializer of the output layer.
+        qkv_order: the order of the columns, a name in `QKV_ORDERS`.
+        qkv_bias: whether the layer for queries, keys and values has a bias.
+        qk_norm: whether the queries and keys of a head are normalised to a mean square of 1, and
+            multiplied by a learned vector, the same for all heads (Dehghani et al. 2023,
+            arXiv:2302.05442, with RMS norms).
 
     Raises:
-        UserError: the heads do not divide the width.
+        UserError: the heads do not divide the width, or the order is unknown.
     """
 
     num_heads: int
@@ -189,21 +365,49 @@ class SelfAttention(nn.Module):
     dtype: str = "float32"
     kernel_init: Initializer = initializers.xavier_uniform()
     out_init: Initializer = initializers.xavier_uniform()
+    qkv_order: str = "parts"
+    qkv_bias: bool = True
+    qk_norm: bool = False
 
     @nn.compact
-    def __call__(self, x: Tokens, place: Bool[Array, " depth"] | None = None) -> Tokens:
+    def __call__(
+        self,
+        x: Tokens,
+        place: Bool[Array, " depth"] | None = None,
+        rotation: Rotation | None = None,
+    ) -> Tokens:
         dtype = compute_type(self.dtype)
         batch, length, width = x.shape
         if self.num_heads < 1 or width % self.num_heads:
             raise UserError(f"attention: {self.num_heads} heads do not divide a width of {width}")
-        qkv = Dense(3 * width, dtype=dtype, kernel_init=self.kernel_init, name="qkv")(x)
+        if self.qkv_order not in QKV_ORDERS:
+            raise UserError(
+                f"qkv_order: no order {self.qkv_order!r}; {nearest(self.qkv_order, QKV_ORDERS)}"
+            )
+        qkv = Dense(
+            3 * width,
+            use_bias=self.qkv_bias,
+            dtype=dtype,
+            kernel_init=self.kernel_init,
+            name="qkv",
+        )(x)
         heads = (batch, length, self.num_heads, width // self.num_heads)
+        order = QKV_ORDERS[self.qkv_order]
+        if order != (0, 1, 2):
+            sizes = 3, self.num_heads, width // self.num_heads
+            columns = qkv.reshape(batch, length, *(sizes[axis] for axis in order))
+            there = (0, 1, *(2 + order.index(axis) for axis in range(3)))
+            qkv = columns.transpose(there).reshape(batch, length, 3 * width)
         # Each device gets whole heads, for any split of the columns of q, k and v. The gradient of
         # `split` is one concatenation; that of three slices is three padded arrays and their sum.
         q, k, v = (
             constrain(part.reshape(heads), BATCH, "sequence", "tensor", None)
             for part in jnp.split(qkv, 3, axis=-1)
         )
+        if self.qk_norm:
+            q, k = norm("rms", dtype, name="q_norm")(q), norm("rms", dtype, name="k_norm")(k)
+        if rotation is not None:
+            q, k = rotate(q, rotation), rotate(k, rotation)
         out = checkpoint_name(self.look(q, k, v, place), ATTENTION).reshape(batch, length, width)
         return Dense(width, dtype=dtype, kernel_init=self.out_init, name="out")(out)
 
@@ -254,7 +458,7 @@ def attention_layers(params: Any) -> list[str]:
         return []
     found = []
     for name, inner in params.items():
-        if name == STACKED:
+        if _STACK.fullmatch(name):
             depth = jax.tree.leaves(inner)[0].shape[0]
             paths = [f"{name}/{path}" for path in attention_layers(inner)]
             found += [_in_stack(path, i) for i in range(depth) for path in paths]
@@ -267,4 +471,9 @@ def attention_layers(params: Any) -> list[str]:
 
 def _in_stack(path: str, number: int) -> str:
     """The path of a layer in one of the stacked blocks, as if the blocks were not stacked."""
-    return re.sub(rf"(^|/){STACKED}/", rf"\g<1>block_{number}/", path)
+
+    def unstacked(name: str) -> str:
+        stack = _STACK.fullmatch(name)
+        return name if stack is None else f"block_{int(stack[1] or 0) + number}"
+
+    return "/".join(map(unstacked, path.split("/")))

@@ -1,6 +1,12 @@
-"""The U-Net of DDPM and ADM: residual blocks, attention on small maps, skip connections."""
+"""The U-Net: residual blocks, attention on small maps, skip connections.
 
+Published networks are settings of it: ADM (`models/adm`), DDPM (`models/ddpm`), DDPM++ and NCSN++
+(`models/edm`).
+"""
+
+import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -10,37 +16,23 @@ import jax.numpy as jnp
 from jax.nn import initializers
 from jaxtyping import Float
 
-from diffjax.errors import UserError
+from diffjax.errors import UserError, nearest
 from diffjax.kinds import Decay, NotNegative, Positive
 from diffjax.models.context import beside, parts_of
-from diffjax.models.layers import HIDDEN, Conditioning, Dense, SelfAttention, compute_type
+from diffjax.models.layers import (
+    COSINES_FIRST,
+    HIDDEN,
+    Conditioning,
+    Dense,
+    Fourier,
+    SelfAttention,
+    Sinusoids,
+    compute_type,
+)
 from diffjax.models.placement import BATCH, constrain
 from diffjax.models.remat import rematerialised
+from diffjax.models.resampling import BOX, check_filter, doubled, halved
 from diffjax.shapes import Array, Images, NoiseLabels
-
-SIZES: dict[str, dict] = {
-    "DDPM-CIFAR10": {
-        "channels": 128,
-        "channel_multipliers": (1, 2, 2, 2),
-        "num_res_blocks": 2,
-        "attention_resolutions": (16,),
-        "head_channels": 256,
-        "scale_shift": False,
-        "dropout": 0.1,
-    },
-    "ADM-64": {
-        "channels": 192,
-        "channel_multipliers": (1, 2, 3, 4),
-        "num_res_blocks": 3,
-        "attention_resolutions": (32, 16, 8),
-        "head_channels": 64,
-        "residual_resampling": True,
-        "dropout": 0.1,
-    },
-}
-"""Published sizes: `UNet(num_classes=0, **SIZES["DDPM-CIFAR10"])` is Ho et al. 2020 (35.7 M
-parameters at 32x32x3), `UNet(num_classes=1000, **SIZES["ADM-64"])` Dhariwal & Nichol 2021 (296 M at
-64x64x3)."""
 
 # Not split by rows: XLA's convolutions of maps that are split by rows and by channels at once
 # returned wrong numbers (jax 0.10.2, eight CPU devices, tensor=2 and sequence=2).
@@ -114,27 +106,61 @@ class GroupNorm(nn.Module):
         return (normed + bias[None, None, None]).astype(self.dtype)
 
 
-def _norm(x: jax.Array, dtype: jnp.dtype, name: str) -> jax.Array:
-    return GroupNorm(num_groups(x.shape[-1]), dtype, name=name)(x)
+@dataclass(frozen=True)
+class Embedding:
+    """How noise labels, classes and labels of augmentation become one vector.
+
+    Attributes:
+        frequencies: the embedding of the noise label, `Sinusoids` or `Fourier`.
+        width: that of the frequencies, in units of the network's `channels`; 2 in NCSN++.
+        null_row: whether the null label is learned, as a row of the table of labels. Without one it
+            adds nothing, as in EDM.
+        early_labels: whether labels are added to the frequencies (DDPM++) or to the vector (ADM).
+        augment_dim: the number of labels of augmentation; 0 is without. EDM has 9 for small images.
+    """
+
+    frequencies: Sinusoids | Fourier = COSINES_FIRST
+    width: Positive[int] = 1
+    null_row: bool = True
+    early_labels: bool = False
+    augment_dim: NotNegative[int] = 0
+
+
+@dataclass(frozen=True)
+class Resampling:
+    """How maps are halved and doubled between levels.
+
+    Attributes:
+        taps: the filter in residual blocks (`residual_resampling`): `(1, 1)` is the mean of two by
+            two pixels, `(1, 3, 3, 1)` that of NCSN++.
+        projected: whether the skip around such a block has a dense layer even if it keeps the
+            number of channels, as in DDPM++.
+        padded_before: whether convolutions that halve see one more pixel on each side, and not
+            on the lower and right side alone, as in DDPM.
+    """
+
+    taps: tuple[Positive[float], ...] = BOX
+    projected: bool = False
+    padded_before: bool = True
 
 
 def _conv(
-    x: jax.Array, features: int, dtype: jnp.dtype, name: str, stride: int = 1, zero: bool = False
+    x: jax.Array,
+    features: int,
+    dtype: jnp.dtype,
+    name: str,
+    stride: int = 1,
+    zero: bool = False,
+    padding: Any = 1,
 ) -> jax.Array:
     init = initializers.zeros if zero else _uniform
-    return nn.Conv(features, (3, 3), stride, padding=1, dtype=dtype, kernel_init=init, name=name)(x)
+    return nn.Conv(
+        features, (3, 3), stride, padding=padding, dtype=dtype, kernel_init=init, name=name
+    )(x)
 
 
 def _same(x: jax.Array) -> jax.Array:
     return x
-
-
-def _halved(x: jax.Array) -> jax.Array:
-    return nn.avg_pool(x, (2, 2), (2, 2))
-
-
-def _doubled(x: jax.Array) -> jax.Array:
-    return x.repeat(2, axis=1).repeat(2, axis=2)
 
 
 class ResidualBlock(nn.Module):
@@ -143,7 +169,7 @@ class ResidualBlock(nn.Module):
         h = conv₁(r(SiLU(norm₁(x))))                           r = resample
         h = norm₂(h)·(1 + s) + b        (s, b) = W SiLU(c)        with scale_shift
         h = norm₂(h + b)                     b = W SiLU(c)        without
-        x ← skip(r(x)) + conv₂(dropout(SiLU(h)))
+        x ← (skip(r(x)) + conv₂(dropout(SiLU(h))))·skip_scale
 
     The second convolution is initially 0. Call with `x [B,H,W,C]` and conditioning `[B, D]`;
     returns `[B,H',W',features]`, where `H', W'` is the size after `resample`.
@@ -154,13 +180,16 @@ class ResidualBlock(nn.Module):
     dropout: float
     dtype: str
     resample: Callable[[jax.Array], jax.Array] = _same
+    project: bool = False
+    epsilon: float = 1e-5
+    skip_scale: float = 1.0
 
     @nn.compact
     def __call__(
         self, x: Images, c: Float[Array, " batch width_of_c"], train: bool
     ) -> Float[Array, " batch new_height new_width {self.features}"]:
         dtype = compute_type(self.dtype)
-        h = self.resample(nn.silu(_norm(x, dtype, "norm_1")))
+        h = self.resample(nn.silu(self._norm(x, "norm_1")))
         h = _conv(h, self.features, dtype, "conv_1")
         x = self.resample(x)
         modulation = nn.Dense(
@@ -171,45 +200,63 @@ class ResidualBlock(nn.Module):
         )(nn.silu(c))[:, None, None]
         if self.scale_shift:
             scale, shift = jnp.split(modulation, 2, axis=-1)
-            h = _norm(h, dtype, "norm_2") * (1 + scale) + shift
+            h = self._norm(h, "norm_2") * (1 + scale) + shift
         else:
-            h = _norm(h + modulation, dtype, "norm_2")
+            h = self._norm(h + modulation, "norm_2")
         h = nn.Dropout(self.dropout, deterministic=not train)(nn.silu(h))
         h = _conv(h, self.features, dtype, "conv_2", zero=True)
-        if x.shape[-1] != self.features:
+        if self.project or x.shape[-1] != self.features:
             x = Dense(self.features, dtype=dtype, kernel_init=_uniform, name="skip")(x)
-        return constrain(x + h, *MAPS)
+        return constrain((x + h) * self.skip_scale, *MAPS)
+
+    def _norm(self, x: jax.Array, name: str) -> jax.Array:
+        groups = num_groups(x.shape[-1])
+        return GroupNorm(groups, compute_type(self.dtype), self.epsilon, name=name)(x)
 
 
 class AttentionBlock(nn.Module):
-    """Self-attention over pixels `[B,H,W,C]` with a skip; its output is initially zero."""
+    """Self-attention over pixels `[B,H,W,C]` with a skip; its output is initially zero.
+
+        x ← (x + attention(norm(x)))·skip_scale
+
+    There are `num_heads` heads, or, if that is 0, as many as have `head_channels` channels each.
+    """
 
     head_channels: int
     dtype: str
     attention: str
+    num_heads: int = 0
+    qkv_order: str = "parts"
+    epsilon: float = 1e-5
+    skip_scale: float = 1.0
 
     @nn.compact
     def __call__(self, x: Images) -> Images:
         channels = x.shape[-1]
-        if self.head_channels < 1 or channels % self.head_channels:
+        parts, what = (self.num_heads, "num_heads") if self.num_heads else (
+            self.head_channels, "head_channels"
+        )  # fmt: skip
+        if parts < 1 or channels % parts:
             raise UserError(
-                f"U-Net: head_channels={self.head_channels} does not divide the {channels} "
+                f"U-Net: {what}={parts} does not divide the {channels} "
                 f"channels of the {x.shape[1]}x{x.shape[2]} map"
             )
-        h = _norm(x, compute_type(self.dtype), "norm").reshape(x.shape[0], -1, channels)
+        dtype = compute_type(self.dtype)
+        norm = GroupNorm(num_groups(channels), dtype, self.epsilon, name="norm")
         h = SelfAttention(
-            channels // self.head_channels,
+            self.num_heads or channels // self.head_channels,
             self.attention,
             self.dtype,
             kernel_init=_uniform,
             out_init=initializers.zeros,
+            qkv_order=self.qkv_order,
             name="attention",
-        )(h)
-        return constrain(x + h.reshape(x.shape), *MAPS)
+        )(norm(x).reshape(x.shape[0], -1, channels))
+        return constrain((x + h.reshape(x.shape)) * self.skip_scale, *MAPS)
 
 
 class UNet(nn.Module):
-    """The U-Net of DDPM and ADM, conditioned on noise label and class.
+    """The U-Net, conditioned on noise label and class; ADM, DDPM, DDPM++ and NCSN++ by settings.
 
     Level i has `channels · channel_multipliers[i]` channels on maps of 1 / 2^i of the image's
     sides. Each level has `num_res_blocks` residual blocks on the way down. On the way up it has one
@@ -221,6 +268,8 @@ class UNet(nn.Module):
     labels, see `Conditioning`), a condition: labels `[B] int32` (`num_classes` is the null label,
     which is also used for None), images `[B,H,W,C]` beside `x` in the channels, or a dict of both,
     and `train=True` with `rngs={"dropout": key}` if there is dropout; returns `[B,H,W,C]` float32.
+    With `embedding.augment_dim`, `augment_labels [B, augment_dim]` may tell how images are
+    augmented; none are.
 
     Attributes:
         num_classes: the number of classes; 0 is without labels.
@@ -242,10 +291,24 @@ class UNet(nn.Module):
         out_channels: the number of output channels; 0 means that of the input.
         remat: a name in `diffjax.models.remat.REMAT`: which activations residual and attention
             blocks keep.
+        first_multiplier: the factor of the first convolution; 0.5 in ADM at 512×512.
+        num_heads: the number of attention heads on all maps; 0 means as many as `head_channels`
+            divides. 1 in DDPM and DDPM++.
+        qkv_order: the order of attention's columns, a name in `diffjax.models.layers.QKV_ORDERS`.
+        sparse_attention: whether on the way up only the last block of a level is followed by
+            attention, as in DDPM++.
+        norm_epsilon: of all group norms; 1e-5 in ADM, 1e-6 in DDPM and DDPM++.
+        skip_scale: the factor after each sum of a block; √½ in DDPM++, which keeps the variance.
+        embedding: how noise label and class are embedded.
+        resampling: how maps are halved and doubled.
+        images_in: how the halved image is added to each level on the way down: `"none"`, `"skip"`
+            (a dense layer of it), or `"residual"` (NCSN++: a convolution of the sum so far).
+        images_out: whether the output is a sum over levels, each at its own size and doubled, as in
+            StyleGAN2.
 
     Raises:
-        UserError: a map can't be halved as often as there are levels, or `head_channels` does not
-            divide the channels.
+        UserError: a map can't be halved as often as there are levels, the heads do not divide the
+            channels, or a name is unknown.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -258,11 +321,15 @@ class UNet(nn.Module):
     References:
         Ho et al., "Denoising Diffusion Probabilistic Models", 2020, arXiv:2006.11239
         Dhariwal & Nichol, "Diffusion Models Beat GANs on Image Synthesis", 2021, arXiv:2105.05233
+        Song et al., "Score-Based Generative Modeling through Stochastic Differential Equations",
+        2021, arXiv:2011.13456
+        Karras et al., "Elucidating the Design Space of Diffusion-Based Generative Models", 2022,
+        arXiv:2206.00364
     """
 
     num_classes: int
     channels: Positive[int] = 64
-    channel_multipliers: tuple[Positive[int], ...] = (1, 2, 2)
+    channel_multipliers: tuple[Positive[float], ...] = (1, 2, 2)
     num_res_blocks: Positive[int] = 2
     attention_resolutions: tuple[Positive[int], ...] = (16,)
     head_channels: Positive[int] = 64
@@ -273,6 +340,16 @@ class UNet(nn.Module):
     attention: str = "auto"
     out_channels: NotNegative[int] = 0
     remat: str = "none"
+    first_multiplier: Positive[float] = 1.0
+    num_heads: NotNegative[int] = 0
+    qkv_order: str = "parts"
+    sparse_attention: bool = False
+    norm_epsilon: Positive[float] = 1e-5
+    skip_scale: Positive[float] = 1.0
+    embedding: Embedding = Embedding()
+    resampling: Resampling = Resampling()
+    images_in: str = "none"
+    images_out: bool = False
 
     @nn.compact
     def __call__(
@@ -281,78 +358,172 @@ class UNet(nn.Module):
         noise_label: NoiseLabels,
         cond: Any = None,
         train: bool = False,
+        augment_labels: Float[Array, " batch {self.embedding.augment_dim}"] | None = None,
     ) -> Float[Array, " batch height width out"]:
         self._check(*x.shape[1:3])
-        dtype = compute_type(self.dtype)
         labels, tokens, images = parts_of(cond)
         if tokens is not None:
             raise UserError("UNet attends to no tokens: take DiT for this condition")
-        c = Conditioning(
+        c = self._conditioning(noise_label, labels, augment_labels)
+        h, skips = self._down(beside(x, images), c, train)
+        h = self._middle(h, c, train)
+        self.sow(*HIDDEN, h)
+        return self._up(h, skips, c, train, self.out_channels or x.shape[-1]).astype(jnp.float32)
+
+    def _conditioning(
+        self,
+        noise_label: jax.Array,
+        labels: jax.Array | None,
+        augment_labels: jax.Array | None = None,
+    ) -> jax.Array:
+        how = self.embedding
+        return Conditioning(
             self.num_classes,
             4 * self.channels,
-            num_frequencies=self.channels,
+            num_frequencies=how.width * self.channels,
+            frequencies=how.frequencies,
+            null_row=how.null_row,
+            early_labels=how.early_labels,
+            augment_dim=how.augment_dim,
             dtype=self.dtype,
             kernel_init=_uniform,
             # As large as the embedded time, as in ADM; smaller embeddings are learned late.
             label_init=initializers.normal(1.0),
             name="conditioning",
-        )(noise_label, labels)
+        )(noise_label, labels, augment_labels).vector
 
-        residual_block = rematerialised(ResidualBlock, self.remat, static_argnums=(3,))
-        attention_block = rematerialised(AttentionBlock, self.remat)
-
-        def residual(h: jax.Array, level: int, name: str, resample=_same) -> jax.Array:
-            features = self.channel_multipliers[level] * self.channels
-            return residual_block(
-                features, self.scale_shift, self.dropout, self.dtype, resample, name=name
-            )(h, c, train)
-
-        def attend(h: jax.Array, name: str) -> jax.Array:
-            return attention_block(self.head_channels, self.dtype, self.attention, name=name)(h)
-
-        def block(h: jax.Array, level: int, name: str) -> jax.Array:
-            h = residual(h, level, name)
-            return attend(h, f"{name}_attention") if h.shape[1] in self.attention_resolutions else h
-
-        def halve(h: jax.Array, level: int, name: str) -> jax.Array:
-            if self.residual_resampling:
-                return residual(h, level, name, _halved)
-            return _conv(h, h.shape[-1], dtype, name, stride=2)
-
-        def double(h: jax.Array, level: int, name: str) -> jax.Array:
-            if self.residual_resampling:
-                return residual(h, level, name, _doubled)
-            return _conv(_doubled(h), h.shape[-1], dtype, name)
-
-        last = len(self.channel_multipliers) - 1
-        h = _conv(beside(x, images), self.channels, dtype, "conv_in")
+    def _down(self, x: jax.Array, c: jax.Array, train: bool) -> tuple[jax.Array, list[jax.Array]]:
+        """The map after the way down, and all maps for the way up."""
+        dtype, image = compute_type(self.dtype), x
+        h = _conv(x, int(self.first_multiplier * self.channels), dtype, "conv_in")
         skips = [h]
-        for level in range(last + 1):
+        for level in range(self._last + 1):
             for i in range(self.num_res_blocks):
-                h = block(h, level, f"down_{level}_{i}")
+                h = self._residual(h, c, train, level, f"down_{level}_{i}")
+                if h.shape[1] in self.attention_resolutions:
+                    h = self._attend(h, f"down_{level}_{i}_attention")
                 skips.append(h)
-            if level < last:
-                h = halve(h, level, f"down_{level}_resample")
+            if level < self._last:
+                h = self._halve(h, c, train, level)
+                h, image = _IMAGES_IN[self.images_in](self, h, image, f"image_{level + 1}")
                 skips.append(h)
+        return h, skips
 
-        h = residual(h, last, "middle_0")
-        h = attend(h, "middle_attention")
-        h = residual(h, last, "middle_1")
-        self.sow(*HIDDEN, h)
+    def _middle(self, h: jax.Array, c: jax.Array, train: bool) -> jax.Array:
+        h = self._residual(h, c, train, self._last, "middle_0")
+        h = self._attend(h, "middle_attention")
+        return self._residual(h, c, train, self._last, "middle_1")
 
-        for level in reversed(range(last + 1)):
+    def _up(
+        self, h: jax.Array, skips: list[jax.Array], c: jax.Array, train: bool, out_channels: int
+    ) -> jax.Array:
+        out = None
+        for level in reversed(range(self._last + 1)):
             for i in range(self.num_res_blocks + 1):
-                h = block(jnp.concatenate([h, skips.pop()], axis=-1), level, f"up_{level}_{i}")
+                h = jnp.concatenate([h, skips.pop()], axis=-1)
+                h = self._residual(h, c, train, level, f"up_{level}_{i}")
+                attends = not self.sparse_attention or i == self.num_res_blocks
+                if attends and h.shape[1] in self.attention_resolutions:
+                    h = self._attend(h, f"up_{level}_{i}_attention")
+            if level == 0 or self.images_out:
+                names = ("final_norm", "final_conv") if level == 0 else (
+                    f"out_{level}_norm", f"out_{level}_conv"
+                )  # fmt: skip
+                image = self._image(h, out_channels, *names)
+                out = image if out is None else image + doubled(out, self.resampling.taps)
             if level > 0:
-                h = double(h, level, f"up_{level}_resample")
+                h = self._double(h, c, train, level)
+        assert out is not None
+        return out
 
-        h = nn.silu(_norm(h, dtype, "final_norm"))
-        return _conv(h, self.out_channels or x.shape[-1], dtype, "final_conv", zero=True).astype(
-            jnp.float32
-        )
+    def _image(self, h: jax.Array, channels: int, norm: str, conv: str) -> jax.Array:
+        return _conv(self._normed(h, norm), channels, compute_type(self.dtype), conv, zero=True)
+
+    def _normed(self, h: jax.Array, name: str) -> jax.Array:
+        groups, dtype = num_groups(h.shape[-1]), compute_type(self.dtype)
+        return nn.silu(GroupNorm(groups, dtype, self.norm_epsilon, name=name)(h))
+
+    def _residual(
+        self,
+        h: jax.Array,
+        c: jax.Array,
+        train: bool,
+        level: int,
+        name: str,
+        resample: Callable[[jax.Array], jax.Array] = _same,
+    ) -> jax.Array:
+        block = rematerialised(ResidualBlock, self.remat, static_argnums=(3,))
+        return block(
+            int(self.channel_multipliers[level] * self.channels),
+            self.scale_shift,
+            self.dropout,
+            self.dtype,
+            resample,
+            self.resampling.projected and resample is not _same,
+            self.norm_epsilon,
+            self.skip_scale,
+            name=name,
+        )(h, c, train)
+
+    def _attend(self, h: jax.Array, name: str) -> jax.Array:
+        return rematerialised(AttentionBlock, self.remat)(
+            self.head_channels,
+            self.dtype,
+            self.attention,
+            self.num_heads,
+            self.qkv_order,
+            self.norm_epsilon,
+            self.skip_scale,
+            name=name,
+        )(h)
+
+    def _halve(self, h: jax.Array, c: jax.Array, train: bool, level: int) -> jax.Array:
+        name = f"down_{level}_resample"
+        if self.residual_resampling:
+            by_filter = partial(halved, taps=self.resampling.taps)
+            return self._residual(h, c, train, level, name, by_filter)
+        padding = 1 if self.resampling.padded_before else ((0, 1), (0, 1))
+        return _conv(h, h.shape[-1], compute_type(self.dtype), name, stride=2, padding=padding)
+
+    def _double(self, h: jax.Array, c: jax.Array, train: bool, level: int) -> jax.Array:
+        name = f"up_{level}_resample"
+        if self.residual_resampling:
+            by_filter = partial(doubled, taps=self.resampling.taps)
+            return self._residual(h, c, train, level, name, by_filter)
+        return _conv(doubled(h), h.shape[-1], compute_type(self.dtype), name)
+
+    def _skip_in(self, h: jax.Array, image: jax.Array, name: str) -> tuple[jax.Array, jax.Array]:
+        image = halved(image, self.resampling.taps)
+        dtype = compute_type(self.dtype)
+        dense = Dense(h.shape[-1], dtype=dtype, kernel_init=_uniform, name=name)
+        return h + dense(image.astype(dtype)), image
+
+    def _residual_in(
+        self, h: jax.Array, image: jax.Array, name: str
+    ) -> tuple[jax.Array, jax.Array]:
+        taps, dtype = self.resampling.taps, compute_type(self.dtype)
+        # The filter sees what the convolution returns beyond the border, not zeros.
+        wide = _conv(image, h.shape[-1], dtype, name, padding=1 + (len(taps) - 1) // 2)
+        h = (h + halved(wide, taps, padded=False)) * math.sqrt(0.5)
+        return h, h
+
+    def _no_image_in(
+        self, h: jax.Array, image: jax.Array, name: str
+    ) -> tuple[jax.Array, jax.Array]:
+        del name
+        return h, image
+
+    @property
+    def _last(self) -> int:
+        return len(self.channel_multipliers) - 1
 
     def _check(self, height: int, width: int) -> None:
-        halvings = len(self.channel_multipliers) - 1
+        halvings = self._last
+        if self.images_in not in _IMAGES_IN:
+            raise UserError(
+                f"images_in: no way {self.images_in!r}; {nearest(self.images_in, _IMAGES_IN)}"
+            )
+        check_filter(self.resampling.taps)
         if self.channels < 2 or self.channels % 2:
             raise UserError(f"U-Net: channels={self.channels} is not a positive even number")
         if halvings < 0:
@@ -363,3 +534,10 @@ class UNet(nn.Module):
                 f"U-Net: {halvings + 1} levels halve an image of {height}x{width} {halvings} "
                 f"times, which is not whole; at most {possible + 1} channel_multipliers fit"
             )
+
+
+_IMAGES_IN: dict[str, Callable[..., tuple[jax.Array, jax.Array]]] = {
+    "none": UNet._no_image_in,
+    "skip": UNet._skip_in,
+    "residual": UNet._residual_in,
+}

@@ -65,6 +65,7 @@ class Traits:
         starts_at_source: whether samples, too, start at a source and not at noise.
         independent_noise: whether the noise in `x_t` is `s·eps` with eps independent of the data.
         learned_variance: whether the second output is the variance of a reverse step.
+        has_teacher: whether the loss depends on the weights of `config.teacher`.
         forward_mode: whether the loss has derivatives of the network in forward mode (`jax.jvp`).
         meaning: what a decoded prediction is; with `AVERAGE_VELOCITY` the network has two times as
             input, otherwise one.
@@ -77,6 +78,7 @@ class Traits:
     starts_at_source: bool = False
     independent_noise: bool = True
     learned_variance: bool = False
+    has_teacher: bool = False
     forward_mode: bool = False
     meaning: Meaning = Meaning.POSTERIOR_MEAN
     solver: str = "heun"
@@ -124,7 +126,8 @@ class Objective:
         Args:
             apply: the network.
             params: live, those that the loss is differentiated by.
-            teacher_params: the weights of `config.teacher`: an average, or live.
+            teacher_params: the weights of `config.teacher`: an average, live, or those of another
+                run; an objective whose loss depends on them says so (`Traits.has_teacher`).
             key: of this step.
             batch: `image` `[B, …]`, `cond`, the condition of the examples (a tree of arrays with B
                 rows), and `source` where it is needed.

@@ -10,6 +10,7 @@ from jax.tree_util import register_dataclass
 from jaxtyping import Float
 
 from diffjax.kinds import Decay, NotNegative, Positive, Range
+from diffjax.models.magnitude import MPFunction
 from diffjax.objectives.base import Batch, Objective, Progress, Traits, check_others
 from diffjax.objectives.denoising import Denoising
 from diffjax.process.paths import Path, Scalar
@@ -98,6 +99,41 @@ class Uncertainty(Wrapper):
         share = (jnp.clip(log_snr, -self.limit, self.limit) + self.limit) / (2.0 * self.limit)
         terms = jnp.arange(self.num_terms, dtype=share.dtype)
         return jnp.cos(jnp.multiply.outer(jnp.pi * share, terms)) @ series
+
+
+@register_dataclass
+@dataclass(frozen=True)
+class FourierUncertainty(Uncertainty):
+    """`Uncertainty` with the function u of EDM2's authors, random Fourier features of log σ.
+
+        u(λ) = wᵀ √2·cos(f·c + φ)        c = -λ/8 = ¼·log σ,  |w| = 1
+
+    Frequencies and phases are drawn once and are not trained. Published files of EDM2 hold u, which
+    a network `EDM2` reads with its own parameters. Karras et al. 2024 (arXiv:2312.02696), section
+    2.4 and equation 75.
+
+    Attributes:
+        objective: the loss to balance.
+        num_terms: the number of features; 128 in EDM2.
+        limit: log-SNR is clipped to `[-limit, limit]`.
+    """
+
+    num_terms: Positive[int] = field(default=128, metadata={"static": True})
+
+    def init_params(self, key: OneKey) -> dict[str, Any]:
+        u = MPFunction(self.num_terms).init(key, jnp.zeros(1))["params"]
+        return {**self.objective.init_params(key), "uncertainty": u}
+
+    def log_loss(self, series: Any, log_snr: AnyShape) -> AnyShape:
+        """`u(λ)`, of the shape of `log_snr`.
+
+        Args:
+            series: the parameters of u.
+            log_snr: λ.
+        """
+        c = -jnp.clip(log_snr, -self.limit, self.limit) / 8.0
+        u: Any = MPFunction(self.num_terms).apply({"params": series}, jnp.ravel(c))
+        return u.reshape(jnp.shape(log_snr))
 
 
 @register_dataclass

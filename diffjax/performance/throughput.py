@@ -19,10 +19,11 @@ from ml_collections import ConfigDict
 from diffjax.conditions import Condition
 from diffjax.errors import UserError
 from diffjax.loop.compiled_step import compile_train_step, train_flops
+from diffjax.runs.checks import check_config
 from diffjax.runs.model import Model, Request
 from diffjax.runs.setup import Setup, countable, set_up
 from diffjax.training.flops import flops_if_countable
-from diffjax.training.sharding import AXES, batch_sharding, check_batch, make_mesh, replicated
+from diffjax.training.sharding import AXES, batch_sharding, make_mesh, replicated
 from diffjax.training.state import TrainState
 
 _PEAK_SECONDS = 0.2
@@ -173,7 +174,7 @@ def set_up_on_devices(
     if num_devices > len(jax.devices()):
         raise UserError(f"there are {len(jax.devices())} devices, not {num_devices}")
     mesh = make_mesh(**config.mesh, devices=jax.devices()[:num_devices])
-    check_batch(config.batch_size, mesh)
+    check_config(config)
     return set_up(config, image_shape, condition, mesh)
 
 
@@ -215,7 +216,7 @@ def training_program(setup: Setup, state: TrainState, steps: int) -> Program:
 
 def sampling_program(setup: Setup, params: Any, num_samples: int) -> Program:
     """A program that samples one batch with the config's own recipe."""
-    wired, model = setup.wired, Model(setup.programs, params)
+    wired, model = setup.wired, Model(setup.parts.programs, params)
     recipe = wired.recipe
     cond = _some_condition(wired.condition, num_samples)
     images = np.zeros((num_samples, *wired.image_shape), np.float32)

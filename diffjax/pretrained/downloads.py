@@ -30,7 +30,7 @@ def find_weights(location: str, sha256: str, cache: str = CACHE) -> Path:
     fetched = "://" in location
     path = _fetched(location, sha256, place_of(cache)) if fetched else place_of(location)
     try:
-        found = _sha256(path)
+        found = sha256_of_file(path)
     except OSError as error:
         raise UserError(f"can't read the weights {location}: {error.strerror}") from error
     _check(found, sha256, str(path))
@@ -55,7 +55,7 @@ def _fetched(address: str, sha256: str, folder: Path) -> Path:
                 urllib.request.urlopen(address, timeout=_SECONDS_TO_WAIT) as source,
             ):
                 shutil.copyfileobj(source, file)
-            _check(_sha256(Path(scratch)), sha256, address)
+            _check(sha256_of_file(Path(scratch)), sha256, address)
             os.replace(scratch, path)
         finally:
             Path(scratch).unlink(missing_ok=True)
@@ -66,7 +66,8 @@ def _fetched(address: str, sha256: str, folder: Path) -> Path:
     return path
 
 
-def _sha256(path: Path) -> str:
+def sha256_of_file(path: Path) -> str:
+    """The hex digest of a file's content."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

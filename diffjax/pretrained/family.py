@@ -1,7 +1,8 @@
 """A family of published networks: its sizes, and the names of its tensors elsewhere."""
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffjax.errors import UserError, nearest
-from diffjax.pretrained.files import read_state_dict
-from diffjax.pretrained.tables import Table, to_ours, to_theirs
+from diffjax.pretrained.folders import read_weights
+from diffjax.pretrained.tables import Place, Table, check, to_ours, to_theirs
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,12 @@ class Size:
     num_parameters: int
     address: str = ""
     sha256: str = ""
+
+    @property
+    def of_network(self) -> dict[str, Any]:
+        """The settings of the module alone, for a config: without those that the data decide."""
+        of_data = "image_shape", "num_classes"
+        return {name: value for name, value in self.settings.items() if name not in of_data}
 
 
 @dataclass(frozen=True)
@@ -56,6 +63,86 @@ class Denoiser:
 
 
 @dataclass(frozen=True)
+class Config:
+    """How the settings beside published tensors describe a network, in both directions.
+
+    Attributes:
+        class_name: the name of the class there, the entry `_class_name`.
+        fixed: entries that have one value in all networks of the family.
+        to_ours: the other entries -> settings of the network. It may raise `KeyError`.
+        to_theirs: a network -> the other entries. It may raise `UserError` for one that can't be
+            described.
+        where: where they are, for errors; a pickle of NVIDIA's has settings too.
+        beside: entries that the network does not depend on but its users do, with the values that
+            diffusers takes where they are missing, such as the scale of latents.
+    """
+
+    class_name: str
+    fixed: Mapping[str, Any]
+    to_ours: Callable[[Mapping[str, Any]], Mapping[str, Any]]
+    to_theirs: Callable[[Any], Mapping[str, Any]]
+    where: str = "config.json"
+    beside: Mapping[str, Any] = field(default_factory=dict)
+
+    def settings(self, entries: Mapping[str, Any], source: str) -> Mapping[str, Any]:
+        """The settings of the network that a `config.json` describes.
+
+        Raises:
+            UserError: an entry is missing, of another class, or of a value that no network here
+                has.
+        """
+        for name, value in {"_class_name": self.class_name, **self.fixed}.items():
+            if entries.get(name, value) != value:
+                raise UserError(
+                    f"{source}: {self.where} has {name}={entries[name]!r}, and only {value!r} is "
+                    "known"
+                )
+        try:
+            return self.to_ours(entries)
+        except (ArithmeticError, TypeError, ValueError) as error:
+            raise UserError(f"{source}: {self.where} can't be used: {error}") from error
+        except KeyError as error:
+            raise UserError(f"{source}: {self.where} lacks {error}") from error
+
+    def entries(self, network: Any) -> dict[str, Any]:
+        """The `config.json` of a network."""
+        return {"_class_name": self.class_name, **self.fixed, **self.to_theirs(network)}
+
+
+@dataclass(frozen=True)
+class Published:
+    """How a published network was trained, and how its authors sample it.
+
+    All are names that `diffjax.choices` has.
+
+    Attributes:
+        objective: the choices on the axes of the objective, as `objective=dit`.
+        solver: takes the steps.
+        grid: the times.
+        num_steps: the number of steps.
+        guidance_scale: the scale.
+        guidance: the rule.
+        codec: what encoded the latents that it was trained on; "" for pixels.
+        condition_dropout: the rate at which labels were replaced by the null label in training; 0
+            if they never were, so that the network can't be guided by a null label.
+    """
+
+    objective: str
+    solver: str
+    grid: str
+    num_steps: int
+    guidance_scale: float
+    guidance: str = "cfg"
+    codec: str = ""
+    condition_dropout: float = 0.1
+
+
+def _as_they_are(state: Mapping[str, Any], network: Any) -> Mapping[str, Any]:
+    del network
+    return state
+
+
+@dataclass(frozen=True)
 class Family:
     """A published network: one folder in `diffjax/models/` with three files.
 
@@ -71,6 +158,10 @@ class Family:
             raise `KeyError` for tensors of another family.
         inputs: a network -> the arguments of its call, as `jax.ShapeDtypeStruct`.
         unused: patterns of the names of tensors that are left out, such as `text_model.*`.
+        config: how folders of diffusers describe the network; None for a layout without.
+        published: a network -> how it was trained, of a family of denoisers.
+        without_variance: tensors, a network -> the tensors without the outputs of a learned
+            variance, where the network has none; by default they are as they are.
     """
 
     name: str
@@ -80,6 +171,9 @@ class Family:
     recognise: Callable[[Mapping[str, tuple[int, ...]]], Mapping[str, Any]]
     inputs: Callable[[Any], Sequence[jax.ShapeDtypeStruct]]
     unused: tuple[str, ...] = ()
+    config: Config | None = None
+    published: Callable[[Any], Published] | None = None
+    without_variance: Callable[[Mapping[str, Any], Any], Mapping[str, Any]] = _as_they_are
 
     def size(self, name: str) -> Any:
         """The network of a published size.
@@ -93,18 +187,27 @@ class Family:
             )
         return self.network(**self.sizes[name].settings)
 
-    def network_of(self, state: Mapping[str, Any], source: str) -> Any:
+    def network_of(
+        self,
+        state: Mapping[str, Any],
+        source: str,
+        config: Mapping[str, Any] | None = None,
+        **settings: Any,
+    ) -> Any:
         """The network that published tensors belong to, recognised by their shapes.
 
-        Settings without a trace in the shapes, such as the number of heads, are those of the
-        published size with the same shapes.
+        Settings without a trace in the shapes, such as the number of heads, are those of
+        `config.json`, or else those of the published size with the same shapes.
 
         Args:
             state: arrays or tensors of a file, by name.
             source: name of the file, for errors.
+            config: the entries of `config.json`, if there is one.
+            **settings: further ones, such as the number of heads of a network of no published size.
 
         Raises:
-            UserError: the tensors are of another family, or of no published size.
+            UserError: the tensors are of another family, of no published size, or contradict
+                `config.json`.
         """
         try:
             found = self.recognise({name: tuple(x.shape) for name, x in state.items()})
@@ -113,30 +216,67 @@ class Family:
             if isinstance(error, KeyError):
                 why = f"no tensor {error}"
             raise UserError(f"{source} is not of the family {self.name}: {why}") from error
+        if config and self.config:
+            given = self.config.settings(config, source)
+            for name, value in found.items():
+                if given.get(name, value) != value:
+                    raise UserError(
+                        f"{source}: {self.config.where} has {name}={given[name]}, but its tensors "
+                        f"are of {name}={value}"
+                    )
+            return self.network(**{**given, **found, **settings})
         for size in self.sizes.values():
             if all(size.settings.get(name, value) == value for name, value in found.items()):
-                return self.network(**{**size.settings, **found})
+                return self.network(**{**size.settings, **found, **settings})
+        untraced = {name for size in self.sizes.values() for name in size.settings} - found.keys()
+        if untraced <= settings.keys():
+            return self.network(**{**found, **settings})
         sizes = ", ".join(f"{name}={value}" for name, value in found.items())
-        raise UserError(f"{source} is of no published size of {self.name}: it has {sizes}")
+        raise UserError(
+            f"{source} is of no published size of {self.name}: it has {sizes}; to read it, add "
+            f"{', '.join(sorted(untraced))}"
+        )
 
     def shapes(self, network: Any) -> Any:
         """The parameters of a network as `jax.ShapeDtypeStruct`, without computing them."""
-        return jax.eval_shape(network.init, jax.random.key(0), *self.inputs(network))["params"]
+        leaves, structure = jax.tree.flatten(tuple(self.inputs(network)))
+        return _shapes(network, tuple(leaves), structure)
 
-    def to_ours(self, state: Mapping[str, Any], network: Any, source: str) -> Any:
+    def to_ours(
+        self,
+        state: Mapping[str, Any],
+        network: Any,
+        source: str,
+        place: Place = lambda path, array: array,
+    ) -> Any:
         """Converts published tensors to parameters; see `diffjax.pretrained.tables.to_ours`."""
-        return to_ours(state, self.table(network), self.shapes(network), source, self.unused)
+        expected = self.shapes(network)
+        return to_ours(state, self.table(network), expected, source, self.unused, place)
+
+    def check(self, state: Mapping[str, Any], network: Any, source: str) -> None:
+        """Compares names, shapes and types of published tensors with those of a network.
+
+        Raises:
+            UserError: they differ.
+        """
+        check(state, self.table(network), self.shapes(network), source, self.unused)
 
     def to_theirs(self, params: Any, network: Any) -> dict[str, np.ndarray]:
         """Converts parameters to published tensors, all but the unused ones."""
         return to_theirs(params, self.table(network))
 
-    def read(self, path: str | Path, network: Any = None) -> tuple[Any, Any]:
-        """Reads a published file.
+    def read(
+        self,
+        path: str | Path,
+        network: Any = None,
+        place: Place = lambda path, array: array,
+    ) -> tuple[Any, Any]:
+        """Reads a published file, or a folder of diffusers.
 
         Args:
-            path: of the file, of torch or safetensors.
-            network: the network; by default it is recognised by the shapes.
+            path: of the file, of torch or safetensors, or of the folder.
+            network: the network; by default it is recognised by the shapes and `config.json`.
+            place: where each parameter goes; see `diffjax.pretrained.tables.to_ours`.
 
         Returns:
             The network and its parameters.
@@ -144,7 +284,13 @@ class Family:
         Raises:
             UserError: the file can't be read, or is of another network.
         """
-        state = read_state_dict(path)
+        state, config, source = read_weights(path)
         if network is None:
-            network = self.network_of(state, str(path))
-        return network, self.to_ours(state, network, str(path))
+            network = self.network_of(state, str(source), config)
+        return network, self.to_ours(state, network, str(source), place)
+
+
+@functools.lru_cache(8)  # To trace a network of 28 blocks takes half a second.
+def _shapes(network: Any, leaves: tuple[jax.ShapeDtypeStruct, ...], structure: Any) -> Any:
+    inputs = jax.tree.unflatten(structure, leaves)
+    return jax.eval_shape(network.init, jax.random.key(0), *inputs)["params"]

@@ -4,6 +4,7 @@ A file of safetensors has a header of names, types, shapes and places as JSON, t
 (https://huggingface.co/docs/safetensors).
 """
 
+import math
 import os
 import platform
 from collections.abc import Mapping
@@ -17,7 +18,8 @@ import safetensors.numpy
 
 from diffjax.errors import UserError
 from diffjax.host.files import place_of
-from diffjax.pretrained.tensors import Tensor
+from diffjax.pretrained.persistent_pickles import is_persistent_pickle, read_persistent_pickle
+from diffjax.pretrained.tensors import MappedFile, Tensor
 from diffjax.pretrained.torch_files import read_torch
 
 _DTYPES: Mapping[str, Any] = {
@@ -37,13 +39,15 @@ _DTYPES: Mapping[str, Any] = {
 def read_state_dict(path: str | Path, part: str = "") -> dict[str, Tensor]:
     """Reads names, shapes and types of the tensors in a file; their numbers when they are used.
 
-    The format is recognised by the content: safetensors, or a file of `torch.save` (both formats).
-    No code of a file is run. A file must not be changed while its tensors are in use.
+    The format is recognised by the content: safetensors, a file of `torch.save` (both formats), or
+    a pickle of NVIDIA's (`diffjax.pretrained.persistent_pickles`). No code of a file is run. A file
+    must not be changed while its tensors are in use.
 
     Args:
         path: of the file; `~` is the home folder.
         part: of a file of torch with several, such as `ema` and `model`, the one that is read; by
-            default the first of `ema`, `model` and `state_dict` that is there.
+            default the first of `ema`, `model_ema1`, `model` and `state_dict` that is there. Of a
+            pickle of NVIDIA's, the network, by default `ema`.
 
     Raises:
         UserError: there is no such file or part, the file has another format, is damaged, or
@@ -52,12 +56,16 @@ def read_state_dict(path: str | Path, part: str = "") -> dict[str, Tensor]:
     """
     place = place_of(str(path))
     try:
+        if place.is_fifo() or place.is_char_device():
+            raise OSError(0, "it is no file")
         with place.open("rb") as file:
             start = file.read(9)
     except OSError as error:
         raise UserError(f"can't read weights from {path}: {error.strerror}") from error
     # A safetensors file begins with eight bytes for the length of its header, which is JSON.
     if start[8:9] != b"{":
+        if is_persistent_pickle(place):
+            return dict(read_persistent_pickle(place, part or "ema").tensors)
         return read_torch(str(place), part)
     if part:
         raise UserError(f"{path} has no part {part!r}: a file of safetensors has none")
@@ -99,28 +107,27 @@ def write_safetensors(
 
 
 def _read_safetensors(path: str) -> dict[str, Tensor]:
-    def damaged(error: Exception) -> UserError:
-        return UserError(f"can't read weights from {path}: {error}")
-
     try:
-        file = safetensors.safe_open(path, "numpy")
-        tensors = {}
-        for name in file.keys():  # noqa: SIM118, since a file is no mapping
+        file, content = safetensors.safe_open(path, "numpy"), MappedFile(path)
+        # The library has checked that the tensors lie one after the other, without holes.
+        tensors, start = {}, 8 + int.from_bytes(content.bytes(0, 8), "little")
+        for name in file.offset_keys():
             header = file.get_slice(name)
             if header.get_dtype() not in _DTYPES:
                 raise ValueError(f"{name!r} has the type {header.get_dtype()}; {_known_types()}")
-            dtype = np.dtype(_DTYPES[header.get_dtype()])
-
-            def read(name: str = name) -> np.ndarray:
-                try:
-                    return file.get_tensor(name)
-                except (OSError, safetensors.SafetensorError) as error:
-                    raise damaged(error) from error
-
-            tensors[name] = Tensor(tuple(header.get_shape()), dtype, read)
+            shape, dtype = tuple(header.get_shape()), np.dtype(_DTYPES[header.get_dtype()])
+            tensors[name] = _tensor(content, start, shape, dtype)
+            start += math.prod(shape) * dtype.itemsize
         return tensors
     except (OSError, ValueError, safetensors.SafetensorError) as error:
-        raise damaged(error) from error
+        raise UserError(f"can't read weights from {path}: {error}") from error
+
+
+def _tensor(content: MappedFile, start: int, shape: tuple[int, ...], dtype: np.dtype) -> Tensor:
+    def read() -> np.ndarray:
+        return content.array(start, dtype, math.prod(shape)).reshape(shape)
+
+    return Tensor(shape, dtype, read)
 
 
 def _known_types() -> str:

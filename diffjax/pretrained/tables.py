@@ -14,7 +14,7 @@ import difflib
 import re
 import string
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
 
@@ -45,6 +45,7 @@ class Row(NamedTuple):
 
 
 Table = Sequence[Row]
+Place = Callable[[str, np.ndarray], Any]
 
 
 def to_ours(
@@ -53,10 +54,12 @@ def to_ours(
     expected: Any,
     source: str,
     unused: Sequence[str] = (),
+    place: Place = lambda path, array: array,
 ) -> Any:
     """Converts published tensors to the parameters of a network.
 
-    Names, shapes and types are compared before the first tensor is read.
+    Names, shapes and types are compared before the first tensor is read. Arrays are views of the
+    tensors where that is possible, so that those of a file are read when they are used.
 
     Args:
         state: arrays or tensors of a file (`read_state_dict`), by name.
@@ -64,6 +67,9 @@ def to_ours(
         expected: the network's parameters as nested dicts of `jax.ShapeDtypeStruct`.
         source: name of the file, for errors.
         unused: patterns of names that may be there and are left out, such as `text_model.*`.
+        place: is called with the path of each parameter and its array, and returns what takes its
+            place, such as an array on devices. Each parameter is read after the one before it has
+            been placed, so a file needs no second place in memory.
 
     Returns:
         Nested dicts of arrays like `expected`.
@@ -95,8 +101,24 @@ def to_ours(
         except ValueError as error:
             raise UserError(f"{source}: {_listed(row.theirs)} {error}") from error
         for path, array in zip(row.ours, arrays, strict=True):
-            found[path] = array.astype(wanted[path].dtype, copy=False)
+            found[path] = place(path, array.astype(wanted[path].dtype, copy=False))
     return traverse_util.unflatten_dict(found, sep="/")
+
+
+def check(
+    state: Mapping[str, Any],
+    table: Table,
+    expected: Any,
+    source: str,
+    unused: Sequence[str] = (),
+) -> None:
+    """Compares names, shapes and types of published tensors, without reading one.
+
+    Raises:
+        UserError: as `to_ours`.
+    """
+    wanted: Any = traverse_util.flatten_dict(expected, sep="/")
+    _check(state, _applied(table, wanted), wanted, source, unused)
 
 
 def to_theirs(params: Any, table: Table) -> dict[str, np.ndarray]:

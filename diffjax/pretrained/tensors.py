@@ -1,10 +1,13 @@
-"""A tensor of a file, which is read when it is used."""
+"""Tensors of a file, which are read when they are used."""
 
+import mmap
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+
+_MOST_RESIDENT_BYTES = 2**28
 
 
 @dataclass(frozen=True)
@@ -29,3 +32,43 @@ class Tensor:
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         array = self.read()
         return array if dtype is None else array.astype(dtype, copy=False)
+
+
+class MappedFile:
+    """Read-only arrays that are parts of a file: the system reads a page when it is used.
+
+    The memory of pages is given back from time to time, so a file that is gone through array by
+    array needs about 256 MB and the largest array, whatever its size; a page that is given back
+    too early is read again.
+
+    Args:
+        path: of the file, which must not be changed as long as its arrays are in use.
+
+    Raises:
+        OSError: the file can't be opened.
+        ValueError: it is empty.
+    """
+
+    def __init__(self, path: str):
+        with open(path, "rb") as file:
+            self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        self._resident_bytes = 0
+
+    def __len__(self) -> int:
+        return len(self._map)
+
+    def bytes(self, start: int, count: int) -> memoryview:
+        """So many bytes from a place on; fewer where the file ends."""
+        if self._resident_bytes > _MOST_RESIDENT_BYTES and hasattr(mmap, "MADV_DONTNEED"):
+            self._map.madvise(mmap.MADV_DONTNEED)
+            self._resident_bytes = 0
+        self._resident_bytes += count
+        return memoryview(self._map)[start : start + count]
+
+    def array(self, start: int, dtype: Any, count: int) -> np.ndarray:
+        """So many numbers of a type from a place on.
+
+        Raises:
+            ValueError: the file has fewer.
+        """
+        return np.frombuffer(self.bytes(start, count * np.dtype(dtype).itemsize), dtype, count)

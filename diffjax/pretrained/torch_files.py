@@ -7,12 +7,14 @@ file can't run code.
 
 import functools
 import io
+import logging
 import math
 import mmap
 import os
 import pickle
 import pickletools
 import zipfile
+import zlib
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -20,9 +22,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffjax.errors import UserError, nearest
-from diffjax.pretrained.tensors import Tensor
+from diffjax.pretrained.tensors import MappedFile, Tensor
 
-_DTYPES: Mapping[str, Any] = {
+_LOG = logging.getLogger("diffjax")
+STORAGES: Mapping[str, Any] = {
     "DoubleStorage": np.float64,
     "FloatStorage": np.float32,
     "HalfStorage": np.float16,
@@ -34,6 +37,7 @@ _DTYPES: Mapping[str, Any] = {
     "ByteStorage": np.uint8,
     "BoolStorage": np.bool_,
 }
+"""The types of numbers by torch's names of their storages."""
 _ZIP = b"PK\x03\x04"
 # The start of files that torch wrote before version 1.6 (2020), such as the weights of FID.
 _OLD_MAGIC, _OLD_VERSION = 0x1950A86A20F9469CFC6C, 1001
@@ -41,7 +45,7 @@ _OLD_MAGIC, _OLD_VERSION = 0x1950A86A20F9469CFC6C, 1001
 # multiple of the file's size.
 _MOST_COPIES = 4
 # The parts of what trainings store that are wanted, the first of them that is there.
-_PARTS = ("ema", "model", "state_dict")
+_PARTS = ("ema", "model_ema1", "model", "state_dict")
 _DAMAGED = (
     pickle.UnpicklingError,
     zipfile.BadZipFile,
@@ -94,7 +98,7 @@ def read_torch(path: str, part: str = "") -> dict[str, Tensor]:
         for key, view in _part(tree, part).items():
             if not isinstance(key, str) or not isinstance(view, _View):
                 raise pickle.UnpicklingError(f"{key!r} is a {type(view).__name__}, not a tensor")
-            shape, dtype = _checked(view), np.dtype(_DTYPES[view.storage.kind])
+            shape, dtype = _checked(view), np.dtype(STORAGES[view.storage.kind])
             left -= math.prod(shape) * dtype.itemsize
             if left < 0:
                 raise pickle.UnpicklingError(
@@ -116,6 +120,8 @@ def _part(tree: Mapping[Any, Any], part: str) -> Mapping[Any, Any]:
     chosen = part or next((name for name in _PARTS if name in parts), "")
     if chosen and chosen not in parts:
         raise pickle.UnpicklingError(f"it has no part {chosen!r}; {nearest(chosen, parts)}")
+    if chosen and not part and len(parts) > 1:
+        _LOG.info("of the parts %s of the file, %s is read", ", ".join(parts), chosen)
     return parts[chosen] if chosen else tree
 
 
@@ -153,7 +159,7 @@ class _Unpickler(pickle.Unpickler):
         return super().load()
 
     def find_class(self, module_name: str, global_name: str, /) -> Any:
-        if module_name == "torch" and global_name in _DTYPES:
+        if module_name == "torch" and global_name in STORAGES:
             return global_name
         found = self._admitted.get(f"{module_name}.{global_name}")
         if found is None:
@@ -164,7 +170,7 @@ class _Unpickler(pickle.Unpickler):
 
     def persistent_load(self, pid: Any, /) -> _Storage:
         _, kind, key, _, size, *view = pid
-        if kind not in _DTYPES or type(key) is not str or type(size) is not int or any(view):
+        if kind not in STORAGES or type(key) is not str or type(size) is not int or any(view):
             raise pickle.UnpicklingError(f"{pid!r:.60} is not a storage of numbers")
         storage = _Storage(key, kind, size)
         if self.storages.setdefault(key, storage) != storage:
@@ -198,6 +204,8 @@ def _read_zip(path: str, size: int) -> tuple[Any, Callable[[str], np.ndarray]]:
     archive = zipfile.ZipFile(path)
     names = archive.namelist()
     pickles = [name for name in names if name.endswith("/data.pkl")]
+    if len(set(names)) < len(names):
+        raise pickle.UnpicklingError("two of its entries have one name")
     if len(pickles) != 1:
         raise pickle.UnpicklingError("it is a zip file, but torch.save did not write it")
     folder = pickles[0].removesuffix("data.pkl")
@@ -213,14 +221,20 @@ def _read_zip(path: str, size: int) -> tuple[Any, Callable[[str], np.ndarray]]:
     content = archive.read(pickles[0])
     unpickler = _Unpickler(io.BytesIO(content), len(content))
     tree = unpickler.load()
+    content, places = MappedFile(path), {}
     for key, storage in unpickler.storages.items():
         entry = archive.getinfo(f"{folder}data/{key}")
         _check_bytes(entry.file_size, storage)
+        archive.open(entry).close()  # Compares the directory with what stands before the numbers.
+        name, extra = content.array(entry.header_offset + 26, "<u2", 2).tolist()
+        places[key] = entry.header_offset + 30 + name + extra, entry
 
-    @functools.lru_cache(maxsize=1)  # Tensors of one storage follow each other.
+    @functools.cache  # Several tensors may have one storage.
     def buffer(key: str) -> np.ndarray:
-        storage = unpickler.storages[key]
-        return np.frombuffer(archive.read(f"{folder}data/{key}"), _DTYPES[storage.kind])
+        storage, (start, entry) = unpickler.storages[key], places[key]
+        if zlib.crc32(content.bytes(start, entry.file_size)) != entry.CRC:
+            raise zipfile.BadZipFile(f"the numbers of storage {key} are damaged")
+        return content.array(start, STORAGES[storage.kind], storage.size)
 
     return tree, buffer
 
@@ -229,31 +243,34 @@ def _read_old(path: str, size: int) -> tuple[Any, Callable[[str], np.ndarray]]:
     """Reads the older format: five pickles, then the storages, each after its length."""
     with open(path, "rb") as opened:
         data = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
+    content = MappedFile(path)
     if _Unpickler(data, size).load() != _OLD_MAGIC or _Unpickler(data, size).load() != _OLD_VERSION:
         raise pickle.UnpicklingError("torch.save did not write it")
     if not _Unpickler(data, size).load()["little_endian"]:
         raise pickle.UnpicklingError("its numbers are big-endian")
     unpickler = _Unpickler(data, size)
     tree = unpickler.load()
-    places = {}
-    for key in _Unpickler(data, size).load():
+    places, keys = {}, _Unpickler(data, size).load()
+    if set(keys) != unpickler.storages.keys():
+        raise pickle.UnpicklingError("its list of storages is not that of its tensors")
+    for key in keys:
         storage = unpickler.storages[key]
         if int.from_bytes(data.read(8), "little") != storage.size:
             raise pickle.UnpicklingError(f"storage {key} has another size than its tensors")
-        num_bytes = storage.size * np.dtype(_DTYPES[storage.kind]).itemsize
+        num_bytes = storage.size * np.dtype(STORAGES[storage.kind]).itemsize
         places[key] = data.tell()
         _check_bytes(min(num_bytes, size - data.tell()), storage)
         data.seek(num_bytes, os.SEEK_CUR)
 
     def buffer(key: str) -> np.ndarray:
         storage = unpickler.storages[key]
-        return np.frombuffer(data, _DTYPES[storage.kind], storage.size, places[key])
+        return content.array(places[key], STORAGES[storage.kind], storage.size)
 
     return tree, buffer
 
 
 def _check_bytes(num_bytes: int, storage: _Storage) -> None:
-    if num_bytes != storage.size * np.dtype(_DTYPES[storage.kind]).itemsize:
+    if num_bytes != storage.size * np.dtype(STORAGES[storage.kind]).itemsize:
         raise pickle.UnpicklingError(f"it ends within storage {storage.key}")
 
 

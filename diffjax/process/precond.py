@@ -54,23 +54,26 @@ def time_of(t: PerSample | Intervals) -> PerSample:
 @register_dataclass
 @dataclass(frozen=True)
 class TimeLabel:
-    """The noise label `scale·t`, as in DDPM and DiT.
+    """The noise label `scale·t + offset`, as in DDPM and DiT.
 
     Attributes:
         scale: 1,000 for networks with a sinusoidal embedding of the steps 0 … 1,000, as in DDPM
-            and DiT. 1 where the network embeds times from 0 to 1.
+            and DiT. 1 where the network embeds times from 0 to 1. -1, with the offset 1, where its
+            time is 0 for noise and 1 for data, as in SiT.
+        offset: -1 where the 1,000 steps of a table count from 0, as in the published DDPM and DiT.
     """
 
     scale: Scalar = 1000.0
+    offset: Scalar = 0.0
 
     def __call__(self, c: Coeffs) -> Array:
-        return self.scale * c.t
+        return self.scale * c.t + self.offset
 
 
 @register_dataclass
 @dataclass(frozen=True)
 class LogSNRLabel:
-    """The noise label `scale·clip(λ, -limit, limit)`, of log-SNR: the same on every path.
+    """The noise label `scale·clip(λ, -limit, limit) + offset`, of log-SNR: the same on every path.
 
     Karras et al. 2022 (arXiv:2206.00364), table 1.
 
@@ -79,13 +82,15 @@ class LogSNRLabel:
             for sinusoidal embeddings that are made for labels from 0 to 1,000.
         limit: the largest log-SNR, by absolute value, that the network can distinguish. At 20 the
             noise is e^-10 = 4.5e-5 of the signal, or the signal that of the noise.
+        offset: NCSN++'s `log(σ/2)` is a scale of -1/2 and an offset of -log 2.
     """
 
     scale: Scalar = -25.0
     limit: Positive[Scalar] = 20.0
+    offset: Scalar = 0.0
 
     def __call__(self, c: Coeffs) -> Array:
-        return self.scale * jnp.clip(log_snr_of(c), -self.limit, self.limit)
+        return self.scale * jnp.clip(log_snr_of(c), -self.limit, self.limit) + self.offset
 
 
 @register_dataclass

@@ -84,6 +84,19 @@ class Velocity:
 
 @register_dataclass
 @dataclass(frozen=True)
+class VelocityToData:
+    """The velocity of a time that runs from noise to data, `target = -dx_t/dt`, on any path.
+
+    On the linear path it is `x0 - eps`, which the published SiT predicts. Ma et al. 2024
+    (arXiv:2401.08740), whose time is `1 - t`.
+    """
+
+    def __call__(self, c: Coeffs) -> Mix:
+        return Mix(-c.da, -c.ds)
+
+
+@register_dataclass
+@dataclass(frozen=True)
 class Score:
     """The conditional score, `target = ∇ log p(x_t | x0) = -eps/s`.
 
@@ -93,6 +106,19 @@ class Score:
 
     def __call__(self, c: Coeffs) -> Mix:
         return Mix(jnp.zeros_like(c.t), -1.0 / c.s)
+
+
+@register_dataclass
+@dataclass(frozen=True)
+class ScaledScore:
+    """The conditional score times the deviation of the noise, `target = s·∇ log p = -eps`.
+
+    The published NCSN++ of variance exploding paths predicts it. Song et al. 2021
+    (arXiv:2011.13456), equation 7.
+    """
+
+    def __call__(self, c: Coeffs) -> Mix:
+        return Mix(jnp.zeros_like(c.t), -jnp.ones_like(c.t))
 
 
 @register_dataclass

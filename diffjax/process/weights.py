@@ -11,6 +11,7 @@ and the factor `x0_factor = (s/D)²` carries it to the target that the network p
 prediction `(s/D)² = 1/SNR`. Log-SNR is `λ = log SNR`.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -19,7 +20,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.tree_util import register_dataclass
 
-from diffjax.kinds import NotNegative, Positive
+from diffjax.kinds import Limit, NotNegative, Positive
 from diffjax.process.paths import Coeffs, Scalar, log_snr_of
 from diffjax.process.targets import Mix, Target, determinant
 
@@ -49,20 +50,24 @@ class Constant:
 @register_dataclass
 @dataclass(frozen=True)
 class ConstantIn:
-    """Weight 1 on another target than the predicted one: `w = (D_space/D)²`.
+    """Weight 1 on another target than the predicted one: `w = min((D_space/D)², largest)`.
 
     The loss equals the unweighted squared error of the target `space`, whatever the network
-    predicts.
+    predicts, where the weight is not the largest one.
 
     Attributes:
         space: the target with the unweighted loss. `Noise` is DDPM's choice, `Velocity` that of
             flow matching, `F` that of EDM.
+        largest: the largest weight. JiT has 400, for `Velocity` from a prediction of x0 on the
+            linear path: `w = 1/max(t, 0.05)²`.
     """
 
     space: Target
+    largest: Limit[Scalar] = math.inf
 
     def __call__(self, c: Coeffs, k: Mix) -> Array:
-        return jnp.square(determinant(c, self.space(c)) / determinant(c, k))
+        weight = jnp.square(determinant(c, self.space(c)) / determinant(c, k))
+        return jnp.minimum(weight, self.largest)
 
 
 @register_dataclass

@@ -48,11 +48,7 @@ def image_grid(images: Any, columns: int) -> np.ndarray:
             f"{list(images.shape)}"
         )
     scale = math.ceil(_MIN_IMAGE_PIXELS / max(images.shape[1:3]))
-    if images.shape[-1] == 2:
-        images = np.concatenate([images[..., :1], images[..., 1:]], axis=2)
-    images = images[..., :3]
-    if images.dtype != np.uint8:
-        images = np.rint((np.clip(np.nan_to_num(images), -1, 1) + 1) * 127.5).astype(np.uint8)
+    images = _seen(images)
     images = images.repeat(scale, axis=1).repeat(scale, axis=2)
     number, height, width, channels = images.shape
     rows = math.ceil(number / columns)
@@ -62,6 +58,29 @@ def image_grid(images: Any, columns: int) -> np.ndarray:
         top, left = index // columns * pitch[0], index % columns * pitch[1]
         grid[top : top + height, left : left + width] = image
     return grid[:-_GAP_PIXELS, :-_GAP_PIXELS]
+
+
+def _seen(images: np.ndarray) -> np.ndarray:
+    """Images as they are shown: uint8, of one channel or three."""
+    if images.shape[-1] == 2:
+        images = np.concatenate([images[..., :1], images[..., 1:]], axis=2)
+    images = images[..., :3]
+    if images.dtype == np.uint8:
+        return images
+    return np.rint((np.clip(np.nan_to_num(images), -1, 1) + 1) * 127.5).astype(np.uint8)
+
+
+def _beside(left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """Pairs of images in turn; the left ones get the size of the right ones by nearest pixels."""
+    left, right = _seen(left), _seen(right)
+    rows, columns = (
+        np.arange(wanted) * found // wanted
+        for wanted, found in zip(right.shape[1:3], left.shape[1:3], strict=True)
+    )
+    left = left[:, rows][:, :, columns]
+    channels = max(left.shape[-1], right.shape[-1])
+    pair = [each.repeat(channels // each.shape[-1], axis=-1) for each in (left, right)]
+    return np.stack(pair, axis=1).reshape(-1, *pair[1].shape[1:])
 
 
 def columns_by_class(num_images: int, num_classes: int) -> int:
@@ -118,7 +137,7 @@ def save_png(
         images: as in `image_grid`.
         columns: images per row; None makes the grid square.
         names: of the columns, or of the images, written above them in a band of 16 pixels.
-        beside: images of the same shape, each of which is shown to the left of its own.
+        beside: images `[N, h, w, c]`, each of which is shown to the left of its own, at its size.
 
     Returns:
         `path`.
@@ -127,9 +146,8 @@ def save_png(
     path.parent.mkdir(parents=True, exist_ok=True)
     columns = columns or columns_by_class(len(images), 0)
     images, each = np.asarray(images), 1
-    if beside is not None and np.shape(beside) == images.shape:
-        images = np.stack([beside, images], axis=1).reshape(-1, *images.shape[1:])
-        each = 2
+    if beside is not None:
+        images, each = _beside(np.asarray(beside), images), 2
     grid = image_grid(images, each * columns)
     if names:
         grid = _with_bands(grid, names, columns)

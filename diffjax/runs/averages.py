@@ -24,10 +24,9 @@ from diffjax.errors import UserError
 from diffjax.kinds import complaint
 from diffjax.runs import workdirs
 from diffjax.runs.checkpoints import Checkpoints, Damaged
-from diffjax.runs.setup import Setup, set_up
+from diffjax.runs.parts import Parts
 from diffjax.settings import Length
 from diffjax.training.averages import Averages, gamma_of, power_name
-from diffjax.training.sharding import make_mesh
 
 SNAPSHOTS, AVERAGES = "snapshots", "averages"
 _NAME = re.compile(r"(power-[0-9.e+-]+)(?:@([0-9]+))?")
@@ -148,19 +147,18 @@ def reconstruct(
     workdir = Path(workdir)
     if wrong := complaint("length", length, Length):
         raise UserError(wrong)
-    config, description = workdirs.read(workdir, allowed_packages)
-    averages = Averages.of(config)
+    parts = workdirs.read_parts(workdir, allowed_packages)
+    averages = Averages.of(parts.config)
     if not averages.lengths or not (workdir / SNAPSHOTS).is_dir():
         raise UserError(
             f"{workdir} has no snapshots of averages: train with --config.ema_lengths=0.05,0.1"
         )
-    setup = set_up(config, description["image_shape"], description["condition"], mesh=make_mesh())
     with closing(snapshots_of(workdir, read_only=True)) as snapshots:
         step = _chosen(workdir, snapshots.steps(), step)
         steps = [each for each in snapshots.steps() if each <= step]
         stored = [Profile(kept, each) for each in steps for kept in averages.lengths]
         x, error = coefficients(stored, Profile(length, step))
-        average = _combined(snapshots, setup, steps, x.reshape(len(steps), -1))
+        average = _combined(snapshots, parts, steps, x.reshape(len(steps), -1))
     name = power_name(length)
     _store(workdir, step, name, average, {"length": length, "error": error})
     return Reconstructed(name, step, error, len(steps))
@@ -176,10 +174,10 @@ def _chosen(workdir: Path, steps: Sequence[int], step: int | None) -> int:
     return steps[-1] if step is None else step
 
 
-def _combined(snapshots: Checkpoints, setup: Setup, steps: Sequence[int], x: np.ndarray) -> Any:
+def _combined(snapshots: Checkpoints, parts: Parts, steps: Sequence[int], x: np.ndarray) -> Any:
     """`Σ x_i·snapshot_i` in float64, one snapshot at a time; x is `[snapshots, lengths]`."""
-    names = [power_name(length) for length in Averages.of(setup.config).lengths]
-    params = setup.abstract.params
+    names = [power_name(length) for length in Averages.of(parts.config).lengths]
+    params = parts.abstract.params
     total = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float64), params)
     for step, row in zip(steps, x, strict=True):
         try:

@@ -69,9 +69,23 @@ def refusal(changes: Changes) -> str | None:
         >>> refusal({"num_steps": (10, 20)})
         >>> refusal({"num_steps": (10, 20), "seed": (0, 1)})
         'seed: 0 there, 1 here; a run keeps its seed, which decides its batches and its noise'
+        >>> refusal({"evaluators.e.num_samples": (100, 200)})
+        'evaluators.e.num_samples: 100 there, 200 here; values of the two would be compared, so add
+        an evaluator of another name'
     """
     for key, (there, here) in changes.items():
         if not any(key == may or key.startswith(f"{may}.") for may in _MAY_CHANGE):
             keeps = _KEEPS.get(key.partition(".")[0], "this setting")
             return f"{key}: {there} there, {here} here; a run keeps {keeps}"
+        if _changes_evaluator(key):
+            return (
+                f"{key}: {there} there, {here} here; values of the two would be compared, so add "
+                "an evaluator of another name"
+            )
     return None
+
+
+def _changes_evaluator(key: str) -> bool:
+    """Whether it is a setting of an evaluator that there is, and not how often it measures."""
+    parts = key.split(".")
+    return parts[0] == "evaluators" and len(parts) > 2 and parts[2:] != ["every_steps"]

@@ -143,7 +143,8 @@ class Checkpoints:
         Args:
             step: names the checkpoint.
             abstract: the state with a `ShapeDtypeStruct` with sharding for each array, or `...`
-                for arrays that are not read: they are None in the result.
+                for arrays, or whole parts of the state, that are not read: they are None in the
+                result.
 
         Returns:
             State and meta.
@@ -168,15 +169,17 @@ class Checkpoints:
         # Old checkpoints have no such sum.
         if meta.pop("meta_sha256", None) not in (None, _sha256(meta)):
             raise UserError("the data beside the arrays differ from what was saved")
-        parts = jax.tree.map(lambda x: None if x is _UNREAD else x, restored.state)
+        state = abstract._replace(**restored.state)
         if _FROZEN in getattr(abstract, "_fields", ()):
-            parts[_FROZEN] = self._read_once(step, getattr(abstract, _FROZEN), meta)
-        state = abstract._replace(**parts)
-        actual, unread = digest(state), {name for name, x in _by_name(abstract) if x is _UNREAD}
+            frozen = self._read_once(step, getattr(abstract, _FROZEN), meta)
+            state = state._replace(**{_FROZEN: frozen})
+        state = jax.tree.map(lambda x: None if x is _UNREAD else x, state)
+        unread = tuple(f"{name}/" for name, x in _by_name(abstract) if x is _UNREAD)
+        actual = digest(state)
         wrong = [
             name
             for name, value in meta["digest"].items()
-            if name not in unread and actual.get(name) != value
+            if not f"{name}/".startswith(unread) and actual.get(name) != value
         ]
         if wrong or meta["step"] != step:
             raise UserError(f"{len(wrong)} array(s) differ from what was saved, {wrong[:1]} first")
@@ -379,9 +382,13 @@ def _sha256(content: Mapping[str, Any]) -> str:
 
 
 def _parts(state: Any) -> dict[str, Any]:
-    """The parts that have arrays; empty ones may differ between versions."""
+    """The parts that have arrays to read or write; empty ones may differ between versions."""
     known = state._asdict()
-    return {name: x for name, x in known.items() if jax.tree.leaves(x) and name != _FROZEN}
+    return {
+        name: x
+        for name, x in known.items()
+        if jax.tree.leaves(x) and x is not _UNREAD and name != _FROZEN
+    }
 
 
 def _name_once(digests: Mapping[str, int]) -> int:
@@ -393,7 +400,7 @@ def _name_once(digests: Mapping[str, int]) -> int:
 def _wanted(parts: dict[str, Any]) -> Any:
     """The request to Orbax: all arrays except those that are `...`."""
     how = ocp.checkpoint_utils.construct_restore_args(parts)
-    return ocp.args.PyTreeRestore(parts, restore_args=how)
+    return ocp.args.PyTreeRestore(parts, restore_args=how, partial_restore=True)
 
 
 def _handler() -> ocp.PyTreeCheckpointHandler:

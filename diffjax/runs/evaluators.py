@@ -173,7 +173,7 @@ class Samples:
     def __call__(self, run: Run, dataset: DataSet, begun: Begun) -> dict[str, float]:
         """Draws samples and compares them with the real images."""
         real = self._reference(run, dataset, begun)
-        wired, settings = run.setup.wired, run.config.evaluation
+        wired, settings = run.parts.wired, run.config.evaluation
         shares = label_shares(own_mix(run.config), wired, dataset, real.class_counts)
         labels = proportional_labels(self.num_samples, shares)
         samples = wanted_samples(wired, lambda: dataset, labels)
@@ -240,7 +240,7 @@ class Validation:
         """
         choose(choices.TARGETS, self.space, "target")
         _check_weights(run, self.weights)
-        if reason := validation.unfit(run.setup.wired.objective.traits):
+        if reason := validation.unfit(run.parts.wired.objective.traits):
             raise UserError(f"this run {reason}")
         if len(dataset.test) < FEWEST_IMAGES:
             raise UserError(
@@ -250,7 +250,7 @@ class Validation:
 
     def __call__(self, run: Run, dataset: DataSet, begun: Begun) -> dict[str, float]:
         """Measures the error on test images."""
-        wired = run.setup.wired
+        wired = run.parts.wired
         if not self._known or self._known[0] is not wired:
             space = build(choose(choices.TARGETS, self.space, "target"))
             key = jax.random.key(self.seed)
@@ -259,7 +259,7 @@ class Validation:
                 wired.path,
                 key,
                 {self.space: space},
-                place=batch_sharding(run.setup.mesh),
+                place=batch_sharding(run.parts.mesh),
             )
             self._known[:] = wired, loss
         batch = all_examples(dataset.test, self.num_images)

@@ -4,13 +4,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path as Folder
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffjax import choices
 from diffjax.errors import UserError
 from diffjax.host.run_files import read_json
 from diffjax.process.paths import Path
@@ -19,18 +18,8 @@ from diffjax.sampling import grid_search
 from diffjax.sampling.grids import Grid, ListedTimes
 from diffjax.sampling.sample import Recipe
 from diffjax.sampling.solvers import Solver
-from diffjax.spec import spec
-
-if TYPE_CHECKING:  # A run's samples may be drawn on a grid of here.
-    from diffjax.runs.load import Run
 
 FOUND = "found"
-
-
-def grids_for(run: "Run", solver: str, num_steps: int) -> choices.Table:
-    """The named grids, with `found`: the one found for this run, solver and number of steps."""
-    place = {"workdir": str(run.workdir), "solver": solver, "num_steps": num_steps}
-    return {**choices.GRIDS, FOUND: spec(read_grid, **place, path=run.config.path)}
 
 
 def grid_file(workdir: str | Folder, solver: str, num_steps: int) -> Folder:
@@ -43,7 +32,7 @@ def grid_file(workdir: str | Folder, solver: str, num_steps: int) -> Folder:
     return Folder(workdir) / "grids" / f"{solver}_{num_steps}.json"
 
 
-def read_grid(workdir: str, solver: str, num_steps: int, path: Path) -> ListedTimes:
+def read_grid(workdir: str | Folder, solver: str, num_steps: int, path: Path) -> ListedTimes:
     """The grid found for a run, from its folder.
 
     Raises:

@@ -11,13 +11,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import traverse_util
 
 from diffjax.errors import UserError, nearest
 from diffjax.host.processes import to_host
 from diffjax.host.run_files import read_json
-from diffjax.models.families import DENOISERS
+from diffjax.models.families import LAYOUTS, layout_of
 from diffjax.pretrained.family import Denoiser
-from diffjax.pretrained.files import read_state_dict
+from diffjax.pretrained.folders import is_folder, read_weights
+from diffjax.pretrained.placing import placed_like
 from diffjax.runs.checkpoints import Checkpoints, Damaged
 from diffjax.training.sharding import replicated
 from diffjax.training.state import TrainState
@@ -25,7 +27,7 @@ from diffjax.training.state import TrainState
 Initial = Callable[[], tuple[Any, dict[str, Any]]]
 """`() -> (params, source)` reads weights that were found and that fit: arrays in the network's
 shardings, and where they come from as plain data: `folder`, `weights` and `step` of a run, `file`
-of a published file, and `sha256` of the weights."""
+of a published file and what of it is `left_out`, and `sha256` of the weights."""
 
 
 def find_initial_weights(
@@ -39,13 +41,16 @@ def find_initial_weights(
         config.init_from = "runs/digits"              # the weights that this run is evaluated with
         config.init_from = "runs/digits:live"         # or an average: "runs/digits:ema-0.999"
         config.init_from = "weights.safetensors"      # or a file of torch.save
+        config.init_from = "DiT-XL-2-256/transformer" # or a folder of diffusers, or a pipeline
 
     The arrays of a run are not read yet. Of a file, each tensor has the path of its parameter as
-    name, joined by `.` or `/`, as `block_0.attention.qkv.kernel`; or all have the names of the
-    authors' files, if the network is of a family (`diffjax.models.families`).
+    name, joined by `.` or `/`, as `block_0.attention.qkv.kernel`; or all have the names of one of
+    the layouts of the network (`diffjax.models.families`). The settings of the network are not
+    changed: those of diffusers' DiT differ from those of its authors.
 
     Args:
-        named: the folder of a run, `FOLDER:weights`, or a file of torch or safetensors.
+        named: the folder of a run, `FOLDER:weights`, a file of torch or safetensors, or a folder of
+            diffusers.
         like: the network's parameters as `ShapeDtypeStruct` with shardings.
         setting: the setting that names them, for errors.
         denoiser: the network, whose family knows the authors' names.
@@ -55,19 +60,20 @@ def find_initial_weights(
             over or of another shape.
     """
     folder, colon, weights = named.rpartition(":")
-    if Path(named).is_file():
-        return _of_file(Path(named), like, setting, denoiser)
-    if _is_run(Path(named)):
+    if is_run(Path(named)):
         return _of_run(Path(named), "", like, setting)
-    if colon and _is_run(Path(folder)):
+    if Path(named).is_file() or is_folder(Path(named)):
+        return _of_file(Path(named), like, setting, denoiser)
+    if colon and is_run(Path(folder)):
         return _of_run(Path(folder), weights, like, setting)
     raise UserError(
-        f"{setting}={named!r} is neither a file nor the folder of a run: name one, or "
-        "FOLDER:weights, as runs/digits:ema-0.999"
+        f"{setting}={named!r} is neither a file nor the folder of a run or of diffusers: name "
+        "one, or FOLDER:weights, as runs/digits:ema-0.999"
     )
 
 
-def _is_run(folder: Path) -> bool:
+def is_run(folder: Path) -> bool:
+    """Whether a folder is that of a run."""
     return (folder / "config.json").is_file() and (folder / "checkpoints").is_dir()
 
 
@@ -129,24 +135,32 @@ def placed(shapes: TrainState, like: Any) -> TrainState:
 
 
 def _of_file(path: Path, like: Any, setting: str, denoiser: Denoiser | None) -> Initial:
-    where, state = f"{setting}={path}", read_state_dict(path)
-    arrays: Mapping[str, Any] = {name.replace(".", "/"): x for name, x in state.items()}
-    family = denoiser and DENOISERS.get(type(denoiser.network))
-    if family and arrays.keys().isdisjoint(by_path(like)):
-        arrays = by_path(family.to_ours(state, denoiser, where))
-    check_same(where, arrays, like)
-    for name, array in arrays.items():
-        if not jnp.issubdtype(array.dtype, jnp.floating):  # quantised, for example
-            raise UserError(f"{where}: {name} has the type {array.dtype}, and weights are floats")
+    where, state, here = f"{setting}={path}", read_weights(path).state, by_path(like)
+    place, facts = placed_like(like), {"file": str(path)}
+    arrays = {name.replace(".", "/"): tensor for name, tensor in state.items()}
+    layouts = LAYOUTS.get(type(denoiser.network)) if denoiser else None
+    if denoiser and layouts and arrays.keys().isdisjoint(here):
+        family = layouts[layout_of(state, layouts) or next(iter(layouts))]
+        fitting = family.without_variance(state, denoiser)
+        facts |= {} if fitting is state else {"left_out": "learned variance"}
+        family.check(fitting, denoiser, where)
+        check_same(where, family.shapes(denoiser), like)
+        weights = partial(family.to_ours, fitting, denoiser, where, place)
+    else:
+        check_same(where, arrays, like)
+        for name, array in arrays.items():
+            if not jnp.issubdtype(array.dtype, jnp.floating):  # quantised, for example
+                raise UserError(
+                    f"{where}: {name} has the type {array.dtype}, and weights are floats"
+                )
 
-    def lay_out(path: tuple, leaf: jax.ShapeDtypeStruct) -> jax.Array:
-        tensor = arrays[jax.tree_util.keystr(path, simple=True, separator="/")]
-        array = np.asarray(tensor, leaf.dtype)
-        return jax.make_array_from_callback(leaf.shape, leaf.sharding, lambda part: array[part])
+        def weights() -> Any:
+            found = {name: place(name, np.asarray(arrays[name])) for name in here}
+            return traverse_util.unflatten_dict(found, sep="/")
 
     def read() -> tuple[Any, dict[str, Any]]:
-        params = jax.tree_util.tree_map_with_path(lay_out, like)
-        return params, {"file": str(path), "sha256": weights_sha256(params)}
+        params = weights()
+        return params, {**facts, "sha256": weights_sha256(params)}
 
     return read
 

@@ -143,7 +143,7 @@ def measure_likelihood(
     dequantisation = options["dequantisation"]
     spread = choose(spreads, dequantisation, "dequantisation")
     made = make(**options)
-    check_likelihood(run.setup.wired.objective, method)
+    check_likelihood(run.parts.wired.objective, method)
     check_levels(dataset)
     params = run.weights(weights)
     estimate_key, fit_key = jax.random.split(jax.random.key(seed))
@@ -156,7 +156,7 @@ def measure_likelihood(
         beat()
         spread = fitted(run, params, dataset, fit_key, dequantiser_steps)
     found = min(num_images or len(dataset.test), len(dataset.test))
-    at_once = full_batch(min(batch_size, max(found, 1)), run.setup.mesh)
+    at_once = full_batch(min(batch_size, max(found, 1)), run.parts.mesh)
     measure = measurer(run, params, spread, estimate_key, at_once, beat)
 
     def batches() -> Iterator[Batch]:
@@ -264,7 +264,7 @@ def measurer(
     in memory. Image i depends on the seed and on i, not on the batch or the mesh. `beat` is called
     as each batch begins.
     """
-    wired, mesh = run.setup.wired, run.setup.mesh
+    wired, mesh = run.parts.wired, run.parts.mesh
 
     def measure(
         estimate: Estimate, discrete: bool, batches: Iterable[Batch]
@@ -298,7 +298,7 @@ def measurer(
 
 def fitted(run: Run, params: Any, dataset: DataSet, key: Array, num_steps: int) -> Spread:
     """A dequantiser learned on training images, by the bound in continuous time."""
-    wired = run.setup.wired
+    wired = run.parts.wired
     batch = all_examples(dataset.train, limit_images=10_000)
     conditions = jax.tree.map(jax.numpy.asarray, wired.condition.of_batch(batch))
     estimate = bound.VariationalBound(num_times=4)

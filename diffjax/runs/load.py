@@ -5,36 +5,52 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from functools import cache, cached_property, lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-import jax
 import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from diffjax.conditions.base import len_of
 from diffjax.data import DataSet
 from diffjax.errors import UserError
 from diffjax.host.run_files import metrics_arrays, read_metrics
 from diffjax.runs import workdirs
 from diffjax.runs.averages import is_reconstructed, read_reconstructed
 from diffjax.runs.checkpoints import Checkpoints, Damaged
-from diffjax.runs.model import Model, Request
-from diffjax.runs.recipes import Guided, recipe_of
-from diffjax.runs.setup import Setup, set_up
+from diffjax.runs.drawing import draw_images
+from diffjax.runs.model import Model
+from diffjax.runs.parts import Parts
+from diffjax.runs.recipes import Chosen, with_found_grid
+from diffjax.runs.setup import Setup
 from diffjax.sampling.grids import Grid
-from diffjax.sampling.guidance import Against, NegativeCondition, Rule
+from diffjax.sampling.guidance import Rule
 from diffjax.sampling.sample import Recipe
 from diffjax.sampling.solvers import Solver
 from diffjax.spec import check_arguments
 from diffjax.training.averages import Averages
-from diffjax.training.sharding import AXES, make_mesh
+from diffjax.training.sharding import AXES
 from diffjax.training.state import LIVE, TrainState
 from diffjax.training.subset import merged
 
 BEST = "best"
 """The folder of a run's best checkpoint by `config.best_by`, and its name for `load`."""
-_LARGEST = 2**31 - 1  # without 64-bit numbers JAX takes the seeds 1 and 2³² + 1 for one
+
+
+class Arrays(Protocol):
+    """A run's arrays where they are read when they are wanted."""
+
+    @property
+    def step(self) -> int:
+        """Training steps made."""
+        ...
+
+    def weights(self, name: str) -> Any:
+        """Parameters by name: `live`, or that of an average."""
+        ...
+
+    def read(self, abstract: TrainState) -> TrainState:
+        """The arrays of a state that are not `...`."""
+        ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,7 +60,7 @@ class Saved:
     Attributes:
         folder: of the run's checkpoints.
         step: which of them.
-        abstract: the whole state as `ShapeDtypeStruct` with shardings.
+        abstract: its weights as `ShapeDtypeStruct` with shardings (`Parts.abstract`).
         known: weights by name, as far as they were read.
     """
 
@@ -62,20 +78,17 @@ class Saved:
         if name not in self.known and is_reconstructed(name, [*self.abstract.ema]):
             workdir, params = self.folder.parent, self.abstract.params
             average = read_reconstructed(workdir, name, self.step, params)
-            self.known[name] = merged(average, self._read(self.abstract.only(None)).frozen)
+            self.known[name] = merged(average, self.read(self.abstract.only(None)).frozen)
         if name not in self.known:
-            self.known[name] = self._read(self.abstract.only(name)).weights(name)
+            self.known[name] = self.read(self.abstract.only(name)).weights(name)
         return self.known[name]
 
-    def whole(self) -> TrainState:
-        """The state with everything that training needs; read at each call.
+    def read(self, abstract: TrainState) -> TrainState:
+        """The arrays of a state that are not `...`; read at each call.
 
         Raises:
             UserError: some of it is damaged.
         """
-        return self._read(self.abstract)
-
-    def _read(self, abstract: TrainState) -> TrainState:
         with closing(Checkpoints(self.folder, read_only=True)) as checkpoints:
             if self.step not in checkpoints.steps():
                 raise UserError(
@@ -95,21 +108,21 @@ class Run:
     """A trained run at one of its steps.
 
     Attributes:
-        setup: its parts; `run.setup.wired.path` and so on.
-        arrays: its state, in memory or in a checkpoint.
+        parts: those of its config; `run.parts.wired.path` and so on.
+        arrays: its state in memory, or what reads it, as `Saved` from a checkpoint.
         workdir: where it lives.
         others: `(folder, weights) -> Run`: other runs that guidance leads away from, read once.
     """
 
-    setup: Setup
-    arrays: TrainState | Saved
+    parts: Parts
+    arrays: TrainState | Arrays
     workdir: Path
     others: Callable[[str, str | None], "Run"] = field(default_factory=lambda: _reader())
 
     @property
     def config(self) -> ConfigDict:
         """The resolved config."""
-        return self.setup.config
+        return self.parts.config
 
     @property
     def step(self) -> int:
@@ -119,12 +132,14 @@ class Run:
     @cached_property
     def state(self) -> TrainState:
         """All arrays, the optimizer's among them: several times the memory that sampling needs."""
-        return self.arrays if isinstance(self.arrays, TrainState) else self.arrays.whole()
+        if isinstance(self.arrays, TrainState):
+            return self.arrays
+        return self.arrays.read(Setup.of(self.parts).abstract)
 
     @property
     def recipe(self) -> Recipe:
         """Solver, grid, steps and guidance of the config; change it with `dataclasses.replace`."""
-        return self.setup.wired.recipe
+        return self.parts.wired.recipe
 
     def weights(self, name: str | None = None) -> Any:
         """Parameters by name (`live`, `ema-0.999`, `power-0.07`); by default `config.weights`.
@@ -146,7 +161,7 @@ class Run:
 
     @cached_property
     def _models(self) -> Callable[[str], Model]:
-        programs = self.setup.programs
+        programs = self.parts.programs
         return cache(lambda name: Model(programs, self.weights(name), find=self._find))
 
     def _find(self, name: str) -> Model:
@@ -174,12 +189,12 @@ class Run:
                 "the folder of a run"
             )
         other = self.others(folder, average or None)
-        wired, theirs = self.setup.wired, other.setup.wired
+        wired, theirs = self.parts.wired, other.parts.wired
         for what, here, there in (
             ("path", wired.path, theirs.path),
             ("image shape", wired.image_shape, theirs.image_shape),
             ("condition", wired.condition, theirs.condition),
-            ("codec", self.setup.codec.latents, other.setup.codec.latents),
+            ("codec", self.parts.codec.latents, other.parts.codec.latents),
         ):
             if here != there:
                 raise UserError(
@@ -237,59 +252,16 @@ class Run:
             UserError: no such condition, name or weights; a number out of range; a recipe that
                 does not suit this model (`check_recipe`).
         """
-        check_whole("seed", seed, -_LARGEST)
-        check_whole("batch_size", batch_size, 1)
-        if num_steps is not None:
-            check_whole("num_steps", num_steps, 1)
-        check_arguments(
-            Run.sample, source=source, solver=solver, grid=grid, guidance_scale=guidance_scale,
-            guidance=guidance, weights=weights,
-        )  # fmt: skip
-        cond, negative = self.conditions(condition), None
-        if against is not None and not isinstance(against, str | Against):
-            negative, against = self._negative(against, len_of(cond)), NegativeCondition()
-        recipe = recipe_of(self, solver, grid, num_steps, Guided(guidance_scale, guidance, against))
-        model = self.model(weights)
-        source = None if source is None else model.encoded(source)
-        request = Request(cond, seed, source, negative=negative)
-        return model.sample(recipe, request, batch_size=batch_size)
-
-    def conditions(self, given: Any) -> Any:
-        """The condition of samples from their number, a list to parse, or its arrays.
-
-        Raises:
-            UserError: the condition parses none of it, or can't be listed in turn.
-        """
-        condition = self.setup.wired.condition
-        if isinstance(given, str):
-            raise UserError(f"condition={given!r} is one text: for one sample pass [{given!r}]")
-        if not isinstance(given, int | float | np.number | bool):
-            return condition.of(given)
-        number: Any = given
-        check_whole("the number of samples", number, 1)
-        listed = condition.in_turn(int(number))
-        if listed is None:
-            raise UserError(
-                f"this run is conditioned on {condition.describe()}, which can't be listed: "
-                "pass the condition of each sample"
-            )
-        return listed
-
-    def _negative(self, given: Any, n: int) -> Any:
-        """The negative condition of n samples, of which one row is for all of them."""
-        if isinstance(given, int | float | np.number | bool):
-            raise UserError(
-                f"against={given!r}: a label is written as 'label:{given}' or [{given}]"
-            )
-        try:
-            cond = self.setup.wired.condition.negative.of(given)
-        except UserError as error:
-            raise UserError(f"against=, a negative condition: {error}") from None
-        if len_of(cond) not in (1, n):
-            raise UserError(
-                f"against= has {len_of(cond)} rows: pass one for all samples, or {n}, one for each"
-            )
-        return cond if len_of(cond) == n else jax.tree.map(lambda row: row.repeat(n, 0), cond)
+        chosen = Chosen(solver, grid, num_steps, guidance_scale, guidance, against)
+        return draw_images(
+            self.model(weights),
+            self.recipe,
+            condition,
+            with_found_grid(self, chosen),
+            source=source,
+            seed=seed,
+            batch_size=batch_size,
+        )
 
     def dataset(self, path: str | None = None) -> DataSet:
         """The data set that the run was trained on.
@@ -315,35 +287,18 @@ class Run:
         return metrics_arrays(read_metrics(self.workdir))
 
     def __repr__(self) -> str:
-        wired = self.setup.wired
+        wired = self.parts.wired
         return (
             f"Run({str(self.workdir)!r}, step {self.step:,} of {self.config.num_steps:,}: "
             f"{type(wired.network).__name__} of {wired.num_params:,} parameters, "
-            f"{self.setup.codec.describe(wired.image_shape)}, "
+            f"{self.parts.codec.describe(wired.image_shape)}, "
             f"{wired.condition.describe()}, weights {self.config.weights})"
         )
 
 
-def check_whole(what: str, value: Any, least: int) -> None:
-    """Refuses a value that is not a whole number from `least` to 2³¹ − 1, as the flags do.
-
-    Raises:
-        UserError: it is not.
-
-    Example:
-        >>> check_whole("num_steps", 2.5, 1)
-        Traceback (most recent call last):
-        ...
-        diffjax.errors.UserError: num_steps=2.5: it is a whole number from 1 to 2147483647
-    """
-    whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
-    if not whole or not least <= value <= _LARGEST:
-        raise UserError(f"{what}={value!r}: it is a whole number from {least} to {_LARGEST}")
-
-
-def _reader() -> Callable[[str, str | None], Run]:
-    """`load`, which returns the last few runs again."""
-    return lru_cache(4)(lambda folder, weights: load(folder, weights=weights))
+def _reader(mesh: Mesh | None = None) -> Callable[[str, str | None], Run]:
+    """`load`, which returns the last few runs again; on the devices of the run that they guide."""
+    return lru_cache(4)(lambda folder, weights: load(folder, mesh, weights=weights))
 
 
 def load(
@@ -390,27 +345,18 @@ def load(
             "diffjax.training.sharding.make_mesh makes one"
         )
     workdir = Path(workdir)
-    config, description = workdirs.read(workdir, allowed_packages)
+    parts = workdirs.read_parts(workdir, allowed_packages, mesh)
+    name = weights or parts.config.weights
+    kept = name in (LIVE, *parts.abstract.ema)
     with workdirs.version_told(workdir):
-        setup = set_up(
-            config,
-            description["image_shape"],
-            description["condition"],
-            mesh=mesh or make_mesh(),
-            codec=description["codec"],
-        )
-    name = weights or config.weights
-    post_hoc = is_reconstructed(name, [*setup.abstract.ema])
-    wanted = setup.abstract.only(None if post_hoc else name)
-    if weights:
-        with config.unlocked():
-            config.weights = weights
-    with workdirs.version_told(workdir):
+        wanted = parts.abstract.only(name if kept else None)
         folder, state, meta = _restored(workdir, step, wanted)
-    known = {} if post_hoc else {name: state.weights(name)}
-    saved = Saved(folder, meta["step"], setup.abstract, known)
-    saved.weights(name)
-    return Run(setup, saved, workdir)
+    known = {name: state.weights(name)} if kept else {}
+    saved = Saved(folder, meta["step"], parts.abstract, known)
+    saved.weights(name)  # One that was made after training is read, any other one is refused.
+    with parts.config.unlocked():
+        parts.config.weights = name
+    return Run(parts, saved, workdir, _reader(mesh))
 
 
 def _restored(

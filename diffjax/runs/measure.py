@@ -33,8 +33,8 @@ from diffjax.runs.found_grids import FOUND
 from diffjax.runs.likelihoods import check_levels, check_likelihood, measure_likelihood
 from diffjax.runs.load import Run
 from diffjax.runs.model import Request
-from diffjax.runs.recipes import Guided, named_recipe
-from diffjax.runs.setup import Setup
+from diffjax.runs.parts import Parts
+from diffjax.runs.recipes import Chosen, named_recipe
 from diffjax.settings import NumSamples
 from diffjax.spec import build, check_arguments, choose
 from diffjax.training.averages import Averages
@@ -121,9 +121,9 @@ def measure(
     """
     settings = run.config.evaluation
     main, others = wanted_recipes(run, wanted)
-    _check_recipes([main, *others], run.setup.wired)  # The last as well, before the first is drawn.
+    _check_recipes([main, *others], run.parts.wired)  # The last as well, before the first is drawn.
     mix = wanted.labels or own_mix(run.config)
-    label_shares(mix, run.setup.wired, dataset)
+    label_shares(mix, run.parts.wired, dataset)
     own = own_extractors(run.config)
     numbers = count(1)
 
@@ -140,9 +140,9 @@ def measure(
 
     references = [reference_of(dataset, extractor, beat) for extractor in wanted.extractors or own]
     num_samples = wanted.num_samples or settings.num_samples
-    shares = label_shares(mix, run.setup.wired, dataset, references[0].class_counts)
+    shares = label_shares(mix, run.parts.wired, dataset, references[0].class_counts)
     labels = proportional_labels(num_samples, shares)
-    samples = wanted_samples(run.setup.wired, lambda: dataset, labels)
+    samples = wanted_samples(run.parts.wired, lambda: dataset, labels)
     result = evaluate(
         drawer(run, [main, *others], samples, before_samples, wanted.batch_size),
         main,
@@ -182,7 +182,7 @@ def wanted_recipes(run: Run, wanted: Wanted) -> tuple[NamedRecipe, list[NamedRec
         if getattr(wanted, name) is not None and not len(getattr(wanted, name)):
             raise UserError(f"{name} is empty; leave it out for that of the run's config")
     main = replace(
-        named_recipe(run, guided=Guided(_first(wanted.guidance_scales), *how)),
+        named_recipe(run, Chosen(None, None, None, _first(wanted.guidance_scales), *how)),
         weights=_first(wanted.weights) or run.config.weights,
         seed=settings.seed if wanted.seeds is None else wanted.seeds[0],
     )
@@ -206,7 +206,7 @@ def wanted_recipes(run: Run, wanted: Wanted) -> tuple[NamedRecipe, list[NamedRec
     crossed = product(drawn, listed("guidance_scales"), listed("weights"), listed("seeds"))
     others = [
         replace(
-            named_recipe(run, solver, grid, num_steps, Guided(scale, *how)),
+            named_recipe(run, Chosen(solver, grid, num_steps, scale, *how)),
             weights=name or main.weights,
             seed=main.seed if seed is None else seed,
         )
@@ -316,7 +316,7 @@ def labels_in_mix(
     Raises:
         UserError: no such label, or data that are not there.
     """
-    mix, wired = mix or own_mix(run.config), run.setup.wired
+    mix, wired = mix or own_mix(run.config), run.parts.wired
     if not wired.condition.can_be_dropped and mix in ("data", "balanced"):
         return np.zeros(n, np.int32)
     dataset = run.dataset(data_path)
@@ -438,30 +438,30 @@ def own_extractor(config: ConfigDict) -> Extractor:
     return build(config.evaluation.extractor, Extractor, "config.evaluation.extractor")
 
 
-def check_evaluation(setup: Setup, dataset: DataSet) -> None:
+def check_evaluation(parts: Parts, dataset: DataSet) -> None:
     """Refuses an evaluation that could not run, before the first training step.
 
     Raises:
         UserError: an unknown solver, grid or label, a recipe that does not suit the model, an
             extractor for other images, too few images, bits per dimension of what has none.
     """
-    config, settings = setup.config, setup.config.evaluation
+    config, settings = parts.config, parts.config.evaluation
     for name in settings.grids:  # None has been found for this run yet.
         choose(choices.GRIDS, name, "grid")
     kept = [LIVE, *Averages.of(config).names]
     for name in settings.weights:
         if name not in kept:
             raise UserError(f"config.evaluation.weights: no {name!r}; {nearest(name, kept)}")
-    main, others = wanted_recipes(Run(setup, setup.abstract, Path()), Wanted())
-    _check_recipes([main, *others], setup.wired)
-    label_shares(own_mix(config), setup.wired, dataset)
+    main, others = wanted_recipes(Run(parts, parts.abstract, Path()), Wanted())
+    _check_recipes([main, *others], parts.wired)
+    label_shares(own_mix(config), parts.wired, dataset)
     for extractor in own_extractors(config):
         _check_extractor(extractor, dataset.picture_shape)
     for method in settings.likelihood:
-        check_likelihood(setup.wired.objective, method)
+        check_likelihood(parts.wired.objective, method)
         check_levels(dataset)
-    _ = setup.codec.params  # Read, or refused.
-    _check_counts(setup, dataset)
+    _ = parts.codec.params  # Read, or refused.
+    _check_counts(parts, dataset)
 
 
 def _check_recipes(recipes: Sequence[NamedRecipe], wired: Wired) -> None:
@@ -480,7 +480,7 @@ def _check_extractor(extractor: Extractor, image_shape: tuple[int, int, int]) ->
     jax.eval_shape(extractor.apply, extractor.prepare(one_image))
 
 
-def _check_counts(setup: Setup, dataset: DataSet) -> None:
+def _check_counts(parts: Parts, dataset: DataSet) -> None:
     """Refuses to begin where there are too few real images for any distance at the end."""
     num_real, num_test = len(dataset.reference), len(dataset.test)
     if num_real < FEWEST_IMAGES:
@@ -488,12 +488,12 @@ def _check_counts(setup: Setup, dataset: DataSet) -> None:
             f"{dataset.name} has {num_real} images that samples could be compared with, and "
             f"distances need {FEWEST_IMAGES}: add some"
         )
-    if _of_test_images(setup.wired) and num_test < FEWEST_IMAGES:
+    if _of_test_images(parts.wired) and num_test < FEWEST_IMAGES:
         raise UserError(
             f"samples of this run have the sources or conditions of test images, and "
             f"{dataset.name} has {num_test}: its evaluation needs {FEWEST_IMAGES}"
         )
-    if setup.config.evaluation.likelihood and not num_test:
+    if parts.config.evaluation.likelihood and not num_test:
         raise UserError(
             f"config.evaluation.likelihood is that of test images, and {dataset.name} has none"
         )

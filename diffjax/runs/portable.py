@@ -26,7 +26,7 @@ def portable_model(run: Run, weights: str | None = None) -> Model:
         run: a trained model.
         weights: `live` or the name of an average; by default those of the config.
     """
-    programs = Programs(_portable(run), run.setup.mesh, run.setup.codec)
+    programs = Programs(_portable(run), run.parts.mesh, run.parts.codec)
     find = cache(lambda name: portable_model(*run.called(name)))
     return Model(programs, to_host(run.weights(weights)), find)
 
@@ -76,9 +76,9 @@ def portable_sampler(model: Model, recipe: Recipe, *, noise: bool = False) -> Ca
 
 def _portable(run: Run) -> Wired:
     """The parts of a run on no mesh, with attention that XLA compiles for every platform."""
-    wired, config = run.setup.wired, run.config.copy_and_resolve_references()
+    wired, config = run.parts.wired, run.config.copy_and_resolve_references()
     if "attention" not in config.model:
-        return run.setup.programs.unplaced.wired
+        return run.parts.programs.unplaced.wired
     with config.unlocked():
         config.model.attention = "xla"
     return wire(config, wired.image_shape, wired.condition)

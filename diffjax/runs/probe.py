@@ -10,7 +10,7 @@ from diffjax.errors import UserError
 from diffjax.host.files import write_json
 from diffjax.objectives.base import Progress
 from diffjax.runs.load import Run, load
-from diffjax.runs.teacher import find_teacher
+from diffjax.runs.teacher import find_teacher, teacher_of
 from diffjax.studies import probes
 from diffjax.training.state import LIVE
 
@@ -41,7 +41,7 @@ def probe_run(
     run = load(workdir, allowed_packages=tuple(allowed_packages))
     dataset = run.dataset(data_path)
     batch = all_examples(dataset.test, num_images)
-    images, cond = batch["image"], run.setup.wired.condition.of_batch(batch)
+    images, cond = batch["image"], run.parts.wired.condition.of_batch(batch)
     content = _provenance(run, dataset, len(images), seed) | probes.probe(
         _probed(run), images, cond, seed=seed
     )
@@ -54,13 +54,13 @@ def probe_run(
 
 
 def _probed(run: Run) -> probes.Probed:
-    wired, state, frozen = run.setup.wired, run.state, find_teacher(run.setup)
+    wired, state, frozen = run.parts.wired, run.state, find_teacher(run.parts)
     return probes.Probed(
         objective=wired.objective,
         apply=wired.apply,
         predict=run.model().predict() if not wired.objective.traits.needs_source else None,  # pyright: ignore[reportArgumentType]
         params=state.weights(LIVE),
-        teacher_params=frozen()[0] if frozen else state.weights(run.setup.teacher),
+        teacher_params=frozen()[0] if frozen else state.weights(teacher_of(run.parts)),
         progress=Progress(state.step, state.memory, run.config.num_steps),
         condition=wired.condition,
         condition_dropout=wired.condition_dropout,

@@ -1,89 +1,113 @@
-"""A run's recipe with some parts chosen, by the names that flags take or as values."""
+"""Parts of a recipe that are chosen, by the names that flags take or as values."""
 
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 from ml_collections import ConfigDict
 
 from diffjax import choices, lookup
 from diffjax.errors import UserError
 from diffjax.evaluation.evaluate import NamedRecipe
-from diffjax.runs.found_grids import FOUND, grids_for
+from diffjax.runs.found_grids import FOUND, read_grid
 from diffjax.sampling.grids import Grid
-from diffjax.sampling.guidance import Against, Rule
+from diffjax.sampling.guidance import Rule
 from diffjax.sampling.sample import Recipe
 from diffjax.sampling.solvers import Solver
-from diffjax.spec import TARGET, build, choose
+from diffjax.settings import check_whole
+from diffjax.spec import TARGET, build, check_arguments, choose
 
 if TYPE_CHECKING:  # `runs.load` imports this module.
     from diffjax.runs.load import Run
 
 
-class Guided(NamedTuple):
-    """Changes of a recipe's guidance, by name or as values; None keeps the recipe's own."""
+@dataclass(frozen=True)
+class Chosen:
+    """Parts of a recipe, each by the name that flags take or as a value; None keeps the recipe's.
 
-    scale: float | None = None
-    rule: str | Rule | None = None
-    against: str | Against | None = None
-
-
-def recipe_of(
-    run: "Run",
-    solver: str | Solver | None = None,
-    grid: str | Grid | None = None,
-    num_steps: int | None = None,
-    guided: Guided = Guided(),
-) -> Recipe:
-    """A run's recipe with some parts chosen, each by the name that flags take, or as a value.
+    Attributes:
+        solver: the rule of a step.
+        grid: the times of the steps.
+        num_steps: intervals of the grid, from 1.
+        guidance_scale: 1 is off.
+        guidance: how two predictions are combined, as "cfg+limited".
+        against: the source of the second of them, as "label:3", or a value of
+            `diffjax.sampling.guidance`.
 
     Raises:
-        UserError: an unknown solver, grid or guidance, or no grid has been found yet.
+        UserError: one of another kind.
+
+    Example:
+        >>> from diffjax.sampling.solvers import heun
+        >>> recipe = Recipe(heun(), build(choices.GRIDS["uniform"]), num_steps=18)
+        >>> Chosen("ddim", num_steps=5).of(recipe).num_steps
+        5
     """
-    parts: dict[str, Any] = {
-        "solver": lookup.solver_called(solver) if isinstance(solver, str) else solver,
-        "grid": _grid_called(run, solver, grid, num_steps) if isinstance(grid, str) else grid,
-        "num_steps": num_steps,
-        "guidance_scale": guided.scale,
-        "guidance": build(lookup.guidance_called(guided.rule))
-        if isinstance(guided.rule, str)
-        else guided.rule,
-        "against": build(lookup.against_called(guided.against))
-        if isinstance(guided.against, str)
-        else guided.against,
-    }
-    return replace(run.recipe, **{name: part for name, part in parts.items() if part is not None})
+
+    solver: str | Solver | None = None
+    grid: str | Grid | None = None
+    num_steps: int | None = None
+    guidance_scale: float | None = None
+    guidance: str | Rule | None = None
+    against: Any = None
+
+    def __post_init__(self) -> None:
+        if self.num_steps is not None:
+            check_whole("num_steps", self.num_steps, 1)
+        named = {name: value for name, value in vars(self).items() if name != "num_steps"}
+        check_arguments(Chosen, **named)
+
+    def of(self, recipe: Recipe) -> Recipe:
+        """A recipe with these parts.
+
+        Raises:
+            UserError: an unknown name.
+        """
+        made = {
+            "solver": lookup.solver_called,
+            "grid": lambda name: build(choose(choices.GRIDS, name, "grid")),
+            "guidance": lambda name: build(lookup.guidance_called(name)),
+            "against": lambda name: build(lookup.against_called(name)),
+        }
+        parts = {name: part for name, part in vars(self).items() if part is not None}
+        return replace(
+            recipe,
+            **{
+                name: made[name](part) if isinstance(part, str) else part
+                for name, part in parts.items()
+            },
+        )
 
 
-def named_recipe(
-    run: "Run",
-    solver: str | None = None,
-    grid: str | None = None,
-    num_steps: int | None = None,
-    guided: Guided = Guided(),
-) -> NamedRecipe:
-    """The same with the names of solver and grid, for a page.
+def with_found_grid(run: "Run", chosen: Chosen) -> Chosen:
+    """The same with the grid that was found for a run and the solver, where "found" is named.
 
     Raises:
-        UserError: an unknown solver, grid or guidance, or no grid has been found yet.
+        UserError: no grid has been found yet, or the solver has no name.
     """
-    saved = run.config.sampling
-    return NamedRecipe(
-        name_in(choices.SOLVERS, saved.solver) if solver is None else solver,
-        name_in(choices.GRIDS, saved.grid) if grid is None else grid,
-        recipe_of(run, solver, grid, num_steps, guided),
-    )
-
-
-def _grid_called(run: "Run", solver: str | Solver | None, grid: str, num_steps: int | None) -> Grid:
-    if solver is None:
-        solver = name_in(choices.SOLVERS, run.config.sampling.solver)
-    if isinstance(solver, str):
-        known = grids_for(run, solver, num_steps or run.recipe.num_steps)
-    elif grid == FOUND:
+    if not isinstance(chosen.grid, str):
+        return chosen
+    choose({**choices.GRIDS, FOUND: None}, chosen.grid, "grid")
+    if chosen.grid != FOUND:
+        return chosen
+    solver = chosen.solver or name_in(choices.SOLVERS, run.config.sampling.solver)
+    if not isinstance(solver, str):
         raise UserError(f"grid={FOUND!r} was found for a solver that has a name: use that name")
-    else:
-        known = choices.GRIDS
-    return build(choose(known, grid, "grid"))
+    num_steps, path = chosen.num_steps or run.recipe.num_steps, run.parts.wired.path
+    return replace(chosen, grid=read_grid(run.workdir, solver, num_steps, path))
+
+
+def named_recipe(run: "Run", chosen: Chosen = Chosen()) -> NamedRecipe:
+    """A run's recipe with some parts chosen, and the names of solver and grid for a page.
+
+    Raises:
+        UserError: an unknown solver, grid or guidance, or no grid has been found yet.
+    """
+    saved, solver, grid = run.config.sampling, chosen.solver, chosen.grid
+    return NamedRecipe(
+        solver if isinstance(solver, str) else name_in(choices.SOLVERS, saved.solver),
+        grid if isinstance(grid, str) else name_in(choices.GRIDS, saved.grid),
+        with_found_grid(run, chosen).of(run.recipe),
+    )
 
 
 def name_in(table: choices.Table, config: ConfigDict) -> str:

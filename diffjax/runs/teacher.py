@@ -7,11 +7,28 @@ from diffjax.errors import UserError
 from diffjax.host.run_files import read_json
 from diffjax.runs import workdirs
 from diffjax.runs.initial import Initial, find_initial_weights
-from diffjax.runs.setup import Setup
-from diffjax.training.state import LIVE, is_kept
+from diffjax.runs.parts import Parts
+from diffjax.training.averages import Averages
+from diffjax.training.state import FIRST_AVERAGE, LIVE, is_kept, teacher_name
 
 
-def find_teacher(setup: Setup) -> Initial | None:
+def teacher_of(parts: Parts) -> str:
+    """The name of the run's own weights that the objective learns from; `live` for a frozen one.
+
+    Raises:
+        UserError: an average that is not kept, or an objective without a teacher.
+    """
+    named = parts.config.teacher
+    name = teacher_name(named, Averages.of(parts.config)) if is_kept(named) else LIVE
+    if named != FIRST_AVERAGE and not parts.wired.objective.traits.has_teacher:
+        raise UserError(
+            f"config.teacher={named!r}: this objective learns from no teacher; leave it at "
+            f"{FIRST_AVERAGE!r}"
+        )
+    return name
+
+
+def find_teacher(parts: Parts) -> Initial | None:
     """Finds the frozen teacher of `config.teacher`, and compares its shapes with the network's.
 
         config.teacher = "runs/digits"              # the weights that this run is evaluated with
@@ -24,15 +41,15 @@ def find_teacher(setup: Setup) -> Initial | None:
     Raises:
         UserError: there is no such run or file, or its parameters are not those of this network.
     """
-    named = setup.config.teacher
+    named = parts.config.teacher
     if is_kept(named):
         return None
     return find_initial_weights(
-        named, setup.abstract.weights(LIVE), "config.teacher", setup.denoiser
+        named, parts.abstract.weights(LIVE), "config.teacher", parts.denoiser
     )
 
 
-def read_teacher(setup: Setup, workdir: Path) -> Any:
+def read_teacher(parts: Parts, workdir: Path) -> Any:
     """The parameters of the frozen teacher; None where the teacher is one of the run's own weights.
 
     The name of the weights goes into `run.json`; of a frozen teacher its folder or file, and its
@@ -41,15 +58,15 @@ def read_teacher(setup: Setup, workdir: Path) -> Any:
     Raises:
         UserError: as `find_teacher`, or the teacher has changed since this run began.
     """
-    found = find_teacher(setup)
+    found = find_teacher(parts)
     if found is None:
-        workdirs.record(workdir, teacher={"weights": setup.teacher})
+        workdirs.record(workdir, teacher={"weights": teacher_of(parts)})
         return None
     params, source = found()
     known = (read_json(workdir / workdirs.RUN) or {}).get("teacher", {})
     if known and known.get("sha256") != source["sha256"]:
         raise UserError(
-            f"config.teacher={setup.config.teacher} has other weights than when this run began: "
+            f"config.teacher={parts.config.teacher} has other weights than when this run began: "
             "bring the old ones back, or train in another --workdir"
         )
     workdirs.record(workdir, teacher=source)

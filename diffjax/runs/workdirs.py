@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 import diffjax
@@ -29,8 +30,10 @@ from diffjax.host.run_files import read_json, read_metrics
 from diffjax.host.storage import make_writable
 from diffjax.runs.changes import Changes, differences, refusal
 from diffjax.runs.checkpoints import config_kept
-from diffjax.runs.setup import Setup
+from diffjax.runs.parts import Parts, build_parts
+from diffjax.settings import check_complete, check_settings
 from diffjax.spec import TARGET, as_spec, build, defaults, from_json, to_json
+from diffjax.training.sharding import make_mesh
 
 _LOG = logging.getLogger("diffjax")
 CONFIG, RUN = "config.json", "run.json"
@@ -224,7 +227,7 @@ def _listed(found: Mapping[str, tuple[Any, Any]]) -> list[str]:
 
 def record_run(
     workdir: Path,
-    setup: Setup,
+    parts: Parts,
     dataset: DataSet,
     command: str,
     ensemble: Mapping[str, Any] | None = None,
@@ -233,24 +236,24 @@ def record_run(
 
     Args:
         workdir: the run's folder.
-        setup: of the run.
+        parts: of the run.
         dataset: what it trains on.
         command: how to make the run again.
         ensemble: with which others it trains in one program, if it does.
     """
     before = read_json(workdir / RUN) or {}
-    device = setup.mesh.devices.flat[0]
+    device = parts.mesh.devices.flat[0]
     content = {
         "started": before.get("started", datetime.now(UTC).isoformat(timespec="seconds")),
         "command": command,
         "versions": {"diffjax": diffjax.__version__, "python": platform.python_version()}
         | {name: _version(name) for name in _PACKAGES},
         "git_revision": git_revision(Path(__file__).parent),
-        "device": f"{setup.mesh.size} x {device.device_kind} ({device.platform})",
+        "device": f"{parts.mesh.size} x {device.device_kind} ({device.platform})",
         "host": f"{os.cpu_count()} cores, {platform.machine()}, {platform.system()}",
-        "mesh": dict(setup.mesh.shape),
-        "num_params": setup.wired.num_params,
-        "num_trained_params": sum(leaf.size for leaf in jax.tree.leaves(setup.abstract.params)),
+        "mesh": dict(parts.mesh.shape),
+        "num_params": parts.wired.num_params,
+        "num_trained_params": sum(leaf.size for leaf in jax.tree.leaves(parts.abstract.params)),
         "data": {
             "name": dataset.name,
             "image_shape": list(dataset.image_shape),
@@ -272,7 +275,7 @@ def record_run(
         content["ensemble"] = ensemble or before["ensemble"]
     if is_first():
         write_whole(workdir / RUN, json.dumps(content, indent=2) + "\n")
-        _keep_paths(workdir, setup.config)
+        _keep_paths(workdir, parts.config)
 
 
 def _keep_paths(workdir: Path, config: ConfigDict) -> None:
@@ -359,13 +362,19 @@ def record(workdir: Path, **facts: Any) -> None:
         write_whole(workdir / RUN, json.dumps(content, indent=2) + "\n")
 
 
-def read(
-    workdir: Path, allowed_packages: tuple[str, ...] = ("diffjax",)
-) -> tuple[ConfigDict, dict[str, Any]]:
-    """The config of a run and the description of its data.
+def read_parts(
+    workdir: Path, allowed_packages: tuple[str, ...] = ("diffjax",), mesh: Mesh | None = None
+) -> Parts:
+    """The parts of a run, built from its config and the description of its data.
+
+    Args:
+        workdir: the run's folder.
+        allowed_packages: whose callables the saved config may name.
+        mesh: the devices; by default all, which split the batch.
 
     Raises:
-        UserError: there is no run in that folder, or its files are damaged.
+        UserError: there is no run in that folder, its files are damaged, or its parts can't be
+            built.
     """
     try:
         text = (workdir / CONFIG).read_text(encoding="utf-8")
@@ -380,15 +389,22 @@ def read(
     if not _describes_data(data):
         raise UserError(f"{workdir / RUN} does not describe images: restore it")
     config = from_json(text, allowed_packages, upgrade)
-    if "condition" in data:
-        condition = build(from_json(json.dumps(data["condition"]), allowed_packages), Condition)
-    else:
-        condition = of_classes(data["num_classes"], data["label_names"])
-    codec: Codec = Identity()
-    if "codec" in data:
-        codec = build(from_json(json.dumps(data["codec"]), allowed_packages), Codec)
-    found = {"image_shape": tuple(data["image_shape"]), "condition": condition, "codec": codec}
-    return config, {**data, **found}
+
+    def described(name: str, kind: type) -> Any:
+        return build(from_json(json.dumps(data[name]), allowed_packages), kind)
+
+    condition = (
+        described("condition", Condition)
+        if "condition" in data
+        else of_classes(data["num_classes"], data["label_names"])
+    )
+    codec: Codec = described("codec", Codec) if "codec" in data else Identity()
+    with version_told(workdir):
+        check_complete(config)
+        check_settings(config)
+        return build_parts(
+            config, tuple(data["image_shape"]), condition, mesh or make_mesh(), codec
+        )
 
 
 def _spec_of(part: Condition | Codec) -> dict[str, Any]:

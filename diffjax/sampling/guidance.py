@@ -18,7 +18,7 @@ from jax import Array
 from diffjax.compiling import once
 from diffjax.conditions import Condition, Unconditional
 from diffjax.errors import UserError
-from diffjax.kinds import Limit, Probability, Range
+from diffjax.kinds import Limit, Positive, Probability, Range
 from diffjax.process.paths import Coeffs, Pair, Path, Scalar, coeffs, log_snr_of
 from diffjax.process.precond import Predict, time_of
 from diffjax.process.targets import Mix, decode
@@ -316,6 +316,38 @@ class Limited:
         inside = (level >= self.low) & (level <= self.high)
         guided = self.rule(x, c, on, off, scale)
         return Pair(jnp.where(inside, guided.x0, on.x0), jnp.where(inside, guided.eps, on.eps))
+
+
+@dataclass(frozen=True)
+class FirstChannels:
+    """Another rule in the first channels alone, and `on` in the others.
+
+    The rule sees no other channels. The authors' samplers of DiT (Peebles & Xie 2022,
+    arXiv:2212.09748) and SiT (Ma et al. 2024, arXiv:2401.08740) guide three of four channels of
+    the latents, by `ClassifierFree`; their published distances depend on it.
+
+    Attributes:
+        rule: the other rule.
+        channels: the number of channels with guidance; 3 in both.
+
+    Example:
+        >>> x, c = jnp.zeros((1, 1, 1, 4)), Coeffs(*(jnp.full((1, 1, 1, 1), 0.5),) * 5)
+        >>> on, off = (Pair(x + size, x - size) for size in (1.0, 0.0))
+        >>> FirstChannels()(x, c, on, off, 3.0).x0[0, 0, 0].tolist()
+        [3.0, 3.0, 3.0, 1.0]
+    """
+
+    rule: Rule = ClassifierFree()
+    channels: Positive[int] = 3
+
+    def __call__(self, x: Samples, c: Coeffs, on: Pair, off: Pair, scale: Scalar) -> Pair:
+        first, strong, weak = jax.tree.map(lambda leaf: leaf[..., : self.channels], (x, on, off))
+        guided = self.rule(first, c, strong, weak, scale)
+        x0, eps = (
+            jnp.concatenate([new, old[..., self.channels :]], axis=-1)
+            for new, old in ((guided.x0, on.x0), (guided.eps, on.eps))
+        )
+        return Pair(x0, eps)
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from jax import Array
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from diffjax.errors import UserError, nearest
-from diffjax.models.layers import STACKED
+from diffjax.models.layers import is_stacked
 from diffjax.models.placement import Axes, fit
 
 AXES = ("data", "fsdp", "tensor", "sequence")
@@ -186,7 +186,7 @@ def as_used(params: Any, mesh: Mesh, rules: Sequence[Rule]) -> Any:
         return params
 
     def whole(path: tuple, leaf: Array, place: NamedSharding) -> Array:
-        stacked = STACKED in jax.tree_util.keystr(path, simple=True, separator="/").split("/")
+        stacked = is_stacked(jax.tree_util.keystr(path, simple=True, separator="/"))
         gone = ("data", "fsdp") if broken and not stacked else ("data",)
         left = PartitionSpec(*(_without(axes, gone) for axes in place.spec))
         if left == place.spec:  # A constraint that adds nothing still fixes what XLA may choose.

@@ -12,6 +12,8 @@ from diffjax.training.averages import Averages
 from diffjax.training.subset import merged
 
 LIVE = "live"
+FIRST_AVERAGE = "ema"
+"""The name of the first average as a teacher, the default of `config.teacher`."""
 
 
 class TrainState(NamedTuple):
@@ -84,7 +86,7 @@ def is_kept(teacher: str) -> bool:
         >>> is_kept("live"), is_kept("ema"), is_kept("ema-0.999"), is_kept("runs/digits")
         (True, True, True, False)
     """
-    return teacher in (LIVE, "ema") or teacher.startswith(("ema-", "power-"))
+    return teacher in (LIVE, FIRST_AVERAGE) or teacher.startswith(("ema-", "power-"))
 
 
 def teacher_name(teacher: str, averages: Averages) -> str:
@@ -104,7 +106,7 @@ def teacher_name(teacher: str, averages: Averages) -> str:
         ('ema-0.999', 'live', 'live')
     """
     kept = [*averages.names, LIVE]
-    if teacher == "ema":
+    if teacher == FIRST_AVERAGE:
         return kept[0]
     if teacher not in kept:
         raise UserError(f"config.teacher={teacher!r} is not kept; {nearest(teacher, kept)}")

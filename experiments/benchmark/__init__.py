@@ -31,6 +31,7 @@ from diffjax.errors import UserError
 from diffjax.runs.workdirs import git_revision
 from experiments import cli
 from experiments.benchmark.against_torch import Pair, measure_pairs
+from experiments.benchmark.autoencoders import check_autoencoder, measure_autoencoder
 from experiments.benchmark.cases import (
     Case,
     import_seconds,
@@ -85,6 +86,14 @@ flags.DEFINE_list(
     "devices", [], "also train on these numbers of devices: 1,2,4,8; fake ones on CPUs",
     flag_values=FLAGS,
 )  # fmt: skip
+flags.DEFINE_list(
+    "autoencoders", [], "with --against: also encode and decode with these sizes: sd-vae,flux",
+    flag_values=FLAGS,
+)  # fmt: skip
+flags.DEFINE_integer(
+    "autoencoder_pixels", 256, "height and width of their images, one at a time", lower_bound=8,
+    flag_values=FLAGS,
+)  # fmt: skip
 flags.DEFINE_string("out", None, "also write the tables to this file", flag_values=FLAGS)
 flags.DEFINE_string("json", None, "write all numbers to this file", flag_values=FLAGS)
 
@@ -136,6 +145,10 @@ def main(args: SimpleNamespace) -> None:
         Case(name, args.batch_size, args.data_path, tuple(args.override))
         for name in split_configs(args.configs)
     ]
+    if args.autoencoders and not args.against:
+        raise UserError("--autoencoders are compared with diffusers': add --against=torch")
+    for size in args.autoencoders:
+        in_new_process(check_autoencoder, size)
     # Checks all configs first, so that errors do not appear after minutes.
     in_new_process(check_cases, cases, args.split, args.against)
     if devices:
@@ -175,6 +188,10 @@ def main(args: SimpleNamespace) -> None:
         for case in cases:
             _tell(f"measuring {case.name} against {args.against}")
             pairs += measure_pairs(case, compiled=args.against == "torch.compile", **sizes)
+        for size in args.autoencoders:
+            _tell(f"measuring {size} against {args.against}")
+            how = {"pixels": args.autoencoder_pixels, "num_images": 1, "rounds": args.rounds}
+            pairs += measure_autoencoder(size, **how)
         tables.append(against_table(pairs, args.against))
         numbers["against"] = [asdict(pair) for pair in pairs]
     text = "\n\n".join(tables)

@@ -20,6 +20,8 @@ from experiments import cli
 from experiments.benchmark.cases import Case
 
 Rounds = Mapping[str, Callable[[], float]]
+"""Programs by name; each runs a batch and returns its seconds."""
+Make = Callable[[], Rounds]
 _NETWORKS = {"diffjax.models.dit.network:DiT": "DiT", "diffjax.models.unet:UNet": "UNet"}
 
 
@@ -41,9 +43,7 @@ class Pair:
 def measure_pairs(
     case: Case, *, compiled: bool, steps: int, num_samples: int, rounds: int
 ) -> list[Pair]:
-    """Measures both libraries, each in its own process, in turn in each round.
-
-    Both use the same device, and on a GPU both may multiply float32 matrices in TF32.
+    """Measures training and sampling of a config in both libraries, as `measure_in_turns`.
 
     Args:
         case: the config.
@@ -55,13 +55,31 @@ def measure_pairs(
     Raises:
         UserError: PyTorch is missing, or there is no PyTorch version of the network.
     """
+    arguments = {"case": case, "steps": steps, "num_samples": num_samples}
+    ours = functools.partial(_ours, **arguments)
+    theirs = functools.partial(_theirs, compiled=compiled, **arguments)
+    return measure_in_turns(case.name, ours, theirs, rounds)
+
+
+def measure_in_turns(name: str, ours: Make, theirs: Make, rounds: int) -> list[Pair]:
+    """Measures both libraries, each in its own process, in turn in each round.
+
+    Both use the same device, and on a GPU both may multiply float32 matrices in TF32.
+
+    Args:
+        name: for the results.
+        ours: builds our programs; each is a function that runs a batch and returns its seconds.
+        theirs: builds PyTorch's, of the same names.
+        rounds: number of rounds.
+
+    Raises:
+        UserError: a library is missing, or has no such network.
+    """
     context = multiprocessing.get_context("spawn")
-    sizes = {"steps": steps, "num_samples": num_samples}
     sides = []
-    for make in (_ours, functools.partial(_theirs, compiled=compiled)):
+    for make in (ours, theirs):
         here, there = context.Pipe()
-        arguments = (there, make, case, sizes)
-        process = context.Process(target=_serve, args=arguments, daemon=True)
+        process = context.Process(target=_serve, args=(there, make), daemon=True)
         process.start()
         there.close()
         sides.append((here, process))
@@ -78,7 +96,7 @@ def measure_pairs(
             side.close()
             process.join(10.0)
             process.kill()
-    return [Pair(case.name, program, *map(tuple, found)) for program, found in seconds.items()]
+    return [Pair(name, program, *map(tuple, found)) for program, found in seconds.items()]
 
 
 def _answer(side: Connection) -> Any:
@@ -91,17 +109,12 @@ def _answer(side: Connection) -> Any:
     return answer
 
 
-def _serve(
-    side: Connection,
-    make: Callable[..., Rounds],
-    case: Case,
-    sizes: Mapping[str, int],
-) -> None:
+def _serve(side: Connection, make: Make) -> None:
     """Builds the programs of one library, and measures them on request until the pipe closes."""
     # JAX preallocates most of a GPU's memory, but two processes share it.
     os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
     try:
-        programs = make(case, **sizes)
+        programs = make()
     except UserError as error:
         side.send(error)
         return

@@ -9,6 +9,7 @@ import jax
 
 from diffjax.errors import UserError
 from diffjax.performance.throughput import set_up_on_devices
+from diffjax.runs.checks import check_config
 from diffjax.runs.setup import set_up
 from diffjax.spec import build
 from experiments.benchmark.against_torch import torch_device, twin
@@ -28,6 +29,7 @@ def check_cases(cases: Sequence[Case], split: bool, against: str | None) -> None
     """
     for case in cases:
         config = case.config()
+        check_config(config)
         set_up(config, *case.data(config))
         if split:
             dataset = build(config.data)

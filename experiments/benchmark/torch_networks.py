@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from diffjax.models.dit.network import positions_2d
+from diffjax.models.dit.patches import positions_2d
 from diffjax.models.unet import num_groups
 
 

@@ -13,14 +13,15 @@ from diffjax.codecs.movq import MOVQ
 from diffjax.codecs.scaled import ScaledLatents
 from diffjax.errors import UserError
 from diffjax.models.autoencoder_kl.network import AutoencoderKL as Network
-from diffjax.models.autoencoder_kl.published import FLUX2, LDM
+from diffjax.models.autoencoder_kl.network import AutoencoderKLFlux2
+from diffjax.models.autoencoder_kl.published import FLUX2_AUTHORS, LDM
 from diffjax.models.autoencoder_kl.sizes import SCALINGS
 from diffjax.pretrained.files import write_safetensors
 
 SMALL = {"channels": (8,), "num_res_blocks": 1, "num_groups": 2}
 NETWORKS = {
     "edm2": (Network(4, **SMALL), LDM),
-    "flux2": (Network(4, patch_size=2, **SMALL), FLUX2),
+    "flux2": (AutoencoderKLFlux2(4, **SMALL), FLUX2_AUTHORS),
 }
 
 

@@ -81,7 +81,7 @@ def test_weaker_weights_have_the_same_condition_or_one_of_their_own(run, against
 
 def test_the_null_condition_of_other_weights_is_that_which_their_own_model_was_trained_with(run):
     """A model without dropout of the condition may be guided by one with it, as in EDM2."""
-    wired, programs = run.setup.wired, run.setup.programs
+    wired, programs = run.parts.wired, run.parts.programs
     never = replace(programs, wired=wired._replace(condition_dropout=0.0))
     against = build(lookup.against_called("weights:small+null"))
     recipe = replace(run.recipe, num_steps=2, guidance_scale=3.0, against=against)

@@ -35,7 +35,8 @@ from experiments import (
     sample,
     validate,
 )
-from tests.support.tiny_run import assert_same, loaded, on_one_device, tiny_config
+from tests.support.shared_parts import shared_parts
+from tests.support.tiny_run import assert_same, loaded, on_one_device, tiny_config, without_pictures
 
 
 @dataclass(frozen=True)
@@ -111,6 +112,7 @@ def workdir(tmp_path_factory):
     folder = tmp_path_factory.mktemp("directions") / "run"
     with pytest.MonkeyPatch.context() as patch:
         on_one_device(patch)
+        shared_parts(patch)
         loop.train(config_of(), folder)
     return folder
 
@@ -166,6 +168,8 @@ def test_it_is_sampled_from_the_command_line(workdir, tmp_path, capsys):
 
 def test_it_is_resumed_bit_for_bit(workdir, tmp_path, monkeypatch):
     on_one_device(monkeypatch)
+    shared_parts(monkeypatch)
+    without_pictures(monkeypatch)
     folder = Path(shutil.copytree(workdir, tmp_path / "run"))
     shutil.rmtree(folder / "checkpoints" / "4")
     loop.train(config_of(), folder)

@@ -16,8 +16,9 @@ from diffjax.loop import loop
 from diffjax.loop.compiled_step import train_step_of
 from diffjax.models.dit import DiT
 from diffjax.runs.averages import reconstruct
+from diffjax.runs.checks import check_pairs
 from diffjax.runs.model import Model, Request
-from diffjax.runs.setup import check_pairs, set_up
+from diffjax.runs.setup import set_up
 from diffjax.sampling.guidance import OtherCondition
 from diffjax.spec import build, spec
 from diffjax.training.sharding import make_mesh
@@ -55,7 +56,7 @@ def model() -> Model:
     for _ in range(config.num_steps):
         batch = next(stream)
         state, _ = step(state, jax.random.key(1), {name: batch[name] for name in used})
-    return Model(setup.programs, state.ema["ema-0.97"])
+    return Model(setup.parts.programs, state.ema["ema-0.97"])
 
 
 @pytest.fixture(scope="module")
@@ -120,12 +121,13 @@ def test_samples_have_the_mean_of_their_phrase_and_leave_a_negative_one(model):
     assert np.isfinite(model.sample(null, request)).all()
 
 
+@pytest.mark.thorough
 def test_a_run_of_phrases_trains_shows_loads_samples_and_is_evaluated(tmp_path, monkeypatch):
     on_one_device(monkeypatch)
     loop.train(config_of(4, batch_size=16), tmp_path)
     assert list((tmp_path / "samples").glob("*.png"))
     run = loaded(tmp_path)
-    assert run.setup.wired.condition == KIND
+    assert run.parts.wired.condition == KIND
     found = json.loads((tmp_path / "evaluation.json").read_text())
     assert (found["num_samples"], found["accuracy"]) == (20, None)
     texts, against = ["very dark", "light"], "prompt:left"
@@ -155,6 +157,6 @@ def test_data_without_the_arrays_of_their_condition_are_refused():
     data = phrases()
     bare = replace(data, train=data.train.images)  # type: ignore[attr-defined]
     setup = set_up(config_of(4), data.image_shape, data.condition)
-    check_pairs(setup, data)
+    check_pairs(setup.parts, data)
     with pytest.raises(UserError, match="have no tokens_states, tokens_mask, tokens_pooled: add"):
-        check_pairs(setup, bare)
+        check_pairs(setup.parts, bare)

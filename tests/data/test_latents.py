@@ -1,7 +1,6 @@
 """Latents from disk, what a config expects of its data, and the configs for TPUs and GPUs."""
 
 import re
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,7 +11,8 @@ from diffjax.data import all_images, batches, latents
 from diffjax.errors import UserError
 from diffjax.evaluation.extractors.features import pixel_features
 from diffjax.evaluation.metrics import compare, reference
-from diffjax.runs.setup import check_expected, check_pairs, set_up
+from diffjax.runs.checks import check_expected, check_pairs
+from diffjax.runs.setup import set_up
 
 
 @pytest.fixture
@@ -157,27 +157,27 @@ def small(arguments=""):
 def test_data_that_a_config_expects_are_taken(tmp_path, latent_arrays):
     config = small()
     data = latents(latent_folder(tmp_path, latent_arrays), num_classes=4)
-    setup = set_up(config, data.image_shape, data.condition)
-    check_pairs(setup, data)
+    check_expected(config, data)
     config.expected.num_images = len(data.train)
-    check_pairs(replace(setup, config=config), data)
+    check_expected(config, data)
+    check_pairs(set_up(config, data.image_shape, data.condition).parts, data)
 
 
-def test_data_that_differ_are_refused_in_one_line(tmp_path, latent_arrays):
+@pytest.mark.parametrize(
+    ("name", "other"), [("image_shape", (8, 8, 2)), ("num_classes", 3), ("num_images", 41)]
+)
+def test_data_that_differ_are_refused_in_one_line(tmp_path, latent_arrays, name, other):
     config = small()
+    config.expected[name] = other
     data = latents(latent_folder(tmp_path, latent_arrays), num_classes=4)
-    for shape, classes, word in (((8, 8, 2), 4, "image_shape"), ((4, 4, 2), 3, "num_classes")):
-        with pytest.raises(UserError, match=rf"--config\.expected\.{word}"):
-            set_up(config, shape, of_classes(classes))
-    config.expected.num_images = 41
-    with pytest.raises(UserError, match="num_images=39"):
-        check_pairs(set_up(config, data.image_shape, data.condition), data)
+    with pytest.raises(UserError, match=rf"{name}=.*--config\.expected\.{name}"):
+        check_expected(config, data)
 
 
-def test_lists_of_a_saved_config_are_the_same_as_tuples():
+def test_lists_of_a_saved_config_are_the_same_as_tuples(tmp_path, latent_arrays):
     config = small()
     config.expected = {"image_shape": [4, 4, 2]}
-    check_expected(config, image_shape=(4, 4, 2), num_classes=7)
+    check_expected(config, latents(latent_folder(tmp_path, latent_arrays), num_classes=7))
 
 
 @pytest.mark.parametrize(

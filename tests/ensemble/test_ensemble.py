@@ -62,7 +62,7 @@ def setups_of(each, mesh) -> list:
 def like_one(each, mesh) -> list:
     """As `setups_of`, for tests that need only the numbers of each member, not its parts."""
     (one,) = setups_of(each[:1], mesh)
-    return [replace(one, config=config) for config in each]
+    return [replace(one, parts=replace(one.parts, config=config)) for config in each]
 
 
 def fresh(setup, like=None) -> Any:

@@ -67,8 +67,8 @@ def evaluated(unbalanced, tmp_path_factory):
     """The evaluation of the exact conditional generator, once for equal wishes."""
     folder = shutil.copytree(OLD_RUN, tmp_path_factory.mktemp("mix") / "run")
     run = diffjax.load(folder)
-    wired = run.setup.wired._replace(condition=unbalanced.condition)
-    run = replace(run, setup=replace(run.setup, wired=wired))
+    wired = run.parts.wired._replace(condition=unbalanced.condition)
+    run = replace(run, parts=replace(run.parts, wired=wired))
 
     @functools.cache
     def evaluate_it(**wanted):
@@ -190,16 +190,16 @@ def test_digits_are_hardly_unbalanced_and_change_by_two_in_a_hundred():
     assert np.abs(found - 100).max() == 3
 
 
-def test_what_is_no_label_is_refused_before_anything_is_drawn(evaluated, unbalanced, monkeypatch):
+def test_what_is_no_label_is_refused_before_anything_is_drawn(evaluated, old_run, monkeypatch):
     with pytest.raises(UserError, match=r"labels=ligth is neither data nor balanced.*'light'"):
         evaluated(labels="ligth")
-    run = diffjax.load(OLD_RUN)
+    run = old_run
     config = run.config.copy_and_resolve_references()
     with config.unlocked():
         config.evaluation.labels = "0,99"
-    setup = replace(run.setup, config=config)
+    parts = replace(run.parts, config=config)
     with pytest.raises(UserError, match="no label is called '99'"):
-        check_evaluation(setup, diffjax.data.digits())
+        check_evaluation(parts, diffjax.data.digits())
     wanted = []
     monkeypatch.setattr(evaluate, "measure", lambda run, data, how, **_: wanted.append(how))
     monkeypatch.setattr(evaluate, "make_writable", lambda workdir: None)

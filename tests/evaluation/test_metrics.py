@@ -278,17 +278,17 @@ class TestCopying:
             data_copying(fresh[:, :3], train, test)
 
 
-MIXTURE = GaussianMixture(
-    jnp.array([0.2, 0.5, 0.3]),
-    jnp.array([[0.0, 0.0], [1.5, 0.0], [0.0, 6.0]]),
-    jnp.array([jnp.eye(2), 0.5 * jnp.eye(2), jnp.array([[1.0, 0.6], [0.6, 1.0]])]),
-)
+_SHARES: Any = np.array([0.2, 0.5, 0.3], np.float32)
+_MEANS: Any = np.array([[0.0, 0.0], [1.5, 0.0], [0.0, 6.0]], np.float32)
+_COVARIANCES: Any = np.array([np.eye(2), 0.5 * np.eye(2), [[1.0, 0.6], [0.6, 1.0]]], np.float32)
+MIXTURE = GaussianMixture(_SHARES, _MEANS, _COVARIANCES)
 
 
 @pytest.fixture(scope="module")
 def of_mixture():
     """4000 samples of `MIXTURE`."""
-    return np.asarray(jax.jit(lambda key: MIXTURE.draw(key, 4000))(jax.random.key(0)))
+    draw = jax.jit(lambda mixture, key: mixture.draw(key, 4000))
+    return np.asarray(draw(MIXTURE, jax.random.key(0)))
 
 
 class TestMixtures:

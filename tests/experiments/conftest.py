@@ -6,7 +6,7 @@ import pytest
 
 import diffjax
 from experiments import cli, train
-from tests.support.tiny_run import on_one_device, once_a_session
+from tests.support.tiny_run import on_one_device, once_a_session, one_device
 from tests.support.whole_checkpoints import whole_checkpoints
 
 CONFIG = """
@@ -57,7 +57,7 @@ def workdir(trained, tmp_path):
 
 @pytest.fixture(scope="session")
 def loaded(trained):
-    return diffjax.load(trained)
+    return diffjax.load(trained, mesh=one_device())
 
 
 @pytest.fixture

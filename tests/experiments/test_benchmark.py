@@ -372,6 +372,7 @@ THREE_ROWS = (
         ("--devices=9", "--devices=9: there are 8 devices", 9),
         ("--split --override=config.data.test_fraction=2", "test_fraction", None),
         ("--against=torch", "--against=torch needs PyTorch: ", None),
+        ("--autoencoders=sd-vae", "--autoencoders are compared with diffusers': add", None),
     ],
 )  # fmt: skip
 def test_what_a_later_part_refuses_is_refused_first(

@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import diffjax
 from diffjax import choices, config_files
 from diffjax.conditions import of_classes
 from diffjax.evaluation.image_statistics import Batches
 from diffjax.loop import loop
 from diffjax.process.precond import Meaning
-from diffjax.runs import measure
-from diffjax.wiring import wire
+from diffjax.runs import measure, workdirs
+from diffjax.wiring import check_wired, wire
 from experiments import cli, evaluate, sample, train
+from tests.support.tiny_run import one_device
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -90,6 +90,7 @@ def test_samples_are_a_picture_and_an_array(loaded_once, tmp_path, capsys):
 
 def test_evaluation_is_a_table_and_a_file(workdir, capsys, monkeypatch):
     monkeypatch.setattr(evaluate, "write_report", lambda folder: f"{folder}/report.html")
+    monkeypatch.setattr(workdirs, "make_mesh", one_device)
     status = run(evaluate, f"--workdir={workdir}", "--solvers=heun", "--num_steps=2",
                  "--weights=live,ema-0.99", "--extractor=pixels")  # fmt: skip
     assert status == 0
@@ -132,22 +133,22 @@ def test_lists_of_settings_are_crossed_and_each_is_what_it_is_alone(workdir):
     assert alone["frechet_distance"] == rows["ema-0.99", 1, 2.0]
 
 
-def test_each_training_seed_is_evaluated_from_noise_of_its_own(workdir):
+def test_each_training_seed_is_evaluated_from_noise_of_its_own(trained, loaded):
     """So that differences between arms, over training seeds, are over noise as well."""
-    run = diffjax.load(workdir)
+    run = loaded
     main, _ = measure.wanted_recipes(run, measure.Wanted(seeds=[1]))
     labels = np.arange(4, dtype=np.int32)
     for training_seed, seed in ((0, 1), (2, 2001)):
         config = run.config.copy_and_resolve_references()
         config.seed = training_seed
-        own = replace(run, setup=replace(run.setup, config=config))
+        own = replace(run, parts=replace(run.parts, config=config))
         drawn, _ = measure.drawer(own, [main], measure.WantedSamples(labels, labels, None))(main)
         assert isinstance(drawn, Batches)
         (images,) = drawn.batches
         # In batches of another size, whose products are rounded otherwise.
         again = run.sample(labels, seed=seed)
         np.testing.assert_allclose(images, again, rtol=1e-4, atol=1e-5)
-    found = json.loads((workdir / "evaluation.json").read_text())
+    found = json.loads((trained / "evaluation.json").read_text())
     assert found["sampling"]["noise_seed"] == found["sampling"]["seed"]  # of training seed 0
 
 
@@ -212,6 +213,8 @@ SHAPES = {
     "image_folder": ((64, 64, 3), of_classes(3)),
     "imagenet64": ((64, 64, 3), of_classes(1000)),
     "imagenet256": ((32, 32, 4), of_classes(1000)),
+    "imagenet256_jit": ((256, 256, 3), of_classes(1000)),
+    "imagenet512": ((64, 64, 4), of_classes(1000)),
 }
 
 
@@ -219,19 +222,26 @@ SHAPES = {
 MEAN_FLOW = {"digits_mean_flow": "unet", "imagenet256_mean_flow": "DiT-S/4"}
 
 
+def fitting(config, *shapes):
+    """The parts of a config, which fit together."""
+    wired = wire(config, *shapes)
+    check_wired(wired, config.batch_size, config.num_steps)
+    return wired
+
+
 @pytest.mark.parametrize(
     "name", [pytest.param("digits_reflow", marks=pytest.mark.thorough), "digits_translation"]
 )
 def test_every_config_of_pairs_fits_together(name):
     config = config_files.load(f"{CONFIGS}/{name}.py")
-    assert "source" in wire(config, *SHAPES["digits"]).batch_shapes(2)
+    assert "source" in fitting(config, *SHAPES["digits"]).batch_shapes(2)
 
 
 @pytest.mark.thorough
 def test_every_config_of_mean_flow_fits_together():
     for name, model in MEAN_FLOW.items():
         config = config_files.load(f"{CONFIGS}/{name}.py:model={model}")
-        wired = wire(config, *SHAPES[name.removesuffix("_mean_flow")])
+        wired = fitting(config, *SHAPES[name.removesuffix("_mean_flow")])
         assert wired.objective.traits.meaning is Meaning.AVERAGE_VELOCITY, name
         assert wired.recipe.nfe == 1, name
 
@@ -263,7 +273,7 @@ DEFAULT = ("colours", "imagenet64", "imagenet256")
 )
 def test_every_config_fits_together(name):
     """As it is but for its depth, shape-checked without data."""
-    assert wire(shallow(config_files.load(f"{CONFIGS}/{name}.py")), *SHAPES[name]).num_params > 0
+    assert fitting(shallow(config_files.load(f"{CONFIGS}/{name}.py")), *SHAPES[name]).num_params > 0
 
 
 # What differs in kind: small images, one pixel, large images, latents with published sizes.
@@ -272,6 +282,9 @@ UNLIKE = [
     ("colours", "dit", "iddpm"),
     ("imagenet64", "unet", "iddpm"),
     ("imagenet256", "DiT-S/4", "edm2"),
+    ("imagenet256", "LightningDiT-B/2", "sd3"),
+    ("imagenet256", "DDT-B/2", "flow"),
+    ("imagenet256", "U-ViT-S/2", "ddpm_table"),
 ]
 
 
@@ -279,7 +292,7 @@ UNLIKE = [
 @pytest.mark.parametrize(("name", "model", "objective"), UNLIKE)
 def test_configs_fit_together_with_unlike_objectives_and_networks(name, model, objective):
     config = config_files.load(f"{CONFIGS}/{name}.py:model={model},objective={objective}")
-    assert wire(config, *SHAPES[name]).num_params > 0
+    assert fitting(config, *SHAPES[name]).num_params > 0
 
 
 # One that learns a variance, and those of pairs. The others are cells of the sweep of every
@@ -287,6 +300,6 @@ def test_configs_fit_together_with_unlike_objectives_and_networks(name, model, o
 @pytest.mark.parametrize("objective", ["iddpm", "reflow", "translation", "bridge"])
 def test_objectives_fit_into_the_digits_config(objective):
     config = shallow(config_files.load(f"{CONFIGS}/digits.py:objective={objective}"))
-    wired = wire(config, *SHAPES["digits"])
+    wired = fitting(config, *SHAPES["digits"])
     if wired.objective.traits.meaning is not Meaning.AVERAGE_VELOCITY:
         assert jax.jit(wired.objective.effective_weight)(np.zeros(1, np.float32)) > 0

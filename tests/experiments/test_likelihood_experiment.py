@@ -70,7 +70,7 @@ def test_bits_that_can_not_be_had_are_refused_before_training(arguments, method,
     data = digits()
     setup = set_up(config, data.image_shape, data.condition)
     with pytest.raises(UserError, match=message):
-        check_evaluation(setup, data)
+        check_evaluation(setup.parts, data)
 
 
 @pytest.mark.thorough

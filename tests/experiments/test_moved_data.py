@@ -120,7 +120,7 @@ def test_sources_of_samples_are_found_as_well():
     """In `sample` and `find_grid`, of runs that start at images."""
     asked = []
     run: Any = SimpleNamespace(
-        setup=SimpleNamespace(
+        parts=SimpleNamespace(
             wired=SimpleNamespace(
                 objective=SimpleNamespace(traits=Traits(starts_at_source=True)),
                 condition=Classes(10),
@@ -144,8 +144,8 @@ def test_training_on_notes_the_new_path_once_the_data_are_known(moved):
     before = json.loads((moved / "config.json").read_text())
     workdirs.claim(moved, config)
     assert json.loads((moved / "config.json").read_text()) == before
-    setup: Any = replace(diffjax.load(moved).setup, config=config)
-    workdirs.record_run(moved, setup, build(config.data), "")
+    parts: Any = replace(diffjax.load(moved).parts, config=config)
+    workdirs.record_run(moved, parts, build(config.data), "")
     after = json.loads((moved / "config.json").read_text())
     assert after == upgrade(before) | {"data": before["data"] | {"path": here}}
     assert (

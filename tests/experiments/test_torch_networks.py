@@ -2,6 +2,7 @@
 
 import multiprocessing
 from dataclasses import replace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,9 +13,10 @@ from diffjax.errors import UserError
 from diffjax.models import DiT, UNet
 from experiments.benchmark import against_torch
 from experiments.benchmark.cases import Case
+from tests.support.later import Later, needs
 
-torch = pytest.importorskip("torch")
-pytestmark = pytest.mark.parity
+torch: Any = Later("torch")
+pytestmark = [pytest.mark.parity, needs("torch")]
 UNET = {
     "channels": 16,
     "channel_multipliers": (1, 2),

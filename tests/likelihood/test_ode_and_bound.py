@@ -77,16 +77,21 @@ path_of, NUMBERS = numbered(list(PATHS.values())), {name: i for i, name in enume
 
 MEAN = np.array([0.8, -0.5])
 COVARIANCE = np.array([[0.5, 0.2], [0.2, 0.1]])
-GAUSSIAN = GaussianMixture(jnp.ones(1), jnp.asarray(MEAN)[None], jnp.asarray(COVARIANCE)[None])
-MIXTURE = GaussianMixture(
-    weights=jnp.array([0.3, 0.7]),
-    means=jnp.array([[-1.0, 0.5, 0.0], [1.5, 0.0, 0.2]]),
-    covariances=jnp.array(
-        [
-            [[0.3, 0.1, 0.0], [0.1, 0.2, 0.05], [0.0, 0.05, 0.2]],
-            [[0.1, -0.05, 0.0], [-0.05, 0.4, 0.1], [0.0, 0.1, 0.3]],
-        ]
-    ),
+
+
+def mixture(weights, means, covariances) -> GaussianMixture:
+    numbers: Any = (np.array(each, np.float32) for each in (weights, means, covariances))
+    return GaussianMixture(*numbers)
+
+
+GAUSSIAN = mixture([1.0], [MEAN], [COVARIANCE])
+MIXTURE = mixture(
+    weights=[0.3, 0.7],
+    means=[[-1.0, 0.5, 0.0], [1.5, 0.0, 0.2]],
+    covariances=[
+        [[0.3, 0.1, 0.0], [0.1, 0.2, 0.05], [0.0, 0.05, 0.2]],
+        [[0.1, -0.05, 0.0], [-0.05, 0.4, 0.1], [0.0, 0.1, 0.3]],
+    ],
 )
 
 

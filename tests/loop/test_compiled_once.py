@@ -66,10 +66,10 @@ def test_a_second_state_of_a_setup_compiles_nothing():
 def test_pictures_evaluation_and_samples_of_a_run_share_one_program(tmp_path):
     setup = set_up(tiny_config("model=tiny", sample_images=20), (8, 8, 1), of_classes(10))
     states = [setup.init(jax.random.key(i)) for i in range(2)]
-    draw_picture = grid_drawer(setup, digits(), tmp_path)
+    draw_picture = grid_drawer(setup.parts, digits(), tmp_path)
     draw_picture(states[0])
     assert (tmp_path / "samples" / "step_00000000.png").exists()
-    run = Run(setup, states[1], tmp_path)
+    run = Run(setup.parts, states[1], tmp_path)
     named = NamedRecipe("heun", "uniform", run.recipe, weights=run.config.weights)
     asked = wanted_samples(setup.wired, digits, np.arange(20) % 10)
     with compilations() as programs:

@@ -26,11 +26,12 @@ from diffjax.loop.training import Training, checkpoints_of
 from diffjax.process.targets import Noise
 from diffjax.reports.run_page import write_report
 from diffjax.runs.evaluators import Samples, Validation
-from diffjax.runs.setup import set_up
+from diffjax.runs.setup import Setup, set_up
 from diffjax.spec import spec
 from diffjax.studies.validation import loss_by_log_snr
 from experiments import cli
-from tests.support.tiny_run import arrays_of, assert_same, loaded, logged, trained_config
+from tests.support.shared_parts import shared_parts
+from tests.support.tiny_run import arrays_of, assert_same, logged, trained_config
 
 VALUES = {1: 5.0, 2: 3.0, 3: 4.0, 4: 2.5, 5: math.nan, 6: 3.5}
 PACKAGES = ("diffjax", "tests")
@@ -79,6 +80,7 @@ def leave_out_the_rest(patch):
     patch.setattr(recorder, "grid_drawer", lambda *_: lambda state: None)
     patch.setattr(loop, "measure", lambda *_, **__: None)
     patch.setattr(loop, "page", lambda workdir: workdir / "report.html")
+    shared_parts(patch)
 
 
 @pytest.fixture
@@ -176,10 +178,12 @@ def test_a_stop_amid_an_evaluator_saves_and_goes_on_there(measured_run, tmp_path
     assert best_of(tmp_path)["step"] == best
 
 
-def test_several_processes_ask_for_a_stop_at_batches_that_all_of_them_have(monkeypatch, tmp_path):
+def test_several_processes_ask_for_a_stop_at_batches_that_all_of_them_have(
+    monkeypatch, tmp_path, loaded_run
+):
     """Features of real images may be in the cache of one process alone."""
     config, calls = config_of("", {"counted": spec(Counted)}), []
-    setup = replace(set_up(trained_config(), (8, 8, 1), digits().condition), config=config)
+    setup = Setup.of(replace(loaded_run.parts, config=config))
 
     def should_stop():
         calls.append(1)
@@ -199,10 +203,10 @@ def test_without_evaluators_a_run_is_what_it_was(trained_run, measured_run):
     assert_same(arrays_of(measured_run), arrays_of(trained_run), rtol=0, atol=0)
 
 
-def test_metrics_of_samples_are_those_of_the_evaluation(trained_run):
+def test_metrics_of_samples_are_those_of_the_evaluation(trained_run, loaded_run):
     names = ("frechet_distance", "accuracy", "kernel_distance")
     begun: list[int] = []
-    evaluator, run = Samples(names, num_samples=20), loaded(trained_run)
+    evaluator, run = Samples(names, num_samples=20), loaded_run
     found = evaluator(run, run.dataset(), begun.append)
     there = read_json(trained_run / "evaluation.json") or {}
     distances = {name: there[name]["value"] for name in names if name != "accuracy"}
@@ -211,13 +215,13 @@ def test_metrics_of_samples_are_those_of_the_evaluation(trained_run):
     assert evaluator.higher_is_better == ("accuracy",)
 
 
-def test_the_validation_loss_is_that_of_the_comparison(trained_run):
+def test_the_validation_loss_is_that_of_the_comparison(loaded_run):
     """Nine images, which eight devices don't divide."""
-    run = loaded(trained_run)
+    run = loaded_run
     batch = all_examples(run.dataset().test, 9)
     there = loss_by_log_snr(
-        run.model().predict(), run.setup.wired.path, batch["image"],
-        run.setup.wired.condition.of_batch(batch), jax.random.key(0), spaces={"noise": Noise()},
+        run.model().predict(), run.parts.wired.path, batch["image"],
+        run.parts.wired.condition.of_batch(batch), jax.random.key(0), spaces={"noise": Noise()},
     )  # fmt: skip
     found = Validation(num_images=9)(run, run.dataset(), lambda batch: None)
     assert found == {"loss": pytest.approx(there.total("noise").mean, rel=1e-5)}
@@ -242,23 +246,23 @@ def test_the_validation_loss_is_that_of_the_comparison(trained_run):
         ("", {"a": spec(Validation, space="nosie")}, "'nosie'; did you mean 'noise'"),
     ],
 )
-def test_what_an_evaluator_can_not_have_is_refused_before_step_1(best_by, evaluators, said):
-    setup = set_up(trained_config(), (8, 8, 1), digits().condition)
-    setup = replace(setup, config=config_of(best_by, evaluators))
+def test_what_an_evaluator_can_not_have_is_refused_before_step_1(
+    loaded_run, best_by, evaluators, said
+):
+    parts = replace(loaded_run.parts, config=config_of(best_by, evaluators))
     with pytest.raises(UserError, match=said):
-        check_evaluators(setup, digits())
+        check_evaluators(parts, digits())
 
 
-def test_no_accuracy_without_a_classifier_and_no_best_without_evaluators():
-    setup = set_up(trained_config(), (8, 8, 1), digits().condition)
+def test_no_accuracy_without_a_classifier_and_no_best_without_evaluators(loaded_run):
     config = config_of("", {"a": spec(Samples, metrics=("accuracy",))})
     with config.unlocked():
         config.evaluation.extractor = spec(pixel_features)
     with pytest.raises(UserError, match=r"evaluators\.a: there is no accuracy of digits by pixels"):
-        check_evaluators(replace(setup, config=config), digits())
+        check_evaluators(replace(loaded_run.parts, config=config), digits())
     config = trained_config(best_by="samples/accuracy")
     with pytest.raises(UserError, match="this run has no evaluators: try evaluators=samples"):
-        check_evaluators(replace(setup, config=config), digits())
+        check_evaluators(replace(loaded_run.parts, config=config), digits())
 
 
 def test_evaluators_are_an_axis_of_configs_and_their_numbers_are_flags():

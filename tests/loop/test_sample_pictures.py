@@ -32,7 +32,7 @@ def drawn(monkeypatch, folder, num_classes: int, **settings) -> tuple[list[int],
         return np.ones((len(labels), 8, 8, 1)) * labels[:, None, None, None] / 16
 
     monkeypatch.setattr(Model, "sample", sample)
-    draw = recorder.grid_drawer(setup, data, folder)
+    draw = recorder.grid_drawer(setup.parts, data, folder)
     draw(setup.abstract._replace(step=3))
     with Image.open(folder / "samples/step_00000003.png") as picture:
         return asked, picture.size

@@ -8,17 +8,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffjax.models.autoencoder_kl.network import AutoencoderKL
-from diffjax.models.autoencoder_kl.published import FAMILY, FLUX2, LDM, read
+from diffjax.models.autoencoder_kl.network import AutoencoderKL, AutoencoderKLFlux2
+from diffjax.models.autoencoder_kl.published import FLUX2, FLUX2_AUTHORS, LDM, read
 from diffjax.models.movq import published as movq
 from diffjax.models.movq.network import MOVQ
 from diffjax.pretrained.files import write_safetensors
 from tests.references import autoencoder_kl_kinds as reference
 from tests.references.autoencoder_kl import parameters
 
-FLUX2_NETWORK = AutoencoderKL(**reference.FLUX2)
+FLUX2_NETWORK = AutoencoderKLFlux2(**reference.FLUX2)
 MOVQ_NETWORK = MOVQ(**reference.MOVQ)
-FAMILIES = {"FLUX2": (FAMILY, FLUX2_NETWORK), "MOVQ": (movq.FAMILY, MOVQ_NETWORK)}
+FAMILIES = {"FLUX2": (FLUX2, FLUX2_NETWORK), "MOVQ": (movq.FAMILY, MOVQ_NETWORK)}
 
 
 @functools.cache
@@ -83,7 +83,7 @@ def test_codes_are_the_nearest_and_their_gradient_is_that_of_the_identity():
 
 def test_packed_latents_are_squares_by_channel_row_and_column():
     """(c, row, column), unlike space to depth; mean 1 and variance 4 - 1e-4 make (z - 1) / 2."""
-    network = AutoencoderKL(3, channels=(8, 8), num_groups=2, patch_size=2)
+    network = AutoencoderKLFlux2(3, channels=(8, 8), num_groups=2)
     z = np.random.default_rng(0).normal(size=(2, 4, 6, 3)).astype(np.float32)
     statistics = {"mean": np.ones(12, np.float32), "variance": np.full(12, 4 - 1e-4, np.float32)}
     variables = {"params": {"statistics": statistics}}
@@ -99,8 +99,8 @@ def test_packed_latents_are_squares_by_channel_row_and_column():
 @pytest.mark.parametrize(
     ("layout", "layouts", "network"),
     [
-        (FAMILY, None, AutoencoderKL(32, channels=(32, 64), num_res_blocks=1, patch_size=2)),
-        (FLUX2, None, AutoencoderKL(32, channels=(32, 64), num_res_blocks=1, patch_size=2)),
+        (FLUX2, None, AutoencoderKLFlux2(channels=(32, 64), num_res_blocks=1)),
+        (FLUX2_AUTHORS, None, AutoencoderKLFlux2(channels=(32, 64), num_res_blocks=1)),
         (LDM, None, AutoencoderKL(4, channels=(32, 64), attention_levels=(1,))),
         (movq.FAMILY, movq.LAYOUTS, MOVQ_NETWORK),
         (movq.KANDINSKY, movq.LAYOUTS, MOVQ_NETWORK),
@@ -121,8 +121,8 @@ def test_files_of_all_layouts_are_recognised_and_read(layout, layouts, network, 
 
 def test_names_are_those_of_the_authors():
     """FLUX.2's affine maps within encoder and decoder; MOVQ's norms and attention of its level."""
-    nothing = jax.tree.map(lambda x: np.zeros(x.shape), FLUX2.shapes(FLUX2_NETWORK))
-    flux2 = FLUX2.to_theirs(nothing, FLUX2_NETWORK)
+    nothing = jax.tree.map(lambda x: np.zeros(x.shape), FLUX2_AUTHORS.shapes(FLUX2_NETWORK))
+    flux2 = FLUX2_AUTHORS.to_theirs(nothing, FLUX2_NETWORK)
     assert flux2["encoder.quant_conv.weight"].shape == (8, 8, 1, 1)
     assert flux2["decoder.post_quant_conv.weight"].shape == (4, 4, 1, 1)
     assert flux2["bn.running_var"].shape == (16,)

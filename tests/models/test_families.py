@@ -20,8 +20,18 @@ FAMILIES = {
     if isinstance(family, Family)
 }
 LAYOUTS = [name for name in FAMILIES if " of " in name]
-"""Further layouts of a network, whose first layout is in the default tests. Inception is large."""
+"""Further layouts of a network, whose first layout is in the default tests."""
+LARGE = ["ADM", "ADM upsampler", "ADM classifier", "DDPM", "EDM", "Inception"]
+_U_NET = {
+    "image_shape": (8, 12, 3),
+    "channels": 8,
+    "channel_multipliers": (1, 2),
+    "num_res_blocks": 1,
+    "attention_resolutions": (4,),
+    "head_channels": 4,
+}
 SMALL = {
+    **dict.fromkeys(("ADM", "ADM upsampler", "ADM classifier", "EDM", "EDM of ADM"), _U_NET),
     **{
         name: {"channels": (8, 16), "num_res_blocks": 2, "num_groups": 4}
         for name in FAMILIES
@@ -39,9 +49,26 @@ SMALL = {
         if name.startswith("MOVQ")
     },
     "CLIP": {"width": 8, "depth": 2, "num_heads": 2, "num_features": 5, "grid": 2},
+    **{
+        name: {"side": 8, "channels": 8, "channel_multipliers": (1, 2), "num_res_blocks": 1}
+        for name in ("DDPM", "DDPM of old diffusers")
+    },
     "DINOv2": {"width": 8, "depth": 2, "num_heads": 2, "num_registers": 3, "grid": 2},
+    "DDT": {"hidden_size": 16, "depth": 2, "num_heads": 2, "encoder_depth": 1},
     "DiT": {"image_shape": (8, 8, 3), "hidden_size": 16, "depth": 2, "num_heads": 2},
+    "DiT of diffusers": {"side": 8, "hidden_size": 16, "depth": 2, "num_heads": 2},
+    "EDM2": {
+        "image_shape": (8, 8, 3),
+        "channels": 8,
+        "channel_multipliers": (1, 2),
+        "num_res_blocks": 1,
+        "attention_levels": (1,),
+        "head_channels": 8,
+    },
+    "JiT": {"hidden_size": 16, "depth": 2, "num_heads": 2, "class_tokens_from": 1},
+    "LightningDiT": {"hidden_size": 16, "depth": 2, "num_heads": 2},
     "SiT": {"image_shape": (8, 8, 3), "hidden_size": 16, "depth": 2, "num_heads": 2},
+    "U-ViT": {"hidden_size": 16, "depth": 3, "num_heads": 2},
 }
 """Settings of a small one where the default is large, or has no default."""
 
@@ -57,7 +84,7 @@ def drawn(family, network, seed=0):
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param(name, marks=pytest.mark.thorough if name in ("Inception", *LAYOUTS) else [])
+        pytest.param(name, marks=pytest.mark.thorough if name in (*LARGE, *LAYOUTS) else [])
         for name in FAMILIES
     ],
 )
@@ -75,7 +102,9 @@ def test_there_and_back_parameters_are_the_same(name, tmp_path):
     ("name", "size"),
     [
         pytest.param(
-            name, size, marks=[] if i == 0 and name not in LAYOUTS else pytest.mark.thorough
+            name,
+            size,
+            marks=[] if i == 0 and name not in (*LARGE, *LAYOUTS) else pytest.mark.thorough,
         )
         for name in FAMILIES
         for i, size in enumerate(FAMILIES[name].sizes)

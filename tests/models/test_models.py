@@ -11,8 +11,18 @@ import numpy as np
 import pytest
 
 from diffjax.errors import UserError
-from diffjax.models import DiT, UNet, attention, blockwise, layers, placement, remat, unet
-from diffjax.models.dit import network as dit
+from diffjax.models import (
+    DiT,
+    UNet,
+    attention,
+    blockwise,
+    layers,
+    placement,
+    remat,
+    resampling,
+    unet,
+)
+from diffjax.models.dit import patches, stages
 from diffjax.models.dit.sizes import SIZES
 from diffjax.training.flops import matrix_flops
 
@@ -511,13 +521,14 @@ def test_dit_sizes_are_the_published_ones(name, published_millions):
 def test_dit_xl_has_the_reference_count_to_the_last_parameter():
     # 675,129,632 is what the public reference code counts; it includes the fixed positions (16x16
     # tokens) and a second set of output channels for the learned variance.
-    _, params = shapes(DiT(1000, **SIZES["DiT-XL/2"].settings), (32, 32, 4))
+    # Stacked blocks, which are traced once, have the parameters of separate ones.
+    _, params = shapes(DiT(1000, **SIZES["DiT-XL/2"].settings, scan=True), (32, 32, 4))
     positions, learned_variance = 256 * 1152, 16 * (1152 + 1)
     assert count(params) + positions + learned_variance == 675_129_632
 
 
-patchify = jax.jit(dit.patchify, static_argnums=1)
-unpatchify = jax.jit(dit.unpatchify, static_argnums=(1, 2, 3))
+patchify = jax.jit(patches.patchify, static_argnums=1)
+unpatchify = jax.jit(patches.unpatchify, static_argnums=(1, 2, 3))
 
 
 @pytest.mark.parametrize("patch_size", [1, 2, 4])
@@ -533,7 +544,7 @@ def test_unpatchify_undoes_patchify(patch_size):
 def test_positions_know_only_the_offset_between_two_tokens():
     # sin a sin b + cos a cos b = cos(a − b), so inner products are sums of cosines of the offset.
     height, width, features = 3, 5, 16
-    table = dit.positions_2d(height, width, features).astype(np.float64)
+    table = patches.positions_2d(height, width, features).astype(np.float64)
     row, column = np.repeat(np.arange(height), width), np.tile(np.arange(width), height)
     frequencies = np.array([1.0, 0.1, 0.01, 0.001])
     expected = sum(
@@ -566,8 +577,8 @@ def test_stacked_blocks_are_the_same_function():
 
         if not net.scan:
             return jax.value_and_grad(loss, has_aux=True)(params)
-        values, gradient = jax.value_and_grad(loss, has_aux=True)(dit.stack_blocks(params))
-        return values, dit.unstack_blocks(gradient)
+        values, gradient = jax.value_and_grad(loss, has_aux=True)(stages.stack_blocks(params))
+        return values, stages.unstack_blocks(gradient)
 
     same = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-4)
     jax.tree.map(same, all_of(loop, params), all_of(net, params))
@@ -575,7 +586,9 @@ def test_stacked_blocks_are_the_same_function():
 
 def test_fresh_stacked_blocks_have_the_layout_of_stacked_ones_and_differ():
     net, loop = small_dit(), small_dit(scan=True)
-    assert shapes(loop, (8, 8, 2))[1] == jax.eval_shape(dit.stack_blocks, shapes(net, (8, 8, 2))[1])
+    assert shapes(loop, (8, 8, 2))[1] == jax.eval_shape(
+        stages.stack_blocks, shapes(net, (8, 8, 2))[1]
+    )
 
     @jax.jit
     def kernel_of(key):
@@ -598,12 +611,12 @@ def test_fresh_stacked_blocks_have_the_layout_of_stacked_ones_and_differ():
 def test_attention_is_switched_off_by_number_in_stacked_blocks_too(pattern):
     net, loop = small_dit(depth=3), small_dit(depth=3, scan=True)
     params = awake(net)
-    stack = jax.eval_shape(dit.stack_blocks, params)
+    stack = jax.eval_shape(stages.stack_blocks, params)
     assert layers.attention_layers(stack) == layers.attention_layers(params)
 
     @jax.jit
     def both(params):
-        stack = dit.stack_blocks(params)
+        stack = stages.stack_blocks(params)
         return [
             each.apply({"params": p}, X, NOISE, COND) for each, p in ((net, params), (loop, stack))
         ]
@@ -654,12 +667,12 @@ def test_dit_equals_numpy_in_float64():
     embed = p["conditioning"]
     c = dense(silu(dense(waves, embed["hidden"])), embed["out"]) + embed["label"]["embedding"][cond]
 
-    patches = [
+    cut = [
         x[:, 2 * i : 2 * i + 2, 2 * j : 2 * j + 2].reshape(BATCH, -1)
         for i in range(4)
         for j in range(4)
     ]
-    h = dense(np.stack(patches, axis=1), p["patch_embedding"]) + dit.positions_2d(4, 4, 32)
+    h = dense(np.stack(cut, axis=1), p["patch_embedding"]) + patches.positions_2d(4, 4, 32)
 
     block = p["block_0"]
     parts = np.split(dense(silu(c), block["modulation"])[:, None], 6, axis=-1)
@@ -683,20 +696,6 @@ def test_dit_equals_numpy_in_float64():
 
 
 # U-Net
-
-
-def test_ddpms_unet_has_the_published_size():
-    _, params = shapes(UNet(0, **unet.SIZES["DDPM-CIFAR10"]), (32, 32, 3))
-    assert count(params) == 35_746_307  # 35.7 M in Ho et al. (2020), appendix B
-
-
-@pytest.mark.thorough
-def test_adms_unet_has_the_reference_count_to_the_last_parameter():
-    # 295,904,454 is what the public reference code counts (296 M in the paper): it has no null
-    # label and three more output channels, for the learned variance.
-    _, params = shapes(UNet(1000, **unet.SIZES["ADM-64"]), (64, 64, 3))
-    null_label, learned_variance = 4 * 192, 3 * (9 * 192 + 1)
-    assert count(params) - null_label + learned_variance == 295_904_454
 
 
 def test_unet_attends_at_the_named_sizes_and_in_the_middle():
@@ -742,8 +741,8 @@ def test_residual_block_equals_numpy_in_float64(scale_shift, resample):
     """One block from 6 to 10 channels, hence one group (4 or more channels) and two (5 each)."""
     sizes = {
         "same": (unet._same, lambda a: a),
-        "halved": (unet._halved, lambda a: a.reshape(BATCH, 4, 2, 4, 2, 6).mean((2, 4))),
-        "doubled": (unet._doubled, lambda a: np.kron(a, np.ones((1, 2, 2, 1)))),
+        "halved": (resampling.halved, lambda a: a.reshape(BATCH, 4, 2, 4, 2, 6).mean((2, 4))),
+        "doubled": (resampling.doubled, lambda a: np.kron(a, np.ones((1, 2, 2, 1)))),
     }
     to_size, resized = sizes[resample]
     block = unet.ResidualBlock(10, scale_shift, 0.0, "float32", to_size)

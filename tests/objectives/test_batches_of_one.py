@@ -7,7 +7,7 @@ from configs import digits
 from diffjax.conditions import of_classes
 from diffjax.errors import UserError
 from diffjax.spec import spec
-from diffjax.wiring import wire
+from diffjax.wiring import check_wired, wire
 from tests.support.tiny_network import Tiny
 
 
@@ -24,11 +24,12 @@ def config_of(arguments: str, batch_size: int) -> ConfigDict:
 def test_what_compares_examples_refuses_a_batch_of_one(arguments, name):
     said = f"{name} needs other examples of the batch: batch_size must be at least 2"
     with pytest.raises(UserError, match=said):
-        wire(config_of(arguments, 1), (8, 8, 1), of_classes(10))
+        check_wired(wire(config_of(arguments, 1), (8, 8, 1), of_classes(10)), 1, 6)
 
 
 @pytest.mark.parametrize("arguments", ["objective=contrastive", "objective=flow"])
 def test_others_are_wired(arguments):
     """Two examples contrast with one another, and a plain loss needs no other one."""
     batch_size = 2 if "contrastive" in arguments else 1
-    assert wire(config_of(arguments, batch_size), (8, 8, 1), of_classes(10)).num_params > 0
+    wired = wire(config_of(arguments, batch_size), (8, 8, 1), of_classes(10))
+    check_wired(wired, batch_size, 6)

@@ -21,7 +21,7 @@ from diffjax.sampling.consistency import consistency
 from diffjax.sampling.sample import starting_noise, with_condition
 from diffjax.sampling.solvers import Interval
 from diffjax.spec import build, spec
-from diffjax.wiring import build_objective, check_recipe, traits_of, wire
+from diffjax.wiring import build_objective, check_recipe, check_wired, traits_of, wire
 
 SHAPE, CLASSES = (8, 8, 1), Classes(10)
 
@@ -79,7 +79,7 @@ def test_a_solver_of_ends_is_refused_for_a_denoiser():
     config.sampling.solver = choices.copy(choices.SOLVERS["consistency"])
     message = r"needs a model of the end of the flow, and Denoising .* take the solver heun"
     with pytest.raises(UserError, match=message):
-        wire(config, SHAPE, CLASSES)
+        check_wired(wire(config, SHAPE, CLASSES), 16, 6)
 
 
 def test_guidance_combines_posterior_means_and_is_refused():

@@ -34,7 +34,7 @@ from diffjax.process.precond import (
 )
 from diffjax.process.targets import chord, decode
 from diffjax.sampling import grids, sample, solvers
-from diffjax.wiring import wire
+from diffjax.wiring import check_wired, wire
 from tests.objectives.test_objectives import config_for
 from tests.support.any_path import numbered
 
@@ -348,7 +348,7 @@ def test_what_it_is_not_for_is_refused(axes, solver, message):
     config = config_for(**axes)
     config.sampling.solver = choices.copy(choices.SOLVERS[solver])
     with pytest.raises(UserError, match=message):
-        wire(config, (8, 8, 1), of_classes(0))
+        check_wired(wire(config, (8, 8, 1), of_classes(0)), 16, 6)
 
 
 def test_it_has_no_effective_weight():

@@ -28,7 +28,7 @@ from diffjax.process.precond import LogSNRLabel, Precond
 from diffjax.process.targets import undecodable
 from diffjax.sampling.sample import Recipe
 from diffjax.spec import build, spec
-from diffjax.wiring import wire
+from diffjax.wiring import check_wired, wire
 from tests.support.any_path import AnyPath, numbered
 from tests.support.crosses import ILLEGAL
 
@@ -67,6 +67,8 @@ BEST = {
     "clean": lambda c, x, x0, eps: x0,
     "v": lambda c, x, x0, eps: c.a * eps - c.s * x0,
     "velocity": lambda c, x, x0, eps: c.da * x0 + c.ds * eps,
+    "velocity_to_data": lambda c, x, x0, eps: -c.da * x0 - c.ds * eps,
+    "scaled_score": lambda c, x, x0, eps: -eps,
     "score": lambda c, x, x0, eps: -eps / c.s,
     # (x0 - c_skip·x)/c_out with Karras et al.'s factors for x/a, at the noise level s/a.
     "f": lambda c, x, x0, eps: (
@@ -269,8 +271,9 @@ def test_legality_of_each_cross_is_known_before_compiling():
 )
 def test_an_illegal_cross_is_refused_with_those_that_are_legal(path_name, target_name, why):
     legal = [name for name in TARGETS if (path_name, name) not in ILLEGAL]
+    wired = wire(config_for(path=path_name, target=target_name), (8, 8, 1), of_classes(0))
     with pytest.raises(UserError, match=f"{why}.*a target of {', '.join(legal)}$"):
-        wire(config_for(path=path_name, target=target_name), (8, 8, 1), of_classes(0))
+        check_wired(wired, 16, 6)
 
 
 def test_samples_start_at_the_size_that_noise_has_at_the_end():

@@ -10,7 +10,14 @@ import pytest
 
 from diffjax.objectives.base import Objective, Progress
 from diffjax.objectives.denoising import Denoising
-from diffjax.objectives.wrappers import Adaptive, Contrastive, Dispersive, Importance, Uncertainty
+from diffjax.objectives.wrappers import (
+    Adaptive,
+    Contrastive,
+    Dispersive,
+    FourierUncertainty,
+    Importance,
+    Uncertainty,
+)
 from diffjax.process import paths, targets, times, uniforms, weights
 from diffjax.process.paths import Pair
 from diffjax.process.precond import Precond, TimeLabel
@@ -214,6 +221,42 @@ def test_the_best_uncertainty_is_the_log_of_the_mean_loss():
     assert np.abs(z(series)).max() < 4.5
     for term in range(4):  # and at no other series
         assert np.abs(z(series.at[term].add(0.05))).max() > 4.5
+
+
+def test_the_best_uncertainty_of_fourier_features_is_the_log_of_the_mean_loss():
+    """Of a loss whose log is a function that the features can represent, written out in NumPy."""
+    objective = FourierUncertainty(Known(None), num_terms=8)
+    drawn: Any = objective.init_params(jax.random.key(0))["uncertainty"]
+    rng = np.random.default_rng(0)
+    kernel = 3.0 * rng.normal(size=(8, 1)).astype(np.float32)  # of any length
+    f, phi = (np.asarray(drawn["fourier"][name]) for name in ("frequencies", "phases"))
+
+    def log_mean(log_snr):
+        angles = jnp.multiply.outer(-jnp.clip(log_snr, -20.0, 20.0) / 8.0, f) + phi[None]
+        return jnp.sqrt(2.0) * jnp.cos(angles) @ kernel[:, 0] / np.linalg.norm(kernel)
+
+    objective = FourierUncertainty(Known(log_mean), num_terms=8)
+    progress = Progress(jnp.zeros((), jnp.int32))
+
+    def mean_loss(kernel, key):
+        params = {"uncertainty": {**drawn, "linear": {"kernel": kernel}}}
+        return objective(network, params, None, key, {}, progress)[0].mean()
+
+    @jax.jit
+    def gradients(at):
+        keys = jax.random.split(jax.random.key(1), REPEATS)
+        return jax.vmap(jax.grad(mean_loss), (None, 0))(at, keys)
+
+    def z(at):
+        found = np.asarray(gradients(at), np.float64)[..., 0]
+        return found.mean(0) / (found.std(0, ddof=1) / np.sqrt(REPEATS))
+
+    assert np.abs(z(kernel)).max() < 4.5
+    assert np.abs(z(2.0 * kernel)).max() < 4.5  # the same function
+    for term in range(8):  # and at no other one
+        other = kernel.copy()
+        other[term] += 0.2 * np.linalg.norm(kernel)
+        assert np.abs(z(other)).max() > 4.5
 
 
 def test_uncertainty_leaves_the_minimiser_of_the_network():

@@ -15,6 +15,7 @@ from diffjax.lookup import set_axes
 from diffjax.optimizers.adam import adam, adamw
 from diffjax.optimizers.lion import lion
 from diffjax.optimizers.muon import is_axes, matrices, muon
+from diffjax.optimizers.normalised import normalised_adam
 from diffjax.optimizers.schedule_free import schedule_free_adamw
 from diffjax.optimizers.schedules import Cosine
 from diffjax.spec import build, spec
@@ -114,6 +115,35 @@ def test_the_weights_of_schedule_free_are_the_average_of_its_steps(decay):
     seen, points = followed(schedule_free_adamw(12, weight_decay=decay, **PLAIN), steps)
     np.testing.assert_allclose(seen, xs, rtol=2e-5, atol=1e-5)
     np.testing.assert_allclose(points, ys, rtol=2e-5, atol=1e-5)
+
+
+def test_normalised_adam_is_adam_with_filters_of_one_length_after_each_step():
+    """The recursion of `adam`, and then each column of a kernel over its root mean square."""
+    rng = np.random.default_rng(0)
+    shapes = {"dense": (5, 3), "conv": (3, 3, 4, 2), "blocks": (2, 6, 4)}
+    params = {
+        name: {"kernel": rng.normal(size=shape).astype(np.float32), "gain": np.float32(0.5)}
+        for name, shape in shapes.items()
+    }
+    rule, plain = (make(3, b2=0.99, **PLAIN).transform for make in (normalised_adam, adam))
+    steps = jax.jit(lambda state, w, of: of.update(w, state, w), static_argnums=2)
+    state, plain_state = rule.init(params), plain.init(params)
+    for _ in range(3):
+        updates, state = steps(state, params, rule)
+        moves, plain_state = steps(plain_state, params, plain)
+        moved: Any = jax.tree.map(np.add, params, updates)
+        for name, shape in shapes.items():
+            inputs = (1,) if name == "blocks" else tuple(range(len(shape) - 1))
+            expected = np.asarray(params[name]["kernel"] + moves[name]["kernel"], np.float64)
+            size = np.sqrt(np.mean(expected**2, inputs, keepdims=True))
+            found = moved[name]["kernel"]
+            np.testing.assert_allclose(found, expected / (size + 1e-4), rtol=1e-5, atol=1e-6)
+            lengths = np.sqrt(np.sum(np.square(found), inputs))
+            fan_in = np.prod([shape[axis] for axis in inputs])
+            np.testing.assert_allclose(lengths, np.sqrt(fan_in), rtol=3e-4)
+            gain = params[name]["gain"] + moves[name]["gain"]
+            np.testing.assert_allclose(moved[name]["gain"], gain, rtol=1e-6)
+        params = moved
 
 
 def first_updates(rule, gradient, params):

@@ -10,6 +10,7 @@ import sys
 import types
 from functools import cache
 from importlib.util import find_spec
+from typing import Any
 from unittest.mock import MagicMock
 
 import jax
@@ -25,10 +26,11 @@ from diffjax.sampling import adams, dpm_solver, runge_kutta, solvers, unipc
 from diffjax.sampling.grids import Karras, Linspace, Trailing
 from diffjax.sampling.sample import sample
 from diffjax.sampling.solvers import Interval
+from tests.support.later import Later, needs
 
-diffusers = pytest.importorskip("diffusers")
-torch = pytest.importorskip("torch")
-pytestmark = pytest.mark.parity
+diffusers: Any = Later("diffusers")
+torch: Any = Later("torch")
+pytestmark = [pytest.mark.parity, needs("diffusers"), needs("torch")]
 
 DATA = analytic.GaussianMixture(
     jnp.array([0.3, 0.7]), jnp.array([[0.8, -0.5], [-0.6, 0.9]]), 0.05 * jnp.stack([jnp.eye(2)] * 2)
@@ -159,18 +161,22 @@ def sa(order):
     return scheduler
 
 
-class PNDM(diffusers.PNDMScheduler):
+@cache
+def pndm():
     """As if the second evaluation of its first step returned the same as the first."""
 
-    def set_timesteps(self, n):
-        super().set_timesteps(n)
-        self.timesteps = self.timesteps.unique().flip(0)
+    class PNDM(diffusers.PNDMScheduler):
+        def set_timesteps(self, n):
+            super().set_timesteps(n)
+            self.timesteps = self.timesteps.unique().flip(0)
 
-    def step(self, output, step, x):
-        if self.counter == 0:
-            super().step(output, step, x)
-            step = self.timesteps[1]
-        return super().step(output, step, x)
+        def step(self, output, step, x):
+            if self.counter == 0:
+                super().step(output, step, x)
+                step = self.timesteps[1]
+            return super().step(output, step, x)
+
+    return PNDM
 
 
 @pytest.mark.parametrize(
@@ -211,7 +217,7 @@ class PNDM(diffusers.PNDMScheduler):
             lambda: diffusers.EulerAncestralDiscreteScheduler(**TABLE),
             {"scaled": True},
         ),
-        (adams.plms(), lambda: PNDM(**TABLE, skip_prk_steps=True), {"to_end": False}),
+        (adams.plms(), lambda: pndm()(**TABLE, skip_prk_steps=True), {"to_end": False}),
         (
             adams.deis(2),
             lambda: dpm(
@@ -502,7 +508,9 @@ def given_noise():
     return lambda sigma, sigma_next: torch.tensor(next(draws))
 
 
-TIMES = np.asarray(Karras()(EDM(), N))
+@cache
+def karras_times():
+    return np.asarray(Karras()(EDM(), N))
 
 
 @pytest.mark.parametrize(
@@ -529,9 +537,9 @@ def test_k_diffusions_samplers(sampling, solver, name, settings):
     if solver.fresh_noise:
         settings = {**settings, "noise_sampler": given_noise()}
     # The last step of its LMS is of high order; here it is x0, as everywhere.
-    times = TIMES[:-1] if name == "sample_lms" else TIMES
+    times = karras_times()[:-1] if name == "sample_lms" else karras_times()
     expected = by_k_diffusion(getattr(sampling, name), times, **settings)
-    ours = trajectory(solver, EDM(), TIMES, jnp.asarray(expected[0]))
+    ours = trajectory(solver, EDM(), karras_times(), jnp.asarray(expected[0]))
     assert_close(EDM(), times, ours[: len(expected)], expected)
 
 
@@ -539,21 +547,21 @@ def test_k_diffusions_samplers(sampling, solver, name, settings):
 def test_k_diffusions_third_order_sampler(sampling, eta):
     """From the third step on; in the second, of order 2, it has exp_ab's weight."""
     sampler = sampling.sample_dpmpp_3m_sde
-    xs = by_k_diffusion(sampler, TIMES, eta=eta, noise_sampler=given_noise())
+    xs = by_k_diffusion(sampler, karras_times(), eta=eta, noise_sampler=given_noise())
     for solver, steps in (
         (dpm_solver.dpmpp_multistep(3, eta), slice(2, None)),
         (adams.exp_ab(2, eta), slice(0, 2)),
     ):
-        ends = follow(solver, EDM(), TIMES, xs)
-        assert_close(EDM(), TIMES[1:-1][steps], ends[steps], xs[1:-1][steps])
+        ends = follow(solver, EDM(), karras_times(), xs)
+        assert_close(EDM(), karras_times()[1:-1][steps], ends[steps], xs[1:-1][steps])
 
 
 @pytest.mark.parametrize("steps", [3, 6, N - 1])
 def test_k_diffusions_churn(sampling, steps, monkeypatch):
     """Ends of walks, since its callback has `x` with the noise that was added."""
     draws = iter(NOISE)
-    monkeypatch.setattr(torch, "randn_like", lambda x: torch.tensor(next(draws)))
-    times = TIMES[: steps + 1]
+    monkeypatch.setattr("torch.randn_like", lambda x: torch.tensor(next(draws)))
+    times = karras_times()[: steps + 1]
     limits = {"s_tmin": 0.05, "s_tmax": 50.0, "s_noise": 1.003}
     xs = by_k_diffusion(sampling.sample_heun, times, s_churn=0.1 * steps, **limits)
     solver = runge_kutta.edm_heun(churn=0.1, low=0.05, high=50.0, noise=1.003)

@@ -5,6 +5,7 @@ Each test is skipped where its package is not installed (`pip install -e '.[pari
 
 import contextlib
 import io
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,10 +14,11 @@ from diffjax.evaluation.distances import frechet_distance, kernel_distance, stat
 from diffjax.evaluation.manifolds import manifold_scores
 from diffjax.evaluation.moments import Moments
 from diffjax.evaluation.scores import ScoreSums, inception_score
+from tests.support.later import Later, needs
 from tests.support.peers import name_operators
 
-torch = pytest.importorskip("torch")
-pytestmark = pytest.mark.parity
+torch: Any = Later("torch")
+pytestmark = [pytest.mark.parity, needs("torch")]
 
 
 def package(name):

@@ -6,18 +6,23 @@ import functools
 import hashlib
 import http.server
 import io
+import logging
 import os
 import pickle
 import string
 import threading
 import zipfile
 from collections import OrderedDict
+from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from diffjax.errors import UserError
 from diffjax.pretrained.downloads import find_weights
+from diffjax.pretrained.files import read_state_dict
+from diffjax.pretrained.torch_writer import write_torch
 from tests.support.weights import read_bytes
 
 
@@ -110,7 +115,8 @@ class TestReading:
 
     @pytest.mark.parity
     @pytest.mark.parametrize("new", [True, False])
-    def test_of_what_a_training_stored_the_averages_are_read(self, new):
+    def test_of_what_a_training_stored_the_averages_are_read(self, new, caplog):
+        caplog.set_level(logging.INFO, "diffjax")
         torch = pytest.importorskip("torch")
         module = torch.nn.Linear(2, 2)
         optimizer = torch.optim.AdamW(module.parameters())
@@ -125,6 +131,7 @@ class TestReading:
             found = read_bytes(file.getvalue(), part=part)
             assert found.keys() == expected.keys()
             np.testing.assert_array_equal(found["weight"], expected["weight"].numpy())
+        assert caplog.messages == ["of the parts model, ema of the file, ema is read"]
         with pytest.raises(UserError, match="it has no part 'emma'; did you mean 'ema'"):
             read_bytes(file.getvalue(), part="emma")
 
@@ -167,6 +174,80 @@ def check_damage(data):
         changed[rng.integers(len(data))] ^= 1 << rng.integers(8)
         with contextlib.suppress(UserError):
             read_bytes(bytes(changed))
+
+
+def old_format(tree=None, keys=("0",), numel=4, head=(0x1950A86A20F9469CFC6C, 1001), system=True):
+    """The format before torch 1.6, with a pickle of one's own."""
+    system = {"little_endian": system, "protocol_version": 1001, "type_sizes": {}}
+    parts = [pickle.dumps(part, 2) for part in (*head, system)]
+    parts += [tensor() if tree is None else tree, pickle.dumps(list(keys), 2)]
+    return b"".join(parts) + numel.to_bytes(8, "little") + STORAGE[0][1]
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (old_format()[:-1], "it ends within storage 0"),
+        (old_format()[:200], "not enough data in stream"),
+        (old_format(numel=2**62), "storage 0 has another size than its tensors"),
+        (old_format(tensor(numel=2**30)), "storage 0 has another size than its tensors"),
+        (old_format(tensor(size=(5,), stride=(1,))), "a tensor reaches beyond its storage"),
+        (old_format(tensor(kind="ComplexFloatStorage")), "it names torch.ComplexFloatStorage"),
+        (old_format(pickle.dumps(Path, 2)), "it names pathlib.Path, but only tensors are allowed"),
+        (old_format(pickle.dumps([1], 2), ()), "it contains a list, not a dict of tensors"),
+        (old_format(pickle.dumps({"w": 1}, 2), ()), "'w' is a int, not a tensor"),
+        (old_format(keys=("7",)), "its list of storages is not that of its tensors"),
+        (old_format(keys=()), "its list of storages is not that of its tensors"),
+        (old_format(head=(3, 1001)), "it contains a int, not a dict"),
+        (old_format(head=(0x1950A86A20F9469CFC6C, 1002)), "torch.save did not write it"),
+        (old_format(system=False), "its numbers are big-endian"),
+    ],
+)
+def test_a_damaged_file_of_the_old_format_ends_in_one_line(data, said):
+    assert read_bytes(old_format())["w"].tolist() == [[0, 1], [2, 3]]
+    with pytest.raises(UserError, match=f"can't read weights from .*x.pth: .*({said})") as caught:
+        read_bytes(data)
+    assert "\n" not in str(caught.value)
+
+
+def test_what_is_written_is_read_and_lies_where_torch_lays_it(tmp_path):
+    """At multiples of 64 bytes, as it does for files that are mapped."""
+    arrays = {
+        "plain": np.random.default_rng(0).normal(size=(3, 4)).astype(np.float32),
+        "transposed": np.arange(6.0).reshape(2, 3).T,
+        "brain": np.arange(4, dtype=jnp.bfloat16),
+        "scalar": np.array(2.5, np.float16),
+        "empty": np.zeros((0, 3), np.float32),
+        "yes": np.array([True, False]),
+        "long": np.array([2**40, -1]),
+    }
+    write_torch(tmp_path / "w.pt", arrays)
+    found = read_state_dict(tmp_path / "w.pt")
+    assert found.keys() == arrays.keys()
+    for name, expected in arrays.items():
+        assert (found[name].shape, found[name].dtype) == (expected.shape, expected.dtype)
+        np.testing.assert_array_equal(np.asarray(found[name]), expected)
+    plain = (tmp_path / "w.pt").read_bytes().index(arrays["plain"].tobytes())
+    assert plain % 64 == 0
+    with pytest.raises(UserError, match="w has the type complex64; known: "):
+        write_torch(tmp_path / "w.pt", {"w": np.zeros(2, np.complex64)})
+    with pytest.raises(UserError, match=r"can't write weights to .*nowhere.*: No such file"):
+        write_torch(tmp_path / "nowhere" / "w.pt", arrays)
+    assert [file.name for file in tmp_path.iterdir()] == ["w.pt"]
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("mmap", [False, True])
+def test_torch_reads_what_is_written(tmp_path, mmap):
+    torch = pytest.importorskip("torch")
+    expected = {name: value.detach().clone() for name, value in state(torch).items()}
+    torch.save(expected, tmp_path / "theirs.pt")
+    write_torch(tmp_path / "ours.pt", read_state_dict(tmp_path / "theirs.pt"))
+    found = torch.load(tmp_path / "ours.pt", weights_only=True, mmap=mmap)
+    assert list(found) == list(expected)
+    for name, value in expected.items():
+        assert found[name].dtype == value.dtype
+        assert torch.equal(found[name], value)
 
 
 class Call:
@@ -252,6 +333,17 @@ class TestRefusing:
         data[entry + 20 : entry + 28] = (len(data) - 100).to_bytes(4, "little") * 2
         with pytest.raises(UserError, match="its entries overlap"):
             read_bytes(bytes(data))
+
+    def test_a_zip_with_two_entries_of_one_name(self):
+        with pytest.warns(UserWarning, match="Duplicate name"):
+            data = torch_zip(tensor(), [*STORAGE, ("0", bytes(16))])
+        with pytest.raises(UserError, match="two of its entries have one name"):
+            read_bytes(data)
+
+    def test_a_zip_whose_numbers_are_damaged(self):
+        data = torch_zip(tensor(), STORAGE).replace(STORAGE[0][1], bytes(16))
+        with pytest.raises(UserError, match="the numbers of storage 0 are damaged"):
+            read_bytes(data)
 
     def test_a_packed_zip(self):
         bomb = torch_zip(tensor(), [("0", bytes(10**6))], zipfile.ZIP_DEFLATED)

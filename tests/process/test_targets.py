@@ -3,7 +3,7 @@
 How much an error of the prediction, in units of the target's size, is magnified at worst (measured
 here, over the whole domain of each path as it is by default):
 
-    noise, score    in x0   s/a at t_noise   ve 50, edm 80, ddpm 152, cosine 637, shifted 1,273
+    noise, scores   in x0   s/a at t_noise   ve 50, edm 80, ddpm 152, cosine 637, shifted 1,273
     clean           in eps  a/s at t_min     ddpm 95, edm 500, cosine 637, ve 763, linear 999
     velocity        in x0   below 1.5, but s where a does not change: ve 50, edm 80
     v, F            in x0 and eps, below 1.2 everywhere
@@ -29,6 +29,7 @@ from diffjax.process.precond import (
     Precond,
     TimeLabel,
     UnitVariance,
+    Unscaled,
     denoiser,
     interval_inputs,
 )
@@ -129,17 +130,17 @@ def worst(c):
 def test_how_ill_conditioned_each_target_is(path_name):
     """The table at the head of this file, from the pair that a wrong prediction decodes to."""
     first, last = log_snr_at_ends(path_name)
-    in_x0 = {"noise": np.exp(-last / 2), "score": np.exp(-last / 2)}
+    in_x0 = dict.fromkeys(("noise", "score", "scaled_score"), np.exp(-last / 2))
     in_eps = {"clean": np.exp(first / 2)}
     if path_name in ("ve", "edm", "brownian_bridge"):
-        in_x0["velocity"] = np.exp(-last / 2)
+        in_x0["velocity"] = in_x0["velocity_to_data"] = np.exp(-last / 2)
     found = np.asarray(worst(everywhere()[path_name][0]))
     for name, (worst_x0, worst_eps) in zip(TARGETS, found, strict=True):
         if (path_name, name) in ILLEGAL:
             continue
         if name in in_x0:
             assert worst_x0 == pytest.approx(in_x0[name], rel=1e-2)
-        elif name not in ("clean", "noise", "score"):
+        elif name not in ("clean", "noise", "score", "scaled_score"):
             assert worst_x0 < 1.5
         if name in in_eps:
             assert worst_eps == pytest.approx(in_eps[name], rel=1e-2)
@@ -234,8 +235,9 @@ def test_f_and_the_scaled_input_have_unit_variance(path_name):
 
 @every_path
 @pytest.mark.parametrize("name", choices.NOISE_LABELS)
-def test_noise_labels_rise_and_are_finite_at_both_ends(path_name, name):
+def test_noise_labels_are_finite_and_rise_or_fall_to_noise(path_name, name):
     label = np.ravel(build(choices.NOISE_LABELS[name])(everywhere()[path_name][0]))
+    label = -label if name == "time_to_data" else label
     assert np.isfinite(label).all()
     assert (np.diff(label) >= 0).all()
     # No two times look alike, but for those beyond the limit of log-SNR.
@@ -245,6 +247,7 @@ def test_noise_labels_rise_and_are_finite_at_both_ends(path_name, name):
 def test_labels_and_scales_are_what_they_say_where_nothing_is_given():
     c = everywhere()["edm"][0]
     np.testing.assert_allclose(TimeLabel()(c), 1000.0 * c.t, rtol=1e-6)
+    np.testing.assert_allclose(TimeLabel(-1.0, 1.0)(c), 1.0 - c.t, rtol=1e-6)
     np.testing.assert_allclose(LogSNRLabel()(c), 50.0 * np.log(c.t), rtol=1e-5, atol=1e-4)
     np.testing.assert_allclose(UnitVariance()(c), (0.25 + c.t**2) ** -0.5, rtol=1e-6)
     # Log-SNR is minus infinity where the signal is gone, and the label stays finite.
@@ -353,3 +356,36 @@ def test_a_network_of_two_times_sees_the_label_and_its_difference():
     np.testing.assert_array_equal(shown, x)
     expected = [[500.0, 250.0], [900.0, 750.0], [750.0, 0.0]]
     np.testing.assert_allclose(labels, expected, rtol=1e-6)
+
+
+def test_preconditionings_are_those_of_edms_table():
+    """Denoised images `c_skip·x + c_out·F` and inputs of Karras et al. 2022, table 1, by NumPy.
+
+    Of variance preserving paths the network's input is `x_t`, which is `x/√(σ² + 1)` there.
+    """
+    random, sigma = np.random.default_rng(0), np.array([0.03, 0.5, 7.0])
+    x, predicted = random.normal(size=(2, 3, 4)) * [[[1.0]], [[0.3]]]
+    x *= np.hypot(sigma, 0.5)[:, None]
+    beta = {"d": 19.9, "min": 0.1}
+    t_vp = np.sqrt(beta["min"] ** 2 + 2 * beta["d"] * np.log1p(sigma**2)) - beta["min"]
+    label = {name: build(choices.NOISE_LABELS[name]) for name in ("log_sigma", "log_half_sigma")}
+    vp, edm = PATHS["ddpm"], PATHS["edm"]
+    cases = {
+        "vp": (targets.Noise(), TimeLabel(999.0), Unscaled(), vp, t_vp / beta["d"]),
+        "ve": (targets.ScaledScore(), label["log_half_sigma"], Unscaled(), edm, sigma),
+        "edm": (targets.F(), label["log_sigma"], UnitVariance(), edm, sigma),
+    }
+    c_skip = {"vp": 1.0, "ve": 1.0, "edm": 0.25 / (sigma**2 + 0.25)}
+    c_out = {"vp": -sigma, "ve": sigma, "edm": 0.5 * sigma / np.hypot(sigma, 0.5)}
+    c_in = {"vp": 1 / np.hypot(sigma, 1), "ve": 1.0, "edm": 1 / np.hypot(sigma, 0.5)}
+    c_noise = {"vp": 999 * cases["vp"][-1], "ve": np.log(sigma / 2), "edm": np.log(sigma) / 4}
+    for name, (target, noise_label, scale, path, t) in cases.items():
+        c = coeffs(path, jnp.asarray(t, jnp.float32), 2)
+        x_t = np.asarray(c.a) * x
+        seen, labels = Precond(target, noise_label, scale).inputs(c, jnp.asarray(x_t, jnp.float32))
+        f = jnp.asarray(predicted, jnp.float32)
+        x0 = targets.decode(c, target(c), f, jnp.asarray(x_t, jnp.float32)).x0
+        skip, out, into = (np.broadcast_to(k[name], 3)[:, None] for k in (c_skip, c_out, c_in))
+        np.testing.assert_allclose(x0, skip * x + out * predicted, rtol=2e-4, atol=1e-5)
+        np.testing.assert_allclose(seen, into * x, rtol=2e-4)
+        np.testing.assert_allclose(labels, c_noise[name], rtol=2e-4, atol=1e-4)

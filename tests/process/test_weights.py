@@ -73,15 +73,23 @@ def test_edm_is_table_1():
     np.testing.assert_allclose(WEIGHTS["edm"](c, TARGETS["f"](c)), 1.0, rtol=1e-5)
 
 
+def test_jits_weight_is_the_error_of_a_velocity_whose_division_is_clipped():
+    # x0_hat and x0 are turned to velocities by (x - z)/max(t, 0.05), in the authors' code.
+    t = np.array([0.001, 0.04, 0.06, 0.5, 1.0], np.float32)
+    c = coeffs(PATHS["linear"], t, ndim=1)
+    found = WEIGHTS["constant_velocity_jit"](c, TARGETS["clean"](c))
+    np.testing.assert_allclose(found, 1 / np.maximum(t, 0.05) ** 2, rtol=1e-5)
+
+
 @pytest.mark.parametrize("space", TARGETS)
 def test_a_constant_in_another_space_is_its_plain_loss(space):
     """An error of x0 by 1 is one of `k_x - k_e·a/s` there."""
     c = coeffs(PATHS["cosine"], jnp.linspace(0.01, 0.99, 99), ndim=1)
     there = TARGETS[space](c)
     expected = np.square(there.k_x - there.k_e * c.a / c.s)
-    weight = WEIGHTS[f"constant_{space}"](c, TARGETS["clean"](c))
-    np.testing.assert_allclose(weight, expected, rtol=1e-5)
-    np.testing.assert_allclose(WEIGHTS[f"constant_{space}"](c, there), 1.0, rtol=1e-5)
+    constant = WEIGHTS[f"constant_{space.removesuffix('_to_data')}"]  # a sign changes no weight
+    np.testing.assert_allclose(constant(c, TARGETS["clean"](c)), expected, rtol=1e-5)
+    np.testing.assert_allclose(constant(c, there), 1.0, rtol=1e-5)
 
 
 log_snrs = once()(log_snr)

@@ -5,10 +5,9 @@ import pytest
 from PIL import Image
 
 from configs import digits
-from diffjax.conditions import of_classes
 from diffjax.errors import UserError
 from diffjax.reports import pictures
-from diffjax.runs.setup import set_up
+from diffjax.runs.checks import check_config
 
 
 def read(path) -> np.ndarray:
@@ -109,10 +108,6 @@ def test_names_of_images_stand_above_each_row_and_others_beside_their_own(tmp_pa
     np.testing.assert_array_equal(
         both[:98, :48], read(pictures.save_png(tmp_path / "d.png", -images, 3))[:98, :48]
     )
-    other = np.zeros((5, 4, 4, 1))  # of another shape they are left out
-    np.testing.assert_array_equal(
-        read(pictures.save_png(tmp_path / "e.png", images, 3, (), other)), plain
-    )
 
 
 def test_names_too_long_stay_in_their_columns(tmp_path):
@@ -129,4 +124,14 @@ def test_the_number_of_pictures_is_a_setting_that_is_checked_at_the_start():
     assert config.sample_images == 64
     config.sample_images = 0
     with pytest.raises(UserError, match=r"config\.sample_images=0 must be at least 1"):
-        set_up(config, (8, 8, 1), of_classes(10))
+        check_config(config)
+
+
+def test_a_small_grey_picture_is_shown_beside_its_image_at_its_size(tmp_path):
+    small = np.array([[0, 90], [160, 250]], np.uint8).reshape(1, 2, 2, 1)
+    image = np.random.default_rng(0).integers(0, 256, (1, 64, 48, 3), np.uint8)
+    seen = read(pictures.save_png(tmp_path / "a.png", image, columns=1, beside=small))
+    assert seen.shape == (64, 2 * 48 + 2, 3)
+    assert np.array_equal(seen[:, 50:], image[0])
+    large = small[0].repeat(32, axis=0).repeat(24, axis=1)
+    assert np.array_equal(seen[:, :48], large.repeat(3, axis=-1))

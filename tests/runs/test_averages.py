@@ -29,6 +29,7 @@ from diffjax.runs.setup import set_up
 from diffjax.training.averages import Averages, gamma_of, power_name
 from experiments import average, cli, evaluate
 from tests.support.power_profiles import weights_of_steps
+from tests.support.shared_parts import shared_parts
 from tests.support.tiny_run import (
     arrays_of,
     assert_same,
@@ -42,6 +43,11 @@ from tests.support.tiny_run import (
 ALLOWED = ("diffjax", "tests")
 LENGTHS = (0.05, 0.1)
 STEPS, EVERY = 60, 6
+
+
+@pytest.fixture(autouse=True)
+def _shared_parts(monkeypatch):
+    shared_parts(monkeypatch)
 
 
 def stored(lengths=LENGTHS, steps=STEPS, every=EVERY):
@@ -115,6 +121,7 @@ def wandering(tmp_path_factory):
     leave(run, folder)
     averages, rng = Averages.of(config), np.random.default_rng(3)
     leaves, treedef = jax.tree.flatten(run.state.params)
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, run.state.params)
     path = [1.0 + np.cumsum(0.1 * rng.normal(size=(STEPS, *leaf.shape)), axis=0) for leaf in leaves]
     # A random walk and a slow drift, in one.
     current = averages.init(run.state.params)
@@ -122,7 +129,7 @@ def wandering(tmp_path_factory):
     with closing(snapshots_of(folder)) as snapshots:
         for n in range(STEPS):
             here = [jnp.asarray(rows[n], jnp.float32) for rows in path]
-            params = jax.device_put(jax.tree.unflatten(treedef, here), run.setup.shardings.params)
+            params = jax.device_put(jax.tree.unflatten(treedef, here), shardings)
             current = update(current, params, jnp.array(n))
             if (n + 1) % EVERY == 0:
                 kept = {power_name(length): current[power_name(length)] for length in LENGTHS}

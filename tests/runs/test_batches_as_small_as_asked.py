@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import diffjax
 from diffjax.data import digits
 from diffjax.evaluation.evaluate import NamedRecipe
 from diffjax.evaluation.extractors.features import Extractor, pixel_features
@@ -25,15 +24,15 @@ OLD_RUN = Path(__file__).parent / "old_runs" / "0.1.0"
 
 
 @pytest.fixture(scope="module")
-def loaded():
-    return diffjax.load(OLD_RUN)
+def loaded(old_run):
+    return old_run
 
 
 def with_settings(run, **changes):
     config = run.config.copy_and_resolve_references()
     with config.unlocked():
         config.evaluation.update(changes)
-    return replace(run, setup=replace(run.setup, config=config))
+    return replace(run, parts=replace(run.parts, config=config))
 
 
 @pytest.fixture
@@ -43,11 +42,11 @@ def watched(loaded):
 
     def apply(params, x, *how, **named):
         seen.append(len(x))
-        return loaded.setup.wired.apply(params, x, *how, **named)
+        return loaded.parts.wired.apply(params, x, *how, **named)
 
-    wired = loaded.setup.wired._replace(apply=apply)
+    wired = loaded.parts.wired._replace(apply=apply)
     run = with_settings(loaded, batch_size=500)
-    return replace(run, setup=replace(run.setup, wired=wired)), seen
+    return replace(run, parts=replace(run.parts, wired=wired)), seen
 
 
 @pytest.mark.parametrize(
@@ -93,9 +92,9 @@ def test_the_flag_says_how_many_at_a_time_and_the_likelihood_is_of_as_many_image
         raise Enough
 
     run = with_settings(loaded, likelihood=("vlb",))
-    wired = run.setup.wired
+    wired = run.parts.wired
     one = replace(wired.recipe, solver=solvers.euler(), num_steps=1, guidance_scale=1.0)
-    run = replace(run, setup=replace(run.setup, wired=wired._replace(recipe=one)))
+    run = replace(run, parts=replace(run.parts, wired=wired._replace(recipe=one)))
     monkeypatch.setattr(measure, "measure_likelihood", likelihood)
     few = {"solvers": (), "num_steps": (), "batch_size": 8}
     how = replace(wanted[0], **few, extractors=[pixel_features(size=2)])

@@ -79,7 +79,7 @@ def run(folder):
 
 
 def test_samples_are_decoded_latents(run):
-    assert run.setup.codec == ScaledLatents(CODEC, SCALE)
+    assert run.parts.codec == ScaledLatents(CODEC, SCALE)
     assert "images of 8x8x1 as latents of 4x4x4 (space_to_depth:2)" in repr(run)
     request = Request(np.arange(5), seed=3)
     found = run.model().sample_latents(run.recipe, request)
@@ -99,7 +99,7 @@ def test_samples_are_decoded_latents(run):
 )
 def test_a_run_is_guided_by_runs_on_latents_of_the_same_scale_alone(run, tmp_path, codec, said):
     (tmp_path / "config.json").write_text("{}")
-    other = replace(run, setup=replace(run.setup, codec=codec))
+    other = replace(run, parts=replace(run.parts, codec=codec))
     guided = replace(run, others=lambda folder, weights: other)
     if said is None:
         assert guided.called(str(tmp_path))[0] is other
@@ -121,7 +121,7 @@ def test_pictures_are_of_decoded_images(workdir):
 def test_the_evaluation_is_that_of_images_decoded_by_hand(workdir):
     found = json.loads((workdir / "evaluation.json").read_text())
     run = loaded(workdir)
-    assert run.setup.codec == ScaledLatents(CODEC, SCALE)
+    assert run.parts.codec == ScaledLatents(CODEC, SCALE)
     by_hand = of_pixels(run.dataset())
     labels = labels_in_mix(run, 12)
     images = run.sample(labels, seed=noise_seed(run.config.seed, 0))
@@ -191,7 +191,7 @@ def test_latents_have_no_bits_per_dimension_and_no_translations(folder):
 @pytest.mark.thorough
 def test_an_exported_sampler_decodes(run):
     sampler = portable_sampler(portable_model(run), run.recipe)
-    code = serialise(sampler, (4, 4, 4), run.setup.wired.condition, platforms=["cpu"])
+    code = serialise(sampler, (4, 4, 4), run.parts.wired.condition, platforms=["cpu"])
     labels = np.arange(3, dtype=np.int32)
     images = export.deserialize(bytearray(code)).call(np.uint32(2), labels)
     np.testing.assert_allclose(images, run.sample(labels, seed=2), rtol=1e-5, atol=1e-3)

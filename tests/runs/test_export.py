@@ -26,7 +26,7 @@ from diffjax.sampling.restart import restart
 from diffjax.training.sharding import SPREAD
 from experiments import cli
 from experiments import export as program
-from tests.support.tiny_run import leave, of_noise, tiny_config
+from tests.support.tiny_run import leave, of_noise, one_device, tiny_config
 
 SHAPE = (8, 8, 1)
 PAGE = Path(__file__).parents[2] / "docs" / "export.md"
@@ -34,11 +34,11 @@ PAGE = Path(__file__).parents[2] / "docs" / "export.md"
 
 @cache
 def run_of(arguments: str = "") -> Run:
-    return of_noise(set_up(tiny_config(arguments), SHAPE, of_classes(10)))
+    return of_noise(set_up(tiny_config(arguments), SHAPE, of_classes(10), one_device()))
 
 
 def exported(run: Run, **how: Any) -> export.Exported:
-    source = SHAPE if run.setup.wired.objective.traits.starts_at_source else None
+    source = SHAPE if run.parts.wired.objective.traits.starts_at_source else None
     noise, platforms = how.get("noise", False), how.pop("platforms", PLATFORMS)
     sampler = portable_sampler(portable_model(run), run.recipe, **how)
     code = serialise(
@@ -64,7 +64,7 @@ def test_a_file_draws_what_the_run_does(arguments):
         labels = np.arange(n, dtype=np.int32) * 3 % 10
         rng = np.random.default_rng(0)
         source = rng.uniform(-1, 1, (n, *SHAPE)).astype(np.float32)
-        sources = (source,) if run.setup.wired.objective.traits.starts_at_source else ()
+        sources = (source,) if run.parts.wired.objective.traits.starts_at_source else ()
         expected = run.sample(labels, seed=seed, source=sources[0] if sources else None)
         assert expected.std() > 0.1
         images = sampler.call(np.uint32(seed), labels, *sources)
@@ -74,7 +74,7 @@ def test_a_file_draws_what_the_run_does(arguments):
 def test_a_run_whose_state_is_spread_over_devices_leaves_a_file_for_one():
     config = tiny_config("model=tiny", sharding_rules=SPREAD)
     run = of_noise(set_up(config, SHAPE, of_classes(10)))
-    assert run.setup.mesh.size > 1
+    assert run.parts.mesh.size > 1
     assert exported(run, platforms=["cpu"]).nr_devices == 1
 
 
@@ -113,7 +113,7 @@ def test_weights_in_half_the_bytes(arguments):
         portable_sampler(model.map(round_), run.recipe), SHAPE, of_classes(10), platforms=["cpu"]
     )
     if not arguments:  # so many weights that the rest of the file does not matter
-        num_params = run.setup.wired.num_params
+        num_params = run.parts.wired.num_params
         whole = serialise(
             portable_sampler(model, run.recipe), SHAPE, of_classes(10), platforms=["cpu"]
         )

@@ -17,6 +17,7 @@ from diffjax.runs.setup import set_up
 from diffjax.spec import spec
 from diffjax.training.nonfinite import NonFinite
 from experiments import cli, train
+from tests.support.shared_parts import shared_parts
 from tests.support.tiny_run import (
     arrays_of,
     assert_same,
@@ -33,6 +34,7 @@ COSINE = {"optimizer.schedule": spec(Cosine), "optimizer.warmup_steps": 2}
 def quick(monkeypatch):
     without_pictures(monkeypatch)
     on_one_device(monkeypatch)
+    shared_parts(monkeypatch)
 
 
 def changes_of(workdir):
@@ -85,6 +87,7 @@ def annealed(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         without_pictures(patch)
         on_one_device(patch)
+        shared_parts(patch)
         loop.train(trained_config(log_every_steps=1, **COSINE), workdir)
     return workdir
 

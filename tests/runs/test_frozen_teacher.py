@@ -1,7 +1,7 @@
 """A teacher that is another run: read before step 1, not part of the state, named by its hash."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import jax
 import jax.numpy as jnp
@@ -18,13 +18,17 @@ from diffjax.runs.setup import set_up
 from diffjax.runs.teacher import find_teacher, read_teacher
 from diffjax.spec import spec
 from tests.support.tiny_network import Plain
-from tests.support.tiny_run import loaded, trained_config, without_pictures
+from tests.support.tiny_run import on_one_device, trained_config, without_pictures
 
 
 @register_dataclass
 @dataclass(frozen=True)
 class Follow(Denoising):
     """The squared difference of the network from its teacher."""
+
+    @property
+    def traits(self):
+        return replace(super().traits, has_teacher=True)
 
     def __call__(self, apply, params, teacher_params, key, batch, progress):
         t = self.times.quantile(self.uniforms(key, len(batch["image"])), self.path)
@@ -49,11 +53,14 @@ def losses_of(workdir):
     return [record["loss"] for record in map(json.loads, lines) if "loss" in record]
 
 
-def test_a_run_learns_from_another_and_names_it_by_its_hash(trained_run, tmp_path, monkeypatch):
+def test_a_run_learns_from_another_and_names_it_by_its_hash(
+    trained_run, loaded_run, tmp_path, monkeypatch
+):
     """One that begins with the teacher's weights has nothing to learn, up to rounding."""
     without_pictures(monkeypatch)
+    on_one_device(monkeypatch)
     teacher = f"{trained_run}:ema-0.9"
-    weights = loaded(trained_run).weights("ema-0.9")
+    weights = loaded_run.weights("ema-0.9")
     same, other = tmp_path / "same", tmp_path / "other"
     loop.train(config_of(teacher, init_from=teacher), same)
     loop.train(config_of(teacher), other)
@@ -69,7 +76,7 @@ def test_the_state_is_that_of_a_run_without_a_frozen_teacher(trained_run):
         set_up(config_of(name), (8, 8, 1), Classes(10)) for name in (trained_run, "live")
     )
     assert with_one.abstract == without.abstract
-    assert find_teacher(without) is None
+    assert find_teacher(without.parts) is None
 
 
 def test_a_teacher_of_another_shape_is_refused_before_anything_is_written(trained_run, tmp_path):
@@ -88,4 +95,10 @@ def test_a_teacher_that_changed_since_the_run_began_is_refused(trained_run, tmp_
     setup = set_up(config_of(trained_run), (8, 8, 1), Classes(10))
     workdirs.record(tmp_path, teacher={"folder": str(trained_run), "sha256": "of before"})
     with pytest.raises(UserError, match="has other weights than when this run began"):
-        read_teacher(setup, tmp_path)
+        read_teacher(setup.parts, tmp_path)
+
+
+@pytest.mark.parametrize("teacher", ["runs/digits", "live", "ema-0.9"])
+def test_a_teacher_without_a_pupil_is_refused(teacher):
+    with pytest.raises(UserError, match="this objective learns from no teacher; leave it at 'ema'"):
+        set_up(trained_config(teacher=teacher), (8, 8, 1), Classes(10))

@@ -4,6 +4,7 @@ import json
 import logging
 import shutil
 import struct
+from dataclasses import replace
 
 import jax
 import numpy as np
@@ -13,14 +14,17 @@ from diffjax.conditions import Classes
 from diffjax.errors import UserError
 from diffjax.loop import loop
 from diffjax.models.dit.network import DiT
+from diffjax.models.dit.published import DIFFUSERS
 from diffjax.models.dit.published import FAMILY as DIT
 from diffjax.pretrained.files import read_state_dict, write_safetensors
+from diffjax.pretrained.folders import write_folder
 from diffjax.runs.checkpoints import Checkpoints
 from diffjax.runs.initial import by_path, find_initial_weights, weights_sha256
-from diffjax.runs.setup import set_up
+from diffjax.runs.setup import Setup, set_up
 from diffjax.spec import spec
 from diffjax.training.state import LIVE
-from tests.support.tiny_run import loaded, trained_config, without_pictures
+from tests.support.shared_parts import shared_parts
+from tests.support.tiny_run import loaded, on_one_device, trained_config, without_pictures
 
 
 def checkpoint(workdir, step, setup):
@@ -47,19 +51,16 @@ def files_of(folder):
 
 
 @pytest.fixture
-def tiny_setup():
-    return set_up(trained_config(), (8, 8, 1), Classes(10))
-
-
-@pytest.fixture
-def like(tiny_setup):
-    return tiny_setup.abstract.weights(LIVE)
+def like(loaded_run):
+    return Setup.of(loaded_run.parts).abstract.weights(LIVE)
 
 
 def test_live_and_all_averages_begin_with_the_weights_and_all_else_is_fresh(
     trained_run, tmp_path, monkeypatch, caplog
 ):
     without_pictures(monkeypatch)
+    on_one_device(monkeypatch)
+    shared_parts(monkeypatch)
     source = shutil.copytree(trained_run, tmp_path / "source")
     weights = loaded(source).weights("ema-0.9")
     config = trained_config(init_from=f"{source}:ema-0.9", num_steps=2)
@@ -93,15 +94,17 @@ def test_the_page_says_what_a_run_began_with(copy_of_run):
     assert "runs/older, weights live, step 1,200, SHA-256 01234567" in text
 
 
-def test_a_folder_alone_means_the_weights_that_it_is_evaluated_with(trained_run, like):
+def test_a_folder_alone_means_the_weights_that_it_is_evaluated_with(trained_run, loaded_run, like):
     params, source = find_initial_weights(str(trained_run), like)()
     assert source["weights"] == "ema-0.99"
-    jax.tree.map(np.testing.assert_array_equal, params, loaded(trained_run).weights())
+    jax.tree.map(np.testing.assert_array_equal, params, loaded_run.weights())
 
 
 @pytest.mark.parametrize("joined", [".", "/"])
-def test_a_file_with_the_networks_own_names_and_shapes(trained_run, tmp_path, like, joined):
-    weights = loaded(trained_run).weights(LIVE)
+def test_a_file_with_the_networks_own_names_and_shapes(
+    trained_run, loaded_run, tmp_path, like, joined
+):
+    weights = loaded_run.weights(LIVE)
     arrays = {
         name.replace("/", joined): np.asarray(leaf) for name, leaf in by_path(weights).items()
     }
@@ -115,7 +118,7 @@ def test_a_file_with_the_networks_own_names_and_shapes(trained_run, tmp_path, li
 
 @pytest.mark.parametrize("scan", [False, True])
 def test_a_file_with_the_names_of_the_authors(tmp_path, scan):
-    """Of DiT, with blocks one by one or stacked; a network of another width is refused."""
+    """Of DiT, and of diffusers' DiT; a network of another width is refused."""
 
     def set_up_dit(width):
         config = trained_config()
@@ -127,16 +130,43 @@ def test_a_file_with_the_names_of_the_authors(tmp_path, scan):
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda leaf: rng.random(leaf.shape, np.float32), like)
     path = tmp_path / "published.safetensors"
-    write_safetensors(path, DIT.to_theirs(params, setup.denoiser))
+    write_safetensors(path, DIT.to_theirs(params, setup.parts.denoiser))
     assert "blocks.1.attn.qkv.weight" in read_state_dict(path)
-    found, source = find_initial_weights(str(path), like, denoiser=setup.denoiser)()
+    found, source = find_initial_weights(str(path), like, denoiser=setup.parts.denoiser)()
     jax.tree.map(np.testing.assert_array_equal, found, params)
     assert source == {"file": str(path), "sha256": weights_sha256(params)}
+    folder = tmp_path / "diffusers"
+    write_folder(folder, DIFFUSERS.to_theirs(params, setup.parts.denoiser), {})
+    found, source = find_initial_weights(str(folder), like, denoiser=setup.parts.denoiser)()
+    jax.tree.map(np.testing.assert_array_equal, found, params)
+    assert source == {"file": str(folder), "sha256": weights_sha256(params)}
     setup, like = set_up_dit(24)
     with pytest.raises(
         UserError, match=r"^config.init_from=.* is of another network: pos_embed is"
     ):
-        find_initial_weights(str(path), like, denoiser=setup.denoiser)
+        find_initial_weights(str(path), like, denoiser=setup.parts.denoiser)
+
+
+def test_a_learned_variance_is_left_out_where_the_network_has_none(tmp_path):
+    """The first channels of each pixel of the output, by NumPy, and it is recorded."""
+    config = trained_config()
+    config.model = spec(DiT, hidden_size=16, depth=1, num_heads=2, scan=True)
+    parts = set_up(config, (8, 8, 3), Classes(10)).parts
+    denoiser, like = parts.denoiser, parts.abstract.weights(LIVE)
+    twice = replace(denoiser, network=denoiser.network.clone(out_channels=6))
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(lambda leaf: rng.random(leaf.shape, np.float32), DIT.shapes(twice))
+    path = tmp_path / "published.safetensors"
+    write_safetensors(path, DIT.to_theirs(params, twice))
+    found, source = find_initial_weights(str(path), like, denoiser=denoiser)()
+    assert source["left_out"] == "learned variance"
+    for name, leaf in params["final_out"].items():
+        pixels = leaf.reshape(*leaf.shape[:-1], 4, 6)[..., :3]  # patches of 2x2
+        expected = pixels.reshape(*leaf.shape[:-1], 12)
+        np.testing.assert_array_equal(found["final_out"][name], expected)
+    np.testing.assert_array_equal(
+        found["patch_embedding"]["kernel"], params["patch_embedding"]["kernel"]
+    )
 
 
 @pytest.mark.parametrize(
@@ -154,9 +184,9 @@ def test_a_file_with_the_names_of_the_authors(tmp_path, scan):
     ],
 )
 def test_weights_of_another_network_are_refused_before_anything_is_written(
-    trained_run, tmp_path, change, says
+    loaded_run, tmp_path, change, says
 ):
-    weights = by_path(loaded(trained_run).weights(LIVE))
+    weights = by_path(loaded_run.weights(LIVE))
     arrays = {name.replace("/", "."): np.asarray(leaf) for name, leaf in weights.items()} | change
     arrays = {name: array for name, array in arrays.items() if array is not None}
     path = safetensors(tmp_path / "other.safetensors", arrays)
@@ -166,10 +196,8 @@ def test_weights_of_another_network_are_refused_before_anything_is_written(
     assert files_of(tmp_path) == before
 
 
-def test_weights_of_whole_numbers_are_refused(trained_run, tmp_path, like):
-    weights = {
-        name: np.asarray(x) for name, x in by_path(loaded(trained_run).weights(LIVE)).items()
-    }
+def test_weights_of_whole_numbers_are_refused(loaded_run, tmp_path, like):
+    weights = {name: np.asarray(x) for name, x in by_path(loaded_run.weights(LIVE)).items()}
     weights["conv_in/bias"] = weights["conv_in/bias"].astype(np.int8)
     path = tmp_path / "quantised.safetensors"
     write_safetensors(path, weights)
@@ -202,13 +230,13 @@ def test_weights_that_there_are_not_are_refused(trained_run, like, named, says):
         find_initial_weights(named.format(run=trained_run), like)
 
 
-def test_weights_are_read_into_the_shardings_of_a_mesh(trained_run, tmp_path):
+def test_weights_are_read_into_the_shardings_of_a_mesh(trained_run, loaded_run, tmp_path):
     """Over `fsdp` and `tensor`, from a run of one device and from a file."""
     config = trained_config()
     with config.unlocked():
         config.mesh.update(data=1, fsdp=4, tensor=2)
     setup = set_up(config, (8, 8, 1), Classes(10))
-    weights = loaded(trained_run).weights(LIVE)
+    weights = loaded_run.weights(LIVE)
     arrays = {name: np.asarray(leaf) for name, leaf in by_path(weights).items()}
     path = safetensors(tmp_path / "published.safetensors", arrays)
     like = setup.abstract.weights(LIVE)

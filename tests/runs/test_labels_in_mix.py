@@ -27,7 +27,7 @@ def run_on(counts, mix="data", num_classes=None):
     wired = SimpleNamespace(condition=data.condition, objective=SimpleNamespace(traits=Traits()))
     config = ConfigDict({"evaluation": {"labels": mix}})
     return SimpleNamespace(
-        config=config, setup=SimpleNamespace(wired=wired), dataset=lambda path: data
+        config=config, parts=SimpleNamespace(wired=wired), dataset=lambda path: data
     )
 
 

@@ -13,13 +13,14 @@ import pytest
 import diffjax
 from diffjax.errors import UserError
 from diffjax.runs.checkpoints import Checkpoints
+from diffjax.training.sharding import make_mesh
 
 OLD_RUN = Path(__file__).parent / "old_runs" / "0.1.0"
 
 
 @pytest.fixture(scope="module")
-def run():
-    return diffjax.load(OLD_RUN)
+def run(old_run):
+    return old_run
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +59,7 @@ def test_the_arrays_in_memory_are_those_of_the_chosen_weights():
     before = {id(x) for x in jax.live_arrays()}
     run = diffjax.load(OLD_RUN)
     held = sum(x.nbytes for x in jax.live_arrays() if id(x) not in before)
-    assert held == 4 * run.setup.wired.num_params
+    assert held == 4 * run.parts.wired.num_params
     assert run.weights() is run.weights(), "read once"
     state = run.state
     assert sum(x.nbytes for x in jax.tree.leaves(state)) > 5 * held
@@ -116,3 +117,9 @@ def test_nothing_is_said_and_nothing_written(folder, caplog):
     _ = loaded.state
     assert [record.getMessage() for record in caplog.records] == []
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == files
+
+
+def test_a_run_that_guides_another_is_on_its_devices(with_another):
+    mesh = make_mesh(devices=jax.devices()[:1])
+    other, _ = diffjax.load(OLD_RUN, mesh).called(f"{with_another}:live")
+    assert other.parts.mesh == mesh

@@ -10,9 +10,8 @@ import pytest
 
 import diffjax
 from diffjax import config_files
-from diffjax.conditions import of_classes
 from diffjax.errors import UserError
-from diffjax.runs.setup import set_up
+from diffjax.runs.checks import check_config
 from diffjax.settings import Evaluation, Expected, Mesh, Settings
 from experiments import cli
 
@@ -57,5 +56,5 @@ def test_a_run_that_was_saved_with_a_setting_of_its_own_is_read(tmp_path):
     loaded = diffjax.load(copy)
     assert loaded.config.note == "mine"
     with pytest.raises(UserError, match=r"no setting config\.note"):
-        set_up(loaded.config, (8, 8, 1), of_classes(10))
+        check_config(loaded.config)
     jax.tree.map(np.testing.assert_array_equal, loaded.weights(), diffjax.load(OLD_RUN).weights())

@@ -13,7 +13,7 @@ from diffjax.runs.setup import set_up
 from diffjax.sampling import adaptive, solvers
 from diffjax.sampling.guidance import OtherWeights
 from tests.support.compilations import compilations
-from tests.support.tiny_run import of_noise, tiny_config
+from tests.support.tiny_run import of_noise, one_device, tiny_config
 
 SHAPE = (8, 8, 1)
 
@@ -46,8 +46,9 @@ def test_traces_and_parallel_samples_end_where_samples_do(run, recipe, window):
     np.testing.assert_array_equal(again.x, found.x)
 
 
-def test_evaluations_are_declared_or_counted(run, recipe):
-    model = run.model()
+def test_evaluations_are_declared_or_counted(recipe):
+    setup = set_up(tiny_config("model=tiny"), SHAPE, of_classes(10), one_device())
+    model = of_noise(setup).model()
     assert model.nfe(recipe, REQUEST) == recipe.nfe == 2 * 9
     counted = replace(recipe, solver=adaptive.adaptive(1e-1), guidance_scale=1.0)
     assert counted.nfe is None
@@ -97,7 +98,7 @@ def test_a_changed_predictor_is_what_samples_are_drawn_with(run, recipe):
 
 def test_guidance_away_from_weights_needs_somebody_who_has_them(run, recipe):
     away = replace(recipe, against=OtherWeights("live"))
-    alone = Model(run.setup.programs, run.weights())
+    alone = Model(run.parts.programs, run.weights())
     with pytest.raises(UserError, match=r"against other weights \(live\) needs a run"):
         alone.sample(away, REQUEST)
     alone.sample(replace(away, guidance_scale=1.0), REQUEST)

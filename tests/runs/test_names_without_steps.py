@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pytest
 
-import diffjax
 from diffjax.errors import UserError
 from diffjax.runs.measure import Wanted, wanted_recipes
 from experiments import cli, evaluate
@@ -13,8 +12,8 @@ OLD_RUN = Path(__file__).parent / "old_runs" / "0.1.0"
 
 
 @pytest.fixture(scope="module")
-def run():
-    return diffjax.load(OLD_RUN)
+def run(old_run):
+    return old_run
 
 
 @pytest.mark.parametrize(

@@ -24,8 +24,8 @@ OLD_RUN = Path(__file__).parent / "old_runs" / "0.1.0"
 
 
 @pytest.fixture(scope="module")
-def run():
-    return diffjax.load(OLD_RUN)
+def run(old_run):
+    return old_run
 
 
 def handed(run, *labels, **how):
@@ -37,7 +37,7 @@ def handed(run, *labels, **how):
 
     def model(weights):
         run.model(weights)
-        return SimpleNamespace(sample=drawn)
+        return SimpleNamespace(wired=run.parts.wired, sample=drawn)
 
     spy = dataclasses.replace(run)
     object.__setattr__(spy, "model", model)
@@ -123,8 +123,8 @@ def test_one_rule_for_labels():
 
 def test_flags_and_python_have_the_same_labels(run):
     names = ("10", "3", "7", *"abcdefg")
-    wired = run.setup.wired._replace(condition=Classes(10, names))
-    odd = dataclasses.replace(run, setup=dataclasses.replace(run.setup, wired=wired))
+    wired = run.parts.wired._replace(condition=Classes(10, names))
+    odd = dataclasses.replace(run, parts=dataclasses.replace(run.parts, wired=wired))
     texts = ["7", "a", "0", "10"]
     flagged, *_ = sample.wanted(odd, texts, 4, None)
     assert flagged.tolist() == handed(odd, texts)[1].condition.tolist() == [2, 3, 0, 0]
@@ -162,7 +162,7 @@ def test_what_is_shown_is_one_short_line(run):
     text = repr(run)
     for part in ("0.1.0", "step 2 of 2", "DiT", "8x8x1", "10 classes", run.config.weights):
         assert part in text
-    assert f"{run.setup.wired.num_params:,} parameters" in text
+    assert f"{run.parts.wired.num_params:,} parameters" in text
 
 
 def test_the_run_s_numbers_are_arrays(run):

@@ -17,8 +17,8 @@ OLD_RUN = Path(__file__).parent / "old_runs" / "0.1.0"
 
 
 @pytest.fixture(scope="module")
-def run():
-    return diffjax.load(OLD_RUN)
+def run(old_run):
+    return old_run
 
 
 BY_NAME = {"solver": "ddim", "grid": "karras", "guidance": "cfg+limited"}

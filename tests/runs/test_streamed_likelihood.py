@@ -8,7 +8,6 @@ import jax
 import numpy as np
 import pytest
 
-import diffjax
 from diffjax.data import ArraySource, DataSet, eval_batches
 from diffjax.likelihood.dequantise import Dequantised
 from diffjax.runs import likelihoods
@@ -28,8 +27,8 @@ class Counted(ArraySource):
 
 
 @pytest.fixture(scope="module")
-def run():
-    return diffjax.load(OLD_RUN)
+def run(old_run):
+    return old_run
 
 
 def spread(keys, x):

@@ -18,6 +18,7 @@ from diffjax.sampling import solvers
 from diffjax.sampling.guidance import (
     ClassifierFree,
     Clipped,
+    FirstChannels,
     GuidanceModels,
     Limited,
     OtherCondition,
@@ -128,6 +129,30 @@ def test_limited_guidance_is_plain_outside_its_interval():
     for found, outside, inside in zip(pair[:2], on[:2], guided[:2], strict=True):
         np.testing.assert_array_equal(found[::2], outside[::2])
         np.testing.assert_array_equal(found[1], inside[1])
+
+
+@every_rule
+def test_any_rule_guides_the_first_channels_alone(name):
+    """Three of four channels by the rule, which sees no other; the fourth is that of `on`."""
+    drawn = np.random.default_rng(1).normal(size=(3, 3, 4, 4, 4)).astype(np.float32)
+    x, (_, c, *_) = drawn[0], two_predictions()
+    on, off = (Pair(x0, (x - c.a * x0) / c.s) for x0 in drawn[1:])
+    rule = FirstChannels(RULES[name])
+    found, alone = jax.device_get(by_first_channels(rule, x, c, on, off))
+    for here, there, old in zip(found[:2], alone[:2], on[:2], strict=True):
+        np.testing.assert_array_equal(here[..., 3:], old[..., 3:])
+        np.testing.assert_allclose(here[..., :3], there, rtol=1e-6)
+    if name == "cfg":  # the authors' `forward_with_cfg`, in NumPy
+        eps = np.concatenate(
+            [off.eps[..., :3] + 4.0 * (on.eps - off.eps)[..., :3], on.eps[..., 3:]], axis=-1
+        )
+        np.testing.assert_allclose(found.eps, eps, rtol=1e-5, atol=1e-5)
+
+
+@partial(jax.jit, static_argnums=0)
+def by_first_channels(rule, x, c, on, off):
+    first = jax.tree.map(lambda leaf: leaf[..., : rule.channels], (x, on, off))
+    return rule(x, c, on, off, 4.0), rule.rule(first[0], c, *first[1:], 4.0)
 
 
 def test_rescaled_guidance_has_the_deviation_of_plain_prediction():

@@ -22,15 +22,18 @@ from diffjax.process.paths import Pair, coeffs
 from diffjax.process.precond import LogSNRLabel, Precond, denoiser
 from diffjax.runs.load import Run
 from diffjax.runs.model import Programs
+from diffjax.spec import spec
 from diffjax.studies import validation
 from diffjax.studies.validation import loss_by_log_snr
 from diffjax.training.sharding import make_mesh
 from diffjax.wiring import wire
 from experiments import cli, validate
+from tests.support.tiny_network import Tiny
 
 VARIANCES = np.array([2.0, 0.5, 0.1])
-DATA = Gaussian(jnp.array([0.3, 0.0, -0.5]), jnp.diag(jnp.asarray(VARIANCES)))
-IMAGES = np.asarray(DATA.draw(jax.random.key(0), 1000))
+MEAN = np.array([0.3, 0.0, -0.5])
+DATA: Any = Gaussian(cast(Any, MEAN), cast(Any, np.diag(VARIANCES)))
+IMAGES = np.random.default_rng(0).normal(MEAN, np.sqrt(VARIANCES), (1000, 3)).astype(np.float32)
 LABELS = np.zeros(1000, np.int32)
 KEY = jax.random.key(1)
 EDGES = (-6.0, -3.0, 0.0, 2.0)
@@ -199,7 +202,7 @@ class UntrainedRun(Run):
     def weights(self, name=None):
         if name not in (None, self.config.weights, "live"):
             raise UserError(f"no weights are called {name!r}; did you mean 'live'?")
-        shapes = jax.eval_shape(self.setup.wired.init, jax.random.key(0))
+        shapes = jax.eval_shape(self.parts.wired.init, jax.random.key(0))
         return jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
 
 
@@ -212,13 +215,13 @@ def workdirs(tmp_path, monkeypatch):
         if not folder.is_dir():
             raise UserError(f"there is no run in {workdir}")
         config = config_files.load(f"{CONFIG}:objective={folder.name}")
-        config.model.update(hidden_size=16, depth=1, num_heads=2)
+        config.model = spec(Tiny)
         if folder.parent.name == "other_data":
             config.data.split_seed = 1
         wired = wire(config, (8, 8, 1), of_classes(10))
-        programs = Programs(wired, make_mesh())
-        setup: Any = SimpleNamespace(wired=wired, config=config, programs=programs)
-        return UntrainedRun(setup, cast(Any, None), folder)
+        programs = Programs(wired, make_mesh(devices=jax.devices()[:1]))
+        parts: Any = SimpleNamespace(wired=wired, config=config, programs=programs)
+        return UntrainedRun(parts, cast(Any, None), folder)
 
     monkeypatch.setattr(diffjax, "load", load)
     folders = [tmp_path / "flow", tmp_path / "vdm", tmp_path / "other_data" / "flow"]

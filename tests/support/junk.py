@@ -9,6 +9,7 @@ training and evaluating are not what is tried here, so they are replaced by a st
 
 import argparse
 import contextlib
+import functools
 import io
 import shutil
 import signal
@@ -30,6 +31,7 @@ from ml_collections import ConfigDict, config_dict
 import diffjax
 from configs import digits
 from diffjax import choices, config_files, data
+from diffjax.config_upgrade import upgrade
 from diffjax.errors import UserError
 from diffjax.evaluation.extractors import clip, dinov2, features, inception
 from diffjax.host.watchdog import Watchdog
@@ -37,7 +39,8 @@ from diffjax.loop.profile import Profile
 from diffjax.models.layers import HIDDEN
 from diffjax.optimizers.adam import adamw
 from diffjax.process import paths, weights
-from diffjax.runs import likelihoods, load, measure, workdirs
+from diffjax.runs import likelihoods, measure, workdirs
+from diffjax.runs.load import Run
 from diffjax.sampling import solvers
 from diffjax.sampling.sample import Recipe
 from diffjax.spec import TARGET, build, from_json, spec, to_json
@@ -81,12 +84,12 @@ def work_begins(*args: Any, **kwargs: Any) -> Any:
 @contextlib.contextmanager
 def without_work() -> Iterator[None]:
     """Within it, what takes time stops with `WorkBegins` once its arguments were checked."""
-    set_up, known = load.set_up, {}
+    build_parts, known = workdirs.build_parts, {}
 
     def cached(config: ConfigDict, *args: Any, **how: Any) -> Any:
         key = (to_json(config), args, tuple(sorted(how.items())))
         if key not in known:
-            known[key] = set_up(config, *args, **how)
+            known[key] = build_parts(config, *args, **how)
         return known[key]
 
     def checks_alone(function: Callable, *args: Any) -> Any:
@@ -97,7 +100,7 @@ def without_work() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         for module in ("runs.model", "runs.likelihoods", "studies.validation"):
             patch.setattr(f"diffjax.{module}.jit", lambda *args, **how: work_begins)
-        patch.setattr(load, "set_up", cached)
+        patch.setattr(workdirs, "build_parts", cached)
         for place in (
             "jax.export.export",
             "diffjax.evaluation.metrics.reference",
@@ -324,10 +327,15 @@ def call_load(rng: Random, where: Path) -> None:
     diffjax.load(**given)
 
 
+@functools.cache
+def _loaded() -> Run:
+    return diffjax.load(RUN)
+
+
 def call_run(rng: Random, where: Path) -> None:
     """What a loaded run offers."""
     del where
-    run = diffjax.load(RUN)
+    run = _loaded()
     calls: dict[str, tuple[str, ...]] = {
         "sample": ("condition", "source", "seed", "solver", "grid", "num_steps", "guidance_scale",
                    "guidance", "against", "weights", "batch_size"),
@@ -346,7 +354,7 @@ def call_run(rng: Random, where: Path) -> None:
 def wanted(rng: Random, where: Path) -> None:
     """An evaluation of a loaded run."""
     del where
-    run = diffjax.load(RUN)
+    run = _loaded()
     fields = sorted(measure.Wanted.__dataclass_fields__)
     asked = measure.Wanted(**{name: value(rng) for name in rng.sample(fields, rng.choice((1, 2)))})
     measure.measure(run, run.dataset(), asked)
@@ -355,7 +363,7 @@ def wanted(rng: Random, where: Path) -> None:
 def call_likelihood(rng: Random, where: Path) -> None:
     """Bits per dimension of a loaded run."""
     del where
-    run = diffjax.load(RUN)
+    run = _loaded()
     given: dict[str, Any] = {"method": rng.choice((*likelihoods.METHODS, value(rng)))}
     options = ("dequantisation", "trace", "num_probes", "num_steps", "tolerance", "num_times")
     given["options"] = rng.choice(
@@ -390,9 +398,7 @@ def _json(config: ConfigDict) -> bool:
 def damaged_run(rng: Random, where: Path) -> None:
     """A run whose saved config was changed by hand."""
     shutil.copytree(RUN, where / "run", symlinks=True)
-    config, _ = workdirs.read(RUN)
-    text = to_json(config)
-    config = from_json(text)
+    config = from_json((RUN / "config.json").read_text(), upgrade=upgrade)
     config = changed(rng, ConfigDict(config.to_dict()))
     if _json(config):
         (where / "run" / "config.json").write_text(to_json(config))

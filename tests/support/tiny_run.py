@@ -30,6 +30,7 @@ from diffjax.sampling.sample import Recipe
 from diffjax.spec import spec
 from diffjax.training import sharding
 from diffjax.training.nonfinite import NonFinite
+from diffjax.training.sharding import make_mesh
 from tests.support.tiny_network import Tiny
 
 COMMAND = "the command"
@@ -145,22 +146,26 @@ def of_noise(setup: Setup, workdir: Path = Path("nowhere")) -> Run:
         return jax.device_put(moved.astype(leaf.dtype), leaf.sharding)
 
     state = state._replace(ema=jax.tree.map(noisy, state.ema))
-    return Run(setup, state, workdir, tuple("0123456789"))
+    return Run(setup.parts, state, workdir, tuple("0123456789"))
 
 
 def leave(run: Run, workdir: Path) -> None:
     """Makes the folder that training would have made, at step 0."""
     workdir.mkdir()
     workdirs.claim(workdir, run.config)
-    workdirs.record_run(workdir, run.setup, digits(), "")
+    workdirs.record_run(workdir, run.parts, digits(), "")
     with closing(Checkpoints(workdir / "checkpoints", 1, 1)) as store:
         store.save(0, run.state, {})
 
 
+def one_device() -> jax.sharding.Mesh:
+    """The mesh of what is no test of meshes: XLA takes three times as long to compile for eight."""
+    return make_mesh(devices=jax.devices()[:1])
+
+
 def on_one_device(patch: pytest.MonkeyPatch) -> None:
     """Trainings take one device, whose programs XLA need not split: `trained_run` has all eight."""
-    make_mesh = sharding.make_mesh
-    patch.setattr(sharding, "make_mesh", lambda **_: make_mesh(devices=jax.devices()[:1]))
+    patch.setattr(sharding, "make_mesh", lambda **_: one_device())
 
 
 def without_pictures(patch: pytest.MonkeyPatch) -> None:

@@ -76,7 +76,7 @@ def wait_until(condition, seconds=60.0):
         time.sleep(0.02)
 
 
-@pytest.mark.parametrize("workers", [1, 2, 6])
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.thorough), 6])
 def test_workers_run_every_unit_once_and_never_at_once(workers, tmp_path):
     ran, at_once, rng = Counter(), Counter(), random.Random(workers)
     delays = {cell.name: rng.uniform(0, 0.05) for cell in CELLS}

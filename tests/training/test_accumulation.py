@@ -291,4 +291,4 @@ def test_what_compares_outputs_is_refused():
 )  # fmt: skip
 def test_parts_that_are_none_are_said_in_one_line(parts, said):
     with pytest.raises(UserError, match=said):
-        set_up(tiny(parts=parts), (8, 8, 1), of_classes(10))
+        loop.prepared(tiny(parts=parts))

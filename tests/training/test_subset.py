@@ -25,11 +25,13 @@ from diffjax.runs.setup import set_up
 from diffjax.training.sharding import make_mesh
 from diffjax.training.state import LIVE
 from diffjax.training.subset import merged, split
+from tests.support.shared_parts import shared_parts
 from tests.support.tiny_run import (
     arrays_of,
     assert_same,
     loaded,
     logged,
+    on_one_device,
     tiny_config,
     trained_config,
     without_pictures,
@@ -190,12 +192,14 @@ def tuned(trained_run, tmp_path_factory):
     config = trained_config(init_from=f"{trained_run}:live", trainable=HEAD)
     with pytest.MonkeyPatch.context() as patch:
         without_pictures(patch)
+        on_one_device(patch)
+        shared_parts(patch)
         loop.train(config, workdir)
     return workdir
 
 
-def test_the_frozen_are_those_that_it_began_with_and_stored_once(tuned, trained_run):
-    begun, run = by_path(loaded(trained_run).weights(LIVE)), loaded(tuned)
+def test_the_frozen_are_those_that_it_began_with_and_stored_once(tuned, loaded_run):
+    begun, run = by_path(loaded_run.weights(LIVE)), loaded(tuned)
     for name in (LIVE, "ema-0.9", "ema-0.99"):
         for path, leaf in by_path(run.weights(name)).items():
             if path.startswith("final_conv/"):
@@ -216,6 +220,8 @@ def test_the_frozen_are_those_that_it_began_with_and_stored_once(tuned, trained_
 
 def test_a_resumed_run_is_the_undisturbed_one(tuned, tmp_path, monkeypatch):
     without_pictures(monkeypatch)
+    on_one_device(monkeypatch)
+    shared_parts(monkeypatch)
     copy = shutil.copytree(tuned, tmp_path / "run")
     for step in ("4", "6"):
         shutil.rmtree(copy / "checkpoints" / step)
@@ -230,6 +236,7 @@ def test_a_resumed_run_is_the_undisturbed_one(tuned, tmp_path, monkeypatch):
 def test_another_run_begins_with_all_of_it(tuned, tmp_path, monkeypatch):
     """From live and averages alike the frozen ones are read with the rest."""
     without_pictures(monkeypatch)
+    shared_parts(monkeypatch)
     config = trained_config(init_from=f"{tuned}:ema-0.9", num_steps=2)
     loop.train(config, tmp_path / "run")
     setup = prepared(config)
@@ -243,6 +250,7 @@ def test_another_run_begins_with_all_of_it(tuned, tmp_path, monkeypatch):
 @pytest.mark.thorough
 def test_an_average_made_after_training_has_the_frozen_parameters_too(tmp_path, monkeypatch):
     without_pictures(monkeypatch)
+    shared_parts(monkeypatch)
     config = trained_config(trainable=HEAD, ema_lengths=(0.05, 0.1), snapshot_every_steps=2)
     loop.train(config, tmp_path / "run")
     reconstruct(tmp_path / "run", 0.07, allowed_packages=("diffjax", "tests"))
@@ -261,6 +269,7 @@ def test_frozen_parameters_that_are_lost_are_named_and_no_checkpoint_is_set_asid
     tuned, tmp_path, monkeypatch, how
 ):
     without_pictures(monkeypatch)
+    shared_parts(monkeypatch)
     copy = shutil.copytree(tuned, tmp_path / "run")
     (stored,) = (copy / "frozen").glob("[0-9]*")
     if how == "gone":
@@ -301,6 +310,7 @@ def test_it_is_split_over_a_mesh_as_it_is_without_patterns(tuned):
 @pytest.mark.thorough
 def test_members_of_an_ensemble_are_what_they_are_by_themselves(tmp_path, monkeypatch):
     without_pictures(monkeypatch)
+    shared_parts(monkeypatch)
     configs = [trained_config(trainable=HEAD, num_steps=4, seed=seed) for seed in (0, 1)]
     folders = [tmp_path / name for name in ("a", "b")]
     train_together(configs, folders)

@@ -35,7 +35,7 @@ from diffjax.runs import checkpoints as checkpoints_module
 from diffjax.runs import workdirs
 from diffjax.runs.checkpoints import Checkpoints, digest
 from diffjax.runs.model import Model, Programs, Request
-from diffjax.runs.setup import set_up
+from diffjax.runs.setup import Setup, set_up
 from diffjax.sampling import grids, solvers
 from diffjax.spec import spec, to_json
 from diffjax.training import sharding
@@ -43,16 +43,23 @@ from diffjax.training.averages import Averages, ema_name
 from diffjax.training.nonfinite import NonFinite
 from diffjax.wiring import wire
 from experiments.train import headline
+from tests.support.shared_parts import shared_parts
 from tests.support.tiny_run import (
     COMMAND,
     arrays_of,
     assert_same,
     loaded,
     logged,
+    on_one_device,
     tiny_config,
     trained_config,
     without_pictures,
 )
+
+
+@pytest.fixture(autouse=True)
+def _shared_parts(monkeypatch):
+    shared_parts(monkeypatch)
 
 
 def test_a_run_leaves_what_is_promised(trained_run):
@@ -77,7 +84,8 @@ def test_a_run_leaves_what_is_promised(trained_run):
     assert run["train_seconds"] > 0
 
 
-def test_a_finished_run_is_left_alone(copy_of_run):
+def test_a_finished_run_is_left_alone(copy_of_run, monkeypatch):
+    monkeypatch.setattr(loop, "page", lambda workdir: workdir / "report.html")
     (copy_of_run / "evaluation.json").write_text((copy_of_run / "evaluation.json").read_text())
     before = {p: p.stat().st_mtime_ns for p in copy_of_run.rglob("*") if p.is_file()}
     loop.train(trained_config(), copy_of_run)
@@ -170,9 +178,9 @@ DAMAGES = [damage_truncated, damage_emptied, damage_metadata, damage_what_is_bes
 
 
 @pytest.fixture(scope="module")
-def setup():
+def setup(loaded_run):
     """What `trained_run` was trained by."""
-    return set_up(trained_config(), (8, 8, 1), of_classes(10))
+    return Setup.of(loaded_run.parts)
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
@@ -386,13 +394,12 @@ def test_a_damaged_config_is_mended_from_a_checkpoint(copy_of_run, damage, caplo
         workdirs.claim(copy_of_run, trained_config())
 
 
-def test_changed_data_are_refused(trained_run, tmp_path):
+def test_changed_data_are_refused(setup, trained_run):
     """One pixel of one image."""
     data = digits()
     images = data.train.images.copy()  # type: ignore
     images[5, 3, 3, 0] ^= 1
     changed = replace(data, train=replace(data.train, images=images))  # type: ignore
-    setup = set_up(trained_config(), data.image_shape, data.condition)
     store = Checkpoints(trained_run / "checkpoints", read_only=True)
     state, start = loop.restore_or_init(setup, store, data)
     assert int(state.step) == start["step"] == 6
@@ -545,8 +552,8 @@ def test_a_checkpoint_restores_onto_another_mesh(trained_run):
     assert meta["config"]["num_steps"] == 6
 
 
-def test_samples_do_not_depend_on_the_batch(trained_run):
-    run = loaded(trained_run)
+def test_samples_do_not_depend_on_the_batch(loaded_run):
+    run = loaded_run
     labels = np.arange(13) % 10
     images = run.sample(labels, seed=3)
     assert images.shape == (13, 8, 8, 1)
@@ -557,16 +564,16 @@ def test_samples_do_not_depend_on_the_batch(trained_run):
     assert np.abs(run.sample(labels, seed=4) - images).max() > 0.1
 
 
-def test_steps_grids_seeds_and_scales_do_not_compile_again(trained_run):
-    run = loaded(trained_run)
+def test_steps_grids_seeds_and_scales_do_not_compile_again(loaded_run):
+    run = loaded_run
     traced = []
 
     def apply(*inputs, **how):
         traced.append(1)
-        return run.setup.wired.apply(*inputs, **how)
+        return run.parts.wired.apply(*inputs, **how)
 
-    wired = run.setup.wired._replace(apply=apply)
-    model, first = Model(Programs(wired, run.setup.mesh), run.weights()), 0
+    wired = run.parts.wired._replace(apply=apply)
+    model, first = Model(Programs(wired, run.parts.mesh), run.weights()), 0
     for recipe, seed in (
         (run.recipe, 0),
         (replace(run.recipe, num_steps=7), 1),
@@ -581,8 +588,8 @@ def test_steps_grids_seeds_and_scales_do_not_compile_again(trained_run):
     assert np.isfinite(images).all()
 
 
-def test_samples_that_are_not_finite_name_the_step(trained_run):
-    run = loaded(trained_run)
+def test_samples_that_are_not_finite_name_the_step(loaded_run):
+    run = loaded_run
     broken = run.model().map(lambda x: x * jnp.nan)
     request = Request(np.arange(9))
     images = broken.sample(run.recipe, request.only(np.arange(3)))
@@ -594,10 +601,10 @@ def test_samples_that_are_not_finite_name_the_step(trained_run):
         broken.check_finite(images, run.recipe, request.only(np.arange(5, 8)))
 
 
-def test_loading_names_what_is_missing(trained_run, tmp_path):
+def test_loading_names_what_is_missing(loaded_run, tmp_path):
     with pytest.raises(UserError, match="there is no run in"):
         diffjax.load(tmp_path / "nowhere")
-    run = loaded(trained_run)
+    run = loaded_run
     with pytest.raises(UserError, match=r"no weights 'ema-0\.9999'; did you mean 'ema-0\.99'"):
         run.weights("ema-0.9999")
 
@@ -617,6 +624,7 @@ def test_a_folder_that_cannot_be_written(tmp_path):
 
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, monkeypatch):
     without_pictures(monkeypatch)
+    on_one_device(monkeypatch)
     wild = {"optimizer.learning_rate": 1e30, "optimizer.clip_norm": 1e30}
     config = tiny_config("model=tiny", **wild)
     with pytest.raises(NonFiniteLoss, match=r"not finite in step \d.*last good checkpoint is step"):
@@ -629,6 +637,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, monkeypatch):
 def test_a_state_that_is_not_finite_is_not_saved(tmp_path, rollbacks, monkeypatch):
     """A rate beyond float32: loss and gradient of the first step are finite, its weights not."""
     without_pictures(monkeypatch)
+    on_one_device(monkeypatch)
     every = {"checkpoint_every_steps": 1, "checkpoints_to_keep": 1, "log_every_steps": 1}
     config = tiny_config("model=tiny", **every)
     config.unlock()

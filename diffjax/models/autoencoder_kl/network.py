@@ -200,6 +200,142 @@ class Decoder(_Coder):
         return self.final(x, z)
 
 
+class AutoencoderKL(nn.Module):
+    """The autoencoder of latent diffusion, and of Stable Diffusion and FLUX with it.
+
+        q(z | x) = encode(x)        [B, H, W, C] in [-1, 1] -> Posterior of [B, H/s, W/s, c]
+        x = decode(z)               [B, h, w, c] -> [B, s·h, s·w, C]
+
+    Level i has `channels[i]` channels on maps of 1 / 2^i of the image's sides, so
+    `s = 2^(levels − 1)`. The name is that of its loss: the KL divergence of the posterior from
+    N(0, 1), by a small weight. Latents are neither shifted nor scaled here;
+    `diffjax.codecs.autoencoder_kl` does that.
+
+    A call with images returns `decode` of the mean of their posterior. The methods are evaluated by
+    `network.apply(variables, images, method="encode")`.
+
+    Attributes:
+        latent_channels: the number of channels of a latent: 4 (Stable Diffusion 1, 2, XL), 16
+            (Stable Diffusion 3, FLUX.1), 32 (FLUX.2).
+        quant_convs: whether an affine map of the channels follows the encoder, and one precedes the
+            decoder; from the vector-quantised autoencoder that this one came from.
+        channels: the number of channels of each level.
+        num_res_blocks: the number of residual blocks of each level of the encoder.
+        num_groups: the number of groups of each group norm; divides all channels.
+        image_channels: the number of channels of images.
+        dtype: the compute type, `"float32"` or `"bfloat16"`; parameters and outputs are float32.
+        attention: `"auto"` or a name in `diffjax.models.attention.IMPLEMENTATIONS`; "chunked" for
+            large images.
+        attention_levels: levels with attention after each residual block, besides that in the
+            middle; none in the published ones for 8×8 pixels.
+
+    Example:
+        >>> net = AutoencoderKL(channels=(8, 16), num_res_blocks=1, num_groups=4)
+        >>> images = jnp.zeros((1, 8, 12, 3))
+        >>> out, variables = jax.eval_shape(net.init_with_output, jax.random.key(0), images)
+        >>> posterior = jax.eval_shape(lambda x: net.apply(x, images, method="encode"), variables)
+        >>> out.shape, posterior.mean.shape
+        ((1, 8, 12, 3), (1, 4, 6, 4))
+
+    References:
+        Rombach et al., "High-Resolution Image Synthesis with Latent Diffusion Models", 2022,
+        arXiv:2112.10752
+    """
+
+    latent_channels: int = 4
+    quant_convs: bool = True
+    channels: tuple[int, ...] = (128, 256, 512, 512)
+    num_res_blocks: int = 2
+    num_groups: int = 32
+    image_channels: int = 3
+    dtype: str = "float32"
+    attention: str = "auto"
+    attention_levels: tuple[int, ...] = ()
+
+    def setup(self) -> None:
+        how = self.num_groups, self.dtype, self.attention, self.attention_levels
+        levels, moments = (self.channels, self.num_res_blocks), 2 * self.latent_channels
+        self.encoder = Encoder(*levels, moments, *how)
+        self.decoder = Decoder(*levels, self.image_channels, *how)
+        if self.quant_convs:
+            self.quant_conv = Dense(moments)
+            self.post_quant_conv = Dense(self.latent_channels)
+
+    @property
+    def scale(self) -> int:
+        """How many pixels one element of a latent, as `pack` returns it, is high and wide."""
+        return 2 ** (len(self.channels) - 1)
+
+    @property
+    def packed_channels(self) -> int:
+        """The channels of a latent as `pack` returns it."""
+        return self.latent_channels
+
+    def encode(self, images: Images) -> Posterior:
+        """The posterior of the latents of images."""
+        moments = self.encoder(images)
+        if self.quant_convs:
+            moments = self.quant_conv(moments)
+        mean, log_variance = jnp.split(moments, 2, axis=-1)
+        return Posterior(mean, jnp.clip(log_variance, *_LOG_VARIANCES))
+
+    def decode(self, latents: Latents) -> Images:
+        """The images of latents."""
+        return self.decoder(self.post_quant_conv(latents) if self.quant_convs else latents)
+
+    def pack(self, latents: Latents) -> Array:
+        """Latents as generative models see them, before they are scaled: here as they are."""
+        return latents
+
+    def unpack(self, latents: Latents) -> Array:
+        """The inverse of `pack`."""
+        return latents
+
+    def __call__(self, images: Images) -> Images:
+        """The images that are decoded from the mean of the posterior."""
+        return self.decode(self.unpack(self.pack(self.encode(images).mean)))
+
+
+class AutoencoderKLFlux2(AutoencoderKL):
+    """The autoencoder of FLUX.2: `AutoencoderKL` whose latents are packed and normalised.
+
+    `pack` makes squares of elements one, and normalises their channels by stored statistics.
+
+    Attributes:
+        latent_channels: as of `AutoencoderKL`, before they are packed.
+        patch_size: the side of the squares.
+
+    Example:
+        >>> net = AutoencoderKLFlux2()
+        >>> net.scale, net.packed_channels
+        (16, 128)
+
+    References:
+        github.com/black-forest-labs/flux2
+    """
+
+    latent_channels: int = 32
+    patch_size: int = 2
+
+    def setup(self) -> None:
+        super().setup()
+        self.statistics = PackedNorm(self.latent_channels, self.patch_size)
+
+    @property
+    def scale(self) -> int:
+        return super().scale * self.patch_size
+
+    @property
+    def packed_channels(self) -> int:
+        return self.latent_channels * self.patch_size**2
+
+    def pack(self, latents: Latents) -> Array:
+        return self.statistics.pack(latents)
+
+    def unpack(self, latents: Latents) -> Array:
+        return self.statistics.unpack(latents)
+
+
 class PackedNorm(nn.Module):
     """Squares of elements as channels, normalised by stored statistics, and back.
 
@@ -235,104 +371,3 @@ class PackedNorm(nn.Module):
         z = y * self.deviation + self.mean[None, None, None]
         z = z.reshape(batch, height, width, -1, p, p).transpose(0, 1, 4, 2, 5, 3)
         return z.reshape(batch, height * p, width * p, -1)
-
-
-class AutoencoderKL(nn.Module):
-    """The autoencoder of latent diffusion, and of Stable Diffusion and FLUX with it.
-
-        q(z | x) = encode(x)        [B, H, W, C] in [-1, 1] -> Posterior of [B, H/s, W/s, c]
-        x = decode(z)               [B, h, w, c] -> [B, s·h, s·w, C]
-
-    Level i has `channels[i]` channels on maps of 1 / 2^i of the image's sides, so
-    `s = 2^(levels − 1)`. The name is that of its loss: the KL divergence of the posterior from
-    N(0, 1), by a small weight. Latents are neither shifted nor scaled here;
-    `diffjax.codecs.autoencoder_kl` does that.
-
-    A call with images returns `decode` of the mean of their posterior. The methods are evaluated by
-    `network.apply(variables, images, method="encode")`.
-
-    Attributes:
-        latent_channels: the number of channels of a latent: 4 (Stable Diffusion 1, 2, XL), 16
-            (Stable Diffusion 3, FLUX.1), 32 (FLUX.2).
-        quant_convs: whether an affine map of the channels follows the encoder, and one precedes the
-            decoder; from the vector-quantised autoencoder that this one came from.
-        channels: the number of channels of each level.
-        num_res_blocks: the number of residual blocks of each level of the encoder.
-        num_groups: the number of groups of each group norm; divides all channels.
-        image_channels: the number of channels of images.
-        dtype: the compute type, `"float32"` or `"bfloat16"`; parameters and outputs are float32.
-        attention: `"auto"` or a name in `diffjax.models.attention.IMPLEMENTATIONS`; "chunked" for
-            large images.
-        attention_levels: levels with attention after each residual block, besides that in the
-            middle; none in the published ones for 8×8 pixels.
-        patch_size: the side of the squares of elements that `pack` makes one element, normalised by
-            stored statistics: 2 in FLUX.2, 1 for none.
-
-    Example:
-        >>> net = AutoencoderKL(channels=(8, 16), num_res_blocks=1, num_groups=4)
-        >>> images = jnp.zeros((1, 8, 12, 3))
-        >>> out, variables = jax.eval_shape(net.init_with_output, jax.random.key(0), images)
-        >>> posterior = jax.eval_shape(lambda x: net.apply(x, images, method="encode"), variables)
-        >>> out.shape, posterior.mean.shape
-        ((1, 8, 12, 3), (1, 4, 6, 4))
-
-    References:
-        Rombach et al., "High-Resolution Image Synthesis with Latent Diffusion Models", 2022,
-        arXiv:2112.10752
-    """
-
-    latent_channels: int = 4
-    quant_convs: bool = True
-    channels: tuple[int, ...] = (128, 256, 512, 512)
-    num_res_blocks: int = 2
-    num_groups: int = 32
-    image_channels: int = 3
-    dtype: str = "float32"
-    attention: str = "auto"
-    attention_levels: tuple[int, ...] = ()
-    patch_size: int = 1
-
-    def setup(self) -> None:
-        how = self.num_groups, self.dtype, self.attention, self.attention_levels
-        levels, moments = (self.channels, self.num_res_blocks), 2 * self.latent_channels
-        self.encoder = Encoder(*levels, moments, *how)
-        self.decoder = Decoder(*levels, self.image_channels, *how)
-        if self.quant_convs:
-            self.quant_conv = Dense(moments)
-            self.post_quant_conv = Dense(self.latent_channels)
-        if self.patch_size > 1:
-            self.statistics = PackedNorm(self.latent_channels, self.patch_size)
-
-    @property
-    def scale(self) -> int:
-        """How many pixels one element of a latent, as `pack` returns it, is high and wide."""
-        return 2 ** (len(self.channels) - 1) * self.patch_size
-
-    @property
-    def packed_channels(self) -> int:
-        """The channels of a latent as `pack` returns it."""
-        return self.latent_channels * self.patch_size**2
-
-    def encode(self, images: Images) -> Posterior:
-        """The posterior of the latents of images."""
-        moments = self.encoder(images)
-        if self.quant_convs:
-            moments = self.quant_conv(moments)
-        mean, log_variance = jnp.split(moments, 2, axis=-1)
-        return Posterior(mean, jnp.clip(log_variance, *_LOG_VARIANCES))
-
-    def decode(self, latents: Latents) -> Images:
-        """The images of latents."""
-        return self.decoder(self.post_quant_conv(latents) if self.quant_convs else latents)
-
-    def pack(self, latents: Latents) -> Array:
-        """Latents as generative models see them: packed and normalised, with a `patch_size`."""
-        return self.statistics.pack(latents) if self.patch_size > 1 else latents
-
-    def unpack(self, latents: Latents) -> Array:
-        """The inverse of `pack`."""
-        return self.statistics.unpack(latents) if self.patch_size > 1 else latents
-
-    def __call__(self, images: Images) -> Images:
-        """The images that are decoded from the mean of the posterior."""
-        return self.decode(self.unpack(self.pack(self.encode(images).mean)))

@@ -9,15 +9,16 @@
 """
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from diffjax.models.autoencoder_kl.network import AutoencoderKL
-from diffjax.models.autoencoder_kl.sizes import SIZES
-from diffjax.pretrained.family import Family
+from diffjax.models.autoencoder_kl.network import AutoencoderKL, AutoencoderKLFlux2
+from diffjax.models.autoencoder_kl.sizes import FLUX2_SIZES, SIZES
+from diffjax.pretrained.family import Config, Family
 from diffjax.pretrained.files import read_state_dict
 from diffjax.pretrained.tables import Row, Table, count
 from diffjax.pretrained.transforms import Transform, conv, dense, keep, merge, squeeze, then
@@ -176,33 +177,95 @@ def inputs(network: Any) -> tuple[jax.ShapeDtypeStruct]:
     return (jax.ShapeDtypeStruct(shape, jnp.float32),)
 
 
-def _family(name: str, names: Layout) -> Family:
+def _family(name: str, names: Layout, config: Config | None = None) -> Family:
+    def recognise(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+        quant_convs = f"{names.quant_convs[0]}.weight" in shapes
+        return {**recognised(names, shapes), "quant_convs": quant_convs}
+
     def table(network: AutoencoderKL) -> Table:
         return tuple(rows(names, network))
 
-    def recognise(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
-        return {
-            **recognised(names, shapes),
-            "quant_convs": f"{names.quant_convs[0]}.weight" in shapes,
-            "patch_size": 2 if "bn.running_mean" in shapes else 1,
-        }
+    return Family(name, AutoencoderKL, SIZES, table, recognise, inputs, _UNUSED, config=config)
 
-    return Family(name, AutoencoderKL, SIZES, table, recognise, inputs, unused=_UNUSED)
+
+def _flux2(name: str, names: Layout, config: Config | None = None) -> Family:
+    other = _family(name, names, config)
+
+    def recognise(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+        found = dict(other.recognise(shapes))
+        packed = shapes["bn.running_mean"][0] / found["latent_channels"]
+        return {**found, "patch_size": round(packed**0.5)}
+
+    sizes = FLUX2_SIZES
+    return replace(other, network=AutoencoderKLFlux2, sizes=sizes, recognise=recognise)
 
 
 # Of its training: the discriminator, the network of the perceptual distance, averages, counts.
 _UNUSED = ("loss.*", "model_ema.*", "bn.num_batches_tracked")
-FAMILY = _family("AutoencoderKL", DIFFUSERS)
-OLD_DIFFUSERS = _family("AutoencoderKL of old diffusers", _OLD_DIFFUSERS)
+
+
+def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "latent_channels": int(config["latent_channels"]),
+        "quant_convs": bool(config.get("use_quant_conv", True)),
+        "channels": tuple(map(int, config["block_out_channels"])),
+        "num_res_blocks": int(config["layers_per_block"]),
+        "num_groups": int(config["norm_num_groups"]),
+        "image_channels": int(config["in_channels"]),
+    }
+
+
+def _config(network: AutoencoderKL) -> dict[str, Any]:
+    return {
+        "block_out_channels": list(network.channels),
+        "in_channels": network.image_channels,
+        "latent_channels": network.latent_channels,
+        "layers_per_block": network.num_res_blocks,
+        "norm_num_groups": network.num_groups,
+        "out_channels": network.image_channels,
+        "use_post_quant_conv": network.quant_convs,
+        "use_quant_conv": network.quant_convs,
+        **block_types(network),
+    }
+
+
+def block_types(network: Any) -> dict[str, list[str]]:
+    """The names of the levels' blocks in `config.json`, those with attention and those without."""
+    each = ["Attn" if i in network.attention_levels else "" for i in range(len(network.channels))]
+    return {
+        "down_block_types": [f"{kind}DownEncoderBlock2D" for kind in each],
+        "up_block_types": [f"{kind}UpDecoderBlock2D" for kind in reversed(each)],
+    }
+
+
+def _flux2_settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    return {**_settings(config), "patch_size": int(config.get("patch_size", [2])[0])}
+
+
+def _flux2_config(network: AutoencoderKLFlux2) -> dict[str, Any]:
+    return {**_config(network), "patch_size": [network.patch_size] * 2}
+
+
+FIXED = {"act_fn": "silu", "mid_block_add_attention": True}
+_SCALING = {"scaling_factor": 0.18215, "shift_factor": None}
+_OF_DIFFUSERS = Config("AutoencoderKL", FIXED, _settings, _config, beside=_SCALING)
+_FLUX2_OF_DIFFUSERS = Config(
+    "AutoencoderKLFlux2", {**FIXED, "batch_norm_eps": 1e-4}, _flux2_settings, _flux2_config
+)
+
+FAMILY = _family("AutoencoderKL", DIFFUSERS, _OF_DIFFUSERS)
+OLD_DIFFUSERS = _family("AutoencoderKL of old diffusers", _OLD_DIFFUSERS, _OF_DIFFUSERS)
 LDM = _family("AutoencoderKL of LDM", AUTHORS)
-FLUX2 = _family("AutoencoderKL of FLUX.2", _FLUX2)
+FLUX2 = _flux2("AutoencoderKLFlux2", DIFFUSERS, _FLUX2_OF_DIFFUSERS)
+FLUX2_AUTHORS = _flux2("AutoencoderKLFlux2 of its authors", _FLUX2)
 LAYOUTS: Mapping[str, Family] = {
-    "encoder.quant_conv": FLUX2,
-    "encoder.mid.attn_1.q": LDM,
-    "encoder.mid_block.attentions.0.query": OLD_DIFFUSERS,
-    "encoder.mid_block.attentions.0.to_q": FAMILY,
+    "encoder.quant_conv.weight": FLUX2_AUTHORS,
+    "bn.running_mean": FLUX2,
+    "encoder.mid.attn_1.q.weight": LDM,
+    "encoder.mid_block.attentions.0.query.weight": OLD_DIFFUSERS,
+    "encoder.mid_block.attentions.0.to_q.weight": FAMILY,
 }
-"""Layouts by a layer that is in their files, and not in those of the next ones."""
+"""Layouts by a tensor that is in their files, and not in those of the next ones."""
 
 
 def layout_of(state: Mapping[str, Any], layouts: Mapping[str, Family] = LAYOUTS) -> Family:
@@ -212,7 +275,7 @@ def layout_of(state: Mapping[str, Any], layouts: Mapping[str, Family] = LAYOUTS)
         >>> layout_of({"encoder.mid.attn_1.q.weight": None}).name
         'AutoencoderKL of LDM'
     """
-    found = (family for layer, family in layouts.items() if f"{layer}.weight" in state)
+    found = (family for name, family in layouts.items() if name in state)
     return next(found, [*layouts.values()][-1])
 
 
@@ -238,7 +301,7 @@ def read(
     Args:
         path: of the file, of torch or safetensors.
         network: the network; by default it is recognised by the shapes, with 32 groups.
-        layouts: by a layer of each.
+        layouts: by a tensor of each.
 
     Returns:
         The network and its parameters.

@@ -1,4 +1,4 @@
-"""DiT: the diffusion transformer, conditioned by adaptive layer norm (adaLN-zero)."""
+"""DiT: the diffusion transformer, and the options of those that followed it."""
 
 import math
 from collections.abc import Mapping
@@ -7,161 +7,33 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.nn import initializers
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 
 from diffjax.conditions import TokenStates
-from diffjax.errors import UserError
+from diffjax.errors import UserError, nearest
 from diffjax.kinds import Decay, NotNegative, Positive
-from diffjax.models.context import CrossAttention, beside, parts_of
+from diffjax.models.context import beside, parts_of
+from diffjax.models.dit.block import TOKENS, DiTBlock, Given, Own, modulate, modulation_of
+from diffjax.models.dit.patches import patchify, positions_2d, unpatchify
+from diffjax.models.dit.stages import Stage, stages_of
 from diffjax.models.layers import (
     HIDDEN,
-    STACKED,
     Conditioning,
     Dense,
-    SelfAttention,
+    Embeddings,
+    Sinusoids,
     compute_type,
 )
-from diffjax.models.placement import BATCH, constrain, of_whole_groups
+from diffjax.models.norms import norm
+from diffjax.models.placement import constrain
 from diffjax.models.remat import rematerialised
-from diffjax.shapes import Array, Images, NoiseLabels, OneKey, Tokens
+from diffjax.models.rotary import rotation_2d
+from diffjax.shapes import Array, Images, NoiseLabels, Tokens
 
-TOKENS = (BATCH, "sequence", None)
-"""The sharding of tokens `[B, T, D]` between layers: whole vectors, as layer norms need them."""
-
-
-def patchify(x: Images, patch_size: int) -> Float[Array, " batch tokens numbers"]:
-    """Splits images `[B,H,W,C]` into tokens `[B, (H/p)·(W/p), p·p·C]`, row by row.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> patchify(jnp.zeros((1, 8, 8, 3)), 2).shape
-        (1, 16, 12)
-    """
-    batch, height, width, channels = x.shape
-    p = patch_size
-    x = x.reshape(batch, height // p, p, width // p, p, channels)
-    return x.swapaxes(2, 3).reshape(batch, (height // p) * (width // p), p * p * channels)
-
-
-def unpatchify(
-    tokens: Float[Array, " batch tokens numbers"], patch_size: int, height: int, width: int
-) -> Float[Array, " batch {height} {width} channels"]:
-    """Joins tokens `[B, (H/p)·(W/p), p·p·C]` to images `[B,H,W,C]`: the inverse of `patchify`.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> unpatchify(jnp.zeros((1, 16, 12)), 2, height=8, width=8).shape
-        (1, 8, 8, 3)
-    """
-    p = patch_size
-    tokens = tokens.reshape(tokens.shape[0], height // p, width // p, p, p, -1)
-    return tokens.swapaxes(2, 3).reshape(tokens.shape[0], height, width, -1)
-
-
-def positions_2d(height: int, width: int, features: int) -> np.ndarray:
-    """Fixed sinusoidal position embeddings of a grid, one row per token, row by row.
-
-        [sin(ω_i x), cos(ω_i x), sin(ω_i y), cos(ω_i y)]        ω_i = 10000^(−i / n),  n = D / 4
-
-    with `x` the column and `y` the row of the token, counted from 0.
-
-    Args:
-        height: the number of rows of tokens.
-        width: the number of columns of tokens.
-        features: the width D of a token, a multiple of 4.
-
-    Returns:
-        `[height·width, features]` float32.
-
-    Example:
-        >>> positions_2d(1, 1, 8)
-        array([[0., 0., 1., 1., 0., 0., 1., 1.]], dtype=float32)
-
-    References:
-        Peebles & Xie, "Scalable Diffusion Models with Transformers", 2022, arXiv:2212.09748
-    """
-    quarter = features // 4
-    frequencies = 10_000.0 ** (-np.arange(quarter) / quarter)
-    row, column = np.divmod(np.arange(height * width), width)
-    waves = [wave(at[:, None] * frequencies) for at in (column, row) for wave in (np.sin, np.cos)]
-    return np.concatenate(waves, axis=-1).astype(np.float32)
-
-
-def _norm(x: jax.Array, dtype: jnp.dtype) -> jax.Array:
-    """Layer norm without parameters; the modulation after it is the affine map."""
-    # Flax promotes half precision implicitly, which a user's flags may refuse.
-    with jax.numpy_dtype_promotion("standard"):
-        return nn.LayerNorm(epsilon=1e-6, use_bias=False, use_scale=False, dtype=dtype)(x)
-
-
-def _modulate(x: jax.Array, shift: jax.Array, scale: jax.Array) -> jax.Array:
-    return x * (1 + scale[:, None]) + shift[:, None]
-
-
-class DiTBlock(nn.Module):
-    """A DiT block: attention and MLP, each with a modulated norm and a gate that is initially 0.
-
-        x ← x + g₁ · attention(norm(x)·(1 + s₁) + b₁)
-        x ← x + g₂ · mlp(norm(x)·(1 + s₂) + b₂)        (b₁, s₁, g₁, b₂, s₂, g₂) = W SiLU(c)
-
-    With token states as `context`, cross-attention comes between the two: `x ← x + cross(norm(x))`.
-
-    Call with tokens `[B, T, D]`, conditioning `[B, D]`, a key if there is dropout, for stacked
-    blocks the one-hot `place [depth]` of this block, and the context; returns `[B, T, D]`.
-    """
-
-    num_heads: int
-    mlp_ratio: float
-    dropout: float
-    dtype: str
-    attention: str
-
-    @nn.compact
-    def __call__(
-        self,
-        x: Tokens,
-        c: Float[Array, " batch width"],
-        key: OneKey | None = None,
-        place: Bool[Array, " depth"] | None = None,
-        context: TokenStates | None = None,
-    ) -> Tokens:
-        dtype = compute_type(self.dtype)
-        width = x.shape[-1]
-        modulation = of_whole_groups(
-            nn.Dense(6 * width, dtype=dtype, kernel_init=initializers.zeros, name="modulation"),
-            nn.silu(c),
-        )
-        shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = jnp.split(modulation, 6, axis=-1)
-        drop = nn.Dropout(self.dropout, deterministic=key is None)
-        key_1, key_2 = (None, None) if key is None else jax.random.split(key)
-
-        h = _modulate(_norm(x, dtype), shift_1, scale_1)
-        h = SelfAttention(self.num_heads, self.attention, self.dtype, name="attention")(h, place)
-        x = x + gate_1[:, None] * drop(h, rng=key_1)
-        if context is not None:
-            cross = CrossAttention(self.num_heads, self.dtype, name="cross_attention")
-            x = x + cross(_norm(x, dtype), context)
-
-        h = _modulate(_norm(x, dtype), shift_2, scale_2)
-        h = MLP(int(width * self.mlp_ratio), self.dtype, name="mlp")(h)
-        return constrain(x + gate_2[:, None] * drop(h, rng=key_2), *TOKENS)
-
-
-class MLP(nn.Module):
-    """The MLP `down(GELU(up(x)))` on every token, with the tanh approximation of GELU."""
-
-    hidden_size: int
-    dtype: str
-
-    @nn.compact
-    def __call__(self, x: Tokens) -> Tokens:
-        dtype = compute_type(self.dtype)
-        xavier = initializers.xavier_uniform()
-        h = Dense(self.hidden_size, dtype=dtype, kernel_init=xavier, name="up")(x)
-        h = nn.gelu(h, approximate=True)
-        return Dense(x.shape[-1], dtype=dtype, kernel_init=xavier, name="down")(h)
+POSITIONS = ("fixed", "learned", "none")
+"""Absolute positions, which are added to the patches: sines and cosines (`positions_2d`), learned
+for one size of images, or none."""
 
 
 class DiT(nn.Module):
@@ -173,6 +45,10 @@ class DiT(nn.Module):
     of the blocks are sown (`HIDDEN`). Stacked blocks (`scan`) compute the same function and compile
     in the time of one block; `stack_blocks` and `unstack_blocks` convert parameters between the two
     layouts.
+
+    The defaults are DiT's. The options are those of later networks, which have a class each with
+    other defaults: `LightningDiT`, `JiT`, `DDT`, `UViT`. They combine freely, but for the errors
+    below.
 
     Call with `x [B,H,W,C]`, `noise_label [B]` (floats, of the order 0 … 1000; `[B, 2]` for two
     labels, see `Conditioning`), a condition, and `train=True` with `rngs={"dropout": key}` if there
@@ -198,12 +74,45 @@ class DiT(nn.Module):
         out_channels: the number of output channels; 0 means that of the input.
         scan: whether the parameters of all blocks are stacked under `blocks`, with first axis
             `depth`, and the program is a loop over one block. Otherwise each block is `block_i` and
-            is compiled separately.
+            is compiled separately. A network with several `stages` has a stack for each.
         remat: a name in `diffjax.models.remat.REMAT`: which activations a block keeps.
+        frequency_endpoint: whether the lowest frequency of the noise label is 1 / `max_period`, as
+            in diffusers, or one step above it, as in the paper.
+        mlp_norm_eps: the `ε` of the norm before each MLP; 0 is `norm_eps`. 1e-5 in diffusers.
+        norm: a name in `diffjax.models.norms.NORMS`, of the norms of the blocks.
+        final_norm: that of the norm after them; "" is the same.
+        norm_eps: the `ε` of all norms; 1e-6, or 1e-5 in U-ViT.
+        mlp: a name in `diffjax.models.mlps.MLPS`.
+        mlp_bias: whether the MLPs have biases.
+        qkv_bias: whether queries, keys and values have biases.
+        qk_norm: whether queries and keys are normalised.
+        positions: absolute positions, a name in `POSITIONS`.
+        rotary: whether queries and keys are rotated by row and column (`diffjax.models.rotary`).
+        rotary_span: rows and columns are counted 0, 1, 2, …, or from 0 to this; 16 in DDT.
+        null_row: whether the null label has an embedding of its own, or none. Published networks
+            that were trained with the class alone have none, and can't be guided by it.
+        max_period: the longest period of the embedding of noise labels, over 2π.
+        bottleneck: the width between the two dense layers that embed a patch; 0 is one layer.
+        num_registers: learned tokens before the patches, which belong to none of them (Darcet et
+            al. 2023, arXiv:2309.16588); 4 is usual.
+        num_class_tokens: in-context class tokens before the patches: copies of the embedded class,
+            each with a learned vector added to it; 32 in JiT. The conditioning has the class too.
+        class_tokens_from: the number of the block before which they come; 4 (B) to 10 (H) in JiT.
+        encoder_depth: the number of blocks that encode the condition, of a decoupled network; 0 is
+            none. The tokens `z` after them condition the others: these begin with patches that are
+            embedded again, and are modulated by `c = time + z` for each token. 22 of 28 in DDT.
+        conditioning: what the noise label and the class are: `"modulation"` of all blocks, or
+            `"tokens"` before the patches, as in U-ViT. Then blocks have no gates, and attend to no
+            token states.
+        long_skips: whether each block of the second half takes what the block opposite to it
+            returned; of an odd number of blocks.
+        final_conv: whether the output passes a last convolution of 3x3 pixels.
 
     Raises:
-        UserError: the patch does not divide the image, the heads do not divide the width, or the
-            width is not a multiple of 4.
+        UserError: the patch does not divide the image, the heads do not divide the width, the
+            width is not a multiple of 4, or two options exclude each other: long skips take an odd
+            number of blocks, one length of tokens and no encoder; class tokens come within the
+            encoder.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -229,6 +138,28 @@ class DiT(nn.Module):
     out_channels: NotNegative[int] = 0
     scan: bool = False
     remat: str = "none"
+    frequency_endpoint: bool = False
+    mlp_norm_eps: NotNegative[float] = 0.0
+    norm: str = "layer"
+    final_norm: str = ""
+    norm_eps: Positive[float] = 1e-6
+    mlp: str = "gelu"
+    mlp_bias: bool = True
+    qkv_bias: bool = True
+    qk_norm: bool = False
+    positions: str = "fixed"
+    rotary: bool = False
+    rotary_span: NotNegative[float] = 0.0
+    null_row: bool = True
+    max_period: Positive[float] = 10_000.0
+    bottleneck: NotNegative[int] = 0
+    num_registers: NotNegative[int] = 0
+    num_class_tokens: NotNegative[int] = 0
+    class_tokens_from: NotNegative[int] = 0
+    encoder_depth: NotNegative[int] = 0
+    conditioning: str = "modulation"
+    long_skips: bool = False
+    final_conv: bool = False
 
     @nn.compact
     def __call__(
@@ -241,92 +172,203 @@ class DiT(nn.Module):
         _, height, width, channels = x.shape
         self._check(height, width)
         dtype, p = compute_type(self.dtype), self.patch_size
-        xavier = initializers.xavier_uniform()
 
-        labels, tokens, images = parts_of(cond)
-        c = Conditioning(self.num_classes, self.hidden_size, dtype=self.dtype, name="conditioning")(
-            noise_label, labels
-        )
-        if tokens is not None and tokens.pooled.shape[-1]:
-            # Without a bias, so that the null condition, a vector of zeros, adds nothing.
-            pooled = nn.Dense(
-                self.hidden_size,
-                use_bias=False,
-                dtype=dtype,
-                kernel_init=initializers.zeros,
-                name="pooled",
-            )
-            c = c + pooled(tokens.pooled)
+        labels, context, images = parts_of(cond)
+        embedded = Conditioning(
+            self.num_classes,
+            self.hidden_size,
+            dtype=self.dtype,
+            frequencies=Sinusoids(self.frequency_endpoint, max_period=self.max_period),
+            null_row=self.null_row,
+            layers=self._modulated,
+            name="conditioning",
+        )(noise_label, labels)
+        c = self._conditioned(embedded, context)
         patches = patchify(beside(x, images), p)
-        h = Dense(self.hidden_size, dtype=dtype, kernel_init=xavier, name="patch_embedding")(
-            patches
-        )
-        h = h + jnp.asarray(positions_2d(height // p, width // p, self.hidden_size), dtype)[None]
-        h = constrain(h, *TOKENS)
+        grid = (height // p, width // p)
+        h = self._embedded(patches, "patch_embedding", grid)
+        before = self._tokens_before(embedded)
+        h, count = _after(before, h)
         keys = None
         if train and self.dropout:
             keys = jax.random.split(self.make_rng("dropout"), self.depth)
-        h, hidden = (self._scanned if self.scan else self._unrolled)(h, c, keys, tokens)
-        self.sow(*HIDDEN, hidden)
+        skips: list[jax.Array] = []
+        for stage in self.stages:
+            if stage.start == self.encoder_depth and self.encoder_depth:
+                c = embedded.time[:, None] + h[:, count:]
+                h, count = self._embedded(patches, "decoder_embedding", grid), 0
+            if stage.start == self.class_tokens_from and self.num_class_tokens:
+                h, new = _after([self._class_tokens(embedded, len(h))], h)
+                count += new
+            rotation = None
+            if self.rotary:
+                head_width = self.hidden_size // self.num_heads
+                rotation = rotation_2d(*grid, head_width, self.rotary_span, count)
+            run = self._scanned if self.scan else self._unrolled
+            h, hidden = run(stage, h, Given(c, context, rotation), keys, skips)
+            if hidden is not None:
+                self.sow(*HIDDEN, hidden[:, count:] if count else hidden)
+        h = h[:, count:] if count else h
 
-        final = nn.Dense(
-            2 * self.hidden_size,
-            dtype=dtype,
-            kernel_init=initializers.zeros,
-            name="final_modulation",
-        )
-        modulation = of_whole_groups(final, nn.silu(c))
-        h = _modulate(_norm(h, dtype), *jnp.split(modulation, 2, axis=-1))
+        kind = self.final_norm or self.norm
+        h = norm(kind, dtype, self.norm_eps, not self._modulated, "final_norm")(h)
+        if c is not None:
+            final = nn.Dense(
+                2 * self.hidden_size,
+                dtype=dtype,
+                kernel_init=initializers.zeros,
+                name="final_modulation",
+            )
+            h = modulate(h, *jnp.split(modulation_of(final, c), 2, axis=-1))
         channels = self.out_channels or channels
         h = Dense(p * p * channels, dtype=dtype, kernel_init=initializers.zeros, name="final_out")(
             h
         )
-        return unpatchify(h, p, height, width).astype(jnp.float32)
+        out = unpatchify(h, p, height, width)
+        if self.final_conv:
+            out = nn.Conv(channels, (3, 3), dtype=dtype, name="final_conv")(out)
+        return out.astype(jnp.float32)
+
+    @property
+    def stages(self) -> list[Stage]:
+        """The stages of the network: where one begins, the tokens or the conditioning change."""
+        starts = [self.encoder_depth]
+        if self.num_class_tokens:
+            starts.append(self.class_tokens_from)
+        if self.long_skips:
+            starts += [self.depth // 2, self.depth // 2 + 1]
+        return stages_of(self.depth, *starts)
+
+    @property
+    def _modulated(self) -> bool:
+        return self.conditioning == "modulation"
+
+    def _conditioned(
+        self, embedded: Embeddings, context: TokenStates | None
+    ) -> Float[Array, " batch width"] | None:
+        """What modulates the blocks: noise label, class and pooled token states."""
+        if not self._modulated:
+            return None
+        c = embedded.vector
+        if context is not None and context.pooled.shape[-1]:
+            # Without a bias, so that the null condition, a vector of zeros, adds nothing.
+            pooled = nn.Dense(
+                self.hidden_size,
+                use_bias=False,
+                dtype=compute_type(self.dtype),
+                kernel_init=initializers.zeros,
+                name="pooled",
+            )
+            c = c + pooled(context.pooled)
+        return c
+
+    def _embedded(
+        self, patches: Float[Array, " batch tokens numbers"], name: str, grid: tuple[int, int]
+    ) -> Tokens:
+        """Patches as tokens, with absolute positions."""
+        dtype, h = compute_type(self.dtype), patches
+        init = initializers.xavier_uniform() if self._modulated else initializers.normal(0.02)
+        if self.bottleneck:
+            narrow = name.replace("embedding", "bottleneck")
+            h = Dense(self.bottleneck, use_bias=False, dtype=dtype, kernel_init=init, name=narrow)(
+                h
+            )
+        h = Dense(self.hidden_size, dtype=dtype, kernel_init=init, name=name)(h)
+        if self.positions == "fixed":
+            h = h + jnp.asarray(positions_2d(*grid, self.hidden_size), dtype)[None]
+        if self.positions == "learned":
+            h = h + self._learned(name.replace("embedding", "positions"), grid[0] * grid[1])
+        return constrain(h, *TOKENS)
+
+    def _tokens_before(self, embedded: Embeddings) -> list[jax.Array]:
+        """The tokens before the patches in the first block, `[B, n, D]` each."""
+        before = []
+        if not self._modulated:
+            label = [] if embedded.label is None else [embedded.label]
+            tokens = jnp.stack([*label, *embedded.times], axis=1)
+            before.append(tokens + self._learned("conditioning_positions", tokens.shape[1]))
+        if self.num_registers:
+            registers = self._learned("registers", self.num_registers)
+            shape = (len(embedded.times[0]), *registers.shape[1:])
+            before.append(jnp.broadcast_to(registers, shape))
+        return before
+
+    def _class_tokens(self, embedded: Embeddings, batch: int) -> Tokens:
+        own = self._learned("class_tokens", self.num_class_tokens)
+        if embedded.label is None:
+            return jnp.broadcast_to(own, (batch, *own.shape[1:]))
+        return embedded.label[:, None] + own
+
+    def _learned(self, name: str, count: int) -> Float[Array, " one tokens width"]:
+        """Learned vectors, `[1, count, D]`."""
+        shape = (count, self.hidden_size)
+        vectors = self.param(name, initializers.normal(0.02), shape, jnp.float32)
+        return vectors.astype(compute_type(self.dtype))[None]
 
     def _unrolled(
-        self, h: jax.Array, c: jax.Array, keys: jax.Array | None, context: TokenStates | None
-    ) -> tuple[jax.Array, jax.Array]:
-        """The tokens after all blocks, and after a quarter of them."""
-        hidden = h
-        for i in range(self.depth):
-            h = self._block(f"block_{i}")(h, c, None if keys is None else keys[i], None, context)
+        self,
+        stage: Stage,
+        h: Tokens,
+        given: Given,
+        keys: jax.Array | None,
+        skips: list[jax.Array],
+    ) -> tuple[Tokens, Tokens | None]:
+        """The tokens after a stage, and after the block that is sown, if it is in this stage."""
+        hidden = None
+        for i in range(stage.start, stage.stop):
+            key = None if keys is None else keys[i]
+            skip = skips.pop() if self._takes_skips(stage) else None
+            h = self._block(f"block_{i}")(h, given, Own(key, None, skip))
+            if self._leaves_skips(stage):
+                skips.append(h)
             hidden = h if i == self._quarter else hidden
         return h, hidden
 
     def _scanned(
-        self, h: jax.Array, c: jax.Array, keys: jax.Array | None, context: TokenStates | None
-    ) -> tuple[jax.Array, jax.Array]:
+        self,
+        stage: Stage,
+        h: Tokens,
+        given: Given,
+        keys: jax.Array | None,
+        skips: list[jax.Array],
+    ) -> tuple[Tokens, Tokens | None]:
         """The same as `_unrolled`, as a loop over one block."""
         # Carried through the loop only if it is needed: it is as large as the tokens.
-        sown = self.is_mutable_collection(HIDDEN[0])
+        here = stage.start <= self._quarter < stage.stop
+        sown = here and self.is_mutable_collection(HIDDEN[0])
 
         def body(
-            block: DiTBlock,
-            carry: tuple[jax.Array, jax.Array | None],
-            c: jax.Array,
-            key: jax.Array | None,
-            place: jax.Array,
-            context: TokenStates | None,
-        ) -> tuple[tuple[jax.Array, jax.Array | None], None]:
+            block: DiTBlock, carry: tuple[Tokens, Tokens | None], given: Given, own: Own
+        ) -> tuple[tuple[Tokens, Tokens | None], Tokens | None]:
             h, hidden = carry
-            h = block(h, c, key, place, context)
-            if hidden is not None:
-                hidden = jnp.where(place[self._quarter], h, hidden)
-            return (h, hidden), None
+            h = block(h, given, own)
+            if hidden is not None and own.place is not None:
+                hidden = jnp.where(own.place[self._quarter - stage.start], h, hidden)
+            return (h, hidden), h if self._leaves_skips(stage) else None
 
-        per_block: Any = (nn.broadcast, 0, 0, nn.broadcast)
         loop = nn.scan(
             body,
             variable_axes={"params": 0},
             split_rngs={"params": True},
-            in_axes=per_block,
-            length=self.depth,
+            in_axes=(nn.broadcast, 0),
+            length=stage.stop - stage.start,
         )
-        places = jnp.eye(self.depth, dtype=bool)
-        (h, hidden), _ = loop(
-            self._block(STACKED), (h, h if sown else None), c, keys, places, context
+        places = jnp.eye(stage.stop - stage.start, dtype=bool)
+        own = Own(
+            None if keys is None else keys[stage.start : stage.stop],
+            places,
+            jnp.flip(skips.pop(), axis=0) if self._takes_skips(stage) else None,
         )
-        return h, h if hidden is None else hidden
+        (h, hidden), left = loop(self._block(stage.stack), (h, h if sown else None), given, own)
+        if left is not None:
+            skips.append(left)
+        return h, h if here and hidden is None else hidden
+
+    def _leaves_skips(self, stage: Stage) -> bool:
+        return self.long_skips and stage.stop <= self.depth // 2
+
+    def _takes_skips(self, stage: Stage) -> bool:
+        return self.long_skips and stage.start > self.depth // 2
 
     @property
     def _quarter(self) -> int:
@@ -337,7 +379,19 @@ class DiT(nn.Module):
         # that can't happen, and the barrier would cost memory.
         block = rematerialised(DiTBlock, self.remat, prevent_cse=not self.scan)
         return block(
-            self.num_heads, self.mlp_ratio, self.dropout, self.dtype, self.attention, name=name
+            mlp_norm_eps=self.mlp_norm_eps,
+            num_heads=self.num_heads,
+            mlp_ratio=self.mlp_ratio,
+            dropout=self.dropout,
+            dtype=self.dtype,
+            attention=self.attention,
+            norm=self.norm,
+            norm_eps=self.norm_eps,
+            mlp=self.mlp,
+            mlp_bias=self.mlp_bias,
+            qkv_bias=self.qkv_bias,
+            qk_norm=self.qk_norm,
+            name=name,
         )
 
     def check_mesh(self, input_shape: tuple[int, int, int], sizes: Mapping[str, int]) -> None:
@@ -352,10 +406,13 @@ class DiT(nn.Module):
         """
         height, width, _ = input_shape
         tokens = (height // self.patch_size) * (width // self.patch_size)
-        for axis, what, count in (
-            ("tensor", "heads", self.num_heads),
-            ("sequence", "tokens", tokens),
-        ):
+        tokens += self.num_registers
+        if not self._modulated:
+            tokens += 1 + bool(self.num_classes)
+        counts = [("tensor", "heads", self.num_heads), ("sequence", "tokens", tokens)]
+        if self.num_class_tokens:
+            counts.append(("sequence", "tokens", tokens + self.num_class_tokens))
+        for axis, what, count in counts:
             if count % sizes.get(axis, 1):
                 raise UserError(
                     f"DiT: mesh.{axis}={sizes[axis]} does not divide the {count} {what}; sizes "
@@ -375,34 +432,43 @@ class DiT(nn.Module):
                 f"DiT: mlp_ratio={self.mlp_ratio:g} makes an MLP with a width of "
                 f"{self.hidden_size * self.mlp_ratio:g}; 4 is usual"
             )
+        for name, value, known in (
+            ("positions", self.positions, POSITIONS),
+            ("conditioning", self.conditioning, ("modulation", "tokens")),
+        ):
+            if value not in known:
+                raise UserError(f"DiT: {name}={value!r} is unknown; {nearest(value, known)}")
+        self._check_stages()
+
+    def _check_stages(self) -> None:
+        """Refuses options that exclude each other, and numbers of blocks that are not there."""
+        late = self.class_tokens_from if self.num_class_tokens else 0
+        for name, number in (("encoder_depth", self.encoder_depth), ("class_tokens_from", late)):
+            if number >= self.depth:
+                raise UserError(f"DiT: {name}={number} is not below depth={self.depth}")
+        if self.long_skips and not self.depth % 2:
+            raise UserError(
+                f"DiT: long_skips take an odd number of blocks, not depth={self.depth}: "
+                f"{self.depth + 1} has one in the middle"
+            )
+        if self.long_skips and (late or self.encoder_depth):
+            raise UserError(
+                "DiT: long_skips join blocks of the same tokens, so class_tokens_from and "
+                "encoder_depth have to be 0"
+            )
+        if self.encoder_depth and (late >= self.encoder_depth or not self._modulated):
+            raise UserError(
+                f"DiT: a network with encoder_depth={self.encoder_depth} takes "
+                "conditioning='modulation', and class_tokens_from below that"
+            )
 
 
-def stack_blocks(params: dict[str, Any]) -> dict[str, Any]:
-    """Converts the parameters of a `DiT` to those of the same network with `scan=True`.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> stack_blocks({"block_0": {"w": jnp.zeros(2)}, "block_1": {"w": jnp.ones(2)}, "end": 1})
-        {'end': 1, 'blocks': {'w': Array([[0., 0.], [1., 1.]], dtype=float32)}}
-    """
-    names = [f"block_{i}" for i in range(sum(name.startswith("block_") for name in params))]
-    blocks = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(params[name] for name in names))
-    return {**{k: v for k, v in params.items() if k not in names}, STACKED: blocks}
-
-
-def unstack_blocks(params: dict[str, Any]) -> dict[str, Any]:
-    """Converts the parameters of a `DiT` with `scan=True` to those without: inverts `stack_blocks`.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> list(unstack_blocks({"blocks": {"w": jnp.zeros((2, 3))}}))
-        ['block_0', 'block_1']
-    """
-    depth = jax.tree.leaves(params[STACKED])[0].shape[0]
-    rest = {name: value for name, value in params.items() if name != STACKED}
-    return rest | {
-        f"block_{i}": jax.tree.map(lambda leaf, i=i: leaf[i], params[STACKED]) for i in range(depth)
-    }
+def _after(before: list[jax.Array], h: jax.Array) -> tuple[jax.Array, int]:
+    """Tokens after others, and the number of those."""
+    if not before:
+        return h, 0
+    count = sum(tokens.shape[1] for tokens in before)
+    return constrain(jnp.concatenate([*before, h], axis=1), *TOKENS), count
 
 
 def _divisors(n: int) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 from diffjax.pretrained.family import Size
 
-_WIDTHS = {
+WIDTHS = {
     "S": {"hidden_size": 384, "depth": 12, "num_heads": 6},
     "B": {"hidden_size": 768, "depth": 12, "num_heads": 12},
     "L": {"hidden_size": 1024, "depth": 24, "num_heads": 16},
@@ -28,6 +28,6 @@ SIZES: Mapping[str, Size] = {
         _NUM_PARAMETERS[name][patch_size],
         _ADDRESSES.get(f"DiT-{name}/{patch_size}", ""),
     )
-    for name, widths in _WIDTHS.items()
+    for name, widths in WIDTHS.items()
     for patch_size in (2, 4, 8)
 }

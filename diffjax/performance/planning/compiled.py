@@ -16,18 +16,18 @@ from diffjax.conditions import Condition, of_classes
 from diffjax.data import DataSet
 from diffjax.errors import UserError
 from diffjax.loop.compiled_step import compile_train_step
-from diffjax.models.layers import STACKED
+from diffjax.models.layers import is_stacked
 from diffjax.performance.hlo import counts, products
 from diffjax.performance.hlo.parser import parse
 from diffjax.performance.hlo.residuals import residual_bytes
 from diffjax.performance.planning.gpus import gpu_mesh
 from diffjax.performance.planning.lower_bounds import minimum_wire_bytes, model_flops
 from diffjax.performance.planning.topologies import MEGACORE, Topology
+from diffjax.runs.checks import check_config
 from diffjax.runs.model import Model
 from diffjax.runs.setup import Setup, set_up
 from diffjax.spec import build
-from diffjax.training.accumulation import check_parts
-from diffjax.training.sharding import check_batch, make_mesh, replicated
+from diffjax.training.sharding import make_mesh, replicated
 from diffjax.training.state import LIVE
 
 PROGRAMS = ("training", "sampling")
@@ -186,11 +186,8 @@ def set_up_on(config: ConfigDict, mesh: Mesh) -> Setup:
     Raises:
         UserError: training would refuse it: the mesh, the batch or its parts do not fit.
     """
-    check_batch(config.batch_size, mesh)
-    setup = set_up(config, *expected_data(config), mesh)
-    rows = mesh.shape["data"] * mesh.shape["fsdp"]
-    check_parts(setup.wired.objective, setup.accumulation_steps, config.batch_size, rows)
-    return setup
+    check_config(config)
+    return set_up(config, *expected_data(config), mesh)
 
 
 def needs_on(
@@ -266,7 +263,7 @@ def used_bytes(message: str) -> int | None:
 
 def _compile(setup: Setup, program: str) -> Any:
     if program == "sampling":
-        model = Model(setup.programs, setup.abstract.weights(LIVE))
+        model = Model(setup.parts.programs, setup.abstract.weights(LIVE))
         return model.lower(setup.wired.recipe, setup.config.batch_size).compile()
     key = jax.eval_shape(lambda: jax.random.key(0))
     key = jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=replicated(setup.mesh))
@@ -334,7 +331,7 @@ def stacked_shapes(setup: Setup) -> list[tuple[int, ...]]:
     return [
         leaf.shape
         for path, leaf in leaves
-        if STACKED in jax.tree_util.keystr(path, simple=True, separator="/").split("/")
+        if is_stacked(jax.tree_util.keystr(path, simple=True, separator="/"))
         and leaf.size != int(np.prod(leaf.sharding.shard_shape(leaf.shape)))
     ]
 

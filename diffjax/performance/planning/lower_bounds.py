@@ -7,7 +7,8 @@ from ml_collections import ConfigDict
 
 from diffjax.errors import UserError
 from diffjax.loop.compiled_step import train_step_of
-from diffjax.runs.setup import Setup, set_up
+from diffjax.runs.parts import build_parts
+from diffjax.runs.setup import Setup
 from diffjax.training.flops import matrix_flops
 
 _OTHER_DATA = (
@@ -25,7 +26,7 @@ def model_flops(setup: Setup, program: str) -> float:
     if "attention" in config.model:
         config.model.attention = "xla"  # FLOPs inside fused kernels can't be counted.
     wired = setup.wired
-    plain = set_up(config, wired.image_shape, wired.condition, setup.mesh)
+    plain = Setup.of(build_parts(config, wired.image_shape, wired.condition, setup.mesh))
     key = jax.eval_shape(lambda: jax.random.key(0))
     if program == "sampling":
         return forward_flops(plain)

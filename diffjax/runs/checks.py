@@ -1,0 +1,89 @@
+"""Checks before step 1: of a config by itself, and of the data with its parts."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from diffjax.data import DataSet
+from diffjax.errors import UserError, nearest
+from diffjax.runs.parts import Parts
+from diffjax.settings import check_complete, check_names, check_settings
+from diffjax.training.averages import Averages
+from diffjax.training.state import LIVE
+
+
+def check_config(config: ConfigDict) -> None:
+    """Refuses settings that are unknown, missing or out of their range; nothing is built.
+
+    Raises:
+        UserError: the first of them.
+    """
+    check_names(config)
+    check_complete(config)
+    check_settings(config)
+    kept = [LIVE, *Averages.of(config).names]
+    if config.weights not in kept:
+        suggestion = nearest(config.weights, kept)
+        raise UserError(f"config.weights={config.weights!r} are not kept by the run; {suggestion}")
+
+
+def check_expected(config: ConfigDict, dataset: DataSet) -> None:
+    """Refuses data that differ from `config.expected`, for which a config was written and planned.
+
+    Args:
+        config: resolved; its `expected` may have `image_shape`, `num_classes` and `num_images`, for
+            training or in all.
+        dataset: that of the config.
+
+    Raises:
+        UserError: the first that differs.
+    """
+    expected: Mapping[str, Any] = config.get("expected", {})
+    num_train, in_all = len(dataset.train), len(dataset.train) + len(dataset.test)
+    found = {"image_shape": dataset.image_shape, **dataset.condition.network_arguments()}
+    if expected.get("num_images") != in_all:
+        found["num_images"] = num_train
+    for name, value in found.items():
+        wanted = expected.get(name, value)
+        if tuple_or_number(wanted) != tuple_or_number(value):
+            raise UserError(
+                f"the data have {name}={value}, and this config is for {wanted}: take its data, "
+                f"or set --config.expected.{name}"
+            )
+
+
+def tuple_or_number(value: Any) -> Any:
+    """A list, as JSON has it, as a tuple.
+
+    Example:
+        >>> tuple_or_number([8, 8, 1]), tuple_or_number(3)
+        ((8, 8, 1), 3)
+    """
+    return tuple(value) if isinstance(value, list | tuple) else value
+
+
+def check_pairs(parts: Parts, dataset: DataSet) -> None:
+    """Refuses a data set without the sources or conditions that training needs.
+
+    Raises:
+        UserError: training needs one for each image, or sampling starts from one.
+    """
+    objective, condition = parts.wired.objective, parts.wired.condition
+    if dataset.given is not None and len(dataset.train):
+        there = dataset.train.gather([0])
+        missing = [name for name in condition.shapes(1) if name not in there]
+        if missing:
+            raise UserError(
+                f"{dataset.name} has the condition {condition.describe()}, and its "
+                f"batches have no {', '.join(missing)}: add them with GivenSource (docs/data.md)"
+            )
+    for needed, source, part in (
+        (objective.traits.needs_source, dataset.train, "training"),
+        (objective.traits.starts_at_source, dataset.test, "test"),
+    ):
+        if needed and len(source) and "source" not in source.gather([0]):
+            raise UserError(
+                f"this objective needs a source for each {part} image, and {dataset.name} has "
+                "none: take a data set of pairs (docs/bridges.md), or another objective"
+            )

@@ -1,0 +1,218 @@
+"""Writes weights in another layout: of diffusers, of a network's authors, or of this library."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import jax
+
+from diffjax.errors import UserError, nearest
+from diffjax.host.files import place_of
+from diffjax.host.processes import to_host
+from diffjax.models.families import AUTHORS, DIFFUSERS, LAYOUTS
+from diffjax.pretrained.family import Denoiser, Family
+from diffjax.pretrained.files import write_safetensors
+from diffjax.pretrained.folders import CONFIG, read_weights, write_folder
+from diffjax.pretrained.torch_writer import write_torch
+from diffjax.runs.initial import by_path, check_same, is_run
+from diffjax.runs.load import load
+from diffjax.runs.own_folders import is_own, read_own, write_own
+from diffjax.runs.pretrained import recognised
+
+OWN = "diffjax"
+TARGETS = (DIFFUSERS, AUTHORS, OWN)
+"""The names of the layouts that can be written."""
+FORMATS: Mapping[str, tuple[str, Callable[[Path, Mapping[str, Any]], None]]] = {
+    "torch": ("pt", write_torch),
+    "safetensors": ("safetensors", write_safetensors),
+}
+"""How a file of the authors' layout may be written: the end of its name, and what writes it."""
+_WITHOUT_EFFECT = frozenset({"parent", "name", "dtype", "attention", "scan", "remat", "dropout"})
+_KEPT_BY_SIZE = frozenset({"num_heads", "num_groups"})
+
+
+class Given(NamedTuple):
+    """Weights to be written in another layout.
+
+    Attributes:
+        network: a Flax module, or a `Denoiser`.
+        params: nested dicts of arrays.
+        origin: what they were read from, in words.
+        config: the entries of `config.json` of a folder of diffusers.
+        left_out: the names of parameters that are not the network's.
+    """
+
+    network: Any
+    params: Any
+    origin: str
+    config: Mapping[str, Any] = {}
+    left_out: tuple[str, ...] = ()
+
+
+def convert(
+    source: str,
+    to: str,
+    out: str | Path,
+    *,
+    family: str | None = None,
+    part: str = "",
+    settings: Mapping[str, Any] = MappingProxyType({}),
+    file_format: str = "torch",
+    allowed_packages: tuple[str, ...] = ("diffjax",),
+) -> list[str]:
+    """Writes the weights of a file, a folder or a run in another layout; numbers stay as they are.
+
+    | `to` | what is written to `out` |
+    |---|---|
+    | `diffusers` | `config.json` and `diffusion_pytorch_model.safetensors`, or shards of 10 GB |
+    | `authors` | `weights.pt` as `torch.save` writes it, or `weights.safetensors` |
+    | `diffjax` | `config.json` and `weights.safetensors`, with the names of the parameters here |
+
+    Args:
+        source: a file of torch or safetensors, a folder of diffusers or a pipeline, a folder that
+            this function wrote, or a run, `runs/x`, or `runs/x:ema-0.999`.
+        to: the layout, one of `TARGETS`.
+        out: a folder, which must not have files; the one above it must exist.
+        family: `DiT` or `SiT`, whose tensors are the same, where the name of a file does not tell.
+        settings: of the network, such as `num_heads` of one of no published size.
+        part: of a file of torch with several, such as `model`; by default the averages.
+        file_format: of the authors' layout, `torch` or `safetensors`.
+        allowed_packages: whose callables the config of a run may name.
+
+    Returns:
+        Lines on what was read, what was written, and what is unlike in the layout.
+
+    Raises:
+        UserError: there are no such weights, they are damaged, `out` can't be written, or the
+            layout has no place for the network.
+
+    References:
+        docs/models.md has the layouts of each network.
+    """
+    if to not in TARGETS:
+        raise UserError(f"no layout is called {to!r}; {nearest(to, TARGETS)}")
+    if file_format not in FORMATS:
+        raise UserError(f"no format is called {file_format!r}; {nearest(file_format, FORMATS)}")
+    place = place_of(str(out))
+    if place.exists() and (not place.is_dir() or any(place.iterdir())):
+        raise UserError(f"{out} has files already: name a new folder")
+    if not place.absolute().parent.is_dir():
+        raise UserError(f"can't write {out}: there is no folder {place.absolute().parent}")
+    given = _of_folder(source, allowed_packages) or _of_file(source, family, settings, part)
+    module = _module(given.network)
+    count = sum(leaf.size for leaf in jax.tree.leaves(given.params))
+    lines = [f"{type(module).__name__}, {count:,} parameters, of {given.origin}"]
+    if given.left_out:
+        lines.append(f"left out, since the network has none: {', '.join(given.left_out)}")
+    if to == OWN:
+        write_own(place, given.network, given.params)
+    else:
+        layout = _layout(module, to)
+        state, entries = _theirs(layout, given, to)
+        lines += _unlike(layout, given, state, entries)
+        if to == DIFFUSERS:
+            write_folder(place, state, entries)
+            lines += _unknown(entries, layout)
+        else:
+            place.mkdir(exist_ok=True)
+            suffix, write = FORMATS[file_format]
+            write(place / f"weights.{suffix}", state)
+    names = ", ".join(sorted(file.name for file in place.iterdir()))
+    return [*lines, f"{to}: {names} in {out}"]
+
+
+def _of_folder(source: str, allowed_packages: tuple[str, ...]) -> Given | None:
+    """The weights of a run or of a folder of this library; None if it is neither."""
+    place = place_of(source)
+    folder, colon, weights = source.rpartition(":")
+    if is_run(place):
+        return _of_run(place, None, allowed_packages)
+    if colon and not place.exists() and is_run(place_of(folder)):
+        return _of_run(place_of(folder), weights, allowed_packages)
+    return _of_own(place, allowed_packages) if is_own(place) else None
+
+
+def _of_file(source: str, family: str | None, settings: Mapping[str, Any], part: str) -> Given:
+    """The weights of a file, or of a folder of diffusers."""
+    place = place_of(source)
+    found = recognised(place, family, settings, part)
+    config = read_weights(place).config if place.is_dir() else {}
+    origin = f"{found.source} (layout: {found.layout})"
+    return Given(found.network, found.params(), origin, config)
+
+
+def _of_run(folder: Path, weights: str | None, allowed_packages: tuple[str, ...]) -> Given:
+    run = load(folder, weights=weights, allowed_packages=allowed_packages)
+    params = to_host(run.weights())
+    learned = tuple(run.parts.wired.objective.init_params(jax.random.key(0)))
+    origin = f"{folder}, weights {run.config.weights} of step {run.step}"
+    own = {name: value for name, value in params.items() if name not in learned}
+    return Given(run.parts.denoiser, own, origin, left_out=learned)
+
+
+def _of_own(folder: Path, allowed_packages: tuple[str, ...]) -> Given:
+    network, params = read_own(folder, allowed_packages)
+    return Given(network, params, f"{folder} (layout: {OWN})")
+
+
+def _module(network: Any) -> Any:
+    return network.network if isinstance(network, Denoiser) else network
+
+
+def _layout(module: Any, to: str) -> Family:
+    name = type(module).__name__
+    layouts = LAYOUTS.get(type(module), {})
+    if to not in layouts:
+        known = ", ".join([*(known for known in TARGETS if known in layouts), OWN])
+        raise UserError(f"{name} has no layout {to!r} here; it has {known}")
+    return layouts[to]
+
+
+def _theirs(family: Family, given: Given, to: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The tensors of a layout, and the entries of its `config.json`."""
+    shapes = family.shapes(given.network)
+    if more := sorted({*by_path(given.params)} - {*by_path(shapes)}):
+        raise UserError(
+            f"the layout {to!r} has no place for {', '.join(more[:3])} of {given.origin}"
+        )
+    check_same(given.origin, given.params, shapes)
+    entries = {}
+    if family.config and to == DIFFUSERS:
+        # What the tensors do not depend on, such as the scale of latents, stays as it was.
+        entries = {**given.config, **family.config.entries(given.network)}
+    return family.to_theirs(given.params, given.network), entries
+
+
+def _unlike(
+    family: Family, given: Given, state: Mapping[str, Any], entries: Mapping[str, Any]
+) -> list[str]:
+    """Settings of the network that readers of a layout do not find in it, and take as others."""
+    shown = family.recognise({name: tuple(x.shape) for name, x in state.items()})
+    settings = family.config.settings(entries, given.origin) if family.config and entries else {}
+    module = _module(given.network)
+    by_size = {name: getattr(module, name) for name in _KEPT_BY_SIZE if hasattr(module, name)}
+    there = family.network(**{**by_size, **settings, **shown})
+    family.check(state, there, f"the layout of {given.origin} for {family.name}")
+    hidden = _WITHOUT_EFFECT | shown.keys() | (frozenset() if settings else _KEPT_BY_SIZE)
+    unlike = [
+        f"{field.name}={theirs} instead of {ours}"
+        for field in dataclasses.fields(_module(there))
+        if field.name not in hidden
+        and (ours := getattr(module, field.name)) != (theirs := getattr(_module(there), field.name))
+    ]
+    if not unlike:
+        return []
+    return [f"unlike: whoever reads this layout evaluates the network with {', '.join(unlike)}"]
+
+
+def _unknown(entries: Mapping[str, Any], family: Family) -> list[str]:
+    needed = family.config.beside if family.config else {}
+    missing = [f"{name} ({value})" for name, value in needed.items() if name not in entries]
+    if not missing:
+        return []
+    return [
+        f"unknown: {', '.join(missing)}, which weights do not show; add it to {CONFIG} if it is "
+        "not this default of diffusers"
+    ]

@@ -1,0 +1,94 @@
+"""Images from a model: what `run.sample` does, for a model with or without a run's folder."""
+
+from dataclasses import replace
+from typing import Any
+
+import jax
+import numpy as np
+
+from diffjax.conditions import Condition
+from diffjax.conditions.base import len_of
+from diffjax.errors import UserError
+from diffjax.runs.model import Model, Request
+from diffjax.runs.recipes import Chosen
+from diffjax.sampling.guidance import Against, NegativeCondition
+from diffjax.sampling.sample import Recipe
+from diffjax.settings import LARGEST, check_whole
+from diffjax.spec import check_arguments
+
+
+def draw_images(
+    model: Model,
+    recipe: Recipe,
+    condition: Any,
+    chosen: Chosen = Chosen(),
+    *,
+    source: np.ndarray | None = None,
+    seed: int = 0,
+    batch_size: int = 256,
+) -> np.ndarray:
+    """Draws one image for each row of a condition, as `Run.sample` explains.
+
+    Args:
+        model: the network with its weights.
+        recipe: how, as far as `chosen` has nothing else.
+        condition: what each sample is to show: a number, a list to parse, or arrays.
+        chosen: parts of the recipe; `against` may be a negative condition too.
+        source: `[n, H, W, C]` in [-1, 1], what each is made from; for models between two sets.
+        seed: of the noise, a whole number of less than 2³¹ in size.
+        batch_size: images at a time.
+
+    Returns:
+        `[n, H, W, C]` float32, nominally in [-1, 1]: decoded images.
+
+    Raises:
+        UserError: no such condition or name; a number out of range; a recipe that does not suit
+            this model.
+    """
+    check_whole("seed", seed, -LARGEST)
+    check_whole("batch_size", batch_size, 1)
+    check_arguments(draw_images, source=source)
+    kind, negative, against = model.wired.condition, None, chosen.against
+    cond = conditions_of(kind, condition)
+    if against is not None and not isinstance(against, str | Against):
+        negative = _negative(kind, against, len_of(cond))
+        chosen = replace(chosen, against=NegativeCondition())
+    source = None if source is None else model.encoded(source)
+    request = Request(cond, seed, source, negative=negative)
+    return model.sample(chosen.of(recipe), request, batch_size=batch_size)
+
+
+def conditions_of(kind: Condition, given: Any) -> Any:
+    """The condition of samples from their number, a list to parse, or its arrays.
+
+    Raises:
+        UserError: the condition parses none of it, or can't be listed in turn.
+    """
+    if isinstance(given, str):
+        raise UserError(f"condition={given!r} is one text: for one sample pass [{given!r}]")
+    if not isinstance(given, int | float | np.number | bool):
+        return kind.of(given)
+    number: Any = given
+    check_whole("the number of samples", number, 1)
+    listed = kind.in_turn(int(number))
+    if listed is None:
+        raise UserError(
+            f"this run is conditioned on {kind.describe()}, which can't be listed: pass the "
+            "condition of each sample"
+        )
+    return listed
+
+
+def _negative(kind: Condition, given: Any, n: int) -> Any:
+    """The negative condition of n samples, of which one row is for all of them."""
+    if isinstance(given, int | float | np.number | bool):
+        raise UserError(f"against={given!r}: a label is written as 'label:{given}' or [{given}]")
+    try:
+        cond = kind.negative.of(given)
+    except UserError as error:
+        raise UserError(f"against=, a negative condition: {error}") from None
+    if len_of(cond) not in (1, n):
+        raise UserError(
+            f"against= has {len_of(cond)} rows: pass one for all samples, or {n}, one for each"
+        )
+    return cond if len_of(cond) == n else jax.tree.map(lambda row: row.repeat(n, 0), cond)

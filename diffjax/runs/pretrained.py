@@ -1,0 +1,284 @@
+"""Published networks as runs: read from their files, with the recipe of their authors."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from diffjax import choices, lookup
+from diffjax.codecs import Codec, Identity, Unstated
+from diffjax.codecs.autoencoder_kl import AutoencoderKL, autoencoder_at
+from diffjax.conditions import Condition
+from diffjax.conditions.classes import of_classes
+from diffjax.data import latents
+from diffjax.data.imagenet import label_names
+from diffjax.defaults import experiment
+from diffjax.errors import UserError, nearest
+from diffjax.evaluation.extractors.features import pixel_features
+from diffjax.models.families import LAYOUTS, Found, find_published, networks_of
+from diffjax.pretrained.family import Denoiser, Family, Published
+from diffjax.pretrained.placing import placed_like
+from diffjax.runs.initial import weights_sha256
+from diffjax.runs.load import Run
+from diffjax.runs.parts import build_parts
+from diffjax.spec import as_spec, build, check_arguments, choose, spec
+from diffjax.training.sharding import make_mesh
+from diffjax.training.state import LIVE, TrainState
+
+
+@dataclass(frozen=True, eq=False)
+class Weights:
+    """The weights of a published file, in the place of a run's checkpoint.
+
+    Attributes:
+        file: where they are from.
+        params: the parameters.
+        step: training steps made here: none.
+    """
+
+    file: Path
+    params: Any
+    step: int = 0
+
+    def weights(self, name: str) -> Any:
+        """The parameters by name, which is `live`.
+
+        Raises:
+            UserError: another name.
+        """
+        if name != LIVE:
+            raise UserError(f"{self.file} has no weights {name!r}: a published file has live ones")
+        return self.params
+
+    def read(self, abstract: TrainState) -> TrainState:
+        """Refuses: a published file has no optimizer's state.
+
+        Raises:
+            UserError: always.
+        """
+        del abstract
+        raise UserError(
+            f"{self.file} has weights alone, no state of a training: begin one with "
+            f"--config.init_from={self.file}"
+        )
+
+
+@dataclass(frozen=True, repr=False)
+class Pretrained(Run):
+    """A published network, as a run that others have trained.
+
+    Attributes:
+        family: the name of its family, such as `DiT`.
+        published: how it was trained, and how its authors sample it.
+    """
+
+    family: str = ""
+    published: Published | None = None
+
+    @property
+    def params(self) -> Any:
+        """The parameters, `weights()`."""
+        return self.weights()
+
+    @cached_property
+    def facts(self) -> dict[str, Any]:
+        """What its samples depend on beside the arguments of `sample`."""
+        wired, codec = self.parts.wired, self.parts.codec
+        return {
+            "file": str(self.workdir),
+            "sha256": weights_sha256(self.weights()),
+            "family": self.family,
+            "num_params": wired.num_params,
+            "objective": type(wired.objective).__name__,
+            "path": type(wired.path).__name__,
+            "target": repr(wired.precond.target),
+            "noise_label": repr(wired.precond.noise_label),
+            "learned_variance": wired.objective.traits.learned_variance,
+            "network": _settings(wired.network),
+            "guidance": repr(wired.recipe.guidance),
+            **codec.facts,
+        }
+
+    def describe(self) -> str:
+        """The facts, one in a line."""
+        return "\n".join(f"{name}: {value}" for name, value in self.facts.items())
+
+    def __repr__(self) -> str:
+        wired = self.parts.wired
+        return (
+            f"Pretrained({str(self.workdir)!r}: {self.config.name} of "
+            f"{wired.num_params:,} parameters, {self.parts.codec.describe(wired.image_shape)}, "
+            f"{wired.condition.describe()})"
+        )
+
+
+def from_pretrained(
+    path: str | Path,
+    *,
+    codec: str | Path | Codec | None = None,
+    family: str | None = None,
+    mesh: Mesh | None = None,
+    **settings: Any,
+) -> Pretrained:
+    """Reads a published network from its file, as a run that others have trained.
+
+        model = diffjax.from_pretrained("DiT-XL-2-256x256.pt", codec="sd-vae-ft-ema")
+        images = model.sample(["golden retriever"] * 4, solver="unipc", num_steps=20)
+
+    Family and size are recognised by the names and shapes of the tensors. Path, target, noise
+    label, learned variance, solver, grid, guidance and its scale are those of the publication
+    (`Published`); arguments of `sample` change the latter. No code of a file is run.
+
+    Args:
+        path: of a file of torch or safetensors, or of a folder or a pipeline of diffusers. Of a
+            checkpoint with several sets of weights, averages are read.
+        codec: what decodes samples: a name in `diffjax.choices.CODECS`; a file of an
+            AutoencoderKL, or a folder of diffusers, here or beside the network's file; or a value.
+            With None it is that of the pipeline, or else samples are latents, or images of a
+            network of pixels.
+        family: `DiT` or `SiT`, whose tensors are the same; by default the one that the name of the
+            file has.
+        mesh: from `diffjax.training.sharding.make_mesh`; by default all devices split the batch.
+        **settings: of the network, as `dtype="bfloat16"` or `attention="chunked"`.
+
+    Raises:
+        UserError: the file can't be read, or is of no known family or of several; no such codec,
+            one for other latents, or without weights; no such setting.
+
+    References:
+        Peebles & Xie, "Scalable Diffusion Models with Transformers", 2022, arXiv:2212.09748
+        Ma et al., "SiT: Exploring Flow and Diffusion-based Generative Models with Scalable
+        Interpolant Transformers", 2024, arXiv:2401.08740
+    """
+    check_arguments(from_pretrained, path=path, codec=codec, family=family, mesh=mesh)
+    known = {name: None for network in LAYOUTS for name in _names_of_settings(network)}
+    for name in settings:
+        choose(known, name, "setting of a network")
+    path = Path(path)
+    found = recognised(path, family, settings)
+    denoiser, layout = found.network, found.family
+    if layout.published is None:
+        raise UserError(f"{path} has a network of {layout.name}, which draws no samples")
+    published, name = layout.published(denoiser), _name(layout, denoiser)
+    config = _config(denoiser, published, name)
+    decoder = _codec(codec, path, published)
+    _ = decoder.image_shape(denoiser.image_shape), decoder.params  # Refused, if they do not fit.
+    condition = _condition(denoiser.network.num_classes)
+    config.data.codec = None if isinstance(decoder, Unstated) else as_spec(decoder)
+    mesh = mesh or make_mesh()
+    parts = build_parts(config.lock(), denoiser.image_shape, condition, mesh, decoder)
+    found = found._replace(network=parts.denoiser)  # whose blocks are stacked
+    params = found.params(placed_like(parts.abstract.weights(LIVE)))
+    return Pretrained(parts, Weights(path, params), path, family=layout.name, published=published)
+
+
+def recognised(
+    path: Path, family: str | None, settings: Mapping[str, Any], part: str = ""
+) -> Found:
+    """The network that a file or a folder has; DiT and SiT are told apart by its name.
+
+    Args:
+        path: of the file or folder.
+        family: the name of the network's class, where the name of the file does not tell.
+        settings: further ones of the network, such as the number of heads of no published size.
+        part: of a file of torch with several, such as `ema`.
+
+    Raises:
+        UserError: it has none that is known, or the name does not tell.
+    """
+    found = find_published(path, part, network=family or "", **settings)
+    fitting = networks_of(found.state)
+    if family is not None or len(fitting) == 1:
+        return found
+    named = [name for name in fitting if name.lower() in path.name.lower()]
+    if len(named) != 1:
+        choices = " or ".join(f"family={name!r}" for name in fitting)
+        raise UserError(
+            f"{path} has the tensors of {' and '.join(fitting)}, which are the same: pass {choices}"
+        )
+    return find_published(path, part, network=named[0], **settings)
+
+
+def _name(family: Family, denoiser: Denoiser) -> str:
+    """The published size of the same settings, as `DiT-XL/2`, or the family."""
+    own = _settings(denoiser.network)
+    for name, size in family.sizes.items():
+        if all(own.get(key) == value for key, value in size.settings.items()):
+            return name
+    return family.name
+
+
+def _settings(network: Any) -> dict[str, Any]:
+    """The settings of a Flax module."""
+    return {name: getattr(network, name) for name in _names_of_settings(network)}
+
+
+def _names_of_settings(network: Any) -> list[str]:
+    return [field.name for field in fields(network) if field.name not in ("parent", "name")]
+
+
+def _config(denoiser: Denoiser, published: Published, name: str) -> ConfigDict:
+    """The config that such a network would have been trained with here."""
+    network = denoiser.network
+    own = _settings(network)
+    if "scan" in own:
+        own["scan"] = True  # compiled in the time of one block
+    num_classes = own.pop("num_classes")
+    config = experiment(
+        name,
+        published.objective,
+        data=spec(latents, num_classes=num_classes),
+        extractor=spec(pixel_features, size=8),
+        models={name: spec(type(network), **{key: as_spec(x) for key, x in own.items()})},
+        model=name,
+        objective="flow",
+    )
+    config.name = name
+    config.ema_decays = ()
+    config.weights = LIVE
+    config.condition_dropout = published.condition_dropout
+    config.sampling.solver = choices.copy(choose(choices.SOLVERS, published.solver, "solver"))
+    config.sampling.grid = choices.copy(choose(choices.GRIDS, published.grid, "grid"))
+    config.sampling.guidance = lookup.guidance_called(published.guidance)
+    config.sampling.num_steps = published.num_steps
+    config.sampling.guidance_scale = published.guidance_scale
+    return config
+
+
+def _condition(num_classes: int) -> Condition:
+    names = label_names()
+    return of_classes(num_classes, names if num_classes == len(names) else ())
+
+
+def _codec(given: str | Path | Codec | None, path: Path, published: Published) -> Codec:
+    """The codec of a name, a path or a value.
+
+    Raises:
+        UserError: there is none of that name or path.
+    """
+    if given is None:
+        if not published.codec:
+            return Identity()
+        return autoencoder_at(path / "vae") if (path / "vae").is_dir() else Unstated()
+    if isinstance(given, Codec):
+        return given
+    size = choices.CODECS[published.codec].size if published.codec else "sd-vae"
+    for place in (Path(given), path.parent / given):
+        if place.exists():
+            return autoencoder_at(place, size)
+    if str(given) not in choices.CODECS:
+        raise UserError(
+            f"codec={str(given)!r} is neither a file or folder nor the name of a codec; "
+            f"{nearest(given, choices.CODECS)}"
+        )
+    codec = build(choices.CODECS[str(given)], Codec)
+    if isinstance(codec, AutoencoderKL) and not codec.file_sha256:
+        raise UserError(
+            f"codec={str(given)!r} is not downloaded, because its hash is not known here: pass the "
+            f"path of its file{f', from {codec.path}' if codec.path else ''}"
+        )
+    return codec

@@ -1,0 +1,177 @@
+"""Published networks as runs: recognised, with the recipe and the samples of their authors."""
+
+import shutil
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import diffjax
+from diffjax import lookup
+from diffjax.codecs import SpaceToDepth
+from diffjax.conditions import Classes
+from diffjax.errors import UserError
+from diffjax.models.dit.published import FAMILY as DIT
+from diffjax.models.sit.published import FAMILY as SIT
+from diffjax.pretrained.files import read_state_dict, write_safetensors
+from diffjax.runs.model import Request
+from diffjax.sampling import solvers
+from diffjax.sampling.guidance import ClassifierFree, FirstChannels
+from diffjax.sampling.sample import interval_of, last_step, sample_padded
+from tests.references import dit_sampling as theirs
+from tests.references.dit import drawn
+
+FAMILIES = {family.name: family for family in (DIT, SIT)}
+
+
+def stored(name):
+    with np.load(theirs.FOLDER / f"{name}_sampling.npz", allow_pickle=False) as arrays:
+        return dict(arrays)
+
+
+def write(folder, name):
+    """The file of the network that the authors' code sampled."""
+    family = FAMILIES[name]
+    shape = (theirs.SIDE, theirs.SIDE, theirs.CHANNELS)
+    network = family.network(shape, theirs.NUM_CLASSES, **theirs.SETTINGS)
+    nothing = jax.tree.map(lambda leaf: np.zeros(leaf.shape), family.shapes(network))
+    shapes = {key: array.shape for key, array in family.to_theirs(nothing, network).items()}
+    shapes.pop("pos_embed")
+    state = drawn(shapes) | {"pos_embed": stored(name)["pos_embed"]}
+    path = folder / f"{name}-small.safetensors"
+    write_safetensors(path, state)
+    return path
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def model(request, tmp_path_factory):
+    path = write(tmp_path_factory.mktemp("published"), request.param)
+    return diffjax.from_pretrained(path, num_heads=theirs.SETTINGS["num_heads"])
+
+
+def assert_close(found, expected, tolerance):
+    assert found.shape == expected.shape
+    assert np.linalg.norm(found - expected) < tolerance * np.linalg.norm(expected)
+
+
+def from_their_noise(denoise, solver, path, times, keys, x):
+    return sample_padded(denoise, solver, path, times, keys, jnp.asarray(theirs.NOISE))
+
+
+def test_samples_are_those_of_the_authors_sampler(model):
+    """DDIM on every 111th step of DDPM's table, and Euler's steps in equal times."""
+    name = {"DiT": "ddim", "SiT": "euler"}[model.family]
+    recipe = replace(model.recipe, solver=lookup.solver_called(name), num_steps=theirs.NUM_STEPS)
+    times = recipe.times(model.parts.wired.path)
+    found = model.model().walk(from_their_noise, recipe, Request(theirs.LABELS), times)
+    assert_close(found, stored(model.family)[name], 1e-4)
+
+
+@pytest.mark.thorough
+def test_guided_predictions_are_those_of_the_authors_code(model):
+    """`forward_with_cfg`: three of four channels guided, and the variance that of the labels."""
+    t = {"DiT": 322 / 1000, "SiT": 1 - 0.321}[model.family]
+    labels, wired = jnp.asarray(theirs.LABELS), model.parts.wired
+    x, times = jnp.asarray(theirs.NOISE), jnp.full(len(theirs.NOISE), t, jnp.float32)
+    pair = jax.jit(model.model().guided(model.recipe))(x, times, labels)
+    expected = stored(model.family)["guided"]
+    if wired.objective.traits.learned_variance:
+        assert_close(pair.eps, expected[..., : theirs.CHANNELS], 1e-5)
+        assert_close(2.0 * pair.share - 1.0, expected[..., theirs.CHANNELS :], 1e-5)
+    else:
+        assert_close(pair.x0 - pair.eps, expected, 1e-5)
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("model", ["DiT"], indirect=True)
+def test_ddpm_with_learned_variances_is_that_of_the_authors(model, monkeypatch):
+    fresh = iter(theirs.FRESH)
+    monkeypatch.setattr(solvers, "normal", lambda keys, shape: jnp.asarray(next(fresh)))
+
+    def walk(denoise, solver, path, times, keys, x):
+        x, memory = jnp.asarray(theirs.NOISE), solver.init(x)
+        for i in range(theirs.NUM_STEPS - 1):
+            x, memory = solver.step(denoise, interval_of(path, times, i, keys), memory, x)
+        return last_step(denoise, solver, x, times[-2])
+
+    recipe = replace(model.recipe, num_steps=theirs.NUM_STEPS)  # solver and grid are its own
+    times = recipe.times(model.parts.wired.path)
+    found = model.model().walk(walk, recipe, Request(theirs.LABELS), times)
+    assert_close(found, stored("DiT")["ddpm"], 1e-4)
+
+
+def test_the_recipe_and_what_numbers_depend_on_are_those_of_the_publication(model):
+    wired, family = model.parts.wired, model.family
+    assert model.recipe.guidance == FirstChannels(ClassifierFree(), channels=3)
+    assert model.recipe.guidance_scale == 4.0
+    assert model.recipe.nfe == {"DiT": 2 * 250, "SiT": 2 * (2 * 124 + 1)}[family]
+    assert wired.objective.traits.learned_variance == (family == "DiT")
+    assert wired.condition == Classes(theirs.NUM_CLASSES)
+    assert model.config.sampling.guidance.channels == 3  # as flags and the page of a run have it
+    assert (
+        model.facts["noise_label"]
+        == {
+            "DiT": "TimeLabel(scale=1000.0, offset=-1.0)",
+            "SiT": "TimeLabel(scale=-1.0, offset=1.0)",
+        }[family]
+    )
+    assert "codec: not stated" in model.describe()
+    assert repr(model).startswith("Pretrained(")
+    with pytest.raises(UserError, match="has weights alone, no state of a training"):
+        _ = model.state
+    with pytest.raises(UserError, match=r"has no weights 'ema-0\.9'"):
+        model.sample([0], weights="ema-0.9")
+
+
+def test_samples_are_drawn_and_decoded_as_those_of_a_run(tmp_path):
+    path = write(tmp_path, "SiT")
+    found = diffjax.from_pretrained(path, codec=SpaceToDepth(2), num_heads=2)
+    how = {"solver": "euler", "num_steps": 2, "guidance_scale": 1.0}
+    images = found.sample([3, 1, 3], **how)
+    latents = found.model().sample_latents(
+        replace(found.recipe, solver=solvers.euler(), num_steps=2, guidance_scale=1.0),
+        Request(np.array([3, 1, 3], np.int32)),
+    )
+    assert images.shape == (3, 16, 16, 1)
+    np.testing.assert_array_equal(images, SpaceToDepth(2).decoder()(latents))
+
+
+def test_what_can_not_be_read_ends_in_one_line(tmp_path):
+    path = write(tmp_path, "DiT")
+
+    def refused(where=path, **how):
+        with pytest.raises(UserError) as error:
+            diffjax.from_pretrained(where, **{"num_heads": 2, **how})
+        assert "\n" not in str(error.value)
+        return str(error.value)
+
+    shutil.copy(path, tmp_path / "model.safetensors")
+    assert "pass family='DiT' or family='SiT'" in refused(tmp_path / "model.safetensors")
+    write_safetensors(tmp_path / "x.safetensors", {"a": np.ones(3, np.float32)})
+    assert "has the tensors of no network that is known (DiT, SiT" in refused(
+        tmp_path / "x.safetensors"
+    )
+    assert "did you mean 'DiT'" in refused(family="DiTs")
+    assert "did you mean 'num_heads'" in refused(num_head=2)
+    assert "did you mean 'sd-vae-ft-ema'" in refused(codec="sd-vae-ft-em")
+    assert "pass the path of its file" in refused(codec="sd-vae-ft-ema")
+    assert "latents of 9 channels" in refused(codec=SpaceToDepth(3))
+    assert "No such file" in refused(tmp_path / "none.pt")
+
+
+@pytest.mark.parity
+def test_of_a_checkpoint_of_their_training_the_averages_are_read(tmp_path):
+    import argparse
+
+    import torch
+
+    state = read_state_dict(write(tmp_path, "DiT"))
+    model = {name: torch.tensor(np.asarray(tensor)) for name, tensor in state.items()}
+    ema = {name: 2 * tensor for name, tensor in model.items()} | {"pos_embed": model["pos_embed"]}
+    path = tmp_path / "0400000.pt"
+    torch.save({"model": model, "ema": ema, "opt": {}, "args": argparse.Namespace(lr=1e-4)}, path)
+    found = diffjax.from_pretrained(path, family="DiT", num_heads=2)
+    bias = np.asarray(found.params["final_out"]["bias"])
+    np.testing.assert_array_equal(bias, ema["final_layer.linear.bias"].numpy())

@@ -1,0 +1,62 @@
+"""Trainings of one config share what is built of it, where building it is no subject of a test."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from diffjax.loop import loop
+from diffjax.runs import workdirs
+from diffjax.runs.parts import build_parts
+from diffjax.spec import to_json
+from diffjax.training import sharding
+
+_PARTS: dict[Any, Any] = {}
+_prepared, _scheduled = loop.prepared, loop.scheduled
+_compiled, _flops = loop.compile_train_step, loop.train_flops
+
+
+def shared_parts(patch: pytest.MonkeyPatch) -> None:
+    """A second training of an equal config, on as many devices, traces and compiles nothing.
+
+    It takes half the time. The step is the same program, so that results are the same bit for bit.
+    Nor is anything traced where a second run of that config is loaded.
+    """
+
+    def prepared(config, dataset=None):
+        if dataset is not None:
+            return _prepared(config, dataset)
+        name = "parts", to_json(config), sharding.make_mesh().size
+        return _once(name, lambda: _prepared(config))
+
+    def scheduled(optimizer, num_steps, start=0):
+        name = "optimizer", to_json(optimizer), num_steps, start
+        return _once(name, lambda: _scheduled(optimizer, num_steps, start))
+
+    def step(setup, key, optimizer=None, teacher=None):
+        if teacher is not None:
+            return _compiled(setup, key, optimizer, teacher)
+        name = "step", id(setup), id(optimizer)
+        # Both are kept with the step, so that no other object gets their numbers.
+        return _once(name, lambda: (_compiled(setup, key, optimizer), setup, optimizer))[0]
+
+    def flops(setup):
+        return _once(("flops", id(setup)), lambda: (_flops(setup), setup))[0]
+
+    def parts_of_saved(config, image_shape, condition, mesh, codec):
+        name = "saved", to_json(config), repr((image_shape, condition, codec)), mesh
+        made = _once(name, lambda: build_parts(config, image_shape, condition, mesh, codec))
+        return replace(made, config=config)  # which `load` changes
+
+    patch.setattr(workdirs, "build_parts", parts_of_saved)
+    patch.setattr(loop, "prepared", prepared)
+    patch.setattr(loop, "scheduled", scheduled)
+    patch.setattr(loop, "compile_train_step", step)
+    patch.setattr(loop, "train_flops", flops)
+
+
+def _once(name: Any, make: Callable[[], Any]) -> Any:
+    if name not in _PARTS:
+        _PARTS[name] = make()
+    return _PARTS[name]
