@@ -52,6 +52,7 @@ CODECS: Table = MappingProxyType(
     {
         "space_to_depth": spec(SpaceToDepth),
         "taef2": spec(taesd.TAESD),
+        "autoencoder_tiny": spec(taesd.AutoencoderTiny),
         "autoencoder_kl": spec(autoencoder_kl.AutoencoderKL),
         "movq": spec(movq.MOVQ),
         **{

@@ -39,6 +39,8 @@ from diffjax.models.movq.published import FAMILY as MOVQ_FAMILY
 from diffjax.models.movq.published import KANDINSKY
 from diffjax.models.sit.network import SiT
 from diffjax.models.sit.published import FAMILY as SIT_FAMILY
+from diffjax.models.taesd.network import AutoencoderTiny
+from diffjax.models.taesd.published import TINY
 from diffjax.models.uvit.network import UViT
 from diffjax.models.uvit.published import FAMILY as UVIT_FAMILY
 from diffjax.pretrained.family import Family
@@ -64,6 +66,7 @@ LAYOUTS: Mapping[type[Any], Mapping[str, Family]] = {
     # Before the one whose names their files have too.
     AutoencoderKLFlux2: {AUTHORS: FLUX2_AUTHORS, DIFFUSERS: FLUX2},
     MOVQ: {AUTHORS: KANDINSKY, DIFFUSERS: MOVQ_FAMILY},
+    AutoencoderTiny: {DIFFUSERS: TINY},
     AutoencoderKL: {AUTHORS: LDM, DIFFUSERS: AUTOENCODER_KL, "old diffusers": OLD_DIFFUSERS},
 }
 """By the class of the network. A file of SiT is taken for one of DiT, whose names it has."""

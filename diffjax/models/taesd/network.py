@@ -6,11 +6,12 @@ Layers are numbered by their places in the published sequences, activations amon
 """
 
 from collections.abc import Iterable
+from typing import ClassVar
 
 import flax.linen as nn
 import jax.numpy as jnp
 
-from diffjax.shapes import Array, Images
+from diffjax.shapes import Array, Images, Latents
 
 WIDTH, SCALE = 64, 8
 _GROUPS, _CLAMP = 4, 3.0
@@ -91,6 +92,42 @@ class TAESDDecoder(nn.Module):
                 x = _blocks(x, range(place + 1, min(place + 4, 19)))
             x = _conv(3, "layer_19")(x)
         return x
+
+
+class AutoencoderTiny(nn.Module):
+    """Encoder and decoder of TAESD as diffusers has them, in one file, for images in [-1, 1].
+
+        z = encode(x)               [B, H, W, 3] -> [B, H/8, W/8, c]
+        x = decode(z)               the inverse
+
+    Attributes:
+        latent_channels: 4 or 16, as the autoencoder that it approximates.
+    """
+
+    latent_channels: int = 4
+    scale: ClassVar[int] = SCALE
+    image_channels: ClassVar[int] = 3
+
+    def setup(self) -> None:
+        self.encoder = TAESDEncoder(self.latent_channels)
+        self.decoder = TAESDDecoder(self.latent_channels)
+
+    @property
+    def packed_channels(self) -> int:
+        """The channels of a latent."""
+        return self.latent_channels
+
+    def encode(self, images: Images) -> Latents:
+        """The latents of images."""
+        return self.encoder((images + 1) / 2)
+
+    def decode(self, latents: Latents) -> Images:
+        """The images of latents, not clipped."""
+        return 2 * self.decoder(latents) - 1
+
+    def __call__(self, images: Images) -> Images:
+        """The images that are decoded from their latents."""
+        return self.decode(self.encode(images))
 
 
 def _blocks(x: Array, places: Iterable[int], pooled: bool = False) -> Array:

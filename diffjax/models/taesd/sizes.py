@@ -37,3 +37,19 @@ DECODERS: Mapping[str, Size] = {
         "0a44a31e1ae59eb9dbf9359d24942fd3ef5928162c1800d97a28c61d51be0ab5",
     ),
 }
+
+
+def _on_hub(name: str) -> str:
+    file = "diffusion_pytorch_model.safetensors"
+    return f"https://huggingface.co/madebyollin/{name}/resolve/main/{file}"
+
+
+TINIES: Mapping[str, Size] = {
+    name: Size(
+        ENCODERS[name].settings,
+        ENCODERS[name].num_parameters + DECODERS[name].num_parameters,
+        _on_hub(name),
+    )
+    for name in ("taesd", "taesdxl", "taesd3", "taef1")
+}
+"""Both halves, as diffusers has them in one file."""
