@@ -26,7 +26,7 @@ from diffjax import choices, config_files
 from diffjax.codecs import Codec
 from diffjax.data import DataSet
 from diffjax.data.encoding import FACTS, KINDS, Stored, encode
-from diffjax.errors import UserError
+from diffjax.errors import UserError, nearest
 from diffjax.host.lock import locked
 from diffjax.host.processes import in_first, is_first
 from diffjax.host.run_files import read_json
@@ -104,6 +104,9 @@ def codec_called(text: str) -> Codec:
     name, _, settings = text.partition(":")
     config = ConfigDict({"codec": choices.copy(choose(choices.CODECS, name, "codec"))})
     known = [key for key in config.codec if key != TARGET]
+    for key in (pair.partition("=")[0] for pair in filter(None, settings.split(","))):
+        if key not in known:
+            raise UserError(f"--codec: {name} has no setting {key!r}; {nearest(key, known)}")
     chosen = parse_arguments(settings, *known)
     config_files.override(config, {f"config.codec.{key}": x for key, x in chosen.items()})
     return build(config.codec, Codec, "codec")
