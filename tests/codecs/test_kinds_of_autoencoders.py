@@ -87,6 +87,7 @@ def test_latents_of_flux2_are_packed_means_without_a_posterior(tmp_path):
     assert not ScaledLatents(codec, 2.0).stochastic
 
 
+@pytest.mark.thorough
 def test_tiles_of_a_posterior_are_those_of_its_moments(tmp_path):
     """One tile is the whole."""
     codec = codec_of("edm2", tmp_path)

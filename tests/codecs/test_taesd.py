@@ -197,7 +197,8 @@ def test_the_file_of_diffusers_is_read_and_computes_what_diffusers_does(channels
     found = find_published(tmp_path)
     network, params = found.network, found.params()
     assert (network, found.layout) == (AutoencoderTiny(channels), "diffusers")
-    described = diffusers.AutoencoderTiny.from_config(TINY.config.entries(network))
+    config: Any = TINY.config
+    described = diffusers.AutoencoderTiny.from_config(config.entries(network))
     assert {name: tuple(x.shape) for name, x in described.state_dict().items()} == shapes
 
     rng = np.random.default_rng(0)
@@ -208,7 +209,8 @@ def test_the_file_of_diffusers_is_read_and_computes_what_diffusers_does(channels
     )
     peer = peer.double()
     outs = peer.encode(x).latents, peer.decode(z).sample
-    sum((out * out).sum() for out in outs).backward()
+    inner: Any = sum((out * out).sum() for out in outs)
+    inner.backward()
 
     def total(params, x, z):
         found = [

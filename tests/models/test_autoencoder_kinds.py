@@ -97,6 +97,7 @@ def test_packed_latents_are_squares_by_channel_row_and_column():
     np.testing.assert_allclose(back, z, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("layout", "layouts", "network"),
     [
