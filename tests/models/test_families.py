@@ -105,7 +105,9 @@ def test_there_and_back_parameters_are_the_same(name, tmp_path):
         pytest.param(
             name,
             size,
-            marks=[] if i == 0 and name not in (*LARGE, *LAYOUTS) else pytest.mark.thorough,
+            marks=[]
+            if i == 0 and name not in (*LARGE, *LAYOUTS)
+            else pytest.mark.thorough(tenth=False),
         )
         for name in FAMILIES
         for i, size in enumerate(FAMILIES[name].sizes)
