@@ -11,6 +11,8 @@ from diffjax.models.adm.published import FAMILY as ADM_FAMILY
 from diffjax.models.autoencoder_kl.network import AutoencoderKL
 from diffjax.models.autoencoder_kl.published import FAMILY as AUTOENCODER_KL
 from diffjax.models.autoencoder_kl.published import LDM, OLD_DIFFUSERS, without_prefix
+from diffjax.models.bert.network import Bert
+from diffjax.models.bert.published import FAMILY as BERT
 from diffjax.models.clip_text.network import ClipText
 from diffjax.models.clip_text.published import BARE as BARE_CLIP_TEXT
 from diffjax.models.clip_text.published import FAMILY as CLIP_TEXT
@@ -34,6 +36,8 @@ from diffjax.models.lightningdit.network import LightningDiT
 from diffjax.models.lightningdit.published import FAMILY as LIGHTNINGDIT_FAMILY
 from diffjax.models.sit.network import SiT
 from diffjax.models.sit.published import FAMILY as SIT_FAMILY
+from diffjax.models.t5.network import T5Encoder
+from diffjax.models.t5.published import FAMILY as T5
 from diffjax.models.taesd.network import TAESD
 from diffjax.models.taesd.published import DIFFUSERS as TAESD_OF_DIFFUSERS
 from diffjax.models.taesd.published import FAMILY as TAESD_FAMILY
@@ -62,6 +66,8 @@ LAYOUTS: Mapping[type[Any], Mapping[str, Family]] = {
     TAESD: {"pair of files": TAESD_FAMILY, DIFFUSERS: TAESD_OF_DIFFUSERS},
     AutoencoderKL: {AUTHORS: LDM, DIFFUSERS: AUTOENCODER_KL, "old diffusers": OLD_DIFFUSERS},
     ClipText: {AUTHORS: OPENCLIP, DIFFUSERS: CLIP_TEXT, "transformers 5": BARE_CLIP_TEXT},
+    T5Encoder: {DIFFUSERS: T5},
+    Bert: {DIFFUSERS: BERT},
 }
 """By the class of the network. A file of SiT is taken for one of DiT, whose names it has."""
 

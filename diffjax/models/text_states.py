@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 from jaxtyping import Bool, Float, Int
 
+from diffjax.errors import UserError
 from diffjax.shapes import Array, Tokens
 
 TokenIds = Int[Array, " batch tokens"]
@@ -26,3 +27,13 @@ class TextStates(NamedTuple):
     hidden: tuple[Tokens, ...]
     normed: tuple[Tokens, ...]
     pooled: Float[Array, " batch pooled"]
+
+
+def check_length(tokens: int, most: int) -> None:
+    """Refuses texts that are longer than the positions of an encoder.
+
+    Raises:
+        UserError: they are.
+    """
+    if tokens > most:
+        raise UserError(f"a text has {tokens} tokens, and this encoder reads {most}")

@@ -13,10 +13,11 @@ from diffjax.errors import UserError
 from diffjax.models.clip_text.network import ClipText
 from diffjax.models.clip_text.published import BARE, FAMILY, OPENCLIP
 from diffjax.models.families import find_published, found_in
+from diffjax.models.t5.network import T5Encoder, bucket
+from diffjax.models.t5.published import FAMILY as T5
 from diffjax.pretrained.folders import Contents, write_folder
 from tests.models.test_families import drawn as drawn_params
-from tests.references.dit import drawn
-from tests.references.text_encoders import CASES, FILE
+from tests.references.text_encoders import CASES, FILE, parameters
 
 NAMES = list(CASES)
 
@@ -27,7 +28,7 @@ def params_of(name):
     case = CASES[name]
     nothing = jax.tree.map(lambda leaf: np.zeros(leaf.shape), case.family.shapes(case.network))
     shapes = {key: x.shape for key, x in case.family.to_theirs(nothing, case.network).items()}
-    return case.family.to_ours(drawn(shapes), case.network, "theirs")
+    return case.family.to_ours(parameters(shapes), case.network, "theirs")
 
 
 def evaluated(name, **changes):
@@ -54,7 +55,7 @@ def test_states_are_those_of_transformers(name):
     states = named(evaluated(name))
     with np.load(FILE, allow_pickle=False) as stored:
         keys = [key for key in stored if key.startswith(f"{name}/")]
-        assert len(keys) >= 4
+        assert len(keys) >= 3
         for key in keys:
             # States of padding are finite and have no meaning.
             assert_close(states[key.partition("/")[2]], stored[key], key)
@@ -63,9 +64,56 @@ def test_states_are_those_of_transformers(name):
 @pytest.mark.thorough
 @pytest.mark.parametrize("name", NAMES)
 def test_half_precision_is_close(name):
+    whole = named(evaluated(name))
     for key, x in named(evaluated(name, dtype="bfloat16")).items():
         assert x.dtype == jnp.float32, key
-        assert_close(x, named(evaluated(name))[key], key, tolerance=3e-2)
+        if x.size:
+            assert_close(x, whole[key], key, tolerance=3e-2)
+
+
+class TestT5:
+    def test_padding_has_no_influence_and_distances_have(self):
+        case, params = CASES["t5"], {"params": params_of("t5")}
+        apply = jax.jit(case.network.apply)
+        states = evaluated("t5").normed[-1]
+        other = np.where(case.mask, case.ids, 9)
+        found = apply(params, other, case.mask).normed[-1]
+        np.testing.assert_allclose(found[case.mask], states[case.mask], atol=1e-6)
+        apart = case.ids[:, ::-1].copy()
+        mirrored = apply(params, apart, case.mask[:, ::-1].copy()).normed[-1][:, ::-1]
+        assert np.abs(mirrored - states)[case.mask].max() > 0.01
+
+    def test_buckets_grow_as_in_the_paper(self):
+        """Raffel et al. 2020, section 2.1: logarithmic up to 128, beyond which all share one."""
+        distances = np.arange(0, 300)
+        found = bucket(-distances)
+        np.testing.assert_array_equal(found[:8], np.arange(8))
+        # The bucket of 8·2^(k/2) begins there, rounded up.
+        starts = np.ceil(8 * 2 ** (np.arange(8) / 2)).astype(int)
+        np.testing.assert_array_equal(np.searchsorted(found, np.arange(8, 16)), starts)
+        assert found.max() == 15
+        np.testing.assert_array_equal(bucket(distances)[1:], found[1:] + 16)
+
+    def test_sums_of_branches_are_not_rounded_in_half_precision(self):
+        """Of states of 10⁴, bfloat16 would keep multiples of 64."""
+        network = T5Encoder(8, 1, 2, 12, vocabulary=9, head_width=4, dtype="bfloat16")
+        params = drawn_params(T5, network)
+        params["tokens"]["embedding"] = params["tokens"]["embedding"] + 1e4
+        before, after = jax.jit(network.apply)({"params": params}, np.arange(4)[None]).hidden
+        assert 0 < np.abs(after - before).max() < 32
+
+
+class TestBert:
+    def test_padding_has_no_influence(self):
+        case, params = CASES["bert"], {"params": params_of("bert")}
+        found = jax.jit(case.network.apply)(params, np.where(case.mask, case.ids, 9), case.mask)
+        np.testing.assert_allclose(found.pooled, evaluated("bert").pooled, atol=1e-6)
+
+    def test_texts_without_tokens_have_a_vector_of_zeros(self):
+        case, params = CASES["bert"], {"params": params_of("bert")}
+        found = jax.jit(case.network.apply)(params, case.ids, np.zeros_like(case.mask))
+        np.testing.assert_array_equal(found.pooled, np.zeros_like(found.pooled))
+        assert np.isfinite(found.normed[-1]).all()
 
 
 def entries_of(family, network):
@@ -181,7 +229,7 @@ class TestAgainstTransformers:
         of_names = case.family.to_theirs(gradients, network)
         for key, weight in peer.named_parameters():
             # Of keys they are zero up to rounding: a softmax ignores constants.
-            if not key.endswith("k_proj.bias"):
+            if not key.endswith(("k_proj.bias", "key.bias")) and weight.grad is not None:
                 assert_close(of_names[key], weight.grad.numpy(), key)
 
     def test_folders_are_read_and_written(self, name, tmp_path):
@@ -197,5 +245,6 @@ class TestAgainstTransformers:
         again = type(peer).from_pretrained(tmp_path / "ours").state_dict()
         assert again.keys() == peer.state_dict().keys()
         for key, x in peer.state_dict().items():
-            np.testing.assert_array_equal(again[key].numpy(), x.numpy(), key)
+            if "pooler" not in key:
+                np.testing.assert_array_equal(again[key].numpy(), x.numpy(), key)
         assert find_published(tmp_path / "ours").network == case.network

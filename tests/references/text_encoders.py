@@ -12,14 +12,31 @@ from typing import Any
 
 import numpy as np
 
+from diffjax.models.bert.published import FAMILY as BERT
 from diffjax.models.clip_text.published import BARE as BARE_CLIP_TEXT
 from diffjax.models.clip_text.published import FAMILY as CLIP_TEXT
+from diffjax.models.t5.published import FAMILY as T5
 from diffjax.pretrained.family import Family
 from tests.references.dit import drawn
 
 FILE = Path(__file__).parent / "text_encoders.npz"
 _CLIP = {"vocab_size": 13, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
 _CLIP |= {"max_position_embeddings": 9, "bos_token_id": 0, "pad_token_id": 1}
+_T5 = {"vocab_size": 13, "d_model": 16, "num_layers": 2, "num_heads": 2, "d_ff": 24}
+# Distances in each kind of bucket, for texts of this length.
+_T5 |= {"relative_attention_num_buckets": 12, "relative_attention_max_distance": 20}
+
+
+def parameters(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
+    """Parameters by the names of transformers; scales of norms are around 1.
+
+    With smaller ones, attention is nearly uniform, and its gradients are differences of large
+    numbers.
+    """
+    return {
+        name: 1 + x if "norm" in name.lower() and name.endswith("weight") else x
+        for name, x in drawn(shapes).items()
+    }
 
 
 @dataclass(frozen=True)
@@ -71,9 +88,9 @@ class Case:
 
         kind = getattr(transformers, self.kind)
         network = kind(kind.config_class(**self.config)).eval()
-        state = drawn({name: tuple(x.shape) for name, x in network.state_dict().items()})
-        state = {name: torch.tensor(x) for name, x in state.items()}
-        network.load_state_dict(state)
+        shapes = {name: tuple(x.shape) for name, x in network.named_parameters()}
+        state = {name: torch.tensor(x) for name, x in parameters(shapes).items()}
+        network.load_state_dict(state, strict=False)  # Those of T5 have its embeddings twice.
         return network
 
     def outputs(self, network: Any) -> dict[str, Any]:
@@ -85,7 +102,11 @@ class Case:
             inputs["attention_mask"] = torch.tensor(self.mask)
         found = network(**inputs, output_hidden_states=True)
         pooled = next((found[n] for n in ("text_embeds", "pooler_output") if n in found), None)
-        named = {f"hidden_{i}": x for i, x in enumerate(found.hidden_states)}
+        # The last of them is `last` in some encoders, and before the final norm in others.
+        named = {f"hidden_{i}": x for i, x in enumerate(found.hidden_states[:-1])}
+        if self.kind == "BertModel":
+            kept = torch.tensor(self.mask)[..., None]
+            pooled = (found.last_hidden_state * kept).sum(1) / kept.sum(1)
         named |= {} if pooled is None else {"pooled": pooled}
         return named | {"last": found.last_hidden_state}
 
@@ -101,6 +122,16 @@ CASES = {
         _CLIP | {
             "intermediate_size": 37, "eos_token_id": 5, "projection_dim": 6, "hidden_act": "gelu"
         },
+        end=5, pad=0,
+    ),
+    "t5-v1.1": Case(
+        T5, "T5EncoderModel", _T5 | {"d_kv": 6, "feed_forward_proj": "gated-gelu"}, end=1, pad=0,
+        lengths=(41, 3, 30),
+    ),
+    "t5": Case(T5, "T5EncoderModel", _T5 | {"d_kv": 8, "feed_forward_proj": "relu"}, end=1, pad=0),
+    "bert": Case(
+        BERT, "BertModel",
+        {**_CLIP, "intermediate_size": 64, "type_vocab_size": 2, "layer_norm_eps": 1e-12},
         end=5, pad=0,
     ),
 }  # fmt: skip

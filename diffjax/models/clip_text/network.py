@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from diffjax.errors import UserError, nearest
 from diffjax.models.norms import norm
-from diffjax.models.text_states import TextStates, TokenIds, TokenMask
+from diffjax.models.text_states import TextStates, TokenIds, TokenMask, check_length
 from diffjax.models.vit import Block, gelu, quick_gelu
 
 ACTIVATIONS: Mapping[str, Callable[[jax.Array], jax.Array]] = {
@@ -71,8 +71,7 @@ class ClipText(nn.Module):
                 f"{nearest(self.activation, ACTIVATIONS)}"
             )
         batch, tokens = ids.shape
-        if tokens > self.length:
-            raise UserError(f"a text has {tokens} tokens, and this encoder reads {self.length}")
+        check_length(tokens, self.length)
         table = nn.Embed(
             self.vocabulary, self.width, embedding_init=nn.initializers.normal(0.02), name="tokens"
         )
