@@ -22,7 +22,8 @@ FAMILIES = {
 LAYOUTS = [name for name in FAMILIES if " of " in name]
 """Further layouts of a network, whose first layout is in the default tests."""
 _TRANSFORMERS = ["DDT", "JiT", "LightningDiT", "U-ViT"]
-LARGE = ["ADM", "ADM upsampler", "ADM classifier", "DDPM", "EDM", "Inception", *_TRANSFORMERS]
+LARGE = ["ADM", "ADM upsampler", "ADM classifier", "DDPM", "EDM", "Inception", "LPIPS"]
+LARGE += _TRANSFORMERS
 _U_NET = {
     "image_shape": (8, 12, 3),
     "channels": 8,
@@ -73,6 +74,7 @@ SMALL = {
         "attention_levels": (1,),
         "head_channels": 8,
     },
+    "LPIPS": {"width": 2},
     "JiT": {"hidden_size": 16, "depth": 2, "num_heads": 2, "class_tokens_from": 1},
     "LightningDiT": {"hidden_size": 16, "depth": 2, "num_heads": 2},
     "SiT": {"image_shape": (8, 8, 3), "hidden_size": 16, "depth": 2, "num_heads": 2},
