@@ -1,6 +1,6 @@
 """The layouts of published weights by the network that they are of, and which one a file has."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,7 +10,8 @@ from diffjax.models.adm.published import CLASSIFIER, UPSAMPLER
 from diffjax.models.adm.published import FAMILY as ADM_FAMILY
 from diffjax.models.autoencoder_kl.network import AutoencoderKL
 from diffjax.models.autoencoder_kl.published import FAMILY as AUTOENCODER_KL
-from diffjax.models.autoencoder_kl.published import LDM, OLD_DIFFUSERS, without_prefix
+from diffjax.models.autoencoder_kl.published import LDM, OLD_DIFFUSERS
+from diffjax.models.autoencoder_kl.published import PREFIXES as AUTOENCODER_PREFIXES
 from diffjax.models.ddpm.network import DDPMUNet
 from diffjax.models.ddpm.published import FAMILY as DDPM
 from diffjax.models.ddpm.published import OLD as OLD_DDPM
@@ -30,6 +31,10 @@ from diffjax.models.lightningdit.network import LightningDiT
 from diffjax.models.lightningdit.published import FAMILY as LIGHTNINGDIT_FAMILY
 from diffjax.models.sit.network import SiT
 from diffjax.models.sit.published import FAMILY as SIT_FAMILY
+from diffjax.models.stable_diffusion.network import StableDiffusionUNet
+from diffjax.models.stable_diffusion.published import FAMILY as STABLE_DIFFUSION
+from diffjax.models.stable_diffusion.published import LDM as STABLE_DIFFUSION_OF_LDM
+from diffjax.models.stable_diffusion.published import PREFIXES as DENOISER_PREFIXES
 from diffjax.models.taesd.network import TAESD
 from diffjax.models.taesd.published import DIFFUSERS as TAESD_OF_DIFFUSERS
 from diffjax.models.taesd.published import FAMILY as TAESD_FAMILY
@@ -55,6 +60,7 @@ LAYOUTS: Mapping[type[Any], Mapping[str, Family]] = {
     DhariwalUNet: {AUTHORS: DHARIWAL},
     DDPMUNet: {DIFFUSERS: DDPM, "old diffusers": OLD_DDPM},
     EDM2: {AUTHORS: EDM2_FAMILY},
+    StableDiffusionUNet: {AUTHORS: STABLE_DIFFUSION_OF_LDM, DIFFUSERS: STABLE_DIFFUSION},
     TAESD: {"pair of files": TAESD_FAMILY, DIFFUSERS: TAESD_OF_DIFFUSERS},
     AutoencoderKL: {AUTHORS: LDM, DIFFUSERS: AUTOENCODER_KL, "old diffusers": OLD_DIFFUSERS},
 }
@@ -77,6 +83,14 @@ def layout_of(state: Mapping[str, Any], layouts: Mapping[str, Family]) -> str | 
             continue
         return name
     return None
+
+
+def _states(whole: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """The tensors of a file, and those of the parts of a whole model; the denoiser comes first."""
+    yield whole
+    for prefix in (*DENOISER_PREFIXES, *AUTOENCODER_PREFIXES):
+        if part := {x.removeprefix(prefix): whole[x] for x in whole if x.startswith(prefix)}:
+            yield part
 
 
 class Found(NamedTuple):
@@ -126,7 +140,7 @@ def find_published(path: str | Path, part: str = "", network: str = "", **settin
     if network and network not in known:
         raise UserError(f"no published network is called {network!r}; {nearest(network, known)}")
     whole, config, place = read_weights(path, part)
-    for state in (whole, without_prefix(whole)):
+    for state in _states(whole):
         for layouts in [known[network]] if network else known.values():
             if name := layout_of(state, layouts):
                 family = layouts[name]
