@@ -8,9 +8,9 @@ from diffjax.errors import UserError, nearest
 from diffjax.models.adm.network import ADM, ADMClassifier, ADMUpsampler
 from diffjax.models.adm.published import CLASSIFIER, UPSAMPLER
 from diffjax.models.adm.published import FAMILY as ADM_FAMILY
-from diffjax.models.autoencoder_kl.network import AutoencoderKL
+from diffjax.models.autoencoder_kl.network import AutoencoderKL, AutoencoderKLFlux2
 from diffjax.models.autoencoder_kl.published import FAMILY as AUTOENCODER_KL
-from diffjax.models.autoencoder_kl.published import LDM, OLD_DIFFUSERS
+from diffjax.models.autoencoder_kl.published import FLUX2, FLUX2_AUTHORS, LDM, OLD_DIFFUSERS
 from diffjax.models.autoencoder_kl.published import PREFIXES as AUTOENCODER_PREFIXES
 from diffjax.models.ddpm.network import DDPMUNet
 from diffjax.models.ddpm.published import FAMILY as DDPM
@@ -29,6 +29,9 @@ from diffjax.models.jit.network import JiT
 from diffjax.models.jit.published import FAMILY as JIT_FAMILY
 from diffjax.models.lightningdit.network import LightningDiT
 from diffjax.models.lightningdit.published import FAMILY as LIGHTNINGDIT_FAMILY
+from diffjax.models.movq.network import MOVQ
+from diffjax.models.movq.published import FAMILY as MOVQ_FAMILY
+from diffjax.models.movq.published import KANDINSKY
 from diffjax.models.sit.network import SiT
 from diffjax.models.sit.published import FAMILY as SIT_FAMILY
 from diffjax.models.stable_diffusion.network import StableDiffusionUNet
@@ -62,6 +65,9 @@ LAYOUTS: Mapping[type[Any], Mapping[str, Family]] = {
     EDM2: {AUTHORS: EDM2_FAMILY},
     StableDiffusionUNet: {AUTHORS: STABLE_DIFFUSION_OF_LDM, DIFFUSERS: STABLE_DIFFUSION},
     TAESD: {"pair of files": TAESD_FAMILY, DIFFUSERS: TAESD_OF_DIFFUSERS},
+    # Before the one whose names their files have too.
+    AutoencoderKLFlux2: {AUTHORS: FLUX2_AUTHORS, DIFFUSERS: FLUX2},
+    MOVQ: {AUTHORS: KANDINSKY, DIFFUSERS: MOVQ_FAMILY},
     AutoencoderKL: {AUTHORS: LDM, DIFFUSERS: AUTOENCODER_KL, "old diffusers": OLD_DIFFUSERS},
 }
 """By the class of the network. A file of SiT is taken for one of DiT, whose names it has."""

@@ -641,7 +641,9 @@ class UNet(nn.Module):
         if parts.tokens is None and self.transformers is not None:
             raise UserError("this U-Net attends to tokens, and its condition has none")
         if self.embedding.added_width and (parts.numbers is None or parts.tokens is None):
-            raise UserError("this U-Net embeds numbers and a pooled vector; its condition lacks them")
+            raise UserError(
+                "this U-Net embeds numbers and a pooled vector; its condition lacks them"
+            )
 
     def _check(self, height: int, width: int) -> None:
         halvings = self._last

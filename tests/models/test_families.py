@@ -40,6 +40,17 @@ SMALL = {
         for name in FAMILIES
         if name.startswith("AutoencoderKL")
     },
+    **{
+        name: {
+            "channels": (8, 16),
+            "num_res_blocks": 1,
+            "num_groups": 4,
+            "attention_levels": (1,),
+            "num_codes": 8,
+        }
+        for name in FAMILIES
+        if name.startswith("MOVQ")
+    },
     "CLIP": {"width": 8, "depth": 2, "num_heads": 2, "num_features": 5, "grid": 2},
     **{
         name: {"side": 8, "channels": 8, "channel_multipliers": (1, 2), "num_res_blocks": 1}
