@@ -63,8 +63,9 @@ def parts_of(cond: Any, takes_numbers: bool = False) -> Parts:
             found = found._replace(images=(*found.images, part))
         else:
             raise UserError(
-                "a network takes one part of labels [B], one of token states, one of numbers [B, k] "
-                f"and images [B, H, W, C]; this condition has {jax.tree.map(jnp.shape, cond)}"
+                "a network takes one part of labels [B], one of token states, one of numbers "
+                "[B, k] and images [B, H, W, C]; this condition has "
+                f"{jax.tree.map(jnp.shape, cond)}"
             )
     if found.numbers is not None and not takes_numbers:
         raise UserError("this network embeds no numbers: take a UNet with embedding.added_width")

@@ -312,6 +312,9 @@ class SpatialTransformer(nn.Module):
         return constrain(x + h.reshape(x.shape), *MAPS)
 
 
+_NO_PARTS = Parts()
+
+
 class UNet(nn.Module):
     """The U-Net of ADM, DDPM, DDPM++, NCSN++ and Stable Diffusion, by settings.
 
@@ -324,7 +327,8 @@ class UNet(nn.Module):
     Call with `x [B,H,W,C]`, `noise_label [B]` (floats, of the order 0 … 1000; `[B, 2]` for two
     labels, see `Conditioning`), a condition: labels `[B] int32` (`num_classes` is the null label,
     which is also used for None), images `[B,H,W,C]` beside `x` in the channels, token states with
-    `transformers`, numbers `[B, k]` with `embedding.added_width`, or a dict of these, and `train=True` with `rngs={"dropout": key}` if there is dropout; returns `[B,H,W,C]` float32.
+    `transformers`, numbers `[B, k]` with `embedding.added_width`, or a dict of these, and
+    `train=True` with `rngs={"dropout": key}` if there is dropout; returns `[B,H,W,C]` float32.
     With `embedding.augment_dim`, `augment_labels [B, augment_dim]` may tell how images are
     augmented; none are.
 
@@ -437,7 +441,7 @@ class UNet(nn.Module):
     def _conditioning(
         self,
         noise_label: jax.Array,
-        parts: Parts = Parts(),
+        parts: Parts = _NO_PARTS,
         augment_labels: jax.Array | None = None,
     ) -> jax.Array:
         how = self.embedding
@@ -458,9 +462,10 @@ class UNet(nn.Module):
         return vector + self._added(parts) if how.added_width else vector
 
     def _added(self, parts: Parts) -> jax.Array:
-        """What the pooled vector and the numbers of the condition add to the conditioning vector."""
+        """What the pooled vector and the numbers add to the conditioning vector."""
         how, dtype = self.embedding, compute_type(self.dtype)
-        assert parts.tokens is not None and parts.numbers is not None
+        assert parts.tokens is not None
+        assert parts.numbers is not None
         flat = parts.numbers.reshape(-1)
         waves = how.frequencies(self, flat, how.added_width, "_added")
         of_numbers = waves.reshape(parts.numbers.shape[0], -1)
@@ -636,7 +641,7 @@ class UNet(nn.Module):
         """Refuses a condition whose tokens or numbers have no place, or that lacks them."""
         if parts.tokens is not None and self.transformers is None:
             raise UserError(
-                "this U-Net attends to no tokens: set `transformers`, or take DiT for this condition"
+                "UNet attends to no tokens: take DiT for this condition, or set `transformers`"
             )
         if parts.tokens is None and self.transformers is not None:
             raise UserError("this U-Net attends to tokens, and its condition has none")

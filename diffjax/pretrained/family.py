@@ -39,6 +39,9 @@ class Size:
         return {name: value for name, value in self.settings.items() if name not in of_data}
 
 
+_NO_CONDITION = Unconditional()
+
+
 @dataclass(frozen=True)
 class Denoiser:
     """A network of a family whose published tensors depend on the shape of its images too.
@@ -51,7 +54,7 @@ class Denoiser:
 
     network: Any
     image_shape: tuple[int, int, int]
-    condition: Condition = Unconditional()
+    condition: Condition = _NO_CONDITION
 
     def init(self, key: jax.Array, *inputs: Any) -> Any:
         """Initialises the network."""

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffjax.conditions import TokenStates, Tokens
+from diffjax.conditions import Tokens, TokenStates
 from diffjax.errors import UserError
 from diffjax.models import families
 from diffjax.models.stable_diffusion.published import FAMILY, LDM
@@ -194,7 +194,7 @@ def test_conditions_that_a_u_net_has_no_place_for_are_refused():
     plain = UNet(0, channels=8, channel_multipliers=(1, 2), head_channels=8)
     levels = Transformers((1, 0))
     for network, cond, said in (
-        (plain, text, "attends to no tokens: set `transformers`"),
+        (plain, text, "UNet attends to no tokens"),
         (plain, {"text": text, "size": numbers}, "embeds no numbers"),
         (plain.clone(transformers=levels), None, "its condition has none"),
         (plain.clone(transformers=Transformers((1,))), text, "needs a number for each of the 2"),

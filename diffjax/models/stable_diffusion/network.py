@@ -21,7 +21,7 @@ class StableDiffusionUNet(UNet):
         >>> import jax, jax.numpy as jnp
         >>> from diffjax.conditions import Tokens
         >>> net = StableDiffusionUNet(
-        ...     num_classes=0, channels=32, channel_multipliers=(1, 2), transformers=Transformers((1, 0))
+        ...     0, channels=32, channel_multipliers=(1, 2), transformers=Transformers((1, 0))
         ... )
         >>> x, t, text = jnp.ones((2, 8, 8, 4)), jnp.ones(2), Tokens(5, 16).example(2)
         >>> out, variables = jax.eval_shape(net.init_with_output, jax.random.key(0), x, t, text)

@@ -421,8 +421,8 @@ def _config(denoiser: Denoiser) -> dict[str, Any]:
     groups = {network.num_groups or num_groups(width) for width in widths}
     if len(groups) > 1:
         raise UserError(
-            f"UNet2DConditionModel has one number of groups, and this network has {sorted(groups)}: "
-            "set num_groups"
+            f"UNet2DConditionModel has one number of groups, and this network has "
+            f"{sorted(groups)}: set num_groups"
         )
     heads = [network.num_heads or width // network.head_channels for width in widths]
     middle = network.transformers.middle
