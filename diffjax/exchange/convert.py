@@ -16,7 +16,7 @@ from diffjax.host.processes import to_host
 from diffjax.models.families import AUTHORS, DIFFUSERS, LAYOUTS
 from diffjax.pretrained.family import Denoiser, Family
 from diffjax.pretrained.files import write_safetensors
-from diffjax.pretrained.folders import CONFIG, read_weights, write_folder
+from diffjax.pretrained.folders import CONFIG, WEIGHTS, read_weights, write_folder
 from diffjax.pretrained.torch_writer import write_torch
 from diffjax.runs.initial import by_path, check_same, is_run
 from diffjax.runs.load import load
@@ -114,7 +114,8 @@ def convert(
         state, entries = _theirs(layout, given, to)
         lines += _unlike(layout, given, state, entries)
         if to == DIFFUSERS:
-            write_folder(place, state, entries)
+            name = layout.config.weights if layout.config else WEIGHTS
+            write_folder(place, state, entries, name=name)
             lines += _unknown(entries, layout)
         else:
             place.mkdir(exist_ok=True)

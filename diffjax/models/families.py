@@ -12,6 +12,12 @@ from diffjax.models.autoencoder_kl.network import AutoencoderKL, AutoencoderKLFl
 from diffjax.models.autoencoder_kl.published import FAMILY as AUTOENCODER_KL
 from diffjax.models.autoencoder_kl.published import FLUX2, FLUX2_AUTHORS, LDM, OLD_DIFFUSERS
 from diffjax.models.autoencoder_kl.published import PREFIXES as AUTOENCODER_PREFIXES
+from diffjax.models.bert.network import Bert
+from diffjax.models.bert.published import FAMILY as BERT
+from diffjax.models.clip_text.network import ClipText
+from diffjax.models.clip_text.published import BARE as BARE_CLIP_TEXT
+from diffjax.models.clip_text.published import FAMILY as CLIP_TEXT
+from diffjax.models.clip_text.published import OPENCLIP
 from diffjax.models.ddpm.network import DDPMUNet
 from diffjax.models.ddpm.published import FAMILY as DDPM
 from diffjax.models.ddpm.published import OLD as OLD_DDPM
@@ -38,13 +44,15 @@ from diffjax.models.stable_diffusion.network import StableDiffusionUNet
 from diffjax.models.stable_diffusion.published import FAMILY as STABLE_DIFFUSION
 from diffjax.models.stable_diffusion.published import LDM as STABLE_DIFFUSION_OF_LDM
 from diffjax.models.stable_diffusion.published import PREFIXES as DENOISER_PREFIXES
+from diffjax.models.t5.network import T5Encoder
+from diffjax.models.t5.published import FAMILY as T5
 from diffjax.models.taesd.network import TAESD
 from diffjax.models.taesd.published import DIFFUSERS as TAESD_OF_DIFFUSERS
 from diffjax.models.taesd.published import FAMILY as TAESD_FAMILY
 from diffjax.models.uvit.network import UViT
 from diffjax.models.uvit.published import FAMILY as UVIT_FAMILY
 from diffjax.pretrained.family import Family
-from diffjax.pretrained.folders import read_weights
+from diffjax.pretrained.folders import Contents, read_weights
 from diffjax.pretrained.tables import Place
 
 AUTHORS, DIFFUSERS = "authors", "diffusers"
@@ -69,6 +77,9 @@ LAYOUTS: Mapping[type[Any], Mapping[str, Family]] = {
     AutoencoderKLFlux2: {AUTHORS: FLUX2_AUTHORS, DIFFUSERS: FLUX2},
     MOVQ: {AUTHORS: KANDINSKY, DIFFUSERS: MOVQ_FAMILY},
     AutoencoderKL: {AUTHORS: LDM, DIFFUSERS: AUTOENCODER_KL, "old diffusers": OLD_DIFFUSERS},
+    ClipText: {AUTHORS: OPENCLIP, DIFFUSERS: CLIP_TEXT, "transformers 5": BARE_CLIP_TEXT},
+    T5Encoder: {DIFFUSERS: T5},
+    Bert: {DIFFUSERS: BERT},
 }
 """By the class of the network. A file of SiT is taken for one of DiT, whose names it has."""
 
@@ -142,10 +153,24 @@ def find_published(path: str | Path, part: str = "", network: str = "", **settin
     Raises:
         UserError: nothing can be read there, or it is of none of these networks.
     """
+    return found_in(read_weights(path, part), network, **settings)
+
+
+def found_in(contents: Contents, network: str = "", **settings: Any) -> Found:
+    """Recognises the network and the layout of tensors, such as a part of a file of several.
+
+    Args:
+        contents: the tensors, with the entries of `config.json` if there is one.
+        network: the name of the network's class, where several have the names: `SiT`.
+        **settings: further ones of the network, such as the number of heads of no published size.
+
+    Raises:
+        UserError: they are of none of these networks.
+    """
     known = {kind.__name__: layouts for kind, layouts in LAYOUTS.items()}
     if network and network not in known:
         raise UserError(f"no published network is called {network!r}; {nearest(network, known)}")
-    whole, config, place = read_weights(path, part)
+    whole, config, place = contents
     for state in _states(whole):
         for layouts in [known[network]] if network else known.values():
             if name := layout_of(state, layouts):

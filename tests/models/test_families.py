@@ -53,6 +53,13 @@ SMALL = {
     },
     "CLIP": {"width": 8, "depth": 2, "num_heads": 2, "num_features": 5, "grid": 2},
     **{
+        name: {"width": 8, "depth": 2, "num_heads": 2, "num_features": 5, "vocabulary": 9}
+        for name in ("CLIP text", "CLIP text of OpenCLIP")
+    },
+    "BERT": {"width": 8, "depth": 2, "num_heads": 2, "vocabulary": 9},
+    "T5 encoder": {"width": 8, "depth": 2, "num_heads": 2, "mlp_width": 12, "vocabulary": 9},
+    "CLIP text of transformers 5": {"width": 8, "depth": 2, "num_heads": 2, "vocabulary": 9},
+    **{
         name: {"side": 8, "channels": 8, "channel_multipliers": (1, 2), "num_res_blocks": 1}
         for name in ("DDPM", "DDPM of old diffusers")
     },
