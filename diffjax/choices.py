@@ -37,6 +37,7 @@ from diffjax.sampling import (
     dpm_solver,
     grids,
     guidance,
+    pndm,
     restart,
     runge_kutta,
     sde,
@@ -228,6 +229,7 @@ SOLVERS: Table = MappingProxyType(
         "deis": spec(adams.deis),
         "lms": spec(adams.lms),
         "plms": spec(adams.plms),
+        "pndm": spec(pndm.pndm),
         "ab": spec(adams.ab),
         "exp_ab": spec(adams.exp_ab),
         "sa": spec(adams.exp_ab, eta=1.0),
@@ -248,6 +250,7 @@ GRIDS: Table = MappingProxyType(
         "karras": spec(grids.Karras),
         "shifted": spec(grids.Shifted),
         "beta": spec(grids.Beta),
+        "leading": spec(grids.Leading),
         "trailing": spec(grids.Trailing),
         "linspace": spec(grids.Linspace),
         "ays_sd15": spec(

@@ -9,6 +9,7 @@ import pytest
 
 import diffjax.models
 from diffjax.errors import UserError
+from diffjax.models.unet import Transformers
 from diffjax.pretrained.family import Family
 from diffjax.pretrained.files import write_safetensors
 
@@ -23,7 +24,7 @@ LAYOUTS = [name for name in FAMILIES if " of " in name]
 """Further layouts of a network, whose first layout is in the default tests."""
 _TRANSFORMERS = ["DDT", "JiT", "LightningDiT", "U-ViT"]
 LARGE = ["ADM", "ADM upsampler", "ADM classifier", "DDPM", "EDM", "Inception", "LPIPS"]
-LARGE += _TRANSFORMERS
+LARGE += ["Stable Diffusion", *_TRANSFORMERS]
 _U_NET = {
     "image_shape": (8, 12, 3),
     "channels": 8,
@@ -79,6 +80,21 @@ SMALL = {
     "LightningDiT": {"hidden_size": 16, "depth": 2, "num_heads": 2},
     "SiT": {"image_shape": (8, 8, 3), "hidden_size": 16, "depth": 2, "num_heads": 2},
     "U-ViT": {"hidden_size": 16, "depth": 3, "num_heads": 2},
+    **{
+        name: {
+            "image_shape": (8, 12, 4),
+            "context_width": 6,
+            "channels": 8,
+            "channel_multipliers": (1, 2, 2),
+            "num_res_blocks": 1,
+            "transformers": Transformers((0, 2, 1), 1),
+            "num_heads": 2,
+            "added_features": 5 + 6 * 4,
+            "num_numbers": 6,
+            "number_width": 4,
+        }
+        for name in ("Stable Diffusion", "Stable Diffusion of LDM")
+    },
 }
 """Settings of a small one where the default is large, or has no default."""
 
