@@ -11,7 +11,7 @@ from jaxtyping import Float
 
 from diffjax.conditions import TokenStates
 from diffjax.errors import UserError
-from diffjax.models.layers import Dense, compute_type
+from diffjax.models.layers import Dense, as_of_head_width, compute_type
 from diffjax.models.placement import BATCH, constrain
 from diffjax.shapes import Array, Images, Tokens
 
@@ -85,10 +85,12 @@ class CrossAttention(nn.Module):
     Attributes:
         num_heads: the number of heads; divides the width D.
         dtype: the compute type.
+        base_head_width: as of `diffjax.models.layers.SelfAttention`.
     """
 
     num_heads: int
     dtype: str = "float32"
+    base_head_width: int = 0
 
     @nn.compact
     def __call__(self, x: Tokens, context: TokenStates) -> Tokens:
@@ -109,6 +111,7 @@ class CrossAttention(nn.Module):
             )
             for part in (q, *jnp.split(kv, 2, axis=-1))
         )  # fmt: skip
+        q = as_of_head_width(q, self.base_head_width)
         out = jax.nn.dot_product_attention(
             q, k, v, mask=mask[:, None, None, :], implementation="xla"
         )
