@@ -1,4 +1,4 @@
-"""muP: factors by shapes, initial deviations, equal bits at the base width, steps that keep size."""
+"""muP: factors by shapes, initial deviations, equal bits at the base width, steps of equal size."""
 
 import jax
 import jax.numpy as jnp
