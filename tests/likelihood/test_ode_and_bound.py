@@ -383,6 +383,7 @@ class Shrunk:
         return predict
 
 
+@pytest.mark.thorough
 def test_a_wrong_denoiser_is_worse_and_its_bound_still_one():
     x = drawn(MIXTURE, 1024, 7)
     right, worse = (
