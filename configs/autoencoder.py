@@ -28,12 +28,12 @@ def _kl(**sizes: object) -> ConfigDict:
     return spec(Variational, network=spec(AutoencoderKL, **sizes))
 
 
-_IN_GREY = {"image_channels": 1, "num_res_blocks": 1, "num_groups": 8, "latent_channels": 4}
+_IN_GREY = {"image_channels": 1, "num_res_blocks": 1, "num_groups": 8}
 MODELS = {
-    # Of elements of 4x4 pixels, and of 2x2 for small images in grey.
+    # Of elements of 4x4 pixels, and of 2x2 for digits.
     "small": _kl(channels=(32, 64, 64), num_res_blocks=1, num_groups=8, latent_channels=4),
-    "digits": _kl(channels=(32, 64), **_IN_GREY),
-    "fashion_mnist": _kl(channels=(32, 64, 64), **_IN_GREY),
+    "digits": _kl(channels=(32, 64), latent_channels=2, **_IN_GREY),
+    "fashion_mnist": _kl(channels=(32, 64, 64), latent_channels=4, **_IN_GREY),
     # Latent diffusion's, of elements of 4x4 and 8x8 pixels; the second is Stable Diffusion's.
     "kl-f4": _kl(channels=(128, 256, 512), latent_channels=3),
     "kl-f8": _kl(),
@@ -61,6 +61,7 @@ def get_config(arguments: str = "") -> ConfigDict:
     if data != "images":
         config.num_steps = 2_000
         config.batch_size = 64
+        config.loss.kl_weight = 1e-3
         config.optimizer.learning_rate = 1e-3
         config.sample_every_steps = 500
         config.checkpoint_every_steps = 500
