@@ -18,7 +18,7 @@ from diffjax.host.run_files import read_json
 from diffjax.models.families import AUTHORS, DIFFUSERS, LAYOUTS
 from diffjax.pretrained.family import Denoiser, Family
 from diffjax.pretrained.files import write_safetensors
-from diffjax.pretrained.folders import CONFIG, PIPELINE, read_weights, write_folder
+from diffjax.pretrained.folders import CONFIG, PIPELINE, WEIGHTS, read_weights, write_folder
 from diffjax.pretrained.torch_writer import write_torch
 from diffjax.runs.initial import by_path, check_same, is_run
 from diffjax.runs.load import load
@@ -116,7 +116,8 @@ def convert(
         state, entries = _theirs(layout, given, to)
         lines += _unlike(layout, given, state, entries)
         if to == DIFFUSERS:
-            write_folder(place, state, entries)
+            name = layout.config.weights if layout.config else WEIGHTS
+            write_folder(place, state, entries, name=name)
             lines += _unknown(entries, layout)
         else:
             place.mkdir(exist_ok=True)
