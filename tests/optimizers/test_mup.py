@@ -1,4 +1,4 @@
-"""muP: factors by shapes, initial deviations, equal bits at the base width, steps that keep size."""
+"""muP: factors by shapes, initial deviations, equal bits at the base width, sizes of steps."""
 
 import jax
 import jax.numpy as jnp
@@ -59,6 +59,7 @@ def test_rates_of_kernels_fall_with_their_inputs_and_others_stay(scan):
     assert wire(config, (8, 8, 1), of_classes(10)).rate_factors is None
 
 
+@pytest.mark.thorough
 def test_initial_deviations_are_those_of_the_exponents():
     """Constant where inputs do not grow, 1/√width where they do, from the base network's."""
     wide = initial(DiT(3, **WIDE, base_width=16))
@@ -110,6 +111,7 @@ def steps_of(config, count=3):
     return jax.device_get(run(params))
 
 
+@pytest.mark.thorough
 def test_a_network_of_the_base_width_trains_bit_by_bit_as_without():
     sizes = {"base_head_width": 8, "hidden_size": 16, "num_heads": 2}
     with_it, without = (
