@@ -19,7 +19,7 @@ from jaxtyping import Bool, Float
 
 from diffjax.errors import UserError, nearest
 from diffjax.kinds import Positive
-from diffjax.models.attention import attention
+from diffjax.models.attention import attention, masked
 from diffjax.models.norms import norm
 from diffjax.models.placement import BATCH, constrain, one_device
 from diffjax.models.remat import ATTENTION
@@ -356,7 +356,8 @@ class SelfAttention(nn.Module):
     """Multi-head self-attention over tokens `[B, T, D]`, with dense layers before and after it.
 
     In stacked blocks, `place [depth]` is one-hot: true at the number of this block. With `rotation`
-    queries and keys are rotated by the tokens' positions (`diffjax.models.rotary`).
+    queries and keys are rotated by the tokens' positions (`diffjax.models.rotary`). With `mask`,
+    `[B or 1, heads or 1, T, T]`, a token attends to those where it is true.
 
     One dense layer returns queries, keys and values. The order of its columns is the same function
     with other places of the weights, and published networks differ in it.
@@ -394,6 +395,7 @@ class SelfAttention(nn.Module):
         x: Tokens,
         place: Bool[Array, " depth"] | None = None,
         rotation: Rotation | None = None,
+        mask: Bool[Array, "..."] | None = None,
     ) -> Tokens:
         dtype = compute_type(self.dtype)
         batch, length, width = x.shape
@@ -428,7 +430,8 @@ class SelfAttention(nn.Module):
         if rotation is not None:
             q, k = rotate(q, rotation), rotate(k, rotation)
         q = as_of_head_width(q, self.base_head_width)
-        out = checkpoint_name(self.look(q, k, v, place), ATTENTION).reshape(batch, length, width)
+        out = self.look(q, k, v, place) if mask is None else masked(q, k, v, mask)
+        out = checkpoint_name(out, ATTENTION).reshape(batch, length, width)
         return Dense(width, dtype=dtype, kernel_init=self.out_init, name="out")(out)
 
     def look(self, q: jax.Array, k: jax.Array, v: jax.Array, place: jax.Array | None) -> jax.Array:
