@@ -160,7 +160,7 @@ def test_a_part_of_the_parameters_has_their_factors():
     assert jax.tree.structure(updates) == jax.tree.structure(params)
 
 
-WIDTHS = (32, 64, 128, 256)
+WIDTHS = (32, 64, 128)
 STEPS = 3
 
 
