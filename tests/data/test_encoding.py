@@ -109,9 +109,7 @@ def test_features_of_images_are_stored_beside_them_and_go_with_the_mirrored_ones
         other = replace(extractor, sha256="1" * 64)
         encode(data_set(), SpaceToDepth(2), tmp_path, replace(how, extractor=other))
     np.save(tmp_path / "features.npy", both[0][:5])
-    with pytest.raises(
-        UserError, match=r"features.npy in .* is \[5, 2, 3, 4\], and features of"
-    ):
+    with pytest.raises(UserError, match=r"features.npy in .* is \[5, 2, 3, 4\], and features of"):
         latents(str(tmp_path), codec=SpaceToDepth(2))
     with pytest.raises(UserError, match=r"pixels:2x2 returns \[4\] for an image"):
         encode(data_set(), SpaceToDepth(2), tmp_path / "x", Stored(extractor=pixel_features(2)))
