@@ -105,8 +105,8 @@ def test_features_of_images_are_stored_beside_them_and_go_with_the_mirrored_ones
     plain: Any = train.gather(rows)
     np.testing.assert_allclose(plain["features"], both[0][rows], atol=1e-6)
     assert json.loads((tmp_path / "latents.json").read_text())["features"] == "patches:2x3x4"
+    other = replace(extractor, sha256="1" * 64)
     with pytest.raises(UserError, match="holds latents of features_sha256=0000"):
-        other = replace(extractor, sha256="1" * 64)
         encode(data_set(), SpaceToDepth(2), tmp_path, replace(how, extractor=other))
     np.save(tmp_path / "features.npy", both[0][:5])
     with pytest.raises(UserError, match=r"features.npy in .* is \[5, 2, 3, 4\], and features of"):
