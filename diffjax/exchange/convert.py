@@ -31,7 +31,19 @@ FORMATS: Mapping[str, tuple[str, Callable[[Path, Mapping[str, Any]], None]]] = {
     "safetensors": ("safetensors", write_safetensors),
 }
 """How a file of the authors' layout may be written: the end of its name, and what writes it."""
-_WITHOUT_EFFECT = frozenset({"parent", "name", "dtype", "attention", "scan", "remat", "dropout"})
+_WITHOUT_EFFECT = frozenset(
+    {
+        "parent",
+        "name",
+        "dtype",
+        "attention",
+        "scan",
+        "remat",
+        "dropout",
+        "hidden_depth",
+        "base_width",
+    }
+)
 _NOT_SHOWN = frozenset({"num_heads", "num_groups", "head_channels", "attention_resolutions"})
 """Settings that tensors do not show, and that whoever reads them knows from the published size."""
 
