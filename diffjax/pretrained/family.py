@@ -10,9 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from diffjax.conditions import Condition, Unconditional
 from diffjax.errors import UserError, nearest
 from diffjax.pretrained.folders import WEIGHTS, read_weights
-from diffjax.pretrained.tables import Place, Table, check, to_ours, to_theirs
+from diffjax.pretrained.tables import Place, Table, check, in_memory, to_ours, to_theirs
 
 
 @dataclass(frozen=True)
@@ -38,17 +39,22 @@ class Size:
         return {name: value for name, value in self.settings.items() if name not in of_data}
 
 
+_NO_CONDITION = Unconditional()
+
+
 @dataclass(frozen=True)
 class Denoiser:
     """A network of a family whose published tensors depend on the shape of its images too.
 
     Attributes:
-        network: the module, called with images, noise labels and class labels.
+        network: the module, called with images, noise labels and a condition.
         image_shape: `(H, W, C)` of its images.
+        condition: the kind of its condition; labels and none have the same shape.
     """
 
     network: Any
     image_shape: tuple[int, int, int]
+    condition: Condition = _NO_CONDITION
 
     def init(self, key: jax.Array, *inputs: Any) -> Any:
         """Initialises the network."""
@@ -56,10 +62,10 @@ class Denoiser:
 
     @property
     def inputs(self) -> tuple[jax.ShapeDtypeStruct, ...]:
-        """The arguments of its call: images, noise labels, class labels."""
-        shapes = ((1, *self.image_shape), (1,), (1,))
-        kinds = (jnp.float32, jnp.float32, jnp.int32)
-        return tuple(map(jax.ShapeDtypeStruct, shapes, kinds))
+        """The arguments of its call: images, noise labels, and a condition of one example."""
+        images = jax.ShapeDtypeStruct((1, *self.image_shape), jnp.float32)
+        noise_label = jax.ShapeDtypeStruct((1,), jnp.float32)
+        return images, noise_label, self.condition.abstract(1)
 
 
 @dataclass(frozen=True)
@@ -249,14 +255,15 @@ class Family:
     def shapes(self, network: Any) -> Any:
         """The parameters of a network as `jax.ShapeDtypeStruct`, without computing them."""
         leaves, structure = jax.tree.flatten(tuple(self.inputs(network)))
-        return _shapes(network, tuple(leaves), structure)
+        module = network.network if isinstance(network, Denoiser) else network
+        return _shapes(module, tuple(leaves), structure)
 
     def to_ours(
         self,
         state: Mapping[str, Any],
         network: Any,
         source: str,
-        place: Place = lambda path, array: array,
+        place: Place = in_memory,
     ) -> Any:
         """Converts published tensors to parameters; see `diffjax.pretrained.tables.to_ours`."""
         expected = self.shapes(network)
@@ -278,7 +285,7 @@ class Family:
         self,
         path: str | Path,
         network: Any = None,
-        place: Place = lambda path, array: array,
+        place: Place = in_memory,
     ) -> tuple[Any, Any]:
         """Reads a published file, or a folder of diffusers.
 
