@@ -17,6 +17,8 @@ from diffjax.models.autoencoder_kl.published import (
     OLD_DIFFUSERS,
     without_prefix,
 )
+from diffjax.models.dc_ae.network import DCAE
+from diffjax.models.dc_ae.published import FAMILY as DC_AE
 from diffjax.models.ddpm.network import DDPMUNet
 from diffjax.models.ddpm.published import FAMILY as DDPM
 from diffjax.models.ddpm.published import OLD as OLD_DDPM
@@ -68,6 +70,7 @@ LAYOUTS: Mapping[type[Any], Mapping[str, Family]] = {
     # Before the one whose names their files have too.
     AutoencoderKLFlux2: {AUTHORS: FLUX2_AUTHORS, DIFFUSERS: FLUX2},
     MOVQ: {AUTHORS: KANDINSKY, DIFFUSERS: MOVQ_FAMILY},
+    DCAE: {DIFFUSERS: DC_AE},
     AutoencoderKL: {AUTHORS: LDM, DIFFUSERS: AUTOENCODER_KL, "old diffusers": OLD_DIFFUSERS},
 }
 """By the class of the network. A file of SiT is taken for one of DiT, whose names it has."""
