@@ -9,6 +9,7 @@ import pytest
 
 import diffjax.models
 from diffjax.errors import UserError
+from diffjax.models.unet import Transformers
 from diffjax.pretrained.family import Family
 from diffjax.pretrained.files import write_safetensors
 
@@ -22,8 +23,8 @@ FAMILIES = {
 LAYOUTS = [name for name in FAMILIES if " of " in name]
 """Further layouts of a network, whose first layout is in the default tests."""
 _TRANSFORMERS = ["DDT", "JiT", "LightningDiT", "U-ViT"]
-_U_NETS = ["ADM", "ADM upsampler", "ADM classifier", "DDPM", "EDM"]
-LARGE = [*_U_NETS, "DC-AE", "Inception", *_TRANSFORMERS]
+_U_NETS = ["ADM", "ADM upsampler", "ADM classifier", "DDPM", "EDM", "Stable Diffusion"]
+LARGE = [*_U_NETS, "DC-AE", "Inception", "LPIPS", *_TRANSFORMERS]
 _U_NET = {
     "image_shape": (8, 12, 3),
     "channels": 8,
@@ -52,6 +53,13 @@ SMALL = {
     },
     "CLIP": {"width": 8, "depth": 2, "num_heads": 2, "num_features": 5, "grid": 2},
     **{
+        name: {"width": 8, "depth": 2, "num_heads": 2, "num_features": 5, "vocabulary": 9}
+        for name in ("CLIP text", "CLIP text of OpenCLIP")
+    },
+    "BERT": {"width": 8, "depth": 2, "num_heads": 2, "vocabulary": 9},
+    "T5 encoder": {"width": 8, "depth": 2, "num_heads": 2, "mlp_width": 12, "vocabulary": 9},
+    "CLIP text of transformers 5": {"width": 8, "depth": 2, "num_heads": 2, "vocabulary": 9},
+    **{
         name: {"side": 8, "channels": 8, "channel_multipliers": (1, 2), "num_res_blocks": 1}
         for name in ("DDPM", "DDPM of old diffusers")
     },
@@ -74,10 +82,26 @@ SMALL = {
         "attention_levels": (1,),
         "head_channels": 8,
     },
+    "LPIPS": {"width": 2},
     "JiT": {"hidden_size": 16, "depth": 2, "num_heads": 2, "class_tokens_from": 1},
     "LightningDiT": {"hidden_size": 16, "depth": 2, "num_heads": 2},
     "SiT": {"image_shape": (8, 8, 3), "hidden_size": 16, "depth": 2, "num_heads": 2},
     "U-ViT": {"hidden_size": 16, "depth": 3, "num_heads": 2},
+    **{
+        name: {
+            "image_shape": (8, 12, 4),
+            "context_width": 6,
+            "channels": 8,
+            "channel_multipliers": (1, 2, 2),
+            "num_res_blocks": 1,
+            "transformers": Transformers((0, 2, 1), 1),
+            "num_heads": 2,
+            "added_features": 5 + 6 * 4,
+            "num_numbers": 6,
+            "number_width": 4,
+        }
+        for name in ("Stable Diffusion", "Stable Diffusion of LDM")
+    },
 }
 """Settings of a small one where the default is large, or has no default."""
 
@@ -113,7 +137,9 @@ def test_there_and_back_parameters_are_the_same(name, tmp_path):
         pytest.param(
             name,
             size,
-            marks=[] if i == 0 and name not in (*LARGE, *LAYOUTS) else pytest.mark.thorough,
+            marks=[]
+            if i == 0 and name not in (*LARGE, *LAYOUTS)
+            else pytest.mark.thorough(tenth=False),
         )
         for name in FAMILIES
         for i, size in enumerate(FAMILIES[name].sizes)
