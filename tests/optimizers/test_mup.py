@@ -1,5 +1,7 @@
 """muP: factors by shapes, initial deviations, equal bits at the base width, sizes of steps."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -129,6 +131,8 @@ def test_steps_are_those_of_adam_times_the_factors():
     gradient = jax.tree.map(jnp.cos, params)
     state = plain.transform.init(params)
     step, _ = plain.transform.update(gradient, state, params)
+    found: Any
+    step: Any
     found, after = scaled.transform.update(gradient, scaled.transform.init(params), params)
     np.testing.assert_allclose(found["kernel"], step["kernel"] / 4, rtol=1e-6)
     np.testing.assert_array_equal(found["bias"], step["bias"])
