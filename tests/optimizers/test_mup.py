@@ -238,6 +238,8 @@ def test_the_study_trains_and_draws():
     assert "| 16 | muP |" in table(found)
     assert plot(found)[1:4] == b"PNG"
     assert np.isnan(Losses(16, True, (1.0,), np.array([[np.nan]])).best_rate)
+    with pytest.raises(UserError, match=r"images and their classes alone, and .* takes features"):
+        final_losses(config_of("wrappers=repa"), digits(), (1e-3,), 1)
     config.model = spec(Tiny)
     with pytest.raises(UserError, match="no transformer with muP"):
         of_width(config, 16, 8)

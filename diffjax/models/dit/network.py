@@ -537,10 +537,9 @@ def xavier_of(fan_out: int) -> initializers.Initializer:
     """
     xavier = initializers.xavier_uniform()
 
-    def init(key: Any, shape: Any, dtype: Any = jnp.float32, out_sharding: Any = None) -> Any:
-        del out_sharding
+    def init(key: OneKey, shape: Any, *how: Any, **further: Any) -> jax.Array:
         own, wanted = shape[-2] + shape[-1], shape[-2] + fan_out
-        return xavier(key, shape, dtype) * math.sqrt(own / wanted)
+        return xavier(key, shape, *how, **further) * math.sqrt(own / wanted)
 
     return init
 
