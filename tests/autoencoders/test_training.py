@@ -134,7 +134,7 @@ def run_of_one(tmp_path_factory):
 def test_a_run_measures_itself_and_is_finished_once(run_of_one):
     result = json.loads((run_of_one / "autoencoder.json").read_text())
     assert result["num_images"] == 359
-    assert result["latent_shape"] == [4, 4, 4]
+    assert result["latent_shape"] == [4, 4, 2]
     codec = AutoencoderFolder(str(run_of_one))
     images = digits().train.gather(np.arange(1438))["image"] / np.float32(127.5) - 1
     posterior = jax.jit(codec.posterior)(codec.params, images)
@@ -159,7 +159,7 @@ def test_latents_of_a_run_are_trained_on_and_others_are_refused(run_of_one, tmp_
     codec = lookup.codec_called(f"autoencoder:path={run_of_one}")
     encode(digits(), codec, tmp_path / "latents", Stored("moments"))
     data = build(latents_in(str(tmp_path / "latents")))
-    assert data.image_shape == (4, 4, 4)
+    assert data.image_shape == (4, 4, 2)
     assert data.picture_shape == (8, 8, 1)
     config = json.loads((run_of_one / "vae" / "config.json").read_text())
     (tmp_path / "other" / "vae").mkdir(parents=True)
