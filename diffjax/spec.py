@@ -21,6 +21,8 @@ TARGET = "_target_"
 # The modules of diffjax that a saved config may name: the parts of an experiment. The others write
 # files, download or start programs.
 _VOCABULARY = (
+    "autoencoders.losses",
+    "autoencoders.perceptual",
     "codecs",
     "conditions",
     "data",
