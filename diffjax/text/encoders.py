@@ -215,7 +215,7 @@ class FolderEncoder:
 
         def stored(path: str, array: Any) -> jax.Array:
             del path
-            return jnp.asarray(np.asarray(array), kind)
+            return jnp.array(np.asarray(array), kind)  # A copy: the file may change.
 
         how = self.layer, self.normed, self.padding, self.chunks
         # Settings are checked before the weights are read.
