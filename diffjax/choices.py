@@ -75,6 +75,7 @@ PATHS: Table = MappingProxyType(
     {
         "linear": spec(paths.Linear),
         "linear_shifted": spec(shifts.TimeShift, path=spec(paths.Linear)),
+        "linear_twice_noise": spec(shifts.ScaledNoise, path=spec(paths.Linear)),
         "cosine": spec(paths.Cosine),
         "cosine_shifted": spec(shifts.LogSNRShift, path=spec(paths.Cosine)),
         "ddpm": spec(paths.LinearBeta),
@@ -277,6 +278,7 @@ GUIDANCE: Table = MappingProxyType(
         "limited": spec(guidance.Limited),
         # Where t on the linear path is below 0.9: log-SNR 2·log((1 - t)/t).
         "limited_jit": spec(guidance.Limited, low=-4.394, high=float("inf")),
+        "limited_jit_512": spec(guidance.Limited, low=-5.781, high=float("inf")),
         "first_channels": spec(guidance.FirstChannels),
         "rescaled": spec(guidance.Rescaled),
         "clipped": spec(guidance.Clipped),
@@ -292,6 +294,7 @@ AGAINST: Table = MappingProxyType(
         "label": spec(guidance.OtherCondition),
         "prompt": spec(guidance.OtherCondition),
         "weights": spec(guidance.OtherWeights),
+        "classifier": spec(guidance.Classifier, file=""),
         "attention": spec(guidance.WithoutAttention),
     }
 )

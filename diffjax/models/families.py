@@ -77,7 +77,7 @@ LAYOUTS: Mapping[type[Any], Mapping[str, Family]] = {
     DDPMUNet: {DIFFUSERS: DDPM, "old diffusers": OLD_DDPM},
     EDM2: {AUTHORS: EDM2_FAMILY},
     StableDiffusionUNet: {AUTHORS: STABLE_DIFFUSION_OF_LDM, DIFFUSERS: STABLE_DIFFUSION},
-    TAESD: {"pair of files": TAESD_FAMILY, DIFFUSERS: TAESD_OF_DIFFUSERS},
+    TAESD: {AUTHORS: TAESD_FAMILY, DIFFUSERS: TAESD_OF_DIFFUSERS},
     # Before the one whose names their files have too.
     AutoencoderKLFlux2: {AUTHORS: FLUX2_AUTHORS, DIFFUSERS: FLUX2},
     MOVQ: {AUTHORS: KANDINSKY, DIFFUSERS: MOVQ_FAMILY},

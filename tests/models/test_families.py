@@ -25,6 +25,8 @@ LAYOUTS = [name for name in FAMILIES if " of " in name]
 _TRANSFORMERS = ["DDT", "JiT", "LightningDiT", "U-ViT"]
 _U_NETS = ["ADM", "ADM upsampler", "ADM classifier", "DDPM", "EDM", "Stable Diffusion"]
 LARGE = [*_U_NETS, "DC-AE", "Inception", "LPIPS", "RAE", *_TRANSFORMERS]
+MORE = ["ADM upsampler", "ADM classifier", "Inception", "LPIPS"]
+"""Of another's network, or of one size, which is large."""
 _U_NET = {
     "image_shape": (8, 12, 3),
     "channels": 8,
@@ -130,7 +132,7 @@ def drawn(family, network, seed=0):
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param(name, marks=pytest.mark.thorough if name in (*LARGE, *LAYOUTS) else [])
+        pytest.param(name, marks=pytest.mark.thorough if name in (*MORE, *LAYOUTS) else [])
         for name in FAMILIES
     ],
 )
