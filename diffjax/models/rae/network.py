@@ -153,10 +153,10 @@ class RAE(nn.Module):
 
     def _resized(self, images: Images) -> Array:
         size = self.encoder_side
+        if images.shape[1:3] == (size, size):
+            return images
         rows, columns = (
             jnp.asarray(cubic_weights(n, size, step=n / size), jnp.float32)
             for n in images.shape[1:3]
         )
-        if images.shape[1:3] == (size, size):
-            return images
         return jnp.einsum("ih,jw,bhwc->bijc", rows, columns, images)
