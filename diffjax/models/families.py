@@ -40,6 +40,9 @@ from diffjax.models.lightningdit.published import FAMILY as LIGHTNINGDIT_FAMILY
 from diffjax.models.movq.network import MOVQ
 from diffjax.models.movq.published import FAMILY as MOVQ_FAMILY
 from diffjax.models.movq.published import KANDINSKY
+from diffjax.models.rae.network import RAE
+from diffjax.models.rae.published import FAMILY as RAE_FAMILY
+from diffjax.models.rae.published import OLD as OLD_RAE
 from diffjax.models.sit.network import SiT
 from diffjax.models.sit.published import FAMILY as SIT_FAMILY
 from diffjax.models.stable_diffusion.network import StableDiffusionUNet
@@ -79,6 +82,7 @@ LAYOUTS: Mapping[type[Any], Mapping[str, Family]] = {
     AutoencoderKLFlux2: {AUTHORS: FLUX2_AUTHORS, DIFFUSERS: FLUX2},
     MOVQ: {AUTHORS: KANDINSKY, DIFFUSERS: MOVQ_FAMILY},
     DCAE: {DIFFUSERS: DC_AE},
+    RAE: {DIFFUSERS: RAE_FAMILY, "transformers 4": OLD_RAE},
     AutoencoderKL: {AUTHORS: LDM, DIFFUSERS: AUTOENCODER_KL, "old diffusers": OLD_DIFFUSERS},
     ClipText: {AUTHORS: OPENCLIP, DIFFUSERS: CLIP_TEXT, "transformers 5": BARE_CLIP_TEXT},
     T5Encoder: {DIFFUSERS: T5},

@@ -24,7 +24,7 @@ LAYOUTS = [name for name in FAMILIES if " of " in name]
 """Further layouts of a network, whose first layout is in the default tests."""
 _TRANSFORMERS = ["DDT", "JiT", "LightningDiT", "U-ViT"]
 _U_NETS = ["ADM", "ADM upsampler", "ADM classifier", "DDPM", "EDM", "Stable Diffusion"]
-LARGE = [*_U_NETS, "DC-AE", "Inception", "LPIPS", *_TRANSFORMERS]
+LARGE = [*_U_NETS, "DC-AE", "Inception", "LPIPS", "RAE", *_TRANSFORMERS]
 MORE = ["ADM upsampler", "ADM classifier", "Inception", "LPIPS"]
 """Of another's network, or of one size, which is large."""
 _U_NET = {
@@ -87,6 +87,19 @@ SMALL = {
     "LPIPS": {"width": 2},
     "JiT": {"hidden_size": 16, "depth": 2, "num_heads": 2, "class_tokens_from": 1},
     "LightningDiT": {"hidden_size": 16, "depth": 2, "num_heads": 2},
+    **{
+        name: {
+            "encoder_width": 64,
+            "encoder_depth": 1,
+            "width": 16,
+            "depth": 1,
+            "num_heads": 2,
+            "mlp_width": 24,
+            "encoder_side": 28,
+            "grid": 3,
+        }
+        for name in ("RAE", "RAE of transformers 4")
+    },
     "SiT": {"image_shape": (8, 8, 3), "hidden_size": 16, "depth": 2, "num_heads": 2},
     "U-ViT": {"hidden_size": 16, "depth": 3, "num_heads": 2},
     **{
