@@ -11,10 +11,10 @@ from types import MappingProxyType
 
 from ml_collections import ConfigDict
 
-from diffjax.codecs import SpaceToDepth, autoencoder_kl, movq, taesd
+from diffjax.codecs import SpaceToDepth, autoencoder_kl, autoencoders, dc_ae, movq, taesd
 from diffjax.models import EDM2, DiT, UNet
 from diffjax.models.autoencoder_kl.sizes import WEIGHTS as AUTOENCODERS
-from diffjax.objectives import couplings, interpolant, learned_variance, mean_flow, wrappers
+from diffjax.objectives import couplings, interpolant, learned_variance, mean_flow, repa, wrappers
 from diffjax.objectives.denoising import Denoising
 from diffjax.optimizers import adam, lion, muon, normalised, schedule_free
 from diffjax.optimizers import schedules as rates
@@ -37,6 +37,7 @@ from diffjax.sampling import (
     dpm_solver,
     grids,
     guidance,
+    pndm,
     restart,
     runge_kutta,
     sde,
@@ -55,6 +56,8 @@ CODECS: Table = MappingProxyType(
         "autoencoder_tiny": spec(taesd.AutoencoderTiny),
         "autoencoder_kl": spec(autoencoder_kl.AutoencoderKL),
         "movq": spec(movq.MOVQ),
+        "dc_ae": spec(dc_ae.DCAE),
+        "autoencoder": spec(autoencoders.AutoencoderFolder),
         **{
             name: spec(
                 autoencoder_kl.AutoencoderKL,
@@ -201,6 +204,8 @@ WRAPPERS: Table = MappingProxyType(
         "importance": spec(wrappers.Importance, proposal=spec(times.LogitNormal)),
         "contrastive": spec(wrappers.Contrastive),
         "dispersive": spec(wrappers.Dispersive),
+        "repa": spec(repa.REPA),
+        "irepa": spec(repa.REPA, scale=1.0, spatial=True),
     }
 )
 # Samplers: how x is stepped from one time of the grid to the next.
@@ -228,6 +233,7 @@ SOLVERS: Table = MappingProxyType(
         "deis": spec(adams.deis),
         "lms": spec(adams.lms),
         "plms": spec(adams.plms),
+        "pndm": spec(pndm.pndm),
         "ab": spec(adams.ab),
         "exp_ab": spec(adams.exp_ab),
         "sa": spec(adams.exp_ab, eta=1.0),
@@ -248,6 +254,7 @@ GRIDS: Table = MappingProxyType(
         "karras": spec(grids.Karras),
         "shifted": spec(grids.Shifted),
         "beta": spec(grids.Beta),
+        "leading": spec(grids.Leading),
         "trailing": spec(grids.Trailing),
         "linspace": spec(grids.Linspace),
         "ays_sd15": spec(

@@ -10,8 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from diffjax.conditions import Condition, Unconditional
 from diffjax.errors import UserError, nearest
-from diffjax.pretrained.folders import read_weights
+from diffjax.pretrained.folders import WEIGHTS, read_weights
 from diffjax.pretrained.tables import Place, Table, check, in_memory, to_ours, to_theirs
 
 
@@ -38,17 +39,22 @@ class Size:
         return {name: value for name, value in self.settings.items() if name not in of_data}
 
 
+_NO_CONDITION = Unconditional()
+
+
 @dataclass(frozen=True)
 class Denoiser:
     """A network of a family whose published tensors depend on the shape of its images too.
 
     Attributes:
-        network: the module, called with images, noise labels and class labels.
+        network: the module, called with images, noise labels and a condition.
         image_shape: `(H, W, C)` of its images.
+        condition: the kind of its condition; labels and none have the same shape.
     """
 
     network: Any
     image_shape: tuple[int, int, int]
+    condition: Condition = _NO_CONDITION
 
     def init(self, key: jax.Array, *inputs: Any) -> Any:
         """Initialises the network."""
@@ -56,10 +62,10 @@ class Denoiser:
 
     @property
     def inputs(self) -> tuple[jax.ShapeDtypeStruct, ...]:
-        """The arguments of its call: images, noise labels, class labels."""
-        shapes = ((1, *self.image_shape), (1,), (1,))
-        kinds = (jnp.float32, jnp.float32, jnp.int32)
-        return tuple(map(jax.ShapeDtypeStruct, shapes, kinds))
+        """The arguments of its call: images, noise labels, and a condition of one example."""
+        images = jax.ShapeDtypeStruct((1, *self.image_shape), jnp.float32)
+        noise_label = jax.ShapeDtypeStruct((1,), jnp.float32)
+        return images, noise_label, self.condition.abstract(1)
 
 
 @dataclass(frozen=True)
@@ -67,7 +73,8 @@ class Config:
     """How the settings beside published tensors describe a network, in both directions.
 
     Attributes:
-        class_name: the name of the class there, the entry `_class_name`.
+        class_name: the name of the class there, the entry `_class_name`; "" for folders of
+            transformers, which have no such entry.
         fixed: entries that have one value in all networks of the family.
         to_ours: the other entries -> settings of the network. It may raise `KeyError`.
         to_theirs: a network -> the other entries. It may raise `UserError` for one that can't be
@@ -75,6 +82,7 @@ class Config:
         where: where they are, for errors; a pickle of NVIDIA's has settings too.
         beside: entries that the network does not depend on but its users do, with the values that
             diffusers takes where they are missing, such as the scale of latents.
+        weights: the name of the file of weights beside it, without its end.
     """
 
     class_name: str
@@ -83,6 +91,7 @@ class Config:
     to_theirs: Callable[[Any], Mapping[str, Any]]
     where: str = "config.json"
     beside: Mapping[str, Any] = field(default_factory=dict)
+    weights: str = WEIGHTS
 
     def settings(self, entries: Mapping[str, Any], source: str) -> Mapping[str, Any]:
         """The settings of the network that a `config.json` describes.
@@ -91,7 +100,7 @@ class Config:
             UserError: an entry is missing, of another class, or of a value that no network here
                 has.
         """
-        for name, value in {"_class_name": self.class_name, **self.fixed}.items():
+        for name, value in self._constants.items():
             if entries.get(name, value) != value:
                 raise UserError(
                     f"{source}: {self.where} has {name}={entries[name]!r}, and only {value!r} is "
@@ -107,7 +116,12 @@ class Config:
 
     def entries(self, network: Any) -> dict[str, Any]:
         """The `config.json` of a network."""
-        return {"_class_name": self.class_name, **self.fixed, **self.to_theirs(network)}
+        return {**self._constants, **self.to_theirs(network)}
+
+    @property
+    def _constants(self) -> dict[str, Any]:
+        named = {"_class_name": self.class_name} if self.class_name else {}
+        return {**named, **self.fixed}
 
 
 @dataclass(frozen=True)
@@ -243,7 +257,8 @@ class Family:
     def shapes(self, network: Any) -> Any:
         """The parameters of a network as `jax.ShapeDtypeStruct`, without computing them."""
         leaves, structure = jax.tree.flatten(tuple(self.inputs(network)))
-        return _shapes(network, tuple(leaves), structure)
+        module = network.network if isinstance(network, Denoiser) else network
+        return _shapes(module, tuple(leaves), structure)
 
     def to_ours(
         self,

@@ -350,7 +350,7 @@ def test_every_record_has_names_that_there_are():
         assert record.codec in ("", *choices.CODECS), family.name
 
 
-@pytest.mark.thorough
+@pytest.mark.thorough(tenth=False)
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_every_family_with_a_record_draws_samples(name, tmp_path, monkeypatch):
     """Of a small size, as if it were published."""
