@@ -1,7 +1,7 @@
 """Published networks as runs: read from their files, with the recipe of their authors."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,15 +12,18 @@ from ml_collections import ConfigDict
 from diffjax import choices, lookup
 from diffjax.codecs import Codec, Identity, Unstated
 from diffjax.codecs.autoencoder_kl import AutoencoderKL, autoencoder_at
-from diffjax.conditions import Condition
-from diffjax.conditions.classes import of_classes
+from diffjax.conditions import Condition, Several
+from diffjax.conditions.classes import Unconditional, of_classes
 from diffjax.data import latents
 from diffjax.data.imagenet import label_names
 from diffjax.defaults import experiment
 from diffjax.errors import UserError, nearest
 from diffjax.evaluation.extractors.features import pixel_features
+from diffjax.exchange.prompts import prompts_of
+from diffjax.exchange.schedulers import Schedule, schedule_of
 from diffjax.models.families import LAYOUTS, Found, find_published, networks_of
 from diffjax.pretrained.family import Denoiser, Family, Published
+from diffjax.pretrained.folders import PIPELINE, read_object
 from diffjax.pretrained.placing import placed_like
 from diffjax.runs.initial import weights_sha256
 from diffjax.runs.load import Run
@@ -121,6 +124,7 @@ def from_pretrained(
     *,
     codec: str | Path | Codec | None = None,
     family: str | None = None,
+    image_size: int | tuple[int, int] | None = None,
     mesh: Mesh | None = None,
     **settings: Any,
 ) -> Pretrained:
@@ -142,6 +146,8 @@ def from_pretrained(
             samples are latents, or images of a network of pixels.
         family: `DiT` or `SiT`, whose tensors are the same; by default the one that the name of the
             file has.
+        image_size: height and width of samples in pixels, or both as one number; by default those
+            that the network was trained with. For networks that take images of any size.
         mesh: from `diffjax.training.sharding.make_mesh`; by default all devices split the batch.
         **settings: of the network, as `dtype="bfloat16"` or `attention="chunked"`.
 
@@ -164,10 +170,14 @@ def from_pretrained(
     if layout.published is None:
         raise UserError(f"{path} has a network of {layout.name}, which draws no samples")
     published, name = layout.published(denoiser), _name(layout, denoiser)
-    config = _config(denoiser, published, name)
     decoder = _codec(codec, path, published)
+    if image_size is not None:
+        denoiser = _of_size(denoiser, decoder, image_size)
     _ = decoder.image_shape(denoiser.image_shape), decoder.params  # Refused, if they do not fit.
-    condition = _condition(denoiser.network.num_classes)
+    config = _config(denoiser, published, name)
+    condition = _condition(denoiser, decoder, path)
+    if schedule := _schedule(path, denoiser):
+        _scheduled(config, schedule)
     config.data.codec = None if isinstance(decoder, Unstated) else as_spec(decoder)
     mesh = mesh or make_mesh()
     parts = build_parts(config.lock(), denoiser.image_shape, condition, mesh, decoder)
@@ -249,9 +259,74 @@ def _config(denoiser: Denoiser, published: Published, name: str) -> ConfigDict:
     return config
 
 
-def _condition(num_classes: int) -> Condition:
-    names = label_names()
-    return of_classes(num_classes, names if num_classes == len(names) else ())
+def _condition(denoiser: Denoiser, codec: Codec, path: Path) -> Condition:
+    """The kind of a network's condition: classes, or texts if it lies in a pipeline with them."""
+    if denoiser.condition == Unconditional():
+        num_classes, names = denoiser.network.num_classes, label_names()
+        return of_classes(num_classes, names if num_classes == len(names) else ())
+    whole = isinstance(denoiser.condition, Several)
+    parts = dict(denoiser.condition.parts) if whole else {"text": denoiser.condition}
+    if (path / PIPELINE).is_file():
+        tokens = parts["text"]
+        prompts = prompts_of(path, read_object(path / PIPELINE), tokens.pooled_width)
+        if prompts is not None:
+            fits = (prompts.width, prompts.pooled_width) == (tokens.width, tokens.pooled_width)
+            if not fits:
+                raise UserError(
+                    f"{path}: its text encoders have states of width {prompts.width} and pooled "
+                    f"vectors of {prompts.pooled_width}, and its network takes {tokens.width} and "
+                    f"{tokens.pooled_width}"
+                )
+            parts["text"] = prompts
+    if "size" in parts:
+        height, width, _ = codec.image_shape(denoiser.image_shape)
+        sides = {"height": height, "width": width}
+        kind = parts["size"]
+        named = dict(zip(kind.names, kind.usual, strict=True))
+        usual = (sides.get(name.rpartition("_")[2], x) for name, x in named.items())
+        parts["size"] = replace(kind, usual=tuple(map(float, usual)))
+    if not whole:
+        return parts["text"]
+    return replace(denoiser.condition, parts=parts)
+
+
+def _of_size(denoiser: Denoiser, codec: Codec, image_size: int | tuple[int, int]) -> Denoiser:
+    """The network for images of another size, where its tensors do not depend on the size."""
+    if denoiser.condition == Unconditional():
+        raise UserError("image_size= is for networks of texts: this one has one size")
+    sides = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
+    if len(sides) != 2 or not all(isinstance(side, int) and side > 0 for side in sides):
+        raise UserError(f"image_size={image_size!r} is to be height and width in pixels")
+    height, width, channels = *sides, codec.image_shape(denoiser.image_shape)[2]
+    shape = codec.latent_shape((height, width, channels))
+    condition = denoiser.condition
+    if isinstance(condition, Several):
+        parts = {
+            name: replace(part, shape=(*shape[:2], part.shape[2])) if name == "image" else part
+            for name, part in condition.parts.items()
+        }
+        condition = replace(condition, parts=parts)
+    return replace(denoiser, image_shape=shape, condition=condition)
+
+
+def _schedule(path: Path, denoiser: Denoiser) -> Schedule | None:
+    """What the scheduler of a pipeline means; None of a file, or a pipeline without one."""
+    if not (path / PIPELINE).is_file() or denoiser.condition == Unconditional():
+        return None
+    file = path / "scheduler" / "scheduler_config.json"
+    if not file.is_file():
+        raise UserError(f"{path} is half a pipeline: {file.relative_to(path)} is missing")
+    height, width, _ = denoiser.image_shape
+    return schedule_of(read_object(file), str(file), (height // 2) * (width // 2))
+
+
+def _scheduled(config: ConfigDict, schedule: Schedule) -> None:
+    """Sets what a scheduler decides."""
+    config.path = schedule.path
+    config.precond.target, config.precond.noise_label = schedule.target, schedule.noise_label
+    config.sampling.solver, config.sampling.grid = schedule.solver, schedule.grid
+    config.sampling.unit_start = schedule.unit_start
+    config.sampling.guidance = lookup.guidance_called(schedule.guidance)
 
 
 def _codec(given: str | Path | Codec | None, path: Path, published: Published) -> Codec:

@@ -1,0 +1,181 @@
+"""Pipelines of diffusers: the whole picture, from folders that it saved and that it loads."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+import diffjax
+from diffjax.errors import UserError
+from diffjax.runs.model import Request
+from tests.exchange.test_schedulers import PNDM, SD, SD1, TRAILING, ZERO
+
+PROMPT, NEGATIVE = "a red apple, on a wooden table", "blurry"
+SIDE = 64
+
+
+def needed():
+    torch = pytest.importorskip("torch")
+    diffusers = pytest.importorskip("diffusers", reason="pip install -e '.[parity]'")
+    transformers = pytest.importorskip("transformers", reason="pip install -e '.[parity]'")
+    return torch, diffusers, transformers
+
+
+def redrawn(module, seed):
+    """A module of torch with other parameters; scales of norms are near 1."""
+    import torch
+
+    generator = torch.Generator().manual_seed(seed)
+    for name, x in module.named_parameters():
+        scale = x[0].numel() ** -0.5 if x.ndim > 1 else 0.2
+        drawn = scale * torch.randn(x.shape, generator=generator)
+        x.data = drawn + (1.0 if "norm" in name and name.endswith("weight") else 0.0)
+    return module.eval()
+
+
+def tokenizer_of(transformers, padding="<|endoftext|>"):
+    """A byte-level vocabulary with a few pairs, as CLIP's."""
+    letters = [chr(i) for i in (*range(33, 127), *range(161, 173), *range(174, 256))]
+    words = [*letters, *(f"{x}</w>" for x in letters), "ap", "app", "re", "red</w>"]
+    vocabulary = {w: i for i, w in enumerate([*words, "<|startoftext|>", "<|endoftext|>"])}
+    merges = [("a", "p"), ("ap", "p"), ("r", "e"), ("re", "d</w>")]
+    return transformers.CLIPTokenizer(
+        vocab=vocabulary, merges=merges, pad_token=padding, model_max_length=20
+    )
+
+
+def text_encoder_of(transformers, tokenizer, width, projects=False, seed=1):
+    config = transformers.CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=width,
+        intermediate_size=2 * width,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        max_position_embeddings=20,
+        projection_dim=width,
+        hidden_act="gelu" if projects else "quick_gelu",
+        bos_token_id=len(tokenizer) - 2,
+        eos_token_id=len(tokenizer) - 1,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    kind = "CLIPTextModelWithProjection" if projects else "CLIPTextModel"
+    return redrawn(getattr(transformers, kind)(config), seed)
+
+
+def unet_of(diffusers, **settings):
+    return redrawn(
+        diffusers.UNet2DConditionModel(
+            sample_size=SIDE // 8,
+            block_out_channels=(32, 64),
+            layers_per_block=1,
+            down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+            up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+            attention_head_dim=4,
+            **settings,
+        ),
+        2,
+    )
+
+
+def autoencoder_of(diffusers, scale=0.18215):
+    return redrawn(
+        diffusers.AutoencoderKL(
+            down_block_types=("DownEncoderBlock2D",) * 4,
+            up_block_types=("UpDecoderBlock2D",) * 4,
+            block_out_channels=(32,) * 4,
+            layers_per_block=1,
+            latent_channels=4,
+            scaling_factor=scale,
+        ),
+        3,
+    )
+
+
+def stable_diffusion(scheduler, entries):
+    _, diffusers, transformers = needed()
+    tokenizer = tokenizer_of(transformers)
+    return diffusers.StableDiffusionPipeline(
+        unet=unet_of(diffusers, cross_attention_dim=24),
+        text_encoder=text_encoder_of(transformers, tokenizer, 24),
+        tokenizer=tokenizer,
+        vae=autoencoder_of(diffusers),
+        scheduler=getattr(diffusers, scheduler)(**entries),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+
+
+def sdxl(scheduler, entries):
+    _, diffusers, transformers = needed()
+    first, second = tokenizer_of(transformers), tokenizer_of(transformers, padding="!")
+    unet = unet_of(
+        diffusers,
+        cross_attention_dim=24 + 32,
+        use_linear_projection=True,
+        transformer_layers_per_block=(2, 1),
+        addition_embed_type="text_time",
+        addition_time_embed_dim=8,
+        projection_class_embeddings_input_dim=32 + 6 * 8,
+    )
+    return diffusers.StableDiffusionXLPipeline(
+        unet=unet,
+        text_encoder=text_encoder_of(transformers, first, 24),
+        text_encoder_2=text_encoder_of(transformers, second, 32, projects=True, seed=4),
+        tokenizer=first,
+        tokenizer_2=second,
+        vae=autoencoder_of(diffusers, 0.13025),
+        scheduler=getattr(diffusers, scheduler)(**entries),
+        add_watermarker=False,
+    )
+
+
+LEADING = {**SD, "timestep_spacing": "leading", "steps_offset": 1}
+CASES: dict[str, tuple[Any, str, dict[str, Any]]] = {
+    "SD, DDIM": (stable_diffusion, "DDIMScheduler", SD1),
+    "SD, PNDM": (stable_diffusion, "PNDMScheduler", PNDM),
+    "SD, Euler": (stable_diffusion, "EulerDiscreteScheduler", LEADING),
+    "SD, DPM-Solver++": (stable_diffusion, "DPMSolverMultistepScheduler", LEADING),
+    "SD, v of zero SNR": (stable_diffusion, "DDIMScheduler", {**SD1, **ZERO, **TRAILING}),
+    "SDXL, Euler": (sdxl, "EulerDiscreteScheduler", LEADING),
+}
+
+
+def picture_of(pipe, noise, negative, num_steps):
+    import torch
+
+    pipe.set_progress_bar_config(disable=True)
+    images = pipe(
+        PROMPT,
+        negative_prompt=negative,
+        latents=torch.tensor(noise.transpose(0, 3, 1, 2)),
+        num_inference_steps=num_steps,
+        guidance_scale=4.0,
+        output_type="np",
+        height=SIDE,
+        width=SIDE,
+    ).images
+    return 2 * images - 1
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("negative", [None, NEGATIVE], ids=["null", "negative"])
+@pytest.mark.parametrize("name", CASES)
+def test_the_whole_picture_is_that_of_diffusers(name, negative, tmp_path):
+    """Same prompt, noise, scheduler and guidance: within 1/255 at every pixel."""
+    make, scheduler, entries = CASES[name]
+    pipe = make(scheduler, entries)
+    pipe.save_pretrained(tmp_path / "pipe")
+    model = diffjax.from_pretrained(tmp_path / "pipe")
+    noise = Request(np.zeros(1), seed=3).noise((SIDE // 8, SIDE // 8, 4))
+    expected = picture_of(pipe, noise, negative, 6)
+    found = model.sample(PROMPT, negative=negative, seed=3, num_steps=6, guidance_scale=4.0)
+    assert 0.1 < expected.std() < 0.95
+    assert np.abs(found - expected).max() < 2 / 255  # of a range of 2
+    other = model.sample("a green pear", negative=negative, seed=3, num_steps=6, guidance_scale=4)
+    assert np.abs(other - expected).max() > 20 / 255
+
+
+def test_half_a_pipeline_is_refused(tmp_path):
+    with pytest.raises(UserError, match="can't read"):
+        diffjax.from_pretrained(tmp_path / "nothing")
