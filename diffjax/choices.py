@@ -11,10 +11,10 @@ from types import MappingProxyType
 
 from ml_collections import ConfigDict
 
-from diffjax.codecs import SpaceToDepth, autoencoder_kl, movq, taesd
+from diffjax.codecs import SpaceToDepth, autoencoder_kl, autoencoders, movq, taesd
 from diffjax.models import EDM2, DiT, UNet
 from diffjax.models.autoencoder_kl.sizes import WEIGHTS as AUTOENCODERS
-from diffjax.objectives import couplings, interpolant, learned_variance, mean_flow, wrappers
+from diffjax.objectives import couplings, interpolant, learned_variance, mean_flow, repa, wrappers
 from diffjax.objectives.denoising import Denoising
 from diffjax.optimizers import adam, lion, muon, normalised, schedule_free
 from diffjax.optimizers import schedules as rates
@@ -56,6 +56,7 @@ CODECS: Table = MappingProxyType(
         "autoencoder_tiny": spec(taesd.AutoencoderTiny),
         "autoencoder_kl": spec(autoencoder_kl.AutoencoderKL),
         "movq": spec(movq.MOVQ),
+        "autoencoder": spec(autoencoders.AutoencoderFolder),
         **{
             name: spec(
                 autoencoder_kl.AutoencoderKL,
@@ -201,6 +202,8 @@ WRAPPERS: Table = MappingProxyType(
         "importance": spec(wrappers.Importance, proposal=spec(times.LogitNormal)),
         "contrastive": spec(wrappers.Contrastive),
         "dispersive": spec(wrappers.Dispersive),
+        "repa": spec(repa.REPA),
+        "irepa": spec(repa.REPA, scale=1.0, spatial=True),
     }
 )
 # Samplers: how x is stepped from one time of the grid to the next.

@@ -11,7 +11,7 @@ from jaxtyping import Float
 
 from diffjax.conditions import TokenStates
 from diffjax.errors import UserError
-from diffjax.models.layers import Dense, compute_type
+from diffjax.models.layers import Dense, as_of_head_width, compute_type
 from diffjax.models.placement import BATCH, constrain
 from diffjax.shapes import Array, Images, Tokens
 
@@ -100,12 +100,14 @@ class CrossAttention(nn.Module):
         null_token: whether there is a null token. Without it, as in Stable Diffusion, an example
             without any token attends to its masked states, all alike.
         qkv_bias: whether the layers of queries, keys and values have biases.
+        base_head_width: as of `diffjax.models.layers.SelfAttention`.
     """
 
     num_heads: int
     dtype: str = "float32"
     null_token: bool = True
     qkv_bias: bool = True
+    base_head_width: int = 0
 
     @nn.compact
     def __call__(self, x: Tokens, context: TokenStates) -> Tokens:
@@ -132,6 +134,7 @@ class CrossAttention(nn.Module):
             )
             for part in (q, *jnp.split(kv, 2, axis=-1))
         )  # fmt: skip
+        q = as_of_head_width(q, self.base_head_width)
         out = jax.nn.dot_product_attention(
             q, k, v, mask=mask[:, None, None, :], implementation="xla"
         )

@@ -53,7 +53,7 @@ from diffjax.models.uvit.network import UViT
 from diffjax.models.uvit.published import FAMILY as UVIT_FAMILY
 from diffjax.pretrained.family import Family
 from diffjax.pretrained.folders import Contents, read_weights
-from diffjax.pretrained.tables import Place
+from diffjax.pretrained.tables import Place, in_memory
 
 AUTHORS, DIFFUSERS = "authors", "diffusers"
 
@@ -127,7 +127,7 @@ class Found(NamedTuple):
     state: Mapping[str, Any]
     source: str
 
-    def params(self, place: Place = lambda path, array: array) -> Any:
+    def params(self, place: Place = in_memory) -> Any:
         """The parameters; see `diffjax.pretrained.tables.to_ours`.
 
         Raises:

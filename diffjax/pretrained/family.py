@@ -13,7 +13,7 @@ import numpy as np
 from diffjax.conditions import Condition, Unconditional
 from diffjax.errors import UserError, nearest
 from diffjax.pretrained.folders import WEIGHTS, read_weights
-from diffjax.pretrained.tables import Place, Table, check, to_ours, to_theirs
+from diffjax.pretrained.tables import Place, Table, check, in_memory, to_ours, to_theirs
 
 
 @dataclass(frozen=True)
@@ -263,7 +263,7 @@ class Family:
         state: Mapping[str, Any],
         network: Any,
         source: str,
-        place: Place = lambda path, array: array,
+        place: Place = in_memory,
     ) -> Any:
         """Converts published tensors to parameters; see `diffjax.pretrained.tables.to_ours`."""
         expected = self.shapes(network)
@@ -285,7 +285,7 @@ class Family:
         self,
         path: str | Path,
         network: Any = None,
-        place: Place = lambda path, array: array,
+        place: Place = in_memory,
     ) -> tuple[Any, Any]:
         """Reads a published file, or a folder of diffusers.
 

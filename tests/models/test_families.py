@@ -23,8 +23,8 @@ FAMILIES = {
 LAYOUTS = [name for name in FAMILIES if " of " in name]
 """Further layouts of a network, whose first layout is in the default tests."""
 _TRANSFORMERS = ["DDT", "JiT", "LightningDiT", "U-ViT"]
-LARGE = ["ADM", "ADM upsampler", "ADM classifier", "DDPM", "EDM", "Inception", *_TRANSFORMERS]
-LARGE += ["Stable Diffusion"]
+LARGE = ["ADM", "ADM upsampler", "ADM classifier", "DDPM", "EDM", "Inception", "LPIPS"]
+LARGE += ["Stable Diffusion", *_TRANSFORMERS]
 _U_NET = {
     "image_shape": (8, 12, 3),
     "channels": 8,
@@ -75,6 +75,7 @@ SMALL = {
         "attention_levels": (1,),
         "head_channels": 8,
     },
+    "LPIPS": {"width": 2},
     "JiT": {"hidden_size": 16, "depth": 2, "num_heads": 2, "class_tokens_from": 1},
     "LightningDiT": {"hidden_size": 16, "depth": 2, "num_heads": 2},
     "SiT": {"image_shape": (8, 8, 3), "hidden_size": 16, "depth": 2, "num_heads": 2},
@@ -129,7 +130,9 @@ def test_there_and_back_parameters_are_the_same(name, tmp_path):
         pytest.param(
             name,
             size,
-            marks=[] if i == 0 and name not in (*LARGE, *LAYOUTS) else pytest.mark.thorough,
+            marks=[]
+            if i == 0 and name not in (*LARGE, *LAYOUTS)
+            else pytest.mark.thorough(tenth=False),
         )
         for name in FAMILIES
         for i, size in enumerate(FAMILIES[name].sizes)
