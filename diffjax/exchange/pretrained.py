@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 from diffjax import choices, lookup
 from diffjax.codecs import Codec, Identity, Unstated
 from diffjax.codecs.autoencoder_kl import AutoencoderKL, autoencoder_at
+from diffjax.codecs.autoencoders import AutoencoderFolder
 from diffjax.conditions import Condition, Several
 from diffjax.conditions.classes import Unconditional, of_classes
 from diffjax.data import latents
@@ -19,7 +20,7 @@ from diffjax.data.imagenet import label_names
 from diffjax.defaults import experiment
 from diffjax.errors import UserError, nearest
 from diffjax.evaluation.extractors.features import pixel_features
-from diffjax.exchange.prompts import prompts_of
+from diffjax.exchange.prompts import part_of, prompts_of
 from diffjax.exchange.schedulers import Schedule, schedule_of
 from diffjax.models.families import LAYOUTS, Found, find_published, networks_of
 from diffjax.pretrained.family import Denoiser, Family, Published
@@ -170,7 +171,7 @@ def from_pretrained(
     if layout.published is None:
         raise UserError(f"{path} has a network of {layout.name}, which draws no samples")
     published, name = layout.published(denoiser), _name(layout, denoiser)
-    decoder = _codec(codec, path, published)
+    decoder = _codec(codec, path, published, denoiser)
     if image_size is not None:
         denoiser = _of_size(denoiser, decoder, image_size)
     _ = decoder.image_shape(denoiser.image_shape), decoder.params  # Refused, if they do not fit.
@@ -261,7 +262,7 @@ def _config(denoiser: Denoiser, published: Published, name: str) -> ConfigDict:
 
 def _condition(denoiser: Denoiser, codec: Codec, path: Path) -> Condition:
     """The kind of a network's condition: classes, or texts if it lies in a pipeline with them."""
-    if denoiser.condition == Unconditional():
+    if not _is_of_texts(denoiser):
         num_classes, names = denoiser.network.num_classes, label_names()
         return of_classes(num_classes, names if num_classes == len(names) else ())
     whole = isinstance(denoiser.condition, Several)
@@ -292,7 +293,7 @@ def _condition(denoiser: Denoiser, codec: Codec, path: Path) -> Condition:
 
 def _of_size(denoiser: Denoiser, codec: Codec, image_size: int | tuple[int, int]) -> Denoiser:
     """The network for images of another size, where its tensors do not depend on the size."""
-    if denoiser.condition == Unconditional():
+    if not _is_of_texts(denoiser):
         raise UserError("image_size= is for networks of texts: this one has one size")
     sides = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
     if len(sides) != 2 or not all(isinstance(side, int) and side > 0 for side in sides):
@@ -311,13 +312,15 @@ def _of_size(denoiser: Denoiser, codec: Codec, image_size: int | tuple[int, int]
 
 def _schedule(path: Path, denoiser: Denoiser) -> Schedule | None:
     """What the scheduler of a pipeline means; None of a file, or a pipeline without one."""
-    if not (path / PIPELINE).is_file() or denoiser.condition == Unconditional():
+    if not (path / PIPELINE).is_file() or not _is_of_texts(denoiser):
         return None
-    file = path / "scheduler" / "scheduler_config.json"
-    if not file.is_file():
-        raise UserError(f"{path} is half a pipeline: {file.relative_to(path)} is missing")
+    file = part_of(path, "scheduler") / "scheduler_config.json"
     height, width, _ = denoiser.image_shape
     return schedule_of(read_object(file), str(file), (height // 2) * (width // 2))
+
+
+def _is_of_texts(denoiser: Denoiser) -> bool:
+    return denoiser.condition != Unconditional()
 
 
 def _scheduled(config: ConfigDict, schedule: Schedule) -> None:
@@ -329,7 +332,9 @@ def _scheduled(config: ConfigDict, schedule: Schedule) -> None:
     config.sampling.guidance = lookup.guidance_called(schedule.guidance)
 
 
-def _codec(given: str | Path | Codec | None, path: Path, published: Published) -> Codec:
+def _codec(
+    given: str | Path | Codec | None, path: Path, published: Published, denoiser: Denoiser
+) -> Codec:
     """The codec of a name, a path or a value.
 
     Raises:
@@ -338,6 +343,8 @@ def _codec(given: str | Path | Codec | None, path: Path, published: Published) -
     if given is None:
         if not published.codec:
             return Identity()
+        if _is_of_texts(denoiser) and (path / PIPELINE).is_file():
+            return AutoencoderFolder(str(part_of(path, "vae")))
         return autoencoder_at(path / "vae") if (path / "vae").is_dir() else Unstated()
     if isinstance(given, Codec):
         return given

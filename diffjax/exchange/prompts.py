@@ -122,6 +122,17 @@ class Prompts(Tokens):
         return f"texts of up to {self.length} tokens"
 
 
+def part_of(pipeline: Path, name: str) -> Path:
+    """The folder of a part of a pipeline.
+
+    Raises:
+        UserError: it is missing.
+    """
+    if not (pipeline / name).is_dir():
+        raise UserError(f"{pipeline} is half a pipeline: the folder {name} is missing")
+    return pipeline / name
+
+
 def prompts_of(pipeline: Path, entries: Mapping[str, Any], pooled_width: int) -> Prompts | None:
     """The condition of texts of a pipeline; None of one without text encoders.
 
@@ -140,9 +151,7 @@ def prompts_of(pipeline: Path, entries: Mapping[str, Any], pooled_width: int) ->
     named = [name for name in ENCODERS if _is_there(entries.get(name))]
     encoders = []
     for name in named:
-        folder = pipeline / name
-        if not folder.is_dir():
-            raise UserError(f"{pipeline} is half a pipeline: the folder {name} is missing")
+        folder = part_of(pipeline, name)
         found = find_published(folder)
         if not isinstance(found.network, ClipText):
             raise UserError(f"{folder} is a {type(found.network).__name__}, and not a text encoder")
