@@ -20,11 +20,11 @@ from diffjax.data.imagenet import label_names
 from diffjax.defaults import experiment
 from diffjax.errors import UserError, nearest
 from diffjax.evaluation.extractors.features import pixel_features
-from diffjax.exchange.prompts import part_of, prompts_of
+from diffjax.exchange.pipelines import is_pipeline, part_of, prompts_of
 from diffjax.exchange.schedulers import Schedule, schedule_of
 from diffjax.models.families import LAYOUTS, Found, find_published, networks_of
 from diffjax.pretrained.family import Denoiser, Family, Published
-from diffjax.pretrained.folders import PIPELINE, read_object
+from diffjax.pretrained.folders import read_object
 from diffjax.pretrained.placing import placed_like
 from diffjax.runs.initial import weights_sha256
 from diffjax.runs.load import Run
@@ -267,18 +267,8 @@ def _condition(denoiser: Denoiser, codec: Codec, path: Path) -> Condition:
         return of_classes(num_classes, names if num_classes == len(names) else ())
     whole = isinstance(denoiser.condition, Several)
     parts = dict(denoiser.condition.parts) if whole else {"text": denoiser.condition}
-    if (path / PIPELINE).is_file():
-        tokens = parts["text"]
-        prompts = prompts_of(path, read_object(path / PIPELINE), tokens.pooled_width)
-        if prompts is not None:
-            fits = (prompts.width, prompts.pooled_width) == (tokens.width, tokens.pooled_width)
-            if not fits:
-                raise UserError(
-                    f"{path}: its text encoders have states of width {prompts.width} and pooled "
-                    f"vectors of {prompts.pooled_width}, and its network takes {tokens.width} and "
-                    f"{tokens.pooled_width}"
-                )
-            parts["text"] = prompts
+    if is_pipeline(path) and (texts := prompts_of(path, parts["text"])):
+        parts["text"] = texts
     if "size" in parts:
         height, width, _ = codec.image_shape(denoiser.image_shape)
         sides = {"height": height, "width": width}
@@ -312,7 +302,7 @@ def _of_size(denoiser: Denoiser, codec: Codec, image_size: int | tuple[int, int]
 
 def _schedule(path: Path, denoiser: Denoiser) -> Schedule | None:
     """What the scheduler of a pipeline means; None of a file, or a pipeline without one."""
-    if not (path / PIPELINE).is_file() or not _is_of_texts(denoiser):
+    if not is_pipeline(path) or not _is_of_texts(denoiser):
         return None
     file = part_of(path, "scheduler") / "scheduler_config.json"
     height, width, _ = denoiser.image_shape
@@ -343,7 +333,7 @@ def _codec(
     if given is None:
         if not published.codec:
             return Identity()
-        if _is_of_texts(denoiser) and (path / PIPELINE).is_file():
+        if _is_of_texts(denoiser) and is_pipeline(path):
             return AutoencoderFolder(str(part_of(path, "vae")))
         return autoencoder_at(path / "vae") if (path / "vae").is_dir() else Unstated()
     if isinstance(given, Codec):
