@@ -1,10 +1,9 @@
 r"""Draw samples from a trained run: a picture and an array.
 
-  python -m experiments.sample --workdir=runs/digits --num_samples=64 --solver=heun \
-      --num_steps=18 --guidance_scale=2 --out=grid.png
-
-Flags that are not set have the values of the run's config. Equal seeds make equal pictures. A run
-between two sets of images starts at its test images, and shows each next to its result.
+  python -m experiments.sample --workdir=runs/digits --num_samples=64 --num_steps=18 --out=grid.png
+  python -m experiments.sample --pretrained=FOLDER --prompts="a red apple" --out=apple.png
+Flags that are not set have the values of the run's config. A run between two sets of images starts
+at its test images, and shows each next to its result.
 """
 
 import sys
@@ -40,16 +39,21 @@ from experiments import cli, shared_flags
 
 FLAGS = flags.FlagValues()
 flags.DEFINE_string("workdir", None, "folder of the run, or a published file", flag_values=FLAGS)
+flags.DEFINE_string("pretrained", None, "a published file or folder", flag_values=FLAGS)
 flags.DEFINE_string("codec", None, "of a published file, as sd-vae-ft-mse", flag_values=FLAGS)
 flags.DEFINE_string("family", None, "of a published file: DiT or SiT", flag_values=FLAGS)
 cli.define_step(FLAGS)
-flags.DEFINE_integer("num_samples", 64, "number of samples", lower_bound=1, flag_values=FLAGS)
+flags.DEFINE_integer(
+    "num_samples", None, "number of samples; 64, or that of --prompts", lower_bound=1,
+    flag_values=FLAGS,
+)  # fmt: skip
 flags.DEFINE_list(
     "labels",
     None,
     "labels, prompts, part=TEXT;…, or @FILE, as above",
     flag_values=FLAGS,
 )
+flags.DEFINE_string("prompts", None, "one text, or @FILE of texts", flag_values=FLAGS)
 flags.DEFINE_integer("seed", 0, "seed of the noise", flag_values=FLAGS)
 flags.DEFINE_string("solver", None, "name of the solver", flag_values=FLAGS)
 flags.DEFINE_string("grid", None, "name of the time grid", flag_values=FLAGS)
@@ -80,12 +84,13 @@ shared_flags.define_processes(FLAGS)
 shared_flags.define_watchdog(FLAGS)
 
 _PAIRS_IN_A_ROW = 5
+_NUM_SAMPLES = 64
 _FILMED = 6
 
 
 def main(args: SimpleNamespace) -> None:
     """Draws samples, saves them, and prints their recipe."""
-    cli.require(args, "workdir")
+    _settle(args)
     run = _run(args)
     how = (args.solver, args.grid, args.num_steps, args.guidance_scale, args.guidance, args.against)
     named = named_recipe(run, Chosen(*how))
@@ -140,6 +145,18 @@ def main(args: SimpleNamespace) -> None:
         print(f"film of {min(len(images), _FILMED)} in {args.film} and {gif}")
 
 
+def _settle(args: SimpleNamespace) -> None:
+    """Sets the flags that have two names."""
+    for name, other in (("pretrained", "workdir"), ("prompts", "labels")):
+        if getattr(args, name) is not None and getattr(args, other) is not None:
+            raise UserError(f"--{name} and --{other} are both given: leave one out")
+    args.workdir = args.pretrained if args.workdir is None else args.workdir
+    args.labels = args.labels if args.prompts is None else [args.prompts]
+    cli.require(args, "workdir")
+    if args.num_samples is None and args.prompts is None:
+        args.num_samples = _NUM_SAMPLES
+
+
 def _run(args: SimpleNamespace) -> Run:
     """The run of `--workdir`, or the published network there."""
     place = Path(args.workdir)
@@ -179,7 +196,7 @@ def decoded_trace(model: Model, recipe: Recipe, request: Request) -> Trace:
 
 
 def wanted(
-    run: Run, given: list[str] | None, n: int, data_path: str | None
+    run: Run, given: list[str] | None, n: int | None, data_path: str | None
 ) -> tuple[Any, np.ndarray | None, list[str] | None]:
     """The condition and the sources of n samples: what `--labels` parses to, in turn, or else all
     labels in turn, or those of test images; and the texts of `--labels`, where it has them.
@@ -192,10 +209,11 @@ def wanted(
         )
     if given is not None:
         cond = read(condition, given)
-        rows = np.arange(n) % len_of(cond)
+        rows = np.arange(len_of(cond) if n is None else n) % len_of(cond)
         texts = None if given[0].startswith("@") else [given[row] for row in rows]
         return condition.take(cond, rows), None, texts
-    return *conditions_to_show(wired, lambda: run.dataset(data_path), n), None
+    shown = conditions_to_show(wired, lambda: run.dataset(data_path), n or _NUM_SAMPLES)
+    return *shown, None
 
 
 USAGE = f"""{__doc__}

@@ -16,11 +16,30 @@ from diffjax.pretrained.folders import PIPELINE, read_object
 from diffjax.text import AlongFeatures, Prompts, prompts, read_text_encoder
 
 _ENCODERS = ("text_encoder", "text_encoder_2")
+NETWORKS = ("unet", "transformer", "vae", *_ENCODERS)
+"""The parts of a pipeline that are networks here; other parts are settings and vocabularies."""
 
 
 def is_pipeline(path: Path) -> bool:
     """Whether a path is the folder of a pipeline."""
     return (path / PIPELINE).is_file()
+
+
+def texts_of(path: Path) -> list[str]:
+    """The names of the text encoders of a pipeline; none of another path.
+
+    Example:
+        >>> texts_of(Path("no such folder"))
+        []
+    """
+    if not is_pipeline(path):
+        return []
+    return [name for name in part_names(read_object(path / PIPELINE)) if name in _ENCODERS]
+
+
+def part_names(entries: Mapping[str, Any]) -> list[str]:
+    """The names of the parts that a pipeline has, from the entries of `model_index.json`."""
+    return [name for name, x in entries.items() if isinstance(x, list) and x and x[0] is not None]
 
 
 def part_of(pipeline: Path, name: str) -> Path:
@@ -48,8 +67,7 @@ def prompts_of(pipeline: Path, tokens: Tokens) -> Prompts | None:
     Raises:
         UserError: a part is missing, can't be read, or is of another model.
     """
-    entries = read_object(pipeline / PIPELINE)
-    names = [name for name in _ENCODERS if _has(entries, name)]
+    entries, names = read_object(pipeline / PIPELINE), texts_of(pipeline)
     if not names:
         return None
     how = {"layer": -2, "normed": False} if tokens.pooled_width else {}
@@ -71,8 +89,3 @@ def prompts_of(pipeline: Path, tokens: Tokens) -> Prompts | None:
         )
     # SDXL was trained with zeros in the place of texts that were dropped.
     return prompts(encoder, None if entries.get("force_zeros_for_empty_prompt") else "")
-
-
-def _has(entries: Mapping[str, Any], name: str) -> bool:
-    entry = entries.get(name)
-    return isinstance(entry, list) and entry[0] is not None

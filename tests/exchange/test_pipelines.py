@@ -1,5 +1,6 @@
 """Pipelines of diffusers: the whole picture, from folders that it saved and that it loads."""
 
+import shutil
 from typing import Any
 
 import numpy as np
@@ -7,11 +8,17 @@ import pytest
 
 import diffjax
 from diffjax.errors import UserError
+from diffjax.exchange.convert import convert
 from diffjax.runs.model import Request
+from experiments import cli, sample
 from tests.exchange.test_schedulers import PNDM, SD, SD1, TRAILING, ZERO
 
 PROMPT, NEGATIVE = "a red apple, on a wooden table", "blurry"
 SIDE = 64
+
+
+def run(script, *arguments):
+    return cli.run(script.main, script.FLAGS, usage=script.USAGE, argv=arguments)
 
 
 def needed():
@@ -176,6 +183,81 @@ def test_the_whole_picture_is_that_of_diffusers(name, negative, tmp_path):
     assert np.abs(other - expected).max() > 20 / 255
 
 
-def test_half_a_pipeline_is_refused(tmp_path):
-    with pytest.raises(UserError, match="can't read"):
-        diffjax.from_pretrained(tmp_path / "nothing")
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A pipeline that diffusers saved."""
+    place = tmp_path_factory.mktemp("pipelines") / "pipe"
+    stable_diffusion("DDIMScheduler", SD1).save_pretrained(place)
+    return place
+
+
+@pytest.mark.parity
+def test_a_folder_that_is_written_here_loads_in_diffusers_and_draws_the_same(folder, tmp_path):
+    _, diffusers, _ = needed()
+    lines = convert(str(folder), "diffusers", tmp_path / "ours")
+    assert "tokenizer: copied" in lines
+    before = diffusers.StableDiffusionPipeline.from_pretrained(folder, safety_checker=None)
+    after = diffusers.StableDiffusionPipeline.from_pretrained(
+        tmp_path / "ours", safety_checker=None
+    )
+    noise = Request(np.zeros(1), seed=3).noise((SIDE // 8, SIDE // 8, 4))
+    pictures = [picture_of(pipe, noise, NEGATIVE, 2) for pipe in (before, after)]
+    np.testing.assert_array_equal(*pictures)
+
+
+@pytest.mark.parity
+def test_samples_of_another_size_by_another_solver(folder):
+    model = diffjax.from_pretrained(folder, image_size=(64, 96))
+    how: dict[str, Any] = {"num_steps": 3, "guidance_scale": 7.0}
+    images = model.sample([PROMPT, "blue"], negative=NEGATIVE, solver="dpmpp_2m", **how)
+    assert images.shape == (2, 64, 96, 3)
+    assert images.std() > 0.1
+    for change, said in (
+        ({"image_size": 60}, "multiples of 8"),
+        ({"image_size": (64, 64, 3)}, "is to be height and width"),
+    ):
+        with pytest.raises(UserError, match=said):
+            diffjax.from_pretrained(folder, **change)
+    with pytest.raises(UserError, match="both what guidance leads away from"):
+        model.sample(PROMPT, negative="x", against="null")
+
+
+@pytest.mark.parity
+def test_half_a_pipeline_is_refused_in_one_line(folder, tmp_path):
+    for name, said in (
+        ("vae", "is half a pipeline: the folder vae is missing"),
+        ("text_encoder", "the folder text_encoder is missing"),
+        ("tokenizer", "the folder tokenizer is missing"),
+        ("scheduler", "the folder scheduler is missing"),
+        ("unet", "without a folder transformer or unet"),
+        ("tokenizer/tokenizer.json", "has no tokenizer"),
+        ("scheduler/scheduler_config.json", "there is no such file"),
+    ):
+        half = tmp_path / name.replace("/", "_")
+        shutil.copytree(folder, half)
+        part = half / name
+        shutil.rmtree(part) if part.is_dir() else part.unlink()
+        with pytest.raises(UserError, match=said) as caught:
+            diffjax.from_pretrained(half)
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parity
+def test_prompts_on_the_command_line(folder, tmp_path, capsys):
+    out = tmp_path / "apple.png"
+    flags = [f"--pretrained={folder}", "--num_steps=2", "--guidance_scale=3", f"--out={out}"]
+    assert run(sample, *flags, f"--prompts={PROMPT}", "--against=prompt:blurry") == 0
+    with np.load(out.with_suffix(".npz")) as arrays:
+        assert arrays["images"].shape == (1, 64, 64, 3)
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_bytes("a caf\u00e9\n".encode("latin-1"))
+    for more, said in (
+        ([f"--prompts=@{prompts}"], f"can't read conditions from {prompts}: 'utf-8'"),
+        ([f"--workdir={folder}"], "--pretrained and --workdir are both given"),
+        ([f"--prompts={PROMPT}", "--labels=x"], "--prompts and --labels are both given"),
+        ([f"--prompts={PROMPT}", "--solver=dpmp_2m"], "did you mean 'dpmpp_2m'"),
+    ):
+        assert run(sample, *flags, *more) == 2
+        error = capsys.readouterr().err
+        assert said in error
+        assert len(error.strip().splitlines()) == 1
