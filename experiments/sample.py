@@ -2,8 +2,7 @@ r"""Draw samples from a trained run: a picture and an array.
 
   python -m experiments.sample --workdir=runs/digits --num_samples=64 --num_steps=18 --out=grid.png
   python -m experiments.sample --pretrained=FOLDER --prompts="a red apple" --out=apple.png
-Flags that are not set have the values of the run's config. A run between two sets of images starts
-at its test images, and shows each next to its result.
+Flags that are not set are as in the run's config. Runs between two sets begin at test images.
 """
 
 import sys
