@@ -14,7 +14,7 @@ from experiments import cli, sample
 from tests.exchange.test_schedulers import PNDM, SD, SD1, TRAILING, ZERO
 
 PROMPT, NEGATIVE = "a red apple, on a wooden table", "blurry"
-SIDE = 64
+SIDE, LENGTH = 64, 32
 NUM_STEPS = 5
 """It divides 1,000: diffusers' DDIM steps off its grid `trailing` for other numbers."""
 
@@ -49,7 +49,7 @@ def tokenizer_of(transformers, padding="<|endoftext|>"):
     vocabulary = {w: i for i, w in enumerate([*words, "<|startoftext|>", "<|endoftext|>"])}
     merges = [("a", "p"), ("ap", "p"), ("r", "e"), ("re", "d</w>")]
     return transformers.CLIPTokenizer(
-        vocab=vocabulary, merges=merges, pad_token=padding, model_max_length=20
+        vocab=vocabulary, merges=merges, pad_token=padding, model_max_length=LENGTH
     )
 
 
@@ -60,7 +60,7 @@ def text_encoder_of(transformers, tokenizer, width, projects=False, seed=1):
         intermediate_size=2 * width,
         num_hidden_layers=3,
         num_attention_heads=4,
-        max_position_embeddings=20,
+        max_position_embeddings=LENGTH,
         projection_dim=width,
         hidden_act="gelu" if projects else "quick_gelu",
         bos_token_id=len(tokenizer) - 2,
