@@ -1,8 +1,7 @@
-r"""Draw samples from a trained run: a picture and an array.
+r"""Draw samples from a trained run: a picture and an array. Unset flags are as in its config.
 
-  python -m experiments.sample --workdir=runs/digits --num_samples=64 --num_steps=18 --out=grid.png
-  python -m experiments.sample --pretrained=FOLDER --prompts="a red apple" --out=apple.png
-Flags that are not set are as in the run's config. Runs between two sets begin at test images.
+python -m experiments.sample --workdir=runs/digits --num_samples=64 --num_steps=18 --out=grid.png
+python -m experiments.sample --pretrained=FOLDER --prompts="a red apple" --out=apple.png
 """
 
 import sys
@@ -13,14 +12,12 @@ from typing import Any
 import numpy as np
 from absl import flags
 
-import diffjax
 from diffjax.conditions.base import len_of
 from diffjax.errors import UserError
 from diffjax.host.files import write_npz
 from diffjax.host.processes import in_first, is_first
 from diffjax.host.storage import make_writable
 from diffjax.host.watchdog import watched
-from diffjax.pretrained.folders import is_folder
 from diffjax.reports.pictures import (
     captions,
     columns_by_class,
@@ -34,13 +31,11 @@ from diffjax.runs.model import Model, Request
 from diffjax.runs.recipes import Chosen, named_recipe
 from diffjax.runs.workdirs import RUN
 from diffjax.sampling.sample import Recipe, Trace
-from experiments import cli, shared_flags
+from experiments import cli, published, shared_flags
 
 FLAGS = flags.FlagValues()
-flags.DEFINE_string("workdir", None, "folder of the run, or a published file", flag_values=FLAGS)
-flags.DEFINE_string("pretrained", None, "a published file or folder", flag_values=FLAGS)
-flags.DEFINE_string("codec", None, "of a published file, as sd-vae-ft-mse", flag_values=FLAGS)
-flags.DEFINE_string("family", None, "of a published file: DiT or SiT", flag_values=FLAGS)
+flags.DEFINE_string("workdir", None, "folder of the run", flag_values=FLAGS)
+published.define(FLAGS)
 cli.define_step(FLAGS)
 flags.DEFINE_integer(
     "num_samples", None, "number of samples; 64, or that of --prompts", lower_bound=1,
@@ -90,7 +85,7 @@ _FILMED = 6
 def main(args: SimpleNamespace) -> None:
     """Draws samples, saves them, and prints their recipe."""
     _settle(args)
-    run = _run(args)
+    run = published.opened(args, args.weights)
     how = (args.solver, args.grid, args.num_steps, args.guidance_scale, args.guidance, args.against)
     named = named_recipe(run, Chosen(*how))
     recipe = named.recipe
@@ -146,30 +141,11 @@ def main(args: SimpleNamespace) -> None:
 
 def _settle(args: SimpleNamespace) -> None:
     """Sets the flags that have two names."""
-    for name, other in (("pretrained", "workdir"), ("prompts", "labels")):
-        if getattr(args, name) is not None and getattr(args, other) is not None:
-            raise UserError(f"--{name} and --{other} are both given: leave one out")
-    args.workdir = args.pretrained if args.workdir is None else args.workdir
+    if args.prompts is not None and args.labels is not None:
+        raise UserError("--prompts and --labels are both given: leave one out")
     args.labels = args.labels if args.prompts is None else [args.prompts]
-    cli.require(args, "workdir")
     if args.num_samples is None and args.prompts is None:
         args.num_samples = _NUM_SAMPLES
-
-
-def _run(args: SimpleNamespace) -> Run:
-    """The run of `--workdir`, or the published network there."""
-    place = Path(args.workdir)
-    if place.is_file() or (is_folder(place) and not (place / RUN).exists()):
-        if args.step is not None:
-            raise UserError(f"--step={args.step}: a published file has one set of weights")
-        return diffjax.from_pretrained(place, codec=args.codec, family=args.family)
-    for name in ("codec", "family"):
-        if getattr(args, name) is not None:
-            raise UserError(f"--{name} is for published files: a run has its own, leave it out")
-    allowed = ("diffjax", *args.allowed_packages)
-    return diffjax.load(
-        args.workdir, step=args.step, weights=args.weights, allowed_packages=allowed
-    )
 
 
 def images_and_cost(

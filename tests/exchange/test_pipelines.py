@@ -256,7 +256,6 @@ def test_prompts_on_the_command_line(folder, tmp_path, capsys):
     prompts.write_bytes("a caf\u00e9\n".encode("latin-1"))
     for more, said in (
         ([f"--prompts=@{prompts}"], f"can't read conditions from {prompts}: 'utf-8'"),
-        ([f"--workdir={folder}"], "--pretrained and --workdir are both given"),
         ([f"--prompts={PROMPT}", "--labels=x"], "--prompts and --labels are both given"),
         ([f"--prompts={PROMPT}", "--solver=dpmp_2m"], "did you mean 'dpmpp_2m'"),
     ):
