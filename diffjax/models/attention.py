@@ -11,12 +11,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Bool, Float
 
 from diffjax.errors import UserError, nearest
 from diffjax.models.blockwise import RING, chunked, ring
 from diffjax.models.placement import BATCH, axis_size, fit
 from diffjax.models.remat import ATTENTION
-from diffjax.shapes import Queries, Values
+from diffjax.shapes import Array, Queries, Values
 
 
 def xla(q: Queries, k: Values, v: Values) -> Queries:
@@ -24,6 +25,36 @@ def xla(q: Queries, k: Values, v: Values) -> Queries:
     # It promotes half precision by itself, which a user's flags may refuse.
     with jax.numpy_dtype_promotion("standard"):
         return jax.nn.dot_product_attention(q, k, v, implementation="xla")
+
+
+def masked(
+    q: Queries,
+    k: Values,
+    v: Values,
+    mask: Bool[Array, "..."],
+    bias: Float[Array, "..."] | None = None,
+    scale: float | None = None,
+) -> Queries:
+    """Attention of each query to the keys that a mask shows it, by XLA.
+
+        out = softmax(scale·q kᵀ + bias) v        over the keys where `mask` is true
+
+    Args:
+        q: queries `[B, T, heads, d]`.
+        k: keys `[B, S, heads, d]`.
+        v: values `[B, S, heads, d]`.
+        mask: `[B or 1, heads or 1, T or 1, S]`. A query that sees no key gets some finite value.
+        bias: of the same shape; none by default.
+        scale: of the products; by default `1/√d`.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> v = jnp.arange(3.0).reshape(1, 3, 1, 1)
+        >>> masked(v, v, v, jnp.tri(3, dtype=bool)[None, None], scale=0.0).ravel().tolist()
+        [0.0, 0.5, 1.0]
+    """
+    with jax.numpy_dtype_promotion("standard"):
+        return jax.nn.dot_product_attention(q, k, v, bias, mask, scale=scale, implementation="xla")
 
 
 def cudnn(q: Queries, k: Values, v: Values) -> Queries:

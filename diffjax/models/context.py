@@ -23,18 +23,20 @@ class Parts(NamedTuple):
         labels: int `[B]`, added to the conditioning vector through a table; None without classes.
         tokens: attended to; None without.
         images: `[B, H, W, C]` each, concatenated with the input in the channels.
+        numbers: `[B, k]`, embedded beside the noise label.
     """
 
     labels: jax.Array | None = None
     tokens: TokenStates | None = None
     images: tuple[jax.Array, ...] = ()
+    numbers: jax.Array | None = None
 
 
 def parts_of(cond: Any) -> Parts:
-    """The parts of a condition: labels, token states, images, or a dict of these.
+    """The parts of a condition: labels, token states, images, numbers, or a dict of these.
 
     Raises:
-        UserError: two parts of labels or of tokens, or arrays of another shape.
+        UserError: two parts of labels, of tokens or of numbers, or arrays of another shape.
 
     Example:
         >>> import jax.numpy as jnp
@@ -50,11 +52,14 @@ def parts_of(cond: Any) -> Parts:
             found = found._replace(tokens=part)
         elif not isinstance(part, tuple) and part.ndim == 1 and found.labels is None:
             found = found._replace(labels=part)
+        elif not isinstance(part, tuple) and part.ndim == 2 and found.numbers is None:
+            found = found._replace(numbers=part)
         elif not isinstance(part, tuple) and part.ndim == 4:
             found = found._replace(images=(*found.images, part))
         else:
             raise UserError(
-                "a network takes one part of labels [B], one of token states and images "
+                "a network takes one part of labels [B], one of token states, one of numbers "
+                "[B, k] and images "
                 f"[B, H, W, C]; this condition has {jax.tree.map(jnp.shape, cond)}"
             )
     return found

@@ -24,10 +24,20 @@ from diffjax.models.edm.published import DHARIWAL
 from diffjax.models.edm.published import FAMILY as SONG
 from diffjax.models.edm2.network import EDM2
 from diffjax.models.edm2.published import FAMILY as EDM2_FAMILY
+from diffjax.models.flux.network import Flux
+from diffjax.models.flux.published import DIFFUSERS as FLUX_OF_DIFFUSERS
+from diffjax.models.flux.published import FAMILY as FLUX_FAMILY
+from diffjax.models.flux2.network import Flux2
+from diffjax.models.flux2.published import DIFFUSERS as FLUX2_OF_DIFFUSERS
+from diffjax.models.flux2.published import FAMILY as FLUX2_FAMILY
 from diffjax.models.jit.network import JiT
 from diffjax.models.jit.published import FAMILY as JIT_FAMILY
 from diffjax.models.lightningdit.network import LightningDiT
 from diffjax.models.lightningdit.published import FAMILY as LIGHTNINGDIT_FAMILY
+from diffjax.models.sd3.network import MMDiT
+from diffjax.models.sd3.published import BARE as BARE_SD3
+from diffjax.models.sd3.published import DIFFUSERS as SD3_OF_DIFFUSERS
+from diffjax.models.sd3.published import FAMILY as SD3_FAMILY
 from diffjax.models.sit.network import SiT
 from diffjax.models.sit.published import FAMILY as SIT_FAMILY
 from diffjax.models.taesd.network import TAESD
@@ -55,6 +65,9 @@ LAYOUTS: Mapping[type[Any], Mapping[str, Family]] = {
     DhariwalUNet: {AUTHORS: DHARIWAL},
     DDPMUNet: {DIFFUSERS: DDPM, "old diffusers": OLD_DDPM},
     EDM2: {AUTHORS: EDM2_FAMILY},
+    MMDiT: {AUTHORS: SD3_FAMILY, DIFFUSERS: SD3_OF_DIFFUSERS, "bare names": BARE_SD3},
+    Flux: {AUTHORS: FLUX_FAMILY, DIFFUSERS: FLUX_OF_DIFFUSERS},
+    Flux2: {AUTHORS: FLUX2_FAMILY, DIFFUSERS: FLUX2_OF_DIFFUSERS},
     TAESD: {"pair of files": TAESD_FAMILY, DIFFUSERS: TAESD_OF_DIFFUSERS},
     AutoencoderKL: {AUTHORS: LDM, DIFFUSERS: AUTOENCODER_KL, "old diffusers": OLD_DIFFUSERS},
 }

@@ -361,7 +361,7 @@ class UNet(nn.Module):
         augment_labels: Float[Array, " batch {self.embedding.augment_dim}"] | None = None,
     ) -> Float[Array, " batch height width out"]:
         self._check(*x.shape[1:3])
-        labels, tokens, images = parts_of(cond)
+        labels, tokens, images, _ = parts_of(cond)
         if tokens is not None:
             raise UserError("UNet attends to no tokens: take DiT for this condition")
         c = self._conditioning(noise_label, labels, augment_labels)

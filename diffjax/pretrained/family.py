@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from diffjax.conditions import Condition, Unconditional
 from diffjax.errors import UserError, nearest
 from diffjax.pretrained.folders import read_weights
 from diffjax.pretrained.tables import Place, Table, check, to_ours, to_theirs
@@ -43,12 +44,14 @@ class Denoiser:
     """A network of a family whose published tensors depend on the shape of its images too.
 
     Attributes:
-        network: the module, called with images, noise labels and class labels.
+        network: the module, called with images, noise labels and a condition.
         image_shape: `(H, W, C)` of its images.
+        condition: the kind of its condition; labels and none have the same shape.
     """
 
     network: Any
     image_shape: tuple[int, int, int]
+    condition: Condition = field(default_factory=Unconditional)
 
     def init(self, key: jax.Array, *inputs: Any) -> Any:
         """Initialises the network."""
@@ -56,10 +59,10 @@ class Denoiser:
 
     @property
     def inputs(self) -> tuple[jax.ShapeDtypeStruct, ...]:
-        """The arguments of its call: images, noise labels, class labels."""
-        shapes = ((1, *self.image_shape), (1,), (1,))
-        kinds = (jnp.float32, jnp.float32, jnp.int32)
-        return tuple(map(jax.ShapeDtypeStruct, shapes, kinds))
+        """The arguments of its call: images, noise labels, and a condition of one example."""
+        images = jax.ShapeDtypeStruct((1, *self.image_shape), jnp.float32)
+        noise_label = jax.ShapeDtypeStruct((1,), jnp.float32)
+        return images, noise_label, self.condition.abstract(1)
 
 
 @dataclass(frozen=True)
@@ -241,7 +244,8 @@ class Family:
     def shapes(self, network: Any) -> Any:
         """The parameters of a network as `jax.ShapeDtypeStruct`, without computing them."""
         leaves, structure = jax.tree.flatten(tuple(self.inputs(network)))
-        return _shapes(network, tuple(leaves), structure)
+        module = network.network if isinstance(network, Denoiser) else network
+        return _shapes(module, tuple(leaves), structure)
 
     def to_ours(
         self,

@@ -50,7 +50,7 @@ class Parts:
     @property
     def denoiser(self) -> Denoiser:
         """The network and the shape of its input, for the names of published weights."""
-        return Denoiser(self.wired.network, self.wired.input_shape)
+        return Denoiser(self.wired.network, self.wired.input_shape, self.wired.condition)
 
     @cached_property
     def abstract(self) -> TrainState:

@@ -175,7 +175,7 @@ class DiT(nn.Module):
         self._check(height, width)
         dtype, p = compute_type(self.dtype), self.patch_size
 
-        labels, context, images = parts_of(cond)
+        labels, context, images, _ = parts_of(cond)
         embedded = Conditioning(
             self.num_classes,
             self.hidden_size,

@@ -234,7 +234,7 @@ class EDM2(nn.Module):
     ) -> Float[Array, " batch height width out"]:
         self._check(*x.shape[1:3])
         dtype = compute_type(self.dtype)
-        labels, tokens, images = parts_of(cond)
+        labels, tokens, images, _ = parts_of(cond)
         if tokens is not None:
             raise UserError("EDM2 attends to no tokens: take DiT for this condition")
         widths = [factor * self.channels for factor in self.channel_multipliers]
