@@ -206,12 +206,7 @@ def _table_of_diffusers(denoiser: Denoiser) -> Table:
     return (
         *patches("x_embedder", "proj_out"),
         *of_diffusers(),
-        *blocks(
-            network,
-            (*joint_of_diffusers(network), *MLPS_OF_DIFFUSERS),
-            f"{joint}.{{}}".format,
-            network.joint_stages,
-        ),
+        *blocks(network, double, f"{joint}.{{}}".format, network.joint_stages),
         *blocks(
             network,
             single_of_diffusers(network),
