@@ -83,9 +83,17 @@ def pytest_addoption(parser):
 # Examples of docstrings that extract features, initialise a large network, or sample or evaluate a
 # model: they are `thorough`.
 _LONG_EXAMPLES = {
+    "diffjax/models/adm/network.py",
     "diffjax/models/autoencoder_kl/network.py",
+    "diffjax/models/ddpm/network.py",
+    "diffjax/models/ddt/network.py",
+    "diffjax/models/edm/network.py",
+    "diffjax/models/edm2/network.py",
+    "diffjax/models/jit/network.py",
+    "diffjax/models/lightningdit/network.py",
     "diffjax/models/sit/network.py",
     "diffjax/models/unet.py",
+    "diffjax/models/uvit/network.py",
     "diffjax/studies/convergence.py",
     "diffjax/evaluation/extractors/features.py",
     "diffjax/studies/legality.py",
@@ -102,13 +110,18 @@ _LONG_EXAMPLES = {
 def pytest_collection_modifyitems(items):
     """A fixed tenth of the cases of each `thorough` test is in every run of the tests.
 
-    Which, depends on a case's name alone. Long examples of docstrings are in none of that tenth.
+    Which, depends on a case's name alone. Long examples of docstrings are in none of that tenth,
+    nor are cases of `pytest.mark.thorough(tenth=False)`: a default test is their witness.
     """
     for item in items:
         if item.nodeid.partition("::")[0] in _LONG_EXAMPLES:
             item.add_marker("thorough")
         elif "callspec" in vars(item) and zlib.crc32(item.nodeid.encode()) % 10 == 0:
-            item.own_markers = [mark for mark in item.own_markers if mark.name != "thorough"]
+            item.own_markers = [
+                mark
+                for mark in item.own_markers
+                if mark.name != "thorough" or mark.kwargs.get("tenth") is False
+            ]
 
 
 @pytest.fixture(autouse=True, scope="session")

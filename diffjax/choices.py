@@ -11,10 +11,10 @@ from types import MappingProxyType
 
 from ml_collections import ConfigDict
 
-from diffjax.codecs import SpaceToDepth, autoencoder_kl, taesd
+from diffjax.codecs import SpaceToDepth, autoencoder_kl, autoencoders, movq, taesd
 from diffjax.models import EDM2, DiT, UNet
 from diffjax.models.autoencoder_kl.sizes import WEIGHTS as AUTOENCODERS
-from diffjax.objectives import couplings, interpolant, learned_variance, mean_flow, wrappers
+from diffjax.objectives import couplings, interpolant, learned_variance, mean_flow, repa, wrappers
 from diffjax.objectives.denoising import Denoising
 from diffjax.optimizers import adam, lion, muon, normalised, schedule_free
 from diffjax.optimizers import schedules as rates
@@ -37,6 +37,7 @@ from diffjax.sampling import (
     dpm_solver,
     grids,
     guidance,
+    pndm,
     restart,
     runge_kutta,
     sde,
@@ -52,7 +53,10 @@ CODECS: Table = MappingProxyType(
     {
         "space_to_depth": spec(SpaceToDepth),
         "taef2": spec(taesd.TAESD),
+        "autoencoder_tiny": spec(taesd.AutoencoderTiny),
         "autoencoder_kl": spec(autoencoder_kl.AutoencoderKL),
+        "movq": spec(movq.MOVQ),
+        "autoencoder": spec(autoencoders.AutoencoderFolder),
         **{
             name: spec(
                 autoencoder_kl.AutoencoderKL,
@@ -198,6 +202,8 @@ WRAPPERS: Table = MappingProxyType(
         "importance": spec(wrappers.Importance, proposal=spec(times.LogitNormal)),
         "contrastive": spec(wrappers.Contrastive),
         "dispersive": spec(wrappers.Dispersive),
+        "repa": spec(repa.REPA),
+        "irepa": spec(repa.REPA, scale=1.0, spatial=True),
     }
 )
 # Samplers: how x is stepped from one time of the grid to the next.
@@ -225,6 +231,7 @@ SOLVERS: Table = MappingProxyType(
         "deis": spec(adams.deis),
         "lms": spec(adams.lms),
         "plms": spec(adams.plms),
+        "pndm": spec(pndm.pndm),
         "ab": spec(adams.ab),
         "exp_ab": spec(adams.exp_ab),
         "sa": spec(adams.exp_ab, eta=1.0),
@@ -245,6 +252,7 @@ GRIDS: Table = MappingProxyType(
         "karras": spec(grids.Karras),
         "shifted": spec(grids.Shifted),
         "beta": spec(grids.Beta),
+        "leading": spec(grids.Leading),
         "trailing": spec(grids.Trailing),
         "linspace": spec(grids.Linspace),
         "ays_sd15": spec(

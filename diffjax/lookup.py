@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 from diffjax import choices, config_files
 from diffjax.codecs import Codec
 from diffjax.data.latents import latents_in
-from diffjax.errors import UserError
+from diffjax.errors import UserError, nearest
 from diffjax.process import precond
 from diffjax.sampling.solvers import Solver
 from diffjax.spec import TARGET, build, choose, parse_arguments, spec, spec_at
@@ -233,6 +233,9 @@ def codec_called(text: str) -> Codec:
     name, _, settings = text.partition(":")
     config = ConfigDict({"codec": choices.copy(choose(choices.CODECS, name, "codec"))})
     known = [key for key in config.codec if key != TARGET]
+    for key in (pair.partition("=")[0] for pair in filter(None, settings.split(","))):
+        if key not in known:
+            raise UserError(f"the codec {name} has no setting {key!r}; {nearest(key, known)}")
     chosen = parse_arguments(settings, *known)
     config_files.override(config, {f"config.codec.{key}": x for key, x in chosen.items()})
     return build(config.codec, Codec, "codec")

@@ -20,6 +20,7 @@ from diffjax.kinds import complaint
 from diffjax.models import attention
 from diffjax.models.layers import HIDDEN, attention_layers, attention_off
 from diffjax.objectives.base import Objective, Progress, Traits, conditioned_batch
+from diffjax.optimizers.mup import rate_factors
 from diffjax.process.paths import Pair, Path
 from diffjax.process.precond import Apply, Meaning, Precond, Predict, denoiser, flow_map_predictor
 from diffjax.process.targets import undecodable
@@ -107,7 +108,25 @@ class Wired(NamedTuple):
         """The shapes of a training batch, as `ShapeDtypeStruct`s."""
         images = jax.ShapeDtypeStruct((batch_size, *self.image_shape), jnp.float32)
         batch = {"image": images, **self.condition.shapes(batch_size)}
-        return {**batch, "source": images} if self.objective.traits.needs_source else batch
+        traits = self.objective.traits
+        if traits.features:
+            shape = (batch_size, *traits.features)
+            batch["features"] = jax.ShapeDtypeStruct(shape, jnp.float32)
+        return {**batch, "source": images} if traits.needs_source else batch
+
+    @property
+    def rate_factors(self) -> Any:
+        """muP's factor of the learning rate for each parameter; None without muP.
+
+        Raises:
+            UserError: there is no network of the base width.
+        """
+        base = getattr(self.network, "base", None)
+        if base is None:
+            return None
+        init = partial(_init, base, self.objective, self.image_shape, self.condition)
+        shapes = jax.eval_shape(init, jax.eval_shape(lambda: jax.random.key(0)))
+        return rate_factors(self.params_shape, shapes)
 
     @property
     def num_params(self) -> int:
@@ -136,6 +155,7 @@ def wire(
     objective = build_objective(config)
     path, precond = objective.path, objective.precond
     runtime = {**condition.network_arguments(), **_outputs(objective, image_shape)}
+    runtime |= _hidden(objective, config)
     if mesh is not None:
         runtime |= _attention(config, mesh, objective.traits.forward_mode)
     network = build(config.model, nn.Module, "config.model", **runtime)
@@ -379,7 +399,8 @@ def _init(
     noise_label = jnp.zeros((1, 2) if two_times else 1)
     x = jnp.zeros((1, *_input_shape(objective, image_shape)))
     params = network.init(key, x, noise_label, condition.example(1))["params"]
-    return {**params, **objective.init_params(jax.random.fold_in(key, 1))}
+    width = getattr(network, "hidden_size", 1)
+    return {**params, **objective.init_params(jax.random.fold_in(key, 1), width)}
 
 
 def _outputs(objective: Objective, image_shape: tuple[int, ...]) -> dict[str, int]:
@@ -388,6 +409,24 @@ def _outputs(objective: Objective, image_shape: tuple[int, ...]) -> dict[str, in
     if traits.outputs == traits.inputs == 1:
         return {}
     return {"out_channels": traits.outputs * image_shape[-1]}
+
+
+def _hidden(objective: Objective, config: ConfigDict) -> dict[str, int]:
+    """The network's argument `hidden_depth`; none where the loss takes no tokens after a block.
+
+    Raises:
+        UserError: the network has no such tokens.
+    """
+    traits = objective.traits
+    if traits.features is None:
+        return {}
+    if not isinstance(config.model, ConfigDict) or "hidden_depth" not in config.model:
+        name = str(getattr(config.model, "_target_", config.model)).rpartition(":")[2]
+        raise UserError(
+            f"{type(objective).__name__} aligns the tokens after a block of a transformer, and "
+            f"{name} has none: take model=dit or one of its kind, or leave that wrapper out"
+        )
+    return {"hidden_depth": traits.hidden_depth or config.model.hidden_depth}
 
 
 def _attention(config: ConfigDict, mesh: Mesh, forward_mode: bool) -> dict[str, str]:

@@ -25,6 +25,7 @@ from diffjax import choices
 from diffjax.data import DataSet
 from diffjax.data.encoding import FACTS, KINDS, Stored, encode
 from diffjax.errors import UserError
+from diffjax.evaluation.extractors.named import patches_called
 from diffjax.host.lock import locked
 from diffjax.host.processes import in_first, is_first
 from diffjax.host.run_files import read_json
@@ -51,6 +52,10 @@ flags.DEFINE_bool(
 flags.DEFINE_enum(
     "dtype", "float16", ["float16", "float32"], "type of the files", flag_values=FLAGS
 )
+flags.DEFINE_string(
+    "features", "", "store features of patches too, for REPA: a model of DINOv2 with its settings, "
+    "vitb14:weights=FILE[,patches_per_side=16]", flag_values=FLAGS,
+)  # fmt: skip
 flags.DEFINE_integer("seed", 0, "seed of samples", lower_bound=0, flag_values=FLAGS)
 flags.DEFINE_integer(
     "shard_images", Stored.shard_images, "images of a shard", lower_bound=1, flag_values=FLAGS
@@ -68,7 +73,10 @@ def main(args: SimpleNamespace) -> None:
         cli.require(args, name)
     codec, out = codec_called(args.codec), Path(args.out)
     dataset: DataSet = build(args.config.data, DataSet, "config.data")
-    stored = Stored(args.store, args.flips, args.dtype, args.seed, args.shard_images)
+    extractor = patches_called(args.features) if args.features else None
+    stored = Stored(
+        args.store, args.flips, args.dtype, args.seed, args.shard_images, extractor=extractor
+    )
     in_first(lambda: make_writable(out))
     part = jax.process_index(), jax.process_count()
     shape = codec.latent_shape(dataset.image_shape)

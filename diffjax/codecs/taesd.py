@@ -1,15 +1,17 @@
 """TAESD as a codec: small autoencoders whose latents are those of large published ones."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 import jax.numpy as jnp
 
 from diffjax.codecs.base import Codec, Shape, sha256_of
+from diffjax.codecs.one_file import OneFile
 from diffjax.errors import UserError
 from diffjax.models.taesd.network import SCALE
-from diffjax.models.taesd.published import DECODER, ENCODER
+from diffjax.models.taesd.published import DECODER, DIFFUSERS, ENCODER
 from diffjax.pretrained.downloads import find_weights
 from diffjax.pretrained.family import Family
 from diffjax.shapes import Array, Images, Latents
@@ -106,3 +108,28 @@ class TAESD(Codec):
     def _read(self, part: str, family: Family, sha256: str) -> Any:
         file = find_weights(f"{self.path.rstrip('/')}/{self.size}_{part}.pth", sha256)
         return family.read(file, family.size(self.size))[1]
+
+
+@dataclass(frozen=True)
+class AutoencoderTiny(OneFile):
+    """TAESD in the file of diffusers, without the one of FLUX.2, which diffusers does not have.
+
+    Args:
+        path: path or URL of the file.
+        size: `taesd`, `taesdxl`, `taesd3` or `taef1`.
+        file_sha256: hex digest of the file.
+
+    Example:
+        >>> AutoencoderTiny("taesd.safetensors").latent_shape((128, 64, 3))
+        (16, 8, 4)
+    """
+
+    kind: ClassVar[str] = "autoencoder_tiny"
+    layouts: ClassVar[Mapping[str, Family]] = {"encoder.layers.0.weight": DIFFUSERS}
+    size: str = "taesd"
+
+    def encode(self, params: Any, images: Images) -> Latents:
+        return self._apply(params, (images + 1) / 2, "encode")
+
+    def decode(self, params: Any, latents: Latents) -> Images:
+        return 2 * jnp.clip(self._apply(params, latents, "decode"), 0, 1) - 1

@@ -24,9 +24,12 @@ class Condition:
 
     Attributes:
         can_be_dropped: whether there is anything that training can replace by the null condition.
+        has_usual: whether a part of `Several` may be left out where it is never dropped: `null`
+            returns its usual values then.
     """
 
     can_be_dropped: ClassVar[bool] = True
+    has_usual: ClassVar[bool] = False
 
     def network_arguments(self) -> dict[str, Any]:
         """The arguments of the network that depend on the condition."""

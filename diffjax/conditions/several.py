@@ -31,6 +31,8 @@ class Several(Condition):
         parts: the conditions by name, at most one of them `Classes`. Parts of one kind need
             different names of their arrays (`Tokens.name`).
         kept: the names of parts that are never dropped.
+        main: the name of the part that a text without names is of, such as a prompt; "" if a text
+            has to name its parts.
 
     Example:
         >>> from diffjax.conditions import Classes, Images
@@ -41,11 +43,14 @@ class Several(Condition):
 
     parts: Mapping[str, Condition]
     kept: tuple[str, ...] = ()
+    main: str = ""
 
     def __post_init__(self) -> None:
         for name in self.kept:
             if name not in self.parts:
                 raise UserError(f"kept={self.kept}: no part {name!r}; {nearest(name, self.parts)}")
+        if self.main and self.main not in self.parts:
+            raise UserError(f"main: no part {self.main!r}; {nearest(self.main, self.parts)}")
         if ALL in self.parts:
             raise UserError(f"no part of a condition can be called {ALL!r}: that means all parts")
 
@@ -104,7 +109,8 @@ class Several(Condition):
     @property
     def negative(self) -> "Several":
         """The condition without the kept parts, which a negative condition does not have."""
-        return Several({name: part for name, part in self.parts.items() if name not in self.kept})
+        others = {name: part for name, part in self.parts.items() if name not in self.kept}
+        return Several(others, main=self.main if self.main in others else "")
 
     def replaced(self, cond: Any, negative: Any) -> dict[str, Any]:
         return {**cond, **negative}
@@ -121,7 +127,7 @@ class Several(Condition):
     def of(self, given: Any) -> Any:
         """As `Condition.of`; a dict has an argument of `of` for each part.
 
-        Parts that training can drop may be missing; they are null.
+        Parts that training can drop, or that have usual values, may be missing; they are null.
 
         Raises:
             UserError: there is no such part, one is missing, or they have unlike numbers of rows.
@@ -139,16 +145,23 @@ class Several(Condition):
     def parse(self, given: Sequence[Any] | np.ndarray) -> dict[str, Any]:
         """Rows such as `"digit=3;prompt=a red apple"`, or dicts as `{"digit": 3}`, part by part.
 
-        Each part parses its own texts. A text with a semicolon stands in double quotes. Parts that
-        training can drop may be missing in a row; they are null there.
+        Each part parses its own texts. A text with a semicolon stands in double quotes. A text that
+        begins with no part's name is of the part `main`. Parts that training can drop, or that have
+        usual values, may be missing in a row; they are null there.
 
         Raises:
             UserError: the first row that has another form, an unknown part, or a part too few.
         """
-        rows = [row if isinstance(row, Mapping) else _fields(str(row), self.parts) for row in given]
+        rows = [row if isinstance(row, Mapping) else self._row(str(row)) for row in given]
         for row in rows:
             self._check_names(row)
         return {name: self._column(name, rows) for name in self.parts}
+
+    def _row(self, text: str) -> dict[str, str]:
+        first = text.partition("=")[0].strip()
+        if self.main and first not in self.parts:
+            return {self.main: text}
+        return _fields(text, self.parts)
 
     def _column(self, name: str, rows: Sequence[Mapping[str, Any]]) -> Any:
         """One part of all rows, null where it is missing."""
@@ -167,7 +180,8 @@ class Several(Condition):
                 raise UserError(
                     f"no part of the condition is called {name!r}; {nearest(name, self.parts)}"
                 )
-        missing = [n for n in self.parts if n not in given and n not in self._dropped]
+        needed = [n for n, p in self.parts.items() if n not in self._dropped and not p.has_usual]
+        missing = [n for n in needed if n not in given]
         if missing:
             raise UserError(
                 f"the part {missing[0]!r} of the condition ({self.parts[missing[0]].describe()}) "

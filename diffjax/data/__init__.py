@@ -1,6 +1,7 @@
 """Data sets, sources of images, and the input pipeline."""
 
 from diffjax.data.augment import Augment
+from diffjax.data.features import featured
 from diffjax.data.folder import image_folder
 from diffjax.data.given import GivenSource
 from diffjax.data.idx import fashion_mnist, idx_images, mnist
@@ -38,6 +39,7 @@ __all__ = [
     "digits",
     "eval_batches",
     "fashion_mnist",
+    "featured",
     "idx_images",
     "image_folder",
     "latents",

@@ -3,6 +3,7 @@
     FOLDER/latents.npy            [N, h, w, c]: means or samples; training images first
     FOLDER/log_variances.npy      [N, h, w, c], of moments
     FOLDER/latents_flipped.npy    the same of the mirrored images, with flips; and their variances
+    FOLDER/features.npy           [N, rows, columns, numbers] of the images, for REPA
     FOLDER/labels.npy, …          what else the data have for each image, such as token states
     FOLDER/codec.json             the name, hash and settings of the codec
     FOLDER/latents.json           the data, what is stored, and the statistics of each channel
@@ -31,7 +32,16 @@ from jax.sharding import NamedSharding
 from diffjax.codecs import Codec
 from diffjax.codecs.base import images_at_once
 from diffjax.compiling import jit
-from diffjax.data.latents import FACTS, FLIPPED, LABELS, LATENTS, LOG_VARIANCES, UNFINISHED
+from diffjax.data.features import feature_shape
+from diffjax.data.latents import (
+    FACTS,
+    FEATURES,
+    FLIPPED,
+    LABELS,
+    LATENTS,
+    LOG_VARIANCES,
+    UNFINISHED,
+)
 from diffjax.data.pipeline import batch_at
 from diffjax.data.sources import DataSet, Source
 from diffjax.errors import UserError, nearest
@@ -84,6 +94,9 @@ class Stored:
             posterior's deviation, and halves the file.
         seed: of samples.
         shard_images: images of a shard, which is encoded again if it was not finished.
+        extractor: what returns features `[B, rows, columns, numbers]` of images, which are stored
+            beside the latents (`diffjax.evaluation.extractors.dinov2.dinov2_patches`); None for
+            nothing.
     """
 
     kind: str = "means"
@@ -91,6 +104,7 @@ class Stored:
     dtype: str = "float16"
     seed: int = 0
     shard_images: int = 4_096
+    extractor: Any = None
 
     def check(self, codec: Codec) -> None:
         """Refuses what a codec can't do.
@@ -242,12 +256,24 @@ class _Job:
         latents = jax.ShapeDtypeStruct((number, *self.latent_shape), np.dtype(self.stored.dtype))
         names = [LATENTS, LOG_VARIANCES] if self.stored.kind == "moments" else [LATENTS]
         names += [f"{name}{FLIPPED}" for name in names if self.stored.flips]
+        features = self._feature_shapes(number)
         source = next(each for each in (self.dataset.train, self.dataset.test) if len(each))
         given = _given(batch_at(source, np.arange(1)))
-        return dict.fromkeys(names, latents) | {
-            name: jax.ShapeDtypeStruct((number, *rows.shape[1:]), rows.dtype)
-            for name, rows in given.items()
-        }
+        return (
+            dict.fromkeys(names, latents)
+            | features
+            | {
+                name: jax.ShapeDtypeStruct((number, *rows.shape[1:]), rows.dtype)
+                for name, rows in given.items()
+            }
+        )
+
+    def _feature_shapes(self, number: int) -> dict[str, jax.ShapeDtypeStruct]:
+        if self.stored.extractor is None:
+            return {}
+        names = [FEATURES, f"{FEATURES}{FLIPPED}"] if self.stored.flips else [FEATURES]
+        shape = number, *feature_shape(self.stored.extractor, self.dataset)
+        return dict.fromkeys(names, jax.ShapeDtypeStruct(shape, np.dtype(self.stored.dtype)))
 
     def shards(self) -> list[range]:
         """The rows of each shard; none has both training and test images."""
@@ -364,6 +390,8 @@ class _Job:
             numbers = jnp.uint32(self.stored.seed), jnp.uint32(flipped)
             made = _program()(self.codec, self.stored.kind, params, *placed, *numbers)
             encoded |= {f"{name}{suffix}": rows for name, rows in made.items()}
+            if self.stored.extractor is not None:
+                encoded[f"{FEATURES}{suffix}"] = self.stored.extractor.features(some)
         return encoded
 
     def _on_host(self, count: int, given: Mapping[str, Any], made: Any) -> dict[str, np.ndarray]:
@@ -382,11 +410,12 @@ class _Job:
         """
         for name, file in files.items():
             array = np.ascontiguousarray(batch[name])
-            if name.startswith((LATENTS, LOG_VARIANCES)):
+            if name.startswith((LATENTS, LOG_VARIANCES, FEATURES)):
                 finite = np.isfinite(array).reshape(len(array), -1).all(1)
                 if not finite.all():
+                    what = "the features" if name.startswith(FEATURES) else "the latent"
                     raise UserError(
-                        f"the latent of image {rows[int(np.argmin(finite))]} is not finite in "
+                        f"{what} of image {rows[int(np.argmin(finite))]} is not finite in "
                         f"{self.stored.dtype}"
                         + ("; float32 may hold it" if self.stored.dtype == "float16" else "")
                     )
@@ -469,6 +498,10 @@ def _facts(dataset: DataSet, codec: Codec, stored: Stored) -> dict[str, Any]:
         if len(source) and "source" in source.gather([0]):
             raise UserError(f"{dataset.name} has pairs of images; latents of pairs are not stored")
     _ = codec.params  # Read, or refused.
+    extractor, features = stored.extractor, {}
+    if extractor is not None:
+        _ = feature_shape(extractor, dataset)
+        features = {"features": extractor.name, "features_sha256": extractor.sha256}
     return {
         "format": _FORMAT,
         "data": dataset.name,
@@ -481,7 +514,8 @@ def _facts(dataset: DataSet, codec: Codec, stored: Stored) -> dict[str, Any]:
         "codec": codec.name,
         "codec_sha256": codec.sha256,
         "latent_shape": list(shape),
-        **asdict(stored),
+        **{name: x for name, x in vars(stored).items() if name != "extractor"},
+        **features,
     }
 
 

@@ -36,11 +36,14 @@ from diffjax.spec import from_json, spec
 
 FACTS, UNFINISHED = "latents.json", "unfinished"
 LATENTS, LOG_VARIANCES, LABELS, FLIPPED = "latents", "log_variances", "labels", "_flipped"
+FEATURES = "features"
+"""The name of files and, in a batch, of features of the images, `[B, rows, columns, numbers]`."""
 
 _CODEC = "codec"
 _ALL_LATENTS = tuple(
     f"{name}{suffix}" for name in (LATENTS, LOG_VARIANCES) for suffix in ("", FLIPPED)
 )
+_ALL_FEATURES = FEATURES, f"{FEATURES}{FLIPPED}"
 LOG_VARIANCE = "log_variance"
 """The name of the posterior's log-variances in a training batch; their means are its images."""
 NORMALISATIONS: Mapping[str, tuple[str | None, str | None]] = {
@@ -64,7 +67,8 @@ class LatentSource(Source):
         shift: the mean of the latents, one or one for each channel.
         drawn: what training draws from besides, by the names of files: `log_variances` of the
             posteriors, whose means the latents are, and `latents_flipped` (and
-            `log_variances_flipped`) of the mirrored images.
+            `log_variances_flipped`) of the mirrored images. `features` of the images, and of the
+            mirrored ones, are in all batches.
 
     Example:
         >>> latents = np.ones((3, 4, 4, 2), np.float16)
@@ -96,7 +100,9 @@ class LatentSource(Source):
             UserError: a latent contains a number that is not finite.
         """
         where = self.rows[np.asarray(rows)]
-        return {"image": self._scaled(self.latents[where], where), "label": self.labels[where]}
+        batch: Any = {"image": self._scaled(self.latents[where], where)}
+        batch["label"] = self.labels[where]
+        return batch | self._features(where, np.zeros(len(where), bool))
 
     def draw(self, rows: Sequence[int] | np.ndarray, uniforms: np.ndarray) -> Batch:
         """The batch for training: one of both orientations, and log-variances where there are any.
@@ -110,7 +116,7 @@ class LatentSource(Source):
         if LOG_VARIANCES in self.drawn:
             found = self._chosen(LOG_VARIANCES, where, mirrored)
             batch[LOG_VARIANCE] = found + 2 * np.log(row(self.scale))
-        return batch
+        return batch | self._features(where, mirrored)
 
     def fingerprint(self) -> str:
         """SHA-256 of the file's size, shape and type, labels, rows, scale, and 256 latents.
@@ -124,10 +130,14 @@ class LatentSource(Source):
                 digest.update(np.ascontiguousarray(self.latents[row]).data)
         return digest.hexdigest()
 
+    def _features(self, where: np.ndarray, mirrored: np.ndarray) -> dict[str, np.ndarray]:
+        there = FEATURES in self.drawn
+        return {FEATURES: self._chosen(FEATURES, where, mirrored)} if there else {}
+
     def _chosen(self, name: str, where: np.ndarray, mirrored: np.ndarray) -> np.ndarray:
         """Rows of an array, or where `mirrored` of that of the mirrored images."""
         arrays = {LATENTS: self.latents, **self.drawn}
-        out = np.empty((len(where), *self.latents.shape[1:]), np.float32)
+        out = np.empty((len(where), *arrays[name].shape[1:]), np.float32)
         out[~mirrored] = arrays[name][where[~mirrored]]
         if mirrored.any():
             out[mirrored] = arrays[f"{name}{FLIPPED}"][where[mirrored]]
@@ -222,7 +232,7 @@ def latents(
     height, width, channels = array.shape[1:]
     shift, factor = _normalisation(normalisation, facts, scale, path)
     split = _recorded_split(facts, arrays, path)
-    drawn = {key: arrays[key] for key in _ALL_LATENTS[1:] if key in arrays}
+    drawn = {key: arrays[key] for key in (*_ALL_LATENTS[1:], *_ALL_FEATURES) if key in arrays}
     if not sample:
         drawn.pop(LOG_VARIANCES, None)
 
@@ -421,7 +431,8 @@ def _read(path: Path, with_labels: bool, further: Sequence[str]) -> tuple[dict[s
         digest = hashlib.sha256(np.ascontiguousarray(arrays[LATENTS]).data).hexdigest()
         names += [_CODEC] if _CODEC in arrays else []
         return {name: arrays[name] for name in names}, digest
-    names += [name for name in _ALL_LATENTS[1:] if (path / f"{name}.npy").exists()]
+    others = *_ALL_LATENTS[1:], *_ALL_FEATURES
+    names += [name for name in others if (path / f"{name}.npy").exists()]
     files = {name: path / f"{name}.npy" for name in names}
     try:
         arrays: dict[str, Any] = {
@@ -441,6 +452,13 @@ def _read(path: Path, with_labels: bool, further: Sequence[str]) -> tuple[dict[s
             raise UserError(
                 f"{name}.npy in {path} is {other.dtype} {other.shape}, and latents.npy is "
                 f"{array.dtype} {array.shape}"
+            )
+    for name in _ALL_FEATURES:
+        other = arrays.get(name)
+        if other is not None and (other.ndim != 4 or len(other) != len(array)):
+            raise UserError(
+                f"{name}.npy in {path} is {list(other.shape)}, and features of {len(array)} images "
+                f"are [{len(array)}, rows, columns, numbers]"
             )
     size = files[LATENTS].stat().st_size
     if (recorded := read_json(path / RECORD)) is not None:

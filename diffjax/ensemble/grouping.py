@@ -11,7 +11,7 @@ from jax import Array
 from ml_collections import ConfigDict
 
 from diffjax.conditions import Unconditional
-from diffjax.objectives.base import Objective
+from diffjax.objectives.base import Objective, hidden_of
 from diffjax.optimizers.base import Optimizer
 from diffjax.runs.workdirs import differing_keys
 from diffjax.spec import build, to_json
@@ -220,9 +220,11 @@ def _check_traceable(config: ConfigDict, numbers: Numbers) -> None:
         )
     nonfinite: NonFinite = build(config.nonfinite) if "nonfinite" in config else NonFinite()
 
+    traits = numbers.parts({k: v[0] for k, v in numbers.values.items()}).objective.traits
+
     def apply(params: Any, x: Array, *_: Any, hidden: bool = False, **how: Any) -> Any:
         out = params["w"] * jnp.repeat(x[..., :1], params["outputs"].shape[0], axis=-1)
-        return (out, out) if hidden else out
+        return (out, hidden_of(out, traits)) if hidden else out
 
     def probe(values: Mapping[str, Array], key: Array, batch: dict[str, Array]) -> Any:
         objective, optimizer, dropout = numbers.parts(values).built(config.num_steps)
@@ -240,6 +242,8 @@ def _check_traceable(config: ConfigDict, numbers: Numbers) -> None:
     values = {name: value[0] for name, value in numbers.values.items()}
     image = jax.ShapeDtypeStruct((2, 8, 8, 1), jnp.float32)
     batch = {"image": image, "source": image}
+    if traits.features:
+        batch["features"] = jax.ShapeDtypeStruct((2, *traits.features), jnp.float32)
     try:
         jax.eval_shape(probe, values, jax.eval_shape(lambda: jax.random.key(0)), batch)
     except TypeError as error:  # JAX's errors about concrete values are all of this type.

@@ -8,15 +8,17 @@ from typing import Any, NamedTuple
 
 import jax
 
+from diffjax.codecs.autoencoders import FOLDER as VAE
 from diffjax.errors import UserError, nearest
 from diffjax.exchange.own_folders import is_own, read_own, write_own
 from diffjax.exchange.pretrained import recognised
 from diffjax.host.files import place_of
 from diffjax.host.processes import to_host
+from diffjax.host.run_files import read_json
 from diffjax.models.families import AUTHORS, DIFFUSERS, LAYOUTS
 from diffjax.pretrained.family import Denoiser, Family
 from diffjax.pretrained.files import write_safetensors
-from diffjax.pretrained.folders import CONFIG, read_weights, write_folder
+from diffjax.pretrained.folders import CONFIG, PIPELINE, WEIGHTS, read_weights, write_folder
 from diffjax.pretrained.torch_writer import write_torch
 from diffjax.runs.initial import by_path, check_same, is_run
 from diffjax.runs.load import load
@@ -114,7 +116,8 @@ def convert(
         state, entries = _theirs(layout, given, to)
         lines += _unlike(layout, given, state, entries)
         if to == DIFFUSERS:
-            write_folder(place, state, entries)
+            name = layout.config.weights if layout.config else WEIGHTS
+            write_folder(place, state, entries, name=name)
             lines += _unknown(entries, layout)
         else:
             place.mkdir(exist_ok=True)
@@ -125,9 +128,20 @@ def convert(
 
 
 def _of_folder(source: str, allowed_packages: tuple[str, ...]) -> Given | None:
-    """The weights of a run or of a folder of this library; None if it is neither."""
+    """The weights of a run or of a folder of this library; None if it is neither.
+
+    Raises:
+        UserError: it is the run of an autoencoder, which writes its weights at its end.
+    """
     place = place_of(source)
+    if (place / VAE / CONFIG).is_file() and not (place / PIPELINE).is_file():
+        return _of_file(str(place / VAE), None, {}, "")  # Of a run that trained an autoencoder.
     folder, colon, weights = source.rpartition(":")
+    if is_run(place) and "autoencoder" in (read_json(place / CONFIG) or {}):
+        raise UserError(
+            f"{source} has no autoencoder yet: experiments.train_autoencoder writes {VAE} at its "
+            "end; the same command goes on"
+        )
     if is_run(place):
         return _of_run(place, None, allowed_packages)
     if colon and not place.exists() and is_run(place_of(folder)):

@@ -12,6 +12,7 @@ from diffjax.errors import UserError
 from diffjax.host.processes import to_host
 from diffjax.runs.load import Run
 from diffjax.runs.model import Model, Programs, sample_keys
+from diffjax.runs.model import start as walk_start
 from diffjax.sampling.export import check_export_size
 from diffjax.sampling.sample import Recipe, sample, starting_noise, with_condition
 from diffjax.wiring import Wired, check_recipe, wire
@@ -67,7 +68,7 @@ def portable_sampler(model: Model, recipe: Recipe, *, noise: bool = False) -> Ca
         predict = model.map(jnp.asarray).guided(recipe, source)
         rows = jnp.arange(jax.tree.leaves(cond)[0].shape[0])
         drawn, keys = starting_noise(sample_keys(0 if noise else start, rows), wired.image_shape)
-        x = wired.objective.start(start if noise else drawn, source)
+        x = walk_start(wired.objective, recipe, start if noise else drawn, source)
         walk = (recipe.solver, wired.path, times, keys, x)
         return codec.decode(params, sample(with_condition(predict, cond), *walk))
 

@@ -79,6 +79,10 @@ def restore_or_init(
         if named := setup.config.init_from:
             params, source = (initial or _find(named, setup.parts))()
             _LOG.info("beginning with the weights of %s", named)
+            missing = setup.wired.params_shape.keys() - params.keys()
+            if missing:  # The projector of REPA.
+                fresh = setup.init(jax.random.split(jax.random.key(setup.config.seed))[0])
+                params = {**params, **{name: fresh.params[name] for name in missing}}
             return setup.begin(params), {"step": 0, "schedule_start": 0, "init_from": source}
         init_key, _ = jax.random.split(jax.random.key(setup.config.seed))
         return setup.init(init_key), {"step": 0, "schedule_start": 0}

@@ -13,6 +13,7 @@ from diffjax.loop.logging import Writer, join
 from diffjax.training.step import LOG_SNR_EDGES
 
 _LOG = logging.getLogger("diffjax")
+_NO_MEANS = ("bin_loss", "bin_count", "skipped", "skipped_in_a_row")
 
 
 class NonFiniteLoss(UserError):
@@ -145,7 +146,9 @@ class MetricsWindow:
         in_a_row = int(metrics.get("skipped_in_a_row", 0))
         if in_a_row == 0 and np.isfinite(metrics["loss"]) and np.isfinite(metrics["grad_norm"]):
             return
-        cause = _not_finite(metrics["bin_loss"], metrics["bin_count"], step)
+        cause = f"loss or gradient are not finite in step {step}"
+        if "bin_loss" in metrics:
+            cause = _not_finite(metrics["bin_loss"], metrics["bin_count"], step)
         if 0 < in_a_row <= self._skip_in_a_row:
             total = int(metrics["skipped"])
             self._left_out.write(step, summarise([metrics]))
@@ -179,7 +182,7 @@ def bin_name(index: int) -> str:
 
 
 def summarise(window: Sequence[Mapping[str, np.ndarray]]) -> dict[str, float]:
-    """The metrics of some steps as flat numbers: means, and the loss by log-SNR bin.
+    """The metrics of some steps as flat numbers: means, and the loss by log-SNR bin if it is there.
 
     Steps that were left out are left out here too, unless all of them were. A bin that no example
     fell into is absent.
@@ -188,8 +191,11 @@ def summarise(window: Sequence[Mapping[str, np.ndarray]]) -> dict[str, float]:
     window = [metrics for metrics in window if not metrics.get("skipped_in_a_row")] or window
     scalars = {
         name: float(np.mean([metrics[name] for metrics in window]))
-        for name in ("loss", "grad_norm", "learning_rate")
+        for name in window[0]
+        if name not in _NO_MEANS
     }
+    if "bin_loss" not in window[0]:
+        return scalars
     sums = np.sum([metrics["bin_loss"] for metrics in window], axis=0)
     counts = np.sum([metrics["bin_count"] for metrics in window], axis=0)
     for edge, total, count in zip(("-inf", *LOG_SNR_EDGES), sums, counts, strict=True):

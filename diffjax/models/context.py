@@ -11,7 +11,7 @@ from jaxtyping import Float
 
 from diffjax.conditions import TokenStates
 from diffjax.errors import UserError
-from diffjax.models.layers import Dense, compute_type
+from diffjax.models.layers import Dense, as_of_head_width, compute_type
 from diffjax.models.placement import BATCH, constrain
 from diffjax.shapes import Array, Images, Tokens
 
@@ -32,11 +32,16 @@ class Parts(NamedTuple):
     numbers: jax.Array | None = None
 
 
-def parts_of(cond: Any) -> Parts:
+def parts_of(cond: Any, takes_numbers: bool = False) -> Parts:
     """The parts of a condition: labels, token states, images, numbers, or a dict of these.
 
+    Args:
+        cond: the condition.
+        takes_numbers: whether the network embeds numbers.
+
     Raises:
-        UserError: two parts of labels, of tokens or of numbers, or arrays of another shape.
+        UserError: two parts of labels, of tokens or of numbers, arrays of another shape, or numbers
+            for a network that embeds none.
 
     Example:
         >>> import jax.numpy as jnp
@@ -59,9 +64,11 @@ def parts_of(cond: Any) -> Parts:
         else:
             raise UserError(
                 "a network takes one part of labels [B], one of token states, one of numbers "
-                "[B, k] and images "
-                f"[B, H, W, C]; this condition has {jax.tree.map(jnp.shape, cond)}"
+                "[B, k] and images [B, H, W, C]; this condition has "
+                f"{jax.tree.map(jnp.shape, cond)}"
             )
+    if found.numbers is not None and not takes_numbers:
+        raise UserError("this network embeds no numbers: take a UNet with embedding.added_width")
     return found
 
 
@@ -90,23 +97,36 @@ class CrossAttention(nn.Module):
     Attributes:
         num_heads: the number of heads; divides the width D.
         dtype: the compute type.
+        null_token: whether there is a null token. Without it, as in Stable Diffusion, an example
+            without any token attends to its masked states, all alike.
+        qkv_bias: whether the layers of queries, keys and values have biases.
+        base_head_width: as of `diffjax.models.layers.SelfAttention`.
     """
 
     num_heads: int
     dtype: str = "float32"
+    null_token: bool = True
+    qkv_bias: bool = True
+    base_head_width: int = 0
 
     @nn.compact
     def __call__(self, x: Tokens, context: TokenStates) -> Tokens:
         dtype = compute_type(self.dtype)
         batch, length, width = x.shape
         states, mask = context.states.astype(dtype), context.mask
-        null = self.param("null", initializers.normal(0.02), (1, states.shape[-1]), jnp.float32)
-        null = jnp.broadcast_to(null.astype(dtype), (batch, 1, states.shape[-1]))
-        states = jnp.concatenate([null, states], axis=1)
-        mask = jnp.concatenate([jnp.ones((batch, 1), bool), mask], axis=1)
-        xavier = initializers.xavier_uniform()
-        q = Dense(width, dtype=dtype, kernel_init=xavier, name="q")(x)
-        kv = Dense(2 * width, dtype=dtype, kernel_init=xavier, name="kv")(states)
+        if self.null_token:
+            init = initializers.normal(0.02)
+            null = self.param("null", init, (1, states.shape[-1]), jnp.float32)
+            null = jnp.broadcast_to(null.astype(dtype), (batch, 1, states.shape[-1]))
+            states = jnp.concatenate([null, states], axis=1)
+            mask = jnp.concatenate([jnp.ones((batch, 1), bool), mask], axis=1)
+        how: Any = {
+            "use_bias": self.qkv_bias,
+            "dtype": dtype,
+            "kernel_init": initializers.xavier_uniform(),
+        }
+        q = Dense(width, name="q", **how)(x)
+        kv = Dense(2 * width, name="kv", **how)(states)
         q, k, v = (
             constrain(
                 part.reshape(batch, -1, self.num_heads, width // self.num_heads),
@@ -114,6 +134,7 @@ class CrossAttention(nn.Module):
             )
             for part in (q, *jnp.split(kv, 2, axis=-1))
         )  # fmt: skip
+        q = as_of_head_width(q, self.base_head_width)
         out = jax.nn.dot_product_attention(
             q, k, v, mask=mask[:, None, None, :], implementation="xla"
         )

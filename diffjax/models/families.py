@@ -1,6 +1,6 @@
 """The layouts of published weights by the network that they are of, and which one a file has."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -8,9 +8,16 @@ from diffjax.errors import UserError, nearest
 from diffjax.models.adm.network import ADM, ADMClassifier, ADMUpsampler
 from diffjax.models.adm.published import CLASSIFIER, UPSAMPLER
 from diffjax.models.adm.published import FAMILY as ADM_FAMILY
-from diffjax.models.autoencoder_kl.network import AutoencoderKL
+from diffjax.models.autoencoder_kl.network import AutoencoderKL, AutoencoderKLFlux2
 from diffjax.models.autoencoder_kl.published import FAMILY as AUTOENCODER_KL
-from diffjax.models.autoencoder_kl.published import LDM, OLD_DIFFUSERS, without_prefix
+from diffjax.models.autoencoder_kl.published import FLUX2, FLUX2_AUTHORS, LDM, OLD_DIFFUSERS
+from diffjax.models.autoencoder_kl.published import PREFIXES as AUTOENCODER_PREFIXES
+from diffjax.models.bert.network import Bert
+from diffjax.models.bert.published import FAMILY as BERT
+from diffjax.models.clip_text.network import ClipText
+from diffjax.models.clip_text.published import BARE as BARE_CLIP_TEXT
+from diffjax.models.clip_text.published import FAMILY as CLIP_TEXT
+from diffjax.models.clip_text.published import OPENCLIP
 from diffjax.models.ddpm.network import DDPMUNet
 from diffjax.models.ddpm.published import FAMILY as DDPM
 from diffjax.models.ddpm.published import OLD as OLD_DDPM
@@ -34,20 +41,28 @@ from diffjax.models.jit.network import JiT
 from diffjax.models.jit.published import FAMILY as JIT_FAMILY
 from diffjax.models.lightningdit.network import LightningDiT
 from diffjax.models.lightningdit.published import FAMILY as LIGHTNINGDIT_FAMILY
+from diffjax.models.movq.network import MOVQ
+from diffjax.models.movq.published import FAMILY as MOVQ_FAMILY
+from diffjax.models.movq.published import KANDINSKY
 from diffjax.models.sd3.network import MMDiT
-from diffjax.models.sd3.published import BARE as BARE_SD3
 from diffjax.models.sd3.published import DIFFUSERS as SD3_OF_DIFFUSERS
 from diffjax.models.sd3.published import FAMILY as SD3_FAMILY
 from diffjax.models.sit.network import SiT
 from diffjax.models.sit.published import FAMILY as SIT_FAMILY
+from diffjax.models.stable_diffusion.network import StableDiffusionUNet
+from diffjax.models.stable_diffusion.published import FAMILY as STABLE_DIFFUSION
+from diffjax.models.stable_diffusion.published import LDM as STABLE_DIFFUSION_OF_LDM
+from diffjax.models.stable_diffusion.published import PREFIXES as DENOISER_PREFIXES
+from diffjax.models.t5.network import T5Encoder
+from diffjax.models.t5.published import FAMILY as T5
 from diffjax.models.taesd.network import TAESD
 from diffjax.models.taesd.published import DIFFUSERS as TAESD_OF_DIFFUSERS
 from diffjax.models.taesd.published import FAMILY as TAESD_FAMILY
 from diffjax.models.uvit.network import UViT
 from diffjax.models.uvit.published import FAMILY as UVIT_FAMILY
 from diffjax.pretrained.family import Family
-from diffjax.pretrained.folders import read_weights
-from diffjax.pretrained.tables import Place
+from diffjax.pretrained.folders import Contents, read_weights
+from diffjax.pretrained.tables import Place, in_memory
 
 AUTHORS, DIFFUSERS = "authors", "diffusers"
 
@@ -65,11 +80,18 @@ LAYOUTS: Mapping[type[Any], Mapping[str, Family]] = {
     DhariwalUNet: {AUTHORS: DHARIWAL},
     DDPMUNet: {DIFFUSERS: DDPM, "old diffusers": OLD_DDPM},
     EDM2: {AUTHORS: EDM2_FAMILY},
-    MMDiT: {AUTHORS: SD3_FAMILY, DIFFUSERS: SD3_OF_DIFFUSERS, "bare names": BARE_SD3},
+    MMDiT: {AUTHORS: SD3_FAMILY, DIFFUSERS: SD3_OF_DIFFUSERS},
     Flux: {AUTHORS: FLUX_FAMILY, DIFFUSERS: FLUX_OF_DIFFUSERS},
     Flux2: {AUTHORS: FLUX2_FAMILY, DIFFUSERS: FLUX2_OF_DIFFUSERS},
+    StableDiffusionUNet: {AUTHORS: STABLE_DIFFUSION_OF_LDM, DIFFUSERS: STABLE_DIFFUSION},
     TAESD: {"pair of files": TAESD_FAMILY, DIFFUSERS: TAESD_OF_DIFFUSERS},
+    # Before the one whose names their files have too.
+    AutoencoderKLFlux2: {AUTHORS: FLUX2_AUTHORS, DIFFUSERS: FLUX2},
+    MOVQ: {AUTHORS: KANDINSKY, DIFFUSERS: MOVQ_FAMILY},
     AutoencoderKL: {AUTHORS: LDM, DIFFUSERS: AUTOENCODER_KL, "old diffusers": OLD_DIFFUSERS},
+    ClipText: {AUTHORS: OPENCLIP, DIFFUSERS: CLIP_TEXT, "transformers 5": BARE_CLIP_TEXT},
+    T5Encoder: {DIFFUSERS: T5},
+    Bert: {DIFFUSERS: BERT},
 }
 """By the class of the network. A file of SiT is taken for one of DiT, whose names it has."""
 
@@ -92,6 +114,14 @@ def layout_of(state: Mapping[str, Any], layouts: Mapping[str, Family]) -> str | 
     return None
 
 
+def _states(whole: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """The tensors of a file, and those of the parts of a whole model; the denoiser comes first."""
+    yield whole
+    for prefix in (*DENOISER_PREFIXES, *AUTOENCODER_PREFIXES):
+        if part := {x.removeprefix(prefix): whole[x] for x in whole if x.startswith(prefix)}:
+            yield part
+
+
 class Found(NamedTuple):
     """Published weights whose network and layout were recognised.
 
@@ -109,7 +139,7 @@ class Found(NamedTuple):
     state: Mapping[str, Any]
     source: str
 
-    def params(self, place: Place = lambda path, array: array) -> Any:
+    def params(self, place: Place = in_memory) -> Any:
         """The parameters; see `diffjax.pretrained.tables.to_ours`.
 
         Raises:
@@ -135,11 +165,25 @@ def find_published(path: str | Path, part: str = "", network: str = "", **settin
     Raises:
         UserError: nothing can be read there, or it is of none of these networks.
     """
+    return found_in(read_weights(path, part), network, **settings)
+
+
+def found_in(contents: Contents, network: str = "", **settings: Any) -> Found:
+    """Recognises the network and the layout of tensors, such as a part of a file of several.
+
+    Args:
+        contents: the tensors, with the entries of `config.json` if there is one.
+        network: the name of the network's class, where several have the names: `SiT`.
+        **settings: further ones of the network, such as the number of heads of no published size.
+
+    Raises:
+        UserError: they are of none of these networks.
+    """
     known = {kind.__name__: layouts for kind, layouts in LAYOUTS.items()}
     if network and network not in known:
         raise UserError(f"no published network is called {network!r}; {nearest(network, known)}")
-    whole, config, place = read_weights(path, part)
-    for state in (whole, without_prefix(whole)):
+    whole, config, place = contents
+    for state in _states(whole):
         for layouts in [known[network]] if network else known.values():
             if name := layout_of(state, layouts):
                 family = layouts[name]

@@ -24,7 +24,7 @@ from diffjax.models.norms import norm
 from diffjax.models.placement import BATCH, constrain, one_device
 from diffjax.models.remat import ATTENTION
 from diffjax.models.rotary import Rotation, rotate
-from diffjax.shapes import Array, Labels, NoiseLabels, PerSample, Tokens
+from diffjax.shapes import Array, Labels, NoiseLabels, PerSample, Queries, Tokens
 
 HIDDEN = ("intermediates", "hidden")
 """The collection and name under which a network sows activations of a middle layer."""
@@ -243,6 +243,7 @@ class Conditioning(nn.Module):
         augment_dim: the number of labels of augmentation; 0 is without. EDM has 9 for small images.
         dtype: the compute type.
         kernel_init: the initializer of both dense layers.
+        out_init: that of the second one, if it is another.
         label_init: the initializer of `E`.
         layers: whether the two dense layers are there. Without them an embedded noise label is
             `frequencies(noise_label)`, of the width `features`.
@@ -261,6 +262,7 @@ class Conditioning(nn.Module):
     label_init: Initializer = initializers.normal(0.02)
     layers: bool = True
     bias: bool = True
+    out_init: Initializer | None = None
 
     @nn.compact
     def __call__(
@@ -314,14 +316,16 @@ class Conditioning(nn.Module):
         # Not split by width: with such a split XLA returned wrong gradients for the layers below.
         h = self._dense(self.features, f"hidden{suffix}", self.bias)(h)
         h = nn.silu(constrain(h, BATCH, None))
-        return self._dense(self.features, f"out{suffix}", self.bias)(h)
+        return self._dense(self.features, f"out{suffix}", self.bias, self.out_init)(h)
 
-    def _dense(self, features: int, name: str, use_bias: bool = True) -> nn.Dense:
+    def _dense(
+        self, features: int, name: str, use_bias: bool = True, init: Initializer | None = None
+    ) -> nn.Dense:
         return nn.Dense(
             features,
             use_bias=use_bias,
             dtype=compute_type(self.dtype),
-            kernel_init=self.kernel_init,
+            kernel_init=init or self.kernel_init,
             name=name,
         )
 
@@ -335,6 +339,19 @@ QKV_ORDERS: Mapping[str, tuple[int, int, int]] = {
 axis fastest: `parts` is all queries, then all keys, then all values (DiT, and ADM at 64 pixels);
 `heads` is these three head by head (ADM at other sizes); `channels` is these three channel by
 channel (EDM and EDM2)."""
+
+
+def as_of_head_width(q: Queries, base: int) -> Queries:
+    """Queries for logits `√base·(q·k)/d` in the place of `(q·k)/√d`, as muP takes them.
+
+    In training, queries and keys align, and their product grows with d and not with √d. Yang et al.
+    2022 (arXiv:2203.03466), definition 4.1.
+
+    Args:
+        q: queries `[B, T, heads, d]`.
+        base: the width of a head at which both are the same; 0 changes nothing.
+    """
+    return q if base in (0, q.shape[-1]) else q * math.sqrt(base / q.shape[-1])
 
 
 class SelfAttention(nn.Module):
@@ -360,6 +377,7 @@ class SelfAttention(nn.Module):
             arXiv:2302.05442, with RMS norms).
         out_bias: whether the output layer has a bias.
         dense_out: whether there is an output layer.
+        base_head_width: as of `as_of_head_width`; 0 changes nothing.
 
     Raises:
         UserError: the heads do not divide the width, or the order is unknown.
@@ -375,6 +393,7 @@ class SelfAttention(nn.Module):
     qk_norm: bool = False
     out_bias: bool = True
     dense_out: bool = True
+    base_head_width: int = 0
 
     @nn.compact
     def __call__(
@@ -432,6 +451,7 @@ class SelfAttention(nn.Module):
         q, k, v = heads
         if rotation is not None:
             q, k = rotate(q, rotation), rotate(k, rotation)
+        q = as_of_head_width(q, self.base_head_width)
         out = self.look(q, k, v, place) if mask is None else masked(q, k, v, mask)
         return checkpoint_name(out, ATTENTION)
 

@@ -66,5 +66,19 @@ class SwiGLU(MLP):
         return self._dense(x.shape[-1], "down")(h) if self.down else h
 
 
-MLPS: Mapping[str, type[MLP]] = {"gelu": MLP, "gelu_exact": ExactMLP, "swiglu": SwiGLU}
+class GEGLU(MLP):
+    """The gated MLP `down(GELU(gate(x)) · up(x))`, with the exact GELU (Shazeer 2020)."""
+
+    @nn.compact
+    def __call__(self, x: Tokens) -> Tokens:
+        up, gate = (self._dense(self.hidden_size, name)(x) for name in ("up", "gate"))
+        return self._dense(x.shape[-1], "down")(nn.gelu(gate, approximate=False) * up)
+
+
+MLPS: Mapping[str, type[MLP]] = {
+    "gelu": MLP,
+    "gelu_exact": ExactMLP,
+    "swiglu": SwiGLU,
+    "geglu": GEGLU,
+}
 """MLPs by name."""

@@ -33,6 +33,7 @@ def norm(
     epsilon: float = 1e-6,
     affine: bool = False,
     name: str | None = None,
+    **how: Any,
 ) -> Callable[[jax.Array], jax.Array]:
     """A norm over the last axis, to be called within a module.
 
@@ -42,6 +43,7 @@ def norm(
         epsilon: `ε`; 1e-6 in DiT.
         affine: whether a layer norm has a learned scale and bias of its own.
         name: the name of its parameters.
+        **how: further arguments of the module.
 
     Raises:
         UserError: no norm has this name; the nearest known one is in the message.
@@ -54,7 +56,7 @@ def norm(
     """
     if kind not in NORMS:
         raise UserError(f"norm: no norm {kind!r}; {nearest(kind, NORMS)}")
-    module: Any = NORMS[kind](affine, epsilon=epsilon, dtype=dtype, name=name)
+    module: Any = NORMS[kind](affine, epsilon=epsilon, dtype=dtype, name=name, **how)
 
     def normalised(x: jax.Array) -> jax.Array:
         # Flax promotes half precision implicitly, which a user's flags may refuse.

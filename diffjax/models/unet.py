@@ -1,7 +1,7 @@
-"""The U-Net: residual blocks, attention on small maps, skip connections.
+"""The U-Net: residual blocks, attention on small maps or to tokens, skip connections.
 
 Published networks are settings of it: ADM (`models/adm`), DDPM (`models/ddpm`), DDPM++ and NCSN++
-(`models/edm`).
+(`models/edm`), Stable Diffusion (`models/stable_diffusion`).
 """
 
 import math
@@ -16,9 +16,10 @@ import jax.numpy as jnp
 from jax.nn import initializers
 from jaxtyping import Float
 
+from diffjax.conditions import TokenStates
 from diffjax.errors import UserError, nearest
 from diffjax.kinds import Decay, NotNegative, Positive
-from diffjax.models.context import beside, parts_of
+from diffjax.models.context import Parts, beside, parts_of
 from diffjax.models.layers import (
     COSINES_FIRST,
     HIDDEN,
@@ -32,6 +33,7 @@ from diffjax.models.layers import (
 from diffjax.models.placement import BATCH, constrain
 from diffjax.models.remat import rematerialised
 from diffjax.models.resampling import BOX, check_filter, doubled, halved
+from diffjax.models.transformer_block import TransformerBlock
 from diffjax.shapes import Array, Images, NoiseLabels
 
 # Not split by rows: XLA's convolutions of maps that are split by rows and by channels at once
@@ -117,6 +119,9 @@ class Embedding:
             adds nothing, as in EDM.
         early_labels: whether labels are added to the frequencies (DDPM++) or to the vector (ADM).
         augment_dim: the number of labels of augmentation; 0 is without. EDM has 9 for small images.
+        added_width: the width of the embedding of each number of the condition; with it, the pooled
+            vector of its tokens and all embedded numbers are added to the vector, through two dense
+            layers. 256 in SDXL; 0 is without.
     """
 
     frequencies: Sinusoids | Fourier = COSINES_FIRST
@@ -124,6 +129,7 @@ class Embedding:
     null_row: bool = True
     early_labels: bool = False
     augment_dim: NotNegative[int] = 0
+    added_width: NotNegative[int] = 0
 
 
 @dataclass(frozen=True)
@@ -142,6 +148,20 @@ class Resampling:
     taps: tuple[Positive[float], ...] = BOX
     projected: bool = False
     padded_before: bool = True
+
+
+@dataclass(frozen=True)
+class Transformers:
+    """Which maps are followed by transformers that attend to the condition's tokens.
+
+    Attributes:
+        levels: the number of transformer blocks after each residual block of a level, 0 for none;
+            (1, 1, 1, 0) in Stable Diffusion, (0, 2, 10) in SDXL.
+        middle: that between the two residual blocks of the middle; 1, and 10 in SDXL.
+    """
+
+    levels: tuple[NotNegative[int], ...]
+    middle: Positive[int] = 1
 
 
 def _conv(
@@ -183,6 +203,7 @@ class ResidualBlock(nn.Module):
     project: bool = False
     epsilon: float = 1e-5
     skip_scale: float = 1.0
+    num_groups: int = 0
 
     @nn.compact
     def __call__(
@@ -210,7 +231,7 @@ class ResidualBlock(nn.Module):
         return constrain((x + h) * self.skip_scale, *MAPS)
 
     def _norm(self, x: jax.Array, name: str) -> jax.Array:
-        groups = num_groups(x.shape[-1])
+        groups = self.num_groups or num_groups(x.shape[-1])
         return GroupNorm(groups, compute_type(self.dtype), self.epsilon, name=name)(x)
 
 
@@ -229,22 +250,17 @@ class AttentionBlock(nn.Module):
     qkv_order: str = "parts"
     epsilon: float = 1e-5
     skip_scale: float = 1.0
+    num_groups: int = 0
 
     @nn.compact
     def __call__(self, x: Images) -> Images:
         channels = x.shape[-1]
-        parts, what = (self.num_heads, "num_heads") if self.num_heads else (
-            self.head_channels, "head_channels"
-        )  # fmt: skip
-        if parts < 1 or channels % parts:
-            raise UserError(
-                f"U-Net: {what}={parts} does not divide the {channels} "
-                f"channels of the {x.shape[1]}x{x.shape[2]} map"
-            )
+        heads = _num_heads(x, self.num_heads, self.head_channels)
         dtype = compute_type(self.dtype)
-        norm = GroupNorm(num_groups(channels), dtype, self.epsilon, name="norm")
+        groups = self.num_groups or num_groups(channels)
+        norm = GroupNorm(groups, dtype, self.epsilon, name="norm")
         h = SelfAttention(
-            self.num_heads or channels // self.head_channels,
+            heads,
             self.attention,
             self.dtype,
             kernel_init=_uniform,
@@ -255,8 +271,52 @@ class AttentionBlock(nn.Module):
         return constrain((x + h.reshape(x.shape)) * self.skip_scale, *MAPS)
 
 
+def _num_heads(x: jax.Array, num_heads: int, head_channels: int) -> int:
+    """The number of heads on a map: as given, or as many as have `head_channels` channels each."""
+    channels = x.shape[-1]
+    parts, what = (num_heads, "num_heads") if num_heads else (head_channels, "head_channels")
+    if parts < 1 or channels % parts:
+        raise UserError(
+            f"U-Net: {what}={parts} does not divide the {channels} "
+            f"channels of the {x.shape[1]}x{x.shape[2]} map"
+        )
+    return num_heads or channels // head_channels
+
+
+class SpatialTransformer(nn.Module):
+    """Transformer blocks over the pixels of a map `[B,H,W,C]` and the condition's tokens.
+
+        x ← x + out(block_n(… block_0(in(norm(x)), tokens) …, tokens))
+
+    `in` and `out` are dense layers of each pixel; the norm is a group norm with an epsilon of 1e-6.
+    The output layer is initially 0. Rombach et al. 2022 (arXiv:2112.10752).
+    """
+
+    depth: int
+    head_channels: int
+    dtype: str
+    attention: str
+    num_heads: int = 0
+    num_groups: int = 0
+
+    @nn.compact
+    def __call__(self, x: Images, context: TokenStates) -> Images:
+        channels, dtype = x.shape[-1], compute_type(self.dtype)
+        heads = _num_heads(x, self.num_heads, self.head_channels)
+        groups = self.num_groups or num_groups(channels)
+        h = GroupNorm(groups, dtype, 1e-6, name="norm")(x).reshape(x.shape[0], -1, channels)
+        h = Dense(channels, dtype=dtype, kernel_init=_uniform, name="in")(h)
+        for i in range(self.depth):
+            h = TransformerBlock(heads, self.dtype, self.attention, name=f"block_{i}")(h, context)
+        h = Dense(channels, dtype=dtype, kernel_init=initializers.zeros, name="out")(h)
+        return constrain(x + h.reshape(x.shape), *MAPS)
+
+
+_NO_PARTS = Parts()
+
+
 class UNet(nn.Module):
-    """The U-Net, conditioned on noise label and class; ADM, DDPM, DDPM++ and NCSN++ by settings.
+    """The U-Net of ADM, DDPM, DDPM++, NCSN++ and Stable Diffusion, by settings.
 
     Level i has `channels · channel_multipliers[i]` channels on maps of 1 / 2^i of the image's
     sides. Each level has `num_res_blocks` residual blocks on the way down. On the way up it has one
@@ -266,8 +326,9 @@ class UNet(nn.Module):
 
     Call with `x [B,H,W,C]`, `noise_label [B]` (floats, of the order 0 … 1000; `[B, 2]` for two
     labels, see `Conditioning`), a condition: labels `[B] int32` (`num_classes` is the null label,
-    which is also used for None), images `[B,H,W,C]` beside `x` in the channels, or a dict of both,
-    and `train=True` with `rngs={"dropout": key}` if there is dropout; returns `[B,H,W,C]` float32.
+    which is also used for None), images `[B,H,W,C]` beside `x` in the channels, token states with
+    `transformers`, numbers `[B, k]` with `embedding.added_width`, or a dict of these, and
+    `train=True` with `rngs={"dropout": key}` if there is dropout; returns `[B,H,W,C]` float32.
     With `embedding.augment_dim`, `augment_labels [B, augment_dim]` may tell how images are
     augmented; none are.
 
@@ -305,6 +366,9 @@ class UNet(nn.Module):
             (a dense layer of it), or `"residual"` (NCSN++: a convolution of the sum so far).
         images_out: whether the output is a sum over levels, each at its own size and doubled, as in
             StyleGAN2.
+        transformers: where transformers attend to the condition's tokens, in the place of
+            self-attention; None is without.
+        num_groups: the number of groups of all group norms; 0 is that of `num_groups`.
 
     Raises:
         UserError: a map can't be halved as often as there are levels, the heads do not divide the
@@ -325,6 +389,8 @@ class UNet(nn.Module):
         2021, arXiv:2011.13456
         Karras et al., "Elucidating the Design Space of Diffusion-Based Generative Models", 2022,
         arXiv:2206.00364
+        Rombach et al., "High-Resolution Image Synthesis with Latent Diffusion Models", 2022,
+        arXiv:2112.10752
     """
 
     num_classes: int
@@ -350,6 +416,8 @@ class UNet(nn.Module):
     resampling: Resampling = Resampling()
     images_in: str = "none"
     images_out: bool = False
+    transformers: Transformers | None = None
+    num_groups: NotNegative[int] = 0
 
     @nn.compact
     def __call__(
@@ -361,23 +429,23 @@ class UNet(nn.Module):
         augment_labels: Float[Array, " batch {self.embedding.augment_dim}"] | None = None,
     ) -> Float[Array, " batch height width out"]:
         self._check(*x.shape[1:3])
-        labels, tokens, images, _ = parts_of(cond)
-        if tokens is not None:
-            raise UserError("UNet attends to no tokens: take DiT for this condition")
-        c = self._conditioning(noise_label, labels, augment_labels)
-        h, skips = self._down(beside(x, images), c, train)
-        h = self._middle(h, c, train)
+        parts = parts_of(cond, takes_numbers=self.embedding.added_width > 0)
+        self._check_parts(parts)
+        c, context = self._conditioning(noise_label, parts, augment_labels), parts.tokens
+        h, skips = self._down(beside(x, parts.images), c, train, context)
+        h = self._middle(h, c, train, context)
         self.sow(*HIDDEN, h)
-        return self._up(h, skips, c, train, self.out_channels or x.shape[-1]).astype(jnp.float32)
+        out_channels = self.out_channels or x.shape[-1]
+        return self._up(h, skips, c, train, out_channels, context).astype(jnp.float32)
 
     def _conditioning(
         self,
         noise_label: jax.Array,
-        labels: jax.Array | None,
+        parts: Parts = _NO_PARTS,
         augment_labels: jax.Array | None = None,
     ) -> jax.Array:
         how = self.embedding
-        return Conditioning(
+        vector = Conditioning(
             self.num_classes,
             4 * self.channels,
             num_frequencies=how.width * self.channels,
@@ -390,9 +458,26 @@ class UNet(nn.Module):
             # As large as the embedded time, as in ADM; smaller embeddings are learned late.
             label_init=initializers.normal(1.0),
             name="conditioning",
-        )(noise_label, labels, augment_labels).vector
+        )(noise_label, parts.labels, augment_labels).vector
+        return vector + self._added(parts) if how.added_width else vector
 
-    def _down(self, x: jax.Array, c: jax.Array, train: bool) -> tuple[jax.Array, list[jax.Array]]:
+    def _added(self, parts: Parts) -> jax.Array:
+        """What the pooled vector and the numbers add to the conditioning vector."""
+        how, dtype = self.embedding, compute_type(self.dtype)
+        assert parts.tokens is not None
+        assert parts.numbers is not None
+        flat = parts.numbers.reshape(-1)
+        waves = how.frequencies(self, flat, how.added_width, "_added")
+        of_numbers = waves.reshape(parts.numbers.shape[0], -1)
+        h = jnp.concatenate([parts.tokens.pooled, of_numbers], axis=-1)
+        for name in ("added_hidden", "added_out"):
+            h = nn.silu(h) if name == "added_out" else h
+            h = nn.Dense(4 * self.channels, dtype=dtype, kernel_init=_uniform, name=name)(h)
+        return h
+
+    def _down(
+        self, x: jax.Array, c: jax.Array, train: bool, context: TokenStates | None = None
+    ) -> tuple[jax.Array, list[jax.Array]]:
         """The map after the way down, and all maps for the way up."""
         dtype, image = compute_type(self.dtype), x
         h = _conv(x, int(self.first_multiplier * self.channels), dtype, "conv_in")
@@ -400,8 +485,7 @@ class UNet(nn.Module):
         for level in range(self._last + 1):
             for i in range(self.num_res_blocks):
                 h = self._residual(h, c, train, level, f"down_{level}_{i}")
-                if h.shape[1] in self.attention_resolutions:
-                    h = self._attend(h, f"down_{level}_{i}_attention")
+                h = self._attention_of(level, h, f"down_{level}_{i}", context)
                 skips.append(h)
             if level < self._last:
                 h = self._halve(h, c, train, level)
@@ -409,22 +493,32 @@ class UNet(nn.Module):
                 skips.append(h)
         return h, skips
 
-    def _middle(self, h: jax.Array, c: jax.Array, train: bool) -> jax.Array:
+    def _middle(
+        self, h: jax.Array, c: jax.Array, train: bool, context: TokenStates | None = None
+    ) -> jax.Array:
         h = self._residual(h, c, train, self._last, "middle_0")
-        h = self._attend(h, "middle_attention")
+        if self.transformers is None:
+            h = self._attend(h, "middle_attention")
+        else:
+            h = self._transform(h, self.transformers.middle, "middle_transformer", context)
         return self._residual(h, c, train, self._last, "middle_1")
 
     def _up(
-        self, h: jax.Array, skips: list[jax.Array], c: jax.Array, train: bool, out_channels: int
+        self,
+        h: jax.Array,
+        skips: list[jax.Array],
+        c: jax.Array,
+        train: bool,
+        out_channels: int,
+        context: TokenStates | None = None,
     ) -> jax.Array:
         out = None
         for level in reversed(range(self._last + 1)):
             for i in range(self.num_res_blocks + 1):
                 h = jnp.concatenate([h, skips.pop()], axis=-1)
                 h = self._residual(h, c, train, level, f"up_{level}_{i}")
-                attends = not self.sparse_attention or i == self.num_res_blocks
-                if attends and h.shape[1] in self.attention_resolutions:
-                    h = self._attend(h, f"up_{level}_{i}_attention")
+                if not self.sparse_attention or i == self.num_res_blocks:
+                    h = self._attention_of(level, h, f"up_{level}_{i}", context)
             if level == 0 or self.images_out:
                 names = ("final_norm", "final_conv") if level == 0 else (
                     f"out_{level}_norm", f"out_{level}_conv"
@@ -440,7 +534,8 @@ class UNet(nn.Module):
         return _conv(self._normed(h, norm), channels, compute_type(self.dtype), conv, zero=True)
 
     def _normed(self, h: jax.Array, name: str) -> jax.Array:
-        groups, dtype = num_groups(h.shape[-1]), compute_type(self.dtype)
+        groups = self.num_groups or num_groups(h.shape[-1])
+        dtype = compute_type(self.dtype)
         return nn.silu(GroupNorm(groups, dtype, self.norm_epsilon, name=name)(h))
 
     def _residual(
@@ -462,8 +557,32 @@ class UNet(nn.Module):
             self.resampling.projected and resample is not _same,
             self.norm_epsilon,
             self.skip_scale,
+            self.num_groups,
             name=name,
         )(h, c, train)
+
+    def _attention_of(
+        self, level: int, h: jax.Array, name: str, context: TokenStates | None
+    ) -> jax.Array:
+        """The map after what follows a residual block of a level: attention or transformers."""
+        if self.transformers is not None:
+            depth = self.transformers.levels[level]
+            return self._transform(h, depth, f"{name}_transformer", context) if depth else h
+        attends = h.shape[1] in self.attention_resolutions
+        return self._attend(h, f"{name}_attention") if attends else h
+
+    def _transform(
+        self, h: jax.Array, depth: int, name: str, context: TokenStates | None
+    ) -> jax.Array:
+        return rematerialised(SpatialTransformer, self.remat)(
+            depth,
+            self.head_channels,
+            self.dtype,
+            self.attention,
+            self.num_heads,
+            self.num_groups,
+            name=name,
+        )(h, context)
 
     def _attend(self, h: jax.Array, name: str) -> jax.Array:
         return rematerialised(AttentionBlock, self.remat)(
@@ -474,6 +593,7 @@ class UNet(nn.Module):
             self.qkv_order,
             self.norm_epsilon,
             self.skip_scale,
+            self.num_groups,
             name=name,
         )(h)
 
@@ -517,8 +637,26 @@ class UNet(nn.Module):
     def _last(self) -> int:
         return len(self.channel_multipliers) - 1
 
+    def _check_parts(self, parts: Parts) -> None:
+        """Refuses a condition whose tokens or numbers have no place, or that lacks them."""
+        if parts.tokens is not None and self.transformers is None:
+            raise UserError(
+                "UNet attends to no tokens: take DiT for this condition, or set `transformers`"
+            )
+        if parts.tokens is None and self.transformers is not None:
+            raise UserError("this U-Net attends to tokens, and its condition has none")
+        if self.embedding.added_width and (parts.numbers is None or parts.tokens is None):
+            raise UserError(
+                "this U-Net embeds numbers and a pooled vector; its condition lacks them"
+            )
+
     def _check(self, height: int, width: int) -> None:
         halvings = self._last
+        if self.transformers is not None and len(self.transformers.levels) != halvings + 1:
+            raise UserError(
+                f"U-Net: transformers.levels={self.transformers.levels} needs a number for each of "
+                f"the {halvings + 1} levels of channel_multipliers"
+            )
         if self.images_in not in _IMAGES_IN:
             raise UserError(
                 f"images_in: no way {self.images_in!r}; {nearest(self.images_in, _IMAGES_IN)}"

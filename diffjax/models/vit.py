@@ -1,13 +1,18 @@
-"""ViT: the vision transformer, whose variants DINOv2 and CLIP are (`dinov2/`, `clip/`)."""
+"""ViT: the vision transformer, whose variants DINOv2 and CLIP are (`dinov2/`, `clip/`).
+
+CLIP's text encoders have the same blocks (`clip_text/`).
+"""
 
 from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
-from diffjax.models.layers import SelfAttention
+from diffjax.models.layers import SelfAttention, compute_type
+from diffjax.models.norms import norm
 from diffjax.shapes import Array, Images, Tokens
 
 
@@ -92,22 +97,35 @@ class ViT(nn.Module):
 class Block(nn.Module):
     """A transformer block: `x + γ₁ attention(norm x)`, then `x + γ₂ mlp(norm x)`.
 
-    Without `layer_scale` both factors are 1.
+    Without `layer_scale` both factors are 1. With `mask`, `[B or 1, 1, T, T]`, a token attends to
+    those where it is true. Branches are computed in `dtype`; their sum stays in the type of x.
+
+    Attributes:
+        num_heads: the number of attention heads.
+        epsilon: of the normalisations.
+        activation: the nonlinearity of the MLP.
+        layer_scale: whether each branch has a learned factor per channel.
+        mlp_width: the width between the layers of the MLP; 4 times that of a token by default.
+        dtype: the compute type.
     """
 
     num_heads: int
     epsilon: float
     activation: Callable[[jax.Array], jax.Array]
-    layer_scale: bool
+    layer_scale: bool = False
+    mlp_width: int | None = None
+    dtype: str = "float32"
 
     @nn.compact
-    def __call__(self, x: Tokens) -> Tokens:
-        width = x.shape[-1]
-        attention = SelfAttention(self.num_heads, "batched", name="attention")
-        x = x + self._scaled(attention(_norm(self.epsilon, "norm1")(x)), "scale1")
-        hidden = nn.Dense(4 * width, name="up")(_norm(self.epsilon, "norm2")(x))
-        hidden = nn.Dense(width, name="down")(self.activation(hidden))
-        return x + self._scaled(hidden, "scale2")
+    def __call__(self, x: Tokens, mask: Bool[Array, "..."] | None = None) -> Tokens:
+        width, dtype = x.shape[-1], compute_type(self.dtype)
+        attention = SelfAttention(self.num_heads, "batched", self.dtype, name="attention")
+        attended = attention(_norm(self.epsilon, "norm1", dtype)(x), mask=mask)
+        x = x + self._scaled(attended, "scale1").astype(x.dtype)
+        up = nn.Dense(self.mlp_width or 4 * width, dtype=dtype, name="up")
+        hidden = self.activation(up(_norm(self.epsilon, "norm2", dtype)(x)))
+        hidden = nn.Dense(width, dtype=dtype, name="down")(hidden)
+        return x + self._scaled(hidden, "scale2").astype(x.dtype)
 
     def _scaled(self, x: Tokens, name: str) -> Tokens:
         if not self.layer_scale:
@@ -116,8 +134,8 @@ class Block(nn.Module):
         return scale[None, None] * x
 
 
-def _norm(epsilon: float, name: str) -> nn.LayerNorm:
-    return nn.LayerNorm(epsilon, use_fast_variance=False, name=name)
+def _norm(epsilon: float, name: str, dtype: Any = None) -> Callable[[jax.Array], jax.Array]:
+    return norm("layer", dtype, epsilon, affine=True, name=name, use_fast_variance=False)
 
 
 def _repeated(tokens: jax.Array, batch: int) -> jax.Array:

@@ -67,6 +67,10 @@ class Traits:
         learned_variance: whether the second output is the variance of a reverse step.
         has_teacher: whether the loss depends on the weights of `config.teacher`.
         forward_mode: whether the loss has derivatives of the network in forward mode (`jax.jvp`).
+        features: rows, columns and numbers of what a batch holds as `features` beside each image;
+            None for nothing.
+        hidden_depth: the number of blocks of the network after which the loss takes hidden tokens,
+            if it takes any; 0 is the network's own choice.
         meaning: what a decoded prediction is; with `AVERAGE_VELOCITY` the network has two times as
             input, otherwise one.
         solver: the default solver, a name in `diffjax.choices.SOLVERS`.
@@ -80,8 +84,17 @@ class Traits:
     learned_variance: bool = False
     has_teacher: bool = False
     forward_mode: bool = False
+    features: tuple[int, int, int] | None = None
+    hidden_depth: int = 0
     meaning: Meaning = Meaning.POSTERIOR_MEAN
     solver: str = "heun"
+
+
+def hidden_of(output: Samples, traits: Traits) -> Array:
+    """Hidden tokens `[B, rows, columns, 1]` of a stand-in for a network, from its output."""
+    rows, columns, _ = traits.features or (1, 1, 1)
+    means = jnp.mean(output, axis=tuple(range(1, output.ndim)))
+    return jnp.broadcast_to(means[:, None, None, None], (len(output), rows, columns, 1))
 
 
 class Objective:
@@ -103,9 +116,14 @@ class Objective:
         """What this objective is; by default a denoiser of one image, from independent noise."""
         return Traits()
 
-    def init_params(self, key: OneKey) -> dict[str, Any]:
-        """Further parameters that are trained with those of the network, by name."""
-        del key
+    def init_params(self, key: OneKey, hidden_size: int = 1) -> dict[str, Any]:
+        """Further parameters that are trained with those of the network, by name.
+
+        Args:
+            key: of the draw.
+            hidden_size: the width of the network's tokens, for what takes these.
+        """
+        del key, hidden_size
         return {}
 
     def init_memory(self) -> Any:

@@ -36,8 +36,8 @@ class Wrapper(Objective):
     def traits(self) -> Traits:
         return self.objective.traits
 
-    def init_params(self, key: OneKey) -> dict[str, Any]:
-        return self.objective.init_params(key)
+    def init_params(self, key: OneKey, hidden_size: int = 1) -> dict[str, Any]:
+        return self.objective.init_params(key, hidden_size)
 
     def init_memory(self) -> Any:
         return self.objective.init_memory()
@@ -78,8 +78,9 @@ class Uncertainty(Wrapper):
     num_terms: Positive[int] = field(default=16, metadata={"static": True})
     limit: Positive[Scalar] = 20.0
 
-    def init_params(self, key: OneKey) -> dict[str, Any]:
-        return {**self.objective.init_params(key), "uncertainty": jnp.zeros(self.num_terms)}
+    def init_params(self, key: OneKey, hidden_size: int = 1) -> dict[str, Any]:
+        others = self.objective.init_params(key, hidden_size)
+        return {**others, "uncertainty": jnp.zeros(self.num_terms)}
 
     def __call__(
         self,
@@ -120,9 +121,9 @@ class FourierUncertainty(Uncertainty):
 
     num_terms: Positive[int] = field(default=128, metadata={"static": True})
 
-    def init_params(self, key: OneKey) -> dict[str, Any]:
+    def init_params(self, key: OneKey, hidden_size: int = 1) -> dict[str, Any]:
         u = MPFunction(self.num_terms).init(key, jnp.zeros(1))["params"]
-        return {**self.objective.init_params(key), "uncertainty": u}
+        return {**self.objective.init_params(key, hidden_size), "uncertainty": u}
 
     def log_loss(self, series: Any, log_snr: AnyShape) -> AnyShape:
         """`u(λ)`, of the shape of `log_snr`.

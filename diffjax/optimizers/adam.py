@@ -43,7 +43,7 @@ def adamw(
     """
     rate = warmed_up(schedule, learning_rate, warmup_steps, num_steps)
     step = optax.adamw(rate, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay)
-    return Optimizer(optax.chain(clip_by_norm(clip_norm), step), rate)
+    return Optimizer(optax.chain(clip_by_norm(clip_norm), step), rate, steps_of_rate=True)
 
 
 def adam(

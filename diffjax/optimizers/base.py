@@ -27,11 +27,14 @@ class Optimizer(NamedTuple):
         transform: from a gradient to an update, which is added to the parameters.
         schedule: the learning rate by step; the first step is number 0.
         gradient_point: where the next gradient is taken.
+        steps_of_rate: whether a parameter moves by about the rate in a step, however large its
+            gradient is, as Adam moves it; the factors of muP suppose that.
     """
 
     transform: optax.GradientTransformation
     schedule: optax.Schedule
     gradient_point: Point = at_params
+    steps_of_rate: bool = False
 
 
 def clip_by_norm(most: float) -> optax.GradientTransformation:

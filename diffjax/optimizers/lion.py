@@ -36,4 +36,4 @@ def lion(
     """
     rate = warmed_up(schedule, learning_rate, warmup_steps, num_steps)
     step = optax.lion(rate, b1=b1, b2=b2, weight_decay=weight_decay)
-    return Optimizer(optax.chain(clip_by_norm(clip_norm), step), rate)
+    return Optimizer(optax.chain(clip_by_norm(clip_norm), step), rate, steps_of_rate=True)

@@ -12,8 +12,8 @@ import numpy as np
 
 from diffjax.conditions import Condition, Unconditional
 from diffjax.errors import UserError, nearest
-from diffjax.pretrained.folders import read_weights
-from diffjax.pretrained.tables import Place, Table, check, to_ours, to_theirs
+from diffjax.pretrained.folders import WEIGHTS, read_weights
+from diffjax.pretrained.tables import Place, Table, check, in_memory, to_ours, to_theirs
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,9 @@ class Size:
         return {name: value for name, value in self.settings.items() if name not in of_data}
 
 
+_NO_CONDITION = Unconditional()
+
+
 @dataclass(frozen=True)
 class Denoiser:
     """A network of a family whose published tensors depend on the shape of its images too.
@@ -51,7 +54,7 @@ class Denoiser:
 
     network: Any
     image_shape: tuple[int, int, int]
-    condition: Condition = field(default_factory=Unconditional)
+    condition: Condition = _NO_CONDITION
 
     def init(self, key: jax.Array, *inputs: Any) -> Any:
         """Initialises the network."""
@@ -70,7 +73,8 @@ class Config:
     """How the settings beside published tensors describe a network, in both directions.
 
     Attributes:
-        class_name: the name of the class there, the entry `_class_name`.
+        class_name: the name of the class there, the entry `_class_name`; "" for folders of
+            transformers, which have no such entry.
         fixed: entries that have one value in all networks of the family.
         to_ours: the other entries -> settings of the network. It may raise `KeyError`.
         to_theirs: a network -> the other entries. It may raise `UserError` for one that can't be
@@ -78,6 +82,7 @@ class Config:
         where: where they are, for errors; a pickle of NVIDIA's has settings too.
         beside: entries that the network does not depend on but its users do, with the values that
             diffusers takes where they are missing, such as the scale of latents.
+        weights: the name of the file of weights beside it, without its end.
     """
 
     class_name: str
@@ -86,6 +91,7 @@ class Config:
     to_theirs: Callable[[Any], Mapping[str, Any]]
     where: str = "config.json"
     beside: Mapping[str, Any] = field(default_factory=dict)
+    weights: str = WEIGHTS
 
     def settings(self, entries: Mapping[str, Any], source: str) -> Mapping[str, Any]:
         """The settings of the network that a `config.json` describes.
@@ -94,7 +100,7 @@ class Config:
             UserError: an entry is missing, of another class, or of a value that no network here
                 has.
         """
-        for name, value in {"_class_name": self.class_name, **self.fixed}.items():
+        for name, value in self._constants.items():
             if entries.get(name, value) != value:
                 raise UserError(
                     f"{source}: {self.where} has {name}={entries[name]!r}, and only {value!r} is "
@@ -110,7 +116,12 @@ class Config:
 
     def entries(self, network: Any) -> dict[str, Any]:
         """The `config.json` of a network."""
-        return {"_class_name": self.class_name, **self.fixed, **self.to_theirs(network)}
+        return {**self._constants, **self.to_theirs(network)}
+
+    @property
+    def _constants(self) -> dict[str, Any]:
+        named = {"_class_name": self.class_name} if self.class_name else {}
+        return {**named, **self.fixed}
 
 
 @dataclass(frozen=True)
@@ -252,7 +263,7 @@ class Family:
         state: Mapping[str, Any],
         network: Any,
         source: str,
-        place: Place = lambda path, array: array,
+        place: Place = in_memory,
     ) -> Any:
         """Converts published tensors to parameters; see `diffjax.pretrained.tables.to_ours`."""
         expected = self.shapes(network)
@@ -274,7 +285,7 @@ class Family:
         self,
         path: str | Path,
         network: Any = None,
-        place: Place = lambda path, array: array,
+        place: Place = in_memory,
     ) -> tuple[Any, Any]:
         """Reads a published file, or a folder of diffusers.
 

@@ -2,6 +2,7 @@
 
     transformer/config.json
     transformer/diffusion_pytorch_model.safetensors
+    text_encoder/model.safetensors                       as transformers calls it
     vae/...                                              a pipeline has a folder for each part
     model_index.json
 
@@ -22,7 +23,9 @@ from diffjax.pretrained.persistent_pickles import is_persistent_pickle, read_per
 from diffjax.pretrained.tensors import Tensor
 
 CONFIG, PIPELINE = "config.json", "model_index.json"
-_WEIGHTS = "diffusion_pytorch_model"
+WEIGHTS = "diffusion_pytorch_model"
+"""The name of a file of weights of diffusers, without its end."""
+_NAMES = (WEIGHTS, "model", "pytorch_model")  # the others of transformers
 _KINDS = ("safetensors", "bin", "pt", "pth")
 _DENOISERS = ("transformer", "unet")
 _LARGEST_TEXT_BYTES = 2**26
@@ -43,6 +46,18 @@ class Contents(NamedTuple):
     state: Mapping[str, Tensor]
     config: Mapping[str, Any]
     place: Path
+
+    def part(self, prefix: str) -> "Contents":
+        """The tensors with names that begin with a prefix, without it and without a config.
+
+        Example:
+            >>> found = Contents({"vae.x": None, "text.y": None}, {}, Path("x.pth")).part("text.")
+            >>> list(found.state), str(found.place)
+            (['y'], 'x.pth: text.')
+        """
+        names = (name for name in self.state if name.startswith(prefix))
+        state = {name.removeprefix(prefix): self.state[name] for name in names}
+        return Contents(state, {}, Path(f"{self.place}: {prefix}"))
 
 
 def read_weights(path: str | Path, part: str = "") -> Contents:
@@ -88,6 +103,7 @@ def write_folder(
     state: Mapping[str, Any],
     config: Mapping[str, Any],
     most_shard_bytes: int = MOST_SHARD_BYTES,
+    name: str = WEIGHTS,
 ) -> None:
     """Writes a folder as diffusers does: `config.json`, and one file of weights or several shards.
 
@@ -96,25 +112,26 @@ def write_folder(
         state: arrays by name.
         config: the entries of `config.json`.
         most_shard_bytes: the largest size of a file, if no tensor is larger.
+        name: of the file of weights, without its end; transformers has `model`.
 
     Raises:
         UserError: a file can't be written.
     """
     place = place_of(str(folder))
     shards = _in_shards(state, most_shard_bytes)
-    names = [f"{_WEIGHTS}.safetensors"]
+    names = [f"{name}.safetensors"]
     if len(shards) > 1:
         count = len(shards)
-        names = [f"{_WEIGHTS}-{i:05}-of-{count:05}.safetensors" for i in range(1, count + 1)]
+        names = [f"{name}-{i:05}-of-{count:05}.safetensors" for i in range(1, count + 1)]
     try:
         place.mkdir(exist_ok=True)
-        for name, shard in zip(names, shards, strict=True):
-            write_safetensors(place / name, {key: state[key] for key in shard})
+        for file, shard in zip(names, shards, strict=True):
+            write_safetensors(place / file, {key: state[key] for key in shard})
         if len(shards) > 1:
-            where = {key: name for name, keys in zip(names, shards, strict=True) for key in keys}
+            where = {key: file for file, keys in zip(names, shards, strict=True) for key in keys}
             size = {"total_size": sum(state[key].nbytes for key in state)}
             index = {"metadata": size, "weight_map": dict(sorted(where.items()))}
-            write_json(place / f"{_WEIGHTS}.safetensors.index.json", index)
+            write_json(place / f"{name}.safetensors.index.json", index)
         write_json(place / CONFIG, config)
     except OSError as error:
         raise UserError(f"can't write weights to {folder}: {error.strerror}") from error
@@ -166,13 +183,17 @@ def _read_weights(folder: Path, part: str) -> dict[str, Tensor]:
             return _read_shards(folder, index)
         if file := _only(folder, sorted(folder.glob(f"*.{kind}"))):
             return read_state_dict(file, part)
-    raise UserError(f"{folder} has no weights: a file {_WEIGHTS}.safetensors is missing")
+    raise UserError(f"{folder} has no weights: a file {WEIGHTS}.safetensors is missing")
 
 
 def _only(folder: Path, files: list[Path]) -> Path | None:
     if len(files) > 1:
         # Other precisions lie beside the file of the usual name.
-        usual = [file for file in files if file.name.startswith(f"{_WEIGHTS}.{_kind_of(file)}")]
+        usual = [
+            file
+            for file in files
+            if file.name.startswith(tuple(f"{name}.{_kind_of(file)}" for name in _NAMES))
+        ]
         if len(usual) != 1:
             names = ", ".join(file.name for file in files)
             raise UserError(f"{folder} has several files of weights: name one of {names}")

@@ -6,6 +6,7 @@ import jax
 import numpy as np
 from flax import traverse_util
 
+from diffjax.pretrained.stacks import Stack
 from diffjax.pretrained.tables import Place
 
 
@@ -23,7 +24,7 @@ def placed_like(like: Any) -> Place:
     """
     leaves: Any = traverse_util.flatten_dict(like, sep="/")
 
-    def place(path: str, array: np.ndarray) -> jax.Array:
+    def place(path: str, array: np.ndarray | Stack) -> jax.Array:
         leaf = leaves[path]
 
         def part(index: Any) -> np.ndarray:

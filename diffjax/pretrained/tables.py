@@ -24,6 +24,7 @@ import numpy as np
 from flax import traverse_util
 
 from diffjax.errors import UserError
+from diffjax.pretrained.stacks import Stack
 from diffjax.pretrained.transforms import Transform, dense, keep
 
 _MOST_NAMED = 3
@@ -45,7 +46,13 @@ class Row(NamedTuple):
 
 
 Table = Sequence[Row]
-Place = Callable[[str, np.ndarray], Any]
+Place = Callable[[str, np.ndarray | Stack], Any]
+
+
+def in_memory(path: str, array: np.ndarray | Stack) -> np.ndarray:
+    """The `Place` of parameters that stay arrays of NumPy."""
+    del path
+    return np.asarray(array)
 
 
 def layer(theirs: str, ours: str, kernel: Transform = dense) -> tuple[Row, Row]:
@@ -92,7 +99,7 @@ def to_ours(
     expected: Any,
     source: str,
     unused: Sequence[str] = (),
-    place: Place = lambda path, array: array,
+    place: Place = in_memory,
 ) -> Any:
     """Converts published tensors to the parameters of a network.
 
@@ -133,7 +140,10 @@ def to_ours(
     found = {}
     for row in rows:
         try:
-            arrays = row.transform.to_ours(tuple(np.asarray(state[name]) for name in row.theirs))
+            tensors = tuple(state[name] for name in row.theirs)
+            if not row.transform.reads:
+                tensors = tuple(np.asarray(tensor) for tensor in tensors)
+            arrays = row.transform.to_ours(tensors)
         except UserError:
             raise
         except ValueError as error:

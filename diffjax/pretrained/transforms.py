@@ -5,11 +5,13 @@ parameter and the reverse. Their layout is PyTorch's: weights of dense layers ar
 of convolutions `[out, in, height, width]`.
 """
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+
+from diffjax.pretrained.stacks import Stack
 
 Arrays = tuple[np.ndarray, ...]
 
@@ -22,10 +24,13 @@ class Transform:
         to_ours: their tensors -> our parameters. It may raise `ValueError` with a reason, where
             tensors contradict each other.
         to_theirs: the inverse.
+        reads: whether `to_ours` is called with the tensors of a file and reads them by itself,
+            when their numbers are used.
     """
 
     to_ours: Callable[[Arrays], Arrays]
     to_theirs: Callable[[Arrays], Arrays]
+    reads: bool = False
 
 
 def each(
@@ -131,6 +136,8 @@ def side_by_side(*transforms: Transform) -> Transform:
 def stack(of: Transform = keep, per_block: int = 1) -> Transform:
     """Stacks the published tensors of all blocks to parameters with a first axis of blocks.
 
+    Parameters are `Stack`s, so blocks are read when these are used.
+
     Args:
         of: the change of the tensors of one block.
         per_block: the number of published tensors of one block; they follow each other.
@@ -142,15 +149,21 @@ def stack(of: Transform = keep, per_block: int = 1) -> Transform:
         (5, 3, 6)
     """
 
-    def to_ours(arrays: Arrays) -> Arrays:
-        starts = range(0, len(arrays), per_block)
-        blocks = [of.to_ours(arrays[i : i + per_block]) for i in starts]
-        return tuple(_stacked(same) for same in zip(*blocks, strict=True))
+    def to_ours(tensors: tuple[Any, ...]) -> tuple[Any, ...]:
+        def block(i: int) -> Arrays:
+            of_block = tensors[i * per_block : (i + 1) * per_block]
+            return of.to_ours(tuple(np.asarray(tensor) for tensor in of_block))
+
+        depth = len(tensors) // per_block
+        return tuple(
+            Stack(lambda i, part=part: block(i)[part], (depth, *array.shape), array.dtype)
+            for part, array in enumerate(block(0))
+        )
 
     def to_theirs(arrays: Arrays) -> Arrays:
         return tuple(x for block in zip(*arrays, strict=True) for x in of.to_theirs(block))
 
-    return Transform(to_ours, to_theirs)
+    return Transform(to_ours, to_theirs, reads=True)
 
 
 def reorder(order: Sequence[int] | np.ndarray, axis: int = -1) -> Transform:
@@ -262,18 +275,6 @@ def then(first: Transform, second: Transform) -> Transform:
 def _equal(one: np.ndarray, other: np.ndarray) -> bool:
     # The first comparison is several times as fast, and suffices without NaN.
     return np.array_equal(one, other) or np.array_equal(one, other, equal_nan=True)
-
-
-def _stacked(arrays: Arrays) -> np.ndarray:
-    return np.stack(arrays, out=_aligned((len(arrays), *arrays[0].shape), arrays[0].dtype))
-
-
-def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    """An empty array that JAX's CPU device takes over without a copy: it lies at 64 bytes."""
-    size = math.prod(shape) * dtype.itemsize
-    memory = np.empty(size + 64, np.uint8)
-    start = -memory.ctypes.data % 64
-    return memory[start : start + size].view(dtype).reshape(shape)
 
 
 def _parts(array: np.ndarray, parts: int | Sequence[int], axis: int) -> Arrays:

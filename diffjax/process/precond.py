@@ -1,7 +1,7 @@
 """Preconditioning: a network's target, the scale of its input and its noise label."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Protocol
 
@@ -61,13 +61,17 @@ class TimeLabel:
             and DiT. 1 where the network embeds times from 0 to 1. -1, with the offset 1, where its
             time is 0 for noise and 1 for data, as in SiT.
         offset: -1 where the 1,000 steps of a table count from 0, as in the published DDPM and DiT.
+        whole: whether labels are rounded to whole numbers, as in diffusers' DPM-Solver++ on grids
+            between the steps of a table.
     """
 
     scale: Scalar = 1000.0
     offset: Scalar = 0.0
+    whole: bool = field(default=False, metadata={"static": True})
 
     def __call__(self, c: Coeffs) -> Array:
-        return self.scale * c.t + self.offset
+        label = self.scale * c.t + self.offset
+        return jnp.round(label) if self.whole else label
 
 
 @register_dataclass

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.tree_util import register_dataclass
 
-from diffjax.kinds import Positive
+from diffjax.kinds import NotNegative, Positive
 from diffjax.process.paths import Path, Scalar
 from diffjax.shapes import AnyShape
 
@@ -96,13 +96,19 @@ class ZeroTerminalSNR:
     A path that does not preserve variance is divided by `√(a² + s²)` before and multiplied by it
     afterwards. The noise can't be the target on such a path: predict v, the velocity or x0. Lin et
     al. 2023 (arXiv:2305.08891), algorithm 1, which keeps the value of `a` at the first step of the
-    table; here the value at clean data, 1, is kept.
+    table; here the value at clean data, 1, is kept, unless `kept_at` is the time of that step:
+    `a' = (a - a_end)·k/(k - a_end)` with `k = a(kept_at)`, at most 1.
 
     Attributes:
         path: the path that is rescaled.
+        kept_at: the time at which `a` keeps its value; 0.001 is the first of 1,000 steps.
+        floor: the smallest `a'`; 0, and 2⁻¹² in diffusers' solvers that use the log-SNR, where pure
+            noise would be infinitely far away.
     """
 
     path: Path
+    kept_at: NotNegative[Scalar] = 0.0
+    floor: NotNegative[Scalar] = 0.0
 
     @property
     def t_min(self) -> Scalar:
@@ -124,10 +130,14 @@ class ZeroTerminalSNR:
         """The norm `√(a² + s²)`, `a'`, and `1 - a'` without cancellation near clean data."""
         _, end, _ = self._unit(jnp.asarray(self.path.t_noise))
         norm, a, s = self._unit(t)
-        kept = (a - end) / (1.0 - end)
+        # 1 - k, without cancellation as well; 0 at clean data.
+        _, k, s_k = self._unit(jnp.asarray(self.kept_at))
+        gone = s_k**2 / (1.0 + k)
+        kept = k * (a - end) / (k - end)
         # Rounding may leave a negative signal at the end.
-        kept = _with_slope(jnp.maximum(kept, 0.0), kept)
-        return norm, kept, s**2 / (1.0 + a) / (1.0 - end)
+        kept = _with_slope(jnp.clip(kept, self.floor, 1.0), kept)
+        lost = (k * (s**2 / (1.0 + a)) - end * gone) / (k - end)
+        return norm, kept, jnp.clip(lost, 0.0, 1.0 - self.floor)
 
     def _unit(self, t: Array) -> tuple[Array, Array, Array]:
         a, s = self.path.alpha(t), self.path.sigma(t)

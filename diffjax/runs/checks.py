@@ -5,10 +5,11 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from diffjax.data import DataSet
+from diffjax.data import Augment, DataSet
 from diffjax.errors import UserError, nearest
 from diffjax.runs.parts import Parts
 from diffjax.settings import check_complete, check_names, check_settings
+from diffjax.spec import build
 from diffjax.training.averages import Averages
 from diffjax.training.state import LIVE
 
@@ -78,6 +79,8 @@ def check_pairs(parts: Parts, dataset: DataSet) -> None:
                 f"{dataset.name} has the condition {condition.describe()}, and its "
                 f"batches have no {', '.join(missing)}: add them with GivenSource (docs/data.md)"
             )
+    if objective.traits.features is not None and len(dataset.train):
+        _check_features(parts.config, objective.traits.features, dataset)
     for needed, source, part in (
         (objective.traits.needs_source, dataset.train, "training"),
         (objective.traits.starts_at_source, dataset.test, "test"),
@@ -87,3 +90,29 @@ def check_pairs(parts: Parts, dataset: DataSet) -> None:
                 f"this objective needs a source for each {part} image, and {dataset.name} has "
                 "none: take a data set of pairs (docs/bridges.md), or another objective"
             )
+
+
+def _check_features(config: ConfigDict, wanted: tuple[int, ...], dataset: DataSet) -> None:
+    """Refuses data without the features that the objective aligns with, and changed images.
+
+    Raises:
+        UserError: there are none, they have another shape, or images are augmented.
+    """
+    there: Any = dataset.train.gather([0])
+    shape = "x".join(map(str, wanted))
+    if "features" not in there:
+        raise UserError(
+            f"this objective aligns with features of {shape}, and {dataset.name} has none: store "
+            "them by experiments.encode_latents --features, or see featured in docs/objectives.md"
+        )
+    found = there["features"].shape[1:]
+    if found != wanted:
+        raise UserError(
+            f"this objective aligns with features of {shape}, and those of {dataset.name} are "
+            f"{'x'.join(map(str, found))}: set the features of the wrapper to these"
+        )
+    if dataset.train.pixels and build(config.augment) != Augment():
+        raise UserError(
+            "features are of the images as they are, and config.augment changes them: set "
+            "flip_probability=0 and max_shift_pixels=0"
+        )

@@ -17,6 +17,7 @@ from diffjax.errors import UserError, nearest
 from diffjax.host.processes import to_host
 from diffjax.host.run_files import read_json
 from diffjax.models.families import LAYOUTS, layout_of
+from diffjax.objectives.repa import PROJECTOR
 from diffjax.pretrained.family import Denoiser
 from diffjax.pretrained.folders import is_folder, read_weights
 from diffjax.pretrained.placing import placed_like
@@ -46,7 +47,8 @@ def find_initial_weights(
     The arrays of a run are not read yet. Of a file, each tensor has the path of its parameter as
     name, joined by `.` or `/`, as `block_0.attention.qkv.kernel`; or all have the names of one of
     the layouts of the network (`diffjax.models.families`). The settings of the network are not
-    changed: those of diffusers' DiT differ from those of its authors.
+    changed: those of diffusers' DiT differ from those of its authors. The projector of REPA may be
+    missing, or be left over.
 
     Args:
         named: the folder of a run, `FOLDER:weights`, a file of torch or safetensors, or a folder of
@@ -87,7 +89,7 @@ def _of_run(folder: Path, weights: str, like: Any, setting: str) -> Initial:
         found = shapes.weights(weights)
     except UserError as error:
         raise UserError(f"{setting}={folder}: {error}") from None
-    check_same(f"{setting}={folder}", found, like)
+    check_same(f"{setting}={folder}", *_same_projector(found, like))
     wanted = placed(shapes, like).only(weights)
 
     def read() -> tuple[Any, dict[str, Any]]:
@@ -96,7 +98,8 @@ def _of_run(folder: Path, weights: str, like: Any, setting: str) -> Initial:
         if restored is None:
             raise UserError(f"{setting}={folder}: its checkpoints are gone")
         state, meta = restored
-        params = jax.tree.map(lambda x, y: x.astype(y.dtype), state.weights(weights), like)
+        params, kept = _same_projector(state.weights(weights), like)
+        params = jax.tree.map(lambda x, y: x.astype(y.dtype), params, kept)
         source = {"folder": str(folder), "weights": weights, "step": meta["step"]}
         return params, source | {"sha256": weights_sha256(params)}
 
@@ -135,7 +138,9 @@ def placed(shapes: TrainState, like: Any) -> TrainState:
 
 
 def _of_file(path: Path, like: Any, setting: str, denoiser: Denoiser | None) -> Initial:
-    where, state, here = f"{setting}={path}", read_weights(path).state, by_path(like)
+    where, state = f"{setting}={path}", read_weights(path).state
+    _, like = _same_projector({name.replace(".", "/").split("/")[0]: 0 for name in state}, like)
+    here = by_path(like)
     place, facts = placed_like(like), {"file": str(path)}
     arrays = {name.replace(".", "/"): tensor for name, tensor in state.items()}
     layouts = LAYOUTS.get(type(denoiser.network)) if denoiser else None
@@ -163,6 +168,14 @@ def _of_file(path: Path, like: Any, setting: str, denoiser: Denoiser | None) -> 
         return params, {**facts, "sha256": weights_sha256(params)}
 
     return read
+
+
+def _same_projector(found: Any, like: Any) -> tuple[Any, Any]:
+    """Both trees, without the projector of REPA unless both have one: it serves training alone."""
+    if (PROJECTOR in found) == (PROJECTOR in like):
+        return found, like
+    without = [{k: x for k, x in tree.items() if k != PROJECTOR} for tree in (found, like)]
+    return without[0], without[1]
 
 
 def check_same(where: str, found: Any, like: Any) -> None:

@@ -17,6 +17,7 @@ from diffjax.compiling import jit
 from diffjax.conditions.base import len_of
 from diffjax.errors import UserError
 from diffjax.host.processes import to_host
+from diffjax.objectives.base import Objective
 from diffjax.process.precond import Predict
 from diffjax.sampling.grids import Power
 from diffjax.sampling.guidance import guide
@@ -471,8 +472,15 @@ def _draw(wired: Wired, plan: _Plan, weights: _Weights, times: Array, rows: _Row
         weights = weights._replace(other=rows.negative)
     denoise = with_condition(_guided(wired, plan, weights, rows.source), rows.condition)
     noise, keys = starting_noise(rows.keys, wired.image_shape)
-    x = wired.objective.start(noise, rows.source)
+    x = start(wired.objective, plan.recipe, noise, rows.source)
     return plan.walk(denoise, plan.recipe.solver, wired.path, times, keys, x)
+
+
+def start(objective: Objective, recipe: Recipe, noise: Array, source: Array | None) -> Array:
+    """Where a walk begins, `[B, …]`: noise of the objective's deviation, or of 1; or the source."""
+    if source is None and recipe.unit_start:
+        return noise
+    return objective.start(noise, source)
 
 
 def _guided(wired: Wired, plan: _Plan, weights: _Weights, source: Array | None) -> Predict:

@@ -14,6 +14,7 @@ from diffjax.conditions import Condition
 from diffjax.data.augment import Augmentation
 from diffjax.models.attention import REVERSE_ONLY
 from diffjax.optimizers.base import Optimizer
+from diffjax.optimizers.mup import by_width
 from diffjax.runs.parts import Parts, build_parts
 from diffjax.runs.teacher import teacher_of
 from diffjax.spec import build
@@ -98,6 +99,17 @@ class Setup:
         """`params -> a state at step 0` with these parameters, which it donates."""
         return self._placing(self._begin, donate_argnums=0)
 
+    def by_width(self, optimizer: Optimizer) -> Optimizer:
+        """An optimizer with muP's factors of the rate, where the network has a base width.
+
+        Raises:
+            UserError: as of `diffjax.optimizers.mup.by_width`.
+        """
+        factors = self.wired.rate_factors
+        if factors is None:
+            return optimizer
+        return by_width(optimizer, split(factors, self.config.trainable)[0])
+
     @property
     def teacher(self) -> str:
         """The name of the run's own weights that the objective learns from, as `teacher_of`."""
@@ -160,6 +172,7 @@ def check_setup(setup: Setup) -> None:
     check_batch(config.batch_size, mesh)
     rows = mesh.shape["data"] * mesh.shape["fsdp"]
     check_parts(setup.wired.objective, config.accumulation_steps, config.batch_size, rows)
+    _ = setup.by_width(setup.optimizer)
     _ = setup.teacher, setup.abstract  # An average that is not kept; patterns that match nothing.
 
 

@@ -240,32 +240,12 @@ def record_run(
         ensemble: with which others it trains in one program, if it does.
     """
     before = read_json(workdir / RUN) or {}
-    device = parts.mesh.devices.flat[0]
     content = {
-        "started": before.get("started", datetime.now(UTC).isoformat(timespec="seconds")),
-        "command": command,
-        "versions": {"diffjax": diffjax.__version__, "python": platform.python_version()}
-        | {name: _version(name) for name in _PACKAGES},
-        "git_revision": git_revision(Path(__file__).parent),
-        "device": f"{parts.mesh.size} x {device.device_kind} ({device.platform})",
-        "host": f"{os.cpu_count()} cores, {platform.machine()}, {platform.system()}",
-        "mesh": dict(parts.mesh.shape),
+        **provenance(before, parts.mesh, command),
         "num_params": parts.wired.num_params,
         "num_trained_params": sum(leaf.size for leaf in jax.tree.leaves(parts.abstract.params)),
-        "data": {
-            "name": dataset.name,
-            "image_shape": list(dataset.image_shape),
-            "num_classes": dataset.num_classes,
-            "label_names": list(dataset.label_names),
-            **({} if dataset.given is None else {"condition": _spec_of(dataset.given)}),
-            "codec": _spec_of(dataset.codec),
-            "num_train_images": len(dataset.train),
-            "num_test_images": len(dataset.test),
-            "train_sha256": dataset.train.fingerprint(),
-            "test_sha256": dataset.test.fingerprint(),
-        },
-        "compile_seconds": before.get("compile_seconds", 0.0),
-        "train_seconds": before.get("train_seconds", 0.0),
+        "data": described(dataset),
+        **{name: before.get(name, 0.0) for name in ("compile_seconds", "train_seconds")},
         "train_flops_per_step": before.get("train_flops_per_step"),
     }
     content |= {name: before[name] for name in _KEPT if name in before}
@@ -274,6 +254,43 @@ def record_run(
     if is_first():
         write_whole(workdir / RUN, json.dumps(content, indent=2) + "\n")
         _keep_paths(workdir, parts.config)
+
+
+def provenance(before: Mapping[str, Any], mesh: Mesh, command: str) -> dict[str, Any]:
+    """When, how and where a run was made, for its `run.json`.
+
+    Args:
+        before: what `run.json` has so far.
+        mesh: the devices.
+        command: how to make the run again.
+    """
+    device = mesh.devices.flat[0]
+    return {
+        "started": before.get("started", datetime.now(UTC).isoformat(timespec="seconds")),
+        "command": command,
+        "versions": {"diffjax": diffjax.__version__, "python": platform.python_version()}
+        | {name: _version(name) for name in _PACKAGES},
+        "git_revision": git_revision(Path(__file__).parent),
+        "device": f"{mesh.size} x {device.device_kind} ({device.platform})",
+        "host": f"{os.cpu_count()} cores, {platform.machine()}, {platform.system()}",
+        "mesh": dict(mesh.shape),
+    }
+
+
+def described(dataset: DataSet) -> dict[str, Any]:
+    """A data set, for the `run.json` of a run that is trained on it."""
+    return {
+        "name": dataset.name,
+        "image_shape": list(dataset.image_shape),
+        "num_classes": dataset.num_classes,
+        "label_names": list(dataset.label_names),
+        **({} if dataset.given is None else {"condition": _spec_of(dataset.given)}),
+        "codec": _spec_of(dataset.codec),
+        "num_train_images": len(dataset.train),
+        "num_test_images": len(dataset.test),
+        "train_sha256": dataset.train.fingerprint(),
+        "test_sha256": dataset.test.fingerprint(),
+    }
 
 
 def _keep_paths(workdir: Path, config: ConfigDict) -> None:

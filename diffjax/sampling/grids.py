@@ -12,11 +12,12 @@ from jaxtyping import Float
 from scipy.special import betaincinv
 
 from diffjax.errors import UserError
-from diffjax.kinds import Positive
+from diffjax.kinds import NotNegative, Positive
 from diffjax.process.paths import Path, Scalar, log_snr, time_of_log_snr
 
 Grid = Callable[[Path, int], Array]
-"""`(path, n) -> t[n+1]`, falling from `t_noise` to exactly 0; all but the last at least `t_min`."""
+"""`(path, n) -> t[n+1]`, falling from `t_noise` to exactly 0; all but the last at least `t_min`.
+`Leading` alone begins below `t_noise`."""
 
 
 @register_dataclass
@@ -94,6 +95,28 @@ class Karras:
         return _end_clean(path, inner)
 
 
+@dataclass(frozen=True)
+class Down:
+    """`n` evenly spaced times from `t_noise` down to the least one, and then 0.
+
+    `t_i = t_noise·(1 - (1 - least)·i/(n-1))`: `Power` ends with the least time 1/n. Diffusers'
+    flow-matching Euler has 0.001, shifted, as the least one.
+
+    Attributes:
+        least: the last time before 0, in units of `t_noise`.
+
+    Example:
+        >>> from diffjax.process.paths import Linear
+        >>> [round(t, 3) for t in Down(0.1)(Linear(), 4).tolist()]
+        [1.0, 0.7, 0.4, 0.1, 0.0]
+    """
+
+    least: Positive[float] = 0.001
+
+    def __call__(self, path: Path, n: int) -> Float[Array, " {n}+1"]:
+        return _end_clean(path, path.t_noise * jnp.linspace(1.0, self.least, n))
+
+
 @register_dataclass
 @dataclass(frozen=True)
 class Shifted:
@@ -166,8 +189,8 @@ class Cosine:
 class Trailing:
     """Every `T/n`-th of the steps of a table, from the last one on.
 
-    `t_i = round(T·(1 - i/n))/T·t_noise`: "trailing" in diffusers. Its "leading" never starts from
-    pure noise, and is not available. Lin et al. 2024 (arXiv:2305.08891), table 2.
+    `t_i = round(T·(1 - i/n))/T·t_noise`: "trailing" in diffusers. Lin et al. 2024
+    (arXiv:2305.08891), table 2.
 
     Attributes:
         num_train_steps: T, the steps of the table; 1,000 for DDPM.
@@ -186,6 +209,37 @@ class Trailing:
 
 
 @dataclass(frozen=True)
+class Leading:
+    """Every `⌊T/n⌋`-th of the steps of a table, from the first one on: begins below `t_noise`.
+
+    `t_i = (1 + offset + (n - 1 - i)·⌊T/n⌋)/T·t_noise`: "leading" in diffusers. The walk begins at a
+    step where the network expects some signal, with noise that has none; docs/solvers.md has what
+    that costs. Lin et al. 2024 (arXiv:2305.08891), table 2.
+
+    Attributes:
+        num_train_steps: T, the steps of the table; 1,000 for DDPM.
+        offset: `steps_offset` in diffusers, added to each step; 1 in Stable Diffusion.
+        left_out: steps at the end that are counted in n and not taken; 1 in diffusers'
+            DPM-Solver++ and UniPC.
+
+    Example:
+        >>> from diffjax.process.beta_tables import ScaledLinearBetas
+        >>> [round(t, 3) for t in Leading()(ScaledLinearBetas(), 4).tolist()]
+        [0.752, 0.502, 0.252, 0.002, 0.0]
+    """
+
+    num_train_steps: Positive[int] = 1000
+    offset: NotNegative[int] = 1
+    left_out: NotNegative[int] = 0
+
+    def __call__(self, path: Path, n: int) -> Float[Array, " {n}+1"]:
+        number = n + self.left_out
+        steps = np.arange(number)[::-1][:n] * (self.num_train_steps // number) + self.offset
+        times = path.t_noise * jnp.asarray((1.0 + steps) / self.num_train_steps, jnp.float32)
+        return jnp.append(jnp.clip(times, path.t_min, path.t_noise), 0.0)
+
+
+@dataclass(frozen=True)
 class Linspace:
     """`n` evenly spaced steps of a table, from its last to its first.
 
@@ -193,6 +247,9 @@ class Linspace:
 
     Attributes:
         num_train_steps: T, the steps of the table; 1,000 for DDPM.
+        left_out: steps at the end that are counted in n and not taken; 1 in diffusers'
+            DPM-Solver++ and UniPC.
+        whole: whether steps are rounded; not in diffusers' Euler.
 
     Example:
         >>> from diffjax.process.beta_tables import LinearBetas
@@ -201,9 +258,12 @@ class Linspace:
     """
 
     num_train_steps: Positive[int] = 1000
+    left_out: NotNegative[int] = 0
+    whole: bool = True
 
     def __call__(self, path: Path, n: int) -> Float[Array, " {n}+1"]:
-        steps = np.round(np.linspace(self.num_train_steps - 1, 0, n))
+        steps = np.linspace(self.num_train_steps - 1, 0, n + self.left_out)[:n]
+        steps = np.round(steps) if self.whole else steps
         return _end_clean(path, path.t_noise * (1.0 + jnp.asarray(steps)) / self.num_train_steps)
 
 

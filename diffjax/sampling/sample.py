@@ -74,6 +74,8 @@ def sample(
     Returns:
         Clean samples, `[B, …]`.
     """
+    if not solver.finishes:
+        return integrate(denoise, solver, path, times, keys, x)
     x = integrate(denoise, solver, path, times[:-1], keys, x)
     return last_step(denoise, solver, x, jnp.asarray(times[-2]))
 
@@ -113,7 +115,7 @@ def _walk_padded(
         return solver.step(denoise, interval_of(path, times, i, keys), memory, x)
 
     x, memory = jax.lax.fori_loop(0, last, body, (x, solver.init(x)))
-    return last_step(denoise, solver, x, times[last]), memory
+    return last_step(denoise, solver, x, times[last]) if solver.finishes else x, memory
 
 
 def padded(times: WalkTimes) -> Float[Array, " padded"]:
@@ -152,7 +154,10 @@ def trace(
         passed = x, last_step(denoise, solver, x, times[i])
         return solver.step(denoise, interval_of(path, times, i, keys), memory, x), passed
 
-    (end, _), (xs, x0s) = jax.lax.scan(body, (x, solver.init(x)), jnp.arange(len(times) - 2))
+    number = len(times) - 1 - solver.finishes
+    (end, _), (xs, x0s) = jax.lax.scan(body, (x, solver.init(x)), jnp.arange(number))
+    if not solver.finishes:
+        return Trace(times, jnp.concatenate([xs, end[None]]), x0s)
     last = last_step(denoise, solver, end, times[-2])
     return Trace(
         times, jnp.concatenate([xs, end[None], last[None]]), jnp.concatenate([x0s, last[None]])
@@ -170,6 +175,8 @@ class Recipe:
         guidance_scale: 1 is no guidance; typically 1.5 to 7.5.
         guidance: how the two predictions are combined.
         against: where the second prediction comes from.
+        unit_start: whether a walk begins with noise of deviation 1, whatever the path's at its
+            beginning is, as in diffusers; Stable Diffusion's path has 0.998 at `t_noise`.
     """
 
     solver: Solver
@@ -178,6 +185,7 @@ class Recipe:
     guidance_scale: float = 1.0
     guidance: Rule = ClassifierFree()
     against: Against = NullCondition()
+    unit_start: bool = False
 
     def times(self, path: Path) -> WalkTimes:
         """The times of the walk, ending in 0: those of the grid, along the solver's route."""

@@ -144,6 +144,8 @@ class Solver(NamedTuple):
             the denoiser is not evaluated.
         steps: the number of falling intervals of its route before the last one, from that of a
             grid.
+        finishes: whether the last interval ends in the predicted x0; otherwise it is a step like
+            the others (`unfinished`).
     """
 
     init: Callable[[Array], Any]
@@ -156,6 +158,7 @@ class Solver(NamedTuple):
     needs: Meaning = Meaning.POSTERIOR_MEAN
     route: Callable[[Path, Array], Array] = _all_times
     steps: Callable[[int], int] = int
+    finishes: bool = True
 
 
 P = ParamSpec("P")
@@ -246,6 +249,24 @@ def _renoised(eta: float, share: Callable[[Pair], Array | float]) -> Solver:
         return mean + fresh * normal(interval.keys, x.shape[1:]), memory
 
     return Solver(no_memory, step, nfe=1, order=1, fresh_noise=bool(eta), renoises=True)
+
+
+@same_for_equal
+def unfinished(solver: Solver) -> Solver:
+    """Another solver that ends at the path's `t_min`, with the noise of that time in the samples.
+
+    So do DDIM and PNDM of diffusers with `set_alpha_to_one=False`, Stable Diffusion's default: the
+    last step goes to the first step of the table, where s is 0.029, and not to clean data.
+
+    Args:
+        solver: the other one.
+    """
+
+    def route(path: Path, times: Array) -> Array:
+        times = solver.route(path, times)
+        return times.at[-1].set(jnp.asarray(path.t_min, times.dtype))
+
+    return solver._replace(route=route, finishes=False)
 
 
 @same_for_equal

@@ -155,6 +155,8 @@ def _no_gradient_each(objective: Objective) -> str | None:
     """The reason why an objective has no loss of a single example; None if it has one."""
     if reason := paired(objective.traits):
         return f"it {reason}"
+    if objective.traits.features is not None:
+        return "it aligns with features of each image, which this study does not read"
     part: Any = objective
     while part is not None:
         if isinstance(part, Contrastive | Dispersive):

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from diffjax.errors import UserError
-from diffjax.objectives.base import Objective, Progress
+from diffjax.objectives.base import Objective, Progress, hidden_of
 from diffjax.process.precond import Apply
 
 Losses = Callable[[Apply, Any], tuple[Array, dict[str, Array]]]
@@ -150,12 +150,14 @@ def compares_outputs(objective: Objective) -> bool:
             del params, how
             moved = x[..., :1] + jnp.resize(outputs, (len(x),))[:, None, None, None]
             output = jnp.repeat(moved, objective.traits.outputs, axis=-1)
-            return (output, output) if hidden else output
+            return (output, hidden_of(output, traits)) if hidden else output
 
-        key = jax.random.key(0)
+        key, traits = jax.random.key(0), objective.traits
         params = objective.init_params(key)
         images = jax.random.uniform(key, (4, 8, 8, 1), minval=-1.0)
         batch = {"image": images, "cond": jnp.zeros(4, jnp.int32), "source": images[::-1]}
+        if traits.features:
+            batch["features"] = jnp.ones((4, *traits.features))
         progress = Progress(jnp.zeros((), jnp.int32), objective.init_memory())
         return objective(apply, params, params, key, batch, progress)[0]
 

@@ -13,9 +13,13 @@ from diffjax.codecs import Tiled
 from diffjax.codecs.taesd import TAESD
 from diffjax.data import eval_batches, image_folder
 from diffjax.errors import UserError
-from diffjax.models.taesd.published import DECODER, ENCODER
+from diffjax.models.families import find_published
+from diffjax.models.taesd.network import TAESD as Network
+from diffjax.models.taesd.published import DECODER, DIFFUSERS, ENCODER
 from diffjax.pretrained.files import read_state_dict
+from diffjax.pretrained.folders import write_folder
 from tests.references import taef2
+from tests.references.dit import drawn
 
 
 def weights_folder() -> Path:
@@ -177,6 +181,61 @@ def test_emoji_come_back_at_32_db_and_tiles_are_the_whole():
         assert np.abs(tiled.decoder()(latents[:2]) - made[:2]).max() < 2 / 255
     assert np.median(qualities) > 32
     assert len(qualities) == number
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("channels", [4, 16])
+def test_the_file_of_diffusers_is_read_and_computes_what_diffusers_does(channels, tmp_path):
+    """`AutoencoderTiny`, with gradients; torch computes in float64."""
+    torch = pytest.importorskip("torch", reason="pip install -e '.[parity]'")
+    diffusers = pytest.importorskip("diffusers")
+    peer = diffusers.AutoencoderTiny(latent_channels=channels)
+    shapes = {name: tuple(x.shape) for name, x in peer.state_dict().items()}
+    # Kernels so weak that what is rectified is neither all nor nothing.
+    state = {name: x * (0.1 if x.ndim == 4 else 1.0) for name, x in drawn(shapes).items()}
+    peer.load_state_dict({name: torch.tensor(x) for name, x in state.items()})
+    peer.save_pretrained(tmp_path)
+    found = find_published(tmp_path)
+    network, params = found.network, found.params()
+    assert (network, found.layout) == (Network(channels), "diffusers")
+    config: Any = DIFFUSERS.config
+    write_folder(tmp_path / "ours", DIFFUSERS.to_theirs(params, network), config.entries(network))
+    peer = diffusers.AutoencoderTiny.from_pretrained(tmp_path / "ours")
+    for name, array in peer.state_dict().items():
+        np.testing.assert_array_equal(array.numpy(), state[name])
+
+    rng = np.random.default_rng(0)
+    images = rng.uniform(-1, 1, (2, 16, 24, 3)).astype(np.float32)
+    latents = rng.normal(size=(2, 2, 3, channels)).astype(np.float32)
+    x, z = (
+        torch.tensor(a.transpose(0, 3, 1, 2)).double().requires_grad_() for a in (images, latents)
+    )
+    peer = peer.double()
+    outs = peer.encode(x).latents, peer.decode(z).sample
+    inner: Any = sum((out * out).sum() for out in outs)
+    inner.backward()
+
+    def total(params, x, z):
+        found = [
+            network.apply({"params": params}, (x + 1) / 2, method="encode"),
+            2 * network.apply({"params": params}, z, method="decode") - 1,
+        ]
+        return sum((out * out).sum() for out in found), found
+
+    (of_params, *of_inputs), made = jax.jit(jax.grad(total, (0, 1, 2), has_aux=True))(
+        params, images, latents
+    )
+    named = DIFFUSERS.to_theirs(of_params, network)
+    theirs = {name: weight.grad for name, weight in peer.named_parameters()}
+    pairs = [
+        (ours.transpose(0, 3, 1, 2), out.detach()) for ours, out in zip(made, outs, strict=True)
+    ]
+    pairs += [(a.transpose(0, 3, 1, 2), b.grad) for a, b in zip(of_inputs, (x, z), strict=True)]
+    pairs += [(named[name], gradient) for name, gradient in theirs.items()]
+    for ours, expected in pairs:
+        expected = expected.numpy()
+        error = np.linalg.norm(ours - expected) / np.linalg.norm(expected)
+        assert error < 1e-5
 
 
 def psnr(one: np.ndarray, other: np.ndarray) -> float:

@@ -1,5 +1,6 @@
 """Guidance away from labels, negative prompts and arrays, against the formula by hand."""
 
+import functools
 from dataclasses import replace
 
 import jax
@@ -28,6 +29,11 @@ def run():
     return replace(run, others=None)
 
 
+@functools.cache
+def predicting(model):
+    return jax.jit(model.predict())
+
+
 def one_euler_step(run, off, scale, weights=None, inside=True):
     """The end of one Euler step from noise, of velocities `off + scale·(on - off)`, by hand.
 
@@ -35,8 +41,8 @@ def one_euler_step(run, off, scale, weights=None, inside=True):
     """
     x = Request(LABELS).noise((8, 8, 1))
     t = np.ones(len(x), np.float32)
-    on = np.asarray(run.model().predict()(x, t, LABELS).x0)
-    other = np.asarray(run.model(weights).predict()(x, t, off).x0)
+    on = np.asarray(predicting(run.model())(x, t, LABELS).x0)
+    other = np.asarray(predicting(run.model(weights))(x, t, off).x0)
     return other + scale * (on - other) if inside else on
 
 

@@ -78,6 +78,7 @@ def test_batches_hold_both_parts_and_augmentation_moves_them_alike():
     np.testing.assert_allclose(coarse, fine, atol=2 / 127.5)
 
 
+@pytest.mark.thorough
 def test_training_and_guided_sampling_with_several_parts():
     data = super_resolution()
     config = tiny_config(batch_size=8)
@@ -139,5 +140,7 @@ def test_stacked_blocks_attend_to_the_same_tokens():
     x = rng.normal(size=(2, 8, 8, 1)).astype("f")
     expected = jax.jit(plain.apply)({"params": params}, x, jnp.ones(2), tokens)
     stacked = plain.clone(scan=True)
-    found = jax.jit(stacked.apply)({"params": stack_blocks(params)}, x, jnp.ones(2), tokens)
+    found = jax.jit(
+        lambda params: stacked.apply({"params": stack_blocks(params)}, x, jnp.ones(2), tokens)
+    )(params)
     np.testing.assert_allclose(found, expected, atol=1e-5)

@@ -23,7 +23,7 @@ from diffjax.sampling.guidance import OtherCondition
 from diffjax.spec import build, spec
 from diffjax.training.sharding import make_mesh
 from tests.support.phrases import DEVIATION, Phrases, mean_of, phrases
-from tests.support.tiny_run import loaded, on_one_device, tiny_config
+from tests.support.tiny_run import loaded, of_noise, on_one_device, tiny_config
 
 KIND = Phrases()
 TEXTS = ["dark", "light light", "very light left", "left left left"]
@@ -64,6 +64,7 @@ def predict(model):
     return jax.jit(model.predict())
 
 
+@pytest.mark.thorough
 def test_the_exact_conditional_mean_is_recovered(predict):
     """`E[x0 | x_t, phrase] = m + a·v/(a²·v + s²)·(x_t - a·m)` of `N(m, v)`, `v = 0.15²`."""
     rng, n = np.random.default_rng(3), 200
@@ -80,6 +81,7 @@ def test_the_exact_conditional_mean_is_recovered(predict):
     assert error < 0.05
 
 
+@pytest.mark.thorough
 def test_the_null_condition_has_the_mean_of_all_data(predict):
     data = phrases()
     everything = np.mean(mean_of(KIND.of_batch(data.train.gather(np.arange(len(data.train))))))
@@ -89,7 +91,11 @@ def test_the_null_condition_has_the_mean_of_all_data(predict):
     np.testing.assert_array_equal(found, predict(x, np.ones(200, "f"), None).x0)
 
 
-def test_masked_states_have_no_influence_and_the_order_of_words_has_none(predict):
+def test_masked_states_have_no_influence_and_the_order_of_words_has_none():
+    """Whatever the weights: here they are noise."""
+    data, mesh = phrases(), make_mesh(devices=jax.devices()[:1])
+    run = of_noise(set_up(config_of(4), data.image_shape, data.condition, mesh))
+    predict = jax.jit(run.model().predict())
     cond = KIND.parse(["very dark", "light"])
     x = np.random.default_rng(0).normal(size=(2, 1, 1, 1)).astype("f")
     plain = predict(x, jnp.full(2, 0.7), cond).x0
@@ -99,8 +105,11 @@ def test_masked_states_have_no_influence_and_the_order_of_words_has_none(predict
     )
     turned = KIND.parse(["dark very", "light"])
     np.testing.assert_allclose(predict(x, jnp.full(2, 0.7), turned).x0, plain, atol=1e-5)
+    light = KIND.parse(["light dark", "light"])
+    assert np.abs(predict(x, jnp.full(2, 0.7), light).x0 - plain)[0].max() > 1e-3
 
 
+@pytest.mark.thorough
 def test_samples_have_the_mean_of_their_phrase_and_leave_a_negative_one(model):
     """Away from a phrase of another mean, the mean of guided samples moves on along the line."""
     each = 64

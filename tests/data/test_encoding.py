@@ -87,7 +87,7 @@ def test_the_files_hold_each_image_once_in_order_and_mirrored(tmp_path):
     assert not encode(data_set(), SpaceToDepth(2), tmp_path, Stored(flips=True, dtype="float32"))
 
 
-@pytest.mark.parametrize("spread", [False, True])
+@pytest.mark.parametrize("spread", [True, pytest.param(False, marks=pytest.mark.thorough)])
 def test_moments_and_samples_are_of_the_posterior_and_statistics_of_what_is_drawn(tmp_path, spread):
     place = local_rows() if spread else None
     how = Stored("moments", dtype="float32", flips=True)
@@ -118,7 +118,9 @@ def test_moments_and_samples_are_of_the_posterior_and_statistics_of_what_is_draw
     )
 
 
-@pytest.mark.parametrize("stops", [(1,), (0, 3), (2, 2, 2)])
+@pytest.mark.parametrize(
+    "stops", [(0, 3), *(pytest.param(n, marks=pytest.mark.thorough) for n in ((1,), (2, 2, 2)))]
+)
 def test_a_stop_anywhere_loses_one_shard_at_most(tmp_path, monkeypatch, stops):
     """Shards of 7, 7, 7, 1, 7 and 1; batches of 3. Each stop follows so many batches."""
     how = Stored("samples", flips=True, shard_images=7)
@@ -306,7 +308,7 @@ def test_a_folder_names_its_codec_for_a_config(tmp_path):
         ({"stored": Stored(flips=True)}, "flips=False, not True"),
     ],
 )
-@pytest.mark.parametrize("finished", [True, False])
+@pytest.mark.parametrize("finished", [False, pytest.param(True, marks=pytest.mark.thorough)])
 def test_other_latents_in_the_folder_are_refused(tmp_path, monkeypatch, change, message, finished):
     given: dict[str, Any] = {"dataset": data_set(), "codec": SpaceToDepth(2), "folder": tmp_path}
     if finished:

@@ -383,23 +383,3 @@ class TestInDiffusers:
         found, back = AUTOENCODER_KL.read(tmp_path / "theirs")
         assert found == network
         same(back, weights)
-
-    def test_a_tiny_autoencoder(self, diffusers, tmp_path):
-        torch = pytest.importorskip("torch")
-        network = TAESD(latent_channels=16)
-        weights = jax.tree.map(lambda x: x / 10, drawn(TAESD_OF_DIFFUSERS, network))
-        entries = entries_of(TAESD_OF_DIFFUSERS, network)
-        write_folder(tmp_path / "vae", TAESD_OF_DIFFUSERS.to_theirs(weights, network), entries)
-        peer = diffusers.AutoencoderTiny.from_pretrained(tmp_path / "vae")
-        images = np.random.default_rng(0).uniform(-1, 1, (2, 16, 24, 3)).astype(np.float32)
-        with torch.inference_mode():
-            latents = peer.encode(torch.tensor(images.transpose(0, 3, 1, 2))).latents
-            theirs = peer.decode(latents).sample.numpy()
-        ours: Any = network.apply({"params": weights}, (images + 1) / 2)
-        error = np.linalg.norm(np.asarray(2 * ours - 1).transpose(0, 3, 1, 2) - theirs)
-        assert theirs.std() > 0.01
-        assert error < 1e-5 * np.linalg.norm(theirs)
-        peer.save_pretrained(tmp_path / "theirs")
-        found, back = TAESD_OF_DIFFUSERS.read(tmp_path / "theirs")
-        assert found == network
-        same(back, weights)

@@ -31,6 +31,7 @@ from tests.models.test_families import SMALL
 from tests.models.test_families import drawn as drawn_params
 from tests.references import dit_sampling as theirs
 from tests.references.dit import drawn
+from tests.support.compilations import compilations
 
 FAMILIES = {family.name: family for family in (DIT, SIT)}
 
@@ -136,7 +137,9 @@ def test_the_recipe_and_what_numbers_depend_on_are_those_of_the_publication(mode
 
 def test_samples_are_drawn_and_decoded_as_those_of_a_run(tmp_path):
     path = write(tmp_path, "SiT")
-    found = diffjax.from_pretrained(path, codec=SpaceToDepth(2), num_heads=2)
+    with compilations() as loading:
+        found = diffjax.from_pretrained(path, codec=SpaceToDepth(2), num_heads=2)
+    assert not loading
     how = {"solver": "euler", "num_steps": 2, "guidance_scale": 1.0}
     images = found.sample([3, 1, 3], **how)
     latents = found.model().sample_latents(
@@ -145,6 +148,9 @@ def test_samples_are_drawn_and_decoded_as_those_of_a_run(tmp_path):
     )
     assert images.shape == (3, 16, 16, 1)
     np.testing.assert_array_equal(images, SpaceToDepth(2).decoder()(latents))
+    with compilations() as again:
+        found.sample([0, 2, 4], **how)
+    assert not again
 
 
 def test_what_can_not_be_read_ends_in_one_line(tmp_path):

@@ -145,7 +145,7 @@ def test_command_lines_of_train(fuzz):
         file, axis, flags = line
         told(train, [f"--config={file}{axis}", "--print_config", *flags])
 
-    fuzz(lines, check, short=12)
+    fuzz(lines, check, short=6)
 
 
 @pytest.mark.thorough
@@ -227,7 +227,7 @@ def test_command_lines_of_programs_without_a_folder(fuzz, program, tmp_path, mon
     config = given if program is plan else []
     names = [name for name in program.FLAGS if name not in ("config", "search", "largest_batch")]
     monkeypatch.chdir(tmp_path)
-    fuzz(flags_for(names), lambda flags: told(program, [*config, *flags]), short=4)
+    fuzz(flags_for(names), lambda flags: told(program, [*config, *flags]), short=2)
 
 
 def test_sweep_files(fuzz, tmp_path, monkeypatch):

@@ -80,23 +80,26 @@ def assert_close(found, expected, relative=1e-5):
     assert np.linalg.norm(found - expected) < relative * np.linalg.norm(expected)
 
 
-@pytest.mark.parametrize("mode", ["eval", "train"])
-def test_outputs_are_those_of_the_authors_code(stored, mode):
+@jax.jit
+def all_outputs(params, images, sigmas, labels):
     """Of the network, the denoiser with its preconditioning, and the uncertainty."""
-    params = redrawn(mode)
     outputs = []
 
     def apply(params, x, label, cond):
-        outputs.append(forward()(params, x, label, cond))
+        outputs.append(NETWORK.apply({"params": params}, x, label, cond))
         return outputs[-1]
 
     precond = Precond(F(0.5), LogSNRLabel(), UnitVariance(0.5))
-    predict = denoiser(apply, params, EDM(), precond)
-    found = predict(jnp.asarray(reference.IMAGES), jnp.asarray(reference.SIGMAS), reference.LABELS)
-    assert_close(outputs[0], stored[f"{mode}/out"])
-    assert_close(found.x0, stored[f"{mode}/denoised"])
-    u: Any = HEAD.apply({"params": params["uncertainty"]}, C_NOISE)
-    assert_close(u, stored[f"{mode}/logvar"])
+    found = denoiser(apply, params, EDM(), precond)(images, sigmas, labels)
+    return *outputs, found.x0, HEAD.apply({"params": params["uncertainty"]}, C_NOISE)
+
+
+@pytest.mark.parametrize("mode", ["eval", "train"])
+def test_outputs_are_those_of_the_authors_code(stored, mode):
+    inputs = reference.IMAGES, reference.SIGMAS, reference.LABELS
+    found = all_outputs(redrawn(mode), *inputs)
+    for output, name in zip(found, ("out", "denoised", "logvar"), strict=True):
+        assert_close(output, stored[f"{mode}/{name}"])
 
 
 def loss(params, x):
@@ -263,7 +266,8 @@ def test_parts_keep_the_magnitude_of_normal_numbers():
         added = np.asarray(magnitude.mp_sum(a, b[:, :8], balance))
         np.testing.assert_allclose(np.square(added).mean(), 1.0, rtol=0.03)
     features = magnitude.MPFourier(4_000)
-    found, _ = features.init_with_output(jax.random.key(0), jnp.linspace(-1.5, 1.5, 5))
+    points = np.linspace(-1.5, 1.5, 5, dtype=np.float32)
+    found, _ = jax.jit(features.init_with_output)(jax.random.key(0), points)
     np.testing.assert_allclose(np.square(found).mean(1), 1.0, rtol=0.06)
 
 
@@ -271,12 +275,12 @@ def test_outputs_have_the_magnitude_of_inputs_whatever_the_length_of_weights():
     rng = np.random.default_rng(0)
     x = rng.normal(size=(64, 6, 6, 16)).astype(np.float32)
     for layer, many in ((magnitude.MPDense(512), x), (magnitude.MPConv(512), x[:8])):
-        params = layer.init(jax.random.key(0), many)
-        out = layer.apply(params, many)
+        params, apply = jax.jit(layer.init)(jax.random.key(0), many), jax.jit(layer.apply)
+        out = apply(params, many, 1.0)
         inside = np.asarray(out)[:, 1:-1, 1:-1]  # padded zeros make the others smaller
         np.testing.assert_allclose(np.square(inside).mean(), 1.0, rtol=0.03)
         longer = jax.tree.map(lambda w: 100 * w, params)
-        np.testing.assert_allclose(layer.apply(longer, many, 3.0), 3 * out, rtol=2e-4, atol=1e-4)
+        np.testing.assert_allclose(apply(longer, many, 3.0), 3 * out, rtol=2e-4, atol=1e-4)
 
 
 def test_the_gradient_is_orthogonal_to_each_filter():
@@ -338,15 +342,16 @@ def test_conditioning_by_null_unknown_and_several_labels():
     module = MPConditioning(4, 32, 16, 0.005, 0.5)
     one, two = np.float32([10.0, -20.0, 30.0]), np.float32([[10.0, 5.0]] * 3)
     labels = np.array([1, 4, 5])
-    params: Any = module.init(jax.random.key(0), one, labels)
-    found = np.asarray(module.apply(params, one, labels))
-    nothing = np.asarray(module.apply(params, one, None))
+    params: Any = jax.jit(module.init)(jax.random.key(0), one, labels)
+    apply = jax.jit(module.apply)
+    found = np.asarray(apply(params, one, labels))
+    nothing = np.asarray(apply(params, one, None))
     np.testing.assert_array_equal(found[1], nothing[1])
     assert np.abs(found[0] - nothing[0]).max() > 0.1
     assert np.isnan(found[2]).all()
     without = MPConditioning(0, 32, 16, 0.005, 0.5)
     del params["params"]["label"]
-    alone = np.asarray(without.apply(params, one, labels))
+    alone = np.asarray(jax.jit(without.apply)(params, one, labels))
     silu = lambda x: x / (1 + np.exp(-x)) / 0.596  # noqa: E731
     # A term of zeros for the class halves the noise's, and √½ is the size of both.
     logits = np.linspace(-6, 6, 4_001)
@@ -355,7 +360,7 @@ def test_conditioning_by_null_unknown_and_several_labels():
         nothing[1][alone[1] > 0.1], silu(back / np.sqrt(2)), rtol=1e-3, atol=1e-4
     )
     several = MPConditioning(4, 32, 16, 0.005, 0.5)
-    variables = several.init(jax.random.key(0), two, None)["params"]
+    variables = jax.eval_shape(several.init, jax.random.key(0), two, None)["params"]
     assert {"noise", "noise_1"} <= variables.keys()
 
 

@@ -18,8 +18,9 @@ from diffjax.models.flux.published import FAMILY as FLUX
 from diffjax.models.flux2.published import FAMILY as FLUX2
 from diffjax.models.layers import HIDDEN
 from diffjax.models.sd3.network import MMDiT
-from diffjax.models.sd3.published import BARE, FAMILY
 from diffjax.models.sd3.published import DIFFUSERS as SD3_OF_DIFFUSERS
+from diffjax.models.sd3.published import FAMILY
+from diffjax.pretrained.files import write_safetensors
 from diffjax.pretrained.folders import write_folder
 from tests.models.test_families import drawn
 from tests.references import mmdit
@@ -195,17 +196,15 @@ def test_what_config_json_has_and_no_network_here_is():
 
 
 @pytest.mark.thorough
-def test_files_with_and_without_a_prefix_and_other_models_beside_it():
-    network = network_of("SD3.5")
-    params = params_of("SD3.5")
-    state = FAMILY.to_theirs(params, network)
-    bare = {k.removeprefix("model.diffusion_model."): x for k, x in state.items()}
-    assert bare.keys() == BARE.to_theirs(params, network).keys()
-    others = {"first_stage_model.decoder.conv_in.bias": np.zeros(3, np.float32)}
-    for layout, file in ((FAMILY, state | others), (BARE, bare)):
-        assert layout.network_of(file, "x", num_heads=2, side=16) == network
-        found = layout.to_ours(file, network, "x")
-        jax.tree.map(np.testing.assert_array_equal, found, params)
+def test_files_with_other_models_beside_the_network(tmp_path):
+    network, params = network_of("SD3.5"), params_of("SD3.5")
+    prefix = "model.diffusion_model."
+    state = {f"{prefix}{key}": x for key, x in FAMILY.to_theirs(params, network).items()}
+    others = {"text_encoders.clip_l.logit_scale": np.zeros(1, np.float32)}
+    write_safetensors(tmp_path / "w.safetensors", state | others)
+    found = find_published(tmp_path / "w.safetensors", num_heads=2, side=16)
+    assert found.network == network
+    jax.tree.map(np.testing.assert_array_equal, found.params(), params)
 
 
 def by_renaming(state: dict[str, np.ndarray], rows: Any) -> dict[str, np.ndarray]:
@@ -371,7 +370,8 @@ class TestAgainstDiffusers:
     def test_stabilitys_files_are_converted_as_diffusers_does(self):
         torch, utils = map(pytest.importorskip, ("torch", "diffusers.loaders.single_file_utils"))
         for name in ("SD3", "SD3.5"):
-            state = FAMILY.to_theirs(params_of(name), network_of(name))
+            own = FAMILY.to_theirs(params_of(name), network_of(name))
+            state = {f"model.diffusion_model.{key}": x for key, x in own.items()}
             tensors = {key: torch.tensor(np.array(x)) for key, x in state.items()}
             converted = utils.convert_sd3_transformer_checkpoint_to_diffusers(tensors)
             assert_same({key: x.numpy() for key, x in converted.items()}, state_of(name))

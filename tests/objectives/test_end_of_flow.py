@@ -125,14 +125,20 @@ def test_it_samples_by_jumps_to_the_end_and_fresh_noise(num_steps):
     times = replace(wired().recipe, num_steps=num_steps).times(path)
     keys = jax.random.split(jax.random.key(0), 4)
 
-    levels, denoise = [], with_condition(model, None)
-    noise, keys = starting_noise(keys, SHAPE)
-    x = path.sigma(times[0]) * noise
-    for i in range(len(times) - 2):
-        interval = Interval(path, times[i], times[i + 1], keys)
-        x, _ = wired().recipe.solver.step(denoise, interval, (), x)
-        levels.append(float(jnp.std(x - path.alpha(times[i + 1]) * end)))
-    np.testing.assert_allclose(denoise(x, jnp.asarray(times[-2])).x0, end, atol=1e-4)
+    @jax.jit
+    def walk(times, keys):
+        levels, denoise = [], with_condition(model, None)
+        noise, keys = starting_noise(keys, SHAPE)
+        x = path.sigma(times[0]) * noise
+        for i in range(num_steps - 1):
+            interval = Interval(path, times[i], times[i + 1], keys)
+            x, _ = wired().recipe.solver.step(denoise, interval, (), x)
+            levels.append(jnp.std(x - path.alpha(times[i + 1]) * end))
+        return denoise(x, times[-2]).x0, levels, path.sigma(times[1:-1])
+
+    found, levels, expected = walk(times, keys)
+    assert len(times) == num_steps + 1
+    np.testing.assert_allclose(found, end, atol=1e-4)
     assert len(evaluated) == num_steps
     # In between there is noise of the path's own level, fresh each time.
-    np.testing.assert_allclose(levels, path.sigma(times[1:-1]), rtol=0.15)
+    np.testing.assert_allclose(levels, expected, rtol=0.15)

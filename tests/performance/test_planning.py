@@ -844,7 +844,7 @@ def test_stacks_are_those_of_blocks_biases_too_and_no_kernels_of_convolutions():
     assert compiled.stacked_shapes(compiled.set_up_on(unet, mesh)) == []
 
 
-@pytest.mark.parametrize("chips", [16, pytest.param(128, marks=pytest.mark.thorough)])
+@pytest.mark.parametrize("chips", [16, pytest.param(128, marks=pytest.mark.thorough(tenth=False))])
 def test_the_state_is_spread_over_all_chips_to_the_last_byte(chips):
     """16 bytes a parameter, of the network that the issue plans; on 256, one table of 1,001 rows
     and some biases have no sixteenth part of a sixteenth.

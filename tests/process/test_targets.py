@@ -380,11 +380,15 @@ def test_preconditionings_are_those_of_edms_table():
     c_in = {"vp": 1 / np.hypot(sigma, 1), "ve": 1.0, "edm": 1 / np.hypot(sigma, 0.5)}
     c_noise = {"vp": 999 * cases["vp"][-1], "ve": np.log(sigma / 2), "edm": np.log(sigma) / 4}
     for name, (target, noise_label, scale, path, t) in cases.items():
-        c = coeffs(path, jnp.asarray(t, jnp.float32), 2)
-        x_t = np.asarray(c.a) * x
-        seen, labels = Precond(target, noise_label, scale).inputs(c, jnp.asarray(x_t, jnp.float32))
-        f = jnp.asarray(predicted, jnp.float32)
-        x0 = targets.decode(c, target(c), f, jnp.asarray(x_t, jnp.float32)).x0
+        precond = Precond(target, noise_label, scale)
+
+        @jax.jit
+        def both(t, x, f, path=path, precond=precond):
+            c = coeffs(path, t, 2)
+            seen = precond.inputs(c, c.a * x)
+            return *seen, targets.decode(c, precond.target(c), f, c.a * x).x0
+
+        seen, labels, x0 = both(*(np.asarray(each, "f") for each in (t, x, predicted)))
         skip, out, into = (np.broadcast_to(k[name], 3)[:, None] for k in (c_skip, c_out, c_in))
         np.testing.assert_allclose(x0, skip * x + out * predicted, rtol=2e-4, atol=1e-5)
         np.testing.assert_allclose(seen, into * x, rtol=2e-4)

@@ -116,28 +116,35 @@ def test_a_schedule_continued_is_that_of_the_new_length(copy, caplog):
     assert f"learning rate of step 7: 0 -> {cosine(6, 12):g}" in caplog.messages
 
 
-def test_a_schedule_restarted_begins_anew_over_the_steps_left(copy, caplog):
-    caplog.set_level("INFO", "diffjax")
-    loop.train(longer(), copy, extend="restart")
+@pytest.fixture(scope="module")
+def restarted(annealed, tmp_path_factory):
+    """Six steps more, with the schedule begun anew."""
+    workdir = tmp_path_factory.mktemp("restarted") / "run"
+    shutil.copytree(annealed, workdir)
+    with pytest.MonkeyPatch.context() as patch:
+        without_pictures(patch)
+        on_one_device(patch)
+        shared_parts(patch)
+        loop.train(longer(), workdir, extend="restart")
+    return workdir
+
+
+def test_a_schedule_restarted_begins_anew_over_the_steps_left(restarted):
+    """It alone: Adam goes on to count, so that its moments are not corrected as if new."""
     expected = {n + 1: cosine(n, 6) if n < 6 else cosine(n - 6, 6) for n in range(12)}
-    assert rates(copy) == pytest.approx(expected, rel=1e-5, abs=1e-12)
-    assert "learning rate of step 7: 0 -> 0.0005" in caplog.messages
-    assert "schedule: starts anew at step 7" in caplog.messages
-    assert changes_of(copy)[0]["schedule_start"] == 6
-
-
-def test_a_restart_is_the_schedules_alone(copy):
-    """Adam goes on to count, so that its moments are not corrected as if they were new."""
-    loop.train(longer(num_steps=7), copy, extend="restart")
-    counts = [leaf for leaf in jax.tree.leaves(arrays_of(copy)["opt_state"]) if leaf.ndim == 0]
-    assert sorted(int(count) for count in counts) == [1, 7], "the schedule's, Adam's"
+    assert rates(restarted) == pytest.approx(expected, rel=1e-5, abs=1e-12)
+    assert changes_of(restarted)[0]["schedule_start"] == 6
+    state = arrays_of(restarted)["opt_state"]
+    counts = [int(leaf) for leaf in jax.tree.leaves(state) if leaf.ndim == 0]
+    assert sorted(counts) == [6, 12], "the schedule's, Adam's"
 
 
 @pytest.mark.parametrize("stop_after", [0, pytest.param(3, marks=pytest.mark.thorough)])
-def test_a_restart_that_is_interrupted_goes_on_as_it_began(copy, tmp_path, monkeypatch, stop_after):
+def test_a_restart_that_is_interrupted_goes_on_as_it_began(
+    copy, restarted, monkeypatch, caplog, stop_after
+):
     """Also if it is killed before its next checkpoint, with the same count of updates."""
-    straight = shutil.copytree(copy, tmp_path / "straight")
-    loop.train(longer(), straight, extend="restart")
+    caplog.set_level("INFO", "diffjax")
 
     class Killed(Exception):
         pass
@@ -158,9 +165,11 @@ def test_a_restart_that_is_interrupted_goes_on_as_it_began(copy, tmp_path, monke
         patch.setattr(loop, "compile_train_step", killing)
         with pytest.raises(Killed):
             loop.train(longer(), copy, extend="restart")
+    assert "learning rate of step 7: 0 -> 0.0005" in caplog.messages
+    assert "schedule: starts anew at step 7" in caplog.messages
     loop.train(longer(), copy)
-    assert logged(copy) == logged(straight)
-    assert_same(arrays_of(copy), arrays_of(straight), rtol=0, atol=0)
+    assert logged(copy) == logged(restarted)
+    assert_same(arrays_of(copy), arrays_of(restarted), rtol=0, atol=0)
     assert len(changes_of(copy)) == 1
 
 

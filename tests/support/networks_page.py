@@ -74,7 +74,8 @@ Parameters are in millions. Constants that a network stores are among them. Oper
 billions of multiply-adds in matrix products and convolutions
 (`diffjax.training.flops.matrix_flops`, halved), for labels without guidance; the authors of EDM2
 count element-wise operations too, and those of ADM's figures are of Peebles & Xie 2022. Of an
-autoencoder they are for encoding and decoding an image of 256x256.
+autoencoder they are for encoding and decoding an image of 256x256, of a text encoder for as many
+tokens as it reads, or 512.
 
 The papers' figures, except the parameters of EDM2 and DDT, were entered from memory and have not
 been compared with the papers: look one up before you cite it. A cell without a number has not
@@ -103,10 +104,19 @@ def rows() -> Iterator[Row]:
 def start_of(row: Row) -> str:
     """The cells of a line that need no evaluation: name, input and parameters."""
     network = row.family.size(row.name)
-    shape = getattr(network, "image_shape", AUTOENCODED.shape[1:])
+    first = _inputs(row.family, network)[0]
+    of_text = jnp.issubdtype(first.dtype, jnp.integer)
+    size = f"{first.shape[1]} tokens" if of_text else "x".join(map(str, first.shape[1:]))
     millions = row.family.sizes[row.name].num_parameters / 1e6
     theirs, _ = PAPERS.get(row.name, ("", ""))
-    return f"| `{row.name}` | {'x'.join(map(str, shape))} | {millions:.1f} | {theirs} |"
+    return f"| `{row.name}` | {size} | {millions:.1f} | {theirs} |"
+
+
+def _inputs(family: Family, network: Any) -> tuple[jax.ShapeDtypeStruct, ...]:
+    """The arguments of a call; autoencoders are shown with larger images than the smallest."""
+    inputs = tuple(family.inputs(network))
+    of_text = jnp.issubdtype(inputs[0].dtype, jnp.integer)
+    return inputs if of_text or hasattr(network, "image_shape") else (AUTOENCODED,)
 
 
 def line_of(row: Row) -> str:
@@ -117,7 +127,7 @@ def line_of(row: Row) -> str:
 
 def _multiply_adds(row: Row) -> float:
     network: Any = row.family.size(row.name)
-    inputs = row.family.inputs(network) if hasattr(network, "image_shape") else (AUTOENCODED,)
+    inputs = _inputs(row.family, network)
     module = getattr(network, "network", network)
     if hasattr(module, "attention") and isinstance(module.attention, str):
         module = module.clone(attention="xla")  # made of products that can be counted

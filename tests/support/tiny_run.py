@@ -31,7 +31,7 @@ from diffjax.spec import spec
 from diffjax.training import sharding
 from diffjax.training.nonfinite import NonFinite
 from diffjax.training.sharding import make_mesh
-from tests.support.tiny_network import Tiny
+from tests.support.tiny_network import Plain, Tiny
 
 COMMAND = "the command"
 """The command in the record of `trained_run`."""
@@ -47,6 +47,7 @@ MODELS = {
         head_channels=8,
     ),
     "tiny": spec(Tiny),
+    "plain": spec(Plain),
 }
 
 

@@ -115,13 +115,13 @@ def names(cases):
     return [f"{name} {called(mesh)}" for name, mesh in cases]
 
 
-@pytest.mark.thorough
+@pytest.mark.thorough(tenth=False)
 @pytest.mark.parametrize(("name", "mesh"), CROSS, ids=names(CROSS))
 def test_no_two_or_three_axes_change_a_gradient(name, mesh):
     assert_the_gradients_of(name, None, mesh)
 
 
-@pytest.mark.thorough
+@pytest.mark.thorough(tenth=False)
 @pytest.mark.parametrize(("name", "mesh"), SPREAD, ids=names(SPREAD))
 def test_a_state_that_is_split_over_all_devices_changes_no_gradient(name, mesh):
     assert_the_gradients_of(name, sharding.SPREAD, mesh)

@@ -97,7 +97,16 @@ def test_a_pattern_of_all_is_the_program_without_one(pattern):
 
 @pytest.mark.parametrize(
     ("arguments", "trainable", "accumulation_steps"),
-    [("model=tiny", HEAD, 1), ("objective=ddpm,model=dit", "*modulation/*,final_*", 2)],
+    [
+        ("objective=ddpm,model=plain", "Embed_*/*,Dense_1/*", 2),
+        pytest.param("model=tiny", HEAD, 1, marks=pytest.mark.thorough(tenth=False)),
+        pytest.param(
+            "objective=ddpm,model=dit",
+            "*modulation/*,final_*",
+            2,
+            marks=pytest.mark.thorough(tenth=False),
+        ),
+    ],
 )
 def test_it_is_what_optax_makes_of_zero_updates_for_the_rest(
     arguments, trainable, accumulation_steps

@@ -85,7 +85,7 @@ class ADMClassifier(ADM):
     ) -> Float[Array, " batch {self.out_channels}"]:
         del cond
         self._check(*x.shape[1:3])
-        c = self._conditioning(noise_label, None)
+        c = self._conditioning(noise_label)
         h, _ = self._down(x, c, train)
         h = self._normed(self._middle(h, c, train), "final_norm")
         return AttentionPool(self.out_channels, self.head_channels, self.dtype, name="pool")(h)

@@ -11,6 +11,7 @@ from diffjax.pretrained.family import Size
 
 _4 = {"latent_channels": 4, "quant_convs": True}
 _16 = {"latent_channels": 16, "quant_convs": False}
+_32 = {"latent_channels": 32, "quant_convs": True}
 _HUB = "https://huggingface.co"
 _MSE = "a1d993488569e928462932c8c38a0760b874d166399b14414135bd9c42df5815"
 
@@ -35,6 +36,7 @@ SIZES: Mapping[str, Size] = {
     "edm2": Size(_4, 83_653_863, _on_hub("sd-vae-ft-mse"), _MSE),
 }
 """`sd-vae` is of Stable Diffusion 1 and 2, of DiT and SiT; `flux` is of FLUX.1."""
+FLUX2_SIZES: Mapping[str, Size] = {"flux2": Size(_32, 84_046_371)}
 RESCALED: Mapping[str, str] = {"edm2": "sd-vae"}
 """Sizes whose weights are those of another one; their latents are scaled otherwise."""
 
@@ -70,7 +72,7 @@ class Scaling(NamedTuple):
     """What models are trained on: `scale·(z − shift)`, of a standard deviation of about 1.
 
     Attributes:
-        scale: the factor; one number, or one for each channel.
+        scale: the factor, one or one for each channel.
         shift: the mean of the latents, likewise.
     """
 
@@ -83,10 +85,12 @@ SCALINGS: Mapping[str, Scaling] = {
     "sdxl": Scaling(0.13025),
     "sd3": Scaling(1.5305, 0.0609),
     "flux": Scaling(0.3611, 0.1159),
+    "flux2": Scaling(1.0),
     # To a standard deviation of 0.5: NVlabs/edm2, `training/encoders.py`.
     "edm2": Scaling(
         (0.5 / 4.17, 0.5 / 4.62, 0.5 / 3.71, 0.5 / 3.28),
         (5.81, 3.25, 0.12, -2.15),
     ),
 }
-"""The published ones, by the names of `SIZES`."""
+"""The published ones, by the names of `SIZES`. Those of `edm2` are of each channel, to a standard
+deviation of 0.5; those of `flux2` lie in its file."""

@@ -63,7 +63,7 @@ class DiTBlock(nn.Module):
     Over a long skip `x ← W [x, skip]` comes first.
 
     Call with tokens `[B, T, D]`, `Given` and `Own`; returns `[B, T, D]`. The attributes are those
-    of `DiT`.
+    of `DiT`, and `hidden_scale`, the factor of initial weights that do not know the width.
     """
 
     num_heads: int
@@ -78,12 +78,15 @@ class DiTBlock(nn.Module):
     qkv_bias: bool = True
     qk_norm: bool = False
     mlp_norm_eps: float = 1e-6
+    base_head_width: int = 0
+    hidden_scale: float = 1.0
 
     @nn.compact
     def __call__(self, x: Tokens, given: Given, own: Own) -> Tokens:
         width, dtype, c = x.shape[-1], compute_type(self.dtype), given.conditioning
         # Without gates, layers begin smaller (Bao et al. 2022).
-        init = initializers.normal(0.02) if c is None else initializers.xavier_uniform()
+        small = initializers.normal(0.02 * self.hidden_scale)
+        init = small if c is None else initializers.xavier_uniform()
         if own.skip is not None:
             both = jnp.concatenate([x, own.skip], axis=-1)
             x = Dense(width, dtype=dtype, kernel_init=init, name="skip")(both)
@@ -106,11 +109,14 @@ class DiTBlock(nn.Module):
             out_init=init,
             qkv_bias=self.qkv_bias,
             qk_norm=self.qk_norm,
+            base_head_width=self.base_head_width,
             name="attention",
         )(h, own.place, given.rotation)
         x = x + gated(drop(h, rng=key_1), gate_1)
         if given.context is not None:
-            cross = CrossAttention(self.num_heads, self.dtype, name="cross_attention")
+            cross = CrossAttention(
+                self.num_heads, self.dtype, self.base_head_width, name="cross_attention"
+            )
             x = x + cross(self._norm(x, c is None, "cross_norm", self.norm_eps), given.context)
 
         h = modulate(self._norm(x, c is None, "norm_2", self.mlp_norm_eps), shift_2, scale_2)

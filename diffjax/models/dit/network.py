@@ -29,7 +29,7 @@ from diffjax.models.norms import norm
 from diffjax.models.placement import BATCH, constrain
 from diffjax.models.remat import rematerialised
 from diffjax.models.rotary import rotation_2d
-from diffjax.shapes import Array, Images, NoiseLabels, Tokens
+from diffjax.shapes import Array, Images, NoiseLabels, OneKey, Tokens
 
 POSITIONS = ("fixed", "learned", "none")
 """Absolute positions, which are added to the patches: sines and cosines (`positions_2d`), learned
@@ -42,9 +42,9 @@ class DiT(nn.Module):
     A dense layer turns patches into tokens. The tokens get fixed 2-D position embeddings, pass
     `depth` blocks that are modulated by noise label and class, and become patches again. Gates and
     output are initially zero, so an untrained network returns exactly 0. The tokens after a quarter
-    of the blocks are sown (`HIDDEN`). Stacked blocks (`scan`) compute the same function and compile
-    in the time of one block; `stack_blocks` and `unstack_blocks` convert parameters between the two
-    layouts.
+    of the blocks, or after `hidden_depth`, are sown (`HIDDEN`) by rows and columns. Stacked blocks
+    (`scan`) compute the same function and compile in the time of one block; `stack_blocks` and
+    `unstack_blocks` convert parameters between the two layouts.
 
     The defaults are DiT's. The options are those of later networks, which have a class each with
     other defaults: `LightningDiT`, `JiT`, `DDT`, `UViT`. They combine freely, but for the errors
@@ -108,6 +108,12 @@ class DiT(nn.Module):
             returned; of an odd number of blocks.
         final_conv: whether the output passes a last convolution of 3x3 pixels.
         dropout_middle: whether `dropout` is in the middle half of the blocks alone, as in JiT.
+        hidden_depth: the number of blocks after which tokens are sown; 0 is a quarter of them.
+        base_width: the width of the network for which the learning rate was found, from which muP
+            transfers it (`diffjax.optimizers.mup`); 0 is the standard parametrisation. At
+            `hidden_size` both are the same.
+        base_head_width: with muP, the width of a head of that network where it grows with the
+            network's; 0 where wider networks have more heads of the same width.
 
     Raises:
         UserError: the patch does not divide the image, the heads do not divide the width, the
@@ -162,6 +168,9 @@ class DiT(nn.Module):
     long_skips: bool = False
     final_conv: bool = False
     dropout_middle: bool = False
+    hidden_depth: NotNegative[int] = 0
+    base_width: NotNegative[int] = 0
+    base_head_width: NotNegative[int] = 0
 
     @nn.compact
     def __call__(
@@ -183,6 +192,7 @@ class DiT(nn.Module):
             frequencies=Sinusoids(self.frequency_endpoint, max_period=self.max_period),
             null_row=self.null_row,
             layers=self._modulated,
+            out_init=initializers.normal(0.02 * self._hidden_scale),
             name="conditioning",
         )(noise_label, labels)
         c = self._conditioned(embedded, context)
@@ -210,7 +220,8 @@ class DiT(nn.Module):
             own_keys = keys if self._drops(stage) else None
             h, hidden = run(stage, h, Given(c, context, rotation), own_keys, skips)
             if hidden is not None:
-                self.sow(*HIDDEN, hidden[:, count:] if count else hidden)
+                hidden = hidden[:, count:] if count else hidden
+                self.sow(*HIDDEN, hidden.reshape(-1, *grid, self.hidden_size))
         h = h[:, count:] if count else h
 
         kind = self.final_norm or self.norm
@@ -285,11 +296,15 @@ class DiT(nn.Module):
         """Patches as tokens, with absolute positions."""
         dtype, h = compute_type(self.dtype), patches
         init = initializers.xavier_uniform() if self._modulated else initializers.normal(0.02)
+        narrow_init = init
+        if self._modulated and self.base_width:
+            # As wide as the first layer of the base network: what a pixel adds does not shrink.
+            init = xavier_of(self.base_width)
         if self.bottleneck:
             narrow = name.replace("embedding", "bottleneck")
-            h = Dense(self.bottleneck, use_bias=False, dtype=dtype, kernel_init=init, name=narrow)(
-                h
-            )
+            h = Dense(
+                self.bottleneck, use_bias=False, dtype=dtype, kernel_init=narrow_init, name=narrow
+            )(h)
         h = Dense(self.hidden_size, dtype=dtype, kernel_init=init, name=name)(h)
         if self.positions == "fixed":
             h = h + jnp.asarray(positions_2d(*grid, self.hidden_size), dtype)[None]
@@ -338,7 +353,7 @@ class DiT(nn.Module):
             h = self._block(f"block_{i}")(h, given, Own(key, None, skip))
             if self._leaves_skips(stage):
                 skips.append(h)
-            hidden = h if i == self._quarter else hidden
+            hidden = h if i == self._sown else hidden
         return h, hidden
 
     def _scanned(
@@ -351,7 +366,7 @@ class DiT(nn.Module):
     ) -> tuple[Tokens, Tokens | None]:
         """The same as `_unrolled`, as a loop over one block."""
         # Carried through the loop only if it is needed: it is as large as the tokens.
-        here = stage.start <= self._quarter < stage.stop
+        here = stage.start <= self._sown < stage.stop
         sown = here and self.is_mutable_collection(HIDDEN[0])
 
         def body(
@@ -360,7 +375,7 @@ class DiT(nn.Module):
             h, hidden = carry
             h = block(h, given, own)
             if hidden is not None and own.place is not None:
-                hidden = jnp.where(own.place[self._quarter - stage.start], h, hidden)
+                hidden = jnp.where(own.place[self._sown - stage.start], h, hidden)
             return (h, hidden), h if self._leaves_skips(stage) else None
 
         given_and_own: Any = (nn.broadcast, 0)
@@ -389,8 +404,9 @@ class DiT(nn.Module):
         return self.long_skips and stage.start > self.depth // 2
 
     @property
-    def _quarter(self) -> int:
-        return (self.depth - 1) // 4
+    def _sown(self) -> int:
+        """The number of the block whose tokens are sown."""
+        return self.hidden_depth - 1 if self.hidden_depth else (self.depth - 1) // 4
 
     def _block(self, name: str) -> DiTBlock:
         # `prevent_cse` stops XLA from merging the recomputation with the forward pass. In a loop
@@ -409,8 +425,33 @@ class DiT(nn.Module):
             mlp_bias=self.mlp_bias,
             qkv_bias=self.qkv_bias,
             qk_norm=self.qk_norm,
+            base_head_width=self.base_head_width if self.base_width else 0,
+            hidden_scale=self._hidden_scale,
             name=name,
         )
+
+    @property
+    def base(self) -> "DiT | None":
+        """The network of `base_width`, whose shapes muP compares; None without muP.
+
+        Raises:
+            UserError: `base_width` is no multiple of the width of a head.
+        """
+        if not self.base_width:
+            return None
+        head_width = self.base_head_width or self.hidden_size // self.num_heads
+        if self.base_width % head_width:
+            raise UserError(
+                f"DiT: base_width={self.base_width} is no multiple of the {head_width} numbers of "
+                "a head: set num_heads, or base_head_width where heads grow with the width"
+            )
+        heads = self.base_width // head_width
+        return self.clone(hidden_size=self.base_width, num_heads=heads)
+
+    @property
+    def _hidden_scale(self) -> float:
+        """The factor of the initial deviation of a hidden layer that does not have it by itself."""
+        return math.sqrt(self.base_width / self.hidden_size) if self.base_width else 1.0
 
     def check_mesh(self, input_shape: tuple[int, int, int], sizes: Mapping[str, int]) -> None:
         """Refuses a mesh whose `tensor` or `sequence` axis does not divide the heads or the tokens.
@@ -461,6 +502,11 @@ class DiT(nn.Module):
     def _check_stages(self) -> None:
         """Refuses options that exclude each other, and numbers of blocks that are not there."""
         late = self.class_tokens_from if self.num_class_tokens else 0
+        if self.hidden_depth > self.depth:
+            raise UserError(
+                f"DiT: there are no tokens after {self.hidden_depth} blocks in a network of "
+                f"depth={self.depth}"
+            )
         for name, number in (("encoder_depth", self.encoder_depth), ("class_tokens_from", late)):
             if number >= self.depth:
                 raise UserError(f"DiT: {name}={number} is not below depth={self.depth}")
@@ -479,6 +525,23 @@ class DiT(nn.Module):
                 f"DiT: a network with encoder_depth={self.encoder_depth} takes "
                 "conditioning='modulation', and class_tokens_from below that"
             )
+
+
+def xavier_of(fan_out: int) -> initializers.Initializer:
+    """Xavier's uniform initializer as for a layer of `fan_out` outputs, whatever it has.
+
+        W ~ U(-√(6/(fan_in + fan_out)), √(6/(fan_in + fan_out)))
+
+    Args:
+        fan_out: the outputs of the layer that it is scaled for.
+    """
+    xavier = initializers.xavier_uniform()
+
+    def init(key: OneKey, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
+        own, wanted = shape[-2] + shape[-1], shape[-2] + fan_out
+        return xavier(key, shape, dtype) * math.sqrt(own / wanted)
+
+    return init
 
 
 def _after(before: list[jax.Array], h: jax.Array) -> tuple[jax.Array, int]:

@@ -129,7 +129,7 @@ class MMDiT(nn.Module):
     ) -> Float[Array, " batch height width out"]:
         del train
         _, height, width, channels = x.shape
-        labels, text, images, numbers = parts_of(cond)
+        labels, text, images, numbers = parts_of(cond, takes_numbers=True)
         if text is None:
             raise UserError("MMDiT takes token states, and this condition has none")
         self._check(height, width)

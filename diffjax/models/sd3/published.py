@@ -1,6 +1,7 @@
 """The layouts of Stable Diffusion 3 and 3.5: Stability AI's files, and folders of diffusers.
 
-- Stability's queries, keys and values are thirds of one matrix, as here. Their modulations are
+- Names in Stability's files follow `model.diffusion_model.`, and other parts may be beside them. Its
+  queries, keys and values are thirds of one matrix, as here. Their modulations are
   shift, scale and gate, as here, and of a second attention after the others.
 - diffusers (`SD3Transformer2DModel`) splits queries, keys and values, and stores scale before shift
   where a modulation has no gate: after the blocks, and of the text in the last block.
@@ -34,7 +35,6 @@ from diffjax.pretrained.family import Config, Denoiser, Family, Published
 from diffjax.pretrained.tables import Row, Table, count, layer, within
 from diffjax.pretrained.transforms import keep, squeeze
 
-_PREFIX = "model.diffusion_model."
 _LENGTH = 77 + 256
 """Tokens of CLIP, and then of T5."""
 
@@ -72,54 +72,36 @@ def _joint() -> tuple[Row, ...]:
     return tuple(rows)
 
 
-def _table_of(prefix: str) -> Any:
-    """The table of the authors' names after a prefix."""
-
-    def table(denoiser: Denoiser) -> Table:
-        network = denoiser.network
-        names = "joint_blocks.{}".format
-        patches = patches_by_conv(network.hidden_size, network.patch_size)
-
-        def embedder(*ours: str) -> tuple[Row, ...]:
-            return two_layers(("mlp.0", "mlp.2"), ours)
-
-        rows = (
-            Row("pos_embed", "positions", squeeze(0)),
-            Row("x_embedder.proj.weight", "patch_embedding/kernel", patches),
-            Row("x_embedder.proj.bias", "patch_embedding/bias"),
-            *within(embedder("conditioning/hidden", "conditioning/out"), "t_embedder"),
-            *within(embedder("pooled_hidden", "pooled_out"), "y_embedder"),
-            *layer("context_embedder", "context_embedding"),
-            *blocks(network, _joint(), names, network.joint_stages),
-            *layer("final_layer.adaLN_modulation.1", "final_modulation"),
-            *layer("final_layer.linear", "final_out"),
-        )
-        return within(rows, prefix[:-1]) if prefix else rows
-
-    return table
+def _table(denoiser: Denoiser) -> Table:
+    network = denoiser.network
+    patches = patches_by_conv(network.hidden_size, network.patch_size)
+    embedder = "mlp.0", "mlp.2"
+    return (
+        Row("pos_embed", "positions", squeeze(0)),
+        Row("x_embedder.proj.weight", "patch_embedding/kernel", patches),
+        Row("x_embedder.proj.bias", "patch_embedding/bias"),
+        *within(two_layers(embedder, ("hidden", "out")), "t_embedder", "conditioning"),
+        *within(two_layers(embedder, ("pooled_hidden", "pooled_out")), "y_embedder"),
+        *layer("context_embedder", "context_embedding"),
+        *blocks(network, _joint(), "joint_blocks.{}".format, network.joint_stages),
+        *layer("final_layer.adaLN_modulation.1", "final_modulation"),
+        *layer("final_layer.linear", "final_out"),
+    )
 
 
-def _recognise_in(prefix: str) -> Any:
-    def recognise(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
-        own = {
-            name.removeprefix(prefix): shape
-            for name, shape in shapes.items()
-            if name.startswith(prefix)
-        }
-        hidden_size, channels, patch, _ = own["x_embedder.proj.weight"]
-        return {
-            "patch_size": patch,
-            "hidden_size": hidden_size,
-            "channels": channels,
-            "depth": depth_of("joint_blocks.{i}.x_block.attn.qkv.weight", own),
-            "dual_blocks": count("joint_blocks.{i}.x_block.attn2.qkv.weight", own),
-            "qk_norm": "joint_blocks.0.x_block.attn.ln_q.weight" in own,
-            "stored_positions": math.isqrt(own["pos_embed"][1]),
-            "context_width": own["context_embedder.weight"][1],
-            "pooled_width": own["y_embedder.mlp.0.weight"][1],
-        }
-
-    return recognise
+def _recognise(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+    hidden_size, channels, patch, _ = shapes["x_embedder.proj.weight"]
+    return {
+        "patch_size": patch,
+        "hidden_size": hidden_size,
+        "channels": channels,
+        "depth": depth_of("joint_blocks.{i}.x_block.attn.qkv.weight", shapes),
+        "dual_blocks": count("joint_blocks.{i}.x_block.attn2.qkv.weight", shapes),
+        "qk_norm": "joint_blocks.0.x_block.attn.ln_q.weight" in shapes,
+        "stored_positions": math.isqrt(shapes["pos_embed"][1]),
+        "context_width": shapes["context_embedder.weight"][1],
+        "pooled_width": shapes["y_embedder.mlp.0.weight"][1],
+    }
 
 
 def _published(denoiser: Denoiser) -> Published:
@@ -137,16 +119,11 @@ FAMILY = Family(
     "SD3",
     sd3,
     SIZES,
-    _table_of(_PREFIX),
-    _recognise_in(_PREFIX),
+    _table,
+    _recognise,
     lambda denoiser: denoiser.inputs,
-    unused=("first_stage_model.*", "text_encoders.*", "conditioner.*", "model_sampling.*"),
     published=_published,
 )
-"""Stability's files, which may have the autoencoder and the text encoders too."""
-
-BARE = replace(FAMILY, name="SD3 of bare names", table=_table_of(""), recognise=_recognise_in(""))
-"""The same names without `model.diffusion_model.`: files of the transformer alone."""
 
 
 def _table_of_diffusers(denoiser: Denoiser) -> Table:
@@ -236,7 +213,6 @@ DIFFUSERS = replace(
     name="SD3 of diffusers",
     table=_table_of_diffusers,
     recognise=_recognise_diffusers,
-    unused=(),
     config=Config("SD3Transformer2DModel", {}, _settings, _config),
 )
 """The layout of `SD3Transformer2DModel`."""

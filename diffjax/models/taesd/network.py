@@ -6,6 +6,7 @@ Layers are numbered by their places in the published sequences, activations amon
 """
 
 from collections.abc import Iterable
+from typing import ClassVar
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -100,12 +101,19 @@ class TAESD(nn.Module):
     by `network.apply(variables, images, method="encode")`.
     """
 
+    scale: ClassVar[int] = SCALE
+    image_channels: ClassVar[int] = 3
     latent_channels: int = 4
     pooled: bool = False
 
     def setup(self) -> None:
         self.encoder = TAESDEncoder(self.latent_channels, self.pooled)
         self.decoder = TAESDDecoder(self.latent_channels, self.pooled)
+
+    @property
+    def packed_channels(self) -> int:
+        """The channels of a latent."""
+        return self.latent_channels
 
     def encode(self, x: Images) -> Latents:
         """The latents of images."""

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from diffjax.errors import UserError
 from diffjax.models.taesd.network import SCALE, TAESD, WIDTH, TAESDDecoder, TAESDEncoder
-from diffjax.models.taesd.sizes import BOTH, DECODERS, ENCODERS
+from diffjax.models.taesd.sizes import BOTH, DECODERS, ENCODERS, OF_DIFFUSERS
 from diffjax.pretrained.family import Config, Family
 from diffjax.pretrained.tables import Row
 from diffjax.pretrained.transforms import Transform, conv, keep
@@ -119,13 +119,14 @@ _FIXED = {
     "num_decoder_blocks": [3, 3, 3, 1],
     "num_encoder_blocks": [1, 3, 3, 3],
     "out_channels": 3,
+    "upsample_fn": "nearest",
     "upsampling_scaling_factor": 2,
 }
 
 DIFFUSERS = Family(
     "TAESD of diffusers",
     TAESD,
-    {name: size for name, size in BOTH.items() if "pooled" not in size.settings},
+    OF_DIFFUSERS,
     _table_of_diffusers,
     _diffusers_of,
     _image,

@@ -4,6 +4,7 @@
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from diffjax.pretrained.family import Size
 
@@ -42,3 +43,10 @@ BOTH: Mapping[str, Size] = {
     for name, size in ENCODERS.items()
 }
 """An encoder with its decoder, of two files."""
+_HUB = "https://huggingface.co/madebyollin"
+OF_DIFFUSERS: Mapping[str, Size] = {
+    name: replace(size, address=f"{_HUB}/{name}/resolve/main/diffusion_pytorch_model.safetensors")
+    for name, size in BOTH.items()
+    if "pooled" not in size.settings
+}
+"""The same in one file, without the one of FLUX.2, which diffusers does not have."""

@@ -1,0 +1,1 @@
+"""Training of autoencoders on images: reconstruction, KL divergence, perceptual and adversarial."""

@@ -1,0 +1,278 @@
+"""Schedulers of diffusers as our parts: what `scheduler/scheduler_config.json` means here.
+
+A scheduler there is a path, a target, a grid and a solver in one. Where it leaves noise in samples,
+begins off its path or rounds a noise level, an option of the part here does the same.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from ml_collections import ConfigDict
+
+from diffjax import choices
+from diffjax.errors import UserError, nearest
+from diffjax.process import beta_tables, precond, shifts
+from diffjax.sampling import grids, solvers
+from diffjax.spec import spec
+
+Entries = Mapping[str, Any]
+
+
+class Schedule(NamedTuple):
+    """How samples are drawn by a scheduler of diffusers; specs for a config.
+
+    Attributes:
+        path: the path.
+        target: what the network predicts.
+        noise_label: how it knows the noise level.
+        solver: takes the steps.
+        grid: their times.
+        unit_start: whether samples begin with noise of deviation 1.
+        guidance: the rule, a name; `cfg+clipped` where predictions are clipped.
+    """
+
+    path: ConfigDict
+    target: ConfigDict
+    noise_label: ConfigDict
+    solver: ConfigDict
+    grid: ConfigDict
+    unit_start: bool = False
+    guidance: str = "cfg"
+
+
+class _Kind(NamedTuple):
+    """What a class of schedulers is here, and where it differs from the others.
+
+    Attributes:
+        solver: its name, or a function of the entries that returns a spec.
+        spacing: of the grid, where the entries have none.
+        left_out: steps of the grid that it counts and does not take.
+        keeps_noise: whether `set_alpha_to_one=False` leaves noise in samples.
+        scaled: whether the starting noise has the deviation of the path, but for `leading`.
+        by_log_snr: whether pure noise is replaced by a little signal.
+        whole_labels: whether noise labels between steps are rounded.
+        whole_steps: whether the steps of `linspace` are rounded.
+    """
+
+    solver: str | Callable[[Entries], ConfigDict]
+    spacing: str
+    left_out: int = 0
+    keeps_noise: bool = False
+    scaled: bool = False
+    by_log_snr: bool = False
+    whole_labels: bool = False
+    whole_steps: bool = True
+
+
+def _dpm_solver(entries: Entries) -> ConfigDict:
+    order = int(entries.get("solver_order", 2))
+    kind = str(entries.get("algorithm_type", "dpmsolver++"))
+    if entries.get("solver_type", "midpoint") != "midpoint" or order not in (1, 2, 3):
+        raise UserError(
+            f"a scheduler of solver_type={entries.get('solver_type')!r} and solver_order={order} "
+            "is not known here: midpoint of order 1 to 3 is"
+        )
+    known = {"dpmsolver++": 0.0, "sde-dpmsolver++": 1.0}
+    if kind not in known:
+        raise UserError(f"algorithm_type: no scheduler {kind!r} here; {nearest(kind, known)}")
+    if order == 1:
+        return choices.copy(choices.SOLVERS["ddpm" if known[kind] else "ddim"])
+    solver = choices.copy(choices.SOLVERS["dpmpp_2m"])
+    solver.order, solver.eta = order, known[kind]
+    return solver
+
+
+def _pndm(entries: Entries) -> ConfigDict:
+    if not entries.get("skip_prk_steps", False):
+        raise UserError("PNDMScheduler with skip_prk_steps=False is not known here")
+    return choices.copy(choices.SOLVERS["pndm"])
+
+
+_KINDS: Mapping[str, _Kind] = {
+    "DDIMScheduler": _Kind("ddim", "leading", keeps_noise=True),
+    "PNDMScheduler": _Kind(_pndm, "leading", keeps_noise=True),
+    "DDPMScheduler": _Kind("ddpm", "leading"),
+    "EulerDiscreteScheduler": _Kind(
+        "ddim", "linspace", scaled=True, by_log_snr=True, whole_steps=False
+    ),
+    "EulerAncestralDiscreteScheduler": _Kind(
+        "ddpm", "linspace", scaled=True, by_log_snr=True, whole_steps=False
+    ),
+    "LMSDiscreteScheduler": _Kind("lms", "linspace", scaled=True, whole_steps=False),
+    "DPMSolverMultistepScheduler": _Kind(
+        _dpm_solver, "linspace", left_out=1, by_log_snr=True, whole_labels=True
+    ),
+    "UniPCMultistepScheduler": _Kind(
+        "unipc", "linspace", left_out=1, by_log_snr=True, whole_labels=True
+    ),
+}
+_FLOW = "FlowMatchEulerDiscreteScheduler"
+_TARGETS = {"epsilon": "noise", "v_prediction": "v", "sample": "clean"}
+_PATHS: Mapping[str, Any] = {
+    "linear": beta_tables.LinearBetas,
+    "scaled_linear": beta_tables.ScaledLinearBetas,
+    "squaredcos_cap_v2": beta_tables.CosineBetas,
+}
+_LEAST_SIGNAL = 2.0**-12
+"""The signal at the last step of a table of zero terminal SNR, as diffusers' solvers have it."""
+
+
+def schedule_of(entries: Entries, source: str, num_tokens: int = 0) -> Schedule:
+    """What a scheduler's config means here.
+
+    Args:
+        entries: of `scheduler_config.json`.
+        source: the file, for errors.
+        num_tokens: of an image, on which a dynamic shift depends.
+
+    Raises:
+        UserError: a scheduler that is not known here, or an entry that is.
+
+    Example:
+        >>> schedule_of({"_class_name": "DDIMScheduler", "beta_schedule": "scaled_linear",
+        ...     "prediction_type": "v_prediction", "clip_sample": False}, "x").unit_start
+        True
+    """
+    try:
+        if entries.get("_class_name") == _FLOW:
+            return _flow(entries, num_tokens)
+        return _of_table(entries)
+    except UserError as error:
+        raise UserError(f"{source}: {error}") from error
+    except (ArithmeticError, TypeError, ValueError) as error:
+        raise UserError(f"{source} can't be used: {error}") from error
+
+
+def _of_table(entries: Entries) -> Schedule:
+    name = str(entries.get("_class_name", ""))
+    kinds = (*_KINDS, _FLOW)
+    if name not in _KINDS:
+        raise UserError(f"no scheduler is called {name!r} here; {nearest(name, kinds)}")
+    kind = _KINDS[name]
+    spacing = str(entries.get("timestep_spacing", kind.spacing))
+    prediction = str(entries.get("prediction_type", "epsilon"))
+    if prediction not in _TARGETS:
+        raise UserError(f"prediction_type: {prediction!r}; {nearest(prediction, _TARGETS)}")
+    karras = bool(entries.get("use_karras_sigmas"))
+    for other in ("use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas", "use_flow_sigmas"):
+        if entries.get(other):
+            raise UserError(f"{name} with {other} is not known here; use_karras_sigmas is")
+    if entries.get("trained_betas") is not None:
+        raise UserError(f"{name} with trained_betas is not known here")
+    if entries.get("final_sigmas_type", "zero") != "zero":
+        raise UserError(f"{name} with final_sigmas_type other than 'zero' is not known here")
+    if kind.left_out and karras and _solver(kind, entries).get("order") == 3:
+        raise UserError(f"{name} of order 3 on Karras' grid is not known here")
+    solver = _solver(kind, entries)
+    if kind.keeps_noise and not entries.get("set_alpha_to_one", name == "DDIMScheduler"):
+        solver = spec(solvers.unfinished, solver=solver)
+    clips = entries.get("clip_sample", name in ("DDIMScheduler", "DDPMScheduler"))
+    thresholds = entries.get("thresholding", False)
+    zero = bool(entries.get("rescale_betas_zero_snr"))
+    label = choices.copy(choices.NOISE_LABELS["step"])
+    label.scale = float(_num_steps(entries))
+    label.whole = kind.whole_labels and karras
+    return Schedule(
+        path=_path(entries, zero, kind.by_log_snr),
+        target=choices.copy(choices.TARGETS[_TARGETS[prediction]]),
+        noise_label=label,
+        solver=solver,
+        grid=spec(grids.Karras) if karras else _grid(spacing, kind, entries),
+        unit_start=not kind.scaled or spacing == "leading",
+        guidance="cfg+thresholded" if thresholds else "cfg+clipped" if clips else "cfg",
+    )
+
+
+def _solver(kind: _Kind, entries: Entries) -> ConfigDict:
+    if callable(kind.solver):
+        return kind.solver(entries)
+    return choices.copy(choices.SOLVERS[kind.solver])
+
+
+def _num_steps(entries: Entries) -> int:
+    return int(entries.get("num_train_timesteps", 1000))
+
+
+def _path(entries: Entries, zero_snr: bool, by_log_snr: bool) -> ConfigDict:
+    name, number = str(entries.get("beta_schedule", "linear")), _num_steps(entries)
+    if name not in _PATHS:
+        raise UserError(f"beta_schedule: {name!r} is not known here; {nearest(name, _PATHS)}")
+    how: dict[str, Any] = {"num_steps": number, "t_min": 1.0 / number}
+    if name != "squaredcos_cap_v2":
+        how["beta_start"] = float(entries.get("beta_start", 0.0001))
+        how["beta_end"] = float(entries.get("beta_end", 0.02))
+    path = spec(_PATHS[name], **how)
+    if not zero_snr:
+        return path
+    floor = _LEAST_SIGNAL if by_log_snr else 0.0
+    return spec(shifts.ZeroTerminalSNR, path=path, kept_at=1.0 / number, floor=floor)
+
+
+def _grid(spacing: str, kind: _Kind, entries: Entries) -> ConfigDict:
+    number = _num_steps(entries)
+    known = {
+        "leading": lambda: spec(
+            grids.Leading,
+            num_train_steps=number,
+            offset=int(entries.get("steps_offset", 0)),
+            left_out=kind.left_out,
+        ),
+        "linspace": lambda: spec(
+            grids.Linspace,
+            num_train_steps=number,
+            left_out=kind.left_out,
+            whole=kind.whole_steps,
+        ),
+        "trailing": lambda: spec(grids.Trailing, num_train_steps=number),
+    }
+    if spacing not in known:
+        raise UserError(f"timestep_spacing: {spacing!r}; {nearest(spacing, known)}")
+    return known[spacing]()
+
+
+def _flow(entries: Entries, num_tokens: int) -> Schedule:
+    """Flow matching: Euler's steps on the linear path, with times shifted towards noise."""
+    for name in ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas"):
+        if entries.get(name):
+            raise UserError(f"{_FLOW} with {name} is not known here")
+    if entries.get("stochastic_sampling") or entries.get("invert_sigmas"):
+        raise UserError(f"{_FLOW} with stochastic_sampling or invert_sigmas is not known here")
+    if entries.get("shift_terminal"):
+        raise UserError(f"{_FLOW} with shift_terminal is not known here")
+    number = _num_steps(entries)
+    if entries.get("use_dynamic_shifting"):
+        if entries.get("time_shift_type", "exponential") != "exponential":
+            raise UserError(f"{_FLOW} with a linear time_shift_type is not known here")
+        shift = dynamic_shift(entries, num_tokens)
+        grid = spec(grids.Shifted, shift=shift)
+    else:
+        shift = float(entries.get("shift", 1.0))
+        # The smallest of the shifted times is shifted again, with all others.
+        least = shift / number / (1.0 + (shift - 1.0) / number)
+        grid = spec(grids.Shifted, grid=spec(grids.Down, least=least), shift=shift)
+    label = spec(precond.TimeLabel, scale=float(number))
+    return Schedule(
+        path=choices.copy(choices.PATHS["linear"]),
+        target=choices.copy(choices.TARGETS["velocity"]),
+        noise_label=label,
+        solver=choices.copy(choices.SOLVERS["euler"]),
+        grid=grid,
+    )
+
+
+def dynamic_shift(entries: Entries, num_tokens: int) -> float:
+    """The shift of an image's times: `exp(mu)`, with mu linear in the number of its tokens.
+
+    Example:
+        >>> dynamic_shift({}, 256) == math.exp(0.5)
+        True
+    """
+    few, many = entries.get("base_image_seq_len", 256), entries.get("max_image_seq_len", 4096)
+    low, high = entries.get("base_shift", 0.5), entries.get("max_shift", 1.15)
+    return math.exp(low + (high - low) * (num_tokens - few) / (many - few))
+
+
+def known_schedulers() -> Sequence[str]:
+    """The names of the schedulers that have a meaning here."""
+    return (*_KINDS, _FLOW)

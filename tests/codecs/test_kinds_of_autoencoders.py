@@ -1,0 +1,112 @@
+"""FLUX.2, EDM2 and MOVQ as codecs: the scales of their latents, posteriors, tiles and shapes."""
+
+import hashlib
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from diffjax.codecs import Tiled
+from diffjax.codecs.autoencoder_kl import AutoencoderKL
+from diffjax.codecs.movq import MOVQ
+from diffjax.codecs.scaled import ScaledLatents
+from diffjax.errors import UserError
+from diffjax.models.autoencoder_kl.network import AutoencoderKL as Network
+from diffjax.models.autoencoder_kl.network import AutoencoderKLFlux2
+from diffjax.models.autoencoder_kl.published import FLUX2_AUTHORS, LDM
+from diffjax.models.autoencoder_kl.sizes import SCALINGS
+from diffjax.pretrained.files import write_safetensors
+
+SMALL = {"channels": (8,), "num_res_blocks": 1, "num_groups": 2}
+NETWORKS = {
+    "edm2": (Network(4, **SMALL), LDM),
+    "flux2": (AutoencoderKLFlux2(4, **SMALL), FLUX2_AUTHORS),
+}
+
+
+class Small(AutoencoderKL):
+    """The codec with a small network."""
+
+    @property
+    def _network(self):
+        return NETWORKS[self.size][0]
+
+
+def codec_of(size, tmp_path):
+    network, layout = NETWORKS[size]
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(lambda x: rng.uniform(0.01, 0.1, x.shape), layout.shapes(network))
+    path = tmp_path / "ae.safetensors"
+    write_safetensors(path, layout.to_theirs(params, network))
+    return Small(str(path), size, hashlib.sha256(path.read_bytes()).hexdigest())
+
+
+IMAGES = np.random.default_rng(1).uniform(-1, 1, (2, 4, 6, 3)).astype(np.float32)
+
+
+def test_latents_of_edm2_are_scaled_by_its_statistics_of_each_channel(tmp_path):
+    """(z − mean) · 0.5 / std, as `edm2/training/encoders.py` states it, and their deviations."""
+    codec = codec_of("edm2", tmp_path)
+    plain: Any = codec._network.apply({"params": codec.params}, IMAGES, method="encode")
+    plain = type(plain)(*map(np.asarray, plain))
+    mean, std = np.array([5.81, 3.25, 0.12, -2.15]), np.array([4.17, 4.62, 3.71, 3.28])
+    expected = (plain.mean - mean) * 0.5 / std
+    np.testing.assert_allclose(codec.encoder()(IMAGES), expected, rtol=1e-5, atol=1e-5)
+    keys = jax.random.split(jax.random.key(0), 2)
+    posterior = jax.jit(codec.posterior)(codec.params, IMAGES)
+    noise = (posterior.samples(keys) - posterior.mean) / np.exp(posterior.log_variance / 2)
+    each = [jax.random.normal(key, (4, 6, 4)) for key in keys]
+    np.testing.assert_allclose(noise, each, rtol=1e-3, atol=1e-3)
+    deviation = np.exp(plain.log_variance / 2) * 0.5 / std
+    np.testing.assert_allclose(np.exp(posterior.log_variance / 2), deviation, rtol=1e-4)
+    assert codec.stochastic
+    assert SCALINGS["edm2"].shift == tuple(mean)
+
+
+def test_latents_of_flux2_are_packed_means_without_a_posterior(tmp_path):
+    codec = codec_of("flux2", tmp_path)
+    latents = codec.encoder()(IMAGES)
+    assert latents.shape == (2, *codec.latent_shape((4, 6, 3))) == (2, 2, 3, 16)
+    assert codec.image_shape((2, 3, 16)) == (4, 6, 3)
+    network, params = codec._network, codec.params
+
+    @jax.jit
+    def apply(images):
+        posterior: Any = network.apply({"params": params}, images, method="encode")
+        return posterior.mean, network.apply({"params": params}, posterior.mean, method="decode")
+
+    mean, decoded = apply(IMAGES)
+    statistics = params["statistics"]
+    at = 4 * 3 + 2 * 1 + 0  # channel 3, row 1, column 0 of a square
+    expected = mean[:, 1::2, ::2, 3] - statistics["mean"][at]
+    expected /= np.sqrt(statistics["variance"][at] + 1e-4)
+    np.testing.assert_allclose(latents[..., at], expected, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(codec.decoder()(latents), np.clip(decoded, -1, 1), atol=1e-4)
+    assert not codec.stochastic
+    assert not ScaledLatents(codec, 2.0).stochastic
+
+
+@pytest.mark.thorough
+def test_tiles_of_a_posterior_are_those_of_its_moments(tmp_path):
+    """One tile is the whole."""
+    codec = codec_of("edm2", tmp_path)
+    whole = jax.jit(codec.posterior)(codec.params, IMAGES)
+    tiled = jax.jit(Tiled(codec, tile=8, overlap=2).posterior)(codec.params, IMAGES)
+    for one, other in zip(tiled, whole, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: AutoencoderKL(size="flux2").latent_shape((24, 16, 3)), "multiples of 16, not 24"),
+        (lambda: AutoencoderKL(size="flux2").image_shape((4, 4, 32)), "128 channels, not 32"),
+        (lambda: MOVQ("w.pt").params, "the codec movq needs its weights"),
+        (lambda: MOVQ().image_shape((4, 4, 3)), "movq has latents of 4 channels, not 3"),
+        (lambda: MOVQ(size="movq2"), "no MOVQ network is called 'movq2'; did you mean 'movq'"),
+    ],
+)
+def test_what_is_refused(call, message):
+    with pytest.raises(UserError, match=message):
+        call()

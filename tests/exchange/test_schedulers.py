@@ -1,0 +1,120 @@
+"""Schedulers of diffusers as our parts: the walks of both from the same noise."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from diffjax.errors import UserError
+from diffjax.exchange.schedulers import dynamic_shift, schedule_of
+from diffjax.process.precond import Precond, Unscaled, denoiser
+from diffjax.sampling.sample import Recipe, sample, with_condition
+from diffjax.spec import build
+from tests.support.compiling import FAST
+
+SD = {
+    "beta_schedule": "scaled_linear",
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "num_train_timesteps": 1000,
+}
+SD1 = {**SD, "steps_offset": 1, "set_alpha_to_one": False, "clip_sample": False}
+PNDM = {**SD, "steps_offset": 1, "set_alpha_to_one": False, "skip_prk_steps": True}
+ZERO = {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True}
+TRAILING = {"timestep_spacing": "trailing"}
+CASES: dict[str, tuple[str, dict[str, Any], int]] = {
+    "ddim": ("DDIMScheduler", SD1, 10),
+    "ddim of any number of steps": ("DDIMScheduler", SD1, 7),
+    "ddim to clean data": ("DDIMScheduler", {**SD1, "set_alpha_to_one": True}, 10),
+    "ddim of v": ("DDIMScheduler", {**SD1, "prediction_type": "v_prediction"}, 10),
+    "ddim of x0": ("DDIMScheduler", {**SD1, "prediction_type": "sample"}, 10),
+    "ddim of zero snr": ("DDIMScheduler", {**SD1, **ZERO, **TRAILING}, 10),
+    "pndm": ("PNDMScheduler", PNDM, 10),
+    "euler": ("EulerDiscreteScheduler", SD, 10),
+    "euler leading": (
+        "EulerDiscreteScheduler",
+        {**SD, "timestep_spacing": "leading", "steps_offset": 1},
+        10,
+    ),
+    "euler trailing": ("EulerDiscreteScheduler", {**SD, **TRAILING}, 10),
+    "euler karras": ("EulerDiscreteScheduler", {**SD, "use_karras_sigmas": True}, 10),
+    "euler of zero snr": ("EulerDiscreteScheduler", {**SD, **ZERO, **TRAILING}, 10),
+    "dpmpp_2m": ("DPMSolverMultistepScheduler", SD, 20),
+    "dpmpp_2m leading": (
+        "DPMSolverMultistepScheduler",
+        {**SD, "timestep_spacing": "leading", "steps_offset": 1},
+        20,
+    ),
+    "dpmpp_2m karras": ("DPMSolverMultistepScheduler", {**SD, "use_karras_sigmas": True}, 20),
+    "dpmpp_2m of zero snr": ("DPMSolverMultistepScheduler", {**SD, **ZERO, **TRAILING}, 20),
+    "flow match": ("FlowMatchEulerDiscreteScheduler", {"shift": 3.0}, 10),
+}
+LARGEST_ERROR = {}
+"""In units of the largest number, where it is not that of rounding."""
+NOISE = np.random.default_rng(0).normal(size=(2, 4, 6, 4)).astype(np.float32)
+
+
+def network(x, label, module):
+    """A function of both inputs that is not linear in either."""
+    return 0.7 * module.sin(1.3 * x + label / 150.0) + 0.3 * x
+
+
+def ours(entries, num_steps):
+    schedule = schedule_of(entries, "x")
+    path, target, label, solver, grid = (build(part) for part in schedule[:5])
+    recipe = Recipe(solver, grid, num_steps, unit_start=schedule.unit_start)
+    precond = Precond(target, label, Unscaled())
+
+    def apply(params, x, noise_label, cond, *, key=None):
+        del params, cond, key
+        return network(x, noise_label[:, None, None, None], jnp)
+
+    predict = denoiser(apply, {}, path, precond)
+    start = 1.0 if recipe.unit_start else path.sigma(jnp.asarray(path.t_noise))
+
+    def walk(noise):
+        keys = jax.random.split(jax.random.key(0), len(noise))
+        times = recipe.times(path)
+        return sample(with_condition(predict, None), solver, path, times, keys, start * noise)
+
+    return jax.jit(walk, compiler_options=FAST)(NOISE)
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("name", CASES)
+def test_walks_are_those_of_diffusers(name):
+    torch = pytest.importorskip("torch")
+    diffusers = pytest.importorskip("diffusers", reason="pip install -e '.[parity]'")
+    kind, entries, num_steps = CASES[name]
+    scheduler = getattr(diffusers, kind)(**entries)
+    scheduler.set_timesteps(num_steps)
+    x = torch.tensor(NOISE) * getattr(scheduler, "init_noise_sigma", 1.0)
+    for t in scheduler.timesteps:
+        scaled = x if kind.startswith("Flow") else scheduler.scale_model_input(x, t)
+        x = scheduler.step(network(scaled, t, torch), t, x).prev_sample
+    found = ours({**scheduler.config, "_class_name": kind}, num_steps)
+    assert np.abs(found - x.numpy()).max() < LARGEST_ERROR.get(name, 2e-5) * np.abs(x).max().item()
+
+
+def test_what_is_not_known_of_a_scheduler_is_refused():
+    for entries, said in (
+        ({"_class_name": "EulerDiscretScheduler"}, "did you mean 'EulerDiscreteScheduler'"),
+        ({"timestep_spacing": "trail"}, "timestep_spacing: 'trail'; did you mean 'trailing'"),
+        ({"prediction_type": "eps"}, "prediction_type: 'eps'"),
+        ({"beta_schedule": "scaled"}, "beta_schedule: 'scaled' is not known here"),
+        ({"use_beta_sigmas": True}, "with use_beta_sigmas is not known here"),
+        ({"beta_start": "small"}, "can't be used"),
+        ({"_class_name": "PNDMScheduler"}, "skip_prk_steps=False is not known here"),
+    ):
+        with pytest.raises(UserError, match=said):
+            schedule_of({"_class_name": "DDIMScheduler", **SD1, **entries}, "scheduler.json")
+
+
+def test_a_dynamic_shift_is_that_of_flux():
+    """By hand for 1,024 tokens: mu = 0.5 + 0.65·768/3,840 = 0.63."""
+    assert dynamic_shift({}, 1024) == pytest.approx(np.exp(0.63), rel=1e-6)
+    entries = {"_class_name": "FlowMatchEulerDiscreteScheduler", "use_dynamic_shifting": True}
+    grid: Any = build(schedule_of(entries, "x", num_tokens=1024).grid)
+    assert grid.shift == pytest.approx(np.exp(0.63), rel=1e-6)
