@@ -261,7 +261,8 @@ def _config(denoiser: Denoiser) -> dict[str, Any]:
     network, beside = denoiser.network, 0
     outputs = denoiser.image_shape[-1] * _PATCH**2
     if isinstance(denoiser.condition, Several):
-        text, images = (denoiser.condition.parts[name] for name in ("prompt", "masked"))
+        parts: Mapping[str, Any] = denoiser.condition.parts
+        text, images = parts["prompt"], parts["masked"]
         denoiser, beside = replace(denoiser, condition=text), images.shape[-1]
     return {
         **described(denoiser, "FluxTransformer2DModel", out_channels=0, **_WITHOUT),

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -57,7 +57,7 @@ class Layers:
     qk_norm: bool
     bias: bool
 
-    def attend(self, kind: type[SelfAttention], name: str, **how: bool) -> SelfAttention:
+    def attend(self, kind: type[SelfAttention], name: str, **how: Any) -> Any:
         """A layer of attention."""
         return kind(
             self.num_heads,

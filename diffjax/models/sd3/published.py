@@ -1,8 +1,8 @@
 """The layouts of Stable Diffusion 3 and 3.5: Stability AI's files, and folders of diffusers.
 
-- Names in Stability's files follow `model.diffusion_model.`, and other parts may be beside them. Its
-  queries, keys and values are thirds of one matrix, as here. Their modulations are
-  shift, scale and gate, as here, and of a second attention after the others.
+- Names in Stability's files follow `model.diffusion_model.`, beside other parts. Queries, keys and
+  values are thirds of one matrix, as here. Modulations are shift, scale and gate, as here, and of a
+  second attention after the others.
 - diffusers (`SD3Transformer2DModel`) splits queries, keys and values, and stores scale before shift
   where a modulation has no gate: after the blocks, and of the text in the last block.
 

@@ -1,8 +1,9 @@
 """Parts of the tables of foreign names of MMDiT and those that follow it."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
+from diffjax.conditions import Tokens
 from diffjax.errors import UserError
 from diffjax.models.dit.tables import of_queries_and_keys, pairs_of_neighbours
 from diffjax.models.sd3.network import MMDiT
@@ -30,7 +31,7 @@ def orders(network: MMDiT) -> tuple[Transform, Transform]:
     return reorder(of_queries_and_keys(network.num_heads, order)), reorder(order)
 
 
-def separate_heads(theirs: tuple[str, str, str], ours: str, columns: Transform) -> tuple[Row, Row]:
+def separate_heads(theirs: Sequence[str], ours: str, columns: Transform) -> tuple[Row, Row]:
     """The rows of queries, keys and values that are three layers in files."""
     return (
         Row(
@@ -119,7 +120,7 @@ def described(denoiser: Denoiser, class_name: str, **needed: Any) -> dict[str, A
     Raises:
         UserError: the network has other settings than such a config describes.
     """
-    network = denoiser.network
+    network, condition = denoiser.network, cast(Tokens, denoiser.condition)
     same = {"num_classes": 0, "masked": False, **needed}
     for name, value in same.items():
         if getattr(network, name) != value:
@@ -128,6 +129,6 @@ def described(denoiser: Denoiser, class_name: str, **needed: Any) -> dict[str, A
         "attention_head_dim": network.hidden_size // network.num_heads,
         "num_attention_heads": network.num_heads,
         "num_layers": network.depth,
-        "joint_attention_dim": denoiser.condition.width,
-        "pooled_projection_dim": denoiser.condition.pooled_width,
+        "joint_attention_dim": condition.width,
+        "pooled_projection_dim": condition.pooled_width,
     }
