@@ -28,15 +28,16 @@ def _kl(**sizes: object) -> ConfigDict:
     return spec(Variational, network=spec(AutoencoderKL, **sizes))
 
 
-_IN_GREY = {"image_channels": 1, "num_res_blocks": 1, "num_groups": 8, "latent_channels": 4}
+_IN_GREY = {"image_channels": 1, "num_res_blocks": 1, "num_groups": 8}
 MODELS = {
-    # Of elements of 4x4 pixels, and of 2x2 for small images in grey.
+    # Of elements of 4x4 pixels, and of 2x2 for digits.
     "small": _kl(channels=(32, 64, 64), num_res_blocks=1, num_groups=8, latent_channels=4),
-    "digits": _kl(channels=(32, 64), **_IN_GREY),
-    "fashion_mnist": _kl(channels=(32, 64, 64), **_IN_GREY),
-    # Latent diffusion's, of elements of 4x4 and 8x8 pixels; the second is Stable Diffusion's.
+    "digits": _kl(channels=(32, 64), latent_channels=2, **_IN_GREY),
+    "fashion_mnist": _kl(channels=(32, 64, 64), latent_channels=4, **_IN_GREY),
+    # Latent diffusion's, of elements of 4x4, 8x8 (Stable Diffusion's) and 16x16 pixels.
     "kl-f4": _kl(channels=(128, 256, 512), latent_channels=3),
     "kl-f8": _kl(),
+    "kl-f16": _kl(channels=(128, 128, 256, 256, 512), latent_channels=16, attention_levels=(4,)),
     "taesd": spec(Deterministic, network=spec(TAESD)),
 }
 _MODEL_OF = {"images": "small", "digits": "digits", "fashion_mnist": "fashion_mnist"}
@@ -46,7 +47,7 @@ def get_config(arguments: str = "") -> ConfigDict:
     """Axes: data, model.
 
     Data: images (a folder), digits, fashion_mnist. Models: small, digits, fashion_mnist, kl-f4,
-    kl-f8, taesd.
+    kl-f8, kl-f16, taesd.
     """
     chosen = parse_arguments(arguments, "data", "model")
     data = chosen.get("data", "images")
@@ -61,6 +62,7 @@ def get_config(arguments: str = "") -> ConfigDict:
     if data != "images":
         config.num_steps = 2_000
         config.batch_size = 64
+        config.loss.kl_weight = 1e-3
         config.optimizer.learning_rate = 1e-3
         config.sample_every_steps = 500
         config.checkpoint_every_steps = 500

@@ -11,7 +11,7 @@ from types import MappingProxyType
 
 from ml_collections import ConfigDict
 
-from diffjax.codecs import SpaceToDepth, autoencoder_kl, autoencoders, movq, taesd
+from diffjax.codecs import SpaceToDepth, autoencoder_kl, autoencoders, dc_ae, movq, taesd
 from diffjax.models import EDM2, DiT, UNet
 from diffjax.models.autoencoder_kl.sizes import WEIGHTS as AUTOENCODERS
 from diffjax.objectives import couplings, interpolant, learned_variance, mean_flow, repa, wrappers
@@ -56,6 +56,7 @@ CODECS: Table = MappingProxyType(
         "autoencoder_tiny": spec(taesd.AutoencoderTiny),
         "autoencoder_kl": spec(autoencoder_kl.AutoencoderKL),
         "movq": spec(movq.MOVQ),
+        "dc_ae": spec(dc_ae.DCAE),
         "autoencoder": spec(autoencoders.AutoencoderFolder),
         **{
             name: spec(
@@ -73,6 +74,7 @@ PATHS: Table = MappingProxyType(
     {
         "linear": spec(paths.Linear),
         "linear_shifted": spec(shifts.TimeShift, path=spec(paths.Linear)),
+        "linear_twice_noise": spec(shifts.ScaledNoise, path=spec(paths.Linear)),
         "cosine": spec(paths.Cosine),
         "cosine_shifted": spec(shifts.LogSNRShift, path=spec(paths.Cosine)),
         "ddpm": spec(paths.LinearBeta),
@@ -275,6 +277,7 @@ GUIDANCE: Table = MappingProxyType(
         "limited": spec(guidance.Limited),
         # Where t on the linear path is below 0.9: log-SNR 2·log((1 - t)/t).
         "limited_jit": spec(guidance.Limited, low=-4.394, high=float("inf")),
+        "limited_jit_512": spec(guidance.Limited, low=-5.781, high=float("inf")),
         "first_channels": spec(guidance.FirstChannels),
         "rescaled": spec(guidance.Rescaled),
         "clipped": spec(guidance.Clipped),
@@ -290,6 +293,7 @@ AGAINST: Table = MappingProxyType(
         "label": spec(guidance.OtherCondition),
         "prompt": spec(guidance.OtherCondition),
         "weights": spec(guidance.OtherWeights),
+        "classifier": spec(guidance.Classifier, file=""),
         "attention": spec(guidance.WithoutAttention),
     }
 )

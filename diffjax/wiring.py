@@ -370,7 +370,7 @@ def check_guidance(recipe: Recipe, wired: Wired) -> None:
             why = f"is trained with condition_dropout={written}"
         raise UserError(
             f"guidance_scale={scale:g} needs a null condition, but this network {why}; use "
-            "guidance_scale=1"
+            "guidance_scale=1, or guide against=weights:RUN or against=classifier:FILE"
         )
     reason = against.unfit(wired.condition, attention_layers(wired.params_shape))
     if reason:

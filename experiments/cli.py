@@ -228,7 +228,8 @@ Guidance: {", ".join(choices.GUIDANCE)}; joined by +, the innermost first"""
 
 
 AGAINST = """\
-Against: null, label:3, prompt:TEXT, weights:ema-0.99, weights:FOLDER+null, attention:LAYERS"""
+Against: null, label:3, prompt:TEXT, weights:ema-0.99, weights:FOLDER+null,
+  classifier:FILE, attention:LAYERS"""
 
 
 def describe_solvers() -> str:

@@ -16,7 +16,6 @@ from typing import Any
 
 from absl import flags
 
-import diffjax
 from diffjax.config_files import check_size
 from diffjax.errors import UserError
 from diffjax.evaluation.extractors.features import Extractor
@@ -28,10 +27,11 @@ from diffjax.host.storage import make_writable
 from diffjax.host.watchdog import watched
 from diffjax.reports.run_page import write_report
 from diffjax.runs.measure import Wanted, measure
-from experiments import cli, shared_flags
+from experiments import cli, published, shared_flags
 
 FLAGS = flags.FlagValues()
-flags.DEFINE_string("workdir", None, "folder of the run", flag_values=FLAGS)
+flags.DEFINE_string("workdir", None, "folder of the run, or for results", flag_values=FLAGS)
+published.define(FLAGS)
 cli.define_step(FLAGS)
 flags.DEFINE_list("solvers", None, "comma-separated names", flag_values=FLAGS)
 flags.DEFINE_list("grids", None, "comma-separated names", flag_values=FLAGS)
@@ -85,17 +85,18 @@ def main(args: SimpleNamespace) -> None:
     steps = None if args.num_steps is None else [parse_steps(text) for text in args.num_steps]
     scales, seeds = numbers(args, "guidance_scale", float), numbers(args, "seed", int)
     extractors = chosen_extractors(args)
-    first, allowed = (args.weights or [None])[0], ("diffjax", *args.allowed_packages)
-    run = diffjax.load(args.workdir, step=args.step, weights=first, allowed_packages=allowed)
+    run = published.opened(args, (args.weights or [None])[0])
     in_first(lambda: make_writable(run.workdir))  # Fails before the work, if it does.
     with (
         translate_lost_processes(),
         stop_signals() as should_stop,
         watched(shared_flags.watchdog(args), Path(args.workdir), what="batch") as begun,
     ):
+        dataset = run.dataset(args.data_path)
+        published.record(run, dataset)
         result = measure(
             run,
-            run.dataset(args.data_path),
+            dataset,
             Wanted(
                 solvers=args.solvers,
                 grids=args.grids,

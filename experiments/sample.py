@@ -15,14 +15,12 @@ from typing import Any
 import numpy as np
 from absl import flags
 
-import diffjax
 from diffjax.conditions.base import len_of
 from diffjax.errors import UserError
 from diffjax.host.files import write_npz
 from diffjax.host.processes import in_first, is_first
 from diffjax.host.storage import make_writable
 from diffjax.host.watchdog import watched
-from diffjax.pretrained.folders import is_folder
 from diffjax.reports.pictures import (
     captions,
     columns_by_class,
@@ -36,12 +34,11 @@ from diffjax.runs.model import Model, Request
 from diffjax.runs.recipes import Chosen, named_recipe
 from diffjax.runs.workdirs import RUN
 from diffjax.sampling.sample import Recipe, Trace
-from experiments import cli, shared_flags
+from experiments import cli, published, shared_flags
 
 FLAGS = flags.FlagValues()
-flags.DEFINE_string("workdir", None, "folder of the run, or a published file", flag_values=FLAGS)
-flags.DEFINE_string("codec", None, "of a published file, as sd-vae-ft-mse", flag_values=FLAGS)
-flags.DEFINE_string("family", None, "of a published file: DiT or SiT", flag_values=FLAGS)
+flags.DEFINE_string("workdir", None, "folder of the run", flag_values=FLAGS)
+published.define(FLAGS)
 cli.define_step(FLAGS)
 flags.DEFINE_integer("num_samples", 64, "number of samples", lower_bound=1, flag_values=FLAGS)
 flags.DEFINE_list(
@@ -85,8 +82,7 @@ _FILMED = 6
 
 def main(args: SimpleNamespace) -> None:
     """Draws samples, saves them, and prints their recipe."""
-    cli.require(args, "workdir")
-    run = _run(args)
+    run = published.opened(args, args.weights)
     how = (args.solver, args.grid, args.num_steps, args.guidance_scale, args.guidance, args.against)
     named = named_recipe(run, Chosen(*how))
     recipe = named.recipe
@@ -138,22 +134,6 @@ def main(args: SimpleNamespace) -> None:
     print(f"{len(images)} samples in {out} and {out.with_suffix('.npz')}")
     if args.film is not None:
         print(f"film of {min(len(images), _FILMED)} in {args.film} and {gif}")
-
-
-def _run(args: SimpleNamespace) -> Run:
-    """The run of `--workdir`, or the published network there."""
-    place = Path(args.workdir)
-    if place.is_file() or (is_folder(place) and not (place / RUN).exists()):
-        if args.step is not None:
-            raise UserError(f"--step={args.step}: a published file has one set of weights")
-        return diffjax.from_pretrained(place, codec=args.codec, family=args.family)
-    for name in ("codec", "family"):
-        if getattr(args, name) is not None:
-            raise UserError(f"--{name} is for published files: a run has its own, leave it out")
-    allowed = ("diffjax", *args.allowed_packages)
-    return diffjax.load(
-        args.workdir, step=args.step, weights=args.weights, allowed_packages=allowed
-    )
 
 
 def images_and_cost(

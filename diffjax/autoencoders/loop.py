@@ -135,15 +135,15 @@ def set_up(config: ConfigDict, dataset: DataSet | None = None, mesh: Mesh | None
         UserError: the first thing that does not fit.
     """
     check_config(config)
-    dataset = dataset or build(config.data, DataSet, "config.data")
-    if not dataset.codec.pixels:
-        raise UserError(f"an autoencoder is trained on images, and {dataset.name} are latents")
+    data: DataSet = dataset or build(config.data, DataSet, "config.data")
+    if not data.codec.pixels:
+        raise UserError(f"an autoencoder is trained on images, and {data.name} are latents")
     autoencoder = build(config.autoencoder, Any, "config.autoencoder")
     autoencoder.check()
-    latent_shape(autoencoder, dataset.image_shape)
+    latent_shape(autoencoder, data.image_shape)
     loss = build(config.loss, Reconstruction, "config.loss")
     adversary = build(config.adversary, Adversary, "config.adversary")
-    height, width, _ = dataset.image_shape
+    height, width, _ = data.image_shape
     loss.perceptual.check(height, width)
     if adversary.weight:
         adversary.network.check(height, width)
@@ -160,10 +160,10 @@ def set_up(config: ConfigDict, dataset: DataSet | None = None, mesh: Mesh | None
         optimizer("optimizer"),
         optimizer("adversary_optimizer"),
         Averages(config.ema_decays),
-        dataset.image_shape,
+        data.image_shape,
     )
     augment = build(config.augment, Augmentation, "config.augment")
-    return Setup(config, dataset, parts, augment, mesh)
+    return Setup(config, data, parts, augment, mesh)
 
 
 def train_autoencoder(

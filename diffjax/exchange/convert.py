@@ -31,7 +31,19 @@ FORMATS: Mapping[str, tuple[str, Callable[[Path, Mapping[str, Any]], None]]] = {
     "safetensors": ("safetensors", write_safetensors),
 }
 """How a file of the authors' layout may be written: the end of its name, and what writes it."""
-_WITHOUT_EFFECT = frozenset({"parent", "name", "dtype", "attention", "scan", "remat", "dropout"})
+_WITHOUT_EFFECT = frozenset(
+    {
+        "parent",
+        "name",
+        "dtype",
+        "attention",
+        "scan",
+        "remat",
+        "dropout",
+        "hidden_depth",
+        "base_width",
+    }
+)
 _NOT_SHOWN = frozenset({"num_heads", "num_groups", "head_channels", "attention_resolutions"})
 """Settings that tensors do not show, and that whoever reads them knows from the published size."""
 
@@ -70,7 +82,7 @@ def convert(
     | `to` | what is written to `out` |
     |---|---|
     | `diffusers` | `config.json` and `diffusion_pytorch_model.safetensors`, or shards of 10 GB |
-    | `authors` | `weights.pt` as `torch.save` writes it, or `weights.safetensors` |
+    | `authors` | `weights.pt` as `torch.save` writes it, or `weights.safetensors`; of TAESD two |
     | `diffjax` | `config.json` and `weights.safetensors`, with the names of the parameters here |
 
     Args:
@@ -122,9 +134,24 @@ def convert(
         else:
             place.mkdir(exist_ok=True)
             suffix, write = FORMATS[file_format]
-            write(place / f"weights.{suffix}", state)
+            for name, tensors in _by_file(layout, state).items():
+                write(place / f"{name}.{suffix}", tensors)
     names = ", ".join(sorted(file.name for file in place.iterdir()))
     return [*lines, f"{to}: {names} in {out}"]
+
+
+def _by_file(layout: Family, state: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The tensors of each file by its name, without that of a part that has a file of its own."""
+    if not layout.files:
+        return {"weights": dict(state)}
+    return {
+        f"weights_{part}": {
+            name.removeprefix(f"{part}."): array
+            for name, array in state.items()
+            if name.startswith(f"{part}.")
+        }
+        for part in layout.files
+    }
 
 
 def _of_folder(source: str, allowed_packages: tuple[str, ...]) -> Given | None:

@@ -1,8 +1,8 @@
 """Published networks as runs: read from their files, with the recipe of their authors."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
-from functools import cached_property
+from functools import cache, cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -12,19 +12,22 @@ from ml_collections import ConfigDict
 from diffjax import choices, lookup
 from diffjax.codecs import Codec, Identity, Unstated
 from diffjax.codecs.autoencoder_kl import AutoencoderKL, autoencoder_at
-from diffjax.conditions import Condition
+from diffjax.conditions import Condition, Images, Several
 from diffjax.conditions.classes import of_classes
-from diffjax.data import latents
+from diffjax.data import image_folder, latents
 from diffjax.data.imagenet import label_names
 from diffjax.defaults import experiment
 from diffjax.errors import UserError, nearest
 from diffjax.evaluation.extractors.features import pixel_features
+from diffjax.exchange.classifiers import read_classifier
 from diffjax.models.families import LAYOUTS, Found, find_published, networks_of
 from diffjax.pretrained.family import Denoiser, Family, Published
 from diffjax.pretrained.placing import placed_like
-from diffjax.runs.initial import weights_sha256
-from diffjax.runs.load import Run
+from diffjax.runs.initial import is_run, weights_sha256
+from diffjax.runs.load import Run, load
+from diffjax.runs.model import Model
 from diffjax.runs.parts import build_parts
+from diffjax.sampling.guidance import CLASSIFIER
 from diffjax.spec import as_spec, check_arguments, choose, spec
 from diffjax.training.sharding import make_mesh
 from diffjax.training.state import LIVE, TrainState
@@ -72,10 +75,12 @@ class Pretrained(Run):
     """A published network, as a run that others have trained.
 
     Attributes:
+        file: the file or folder that it was read from.
         family: the name of its family, such as `DiT`.
         published: how it was trained, and how its authors sample it.
     """
 
+    file: Path = Path()
     family: str = ""
     published: Published | None = None
 
@@ -84,12 +89,22 @@ class Pretrained(Run):
         """The parameters, `weights()`."""
         return self.weights()
 
+    def _find(self, name: str) -> Model:
+        if name.startswith(CLASSIFIER):
+            return self._classifier(name.removeprefix(CLASSIFIER))
+        return super()._find(name)
+
+    @cached_property
+    def _classifier(self) -> Callable[[str], Model]:
+        parts = self.parts
+        return cache(lambda file: read_classifier(Path(file), parts.wired, parts.mesh))
+
     @cached_property
     def facts(self) -> dict[str, Any]:
         """What its samples depend on beside the arguments of `sample`."""
         wired, codec = self.parts.wired, self.parts.codec
         return {
-            "file": str(self.workdir),
+            "file": str(self.file),
             "sha256": weights_sha256(self.weights()),
             "family": self.family,
             "num_params": wired.num_params,
@@ -110,7 +125,7 @@ class Pretrained(Run):
     def __repr__(self) -> str:
         wired = self.parts.wired
         return (
-            f"Pretrained({str(self.workdir)!r}: {self.config.name} of "
+            f"Pretrained({str(self.file)!r}: {self.config.name} of "
             f"{wired.num_params:,} parameters, {self.parts.codec.describe(wired.image_shape)}, "
             f"{wired.condition.describe()})"
         )
@@ -167,13 +182,26 @@ def from_pretrained(
     config = _config(denoiser, published, name)
     decoder = _codec(codec, path, published)
     _ = decoder.image_shape(denoiser.image_shape), decoder.params  # Refused, if they do not fit.
-    condition = _condition(denoiser.network.num_classes)
-    config.data.codec = None if isinstance(decoder, Unstated) else as_spec(decoder)
+    condition = _condition(layout, denoiser)
+    if published.codec and not isinstance(decoder, Unstated):
+        config.data.codec = as_spec(decoder)
     mesh = mesh or make_mesh()
     parts = build_parts(config.lock(), denoiser.image_shape, condition, mesh, decoder)
     found = found._replace(network=parts.denoiser)  # whose blocks are stacked
-    params = found.params(placed_like(parts.abstract.weights(LIVE)))
-    return Pretrained(parts, Weights(path, params), path, family=layout.name, published=published)
+    weights = Weights(path, found.params(placed_like(parts.abstract.weights(LIVE))))
+    others = _others(mesh, decoder)
+    return Pretrained(parts, weights, path, others, path, layout.name, published)
+
+
+def _others(mesh: Mesh, codec: Codec) -> Callable[[str, str | None], Run]:
+    """Runs and published networks that guidance leads away from, the last few of them again."""
+
+    def read(place: str, weights: str | None) -> Run:
+        if is_run(Path(place)):
+            return load(place, mesh, weights=weights)
+        return from_pretrained(place, mesh=mesh, codec=codec)
+
+    return lru_cache(4)(read)
 
 
 def recognised(
@@ -231,7 +259,7 @@ def _config(denoiser: Denoiser, published: Published, name: str) -> ConfigDict:
     config = experiment(
         name,
         published.objective,
-        data=spec(latents, num_classes=num_classes),
+        data=_data(denoiser, published, num_classes),
         extractor=spec(pixel_features, size=8),
         models={name: spec(type(network), **{key: as_spec(x) for key, x in own.items()})},
         model=name,
@@ -249,9 +277,23 @@ def _config(denoiser: Denoiser, published: Published, name: str) -> ConfigDict:
     return config
 
 
-def _condition(num_classes: int) -> Condition:
-    names = label_names()
-    return of_classes(num_classes, names if num_classes == len(names) else ())
+def _data(denoiser: Denoiser, published: Published, num_classes: int) -> ConfigDict:
+    """The spec of data that such a network would be evaluated on, without their path."""
+    if published.codec:
+        return spec(latents, path="", num_classes=num_classes)
+    height, _, channels = denoiser.image_shape
+    return spec(image_folder, path="", image_size=height, channels=channels)
+
+
+def _condition(family: Family, denoiser: Denoiser) -> Condition:
+    """Classes, and for an upsampler the small image as well, which is always there."""
+    names, num_classes = label_names(), denoiser.network.num_classes
+    classes = of_classes(num_classes, names if num_classes == len(names) else ())
+    _, _, inputs = family.inputs(denoiser)
+    if not isinstance(inputs, dict):
+        return classes
+    small = Images(inputs["small"].shape[1:], "small")
+    return Several({"label": classes, "small": small}, kept=("small",))
 
 
 def _codec(given: str | Path | Codec | None, path: Path, published: Published) -> Codec:

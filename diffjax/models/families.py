@@ -18,6 +18,8 @@ from diffjax.models.clip_text.network import ClipText
 from diffjax.models.clip_text.published import BARE as BARE_CLIP_TEXT
 from diffjax.models.clip_text.published import FAMILY as CLIP_TEXT
 from diffjax.models.clip_text.published import OPENCLIP
+from diffjax.models.dc_ae.network import DCAE
+from diffjax.models.dc_ae.published import FAMILY as DC_AE
 from diffjax.models.ddpm.network import DDPMUNet
 from diffjax.models.ddpm.published import FAMILY as DDPM
 from diffjax.models.ddpm.published import OLD as OLD_DDPM
@@ -84,10 +86,11 @@ LAYOUTS: Mapping[type[Any], Mapping[str, Family]] = {
     Flux: {AUTHORS: FLUX_FAMILY, DIFFUSERS: FLUX_OF_DIFFUSERS},
     Flux2: {AUTHORS: FLUX2_FAMILY, DIFFUSERS: FLUX2_OF_DIFFUSERS},
     StableDiffusionUNet: {AUTHORS: STABLE_DIFFUSION_OF_LDM, DIFFUSERS: STABLE_DIFFUSION},
-    TAESD: {"pair of files": TAESD_FAMILY, DIFFUSERS: TAESD_OF_DIFFUSERS},
+    TAESD: {AUTHORS: TAESD_FAMILY, DIFFUSERS: TAESD_OF_DIFFUSERS},
     # Before the one whose names their files have too.
     AutoencoderKLFlux2: {AUTHORS: FLUX2_AUTHORS, DIFFUSERS: FLUX2},
     MOVQ: {AUTHORS: KANDINSKY, DIFFUSERS: MOVQ_FAMILY},
+    DCAE: {DIFFUSERS: DC_AE},
     AutoencoderKL: {AUTHORS: LDM, DIFFUSERS: AUTOENCODER_KL, "old diffusers": OLD_DIFFUSERS},
     ClipText: {AUTHORS: OPENCLIP, DIFFUSERS: CLIP_TEXT, "transformers 5": BARE_CLIP_TEXT},
     T5Encoder: {DIFFUSERS: T5},

@@ -75,8 +75,8 @@ def by_width(optimizer: Optimizer, factors: Any) -> Optimizer:
             "take one of them, or base_width=0"
         )
 
-    def update(gradient: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
-        steps, state = optimizer.transform.update(gradient, state, params)
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        steps, state = optimizer.transform.update(updates, state, params)
         # Those of rate 1 are not touched, so that a network of the base width trains bit by bit as
         # without.
         return jax.tree.map(lambda x, k: x if k == 1 else x * k, steps, factors), state

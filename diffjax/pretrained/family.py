@@ -177,6 +177,7 @@ class Family:
         published: a network -> how it was trained, of a family of denoisers.
         without_variance: tensors, a network -> the tensors without the outputs of a learned
             variance, where the network has none; by default they are as they are.
+        files: parts of the network that have a file each, where names begin with that of the part.
     """
 
     name: str
@@ -189,6 +190,7 @@ class Family:
     config: Config | None = None
     published: Callable[[Any], Published] | None = None
     without_variance: Callable[[Mapping[str, Any], Any], Mapping[str, Any]] = _as_they_are
+    files: tuple[str, ...] = ()
 
     def size(self, name: str) -> Any:
         """The network of a published size.

@@ -53,6 +53,36 @@ class TimeShift:
 
 @register_dataclass
 @dataclass(frozen=True)
+class ScaledNoise:
+    """A path with more noise and the same signal: `a`, `scale·s`, so `λ = λ_path - 2·log(scale)`.
+
+    JiT's for images of 512 pixels. Li & He 2025 (arXiv:2511.13720).
+
+    Attributes:
+        path: the path whose noise is scaled.
+        scale: of the noise. JiT has 2 for 512×512 images, from 1 for 256×256.
+    """
+
+    path: Path
+    scale: Positive[Scalar] = 2.0
+
+    @property
+    def t_min(self) -> Scalar:
+        return self.path.t_min
+
+    @property
+    def t_noise(self) -> Scalar:
+        return self.path.t_noise
+
+    def alpha(self, t: AnyShape) -> AnyShape:
+        return self.path.alpha(t)
+
+    def sigma(self, t: AnyShape) -> AnyShape:
+        return self.scale * self.path.sigma(t)
+
+
+@register_dataclass
+@dataclass(frozen=True)
 class LogSNRShift:
     """Simple diffusion's resolution shift: `λ = λ_path + 2·log(scale)`, with `a² + s²` unchanged.
 

@@ -39,7 +39,7 @@ def read(condition: Condition, given: Sequence[str]) -> Any:
     if path.suffix == ".npz":
         return condition.of(_arrays(condition, path))
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, ValueError) as error:
         raise UserError(f"can't read conditions from {path}: {error}") from error
     lines = [line for line in lines if line.strip()]

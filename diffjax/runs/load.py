@@ -183,7 +183,7 @@ class Run:
         if name in own:
             return self, name
         folder, _, average = name.partition(":")
-        if not (Path(folder) / workdirs.CONFIG).is_file():
+        if not Path(folder).exists():
             raise UserError(
                 f"guidance against weights {name!r}: neither of this run's ({', '.join(own)}) nor "
                 "the folder of a run"

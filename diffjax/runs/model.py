@@ -246,8 +246,9 @@ class Model:
         if not name:
             return None
         weaker = self.find(name)
-        null_is_trained = weaker.wired.condition.null_is_trained(weaker.wired.condition_dropout)
-        if recipe.against.needs_null and not null_is_trained:
+        if not recipe.against.needs_null:
+            return weaker
+        if not weaker.wired.condition.null_is_trained(weaker.wired.condition_dropout):
             raise UserError(
                 f"guidance against {name} without the condition: it has none to leave out, or "
                 "was trained with condition_dropout=0"

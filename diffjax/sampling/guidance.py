@@ -27,6 +27,8 @@ from diffjax.shapes import Intervals, PerSample, Samples
 Rule = Callable[[Array, Coeffs, Pair, Pair, Scalar], Pair]
 """`(x[B, …], coefficients, on, off, scale) -> Pair`."""
 LogSNR = Annotated[float, Range("[-inf, inf]")]
+CLASSIFIER = "classifier:"
+"""The begin of the name by which a model finds a classifier, before its file."""
 
 
 class GuidanceModels(NamedTuple):
@@ -180,6 +182,41 @@ class OtherWeights(Against):
 
     def unfit(self, condition: Condition, layers: Sequence[str]) -> str | None:
         return None if self.condition is None else self.condition.unfit(condition, layers)
+
+
+@dataclass(frozen=True)
+class Classifier(Against):
+    """The model moved down the gradient of a classifier of noisy images, `∇ log p(label | x)`.
+
+        guided = on + (scale - 1)·gradient
+
+    Guidance leads away from it, up the gradient: a scale of 1 is off, and the papers' scale is one
+    less. The score moves as in the authors' DDIM; their DDPM moves the mean of a step by its
+    variance instead, which is equal for many steps. Dhariwal & Nichol 2021 (arXiv:2105.05233).
+
+    Attributes:
+        file: of the classifier, one that guides a network of its publication (`from_pretrained`).
+    """
+
+    file: str = ""
+
+    @property
+    def weights(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return f"{CLASSIFIER}{self.file}"
+
+    def __call__(
+        self, models: GuidanceModels, x: Samples, t: PerSample | Intervals, cond: Any
+    ) -> tuple[Pair, Pair]:
+        """`weaker` returns what the classifier adds to a prediction."""
+        assert models.weaker is not None
+        on, added = models.predict(x, t, cond), models.weaker(x, t, cond)
+        return on, on._replace(x0=on.x0 - added.x0, eps=on.eps - added.eps)
+
+    def unfit(self, condition: Condition, layers: Sequence[str]) -> str | None:
+        del layers
+        if not self.file:
+            return "name the file of the classifier, classifier:FILE"
+        return None if condition.can_be_dropped else "this model has no labels"
 
 
 @dataclass(frozen=True)

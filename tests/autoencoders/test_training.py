@@ -108,13 +108,15 @@ def test_a_stop_of_a_real_one_leaves_no_trace(tmp_path):
 @pytest.mark.thorough
 @pytest.mark.parametrize("axes", [{"data": 8}, {"data": 2, "fsdp": 4}])
 def test_one_and_eight_devices_agree(tmp_path, axes):
-    one = trained(small_config(), tmp_path / "one")
-    eight = trained(small_config(), tmp_path / "eight", mesh=make_mesh(**axes))
+    config = small_config()
+    # Adam divides gradients by their size: of biases of keys, on which attention does not depend,
+    # it would make steps of rounding errors.
+    config.optimizer.eps = config.adversary_optimizer.eps = 1.0
+    one = trained(config, tmp_path / "one")
+    eight = trained(config, tmp_path / "eight", mesh=make_mesh(**axes))
 
     def close(found, expected):
-        found, expected = np.asarray(found), np.asarray(expected)
-        # Adam divides a gradient by its size, so rounding of gradients near 0 is seen.
-        np.testing.assert_allclose(found, expected, rtol=1e-3, atol=2e-5)
+        np.testing.assert_allclose(np.asarray(found), np.asarray(expected), rtol=1e-4, atol=1e-6)
 
     jax.tree.map(close, eight.params, one.params)
     jax.tree.map(close, eight.memory.params, one.memory.params)
@@ -146,7 +148,9 @@ def test_a_run_measures_itself_and_is_finished_once(run_of_one):
     before = (run_of_one / "autoencoder.json").stat().st_mtime_ns
     train_autoencoder(small_config(), run_of_one, "the command")
     assert (run_of_one / "autoencoder.json").stat().st_mtime_ns == before
-    with pytest.raises(UserError, match=r"another config .*loss\.kl_weight: 1e-06 there, 0.1 here"):
+    with pytest.raises(
+        UserError, match=r"another config .*loss\.kl_weight: 0\.001 there, 0.1 here"
+    ):
         train_autoencoder(small_config(loss={"kl_weight": 0.1}), run_of_one)
 
 

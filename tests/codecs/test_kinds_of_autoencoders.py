@@ -1,4 +1,4 @@
-"""FLUX.2, EDM2 and MOVQ as codecs: the scales of their latents, posteriors, tiles and shapes."""
+"""FLUX.2, EDM2, MOVQ and DC-AE as codecs: scales of latents, posteriors, tiles and shapes."""
 
 import hashlib
 from typing import Any
@@ -9,6 +9,7 @@ import pytest
 
 from diffjax.codecs import Tiled
 from diffjax.codecs.autoencoder_kl import AutoencoderKL
+from diffjax.codecs.dc_ae import DCAE
 from diffjax.codecs.movq import MOVQ
 from diffjax.codecs.scaled import ScaledLatents
 from diffjax.errors import UserError
@@ -16,6 +17,9 @@ from diffjax.models.autoencoder_kl.network import AutoencoderKL as Network
 from diffjax.models.autoencoder_kl.network import AutoencoderKLFlux2
 from diffjax.models.autoencoder_kl.published import FLUX2_AUTHORS, LDM
 from diffjax.models.autoencoder_kl.sizes import SCALINGS
+from diffjax.models.dc_ae.network import DCAE as DCAENetwork
+from diffjax.models.dc_ae.published import FAMILY as DC_AE
+from diffjax.models.dc_ae.sizes import SCALES, SIZES
 from diffjax.pretrained.files import write_safetensors
 
 SMALL = {"channels": (8,), "num_res_blocks": 1, "num_groups": 2}
@@ -87,6 +91,37 @@ def test_latents_of_flux2_are_packed_means_without_a_posterior(tmp_path):
     assert not ScaledLatents(codec, 2.0).stochastic
 
 
+def test_latents_of_dc_ae_are_scaled_and_decoded_images_are_clipped(tmp_path):
+    """0.3189·E(x) and D(y / 0.3189), as the authors' application does."""
+    network = DCAENetwork(4, (8,), (1,), (1,), (), batch_norm=False)
+    params = jax.tree.map(
+        lambda x: np.random.default_rng(0).uniform(-1, 1, x.shape).astype(np.float32),
+        DC_AE.shapes(network),
+    )
+    path = tmp_path / "w.safetensors"
+    write_safetensors(path, DC_AE.to_theirs(params, network))
+
+    class SmallDCAE(DCAE):
+        @property
+        def _network(self):
+            return network
+
+    codec = SmallDCAE(str(path), file_sha256=hashlib.sha256(path.read_bytes()).hexdigest())
+
+    @jax.jit
+    def apply(images):
+        latents: Any = network.apply({"params": params}, images, method="encode")
+        return latents, network.apply({"params": params}, latents, method="decode")
+
+    latents, images = apply(IMAGES)
+    assert codec.latent_shape((4, 6, 3)) == latents.shape[1:] == (4, 6, 4)
+    found = codec.encoder()(IMAGES)
+    np.testing.assert_allclose(found, 0.3189 * latents, rtol=1e-4, atol=1e-4)
+    assert np.abs(images).max() > 1
+    np.testing.assert_allclose(codec.decoder()(found), np.clip(images, -1, 1), atol=1e-3)
+    assert not codec.stochastic
+
+
 @pytest.mark.thorough
 def test_tiles_of_a_posterior_are_those_of_its_moments(tmp_path):
     """One tile is the whole."""
@@ -104,9 +139,15 @@ def test_tiles_of_a_posterior_are_those_of_its_moments(tmp_path):
         (lambda: AutoencoderKL(size="flux2").image_shape((4, 4, 32)), "128 channels, not 32"),
         (lambda: MOVQ("w.pt").params, "the codec movq needs its weights"),
         (lambda: MOVQ().image_shape((4, 4, 3)), "movq has latents of 4 channels, not 3"),
+        (lambda: DCAE().latent_shape((48, 64, 3)), "multiples of 32, not 48x64 with 3"),
+        (lambda: DCAE(size="dc-ae-f64c128"), "no DC-AE network is called 'dc-ae-f64c128'"),
         (lambda: MOVQ(size="movq2"), "no MOVQ network is called 'movq2'; did you mean 'movq'"),
     ],
 )
 def test_what_is_refused(call, message):
     with pytest.raises(UserError, match=message):
         call()
+
+
+def test_every_published_dc_ae_has_a_scale():
+    assert SCALES.keys() == SIZES.keys()

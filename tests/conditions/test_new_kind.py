@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
+from diffjax import choices
 from diffjax.conditions import Condition
 from diffjax.data import ArraySource, DataSet, GivenSource
 from diffjax.data.pairs import Coarse, pairs, translation
@@ -102,7 +103,9 @@ def config_of(**changes):
     config = tiny_config("objective=flow").unlock()
     config.data, config.model = spec(directions), spec(Steered)
     config.num_steps, config.batch_size, config.sample_images = 4, 16, 8
+    config.sampling.solver = choices.copy(choices.SOLVERS["euler"])
     config.evaluation.extractor = spec(pixel_features, size=1)
+    config.evaluation.solvers, config.evaluation.num_steps = (), ()
     config.update_from_flattened_dict(changes)
     return config.lock()
 

@@ -19,10 +19,12 @@ from diffjax.data import encoding as module
 from diffjax.data.encoding import Stored, encode
 from diffjax.data.latents import LOG_VARIANCE, latents_in
 from diffjax.errors import UserError
+from diffjax.evaluation.extractors.features import pixel_features
 from diffjax.loop.device_batches import device_batches
 from diffjax.runs.setup import set_up
 from diffjax.training.posterior import drawn, posterior_key
 from diffjax.training.sharding import batch_sharding, local_rows, make_mesh
+from tests.support.patches import patches
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,32 @@ def test_the_files_hold_each_image_once_in_order_and_mirrored(tmp_path):
     assert (len(data.train), len(data.test), data.label_names) == (22, 8, NAMES)
     np.testing.assert_allclose(all_images(data.test)[0], squares(FLOATS[22:]), atol=1e-6)
     assert not encode(data_set(), SpaceToDepth(2), tmp_path, Stored(flips=True, dtype="float32"))
+
+
+def test_features_of_images_are_stored_beside_them_and_go_with_the_mirrored_ones(tmp_path):
+    extractor = patches(2, 3, 4)
+    how = Stored(flips=True, dtype="float32", extractor=extractor)
+    encode(data_set(), SpaceToDepth(2), tmp_path, how)
+    found = files_of(tmp_path)
+    both = extractor.features(FLOATS), extractor.features(FLOATS[:, :, ::-1])
+    np.testing.assert_allclose(found["features.npy"], both[0], atol=1e-6)
+    np.testing.assert_allclose(found["features_flipped.npy"], both[1], atol=1e-6)
+    train = latents(str(tmp_path), codec=SpaceToDepth(2)).train
+    rows, uniforms = np.array([3, 7]), np.array([0.9, 0.1])  # The second one is mirrored.
+    batch: Any = train.draw(rows, uniforms)
+    expected = np.stack([both[0][3], both[1][7]])
+    np.testing.assert_allclose(batch["features"], expected, atol=1e-6)
+    plain: Any = train.gather(rows)
+    np.testing.assert_allclose(plain["features"], both[0][rows], atol=1e-6)
+    assert json.loads((tmp_path / "latents.json").read_text())["features"] == "patches:2x3x4"
+    other = replace(extractor, sha256="1" * 64)
+    with pytest.raises(UserError, match="holds latents of features_sha256=0000"):
+        encode(data_set(), SpaceToDepth(2), tmp_path, replace(how, extractor=other))
+    np.save(tmp_path / "features.npy", both[0][:5])
+    with pytest.raises(UserError, match=r"features.npy in .* is \[5, 2, 3, 4\], and features of"):
+        latents(str(tmp_path), codec=SpaceToDepth(2))
+    with pytest.raises(UserError, match=r"pixels:2x2 returns \[4\] for an image"):
+        encode(data_set(), SpaceToDepth(2), tmp_path / "x", Stored(extractor=pixel_features(2)))
 
 
 @pytest.mark.parametrize("spread", [True, pytest.param(False, marks=pytest.mark.thorough)])

@@ -32,6 +32,7 @@ from diffjax.evaluation.metrics import (
 )
 from diffjax.evaluation.neighbours import memorisation, nearest_neighbours
 from experiments import train_classifier
+from tests.support.compilations import compilations
 
 
 def gaussian(seed: int, width: int = 6) -> tuple[np.ndarray, np.ndarray]:
@@ -285,8 +286,10 @@ class TestFeatures:
         assert logits is not None
         assert features.shape == (300, 64)
         assert logits.shape == (300, 10)
-        np.testing.assert_allclose(extractor.features(images[290:]), features[290:], atol=1e-5)
-        assert extractor.apply._cache_size() == 1  # pyright: ignore[reportFunctionMemberAccess]
+        with compilations() as programs:
+            again = classifier_features("digits").features(images[290:])
+        np.testing.assert_allclose(again, features[290:], atol=1e-5)
+        assert programs == [], "nor for a second extractor of that name"
 
     @pytest.mark.parametrize(
         ("images", "message"),

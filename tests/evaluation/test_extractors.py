@@ -21,7 +21,7 @@ from PIL import Image
 from diffjax.data import ArraySource, DataSet, to_float
 from diffjax.errors import UserError
 from diffjax.evaluation.extractors import dinov2, inception
-from diffjax.evaluation.extractors.dinov2 import dinov2_features
+from diffjax.evaluation.extractors.dinov2 import dinov2_features, dinov2_patches
 from diffjax.evaluation.extractors.inception import inception_features
 from diffjax.evaluation.metrics import compare, reference
 from diffjax.models.dinov2.network import dinov2 as dinov2_network
@@ -306,7 +306,7 @@ def dino_network(w, x, variant, positions):
         x = x + seen * w.normal(f"{n}ls1.gamma", d, scale=0.3, shift=0.5)
         hidden = F.gelu(dense(norm(x, f"{n}norm2"), f"{n}mlp.fc1", 4 * d))
         x = x + dense(hidden, f"{n}mlp.fc2", d) * w.normal(f"{n}ls2.gamma", d, shift=0.5, scale=0.3)
-    return norm(x, "norm")[:, 0]
+    return norm(x, "norm")
 
 
 def authors_positions(learnt, *, registers):
@@ -333,7 +333,10 @@ class TestDinov2:
             )
         path, sha256 = w.save(tmp_path / "w.pth")
         extractor = dinov2_features(path, model, sha256, batch_size_images=3)
-        assert error(extractor.features(to_float(images)), expected.numpy()) < 1e-4
+        assert error(extractor.features(to_float(images)), expected[:, 0].numpy()) < 1e-4
+        of_patches = dinov2_patches(path, model, sha256, batch_size_images=3)
+        grid = expected[:, 1 + variant.num_registers :].reshape(3, 16, 16, variant.width).numpy()
+        assert error(of_patches.features(to_float(images)), grid) < 1e-4
         assert extractor.provenance["weights_sha256"] == sha256
         with pytest.raises(UserError, match="has sha256"):
             dinov2_features(path, model)

@@ -12,7 +12,7 @@ from diffjax.errors import UserError
 from diffjax.evaluation.extractors import dinov2, inception
 from diffjax.evaluation.extractors.dinov2 import dinov2_features
 from diffjax.evaluation.extractors.inception import inception_features
-from diffjax.evaluation.extractors.named import EXTRACTORS, extractor_called
+from diffjax.evaluation.extractors.named import EXTRACTORS, extractor_called, patches_called
 from diffjax.spec import build, spec
 from experiments.evaluate import chosen_extractors
 
@@ -47,6 +47,17 @@ def test_what_is_missing_is_said():
         build(spec(dinov2_features))
     with pytest.raises(UserError, match="'vitl'; did you mean 'vitl14'"):
         dinov2_features("x.pth", model="vitl")
+
+
+def test_features_of_patches_are_named_with_their_settings():
+    for text, said in (
+        ("vitb14", "features of DINOv2 need weights: the path of dinov2_vitb14_pretrain.pth"),
+        ("vitb", "'vitb'; did you mean 'vitb14'"),
+        ("vitb14:weight=x", "no axis 'weight'; did you mean 'weights'"),
+        ("vitb14:weights=x,patches_per_side=0", "patches_per_side=0 must be"),
+    ):
+        with pytest.raises(UserError, match=said):
+            patches_called(text)
 
 
 class TestNames:

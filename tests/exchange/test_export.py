@@ -1,5 +1,6 @@
 """Samplers that left the project: the same images, from a file that JAX alone runs."""
 
+import functools
 import os
 import re
 import subprocess
@@ -33,7 +34,9 @@ PAGE = Path(__file__).parents[2] / "docs" / "export.md"
 
 
 @cache
+@functools.cache
 def run_of(arguments: str = "") -> Run:
+    """To be read: tests share it and its programs."""
     return of_noise(set_up(tiny_config(arguments), SHAPE, of_classes(10), one_device()))
 
 

@@ -1,5 +1,6 @@
 """Published networks as runs: recognised, with the recipe and the samples of their authors."""
 
+import json
 import re
 import shutil
 from dataclasses import replace
@@ -16,17 +17,22 @@ from diffjax import choices, lookup
 from diffjax.codecs import SpaceToDepth
 from diffjax.conditions import Classes
 from diffjax.errors import UserError
+from diffjax.models.adm.published import CLASSIFIER
+from diffjax.models.adm.published import FAMILY as ADM
 from diffjax.models.dit.published import FAMILY as DIT
 from diffjax.models.dit.sizes import SIZES as DIT_SIZES
 from diffjax.models.families import LAYOUTS
+from diffjax.models.jit.network import JiT
 from diffjax.models.sit.published import FAMILY as SIT
 from diffjax.pretrained.family import Size
 from diffjax.pretrained.files import read_state_dict, write_safetensors
+from diffjax.process.paths import coeffs
 from diffjax.runs.model import Request
 from diffjax.sampling import solvers
-from diffjax.sampling.guidance import ClassifierFree, FirstChannels
+from diffjax.sampling.guidance import Classifier, ClassifierFree, FirstChannels, OtherWeights
 from diffjax.sampling.sample import interval_of, last_step, sample_padded
-from experiments import cli, sample
+from diffjax.spec import build
+from experiments import cli, evaluate, sample
 from tests.models.test_families import SMALL
 from tests.models.test_families import drawn as drawn_params
 from tests.references import dit_sampling as theirs
@@ -50,6 +56,7 @@ def write(folder, name):
     shapes = {key: array.shape for key, array in family.to_theirs(nothing, network).items()}
     shapes.pop("pos_embed")
     state = drawn(shapes) | {"pos_embed": stored(name)["pos_embed"]}
+    folder.mkdir(exist_ok=True)
     path = folder / f"{name}-small.safetensors"
     write_safetensors(path, state)
     return path
@@ -196,15 +203,132 @@ def test_of_a_checkpoint_of_their_training_the_averages_are_read(tmp_path):
 def test_a_published_file_is_sampled_on_the_command_line(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(DIT_SIZES, "DiT-tiny", Size(theirs.SETTINGS, 0))
     path = write(tmp_path, "DiT")
-    argv = [f"--workdir={path}", "--num_samples=3", "--num_steps=2", "--labels=1,4"]
+    argv = [f"--pretrained={path}", "--num_samples=3", "--num_steps=2", "--labels=1,4"]
     assert cli.run(sample.main, sample.FLAGS, usage="", argv=argv) == 0
     assert "solver=ddpm_learned, grid=linspace, num_steps=2" in capsys.readouterr().out
     with np.load(tmp_path / "DiT-small" / "samples" / "seed_0.npz") as saved:
         assert saved["images"].shape == (3, theirs.SIDE, theirs.SIDE, theirs.CHANNELS)
         assert saved["labels"].tolist() == [1, 4, 1]
-    for more, said in (("--labels=5", "there is no label|no label is called"), ("--step=3", "one")):
-        assert cli.run(sample.main, sample.FLAGS, usage="", argv=[*argv, more]) == 2
+    for more, said in (
+        (["--labels=5"], "there is no label|no label is called"),
+        (["--step=3"], "one set of weights"),
+        (["--pretrained=none.pt"], "can't read weights from none.pt: No such file"),
+        (["--pretrained="], r"can't read config\.json"),
+        (["--against=weights:none.pt"], "neither of this run's"),
+        (["--against=classifier"], "name the file of the classifier"),
+        (["--against=classifier:none.pt"], "can't read weights from none.pt: No such file"),
+        ([f"--against=classifier:{path}"], "a network of DiT, not a classifier"),
+    ):
+        assert cli.run(sample.main, sample.FLAGS, usage="", argv=[*argv, *more]) == 2
         assert re.search(said, capsys.readouterr().err)
+    for alone, said in (
+        ([f"--workdir={path}"], "is a file: name it by --pretrained"),
+        ([f"--workdir={tmp_path}", "--codec=taef2"], "goes with --pretrained"),
+        ([], "--workdir is missing, or --pretrained=FILE"),
+    ):
+        assert cli.run(sample.main, sample.FLAGS, usage="", argv=alone) == 2
+        assert re.search(said, capsys.readouterr().err)
+
+
+def test_a_second_file_guides_the_first(tmp_path, monkeypatch):
+    """Autoguidance: `off + scale·(on - off)`, of two files."""
+    for family in (DIT, SIT):
+        monkeypatch.setitem(family.sizes, "tiny", Size(theirs.SETTINGS, 0))
+    strong, weak = (write(tmp_path / name, "SiT") for name in ("strong", "weak"))
+    state = {name: 0.5 * np.asarray(tensor) for name, tensor in read_state_dict(weak).items()}
+    write_safetensors(weak, state | {"pos_embed": stored("SiT")["pos_embed"]})
+    found, other = (diffjax.from_pretrained(path) for path in (strong, weak))
+    recipe = replace(found.recipe, guidance=ClassifierFree(), guidance_scale=3.0)
+    recipe = replace(recipe, against=OtherWeights(str(weak)))
+    x, labels = jnp.asarray(theirs.NOISE), jnp.asarray(theirs.LABELS)
+    where = x, jnp.full(len(x), 0.5), labels
+    guided, on, off = (
+        jax.jit(model)(*where)
+        for model in (
+            found.model().guided(recipe),
+            found.model().predict(),
+            other.model().predict(),
+        )
+    )
+    assert_close(guided.x0, off.x0 + 3.0 * (on.x0 - off.x0), 1e-5)
+    assert found.model().weaker(recipe) is found.model().weaker(recipe)
+
+
+def small_adm(folder, monkeypatch, family, name, **settings):
+    """A published file of a small network of ADM."""
+    size = Size({**SMALL[family.name], "image_shape": (8, 8, 3), **settings}, 0)
+    monkeypatch.setitem(family.sizes, "small", size)
+    network = family.size("small")
+    path = folder / name
+    write_safetensors(path, family.to_theirs(drawn_params(family, network), network))
+    return path
+
+
+def test_a_classifier_guides_a_published_network(tmp_path, monkeypatch):
+    """Their `condition_score`: eps less s·scale·∇ log p(label | x), along one direction."""
+    path = small_adm(tmp_path, monkeypatch, ADM, "adm.safetensors", num_classes=5)
+    file = small_adm(tmp_path, monkeypatch, CLASSIFIER, "classifier.safetensors", num_classes=5)
+    found = diffjax.from_pretrained(path)
+    with pytest.raises(UserError, match="or guide against=weights:RUN or against=classifier:FILE"):
+        found.sample([1], guidance_scale=2.0)
+    recipe = replace(found.recipe, against=Classifier(str(file)), guidance_scale=1.0 + 0.7)
+    rng, labels = np.random.default_rng(0), jnp.array([1, 4])
+    x, direction = (jnp.asarray(rng.normal(size=(2, 8, 8, 3)), jnp.float32) for _ in "ab")
+    t = jnp.full(2, 0.301)
+    guided = jax.jit(found.model().guided(recipe))(x, t, labels)
+    alone = jax.jit(found.model().predict())(x, t, labels)
+    network, params = CLASSIFIER.read(file)
+
+    @jax.jit
+    def log_p(x):
+        logits = network.network.apply({"params": params}, x, 1000.0 * t - 1.0)
+        return jax.nn.log_softmax(logits)[jnp.arange(2), labels]
+
+    by_differences = (log_p(x + 0.01 * direction) - log_p(x - 0.01 * direction)) / 0.02
+    c = coeffs(found.parts.wired.path, t, 4)
+    moved = jnp.sum((alone.eps - guided.eps) * direction, (1, 2, 3))
+    assert_close(moved, 0.7 * c.s.ravel() * by_differences, 1e-2)
+    assert_close(c.a * guided.x0 + c.s * guided.eps, x, 1e-5)
+    np.testing.assert_array_equal(guided.share, alone.share)
+    three = small_adm(tmp_path, monkeypatch, CLASSIFIER, "three.safetensors", num_classes=3)
+    for other, said in (
+        (three, "its number of classes is 3, not 5"),
+        (path, "has a network of ADM, not a classifier"),
+    ):
+        with pytest.raises(UserError, match=said):
+            found.sample([1], guidance_scale=2.0, against=f"classifier:{other}")
+
+
+def test_jit_of_512_pixels_has_twice_the_noise_and_the_same_interval_of_time():
+    """Guided from their time 0.1 on, where the signal is 0.1 and the noise 0.9 or 1.8."""
+    family: Any = LAYOUTS[JiT]["authors"]
+    for size, noise in (("JiT-B/16", 0.9), ("JiT-B/32", 1.8)):
+        record = family.published(family.size(size))
+        config = ConfigDict({"name": size})
+        lookup.set_axes(config, record.objective, {"": ConfigDict()}, model="")
+        c = coeffs(build(config.path), jnp.array([0.9]), 1)
+        np.testing.assert_allclose([c.a[0], c.s[0]], [0.1, noise], rtol=1e-5)
+        limit = lookup.guidance_called(record.guidance).low
+        np.testing.assert_allclose(limit, 2 * np.log(0.1 / noise), atol=1e-3)
+
+
+@pytest.mark.thorough
+def test_a_published_file_is_evaluated_on_latents(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(DIT_SIZES, "DiT-tiny", Size(theirs.SETTINGS, 0))
+    path, out = write(tmp_path, "DiT"), tmp_path / "results"
+    rng = np.random.default_rng(0)
+    shape = (60, theirs.SIDE, theirs.SIDE, theirs.CHANNELS)
+    labels = (np.arange(60) % theirs.NUM_CLASSES).astype(np.int32)
+    np.savez(tmp_path / "x.npz", latents=rng.normal(size=shape).astype(np.float32), labels=labels)
+    argv = [f"--pretrained={path}", f"--workdir={out}", f"--data_path={tmp_path / 'x.npz'}"]
+    argv += ["--num_samples=12", "--solvers=", "--num_steps=", "--guidance_scale=1,2"]
+    assert cli.run(evaluate.main, evaluate.FLAGS, usage="", argv=argv) == 0
+    assert "report.html" in capsys.readouterr().out
+    record = json.loads((out / "run.json").read_text())["published"]
+    assert record["noise_label"] == "TimeLabel(scale=1000.0, offset=-1.0)"
+    assert record["file"] == str(path)
+    assert record["sha256"] in (out / "report.html").read_text()
+    assert json.loads((out / "evaluation.json").read_text())["weights"] == "live"
 
 
 PUBLISHED: dict[str, Any] = {
@@ -226,7 +350,7 @@ def test_every_record_has_names_that_there_are():
         assert record.codec in ("", *choices.CODECS), family.name
 
 
-@pytest.mark.thorough
+@pytest.mark.thorough(tenth=False)
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_every_family_with_a_record_draws_samples(name, tmp_path, monkeypatch):
     """Of a small size, as if it were published."""
@@ -239,7 +363,7 @@ def test_every_family_with_a_record_draws_samples(name, tmp_path, monkeypatch):
     path = tmp_path / "small.safetensors"
     write_safetensors(path, family.to_theirs(drawn_params(family, network), network))
     found = diffjax.from_pretrained(path, family=kind)
-    samples = found.sample(2, num_steps=2)
+    samples = found.sample(found.parts.wired.condition.example(2), num_steps=2)
     assert found.family == name
     assert len(samples) == 2
     assert np.isfinite(samples).all()

@@ -351,7 +351,7 @@ def test_more_steps_tighten_the_bound_towards_continuous_time():
     assert gaps[0] > 2 * gaps[1] > 4 * expected_gap("linear", ContinuousTime()) > 0
 
 
-@pytest.mark.thorough
+@pytest.mark.thorough(tenth=False)
 @pytest.mark.parametrize("method", ["ode", "continuous", "discrete"])
 def test_the_mean_is_minus_the_entropy_within_the_stated_error(method):
     x = drawn(MIXTURE, 1536, 5)
@@ -383,6 +383,7 @@ class Shrunk:
         return predict
 
 
+@pytest.mark.thorough
 def test_a_wrong_denoiser_is_worse_and_its_bound_still_one():
     x = drawn(MIXTURE, 1024, 7)
     right, worse = (

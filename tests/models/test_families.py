@@ -23,8 +23,10 @@ FAMILIES = {
 LAYOUTS = [name for name in FAMILIES if " of " in name]
 """Further layouts of a network, whose first layout is in the default tests."""
 _TRANSFORMERS = ["DDT", "JiT", "LightningDiT", "U-ViT", "SD3", "Flux.1", "Flux.2"]
-LARGE = ["ADM", "ADM upsampler", "ADM classifier", "DDPM", "EDM", "Inception", "LPIPS"]
-LARGE += ["Stable Diffusion", *_TRANSFORMERS]
+_U_NETS = ["ADM", "ADM upsampler", "ADM classifier", "DDPM", "EDM", "Stable Diffusion"]
+LARGE = [*_U_NETS, "DC-AE", "Inception", "LPIPS", *_TRANSFORMERS]
+MORE = ["ADM upsampler", "ADM classifier", "Inception", "LPIPS"]
+"""Of another's network, or of one size, which is large."""
 _U_NET = {
     "image_shape": (8, 12, 3),
     "channels": 8,
@@ -87,6 +89,13 @@ SMALL = {
         name: {"side": 8, "channels": 8, "channel_multipliers": (1, 2), "num_res_blocks": 1}
         for name in ("DDPM", "DDPM of old diffusers")
     },
+    "DC-AE": {
+        "channels": (8, 16, 32),
+        "encoder_blocks": (0, 1, 1),
+        "decoder_blocks": (0, 2, 1),
+        "attention_levels": (2,),
+        "head_width": 8,
+    },
     "DINOv2": {"width": 8, "depth": 2, "num_heads": 2, "num_registers": 3, "grid": 2},
     "DDT": {"hidden_size": 16, "depth": 2, "num_heads": 2, "encoder_depth": 1},
     "DiT": {"image_shape": (8, 8, 3), "hidden_size": 16, "depth": 2, "num_heads": 2},
@@ -137,7 +146,7 @@ def drawn(family, network, seed=0):
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param(name, marks=pytest.mark.thorough if name in (*LARGE, *LAYOUTS) else [])
+        pytest.param(name, marks=pytest.mark.thorough if name in (*MORE, *LAYOUTS) else [])
         for name in FAMILIES
     ],
 )

@@ -147,7 +147,7 @@ def test_distances_and_gradients_are_those_of_torch():
             found[stage:] = [h]
         return found
 
-    total = 0
+    total = torch.zeros(len(X))
     for stage, both in enumerate(zip(*map(features, pair), strict=True)):
         one, other = (h / (torch.sqrt((h**2).sum(1, keepdim=True)) + 1e-10) for h in both)
         mapped = functional.conv2d((one - other) ** 2, weights[f"lin{stage}.model.1.weight"])

@@ -23,6 +23,7 @@ OPTIONS = {
     "DDT": {"encoder_depth": transformers.ENCODER_DEPTH},
     "UViT": {},
 }
+OTHER = pytest.mark.thorough(tenth=False)  # JiT is in the default
 PREFIXES = {"JiT": "net.", "DDT": "ema_denoiser."}
 
 
@@ -88,7 +89,7 @@ def error(found, expected):
 # JiT has most of the options of the others; DDT's images are no squares.
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(name, marks=[] if name == "JiT" else pytest.mark.thorough) for name in FAMILIES],
+    [pytest.param(name, marks=[] if name == "JiT" else OTHER) for name in FAMILIES],
 )
 def test_outputs_and_gradients_are_those_of_the_authors_code(name):
     assert networks_of(state_of(name)) == [name]
@@ -174,7 +175,7 @@ GIGA = {
 }  # fmt: skip
 
 
-@pytest.mark.thorough
+@pytest.mark.thorough(tenth=False)
 @pytest.mark.parametrize(("name", "size"), GIGA)
 def test_an_evaluation_costs_what_the_papers_say(name, size):
     family = FAMILIES[name]

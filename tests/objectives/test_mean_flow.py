@@ -106,8 +106,9 @@ def sampled_and_carried(path, x, num_steps):
     return end, MIXTURE.flow(path, x, path.t_noise, 0.0)
 
 
+@pytest.mark.thorough(tenth=False)
 @every_path
-@pytest.mark.parametrize("num_steps", [pytest.param(1, marks=pytest.mark.thorough), 5])
+@pytest.mark.parametrize("num_steps", [1, 5])
 def test_with_the_exact_flow_map_any_number_of_steps_ends_where_the_flow_does(path, num_steps):
     end, carried = sampled_and_carried(path, batch_in_numpy(8, 2), num_steps)
     # A step divides float32 differences by others: 1e-6 becomes 1e-5 where alpha is small.
@@ -149,11 +150,8 @@ BY_LOG_SNR = mean_flow(PATHS["cosine"], LogSNRLabel(), between=0.7, power=0.0)
 WEIGHED = replace(BY_TIME, power=1.0)
 
 
-@pytest.mark.parametrize(
-    "objective",
-    [BY_TIME, pytest.param(BY_LOG_SNR, marks=pytest.mark.thorough)],
-    ids=["time", "log-SNR"],
-)
+@pytest.mark.thorough(tenth=False)
+@pytest.mark.parametrize("objective", [BY_TIME, BY_LOG_SNR], ids=["time", "log-SNR"])
 def test_the_exact_average_velocity_of_a_gaussian_is_a_minimum(objective):
     """Its flow is known in closed form, where that of a mixture has to be integrated."""
     found = verify(objective, GAUSSIAN)

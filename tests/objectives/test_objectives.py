@@ -461,7 +461,8 @@ INDEPENDENT = [
 TRAINED = ("edm2", "vdm_plus")
 
 
-@pytest.mark.parametrize("name", ["edm2", pytest.param("vdm_plus", marks=pytest.mark.thorough)])
+@pytest.mark.thorough(tenth=False)
+@pytest.mark.parametrize("name", TRAINED)
 def test_training_reaches_the_truth(name):
     assert_training_reaches_the_truth(name)
 

@@ -59,6 +59,7 @@ def test_tokens_that_are_aligned_have_cosine_1_and_orthogonal_ones_0():
         np.testing.assert_allclose(cosines, cosine, atol=1e-6)
 
 
+@pytest.mark.thorough
 def test_the_loss_is_the_objectives_minus_the_cosines():
     """With a network whose hidden tokens are known, in the order of NumPy."""
     objective, params = small(scale=0.7)
@@ -81,6 +82,7 @@ def test_the_loss_is_the_objectives_minus_the_cosines():
     assert metrics.keys() == {"log_snr"}
 
 
+@pytest.mark.thorough
 def test_irepa_standardises_features_over_places_and_convolves_tokens():
     objective, params = small(spatial=True)
     assert params["conv"]["kernel"].shape == (3, 3, 4, 5)
@@ -103,6 +105,7 @@ def test_irepa_standardises_features_over_places_and_convolves_tokens():
     )
 
 
+@pytest.mark.thorough
 def test_tokens_of_length_0_have_a_gradient():
     """As of rows that another part of an accumulated batch computes, before any step."""
     objective, params = small()
@@ -265,8 +268,18 @@ def test_blocks_up_to_the_depth_and_the_projector_learn_from_it_and_nothing_abov
     [
         ("model=unet,wrappers=repa", {}, "REPA aligns the tokens after a block .* UNet has none"),
         ("wrappers=repa", {"model.patch_size": 2}, "features=2x2x5 do not lie on the 4x4 tokens"),
-        ("wrappers=repa", {"wrappers": 3}, "no tokens after 3 blocks in a network of depth=1"),
-        ("objective=mean_flow,wrappers=repa", {}, "MeanFlow evaluates the network within a deriv"),
+        pytest.param(
+            "wrappers=repa",
+            {"wrappers": 3},
+            "no tokens after 3 blocks in a network of depth=1",
+            marks=pytest.mark.thorough,
+        ),
+        pytest.param(
+            "objective=mean_flow,wrappers=repa",
+            {},
+            "MeanFlow evaluates the network within a deriv",
+            marks=pytest.mark.thorough,
+        ),
     ],
 )
 def test_what_has_no_such_tokens_is_refused_in_one_line(arguments, changes, said):
@@ -279,24 +292,29 @@ def test_what_has_no_such_tokens_is_refused_in_one_line(arguments, changes, said
         check_wired(wired_of(config), config.batch_size, config.num_steps)
 
 
-def test_data_without_such_features_are_refused_before_the_first_step():
-    data, config = digits(), repa_config()
+def parts_of(config, data):
     mesh = make_mesh(data=-1, fsdp=1, tensor=1, sequence=1)
-    parts = build_parts(config, data.image_shape, data.condition, mesh)
+    return build_parts(config, data.image_shape, data.condition, mesh)
+
+
+def test_data_without_features_are_refused_before_the_first_step():
+    data = digits()
     with pytest.raises(UserError, match="aligns with features of 2x2x5, and digits has none"):
-        check_pairs(parts, data)
+        check_pairs(parts_of(repa_config(), data), data)
+
+
+@pytest.mark.thorough
+def test_other_features_and_changed_images_are_refused_before_the_first_step():
+    data, config = digits(), repa_config()
+    parts = parts_of(config, data)
     with pytest.raises(UserError, match="those of digits are 4x2x5"):
         check_pairs(parts, featured(data, patches(rows=4)))
     with_features = featured(data, patches())
     check_pairs(parts, with_features)
+    batch: Any = with_features.train.gather([5, 900])
+    images = (batch["image"] / 127.5 - 1).astype(np.float32)
+    np.testing.assert_allclose(batch["features"], patches().features(images), atol=1e-6)
     config.unlock()
     config.augment = spec(Augment, flip_probability=0.5)
     with pytest.raises(UserError, match="augment changes them"):
         check_pairs(replace(parts, config=config), with_features)
-
-
-def test_features_are_those_of_their_images():
-    data, extractor = featured(digits(), patches()), patches()
-    batch: Any = data.train.gather([5, 900])
-    images = (batch["image"] / 127.5 - 1).astype(np.float32)
-    np.testing.assert_allclose(batch["features"], extractor.features(images), atol=1e-3)

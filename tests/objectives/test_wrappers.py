@@ -223,6 +223,7 @@ def test_the_best_uncertainty_is_the_log_of_the_mean_loss():
         assert np.abs(z(series.at[term].add(0.05))).max() > 4.5
 
 
+@pytest.mark.thorough
 def test_the_best_uncertainty_of_fourier_features_is_the_log_of_the_mean_loss():
     """Of a loss whose log is a function that the features can represent, written out in NumPy."""
     objective = FourierUncertainty(Known(None), num_terms=8)

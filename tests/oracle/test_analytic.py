@@ -57,6 +57,11 @@ DATA = {
 
 every_path = pytest.mark.parametrize("path", PATHS.values(), ids=PATHS)
 every_data = pytest.mark.parametrize("name", DATA)
+# Where a Gaussian is thorough: it is a mixture of one, and SciPy's values are another test.
+OTHER = pytest.mark.thorough(tenth=False)
+other_data = pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=OTHER if name == "gaussian" else []) for name in DATA]
+)
 
 
 @pytest.fixture(autouse=True)
@@ -202,7 +207,7 @@ def derivatives_of_the_density(data, path, x, t):
 
 
 @every_path
-@every_data
+@other_data
 def test_score_covariance_and_velocity_follow_from_the_density(name, path):
     """Tweedie's formulas of first and second order, and the continuity equation.
 
@@ -381,7 +386,7 @@ def average_velocity_and_change(data, path, x, t, r, v):
 
 
 @pytest.mark.parametrize(
-    "name", ["gaussian", "mixture", pytest.param("finite", marks=pytest.mark.thorough)]
+    "name", ["mixture", *(pytest.param(name, marks=OTHER) for name in ("gaussian", "finite"))]
 )
 def test_mean_flow_identity(name):
     """`u = v - (t - r)·du/dt`, the derivative along the path of the flow (arXiv:2505.13447)."""
@@ -396,7 +401,9 @@ def test_mean_flow_identity(name):
 # Shapes, samples, the ends of the paths, single precision.
 
 
-@every_data
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=OTHER if name != "mixture" else []) for name in DATA]
+)
 def test_images_are_flat_data_in_another_shape(name):
     path, shape, flat = PATHS["linear"], (2, 1, 1), DATA[name]
     images = {
@@ -450,7 +457,7 @@ def test_a_component_may_be_a_point():
 
 
 @every_path
-@every_data
+@other_data
 def test_float32_holds_at_both_ends(name, path):
     data = DATA[name]
     x, _ = noisy(data, path)

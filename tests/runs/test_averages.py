@@ -36,6 +36,8 @@ from tests.support.tiny_run import (
     leave,
     loaded,
     of_noise,
+    on_one_device,
+    one_device,
     trained_config,
     without_pictures,
 )
@@ -46,8 +48,9 @@ STEPS, EVERY = 60, 6
 
 
 @pytest.fixture(autouse=True)
-def _shared_parts(monkeypatch):
+def _quick(monkeypatch):
     shared_parts(monkeypatch)
+    on_one_device(monkeypatch)
 
 
 def stored(lengths=LENGTHS, steps=STEPS, every=EVERY):
@@ -117,7 +120,7 @@ def wandering(tmp_path_factory):
     folder = tmp_path_factory.mktemp("averages") / "run"
     config = trained_config(ema_lengths=LENGTHS, snapshot_every_steps=EVERY)
     data = digits()
-    run = of_noise(set_up(config, data.image_shape, data.condition))
+    run = of_noise(set_up(config, data.image_shape, data.condition, one_device()))
     leave(run, folder)
     averages, rng = Averages.of(config), np.random.default_rng(3)
     leaves, treedef = jax.tree.flatten(run.state.params)

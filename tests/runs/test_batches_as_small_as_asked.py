@@ -37,12 +37,15 @@ def with_settings(run, **changes):
 
 @pytest.fixture
 def watched(loaded):
-    """The run, evaluated by 500 as by default, and how many images its network sees at a time."""
+    """The run, evaluated by 500 as by default, and how many images its network sees at a time.
+
+    The network is one that compiles quickly.
+    """
     seen = []
 
     def apply(params, x, *how, **named):
         seen.append(len(x))
-        return loaded.parts.wired.apply(params, x, *how, **named)
+        return jnp.tanh(x)
 
     wired = loaded.parts.wired._replace(apply=apply)
     run = with_settings(loaded, batch_size=500)

@@ -24,7 +24,7 @@ from diffjax.runs.setup import set_up
 from diffjax.sampling.export import serialise
 from diffjax.spec import build, spec
 from experiments import cli, edit, reflow, sample
-from tests.support.tiny_run import loaded, of_noise, trained_config
+from tests.support.tiny_run import loaded, of_noise, one_device, trained_config
 
 CODEC = SpaceToDepth(2)
 SCALE = 0.5
@@ -75,7 +75,8 @@ def run(folder):
     """As `workdir`'s, but not trained."""
     config = config_of(folder)
     data = build(config.data)
-    return of_noise(set_up(config, data.image_shape, data.condition, codec=data.codec))
+    mesh = one_device()
+    return of_noise(set_up(config, data.image_shape, data.condition, mesh, codec=data.codec))
 
 
 def test_samples_are_decoded_latents(run):

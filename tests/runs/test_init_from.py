@@ -116,7 +116,9 @@ def test_a_file_with_the_networks_own_names_and_shapes(
     assert find_initial_weights(f"{trained_run}:live", like)()[1]["sha256"] == source["sha256"]
 
 
-@pytest.mark.parametrize("scan", [False, True])
+@pytest.mark.parametrize(
+    "scan", [pytest.param(False, marks=pytest.mark.thorough(tenth=False)), True]
+)
 def test_a_file_with_the_names_of_the_authors(tmp_path, scan):
     """Of DiT, and of diffusers' DiT; a network of another width is refused."""
 

@@ -12,13 +12,14 @@ from diffjax.evaluation.evaluate import NamedRecipe
 from diffjax.runs.measure import WantedSamples, drawer
 from diffjax.sampling.guidance import OtherWeights
 from tests.support.compilations import COMPILED, TRACED, compilations
+from tests.support.tiny_run import one_device
 
 OLD_RUN = Path(__file__).parent / "old_runs" / "0.1.0"
 
 
 @pytest.fixture(scope="module")
-def run(old_run):
-    return old_run
+def run():
+    return diffjax.load(OLD_RUN, mesh=one_device())
 
 
 BY_NAME = {"solver": "ddim", "grid": "karras", "guidance": "cfg+limited"}
@@ -40,7 +41,7 @@ HOW = {
     ],
 )
 def test_a_second_equal_call_compiles_nothing(how):
-    run = diffjax.load(OLD_RUN)  # that has compiled nothing
+    run = diffjax.load(OLD_RUN, mesh=one_device())  # that has compiled nothing
     how = {"num_steps": 2, "guidance_scale": 2.0, **how}
     with compilations(TRACED) as first:
         images = run.sample(4, **how)

@@ -99,7 +99,9 @@ def test_all_rows_that_look_back_are_measured():
     ("name", "path"),
     [
         pytest.param(
-            name, path, marks=[] if name in ROWS and path == "linear" else pytest.mark.thorough
+            name,
+            path,
+            marks=[] if name in ROWS and path == "linear" else pytest.mark.thorough(tenth=False),
         )
         for name in MEASURED
         for path in ("linear", "cosine")

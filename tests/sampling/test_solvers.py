@@ -293,7 +293,7 @@ def test_of_many_steps_the_moments_are_exact(name):
     np.testing.assert_allclose(np.square(x[1:] - x[0]).sum(0), np.square(edge - mean), atol=0.03)
 
 
-@pytest.mark.thorough
+@pytest.mark.thorough(tenth=False)
 @pytest.mark.parametrize("name", MEASURED)
 def test_on_no_path_is_the_order_lower(name):
     """On single ones errors may cancel."""

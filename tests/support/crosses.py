@@ -5,7 +5,8 @@ import itertools
 # Where the signal is gone, noise and score can't be decoded; sub-VP has hardly any noise at t_min.
 ILLEGAL = {
     *itertools.product(
-        ("linear", "linear_shifted", "ddpm_table_zero_snr"), ("noise", "score", "scaled_score")
+        ("linear", "linear_shifted", "linear_twice_noise", "ddpm_table_zero_snr"),
+        ("noise", "score", "scaled_score"),
     ),
     ("sub_vp", "clean"),
 }

@@ -47,8 +47,11 @@ def trace(arguments="", **changes):
     config = tiny_config(arguments, **changes)
     config.unlock()
     # Networks are seen in test_both_networks_train; this one has no activations, and one time.
-    if not any(other in arguments for other in ("model=", "dispersive", "mean_flow")):
+    if not any(other in arguments for other in ("model=", "dispersive", "mean_flow", "repa")):
         config.model = spec(Plain)
+    for wrapper in config.wrappers:
+        if "features" in wrapper:
+            wrapper.features = (2, 2, 5)
     setup = set_up(config, SHAPE, of_classes(10))
     step = make_train_step(
         setup.wired.apply,

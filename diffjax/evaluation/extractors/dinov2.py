@@ -85,8 +85,9 @@ def dinov2_patches(
 
     They are the targets of REPA (`diffjax.objectives.repa`): a row and a column for each token of
     the network that is trained, so images are resized to 14 pixels for each. REPA's authors take
-    `vitb14` at 16 patches for ImageNet at 256 pixels, and resize by PyTorch's bicubic filter
-    without antialiasing; here it is Pillow's with antialiasing, as of `dinov2_features`.
+    `vitb14` at 16 patches for ImageNet at 256 pixels. Two details differ: they resize images by
+    PyTorch's bicubic filter without antialiasing, and positions with it; here both are as of
+    `dinov2_features`.
 
     Args:
         weights: as of `dinov2_features`.

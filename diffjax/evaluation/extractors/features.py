@@ -111,6 +111,11 @@ def classifier_features(name: str = "digits") -> Extractor:
         >>> extractor.features(np.zeros((3, 8, 8, 1), np.float32)).shape
         (3, 64)
     """
+    # A shipped file does not change, so all evaluations of a process share its program.
+    return _shipped(name) if name in classifier.SHIPPED else _of_classifier(name)
+
+
+def _of_classifier(name: str) -> Extractor:
     trained = classifier.load(name)
 
     def apply(images: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -125,6 +130,9 @@ def classifier_features(name: str = "digits") -> Extractor:
         apply=jit(apply),
         test_accuracy=trained.test_accuracy,
     )
+
+
+_shipped = functools.cache(_of_classifier)
 
 
 def pixel_features(size: int = 8) -> Extractor:
@@ -144,21 +152,23 @@ def pixel_features(size: int = 8) -> Extractor:
     if size < 1:
         raise UserError(f"pixel_features(size={size}): size must be at least 1")
 
-    def apply(images: jax.Array) -> tuple[jax.Array, None]:
-        batch, height, width, _ = images.shape
-        if min(height, width) < size:
-            raise UserError(f"pixel_features(size={size}) can't take {height}x{width} images")
-        means = _areas(size, height) @ images.reshape(batch, height, -1)
-        means = means.reshape(batch, size, width, -1)
-        return (_areas(size, width) @ means).reshape(batch, -1), None
-
     definition = f"means over {size}x{size} equal rectangles, by area, row-major, channels last"
     return Extractor(
         name=f"pixels:{size}x{size}",
         sha256=hashlib.sha256(definition.encode()).hexdigest(),
         image_shape=None,
-        apply=jax.jit(apply),
+        apply=partial(_means, size),
     )
+
+
+@partial(jax.jit, static_argnums=0)
+def _means(size: int, images: jax.Array) -> tuple[jax.Array, None]:
+    batch, height, width, _ = images.shape
+    if min(height, width) < size:
+        raise UserError(f"pixel_features(size={size}) can't take {height}x{width} images")
+    means = _areas(size, height) @ images.reshape(batch, height, -1)
+    means = means.reshape(batch, size, width, -1)
+    return (_areas(size, width) @ means).reshape(batch, -1), None
 
 
 def pretrained(

@@ -233,7 +233,14 @@ FAMILY = Family(
     without_variance=_without_variance,
 )
 UPSAMPLER = Family(
-    "ADM upsampler", upsampler, UPSAMPLERS, _table, _recognise_upsampler, _inputs_of_upsampler
+    "ADM upsampler",
+    upsampler,
+    UPSAMPLERS,
+    _table,
+    _recognise_upsampler,
+    _inputs_of_upsampler,
+    published=_published,
+    without_variance=_without_variance,
 )
 CLASSIFIER = Family(
     "ADM classifier",

@@ -81,7 +81,8 @@ class ClipText(nn.Module):
         sees = jnp.tri(tokens, dtype=bool)[None, None]
         if mask is not None:
             sees = sees & mask[:, None, None]
-        hidden = [table(ids) + positions[None, :tokens]]
+        # Weights may be stored in half precision; sums are not.
+        hidden = [table(ids).astype(jnp.float32) + positions[None, :tokens].astype(jnp.float32)]
         for i in range(self.depth):
             block = Block(
                 self.num_heads,
@@ -97,5 +98,7 @@ class ClipText(nn.Module):
         end = ids.argmax(1) if self.end is None else (ids == self.end).argmax(1)
         pooled = normed[-1][jnp.arange(batch), end]
         if self.num_features:
-            pooled = nn.Dense(self.num_features, use_bias=False, name="projection")(pooled)
+            pooled = nn.Dense(
+                self.num_features, use_bias=False, dtype=jnp.float32, name="projection"
+            )(pooled)
         return TextStates(tuple(hidden), normed, pooled)

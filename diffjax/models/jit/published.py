@@ -70,14 +70,14 @@ def _recognise(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
 
 
 def _published(denoiser: Denoiser) -> Published:
-    del denoiser
+    twice = denoiser.image_shape[0] == 512
     return Published(
-        objective="objective=jit",
+        objective="objective=jit,path=linear_twice_noise" if twice else "objective=jit",
         solver="heun",
         grid="uniform",
         num_steps=50,
         guidance_scale=2.9,
-        guidance="cfg+limited_jit",
+        guidance="cfg+limited_jit_512" if twice else "cfg+limited_jit",
     )
 
 

@@ -14,7 +14,8 @@ from diffjax.kinds import AtLeastOne
 from diffjax.shapes import Array, Images, PerSample
 
 # Of RGB in [-1, 1]: the statistics of ImageNet that torchvision's networks are trained with.
-_MEAN, _STD = np.float32((-0.030, -0.088, -0.188)), np.float32((0.458, 0.448, 0.450))
+_MEAN = np.array((-0.030, -0.088, -0.188), np.float32)
+_STD = np.array((0.458, 0.448, 0.450), np.float32)
 _EPSILON = 1e-10
 STAGES = ((1, 2), (2, 2), (4, 3), (8, 3), (8, 3))
 """Of VGG16: how many times `width` the channels of a stage are, and its convolutions."""

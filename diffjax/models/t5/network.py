@@ -73,9 +73,9 @@ class T5Encoder(nn.Module):
         )
         places = np.arange(tokens)
         buckets = bucket(places[None] - places[:, None], self.num_buckets, self.max_distance)
-        bias = biases[buckets].transpose(2, 0, 1)[None]
+        bias = biases[buckets].transpose(2, 0, 1)[None].astype(jnp.float32)
         sees = jnp.ones((batch, tokens), bool) if mask is None else mask
-        hidden = [table(ids)]
+        hidden = [table(ids).astype(jnp.float32)]
         for i in range(self.depth):
             block = _Block(
                 self.num_heads,

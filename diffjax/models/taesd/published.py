@@ -80,7 +80,9 @@ def _within(shapes: Mapping[str, tuple[int, ...]], prefix: str) -> dict[str, tup
     return {x.removeprefix(prefix): shapes[x] for x in shapes if x.startswith(prefix)}
 
 
-FAMILY = Family("TAESD", TAESD, BOTH, _table_of_both, _both_of, _image)
+FAMILY = Family(
+    "TAESD", TAESD, BOTH, _table_of_both, _both_of, _image, files=("encoder", "decoder")
+)
 """The two files as one, with names that begin with `encoder.` and `decoder.`."""
 
 

@@ -1,0 +1,215 @@
+"""A text encoder with its tokenizer: from texts to the states that a network attends to."""
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from diffjax.compiling import jit
+from diffjax.conditions import TokenStates
+from diffjax.errors import UserError
+from diffjax.host.files import place_of
+from diffjax.models.bert.network import Bert
+from diffjax.models.clip_text.network import ClipText
+from diffjax.models.families import find_published
+from diffjax.models.layers import compute_type
+from diffjax.models.t5.network import T5Encoder
+from diffjax.text.tokenizers import Tokenizer, read_tokenizer
+
+_NETWORKS = (ClipText, T5Encoder, Bert)
+
+
+class Sizes(NamedTuple):
+    """The sizes of the states of a text.
+
+    Attributes:
+        length: the number of tokens.
+        width: the width of a token's state.
+        pooled_width: the width of the pooled vector; 0 for none.
+    """
+
+    length: int
+    width: int
+    pooled_width: int
+
+
+class Encodes(Protocol):
+    """What encodes texts: a `TextEncoder`, or a combination of them."""
+
+    @property
+    def sizes(self) -> Sizes:
+        """The sizes of what it returns."""
+        ...
+
+    def __call__(self, texts: Sequence[str]) -> TokenStates:
+        """The states of each text, as NumPy arrays."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class TextEncoder:
+    """A tokenizer, a network and its weights: `texts -> TokenStates`.
+
+    A program is compiled for each length of texts, and few numbers of them. A text that occurs
+    several times in a call is encoded once.
+
+    | model | encoder | `layer` | `normed` | `padding` |
+    |---|---|---|---|---|
+    | Stable Diffusion 1 | CLIP L | -1 | true | true |
+    | Stable Diffusion 2, a folder of diffusers | 23 layers of OpenCLIP H | -1 | true | true |
+    | Stable Diffusion 2, one file | OpenCLIP H, 24 layers | -2 | true | true |
+    | SDXL, SD 3 | CLIP L and bigG | -2 | false | true |
+    | Flux | CLIP L, pooled; T5 XXL, states | -1 | true | true |
+
+    Attributes:
+        tokenizer: for the same vocabulary.
+        network: a `ClipText`, `T5Encoder` or `Bert`.
+        params: its parameters.
+        layer: whose states are returned: 0 is the embedded tokens, -1 the last layer, -2 the one
+            before it ("clip skip" 2).
+        normed: whether they are after the final norm.
+        padding: whether padding counts as tokens, in the encoder and for who attends to the
+            states; published models were trained so.
+        chunks: the number of parts of `tokenizer.length` tokens in which a text is read. The states
+            of all parts follow each other; the pooled vector is that of the first.
+    """
+
+    tokenizer: Tokenizer
+    network: Any
+    params: Any
+    layer: int = -1
+    normed: bool = True
+    padding: bool = False
+    chunks: int = 1
+
+    def __post_init__(self) -> None:
+        depth = self.network.depth
+        if not -depth - 1 <= self.layer <= depth:
+            raise UserError(f"layer={self.layer}: this encoder has layers from 0 to {depth}")
+        if self.chunks < 1:
+            raise UserError(f"chunks={self.chunks}: a text is read in one part at least")
+        most = getattr(self.network, "length", None)
+        if most is not None and self.tokenizer.length > most:
+            raise UserError(
+                f"texts of {self.tokenizer.length} tokens are longer than this encoder reads: set "
+                f"length to {most} or less"
+            )
+
+    @property
+    def sizes(self) -> Sizes:
+        """The sizes of what it returns."""
+        length = self.tokenizer.length
+        ids = jax.ShapeDtypeStruct((1, length), jnp.int32)
+        mask = jax.ShapeDtypeStruct((1, length), jnp.bool_)
+        how = functools.partial(_states, self.network, self.layer, self.normed)
+        states, pooled = jax.eval_shape(how, self.params, ids, mask)
+        return Sizes(self.chunks * length, states.shape[-1], pooled.shape[-1])
+
+    def __call__(self, texts: Sequence[str]) -> TokenStates:
+        """The states of texts, as NumPy arrays, one row each.
+
+        Raises:
+            UserError: one is no text.
+
+        Example:
+            `encoder(["a red apple", ""]).states.shape` is `(2, 77, 768)` for CLIP L.
+        """
+        distinct = list(dict.fromkeys(texts))
+        ids, mask = self.tokenizer(distinct, self.chunks)
+        count, chunks, length = ids.shape
+        states, pooled = self._evaluated(
+            ids.reshape(-1, length), None if self.padding else mask.reshape(-1, length)
+        )
+        if self.padding:
+            mask = np.ones_like(mask)
+        found = (
+            states.reshape(count, chunks * length, states.shape[-1]),
+            mask.reshape(count, chunks * length),
+            pooled.reshape(count, chunks, pooled.shape[-1])[:, 0],
+        )
+        places = {text: row for row, text in enumerate(distinct)}
+        rows = np.array([places[text] for text in texts], int)
+        return TokenStates._make(part[rows] for part in found)
+
+    def _evaluated(self, ids: np.ndarray, mask: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+        """States and pooled vectors; texts are filled up to a power of two, so few are compiled."""
+        count = len(ids)
+        if not count:
+            sizes = self.sizes
+            return (
+                np.zeros((0, ids.shape[1], sizes.width), np.float32),
+                np.zeros((0, sizes.pooled_width), np.float32),
+            )
+        rows = np.minimum(np.arange(1 << (count - 1).bit_length()), count - 1)
+        filled = None if mask is None else mask[rows]
+        program = _program()
+        found = program(self.network, self.layer, self.normed, self.params, ids[rows], filled)
+        states, pooled = (np.asarray(x)[:count] for x in found)
+        return states, pooled
+
+
+def _states(
+    network: Any, layer: int, normed: bool, params: Any, ids: jax.Array, mask: jax.Array | None
+) -> tuple[jax.Array, jax.Array]:
+    found = network.apply({"params": params}, ids, mask)
+    return (found.normed if normed else found.hidden)[layer], found.pooled
+
+
+@functools.cache
+def _program() -> Any:
+    """`_states`, compiled once for equal networks, layers and shapes."""
+    return jit(_states, static_argnums=(0, 1, 2))
+
+
+def read_text_encoder(
+    folder: str | Path,
+    tokenizer: str | Path | None = None,
+    length: int | None = None,
+    dtype: str = "float32",
+    **how: Any,
+) -> TextEncoder:
+    """Reads a text encoder and its tokenizer from folders of transformers.
+
+    Args:
+        folder: with `config.json` and weights, such as `text_encoder` of a folder of diffusers.
+        tokenizer: with the files of the tokenizer; by default `folder` itself, or the folder beside
+            it whose name has `tokenizer` for `text_encoder`.
+        length: the number of tokens of a text; by default that of the tokenizer.
+        dtype: the compute type, in which the weights are stored too; `bfloat16` halves the memory.
+        **how: attributes of `TextEncoder`: `layer`, `normed`, `padding`, `chunks`.
+
+    Raises:
+        UserError: files are missing, damaged or of another network.
+
+    Example:
+        `encoder = read_text_encoder("stable-diffusion-v1-5/text_encoder", padding=True)`
+    """
+    place = place_of(str(folder))
+    found = find_published(place)
+    if not isinstance(found.network, _NETWORKS):
+        raise UserError(f"{folder} has a {type(found.network).__name__}, which is no text encoder")
+    words = read_tokenizer(_tokenizer_of(place) if tokenizer is None else tokenizer, length)
+    kind = compute_type(dtype)
+
+    def stored(path: str, array: np.ndarray) -> jax.Array:
+        del path
+        return jnp.asarray(array, kind)
+
+    network = found.network.clone(dtype=dtype)
+    encoder = TextEncoder(words, network, None, **how)
+    if network.vocabulary < words.library.get_vocab_size():
+        raise UserError(
+            f"the tokenizer has {words.library.get_vocab_size()} tokens, and the text encoder "
+            f"{folder} reads {network.vocabulary}: they are of different models"
+        )
+    return replace(encoder, params=found.params(stored))
+
+
+def _tokenizer_of(folder: Path) -> Path:
+    beside = folder.parent / folder.name.replace("text_encoder", "tokenizer")
+    return beside if beside != folder and beside.is_dir() else folder

@@ -1,0 +1,66 @@
+"""Flags of a published network in the place of a run, and what they open."""
+
+import shlex
+import sys
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+from absl import flags
+
+import diffjax
+from diffjax.data import DataSet
+from diffjax.errors import UserError
+from diffjax.exchange.pretrained import Pretrained
+from diffjax.host.processes import in_first, is_first
+from diffjax.runs import workdirs
+from diffjax.runs.load import Run
+
+_OF_FILE = ("codec", "family")
+
+
+def define(flag_values: flags.FlagValues) -> None:
+    """Defines `--pretrained` and what a published network needs."""
+    for name, about in (
+        ("pretrained", "published file, or folder of diffusers, in the place of a run"),
+        ("codec", "of a published network, as sd-vae-ft-mse"),
+        ("family", "of a published file: DiT or SiT"),
+    ):
+        flags.DEFINE_string(name, None, about, flag_values=flag_values)
+
+
+def opened(args: SimpleNamespace, weights: str | None) -> Run:
+    """The run of `--workdir`, or the network of `--pretrained`, whose results go to `--workdir`.
+
+    Raises:
+        UserError: neither is given, flags of the one with the other, or nothing can be read.
+    """
+    if args.pretrained is None:
+        if args.workdir is None:
+            raise UserError("--workdir is missing, or --pretrained=FILE; --help describes them")
+        if Path(args.workdir).is_file():
+            raise UserError(f"--workdir={args.workdir} is a file: name it by --pretrained")
+        for name in _OF_FILE:
+            if getattr(args, name) is not None:
+                raise UserError(f"--{name} goes with --pretrained: a run has its own, leave it out")
+        allowed = ("diffjax", *args.allowed_packages)
+        return diffjax.load(args.workdir, step=args.step, weights=weights, allowed_packages=allowed)
+    if args.step is not None:
+        raise UserError(f"--step={args.step}: a published file has one set of weights")
+    run = diffjax.from_pretrained(args.pretrained, codec=args.codec, family=args.family)
+    return run if args.workdir is None else replace(run, workdir=Path(args.workdir))
+
+
+def record(run: Run, dataset: DataSet) -> None:
+    """Writes what a published network is, and its quirks, to the folder of its results.
+
+    Raises:
+        UserError: the folder has another run.
+    """
+    if not isinstance(run, Pretrained):
+        return
+    in_first(lambda: workdirs.claim(run.workdir, run.config))
+    command = shlex.join(["python", "-m", "experiments.evaluate", *sys.argv[1:]])
+    workdirs.record_run(run.workdir, run.parts, dataset, command)
+    if is_first():
+        workdirs.record(run.workdir, published=run.facts)
