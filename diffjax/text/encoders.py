@@ -19,6 +19,7 @@ from diffjax.models.clip_text.network import ClipText
 from diffjax.models.families import find_published
 from diffjax.models.layers import compute_type
 from diffjax.models.t5.network import T5Encoder
+from diffjax.pretrained.stacks import Stack
 from diffjax.text.tokenizers import Tokenizer, read_tokenizer
 
 _NETWORKS = (ClipText, T5Encoder, Bert)
@@ -196,9 +197,9 @@ def read_text_encoder(
     words = read_tokenizer(_tokenizer_of(place) if tokenizer is None else tokenizer, length)
     kind = compute_type(dtype)
 
-    def stored(path: str, array: np.ndarray) -> jax.Array:
+    def stored(path: str, array: np.ndarray | Stack) -> jax.Array:
         del path
-        return jnp.asarray(array, kind)
+        return jnp.asarray(np.asarray(array), kind)
 
     network = found.network.clone(dtype=dtype)
     encoder = TextEncoder(words, network, None, **how)
