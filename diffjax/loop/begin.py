@@ -82,7 +82,7 @@ def restore_or_init(
             missing = setup.wired.params_shape.keys() - params.keys()
             if missing:  # The projector of REPA.
                 fresh = setup.init(jax.random.split(jax.random.key(setup.config.seed))[0])
-                params = {**params, **{name: fresh.params[name] for name in missing}}
+                params = {**params, **{name: fresh.weights(LIVE)[name] for name in missing}}
             return setup.begin(params), {"step": 0, "schedule_start": 0, "init_from": source}
         init_key, _ = jax.random.split(jax.random.key(setup.config.seed))
         return setup.init(init_key), {"step": 0, "schedule_start": 0}

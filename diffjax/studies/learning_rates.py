@@ -96,9 +96,15 @@ def final_losses(
         `[rates, seeds]`: means of the training loss over the last tenth of the steps.
 
     Raises:
-        UserError: parts that do not fit together.
+        UserError: parts that do not fit together, or that take more than images and classes.
     """
     wired = wire(config, dataset.image_shape, dataset.condition)
+    further = sorted(wired.batch_shapes(1).keys() - {"image", "label"})
+    if further:
+        raise UserError(
+            "this study trains on images and their classes alone, and this config takes "
+            f"{', '.join(further)} too"
+        )
     images, labels = all_images(dataset.train)
     # One program for all rates and seeds; data are arguments, so that they are no constants of it.
     program = jit(_training(config, wired))

@@ -1,5 +1,7 @@
 """muP: factors by shapes, initial deviations, equal bits at the base width, sizes of steps."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -129,6 +131,8 @@ def test_steps_are_those_of_adam_times_the_factors():
     gradient = jax.tree.map(jnp.cos, params)
     state = plain.transform.init(params)
     step, _ = plain.transform.update(gradient, state, params)
+    found: Any
+    step: Any
     found, after = scaled.transform.update(gradient, scaled.transform.init(params), params)
     np.testing.assert_allclose(found["kernel"], step["kernel"] / 4, rtol=1e-6)
     np.testing.assert_array_equal(found["bias"], step["bias"])
@@ -234,6 +238,8 @@ def test_the_study_trains_and_draws():
     assert "| 16 | muP |" in table(found)
     assert plot(found)[1:4] == b"PNG"
     assert np.isnan(Losses(16, True, (1.0,), np.array([[np.nan]])).best_rate)
+    with pytest.raises(UserError, match=r"images and their classes alone, and .* takes features"):
+        final_losses(config_of("wrappers=repa"), digits(), (1e-3,), 1)
     config.model = spec(Tiny)
     with pytest.raises(UserError, match="no transformer with muP"):
         of_width(config, 16, 8)

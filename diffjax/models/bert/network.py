@@ -63,8 +63,7 @@ class Bert(nn.Module):
         segments = self.param(
             "segments", normal(0.02), (self.num_segments, self.width), jnp.float32
         )
-        parts = x, positions[None, :tokens], segments[None, :1]
-        x = sum(part.astype(jnp.float32) for part in parts)
+        x = x.astype(jnp.float32) + positions[None, :tokens] + segments[None, :1]
         hidden = [_norm(self.epsilon, "norm")(x)]
         for i in range(self.depth):
             block = _Block(

@@ -115,7 +115,10 @@ class DiTBlock(nn.Module):
         x = x + gated(drop(h, rng=key_1), gate_1)
         if given.context is not None:
             cross = CrossAttention(
-                self.num_heads, self.dtype, self.base_head_width, name="cross_attention"
+                self.num_heads,
+                self.dtype,
+                base_head_width=self.base_head_width,
+                name="cross_attention",
             )
             x = x + cross(self._norm(x, c is None, "cross_norm", self.norm_eps), given.context)
 

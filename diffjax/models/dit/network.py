@@ -29,7 +29,7 @@ from diffjax.models.norms import norm
 from diffjax.models.placement import BATCH, constrain
 from diffjax.models.remat import rematerialised
 from diffjax.models.rotary import rotation_2d
-from diffjax.shapes import Array, Images, NoiseLabels, OneKey, Tokens
+from diffjax.shapes import Array, Images, NoiseLabels, Tokens
 
 POSITIONS = ("fixed", "learned", "none")
 """Absolute positions, which are added to the patches: sines and cosines (`positions_2d`), learned
@@ -537,9 +537,9 @@ def xavier_of(fan_out: int) -> initializers.Initializer:
     """
     xavier = initializers.xavier_uniform()
 
-    def init(key: OneKey, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
+    def init(key: Any, shape: Any, *how: Any, **further: Any) -> jax.Array:
         own, wanted = shape[-2] + shape[-1], shape[-2] + fan_out
-        return xavier(key, shape, dtype) * math.sqrt(own / wanted)
+        return xavier(key, shape, *how, **further) * math.sqrt(own / wanted)
 
     return init
 

@@ -434,7 +434,7 @@ def _config(denoiser: Denoiser) -> dict[str, Any]:
             f"level, and this network has {middle} and {layers[-1]}"
         )
     added: dict[str, Any] = {}
-    if network.embedding.added_width and size is not None:
+    if size is not None and network.embedding.added_width:
         features = tokens.pooled_width + len(size.names) * network.embedding.added_width
         added = {
             "addition_embed_type": "text_time",
