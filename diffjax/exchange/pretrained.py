@@ -300,20 +300,19 @@ def _condition(family: Family, denoiser: Denoiser, codec: Codec, path: Path) -> 
     """The kind of a network's condition: classes, or texts if it lies in a pipeline with them."""
     if not _is_of_texts(denoiser):
         return _of_classes(family, denoiser)
-    whole = isinstance(denoiser.condition, Several)
-    parts = dict(denoiser.condition.parts) if whole else {"text": denoiser.condition}
+    condition = denoiser.condition
+    several = condition if isinstance(condition, Several) else None
+    parts: dict[str, Any] = dict(several.parts) if several else {"text": condition}
     if is_pipeline(path) and (texts := prompts_of(path, parts["text"])):
         parts["text"] = texts
     if "size" in parts:
         height, width, _ = codec.image_shape(denoiser.image_shape)
         sides = {"height": height, "width": width}
         kind = parts["size"]
-        named = dict(zip(kind.names, kind.usual, strict=True))
-        usual = (sides.get(name.rpartition("_")[2], x) for name, x in named.items())
-        parts["size"] = replace(kind, usual=tuple(map(float, usual)))
-    if not whole:
-        return parts["text"]
-    return replace(denoiser.condition, parts=parts)
+        named = zip(kind.names, kind.usual, strict=True)
+        usual = tuple(float(sides.get(name.rpartition("_")[2]) or x) for name, x in named)
+        parts["size"] = replace(kind, usual=usual)
+    return replace(several, parts=parts) if several else parts["text"]
 
 
 def _of_classes(family: Family, denoiser: Denoiser) -> Condition:
@@ -339,7 +338,9 @@ def _of_size(denoiser: Denoiser, codec: Codec, image_size: int | tuple[int, int]
     condition = denoiser.condition
     if isinstance(condition, Several):
         parts = {
-            name: replace(part, shape=(*shape[:2], part.shape[2])) if name == "image" else part
+            name: replace(part, shape=(*shape[:2], part.shape[2]))
+            if isinstance(part, Images)
+            else part
             for name, part in condition.parts.items()
         }
         condition = replace(condition, parts=parts)
