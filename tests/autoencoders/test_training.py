@@ -9,10 +9,10 @@ import pytest
 
 from configs.autoencoder import get_config
 from diffjax import lookup
+from diffjax.autoencoders.encoding import Stored, encode
 from diffjax.autoencoders.loop import set_up, train_autoencoder, train_to_end
 from diffjax.codecs.autoencoders import AutoencoderFolder, Deterministic, write_autoencoder
 from diffjax.data import digits
-from diffjax.data.encoding import Stored, encode
 from diffjax.data.latents import latents_in
 from diffjax.errors import UserError
 from diffjax.exchange.convert import convert

@@ -316,7 +316,7 @@ class TestAgainstDiffusers:
         name, peer, evaluate = case
         family, settings = mmdit.CASES[name]
         given = mmdit.inputs(settings)
-        leaves = mmdit.Inputs(*(torch.tensor(x).double().requires_grad_() for x in given))
+        leaves: Any = mmdit.Inputs(*(torch.tensor(x).double().requires_grad_() for x in given))
         peer.train(train).zero_grad()
         expected = evaluate(leaves)
         weights = np.random.default_rng(1).normal(size=expected.shape).astype(np.float32)
