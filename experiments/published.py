@@ -16,7 +16,7 @@ from diffjax.host.processes import in_first, is_first
 from diffjax.runs import workdirs
 from diffjax.runs.load import Run
 
-_OF_FILE = ("codec", "family")
+_OF_FILE = ("codec", "family", "image_size")
 
 
 def define(flag_values: flags.FlagValues) -> None:
@@ -27,6 +27,10 @@ def define(flag_values: flags.FlagValues) -> None:
         ("family", "of a published file: DiT or SiT"),
     ):
         flags.DEFINE_string(name, None, about, flag_values=flag_values)
+    flags.DEFINE_list(
+        "image_size", None, "height,width in pixels, of a published network of texts",
+        flag_values=flag_values,
+    )  # fmt: skip
 
 
 def opened(args: SimpleNamespace, weights: str | None) -> Run:
@@ -47,8 +51,19 @@ def opened(args: SimpleNamespace, weights: str | None) -> Run:
         return diffjax.load(args.workdir, step=args.step, weights=weights, allowed_packages=allowed)
     if args.step is not None:
         raise UserError(f"--step={args.step}: a published file has one set of weights")
-    run = diffjax.from_pretrained(args.pretrained, codec=args.codec, family=args.family)
+    run = diffjax.from_pretrained(
+        args.pretrained, codec=args.codec, family=args.family, image_size=_size(args.image_size)
+    )
     return run if args.workdir is None else replace(run, workdir=Path(args.workdir))
+
+
+def _size(sides: list[str] | None) -> tuple[int, int] | None:
+    """Height and width of `--image_size`; one number is both."""
+    if sides is None:
+        return None
+    if len(sides) > 2 or not all(side.isdecimal() for side in sides) or not sides:
+        raise UserError(f"--image_size={','.join(sides)} is to be height,width in pixels")
+    return int(sides[0]), int(sides[-1])
 
 
 def record(run: Run, dataset: DataSet) -> None:
