@@ -245,7 +245,8 @@ class Family:
         for size in self.sizes.values():
             if all(size.settings.get(name, value) == value for name, value in found.items()):
                 return self.network(**{**size.settings, **found, **settings})
-        untraced = {name for size in self.sizes.values() for name in size.settings} - found.keys()
+        of_sizes = {name for size in self.sizes.values() for name in size.settings}
+        untraced = of_sizes - found.keys() - {"dropout"}  # which trained weights do not depend on
         if untraced <= settings.keys():
             return self.network(**{**found, **settings})
         sizes = ", ".join(f"{name}={value}" for name, value in found.items())

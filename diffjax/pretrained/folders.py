@@ -89,6 +89,13 @@ def read_weights(path: str | Path, part: str = "") -> Contents:
         place = _denoiser_of(place)
     if not (place / CONFIG).exists() and (pair := _pair(place)):
         return Contents(pair, {}, place)
+    if not (place / CONFIG).exists():
+        files = sorted(x.name for kind in _KINDS for x in place.glob(f"*.{kind}"))
+        hint = f"; name a file of it, {', '.join(files[:3])}" if files else ""
+        raise UserError(
+            f"the folder {path} is no network of diffusers: it has neither {CONFIG} nor "
+            f"{PIPELINE}{hint}"
+        )
     config = read_object(place / CONFIG)
     return Contents(_read_weights(place, part), config, place)
 
