@@ -5,7 +5,6 @@ evaluation, `from_pretrained(path)` reads a published network. They are imported
 that `diffjax.process` and `diffjax.sampling` stay free of Flax, Orbax and the rest.
 """
 
-from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -17,17 +16,17 @@ __version__ = "0.1.0"
 __all__ = ["__version__", "from_pretrained", "load", "train"]
 
 
-_MODULES = {
-    "from_pretrained": "diffjax.exchange.pretrained",
-    "load": "diffjax.runs.load",
-    "train": "diffjax.loop.loop",
-}
-
-
 def __getattr__(name: str) -> Any:
-    if name not in _MODULES:
-        raise AttributeError(f"module 'diffjax' has no attribute {name!r}")
-    return getattr(import_module(_MODULES[name]), name)
+    match name:
+        case "from_pretrained":
+            from diffjax.exchange.pretrained import from_pretrained as found
+        case "load":
+            from diffjax.runs.load import load as found
+        case "train":
+            from diffjax.loop.loop import train as found
+        case _:
+            raise AttributeError(f"module 'diffjax' has no attribute {name!r}")
+    return found
 
 
 def __dir__() -> list[str]:

@@ -60,6 +60,7 @@ class Expected(TypedDict, total=False):
     image_shape: tuple[int, int, int]
     num_classes: int
     num_images: int
+    condition: Spec
 
 
 class Settings(TypedDict):

@@ -21,6 +21,8 @@ TARGET = "_target_"
 # The modules of diffjax that a saved config may name: the parts of an experiment. The others write
 # files, download or start programs.
 _VOCABULARY = (
+    "autoencoders.losses",
+    "autoencoders.perceptual",
     "codecs",
     "conditions",
     "data",
@@ -31,6 +33,9 @@ _VOCABULARY = (
     "process",
     "runs.evaluators",
     "sampling",
+    "text.combined",
+    "text.encoders",
+    "text.prompts",
     "training.nonfinite",
 )
 # Flax adds these two fields to every module, always together; they are not hyper-parameters.
@@ -76,9 +81,11 @@ def spec(target: Callable[..., Any], /, **overrides: Any) -> ConfigDict:
 
 
 def as_spec(default: Any) -> Any:
-    """The spec of a dataclass, or of those in a dict; anything else is returned as it is."""
+    """The spec of a dataclass, or of those in a dict or tuple; others are returned as they are."""
     if isinstance(default, dict):
         return {name: as_spec(value) for name, value in default.items()}
+    if type(default) is tuple:
+        return tuple(map(as_spec, default))
     if not dataclasses.is_dataclass(default) or isinstance(default, type):
         return default
     fields = {field.name: getattr(default, field.name) for field in dataclasses.fields(default)}

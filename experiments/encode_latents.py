@@ -22,8 +22,8 @@ import jax
 from absl import flags
 
 from diffjax import choices
+from diffjax.autoencoders.encoding import FACTS, KINDS, Stored, encode
 from diffjax.data import DataSet
-from diffjax.data.encoding import FACTS, KINDS, Stored, encode
 from diffjax.errors import UserError
 from diffjax.evaluation.extractors.named import patches_called
 from diffjax.host.lock import locked

@@ -1,10 +1,7 @@
-r"""Draw samples from a trained run: a picture and an array.
+r"""Draw samples from a trained run: a picture and an array. Unset flags are as in its config.
 
-  python -m experiments.sample --workdir=runs/digits --num_samples=64 --solver=heun \
-      --num_steps=18 --guidance_scale=2 --out=grid.png
-
-Flags that are not set have the values of the run's config. Equal seeds make equal pictures. A run
-between two sets of images starts at its test images, and shows each next to its result.
+python -m experiments.sample --workdir=runs/digits --num_samples=64 --num_steps=18 --out=grid.png
+python -m experiments.sample --pretrained=FOLDER --prompts="a red apple" --out=apple.png
 """
 
 import sys
@@ -40,13 +37,17 @@ FLAGS = flags.FlagValues()
 flags.DEFINE_string("workdir", None, "folder of the run", flag_values=FLAGS)
 published.define(FLAGS)
 cli.define_step(FLAGS)
-flags.DEFINE_integer("num_samples", 64, "number of samples", lower_bound=1, flag_values=FLAGS)
+flags.DEFINE_integer(
+    "num_samples", None, "number of samples; 64, or that of --prompts", lower_bound=1,
+    flag_values=FLAGS,
+)  # fmt: skip
 flags.DEFINE_list(
     "labels",
     None,
     "labels, prompts, part=TEXT;…, or @FILE, as above",
     flag_values=FLAGS,
 )
+flags.DEFINE_string("prompts", None, "one text, or @FILE of texts", flag_values=FLAGS)
 flags.DEFINE_integer("seed", 0, "seed of the noise", flag_values=FLAGS)
 flags.DEFINE_string("solver", None, "name of the solver", flag_values=FLAGS)
 flags.DEFINE_string("grid", None, "name of the time grid", flag_values=FLAGS)
@@ -77,11 +78,13 @@ shared_flags.define_processes(FLAGS)
 shared_flags.define_watchdog(FLAGS)
 
 _PAIRS_IN_A_ROW = 5
+_NUM_SAMPLES = 64
 _FILMED = 6
 
 
 def main(args: SimpleNamespace) -> None:
     """Draws samples, saves them, and prints their recipe."""
+    _settle(args)
     run = published.opened(args, args.weights)
     how = (args.solver, args.grid, args.num_steps, args.guidance_scale, args.guidance, args.against)
     named = named_recipe(run, Chosen(*how))
@@ -136,6 +139,15 @@ def main(args: SimpleNamespace) -> None:
         print(f"film of {min(len(images), _FILMED)} in {args.film} and {gif}")
 
 
+def _settle(args: SimpleNamespace) -> None:
+    """Sets the flags that have two names."""
+    if args.prompts is not None and args.labels is not None:
+        raise UserError("--prompts and --labels are both given: leave one out")
+    args.labels = args.labels if args.prompts is None else [args.prompts]
+    if args.num_samples is None and args.prompts is None:
+        args.num_samples = _NUM_SAMPLES
+
+
 def images_and_cost(
     args: SimpleNamespace, model: Model, recipe: Recipe, request: Request, folder: Path
 ) -> tuple[np.ndarray, dict[str, float]]:
@@ -159,7 +171,7 @@ def decoded_trace(model: Model, recipe: Recipe, request: Request) -> Trace:
 
 
 def wanted(
-    run: Run, given: list[str] | None, n: int, data_path: str | None
+    run: Run, given: list[str] | None, n: int | None, data_path: str | None
 ) -> tuple[Any, np.ndarray | None, list[str] | None]:
     """The condition and the sources of n samples: what `--labels` parses to, in turn, or else all
     labels in turn, or those of test images; and the texts of `--labels`, where it has them.
@@ -172,10 +184,11 @@ def wanted(
         )
     if given is not None:
         cond = read(condition, given)
-        rows = np.arange(n) % len_of(cond)
+        rows = np.arange(len_of(cond) if n is None else n) % len_of(cond)
         texts = None if given[0].startswith("@") else [given[row] for row in rows]
         return condition.take(cond, rows), None, texts
-    return *conditions_to_show(wired, lambda: run.dataset(data_path), n), None
+    shown = conditions_to_show(wired, lambda: run.dataset(data_path), n or _NUM_SAMPLES)
+    return *shown, None
 
 
 USAGE = f"""{__doc__}

@@ -1,1 +1,1 @@
-"""Training of autoencoders on images: reconstruction, KL divergence, perceptual and adversarial."""
+"""Training of autoencoders on images, and encoding data sets as latents."""

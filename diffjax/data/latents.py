@@ -176,8 +176,8 @@ def latents(
     A folder has `latents.npy`, float16 or float32 `[N,H,W,C]`, of which only the rows of a batch
     are read, `labels.npy`, integers `[N]`, if there are classes, and `codec.json`, if it is known
     what encoded them (`Codec.record`). `experiments.encode_latents` writes such a folder, with more
-    files (`diffjax.data.encoding`). An `.npz` file has the first two and `codec`, the text of
-    `codec.json`; it is read into memory as a whole.
+    files (`diffjax.autoencoders.encoding`). An `.npz` file has the first two and `codec`, the text
+    of `codec.json`; it is read into memory as a whole.
 
     Args:
         path: the folder or the file.
@@ -267,7 +267,7 @@ def latents_in(folder: str) -> ConfigDict:
         >>> import tempfile
         >>> from diffjax.codecs import SpaceToDepth
         >>> from diffjax.data import digits
-        >>> from diffjax.data.encoding import encode
+        >>> from diffjax.autoencoders.encoding import encode
         >>> with tempfile.TemporaryDirectory() as path:
         ...     _ = encode(digits(), SpaceToDepth(2), path)
         ...     latents_in(path).codec.block

@@ -1,6 +1,7 @@
 """Writes weights in another layout: of diffusers, of a network's authors, or of this library."""
 
 import dataclasses
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -11,14 +12,22 @@ import jax
 from diffjax.codecs.autoencoders import FOLDER as VAE
 from diffjax.errors import UserError, nearest
 from diffjax.exchange.own_folders import is_own, read_own, write_own
+from diffjax.exchange.pipelines import NETWORKS, part_names, part_of, texts_of
 from diffjax.exchange.pretrained import recognised
-from diffjax.host.files import place_of
+from diffjax.host.files import place_of, write_json
 from diffjax.host.processes import to_host
 from diffjax.host.run_files import read_json
 from diffjax.models.families import AUTHORS, DIFFUSERS, LAYOUTS
 from diffjax.pretrained.family import Denoiser, Family
 from diffjax.pretrained.files import write_safetensors
-from diffjax.pretrained.folders import CONFIG, PIPELINE, WEIGHTS, read_weights, write_folder
+from diffjax.pretrained.folders import (
+    CONFIG,
+    PIPELINE,
+    WEIGHTS,
+    read_object,
+    read_weights,
+    write_folder,
+)
 from diffjax.pretrained.torch_writer import write_torch
 from diffjax.runs.initial import by_path, check_same, is_run
 from diffjax.runs.load import load
@@ -85,6 +94,8 @@ def convert(
     | `authors` | `weights.pt` as `torch.save` writes it, or `weights.safetensors`; of TAESD two |
     | `diffjax` | `config.json` and `weights.safetensors`, with the names of the parameters here |
 
+    Of a pipeline with text encoders `diffusers` is the whole pipeline.
+
     Args:
         source: a file of torch or safetensors, a folder of diffusers or a pipeline, a folder that
             this function wrote, or a run, `runs/x`, or `runs/x:ema-0.999`.
@@ -115,6 +126,8 @@ def convert(
         raise UserError(f"{out} has files already: name a new folder")
     if not place.absolute().parent.is_dir():
         raise UserError(f"can't write {out}: there is no folder {place.absolute().parent}")
+    if to == DIFFUSERS and texts_of(place_of(source)):
+        return _whole_pipeline(place_of(source), place)
     given = _of_folder(source, allowed_packages) or _of_file(source, family, settings, part)
     module = _module(given.network)
     count = sum(leaf.size for leaf in jax.tree.leaves(given.params))
@@ -138,6 +151,28 @@ def convert(
                 write(place / f"{name}.{suffix}", tensors)
     names = ", ".join(sorted(file.name for file in place.iterdir()))
     return [*lines, f"{to}: {names} in {out}"]
+
+
+def _whole_pipeline(pipeline: Path, out: Path) -> list[str]:
+    """Writes all parts of a pipeline: networks through the parameters here, other files as copies.
+
+    Raises:
+        UserError: a part is missing, can't be read, or `out` can't be written.
+    """
+    entries, lines = read_object(pipeline / PIPELINE), []
+    try:
+        out.mkdir(exist_ok=True)
+        for name in part_names(entries):
+            folder = part_of(pipeline, name)
+            if name in NETWORKS:
+                lines += [f"{name}: {line}" for line in convert(str(folder), DIFFUSERS, out / name)]
+            else:
+                shutil.copytree(folder, out / name)
+                lines.append(f"{name}: copied")
+        write_json(out / PIPELINE, entries)
+    except OSError as error:
+        raise UserError(f"can't write {out}: {error.strerror}") from error
+    return [*lines, f"{DIFFUSERS}: a pipeline in {out}"]
 
 
 def _by_file(layout: Family, state: Mapping[str, Any]) -> dict[str, dict[str, Any]]:

@@ -21,6 +21,7 @@ from diffjax.pretrained.folders import CONFIG
 from diffjax.spec import as_spec, build, from_json, spec, to_json
 
 _WEIGHTS, _NETWORK, _SHAPE = "weights.safetensors", "network", "image_shape"
+_CONDITION = "condition"
 
 
 def write_own(folder: str | Path, network: Any, params: Any) -> None:
@@ -39,6 +40,7 @@ def write_own(folder: str | Path, network: Any, params: Any) -> None:
     entries: dict[str, Any] = {_NETWORK: _spec_of(module)}
     if isinstance(network, Denoiser):
         entries[_SHAPE] = tuple(network.image_shape)
+        entries[_CONDITION] = as_spec(network.condition)
     leaves: Any = traverse_util.flatten_dict(params, sep=".")
     try:
         place.mkdir(exist_ok=True)
@@ -86,7 +88,8 @@ def read_own(
             raise UserError(f"{_NETWORK} is a {type(network).__name__}, not a network")
         if _SHAPE in entries:
             height, width, channels = map(int, entries[_SHAPE])
-            network = Denoiser(network, (height, width, channels))
+            known = {"condition": build(entries[_CONDITION])} if _CONDITION in entries else {}
+            network = Denoiser(network, (height, width, channels), **known)
     except KeyError as error:
         raise UserError(f"{place / CONFIG} lacks {_NETWORK}") from error
     except (OSError, TypeError, ValueError) as error:

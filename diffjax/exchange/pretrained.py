@@ -1,7 +1,7 @@
 """Published networks as runs: read from their files, with the recipe of their authors."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, cached_property, lru_cache
 from pathlib import Path
 from typing import Any
@@ -12,9 +12,9 @@ from ml_collections import ConfigDict
 from diffjax import choices, lookup
 from diffjax.codecs import Codec, Identity, Unstated
 from diffjax.codecs.autoencoder_kl import AutoencoderKL
-from diffjax.codecs.autoencoders import codec_at
+from diffjax.codecs.autoencoders import AutoencoderFolder, codec_at
 from diffjax.conditions import Condition, Images, Several
-from diffjax.conditions.classes import of_classes
+from diffjax.conditions.classes import Unconditional, of_classes
 from diffjax.data import image_folder, latents
 from diffjax.data.imagenet import label_names
 from diffjax.defaults import experiment
@@ -22,10 +22,12 @@ from diffjax.errors import UserError, nearest
 from diffjax.evaluation.extractors.features import pixel_features
 from diffjax.exchange.classifiers import read_classifier
 from diffjax.exchange.own_folders import is_own
+from diffjax.exchange.pipelines import is_pipeline, part_of, prompts_of
+from diffjax.exchange.schedulers import Schedule, schedule_of
 from diffjax.host.files import place_of
 from diffjax.models.families import Found, found_in, networks_in, settings_of
 from diffjax.pretrained.family import Denoiser, Family, Published
-from diffjax.pretrained.folders import Contents, read_weights
+from diffjax.pretrained.folders import Contents, read_object, read_weights
 from diffjax.pretrained.placing import placed_like
 from diffjax.runs.initial import is_run, weights_sha256
 from diffjax.runs.load import Run, load
@@ -140,6 +142,7 @@ def from_pretrained(
     *,
     codec: str | Path | Codec | None = None,
     family: str | None = None,
+    image_size: int | tuple[int, int] | None = None,
     mesh: Mesh | None = None,
     **settings: Any,
 ) -> Pretrained:
@@ -161,6 +164,8 @@ def from_pretrained(
             samples are latents, or images of a network of pixels.
         family: `DiT` or `SiT`, whose tensors are the same; by default the one that the name of the
             file has.
+        image_size: height and width of samples in pixels, or both as one number; by default those
+            that the network was trained with. For networks that take images of any size.
         mesh: from `diffjax.training.sharding.make_mesh`; by default all devices split the batch.
         **settings: of the network, as `dtype="bfloat16"` or `attention="chunked"`.
 
@@ -185,10 +190,14 @@ def from_pretrained(
             f"{path} has a network of {layout.name}, which draws no samples{use.get(kind, '')}"
         )
     published, name = layout.published(denoiser), _name(layout, denoiser)
-    config = _config(denoiser, published, name)
-    decoder = _codec(codec, path, published)
+    decoder = _codec(codec, path, published, denoiser)
+    if image_size is not None:
+        denoiser = _of_size(denoiser, decoder, image_size)
     _ = decoder.image_shape(denoiser.image_shape), decoder.params  # Refused, if they do not fit.
-    condition = _condition(layout, denoiser)
+    config = _config(denoiser, published, name)
+    condition = _condition(layout, denoiser, decoder, path)
+    if schedule := _schedule(path, denoiser):
+        _scheduled(config, schedule)
     if published.codec and not isinstance(decoder, Unstated):
         config.data.codec = as_spec(decoder)
     mesh = mesh or make_mesh()
@@ -310,7 +319,26 @@ def _data(denoiser: Denoiser, published: Published, num_classes: int) -> ConfigD
     return spec(image_folder, path="", image_size=height, channels=channels)
 
 
-def _condition(family: Family, denoiser: Denoiser) -> Condition:
+def _condition(family: Family, denoiser: Denoiser, codec: Codec, path: Path) -> Condition:
+    """The kind of a network's condition: classes, or texts if it lies in a pipeline with them."""
+    if not _is_of_texts(denoiser):
+        return _of_classes(family, denoiser)
+    condition = denoiser.condition
+    several = condition if isinstance(condition, Several) else None
+    parts: dict[str, Any] = dict(several.parts) if several else {"text": condition}
+    if is_pipeline(path) and (texts := prompts_of(path, parts["text"])):
+        parts["text"] = texts
+    if "size" in parts:
+        height, width, _ = codec.image_shape(denoiser.image_shape)
+        sides = {"height": height, "width": width}
+        kind = parts["size"]
+        named = zip(kind.names, kind.usual, strict=True)
+        usual = tuple(float(sides.get(name.rpartition("_")[2]) or x) for name, x in named)
+        parts["size"] = replace(kind, usual=usual)
+    return replace(several, parts=parts) if several else parts["text"]
+
+
+def _of_classes(family: Family, denoiser: Denoiser) -> Condition:
     """Classes, and for an upsampler the small image as well, which is always there."""
     names, num_classes = label_names(), denoiser.network.num_classes
     classes = of_classes(num_classes, names if num_classes == len(names) else ())
@@ -321,7 +349,52 @@ def _condition(family: Family, denoiser: Denoiser) -> Condition:
     return Several({"label": classes, "small": small}, kept=("small",))
 
 
-def _codec(given: str | Path | Codec | None, path: Path, published: Published) -> Codec:
+def _of_size(denoiser: Denoiser, codec: Codec, image_size: int | tuple[int, int]) -> Denoiser:
+    """The network for images of another size, where its tensors do not depend on the size."""
+    if not _is_of_texts(denoiser):
+        raise UserError("image_size= is for networks of texts: this one has one size")
+    sides = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
+    if len(sides) != 2 or not all(isinstance(side, int) and side > 0 for side in sides):
+        raise UserError(f"image_size={image_size!r} is to be height and width in pixels")
+    height, width, channels = *sides, codec.image_shape(denoiser.image_shape)[2]
+    shape = codec.latent_shape((height, width, channels))
+    condition = denoiser.condition
+    if isinstance(condition, Several):
+        parts = {
+            name: replace(part, shape=(*shape[:2], part.shape[2]))
+            if isinstance(part, Images)
+            else part
+            for name, part in condition.parts.items()
+        }
+        condition = replace(condition, parts=parts)
+    return replace(denoiser, image_shape=shape, condition=condition)
+
+
+def _schedule(path: Path, denoiser: Denoiser) -> Schedule | None:
+    """What the scheduler of a pipeline means; None of a file, or a pipeline without one."""
+    if not is_pipeline(path) or not _is_of_texts(denoiser):
+        return None
+    file = part_of(path, "scheduler") / "scheduler_config.json"
+    height, width, _ = denoiser.image_shape
+    return schedule_of(read_object(file), str(file), (height // 2) * (width // 2))
+
+
+def _is_of_texts(denoiser: Denoiser) -> bool:
+    return denoiser.condition != Unconditional()
+
+
+def _scheduled(config: ConfigDict, schedule: Schedule) -> None:
+    """Sets what a scheduler decides."""
+    config.path = schedule.path
+    config.precond.target, config.precond.noise_label = schedule.target, schedule.noise_label
+    config.sampling.solver, config.sampling.grid = schedule.solver, schedule.grid
+    config.sampling.unit_start = schedule.unit_start
+    config.sampling.guidance = lookup.guidance_called(schedule.guidance)
+
+
+def _codec(
+    given: str | Path | Codec | None, path: Path, published: Published, denoiser: Denoiser
+) -> Codec:
     """The codec of a name, a path or a value.
 
     Raises:
@@ -330,6 +403,8 @@ def _codec(given: str | Path | Codec | None, path: Path, published: Published) -
     if given is None:
         if not published.codec:
             return Identity()
+        if _is_of_texts(denoiser) and is_pipeline(path):
+            return AutoencoderFolder(str(part_of(path, "vae")))
         return codec_at(path / "vae") if (path / "vae").is_dir() else Unstated()
     if isinstance(given, Codec):
         return given

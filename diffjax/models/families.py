@@ -36,6 +36,12 @@ from diffjax.models.edm.published import DHARIWAL
 from diffjax.models.edm.published import FAMILY as SONG
 from diffjax.models.edm2.network import EDM2
 from diffjax.models.edm2.published import FAMILY as EDM2_FAMILY
+from diffjax.models.flux.network import Flux
+from diffjax.models.flux.published import DIFFUSERS as FLUX_OF_DIFFUSERS
+from diffjax.models.flux.published import FAMILY as FLUX_FAMILY
+from diffjax.models.flux2.network import Flux2
+from diffjax.models.flux2.published import DIFFUSERS as FLUX2_OF_DIFFUSERS
+from diffjax.models.flux2.published import FAMILY as FLUX2_FAMILY
 from diffjax.models.jit.network import JiT
 from diffjax.models.jit.published import FAMILY as JIT_FAMILY
 from diffjax.models.lightningdit.network import LightningDiT
@@ -43,6 +49,12 @@ from diffjax.models.lightningdit.published import FAMILY as LIGHTNINGDIT_FAMILY
 from diffjax.models.movq.network import MOVQ
 from diffjax.models.movq.published import FAMILY as MOVQ_FAMILY
 from diffjax.models.movq.published import KANDINSKY
+from diffjax.models.rae.network import RAE
+from diffjax.models.rae.published import FAMILY as RAE_FAMILY
+from diffjax.models.rae.published import OLD as OLD_RAE
+from diffjax.models.sd3.network import MMDiT
+from diffjax.models.sd3.published import DIFFUSERS as SD3_OF_DIFFUSERS
+from diffjax.models.sd3.published import FAMILY as SD3_FAMILY
 from diffjax.models.sit.network import SiT
 from diffjax.models.sit.published import FAMILY as SIT_FAMILY
 from diffjax.models.stable_diffusion.network import StableDiffusionUNet
@@ -76,12 +88,16 @@ LAYOUTS: Mapping[type[Any], Mapping[str, Family]] = {
     DhariwalUNet: {AUTHORS: DHARIWAL},
     DDPMUNet: {DIFFUSERS: DDPM, "old diffusers": OLD_DDPM},
     EDM2: {AUTHORS: EDM2_FAMILY},
+    MMDiT: {AUTHORS: SD3_FAMILY, DIFFUSERS: SD3_OF_DIFFUSERS},
+    Flux: {AUTHORS: FLUX_FAMILY, DIFFUSERS: FLUX_OF_DIFFUSERS},
+    Flux2: {AUTHORS: FLUX2_FAMILY, DIFFUSERS: FLUX2_OF_DIFFUSERS},
     StableDiffusionUNet: {AUTHORS: STABLE_DIFFUSION_OF_LDM, DIFFUSERS: STABLE_DIFFUSION},
     TAESD: {AUTHORS: TAESD_FAMILY, DIFFUSERS: TAESD_OF_DIFFUSERS},
     # Before the one whose names their files have too.
     AutoencoderKLFlux2: {AUTHORS: FLUX2_AUTHORS, DIFFUSERS: FLUX2},
     MOVQ: {AUTHORS: KANDINSKY, DIFFUSERS: MOVQ_FAMILY},
     DCAE: {DIFFUSERS: DC_AE},
+    RAE: {DIFFUSERS: RAE_FAMILY, "transformers 4": OLD_RAE},
     AutoencoderKL: {AUTHORS: LDM, DIFFUSERS: AUTOENCODER_KL, "old diffusers": OLD_DIFFUSERS},
     ClipText: {AUTHORS: OPENCLIP, DIFFUSERS: CLIP_TEXT, "transformers 5": BARE_CLIP_TEXT},
     T5Encoder: {DIFFUSERS: T5},

@@ -247,6 +247,7 @@ class Conditioning(nn.Module):
         label_init: the initializer of `E`.
         layers: whether the two dense layers are there. Without them an embedded noise label is
             `frequencies(noise_label)`, of the width `features`.
+        bias: whether these two have biases.
     """
 
     num_classes: int
@@ -260,6 +261,7 @@ class Conditioning(nn.Module):
     kernel_init: Initializer = initializers.normal(0.02)
     label_init: Initializer = initializers.normal(0.02)
     layers: bool = True
+    bias: bool = True
     out_init: Initializer | None = None
 
     @nn.compact
@@ -312,9 +314,9 @@ class Conditioning(nn.Module):
         h = self.frequencies(self, noise_label, self.num_frequencies, suffix)
         h = h if early is None else h + early.astype(h.dtype)
         # Not split by width: with such a split XLA returned wrong gradients for the layers below.
-        h = self._dense(self.features, f"hidden{suffix}")(h)
+        h = self._dense(self.features, f"hidden{suffix}", self.bias)(h)
         h = nn.silu(constrain(h, BATCH, None))
-        return self._dense(self.features, f"out{suffix}", init=self.out_init)(h)
+        return self._dense(self.features, f"out{suffix}", self.bias, self.out_init)(h)
 
     def _dense(
         self, features: int, name: str, use_bias: bool = True, init: Initializer | None = None
@@ -373,6 +375,8 @@ class SelfAttention(nn.Module):
         qk_norm: whether the queries and keys of a head are normalised to a mean square of 1, and
             multiplied by a learned vector, the same for all heads (Dehghani et al. 2023,
             arXiv:2302.05442, with RMS norms).
+        out_bias: whether the output layer has a bias.
+        dense_out: whether there is an output layer.
         base_head_width: as of `as_of_head_width`; 0 changes nothing.
 
     Raises:
@@ -387,6 +391,8 @@ class SelfAttention(nn.Module):
     qkv_order: str = "parts"
     qkv_bias: bool = True
     qk_norm: bool = False
+    out_bias: bool = True
+    dense_out: bool = True
     base_head_width: int = 0
 
     @nn.compact
@@ -397,6 +403,10 @@ class SelfAttention(nn.Module):
         rotation: Rotation | None = None,
         mask: Bool[Array, "..."] | None = None,
     ) -> Tokens:
+        return self._joined(self._looked(self._heads(x), place, rotation, mask))
+
+    def _heads(self, x: Tokens, prefix: str = "") -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Queries, keys and values of tokens, `[B, T, heads, d]`."""
         dtype = compute_type(self.dtype)
         batch, length, width = x.shape
         if self.num_heads < 1 or width % self.num_heads:
@@ -410,7 +420,7 @@ class SelfAttention(nn.Module):
             use_bias=self.qkv_bias,
             dtype=dtype,
             kernel_init=self.kernel_init,
-            name="qkv",
+            name=f"{prefix}qkv",
         )(x)
         heads = (batch, length, self.num_heads, width // self.num_heads)
         order = QKV_ORDERS[self.qkv_order]
@@ -426,13 +436,38 @@ class SelfAttention(nn.Module):
             for part in jnp.split(qkv, 3, axis=-1)
         )
         if self.qk_norm:
-            q, k = norm("rms", dtype, name="q_norm")(q), norm("rms", dtype, name="k_norm")(k)
+            q = norm("rms", dtype, name=f"{prefix}q_norm")(q)
+            k = norm("rms", dtype, name=f"{prefix}k_norm")(k)
+        return q, k, v
+
+    def _looked(
+        self,
+        heads: tuple[jax.Array, jax.Array, jax.Array],
+        place: jax.Array | None,
+        rotation: Rotation | None,
+        mask: jax.Array | None,
+    ) -> jax.Array:
+        """What each token has looked at, `[B, T, heads, d]`."""
+        q, k, v = heads
         if rotation is not None:
             q, k = rotate(q, rotation), rotate(k, rotation)
         q = as_of_head_width(q, self.base_head_width)
         out = self.look(q, k, v, place) if mask is None else masked(q, k, v, mask)
-        out = checkpoint_name(out, ATTENTION).reshape(batch, length, width)
-        return Dense(width, dtype=dtype, kernel_init=self.out_init, name="out")(out)
+        return checkpoint_name(out, ATTENTION)
+
+    def _joined(self, out: jax.Array, prefix: str = "") -> Tokens:
+        """The heads of each token as one vector, after the output layer."""
+        batch, length, heads, width = out.shape
+        out = out.reshape(batch, length, heads * width)
+        if not self.dense_out:
+            return out
+        return Dense(
+            heads * width,
+            use_bias=self.out_bias,
+            dtype=compute_type(self.dtype),
+            kernel_init=self.out_init,
+            name=f"{prefix}out",
+        )(out)
 
     def look(self, q: jax.Array, k: jax.Array, v: jax.Array, place: jax.Array | None) -> jax.Array:
         """The attention itself, `[B, T, heads, d]`; `place` is used by `attention_off` alone."""

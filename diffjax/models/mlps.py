@@ -6,9 +6,10 @@ import flax.linen as nn
 import jax
 from jax.nn import initializers
 from jax.nn.initializers import Initializer
+from jaxtyping import Float
 
 from diffjax.models.layers import Dense, compute_type
-from diffjax.shapes import Tokens
+from diffjax.shapes import Array, Tokens
 
 
 class MLP(nn.Module):
@@ -19,17 +20,19 @@ class MLP(nn.Module):
         dtype: the compute type.
         bias: whether its layers have biases.
         kernel_init: the initializer of its layers.
+        down: whether there is the layer down; otherwise the hidden units are returned.
     """
 
     hidden_size: int
     dtype: str = "float32"
     bias: bool = True
     kernel_init: Initializer = initializers.xavier_uniform()
+    down: bool = True
 
     @nn.compact
-    def __call__(self, x: Tokens) -> Tokens:
+    def __call__(self, x: Tokens) -> Float[Array, " batch tokens features"]:
         h = self.activation(self._dense(self.hidden_size, "up")(x))
-        return self._dense(x.shape[-1], "down")(h)
+        return self._dense(x.shape[-1], "down")(h) if self.down else h
 
     def activation(self, x: jax.Array) -> jax.Array:
         """The nonlinearity of the hidden units."""
@@ -56,10 +59,11 @@ class SwiGLU(MLP):
     """
 
     @nn.compact
-    def __call__(self, x: Tokens) -> Tokens:
+    def __call__(self, x: Tokens) -> Float[Array, " batch tokens features"]:
         hidden_size = self.hidden_size * 2 // 3
         gate, up = self._dense(hidden_size, "gate")(x), self._dense(hidden_size, "up")(x)
-        return self._dense(x.shape[-1], "down")(nn.silu(gate) * up)
+        h = nn.silu(gate) * up
+        return self._dense(x.shape[-1], "down")(h) if self.down else h
 
 
 class GEGLU(MLP):

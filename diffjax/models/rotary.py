@@ -1,5 +1,6 @@
 """Rotary positions: rotated queries and keys (RoPE, Su et al. 2021, arXiv:2104.09864)."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -43,15 +44,41 @@ def rotation_2d(
             f"rotary: heads of the width {head_width}, which is no multiple of 4: change "
             "hidden_size or num_heads"
         )
-    quarter = head_width // 4
-    frequencies = 10_000.0 ** (-np.arange(quarter) / quarter)
     rows, columns = (
         np.linspace(0.0, span, count) if span else np.arange(count) for count in (height, width)
     )
-    row, column = np.repeat(rows, width), np.tile(columns, height)
-    angles = np.concatenate([at[:, None] * frequencies for at in (row, column)], axis=-1)
-    angles = np.concatenate([np.zeros((before, 2 * quarter)), angles])
-    return Rotation(np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32))
+    grid = np.stack([np.repeat(rows, width), np.tile(columns, height)], axis=-1)
+    positions = np.concatenate([np.zeros((before, 2)), grid])
+    return rotation_of(positions, (head_width // 2, head_width // 2))
+
+
+def rotation_of(
+    positions: np.ndarray, widths: Sequence[int], max_period: float = 10_000.0
+) -> Rotation:
+    """The rotation of tokens with positions along several axes, each for a part of the pairs.
+
+        angle = ω_i · position,     ω_i = max_period^(−i / n),  i = 0 … n−1,  n = width / 2
+
+    Args:
+        positions: `[T, axes]`.
+        widths: the part of a head for each axis, an even number; their sum is the width of a head.
+        max_period: the longest period, over 2π; 10,000 is usual, and 2,000 in Flux.2.
+
+    Raises:
+        UserError: a width is odd.
+
+    Example:
+        >>> rotation_of(np.zeros((5, 3)), (2, 4, 4)).cos.shape
+        (5, 5)
+    """
+    if any(width % 2 for width in widths):
+        raise UserError(f"rotary: widths {tuple(widths)} of the axes have to be even")
+    angles = [
+        at[:, None] * max_period ** (-np.arange(width // 2) / (width // 2))
+        for at, width in zip(positions.T, widths, strict=True)
+    ]
+    both = np.concatenate(angles, axis=-1)
+    return Rotation(np.cos(both).astype(np.float32), np.sin(both).astype(np.float32))
 
 
 def rotate(x: Queries, rotation: Rotation) -> Queries:

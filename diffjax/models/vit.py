@@ -49,6 +49,7 @@ class ViT(nn.Module):
             2021, arXiv:2103.17239).
         resize_positions: `(positions [G, G, width], size) -> [size, size, width]` for images with
             another number of patches; None accepts images of `grid` patches alone.
+        affine_end: whether the last normalisation has a scale and a bias.
 
     References:
         Dosovitskiy et al., "An Image is Worth 16x16 Words", 2020, arXiv:2010.11929
@@ -66,6 +67,7 @@ class ViT(nn.Module):
     norm_before: bool = False
     layer_scale: bool = False
     resize_positions: Callable[[jax.Array, int], jax.Array] | None = None
+    affine_end: bool = True
 
     @nn.compact
     def __call__(self, x: Images) -> Float[Array, " batch tokens {self.width}"]:
@@ -91,7 +93,7 @@ class ViT(nn.Module):
             x = Block(
                 self.num_heads, self.epsilon, self.activation, self.layer_scale, name=f"block_{i}"
             )(x)
-        return _norm(self.epsilon, "norm")(x)
+        return _norm(self.epsilon, "norm", affine=self.affine_end)(x)
 
 
 class Block(nn.Module):
@@ -134,8 +136,10 @@ class Block(nn.Module):
         return scale[None, None] * x
 
 
-def _norm(epsilon: float, name: str, dtype: Any = None) -> Callable[[jax.Array], jax.Array]:
-    return norm("layer", dtype, epsilon, affine=True, name=name, use_fast_variance=False)
+def _norm(
+    epsilon: float, name: str, dtype: Any = None, affine: bool = True
+) -> Callable[[jax.Array], jax.Array]:
+    return norm("layer", dtype, epsilon, affine=affine, name=name, use_fast_variance=False)
 
 
 def _repeated(tokens: jax.Array, batch: int) -> jax.Array:

@@ -28,6 +28,8 @@ def placed_like(like: Any) -> Place:
         leaf = leaves[path]
 
         def part(index: Any) -> np.ndarray:
+            if isinstance(array, Stack):
+                return array.astype(leaf.dtype)[index]
             # Transposed arrays are copied to a device faster than NumPy copies them. Those that
             # need no change may become the memory of a device, and that may not be a file's.
             piece = array[index].astype(leaf.dtype, copy=False)

@@ -1,6 +1,7 @@
 """Arrays of one shape as one array, which is copied when it is used, by several threads."""
 
 import math
+import mmap
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -8,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+_PRIVATE = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
 _TILE = 128, 512
 """Rows and columns that fit in a core's cache, read and written."""
 
@@ -45,7 +47,7 @@ class Stack:
         numbers, *within = index if isinstance(index, tuple) else (index,)
         layers = range(self.shape[0])[numbers]
         axes = np.broadcast_to(np.False_, self.shape[1:])[tuple(within)].shape
-        out = _aligned((len(layers), *axes), self.dtype)
+        out = _pages((len(layers), *axes), self.dtype)
 
         def fill(place: int) -> None:
             copy(self.layer(layers[place])[tuple(within)], out[place, ...])
@@ -74,9 +76,12 @@ def copy(array: np.ndarray, out: np.ndarray) -> None:
             out[tile] = array[tile]
 
 
-def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    """An empty array that JAX's CPU device takes over without a copy: it lies at 64 bytes."""
-    size = math.prod(shape) * dtype.itemsize
-    memory = np.empty(size + 64, np.uint8)
-    start = -memory.ctypes.data % 64
-    return memory[start : start + size].view(dtype).reshape(shape)
+def _pages(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """An array of zeros in pages of its own, which JAX's CPU device takes over without a copy.
+
+    NumPy would take huge pages. On a virtual machine, whose host keeps what is free, the first use
+    of these took three times as long.
+    """
+    count = math.prod(shape)
+    memory = mmap.mmap(-1, max(1, count * dtype.itemsize), **_PRIVATE)
+    return np.frombuffer(memory, dtype, count).reshape(shape)

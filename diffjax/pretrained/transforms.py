@@ -115,6 +115,24 @@ def split(parts: int | Sequence[int], of: Transform = keep, axis: int = -1) -> T
     )
 
 
+def side_by_side(*transforms: Transform) -> Transform:
+    """A transform for each of several arrays.
+
+    Example:
+        >>> one, two = side_by_side(dense, keep).to_ours((np.zeros((2, 3)), np.zeros((2, 3))))
+        >>> one.shape, two.shape
+        ((3, 2), (2, 3))
+    """
+
+    def changed(arrays: Arrays, direction: str) -> Arrays:
+        pairs = zip(transforms, arrays, strict=True)
+        return tuple(getattr(one, direction)((array,))[0] for one, array in pairs)
+
+    return Transform(
+        lambda arrays: changed(arrays, "to_ours"), lambda arrays: changed(arrays, "to_theirs")
+    )
+
+
 def stack(of: Transform = keep, per_block: int = 1) -> Transform:
     """Stacks the published tensors of all blocks to parameters with a first axis of blocks.
 
@@ -166,6 +184,15 @@ def reorder(order: Sequence[int] | np.ndarray, axis: int = -1) -> Transform:
         return np.take(array, order, axis) if array.strides[axis] else array
 
     return each(lambda array: taken(array, order), lambda array: taken(array, back))
+
+
+def _halves_swapped(array: np.ndarray) -> np.ndarray:
+    # One number that stands for a whole axis stays one: shapes are compared without memory.
+    return np.roll(array, array.shape[-1] // 2, -1) if array.strides[-1] else array
+
+
+swap_halves = each(_halves_swapped, _halves_swapped)
+"""The second half of the last axis before the first: scale and shift, shift and scale."""
 
 
 def permute(

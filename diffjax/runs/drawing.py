@@ -29,7 +29,7 @@ def draw_images(
 
     Args:
         model: the network with its weights and its own recipe.
-        condition: what each sample is to show: a number, a list to parse, or arrays.
+        condition: what each sample is to show: a number, a text, a list to parse, or arrays.
         chosen: parts of the recipe; `against` may be a negative condition too.
         source: `[n, H, W, C]` in [-1, 1], what each is made from; for models between two sets.
         seed: of the noise, a whole number of less than 2³¹ in size.
@@ -62,7 +62,7 @@ def conditions_of(kind: Condition, given: Any) -> Any:
         UserError: the condition parses none of it, or can't be listed in turn.
     """
     if isinstance(given, str):
-        raise UserError(f"condition={given!r} is one text: for one sample pass [{given!r}]")
+        return kind.of([given])
     if not isinstance(given, int | float | np.number | bool):
         return kind.of(given)
     number: Any = given

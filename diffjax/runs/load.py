@@ -214,6 +214,7 @@ class Run:
         guidance_scale: float | None = None,
         guidance: str | Rule | None = None,
         against: Any = None,
+        negative: str | None = None,
         weights: str | None = None,
         batch_size: int = 256,
     ) -> np.ndarray:
@@ -228,8 +229,8 @@ class Run:
         Args:
             condition: what each sample is to show: a list of what the run's condition parses
                 (labels by number or name, prompts; for several parts a dict or text for each
-                sample), or its arrays with one row for each sample. A number n is n samples
-                whose labels cycle through all classes.
+                sample), or its arrays with one row for each sample. A text is one sample. A number
+                n is n samples whose labels cycle through all classes.
             source: `[n, H, W, C]` in [-1, 1], what each is made from; for runs between two sets.
                 Images, also where a codec encodes them.
             seed: of the noise, a whole number of less than 2³¹ in size.
@@ -242,6 +243,7 @@ class Run:
                 "weights:ema-0.99", a value of `diffjax.sampling.guidance`; or a negative
                 condition, a list or arrays as `condition`, with one row for all samples or one for
                 each.
+            negative: a negative prompt for all samples, the same as `against=[negative]`.
             weights: `live` or the name of an average.
             batch_size: images at a time.
 
@@ -252,6 +254,10 @@ class Run:
             UserError: no such condition, name or weights; a number out of range; a recipe that
                 does not suit this model (`check_recipe`).
         """
+        if negative is not None:
+            if against is not None:
+                raise UserError("negative= and against= are both what guidance leads away from")
+            against = [negative]
         chosen = Chosen(solver, grid, num_steps, guidance_scale, guidance, against)
         return draw_images(
             self.model(weights),

@@ -434,8 +434,15 @@ def read_parts(
 
 
 def _spec_of(part: Condition | Codec) -> dict[str, Any]:
-    """A part of the data as the spec that `build` makes it from again, as plain JSON."""
-    return json.loads(to_json(as_spec(part)))
+    """A part of the data as the spec that `build` makes it from again, as plain JSON.
+
+    Raises:
+        UserError: it has parts that are no plain values, such as arrays.
+    """
+    try:
+        return json.loads(to_json(as_spec(part)))
+    except (TypeError, UserError) as error:
+        raise UserError(f"a run can't record its {type(part).__name__}: {error}") from error
 
 
 @contextmanager

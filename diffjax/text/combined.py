@@ -13,10 +13,10 @@ import numpy as np
 
 from diffjax.conditions import TokenStates
 from diffjax.errors import UserError
-from diffjax.text.encoders import Encodes, Sizes
+from diffjax.text.encoders import Sizes
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class AlongFeatures:
     """The states of several encoders, concatenated for each token.
 
@@ -28,13 +28,10 @@ class AlongFeatures:
             in SD 3.
     """
 
-    encoders: tuple[Encodes, ...]
+    encoders: tuple[Any, ...]
     pooled: tuple[int, ...]
 
     def __post_init__(self) -> None:
-        lengths = {encoder.sizes.length for encoder in self.encoders}
-        if len(lengths) != 1:
-            raise UserError(f"encoders along features have texts of one length, not {lengths}")
         if not set(self.pooled) <= set(range(len(self.encoders))):
             raise UserError(
                 f"pooled={self.pooled}: encoders are counted from 0 to {len(self.encoders) - 1}"
@@ -44,6 +41,8 @@ class AlongFeatures:
     def sizes(self) -> Sizes:
         """The sizes of what it returns."""
         each = [encoder.sizes for encoder in self.encoders]
+        if len(lengths := {sizes.length for sizes in each}) != 1:
+            raise UserError(f"encoders along features have texts of one length, not {lengths}")
         width = sum(sizes.width for sizes in each)
         return Sizes(each[0].length, width, sum(each[i].pooled_width for i in self.pooled))
 
@@ -54,7 +53,7 @@ class AlongFeatures:
         return TokenStates._make((states, each[0].mask, pooled))
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class AlongTokens:
     """The tokens of several encoders, one after the other.
 
@@ -64,7 +63,7 @@ class AlongTokens:
         encoders: two or more.
     """
 
-    encoders: tuple[Encodes, ...]
+    encoders: tuple[Any, ...]
 
     @property
     def sizes(self) -> Sizes:
@@ -84,7 +83,7 @@ class AlongTokens:
         )
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class PooledFrom:
     """The states of one encoder, and the pooled vector of another.
 
@@ -93,8 +92,8 @@ class PooledFrom:
         pooled: whose pooled vector is returned.
     """
 
-    states: Encodes
-    pooled: Encodes
+    states: Any
+    pooled: Any
 
     @property
     def sizes(self) -> Sizes:

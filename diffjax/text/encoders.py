@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -12,14 +12,13 @@ import numpy as np
 
 from diffjax.compiling import jit
 from diffjax.conditions import TokenStates
-from diffjax.errors import UserError
+from diffjax.errors import UserError, nearest
 from diffjax.host.files import place_of
 from diffjax.models.bert.network import Bert
 from diffjax.models.clip_text.network import ClipText
 from diffjax.models.families import find_published
 from diffjax.models.layers import compute_type
 from diffjax.models.t5.network import T5Encoder
-from diffjax.pretrained.stacks import Stack
 from diffjax.text.tokenizers import Tokenizer, read_tokenizer
 
 _NETWORKS = (ClipText, T5Encoder, Bert)
@@ -40,7 +39,7 @@ class Sizes(NamedTuple):
 
 
 class Encodes(Protocol):
-    """What encodes texts: a `TextEncoder`, or a combination of them."""
+    """What encodes texts: a `FolderEncoder`, a `TextEncoder`, or a combination of them."""
 
     @property
     def sizes(self) -> Sizes:
@@ -54,7 +53,7 @@ class Encodes(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class TextEncoder:
-    """A tokenizer, a network and its weights: `texts -> TokenStates`.
+    """A tokenizer, a network and its weights in memory: `texts -> TokenStates`.
 
     A program is compiled for each length of texts, and few numbers of them. A text that occurs
     several times in a call is encoded once.
@@ -167,48 +166,101 @@ def _program() -> Any:
     return jit(_states, static_argnums=(0, 1, 2))
 
 
+@dataclass(frozen=True)
+class FolderEncoder:
+    """The text encoder in folders of transformers, which are read when the first text is encoded.
+
+    Equal ones have equal settings, which a run records with its condition.
+
+    Attributes:
+        folder: with `config.json` and weights, such as `text_encoder` of a folder of diffusers.
+        tokenizer_folder: with the files of the tokenizer; by default `folder` itself, or the folder
+            beside it whose name has `tokenizer` for `text_encoder`.
+        length: the number of tokens of a text; by default that of the tokenizer.
+        dtype: the compute type, in which the weights are stored too; `bfloat16` halves the memory.
+        layer: see `TextEncoder`, also for the others.
+        normed: whether states are after the final norm.
+        padding: whether padding counts as tokens.
+        chunks: the number of parts in which a text is read.
+    """
+
+    folder: str
+    tokenizer_folder: str = ""
+    length: int | None = None
+    dtype: str = "float32"
+    layer: int = -1
+    normed: bool = True
+    padding: bool = False
+    chunks: int = 1
+
+    @functools.cached_property
+    def loaded(self) -> TextEncoder:
+        """The encoder in memory.
+
+        Raises:
+            UserError: files are missing, damaged or of another network.
+        """
+        place = place_of(self.folder)
+        found = find_published(place)
+        network = found.network
+        if not isinstance(network, _NETWORKS):
+            raise UserError(f"{self.folder} has a {type(network).__name__}, no text encoder")
+        words = read_tokenizer(self.tokenizer_folder or _tokenizer_of(place), self.length)
+        kind, count = compute_type(self.dtype), words.library.get_vocab_size()
+        if network.vocabulary < count:
+            raise UserError(
+                f"the tokenizer has {count} tokens, and the text encoder {self.folder} reads "
+                f"{network.vocabulary}: they are of different models"
+            )
+
+        def stored(path: str, array: Any) -> jax.Array:
+            del path
+            return jnp.array(np.asarray(array), kind)  # A copy: the file may change.
+
+        how = self.layer, self.normed, self.padding, self.chunks
+        # Settings are checked before the weights are read.
+        encoder = TextEncoder(words, network.clone(dtype=self.dtype), None, *how)
+        return replace(encoder, params=found.params(stored))
+
+    @property
+    def sizes(self) -> Sizes:
+        """The sizes of what it returns."""
+        return self.loaded.sizes
+
+    def __call__(self, texts: Sequence[str]) -> TokenStates:
+        """The states of each text; see `TextEncoder`."""
+        return self.loaded(texts)
+
+
 def read_text_encoder(
     folder: str | Path,
-    tokenizer: str | Path | None = None,
+    tokenizer: str | Path = "",
     length: int | None = None,
     dtype: str = "float32",
     **how: Any,
-) -> TextEncoder:
+) -> FolderEncoder:
     """Reads a text encoder and its tokenizer from folders of transformers.
 
     Args:
-        folder: with `config.json` and weights, such as `text_encoder` of a folder of diffusers.
-        tokenizer: with the files of the tokenizer; by default `folder` itself, or the folder beside
-            it whose name has `tokenizer` for `text_encoder`.
+        folder: with `config.json` and weights.
+        tokenizer: the folder of the tokenizer.
         length: the number of tokens of a text; by default that of the tokenizer.
-        dtype: the compute type, in which the weights are stored too; `bfloat16` halves the memory.
-        **how: attributes of `TextEncoder`: `layer`, `normed`, `padding`, `chunks`.
+        dtype: the compute type.
+        **how: `layer`, `normed`, `padding` and `chunks` of `FolderEncoder`, which has them all.
 
     Raises:
-        UserError: files are missing, damaged or of another network.
+        UserError: files are missing, damaged or of another network; a setting is unknown.
 
     Example:
         `encoder = read_text_encoder("stable-diffusion-v1-5/text_encoder", padding=True)`
     """
-    place = place_of(str(folder))
-    found = find_published(place)
-    if not isinstance(found.network, _NETWORKS):
-        raise UserError(f"{folder} has a {type(found.network).__name__}, which is no text encoder")
-    words = read_tokenizer(_tokenizer_of(place) if tokenizer is None else tokenizer, length)
-    kind = compute_type(dtype)
-
-    def stored(path: str, array: np.ndarray | Stack) -> jax.Array:
-        del path
-        return jnp.asarray(np.asarray(array), kind)
-
-    network = found.network.clone(dtype=dtype)
-    encoder = TextEncoder(words, network, None, **how)
-    if network.vocabulary < words.library.get_vocab_size():
-        raise UserError(
-            f"the tokenizer has {words.library.get_vocab_size()} tokens, and the text encoder "
-            f"{folder} reads {network.vocabulary}: they are of different models"
-        )
-    return replace(encoder, params=found.params(stored))
+    known = [field.name for field in fields(FolderEncoder)]
+    for name in how:
+        if name not in known:
+            raise UserError(f"a text encoder has no setting {name!r}; {nearest(name, known)}")
+    encoder = FolderEncoder(str(folder), str(tokenizer or ""), length, dtype, **how)
+    _ = encoder.loaded  # Read, or refused.
+    return encoder
 
 
 def _tokenizer_of(folder: Path) -> Path:

@@ -1,7 +1,8 @@
 """Prompts: texts as a kind of condition, with the encoder that reads them."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import jax
@@ -18,20 +19,25 @@ class Prompts(Tokens):
     """Token states of texts; `prompts` makes one for an encoder.
 
     Attributes:
-        encoder: what reads texts; None where all states come ready, from files.
-        unconditional: the condition of one example that is the null condition, such as the empty
-            text; None for no token and zeros.
+        encoder: what reads texts (`Encodes`); None where all states come ready, from files.
+        null_text: the text of the null condition; None for no token and zeros.
     """
 
     name: str = "text"
-    encoder: Encodes | None = None
-    unconditional: TokenStates | None = field(default=None, compare=False, repr=False)
+    encoder: Any = None
+    null_text: str | None = ""
 
     def null(self, n: Any) -> TokenStates:
-        if self.unconditional is None:
+        if self.null_text is None or self.encoder is None:
             return super().null(n)
-        parts = (jnp.asarray(part) for part in self.unconditional)
+        parts = (jnp.asarray(part) for part in self._null)
         return TokenStates(*(jnp.broadcast_to(part, (n, *part.shape[1:])) for part in parts))
+
+    @cached_property
+    def _null(self) -> TokenStates:
+        # A first use may be within a program that is being traced.
+        with jax.ensure_compile_time_eval():
+            return self.parse([self.null_text])
 
     def parse(self, given: Sequence[Any] | np.ndarray) -> TokenStates:
         if self.encoder is None:
@@ -50,7 +56,7 @@ def prompts(encoder: Encodes, null: str | None = "", name: str = "text") -> Prom
     for all samples or one for each.
 
     Args:
-        encoder: a `TextEncoder`, or a combination of them.
+        encoder: of `read_text_encoder`, or a combination of several.
         null: the text of the null condition, to which training drops texts and which guidance
             goes away from; "" in Stable Diffusion. None: no token, and zeros.
         name: of its arrays in a batch.
@@ -58,8 +64,7 @@ def prompts(encoder: Encodes, null: str | None = "", name: str = "text") -> Prom
     Example:
         `prompts(read_text_encoder("MiniLM"), null=None)`
     """
-    unconditional = None if null is None else jax.tree.map(np.asarray, encoder([null]))
-    return Prompts(*encoder.sizes, name, encoder, unconditional)
+    return Prompts(*encoder.sizes, name, encoder, null)
 
 
 def _refused(given: Any) -> str:

@@ -1,4 +1,4 @@
-"""FLUX.2, EDM2, MOVQ and DC-AE as codecs: scales of latents, posteriors, tiles and shapes."""
+"""FLUX.2, EDM2, MOVQ, DC-AE and RAE as codecs: scales, posteriors, tiles and shapes."""
 
 import hashlib
 from typing import Any
@@ -11,6 +11,7 @@ from diffjax.codecs import Tiled
 from diffjax.codecs.autoencoder_kl import AutoencoderKL
 from diffjax.codecs.dc_ae import DCAE
 from diffjax.codecs.movq import MOVQ
+from diffjax.codecs.rae import RAE
 from diffjax.codecs.scaled import ScaledLatents
 from diffjax.errors import UserError
 from diffjax.models.autoencoder_kl.network import AutoencoderKL as Network
@@ -20,6 +21,8 @@ from diffjax.models.autoencoder_kl.sizes import SCALINGS
 from diffjax.models.dc_ae.network import DCAE as DCAENetwork
 from diffjax.models.dc_ae.published import FAMILY as DC_AE
 from diffjax.models.dc_ae.sizes import SCALES, SIZES
+from diffjax.models.rae.network import RAE as RAENetwork
+from diffjax.models.rae.published import FAMILY as RAE_FAMILY
 from diffjax.pretrained.files import write_safetensors
 
 SMALL = {"channels": (8,), "num_res_blocks": 1, "num_groups": 2}
@@ -123,6 +126,32 @@ def test_latents_of_dc_ae_are_scaled_and_decoded_images_are_clipped(tmp_path):
 
 
 @pytest.mark.thorough
+def test_rae_takes_images_from_0_to_1_and_is_clipped(tmp_path):
+    network = RAENetwork(64, 1, 16, 1, 2, 16, encoder_side=28, grid=3)
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(
+        lambda x: rng.uniform(0.1, 1, x.shape).astype(np.float32), RAE_FAMILY.shapes(network)
+    )
+    path = tmp_path / "w.safetensors"
+    write_safetensors(path, RAE_FAMILY.to_theirs(params, network))
+
+    class SmallRAE(RAE):
+        @property
+        def _network(self):
+            return network
+
+    codec = SmallRAE(str(path), file_sha256=hashlib.sha256(path.read_bytes()).hexdigest())
+    images = rng.uniform(-1, 1, (2, *codec.image_shape((2, 2, 64)))).astype(np.float32)
+    latents: Any = network.apply({"params": params}, (images + 1) / 2, method="encode")
+    decoded: Any = network.apply({"params": params}, latents, method="decode")
+    found = codec.encoder()(images)
+    np.testing.assert_allclose(found, latents, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(
+        codec.decoder()(found), 2 * np.clip(decoded, 0, 1) - 1, rtol=1e-4, atol=1e-3
+    )
+
+
+@pytest.mark.thorough
 def test_tiles_of_a_posterior_are_those_of_its_moments(tmp_path):
     """One tile is the whole."""
     codec = codec_of("edm2", tmp_path)
@@ -141,6 +170,8 @@ def test_tiles_of_a_posterior_are_those_of_its_moments(tmp_path):
         (lambda: MOVQ().image_shape((4, 4, 3)), "movq has latents of 4 channels, not 3"),
         (lambda: DCAE().latent_shape((48, 64, 3)), "multiples of 32, not 48x64 with 3"),
         (lambda: DCAE(size="dc-ae-f64c128"), "no DC-AE network is called 'dc-ae-f64c128'"),
+        (lambda: RAE().latent_shape((64, 64, 3)), r"images of \(256, 256, 3\) alone, not \(64, 64"),
+        (lambda: RAE().image_shape((16, 16, 4)), r"latents of \(16, 16, 768\) alone"),
         (lambda: MOVQ(size="movq2"), "no MOVQ network is called 'movq2'; did you mean 'movq'"),
     ],
 )

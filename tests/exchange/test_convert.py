@@ -116,7 +116,7 @@ def test_each_network_is_written_in_each_of_its_layouts(to, family, tmp_path):
     network = family.network(**SMALL.get(family.name, {}) | wide)
     weights = drawn(family, network)
     write_own(tmp_path / "own", network, weights)
-    assert repr(read_own(tmp_path / "own")[0]) == repr(network)
+    assert read_own(tmp_path / "own")[0] == network
     lines = convert(str(tmp_path / "own"), to, tmp_path / "theirs")
     assert not [line for line in lines if line.startswith("unlike")]
     one_file = to == "authors" and not family.files

@@ -22,9 +22,9 @@ FAMILIES = {
 }
 LAYOUTS = [name for name in FAMILIES if " of " in name]
 """Further layouts of a network, whose first layout is in the default tests."""
-_TRANSFORMERS = ["DDT", "JiT", "LightningDiT", "U-ViT"]
+_TRANSFORMERS = ["DDT", "JiT", "LightningDiT", "U-ViT", "SD3", "Flux.1", "Flux.2"]
 _U_NETS = ["ADM", "ADM upsampler", "ADM classifier", "DDPM", "EDM", "Stable Diffusion"]
-LARGE = [*_U_NETS, "DC-AE", "Inception", "LPIPS", *_TRANSFORMERS]
+LARGE = [*_U_NETS, "DC-AE", "Inception", "LPIPS", "RAE", *_TRANSFORMERS]
 MORE = ["ADM upsampler", "ADM classifier", "Inception", "LPIPS"]
 """Of another's network, or of one size, which is large."""
 _U_NET = {
@@ -34,6 +34,30 @@ _U_NET = {
     "num_res_blocks": 1,
     "attention_resolutions": (4,),
     "head_channels": 4,
+}
+_FLUX = {
+    "hidden_size": 16,
+    "depth": 2,
+    "single_depth": 2,
+    "num_heads": 2,
+    "rotary_axes": (2, 2, 4),
+    "embedded_guidance": 3.5,
+}
+_FLUX2 = {
+    "hidden_size": 16,
+    "depth": 2,
+    "single_depth": 2,
+    "num_heads": 2,
+    "rotary_axes": (2, 2, 2, 2),
+    "embedded_guidance": 4.0,
+}
+_SD3 = {
+    "hidden_size": 16,
+    "depth": 3,
+    "num_heads": 2,
+    "qk_norm": True,
+    "dual_blocks": 1,
+    "stored_positions": 64,
 }
 SMALL = {
     **dict.fromkeys(("ADM", "ADM upsampler", "ADM classifier", "EDM", "EDM of ADM"), _U_NET),
@@ -84,9 +108,25 @@ SMALL = {
         "attention_levels": (1,),
         "head_channels": 8,
     },
+    **dict.fromkeys(("Flux.1", "Flux.1 of diffusers"), _FLUX),
+    **dict.fromkeys(("Flux.2", "Flux.2 of diffusers"), _FLUX2),
     "LPIPS": {"width": 2},
     "JiT": {"hidden_size": 16, "depth": 2, "num_heads": 2, "class_tokens_from": 1},
     "LightningDiT": {"hidden_size": 16, "depth": 2, "num_heads": 2},
+    **{
+        name: {
+            "encoder_width": 64,
+            "encoder_depth": 1,
+            "width": 16,
+            "depth": 1,
+            "num_heads": 2,
+            "mlp_width": 24,
+            "encoder_side": 28,
+            "grid": 3,
+        }
+        for name in ("RAE", "RAE of transformers 4")
+    },
+    **dict.fromkeys(("SD3", "SD3 of diffusers"), _SD3),
     "SiT": {"image_shape": (8, 8, 3), "hidden_size": 16, "depth": 2, "num_heads": 2},
     "U-ViT": {"hidden_size": 16, "depth": 3, "num_heads": 2},
     **{

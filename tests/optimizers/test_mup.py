@@ -190,7 +190,7 @@ def changes(width: int, base_width: int) -> list[float]:
     x, eps = (jnp.asarray(random.normal(size=(16, 8, 8, 1)), jnp.float32) for _ in range(2))
     t, labels = jnp.linspace(10.0, 990.0, 16), jnp.arange(16) % 10
 
-    def outputs(params):
+    def outputs(params) -> tuple[Any, Any]:
         out, sown = wired.network.apply({"params": params}, x, t, labels, mutable=[HIDDEN[0]])
         return sown[HIDDEN[0]][HIDDEN[1]][0], out
 

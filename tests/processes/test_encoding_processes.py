@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from diffjax.autoencoders.encoding import Stored, encode
 from diffjax.codecs import SpaceToDepth
 from diffjax.data import digits
-from diffjax.data.encoding import Stored, encode
 from tests.support.trainer import ENVIRONMENT, ROOT
 
 HOW = Stored(flips=True, shard_images=20)

@@ -99,7 +99,6 @@ def test_every_row_of_the_tables_is_a_name(run, table):
         ({"condition": [10]}, "no label is called 10"),
         ({"condition": [0.5]}, r"no label is called 0\.5"),
         ({"condition": ["12"]}, "no label is called '12'"),
-        ({"condition": "3"}, r"condition='3' is one text: for one sample pass \['3'\]"),
     ],
 )
 def test_what_is_none_is_refused_in_one_line(run, how, said):

@@ -2,6 +2,7 @@
 
 import json
 import struct
+from collections.abc import Sequence
 from pathlib import Path
 
 AWKWARD = (
@@ -33,10 +34,12 @@ def _bytes_of_words() -> list[str]:
     return [*map(chr, plain), *(chr(256 + i) for i, _ in enumerate(others))]
 
 
-def write_clip(folder: Path, pad: str = "<|endoftext|>") -> Path:
+_MERGES = ("a p", "ap p", "l e</w>", "app le</w>", "r e", "re d</w>", "o w</w>", "w ow</w>")
+
+
+def write_clip(folder: Path, pad: str = "<|endoftext|>", merges: Sequence[str] = _MERGES) -> Path:
     """`vocab.json` and `merges.txt`, as beside CLIP; "!" has the id 0, as there."""
     letters = _bytes_of_words()
-    merges = ["a p", "ap p", "l e</w>", "app le</w>", "r e", "re d</w>", "o w</w>", "w ow</w>"]
     words = [*letters, *(f"{letter}</w>" for letter in letters)]
     words += [merge.replace(" ", "") for merge in merges] + ["<|startoftext|>", "<|endoftext|>"]
     folder.mkdir(parents=True, exist_ok=True)

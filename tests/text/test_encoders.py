@@ -19,6 +19,7 @@ from diffjax.models.t5.network import T5Encoder
 from diffjax.models.t5.published import FAMILY as T5
 from diffjax.pretrained.folders import write_folder
 from diffjax.runs import condition_files
+from diffjax.spec import as_spec, build, from_json, to_json
 from diffjax.text import (
     AlongFeatures,
     AlongTokens,
@@ -79,8 +80,8 @@ TEXTS = ["a red apple", "", "wow", "a red apple"]
 
 def test_states_are_those_of_the_chosen_layer(clip_l):
     found = clip_l(TEXTS)
-    ids, _ = clip_l.tokenizer(TEXTS)
-    states = jax.jit(clip_l.network.apply)({"params": clip_l.params}, ids[:, 0])
+    ids, _ = clip_l.loaded.tokenizer(TEXTS)
+    states = jax.jit(clip_l.loaded.network.apply)({"params": clip_l.loaded.params}, ids[:, 0])
     np.testing.assert_allclose(found.states, states.hidden[1], atol=1e-5)
     np.testing.assert_allclose(found.pooled, states.pooled, atol=1e-5)
     assert found.mask.all()
@@ -105,8 +106,12 @@ def _nothing(args):
 
 def test_chunks_follow_each_other(clip_l):
     """The second chunk has the states of its words alone; the first one the pooled vector."""
-    long = TextEncoder(clip_l.tokenizer, clip_l.network, clip_l.params, padding=True, chunks=2)
-    plain = TextEncoder(clip_l.tokenizer, clip_l.network, clip_l.params, padding=True)
+    long = TextEncoder(
+        clip_l.loaded.tokenizer, clip_l.loaded.network, clip_l.loaded.params, padding=True, chunks=2
+    )
+    plain = TextEncoder(
+        clip_l.loaded.tokenizer, clip_l.loaded.network, clip_l.loaded.params, padding=True
+    )
     found = long(["red " * 7 + "wow apple"])
     parts = plain(["red " * 7, "wow apple"])
     np.testing.assert_allclose(found.states[0], np.concatenate(parts.states), atol=1e-5)
@@ -151,7 +156,9 @@ def test_weights_in_half_precision_return_close_states_in_float32(folder, clip_g
         place = folder / f"text_encoder_{number}"
         how = {"layer": whole.layer, "normed": whole.normed, "padding": True}
         half = read_text_encoder(place, dtype="bfloat16", **how)
-        assert {leaf.dtype for leaf in jax.tree.leaves(half.params)} == {jnp.dtype("bfloat16")}
+        assert {leaf.dtype for leaf in jax.tree.leaves(half.loaded.params)} == {
+            jnp.dtype("bfloat16")
+        }
         found, expected = half(TEXTS).states, whole(TEXTS).states
         assert found.dtype == np.float32
         assert np.linalg.norm(found - expected) < 0.05 * np.linalg.norm(expected)
@@ -183,6 +190,13 @@ class TestPrompts:
         kind.check(cond)
         kind.check(null)
 
+    def test_it_is_recorded_by_the_folders_of_its_encoders(self, clip_l, clip_g, t5):
+        sd3 = AlongTokens((AlongFeatures((clip_l, clip_g), pooled=(0, 1)), t5))
+        for kind in (prompts(sd3), prompts(PooledFrom(t5, clip_l), null=None)):
+            again = build(from_json(to_json(as_spec(kind))))
+            assert again == kind
+            assert hash(again) == hash(kind)
+
     def test_or_no_token_is(self, clip_l):
         null = prompts(clip_l, null=None).null(2)
         assert not null.mask.any()
@@ -199,6 +213,8 @@ class TestPrompts:
 def test_what_does_not_fit_ends_in_one_line(folder, clip_l, clip_g, t5, tmp_path):
     with pytest.raises(UserError, match="layer=3: this encoder has layers from 0 to 2"):
         read_text_encoder(folder / "text_encoder", layer=3)
+    with pytest.raises(UserError, match="a text encoder has no setting 'layr'; did you mean"):
+        read_text_encoder(folder / "text_encoder", layr=3)
     with pytest.raises(UserError, match="chunks=0: a text is read in one part at least"):
         read_text_encoder(folder / "text_encoder", chunks=0)
     with pytest.raises(UserError, match="10 tokens are longer than this encoder reads: set length"):
@@ -208,7 +224,7 @@ def test_what_does_not_fit_ends_in_one_line(folder, clip_l, clip_g, t5, tmp_path
     with pytest.raises(UserError, match="has no tokenizer: one of"):
         read_text_encoder(folder / "text_encoder", folder / "text_encoder")
     with pytest.raises(UserError, match="encoders along features have texts of one length, not"):
-        AlongFeatures((clip_l, t5), pooled=(0,))
+        _ = AlongFeatures((clip_l, t5), pooled=(0,)).sizes
     with pytest.raises(UserError, match=r"pooled=\(2,\): encoders are counted from 0 to 1"):
         AlongFeatures((clip_l, clip_g), pooled=(2,))
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert"}))
@@ -223,7 +239,7 @@ def test_minilm_is_that_of_transformers():
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers", reason="pip install '.[parity]'")
     encoder = read_text_encoder(folder, length=64)
-    assert encoder.network == Bert()
+    assert encoder.loaded.network == Bert()
     found = encoder(AWKWARD)
     peer = transformers.BertModel.from_pretrained(folder).eval()
     words = transformers.BertTokenizer.from_pretrained(folder)

@@ -1,7 +1,9 @@
 """Tokenizers: ids that follow from small vocabularies, and those of transformers."""
 
+import gzip
 import logging
 import os
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -129,6 +131,22 @@ class TestAgainstTransformers:
         theirs.save_pretrained(tmp_path / "json")
         assert (tmp_path / "json" / "tokenizer.json").exists()
         self.compare(read_tokenizer(tmp_path / "json", 60), theirs)
+
+    def test_published_clip(self, tmp_path):
+        """The vocabulary is in the package of OpenCLIP: pip install --no-deps open-clip-torch."""
+        found = find_spec("open_clip")
+        if found is None or found.origin is None:
+            pytest.skip("pip install --no-deps open-clip-torch")
+        file = Path(found.origin).parent / "bpe_simple_vocab_16e6.txt.gz"
+        merges = gzip.decompress(file.read_bytes()).decode().split("\n")[1 : 49_152 - 256 - 1]
+        write_clip(tmp_path, merges=merges)
+        theirs = self.transformers.CLIPTokenizer.from_pretrained(tmp_path)
+        ours = read_tokenizer(tmp_path, 77)
+        assert (ours.begin, ours.end, ours.pad) == ((49_406,), (49_407,), 49_407)
+        self.compare(ours, theirs)
+        # As published: "a photo of a cat".
+        ids, _ = ours(["a photo of a cat"])
+        assert ids[0, 0, :7].tolist() == [49_406, 320, 1125, 539, 320, 2368, 49_407]
 
     def test_bert(self, tmp_path):
         folder = write_bert(tmp_path)

@@ -14,7 +14,14 @@ GRID = 37
 """Patches per side in the last part of training, at 518 pixels: so many positions are learned."""
 
 
-def dinov2(width: int, depth: int, num_heads: int, num_registers: int = 0, grid: int = GRID) -> ViT:
+def dinov2(
+    width: int,
+    depth: int,
+    num_heads: int,
+    num_registers: int = 0,
+    grid: int = GRID,
+    affine_end: bool = True,
+) -> ViT:
     """A network of DINOv2; its first token is what distances of images are measured on.
 
     Args:
@@ -23,6 +30,7 @@ def dinov2(width: int, depth: int, num_heads: int, num_registers: int = 0, grid:
         num_heads: the number of attention heads.
         num_registers: the number of registers, 0 or 4.
         grid: the number of patches per side for which there are positions.
+        affine_end: whether the last normalisation has a scale and a bias, as in the published ones.
     """
     return ViT(
         width,
@@ -33,6 +41,7 @@ def dinov2(width: int, depth: int, num_heads: int, num_registers: int = 0, grid:
         num_registers=num_registers,
         layer_scale=True,
         resize_positions=partial(resize_positions, like_registers=num_registers > 0),
+        affine_end=affine_end,
     )
 
 
@@ -57,11 +66,11 @@ def resize_positions(positions: jax.Array, size: int, *, like_registers: bool) -
         return positions
     if like_registers:
         return jax.image.resize(positions, (size, size, positions.shape[-1]), "cubic")
-    weights = jnp.asarray(_cubic_weights(grid, size, step=grid / (size + 0.1)), jnp.float32)
+    weights = jnp.asarray(cubic_weights(grid, size, step=grid / (size + 0.1)), jnp.float32)
     return jnp.einsum("ih,jw,hwd->ijd", weights, weights, positions)
 
 
-def _cubic_weights(size: int, new_size: int, step: float) -> np.ndarray:
+def cubic_weights(size: int, new_size: int, step: float) -> np.ndarray:
     """`[new_size, size]`: Keys' cubic with a = -3/4 at `step (i + 1/2) - 1/2`, edges repeated."""
     a = -0.75
     weights = np.zeros((new_size, size))

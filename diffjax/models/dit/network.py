@@ -537,7 +537,7 @@ def xavier_of(fan_out: int) -> initializers.Initializer:
     """
     xavier = initializers.xavier_uniform()
 
-    def init(key: OneKey, shape: Any, *how: Any, **further: Any) -> jax.Array:
+    def init(key: Any, shape: Any, *how: Any, **further: Any) -> jax.Array:
         own, wanted = shape[-2] + shape[-1], shape[-2] + fan_out
         return xavier(key, shape, *how, **further) * math.sqrt(own / wanted)
 

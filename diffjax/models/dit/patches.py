@@ -35,17 +35,18 @@ def unpatchify(
     return tokens.swapaxes(2, 3).reshape(tokens.shape[0], height, width, -1)
 
 
-def positions_2d(height: int, width: int, features: int) -> np.ndarray:
+def positions_2d(height: int, width: int, features: int, spacing: float = 1.0) -> np.ndarray:
     """Fixed sinusoidal position embeddings of a grid, one row per token, row by row.
 
         [sin(ω_i x), cos(ω_i x), sin(ω_i y), cos(ω_i y)]        ω_i = 10000^(−i / n),  n = D / 4
 
-    with `x` the column and `y` the row of the token, counted from 0.
+    with `x` the column and `y` the row of the token, counted from 0, times `spacing`.
 
     Args:
         height: the number of rows of tokens.
         width: the number of columns of tokens.
         features: the width D of a token, a multiple of 4.
+        spacing: the distance of neighbours.
 
     Returns:
         `[height·width, features]` float32.
@@ -60,5 +61,6 @@ def positions_2d(height: int, width: int, features: int) -> np.ndarray:
     quarter = features // 4
     frequencies = 10_000.0 ** (-np.arange(quarter) / quarter)
     row, column = np.divmod(np.arange(height * width), width)
-    waves = [wave(at[:, None] * frequencies) for at in (column, row) for wave in (np.sin, np.cos)]
+    places = spacing * column, spacing * row
+    waves = [wave(at[:, None] * frequencies) for at in places for wave in (np.sin, np.cos)]
     return np.concatenate(waves, axis=-1).astype(np.float32)

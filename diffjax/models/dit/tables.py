@@ -2,11 +2,13 @@
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import numpy as np
 
 from diffjax.models.dit.network import DiT
 from diffjax.models.dit.patches import positions_2d
+from diffjax.models.dit.stages import Stage
 from diffjax.pretrained.family import Denoiser
 from diffjax.pretrained.tables import Row, layer, several
 from diffjax.pretrained.transforms import (
@@ -24,9 +26,10 @@ from diffjax.pretrained.transforms import (
 
 
 def blocks(
-    network: DiT,
+    network: Any,
     rows: Iterable[Row],
     name_of: Callable[[int], str] = "blocks.{}".format,
+    stages: Iterable[Stage] | None = None,
 ) -> Iterator[Row]:
     """The rows of all blocks, separate or stacked.
 
@@ -34,8 +37,9 @@ def blocks(
         network: the network.
         rows: of one block, with names within it on both sides.
         name_of: the number of a block -> its published name.
+        stages: which blocks these are; by default all of a DiT.
     """
-    for stage, row in itertools.product(network.stages, rows):
+    for stage, row in itertools.product(network.stages if stages is None else stages, rows):
         names, ours = several(row.theirs), several(row.ours)
         published = [name_of(i) for i in range(stage.start, stage.stop)]
         if network.scan:

@@ -125,6 +125,8 @@ def expected_data(config: ConfigDict) -> tuple[tuple[int, int, int], Condition]:
             "least 1"
         )
     height, width, channels = shape
+    if "condition" in config.expected:
+        return (height, width, channels), build(config.expected.condition)
     return (height, width, channels), of_classes(config.expected.num_classes)
 
 

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 
 from diffjax import config_files
+from diffjax.autoencoders import encoding as module
+from diffjax.autoencoders.encoding import Stored, encode
 from diffjax.codecs import Codec, Posterior, SpaceToDepth
 from diffjax.conditions.tokens import Tokens
 from diffjax.data import ArraySource, DataSet, GivenSource, all_images, batches, latents
-from diffjax.data import encoding as module
-from diffjax.data.encoding import Stored, encode
 from diffjax.data.latents import LOG_VARIANCE, latents_in
 from diffjax.errors import UserError
 from diffjax.evaluation.extractors.features import pixel_features
