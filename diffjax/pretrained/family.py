@@ -233,6 +233,8 @@ class Family:
             if isinstance(error, KeyError):
                 why = f"no tensor {error}"
             raise UserError(f"{source} is not of the family {self.name}: {why}") from error
+        if found.get("num_classes", 0) < 0:
+            raise UserError(f"{source} is not of the family {self.name}: it has no classes at all")
         if config and self.config:
             given = self.config.settings(config, source)
             for name, value in found.items():

@@ -4,7 +4,6 @@ A file of safetensors has a header of names, types, shapes and places as JSON, t
 (https://huggingface.co/docs/safetensors).
 """
 
-import difflib
 import math
 import os
 import platform
@@ -20,7 +19,7 @@ import safetensors.numpy
 from diffjax.errors import UserError
 from diffjax.host.files import place_of
 from diffjax.pretrained.persistent_pickles import is_persistent_pickle, read_persistent_pickle
-from diffjax.pretrained.tensors import MappedFile, Tensor
+from diffjax.pretrained.tensors import MappedFile, Tensor, first_bytes
 from diffjax.pretrained.torch_files import read_torch
 
 _DTYPES: Mapping[str, Any] = {
@@ -56,15 +55,7 @@ def read_state_dict(path: str | Path, part: str = "") -> dict[str, Tensor]:
             is read.
     """
     place = place_of(str(path))
-    try:
-        if place.is_fifo() or place.is_char_device():
-            raise OSError(0, "it is no file")
-        with place.open("rb") as file:
-            start = file.read(9)
-    except OSError as error:
-        raise UserError(
-            f"can't read weights from {path}: {error.strerror}{_beside(place)}"
-        ) from error
+    start = first_bytes(place, 9)
     # A safetensors file begins with eight bytes for the length of its header, which is JSON.
     if start[8:9] != b"{":
         if is_persistent_pickle(place):
@@ -107,15 +98,6 @@ def write_safetensors(
         raise UserError(f"can't write weights to {path}: {error}") from error
     finally:
         scratch.unlink(missing_ok=True)
-
-
-def _beside(place: Path) -> str:
-    """The file or folder of nearly the name of one that is not there, for an error."""
-    if os.path.lexists(place) or not place.parent.is_dir():
-        return ""
-    names = [x.name for x in place.parent.iterdir()]
-    close = difflib.get_close_matches(place.name, names, n=1, cutoff=0.75)
-    return f"; did you mean {str(place.with_name(close[0]))!r}?" if close else ""
 
 
 def _read_safetensors(path: str) -> dict[str, Tensor]:
