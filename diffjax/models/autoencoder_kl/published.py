@@ -8,7 +8,7 @@
 - The authors' file of FLUX.2 is as LDM's, with the affine maps within encoder and decoder.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,6 +25,17 @@ from diffjax.pretrained.transforms import Transform, conv, dense, keep, merge, s
 
 PREFIXES = ("first_stage_model.", "vae.")
 """What names of the autoencoder begin with in files of whole models."""
+
+
+def has_autoencoder(names: Iterable[str]) -> bool:
+    """Whether names of tensors are those of a whole model with its autoencoder.
+
+    Example:
+        >>> has_autoencoder(["model.diffusion_model.out.2.bias", "first_stage_model.decoder.x"])
+        True
+    """
+    return any(name.startswith(f"{prefix}decoder.") for name in names for prefix in PREFIXES)
+
 
 _pointwise = then(squeeze(2, 3), dense)
 
