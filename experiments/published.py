@@ -16,7 +16,7 @@ from diffjax.host.processes import in_first, is_first
 from diffjax.runs import workdirs
 from diffjax.runs.load import Run
 
-_OF_FILE = ("codec", "family")
+_OF_FILE = ("codec", "family", "lora")
 
 
 def define(flag_values: flags.FlagValues) -> None:
@@ -27,6 +27,8 @@ def define(flag_values: flags.FlagValues) -> None:
         ("family", "of a published file: DiT or SiT"),
     ):
         flags.DEFINE_string(name, None, about, flag_values=flag_values)
+    about = "files of LoRA for a published network, with weights: FILE:0.8,FILE"
+    flags.DEFINE_list("lora", None, about, flag_values=flag_values)
 
 
 def opened(args: SimpleNamespace, weights: str | None) -> Run:
@@ -47,8 +49,26 @@ def opened(args: SimpleNamespace, weights: str | None) -> Run:
         return diffjax.load(args.workdir, step=args.step, weights=weights, allowed_packages=allowed)
     if args.step is not None:
         raise UserError(f"--step={args.step}: a published file has one set of weights")
-    run = diffjax.from_pretrained(args.pretrained, codec=args.codec, family=args.family)
+    how = {"codec": args.codec, "family": args.family, "loras": _loras(args.lora or [])}
+    run = diffjax.from_pretrained(args.pretrained, **how)
     return run if args.workdir is None else replace(run, workdir=Path(args.workdir))
+
+
+def _loras(given: list[str]) -> dict[str, float]:
+    """The files and weights of `--lora=FILE:0.8,FILE`; without a weight it is 1."""
+    found = {}
+    for text in given:
+        file, colon, weight = text.rpartition(":")
+        if not colon or Path(text).exists():
+            file, weight = text, "1"
+        try:
+            number = float(weight)
+        except ValueError:
+            raise UserError(f"--lora={text}: {weight!r} is no weight, as in FILE:0.8") from None
+        if file in found:
+            raise UserError(f"--lora names {file} twice: give it one weight")
+        found[file] = number
+    return found
 
 
 def record(run: Run, dataset: DataSet) -> None:

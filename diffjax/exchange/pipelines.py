@@ -6,13 +6,14 @@ text_encoder/, text_encoder_2/, tokenizer/, tokenizer_2/
 vae/, scheduler/
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from diffjax.conditions import Tokens
 from diffjax.errors import UserError
 from diffjax.pretrained.folders import PIPELINE, read_object
+from diffjax.pretrained.lora import Lora
 from diffjax.text import AlongFeatures, Prompts, prompts, read_text_encoder
 
 _ENCODERS = ("text_encoder", "text_encoder_2")
@@ -53,7 +54,7 @@ def part_of(pipeline: Path, name: str) -> Path:
     return pipeline / name
 
 
-def prompts_of(pipeline: Path, tokens: Tokens) -> Prompts | None:
+def prompts_of(pipeline: Path, tokens: Tokens, loras: Sequence[Lora] = ()) -> Prompts | None:
     """The condition of texts of a pipeline; None of one without text encoders.
 
     One encoder is used after its final norm (Stable Diffusion). Where the network takes a pooled
@@ -63,6 +64,7 @@ def prompts_of(pipeline: Path, tokens: Tokens) -> Prompts | None:
     Args:
         pipeline: the folder.
         tokens: the token states that the network takes.
+        loras: files of LoRA, which may be of text encoders too.
 
     Raises:
         UserError: a part is missing, can't be read, or is of another model.
@@ -76,6 +78,7 @@ def prompts_of(pipeline: Path, tokens: Tokens) -> Prompts | None:
             part_of(pipeline, name),
             part_of(pipeline, name.replace("text_encoder", "tokenizer")),
             padding=True,
+            loras=tuple((lora.file, lora.weight) for lora in loras if name in lora.parts),
             **how,
         )
         for name in names
