@@ -27,7 +27,14 @@ LAYERS = (
     "up_blocks.1.resnets.0.conv_shortcut",
 )
 ATTENTION = tuple(name for name in LAYERS if "attn" in name)
-TEXT = ("encoder.layers.0.self_attn.q_proj", "encoder.layers.1.mlp.fc2")
+TEXT = (
+    "encoder.layers.0.self_attn.q_proj",
+    "encoder.layers.0.self_attn.out_proj",
+    "encoder.layers.1.mlp.fc2",
+)
+ALPHA = 2.5
+"""Of all layers: diffusers 0.42 loses those of attention layers in kohya's files where they differ.
+They may differ in `tests/pretrained/test_lora.py`, where NumPy computes the changes."""
 
 
 @pytest.fixture(scope="module")
@@ -45,13 +52,13 @@ def folder(pipe, tmp_path_factory):
 
 
 def matrices(pipe, names, part, seed):
-    """A, B and alpha of each layer, of ranks from 1 on."""
+    """A and B of each layer, of ranks from 1 on."""
     random, found = np.random.default_rng(seed), {}
     for rank, name in enumerate(names, 1):
         out, *rest = getattr(pipe, part).get_submodule(name).weight.shape
         down = random.normal(size=(rank, *rest)) / np.sqrt(np.prod(rest))
         up = random.normal(size=(out, rank, *(1 for _ in rest[1:]))) / np.sqrt(rank)
-        found[name] = down.astype(np.float32), up.astype(np.float32), 0.5 + rank / 2
+        found[name] = down.astype(np.float32), up.astype(np.float32)
     return found
 
 
@@ -61,13 +68,13 @@ def written(file, pipe, dialect, seed=0):
     old = dialect == "older diffusers"
     parts = {"unet": ATTENTION if old else LAYERS, "text_encoder": () if old else TEXT}
     for part, names in parts.items():
-        for name, (down, up, alpha) in matrices(pipe, names, part, seed).items():
+        for name, (down, up) in matrices(pipe, names, part, seed).items():
             # As files have it; a version of transformers left this level out.
             layer = f"text_model.{name}" if part == "text_encoder" else name
             if dialect == "kohya":
                 begin = f"lora_{'te' if part == 'text_encoder' else 'unet'}_{layer}"
                 begin = begin.replace(".", "_")
-                state[f"{begin}.alpha"] = np.asarray(alpha, np.float32)
+                state[f"{begin}.alpha"] = np.asarray(ALPHA, np.float32)
                 names = f"{begin}.lora_down.weight", f"{begin}.lora_up.weight"
             elif old:
                 stem, _, last = name.removesuffix(".0").rpartition(".")
