@@ -44,9 +44,11 @@ _PARTS = {
     "lora_transformer_": NETWORK,
     "text_encoder.": "text_encoder",
     "text_encoder_2.": "text_encoder_2",
+    "text_encoder_3.": "text_encoder_3",
     "lora_te_": "text_encoder",
     "lora_te1_": "text_encoder",
     "lora_te2_": "text_encoder_2",
+    "lora_te3_": "text_encoder_3",
 }
 _MATRIX = re.compile(
     r"(?P<layer>.+?)(?:\.lora_(?P<peft>[AB])(?:\.default)?|"
@@ -98,7 +100,8 @@ class Lora:
         file: the file.
         weight: 1 is as it was trained, 0 changes nothing.
         sha256: hex digest of the file.
-        parts: the changes by the part of a pipeline: `network`, `text_encoder`, `text_encoder_2`.
+        parts: the changes by the part of a pipeline: `network`, `text_encoder`, and others of
+            the names of their folders.
     """
 
     file: str
