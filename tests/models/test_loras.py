@@ -5,11 +5,12 @@ import numpy as np
 import pytest
 
 from diffjax.errors import UserError
-from diffjax.models.families import Found
+from diffjax.models.families import LAYOUTS, Found
 from diffjax.models.loras import with_loras
 from diffjax.models.stable_diffusion.published import FAMILY, LDM
 from diffjax.pretrained.files import write_safetensors
 from diffjax.pretrained.lora import NETWORK, read_lora
+from tests.models.test_mmdit import network_of, state_of
 from tests.models.test_stable_diffusion import SMALL, drawn
 
 PAIRS = {
@@ -76,3 +77,23 @@ def test_a_layer_of_no_layout_is_named_with_the_nearest_of_the_nearest_layout(fo
     lora = written(tmp_path / "x.safetensors", found.state, names)
     with pytest.raises(UserError, match="which has no layer middle_block_2_out_layers_4; did you"):
         with_loras(found, [lora], NETWORK)
+
+
+@pytest.mark.thorough
+def test_fused_layers_of_flux_change_queries_keys_and_values_of_diffusers(tmp_path):
+    """Rows of B are those of the authors' fused layer; A is shared."""
+    network, state = network_of("Flux.1 dev"), state_of("Flux.1 dev")
+    parts = [f"transformer_blocks.0.attn.to_{part}.weight" for part in "qkv"]
+    width, inputs = state[parts[0]].shape
+    down, up = np.ones((2, inputs), "f"), np.arange(6 * width, dtype="f").reshape(-1, 2)
+    begin = "lora_unet_double_blocks_0_img_attn_qkv.lora"
+    tensors = {f"{begin}_down.weight": down, f"{begin}_up.weight": up}
+    write_safetensors(tmp_path / "x.safetensors", tensors)
+    layout = LAYOUTS[type(network.network)]["diffusers"]
+    found = Found(network, "diffusers", layout, state, "net")
+    found = with_loras(found, [read_lora(tmp_path / "x.safetensors")], NETWORK)
+    after = layout.to_theirs(found.params(), network)
+    for part, rows in zip(parts, np.split(up, 3), strict=True):
+        np.testing.assert_allclose(after[part], state[part] + rows @ down, rtol=1e-6)
+    for name in state.keys() - set(parts):
+        np.testing.assert_array_equal(after[name], state[name], name)
