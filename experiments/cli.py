@@ -193,7 +193,7 @@ def require(args: SimpleNamespace, name: str) -> None:
     Raises:
         UserError: the flag is not set.
     """
-    if getattr(args, name) is None:
+    if getattr(args, name) in (None, ""):
         raise UserError(f"--{name} is missing; --help describes it")
 
 
