@@ -17,6 +17,7 @@ from diffjax.errors import UserError
 from diffjax.exchange.pretrained import Pretrained
 from diffjax.host.processes import in_first, is_first
 from diffjax.runs import workdirs
+from diffjax.runs.initial import is_run
 from diffjax.runs.load import Run
 
 _OF_FILE = ("codec", "family", "network")
@@ -88,6 +89,11 @@ def opened(args: SimpleNamespace, weights: str | None) -> Run:
         return diffjax.load(args.workdir, step=args.step, weights=weights, allowed_packages=allowed)
     if args.step is not None:
         raise UserError(f"--step={args.step}: a published file has one set of weights")
+    if args.workdir is not None and is_run(Path(args.workdir)):
+        raise UserError(
+            f"--workdir={args.workdir} has a run of its own: name another folder for the results "
+            f"of {args.pretrained}"
+        )
     settings = settings_of(args.network)
     run = diffjax.from_pretrained(args.pretrained, codec=args.codec, family=args.family, **settings)
     return run if args.workdir is None else replace(run, workdir=Path(args.workdir))
