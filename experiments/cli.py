@@ -227,9 +227,10 @@ Grids: {", ".join(choices.GRIDS)}; found, by experiments.find_grid
 Guidance: {", ".join(choices.GUIDANCE)}; joined by +, the innermost first"""
 
 
-AGAINST = """\
-Against: null, label:3, prompt:TEXT, weights:ema-0.99, weights:FOLDER+null,
-  classifier:FILE, attention:LAYERS"""
+AGAINST = (
+    "Against: null, label:3, prompt:TEXT, weights:ema-0.99, weights:FOLDER+null, classifier:FILE, "
+    "attention:LAYERS"
+)
 
 
 def describe_solvers() -> str:

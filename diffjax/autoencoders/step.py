@@ -177,8 +177,10 @@ def _adversary_step(
         real, fake = (_logits(parts, params, x) for x in (images, found))
         return started * hinge_loss(real, fake), (jnp.mean(real), jnp.mean(fake))
 
-    (loss, (real, fake)), gradient = jax.value_and_grad(loss_of, has_aux=True)(state.params)
-    new = _updated(parts.adversary_optimizer, gradient, state.opt_state, state.params)
+    optimizer = parts.adversary_optimizer
+    point = optimizer.gradient_point(state.opt_state, state.params)
+    (loss, (real, fake)), gradient = jax.value_and_grad(loss_of, has_aux=True)(point)
+    new = _updated(optimizer, gradient, state.opt_state, state.params)
     return AdversaryState(*new), {
         "adversary_loss": loss,
         "logits_real": real,

@@ -472,6 +472,12 @@ def _read(path: Path, with_labels: bool, further: Sequence[str]) -> tuple[dict[s
                 f"{name}.npy in {path} is {list(other.shape)}, and features of {len(array)} images "
                 f"are [{len(array)}, rows, columns, numbers]"
             )
+    for name in (LOG_VARIANCES, FEATURES):
+        if f"{LATENTS}{FLIPPED}" in arrays and name in arrays and f"{name}{FLIPPED}" not in arrays:
+            raise UserError(
+                f"{path} has {LATENTS}{FLIPPED}.npy and {name}.npy, but no {name}{FLIPPED}.npy of "
+                "the mirrored images: store them too, or remove the flipped latents"
+            )
     size = files[LATENTS].stat().st_size
     if (recorded := read_json(path / RECORD)) is not None:
         arrays[_CODEC] = recorded

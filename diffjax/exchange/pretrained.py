@@ -22,7 +22,7 @@ from diffjax.errors import UserError, nearest
 from diffjax.evaluation.extractors.features import pixel_features
 from diffjax.exchange.classifiers import read_classifier
 from diffjax.exchange.own_folders import is_own
-from diffjax.exchange.pipelines import is_pipeline, part_of, prompts_of
+from diffjax.exchange.pipelines import is_pipeline, part_of, prompts_of, sets_times
 from diffjax.exchange.schedulers import Schedule, schedule_of
 from diffjax.host.files import place_of
 from diffjax.models.families import Found, found_in, networks_in, settings_of
@@ -376,7 +376,8 @@ def _schedule(path: Path, denoiser: Denoiser) -> Schedule | None:
         return None
     file = part_of(path, "scheduler") / "scheduler_config.json"
     height, width, _ = denoiser.image_shape
-    return schedule_of(read_object(file), str(file), (height // 2) * (width // 2))
+    num_tokens = (height // 2) * (width // 2)
+    return schedule_of(read_object(file), str(file), num_tokens, sets_times(path))
 
 
 def _is_of_texts(denoiser: Denoiser) -> bool:

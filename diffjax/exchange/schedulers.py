@@ -29,7 +29,7 @@ class Schedule(NamedTuple):
         solver: takes the steps.
         grid: their times.
         unit_start: whether samples begin with noise of deviation 1.
-        guidance: the rule, a name; `cfg+clipped` where predictions are clipped.
+        guidance: the rule, a name; `cfg+clipped` where x0 is clipped to [-1, 1].
     """
 
     path: ConfigDict
@@ -83,6 +83,18 @@ def _dpm_solver(entries: Entries) -> ConfigDict:
     return solver
 
 
+def _unipc(entries: Entries) -> ConfigDict:
+    order = int(entries.get("solver_order", 2))
+    if entries.get("solver_type") == "bh1":
+        raise UserError("solver_type='bh1' is not known of UniPC here, and NaN there; 'bh2' is")
+    if order not in (1, 2):
+        # Of order 3, diffusers lowers the order of the last steps, which is not done here.
+        raise UserError(f"solver_order={order} is not known of UniPC here: 1 and 2 are")
+    solver = choices.copy(choices.SOLVERS["unipc"])
+    solver.order = order
+    return solver
+
+
 def _pndm(entries: Entries) -> ConfigDict:
     if not entries.get("skip_prk_steps", False):
         raise UserError("PNDMScheduler with skip_prk_steps=False is not known here")
@@ -104,7 +116,7 @@ _KINDS: Mapping[str, _Kind] = {
         _dpm_solver, "linspace", left_out=1, by_log_snr=True, whole_labels=True
     ),
     "UniPCMultistepScheduler": _Kind(
-        "unipc", "linspace", left_out=1, by_log_snr=True, whole_labels=True
+        _unipc, "linspace", left_out=1, by_log_snr=True, whole_labels=True
     ),
 }
 _FLOW = "FlowMatchEulerDiscreteScheduler"
@@ -114,20 +126,57 @@ _PATHS: Mapping[str, Any] = {
     "scaled_linear": beta_tables.ScaledLinearBetas,
     "squaredcos_cap_v2": beta_tables.CosineBetas,
 }
+_NO_SIGMAS: Mapping[str, tuple[Any, ...]] = {
+    f"use_{name}": (False, None) for name in ("exponential_sigmas", "beta_sigmas")
+}
+_KNOWN: Mapping[str, tuple[Any, ...]] = {
+    **_NO_SIGMAS,
+    "use_lu_lambdas": (False, None),
+    "use_flow_sigmas": (False, None),
+    "trained_betas": (None,),
+    "final_sigmas_type": ("zero",),
+    "sigma_min": (None,),
+    "sigma_max": (None,),
+    "interpolation_type": ("linear",),
+    "timestep_type": ("discrete",),
+    "variance_type": ("fixed_small", "fixed_small_log", None),
+    "lambda_min_clipped": (-math.inf, None),
+    "predict_x0": (True,),
+    "disable_corrector": ([], None),
+    "solver_p": (None,),
+}
+"""Entries that change samples, and the values with a meaning here; the first is the default."""
+_KNOWN_OF_CLIPPED = {"clip_sample_range": (1.0,)}
+# The quantile by which x0 is divided is cut to this: at 1, thresholding is clipping.
+_KNOWN_OF_THRESHOLDED = {"sample_max_value": (1.0,)}
+_KNOWN_OF_FLOW: Mapping[str, tuple[Any, ...]] = {
+    **_NO_SIGMAS,
+    "use_karras_sigmas": (False, None),
+    "stochastic_sampling": (False, None),
+    "invert_sigmas": (False, None),
+    "shift_terminal": (None,),
+    "time_shift_type": ("exponential",),
+}
+_HIGHEST = 1e6
+"""Of the noise per unit of signal on Karras' grid: above that of any table, so nothing is cut."""
 _LEAST_SIGNAL = 2.0**-12
 """The signal at the last step of a table of zero terminal SNR, as diffusers' solvers have it."""
 
 
-def schedule_of(entries: Entries, source: str, num_tokens: int = 0) -> Schedule:
+def schedule_of(
+    entries: Entries, source: str, num_tokens: int = 0, uniform: bool = False
+) -> Schedule:
     """What a scheduler's config means here.
 
     Args:
         entries: of `scheduler_config.json`.
         source: the file, for errors.
         num_tokens: of an image, on which a dynamic shift depends.
+        uniform: whether flow matching has the times 1, …, 2/n, 1/n before they are shifted, which
+            pipelines of Flux set; else the last one is that of the scheduler, 0.001 as a rule.
 
     Raises:
-        UserError: a scheduler that is not known here, or an entry that is.
+        UserError: the class is not known here, or an entry has a value that is not.
 
     Example:
         >>> schedule_of({"_class_name": "DDIMScheduler", "beta_schedule": "scaled_linear",
@@ -136,7 +185,7 @@ def schedule_of(entries: Entries, source: str, num_tokens: int = 0) -> Schedule:
     """
     try:
         if entries.get("_class_name") == _FLOW:
-            return _flow(entries, num_tokens)
+            return _flow(entries, num_tokens, uniform)
         return _of_table(entries)
     except UserError as error:
         raise UserError(f"{source}: {error}") from error
@@ -155,13 +204,7 @@ def _of_table(entries: Entries) -> Schedule:
     if prediction not in _TARGETS:
         raise UserError(f"prediction_type: {prediction!r}; {nearest(prediction, _TARGETS)}")
     karras = bool(entries.get("use_karras_sigmas"))
-    for other in ("use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas", "use_flow_sigmas"):
-        if entries.get(other):
-            raise UserError(f"{name} with {other} is not known here; use_karras_sigmas is")
-    if entries.get("trained_betas") is not None:
-        raise UserError(f"{name} with trained_betas is not known here")
-    if entries.get("final_sigmas_type", "zero") != "zero":
-        raise UserError(f"{name} with final_sigmas_type other than 'zero' is not known here")
+    _check_known(name, entries, _KNOWN)
     if kind.left_out and karras and _solver(kind, entries).get("order") == 3:
         raise UserError(f"{name} of order 3 on Karras' grid is not known here")
     solver = _solver(kind, entries)
@@ -169,6 +212,10 @@ def _of_table(entries: Entries) -> Schedule:
         solver = spec(solvers.unfinished, solver=solver)
     clips = entries.get("clip_sample", name in ("DDIMScheduler", "DDPMScheduler"))
     thresholds = entries.get("thresholding", False)
+    if thresholds:
+        _check_known(name, entries, _KNOWN_OF_THRESHOLDED)
+    elif clips:
+        _check_known(name, entries, _KNOWN_OF_CLIPPED)
     zero = bool(entries.get("rescale_betas_zero_snr"))
     label = choices.copy(choices.NOISE_LABELS["step"])
     label.scale = float(_num_steps(entries))
@@ -178,10 +225,19 @@ def _of_table(entries: Entries) -> Schedule:
         target=choices.copy(choices.TARGETS[_TARGETS[prediction]]),
         noise_label=label,
         solver=solver,
-        grid=spec(grids.Karras) if karras else _grid(spacing, kind, entries),
+        grid=spec(grids.Karras, highest=_HIGHEST) if karras else _grid(spacing, kind, entries),
         unit_start=not kind.scaled or spacing == "leading",
-        guidance="cfg+thresholded" if thresholds else "cfg+clipped" if clips else "cfg",
+        guidance="cfg+clipped" if thresholds or clips else "cfg",
     )
+
+
+def _check_known(name: str, entries: Entries, known: Mapping[str, tuple[Any, ...]]) -> None:
+    """Refuses entries of values that have no meaning here."""
+    for entry, values in known.items():
+        if entry in entries and entries[entry] not in values:
+            raise UserError(
+                f"{name} with {entry}={entries[entry]!r} is not known here; {values[0]!r} is"
+            )
 
 
 def _solver(kind: _Kind, entries: Entries) -> ConfigDict:
@@ -198,7 +254,7 @@ def _path(entries: Entries, zero_snr: bool, by_log_snr: bool) -> ConfigDict:
     name, number = str(entries.get("beta_schedule", "linear")), _num_steps(entries)
     if name not in _PATHS:
         raise UserError(f"beta_schedule: {name!r} is not known here; {nearest(name, _PATHS)}")
-    how: dict[str, Any] = {"num_steps": number, "t_min": 1.0 / number}
+    how: dict[str, Any] = {"num_steps": number, "t_min": 1.0 / number, "t_noise": 1.0}
     if name != "squaredcos_cap_v2":
         how["beta_start"] = float(entries.get("beta_start", 0.0001))
         how["beta_end"] = float(entries.get("beta_end", 0.02))
@@ -231,33 +287,25 @@ def _grid(spacing: str, kind: _Kind, entries: Entries) -> ConfigDict:
     return known[spacing]()
 
 
-def _flow(entries: Entries, num_tokens: int) -> Schedule:
+def _flow(entries: Entries, num_tokens: int, uniform: bool) -> Schedule:
     """Flow matching: Euler's steps on the linear path, with times shifted towards noise."""
-    for name in ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas"):
-        if entries.get(name):
-            raise UserError(f"{_FLOW} with {name} is not known here")
-    if entries.get("stochastic_sampling") or entries.get("invert_sigmas"):
-        raise UserError(f"{_FLOW} with stochastic_sampling or invert_sigmas is not known here")
-    if entries.get("shift_terminal"):
-        raise UserError(f"{_FLOW} with shift_terminal is not known here")
+    _check_known(_FLOW, entries, _KNOWN_OF_FLOW)
     number = _num_steps(entries)
+    least = 1.0 / number
     if entries.get("use_dynamic_shifting"):
-        if entries.get("time_shift_type", "exponential") != "exponential":
-            raise UserError(f"{_FLOW} with a linear time_shift_type is not known here")
         shift = dynamic_shift(entries, num_tokens)
-        grid = spec(grids.Shifted, shift=shift)
     else:
         shift = float(entries.get("shift", 1.0))
         # The smallest of the shifted times is shifted again, with all others.
-        least = shift / number / (1.0 + (shift - 1.0) / number)
-        grid = spec(grids.Shifted, grid=spec(grids.Down, least=least), shift=shift)
+        least = shift * least / (1.0 + (shift - 1.0) * least)
+    times = spec(grids.Power) if uniform else spec(grids.Down, least=least)
     label = spec(precond.TimeLabel, scale=float(number))
     return Schedule(
         path=choices.copy(choices.PATHS["linear"]),
         target=choices.copy(choices.TARGETS["velocity"]),
         noise_label=label,
         solver=choices.copy(choices.SOLVERS["euler"]),
-        grid=grid,
+        grid=spec(grids.Shifted, grid=times, shift=shift),
     )
 
 

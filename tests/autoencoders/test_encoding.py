@@ -123,6 +123,9 @@ def test_features_of_images_are_stored_beside_them_and_go_with_the_mirrored_ones
     other = replace(extractor, sha256="1" * 64)
     with pytest.raises(UserError, match="holds latents of features_sha256=0000"):
         encode(data_set(), SpaceToDepth(2), tmp_path, replace(how, extractor=other))
+    (tmp_path / "features_flipped.npy").rename(tmp_path / "away.npy")
+    with pytest.raises(UserError, match=r"but no features_flipped\.npy of the mirrored images"):
+        latents(str(tmp_path), codec=SpaceToDepth(2))
     np.save(tmp_path / "features.npy", both[0][:5])
     with pytest.raises(UserError, match=r"features.npy in .* is \[5, 2, 3, 4\], and features of"):
         latents(str(tmp_path), codec=SpaceToDepth(2))

@@ -80,13 +80,18 @@ def test_an_unknown_error_is_refused():
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _stepped(error, stochastic, numbers):
     """One program for all numbers, which may be traced."""
-    start_step, rate, adversary_rate, kl_weight, log_variance = numbers
+    start_step, rate, adversary_rate, kl_weight, log_variance, ahead = numbers
+
+    def point(opt_state, params):
+        del opt_state
+        return jax.tree.map(lambda x: x + ahead, params)
+
     parts = Parts(
         Toy(stochastic=stochastic),
         Reconstruction(error, kl_weight, log_variance),
         Adversary(Logits(), 0.5, start_step),
         Optimizer(optax.sgd(rate), lambda n: rate),
-        Optimizer(optax.sgd(adversary_rate), lambda n: adversary_rate),
+        Optimizer(optax.sgd(adversary_rate), lambda n: adversary_rate, point),
         Averages(),
         (1, 1, 1),
     )
@@ -98,7 +103,7 @@ def _stepped(error, stochastic, numbers):
 def after_a_step(error="l2", stochastic=False, **changed):
     """Parameters and metrics after the first step of the toy with gradient descent."""
     numbers = {"start_step": 0, "rate": 1.0, "adversary_rate": 1.0, "kl_weight": 0.0}
-    numbers |= {"log_variance": 0.0} | changed
+    numbers |= {"log_variance": 0.0, "ahead": 0.0} | changed
     return _stepped(error, stochastic, tuple(numbers.values()))
 
 
@@ -124,6 +129,13 @@ def test_a_step_of_both_is_that_derived_by_hand():
     np.testing.assert_allclose(metrics["loss"], loss, rtol=1e-5)
     hinges = 0.5 * (np.mean(1 - V * X) + np.mean(1 + V * FOUND))
     np.testing.assert_allclose(metrics["adversary_loss"], hinges, rtol=1e-5)
+
+
+def test_the_adversary_learns_at_the_point_of_its_optimizer():
+    """Far ahead of v the hinges of images above 0 and reconstructions below 0 are closed."""
+    state, _ = after_a_step(ahead=100.0)
+    to_v = 0.5 * (np.mean(-X * (X < 0)) + np.mean(FOUND * (FOUND > 0)))
+    np.testing.assert_allclose(numbers(state)[2], V - to_v, rtol=1e-5)
 
 
 def test_before_its_start_neither_learns_from_the_other():

@@ -415,7 +415,7 @@ def test_a_published_file_is_evaluated_on_latents(tmp_path, monkeypatch, capsys)
     assert cli.run(evaluate.main, evaluate.FLAGS, usage="", argv=argv) == 0
     assert "report.html" in capsys.readouterr().out
     record = json.loads((out / "run.json").read_text())["published"]
-    assert record["noise_label"] == "TimeLabel(scale=1000.0, offset=-1.0)"
+    assert record["noise_label"] == "TimeLabel(scale=1000.0, offset=-1.0, whole=False)"
     assert record["file"] == str(path)
     assert record["sha256"] in (out / "report.html").read_text()
     assert json.loads((out / "evaluation.json").read_text())["weights"] == "live"

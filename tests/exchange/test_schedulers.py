@@ -9,6 +9,7 @@ import pytest
 
 from diffjax.errors import UserError
 from diffjax.exchange.schedulers import dynamic_shift, schedule_of
+from diffjax.process.paths import Linear
 from diffjax.process.precond import Precond, Unscaled, denoiser
 from diffjax.sampling.sample import Recipe, sample, with_condition
 from diffjax.spec import build
@@ -49,10 +50,26 @@ CASES: dict[str, tuple[str, dict[str, Any], int]] = {
     ),
     "dpmpp_2m karras": ("DPMSolverMultistepScheduler", {**SD, "use_karras_sigmas": True}, 20),
     "dpmpp_2m of zero snr": ("DPMSolverMultistepScheduler", {**SD, **ZERO, **TRAILING}, 20),
+    "dpmpp_2m karras of zero snr": (
+        "DPMSolverMultistepScheduler",
+        {**SD, **ZERO, "use_karras_sigmas": True},
+        10,
+    ),
+    "dpmpp of order 3": ("DPMSolverMultistepScheduler", {**SD, "solver_order": 3}, 20),
+    "ddim of the cosine table": (
+        "DDIMScheduler",
+        {"beta_schedule": "squaredcos_cap_v2", "clip_sample": False},
+        10,
+    ),
+    "unipc": ("UniPCMultistepScheduler", SD, 10),
+    "unipc of order 1": ("UniPCMultistepScheduler", {**SD, "solver_order": 1}, 10),
+    "unipc karras": ("UniPCMultistepScheduler", {**SD, "use_karras_sigmas": True}, 10),
+    "lms": ("LMSDiscreteScheduler", SD, 10),
     "flow match": ("FlowMatchEulerDiscreteScheduler", {"shift": 3.0}, 10),
 }
-LARGEST_ERROR = {}
-"""In units of the largest number, where it is not that of rounding."""
+LARGEST_ERROR = {"lms": 5e-4}
+"""In units of the largest number, where it is not that of rounding: the last step of LMS to clean
+data is of order 4 in diffusers, and ends in the predicted x0 here."""
 NOISE = np.random.default_rng(0).normal(size=(2, 4, 6, 4)).astype(np.float32)
 
 
@@ -104,7 +121,17 @@ def test_what_is_not_known_of_a_scheduler_is_refused():
         ({"timestep_spacing": "trail"}, "timestep_spacing: 'trail'; did you mean 'trailing'"),
         ({"prediction_type": "eps"}, "prediction_type: 'eps'"),
         ({"beta_schedule": "scaled"}, "beta_schedule: 'scaled' is not known here"),
-        ({"use_beta_sigmas": True}, "with use_beta_sigmas is not known here"),
+        ({"use_beta_sigmas": True}, "use_beta_sigmas=True is not known here; False is"),
+        ({"variance_type": "learned_range"}, "variance_type='learned_range' is not known here"),
+        ({"clip_sample": True, "clip_sample_range": 2.0}, "clip_sample_range=2.0 is not known"),
+        ({"thresholding": True, "sample_max_value": 1.5}, "sample_max_value=1.5 is not known"),
+        ({"_class_name": "UniPCMultistepScheduler", "solver_type": "bh1"}, "solver_type='bh1'"),
+        ({"interpolation_type": "log_linear"}, "interpolation_type='log_linear' is not known"),
+        ({"_class_name": "UniPCMultistepScheduler", "solver_order": 3}, "solver_order=3"),
+        (
+            {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift_terminal": 0.02},
+            "shift_terminal=0.02 is not known here; None is",
+        ),
         ({"beta_start": "small"}, "can't be used"),
         ({"_class_name": "PNDMScheduler"}, "skip_prk_steps=False is not known here"),
     ):
@@ -118,3 +145,15 @@ def test_a_dynamic_shift_is_that_of_flux():
     entries = {"_class_name": "FlowMatchEulerDiscreteScheduler", "use_dynamic_shifting": True}
     grid: Any = build(schedule_of(entries, "x", num_tokens=1024).grid)
     assert grid.shift == pytest.approx(np.exp(0.63), rel=1e-6)
+    assert grid(Linear(), 4)[3] < 0.002  # The scheduler's own last time, 0.001, shifted.
+    u = np.array([1.0, 0.75, 0.5, 0.25, 0.0])
+    shifted = np.exp(0.63) * u / (1 + (np.exp(0.63) - 1) * u)
+    uniform: Any = build(schedule_of(entries, "x", num_tokens=1024, uniform=True).grid)
+    np.testing.assert_allclose(uniform(Linear(), 4), shifted, rtol=1e-6)
+
+
+def test_thresholding_up_to_one_is_clipping():
+    """Diffusers divides x0 by its quantile, cut to [1, sample_max_value]: by 1, if that is 1."""
+    entries = {"_class_name": "DDIMScheduler", **SD1, "thresholding": True}
+    assert schedule_of(entries, "x").guidance == "cfg+clipped"
+    assert schedule_of({**entries, "thresholding": False}, "x").guidance == "cfg"
