@@ -20,7 +20,7 @@ from diffjax.runs import workdirs
 from diffjax.runs.initial import is_run
 from diffjax.runs.load import Run
 
-_OF_FILE = ("codec", "family", "network")
+_OF_FILE = ("codec", "family", "image_size", "network")
 
 
 def define(flag_values: flags.FlagValues) -> None:
@@ -31,6 +31,10 @@ def define(flag_values: flags.FlagValues) -> None:
         ("family", "of a published file: DiT or SiT"),
     ):
         flags.DEFINE_string(name, None, about, flag_values=flag_values)
+    flags.DEFINE_list(
+        "image_size", None, "height,width in pixels, of a published network of texts",
+        flag_values=flag_values,
+    )  # fmt: skip
     define_network(flag_values)
 
 
@@ -95,8 +99,26 @@ def opened(args: SimpleNamespace, weights: str | None) -> Run:
             f"of {args.pretrained}"
         )
     settings = settings_of(args.network)
-    run = diffjax.from_pretrained(args.pretrained, codec=args.codec, family=args.family, **settings)
+    for name in ("path", "mesh", "codec", "family", "image_size"):
+        if name in settings:
+            raise UserError(f"--network={name}=…: that is no setting of a network")
+    run = diffjax.from_pretrained(
+        args.pretrained,
+        codec=args.codec,
+        family=args.family,
+        image_size=_size(args.image_size),
+        **settings,
+    )
     return run if args.workdir is None else replace(run, workdir=Path(args.workdir))
+
+
+def _size(sides: list[str] | None) -> tuple[int, int] | None:
+    """Height and width of `--image_size`; one number is both."""
+    if sides is None:
+        return None
+    if len(sides) > 2 or not all(side.isdecimal() for side in sides) or not sides:
+        raise UserError(f"--image_size={','.join(sides)} is to be height,width in pixels")
+    return int(sides[0]), int(sides[-1])
 
 
 def record(run: Run, dataset: DataSet) -> None:
