@@ -25,12 +25,15 @@ def nearest(name: Any, known: Iterable[str]) -> str:
     Example:
         >>> nearest("dppm", ["ddpm", "flow"])
         "did you mean 'ddpm'?"
+        >>> nearest("sit", ["DiT", "SiT"])
+        "did you mean 'SiT'?"
         >>> nearest("xyz", ["ddpm", "flow"])
         'known: ddpm, flow'
     """
     known = sorted(known)
     close = difflib.get_close_matches(str(name), known, n=1)
-    if close:
-        return f"did you mean {close[0]!r}?"
+    in_capitals = [other for other in known if other.lower() == str(name).lower()]
+    if found := in_capitals or close:
+        return f"did you mean {found[0]!r}?"
     more = f" and {len(known) - _MOST_NAMED} more" if len(known) > _MOST_NAMED else ""
     return f"known: {', '.join(known[:_MOST_NAMED]) or 'none'}{more}"

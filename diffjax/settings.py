@@ -183,6 +183,10 @@ def check_complete(config: ConfigDict, group: Any = Settings, where: str = "conf
         configs that have every setting
     """
     known = inspect.get_annotations(group)
+    if "autoencoder" in config:
+        raise UserError(
+            f"{where} is that of an autoencoder: experiments.train_autoencoder trains one"
+        )
     for name in known:
         if name in group.__required_keys__ and name not in config:
             raise UserError(

@@ -193,7 +193,7 @@ def require(args: SimpleNamespace, name: str) -> None:
     Raises:
         UserError: the flag is not set.
     """
-    if getattr(args, name) is None:
+    if getattr(args, name) in (None, ""):
         raise UserError(f"--{name} is missing; --help describes it")
 
 
@@ -227,9 +227,10 @@ Grids: {", ".join(choices.GRIDS)}; found, by experiments.find_grid
 Guidance: {", ".join(choices.GUIDANCE)}; joined by +, the innermost first"""
 
 
-AGAINST = """\
-Against: null, label:3, prompt:TEXT, weights:ema-0.99, weights:FOLDER+null,
-  classifier:FILE, attention:LAYERS"""
+AGAINST = (
+    "Against: null, label:3, prompt:TEXT, weights:ema-0.99, weights:FOLDER+null, classifier:FILE, "
+    "attention:LAYERS"
+)
 
 
 def describe_solvers() -> str:

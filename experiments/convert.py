@@ -16,7 +16,7 @@ from types import SimpleNamespace
 from absl import flags
 
 from diffjax.exchange import convert
-from experiments import cli
+from experiments import cli, published
 
 FLAGS = flags.FlagValues()
 flags.DEFINE_string("from", None, "file, folder or run; runs/x:ema-0.999", flag_values=FLAGS)
@@ -29,6 +29,7 @@ flags.DEFINE_integer(
     "num_heads", None, "attention heads of a network of no published size", lower_bound=1,
     flag_values=FLAGS,
 )  # fmt: skip
+published.define_network(FLAGS)
 flags.DEFINE_string(
     "format", "torch", f"of the authors' layout: {', '.join(convert.FORMATS)}", flag_values=FLAGS
 )
@@ -45,12 +46,13 @@ def main(args: SimpleNamespace) -> None:
     """Writes the weights, and prints what was read and written."""
     for name in ("from", "to", "out"):
         cli.require(args, name)
+    heads = {} if args.num_heads is None else {"num_heads": args.num_heads}
     lines = convert.convert(
         vars(args)["from"],
         args.to,
         args.out,
         family=args.family,
-        settings={} if args.num_heads is None else {"num_heads": args.num_heads},
+        settings={**published.settings_of(args.network), **heads},
         part=args.part,
         file_format=args.format,
         allowed_packages=("diffjax", *args.allowed_packages),

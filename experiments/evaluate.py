@@ -38,7 +38,7 @@ flags.DEFINE_list("grids", None, "comma-separated names", flag_values=FLAGS)
 flags.DEFINE_list("num_steps", None, "comma-separated numbers of steps", flag_values=FLAGS)
 flags.DEFINE_integer("num_samples", None, "samples per recipe", lower_bound=3, flag_values=FLAGS)
 flags.DEFINE_string(
-    "labels", None, "data (proportions of the data), balanced, or classes in turn, such as 3,7",
+    "labels", None, "data (its proportions), balanced, or classes in turn, as 3,7",
     flag_values=FLAGS,
 )  # fmt: skip
 flags.DEFINE_integer("batch_size", None, "samples per batch", lower_bound=1, flag_values=FLAGS)

@@ -1,10 +1,13 @@
 """Flags of a published network in the place of a run, and what they open."""
 
+import ast
 import shlex
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 from absl import flags
 
@@ -16,7 +19,7 @@ from diffjax.host.processes import in_first, is_first
 from diffjax.runs import workdirs
 from diffjax.runs.load import Run
 
-_OF_FILE = ("codec", "family")
+_OF_FILE = ("codec", "family", "network")
 
 
 def define(flag_values: flags.FlagValues) -> None:
@@ -27,6 +30,41 @@ def define(flag_values: flags.FlagValues) -> None:
         ("family", "of a published file: DiT or SiT"),
     ):
         flags.DEFINE_string(name, None, about, flag_values=flag_values)
+    define_network(flag_values)
+
+
+def define_network(flag_values: flags.FlagValues) -> None:
+    """Defines `--network=num_heads=4`, settings that a published file does not show."""
+    flags.DEFINE_multi_string(
+        "network",
+        [],
+        "setting of a published network, as num_heads=4 or dtype=bfloat16; may be repeated",
+        flag_values=flag_values,
+    )
+
+
+def settings_of(given: Sequence[str]) -> dict[str, Any]:
+    """The settings of a network by name, of texts such as `num_heads=4`.
+
+    Raises:
+        UserError: one has no name or no value, or a name occurs twice.
+
+    Example:
+        >>> settings_of(["num_heads=4", "dtype=bfloat16", "image_shape=(8, 8, 3)"])
+        {'num_heads': 4, 'dtype': 'bfloat16', 'image_shape': (8, 8, 3)}
+    """
+    found: dict[str, Any] = {}
+    for text in given:
+        name, _, value = text.partition("=")
+        if not name or not value:
+            raise UserError(f"--network={text} is not of the form setting=value, as num_heads=4")
+        if name in found:
+            raise UserError(f"--network has the setting {name!r} twice")
+        try:
+            found[name] = ast.literal_eval(value)
+        except (ValueError, SyntaxError, MemoryError, RecursionError):
+            found[name] = value
+    return found
 
 
 def opened(args: SimpleNamespace, weights: str | None) -> Run:
@@ -35,19 +73,23 @@ def opened(args: SimpleNamespace, weights: str | None) -> Run:
     Raises:
         UserError: neither is given, flags of the one with the other, or nothing can be read.
     """
+    for name in ("pretrained", *_OF_FILE):
+        if getattr(args, name) == "":
+            raise UserError(f"--{name}= is empty: leave it out, or name a file")
     if args.pretrained is None:
         if args.workdir is None:
             raise UserError("--workdir is missing, or --pretrained=FILE; --help describes them")
         if Path(args.workdir).is_file():
             raise UserError(f"--workdir={args.workdir} is a file: name it by --pretrained")
         for name in _OF_FILE:
-            if getattr(args, name) is not None:
+            if getattr(args, name) not in (None, []):
                 raise UserError(f"--{name} goes with --pretrained: a run has its own, leave it out")
         allowed = ("diffjax", *args.allowed_packages)
         return diffjax.load(args.workdir, step=args.step, weights=weights, allowed_packages=allowed)
     if args.step is not None:
         raise UserError(f"--step={args.step}: a published file has one set of weights")
-    run = diffjax.from_pretrained(args.pretrained, codec=args.codec, family=args.family)
+    settings = settings_of(args.network)
+    run = diffjax.from_pretrained(args.pretrained, codec=args.codec, family=args.family, **settings)
     return run if args.workdir is None else replace(run, workdir=Path(args.workdir))
 
 

@@ -12,13 +12,17 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import jax.numpy as jnp
+import numpy as np
 
+from diffjax.codecs.autoencoder_kl import AutoencoderKL as PublishedKL
+from diffjax.codecs.autoencoder_kl import autoencoder_at
 from diffjax.codecs.base import Codec, Posterior, Shape, sha256_of
 from diffjax.errors import UserError, nearest
 from diffjax.host.files import place_of
 from diffjax.host.run_files import read_json
 from diffjax.models.autoencoder_kl.network import AutoencoderKL
 from diffjax.models.autoencoder_kl.published import FAMILY as AUTOENCODER_KL
+from diffjax.models.autoencoder_kl.sizes import SCALINGS
 from diffjax.models.taesd.network import SCALE, TAESD
 from diffjax.models.taesd.published import DIFFUSERS as AUTOENCODER_TINY
 from diffjax.pretrained.downloads import sha256_of_file
@@ -30,6 +34,8 @@ FOLDER = "vae"
 """The folder of an autoencoder within a run that trained it, and within a pipeline."""
 _WEIGHTS = "diffusion_pytorch_model.safetensors"
 _SCALE, _SHIFT = "scaling_factor", "shift_factor"
+_SIZES = ("channels", "num_res_blocks", "latent_channels", "image_channels")
+"""Settings that differ between sizes of `AutoencoderKL`."""
 
 
 @dataclass(frozen=True)
@@ -236,6 +242,24 @@ class AutoencoderFolder(Codec):
         scale, shift = self._scaling
         return jnp.clip(self._autoencoder.decode(params, latents / scale + shift), -1, 1)
 
+    @property
+    def is_published(self) -> bool:
+        """Whether it has a published size of `AutoencoderKL` and the scale of its latents.
+
+        Raises:
+            UserError: the folder has no autoencoder.
+        """
+        name = str(self._config.get("_class_name"))
+        if KINDS.get(name) is not Variational:
+            return name not in KINDS  # That codec reads other classes, or refuses them.
+        ours, scaling = self._autoencoder.network, self._scaling
+        sizes = [AUTOENCODER_KL.size(name) for name in AUTOENCODER_KL.sizes]
+        return any(all(getattr(x, y) == getattr(ours, y) for y in _SIZES) for x in sizes) and any(
+            scaling == tuple(map(jnp.float32, known))
+            for known in SCALINGS.values()
+            if np.isscalar(known.scale)
+        )
+
     @cached_property
     def _folder(self) -> Path:
         place = place_of(self.path)
@@ -284,3 +308,22 @@ class AutoencoderFolder(Codec):
             return jnp.float32(scale), jnp.float32(shift)
         except (TypeError, ValueError) as error:
             raise UserError(f"{self._folder / CONFIG} has no scale of latents: {error}") from error
+
+
+def codec_at(path: str | Path, size: str = "sd-vae") -> PublishedKL | AutoencoderFolder:
+    """The codec whose weights are at a path.
+
+    Args:
+        path: of a file of a published AutoencoderKL, or of a folder of diffusers, a pipeline, or a
+            run that trained an autoencoder.
+        size: of a file, which doesn't show the scale of its latents; see
+            `diffjax.codecs.autoencoder_kl.autoencoder_at`.
+
+    Raises:
+        UserError: there is no autoencoder, or it can't be read.
+    """
+    if Path(path).is_dir():
+        folder = AutoencoderFolder(str(path))
+        if not folder.is_published:
+            return folder
+    return autoencoder_at(path, size)

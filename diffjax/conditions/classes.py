@@ -192,7 +192,7 @@ def labels_called(
         there = f"this run has {classes}, from 0 to {classes - 1}"
         if num_classes == 0:
             there = "this run has no classes: pass the number of samples alone"
-        elif isinstance(label, str) and known:
+        elif isinstance(label, str) and known and not label.removeprefix("-").isdecimal():
             there = nearest(label, known)
         raise UserError(f"no label is called {label!r}; {there}")
 

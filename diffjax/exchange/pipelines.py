@@ -2,7 +2,7 @@
 
 model_index.json          the class of each part
 unet/ or transformer/     the network
-text_encoder/, text_encoder_2/, tokenizer/, tokenizer_2/
+text_encoder/, text_encoder_2/, text_encoder_3/, and a tokenizer for each
 vae/, scheduler/
 """
 
@@ -13,9 +13,17 @@ from typing import Any
 from diffjax.conditions import Tokens
 from diffjax.errors import UserError
 from diffjax.pretrained.folders import PIPELINE, read_object
-from diffjax.text import AlongFeatures, Prompts, prompts, read_text_encoder
+from diffjax.text import (
+    AlongFeatures,
+    AlongTokens,
+    FolderEncoder,
+    PooledFrom,
+    Prompts,
+    prompts,
+    read_text_encoder,
+)
 
-_ENCODERS = ("text_encoder", "text_encoder_2")
+_ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
 NETWORKS = ("unet", "transformer", "vae", *_ENCODERS)
 """The parts of a pipeline that are networks here; other parts are settings and vocabularies."""
 
@@ -56,9 +64,15 @@ def part_of(pipeline: Path, name: str) -> Path:
 def prompts_of(pipeline: Path, tokens: Tokens) -> Prompts | None:
     """The condition of texts of a pipeline; None of one without text encoders.
 
-    One encoder is used after its final norm (Stable Diffusion). Where the network takes a pooled
-    vector, states are those of the layer before the last, without the norm, beside each other, and
-    the last encoder pools (SDXL). Padding counts as tokens, as in training.
+    Padding counts as tokens, as in training. Encoders are combined as the models were trained:
+
+    - one CLIP, after its final norm: Stable Diffusion;
+    - one or two CLIPs, before the last layer and its norm, beside each other, and the pooled vector
+      of the last: SDXL, where the network takes a pooled vector;
+    - two CLIPs in the same way, with both pooled vectors, and then T5's tokens: Stable Diffusion 3;
+    - T5, and the pooled vector of CLIP: Flux.1.
+
+    T5 reads as many tokens as are left of those that the network was trained with.
 
     Args:
         pipeline: the folder.
@@ -70,17 +84,21 @@ def prompts_of(pipeline: Path, tokens: Tokens) -> Prompts | None:
     entries, names = read_object(pipeline / PIPELINE), texts_of(pipeline)
     if not names:
         return None
-    how = {"layer": -2, "normed": False} if tokens.pooled_width else {}
-    each = tuple(
-        read_text_encoder(
-            part_of(pipeline, name),
-            part_of(pipeline, name.replace("text_encoder", "tokenizer")),
-            padding=True,
-            **how,
-        )
-        for name in names
-    )
-    encoder = each[0] if len(each) == 1 else AlongFeatures(each, pooled=(len(each) - 1,))
+    longer = [name for name in names if entries[name][1] == "T5EncoderModel"]
+    clips = [name for name in names if name not in longer]
+    early = {"layer": -2, "normed": False}
+    if not longer:
+        how = early if tokens.pooled_width else {}
+        each = tuple(_read(pipeline, name, **how) for name in clips)
+        encoder = each[0] if len(each) == 1 else AlongFeatures(each, pooled=(len(each) - 1,))
+    elif len(clips) == 1:
+        states = _read(pipeline, longer[0], length=tokens.length)
+        encoder = PooledFrom(states, _read(pipeline, clips[0]))
+    else:
+        each = tuple(_read(pipeline, name, **early) for name in clips)
+        beside = AlongFeatures(each, pooled=tuple(range(len(each))))
+        left = tokens.length - beside.sizes.length
+        encoder = AlongTokens((beside, _read(pipeline, longer[0], length=left)))
     there, needed = encoder.sizes, (tokens.width, tokens.pooled_width)
     if (there.width, there.pooled_width if tokens.pooled_width else 0) != needed:
         raise UserError(
@@ -89,3 +107,14 @@ def prompts_of(pipeline: Path, tokens: Tokens) -> Prompts | None:
         )
     # SDXL was trained with zeros in the place of texts that were dropped.
     return prompts(encoder, None if entries.get("force_zeros_for_empty_prompt") else "")
+
+
+def _read(pipeline: Path, name: str, **how: Any) -> FolderEncoder:
+    """A text encoder of a pipeline with its tokenizer."""
+    tokenizer = part_of(pipeline, name.replace("text_encoder", "tokenizer"))
+    return read_text_encoder(part_of(pipeline, name), tokenizer, padding=True, **how)
+
+
+def sets_times(pipeline: Path) -> bool:
+    """Whether a pipeline has times of its own, uniform before the shift, as those of Flux have."""
+    return str(read_object(pipeline / PIPELINE).get("_class_name", "")).startswith("Flux")

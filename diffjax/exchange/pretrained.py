@@ -1,7 +1,7 @@
 """Published networks as runs: read from their files, with the recipe of their authors."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import cache, cached_property, lru_cache
 from pathlib import Path
 from typing import Any
@@ -11,8 +11,8 @@ from ml_collections import ConfigDict
 
 from diffjax import choices, lookup
 from diffjax.codecs import Codec, Identity, Unstated
-from diffjax.codecs.autoencoder_kl import AutoencoderKL, autoencoder_at
-from diffjax.codecs.autoencoders import AutoencoderFolder
+from diffjax.codecs.autoencoder_kl import AutoencoderKL
+from diffjax.codecs.autoencoders import AutoencoderFolder, codec_at
 from diffjax.conditions import Condition, Images, Several
 from diffjax.conditions.classes import Unconditional, of_classes
 from diffjax.data import image_folder, latents
@@ -21,11 +21,13 @@ from diffjax.defaults import experiment
 from diffjax.errors import UserError, nearest
 from diffjax.evaluation.extractors.features import pixel_features
 from diffjax.exchange.classifiers import read_classifier
-from diffjax.exchange.pipelines import is_pipeline, part_of, prompts_of
+from diffjax.exchange.own_folders import is_own
+from diffjax.exchange.pipelines import is_pipeline, part_of, prompts_of, sets_times
 from diffjax.exchange.schedulers import Schedule, schedule_of
-from diffjax.models.families import LAYOUTS, Found, find_published, networks_of
+from diffjax.host.files import place_of
+from diffjax.models.families import Found, found_in, networks_in, settings_of
 from diffjax.pretrained.family import Denoiser, Family, Published
-from diffjax.pretrained.folders import read_object
+from diffjax.pretrained.folders import Contents, read_object, read_weights
 from diffjax.pretrained.placing import placed_like
 from diffjax.runs.initial import is_run, weights_sha256
 from diffjax.runs.load import Run, load
@@ -177,14 +179,16 @@ def from_pretrained(
         Interpolant Transformers", 2024, arXiv:2401.08740
     """
     check_arguments(from_pretrained, path=path, codec=codec, family=family, mesh=mesh)
-    known = {name: None for network in LAYOUTS for name in _names_of_settings(network)}
-    for name in settings:
-        choose(known, name, "setting of a network")
     path = Path(path)
     found = recognised(path, family, settings)
     denoiser, layout = found.network, found.family
     if layout.published is None:
-        raise UserError(f"{path} has a network of {layout.name}, which draws no samples")
+        kind = type(getattr(denoiser, "network", denoiser)).__name__
+        use = {"ADMClassifier": f"; guide by it, against='classifier:{path}'"}
+        use |= dict.fromkeys(("AutoencoderKL", "AutoencoderKLFlux2"), f"; it is a codec={path}")
+        raise UserError(
+            f"{path} has a network of {layout.name}, which draws no samples{use.get(kind, '')}"
+        )
     published, name = layout.published(denoiser), _name(layout, denoiser)
     decoder = _codec(codec, path, published, denoiser)
     if image_size is not None:
@@ -229,17 +233,40 @@ def recognised(
     Raises:
         UserError: it has none that is known, or the name does not tell.
     """
-    found = find_published(path, part, network=family or "", **settings)
-    fitting = networks_of(found.state)
-    if family is not None or len(fitting) == 1:
-        return found
+    if is_run(place_of(str(path))):
+        raise UserError(
+            f"{path} is the folder of a run, not a published network: diffjax.load and --workdir "
+            "read it"
+        )
+    if is_own(place_of(str(path))):
+        raise UserError(
+            f"{path} is a folder that convert wrote by --to=diffjax: convert it from there to "
+            f"another layout, or begin a run with --config.init_from={path}"
+        )
+    contents = read_weights(path, part)
+    if family is not None:
+        return found_in(contents, family, **settings)
+    fitting = networks_in(contents)
+    if len(fitting) < 2:
+        return found_in(contents, **settings)
+    fitting = [name for name in fitting if _fits(contents, name, settings)] or fitting
     named = [name for name in fitting if name.lower() in path.name.lower()]
-    if len(named) != 1:
+    if len(fitting) > 1 and len(named) != 1:
         choices = " or ".join(f"family={name!r}" for name in fitting)
         raise UserError(
             f"{path} has the tensors of {' and '.join(fitting)}, which are the same: pass {choices}"
         )
-    return find_published(path, part, network=named[0], **settings)
+    return found_in(contents, *(named if len(fitting) > 1 else fitting), **settings)
+
+
+def _fits(contents: Contents, network: str, settings: Mapping[str, Any]) -> bool:
+    """Whether tensors are those of a network, to the last one."""
+    try:
+        found = found_in(contents, network, **settings)
+        found.family.check(found.state, found.network, found.source)
+    except UserError:
+        return False
+    return True
 
 
 def _name(family: Family, denoiser: Denoiser) -> str:
@@ -253,11 +280,7 @@ def _name(family: Family, denoiser: Denoiser) -> str:
 
 def _settings(network: Any) -> dict[str, Any]:
     """The settings of a Flax module."""
-    return {name: getattr(network, name) for name in _names_of_settings(network)}
-
-
-def _names_of_settings(network: Any) -> list[str]:
-    return [field.name for field in fields(network) if field.name not in ("parent", "name")]
+    return {name: getattr(network, name) for name in settings_of(network)}
 
 
 def _config(denoiser: Denoiser, published: Published, name: str) -> ConfigDict:
@@ -353,7 +376,8 @@ def _schedule(path: Path, denoiser: Denoiser) -> Schedule | None:
         return None
     file = part_of(path, "scheduler") / "scheduler_config.json"
     height, width, _ = denoiser.image_shape
-    return schedule_of(read_object(file), str(file), (height // 2) * (width // 2))
+    num_tokens = (height // 2) * (width // 2)
+    return schedule_of(read_object(file), str(file), num_tokens, sets_times(path))
 
 
 def _is_of_texts(denoiser: Denoiser) -> bool:
@@ -382,13 +406,17 @@ def _codec(
             return Identity()
         if _is_of_texts(denoiser) and is_pipeline(path):
             return AutoencoderFolder(str(part_of(path, "vae")))
-        return autoencoder_at(path / "vae") if (path / "vae").is_dir() else Unstated()
+        return codec_at(path / "vae") if (path / "vae").is_dir() else Unstated()
     if isinstance(given, Codec):
         return given
+    if str(given) in ("", "."):
+        raise UserError(
+            f"codec={given!r} is empty: leave it out, or name a codec, a file or folder"
+        )
     size = choices.CODECS[published.codec].size if published.codec else "sd-vae"
     for place in (Path(given), path.parent / given):
         if place.exists():
-            return autoencoder_at(place, size)
+            return codec_at(place, size)
     called = str(given)
     if called.partition(":")[0] not in choices.CODECS:
         raise UserError(

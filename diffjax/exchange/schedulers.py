@@ -163,13 +163,17 @@ _LEAST_SIGNAL = 2.0**-12
 """The signal at the last step of a table of zero terminal SNR, as diffusers' solvers have it."""
 
 
-def schedule_of(entries: Entries, source: str, num_tokens: int = 0) -> Schedule:
+def schedule_of(
+    entries: Entries, source: str, num_tokens: int = 0, uniform: bool = False
+) -> Schedule:
     """What a scheduler's config means here.
 
     Args:
         entries: of `scheduler_config.json`.
         source: the file, for errors.
         num_tokens: of an image, on which a dynamic shift depends.
+        uniform: whether flow matching has the times 1, …, 2/n, 1/n before they are shifted, which
+            pipelines of Flux set; else the last one is that of the scheduler, 0.001 as a rule.
 
     Raises:
         UserError: the class is not known here, or an entry has a value that is not.
@@ -181,7 +185,7 @@ def schedule_of(entries: Entries, source: str, num_tokens: int = 0) -> Schedule:
     """
     try:
         if entries.get("_class_name") == _FLOW:
-            return _flow(entries, num_tokens)
+            return _flow(entries, num_tokens, uniform)
         return _of_table(entries)
     except UserError as error:
         raise UserError(f"{source}: {error}") from error
@@ -283,25 +287,25 @@ def _grid(spacing: str, kind: _Kind, entries: Entries) -> ConfigDict:
     return known[spacing]()
 
 
-def _flow(entries: Entries, num_tokens: int) -> Schedule:
+def _flow(entries: Entries, num_tokens: int, uniform: bool) -> Schedule:
     """Flow matching: Euler's steps on the linear path, with times shifted towards noise."""
     _check_known(_FLOW, entries, _KNOWN_OF_FLOW)
     number = _num_steps(entries)
+    least = 1.0 / number
     if entries.get("use_dynamic_shifting"):
         shift = dynamic_shift(entries, num_tokens)
-        grid = spec(grids.Shifted, shift=shift)
     else:
         shift = float(entries.get("shift", 1.0))
         # The smallest of the shifted times is shifted again, with all others.
-        least = shift / number / (1.0 + (shift - 1.0) / number)
-        grid = spec(grids.Shifted, grid=spec(grids.Down, least=least), shift=shift)
+        least = shift * least / (1.0 + (shift - 1.0) * least)
+    times = spec(grids.Power) if uniform else spec(grids.Down, least=least)
     label = spec(precond.TimeLabel, scale=float(number))
     return Schedule(
         path=choices.copy(choices.PATHS["linear"]),
         target=choices.copy(choices.TARGETS["velocity"]),
         noise_label=label,
         solver=choices.copy(choices.SOLVERS["euler"]),
-        grid=grid,
+        grid=spec(grids.Shifted, grid=times, shift=shift),
     )
 
 

@@ -1,10 +1,13 @@
 """The layouts of published weights by the network that they are of, and which one a file has."""
 
+import inspect
 from collections.abc import Iterator, Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from diffjax.errors import UserError, nearest
+from diffjax.kinds import complaint
 from diffjax.models.adm.network import ADM, ADMClassifier, ADMUpsampler
 from diffjax.models.adm.published import CLASSIFIER, UPSAMPLER
 from diffjax.models.adm.published import FAMILY as ADM_FAMILY
@@ -160,6 +163,11 @@ def networks_of(state: Mapping[str, Any]) -> list[str]:
     return [kind.__name__ for kind, layouts in LAYOUTS.items() if layout_of(state, layouts)]
 
 
+def networks_in(contents: Contents) -> list[str]:
+    """The names of the networks that have a layout with the names of what a file or folder has."""
+    return next(filter(None, map(networks_of, _states(contents.state))), [])
+
+
 def find_published(path: str | Path, part: str = "", network: str = "", **settings: Any) -> Found:
     """Recognises the network and the layout of a published file or folder.
 
@@ -186,14 +194,15 @@ def found_in(contents: Contents, network: str = "", **settings: Any) -> Found:
     Raises:
         UserError: they are of none of these networks.
     """
-    known = {kind.__name__: layouts for kind, layouts in LAYOUTS.items()}
+    known = {kind.__name__: (kind, layouts) for kind, layouts in LAYOUTS.items()}
     if network and network not in known:
         raise UserError(f"no published network is called {network!r}; {nearest(network, known)}")
     whole, config, place = contents
     for state in _states(whole):
-        for layouts in [known[network]] if network else known.values():
+        for kind, layouts in [known[network]] if network else known.values():
             if name := layout_of(state, layouts):
                 family = layouts[name]
+                _check_settings(settings, family, kind, str(place))
                 found = family.network_of(state, str(place), config, **settings)
                 return Found(found, name, family, state, str(place))
     names = ", ".join(list(whole)[:3]) or "none at all"
@@ -201,3 +210,26 @@ def found_in(contents: Contents, network: str = "", **settings: Any) -> Found:
         f"{place} has the tensors of no network that is known ({', '.join(known)}); its names: "
         f"{names}{', …' if len(whole) > 3 else ''}"
     )
+
+
+def settings_of(network: Any) -> list[str]:
+    """The names of the settings of a Flax module, or of the class of one."""
+    return [field.name for field in fields(network) if field.name not in ("parent", "name")]
+
+
+def _check_settings(given: Mapping[str, Any], family: Family, kind: type[Any], source: str) -> None:
+    """Refuses settings that neither the network nor what builds it has, or of another type."""
+    builds = inspect.signature(family.network).parameters.values()
+    own = {field.name: field.type for field in fields(kind)}
+    named = {x.name: x.annotation for x in builds if x.kind is not inspect.Parameter.VAR_KEYWORD}
+    known = {**{name: own[name] for name in settings_of(kind)}, **named}
+    for name, value in given.items():
+        if name not in known:
+            raise UserError(
+                f"{source} has a network of {family.name}, which has no setting {name!r}; "
+                f"{nearest(name, known)}"
+            )
+        if wrong := complaint(name, value, known[name]):
+            raise UserError(f"{source}: {wrong}")
+    if min(given.get("image_shape", (1,))) < 1 or given.get("num_classes", 0) < 0:
+        raise UserError(f"{source}: sizes of images are above 0, and num_classes is at least 0")

@@ -233,6 +233,8 @@ class Family:
             if isinstance(error, KeyError):
                 why = f"no tensor {error}"
             raise UserError(f"{source} is not of the family {self.name}: {why}") from error
+        if found.get("num_classes", 0) < 0:
+            raise UserError(f"{source} is not of the family {self.name}: it has no classes at all")
         if config and self.config:
             given = self.config.settings(config, source)
             for name, value in found.items():
@@ -245,7 +247,8 @@ class Family:
         for size in self.sizes.values():
             if all(size.settings.get(name, value) == value for name, value in found.items()):
                 return self.network(**{**size.settings, **found, **settings})
-        untraced = {name for size in self.sizes.values() for name in size.settings} - found.keys()
+        of_sizes = {name for size in self.sizes.values() for name in size.settings}
+        untraced = of_sizes - found.keys() - {"dropout"}  # which trained weights do not depend on
         if untraced <= settings.keys():
             return self.network(**{**found, **settings})
         sizes = ", ".join(f"{name}={value}" for name, value in found.items())

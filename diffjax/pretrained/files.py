@@ -19,7 +19,7 @@ import safetensors.numpy
 from diffjax.errors import UserError
 from diffjax.host.files import place_of
 from diffjax.pretrained.persistent_pickles import is_persistent_pickle, read_persistent_pickle
-from diffjax.pretrained.tensors import MappedFile, Tensor
+from diffjax.pretrained.tensors import MappedFile, Tensor, first_bytes
 from diffjax.pretrained.torch_files import read_torch
 
 _DTYPES: Mapping[str, Any] = {
@@ -55,13 +55,7 @@ def read_state_dict(path: str | Path, part: str = "") -> dict[str, Tensor]:
             is read.
     """
     place = place_of(str(path))
-    try:
-        if place.is_fifo() or place.is_char_device():
-            raise OSError(0, "it is no file")
-        with place.open("rb") as file:
-            start = file.read(9)
-    except OSError as error:
-        raise UserError(f"can't read weights from {path}: {error.strerror}") from error
+    start = first_bytes(place, 9)
     # A safetensors file begins with eight bytes for the length of its header, which is JSON.
     if start[8:9] != b"{":
         if is_persistent_pickle(place):

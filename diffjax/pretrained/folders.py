@@ -84,11 +84,18 @@ def read_weights(path: str | Path, part: str = "") -> Contents:
             network = read_persistent_pickle(place, part or "ema")
             settings = {"_class_name": network.class_name, **network.settings}
             return Contents(network.tensors, settings, place)
-        return Contents(read_state_dict(place, part), {}, place)
+        return Contents(_unwrapped(read_state_dict(place, part)), {}, place)
     if not (place / CONFIG).exists() and (place / PIPELINE).exists():
         place = _denoiser_of(place)
     if not (place / CONFIG).exists() and (pair := _pair(place)):
         return Contents(pair, {}, place)
+    if not (place / CONFIG).exists():
+        files = sorted(x.name for kind in _KINDS for x in place.glob(f"*.{kind}"))
+        hint = f"; name a file of it, {', '.join(files[:3])}" if files else ""
+        raise UserError(
+            f"the folder {path} is no network of diffusers: it has neither {CONFIG} nor "
+            f"{PIPELINE}{hint}"
+        )
     config = read_object(place / CONFIG)
     return Contents(_read_weights(place, part), config, place)
 
@@ -149,14 +156,28 @@ def _in_shards(state: Mapping[str, Any], most_bytes: int) -> list[list[str]]:
     return shards
 
 
+def _unwrapped(state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """The tensors without the prefixes that all have of a network that torch wrapped for training.
+
+    Example:
+        >>> list(_unwrapped({"module._orig_mod.w": None, "module._orig_mod.b": None}))
+        ['w', 'b']
+    """
+    for prefix in ("module.", "_orig_mod."):
+        if state and all(name.startswith(prefix) for name in state):
+            state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
+    return state
+
+
 def _denoiser_of(pipeline: Path) -> Path:
     parts = read_object(pipeline / PIPELINE)
     for name in _DENOISERS:
         if name in parts and (pipeline / name).is_dir():
             return pipeline / name
+    names = ", ".join(path.name for path in sorted(pipeline.iterdir()) if path.is_dir())
     raise UserError(
-        f"{pipeline} is a pipeline without a folder {' or '.join(_DENOISERS)}: name one of its "
-        f"folders, {', '.join(path.name for path in sorted(pipeline.iterdir()) if path.is_dir())}"
+        f"{pipeline} is a pipeline without a folder {' or '.join(_DENOISERS)}: "
+        + (f"name one of its folders, {names}" if names else "copy or download it again")
     )
 
 

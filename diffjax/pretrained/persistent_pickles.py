@@ -22,7 +22,7 @@ import numpy as np
 from diffjax.errors import UserError, nearest
 from diffjax.host.files import place_of
 from diffjax.pretrained import torch_files as torch
-from diffjax.pretrained.tensors import Tensor
+from diffjax.pretrained.tensors import Tensor, first_bytes
 
 _OLD_START = pickle.dumps(torch._OLD_MAGIC, 2)
 """How files of `torch.save` in its older format begin."""
@@ -68,11 +68,7 @@ def is_persistent_pickle(path: str | Path) -> bool:
     Raises:
         UserError: the file can't be read.
     """
-    try:
-        with place_of(str(path)).open("rb") as file:
-            start = file.read(len(_OLD_START))
-    except OSError as error:
-        raise UserError(f"can't read weights from {path}: {error.strerror}") from error
+    start = first_bytes(place_of(str(path)), len(_OLD_START))
     # The length of a header of safetensors may begin as a pickle does.
     return start[:1] == pickle.PROTO and start[8:9] != b"{" and start != _OLD_START
 

@@ -1,11 +1,16 @@
 """Tensors of a file, which are read when they are used."""
 
+import difflib
 import mmap
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from diffjax.errors import UserError
 
 _MOST_RESIDENT_BYTES = 2**28
 
@@ -72,3 +77,27 @@ class MappedFile:
             ValueError: the file has fewer.
         """
         return np.frombuffer(self.bytes(start, count * np.dtype(dtype).itemsize), dtype, count)
+
+
+def first_bytes(path: Path, number: int) -> bytes:
+    """The first bytes of a file of weights, or all that it has if they are fewer.
+
+    Raises:
+        UserError: it can't be read; a file of nearly its name is named.
+    """
+    try:
+        if path.is_fifo() or path.is_char_device():  # A pipe would wait for its writer.
+            raise OSError(0, "it is no file")
+        with path.open("rb") as file:
+            return file.read(number)
+    except OSError as error:
+        raise UserError(f"can't read weights from {path}: {error.strerror}{_near(path)}") from error
+
+
+def _near(path: Path) -> str:
+    """The file or folder of nearly the name of one that is not there."""
+    if os.path.lexists(path) or not path.parent.is_dir():
+        return ""
+    names = [other.name for other in path.parent.iterdir()]
+    close = difflib.get_close_matches(path.name, names, n=1, cutoff=0.75)
+    return f"; did you mean {str(path.with_name(close[0]))!r}?" if close else ""

@@ -186,7 +186,7 @@ class Run:
         if not Path(folder).exists():
             raise UserError(
                 f"guidance against weights {name!r}: neither of this run's ({', '.join(own)}) nor "
-                "the folder of a run"
+                "the folder of a run or a published file"
             )
         other = self.others(folder, average or None)
         wired, theirs = self.parts.wired, other.parts.wired

@@ -397,6 +397,17 @@ def read_parts(
         raise UserError(f"there is no run in {workdir}: {CONFIG}: {error.strerror}") from error
     except ValueError as error:
         raise UserError(f"{workdir / CONFIG} is no text ({error}): restore it") from error
+    written = read_json(workdir / CONFIG) or {}
+    if "autoencoder" in written:
+        raise UserError(
+            f"{workdir} is the run of an autoencoder, which draws no samples: its folder vae is a "
+            f"codec, autoencoder:path={workdir}"
+        )
+    if "_class_name" in written:
+        raise UserError(
+            f"{workdir} is a folder of diffusers, not a run: diffjax.from_pretrained and "
+            "--pretrained read it"
+        )
     run = read_json(workdir / RUN)
     if run is None or "data" not in run:
         raise UserError(f"{workdir / RUN} is missing or incomplete: run the training command again")

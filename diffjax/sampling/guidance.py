@@ -181,6 +181,8 @@ class OtherWeights(Against):
         return replace(self, condition=inner), row
 
     def unfit(self, condition: Condition, layers: Sequence[str]) -> str | None:
+        if not self.weights:
+            return "name the weaker weights, weights:ema-0.99 or weights:FOLDER"
         return None if self.condition is None else self.condition.unfit(condition, layers)
 
 

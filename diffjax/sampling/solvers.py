@@ -142,8 +142,8 @@ class Solver(NamedTuple):
             evaluated on the two times of each interval.
         route: the times that it walks, from those of a grid; where they rise, noise is added and
             the denoiser is not evaluated.
-        steps: the number of falling intervals of its route before the last one, from that of a
-            grid.
+        steps: the number of steps before the last one, from the number of falling intervals of a
+            grid before its last one: more where the route has more, or a step is made twice.
         finishes: whether the last interval ends in the predicted x0; otherwise it is a step like
             the others (`unfinished`).
     """

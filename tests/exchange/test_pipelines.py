@@ -12,6 +12,7 @@ from diffjax.exchange.convert import convert
 from diffjax.runs.model import Request
 from experiments import cli, sample
 from tests.exchange.test_schedulers import PNDM, SD, SD1, TRAILING, ZERO
+from tests.support.vocabularies import PIECES
 
 PROMPT, NEGATIVE = "a red apple, on a wooden table", "blurry"
 SIDE, LENGTH = 64, 32
@@ -86,15 +87,16 @@ def unet_of(diffusers, **settings):
     )
 
 
-def autoencoder_of(diffusers, scale=0.18215):
+def autoencoder_of(diffusers, scale=0.18215, channels=4, **settings):
     return redrawn(
         diffusers.AutoencoderKL(
             down_block_types=("DownEncoderBlock2D",) * 4,
             up_block_types=("UpDecoderBlock2D",) * 4,
             block_out_channels=(32,) * 4,
             layers_per_block=1,
-            latent_channels=4,
+            latent_channels=channels,
             scaling_factor=scale,
+            **settings,
         ),
         3,
     )
@@ -139,6 +141,79 @@ def sdxl(scheduler, entries):
     )
 
 
+def t5_of(transformers, width=24):
+    """A tokenizer of few pieces, and an encoder of two blocks."""
+    tokenizer = transformers.T5Tokenizer(vocab=list(PIECES), extra_ids=0, model_max_length=512)
+    config = transformers.T5Config(
+        vocab_size=len(PIECES),
+        d_model=width,
+        d_kv=4,
+        d_ff=2 * width,
+        num_layers=2,
+        num_heads=2,
+        feed_forward_proj="gated-gelu",
+        is_encoder_decoder=False,
+        use_cache=False,
+    )
+    return tokenizer, redrawn(transformers.T5EncoderModel(config), 5)
+
+
+HEADS = {"num_attention_heads": 2, "attention_head_dim": 12, "num_layers": 2}
+
+
+def stable_diffusion_3(scheduler, entries):
+    _, diffusers, transformers = needed()
+    first, second = tokenizer_of(transformers), tokenizer_of(transformers, padding="!")
+    third, t5 = t5_of(transformers, 64)
+    network = diffusers.SD3Transformer2DModel(
+        **HEADS,
+        sample_size=SIDE // 8,
+        in_channels=16,
+        out_channels=16,
+        joint_attention_dim=64,
+        caption_projection_dim=24,
+        pooled_projection_dim=24 + 32,
+        pos_embed_max_size=12,
+        dual_attention_layers=(0,),
+        qk_norm="rms_norm",
+    )
+    return diffusers.StableDiffusion3Pipeline(
+        transformer=redrawn(network, 2),
+        text_encoder=text_encoder_of(transformers, first, 24, projects=True),
+        text_encoder_2=text_encoder_of(transformers, second, 32, projects=True, seed=4),
+        text_encoder_3=t5,
+        tokenizer=first,
+        tokenizer_2=second,
+        tokenizer_3=third,
+        vae=autoencoder_of(diffusers, 1.5305, 16, shift_factor=0.0609),
+        scheduler=getattr(diffusers, scheduler)(**entries),
+    )
+
+
+def flux(scheduler, entries):
+    """Dev with a dynamic shift, and else Schnell."""
+    _, diffusers, transformers = needed()
+    first, (second, t5) = tokenizer_of(transformers), t5_of(transformers)
+    network = diffusers.FluxTransformer2DModel(
+        **HEADS,
+        num_single_layers=2,
+        in_channels=64,
+        joint_attention_dim=24,
+        pooled_projection_dim=24,
+        guidance_embeds=bool(entries.get("use_dynamic_shifting")),
+        axes_dims_rope=(2, 4, 6),
+    )
+    return diffusers.FluxPipeline(
+        transformer=redrawn(network, 2),
+        text_encoder=text_encoder_of(transformers, first, 24),
+        text_encoder_2=t5,
+        tokenizer=first,
+        tokenizer_2=second,
+        vae=autoencoder_of(diffusers, 0.3611, 16, shift_factor=0.1159),
+        scheduler=getattr(diffusers, scheduler)(**entries),
+    )
+
+
 LEADING = {**SD, "timestep_spacing": "leading", "steps_offset": 1}
 CASES: dict[str, tuple[Any, str, dict[str, Any]]] = {
     "SD, DDIM": (stable_diffusion, "DDIMScheduler", SD1),
@@ -148,6 +223,16 @@ CASES: dict[str, tuple[Any, str, dict[str, Any]]] = {
     "SD, v of zero SNR": (stable_diffusion, "DDIMScheduler", {**SD1, **ZERO, **TRAILING}),
     "SDXL, Euler": (sdxl, "EulerDiscreteScheduler", LEADING),
 }
+
+
+FLOW = "FlowMatchEulerDiscreteScheduler"
+DYNAMIC = {"use_dynamic_shifting": True, "base_shift": 0.5, "max_shift": 1.15, "shift": 3.0}
+FLOWS: dict[str, tuple[Any, dict[str, Any], int, dict[str, float]]] = {
+    "SD 3.5": (stable_diffusion_3, {"shift": 3.0}, 333 - LENGTH, {"guidance_scale": 4.0}),
+    "Flux.1 Dev": (flux, DYNAMIC, 512, {"guidance_scale": 3.5}),
+    "Flux.1 Schnell": (flux, {"shift": 1.0}, 256, {"guidance_scale": 0.0}),
+}
+"""The maker, the scheduler, T5's number of tokens, and scales as diffusers calls them."""
 
 
 def picture_of(pipe, noise, negative, num_steps):
@@ -186,6 +271,45 @@ def test_the_whole_picture_is_that_of_diffusers(name, negative, tmp_path):
     assert np.abs(other - expected).max() > 20 / 255
 
 
+@pytest.mark.parity
+@pytest.mark.parametrize("negative", [None, NEGATIVE], ids=["null", "negative"])
+@pytest.mark.parametrize("name", FLOWS)
+def test_the_whole_picture_of_a_flow_is_that_of_diffusers(name, negative, tmp_path):
+    """The picture is not square. Guidance of Flux is embedded, and true with a negative prompt."""
+    import torch
+
+    make, entries, length, scales = FLOWS[name]
+    pipe = make(FLOW, entries)
+    pipe.save_pretrained(tmp_path / "pipe")
+    height, width = SIDE, 96
+    noise = Request(np.zeros(1), seed=3).noise((height // 8, width // 8, 16))
+    latents = torch.tensor(np.array(noise).transpose(0, 3, 1, 2))
+    how: dict[str, Any] = {"seed": 3, "num_steps": NUM_STEPS}
+    if make is flux:
+        latents = pipe._pack_latents(latents, 1, 16, height // 8, width // 8)
+        scales = {**scales, "true_cfg_scale": 4.0}
+    if make is stable_diffusion_3 or negative:
+        how["guidance_scale"] = 4.0
+    pipe.set_progress_bar_config(disable=True)
+    expected = pipe(
+        PROMPT,
+        negative_prompt=negative,
+        latents=latents,
+        num_inference_steps=NUM_STEPS,
+        max_sequence_length=length,
+        output_type="np",
+        height=height,
+        width=width,
+        **scales,
+    ).images
+    model = diffjax.from_pretrained(tmp_path / "pipe", image_size=(height, width))
+    found = model.sample(PROMPT, negative=negative, **how)
+    assert 0.1 < expected.std() < 0.45
+    assert np.abs(found - (2 * expected - 1)).max() < 2 / 255  # of a range of 2
+    other = model.sample("a green pear", negative=negative, **how)
+    assert np.abs(found - other).max() > 20 / 255
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """A pipeline that diffusers saved."""
@@ -206,6 +330,26 @@ def test_a_folder_that_is_written_here_loads_in_diffusers_and_draws_the_same(fol
     noise = Request(np.zeros(1), seed=3).noise((SIDE // 8, SIDE // 8, 4))
     pictures = [picture_of(pipe, noise, NEGATIVE, 2) for pipe in (before, after)]
     np.testing.assert_array_equal(*pictures)
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("name", ["SD 3.5", "Flux.1 Dev"])
+def test_a_flow_that_is_written_here_has_the_same_weights_there(name, tmp_path):
+    """With three text encoders and their tokenizers; equal bit by bit."""
+    _, diffusers, _ = needed()
+    make, entries, *_ = FLOWS[name]
+    before = make(FLOW, entries)
+    before.save_pretrained(tmp_path / "pipe")
+    convert(str(tmp_path / "pipe"), "diffusers", tmp_path / "ours")
+    after = diffusers.DiffusionPipeline.from_pretrained(tmp_path / "ours")
+    assert type(after) is type(before)
+    for part, module in before.components.items():
+        if hasattr(module, "state_dict"):
+            state = after.components[part].state_dict()
+            for tensor, x in module.state_dict().items():
+                np.testing.assert_array_equal(state[tensor], x, err_msg=f"{part}: {tensor}")
+        elif "tokenizer" in part:
+            assert after.components[part](PROMPT).input_ids == module(PROMPT).input_ids
 
 
 @pytest.mark.parity

@@ -1,6 +1,7 @@
 """Published networks as runs: recognised, with the recipe and the samples of their authors."""
 
 import json
+import os
 import re
 import shutil
 from dataclasses import replace
@@ -15,10 +16,14 @@ from ml_collections import ConfigDict
 import diffjax
 from diffjax import choices, lookup
 from diffjax.codecs import SpaceToDepth
+from diffjax.codecs.autoencoders import Variational, write_autoencoder
 from diffjax.conditions import Classes
 from diffjax.errors import UserError
+from diffjax.host.files import write_json
 from diffjax.models.adm.published import CLASSIFIER
 from diffjax.models.adm.published import FAMILY as ADM
+from diffjax.models.autoencoder_kl.network import AutoencoderKL
+from diffjax.models.autoencoder_kl.published import FAMILY as AUTOENCODER_KL
 from diffjax.models.dit.published import FAMILY as DIT
 from diffjax.models.dit.sizes import SIZES as DIT_SIZES
 from diffjax.models.families import LAYOUTS
@@ -130,8 +135,8 @@ def test_the_recipe_and_what_numbers_depend_on_are_those_of_the_publication(mode
     assert (
         model.facts["noise_label"]
         == {
-            "DiT": "TimeLabel(scale=1000.0, offset=-1.0)",
-            "SiT": "TimeLabel(scale=-1.0, offset=1.0)",
+            "DiT": "TimeLabel(scale=1000.0, offset=-1.0, whole=False)",
+            "SiT": "TimeLabel(scale=-1.0, offset=1.0, whole=False)",
         }[family]
     )
     assert "codec: not stated" in model.describe()
@@ -181,6 +186,91 @@ def test_what_can_not_be_read_ends_in_one_line(tmp_path):
     assert "pass the path of its file" in refused(codec="sd-vae-ft-ema")
     assert "latents of 9 channels" in refused(codec=SpaceToDepth(3))
     assert "No such file" in refused(tmp_path / "none.pt")
+    nearly = tmp_path / "DiT-smal.safetensors"
+    assert f"did you mean '{path}'" in refused(nearly)
+    assert "no setting 'channels'; did you mean 'out_channels'" in refused(channels=3)
+    assert "num_heads='2' must be a whole number" in refused(num_heads="2")
+    assert "image_shape=(8, 8) must have 3 elements" in refused(image_shape=(8, 8))
+    assert "sizes of images are above 0" in refused(image_shape=(8, 8, 0))
+    assert "did you mean 'SiT'" in refused(family="sit")
+    os.mkfifo(tmp_path / "pipe")
+    assert "it is no file" in refused(tmp_path / "pipe")
+    assert "codec='' is empty" in refused(codec="")
+    assert "it has neither config.json nor model_index.json; name a file of it" in refused(tmp_path)
+    (tmp_path / "F").mkdir()
+    (tmp_path / "F" / "model_index.json").write_text("{}")
+    assert "copy or download it again" in refused(tmp_path / "F")
+    names = {"y_embedder.embedding_table.weight": np.zeros((0, 16), np.float32)}
+    write_safetensors(tmp_path / "DiT-0.safetensors", read_state_dict(path) | names)
+    assert "it has no classes at all" in refused(tmp_path / "DiT-0.safetensors")
+
+
+def changed(change):
+    def state(path):
+        return {name: change(np.asarray(x)) for name, x in read_state_dict(path).items()}
+
+    return state
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        changed(lambda x: x.astype(np.float16)),
+        changed(lambda x: x.astype(jnp.bfloat16)),
+        lambda path: {f"module._orig_mod.{k}": x for k, x in read_state_dict(path).items()},
+    ],
+    ids=["float16", "bfloat16", "wrapped for training"],
+)
+def test_files_in_half_precision_and_of_wrapped_networks_are_read(state, tmp_path):
+    path = write(tmp_path, "DiT")
+    write_safetensors(tmp_path / "DiT-other.safetensors", state(path))
+    whole = diffjax.from_pretrained(path, num_heads=2).params
+    found = diffjax.from_pretrained(tmp_path / "DiT-other.safetensors", num_heads=2).params
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, 2**-8, 1e-7), found, whole)
+
+
+def test_settings_that_a_file_does_not_show_are_flags(tmp_path, capsys):
+    path = write(tmp_path, "DiT")
+
+    def run(*more):
+        argv = [f"--pretrained={path}", "--num_samples=1", "--num_steps=1", "--solver=ddim"]
+        argv += [f"--out={tmp_path}/x.png", *more]
+        status = cli.run(sample.main, sample.FLAGS, usage="", argv=argv)
+        return status, capsys.readouterr().err
+
+    heads = f"--network=num_heads={theirs.SETTINGS['num_heads']}"
+    assert run(heads, "--network=dtype=float32")[0] == 0
+    for flags, said in (
+        ((), "to read it, add num_heads"),
+        (("--network=num_heads",), "is not of the form setting=value"),
+        ((heads, heads), "has the setting 'num_heads' twice"),
+        (("--network=num_heads=two",), "num_heads='two' must be a whole number"),
+        ((heads, "--codec="), "--codec= is empty"),
+        ((heads, "--against=weights:"), "name the weaker weights"),
+    ):
+        status, error = run(*flags)
+        assert status == 2
+        assert said in error
+        assert error.count("\n") == 1
+
+
+def test_an_autoencoder_of_no_published_size_decodes_samples(tmp_path):
+    """In a folder of diffusers, and in a run that trained it; neither of which draws samples."""
+    path = write(tmp_path, "DiT")
+    network = AutoencoderKL(channels=(8, 16), num_groups=4, latent_channels=theirs.CHANNELS)
+    params = drawn_params(AUTOENCODER_KL, network)
+    write_autoencoder(tmp_path / "vae", Variational(network), params, 0.5, 0.1)
+    for place in (tmp_path / "vae", tmp_path):
+        model = diffjax.from_pretrained(path, num_heads=2, codec=place)
+        assert model.parts.codec.name == "autoencoder"
+        assert model.sample([0], num_steps=1, solver="ddim").shape == (1, 16, 16, 3)
+    with pytest.raises(UserError, match="draws no samples; it is a codec="):
+        diffjax.from_pretrained(tmp_path / "vae")
+    with pytest.raises(UserError, match="is a folder of diffusers, not a run"):
+        diffjax.load(tmp_path / "vae")
+    write_json(tmp_path / "config.json", {"autoencoder": {}})
+    with pytest.raises(UserError, match="is the run of an autoencoder, which draws no samples"):
+        diffjax.load(tmp_path)
 
 
 @pytest.mark.parity
@@ -325,7 +415,7 @@ def test_a_published_file_is_evaluated_on_latents(tmp_path, monkeypatch, capsys)
     assert cli.run(evaluate.main, evaluate.FLAGS, usage="", argv=argv) == 0
     assert "report.html" in capsys.readouterr().out
     record = json.loads((out / "run.json").read_text())["published"]
-    assert record["noise_label"] == "TimeLabel(scale=1000.0, offset=-1.0)"
+    assert record["noise_label"] == "TimeLabel(scale=1000.0, offset=-1.0, whole=False)"
     assert record["file"] == str(path)
     assert record["sha256"] in (out / "report.html").read_text()
     assert json.loads((out / "evaluation.json").read_text())["weights"] == "live"

@@ -9,6 +9,7 @@ import pytest
 
 from diffjax.errors import UserError
 from diffjax.exchange.schedulers import dynamic_shift, schedule_of
+from diffjax.process.paths import Linear
 from diffjax.process.precond import Precond, Unscaled, denoiser
 from diffjax.sampling.sample import Recipe, sample, with_condition
 from diffjax.spec import build
@@ -144,6 +145,11 @@ def test_a_dynamic_shift_is_that_of_flux():
     entries = {"_class_name": "FlowMatchEulerDiscreteScheduler", "use_dynamic_shifting": True}
     grid: Any = build(schedule_of(entries, "x", num_tokens=1024).grid)
     assert grid.shift == pytest.approx(np.exp(0.63), rel=1e-6)
+    assert grid(Linear(), 4)[3] < 0.002  # The scheduler's own last time, 0.001, shifted.
+    u = np.array([1.0, 0.75, 0.5, 0.25, 0.0])
+    shifted = np.exp(0.63) * u / (1 + (np.exp(0.63) - 1) * u)
+    uniform: Any = build(schedule_of(entries, "x", num_tokens=1024, uniform=True).grid)
+    np.testing.assert_allclose(uniform(Linear(), 4), shifted, rtol=1e-6)
 
 
 def test_thresholding_up_to_one_is_clipping():

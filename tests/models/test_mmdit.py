@@ -29,11 +29,11 @@ from tests.references import mmdit
 def condition(given: mmdit.Inputs, mask: Any = None) -> dict[str, Any]:
     """The condition of our network, of the parts that it takes."""
     mask = jnp.ones(given.states.shape[:2], bool) if mask is None else mask
-    found: dict[str, Any] = {"prompt": TokenStates(given.states, mask, given.pooled)}
+    found: dict[str, Any] = {"text": TokenStates(given.states, mask, given.pooled)}
     if given.guidance.shape[-1]:
         found["guidance"] = given.guidance
     if given.beside.shape[-1]:
-        found["masked"] = given.beside
+        found["image"] = given.beside
     return found
 
 

@@ -148,7 +148,10 @@ def no_weights(folder):
             write("config.json", b"\xff\xfe"),
             r"config\.json: 'utf-8' codec can't decode",
         ),
-        (lambda folder: (folder / "config.json").unlink(), r"config\.json: there is no such file"),
+        (
+            lambda folder: (folder / "config.json").unlink(),
+            r"has neither config\.json nor model_index\.json; name a file",
+        ),
         (no_weights, r"has no weights: a file diffusion_pytorch_model\.safetensors is missing"),
         (write("two.safetensors.index.json", b"{}"), None),
         (lambda folder: (no_weights(folder), os.mkfifo(folder / "x.safetensors")), "is no file"),

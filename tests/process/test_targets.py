@@ -134,6 +134,10 @@ def test_how_ill_conditioned_each_target_is(path_name):
     in_eps = {"clean": np.exp(first / 2)}
     if path_name in ("ve", "edm", "brownian_bridge"):
         in_x0["velocity"] = in_x0["velocity_to_data"] = np.exp(-last / 2)
+    if (
+        path_name == "linear_twice_noise"
+    ):  # x = (1 - t)·x0 + 2t·eps: x0 is x at t=0, less t·√(1 + 2²)
+        in_x0["velocity"] = in_x0["velocity_to_data"] = np.sqrt(5)
     found = np.asarray(worst(everywhere()[path_name][0]))
     for name, (worst_x0, worst_eps) in zip(TARGETS, found, strict=True):
         if (path_name, name) in ILLEGAL:

@@ -39,5 +39,7 @@ def test_a_recipe_that_cannot_be_walked_is_refused(wired, changes, said):
 
 def test_advice_names_what_every_program_has(wired):
     """`experiments.sample` has no --config, nor has `run.sample`."""
-    with pytest.raises(UserError, match=r"has no condition; use guidance_scale=1$"):
+    with pytest.raises(
+        UserError, match="has no condition; use guidance_scale=1, or guide against="
+    ):
         check_recipe(replace(wired.recipe, guidance_scale=2.0), wired)

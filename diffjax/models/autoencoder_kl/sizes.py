@@ -46,12 +46,12 @@ class Weights(NamedTuple):
 
     Attributes:
         size: the name of the network's size and of the scale of its latents.
-        address: the URL of the file.
+        address: the URL of the file; "" if it lies beside its model alone.
         sha256: hex digest of the file; "" if it is not known here.
     """
 
     size: str
-    address: str
+    address: str = ""
     sha256: str = ""
 
 
@@ -64,6 +64,8 @@ WEIGHTS: Mapping[str, Weights] = {
         _on_hub("sdxl-vae"),
         "1598f3d24932bcfe6634e8b618ea1e30ab1d57f5aad13a6d2de446d2199f2341",
     ),
+    "sd3-vae": Weights("sd3"),
+    "flux-vae": Weights("flux"),
 }
 """Published files by their own names. The decoders of the two `sd-vae` differ, not the encoders."""
 

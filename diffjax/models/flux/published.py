@@ -57,7 +57,7 @@ def flux(
     condition: Any = Tokens(length, context_width, pooled_width)
     if beside_channels:
         images = Images((side, side, beside_channels))
-        condition = Several({"prompt": condition, "masked": images}, kept=("masked",))
+        condition = Several({"text": condition, "image": images}, kept=("image",), main="text")
     return Denoiser(Flux(**settings), (side, side, channels), condition)
 
 
@@ -171,6 +171,7 @@ def _published(denoiser: Denoiser) -> Published:
         grid="uniform" if distilled else "shifted",
         num_steps=4 if distilled else 50,
         guidance_scale=1.0,
+        codec="flux-vae",
         condition_dropout=0.0,
     )
 
@@ -246,6 +247,7 @@ def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
         "num_heads": heads,
         "rotary_axes": tuple(int(axis) for axis in config["axes_dims_rope"]),
         "embedded_guidance": guidance,
+        "length": 512 if guidance else 256,
         "context_width": int(config["joint_attention_dim"]),
         "pooled_width": int(config["pooled_projection_dim"]),
     }
@@ -262,7 +264,7 @@ def _config(denoiser: Denoiser) -> dict[str, Any]:
     outputs = denoiser.image_shape[-1] * _PATCH**2
     if isinstance(denoiser.condition, Several):
         parts: Mapping[str, Any] = denoiser.condition.parts
-        text, images = parts["prompt"], parts["masked"]
+        text, images = parts["text"], parts["image"]
         denoiser, beside = replace(denoiser, condition=text), images.shape[-1]
     return {
         **described(denoiser, "FluxTransformer2DModel", out_channels=0, **_WITHOUT),

@@ -59,6 +59,7 @@ class LPIPS(nn.Module):
         width: of `VGG16`.
 
     Example:
+        >>> import jax
         >>> network, x = LPIPS(width=2), jnp.ones((1, 16, 16, 3))
         >>> distance, variables = network.init_with_output(jax.random.key(0), x, x)
         >>> distance.tolist()

@@ -112,6 +112,7 @@ def _published(denoiser: Denoiser) -> Published:
         grid="shifted",
         num_steps=40 if newer else 28,
         guidance_scale=4.5 if newer else 7.0,
+        codec="sd3-vae",
     )
 
 

@@ -68,6 +68,7 @@ def uvit(
 
 def _recognise(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
     hidden_size, channels, patch, _ = shapes["patch_embed.proj.weight"]
+    _ = shapes["decoder_pred.weight"]  # Other ViTs have the names of the first layer too.
     rows = shapes.get("label_emb.weight", (0,))[0]
     side = patch * math.isqrt(shapes["pos_embed"][1] - 1 - bool(rows))
     # Of the two data sets of ImageNet, that of images has no null label.
