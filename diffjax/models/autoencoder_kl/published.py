@@ -268,14 +268,14 @@ LAYOUTS: Mapping[str, Family] = {
     "encoder.mid_block.attentions.0.query.weight": OLD_DIFFUSERS,
     "encoder.mid_block.attentions.0.to_q.weight": FAMILY,
 }
-"""Layouts by a tensor that is in their files, and not in those of the next ones."""
+"""The families of all layouts, by a tensor that is in their files and in none of the next ones'."""
 
 
-def layout_of(state: Mapping[str, Any], layouts: Mapping[str, Family] = LAYOUTS) -> Family:
-    """The layout that published tensors are in, by their names; the last where none is.
+def family_of(state: Mapping[str, Any], layouts: Mapping[str, Family] = LAYOUTS) -> Family:
+    """The family with the layout of published tensors, by their names; the last where none fits.
 
     Example:
-        >>> layout_of({"encoder.mid.attn_1.q.weight": None}).name
+        >>> family_of({"encoder.mid.attn_1.q.weight": None}).name
         'AutoencoderKL of LDM'
     """
     found = (family for name, family in layouts.items() if name in state)
@@ -313,7 +313,7 @@ def read(
         UserError: the file can't be read, or is of another network.
     """
     state = without_prefix(read_state_dict(path))
-    family = layout_of(state, layouts)
+    family = family_of(state, layouts)
     if network is None:
         network = family.network_of(state, str(path))
     return network, family.to_ours(state, network, str(path))
