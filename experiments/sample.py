@@ -4,6 +4,7 @@ python -m experiments.sample --workdir=runs/digits --num_samples=64 --num_steps=
 python -m experiments.sample --pretrained=FOLDER --prompts="a red apple" --out=apple.png
 """
 
+import json
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,6 +15,7 @@ from absl import flags
 
 from diffjax.conditions.base import len_of
 from diffjax.errors import UserError
+from diffjax.exchange.pretrained import Pretrained
 from diffjax.host.files import write_npz
 from diffjax.host.processes import in_first, is_first
 from diffjax.host.storage import make_writable
@@ -117,6 +119,8 @@ def main(args: SimpleNamespace) -> None:
         "against": repr(recipe.against),
         "seed": args.seed,
     }
+    if isinstance(run, Pretrained) and run.loras:
+        how["loras"] = json.dumps([lora.facts for lora in run.loras])
     filmed = request.only(np.arange(min(len(request), _FILMED)))
     traced: Any = None if args.film is None else decoded_trace(model, recipe, filmed)
     if not is_first():

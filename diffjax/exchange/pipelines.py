@@ -6,13 +6,15 @@ text_encoder/, text_encoder_2/, text_encoder_3/, and a tokenizer for each
 vae/, scheduler/
 """
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from diffjax.conditions import Tokens
 from diffjax.errors import UserError
 from diffjax.pretrained.folders import PIPELINE, read_object
+from diffjax.pretrained.lora import Lora
 from diffjax.text import (
     AlongFeatures,
     AlongTokens,
@@ -61,7 +63,7 @@ def part_of(pipeline: Path, name: str) -> Path:
     return pipeline / name
 
 
-def prompts_of(pipeline: Path, tokens: Tokens) -> Prompts | None:
+def prompts_of(pipeline: Path, tokens: Tokens, loras: Sequence[Lora] = ()) -> Prompts | None:
     """The condition of texts of a pipeline; None of one without text encoders.
 
     Padding counts as tokens, as in training. Encoders are combined as the models were trained:
@@ -77,6 +79,7 @@ def prompts_of(pipeline: Path, tokens: Tokens) -> Prompts | None:
     Args:
         pipeline: the folder.
         tokens: the token states that the network takes.
+        loras: files of LoRA, which may be of text encoders too.
 
     Raises:
         UserError: a part is missing, can't be read, or is of another model.
@@ -84,21 +87,22 @@ def prompts_of(pipeline: Path, tokens: Tokens) -> Prompts | None:
     entries, names = read_object(pipeline / PIPELINE), texts_of(pipeline)
     if not names:
         return None
+    read = functools.partial(_read, pipeline, loras)
     longer = [name for name in names if entries[name][1] == "T5EncoderModel"]
     clips = [name for name in names if name not in longer]
     early = {"layer": -2, "normed": False}
     if not longer:
         how = early if tokens.pooled_width else {}
-        each = tuple(_read(pipeline, name, **how) for name in clips)
+        each = tuple(read(name, **how) for name in clips)
         encoder = each[0] if len(each) == 1 else AlongFeatures(each, pooled=(len(each) - 1,))
     elif len(clips) == 1:
-        states = _read(pipeline, longer[0], length=tokens.length)
-        encoder = PooledFrom(states, _read(pipeline, clips[0]))
+        states = read(longer[0], length=tokens.length)
+        encoder = PooledFrom(states, read(clips[0]))
     else:
-        each = tuple(_read(pipeline, name, **early) for name in clips)
+        each = tuple(read(name, **early) for name in clips)
         beside = AlongFeatures(each, pooled=tuple(range(len(each))))
         left = tokens.length - beside.sizes.length
-        encoder = AlongTokens((beside, _read(pipeline, longer[0], length=left)))
+        encoder = AlongTokens((beside, read(longer[0], length=left)))
     there, needed = encoder.sizes, (tokens.width, tokens.pooled_width)
     if (there.width, there.pooled_width if tokens.pooled_width else 0) != needed:
         raise UserError(
@@ -109,10 +113,11 @@ def prompts_of(pipeline: Path, tokens: Tokens) -> Prompts | None:
     return prompts(encoder, None if entries.get("force_zeros_for_empty_prompt") else "")
 
 
-def _read(pipeline: Path, name: str, **how: Any) -> FolderEncoder:
-    """A text encoder of a pipeline with its tokenizer."""
+def _read(pipeline: Path, loras: Sequence[Lora], name: str, **how: Any) -> FolderEncoder:
+    """A text encoder of a pipeline with its tokenizer, and what files of LoRA have for it."""
+    files = tuple((lora.file, lora.weight) for lora in loras if name in lora.parts)
     tokenizer = part_of(pipeline, name.replace("text_encoder", "tokenizer"))
-    return read_text_encoder(part_of(pipeline, name), tokenizer, padding=True, **how)
+    return read_text_encoder(part_of(pipeline, name), tokenizer, padding=True, loras=files, **how)
 
 
 def sets_times(pipeline: Path) -> bool:

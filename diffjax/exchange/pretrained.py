@@ -1,6 +1,6 @@
 """Published networks as runs: read from their files, with the recipe of their authors."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property, lru_cache
 from pathlib import Path
@@ -22,12 +22,14 @@ from diffjax.errors import UserError, nearest
 from diffjax.evaluation.extractors.features import pixel_features
 from diffjax.exchange.classifiers import read_classifier
 from diffjax.exchange.own_folders import is_own
-from diffjax.exchange.pipelines import is_pipeline, part_of, prompts_of, sets_times
+from diffjax.exchange.pipelines import is_pipeline, part_of, prompts_of, sets_times, texts_of
 from diffjax.exchange.schedulers import Schedule, schedule_of
 from diffjax.host.files import place_of
 from diffjax.models.families import Found, found_in, networks_in, settings_of
+from diffjax.models.loras import with_loras
 from diffjax.pretrained.family import Denoiser, Family, Published
 from diffjax.pretrained.folders import Contents, read_object, read_weights
+from diffjax.pretrained.lora import NETWORK, Lora, read_lora
 from diffjax.pretrained.placing import placed_like
 from diffjax.runs.initial import is_run, weights_sha256
 from diffjax.runs.load import Run, load
@@ -84,11 +86,13 @@ class Pretrained(Run):
         file: the file or folder that it was read from.
         family: the name of its family, such as `DiT`.
         published: how it was trained, and how its authors sample it.
+        loras: the files of LoRA whose changes its weights have.
     """
 
     file: Path = Path()
     family: str = ""
     published: Published | None = None
+    loras: tuple[Lora, ...] = ()
 
     @property
     def params(self) -> Any:
@@ -121,6 +125,7 @@ class Pretrained(Run):
             "learned_variance": wired.objective.traits.learned_variance,
             "network": _settings(wired.network),
             "guidance": repr(wired.recipe.guidance),
+            "loras": [lora.facts for lora in self.loras],
             **codec.facts,
         }
 
@@ -143,6 +148,7 @@ def from_pretrained(
     codec: str | Path | Codec | None = None,
     family: str | None = None,
     image_size: int | tuple[int, int] | None = None,
+    loras: Mapping[str, float] | None = None,
     mesh: Mesh | None = None,
     **settings: Any,
 ) -> Pretrained:
@@ -166,22 +172,28 @@ def from_pretrained(
             file has.
         image_size: height and width of samples in pixels, or both as one number; by default those
             that the network was trained with. For networks that take images of any size.
+        loras: files of LoRA with their weights, as `{"style.safetensors": 0.8}`, in the dialect of
+            peft, of older diffusers, or of kohya. Their changes are added to the weights of the
+            network, and of the text encoders of a pipeline.
         mesh: from `diffjax.training.sharding.make_mesh`; by default all devices split the batch.
         **settings: of the network, as `dtype="bfloat16"` or `attention="chunked"`.
 
     Raises:
         UserError: the file can't be read, or is of no known family or of several; no such codec,
-            one for other latents, or without weights; no such setting.
+            one for other latents, or without weights; no such setting; a LoRA of another model.
 
     References:
         Peebles & Xie, "Scalable Diffusion Models with Transformers", 2022, arXiv:2212.09748
         Ma et al., "SiT: Exploring Flow and Diffusion-based Generative Models with Scalable
         Interpolant Transformers", 2024, arXiv:2401.08740
+        Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", 2021, arXiv:2106.09685
     """
     check_arguments(from_pretrained, path=path, codec=codec, family=family, mesh=mesh)
     path = Path(path)
+    added = _loras(loras or {}, path)
     found = recognised(path, family, settings)
     denoiser, layout = found.network, found.family
+    found = with_loras(found, added, NETWORK)
     if layout.published is None:
         kind = type(getattr(denoiser, "network", denoiser)).__name__
         use = {"ADMClassifier": f"; guide by it, against='classifier:{path}'"}
@@ -195,7 +207,7 @@ def from_pretrained(
         denoiser = _of_size(denoiser, decoder, image_size)
     _ = decoder.image_shape(denoiser.image_shape), decoder.params  # Refused, if they do not fit.
     config = _config(denoiser, published, name)
-    condition = _condition(layout, denoiser, decoder, path)
+    condition = _condition(layout, denoiser, decoder, path, added)
     if schedule := _schedule(path, denoiser):
         _scheduled(config, schedule)
     if published.codec and not isinstance(decoder, Unstated):
@@ -205,7 +217,23 @@ def from_pretrained(
     found = found._replace(network=parts.denoiser)  # whose blocks are stacked
     weights = Weights(path, found.params(placed_like(parts.abstract.weights(LIVE))))
     others = _others(mesh, decoder)
-    return Pretrained(parts, weights, path, others, path, layout.name, published)
+    return Pretrained(parts, weights, path, others, path, layout.name, published, added)
+
+
+def _loras(given: Mapping[str, float], path: Path) -> tuple[Lora, ...]:
+    """Reads the files of LoRA.
+
+    Raises:
+        UserError: one is of a part that the pipeline lacks.
+    """
+    if not isinstance(given, Mapping):
+        raise UserError(f'loras={given!r} is to be files and weights, as {{"FILE": 0.8}}')
+    loras = tuple(read_lora(file, weight) for file, weight in given.items())
+    known = [NETWORK, *texts_of(path)]
+    for lora in loras:
+        if lacking := [part for part in lora.parts if part not in known]:
+            raise UserError(f"the LoRA {lora.file} is of {lacking[0]} too, which {path} lacks")
+    return loras
 
 
 def _others(mesh: Mesh, codec: Codec) -> Callable[[str, str | None], Run]:
@@ -319,14 +347,16 @@ def _data(denoiser: Denoiser, published: Published, num_classes: int) -> ConfigD
     return spec(image_folder, path="", image_size=height, channels=channels)
 
 
-def _condition(family: Family, denoiser: Denoiser, codec: Codec, path: Path) -> Condition:
+def _condition(
+    family: Family, denoiser: Denoiser, codec: Codec, path: Path, loras: Sequence[Lora]
+) -> Condition:
     """The kind of a network's condition: classes, or texts if it lies in a pipeline with them."""
     if not _is_of_texts(denoiser):
         return _of_classes(family, denoiser)
     condition = denoiser.condition
     several = condition if isinstance(condition, Several) else None
     parts: dict[str, Any] = dict(several.parts) if several else {"text": condition}
-    if is_pipeline(path) and (texts := prompts_of(path, parts["text"])):
+    if is_pipeline(path) and (texts := prompts_of(path, parts["text"], loras)):
         parts["text"] = texts
     if "size" in parts:
         height, width, _ = codec.image_shape(denoiser.image_shape)

@@ -66,6 +66,15 @@ def read_state_dict(path: str | Path, part: str = "") -> dict[str, Tensor]:
     return _read_safetensors(str(place))
 
 
+def read_safetensors_metadata(path: str | Path) -> dict[str, str]:
+    """The texts in the header of a file of safetensors; none of a file in another format."""
+    try:
+        with safetensors.safe_open(str(place_of(str(path))), "numpy") as file:
+            return dict(file.metadata() or {})
+    except (OSError, safetensors.SafetensorError):
+        return {}
+
+
 def write_safetensors(
     path: str | Path, state: Mapping[str, Any], metadata: Mapping[str, str] | None = None
 ) -> None:

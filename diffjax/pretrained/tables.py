@@ -169,6 +169,23 @@ def check(
     _check(state, _applied(table, wanted), wanted, source, unused)
 
 
+def published_shapes(table: Table, expected: Any) -> dict[str, jax.ShapeDtypeStruct]:
+    """Names and shapes of the published tensors of a network.
+
+    Args:
+        table: the rows.
+        expected: the network's parameters as nested dicts of `jax.ShapeDtypeStruct`.
+
+    Example:
+        >>> expected = {"fc": {"kernel": jax.ShapeDtypeStruct((3, 2), np.float32)}}
+        >>> published_shapes((Row("fc.weight", "fc/kernel", dense),), expected)["fc.weight"].shape
+        (2, 3)
+    """
+    wanted: Any = traverse_util.flatten_dict(expected, sep="/")
+    shapes = _shapes(_applied(table, wanted), wanted)
+    return {name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in shapes.items()}
+
+
 def to_theirs(params: Any, table: Table) -> dict[str, np.ndarray]:
     """Converts the parameters of a network to published tensors: the inverse of `to_ours`.
 
@@ -255,12 +272,7 @@ def _check(
     unused: Sequence[str],
 ) -> None:
     """Compares names, shapes and types, without reading a tensor."""
-    shapes: dict[str, tuple[int, ...]] = {}
-    for row in rows:
-        # Arrays that take no memory, however large they are.
-        like = tuple(np.broadcast_to(np.False_, wanted[path].shape) for path in row.ours)
-        arrays = row.transform.to_theirs(like)
-        shapes.update({name: x.shape for name, x in zip(row.theirs, arrays, strict=True)})
+    shapes = _shapes(rows, wanted)
     lacking = [name for name in shapes if name not in state]
     unknown = [
         name
@@ -289,6 +301,17 @@ def _check(
         faults.append(_listed(others))
     if faults:
         raise UserError(f"{source} is of another network: {'; '.join(faults)}")
+
+
+def _shapes(rows: Sequence[_Applied], wanted: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """The shapes of the published tensors of these parameters."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for row in rows:
+        # Arrays that take no memory, however large they are.
+        like = tuple(np.broadcast_to(np.False_, wanted[path].shape) for path in row.ours)
+        arrays = row.transform.to_theirs(like)
+        shapes.update({name: x.shape for name, x in zip(row.theirs, arrays, strict=True)})
+    return shapes
 
 
 def _near(name: str, known: Iterable[str], which: str) -> str:

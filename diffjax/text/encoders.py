@@ -18,7 +18,9 @@ from diffjax.models.bert.network import Bert
 from diffjax.models.clip_text.network import ClipText
 from diffjax.models.families import find_published
 from diffjax.models.layers import compute_type
+from diffjax.models.loras import with_loras
 from diffjax.models.t5.network import T5Encoder
+from diffjax.pretrained.lora import read_lora
 from diffjax.text.tokenizers import Tokenizer, read_tokenizer
 
 _NETWORKS = (ClipText, T5Encoder, Bert)
@@ -182,6 +184,8 @@ class FolderEncoder:
         normed: whether states are after the final norm.
         padding: whether padding counts as tokens.
         chunks: the number of parts in which a text is read.
+        loras: files of LoRA with their weights; what they have for a text encoder of the name of
+            the folder is added.
     """
 
     folder: str
@@ -192,6 +196,7 @@ class FolderEncoder:
     normed: bool = True
     padding: bool = False
     chunks: int = 1
+    loras: tuple[tuple[str, float], ...] = ()
 
     @functools.cached_property
     def loaded(self) -> TextEncoder:
@@ -201,7 +206,8 @@ class FolderEncoder:
             UserError: files are missing, damaged or of another network.
         """
         place = place_of(self.folder)
-        found = find_published(place)
+        loras = [read_lora(*lora) for lora in self.loras]
+        found = with_loras(find_published(place), loras, place.name)
         network = found.network
         if not isinstance(network, _NETWORKS):
             raise UserError(f"{self.folder} has a {type(network).__name__}, no text encoder")
@@ -246,7 +252,7 @@ def read_text_encoder(
         tokenizer: the folder of the tokenizer.
         length: the number of tokens of a text; by default that of the tokenizer.
         dtype: the compute type.
-        **how: `layer`, `normed`, `padding` and `chunks` of `FolderEncoder`, which has them all.
+        **how: `layer`, `normed`, `padding`, `chunks` and `loras`, as `FolderEncoder` has them.
 
     Raises:
         UserError: files are missing, damaged or of another network; a setting is unknown.
