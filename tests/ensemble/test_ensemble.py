@@ -223,7 +223,6 @@ def assert_like(here, there) -> None:
         np.testing.assert_allclose(list(one.values()), list(other.values()), rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.thorough
 def test_a_member_has_the_folder_of_a_run(trained_run, ensemble_run):
     """The first is the run of all tests, but for its pictures, evaluation and page."""
     here, there = (

@@ -99,6 +99,19 @@ def ours(entries, num_steps):
     return jax.jit(walk, compiler_options=FAST)(NOISE)
 
 
+def test_every_scheduler_is_parts_that_fit_together():
+    """Times fall from the noise, or from below it, to clean data."""
+    for name, (kind, entries, num_steps) in CASES.items():
+        schedule = schedule_of({**entries, "_class_name": kind}, "x")
+        path: Any = build(schedule.path)
+        grid: Any = build(schedule.grid)
+        times = np.asarray(grid(path, num_steps))
+        assert len(times) == num_steps + 1, name
+        assert (np.diff(times) < 0).all(), name
+        assert times[0] <= np.float32(path.t_noise), name
+        assert times[-1] == 0.0, name
+
+
 @pytest.mark.parity
 @pytest.mark.parametrize("name", CASES)
 def test_walks_are_those_of_diffusers(name):

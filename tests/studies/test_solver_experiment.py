@@ -26,7 +26,6 @@ def small(monkeypatch):
     monkeypatch.setattr(solvers, "SIZES", {"DiT-S/2": tiny})
 
 
-@pytest.mark.thorough
 def test_errors_are_written(small, tmp_path, capsys):
     assert run(f"--out={tmp_path}") == 0
     table = (tmp_path / "convergence.md").read_text()
@@ -37,7 +36,6 @@ def test_errors_are_written(small, tmp_path, capsys):
     assert "convergence.md and convergence.png in" in capsys.readouterr().out
 
 
-@pytest.mark.thorough
 def test_costs_are_written(small, tmp_path, capsys):
     assert run(f"--out={tmp_path}", "--cost", "--batch_size=1") == 0
     lines = (tmp_path / "cost.md").read_text().splitlines()
