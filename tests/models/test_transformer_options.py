@@ -1,6 +1,7 @@
 """The options of DiT: rotary positions, registers, class tokens, stages, and what excludes what."""
 
 import re
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -185,7 +186,8 @@ def test_attention_to_tokens_in_bfloat16_promotes_no_types():
 
 def test_attention_that_is_off_is_off_behind_a_mask_too():
     """Each token then has its own values, whatever a mask would show it."""
-    layer, mask = layers.SelfAttention(2), jnp.tri(4, dtype=bool)[None, None]
+    layer: Any = layers.SelfAttention(2)
+    mask = jnp.tri(4, dtype=bool)[None, None]
     x = jnp.asarray(np.random.default_rng(0).normal(size=(1, 4, 8)), jnp.float32)
     params = layer.init(jax.random.key(0), x)["params"]
     with layers.attention_off(""):
