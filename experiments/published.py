@@ -17,9 +17,10 @@ from diffjax.errors import UserError
 from diffjax.exchange.pretrained import Pretrained
 from diffjax.host.processes import in_first, is_first
 from diffjax.runs import workdirs
+from diffjax.runs.initial import is_run
 from diffjax.runs.load import Run
 
-_OF_FILE = ("codec", "family", "lora", "network")
+_OF_FILE = ("codec", "family", "image_size", "lora", "network")
 
 
 def define(flag_values: flags.FlagValues) -> None:
@@ -32,6 +33,10 @@ def define(flag_values: flags.FlagValues) -> None:
         flags.DEFINE_string(name, None, about, flag_values=flag_values)
     about = "files of LoRA for a published network, with weights: FILE:0.8,FILE"
     flags.DEFINE_list("lora", None, about, flag_values=flag_values)
+    flags.DEFINE_list(
+        "image_size", None, "height,width in pixels, of a published network of texts",
+        flag_values=flag_values,
+    )  # fmt: skip
     define_network(flag_values)
 
 
@@ -90,9 +95,33 @@ def opened(args: SimpleNamespace, weights: str | None) -> Run:
         return diffjax.load(args.workdir, step=args.step, weights=weights, allowed_packages=allowed)
     if args.step is not None:
         raise UserError(f"--step={args.step}: a published file has one set of weights")
-    how = {"codec": args.codec, "family": args.family, "loras": _loras(args.lora or [])}
-    run = diffjax.from_pretrained(args.pretrained, **how, **settings_of(args.network))
+    if args.workdir is not None and is_run(Path(args.workdir)):
+        raise UserError(
+            f"--workdir={args.workdir} has a run of its own: name another folder for the results "
+            f"of {args.pretrained}"
+        )
+    settings = settings_of(args.network)
+    for name in ("path", "mesh", "codec", "family", "image_size", "loras"):
+        if name in settings:
+            raise UserError(f"--network={name}=…: that is no setting of a network")
+    run = diffjax.from_pretrained(
+        args.pretrained,
+        codec=args.codec,
+        family=args.family,
+        image_size=_size(args.image_size),
+        loras=_loras(args.lora or []),
+        **settings,
+    )
     return run if args.workdir is None else replace(run, workdir=Path(args.workdir))
+
+
+def _size(sides: list[str] | None) -> tuple[int, int] | None:
+    """Height and width of `--image_size`; one number is both."""
+    if sides is None:
+        return None
+    if len(sides) > 2 or not all(side.isdecimal() for side in sides) or not sides:
+        raise UserError(f"--image_size={','.join(sides)} is to be height,width in pixels")
+    return int(sides[0]), int(sides[-1])
 
 
 def _loras(given: list[str]) -> dict[str, float]:

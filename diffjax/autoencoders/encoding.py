@@ -41,6 +41,7 @@ from diffjax.data.latents import (
     LATENTS,
     LOG_VARIANCES,
     UNFINISHED,
+    names_of,
 )
 from diffjax.data.pipeline import batch_at
 from diffjax.data.sources import DataSet, Source
@@ -173,6 +174,7 @@ def encode(
     finished = read_json(folder / FACTS)
     if finished is not None:
         _check_same(finished, {k: x for k, x in facts.items() if k not in _OF_WRITING}, folder)
+        _check_whole(folder, finished)
         shutil.rmtree(folder / UNFINISHED, ignore_errors=True)
         return False
     job = _Job(dataset, codec, folder, stored, facts["latent_shape"], batch_size, place)
@@ -190,6 +192,23 @@ def encode(
     all_agree(True)  # All processes have written their shards.
     in_first(lambda: job.finish(facts))
     return True
+
+
+def _check_whole(folder: Path, finished: Mapping[str, Any]) -> None:
+    """Refuses a finished folder whose files are there no more."""
+    files = [folder / "codec.json", *(folder / f"{name}.npy" for name in names_of(finished))]
+    for file in files:
+        try:
+            if file.suffix == ".npy":
+                np.lib.format.open_memmap(file, mode="r")
+            elif not file.is_file():
+                raise ValueError("it is not there")
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise UserError(
+                f"{file} was finished and can't be read any more ({reason}): restore it, or encode "
+                "again in another folder"
+            ) from error
 
 
 @dataclass(frozen=True, eq=False)

@@ -420,6 +420,17 @@ def _check_codec(
     return ()
 
 
+def names_of(facts: Mapping[str, Any]) -> list[str]:
+    """The names of the arrays of latents that a record of them, `latents.json`, speaks of.
+
+    Example:
+        >>> names_of({"kind": "means", "flips": True})
+        ['latents', 'latents_flipped']
+    """
+    names = [LATENTS, LOG_VARIANCES] if facts.get("kind") == "moments" else [LATENTS]
+    return names + [f"{name}{FLIPPED}" for name in names if facts.get("flips") is True]
+
+
 def _read(path: Path, with_labels: bool, further: Sequence[str]) -> tuple[dict[str, Any], str]:
     """The arrays by name, and the stamp of a `LatentSource`."""
     names = [LATENTS, LABELS] if with_labels else [LATENTS]
@@ -432,7 +443,8 @@ def _read(path: Path, with_labels: bool, further: Sequence[str]) -> tuple[dict[s
         names += [_CODEC] if _CODEC in arrays else []
         return {name: arrays[name] for name in names}, digest
     others = *_ALL_LATENTS[1:], *_ALL_FEATURES
-    names += [name for name in others if (path / f"{name}.npy").exists()]
+    recorded = names_of(read_json(path / FACTS) or {}) if path.is_dir() else []
+    names += [name for name in others if (path / f"{name}.npy").exists() or name in recorded]
     files = {name: path / f"{name}.npy" for name in names}
     try:
         arrays: dict[str, Any] = {

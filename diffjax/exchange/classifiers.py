@@ -16,7 +16,6 @@ from diffjax.pretrained.placing import placed_like
 from diffjax.process.paths import Pair, Path, coeffs
 from diffjax.process.precond import Precond, Predict, time_of
 from diffjax.runs.model import Model, Programs
-from diffjax.sampling.guidance import moved
 from diffjax.training.sharding import replicated
 from diffjax.wiring import Wired
 
@@ -36,7 +35,12 @@ class NoisyClassifier:
     precond: Precond
 
     def predict(self, params: Any, source: Array | None = None) -> Predict:
-        """`(x, t, label) ->` the change of the pair with `∇ log p(label | x)` in the score."""
+        """`(x, t, label) ->` the change of the pair with g = `∇ log p(label | x)` in the score.
+
+            x0 + s²/a·g        eps - s·g
+
+        In pure noise, where x0 can't be computed from x, it stays.
+        """
         del source
 
         def added(x: Array, t: Array, label: Any) -> Pair:
@@ -47,8 +51,9 @@ class NoisyClassifier:
                 chosen = jnp.take_along_axis(jax.nn.log_softmax(logits), label[:, None], axis=1)
                 return jnp.sum(chosen)
 
-            pair = moved(x, c, jnp.zeros_like(x), jax.grad(log_probability)(x))
-            return pair._replace(eps=pair.eps - x / c.s)
+            eps = -c.s * jax.grad(log_probability)(x)
+            some = c.a > 1e-6
+            return Pair(jnp.where(some, -c.s / jnp.where(some, c.a, 1.0) * eps, 0.0), eps)
 
         return added
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from diffjax.data import DataSet
+from diffjax.errors import UserError
 from diffjax.host.interrupts import Interrupted
 from diffjax.host.processes import is_first
 from diffjax.loop.logging import JSONLWriter, ProgressBar, TensorBoardWriter, Writer, join
@@ -145,6 +146,11 @@ class Recorder:
         self._window.flush()
         if bad := not_finite(state):
             step = int(state.step)
+            if step == 0 and self._config.init_from:
+                raise UserError(
+                    f"config.init_from={self._config.init_from}: {bad[0]} is not finite: name "
+                    "other weights, in another --workdir"
+                )
             raise self._window.failure(f"{bad[0]} is not finite after step {step}", step)
 
     def _every(self, steps: int, step: int) -> bool:

@@ -43,7 +43,7 @@ def masked(
         q: queries `[B, T, heads, d]`.
         k: keys `[B, S, heads, d]`.
         v: values `[B, S, heads, d]`.
-        mask: `[B or 1, heads or 1, T or 1, S]`. A query that sees no key gets some finite value.
+        mask: `[B or 1, heads or 1, T or 1, S]`. Of a query that sees no key the output is finite.
         bias: of the same shape; none by default.
         scale: of the products; by default `1/√d`.
 

@@ -11,6 +11,7 @@ from jaxtyping import Float
 
 from diffjax.conditions import TokenStates
 from diffjax.errors import UserError
+from diffjax.models.attention import masked
 from diffjax.models.layers import Dense, as_of_head_width, compute_type
 from diffjax.models.placement import BATCH, constrain
 from diffjax.shapes import Array, Images, Tokens
@@ -135,9 +136,7 @@ class CrossAttention(nn.Module):
             for part in (q, *jnp.split(kv, 2, axis=-1))
         )  # fmt: skip
         q = as_of_head_width(q, self.base_head_width)
-        out = jax.nn.dot_product_attention(
-            q, k, v, mask=mask[:, None, None, :], implementation="xla"
-        )
+        out = masked(q, k, v, mask[:, None, None, :])
         return Dense(width, dtype=dtype, kernel_init=initializers.zeros, name="out")(
             out.reshape(batch, length, width)
         )

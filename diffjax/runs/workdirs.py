@@ -391,6 +391,11 @@ def read_parts(
         UserError: there is no run in that folder, its files are damaged, or its parts can't be
             built.
     """
+    if workdir.is_file():
+        raise UserError(
+            f"{workdir} is a file, not the folder of a run: diffjax.from_pretrained reads "
+            "published ones, and --pretrained of experiments.sample and .evaluate"
+        )
     try:
         text = (workdir / CONFIG).read_text(encoding="utf-8")
     except OSError as error:
@@ -405,8 +410,8 @@ def read_parts(
         )
     if "_class_name" in written:
         raise UserError(
-            f"{workdir} is a folder of diffusers, not a run: diffjax.from_pretrained and "
-            "--pretrained read it"
+            f"{workdir} is a folder of diffusers, not a run: diffjax.from_pretrained reads it, and "
+            "--pretrained of experiments.sample and .evaluate"
         )
     run = read_json(workdir / RUN)
     if run is None or "data" not in run:

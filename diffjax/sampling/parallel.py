@@ -86,7 +86,7 @@ class InParallel:
                 "this solver uses earlier evaluations, which do not exist yet in parallel: use one "
                 "that does not, such as ddim"
             )
-        last = len(times) - 2  # of the points before 0
+        last = len(times) - 1 - solver.finishes  # steps, before the one to the predicted x0
         window = min(self.window, last)
         axes = tuple(range(2, x.ndim + 1))
 
@@ -120,4 +120,6 @@ class InParallel:
         if last:
             start = jax.lax.while_loop(lambda state: state[1] < last, body, start)
         points, _, rounds = start
+        if not solver.finishes:
+            return Parallel(points[last], rounds)
         return Parallel(last_step(denoise, solver, points[last], times[last]), rounds + 1)

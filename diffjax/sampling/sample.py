@@ -203,7 +203,8 @@ class Recipe:
         """
         if self.solver.nfe is None:
             return None
-        return (self.solver.steps(self.num_steps - 1) * self.solver.nfe + 1) * self.calls
+        last = 1 if self.solver.finishes else self.solver.nfe
+        return (self.solver.steps(self.num_steps - 1) * self.solver.nfe + last) * self.calls
 
     @property
     def calls(self) -> int:

@@ -16,7 +16,7 @@ from diffjax.autoencoders import encoding as module
 from diffjax.autoencoders.encoding import Stored, encode
 from diffjax.codecs import Codec, Posterior, SpaceToDepth
 from diffjax.conditions.tokens import Tokens
-from diffjax.data import ArraySource, DataSet, GivenSource, all_images, batches, latents
+from diffjax.data import ArraySource, DataSet, GivenSource, all_images, batches, digits, latents
 from diffjax.data.latents import LOG_VARIANCE, latents_in
 from diffjax.errors import UserError
 from diffjax.evaluation.extractors.features import pixel_features
@@ -87,6 +87,21 @@ def test_the_files_hold_each_image_once_in_order_and_mirrored(tmp_path):
     assert (len(data.train), len(data.test), data.label_names) == (22, 8, NAMES)
     np.testing.assert_allclose(all_images(data.test)[0], squares(FLOATS[22:]), atol=1e-6)
     assert not encode(data_set(), SpaceToDepth(2), tmp_path, Stored(flips=True, dtype="float32"))
+
+
+@pytest.mark.parametrize("name", ["latents.npy", "latents_flipped.npy"])
+def test_a_finished_folder_that_lost_a_file_is_neither_complete_nor_trained_on(tmp_path, name):
+    data, how = digits(), Stored(flips=True)
+    encode(data, SpaceToDepth(2), tmp_path, how)
+    assert not encode(data, SpaceToDepth(2), tmp_path, how)
+    (tmp_path / name).unlink()
+    with pytest.raises(UserError, match=f"there is no .*{name}"):
+        latents(str(tmp_path), codec=SpaceToDepth(2))
+    with pytest.raises(UserError, match=f"{name} was finished and can't be read any more"):
+        encode(data, SpaceToDepth(2), tmp_path, how)
+    (tmp_path / name).write_bytes(b"cut")
+    with pytest.raises(UserError, match=f"{name} was finished and can't be read any more"):
+        encode(data, SpaceToDepth(2), tmp_path, how)
 
 
 def test_features_of_images_are_stored_beside_them_and_go_with_the_mirrored_ones(tmp_path):

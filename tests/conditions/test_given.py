@@ -101,6 +101,7 @@ def test_an_empty_list_is_no_sample():
     ("condition", "given", "said"),
     [
         (BOTH, ["digit=11"], "no label is called '11'"),
+        (Classes(10, tuple("abcdefghij")), ["11"], "this run has 10, from 0 to 9"),
         (BOTH, ["digti=1"], "no part of the condition is called 'digti'; did you mean 'digit'"),
         (BOTH, ["7"], "'7' is to name the parts of the condition, each once: digit=…;text=…"),
         (BOTH, ["digit=1;digit=2"], "each once"),

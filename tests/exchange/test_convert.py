@@ -15,7 +15,7 @@ from diffjax.exchange.convert import TARGETS, convert
 from diffjax.exchange.own_folders import read_own, write_own
 from diffjax.models.autoencoder_kl.network import AutoencoderKL
 from diffjax.models.autoencoder_kl.published import FAMILY as AUTOENCODER_KL
-from diffjax.models.autoencoder_kl.published import LDM
+from diffjax.models.autoencoder_kl.published import FLUX2, LDM
 from diffjax.models.dit.network import DiT
 from diffjax.models.dit.published import DIFFUSERS, FAMILY
 from diffjax.models.families import LAYOUTS, find_published
@@ -384,3 +384,12 @@ class TestInDiffusers:
         found, back = AUTOENCODER_KL.read(tmp_path / "theirs")
         assert found == network
         same(back, weights)
+
+
+def test_an_autoencoder_of_flux2_is_not_taken_for_one_with_its_names(tmp_path):
+    """Whose table has rows for all of its tensors but the statistics of its latents."""
+    network = FLUX2.network(channels=(8, 16), num_res_blocks=2, num_groups=4)
+    state = FLUX2.to_theirs(drawn(FLUX2, network), network)
+    write_safetensors(tmp_path / "ae.safetensors", state)
+    lines = convert(str(tmp_path / "ae.safetensors"), "authors", tmp_path / "a")
+    assert lines[0].startswith("AutoencoderKLFlux2, ")

@@ -1,16 +1,19 @@
 """Pipelines of diffusers: the whole picture, from folders that it saved and that it loads."""
 
 import shutil
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import diffjax
 from diffjax.errors import UserError
 from diffjax.exchange.convert import convert
 from diffjax.runs.model import Request
-from experiments import cli, sample
+from diffjax.runs.recipes import Chosen, named_recipe
+from experiments import cli, edit, sample
 from tests.exchange.test_schedulers import PNDM, SD, SD1, TRAILING, ZERO
 from tests.support.vocabularies import PIECES
 
@@ -330,6 +333,71 @@ def test_a_folder_that_is_written_here_loads_in_diffusers_and_draws_the_same(fol
     noise = Request(np.zeros(1), seed=3).noise((SIDE // 8, SIDE // 8, 4))
     pictures = [picture_of(pipe, noise, NEGATIVE, 2) for pipe in (before, after)]
     np.testing.assert_array_equal(*pictures)
+
+
+@pytest.mark.parity
+def test_an_edited_image_is_that_of_diffusers(folder, monkeypatch):
+    """The same latents and noise, of which 3 of 5 steps are left."""
+    torch, diffusers, _ = needed()
+    from diffusers.pipelines.stable_diffusion import pipeline_stable_diffusion_img2img as theirs
+
+    model = diffjax.from_pretrained(folder, image_size=(64, 96))
+    condition = model.parts.wired.condition
+    photo = np.random.default_rng(0).uniform(-1, 1, (1, 64, 96, 3)).astype(np.float32)
+    chosen = Chosen(num_steps=NUM_STEPS, guidance_scale=4.0, against=f"prompt:{NEGATIVE}")
+    recipe = named_recipe(model, chosen).recipe
+    request = Request(condition.parse([PROMPT]), seed=3)
+    latents = model.model().encoded(photo)
+    edited = edit.Edit(model.model(), recipe, request, latents)
+    found = edited.model.decoded(np.asarray(edit.vary(SimpleNamespace(strength=0.6), edited)[1]))
+
+    def noise(shape, **_):
+        return torch.tensor(np.array(request.noise(latents.shape[1:])).transpose(0, 3, 1, 2))
+
+    monkeypatch.setattr(theirs, "randn_tensor", noise)
+    pipe = diffusers.StableDiffusionImg2ImgPipeline.from_pretrained(folder, safety_checker=None)
+    pipe.set_progress_bar_config(disable=True)
+    with torch.no_grad():
+        given = pipe.vae.encode(torch.tensor(photo.transpose(0, 3, 1, 2))).latent_dist.mode()
+    expected = pipe(
+        PROMPT,
+        negative_prompt=NEGATIVE,
+        image=pipe.vae.config.scaling_factor * given,
+        strength=0.6,
+        num_inference_steps=NUM_STEPS,
+        guidance_scale=4.0,
+        output_type="np",
+    ).images
+    assert 0.1 < expected.std() < 0.45
+    assert np.abs(found - (2 * expected - 1)).max() < 2 / 255  # of a range of 2
+
+
+@pytest.mark.parity
+def test_a_photo_is_edited_on_the_command_line(folder, tmp_path, capsys):
+    photo, mask, out = (tmp_path / name for name in ("photo.png", "mask.png", "out.png"))
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 96, 3), np.uint8)
+    white = np.zeros((64, 96), np.uint8)
+    white[:, 50:] = 255  # which cuts through cells of 8 pixels
+    Image.fromarray(pixels).save(photo)
+    Image.fromarray(white).save(mask)
+    flags = [f"--pretrained={folder}", "--image_size=64,96", "--num_steps=2", f"--out={out}"]
+    flags += [f"--input={photo}", f"--prompts={PROMPT}", "--guidance_scale=3"]
+    flags += ["--against=prompt:blurry"]
+    for more in (["--strength=0.5"], ["--task=inpaint", "--method=replace", f"--mask={mask}"]):
+        assert run(edit, *flags, *more) == 0
+        with Image.open(out) as file:
+            assert file.size == (96, 64)
+    for more, said in (
+        ([f"--mask={mask}"], "goes with --task=inpaint, not vary"),
+        (["--input=phot.png"], "there is no image file phot.png"),
+        (["--image_size=64"], "photo.png has 64x96 pixels, and 64x64 are needed"),
+        (["--image_size=64,x"], "--image_size=64,x is to be height,width in pixels"),
+        (["--input="], "--input is missing"),
+    ):
+        assert run(edit, *flags, *more) == 2
+        error = capsys.readouterr().err
+        assert said in error
+        assert len(error.strip().splitlines()) == 1
 
 
 @pytest.mark.parity

@@ -7,8 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from diffjax.conditions import Tokens
 from diffjax.errors import UserError
 from diffjax.models import DiT, layers
+from diffjax.models.context import CrossAttention
 from diffjax.models.dit.stages import stack_blocks, stages_of
 from diffjax.models.rotary import rotate, rotation_2d
 from tests.models.test_models import random_like
@@ -169,3 +171,13 @@ def test_a_mesh_splits_the_tokens_before_and_after_class_tokens_come():
     net.check_mesh((8, 4, 3), {"sequence": 1})
     with pytest.raises(UserError, match="does not divide the 11 tokens"):
         net.check_mesh((8, 4, 3), {"sequence": 4})
+
+
+def test_attention_to_tokens_in_bfloat16_promotes_no_types():
+    """Users may set `jax_numpy_dtype_promotion` to "strict"."""
+    layer, x = CrossAttention(2, "bfloat16", null_token=False), jnp.ones((1, 4, 8), jnp.bfloat16)
+    with jax.numpy_dtype_promotion("strict"):
+        out, _ = jax.eval_shape(
+            layer.init_with_output, jax.random.key(0), x, Tokens(3, 6).example(1)
+        )
+    assert (out.shape, out.dtype) == ((1, 4, 8), jnp.bfloat16)

@@ -207,6 +207,17 @@ def test_weights_of_whole_numbers_are_refused(loaded_run, tmp_path, like):
         find_initial_weights(str(path), like)
 
 
+def test_weights_that_are_not_finite_are_named(loaded_run, tmp_path):
+    weights = {name: np.array(x) for name, x in by_path(loaded_run.weights(LIVE)).items()}
+    weights["conv_in/bias"][0] = np.nan
+    write_safetensors(tmp_path / "x.safetensors", weights)
+    config = trained_config()
+    with config.unlocked():
+        config.init_from = str(tmp_path / "x.safetensors")
+    with pytest.raises(UserError, match=r"config\.init_from=.*/conv_in/bias is not finite: name"):
+        loop.train(config, tmp_path / "run")
+
+
 def test_a_run_of_another_network_is_refused_by_the_first_parameter_that_differs(
     trained_run, tmp_path
 ):

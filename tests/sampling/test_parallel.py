@@ -39,14 +39,15 @@ def program(solver, **how: Any):
 
 
 def drawn(solver, number=0, n=N, tolerance=0.0, **how: Any) -> Any:
-    keys, times = jax.random.split(jax.random.key(0), 16), Power()(BOTH[number], n)
+    keys, path = jax.random.split(jax.random.key(0), 16), BOTH[number]
+    times = solver.route(path, Power()(path, n))
     return program(solver, **how)(number, times, keys, tolerance)
 
 
 @pytest.mark.parametrize(
     "solver",
-    [DDIM, pytest.param(RK4, marks=pytest.mark.thorough), DDPM],
-    ids=["ddim", "rk4", "ddpm"],
+    [DDIM, pytest.param(RK4, marks=pytest.mark.thorough), DDPM, solvers.unfinished(DDIM)],
+    ids=["ddim", "rk4", "ddpm", "unfinished"],
 )
 def test_without_tolerance_it_is_the_sequential_sample(solver):
     for number, path in enumerate(BOTH):

@@ -104,3 +104,9 @@ def test_resampling_visits_each_stretch_again():
     expected = [1.0, 0.8, 0.6, 1.0, 0.8, 0.6, 0.4, 0.2, 0.6, 0.4, 0.2, 0.0]
     np.testing.assert_allclose(times, expected, atol=1e-6)
     assert Recipe(solver, grids.Power(), 5).nfe == 8 + 1
+
+
+def test_a_walk_that_does_not_finish_costs_whole_steps_alone():
+    """Heun's 5 steps are two evaluations each; finished, the last is the one for x0."""
+    assert Recipe(solvers.heun(), grids.Power(), 5).nfe == 4 * 2 + 1
+    assert Recipe(solvers.unfinished(solvers.heun()), grids.Power(), 5).nfe == 5 * 2
