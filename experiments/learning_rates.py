@@ -39,7 +39,7 @@ def main(args: SimpleNamespace) -> None:
     """Trains all of them, and writes and prints the results."""
     for name in ("config", "out"):
         cli.require(args, name)
-    widths = [int(width) for width in _numbers(args.widths, "widths")]
+    widths = [int(width) for width in _numbers(args.widths, "widths", whole=True)]
     rates = tuple(sorted(_numbers(args.rates, "rates")))
     dataset: DataSet = build(args.config.data, DataSet, "config.data")
     folder = Path(args.out)
@@ -66,13 +66,15 @@ def main(args: SimpleNamespace) -> None:
     print(f"{table(found)}learning_rates.png, .md and .json in {folder}")
 
 
-def _numbers(texts: list[str], name: str) -> list[float]:
+def _numbers(texts: list[str], name: str, whole: bool = False) -> list[float]:
     try:
         numbers = [float(text) for text in texts]
     except ValueError as error:
         raise UserError(f"--{name}: {error}") from None
     if not numbers or not all(0 < number < float("inf") for number in numbers):
         raise UserError(f"--{name}={','.join(texts)}: numbers above 0 are needed")
+    if whole and any(number % 1 for number in numbers):
+        raise UserError(f"--{name}={','.join(texts)}: whole numbers are needed")
     return numbers
 
 

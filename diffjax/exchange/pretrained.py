@@ -25,6 +25,7 @@ from diffjax.exchange.own_folders import is_own
 from diffjax.exchange.pipelines import is_pipeline, part_of, prompts_of, sets_times, texts_of
 from diffjax.exchange.schedulers import Schedule, schedule_of
 from diffjax.host.files import place_of
+from diffjax.models.autoencoder_kl.published import has_autoencoder
 from diffjax.models.families import Found, found_in, networks_in, settings_of
 from diffjax.models.loras import with_loras
 from diffjax.pretrained.family import Denoiser, Family, Published
@@ -166,8 +167,8 @@ def from_pretrained(
             checkpoint with several sets of weights, averages are read.
         codec: what decodes samples: a name in `diffjax.choices.CODECS`, perhaps with settings
             (`taef2:path=FOLDER`); a file of an AutoencoderKL, or a folder of diffusers, here or
-            beside the network's file; or a value. With None it is that of the pipeline, or else
-            samples are latents, or images of a network of pixels.
+            beside the network's file; or a value. With None it is that of the pipeline, or of a
+            file of a whole model, or else samples are latents, or images of a network of pixels.
         family: `DiT` or `SiT`, whose tensors are the same; by default the one that the name of the
             file has.
         image_size: height and width of samples in pixels, or both as one number; by default those
@@ -436,7 +437,11 @@ def _codec(
             return Identity()
         if _is_of_texts(denoiser) and is_pipeline(path):
             return AutoencoderFolder(str(part_of(path, "vae")))
-        return codec_at(path / "vae") if (path / "vae").is_dir() else Unstated()
+        if (path / "vae").is_dir():
+            return codec_at(path / "vae")
+        # A file of a whole model has its autoencoder too.
+        whole = path.is_file() and has_autoencoder(read_weights(path).state)
+        return codec_at(path, choices.CODECS[published.codec].size) if whole else Unstated()
     if isinstance(given, Codec):
         return given
     if str(given) in ("", "."):

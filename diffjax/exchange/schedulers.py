@@ -5,7 +5,7 @@ begins off its path or rounds a noise level, an option of the part here does the
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
@@ -298,7 +298,7 @@ def _flow(entries: Entries, num_tokens: int, uniform: bool) -> Schedule:
         shift = float(entries.get("shift", 1.0))
         # The smallest of the shifted times is shifted again, with all others.
         least = shift * least / (1.0 + (shift - 1.0) * least)
-    times = spec(grids.Power) if uniform else spec(grids.Down, least=least)
+    times = spec(grids.Power) if uniform else spec(grids.DownTo, least=least)
     label = spec(precond.TimeLabel, scale=float(number))
     return Schedule(
         path=choices.copy(choices.PATHS["linear"]),
@@ -319,8 +319,3 @@ def dynamic_shift(entries: Entries, num_tokens: int) -> float:
     few, many = entries.get("base_image_seq_len", 256), entries.get("max_image_seq_len", 4096)
     low, high = entries.get("base_shift", 0.5), entries.get("max_shift", 1.15)
     return math.exp(low + (high - low) * (num_tokens - few) / (many - few))
-
-
-def known_schedulers() -> Sequence[str]:
-    """The names of the schedulers that have a meaning here."""
-    return (*_KINDS, _FLOW)

@@ -452,8 +452,7 @@ class SelfAttention(nn.Module):
         if rotation is not None:
             q, k = rotate(q, rotation), rotate(k, rotation)
         q = as_of_head_width(q, self.base_head_width)
-        out = self.look(q, k, v, place) if mask is None else masked(q, k, v, mask)
-        return checkpoint_name(out, ATTENTION)
+        return checkpoint_name(self.look(q, k, v, place, mask), ATTENTION)
 
     def _joined(self, out: jax.Array, prefix: str = "") -> Tokens:
         """The heads of each token as one vector, after the output layer."""
@@ -469,10 +468,17 @@ class SelfAttention(nn.Module):
             name=f"{prefix}out",
         )(out)
 
-    def look(self, q: jax.Array, k: jax.Array, v: jax.Array, place: jax.Array | None) -> jax.Array:
+    def look(
+        self,
+        q: jax.Array,
+        k: jax.Array,
+        v: jax.Array,
+        place: jax.Array | None,
+        mask: jax.Array | None = None,
+    ) -> jax.Array:
         """The attention itself, `[B, T, heads, d]`; `place` is used by `attention_off` alone."""
         del place
-        return attention(q, k, v, self.attention)
+        return attention(q, k, v, self.attention) if mask is None else masked(q, k, v, mask)
 
 
 @contextmanager
@@ -489,7 +495,7 @@ def attention_off(layers: str) -> Iterator[None]:
     ) -> Any:
         if not isinstance(context.module, SelfAttention) or context.method_name != "look":
             return look(*args, **kwargs)
-        _, _, values, place = args
+        values, place = args[2:4]
         path = "/".join(context.module.path)
         names = [path] if place is None else [_in_stack(path, i) for i in range(place.size)]
         concerned = np.array([re.search(layers, name) is not None for name in names])

@@ -95,8 +95,9 @@ class Karras:
         return _end_clean(path, inner)
 
 
+@register_dataclass
 @dataclass(frozen=True)
-class Down:
+class DownTo:
     """`n` evenly spaced times from `t_noise` down to the least one, and then 0.
 
     `t_i = t_noise·(1 - (1 - least)·i/(n-1))`: `Power` ends with the least time 1/n. Diffusers'
@@ -107,11 +108,11 @@ class Down:
 
     Example:
         >>> from diffjax.process.paths import Linear
-        >>> [round(t, 3) for t in Down(0.1)(Linear(), 4).tolist()]
+        >>> [round(t, 3) for t in DownTo(0.1)(Linear(), 4).tolist()]
         [1.0, 0.7, 0.4, 0.1, 0.0]
     """
 
-    least: Positive[float] = 0.001
+    least: Positive[Scalar] = 0.001
 
     def __call__(self, path: Path, n: int) -> Float[Array, " {n}+1"]:
         return _end_clean(path, path.t_noise * jnp.linspace(1.0, self.least, n))

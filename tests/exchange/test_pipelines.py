@@ -393,6 +393,7 @@ def test_a_photo_is_edited_on_the_command_line(folder, tmp_path, capsys):
         (["--image_size=64"], "photo.png has 64x96 pixels, and 64x64 are needed"),
         (["--image_size=64,x"], "--image_size=64,x is to be height,width in pixels"),
         (["--input="], "--input is missing"),
+        (["--network=image_size=64"], "that is no setting of a network"),
     ):
         assert run(edit, *flags, *more) == 2
         error = capsys.readouterr().err

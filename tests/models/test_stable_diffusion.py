@@ -9,6 +9,7 @@ import pytest
 
 from diffjax.conditions import Tokens, TokenStates
 from diffjax.errors import UserError
+from diffjax.exchange import pretrained
 from diffjax.models import families
 from diffjax.models.stable_diffusion.published import FAMILY, LDM
 from diffjax.models.unet import Embedding, Transformers, UNet
@@ -237,6 +238,10 @@ def test_a_file_of_a_whole_model_is_recognised(tmp_path):
     state |= {"first_stage_model.decoder.conv_in.bias": np.zeros(4, np.float32)}
     write_safetensors(tmp_path / "v1-5.safetensors", state)
     settings = {name: SMALL[name] for name in ("image_shape", "num_heads", "num_groups")}
-    found = families.find_published(tmp_path / "v1-5.safetensors", num_numbers=0, **settings)
+    settings |= {"num_numbers": 0, "added_features": 0}
+    found = families.find_published(tmp_path / "v1-5.safetensors", **settings)
     assert (found.network, found.layout) == (ours, "authors")
     jax.tree.map(np.testing.assert_array_equal, found.params(), params)
+    # Its autoencoder is read from the same file, which has no more than a bias of it.
+    with pytest.raises(UserError, match="it lacks quant_conv"):
+        pretrained.from_pretrained(tmp_path / "v1-5.safetensors", **settings)

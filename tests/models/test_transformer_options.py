@@ -181,3 +181,15 @@ def test_attention_to_tokens_in_bfloat16_promotes_no_types():
             layer.init_with_output, jax.random.key(0), x, Tokens(3, 6).example(1)
         )
     assert (out.shape, out.dtype) == ((1, 4, 8), jnp.bfloat16)
+
+
+def test_attention_that_is_off_is_off_behind_a_mask_too():
+    """Each token then has its own values, whatever a mask would show it."""
+    layer, mask = layers.SelfAttention(2), jnp.tri(4, dtype=bool)[None, None]
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(1, 4, 8)), jnp.float32)
+    params = layer.init(jax.random.key(0), x)["params"]
+    with layers.attention_off(""):
+        found = layer.apply({"params": params}, x, mask=mask)
+    values = x @ params["qkv"]["kernel"][:, 16:]
+    np.testing.assert_allclose(found, values @ params["out"]["kernel"], atol=1e-5)
+    assert np.abs(layer.apply({"params": params}, x, mask=mask) - found).max() > 0.01

@@ -21,6 +21,7 @@ from diffjax.runs.setup import set_up
 from diffjax.spec import spec
 from diffjax.studies.learning_rates import Losses, final_losses, of_width, plot, table
 from diffjax.wiring import wire
+from experiments import cli, learning_rates
 from tests.support.compiling import FAST
 from tests.support.tiny_network import Tiny
 from tests.support.tiny_run import tiny_config
@@ -243,3 +244,21 @@ def test_the_study_trains_and_draws():
     config.model = spec(Tiny)
     with pytest.raises(UserError, match="no transformer with muP"):
         of_width(config, 16, 8)
+
+
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        ("--widths=32,48.5", "--widths=32,48.5: whole numbers are needed"),
+        ("--widths=wide", "--widths: could not convert string to float"),
+        ("--rates=0.1,0", "--rates=0.1,0: numbers above 0 are needed"),
+    ],
+)
+def test_mistyped_numbers_of_the_study_are_one_line(capsys, tmp_path, flag, message):
+    argv = ["--config=configs/digits.py", f"--out={tmp_path / 'out'}", flag]
+    program = learning_rates
+    assert cli.run(program.main, program.FLAGS, usage=program.USAGE, argv=argv) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert len(error.strip().splitlines()) == 1
+    assert not (tmp_path / "out").exists()

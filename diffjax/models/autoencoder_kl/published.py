@@ -8,7 +8,7 @@
 - The authors' file of FLUX.2 is as LDM's, with the affine maps within encoder and decoder.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,6 +25,17 @@ from diffjax.pretrained.transforms import Transform, conv, dense, keep, merge, s
 
 PREFIXES = ("first_stage_model.", "vae.")
 """What names of the autoencoder begin with in files of whole models."""
+
+
+def has_autoencoder(names: Iterable[str]) -> bool:
+    """Whether names of tensors are those of a whole model with its autoencoder.
+
+    Example:
+        >>> has_autoencoder(["model.diffusion_model.out.2.bias", "first_stage_model.decoder.x"])
+        True
+    """
+    return any(name.startswith(f"{prefix}decoder.") for name in names for prefix in PREFIXES)
+
 
 _pointwise = then(squeeze(2, 3), dense)
 
@@ -257,14 +268,14 @@ LAYOUTS: Mapping[str, Family] = {
     "encoder.mid_block.attentions.0.query.weight": OLD_DIFFUSERS,
     "encoder.mid_block.attentions.0.to_q.weight": FAMILY,
 }
-"""Layouts by a tensor that is in their files, and not in those of the next ones."""
+"""The families of all layouts, by a tensor that is in their files and in none of the next ones'."""
 
 
-def layout_of(state: Mapping[str, Any], layouts: Mapping[str, Family] = LAYOUTS) -> Family:
-    """The layout that published tensors are in, by their names; the last where none is.
+def family_of(state: Mapping[str, Any], layouts: Mapping[str, Family] = LAYOUTS) -> Family:
+    """The family with the layout of published tensors, by their names; the last where none fits.
 
     Example:
-        >>> layout_of({"encoder.mid.attn_1.q.weight": None}).name
+        >>> family_of({"encoder.mid.attn_1.q.weight": None}).name
         'AutoencoderKL of LDM'
     """
     found = (family for name, family in layouts.items() if name in state)
@@ -302,7 +313,7 @@ def read(
         UserError: the file can't be read, or is of another network.
     """
     state = without_prefix(read_state_dict(path))
-    family = layout_of(state, layouts)
+    family = family_of(state, layouts)
     if network is None:
         network = family.network_of(state, str(path))
     return network, family.to_ours(state, network, str(path))

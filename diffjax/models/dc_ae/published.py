@@ -217,4 +217,4 @@ FAMILY = Family(
     config=Config("AutoencoderDC", _FIXED, _settings, _config, beside={"scaling_factor": 1.0}),
 )
 LAYOUTS: Mapping[str, Family] = {"encoder.conv_out.weight": FAMILY}
-"""As of `AutoencoderKL`."""
+"""The families of all layouts, by a tensor that is in the files of each alone."""

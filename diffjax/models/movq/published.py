@@ -64,4 +64,4 @@ LAYOUTS: Mapping[str, Family] = {
     "encoder.mid.attn_1.q.weight": KANDINSKY,
     "encoder.mid_block.attentions.0.to_q.weight": FAMILY,
 }
-"""As of `AutoencoderKL`."""
+"""The families of all layouts, by a tensor that is in the files of each alone."""

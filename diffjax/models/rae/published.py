@@ -177,4 +177,4 @@ LAYOUTS: Mapping[str, Family] = {
     "encoder.encoder.layer.0.attention.attention.query.weight": OLD,
     "encoder.encoder.layer.0.attention.q_proj.weight": FAMILY,
 }
-"""As of `AutoencoderKL`."""
+"""The families of all layouts, by a tensor that is in the files of each alone."""
