@@ -214,7 +214,8 @@ class Family:
         """The network that published tensors belong to, recognised by their shapes.
 
         Settings without a trace in the shapes, such as the number of heads, are those of
-        `config.json`, or else those of the published size with the same shapes.
+        `config.json`, or else those of the published size with the same shapes. Where sizes differ
+        in nothing else, a network of no published size has those that they all have.
 
         Args:
             state: arrays or tensors of a file, by name.

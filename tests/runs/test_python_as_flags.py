@@ -144,7 +144,7 @@ def test_a_model_refuses_what_gives_nan_and_takes_the_null_label(run):
 def test_the_command_line_refuses_in_the_same_words(capsys):
     flags = [f"--workdir={OLD_RUN}", "--labels=3,99"]
     assert cli.run(sample.main, sample.FLAGS, usage="", argv=flags) == 2
-    assert "error: no label is called '99'; did you mean '9'?" in capsys.readouterr().err
+    assert "error: no label is called '99'; this run has 10, from 0 to 9" in capsys.readouterr().err
 
 
 def test_completion_knows_what_there_is():
