@@ -33,7 +33,7 @@ _FLUX2 = {
 CASES: Mapping[str, tuple[Family, Mapping[str, Any]]] = {
     "SD3": (SD3, _SD3),
     "SD3.5": (SD3, _SD3 | {"qk_norm": True, "dual_blocks": 2}),
-    "Flux.1 schnell": (FLUX, _FLUX),
+    "Flux.1 schnell": (FLUX, _FLUX | {"length": 256}),
     "Flux.1 dev": (FLUX, _FLUX | {"embedded_guidance": 3.5}),
     "Flux.1 Fill": (FLUX, _FLUX | {"embedded_guidance": 30.0, "beside_channels": 3}),
     "Flux.2 dev": (FLUX2, _FLUX2 | {"embedded_guidance": 4.0}),
