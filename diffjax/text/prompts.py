@@ -68,4 +68,4 @@ def prompts(encoder: Encodes, null: str | None = "", name: str = "text") -> Prom
 
 
 def _refused(given: Any) -> str:
-    raise UserError(f"a prompt is a text, and {given!r} is none: put it in quotes")
+    raise UserError(f"a prompt is a text, and {given!r} is not one: put it in quotes")

@@ -92,7 +92,7 @@ class Tokenizer:
             UserError: it is no text, or has parts that Unicode has no bytes for.
         """
         if not isinstance(text, str):
-            raise UserError(f"a prompt is a text, and {text!r} is none: put it in quotes")
+            raise UserError(f"a prompt is a text, and {text!r} is not one: put it in quotes")
         try:
             return self.library.encode(text, add_special_tokens=False).ids
         except (TypeError, UnicodeError) as error:

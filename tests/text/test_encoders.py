@@ -204,7 +204,7 @@ class TestPrompts:
         assert isinstance(null, TokenStates)
 
     def test_what_is_no_prompt_ends_in_one_line(self, clip_l):
-        with pytest.raises(UserError, match="a prompt is a text, and 3 is none"):
+        with pytest.raises(UserError, match="a prompt is a text, and 3 is not one"):
             prompts(clip_l).parse([3])
         with pytest.raises(UserError, match="the prompt 'red' needs a text encoder"):
             replace(prompts(clip_l), encoder=None).parse(["red"])

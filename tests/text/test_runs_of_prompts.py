@@ -85,5 +85,5 @@ def test_texts_are_sampled_and_left(workdir, tmp_path, capsys):
     file.write_bytes("é".encode("latin-1"))
     assert cli.run(sample.main, sample.FLAGS, usage="", argv=argv) == 2
     assert "can't read conditions from" in capsys.readouterr().err
-    with pytest.raises(UserError, match="a prompt is a text, and 3 is none"):
+    with pytest.raises(UserError, match="a prompt is a text, and 3 is not one"):
         run.sample([3])

@@ -86,7 +86,7 @@ def test_what_is_no_tokenizer_ends_in_one_line(tmp_path, clip):
         read_tokenizer(tmp_path)
     with pytest.raises(UserError, match="length=2 has no place for a text: begin and end are 2"):
         read_tokenizer(write_clip(tmp_path / "clip"), length=2)
-    with pytest.raises(UserError, match="a prompt is a text, and 3 is none"):
+    with pytest.raises(UserError, match="a prompt is a text, and 3 is not one"):
         clip([3])
     with pytest.raises(UserError, match="is no text of Unicode"):
         clip(["\ud800"])

@@ -16,7 +16,7 @@ class MOVQ(nn.Module):
         x = decode(quantise(z))     [B, h, w, c] -> [B, s·h, s·w, C]
 
     It was trained with latents that are entries of a codebook; Kandinsky's models make latents that
-    are none, and decode them as they are.
+    are not, and decode them as they are.
 
     A call with images returns the images of their quantised latents.
 
