@@ -1,6 +1,7 @@
 """Data sets, sources of images, and the input pipeline."""
 
 from diffjax.data.augment import Augment
+from diffjax.data.captions import CaptionedSource, captioned_folder
 from diffjax.data.features import featured
 from diffjax.data.folder import image_folder
 from diffjax.data.given import GivenSource
@@ -23,6 +24,7 @@ __all__ = [
     "ArraySource",
     "Augment",
     "Batch",
+    "CaptionedSource",
     "Coarse",
     "DataSet",
     "Example",
@@ -34,6 +36,7 @@ __all__ = [
     "all_examples",
     "all_images",
     "batches",
+    "captioned_folder",
     "colours",
     "colours_distance",
     "digits",

@@ -5,8 +5,9 @@ SD 3     AlongTokens((AlongFeatures((clip_l, clip_bigg), pooled=(0, 1)), t5))
 Flux     PooledFrom(t5, clip_l)
 """
 
+import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -16,8 +17,30 @@ from diffjax.errors import UserError
 from diffjax.text.encoders import Sizes
 
 
+class _Combination:
+    """What combinations share; a subclass is a frozen dataclass of encoders and plain settings."""
+
+    @property
+    def sha256(self) -> str:
+        """A hash of all that states depend on."""
+        how = [getattr(x, "sha256", x) for x in self._values]
+        return hashlib.sha256(repr((type(self).__name__, how)).encode()).hexdigest()
+
+    def release(self) -> None:
+        """Frees the weights; the next text reads them again."""
+        for x in self._values:
+            if hasattr(x, "release"):
+                x.release()
+
+    @property
+    def _values(self) -> list[Any]:
+        """Encoders and settings in order."""
+        values: Any = (getattr(self, field.name) for field in fields(self))  # pyright: ignore
+        return [x for value in values for x in (value if isinstance(value, tuple) else (value,))]
+
+
 @dataclass(frozen=True)
-class AlongFeatures:
+class AlongFeatures(_Combination):
     """The states of several encoders, concatenated for each token.
 
     Encoders have texts of equal lengths, and the mask is that of the first one.
@@ -54,7 +77,7 @@ class AlongFeatures:
 
 
 @dataclass(frozen=True)
-class AlongTokens:
+class AlongTokens(_Combination):
     """The tokens of several encoders, one after the other.
 
     Narrower states are filled up with zeros. Pooled vectors are concatenated.
@@ -84,7 +107,7 @@ class AlongTokens:
 
 
 @dataclass(frozen=True)
-class PooledFrom:
+class PooledFrom(_Combination):
     """The states of one encoder, and the pooled vector of another.
 
     Attributes:

@@ -1,6 +1,7 @@
 """A text encoder with its tokenizer: from texts to the states that a network attends to."""
 
 import functools
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -16,10 +17,11 @@ from diffjax.errors import UserError, nearest
 from diffjax.host.files import place_of
 from diffjax.models.bert.network import Bert
 from diffjax.models.clip_text.network import ClipText
-from diffjax.models.families import find_published
+from diffjax.models.families import Found, find_published
 from diffjax.models.layers import compute_type
 from diffjax.models.loras import with_loras
 from diffjax.models.t5.network import T5Encoder
+from diffjax.pretrained.downloads import sha256_of_file
 from diffjax.pretrained.lora import read_lora
 from diffjax.text.tokenizers import Tokenizer, read_tokenizer
 
@@ -41,15 +43,24 @@ class Sizes(NamedTuple):
 
 
 class Encodes(Protocol):
-    """What encodes texts: a `FolderEncoder`, a `TextEncoder`, or a combination of them."""
+    """What encodes texts: a `FolderEncoder`, or a combination of several."""
 
     @property
     def sizes(self) -> Sizes:
         """The sizes of what it returns."""
         ...
 
+    @property
+    def sha256(self) -> str:
+        """A hash of all that states depend on."""
+        ...
+
     def __call__(self, texts: Sequence[str]) -> TokenStates:
         """The states of each text, as NumPy arrays."""
+        ...
+
+    def release(self) -> None:
+        """Frees the weights; the next text reads them again."""
         ...
 
 
@@ -200,11 +211,27 @@ class FolderEncoder:
 
     @functools.cached_property
     def loaded(self) -> TextEncoder:
-        """The encoder in memory.
+        """The encoder in memory, until `release`.
 
         Raises:
             UserError: files are missing, damaged or of another network.
         """
+        found, encoder = self._found
+        kind = compute_type(self.dtype)
+
+        def stored(path: str, array: Any) -> jax.Array:
+            del path
+            return jnp.array(np.asarray(array), kind)  # A copy: the file may change.
+
+        return replace(encoder, params=found.params(stored))
+
+    def release(self) -> None:
+        """Frees the weights; the next text reads them again."""
+        self.__dict__.pop("loaded", None)
+
+    @property
+    def _found(self) -> tuple[Found, TextEncoder]:
+        """The weights, not read yet, and the encoder with their shapes alone."""
         place = place_of(self.folder)
         loras = [read_lora(*lora) for lora in self.loras]
         found = with_loras(find_published(place), loras, place.name)
@@ -212,26 +239,39 @@ class FolderEncoder:
         if not isinstance(network, _NETWORKS):
             raise UserError(f"{self.folder} has a {type(network).__name__}, no text encoder")
         words = read_tokenizer(self.tokenizer_folder or _tokenizer_of(place), self.length)
-        kind, count = compute_type(self.dtype), words.library.get_vocab_size()
+        count = words.library.get_vocab_size()
         if network.vocabulary < count:
             raise UserError(
                 f"the tokenizer has {count} tokens, and the text encoder {self.folder} reads "
                 f"{network.vocabulary}: they are of different models"
             )
+        found.family.check(found.state, network, found.source)
+        shapes, how = found.family.shapes(network), (self.normed, self.padding, self.chunks)
+        encoder = TextEncoder(words, network.clone(dtype=self.dtype), shapes, self.layer, *how)
+        return found, encoder
 
-        def stored(path: str, array: Any) -> jax.Array:
-            del path
-            return jnp.array(np.asarray(array), kind)  # A copy: the file may change.
+    @functools.cached_property
+    def sizes(self) -> Sizes:
+        """The sizes of what it returns, from the shapes of its weights.
 
-        how = self.layer, self.normed, self.padding, self.chunks
-        # Settings are checked before the weights are read.
-        encoder = TextEncoder(words, network.clone(dtype=self.dtype), None, *how)
-        return replace(encoder, params=found.params(stored))
+        Raises:
+            UserError: as `loaded`.
+        """
+        return self._found[1].sizes
 
     @property
-    def sizes(self) -> Sizes:
-        """The sizes of what it returns."""
-        return self.loaded.sizes
+    def sha256(self) -> str:
+        """A hash of all that states depend on: weights, tokenizer, LoRA and settings."""
+        place = place_of(self.folder)
+        words = place_of(self.tokenizer_folder) if self.tokenizer_folder else _tokenizer_of(place)
+        files = [*_files_of(place), *_files_of(words), *(Path(file) for file, _ in self.loras)]
+        weights = [weight for _, weight in self.loras]
+        how = self.length, self.dtype, self.layer, self.normed, self.padding, self.chunks, weights
+        try:
+            hashes = [f"{file.name} {sha256_of_file(file)}" for file in files]
+        except OSError as error:
+            raise UserError(f"can't read {error.filename}: {error.strerror}") from error
+        return hashlib.sha256(repr((how, hashes)).encode()).hexdigest()
 
     def __call__(self, texts: Sequence[str]) -> TokenStates:
         """The states of each text; see `TextEncoder`."""
@@ -265,8 +305,13 @@ def read_text_encoder(
         if name not in known:
             raise UserError(f"a text encoder has no setting {name!r}; {nearest(name, known)}")
     encoder = FolderEncoder(str(folder), str(tokenizer or ""), length, dtype, **how)
-    _ = encoder.loaded  # Read, or refused.
+    _ = encoder.sizes  # Found, or refused.
     return encoder
+
+
+def _files_of(folder: Path) -> list[Path]:
+    """The files in a folder, sorted by name."""
+    return sorted(file for file in folder.iterdir() if file.is_file()) if folder.is_dir() else []
 
 
 def _tokenizer_of(folder: Path) -> Path:
