@@ -37,6 +37,7 @@ _VOCABULARY = (
     "text.encoders",
     "text.prompts",
     "training.nonfinite",
+    "tuning.captioned",
 )
 # Flax adds these two fields to every module, always together; they are not hyper-parameters.
 _FLAX_WIRING = ("parent", "name")
