@@ -80,9 +80,9 @@ def returned_by(
     try:
         inspect.signature(function).bind(*arguments)
     except TypeError:
-        given = f"the arguments {arguments[0]!r}" if arguments else "no arguments after a colon"
+        passed = f"the arguments {arguments[0]!r}" if arguments else "no arguments after a colon"
         raise UserError(
-            f"{path} has {name}{inspect.signature(function)}, but --config passes {given}"
+            f"{path} has {name}{inspect.signature(function)}, but --config passes {passed}"
         ) from None
     known = inspect.signature(function).parameters.values()
     keywords = {x.name for x in known if x.kind is inspect.Parameter.KEYWORD_ONLY}

@@ -250,13 +250,17 @@ class FolderEncoder:
         encoder = TextEncoder(words, network.clone(dtype=self.dtype), shapes, self.layer, *how)
         return found, encoder
 
-    @functools.cached_property
+    @property
     def sizes(self) -> Sizes:
         """The sizes of what it returns, from the shapes of its weights.
 
         Raises:
             UserError: as `loaded`.
         """
+        return self._sizes
+
+    @functools.cached_property
+    def _sizes(self) -> Sizes:
         return self._found[1].sizes
 
     @property

@@ -106,7 +106,9 @@ def sized(given: Condition, image_size: int) -> Condition:
     if not isinstance(given, Several):
         return given
     parts = {
-        name: replace(part, usual=tuple(_numbers(part, (image_size,) * 2, image_size, part.usual)))
+        name: replace(
+            part, usual=tuple(_numbers(part, (image_size, image_size), image_size, part.usual))
+        )
         if isinstance(part, Numbers)
         else part
         for name, part in given.parts.items()
