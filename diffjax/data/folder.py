@@ -111,8 +111,8 @@ def _list_images(root: Path) -> tuple[list[str], np.ndarray, tuple[str, ...]]:
     if not root.is_dir():
         raise UserError(f"no folder {root}: set data.path to a folder of images")
     try:
-        entries = _entries(root)
-        loose = [entry.name for entry in entries if _is_image(entry)]
+        entries = entries_of(root)
+        loose = [entry.name for entry in entries if is_image(entry)]
         classes = {
             entry.name: sorted(
                 file.relative_to(root).as_posix()
@@ -176,15 +176,15 @@ def _images_below(folder: Path, above: tuple[Path, ...]) -> list[Path]:
     if here in above:
         raise UserError(f"{folder} is its own parent folder {here}, by a link: remove the link")
     found = []
-    for entry in _entries(folder):
+    for entry in entries_of(folder):
         if entry.is_dir():
             found += _images_below(entry, (*above, here))
-        elif _is_image(entry):
+        elif is_image(entry):
             found.append(entry)
     return found
 
 
-def _entries(folder: Path) -> list[Path]:
+def entries_of(folder: Path) -> list[Path]:
     """The entries of a folder that are not hidden, sorted by name.
 
     Raises:
@@ -197,7 +197,8 @@ def _entries(folder: Path) -> list[Path]:
     return entries
 
 
-def _is_image(path: Path) -> bool:
+def is_image(path: Path) -> bool:
+    """Whether a path is a file with the suffix of an image."""
     return path.suffix.lower() in _SUFFIXES and path.is_file()
 
 
@@ -212,6 +213,7 @@ class FolderSource(Source):
         image_size: the side of the resized images in pixels.
         channels: 1 or 3.
         background: the colour behind transparent pixels.
+        captions: a text for each image, or none.
     """
 
     root: Path
@@ -220,6 +222,7 @@ class FolderSource(Source):
     image_size: int
     channels: int
     background: str = BACKGROUND
+    captions: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.files)
@@ -230,7 +233,7 @@ class FolderSource(Source):
         return {"image": image, "label": int(self.labels[index])}
 
     def fingerprint(self) -> str:
-        """SHA-256 of the files' names, sizes and labels, and of a sample of their bytes.
+        """SHA-256 of the files' names, sizes, labels and captions, and of some of their bytes.
 
         It also depends on how images are resized. The sample is that of `hash_parts`.
         """
@@ -243,6 +246,8 @@ class FolderSource(Source):
             except OSError as error:
                 raise UserError(f"can't read {file}: {error.strerror}") from None
             digest.update(line.encode(errors="surrogateescape"))
+        for caption in self.captions:
+            digest.update(f"{caption}\n".encode())
         hash_parts(digest, [self.root / self.files[row] for row in evenly(len(self.files))])
         return digest.hexdigest()
 

@@ -5,6 +5,7 @@ SD 3     AlongTokens((AlongFeatures((clip_l, clip_bigg), pooled=(0, 1)), t5))
 Flux     PooledFrom(t5, clip_l)
 """
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -46,6 +47,11 @@ class AlongFeatures:
         width = sum(sizes.width for sizes in each)
         return Sizes(each[0].length, width, sum(each[i].pooled_width for i in self.pooled))
 
+    @property
+    def sha256(self) -> str:
+        """Hex digest of what states depend on."""
+        return _hashed("features", self.encoders, self.pooled)
+
     def __call__(self, texts: Sequence[str]) -> TokenStates:
         each = [encoder(texts) for encoder in self.encoders]
         states = np.concatenate([states.states for states in each], -1)
@@ -70,6 +76,11 @@ class AlongTokens:
         """The sizes of what it returns."""
         lengths, widths, pooled = zip(*(encoder.sizes for encoder in self.encoders), strict=True)
         return Sizes(sum(lengths), max(widths), sum(pooled))
+
+    @property
+    def sha256(self) -> str:
+        """Hex digest of what states depend on."""
+        return _hashed("tokens", self.encoders)
 
     def __call__(self, texts: Sequence[str]) -> TokenStates:
         each, width = [encoder(texts) for encoder in self.encoders], self.sizes.width
@@ -100,9 +111,19 @@ class PooledFrom:
         """The sizes of what it returns."""
         return self.states.sizes._replace(pooled_width=self.pooled.sizes.pooled_width)
 
+    @property
+    def sha256(self) -> str:
+        """Hex digest of what states depend on."""
+        return _hashed("pooled from", (self.states, self.pooled))
+
     def __call__(self, texts: Sequence[str]) -> TokenStates:
         return self.states(texts)._replace(pooled=self.pooled(texts).pooled)
 
 
 def _joined(pooled: Sequence[Any], count: int) -> np.ndarray:
     return np.concatenate([np.zeros((count, 0), np.float32), *pooled], -1)
+
+
+def _hashed(how: str, encoders: Sequence[Any], *further: Any) -> str:
+    each = [encoder.sha256 for encoder in encoders]
+    return hashlib.sha256(repr((how, each, further)).encode()).hexdigest()

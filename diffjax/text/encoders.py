@@ -1,6 +1,7 @@
 """A text encoder with its tokenizer: from texts to the states that a network attends to."""
 
 import functools
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -20,8 +21,10 @@ from diffjax.models.families import find_published
 from diffjax.models.layers import compute_type
 from diffjax.models.loras import with_loras
 from diffjax.models.t5.network import T5Encoder
+from diffjax.pretrained.downloads import sha256_of_file
+from diffjax.pretrained.folders import CONFIG, KINDS
 from diffjax.pretrained.lora import read_lora
-from diffjax.text.tokenizers import Tokenizer, read_tokenizer
+from diffjax.text.tokenizers import FILES, Tokenizer, read_tokenizer
 
 _NETWORKS = (ClipText, T5Encoder, Bert)
 
@@ -41,7 +44,10 @@ class Sizes(NamedTuple):
 
 
 class Encodes(Protocol):
-    """What encodes texts: a `FolderEncoder`, a `TextEncoder`, or a combination of them."""
+    """What encodes texts: a `FolderEncoder`, a `TextEncoder`, or a combination of them.
+
+    Those that a run can record have `sha256` too, a hex digest of all that states depend on.
+    """
 
     @property
     def sizes(self) -> Sizes:
@@ -232,6 +238,32 @@ class FolderEncoder:
     def sizes(self) -> Sizes:
         """The sizes of what it returns."""
         return self.loaded.sizes
+
+    @functools.cached_property
+    def sha256(self) -> str:
+        """Hex digest of the files and of the settings that states depend on, wherever they lie.
+
+        The compute type is left out: it rounds.
+
+        Raises:
+            UserError: a file can't be read.
+        """
+        place = place_of(self.folder)
+        words = place_of(self.tokenizer_folder) if self.tokenizer_folder else _tokenizer_of(place)
+        weights = [file.name for kind in KINDS for file in sorted(place.glob(f"*.{kind}"))]
+        files = [(place, name) for name in (CONFIG, *weights)] + [(words, name) for name in FILES]
+        loras = [(place_of(file), weight) for file, weight in self.loras]
+        how = self.length, self.layer, self.normed, self.padding, self.chunks
+        try:
+            hashes = [
+                (name, sha256_of_file(folder / name))
+                for folder, name in files
+                if (folder / name).is_file()
+            ]
+            added = [(sha256_of_file(file), weight) for file, weight in loras]
+        except OSError as error:
+            raise UserError(f"can't read {error.filename}: {error.strerror}") from None
+        return hashlib.sha256(repr((how, hashes, added)).encode()).hexdigest()
 
     def __call__(self, texts: Sequence[str]) -> TokenStates:
         """The states of each text; see `TextEncoder`."""
