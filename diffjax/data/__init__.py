@@ -1,7 +1,7 @@
 """Data sets, sources of images, and the input pipeline."""
 
 from diffjax.data.augment import Augment
-from diffjax.data.captions import CaptionedSource, captioned_folder
+from diffjax.data.captions import captioned_folder
 from diffjax.data.features import featured
 from diffjax.data.folder import image_folder
 from diffjax.data.given import GivenSource
@@ -24,7 +24,6 @@ __all__ = [
     "ArraySource",
     "Augment",
     "Batch",
-    "CaptionedSource",
     "Coarse",
     "DataSet",
     "Example",

@@ -1,4 +1,4 @@
-"""Pictures with captions: from a folder, and as a source of a batch's texts.
+"""Folders of images with a caption each.
 
 NAME.png with NAME.txt or NAME.caption beside it                      kohya
 metadata.jsonl, {"file_name": "NAME.png", "text": "…"} in each line   datasets, diffusers
@@ -6,13 +6,11 @@ metadata.csv or captions.csv, with the columns file_name and text     datasets
 """
 
 import csv
-import hashlib
 import io
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 
@@ -23,22 +21,13 @@ from diffjax.data.folder import (
     images_in,
     note_on_size,
 )
-from diffjax.data.sources import (
-    Batch,
-    DataSet,
-    Example,
-    Source,
-    SplitSeed,
-    TestFraction,
-    stratified_split,
-)
+from diffjax.data.sources import DataSet, SplitSeed, TestFraction, stratified_split
 from diffjax.errors import UserError, nearest
 from diffjax.host.files import place_of
-from diffjax.kinds import AtLeastOne
+from diffjax.kinds import AtLeastOne, Range
 
-CAPTION = "caption"
-"""The name of the captions in a batch, texts `[B]`."""
 TABLES = ("metadata.jsonl", "metadata.csv", "captions.csv")
+TRAIN, TEST = "train", "test"
 _BESIDE = (".txt", ".caption")
 _NAME, _TEXT = "file_name", "text"
 _HOW = (
@@ -48,106 +37,87 @@ _HOW = (
 
 
 def captioned_folder(
-    path: str = "data/pictures",
-    image_size: AtLeastOne[int] = 512,
-    test_fraction: TestFraction = 0.0,
+    path: str = "data/captioned",
+    image_size: AtLeastOne[int] = 64,
+    channels: Annotated[int, Range("[1, 3]")] = 3,
+    test_fraction: TestFraction = 0.05,
     split_seed: SplitSeed = 0,
     background: str = BACKGROUND,
     caption: str = "",
 ) -> DataSet:
-    """A data set of pictures with captions, from a folder; subfolders are searched too.
+    """A data set from a folder of images of any size, each with a text; subfolders count too.
 
-    Captions lie beside the pictures, each as `NAME.txt` or `NAME.caption`, or in one table,
+    Captions lie beside the images, each as `NAME.txt` or `NAME.caption`, or in one table,
     `metadata.jsonl`, `metadata.csv` or `captions.csv`, with `file_name` and `text` in each line.
-    All are UTF-8. Line breaks and repeated blanks in a caption become one blank.
+    All are UTF-8. Line breaks and repeated blanks in a caption become one blank. Where the folder
+    has the folders `train` and `test`, each is such a folder, and the split is theirs.
+
+    A network is trained on the states of the captions, which `experiments.encode_latents --text`
+    stores beside the latents. Without them captions have no influence.
 
     Args:
         path: the folder.
-        image_size: the side of the pictures in pixels: the central square is cropped and resized
+        image_size: the side of the images in pixels: the central square is cropped and resized
             (`diffjax.data.folder.read_image`).
-        test_fraction: the fraction of pictures for testing; with 0 there are none.
-        split_seed: the seed of the split.
+        channels: 3 for colour, 1 for grey.
+        test_fraction: the fraction of images for testing, without the folders `train` and `test`;
+            with 0 there are none.
+        split_seed: the seed of that split.
         background: the colour behind transparent pixels, by name or as `#rrggbb`.
-        caption: of pictures that have none, such as "a photo of sks dog"; with "" each picture
-            needs its own.
+        caption: of images that have none, such as "a photo of sks dog"; with "" each image needs
+            its own.
 
     Raises:
-        UserError: as `image_folder`; a picture without a caption, a caption of no picture, a file
-            of captions that can't be read.
+        UserError: as `image_folder`; an image has no caption, or a caption no image; a file of
+            captions is damaged.
 
     Example:
         >>> import tempfile
         >>> from PIL import Image
         >>> with tempfile.TemporaryDirectory() as path:
-        ...     Image.new("RGB", (40, 30)).save(Path(path) / "apple.png")
-        ...     _ = (Path(path) / "apple.txt").write_text("a red apple")
-        ...     captioned_folder(path, image_size=16).train.gather([0])["caption"].tolist()
-        ['a red apple']
+        ...     for i in range(4):
+        ...         Image.new("RGB", (40, 30)).save(Path(path) / f"{i}.png")
+        ...         _ = (Path(path) / f"{i}.txt").write_text(f"picture {i}")
+        ...     data = captioned_folder(path, image_size=16, test_fraction=0.25)
+        ...     len(data.train), data.test.captions
+        (3, ('picture 0',))
     """
     check_colour(background)
     root = place_of(path)
-    files = images_in(root)
-    captions = read_captions(root, files, caption)
-    train, test = stratified_split(np.zeros(len(files), np.int32), test_fraction, split_seed)
+    parts = [root / name for name in (TRAIN, TEST)]
+    apart = parts[0].is_dir()
+    listed = [_listed(part, root, caption) for part in (parts if apart else [root])]
+    files = [file for captions in listed for file in captions]
+    texts = [text for captions in listed for text in captions.values()]
+    if apart:
+        rows = np.split(np.arange(len(files)), [len(listed[0])])
+    else:
+        rows = stratified_split(np.zeros(len(files), np.int32), test_fraction, split_seed)
 
-    def source(rows: np.ndarray) -> Source:
-        labels = np.zeros(len(rows), np.int32)
-        chosen = tuple(files[row] for row in rows)
-        pictures = FolderSource(root, chosen, labels, image_size, 3, background)
-        return CaptionedSource(pictures, tuple(captions[row] for row in rows))
+    def source(rows: np.ndarray) -> FolderSource:
+        return FolderSource(
+            root,
+            tuple(files[row] for row in rows),
+            np.zeros(len(rows), np.int32),
+            image_size,
+            channels,
+            background,
+            tuple(texts[row] for row in rows),
+        )
 
-    return DataSet(
-        root.resolve().name,
-        source(train),
-        source(test),
-        (image_size, image_size, 3),
-        0,
-        (),
-        notes=note_on_size(root, files, image_size),
-    )
+    shape = (image_size, image_size, channels)
+    notes = note_on_size(root, files, image_size)
+    name = root.resolve().name
+    return DataSet(name, source(rows[0]), source(rows[1]), shape, 0, (), notes=notes)
 
 
-@dataclass(frozen=True, eq=False, repr=False)
-class CaptionedSource(Source):
-    """The pictures of a source with their captions, `caption` in a batch, texts `[B]`.
-
-    Args:
-        pictures: the source.
-        captions: one for each picture.
-
-    Example:
-        >>> from diffjax.data import digits
-        >>> test = digits().test
-        >>> CaptionedSource(test, ("a digit",) * len(test)).gather([0, 1])["caption"].tolist()
-        ['a digit', 'a digit']
-    """
-
-    pictures: Source
-    captions: tuple[str, ...]
-
-    def __post_init__(self) -> None:
-        if len(self.captions) != len(self.pictures):
-            raise UserError(f"{len(self.pictures)} pictures have {len(self.captions)} captions")
-
-    def __len__(self) -> int:
-        return len(self.pictures)
-
-    def __getitem__(self, index: int) -> Example:
-        return self.pictures[index]
-
-    def gather(self, rows: Sequence[int] | np.ndarray) -> Batch:
-        batch: Any = self.pictures.gather(rows)
-        return batch | {CAPTION: np.array([self.captions[int(row)] for row in rows], np.str_)}
-
-    @property
-    def pixels(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return self.pictures.pixels
-
-    def fingerprint(self) -> str:
-        """SHA-256 of the pictures' fingerprint and of the captions."""
-        digest = hashlib.sha256(self.pictures.fingerprint().encode())
-        digest.update(json.dumps(self.captions).encode())
-        return digest.hexdigest()
+def _listed(folder: Path, root: Path, otherwise: str) -> dict[str, str]:
+    """The captions of the images in a folder by name, relative to another one."""
+    if folder != root and not folder.is_dir():
+        return {}
+    files = images_in(folder)
+    names = [(folder / file).relative_to(root).as_posix() for file in files]
+    return dict(zip(names, read_captions(folder, files, otherwise), strict=True))
 
 
 def read_captions(root: Path, files: Sequence[str], otherwise: str = "") -> list[str]:
@@ -171,7 +141,7 @@ def read_captions(root: Path, files: Sequence[str], otherwise: str = "") -> list
         found = _in_table(root / tables[0], files)
     else:
         found = {file: _read(text) for file, text in beside.items() if text}
-    missing = [file for file in files if not found.get(file)]
+    missing = [file for file in files if file not in found]
     if missing and not otherwise:
         if len(missing) == len(files):
             raise UserError(f"{root} has pictures and no captions: {_HOW}")
@@ -181,7 +151,7 @@ def read_captions(root: Path, files: Sequence[str], otherwise: str = "") -> list
             f"{root / missing[0]} has no caption{more}: write {where}, or set data.caption to the "
             "caption of all that have none"
         )
-    return [found.get(file) or otherwise for file in files]
+    return [found.get(file, otherwise) for file in files]
 
 
 def _beside(picture: Path) -> Path | None:
@@ -204,7 +174,7 @@ def _text(file: Path) -> str:
 
 
 def _in_table(file: Path, files: Sequence[str]) -> dict[str, str]:
-    """The captions of a table by picture; "" where a line has an empty one."""
+    """The captions of a table by picture."""
     rows = _rows_of_json if file.suffix == ".jsonl" else _rows_of_csv
     known, found = set(files), {}
     for number, row in rows(file, _text(file)):

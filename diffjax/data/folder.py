@@ -185,7 +185,8 @@ def size_of(file: Path) -> tuple[int, int]:
     try:
         with Image.open(file, formats=_FORMATS) as image:
             turned = image.getexif().get(_ORIENTATION, 1) in _ON_ITS_SIDE
-            return image.size if turned else image.size[::-1]
+            width, height = image.size
+            return (width, height) if turned else (height, width)
     # As in `read_image`.
     except Exception:
         return 0, 0
@@ -237,6 +238,7 @@ class FolderSource(Source):
         image_size: the side of the resized images in pixels.
         channels: 1 or 3.
         background: the colour behind transparent pixels.
+        captions: a text for each image, or none.
     """
 
     root: Path
@@ -245,6 +247,7 @@ class FolderSource(Source):
     image_size: int
     channels: int
     background: str = BACKGROUND
+    captions: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.files)
@@ -255,7 +258,7 @@ class FolderSource(Source):
         return {"image": image, "label": int(self.labels[index])}
 
     def fingerprint(self) -> str:
-        """SHA-256 of the files' names, sizes and labels, and of a sample of their bytes.
+        """SHA-256 of the files' names, sizes, labels and captions, and of some of their bytes.
 
         It also depends on how images are resized. The sample is that of `hash_parts`.
         """
@@ -268,6 +271,8 @@ class FolderSource(Source):
             except OSError as error:
                 raise UserError(f"can't read {file}: {error.strerror}") from None
             digest.update(line.encode(errors="surrogateescape"))
+        for caption in self.captions:
+            digest.update(f"{caption}\n".encode())
         hash_parts(digest, [self.root / self.files[row] for row in evenly(len(self.files))])
         return digest.hexdigest()
 

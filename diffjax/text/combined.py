@@ -18,25 +18,15 @@ from diffjax.text.encoders import Sizes
 
 
 class _Combination:
-    """What combinations share; a subclass is a frozen dataclass of encoders and plain settings."""
-
-    @property
-    def sha256(self) -> str:
-        """A hash of all that states depend on."""
-        how = [getattr(x, "sha256", x) for x in self._values]
-        return hashlib.sha256(repr((type(self).__name__, how)).encode()).hexdigest()
+    """What combinations share; a subclass is a frozen dataclass."""
 
     def release(self) -> None:
         """Frees the weights; the next text reads them again."""
-        for x in self._values:
-            if hasattr(x, "release"):
-                x.release()
-
-    @property
-    def _values(self) -> list[Any]:
-        """Encoders and settings in order."""
         values: Any = (getattr(self, field.name) for field in fields(self))  # pyright: ignore
-        return [x for value in values for x in (value if isinstance(value, tuple) else (value,))]
+        for value in values:
+            for part in value if isinstance(value, tuple) else (value,):
+                if hasattr(part, "release"):
+                    part.release()
 
 
 @dataclass(frozen=True)
@@ -69,6 +59,11 @@ class AlongFeatures(_Combination):
         width = sum(sizes.width for sizes in each)
         return Sizes(each[0].length, width, sum(each[i].pooled_width for i in self.pooled))
 
+    @property
+    def sha256(self) -> str:
+        """Hex digest of what states depend on."""
+        return _hashed("features", self.encoders, self.pooled)
+
     def __call__(self, texts: Sequence[str]) -> TokenStates:
         each = [encoder(texts) for encoder in self.encoders]
         states = np.concatenate([states.states for states in each], -1)
@@ -93,6 +88,11 @@ class AlongTokens(_Combination):
         """The sizes of what it returns."""
         lengths, widths, pooled = zip(*(encoder.sizes for encoder in self.encoders), strict=True)
         return Sizes(sum(lengths), max(widths), sum(pooled))
+
+    @property
+    def sha256(self) -> str:
+        """Hex digest of what states depend on."""
+        return _hashed("tokens", self.encoders)
 
     def __call__(self, texts: Sequence[str]) -> TokenStates:
         each, width = [encoder(texts) for encoder in self.encoders], self.sizes.width
@@ -123,9 +123,19 @@ class PooledFrom(_Combination):
         """The sizes of what it returns."""
         return self.states.sizes._replace(pooled_width=self.pooled.sizes.pooled_width)
 
+    @property
+    def sha256(self) -> str:
+        """Hex digest of what states depend on."""
+        return _hashed("pooled from", (self.states, self.pooled))
+
     def __call__(self, texts: Sequence[str]) -> TokenStates:
         return self.states(texts)._replace(pooled=self.pooled(texts).pooled)
 
 
 def _joined(pooled: Sequence[Any], count: int) -> np.ndarray:
     return np.concatenate([np.zeros((count, 0), np.float32), *pooled], -1)
+
+
+def _hashed(how: str, encoders: Sequence[Any], *further: Any) -> str:
+    each = [encoder.sha256 for encoder in encoders]
+    return hashlib.sha256(repr((how, each, further)).encode()).hexdigest()

@@ -22,8 +22,9 @@ from diffjax.models.layers import compute_type
 from diffjax.models.loras import with_loras
 from diffjax.models.t5.network import T5Encoder
 from diffjax.pretrained.downloads import sha256_of_file
+from diffjax.pretrained.folders import CONFIG, KINDS
 from diffjax.pretrained.lora import read_lora
-from diffjax.text.tokenizers import Tokenizer, read_tokenizer
+from diffjax.text.tokenizers import FILES, Tokenizer, read_tokenizer
 
 _NETWORKS = (ClipText, T5Encoder, Bert)
 
@@ -52,7 +53,7 @@ class Encodes(Protocol):
 
     @property
     def sha256(self) -> str:
-        """A hash of all that states depend on."""
+        """Hex digest of all that states depend on."""
         ...
 
     def __call__(self, texts: Sequence[str]) -> TokenStates:
@@ -263,19 +264,31 @@ class FolderEncoder:
     def _sizes(self) -> Sizes:
         return self._found[1].sizes
 
-    @property
+    @functools.cached_property
     def sha256(self) -> str:
-        """A hash of all that states depend on: weights, tokenizer, LoRA and settings."""
+        """Hex digest of the files and of the settings that states depend on, wherever they lie.
+
+        The compute type is left out: it rounds.
+
+        Raises:
+            UserError: a file can't be read.
+        """
         place = place_of(self.folder)
         words = place_of(self.tokenizer_folder) if self.tokenizer_folder else _tokenizer_of(place)
-        files = [*_files_of(place), *_files_of(words), *(Path(file) for file, _ in self.loras)]
-        weights = [weight for _, weight in self.loras]
-        how = self.length, self.dtype, self.layer, self.normed, self.padding, self.chunks, weights
+        weights = [file.name for kind in KINDS for file in sorted(place.glob(f"*.{kind}"))]
+        files = [(place, name) for name in (CONFIG, *weights)] + [(words, name) for name in FILES]
+        loras = [(place_of(file), weight) for file, weight in self.loras]
+        how = self.length, self.layer, self.normed, self.padding, self.chunks
         try:
-            hashes = [f"{file.name} {sha256_of_file(file)}" for file in files]
+            hashes = [
+                (name, sha256_of_file(folder / name))
+                for folder, name in files
+                if (folder / name).is_file()
+            ]
+            added = [(sha256_of_file(file), weight) for file, weight in loras]
         except OSError as error:
-            raise UserError(f"can't read {error.filename}: {error.strerror}") from error
-        return hashlib.sha256(repr((how, hashes)).encode()).hexdigest()
+            raise UserError(f"can't read {error.filename}: {error.strerror}") from None
+        return hashlib.sha256(repr((how, hashes, added)).encode()).hexdigest()
 
     def __call__(self, texts: Sequence[str]) -> TokenStates:
         """The states of each text; see `TextEncoder`."""
@@ -311,11 +324,6 @@ def read_text_encoder(
     encoder = FolderEncoder(str(folder), str(tokenizer or ""), length, dtype, **how)
     _ = encoder.sizes  # Found, or refused.
     return encoder
-
-
-def _files_of(folder: Path) -> list[Path]:
-    """The files in a folder, sorted by name."""
-    return sorted(file for file in folder.iterdir() if file.is_file()) if folder.is_dir() else []
 
 
 def _tokenizer_of(folder: Path) -> Path:

@@ -1,7 +1,7 @@
 """Captioned pictures as a pipeline's network sees them: latents and token states, encoded once.
 
 They lie in a folder of their own for each set of pictures, captions, codec, text encoder and
-settings, whose name is the hash of these, so that what was encoded otherwise is never used.
+settings, whose name has the hash of these, so that what was encoded otherwise is never used.
 `diffjax.autoencoders.encoding` writes the files. After that, codec and text encoder take no memory.
 """
 
@@ -22,8 +22,7 @@ from diffjax.codecs import Codec
 from diffjax.conditions import Condition, Several
 from diffjax.conditions.numbers import Numbers
 from diffjax.data import captioned_folder
-from diffjax.data.captions import CAPTION
-from diffjax.data.folder import BACKGROUND, size_of
+from diffjax.data.folder import BACKGROUND, FolderSource, size_of
 from diffjax.data.latents import FACTS, latents
 from diffjax.data.sources import Batch, DataSet, Example, Source, SplitSeed, TestFraction
 from diffjax.errors import UserError
@@ -34,6 +33,7 @@ from diffjax.host.run_files import read_json
 from diffjax.host.storage import make_writable
 from diffjax.kinds import AtLeastOne
 from diffjax.training.sharding import local_rows
+from diffjax.tuning.prior import Prior, PriorSource
 
 CACHE = "~/.cache/diffjax/latents"
 _LOG = logging.getLogger("diffjax")
@@ -47,7 +47,9 @@ def captioned_latents(
     split_seed: SplitSeed = 0,
     background: str = BACKGROUND,
     flips: bool = False,
+    dtype: str = "float16",
     cache: str = CACHE,
+    prior: Prior | None = None,
     codec: Codec | None = None,
     given: Condition | None = None,
 ) -> DataSet:
@@ -65,7 +67,9 @@ def captioned_latents(
         background: the colour behind transparent pixels.
         flips: whether pictures are mirrored at random. Captions with "left" or "right" are then
             wrong.
+        dtype: of what is stored, "float16" or "float32".
         cache: the folder of folders of what was encoded.
+        prior: pictures of the class of a subject, which training draws too.
         codec: of the pipeline.
         given: the condition of the pipeline: prompts, perhaps with the numbers of a picture's size.
 
@@ -79,51 +83,48 @@ def captioned_latents(
         )
     if not path:
         raise UserError("this config needs pictures with captions: --config.data.path=FOLDER")
-    pictures = captioned_folder(
-        path, image_size, test_fraction, split_seed, background=background, caption=caption
-    )
-    shape = codec.latent_shape(pictures.image_shape)
+    pictures = captioned_folder(path, image_size, 3, test_fraction, split_seed, background, caption)
+    shape, place = codec.latent_shape(pictures.image_shape), place_of(cache)
     given = sized(given, image_size)
-
-    def conditioned(source: Source) -> Source:
-        return ConditionedSource(source, given)
-
-    pictures = replace(pictures, train=conditioned(pictures.train), test=conditioned(pictures.test))
     kind = "moments" if codec.stochastic else "means"
-    cached = Cached(pictures, codec, given, place_of(cache), Stored(kind, flips))
+    stored = Stored(kind, flips, dtype, text=main_of(given))
+    stored.check(codec)
+    cached = Cached(pictures, codec, given, place, stored)
+    train: Source = CachedSource(cached, True)
+    if prior and (prior.prompt or prior.path):
+        of_class = Cached(prior.pictures(image_size, place), codec, given, place, stored)
+        train = PriorSource(train, CachedSource(of_class, True), prior.weight)
+    test = CachedSource(cached, False)
     return replace(
         pictures,
-        train=CachedSource(cached, True),
-        test=CachedSource(cached, False),
+        train=train,
+        test=test,
         image_shape=shape,
+        real=CachedSource(cached, True),
         codec=codec,
         given=given,
     )
+
+
+def main_of(given: Condition) -> Any:
+    """The prompts of a condition."""
+    return given.parts[given.main] if isinstance(given, Several) else given
 
 
 def sized(given: Condition, image_size: int) -> Condition:
     """The condition of pictures of a size: what it states of a size where nothing else is known."""
     if not isinstance(given, Several):
         return given
-    parts = {
-        name: replace(
-            part, usual=tuple(_numbers(part, (image_size, image_size), image_size, part.usual))
-        )
-        if isinstance(part, Numbers)
-        else part
-        for name, part in given.parts.items()
-    }
-    return replace(given, parts=parts)
+
+    def changed(part: Condition) -> Condition:
+        if not isinstance(part, Numbers):
+            return part
+        return replace(part, usual=tuple(_numbers(part, (image_size, image_size), image_size)))
+
+    return replace(given, parts={name: changed(part) for name, part in given.parts.items()})
 
 
-def _main(given: Condition) -> Any:
-    """The prompts of a condition."""
-    return given.parts[given.main] if isinstance(given, Several) else given
-
-
-def _numbers(
-    kind: Numbers, original: tuple[int, int], image_size: int, usual: Sequence[float]
-) -> list[float]:
+def _numbers(kind: Numbers, original: tuple[int, int], image_size: int) -> list[float]:
     """What SDXL knows of a picture: original size, corner of the crop after resizing, size.
 
     Podell et al. 2023 (arXiv:2307.01952), section 2.2.
@@ -138,20 +139,20 @@ def _numbers(
         "height": image_size,
         "width": image_size,
     }
-    return [float(known.get(n, x)) for n, x in zip(kind.names, usual, strict=True)]
+    return [float(known.get(n, x)) for n, x in zip(kind.names, kind.usual, strict=True)]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class ConditionedSource(Source):
-    """Captioned pictures with the condition that a pipeline's network takes.
+class SizedSource(Source):
+    """Pictures of a folder with the numbers of their sizes, as arrays of a batch.
 
     Args:
-        pictures: a `CaptionedSource` of a folder.
-        condition: prompts, alone or beside the numbers of a picture's size.
+        pictures: a `FolderSource`.
+        condition: which of them a network takes.
     """
 
-    pictures: Any
-    condition: Condition
+    pictures: FolderSource
+    condition: Several
 
     def __len__(self) -> int:
         return len(self.pictures)
@@ -159,29 +160,23 @@ class ConditionedSource(Source):
     def __getitem__(self, index: int) -> Example:
         return self.pictures[index]
 
+    @property
+    def captions(self) -> Sequence[str]:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.pictures.captions
+
     def gather(self, rows: Sequence[int] | np.ndarray) -> Batch:
         batch: Any = self.pictures.gather(rows)
-        captions = batch.pop(CAPTION).tolist()
-        kind = self.condition
-        if isinstance(kind, Several):
-            captions = [
-                {kind.main: text, **self._size(kind, int(row))}
-                for text, row in zip(captions, rows, strict=True)
-            ]
-        return batch | kind.arrays(kind.parse(captions))
+        folder = self.pictures
+        sizes = [size_of(folder.root / folder.files[int(row)]) for row in rows]
+        for part in self.condition.parts.values():
+            if isinstance(part, Numbers):
+                numbers = [_numbers(part, size, folder.image_size) for size in sizes]
+                batch[part.name] = np.asarray(numbers, np.float32)
+        return batch
 
     def fingerprint(self) -> str:
         """SHA-256 of the pictures' and captions' fingerprint."""
         return self.pictures.fingerprint()
-
-    def _size(self, kind: Several, row: int) -> dict[str, Any]:
-        folder = self.pictures.pictures
-        original = size_of(folder.root / folder.files[row])
-        return {
-            name: _numbers(part, original, folder.image_size, part.usual)
-            for name, part in kind.parts.items()
-            if isinstance(part, Numbers)
-        }
 
 
 @dataclass(frozen=True, eq=False)
@@ -189,11 +184,11 @@ class Cached:
     """The latents and token states of pictures, encoded when they are first needed.
 
     Attributes:
-        pictures: of `ConditionedSource`s.
+        pictures: with captions.
         codec: what encodes the pictures.
-        condition: what encodes the captions.
+        condition: of the pictures.
         cache: the folder of folders.
-        stored: what is stored of each picture.
+        stored: what is stored of each picture, with the prompts that encode captions.
     """
 
     pictures: DataSet
@@ -205,11 +200,12 @@ class Cached:
     @cached_property
     def key(self) -> str:
         """A hash of all that latents and token states depend on."""
+        text: Any = self.stored.text
         facts = {
             "train": self.pictures.train.fingerprint(),
             "test": self.pictures.test.fingerprint(),
             "codec": self.codec.sha256,
-            "texts": _main(self.condition).encoder.sha256,
+            "texts": text.encoder.sha256,
             "stored": [self.stored.kind, self.stored.flips, self.stored.dtype],
         }
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
@@ -229,10 +225,14 @@ class Cached:
     def _encode(self, folder: Path) -> None:
         number = len(self.pictures.train) + len(self.pictures.test)
         _LOG.info("encoding %d pictures and their captions to %s", number, folder)
+        pictures, kind = self.pictures, self.condition
+        if isinstance(kind, Several):
+            train, test = (SizedSource(x, kind) for x in (pictures.train, pictures.test))  # pyright: ignore
+            pictures = replace(pictures, train=train, test=test)
         in_first(lambda: make_writable(folder))
         part = jax.process_index(), jax.process_count()
         with locked(folder, "written", "--config.data.cache"):
-            encode(self.pictures, self.codec, folder, self.stored, place=local_rows(), part=part)
+            encode(pictures, self.codec, folder, self.stored, place=local_rows(), part=part)
         self.codec.release()
         self.condition.release()
 
@@ -246,26 +246,24 @@ class CachedSource(Source):
     train: bool
 
     @property
-    def _whole(self) -> DataSet:
-        return self.cached.pictures
+    def captions(self) -> Sequence[str]:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self._of(self.cached.pictures).captions
 
     def __len__(self) -> int:
-        return len(self._whole.train if self.train else self._whole.test)
+        return len(self._of(self.cached.pictures))
 
     def __getitem__(self, index: int) -> Example:
-        return self._latents[index]
+        return self._of(self.cached.encoded)[index]
 
     def gather(self, rows: Sequence[int] | np.ndarray) -> Batch:
-        return self._latents.gather(rows)
+        return self._of(self.cached.encoded).gather(rows)
 
     def draw(self, rows: Sequence[int] | np.ndarray, uniforms: np.ndarray) -> Batch:
-        return self._latents.draw(rows, uniforms)
+        return self._of(self.cached.encoded).draw(rows, uniforms)
 
     def fingerprint(self) -> str:
         """A hash of pictures, captions, codec, text encoder and settings, and of which half."""
         return hashlib.sha256(f"{self.cached.key} {self.train}".encode()).hexdigest()
 
-    @property
-    def _latents(self) -> Source:
-        encoded = self.cached.encoded
-        return encoded.train if self.train else encoded.test
+    def _of(self, dataset: DataSet) -> Source:
+        return dataset.train if self.train else dataset.test

@@ -1,13 +1,18 @@
 """The config that tunes a published pipeline on pictures with captions."""
 
+from dataclasses import replace
+
 from ml_collections import ConfigDict
 
+from diffjax.conditions import Condition, Several
 from diffjax.errors import UserError
 from diffjax.exchange.pipelines import is_pipeline, part_of, texts_of
 from diffjax.exchange.pretrained import described
 from diffjax.host.files import place_of
 from diffjax.spec import as_spec, spec
+from diffjax.text import Prompts
 from diffjax.tuning.captioned import captioned_latents
+from diffjax.tuning.prior import Prior
 
 
 def tuning_config(folder: str, arguments: str = "") -> ConfigDict:
@@ -53,12 +58,22 @@ def tuning_config(folder: str, arguments: str = "") -> ConfigDict:
     config.data = spec(
         captioned_latents,
         image_size=height,
+        prior=spec(Prior, pipeline=folder),
         codec=as_spec(there.codec),
-        given=as_spec(there.condition),
+        given=as_spec(_checked(there.condition)),
     )
     config.name = "-".join(["finetune", place.resolve().name, *_names(arguments)])
     config.init_from = folder
     return config
+
+
+def _checked(condition: Condition) -> Condition:
+    """The condition with the hash of its text encoders, by which sampling checks them."""
+    if isinstance(condition, Several):
+        return replace(condition, parts={n: _checked(x) for n, x in condition.parts.items()})
+    if not isinstance(condition, Prompts):
+        return condition
+    return replace(condition, sha256=condition.encoder.sha256)
 
 
 def _names(arguments: str) -> list[str]:

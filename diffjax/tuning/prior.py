@@ -61,7 +61,7 @@ class Prior:
             UserError: as `captioned_folder`, and as `from_pretrained`.
         """
         folder = place_of(self.path) if self.path else self._drawn(image_size, cache)
-        return captioned_folder(str(folder), image_size, caption=self.prompt)
+        return captioned_folder(str(folder), image_size, test_fraction=0.0, caption=self.prompt)
 
     def _drawn(self, image_size: int, cache: Path) -> Path:
         how = repr((self.prompt, str(place_of(self.pipeline).resolve()), image_size))
@@ -125,6 +125,10 @@ class PriorSource(Source):
 
     def __getitem__(self, index: int) -> Example:
         return self.subject[index]
+
+    @property
+    def captions(self) -> Sequence[str]:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.subject.captions
 
     def gather(self, rows: Sequence[int] | np.ndarray) -> Batch:
         return self.subject.gather(rows)
