@@ -184,6 +184,18 @@ def _whole_pipeline(pipeline: Path, out: Path) -> list[str]:
     return [*lines, f"{DIFFUSERS}: a pipeline in {out}"]
 
 
+def layout_of_lora(module: Any, dialect: str) -> tuple[Family, str]:
+    """The layout whose names a dialect has for the layers of a network, and its folder's name.
+
+    Raises:
+        UserError: the network has no such layout.
+    """
+    if isinstance(module, UNet):
+        return _layout(module, DIFFUSERS), "unet"
+    # Kohya's trainer has the networks of the authors, but for the U-Net.
+    return _layout(module, AUTHORS if dialect == "lora_kohya" else DIFFUSERS), "transformer"
+
+
 def _by_file(layout: Family, state: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """The tensors of each file by its name, without that of a part that has a file of its own."""
     if not layout.files:
@@ -237,12 +249,8 @@ def _lora(source: str, to: str, out: Path, allowed_packages: tuple[str, ...]) ->
     if run is None or not run.parts.wired.lora.rank:
         raise UserError(f"{source} is no run with LoRA (config.lora.rank), so it has none for {to}")
     denoiser, lora = run.parts.denoiser, run.parts.wired.lora
-    # Kohya's trainer has the networks of the authors, but for the U-Net.
-    names = LAYOUTS.get(type(denoiser.network), {})
-    of_authors = to == "lora_kohya" and not isinstance(denoiser.network, UNet) and AUTHORS in names
-    layout = _layout(denoiser.network, AUTHORS if of_authors else DIFFUSERS)
+    layout, folder = layout_of_lora(denoiser.network, to)
     changes = published_changes(to_host(run.weights()), lora.scale, layout, denoiser)
-    folder = "unet" if isinstance(denoiser.network, UNet) else "transformer"
     out.mkdir(exist_ok=True)
     write_lora(out / FILE, changes, DIALECTS[to], folder)
     return [
