@@ -5,6 +5,7 @@ from ml_collections import ConfigDict
 from diffjax import choices, lookup
 from diffjax.choices import Table, copy
 from diffjax.data import Augment
+from diffjax.models.low_rank import LoraLayers
 from diffjax.process.precond import Meaning
 from diffjax.sampling.sample import Recipe
 from diffjax.spec import spec
@@ -57,6 +58,7 @@ def experiment(
     by_ode = traits.meaning.serves(Meaning.POSTERIOR_MEAN)
     config.condition_dropout = 0.1  # the share made null, for guidance; or {"part": share, …}
     config.init_from = ""  # weights to begin with: a run, FOLDER:ema-0.999 or a file; "" is fresh
+    config.lora = spec(LoraLayers)  # low-rank changes that are trained alone; rank 0 is none
     config.trainable = ""  # patterns of parameters' paths, as "*attention*"; "" is all
     config.nonfinite = spec(NonFinite)
     config.ema_decays = (0.999,)

@@ -82,6 +82,7 @@ class Settings(TypedDict):
     condition_dropout: Probability[float] | Mapping[str, Probability[float]]
     init_from: str
     trainable: str
+    lora: Spec
     optimizer: Spec
     nonfinite: Spec
     ema_decays: tuple[Decay[float], ...]

@@ -42,6 +42,7 @@ _KEEPS: Mapping[str, str] = {
     "ema_lengths": "its averages, which began with it",
     "nonfinite": "what its state counts",
     "trainable": "the parameters that it trains",
+    "lora": "the parameters that it trains",
     "init_from": "the weights that it began with",
 }
 

@@ -44,16 +44,14 @@ class Sizes(NamedTuple):
 
 
 class Encodes(Protocol):
-    """What encodes texts: a `FolderEncoder`, or a combination of several."""
+    """What encodes texts: a `FolderEncoder`, or a combination of several.
+
+    They have `sha256` too, a hex digest of all that states depend on.
+    """
 
     @property
     def sizes(self) -> Sizes:
         """The sizes of what it returns."""
-        ...
-
-    @property
-    def sha256(self) -> str:
-        """Hex digest of all that states depend on."""
         ...
 
     def __call__(self, texts: Sequence[str]) -> TokenStates:

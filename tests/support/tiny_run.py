@@ -20,6 +20,7 @@ from diffjax.evaluation.extractors.features import classifier_features
 from diffjax.host.run_files import read_metrics
 from diffjax.loop import loop, recorder
 from diffjax.models.dit import DiT
+from diffjax.models.low_rank import LoraLayers
 from diffjax.models.unet import UNet
 from diffjax.optimizers.adam import adamw
 from diffjax.runs import workdirs
@@ -65,6 +66,7 @@ def tiny_config(arguments: str = "", /, **changes: Any) -> ConfigDict:
             "condition_dropout": 0.1,
             "init_from": "",
             "trainable": "",
+            "lora": spec(LoraLayers),
             "teacher": "ema",
             "evaluators": {},
             "best_by": "",
