@@ -88,6 +88,19 @@ def test_pictures_of_the_class_are_drawn_as_often_as_their_weight_says():
         PriorSource(of([1]), of([]), 1.0)
 
 
+def trained(place: Any, workdir: Any, **flags: Any) -> None:
+    config = resolved(
+        place,
+        **{"data.path": place / "pictures", "data.cache": place / "cache"},
+        **{"num_steps": 2, "batch_size": 2, "sample_prompts": ",".join(PROMPTS)},
+        **{"sampling.num_steps": 2, "evaluation.num_samples": 4},
+        **flags,
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(setup, "make_mesh", lambda **_: one_device())
+        loop.train(config, workdir)
+
+
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
     """A pipeline, pictures, and a run of two steps that tuned the one on the other."""
@@ -95,15 +108,7 @@ def place(tmp_path_factory):
     place = tmp_path_factory.mktemp("tuning")
     write_pipeline(place / "pipe")
     write_pictures(place / "pictures")
-    config = resolved(
-        place,
-        **{"data.path": place / "pictures", "data.cache": place / "cache"},
-        **{"num_steps": 2, "batch_size": 2, "sample_prompts": ",".join(PROMPTS)},
-        **{"sampling.num_steps": 2, "evaluation.num_samples": 4, "optimizer.learning_rate": 0.01},
-    )
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(setup, "make_mesh", lambda **_: one_device())
-        loop.train(config, place / "run")
+    trained(place, place / "run", **{"optimizer.learning_rate": 0.01})
     return place
 
 
@@ -186,3 +191,19 @@ def test_axes_that_are_chosen_take_the_place_of_the_folders(place, arguments, pa
     assert config.path["_target_"].endswith(f":{path}")
     assert config.precond.target["_target_"].endswith(f":{target}")
     assert config.name == f"finetune-pipe-{arguments.partition('=')[2]}"
+
+
+@pipelines
+def test_lora_is_trained_alone_and_leaves_as_a_file_for_the_pipeline(place, tmp_path):
+    flags = {"lora.rank": 2, "optimizer.learning_rate": 0.05, "optimizer.warmup_steps": 0}
+    trained(place, tmp_path / "run", **flags)
+    run = diffjax.load(tmp_path / "run")
+    assert run.state.params.keys() != run.state.frozen.keys()
+    convert(str(tmp_path / "run"), "lora", tmp_path / "lora")
+    (file,) = (tmp_path / "lora").glob("*.safetensors")
+    tuned = diffjax.from_pretrained(place / "pipe", loras={str(file): 1.0})
+    how: dict[str, Any] = {"seed": 3, "num_steps": 2}
+    found = tuned.sample(list(PROMPTS), **how)
+    np.testing.assert_allclose(run.sample(list(PROMPTS), seed=3), found, atol=1e-4)
+    before = diffjax.from_pretrained(place / "pipe").sample(list(PROMPTS), **how)
+    assert np.abs(found - before).max() > 0.01
