@@ -262,8 +262,8 @@ class Subset:
     def __call__(self, path: Path, n: int) -> Float[Array, " {n}+1"]:
         if n > self.num_distilled:
             raise UserError(
-                f"num_steps={n}: this network was distilled on {self.num_distilled} times, of which "
-                "a walk takes some"
+                f"num_steps={n}: a walk takes some of the {self.num_distilled} times that the "
+                "network was distilled on"
             )
         skipped = np.floor(np.linspace(0, self.num_distilled, n, endpoint=False))
         steps = (self.num_distilled - skipped) * (self.num_train_steps // self.num_distilled)

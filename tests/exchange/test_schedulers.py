@@ -131,17 +131,16 @@ def test_every_scheduler_is_parts_that_fit_together():
 
 
 def with_our_noise(monkeypatch, scheduler, drawn):
-    """Makes a scheduler of diffusers draw `drawn(i)` in its i-th step."""
-    import sys
-
+    """Makes a scheduler of diffusers take `drawn(i)` for the noise of its i-th step."""
     import torch
 
-    count = iter(range(1000))
+    steps = iter(range(1000))
+
+    def randn_tensor(*_, **__):
+        return torch.tensor(np.array(drawn(next(steps))))
+
     module = sys.modules[type(scheduler).__module__]
-    if hasattr(module, "randn_tensor"):
-        monkeypatch.setattr(
-            module, "randn_tensor", lambda *_, **__: torch.tensor(np.array(drawn(next(count))))
-        )
+    monkeypatch.setattr(module, "randn_tensor", randn_tensor, raising=False)
 
 
 @pytest.mark.parity
