@@ -118,6 +118,7 @@ def prompts_of(
     tokens: Tokens,
     loras: Sequence[Lora] = (),
     components: Components = NO_COMPONENTS,
+    dtype: str = "float32",
 ) -> Prompts | None:
     """The condition of texts of a pipeline; None of one without text encoders.
 
@@ -136,6 +137,7 @@ def prompts_of(
         tokens: the token states that the network takes.
         loras: files of LoRA, which may be of text encoders too.
         components: folders of text encoders and tokenizers in the place of those of the pipeline.
+        dtype: the compute type of the text encoders, in which their weights are kept.
 
     Raises:
         UserError: a part is missing, can't be read, or is of another model.
@@ -143,7 +145,7 @@ def prompts_of(
     entries, names = read_object(pipeline / PIPELINE), texts_of(pipeline)
     if not names:
         return None
-    read = functools.partial(_read, pipeline, loras, components)
+    read = functools.partial(_read, pipeline, loras, components, dtype=dtype)
     longer = [name for name in names if entries[name][1] == "T5EncoderModel"]
     clips = [name for name in names if name not in longer]
     early = {"layer": -2, "normed": False}

@@ -6,6 +6,7 @@ from functools import cache, cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
+import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -40,6 +41,7 @@ from diffjax.exchange.single_files import components_in, prompts_in, scheduler_o
 from diffjax.host.files import place_of
 from diffjax.models.autoencoder_kl.published import has_autoencoder
 from diffjax.models.families import Found, found_in, networks_in, settings_of
+from diffjax.models.layers import compute_type
 from diffjax.models.loras import with_loras
 from diffjax.models.stable_diffusion.network import StableDiffusionUNet
 from diffjax.objectives.distilled import Distilled
@@ -203,7 +205,8 @@ def from_pretrained(
             `{"tokenizer": FOLDER}`, and entries of the scheduler's config, as
             `{"scheduler": {"timestep_spacing": "trailing"}}`.
         mesh: from `diffjax.training.sharding.make_mesh`; by default all devices split the batch.
-        **settings: of the network, as `dtype="bfloat16"` or `attention="chunked"`.
+        **settings: of the network, as `dtype="bfloat16"` or `attention="chunked"`. A network of
+            texts keeps its kernels in `dtype`, and so do the text encoders of its pipeline.
 
     Raises:
         UserError: the file can't be read, or is of no known family or of several; no such codec,
@@ -249,9 +252,25 @@ def from_pretrained(
     mesh = mesh or make_mesh()
     parts = build_parts(config.lock(), denoiser.image_shape, condition, mesh, decoder)
     found = found._replace(network=parts.denoiser)  # whose blocks are stacked
-    weights = Weights(path, found.params(placed_like(parts.abstract.weights(LIVE))))
+    stored = _stored(parts.abstract.weights(LIVE), denoiser)
+    weights = Weights(path, found.params(placed_like(stored)))
     others = _others(mesh, decoder)
     return Pretrained(parts, weights, path, others, path, layout.name, published, added, components)
+
+
+def _stored(weights: Any, denoiser: Denoiser) -> Any:
+    """Shapes of weights as they are kept: kernels of networks of texts in their compute type.
+
+    There they are rounded to it at each use, so results are the same, in half the memory.
+    """
+    if not _is_of_texts(denoiser):
+        return weights
+    dtype = compute_type(denoiser.network.dtype)
+
+    def kept(path: Any, leaf: Any) -> Any:
+        return leaf.update(dtype=dtype) if path[-1].key == "kernel" else leaf
+
+    return jax.tree_util.tree_map_with_path(kept, weights)
 
 
 def _loras(given: Mapping[str, float], path: Path) -> tuple[Lora, ...]:
@@ -411,7 +430,7 @@ def _condition(
     several = condition if isinstance(condition, Several) else None
     parts: dict[str, Any] = dict(several.parts) if several else {"text": condition}
     read = prompts_of if is_pipeline(path) else prompts_in
-    if texts := read(path, parts["text"], loras, components):
+    if texts := read(path, parts["text"], loras, components, denoiser.network.dtype):
         parts["text"] = texts
     if "size" in parts:
         height, width, _ = codec.image_shape(denoiser.image_shape)

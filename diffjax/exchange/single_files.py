@@ -73,7 +73,11 @@ class WithoutTokenizer:
 
 
 def prompts_in(
-    file: Path, tokens: Tokens, loras: Sequence[Lora], components: Components
+    file: Path,
+    tokens: Tokens,
+    loras: Sequence[Lora],
+    components: Components,
+    dtype: str = "float32",
 ) -> Prompts | None:
     """The condition of texts of a file of a whole model; None of a file without text encoders.
 
@@ -86,6 +90,7 @@ def prompts_in(
         loras: files of LoRA, which may be of text encoders too.
         components: the folder of the `tokenizer`, and that of the `tokenizer_2`, by default the
             same.
+        dtype: the compute type of the text encoders, in which their weights are kept.
 
     Raises:
         UserError: a text encoder or a tokenizer can't be read, or is of another model.
@@ -103,6 +108,7 @@ def prompts_in(
         read_text_encoder(
             file,
             tokenizer,
+            dtype=dtype,
             part=name,
             layer=-2 if early else -1,
             normed=not tokens.pooled_width,

@@ -185,6 +185,20 @@ def test_stable_diffusion_3_5_turbo_draws_the_picture_of_diffusers(tmp_path):
 
 
 @pytest.mark.parity
+def test_in_bfloat16_kernels_and_text_encoders_take_half_the_memory(base):
+    how = {"seed": SEED, "num_steps": 2, "guidance_scale": 1.0}
+    whole, half = (diffjax.from_pretrained(base, dtype=x) for x in ("float32", "bfloat16"))
+    for path, leaf in jax.tree_util.tree_leaves_with_path(half.params):
+        assert leaf.dtype == (jnp.bfloat16 if path[-1].key == "kernel" else jnp.float32)
+    encoder = half.parts.wired.condition.parts["text"].encoder.encoders[0]
+    assert {leaf.dtype for leaf in jax.tree.leaves(encoder.loaded.params)} == {
+        jnp.dtype(jnp.bfloat16)
+    }
+    near, far = (model.sample(PROMPT, **how) for model in (half, whole))
+    assert np.abs(near - far).mean() < 0.1 * far.std()
+
+
+@pytest.mark.parity
 def test_what_does_not_fit_a_folder_of_few_steps_is_one_line(base, tmp_path):
     model = diffjax.from_pretrained(base, components={"scheduler": {"_class_name": "LCMScheduler"}})
     for how, said in (
