@@ -82,6 +82,7 @@ PATHS: Table = MappingProxyType(
         "ddpm_table": spec(beta_tables.LinearBetas),
         "ddpm_table_zero_snr": spec(shifts.ZeroTerminalSNR, path=spec(beta_tables.LinearBetas)),
         "scaled_linear_table": spec(beta_tables.ScaledLinearBetas),
+        "kandinsky_table": spec(beta_tables.LinearBetas, beta_start=0.00085, beta_end=0.012),
         "cosine_table": spec(beta_tables.CosineBetas),
         "sigmoid": spec(schedules.Sigmoid),
         "sub_vp": spec(schedules.SubVP),
