@@ -11,7 +11,16 @@ from types import MappingProxyType
 
 from ml_collections import ConfigDict
 
-from diffjax.codecs import SpaceToDepth, autoencoder_kl, autoencoders, dc_ae, movq, rae, taesd
+from diffjax.codecs import (
+    SpaceToDepth,
+    autoencoder_kl,
+    autoencoders,
+    dc_ae,
+    embeddings,
+    movq,
+    rae,
+    taesd,
+)
 from diffjax.models import EDM2, DiT, UNet
 from diffjax.models.autoencoder_kl.sizes import WEIGHTS as AUTOENCODERS
 from diffjax.objectives import couplings, interpolant, learned_variance, mean_flow, repa, wrappers
@@ -59,6 +68,7 @@ CODECS: Table = MappingProxyType(
         "dc_ae": spec(dc_ae.DCAE),
         "rae": spec(rae.RAE),
         "autoencoder": spec(autoencoders.AutoencoderFolder),
+        "embeddings": spec(embeddings.Embeddings),
         **{
             name: spec(
                 autoencoder_kl.AutoencoderKL,

@@ -12,8 +12,8 @@ from ml_collections import ConfigDict
 from diffjax import choices, lookup
 from diffjax.codecs import Codec, Identity, Unstated
 from diffjax.codecs.autoencoder_kl import AutoencoderKL
-from diffjax.codecs.autoencoders import AutoencoderFolder, codec_at
-from diffjax.conditions import Condition, Images, Several
+from diffjax.codecs.autoencoders import codec_at
+from diffjax.conditions import Condition, ImageEmbeddings, Images, Several
 from diffjax.conditions.classes import Unconditional, of_classes
 from diffjax.data import image_folder, latents
 from diffjax.data.imagenet import label_names
@@ -22,7 +22,15 @@ from diffjax.errors import UserError, nearest
 from diffjax.evaluation.extractors.features import pixel_features
 from diffjax.exchange.classifiers import read_classifier
 from diffjax.exchange.own_folders import is_own
-from diffjax.exchange.pipelines import is_pipeline, part_of, prompts_of, sets_times, texts_of
+from diffjax.exchange.pipelines import (
+    codec_of,
+    is_pipeline,
+    part_of,
+    prompts_of,
+    sets_times,
+    texts_of,
+)
+from diffjax.exchange.priors import ImagePrior, prior_prompts
 from diffjax.exchange.schedulers import Schedule, schedule_of
 from diffjax.host.files import place_of
 from diffjax.models.autoencoder_kl.published import has_autoencoder
@@ -150,6 +158,7 @@ def from_pretrained(
     family: str | None = None,
     image_size: int | tuple[int, int] | None = None,
     loras: Mapping[str, float] | None = None,
+    prior: str | Path | ImagePrior | None = None,
     mesh: Mesh | None = None,
     **settings: Any,
 ) -> Pretrained:
@@ -176,6 +185,8 @@ def from_pretrained(
         loras: files of LoRA with their weights, as `{"style.safetensors": 0.8}`, in the dialect of
             peft, of older diffusers, or of kohya. Their changes are added to the weights of the
             network, and of the text encoders of a pipeline.
+        prior: what makes image embeddings of texts, for a decoder that makes pictures of them, as
+            Kandinsky's: the folder of its pipeline, or an `ImagePrior` with a recipe and a seed.
         mesh: from `diffjax.training.sharding.make_mesh`; by default all devices split the batch.
         **settings: of the network, as `dtype="bfloat16"` or `attention="chunked"`.
 
@@ -209,6 +220,8 @@ def from_pretrained(
     _ = decoder.image_shape(denoiser.image_shape), decoder.params  # Refused, if they do not fit.
     config = _config(denoiser, published, name)
     condition = _condition(layout, denoiser, decoder, path, added)
+    if prior is not None:
+        condition = _by_prior(condition, prior, path)
     if schedule := _schedule(path, denoiser):
         _scheduled(config, schedule)
     if published.codec and not isinstance(decoder, Unstated):
@@ -357,7 +370,8 @@ def _condition(
     condition = denoiser.condition
     several = condition if isinstance(condition, Several) else None
     parts: dict[str, Any] = dict(several.parts) if several else {"text": condition}
-    if is_pipeline(path) and (texts := prompts_of(path, parts["text"], loras)):
+    by_prior = isinstance(parts["text"], ImageEmbeddings)
+    if is_pipeline(path) and not by_prior and (texts := prompts_of(path, parts["text"], loras)):
         parts["text"] = texts
     if "size" in parts:
         height, width, _ = codec.image_shape(denoiser.image_shape)
@@ -367,6 +381,22 @@ def _condition(
         usual = tuple(float(sides.get(name.rpartition("_")[2]) or x) for name, x in named)
         parts["size"] = replace(kind, usual=usual)
     return replace(several, parts=parts) if several else parts["text"]
+
+
+def _by_prior(condition: Condition, prior: str | Path | ImagePrior, path: Path) -> Condition:
+    """The condition with a prior, which makes image embeddings of texts.
+
+    Raises:
+        UserError: the network takes no image embeddings, or the prior makes others.
+    """
+    several = condition if isinstance(condition, Several) else None
+    kind = several.parts["text"] if several and "text" in several.parts else condition
+    if not isinstance(kind, ImageEmbeddings):
+        raise UserError(f"{path} takes no image embeddings: leave prior= out")
+    if not isinstance(prior, ImagePrior):
+        prior = ImagePrior(from_pretrained(prior))
+    found = prior_prompts(kind, prior, path)
+    return replace(several, parts={**several.parts, "text": found}) if several else found
 
 
 def _of_classes(family: Family, denoiser: Denoiser) -> Condition:
@@ -421,7 +451,7 @@ def _scheduled(config: ConfigDict, schedule: Schedule) -> None:
     config.precond.target, config.precond.noise_label = schedule.target, schedule.noise_label
     config.sampling.solver, config.sampling.grid = schedule.solver, schedule.grid
     config.sampling.unit_start = schedule.unit_start
-    config.sampling.guidance = lookup.guidance_called(schedule.guidance)
+    config.sampling.guidance = schedule.guidance
 
 
 def _codec(
@@ -436,7 +466,7 @@ def _codec(
         if not published.codec:
             return Identity()
         if _is_of_texts(denoiser) and is_pipeline(path):
-            return AutoencoderFolder(str(part_of(path, "vae")))
+            return codec_of(path)
         if (path / "vae").is_dir():
             return codec_at(path / "vae")
         # A file of a whole model has its autoencoder too.

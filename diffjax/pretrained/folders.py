@@ -27,7 +27,7 @@ WEIGHTS = "diffusion_pytorch_model"
 """The name of a file of weights of diffusers, without its end."""
 _NAMES = (WEIGHTS, "model", "pytorch_model")  # the others of transformers
 _KINDS = ("safetensors", "bin", "pt", "pth")
-_DENOISERS = ("transformer", "unet")
+_DENOISERS = ("transformer", "unet", "prior")
 _LARGEST_TEXT_BYTES = 2**26
 MOST_SHARD_BYTES = 10 * 10**9
 """The largest file that diffusers writes."""

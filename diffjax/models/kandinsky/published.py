@@ -7,7 +7,7 @@ blocks, and that attention has layers for the tokens' keys and values, `add_k_pr
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from diffjax.conditions import Condition, Images, Tokens
+from diffjax.conditions import Condition, ImageEmbeddings, Images
 from diffjax.errors import UserError
 from diffjax.models.kandinsky.network import KandinskyUNet
 from diffjax.models.kandinsky.sizes import SIZES
@@ -95,7 +95,8 @@ def kandinsky(
     network = KandinskyUNet(0, **settings)
     length = 1 + TEXT_LENGTH if network.text_width else 1
     width = max(network.image_width, network.text_width)
-    parts: dict[str, Condition] = {"text": Tokens(length, width, pooled_width)}
+    text = ImageEmbeddings(length, width, pooled_width, embedding_width=network.image_width)
+    parts: dict[str, Condition] = {"text": text}
     if given_channels:
         parts["image"] = Images((*image_shape[:2], given_channels))
     return Denoiser(network, image_shape, with_parts(parts, tuple(parts)[1:]))
