@@ -1,10 +1,13 @@
 """The image encoder of CLIP: a vision transformer and a projection."""
 
+from typing import Any
+
 import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Float
 
-from diffjax.models.vit import ViT, quick_gelu
+from diffjax.errors import UserError, nearest
+from diffjax.models.vit import ACTIVATIONS, ViT
 from diffjax.shapes import Array, Images
 
 
@@ -27,7 +30,13 @@ class ClipVision(nn.Module):
 
 
 def clip_vision(
-    width: int, depth: int, num_heads: int, num_features: int, grid: int, patch: int = 14
+    width: int,
+    depth: int,
+    num_heads: int,
+    num_features: int,
+    grid: int,
+    patch: int = 14,
+    **how: Any,
 ) -> ClipVision:
     """An image encoder of CLIP.
 
@@ -38,15 +47,23 @@ def clip_vision(
         num_features: the width of an embedding.
         grid: the number of patches per side of an image.
         patch: the side of a patch in pixels.
+        **how: `activation`, `quick_gelu` in CLIP and `gelu` in OpenCLIP; `epsilon` of the norms,
+            1e-5 by default; and `mlp_width`, 4 times `width` by default.
+
+    Raises:
+        UserError: no such activation.
     """
+    name = how.pop("activation", "quick_gelu")
+    if name not in ACTIVATIONS:
+        raise UserError(f"activation: none is called {name!r}; {nearest(name, ACTIVATIONS)}")
     vit = ViT(
         width,
         depth,
         num_heads,
         grid,
         patch,
-        epsilon=1e-5,
-        activation=quick_gelu,
+        **{"epsilon": 1e-5, **how},
+        activation=ACTIVATIONS[name],
         patch_bias=False,
         norm_before=True,
     )

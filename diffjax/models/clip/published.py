@@ -49,7 +49,10 @@ TABLE = (
 
 def _recognise(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
     num_positions, width = shapes[f"{_EMBEDDINGS}.position_embedding.weight"]
+    wide = shapes[f"{_LAYER}.mlp.fc1.weight".format(i=0)][0]
+    further = {} if wide == 4 * width else {"mlp_width": wide}
     return {
+        **further,
         "width": width,
         "depth": count(f"{_LAYER}.layer_norm1.weight", shapes),
         "num_features": shapes["visual_projection.weight"][0],
