@@ -13,11 +13,14 @@ RENAMED: Mapping[str, str] = {
 """Callables that a config may name, `module:name`, and settings, from their names since 0.1.0 to
 today's."""
 
+_LORA = {"rank": 0, "alpha": 0.0, "dropout": 0.0, "layers": "*"}
 ADDED: Mapping[str, Any] = {
     "best_by": "",
     "evaluation": {"prompts": ""},
     "evaluators": {},
+    "sample_prompts": [],
     "teacher": "ema",
+    "lora": {TARGET: "diffjax.models.low_rank:LoraLayers", **_LORA},
 }
 """Settings that configs have since 0.1.0, with the values by which a run is what it was before."""
 

@@ -42,7 +42,7 @@ flags.DEFINE_string(
     flag_values=FLAGS,
 )  # fmt: skip
 flags.DEFINE_string(
-    "prompts", None, "file with a text in each line, which samples show in turn, for labels",
+    "prompts", None, "@FILE of texts that samples show in turn, or one text, for labels",
     flag_values=FLAGS,
 )  # fmt: skip
 flags.DEFINE_integer("batch_size", None, "samples per batch", lower_bound=1, flag_values=FLAGS)

@@ -140,7 +140,9 @@ def pictures(
         text = f"step {step.number} of {total}, t = {step.t:.3f}, {seconds:.2f} s"
         if done:
             nfe = "chosen by the solver" if recipe.nfe is None else recipe.nfe
-            text += f", NFE {nfe}, and {recipe.calls * total} for the pictures on the way"
+            # The prediction at the last state is the last step, unless a solver makes that itself.
+            further = recipe.calls * (total - recipe.solver.finishes)
+            text += f", NFE {nfe}, and {further} for the pictures on the way"
         yield image, text
 
 
@@ -243,7 +245,7 @@ def page(run: Run, model: Model) -> Any:
             yield gr.skip(), says(f"error: {error}"), gr.skip()
 
     with gr.Blocks(title="diffjax", analytics_enabled=False, delete_cache=(3600, 3600)) as demo:
-        gr.Markdown(f"# {run.config.name}\n{run!r}")
+        gr.HTML(f"<h1>{html.escape(run.config.name)}</h1><p>{html.escape(repr(run))}</p>")
         with gr.Row():
             with gr.Column():
                 if isinstance(kind, Prompts):
@@ -254,11 +256,12 @@ def page(run: Run, model: Model) -> Any:
                     subject = gr.Dropdown(numbered, value=0, label="Class")
                 else:
                     subject = gr.State(0)
+                its_scale, its_steps = own.recipe.guidance_scale, own.recipe.num_steps
                 scale = gr.Slider(
-                    1, 15, own.recipe.guidance_scale, step=0.1, label="Guidance scale (1 is off)",
-                    visible=kind.can_be_dropped,
+                    min(1, its_scale), max(15, its_scale), its_scale, step=0.1,
+                    label="Guidance scale (1 is off)", visible=kind.can_be_dropped,
                 )  # fmt: skip
-                steps = gr.Slider(1, 100, own.recipe.num_steps, step=1, label="Solver steps")
+                steps = gr.Slider(1, max(100, its_steps), its_steps, step=1, label="Solver steps")
                 its_own = (f"{own.solver} (its own)", "")
                 solver = gr.Dropdown([its_own, *solvers_of(run)], value="", label="Solver")
                 seed = gr.Number(0, precision=0, label="Seed of the noise")

@@ -1,8 +1,8 @@
 """How well images show their texts, by embeddings of both: CLIP score and retrieval."""
 
 import hashlib
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -82,28 +82,46 @@ def text_metrics(
     embed = reference.extractor.texts
     if embed is None or texts is None:
         return {"clip_score": None, "retrieval_accuracy": None}
-    rows = thinned_rows(len(texts), MOST_FEATURES, reference.seed)  # which the features are of
-    given = [texts[int(row)] for row in rows]
-    different = list(dict.fromkeys(given))
-    places = {text: place for place, text in enumerate(different)}
-    own = np.array([places[text] for text in given])
-    embedded, n = embed(different), len(given)
-    scores = clip_scores(collected.features, embedded[own])
-    right = int(retrieved(collected.features, embedded, own).sum())
-    stated = provenance | image_counts(n, 0, 0)
+    seed, n = reference.seed, len(collected.features)
+    given = [texts[int(row)] for row in thinned_rows(len(texts), MOST_FEATURES, seed)]
+    found, floor = _measured(collected.features, given, embed), None
+    if reference.test_texts:
+        rows = thinned_rows(len(reference.test_texts), n, seed)
+        captions = [reference.test_texts[int(row)] for row in rows]
+        floor = _measured(reference.test_features[rows], captions, embed)
+    stated = provenance | image_counts(n, len(floor.scores) if floor else 0, 0)
+    right = int(found.right.sum())
     return {
         "clip_score": {
-            "value": float(scores.mean()),
-            "standard_error": float(scores.std(ddof=1) / np.sqrt(n)),
-            "floor": None,
+            "value": float(found.scores.mean()),
+            "standard_error": float(found.scores.std(ddof=1) / np.sqrt(n)),
+            "floor": floor and float(floor.scores.mean()),
             "provenance": stated | {"definition": "arXiv:2104.08718, mean of 100 max(cos, 0)"},
         },
         "retrieval_accuracy": {
             "value": right / n,
             "interval": list(wilson_interval(right, n)),
-            "by_chance": 1.0 / len(different),
-            "floor": None,
+            "by_chance": 1.0 / found.among,
+            "floor": floor and float(floor.right.mean()),
             "provenance": stated
-            | {"definition": "own text nearest to the image", "among": len(different)},
+            | {"definition": "own text nearest to the image", "among": found.among},
         },
     }
+
+
+class _Measured(NamedTuple):
+    """CLIP scores `[n]`, whether the own text is the nearest `[n]`, and among how many."""
+
+    scores: np.ndarray
+    right: np.ndarray
+    among: int
+
+
+def _measured(
+    images: np.ndarray, texts: Sequence[str], embed: Callable[[Sequence[str]], np.ndarray]
+) -> _Measured:
+    """Embeddings `[n, F]` of images compared with those of their texts."""
+    places = {text: place for place, text in enumerate(dict.fromkeys(texts))}
+    own, embedded = np.array([places[text] for text in texts]), embed(tuple(places))
+    right = retrieved(images, embedded, own)
+    return _Measured(clip_scores(images, embedded[own]), right, len(places))

@@ -170,8 +170,9 @@ class Samples:
                 "classes and a classifier of these"
             )
         of_texts = [name for name in self.metrics if name in _OF_TEXTS]
-        if of_texts and (extractor.texts is None or not own_prompts(run.config)):
-            lacking = "prompts" if extractor.texts else "the extractor clip_folder"
+        have_texts = own_prompts(run.config) or dataset.test.captions
+        if of_texts and (extractor.texts is None or not have_texts):
+            lacking = "prompts or captions" if extractor.texts else "the extractor clip_folder"
             raise UserError(f"there is no {of_texts[0]} by {extractor.name}: it needs {lacking}")
         if "cmmd" in self.metrics and not extractor.for_cmmd:
             raise UserError(f"there is no cmmd by {extractor.name}: it needs features of CLIP")

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from diffjax import choices
 from diffjax.comparison.results import LIKELIHOOD
-from diffjax.data import DataSet, all_examples
+from diffjax.data import DataSet, Source, all_captions, all_examples
 from diffjax.errors import UserError, nearest
 from diffjax.evaluation import cached_arrays, metrics, neighbours
 from diffjax.evaluation.distances import FEWEST_IMAGES
@@ -63,8 +63,8 @@ class Wanted:
         num_samples: the number of samples.
         labels: "data", in the proportions of the real images; "balanced"; or numbers or names of
             classes, comma-separated, in turn. A class that is called "data" is named by its number.
-        prompts: a file with a text in each line, which samples show in turn; then labels have no
-            influence. CLIP score and retrieval accuracy need texts.
+        prompts: `@FILE` with a text in each line, which samples show in turn, or one text; then
+            labels have no influence. CLIP score and retrieval accuracy need texts.
         batch_size: samples at a time, and images of a likelihood; it changes no number but for
             rounding, only memory and time.
         guidance_scales: 1 is off.
@@ -389,7 +389,8 @@ def wanted_samples(
 
     Samples that start from noise and are conditioned on classes have the given labels. If they
     start at a source, or a label does not determine their condition, sources and conditions are
-    those of as many test images, evenly spaced, each of them at most once.
+    those of as many test images, evenly spaced, each of them at most once. Data without test images
+    have the conditions of training images.
 
     Args:
         wired: the model.
@@ -410,19 +411,26 @@ def wanted_samples(
         return WantedSamples(None, wired.condition.take(condition, rows), None, texts)
     if not _of_test_images(wired):
         return WantedSamples(labels, wired.condition.of_labels(labels), None)
-    batch = all_examples(dataset().test, len(labels))
+    given = _given_by(wired, dataset())
+    batch = all_examples(given, len(labels))
+    captions = all_captions(given, len(labels))
     source = batch.get("source") if wired.objective.traits.starts_at_source else None
-    return WantedSamples(batch["label"], wired.condition.of_batch(batch), source)
+    condition = wired.condition.of_batch(batch)
+    return WantedSamples(batch["label"], condition, source, captions or None)
 
 
-def own_prompts(config: ConfigDict, file: str | None = None) -> list[str]:
-    """The texts in the file `config.evaluation.prompts`, or in another file; [] without one.
+def own_prompts(config: ConfigDict, given: str | None = None) -> list[str]:
+    """The text, or those in `@FILE`, of `config.evaluation.prompts` or `given`; [] if it is empty.
 
     Raises:
-        UserError: the file can't be read.
+        UserError: the file can't be read, or has no `@` before it.
     """
-    name = config.evaluation.prompts if file is None else file
-    return texts_in(place_of(name)) if name else []
+    name = config.evaluation.prompts if given is None else given
+    if name.startswith("@"):
+        return texts_in(place_of(name[1:]))
+    if name and place_of(name).is_file():
+        raise UserError(f"evaluation.prompts={name} is a file: put @ before it, as in @{name}")
+    return [name] if name else []
 
 
 def _check_prompts(wired: Wired, prompts: Sequence[str]) -> None:
@@ -440,6 +448,12 @@ def _check_prompts(wired: Wired, prompts: Sequence[str]) -> None:
         wired.condition.parse(list(prompts[:1]))
     except UserError as error:
         raise UserError(f"evaluation.prompts: {error}") from None
+
+
+def _given_by(wired: Wired, dataset: DataSet) -> Source:
+    """The images whose sources or conditions samples have."""
+    from_noise = not wired.objective.traits.starts_at_source
+    return dataset.train if from_noise and not len(dataset.test) else dataset.test
 
 
 def _of_test_images(wired: Wired) -> bool:
@@ -541,8 +555,9 @@ def _check_counts(parts: Parts, dataset: DataSet) -> None:
             f"{dataset.name} has {num_real} images that samples could be compared with, and "
             f"distances need {FEWEST_IMAGES}: add some"
         )
+    given = len(_given_by(parts.wired, dataset))
     of_test_images = _of_test_images(parts.wired) and not parts.config.evaluation.prompts
-    if of_test_images and num_test < FEWEST_IMAGES:
+    if of_test_images and given < FEWEST_IMAGES:
         raise UserError(
             f"samples of this run have the sources or conditions of test images, and "
             f"{dataset.name} has {num_test}: its evaluation needs {FEWEST_IMAGES}"

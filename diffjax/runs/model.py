@@ -377,7 +377,7 @@ class Model:
         Raises:
             UserError: as `sample` and `check_finite`.
         """
-        self._check(recipe, request)
+        self._check(replace(recipe, solver=around(recipe.solver)), request)
         plan, weights = self._plan(recipe)
         times, rows = padded(recipe.times(self.wired.path)), _rows(request)
 

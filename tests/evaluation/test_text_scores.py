@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ from diffjax.host.run_files import read_json
 from diffjax.loop import loop
 from diffjax.models.dit import DiT
 from diffjax.runs.evaluators import Samples
-from diffjax.runs.measure import wanted_samples
+from diffjax.runs.measure import own_prompts, wanted_samples
 from diffjax.sampling import grids, solvers
 from diffjax.sampling.sample import Recipe
 from diffjax.spec import spec
@@ -87,10 +88,33 @@ def test_scores_are_means_of_cosines_and_shares_of_texts_that_are_nearest(real):
     assert retrieval["value"] == 0.5  # the second is nearest to "both", the last to "top"
     assert retrieval["by_chance"] == pytest.approx(1 / 3)
     assert retrieval["provenance"]["among"] == 3
+    assert score["floor"] is retrieval["floor"] is None  # digits have no captions
     facts = score["provenance"]
     assert (facts["extractor"], facts["num_samples"], facts["num_texts"]) == ("halves", 4, 3)
     others = compare(SAMPLES, None, real, texts=TEXTS[::-1])["clip_score"]["provenance"]
     assert facts["texts_sha256"] != others["texts_sha256"]
+
+
+def test_the_floor_is_that_of_as_many_test_images_with_their_captions(real):
+    """Test images are all bright above and dark below, and half of their captions say so."""
+    features = np.tile([[1.0, 0.0]], (8, 1)).astype(np.float32)
+    captions = ("top", "both") * 4
+    captioned = replace(real, test_features=features, test_texts=captions)
+    found = compare(SAMPLES, None, captioned, texts=TEXTS, all_metrics=False)
+    rows = np.sort(np.random.default_rng(real.seed).choice(8, 4, replace=False))
+    right = np.mean([captions[row] == "top" for row in rows])
+    expected = 100 * (right + (1 - right) * np.sqrt(0.5))
+    assert found["clip_score"]["floor"] == pytest.approx(expected, abs=1e-4)
+    assert found["retrieval_accuracy"]["floor"] == pytest.approx(right)
+    assert found["clip_score"]["provenance"]["num_floor_images"] == 4
+
+
+def test_test_images_are_shown_with_their_captions():
+    data = phrases(64)
+    captions = [f"caption {i}" for i in range(len(data.test))]
+    object.__setattr__(data.test, "captions", captions)
+    found = wanted_samples(wired(), lambda: data, np.zeros(4, int))
+    assert found.texts == ["caption 0", "caption 2", "caption 4", "caption 6"]  # of eight
 
 
 def test_there_are_none_without_texts_and_their_number_is_checked(real):
@@ -138,6 +162,8 @@ def test_prompts_are_shown_in_turn_in_the_place_of_test_images():
 def test_prompts_that_can_not_be_shown_are_refused():
     with pytest.raises(UserError, match=r"evaluation.prompts: no word 'drak'; did you mean 'dark'"):
         wanted_samples(wired(), digits, np.zeros(2, int), ["drak"])
+    with pytest.raises(UserError, match="is a file: put @ before it, as in @README"):
+        own_prompts(SimpleNamespace(evaluation=SimpleNamespace(prompts="README.md")))
     with pytest.raises(UserError, match="makes images from test images"):
         wanted_samples(wired(starts_at_source=True), digits, np.zeros(2, int), ["dark"])
 
@@ -178,8 +204,9 @@ class TestFolder:
         assert plain.provenance["weights_sha256"] != plain.provenance["tokenizer_sha256"]
         images = to_float(np.zeros((3, 20, 10, 1), np.uint8))
         np.testing.assert_array_equal(plain.features(images), described.features(images))
-        texts = plain.texts(["a photo of an apple", "an apple"])
-        np.testing.assert_allclose(described.texts(["an apple"]), texts[:1], atol=1e-6)
+        both: Any = plain.texts, described.texts
+        texts = both[0](["a photo of an apple", "an apple"])
+        np.testing.assert_allclose(both[1](["an apple"]), texts[:1], atol=1e-6)
         np.testing.assert_allclose(np.linalg.norm(texts, axis=1), 1.0, rtol=1e-6)
 
     @pytest.mark.parity
@@ -203,7 +230,7 @@ class TestFolder:
         )
         with torch.inference_mode():
             expected = both(pixel_values=pixels, **tokens).logits_per_image.numpy()
-        extractor = clip_folder(str(tmp_path), batch_size_images=2)
+        extractor: Any = clip_folder(str(tmp_path), batch_size_images=2)
         images, embedded = extractor.features(to_float(levels)), extractor.texts(texts)
         np.testing.assert_allclose(100 * images @ embedded.T, expected, atol=1e-3)
         assert expected.std() > 1
@@ -257,18 +284,18 @@ def test_a_run_is_trained_and_evaluated_on_prompts(tmp_path, capsys):
     config.model = spec(DiT, patch_size=1, hidden_size=16, depth=1, num_heads=2)
     config.evaluation.extractor = spec(pixel_features, size=1)
     config.evaluation.extractors = (spec(clip_folder, weights=str(clip)),)
-    config.evaluation.prompts = str(other)
+    config.evaluation.prompts = f"@{other}"
     config.evaluators = {"samples": spec(Samples, metrics=("clip_score",), num_samples=6)}
     with pytest.MonkeyPatch.context() as patch:
         on_one_device(patch)
         with pytest.raises(UserError, match=r"evaluation.prompts: no word 'drak'"):
             loop.train(config.copy_and_resolve_references().lock(), tmp_path / "refused")
-        config.evaluation.prompts = str(prompts)
+        config.evaluation.prompts = f"@{prompts}"
         with pytest.raises(UserError, match="no clip_score by pixels:1x1: it needs the extractor"):
             loop.train(config.copy_and_resolve_references().lock(), tmp_path / "refused")
         config.evaluators = {}
         loop.train(config.lock(), tmp_path / "run")
-    evaluation = read_json(tmp_path / "run" / "evaluation.json")
+    evaluation: Any = read_json(tmp_path / "run" / "evaluation.json")
     score = evaluation["clip_score"]
     assert score == evaluation["extractors"]["clip_folder:clip"]["clip_score"]
     assert (score["provenance"]["num_texts"], score["provenance"]["num_samples"]) == (3, 20)
@@ -276,6 +303,6 @@ def test_a_run_is_trained_and_evaluated_on_prompts(tmp_path, capsys):
     assert all(0 <= row["clip_score"] <= 100 for row in evaluation["by_nfe"])
     page = (tmp_path / "run" / "report.html").read_text()
     assert "CLIP score" in page
-    argv = [f"--workdir={tmp_path / 'run'}", "--allowed_packages=tests", f"--prompts={other}"]
+    argv = [f"--workdir={tmp_path / 'run'}", "--allowed_packages=tests", f"--prompts=@{other}"]
     assert cli.run(evaluate_run.main, evaluate_run.FLAGS, usage="", argv=argv) == 2
     assert "evaluation.prompts: no word 'drak'" in capsys.readouterr().err

@@ -3,6 +3,7 @@
 import io
 import shutil
 import socket
+import sys
 from importlib.util import find_spec
 from types import SimpleNamespace
 
@@ -101,6 +102,12 @@ def test_the_page_is_for_models_of_classes_or_prompts(loaded):
         gallery.page(loaded, SimpleNamespace(wired=wired))
 
 
+def test_a_missing_gradio_is_one_line(loaded, monkeypatch):
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    with pytest.raises(UserError, match=r"the gallery needs gradio: pip install"):
+        gallery.page(loaded, loaded.model())
+
+
 @pytest.fixture
 def addresses(monkeypatch):
     """The hosts that this process connects to."""
@@ -167,8 +174,8 @@ def use(tab):
     numbers = [int(text.split()[1]) for text in texts]  # The browser leaves some out.
     assert len(numbers) >= 3
     assert numbers == sorted(numbers)
-    # 30 evaluations by Euler, each with and without the class.
-    assert "NFE 60, and 60 for the pictures on the way" in texts[-1]
+    # 30 evaluations by Euler, each with and without the class, of which the last is x0.
+    assert "NFE 60, and 58 for the pictures on the way" in texts[-1]
     assert tab.evaluate("window.pictures.size") >= 3
     assert status.locator("[role=status][aria-live=polite]").count() == 1
 

@@ -4,6 +4,7 @@ A kernel distance on them is CMMD (Jayasumana et al. 2024, arXiv:2401.09603), wh
 vision transformer L/14 at 336 pixels.
 """
 
+import functools
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -150,7 +151,8 @@ def clip_folder(weights: str = "", batch_size_images: int = 32, caption: str = "
             features: Any = network.apply({"params": params}, pixels)
         return features, None
 
-    def texts(given: Sequence[str]) -> np.ndarray:
+    @functools.lru_cache(2)  # those of samples and of test images, for each recipe again
+    def embedded(given: tuple[str, ...]) -> np.ndarray:
         with jax.default_matmul_precision("highest"):
             pooled = np.asarray(encoder([caption.format(one) for one in given]).pooled)
         return pooled / np.linalg.norm(pooled, axis=1, keepdims=True)
@@ -172,7 +174,7 @@ def clip_folder(weights: str = "", batch_size_images: int = 32, caption: str = "
         caption=caption,
         precision="float32",
     )
-    return replace(extractor, texts=texts)
+    return replace(extractor, texts=lambda given: embedded(tuple(given)))
 
 
 class _Preprocessing(NamedTuple):
