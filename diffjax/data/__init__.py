@@ -9,6 +9,7 @@ from diffjax.data.idx import fashion_mnist, idx_images, mnist
 from diffjax.data.latents import LatentSource, latents
 from diffjax.data.pairs import Coarse, PairSource, TranslatedSource, pairs, translation
 from diffjax.data.pipeline import (
+    all_captions,
     all_examples,
     all_images,
     batches,
@@ -32,6 +33,7 @@ __all__ = [
     "PairSource",
     "Source",
     "TranslatedSource",
+    "all_captions",
     "all_examples",
     "all_images",
     "batches",
