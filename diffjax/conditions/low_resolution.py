@@ -42,8 +42,8 @@ class LowResolution(Images):
         shape: `(h, w, C)` of the small images.
         name: of their array in files; that of the levels is `NAME_level`.
         path: of the noise, a path of `diffjax.process.paths`, whose times are the levels.
-        most_level: the largest level in training; 1 of the cosine path is noise alone, as in
-            Imagen. Smaller ones leave the network less to learn.
+        most_level: the largest level in training; 0.3 to 0.999 on the cosine path. Up to noise
+            alone, as in Imagen, a network has more to learn.
         factor: how many pixels of the image, in each direction, are one of the small image.
 
     Example:
@@ -62,7 +62,7 @@ class LowResolution(Images):
     shape: tuple[int, int, int]
     name: str = "small"
     path: Any = None
-    most_level: Positive[float] = 1.0
+    most_level: Positive[float] = 0.5
     factor: AtLeastOne[int] = 2
 
     can_be_dropped: ClassVar[bool] = False

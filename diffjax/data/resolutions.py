@@ -80,7 +80,7 @@ def upscaling(
     dataset: DataSet,
     factor: AtLeastOne[int] = 2,
     path: Path = _COSINE,
-    most_level: Positive[float] = 1.0,
+    most_level: Positive[float] = 0.5,
 ) -> DataSet:
     """A data set whose images have their small ones as a condition, beside that which they have.
 
