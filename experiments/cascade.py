@@ -93,9 +93,8 @@ def main(args: SimpleNamespace) -> None:
         condition = single.model.wired.condition.of_labels(labels)
         found = single.model.sample(single.recipe, Request(condition, args.seed))
         show("one model", found, sample_flops(single), str(single.recipe.num_steps))
-    floor = reference.test_features
-    print(f"{len(floor)} test images, {args.num_samples} samples, features of "
-          f"{reference.extractor.name}")  # fmt: skip
+    facts = reference.test_features, args.num_samples, reference.extractor.name
+    print(f"{len(facts[0])} test images, {facts[1]} samples, features of {facts[2]}")
 
 
 def stage_of(text: str, allowed_packages: list[str]) -> tuple[Run, Stage]:
@@ -132,6 +131,8 @@ def _single(args: SimpleNamespace, shape: tuple[int, int, int], flops: float) ->
     run, stage = stage_of(args.single, args.allowed_packages)
     if run.parts.codec.image_shape(run.parts.wired.image_shape) != shape:
         raise UserError(f"--single={args.single} makes images of another size than the cascade's")
+    if run.parts.wired.condition.of_labels(np.zeros(1, np.int32)) is None:
+        raise UserError(f"--single={args.single} is to be a run that makes images of labels alone")
     if "num_steps=" in args.single:
         return stage
     wanted = max(1, round(flops / evaluation_flops(stage.model)))
