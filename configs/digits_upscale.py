@@ -33,6 +33,7 @@ def get_config(arguments: str = "") -> ConfigDict:
     config.num_steps = 1_200
     config.ema_decays = (0.99, 0.999)
     config.sampling.num_steps = 5
+    config.sampling.guidance_scale = 1.0
     config.log_every_steps = 50
     config.sample_every_steps = 200
     config.checkpoint_every_steps = 400
