@@ -664,6 +664,14 @@ class UNet(nn.Module):
         return h, image
 
     @property
+    def shift_equivariant(self) -> bool:
+        """Whether rolls of maps that wrap around commute with the network (`models.seamless`).
+
+        Longer filters than the mean of two by two pixels are padded by zeros.
+        """
+        return tuple(self.resampling.taps) == BOX
+
+    @property
     def _last(self) -> int:
         return len(self.channel_multipliers) - 1
 
