@@ -10,6 +10,7 @@ from diffjax.conditions.classes import Classes as Classes
 from diffjax.conditions.classes import Unconditional as Unconditional
 from diffjax.conditions.classes import of_classes as of_classes
 from diffjax.conditions.images import Images as Images
+from diffjax.conditions.masked_images import MaskedImages as MaskedImages
 from diffjax.conditions.numbers import Numbers as Numbers
 from diffjax.conditions.several import Several as Several
 from diffjax.conditions.tokens import Tokens as Tokens

@@ -22,7 +22,14 @@ from diffjax.errors import UserError, nearest
 from diffjax.evaluation.extractors.features import pixel_features
 from diffjax.exchange.classifiers import read_classifier
 from diffjax.exchange.own_folders import is_own
-from diffjax.exchange.pipelines import is_pipeline, part_of, prompts_of, sets_times, texts_of
+from diffjax.exchange.pipelines import (
+    is_pipeline,
+    part_of,
+    prompts_of,
+    sets_times,
+    shift_depends_on_steps,
+    texts_of,
+)
 from diffjax.exchange.schedulers import Schedule, schedule_of
 from diffjax.host.files import place_of
 from diffjax.models.autoencoder_kl.published import has_autoencoder
@@ -150,6 +157,7 @@ def from_pretrained(
     family: str | None = None,
     image_size: int | tuple[int, int] | None = None,
     loras: Mapping[str, float] | None = None,
+    texts: bool = True,
     mesh: Mesh | None = None,
     **settings: Any,
 ) -> Pretrained:
@@ -176,6 +184,8 @@ def from_pretrained(
         loras: files of LoRA with their weights, as `{"style.safetensors": 0.8}`, in the dialect of
             peft, of older diffusers, or of kohya. Their changes are added to the weights of the
             network, and of the text encoders of a pipeline.
+        texts: whether the text encoders of a pipeline are read. If not, the condition is what they
+            return, `TokenStates`, and their folders need not be there.
         mesh: from `diffjax.training.sharding.make_mesh`; by default all devices split the batch.
         **settings: of the network, as `dtype="bfloat16"` or `attention="chunked"`.
 
@@ -208,7 +218,7 @@ def from_pretrained(
         denoiser = _of_size(denoiser, decoder, image_size)
     _ = decoder.image_shape(denoiser.image_shape), decoder.params  # Refused, if they do not fit.
     config = _config(denoiser, published, name)
-    condition = _condition(layout, denoiser, decoder, path, added)
+    condition = _condition(layout, denoiser, decoder, path, added if texts else None)
     if schedule := _schedule(path, denoiser):
         _scheduled(config, schedule)
     if published.codec and not isinstance(decoder, Unstated):
@@ -349,16 +359,19 @@ def _data(denoiser: Denoiser, published: Published, num_classes: int) -> ConfigD
 
 
 def _condition(
-    family: Family, denoiser: Denoiser, codec: Codec, path: Path, loras: Sequence[Lora]
+    family: Family, denoiser: Denoiser, codec: Codec, path: Path, loras: Sequence[Lora] | None
 ) -> Condition:
-    """The kind of a network's condition: classes, or texts if it lies in a pipeline with them."""
+    """The kind of a network's condition: classes, or texts if it lies in a pipeline with them.
+
+    Without files of LoRA, of which there may be none, text encoders are left out.
+    """
     if not _is_of_texts(denoiser):
         return _of_classes(family, denoiser)
     condition = denoiser.condition
     several = condition if isinstance(condition, Several) else None
     parts: dict[str, Any] = dict(several.parts) if several else {"text": condition}
-    if is_pipeline(path) and (texts := prompts_of(path, parts["text"], loras)):
-        parts["text"] = texts
+    if loras is not None and is_pipeline(path):
+        parts["text"] = prompts_of(path, parts["text"], loras) or parts["text"]
     if "size" in parts:
         height, width, _ = codec.image_shape(denoiser.image_shape)
         sides = {"height": height, "width": width}
@@ -407,8 +420,10 @@ def _schedule(path: Path, denoiser: Denoiser) -> Schedule | None:
         return None
     file = part_of(path, "scheduler") / "scheduler_config.json"
     height, width, _ = denoiser.image_shape
-    num_tokens = (height // 2) * (width // 2)
-    return schedule_of(read_object(file), str(file), num_tokens, sets_times(path))
+    side = getattr(denoiser.network, "patch_size", 2)
+    num_tokens = (height // side) * (width // side)
+    timing = sets_times(path), shift_depends_on_steps(path)
+    return schedule_of(read_object(file), str(file), num_tokens, *timing)
 
 
 def _is_of_texts(denoiser: Denoiser) -> bool:

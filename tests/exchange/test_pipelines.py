@@ -105,11 +105,11 @@ def autoencoder_of(diffusers, scale=0.18215, channels=4, **settings):
     )
 
 
-def stable_diffusion(scheduler, entries):
+def stable_diffusion(scheduler, entries, **network):
     _, diffusers, transformers = needed()
     tokenizer = tokenizer_of(transformers)
     return diffusers.StableDiffusionPipeline(
-        unet=unet_of(diffusers, cross_attention_dim=24),
+        unet=unet_of(diffusers, cross_attention_dim=24, **network),
         text_encoder=text_encoder_of(transformers, tokenizer, 24),
         tokenizer=tokenizer,
         vae=autoencoder_of(diffusers),
@@ -120,7 +120,7 @@ def stable_diffusion(scheduler, entries):
     )
 
 
-def sdxl(scheduler, entries):
+def sdxl(scheduler, entries, **network):
     _, diffusers, transformers = needed()
     first, second = tokenizer_of(transformers), tokenizer_of(transformers, padding="!")
     unet = unet_of(
@@ -131,6 +131,7 @@ def sdxl(scheduler, entries):
         addition_embed_type="text_time",
         addition_time_embed_dim=8,
         projection_class_embeddings_input_dim=32 + 6 * 8,
+        **network,
     )
     return diffusers.StableDiffusionXLPipeline(
         unet=unet,
@@ -193,21 +194,21 @@ def stable_diffusion_3(scheduler, entries):
     )
 
 
-def flux(scheduler, entries):
+def flux(scheduler, entries, **network):
     """Dev with a dynamic shift, and else Schnell."""
     _, diffusers, transformers = needed()
     first, (second, t5) = tokenizer_of(transformers), t5_of(transformers)
-    network = diffusers.FluxTransformer2DModel(
+    sizes = {
         **HEADS,
-        num_single_layers=2,
-        in_channels=64,
-        joint_attention_dim=24,
-        pooled_projection_dim=24,
-        guidance_embeds=bool(entries.get("use_dynamic_shifting")),
-        axes_dims_rope=(2, 4, 6),
-    )
+        "num_single_layers": 2,
+        "in_channels": 64,
+        "joint_attention_dim": 24,
+        "pooled_projection_dim": 24,
+        "guidance_embeds": bool(entries.get("use_dynamic_shifting")),
+        "axes_dims_rope": (2, 4, 6),
+    }
     return diffusers.FluxPipeline(
-        transformer=redrawn(network, 2),
+        transformer=redrawn(diffusers.FluxTransformer2DModel(**sizes | network), 2),
         text_encoder=text_encoder_of(transformers, first, 24),
         text_encoder_2=t5,
         tokenizer=first,
