@@ -336,7 +336,7 @@ class AutoencoderFolder(Codec):
         entries = self._autoencoder.layout.config
         assert entries is not None
         scale = self._config.get(_SCALE, entries.beside.get(_SCALE, 1.0))
-        shift = self._config.get(_SHIFT, entries.beside[_SHIFT]) or 0.0
+        shift = self._config.get(_SHIFT) or 0.0
         try:
             return jnp.float32(scale), jnp.float32(shift)
         except (TypeError, ValueError) as error:

@@ -317,3 +317,22 @@ def test_stable_diffusion_3_without_t5_is_that_of_diffusers(negative, tmp_path):
     ).images
     assert 0.1 < expected.std() < 0.45
     assert np.abs(found - (2 * expected - 1)).max() < 2 / 255  # of a range of 2
+
+
+@pytest.mark.parity
+def test_a_photo_is_inverted_by_a_published_network_the_better_the_more_steps(tmp_path):
+    """DDIM's steps up and down differ by an error of first order."""
+    stable_diffusion("DDIMScheduler", SD1).save_pretrained(tmp_path / "pipe")
+    run = diffjax.from_pretrained(tmp_path / "pipe", image_size=(HEIGHT, WIDTH))
+    model, condition = run.model(), run.parts.wired.condition
+    photo = np.random.default_rng(0).uniform(-1, 1, (1, HEIGHT, WIDTH, 3)).astype("f")
+    images, request = jnp.asarray(model.encoded(photo)), Request(condition.parse([PROMPT]), 3)
+    errors = []
+    for num_steps in (10, 40):
+        recipe = named_recipe(run, Chosen("ddim", num_steps=num_steps, guidance_scale=1.0)).recipe
+        edited = edit.Edit(model, recipe, request, images)
+        noise, again = edit.invert(SimpleNamespace(), edited)
+        errors.append(float(jnp.sqrt(jnp.mean((again - images) ** 2))))
+        assert float(jnp.abs(noise - images).mean()) > 0.1
+    assert errors[1] < 0.4 * errors[0]
+    assert errors[1] < 0.2 * float(images.std())

@@ -384,13 +384,27 @@ def test_a_photo_is_edited_on_the_command_line(folder, tmp_path, capsys):
     flags = [f"--pretrained={folder}", "--image_size=64,96", "--num_steps=2", f"--out={out}"]
     flags += [f"--input={photo}", f"--prompts={PROMPT}", "--guidance_scale=3"]
     flags += ["--against=prompt:blurry"]
-    for more in (["--strength=0.5"], ["--task=inpaint", "--method=replace", f"--mask={mask}"]):
+    small, clear, black = (tmp_path / f"{name}.png" for name in ("small", "clear", "black"))
+    Image.fromarray(pixels[:32, :48]).save(small)
+    Image.fromarray(np.pad(pixels, ((0, 0), (0, 0), (0, 1)))).save(clear)
+    Image.fromarray(0 * white).save(black)
+    for more in (
+        ["--strength=0.5"],
+        ["--task=inpaint", f"--mask={mask}"],
+        ["--task=outpaint", f"--input={small}"],
+    ):
         assert run(edit, *flags, *more) == 0
         with Image.open(out) as file:
             assert file.size == (96, 64)
     for more, said in (
         ([f"--mask={mask}"], "goes with --task=inpaint, not vary"),
         (["--input=phot.png"], "there is no image file phot.png"),
+        ([f"--input={clear}"], "clear.png has transparent parts (an alpha channel)"),
+        (["--task=inpaint", f"--mask={black}"], "black.png is black all over"),
+        (["--task=inpaint", f"--mask={small}"], "small.png has 32x48 pixels, and 64x96 are needed"),
+        (["--task=inpaint", "--method=fixd_noise"], "did you mean 'fixed_noise'"),
+        (["--task=outpaint", "--image_size=32,48"], "outpainting makes a border around images"),
+        (["--task=upscale"], "observes pixels"),
         (["--image_size=64"], "photo.png has 64x96 pixels, and 64x64 are needed"),
         (["--image_size=64,x"], "--image_size=64,x is to be height,width in pixels"),
         (["--input="], "--input is missing"),

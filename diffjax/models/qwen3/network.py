@@ -99,6 +99,7 @@ class _Block(nn.Module):
             rotate(norm("rms", dtype, self.epsilon, name=f"{name}_norm")(part), rotation)
             for name, part in (("q", q), ("k", k))
         )
+        k, v = (jnp.repeat(part, num_heads // num_key_heads, axis=2) for part in (k, v))
         attended = masked(q, k, v, sees).reshape(*x.shape[:2], -1)
         x = x + self._dense(attended, x.shape[-1], "out").astype(x.dtype)
         normed = norm("rms", dtype, self.epsilon, name="norm2")(x)
