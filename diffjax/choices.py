@@ -307,6 +307,7 @@ AGAINST: Table = MappingProxyType(
         "weights": spec(guidance.OtherWeights),
         "classifier": spec(guidance.Classifier, file=""),
         "attention": spec(guidance.WithoutAttention),
+        "blocks": spec(guidance.SkipLayers),
     }
 )
 # Default grids, for the paths on which equal steps in time do not work.

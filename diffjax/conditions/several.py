@@ -127,7 +127,7 @@ class Several(Condition):
 
     def nulled(self, cond: Any) -> dict[str, Any]:
         return {
-            name: cond[name] if name in self.kept else part.nulled(cond[name])
+            name: part.kept(cond[name]) if name in self.kept else part.nulled(cond[name])
             for name, part in self.parts.items()
         }
 
@@ -138,7 +138,7 @@ class Several(Condition):
         return Several(others, main=self.main if self.main in others else "")
 
     def replaced(self, cond: Any, negative: Any) -> dict[str, Any]:
-        return {**cond, **negative}
+        return {name: self.parts[name].kept(x) for name, x in cond.items()} | negative
 
     def drop(self, key: OneKey, cond: Any, rate: Rate) -> dict[str, Any]:
         rates = rate if isinstance(rate, Mapping) else dict.fromkeys(self._dropped, rate)

@@ -105,11 +105,11 @@ def autoencoder_of(diffusers, scale=0.18215, channels=4, **settings):
     )
 
 
-def stable_diffusion(scheduler, entries):
+def stable_diffusion(scheduler, entries, **network):
     _, diffusers, transformers = needed()
     tokenizer = tokenizer_of(transformers)
     return diffusers.StableDiffusionPipeline(
-        unet=unet_of(diffusers, cross_attention_dim=24),
+        unet=unet_of(diffusers, cross_attention_dim=24, **network),
         text_encoder=text_encoder_of(transformers, tokenizer, 24),
         tokenizer=tokenizer,
         vae=autoencoder_of(diffusers),
@@ -120,7 +120,7 @@ def stable_diffusion(scheduler, entries):
     )
 
 
-def sdxl(scheduler, entries):
+def sdxl(scheduler, entries, **network):
     _, diffusers, transformers = needed()
     first, second = tokenizer_of(transformers), tokenizer_of(transformers, padding="!")
     unet = unet_of(
@@ -131,6 +131,7 @@ def sdxl(scheduler, entries):
         addition_embed_type="text_time",
         addition_time_embed_dim=8,
         projection_class_embeddings_input_dim=32 + 6 * 8,
+        **network,
     )
     return diffusers.StableDiffusionXLPipeline(
         unet=unet,
@@ -193,21 +194,21 @@ def stable_diffusion_3(scheduler, entries):
     )
 
 
-def flux(scheduler, entries):
+def flux(scheduler, entries, **network):
     """Dev with a dynamic shift, and else Schnell."""
     _, diffusers, transformers = needed()
     first, (second, t5) = tokenizer_of(transformers), t5_of(transformers)
-    network = diffusers.FluxTransformer2DModel(
+    sizes = {
         **HEADS,
-        num_single_layers=2,
-        in_channels=64,
-        joint_attention_dim=24,
-        pooled_projection_dim=24,
-        guidance_embeds=bool(entries.get("use_dynamic_shifting")),
-        axes_dims_rope=(2, 4, 6),
-    )
+        "num_single_layers": 2,
+        "in_channels": 64,
+        "joint_attention_dim": 24,
+        "pooled_projection_dim": 24,
+        "guidance_embeds": bool(entries.get("use_dynamic_shifting")),
+        "axes_dims_rope": (2, 4, 6),
+    }
     return diffusers.FluxPipeline(
-        transformer=redrawn(network, 2),
+        transformer=redrawn(diffusers.FluxTransformer2DModel(**sizes | network), 2),
         text_encoder=text_encoder_of(transformers, first, 24),
         text_encoder_2=t5,
         tokenizer=first,
@@ -404,13 +405,27 @@ def test_a_photo_is_edited_on_the_command_line(folder, tmp_path, capsys):
     flags = [f"--pretrained={folder}", "--image_size=64,96", "--num_steps=2", f"--out={out}"]
     flags += [f"--input={photo}", f"--prompts={PROMPT}", "--guidance_scale=3"]
     flags += ["--against=prompt:blurry"]
-    for more in (["--strength=0.5"], ["--task=inpaint", "--method=replace", f"--mask={mask}"]):
+    small, clear, black = (tmp_path / f"{name}.png" for name in ("small", "clear", "black"))
+    Image.fromarray(pixels[:32, :48]).save(small)
+    Image.fromarray(np.pad(pixels, ((0, 0), (0, 0), (0, 1)))).save(clear)
+    Image.fromarray(0 * white).save(black)
+    for more in (
+        ["--strength=0.5"],
+        ["--task=inpaint", f"--mask={mask}"],
+        ["--task=outpaint", f"--input={small}"],
+    ):
         assert run(edit, *flags, *more) == 0
         with Image.open(out) as file:
             assert file.size == (96, 64)
     for more, said in (
         ([f"--mask={mask}"], "goes with --task=inpaint, not vary"),
         (["--input=phot.png"], "there is no image file phot.png"),
+        ([f"--input={clear}"], "clear.png has transparent parts (an alpha channel)"),
+        (["--task=inpaint", f"--mask={black}"], "black.png is black all over"),
+        (["--task=inpaint", f"--mask={small}"], "small.png has 32x48 pixels, and 64x96 are needed"),
+        (["--task=inpaint", "--method=fixd_noise"], "did you mean 'fixed_noise'"),
+        (["--task=outpaint", "--image_size=32,48"], "outpainting makes a border around images"),
+        (["--task=upscale"], "observes pixels"),
         (["--image_size=64"], "photo.png has 64x96 pixels, and 64x64 are needed"),
         (["--image_size=64,x"], "--image_size=64,x is to be height,width in pixels"),
         (["--input="], "--input is missing"),
