@@ -188,7 +188,7 @@ class PseudoHuber:
 class FromData:
     """The data and the noise of which `x_t` is made: training without a teacher."""
 
-    has_teacher = False
+    distils = False
 
     def __call__(self, teacher: Predict, noised: Noised, x_t: Samples, t: PerSample) -> Pair:
         del teacher, x_t, t
@@ -209,7 +209,7 @@ class FromTeacher:
         guidance_scale: 1 is no guidance; the distilled model then needs none.
     """
 
-    has_teacher = True
+    distils = True
 
     guidance_scale: Positive[float] = field(default=1.0, metadata={"static": True})
 
@@ -247,7 +247,7 @@ class Consistency(Noising):
         power: of the difference of the levels; 0 in CT, 1 in iCT and ECT.
         prediction: the pair along which x moves to the earlier level, `FromData` or `FromTeacher`.
         averaged_target: whether the other image is of the weights `config.teacher` (`ema`), as in
-            CT, and not of those in training.
+            CT, and not of those in training. Not in distillation, where these are the teacher's.
     """
 
     pairs: Pairs = Neighbours()
@@ -262,7 +262,8 @@ class Consistency(Noising):
             super().traits,
             meaning=Meaning.END_OF_FLOW,
             solver="consistency",
-            has_teacher=self.averaged_target or self.prediction.has_teacher,
+            has_teacher=self.averaged_target or self.prediction.distils,
+            distils=self.prediction.distils,
         )
 
     def __call__(

@@ -60,7 +60,8 @@ class ContinuousConsistency(Noising):
             forward_mode=True,
             meaning=Meaning.END_OF_FLOW,
             solver="consistency",
-            has_teacher=self.prediction.has_teacher,
+            has_teacher=self.prediction.distils,
+            distils=self.prediction.distils,
         )
 
     def __call__(

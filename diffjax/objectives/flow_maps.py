@@ -94,12 +94,13 @@ class Shortcut(FlowMap):
         x' = x_t - d·u(x_t, t, t - d)
 
     for `2d` of `1, ½, ¼, …` of the time from 0 to t_noise and times t that are multiples of it, by
-    the weights `config.teacher` (an average); the other examples are flow matching. The half steps
-    of the shortest step are velocities. Frans et al. 2024 (arXiv:2410.12557), algorithm 1. (The
-    authors' code also clips x' and the target to ±4.)
+    the weights `config.teacher` (an average); the other examples are flow matching. The halves of
+    the shortest step are taken for instants, where u is the velocity. Frans et al. 2024
+    (arXiv:2410.12557), algorithm 1. (The authors' code also clips x' and the target to ±4.)
 
     Attributes, beside those of `FlowMap`; `between` is ¼ in the paper:
-        sections: the shortest step is 1 of so many, a power of 2; 128 in the paper.
+        sections: half of the shortest step is one of so many sections of time, a power of 2; 128
+            in the paper.
     """
 
     between: Probability[float] = field(default=0.25, metadata={"static": True})
@@ -153,8 +154,8 @@ class Shortcut(FlowMap):
         """The mean of the velocities of two half steps, `[B, …]`."""
         half = 0.5 * (t - t_to)
         middle = t - half
-        # Of the shortest step, halves are as short as flow matching's.
-        short = half < 0.75 * self.path.t_noise / self.sections
+        # Half of the shortest step, one section, is taken for an instant.
+        short = half < 1.5 * self.path.t_noise / self.sections
         one = own(x, t, jnp.where(short, t, middle))
         there = x - span_of(t, middle, x) * one
         return 0.5 * (one + own(there, middle, jnp.where(short, middle, t_to)))
