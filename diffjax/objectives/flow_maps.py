@@ -135,16 +135,16 @@ class Shortcut(FlowMap):
             two = self.two_steps(own, x, t[:first], t_to[:first])
             target = jnp.concatenate([jax.lax.stop_gradient(two), target[first:]])
         u = self.average(apply, params, noised)(noised.x_t, t, t_to)
-        return pixel_mean(self.weight(noised.c, noised.k) * jnp.square(u - target)), self.metrics(
-            noised
-        )
+        squares = self.weight(noised.c, noised.k) * jnp.square(u - target)
+        return pixel_mean(squares), self.metrics(noised)
 
     def steps(self, key: OneKey, n: int, first: int) -> tuple[PerSample, PerSample]:
         """Times `[n]`, and the ends of the steps from them; equal but for the first ones."""
         draw_key, length_key, place_key = jax.random.split(key, 3)
         t = self.times.quantile(self.uniforms(draw_key, n), self.path)
         halvings = int(math.log2(self.sections))
-        length = 0.5 ** jax.random.randint(length_key, (first,), 0, max(halvings, 1))
+        halved = jax.random.randint(length_key, (first,), 0, max(halvings, 1))
+        length = 0.5 ** halved.astype(t.dtype)
         places = jnp.floor(jax.random.uniform(place_key, (first,)) / length)
         begin = self.path.t_noise * (1.0 - places * length)
         end = self.path.t_noise * (1.0 - (places + 1.0) * length)

@@ -53,6 +53,10 @@ def trace(arguments="", **changes):
     needs_dit = any(other in arguments for other in ("model=", "dispersive", "repa"))
     if not needs_dit and traits.meaning is not Meaning.AVERAGE_VELOCITY:
         config.model = spec(Plain)
+    if traits.meaning is Meaning.END_OF_FLOW:
+        config.sampling.update(solver=choices.copy(choices.SOLVERS[traits.solver]))
+        config.sampling.guidance_scale = 1.0
+        config.evaluation.solvers = (traits.solver,)
     if traits.distils:
         config.teacher = "runs/teacher"
     for wrapper in config.wrappers:
