@@ -89,13 +89,14 @@ def test_both_networks_train(model):
 
 
 QUICK = "objective=edm2", "wrappers=dispersive", "uniforms=stratified", "optimizer=muon"
+OF_V = "continuous_consistency", "continuous_consistency_distillation"
 ARGUMENTS = [
     *(f"objective={name}" for name in choices.OBJECTIVES),
     *(f"wrappers={name}" for name in choices.WRAPPERS),
     "objective=mean_flow,wrappers=uncertainty",
     *(
         # Of noise and score nothing can be decoded where flow matching's path is pure noise.
-        f"{'objective=v,' if axis in ('path', 'target') else ''}{axis}={name}"
+        f"{'objective=v,' if axis in ('path', 'target') or name in OF_V else ''}{axis}={name}"
         for axis, table in choices.AXES.items()
         for name in table
     ),
