@@ -6,6 +6,7 @@ python -m experiments.sample --pretrained=FOLDER --prompts="a red apple" --out=a
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -105,6 +106,7 @@ def main(args: SimpleNamespace) -> None:
     named = named_recipe(run, Chosen(*how))
     recipe = named.recipe
     stages = [stage_of(text, args.allowed_packages)[1] for text in args.then]
+    stages = [replace(x, model=x.model.seamless(args.seamless or False)) for x in stages]
     condition, source, texts = wanted(run, args.labels, args.num_samples, args.data_path)
     if args.level:
         kind, rows = run.parts.wired.condition, np.arange(len_of(condition))
