@@ -12,7 +12,7 @@ from jaxtyping import Float
 from diffjax.conditions import Augmented, TokenStates
 from diffjax.errors import UserError
 from diffjax.models.attention import masked
-from diffjax.models.layers import Dense, as_of_head_width, compute_type
+from diffjax.models.layers import Dense, SelfAttention, as_of_head_width, compute_type
 from diffjax.models.placement import BATCH, constrain
 from diffjax.shapes import Array, Images, Tokens
 
@@ -168,3 +168,28 @@ class CrossAttention(nn.Module):
         return Dense(width, dtype=dtype, kernel_init=initializers.zeros, name="out")(
             out.reshape(batch, length, width)
         )
+
+
+class AttentionWithTokens(SelfAttention):
+    """Self-attention whose keys and values are also those of the condition's tokens.
+
+        softmax(q [k_c, k]ᵀ / √d) [v_c, v]        k_c, v_c = W tokens
+
+    In one softmax an image's tokens attend to those of the condition and to each other. Nichol et
+    al. 2021 (GLIDE, arXiv:2112.10741), section 2.3. Attributes are those of `SelfAttention`.
+    """
+
+    @nn.compact
+    def __call__(self, x: Tokens, context: TokenStates) -> Tokens:  # pyright: ignore[reportIncompatibleMethodOverride]
+        q, *own = self._heads(x)
+        batch, length, heads, width = q.shape
+        kv = Dense(
+            2 * heads * width,
+            dtype=compute_type(self.dtype),
+            kernel_init=self.kernel_init,
+            name="context_kv",
+        )(context.states.astype(x.dtype))
+        given = (part.reshape(batch, -1, heads, width) for part in jnp.split(kv, 2, axis=-1))
+        k, v = (jnp.concatenate(both, axis=1) for both in zip(given, own, strict=True))
+        shown = jnp.concatenate([context.mask, jnp.ones((batch, length), bool)], axis=1)
+        return self._joined(masked(q, k, v, shown[:, None, None]))
