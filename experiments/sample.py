@@ -120,6 +120,7 @@ def main(args: SimpleNamespace) -> None:
     named = named_recipe(run, Chosen(*how))
     recipe = named.recipe
     stages = [stage_of(text, args.allowed_packages)[1] for text in args.then]
+    stages = [replace(x, model=x.model.seamless(args.seamless or False)) for x in stages]
     negative = None
     if args.states is None:
         condition, source, texts = wanted(run, args.labels, args.num_samples, args.data_path)

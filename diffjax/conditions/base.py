@@ -198,9 +198,12 @@ class Condition:
         return None
 
     def arrays(self, cond: Any) -> dict[str, Any]:
-        """The arrays of a condition by their names in a batch, for files of samples."""
-        names = jax.tree.leaves(self.of_batch({name: name for name in self.shapes(1)}))
-        return dict(zip(names, jax.tree.leaves(cond), strict=True))
+        """The arrays of a condition by their names, for files of samples."""
+        return dict(zip(jax.tree.leaves(self.array_names()), jax.tree.leaves(cond), strict=True))
+
+    def array_names(self) -> Any:
+        """The names of the arrays in the place of the arrays: by default those in a batch."""
+        return self.of_batch({name: name for name in self.shapes(1)})
 
     def check(self, cond: Any) -> None:
         """Refuses arrays that are not such a condition.

@@ -117,10 +117,8 @@ class Several(Condition):
             if part.takes_level:
                 part.check_level(level)
 
-    def arrays(self, cond: Any) -> dict[str, Any]:
-        # In the order of the leaves.
-        each = [self.parts[name].arrays(cond[name]) for name in sorted(self.parts)]
-        return {name: rows for arrays in each for name, rows in arrays.items()}
+    def array_names(self) -> dict[str, Any]:
+        return {name: part.array_names() for name, part in self.parts.items()}
 
     def null(self, n: Any) -> dict[str, Any]:
         return {name: part.null(n) for name, part in self.parts.items()}
