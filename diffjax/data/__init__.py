@@ -17,6 +17,7 @@ from diffjax.data.pipeline import (
     to_float,
     to_uint8,
 )
+from diffjax.data.resolutions import downscaled, upscaling
 from diffjax.data.sources import ArraySource, Batch, DataSet, Example, Source, digits
 from diffjax.data.tfds import tfds_images
 from diffjax.data.toys import colours, colours_distance
@@ -41,6 +42,7 @@ __all__ = [
     "colours",
     "colours_distance",
     "digits",
+    "downscaled",
     "eval_batches",
     "fashion_mnist",
     "featured",
@@ -53,4 +55,5 @@ __all__ = [
     "to_float",
     "to_uint8",
     "translation",
+    "upscaling",
 ]

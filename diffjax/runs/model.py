@@ -3,7 +3,7 @@
 import inspect
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
 from typing import Any, NamedTuple
 
 import jax
@@ -18,6 +18,7 @@ from diffjax.compiling import jit
 from diffjax.conditions.base import len_of
 from diffjax.errors import UserError
 from diffjax.host.processes import to_host
+from diffjax.models.seamless import AXES, seamless
 from diffjax.objectives.base import Objective
 from diffjax.process.precond import Predict
 from diffjax.sampling.grids import Power
@@ -38,6 +39,7 @@ from diffjax.sampling.sample import (
     trace,
     with_condition,
 )
+from diffjax.spec import choose
 from diffjax.training.sharding import batch_sharding, local_rows, replicated, spread
 from diffjax.wiring import Wired, check_recipe
 
@@ -144,6 +146,17 @@ class Programs:
         return jit(compiled, self.mesh, static_argnums=0, out_shardings=everywhere)
 
     @cached_property
+    def seamless(self) -> "Callable[[str], Programs]":
+        """`axes ->` the same for pictures that wrap around (`diffjax.models.seamless.AXES`)."""
+
+        def made(axes: str) -> Programs:
+            equivariant = getattr(self.wired.network, "shift_equivariant", False)
+            apply = seamless(self.wired.apply, axes, equivariant)
+            return Programs(self.wired._replace(apply=apply), self.mesh, self.codec.seamless(axes))
+
+        return cache(made)
+
+    @cached_property
     def unplaced(self) -> "Programs":
         """The same, with activations of the network that lie wherever the compiler puts them."""
         wired = self.wired._replace(apply=inspect.unwrap(self.wired.apply))
@@ -242,6 +255,30 @@ class Model:
         Each function compiles programs of its own.
         """
         return replace(self, change=change)
+
+    def seamless(self, axes: str | bool = True) -> "Model":
+        """The same model of pictures that continue at their opposite side, and so tile a plane.
+
+        Convolutions of network and codec wrap around. A network that depends on positions is
+        evaluated on rolled inputs as well (`diffjax.models.seamless.seamless`).
+
+        Args:
+            axes: `both` or True, `x` alone (from left to right) or `y` alone; False for none.
+
+        Raises:
+            UserError: no such axes.
+
+        References:
+            Vecchio et al., "ControlMat: A Controlled Generative Approach to Material Capture",
+            2023, arXiv:2309.01700, for rolls
+        """
+        if axes is False:
+            return self
+        axes = "both" if axes is True else choose({axes: axes for axes in AXES}, axes, "seamless")
+        find = self.find
+        return replace(
+            self, programs=self.programs.seamless(axes), find=lambda name: find(name).seamless(axes)
+        )
 
     def weaker(self, recipe: Recipe) -> "Model | None":
         """The model that a recipe guides away from, where it names one.

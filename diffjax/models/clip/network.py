@@ -1,7 +1,5 @@
 """The image encoder of CLIP: a vision transformer and a projection."""
 
-from typing import Any
-
 import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Float
@@ -12,21 +10,23 @@ from diffjax.shapes import Array, Images
 
 
 class ClipVision(nn.Module):
-    """The embedding of images, `[B, P·G, P·G, 3] -> [B, num_features]`, of length 1.
+    """The embedding of images, `[B, P·G, P·G, 3] -> [B, num_features]`.
 
     Attributes:
         vit: the vision transformer, whose class token is projected.
         num_features: the width of an embedding.
+        unit_length: whether embeddings are divided by their length. Those of unCLIP are not.
     """
 
     vit: ViT
     num_features: int
+    unit_length: bool = True
 
     @nn.compact
     def __call__(self, x: Images) -> Float[Array, " batch features"]:
         x = self.vit(x)[:, 0]
         x = nn.Dense(self.num_features, use_bias=False, name="projection")(x)
-        return x / jnp.linalg.norm(x, axis=-1, keepdims=True)
+        return x / jnp.linalg.norm(x, axis=-1, keepdims=True) if self.unit_length else x
 
 
 def clip_vision(
@@ -36,7 +36,9 @@ def clip_vision(
     num_features: int,
     grid: int,
     patch: int = 14,
-    **how: Any,
+    mlp_width: int | None = None,
+    activation: str = "quick_gelu",
+    epsilon: float = 1e-5,
 ) -> ClipVision:
     """An image encoder of CLIP.
 
@@ -47,24 +49,27 @@ def clip_vision(
         num_features: the width of an embedding.
         grid: the number of patches per side of an image.
         patch: the side of a patch in pixels.
-        **how: `activation`, `quick_gelu` in CLIP and `gelu` in OpenCLIP; `epsilon` of the norms,
-            1e-5 by default; and `mlp_width`, 4 times `width` by default.
+        mlp_width: the width between the layers of an MLP; 4 times `width` by default.
+        activation: the nonlinearity, `quick_gelu` or, in OpenCLIP, `gelu`.
+        epsilon: of the norms.
 
     Raises:
-        UserError: no such activation.
+        UserError: no nonlinearity has this name.
     """
-    name = how.pop("activation", "quick_gelu")
-    if name not in ACTIVATIONS:
-        raise UserError(f"activation: none is called {name!r}; {nearest(name, ACTIVATIONS)}")
+    if activation not in ACTIVATIONS:
+        raise UserError(
+            f"activation: none is called {activation!r}; {nearest(activation, ACTIVATIONS)}"
+        )
     vit = ViT(
         width,
         depth,
         num_heads,
         grid,
         patch,
-        **{"epsilon": 1e-5, **how},
-        activation=ACTIVATIONS[name],
+        epsilon=epsilon,
+        activation=ACTIVATIONS[activation],
         patch_bias=False,
         norm_before=True,
+        mlp_width=mlp_width,
     )
     return ClipVision(vit, num_features)
