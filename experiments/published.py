@@ -145,7 +145,9 @@ def opened(args: SimpleNamespace, weights: str | None) -> Run:
         return diffjax.load(args.workdir, step=args.step, weights=weights, allowed_packages=allowed)
     if args.step is not None:
         raise UserError(f"--step={args.step}: a published file has one set of weights")
-    if args.workdir is not None and is_run(Path(args.workdir)):
+    place = None if args.workdir is None else Path(args.workdir)
+    # Results of a published network have an empty folder of checkpoints.
+    if place is not None and is_run(place) and any((place / "checkpoints").iterdir()):
         raise UserError(
             f"--workdir={args.workdir} has a run of its own: name another folder for the results "
             f"of {args.pretrained}"

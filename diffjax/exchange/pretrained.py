@@ -1,5 +1,6 @@
 """Published networks as runs: read from their files, with the recipe of their authors."""
 
+import json
 import math
 from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
@@ -18,7 +19,7 @@ from diffjax.codecs.autoencoder_kl import AutoencoderKL
 from diffjax.codecs.autoencoders import codec_at
 from diffjax.conditions import Condition, ImageEmbeddings, Images, Several
 from diffjax.conditions.classes import Unconditional, of_classes
-from diffjax.data import image_folder, latents
+from diffjax.data import DataSet, image_folder, latents
 from diffjax.data.imagenet import label_names
 from diffjax.defaults import experiment
 from diffjax.errors import UserError, nearest
@@ -59,7 +60,7 @@ from diffjax.runs.load import Run, load
 from diffjax.runs.model import Model
 from diffjax.runs.parts import build_parts
 from diffjax.sampling.guidance import CLASSIFIER
-from diffjax.spec import TARGET, as_spec, check_arguments, choose, spec
+from diffjax.spec import TARGET, as_spec, check_arguments, choose, spec, to_json
 from diffjax.training.sharding import make_mesh
 from diffjax.training.state import LIVE, TrainState
 
@@ -124,6 +125,24 @@ class Pretrained(Run):
         """The parameters, `weights()`."""
         return self.weights()
 
+    def dataset(self, path: str | None = None) -> DataSet:
+        """What samples are compared with: a folder of latents, or of pictures of any size.
+
+        Args:
+            path: the folder. Pictures are cut and resized to those that the model draws, which are
+                square.
+
+        Raises:
+            UserError: there is no such folder, or it has neither latents of this codec nor
+                pictures.
+        """
+        codec = self.parts.codec
+        height, width, channels = codec.image_shape(self.parts.wired.image_shape)
+        of_pictures = codec.bounded and not codec.pixels and height == width
+        if path is None or not of_pictures or (place_of(path) / "latents.npy").exists():
+            return super().dataset(path)
+        return image_folder(path, image_size=height, channels=channels)
+
     def _find(self, name: str) -> Model:
         if name.startswith(CLASSIFIER):
             return self._classifier(name.removeprefix(CLASSIFIER))
@@ -148,7 +167,7 @@ class Pretrained(Run):
             "target": repr(wired.precond.target),
             "noise_label": repr(wired.precond.noise_label),
             "learned_variance": wired.objective.traits.learned_variance,
-            "network": _settings(wired.network),
+            "network": json.loads(to_json(ConfigDict(as_spec(_settings(wired.network))))),
             "guidance": repr(wired.recipe.guidance),
             "loras": [lora.facts for lora in self.loras],
             "components": {

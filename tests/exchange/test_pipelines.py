@@ -11,10 +11,12 @@ from PIL import Image
 import diffjax
 from diffjax.errors import UserError
 from diffjax.exchange.convert import convert
+from diffjax.host.run_files import read_json
 from diffjax.runs.model import Request
 from diffjax.runs.recipes import Chosen, named_recipe
-from experiments import cli, edit, sample
+from experiments import cli, edit, evaluate, sample
 from tests.exchange.test_schedulers import PNDM, SD, SD1, TRAILING, ZERO
+from tests.support.tiny_clip import write_tiny_clip
 from tests.support.vocabularies import PIECES
 
 PROMPT, NEGATIVE = "a red apple, on a wooden table", "blurry"
@@ -512,3 +514,30 @@ def test_prompts_on_the_command_line(folder, tmp_path, capsys):
         error = capsys.readouterr().err
         assert said in error
         assert len(error.strip().splitlines()) == 1
+
+
+@pytest.mark.parity
+@pytest.mark.thorough
+def test_pictures_of_prompts_are_compared_with_pictures_and_texts_twice(folder, tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    (tmp_path / "pictures").mkdir()
+    for i in range(12):
+        image = Image.fromarray(rng.integers(0, 256, (80, 70, 3), dtype=np.uint8))
+        image.save(tmp_path / "pictures" / f"{i}.png")
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("a red apple\nthe moon\n")
+    results, clip = tmp_path / "results", write_tiny_clip(tmp_path / "clip")
+    flags = [f"--pretrained={folder}", f"--workdir={results}", "--num_samples=4"]
+    flags += [f"--data_path={tmp_path / 'pictures'}", "--solvers=ddim", "--num_steps=2"]
+    assert run(evaluate, *flags) == 2
+    assert "pictures has no text_states, the condition of this model" in capsys.readouterr().err
+    flags += [f"--prompts=@{prompts}", "--extractor=pixels,clip_folder"]
+    flags += [f"--extractor_weights=,{clip}"]
+    found = []
+    for _ in range(2):  # into the folder that the first time has made
+        assert run(evaluate, *flags) == 0
+        found.append(read_json(results / "evaluation.json") or {})
+    assert found[0]["clip_score"] == found[1]["clip_score"]
+    assert found[0]["clip_score"]["provenance"]["num_texts"] == 2
+    assert found[0]["frechet_distance"]["provenance"]["codec"] == "none"  # of the real pictures
+    assert found[0]["retrieval_accuracy"]["value"] in (0.0, 0.25, 0.5, 0.75, 1.0)
