@@ -15,12 +15,13 @@ import diffjax
 from diffjax.data import DataSet
 from diffjax.errors import UserError
 from diffjax.exchange.pretrained import Pretrained
+from diffjax.exchange.priors import ImagePrior
 from diffjax.host.processes import in_first, is_first
 from diffjax.runs import workdirs
 from diffjax.runs.initial import is_run
 from diffjax.runs.load import Run
 
-_OF_FILE = ("codec", "family", "image_size", "lora", "network")
+_OF_FILE = ("codec", "family", "image_size", "lora", "network", "prior")
 
 
 def define(flag_values: flags.FlagValues) -> None:
@@ -29,6 +30,7 @@ def define(flag_values: flags.FlagValues) -> None:
         ("pretrained", "published file, or folder of diffusers, in the place of a run"),
         ("codec", "of a published network, as sd-vae-ft-mse"),
         ("family", "of a published file: DiT or SiT"),
+        ("prior", "folder of a prior, for a decoder of image embeddings as Kandinsky's"),
     ):
         flags.DEFINE_string(name, None, about, flag_values=flag_values)
     about = "files of LoRA for a published network, with weights: FILE:0.8,FILE"
@@ -101,7 +103,7 @@ def opened(args: SimpleNamespace, weights: str | None) -> Run:
             f"of {args.pretrained}"
         )
     settings = settings_of(args.network)
-    for name in ("path", "mesh", "codec", "family", "image_size", "loras"):
+    for name in ("path", "mesh", "codec", "family", "image_size", "loras", "prior"):
         if name in settings:
             raise UserError(f"--network={name}=…: that is no setting of a network")
     run = diffjax.from_pretrained(
@@ -110,9 +112,17 @@ def opened(args: SimpleNamespace, weights: str | None) -> Run:
         family=args.family,
         image_size=_size(args.image_size),
         loras=_loras(args.lora or []),
+        prior=_prior(args.prior, args.seed),
         **settings,
     )
     return run if args.workdir is None else replace(run, workdir=Path(args.workdir))
+
+
+def _prior(folder: str | None, seed: Any) -> ImagePrior | None:
+    """The prior of `--prior`, whose noise has the seed of the samples, where they have one."""
+    if folder is None:
+        return None
+    return ImagePrior(diffjax.from_pretrained(folder), seed=seed if isinstance(seed, int) else 0)
 
 
 def _size(sides: list[str] | None) -> tuple[int, int] | None:

@@ -12,7 +12,7 @@ import jax
 from diffjax.codecs.autoencoders import FOLDER as VAE
 from diffjax.errors import UserError, nearest
 from diffjax.exchange.own_folders import is_own, read_own, write_own
-from diffjax.exchange.pipelines import NETWORKS, part_names, part_of, texts_of
+from diffjax.exchange.pipelines import NETWORKS, part_names, part_of, reads_prompts
 from diffjax.exchange.pretrained import recognised
 from diffjax.host.files import place_of, write_json
 from diffjax.host.processes import to_host
@@ -94,7 +94,7 @@ def convert(
     | `authors` | `weights.pt` as `torch.save` writes it, or `weights.safetensors`; of TAESD two |
     | `diffjax` | `config.json` and `weights.safetensors`, with the names of the parameters here |
 
-    Of a pipeline with text encoders `diffusers` is the whole pipeline.
+    Of a pipeline that reads prompts `diffusers` is the whole pipeline.
 
     Args:
         source: a file of torch or safetensors, a folder of diffusers or a pipeline, a folder that
@@ -126,7 +126,7 @@ def convert(
         raise UserError(f"{out} has files already: name a new folder")
     if not place.absolute().parent.is_dir():
         raise UserError(f"can't write {out}: there is no folder {place.absolute().parent}")
-    if to == DIFFUSERS and texts_of(place_of(source)):
+    if to == DIFFUSERS and reads_prompts(place_of(source)):
         return _whole_pipeline(place_of(source), place)
     given = _of_folder(source, allowed_packages) or _of_file(source, family, settings, part)
     module = _module(given.network)

@@ -58,6 +58,18 @@ def texts_of(path: Path) -> list[str]:
     return [name for name in part_names(read_object(path / PIPELINE)) if name in _ENCODERS]
 
 
+def reads_prompts(path: Path) -> bool:
+    """Whether a path is a pipeline that makes pictures of texts, or of what a prior makes of them.
+
+    Example:
+        >>> reads_prompts(Path("no such folder"))
+        False
+    """
+    return is_pipeline(path) and bool(
+        {*_ENCODERS, "movq"} & {*part_names(read_object(path / PIPELINE))}
+    )
+
+
 def part_names(entries: Mapping[str, Any]) -> list[str]:
     """The names of the parts that a pipeline has, from the entries of `model_index.json`."""
     return [name for name, x in entries.items() if isinstance(x, list) and x and x[0] is not None]
