@@ -1,5 +1,6 @@
 """Kandinsky 2's prior and decoder: the whole picture, from folders that diffusers saved."""
 
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -11,8 +12,10 @@ import diffjax
 from diffjax.errors import UserError
 from diffjax.exchange.convert import convert
 from diffjax.exchange.priors import ImagePrior
+from diffjax.process.paths import Pair
 from diffjax.runs.model import Request, sample_keys
 from diffjax.runs.recipes import Chosen, named_recipe
+from diffjax.sampling.sample import sample as walk
 from diffjax.sampling.sample import starting_noise
 from diffjax.sampling.solvers import normal
 from experiments import edit, sample
@@ -398,6 +401,59 @@ def test_an_edited_image_is_that_of_diffusers(prior, decoder, monkeypatch):
         width=SIDE,
         output_type="np",
     ).images
+    assert 0.02 < expected.std() < 0.49
+    assert np.abs(found - (2 * expected - 1)).max() < 2 / 255  # of a range of 2
+
+
+@pytest.mark.thorough(tenth=False)
+@pytest.mark.parity
+def test_an_inpainted_picture_is_that_of_diffusers(prior, tmp_path, monkeypatch):
+    """The network sees what is kept, and after each step it is put back, with the same noise."""
+    torch, diffusers, _ = needed()
+    from diffusers.schedulers import scheduling_ddpm
+
+    parts = decoder_of(*SCHEDULERS["learned variance"], in_channels=9)
+    pipe = diffusers.KandinskyV22InpaintPipeline(**parts)
+    pipe.save_pretrained(tmp_path / "decoder")
+    pipe.set_progress_bar_config(disable=True)
+    by = ImagePrior(diffjax.from_pretrained(prior[0]), Chosen(num_steps=2))
+    model = diffjax.from_pretrained(tmp_path / "decoder", prior=by)
+    photo = np.random.default_rng(0).uniform(-1, 1, (1, SIDE, SIDE, 3)).astype(np.float32)
+    white = np.zeros((SIDE, SIDE), np.float32)
+    white[:, SIDE // 2 :] = 1
+    noise = Noise(3, (SIDE // 8, SIDE // 8, 4))
+    monkeypatch.setattr(scheduling_ddpm, "randn_tensor", noise)
+    expected = pipe(
+        image_embeds=torch.tensor(by([PROMPT])),
+        negative_image_embeds=torch.tensor(by.nothing[None]),
+        image=torch.tensor(photo.transpose(0, 3, 1, 2)),
+        mask_image=torch.tensor(white)[None, None],
+        latents=noise.start.clone(),
+        num_inference_steps=NUM_STEPS,
+        guidance_scale=4.0,
+        height=SIDE,
+        width=SIDE,
+        output_type="np",
+    ).images
+
+    kept = np.zeros((1, SIDE // 8, SIDE // 8, 1), np.float32)
+    kept[:, :, : SIDE // 16 - 1] = 1  # A cell beside the white part is made anew too there.
+    latents = model.model().encoded(photo)
+    condition = model.parts.wired.condition.of(
+        {"text": [PROMPT], "image": np.concatenate([kept * latents, kept], -1)}
+    )
+    start = np.asarray(noise.start).transpose(0, 2, 3, 1)
+    recipe = named_recipe(model, Chosen(num_steps=NUM_STEPS, guidance_scale=4.0)).recipe
+
+    def step(denoise, interval, memory, x):
+        x, memory = recipe.solver.step(denoise, interval, memory, x)
+        return kept * interval.end.mix(Pair(latents, start)) + (1 - kept) * x, memory
+
+    solver = recipe.solver._replace(step=step)
+    times = recipe.times(model.parts.wired.path)
+    request = Request(condition, seed=3)
+    x = model.model().walk(walk, replace(recipe, solver=solver), request, times)
+    found = model.model().decoded(np.asarray(kept * latents + (1 - kept) * x))
     assert 0.02 < expected.std() < 0.49
     assert np.abs(found - (2 * expected - 1)).max() < 2 / 255  # of a range of 2
 
