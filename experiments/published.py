@@ -16,12 +16,13 @@ from diffjax.data import DataSet
 from diffjax.errors import UserError
 from diffjax.exchange.pipelines import SCHEDULER
 from diffjax.exchange.pretrained import Pretrained
+from diffjax.exchange.priors import ImagePrior
 from diffjax.host.processes import in_first, is_first
 from diffjax.runs import workdirs
 from diffjax.runs.initial import is_run
 from diffjax.runs.load import Run
 
-_OF_FILE = ("codec", "component", "family", "image_size", "lora", "network")
+_OF_FILE = ("codec", "component", "family", "image_size", "lora", "network", "prior")
 
 
 def define(flag_values: flags.FlagValues) -> None:
@@ -30,6 +31,7 @@ def define(flag_values: flags.FlagValues) -> None:
         ("pretrained", "published file, or folder of diffusers, in the place of a run"),
         ("codec", "of a published network, as sd-vae-ft-mse"),
         ("family", "of a published file: DiT or SiT"),
+        ("prior", "folder of a prior, for a decoder of image embeddings as Kandinsky's"),
     ):
         flags.DEFINE_string(name, None, about, flag_values=flag_values)
     about = "files of LoRA for a published network, with weights: FILE:0.8,FILE"
@@ -154,7 +156,7 @@ def opened(args: SimpleNamespace, weights: str | None) -> Run:
         )
     settings = settings_of(args.network)
     known = ("path", "mesh", "codec", "family", "image_size", "loras", "components", "texts")
-    for name in known:
+    for name in (*known, "prior"):
         if name in settings:
             raise UserError(f"--network={name}=…: that is no setting of a network")
     run = diffjax.from_pretrained(
@@ -165,9 +167,17 @@ def opened(args: SimpleNamespace, weights: str | None) -> Run:
         loras=_loras(args.lora or []),
         components=components_of(args.component),
         texts=getattr(args, "states", None) is None,
+        prior=_prior(args.prior, args.seed),
         **settings,
     )
     return run if args.workdir is None else replace(run, workdir=Path(args.workdir))
+
+
+def _prior(folder: str | None, seed: Any) -> ImagePrior | None:
+    """The prior of `--prior`, whose noise has the seed of the samples, where they have one."""
+    if folder is None:
+        return None
+    return ImagePrior(diffjax.from_pretrained(folder), seed=seed if isinstance(seed, int) else 0)
 
 
 def _size(sides: list[str] | None) -> tuple[int, int] | None:

@@ -50,7 +50,13 @@ NETWORKS = (*DENOISERS, "vae", "movq", *_ENCODERS)
 
 
 _CHATS = "Qwen3ForCausalLM"
-_CLASSES = ("CLIPTextModel", "CLIPTextModelWithProjection", "T5EncoderModel", _CHATS)
+_CLASSES = (
+    "CLIPTextModel",
+    "CLIPTextModelWithProjection",
+    "MultilingualCLIP",
+    "T5EncoderModel",
+    _CHATS,
+)
 """The classes of text encoders of transformers that are known here."""
 _ASKED = (
     "<|im_start|>user\n",
@@ -74,6 +80,18 @@ def texts_of(path: Path) -> list[str]:
     if not is_pipeline(path):
         return []
     return [name for name in part_names(read_object(path / PIPELINE)) if name in _ENCODERS]
+
+
+def reads_prompts(path: Path) -> bool:
+    """Whether a path is a pipeline that makes pictures of texts, or of what a prior makes of them.
+
+    Example:
+        >>> reads_prompts(Path("no such folder"))
+        False
+    """
+    return is_pipeline(path) and bool(
+        {*_ENCODERS, "movq"} & {*part_names(read_object(path / PIPELINE))}
+    )
 
 
 def part_names(entries: Mapping[str, Any]) -> list[str]:

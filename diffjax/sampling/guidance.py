@@ -522,7 +522,7 @@ class Thresholded:
 
     rule: Rule = ClassifierFree()
     quantile: Probability[float] = 0.995
-    largest: Positive[float] = float("inf")
+    largest: Limit[float] = float("inf")
 
     def __call__(self, x: Samples, c: Coeffs, on: Pair, off: Pair, scale: Scalar) -> Pair:
         x0 = self.rule(x, c, on, off, scale).x0
