@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 
@@ -92,6 +92,27 @@ def captioned_folder(
     return DataSet(root.resolve().name, source(rows[0]), source(rows[1]), shape, 0, ())
 
 
+def attributes_in(path: str) -> list[dict[str, str]]:
+    """The attributes of the images of `captioned_folder(path)`, those for training first.
+
+    They are the entry `attributes` of a line of `metadata.jsonl`, such as `{"colour": "green"}`;
+    empty where there is none. The folder has the folders `train` and `test`.
+
+    Raises:
+        UserError: a list is missing or damaged.
+    """
+    found = []
+    for part in (TRAIN, TEST):
+        folder = place_of(path) / part
+        if not (folder / METADATA).is_file():
+            raise UserError(f"there is no {folder / METADATA}, which has the attributes of images")
+        rows = _rows(folder / METADATA)
+        images = [entry.name for entry in entries_of(folder) if is_image(entry)]
+        each = [rows.get(name, {}).get("attributes", {}) for name in images]
+        found += [{str(k): str(x) for k, x in some.items()} for some in each]
+    return found
+
+
 def _captions(folder: Path) -> dict[Path, str]:
     """The caption of each image in a folder, by path."""
     images = [entry for entry in entries_of(folder) if is_image(entry)]
@@ -116,18 +137,24 @@ def _captions(folder: Path) -> dict[Path, str]:
 
 def _listed(file: Path) -> dict[str, str]:
     """The captions by the names of files, as `metadata.jsonl` has them."""
+    return {name: " ".join(row["text"].split()) for name, row in _rows(file).items()}
+
+
+def _rows(file: Path) -> dict[str, dict[str, Any]]:
+    """The lines of `metadata.jsonl` by the names of files."""
     found = {}
     for number, line in enumerate(_text_of(file).split("\n"), 1):
         if not line.strip():
             continue
         try:
-            entry = json.loads(line)
-            name, text = entry["file_name"], entry["text"]
-        except (ValueError, KeyError, TypeError, RecursionError):
-            name, text = None, None
-        if not isinstance(name, str) or not isinstance(text, str):
+            row = json.loads(line)
+            right = all(isinstance(row[key], str) for key in ("file_name", "text"))
+            right &= isinstance(row.get("attributes", {}), dict)
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            row, right = {}, False
+        if not right:
             raise UserError(f'{file}:{number} is not {{"file_name": "…", "text": "…"}}')
-        found[name] = " ".join(text.split())
+        found[row["file_name"]] = row
     return found
 
 
