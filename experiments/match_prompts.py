@@ -38,6 +38,9 @@ flags.DEFINE_integer(
     "num_prompts", 200, "prompts of training pictures, and at most as many of test pictures",
     lower_bound=2, flag_values=FLAGS,
 )  # fmt: skip
+flags.DEFINE_integer(
+    "of", 50, "captions that the right one is among", lower_bound=2, flag_values=FLAGS
+)
 flags.DEFINE_list("guidance_scales", ["1", "2", "3", "5"], "scales", flag_values=FLAGS)
 flags.DEFINE_string("solver", None, "name of the solver", flag_values=FLAGS)
 flags.DEFINE_integer("num_steps", None, "solver steps", lower_bound=1, flag_values=FLAGS)
@@ -48,7 +51,6 @@ flags.DEFINE_list(
     "allowed_packages", [], "your packages that the saved config may name", flag_values=FLAGS
 )
 
-OF = 50
 SEEN, HELD_OUT = "seen", "held out"
 _CAPTION = "caption"
 _OF_ATTRIBUTE = 24  # The most seen prompts that are added for each attribute.
@@ -85,7 +87,7 @@ def main(args: SimpleNamespace) -> None:
             images = np.concatenate([*run.model().batches(recipe, request, args.batch_size)])
             some = [values[part][row] for row in rows[part]]
             shares, numbers = judged(
-                judge, part, features_of(images), prompts, some, args.num_prompts
+                judge, part, features_of(images), prompts, some, args.num_prompts, args.of
             )
             counts |= {f"{name}, {part}": n for name, n in numbers.items()}
             found.append({"guidance_scale": scale, "part": part, "shares": shares})
@@ -106,14 +108,14 @@ def main(args: SimpleNamespace) -> None:
     result: dict[str, Any] = {
         "rows": found,
         "counts": counts,
-        "real": real_shares(judge, real, texts, values),
+        "real": real_shares(judge, real, texts, values, args.of),
         "how": {
             "run": args.workdir,
             "step": run.step,
             "weights": args.weights or run.config.weights,
             "num_steps": named_recipe(run, Chosen(num_steps=args.num_steps)).recipe.num_steps,
             "seed": args.seed,
-            "of": OF,
+            "of": args.of,
             "training pictures": number,
             "scale of the pictures": best,
             "copies": ", ".join(f"{share:.1%} {part}" for part, share in nearest.items()),
@@ -148,12 +150,13 @@ def judged(
     prompts: list[str],
     attributes: list[dict[str, str]],
     number: int,
+    of: int,
 ) -> tuple[dict[str, float], dict[str, int]]:
     """The shares of samples that are right, by what is judged, and the numbers of these samples."""
     shares, numbers = {}, {}
     if part == SEEN:
         first = slice(min(number, len(features)))
-        shares[_CAPTION] = float(judge.matched(features[first], prompts[first], OF).mean())
+        shares[_CAPTION] = float(judge.matched(features[first], prompts[first], of).mean())
         numbers[_CAPTION] = len(prompts[first])
     for name in judge.of_attributes:
         there = [row for row, each in enumerate(attributes) if name in each]
@@ -163,15 +166,15 @@ def judged(
     return shares, numbers
 
 
-def real_shares(judge: Judge, real: Any, texts: Any, values: Any) -> dict[str, float]:
+def real_shares(judge: Judge, real: Any, texts: Any, values: Any, of: int) -> dict[str, float]:
     """The same shares of real pictures: changed copies of seen ones, and those held out."""
     found = {}
     some = np.linspace(0, len(real[SEEN]) - 1, min(200, len(real[SEEN]))).round().astype(int)
     copies = with_copies(real[SEEN][some], 1, seed=1)[len(some) :]
     captions = [texts[SEEN][row] for row in some]
-    found[f"{_CAPTION}, {SEEN}"] = float(judge.matched(copies, captions, OF).mean())
+    found[f"{_CAPTION}, {SEEN}"] = float(judge.matched(copies, captions, of).mean())
     features = features_of(real[HELD_OUT])
-    shares, _ = judged(judge, HELD_OUT, features, [], values[HELD_OUT], len(features))
+    shares, _ = judged(judge, HELD_OUT, features, [], values[HELD_OUT], len(features), of)
     return found | {f"{name}, {HELD_OUT}": share for name, share in shares.items()}
 
 
