@@ -244,8 +244,8 @@ def _points(text: str) -> str:
 
 
 def _plain(points: str) -> str:
-    """Code points without the selector of coloured pictures, which names may lack."""
-    return "-".join(point for point in points.split("-") if point != "fe0f")
+    """Code points without leading zeros and the selector of pictures, which names may lack."""
+    return "-".join(point for x in points.split("-") if (point := x.lstrip("0")) != "fe0f")
 
 
 if __name__ == "__main__":

@@ -44,10 +44,17 @@ def test_pictures_are_named_split_and_laid_on_white(tmp_path, monkeypatch):
         "\U0001f49a": {"en": ":green_heart:"},
         "❤️": {"en": ":red_heart:"},
         "\U0001f44d\U0001f3ff": {"en": ":thumbs_up_dark_skin_tone:"},
+        "#\ufe0f\u20e3": {"en": ":keycap_#:"},
     }
     monkeypatch.setitem(sys.modules, "emoji", SimpleNamespace(EMOJI_DATA=names))
     # The selector fe0f may be missing; pictures without a name are left out.
-    pictures = {"1f49a": (8, 8), "2764": (8, 10), "1f44d-1f3ff": (8, 8), "1f999": (8, 8)}
+    pictures = {
+        "1f49a": (8, 8),
+        "2764": (8, 10),
+        "1f44d-1f3ff": (8, 8),
+        "0023-fe0f-20e3": (8, 8),
+        "1f999": (8, 8),
+    }
     clear = {f"package/assets/{points}.webp": _webp(*size, (255, 0, 0, 255 * (points != "1f49a")))
              for points, size in pictures.items()}  # fmt: skip
     _archive(tmp_path / prepare_emoji.PICTURES.name, clear)
@@ -56,17 +63,17 @@ def test_pictures_are_named_split_and_laid_on_white(tmp_path, monkeypatch):
         tmp_path / prepare_emoji.GROUPS.name,
         {"package/data-by-emoji.json": json.dumps(groups).encode()},
     )
-    assert prepare_emoji.write_pictures(tmp_path, tmp_path / "out", 16) == (2, 1)
+    assert prepare_emoji.write_pictures(tmp_path, tmp_path / "out", 16) == (3, 1)
     dataset = captioned_folder(str(tmp_path / "out"), image_size=16)
-    assert dataset.train.captions == ("thumbs up dark skin tone", "red heart")
+    assert dataset.train.captions == ("keycap #", "thumbs up dark skin tone", "red heart")
     assert dataset.test.captions == ("green heart",)
     assert (dataset.test[0]["image"] == 255).all()  # transparent
-    heart = dataset.train[1]["image"]
+    heart = dataset.train[2]["image"]
     assert (heart[:, 0] == 255).all()  # beside it
     np.testing.assert_array_equal(heart[8, 8], [255, 0, 0])
     lines = (tmp_path / "out/train/metadata.jsonl").read_text().splitlines()
     tones = {"skin tone": "dark", "group": "People & Body"}
-    assert json.loads(lines[0])["attributes"] == tones
+    assert json.loads(lines[1])["attributes"] == tones
 
 
 def test_without_a_network_it_says_what_to_put_where(tmp_path, monkeypatch):
