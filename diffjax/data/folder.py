@@ -32,6 +32,7 @@ _MODES = {1: "L", 3: "RGB"}
 # JPEG includes the files of some cameras (MPO), and PPM includes PGM.
 _FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 _PNG_DEPTH = 24  # the position of the bit depth in a PNG file, in bytes
+_ORIENTATION, _ON_ITS_SIDE = 274, (5, 6, 7, 8)  # the tag of cameras, and values for such pictures
 _BITS_PER_SAMPLE = 258  # the tag of the bit depth in a TIFF file
 
 BACKGROUND = "white"
@@ -102,7 +103,7 @@ def image_folder(
         shape,
         len(names),
         names,
-        notes=_note_on_size(root, files, image_size),
+        notes=note_on_size(root, files, image_size),
     )
 
 
@@ -111,8 +112,8 @@ def _list_images(root: Path) -> tuple[list[str], np.ndarray, tuple[str, ...]]:
     if not root.is_dir():
         raise UserError(f"no folder {root}: set data.path to a folder of images")
     try:
-        entries = entries_of(root)
-        loose = [entry.name for entry in entries if is_image(entry)]
+        entries = _entries(root)
+        loose = [entry.name for entry in entries if _is_image(entry)]
         classes = {
             entry.name: sorted(
                 file.relative_to(root).as_posix()
@@ -139,7 +140,25 @@ def _list_images(root: Path) -> tuple[list[str], np.ndarray, tuple[str, ...]]:
     return [file for files in classes.values() for file in files], labels, tuple(classes)
 
 
-def _note_on_size(root: Path, files: Sequence[str], image_size: int) -> tuple[str, ...]:
+def images_in(root: Path) -> list[str]:
+    """The images in a folder at any depth, relative to it and sorted, whatever its subfolders mean.
+
+    Raises:
+        UserError: the folder is missing, unreadable or without images; a link leads nowhere or to a
+            folder above it.
+    """
+    if not root.is_dir():
+        raise UserError(f"no folder {root}: set data.path to a folder of images")
+    try:
+        files = sorted(file.relative_to(root).as_posix() for file in _images_below(root, ()))
+    except OSError as error:
+        raise UserError(f"can't read {error.filename or root}: {error.strerror}") from None
+    if not files:
+        raise UserError(f"{root} holds no images ({' '.join(_SUFFIXES)})")
+    return files
+
+
+def note_on_size(root: Path, files: Sequence[str], image_size: int) -> tuple[str, ...]:
     """A note if images have to be enlarged, judged by at most 256 of them."""
     looked_at = [_shorter_side(root / files[int(row)]) for row in evenly(len(files))]
     sides = np.array([side for side in looked_at if side])
@@ -158,12 +177,19 @@ def _note_on_size(root: Path, files: Sequence[str], image_size: int) -> tuple[st
 
 def _shorter_side(file: Path) -> int:
     """The shorter side in pixels, without decoding the image; 0 where the file can't be read."""
+    return min(size_of(file))
+
+
+def size_of(file: Path) -> tuple[int, int]:
+    """Height and width in pixels, upright, without decoding the image; 0 where it can't be read."""
     try:
         with Image.open(file, formats=_FORMATS) as image:
-            return min(image.size)
+            turned = image.getexif().get(_ORIENTATION, 1) in _ON_ITS_SIDE
+            width, height = image.size
+            return (width, height) if turned else (height, width)
     # As in `read_image`.
     except Exception:
-        return 0
+        return 0, 0
 
 
 def _images_below(folder: Path, above: tuple[Path, ...]) -> list[Path]:
@@ -176,15 +202,15 @@ def _images_below(folder: Path, above: tuple[Path, ...]) -> list[Path]:
     if here in above:
         raise UserError(f"{folder} is its own parent folder {here}, by a link: remove the link")
     found = []
-    for entry in entries_of(folder):
+    for entry in _entries(folder):
         if entry.is_dir():
             found += _images_below(entry, (*above, here))
-        elif is_image(entry):
+        elif _is_image(entry):
             found.append(entry)
     return found
 
 
-def entries_of(folder: Path) -> list[Path]:
+def _entries(folder: Path) -> list[Path]:
     """The entries of a folder that are not hidden, sorted by name.
 
     Raises:
@@ -197,8 +223,7 @@ def entries_of(folder: Path) -> list[Path]:
     return entries
 
 
-def is_image(path: Path) -> bool:
-    """Whether a path is a file with the suffix of an image."""
+def _is_image(path: Path) -> bool:
     return path.suffix.lower() in _SUFFIXES and path.is_file()
 
 

@@ -13,8 +13,8 @@ from ml_collections import ConfigDict
 from diffjax import choices
 from diffjax.errors import UserError, nearest
 from diffjax.process import beta_tables, precond, shifts
-from diffjax.sampling import grids, solvers
-from diffjax.spec import spec
+from diffjax.sampling import consistency, grids, solvers
+from diffjax.spec import TARGET, spec
 
 Entries = Mapping[str, Any]
 
@@ -30,6 +30,7 @@ class Schedule(NamedTuple):
         grid: their times.
         unit_start: whether samples begin with noise of deviation 1.
         guidance: the rule, a name; `cfg+clipped` where x0 is clipped to [-1, 1].
+        distilled: whether it is for networks that predict the end of the flow, in few steps.
     """
 
     path: ConfigDict
@@ -39,6 +40,7 @@ class Schedule(NamedTuple):
     grid: ConfigDict
     unit_start: bool = False
     guidance: str = "cfg"
+    distilled: bool = False
 
 
 class _Kind(NamedTuple):
@@ -53,6 +55,8 @@ class _Kind(NamedTuple):
         by_log_snr: whether pure noise is replaced by a little signal.
         whole_labels: whether noise labels between steps are rounded.
         whole_steps: whether the steps of `linspace` are rounded.
+        distilled: whether it is for networks that were distilled on some of the steps, which are
+            its grid.
     """
 
     solver: str | Callable[[Entries], ConfigDict]
@@ -63,6 +67,7 @@ class _Kind(NamedTuple):
     by_log_snr: bool = False
     whole_labels: bool = False
     whole_steps: bool = True
+    distilled: bool = False
 
 
 def _dpm_solver(entries: Entries) -> ConfigDict:
@@ -101,6 +106,17 @@ def _pndm(entries: Entries) -> ConfigDict:
     return choices.copy(choices.SOLVERS["pndm"])
 
 
+def _lcm(entries: Entries) -> ConfigDict:
+    del entries
+    return spec(consistency.consistency)
+
+
+def _tcd(entries: Entries) -> ConfigDict:
+    # Its last step goes to the first one of the table.
+    solver = spec(consistency.trajectory_consistency, num_train_steps=_num_steps(entries))
+    return spec(solvers.unfinished, solver=solver)
+
+
 _KINDS: Mapping[str, _Kind] = {
     "DDIMScheduler": _Kind("ddim", "leading", keeps_noise=True),
     "PNDMScheduler": _Kind(_pndm, "leading", keeps_noise=True),
@@ -118,6 +134,8 @@ _KINDS: Mapping[str, _Kind] = {
     "UniPCMultistepScheduler": _Kind(
         _unipc, "linspace", left_out=1, by_log_snr=True, whole_labels=True
     ),
+    "LCMScheduler": _Kind(_lcm, "", distilled=True),
+    "TCDScheduler": _Kind(_tcd, "", distilled=True),
 }
 _FLOW = "FlowMatchEulerDiscreteScheduler"
 _TARGETS = {"epsilon": "noise", "v_prediction": "v", "sample": "clean"}
@@ -144,6 +162,7 @@ _KNOWN: Mapping[str, tuple[Any, ...]] = {
     "predict_x0": (True,),
     "disable_corrector": ([], None),
     "solver_p": (None,),
+    "timestep_scaling": (10.0,),
 }
 """Entries that change samples, and the values with a meaning here; the first is the default."""
 _KNOWN_OF_CLIPPED = {"clip_sample_range": (1.0,)}
@@ -193,6 +212,17 @@ def schedule_of(
         raise UserError(f"{source} can't be used: {error}") from error
 
 
+def prediction_of(target: ConfigDict) -> str:
+    """The `prediction_type` of a target; "" of one that has none.
+
+    Example:
+        >>> prediction_of(choices.TARGETS["v"])
+        'v_prediction'
+    """
+    known = {choices.TARGETS[ours][TARGET]: theirs for theirs, ours in _TARGETS.items()}
+    return known.get(target[TARGET], "")
+
+
 def _of_table(entries: Entries) -> Schedule:
     name = str(entries.get("_class_name", ""))
     kinds = (*_KINDS, _FLOW)
@@ -225,9 +255,10 @@ def _of_table(entries: Entries) -> Schedule:
         target=choices.copy(choices.TARGETS[_TARGETS[prediction]]),
         noise_label=label,
         solver=solver,
-        grid=spec(grids.Karras, highest=_HIGHEST) if karras else _grid(spacing, kind, entries),
+        grid=_grid(spacing, kind, entries),
         unit_start=not kind.scaled or spacing == "leading",
         guidance="cfg+clipped" if thresholds or clips else "cfg",
+        distilled=kind.distilled,
     )
 
 
@@ -267,6 +298,11 @@ def _path(entries: Entries, zero_snr: bool, by_log_snr: bool) -> ConfigDict:
 
 def _grid(spacing: str, kind: _Kind, entries: Entries) -> ConfigDict:
     number = _num_steps(entries)
+    if kind.distilled:
+        distilled = int(entries.get("original_inference_steps", 50))
+        return spec(grids.Subset, num_train_steps=number, num_distilled=distilled)
+    if entries.get("use_karras_sigmas"):
+        return spec(grids.Karras, highest=_HIGHEST)
     known = {
         "leading": lambda: spec(
             grids.Leading,

@@ -7,7 +7,7 @@ Flux     PooledFrom(t5, clip_l)
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -17,8 +17,20 @@ from diffjax.errors import UserError
 from diffjax.text.encoders import Sizes
 
 
+class _Combination:
+    """What combinations share; a subclass is a frozen dataclass."""
+
+    def release(self) -> None:
+        """Frees the weights; the next text reads them again."""
+        values: Any = (getattr(self, field.name) for field in fields(self))  # pyright: ignore
+        for value in values:
+            for part in value if isinstance(value, tuple) else (value,):
+                if hasattr(part, "release"):
+                    part.release()
+
+
 @dataclass(frozen=True)
-class AlongFeatures:
+class AlongFeatures(_Combination):
     """The states of several encoders, concatenated for each token.
 
     Encoders have texts of equal lengths, and the mask is that of the first one.
@@ -60,7 +72,7 @@ class AlongFeatures:
 
 
 @dataclass(frozen=True)
-class AlongTokens:
+class AlongTokens(_Combination):
     """The tokens of several encoders, one after the other.
 
     Narrower states are filled up with zeros. Pooled vectors are concatenated.
@@ -95,7 +107,7 @@ class AlongTokens:
 
 
 @dataclass(frozen=True)
-class PooledFrom:
+class PooledFrom(_Combination):
     """The states of one encoder, and the pooled vector of another.
 
     Attributes:

@@ -17,12 +17,13 @@ from diffjax.errors import UserError, nearest
 from diffjax.host.files import place_of
 from diffjax.models.bert.network import Bert
 from diffjax.models.clip_text.network import ClipText
-from diffjax.models.families import find_published
+from diffjax.models.clip_text.published import OPENCLIP, encoders_in
+from diffjax.models.families import Found, find_published, found_in
 from diffjax.models.layers import compute_type
 from diffjax.models.loras import with_loras
 from diffjax.models.t5.network import T5Encoder
 from diffjax.pretrained.downloads import sha256_of_file
-from diffjax.pretrained.folders import CONFIG, KINDS
+from diffjax.pretrained.folders import CONFIG, KINDS, read_weights
 from diffjax.pretrained.lora import read_lora
 from diffjax.text.tokenizers import FILES, Tokenizer, read_tokenizer
 
@@ -44,9 +45,9 @@ class Sizes(NamedTuple):
 
 
 class Encodes(Protocol):
-    """What encodes texts: a `FolderEncoder`, a `TextEncoder`, or a combination of them.
+    """What encodes texts: a `FolderEncoder`, or a combination of several.
 
-    Those that a run can record have `sha256` too, a hex digest of all that states depend on.
+    They have `sha256` too, a hex digest of all that states depend on.
     """
 
     @property
@@ -56,6 +57,10 @@ class Encodes(Protocol):
 
     def __call__(self, texts: Sequence[str]) -> TokenStates:
         """The states of each text, as NumPy arrays."""
+        ...
+
+    def release(self) -> None:
+        """Frees the weights; the next text reads them again."""
         ...
 
 
@@ -176,12 +181,13 @@ def _program() -> Any:
 
 @dataclass(frozen=True)
 class FolderEncoder:
-    """The text encoder in folders of transformers, which are read when the first text is encoded.
+    """The text encoder in a folder of transformers, which is read when the first text is encoded.
 
     Equal ones have equal settings, which a run records with its condition.
 
     Attributes:
-        folder: with `config.json` and weights, such as `text_encoder` of a folder of diffusers.
+        folder: with `config.json` and weights, such as `text_encoder` of a folder of diffusers; or
+            a file of a whole model, with `part`.
         tokenizer_folder: with the files of the tokenizer; by default `folder` itself, or the folder
             beside it whose name has `tokenizer` for `text_encoder`.
         length: the number of tokens of a text; by default that of the tokenizer.
@@ -191,7 +197,9 @@ class FolderEncoder:
         padding: whether padding counts as tokens.
         chunks: the number of parts in which a text is read.
         loras: files of LoRA with their weights; what they have for a text encoder of the name of
-            the folder is added.
+            the folder, or of `part`, is added.
+        part: of a file of a whole model, the name of the text encoder: `text_encoder`, or
+            `text_encoder_2` of SDXL.
     """
 
     folder: str
@@ -203,41 +211,63 @@ class FolderEncoder:
     padding: bool = False
     chunks: int = 1
     loras: tuple[tuple[str, float], ...] = ()
+    part: str = ""
 
     @functools.cached_property
     def loaded(self) -> TextEncoder:
-        """The encoder in memory.
+        """The encoder in memory, until `release`.
 
         Raises:
             UserError: files are missing, damaged or of another network.
         """
-        place = place_of(self.folder)
-        loras = [read_lora(*lora) for lora in self.loras]
-        found = with_loras(find_published(place), loras, place.name)
-        network = found.network
-        if not isinstance(network, _NETWORKS):
-            raise UserError(f"{self.folder} has a {type(network).__name__}, no text encoder")
-        words = read_tokenizer(self.tokenizer_folder or _tokenizer_of(place), self.length)
-        kind, count = compute_type(self.dtype), words.library.get_vocab_size()
-        if network.vocabulary < count:
-            raise UserError(
-                f"the tokenizer has {count} tokens, and the text encoder {self.folder} reads "
-                f"{network.vocabulary}: they are of different models"
-            )
+        found, encoder = self._opened
+        kind = compute_type(self.dtype)
 
         def stored(path: str, array: Any) -> jax.Array:
             del path
             return jnp.array(np.asarray(array), kind)  # A copy: the file may change.
 
-        how = self.layer, self.normed, self.padding, self.chunks
-        # Settings are checked before the weights are read.
-        encoder = TextEncoder(words, network.clone(dtype=self.dtype), None, *how)
         return replace(encoder, params=found.params(stored))
+
+    def release(self) -> None:
+        """Frees the weights; the next text reads them again."""
+        self.__dict__.pop("loaded", None)
+
+    @property
+    def _opened(self) -> tuple[Found, TextEncoder]:
+        """The weights, not read yet, and the encoder with their shapes alone."""
+        place = place_of(self.folder)
+        loras = [read_lora(*lora) for lora in self.loras]
+        found = with_loras(_found(place, self.part), loras, self.part or place.name)
+        network = found.network
+        if not isinstance(network, _NETWORKS):
+            raise UserError(f"{self.folder} has a {type(network).__name__}, no text encoder")
+        words = read_tokenizer(self.tokenizer_folder or _tokenizer_of(place), self.length)
+        if found.family is OPENCLIP:
+            words = replace(words, pad=0)  # whatever token CLIP's tokenizer pads with
+        count = words.library.get_vocab_size()
+        if network.vocabulary < count:
+            raise UserError(
+                f"the tokenizer has {count} tokens, and the text encoder {self.folder} reads "
+                f"{network.vocabulary}: they are of different models"
+            )
+        found.family.check(found.state, network, found.source)
+        shapes, how = found.family.shapes(network), (self.normed, self.padding, self.chunks)
+        encoder = TextEncoder(words, network.clone(dtype=self.dtype), shapes, self.layer, *how)
+        return found, encoder
 
     @property
     def sizes(self) -> Sizes:
-        """The sizes of what it returns."""
-        return self.loaded.sizes
+        """The sizes of what it returns, from the shapes of its weights.
+
+        Raises:
+            UserError: as `loaded`.
+        """
+        return self._sizes
+
+    @functools.cached_property
+    def _sizes(self) -> Sizes:
+        return self._opened[1].sizes
 
     @functools.cached_property
     def sha256(self) -> str:
@@ -284,7 +314,8 @@ def read_text_encoder(
         tokenizer: the folder of the tokenizer.
         length: the number of tokens of a text; by default that of the tokenizer.
         dtype: the compute type.
-        **how: `layer`, `normed`, `padding`, `chunks` and `loras`, as `FolderEncoder` has them.
+        **how: `layer`, `normed`, `padding`, `chunks`, `loras` and `part`, as `FolderEncoder` has
+            them.
 
     Raises:
         UserError: files are missing, damaged or of another network; a setting is unknown.
@@ -297,8 +328,19 @@ def read_text_encoder(
         if name not in known:
             raise UserError(f"a text encoder has no setting {name!r}; {nearest(name, known)}")
     encoder = FolderEncoder(str(folder), str(tokenizer or ""), length, dtype, **how)
-    _ = encoder.loaded  # Read, or refused.
+    _ = encoder.sizes  # Found, or refused.
     return encoder
+
+
+def _found(place: Path, part: str) -> Found:
+    """The weights of a text encoder in a folder, or of a part of a file."""
+    if not part:
+        return find_published(place)
+    contents = read_weights(place)
+    there = encoders_in(contents.state)
+    if part not in there:
+        raise UserError(f"{place} has no {part}: it has {', '.join(there) or 'no text encoder'}")
+    return found_in(contents.part(there[part]), ClipText.__name__)
 
 
 def _tokenizer_of(folder: Path) -> Path:

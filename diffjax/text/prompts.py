@@ -42,6 +42,11 @@ class Prompts(Tokens):
         with jax.ensure_compile_time_eval():
             return self.parse([self.null_text])
 
+    def release(self) -> None:
+        if self.encoder is not None:
+            _ = self.null_text is None or self._null  # Which training goes on to need.
+            self.encoder.release()
+
     def parse(self, given: Sequence[Any] | np.ndarray) -> TokenStates:
         if self.encoder is None:
             raise UserError(

@@ -108,14 +108,14 @@ def test_another_encoder_is_refused(place, tmp_path):
 @pytest.mark.parametrize(
     ("break_it", "message"),
     [
-        (lambda folder: (folder / "test/003.txt").unlink(), "003.png has no caption in"),
-        (lambda folder: (folder / "test/003.txt").write_bytes(b"\xe9"), "it is not UTF-8"),
-        (lambda folder: (folder / "train/003.png").unlink(), "has a caption of 003.png, and no"),
+        (lambda folder: (folder / "test/003.txt").unlink(), "003.png has no caption: write"),
+        (lambda folder: (folder / "test/003.txt").write_bytes(b"\xe9"), "is not UTF-8"),
+        (lambda folder: (folder / "train/003.png").unlink(), "there is no picture 003.png"),
         (
             lambda folder: (folder / "train/metadata.jsonl").write_text('{"file_name": 3}'),
-            'metadata.jsonl:1 is not {"file_name"',
+            "metadata.jsonl, line 1 has no text 'file_name'",
         ),
-        (shutil.rmtree, "set data.path to a folder of images with captions"),
+        (shutil.rmtree, "set data.path to a folder of images"),
     ],
 )
 def test_half_a_captioned_folder_is_refused(tmp_path, break_it, message):

@@ -74,6 +74,7 @@ _RESTS: Mapping[str, Table] = {
     "diffusers": (
         *layer("time_embedding.linear_1", "conditioning/hidden"),
         *layer("time_embedding.linear_2", "conditioning/out"),
+        Row("time_embedding.cond_proj.weight", "conditioning/augmentation/kernel", dense),
         Row("class_embedding.weight", "conditioning/label/embedding"),
         *layer("add_embedding.linear_1", "added_hidden"),
         *layer("add_embedding.linear_2", "added_out"),
@@ -172,6 +173,8 @@ def stable_diffusion(
     num_numbers: int = 0,
     num_classes: int = 0,
     number_width: int = 256,
+    guidance_width: int = 0,
+    embedded_guidance: float = 8.0,
     **settings: Any,
 ) -> Denoiser:
     """A U-Net of Stable Diffusion with the kind of its condition.
@@ -185,10 +188,15 @@ def stable_diffusion(
         num_numbers: the number of numbers, 6 in SDXL.
         num_classes: the number of labels.
         number_width: the width of an embedded number, where there are some.
+        guidance_width: the width of the embedding of a scale of guidance; 256 in LCM.
+        embedded_guidance: that scale, where it is embedded.
         **settings: of the network.
     """
-    if num_numbers:
-        settings = {"embedding": replace(CLASSES_ALONE, added_width=number_width), **settings}
+    embedding = replace(CLASSES_ALONE, added_width=number_width if num_numbers else 0)
+    if guidance_width:
+        guided = {"guidance_width": guidance_width, "embedded_guidance": embedded_guidance}
+        embedding = replace(embedding, **guided)
+    settings = {"embedding": embedding, **settings}
     network = StableDiffusionUNet(num_classes, **settings)
     pooled = added_features - num_numbers * number_width
     parts: dict[str, Condition] = {"text": Tokens(77, context_width, pooled)}
@@ -220,6 +228,7 @@ def _recognised(shapes: Mapping[str, tuple[int, ...]], names: Mapping[str, str])
     out_channels = shapes[f"{names['conv_out']}.bias"][0]
     middle = f"{names['middle']}.transformer_blocks"
     added = shapes.get(f"{names['added']}.weight", (0, 0))[1]
+    guided = shapes.get("time_embedding.cond_proj.weight", (0, 0))[1]
     return {
         "channels": channels,
         "out_channels": out_channels,
@@ -228,6 +237,7 @@ def _recognised(shapes: Mapping[str, tuple[int, ...]], names: Mapping[str, str])
         "context_width": shapes[f"{middle}.0.attn2.to_k.weight"][1],
         "linear_projection": len(shapes[f"{names['middle']}.proj_in.weight"]) == 2,
         **({"added_features": added} if added else {}),
+        **({"guidance_width": guided} if guided else {}),
     }
 
 
@@ -310,7 +320,6 @@ _FIXED: Mapping[str, Any] = {
     "resnet_skip_time_act": False,
     "resnet_time_scale_shift": "default",
     "reverse_transformer_layers_per_block": None,
-    "time_cond_proj_dim": None,
     "time_embedding_act_fn": None,
     "time_embedding_dim": None,
     "time_embedding_type": "positional",
@@ -362,6 +371,7 @@ def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
         "context_width": int(given["cross_attention_dim"]),
         "given_channels": channels - out_channels,
         "num_classes": int(config.get("num_class_embeds") or 0),
+        "guidance_width": int(config.get("time_cond_proj_dim") or 0),
         "channels": widths[0],
         "channel_multipliers": _multipliers(widths[0], widths),
         "num_res_blocks": int(given["layers_per_block"]),
@@ -446,6 +456,7 @@ def _config(denoiser: Denoiser) -> dict[str, Any]:
         "in_channels": network.out_channels + given,
         "out_channels": network.out_channels,
         "num_class_embeds": network.num_classes or None,
+        "time_cond_proj_dim": network.embedding.guidance_width or None,
         "block_out_channels": widths,
         "layers_per_block": network.num_res_blocks,
         "down_block_types": [list(_KINDS)[depth > 0] for depth in depths],
