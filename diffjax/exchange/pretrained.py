@@ -87,13 +87,11 @@ class Pretrained(Run):
         file: the file or folder that it was read from.
         family: the name of its family, such as `DiT`.
         published: how it was trained, and how its authors sample it.
-        loras: the files of LoRA whose changes its weights have.
     """
 
     file: Path = Path()
     family: str = ""
     published: Published | None = None
-    loras: tuple[Lora, ...] = ()
 
     @property
     def params(self) -> Any:
@@ -218,7 +216,7 @@ def from_pretrained(
     found = found._replace(network=parts.denoiser)  # whose blocks are stacked
     weights = Weights(path, found.params(placed_like(parts.abstract.weights(LIVE))))
     others = _others(mesh, decoder)
-    return Pretrained(parts, weights, path, others, path, layout.name, published, added)
+    return Pretrained(parts, weights, path, others, added, path, layout.name, published)
 
 
 def _loras(given: Mapping[str, float], path: Path) -> tuple[Lora, ...]:

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from diffjax.pretrained.factors import to_theirs
+from diffjax.pretrained.factors import to_ours, to_theirs
 from diffjax.pretrained.files import read_safetensors_metadata
 from diffjax.pretrained.lora import NETWORK, LowRank, read_lora
 from diffjax.pretrained.lora_writer import DIALECTS, write_lora
@@ -63,6 +63,21 @@ def test_the_product_of_the_factors_is_the_change_there(name):
             product = LowRank("", down, up, 1.0).change(expected.shape)
             np.testing.assert_allclose(product, expected, rtol=1e-5, atol=1e-6)
             assert down.shape[1:] == expected.shape[1:]
+
+
+@pytest.mark.parametrize("name", CASES.keys() - {"equal ones"})
+def test_the_product_of_the_factors_is_the_change_here(name):
+    transform, kernels = CASES[name]
+    there = [x.shape for x in transform.to_theirs(tuple(map(np.zeros, kernels)))]
+    pairs = [
+        (drawn(r, *s[1:]), drawn(s[0], r, *(1 for _ in s[2:]))) for r, s in enumerate(there, 2)
+    ]
+    changes = [LowRank("", *pair, 1.0).change(s) for pair, s in zip(pairs, there, strict=True)]
+    for expected, (a, b) in zip(
+        transform.to_ours(tuple(changes)), to_ours(transform, there, pairs), strict=True
+    ):
+        np.testing.assert_allclose(a @ b, expected, rtol=1e-4, atol=1e-5)
+    assert to_ours(transform, there, [None] * len(pairs)) == [None] * len(kernels)
 
 
 def test_numbers_are_those_of_the_factors_and_a_layer_without_a_change_has_none():
