@@ -17,6 +17,7 @@ _LORA = {"rank": 0, "alpha": 0.0, "dropout": 0.0, "layers": "*"}
 ADDED: Mapping[str, Any] = {
     "best_by": "",
     "evaluators": {},
+    "sample_prompts": [],
     "teacher": "ema",
     "lora": {TARGET: "diffjax.models.low_rank:LoraLayers", **_LORA},
 }

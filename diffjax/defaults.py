@@ -80,6 +80,7 @@ def experiment(
     config.snapshot_every_steps = 1_000  # of the averages in ema_lengths
     config.sample_every_steps = 1_000
     config.sample_images = 64  # the largest number of samples in a picture
+    config.sample_prompts = ()  # texts of them, as --labels has; () is all in turn, or of the data
     config.checkpoint_every_steps = 1_000
     config.checkpoints_to_keep = 3
     config.checkpoints_kept_every_steps = 100_000

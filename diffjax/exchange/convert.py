@@ -8,12 +8,14 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
+from ml_collections import ConfigDict
 
 from diffjax.codecs.autoencoders import FOLDER as VAE
 from diffjax.errors import UserError, nearest
 from diffjax.exchange.own_folders import is_own, read_own, write_own
-from diffjax.exchange.pipelines import NETWORKS, part_names, part_of, texts_of
+from diffjax.exchange.pipelines import DENOISERS, NETWORKS, part_names, part_of, texts_of
 from diffjax.exchange.pretrained import recognised
+from diffjax.exchange.schedulers import prediction_of, schedule_of
 from diffjax.host.files import place_of, write_json
 from diffjax.host.processes import to_host
 from diffjax.host.run_files import read_json
@@ -34,8 +36,10 @@ from diffjax.pretrained.lora_writer import DIALECTS, FILE, write_lora
 from diffjax.pretrained.torch_writer import write_torch
 from diffjax.runs.initial import by_path, check_same, is_run
 from diffjax.runs.load import Run, load
+from diffjax.spec import TARGET, to_json
 
 OWN = "diffjax"
+SCHEDULER, SCHEDULER_FILE = "scheduler", "scheduler_config.json"
 TARGETS = (DIFFUSERS, AUTHORS, OWN, *DIALECTS)
 """The names of the layouts that can be written."""
 FORMATS: Mapping[str, tuple[str, Callable[[Path, Mapping[str, Any]], None]]] = {
@@ -69,6 +73,7 @@ class Given(NamedTuple):
         origin: what they were read from, in words.
         config: the entries of `config.json` of a folder of diffusers.
         left_out: the names of parameters that are not the network's.
+        run: the config of the run that they are of.
     """
 
     network: Any
@@ -76,6 +81,7 @@ class Given(NamedTuple):
     origin: str
     config: Mapping[str, Any] = {}
     left_out: tuple[str, ...] = ()
+    run: ConfigDict | None = None
 
 
 def convert(
@@ -100,8 +106,9 @@ def convert(
     | `lora_old` | the same in the dialect of older diffusers, whose scale is in its numbers |
     | `lora_kohya` | the same in the dialect of kohya, of Flux and SD 3 with the authors' names |
 
-    Of a pipeline with text encoders `diffusers` is the whole pipeline. Other layouts than those of
-    LoRA have the changes of a run with LoRA in its weights.
+    Of a pipeline with text encoders, or of a run that began with one (`config.init_from`),
+    `diffusers` is the whole pipeline; the network of the run takes the place of the pipeline's.
+    Other layouts than those of LoRA have the changes of a run with LoRA in its weights.
 
     Args:
         source: a file of torch or safetensors, a folder of diffusers or a pipeline, a folder that
@@ -138,6 +145,13 @@ def convert(
     if to in DIALECTS:
         return _lora(source, to, place, allowed_packages)
     given = _of_folder(source, allowed_packages) or _of_file(source, family, settings, part)
+    if to == DIFFUSERS and given.run and texts_of(place_of(given.run.init_from)):
+        return _whole_pipeline(place_of(given.run.init_from), place, given)
+    return _written(given, to, place, file_format)
+
+
+def _written(given: Given, to: str, place: Path, file_format: str = "torch") -> list[str]:
+    """Writes weights in a layout; returns the lines of `convert`."""
     module = _module(given.network)
     count = sum(leaf.size for leaf in jax.tree.leaves(given.params))
     lines = [f"{type(module).__name__}, {count:,} parameters, of {given.origin}"]
@@ -159,11 +173,16 @@ def convert(
             for name, tensors in _by_file(layout, state).items():
                 write(place / f"{name}.{suffix}", tensors)
     names = ", ".join(sorted(file.name for file in place.iterdir()))
-    return [*lines, f"{to}: {names} in {out}"]
+    return [*lines, f"{to}: {names} in {place}"]
 
 
-def _whole_pipeline(pipeline: Path, out: Path) -> list[str]:
+def _whole_pipeline(pipeline: Path, out: Path, tuned: Given | None = None) -> list[str]:
     """Writes all parts of a pipeline: networks through the parameters here, other files as copies.
+
+    Args:
+        pipeline: the folder.
+        out: where to write.
+        tuned: the weights of a run in the place of its network.
 
     Raises:
         UserError: a part is missing, can't be read, or `out` can't be written.
@@ -173,7 +192,14 @@ def _whole_pipeline(pipeline: Path, out: Path) -> list[str]:
         out.mkdir(exist_ok=True)
         for name in part_names(entries):
             folder = part_of(pipeline, name)
-            if name in NETWORKS:
+            if tuned and name in DENOISERS:
+                known = read_weights(folder).config
+                there = _written(tuned._replace(config=known), DIFFUSERS, out / name)
+                lines += [f"{name}: {line}" for line in there]
+            elif tuned and tuned.run and name == SCHEDULER:
+                shutil.copytree(folder, out / name)
+                lines += _scheduled(out / name / SCHEDULER_FILE, tuned.run)
+            elif name in NETWORKS:
                 lines += [f"{name}: {line}" for line in convert(str(folder), DIFFUSERS, out / name)]
             else:
                 shutil.copytree(folder, out / name)
@@ -182,6 +208,21 @@ def _whole_pipeline(pipeline: Path, out: Path) -> list[str]:
     except OSError as error:
         raise UserError(f"can't write {out}: {error.strerror}") from error
     return [*lines, f"{DIFFUSERS}: a pipeline in {out}"]
+
+
+def _scheduled(file: Path, config: ConfigDict) -> list[str]:
+    """Writes what a run's network predicts to a scheduler's config, and returns lines on that."""
+    entries = read_object(file)
+    there = schedule_of(entries, str(file))
+    path, target = config.path, config.precond.target
+    if to_json(path) != to_json(there.path):
+        return [f"unlike: the {SCHEDULER} has another path than the {path[TARGET]} of the run"]
+    if to_json(target) == to_json(there.target):
+        return [f"{SCHEDULER}: copied"]
+    if not (kind := prediction_of(target)):
+        return [f"unlike: the {SCHEDULER} has no name for the target {target[TARGET]} of the run"]
+    write_json(file, {**entries, "prediction_type": kind})
+    return [f"{SCHEDULER}: copied, with prediction_type={kind}"]
 
 
 def layout_of_lora(module: Any, dialect: str) -> tuple[Family, str]:
@@ -275,7 +316,7 @@ def _of_run(run: Run) -> Given:
     merged = ", LoRA merged" if run.parts.wired.lora.rank else ""
     origin = f"{run.workdir}, weights {run.config.weights} of step {run.step}{merged}"
     own = {name: value for name, value in params.items() if name not in learned}
-    return Given(run.parts.denoiser, own, origin, left_out=learned)
+    return Given(run.parts.denoiser, own, origin, left_out=learned, run=run.config)
 
 
 def _of_own(folder: Path, allowed_packages: tuple[str, ...]) -> Given:

@@ -26,7 +26,8 @@ from diffjax.text import (
 )
 
 _ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
-NETWORKS = ("unet", "transformer", "vae", *_ENCODERS)
+DENOISERS = ("unet", "transformer")
+NETWORKS = (*DENOISERS, "vae", *_ENCODERS)
 """The parts of a pipeline that are networks here; other parts are settings and vocabularies."""
 
 

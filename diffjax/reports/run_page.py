@@ -112,6 +112,8 @@ def _content(workdir: Path) -> dict[str, Any]:
         "verdict": _verdict(config, evaluation, step),
         "settings": _settings(config, run, records),
         "grids": _sample_grids(workdir / "samples"),
+        "begins_with_weights": "init_from" in run,
+        "prompts": config.get("sample_prompts") or [],
         "loss_curve": Markup(plots.loss_curve(records)),
         "loss_by_log_snr": Markup(plots.plot_loss_by_log_snr(records)),
         "metric_curves": _metric_curves(run, records),

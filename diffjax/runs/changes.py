@@ -21,6 +21,7 @@ _MAY_CHANGE = (
     "snapshot_every_steps",
     "sample_every_steps",
     "sample_images",
+    "sample_prompts",
     "checkpoint_every_steps",
     "checkpoints_to_keep",
     "checkpoints_kept_every_steps",

@@ -150,9 +150,11 @@ def _of_file(path: Path, like: Any, setting: str, denoiser: Denoiser | None) -> 
     _, like = _same_extras({**roots, **arrays}, like)
     here = by_path(like)
     place, facts = placed_like(like), {"file": str(path)}
-    layouts = LAYOUTS.get(type(denoiser.network)) if denoiser else None
-    if denoiser and layouts and arrays.keys().isdisjoint(here):
-        family = layouts[layout_of(state, layouts) or next(iter(layouts))]
+    layouts = LAYOUTS.get(type(denoiser.network), {}) if denoiser else {}
+    # Some names of diffusers are those of parameters here, such as `conv_in/bias`.
+    layout = layout_of(state, layouts)
+    if denoiser and layouts and (layout or arrays.keys().isdisjoint(here)):
+        family = layouts[layout or next(iter(layouts))]
         fitting = family.without_variance(state, denoiser)
         facts |= {} if fitting is state else {"left_out": "learned variance"}
         family.check(fitting, denoiser, where)

@@ -87,6 +87,7 @@ def tiny_config(arguments: str = "", /, **changes: Any) -> ConfigDict:
             "snapshot_every_steps": 2,
             "sample_every_steps": 4,
             "sample_images": 64,
+            "sample_prompts": (),
             "checkpoint_every_steps": 2,
             "checkpoints_to_keep": 5,
             "checkpoints_kept_every_steps": 100,
