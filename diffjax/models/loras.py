@@ -111,7 +111,7 @@ def factors_of(found: Found, loras: Sequence[Lora], part: str) -> dict[str, Fact
                 raise UserError(f"the LoRA {lora.file}: {layers[0]} is no kernel; merge it")
             pairs = [None if x is None else _weighted(x, lora.weight) for x in of_row]
             try:
-                shapes = [state[name].shape for name in row.theirs]
+                shapes = [kernels[path].shape for path in row.ours]
                 found_here = to_ours(row.transform, shapes, pairs)
             except ValueError as error:
                 raise UserError(f"the LoRA {lora.file}: {row.theirs[0]} {error}") from error

@@ -9,7 +9,8 @@ their factors are side by side, and blockwise:
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -44,16 +45,22 @@ def to_theirs(
         >>> q[0].shape, v[1].tolist()
         ((2, 4), [[4.0, 10.0], [5.0, 11.0]])
     """
-    sides = [None if x is None else (x[1].T, x[0].reshape(-1, len(x[1])).T) for x in factors]
     found: list[Factors | None] = []
-    for tensor in transform.to_theirs(_places(shapes)):
-        rows = tensor.reshape(len(tensor), -1)
-        pair = _reordered(rows, shapes, [shape[-1] for shape in shapes], sides)
-        if pair is not None:
-            up, down = pair
-            window = tensor.shape[1:]
-            pair = down.reshape(-1, *window), up.reshape(*up.shape, *(1 for _ in window[1:]))
-        found.append(pair)
+    for tensor in _places(transform, shapes):
+        downs, ups = [], []
+        for block in _blocks(tensor, shapes):
+            if pair := factors[block.kernel]:
+                a, b = pair[0].reshape(-1, len(pair[1])), pair[1]
+                downs.append(np.zeros((len(b), block.columns.size), a.dtype))
+                ups.append(np.zeros((block.rows.size, len(b)), b.dtype))
+                downs[-1][:, block.columns] = a[block.inputs].T
+                ups[-1][block.rows] = b[:, block.outputs].T
+        if not downs:
+            found.append(None)
+            continue
+        down, up = np.concatenate(downs, 0), np.concatenate(ups, 1)
+        window = tensor.shape[1:]
+        found.append((down.reshape(-1, *window), up.reshape(*up.shape, *(1 for _ in window[1:]))))
     return found
 
 
@@ -64,34 +71,71 @@ def to_ours(
 
     Args:
         transform: between published tensors and kernels.
-        shapes: of the tensors, `[out, in, *window]`.
+        shapes: of the kernels, `[*window, in, out]`.
         factors: down and up of each tensor; None for one without a change.
 
     Raises:
-        ValueError: the change of a kernel has no such factors.
+        ValueError: the change of a kernel has no such factors; or tensors that are one kernel here
+            have unlike ones.
     """
-    sides = [None if x is None else (_rows(x[0]).T, _rows(x[1]).T) for x in factors]
-    found: list[Factors | None] = []
-    for kernel in transform.to_ours(_places(shapes)):
-        rows = kernel.reshape(-1, kernel.shape[-1])
-        pair = _reordered(rows, shapes, [math.prod(shape[1:]) for shape in shapes], sides)
-        if pair is not None:
-            a, b = pair
-            pair = a.reshape(*kernel.shape[:-1], -1), b
-        found.append(pair)
-    return found
+    sides: list[list[Factors]] = [[] for _ in shapes]
+    known: dict[tuple, Factors | None] = {}
+    for tensor, pair in zip(_places(transform, shapes), factors, strict=True):
+        for block in _blocks(tensor, shapes):
+            place = block.kernel, block.inputs.tobytes(), block.outputs.tobytes()
+            if place in known:
+                if not _same(known[place], pair):
+                    raise ValueError("differ, and here one layer replaces all of them")
+                continue
+            known[place] = pair
+            if pair is not None:
+                down, up = (x.reshape(len(x), -1) for x in pair)
+                *window, outputs = shapes[block.kernel]
+                a = np.zeros((math.prod(window), len(down)), down.dtype)
+                b = np.zeros((len(down), outputs), up.dtype)
+                a[block.inputs] = down[:, block.columns].T
+                b[:, block.outputs] = up[block.rows].T
+                sides[block.kernel].append((a.reshape(*window, -1), b))
+    return [
+        (np.concatenate([a for a, _ in pairs], -1), np.concatenate([b for _, b in pairs], 0))
+        if pairs
+        else None
+        for pairs in sides
+    ]
 
 
-def _rows(x: np.ndarray) -> np.ndarray:
-    return x.reshape(len(x), -1)
+def _same(one: Factors | None, other: Factors | None) -> bool:
+    if one is None or other is None:
+        return one is other
+    return all(np.array_equal(x, y) for x, y in zip(one, other, strict=True))
 
 
-def _places(shapes: Shapes) -> tuple[np.ndarray, ...]:
-    """Arrays that have the number of each entry among all, in the order of these arrays."""
+class _Block(NamedTuple):
+    """The part of a published matrix that is a part of one kernel.
+
+    Attributes:
+        kernel: which kernel.
+        rows: of the matrix, `[out]` booleans.
+        columns: of the matrix, `[in · window]` booleans.
+        outputs: of the kernel, one for each of these rows.
+        inputs: of the kernel, with its window, one for each of these columns.
+    """
+
+    kernel: int
+    rows: np.ndarray
+    columns: np.ndarray
+    outputs: np.ndarray
+    inputs: np.ndarray
+
+
+def _places(transform: Transform, shapes: Shapes) -> tuple[np.ndarray, ...]:
+    """Published tensors whose entries are the numbers of those of the kernels, all in a row."""
     starts = _starts(shapes)
-    return tuple(
-        np.arange(start, start + math.prod(shape)).reshape(shape)
-        for start, shape in zip(starts, shapes, strict=False)
+    return transform.to_theirs(
+        tuple(
+            np.arange(start, start + math.prod(shape)).reshape(shape)
+            for start, shape in zip(starts, shapes, strict=False)
+        )
     )
 
 
@@ -99,32 +143,21 @@ def _starts(shapes: Shapes) -> np.ndarray:
     return np.cumsum([0, *map(math.prod, shapes)])
 
 
-def _reordered(
-    places: np.ndarray, shapes: Shapes, lengths: Sequence[int], sides: Sequence[Factors | None]
-) -> Factors | None:
-    """Left `[rows, rank]` and right `[rank, columns]` of a matrix with the entries of arrays.
+def _blocks(tensor: np.ndarray, shapes: Shapes) -> Iterator[_Block]:
+    """The parts of a tensor of `_places`.
 
-    Args:
-        places: the matrix `[rows, columns]`, of numbers of `_places`.
-        shapes: of the arrays.
-        lengths: of the part of each array that rows of the matrix go along.
-        sides: left and right of each array in its own order.
+    Raises:
+        ValueError: rows and columns of one are not outputs and inputs of a kernel.
     """
-    starts = _starts(shapes)
-    array = np.searchsorted(starts, places, side="right") - 1
-    lefts, rights = [], []
-    for i, pair in enumerate(sides):
-        here = array == i
-        if pair is None or not here.any():
-            continue
+    places, starts = tensor.reshape(len(tensor), -1), _starts(shapes)
+    kernel = np.searchsorted(starts, places, side="right") - 1
+    for i in np.unique(kernel):
+        here = kernel == i
         rows, columns = here.any(1), here.any(0)
         block = np.ix_(rows, columns)
-        along, across = np.divmod(places[block] - starts[i], lengths[i])
-        if not here[block].all() or (along != along[0]).any() or (across.T[0] != across.T).any():
+        inputs, outputs = np.divmod(places[block] - starts[i], shapes[i][-1])
+        by_row, by_column = outputs[:, 0], inputs[0]
+        apart = (outputs == by_row[:, None]).all() and (inputs == by_column).all()
+        if not apart or not here[block].all():
             raise ValueError("mixes inputs and outputs of a layer")
-        left, right = pair
-        lefts.append(np.zeros((len(places), left.shape[1]), left.dtype))
-        rights.append(np.zeros((right.shape[0], places.shape[1]), right.dtype))
-        lefts[-1][rows] = left[across.T[0]]
-        rights[-1][:, columns] = right[:, along[0]]
-    return (np.concatenate(lefts, 1), np.concatenate(rights, 0)) if lefts else None
+        yield _Block(int(i), rows, columns, by_row, by_column)

@@ -9,6 +9,7 @@ import jax
 from diffjax.errors import UserError
 from diffjax.models.families import LAYOUTS, Found
 from diffjax.models.loras import factors_of, with_factors
+from diffjax.models.low_rank import without_lora
 from diffjax.pretrained.factors import Factors
 from diffjax.pretrained.lora import NETWORK, Lora, read_lora
 from diffjax.pretrained.tables import published_shapes
@@ -70,7 +71,7 @@ def with_loras(run: R, loras: Mapping[str, float]) -> R:
                 "merge it, by from_pretrained(..., loras=...)"
             )
     factors, config = _factors(run, files), run.config.copy_and_resolve_references()
-    _, layers = with_factors(run.merged(), factors)
+    _, layers = with_factors(without_lora(run.parts.wired.params_shape), factors)
     with config.unlocked():
         config.lora = as_spec(layers)
     wired = run.parts.wired
