@@ -126,7 +126,7 @@ class LoraLayers:
         if B in params:
             kernel = params[KERNEL]
             change = self.scale * product(params[A], params[B])
-            whole[KERNEL] = (kernel + change).astype(kernel.dtype)
+            whole[KERNEL] = (kernel.astype(change.dtype) + change).astype(kernel.dtype)
         return whole
 
 

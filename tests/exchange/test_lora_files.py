@@ -1,6 +1,7 @@
 """Files of LoRA that are written: diffusers with peft computes the same with them as we do."""
 
 from dataclasses import replace
+from typing import Any
 
 import jax
 import numpy as np
@@ -110,7 +111,8 @@ def evaluations(tuned):
     import torch
 
     denoiser, params = tuned
-    unet = diffusers.UNet2DConditionModel.from_config(STABLE_DIFFUSION.config.entries(denoiser))
+    config: Any = STABLE_DIFFUSION.config
+    unet = diffusers.UNet2DConditionModel.from_config(config.entries(denoiser))
     state = STABLE_DIFFUSION.to_theirs(without_lora(params), denoiser)
     unet.load_state_dict({name: torch.tensor(x) for name, x in state.items()})
     height, width, channels = denoiser.image_shape
@@ -136,14 +138,14 @@ def evaluations(tuned):
 @pytest.mark.parametrize("dialect", DIALECTS)
 def test_diffusers_evaluates_a_u_net_with_the_file_as_we_do(dialect, tuned, evaluations, tmp_path):
     """On a rectangle, with unlike times; every layer has LoRA."""
-    from diffusers import StableDiffusionPipeline
-
+    diffusers: Any = pytest.importorskip("diffusers")
     unet, theirs, found = evaluations
     file = tmp_path / "x.safetensors"
     written(file, dialect, tuned[1], LORA, tuned[0])
     without = theirs()
-    read = StableDiffusionPipeline.lora_state_dict(str(file), return_lora_metadata=True)
-    StableDiffusionPipeline.load_lora_into_unet(*read[:2], unet, metadata=read[2])
+    kind = diffusers.StableDiffusionPipeline
+    read = kind.lora_state_dict(str(file), return_lora_metadata=True)
+    kind.load_lora_into_unet(*read[:2], unet, metadata=read[2])
     try:
         expected = theirs()
     finally:
@@ -157,9 +159,8 @@ def test_diffusers_evaluates_a_u_net_with_the_file_as_we_do(dialect, tuned, eval
 def test_diffusers_evaluates_flux_with_the_file_as_we_do(dialect, tmp_path):
     """Blocks over one sequence only where diffusers takes other widths than Flux.1's."""
     pytest.importorskip("peft", reason="pip install -e '.[parity]'")
-    pytest.importorskip("diffusers", reason="pip install -e '.[parity]'")
+    diffusers: Any = pytest.importorskip("diffusers", reason="pip install -e '.[parity]'")
     import torch
-    from diffusers import FluxPipeline
 
     lora = replace(LORA, layers="block_0/*,block_1/*" if dialect == "lora_kohya" else "*block_*")
     denoiser = mmdit_of("Flux.1 dev")
@@ -173,10 +174,11 @@ def test_diffusers_evaluates_flux_with_the_file_as_we_do(dialect, tmp_path):
 
     without = theirs()
     written(tmp_path / "x.safetensors", dialect, params, lora, denoiser)
-    found = FluxPipeline.lora_state_dict(
+    kind = diffusers.FluxPipeline
+    found = kind.lora_state_dict(
         str(tmp_path / "x.safetensors"), return_alphas=True, return_lora_metadata=True
     )
-    FluxPipeline.load_lora_into_transformer(*found[:2], peer, metadata=found[2])
+    kind.load_lora_into_transformer(*found[:2], peer, metadata=found[2])
     peer.double()
     expected = theirs()
 
