@@ -248,7 +248,8 @@ def test_every_config_of_mean_flow_fits_together():
 
 
 def test_every_config_is_tested_and_is_one():
-    others = {"digits_reflow", "digits_translation", "autoencoder"}  # tests/autoencoders
+    # tests/autoencoders, tests/performance
+    others = {"digits_reflow", "digits_translation", "autoencoder", "published"}
     assert {path.stem for path in CONFIGS.glob("*.py")} == {*SHAPES, *others, *MEAN_FLOW}
     for path in CONFIGS.glob("*.py"):
         assert config_files.load(str(path)).num_steps > 0, path
