@@ -229,10 +229,11 @@ def from_pretrained(
     found = with_loras(found, added, NETWORK)
     if layout.published is None:
         kind = type(getattr(denoiser, "network", denoiser)).__name__
-        use = {"ADMClassifier": f"; guide by it, against='classifier:{path}'"}
-        use |= dict.fromkeys(("AutoencoderKL", "AutoencoderKLFlux2"), f"; it is a codec={path}")
+        place = components.get(NETWORK, path)
+        use = {"ADMClassifier": f"; guide by it, against='classifier:{place}'"}
+        use |= dict.fromkeys(("AutoencoderKL", "AutoencoderKLFlux2"), f"; it is a codec={place}")
         raise UserError(
-            f"{path} has a network of {layout.name}, which draws no samples{use.get(kind, '')}"
+            f"{place} has a network of {layout.name}, which draws no samples{use.get(kind, '')}"
         )
     published, name = layout.published(denoiser), _name(layout, denoiser)
     decoder = _codec(codec, path, published, denoiser)
@@ -312,7 +313,7 @@ def _network(
     contents = read_weights(components[NETWORK])
     if not contents.config:
         contents = contents._replace(config=read_object(denoiser_of(path) / CONFIG))
-    return found_in(contents, **settings)
+    return found_in(contents, family or "", **settings)
 
 
 def recognised(

@@ -2,12 +2,15 @@
 
 import dataclasses
 
+import pytest
+
 from diffjax import config_files
 from diffjax.conditions import Tokens
 from diffjax.models.stable_diffusion.published import FAMILY as STABLE_DIFFUSION
 from diffjax.performance.planning.compiled import expected_data
+from diffjax.performance.planning.topologies import topology_called
 from tests.performance.test_planning import fake
-from tests.support.plans_page import smallest, with_lora
+from tests.support.plans_page import PROGRAMS, fewest
 
 
 def test_a_published_network_is_planned_at_its_own_size_and_with_its_own_condition():
@@ -22,33 +25,28 @@ def test_a_published_network_is_planned_at_its_own_size_and_with_its_own_conditi
         assert config.sampling.num_steps == steps
 
 
-def test_lora_has_neither_moments_nor_gradients_of_the_weights():
-    """Forward, recomputed forward and backward through activations: 3 of 4 thirds are left."""
-    full = dataclasses.replace(
+def test_the_table_has_the_fewest_chips_that_fit_and_what_each_program_needs():
+    """By hand for 10 B parameters: forward, recomputed forward, and two gradients of 1 TFLOP."""
+    sampling, lora, full = PROGRAMS
+    needs = dataclasses.replace(
         fake(8, peak=2**31),
-        topology="h100:8",
-        num_params=10**9,
-        memory={"parameters": 5 * 10**8, "optimizer": 10**9, "activations": 2**30},
+        num_params=10**10,
+        memory={"activations": 2**30},
         flops=4e12,
         model_flops=3e12,
     )
-    lora = with_lora(full, "h100")
-    assert (lora.topology, lora.batch_size, lora.flops) == ("h100:1", full.batch_size // 8, 3e12)
-    assert lora.memory == {"parameters": 4 * 10**9, "activations": 2**30}
-    assert lora.wire_bytes == 0
-    large = with_lora(dataclasses.replace(full, num_params=3 * 10**10), "h100")
-    assert large.topology == "h100:4"
-    assert large.wire_bytes == 2 * 2 * 3e10 * 3 / 4
-
-
-def test_a_plan_is_made_on_the_fewest_chips_that_fit(monkeypatch):
-    tried = []
-
-    def model(config, topology, program):
-        tried.append((topology.name, config.batch_size, program))
-        return dataclasses.replace(fake(1, peak=2**31), fits=topology.num_chips > 8)
-
-    monkeypatch.setattr("tests.support.plans_page.model_of", model)
-    smallest("FLUX.2-dev", "h100", "training")
-    # 32.2 B parameters of 16 bytes need nine GPUs.
-    assert tried == [("h100:2x8", 64, "training")]
+    for program, topology, gigabytes, tflop, passes in (
+        (sampling, "h100:1", 40, 4, 50),
+        (lora, "h100:1", 40, 3, 2),
+        (full, "h100:4", 160 / 4, 4, 3),
+    ):
+        plan = fewest("h100", needs, program, 50)
+        chips = topology_called(topology).num_chips
+        activations = 2**30 if program.traced == "training" else 0
+        assert plan.topology == topology
+        assert plan.peak_bytes == gigabytes * 10**9 + activations
+        assert plan.flops == tflop * 1e12
+        assert plan.wire_bytes == pytest.approx(passes * 2e10 * (chips - 1) / chips)
+        assert plan.batch_size == program.images * chips
+    large = dataclasses.replace(needs, num_params=3 * 10**10)
+    assert fewest("h100", large, full, 50).topology == "h100:2x8"
