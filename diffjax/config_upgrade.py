@@ -13,7 +13,14 @@ RENAMED: Mapping[str, str] = {
 """Callables that a config may name, `module:name`, and settings, from their names since 0.1.0 to
 today's."""
 
-ADDED: Mapping[str, Any] = {"best_by": "", "evaluators": {}, "teacher": "ema"}
+_LORA = {"rank": 0, "alpha": 0.0, "dropout": 0.0, "layers": "*"}
+ADDED: Mapping[str, Any] = {
+    "best_by": "",
+    "evaluators": {},
+    "sample_prompts": [],
+    "teacher": "ema",
+    "lora": {TARGET: "diffjax.models.low_rank:LoraLayers", **_LORA},
+}
 """Settings that configs have since 0.1.0, with the values by which a run is what it was before."""
 
 

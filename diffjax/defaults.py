@@ -5,6 +5,7 @@ from ml_collections import ConfigDict
 from diffjax import choices, lookup
 from diffjax.choices import Table, copy
 from diffjax.data import Augment
+from diffjax.models.low_rank import LoraLayers
 from diffjax.process.precond import Meaning
 from diffjax.sampling.sample import Recipe
 from diffjax.spec import spec
@@ -57,6 +58,7 @@ def experiment(
     by_ode = traits.meaning.serves(Meaning.POSTERIOR_MEAN)
     config.condition_dropout = 0.1  # the share made null, for guidance; or {"part": share, …}
     config.init_from = ""  # weights to begin with: a run, FOLDER:ema-0.999 or a file; "" is fresh
+    config.lora = spec(LoraLayers)  # low-rank changes that are trained alone; rank 0 is none
     config.trainable = ""  # patterns of parameters' paths, as "*attention*"; "" is all
     config.nonfinite = spec(NonFinite)
     config.ema_decays = (0.999,)
@@ -78,6 +80,7 @@ def experiment(
     config.snapshot_every_steps = 1_000  # of the averages in ema_lengths
     config.sample_every_steps = 1_000
     config.sample_images = 64  # the largest number of samples in a picture
+    config.sample_prompts = ()  # texts of them, as --labels has; () is all in turn, or of the data
     config.checkpoint_every_steps = 1_000
     config.checkpoints_to_keep = 3
     config.checkpoints_kept_every_steps = 100_000

@@ -180,6 +180,11 @@ class Codec:
 
         return cache(copied)
 
+    def release(self) -> None:
+        """Frees the weights, here and on devices; the next use reads them again."""
+        for name in ("params", "params_on"):
+            self.__dict__.pop(name, None)
+
     def _in_batches(
         self, which: str, x: Any, shape: Shape, at_once: int, place: NamedSharding | None
     ) -> np.ndarray:
@@ -225,6 +230,10 @@ class Around(Codec):
     @property
     def params(self) -> Any:
         return self.codec.params
+
+    def release(self) -> None:
+        super().release()
+        self.codec.release()
 
     def latent_shape(self, image_shape: Shape) -> Shape:
         return self.codec.latent_shape(image_shape)

@@ -192,6 +192,9 @@ class Condition:
             if not np.isfinite(leaf).all():
                 raise UserError(f"{this}: an array has values that are not finite")
 
+    def release(self) -> None:
+        """Frees what `parse` has in memory, such as a text encoder; `parse` reads it again."""
+
     def describe(self) -> str:
         """A short description for reports and errors."""
         raise NotImplementedError

@@ -202,6 +202,10 @@ class Several(Condition):
         for name, part in self.parts.items():
             part.check(cond[name])
 
+    def release(self) -> None:
+        for part in self.parts.values():
+            part.release()
+
     def describe(self) -> str:
         return ", ".join(f"{name}: {part.describe()}" for name, part in self.parts.items())
 

@@ -1,6 +1,7 @@
 """Data sets, sources of images, and the input pipeline."""
 
 from diffjax.data.augment import Augment
+from diffjax.data.captions import captioned_folder
 from diffjax.data.features import featured
 from diffjax.data.folder import image_folder
 from diffjax.data.given import GivenSource
@@ -34,6 +35,7 @@ __all__ = [
     "all_examples",
     "all_images",
     "batches",
+    "captioned_folder",
     "colours",
     "colours_distance",
     "digits",

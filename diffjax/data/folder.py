@@ -32,6 +32,7 @@ _MODES = {1: "L", 3: "RGB"}
 # JPEG includes the files of some cameras (MPO), and PPM includes PGM.
 _FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 _PNG_DEPTH = 24  # the position of the bit depth in a PNG file, in bytes
+_ORIENTATION, _ON_ITS_SIDE = 274, (5, 6, 7, 8)  # the tag of cameras, and values for such pictures
 _BITS_PER_SAMPLE = 258  # the tag of the bit depth in a TIFF file
 
 BACKGROUND = "white"
@@ -102,7 +103,7 @@ def image_folder(
         shape,
         len(names),
         names,
-        notes=_note_on_size(root, files, image_size),
+        notes=note_on_size(root, files, image_size),
     )
 
 
@@ -139,7 +140,25 @@ def _list_images(root: Path) -> tuple[list[str], np.ndarray, tuple[str, ...]]:
     return [file for files in classes.values() for file in files], labels, tuple(classes)
 
 
-def _note_on_size(root: Path, files: Sequence[str], image_size: int) -> tuple[str, ...]:
+def images_in(root: Path) -> list[str]:
+    """The images in a folder at any depth, relative to it and sorted, whatever its subfolders mean.
+
+    Raises:
+        UserError: the folder is missing, unreadable or without images; a link leads nowhere or to a
+            folder above it.
+    """
+    if not root.is_dir():
+        raise UserError(f"no folder {root}: set data.path to a folder of images")
+    try:
+        files = sorted(file.relative_to(root).as_posix() for file in _images_below(root, ()))
+    except OSError as error:
+        raise UserError(f"can't read {error.filename or root}: {error.strerror}") from None
+    if not files:
+        raise UserError(f"{root} holds no images ({' '.join(_SUFFIXES)})")
+    return files
+
+
+def note_on_size(root: Path, files: Sequence[str], image_size: int) -> tuple[str, ...]:
     """A note if images have to be enlarged, judged by at most 256 of them."""
     looked_at = [_shorter_side(root / files[int(row)]) for row in evenly(len(files))]
     sides = np.array([side for side in looked_at if side])
@@ -158,12 +177,19 @@ def _note_on_size(root: Path, files: Sequence[str], image_size: int) -> tuple[st
 
 def _shorter_side(file: Path) -> int:
     """The shorter side in pixels, without decoding the image; 0 where the file can't be read."""
+    return min(size_of(file))
+
+
+def size_of(file: Path) -> tuple[int, int]:
+    """Height and width in pixels, upright, without decoding the image; 0 where it can't be read."""
     try:
         with Image.open(file, formats=_FORMATS) as image:
-            return min(image.size)
+            turned = image.getexif().get(_ORIENTATION, 1) in _ON_ITS_SIDE
+            width, height = image.size
+            return (width, height) if turned else (height, width)
     # As in `read_image`.
     except Exception:
-        return 0
+        return 0, 0
 
 
 def _images_below(folder: Path, above: tuple[Path, ...]) -> list[Path]:
@@ -212,6 +238,7 @@ class FolderSource(Source):
         image_size: the side of the resized images in pixels.
         channels: 1 or 3.
         background: the colour behind transparent pixels.
+        captions: a text for each image, or none.
     """
 
     root: Path
@@ -220,6 +247,7 @@ class FolderSource(Source):
     image_size: int
     channels: int
     background: str = BACKGROUND
+    captions: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.files)
@@ -230,7 +258,7 @@ class FolderSource(Source):
         return {"image": image, "label": int(self.labels[index])}
 
     def fingerprint(self) -> str:
-        """SHA-256 of the files' names, sizes and labels, and of a sample of their bytes.
+        """SHA-256 of the files' names, sizes, labels and captions, and of some of their bytes.
 
         It also depends on how images are resized. The sample is that of `hash_parts`.
         """
@@ -243,6 +271,8 @@ class FolderSource(Source):
             except OSError as error:
                 raise UserError(f"can't read {file}: {error.strerror}") from None
             digest.update(line.encode(errors="surrogateescape"))
+        for caption in self.captions:
+            digest.update(f"{caption}\n".encode())
         hash_parts(digest, [self.root / self.files[row] for row in evenly(len(self.files))])
         return digest.hexdigest()
 

@@ -54,6 +54,8 @@ class Source(Protocol):
 
     pixels: ClassVar[bool] = True
     """Whether images are pixels, which augmentation may change; False for latents."""
+    captions: Sequence[str] = ()
+    """A text for each image; empty where there are none."""
 
     def __len__(self) -> int: ...
 

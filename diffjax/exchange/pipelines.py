@@ -32,7 +32,8 @@ Components = Mapping[str, Any]
 NO_COMPONENTS: Components = MappingProxyType({})
 SCHEDULER = "scheduler"
 _ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
-NETWORKS = ("unet", "transformer", "vae", *_ENCODERS)
+DENOISERS = ("unet", "transformer")
+NETWORKS = (*DENOISERS, "vae", *_ENCODERS)
 """The parts of a pipeline that are networks here; other parts are settings and vocabularies."""
 
 

@@ -1,10 +1,12 @@
 """Published networks as runs: read from their files, with the recipe of their authors."""
 
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property, lru_cache
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import jax
 from jax.sharding import Mesh
@@ -219,14 +221,82 @@ def from_pretrained(
         Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", 2021, arXiv:2106.09685
     """
     check_arguments(from_pretrained, path=path, codec=codec, family=family, mesh=mesh)
+    added = _loras(loras or {}, Path(path))
+    there = described(path, codec, family, image_size, added, components, settings)
+    mesh, codec = mesh or make_mesh(), there.codec
+    parts = build_parts(
+        there.config.lock(), there.denoiser.image_shape, there.condition, mesh, codec
+    )
+    found = there.found._replace(network=parts.denoiser)  # whose blocks are stacked
+    stored = _stored(parts.abstract.weights(LIVE), parts.denoiser)
+    return Pretrained(
+        parts,
+        Weights(there.path, found.params(placed_like(stored))),
+        there.path,
+        _others(mesh, codec),
+        there.path,
+        found.family.name,
+        there.published,
+        added,
+        components or NO_COMPONENTS,
+    )
+
+
+class Described(NamedTuple):
+    """A published network before its weights are read.
+
+    Attributes:
+        path: the file or folder.
+        found: its tensors, with the changes of files of LoRA.
+        denoiser: the network and the shape of its images.
+        published: how it was trained, and how its authors sample it.
+        codec: what decodes its samples.
+        condition: the kind of its condition.
+        config: that it would have been trained with here; not locked.
+    """
+
+    path: Path
+    found: Found
+    denoiser: Denoiser
+    published: Published
+    codec: Codec
+    condition: Condition
+    config: ConfigDict
+
+
+def described(
+    path: str | Path,
+    codec: str | Path | Codec | None = None,
+    family: str | None = None,
+    image_size: int | tuple[int, int] | None = None,
+    loras: Sequence[Lora] = (),
+    components: Components | None = None,
+    settings: Mapping[str, Any] = MappingProxyType({}),
+    arguments: str = "",
+) -> Described:
+    """What a published network is, without reading its weights.
+
+    Args:
+        path: as of `from_pretrained`.
+        codec: as there.
+        family: as there.
+        image_size: as there.
+        loras: files of LoRA.
+        components: as there.
+        settings: of the network.
+        arguments: choices on the axes of a config, as `target=v`, in the place of those that the
+            network was trained with.
+
+    Raises:
+        UserError: as `from_pretrained`; there is no such choice.
+    """
     path, components = Path(path), components or NO_COMPONENTS
     if components:
         known = components_of(path) if is_pipeline(path) else components_in(path)
         check_components(components, known, path)
-    added = _loras(loras or {}, path)
     found = _network(path, family, settings, components)
     denoiser, layout = found.network, found.family
-    found = with_loras(found, added, NETWORK)
+    found = with_loras(found, loras, NETWORK)
     if layout.published is None:
         kind = type(getattr(denoiser, "network", denoiser)).__name__
         place = components.get(NETWORK, path)
@@ -240,23 +310,16 @@ def from_pretrained(
     if image_size is not None:
         denoiser = _of_size(denoiser, decoder, image_size)
     _ = decoder.image_shape(denoiser.image_shape), decoder.params  # Refused, if they do not fit.
-    config = _config(denoiser, published, name)
-    condition = _condition(layout, denoiser, decoder, path, added, components)
-    names = (path, components.get(NETWORK, ""), *(lora.file for lora in added))
-    few = few_steps(Path(name).name for name in names)
-    if schedule := _schedule(path, denoiser, few, components):
-        _scheduled(config, schedule)
-    if few:
+    condition = _condition(layout, denoiser, decoder, path, loras, components)
+    names = (path, components.get(NETWORK, ""), *(lora.file for lora in loras))
+    few = few_steps(Path(each).name for each in names)
+    schedule = _schedule(path, denoiser, few, components)
+    config = _config(denoiser, published, name, schedule, arguments)
+    if few and not arguments:
         config.sampling.num_steps, config.sampling.guidance_scale = few.num_steps, 1.0
     if published.codec and not isinstance(decoder, Unstated):
         config.data.codec = as_spec(decoder)
-    mesh = mesh or make_mesh()
-    parts = build_parts(config.lock(), denoiser.image_shape, condition, mesh, decoder)
-    found = found._replace(network=parts.denoiser)  # whose blocks are stacked
-    stored = _stored(parts.abstract.weights(LIVE), denoiser)
-    weights = Weights(path, found.params(placed_like(stored)))
-    others = _others(mesh, decoder)
-    return Pretrained(parts, weights, path, others, path, layout.name, published, added, components)
+    return Described(path, found, denoiser, published, decoder, condition, config)
 
 
 def _stored(weights: Any, denoiser: Denoiser) -> Any:
@@ -380,16 +443,24 @@ def _settings(network: Any) -> dict[str, Any]:
     return {name: getattr(network, name) for name in settings_of(network)}
 
 
-def _config(denoiser: Denoiser, published: Published, name: str) -> ConfigDict:
-    """The config that such a network would have been trained with here."""
+def _config(
+    denoiser: Denoiser, published: Published, name: str, schedule: Schedule | None, arguments: str
+) -> ConfigDict:
+    """The config that such a network would have been trained with here, or that has other axes."""
     network = denoiser.network
     own = _settings(network)
     if "scan" in own:
         own["scan"] = True  # compiled in the time of one block
     num_classes = own.pop("num_classes")
+    chosen = {pair.partition("=")[0] for pair in arguments.split(",")}
+    kept = [
+        pair
+        for pair in published.objective.split(",")
+        if pair.partition("=")[0] not in chosen and "objective" not in chosen
+    ]
     config = experiment(
         name,
-        published.objective,
+        ",".join(filter(None, [*kept, arguments])),
         data=_data(denoiser, published, num_classes),
         extractor=spec(pixel_features, size=8),
         models={name: spec(type(network), **{key: as_spec(x) for key, x in own.items()})},
@@ -400,11 +471,14 @@ def _config(denoiser: Denoiser, published: Published, name: str) -> ConfigDict:
     config.ema_decays = ()
     config.weights = LIVE
     config.condition_dropout = published.condition_dropout
-    config.sampling.solver = choices.copy(choose(choices.SOLVERS, published.solver, "solver"))
-    config.sampling.grid = choices.copy(choose(choices.GRIDS, published.grid, "grid"))
-    config.sampling.guidance = lookup.guidance_called(published.guidance)
     config.sampling.num_steps = published.num_steps
     config.sampling.guidance_scale = published.guidance_scale
+    if not chosen & {"objective", "path", "loss"}:
+        config.sampling.solver = choices.copy(choose(choices.SOLVERS, published.solver, "solver"))
+        config.sampling.grid = choices.copy(choose(choices.GRIDS, published.grid, "grid"))
+        config.sampling.guidance = lookup.guidance_called(published.guidance)
+        if schedule:
+            _scheduled(config, schedule, chosen)
     return config
 
 
@@ -498,10 +572,14 @@ def _is_of_texts(denoiser: Denoiser) -> bool:
     return denoiser.condition != Unconditional()
 
 
-def _scheduled(config: ConfigDict, schedule: Schedule) -> None:
-    """Sets what a scheduler decides."""
+def _scheduled(config: ConfigDict, schedule: Schedule, chosen: Set[str]) -> None:
+    """Sets what a scheduler decides, but for axes that are chosen."""
     config.path = schedule.path
-    config.precond.target, config.precond.noise_label = schedule.target, schedule.noise_label
+    for name, part in (("target", schedule.target), ("noise_label", schedule.noise_label)):
+        if name not in chosen:
+            config.precond[name] = part
+    if "times" not in chosen:
+        _shifted(config.objective.times, schedule)
     config.sampling.solver, config.sampling.grid = schedule.solver, schedule.grid
     config.sampling.unit_start = schedule.unit_start
     config.sampling.guidance = lookup.guidance_called(schedule.guidance)
@@ -509,6 +587,17 @@ def _scheduled(config: ConfigDict, schedule: Schedule) -> None:
         loss = {name: x for name, x in config.objective.items() if name != TARGET}
         config.objective = spec(Distilled, **loss)
         config.sampling.num_steps, config.sampling.guidance_scale = 4, 1.0
+
+
+def _shifted(times: ConfigDict, schedule: Schedule) -> None:
+    """Gives the training times the number of steps of a scheduler, or its shift.
+
+    A shift `t' = s t/(1 + (s - 1) t)` adds log s to the logit of t.
+    """
+    if "gap" in times:
+        times.gap = 1.0 / schedule.noise_label.scale
+    if "mean" in times and "shift" in schedule.grid:
+        times.mean = times.mean + math.log(schedule.grid.shift)
 
 
 def _codec(

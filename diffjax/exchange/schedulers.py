@@ -14,7 +14,7 @@ from diffjax import choices
 from diffjax.errors import UserError, nearest
 from diffjax.process import beta_tables, precond, shifts
 from diffjax.sampling import consistency, grids, solvers
-from diffjax.spec import spec
+from diffjax.spec import TARGET, spec
 
 Entries = Mapping[str, Any]
 
@@ -210,6 +210,17 @@ def schedule_of(
         raise UserError(f"{source}: {error}") from error
     except (ArithmeticError, TypeError, ValueError) as error:
         raise UserError(f"{source} can't be used: {error}") from error
+
+
+def prediction_of(target: ConfigDict) -> str:
+    """The `prediction_type` of a target; "" of one that has none.
+
+    Example:
+        >>> prediction_of(choices.TARGETS["v"])
+        'v_prediction'
+    """
+    known = {choices.TARGETS[ours][TARGET]: theirs for theirs, ours in _TARGETS.items()}
+    return known.get(target[TARGET], "")
 
 
 def _of_table(entries: Entries) -> Schedule:

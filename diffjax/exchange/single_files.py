@@ -71,6 +71,9 @@ class WithoutTokenizer:
             "of CLIP's by components={'tokenizer': FOLDER}, or --component=tokenizer:FOLDER"
         )
 
+    def release(self) -> None:
+        """There is nothing to free."""
+
 
 def prompts_in(
     file: Path,

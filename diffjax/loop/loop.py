@@ -192,6 +192,7 @@ def train_and_evaluate(training: Training, begin: Begin = Begin()) -> TrainState
                     stack.enter_context(closing(evaluations))
                     # A folder that can't hold a checkpoint fails now, not after an hour.
                     recorder.save(state)
+                    recorder.draw_beginning(state)
                     train_step = stack.enter_context(
                         profiled(training.profile, workdir, train_step, start["step"])
                     )

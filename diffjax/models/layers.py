@@ -497,7 +497,7 @@ def attention_off(layers: str) -> Iterator[None]:
             return look(*args, **kwargs)
         values, place = args[2:4]
         path = "/".join(context.module.path)
-        names = [path] if place is None else [_in_stack(path, i) for i in range(place.size)]
+        names = [path] if place is None else [in_stack(path, i) for i in range(place.size)]
         concerned = np.array([re.search(layers, name) is not None for name in names])
         if concerned.all():
             return values
@@ -525,7 +525,7 @@ def attention_layers(params: Any) -> list[str]:
         if _STACK.fullmatch(name):
             depth = jax.tree.leaves(inner)[0].shape[0]
             paths = [f"{name}/{path}" for path in attention_layers(inner)]
-            found += [_in_stack(path, i) for i in range(depth) for path in paths]
+            found += [in_stack(path, i) for i in range(depth) for path in paths]
             continue
         if isinstance(inner, Mapping) and "qkv" in inner:
             found.append(name)
@@ -533,7 +533,7 @@ def attention_layers(params: Any) -> list[str]:
     return found
 
 
-def _in_stack(path: str, number: int) -> str:
+def in_stack(path: str, number: int) -> str:
     """The path of a layer in one of the stacked blocks, as if the blocks were not stacked."""
 
     def unstacked(name: str) -> str:

@@ -71,8 +71,8 @@ class LowRank(NamedTuple):
     """
 
     layer: str
-    down: Tensor
-    up: Tensor
+    down: Tensor | np.ndarray
+    up: Tensor | np.ndarray
     scale: float
 
     def change(self, shape: Sequence[int]) -> np.ndarray:

@@ -136,6 +136,14 @@ class Run:
             return self.arrays
         return self.arrays.read(Setup.of(self.parts).abstract)
 
+    def merged(self, name: str | None = None) -> Any:
+        """Parameters of the network without LoRA, whose changes are added to the kernels.
+
+        Raises:
+            UserError: the run keeps none of that name.
+        """
+        return self.parts.wired.lora.merged(self.weights(name))
+
     @property
     def recipe(self) -> Recipe:
         """Solver, grid, steps and guidance of the config; change it with `dataclasses.replace`."""

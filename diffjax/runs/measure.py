@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from diffjax import choices
 from diffjax.comparison.results import LIKELIHOOD
-from diffjax.data import DataSet, all_examples
+from diffjax.data import DataSet, Source, all_examples
 from diffjax.errors import UserError, nearest
 from diffjax.evaluation import cached_arrays, metrics, neighbours
 from diffjax.evaluation.distances import FEWEST_IMAGES
@@ -378,7 +378,8 @@ def wanted_samples(
 
     Samples that start from noise and are conditioned on classes have the given labels. If they
     start at a source, or a label does not determine their condition, sources and conditions are
-    those of as many test images, evenly spaced, each of them at most once.
+    those of as many test images, evenly spaced, each of them at most once. Data without test images
+    have the conditions of training images.
 
     Args:
         wired: the model.
@@ -387,9 +388,15 @@ def wanted_samples(
     """
     if not _of_test_images(wired):
         return WantedSamples(labels, wired.condition.of_labels(labels), None)
-    batch = all_examples(dataset().test, len(labels))
+    batch = all_examples(_given_by(wired, dataset()), len(labels))
     source = batch.get("source") if wired.objective.traits.starts_at_source else None
     return WantedSamples(batch["label"], wired.condition.of_batch(batch), source)
+
+
+def _given_by(wired: Wired, dataset: DataSet) -> Source:
+    """The images whose sources or conditions samples have."""
+    from_noise = not wired.objective.traits.starts_at_source
+    return dataset.train if from_noise and not len(dataset.test) else dataset.test
 
 
 def _of_test_images(wired: Wired) -> bool:
@@ -489,7 +496,8 @@ def _check_counts(parts: Parts, dataset: DataSet) -> None:
             f"{dataset.name} has {num_real} images that samples could be compared with, and "
             f"distances need {FEWEST_IMAGES}: add some"
         )
-    if _of_test_images(parts.wired) and num_test < FEWEST_IMAGES:
+    given = len(_given_by(parts.wired, dataset))
+    if _of_test_images(parts.wired) and given < FEWEST_IMAGES:
         raise UserError(
             f"samples of this run have the sources or conditions of test images, and "
             f"{dataset.name} has {num_test}: its evaluation needs {FEWEST_IMAGES}"

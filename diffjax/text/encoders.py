@@ -1,6 +1,7 @@
 """A text encoder with its tokenizer: from texts to the states that a network attends to."""
 
 import functools
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -21,9 +22,10 @@ from diffjax.models.families import Found, find_published, found_in
 from diffjax.models.layers import compute_type
 from diffjax.models.loras import with_loras
 from diffjax.models.t5.network import T5Encoder
-from diffjax.pretrained.folders import read_weights
+from diffjax.pretrained.downloads import sha256_of_file
+from diffjax.pretrained.folders import CONFIG, KINDS, read_weights
 from diffjax.pretrained.lora import read_lora
-from diffjax.text.tokenizers import Tokenizer, read_tokenizer
+from diffjax.text.tokenizers import FILES, Tokenizer, read_tokenizer
 
 _NETWORKS = (ClipText, T5Encoder, Bert)
 
@@ -43,7 +45,10 @@ class Sizes(NamedTuple):
 
 
 class Encodes(Protocol):
-    """What encodes texts: a `FolderEncoder`, a `TextEncoder`, or a combination of them."""
+    """What encodes texts: a `FolderEncoder`, or a combination of several.
+
+    They have `sha256` too, a hex digest of all that states depend on.
+    """
 
     @property
     def sizes(self) -> Sizes:
@@ -52,6 +57,10 @@ class Encodes(Protocol):
 
     def __call__(self, texts: Sequence[str]) -> TokenStates:
         """The states of each text, as NumPy arrays."""
+        ...
+
+    def release(self) -> None:
+        """Frees the weights; the next text reads them again."""
         ...
 
 
@@ -206,11 +215,27 @@ class FolderEncoder:
 
     @functools.cached_property
     def loaded(self) -> TextEncoder:
-        """The encoder in memory.
+        """The encoder in memory, until `release`.
 
         Raises:
             UserError: files are missing, damaged or of another network.
         """
+        found, encoder = self._opened
+        kind = compute_type(self.dtype)
+
+        def stored(path: str, array: Any) -> jax.Array:
+            del path
+            return jnp.array(np.asarray(array), kind)  # A copy: the file may change.
+
+        return replace(encoder, params=found.params(stored))
+
+    def release(self) -> None:
+        """Frees the weights; the next text reads them again."""
+        self.__dict__.pop("loaded", None)
+
+    @property
+    def _opened(self) -> tuple[Found, TextEncoder]:
+        """The weights, not read yet, and the encoder with their shapes alone."""
         place = place_of(self.folder)
         loras = [read_lora(*lora) for lora in self.loras]
         found = with_loras(_found(place, self.part), loras, self.part or place.name)
@@ -220,26 +245,55 @@ class FolderEncoder:
         words = read_tokenizer(self.tokenizer_folder or _tokenizer_of(place), self.length)
         if found.family is OPENCLIP:
             words = replace(words, pad=0)  # whatever token CLIP's tokenizer pads with
-        kind, count = compute_type(self.dtype), words.library.get_vocab_size()
+        count = words.library.get_vocab_size()
         if network.vocabulary < count:
             raise UserError(
                 f"the tokenizer has {count} tokens, and the text encoder {self.folder} reads "
                 f"{network.vocabulary}: they are of different models"
             )
-
-        def stored(path: str, array: Any) -> jax.Array:
-            del path
-            return jnp.array(np.asarray(array), kind)  # A copy: the file may change.
-
-        how = self.layer, self.normed, self.padding, self.chunks
-        # Settings are checked before the weights are read.
-        encoder = TextEncoder(words, network.clone(dtype=self.dtype), None, *how)
-        return replace(encoder, params=found.params(stored))
+        found.family.check(found.state, network, found.source)
+        shapes, how = found.family.shapes(network), (self.normed, self.padding, self.chunks)
+        encoder = TextEncoder(words, network.clone(dtype=self.dtype), shapes, self.layer, *how)
+        return found, encoder
 
     @property
     def sizes(self) -> Sizes:
-        """The sizes of what it returns."""
-        return self.loaded.sizes
+        """The sizes of what it returns, from the shapes of its weights.
+
+        Raises:
+            UserError: as `loaded`.
+        """
+        return self._sizes
+
+    @functools.cached_property
+    def _sizes(self) -> Sizes:
+        return self._opened[1].sizes
+
+    @functools.cached_property
+    def sha256(self) -> str:
+        """Hex digest of the files and of the settings that states depend on, wherever they lie.
+
+        The compute type is left out: it rounds.
+
+        Raises:
+            UserError: a file can't be read.
+        """
+        place = place_of(self.folder)
+        words = place_of(self.tokenizer_folder) if self.tokenizer_folder else _tokenizer_of(place)
+        weights = [file.name for kind in KINDS for file in sorted(place.glob(f"*.{kind}"))]
+        files = [(place, name) for name in (CONFIG, *weights)] + [(words, name) for name in FILES]
+        loras = [(place_of(file), weight) for file, weight in self.loras]
+        how = self.length, self.layer, self.normed, self.padding, self.chunks
+        try:
+            hashes = [
+                (name, sha256_of_file(folder / name))
+                for folder, name in files
+                if (folder / name).is_file()
+            ]
+            added = [(sha256_of_file(file), weight) for file, weight in loras]
+        except OSError as error:
+            raise UserError(f"can't read {error.filename}: {error.strerror}") from None
+        return hashlib.sha256(repr((how, hashes, added)).encode()).hexdigest()
 
     def __call__(self, texts: Sequence[str]) -> TokenStates:
         """The states of each text; see `TextEncoder`."""
@@ -274,7 +328,7 @@ def read_text_encoder(
         if name not in known:
             raise UserError(f"a text encoder has no setting {name!r}; {nearest(name, known)}")
     encoder = FolderEncoder(str(folder), str(tokenizer or ""), length, dtype, **how)
-    _ = encoder.loaded  # Read, or refused.
+    _ = encoder.sizes  # Found, or refused.
     return encoder
 
 
