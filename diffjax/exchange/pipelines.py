@@ -1,17 +1,21 @@
 """Pipelines of diffusers: folders with a network, text encoders, an autoencoder and a scheduler.
 
 model_index.json          the class of each part
-unet/ or transformer/     the network
+unet/, transformer/ or prior/     the network
 text_encoder/, text_encoder_2/, text_encoder_3/, and a tokenizer for each
-vae/, scheduler/
+vae/ or movq/, scheduler/
+image_encoder/                    of a prior
 """
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from diffjax.codecs import Codec
+from diffjax.codecs.autoencoders import AutoencoderFolder
+from diffjax.codecs.embeddings import Embeddings
 from diffjax.conditions import Tokens
 from diffjax.errors import UserError, nearest
 from diffjax.pretrained.folders import PIPELINE, read_object
@@ -32,8 +36,15 @@ Components = Mapping[str, Any]
 NO_COMPONENTS: Components = MappingProxyType({})
 SCHEDULER = "scheduler"
 _ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
-DENOISERS = ("unet", "transformer")
-NETWORKS = (*DENOISERS, "vae", *_ENCODERS)
+_PRIOR = "prior"
+_CODECS: Mapping[str, Callable[[str], Codec]] = {
+    "vae": AutoencoderFolder,
+    "movq": AutoencoderFolder,
+    _PRIOR: Embeddings,
+}
+"""The part that makes pictures, or embeddings, of samples, and what reads it."""
+DENOISERS = ("unet", "transformer", _PRIOR)
+NETWORKS = (*DENOISERS, "vae", "movq", *_ENCODERS)
 """The parts of a pipeline that are networks here; other parts are settings and vocabularies."""
 
 
@@ -114,6 +125,17 @@ def tokenizer_of(text_encoder: str) -> str:
     return text_encoder.replace("text_encoder", "tokenizer")
 
 
+def codec_of(pipeline: Path) -> Codec:
+    """What makes pictures of the samples of a pipeline; of a prior's, embeddings.
+
+    Raises:
+        UserError: its folder is missing.
+    """
+    names = part_names(read_object(pipeline / PIPELINE))
+    name = next((name for name in _CODECS if name in names), "vae")
+    return _CODECS[name](str(part_of(pipeline, name)))
+
+
 def prompts_of(
     pipeline: Path,
     tokens: Tokens,
@@ -129,7 +151,8 @@ def prompts_of(
     - one or two CLIPs, before the last layer and its norm, beside each other, and the pooled vector
       of the last: SDXL, where the network takes a pooled vector;
     - two CLIPs in the same way, with both pooled vectors, and then T5's tokens: Stable Diffusion 3;
-    - T5, and the pooled vector of CLIP: Flux.1.
+    - T5, and the pooled vector of CLIP: Flux.1;
+    - CLIP, after its final norm, with its pooled vector, where padding is hidden: unCLIP's prior.
 
     T5 reads as many tokens as are left of those that the network was trained with.
 
@@ -150,7 +173,9 @@ def prompts_of(
     longer = [name for name in names if entries[name][1] == "T5EncoderModel"]
     clips = [name for name in names if name not in longer]
     early = {"layer": -2, "normed": False}
-    if not longer:
+    if _PRIOR in part_names(entries):
+        encoder = read(clips[0], padding=False)
+    elif not longer:
         how = early if tokens.pooled_width else {}
         each = tuple(read(name, **how) for name in clips)
         encoder = each[0] if len(each) == 1 else AlongFeatures(each, pooled=(len(each) - 1,))
@@ -188,7 +213,7 @@ def _read(
     files = tuple((lora.file, lora.weight) for lora in loras if name in lora.parts)
     tokenizer = part_of(pipeline, tokenizer_of(name), components)
     folder = part_of(pipeline, name, components)
-    return read_text_encoder(folder, tokenizer, padding=True, loras=files, **how)
+    return read_text_encoder(folder, tokenizer, loras=files, **{"padding": True, **how})
 
 
 def sets_times(pipeline: Path) -> bool:

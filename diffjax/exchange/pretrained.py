@@ -15,8 +15,8 @@ from ml_collections import ConfigDict
 from diffjax import choices, lookup
 from diffjax.codecs import Codec, Identity, Unstated
 from diffjax.codecs.autoencoder_kl import AutoencoderKL
-from diffjax.codecs.autoencoders import AutoencoderFolder, codec_at
-from diffjax.conditions import Condition, Images, Several
+from diffjax.codecs.autoencoders import codec_at
+from diffjax.conditions import Condition, ImageEmbeddings, Images, Several
 from diffjax.conditions.classes import Unconditional, of_classes
 from diffjax.data import image_folder, latents
 from diffjax.data.imagenet import label_names
@@ -31,6 +31,7 @@ from diffjax.exchange.pipelines import (
     SCHEDULER,
     Components,
     check_components,
+    codec_of,
     components_of,
     is_pipeline,
     part_of,
@@ -38,6 +39,7 @@ from diffjax.exchange.pipelines import (
     sets_times,
     texts_of,
 )
+from diffjax.exchange.priors import ImagePrior, prior_prompts
 from diffjax.exchange.schedulers import Schedule, schedule_of
 from diffjax.exchange.single_files import components_in, prompts_in, scheduler_of, texts_in
 from diffjax.host.files import place_of
@@ -176,6 +178,7 @@ def from_pretrained(
     image_size: int | tuple[int, int] | None = None,
     loras: Mapping[str, float] | None = None,
     components: Components | None = None,
+    prior: str | Path | ImagePrior | None = None,
     mesh: Mesh | None = None,
     **settings: Any,
 ) -> Pretrained:
@@ -206,6 +209,8 @@ def from_pretrained(
             paths by name, such as `{"network": "sdxl_lightning_4step_unet.safetensors"}` or
             `{"tokenizer": FOLDER}`, and entries of the scheduler's config, as
             `{"scheduler": {"timestep_spacing": "trailing"}}`.
+        prior: what makes image embeddings of texts, for a decoder that makes pictures of them, as
+            Kandinsky's: the folder of its pipeline, or an `ImagePrior` with a recipe and a seed.
         mesh: from `diffjax.training.sharding.make_mesh`; by default all devices split the batch.
         **settings: of the network, as `dtype="bfloat16"` or `attention="chunked"`. A network of
             texts keeps its kernels in `dtype`, and so do the text encoders of its pipeline.
@@ -222,7 +227,7 @@ def from_pretrained(
     """
     check_arguments(from_pretrained, path=path, codec=codec, family=family, mesh=mesh)
     added = _loras(loras or {}, Path(path))
-    there = described(path, codec, family, image_size, added, components, settings)
+    there = described(path, codec, family, image_size, added, components, prior, settings)
     mesh, codec = mesh or make_mesh(), there.codec
     parts = build_parts(
         there.config.lock(), there.denoiser.image_shape, there.condition, mesh, codec
@@ -271,6 +276,7 @@ def described(
     image_size: int | tuple[int, int] | None = None,
     loras: Sequence[Lora] = (),
     components: Components | None = None,
+    prior: str | Path | ImagePrior | None = None,
     settings: Mapping[str, Any] = MappingProxyType({}),
     arguments: str = "",
 ) -> Described:
@@ -283,6 +289,7 @@ def described(
         image_size: as there.
         loras: files of LoRA.
         components: as there.
+        prior: as there.
         settings: of the network.
         arguments: choices on the axes of a config, as `target=v`, in the place of those that the
             network was trained with.
@@ -311,6 +318,8 @@ def described(
         denoiser = _of_size(denoiser, decoder, image_size)
     _ = decoder.image_shape(denoiser.image_shape), decoder.params  # Refused, if they do not fit.
     condition = _condition(layout, denoiser, decoder, path, loras, components)
+    if prior is not None:
+        condition = _by_prior(condition, prior, path)
     names = (path, components.get(NETWORK, ""), *(lora.file for lora in loras))
     few = few_steps(Path(each).name for each in names)
     schedule = _schedule(path, denoiser, few, components)
@@ -504,8 +513,10 @@ def _condition(
     condition = denoiser.condition
     several = condition if isinstance(condition, Several) else None
     parts: dict[str, Any] = dict(several.parts) if several else {"text": condition}
+    by_prior = isinstance(parts["text"], ImageEmbeddings)
     read = prompts_of if is_pipeline(path) else prompts_in
-    if texts := read(path, parts["text"], loras, components, denoiser.network.dtype):
+    how = (loras, components, denoiser.network.dtype)
+    if not by_prior and (texts := read(path, parts["text"], *how)):
         parts["text"] = texts
     if "size" in parts:
         height, width, _ = codec.image_shape(denoiser.image_shape)
@@ -515,6 +526,22 @@ def _condition(
         usual = tuple(float(sides.get(name.rpartition("_")[2]) or x) for name, x in named)
         parts["size"] = replace(kind, usual=usual)
     return replace(several, parts=parts) if several else parts["text"]
+
+
+def _by_prior(condition: Condition, prior: str | Path | ImagePrior, path: Path) -> Condition:
+    """The condition with a prior, which makes image embeddings of texts.
+
+    Raises:
+        UserError: the network takes no image embeddings, or the prior makes others.
+    """
+    several = condition if isinstance(condition, Several) else None
+    kind = several.parts["text"] if several and "text" in several.parts else condition
+    if not isinstance(kind, ImageEmbeddings):
+        raise UserError(f"{path} takes no image embeddings: leave prior= out")
+    if not isinstance(prior, ImagePrior):
+        prior = ImagePrior(from_pretrained(prior))
+    found = prior_prompts(kind, prior, path)
+    return replace(several, parts={**several.parts, "text": found}) if several else found
 
 
 def _of_classes(family: Family, denoiser: Denoiser) -> Condition:
@@ -582,7 +609,7 @@ def _scheduled(config: ConfigDict, schedule: Schedule, chosen: Set[str]) -> None
         _shifted(config.objective.times, schedule)
     config.sampling.solver, config.sampling.grid = schedule.solver, schedule.grid
     config.sampling.unit_start = schedule.unit_start
-    config.sampling.guidance = lookup.guidance_called(schedule.guidance)
+    config.sampling.guidance = schedule.guidance
     if schedule.distilled:
         loss = {name: x for name, x in config.objective.items() if name != TARGET}
         config.objective = spec(Distilled, **loss)
@@ -612,7 +639,7 @@ def _codec(
         if not published.codec:
             return Identity()
         if _is_of_texts(denoiser) and is_pipeline(path):
-            return AutoencoderFolder(str(part_of(path, "vae")))
+            return codec_of(path)
         if (path / "vae").is_dir():
             return codec_at(path / "vae")
         # A file of a whole model has its autoencoder too.

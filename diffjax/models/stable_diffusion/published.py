@@ -52,15 +52,29 @@ _BLOCK: Table = (
     Row("ff.net.0.proj.bias", ("mlp/up/bias", "mlp/gate/bias"), split(2)),
     *layer("ff.net.2", "mlp/down"),
 )
+RESIDUAL: Table = (
+    *norm("norm1", "norm_1"),
+    *layer("conv1", "conv_1", conv),
+    *layer("time_emb_proj", "modulation"),
+    *norm("norm2", "norm_2"),
+    *layer("conv2", "conv_2", conv),
+    *layer("conv_shortcut", "skip", _pixelwise),
+)
+"""The rows of a residual block of diffusers."""
+REST: Table = (
+    *layer("time_embedding.linear_1", "conditioning/hidden"),
+    *layer("time_embedding.linear_2", "conditioning/out"),
+    Row("time_embedding.cond_proj.weight", "conditioning/augmentation/kernel", dense),
+    Row("class_embedding.weight", "conditioning/label/embedding"),
+    *layer("add_embedding.linear_1", "added_hidden"),
+    *layer("add_embedding.linear_2", "added_out"),
+    *layer("conv_in", "conv_in", conv),
+    *norm("conv_norm_out", "final_norm"),
+    *layer("conv_out", "final_conv", conv),
+)
+"""The rows of a network of diffusers outside of its blocks."""
 _RESIDUALS: Mapping[str, Table] = {
-    "diffusers": (
-        *norm("norm1", "norm_1"),
-        *layer("conv1", "conv_1", conv),
-        *layer("time_emb_proj", "modulation"),
-        *norm("norm2", "norm_2"),
-        *layer("conv2", "conv_2", conv),
-        *layer("conv_shortcut", "skip", _pixelwise),
-    ),
+    "diffusers": RESIDUAL,
     "ldm": (
         *norm("in_layers.0", "norm_1"),
         *layer("in_layers.2", "conv_1", conv),
@@ -71,17 +85,7 @@ _RESIDUALS: Mapping[str, Table] = {
     ),
 }
 _RESTS: Mapping[str, Table] = {
-    "diffusers": (
-        *layer("time_embedding.linear_1", "conditioning/hidden"),
-        *layer("time_embedding.linear_2", "conditioning/out"),
-        Row("time_embedding.cond_proj.weight", "conditioning/augmentation/kernel", dense),
-        Row("class_embedding.weight", "conditioning/label/embedding"),
-        *layer("add_embedding.linear_1", "added_hidden"),
-        *layer("add_embedding.linear_2", "added_out"),
-        *layer("conv_in", "conv_in", conv),
-        *norm("conv_norm_out", "final_norm"),
-        *layer("conv_out", "final_conv", conv),
-    ),
+    "diffusers": REST,
     "ldm": (
         *layer("time_embed.0", "conditioning/hidden"),
         *layer("time_embed.2", "conditioning/out"),
@@ -273,7 +277,7 @@ def _recognise(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
     block = "transformer_blocks.{j}.norm1.bias"
     depths = [count(f"down_blocks.{i}.attentions.0.{block}", shapes) for i in range(levels)]
     return found | {
-        "channel_multipliers": _multipliers(found["channels"], widths),
+        "channel_multipliers": multipliers(found["channels"], widths),
         "num_res_blocks": count("down_blocks.0.resnets.{i}.conv1.bias", shapes),
         "transformers": Transformers(
             tuple(depths), count(f"mid_block.attentions.0.{block}", shapes)
@@ -289,7 +293,7 @@ def _recognise_ldm(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
     firsts = [1 + level * (blocks + 1) for level in range(halvings + 1)]
     block = "transformer_blocks.{j}.norm1.bias"
     return found | {
-        "channel_multipliers": _multipliers(
+        "channel_multipliers": multipliers(
             found["channels"], [shapes[f"input_blocks.{i}.0.in_layers.2.bias"][0] for i in firsts]
         ),
         "num_res_blocks": blocks,
@@ -300,7 +304,7 @@ def _recognise_ldm(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
     }
 
 
-def _multipliers(channels: int, widths: Sequence[int]) -> tuple[float, ...]:
+def multipliers(channels: int, widths: Sequence[int]) -> tuple[float, ...]:
     """The widths of levels in units of the first; whole numbers where they are."""
     return tuple(w / channels if w % channels else w // channels for w in widths)
 
@@ -382,7 +386,7 @@ def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
         "num_classes": int(config.get("num_class_embeds") or 0),
         "guidance_width": int(config.get("time_cond_proj_dim") or 0),
         "channels": widths[0],
-        "channel_multipliers": _multipliers(widths[0], widths),
+        "channel_multipliers": multipliers(widths[0], widths),
         "num_res_blocks": int(given["layers_per_block"]),
         "out_channels": out_channels,
         "transformers": Transformers(
@@ -392,7 +396,7 @@ def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
         "linear_projection": bool(given["use_linear_projection"]),
         "norm_epsilon": float(given["norm_eps"]),
         "dropout": float(config.get("dropout", 0.0)),
-        "num_groups": _groups(int(given["norm_num_groups"]), widths),
+        "num_groups": groups_of(int(given["norm_num_groups"]), widths),
         **_heads(given["attention_head_dim"], widths),
         **added,
     }
@@ -426,7 +430,7 @@ def _heads(given: Any, widths: Sequence[int]) -> dict[str, int]:
     return {"num_heads": 0, "head_channels": sizes.pop()}
 
 
-def _groups(given: int, widths: Sequence[int]) -> int:
+def groups_of(given: int, widths: Sequence[int]) -> int:
     """The setting `num_groups`: 0 where the rule of `UNet` returns the same number."""
     same = all(num_groups(width) == given for width in widths)
     return 0 if same else given
@@ -434,15 +438,9 @@ def _groups(given: int, widths: Sequence[int]) -> int:
 
 def _config(denoiser: Denoiser) -> dict[str, Any]:
     network, (height, width, _) = denoiser.network, denoiser.image_shape
-    depths, widths = network.transformers.levels, _widths(network)
+    depths, widths = network.transformers.levels, widths_of(network)
     parts = parts_of_condition(denoiser.condition)
     tokens, size = parts["text"], parts.get("size")
-    groups = {network.num_groups or num_groups(width) for width in widths}
-    if len(groups) > 1:
-        raise UserError(
-            f"UNet2DConditionModel has one number of groups, and this network has "
-            f"{sorted(groups)}: set num_groups"
-        )
     heads = [network.num_heads or width // network.head_channels for width in widths]
     middle = network.transformers.middle
     layers = [depth or middle for depth in depths]
@@ -475,10 +473,25 @@ def _config(denoiser: Denoiser) -> dict[str, Any]:
         "attention_head_dim": heads[0] if len(set(heads)) == 1 else heads,
         "use_linear_projection": network.linear_projection,
         "norm_eps": network.norm_epsilon,
-        "norm_num_groups": groups.pop(),
+        "norm_num_groups": one_number_of_groups(network),
         "dropout": network.dropout,
         **added,
     }
+
+
+def one_number_of_groups(network: UNet) -> int:
+    """The number of groups of all norms.
+
+    Raises:
+        UserError: there are several.
+    """
+    groups = {network.num_groups or num_groups(width) for width in widths_of(network)}
+    if len(groups) > 1:
+        raise UserError(
+            f"UNet2DConditionModel has one number of groups, and this network has "
+            f"{sorted(groups)}: set num_groups"
+        )
+    return groups.pop()
 
 
 def parts_of_condition(condition: Condition) -> dict[str, Any]:
@@ -486,7 +499,8 @@ def parts_of_condition(condition: Condition) -> dict[str, Any]:
     return dict(condition.parts) if isinstance(condition, Several) else {"text": condition}
 
 
-def _widths(network: UNet) -> list[int]:
+def widths_of(network: UNet) -> list[int]:
+    """The widths of levels."""
     return [int(m * network.channels) for m in network.channel_multipliers]
 
 
