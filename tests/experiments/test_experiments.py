@@ -253,7 +253,8 @@ def test_every_config_is_tested_and_is_one():
     others |= {"finetune", "digits_small", "digits_upscale"}
     assert {path.stem for path in CONFIGS.glob("*.py")} == {*SHAPES, *others, *MEAN_FLOW}
     for path in CONFIGS.glob("*.py"):
-        assert config_files.load(str(path)).num_steps > 0, path
+        if path.stem != "finetune":  # which begins with a pipeline
+            assert config_files.load(str(path)).num_steps > 0, path
 
 
 def shallow(config):
