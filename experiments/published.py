@@ -57,6 +57,16 @@ def define_network(flag_values: flags.FlagValues) -> None:
     )
 
 
+def define_states(flag_values: flags.FlagValues) -> None:
+    """Defines `--states=FILE`, in the place of prompts and text encoders."""
+    flags.DEFINE_string(
+        "states",
+        None,
+        "with --pretrained: a file of prompt_embeds, in the place of --prompts and text encoders",
+        flag_values=flag_values,
+    )
+
+
 def settings_of(given: Sequence[str]) -> dict[str, Any]:
     """The settings of a network by name, of texts such as `num_heads=4`.
 
@@ -134,13 +144,16 @@ def opened(args: SimpleNamespace, weights: str | None) -> Run:
         return diffjax.load(args.workdir, step=args.step, weights=weights, allowed_packages=allowed)
     if args.step is not None:
         raise UserError(f"--step={args.step}: a published file has one set of weights")
-    if args.workdir is not None and is_run(Path(args.workdir)):
+    place = None if args.workdir is None else Path(args.workdir)
+    # Results of a published network have an empty folder of checkpoints.
+    if place is not None and is_run(place) and any((place / "checkpoints").iterdir()):
         raise UserError(
             f"--workdir={args.workdir} has a run of its own: name another folder for the results "
             f"of {args.pretrained}"
         )
     settings = settings_of(args.network)
-    for name in ("path", "mesh", "codec", "family", "image_size", "loras", "components"):
+    known = ("path", "mesh", "codec", "family", "image_size", "loras", "components", "texts")
+    for name in known:
         if name in settings:
             raise UserError(f"--network={name}=…: that is no setting of a network")
     run = diffjax.from_pretrained(
@@ -150,6 +163,7 @@ def opened(args: SimpleNamespace, weights: str | None) -> Run:
         image_size=_size(args.image_size),
         loras=_loras(args.lora or []),
         components=components_of(args.component),
+        texts=getattr(args, "states", None) is None,
         **settings,
     )
     return run if args.workdir is None else replace(run, workdir=Path(args.workdir))

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from diffjax.conditions import Classes, Condition, Images, Numbers, Several, Tokens
+from diffjax.conditions import Classes, Condition, Images, MaskedImages, Numbers, Several, Tokens
 from diffjax.errors import UserError
 from diffjax.models.stable_diffusion.network import CLASSES_ALONE, StableDiffusionUNet
 from diffjax.models.stable_diffusion.sizes import SIZES
@@ -32,7 +32,8 @@ SIZE_NUMBERS = {
 }
 """The numbers that SDXL knows an image by, and their usual values at its size."""
 SCORE_NUMBERS = {**dict(list(SIZE_NUMBERS.items())[:4]), "aesthetic_score": 6.0}
-"""Those of SDXL's refiner. Its negative prompts have a score of 2.5 in diffusers."""
+"""Those of SDXL's refiner, which leads away from pictures of a lower score."""
+_LOW_SCORE = (("aesthetic_score", 2.5),)
 
 _pixelwise = then(squeeze(2, 3), dense)
 """A dense layer of each pixel, `[out, in, 1, 1]` there."""
@@ -216,7 +217,8 @@ def stable_diffusion(
     if num_numbers:
         parts["size"] = _numbers(num_numbers)
     if given_channels:
-        parts["image"] = Images((*image_shape[:2], given_channels))
+        kind = MaskedImages if given_channels == image_shape[2] + 1 else Images
+        parts["image"] = kind((*image_shape[:2], given_channels))
     if num_classes:
         parts["label"] = Classes(num_classes)
     kept = tuple(name for name in parts if name != "text")
@@ -229,9 +231,9 @@ def with_parts(parts: Mapping[str, Condition], kept: tuple[str, ...]) -> Conditi
 
 
 def _numbers(count: int) -> Numbers:
-    for known in (SIZE_NUMBERS, SCORE_NUMBERS):
+    for known, away in ((SIZE_NUMBERS, ()), (SCORE_NUMBERS, _LOW_SCORE)):
         if len(known) == count:
-            return Numbers(tuple(known), tuple(known.values()))
+            return Numbers(tuple(known), tuple(known.values()), negative_values=away)
     return Numbers(tuple(f"number_{i}" for i in range(count)), (0.0,) * count)
 
 
