@@ -44,8 +44,7 @@ def define(flag_values: flags.FlagValues) -> None:
     flags.DEFINE_multi_string(
         "component",
         [],
-        "in the place of one of a pipeline: network:FILE, tokenizer:FOLDER or "
-        "scheduler:timestep_spacing=trailing; may be repeated",
+        "in the place of a pipeline's: network:FILE or scheduler:ENTRY=VALUE; may be repeated",
         flag_values=flag_values,
     )
     define_network(flag_values)

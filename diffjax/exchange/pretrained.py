@@ -331,10 +331,11 @@ def described(
     found = with_loras(found, loras, NETWORK)
     if layout.published is None:
         kind = type(getattr(denoiser, "network", denoiser)).__name__
-        use = {"ADMClassifier": f"; guide by it, against='classifier:{path}'"}
-        use |= dict.fromkeys(("AutoencoderKL", "AutoencoderKLFlux2"), f"; it is a codec={path}")
+        place = components.get(NETWORK, path)
+        use = {"ADMClassifier": f"; guide by it, against='classifier:{place}'"}
+        use |= dict.fromkeys(("AutoencoderKL", "AutoencoderKLFlux2"), f"; it is a codec={place}")
         raise UserError(
-            f"{path} has a network of {layout.name}, which draws no samples{use.get(kind, '')}"
+            f"{place} has a network of {layout.name}, which draws no samples{use.get(kind, '')}"
         )
     published, name = layout.published(denoiser), _name(layout, denoiser)
     decoder = _codec(codec, path, published, denoiser)
@@ -409,7 +410,7 @@ def _network(
     contents = read_weights(components[NETWORK])
     if not contents.config:
         contents = contents._replace(config=read_object(denoiser_of(path) / CONFIG))
-    return found_in(contents, **settings)
+    return found_in(contents, family or "", **settings)
 
 
 def recognised(

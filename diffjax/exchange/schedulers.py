@@ -332,6 +332,8 @@ def _grid(spacing: str, kind: _Kind, entries: Entries) -> ConfigDict:
     number = _num_steps(entries)
     if kind.distilled:
         distilled = int(entries.get("original_inference_steps", 50))
+        if not 1 <= distilled <= number:
+            raise UserError(f"original_inference_steps={distilled} is to be from 1 to {number}")
         return spec(grids.Subset, num_train_steps=number, num_distilled=distilled)
     if entries.get("use_karras_sigmas"):
         return spec(grids.Karras, highest=_HIGHEST)

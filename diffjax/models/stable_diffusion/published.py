@@ -179,7 +179,7 @@ def stable_diffusion(
     num_classes: int = 0,
     number_width: int = 256,
     guidance_width: int = 0,
-    embedded_guidance: float = 8.0,
+    embedded_guidance: float | None = None,
     **settings: Any,
 ) -> Denoiser:
     """A U-Net of Stable Diffusion with the kind of its condition.
@@ -194,13 +194,22 @@ def stable_diffusion(
         num_classes: the number of labels.
         number_width: the width of an embedded number, where there are some.
         guidance_width: the width of the embedding of a scale of guidance; 256 in LCM.
-        embedded_guidance: that scale, where it is embedded.
+        embedded_guidance: that scale, where it is embedded; 8 by default.
         **settings: of the network.
+
+    Raises:
+        UserError: a scale for a network that embeds none.
     """
     embedding = replace(CLASSES_ALONE, added_width=number_width if num_numbers else 0)
     if guidance_width:
-        guided = {"guidance_width": guidance_width, "embedded_guidance": embedded_guidance}
-        embedding = replace(embedding, **guided)
+        embedding = replace(embedding, guidance_width=guidance_width)
+    if embedded_guidance is not None:
+        if not guidance_width:
+            raise UserError(
+                f"embedded_guidance={embedded_guidance}: this network embeds no scale of guidance, "
+                "take guidance_scale"
+            )
+        embedding = replace(embedding, embedded_guidance=embedded_guidance)
     settings = {"embedding": embedding, **settings}
     network = StableDiffusionUNet(num_classes, **settings)
     pooled = added_features - num_numbers * number_width
