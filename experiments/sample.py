@@ -112,7 +112,9 @@ def main(args: SimpleNamespace) -> None:
     else:
         source = texts = None
         condition, negative = read_states(run.parts.wired.condition, args.states)
-    if negative is not None and args.against is None:
+    if args.against is not None:
+        negative = None  # which the file may have beside what the flag names
+    if negative is not None:
         recipe = replace(recipe, against=NegativeCondition())
     refiner = None if args.refiner is None else refined_by(args, run, Chosen(*how))
     folder = run.workdir.with_suffix("") if run.workdir.is_file() else run.workdir
