@@ -126,7 +126,9 @@ def main(args: SimpleNamespace) -> None:
     else:
         source = texts = None
         condition, negative = read_states(run.parts.wired.condition, args.states)
-    if negative is not None and args.against is None:
+    if args.against is not None:
+        negative = None  # which the file may have beside what the flag names
+    if negative is not None:
         recipe = replace(recipe, against=NegativeCondition())
     if args.level:
         kind, rows = run.parts.wired.condition, np.arange(len_of(condition))

@@ -58,7 +58,7 @@ class Numbers(Condition):
     def nulled(self, cond: Any) -> Any:
         return cond
 
-    def kept(self, cond: Any) -> Any:
+    def kept_in_negative(self, cond: Any) -> Any:
         for name, value in self.negative_values:
             cond = jnp.asarray(cond).at[:, self.names.index(name)].set(value)
         return cond

@@ -316,7 +316,8 @@ class SkipLayers(Against):
         return replace(self, against=inner), row
 
     def unfit(self, condition: Condition, layers: Sequence[str]) -> str | None:
-        names = dict.fromkeys(layer.partition("/")[0] for layer in layers)
+        firsts = dict.fromkeys(layer.partition("/")[0] for layer in layers)
+        names = [name for name in firsts if re.fullmatch(r"block_[0-9]+", name)]
         try:
             if not any(re.fullmatch(self.blocks, name) for name in names):
                 there = ", ".join(names) or "none"

@@ -157,6 +157,7 @@ def test_dev_by_states_in_a_file_is_that_of_diffusers(tmp_path, capsys):
     check(found, picture_of(pipe, 512, prompt_embeds=states, guidance_scale=2.5))
     save_file({"prompt_embeds": states[:, :9].contiguous()}, tmp_path / "short.safetensors")
     save_file({"embeds": states}, tmp_path / "other.safetensors")
+    capsys.readouterr()  # what diffusers has printed
     for more, said in (
         (["--states=no.safetensors"], "no.safetensors"),
         ([f"--states={tmp_path / 'other.safetensors'}"], "has no prompt_embeds, but embeds"),

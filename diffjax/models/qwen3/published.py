@@ -74,7 +74,7 @@ def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
         "head_width": int(config["head_dim"]),
         "mlp_width": int(config["intermediate_size"]),
         "vocabulary": int(config["vocab_size"]),
-        "max_period": float(rotation.get("rope_theta", 1e6)),
+        "max_period": float(rotation.get("rope_theta", 10_000.0)),
         "epsilon": float(config.get("rms_norm_eps", 1e-6)),
     }
 
