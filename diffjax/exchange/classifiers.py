@@ -16,6 +16,7 @@ from diffjax.pretrained.placing import placed_like
 from diffjax.process.paths import Pair, Path, coeffs
 from diffjax.process.precond import Precond, Predict, time_of
 from diffjax.runs.model import Model, Programs
+from diffjax.sampling.guidance import change_of_pair
 from diffjax.training.sharding import replicated
 from diffjax.wiring import Wired
 
@@ -35,12 +36,7 @@ class NoisyClassifier:
     precond: Precond
 
     def predict(self, params: Any, source: Array | None = None) -> Predict:
-        """`(x, t, label) ->` the change of the pair with g = `∇ log p(label | x)` in the score.
-
-            x0 + s²/a·g        eps - s·g
-
-        In pure noise, where x0 can't be computed from x, it stays.
-        """
+        """`(x, t, label) ->` the change of the pair with `∇ log p(label | x)` in the score."""
         del source
 
         def added(x: Array, t: Array, label: Any) -> Pair:
@@ -51,9 +47,7 @@ class NoisyClassifier:
                 chosen = jnp.take_along_axis(jax.nn.log_softmax(logits), label[:, None], axis=1)
                 return jnp.sum(chosen)
 
-            eps = -c.s * jax.grad(log_probability)(x)
-            some = c.a > 1e-6
-            return Pair(jnp.where(some, -c.s / jnp.where(some, c.a, 1.0) * eps, 0.0), eps)
+            return change_of_pair(c, jax.grad(log_probability)(x))
 
         return added
 

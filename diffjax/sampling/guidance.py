@@ -526,10 +526,19 @@ def classifier_guidance(
 
 def moved(x: Samples, c: Coeffs, x0: Samples, score: Samples) -> Pair:
     """The pair after an addition to the score: `eps` minus `s` times it, and the matching `x0`."""
-    eps = (x - c.a * x0) / c.s - c.s * score
-    # In pure noise x0 can't be computed from x, so it stays.
-    safe = jnp.where(c.a > 1e-6, c.a, 1.0)
-    return Pair(jnp.where(c.a > 1e-6, (x - c.s * eps) / safe, x0), eps)
+    change = change_of_pair(c, score)
+    return Pair(x0 + change.x0, (x - c.a * x0) / c.s + change.eps)
+
+
+def change_of_pair(c: Coeffs, score: Samples) -> Pair:
+    """What an addition to the score changes in a pair.
+
+        x0 + s²/a·score        eps - s·score
+
+    In pure noise, where x0 can't be computed from x, it stays.
+    """
+    some = c.a > 1e-6
+    return Pair(jnp.where(some, c.s**2 / jnp.where(some, c.a, 1.0) * score, 0.0), -c.s * score)
 
 
 def _axes(x: Array) -> tuple[int, ...]:
