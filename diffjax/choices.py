@@ -11,7 +11,16 @@ from types import MappingProxyType
 
 from ml_collections import ConfigDict
 
-from diffjax.codecs import SpaceToDepth, autoencoder_kl, autoencoders, dc_ae, movq, rae, taesd
+from diffjax.codecs import (
+    SpaceToDepth,
+    autoencoder_kl,
+    autoencoders,
+    dc_ae,
+    embeddings,
+    movq,
+    rae,
+    taesd,
+)
 from diffjax.models import EDM2, DiT, UNet
 from diffjax.models.autoencoder_kl.sizes import WEIGHTS as AUTOENCODERS
 from diffjax.objectives import couplings, interpolant, learned_variance, mean_flow, repa, wrappers
@@ -59,6 +68,7 @@ CODECS: Table = MappingProxyType(
         "dc_ae": spec(dc_ae.DCAE),
         "rae": spec(rae.RAE),
         "autoencoder": spec(autoencoders.AutoencoderFolder),
+        "embeddings": spec(embeddings.Embeddings),
         **{
             name: spec(
                 autoencoder_kl.AutoencoderKL,
@@ -82,6 +92,7 @@ PATHS: Table = MappingProxyType(
         "ddpm_table": spec(beta_tables.LinearBetas),
         "ddpm_table_zero_snr": spec(shifts.ZeroTerminalSNR, path=spec(beta_tables.LinearBetas)),
         "scaled_linear_table": spec(beta_tables.ScaledLinearBetas),
+        "kandinsky_table": spec(beta_tables.LinearBetas, beta_start=0.00085, beta_end=0.012),
         "cosine_table": spec(beta_tables.CosineBetas),
         "sigmoid": spec(schedules.Sigmoid),
         "sub_vp": spec(schedules.SubVP),

@@ -90,6 +90,7 @@ def experiment(
             "extractors": (),  # further extractors, for the recipe in `sampling` alone
             "num_samples": 1_000,
             "labels": "data",  # its proportions; or "balanced", or labels in turn, such as "3,7"
+            "prompts": "",  # "@FILE" of texts that samples show in turn, or one, for labels
             "batch_size": 500,
             "solvers": ("ddim", solver) if by_ode else (solver,),
             "grids": (),  # empty: the grid of `sampling`

@@ -208,11 +208,10 @@ def _of_files(args: SimpleNamespace, model: Model) -> tuple[np.ndarray, Any]:
 
 def _known(path: str, model: Model) -> Array:
     """Where nothing of an image is to be made anew: where it is not white, `[H, W, 1]`."""
-    height, width, _ = model.wired.image_shape
-    rows, columns, _ = model.codec.image_shape(model.wired.image_shape)
-    black = np.asarray(Images((rows, columns, 1)).parse([path])) < 0
-    cells = black.reshape(height, rows // height, width, columns // width)
-    return jnp.asarray(np.all(cells, axis=(1, 3))[..., None], jnp.float32)
+    rows, columns, _ = model.wired.image_shape
+    height, width, _ = model.codec.image_shape(model.wired.image_shape)
+    white = np.asarray(Images((height, width, 1)).parse([path])) >= 0
+    return editing.known_cells(white[0, ..., 0], rows, columns)
 
 
 def vary(args: SimpleNamespace, edit: Edit) -> tuple[Array, Array]:

@@ -41,6 +41,10 @@ flags.DEFINE_string(
     "labels", None, "data (its proportions), balanced, or classes in turn, as 3,7",
     flag_values=FLAGS,
 )  # fmt: skip
+flags.DEFINE_string(
+    "prompts", None, "@FILE of texts that samples show in turn, or one text, for labels",
+    flag_values=FLAGS,
+)  # fmt: skip
 flags.DEFINE_integer("batch_size", None, "samples per batch", lower_bound=1, flag_values=FLAGS)
 flags.DEFINE_list("guidance_scale", None, "comma-separated; 1 is off", flag_values=FLAGS)
 flags.DEFINE_string("guidance", None, "guidance rules, joined by +", flag_values=FLAGS)
@@ -103,6 +107,7 @@ def main(args: SimpleNamespace) -> None:
                 num_steps=steps,
                 num_samples=args.num_samples,
                 labels=args.labels,
+                prompts=args.prompts,
                 batch_size=args.batch_size,
                 guidance_scales=scales,
                 guidance=args.guidance,

@@ -14,13 +14,14 @@ from absl import flags
 import diffjax
 from diffjax.data import DataSet
 from diffjax.errors import UserError
+from diffjax.exchange.pipelines import SCHEDULER
 from diffjax.exchange.pretrained import Pretrained
 from diffjax.host.processes import in_first, is_first
 from diffjax.runs import workdirs
 from diffjax.runs.initial import is_run
 from diffjax.runs.load import Run
 
-_OF_FILE = ("codec", "family", "image_size", "lora", "network")
+_OF_FILE = ("codec", "component", "family", "image_size", "lora", "network")
 
 
 def define(flag_values: flags.FlagValues) -> None:
@@ -37,6 +38,13 @@ def define(flag_values: flags.FlagValues) -> None:
         "image_size", None, "height,width in pixels, of a published network of texts",
         flag_values=flag_values,
     )  # fmt: skip
+    flags.DEFINE_multi_string(
+        "component",
+        [],
+        "in the place of one of a pipeline: network:FILE, tokenizer:FOLDER or "
+        "scheduler:timestep_spacing=trailing; may be repeated",
+        flag_values=flag_values,
+    )
     define_network(flag_values)
 
 
@@ -67,11 +75,43 @@ def settings_of(given: Sequence[str]) -> dict[str, Any]:
             raise UserError(f"--network={text} is not of the form setting=value, as num_heads=4")
         if name in found:
             raise UserError(f"--network has the setting {name!r} twice")
-        try:
-            found[name] = ast.literal_eval(value)
-        except (ValueError, SyntaxError, MemoryError, RecursionError):
-            found[name] = value
+        found[name] = _value(value)
     return found
+
+
+def components_of(given: Sequence[str]) -> dict[str, Any]:
+    """Components of a pipeline by name, of texts such as `tokenizer:FOLDER`.
+
+    Raises:
+        UserError: one has no name or no value, or a name occurs twice.
+
+    Example:
+        >>> components_of(["network:unet.safetensors", "scheduler:timestep_spacing=trailing"])
+        {'network': 'unet.safetensors', 'scheduler': {'timestep_spacing': 'trailing'}}
+    """
+    found: dict[str, Any] = {}
+    for text in given:
+        name, _, value = text.partition(":")
+        entry, _, of_entry = value.partition("=")
+        if not name or not value or (name == SCHEDULER and not of_entry):
+            raise UserError(
+                f"--component={text} is not of the form network:FILE or "
+                "scheduler:timestep_spacing=trailing"
+            )
+        place = found.setdefault(SCHEDULER, {}) if name == SCHEDULER else found
+        key, value = (entry, _value(of_entry)) if name == SCHEDULER else (name, value)
+        if key in place:
+            raise UserError(f"--component has {key!r} twice: give it one value")
+        place[key] = value
+    return found
+
+
+def _value(text: str) -> Any:
+    """A number, a truth value or a tuple that is written as in Python; else the text itself."""
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return text
 
 
 def opened(args: SimpleNamespace, weights: str | None) -> Run:
@@ -101,7 +141,7 @@ def opened(args: SimpleNamespace, weights: str | None) -> Run:
             f"of {args.pretrained}"
         )
     settings = settings_of(args.network)
-    for name in ("path", "mesh", "codec", "family", "image_size", "loras"):
+    for name in ("path", "mesh", "codec", "family", "image_size", "loras", "components"):
         if name in settings:
             raise UserError(f"--network={name}=…: that is no setting of a network")
     run = diffjax.from_pretrained(
@@ -110,6 +150,7 @@ def opened(args: SimpleNamespace, weights: str | None) -> Run:
         family=args.family,
         image_size=_size(args.image_size),
         loras=_loras(args.lora or []),
+        components=components_of(args.component),
         **settings,
     )
     return run if args.workdir is None else replace(run, workdir=Path(args.workdir))

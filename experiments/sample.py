@@ -15,17 +15,20 @@ from absl import flags
 
 from diffjax.conditions.base import len_of
 from diffjax.errors import UserError
+from diffjax.evaluation.seams import jump_at_edges
 from diffjax.exchange.pretrained import Pretrained
 from diffjax.host.files import write_npz
 from diffjax.host.processes import in_first, is_first
 from diffjax.host.storage import make_writable
 from diffjax.host.watchdog import watched
+from diffjax.models.seamless import AXES
 from diffjax.reports.pictures import (
     captions,
     columns_by_class,
     save_film,
     save_png,
 )
+from diffjax.runs.cascade import Cascade, Stage, at_level
 from diffjax.runs.condition_files import read
 from diffjax.runs.load import Run
 from diffjax.runs.measure import conditions_to_show
@@ -34,6 +37,7 @@ from diffjax.runs.recipes import Chosen, named_recipe
 from diffjax.runs.workdirs import RUN
 from diffjax.sampling.sample import Recipe, Trace
 from experiments import cli, published, shared_flags
+from experiments.cascade import THEN, stage_of
 
 FLAGS = flags.FlagValues()
 flags.DEFINE_string("workdir", None, "folder of the run", flag_values=FLAGS)
@@ -57,6 +61,15 @@ flags.DEFINE_integer("num_steps", None, "solver steps", lower_bound=1, flag_valu
 flags.DEFINE_float("guidance_scale", None, "guidance scale; 1 is off", flag_values=FLAGS)
 flags.DEFINE_string("guidance", None, "guidance rules, joined by +", flag_values=FLAGS)
 flags.DEFINE_string("against", None, "weaker model of the guidance", flag_values=FLAGS)
+flags.DEFINE_enum(
+    "seamless", None, [*AXES], "images that tile a plane: in both directions, or in one",
+    flag_values=FLAGS,
+)  # fmt: skip
+flags.DEFINE_multi_string("then", [], THEN, flag_values=FLAGS)
+flags.DEFINE_float(
+    "level", 0.0, "noise in the small image of a run that enlarges", lower_bound=0.0,
+    flag_values=FLAGS,
+)  # fmt: skip
 flags.DEFINE_string("weights", None, "live, or an average such as ema-0.999", flag_values=FLAGS)
 flags.DEFINE_integer("batch_size", 256, "images per batch", lower_bound=1, flag_values=FLAGS)
 flags.DEFINE_integer(
@@ -91,7 +104,11 @@ def main(args: SimpleNamespace) -> None:
     how = (args.solver, args.grid, args.num_steps, args.guidance_scale, args.guidance, args.against)
     named = named_recipe(run, Chosen(*how))
     recipe = named.recipe
+    stages = [stage_of(text, args.allowed_packages)[1] for text in args.then]
     condition, source, texts = wanted(run, args.labels, args.num_samples, args.data_path)
+    if args.level:
+        kind, rows = run.parts.wired.condition, np.arange(len_of(condition))
+        condition = at_level(kind, condition, args.level, args.seed, rows)
     folder = run.workdir.with_suffix("") if run.workdir.is_file() else run.workdir
     out = Path(args.out or folder / "samples" / f"seed_{args.seed}.png")
     if args.film is not None and Path(args.film).suffix != ".png":
@@ -102,10 +119,17 @@ def main(args: SimpleNamespace) -> None:
 
     stacks = run.workdir if (run.workdir / RUN).exists() else out.parent
     model, request = run.model(args.weights), Request(condition, args.seed, source)
+    model = model.seamless(args.seamless or False)
+    cascade = Cascade([Stage(model, recipe), *stages]) if stages else None
     images, cost = images_and_cost(args, model, recipe, request, stacks)
     kind = run.parts.wired.condition
-    arrays = {"images": images, **kind.arrays(request.condition)}
+    if cascade is not None:
+        *_, images = cascade.enlarged(images, request, args.batch_size)
+        cost |= {"then": " ".join(args.then)}
+    if args.seamless is not None:
+        cost |= {"seamless": args.seamless, "jump": jump_at_edges(images, args.seamless)}
     source = None if source is None else model.decoded(source)
+    arrays = {"images": images, **kind.arrays(request.condition)}
     arrays |= {} if source is None else {"source": source}
     how = {
         "step": run.step,

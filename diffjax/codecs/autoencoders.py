@@ -23,6 +23,8 @@ from diffjax.host.run_files import read_json
 from diffjax.models.autoencoder_kl.network import AutoencoderKL
 from diffjax.models.autoencoder_kl.published import FAMILY as AUTOENCODER_KL
 from diffjax.models.autoencoder_kl.sizes import SCALINGS
+from diffjax.models.movq.network import MOVQ
+from diffjax.models.movq.published import FAMILY as VQ_MODEL
 from diffjax.models.taesd.network import SCALE, TAESD
 from diffjax.models.taesd.published import DIFFUSERS as AUTOENCODER_TINY
 from diffjax.pretrained.downloads import sha256_of_file
@@ -49,6 +51,7 @@ class Variational:
     network: AutoencoderKL
 
     layout: ClassVar[Family] = AUTOENCODER_KL
+    scaled: ClassVar[bool] = True
     stochastic: ClassVar[bool] = True
     last_layer: ClassVar[tuple[str, ...]] = ("decoder", "final_conv", "kernel")
 
@@ -101,6 +104,7 @@ class Deterministic:
     network: TAESD
 
     layout: ClassVar[Family] = AUTOENCODER_TINY
+    scaled: ClassVar[bool] = True
     stochastic: ClassVar[bool] = False
     last_layer: ClassVar[tuple[str, ...]] = ("decoder", "layer_19", "kernel")
     scale: ClassVar[int] = SCALE
@@ -129,10 +133,54 @@ class Deterministic:
         return 2 * images - 1
 
 
-Autoencoder = Variational | Deterministic
-KINDS: Mapping[str, type[Variational] | type[Deterministic]] = {
+@dataclass(frozen=True)
+class Unquantised:
+    """`MOVQ`, whose latents are taken as they are, neither quantised nor scaled.
+
+    Its folders have the scale of another autoencoder, which Kandinsky's models do not use.
+
+    Args:
+        network: its sizes.
+    """
+
+    network: MOVQ
+
+    layout: ClassVar[Family] = VQ_MODEL
+    scaled: ClassVar[bool] = False
+    stochastic: ClassVar[bool] = False
+    last_layer: ClassVar[tuple[str, ...]] = ("decoder", "final_conv", "kernel")
+
+    @property
+    def scale(self) -> int:
+        return self.network.scale
+
+    @property
+    def image_channels(self) -> int:
+        return self.network.image_channels
+
+    @property
+    def latent_channels(self) -> int:
+        return self.network.latent_channels
+
+    def check(self) -> None:
+        """Refuses nothing: none is trained here."""
+
+    def encode(self, params: Any, images: Images) -> Posterior:
+        """The latents of images in [-1, 1], as distributions that are all but points."""
+        mean: Any = self.network.apply({"params": params}, images, method="encode")
+        return Posterior(mean, jnp.full_like(mean, -30.0))
+
+    def decode(self, params: Any, latents: Latents) -> Images:
+        """The images of latents, nominally in [-1, 1]."""
+        images: Any = self.network.apply({"params": params}, latents, method="decode")
+        return images
+
+
+Autoencoder = Variational | Deterministic | Unquantised
+KINDS: Mapping[str, type[Autoencoder]] = {
     "AutoencoderKL": Variational,
     "AutoencoderTiny": Deterministic,
+    "VQModel": Unquantised,
 }
 """By the name of the class in diffusers."""
 
@@ -302,6 +350,8 @@ class AutoencoderFolder(Codec):
     def _scaling(self) -> tuple[Any, Any]:
         entries = self._autoencoder.layout.config
         assert entries is not None
+        if not self._autoencoder.scaled:
+            return jnp.float32(1.0), jnp.float32(0.0)
         scale = self._config.get(_SCALE, entries.beside[_SCALE])
         shift = self._config.get(_SHIFT, entries.beside[_SHIFT]) or 0.0
         try:

@@ -10,7 +10,7 @@ import numpy as np
 
 from diffjax.conditions.base import Condition, Rate, Shapes, len_of
 from diffjax.errors import UserError, nearest
-from diffjax.shapes import OneKey
+from diffjax.shapes import Keys, OneKey
 
 ALL = "all"
 """In rates by part: that of dropping all parts together."""
@@ -96,6 +96,31 @@ class Several(Condition):
 
     def abstract(self, n: Any) -> dict[str, Any]:
         return {name: part.abstract(n) for name, part in self.parts.items()}
+
+    @property
+    def takes_level(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return any(part.takes_level for part in self.parts.values())
+
+    def augmented(self, key: OneKey, cond: Any) -> dict[str, Any]:
+        return {
+            name: part.augmented(jax.random.fold_in(key, i), cond[name])
+            for i, (name, part) in enumerate(self.parts.items())
+        }
+
+    def at_level(self, keys: Keys, cond: Any, level: Any) -> dict[str, Any]:
+        return {name: part.at_level(keys, cond[name], level) for name, part in self.parts.items()}
+
+    def check_level(self, level: float) -> None:
+        if not self.takes_level:
+            super().check_level(level)
+        for part in self.parts.values():
+            if part.takes_level:
+                part.check_level(level)
+
+    def arrays(self, cond: Any) -> dict[str, Any]:
+        # In the order of the leaves.
+        each = [self.parts[name].arrays(cond[name]) for name in sorted(self.parts)]
+        return {name: rows for arrays in each for name, rows in arrays.items()}
 
     def null(self, n: Any) -> dict[str, Any]:
         return {name: part.null(n) for name, part in self.parts.items()}

@@ -157,10 +157,14 @@ def eval_batches(source: Source, *, batch_size: int, limit_images: int = 0) -> I
         raise UserError(
             "there are no images to evaluate on: data.test_fraction=0 leaves no test images"
         )
-    num_images = min(limit_images or len(source), len(source))
-    rows = np.arange(num_images) * len(source) // num_images
-    for start in range(0, num_images, batch_size):
+    rows = _evenly(source, limit_images)
+    for start in range(0, len(rows), batch_size):
         yield batch_at(source, rows[start : start + batch_size])
+
+
+def _evenly(source: Source, limit_images: int) -> np.ndarray:
+    num_images = min(limit_images or len(source), len(source))
+    return np.arange(num_images) * len(source) // max(num_images, 1)
 
 
 def batch_at(source: Source, rows: np.ndarray) -> Batch:
@@ -180,6 +184,18 @@ def all_images(source: Source, limit_images: int = 0) -> tuple[np.ndarray, np.nd
     """
     batch = all_examples(source, limit_images)
     return batch["image"], batch["label"]
+
+
+def all_captions(source: Source, limit_images: int = 0) -> list[str]:
+    """The captions of the images of `all_images`, in their order; [] where there are none.
+
+    Args:
+        source: the source of the images.
+        limit_images: the number of images, as in `eval_batches`.
+    """
+    if not source.captions:
+        return []
+    return [str(source.captions[int(row)]) for row in _evenly(source, limit_images)]
 
 
 def all_examples(source: Source, limit_images: int = 0) -> Batch:

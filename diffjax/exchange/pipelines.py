@@ -1,20 +1,25 @@
 """Pipelines of diffusers: folders with a network, text encoders, an autoencoder and a scheduler.
 
 model_index.json          the class of each part
-unet/ or transformer/     the network
+unet/, transformer/ or prior/     the network
 text_encoder/, text_encoder_2/, text_encoder_3/, and a tokenizer for each
-vae/, scheduler/
+vae/ or movq/, scheduler/
+image_encoder/                    of a prior
 """
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
+from diffjax.codecs import Codec
+from diffjax.codecs.autoencoders import AutoencoderFolder
+from diffjax.codecs.embeddings import Embeddings
 from diffjax.conditions import Tokens
-from diffjax.errors import UserError
+from diffjax.errors import UserError, nearest
 from diffjax.pretrained.folders import PIPELINE, read_object
-from diffjax.pretrained.lora import Lora
+from diffjax.pretrained.lora import NETWORK, Lora
 from diffjax.text import (
     AlongFeatures,
     AlongTokens,
@@ -24,10 +29,22 @@ from diffjax.text import (
     prompts,
     read_text_encoder,
 )
+from diffjax.text.encoders import Sizes
 
+Components = Mapping[str, Any]
+"""What is in the place of parts of a pipeline, by their names: paths, and a scheduler's entries."""
+NO_COMPONENTS: Components = MappingProxyType({})
+SCHEDULER = "scheduler"
 _ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
-DENOISERS = ("unet", "transformer")
-NETWORKS = (*DENOISERS, "vae", *_ENCODERS)
+_PRIOR = "prior"
+_CODECS: Mapping[str, Callable[[str], Codec]] = {
+    "vae": AutoencoderFolder,
+    "movq": AutoencoderFolder,
+    _PRIOR: Embeddings,
+}
+"""The part that makes pictures, or embeddings, of samples, and what reads it."""
+DENOISERS = ("unet", "transformer", _PRIOR)
+NETWORKS = (*DENOISERS, "vae", "movq", *_ENCODERS)
 """The parts of a pipeline that are networks here; other parts are settings and vocabularies."""
 
 
@@ -53,18 +70,79 @@ def part_names(entries: Mapping[str, Any]) -> list[str]:
     return [name for name, x in entries.items() if isinstance(x, list) and x and x[0] is not None]
 
 
-def part_of(pipeline: Path, name: str) -> Path:
-    """The folder of a part of a pipeline.
+def part_of(pipeline: Path, name: str, components: Components = NO_COMPONENTS) -> Path:
+    """The folder of a part of a pipeline, or the one that is given in its place.
 
     Raises:
         UserError: it is missing.
     """
+    if name in components:
+        return Path(components[name])
     if not (pipeline / name).is_dir():
         raise UserError(f"{pipeline} is half a pipeline: the folder {name} is missing")
     return pipeline / name
 
 
-def prompts_of(pipeline: Path, tokens: Tokens, loras: Sequence[Lora] = ()) -> Prompts | None:
+def check_components(components: Components, known: Sequence[str], source: Path) -> None:
+    """Refuses what can't be in the place of a part of a pipeline, before anything is read.
+
+    Args:
+        components: what is given.
+        known: the names that there may be.
+        source: the pipeline or file, for errors.
+
+    Raises:
+        UserError: no part has the name, or a path is empty or missing.
+    """
+    if not isinstance(components, Mapping):
+        raise UserError(
+            f"components={components!r} is to be names and paths, as {{'tokenizer': 'FOLDER'}}"
+        )
+    for name, value in components.items():
+        if name not in known:
+            raise UserError(
+                f"components: {source} has no place for a component {name!r}; "
+                f"{nearest(str(name), known)}"
+            )
+        if name == SCHEDULER:
+            if not isinstance(value, Mapping):
+                raise UserError(
+                    f"components: the scheduler {value!r} is to be entries of its config, as "
+                    "{'timestep_spacing': 'trailing'}"
+                )
+        elif not isinstance(value, str | Path) or not str(value) or not Path(value).exists():
+            raise UserError(f"components: the {name} {str(value)!r} does not exist: name its path")
+
+
+def components_of(pipeline: Path) -> list[str]:
+    """The names of components of a pipeline that others can take the place of."""
+    texts = texts_of(pipeline)
+    return [NETWORK, SCHEDULER, *texts, *map(tokenizer_of, texts)]
+
+
+def tokenizer_of(text_encoder: str) -> str:
+    """The name of the tokenizer of a text encoder."""
+    return text_encoder.replace("text_encoder", "tokenizer")
+
+
+def codec_of(pipeline: Path) -> Codec:
+    """What makes pictures of the samples of a pipeline; of a prior's, embeddings.
+
+    Raises:
+        UserError: its folder is missing.
+    """
+    names = part_names(read_object(pipeline / PIPELINE))
+    name = next((name for name in _CODECS if name in names), "vae")
+    return _CODECS[name](str(part_of(pipeline, name)))
+
+
+def prompts_of(
+    pipeline: Path,
+    tokens: Tokens,
+    loras: Sequence[Lora] = (),
+    components: Components = NO_COMPONENTS,
+    dtype: str = "float32",
+) -> Prompts | None:
     """The condition of texts of a pipeline; None of one without text encoders.
 
     Padding counts as tokens, as in training. Encoders are combined as the models were trained:
@@ -73,7 +151,8 @@ def prompts_of(pipeline: Path, tokens: Tokens, loras: Sequence[Lora] = ()) -> Pr
     - one or two CLIPs, before the last layer and its norm, beside each other, and the pooled vector
       of the last: SDXL, where the network takes a pooled vector;
     - two CLIPs in the same way, with both pooled vectors, and then T5's tokens: Stable Diffusion 3;
-    - T5, and the pooled vector of CLIP: Flux.1.
+    - T5, and the pooled vector of CLIP: Flux.1;
+    - CLIP, after its final norm, with its pooled vector, where padding is hidden: unCLIP's prior.
 
     T5 reads as many tokens as are left of those that the network was trained with.
 
@@ -81,6 +160,8 @@ def prompts_of(pipeline: Path, tokens: Tokens, loras: Sequence[Lora] = ()) -> Pr
         pipeline: the folder.
         tokens: the token states that the network takes.
         loras: files of LoRA, which may be of text encoders too.
+        components: folders of text encoders and tokenizers in the place of those of the pipeline.
+        dtype: the compute type of the text encoders, in which their weights are kept.
 
     Raises:
         UserError: a part is missing, can't be read, or is of another model.
@@ -88,11 +169,13 @@ def prompts_of(pipeline: Path, tokens: Tokens, loras: Sequence[Lora] = ()) -> Pr
     entries, names = read_object(pipeline / PIPELINE), texts_of(pipeline)
     if not names:
         return None
-    read = functools.partial(_read, pipeline, loras)
+    read = functools.partial(_read, pipeline, loras, components, dtype=dtype)
     longer = [name for name in names if entries[name][1] == "T5EncoderModel"]
     clips = [name for name in names if name not in longer]
     early = {"layer": -2, "normed": False}
-    if not longer:
+    if _PRIOR in part_names(entries):
+        encoder = read(clips[0], padding=False)
+    elif not longer:
         how = early if tokens.pooled_width else {}
         each = tuple(read(name, **how) for name in clips)
         encoder = each[0] if len(each) == 1 else AlongFeatures(each, pooled=(len(each) - 1,))
@@ -104,21 +187,33 @@ def prompts_of(pipeline: Path, tokens: Tokens, loras: Sequence[Lora] = ()) -> Pr
         beside = AlongFeatures(each, pooled=tuple(range(len(each))))
         left = tokens.length - beside.sizes.length
         encoder = AlongTokens((beside, read(longer[0], length=left)))
-    there, needed = encoder.sizes, (tokens.width, tokens.pooled_width)
-    if (there.width, there.pooled_width if tokens.pooled_width else 0) != needed:
-        raise UserError(
-            f"{pipeline}: its text encoders have states of width {there.width} and pooled vectors "
-            f"of {there.pooled_width}, and its network takes {needed[0]} and {needed[1]}"
-        )
+    check_sizes(encoder.sizes, tokens, pipeline)
     # SDXL was trained with zeros in the place of texts that were dropped.
     return prompts(encoder, None if entries.get("force_zeros_for_empty_prompt") else "")
 
 
-def _read(pipeline: Path, loras: Sequence[Lora], name: str, **how: Any) -> FolderEncoder:
+def check_sizes(there: Sizes, tokens: Tokens, source: Path) -> None:
+    """Refuses text encoders with other states than a network takes.
+
+    Raises:
+        UserError: widths differ.
+    """
+    needed = (tokens.width, tokens.pooled_width)
+    if (there.width, there.pooled_width if tokens.pooled_width else 0) != needed:
+        raise UserError(
+            f"{source}: its text encoders have states of width {there.width} and pooled vectors "
+            f"of {there.pooled_width}, and its network takes {needed[0]} and {needed[1]}"
+        )
+
+
+def _read(
+    pipeline: Path, loras: Sequence[Lora], components: Components, name: str, **how: Any
+) -> FolderEncoder:
     """A text encoder of a pipeline with its tokenizer, and what files of LoRA have for it."""
     files = tuple((lora.file, lora.weight) for lora in loras if name in lora.parts)
-    tokenizer = part_of(pipeline, name.replace("text_encoder", "tokenizer"))
-    return read_text_encoder(part_of(pipeline, name), tokenizer, padding=True, loras=files, **how)
+    tokenizer = part_of(pipeline, tokenizer_of(name), components)
+    folder = part_of(pipeline, name, components)
+    return read_text_encoder(folder, tokenizer, loras=files, **{"padding": True, **how})
 
 
 def sets_times(pipeline: Path) -> bool:

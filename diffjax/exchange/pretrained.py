@@ -2,20 +2,21 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence, Set
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache, cached_property, lru_cache
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from diffjax import choices, lookup
 from diffjax.codecs import Codec, Identity, Unstated
 from diffjax.codecs.autoencoder_kl import AutoencoderKL
-from diffjax.codecs.autoencoders import AutoencoderFolder, codec_at
-from diffjax.conditions import Condition, Images, Several
+from diffjax.codecs.autoencoders import codec_at
+from diffjax.conditions import Condition, ImageEmbeddings, Images, Several
 from diffjax.conditions.classes import Unconditional, of_classes
 from diffjax.data import image_folder, latents
 from diffjax.data.imagenet import label_names
@@ -23,15 +24,33 @@ from diffjax.defaults import experiment
 from diffjax.errors import UserError, nearest
 from diffjax.evaluation.extractors.features import pixel_features
 from diffjax.exchange.classifiers import read_classifier
+from diffjax.exchange.few_steps import FewSteps, few_steps
 from diffjax.exchange.own_folders import is_own
-from diffjax.exchange.pipelines import is_pipeline, part_of, prompts_of, sets_times, texts_of
+from diffjax.exchange.pipelines import (
+    NO_COMPONENTS,
+    SCHEDULER,
+    Components,
+    check_components,
+    codec_of,
+    components_of,
+    is_pipeline,
+    part_of,
+    prompts_of,
+    sets_times,
+    texts_of,
+)
+from diffjax.exchange.priors import ImagePrior, prior_prompts
 from diffjax.exchange.schedulers import Schedule, schedule_of
+from diffjax.exchange.single_files import components_in, prompts_in, scheduler_of, texts_in
 from diffjax.host.files import place_of
 from diffjax.models.autoencoder_kl.published import has_autoencoder
 from diffjax.models.families import Found, found_in, networks_in, settings_of
+from diffjax.models.layers import compute_type
 from diffjax.models.loras import with_loras
+from diffjax.models.stable_diffusion.network import StableDiffusionUNet
+from diffjax.objectives.distilled import Distilled
 from diffjax.pretrained.family import Denoiser, Family, Published
-from diffjax.pretrained.folders import Contents, read_object, read_weights
+from diffjax.pretrained.folders import CONFIG, Contents, denoiser_of, read_object, read_weights
 from diffjax.pretrained.lora import NETWORK, Lora, read_lora
 from diffjax.pretrained.placing import placed_like
 from diffjax.runs.initial import is_run, weights_sha256
@@ -39,7 +58,7 @@ from diffjax.runs.load import Run, load
 from diffjax.runs.model import Model
 from diffjax.runs.parts import build_parts
 from diffjax.sampling.guidance import CLASSIFIER
-from diffjax.spec import as_spec, check_arguments, choose, spec
+from diffjax.spec import TARGET, as_spec, check_arguments, choose, spec
 from diffjax.training.sharding import make_mesh
 from diffjax.training.state import LIVE, TrainState
 
@@ -90,12 +109,14 @@ class Pretrained(Run):
         family: the name of its family, such as `DiT`.
         published: how it was trained, and how its authors sample it.
         loras: the files of LoRA whose changes its weights have.
+        components: what was given in the place of components of a pipeline.
     """
 
     file: Path = Path()
     family: str = ""
     published: Published | None = None
     loras: tuple[Lora, ...] = ()
+    components: Components = field(default_factory=dict)
 
     @property
     def params(self) -> Any:
@@ -129,6 +150,10 @@ class Pretrained(Run):
             "network": _settings(wired.network),
             "guidance": repr(wired.recipe.guidance),
             "loras": [lora.facts for lora in self.loras],
+            "components": {
+                name: dict(value) if name == SCHEDULER else str(value)
+                for name, value in self.components.items()
+            },
             **codec.facts,
         }
 
@@ -152,6 +177,8 @@ def from_pretrained(
     family: str | None = None,
     image_size: int | tuple[int, int] | None = None,
     loras: Mapping[str, float] | None = None,
+    components: Components | None = None,
+    prior: str | Path | ImagePrior | None = None,
     mesh: Mesh | None = None,
     **settings: Any,
 ) -> Pretrained:
@@ -178,8 +205,15 @@ def from_pretrained(
         loras: files of LoRA with their weights, as `{"style.safetensors": 0.8}`, in the dialect of
             peft, of older diffusers, or of kohya. Their changes are added to the weights of the
             network, and of the text encoders of a pipeline.
+        components: what is in the place of components of a pipeline, or of those that a file lacks:
+            paths by name, such as `{"network": "sdxl_lightning_4step_unet.safetensors"}` or
+            `{"tokenizer": FOLDER}`, and entries of the scheduler's config, as
+            `{"scheduler": {"timestep_spacing": "trailing"}}`.
+        prior: what makes image embeddings of texts, for a decoder that makes pictures of them, as
+            Kandinsky's: the folder of its pipeline, or an `ImagePrior` with a recipe and a seed.
         mesh: from `diffjax.training.sharding.make_mesh`; by default all devices split the batch.
-        **settings: of the network, as `dtype="bfloat16"` or `attention="chunked"`.
+        **settings: of the network, as `dtype="bfloat16"` or `attention="chunked"`. A network of
+            texts keeps its kernels in `dtype`, and so do the text encoders of its pipeline.
 
     Raises:
         UserError: the file can't be read, or is of no known family or of several; no such codec,
@@ -193,16 +227,24 @@ def from_pretrained(
     """
     check_arguments(from_pretrained, path=path, codec=codec, family=family, mesh=mesh)
     added = _loras(loras or {}, Path(path))
-    there = described(path, codec, family, image_size, added, settings)
+    there = described(path, codec, family, image_size, added, components, prior, settings)
     mesh, codec = mesh or make_mesh(), there.codec
     parts = build_parts(
         there.config.lock(), there.denoiser.image_shape, there.condition, mesh, codec
     )
     found = there.found._replace(network=parts.denoiser)  # whose blocks are stacked
-    weights = Weights(there.path, found.params(placed_like(parts.abstract.weights(LIVE))))
-    others = _others(mesh, codec)
-    name = found.family.name
-    return Pretrained(parts, weights, there.path, others, there.path, name, there.published, added)
+    stored = _stored(parts.abstract.weights(LIVE), parts.denoiser)
+    return Pretrained(
+        parts,
+        Weights(there.path, found.params(placed_like(stored))),
+        there.path,
+        _others(mesh, codec),
+        there.path,
+        found.family.name,
+        there.published,
+        added,
+        components or NO_COMPONENTS,
+    )
 
 
 class Described(NamedTuple):
@@ -233,6 +275,8 @@ def described(
     family: str | None = None,
     image_size: int | tuple[int, int] | None = None,
     loras: Sequence[Lora] = (),
+    components: Components | None = None,
+    prior: str | Path | ImagePrior | None = None,
     settings: Mapping[str, Any] = MappingProxyType({}),
     arguments: str = "",
 ) -> Described:
@@ -244,6 +288,8 @@ def described(
         family: as there.
         image_size: as there.
         loras: files of LoRA.
+        components: as there.
+        prior: as there.
         settings: of the network.
         arguments: choices on the axes of a config, as `target=v`, in the place of those that the
             network was trained with.
@@ -251,8 +297,11 @@ def described(
     Raises:
         UserError: as `from_pretrained`; there is no such choice.
     """
-    path = Path(path)
-    found = recognised(path, family, settings)
+    path, components = Path(path), components or NO_COMPONENTS
+    if components:
+        known = components_of(path) if is_pipeline(path) else components_in(path)
+        check_components(components, known, path)
+    found = _network(path, family, settings, components)
     denoiser, layout = found.network, found.family
     found = with_loras(found, loras, NETWORK)
     if layout.published is None:
@@ -267,11 +316,33 @@ def described(
     if image_size is not None:
         denoiser = _of_size(denoiser, decoder, image_size)
     _ = decoder.image_shape(denoiser.image_shape), decoder.params  # Refused, if they do not fit.
-    condition = _condition(layout, denoiser, decoder, path, loras)
-    config = _config(denoiser, published, name, _schedule(path, denoiser), arguments)
+    condition = _condition(layout, denoiser, decoder, path, loras, components)
+    if prior is not None:
+        condition = _by_prior(condition, prior, path)
+    names = (path, components.get(NETWORK, ""), *(lora.file for lora in loras))
+    few = few_steps(Path(each).name for each in names)
+    schedule = _schedule(path, denoiser, few, components)
+    config = _config(denoiser, published, name, schedule, arguments)
+    if few and not arguments:
+        config.sampling.num_steps, config.sampling.guidance_scale = few.num_steps, 1.0
     if published.codec and not isinstance(decoder, Unstated):
         config.data.codec = as_spec(decoder)
     return Described(path, found, denoiser, published, decoder, condition, config)
+
+
+def _stored(weights: Any, denoiser: Denoiser) -> Any:
+    """Shapes of weights as they are kept: kernels of networks of texts in their compute type.
+
+    There they are rounded to it at each use, so results are the same, in half the memory.
+    """
+    if not _is_of_texts(denoiser):
+        return weights
+    dtype = compute_type(denoiser.network.dtype)
+
+    def kept(path: Any, leaf: Any) -> Any:
+        return leaf.update(dtype=dtype) if path[-1].key == "kernel" else leaf
+
+    return jax.tree_util.tree_map_with_path(kept, weights)
 
 
 def _loras(given: Mapping[str, float], path: Path) -> tuple[Lora, ...]:
@@ -283,7 +354,7 @@ def _loras(given: Mapping[str, float], path: Path) -> tuple[Lora, ...]:
     if not isinstance(given, Mapping):
         raise UserError(f'loras={given!r} is to be files and weights, as {{"FILE": 0.8}}')
     loras = tuple(read_lora(file, weight) for file, weight in given.items())
-    known = [NETWORK, *texts_of(path)]
+    known = [NETWORK, *texts_of(path), *texts_in(path)] if given else []
     for lora in loras:
         if lacking := [part for part in lora.parts if part not in known]:
             raise UserError(f"the LoRA {lora.file} is of {lacking[0]} too, which {path} lacks")
@@ -299,6 +370,21 @@ def _others(mesh: Mesh, codec: Codec) -> Callable[[str, str | None], Run]:
         return from_pretrained(place, mesh=mesh, codec=codec)
 
     return lru_cache(4)(read)
+
+
+def _network(
+    path: Path, family: str | None, settings: Mapping[str, Any], components: Components
+) -> Found:
+    """The network of a file, a folder or a pipeline, or the one in the place of the pipeline's.
+
+    A file alone shows no number of heads, which are then those that the pipeline has.
+    """
+    if NETWORK not in components:
+        return recognised(path, family, settings)
+    contents = read_weights(components[NETWORK])
+    if not contents.config:
+        contents = contents._replace(config=read_object(denoiser_of(path) / CONFIG))
+    return found_in(contents, **settings)
 
 
 def recognised(
@@ -413,7 +499,12 @@ def _data(denoiser: Denoiser, published: Published, num_classes: int) -> ConfigD
 
 
 def _condition(
-    family: Family, denoiser: Denoiser, codec: Codec, path: Path, loras: Sequence[Lora]
+    family: Family,
+    denoiser: Denoiser,
+    codec: Codec,
+    path: Path,
+    loras: Sequence[Lora],
+    components: Components,
 ) -> Condition:
     """The kind of a network's condition: classes, or texts if it lies in a pipeline with them."""
     if not _is_of_texts(denoiser):
@@ -421,7 +512,10 @@ def _condition(
     condition = denoiser.condition
     several = condition if isinstance(condition, Several) else None
     parts: dict[str, Any] = dict(several.parts) if several else {"text": condition}
-    if is_pipeline(path) and (texts := prompts_of(path, parts["text"], loras)):
+    by_prior = isinstance(parts["text"], ImageEmbeddings)
+    read = prompts_of if is_pipeline(path) else prompts_in
+    how = (loras, components, denoiser.network.dtype)
+    if not by_prior and (texts := read(path, parts["text"], *how)):
         parts["text"] = texts
     if "size" in parts:
         height, width, _ = codec.image_shape(denoiser.image_shape)
@@ -431,6 +525,22 @@ def _condition(
         usual = tuple(float(sides.get(name.rpartition("_")[2]) or x) for name, x in named)
         parts["size"] = replace(kind, usual=usual)
     return replace(several, parts=parts) if several else parts["text"]
+
+
+def _by_prior(condition: Condition, prior: str | Path | ImagePrior, path: Path) -> Condition:
+    """The condition with a prior, which makes image embeddings of texts.
+
+    Raises:
+        UserError: the network takes no image embeddings, or the prior makes others.
+    """
+    several = condition if isinstance(condition, Several) else None
+    kind = several.parts["text"] if several and "text" in several.parts else condition
+    if not isinstance(kind, ImageEmbeddings):
+        raise UserError(f"{path} takes no image embeddings: leave prior= out")
+    if not isinstance(prior, ImagePrior):
+        prior = ImagePrior(from_pretrained(prior))
+    found = prior_prompts(kind, prior, path)
+    return replace(several, parts={**several.parts, "text": found}) if several else found
 
 
 def _of_classes(family: Family, denoiser: Denoiser) -> Condition:
@@ -465,14 +575,23 @@ def _of_size(denoiser: Denoiser, codec: Codec, image_size: int | tuple[int, int]
     return replace(denoiser, image_shape=shape, condition=condition)
 
 
-def _schedule(path: Path, denoiser: Denoiser) -> Schedule | None:
-    """What the scheduler of a pipeline means; None of a file, or a pipeline without one."""
-    if not is_pipeline(path) or not _is_of_texts(denoiser):
+def _schedule(
+    path: Path, denoiser: Denoiser, few: FewSteps | None, components: Components
+) -> Schedule | None:
+    """What the scheduler of a pipeline or of a whole model means; None of another network."""
+    if not _is_of_texts(denoiser):
         return None
-    file = part_of(path, "scheduler") / "scheduler_config.json"
+    given = {**(few.scheduler if few else {}), **components.get(SCHEDULER, {})}
+    if not is_pipeline(path):
+        if not (texts_in(path) or SCHEDULER in components):
+            return None
+        usual = scheduler_of(denoiser) if isinstance(denoiser.network, StableDiffusionUNet) else {}
+        return schedule_of({**usual, **given}, str(path))
+    file = part_of(path, SCHEDULER) / "scheduler_config.json"
     height, width, _ = denoiser.image_shape
     num_tokens = (height // 2) * (width // 2)
-    return schedule_of(read_object(file), str(file), num_tokens, sets_times(path))
+    entries = {**read_object(file), **given}
+    return schedule_of(entries, str(file), num_tokens, sets_times(path))
 
 
 def _is_of_texts(denoiser: Denoiser) -> bool:
@@ -489,7 +608,11 @@ def _scheduled(config: ConfigDict, schedule: Schedule, chosen: Set[str]) -> None
         _shifted(config.objective.times, schedule)
     config.sampling.solver, config.sampling.grid = schedule.solver, schedule.grid
     config.sampling.unit_start = schedule.unit_start
-    config.sampling.guidance = lookup.guidance_called(schedule.guidance)
+    config.sampling.guidance = schedule.guidance
+    if schedule.distilled:
+        loss = {name: x for name, x in config.objective.items() if name != TARGET}
+        config.objective = spec(Distilled, **loss)
+        config.sampling.num_steps, config.sampling.guidance_scale = 4, 1.0
 
 
 def _shifted(times: ConfigDict, schedule: Schedule) -> None:
@@ -515,7 +638,7 @@ def _codec(
         if not published.codec:
             return Identity()
         if _is_of_texts(denoiser) and is_pipeline(path):
-            return AutoencoderFolder(str(part_of(path, "vae")))
+            return codec_of(path)
         if (path / "vae").is_dir():
             return codec_at(path / "vae")
         # A file of a whole model has its autoencoder too.

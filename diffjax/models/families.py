@@ -44,6 +44,8 @@ from diffjax.models.flux2.published import DIFFUSERS as FLUX2_OF_DIFFUSERS
 from diffjax.models.flux2.published import FAMILY as FLUX2_FAMILY
 from diffjax.models.jit.network import JiT
 from diffjax.models.jit.published import FAMILY as JIT_FAMILY
+from diffjax.models.kandinsky.network import KandinskyUNet
+from diffjax.models.kandinsky.published import FAMILY as KANDINSKY_DECODER
 from diffjax.models.lightningdit.network import LightningDiT
 from diffjax.models.lightningdit.published import FAMILY as LIGHTNINGDIT_FAMILY
 from diffjax.models.movq.network import MOVQ
@@ -66,6 +68,8 @@ from diffjax.models.t5.published import FAMILY as T5
 from diffjax.models.taesd.network import TAESD
 from diffjax.models.taesd.published import DIFFUSERS as TAESD_OF_DIFFUSERS
 from diffjax.models.taesd.published import FAMILY as TAESD_FAMILY
+from diffjax.models.unclip.network import UnclipPrior
+from diffjax.models.unclip.published import FAMILY as UNCLIP_PRIOR
 from diffjax.models.uvit.network import UViT
 from diffjax.models.uvit.published import FAMILY as UVIT_FAMILY
 from diffjax.pretrained.family import Family
@@ -86,12 +90,14 @@ LAYOUTS: Mapping[type[Any], Mapping[str, Family]] = {
     ADMClassifier: {AUTHORS: CLASSIFIER},
     SongUNet: {AUTHORS: SONG},
     DhariwalUNet: {AUTHORS: DHARIWAL},
+    KandinskyUNet: {DIFFUSERS: KANDINSKY_DECODER},
     DDPMUNet: {DIFFUSERS: DDPM, "old diffusers": OLD_DDPM},
     EDM2: {AUTHORS: EDM2_FAMILY},
     MMDiT: {AUTHORS: SD3_FAMILY, DIFFUSERS: SD3_OF_DIFFUSERS},
     Flux: {AUTHORS: FLUX_FAMILY, DIFFUSERS: FLUX_OF_DIFFUSERS},
     Flux2: {AUTHORS: FLUX2_FAMILY, DIFFUSERS: FLUX2_OF_DIFFUSERS},
     StableDiffusionUNet: {AUTHORS: STABLE_DIFFUSION_OF_LDM, DIFFUSERS: STABLE_DIFFUSION},
+    UnclipPrior: {DIFFUSERS: UNCLIP_PRIOR},
     TAESD: {AUTHORS: TAESD_FAMILY, DIFFUSERS: TAESD_OF_DIFFUSERS},
     # Before the one whose names their files have too.
     AutoencoderKLFlux2: {AUTHORS: FLUX2_AUTHORS, DIFFUSERS: FLUX2},

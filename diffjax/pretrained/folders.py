@@ -28,7 +28,7 @@ WEIGHTS = "diffusion_pytorch_model"
 _NAMES = (WEIGHTS, "model", "pytorch_model")  # the others of transformers
 KINDS = ("safetensors", "bin", "pt", "pth")
 """The ends of names of files of weights."""
-_DENOISERS = ("transformer", "unet")
+_DENOISERS = ("transformer", "unet", "prior")
 _LARGEST_TEXT_BYTES = 2**26
 MOST_SHARD_BYTES = 10 * 10**9
 """The largest file that diffusers writes."""
@@ -87,7 +87,7 @@ def read_weights(path: str | Path, part: str = "") -> Contents:
             return Contents(network.tensors, settings, place)
         return Contents(_unwrapped(read_state_dict(place, part)), {}, place)
     if not (place / CONFIG).exists() and (place / PIPELINE).exists():
-        place = _denoiser_of(place)
+        place = denoiser_of(place)
     if not (place / CONFIG).exists() and (pair := _pair(place)):
         return Contents(pair, {}, place)
     if not (place / CONFIG).exists():
@@ -170,7 +170,12 @@ def _unwrapped(state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
     return state
 
 
-def _denoiser_of(pipeline: Path) -> Path:
+def denoiser_of(pipeline: Path) -> Path:
+    """The folder of the denoiser of a pipeline.
+
+    Raises:
+        UserError: it is missing.
+    """
     parts = read_object(pipeline / PIPELINE)
     for name in _DENOISERS:
         if name in parts and (pipeline / name).is_dir():

@@ -38,6 +38,15 @@ def read(condition: Condition, given: Sequence[str]) -> Any:
     path = Path(given[0][1:])
     if path.suffix == ".npz":
         return condition.of(_arrays(condition, path))
+    return condition.parse(texts_in(path))
+
+
+def texts_in(path: Path) -> list[str]:
+    """The texts in a file, one in each line that is not empty.
+
+    Raises:
+        UserError: it can't be read, is not UTF-8, or has no text.
+    """
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, ValueError) as error:
@@ -45,7 +54,7 @@ def read(condition: Condition, given: Sequence[str]) -> Any:
     lines = [line for line in lines if line.strip()]
     if not lines:
         raise UserError(f"{path} is empty: it has a text for each sample")
-    return condition.parse(lines)
+    return lines
 
 
 def _arrays(condition: Condition, path: Path) -> Any:

@@ -224,6 +224,7 @@ class Run:
         against: Any = None,
         negative: str | None = None,
         weights: str | None = None,
+        seamless: bool | str = False,
         batch_size: int = 256,
     ) -> np.ndarray:
         """Draws one image for each row of a condition; None keeps a setting of the run's config.
@@ -253,6 +254,8 @@ class Run:
                 each.
             negative: a negative prompt for all samples, the same as `against=[negative]`.
             weights: `live` or the name of an average.
+            seamless: whether images continue at their opposite side, so that they tile a plane:
+                True, or "x" (from left to right) or "y" alone.
             batch_size: images at a time.
 
         Returns:
@@ -268,7 +271,7 @@ class Run:
             against = [negative]
         chosen = Chosen(solver, grid, num_steps, guidance_scale, guidance, against)
         return draw_images(
-            self.model(weights),
+            self.model(weights).seamless(seamless),
             condition,
             with_found_grid(self, chosen),
             source=source,

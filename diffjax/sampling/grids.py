@@ -241,6 +241,36 @@ class Leading:
 
 
 @dataclass(frozen=True)
+class Subset:
+    """`n` of the `N` times that a network of few steps was distilled on, from the last one on.
+
+    `t_i = (N - ⌊i·N/n⌋)·⌊T/N⌋/T·t_noise`. Luo et al. 2023 (arXiv:2310.04378), in their public code.
+
+    Attributes:
+        num_train_steps: T, the steps of the table; 1,000 for Stable Diffusion.
+        num_distilled: N, evenly spaced among them; 50 in LCM and TCD.
+
+    Example:
+        >>> from diffjax.process.beta_tables import ScaledLinearBetas
+        >>> [round(t, 3) for t in Subset()(ScaledLinearBetas(), 4).tolist()]
+        [1.0, 0.76, 0.5, 0.26, 0.0]
+    """
+
+    num_train_steps: Positive[int] = 1000
+    num_distilled: Positive[int] = 50
+
+    def __call__(self, path: Path, n: int) -> Float[Array, " {n}+1"]:
+        if n > self.num_distilled:
+            raise UserError(
+                f"num_steps={n}: a walk takes some of the {self.num_distilled} times that the "
+                "network was distilled on"
+            )
+        skipped = np.floor(np.linspace(0, self.num_distilled, n, endpoint=False))
+        steps = (self.num_distilled - skipped) * (self.num_train_steps // self.num_distilled)
+        return _end_clean(path, path.t_noise * jnp.asarray(steps / self.num_train_steps))
+
+
+@dataclass(frozen=True)
 class Linspace:
     """`n` evenly spaced steps of a table, from its last to its first.
 

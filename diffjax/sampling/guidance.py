@@ -415,12 +415,19 @@ class Rescaled:
 
 @dataclass(frozen=True)
 class Clipped:
-    """Another rule's x0, clipped to [-1, 1]: static thresholding. Ho et al. 2020."""
+    """Another rule's x0, clipped to [-limit, limit]: static thresholding. Ho et al. 2020.
+
+    Attributes:
+        rule: the other rule.
+        limit: 1 for images in [-1, 1]; more for latents.
+    """
 
     rule: Rule = ClassifierFree()
+    limit: Positive[float] = 1.0
 
     def __call__(self, x: Samples, c: Coeffs, on: Pair, off: Pair, scale: Scalar) -> Pair:
-        return _with_x0(x, c, jnp.clip(self.rule(x, c, on, off, scale).x0, -1.0, 1.0))
+        x0 = self.rule(x, c, on, off, scale).x0
+        return _with_x0(x, c, jnp.clip(x0, -self.limit, self.limit))
 
 
 @dataclass(frozen=True)
@@ -433,15 +440,18 @@ class Thresholded:
     Attributes:
         rule: the other rule.
         quantile: that of the absolute values of an image; 0.995 in the paper.
+        largest: what x0 is clipped at and divided by at most; 2 in Kandinsky 2.2, infinite in the
+            paper.
     """
 
     rule: Rule = ClassifierFree()
     quantile: Probability[float] = 0.995
+    largest: Positive[float] = float("inf")
 
     def __call__(self, x: Samples, c: Coeffs, on: Pair, off: Pair, scale: Scalar) -> Pair:
         x0 = self.rule(x, c, on, off, scale).x0
         edge = jnp.quantile(jnp.abs(x0), self.quantile, axis=_axes(x), keepdims=True)
-        edge = jnp.maximum(edge, 1.0)
+        edge = jnp.clip(edge, 1.0, self.largest)
         return _with_x0(x, c, jnp.clip(x0, -edge, edge) / edge)
 
 

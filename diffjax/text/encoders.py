@@ -17,12 +17,13 @@ from diffjax.errors import UserError, nearest
 from diffjax.host.files import place_of
 from diffjax.models.bert.network import Bert
 from diffjax.models.clip_text.network import ClipText
-from diffjax.models.families import Found, find_published
+from diffjax.models.clip_text.published import OPENCLIP, encoders_in
+from diffjax.models.families import Found, find_published, found_in
 from diffjax.models.layers import compute_type
 from diffjax.models.loras import with_loras
 from diffjax.models.t5.network import T5Encoder
 from diffjax.pretrained.downloads import sha256_of_file
-from diffjax.pretrained.folders import CONFIG, KINDS
+from diffjax.pretrained.folders import CONFIG, KINDS, read_weights
 from diffjax.pretrained.lora import read_lora
 from diffjax.text.tokenizers import FILES, Tokenizer, read_tokenizer
 
@@ -180,12 +181,13 @@ def _program() -> Any:
 
 @dataclass(frozen=True)
 class FolderEncoder:
-    """The text encoder in folders of transformers, which are read when the first text is encoded.
+    """The text encoder in a folder of transformers, which is read when the first text is encoded.
 
     Equal ones have equal settings, which a run records with its condition.
 
     Attributes:
-        folder: with `config.json` and weights, such as `text_encoder` of a folder of diffusers.
+        folder: with `config.json` and weights, such as `text_encoder` of a folder of diffusers; or
+            a file of a whole model, with `part`.
         tokenizer_folder: with the files of the tokenizer; by default `folder` itself, or the folder
             beside it whose name has `tokenizer` for `text_encoder`.
         length: the number of tokens of a text; by default that of the tokenizer.
@@ -195,7 +197,9 @@ class FolderEncoder:
         padding: whether padding counts as tokens.
         chunks: the number of parts in which a text is read.
         loras: files of LoRA with their weights; what they have for a text encoder of the name of
-            the folder is added.
+            the folder, or of `part`, is added.
+        part: of a file of a whole model, the name of the text encoder: `text_encoder`, or
+            `text_encoder_2` of SDXL.
     """
 
     folder: str
@@ -207,6 +211,7 @@ class FolderEncoder:
     padding: bool = False
     chunks: int = 1
     loras: tuple[tuple[str, float], ...] = ()
+    part: str = ""
 
     @functools.cached_property
     def loaded(self) -> TextEncoder:
@@ -215,7 +220,7 @@ class FolderEncoder:
         Raises:
             UserError: files are missing, damaged or of another network.
         """
-        found, encoder = self._found
+        found, encoder = self._opened
         kind = compute_type(self.dtype)
 
         def stored(path: str, array: Any) -> jax.Array:
@@ -229,15 +234,17 @@ class FolderEncoder:
         self.__dict__.pop("loaded", None)
 
     @property
-    def _found(self) -> tuple[Found, TextEncoder]:
+    def _opened(self) -> tuple[Found, TextEncoder]:
         """The weights, not read yet, and the encoder with their shapes alone."""
         place = place_of(self.folder)
         loras = [read_lora(*lora) for lora in self.loras]
-        found = with_loras(find_published(place), loras, place.name)
+        found = with_loras(_found(place, self.part), loras, self.part or place.name)
         network = found.network
         if not isinstance(network, _NETWORKS):
             raise UserError(f"{self.folder} has a {type(network).__name__}, no text encoder")
         words = read_tokenizer(self.tokenizer_folder or _tokenizer_of(place), self.length)
+        if found.family is OPENCLIP:
+            words = replace(words, pad=0)  # whatever token CLIP's tokenizer pads with
         count = words.library.get_vocab_size()
         if network.vocabulary < count:
             raise UserError(
@@ -260,7 +267,7 @@ class FolderEncoder:
 
     @functools.cached_property
     def _sizes(self) -> Sizes:
-        return self._found[1].sizes
+        return self._opened[1].sizes
 
     @functools.cached_property
     def sha256(self) -> str:
@@ -307,7 +314,8 @@ def read_text_encoder(
         tokenizer: the folder of the tokenizer.
         length: the number of tokens of a text; by default that of the tokenizer.
         dtype: the compute type.
-        **how: `layer`, `normed`, `padding`, `chunks` and `loras`, as `FolderEncoder` has them.
+        **how: `layer`, `normed`, `padding`, `chunks`, `loras` and `part`, as `FolderEncoder` has
+            them.
 
     Raises:
         UserError: files are missing, damaged or of another network; a setting is unknown.
@@ -322,6 +330,17 @@ def read_text_encoder(
     encoder = FolderEncoder(str(folder), str(tokenizer or ""), length, dtype, **how)
     _ = encoder.sizes  # Found, or refused.
     return encoder
+
+
+def _found(place: Path, part: str) -> Found:
+    """The weights of a text encoder in a folder, or of a part of a file."""
+    if not part:
+        return find_published(place)
+    contents = read_weights(place)
+    there = encoders_in(contents.state)
+    if part not in there:
+        raise UserError(f"{place} has no {part}: it has {', '.join(there) or 'no text encoder'}")
+    return found_in(contents.part(there[part]), ClipText.__name__)
 
 
 def _tokenizer_of(folder: Path) -> Path:

@@ -120,8 +120,8 @@ def test_what_a_network_can_not_take_is_refused():
     x = jnp.zeros((2, 8, 8, 1))
     with pytest.raises(UserError, match="UNet attends to no tokens: take DiT"):
         jax.eval_shape(UNET.init, jax.random.key(0), x, jnp.zeros(2), tokens)
-    with pytest.raises(UserError, match="4x4 pixels are to lie beside images of 8x8"):
-        jax.eval_shape(DIT.init, jax.random.key(0), x, jnp.zeros(2), jnp.zeros((2, 4, 4, 1)))
+    with pytest.raises(UserError, match="5x4 pixels are to lie beside images of 8x8"):
+        jax.eval_shape(DIT.init, jax.random.key(0), x, jnp.zeros(2), jnp.zeros((2, 5, 4, 1)))
     with pytest.raises(UserError, match="one part of labels"):
         parts_of({"one": jnp.array([1]), "other": jnp.array([2])})
 

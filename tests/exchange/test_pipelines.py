@@ -322,6 +322,27 @@ def folder(tmp_path_factory):
 
 
 @pytest.mark.parity
+def test_a_seamless_picture_is_that_of_diffusers_with_circular_convolutions(folder):
+    """As users of diffusers set them by hand, in the U-Net and in the autoencoder."""
+    torch, diffusers, _ = needed()
+    pipe = diffusers.StableDiffusionPipeline.from_pretrained(folder, safety_checker=None)
+    for part in (pipe.unet, pipe.vae):
+        for layer in part.modules():
+            if isinstance(layer, torch.nn.Conv2d):
+                layer.padding_mode = "circular"
+                layer._reversed_padding_repeated_twice = [
+                    n for n in reversed(layer.padding) for _ in range(2)
+                ]
+    noise = Request(np.zeros(1), seed=3).noise((SIDE // 8, SIDE // 8, 4))
+    expected = picture_of(pipe, noise, NEGATIVE, NUM_STEPS)
+    model = diffjax.from_pretrained(folder)
+    how: dict[str, Any] = {"seed": 3, "num_steps": NUM_STEPS, "guidance_scale": 4.0}
+    found = model.sample(PROMPT, negative=NEGATIVE, seamless=True, **how)
+    assert np.abs(found - expected).max() < 2 / 255
+    assert np.abs(model.sample(PROMPT, negative=NEGATIVE, **how) - expected).max() > 20 / 255
+
+
+@pytest.mark.parity
 def test_a_folder_that_is_written_here_loads_in_diffusers_and_draws_the_same(folder, tmp_path):
     _, diffusers, _ = needed()
     lines = convert(str(folder), "diffusers", tmp_path / "ours")

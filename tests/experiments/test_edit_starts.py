@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.tree_util import Partial
 
 from diffjax import choices, config_files
 from diffjax.conditions import of_classes
@@ -12,6 +13,7 @@ from diffjax.errors import UserError
 from diffjax.process.paths import Pair
 from diffjax.runs.model import Model, Programs, Request
 from diffjax.sampling import grids, solvers
+from diffjax.sampling.editing import keep_known
 from diffjax.sampling.sample import Recipe
 from diffjax.training.sharding import make_mesh
 from diffjax.wiring import wire
@@ -73,3 +75,10 @@ def test_putting_fresh_noise_on_what_is_known_is_refused_as_a_solver_that_adds_i
     args = SimpleNamespace(method=method, jump=2, times=2)
     with pytest.raises(UserError, match="a solver that adds fresh noise does not suit it"):
         edit.inpaint(args, edit_of(interpolant, 2))
+
+
+def test_and_so_it_is_step_by_step(interpolant):
+    edited = edit_of(interpolant, 2)
+    around = Partial(keep_known, image=edited.images, mask=jnp.zeros((1, 8, 8, 1)))
+    with pytest.raises(UserError, match="a solver that adds fresh noise does not suit it"):
+        next(edited.model.steps(edited.recipe, edited.request, around))
