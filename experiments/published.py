@@ -20,6 +20,7 @@ from diffjax.host.processes import in_first, is_first
 from diffjax.runs import workdirs
 from diffjax.runs.initial import is_run
 from diffjax.runs.load import Run
+from diffjax.runs.loras import with_loras
 
 _OF_FILE = ("codec", "component", "family", "image_size", "lora", "network")
 
@@ -32,7 +33,7 @@ def define(flag_values: flags.FlagValues) -> None:
         ("family", "of a published file: DiT or SiT"),
     ):
         flags.DEFINE_string(name, None, about, flag_values=flag_values)
-    about = "files of LoRA for a published network, with weights: FILE:0.8,FILE"
+    about = "files of LoRA with weights, FILE:0.8,FILE: merged, or beside the weights of a run"
     flags.DEFINE_list("lora", None, about, flag_values=flag_values)
     flags.DEFINE_list(
         "image_size", None, "height,width in pixels, of a published network of texts",
@@ -117,6 +118,8 @@ def _value(text: str) -> Any:
 def opened(args: SimpleNamespace, weights: str | None) -> Run:
     """The run of `--workdir`, or the network of `--pretrained`, whose results go to `--workdir`.
 
+    Files of LoRA are added to the weights of a published network, and evaluated beside a run's.
+
     Raises:
         UserError: neither is given, flags of the one with the other, or nothing can be read.
     """
@@ -129,10 +132,11 @@ def opened(args: SimpleNamespace, weights: str | None) -> Run:
         if Path(args.workdir).is_file():
             raise UserError(f"--workdir={args.workdir} is a file: name it by --pretrained")
         for name in _OF_FILE:
-            if getattr(args, name) not in (None, []):
+            if getattr(args, name) not in (None, []) and name != "lora":
                 raise UserError(f"--{name} goes with --pretrained: a run has its own, leave it out")
         allowed = ("diffjax", *args.allowed_packages)
-        return diffjax.load(args.workdir, step=args.step, weights=weights, allowed_packages=allowed)
+        run = diffjax.load(args.workdir, step=args.step, weights=weights, allowed_packages=allowed)
+        return with_loras(run, _loras(args.lora)) if args.lora else run
     if args.step is not None:
         raise UserError(f"--step={args.step}: a published file has one set of weights")
     if args.workdir is not None and is_run(Path(args.workdir)):

@@ -16,7 +16,6 @@ from absl import flags
 from diffjax.conditions.base import len_of
 from diffjax.errors import UserError
 from diffjax.evaluation.seams import jump_at_edges
-from diffjax.exchange.pretrained import Pretrained
 from diffjax.host.files import write_npz
 from diffjax.host.processes import in_first, is_first
 from diffjax.host.storage import make_writable
@@ -143,7 +142,7 @@ def main(args: SimpleNamespace) -> None:
         "against": repr(recipe.against),
         "seed": args.seed,
     }
-    if isinstance(run, Pretrained) and run.loras:
+    if run.loras:
         how["loras"] = json.dumps([lora.facts for lora in run.loras])
     filmed = request.only(np.arange(min(len(request), _FILMED)))
     traced: Any = None if args.film is None else decoded_trace(model, recipe, filmed)

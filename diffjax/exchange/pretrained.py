@@ -108,14 +108,12 @@ class Pretrained(Run):
         file: the file or folder that it was read from.
         family: the name of its family, such as `DiT`.
         published: how it was trained, and how its authors sample it.
-        loras: the files of LoRA whose changes its weights have.
         components: what was given in the place of components of a pipeline.
     """
 
     file: Path = Path()
     family: str = ""
     published: Published | None = None
-    loras: tuple[Lora, ...] = ()
     components: Components = field(default_factory=dict)
 
     @property
@@ -239,10 +237,10 @@ def from_pretrained(
         Weights(there.path, found.params(placed_like(stored))),
         there.path,
         _others(mesh, codec),
+        added,
         there.path,
         found.family.name,
         there.published,
-        added,
         components or NO_COMPONENTS,
     )
 
