@@ -16,6 +16,7 @@ from diffjax.evaluation.image_statistics import Batches
 from diffjax.loop import loop
 from diffjax.process.precond import Meaning
 from diffjax.runs import measure, workdirs
+from diffjax.spec import build
 from diffjax.wiring import check_wired, wire
 from experiments import cli, evaluate, sample, train
 from tests.support.tiny_run import one_device
@@ -198,7 +199,9 @@ def test_help_is_short_and_lists_the_choices(script, capsys):
     assert run(script, "--help") == 0
     text = capsys.readouterr().out
     of_published_networks = 0 if script is train else 6
-    assert len(text.splitlines()) < 45 + of_published_networks + len(choices.SOLVERS)
+    of_cascades = 3 if script is sample else 0  # and seamless samples
+    most = 45 + of_published_networks + of_cascades
+    assert len(text.splitlines()) < most + len(choices.SOLVERS)
     names = choices.OBJECTIVES if script is train else choices.SOLVERS
     assert all(name in text for name in names)
 
@@ -220,6 +223,7 @@ SHAPES = {
 
 
 # Configs of one objective, each with a small network that it offers.
+CASCADE = ("digits_small", "digits_upscale")
 MEAN_FLOW = {"digits_mean_flow": "unet", "imagenet256_mean_flow": "DiT-S/4"}
 
 
@@ -239,6 +243,16 @@ def test_every_config_of_pairs_fits_together(name):
 
 
 @pytest.mark.thorough
+@pytest.mark.parametrize("name", CASCADE)
+def test_every_config_of_a_cascade_fits_together(name):
+    config = config_files.load(f"{CONFIGS}/{name}.py")
+    dataset = build(config.data)
+    fitting(config, dataset.image_shape, dataset.condition)
+    shape = build(config.evaluation.extractor).image_shape
+    assert shape in (None, dataset.picture_shape)
+
+
+@pytest.mark.thorough
 def test_every_config_of_mean_flow_fits_together():
     for name, model in MEAN_FLOW.items():
         config = config_files.load(f"{CONFIGS}/{name}.py:model={model}")
@@ -249,7 +263,7 @@ def test_every_config_of_mean_flow_fits_together():
 
 def test_every_config_is_tested_and_is_one():
     others = {"digits_reflow", "digits_translation", "autoencoder"}  # tests/autoencoders
-    assert {path.stem for path in CONFIGS.glob("*.py")} == {*SHAPES, *others, *MEAN_FLOW}
+    assert {path.stem for path in CONFIGS.glob("*.py")} == {*SHAPES, *others, *MEAN_FLOW, *CASCADE}
     for path in CONFIGS.glob("*.py"):
         assert config_files.load(str(path)).num_steps > 0, path
 
