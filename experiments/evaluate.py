@@ -89,6 +89,8 @@ def main(args: SimpleNamespace) -> None:
     steps = None if args.num_steps is None else [parse_steps(text) for text in args.num_steps]
     scales, seeds = numbers(args, "guidance_scale", float), numbers(args, "seed", int)
     extractors = chosen_extractors(args)
+    if args.lora and args.pretrained is None:
+        raise UserError("--lora goes with --pretrained: the evaluation of a run is of its weights")
     run = published.opened(args, (args.weights or [None])[0])
     in_first(lambda: make_writable(run.workdir))  # Fails before the work, if it does.
     with (

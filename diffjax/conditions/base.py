@@ -53,6 +53,10 @@ class Condition:
         """The condition with all parts null that training can drop, for guidance."""
         return self.null(jax.tree.leaves(cond)[0].shape[0])
 
+    def kept_in_negative(self, cond: Any) -> Any:
+        """A part that is never dropped, in the condition that guidance leads away from."""
+        return cond
+
     @property
     def negative(self) -> "Condition":
         """The kind of negative conditions: this one without the parts that are never dropped."""

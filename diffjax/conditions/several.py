@@ -124,10 +124,8 @@ class Several(Condition):
         return {name: part.null(n) for name, part in self.parts.items()}
 
     def nulled(self, cond: Any) -> dict[str, Any]:
-        return {
-            name: cond[name] if name in self.kept else part.nulled(cond[name])
-            for name, part in self.parts.items()
-        }
+        others = {n: part.nulled(cond[n]) for n, part in self.parts.items() if n not in self.kept}
+        return self.replaced(cond, others)
 
     @property
     def negative(self) -> "Several":
@@ -136,7 +134,8 @@ class Several(Condition):
         return Several(others, main=self.main if self.main in others else "")
 
     def replaced(self, cond: Any, negative: Any) -> dict[str, Any]:
-        return {**cond, **negative}
+        kept = {name: self.parts[name].kept_in_negative(cond[name]) for name in self.kept}
+        return {**cond, **kept, **negative}
 
     def drop(self, key: OneKey, cond: Any, rate: Rate) -> dict[str, Any]:
         rates = rate if isinstance(rate, Mapping) else dict.fromkeys(self._dropped, rate)

@@ -26,10 +26,11 @@ from diffjax.errors import UserError, nearest
 from diffjax.host.files import place_of
 from diffjax.kinds import AtLeastOne, Range
 
-TABLES = ("metadata.jsonl", "metadata.csv", "captions.csv")
+METADATA = "metadata.jsonl"
+TABLES = (METADATA, "metadata.csv", "captions.csv")
 TRAIN, TEST = "train", "test"
 _BESIDE = (".txt", ".caption")
-_NAME, _TEXT = "file_name", "text"
+_NAME, _TEXT, _ATTRIBUTES = "file_name", "text", "attributes"
 _HOW = (
     "write NAME.txt beside each NAME.png, or metadata.jsonl with file_name and text in each line; "
     "or set data.caption to one text for all"
@@ -152,6 +153,30 @@ def read_captions(root: Path, files: Sequence[str], otherwise: str = "") -> list
             "caption of all that have none"
         )
     return [found.get(file, otherwise) for file in files]
+
+
+def attributes_in(path: str) -> list[dict[str, str]]:
+    """The attributes of the images of `captioned_folder(path)`, those for training first.
+
+    They are the entry `attributes` of a line of `metadata.jsonl`, such as `{"colour": "green"}`;
+    none where there is no such entry. The folder has the folders `train` and `test`.
+
+    Raises:
+        UserError: a list is missing or damaged.
+    """
+    found = []
+    for part in (TRAIN, TEST):
+        folder = place_of(path) / part
+        if not (folder / METADATA).is_file():
+            raise UserError(f"there is no {folder / METADATA}, which has the attributes of images")
+        table, attributes = folder / METADATA, {}
+        for number, row in _rows_of_json(table, _text(table)):
+            some = row.get(_ATTRIBUTES, {})
+            if not isinstance(some, dict):
+                raise UserError(f"{table}, line {number}: {_ATTRIBUTES} is no JSON object")
+            attributes[row.get(_NAME)] = {str(key): str(value) for key, value in some.items()}
+        found += [attributes.get(name, {}) for name in images_in(folder)]
+    return found
 
 
 def _beside(picture: Path) -> Path | None:

@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from diffjax.data import DataSet
 from diffjax.errors import UserError
 from diffjax.host.run_files import metrics_arrays, read_metrics
+from diffjax.pretrained.lora import Lora
 from diffjax.runs import workdirs
 from diffjax.runs.averages import is_reconstructed, read_reconstructed
 from diffjax.runs.checkpoints import Checkpoints, Damaged
@@ -112,12 +113,14 @@ class Run:
         arrays: its state in memory, or what reads it, as `Saved` from a checkpoint.
         workdir: where it lives.
         others: `(folder, weights) -> Run`: other runs that guidance leads away from, read once.
+        loras: the files of LoRA whose changes its weights have.
     """
 
     parts: Parts
     arrays: TrainState | Arrays
     workdir: Path
     others: Callable[[str, str | None], "Run"] = field(default_factory=lambda: _reader())
+    loras: tuple[Lora, ...] = ()
 
     @property
     def config(self) -> ConfigDict:
