@@ -9,7 +9,7 @@ import sys
 import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import ModuleType
+from types import MappingProxyType, ModuleType
 from typing import Any, TypeVar
 
 from ml_collections import ConfigDict, FieldReference
@@ -30,11 +30,18 @@ def name_of(location: str) -> str:
     return Path(location.partition(":")[0]).stem
 
 
-def load(location: str) -> ConfigDict:
+def load(location: str, given: Mapping[str, str] = MappingProxyType({})) -> ConfigDict:
     """The config that a file's `get_config` returns.
+
+    Where a config depends on one of its settings, such as the folder that it begins with,
+    `get_config` has that setting as a keyword argument:
+
+        def get_config(arguments: str = "", *, init_from: str = "") -> ConfigDict
 
     Args:
         location: `path.py`, or `path.py:text` to call `get_config(text)`.
+        given: texts of settings by dotted name, as `override` sets them; `get_config` receives
+            those that it has as keyword arguments.
 
     Raises:
         UserError: there is no such file, it has a bug (named by line), or it returns no config.
@@ -42,10 +49,17 @@ def load(location: str) -> ConfigDict:
     if not location:
         raise UserError(f"--config=FILE.py is missing; {nearest('', _config_files(Path()))}")
     path, colon, text = location.partition(":")
-    return returned_by(path, "get_config", ConfigDict, *((text,) if colon else ()))
+    named = {name.removeprefix("config."): text for name, text in given.items()}
+    return returned_by(path, "get_config", ConfigDict, *((text,) if colon else ()), given=named)
 
 
-def returned_by(path: str, name: str, kind: type[T], *arguments: str) -> T:
+def returned_by(
+    path: str,
+    name: str,
+    kind: type[T],
+    *arguments: str,
+    given: Mapping[str, str] = MappingProxyType({}),
+) -> T:
     """What a function in a file returns.
 
     Args:
@@ -53,6 +67,7 @@ def returned_by(path: str, name: str, kind: type[T], *arguments: str) -> T:
         name: of the function.
         kind: what it has to return.
         arguments: what it is called with.
+        given: further ones by name, of which it receives those that it can take by name alone.
 
     Raises:
         UserError: there is no such file or function, it has a bug (named by line), it takes other
@@ -65,11 +80,14 @@ def returned_by(path: str, name: str, kind: type[T], *arguments: str) -> T:
     try:
         inspect.signature(function).bind(*arguments)
     except TypeError:
-        given = f"the arguments {arguments[0]!r}" if arguments else "no arguments after a colon"
+        passed = f"the arguments {arguments[0]!r}" if arguments else "no arguments after a colon"
         raise UserError(
-            f"{path} has {name}{inspect.signature(function)}, but --config passes {given}"
+            f"{path} has {name}{inspect.signature(function)}, but --config passes {passed}"
         ) from None
-    result = _as_written(path, lambda: function(*arguments))
+    known = inspect.signature(function).parameters.values()
+    keywords = {x.name for x in known if x.kind is inspect.Parameter.KEYWORD_ONLY}
+    named = {key: text for key, text in given.items() if key in keywords}
+    result = _as_written(path, lambda: function(*arguments, **named))
     if not isinstance(result, kind):
         raise UserError(f"{name}() in {path} returns {type(result).__name__}, no {kind.__name__}")
     return result

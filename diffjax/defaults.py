@@ -5,6 +5,7 @@ from ml_collections import ConfigDict
 from diffjax import choices, lookup
 from diffjax.choices import Table, copy
 from diffjax.data import Augment
+from diffjax.models.low_rank import LoraLayers
 from diffjax.process.precond import Meaning
 from diffjax.sampling.sample import Recipe
 from diffjax.spec import spec
@@ -22,6 +23,7 @@ def experiment(
     model: str,
     objective: str = "flow",
     optimizer: ConfigDict | None = None,
+    guidance_scale: float = 2.0,
 ) -> ConfigDict:
     """A config with every setting that training, sampling and evaluation read.
 
@@ -35,6 +37,7 @@ def experiment(
         objective: the name of the default objective.
         optimizer: the spec of the default optimizer, with a learning rate for this config; AdamW if
             it is None. Another one that `arguments` choose has the numbers of its paper.
+        guidance_scale: of the samples, where predictions are posterior means; 1 elsewhere.
 
     Returns:
         The config, which is not locked.
@@ -57,6 +60,7 @@ def experiment(
     by_ode = traits.meaning.serves(Meaning.POSTERIOR_MEAN)
     config.condition_dropout = 0.1  # the share made null, for guidance; or {"part": share, …}
     config.init_from = ""  # weights to begin with: a run, FOLDER:ema-0.999 or a file; "" is fresh
+    config.lora = spec(LoraLayers)  # low-rank changes that are trained alone; rank 0 is none
     config.trainable = ""  # patterns of parameters' paths, as "*attention*"; "" is all
     config.nonfinite = spec(NonFinite)
     config.ema_decays = (0.999,)
@@ -69,7 +73,7 @@ def experiment(
         solver=copy(choices.SOLVERS[solver]),
         grid=copy(choices.GRIDS[choices.GRIDS_OF_PATHS.get(names["path"], "uniform")]),
         num_steps=18,
-        guidance_scale=2.0 if by_ode else 1.0,
+        guidance_scale=guidance_scale if by_ode else 1.0,
         guidance=lookup.guidance_called("cfg"),
         against=lookup.against_called("null"),
     )
@@ -78,6 +82,7 @@ def experiment(
     config.snapshot_every_steps = 1_000  # of the averages in ema_lengths
     config.sample_every_steps = 1_000
     config.sample_images = 64  # the largest number of samples in a picture
+    config.sample_prompts = ()  # texts of them, as --labels has; () is all in turn, or of the data
     config.checkpoint_every_steps = 1_000
     config.checkpoints_to_keep = 3
     config.checkpoints_kept_every_steps = 100_000
@@ -87,6 +92,7 @@ def experiment(
             "extractors": (),  # further extractors, for the recipe in `sampling` alone
             "num_samples": 1_000,
             "labels": "data",  # its proportions; or "balanced", or labels in turn, such as "3,7"
+            "prompts": "",  # "@FILE" of texts that samples show in turn, or one, for labels
             "batch_size": 500,
             "solvers": ("ddim", solver) if by_ode else (solver,),
             "grids": (),  # empty: the grid of `sampling`

@@ -13,6 +13,7 @@ from diffjax.errors import UserError, nearest
 from diffjax.process import precond
 from diffjax.sampling.solvers import Solver
 from diffjax.spec import TARGET, build, choose, parse_arguments, spec, spec_at
+from diffjax.text import FolderEncoder
 
 
 def set_axes(
@@ -231,11 +232,32 @@ def codec_called(text: str) -> Codec:
         SpaceToDepth(block=4)
     """
     name, _, settings = text.partition(":")
-    config = ConfigDict({"codec": choices.copy(choose(choices.CODECS, name, "codec"))})
-    known = [key for key in config.codec if key != TARGET]
+    row = choose(choices.CODECS, name, "codec")
+    return build(_with_settings(row, settings, f"codec {name}"), Codec, "codec")
+
+
+def encoder_called(text: str) -> FolderEncoder:
+    """The text encoder in a folder, with settings.
+
+    Raises:
+        UserError: it has no such setting.
+
+    Example:
+        >>> encoder_called("minilm:length=32,layer=-2").length
+        32
+    """
+    folder, _, settings = text.partition(":")
+    row = _with_settings(spec(FolderEncoder, folder=folder), settings, "text encoder")
+    return build(row, FolderEncoder, "text")
+
+
+def _with_settings(row: ConfigDict, settings: str, what: str) -> ConfigDict:
+    """A copy of a spec with `setting=value,…`."""
+    config = ConfigDict({"row": choices.copy(row)})
+    known = [key for key in config.row if key != TARGET]
     for key in (pair.partition("=")[0] for pair in filter(None, settings.split(","))):
         if key not in known:
-            raise UserError(f"the codec {name} has no setting {key!r}; {nearest(key, known)}")
+            raise UserError(f"the {what} has no setting {key!r}; {nearest(key, known)}")
     chosen = parse_arguments(settings, *known)
-    config_files.override(config, {f"config.codec.{key}": x for key, x in chosen.items()})
-    return build(config.codec, Codec, "codec")
+    config_files.override(config, {f"config.row.{key}": x for key, x in chosen.items()})
+    return config.row

@@ -34,6 +34,7 @@ class Evaluation(TypedDict):
     extractors: tuple[Spec, ...]
     num_samples: NumSamples
     labels: str
+    prompts: str
     batch_size: AtLeastOne[int]
     solvers: tuple[str, ...]
     grids: tuple[str, ...]
@@ -82,6 +83,7 @@ class Settings(TypedDict):
     condition_dropout: Probability[float] | Mapping[str, Probability[float]]
     init_from: str
     trainable: str
+    lora: Spec
     optimizer: Spec
     nonfinite: Spec
     ema_decays: tuple[Decay[float], ...]
@@ -95,6 +97,7 @@ class Settings(TypedDict):
     snapshot_every_steps: AtLeastOne[int]
     sample_every_steps: AtLeastOne[int]
     sample_images: AtLeastOne[int]
+    sample_prompts: tuple[str, ...]
     checkpoint_every_steps: AtLeastOne[int]
     checkpoints_to_keep: AtLeastOne[int]
     checkpoints_kept_every_steps: AtLeastOne[int]

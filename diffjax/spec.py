@@ -37,6 +37,8 @@ _VOCABULARY = (
     "text.encoders",
     "text.prompts",
     "training.nonfinite",
+    "tuning.captioned",
+    "tuning.prior",
 )
 # Flax adds these two fields to every module, always together; they are not hyper-parameters.
 _FLAX_WIRING = ("parent", "name")

@@ -18,7 +18,8 @@ from diffjax.conditions import Condition, Rate
 from diffjax.errors import UserError
 from diffjax.kinds import complaint
 from diffjax.models import attention
-from diffjax.models.layers import HIDDEN, attention_layers, attention_off
+from diffjax.models.layers import HIDDEN, attention_layers, attention_off, blocks_off
+from diffjax.models.low_rank import LoraLayers
 from diffjax.objectives.base import Objective, Progress, Traits, conditioned_batch
 from diffjax.optimizers.mup import rate_factors
 from diffjax.process.paths import Pair, Path
@@ -45,6 +46,9 @@ class Wired(NamedTuple):
         condition_dropout: the probability with which training replaces a condition by the null
             condition; of several parts perhaps a dict of probabilities by part.
         params_shape: the shapes of the parameters, a tree of `ShapeDtypeStruct`.
+        lora: the layers of the network that have changes of low rank; most often none.
+        trainable: patterns of the parameters that are trained (`diffjax.training.subset`); "" is
+            all.
     """
 
     path: Path
@@ -57,10 +61,15 @@ class Wired(NamedTuple):
     condition: Condition
     condition_dropout: Rate
     params_shape: Any
+    lora: LoraLayers = LoraLayers()
+    trainable: str = ""
 
     def init(self, key: Array) -> Any:
         """Initial parameters, of the network and of the objective."""
-        return _init(self.network, self.objective, self.image_shape, self.condition, key)
+        return self._init_of(self.network)(key)
+
+    def _init_of(self, network: nn.Module) -> Callable[[Array], dict[str, Any]]:
+        return partial(_init, network, self.objective, self.image_shape, self.condition, self.lora)
 
     @property
     def input_shape(self) -> tuple[int, int, int]:
@@ -95,14 +104,19 @@ class Wired(NamedTuple):
         """
         predict = self.predict(params, source)
 
-        def without_attention(layers: str) -> Predict:
-            def perturbed(x: Array, t: Array, cond: Any) -> Pair:
-                with attention_off(layers):
-                    return predict(x, t, cond)
+        def within(context: Callable[[str], Any]) -> Callable[[str], Predict]:
+            def without(names: str) -> Predict:
+                def perturbed(x: Array, t: Array, cond: Any) -> Pair:
+                    with context(names):
+                        return predict(x, t, cond)
 
-            return perturbed
+                return perturbed
 
-        return GuidanceModels(predict, self.condition, weaker, without_attention, other)
+            return without
+
+        return GuidanceModels(
+            predict, self.condition, weaker, within(attention_off), within(blocks_off), other
+        )
 
     def batch_shapes(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
         """The shapes of a training batch, as `ShapeDtypeStruct`s."""
@@ -124,8 +138,7 @@ class Wired(NamedTuple):
         base = getattr(self.network, "base", None)
         if base is None:
             return None
-        init = partial(_init, base, self.objective, self.image_shape, self.condition)
-        shapes = jax.eval_shape(init, jax.eval_shape(lambda: jax.random.key(0)))
+        shapes = jax.eval_shape(self._init_of(base), _key())
         return rate_factors(self.params_shape, shapes)
 
     @property
@@ -175,10 +188,11 @@ def wire(
         if cond is None:
             cond = condition.null(x.shape[0])
         inputs = ({"params": params}, x, noise_label, cond)
-        if not hidden:
-            return network.apply(*inputs, **how)
-        collection, name = HIDDEN
-        output, sown = network.apply(*inputs, **how, mutable=[collection])
+        with lora.on(train=key is not None):
+            if not hidden:
+                return network.apply(*inputs, **how)
+            collection, name = HIDDEN
+            output, sown = network.apply(*inputs, **how, mutable=[collection])
         if name not in sown.get(collection, {}):
             raise UserError(
                 f"{type(objective).__name__} compares features inside the network, and "
@@ -186,10 +200,14 @@ def wire(
             )
         return output, sown[collection][name][0]
 
-    params = jax.eval_shape(
-        partial(_init, network, objective, image_shape, condition),
-        jax.eval_shape(lambda: jax.random.key(0)),
-    )
+    def shapes(lora: LoraLayers) -> dict[str, Any]:
+        return jax.eval_shape(
+            partial(_init, network, objective, image_shape, condition, lora), _key()
+        )
+
+    lora = build(config.lora, LoraLayers, "config.lora")
+    params = shapes(lora)
+    lora.check(params, shapes)
     return Wired(
         path=path,
         precond=precond,
@@ -201,6 +219,8 @@ def wire(
         condition=condition,
         condition_dropout=dropout_of(config),
         params_shape=params,
+        lora=lora,
+        trainable=lora.trainable(config.trainable),
     )
 
 
@@ -392,15 +412,21 @@ def _init(
     objective: Objective,
     image_shape: tuple[int, ...],
     condition: Condition,
+    lora: LoraLayers,
     key: Array,
 ) -> dict[str, Any]:
     """The network's initial parameters, and the objective's under their own names."""
     two_times = objective.traits.meaning is Meaning.AVERAGE_VELOCITY
     noise_label = jnp.zeros((1, 2) if two_times else 1)
     x = jnp.zeros((1, *_input_shape(objective, image_shape)))
-    params = network.init(key, x, noise_label, condition.example(1))["params"]
+    with lora.on():
+        params = network.init(key, x, noise_label, condition.example(1))["params"]
     width = getattr(network, "hidden_size", 1)
     return {**params, **objective.init_params(jax.random.fold_in(key, 1), width)}
+
+
+def _key() -> Any:
+    return jax.eval_shape(lambda: jax.random.key(0))
 
 
 def _outputs(objective: Objective, image_shape: tuple[int, ...]) -> dict[str, int]:
@@ -456,7 +482,7 @@ def _check_loss(wired: Wired, batch_size: int, num_steps: int) -> None:
             wired.apply, params, params, key, conditioned_batch(batch, wired.condition), progress
         ),
         params,
-        jax.eval_shape(lambda: jax.random.key(0)),
+        _key(),
         batch,
     )
     if loss.shape != (batch_size,):

@@ -229,7 +229,7 @@ Guidance: {", ".join(choices.GUIDANCE)}; joined by +, the innermost first"""
 
 AGAINST = (
     "Against: null, label:3, prompt:TEXT, weights:ema-0.99, weights:FOLDER+null, classifier:FILE, "
-    "attention:LAYERS"
+    "attention:LAYERS, blocks:block_[789]"
 )
 
 
@@ -307,7 +307,7 @@ def _parse(flag_values: flags.FlagValues, argv: list[str]) -> SimpleNamespace:
 
     # The settings of the config are flags too, and their names are only known from the file.
     location = _read(flag_values, argv, known_only=True)["config"].value or ""
-    config = config_files.load(location)
+    config = config_files.load(location, _given(argv))
     settings = config_files.settings(config)
     flag_values = copy.deepcopy(flag_values)
     for name, setting in settings.items():
@@ -331,6 +331,21 @@ def _parse(flag_values: flags.FlagValues, argv: list[str]) -> SimpleNamespace:
     values["config"] = config_files.lock(config, settings)
     values["config_name"] = config_files.name_of(location)
     return SimpleNamespace(**values)
+
+
+def _given(argv: Sequence[str]) -> dict[str, str]:
+    """The texts of all settings of the config on the command line, by dotted name.
+
+    Example:
+        >>> _given(["--config=a.py", "--config.seed=3", "-config.name", "x=y"])
+        {'config.seed': '3', 'config.name': 'x=y'}
+    """
+    given = {}
+    for word, after in zip(argv, [*argv[1:], ""], strict=True):
+        name, equals, text = word.lstrip("-").partition("=")
+        if word.startswith("-") and name.startswith("config."):
+            given[name] = text if equals else after
+    return given
 
 
 def _read(

@@ -3,11 +3,14 @@ r"""Write weights in another layout: of diffusers, of a network's authors, or of
   python -m experiments.convert --from=DiT-XL-2-256x256.pt --to=diffusers --out=DiT-XL-2
   python -m experiments.convert --from=sdxl-vae --to=authors --out=sdxl-vae-ldm
   python -m experiments.convert --from=runs/x:ema-0.999 --to=diffjax --out=weights
+  python -m experiments.convert --from=runs/tuned --to=lora --out=style
 
 --from is a file of torch or safetensors, a folder of diffusers (config.json with one file or
 shards), a pipeline of it (its transformer), a folder that this program wrote, or the folder of a
 run, whose weights are named after a colon. Numbers are not changed. What whoever reads the layout
-evaluates in another way is printed. docs/models.md has the layouts of each network.
+evaluates in another way is printed. docs/models.md has the layouts of each network. lora, lora_old
+and lora_kohya are the LoRA of a run (config.lora) in the dialects of peft and diffusers, of older
+diffusers and of kohya; other layouts have its changes in the weights.
 """
 
 import sys

@@ -8,7 +8,11 @@ r"""Encode the images of a data set once, to train on their latents.
       --codec=autoencoder_kl:path=vae.safetensors,size=sd-vae,file_sha256=HASH --store=moments \
       --flips --out=latents
 
-Of the config the data alone matter. The same command goes on after a stop: what is encoded again is
+  python -m experiments.encode_latents --config=configs/captions.py --config.data.path=IMAGES \
+      --codec=taef2:path=WEIGHTS --text=ENCODER:length=32 --out=latents
+
+Of the config the data alone matter. With `--text` the states of the captions are stored too, and
+networks are trained on them. The same command goes on after a stop: what is encoded again is
 one shard. Several processes, on one machine or on many, share the work. docs/data.md describes the
 files.
 """
@@ -26,12 +30,16 @@ from diffjax.autoencoders.encoding import FACTS, KINDS, Stored, encode
 from diffjax.data import DataSet
 from diffjax.errors import UserError
 from diffjax.evaluation.extractors.named import patches_called
+from diffjax.exchange.pipelines import is_pipeline
+from diffjax.exchange.pretrained import from_pretrained
+from diffjax.host.files import place_of
 from diffjax.host.lock import locked
 from diffjax.host.processes import in_first, is_first
 from diffjax.host.run_files import read_json
 from diffjax.host.storage import make_writable
-from diffjax.lookup import codec_called
+from diffjax.lookup import codec_called, encoder_called
 from diffjax.spec import build
+from diffjax.text import Prompts, prompts
 from diffjax.training.sharding import local_rows
 from experiments import cli, shared_flags
 
@@ -56,6 +64,10 @@ flags.DEFINE_string(
     "features", "", "store features of patches too, for REPA: a model of DINOv2 with its settings, "
     "vitb14:weights=FILE[,patches_per_side=16]", flag_values=FLAGS,
 )  # fmt: skip
+flags.DEFINE_string(
+    "text", "", "text encoder of the captions: its folder with settings, FOLDER:length=32, or the "
+    "folder of a pipeline", flag_values=FLAGS,
+)  # fmt: skip
 flags.DEFINE_integer("seed", 0, "seed of samples", lower_bound=0, flag_values=FLAGS)
 flags.DEFINE_integer(
     "shard_images", Stored.shard_images, "images of a shard", lower_bound=1, flag_values=FLAGS
@@ -75,7 +87,13 @@ def main(args: SimpleNamespace) -> None:
     dataset: DataSet = build(args.config.data, DataSet, "config.data")
     extractor = patches_called(args.features) if args.features else None
     stored = Stored(
-        args.store, args.flips, args.dtype, args.seed, args.shard_images, extractor=extractor
+        args.store,
+        args.flips,
+        args.dtype,
+        args.seed,
+        args.shard_images,
+        extractor,
+        prompts_called(args.text) if args.text else None,
     )
     in_first(lambda: make_writable(out))
     part = jax.process_index(), jax.process_count()
@@ -96,6 +114,25 @@ def main(args: SimpleNamespace) -> None:
     if is_first():
         print(summary(out, new))
         print(f"train on them by --config=configs/{args.config_name}.py:latents={out}")
+        if dataset.train.captions and not args.text:
+            print("the captions are left out: --text=FOLDER stores their states")
+
+
+def prompts_called(text: str) -> Prompts:
+    """The condition of prompts whose encoder `--text` names.
+
+    That of a pipeline is as its network takes it. An encoder alone has no token as null condition.
+
+    Raises:
+        UserError: there is no such encoder, or it has no such setting.
+    """
+    if not is_pipeline(place_of(text)):
+        return prompts(encoder_called(text), null=None)
+    condition = from_pretrained(text).parts.wired.condition
+    found = getattr(condition, "parts", {}).get("text", condition)
+    if not isinstance(found, Prompts):
+        raise UserError(f"--text={text}: this pipeline has no text encoder")
+    return found
 
 
 def summary(folder: Path, new: bool) -> str:

@@ -5,6 +5,9 @@
     FOLDER/latents_flipped.npy    the same of the mirrored images, with flips; and their variances
     FOLDER/features.npy           [N, rows, columns, numbers] of the images, for REPA
     FOLDER/labels.npy, …          what else the data have for each image, such as token states
+    FOLDER/text_states.npy, …     states, mask and pooled vector of captions, by a text encoder
+    FOLDER/captions.json          the captions themselves, in the same order
+    FOLDER/text.json              the hash and settings of the text encoder
     FOLDER/codec.json             the name, hash and settings of the codec
     FOLDER/latents.json           the data, what is stored, and the statistics of each channel
 
@@ -19,7 +22,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -34,12 +37,14 @@ from diffjax.codecs.base import images_at_once
 from diffjax.compiling import jit
 from diffjax.data.features import feature_shape
 from diffjax.data.latents import (
+    CAPTIONS,
     FACTS,
     FEATURES,
     FLIPPED,
     LABELS,
     LATENTS,
     LOG_VARIANCES,
+    TEXT,
     UNFINISHED,
     names_of,
 )
@@ -50,6 +55,8 @@ from diffjax.host.files import clear_unfinished, write_json
 from diffjax.host.processes import all_agree, in_first
 from diffjax.host.run_files import read_json
 from diffjax.host.storage import StorageError, cause, make_writable
+from diffjax.spec import as_spec, to_json
+from diffjax.text import Prompts
 
 _ENCODING, _SHARDS = "encoding.json", "shards"
 _FORMAT = 1
@@ -98,6 +105,8 @@ class Stored:
         extractor: what returns features `[B, rows, columns, numbers]` of images, which are stored
             beside the latents (`diffjax.evaluation.extractors.dinov2.dinov2_patches`); None for
             nothing.
+        text: the condition of prompts, whose encoder reads the captions of the images
+            (`diffjax.text.prompts`); None where there are none.
     """
 
     kind: str = "means"
@@ -106,6 +115,7 @@ class Stored:
     seed: int = 0
     shard_images: int = 4_096
     extractor: Any = None
+    text: Prompts | None = None
 
     def check(self, codec: Codec) -> None:
         """Refuses what a codec can't do.
@@ -123,6 +133,11 @@ class Stored:
             raise UserError(
                 f"{codec.name} has no posterior to store {self.kind} of: its latents are the "
                 "kind means"
+            )
+        if self.text is not None and not hasattr(self.text.encoder, "sha256"):
+            raise UserError(
+                "a text encoder in memory can't be recorded with the states: read it from its "
+                "folder, by diffjax.text.read_text_encoder"
             )
 
 
@@ -281,6 +296,7 @@ class _Job:
         return (
             dict.fromkeys(names, latents)
             | features
+            | self._text_shapes(number)
             | {
                 name: jax.ShapeDtypeStruct((number, *rows.shape[1:]), rows.dtype)
                 for name, rows in given.items()
@@ -293,6 +309,13 @@ class _Job:
         names = [FEATURES, f"{FEATURES}{FLIPPED}"] if self.stored.flips else [FEATURES]
         shape = number, *feature_shape(self.stored.extractor, self.dataset)
         return dict.fromkeys(names, jax.ShapeDtypeStruct(shape, np.dtype(self.stored.dtype)))
+
+    def _text_shapes(self, number: int) -> dict[str, jax.ShapeDtypeStruct]:
+        text, kind = self.stored.text, np.dtype(self.stored.dtype)
+        return {
+            name: jax.ShapeDtypeStruct(rows.shape, kind if rows.dtype == np.float32 else rows.dtype)
+            for name, rows in (text.shapes(number) if text else {}).items()
+        }
 
     def shards(self) -> list[range]:
         """The rows of each shard; none has both training and test images."""
@@ -361,6 +384,9 @@ class _Job:
             if self._file(name).exists():
                 os.replace(self._file(name), self.folder / f"{name}.npy")
         self.codec.record(self.folder)
+        if self.stored.text is not None:
+            write_json(self.folder / CAPTIONS, {"captions": captions_of(self.dataset)})
+            write_json(self.folder / TEXT, recorded_text(self.stored.text))
         kept = {name: x for name, x in facts.items() if name not in _OF_WRITING}
         write_json(self.folder / FACTS, {**kept, "statistics": sums.statistics()})
         shutil.rmtree(self.work, ignore_errors=True)
@@ -385,7 +411,8 @@ class _Job:
         for (_, rows), batch in zip(
             pieces, reading.to_iter_dataset(grain.ReadOptions(*_READING)), strict=True
         ):
-            now = len(rows), _given(batch), self._on_device(batch["image"], rows, size)
+            given = _given(batch) | self._texts(rows)
+            now = len(rows), given, self._on_device(batch["image"], rows, size)
             if before is not None:
                 yield self._on_host(*before)
             before = now
@@ -397,6 +424,17 @@ class _Job:
         of_train = rows[0] < num_train
         source: Source = self.dataset.train if of_train else self.dataset.test
         return batch_at(source, rows if of_train else rows - num_train)
+
+    def _texts(self, rows: Sequence[int]) -> dict[str, np.ndarray]:
+        """The states of the captions of images."""
+        text = self.stored.text
+        if text is None:
+            return {}
+        captions = captions_of(self.dataset)
+        with np.errstate(over="ignore"):  # Infinities are refused, with the image.
+            arrays = text.arrays(text.parse([captions[row] for row in rows]))
+            kinds = self._text_shapes(len(rows))
+            return {name: np.asarray(x, kinds[name].dtype) for name, x in arrays.items()}
 
     def _on_device(self, images: np.ndarray, rows: Sequence[int], size: int) -> dict[str, Any]:
         filled = np.minimum(np.arange(size), len(images) - 1)  # All batches have one shape.
@@ -427,12 +465,15 @@ class _Job:
         Raises:
             UserError: a latent is not finite.
         """
+        made = dict.fromkeys(names_of(vars(self.stored)), "the latent")
+        made |= {f"{FEATURES}{suffix}": "the features" for suffix in ("", FLIPPED)}
+        made |= dict.fromkeys(self._text_shapes(1), "the state of the caption")
         for name, file in files.items():
             array = np.ascontiguousarray(batch[name])
-            if name.startswith((LATENTS, LOG_VARIANCES, FEATURES)):
+            if name in made:
                 finite = np.isfinite(array).reshape(len(array), -1).all(1)
                 if not finite.all():
-                    what = "the features" if name.startswith(FEATURES) else "the latent"
+                    what = made[name]
                     raise UserError(
                         f"{what} of image {rows[int(np.argmin(finite))]} is not finite in "
                         f"{self.stored.dtype}"
@@ -517,10 +558,13 @@ def _facts(dataset: DataSet, codec: Codec, stored: Stored) -> dict[str, Any]:
         if len(source) and "source" in source.gather([0]):
             raise UserError(f"{dataset.name} has pairs of images; latents of pairs are not stored")
     _ = codec.params  # Read, or refused.
-    extractor, features = stored.extractor, {}
+    extractor, text, features = stored.extractor, stored.text, {}
+    if text is not None:
+        _check_captions(dataset)
+        features = {"text_sha256": text.encoder.sha256}
     if extractor is not None:
         _ = feature_shape(extractor, dataset)
-        features = {"features": extractor.name, "features_sha256": extractor.sha256}
+        features |= {"features": extractor.name, "features_sha256": extractor.sha256}
     return {
         "format": _FORMAT,
         "data": dataset.name,
@@ -533,9 +577,30 @@ def _facts(dataset: DataSet, codec: Codec, stored: Stored) -> dict[str, Any]:
         "codec": codec.name,
         "codec_sha256": codec.sha256,
         "latent_shape": list(shape),
-        **{name: x for name, x in vars(stored).items() if name != "extractor"},
+        **{name: x for name, x in vars(stored).items() if name not in ("extractor", "text")},
         **features,
     }
+
+
+def captions_of(dataset: DataSet) -> list[str]:
+    """The captions of all images, those for training first."""
+    return [*dataset.train.captions, *dataset.test.captions]
+
+
+def _check_captions(dataset: DataSet) -> None:
+    number, found = len(dataset.train) + len(dataset.test), len(captions_of(dataset))
+    if number != found:
+        raise UserError(
+            f"{dataset.name} has {found} captions of {number} images: a text encoder reads the "
+            "captions of data such as diffjax.data.captioned_folder"
+        )
+
+
+def recorded_text(text: Prompts) -> dict[str, Any]:
+    """What a folder of latents records of its text encoder."""
+    sha256 = text.encoder.sha256
+    spec_of_text = as_spec(replace(text, sha256=sha256))
+    return {"sha256": sha256, "spec": json.loads(to_json(spec_of_text))}
 
 
 def _check_same(found: Mapping[str, Any] | None, facts: Mapping[str, Any], folder: Path) -> None:

@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, ClassVar
@@ -17,6 +17,7 @@ from diffjax.compiling import jit
 from diffjax.errors import UserError
 from diffjax.host.files import write_whole
 from diffjax.models.autoencoder_kl.network import Posterior
+from diffjax.models.seamless import circular
 from diffjax.shapes import Array, Images, Latents
 from diffjax.spec import as_spec, to_json
 
@@ -111,6 +112,14 @@ class Codec:
         """The distribution of the latents of images, of a `stochastic` codec."""
         raise NotImplementedError
 
+    def seamless(self, axes: str) -> "Codec":
+        """The same codec for images that continue at their opposite side (`models.seamless`).
+
+        Args:
+            axes: a name in `diffjax.models.seamless.AXES`.
+        """
+        return Seamless(self, axes)
+
     @property
     def facts(self) -> dict[str, str]:
         """The name and hash, for the provenance of metrics."""
@@ -180,6 +189,11 @@ class Codec:
 
         return cache(copied)
 
+    def release(self) -> None:
+        """Frees the weights, here and on devices; the next use reads them again."""
+        for name in ("params", "params_on"):
+            self.__dict__.pop(name, None)
+
     def _in_batches(
         self, which: str, x: Any, shape: Shape, at_once: int, place: NamedSharding | None
     ) -> np.ndarray:
@@ -226,11 +240,43 @@ class Around(Codec):
     def params(self) -> Any:
         return self.codec.params
 
+    def release(self) -> None:
+        super().release()
+        self.codec.release()
+
     def latent_shape(self, image_shape: Shape) -> Shape:
         return self.codec.latent_shape(image_shape)
 
     def image_shape(self, latent_shape: Shape) -> Shape:
         return self.codec.image_shape(latent_shape)
+
+    def seamless(self, axes: str) -> Codec:
+        return replace(self, codec=self.codec.seamless(axes))  # pyright: ignore
+
+
+@dataclass(frozen=True)
+class Seamless(Around):
+    """A codec whose convolutions wrap around.
+
+    Attributes:
+        codec: the codec.
+        axes: a name in `diffjax.models.seamless.AXES`.
+    """
+
+    codec: Codec
+    axes: str = "both"
+
+    def encode(self, params: Any, images: Images) -> Latents:
+        with circular(self.axes):
+            return self.codec.encode(params, images)
+
+    def decode(self, params: Any, latents: Latents) -> Images:
+        with circular(self.axes):
+            return self.codec.decode(params, latents)
+
+    def posterior(self, params: Any, images: Images) -> Posterior:
+        with circular(self.axes):
+            return self.codec.posterior(params, images)
 
 
 class _Unchanged(Codec):
@@ -252,6 +298,9 @@ class _Unchanged(Codec):
         return lambda images: images
 
     decoder = encoder
+
+    def seamless(self, axes: str) -> Codec:
+        return self
 
 
 @dataclass(frozen=True)

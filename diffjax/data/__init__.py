@@ -1,6 +1,7 @@
 """Data sets, sources of images, and the input pipeline."""
 
 from diffjax.data.augment import Augment
+from diffjax.data.captions import captioned_folder
 from diffjax.data.features import featured
 from diffjax.data.folder import image_folder
 from diffjax.data.given import GivenSource
@@ -8,6 +9,7 @@ from diffjax.data.idx import fashion_mnist, idx_images, mnist
 from diffjax.data.latents import LatentSource, latents
 from diffjax.data.pairs import Coarse, PairSource, TranslatedSource, pairs, translation
 from diffjax.data.pipeline import (
+    all_captions,
     all_examples,
     all_images,
     batches,
@@ -15,6 +17,7 @@ from diffjax.data.pipeline import (
     to_float,
     to_uint8,
 )
+from diffjax.data.resolutions import downscaled, upscaling
 from diffjax.data.sources import ArraySource, Batch, DataSet, Example, Source, digits
 from diffjax.data.tfds import tfds_images
 from diffjax.data.toys import colours, colours_distance
@@ -31,12 +34,15 @@ __all__ = [
     "PairSource",
     "Source",
     "TranslatedSource",
+    "all_captions",
     "all_examples",
     "all_images",
     "batches",
+    "captioned_folder",
     "colours",
     "colours_distance",
     "digits",
+    "downscaled",
     "eval_batches",
     "fashion_mnist",
     "featured",
@@ -49,4 +55,5 @@ __all__ = [
     "to_float",
     "to_uint8",
     "translation",
+    "upscaling",
 ]

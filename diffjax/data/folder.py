@@ -32,6 +32,7 @@ _MODES = {1: "L", 3: "RGB"}
 # JPEG includes the files of some cameras (MPO), and PPM includes PGM.
 _FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 _PNG_DEPTH = 24  # the position of the bit depth in a PNG file, in bytes
+_ORIENTATION, _ON_ITS_SIDE = 274, (5, 6, 7, 8)  # the tag of cameras, and values for such pictures
 _BITS_PER_SAMPLE = 258  # the tag of the bit depth in a TIFF file
 
 BACKGROUND = "white"
@@ -102,7 +103,7 @@ def image_folder(
         shape,
         len(names),
         names,
-        notes=_note_on_size(root, files, image_size),
+        notes=note_on_size(root, files, image_size),
     )
 
 
@@ -139,7 +140,25 @@ def _list_images(root: Path) -> tuple[list[str], np.ndarray, tuple[str, ...]]:
     return [file for files in classes.values() for file in files], labels, tuple(classes)
 
 
-def _note_on_size(root: Path, files: Sequence[str], image_size: int) -> tuple[str, ...]:
+def images_in(root: Path) -> list[str]:
+    """The images in a folder at any depth, relative to it and sorted, whatever its subfolders mean.
+
+    Raises:
+        UserError: the folder is missing, unreadable or without images; a link leads nowhere or to a
+            folder above it.
+    """
+    if not root.is_dir():
+        raise UserError(f"no folder {root}: set data.path to a folder of images")
+    try:
+        files = sorted(file.relative_to(root).as_posix() for file in _images_below(root, ()))
+    except OSError as error:
+        raise UserError(f"can't read {error.filename or root}: {error.strerror}") from None
+    if not files:
+        raise UserError(f"{root} holds no images ({' '.join(_SUFFIXES)})")
+    return files
+
+
+def note_on_size(root: Path, files: Sequence[str], image_size: int) -> tuple[str, ...]:
     """A note if images have to be enlarged, judged by at most 256 of them."""
     looked_at = [_shorter_side(root / files[int(row)]) for row in evenly(len(files))]
     sides = np.array([side for side in looked_at if side])
@@ -158,12 +177,19 @@ def _note_on_size(root: Path, files: Sequence[str], image_size: int) -> tuple[st
 
 def _shorter_side(file: Path) -> int:
     """The shorter side in pixels, without decoding the image; 0 where the file can't be read."""
+    return min(size_of(file))
+
+
+def size_of(file: Path) -> tuple[int, int]:
+    """Height and width in pixels, upright, without decoding the image; 0 where it can't be read."""
     try:
         with Image.open(file, formats=_FORMATS) as image:
-            return min(image.size)
+            turned = image.getexif().get(_ORIENTATION, 1) in _ON_ITS_SIDE
+            width, height = image.size
+            return (width, height) if turned else (height, width)
     # As in `read_image`.
     except Exception:
-        return 0
+        return 0, 0
 
 
 def _images_below(folder: Path, above: tuple[Path, ...]) -> list[Path]:
@@ -203,23 +229,25 @@ def _is_image(path: Path) -> bool:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class FolderSource(Source):
-    """A source of image files of any size, cropped and resized to squares.
+    """A source of image files of any size, cropped and resized to one.
 
     Args:
         root: the folder.
         files: paths relative to `root`.
         labels: int32 `[N]`.
-        image_size: the side of the resized images in pixels.
+        image_size: the side of the resized images in pixels, or height and width.
         channels: 1 or 3.
         background: the colour behind transparent pixels.
+        captions: a text for each image, or none.
     """
 
     root: Path
     files: tuple[str, ...]
     labels: np.ndarray
-    image_size: int
+    image_size: int | tuple[int, int]
     channels: int
     background: str = BACKGROUND
+    captions: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.files)
@@ -230,7 +258,7 @@ class FolderSource(Source):
         return {"image": image, "label": int(self.labels[index])}
 
     def fingerprint(self) -> str:
-        """SHA-256 of the files' names, sizes and labels, and of a sample of their bytes.
+        """SHA-256 of the files' names, sizes, labels and captions, and of some of their bytes.
 
         It also depends on how images are resized. The sample is that of `hash_parts`.
         """
@@ -243,6 +271,8 @@ class FolderSource(Source):
             except OSError as error:
                 raise UserError(f"can't read {file}: {error.strerror}") from None
             digest.update(line.encode(errors="surrogateescape"))
+        for caption in self.captions:
+            digest.update(f"{caption}\n".encode())
         hash_parts(digest, [self.root / self.files[row] for row in evenly(len(self.files))])
         return digest.hexdigest()
 
@@ -264,11 +294,11 @@ def check_colour(colour: str) -> None:
 def read_image(
     file: Path | BinaryIO,
     where: str,
-    image_size: int = 0,
+    image_size: int | tuple[int, int] = 0,
     channels: int = 3,
     background: str = BACKGROUND,
 ) -> np.ndarray:
-    """Decodes an image, crops its central square and resizes it.
+    """Decodes an image, crops its centre to the wanted aspect ratio and resizes it.
 
     Images are reduced by area averaging (Pillow's box filter) and enlarged by bicubic
     interpolation. The orientation tag of cameras is applied, and the first frame of an animation is
@@ -278,7 +308,7 @@ def read_image(
     Args:
         file: a path or an open file.
         where: the name of the file in errors.
-        image_size: the side in pixels; 0 keeps the image as it is.
+        image_size: the side of a square in pixels, or height and width; 0 keeps the image as it is.
         channels: 3 for colour, 1 for grey.
         background: a colour by name or as `#rrggbb`.
 
@@ -306,7 +336,8 @@ def read_image(
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(f"can't read image {where}: {reason}") from None
     if image_size:
-        image = _square(image, image_size)
+        sides = (image_size, image_size) if isinstance(image_size, int) else image_size
+        image = _fitted(image, *sides)
     return np.asarray(image).reshape(image.height, image.width, channels)
 
 
@@ -339,9 +370,12 @@ def _colour_bits(image: ImageFile.ImageFile) -> int:
     return 8
 
 
-def _square(image: Image.Image, size: int) -> Image.Image:
-    side = min(image.size)
-    left, top = (image.width - side) // 2, (image.height - side) // 2
-    image = image.crop((left, top, left + side, top + side))
-    filter_ = Image.Resampling.BOX if side > size else Image.Resampling.BICUBIC
-    return image if side == size else image.resize((size, size), filter_)
+def _fitted(image: Image.Image, height: int, width: int) -> Image.Image:
+    # The larger side is cropped, rounded, so that a square is cropped to a square.
+    high = min(image.height, round(image.width * height / width))
+    wide = min(image.width, round(image.height * width / height))
+    left, top = (image.width - wide) // 2, (image.height - high) // 2
+    image = image.crop((left, top, left + wide, top + high))
+    filter_ = Image.Resampling.BOX if wide > width else Image.Resampling.BICUBIC
+    same = image.size == (width, height)
+    return image if same else image.resize((width, height), filter_)

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from diffjax.data.fingerprints import evenly
 from diffjax.data.sources import Batch, Example, Source
 from diffjax.errors import UserError
 
@@ -17,11 +18,12 @@ class GivenSource(Source):
 
     The arrays have the names that the data set's condition looks for in a batch
     (`Condition.shapes`). Arrays `[N, H, W, C]` are images: augmentation changes them as it changes
-    the source's own, and uint8 becomes [-1, 1].
+    the source's own, and uint8 becomes [-1, 1]. Arrays of float16 become float32 in a batch.
 
     Args:
         images: the source of N images.
         arrays: by name, N rows each.
+        captions: a text for each image; by default those of the source.
 
     Raises:
         UserError: an array has another number of rows.
@@ -36,8 +38,10 @@ class GivenSource(Source):
 
     images: Source
     arrays: Mapping[str, np.ndarray]
+    captions: Sequence[str] = ()
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "captions", self.captions or self.images.captions)
         for name, rows in self.arrays.items():
             if len(rows) != len(self.images):
                 raise UserError(f"{len(self.images)} images have {len(rows)} rows of {name}")
@@ -50,21 +54,31 @@ class GivenSource(Source):
 
     def gather(self, rows: Sequence[int] | np.ndarray) -> Batch:
         batch: Any = self.images.gather(rows)
-        batch |= {name: array[rows] for name, array in self.arrays.items()}
-        return batch
+        return batch | self._given(rows)
 
     def draw(self, rows: Sequence[int] | np.ndarray, uniforms: np.ndarray) -> Batch:
         batch: Any = self.images.draw(rows, uniforms)
-        return batch | {name: array[rows] for name, array in self.arrays.items()}
+        return batch | self._given(rows)
+
+    def _given(self, rows: Sequence[int] | np.ndarray) -> dict[str, np.ndarray]:
+        found = {name: np.asarray(array[rows]) for name, array in self.arrays.items()}
+        return {
+            name: some.astype(np.float32) if some.dtype == np.float16 else some
+            for name, some in found.items()
+        }
 
     @property
     def pixels(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
         return self.images.pixels
 
     def fingerprint(self) -> str:
-        """SHA-256 of the images' fingerprint and of the arrays."""
+        """SHA-256 of the images' fingerprint and of the arrays.
+
+        Of an array in a file (`numpy.memmap`) it is of 256 rows, evenly spaced.
+        """
         digest = hashlib.sha256(self.images.fingerprint().encode())
         for name, array in sorted(self.arrays.items()):
             digest.update(f"{name} {array.dtype} {array.shape}".encode())
-            digest.update(np.ascontiguousarray(array).data)
+            some = array[evenly(len(array))] if isinstance(array, np.memmap) else array
+            digest.update(np.ascontiguousarray(some).data)
         return digest.hexdigest()

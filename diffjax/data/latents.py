@@ -35,6 +35,8 @@ from diffjax.kinds import NotNegative, Positive
 from diffjax.spec import from_json, spec
 
 FACTS, UNFINISHED = "latents.json", "unfinished"
+CAPTIONS, TEXT = "captions.json", "text.json"
+"""The files of captions, and of the text encoder that has read them."""
 LATENTS, LOG_VARIANCES, LABELS, FLIPPED = "latents", "log_variances", "labels", "_flipped"
 FEATURES = "features"
 """The name of files and, in a batch, of features of the images, `[B, rows, columns, numbers]`."""
@@ -199,13 +201,14 @@ def latents(
             `scale=0.5`).
         sample: whether training draws latents from their posteriors, where moments are stored; else
             it takes the means.
-        given: the condition of the images, where it is not their classes; its arrays lie in the
-            folder, by their names in a batch.
+        given: the condition of the images, where it is not their classes, such as `Prompts`; its
+            arrays lie in the folder, by their names in a batch.
         label_names: of the classes, where the folder has none: `imagenet`, or "" for their numbers.
 
     Raises:
         UserError: the files are missing; their arrays have other names, types or shapes, such as
-            channels before the pixels (`check_channels_last`); or another codec encoded them.
+            channels before the pixels (`check_channels_last`); or another codec, or another text
+            encoder than that of the condition, encoded them.
 
     References:
         Rombach et al. 2022, arXiv:2112.10752, appendix G; Karras et al. 2024, arXiv:2312.02696,
@@ -217,6 +220,7 @@ def latents(
             "experiments.encode_latents, or latents.npy and labels.npy (docs/data.md)"
         )
     facts = _facts(place_of(path))
+    text_notes = _check_text(given, place_of(path))
     num_classes = facts.get("num_classes", num_classes)
     further = [] if given is None else [key for key in given.shapes(1) if key != "label"]
     arrays, stamp = _read(place_of(path), bool(num_classes), further)
@@ -236,9 +240,14 @@ def latents(
     if not sample:
         drawn.pop(LOG_VARIANCES, None)
 
+    captions = _captions(place_of(path), len(array)) if further else []
+
     def source(rows: np.ndarray) -> Source:
         own = LatentSource(array, labels, rows, factor, stamp, shift, drawn)
-        return GivenSource(own, {k: _rows(arrays[k], rows) for k in further}) if further else own
+        if not further:
+            return own
+        texts = tuple(captions[row] for row in rows) if captions else ()
+        return GivenSource(own, {k: _rows(arrays[k], rows) for k in further}, texts)
 
     train, test = stratified_split(labels, test_fraction, split_seed) if split is None else split
     recorded = _recorded_codec(arrays.get(_CODEC), path)
@@ -249,7 +258,7 @@ def latents(
         (height, width, channels),
         num_classes,
         label_names=tuple(facts.get("label_names") or _label_names(label_names, num_classes)),
-        notes=_check_codec(codec, recorded, path),
+        notes=(*_check_codec(codec, recorded, path), *text_notes),
         codec=Unstated() if codec is None else ScaledLatents(codec, factor, shift),
         given=given,
     )
@@ -258,10 +267,12 @@ def latents(
 
 
 def latents_in(folder: str) -> ConfigDict:
-    """The config of the data in a folder that `experiments.encode_latents` wrote, with its codec.
+    """The config of the data in a folder that `experiments.encode_latents` wrote.
+
+    It has their codec and, where captions were encoded, the condition of prompts with its encoder.
 
     Raises:
-        UserError: it is no such folder, or its codec is not one of diffjax's.
+        UserError: it is no such folder, or its parts are not diffjax's.
 
     Example:
         >>> import tempfile
@@ -280,8 +291,10 @@ def latents_in(folder: str) -> ConfigDict:
             f"there is no {place / RECORD}: write latents by python -m experiments.encode_latents"
         )
     codec = from_json(json.dumps(recorded.get("spec")))
+    text = read_json(place / TEXT)
+    given = None if text is None else from_json(json.dumps(text.get("spec")))
     with codec.unlocked():
-        return spec(latents, path=folder, codec=codec)
+        return spec(latents, path=folder, codec=codec, given=given)
 
 
 def _rows(array: np.ndarray, rows: np.ndarray) -> np.ndarray:
@@ -418,6 +431,33 @@ def _check_codec(
             f"data.codec {codec.name} ({codec.sha256[:12]}): take the codec that encoded them"
         )
     return ()
+
+
+def _check_text(given: Condition | None, path: Path) -> tuple[str, ...]:
+    """Refuses a text encoder that did not encode the captions; returns notes."""
+    recorded = read_json(path / TEXT) if path.is_dir() else None
+    if recorded is None:
+        return ()
+    if given is None:
+        return (f"the captions in {path} are not used: data.given is not set",)
+    needed = getattr(given, "sha256", "")
+    if needed and needed != recorded.get("sha256"):
+        raise UserError(
+            f"a text encoder of sha256 {str(recorded.get('sha256'))[:12]} has read the captions in "
+            f"{path}, and data.given is of {needed[:12]}: encode them again elsewhere"
+        )
+    return ()
+
+
+def _captions(path: Path, number: int) -> list[str]:
+    """The captions in a folder of latents, if there are any."""
+    recorded = read_json(path / CAPTIONS) if path.is_dir() else None
+    if recorded is None:
+        return []
+    found = recorded.get("captions")
+    if not isinstance(found, list) or len(found) != number or {*map(type, found)} - {str}:
+        raise UserError(f"{path / CAPTIONS} is damaged: it has a list of {number} texts")
+    return found
 
 
 def names_of(facts: Mapping[str, Any]) -> list[str]:

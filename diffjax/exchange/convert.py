@@ -8,16 +8,27 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
+from ml_collections import ConfigDict
 
 from diffjax.codecs.autoencoders import FOLDER as VAE
 from diffjax.errors import UserError, nearest
 from diffjax.exchange.own_folders import is_own, read_own, write_own
-from diffjax.exchange.pipelines import NETWORKS, part_names, part_of, reads_prompts
+from diffjax.exchange.pipelines import (
+    DENOISERS,
+    NETWORKS,
+    part_names,
+    part_of,
+    reads_prompts,
+    texts_of,
+)
 from diffjax.exchange.pretrained import recognised
+from diffjax.exchange.schedulers import prediction_of, schedule_of
 from diffjax.host.files import place_of, write_json
 from diffjax.host.processes import to_host
 from diffjax.host.run_files import read_json
 from diffjax.models.families import AUTHORS, DIFFUSERS, LAYOUTS
+from diffjax.models.loras import published_changes
+from diffjax.models.unet import UNet
 from diffjax.pretrained.family import Denoiser, Family
 from diffjax.pretrained.files import write_safetensors
 from diffjax.pretrained.folders import (
@@ -28,12 +39,15 @@ from diffjax.pretrained.folders import (
     read_weights,
     write_folder,
 )
+from diffjax.pretrained.lora_writer import DIALECTS, FILE, write_lora
 from diffjax.pretrained.torch_writer import write_torch
 from diffjax.runs.initial import by_path, check_same, is_run
-from diffjax.runs.load import load
+from diffjax.runs.load import Run, load
+from diffjax.spec import TARGET, to_json
 
 OWN = "diffjax"
-TARGETS = (DIFFUSERS, AUTHORS, OWN)
+SCHEDULER, SCHEDULER_FILE = "scheduler", "scheduler_config.json"
+TARGETS = (DIFFUSERS, AUTHORS, OWN, *DIALECTS)
 """The names of the layouts that can be written."""
 FORMATS: Mapping[str, tuple[str, Callable[[Path, Mapping[str, Any]], None]]] = {
     "torch": ("pt", write_torch),
@@ -66,6 +80,7 @@ class Given(NamedTuple):
         origin: what they were read from, in words.
         config: the entries of `config.json` of a folder of diffusers.
         left_out: the names of parameters that are not the network's.
+        run: the config of the run that they are of.
     """
 
     network: Any
@@ -73,6 +88,7 @@ class Given(NamedTuple):
     origin: str
     config: Mapping[str, Any] = {}
     left_out: tuple[str, ...] = ()
+    run: ConfigDict | None = None
 
 
 def convert(
@@ -93,8 +109,13 @@ def convert(
     | `diffusers` | `config.json` and `diffusion_pytorch_model.safetensors`, or shards of 10 GB |
     | `authors` | `weights.pt` as `torch.save` writes it, or `weights.safetensors`; of TAESD two |
     | `diffjax` | `config.json` and `weights.safetensors`, with the names of the parameters here |
+    | `lora` | `pytorch_lora_weights.safetensors`, the LoRA of a run in the dialect of peft |
+    | `lora_old` | the same in the dialect of older diffusers, whose scale is in its numbers |
+    | `lora_kohya` | the same in the dialect of kohya, of Flux and SD 3 with the authors' names |
 
-    Of a pipeline that reads prompts `diffusers` is the whole pipeline.
+    Of a pipeline that reads prompts, or of a run that began with one (`config.init_from`),
+    `diffusers` is the whole pipeline; the network of the run takes the place of the pipeline's.
+    Other layouts than those of LoRA have the changes of a run with LoRA in its weights.
 
     Args:
         source: a file of torch or safetensors, a folder of diffusers or a pipeline, a folder that
@@ -128,7 +149,16 @@ def convert(
         raise UserError(f"can't write {out}: there is no folder {place.absolute().parent}")
     if to == DIFFUSERS and reads_prompts(place_of(source)):
         return _whole_pipeline(place_of(source), place)
+    if to in DIALECTS:
+        return _lora(source, to, place, allowed_packages)
     given = _of_folder(source, allowed_packages) or _of_file(source, family, settings, part)
+    if to == DIFFUSERS and given.run and texts_of(place_of(given.run.init_from)):
+        return _whole_pipeline(place_of(given.run.init_from), place, given)
+    return _written(given, to, place, file_format)
+
+
+def _written(given: Given, to: str, place: Path, file_format: str = "torch") -> list[str]:
+    """Writes weights in a layout; returns the lines of `convert`."""
     module = _module(given.network)
     count = sum(leaf.size for leaf in jax.tree.leaves(given.params))
     lines = [f"{type(module).__name__}, {count:,} parameters, of {given.origin}"]
@@ -150,11 +180,16 @@ def convert(
             for name, tensors in _by_file(layout, state).items():
                 write(place / f"{name}.{suffix}", tensors)
     names = ", ".join(sorted(file.name for file in place.iterdir()))
-    return [*lines, f"{to}: {names} in {out}"]
+    return [*lines, f"{to}: {names} in {place}"]
 
 
-def _whole_pipeline(pipeline: Path, out: Path) -> list[str]:
+def _whole_pipeline(pipeline: Path, out: Path, tuned: Given | None = None) -> list[str]:
     """Writes all parts of a pipeline: networks through the parameters here, other files as copies.
+
+    Args:
+        pipeline: the folder.
+        out: where to write.
+        tuned: the weights of a run in the place of its network.
 
     Raises:
         UserError: a part is missing, can't be read, or `out` can't be written.
@@ -164,7 +199,14 @@ def _whole_pipeline(pipeline: Path, out: Path) -> list[str]:
         out.mkdir(exist_ok=True)
         for name in part_names(entries):
             folder = part_of(pipeline, name)
-            if name in NETWORKS:
+            if tuned and name in DENOISERS:
+                known = read_weights(folder).config
+                there = _written(tuned._replace(config=known), DIFFUSERS, out / name)
+                lines += [f"{name}: {line}" for line in there]
+            elif tuned and tuned.run and name == SCHEDULER:
+                shutil.copytree(folder, out / name)
+                lines += _scheduled(out / name / SCHEDULER_FILE, tuned.run)
+            elif name in NETWORKS:
                 lines += [f"{name}: {line}" for line in convert(str(folder), DIFFUSERS, out / name)]
             else:
                 shutil.copytree(folder, out / name)
@@ -173,6 +215,33 @@ def _whole_pipeline(pipeline: Path, out: Path) -> list[str]:
     except OSError as error:
         raise UserError(f"can't write {out}: {error.strerror}") from error
     return [*lines, f"{DIFFUSERS}: a pipeline in {out}"]
+
+
+def _scheduled(file: Path, config: ConfigDict) -> list[str]:
+    """Writes what a run's network predicts to a scheduler's config, and returns lines on that."""
+    entries = read_object(file)
+    there = schedule_of(entries, str(file))
+    path, target = config.path, config.precond.target
+    if to_json(path) != to_json(there.path):
+        return [f"unlike: the {SCHEDULER} has another path than the {path[TARGET]} of the run"]
+    if to_json(target) == to_json(there.target):
+        return [f"{SCHEDULER}: copied"]
+    if not (kind := prediction_of(target)):
+        return [f"unlike: the {SCHEDULER} has no name for the target {target[TARGET]} of the run"]
+    write_json(file, {**entries, "prediction_type": kind})
+    return [f"{SCHEDULER}: copied, with prediction_type={kind}"]
+
+
+def layout_of_lora(module: Any, dialect: str) -> tuple[Family, str]:
+    """The layout whose names a dialect has for the layers of a network, and its folder's name.
+
+    Raises:
+        UserError: the network has no such layout.
+    """
+    if isinstance(module, UNet):
+        return _layout(module, DIFFUSERS), "unet"
+    # Kohya's trainer has the networks of the authors, but for the U-Net.
+    return _layout(module, AUTHORS if dialect == "lora_kohya" else DIFFUSERS), "transformer"
 
 
 def _by_file(layout: Family, state: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
@@ -198,17 +267,45 @@ def _of_folder(source: str, allowed_packages: tuple[str, ...]) -> Given | None:
     place = place_of(source)
     if (place / VAE / CONFIG).is_file() and not (place / PIPELINE).is_file():
         return _of_file(str(place / VAE), None, {}, "")  # Of a run that trained an autoencoder.
-    folder, colon, weights = source.rpartition(":")
     if is_run(place) and "autoencoder" in (read_json(place / CONFIG) or {}):
         raise UserError(
             f"{source} has no autoencoder yet: experiments.train_autoencoder writes {VAE} at its "
             "end; the same command goes on"
         )
-    if is_run(place):
-        return _of_run(place, None, allowed_packages)
-    if colon and not place.exists() and is_run(place_of(folder)):
-        return _of_run(place_of(folder), weights, allowed_packages)
+    if run := _run(source, allowed_packages):
+        return _of_run(run)
     return _of_own(place, allowed_packages) if is_own(place) else None
+
+
+def _run(source: str, allowed_packages: tuple[str, ...]) -> Run | None:
+    """The run of a folder, with the weights after a colon; None if it is none."""
+    place, (folder, colon, weights) = place_of(source), source.rpartition(":")
+    if is_run(place):
+        return load(place, allowed_packages=allowed_packages)
+    if colon and not place.exists() and is_run(place_of(folder)):
+        return load(place_of(folder), weights=weights, allowed_packages=allowed_packages)
+    return None
+
+
+def _lora(source: str, to: str, out: Path, allowed_packages: tuple[str, ...]) -> list[str]:
+    """Writes the LoRA of a run as a file.
+
+    Raises:
+        UserError: it is no run with LoRA, or the names of its layers are not known elsewhere.
+    """
+    run = _run(source, allowed_packages)
+    if run is None or not run.parts.wired.lora.rank:
+        raise UserError(f"{source} is no run with LoRA (config.lora.rank), so it has none for {to}")
+    denoiser, lora = run.parts.denoiser, run.parts.wired.lora
+    layout, folder = layout_of_lora(denoiser.network, to)
+    changes = published_changes(to_host(run.weights()), lora.scale, layout, denoiser)
+    out.mkdir(exist_ok=True)
+    write_lora(out / FILE, changes, DIALECTS[to], folder)
+    return [
+        f"LoRA of {len(changes)} layers, rank {lora.rank}, of {source}, weights "
+        f"{run.config.weights} of step {run.step}",
+        f"{to}: {FILE} in {out}",
+    ]
 
 
 def _of_file(source: str, family: str | None, settings: Mapping[str, Any], part: str) -> Given:
@@ -220,13 +317,13 @@ def _of_file(source: str, family: str | None, settings: Mapping[str, Any], part:
     return Given(found.network, found.params(), origin, config)
 
 
-def _of_run(folder: Path, weights: str | None, allowed_packages: tuple[str, ...]) -> Given:
-    run = load(folder, weights=weights, allowed_packages=allowed_packages)
-    params = to_host(run.weights())
+def _of_run(run: Run) -> Given:
+    params = to_host(run.merged())
     learned = tuple(run.parts.wired.objective.init_params(jax.random.key(0)))
-    origin = f"{folder}, weights {run.config.weights} of step {run.step}"
+    merged = ", LoRA merged" if run.parts.wired.lora.rank else ""
+    origin = f"{run.workdir}, weights {run.config.weights} of step {run.step}{merged}"
     own = {name: value for name, value in params.items() if name not in learned}
-    return Given(run.parts.denoiser, own, origin, left_out=learned)
+    return Given(run.parts.denoiser, own, origin, left_out=learned, run=run.config)
 
 
 def _of_own(folder: Path, allowed_packages: tuple[str, ...]) -> Given:

@@ -1,11 +1,15 @@
 """Published networks as runs: read from their files, with the recipe of their authors."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence, Set
+from dataclasses import dataclass, field, replace
 from functools import cache, cached_property, lru_cache
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
+import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -15,29 +19,40 @@ from diffjax.codecs.autoencoder_kl import AutoencoderKL
 from diffjax.codecs.autoencoders import codec_at
 from diffjax.conditions import Condition, ImageEmbeddings, Images, Several
 from diffjax.conditions.classes import Unconditional, of_classes
-from diffjax.data import image_folder, latents
+from diffjax.data import DataSet, image_folder, latents
 from diffjax.data.imagenet import label_names
 from diffjax.defaults import experiment
 from diffjax.errors import UserError, nearest
 from diffjax.evaluation.extractors.features import pixel_features
 from diffjax.exchange.classifiers import read_classifier
+from diffjax.exchange.few_steps import FewSteps, few_steps
 from diffjax.exchange.own_folders import is_own
 from diffjax.exchange.pipelines import (
+    NO_COMPONENTS,
+    SCHEDULER,
+    Components,
+    check_components,
     codec_of,
+    components_of,
     is_pipeline,
     part_of,
     prompts_of,
     sets_times,
+    shift_depends_on_steps,
     texts_of,
 )
 from diffjax.exchange.priors import ImagePrior, prior_prompts
 from diffjax.exchange.schedulers import Schedule, schedule_of
+from diffjax.exchange.single_files import components_in, prompts_in, scheduler_of, texts_in
 from diffjax.host.files import place_of
 from diffjax.models.autoencoder_kl.published import has_autoencoder
 from diffjax.models.families import Found, found_in, networks_in, settings_of
+from diffjax.models.layers import compute_type
 from diffjax.models.loras import with_loras
+from diffjax.models.stable_diffusion.network import StableDiffusionUNet
+from diffjax.objectives.distilled import Distilled
 from diffjax.pretrained.family import Denoiser, Family, Published
-from diffjax.pretrained.folders import Contents, read_object, read_weights
+from diffjax.pretrained.folders import CONFIG, Contents, denoiser_of, read_object, read_weights
 from diffjax.pretrained.lora import NETWORK, Lora, read_lora
 from diffjax.pretrained.placing import placed_like
 from diffjax.runs.initial import is_run, weights_sha256
@@ -45,7 +60,7 @@ from diffjax.runs.load import Run, load
 from diffjax.runs.model import Model
 from diffjax.runs.parts import build_parts
 from diffjax.sampling.guidance import CLASSIFIER
-from diffjax.spec import as_spec, check_arguments, choose, spec
+from diffjax.spec import TARGET, as_spec, check_arguments, choose, spec, to_json
 from diffjax.training.sharding import make_mesh
 from diffjax.training.state import LIVE, TrainState
 
@@ -95,18 +110,36 @@ class Pretrained(Run):
         file: the file or folder that it was read from.
         family: the name of its family, such as `DiT`.
         published: how it was trained, and how its authors sample it.
-        loras: the files of LoRA whose changes its weights have.
+        components: what was given in the place of components of a pipeline.
     """
 
     file: Path = Path()
     family: str = ""
     published: Published | None = None
-    loras: tuple[Lora, ...] = ()
+    components: Components = field(default_factory=dict)
 
     @property
     def params(self) -> Any:
         """The parameters, `weights()`."""
         return self.weights()
+
+    def dataset(self, path: str | None = None) -> DataSet:
+        """What samples are compared with: a folder of latents, or of pictures of any size.
+
+        Args:
+            path: the folder. Pictures are cut and resized to those that the model draws, which are
+                square.
+
+        Raises:
+            UserError: there is no such folder, or it has neither latents of this codec nor
+                pictures.
+        """
+        codec = self.parts.codec
+        height, width, channels = codec.image_shape(self.parts.wired.image_shape)
+        of_pictures = codec.bounded and not codec.pixels and height == width
+        if path is None or not of_pictures or (place_of(path) / "latents.npy").exists():
+            return super().dataset(path)
+        return image_folder(path, image_size=height, channels=channels)
 
     def _find(self, name: str) -> Model:
         if name.startswith(CLASSIFIER):
@@ -132,9 +165,13 @@ class Pretrained(Run):
             "target": repr(wired.precond.target),
             "noise_label": repr(wired.precond.noise_label),
             "learned_variance": wired.objective.traits.learned_variance,
-            "network": _settings(wired.network),
+            "network": json.loads(to_json(ConfigDict(as_spec(_settings(wired.network))))),
             "guidance": repr(wired.recipe.guidance),
             "loras": [lora.facts for lora in self.loras],
+            "components": {
+                name: dict(value) if name == SCHEDULER else str(value)
+                for name, value in self.components.items()
+            },
             **codec.facts,
         }
 
@@ -158,7 +195,9 @@ def from_pretrained(
     family: str | None = None,
     image_size: int | tuple[int, int] | None = None,
     loras: Mapping[str, float] | None = None,
+    components: Components | None = None,
     prior: str | Path | ImagePrior | None = None,
+    texts: bool = True,
     mesh: Mesh | None = None,
     **settings: Any,
 ) -> Pretrained:
@@ -185,10 +224,17 @@ def from_pretrained(
         loras: files of LoRA with their weights, as `{"style.safetensors": 0.8}`, in the dialect of
             peft, of older diffusers, or of kohya. Their changes are added to the weights of the
             network, and of the text encoders of a pipeline.
+        components: what is in the place of components of a pipeline, or of those that a file lacks:
+            paths by name, such as `{"network": "sdxl_lightning_4step_unet.safetensors"}` or
+            `{"tokenizer": FOLDER}`, and entries of the scheduler's config, as
+            `{"scheduler": {"timestep_spacing": "trailing"}}`.
         prior: what makes image embeddings of texts, for a decoder that makes pictures of them, as
             Kandinsky's: the folder of its pipeline, or an `ImagePrior` with a recipe and a seed.
+        texts: whether the text encoders of a pipeline are read. If not, the condition is what they
+            return, `TokenStates`, and their folders need not be there.
         mesh: from `diffjax.training.sharding.make_mesh`; by default all devices split the batch.
-        **settings: of the network, as `dtype="bfloat16"` or `attention="chunked"`.
+        **settings: of the network, as `dtype="bfloat16"` or `attention="chunked"`. A network of
+            texts keeps its kernels in `dtype`, and so do the text encoders of its pipeline.
 
     Raises:
         UserError: the file can't be read, or is of no known family or of several; no such codec,
@@ -201,37 +247,128 @@ def from_pretrained(
         Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", 2021, arXiv:2106.09685
     """
     check_arguments(from_pretrained, path=path, codec=codec, family=family, mesh=mesh)
-    path = Path(path)
-    added = _loras(loras or {}, path)
-    found = recognised(path, family, settings)
+    added = _loras(loras or {}, Path(path))
+    there = described(
+        path, codec, family, image_size, added, components, prior, texts, settings=settings
+    )
+    mesh, codec = mesh or make_mesh(), there.codec
+    parts = build_parts(
+        there.config.lock(), there.denoiser.image_shape, there.condition, mesh, codec
+    )
+    found = there.found._replace(network=parts.denoiser)  # whose blocks are stacked
+    stored = _stored(parts.abstract.weights(LIVE), parts.denoiser)
+    return Pretrained(
+        parts,
+        Weights(there.path, found.params(placed_like(stored))),
+        there.path,
+        _others(mesh, codec),
+        added,
+        there.path,
+        found.family.name,
+        there.published,
+        components or NO_COMPONENTS,
+    )
+
+
+class Described(NamedTuple):
+    """A published network before its weights are read.
+
+    Attributes:
+        path: the file or folder.
+        found: its tensors, with the changes of files of LoRA.
+        denoiser: the network and the shape of its images.
+        published: how it was trained, and how its authors sample it.
+        codec: what decodes its samples.
+        condition: the kind of its condition.
+        config: that it would have been trained with here; not locked.
+    """
+
+    path: Path
+    found: Found
+    denoiser: Denoiser
+    published: Published
+    codec: Codec
+    condition: Condition
+    config: ConfigDict
+
+
+def described(
+    path: str | Path,
+    codec: str | Path | Codec | None = None,
+    family: str | None = None,
+    image_size: int | tuple[int, int] | None = None,
+    loras: Sequence[Lora] = (),
+    components: Components | None = None,
+    prior: str | Path | ImagePrior | None = None,
+    texts: bool = True,
+    settings: Mapping[str, Any] = MappingProxyType({}),
+    arguments: str = "",
+) -> Described:
+    """What a published network is, without reading its weights.
+
+    Args:
+        path: as of `from_pretrained`.
+        codec: as there.
+        family: as there.
+        image_size: as there.
+        loras: files of LoRA.
+        components: as there.
+        prior: as there.
+        texts: as there.
+        settings: of the network.
+        arguments: choices on the axes of a config, as `target=v`, in the place of those that the
+            network was trained with.
+
+    Raises:
+        UserError: as `from_pretrained`; there is no such choice.
+    """
+    path, components = Path(path), components or NO_COMPONENTS
+    if components:
+        known = components_of(path) if is_pipeline(path) else components_in(path)
+        check_components(components, known, path)
+    found = _network(path, family, settings, components)
     denoiser, layout = found.network, found.family
-    found = with_loras(found, added, NETWORK)
+    found = with_loras(found, loras, NETWORK)
     if layout.published is None:
         kind = type(getattr(denoiser, "network", denoiser)).__name__
-        use = {"ADMClassifier": f"; guide by it, against='classifier:{path}'"}
-        use |= dict.fromkeys(("AutoencoderKL", "AutoencoderKLFlux2"), f"; it is a codec={path}")
+        place = components.get(NETWORK, path)
+        use = {"ADMClassifier": f"; guide by it, against='classifier:{place}'"}
+        use |= dict.fromkeys(("AutoencoderKL", "AutoencoderKLFlux2"), f"; it is a codec={place}")
         raise UserError(
-            f"{path} has a network of {layout.name}, which draws no samples{use.get(kind, '')}"
+            f"{place} has a network of {layout.name}, which draws no samples{use.get(kind, '')}"
         )
     published, name = layout.published(denoiser), _name(layout, denoiser)
     decoder = _codec(codec, path, published, denoiser)
     if image_size is not None:
         denoiser = _of_size(denoiser, decoder, image_size)
     _ = decoder.image_shape(denoiser.image_shape), decoder.params  # Refused, if they do not fit.
-    config = _config(denoiser, published, name)
-    condition = _condition(layout, denoiser, decoder, path, added)
+    condition = _condition(layout, denoiser, decoder, path, loras if texts else None, components)
     if prior is not None:
         condition = _by_prior(condition, prior, path)
-    if schedule := _schedule(path, denoiser):
-        _scheduled(config, schedule)
+    names = (path, components.get(NETWORK, ""), *(lora.file for lora in loras))
+    few = few_steps(Path(each).name for each in names)
+    schedule = _schedule(path, denoiser, few, components)
+    config = _config(denoiser, published, name, schedule, arguments)
+    if few and not arguments:
+        config.sampling.num_steps, config.sampling.guidance_scale = few.num_steps, 1.0
     if published.codec and not isinstance(decoder, Unstated):
         config.data.codec = as_spec(decoder)
-    mesh = mesh or make_mesh()
-    parts = build_parts(config.lock(), denoiser.image_shape, condition, mesh, decoder)
-    found = found._replace(network=parts.denoiser)  # whose blocks are stacked
-    weights = Weights(path, found.params(placed_like(parts.abstract.weights(LIVE))))
-    others = _others(mesh, decoder)
-    return Pretrained(parts, weights, path, others, path, layout.name, published, added)
+    return Described(path, found, denoiser, published, decoder, condition, config)
+
+
+def _stored(weights: Any, denoiser: Denoiser) -> Any:
+    """Shapes of weights as they are kept: kernels of networks of texts in their compute type.
+
+    There they are rounded to it at each use, so results are the same, in half the memory.
+    """
+    if not _is_of_texts(denoiser):
+        return weights
+    dtype = compute_type(denoiser.network.dtype)
+
+    def kept(path: Any, leaf: Any) -> Any:
+        return leaf.update(dtype=dtype) if path[-1].key == "kernel" else leaf
+
+    return jax.tree_util.tree_map_with_path(kept, weights)
 
 
 def _loras(given: Mapping[str, float], path: Path) -> tuple[Lora, ...]:
@@ -243,7 +380,7 @@ def _loras(given: Mapping[str, float], path: Path) -> tuple[Lora, ...]:
     if not isinstance(given, Mapping):
         raise UserError(f'loras={given!r} is to be files and weights, as {{"FILE": 0.8}}')
     loras = tuple(read_lora(file, weight) for file, weight in given.items())
-    known = [NETWORK, *texts_of(path)]
+    known = [NETWORK, *texts_of(path), *texts_in(path)] if given else []
     for lora in loras:
         if lacking := [part for part in lora.parts if part not in known]:
             raise UserError(f"the LoRA {lora.file} is of {lacking[0]} too, which {path} lacks")
@@ -259,6 +396,21 @@ def _others(mesh: Mesh, codec: Codec) -> Callable[[str, str | None], Run]:
         return from_pretrained(place, mesh=mesh, codec=codec)
 
     return lru_cache(4)(read)
+
+
+def _network(
+    path: Path, family: str | None, settings: Mapping[str, Any], components: Components
+) -> Found:
+    """The network of a file, a folder or a pipeline, or the one in the place of the pipeline's.
+
+    A file alone shows no number of heads, which are then those that the pipeline has.
+    """
+    if NETWORK not in components:
+        return recognised(path, family, settings)
+    contents = read_weights(components[NETWORK])
+    if not contents.config:
+        contents = contents._replace(config=read_object(denoiser_of(path) / CONFIG))
+    return found_in(contents, family or "", **settings)
 
 
 def recognised(
@@ -325,16 +477,24 @@ def _settings(network: Any) -> dict[str, Any]:
     return {name: getattr(network, name) for name in settings_of(network)}
 
 
-def _config(denoiser: Denoiser, published: Published, name: str) -> ConfigDict:
-    """The config that such a network would have been trained with here."""
+def _config(
+    denoiser: Denoiser, published: Published, name: str, schedule: Schedule | None, arguments: str
+) -> ConfigDict:
+    """The config that such a network would have been trained with here, or that has other axes."""
     network = denoiser.network
     own = _settings(network)
     if "scan" in own:
         own["scan"] = True  # compiled in the time of one block
     num_classes = own.pop("num_classes")
+    chosen = {pair.partition("=")[0] for pair in arguments.split(",")}
+    kept = [
+        pair
+        for pair in published.objective.split(",")
+        if pair.partition("=")[0] not in chosen and "objective" not in chosen
+    ]
     config = experiment(
         name,
-        published.objective,
+        ",".join(filter(None, [*kept, arguments])),
         data=_data(denoiser, published, num_classes),
         extractor=spec(pixel_features, size=8),
         models={name: spec(type(network), **{key: as_spec(x) for key, x in own.items()})},
@@ -345,11 +505,14 @@ def _config(denoiser: Denoiser, published: Published, name: str) -> ConfigDict:
     config.ema_decays = ()
     config.weights = LIVE
     config.condition_dropout = published.condition_dropout
-    config.sampling.solver = choices.copy(choose(choices.SOLVERS, published.solver, "solver"))
-    config.sampling.grid = choices.copy(choose(choices.GRIDS, published.grid, "grid"))
-    config.sampling.guidance = lookup.guidance_called(published.guidance)
     config.sampling.num_steps = published.num_steps
     config.sampling.guidance_scale = published.guidance_scale
+    if not chosen & {"objective", "path", "loss"}:
+        config.sampling.solver = choices.copy(choose(choices.SOLVERS, published.solver, "solver"))
+        config.sampling.grid = choices.copy(choose(choices.GRIDS, published.grid, "grid"))
+        config.sampling.guidance = lookup.guidance_called(published.guidance)
+        if schedule:
+            _scheduled(config, schedule, chosen)
     return config
 
 
@@ -362,17 +525,27 @@ def _data(denoiser: Denoiser, published: Published, num_classes: int) -> ConfigD
 
 
 def _condition(
-    family: Family, denoiser: Denoiser, codec: Codec, path: Path, loras: Sequence[Lora]
+    family: Family,
+    denoiser: Denoiser,
+    codec: Codec,
+    path: Path,
+    loras: Sequence[Lora] | None,
+    components: Components,
 ) -> Condition:
-    """The kind of a network's condition: classes, or texts if it lies in a pipeline with them."""
+    """The kind of a network's condition: classes, or texts if it lies in a pipeline with them.
+
+    Without files of LoRA, of which there may be none, text encoders are left out.
+    """
     if not _is_of_texts(denoiser):
         return _of_classes(family, denoiser)
     condition = denoiser.condition
     several = condition if isinstance(condition, Several) else None
     parts: dict[str, Any] = dict(several.parts) if several else {"text": condition}
     by_prior = isinstance(parts["text"], ImageEmbeddings)
-    if is_pipeline(path) and not by_prior and (texts := prompts_of(path, parts["text"], loras)):
-        parts["text"] = texts
+    if loras is not None and not by_prior:
+        read = prompts_of if is_pipeline(path) else prompts_in
+        how = (loras, components, denoiser.network.dtype)
+        parts["text"] = read(path, parts["text"], *how) or parts["text"]
     if "size" in parts:
         height, width, _ = codec.image_shape(denoiser.image_shape)
         sides = {"height": height, "width": width}
@@ -431,27 +604,59 @@ def _of_size(denoiser: Denoiser, codec: Codec, image_size: int | tuple[int, int]
     return replace(denoiser, image_shape=shape, condition=condition)
 
 
-def _schedule(path: Path, denoiser: Denoiser) -> Schedule | None:
-    """What the scheduler of a pipeline means; None of a file, or a pipeline without one."""
-    if not is_pipeline(path) or not _is_of_texts(denoiser):
+def _schedule(
+    path: Path, denoiser: Denoiser, few: FewSteps | None, components: Components
+) -> Schedule | None:
+    """What the scheduler of a pipeline or of a whole model means; None of another network."""
+    if not _is_of_texts(denoiser):
         return None
-    file = part_of(path, "scheduler") / "scheduler_config.json"
+    given = {**(few.scheduler if few else {}), **components.get(SCHEDULER, {})}
+    if not is_pipeline(path):
+        if not (texts_in(path) or SCHEDULER in components):
+            return None
+        usual = scheduler_of(denoiser) if isinstance(denoiser.network, StableDiffusionUNet) else {}
+        return schedule_of({**usual, **given}, str(path))
+    file = part_of(path, SCHEDULER) / "scheduler_config.json"
     height, width, _ = denoiser.image_shape
-    num_tokens = (height // 2) * (width // 2)
-    return schedule_of(read_object(file), str(file), num_tokens, sets_times(path))
+    side = getattr(denoiser.network, "patch_size", 2)
+    num_tokens = (height // side) * (width // side)
+    entries, timing = (
+        {**read_object(file), **given},
+        (sets_times(path), shift_depends_on_steps(path)),
+    )
+    return schedule_of(entries, str(file), num_tokens, *timing)
 
 
 def _is_of_texts(denoiser: Denoiser) -> bool:
     return denoiser.condition != Unconditional()
 
 
-def _scheduled(config: ConfigDict, schedule: Schedule) -> None:
-    """Sets what a scheduler decides."""
+def _scheduled(config: ConfigDict, schedule: Schedule, chosen: Set[str]) -> None:
+    """Sets what a scheduler decides, but for axes that are chosen."""
     config.path = schedule.path
-    config.precond.target, config.precond.noise_label = schedule.target, schedule.noise_label
+    for name, part in (("target", schedule.target), ("noise_label", schedule.noise_label)):
+        if name not in chosen:
+            config.precond[name] = part
+    if "times" not in chosen:
+        _shifted(config.objective.times, schedule)
     config.sampling.solver, config.sampling.grid = schedule.solver, schedule.grid
     config.sampling.unit_start = schedule.unit_start
     config.sampling.guidance = schedule.guidance
+    if schedule.distilled:
+        loss = {name: x for name, x in config.objective.items() if name != TARGET}
+        config.objective = spec(Distilled, **loss)
+        config.sampling.num_steps, config.sampling.guidance_scale = 4, 1.0
+
+
+def _shifted(times: ConfigDict, schedule: Schedule) -> None:
+    """Gives the training times the number of steps of a scheduler, or its shift.
+
+    A shift `t' = s t/(1 + (s - 1) t)` adds log s to the logit of t.
+    """
+    if "gap" in times:
+        times.gap = 1.0 / schedule.noise_label.scale
+    if "mean" in times and "shift" in schedule.grid:
+        times.mean = times.mean + math.log(schedule.grid.shift)
 
 
 def _codec(

@@ -13,8 +13,8 @@ from ml_collections import ConfigDict
 from diffjax import choices, lookup
 from diffjax.errors import UserError, nearest
 from diffjax.process import beta_tables, precond, shifts
-from diffjax.sampling import grids, solvers
-from diffjax.spec import spec
+from diffjax.sampling import consistency, grids, solvers
+from diffjax.spec import TARGET, spec
 
 Entries = Mapping[str, Any]
 
@@ -30,6 +30,7 @@ class Schedule(NamedTuple):
         grid: their times.
         unit_start: whether samples begin with noise of deviation 1.
         guidance: the rule, around which x0 may be clipped or thresholded.
+        distilled: whether it is for networks that predict the end of the flow, in few steps.
     """
 
     path: ConfigDict
@@ -39,6 +40,7 @@ class Schedule(NamedTuple):
     grid: ConfigDict
     guidance: ConfigDict
     unit_start: bool = False
+    distilled: bool = False
 
 
 class _Kind(NamedTuple):
@@ -53,6 +55,8 @@ class _Kind(NamedTuple):
         by_log_snr: whether pure noise is replaced by a little signal.
         whole_labels: whether noise labels between steps are rounded.
         whole_steps: whether the steps of `linspace` are rounded.
+        distilled: whether it is for networks that were distilled on some of the steps, which are
+            its grid.
         clips: whether it clips x0, where the entries do not say.
         table: the name of its betas, where the entries have none.
     """
@@ -65,6 +69,7 @@ class _Kind(NamedTuple):
     by_log_snr: bool = False
     whole_labels: bool = False
     whole_steps: bool = True
+    distilled: bool = False
     clips: bool = False
     table: str = "linear"
 
@@ -105,6 +110,17 @@ def _pndm(entries: Entries) -> ConfigDict:
     return choices.copy(choices.SOLVERS["pndm"])
 
 
+def _lcm(entries: Entries) -> ConfigDict:
+    del entries
+    return spec(consistency.consistency)
+
+
+def _tcd(entries: Entries) -> ConfigDict:
+    # Its last step goes to the first one of the table.
+    solver = spec(consistency.trajectory_consistency, num_train_steps=_num_steps(entries))
+    return spec(solvers.unfinished, solver=solver)
+
+
 def _ddpm(entries: Entries) -> ConfigDict:
     learned = entries.get("variance_type") == "learned_range"
     return choices.copy(choices.SOLVERS["ddpm_learned" if learned else "ddpm"])
@@ -128,6 +144,8 @@ _KINDS: Mapping[str, _Kind] = {
     "UniPCMultistepScheduler": _Kind(
         _unipc, "linspace", left_out=1, by_log_snr=True, whole_labels=True
     ),
+    "LCMScheduler": _Kind(_lcm, "", distilled=True),
+    "TCDScheduler": _Kind(_tcd, "", distilled=True),
 }
 _FLOW = "FlowMatchEulerDiscreteScheduler"
 _TARGETS = {"epsilon": "noise", "v_prediction": "v", "sample": "clean"}
@@ -154,6 +172,7 @@ _KNOWN: Mapping[str, tuple[Any, ...]] = {
     "predict_x0": (True,),
     "disable_corrector": ([], None),
     "solver_p": (None,),
+    "timestep_scaling": (10.0,),
 }
 """Entries that change samples, and the values with a meaning here; the first is the default."""
 _KNOWN_OF_FLOW: Mapping[str, tuple[Any, ...]] = {
@@ -171,7 +190,11 @@ _LEAST_SIGNAL = 2.0**-12
 
 
 def schedule_of(
-    entries: Entries, source: str, num_tokens: int = 0, uniform: bool = False
+    entries: Entries,
+    source: str,
+    num_tokens: int = 0,
+    uniform: bool = False,
+    by_steps: bool = False,
 ) -> Schedule:
     """What a scheduler's config means here.
 
@@ -181,6 +204,7 @@ def schedule_of(
         num_tokens: of an image, on which a dynamic shift depends.
         uniform: whether flow matching has the times 1, …, 2/n, 1/n before they are shifted, which
             pipelines of Flux set; else the last one is that of the scheduler, 0.001 as a rule.
+        by_steps: whether a dynamic shift depends on the number of steps, as in Flux.2.
 
     Raises:
         UserError: the class is not known here, or an entry has a value that is not.
@@ -192,12 +216,23 @@ def schedule_of(
     """
     try:
         if entries.get("_class_name") == _FLOW:
-            return _flow(entries, num_tokens, uniform)
+            return _flow(entries, num_tokens, uniform, by_steps)
         return _of_table(entries)
     except UserError as error:
         raise UserError(f"{source}: {error}") from error
     except (ArithmeticError, TypeError, ValueError) as error:
         raise UserError(f"{source} can't be used: {error}") from error
+
+
+def prediction_of(target: ConfigDict) -> str:
+    """The `prediction_type` of a target; "" of one that has none.
+
+    Example:
+        >>> prediction_of(choices.TARGETS["v"])
+        'v_prediction'
+    """
+    known = {choices.TARGETS[ours][TARGET]: theirs for theirs, ours in _TARGETS.items()}
+    return known.get(target[TARGET], "")
 
 
 def _of_table(entries: Entries) -> Schedule:
@@ -226,9 +261,10 @@ def _of_table(entries: Entries) -> Schedule:
         target=choices.copy(choices.TARGETS[_TARGETS[prediction]]),
         noise_label=label,
         solver=solver,
-        grid=spec(grids.Karras, highest=_HIGHEST) if karras else _grid(spacing, kind, entries),
+        grid=_grid(spacing, kind, entries),
         unit_start=not kind.scaled or spacing == "leading",
         guidance=_guidance(kind, entries),
+        distilled=kind.distilled,
     )
 
 
@@ -294,6 +330,13 @@ def _path(entries: Entries, zero_snr: bool, by_log_snr: bool) -> ConfigDict:
 
 def _grid(spacing: str, kind: _Kind, entries: Entries) -> ConfigDict:
     number = _num_steps(entries)
+    if kind.distilled:
+        distilled = int(entries.get("original_inference_steps", 50))
+        if not 1 <= distilled <= number:
+            raise UserError(f"original_inference_steps={distilled} is to be from 1 to {number}")
+        return spec(grids.Subset, num_train_steps=number, num_distilled=distilled)
+    if entries.get("use_karras_sigmas"):
+        return spec(grids.Karras, highest=_HIGHEST)
     known = {
         "leading": lambda: spec(
             grids.Leading,
@@ -314,12 +357,15 @@ def _grid(spacing: str, kind: _Kind, entries: Entries) -> ConfigDict:
     return known[spacing]()
 
 
-def _flow(entries: Entries, num_tokens: int, uniform: bool) -> Schedule:
+def _flow(entries: Entries, num_tokens: int, uniform: bool, by_steps: bool) -> Schedule:
     """Flow matching: Euler's steps on the linear path, with times shifted towards noise."""
     _check_known(_FLOW, entries, _KNOWN_OF_FLOW)
     number = _num_steps(entries)
     least = 1.0 / number
-    if entries.get("use_dynamic_shifting"):
+    shift: float | None = None
+    if entries.get("use_dynamic_shifting") and by_steps:
+        pass  # It is the grid's, which knows the number of steps.
+    elif entries.get("use_dynamic_shifting"):
         shift = dynamic_shift(entries, num_tokens)
     else:
         shift = float(entries.get("shift", 1.0))
@@ -332,7 +378,9 @@ def _flow(entries: Entries, num_tokens: int, uniform: bool) -> Schedule:
         target=choices.copy(choices.TARGETS["velocity"]),
         noise_label=label,
         solver=choices.copy(choices.SOLVERS["euler"]),
-        grid=spec(grids.Shifted, grid=times, shift=shift),
+        grid=spec(grids.Shifted, grid=times, shift=shift)
+        if shift is not None
+        else spec(grids.ShiftedBySteps, grid=times, num_tokens=num_tokens),
         guidance=lookup.guidance_called("cfg"),
     )
 

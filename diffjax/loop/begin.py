@@ -7,16 +7,18 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+from flax import traverse_util
 
 from diffjax.data import DataSet
 from diffjax.errors import UserError
 from diffjax.runs import workdirs
 from diffjax.runs.checkpoints import Checkpoints
 from diffjax.runs.extension import Extension, restarts_at
-from diffjax.runs.initial import Initial, find_initial_weights
+from diffjax.runs.initial import Initial, by_path, find_initial_weights
 from diffjax.runs.parts import Parts
 from diffjax.runs.setup import Setup
 from diffjax.training.state import LIVE, TrainState
+from diffjax.training.subset import merged
 
 _LOG = logging.getLogger("diffjax")
 
@@ -42,10 +44,15 @@ def initial_weights(parts: Parts, workdir: Path) -> Initial | None:
     """The weights of `config.init_from`; None if it names none, or the run has begun already.
 
     Raises:
-        UserError: there are no such weights, or they are of another network.
+        UserError: there are no such weights, or they are of another network; LoRA of none.
     """
     named = parts.config.init_from
     begun = workdirs.checkpoint_steps(workdir)
+    if parts.wired.lora.rank and not named:
+        raise UserError(
+            f"config.lora.rank={parts.wired.lora.rank} trains changes of given weights, and there "
+            "are none: set --config.init_from"
+        )
     return _find(named, parts) if named and not begun else None
 
 
@@ -79,13 +86,9 @@ def restore_or_init(
         if named := setup.config.init_from:
             params, source = (initial or _find(named, setup.parts))()
             _LOG.info("beginning with the weights of %s", named)
-            missing = setup.wired.params_shape.keys() - params.keys()
-            if missing:  # The projector of REPA.
-                fresh = setup.init(jax.random.split(jax.random.key(setup.config.seed))[0])
-                params = {**params, **{name: fresh.weights(LIVE)[name] for name in missing}}
+            params = _with_missing(params, setup)
             return setup.begin(params), {"step": 0, "schedule_start": 0, "init_from": source}
-        init_key, _ = jax.random.split(jax.random.key(setup.config.seed))
-        return setup.init(init_key), {"step": 0, "schedule_start": 0}
+        return setup.init(_init_key(setup)), {"step": 0, "schedule_start": 0}
     state, meta = restored
     if meta["data_sha256"] != dataset.train.fingerprint():
         raise UserError(
@@ -95,3 +98,24 @@ def restore_or_init(
     _LOG.info("resuming at step %d of %d", meta["step"], setup.config.num_steps)
     state, schedule_start = restarts_at(restart, setup, state, meta)
     return state, {**meta, "schedule_start": schedule_start}
+
+
+def _with_missing(params: Any, setup: Setup) -> Any:
+    """Weights with fresh parameters where they have none: LoRA, the projector of REPA."""
+    like, there = by_path(setup.parts.abstract.weights(LIVE)), by_path(params)
+    missing = like.keys() - there.keys()
+    if not missing:
+        return params
+
+    def fresh(key: jax.Array) -> dict[str, Any]:
+        # Of all that is initialised, XLA computes these alone.
+        return {name: x for name, x in by_path(setup.wired.init(key)).items() if name in missing}
+
+    places = {name: like[name].sharding for name in missing}
+    made = jax.jit(fresh, out_shardings=places)(_init_key(setup))
+    return merged(params, traverse_util.unflatten_dict(made, sep="/"))
+
+
+def _init_key(setup: Setup) -> jax.Array:
+    init_key, _ = jax.random.split(jax.random.key(setup.config.seed))
+    return init_key

@@ -6,6 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from diffjax.data import DataSet
 from diffjax.errors import UserError
 from diffjax.host.interrupts import Interrupted
@@ -67,6 +69,12 @@ class Recorder:
             self._left_out,
         )
         self._window.restore(start.get("unlogged", []))
+
+    def draw_beginning(self, state: TrainState) -> None:
+        """Writes the picture of step 0 where a run begins with trained weights."""
+        if int(state.step) == 0 and self._config.init_from:
+            self._draw_grid(state)
+            self._window.restart_clock()
 
     def add(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Takes the metrics of a step, still on the devices.
@@ -171,16 +179,28 @@ def open_writers(
 
 
 def grid_drawer(parts: Parts, dataset: DataSet, workdir: Path) -> Callable[[TrainState], Any]:
-    """A function that draws the run's picture: always the same noise and labels."""
-    config = parts.config
-    num_images = config.sample_images
-    num_classes = min(dataset.num_classes, most_classes(num_images))
+    """A function that draws the run's picture: always the same noise and conditions.
+
+    Text encoder and codec take memory only while it is drawn.
+
+    Raises:
+        UserError: the condition parses none of `config.sample_prompts`.
+    """
+    config, condition, prompts = parts.config, parts.wired.condition, parts.config.sample_prompts
+    num_images, wanted = config.sample_images, len(prompts) or dataset.num_classes
+    num_classes = min(wanted, most_classes(num_images))
     columns = columns_by_class(num_images, num_classes)
-    num_images, condition = max(num_images // columns, 1) * columns, parts.wired.condition
-    cond, source = conditions_to_show(parts.wired, lambda: dataset, num_images, num_classes)
+    num_images, texts = max(num_images // columns, 1) * columns, None
+    if prompts:
+        rows = np.arange(max(num_images, len(prompts))) % len(prompts)
+        texts = [prompts[row] for row in rows]
+        cond, source = condition.take(parsed_prompts(parts), rows), None
+    else:
+        cond, source = conditions_to_show(parts.wired, lambda: dataset, num_images, num_classes)
     request = Request(cond, config.seed, source)
-    names = captions(condition.titles(request.condition), columns)
+    names = captions(condition.titles(request.condition) or texts, columns)
     beside = condition.pictures(request.condition)
+    condition.release()
     run = Run(parts, parts.abstract, workdir)
     run.model().weaker(run.recipe)  # Reads, or refuses, another run of guidance before step 1.
 
@@ -190,5 +210,20 @@ def grid_drawer(parts: Parts, dataset: DataSet, workdir: Path) -> Callable[[Trai
         if is_first():
             path = workdir / "samples" / f"step_{int(state.step):08d}.png"
             save_png(path, images, columns, names, beside)
+        parts.codec.release()
 
     return draw_grid
+
+
+def parsed_prompts(parts: Parts) -> Any:
+    """The conditions of `config.sample_prompts`.
+
+    Raises:
+        UserError: they are no conditions of this run.
+    """
+    try:
+        if parts.wired.objective.traits.starts_at_source:
+            raise UserError("samples of this run start at test images: leave it empty")
+        return parts.wired.condition.of(list(parts.config.sample_prompts))
+    except UserError as error:
+        raise UserError(f"config.sample_prompts: {error}") from error

@@ -52,6 +52,8 @@ from diffjax.models.lightningdit.published import FAMILY as LIGHTNINGDIT_FAMILY
 from diffjax.models.movq.network import MOVQ
 from diffjax.models.movq.published import FAMILY as MOVQ_FAMILY
 from diffjax.models.movq.published import KANDINSKY
+from diffjax.models.qwen3.network import Qwen3
+from diffjax.models.qwen3.published import FAMILY as QWEN3
 from diffjax.models.rae.network import RAE
 from diffjax.models.rae.published import FAMILY as RAE_FAMILY
 from diffjax.models.rae.published import OLD as OLD_RAE
@@ -110,6 +112,7 @@ LAYOUTS: Mapping[type[Any], Mapping[str, Family]] = {
     T5Encoder: {DIFFUSERS: T5},
     MultilingualCLIP: {DIFFUSERS: MCLIP},
     Bert: {DIFFUSERS: BERT},
+    Qwen3: {DIFFUSERS: QWEN3},
 }
 """By the class of the network. A file of SiT is taken for one of DiT, whose names it has."""
 

@@ -34,6 +34,7 @@ STACKED = "blocks"
 of a stack that begins with block 4 are `blocks_4`."""
 
 _STACK = re.compile(rf"{STACKED}(?:_([0-9]+))?")
+_BLOCK = re.compile(rf"{STACKED}(?:_[0-9]+)?|block_[0-9]+")
 
 COMPUTE_TYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
@@ -497,13 +498,44 @@ def attention_off(layers: str) -> Iterator[None]:
             return look(*args, **kwargs)
         values, place = args[2:4]
         path = "/".join(context.module.path)
-        names = [path] if place is None else [_in_stack(path, i) for i in range(place.size)]
+        names = [path] if place is None else [in_stack(path, i) for i in range(place.size)]
         concerned = np.array([re.search(layers, name) is not None for name in names])
         if concerned.all():
             return values
         if not concerned.any():
             return look(*args, **kwargs)
         return jnp.where((place & concerned).any(), values, look(*args, **kwargs))
+
+    with nn.intercept_methods(off):
+        yield
+
+
+@contextmanager
+def blocks_off(blocks: str) -> Iterator[None]:
+    """Perturbs transformers that are evaluated in this context: some blocks change nothing.
+
+    Args:
+        blocks: a regular expression for the whole names of these blocks, such as `block_[789]`;
+            stacked blocks have the same names.
+    """
+
+    def off(
+        call: Callable[..., Any], args: tuple, kwargs: dict, context: nn.module.InterceptorContext
+    ) -> Any:
+        path = context.module.path
+        if context.method_name != "__call__" or len(path) != 1 or not _BLOCK.fullmatch(path[0]):
+            return call(*args, **kwargs)
+        tokens, own = args[0], args[2] if len(args) > 2 else None
+        place = getattr(own, "place", own)
+        names = path if place is None else [in_stack(path[0], i) for i in range(place.size)]
+        concerned = np.array([re.fullmatch(blocks, name) is not None for name in names])
+        if concerned.all():
+            return tokens
+        if not concerned.any():
+            return call(*args, **kwargs)
+        skipped = (place & concerned).any()
+        after = call(*args, **kwargs)
+        return jax.tree.map(lambda old, new: jnp.where(skipped, old, new), tokens, after)
 
     with nn.intercept_methods(off):
         yield
@@ -525,7 +557,7 @@ def attention_layers(params: Any) -> list[str]:
         if _STACK.fullmatch(name):
             depth = jax.tree.leaves(inner)[0].shape[0]
             paths = [f"{name}/{path}" for path in attention_layers(inner)]
-            found += [_in_stack(path, i) for i in range(depth) for path in paths]
+            found += [in_stack(path, i) for i in range(depth) for path in paths]
             continue
         if isinstance(inner, Mapping) and "qkv" in inner:
             found.append(name)
@@ -533,7 +565,7 @@ def attention_layers(params: Any) -> list[str]:
     return found
 
 
-def _in_stack(path: str, number: int) -> str:
+def in_stack(path: str, number: int) -> str:
     """The path of a layer in one of the stacked blocks, as if the blocks were not stacked."""
 
     def unstacked(name: str) -> str:

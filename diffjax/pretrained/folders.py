@@ -26,7 +26,8 @@ CONFIG, PIPELINE = "config.json", "model_index.json"
 WEIGHTS = "diffusion_pytorch_model"
 """The name of a file of weights of diffusers, without its end."""
 _NAMES = (WEIGHTS, "model", "pytorch_model")  # the others of transformers
-_KINDS = ("safetensors", "bin", "pt", "pth")
+KINDS = ("safetensors", "bin", "pt", "pth")
+"""The ends of names of files of weights."""
 _DENOISERS = ("transformer", "unet", "prior")
 _LARGEST_TEXT_BYTES = 2**26
 MOST_SHARD_BYTES = 10 * 10**9
@@ -86,11 +87,11 @@ def read_weights(path: str | Path, part: str = "") -> Contents:
             return Contents(network.tensors, settings, place)
         return Contents(_unwrapped(read_state_dict(place, part)), {}, place)
     if not (place / CONFIG).exists() and (place / PIPELINE).exists():
-        place = _denoiser_of(place)
+        place = denoiser_of(place)
     if not (place / CONFIG).exists() and (pair := _pair(place)):
         return Contents(pair, {}, place)
     if not (place / CONFIG).exists():
-        files = sorted(x.name for kind in _KINDS for x in place.glob(f"*.{kind}"))
+        files = sorted(x.name for kind in KINDS for x in place.glob(f"*.{kind}"))
         hint = f"; name a file of it, {', '.join(files[:3])}" if files else ""
         raise UserError(
             f"the folder {path} is no network of diffusers: it has neither {CONFIG} nor "
@@ -169,7 +170,12 @@ def _unwrapped(state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
     return state
 
 
-def _denoiser_of(pipeline: Path) -> Path:
+def denoiser_of(pipeline: Path) -> Path:
+    """The folder of the denoiser of a pipeline.
+
+    Raises:
+        UserError: it is missing.
+    """
     parts = read_object(pipeline / PIPELINE)
     for name in _DENOISERS:
         if name in parts and (pipeline / name).is_dir():
@@ -199,7 +205,7 @@ def _pair(folder: Path) -> dict[str, Tensor]:
 
 
 def _read_weights(folder: Path, part: str) -> dict[str, Tensor]:
-    for kind in _KINDS:
+    for kind in KINDS:
         if index := _only(folder, sorted(folder.glob(f"*.{kind}.index.json"))):
             return _read_shards(folder, index)
         if file := _only(folder, sorted(folder.glob(f"*.{kind}"))):
@@ -223,7 +229,7 @@ def _only(folder: Path, files: list[Path]) -> Path | None:
 
 
 def _kind_of(file: Path) -> str:
-    return next(kind for kind in _KINDS if f".{kind}" in file.name)
+    return next(kind for kind in KINDS if f".{kind}" in file.name)
 
 
 def _read_shards(folder: Path, index: Path) -> dict[str, Tensor]:

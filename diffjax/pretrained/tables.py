@@ -135,7 +135,7 @@ def to_ours(
         fc.weights); it has fc.weights (known fc.weight) too many
     """
     wanted: Any = traverse_util.flatten_dict(expected, sep="/")
-    rows = _applied(table, wanted)
+    rows = applied(table, wanted)
     _check(state, rows, wanted, source, unused)
     found = {}
     for row in rows:
@@ -166,7 +166,7 @@ def check(
         UserError: as `to_ours`.
     """
     wanted: Any = traverse_util.flatten_dict(expected, sep="/")
-    _check(state, _applied(table, wanted), wanted, source, unused)
+    _check(state, applied(table, wanted), wanted, source, unused)
 
 
 def published_shapes(table: Table, expected: Any) -> dict[str, jax.ShapeDtypeStruct]:
@@ -182,7 +182,7 @@ def published_shapes(table: Table, expected: Any) -> dict[str, jax.ShapeDtypeStr
         (2, 3)
     """
     wanted: Any = traverse_util.flatten_dict(expected, sep="/")
-    shapes = _shapes(_applied(table, wanted), wanted)
+    shapes = _shapes(applied(table, wanted), wanted)
     return {name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in shapes.items()}
 
 
@@ -201,7 +201,7 @@ def to_theirs(params: Any, table: Table) -> dict[str, np.ndarray]:
     """
     ours: Any = traverse_util.flatten_dict(params, sep="/")
     state = {}
-    for row in _applied(table, ours):
+    for row in applied(table, ours):
         arrays = row.transform.to_theirs(tuple(np.asarray(ours[path]) for path in row.ours))
         state.update(zip(row.theirs, arrays, strict=True))
     return state
@@ -218,7 +218,7 @@ def count(pattern: str, names: Iterable[str]) -> int:
     return sum(matcher.fullmatch(name) is not None for name in names)
 
 
-class _Applied(NamedTuple):
+class Applied(NamedTuple):
     """A row with its names written out."""
 
     theirs: tuple[str, ...]
@@ -226,7 +226,7 @@ class _Applied(NamedTuple):
     transform: Transform
 
 
-def _applied(table: Table, paths: Mapping[str, Any]) -> list[_Applied]:
+def applied(table: Table, paths: Mapping[str, Any]) -> list[Applied]:
     """The rows of these parameters, one per parameter.
 
     Raises:
@@ -241,7 +241,7 @@ def _applied(table: Table, paths: Mapping[str, Any]) -> list[_Applied]:
             found = [match.groupdict() for path in paths if (match := matcher.fullmatch(path))]
         for values in found:
             names, places = (tuple(x.format(**values) for x in side) for side in (theirs, ours))
-            rows.append(_Applied(names, places, transform))
+            rows.append(Applied(names, places, transform))
     covered = Counter(path for row in rows for path in row.ours)
     if covered != Counter(iter(paths)):
         raise ValueError(
@@ -266,7 +266,7 @@ def _matcher(pattern: str) -> re.Pattern[str]:
 
 def _check(
     state: Mapping[str, Any],
-    rows: Sequence[_Applied],
+    rows: Sequence[Applied],
     wanted: Mapping[str, jax.ShapeDtypeStruct],
     source: str,
     unused: Sequence[str],
@@ -303,7 +303,7 @@ def _check(
         raise UserError(f"{source} is of another network: {'; '.join(faults)}")
 
 
-def _shapes(rows: Sequence[_Applied], wanted: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+def _shapes(rows: Sequence[Applied], wanted: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     """The shapes of the published tensors of these parameters."""
     shapes: dict[str, tuple[int, ...]] = {}
     for row in rows:

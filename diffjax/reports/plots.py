@@ -220,6 +220,29 @@ def quality_against_nfe(
     return _svg(metric, draw)
 
 
+def shares_by_guidance(scales: Sequence[float], shares: Mapping[str, Sequence[float]]) -> str:
+    """Plots shares of samples against the guidance scale, with one line for each name.
+
+    Args:
+        scales: the guidance scales, in increasing order.
+        shares: in [0, 1], one for each scale, by the name of the line.
+
+    Returns:
+        an `<svg>` element.
+    """
+
+    def draw(axes: Axes) -> None:
+        for index, (name, values) in enumerate(shares.items()):
+            style = {"color": _SERIES[index % len(_SERIES)], "marker": _MARKERS[index % 6]}
+            axes.plot(scales, values, markersize=4, label=name, **style)
+        _dress(axes, "guidance scale", "right", log_y=False)
+        axes.set_ylim(0, 1)
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0, symbol=" %"))
+        axes.legend()
+
+    return _svg("guidance", draw)
+
+
 def _svg(name: str, draw: Callable[[Axes], None]) -> str:
     with mpl.rc_context(_STYLE):  # pyright: ignore[reportArgumentType]
         figure = Figure(figsize=(4.9, 3.1), layout="constrained")

@@ -112,6 +112,8 @@ def _content(workdir: Path) -> dict[str, Any]:
         "verdict": _verdict(config, evaluation, step),
         "settings": _settings(config, run, records),
         "grids": _sample_grids(workdir / "samples"),
+        "begins_with_weights": "init_from" in run,
+        "prompts": config.get("sample_prompts") or [],
         "loss_curve": Markup(plots.loss_curve(records)),
         "loss_by_log_snr": Markup(plots.plot_loss_by_log_snr(records)),
         "metric_curves": _metric_curves(run, records),
@@ -211,7 +213,7 @@ def _settings(
     seconds, compiling = run.get("train_seconds"), duration(run.get("compile_seconds"))
     plain = (
         ("Parameters", number(run.get("num_params")), run.get("num_params")),
-        ("Trained of these", _trained(config, run), config.get("trainable") or None),
+        ("Trained of these", _trained(config, run), _trained(config, run) or None),
         ("Steps", trained + number(config.get("num_steps")), config.get("num_steps")),
         ("Batch", f"{number(config.get('batch_size'))} images", config.get("batch_size")),
         ("Seed", str(config.get("seed")), config.get("seed")),
@@ -231,8 +233,23 @@ def _settings(
 
 
 def _trained(config: Mapping[str, Any], run: Mapping[str, Any]) -> str:
-    """How many parameters are trained, and by which patterns."""
-    return f"{number(run.get('num_trained_params'))}: {config.get('trainable')}"
+    """How many parameters are trained, and which; "" where all are.
+
+    Example:
+        >>> lora = {"rank": 8, "alpha": 16.0, "dropout": 0.0, "layers": "*attention*"}
+        >>> _trained({"lora": lora, "trainable": "final_*"}, {"num_trained_params": 4096})
+        '4,096: LoRA of rank 8, alpha 16, dropout 0, of *attention*; final_*'
+    """
+    lora, others = config.get("lora") or {}, config.get("trainable")
+    which = []
+    if rank := lora.get("rank"):
+        alpha = lora.get("alpha") or rank
+        which.append(
+            f"LoRA of rank {rank}, alpha {alpha:g}, dropout {lora.get('dropout'):g}, "
+            f"of {lora.get('layers')}"
+        )
+    which += [others] if others else []
+    return f"{number(run.get('num_trained_params'))}: {'; '.join(which)}" if which else ""
 
 
 def _beginning(source: Mapping[str, Any]) -> str:

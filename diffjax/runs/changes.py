@@ -21,6 +21,7 @@ _MAY_CHANGE = (
     "snapshot_every_steps",
     "sample_every_steps",
     "sample_images",
+    "sample_prompts",
     "checkpoint_every_steps",
     "checkpoints_to_keep",
     "checkpoints_kept_every_steps",
@@ -41,6 +42,7 @@ _KEEPS: Mapping[str, str] = {
     "ema_lengths": "its averages, which began with it",
     "nonfinite": "what its state counts",
     "trainable": "the parameters that it trains",
+    "lora": "the parameters that it trains",
     "init_from": "the weights that it began with",
 }
 

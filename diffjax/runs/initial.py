@@ -17,6 +17,7 @@ from diffjax.errors import UserError, nearest
 from diffjax.host.processes import to_host
 from diffjax.host.run_files import read_json
 from diffjax.models.families import LAYOUTS, layout_of
+from diffjax.models.low_rank import lora_layers, without_lora
 from diffjax.objectives.repa import PROJECTOR
 from diffjax.pretrained.family import Denoiser
 from diffjax.pretrained.folders import is_folder, read_weights
@@ -48,7 +49,8 @@ def find_initial_weights(
     name, joined by `.` or `/`, as `block_0.attention.qkv.kernel`; or all have the names of one of
     the layouts of the network (`diffjax.models.families`). The settings of the network are not
     changed: those of diffusers' DiT differ from those of its authors. The projector of REPA may be
-    missing, or be left over.
+    missing, or be left over, and LoRA may be missing; in the layouts of published networks, all
+    that an objective adds, such as the embedding of a second time.
 
     Args:
         named: the folder of a run, `FOLDER:weights`, a file of torch or safetensors, or a folder of
@@ -89,7 +91,12 @@ def _of_run(folder: Path, weights: str, like: Any, setting: str) -> Initial:
         found = shapes.weights(weights)
     except UserError as error:
         raise UserError(f"{setting}={folder}: {error}") from None
-    check_same(f"{setting}={folder}", *_same_projector(found, like))
+    if lora_layers(found) and not lora_layers(like):
+        raise UserError(
+            f"{setting}={folder} has LoRA, which this network has not: set --config.lora.rank, or "
+            f"merge it by experiments.convert --from={folder} --to=diffjax, and begin with that"
+        )
+    check_same(f"{setting}={folder}", *_same_extras(found, like))
     wanted = placed(shapes, like).only(weights)
 
     def read() -> tuple[Any, dict[str, Any]]:
@@ -98,7 +105,7 @@ def _of_run(folder: Path, weights: str, like: Any, setting: str) -> Initial:
         if restored is None:
             raise UserError(f"{setting}={folder}: its checkpoints are gone")
         state, meta = restored
-        params, kept = _same_projector(state.weights(weights), like)
+        params, kept = _same_extras(state.weights(weights), like)
         params = jax.tree.map(lambda x, y: x.astype(y.dtype), params, kept)
         source = {"folder": str(folder), "weights": weights, "step": meta["step"]}
         return params, source | {"sha256": weights_sha256(params)}
@@ -139,17 +146,23 @@ def placed(shapes: TrainState, like: Any) -> TrainState:
 
 def _of_file(path: Path, like: Any, setting: str, denoiser: Denoiser | None) -> Initial:
     where, state = f"{setting}={path}", read_weights(path).state
-    _, like = _same_projector({name.replace(".", "/").split("/")[0]: 0 for name in state}, like)
+    arrays = {name.replace(".", "/"): tensor for name, tensor in state.items()}
+    roots = {name.split("/")[0]: None for name in arrays}
+    _, like = _same_extras({**roots, **arrays}, like)
     here = by_path(like)
     place, facts = placed_like(like), {"file": str(path)}
-    arrays = {name.replace(".", "/"): tensor for name, tensor in state.items()}
-    layouts = LAYOUTS.get(type(denoiser.network)) if denoiser else None
-    if denoiser and layouts and arrays.keys().isdisjoint(here):
-        family = layouts[layout_of(state, layouts) or next(iter(layouts))]
+    layouts = LAYOUTS.get(type(denoiser.network), {}) if denoiser else {}
+    # Some names of diffusers are those of parameters here, such as `conv_in/bias`.
+    layout = layout_of(state, layouts)
+    if denoiser and layouts and (layout or arrays.keys().isdisjoint(here)):
+        family = layouts[layout or next(iter(layouts))]
         fitting = family.without_variance(state, denoiser)
         facts |= {} if fitting is state else {"left_out": "learned variance"}
         family.check(fitting, denoiser, where)
-        check_same(where, family.shapes(denoiser), like)
+        shapes = by_path(family.shapes(denoiser))
+        # What an objective adds to the network begins fresh, such as the embedding of a second
+        # time.
+        check_same(where, shapes, {name: x for name, x in here.items() if name in shapes})
         weights = partial(family.to_ours, fitting, denoiser, where, place)
     else:
         check_same(where, arrays, like)
@@ -170,8 +183,12 @@ def _of_file(path: Path, like: Any, setting: str, denoiser: Denoiser | None) -> 
     return read
 
 
-def _same_projector(found: Any, like: Any) -> tuple[Any, Any]:
-    """Both trees, without the projector of REPA unless both have one: it serves training alone."""
+def _same_extras(found: Any, like: Any) -> tuple[Any, Any]:
+    """Both trees, without the projector of REPA unless both have one: it serves training alone.
+
+    The second is without LoRA if the first is; LoRA that is found is not left out.
+    """
+    like = like if lora_layers(found) else without_lora(like)
     if (PROJECTOR in found) == (PROJECTOR in like):
         return found, like
     without = [{k: x for k, x in tree.items() if k != PROJECTOR} for tree in (found, like)]

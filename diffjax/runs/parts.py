@@ -59,7 +59,7 @@ class Parts:
         Raises:
             UserError: a pattern of `config.trainable` matches nothing.
         """
-        trained, frozen = split(self.wired.params_shape, self.config.trainable)
+        trained, frozen = split(self.wired.params_shape, self.wired.trainable)
         averages = dict.fromkeys(Averages.of(self.config).names, trained)
         step: Any = jax.ShapeDtypeStruct((), jnp.int32)
         weights = self.placed(TrainState(step, trained, (), averages, frozen=frozen))

@@ -108,7 +108,7 @@ class Setup:
         factors = self.wired.rate_factors
         if factors is None:
             return optimizer
-        return by_width(optimizer, split(factors, self.config.trainable)[0])
+        return by_width(optimizer, split(factors, self.wired.trainable)[0])
 
     @property
     def teacher(self) -> str:
@@ -122,7 +122,7 @@ class Setup:
 
     def _begin(self, params: Any) -> TrainState:
         memory, averages = self.wired.objective.init_memory(), Averages.of(self.config)
-        trained, frozen = split(params, self.config.trainable)
+        trained, frozen = split(params, self.wired.trainable)
         state = init_state(trained, self.optimizer, averages, memory, self.nonfinite.init())
         return state._replace(frozen=frozen)
 

@@ -1,5 +1,6 @@
 """Grids: the times of the steps from noise to data."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -146,6 +147,40 @@ class Shifted:
 
 
 @dataclass(frozen=True)
+class ShiftedBySteps:
+    """Another grid shifted by `exp(μ)`, with μ linear in the number of steps: Flux.2's grid.
+
+        μ(N, n) = m₁₀ + (m₂₀₀ − m₁₀)·(n − 10)/190,    m₁₀ = 8.738e-5·N + 1.898,
+        m₂₀₀ = 1.693e-4·N + 0.457,    and m₂₀₀ for more than 4,300 tokens N
+
+    as its authors fitted to good samples (github.com/black-forest-labs/flux2, `sampling.py`).
+
+    Attributes:
+        num_tokens: N of an image; 4,096 at 1024 pixels.
+        grid: the other grid.
+
+    Example:
+        >>> from diffjax.process.paths import Linear
+        >>> [round(t, 3) for t in ShiftedBySteps(4096)(Linear(), 4).tolist()]
+        [1.0, 0.967, 0.908, 0.767, 0.0]
+    """
+
+    num_tokens: Positive[int] = 4096
+    grid: Grid = Power()
+
+    def __call__(self, path: Path, n: int) -> Float[Array, " {n}+1"]:
+        return Shifted(self.grid, math.exp(self.log_shift(n)))(path, n)
+
+    def log_shift(self, n: int) -> float:
+        """μ of n steps."""
+        many = 0.00016927 * self.num_tokens + 0.45666666
+        if self.num_tokens > 4300:
+            return many
+        few = 8.73809524e-05 * self.num_tokens + 1.89833333
+        return few + (many - few) * (n - 10) / 190
+
+
+@dataclass(frozen=True)
 class Beta:
     """Quantiles of a beta distribution of time: more steps at both ends.
 
@@ -238,6 +273,36 @@ class Leading:
         steps = np.arange(number)[::-1][:n] * (self.num_train_steps // number) + self.offset
         times = path.t_noise * jnp.asarray((1.0 + steps) / self.num_train_steps, jnp.float32)
         return jnp.append(jnp.clip(times, path.t_min, path.t_noise), 0.0)
+
+
+@dataclass(frozen=True)
+class Subset:
+    """`n` of the `N` times that a network of few steps was distilled on, from the last one on.
+
+    `t_i = (N - ⌊i·N/n⌋)·⌊T/N⌋/T·t_noise`. Luo et al. 2023 (arXiv:2310.04378), in their public code.
+
+    Attributes:
+        num_train_steps: T, the steps of the table; 1,000 for Stable Diffusion.
+        num_distilled: N, evenly spaced among them; 50 in LCM and TCD.
+
+    Example:
+        >>> from diffjax.process.beta_tables import ScaledLinearBetas
+        >>> [round(t, 3) for t in Subset()(ScaledLinearBetas(), 4).tolist()]
+        [1.0, 0.76, 0.5, 0.26, 0.0]
+    """
+
+    num_train_steps: Positive[int] = 1000
+    num_distilled: Positive[int] = 50
+
+    def __call__(self, path: Path, n: int) -> Float[Array, " {n}+1"]:
+        if n > self.num_distilled:
+            raise UserError(
+                f"num_steps={n}: a walk takes some of the {self.num_distilled} times that the "
+                "network was distilled on"
+            )
+        skipped = np.floor(np.linspace(0, self.num_distilled, n, endpoint=False))
+        steps = (self.num_distilled - skipped) * (self.num_train_steps // self.num_distilled)
+        return _end_clean(path, path.t_noise * jnp.asarray(steps / self.num_train_steps))
 
 
 @dataclass(frozen=True)

@@ -100,6 +100,10 @@ class Interval:
         """The coefficients at `t'`."""
         return _end(self.path, self.t_next)
 
+    def at(self, t: OneNumber) -> End:
+        """The coefficients at any other time."""
+        return _end(self.path, t)
+
     @property
     def coeffs(self) -> Coeffs:
         """The coefficients at `t` with their time derivatives, `[]` each."""

@@ -30,7 +30,7 @@ def resolved(cell: Cell) -> ConfigDict:
     Raises:
         UserError: one of its settings does not exist or has another type.
     """
-    config = config_files.load(cell.location)
+    config = config_files.load(cell.location, cell.overrides)
     return config_files.lock(config, config_files.override(config, cell.overrides))
 
 

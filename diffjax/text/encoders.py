@@ -1,6 +1,7 @@
 """A text encoder with its tokenizer: from texts to the states that a network attends to."""
 
 import functools
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -16,14 +17,18 @@ from diffjax.errors import UserError, nearest
 from diffjax.host.files import place_of
 from diffjax.models.bert.network import Bert
 from diffjax.models.clip_text.network import ClipText
-from diffjax.models.families import find_published
+from diffjax.models.clip_text.published import OPENCLIP, encoders_in
+from diffjax.models.families import Found, find_published, found_in
 from diffjax.models.layers import compute_type
 from diffjax.models.loras import with_loras
+from diffjax.models.qwen3.network import Qwen3
 from diffjax.models.t5.network import T5Encoder
+from diffjax.pretrained.downloads import sha256_of_file
+from diffjax.pretrained.folders import CONFIG, KINDS, read_weights
 from diffjax.pretrained.lora import read_lora
-from diffjax.text.tokenizers import Tokenizer, read_tokenizer
+from diffjax.text.tokenizers import FILES, Tokenizer, read_tokenizer
 
-_NETWORKS = (ClipText, T5Encoder, Bert)
+_NETWORKS = (ClipText, T5Encoder, Bert, Qwen3)
 
 
 class Sizes(NamedTuple):
@@ -41,7 +46,10 @@ class Sizes(NamedTuple):
 
 
 class Encodes(Protocol):
-    """What encodes texts: a `FolderEncoder`, a `TextEncoder`, or a combination of them."""
+    """What encodes texts: a `FolderEncoder`, or a combination of several.
+
+    They have `sha256` too, a hex digest of all that states depend on.
+    """
 
     @property
     def sizes(self) -> Sizes:
@@ -50,6 +58,10 @@ class Encodes(Protocol):
 
     def __call__(self, texts: Sequence[str]) -> TokenStates:
         """The states of each text, as NumPy arrays."""
+        ...
+
+    def release(self) -> None:
+        """Frees the weights; the next text reads them again."""
         ...
 
 
@@ -67,31 +79,35 @@ class TextEncoder:
     | Stable Diffusion 2, one file | OpenCLIP H, 24 layers | -2 | true | true |
     | SDXL, SD 3 | CLIP L and bigG | -2 | false | true |
     | Flux | CLIP L, pooled; T5 XXL, states | -1 | true | true |
+    | Flux.2 Klein | Qwen3 | (9, 18, 27) | false | false |
 
     Attributes:
         tokenizer: for the same vocabulary.
-        network: a `ClipText`, `T5Encoder` or `Bert`.
+        network: a `ClipText`, `T5Encoder`, `Bert` or `Qwen3`.
         params: its parameters.
         layer: whose states are returned: 0 is the embedded tokens, -1 the last layer, -2 the one
-            before it ("clip skip" 2).
+            before it ("clip skip" 2). Of several layers, states are beside each other.
         normed: whether they are after the final norm.
         padding: whether padding counts as tokens, in the encoder and for who attends to the
             states; published models were trained so.
         chunks: the number of parts of `tokenizer.length` tokens in which a text is read. The states
             of all parts follow each other; the pooled vector is that of the first.
+        around: what a text stands between, such as the marks of a chat.
     """
 
     tokenizer: Tokenizer
     network: Any
     params: Any
-    layer: int = -1
+    layer: int | tuple[int, ...] = -1
     normed: bool = True
     padding: bool = False
     chunks: int = 1
+    around: tuple[str, str] = ("", "")
 
     def __post_init__(self) -> None:
         depth = self.network.depth
-        if not -depth - 1 <= self.layer <= depth:
+        layers = self.layer if isinstance(self.layer, tuple) else (self.layer,)
+        if not layers or not all(-depth - 1 <= layer <= depth for layer in layers):
             raise UserError(f"layer={self.layer}: this encoder has layers from 0 to {depth}")
         if self.chunks < 1:
             raise UserError(f"chunks={self.chunks}: a text is read in one part at least")
@@ -122,7 +138,9 @@ class TextEncoder:
             `encoder(["a red apple", ""]).states.shape` is `(2, 77, 768)` for CLIP L.
         """
         distinct = list(dict.fromkeys(texts))
-        ids, mask = self.tokenizer(distinct, self.chunks)
+        before, after = self.around
+        whole = [f"{before}{text}{after}" for text in distinct] if any(self.around) else distinct
+        ids, mask = self.tokenizer(whole, self.chunks)
         count, chunks, length = ids.shape
         states, pooled = self._evaluated(
             ids.reshape(-1, length), None if self.padding else mask.reshape(-1, length)
@@ -156,10 +174,18 @@ class TextEncoder:
 
 
 def _states(
-    network: Any, layer: int, normed: bool, params: Any, ids: jax.Array, mask: jax.Array | None
+    network: Any,
+    layer: int | tuple[int, ...],
+    normed: bool,
+    params: Any,
+    ids: jax.Array,
+    mask: jax.Array | None,
 ) -> tuple[jax.Array, jax.Array]:
     found = network.apply({"params": params}, ids, mask)
-    return (found.normed if normed else found.hidden)[layer], found.pooled
+    each = found.normed if normed else found.hidden
+    if not isinstance(layer, tuple):
+        return each[layer], found.pooled
+    return jnp.concatenate([each[number] for number in layer], axis=-1), found.pooled
 
 
 @functools.cache
@@ -170,12 +196,13 @@ def _program() -> Any:
 
 @dataclass(frozen=True)
 class FolderEncoder:
-    """The text encoder in folders of transformers, which are read when the first text is encoded.
+    """The text encoder in a folder of transformers, which is read when the first text is encoded.
 
     Equal ones have equal settings, which a run records with its condition.
 
     Attributes:
-        folder: with `config.json` and weights, such as `text_encoder` of a folder of diffusers.
+        folder: with `config.json` and weights, such as `text_encoder` of a folder of diffusers; or
+            a file of a whole model, with `part`.
         tokenizer_folder: with the files of the tokenizer; by default `folder` itself, or the folder
             beside it whose name has `tokenizer` for `text_encoder`.
         length: the number of tokens of a text; by default that of the tokenizer.
@@ -184,54 +211,107 @@ class FolderEncoder:
         normed: whether states are after the final norm.
         padding: whether padding counts as tokens.
         chunks: the number of parts in which a text is read.
+        around: what a text stands between.
         loras: files of LoRA with their weights; what they have for a text encoder of the name of
-            the folder is added.
+            the folder, or of `part`, is added.
+        part: of a file of a whole model, the name of the text encoder: `text_encoder`, or
+            `text_encoder_2` of SDXL.
     """
 
     folder: str
     tokenizer_folder: str = ""
     length: int | None = None
     dtype: str = "float32"
-    layer: int = -1
+    layer: int | tuple[int, ...] = -1
     normed: bool = True
     padding: bool = False
     chunks: int = 1
+    around: tuple[str, str] = ("", "")
     loras: tuple[tuple[str, float], ...] = ()
+    part: str = ""
 
     @functools.cached_property
     def loaded(self) -> TextEncoder:
-        """The encoder in memory.
+        """The encoder in memory, until `release`.
 
         Raises:
             UserError: files are missing, damaged or of another network.
         """
-        place = place_of(self.folder)
-        loras = [read_lora(*lora) for lora in self.loras]
-        found = with_loras(find_published(place), loras, place.name)
-        network = found.network
-        if not isinstance(network, _NETWORKS):
-            raise UserError(f"{self.folder} has a {type(network).__name__}, no text encoder")
-        words = read_tokenizer(self.tokenizer_folder or _tokenizer_of(place), self.length)
-        kind, count = compute_type(self.dtype), words.library.get_vocab_size()
-        if network.vocabulary < count:
-            raise UserError(
-                f"the tokenizer has {count} tokens, and the text encoder {self.folder} reads "
-                f"{network.vocabulary}: they are of different models"
-            )
+        found, encoder = self._opened
+        kind = compute_type(self.dtype)
 
         def stored(path: str, array: Any) -> jax.Array:
             del path
             return jnp.array(np.asarray(array), kind)  # A copy: the file may change.
 
-        how = self.layer, self.normed, self.padding, self.chunks
-        # Settings are checked before the weights are read.
-        encoder = TextEncoder(words, network.clone(dtype=self.dtype), None, *how)
         return replace(encoder, params=found.params(stored))
+
+    def release(self) -> None:
+        """Frees the weights; the next text reads them again."""
+        self.__dict__.pop("loaded", None)
+
+    @property
+    def _opened(self) -> tuple[Found, TextEncoder]:
+        """The weights, not read yet, and the encoder with their shapes alone."""
+        place = place_of(self.folder)
+        loras = [read_lora(*lora) for lora in self.loras]
+        found = with_loras(_found(place, self.part), loras, self.part or place.name)
+        network = found.network
+        if not isinstance(network, _NETWORKS):
+            raise UserError(f"{self.folder} has a {type(network).__name__}, no text encoder")
+        words = read_tokenizer(self.tokenizer_folder or _tokenizer_of(place), self.length)
+        if found.family is OPENCLIP:
+            words = replace(words, pad=0)  # whatever token CLIP's tokenizer pads with
+        count = words.library.get_vocab_size()
+        if network.vocabulary < count:
+            raise UserError(
+                f"the tokenizer has {count} tokens, and the text encoder {self.folder} reads "
+                f"{network.vocabulary}: they are of different models"
+            )
+        found.family.check(found.state, network, found.source)
+        how = self.layer, self.normed, self.padding, self.chunks, self.around
+        shapes = found.family.shapes(network)
+        encoder = TextEncoder(words, network.clone(dtype=self.dtype), shapes, *how)
+        return found, encoder
 
     @property
     def sizes(self) -> Sizes:
-        """The sizes of what it returns."""
-        return self.loaded.sizes
+        """The sizes of what it returns, from the shapes of its weights.
+
+        Raises:
+            UserError: as `loaded`.
+        """
+        return self._sizes
+
+    @functools.cached_property
+    def _sizes(self) -> Sizes:
+        return self._opened[1].sizes
+
+    @functools.cached_property
+    def sha256(self) -> str:
+        """Hex digest of the files and of the settings that states depend on, wherever they lie.
+
+        The compute type is left out: it rounds.
+
+        Raises:
+            UserError: a file can't be read.
+        """
+        place = place_of(self.folder)
+        words = place_of(self.tokenizer_folder) if self.tokenizer_folder else _tokenizer_of(place)
+        weights = [file.name for kind in KINDS for file in sorted(place.glob(f"*.{kind}"))]
+        files = [(place, name) for name in (CONFIG, *weights)] + [(words, name) for name in FILES]
+        loras = [(place_of(file), weight) for file, weight in self.loras]
+        how = self.length, self.layer, self.normed, self.padding, self.chunks, self.around
+        try:
+            hashes = [
+                (name, sha256_of_file(folder / name))
+                for folder, name in files
+                if (folder / name).is_file()
+            ]
+            added = [(sha256_of_file(file), weight) for file, weight in loras]
+        except OSError as error:
+            raise UserError(f"can't read {error.filename}: {error.strerror}") from None
+        return hashlib.sha256(repr((how, hashes, added)).encode()).hexdigest()
 
     def __call__(self, texts: Sequence[str]) -> TokenStates:
         """The states of each text; see `TextEncoder`."""
@@ -252,7 +332,8 @@ def read_text_encoder(
         tokenizer: the folder of the tokenizer.
         length: the number of tokens of a text; by default that of the tokenizer.
         dtype: the compute type.
-        **how: `layer`, `normed`, `padding`, `chunks` and `loras`, as `FolderEncoder` has them.
+        **how: `layer`, `normed`, `padding`, `chunks`, `around`, `loras` and `part`, as
+            `FolderEncoder` has them.
 
     Raises:
         UserError: files are missing, damaged or of another network; a setting is unknown.
@@ -265,8 +346,19 @@ def read_text_encoder(
         if name not in known:
             raise UserError(f"a text encoder has no setting {name!r}; {nearest(name, known)}")
     encoder = FolderEncoder(str(folder), str(tokenizer or ""), length, dtype, **how)
-    _ = encoder.loaded  # Read, or refused.
+    _ = encoder.sizes  # Found, or refused.
     return encoder
+
+
+def _found(place: Path, part: str) -> Found:
+    """The weights of a text encoder in a folder, or of a part of a file."""
+    if not part:
+        return find_published(place)
+    contents = read_weights(place)
+    there = encoders_in(contents.state)
+    if part not in there:
+        raise UserError(f"{place} has no {part}: it has {', '.join(there) or 'no text encoder'}")
+    return found_in(contents.part(there[part]), ClipText.__name__)
 
 
 def _tokenizer_of(folder: Path) -> Path:

@@ -1,7 +1,7 @@
 """Prompts: texts as a kind of condition, with the encoder that reads them."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from functools import cached_property
 from typing import Any
 
@@ -21,11 +21,14 @@ class Prompts(Tokens):
     Attributes:
         encoder: what reads texts (`Encodes`); None where all states come ready, from files.
         null_text: the text of the null condition; None for no token and zeros.
+        sha256: that of the encoder whose states a network is trained on, which is checked before
+            the first text is encoded; "" checks nothing.
     """
 
     name: str = "text"
     encoder: Any = None
     null_text: str | None = ""
+    sha256: str = ""
 
     def null(self, n: Any) -> TokenStates:
         if self.null_text is None or self.encoder is None:
@@ -39,13 +42,50 @@ class Prompts(Tokens):
         with jax.ensure_compile_time_eval():
             return self.parse([self.null_text])
 
+    def release(self) -> None:
+        if self.encoder is not None:
+            _ = self.null_text is None or self._null  # Which training goes on to need.
+            self.encoder.release()
+
     def parse(self, given: Sequence[Any] | np.ndarray) -> TokenStates:
         if self.encoder is None:
             raise UserError(
                 f"the prompt {given[0]!r} needs a text encoder, and this condition has none: pass "
                 "one, or ready states"
             )
+        self._check_encoder()
         return self.encoder([text if isinstance(text, str) else _refused(text) for text in given])
+
+    def _check_encoder(self) -> None:
+        """Refuses another encoder than the one of the training.
+
+        Raises:
+            UserError: its files or settings are others.
+        """
+        if self.sha256 and self.sha256 != self.encoder.sha256:
+            raise UserError(
+                f"the text encoder {described(self.encoder)} has sha256 "
+                f"{self.encoder.sha256[:12]}, and the states that this network was trained on are "
+                f"of {self.sha256[:12]}: bring its files back"
+            )
+
+
+def described(encoder: Any) -> str:
+    """The folders of an encoder, or of a combination of them, for errors.
+
+    Example:
+        >>> from diffjax.text import FolderEncoder, PooledFrom
+        >>> described(PooledFrom(FolderEncoder("t5"), FolderEncoder("clip")))
+        't5, clip'
+    """
+    if folder := getattr(encoder, "folder", ""):
+        return folder
+    parts = [x for field in fields(encoder) for x in _as_tuple(getattr(encoder, field.name))]
+    return ", ".join(described(part) for part in parts if is_dataclass(part))
+
+
+def _as_tuple(value: Any) -> tuple[Any, ...]:
+    return value if isinstance(value, tuple) else (value,)
 
 
 def prompts(encoder: Encodes, null: str | None = "", name: str = "text") -> Prompts:

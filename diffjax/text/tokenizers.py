@@ -23,6 +23,16 @@ from diffjax.host.files import place_of
 from diffjax.pretrained.folders import read_object
 from diffjax.text.spiece import read_spiece
 
+FILES = (
+    "tokenizer.json",
+    "vocab.json",
+    "merges.txt",
+    "vocab.txt",
+    "spiece.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+)
+"""The names of all files that a tokenizer may be read from."""
 _LOG = logging.getLogger("diffjax")
 _CLIP_WORDS = (
     r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d"

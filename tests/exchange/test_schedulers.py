@@ -1,5 +1,6 @@
 """Schedulers of diffusers as our parts: the walks of both from the same noise."""
 
+import sys
 from typing import Any
 
 import jax
@@ -76,11 +77,28 @@ CASES: dict[str, tuple[str, dict[str, Any], int]] = {
     "unipc of order 1": ("UniPCMultistepScheduler", {**SD, "solver_order": 1}, 10),
     "unipc karras": ("UniPCMultistepScheduler", {**SD, "use_karras_sigmas": True}, 10),
     "lms": ("LMSDiscreteScheduler", SD, 10),
+    "euler trailing of x0 in one step": (
+        "EulerDiscreteScheduler",
+        {**SD, **TRAILING, "prediction_type": "sample"},
+        1,
+    ),
+    "euler ancestral trailing": ("EulerAncestralDiscreteScheduler", {**SD, **TRAILING}, 4),
+    "lcm": ("LCMScheduler", SD, 4),
+    "lcm of any number of steps": ("LCMScheduler", SD, 7),
+    "lcm of all its times": ("LCMScheduler", SD, 50),
+    "lcm of v": (
+        "LCMScheduler",
+        {**SD, "prediction_type": "v_prediction", "original_inference_steps": 40},
+        4,
+    ),
+    "tcd": ("TCDScheduler", SD, 4),
+    "tcd of any number of steps": ("TCDScheduler", {**SD, "prediction_type": "sample"}, 7),
     "flow match": ("FlowMatchEulerDiscreteScheduler", {"shift": 3.0}, 10),
 }
 LARGEST_ERROR = {"lms": 5e-4}
 """In units of the largest number, where it is not that of rounding: the last step of LMS to clean
 data is of order 4 in diffusers, and ends in the predicted x0 here."""
+KEYS = jax.random.split(jax.random.key(0), 2)
 NOISE = np.random.default_rng(0).normal(size=(2, 4, 6, 4)).astype(np.float32)
 
 
@@ -132,9 +150,8 @@ def ours(entries, num_steps):
     start = 1.0 if recipe.unit_start else path.sigma(jnp.asarray(path.t_noise))
 
     def walk(noise):
-        keys = jax.random.split(jax.random.key(0), len(noise))
         times = recipe.times(path)
-        return sample(with_condition(predict, None), solver, path, times, keys, start * noise)
+        return sample(with_condition(predict, None), solver, path, times, KEYS, start * noise)
 
     return jax.jit(walk, compiler_options=FAST)(NOISE)
 
@@ -152,18 +169,38 @@ def test_every_scheduler_is_parts_that_fit_together():
         assert times[-1] == 0.0, name
 
 
+def with_our_noise(monkeypatch, scheduler, drawn):
+    """Makes a scheduler of diffusers take `drawn(i)` for the noise of its i-th step."""
+    import torch
+
+    steps = iter(range(1000))
+
+    def randn_tensor(*_, **__):
+        return torch.tensor(np.array(drawn(next(steps))))
+
+    module = sys.modules[type(scheduler).__module__]
+    monkeypatch.setattr(module, "randn_tensor", randn_tensor, raising=False)
+
+
 @pytest.mark.parity
 @pytest.mark.parametrize("name", CASES)
-def test_walks_are_those_of_diffusers(name):
+def test_walks_are_those_of_diffusers(name, monkeypatch):
     torch = pytest.importorskip("torch")
     diffusers = pytest.importorskip("diffusers", reason="pip install -e '.[parity]'")
     kind, entries, num_steps = CASES[name]
     scheduler = getattr(diffusers, kind)(**entries)
     scheduler.set_timesteps(num_steps)
+
+    def drawn(i):
+        keys = jax.vmap(jax.random.fold_in, (0, None))(KEYS, i)
+        return normal(keys, NOISE.shape[1:])
+
+    with_our_noise(monkeypatch, scheduler, drawn)
     x = torch.tensor(NOISE) * getattr(scheduler, "init_noise_sigma", 1.0)
     for t in scheduler.timesteps:
         scaled = x if kind.startswith("Flow") else scheduler.scale_model_input(x, t)
-        x = scheduler.step(network(scaled, t, torch), t, x).prev_sample
+        how = {"eta": 0.3} if kind == "TCDScheduler" else {}
+        x = scheduler.step(network(scaled, t, torch), t, x, **how).prev_sample
     found = ours({**scheduler.config, "_class_name": kind}, num_steps)
     assert np.abs(found - x.numpy()).max() < LARGEST_ERROR.get(name, 2e-5) * np.abs(x).max().item()
 

@@ -54,6 +54,7 @@ CASES = {
         "number_width": 8,
     },
     "labels": {**SMALL, "num_classes": 9},
+    "LCM": {**SMALL, "guidance_width": 16},
 }
 TIMES = np.array([999.0, 0.0, 320.0], np.float32)
 LENGTH = 7
@@ -94,6 +95,14 @@ def condition_of(denoiser):
     return found if len(found) > 1 else found["text"]
 
 
+def guidance_of(scale):
+    """A scale of guidance as diffusers' pipelines embed it, of 16 features for three examples."""
+    import torch
+    from diffusers import StableDiffusionPipeline as Pipe
+
+    return Pipe.get_guidance_scale_embedding(None, torch.full((3,), scale - 1), 16).double()
+
+
 def error(found, expected):
     return np.linalg.norm(np.asarray(found) - expected) / np.linalg.norm(expected)
 
@@ -130,6 +139,7 @@ def test_outputs_and_gradients_are_those_of_diffusers(name, tmp_path):
         states,
         class_labels=torch.tensor(parts["label"]) if "label" in parts else None,
         encoder_attention_mask=torch.tensor(parts["text"].mask),
+        timestep_cond=guidance_of(8.0) if "guidance_width" in CASES[name] else None,
         added_cond_kwargs=added,
     ).sample
     (expected * torch.tensor(factors.transpose(0, 3, 1, 2))).sum().backward()

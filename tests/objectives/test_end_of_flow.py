@@ -1,21 +1,19 @@
 """An objective whose prediction is the end of the flow: what it is refused, and what it can do."""
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cache
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.tree_util import register_dataclass
 
 from configs import digits
 from diffjax import choices, lookup
 from diffjax.conditions import Classes
 from diffjax.errors import UserError
-from diffjax.objectives.denoising import Denoising
+from diffjax.objectives.distilled import Distilled
 from diffjax.objectives.wrappers import Uncertainty
-from diffjax.process.precond import Meaning
 from diffjax.runs.likelihoods import check_likelihood
 from diffjax.sampling.consistency import consistency
 from diffjax.sampling.sample import starting_noise, with_condition
@@ -26,20 +24,11 @@ from diffjax.wiring import build_objective, check_recipe, check_wired, traits_of
 SHAPE, CLASSES = (8, 8, 1), Classes(10)
 
 
-@register_dataclass
-@dataclass(frozen=True)
-class Ends(Denoising):
-    """Declares that it predicts ends; what it is trained on does not matter here."""
-
-    @property
-    def traits(self):
-        return replace(super().traits, meaning=Meaning.END_OF_FLOW, solver="consistency")
-
-
 def config_of_ends(wrappers="none"):
     config = digits.get_config(f"wrappers={wrappers}")
     config.model.update(hidden_size=16, depth=1)
-    config.objective = spec(Ends, **{k: v for k, v in config.objective.items() if k != "_target_"})
+    loss = {name: part for name, part in config.objective.items() if name != "_target_"}
+    config.objective = spec(Distilled, **loss)
     config.sampling.solver = choices.copy(choices.SOLVERS["consistency"])
     config.sampling.guidance_scale = 1.0
     config.sampling.num_steps = 3
@@ -57,8 +46,8 @@ def test_a_solver_of_posterior_means_is_refused_in_one_line_with_what_would_do(n
     with pytest.raises(UserError) as refused:
         check_recipe(recipe, wired())
     assert str(refused.value) == (
-        "this solver needs a model of the posterior mean, and Ends trains one of the end of the "
-        "flow: take the solver consistency, or train another loss"
+        "this solver needs a model of the posterior mean, and Distilled trains one of the end of "
+        "the flow: take the solver consistency, or train another loss"
     )
 
 
@@ -83,7 +72,8 @@ def test_a_solver_of_ends_is_refused_for_a_denoiser():
 
 
 def test_guidance_combines_posterior_means_and_is_refused():
-    with pytest.raises(UserError, match=r"combines posterior means, and Ends .* guidance_scale=1"):
+    said = r"combines posterior means, and Distilled .* guidance_scale=1"
+    with pytest.raises(UserError, match=said):
         check_recipe(replace(wired().recipe, guidance_scale=2.0), wired())
 
 
@@ -105,7 +95,7 @@ def test_a_wrapper_has_the_meaning_and_the_default_solver_of_what_it_wraps():
 
 def test_a_config_of_its_loss_needs_no_more_than_the_row(monkeypatch):
     """Solver, guidance and evaluation are those that fit."""
-    row = {"denoising": spec(Ends)}
+    row = {"denoising": spec(Distilled)}
     monkeypatch.setattr(choices, "AXES", {**choices.AXES, "loss": row})
     config = digits.get_config()
     assert build(config.sampling).solver is consistency()

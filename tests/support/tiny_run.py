@@ -20,6 +20,7 @@ from diffjax.evaluation.extractors.features import classifier_features
 from diffjax.host.run_files import read_metrics
 from diffjax.loop import loop, recorder
 from diffjax.models.dit import DiT
+from diffjax.models.low_rank import LoraLayers
 from diffjax.models.unet import UNet
 from diffjax.optimizers.adam import adamw
 from diffjax.runs import workdirs
@@ -65,6 +66,7 @@ def tiny_config(arguments: str = "", /, **changes: Any) -> ConfigDict:
             "condition_dropout": 0.1,
             "init_from": "",
             "trainable": "",
+            "lora": spec(LoraLayers),
             "teacher": "ema",
             "evaluators": {},
             "best_by": "",
@@ -85,6 +87,7 @@ def tiny_config(arguments: str = "", /, **changes: Any) -> ConfigDict:
             "snapshot_every_steps": 2,
             "sample_every_steps": 4,
             "sample_images": 64,
+            "sample_prompts": (),
             "checkpoint_every_steps": 2,
             "checkpoints_to_keep": 5,
             "checkpoints_kept_every_steps": 100,
@@ -93,6 +96,7 @@ def tiny_config(arguments: str = "", /, **changes: Any) -> ConfigDict:
                 "extractors": (),
                 "num_samples": 20,
                 "labels": "data",
+                "prompts": "",
                 "batch_size": 24,
                 "solvers": ("ddim",),
                 "grids": (),

@@ -5,8 +5,7 @@ import jax.numpy as jnp
 from jaxtyping import Float
 
 from diffjax.errors import UserError, nearest
-from diffjax.models.clip_text.network import ACTIVATIONS
-from diffjax.models.vit import ViT
+from diffjax.models.vit import ACTIVATIONS, ViT
 from diffjax.shapes import Array, Images
 
 
@@ -39,6 +38,7 @@ def clip_vision(
     patch: int = 14,
     mlp_width: int | None = None,
     activation: str = "quick_gelu",
+    epsilon: float = 1e-5,
 ) -> ClipVision:
     """An image encoder of CLIP.
 
@@ -51,6 +51,7 @@ def clip_vision(
         patch: the side of a patch in pixels.
         mlp_width: the width between the layers of an MLP; 4 times `width` by default.
         activation: the nonlinearity, `quick_gelu` or, in OpenCLIP, `gelu`.
+        epsilon: of the norms.
 
     Raises:
         UserError: no nonlinearity has this name.
@@ -65,7 +66,7 @@ def clip_vision(
         num_heads,
         grid,
         patch,
-        epsilon=1e-5,
+        epsilon=epsilon,
         activation=ACTIVATIONS[activation],
         patch_bias=False,
         norm_before=True,

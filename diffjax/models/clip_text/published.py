@@ -7,23 +7,50 @@
   projection is a matrix that vectors are multiplied by from the left.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from diffjax.models.clip_text.network import ACTIVATIONS, ClipText
+from diffjax.models.clip_text.network import ClipText
 from diffjax.models.clip_text.sizes import SIZES
+from diffjax.models.vit import ACTIVATIONS
 from diffjax.pretrained.family import Config, Family
 from diffjax.pretrained.tables import Row, count, layer, norm, within
 from diffjax.pretrained.transforms import dense, merge
+
+PREFIXES: Mapping[str, tuple[str, ...]] = {
+    "text_encoder": (
+        "cond_stage_model.transformer.",
+        "cond_stage_model.model.",
+        "conditioner.embedders.0.transformer.",
+    ),
+    "text_encoder_2": ("conditioner.embedders.1.model.", "conditioner.embedders.0.model."),
+}
+"""What names of text encoders begin with in files of whole models, by their names in pipelines."""
 
 _LAYER = "encoder.layers.{i}"
 _PREFIX = "text_model"
 _WRONG_END = 2
 """The end of a text in configs of transformers before it had the right one, for any vocabulary."""
+
+
+def encoders_in(names: Iterable[str]) -> dict[str, str]:
+    """The text encoders in a file of a whole model, and what the names of each begin with.
+
+    Example:
+        >>> encoders_in(["conditioner.embedders.1.model.ln_final.bias", "first_stage_model.x"])
+        {'text_encoder_2': 'conditioner.embedders.1.model.'}
+    """
+    names = list(names)
+    return {
+        part: prefix
+        for part, prefixes in PREFIXES.items()
+        for prefix in prefixes
+        if any(name.startswith(prefix) for name in names)
+    }
 
 
 def _of_qkv(kind: str) -> tuple[str, ...]:

@@ -382,7 +382,7 @@ class DiT(nn.Module):
         loop = nn.scan(
             body,
             variable_axes={"params": 0},
-            split_rngs={"params": True},
+            split_rngs={"params": True, "dropout": True},
             in_axes=given_and_own,
             length=stage.stop - stage.start,
         )

@@ -282,7 +282,7 @@ class MMDiT(nn.Module):
         loop = nn.scan(
             body,
             variable_axes={"params": 0},
-            split_rngs={"params": True},
+            split_rngs={"params": True, "dropout": True},
             in_axes=given_and_place,
             length=count,
         )

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from diffjax.conditions import Classes, Condition, Images, Numbers, Several, Tokens
+from diffjax.conditions import Classes, Condition, Images, MaskedImages, Numbers, Several, Tokens
 from diffjax.errors import UserError
 from diffjax.models.stable_diffusion.network import CLASSES_ALONE, StableDiffusionUNet
 from diffjax.models.stable_diffusion.sizes import SIZES
@@ -32,7 +32,8 @@ SIZE_NUMBERS = {
 }
 """The numbers that SDXL knows an image by, and their usual values at its size."""
 SCORE_NUMBERS = {**dict(list(SIZE_NUMBERS.items())[:4]), "aesthetic_score": 6.0}
-"""Those of SDXL's refiner. Its negative prompts have a score of 2.5 in diffusers."""
+"""Those of SDXL's refiner, which leads away from pictures of a lower score."""
+_LOW_SCORE = (("aesthetic_score", 2.5),)
 
 _pixelwise = then(squeeze(2, 3), dense)
 """A dense layer of each pixel, `[out, in, 1, 1]` there."""
@@ -64,6 +65,7 @@ RESIDUAL: Table = (
 REST: Table = (
     *layer("time_embedding.linear_1", "conditioning/hidden"),
     *layer("time_embedding.linear_2", "conditioning/out"),
+    Row("time_embedding.cond_proj.weight", "conditioning/augmentation/kernel", dense),
     Row("class_embedding.weight", "conditioning/label/embedding"),
     *layer("add_embedding.linear_1", "added_hidden"),
     *layer("add_embedding.linear_2", "added_out"),
@@ -176,6 +178,8 @@ def stable_diffusion(
     num_numbers: int = 0,
     num_classes: int = 0,
     number_width: int = 256,
+    guidance_width: int = 0,
+    embedded_guidance: float | None = None,
     **settings: Any,
 ) -> Denoiser:
     """A U-Net of Stable Diffusion with the kind of its condition.
@@ -189,17 +193,32 @@ def stable_diffusion(
         num_numbers: the number of numbers, 6 in SDXL.
         num_classes: the number of labels.
         number_width: the width of an embedded number, where there are some.
+        guidance_width: the width of the embedding of a scale of guidance; 256 in LCM.
+        embedded_guidance: that scale, where it is embedded; 8 by default.
         **settings: of the network.
+
+    Raises:
+        UserError: a scale for a network that embeds none.
     """
-    if num_numbers:
-        settings = {"embedding": replace(CLASSES_ALONE, added_width=number_width), **settings}
+    embedding = replace(CLASSES_ALONE, added_width=number_width if num_numbers else 0)
+    if guidance_width:
+        embedding = replace(embedding, guidance_width=guidance_width)
+    if embedded_guidance is not None:
+        if not guidance_width:
+            raise UserError(
+                f"embedded_guidance={embedded_guidance}: this network embeds no scale of guidance, "
+                "take guidance_scale"
+            )
+        embedding = replace(embedding, embedded_guidance=embedded_guidance)
+    settings = {"embedding": embedding, **settings}
     network = StableDiffusionUNet(num_classes, **settings)
     pooled = added_features - num_numbers * number_width
     parts: dict[str, Condition] = {"text": Tokens(77, context_width, pooled)}
     if num_numbers:
         parts["size"] = _numbers(num_numbers)
     if given_channels:
-        parts["image"] = Images((*image_shape[:2], given_channels))
+        kind = MaskedImages if given_channels == image_shape[2] + 1 else Images
+        parts["image"] = kind((*image_shape[:2], given_channels))
     if num_classes:
         parts["label"] = Classes(num_classes)
     kept = tuple(name for name in parts if name != "text")
@@ -212,9 +231,9 @@ def with_parts(parts: Mapping[str, Condition], kept: tuple[str, ...]) -> Conditi
 
 
 def _numbers(count: int) -> Numbers:
-    for known in (SIZE_NUMBERS, SCORE_NUMBERS):
+    for known, away in ((SIZE_NUMBERS, ()), (SCORE_NUMBERS, _LOW_SCORE)):
         if len(known) == count:
-            return Numbers(tuple(known), tuple(known.values()))
+            return Numbers(tuple(known), tuple(known.values()), negative_values=away)
     return Numbers(tuple(f"number_{i}" for i in range(count)), (0.0,) * count)
 
 
@@ -224,6 +243,7 @@ def _recognised(shapes: Mapping[str, tuple[int, ...]], names: Mapping[str, str])
     out_channels = shapes[f"{names['conv_out']}.bias"][0]
     middle = f"{names['middle']}.transformer_blocks"
     added = shapes.get(f"{names['added']}.weight", (0, 0))[1]
+    guided = shapes.get("time_embedding.cond_proj.weight", (0, 0))[1]
     return {
         "channels": channels,
         "out_channels": out_channels,
@@ -232,6 +252,7 @@ def _recognised(shapes: Mapping[str, tuple[int, ...]], names: Mapping[str, str])
         "context_width": shapes[f"{middle}.0.attn2.to_k.weight"][1],
         "linear_projection": len(shapes[f"{names['middle']}.proj_in.weight"]) == 2,
         **({"added_features": added} if added else {}),
+        **({"guidance_width": guided} if guided else {}),
     }
 
 
@@ -314,7 +335,6 @@ _FIXED: Mapping[str, Any] = {
     "resnet_skip_time_act": False,
     "resnet_time_scale_shift": "default",
     "reverse_transformer_layers_per_block": None,
-    "time_cond_proj_dim": None,
     "time_embedding_act_fn": None,
     "time_embedding_dim": None,
     "time_embedding_type": "positional",
@@ -366,6 +386,7 @@ def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
         "context_width": int(given["cross_attention_dim"]),
         "given_channels": channels - out_channels,
         "num_classes": int(config.get("num_class_embeds") or 0),
+        "guidance_width": int(config.get("time_cond_proj_dim") or 0),
         "channels": widths[0],
         "channel_multipliers": multipliers(widths[0], widths),
         "num_res_blocks": int(given["layers_per_block"]),
@@ -444,6 +465,7 @@ def _config(denoiser: Denoiser) -> dict[str, Any]:
         "in_channels": network.out_channels + given,
         "out_channels": network.out_channels,
         "num_class_embeds": network.num_classes or None,
+        "time_cond_proj_dim": network.embedding.guidance_width or None,
         "block_out_channels": widths,
         "layers_per_block": network.num_res_blocks,
         "down_block_types": [list(_KINDS)[depth > 0] for depth in depths],
